@@ -1,0 +1,1 @@
+//! ENGINE: requests to tokens: sampling, sequences, the block pool, generation.

@@ -1,0 +1,1 @@
+//! NUMBERS: the arithmetic of ternary language models, slices in and slices out.

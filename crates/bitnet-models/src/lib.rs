@@ -1,0 +1,1 @@
+//! MODELS: files to checked views, configurations and the forward pass.

@@ -1,0 +1,1 @@
+//! FORMATS: the ternary and embedding formats: sizes, pack, unpack, quantize, dequantize.

@@ -1,0 +1,1 @@
+//! TEXT to IDS: tokenizers, incremental detokenization and chat templates.
