@@ -1,0 +1,325 @@
+//! AVX2: 8 lanes of f32, and `vpmaddubsw`, which multiplies 32 pairs of bytes and adds them by twos into 16 bits.
+//!
+//! Sixteen bits hold few products, so sums move to 32 bits often enough that no input can overflow them.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use crate::activations::{Activations, Tile};
+use crate::matrix::{LINE_BYTES, LINE_COLS, TernaryMatrix};
+use crate::portable;
+use crate::set::{
+    CACHE_BLOCK, Output, Partial, SEGMENT_HEADS, SEGMENT_KEYS, Scores, Segment, kernel_set, softmax_heads,
+};
+
+kernel_set!(
+    AVX2 = "avx2",
+    #[target_feature(enable = "avx2,f16c")]
+    own { ternary: ternary, matvec_f16: matvec_f16, attend_f16: attend_f16, attend_f32: attend_f32 }
+);
+
+/// `y = (Σ code·q − Σ q) / s · scale` for the given blocks of rows and all activation rows.
+#[target_feature(enable = "avx2,f16c")]
+fn ternary(matrix: &TernaryMatrix, blocks: Range<usize>, activations: &Activations, output: &Output<'_>) {
+    for block in blocks {
+        let (lines, scale) = matrix.block(block);
+        for tile_index in 0..activations.num_tiles() {
+            let tile = activations.tile(tile_index);
+            let first_row = activations.tile_rows(tile_index).start;
+            let store = |index: usize, quarter: usize, sums: __m256i| {
+                // SAFETY: each block of outputs is computed by one thread.
+                let out = unsafe { output.block(first_row + index, block) };
+                let sums = _mm256_sub_epi32(sums, _mm256_set1_epi32(tile.sums[index]));
+                let quotient = _mm256_div_ps(_mm256_cvtepi32_ps(sums), _mm256_set1_ps(tile.scales[index]));
+                store8(&mut out[8 * quarter..8 * quarter + 8], _mm256_mul_ps(quotient, _mm256_set1_ps(scale)));
+            };
+            let rows = tile.scales.len();
+            if rows == 1 {
+                row_sums(lines, &tile).into_iter().enumerate().for_each(|(quarter, sums)| store(0, quarter, sums));
+                continue;
+            }
+            for pair in 0..2 {
+                let mut first = 0;
+                macro_rules! rows_at_once {
+                    ($n:literal) => {
+                        while rows - first >= $n {
+                            let sums = tile_sums::<$n>(lines, &tile, pair, first);
+                            for (i, sums) in sums.into_iter().enumerate() {
+                                store(first + i, 2 * pair, sums[0]);
+                                store(first + i, 2 * pair + 1, sums[1]);
+                            }
+                            first += $n;
+                        }
+                    };
+                }
+                rows_at_once!(4);
+                rows_at_once!(2);
+                rows_at_once!(1);
+            }
+        }
+    }
+}
+
+/// Four activations, the same in every lane.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn broadcast(values: &[i8], dword: usize) -> __m256i {
+    let v = &values[4 * dword..4 * dword + 4];
+    _mm256_set1_epi32(i32::from_le_bytes([v[0] as u8, v[1] as u8, v[2] as u8, v[3] as u8]))
+}
+
+/// Rows `8 quarter` to `8 quarter + 7` of a line.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn load_quarter(line: &[u8], quarter: usize) -> __m256i {
+    let bytes = &line[32 * quarter..32 * quarter + 32];
+    // SAFETY: 32 readable bytes; the load needs no alignment.
+    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+}
+
+/// `Σ code · q` of 32 rows with one row of activations.
+///
+/// Fields 0 and 2 are used as 0–2, fields 1 and 3 as 0, 4, 8 where they lie. A 16-bit lane takes two products of each
+/// field a line: at most 2 · 2 · 8 · 127 = 4064 for the larger ones, so eight lines give 32,512 at most.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn row_sums(lines: &[u8], tile: &Tile<'_>) -> [__m256i; 4] {
+    const LINES: usize = 8;
+    let (mask, mask4) = (_mm256_set1_epi8(0x03), _mm256_set1_epi8(0x0c));
+    let ones = _mm256_set1_epi16(1);
+    let mut sums = [_mm256_setzero_si256(); 4];
+    let lines = lines.chunks(LINES * LINE_BYTES);
+    let values = tile.values.chunks(LINES * LINE_COLS);
+    for (lines, values) in lines.zip(values) {
+        let mut by_one = [_mm256_setzero_si256(); 4];
+        let mut by_four = [_mm256_setzero_si256(); 4];
+        for (line, values) in lines.chunks_exact(LINE_BYTES).zip(values.chunks_exact(LINE_COLS)) {
+            let q: [__m256i; 4] = std::array::from_fn(|s| broadcast(values, s));
+            for quarter in 0..4 {
+                let codes = load_quarter(line, quarter);
+                let high = _mm256_srli_epi16::<4>(codes);
+                let one = _mm256_add_epi16(
+                    _mm256_maddubs_epi16(_mm256_and_si256(codes, mask), q[0]),
+                    _mm256_maddubs_epi16(_mm256_and_si256(high, mask), q[2]),
+                );
+                let four = _mm256_add_epi16(
+                    _mm256_maddubs_epi16(_mm256_and_si256(codes, mask4), q[1]),
+                    _mm256_maddubs_epi16(_mm256_and_si256(high, mask4), q[3]),
+                );
+                by_one[quarter] = _mm256_add_epi16(by_one[quarter], one);
+                by_four[quarter] = _mm256_add_epi16(by_four[quarter], four);
+            }
+        }
+        for quarter in 0..4 {
+            let one = _mm256_madd_epi16(by_one[quarter], ones);
+            let four = _mm256_srai_epi32::<2>(_mm256_madd_epi16(by_four[quarter], ones));
+            sums[quarter] = _mm256_add_epi32(sums[quarter], _mm256_add_epi32(one, four));
+        }
+    }
+    sums
+}
+
+/// `Σ code · q` of 16 rows (`pair` 0: rows 0–15, 1: rows 16–31) with `N` rows of a tile from `first` on.
+///
+/// A 16-bit lane takes eight products of 0–2 by at most 127 a line: 2032, so sixteen lines give 32,512 at most.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn tile_sums<const N: usize>(lines: &[u8], tile: &Tile<'_>, pair: usize, first: usize) -> [[__m256i; 2]; N] {
+    const LINES: usize = 16;
+    let rows = tile.scales.len();
+    let mask = _mm256_set1_epi8(3);
+    let ones = _mm256_set1_epi16(1);
+    let mut sums = [[_mm256_setzero_si256(); 2]; N];
+    let lines = lines.chunks(LINES * LINE_BYTES);
+    let values = tile.values.chunks(LINES * LINE_COLS * rows);
+    for (lines, values) in lines.zip(values) {
+        let mut acc = [[_mm256_setzero_si256(); 2]; N];
+        for (line, values) in lines.chunks_exact(LINE_BYTES).zip(values.chunks_exact(LINE_COLS * rows)) {
+            let halves = [load_quarter(line, 2 * pair), load_quarter(line, 2 * pair + 1)];
+            macro_rules! field {
+                ($s:literal, $codes:expr) => {
+                    let codes: [__m256i; 2] = $codes;
+                    let values = &values[4 * ($s * rows + first)..][..4 * N];
+                    for (i, acc) in acc.iter_mut().enumerate() {
+                        let q = broadcast(values, i);
+                        acc[0] = _mm256_add_epi16(acc[0], _mm256_maddubs_epi16(codes[0], q));
+                        acc[1] = _mm256_add_epi16(acc[1], _mm256_maddubs_epi16(codes[1], q));
+                    }
+                };
+            }
+            field!(0, halves.map(|h| _mm256_and_si256(h, mask)));
+            field!(1, halves.map(|h| _mm256_and_si256(_mm256_srli_epi16::<2>(h), mask)));
+            field!(2, halves.map(|h| _mm256_and_si256(_mm256_srli_epi16::<4>(h), mask)));
+            field!(3, halves.map(|h| _mm256_and_si256(_mm256_srli_epi16::<6>(h), mask)));
+        }
+        for (sums, acc) in sums.iter_mut().zip(acc) {
+            for (sum, acc) in sums.iter_mut().zip(acc) {
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(acc, ones));
+            }
+        }
+    }
+    sums
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn matvec_f16(rows: &[u8], x: &[f32], out: &mut [f32]) {
+    for (row, out) in rows.chunks_exact(2 * x.len()).zip(out) {
+        *out = dot_f16(row, x);
+    }
+}
+
+/// `Σ row · x` over the virtual lanes, eight registers of eight.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn dot_f16(row: &[u8], x: &[f32]) -> f32 {
+    let mut acc = [_mm256_setzero_ps(); 8];
+    let (row_chunks, row_rest) = row.as_chunks::<128>();
+    let (x_chunks, x_rest) = x.as_chunks::<64>();
+    for (row, x) in row_chunks.iter().zip(x_chunks) {
+        for (i, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: 16 bytes from 16 i of 128, and 8 floats from 8 i of 64; the loads need no alignment.
+            let (row, x) =
+                unsafe { (_mm_loadu_si128(row.as_ptr().add(16 * i).cast()), _mm256_loadu_ps(x.as_ptr().add(8 * i))) };
+            *acc = _mm256_add_ps(*acc, _mm256_mul_ps(_mm256_cvtph_ps(row), x));
+        }
+    }
+    let mut lanes = [[0.0; 16]; 4];
+    for (acc, lanes) in acc.as_chunks::<2>().0.iter().zip(&mut lanes) {
+        store8(&mut lanes[..8], acc[0]);
+        store8(&mut lanes[8..], acc[1]);
+    }
+    for (i, (bytes, x)) in row_rest.as_chunks::<2>().0.iter().zip(x_rest).enumerate() {
+        lanes[i / 16][i % 16] += half::f16::from_le_bytes(*bytes).to_f32() * x;
+    }
+    portable::reduce(&lanes)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn store8(out: &mut [f32], value: __m256) {
+    assert!(out.len() == 8);
+    // SAFETY: 8 writable floats; the store needs no alignment.
+    unsafe { _mm256_storeu_ps(out.as_mut_ptr(), value) }
+}
+
+/// Eight elements of the cache as f32.
+trait Load8: Copy {
+    /// # Safety
+    /// The CPU must have AVX and F16C.
+    unsafe fn load8(from: &[Self; 8]) -> __m256;
+}
+
+impl Load8 for half::f16 {
+    #[inline(always)]
+    unsafe fn load8(from: &[Self; 8]) -> __m256 {
+        // SAFETY: 16 readable bytes; the load needs no alignment. The caller vouches for the CPU.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast())) }
+    }
+}
+
+impl Load8 for f32 {
+    #[inline(always)]
+    unsafe fn load8(from: &[Self; 8]) -> __m256 {
+        // SAFETY: 8 readable floats; the load needs no alignment. The caller vouches for the CPU.
+        unsafe { _mm256_loadu_ps(from.as_ptr()) }
+    }
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn attend_f16(segment: &Segment<'_, half::f16>, partial: &mut Partial<'_>) {
+    attend(segment, partial);
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn attend_f32(segment: &Segment<'_, f32>, partial: &mut Partial<'_>) {
+    attend(segment, partial);
+}
+
+/// Heads two at a time: with more, the accumulators no longer fit into sixteen registers.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn attend<T: Load8>(segment: &Segment<'_, T>, partial: &mut Partial<'_>) {
+    let Segment { heads, head_dim, value_dim, num_keys, .. } = *segment;
+    let mut scores: Scores = [[0.0; SEGMENT_KEYS]; SEGMENT_HEADS];
+    let queries: [&[f32]; SEGMENT_HEADS] =
+        std::array::from_fn(|h| segment.queries.get(h * head_dim..(h + 1) * head_dim).unwrap_or_default());
+    for first in (0..heads).step_by(2) {
+        if heads - first >= 2 {
+            score_keys::<T, 2>(segment, &queries[first..], &mut scores[first..]);
+        } else {
+            score_keys::<T, 1>(segment, &queries[first..], &mut scores[first..]);
+        }
+    }
+    softmax_heads(&mut scores, num_keys, partial);
+    for first in (0..heads).step_by(2) {
+        let out = &mut partial.acc[first * value_dim..];
+        for dim in (0..value_dim).step_by(16) {
+            if heads - first >= 2 {
+                weigh_values::<T, 2>(segment, &scores[first..], dim, out);
+            } else {
+                weigh_values::<T, 1>(segment, &scores[first..], dim, out);
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn score_keys<T: Load8, const H: usize>(
+    segment: &Segment<'_, T>,
+    queries: &[&[f32]],
+    scores: &mut [[f32; SEGMENT_KEYS]],
+) {
+    let scale = _mm256_set1_ps(segment.scale);
+    for (block, keys) in segment.keys[..segment.num_keys.div_ceil(CACHE_BLOCK)].iter().enumerate() {
+        let mut acc = [[_mm256_setzero_ps(); 4]; H];
+        for (d, keys) in keys.as_chunks::<8>().0.as_chunks::<4>().0.iter().enumerate() {
+            // SAFETY: this function has AVX and F16C.
+            let keys: [__m256; 4] = std::array::from_fn(|i| unsafe { T::load8(&keys[i]) });
+            for (acc, query) in acc.iter_mut().zip(queries) {
+                let q = _mm256_set1_ps(query[d]);
+                for (acc, keys) in acc.iter_mut().zip(keys) {
+                    *acc = _mm256_add_ps(*acc, _mm256_mul_ps(q, keys));
+                }
+            }
+        }
+        for (acc, scores) in acc.iter().zip(scores.iter_mut()) {
+            let out = &mut scores[block * CACHE_BLOCK..(block + 1) * CACHE_BLOCK];
+            for (acc, out) in acc.iter().zip(out.chunks_exact_mut(8)) {
+                store8(out, _mm256_mul_ps(*acc, scale));
+            }
+        }
+    }
+}
+
+/// `acc = Σ weight · value` over the keys for 16 dimensions from `dim` on.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn weigh_values<T: Load8, const H: usize>(
+    segment: &Segment<'_, T>,
+    weights: &[[f32; SEGMENT_KEYS]],
+    dim: usize,
+    out: &mut [f32],
+) {
+    let mut acc = [[_mm256_setzero_ps(); 2]; H];
+    let row_chunks = segment.value_dim / 8;
+    for (block, first_key) in segment.values.iter().zip((0..segment.num_keys).step_by(CACHE_BLOCK)) {
+        let rows = block.as_chunks::<8>().0.chunks_exact(row_chunks);
+        for (key, row) in (first_key..segment.num_keys).zip(rows) {
+            let row = &row[dim / 8..dim / 8 + 2];
+            // SAFETY: this function has AVX and F16C.
+            let values: [__m256; 2] = std::array::from_fn(|c| unsafe { T::load8(&row[c]) });
+            for (acc, weights) in acc.iter_mut().zip(weights) {
+                let weight = _mm256_set1_ps(weights[key]);
+                for (acc, values) in acc.iter_mut().zip(values) {
+                    *acc = _mm256_add_ps(*acc, _mm256_mul_ps(weight, values));
+                }
+            }
+        }
+    }
+    for (acc, out) in acc.iter().zip(out.chunks_exact_mut(segment.value_dim)) {
+        for (acc, out) in acc.iter().zip(out[dim..].chunks_exact_mut(8)) {
+            store8(out, *acc);
+        }
+    }
+}

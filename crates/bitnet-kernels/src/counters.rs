@@ -1,0 +1,85 @@
+//! What ran: calls, multiply-accumulates and bytes of each kernel, counted where the work is dispatched.
+
+use std::cell::Cell;
+
+/// The kernels that count, by the names that receipts use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// Rows of the embedding table turned into f32.
+    EmbeddingLookup,
+    /// A ternary matrix times one row of int8 activations.
+    I2sGemv,
+    /// A ternary matrix times several rows of int8 activations.
+    I2sGemm,
+    /// Rotary position embedding of queries and keys.
+    RopeApply,
+    /// Attention over the key/value cache.
+    AttentionReal,
+    /// Hidden states to logits over the vocabulary.
+    LogitsProjection,
+}
+
+impl Kernel {
+    /// All of them, in the order in which a token meets them.
+    pub const ALL: [Self; 6] = [
+        Self::EmbeddingLookup,
+        Self::I2sGemv,
+        Self::I2sGemm,
+        Self::RopeApply,
+        Self::AttentionReal,
+        Self::LogitsProjection,
+    ];
+
+    /// The id used in receipts.
+    #[must_use]
+    pub fn id(self) -> &'static str {
+        match self {
+            Self::EmbeddingLookup => "embedding_lookup",
+            Self::I2sGemv => "i2s_gemv",
+            Self::I2sGemm => "i2s_gemm",
+            Self::RopeApply => "rope_apply",
+            Self::AttentionReal => "attention_real",
+            Self::LogitsProjection => "logits_projection",
+        }
+    }
+}
+
+/// What one kernel did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Times it was dispatched.
+    pub calls: u64,
+    /// Multiply-accumulates it executed, padding not counted.
+    pub macs: u64,
+    /// Bytes of weights, embedding rows or cache it read, each byte once a call.
+    pub bytes: u64,
+}
+
+/// The counts of all kernels since the start or the last reset.
+#[derive(Default)]
+pub struct Counters {
+    counts: [Cell<Count>; Kernel::ALL.len()],
+}
+
+impl Counters {
+    /// Adds one call. A few nanoseconds; the dispatching thread alone counts, so nothing is atomic.
+    pub fn add(&self, kernel: Kernel, macs: usize, bytes: usize) {
+        let cell = &self.counts[kernel as usize];
+        let mut count = cell.get();
+        count.calls += 1;
+        count.macs += macs as u64;
+        count.bytes += bytes as u64;
+        cell.set(count);
+    }
+
+    /// What a kernel did so far.
+    #[must_use]
+    pub fn get(&self, kernel: Kernel) -> Count {
+        self.counts[kernel as usize].get()
+    }
+
+    /// Sets all counts to zero.
+    pub fn reset(&self) {
+        self.counts.iter().for_each(|count| count.set(Count::default()));
+    }
+}

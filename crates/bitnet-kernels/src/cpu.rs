@@ -1,0 +1,273 @@
+//! [`Cpu`]: the operations of a forward pass, each dispatched to all threads and counted.
+//!
+//! Threads share out rows of weights, rows of activations or heads. Which thread computes what never changes a bit of the
+//! result, since no sum is ever split between two of them.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use crate::activations::{Activations, TILE_ROWS, interleave};
+use crate::counters::{Counters, Kernel};
+use crate::disjoint::Disjoint;
+use crate::matrix::{BLOCK_ROWS, TernaryMatrix};
+use crate::pool::Pool;
+use crate::set::{KernelSet, Output};
+
+/// A CPU's kernels, threads and counters. One job at a time: it may move between threads but not be shared.
+pub struct Cpu {
+    set: &'static KernelSet,
+    pool: Pool,
+    counters: Counters,
+}
+
+/// A root-mean-square norm: its weights and epsilon.
+#[derive(Clone, Copy)]
+pub struct Norm<'a> {
+    /// One for each column.
+    pub weight: &'a [f32],
+    /// Added to the mean of squares.
+    pub eps: f32,
+}
+
+/// What gates the FFN's inner values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// `relu(gate)² · up`
+    Relu2,
+    /// `gate · sigmoid(gate) · up`
+    Silu,
+}
+
+thread_local! {
+    /// A row on its way to int8: two float rows, then the int8 row. Kept, so that a decode step allocates nothing.
+    static ROW: RefCell<(Vec<f32>, Vec<i8>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+}
+
+impl Cpu {
+    /// The given instruction set on `num_threads` threads, the calling one counted in.
+    #[must_use]
+    pub fn new(set: &'static KernelSet, num_threads: usize) -> Self {
+        Self { set, pool: Pool::new(num_threads), counters: Counters::default() }
+    }
+
+    /// The instruction set in use.
+    #[must_use]
+    pub fn set(&self) -> &'static KernelSet {
+        self.set
+    }
+
+    /// The threads in use.
+    #[must_use]
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// What ran so far.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Calls `work(index, row)` for each row of `rows`, `[n, row_len]`, on all threads.
+    ///
+    /// # Panics
+    /// If `row_len` is 0 or does not divide `rows`.
+    pub fn for_rows<T: Send>(&self, rows: &mut [T], row_len: usize, work: &(dyn Fn(usize, &mut [T]) + Sync)) {
+        assert!(row_len > 0 && rows.len().is_multiple_of(row_len), "{} elements in rows of {row_len}", rows.len());
+        let num_rows = rows.len() / row_len;
+        let rows = Disjoint::new(rows);
+        self.pool.split(num_rows, 1, &|share| {
+            for index in share {
+                // SAFETY: each row is in one thread's share.
+                work(index, unsafe { rows.slice(index * row_len..(index + 1) * row_len) });
+            }
+        });
+    }
+
+    /// Quantizes the first `cols` values of each row of `x`, `[rows, stride]`, normalised first if a norm is given.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn quantize(&self, x: &[f32], stride: usize, cols: usize, norm: Option<Norm<'_>>, to: &mut Activations) {
+        let set = self.set;
+        self.fill(x.len() / stride, cols, to, &|row, float, int8| {
+            let x = &x[row * stride..row * stride + cols];
+            normalize_and_quantize(set, x, norm, &mut float[..cols], int8)
+        });
+    }
+
+    /// The FFN's inner rows: gates `up` by `gate`, normalises if a norm is given, quantizes.
+    ///
+    /// Each row of `x`, `[rows, stride]`, holds the gates at one range and the values they gate at another of equal length.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn gate_and_quantize(
+        &self,
+        gate: Gate,
+        x: &[f32],
+        stride: usize,
+        (gates, ups): (Range<usize>, Range<usize>),
+        norm: Option<Norm<'_>>,
+        to: &mut Activations,
+    ) {
+        let cols = gates.len();
+        let set = self.set;
+        self.fill(x.len() / stride, cols, to, &|row, float, int8| {
+            let x = &x[row * stride..(row + 1) * stride];
+            let (gates, ups) = (&x[gates.clone()], &x[ups.clone()]);
+            let (inner, normed) = float.split_at_mut(cols);
+            match gate {
+                Gate::Relu2 => set.relu2_mul(gates, ups, inner),
+                Gate::Silu => set.silu_mul(gates, ups, inner),
+            }
+            normalize_and_quantize(set, inner, norm, normed, int8)
+        });
+    }
+
+    /// Fills `to` with rows made by `make(row, float scratch [2 · cols], int8 row [padded cols]) → (s, Σ q)`.
+    fn fill(
+        &self,
+        rows: usize,
+        cols: usize,
+        to: &mut Activations,
+        make: &(dyn Fn(usize, &mut [f32], &mut [i8]) -> (f32, i32) + Sync),
+    ) {
+        to.reset(rows, cols);
+        let padded = to.padded_cols();
+        let all = to.all_mut();
+        let (values, scales, sums) = (Disjoint::new(all.values), Disjoint::new(all.scales), Disjoint::new(all.sums));
+        // Whole tiles a thread: the rows of one share cache lines.
+        self.pool.split(rows.div_ceil(TILE_ROWS), 1, &|tiles| {
+            ROW.with_borrow_mut(|(float, int8)| {
+                float.resize(float.len().max(2 * cols), 0.0);
+                int8.resize(int8.len().max(padded), 0);
+                let (float, int8) = (&mut float[..2 * cols], &mut int8[..padded]);
+                let tile_rows = tiles.start * TILE_ROWS..rows.min(tiles.end * TILE_ROWS);
+                for first in tile_rows.clone().step_by(TILE_ROWS) {
+                    let in_tile = first..tile_rows.end.min(first + TILE_ROWS);
+                    // SAFETY: each tile is in one thread's share.
+                    let (tile, scales, sums) = unsafe {
+                        (
+                            values.slice(in_tile.start * padded..in_tile.end * padded),
+                            scales.slice(in_tile.clone()),
+                            sums.slice(in_tile.clone()),
+                        )
+                    };
+                    if in_tile.len() == 1 {
+                        (scales[0], sums[0]) = make(first, float, tile);
+                        continue;
+                    }
+                    for (index, row) in in_tile.clone().enumerate() {
+                        (scales[index], sums[index]) = make(row, float, int8);
+                        interleave(int8, tile, in_tile.len(), index);
+                    }
+                }
+            });
+        });
+    }
+
+    /// `out[t] = W · activations[t]`, all rows of all parts of the stack; `out` is `[rows, matrix.output_len()]`.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn ternary_matmul(&self, matrix: &TernaryMatrix, activations: &Activations, out: &mut [f32]) {
+        let (rows, stride) = (activations.rows(), matrix.output_len());
+        assert_eq!(activations.cols(), matrix.cols(), "columns of activations and weights");
+        assert_eq!(out.len(), rows * stride, "outputs for {rows} rows of {stride}");
+        let kernel = if rows == 1 { Kernel::I2sGemv } else { Kernel::I2sGemm };
+        self.counters.add(kernel, rows * matrix.num_weights(), matrix.num_bytes());
+        let output = Output::new(out, stride);
+        self.pool.split(matrix.num_blocks(), 1, &|blocks| {
+            // SAFETY: a set exists only on a CPU that can run it, and each block of outputs is in one thread's share.
+            unsafe { (self.set.ternary)(matrix, blocks, activations, &output) }
+        });
+    }
+
+    /// `out[t][v] = rows[v] · x[t]` for `num_rows` rows of `cols` in f16, little endian; x is `[n, cols]`, out `[n, num_rows]`.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn project_f16(&self, rows: &[u8], x: &[f32], cols: usize, out: &mut [f32]) {
+        let set = self.set;
+        let row_bytes = 2 * cols;
+        if x.len() == cols {
+            let num_rows = out.len();
+            assert_eq!(rows.len(), num_rows * row_bytes, "bytes of {num_rows} f16 rows of {cols}");
+            self.counters.add(Kernel::LogitsProjection, num_rows * cols, rows.len());
+            let out = Disjoint::new(out);
+            self.pool.split(num_rows, BLOCK_ROWS, &|share| {
+                // SAFETY: each range of rows is one thread's share.
+                let out = unsafe { out.slice(share.clone()) };
+                set.matvec_f16(&rows[share.start * row_bytes..share.end * row_bytes], x, out);
+            });
+            return;
+        }
+        self.project(row_bytes, rows, x, cols, out, &|row, values| {
+            for (value, bytes) in values.iter_mut().zip(row.as_chunks::<2>().0) {
+                *value = half::f16::from_le_bytes(*bytes).to_f32();
+            }
+        });
+    }
+
+    /// Like [`Cpu::project_f16`] for rows of `row_bytes` in any format, which `decode` turns into f32.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn project(
+        &self,
+        row_bytes: usize,
+        rows: &[u8],
+        x: &[f32],
+        cols: usize,
+        out: &mut [f32],
+        decode: &(dyn Fn(&[u8], &mut [f32]) + Sync),
+    ) {
+        let n = x.len() / cols;
+        if n == 0 {
+            return;
+        }
+        let num_rows = out.len() / n;
+        assert!(
+            n * cols == x.len() && n * num_rows == out.len(),
+            "{} inputs, {} outputs of {n} rows",
+            x.len(),
+            out.len()
+        );
+        assert_eq!(rows.len(), num_rows * row_bytes, "bytes of {num_rows} rows");
+        self.counters.add(Kernel::LogitsProjection, n * num_rows * cols, rows.len());
+        let set = self.set;
+        let out = Disjoint::new(out);
+        self.pool.split(num_rows, BLOCK_ROWS, &|share| {
+            ROW.with_borrow_mut(|(float, _)| {
+                float.resize(float.len().max(cols), 0.0);
+                let values = &mut float[..cols];
+                for row in share {
+                    decode(&rows[row * row_bytes..(row + 1) * row_bytes], values);
+                    for (t, x) in x.chunks_exact(cols).enumerate() {
+                        // SAFETY: each column of `out` is one row of the matrix, which is in one thread's share.
+                        let out = unsafe { out.slice(t * num_rows + row..t * num_rows + row + 1) };
+                        set.matvec_f32(values, x, out);
+                    }
+                }
+            });
+        });
+    }
+}
+
+/// Quantizes `x`, normalised into `normed` first if a norm is given.
+fn normalize_and_quantize(
+    set: &KernelSet,
+    x: &[f32],
+    norm: Option<Norm<'_>>,
+    normed: &mut [f32],
+    int8: &mut [i8],
+) -> (f32, i32) {
+    match norm {
+        None => set.quantize(x, int8),
+        Some(norm) => {
+            set.rms_norm(x, norm.weight, norm.eps, normed);
+            set.quantize(normed, int8)
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! A thread pool for work of a few microseconds: fork and join in less than one.
+//!
+//! Workers spin on a counter between jobs, since a token is hundreds of short jobs a few microseconds apart, and park
+//! when nothing came for [`SPIN`], so that an idle program keeps no core busy. With more threads than CPUs they park
+//! almost at once, because a spinning thread would then keep a working one from running.
+
+use std::cell::{Cell, UnsafeCell};
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::{JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+/// How long a worker waits for the next job before it parks.
+pub const SPIN: Duration = Duration::from_millis(1);
+
+/// What a worker runs: called with its index, 0 being the thread that called [`Pool::run`].
+type Job = *const (dyn Fn(usize) + Sync);
+
+/// One cache line of its own (two, since CPUs fetch them in pairs), so that threads do not slow each other by sharing one.
+#[repr(align(128))]
+struct Padded<T>(T);
+
+struct Shared {
+    /// Grows by one with each job.
+    epoch: Padded<AtomicU32>,
+    /// The epoch each worker has finished.
+    done: Vec<Padded<AtomicU32>>,
+    /// Whether each worker is parked, or about to be.
+    parked: Vec<Padded<AtomicBool>>,
+    panicked: AtomicBool,
+    stop: AtomicBool,
+    spin: Duration,
+    job: UnsafeCell<Option<Job>>,
+}
+
+// SAFETY: `job` is written only by the thread that owns the pool, while no worker is between seeing a new epoch and
+// finishing it; the store and load of `epoch` order that write before the workers' reads. All else is atomic.
+unsafe impl Sync for Shared {}
+// SAFETY: the raw pointer in `job` is only dereferenced while `Pool::run`, which borrows what it points to, is waiting.
+unsafe impl Send for Shared {}
+
+/// A fixed set of threads that run one job at a time, each on its own share.
+pub struct Pool {
+    shared: Arc<Shared>,
+    threads: Vec<(Thread, Option<JoinHandle<()>>)>,
+    /// One job at a time: the pool may move to another thread but not be shared.
+    not_sync: PhantomData<Cell<()>>,
+}
+
+impl Pool {
+    /// A pool of `num_threads` (at least 1), the calling thread counted in.
+    #[must_use]
+    pub fn new(num_threads: usize) -> Self {
+        let num_workers = num_threads.max(1) - 1;
+        let available = std::thread::available_parallelism().map_or(1, usize::from);
+        let spin = if num_threads > available { Duration::from_micros(5) } else { SPIN };
+        let shared = Arc::new(Shared {
+            epoch: Padded(AtomicU32::new(0)),
+            done: (0..num_workers).map(|_| Padded(AtomicU32::new(0))).collect(),
+            parked: (0..num_workers).map(|_| Padded(AtomicBool::new(false))).collect(),
+            panicked: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            spin,
+            job: UnsafeCell::new(None),
+        });
+        let threads = (0..num_workers)
+            .map_while(|worker| {
+                let shared = Arc::clone(&shared);
+                let name = format!("bitnet-{}", worker + 1);
+                let handle = std::thread::Builder::new().name(name).spawn(move || work(&shared, worker)).ok()?;
+                Some((handle.thread().clone(), Some(handle)))
+            })
+            .collect();
+        Self { shared, threads, not_sync: PhantomData }
+    }
+
+    /// How many threads run a job: fewer than asked for if the system refused to start more.
+    #[must_use]
+    pub fn num_threads(&self) -> usize {
+        self.threads.len() + 1
+    }
+
+    /// Runs `job(0)`, `job(1)`, … one on each thread, and returns when all have finished.
+    ///
+    /// # Panics
+    /// If the job panicked on any thread.
+    pub fn run(&self, job: &(dyn Fn(usize) + Sync)) {
+        if self.threads.is_empty() {
+            return job(0);
+        }
+        let shared = &*self.shared;
+        // SAFETY: only the lifetime changes. `JoinOnDrop` below waits for every worker to finish with the pointer before
+        // this function returns or unwinds. No worker reads `job` now: each has finished the last epoch.
+        unsafe {
+            *shared.job.get() = Some(std::mem::transmute::<
+                *const (dyn Fn(usize) + Sync + '_),
+                *const (dyn Fn(usize) + Sync + 'static),
+            >(job));
+        }
+        let epoch = shared.epoch.0.load(Ordering::Relaxed).wrapping_add(1);
+        shared.epoch.0.store(epoch, Ordering::SeqCst);
+        for ((thread, _), parked) in self.threads.iter().zip(&shared.parked) {
+            if parked.0.load(Ordering::SeqCst) {
+                thread.unpark();
+            }
+        }
+        let join = JoinOnDrop { pool: self, epoch };
+        job(0);
+        drop(join);
+        if shared.panicked.swap(false, Ordering::AcqRel) {
+            resume_unwind(Box::new("a kernel panicked on a worker thread"));
+        }
+    }
+
+    /// Splits `0..len` into one contiguous share a thread, in multiples of `unit`, and runs `job(share)` on each.
+    pub fn split(&self, len: usize, unit: usize, job: &(dyn Fn(Range<usize>) + Sync)) {
+        let num_threads = self.num_threads();
+        if num_threads == 1 || len <= unit {
+            return job(0..len);
+        }
+        self.run(&|index| {
+            let share = share(len, unit, index, num_threads);
+            if !share.is_empty() {
+                job(share);
+            }
+        });
+    }
+}
+
+/// The `index`-th of `count` contiguous shares of `0..len`, each but the last a multiple of `unit`.
+fn share(len: usize, unit: usize, index: usize, count: usize) -> Range<usize> {
+    let units = len.div_ceil(unit);
+    let edge = |i: usize| (units * i / count * unit).min(len);
+    edge(index)..edge(index + 1)
+}
+
+/// Waits for the workers also when the calling thread's own share panics, since they borrow from its frame.
+struct JoinOnDrop<'a> {
+    pool: &'a Pool,
+    epoch: u32,
+}
+
+impl Drop for JoinOnDrop<'_> {
+    fn drop(&mut self) {
+        for index in 0..self.pool.threads.len() {
+            let done = &self.pool.shared.done[index].0;
+            let mut spins = 0u32;
+            while done.load(Ordering::Acquire) != self.epoch {
+                spins += 1;
+                if spins < 10_000 {
+                    std::hint::spin_loop();
+                } else {
+                    std::thread::yield_now();
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.epoch.0.fetch_add(1, Ordering::SeqCst);
+        for (thread, handle) in &mut self.threads {
+            thread.unpark();
+            if let Some(handle) = handle.take() {
+                // A worker catches what its jobs throw, so there is nothing to report here.
+                let _ = handle.join();
+            }
+        }
+    }
+}
+
+fn work(shared: &Shared, worker: usize) {
+    let mut seen = 0;
+    loop {
+        seen = wait_for_job(shared, worker, seen);
+        if shared.stop.load(Ordering::Acquire) {
+            return;
+        }
+        // SAFETY: the epoch changed, so `run` has written `job` and waits for `done` before the borrow it came from ends.
+        let job = unsafe { (*shared.job.get()).map(|job| &*job) };
+        if let Some(job) = job {
+            if catch_unwind(AssertUnwindSafe(|| job(worker + 1))).is_err() {
+                shared.panicked.store(true, Ordering::Release);
+            }
+        }
+        shared.done[worker].0.store(seen, Ordering::Release);
+    }
+}
+
+/// Returns the new epoch once it differs from `seen`: spins first, then parks.
+fn wait_for_job(shared: &Shared, worker: usize, seen: u32) -> u32 {
+    let start = Instant::now();
+    loop {
+        for _ in 0..128 {
+            let epoch = shared.epoch.0.load(Ordering::Acquire);
+            if epoch != seen {
+                return epoch;
+            }
+            std::hint::spin_loop();
+        }
+        if start.elapsed() >= shared.spin {
+            break;
+        }
+    }
+    // Sequentially consistent on both sides: either this thread sees the new epoch or `run` sees the flag and unparks.
+    shared.parked[worker].0.store(true, Ordering::SeqCst);
+    let mut epoch = shared.epoch.0.load(Ordering::SeqCst);
+    while epoch == seen {
+        std::thread::park();
+        epoch = shared.epoch.0.load(Ordering::SeqCst);
+    }
+    shared.parked[worker].0.store(false, Ordering::SeqCst);
+    epoch
+}
+
+/// The number of threads that pays: physical cores, but no more than the process's CPU affinity and cgroup quota allow.
+#[must_use]
+pub fn default_threads() -> usize {
+    let allowed = std::thread::available_parallelism().map_or(1, usize::from);
+    num_cpus::get_physical().clamp(1, allowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    #[test]
+    fn every_item_is_run_once_whatever_the_thread_count() {
+        for num_threads in [1, 2, 3, 7] {
+            let pool = Pool::new(num_threads);
+            for len in [0, 1, 31, 32, 33, 1000] {
+                let counts: Vec<AtomicUsize> = (0..len).map(|_| AtomicUsize::new(0)).collect();
+                pool.split(len, 8, &|range| {
+                    for i in range {
+                        counts[i].fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{num_threads} threads, {len} items");
+            }
+        }
+    }
+
+    #[test]
+    fn a_job_runs_after_the_workers_have_parked() {
+        let pool = Pool::new(2);
+        let count = AtomicUsize::new(0);
+        for _ in 0..3 {
+            std::thread::sleep(SPIN * 5);
+            pool.run(&|_| {
+                count.fetch_add(1, Ordering::Relaxed);
+            });
+        }
+        assert_eq!(count.load(Ordering::Relaxed), 3 * pool.num_threads());
+    }
+
+    #[test]
+    fn a_panic_on_a_worker_reaches_the_caller_and_the_pool_lives_on() {
+        let pool = Pool::new(2);
+        let result = catch_unwind(AssertUnwindSafe(|| pool.run(&|index| assert!(index == 0, "worker"))));
+        assert_eq!(result.is_err(), pool.num_threads() > 1);
+        let count = AtomicUsize::new(0);
+        pool.run(&|_| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(count.load(Ordering::Relaxed), pool.num_threads());
+    }
+}

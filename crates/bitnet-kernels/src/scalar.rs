@@ -1,0 +1,86 @@
+//! The reference: every kernel in plain Rust, one element after the other. All other sets must give its bits.
+
+use std::ops::Range;
+
+use crate::activations::{Activations, Tile};
+use crate::matrix::{BLOCK_ROWS, LINE_BYTES, LINE_COLS, TernaryMatrix};
+use crate::portable;
+use crate::set::{
+    CACHE_BLOCK, CacheElement, Output, Partial, SEGMENT_HEADS, SEGMENT_KEYS, Segment, kernel_set, softmax_heads,
+};
+
+kernel_set!(
+    SCALAR = "scalar",
+    own { ternary: ternary, matvec_f16: matvec_f16, attend_f16: attend::<half::f16>, attend_f32: attend::<f32> }
+);
+
+/// `y = (Σ code·q − Σ q) / s · scale` for the given blocks of rows and all activation rows.
+fn ternary(matrix: &TernaryMatrix, blocks: Range<usize>, activations: &Activations, output: &Output<'_>) {
+    for block in blocks {
+        let (lines, scale) = matrix.block(block);
+        for tile_index in 0..activations.num_tiles() {
+            let tile = activations.tile(tile_index);
+            for (index, row) in activations.tile_rows(tile_index).enumerate() {
+                let sums = block_sums(lines, &tile, index);
+                // SAFETY: each block of outputs is computed by one thread.
+                let out = unsafe { output.block(row, block) };
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    *out = (sum - tile.sums[index]) as f32 / tile.scales[index] * scale;
+                }
+            }
+        }
+    }
+}
+
+/// `Σ code · q` of each row of a block with one row of a tile.
+fn block_sums(lines: &[u8], tile: &Tile<'_>, index: usize) -> [i32; BLOCK_ROWS] {
+    let rows = tile.scales.len();
+    let mut sums = [0; BLOCK_ROWS];
+    for (line, cols) in lines.chunks_exact(LINE_BYTES).zip(tile.values.chunks_exact(LINE_COLS * rows)) {
+        for s in 0..4 {
+            let q = &cols[(s * rows + index) * 4..][..4];
+            for (sum, codes) in sums.iter_mut().zip(line.chunks_exact(4)) {
+                for j in 0..4 {
+                    *sum += i32::from(codes[j] >> (2 * s) & 3) * i32::from(q[j]);
+                }
+            }
+        }
+    }
+    sums
+}
+
+fn matvec_f16(rows: &[u8], x: &[f32], out: &mut [f32]) {
+    let mut row_f32 = vec![0.0; x.len()];
+    for (row, out) in rows.chunks_exact(2 * x.len()).zip(out) {
+        for (value, bytes) in row_f32.iter_mut().zip(row.as_chunks::<2>().0) {
+            *value = half::f16::from_le_bytes(*bytes).to_f32();
+        }
+        *out = portable::dot(&row_f32, x);
+    }
+}
+
+/// Scores by one sum a key in ascending dimension; softmax; values added in ascending key.
+fn attend<T: CacheElement>(segment: &Segment<'_, T>, partial: &mut Partial<'_>) {
+    let mut scores = [[0.0; SEGMENT_KEYS]; SEGMENT_HEADS];
+    let Segment { head_dim, value_dim, num_keys, .. } = *segment;
+    for (query, scores) in segment.queries.chunks_exact(head_dim).zip(&mut scores) {
+        for (key, score) in scores[..num_keys].iter_mut().enumerate() {
+            let block = segment.keys[key / CACHE_BLOCK];
+            let mut sum = 0.0;
+            for (d, q) in query.iter().enumerate() {
+                sum += q * block[d * CACHE_BLOCK + key % CACHE_BLOCK].to_f32();
+            }
+            *score = sum * segment.scale;
+        }
+    }
+    softmax_heads(&mut scores, num_keys, partial);
+    for (acc, weights) in partial.acc.chunks_exact_mut(value_dim).zip(&scores) {
+        acc.fill(0.0);
+        for (key, weight) in weights[..num_keys].iter().enumerate() {
+            let values = &segment.values[key / CACHE_BLOCK][key % CACHE_BLOCK * value_dim..][..value_dim];
+            for (acc, value) in acc.iter_mut().zip(values) {
+                *acc += weight * value.to_f32();
+            }
+        }
+    }
+}

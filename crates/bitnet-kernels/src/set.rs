@@ -1,0 +1,377 @@
+//! [`KernelSet`]: one table of functions for each instruction set, and the one place where the CPU is asked what it can do.
+
+use std::ops::Range;
+
+use crate::activations::Activations;
+use crate::disjoint::Disjoint;
+use crate::matrix::{BLOCK_ROWS, TernaryMatrix};
+#[cfg(target_arch = "x86_64")]
+use crate::{avx2, avx512};
+use crate::{portable, scalar};
+
+/// Key positions in a block of the key/value cache.
+pub const CACHE_BLOCK: usize = 32;
+/// Key positions in a segment: attention is computed for each segment on its own, then merged in ascending order.
+pub const SEGMENT_KEYS: usize = 256;
+/// The most query heads that one call of the attention kernel takes.
+pub const SEGMENT_HEADS: usize = 4;
+
+/// An element of the key/value cache: f16 (its bits) or f32.
+pub trait CacheElement: Copy + Default + Send + Sync + private::Sealed + 'static {
+    /// `--kv-type` name.
+    const NAME: &'static str;
+    /// Rounds to nearest, half to even.
+    fn from_f32(value: f32) -> Self;
+    /// Exact.
+    fn to_f32(self) -> f32;
+    #[doc(hidden)]
+    fn attend(set: &KernelSet) -> AttendFn<Self>;
+}
+
+mod private {
+    pub trait Sealed {}
+    impl Sealed for half::f16 {}
+    impl Sealed for f32 {}
+}
+
+impl CacheElement for half::f16 {
+    const NAME: &'static str = "f16";
+    fn from_f32(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        Self::to_f32(self)
+    }
+    fn attend(set: &KernelSet) -> AttendFn<Self> {
+        set.attend_f16
+    }
+}
+
+impl CacheElement for f32 {
+    const NAME: &'static str = "f32";
+    fn from_f32(value: f32) -> Self {
+        value
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+    fn attend(set: &KernelSet) -> AttendFn<Self> {
+        set.attend_f32
+    }
+}
+
+/// Up to [`SEGMENT_HEADS`] query heads that share one key/value head, over up to [`SEGMENT_KEYS`] keys of one segment.
+#[derive(Clone, Copy)]
+pub struct Segment<'a, T> {
+    /// `[heads, head_dim]`
+    pub queries: &'a [f32],
+    /// Query heads: 1 to [`SEGMENT_HEADS`].
+    pub heads: usize,
+    /// Length of a query and of a key.
+    pub head_dim: usize,
+    /// Length of a value row: `head_dim` rounded up to a multiple of 16, the rest zeros.
+    pub value_dim: usize,
+    /// For each block of keys `[head_dim, CACHE_BLOCK]`: transposed, so that a vector lane is a key.
+    pub keys: [&'a [T]; SEGMENT_KEYS / CACHE_BLOCK],
+    /// For each block of values `[CACHE_BLOCK, value_dim]`.
+    pub values: [&'a [T]; SEGMENT_KEYS / CACHE_BLOCK],
+    /// Keys to attend to: the first so many of the segment, at least 1.
+    pub num_keys: usize,
+    /// What a product of query and key is multiplied by, `1/√head_dim`.
+    pub scale: f32,
+}
+
+/// What a segment gives for each head, before it is divided by the sum.
+pub struct Partial<'a> {
+    /// The largest score, `[heads]`.
+    pub max: &'a mut [f32],
+    /// `Σ exp(score − max)`, `[heads]`.
+    pub sum: &'a mut [f32],
+    /// `Σ exp(score − max) · value`, `[heads, value_dim]`.
+    pub acc: &'a mut [f32],
+}
+
+/// Scores, then weights, of the heads of one segment.
+pub(crate) type Scores = [[f32; SEGMENT_KEYS]; SEGMENT_HEADS];
+
+#[doc(hidden)]
+pub type AttendFn<T> = unsafe fn(&Segment<'_, T>, &mut Partial<'_>);
+
+/// Where a matrix product goes: rows of `stride` floats.
+pub(crate) struct Output<'a> {
+    data: Disjoint<'a, f32>,
+    stride: usize,
+}
+
+impl<'a> Output<'a> {
+    pub(crate) fn new(data: &'a mut [f32], stride: usize) -> Self {
+        Self { data: Disjoint::new(data), stride }
+    }
+
+    /// Output `block` of `row`.
+    ///
+    /// # Safety
+    /// No other thread may hold the same block of the same row.
+    #[inline(always)]
+    pub(crate) unsafe fn block(&self, row: usize, block: usize) -> &mut [f32] {
+        let start = row * self.stride + block * BLOCK_ROWS;
+        // SAFETY: passed on to the caller.
+        unsafe { self.data.slice(start..start + BLOCK_ROWS) }
+    }
+}
+
+/// The functions of one instruction set. A value of this type is the proof that this CPU can run them: only
+/// [`KernelSet::available`] gives any, and it asks the CPU.
+///
+/// Every set gives the same bits for the same input; `tests/agree.rs` holds them to it.
+pub struct KernelSet {
+    /// What `--kernels` calls it.
+    pub name: &'static str,
+    pub(crate) ternary: unsafe fn(&TernaryMatrix, Range<usize>, &Activations, &Output<'_>),
+    pub(crate) matvec_f16: unsafe fn(&[u8], &[f32], &mut [f32]),
+    pub(crate) matvec_f32: unsafe fn(&[f32], &[f32], &mut [f32]),
+    pub(crate) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
+    pub(crate) quantize: unsafe fn(&[f32], &mut [i8]) -> (f32, i32),
+    pub(crate) relu2_mul: unsafe fn(&[f32], &[f32], &mut [f32]),
+    pub(crate) silu_mul: unsafe fn(&[f32], &[f32], &mut [f32]),
+    pub(crate) add: unsafe fn(&mut [f32], &[f32]),
+    pub(crate) rope_half_split: unsafe fn(&mut [f32], &[f32], &[f32]),
+    pub(crate) rope_interleaved: unsafe fn(&mut [f32], &[f32], &[f32]),
+    pub(crate) attend_f16: AttendFn<half::f16>,
+    pub(crate) attend_f32: AttendFn<f32>,
+    pub(crate) merge_segment: unsafe fn(&mut f32, &mut f32, &mut [f32], f32, f32, &[f32]),
+}
+
+/// Compiles the portable functions for an instruction set and fills a [`KernelSet`] with them and with the set's own.
+macro_rules! kernel_set {
+    ($name:ident = $text:literal, $(#[$features:meta])? own { $($field:ident: $own:path),* $(,)? }) => {
+        /// The table of this instruction set.
+        pub(crate) static $name: $crate::set::KernelSet = $crate::set::KernelSet {
+            name: $text,
+            $($field: $own,)*
+            rms_norm, relu2_mul, silu_mul, add, rope_half_split, rope_interleaved, merge_segment, matvec_f32, quantize,
+        };
+        $(#[$features])?
+        fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+            $crate::portable::rms_norm(x, weight, eps, out);
+        }
+        $(#[$features])?
+        fn quantize(x: &[f32], out: &mut [i8]) -> (f32, i32) {
+            $crate::portable::quantize(x, out)
+        }
+        $(#[$features])?
+        fn relu2_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
+            $crate::portable::relu2_mul(gate, up, out);
+        }
+        $(#[$features])?
+        fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
+            $crate::portable::silu_mul(gate, up, out);
+        }
+        $(#[$features])?
+        fn add(x: &mut [f32], y: &[f32]) {
+            $crate::portable::add(x, y);
+        }
+        $(#[$features])?
+        fn rope_half_split(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+            $crate::portable::rope_half_split(head, cos, sin);
+        }
+        $(#[$features])?
+        fn rope_interleaved(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+            $crate::portable::rope_interleaved(head, cos, sin);
+        }
+        $(#[$features])?
+        fn merge_segment(max: &mut f32, sum: &mut f32, acc: &mut [f32], later_max: f32, later_sum: f32, later_acc: &[f32]) {
+            $crate::portable::merge_segment(max, sum, acc, later_max, later_sum, later_acc);
+        }
+        $(#[$features])?
+        fn matvec_f32(rows: &[f32], x: &[f32], out: &mut [f32]) {
+            for (row, out) in rows.chunks_exact(x.len()).zip(out) {
+                *out = $crate::portable::dot(row, x);
+            }
+        }
+    };
+}
+pub(crate) use kernel_set;
+
+impl KernelSet {
+    /// The sets that this CPU can run, best first. The scalar set, which is the reference, is always the last.
+    pub fn available() -> impl Iterator<Item = &'static KernelSet> {
+        let mut sets: [Option<&'static KernelSet>; 3] = [None, None, Some(&scalar::SCALAR)];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
+                sets[1] = Some(&avx2::AVX2);
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
+                {
+                    sets[0] = Some(&avx512::AVX512);
+                }
+            }
+        }
+        sets.into_iter().flatten()
+    }
+
+    /// The best set for this CPU.
+    #[must_use]
+    pub fn detect() -> &'static KernelSet {
+        Self::available().next().unwrap_or(&scalar::SCALAR)
+    }
+
+    /// The set of that name, if this CPU can run it.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<&'static KernelSet> {
+        Self::available().find(|set| set.name == name)
+    }
+
+    /// `out[r] = Σ rows[r] · x` for rows of little-endian f16, `[out.len(), x.len()]`.
+    ///
+    /// # Panics
+    /// If the lengths do not fit together.
+    pub fn matvec_f16(&self, rows: &[u8], x: &[f32], out: &mut [f32]) {
+        assert_eq!(rows.len(), 2 * x.len() * out.len(), "f16 matrix bytes for {} rows of {}", out.len(), x.len());
+        // SAFETY: a set exists only on a CPU that can run it; the lengths were checked.
+        unsafe { (self.matvec_f16)(rows, x, out) }
+    }
+
+    /// `out[r] = Σ rows[r] · x` for rows of f32, `[out.len(), x.len()]`.
+    ///
+    /// # Panics
+    /// If the lengths do not fit together.
+    pub fn matvec_f32(&self, rows: &[f32], x: &[f32], out: &mut [f32]) {
+        assert!(!x.is_empty(), "a matrix without columns");
+        assert_eq!(rows.len(), x.len() * out.len(), "matrix elements for {} rows of {}", out.len(), x.len());
+        // SAFETY: a set exists only on a CPU that can run it; the lengths were checked.
+        unsafe { (self.matvec_f32)(rows, x, out) }
+    }
+
+    /// `out = weight · (x / sqrt(mean(x²) + eps))`, all of one length.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        assert!(x.len() == weight.len() && x.len() == out.len(), "rms_norm of {} by {}", x.len(), weight.len());
+        // SAFETY: a set exists only on a CPU that can run it.
+        unsafe { (self.rms_norm)(x, weight, eps, out) }
+    }
+
+    /// Quantizes `x` to int8 by its largest magnitude; zeros follow where `out` is longer. Returns `s` and `Σ q`:
+    /// `s = 127 / max(absmax, 1e-5)` by one division, `q = round_half_even(x · s)`.
+    ///
+    /// # Panics
+    /// If `out` is shorter than `x`.
+    pub fn quantize(&self, x: &[f32], out: &mut [i8]) -> (f32, i32) {
+        assert!(out.len() >= x.len(), "{} values into {}", x.len(), out.len());
+        // SAFETY: a set exists only on a CPU that can run it.
+        unsafe { (self.quantize)(x, out) }
+    }
+
+    /// `out = relu(gate)² · up`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn relu2_mul(&self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        assert!(gate.len() == up.len() && gate.len() == out.len(), "gate {} and up {}", gate.len(), up.len());
+        // SAFETY: a set exists only on a CPU that can run it.
+        unsafe { (self.relu2_mul)(gate, up, out) }
+    }
+
+    /// `out = gate · sigmoid(gate) · up`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn silu_mul(&self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        assert!(gate.len() == up.len() && gate.len() == out.len(), "gate {} and up {}", gate.len(), up.len());
+        // SAFETY: a set exists only on a CPU that can run it.
+        unsafe { (self.silu_mul)(gate, up, out) }
+    }
+
+    /// `x += y`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn add(&self, x: &mut [f32], y: &[f32]) {
+        assert_eq!(x.len(), y.len(), "the terms of a sum");
+        // SAFETY: a set exists only on a CPU that can run it.
+        unsafe { (self.add)(x, y) }
+    }
+
+    /// Rotates each head of `x`, `[heads, 2 · cos.len()]`, pairing element `i` with `i + cos.len()`.
+    ///
+    /// # Panics
+    /// If `cos` and `sin` differ in length or do not divide `x`.
+    pub fn rope_half_split(&self, x: &mut [f32], cos: &[f32], sin: &[f32]) {
+        self.rope(self.rope_half_split, x, cos, sin);
+    }
+
+    /// Rotates each head of `x`, `[heads, 2 · cos.len()]`, pairing element `2i` with `2i + 1`.
+    ///
+    /// # Panics
+    /// If `cos` and `sin` differ in length or do not divide `x`.
+    pub fn rope_interleaved(&self, x: &mut [f32], cos: &[f32], sin: &[f32]) {
+        self.rope(self.rope_interleaved, x, cos, sin);
+    }
+
+    fn rope(&self, rotate: unsafe fn(&mut [f32], &[f32], &[f32]), x: &mut [f32], cos: &[f32], sin: &[f32]) {
+        let head_dim = 2 * cos.len();
+        assert!(cos.len() == sin.len() && head_dim > 0 && x.len().is_multiple_of(head_dim), "heads of {head_dim}");
+        for head in x.chunks_exact_mut(head_dim) {
+            // SAFETY: a set exists only on a CPU that can run it.
+            unsafe { rotate(head, cos, sin) }
+        }
+    }
+
+    /// Attends over one segment of the cache.
+    ///
+    /// # Panics
+    /// If a slice is shorter than the shapes say.
+    pub fn attend<T: CacheElement>(&self, segment: &Segment<'_, T>, partial: &mut Partial<'_>) {
+        let Segment { heads, head_dim, value_dim, num_keys, .. } = *segment;
+        assert!(
+            (1..=SEGMENT_HEADS).contains(&heads) && (1..=SEGMENT_KEYS).contains(&num_keys),
+            "{heads} heads, {num_keys} keys"
+        );
+        assert!(
+            value_dim.is_multiple_of(16) && value_dim >= head_dim,
+            "value rows of {value_dim} for heads of {head_dim}"
+        );
+        assert!(segment.queries.len() == heads * head_dim, "queries of {heads} heads");
+        for block in 0..num_keys.div_ceil(CACHE_BLOCK) {
+            assert!(segment.keys[block].len() == head_dim * CACHE_BLOCK, "key block {block}");
+            assert!(segment.values[block].len() == CACHE_BLOCK * value_dim, "value block {block}");
+        }
+        assert!(
+            partial.max.len() == heads && partial.sum.len() == heads && partial.acc.len() == heads * value_dim,
+            "partial"
+        );
+        // SAFETY: a set exists only on a CPU that can run it; the lengths were checked.
+        unsafe { T::attend(self)(segment, partial) }
+    }
+
+    /// Merges the partial result of a later segment of one head into that of the earlier ones.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn merge_segment(&self, max: &mut f32, sum: &mut f32, acc: &mut [f32], later: (f32, f32, &[f32])) {
+        assert_eq!(acc.len(), later.2.len(), "partial results");
+        // SAFETY: a set exists only on a CPU that can run it.
+        unsafe { (self.merge_segment)(max, sum, acc, later.0, later.1, later.2) }
+    }
+}
+
+impl std::fmt::Debug for KernelSet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("KernelSet").field(&self.name).finish()
+    }
+}
+
+/// Softmax of each head's scores over one segment, shared by all sets.
+#[inline(always)]
+pub(crate) fn softmax_heads(scores: &mut Scores, num_keys: usize, partial: &mut Partial<'_>) {
+    for ((scores, max), sum) in scores.iter_mut().zip(partial.max.iter_mut()).zip(partial.sum.iter_mut()) {
+        (*max, *sum) = portable::softmax_segment(&mut scores[..num_keys]);
+    }
+}

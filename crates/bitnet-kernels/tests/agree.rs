@@ -1,0 +1,322 @@
+//! Every instruction set, number of threads and number of rows gives the bits of the scalar reference on one thread.
+
+use bitnet_kernels::{
+    Activations, AttentionScratch, AttentionShape, CACHE_BLOCK, CacheElement, Cpu, Gate, KernelSet, LayerCache, Norm,
+    Part, Place, Pool, Qkv, TernaryMatrix,
+};
+use half::f16;
+
+/// A small generator of test inputs (xorshift).
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 >> 11
+    }
+    fn float(&mut self) -> f32 {
+        (self.next() % 2_000_001) as f32 / 500_000.0 - 2.0
+    }
+    fn floats(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.float()).collect()
+    }
+}
+
+fn scalar() -> &'static KernelSet {
+    KernelSet::by_name("scalar").expect("the scalar set is always there")
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+/// Runs `compute` with the scalar set on one thread, then with every set on 1, 2 and 3 threads; the bits must be equal.
+fn agree(what: &str, compute: impl Fn(&Cpu) -> Vec<f32>) {
+    let expected = bits(&compute(&Cpu::new(scalar(), 1)));
+    for set in KernelSet::available() {
+        for threads in [1, 2, 3] {
+            let found = bits(&compute(&Cpu::new(set, threads)));
+            assert!(expected == found, "{what}: {} on {threads} threads differs from the reference", set.name);
+        }
+    }
+}
+
+fn pack(parts: &[Part], cols: usize, weight: impl Fn(usize, usize, usize) -> i8 + Sync) -> TernaryMatrix {
+    let unpack = |part: usize, rows: std::ops::Range<usize>, codes: &mut [i8]| -> Result<(), ()> {
+        for (row, codes) in rows.zip(codes.chunks_exact_mut(cols)) {
+            for (col, code) in codes.iter_mut().enumerate() {
+                *code = weight(part, row, col);
+            }
+        }
+        Ok(())
+    };
+    TernaryMatrix::pack(&Pool::new(2), parts, cols, &unpack).expect("unpack never fails")
+}
+
+fn pseudo_weight(part: usize, row: usize, col: usize) -> i8 {
+    let mut rng = Rng(((part * 7919 + row) * 104_729 + col) as u64 * 0x9E37_79B9 + 12345);
+    rng.next();
+    rng.next();
+    (rng.next() % 3) as i8 - 1
+}
+
+fn quantized(cpu: &Cpu, x: &[f32], cols: usize) -> Activations {
+    let mut activations = Activations::new();
+    cpu.quantize(x, cols, cols, None, &mut activations);
+    activations
+}
+
+#[test]
+fn ternary_products_equal_the_definition() {
+    let parts = [Part { rows: 40, scale: 0.5 }, Part { rows: 7, scale: 0.25 }];
+    for cols in [1, 16, 100, 256, 272] {
+        let matrix = pack(&parts, cols, pseudo_weight);
+        for n in [1, 3, 8, 9] {
+            let x = Rng(7 + n as u64).floats(n * cols);
+            let cpu = Cpu::new(scalar(), 1);
+            let activations = quantized(&cpu, &x, cols);
+            let mut out = vec![f32::NAN; n * matrix.output_len()];
+            cpu.ternary_matmul(&matrix, &activations, &mut out);
+            for row in 0..n {
+                let q = activations.row(row);
+                for (index, part) in parts.iter().enumerate() {
+                    let range = matrix.output_range(index);
+                    let found = &out[row * matrix.output_len()..][range];
+                    for (r, found) in found.iter().enumerate() {
+                        let sum: i32 = (0..cols).map(|c| i32::from(pseudo_weight(index, r, c)) * i32::from(q[c])).sum();
+                        let expected = sum as f32 / activations.scale(row) * part.scale;
+                        assert_eq!(
+                            found.to_bits(),
+                            expected.to_bits(),
+                            "row {row}, part {index}, output {r} of {cols} columns"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn ternary_products_agree() {
+    let parts = [Part { rows: 96, scale: 0.7 }, Part { rows: 33, scale: 1.3 }];
+    for cols in [5, 64, 128, 300, 2560] {
+        let matrix = pack(&parts, cols, pseudo_weight);
+        for n in (1..=17).chain([40]) {
+            let x = Rng(n as u64 * 31 + cols as u64).floats(n * cols);
+            agree(&format!("{n} rows of {cols}"), |cpu| {
+                let activations = quantized(cpu, &x, cols);
+                let mut out = vec![f32::NAN; n * matrix.output_len()];
+                cpu.ternary_matmul(&matrix, &activations, &mut out);
+                out
+            });
+        }
+    }
+}
+
+#[test]
+fn the_largest_sums_do_not_overflow() {
+    // Every weight +1 or −1 and every activation ±127: the largest magnitudes there are, over many lines.
+    let cols = 16_384;
+    for (weight, sign) in [(1, 1.0), (1, -1.0), (-1, 1.0)] {
+        let matrix = pack(&[Part { rows: 32, scale: 1.0 }], cols, |_, _, _| weight);
+        for n in [1, 2, 4, 8] {
+            let x = vec![sign; n * cols];
+            let compute = |cpu: &Cpu| {
+                let activations = quantized(cpu, &x, cols);
+                let mut out = vec![f32::NAN; n * matrix.output_len()];
+                cpu.ternary_matmul(&matrix, &activations, &mut out);
+                out
+            };
+            let expected = f32::from(weight) * sign * cols as f32;
+            assert!(compute(&Cpu::new(scalar(), 1)).iter().all(|&y| (y - expected).abs() < 1.0), "{expected}");
+            agree("extreme values", compute);
+        }
+    }
+}
+
+#[test]
+fn rows_of_a_batch_equal_rows_alone() {
+    let cols = 640;
+    let matrix = pack(&[Part { rows: 64, scale: 0.1 }], cols, pseudo_weight);
+    let x = Rng(99).floats(21 * cols);
+    for set in KernelSet::available() {
+        let cpu = Cpu::new(set, 2);
+        let mut all = vec![0.0; 21 * 64];
+        cpu.ternary_matmul(&matrix, &quantized(&cpu, &x, cols), &mut all);
+        for row in 0..21 {
+            let mut one = vec![0.0; 64];
+            cpu.ternary_matmul(&matrix, &quantized(&cpu, &x[row * cols..(row + 1) * cols], cols), &mut one);
+            assert_eq!(bits(&one), bits(&all[row * 64..(row + 1) * 64]), "{} row {row}", set.name);
+        }
+    }
+}
+
+#[test]
+fn quantization_follows_the_definition() {
+    let cpu = Cpu::new(KernelSet::detect(), 1);
+    // 127 / 2 = 63.5 is exact, so 1 and −1 are ties, which go to the even neighbour.
+    let x = [2.0, 1.0, -1.0, -2.0, 0.0];
+    let activations = quantized(&cpu, &x, 5);
+    assert_eq!(activations.row(0), [127, 64, -64, -127, 0]);
+    assert_eq!(activations.scale(0).to_bits(), 63.5f32.to_bits());
+    // The floor of 1e-5 keeps a row of zeros from dividing by zero.
+    let zeros = quantized(&cpu, &[0.0; 4], 4);
+    assert_eq!(zeros.scale(0).to_bits(), (127.0f32 / 1e-5f32).to_bits());
+    assert_eq!(zeros.row(0), [0; 4]);
+}
+
+#[test]
+fn norms_gates_and_quantization_agree() {
+    for cols in [3, 16, 63, 64, 200, 1000, 2560] {
+        let mut rng = Rng(cols as u64);
+        let (x, weight) = (rng.floats(11 * 2 * cols), rng.floats(cols));
+        let norm = Norm { weight: &weight, eps: 1e-5 };
+        let flat = |a: &Activations| -> Vec<f32> {
+            (0..a.rows()).flat_map(|r| a.row(r).into_iter().map(f32::from).chain([a.scale(r)])).collect()
+        };
+        for norm in [None, Some(norm)] {
+            agree(&format!("quantize {cols}"), |cpu| {
+                let mut to = Activations::new();
+                cpu.quantize(&x, 2 * cols, cols, norm, &mut to);
+                flat(&to)
+            });
+            for gate in [Gate::Relu2, Gate::Silu] {
+                agree(&format!("{gate:?} {cols}"), |cpu| {
+                    let mut to = Activations::new();
+                    cpu.gate_and_quantize(gate, &x, 2 * cols, (0..cols, cols..2 * cols), norm, &mut to);
+                    flat(&to)
+                });
+            }
+        }
+        agree("rms_norm", |cpu| {
+            let mut out = vec![0.0; cols];
+            cpu.set().rms_norm(&x[..cols], &weight, 1e-6, &mut out);
+            cpu.set().add(&mut out, &x[cols..2 * cols]);
+            out
+        });
+    }
+}
+
+#[test]
+fn rotations_agree_and_keep_lengths() {
+    for half in [3, 32, 48, 50, 64] {
+        let x = Rng(half as u64).floats(5 * 2 * half);
+        let (cos, sin): (Vec<f32>, Vec<f32>) =
+            (0..half).map(|i| (i as f32 * 0.37).sin_cos()).map(|(s, c)| (c, s)).unzip();
+        for interleaved in [false, true] {
+            let rotate = |cpu: &Cpu| {
+                let mut x = x.clone();
+                if interleaved {
+                    cpu.set().rope_interleaved(&mut x, &cos, &sin)
+                } else {
+                    cpu.set().rope_half_split(&mut x, &cos, &sin)
+                }
+                x
+            };
+            agree("rope", rotate);
+            let length = |x: &[f32]| x.iter().map(|v| v * v).sum::<f32>();
+            let rotated = rotate(&Cpu::new(scalar(), 1));
+            assert!((length(&rotated) / length(&x) - 1.0).abs() < 1e-5, "{half}");
+        }
+    }
+}
+
+#[test]
+fn projections_agree_for_one_row_and_for_many() {
+    for cols in [1, 16, 65, 128, 300] {
+        let rows = 77;
+        let mut rng = Rng(cols as u64 + 5);
+        let table: Vec<u8> = (0..rows * cols).flat_map(|_| f16::from_f32(rng.float()).to_le_bytes()).collect();
+        let x = rng.floats(5 * cols);
+        let project = |cpu: &Cpu, x: &[f32]| {
+            let mut out = vec![f32::NAN; x.len() / cols * rows];
+            cpu.project_f16(&table, x, cols, &mut out);
+            out
+        };
+        agree("projection", |cpu| project(cpu, &x));
+        let cpu = Cpu::new(KernelSet::detect(), 2);
+        let one_by_one: Vec<f32> = x.chunks_exact(cols).flat_map(|x| project(&cpu, x)).collect();
+        assert_eq!(bits(&one_by_one), bits(&project(&cpu, &x)), "{cols} columns");
+    }
+}
+
+/// Attention of the last `queries` of `context` positions, each computed from a cache whose blocks lie in any order.
+fn attend<T: CacheElement>(
+    cpu: &Cpu,
+    shape: AttentionShape,
+    context: usize,
+    queries: usize,
+    seed: u64,
+    spread: bool,
+) -> Vec<f32> {
+    let AttentionShape { heads, kv_heads, head_dim } = shape;
+    let stride = (heads + 2 * kv_heads) * head_dim;
+    let data = Rng(seed).floats(context * stride);
+    let qkv = Qkv { data: &data, stride, offsets: [0, heads * head_dim, (heads + kv_heads) * head_dim] };
+    let num_blocks = context.div_ceil(CACHE_BLOCK);
+    let blocks: Vec<u32> =
+        (0..num_blocks as u32).map(|b| if spread { (b * 2 + 1) % (2 * num_blocks as u32 + 1) } else { b }).collect();
+    let size = 2 * num_blocks + 1;
+    // What no position has written must not matter.
+    let mut keys = vec![T::from_f32(f32::NAN); size * shape.key_block_len()];
+    let mut values = vec![T::from_f32(0.0); size * shape.value_block_len()];
+    let mut cache = LayerCache { keys: &mut keys, values: &mut values };
+    let places: Vec<Place> = (0..context).map(|position| Place { position, blocks: &blocks }).collect();
+    cpu.store_kv(shape, qkv, &places, &mut cache);
+    let first = context - queries;
+    let queries_only = Qkv { data: &data[first * stride..], ..qkv };
+    let mut out = vec![f32::NAN; queries * heads * head_dim];
+    cpu.attention(shape, queries_only, &places[first..], &cache, &mut AttentionScratch::default(), &mut out);
+    out
+}
+
+#[test]
+fn attention_agrees_and_does_not_depend_on_chunks_or_blocks() {
+    for (heads, kv_heads, head_dim) in [(4, 1, 64), (4, 2, 96), (3, 3, 100), (12, 4, 32), (5, 1, 16), (20, 5, 128)] {
+        let shape = AttentionShape { heads, kv_heads, head_dim };
+        for context in [1, 15, 33, 256, 257, 700] {
+            if context > 300 && heads == 12 {
+                continue;
+            }
+            let seed = (context * heads) as u64;
+            let queries = context.min(3);
+            agree(&format!("{shape:?} f32, context {context}"), |cpu| {
+                attend::<f32>(cpu, shape, context, queries, seed, false)
+            });
+            agree(&format!("{shape:?} f16, context {context}"), |cpu| {
+                attend::<f16>(cpu, shape, context, queries, seed, true)
+            });
+            let cpu = Cpu::new(KernelSet::detect(), 2);
+            let many = attend::<f16>(&cpu, shape, context, queries, seed, true);
+            let last = attend::<f16>(&cpu, shape, context, 1, seed, false);
+            assert_eq!(bits(&many[many.len() - last.len()..]), bits(&last), "{shape:?}, context {context}");
+        }
+    }
+}
+
+#[test]
+fn attention_is_close_to_the_textbook_formula() {
+    let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 100 };
+    let (context, seed) = (600, 3);
+    let found = attend::<f32>(&Cpu::new(KernelSet::detect(), 2), shape, context, 1, seed, false);
+    let stride = 8 * 100;
+    let data = Rng(seed).floats(context * stride);
+    for head in 0..4 {
+        let at = |position: usize, offset: usize, d: usize| f64::from(data[position * stride + offset + d]);
+        let score = |key: usize| {
+            (0..100).map(|d| at(context - 1, head * 100, d) * at(key, 400 + head / 2 * 100, d)).sum::<f64>() / 10.0
+        };
+        let max = (0..context).map(score).fold(f64::MIN, f64::max);
+        let weights: Vec<f64> = (0..context).map(|key| (score(key) - max).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        for d in 0..100 {
+            let expected: f64 =
+                (0..context).map(|key| weights[key] * at(key, 600 + head / 2 * 100, d)).sum::<f64>() / sum;
+            let got = f64::from(found[head * 100 + d]);
+            assert!((got - expected).abs() < 1e-5, "head {head}, dimension {d}: {got} and {expected}");
+        }
+    }
+}
