@@ -60,18 +60,34 @@ pub struct LayerCache<'a, T> {
     pub values: &'a mut [T],
 }
 
-/// Where a row stands: its position in its sequence, and the blocks that hold that sequence's cache.
-#[derive(Clone, Copy, Debug)]
-pub struct Place<'a> {
+/// Where a row stands in its sequence, and where the blocks of that sequence are listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
     /// From 0.
     pub position: usize,
-    /// Block `i` holds positions `i · CACHE_BLOCK` and on; at least up to `position`.
+    /// Index into [`Places::blocks`] of the sequence's first block.
+    pub table: usize,
+}
+
+impl Place {
+    fn num_segments(&self) -> usize {
+        self.position / SEGMENT_KEYS + 1
+    }
+}
+
+/// The places of the rows of a batch, and the block tables of their sequences.
+#[derive(Clone, Copy, Debug)]
+pub struct Places<'a> {
+    /// One for each row.
+    pub rows: &'a [Place],
+    /// The tables of all sequences: entry `table + i` is the block that holds positions `i · CACHE_BLOCK` and on.
     pub blocks: &'a [u32],
 }
 
-impl Place<'_> {
-    fn num_segments(&self) -> usize {
-        self.position / SEGMENT_KEYS + 1
+impl Places<'_> {
+    /// The block of the cache that holds the `index`-th run of positions of a row's sequence.
+    fn block(&self, place: &Place, index: usize) -> usize {
+        self.blocks[place.table + index] as usize
     }
 }
 
@@ -108,7 +124,7 @@ impl Cpu {
         &self,
         shape: AttentionShape,
         qkv: Qkv<'_>,
-        places: &[Place<'_>],
+        places: Places<'_>,
         cache: &mut LayerCache<'_, T>,
     ) {
         let AttentionShape { kv_heads, head_dim, .. } = shape;
@@ -116,8 +132,8 @@ impl Cpu {
         let (key_head, value_head) = (head_dim * CACHE_BLOCK, CACHE_BLOCK * value_dim);
         let (keys, values) = (Disjoint::new(cache.keys), Disjoint::new(cache.values));
         let store = |heads: Range<usize>| {
-            for (row, place) in places.iter().enumerate() {
-                let block = place.blocks[place.position / CACHE_BLOCK] as usize;
+            for (row, place) in places.rows.iter().enumerate() {
+                let block = places.block(place, place.position / CACHE_BLOCK);
                 let slot = place.position % CACHE_BLOCK;
                 for head in heads.clone() {
                     let index = block * kv_heads + head;
@@ -140,7 +156,7 @@ impl Cpu {
                 }
             }
         };
-        if places.len() < 4 { store(0..kv_heads) } else { self.pool().split(kv_heads, 1, &store) }
+        if places.rows.len() < 4 { store(0..kv_heads) } else { self.pool().split(kv_heads, 1, &store) }
     }
 
     /// Attends each row's queries over the cache up to and with the row's own position (causal); `out` is
@@ -152,15 +168,15 @@ impl Cpu {
         &self,
         shape: AttentionShape,
         qkv: Qkv<'_>,
-        places: &[Place<'_>],
+        places: Places<'_>,
         cache: &LayerCache<'_, T>,
         scratch: &mut AttentionScratch,
         out: &mut [f32],
     ) {
         let AttentionShape { heads, kv_heads, head_dim } = shape;
         assert!(head_dim <= MAX_HEAD_DIM && heads.is_multiple_of(kv_heads), "{shape:?}");
-        assert_eq!(out.len(), places.len() * heads * head_dim, "attention output");
-        let keys_seen: usize = places.iter().map(|place| place.position + 1).sum();
+        assert_eq!(out.len(), places.rows.len() * heads * head_dim, "attention output");
+        let keys_seen: usize = places.rows.iter().map(|place| place.position + 1).sum();
         self.counters().add(
             Kernel::AttentionReal,
             2 * keys_seen * heads * head_dim,
@@ -169,7 +185,7 @@ impl Cpu {
         let job = Job { set: self.set(), shape, qkv, places, keys: cache.keys, values: cache.values };
         // With few rows the heads alone would not share out evenly over the threads once the context is long.
         let split =
-            places.len() * heads < 16 * self.pool().num_threads() && places.iter().any(|p| p.num_segments() > 1);
+            places.rows.len() * heads < 16 * self.pool().num_threads() && places.rows.iter().any(|p| p.num_segments() > 1);
         if split {
             self.attend_split(&job, scratch, out);
         } else {
@@ -180,8 +196,8 @@ impl Cpu {
     /// One item is a row and some of its heads, over all segments.
     fn attend_whole<T: CacheElement>(&self, job: &Job<'_, T>, out: &mut [f32]) {
         let AttentionShape { heads, head_dim, .. } = job.shape;
-        let chunks = HeadChunks::new(job.shape, if job.places.len() == 1 { 2 } else { SEGMENT_HEADS });
-        let num_items = job.places.len() * chunks.count();
+        let chunks = HeadChunks::new(job.shape, if job.places.rows.len() == 1 { 2 } else { SEGMENT_HEADS });
+        let num_items = job.places.rows.len() * chunks.count();
         let num_threads = self.pool().num_threads();
         let out = Disjoint::new(out);
         let value_dim = job.shape.value_dim();
@@ -194,7 +210,7 @@ impl Cpu {
                 let len = chunk.len() * value_dim;
                 let (mut max, mut sum) = ([0.0; SEGMENT_HEADS], [0.0; SEGMENT_HEADS]);
                 job.attend(row, &chunk, 0, &mut max[..chunk.len()], &mut sum[..chunk.len()], &mut acc[..len]);
-                for segment in 1..job.places[row].num_segments() {
+                for segment in 1..job.places.rows[row].num_segments() {
                     let (mut later_max, mut later_sum) = ([0.0; SEGMENT_HEADS], [0.0; SEGMENT_HEADS]);
                     let (m, s) = (&mut later_max[..chunk.len()], &mut later_sum[..chunk.len()]);
                     job.attend(row, &chunk, segment, m, s, &mut later[..len]);
@@ -221,7 +237,7 @@ impl Cpu {
         let chunks = HeadChunks::new(job.shape, SEGMENT_HEADS);
         // For each row, segment and head: value_dim sums, the largest score, the sum of weights.
         let partial_len = value_dim + 2;
-        let row_segments: usize = job.places.iter().map(Place::num_segments).sum();
+        let row_segments: usize = job.places.rows.iter().map(Place::num_segments).sum();
         let needed = row_segments * heads * partial_len;
         if scratch.partials.len() < needed {
             // To the next power of two, so that a growing context allocates seldom.
@@ -249,7 +265,7 @@ impl Cpu {
             }
         });
         let mut first = 0;
-        for (row, place) in job.places.iter().enumerate() {
+        for (row, place) in job.places.rows.iter().enumerate() {
             let num_segments = place.num_segments();
             let (earliest, later) = partials[first * heads * partial_len..(first + num_segments) * heads * partial_len]
                 .split_at_mut(heads * partial_len);
@@ -305,7 +321,7 @@ struct Job<'a, T> {
     set: &'static KernelSet,
     shape: AttentionShape,
     qkv: Qkv<'a>,
-    places: &'a [Place<'a>],
+    places: Places<'a>,
     keys: &'a [T],
     values: &'a [T],
 }
@@ -313,7 +329,7 @@ struct Job<'a, T> {
 impl<T: CacheElement> Job<'_, T> {
     /// Which row and segment the `index`-th of all rows' segments is.
     fn row_and_segment(&self, mut index: usize) -> (usize, usize) {
-        for (row, place) in self.places.iter().enumerate() {
+        for (row, place) in self.places.rows.iter().enumerate() {
             if index < place.num_segments() {
                 return (row, index);
             }
@@ -334,13 +350,13 @@ impl<T: CacheElement> Job<'_, T> {
     ) {
         let AttentionShape { kv_heads, head_dim, .. } = self.shape;
         let value_dim = self.shape.value_dim();
-        let place = &self.places[row];
+        let place = &self.places.rows[row];
         let kv_head = heads.start * kv_heads / self.shape.heads;
         let first_key = segment * SEGMENT_KEYS;
         let num_keys = (place.position + 1 - first_key).min(SEGMENT_KEYS);
         let first_block = first_key / CACHE_BLOCK;
         let block = |i: usize| {
-            (i * CACHE_BLOCK < num_keys).then(|| place.blocks[first_block + i] as usize * kv_heads + kv_head)
+            (i * CACHE_BLOCK < num_keys).then(|| self.places.block(place, first_block + i) * kv_heads + kv_head)
         };
         let (key_head, value_head) = (head_dim * CACHE_BLOCK, CACHE_BLOCK * value_dim);
         let segment = Segment {

@@ -30,7 +30,7 @@ mod scalar;
 mod set;
 
 pub use activations::{Activations, TILE_ROWS};
-pub use attention::{AttentionScratch, AttentionShape, LayerCache, MAX_HEAD_DIM, Place, Qkv};
+pub use attention::{AttentionScratch, AttentionShape, LayerCache, MAX_HEAD_DIM, Place, Places, Qkv};
 pub use counters::{Count, Counters, Kernel};
 pub use cpu::{Cpu, Gate, Norm};
 pub use matrix::{BLOCK_ROWS, LINE_COLS, MAX_COLS, Part, TernaryMatrix};

@@ -2,7 +2,7 @@
 
 use bitnet_kernels::{
     Activations, AttentionScratch, AttentionShape, CACHE_BLOCK, CacheElement, Cpu, Gate, KernelSet, LayerCache, Norm,
-    Part, Place, Pool, Qkv, TernaryMatrix,
+    Part, Place, Places, Pool, Qkv, TernaryMatrix,
 };
 use half::f16;
 
@@ -264,12 +264,13 @@ fn attend<T: CacheElement>(
     let mut keys = vec![T::from_f32(f32::NAN); size * shape.key_block_len()];
     let mut values = vec![T::from_f32(0.0); size * shape.value_block_len()];
     let mut cache = LayerCache { keys: &mut keys, values: &mut values };
-    let places: Vec<Place> = (0..context).map(|position| Place { position, blocks: &blocks }).collect();
-    cpu.store_kv(shape, qkv, &places, &mut cache);
+    let all: Vec<Place> = (0..context).map(|position| Place { position, table: 0 }).collect();
+    let places = |rows: std::ops::Range<usize>| Places { rows: &all[rows], blocks: &blocks };
+    cpu.store_kv(shape, qkv, places(0..context), &mut cache);
     let first = context - queries;
     let queries_only = Qkv { data: &data[first * stride..], ..qkv };
     let mut out = vec![f32::NAN; queries * heads * head_dim];
-    cpu.attention(shape, queries_only, &places[first..], &cache, &mut AttentionScratch::default(), &mut out);
+    cpu.attention(shape, queries_only, places(first..context), &cache, &mut AttentionScratch::default(), &mut out);
     out
 }
 

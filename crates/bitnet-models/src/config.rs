@@ -1,0 +1,228 @@
+//! [`Config`]: the shape of a model and the few things in which the published graphs differ.
+
+use bitnet_kernels::{AttentionShape, Gate, MAX_COLS, MAX_HEAD_DIM};
+
+use crate::error::{Error, Result};
+use crate::gguf::{Gguf, Metadata};
+
+/// The graphs that can be run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Architecture {
+    /// BitNet b1.58 2B-4T: squared ReLU, a norm before each output projection, half-split rotation.
+    BitnetB158,
+    /// The 1bitLLM models: as above, with SiLU.
+    Bitnet,
+    /// Llama with ternary projections: SiLU, no extra norms.
+    Llama,
+}
+
+/// Which pairs of a head the rotary embedding rotates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopePairs {
+    /// `(i, i + head_dim/2)`
+    HalfSplit,
+    /// `(2i, 2i + 1)`
+    Interleaved,
+}
+
+impl Architecture {
+    /// The names in `general.architecture` that mean each graph.
+    const NAMES: [(&'static str, Self); 7] = [
+        ("bitnet-b1.58", Self::BitnetB158),
+        ("bitnet_b1_58", Self::BitnetB158),
+        ("bitnet-25", Self::BitnetB158),
+        ("bitnet25", Self::BitnetB158),
+        ("bitnet158", Self::BitnetB158),
+        ("bitnet", Self::Bitnet),
+        ("llama", Self::Llama),
+    ];
+
+    /// The graph that a file calls by this name.
+    ///
+    /// # Errors
+    /// If there is none; the error lists those there are.
+    pub fn from_name(name: &str) -> Result<Self> {
+        Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, architecture)| *architecture).ok_or_else(|| {
+            Error::Architecture {
+                found: name.escape_debug().take(64).collect(),
+                supported: Self::NAMES.map(|(name, _)| name).join(", "),
+            }
+        })
+    }
+
+    /// What gates the feed-forward network.
+    #[must_use]
+    pub fn gate(self) -> Gate {
+        match self {
+            Self::BitnetB158 => Gate::Relu2,
+            Self::Bitnet | Self::Llama => Gate::Silu,
+        }
+    }
+
+    /// Whether the inputs of the attention's and the feed-forward network's output projections are normalised.
+    #[must_use]
+    pub fn has_sub_norms(self) -> bool {
+        self != Self::Llama
+    }
+
+    /// The pairs that the rotary embedding rotates in a GGUF file of this architecture.
+    #[must_use]
+    pub fn gguf_rope_pairs(self) -> RopePairs {
+        match self {
+            Self::BitnetB158 | Self::Bitnet => RopePairs::HalfSplit,
+            Self::Llama => RopePairs::Interleaved,
+        }
+    }
+}
+
+/// The shape of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The graph.
+    pub architecture: Architecture,
+    /// What the file calls the architecture.
+    pub architecture_name: String,
+    /// What the file calls the model, if anything.
+    pub name: Option<String>,
+    /// Rows of the embedding table.
+    pub vocab_size: usize,
+    /// Length of the residual stream.
+    pub hidden_size: usize,
+    /// Transformer blocks.
+    pub num_layers: usize,
+    /// Heads and their length.
+    pub attention: AttentionShape,
+    /// Inner length of the feed-forward network.
+    pub ffn_size: usize,
+    /// Positions that the model was trained for.
+    pub context_length: usize,
+    /// Epsilon of all norms.
+    pub rms_norm_eps: f32,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f32,
+    /// What positions are divided by (linear scaling); 1 for none.
+    pub rope_scaling_factor: f32,
+    /// Pairs that are rotated.
+    pub rope_pairs: RopePairs,
+}
+
+impl Config {
+    /// Reads the configuration in the metadata of a GGUF file.
+    ///
+    /// # Errors
+    /// If a key is missing, of the wrong type, out of range, or contradicts another.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
+        let metadata = gguf.metadata();
+        let architecture_name = metadata.require_str("general.architecture")?.to_owned();
+        let architecture = Architecture::from_name(&architecture_name)?;
+        let keys = Keys { metadata, architecture: &architecture_name };
+        let hidden_size = keys.size("embedding_length", MAX_COLS)?;
+        let heads = keys.size("attention.head_count", 4096)?;
+        let kv_heads = match metadata.u32(&keys.key("attention.head_count_kv"))? {
+            Some(_) => keys.size("attention.head_count_kv", heads)?,
+            None => heads,
+        };
+        let head_dim = match metadata.u32(&keys.key("attention.key_length"))? {
+            Some(_) => keys.size("attention.key_length", MAX_HEAD_DIM)?,
+            None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
+            None => {
+                let problem = format!("{heads} heads do not divide embedding_length {hidden_size}");
+                return Err(keys.error("attention.head_count", problem));
+            }
+        };
+        for key in ["rope.dimension_count", "attention.value_length"] {
+            if let Some(found) = metadata.u32(&keys.key(key))? {
+                if found as usize != head_dim {
+                    return Err(keys.error(key, format!("{found}, but a head has {head_dim}; partial rotation and unequal lengths are not supported")));
+                }
+            }
+        }
+        let rope_scaling_factor = match metadata.str(&keys.key("rope.scaling.type"))? {
+            None | Some("none") => 1.0,
+            Some("linear") => metadata.require_f32(&keys.key("rope.scaling.factor"))?,
+            Some(other) => {
+                let other: String = other.escape_debug().take(64).collect();
+                return Err(keys.error("rope.scaling.type", format!("{other:?} is not supported; none and linear are")));
+            }
+        };
+        let vocab_size = gguf.require_tensor("token_embd.weight")?.rows();
+        if let Some(stated) = metadata.u32(&keys.key("vocab_size"))? {
+            if stated as usize != vocab_size {
+                return Err(keys.error("vocab_size", format!("{stated}, but token_embd.weight has {vocab_size} rows")));
+            }
+        }
+        Self {
+            architecture,
+            name: metadata.str("general.name")?.map(str::to_owned),
+            vocab_size,
+            hidden_size,
+            num_layers: keys.size("block_count", gguf.tensors().len())?,
+            attention: AttentionShape { heads, kv_heads, head_dim },
+            ffn_size: keys.size("feed_forward_length", MAX_COLS)?,
+            context_length: keys.size("context_length", u32::MAX as usize)?,
+            rms_norm_eps: metadata.require_f32(&keys.key("attention.layer_norm_rms_epsilon"))?,
+            rope_theta: metadata.f32(&keys.key("rope.freq_base"))?.unwrap_or(10_000.0),
+            rope_scaling_factor,
+            rope_pairs: architecture.gguf_rope_pairs(),
+            architecture_name,
+        }
+        .checked()
+    }
+
+    /// Checks what every source of a configuration must hold to.
+    ///
+    /// # Errors
+    /// If a number is out of range or two contradict each other.
+    pub fn checked(self) -> Result<Self> {
+        let AttentionShape { heads, kv_heads, head_dim } = self.attention;
+        let wrong = |key: &str, problem: String| Err(Error::Config { key: key.to_owned(), problem });
+        if !heads.is_multiple_of(kv_heads) {
+            return wrong("attention.head_count", format!("{heads} is no multiple of {kv_heads} key/value heads"));
+        }
+        if !head_dim.is_multiple_of(2) || head_dim > MAX_HEAD_DIM {
+            return wrong("attention head size", format!("{head_dim}; even sizes up to {MAX_HEAD_DIM} are supported"));
+        }
+        for (key, size) in [("attention output", heads * head_dim), ("vocab_size", self.vocab_size)] {
+            let max = if key == "vocab_size" { 1 << 24 } else { MAX_COLS };
+            if size > max {
+                return wrong(key, format!("{size}; at most {max} is supported"));
+            }
+        }
+        for (key, value, max) in [
+            ("attention.layer_norm_rms_epsilon", self.rms_norm_eps, 1.0),
+            ("rope.freq_base", self.rope_theta, 1e12),
+            ("rope.scaling.factor", self.rope_scaling_factor, 1e6),
+        ] {
+            if !(value.is_normal() && value > 0.0 && value <= max) {
+                return wrong(key, format!("{value}; more than 0 and at most {max} is possible"));
+            }
+        }
+        Ok(self)
+    }
+}
+
+/// Keys of one architecture.
+struct Keys<'a> {
+    metadata: &'a Metadata,
+    architecture: &'a str,
+}
+
+impl Keys<'_> {
+    fn key(&self, key: &str) -> String {
+        format!("{}.{key}", self.architecture)
+    }
+
+    fn error(&self, key: &str, problem: String) -> Error {
+        Error::Config { key: self.key(key), problem }
+    }
+
+    /// A required size of at least 1.
+    fn size(&self, key: &str, max: usize) -> Result<usize> {
+        let found = self.metadata.require_u32(&self.key(key))? as usize;
+        if (1..=max).contains(&found) {
+            Ok(found)
+        } else {
+            Err(self.error(key, format!("{found}; 1 to {max} is possible")))
+        }
+    }
+}

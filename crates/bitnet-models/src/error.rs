@@ -1,0 +1,172 @@
+//! The one error of this crate: what was wrong with a file or a model, who the culprit is, and the numbers.
+
+use std::path::PathBuf;
+
+/// What can be wrong with a model file or the model in it.
+///
+/// Names that come out of a file are shortened and escaped before they get here, so a message is always one
+/// printable line.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system could not open, map or read the file.
+    #[error("cannot read {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The path names a directory, a pipe or a device.
+    #[error("{} is not a regular file", path.display())]
+    NotAFile {
+        /// The path as given.
+        path: PathBuf,
+    },
+    /// The file does not begin with the four bytes `GGUF`.
+    #[error("not a GGUF file: begins with {found}, expected \"GGUF\"")]
+    NotGguf {
+        /// The first bytes of the file, escaped.
+        found: String,
+    },
+    /// A GGUF file of a big-endian machine.
+    #[error("GGUF file is big endian (version {version}); only little-endian files are supported")]
+    GgufBigEndian {
+        /// Its version, read the right way round.
+        version: u32,
+    },
+    /// A GGUF version other than 2 and 3.
+    #[error("GGUF version {version} is not supported; versions 2 and 3 are")]
+    GgufVersion {
+        /// The version in the file.
+        version: u32,
+    },
+    /// The file ends before what its header promises.
+    #[error("GGUF file ends inside {what}: {needed} bytes needed at byte {offset}, {left} left")]
+    GgufTruncated {
+        /// What was being read.
+        what: String,
+        /// Where it begins, in bytes from the start of the file.
+        offset: usize,
+        /// Bytes it needs at least.
+        needed: u64,
+        /// Bytes the file has from there on.
+        left: usize,
+    },
+    /// Something in the file contradicts the format.
+    #[error("GGUF {culprit}: {problem}")]
+    GgufMalformed {
+        /// The key, tensor or header field.
+        culprit: String,
+        /// What is wrong with it, with the numbers.
+        problem: String,
+    },
+    /// A tensor of a type whose size is not known.
+    #[error("tensor {tensor} has type {found}, which is not supported; supported are {supported}")]
+    TensorType {
+        /// The tensor's name.
+        tensor: String,
+        /// The type id in the file, with its name where one is known.
+        found: String,
+        /// The names and ids of the types that can be read.
+        supported: String,
+    },
+    /// A metadata key that must be there is not.
+    #[error("metadata key {key} is missing")]
+    MetadataMissing {
+        /// The key.
+        key: String,
+    },
+    /// A metadata value of the wrong type or out of range.
+    #[error("metadata key {key} is {found}, expected {wanted}")]
+    MetadataType {
+        /// The key.
+        key: String,
+        /// The type that was asked for.
+        wanted: &'static str,
+        /// The type and, for scalars, the value that the file holds.
+        found: String,
+    },
+    /// A tensor that must be there is not.
+    #[error("tensor {name} is missing")]
+    TensorMissing {
+        /// The tensor's name.
+        name: String,
+    },
+    /// An architecture that there is no graph for.
+    #[error("architecture {found:?} is not supported; supported are {supported}")]
+    Architecture {
+        /// The name in the file, shortened and escaped.
+        found: String,
+        /// The names that are.
+        supported: String,
+    },
+    /// A number of the configuration that is out of range or contradicts another.
+    #[error("model configuration: {key} is {problem}")]
+    Config {
+        /// The key.
+        key: String,
+        /// Its value and what would be possible.
+        problem: String,
+    },
+    /// A tensor whose shape is not what the configuration says.
+    #[error("tensor {tensor} has shape {found:?}, expected {expected:?}")]
+    Shape {
+        /// The tensor's name.
+        tensor: String,
+        /// Its dimensions, the contiguous one first.
+        found: Vec<usize>,
+        /// What they must be.
+        expected: Vec<usize>,
+    },
+    /// A tensor of a type that cannot be used in its place.
+    #[error("tensor {tensor} has type {found}; {used_as} can be {supported}")]
+    TensorUse {
+        /// The tensor's name.
+        tensor: String,
+        /// Its type.
+        found: &'static str,
+        /// What it is needed for.
+        used_as: &'static str,
+        /// The types that would do.
+        supported: &'static str,
+    },
+    /// A tensor that the graph of this architecture does not have. Leaving it out would change the result.
+    #[error("tensor {tensor} has no place in the {architecture} graph, which uses {used}")]
+    TensorUnknown {
+        /// The tensor's name.
+        tensor: String,
+        /// The architecture as the file names it.
+        architecture: String,
+        /// What the graph uses.
+        used: &'static str,
+    },
+    /// The bytes of a tensor contradict its format.
+    #[error("tensor {tensor}")]
+    Tensor {
+        /// The tensor's name.
+        tensor: String,
+        /// What is wrong with them.
+        source: bitnet_quantization::Error,
+    },
+    /// Values of a tensor that no model can have.
+    #[error("tensor {tensor}: {problem}")]
+    TensorValues {
+        /// The tensor's name.
+        tensor: String,
+        /// What is wrong, with the numbers.
+        problem: String,
+    },
+    /// No memory for the key/value cache.
+    #[error("no memory for the key/value cache of {positions} positions ({bytes} bytes)")]
+    KvMemory {
+        /// Positions it was to hold.
+        positions: usize,
+        /// Bytes that takes.
+        bytes: usize,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// The crate's results.
+pub type Result<T> = std::result::Result<T, Error>;

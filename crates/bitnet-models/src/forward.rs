@@ -1,0 +1,291 @@
+//! The forward pass, once, in the order of the paper: token ids to logits.
+//!
+//! ```text
+//! x = embedding[token]
+//! for each layer:
+//!     q, k, v = BitLinear(rms_norm(x));  rotate q and k;  k, v to the cache
+//!     x += BitLinear(sub_norm(attention(q, cache)))
+//!     gate, up = BitLinear(rms_norm(x))
+//!     x += BitLinear(sub_norm(act(gate) · up))
+//! logits = head · rms_norm(x)
+//! ```
+//!
+//! BitLinear quantizes its input rows to int8 and multiplies by ternary weights (BitNet b1.58, Ma et al. 2024).
+//! Rows of several sequences go through together; no row's result depends on which others are there.
+
+use bitnet_kernels::{
+    Activations, AttentionScratch, CacheElement, Cpu, Kernel, KernelSet, LayerCache, Place, Places, Qkv, math,
+};
+
+use crate::cache::{KvCache, KvType};
+use crate::config::RopePairs;
+use crate::model::{LanguageModel, Layer};
+
+/// Which rows of a chunk logits are wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogitRows {
+    /// None: the chunk only fills the cache.
+    None,
+    /// The last token's.
+    Last,
+    /// Every token's.
+    All,
+}
+
+/// Consecutive tokens of one sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct Chunk<'a> {
+    /// At least one; each below the size of the vocabulary.
+    pub tokens: &'a [u32],
+    /// Position of the first token; all positions before it are in the cache.
+    pub position: usize,
+    /// The sequence's blocks of the cache, enough for its last position.
+    pub blocks: &'a [u32],
+    /// Which logits to compute.
+    pub logits: LogitRows,
+}
+
+/// The activations of one pass. Grows to the largest batch it meets, so a decode step allocates nothing.
+#[derive(Default)]
+pub struct Workspace {
+    /// Residual stream, `[rows, hidden]`.
+    x: Vec<f32>,
+    /// `[rows, qkv.output_len]`
+    qkv: Vec<f32>,
+    /// Attention output, `[rows, heads · head_dim]`.
+    attention: Vec<f32>,
+    /// What a projection adds to the residual stream, `[rows, output_len]`.
+    delta: Vec<f32>,
+    /// `[rows, gate_up.output_len]`
+    gate_up: Vec<f32>,
+    /// `[logit rows, hidden]`
+    normed: Vec<f32>,
+    /// `[logit rows, vocab]`
+    logits: Vec<f32>,
+    /// Cosines, then sines, of each row's angles, `[rows, head_dim]`.
+    rotations: Vec<f32>,
+    activations: Activations,
+    attention_scratch: AttentionScratch,
+    /// Tokens of all chunks, `[rows]`.
+    tokens: Vec<u32>,
+    /// `[rows]`
+    places: Vec<Place>,
+    /// Block tables of all chunks.
+    blocks: Vec<u32>,
+    /// Rows whose logits are wanted.
+    wanted: Vec<usize>,
+}
+
+impl LanguageModel {
+    /// Runs the chunks, which must be of different sequences, and returns the logits asked for: `[logit rows, vocab]`,
+    /// in the order of the chunks. The cache then holds the keys and values of all tokens.
+    ///
+    /// # Panics
+    /// If a token is outside the vocabulary, a chunk is empty, or a block table is too short.
+    pub fn forward<'w>(
+        &self,
+        cpu: &Cpu,
+        workspace: &'w mut Workspace,
+        cache: &mut KvCache,
+        chunks: &[Chunk<'_>],
+    ) -> &'w [f32] {
+        match cache.kv_type() {
+            KvType::F16 => self.forward_layers(cpu, workspace, cache, chunks, KvCache::layer_f16),
+            KvType::F32 => self.forward_layers(cpu, workspace, cache, chunks, KvCache::layer_f32),
+        }
+        self.project_logits(cpu, workspace)
+    }
+
+    /// Everything but the head. Leaves in `w.x` the rows whose logits are wanted.
+    fn forward_layers<T: CacheElement>(
+        &self,
+        cpu: &Cpu,
+        w: &mut Workspace,
+        cache: &mut KvCache,
+        chunks: &[Chunk<'_>],
+        layer_cache: for<'a> fn(&'a mut KvCache, usize) -> LayerCache<'a, T>,
+    ) {
+        w.place(chunks, self.config.vocab_size);
+        self.embed(cpu, w);
+        self.rotations(cpu, w);
+        let last = self.layers.len() - 1;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let mut cached = layer_cache(cache, index);
+            self.project_qkv(cpu, w, layer, &mut cached);
+            if index == last {
+                // Nothing after the last layer's keys and values needs the rows without logits.
+                w.keep_wanted(self.config.hidden_size, layer.qkv.output_len());
+            }
+            if !w.places.is_empty() {
+                self.attend(cpu, w, layer, &cached);
+                self.feed_forward(cpu, w, layer);
+            }
+        }
+    }
+
+    fn embed(&self, cpu: &Cpu, w: &mut Workspace) {
+        let rows = w.tokens.len();
+        let hidden = self.config.hidden_size;
+        cpu.counters().add(Kernel::EmbeddingLookup, 0, rows * self.embedding.row_bytes());
+        let (tokens, x) = (&w.tokens, sized(&mut w.x, rows * hidden));
+        cpu.for_rows(x, hidden, &|row, x| self.embedding.read_row(tokens[row] as usize, x));
+    }
+
+    /// The angles of every row, the same for all layers: `position · frequency`, rounded to f32 as the reference does.
+    fn rotations(&self, cpu: &Cpu, w: &mut Workspace) {
+        let head_dim = self.config.attention.head_dim;
+        let (places, rotations) = (&w.places, sized(&mut w.rotations, w.places.len() * head_dim));
+        cpu.for_rows(rotations, head_dim, &|row, rotations| {
+            let (cos, sin) = rotations.split_at_mut(head_dim / 2);
+            for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&self.rope_frequencies) {
+                (*sin, *cos) = math::sin_cos(places[row].position as f32 * frequency);
+            }
+        });
+    }
+
+    /// Queries, keys and values of each row; keys and values go to the cache.
+    fn project_qkv<T: CacheElement>(&self, cpu: &Cpu, w: &mut Workspace, layer: &Layer, cache: &mut LayerCache<'_, T>) {
+        let shape = self.config.attention;
+        let hidden = self.config.hidden_size;
+        cpu.quantize(&w.x, hidden, hidden, Some(self.norm(&layer.attention_norm)), &mut w.activations);
+        let stride = layer.qkv.output_len();
+        let qkv = sized(&mut w.qkv, w.places.len() * stride);
+        cpu.ternary_matmul(&layer.qkv, &w.activations, qkv);
+
+        let rotated = (shape.heads + shape.kv_heads) * shape.head_dim;
+        cpu.counters().add(Kernel::RopeApply, 2 * rotated * w.places.len(), 0);
+        let (set, rotations) = (cpu.set(), &w.rotations);
+        let rotate = match self.config.rope_pairs {
+            RopePairs::HalfSplit => KernelSet::rope_half_split,
+            RopePairs::Interleaved => KernelSet::rope_interleaved,
+        };
+        cpu.for_rows(qkv, stride, &|row, qkv| {
+            let (cos, sin) = rotations[row * shape.head_dim..(row + 1) * shape.head_dim].split_at(shape.head_dim / 2);
+            rotate(set, &mut qkv[layer.qkv.output_range(0)], cos, sin);
+            rotate(set, &mut qkv[layer.qkv.output_range(1)], cos, sin);
+        });
+        cpu.store_kv(shape, w.qkv_rows(layer), w.places(), cache);
+    }
+
+    /// `x += BitLinear(sub_norm(attention))`
+    fn attend<T: CacheElement>(&self, cpu: &Cpu, w: &mut Workspace, layer: &Layer, cache: &LayerCache<'_, T>) {
+        let shape = self.config.attention;
+        let width = shape.heads * shape.head_dim;
+        let rows = w.places.len();
+        let qkv = Qkv { data: &w.qkv, stride: layer.qkv.output_len(), offsets: qkv_offsets(layer) };
+        let places = Places { rows: &w.places, blocks: &w.blocks };
+        let attention = sized(&mut w.attention, rows * width);
+        cpu.attention(shape, qkv, places, cache, &mut w.attention_scratch, attention);
+
+        let norm = layer.attention_sub_norm.as_deref().map(|weight| self.norm(weight));
+        cpu.quantize(attention, width, width, norm, &mut w.activations);
+        let stride = layer.attention_output.output_len();
+        let delta = sized(&mut w.delta, rows * stride);
+        cpu.ternary_matmul(&layer.attention_output, &w.activations, delta);
+        self.add(cpu, &mut w.x, delta, stride);
+    }
+
+    /// `x += BitLinear(sub_norm(act(gate) · up))`
+    fn feed_forward(&self, cpu: &Cpu, w: &mut Workspace, layer: &Layer) {
+        let hidden = self.config.hidden_size;
+        let rows = w.places.len();
+        cpu.quantize(&w.x, hidden, hidden, Some(self.norm(&layer.ffn_norm)), &mut w.activations);
+        let stride = layer.gate_up.output_len();
+        let gate_up = sized(&mut w.gate_up, rows * stride);
+        cpu.ternary_matmul(&layer.gate_up, &w.activations, gate_up);
+
+        let gate_and_up = (layer.gate_up.output_range(0), layer.gate_up.output_range(1));
+        let norm = layer.ffn_sub_norm.as_deref().map(|weight| self.norm(weight));
+        cpu.gate_and_quantize(self.config.architecture.gate(), gate_up, stride, gate_and_up, norm, &mut w.activations);
+        let stride = layer.ffn_down.output_len();
+        let delta = sized(&mut w.delta, rows * stride);
+        cpu.ternary_matmul(&layer.ffn_down, &w.activations, delta);
+        self.add(cpu, &mut w.x, delta, stride);
+    }
+
+    /// `x += delta`, whose rows are padded.
+    fn add(&self, cpu: &Cpu, x: &mut [f32], delta: &[f32], stride: usize) {
+        let hidden = self.config.hidden_size;
+        let set = cpu.set();
+        cpu.for_rows(x, hidden, &|row, x| set.add(x, &delta[row * stride..row * stride + hidden]));
+    }
+
+    /// `logits = head · rms_norm(x)`
+    fn project_logits<'w>(&self, cpu: &Cpu, w: &'w mut Workspace) -> &'w [f32] {
+        let hidden = self.config.hidden_size;
+        let rows = w.places.len();
+        let normed = sized(&mut w.normed, rows * hidden);
+        let (set, x) = (cpu.set(), &w.x);
+        cpu.for_rows(normed, hidden, &|row, normed| {
+            set.rms_norm(&x[row * hidden..(row + 1) * hidden], &self.output_norm, self.config.rms_norm_eps, normed);
+        });
+        let logits = sized(&mut w.logits, rows * self.config.vocab_size);
+        if rows > 0 {
+            self.head().project(cpu, normed, logits);
+        }
+        logits
+    }
+}
+
+impl Workspace {
+    /// Empty.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Lays the chunks out as rows.
+    fn place(&mut self, chunks: &[Chunk<'_>], vocab_size: usize) {
+        self.tokens.clear();
+        self.places.clear();
+        self.blocks.clear();
+        self.wanted.clear();
+        for chunk in chunks {
+            let end = chunk.position + chunk.tokens.len();
+            assert!(!chunk.tokens.is_empty(), "an empty chunk");
+            assert!(chunk.blocks.len() * KvCache::BLOCK >= end, "{} blocks for {end} positions", chunk.blocks.len());
+            let table = self.blocks.len();
+            self.blocks.extend_from_slice(chunk.blocks);
+            for (index, &token) in chunk.tokens.iter().enumerate() {
+                assert!((token as usize) < vocab_size, "token {token} of a vocabulary of {vocab_size}");
+                let is_last = index + 1 == chunk.tokens.len();
+                if chunk.logits == LogitRows::All || chunk.logits == LogitRows::Last && is_last {
+                    self.wanted.push(self.tokens.len());
+                }
+                self.tokens.push(token);
+                self.places.push(Place { position: chunk.position + index, table });
+            }
+        }
+    }
+
+    /// Moves the rows whose logits are wanted to the front and forgets the others.
+    fn keep_wanted(&mut self, hidden: usize, qkv_stride: usize) {
+        for (to, &from) in self.wanted.iter().enumerate() {
+            self.x.copy_within(from * hidden..(from + 1) * hidden, to * hidden);
+            self.qkv.copy_within(from * qkv_stride..(from + 1) * qkv_stride, to * qkv_stride);
+            self.places[to] = self.places[from];
+        }
+        let rows = self.wanted.len();
+        self.places.truncate(rows);
+        self.x.truncate(rows * hidden);
+        self.qkv.truncate(rows * qkv_stride);
+    }
+
+    fn places(&self) -> Places<'_> {
+        Places { rows: &self.places, blocks: &self.blocks }
+    }
+
+    fn qkv_rows(&self, layer: &Layer) -> Qkv<'_> {
+        Qkv { data: &self.qkv, stride: layer.qkv.output_len(), offsets: qkv_offsets(layer) }
+    }
+}
+
+fn qkv_offsets(layer: &Layer) -> [usize; 3] {
+    std::array::from_fn(|part| layer.qkv.output_range(part).start)
+}
+
+/// The buffer at exactly this length; what it holds is unspecified. Allocates only to grow beyond what it ever was.
+fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    buffer.resize(len, 0.0);
+    buffer
+}

@@ -1,0 +1,82 @@
+//! The bytes of a model: mapped from a file, embedded in the program, or owned; and the advice to the system about them.
+
+#![expect(
+    unsafe_code,
+    reason = "a file can only be mapped, and its pages dropped, through unsafe calls"
+)]
+
+use std::fs::File;
+use std::ops::Deref;
+use std::path::Path;
+
+use memmap2::Mmap;
+
+use crate::error::{Error, Result};
+
+/// The bytes of one model file, immutable for as long as they live.
+pub(super) enum ModelBytes {
+    Mapped(Mmap),
+    Static(&'static [u8]),
+    Owned(Vec<u8>),
+}
+
+impl ModelBytes {
+    /// Maps a regular file read-only. Nothing is read yet; pages come in as they are touched.
+    pub(super) fn map(path: &Path) -> Result<Self> {
+        let io = |source| Error::Io {
+            path: path.to_owned(),
+            source,
+        };
+        // Asked before opening: opening a pipe would wait for its writer.
+        if !std::fs::metadata(path).map_err(io)?.is_file() {
+            return Err(Error::NotAFile {
+                path: path.to_owned(),
+            });
+        }
+        let file = File::open(path).map_err(io)?;
+        if file.metadata().map_err(io)?.len() == 0 {
+            return Ok(Self::Owned(Vec::new())); // some systems refuse to map nothing
+        }
+        // SAFETY: the mapping is read-only and lives as long as the value. Like every program that maps its models, we
+        // rely on nobody truncating or rewriting the file in place meanwhile; replacing it by rename is harmless.
+        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        Ok(Self::Mapped(map))
+    }
+
+    /// Tells the system that a range will be read once, front to back, soon. Advice only: failure changes nothing.
+    pub(super) fn advise_sequential(&self, offset: usize, len: usize) {
+        #[cfg(unix)]
+        if let Self::Mapped(map) = self {
+            let _ = map.advise_range(memmap2::Advice::Sequential, offset, len);
+            let _ = map.advise_range(memmap2::Advice::WillNeed, offset, len);
+        }
+        #[cfg(not(unix))]
+        let _ = (offset, len);
+    }
+
+    /// Lets the system take back the memory of a range. The bytes stay readable: they come from the file again.
+    pub(super) fn advise_done(&self, offset: usize, len: usize) {
+        #[cfg(unix)]
+        if let Self::Mapped(map) = self {
+            // SAFETY: the mapping is shared, read-only and backed by the file, so dropping its pages loses nothing: a
+            // later read, through a borrow older than this call too, faults the same bytes in again.
+            let _ = unsafe {
+                map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, len)
+            };
+        }
+        #[cfg(not(unix))]
+        let _ = (offset, len);
+    }
+}
+
+impl Deref for ModelBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Static(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! The formats that embeddings, heads and norms are stored in: rows of floats or of blocks with a scale, to f32.
+//!
+//! ```text
+//! Q8_0, 32 values in 34 bytes:    scale f16 | int8[32]
+//! Q4_0, 32 values in 18 bytes:    scale f16 | byte j holds values j (low) and j+16 (high), minus 8
+//! Q6_K, 256 values in 210 bytes:  low 4 bits [128] | high 2 bits [64] | int8 scale of each 16 values [16] | scale f16
+//! ```
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+use crate::error::{Error, Result, expect_len, num_weights};
+
+/// How a row of numbers is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "the field's own names")]
+#[expect(non_camel_case_types, reason = "the field's own names")]
+pub enum Dense {
+    F32,
+    F16,
+    BF16,
+    Q8_0,
+    Q6_K,
+    Q4_0,
+}
+
+impl Dense {
+    /// The format's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::BF16 => "BF16",
+            Self::Q8_0 => "Q8_0",
+            Self::Q6_K => "Q6_K",
+            Self::Q4_0 => "Q4_0",
+        }
+    }
+
+    /// Values of a block; 1 for plain floats.
+    pub fn block_len(self) -> usize {
+        match self {
+            Self::F32 | Self::F16 | Self::BF16 => 1,
+            Self::Q8_0 | Self::Q4_0 => 32,
+            Self::Q6_K => 256,
+        }
+    }
+
+    /// Bytes of a block.
+    pub fn block_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+            Self::Q8_0 => 34,
+            Self::Q6_K => 210,
+            Self::Q4_0 => 18,
+        }
+    }
+
+    /// Bytes of a `[rows, cols]` tensor; `cols` must be a multiple of the block.
+    pub fn size_bytes(self, rows: usize, cols: usize) -> Result<usize> {
+        let n = num_weights(self.name(), rows, cols)?;
+        if !cols.is_multiple_of(self.block_len()) {
+            let rule = "the number of columns must be a multiple of the block";
+            return Err(Error::Shape { format: self.name(), rows, cols, rule });
+        }
+        Ok(n / self.block_len() * self.block_bytes())
+    }
+
+    /// Turns one row, or any number of whole rows, into f32. bytes: `size_bytes(1, out.len())`.
+    pub fn dequantize(self, bytes: &[u8], out: &mut [f32]) -> Result<()> {
+        expect_len(self.name(), "row", bytes.len(), self.size_bytes(1, out.len())?)?;
+        match self {
+            Self::F32 => {
+                for (x, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                    *x = f32::from_le_bytes(*b);
+                }
+            }
+            Self::F16 => dequantize_f16(bytes, out),
+            Self::BF16 => {
+                for (x, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *x = bf16::from_le_bytes(*b).to_f32();
+                }
+            }
+            Self::Q8_0 => each_block::<34, 32>(bytes, out, |block, out| {
+                let d = f16_at(block, 0);
+                for (x, &q) in out.iter_mut().zip(&block[2..]) {
+                    *x = d * f32::from(q as i8);
+                }
+            }),
+            Self::Q4_0 => each_block::<18, 32>(bytes, out, |block, out| {
+                let d = f16_at(block, 0);
+                let (low, high) = out.split_at_mut(16);
+                for ((low, high), &byte) in low.iter_mut().zip(high).zip(&block[2..]) {
+                    *low = d * f32::from((byte & 15) as i8 - 8);
+                    *high = d * f32::from((byte >> 4) as i8 - 8);
+                }
+            }),
+            Self::Q6_K => each_block::<210, 256>(bytes, out, dequantize_q6_k),
+        }
+        Ok(())
+    }
+}
+
+/// Converts through small buffers, so that the processor's own conversion is used where it has one.
+fn dequantize_f16(bytes: &[u8], out: &mut [f32]) {
+    for (bytes, out) in bytes.chunks(128).zip(out.chunks_mut(64)) {
+        let mut halves = [f16::ZERO; 64];
+        for (half, b) in halves.iter_mut().zip(bytes.as_chunks::<2>().0) {
+            *half = f16::from_le_bytes(*b);
+        }
+        halves[..out.len()].convert_to_f32_slice(out);
+    }
+}
+
+fn each_block<const BYTES: usize, const LEN: usize>(
+    bytes: &[u8],
+    out: &mut [f32],
+    dequantize: impl Fn(&[u8; BYTES], &mut [f32; LEN]),
+) {
+    for (block, out) in bytes.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
+        dequantize(block, out);
+    }
+}
+
+fn f16_at(block: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
+
+/// Each half of 128 values is four runs of 32: run r takes nibble r/2 of low byte 32·(r%2) + l and bits 2r of high byte l.
+fn dequantize_q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
+    let d = f16_at(block, 208);
+    for (half, out) in out.as_chunks_mut::<128>().0.iter_mut().enumerate() {
+        let low = &block[64 * half..64 * half + 64];
+        let high = &block[128 + 32 * half..128 + 32 * half + 32];
+        let scales = &block[192 + 8 * half..192 + 8 * half + 8];
+        for (r, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            let low = &low[32 * (r % 2)..32 * (r % 2) + 32];
+            for l in 0..32 {
+                let q = low[l] >> (4 * (r / 2)) & 15 | (high[l] >> (2 * r) & 3) << 4;
+                let scale = d * f32::from(scales[2 * r + l / 16] as i8);
+                out[l] = scale * f32::from(q as i8 - 32);
+            }
+        }
+    }
+}

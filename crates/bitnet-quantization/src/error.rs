@@ -1,0 +1,146 @@
+//! The one error of this crate: a matrix that does not fit its format, with the numbers.
+
+/// What can be wrong with packed weights.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Error {
+    /// The format cannot hold a matrix of this shape.
+    #[error("{format} cannot hold a [{rows}, {cols}] matrix: {rule}")]
+    Shape {
+        /// The format's name.
+        format: &'static str,
+        /// Output rows.
+        rows: usize,
+        /// Input columns.
+        cols: usize,
+        /// The rule that is broken.
+        rule: &'static str,
+    },
+    /// A slice is not as long as its shape says.
+    #[error("{format} {what} has {found} elements, expected {expected}")]
+    Length {
+        /// The format's name.
+        format: &'static str,
+        /// Which slice.
+        what: &'static str,
+        /// The elements it must have.
+        expected: usize,
+        /// The elements it has.
+        found: usize,
+    },
+    /// A range of rows reaches past the last.
+    #[error("rows {start} to {end} asked of a {format} matrix that has {rows}")]
+    Rows {
+        /// The format's name.
+        format: &'static str,
+        /// First row asked for.
+        start: usize,
+        /// One past the last row asked for.
+        end: usize,
+        /// Rows there are.
+        rows: usize,
+    },
+    /// Packed bits that stand for no ternary weight.
+    #[error("{format} code at row {row}, column {col} is {code}, which is no ternary weight")]
+    Code {
+        /// The format's name.
+        format: &'static str,
+        /// Its row.
+        row: usize,
+        /// Its column, the first one of the group where a code stands for several weights.
+        col: usize,
+        /// The code as packed.
+        code: u8,
+    },
+    /// A weight to pack is not −1, 0 or 1.
+    #[error("weight at row {row}, column {col} is {value}; {format} packs -1, 0 and 1")]
+    Weight {
+        /// The format's name.
+        format: &'static str,
+        /// Its row.
+        row: usize,
+        /// Its column.
+        col: usize,
+        /// The weight.
+        value: i8,
+    },
+    /// A weight to quantize, or a scale, is infinite or not a number.
+    #[error("{what} {index} is {value}, which is not finite")]
+    NotFinite {
+        /// What it is: a weight, a scale.
+        what: &'static str,
+        /// Its index in row-major order, or the block's.
+        index: usize,
+        /// Its value.
+        value: f32,
+    },
+    /// The blocks of a tensor have scales that differ.
+    #[error("{format} blocks have different scales; one scale a tensor is supported")]
+    BlockScales {
+        /// The format's name.
+        format: &'static str,
+    },
+}
+
+/// The crate's results.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// `rows · cols`, or the error that names the shape.
+pub(crate) fn num_weights(format: &'static str, rows: usize, cols: usize) -> Result<usize> {
+    let rule = "rows and columns must be at least 1 and their product within memory";
+    match rows.checked_mul(cols) {
+        Some(n) if n > 0 && n <= isize::MAX as usize / 8 => Ok(n),
+        _ => Err(Error::Shape { format, rows, cols, rule }),
+    }
+}
+
+/// Errs unless a slice has the expected number of elements.
+pub(crate) fn expect_len(format: &'static str, what: &'static str, found: usize, expected: usize) -> Result<()> {
+    if found == expected { Ok(()) } else { Err(Error::Length { format, what, expected, found }) }
+}
+
+/// Errs unless `range` lies within `rows`.
+pub(crate) fn expect_rows(format: &'static str, range: &std::ops::Range<usize>, rows: usize) -> Result<()> {
+    if range.start <= range.end && range.end <= rows {
+        Ok(())
+    } else {
+        Err(Error::Rows { format, start: range.start, end: range.end, rows })
+    }
+}
+
+/// Errs at the first weight that is not −1, 0 or 1.
+pub(crate) fn expect_ternary(format: &'static str, cols: usize, weights: &[i8]) -> Result<()> {
+    let is_wrong = |w: i8| w.wrapping_add(1) as u8 > 2;
+    // Blocks without a wrong weight, which is all of them, are passed over at the speed of memory.
+    for (i, block) in weights.chunks(4096).enumerate() {
+        if !block.iter().fold(false, |wrong, &w| wrong | is_wrong(w)) {
+            continue;
+        }
+        if let Some(at) = block.iter().position(|&w| is_wrong(w)) {
+            let at = i * 4096 + at;
+            return Err(Error::Weight { format, row: at / cols, col: at % cols, value: weights[at] });
+        }
+    }
+    Ok(())
+}
+
+/// Four weights as two-bit codes 0, 1, 2, the first in the top bits.
+pub(crate) fn pack_codes(weights: [i8; 4]) -> u8 {
+    let [a, b, c, d] = weights.map(|w| (w + 1) as u8);
+    a << 6 | b << 4 | c << 2 | d
+}
+
+/// The f32 scale at the start of a tensor's 32-byte tail.
+pub(crate) fn read_scale(tail: &[u8]) -> Result<f32> {
+    let value = f32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]);
+    if value.is_finite() { Ok(value) } else { Err(Error::NotFinite { what: "scale", index: 0, value }) }
+}
+
+/// Writes the f32 scale at the start of a tensor's tail and zeros the rest.
+pub(crate) fn write_scale(tail: &mut [u8], scale: f32) -> Result<()> {
+    if !scale.is_finite() {
+        return Err(Error::NotFinite { what: "scale", index: 0, value: scale });
+    }
+    tail.fill(0);
+    tail[..4].copy_from_slice(&scale.to_le_bytes());
+    Ok(())
+}

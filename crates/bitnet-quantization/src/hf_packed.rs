@@ -1,0 +1,55 @@
+//! The packed form of Hugging Face safetensors: uint8 `[rows / 4, cols]`, the scale in a tensor of its own.
+//!
+//! ```text
+//! packed row i, bits 2g and 2g+1 of each byte:  row g · rows/4 + i,  as code 0, 1, 2 for −1, 0, +1
+//! ```
+
+use std::ops::Range;
+
+use crate::error::{Error, Result, expect_len, expect_rows, expect_ternary, num_weights, pack_codes};
+
+const FORMAT: &str = "packed uint8";
+
+/// Bytes of a `[rows, cols]` matrix: two bits a weight.
+pub fn size_bytes(rows: usize, cols: usize) -> Result<usize> {
+    let n = num_weights(FORMAT, rows, cols)?;
+    if !rows.is_multiple_of(4) {
+        let rule = "the number of rows must be a multiple of 4";
+        return Err(Error::Shape { format: FORMAT, rows, cols, rule });
+    }
+    Ok(n / 4)
+}
+
+/// Unpacks `range` of the rows into weights −1, 0, 1.
+///
+/// bytes: the whole matrix, `size_bytes(rows, cols)`; out: `[range.len(), cols]`. Code 3 is an error naming its place.
+pub fn unpack_rows(bytes: &[u8], rows: usize, cols: usize, range: Range<usize>, out: &mut [i8]) -> Result<()> {
+    expect_len(FORMAT, "tensor", bytes.len(), size_bytes(rows, cols)?)?;
+    expect_rows(FORMAT, &range, rows)?;
+    expect_len(FORMAT, "output", out.len(), range.len() * cols)?;
+    for (r, out) in range.zip(out.chunks_exact_mut(cols)) {
+        let (shift, packed_row) = (2 * (r / (rows / 4)), r % (rows / 4));
+        let mut threes = 0;
+        for (w, byte) in out.iter_mut().zip(&bytes[packed_row * cols..(packed_row + 1) * cols]) {
+            let code = byte >> shift & 3;
+            threes |= code & code >> 1;
+            *w = code as i8 - 1;
+        }
+        if let (true, Some(col)) = (threes != 0, out.iter().position(|&w| w == 2)) {
+            return Err(Error::Code { format: FORMAT, row: r, col, code: 3 });
+        }
+    }
+    Ok(())
+}
+
+/// Packs weights −1, 0, 1. weights: `[rows, cols]`; out: `size_bytes(rows, cols)`.
+pub fn pack(weights: &[i8], rows: usize, cols: usize, out: &mut [u8]) -> Result<()> {
+    expect_len(FORMAT, "output", out.len(), size_bytes(rows, cols)?)?;
+    expect_len(FORMAT, "input", weights.len(), rows * cols)?;
+    expect_ternary(FORMAT, cols, weights)?;
+    let quarter = out.len();
+    for (i, byte) in out.iter_mut().enumerate() {
+        *byte = pack_codes([3, 2, 1, 0].map(|g| weights[g * quarter + i]));
+    }
+    Ok(())
+}

@@ -1,0 +1,202 @@
+//! TL1: pairs of weights as 4-bit indices, in tiles for table lookup on ARM; one f32 scale a tensor.
+//!
+//! The index of the pair (a, b) is `3a + b + 4`, 0 to 8. Sixteen bytes hold four columns of sixteen rows:
+//!
+//! ```text
+//! byte r of sixteen:  row r;  high nibble: columns 4i, 4i+1;  low nibble: columns 4i+2, 4i+3
+//!
+//! order of the sixteens, slowest first:
+//!   tile of rows (BM) · block of columns (BK) · rows of bm in the tile · columns of 256/bm · 16 rows · 4 columns
+//!
+//! indices: rows · cols / 4 bytes | scale: f32 | padding: 28 bytes
+//! ```
+//! The tile is not in the file: it was chosen when the program that wrote it was built.
+
+use std::ops::Range;
+
+use crate::error::{Error, Result, expect_len, expect_rows, expect_ternary, num_weights, read_scale, write_scale};
+
+const FORMAT: &str = "TL1";
+/// Rows that share a run of sixteen bytes.
+const GROUP: usize = 16;
+
+/// How a TL1 tensor is cut up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tile {
+    /// BM: rows of a tile.
+    pub tile_rows: usize,
+    /// BK: columns of a block.
+    pub block_cols: usize,
+    /// bm: rows handled together, 16, 32 or 64; 256/bm columns go with them.
+    pub inner_rows: usize,
+}
+
+const fn tile(tile_rows: usize, block_cols: usize, inner_rows: usize) -> Tile {
+    Tile { tile_rows, block_cols, inner_rows }
+}
+
+/// The tiles of the published models by shape (rows, cols).
+const KNOWN: [((usize, usize), Tile); 10] = [
+    // bitnet_b1_58-3B
+    ((3200, 8640), tile(160, 64, 32)),
+    ((3200, 3200), tile(320, 128, 64)),
+    ((8640, 3200), tile(320, 64, 32)),
+    // bitnet_b1_58-large
+    ((1536, 4096), tile(256, 128, 32)),
+    ((1536, 1536), tile(128, 64, 64)),
+    ((4096, 1536), tile(256, 128, 32)),
+    // Llama3-8B-1.58
+    ((14336, 4096), tile(256, 128, 32)),
+    ((4096, 14336), tile(128, 64, 64)),
+    ((1024, 4096), tile(256, 128, 32)),
+    ((4096, 4096), tile(128, 64, 64)),
+];
+
+impl Tile {
+    /// The tile that the published models of this shape were written with.
+    pub fn known(rows: usize, cols: usize) -> Option<Self> {
+        KNOWN.iter().find(|(shape, _)| *shape == (rows, cols)).map(|(_, tile)| *tile)
+    }
+
+    /// Errs unless the tile divides a `[rows, cols]` matrix.
+    fn expect_divides(self, rows: usize, cols: usize) -> Result<()> {
+        let Self { tile_rows, block_cols, inner_rows } = self;
+        let rule = if !matches!(inner_rows, 16 | 32 | 64) {
+            "bm must be 16, 32 or 64"
+        } else if tile_rows == 0 || !tile_rows.is_multiple_of(inner_rows) || !rows.is_multiple_of(tile_rows) {
+            "bm must divide BM, and BM the rows"
+        } else if block_cols == 0 || !block_cols.is_multiple_of(256 / inner_rows) || !cols.is_multiple_of(block_cols) {
+            "256/bm must divide BK, and BK the columns"
+        } else {
+            return Ok(());
+        };
+        Err(Error::Shape { format: FORMAT, rows, cols, rule })
+    }
+
+    /// Calls `visit(byte, col)` for each run of sixteen bytes of a group of sixteen rows: where the run begins, and the
+    /// first of its four columns.
+    fn for_each_run(self, cols: usize, group: usize, mut visit: impl FnMut(usize, usize)) {
+        let Self { tile_rows, block_cols, inner_rows } = self;
+        let inner_cols = 256 / inner_rows;
+        let row = group * GROUP;
+        let (tile, in_tile) = (row / tile_rows, row % tile_rows);
+        let (inner, in_inner) = (in_tile / inner_rows, in_tile % inner_rows);
+        // inner_rows · inner_cols = 256 weights are 64 bytes.
+        let inner_bytes = 64;
+        let run_bytes = inner_cols / 4 * GROUP;
+        for block in 0..cols / block_cols {
+            let block_start = (tile * (cols / block_cols) + block) * (tile_rows * block_cols / 4);
+            let inner_start = block_start + inner * (block_cols / inner_cols) * inner_bytes;
+            for i in 0..block_cols / inner_cols {
+                let start = inner_start + i * inner_bytes + in_inner / GROUP * run_bytes;
+                for q in 0..inner_cols / 4 {
+                    visit(start + q * GROUP, block * block_cols + i * inner_cols + q * 4);
+                }
+            }
+        }
+    }
+}
+
+/// Bytes of a `[rows, cols]` tensor: two bits a weight, then the scale and its padding.
+pub fn size_bytes(rows: usize, cols: usize) -> Result<usize> {
+    let n = num_weights(FORMAT, rows, cols)?;
+    if !n.is_multiple_of(4) {
+        let rule = "the number of weights must be a multiple of 4";
+        return Err(Error::Shape { format: FORMAT, rows, cols, rule });
+    }
+    Ok(n / 4 + 32)
+}
+
+/// The scale of a `[rows, cols]` tensor, which multiplies its weights.
+pub fn scale(bytes: &[u8], rows: usize, cols: usize) -> Result<f32> {
+    let size = size_bytes(rows, cols)?;
+    expect_len(FORMAT, "tensor", bytes.len(), size)?;
+    read_scale(&bytes[size - 32..])
+}
+
+/// Unpacks `range` of the rows of a tensor into weights −1, 0, 1.
+///
+/// bytes: the whole tensor, `size_bytes(rows, cols)`; out: `[range.len(), cols]`. Fastest where the range begins and ends
+/// at multiples of sixteen. An index above 8 is an error naming its place.
+pub fn unpack_rows(
+    bytes: &[u8],
+    tile: Tile,
+    rows: usize,
+    cols: usize,
+    range: Range<usize>,
+    out: &mut [i8],
+) -> Result<()> {
+    tile.expect_divides(rows, cols)?;
+    expect_len(FORMAT, "tensor", bytes.len(), size_bytes(rows, cols)?)?;
+    expect_rows(FORMAT, &range, rows)?;
+    expect_len(FORMAT, "output", out.len(), range.len() * cols)?;
+    for group in range.start / GROUP..range.end.div_ceil(GROUP) {
+        let first = range.start.max(group * GROUP);
+        let last = range.end.min((group + 1) * GROUP);
+        let out = &mut out[(first - range.start) * cols..(last - range.start) * cols];
+        let mut wrong = [0u8; GROUP];
+        tile.for_each_run(cols, group, |byte, col| {
+            let run = &bytes[byte..byte + GROUP];
+            for (wrong, b) in wrong.iter_mut().zip(run) {
+                // Bit 3 of a nibble together with any other: an index above 8.
+                *wrong |= b >> 3 & (b | b >> 1 | b >> 2) & 0x11;
+            }
+            for (i, b) in run[first - group * GROUP..last - group * GROUP].iter().enumerate() {
+                out[i * cols + col..i * cols + col + 4].copy_from_slice(&QUADS[usize::from(*b)]);
+            }
+        });
+        if wrong != [0; GROUP] {
+            return Err(find_wrong(bytes, tile, cols, group));
+        }
+    }
+    Ok(())
+}
+
+/// Packs weights −1, 0, 1 and their scale. weights: `[rows, cols]`; out: `size_bytes(rows, cols)`.
+pub fn pack(weights: &[i8], tile: Tile, rows: usize, cols: usize, scale: f32, out: &mut [u8]) -> Result<()> {
+    tile.expect_divides(rows, cols)?;
+    expect_len(FORMAT, "output", out.len(), size_bytes(rows, cols)?)?;
+    expect_len(FORMAT, "input", weights.len(), rows * cols)?;
+    expect_ternary(FORMAT, cols, weights)?;
+    for (group, weights) in weights.chunks_exact(GROUP * cols).enumerate() {
+        tile.for_each_run(cols, group, |byte, col| {
+            for (i, b) in out[byte..byte + GROUP].iter_mut().enumerate() {
+                let quad = &weights[i * cols + col..i * cols + col + 4];
+                *b = pair_index(quad[0], quad[1]) << 4 | pair_index(quad[2], quad[3]);
+            }
+        });
+    }
+    write_scale(&mut out[rows * cols / 4..], scale)
+}
+
+/// The index of a pair of weights.
+pub(crate) fn pair_index(a: i8, b: i8) -> u8 {
+    (3 * a + b + 4) as u8
+}
+
+/// The four weights of a byte: the pair of its high nibble, then that of its low one. Indices above 8 give no weights.
+pub(crate) static QUADS: [[i8; 4]; 256] = {
+    let mut quads = [[0; 4]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let (high, low) = (byte as i8 as u8 >> 4, byte as u8 & 15);
+        quads[byte] = [high as i8 / 3 - 1, high as i8 % 3 - 1, low as i8 / 3 - 1, low as i8 % 3 - 1];
+        byte += 1;
+    }
+    quads
+};
+
+#[cold]
+fn find_wrong(bytes: &[u8], tile: Tile, cols: usize, group: usize) -> Error {
+    let mut found = (usize::MAX, 0, 0);
+    tile.for_each_run(cols, group, |byte, col| {
+        for (i, b) in bytes[byte..byte + GROUP].iter().enumerate() {
+            for (code, col) in [(b >> 4, col), (b & 15, col + 2)] {
+                if code > 8 && (i, col) < (found.0, found.1) {
+                    found = (i, col, code);
+                }
+            }
+        }
+    });
+    Error::Code { format: FORMAT, row: group * GROUP + found.0, col: found.1, code: found.2 }
+}

@@ -1,0 +1,301 @@
+//! TL2: triples of weights as a 4-bit index and a sign bit, in tiles for table lookup on x86; one f32 scale a tensor.
+//!
+//! The triple (a, b, c) is `v = 9a + 3b + c`, −13 to 13, kept as |v| and a sign. Columns beyond the last whole block of
+//! BK, a multiple of 32, are kept in pairs as in TL1 (`3a + b + 4`).
+//!
+//! ```text
+//! triples:  32 bytes hold six columns of 32 rows; high nibble: the first triple, low nibble: the second
+//! signs:    sixteen u16 hold 24 columns of 32 rows; word r % 16, bit 15 − (2 · triple + r / 16)
+//! pairs:    32 bytes hold four columns of 32 rows; high nibble: the first pair
+//!   the byte of row r among 32 is (r/8 with 1 and 2 exchanged) · 8 + r % 8
+//!
+//! order, slowest first:  tile of rows (BM) · block of columns (BK; 32 for pairs) · 32 rows · columns
+//!
+//! triples | signs | pairs | zeros up to the reserved size | scale: f32 | padding: 28 bytes
+//! ```
+//! The tile is not in the file: it was chosen when the program that wrote it was built.
+
+use std::ops::Range;
+
+use crate::error::{Error, Result, expect_len, expect_rows, expect_ternary, num_weights, read_scale, write_scale};
+use crate::tl1::{QUADS, pair_index};
+
+const FORMAT: &str = "TL2";
+/// Rows that share a run of 32 bytes.
+const GROUP: usize = 32;
+/// Columns of a block of pairs.
+const PAIR_BLOCK: usize = 32;
+
+/// How a TL2 tensor is cut up; 32 rows are handled together in all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tile {
+    /// BM: rows of a tile.
+    pub tile_rows: usize,
+    /// BK: columns of a block of triples.
+    pub block_cols: usize,
+}
+
+const fn tile(tile_rows: usize, block_cols: usize) -> Tile {
+    Tile { tile_rows, block_cols }
+}
+
+/// The tiles of the published models by shape (rows, cols).
+const KNOWN: [((usize, usize), Tile); 10] = [
+    // bitnet_b1_58-3B
+    ((3200, 8640), tile(160, 96)),
+    ((3200, 3200), tile(320, 96)),
+    ((8640, 3200), tile(320, 96)),
+    // bitnet_b1_58-large
+    ((1536, 4096), tile(256, 96)),
+    ((1536, 1536), tile(128, 192)),
+    ((4096, 1536), tile(256, 96)),
+    // Llama3-8B-1.58
+    ((14336, 4096), tile(256, 96)),
+    ((4096, 14336), tile(128, 96)),
+    ((1024, 4096), tile(256, 96)),
+    ((4096, 4096), tile(128, 96)),
+];
+
+impl Tile {
+    /// The tile that the published models of this shape were written with.
+    pub fn known(rows: usize, cols: usize) -> Option<Self> {
+        KNOWN.iter().find(|(shape, _)| *shape == (rows, cols)).map(|(_, tile)| *tile)
+    }
+}
+
+/// Where the parts of one tensor lie.
+struct Layout {
+    tile: Tile,
+    cols: usize,
+    /// Columns in triples; the rest is in pairs.
+    triple_cols: usize,
+    signs_start: usize,
+    pairs_start: usize,
+    pairs_end: usize,
+}
+
+impl Layout {
+    fn new(tile: Tile, rows: usize, cols: usize) -> Result<Self> {
+        num_weights(FORMAT, rows, cols)?;
+        let refuse = |rule| Err(Error::Shape { format: FORMAT, rows, cols, rule });
+        let Tile { tile_rows, block_cols } = tile;
+        if tile_rows == 0 || !tile_rows.is_multiple_of(GROUP) || !rows.is_multiple_of(tile_rows) {
+            return refuse("BM must be a multiple of 32 and divide the rows");
+        }
+        if block_cols == 0 || !block_cols.is_multiple_of(24) {
+            return refuse("BK must be a multiple of 24");
+        }
+        let triple_cols = cols / block_cols * block_cols;
+        if !(cols - triple_cols).is_multiple_of(PAIR_BLOCK) {
+            return refuse("the columns beyond the last whole block must be a multiple of 32");
+        }
+        let signs_start = rows * triple_cols / 6;
+        let pairs_start = signs_start + rows * triple_cols / 24;
+        let pairs_end = pairs_start + rows * (cols - triple_cols) / 4;
+        Ok(Self { tile, cols, triple_cols, signs_start, pairs_start, pairs_end })
+    }
+
+    /// Calls `visit(byte, sign_byte, triple, col)` for each run of 32 bytes of triples of a group of 32 rows: where it
+    /// begins, where its sixteen sign words do, its first triple among the eight of those words, its first column.
+    fn for_each_triple_run(&self, group: usize, mut visit: impl FnMut(usize, usize, usize, usize)) {
+        let Tile { tile_rows, block_cols } = self.tile;
+        let num_blocks = self.triple_cols / block_cols;
+        let (tile, inner) = (group * GROUP / tile_rows, group * GROUP % tile_rows / GROUP);
+        for block in 0..num_blocks {
+            let unit = (tile * num_blocks + block) * (tile_rows / GROUP) + inner;
+            for i in 0..block_cols / 6 {
+                let byte = (unit * (block_cols / 6) + i) * GROUP;
+                let signs = self.signs_start + (unit * (block_cols / 24) + i / 4) * 32;
+                visit(byte, signs, i % 4 * 2, block * block_cols + i * 6);
+            }
+        }
+    }
+
+    /// Calls `visit(byte, col)` for each run of 32 bytes of pairs of a group of 32 rows.
+    fn for_each_pair_run(&self, group: usize, mut visit: impl FnMut(usize, usize)) {
+        let tile_rows = self.tile.tile_rows;
+        let num_blocks = (self.cols - self.triple_cols) / PAIR_BLOCK;
+        let (tile, inner) = (group * GROUP / tile_rows, group * GROUP % tile_rows / GROUP);
+        for block in 0..num_blocks {
+            let unit = (tile * num_blocks + block) * (tile_rows / GROUP) + inner;
+            for i in 0..8 {
+                let col = self.triple_cols + block * PAIR_BLOCK + i * 4;
+                visit(self.pairs_start + (unit * 8 + i) * GROUP, col);
+            }
+        }
+    }
+
+    fn unpack_group(&self, bytes: &[u8], group: usize, picked: Range<usize>, out: &mut [i8]) -> Result<()> {
+        let cols = self.cols;
+        let mut wrong = None;
+        self.for_each_triple_run(group, |byte, signs, triple, col| {
+            for (out, r) in out.chunks_exact_mut(cols).zip(picked.clone()) {
+                let indices = bytes[byte + place(r)];
+                let word = signs + 2 * (r % 16);
+                let word = u16::from_le_bytes([bytes[word], bytes[word + 1]]);
+                let sign = |triple: usize| usize::from(word >> (15 - (2 * triple + r / 16)) & 1) << 4;
+                let first = TRIPLES[usize::from(indices >> 4) | sign(triple)];
+                let second = TRIPLES[usize::from(indices & 15) | sign(triple + 1)];
+                out[col..col + 3].copy_from_slice(&first);
+                out[col + 3..col + 6].copy_from_slice(&second);
+                if indices >> 4 > 13 || indices & 15 > 13 {
+                    let is_first = indices >> 4 > 13;
+                    wrong = wrong.or(Some((r, col + if is_first { 0 } else { 3 }, indices)));
+                }
+            }
+        });
+        self.for_each_pair_run(group, |byte, col| {
+            for (out, r) in out.chunks_exact_mut(cols).zip(picked.clone()) {
+                let indices = bytes[byte + place(r)];
+                out[col..col + 4].copy_from_slice(&QUADS[usize::from(indices)]);
+                if indices >> 4 > 8 || indices & 15 > 8 {
+                    let is_first = indices >> 4 > 8;
+                    wrong = wrong.or(Some((r, col + if is_first { 0 } else { 2 }, indices)));
+                }
+            }
+        });
+        match wrong {
+            None => Ok(()),
+            Some((r, col, code)) => Err(Error::Code { format: FORMAT, row: group * GROUP + r, col, code }),
+        }
+    }
+
+    /// weights: 32 rows.
+    fn pack_group(&self, weights: &[i8], group: usize, out: &mut [u8]) {
+        let at = |r: usize, col: usize| &weights[r * self.cols + col..];
+        self.for_each_triple_run(group, |byte, signs, triple, col| {
+            for r in 0..GROUP {
+                let w = at(r, col);
+                let v = [9 * w[0] + 3 * w[1] + w[2], 9 * w[3] + 3 * w[4] + w[5]];
+                out[byte + place(r)] = v[0].unsigned_abs() << 4 | v[1].unsigned_abs();
+                for (i, v) in v.into_iter().enumerate() {
+                    let bit = 15 - (2 * (triple + i) + r / 16);
+                    out[signs + 2 * (r % 16) + bit / 8] |= u8::from(v < 0) << (bit % 8);
+                }
+            }
+        });
+        self.for_each_pair_run(group, |byte, col| {
+            for r in 0..GROUP {
+                let w = at(r, col);
+                out[byte + place(r)] = pair_index(w[0], w[1]) << 4 | pair_index(w[2], w[3]);
+            }
+        });
+    }
+}
+
+/// The byte of row `r` among 32: the second and third eight are exchanged.
+fn place(r: usize) -> usize {
+    [0, 16, 8, 24][r / 8] + r % 8
+}
+
+/// The three weights of an index 0…13, and from 16 on of its negative.
+static TRIPLES: [[i8; 3]; 32] = {
+    let mut triples = [[0; 3]; 32];
+    let mut i = 0;
+    while i < 14 {
+        // i + 13 in base three, each digit less one.
+        let v = i as i8 + 13;
+        let [a, b, c] = [v / 9 - 1, v / 3 % 3 - 1, v % 3 - 1];
+        triples[i] = [a, b, c];
+        triples[i + 16] = [-a, -b, -c];
+        i += 1;
+    }
+    triples
+};
+
+/// Bytes of a `[rows, cols]` tensor: what the format reserves for the three sections (as if 256 columns were in pairs),
+/// rounded up to 32, then the scale and its padding.
+pub fn size_bytes(rows: usize, cols: usize) -> Result<usize> {
+    num_weights(FORMAT, rows, cols)?;
+    let Some(triples) = cols.checked_sub(256) else {
+        return Err(Error::Shape { format: FORMAT, rows, cols, rule: "at least 256 columns" });
+    };
+    let reserved = (triples * rows / 3 * 5 / 8) + (256 * rows / 2 * 4 / 8);
+    Ok(reserved.next_multiple_of(32) + 32)
+}
+
+/// The scale of a `[rows, cols]` tensor, which multiplies its weights.
+pub fn scale(bytes: &[u8], rows: usize, cols: usize) -> Result<f32> {
+    let size = size_bytes(rows, cols)?;
+    expect_len(FORMAT, "tensor", bytes.len(), size)?;
+    read_scale(&bytes[size - 32..])
+}
+
+/// Unpacks `range` of the rows of a tensor into weights −1, 0, 1.
+///
+/// bytes: the whole tensor, `size_bytes(rows, cols)`; out: `[range.len(), cols]`. An index that stands for no weights is
+/// an error naming its place.
+pub fn unpack_rows(
+    bytes: &[u8],
+    tile: Tile,
+    rows: usize,
+    cols: usize,
+    range: Range<usize>,
+    out: &mut [i8],
+) -> Result<()> {
+    let layout = Layout::new(tile, rows, cols)?;
+    expect_tensor(&layout, bytes.len(), rows, cols)?;
+    expect_rows(FORMAT, &range, rows)?;
+    expect_len(FORMAT, "output", out.len(), range.len() * cols)?;
+    for group in range.start / GROUP..range.end.div_ceil(GROUP) {
+        let first = range.start.max(group * GROUP);
+        let last = range.end.min((group + 1) * GROUP);
+        let out = &mut out[(first - range.start) * cols..(last - range.start) * cols];
+        layout.unpack_group(bytes, group, first - group * GROUP..last - group * GROUP, out)?;
+    }
+    Ok(())
+}
+
+/// Packs weights −1, 0, 1 and their scale. weights: `[rows, cols]`; out: `size_bytes(rows, cols)`.
+pub fn pack(weights: &[i8], tile: Tile, rows: usize, cols: usize, scale: f32, out: &mut [u8]) -> Result<()> {
+    let layout = Layout::new(tile, rows, cols)?;
+    expect_tensor(&layout, out.len(), rows, cols)?;
+    expect_len(FORMAT, "input", weights.len(), rows * cols)?;
+    expect_ternary(FORMAT, cols, weights)?;
+    out.fill(0);
+    for (group, weights) in weights.chunks_exact(GROUP * cols).enumerate() {
+        layout.pack_group(weights, group, out);
+    }
+    let tail = out.len() - 32;
+    write_scale(&mut out[tail..], scale)
+}
+
+fn expect_tensor(layout: &Layout, len: usize, rows: usize, cols: usize) -> Result<()> {
+    let size = size_bytes(rows, cols)?;
+    if layout.pairs_end > size - 32 {
+        let rule = "the columns in pairs are more than the format reserves room for";
+        return Err(Error::Shape { format: FORMAT, rows, cols, rule });
+    }
+    expect_len(FORMAT, "tensor", len, size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden::{hex_sha256, lcg_weights};
+
+    #[test]
+    fn the_sections_are_the_golden_ones() {
+        let layout = Layout::new(tile(32, 96), 64, 192).unwrap();
+        let mut bytes = vec![0; layout.pairs_end];
+        for (group, weights) in lcg_weights(64 * 192).chunks_exact(GROUP * 192).enumerate() {
+            layout.pack_group(weights, group, &mut bytes);
+        }
+        let (triples, signs) = bytes.split_at(layout.signs_start);
+        assert_eq!((triples.len(), signs.len()), (2048, 512));
+        let expected = "a6b94433d972bb0a69097e3408844792c9756fb91caab68919c7a3a4fa6686d5";
+        assert_eq!(hex_sha256(triples), expected);
+        let expected = "38ec0c6136d2af77eb5820693bc57948b464f6fa25f27b2542079093022ba376";
+        assert_eq!(hex_sha256(signs), expected);
+
+        // A block wider than the matrix: everything is in pairs.
+        let layout = Layout::new(tile(32, 96), 64, 64).unwrap();
+        let mut bytes = vec![0; layout.pairs_end];
+        for (group, weights) in lcg_weights(64 * 64).chunks_exact(GROUP * 64).enumerate() {
+            layout.pack_group(weights, group, &mut bytes);
+        }
+        assert_eq!(bytes.len(), 1024);
+        let expected = "775e2ab3bfc94d98fd488f9ee6976d3d6ca51b2718c5dd9cba107bdc23858d1f";
+        assert_eq!(hex_sha256(&bytes), expected);
+    }
+}

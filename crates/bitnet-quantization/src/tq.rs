@@ -1,0 +1,189 @@
+//! TQ1_0 and TQ2_0: llama.cpp's ternary blocks of 256 weights of one row, each with an f16 scale.
+//!
+//! ```text
+//! TQ2_0, 66 bytes: codes[64], scale f16. Per half of 128, bits 2l and 2l+1 of byte m hold weight 32l + m.
+//! TQ1_0, 54 bytes: qs[48], qh[4], scale f16. Five ternary digits a byte, the first the most significant:
+//!     qs[m],    m < 32   weights m + 32t         t < 5
+//!     qs[32+m], m < 16   weights 160 + m + 16t   t < 5
+//!     qh[m],    m < 4    weights 240 + m + 4t    t < 4
+//!   A byte is ceil(number · 256 / 243); digit t is the part above 256 of (byte · 3ᵗ mod 256) · 3.
+//! ```
+
+use std::ops::Range;
+
+use half::f16;
+
+use crate::error::{Error, Result, expect_len, expect_rows, expect_ternary, num_weights};
+
+/// Weights of a block.
+pub const BLOCK_LEN: usize = 256;
+
+/// Which of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// 1.6875 bits a weight.
+    TQ1_0,
+    /// 2.0625 bits a weight.
+    TQ2_0,
+}
+
+impl Kind {
+    /// The format's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TQ1_0 => "TQ1_0",
+            Self::TQ2_0 => "TQ2_0",
+        }
+    }
+
+    /// Bytes of a block.
+    pub fn block_bytes(self) -> usize {
+        match self {
+            Self::TQ1_0 => 54,
+            Self::TQ2_0 => 66,
+        }
+    }
+
+    /// Bytes of a `[rows, cols]` tensor; `cols` must be a multiple of 256.
+    pub fn size_bytes(self, rows: usize, cols: usize) -> Result<usize> {
+        let n = num_weights(self.name(), rows, cols)?;
+        if !cols.is_multiple_of(BLOCK_LEN) {
+            let rule = "the number of columns must be a multiple of 256";
+            return Err(Error::Shape { format: self.name(), rows, cols, rule });
+        }
+        Ok(n / BLOCK_LEN * self.block_bytes())
+    }
+
+    /// Unpacks `range` of the rows into weights −1, 0, 1 and the scales of their blocks.
+    ///
+    /// bytes: the whole tensor; out: `[range.len(), cols]`; scales: `[range.len(), cols / 256]`.
+    pub fn unpack_rows(
+        self,
+        bytes: &[u8],
+        rows: usize,
+        cols: usize,
+        range: Range<usize>,
+        out: &mut [i8],
+        scales: &mut [f32],
+    ) -> Result<()> {
+        let format = self.name();
+        expect_len(format, "tensor", bytes.len(), self.size_bytes(rows, cols)?)?;
+        expect_rows(format, &range, rows)?;
+        expect_len(format, "output", out.len(), range.len() * cols)?;
+        expect_len(format, "scales", scales.len(), out.len() / BLOCK_LEN)?;
+        let first = range.start * (cols / BLOCK_LEN);
+        let blocks = bytes.chunks_exact(self.block_bytes()).skip(first);
+        let outs = out.as_chunks_mut::<BLOCK_LEN>().0;
+        for (i, ((block, out), scale)) in blocks.zip(outs).zip(scales).enumerate() {
+            let (codes, d) = block.split_at(self.block_bytes() - 2);
+            *scale = f16::from_le_bytes([d[0], d[1]]).to_f32();
+            if !scale.is_finite() {
+                return Err(Error::NotFinite { what: "scale of block", index: first + i, value: *scale });
+            }
+            let any_three = match self {
+                Self::TQ1_0 => decode_digits(codes, out),
+                Self::TQ2_0 => decode_bits(codes, out),
+            };
+            if let (true, Some(at)) = (any_three, out.iter().position(|&w| w == 2)) {
+                let at = i * BLOCK_LEN + at;
+                return Err(Error::Code { format, row: range.start + at / cols, col: at % cols, code: 3 });
+            }
+        }
+        Ok(())
+    }
+
+    /// The scales of all blocks of a tensor, `[rows, cols / 256]`.
+    pub fn scales(self, bytes: &[u8], rows: usize, cols: usize) -> Result<Vec<f32>> {
+        expect_len(self.name(), "tensor", bytes.len(), self.size_bytes(rows, cols)?)?;
+        let scale_at = self.block_bytes() - 2;
+        let scale = |block: &[u8]| f16::from_le_bytes([block[scale_at], block[scale_at + 1]]).to_f32();
+        Ok(bytes.chunks_exact(self.block_bytes()).map(scale).collect())
+    }
+
+    /// Packs weights −1, 0, 1 with a scale for each block, rounded to f16.
+    ///
+    /// weights: `[rows, cols]`; scales: `[rows, cols / 256]`; out: `size_bytes(rows, cols)`.
+    pub fn pack(self, weights: &[i8], scales: &[f32], rows: usize, cols: usize, out: &mut [u8]) -> Result<()> {
+        let format = self.name();
+        expect_len(format, "output", out.len(), self.size_bytes(rows, cols)?)?;
+        expect_len(format, "input", weights.len(), rows * cols)?;
+        expect_len(format, "scales", scales.len(), weights.len() / BLOCK_LEN)?;
+        expect_ternary(format, cols, weights)?;
+        let blocks = out.chunks_exact_mut(self.block_bytes());
+        for (index, ((block, weights), &scale)) in
+            blocks.zip(weights.as_chunks::<BLOCK_LEN>().0).zip(scales).enumerate()
+        {
+            let d = f16::from_f32(scale);
+            if !d.is_finite() {
+                return Err(Error::NotFinite { what: "scale of block", index, value: d.to_f32() });
+            }
+            let (codes, tail) = block.split_at_mut(self.block_bytes() - 2);
+            match self {
+                Self::TQ1_0 => encode_digits(weights, codes),
+                Self::TQ2_0 => encode_bits(weights, codes),
+            }
+            tail.copy_from_slice(&d.to_le_bytes());
+        }
+        Ok(())
+    }
+}
+
+/// The one scale of a tensor whose blocks agree, 0 if all are 0; `None` if they differ.
+///
+/// The quantizer writes scale 0 where a block holds nothing but zeros, so zeros agree with everything.
+pub fn uniform_scale(scales: &[f32]) -> Option<f32> {
+    let mut nonzero = scales.iter().copied().filter(|&scale| scale != 0.0);
+    let first = nonzero.next().unwrap_or(0.0);
+    nonzero.all(|scale| scale == first).then_some(first)
+}
+
+/// First byte, number of bytes, first weight and digits a byte of the three parts of a TQ1_0 block.
+const DIGIT_PARTS: [(usize, usize, usize, usize); 3] = [(0, 32, 0, 5), (32, 16, 160, 5), (48, 4, 240, 4)];
+
+fn decode_digits(codes: &[u8], out: &mut [i8; BLOCK_LEN]) -> bool {
+    for (byte, len, weight, digits) in DIGIT_PARTS {
+        let mut power = 1u8;
+        for t in 0..digits {
+            let out = &mut out[weight + t * len..weight + (t + 1) * len];
+            for (w, code) in out.iter_mut().zip(&codes[byte..byte + len]) {
+                *w = ((u16::from(code.wrapping_mul(power)) * 3) >> 8) as i8 - 1;
+            }
+            power = power.wrapping_mul(3);
+        }
+    }
+    false
+}
+
+fn encode_digits(weights: &[i8; BLOCK_LEN], codes: &mut [u8]) {
+    for (byte, len, weight, digits) in DIGIT_PARTS {
+        for m in 0..len {
+            // A part of four digits is read as five, the last one 0.
+            let number = (0..5).fold(0u16, |number, t| {
+                let digit = if t < digits { (weights[weight + m + t * len] + 1) as u16 } else { 0 };
+                number * 3 + digit
+            });
+            codes[byte + m] = (number * 256).div_ceil(243) as u8;
+        }
+    }
+}
+
+fn decode_bits(codes: &[u8], out: &mut [i8; BLOCK_LEN]) -> bool {
+    let mut threes = 0;
+    for (codes, out) in codes.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<128>().0) {
+        for (l, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            for m in 0..32 {
+                out[m] = (codes[m] >> (2 * l) & 3) as i8 - 1;
+                threes |= codes[m] & codes[m] >> 1 & 0x55;
+            }
+        }
+    }
+    threes != 0
+}
+
+fn encode_bits(weights: &[i8; BLOCK_LEN], codes: &mut [u8]) {
+    for (codes, weights) in codes.as_chunks_mut::<32>().0.iter_mut().zip(weights.as_chunks::<128>().0) {
+        for m in 0..32 {
+            codes[m] = crate::error::pack_codes([96, 64, 32, 0].map(|l| weights[l + m]));
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! The ternary codecs through their public face: round trips, other people's layouts, wrong bytes and wrong shapes.
+
+use bitnet_quantization::{Error, TernaryFormat, absmean, hf_packed, i2_s, tl1, tl2, tq};
+use i2_s::Form;
+use proptest::prelude::*;
+use tq::Kind;
+
+const TL1: tl1::Tile = tl1::Tile { tile_rows: 64, block_cols: 32, inner_rows: 32 };
+const TL2: tl2::Tile = tl2::Tile { tile_rows: 32, block_cols: 96 };
+const FORMATS: [TernaryFormat; 8] = [
+    TernaryFormat::I2_S(Form::Block128),
+    TernaryFormat::I2_S(Form::Block64),
+    TernaryFormat::I2_S(Form::Row4),
+    TernaryFormat::TL1(TL1),
+    TernaryFormat::TL2(TL2),
+    TernaryFormat::TQ(Kind::TQ1_0),
+    TernaryFormat::TQ(Kind::TQ2_0),
+    TernaryFormat::HfPacked,
+];
+
+fn pack(format: TernaryFormat, weights: &[i8], rows: usize, cols: usize, scale: f32) -> Result<Vec<u8>, Error> {
+    let mut out = vec![0xa5; format.size_bytes(rows, cols)?];
+    match format {
+        TernaryFormat::I2_S(form) => i2_s::pack(weights, form, rows, cols, scale, &mut out)?,
+        TernaryFormat::TL1(tile) => tl1::pack(weights, tile, rows, cols, scale, &mut out)?,
+        TernaryFormat::TL2(tile) => tl2::pack(weights, tile, rows, cols, scale, &mut out)?,
+        TernaryFormat::TQ(kind) => {
+            let scales = vec![scale; rows * cols / tq::BLOCK_LEN];
+            kind.pack(weights, &scales, rows, cols, &mut out)?;
+        }
+        TernaryFormat::HfPacked => hf_packed::pack(weights, rows, cols, &mut out)?,
+    }
+    Ok(out)
+}
+
+fn random_weights(seed: u64, len: usize) -> Vec<i8> {
+    let mut x = seed | 1;
+    let next = || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        (x % 3) as i8 - 1
+    };
+    std::iter::repeat_with(next).take(len).collect()
+}
+
+proptest! {
+    #[test]
+    fn any_rows_of_a_packed_matrix_are_the_rows_that_were_packed(
+        which in 0..FORMATS.len(),
+        (row_blocks, col_blocks) in (1usize..4, 1usize..4),
+        seed: u64,
+        (first, last) in (0usize..193, 0usize..193),
+    ) {
+        // Multiples of every tile and block above, and 64 columns of pairs for TL2.
+        let (rows, cols) = (64 * row_blocks, 256 * col_blocks);
+        let range = first.min(last).min(rows)..first.max(last).min(rows);
+        let weights = random_weights(seed, rows * cols);
+        let bytes = pack(FORMATS[which], &weights, rows, cols, 0.5).unwrap();
+        let mut out = vec![9; range.len() * cols];
+        FORMATS[which].unpack_rows(&bytes, rows, cols, range.clone(), &mut out).unwrap();
+        prop_assert_eq!(&out, &weights[range.start * cols..range.end * cols]);
+        let expected = (FORMATS[which] != TernaryFormat::HfPacked).then_some(0.5);
+        prop_assert_eq!(FORMATS[which].scale(&bytes, rows, cols).unwrap(), expected);
+    }
+
+    #[test]
+    fn i2_s_blocks_may_straddle_rows(form in 0usize..2, cols in 1usize..200, first in 0usize..64, seed: u64) {
+        let (form, rows) = (Form::ALL[form], 128);
+        let weights = random_weights(seed, rows * cols);
+        let bytes = pack(TernaryFormat::I2_S(form), &weights, rows, cols, 1.0).unwrap();
+        let range = first..first + 1 + first % 7;
+        let mut out = vec![9; range.len() * cols];
+        i2_s::unpack_rows(&bytes, form, rows, cols, range.clone(), &mut out).unwrap();
+        prop_assert_eq!(&out, &weights[range.start * cols..range.end * cols]);
+    }
+
+    #[test]
+    fn random_bytes_unpack_to_ternary_weights_or_to_an_error(which in 0..FORMATS.len(), seed: u64) {
+        let (rows, cols) = (64, 256);
+        let mut bytes = pack(FORMATS[which], &random_weights(seed, rows * cols), rows, cols, 1.0).unwrap();
+        for i in 0..4 {
+            let at = (seed >> (16 * i)) as usize % bytes.len();
+            bytes[at] = bytes[at].wrapping_mul(7) ^ (seed >> (5 * i)) as u8;
+        }
+        let mut out = vec![9; rows * cols];
+        if FORMATS[which].unpack_rows(&bytes, rows, cols, 0..rows, &mut out).is_ok() {
+            prop_assert!(out.iter().all(|w| (-1..=1).contains(w)));
+        }
+        let _ = FORMATS[which].scale(&bytes, rows, cols);
+    }
+
+    #[test]
+    fn ternary_weights_times_a_scale_quantize_exactly(seed: u64, scale in 1e-3f32..1e3) {
+        // Two thirds of them are not zero, so the mean lies between half the scale and the scale.
+        let mut weights = random_weights(seed, 3000);
+        weights[..2000].iter_mut().enumerate().for_each(|(i, w)| *w = if i % 2 == 0 { 1 } else { -1 });
+        let floats: Vec<f32> = weights.iter().map(|&w| f32::from(w) * scale).collect();
+        let mut out = vec![9; weights.len()];
+        let found = absmean::quantize(&floats, &mut out).unwrap();
+        prop_assert_eq!(out, weights);
+        prop_assert!(found <= scale * 1.000_001 && found >= scale * 0.5);
+    }
+}
+
+#[test]
+fn a_code_that_is_no_weight_is_named_with_its_place() {
+    let (rows, cols) = (64, 256);
+    let place = |format: TernaryFormat, byte: usize, value: u8| {
+        let mut bytes = pack(format, &vec![0; rows * cols], rows, cols, 1.0).unwrap();
+        bytes[byte] = value;
+        let mut out = vec![0; 63 * cols];
+        match format.unpack_rows(&bytes, rows, cols, 1..64, &mut out) {
+            Err(Error::Code { row, col, code, .. }) => (row, col, code),
+            other => panic!("{format:?}: {other:?}"),
+        }
+    };
+    // Row 2, second block, byte 5: the third code is weight 5 + 64 of the block.
+    assert_eq!(place(FORMATS[0], 2 * 64 + 32 + 5, 0b0101_1101), (2, 128 + 5 + 64, 3));
+    assert_eq!(place(FORMATS[1], 2 * 64 + 16 + 5, 0b0101_1101), (2, 64 + 5 + 32, 3));
+    assert_eq!(place(FORMATS[2], 256 + 9, 0b0111_0101), (5, 9, 3));
+    // The second run of sixteen bytes: columns 4 to 7; byte 3 is row 3, the low nibble columns 6 and 7.
+    assert_eq!(place(FORMATS[3], 16 + 3, 0x4f), (3, 6, 15));
+    // The second run of 32: columns 6 to 11; byte 9 is row 17.
+    assert_eq!(place(FORMATS[4], 32 + 9, 0xe0), (17, 6, 0xe0));
+    assert_eq!(place(FORMATS[6], 3 * 66 + 1, 0b0101_1101), (3, 33, 3));
+    assert_eq!(place(FORMATS[7], 256 + 4, 0b0101_1101), (17, 4, 3));
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_the_numbers() {
+    let huge = (18_436_137_873_095_478_032u64 as usize, 1_212_696_576);
+    for format in FORMATS {
+        assert!(matches!(format.size_bytes(huge.0, huge.1), Err(Error::Shape { .. })), "{format:?}");
+        assert!(format.size_bytes(0, 256).is_err() && format.unpack_rows(&[], 64, 256, 0..64, &mut []).is_err());
+        let bytes = pack(format, &vec![0; 64 * 256], 64, 256, 1.0).unwrap();
+        assert!(matches!(
+            format.unpack_rows(&bytes, 64, 256, 60..65, &mut vec![0; 5 * 256]),
+            Err(Error::Rows { end: 65, rows: 64, .. })
+        ));
+        assert!(matches!(
+            format.unpack_rows(&bytes, 64, 256, 0..1, &mut [0; 255]),
+            Err(Error::Length { expected: 256, found: 255, .. })
+        ));
+        let mut weights = vec![0; 64 * 256];
+        weights[3 * 256 + 7] = 2;
+        assert!(matches!(pack(format, &weights, 64, 256, 1.0), Err(Error::Weight { row: 3, col: 7, value: 2, .. })));
+        if format != TernaryFormat::HfPacked {
+            assert!(pack(format, &vec![0; 64 * 256], 64, 256, f32::NAN).is_err());
+        }
+    }
+    let error = i2_s::unpack_rows(&[0; 57], Form::Block128, 10, 10, 0..1, &mut [0; 10]).unwrap_err();
+    let expected = "I2_S cannot hold a [10, 10] matrix: the number of weights must be a multiple of 128";
+    assert_eq!(error.to_string(), expected);
+    let tile = tl2::Tile { tile_rows: 64, block_cols: 96 };
+    let error = tl2::unpack_rows(&[], tile, 96, 288, 0..1, &mut [0; 288]).unwrap_err();
+    assert!(error.to_string().contains("BM must be a multiple of 32 and divide the rows"));
+}
+
+#[test]
+fn the_tiles_of_the_published_models_hold_their_shapes() {
+    for (rows, cols) in [(1536, 4096), (1536, 1536), (4096, 1536), (3200, 3200), (1024, 4096)] {
+        let weights = random_weights(7, rows * cols);
+        for format in [
+            TernaryFormat::TL1(tl1::Tile::known(rows, cols).unwrap()),
+            TernaryFormat::TL2(tl2::Tile::known(rows, cols).unwrap()),
+        ] {
+            let bytes = pack(format, &weights, rows, cols, 1.0).unwrap();
+            let mut out = vec![9; rows * cols];
+            format.unpack_rows(&bytes, rows, cols, 0..rows, &mut out).unwrap();
+            assert!(out == weights, "{format:?} [{rows}, {cols}]");
+        }
+    }
+}
+
+#[test]
+fn blocks_that_disagree_have_no_scale() {
+    let kind = Kind::TQ2_0;
+    let mut bytes = vec![0; 66 * 4];
+    let weights = random_weights(3, 1024);
+    kind.pack(&weights, &[0.5, 0.0, 0.5, 0.5], 2, 512, &mut bytes).unwrap();
+    assert_eq!(TernaryFormat::TQ(kind).scale(&bytes, 2, 512).unwrap(), Some(0.5));
+    kind.pack(&weights, &[0.5, 0.0, 0.5, 0.25], 2, 512, &mut bytes).unwrap();
+    assert_eq!(TernaryFormat::TQ(kind).scale(&bytes, 2, 512), Err(Error::BlockScales { format: "TQ2_0" }));
+}
+
+#[test]
+fn dead_neurons_tell_the_form_of_a_layer() {
+    let (hidden, ffn) = (256, 512);
+    let (mut gate, mut up, mut down) =
+        (random_weights(1, ffn * hidden), random_weights(2, ffn * hidden), random_weights(3, hidden * ffn));
+    let guess = |gate: &[i8], up: &[i8], down: &[i8], form| {
+        let pack = |w: &[i8], rows, cols| pack(TernaryFormat::I2_S(form), w, rows, cols, 1.0).unwrap();
+        let (gate, up, down) = (pack(gate, ffn, hidden), pack(up, ffn, hidden), pack(down, hidden, ffn));
+        i2_s::likely_form(&gate, &up, &down, hidden, ffn).unwrap()
+    };
+    assert_eq!(guess(&gate, &up, &down, Form::Block128), None, "no neuron is dead");
+    for neuron in (0..ffn).filter(|n| n * n % 7 == 2) {
+        gate[neuron * hidden..(neuron + 1) * hidden].fill(0);
+        up[neuron * hidden..(neuron + 1) * hidden].fill(0);
+        (0..hidden).for_each(|row| down[row * ffn + neuron] = 0);
+    }
+    for form in Form::ALL {
+        assert_eq!(guess(&gate, &up, &down, form), Some(form));
+    }
+}
+
+#[test]
+fn absmean_rounds_ties_to_even_and_refuses_what_is_not_finite() {
+    let mut out = [9; 6];
+    // mean 1: ±0.5 go to 0, the next float beyond them to ±1.
+    let up = 0.5f32.next_up();
+    let scale = absmean::quantize(&[0.5, -0.5, up, -up, 2.0, 2.0 - f32::EPSILON], &mut out).unwrap();
+    assert_eq!((out, scale), ([0, 0, 1, -1, 1, 1], 1.0));
+    assert_eq!(absmean::quantize(&[0.0; 6], &mut out).unwrap(), 1.0 / (1.0 / 1e-5f32));
+    assert_eq!(out, [0; 6]);
+    assert_eq!(absmean::absmean(&[f32::MAX; 40]).unwrap(), f32::MAX);
+    let error = absmean::quantize(&[0.0, f32::NAN], &mut out[..2]).unwrap_err();
+    assert_eq!(error.to_string(), "weight 1 is NaN, which is not finite");
+}
