@@ -16,6 +16,10 @@ use std::time::{Duration, Instant};
 /// How long a worker waits for the next job before it parks.
 pub const SPIN: Duration = Duration::from_millis(1);
 
+/// Rounds of spinning, some tens of nanoseconds each, before a waiting thread offers its CPU to others: the thread it
+/// waits for may be among them when other programs keep the machine busy.
+const SPINS_BEFORE_YIELD: u32 = 512;
+
 /// What a worker runs: called with its index, 0 being the thread that called [`Pool::run`].
 type Job = *const (dyn Fn(usize) + Sync);
 
@@ -150,7 +154,7 @@ impl Drop for JoinOnDrop<'_> {
             let mut spins = 0u32;
             while done.load(Ordering::Acquire) != self.epoch {
                 spins += 1;
-                if spins < 10_000 {
+                if spins < SPINS_BEFORE_YIELD {
                     std::hint::spin_loop();
                 } else {
                     std::thread::yield_now();
@@ -196,7 +200,7 @@ fn work(shared: &Shared, worker: usize) {
 fn wait_for_job(shared: &Shared, worker: usize, seen: u32) -> u32 {
     let start = Instant::now();
     loop {
-        for _ in 0..128 {
+        for _ in 0..SPINS_BEFORE_YIELD {
             let epoch = shared.epoch.0.load(Ordering::Acquire);
             if epoch != seen {
                 return epoch;
@@ -206,6 +210,7 @@ fn wait_for_job(shared: &Shared, worker: usize, seen: u32) -> u32 {
         if start.elapsed() >= shared.spin {
             break;
         }
+        std::thread::yield_now();
     }
     // Sequentially consistent on both sides: either this thread sees the new epoch or `run` sees the flag and unparks.
     shared.parked[worker].0.store(true, Ordering::SeqCst);
