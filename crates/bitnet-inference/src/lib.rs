@@ -1,1 +1,22 @@
-//! ENGINE: requests to tokens: sampling, sequences, the block pool, generation.
+//! ENGINE: requests to tokens.
+//!
+//! [`load`](load()) opens a model with its tokenizer; an [`Engine`] takes [`Request`]s and, step by step, gives [`Event`]s:
+//! each step runs the next tokens of every sequence through the model, samples one token for each sequence whose
+//! prompt is done, and says what text it completes. Synchronous and deterministic: no clocks decide anything, and a
+//! request gives the same tokens whatever else runs beside it.
+
+#![forbid(unsafe_code)]
+
+mod block_pool;
+mod engine;
+mod error;
+mod load;
+mod random;
+mod sampling;
+mod stop;
+
+pub use engine::{Engine, EngineOptions, Event, Finish, FinishReason, Request, RequestId, Timings};
+pub use error::{Error, Result};
+pub use load::{Loaded, Tokenization, load, load_tokenization, tokenization_from_gguf};
+pub use sampling::{Sampler, SamplingParams};
+pub use stop::StopSet;

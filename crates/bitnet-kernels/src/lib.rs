@@ -10,8 +10,8 @@
 //! - So every set, every number of threads and every number of rows at once gives the same bits. `tests/agree.rs`
 //!   compares each set with `scalar`, the reference, without tolerance.
 //!
-//! An instruction set is one file (`scalar`, `avx2`, `avx512`), and the CPU is asked what it can do in one
-//! function, [`KernelSet::available`].
+//! An instruction set is one file (`scalar`, `avx2`, `avx512`, `neon`), and the CPU is asked what it can do in
+//! one function, [`KernelSet::available`].
 
 mod activations;
 mod attention;
@@ -24,6 +24,8 @@ mod cpu;
 mod disjoint;
 pub mod math;
 mod matrix;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod pool;
 mod portable;
 mod scalar;

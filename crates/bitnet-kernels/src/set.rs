@@ -5,6 +5,8 @@ use std::ops::Range;
 use crate::activations::Activations;
 use crate::disjoint::Disjoint;
 use crate::matrix::{BLOCK_ROWS, TernaryMatrix};
+#[cfg(target_arch = "aarch64")]
+use crate::neon;
 #[cfg(target_arch = "x86_64")]
 use crate::{avx2, avx512};
 use crate::{portable, scalar};
@@ -209,6 +211,16 @@ impl KernelSet {
                     && is_x86_feature_detected!("avx512vnni")
                 {
                     sets[0] = Some(&avx512::AVX512);
+                }
+            }
+        }
+        // The kernels take four bytes in memory for a dword of a register, lowest byte first.
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        {
+            if std::arch::is_aarch64_feature_detected!("neon") {
+                sets[1] = Some(&neon::NEON);
+                if std::arch::is_aarch64_feature_detected!("dotprod") {
+                    sets[0] = Some(&neon::NEON_DOTPROD);
                 }
             }
         }

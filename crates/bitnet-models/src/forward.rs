@@ -234,6 +234,12 @@ impl Workspace {
         Self::default()
     }
 
+    /// The logits of the last pass, `[logit rows, vocab]`.
+    #[must_use]
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
     /// Lays the chunks out as rows.
     fn place(&mut self, chunks: &[Chunk<'_>], vocab_size: usize) {
         self.tokens.clear();

@@ -136,10 +136,14 @@ fn dequantize_q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
         let scales = &block[192 + 8 * half..192 + 8 * half + 8];
         for (r, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
             let low = &low[32 * (r % 2)..32 * (r % 2) + 32];
-            for l in 0..32 {
-                let q = low[l] >> (4 * (r / 2)) & 15 | (high[l] >> (2 * r) & 3) << 4;
-                let scale = d * f32::from(scales[2 * r + l / 16] as i8);
-                out[l] = scale * f32::from(q as i8 - 32);
+            for (sixteen, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+                let scale = d * f32::from(scales[2 * r + sixteen] as i8);
+                let low = &low[16 * sixteen..16 * sixteen + 16];
+                let high = &high[16 * sixteen..16 * sixteen + 16];
+                for l in 0..16 {
+                    let q = low[l] >> (4 * (r / 2)) & 15 | (high[l] >> (2 * r) & 3) << 4;
+                    out[l] = scale * f32::from(q as i8 - 32);
+                }
             }
         }
     }

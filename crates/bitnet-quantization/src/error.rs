@@ -74,10 +74,16 @@ pub enum Error {
         value: f32,
     },
     /// The blocks of a tensor have scales that differ.
-    #[error("{format} blocks have different scales; one scale a tensor is supported")]
+    #[error("{format} block {block} has scale {found}, an earlier one {expected}; one scale a tensor is supported")]
     BlockScales {
         /// The format's name.
         format: &'static str,
+        /// The first block that differs, counted in row-major order.
+        block: usize,
+        /// Its scale.
+        found: f32,
+        /// The scale of the blocks before it.
+        expected: f32,
     },
 }
 
@@ -105,28 +111,6 @@ pub(crate) fn expect_rows(format: &'static str, range: &std::ops::Range<usize>, 
     } else {
         Err(Error::Rows { format, start: range.start, end: range.end, rows })
     }
-}
-
-/// Errs at the first weight that is not −1, 0 or 1.
-pub(crate) fn expect_ternary(format: &'static str, cols: usize, weights: &[i8]) -> Result<()> {
-    let is_wrong = |w: i8| w.wrapping_add(1) as u8 > 2;
-    // Blocks without a wrong weight, which is all of them, are passed over at the speed of memory.
-    for (i, block) in weights.chunks(4096).enumerate() {
-        if !block.iter().fold(false, |wrong, &w| wrong | is_wrong(w)) {
-            continue;
-        }
-        if let Some(at) = block.iter().position(|&w| is_wrong(w)) {
-            let at = i * 4096 + at;
-            return Err(Error::Weight { format, row: at / cols, col: at % cols, value: weights[at] });
-        }
-    }
-    Ok(())
-}
-
-/// Four weights as two-bit codes 0, 1, 2, the first in the top bits.
-pub(crate) fn pack_codes(weights: [i8; 4]) -> u8 {
-    let [a, b, c, d] = weights.map(|w| (w + 1) as u8);
-    a << 6 | b << 4 | c << 2 | d
 }
 
 /// The f32 scale at the start of a tensor's 32-byte tail.

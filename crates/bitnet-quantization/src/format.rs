@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use crate::error::{Error, Result};
-use crate::{hf_packed, i2_s, tl1, tl2, tq};
+use crate::error::Result;
+use crate::{hf_packed, i2_s, q4_0, tl1, tl2, tq};
 
 /// A ternary format with all that its files leave unsaid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,6 +17,8 @@ pub enum TernaryFormat {
     TL2(tl2::Tile),
     /// Blocks of 256 with a scale each.
     TQ(tq::Kind),
+    /// Blocks of 32 with a scale each.
+    Q4_0,
     /// Two bits a weight, the scale elsewhere.
     HfPacked,
 }
@@ -29,6 +31,7 @@ impl TernaryFormat {
             Self::TL1(_) => tl1::size_bytes(rows, cols),
             Self::TL2(_) => tl2::size_bytes(rows, cols),
             Self::TQ(kind) => kind.size_bytes(rows, cols),
+            Self::Q4_0 => q4_0::size_bytes(rows, cols),
             Self::HfPacked => hf_packed::size_bytes(rows, cols),
         }
     }
@@ -50,26 +53,22 @@ impl TernaryFormat {
                 let mut scales = vec![0.0; out.len() / tq::BLOCK_LEN];
                 kind.unpack_rows(bytes, rows, cols, range, out, &mut scales)
             }
+            Self::Q4_0 => q4_0::unpack_rows(bytes, rows, cols, range, out),
             Self::HfPacked => hf_packed::unpack_rows(bytes, rows, cols, range, out),
         }
     }
 
     /// The scale that multiplies the weights of a whole tensor; `None` where the format keeps it elsewhere.
     ///
-    /// TQ1_0 and TQ2_0 have a scale a block: blocks that disagree are an error, for then the tensor was not ternary
+    /// TQ1_0, TQ2_0 and Q4_0 have a scale a block: blocks that disagree are an error, for then the tensor was not ternary
     /// with one scale before it was packed.
     pub fn scale(self, bytes: &[u8], rows: usize, cols: usize) -> Result<Option<f32>> {
         match self {
             Self::I2_S(_) => i2_s::scale(bytes, rows, cols).map(Some),
             Self::TL1(_) => tl1::scale(bytes, rows, cols).map(Some),
             Self::TL2(_) => tl2::scale(bytes, rows, cols).map(Some),
-            Self::TQ(kind) => {
-                let scales = kind.scales(bytes, rows, cols)?;
-                match tq::uniform_scale(&scales) {
-                    Some(scale) => Ok(Some(scale)),
-                    None => Err(Error::BlockScales { format: kind.name() }),
-                }
-            }
+            Self::TQ(kind) => tq::uniform_scale(kind.name(), &kind.scales(bytes, rows, cols)?).map(Some),
+            Self::Q4_0 => q4_0::scale(bytes, rows, cols).map(Some),
             Self::HfPacked => Ok(None),
         }
     }

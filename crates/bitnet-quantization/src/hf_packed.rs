@@ -6,7 +6,8 @@
 
 use std::ops::Range;
 
-use crate::error::{Error, Result, expect_len, expect_rows, expect_ternary, num_weights, pack_codes};
+use crate::codes::{expect_ternary, pack_codes, unpack_field};
+use crate::error::{Error, Result, expect_len, expect_rows, num_weights};
 
 const FORMAT: &str = "packed uint8";
 
@@ -29,13 +30,10 @@ pub fn unpack_rows(bytes: &[u8], rows: usize, cols: usize, range: Range<usize>, 
     expect_len(FORMAT, "output", out.len(), range.len() * cols)?;
     for (r, out) in range.zip(out.chunks_exact_mut(cols)) {
         let (shift, packed_row) = (2 * (r / (rows / 4)), r % (rows / 4));
-        let mut threes = 0;
-        for (w, byte) in out.iter_mut().zip(&bytes[packed_row * cols..(packed_row + 1) * cols]) {
-            let code = byte >> shift & 3;
-            threes |= code & code >> 1;
-            *w = code as i8 - 1;
-        }
-        if let (true, Some(col)) = (threes != 0, out.iter().position(|&w| w == 2)) {
+        let codes = &bytes[packed_row * cols..(packed_row + 1) * cols];
+        if unpack_field(codes, shift, out)
+            && let Some(col) = out.iter().position(|&w| w == 2)
+        {
             return Err(Error::Code { format: FORMAT, row: r, col, code: 3 });
         }
     }
@@ -47,9 +45,10 @@ pub fn pack(weights: &[i8], rows: usize, cols: usize, out: &mut [u8]) -> Result<
     expect_len(FORMAT, "output", out.len(), size_bytes(rows, cols)?)?;
     expect_len(FORMAT, "input", weights.len(), rows * cols)?;
     expect_ternary(FORMAT, cols, weights)?;
-    let quarter = out.len();
-    for (i, byte) in out.iter_mut().enumerate() {
-        *byte = pack_codes([3, 2, 1, 0].map(|g| weights[g * quarter + i]));
+    let (top, bottom) = weights.split_at(weights.len() / 2);
+    let ((a, b), (c, d)) = (top.split_at(out.len()), bottom.split_at(out.len()));
+    for ((((byte, &a), &b), &c), &d) in out.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+        *byte = pack_codes([d, c, b, a]);
     }
     Ok(())
 }

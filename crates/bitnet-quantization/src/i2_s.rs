@@ -15,7 +15,8 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
-use crate::error::{Error, Result, expect_len, expect_rows, num_weights, pack_codes};
+use crate::codes::{expect_ternary, pack_codes, unpack_field};
+use crate::error::{Error, Result, expect_len, expect_rows, num_weights, read_scale, write_scale};
 
 const FORMAT: &str = "I2_S";
 
@@ -74,7 +75,7 @@ pub fn size_bytes(rows: usize, cols: usize) -> Result<usize> {
 pub fn scale(bytes: &[u8], rows: usize, cols: usize) -> Result<f32> {
     let size = size_bytes(rows, cols)?;
     expect_len(FORMAT, "tensor", bytes.len(), size)?;
-    crate::error::read_scale(&bytes[size - 32..])
+    read_scale(&bytes[size - 32..])
 }
 
 /// Unpacks `range` of the rows of a tensor into weights −1, 0, 1.
@@ -99,10 +100,10 @@ pub fn unpack_rows(
         Form::Block64 => unpack_blocks::<16>(codes, range.start * cols, out),
         Form::Row4 => unpack_row_groups(codes, cols, range.start, out),
     };
-    match out.iter().position(|&w| any_three && w == 2) {
-        None => Ok(()),
-        Some(at) => Err(Error::Code { format: FORMAT, row: range.start + at / cols, col: at % cols, code: 3 }),
+    if any_three && let Some(at) = out.iter().position(|&w| w == 2) {
+        return Err(Error::Code { format: FORMAT, row: range.start + at / cols, col: at % cols, code: 3 });
     }
+    Ok(())
 }
 
 /// Packs weights −1, 0, 1 and their scale.
@@ -112,7 +113,7 @@ pub fn pack(weights: &[i8], form: Form, rows: usize, cols: usize, scale: f32, ou
     expect_shape(form, rows, cols)?;
     expect_len(FORMAT, "input", weights.len(), rows * cols)?;
     expect_len(FORMAT, "output", out.len(), size_bytes(rows, cols)?)?;
-    crate::error::expect_ternary(FORMAT, cols, weights)?;
+    expect_ternary(FORMAT, cols, weights)?;
     let (codes, tail) = out.split_at_mut(rows * cols / 4);
     match form {
         Form::Block128 => pack_blocks::<32>(weights, codes),
@@ -127,7 +128,7 @@ pub fn pack(weights: &[i8], form: Form, rows: usize, cols: usize, scale: f32, ou
             }
         }
     }
-    crate::error::write_scale(tail, scale)
+    write_scale(tail, scale)
 }
 
 /// The form under which a layer's dead neurons make sense, if one stands out.
@@ -218,16 +219,12 @@ fn unpack_block<const LEN: usize>(block: &[u8; LEN], out: &mut [[i8; LEN]; 4], t
 }
 
 fn unpack_row_groups(codes: &[u8], cols: usize, first_row: usize, out: &mut [i8]) -> bool {
-    let mut threes = 0;
+    let mut any_three = false;
     for (i, row) in out.chunks_exact_mut(cols).enumerate() {
         let (group, shift) = ((first_row + i) / 4, 6 - 2 * ((first_row + i) % 4));
-        for (w, byte) in row.iter_mut().zip(&codes[group * cols..(group + 1) * cols]) {
-            let code = byte >> shift & 3;
-            threes |= code & code >> 1;
-            *w = code as i8 - 1;
-        }
+        any_three |= unpack_field(&codes[group * cols..(group + 1) * cols], shift, row);
     }
-    threes != 0
+    any_three
 }
 
 fn pack_blocks<const LEN: usize>(weights: &[i8], codes: &mut [u8]) {

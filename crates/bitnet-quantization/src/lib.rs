@@ -9,11 +9,13 @@
 #![forbid(unsafe_code)]
 
 pub mod absmean;
+mod codes;
 pub mod dense;
 mod error;
 mod format;
 pub mod hf_packed;
 pub mod i2_s;
+pub mod q4_0;
 pub mod tl1;
 pub mod tl2;
 pub mod tq;

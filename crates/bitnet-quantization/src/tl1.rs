@@ -14,7 +14,8 @@
 
 use std::ops::Range;
 
-use crate::error::{Error, Result, expect_len, expect_rows, expect_ternary, num_weights, read_scale, write_scale};
+use crate::codes::expect_ternary;
+use crate::error::{Error, Result, expect_len, expect_rows, num_weights, read_scale, write_scale};
 
 const FORMAT: &str = "TL1";
 /// Rows that share a run of sixteen bytes.
@@ -130,23 +131,18 @@ pub fn unpack_rows(
     expect_len(FORMAT, "tensor", bytes.len(), size_bytes(rows, cols)?)?;
     expect_rows(FORMAT, &range, rows)?;
     expect_len(FORMAT, "output", out.len(), range.len() * cols)?;
-    for group in range.start / GROUP..range.end.div_ceil(GROUP) {
-        let first = range.start.max(group * GROUP);
-        let last = range.end.min((group + 1) * GROUP);
-        let out = &mut out[(first - range.start) * cols..(last - range.start) * cols];
-        let mut wrong = [0u8; GROUP];
-        tile.for_each_run(cols, group, |byte, col| {
-            let run = &bytes[byte..byte + GROUP];
-            for (wrong, b) in wrong.iter_mut().zip(run) {
-                // Bit 3 of a nibble together with any other: an index above 8.
-                *wrong |= b >> 3 & (b | b >> 1 | b >> 2) & 0x11;
-            }
-            for (i, b) in run[first - group * GROUP..last - group * GROUP].iter().enumerate() {
-                out[i * cols + col..i * cols + col + 4].copy_from_slice(&QUADS[usize::from(*b)]);
-            }
-        });
-        if wrong != [0; GROUP] {
-            return Err(find_wrong(bytes, tile, cols, group));
+    let mut runs = Vec::with_capacity(cols / 4);
+    for (row, out) in range.clone().zip(out.chunks_exact_mut(cols)) {
+        if runs.is_empty() || row.is_multiple_of(GROUP) {
+            runs.clear();
+            tile.for_each_run(cols, row / GROUP, |byte, _| runs.push(byte));
+        }
+        // A row at a time: its sixteenth of the runs stays in cache, and what is written lies together.
+        for (quad, run) in out.as_chunks_mut::<4>().0.iter_mut().zip(&runs) {
+            *quad = QUADS[usize::from(bytes[run + row % GROUP])];
+        }
+        if let Some((col, code)) = wrong_pair(out) {
+            return Err(Error::Code { format: FORMAT, row, col, code });
         }
     }
     Ok(())
@@ -174,29 +170,24 @@ pub(crate) fn pair_index(a: i8, b: i8) -> u8 {
     (3 * a + b + 4) as u8
 }
 
-/// The four weights of a byte: the pair of its high nibble, then that of its low one. Indices above 8 give no weights.
+/// The four weights of a byte: the pair of its high nibble, then that of its low one. Of an index above 8 the first of
+/// the pair is above 1.
 pub(crate) static QUADS: [[i8; 4]; 256] = {
     let mut quads = [[0; 4]; 256];
     let mut byte = 0;
     while byte < 256 {
-        let (high, low) = (byte as i8 as u8 >> 4, byte as u8 & 15);
+        let (high, low) = (byte as u8 >> 4, byte as u8 & 15);
         quads[byte] = [high as i8 / 3 - 1, high as i8 % 3 - 1, low as i8 / 3 - 1, low as i8 % 3 - 1];
         byte += 1;
     }
     quads
 };
 
-#[cold]
-fn find_wrong(bytes: &[u8], tile: Tile, cols: usize, group: usize) -> Error {
-    let mut found = (usize::MAX, 0, 0);
-    tile.for_each_run(cols, group, |byte, col| {
-        for (i, b) in bytes[byte..byte + GROUP].iter().enumerate() {
-            for (code, col) in [(b >> 4, col), (b & 15, col + 2)] {
-                if code > 8 && (i, col) < (found.0, found.1) {
-                    found = (i, col, code);
-                }
-            }
-        }
-    });
-    Error::Code { format: FORMAT, row: group * GROUP + found.0, col: found.1, code: found.2 }
+/// The column and index of the first pair that [`QUADS`] gave no weights for.
+pub(crate) fn wrong_pair(weights: &[i8]) -> Option<(usize, u8)> {
+    if !weights.iter().fold(false, |wrong, &w| wrong | (w > 1)) {
+        return None;
+    }
+    let col = weights.iter().position(|&w| w > 1)?;
+    Some((col, pair_index(weights[col], weights[col + 1])))
 }

@@ -17,12 +17,15 @@
 
 use std::ops::Range;
 
-use crate::error::{Error, Result, expect_len, expect_rows, expect_ternary, num_weights, read_scale, write_scale};
-use crate::tl1::{QUADS, pair_index};
+use crate::codes::expect_ternary;
+use crate::error::{Error, Result, expect_len, expect_rows, num_weights, read_scale, write_scale};
+use crate::tl1::{self, QUADS, pair_index};
 
 const FORMAT: &str = "TL2";
 /// Rows that share a run of 32 bytes.
 const GROUP: usize = 32;
+/// Columns that share sign words.
+const TRIPLE_UNIT: usize = 24;
 /// Columns of a block of pairs.
 const PAIR_BLOCK: usize = 32;
 
@@ -95,18 +98,18 @@ impl Layout {
         Ok(Self { tile, cols, triple_cols, signs_start, pairs_start, pairs_end })
     }
 
-    /// Calls `visit(byte, sign_byte, triple, col)` for each run of 32 bytes of triples of a group of 32 rows: where it
-    /// begins, where its sixteen sign words do, its first triple among the eight of those words, its first column.
-    fn for_each_triple_run(&self, group: usize, mut visit: impl FnMut(usize, usize, usize, usize)) {
+    /// Calls `visit(byte, signs, col)` for each 24 columns of triples of a group of 32 rows: where their four runs of 32
+    /// bytes begin, where their sixteen sign words do, the first column.
+    fn for_each_triple_unit(&self, group: usize, mut visit: impl FnMut(usize, usize, usize)) {
         let Tile { tile_rows, block_cols } = self.tile;
         let num_blocks = self.triple_cols / block_cols;
         let (tile, inner) = (group * GROUP / tile_rows, group * GROUP % tile_rows / GROUP);
         for block in 0..num_blocks {
-            let unit = (tile * num_blocks + block) * (tile_rows / GROUP) + inner;
-            for i in 0..block_cols / 6 {
-                let byte = (unit * (block_cols / 6) + i) * GROUP;
-                let signs = self.signs_start + (unit * (block_cols / 24) + i / 4) * 32;
-                visit(byte, signs, i % 4 * 2, block * block_cols + i * 6);
+            let start = (tile * num_blocks + block) * (tile_rows / GROUP) + inner;
+            for i in 0..block_cols / TRIPLE_UNIT {
+                let unit = start * (block_cols / TRIPLE_UNIT) + i;
+                let col = block * block_cols + i * TRIPLE_UNIT;
+                visit(unit * 4 * GROUP, self.signs_start + unit * GROUP, col);
             }
         }
     }
@@ -125,53 +128,29 @@ impl Layout {
         }
     }
 
-    fn unpack_group(&self, bytes: &[u8], group: usize, picked: Range<usize>, out: &mut [i8]) -> Result<()> {
-        let cols = self.cols;
-        let mut wrong = None;
-        self.for_each_triple_run(group, |byte, signs, triple, col| {
-            for (out, r) in out.chunks_exact_mut(cols).zip(picked.clone()) {
-                let indices = bytes[byte + place(r)];
-                let word = signs + 2 * (r % 16);
-                let word = u16::from_le_bytes([bytes[word], bytes[word + 1]]);
-                let sign = |triple: usize| usize::from(word >> (15 - (2 * triple + r / 16)) & 1) << 4;
-                let first = TRIPLES[usize::from(indices >> 4) | sign(triple)];
-                let second = TRIPLES[usize::from(indices & 15) | sign(triple + 1)];
-                out[col..col + 3].copy_from_slice(&first);
-                out[col + 3..col + 6].copy_from_slice(&second);
-                if indices >> 4 > 13 || indices & 15 > 13 {
-                    let is_first = indices >> 4 > 13;
-                    wrong = wrong.or(Some((r, col + if is_first { 0 } else { 3 }, indices)));
-                }
-            }
-        });
-        self.for_each_pair_run(group, |byte, col| {
-            for (out, r) in out.chunks_exact_mut(cols).zip(picked.clone()) {
-                let indices = bytes[byte + place(r)];
-                out[col..col + 4].copy_from_slice(&QUADS[usize::from(indices)]);
-                if indices >> 4 > 8 || indices & 15 > 8 {
-                    let is_first = indices >> 4 > 8;
-                    wrong = wrong.or(Some((r, col + if is_first { 0 } else { 2 }, indices)));
-                }
-            }
-        });
-        match wrong {
-            None => Ok(()),
-            Some((r, col, code)) => Err(Error::Code { format: FORMAT, row: group * GROUP + r, col, code }),
-        }
+    /// Where the units and runs of a group of 32 rows lie, in the order of the columns.
+    fn places(&self, group: usize) -> (Vec<(usize, usize)>, Vec<usize>) {
+        let (mut units, mut runs) = (Vec::new(), Vec::new());
+        self.for_each_triple_unit(group, |byte, signs, _| units.push((byte, signs)));
+        self.for_each_pair_run(group, |byte, _| runs.push(byte));
+        (units, runs)
     }
 
     /// weights: 32 rows.
     fn pack_group(&self, weights: &[i8], group: usize, out: &mut [u8]) {
         let at = |r: usize, col: usize| &weights[r * self.cols + col..];
-        self.for_each_triple_run(group, |byte, signs, triple, col| {
+        self.for_each_triple_unit(group, |byte, signs, col| {
             for r in 0..GROUP {
-                let w = at(r, col);
-                let v = [9 * w[0] + 3 * w[1] + w[2], 9 * w[3] + 3 * w[4] + w[5]];
-                out[byte + place(r)] = v[0].unsigned_abs() << 4 | v[1].unsigned_abs();
-                for (i, v) in v.into_iter().enumerate() {
-                    let bit = 15 - (2 * (triple + i) + r / 16);
-                    out[signs + 2 * (r % 16) + bit / 8] |= u8::from(v < 0) << (bit % 8);
+                let mut word = 0u16;
+                for (i, w) in at(r, col)[..TRIPLE_UNIT].as_chunks::<6>().0.iter().enumerate() {
+                    let first = 9 * w[0] + 3 * w[1] + w[2];
+                    let second = 9 * w[3] + 3 * w[4] + w[5];
+                    out[byte + i * GROUP + place(r)] = first.unsigned_abs() << 4 | second.unsigned_abs();
+                    word |= (u16::from(first < 0) << 2 | u16::from(second < 0)) << (13 - 4 * i);
                 }
+                let word = (word >> (r / 16)).to_le_bytes();
+                out[signs + 2 * (r % 16)] |= word[0];
+                out[signs + 2 * (r % 16) + 1] |= word[1];
             }
         });
         self.for_each_pair_run(group, |byte, col| {
@@ -188,7 +167,7 @@ fn place(r: usize) -> usize {
     [0, 16, 8, 24][r / 8] + r % 8
 }
 
-/// The three weights of an index 0…13, and from 16 on of its negative.
+/// The three weights of an index 0…13, and from 16 on of its negative. Indices 14 and 15 give weights 2 and 3.
 static TRIPLES: [[i8; 3]; 32] = {
     let mut triples = [[0; 3]; 32];
     let mut i = 0;
@@ -200,6 +179,7 @@ static TRIPLES: [[i8; 3]; 32] = {
         triples[i + 16] = [-a, -b, -c];
         i += 1;
     }
+    [triples[14], triples[15], triples[30], triples[31]] = [[2; 3], [3; 3], [2; 3], [3; 3]];
     triples
 };
 
@@ -237,13 +217,48 @@ pub fn unpack_rows(
     expect_tensor(&layout, bytes.len(), rows, cols)?;
     expect_rows(FORMAT, &range, rows)?;
     expect_len(FORMAT, "output", out.len(), range.len() * cols)?;
-    for group in range.start / GROUP..range.end.div_ceil(GROUP) {
-        let first = range.start.max(group * GROUP);
-        let last = range.end.min((group + 1) * GROUP);
-        let out = &mut out[(first - range.start) * cols..(last - range.start) * cols];
-        layout.unpack_group(bytes, group, first - group * GROUP..last - group * GROUP, out)?;
+    let (mut units, mut runs) = (Vec::new(), Vec::new());
+    for (row, out) in range.zip(out.chunks_exact_mut(cols)) {
+        if (units.is_empty() && runs.is_empty()) || row.is_multiple_of(GROUP) {
+            (units, runs) = layout.places(row / GROUP);
+        }
+        let (triples, pairs) = out.split_at_mut(layout.triple_cols);
+        unpack_triples(bytes, &units, row % GROUP, triples);
+        for (quad, run) in pairs.as_chunks_mut::<4>().0.iter_mut().zip(&runs) {
+            *quad = QUADS[usize::from(bytes[run + place(row % GROUP)])];
+        }
+        let wrong_pair = |(col, code)| (layout.triple_cols + col, code);
+        if let Some((col, code)) = wrong_triple(triples).or_else(|| tl1::wrong_pair(pairs).map(wrong_pair)) {
+            return Err(Error::Code { format: FORMAT, row, col, code });
+        }
     }
     Ok(())
+}
+
+/// units: from [`Layout::places`]; r: the row among 32; out: its columns in triples.
+fn unpack_triples(bytes: &[u8], units: &[(usize, usize)], r: usize, out: &mut [i8]) {
+    for (out, &(byte, signs)) in out.as_chunks_mut::<TRIPLE_UNIT>().0.iter_mut().zip(units) {
+        let word = signs + 2 * (r % 16);
+        // The sign of triple t is now bit 15 − 2t.
+        let word = u16::from_le_bytes([bytes[word], bytes[word + 1]]) << (r / 16);
+        let runs = &bytes[byte..byte + 4 * GROUP];
+        for (i, six) in out.as_chunks_mut::<6>().0.iter_mut().enumerate() {
+            let indices = usize::from(runs[i * GROUP + place(r)]);
+            let signs = usize::from(word >> (13 - 4 * i));
+            let (first, second) = six.split_at_mut(3);
+            first.copy_from_slice(&TRIPLES[indices >> 4 | signs << 2 & 16]);
+            second.copy_from_slice(&TRIPLES[indices & 15 | signs << 4 & 16]);
+        }
+    }
+}
+
+/// The column and index of the first triple that stands for no weights.
+fn wrong_triple(weights: &[i8]) -> Option<(usize, u8)> {
+    if !weights.iter().fold(false, |wrong, &w| wrong | (w > 1)) {
+        return None;
+    }
+    let col = weights.iter().position(|&w| w > 1)?;
+    Some((col, weights[col] as u8 + 12))
 }
 
 /// Packs weights −1, 0, 1 and their scale. weights: `[rows, cols]`; out: `size_bytes(rows, cols)`.

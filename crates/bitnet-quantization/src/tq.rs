@@ -13,7 +13,8 @@ use std::ops::Range;
 
 use half::f16;
 
-use crate::error::{Error, Result, expect_len, expect_rows, expect_ternary, num_weights};
+use crate::codes::{expect_ternary, pack_codes};
+use crate::error::{Error, Result, expect_len, expect_rows, num_weights};
 
 /// Weights of a block.
 pub const BLOCK_LEN: usize = 256;
@@ -81,10 +82,13 @@ impl Kind {
                 return Err(Error::NotFinite { what: "scale of block", index: first + i, value: *scale });
             }
             let any_three = match self {
-                Self::TQ1_0 => decode_digits(codes, out),
+                Self::TQ1_0 => {
+                    decode_digits(codes, out);
+                    false
+                }
                 Self::TQ2_0 => decode_bits(codes, out),
             };
-            if let (true, Some(at)) = (any_three, out.iter().position(|&w| w == 2)) {
+            if any_three && let Some(at) = out.iter().position(|&w| w == 2) {
                 let at = i * BLOCK_LEN + at;
                 return Err(Error::Code { format, row: range.start + at / cols, col: at % cols, code: 3 });
             }
@@ -128,30 +132,36 @@ impl Kind {
     }
 }
 
-/// The one scale of a tensor whose blocks agree, 0 if all are 0; `None` if they differ.
+/// The one scale of a tensor whose blocks agree, 0 if all are 0; blocks that differ are an error with both scales.
 ///
 /// The quantizer writes scale 0 where a block holds nothing but zeros, so zeros agree with everything.
-pub fn uniform_scale(scales: &[f32]) -> Option<f32> {
-    let mut nonzero = scales.iter().copied().filter(|&scale| scale != 0.0);
-    let first = nonzero.next().unwrap_or(0.0);
-    nonzero.all(|scale| scale == first).then_some(first)
+pub fn uniform_scale(format: &'static str, scales: &[f32]) -> Result<f32> {
+    let expected = scales.iter().copied().find(|&scale| scale != 0.0).unwrap_or(0.0);
+    match scales.iter().position(|&scale| scale != 0.0 && scale != expected) {
+        None => Ok(expected),
+        Some(block) => Err(Error::BlockScales { format, block, found: scales[block], expected }),
+    }
 }
 
 /// First byte, number of bytes, first weight and digits a byte of the three parts of a TQ1_0 block.
 const DIGIT_PARTS: [(usize, usize, usize, usize); 3] = [(0, 32, 0, 5), (32, 16, 160, 5), (48, 4, 240, 4)];
 
-fn decode_digits(codes: &[u8], out: &mut [i8; BLOCK_LEN]) -> bool {
-    for (byte, len, weight, digits) in DIGIT_PARTS {
-        let mut power = 1u8;
-        for t in 0..digits {
-            let out = &mut out[weight + t * len..weight + (t + 1) * len];
-            for (w, code) in out.iter_mut().zip(&codes[byte..byte + len]) {
-                *w = ((u16::from(code.wrapping_mul(power)) * 3) >> 8) as i8 - 1;
-            }
-            power = power.wrapping_mul(3);
+fn decode_digits(codes: &[u8], out: &mut [i8; BLOCK_LEN]) {
+    decode_part::<32>(&codes[..32], &mut out[..160]);
+    decode_part::<16>(&codes[32..48], &mut out[160..240]);
+    decode_part::<4>(&codes[48..], &mut out[240..]);
+}
+
+fn decode_part<const LEN: usize>(codes: &[u8], out: &mut [i8]) {
+    let mut power = 1u8;
+    for out in out.as_chunks_mut::<LEN>().0 {
+        for (w, code) in out.iter_mut().zip(codes) {
+            // The digit is (q · 3) >> 8: 0 up to 85, 1 up to 170, then 2.
+            let q = code.wrapping_mul(power);
+            *w = i8::from(q > 85) + i8::from(q > 170) - 1;
         }
+        power = power.wrapping_mul(3);
     }
-    false
 }
 
 fn encode_digits(weights: &[i8; BLOCK_LEN], codes: &mut [u8]) {
@@ -183,7 +193,7 @@ fn decode_bits(codes: &[u8], out: &mut [i8; BLOCK_LEN]) -> bool {
 fn encode_bits(weights: &[i8; BLOCK_LEN], codes: &mut [u8]) {
     for (codes, weights) in codes.as_chunks_mut::<32>().0.iter_mut().zip(weights.as_chunks::<128>().0) {
         for m in 0..32 {
-            codes[m] = crate::error::pack_codes([96, 64, 32, 0].map(|l| weights[l + m]));
+            codes[m] = pack_codes([96, 64, 32, 0].map(|l| weights[l + m]));
         }
     }
 }

@@ -1,13 +1,13 @@
 //! The ternary codecs through their public face: round trips, other people's layouts, wrong bytes and wrong shapes.
 
-use bitnet_quantization::{Error, TernaryFormat, absmean, hf_packed, i2_s, tl1, tl2, tq};
+use bitnet_quantization::{Error, TernaryFormat, absmean, dense, hf_packed, i2_s, q4_0, tl1, tl2, tq};
 use i2_s::Form;
 use proptest::prelude::*;
 use tq::Kind;
 
 const TL1: tl1::Tile = tl1::Tile { tile_rows: 64, block_cols: 32, inner_rows: 32 };
 const TL2: tl2::Tile = tl2::Tile { tile_rows: 32, block_cols: 96 };
-const FORMATS: [TernaryFormat; 8] = [
+const FORMATS: [TernaryFormat; 9] = [
     TernaryFormat::I2_S(Form::Block128),
     TernaryFormat::I2_S(Form::Block64),
     TernaryFormat::I2_S(Form::Row4),
@@ -15,6 +15,7 @@ const FORMATS: [TernaryFormat; 8] = [
     TernaryFormat::TL2(TL2),
     TernaryFormat::TQ(Kind::TQ1_0),
     TernaryFormat::TQ(Kind::TQ2_0),
+    TernaryFormat::Q4_0,
     TernaryFormat::HfPacked,
 ];
 
@@ -24,6 +25,7 @@ fn pack(format: TernaryFormat, weights: &[i8], rows: usize, cols: usize, scale: 
         TernaryFormat::I2_S(form) => i2_s::pack(weights, form, rows, cols, scale, &mut out)?,
         TernaryFormat::TL1(tile) => tl1::pack(weights, tile, rows, cols, scale, &mut out)?,
         TernaryFormat::TL2(tile) => tl2::pack(weights, tile, rows, cols, scale, &mut out)?,
+        TernaryFormat::Q4_0 => q4_0::pack(weights, rows, cols, scale, &mut out)?,
         TernaryFormat::TQ(kind) => {
             let scales = vec![scale; rows * cols / tq::BLOCK_LEN];
             kind.pack(weights, &scales, rows, cols, &mut out)?;
@@ -122,7 +124,7 @@ fn a_code_that_is_no_weight_is_named_with_its_place() {
     // The second run of sixteen bytes: columns 4 to 7; byte 3 is row 3, the low nibble columns 6 and 7.
     assert_eq!(place(FORMATS[3], 16 + 3, 0x4f), (3, 6, 15));
     // The second run of 32: columns 6 to 11; byte 9 is row 17.
-    assert_eq!(place(FORMATS[4], 32 + 9, 0xe0), (17, 6, 0xe0));
+    assert_eq!(place(FORMATS[4], 32 + 9, 0xe0), (17, 6, 14));
     assert_eq!(place(FORMATS[6], 3 * 66 + 1, 0b0101_1101), (3, 33, 3));
     assert_eq!(place(FORMATS[7], 256 + 4, 0b0101_1101), (17, 4, 3));
 }
@@ -181,7 +183,35 @@ fn blocks_that_disagree_have_no_scale() {
     kind.pack(&weights, &[0.5, 0.0, 0.5, 0.5], 2, 512, &mut bytes).unwrap();
     assert_eq!(TernaryFormat::TQ(kind).scale(&bytes, 2, 512).unwrap(), Some(0.5));
     kind.pack(&weights, &[0.5, 0.0, 0.5, 0.25], 2, 512, &mut bytes).unwrap();
-    assert_eq!(TernaryFormat::TQ(kind).scale(&bytes, 2, 512), Err(Error::BlockScales { format: "TQ2_0" }));
+    assert_eq!(
+        TernaryFormat::TQ(kind).scale(&bytes, 2, 512).unwrap_err().to_string(),
+        "TQ2_0 block 3 has scale 0.25, an earlier one 0.5; one scale a tensor is supported"
+    );
+}
+
+#[test]
+fn q4_0_blocks_are_ternary_only_if_they_came_from_ternary_weights() {
+    let weights = random_weights(8, 64);
+    let mut bytes = vec![0; 36];
+    q4_0::pack(&weights, 2, 32, 0.5, &mut bytes).unwrap();
+    // As plain Q4_0 one sign is an eighth short, which is what the ternary reading undoes.
+    let mut plain = [0.0; 64];
+    dense::Dense::Q4_0.dequantize(&bytes, &mut plain).unwrap();
+    for (x, w) in plain.iter().zip(&weights) {
+        let expected = 0.5 * f32::from(*w);
+        assert!(*x == expected || *x == expected * 0.875, "{x} for {w}");
+    }
+    // d = s, weights −1, 0, +1 directly.
+    let mut direct = [0u8; 18];
+    direct[..2].copy_from_slice(&half::f16::from_f32(0.25).to_le_bytes());
+    direct[2..].fill(0x97);
+    let mut out = [9; 32];
+    q4_0::unpack_rows(&direct, 1, 32, 0..1, &mut out).unwrap();
+    assert_eq!((out[..16].to_vec(), out[16..].to_vec()), (vec![-1; 16], vec![1; 16]));
+    assert_eq!(TernaryFormat::Q4_0.scale(&direct, 1, 32).unwrap(), Some(0.25));
+    direct[4] = 0x3f;
+    let error = q4_0::unpack_rows(&direct, 1, 32, 0..1, &mut out).unwrap_err();
+    assert!(matches!(error, Error::Code { format: "Q4_0", row: 0, col: 0, code: 7 }), "{error}");
 }
 
 #[test]

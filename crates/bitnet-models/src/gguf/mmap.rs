@@ -1,9 +1,6 @@
 //! The bytes of a model: mapped from a file, embedded in the program, or owned; and the advice to the system about them.
 
-#![expect(
-    unsafe_code,
-    reason = "a file can only be mapped, and its pages dropped, through unsafe calls"
-)]
+#![expect(unsafe_code, reason = "a file can only be mapped, and its pages dropped, through unsafe calls")]
 
 use std::fs::File;
 use std::ops::Deref;
@@ -23,15 +20,10 @@ pub(super) enum ModelBytes {
 impl ModelBytes {
     /// Maps a regular file read-only. Nothing is read yet; pages come in as they are touched.
     pub(super) fn map(path: &Path) -> Result<Self> {
-        let io = |source| Error::Io {
-            path: path.to_owned(),
-            source,
-        };
+        let io = |source| Error::Io { path: path.to_owned(), source };
         // Asked before opening: opening a pipe would wait for its writer.
         if !std::fs::metadata(path).map_err(io)?.is_file() {
-            return Err(Error::NotAFile {
-                path: path.to_owned(),
-            });
+            return Err(Error::NotAFile { path: path.to_owned() });
         }
         let file = File::open(path).map_err(io)?;
         if file.metadata().map_err(io)?.len() == 0 {
@@ -60,9 +52,7 @@ impl ModelBytes {
         if let Self::Mapped(map) = self {
             // SAFETY: the mapping is shared, read-only and backed by the file, so dropping its pages loses nothing: a
             // later read, through a borrow older than this call too, faults the same bytes in again.
-            let _ = unsafe {
-                map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, len)
-            };
+            let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, len) };
         }
         #[cfg(not(unix))]
         let _ = (offset, len);

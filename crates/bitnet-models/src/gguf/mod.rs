@@ -145,18 +145,15 @@ impl Gguf {
 
     /// The tensor of a name.
     pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
-        let found = self.by_name.binary_search_by_key(&name.as_bytes(), |&i| {
-            &self.bytes[self.tensors[i as usize].name.clone()]
-        });
-        found
-            .ok()
-            .map(|at| self.view(&self.tensors[self.by_name[at] as usize]))
+        let found = self
+            .by_name
+            .binary_search_by_key(&name.as_bytes(), |&i| &self.bytes[self.tensors[i as usize].name.clone()]);
+        found.ok().map(|at| self.view(&self.tensors[self.by_name[at] as usize]))
     }
 
     /// The tensor of a name that must be there.
     pub fn require_tensor(&self, name: &str) -> Result<TensorView<'_>> {
-        self.tensor(name)
-            .ok_or_else(|| Error::TensorMissing { name: name.into() })
+        self.tensor(name).ok_or_else(|| Error::TensorMissing { name: name.into() })
     }
 
     /// The bytes of a tensor of this file.
@@ -193,36 +190,20 @@ impl Gguf {
         let metadata = Metadata::parse(bytes.clone(), &mut reader, num_pairs)?;
         let alignment = read_alignment(&metadata)?;
 
-        reader.expect_room(
-            num_tensors,
-            ENTRY_BYTES_MIN,
-            &format_args!("its {num_tensors} tensor entries"),
-        )?;
+        reader.expect_room(num_tensors, ENTRY_BYTES_MIN, &format_args!("its {num_tensors} tensor entries"))?;
         let mut raw = Vec::new();
         for index in 0..num_tensors {
             raw.push(RawEntry::parse(&mut reader, index)?);
         }
         let data_start = reader.offset().next_multiple_of(alignment);
-        let dialect = TypeDialect::of(
-            &metadata,
-            raw.iter().any(|entry| matches!(entry.type_id, 36 | 38)),
-        );
+        let dialect = TypeDialect::of(&metadata, raw.iter().any(|entry| matches!(entry.type_id, 36 | 38)));
         refuse_iq4_nl_4_4(&metadata, &raw, &bytes, data_start, alignment)?;
-        let tensors: Vec<Entry> = raw
-            .iter()
-            .map(|entry| entry.place(&bytes, &dialect, data_start, alignment))
-            .collect::<Result<_>>()?;
+        let tensors: Vec<Entry> =
+            raw.iter().map(|entry| entry.place(&bytes, &dialect, data_start, alignment)).collect::<Result<_>>()?;
         drop(raw);
         refuse_overlaps(&bytes, &tensors)?;
         let by_name = sort_by_name(&bytes, &tensors)?;
-        Ok(Self {
-            bytes,
-            version,
-            alignment,
-            metadata,
-            tensors,
-            by_name,
-        })
+        Ok(Self { bytes, version, alignment, metadata, tensors, by_name })
     }
 }
 
@@ -230,16 +211,12 @@ impl Gguf {
 fn read_version(bytes: &[u8]) -> Result<u32> {
     let magic = &bytes[..bytes.len().min(4)];
     if magic != MAGIC {
-        return Err(Error::NotGguf {
-            found: format!("\"{}\"", magic.escape_ascii()),
-        });
+        return Err(Error::NotGguf { found: format!("\"{}\"", magic.escape_ascii()) });
     }
     let version = Reader::new(bytes, MAGIC.len()).u32(&"the version")?;
     match version {
         2 | 3 => Ok(version),
-        _ if (1..=0xff).contains(&version.swap_bytes()) => Err(Error::GgufBigEndian {
-            version: version.swap_bytes(),
-        }),
+        _ if (1..=0xff).contains(&version.swap_bytes()) => Err(Error::GgufBigEndian { version: version.swap_bytes() }),
         _ => Err(Error::GgufVersion { version }),
     }
 }
@@ -250,10 +227,7 @@ fn read_count(reader: &mut Reader<'_>, culprit: &str) -> Result<u64> {
         return Ok(count);
     }
     let problem = format!("is {count}, at most {COUNT_MAX} are supported");
-    Err(Error::GgufMalformed {
-        culprit: culprit.into(),
-        problem,
-    })
+    Err(Error::GgufMalformed { culprit: culprit.into(), problem })
 }
 
 fn read_alignment(metadata: &Metadata) -> Result<usize> {
@@ -283,84 +257,46 @@ impl<'a> RawEntry<'a> {
         let name = reader.string(&format_args!("the name of tensor {index}"))?;
         let name_start = reader.offset() - name.len();
         let culprit = format!("tensor {}", shown(name));
-        let malformed = |problem| Error::GgufMalformed {
-            culprit: culprit.clone(),
-            problem,
-        };
+        let malformed = |problem| Error::GgufMalformed { culprit: culprit.clone(), problem };
         if name.is_empty() || name.len() > NAME_BYTES_MAX {
-            return Err(malformed(format!(
-                "has a name of {} bytes, expected 1 to {NAME_BYTES_MAX}",
-                name.len()
-            )));
+            return Err(malformed(format!("has a name of {} bytes, expected 1 to {NAME_BYTES_MAX}", name.len())));
         }
         let rank = reader.u32(&culprit)? as usize;
         if !(1..=RANK_MAX).contains(&rank) {
-            return Err(malformed(format!(
-                "has {rank} dimensions, expected 1 to {RANK_MAX}"
-            )));
+            return Err(malformed(format!("has {rank} dimensions, expected 1 to {RANK_MAX}")));
         }
         let mut long = [1u64; RANK_MAX];
         for dim in &mut long[..rank] {
             *dim = reader.u64(&culprit)?;
         }
         // isize: other readers count elements in a signed number too, and sizes below stay computable.
-        let num_elements = long
-            .iter()
-            .try_fold(1isize, |n, &dim| n.checked_mul(isize::try_from(dim).ok()?));
+        let num_elements = long.iter().try_fold(1isize, |n, &dim| n.checked_mul(isize::try_from(dim).ok()?));
         let dims = long.map(|dim| usize::try_from(dim).unwrap_or(0));
         if dims.contains(&0) || num_elements.is_none() {
-            return Err(malformed(format!(
-                "has impossible shape {:?}",
-                &long[..rank]
-            )));
+            return Err(malformed(format!("has impossible shape {:?}", &long[..rank])));
         }
         let type_id = reader.u32(&culprit)?;
         let offset = reader.u64(&culprit)?;
-        Ok(Self {
-            name,
-            name_start,
-            dims,
-            rank,
-            type_id,
-            offset,
-        })
+        Ok(Self { name, name_start, dims, rank, type_id, offset })
     }
 
     /// Settles type and size, and checks that the data lies aligned inside the file.
-    fn place(
-        &self,
-        bytes: &[u8],
-        dialect: &TypeDialect,
-        data_start: usize,
-        alignment: usize,
-    ) -> Result<Entry> {
-        let malformed = |problem| Error::GgufMalformed {
-            culprit: format!("tensor {}", shown(self.name)),
-            problem,
-        };
-        let dtype = dialect
-            .read(self.type_id)
-            .ok_or_else(|| Error::TensorType {
-                tensor: shown(self.name),
-                found: types::unknown(self.type_id),
-                supported: types::supported(),
-            })?;
+    fn place(&self, bytes: &[u8], dialect: &TypeDialect, data_start: usize, alignment: usize) -> Result<Entry> {
+        let malformed = |problem| Error::GgufMalformed { culprit: format!("tensor {}", shown(self.name)), problem };
+        let dtype = dialect.read(self.type_id).ok_or_else(|| Error::TensorType {
+            tensor: shown(self.name),
+            found: types::unknown(self.type_id),
+            supported: types::supported(),
+        })?;
         let shape = &self.dims[..self.rank];
         let rows = self.dims[1..].iter().product();
-        let len = dtype.size_bytes(rows, self.dims[0]).map_err(|why| {
-            malformed(format!(
-                "of type {dtype} has impossible shape {shape:?}: {why}"
-            ))
-        })?;
+        let len = dtype
+            .size_bytes(rows, self.dims[0])
+            .map_err(|why| malformed(format!("of type {dtype} has impossible shape {shape:?}: {why}")))?;
         if !self.offset.is_multiple_of(alignment as u64) {
-            return Err(malformed(format!(
-                "has offset {}, not a multiple of the alignment {alignment}",
-                self.offset
-            )));
+            return Err(malformed(format!("has offset {}, not a multiple of the alignment {alignment}", self.offset)));
         }
-        let start = usize::try_from(self.offset)
-            .ok()
-            .and_then(|offset| data_start.checked_add(offset));
+        let start = usize::try_from(self.offset).ok().and_then(|offset| data_start.checked_add(offset));
         match start.and_then(|start| Some((start, start.checked_add(len)?))) {
             Some((start, end)) if end <= bytes.len() => Ok(Entry {
                 name: self.name_start..self.name_start + self.name.len(),
@@ -388,31 +324,21 @@ fn refuse_iq4_nl_4_4(
     alignment: usize,
 ) -> Result<()> {
     const IQ4_NL: i128 = 25;
-    let file_type = metadata
-        .get("general.file_type")
-        .and_then(|v| v.as_integer());
+    let file_type = metadata.get("general.file_type").and_then(|v| v.as_integer());
     let Some(suspect) = raw.iter().find(|entry| entry.type_id == 36) else {
         return Ok(());
     };
-    let gap = raw
-        .iter()
-        .map(|entry| entry.offset)
-        .filter(|&offset| offset > suspect.offset)
-        .min();
+    let gap = raw.iter().map(|entry| entry.offset).filter(|&offset| offset > suspect.offset).min();
     let room = match gap {
         Some(next) => next - suspect.offset,
         None => (bytes.len().saturating_sub(data_start) as u64).saturating_sub(suspect.offset),
     };
     let blocks = suspect.dims.iter().product::<usize>() as u64 / 32;
-    let is_iq4_nl = blocks
-        .checked_mul(18)
-        .map(|len| len.next_multiple_of(alignment as u64))
-        == Some(room);
+    let is_iq4_nl = blocks.checked_mul(18).map(|len| len.next_multiple_of(alignment as u64)) == Some(room);
     if file_type == Some(IQ4_NL) || (file_type != Some(40) && is_iq4_nl) {
         return Err(Error::TensorType {
             tensor: shown(suspect.name),
-            found: "36, which in this file of llama.cpp's is IQ4_NL_4_4 (removed) and not I2_S"
-                .into(),
+            found: "36, which in this file of llama.cpp's is IQ4_NL_4_4 (removed) and not I2_S".into(),
             supported: types::supported(),
         });
     }
@@ -444,10 +370,7 @@ fn sort_by_name(bytes: &[u8], tensors: &[Entry]) -> Result<Vec<u32>> {
     let name = |&i: &u32| &bytes[tensors[i as usize].name.clone()];
     let mut by_name: Vec<u32> = (0..tensors.len() as u32).collect();
     by_name.sort_unstable_by_key(name);
-    match by_name
-        .windows(2)
-        .find(|two| name(&two[0]) == name(&two[1]))
-    {
+    match by_name.windows(2).find(|two| name(&two[0]) == name(&two[1])) {
         None => Ok(by_name),
         Some(two) => Err(Error::GgufMalformed {
             culprit: format!("tensor {}", shown(&String::from_utf8_lossy(name(&two[0])))),

@@ -142,14 +142,9 @@ impl TensorType {
             _ => {
                 let (.., block_len, block_bytes) = *self.row();
                 if !cols.is_multiple_of(block_len) {
-                    return Err(format!(
-                        "{} needs a multiple of {block_len} columns, not {cols}",
-                        self.name()
-                    ));
+                    return Err(format!("{} needs a multiple of {block_len} columns, not {cols}", self.name()));
                 }
-                rows.checked_mul(cols / block_len)
-                    .and_then(|n| n.checked_mul(block_bytes))
-                    .ok_or_else(too_large)
+                rows.checked_mul(cols / block_len).and_then(|n| n.checked_mul(block_bytes)).ok_or_else(too_large)
             }
         }
     }
@@ -181,18 +176,9 @@ pub(super) struct TypeDialect {
 impl TypeDialect {
     /// Settles it by file type and architecture, and by whether other tensors are Microsoft's.
     pub(super) fn of(metadata: &Metadata, any_36_or_38: bool) -> Self {
-        let file_type = metadata
-            .get("general.file_type")
-            .and_then(|v| v.as_integer());
-        let arch = metadata
-            .get("general.architecture")
-            .and_then(|v| v.as_str())
-            .unwrap_or_default();
-        Self {
-            tl2_is_39: file_type == Some(39)
-                || arch.starts_with("bitnet")
-                || (arch == "llama" && any_36_or_38),
-        }
+        let file_type = metadata.get("general.file_type").and_then(|v| v.as_integer());
+        let arch = metadata.get("general.architecture").and_then(|v| v.as_str()).unwrap_or_default();
+        Self { tl2_is_39: file_type == Some(39) || arch.starts_with("bitnet") || (arch == "llama" && any_36_or_38) }
     }
 
     /// The type of an id.
@@ -216,10 +202,7 @@ pub(super) fn unknown(id: u32) -> String {
 
 /// The list for the refusal of an unknown type.
 pub(super) fn supported() -> String {
-    let names: Vec<String> = TABLE
-        .iter()
-        .map(|(_, id, name, ..)| format!("{name} ({id})"))
-        .collect();
+    let names: Vec<String> = TABLE.iter().map(|(_, id, name, ..)| format!("{name} ({id})")).collect();
     names.join(", ")
 }
 
@@ -241,16 +224,8 @@ mod tests {
         assert_eq!(I2_S.size_bytes(6912, 2560), Ok(6912 * 2560 / 4 + 32));
         assert_eq!(TL2.size_bytes(3200, 8640), Ok(5_794_176));
         assert_eq!(I8_S.size_bytes(3, 5), Ok(32));
-        assert!(
-            Q8_0.size_bytes(1, 33)
-                .unwrap_err()
-                .contains("multiple of 32 columns")
-        );
-        assert!(
-            TL2.size_bytes(64, 128)
-                .unwrap_err()
-                .contains("at least 256 columns")
-        );
+        assert!(Q8_0.size_bytes(1, 33).unwrap_err().contains("multiple of 32 columns"));
+        assert!(TL2.size_bytes(64, 128).unwrap_err().contains("at least 256 columns"));
         assert!(F32.size_bytes(usize::MAX / 2, 4).is_err());
     }
 }

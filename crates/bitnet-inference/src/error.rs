@@ -1,0 +1,85 @@
+//! What can be wrong with a request or a model.
+
+use bitnet_tokenizers::TokenId;
+
+/// Why a request was refused or a model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model's file or configuration.
+    #[error(transparent)]
+    Model(#[from] bitnet_models::Error),
+    /// The tokenizer or chat template.
+    #[error(transparent)]
+    Tokenizer(#[from] bitnet_tokenizers::Error),
+    /// The path is neither a GGUF file nor a directory with a model.
+    #[error("{path} is {found}, expected a GGUF file or a directory with config.json or tokenizer.json")]
+    NotAModel {
+        /// The path.
+        path: String,
+        /// What is there.
+        found: &'static str,
+    },
+    /// A file without a tokenizer.
+    #[error("no tokenizer: metadata key tokenizer.ggml.model is missing")]
+    NoTokenizer,
+    /// The tokenizer has tokens that the model has no embedding for.
+    #[error("the tokenizer has {tokenizer} tokens, but the model only {model}")]
+    VocabularySize {
+        /// Tokens of the tokenizer.
+        tokenizer: usize,
+        /// Rows of the embedding.
+        model: usize,
+    },
+    /// A prompt without tokens.
+    #[error("the prompt is empty: at least one token is needed")]
+    EmptyPrompt,
+    /// A token id outside the vocabulary.
+    #[error("prompt token {index} is {token}, but the vocabulary ends at {last}")]
+    TokenRange {
+        /// Its place in the prompt, from 0.
+        index: usize,
+        /// The id.
+        token: TokenId,
+        /// The largest id there is.
+        last: usize,
+    },
+    /// More positions than the context has.
+    #[error("context length exceeded: {prompt} prompt tokens and {generate} to generate do not fit into {context}")]
+    ContextLength {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens asked for; at least one.
+        generate: usize,
+        /// Positions there are.
+        context: usize,
+    },
+    /// A sampling parameter out of range.
+    #[error("{name} is {value}, but must be {allowed}")]
+    Sampling {
+        /// The parameter.
+        name: &'static str,
+        /// Its value.
+        value: f64,
+        /// What it may be.
+        allowed: &'static str,
+    },
+    /// An empty stop string, or more of them than are allowed.
+    #[error("stop string {index}: {problem}")]
+    StopString {
+        /// Its place in the list, from 0.
+        index: usize,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A bias for a token that does not exist.
+    #[error("logit bias for token {token}, but the vocabulary ends at {last}")]
+    BiasRange {
+        /// The id.
+        token: TokenId,
+        /// The largest id there is.
+        last: usize,
+    },
+}
+
+/// The crate's results.
+pub type Result<T> = std::result::Result<T, Error>;

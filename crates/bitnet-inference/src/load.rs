@@ -1,0 +1,95 @@
+//! From a path to a model with its tokenizer and chat template.
+
+use std::borrow::Cow;
+use std::path::Path;
+use std::sync::Arc;
+
+use bitnet_kernels::Pool;
+use bitnet_models::gguf::Gguf;
+use bitnet_models::{LanguageModel, LoadOptions};
+use bitnet_tokenizers::{ChatTemplate, Tokenizer, TokenizerFiles, TokenizerSpec};
+
+use crate::error::{Error, Result};
+
+/// How a model's text becomes ids and back.
+pub struct Tokenization {
+    /// The tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// The chat template, if the model has one; or why it cannot be used.
+    pub chat_template: std::result::Result<Option<ChatTemplate>, bitnet_tokenizers::Error>,
+}
+
+/// A model, ready to run.
+pub struct Loaded {
+    /// The weights.
+    pub model: Arc<LanguageModel>,
+    /// Its tokenizer and chat template.
+    pub tokenization: Tokenization,
+}
+
+/// Loads the model at `path`: a GGUF file.
+///
+/// # Errors
+/// If there is no model, or it is damaged or not supported.
+pub fn load(path: &Path, options: LoadOptions, pool: &Pool) -> Result<Loaded> {
+    let gguf = Arc::new(Gguf::open(path)?);
+    // A tokenizer that does not work is found before seconds go into the weights.
+    let tokenization = tokenization_from_gguf(&gguf)?;
+    let model = LanguageModel::from_gguf(&gguf, options, pool)?;
+    let (tokens, rows) = (tokenization.tokenizer.vocab_size(), model.config().vocab_size);
+    if tokens > rows {
+        return Err(Error::VocabularySize { tokenizer: tokens, model: rows });
+    }
+    Ok(Loaded { model: Arc::new(model), tokenization })
+}
+
+/// The tokenizer at `path`: a GGUF file of any architecture, or a directory with `tokenizer.json`.
+///
+/// # Errors
+/// If there is none, or it is damaged or not supported.
+pub fn load_tokenization(path: &Path) -> Result<Tokenization> {
+    if path.is_dir() {
+        let tokenizer = Tokenizer::from_files(&TokenizerFiles::read(path)?)?;
+        return Ok(with_template(tokenizer, ""));
+    }
+    tokenization_from_gguf(&Gguf::open(path)?)
+}
+
+/// The tokenizer in the metadata of a GGUF file.
+///
+/// # Errors
+/// If there is none, or it is damaged or not supported.
+pub fn tokenization_from_gguf(gguf: &Gguf) -> Result<Tokenization> {
+    let metadata = gguf.metadata();
+    let key = |name: &str| format!("tokenizer.ggml.{name}");
+    let id = |name: &str| -> Result<Option<u32>> { Ok(metadata.u32(&key(name))?) };
+    let strings = |name: &str| -> Result<Vec<Cow<'_, str>>> {
+        Ok(metadata.strings(&key(name))?.into_iter().flatten().map(Cow::Borrowed).collect())
+    };
+    let architecture = metadata.str("general.architecture")?.unwrap_or_default();
+    let spec = TokenizerSpec {
+        architecture: architecture.into(),
+        model: metadata.str(&key("model"))?.ok_or(Error::NoTokenizer)?.into(),
+        pre: metadata.str(&key("pre"))?.map(Cow::Borrowed),
+        tokens: strings("tokens")?,
+        scores: metadata.f32s(&key("scores"))?.into_iter().flatten().collect(),
+        token_types: metadata.i32s(&key("token_type"))?.into_iter().flatten().collect(),
+        merges: strings("merges")?,
+        bos: id("bos_token_id")?,
+        eos: id("eos_token_id")?,
+        eot: id("eot_token_id")?,
+        eom: id("eom_token_id")?,
+        unknown: id("unknown_token_id")?,
+        padding: id("padding_token_id")?,
+        add_bos: metadata.bool(&key("add_bos_token"))?,
+        add_eos: metadata.bool(&key("add_eos_token"))?,
+        add_space_prefix: metadata.bool(&key("add_space_prefix"))?,
+        chat_template: metadata.str("tokenizer.chat_template")?.map(Cow::Borrowed),
+    };
+    Ok(with_template(Tokenizer::from_spec(&spec)?, architecture))
+}
+
+fn with_template(tokenizer: Tokenizer, architecture: &str) -> Tokenization {
+    let chat_template = ChatTemplate::detect(architecture, &tokenizer);
+    Tokenization { tokenizer: Arc::new(tokenizer), chat_template }
+}

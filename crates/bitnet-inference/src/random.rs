@@ -1,0 +1,55 @@
+//! Randomness without state: a number for each (seed, position, token), the same on every machine and in every batch.
+
+use bitnet_kernels::math::ln_f64;
+
+/// The finaliser of splitmix64 (Steele, Lea & Flood 2014): every input bit reaches every output bit.
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// The noise of one position of one request.
+#[derive(Clone, Copy)]
+pub(crate) struct Noise {
+    base: u64,
+}
+
+impl Noise {
+    pub fn new(seed: u64, position: u64) -> Self {
+        Self { base: mix(mix(seed.wrapping_add(GOLDEN)).wrapping_add(position.wrapping_mul(GOLDEN))) }
+    }
+
+    /// A number from the standard Gumbel distribution for a token, between −3.6 and 36.8.
+    ///
+    /// The token with the largest `logit + gumbel` is a sample of softmax(logits) (the Gumbel-max trick).
+    pub fn gumbel(self, token: u32) -> f64 {
+        let bits = mix(self.base.wrapping_add((u64::from(token) + 1).wrapping_mul(GOLDEN)));
+        // The middle of one of 2^52 equal parts of (0, 1): never 0 or 1.
+        let uniform = ((bits >> 12) as f64 + 0.5) * (1.0 / (1u64 << 52) as f64);
+        -ln_f64(-ln_f64(uniform))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gumbel_noise_has_the_right_mean_and_variance() {
+        let n = 200_000u32;
+        let values: Vec<f64> = (0..n).map(|i| Noise::new(7, u64::from(i / 100)).gumbel(i % 100)).collect();
+        let mean = values.iter().sum::<f64>() / f64::from(n);
+        let variance = values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / f64::from(n);
+        assert!((mean - 0.577_216).abs() < 0.01, "mean {mean}");
+        assert!((variance - 1.644_934).abs() < 0.02, "variance {variance}");
+    }
+
+    #[test]
+    fn every_argument_changes_the_number() {
+        let a = Noise::new(1, 2).gumbel(3);
+        assert!(a != Noise::new(2, 2).gumbel(3) && a != Noise::new(1, 3).gumbel(3) && a != Noise::new(1, 2).gumbel(4));
+    }
+}

@@ -1,0 +1,132 @@
+//! When to stop: token ids in a set with constant-time look-up, and strings found across token borders.
+
+use bitnet_tokenizers::TokenId;
+
+use crate::error::{Error, Result};
+
+/// A set of token ids; asking it costs one load and one shift.
+#[derive(Clone, Debug, Default)]
+pub struct StopSet {
+    bits: Vec<u64>,
+}
+
+impl StopSet {
+    /// The set of the given ids.
+    #[must_use]
+    pub fn new(ids: &[TokenId]) -> Self {
+        let mut bits = Vec::new();
+        for id in ids {
+            let word = id.0 as usize / 64;
+            if bits.len() <= word {
+                bits.resize(word + 1, 0);
+            }
+            bits[word] |= 1 << (id.0 % 64);
+        }
+        Self { bits }
+    }
+
+    /// Whether the id is in the set.
+    #[must_use]
+    pub fn contains(&self, id: TokenId) -> bool {
+        self.bits.get(id.0 as usize / 64).is_some_and(|word| word >> (id.0 % 64) & 1 == 1)
+    }
+}
+
+/// The most stop strings of one request.
+const STOP_STRINGS_MAX: usize = 64;
+
+/// Looks for stop strings in text that comes in pieces. Text that may be the beginning of one is held back.
+#[derive(Clone, Debug)]
+pub(crate) struct StopStrings {
+    strings: Vec<String>,
+    pending: String,
+}
+
+impl StopStrings {
+    pub fn new(strings: Vec<String>) -> Result<Self> {
+        if strings.len() > STOP_STRINGS_MAX {
+            return Err(Error::StopString { index: STOP_STRINGS_MAX, problem: "at most 64 are possible" });
+        }
+        match strings.iter().position(String::is_empty) {
+            Some(index) => Err(Error::StopString { index, problem: "it is empty" }),
+            None => Ok(Self { strings, pending: String::new() }),
+        }
+    }
+
+    /// Adds text. Returns what can be shown now, and whether a stop string was found right behind it.
+    pub fn push(&mut self, text: &str) -> (String, bool) {
+        if self.strings.is_empty() {
+            return (text.to_owned(), false);
+        }
+        self.pending.push_str(text);
+        if let Some(at) = self.strings.iter().filter_map(|stop| self.pending.find(stop.as_str())).min() {
+            self.pending.truncate(at);
+            return (std::mem::take(&mut self.pending), true);
+        }
+        let held = self.strings.iter().map(|stop| overlap(&self.pending, stop)).max().unwrap_or(0);
+        let rest = self.pending.split_off(self.pending.len() - held);
+        (std::mem::replace(&mut self.pending, rest), false)
+    }
+
+    /// What was held back, once no more text comes.
+    pub fn finish(&mut self) -> String {
+        std::mem::take(&mut self.pending)
+    }
+}
+
+/// The length of the longest end of `text` that begins `stop`.
+fn overlap(text: &str, stop: &str) -> usize {
+    let (text, stop) = (text.as_bytes(), stop.as_bytes());
+    (1..stop.len().min(text.len() + 1)).rev().find(|&len| text.ends_with(&stop[..len])).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_stop_set_holds_what_was_put_in() {
+        let set = StopSet::new(&[TokenId(0), TokenId(63), TokenId(64), TokenId(128_009)]);
+        for id in [0, 63, 64, 128_009] {
+            assert!(set.contains(TokenId(id)));
+        }
+        for id in [1, 62, 65, 128_008, u32::MAX] {
+            assert!(!set.contains(TokenId(id)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn text_ends_before_the_first_stop_string_however_it_is_cut(
+            text in "[abé]{0,40}",
+            stops in prop::collection::vec("[abé]{1,4}", 0..4),
+            cuts in prop::collection::vec(0usize..40, 0..10),
+        ) {
+            let mut cuts: Vec<usize> = cuts.into_iter().filter(|&c| text.is_char_boundary(c) && c < text.len()).collect();
+            cuts.extend([0, text.len()]);
+            cuts.sort_unstable();
+            let mut strings = StopStrings::new(stops.clone()).expect("no empty strings");
+            let mut shown = String::new();
+            let mut stopped = false;
+            for pair in cuts.windows(2) {
+                let (piece, found) = strings.push(&text[pair[0]..pair[1]]);
+                shown.push_str(&piece);
+                stopped = found;
+                if found {
+                    break;
+                }
+            }
+            if !stopped {
+                shown.push_str(&strings.finish());
+            }
+            // The first stop string to be complete wins; with several that overlap, the one that begins first.
+            let ends = |stop: &String| text.find(stop.as_str()).map(|at| at + stop.len());
+            prop_assert_eq!(stopped, stops.iter().any(|s| text.contains(s.as_str())));
+            match stops.iter().filter_map(ends).min() {
+                None => prop_assert_eq!(shown, text),
+                Some(_) => prop_assert!(text.starts_with(&shown) && stops.iter().all(|s| !shown.contains(s.as_str()))),
+            }
+        }
+    }
+}

@@ -1,0 +1,440 @@
+//! NEON: 4 lanes of f32, and two sets. `neon` needs no more than every 64-bit ARM has and multiplies bytes into 16 bits;
+//! `neon-dotprod` has `sdot`, which multiplies 16 pairs of bytes and adds them by fours into 32 bits.
+//!
+//! Everything but the ternary product is the same in both. `sdot` and `fcvtl` (f16 to f32) are written as assembly: their
+//! intrinsics are not stable in every Rust version that this crate compiles with.
+
+use std::arch::aarch64::*;
+use std::arch::asm;
+use std::ops::Range;
+
+use crate::activations::{Activations, Tile};
+use crate::matrix::{BLOCK_ROWS, LINE_BYTES, LINE_COLS, TernaryMatrix};
+use crate::portable;
+use crate::set::{
+    CACHE_BLOCK, KernelSet, Output, Partial, SEGMENT_HEADS, SEGMENT_KEYS, Scores, Segment, kernel_set, softmax_heads,
+};
+
+kernel_set!(
+    NEON = "neon",
+    #[target_feature(enable = "neon")]
+    own { ternary: ternary, matvec_f16: matvec_f16, attend_f16: attend_f16, attend_f32: attend_f32 }
+);
+
+/// The table of NEON with the dot product of Armv8.2 and later.
+pub(crate) static NEON_DOTPROD: KernelSet = KernelSet { name: "neon-dotprod", ternary: ternary_dotprod, ..NEON };
+
+/// Rows of weights in a register: 16 bytes of a line are 4 dwords.
+const REGISTER_ROWS: usize = 4;
+/// Registers in a line.
+const LINE_REGISTERS: usize = BLOCK_ROWS / REGISTER_ROWS;
+
+/// Defines `y = (Σ code·q − Σ q) / s · scale` for the given blocks of rows and all activation rows.
+///
+/// A lone row goes to `$row_sums`; the rows of a tile to `$tile_sums`, in the first group of `$n` rows by `$r` registers of
+/// weights that is not larger than what remains.
+macro_rules! ternary {
+    ($name:ident: $features:literal, $row_sums:path, $tile_sums:ident [$($n:literal by $r:literal),*]) => {
+        #[target_feature(enable = $features)]
+        fn $name(matrix: &TernaryMatrix, blocks: Range<usize>, activations: &Activations, output: &Output<'_>) {
+            for block in blocks {
+                let (lines, scale) = matrix.block(block);
+                for tile_index in 0..activations.num_tiles() {
+                    let tile = activations.tile(tile_index);
+                    let first_row = activations.tile_rows(tile_index).start;
+                    let store = |index: usize, register: usize, sums: &[int32x4_t]| {
+                        // SAFETY: each block of outputs is computed by one thread.
+                        let out = unsafe { output.block(first_row + index, block) };
+                        for (out, sums) in out[REGISTER_ROWS * register..].as_chunks_mut().0.iter_mut().zip(sums) {
+                            store4(out, finish(*sums, tile.sums[index], tile.scales[index], scale));
+                        }
+                    };
+                    let rows = tile.scales.len();
+                    if rows == 1 {
+                        store(0, 0, &$row_sums(lines, &tile));
+                        continue;
+                    }
+                    let mut first = 0;
+                    $(
+                        while rows - first >= $n {
+                            for register in (0..LINE_REGISTERS).step_by($r) {
+                                let sums = $tile_sums::<$n, $r>(lines, &tile, register, first);
+                                for (i, sums) in sums.iter().enumerate() {
+                                    store(first + i, register, sums);
+                                }
+                            }
+                            first += $n;
+                        }
+                    )*
+                }
+            }
+        }
+    };
+}
+
+ternary!(ternary: "neon", row_sums, tile_sums [8 by 1, 4 by 2, 2 by 4, 1 by 8]);
+ternary!(ternary_dotprod: "neon,dotprod", row_sums_dotprod, tile_sums_dotprod [8 by 2, 4 by 4, 2 by 8, 1 by 8]);
+
+/// `(sum − Σ q) / s · scale`, in that order.
+#[inline]
+#[target_feature(enable = "neon")]
+fn finish(sums: int32x4_t, activation_sum: i32, activation_scale: f32, scale: f32) -> float32x4_t {
+    let sums = vcvtq_f32_s32(vsubq_s32(sums, vdupq_n_s32(activation_sum)));
+    vmulq_f32(vdivq_f32(sums, vdupq_n_f32(activation_scale)), vdupq_n_f32(scale))
+}
+
+/// Rows `4 register` to `4 register + 3` of a line.
+#[inline]
+#[target_feature(enable = "neon")]
+fn load_register(line: &[u8], register: usize) -> uint8x16_t {
+    let bytes = &line[16 * register..16 * register + 16];
+    // SAFETY: 16 readable bytes; the load needs no alignment.
+    unsafe { vld1q_u8(bytes.as_ptr()) }
+}
+
+/// Sixteen activations.
+#[inline]
+#[target_feature(enable = "neon")]
+fn load_values(values: &[i8; 16]) -> int8x16_t {
+    // SAFETY: 16 readable bytes; the load needs no alignment.
+    unsafe { vld1q_s8(values.as_ptr()) }
+}
+
+/// Four activations, the same in every dword.
+#[inline]
+#[target_feature(enable = "neon")]
+fn broadcast(values: &[i8], dword: usize) -> int8x16_t {
+    let v = &values[4 * dword..4 * dword + 4];
+    vreinterpretq_s8_s32(vdupq_n_s32(i32::from_le_bytes([v[0] as u8, v[1] as u8, v[2] as u8, v[3] as u8])))
+}
+
+/// `Σ code · q` of 32 rows with one row of activations.
+#[inline]
+#[target_feature(enable = "neon")]
+fn row_sums(lines: &[u8], tile: &Tile<'_>) -> [int32x4_t; LINE_REGISTERS] {
+    let [sums] = tile_sums::<1, LINE_REGISTERS>(lines, tile, 0, 0);
+    sums
+}
+
+/// `Σ code · q` of the `4 · R` rows of weights from `register` on with `N` rows of a tile from `first` on.
+///
+/// A 16-bit lane takes four products of at most 3 · 128 a line, so sixteen lines give 24,576 at most.
+#[inline]
+#[target_feature(enable = "neon")]
+fn tile_sums<const N: usize, const R: usize>(
+    lines: &[u8],
+    tile: &Tile<'_>,
+    register: usize,
+    first: usize,
+) -> [[int32x4_t; R]; N] {
+    const LINES: usize = 16;
+    let rows = tile.scales.len();
+    let mask = vdupq_n_u8(3);
+    let mut sums = [[[vdupq_n_s32(0); 2]; R]; N];
+    let lines = lines.chunks(LINES * LINE_BYTES);
+    let values = tile.values.chunks(LINES * LINE_COLS * rows);
+    for (lines, values) in lines.zip(values) {
+        let mut acc = [[[vdupq_n_s16(0); 2]; R]; N];
+        for (line, values) in lines.chunks_exact(LINE_BYTES).zip(values.chunks_exact(LINE_COLS * rows)) {
+            let packed: [uint8x16_t; R] = std::array::from_fn(|r| load_register(line, register + r));
+            macro_rules! field {
+                ($s:literal, $codes:expr) => {
+                    let codes: [uint8x16_t; R] = $codes;
+                    let values = &values[4 * ($s * rows + first)..][..4 * N];
+                    for (i, acc) in acc.iter_mut().enumerate() {
+                        let q = broadcast(values, i);
+                        for (acc, codes) in acc.iter_mut().zip(codes) {
+                            let codes = vreinterpretq_s8_u8(codes);
+                            acc[0] = vmlal_s8(acc[0], vget_low_s8(codes), vget_low_s8(q));
+                            acc[1] = vmlal_high_s8(acc[1], codes, q);
+                        }
+                    }
+                };
+            }
+            field!(0, packed.map(|p| vandq_u8(p, mask)));
+            field!(1, packed.map(|p| vandq_u8(vshrq_n_u8::<2>(p), mask)));
+            field!(2, packed.map(|p| vandq_u8(vshrq_n_u8::<4>(p), mask)));
+            field!(3, packed.map(|p| vshrq_n_u8::<6>(p)));
+        }
+        for (sum, acc) in sums.as_flattened_mut().iter_mut().zip(acc.as_flattened()) {
+            *sum = [vpadalq_s16(sum[0], acc[0]), vpadalq_s16(sum[1], acc[1])];
+        }
+    }
+    sums.map(|sums| sums.map(|[low, high]| vpaddq_s32(low, high)))
+}
+
+/// Adds to each lane the products of its four signed bytes of `codes` with bytes `4 LANE` to `4 LANE + 3` of `q`.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+fn dot<const LANE: i32>(acc: int32x4_t, codes: uint8x16_t, q: int8x16_t) -> int32x4_t {
+    let mut sum = acc;
+    // SAFETY: one instruction that touches nothing but these registers; this function has dotprod.
+    unsafe {
+        asm!(
+            "sdot {sum:v}.4s, {codes:v}.16b, {q:v}.4b[{lane}]",
+            sum = inout(vreg) sum,
+            codes = in(vreg) codes,
+            q = in(vreg) q,
+            lane = const LANE,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    sum
+}
+
+/// `Σ code · q` of 32 rows with one row of activations: bound by memory, so the codes of the lower three fields are masked
+/// where they lie instead of shifted down. Fields 0 and 3 share an accumulator, 1 and 2 have their own, which end as
+/// multiples of 4 and 16. (Field 3 cannot stay where it lies: `sdot` would take its upper bit for a sign.)
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+fn row_sums_dotprod(lines: &[u8], tile: &Tile<'_>) -> [int32x4_t; LINE_REGISTERS] {
+    let masks = [vdupq_n_u8(0x03), vdupq_n_u8(0x0c), vdupq_n_u8(0x30)];
+    let mut acc = [[vdupq_n_s32(0); 3]; LINE_REGISTERS];
+    for (line, values) in lines.chunks_exact(LINE_BYTES).zip(tile.values.as_chunks::<LINE_COLS>().0) {
+        let q = load_values(values);
+        for (register, acc) in acc.iter_mut().enumerate() {
+            let packed = load_register(line, register);
+            acc[0] = dot::<0>(acc[0], vandq_u8(packed, masks[0]), q);
+            acc[1] = dot::<1>(acc[1], vandq_u8(packed, masks[1]), q);
+            acc[2] = dot::<2>(acc[2], vandq_u8(packed, masks[2]), q);
+            acc[0] = dot::<3>(acc[0], vshrq_n_u8::<6>(packed), q);
+        }
+    }
+    acc.map(|[one, four, sixteen]| vaddq_s32(one, vaddq_s32(vshrq_n_s32::<2>(four), vshrq_n_s32::<4>(sixteen))))
+}
+
+/// `Σ code · q` of the `4 · R` rows of weights from `register` on with `N` rows of a tile from `first` on.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+fn tile_sums_dotprod<const N: usize, const R: usize>(
+    lines: &[u8],
+    tile: &Tile<'_>,
+    register: usize,
+    first: usize,
+) -> [[int32x4_t; R]; N] {
+    let rows = tile.scales.len();
+    let mask = vdupq_n_u8(3);
+    let mut acc = [[vdupq_n_s32(0); R]; N];
+    for (line, values) in lines.chunks_exact(LINE_BYTES).zip(tile.values.chunks_exact(LINE_COLS * rows)) {
+        let packed: [uint8x16_t; R] = std::array::from_fn(|r| load_register(line, register + r));
+        macro_rules! field {
+            ($s:literal, $codes:expr) => {
+                let codes: [uint8x16_t; R] = $codes;
+                let values = &values[4 * ($s * rows + first)..][..4 * N];
+                let (fours, rest) = acc.as_chunks_mut::<4>();
+                let (values_of_fours, values_of_rest) = values.as_chunks::<16>();
+                for (acc, values) in fours.iter_mut().zip(values_of_fours) {
+                    let q = load_values(values);
+                    let [a, b, c, d] = acc;
+                    for r in 0..R {
+                        a[r] = dot::<0>(a[r], codes[r], q);
+                        b[r] = dot::<1>(b[r], codes[r], q);
+                        c[r] = dot::<2>(c[r], codes[r], q);
+                        d[r] = dot::<3>(d[r], codes[r], q);
+                    }
+                }
+                for (i, acc) in rest.iter_mut().enumerate() {
+                    let q = broadcast(values_of_rest, i);
+                    for (acc, codes) in acc.iter_mut().zip(codes) {
+                        *acc = dot::<0>(*acc, codes, q);
+                    }
+                }
+            };
+        }
+        field!(0, packed.map(|p| vandq_u8(p, mask)));
+        field!(1, packed.map(|p| vandq_u8(vshrq_n_u8::<2>(p), mask)));
+        field!(2, packed.map(|p| vandq_u8(vshrq_n_u8::<4>(p), mask)));
+        field!(3, packed.map(|p| vshrq_n_u8::<6>(p)));
+    }
+    acc
+}
+
+#[target_feature(enable = "neon")]
+fn matvec_f16(rows: &[u8], x: &[f32], out: &mut [f32]) {
+    for (row, out) in rows.chunks_exact(2 * x.len()).zip(out) {
+        *out = dot_f16(row, x);
+    }
+}
+
+/// `Σ row · x` over the virtual lanes, sixteen registers of four.
+#[inline]
+#[target_feature(enable = "neon")]
+fn dot_f16(row: &[u8], x: &[f32]) -> f32 {
+    let mut acc = [[vdupq_n_f32(0.0); 2]; 8];
+    let (row_chunks, row_rest) = row.as_chunks::<128>();
+    let (x_chunks, x_rest) = x.as_chunks::<64>();
+    for (row, x) in row_chunks.iter().zip(x_chunks) {
+        let (row, x) = (row.as_chunks::<16>().0, x.as_chunks::<8>().0);
+        for ((acc, row), x) in acc.iter_mut().zip(row).zip(x) {
+            // SAFETY: 16 readable bytes; the load needs no alignment.
+            let row = convert_f16(unsafe { vreinterpretq_u16_u8(vld1q_u8(row.as_ptr())) });
+            let x = load_f32(x);
+            *acc = [vaddq_f32(acc[0], vmulq_f32(row[0], x[0])), vaddq_f32(acc[1], vmulq_f32(row[1], x[1]))];
+        }
+    }
+    let mut lanes = [[0.0; 16]; 4];
+    for (acc, lanes) in acc.as_flattened().iter().zip(lanes.as_flattened_mut().as_chunks_mut().0) {
+        store4(lanes, *acc);
+    }
+    for (i, (bytes, x)) in row_rest.as_chunks::<2>().0.iter().zip(x_rest).enumerate() {
+        lanes[i / 16][i % 16] += half::f16::from_le_bytes(*bytes).to_f32() * x;
+    }
+    portable::reduce(&lanes)
+}
+
+/// The bits of eight f16 as f32, exactly.
+#[inline]
+#[target_feature(enable = "neon")]
+fn convert_f16(bits: uint16x8_t) -> [float32x4_t; 2] {
+    let (low, high): (float32x4_t, float32x4_t);
+    // SAFETY: one instruction that touches nothing but these registers; every CPU with NEON has it.
+    unsafe {
+        asm!(
+            "fcvtl {low:v}.4s, {bits:v}.4h",
+            low = lateout(vreg) low,
+            bits = in(vreg) bits,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    // SAFETY: as above.
+    unsafe {
+        asm!(
+            "fcvtl2 {high:v}.4s, {bits:v}.8h",
+            high = lateout(vreg) high,
+            bits = in(vreg) bits,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    [low, high]
+}
+
+/// Eight floats.
+#[inline]
+#[target_feature(enable = "neon")]
+fn load_f32(from: &[f32; 8]) -> [float32x4_t; 2] {
+    // SAFETY: 8 readable floats; the loads need no alignment.
+    unsafe { [vld1q_f32(from.as_ptr()), vld1q_f32(from.as_ptr().add(4))] }
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn store4(out: &mut [f32; 4], value: float32x4_t) {
+    // SAFETY: 4 writable floats; the store needs no alignment.
+    unsafe { vst1q_f32(out.as_mut_ptr(), value) }
+}
+
+/// Eight elements of the cache as f32.
+trait Load8: Copy {
+    /// # Safety
+    /// The CPU must have NEON.
+    unsafe fn load8(from: &[Self; 8]) -> [float32x4_t; 2];
+}
+
+impl Load8 for half::f16 {
+    #[inline(always)]
+    unsafe fn load8(from: &[Self; 8]) -> [float32x4_t; 2] {
+        // SAFETY: 16 readable bytes; the load needs no alignment. The caller vouches for the CPU.
+        unsafe { convert_f16(vld1q_u16(from.as_ptr().cast())) }
+    }
+}
+
+impl Load8 for f32 {
+    #[inline(always)]
+    unsafe fn load8(from: &[Self; 8]) -> [float32x4_t; 2] {
+        // SAFETY: the caller vouches for the CPU.
+        unsafe { load_f32(from) }
+    }
+}
+
+#[target_feature(enable = "neon")]
+fn attend_f16(segment: &Segment<'_, half::f16>, partial: &mut Partial<'_>) {
+    attend(segment, partial);
+}
+
+#[target_feature(enable = "neon")]
+fn attend_f32(segment: &Segment<'_, f32>, partial: &mut Partial<'_>) {
+    attend(segment, partial);
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn attend<T: Load8>(segment: &Segment<'_, T>, partial: &mut Partial<'_>) {
+    let Segment { heads, head_dim, value_dim, num_keys, .. } = *segment;
+    let mut scores: Scores = [[0.0; SEGMENT_KEYS]; SEGMENT_HEADS];
+    let queries: [&[f32]; SEGMENT_HEADS] =
+        std::array::from_fn(|h| segment.queries.get(h * head_dim..(h + 1) * head_dim).unwrap_or_default());
+    // Two heads at a time: with more, the accumulators of a block of keys would not fit into 32 registers.
+    for first in (0..heads).step_by(2) {
+        if heads - first >= 2 {
+            score_keys::<T, 2>(segment, &queries[first..], &mut scores[first..]);
+        } else {
+            score_keys::<T, 1>(segment, &queries[first..], &mut scores[first..]);
+        }
+    }
+    softmax_heads(&mut scores, num_keys, partial);
+    for dim in (0..value_dim).step_by(16) {
+        match heads {
+            1 => weigh_values::<T, 1>(segment, &scores, dim, partial.acc),
+            2 => weigh_values::<T, 2>(segment, &scores, dim, partial.acc),
+            3 => weigh_values::<T, 3>(segment, &scores, dim, partial.acc),
+            _ => weigh_values::<T, 4>(segment, &scores, dim, partial.acc),
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn score_keys<T: Load8, const H: usize>(
+    segment: &Segment<'_, T>,
+    queries: &[&[f32]],
+    scores: &mut [[f32; SEGMENT_KEYS]],
+) {
+    let scale = vdupq_n_f32(segment.scale);
+    for (block, keys) in segment.keys[..segment.num_keys.div_ceil(CACHE_BLOCK)].iter().enumerate() {
+        let mut acc = [[[vdupq_n_f32(0.0); 2]; CACHE_BLOCK / 8]; H];
+        for (d, keys) in keys.as_chunks::<8>().0.as_chunks::<{ CACHE_BLOCK / 8 }>().0.iter().enumerate() {
+            let q: [float32x4_t; H] = std::array::from_fn(|h| vdupq_n_f32(queries[h][d]));
+            for (i, keys) in keys.iter().enumerate() {
+                // SAFETY: this function has NEON.
+                let keys = unsafe { T::load8(keys) };
+                for (acc, q) in acc.iter_mut().zip(q) {
+                    acc[i][0] = vaddq_f32(acc[i][0], vmulq_f32(q, keys[0]));
+                    acc[i][1] = vaddq_f32(acc[i][1], vmulq_f32(q, keys[1]));
+                }
+            }
+        }
+        for (acc, scores) in acc.iter().zip(scores.iter_mut()) {
+            let out = &mut scores[block * CACHE_BLOCK..(block + 1) * CACHE_BLOCK];
+            for (acc, out) in acc.as_flattened().iter().zip(out.as_chunks_mut().0) {
+                store4(out, vmulq_f32(*acc, scale));
+            }
+        }
+    }
+}
+
+/// `acc = Σ weight · value` over the keys for 16 dimensions from `dim` on.
+#[inline]
+#[target_feature(enable = "neon")]
+fn weigh_values<T: Load8, const H: usize>(segment: &Segment<'_, T>, weights: &Scores, dim: usize, out: &mut [f32]) {
+    let mut acc = [[[vdupq_n_f32(0.0); 2]; 2]; H];
+    let row_chunks = segment.value_dim / 8;
+    for (block, first_key) in segment.values.iter().zip((0..segment.num_keys).step_by(CACHE_BLOCK)) {
+        let rows = block.as_chunks::<8>().0.chunks_exact(row_chunks);
+        for (key, row) in (first_key..segment.num_keys).zip(rows) {
+            let row = &row[dim / 8..dim / 8 + 2];
+            // SAFETY: this function has NEON.
+            let values: [[float32x4_t; 2]; 2] = std::array::from_fn(|c| unsafe { T::load8(&row[c]) });
+            for (acc, weights) in acc.iter_mut().zip(weights) {
+                let weight = vdupq_n_f32(weights[key]);
+                for (acc, values) in acc.as_flattened_mut().iter_mut().zip(values.as_flattened()) {
+                    *acc = vaddq_f32(*acc, vmulq_f32(weight, *values));
+                }
+            }
+        }
+    }
+    for (acc, out) in acc.iter().zip(out.chunks_exact_mut(segment.value_dim)) {
+        for (acc, out) in acc.as_flattened().iter().zip(out[dim..].as_chunks_mut().0) {
+            store4(out, *acc);
+        }
+    }
+}

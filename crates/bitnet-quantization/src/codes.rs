@@ -1,0 +1,46 @@
+//! Two-bit codes, four a byte: 0, 1, 2 stand for −1, 0, +1.
+
+use crate::error::{Error, Result};
+
+/// Errs at the first weight that is not −1, 0 or 1.
+pub(crate) fn expect_ternary(format: &'static str, cols: usize, weights: &[i8]) -> Result<()> {
+    let is_wrong = |w: i8| w.wrapping_add(1) as u8 > 2;
+    // Blocks without a wrong weight, which is all of them, are passed over at the speed of memory.
+    for (i, block) in weights.chunks(4096).enumerate() {
+        if !block.iter().fold(false, |wrong, &w| wrong | is_wrong(w)) {
+            continue;
+        }
+        if let Some(at) = block.iter().position(|&w| is_wrong(w)) {
+            let at = i * 4096 + at;
+            return Err(Error::Weight { format, row: at / cols, col: at % cols, value: weights[at] });
+        }
+    }
+    Ok(())
+}
+
+/// Four weights as two-bit codes 0, 1, 2, the first in the top bits.
+pub(crate) fn pack_codes(weights: [i8; 4]) -> u8 {
+    let [a, b, c, d] = weights.map(|w| (w + 1) as u8);
+    a << 6 | b << 4 | c << 2 | d
+}
+
+/// One code of each byte, the one at bit `shift` (0, 2, 4 or 6), as weights; whether a code 3 was met, which gives a 2.
+pub(crate) fn unpack_field(bytes: &[u8], shift: usize, out: &mut [i8]) -> bool {
+    match shift {
+        0 => unpack_field_at::<0>(bytes, out),
+        2 => unpack_field_at::<2>(bytes, out),
+        4 => unpack_field_at::<4>(bytes, out),
+        _ => unpack_field_at::<6>(bytes, out),
+    }
+}
+
+/// A constant shift lets the compiler use whole vectors of bytes.
+fn unpack_field_at<const SHIFT: usize>(bytes: &[u8], out: &mut [i8]) -> bool {
+    let mut threes = 0;
+    for (w, byte) in out.iter_mut().zip(bytes) {
+        let code = byte >> SHIFT & 3;
+        threes |= code & code >> 1;
+        *w = code as i8 - 1;
+    }
+    threes != 0
+}

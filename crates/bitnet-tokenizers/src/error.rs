@@ -1,0 +1,157 @@
+//! What can be wrong with a tokenizer's files, with a text, or with a chat template.
+
+use std::path::PathBuf;
+
+/// The result of everything in this crate that reads a file or a request.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, with the culprit and the numbers.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A vocabulary without tokens.
+    #[error("the vocabulary has no tokens")]
+    NoTokens,
+    /// `tokenizer.ggml.model` names something else than `gpt2` or `llama`.
+    #[error("tokenizer model {name:?} is not supported (supported: gpt2, llama)")]
+    UnsupportedModel {
+        /// The model named by the file.
+        name: String,
+    },
+    /// `tokenizer.ggml.pre` names a pre-tokenizer this crate does not have.
+    #[error("pre-tokenizer {name:?} is not supported (supported: {supported})")]
+    UnsupportedPretokenizer {
+        /// The pre-tokenizer named by the file.
+        name: String,
+        /// The names that are supported, separated by commas.
+        supported: String,
+    },
+    /// A part of tokenizer.json this crate does not have.
+    #[error("tokenizer.json: {component} {name} is not supported")]
+    Unsupported {
+        /// Which part: `normalizer`, `pre_tokenizer`, `model`, …
+        component: &'static str,
+        /// Its type, or the property that is not supported.
+        name: String,
+    },
+    /// A list with an entry for each token has another length than the vocabulary.
+    #[error("{what} has {len} entries, expected {vocab_size} (one a token)")]
+    LengthMismatch {
+        /// Which list.
+        what: &'static str,
+        /// Its length.
+        len: usize,
+        /// The number of tokens.
+        vocab_size: usize,
+    },
+    /// A special token's id lies outside the vocabulary.
+    #[error("{what} {id} is outside the vocabulary of {vocab_size} tokens")]
+    IdOutOfRange {
+        /// Which special token.
+        what: &'static str,
+        /// Its id.
+        id: u32,
+        /// The number of tokens.
+        vocab_size: usize,
+    },
+    /// Token ids so sparse that a table of them would be far larger than the file.
+    #[error("token {token:?} has id {id}, but the file has only {count} tokens")]
+    SparseIds {
+        /// The token.
+        token: String,
+        /// Its id.
+        id: u64,
+        /// How many tokens the file lists.
+        count: usize,
+    },
+    /// A merge that is not two non-empty pieces separated by a space.
+    #[error("merge {index} is {merge:?}, expected two pieces separated by a space")]
+    BadMerge {
+        /// Its position in the list, from 0.
+        index: usize,
+        /// The merge, cut to 64 characters.
+        merge: String,
+    },
+    /// A byte-level vocabulary without merges, which would spell every text byte by byte.
+    #[error("a byte-level vocabulary of {vocab_size} tokens needs merges, the file has none")]
+    NoMerges {
+        /// The number of tokens.
+        vocab_size: usize,
+    },
+    /// The vocabulary, or a text, is larger than 32-bit offsets can say.
+    #[error("{what} has {len} bytes, the most is {max}")]
+    TooLarge {
+        /// What is too large.
+        what: &'static str,
+        /// Its length in bytes.
+        len: usize,
+        /// The bound in bytes.
+        max: usize,
+    },
+    /// The metadata asks for a token before or after every text and does not say which.
+    #[error("the tokenizer adds {what} to every text, but names no such token")]
+    MissingToken {
+        /// `bos` or `eos`.
+        what: &'static str,
+    },
+    /// A token named by the configuration is not in the vocabulary.
+    #[error("{what} {token:?} is not in the vocabulary")]
+    UnknownToken {
+        /// Which special token.
+        what: &'static str,
+        /// Its text.
+        token: String,
+    },
+    /// A text has a character for which the vocabulary has no token, no bytes and no unknown token.
+    #[error("the vocabulary has no token for {text:?}")]
+    NoTokenFor {
+        /// The character, or the bytes of one.
+        text: String,
+    },
+    /// A JSON file that cannot be understood.
+    #[error("{file}: {source}")]
+    Json {
+        /// The file's name.
+        file: &'static str,
+        /// What is wrong, with line and column.
+        source: serde_json::Error,
+    },
+    /// A property of a JSON file has the wrong type or is missing.
+    #[error("{file}: {what}")]
+    BadField {
+        /// The file's name.
+        file: &'static str,
+        /// What is wrong.
+        what: String,
+    },
+    /// A file that cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A chat role that is no plain word.
+    #[error("chat role {role:?} is not 1 to 64 letters, digits, '_' or '-'")]
+    BadRole {
+        /// The role, cut to 64 characters.
+        role: String,
+    },
+    /// A name that is none of the built-in chat templates.
+    #[error("chat template {name:?} is not known (known: {known})")]
+    UnknownTemplate {
+        /// The name.
+        name: String,
+        /// The names that are known, separated by commas.
+        known: String,
+    },
+    /// A Jinja chat template that does not compile, raises an exception, or runs too long.
+    #[error("chat template: {0}")]
+    Template(String),
+}
+
+/// `text` cut to 64 characters, as errors quote it.
+pub(crate) fn quoted(text: &str) -> String {
+    text.chars().take(64).collect()
+}

@@ -1,0 +1,700 @@
+//! Hugging Face's JSON files: tokenizer.json and the configurations beside it.
+//!
+//! Byte-level BPE (Llama 3, Falcon 3, Qwen) and SentencePiece written as BPE with byte fallback (Llama 2, Gemma) are
+//! read; a component that would need anything else is refused by name.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
+
+use crate::bpe::{BpeSettings, split_merge};
+use crate::error::{Error, Result, quoted};
+use crate::pretokenize::{self, Step};
+use crate::spec::TokenizerSpec;
+use crate::tokenizer::{Added, Definition, Merges, ModelSettings, Roles, SpacePrefix, Tokenizer};
+use crate::vocabulary::{ESCAPED_SPACE, Spelling, TokenKind, byte_of_name};
+
+const TOKENIZER: &str = "tokenizer.json";
+const CONFIG: &str = "tokenizer_config.json";
+const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
+const GENERATION_CONFIG: &str = "generation_config.json";
+const CHAT_TEMPLATE: &str = "chat_template.jinja";
+
+/// The most bytes that are read of tokenizer.json, and of each file beside it.
+const MAX_BYTES: [u64; 2] = [256 << 20, 16 << 20];
+
+/// The contents of the files that make up a tokenizer; all but the first may be missing.
+#[derive(Clone, Debug, Default)]
+pub struct TokenizerFiles {
+    /// `tokenizer.json`: the vocabulary and the rules.
+    pub tokenizer: String,
+    /// `tokenizer_config.json`: BOS, EOS and whether they are added, and the chat template.
+    pub tokenizer_config: Option<String>,
+    /// `special_tokens_map.json`: BOS and EOS, where the configuration does not say.
+    pub special_tokens_map: Option<String>,
+    /// `generation_config.json`: the tokens that end a generation.
+    pub generation_config: Option<String>,
+    /// `chat_template.jinja`, which comes before the template in the configuration.
+    pub chat_template: Option<String>,
+}
+
+impl TokenizerFiles {
+    /// Reads the files of a directory.
+    ///
+    /// # Errors
+    /// `tokenizer.json` cannot be read, or another file is there and cannot be; a file is absurdly large or no UTF-8.
+    pub fn read(directory: &Path) -> Result<Self> {
+        let tokenizer = read(directory, TOKENIZER, MAX_BYTES[0])?;
+        let beside = |name| match read(directory, name, MAX_BYTES[1]) {
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            result => result.map(Some),
+        };
+        Ok(Self {
+            tokenizer,
+            tokenizer_config: beside(CONFIG)?,
+            special_tokens_map: beside(SPECIAL_TOKENS_MAP)?,
+            generation_config: beside(GENERATION_CONFIG)?,
+            chat_template: beside(CHAT_TEMPLATE)?,
+        })
+    }
+
+    /// The tokenizer as a GGUF file would describe it, for `architecture`.
+    ///
+    /// SentencePiece's scores are not in tokenizer.json; each token is given the negated rank of the first merge that
+    /// makes it, which orders merges the same way.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_files`]; or the rules have no name in GGUF.
+    pub fn to_spec<'a>(&'a self, architecture: &'a str) -> Result<TokenizerSpec<'a>> {
+        to_spec(definition(self)?, architecture)
+    }
+}
+
+impl Tokenizer {
+    /// Builds a tokenizer from a directory with a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// As [`TokenizerFiles::read`] and [`from_files`](Self::from_files).
+    pub fn from_dir(directory: &Path) -> Result<Self> {
+        Self::from_files(&TokenizerFiles::read(directory)?)
+    }
+
+    /// Builds a tokenizer from the contents of Hugging Face's files.
+    ///
+    /// BOS is added to texts as `add_bos_token` of the configuration says, or where it is silent as the post-processor
+    /// of tokenizer.json does. An added token that is `special` becomes a control token, another a user-defined one.
+    ///
+    /// # Errors
+    /// Names the component that is not supported, or what cannot be understood.
+    pub fn from_files(files: &TokenizerFiles) -> Result<Self> {
+        Self::build(definition(files)?)
+    }
+}
+
+fn read(directory: &Path, name: &str, max_bytes: u64) -> Result<String> {
+    let path = directory.join(name);
+    let length = std::fs::metadata(&path).and_then(|metadata| match metadata.len() {
+        len if len <= max_bytes => Ok(()),
+        len => Err(std::io::Error::other(format!("it has {len} bytes, the most is {max_bytes}"))),
+    });
+    length.and_then(|()| std::fs::read_to_string(&path)).map_err(|source| Error::Io { path, source })
+}
+
+// ---- the shape of tokenizer.json ----
+
+#[derive(Deserialize)]
+struct File<'a> {
+    #[serde(borrow, default)]
+    added_tokens: Vec<AddedToken<'a>>,
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
+    #[serde(default)]
+    post_processor: Value,
+    #[serde(default)]
+    decoder: Value,
+    #[serde(borrow)]
+    model: ModelFile<'a>,
+}
+
+#[derive(Deserialize)]
+struct AddedToken<'a> {
+    id: u64,
+    #[serde(borrow)]
+    content: Text<'a>,
+    #[serde(default)]
+    single_word: bool,
+    #[serde(default)]
+    lstrip: bool,
+    #[serde(default)]
+    rstrip: bool,
+    #[serde(default)]
+    special: bool,
+}
+
+#[derive(Deserialize)]
+struct ModelFile<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Option<Text<'a>>,
+    #[serde(borrow)]
+    vocab: Vocab<'a>,
+    #[serde(borrow, default)]
+    merges: Vec<Merge<'a>>,
+    dropout: Option<f64>,
+    unk_token: Option<String>,
+    continuing_subword_prefix: Option<String>,
+    end_of_word_suffix: Option<String>,
+    #[serde(default)]
+    fuse_unk: bool,
+    #[serde(default)]
+    byte_fallback: bool,
+    #[serde(default)]
+    ignore_merges: bool,
+}
+
+/// A string that borrows from the file unless it has escapes.
+struct Text<'a>(Cow<'a, str>);
+
+/// The tokens and their ids; the lists of other models than BPE are passed over.
+struct Vocab<'a>(Vec<(Cow<'a, str>, u64)>);
+
+/// A merge as `"a b"` or `["a", "b"]`.
+enum Merge<'a> {
+    Joined(Cow<'a, str>),
+    Pair(Cow<'a, str>, Cow<'a, str>),
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(TextVisitor).map(Self)
+    }
+}
+
+struct TextVisitor;
+
+impl<'de> Visitor<'de> for TextVisitor {
+    type Value = Cow<'de, str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(Cow::Borrowed(text))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Cow::Owned(text.to_owned()))
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Vocab<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(VocabVisitor).map(Self)
+    }
+}
+
+struct VocabVisitor;
+
+impl<'de> Visitor<'de> for VocabVisitor {
+    type Value = Vec<(Cow<'de, str>, u64)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map from tokens to ids")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut entries = Vec::new();
+        while let Some((Text(token), id)) = map.next_entry()? {
+            entries.push((token, id));
+        }
+        Ok(entries)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Vec::new())
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Merge<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(MergeVisitor)
+    }
+}
+
+struct MergeVisitor;
+
+impl<'de> Visitor<'de> for MergeVisitor {
+    type Value = Merge<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a merge: \"a b\" or [\"a\", \"b\"]")
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(Merge::Joined(Cow::Borrowed(text)))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Merge::Joined(Cow::Owned(text.to_owned())))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let too_short = |len| serde::de::Error::invalid_length(len, &self);
+        let Text(left) = list.next_element()?.ok_or_else(|| too_short(0))?;
+        let Text(right) = list.next_element()?.ok_or_else(|| too_short(1))?;
+        match list.next_element::<IgnoredAny>()? {
+            None => Ok(Merge::Pair(left, right)),
+            Some(_) => Err(serde::de::Error::invalid_length(3, &self)),
+        }
+    }
+}
+
+// ---- from the files to a definition ----
+
+fn definition(files: &TokenizerFiles) -> Result<Definition<'_>> {
+    let file: File<'_> =
+        serde_json::from_str(&files.tokenizer).map_err(|source| Error::Json { file: TOKENIZER, source })?;
+    check_model(&file.model)?;
+    let components = Components::read(&file)?;
+    let tokens = tokens(&file, components.spelling)?;
+    let id_of = |text: &str| tokens.iter().rposition(|(token, _)| token == text).map(|id| id as u32);
+    let unknown = match &file.model.unk_token {
+        None => None,
+        Some(token) => {
+            Some(id_of(token).ok_or_else(|| Error::UnknownToken { what: "unk_token", token: quoted(token) })?)
+        }
+    };
+    let config = Config::read(files)?;
+    let role = |name| match config.token(name)? {
+        None => Ok(None),
+        Some(token) => match id_of(&token) {
+            Some(id) => Ok(Some(id)),
+            // A configuration may name tokens that its vocabulary never had.
+            None if name == "pad_token" || name == "unk_token" => Ok(None),
+            None => Err(Error::UnknownToken { what: name, token: quoted(&token) }),
+        },
+    };
+    let (bos, eos) = (role("bos_token")?, role("eos_token")?);
+    let (before, after) = template_tokens(&file.post_processor)?;
+    let bos = bos.or_else(|| before.as_deref().and_then(id_of));
+    let eos = eos.or_else(|| after.as_deref().and_then(id_of));
+    let roles = Roles {
+        bos,
+        eos,
+        unknown: unknown.map_or_else(|| role("unk_token"), |id| Ok(Some(id)))?,
+        padding: role("pad_token")?,
+        stop: config.stop_ids(),
+        ..Roles::default()
+    };
+    let model = &file.model;
+    let settings = BpeSettings { ignore_merges: model.ignore_merges, fuse_unknown: model.fuse_unk };
+    let added = file.added_tokens.iter().filter_map(|token| {
+        let AddedToken { lstrip: strip_left, rstrip: strip_right, single_word, .. } = *token;
+        (strip_left || strip_right || single_word)
+            .then_some(Added { id: token.id as u32, strip_left, strip_right, single_word })
+    });
+    Ok(Definition {
+        spelling: components.spelling,
+        added: sorted_by_id(added.collect()),
+        merges: Merges::Pairs(merges(file.model.merges)?),
+        model: ModelSettings::Bpe(settings),
+        nfc: components.nfc,
+        pretokenizer: components.steps,
+        space_prefix: components.space_prefix,
+        add_bos: config.flag("add_bos_token")?.unwrap_or(before.is_some()),
+        add_bos_is_explicit: false,
+        add_eos: config.flag("add_eos_token")?.unwrap_or(after.is_some()) && eos.is_some(),
+        chat_template: match &files.chat_template {
+            Some(template) => Some(Cow::Borrowed(template)),
+            None => config.chat_template().map(Cow::Owned),
+        },
+        roles,
+        tokens,
+    })
+}
+
+fn sorted_by_id(mut added: Vec<Added>) -> Vec<Added> {
+    added.sort_by_key(|token| token.id);
+    added
+}
+
+fn unsupported(component: &'static str, name: impl Into<String>) -> Error {
+    Error::Unsupported { component, name: quoted(&name.into()) }
+}
+
+fn check_model(model: &ModelFile<'_>) -> Result<()> {
+    let kind = model.kind.as_ref().map_or("BPE", |Text(kind)| kind);
+    if kind != "BPE" {
+        return Err(unsupported("model", kind));
+    }
+    let is_set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+    if is_set(&model.continuing_subword_prefix) {
+        return Err(unsupported("model", "BPE with continuing_subword_prefix"));
+    }
+    if is_set(&model.end_of_word_suffix) {
+        return Err(unsupported("model", "BPE with end_of_word_suffix"));
+    }
+    if model.dropout.is_some_and(|dropout| dropout > 0.0) {
+        return Err(unsupported("model", "BPE with dropout"));
+    }
+    Ok(())
+}
+
+/// The tokens in the order of their ids, with the added ones among them.
+fn tokens<'a>(file: &File<'a>, spelling: Spelling) -> Result<Vec<(Cow<'a, str>, TokenKind)>> {
+    let vocab = &file.model.vocab.0;
+    let count = vocab.len() + file.added_tokens.len();
+    let added = file.added_tokens.iter().map(|token| (&token.content.0, token.id));
+    let highest = vocab.iter().map(|(token, id)| (token, *id)).chain(added).max_by_key(|&(_, id)| id);
+    let Some((token, id)) = highest else { return Err(Error::NoTokens) };
+    // Ids may leave holes, but a table of all ids must not be much larger than the file.
+    if id >= count as u64 * 2 + 1024 {
+        return Err(Error::SparseIds { token: quoted(token), id, count });
+    }
+    let mut tokens = vec![(Cow::Borrowed(""), TokenKind::Unused); id as usize + 1];
+    for (token, id) in vocab {
+        let is_byte = spelling == Spelling::SpaceEscaped && file.model.byte_fallback && byte_of_name(token).is_some();
+        let kind = if is_byte { TokenKind::Byte } else { TokenKind::Normal };
+        tokens[*id as usize] = (token.clone(), kind);
+    }
+    let unknown = file.model.unk_token.as_deref();
+    for token in &file.added_tokens {
+        let kind = match token.special {
+            true if unknown == Some(&*token.content.0) => TokenKind::Unknown,
+            true => TokenKind::Control,
+            false => TokenKind::UserDefined,
+        };
+        tokens[token.id as usize] = (token.content.0.clone(), kind);
+    }
+    Ok(tokens)
+}
+
+type Pair<'a> = (Cow<'a, str>, Cow<'a, str>);
+
+fn merges(merges: Vec<Merge<'_>>) -> Result<Vec<Pair<'_>>> {
+    let pair = |(index, merge)| match merge {
+        Merge::Joined(Cow::Borrowed(text)) => {
+            split_merge(index, text).map(|(left, right)| (Cow::Borrowed(left), Cow::Borrowed(right)))
+        }
+        Merge::Joined(Cow::Owned(text)) => {
+            split_merge(index, &text).map(|(left, right)| (Cow::Owned(left.into()), Cow::Owned(right.into())))
+        }
+        Merge::Pair(left, right) if left.is_empty() || right.is_empty() => {
+            Err(Error::BadMerge { index, merge: quoted(&format!("{left} {right}")) })
+        }
+        Merge::Pair(left, right) => Ok((left, right)),
+    };
+    merges.into_iter().enumerate().map(pair).collect()
+}
+
+// ---- normalizer, pre_tokenizer, decoder, post_processor ----
+
+/// What the components around the model come to.
+struct Components {
+    spelling: Spelling,
+    nfc: bool,
+    space_prefix: SpacePrefix,
+    steps: Vec<Step>,
+}
+
+impl Components {
+    fn read(file: &File<'_>) -> Result<Self> {
+        let is_byte_level = |component: &Value, list: &str| {
+            members(component, list).iter().any(|member| kind_of(member) == "ByteLevel")
+        };
+        let spelling = if is_byte_level(&file.pre_tokenizer, "pretokenizers")
+            || is_byte_level(&file.decoder, "decoders")
+        {
+            Spelling::ByteLevel
+        } else if file.model.byte_fallback || file.decoder.to_string().contains(ESCAPED_SPACE) {
+            Spelling::SpaceEscaped
+        } else {
+            return Err(unsupported("model", "BPE that is neither byte-level nor SentencePiece-like"));
+        };
+        let mut this = Self { spelling, nfc: false, space_prefix: SpacePrefix::Never, steps: Vec::new() };
+        for normalizer in members(&file.normalizer, "normalizers") {
+            this.add_normalizer(normalizer)?;
+        }
+        for pre_tokenizer in members(&file.pre_tokenizer, "pretokenizers") {
+            this.add_pre_tokenizer(pre_tokenizer)?;
+        }
+        for decoder in members(&file.decoder, "decoders") {
+            match kind_of(decoder) {
+                "ByteLevel" | "Replace" | "ByteFallback" | "Fuse" | "Strip" | "Metaspace" => {}
+                name => return Err(unsupported("decoder", name)),
+            }
+        }
+        Ok(this)
+    }
+
+    fn add_normalizer(&mut self, normalizer: &Value) -> Result<()> {
+        let escapes = self.spelling == Spelling::SpaceEscaped;
+        let content = normalizer["content"].as_str();
+        match kind_of(normalizer) {
+            "NFC" => self.nfc = true,
+            "Prepend" if escapes && normalizer["prepend"] == "▁" => {
+                self.space_prefix = SpacePrefix::AfterSpecial { unless_present: false };
+            }
+            "Replace" if escapes && normalizer["pattern"]["String"] == " " && content == Some("▁") => {}
+            name => return Err(unsupported("normalizer", name)),
+        }
+        Ok(())
+    }
+
+    fn add_pre_tokenizer(&mut self, pre_tokenizer: &Value) -> Result<()> {
+        let flag = |name: &str, default: bool| pre_tokenizer[name].as_bool().unwrap_or(default);
+        let after_bytes = self.steps.iter().any(|step| step.cuts_bytes());
+        let byte_level = self.spelling == Spelling::ByteLevel;
+        let step = match kind_of(pre_tokenizer) {
+            "ByteLevel" if byte_level => {
+                if flag("add_prefix_space", true) {
+                    if !self.steps.is_empty() {
+                        return Err(unsupported("pre_tokenizer", "ByteLevel with add_prefix_space after others"));
+                    }
+                    self.space_prefix = SpacePrefix::AfterSpecial { unless_present: true };
+                }
+                flag("use_regex", true).then_some(Step::Gpt2)
+            }
+            "Split" if byte_level => Some(split_step(pre_tokenizer)?),
+            "Punctuation" if byte_level => match pre_tokenizer["behavior"].as_str() {
+                Some("Contiguous") => Some(Step::PunctuationRuns { backtick: true }),
+                None | Some("Isolated") => Some(Step::Punctuation),
+                Some(name) => return Err(unsupported("pre_tokenizer", format!("Punctuation {name}"))),
+            },
+            "Digits" if byte_level => Some(match (self.reads_mapped_bytes(), flag("individual_digits", false)) {
+                (true, individual) => Step::ByteDigits { individual },
+                (false, true) => Step::Numbers,
+                (false, false) => Step::NumberRuns,
+            }),
+            "Metaspace" if !byte_level => self.metaspace_step(pre_tokenizer)?,
+            // Spaces have become "▁" before, so there is nothing to split at.
+            "Split" if !byte_level && pre_tokenizer["pattern"]["String"] == " " => None,
+            name => return Err(unsupported("pre_tokenizer", name)),
+        };
+        match step {
+            Some(step) if after_bytes && !step.reads_bytes() => {
+                Err(unsupported("pre_tokenizer", format!("{} after Digits", kind_of(pre_tokenizer))))
+            }
+            step => {
+                self.steps.extend(step);
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether a ByteLevel has come before, so that what follows sees bytes as characters of its alphabet.
+    fn reads_mapped_bytes(&self) -> bool {
+        self.steps.contains(&Step::Gpt2)
+    }
+
+    fn metaspace_step(&mut self, pre_tokenizer: &Value) -> Result<Option<Step>> {
+        if pre_tokenizer["replacement"].as_str().is_some_and(|sign| sign != "▁") {
+            return Err(unsupported("pre_tokenizer", "Metaspace with another replacement than ▁"));
+        }
+        let adds_space = pre_tokenizer["add_prefix_space"].as_bool().unwrap_or(true);
+        self.space_prefix = match pre_tokenizer["prepend_scheme"].as_str() {
+            Some("never") => SpacePrefix::Never,
+            Some("first") => SpacePrefix::First { unless_present: true },
+            Some("always") => SpacePrefix::AfterSpecial { unless_present: true },
+            None if adds_space => SpacePrefix::AfterSpecial { unless_present: true },
+            None => SpacePrefix::Never,
+            Some(name) => return Err(unsupported("pre_tokenizer", format!("Metaspace prepending {name}"))),
+        };
+        Ok(pre_tokenizer["split"].as_bool().unwrap_or(true).then_some(Step::BeforeSpaces))
+    }
+}
+
+/// The step of a `Split` by one of the published expressions.
+fn split_step(split: &Value) -> Result<Step> {
+    let Some(pattern) = split["pattern"]["Regex"].as_str() else {
+        return Err(unsupported("pre_tokenizer", format!("Split by {}", split["pattern"])));
+    };
+    let step = match pattern {
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+        | r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+        | r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)" => Step::Gpt2,
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        | r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+" => {
+            Step::Llama3 { max_digits: 3 }
+        }
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        | r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+" => {
+            Step::Llama3 { max_digits: 1 }
+        }
+        r"[\p{P}\$\+<=>\^~\|`]+" => Step::PunctuationRuns { backtick: true },
+        r"[\p{P}\$\+<=>\^~\|]+" => Step::PunctuationRuns { backtick: false },
+        r"[0-9][0-9][0-9]" | r"[0-9]{3}" => Step::AsciiDigits { count: 3 },
+        r"[0-9]" => Step::AsciiDigits { count: 1 },
+        r"\p{N}" => Step::Numbers,
+        r"\p{N}+" => Step::NumberRuns,
+        _ => return Err(unsupported("pre_tokenizer", format!("Split by {pattern:?}"))),
+    };
+    let covers_all = matches!(step, Step::Gpt2 | Step::Llama3 { .. });
+    match (split["behavior"].as_str(), split["invert"].as_bool().unwrap_or(false)) {
+        (Some("Isolated"), _) => Ok(step),
+        (Some("Removed"), true) if covers_all => Ok(step),
+        (behavior, invert) => {
+            Err(unsupported("pre_tokenizer", format!("Split {} (invert {invert})", behavior.unwrap_or("without behavior"))))
+        }
+    }
+}
+
+/// The tokens that the post-processor puts before and after a single text, if it is a template.
+fn template_tokens(post_processor: &Value) -> Result<(Option<String>, Option<String>)> {
+    let (mut before, mut after) = (None, None);
+    for processor in members(post_processor, "processors") {
+        match kind_of(processor) {
+            "TemplateProcessing" => {}
+            "ByteLevel" => continue,
+            name => return Err(unsupported("post_processor", name)),
+        }
+        let mut text_seen = false;
+        for item in processor["single"].as_array().map_or(&[][..], Vec::as_slice) {
+            let Some(id) = item["SpecialToken"]["id"].as_str() else {
+                text_seen = true;
+                continue;
+            };
+            let place = if text_seen { &mut after } else { &mut before };
+            if place.replace(id.to_owned()).is_some() {
+                return Err(unsupported("post_processor", "TemplateProcessing with several tokens on one side"));
+            }
+        }
+    }
+    Ok((before, after))
+}
+
+/// The components of a `Sequence`, the component itself if it is none, nothing for null.
+fn members<'v>(component: &'v Value, list: &str) -> &'v [Value] {
+    match component {
+        Value::Null => &[],
+        _ if kind_of(component) == "Sequence" => component[list].as_array().map_or(&[], Vec::as_slice),
+        _ => std::slice::from_ref(component),
+    }
+}
+
+fn kind_of(component: &Value) -> &str {
+    component["type"].as_str().unwrap_or("without a type")
+}
+
+// ---- the configurations ----
+
+/// The files beside tokenizer.json.
+struct Config {
+    config: Value,
+    special_tokens_map: Value,
+    generation_config: Value,
+}
+
+impl Config {
+    fn read(files: &TokenizerFiles) -> Result<Self> {
+        let parse = |file, text: &Option<String>| match text {
+            None => Ok(Value::Null),
+            Some(text) => serde_json::from_str(text).map_err(|source| Error::Json { file, source }),
+        };
+        Ok(Self {
+            config: parse(CONFIG, &files.tokenizer_config)?,
+            special_tokens_map: parse(SPECIAL_TOKENS_MAP, &files.special_tokens_map)?,
+            generation_config: parse(GENERATION_CONFIG, &files.generation_config)?,
+        })
+    }
+
+    /// The text of a special token, given as a string or as an object with a `content`.
+    fn token(&self, name: &'static str) -> Result<Option<String>> {
+        let files = [(CONFIG, &self.config), (SPECIAL_TOKENS_MAP, &self.special_tokens_map)];
+        for (file, value) in files {
+            match (&value[name], &value[name]["content"]) {
+                (Value::Null, _) => {}
+                (Value::String(text), _) | (_, Value::String(text)) => return Ok(Some(text.clone())),
+                _ => return Err(Error::BadField { file, what: format!("{name} is no token") }),
+            }
+        }
+        Ok(None)
+    }
+
+    fn flag(&self, name: &str) -> Result<Option<bool>> {
+        match &self.config[name] {
+            Value::Null => Ok(None),
+            Value::Bool(flag) => Ok(Some(*flag)),
+            _ => Err(Error::BadField { file: CONFIG, what: format!("{name} is neither true nor false") }),
+        }
+    }
+
+    /// `eos_token_id` of generation_config.json, one or several.
+    fn stop_ids(&self) -> Vec<u32> {
+        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        match &self.generation_config["eos_token_id"] {
+            Value::Array(ids) => ids.iter().filter_map(id).collect(),
+            value => id(value).into_iter().collect(),
+        }
+    }
+
+    /// The template, or of several the one named `default`.
+    fn chat_template(&self) -> Option<String> {
+        match &self.config["chat_template"] {
+            Value::String(template) => Some(template.clone()),
+            Value::Array(templates) => {
+                let default = templates.iter().find(|template| template["name"] == "default");
+                default.and_then(|template| template["template"].as_str()).map(str::to_owned)
+            }
+            _ => None,
+        }
+    }
+}
+
+// ---- on to GGUF ----
+
+fn to_spec<'a>(definition: Definition<'a>, architecture: &'a str) -> Result<TokenizerSpec<'a>> {
+    let is_byte_level = definition.spelling == Spelling::ByteLevel;
+    let ModelSettings::Bpe(settings) = definition.model else { unreachable!("tokenizer.json gives BPE only") };
+    let Merges::Pairs(pairs) = definition.merges else { unreachable!("tokenizer.json gives pairs only") };
+    let pre = match pretokenize::name_of(&definition.pretokenizer) {
+        Some("llama-bpe") if !settings.ignore_merges => "dbrx",
+        Some(name) => name,
+        None if is_byte_level => return Err(unsupported("pre_tokenizer", "without a name in GGUF")),
+        None => "default",
+    };
+    let tokens = definition.tokens.iter();
+    let token_types = tokens.map(|(_, kind)| *kind as i32).collect();
+    let unless_byte_level = |value| (!is_byte_level).then_some(value);
+    Ok(TokenizerSpec {
+        architecture: Cow::Borrowed(architecture),
+        model: Cow::Borrowed(if is_byte_level { "gpt2" } else { "llama" }),
+        pre: Some(Cow::Borrowed(pre)),
+        scores: if is_byte_level { Vec::new() } else { scores(&definition.tokens, &pairs) },
+        token_types,
+        merges: match is_byte_level {
+            true => pairs.iter().map(|(left, right)| Cow::Owned(format!("{left} {right}"))).collect(),
+            false => Vec::new(),
+        },
+        tokens: definition.tokens.into_iter().map(|(text, _)| text).collect(),
+        bos: definition.roles.bos,
+        eos: definition.roles.eos,
+        eot: None,
+        eom: None,
+        unknown: definition.roles.unknown,
+        padding: definition.roles.padding,
+        add_bos: Some(definition.add_bos && definition.roles.bos.is_some()),
+        add_eos: Some(definition.add_eos),
+        add_space_prefix: unless_byte_level(definition.space_prefix != SpacePrefix::Never),
+        chat_template: definition.chat_template,
+    })
+}
+
+/// A score a token: the negated rank of the first merge that makes it, below all ranks for tokens that none makes.
+fn scores(tokens: &[(Cow<'_, str>, TokenKind)], merges: &[Pair<'_>]) -> Vec<f32> {
+    let mut ranks = hashbrown::HashMap::with_capacity(merges.len());
+    for (rank, (left, right)) in merges.iter().enumerate() {
+        ranks.entry(format!("{left}{right}")).or_insert(rank);
+    }
+    let score = |(text, _): &(Cow<'_, str>, TokenKind)| {
+        -(ranks.get(&**text).copied().unwrap_or(merges.len()) as f32)
+    };
+    tokens.iter().map(score).collect()
+}

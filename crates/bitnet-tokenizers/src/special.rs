@@ -1,0 +1,145 @@
+//! Finding special tokens in a text: at each place the longest one, from left to right.
+
+use crate::vocabulary::TokenKind;
+
+/// A token that is found by its text before the text is cut into words.
+#[derive(Clone, Debug)]
+pub(crate) struct SpecialToken {
+    pub(crate) id: u32,
+    pub(crate) text: Box<str>,
+    pub(crate) kind: TokenKind,
+    /// The token swallows the white space before it.
+    pub(crate) strip_left: bool,
+    /// The token swallows the white space after it.
+    pub(crate) strip_right: bool,
+    /// The token is none inside a word.
+    pub(crate) single_word: bool,
+}
+
+impl SpecialToken {
+    /// Whether the token counts only where the caller allows special tokens.
+    pub(crate) fn is_guarded(&self) -> bool {
+        self.kind != TokenKind::UserDefined
+    }
+}
+
+/// All special tokens of a vocabulary, sorted by their text: the tokens that begin like a text form a narrowing range.
+pub(crate) struct SpecialTokens {
+    tokens: Vec<SpecialToken>,
+    first_bytes: Box<[bool; 256]>,
+}
+
+impl SpecialTokens {
+    /// Takes the tokens in any order; empty texts are left out, and of two with one text the higher id counts.
+    pub(crate) fn new(mut tokens: Vec<SpecialToken>) -> Self {
+        tokens.retain(|token| !token.text.is_empty());
+        tokens.sort_by(|a, b| a.text.cmp(&b.text).then(b.id.cmp(&a.id)));
+        tokens.dedup_by(|later, kept| later.text == kept.text);
+        let mut first_bytes = Box::new([false; 256]);
+        for token in &tokens {
+            first_bytes[usize::from(token.text.as_bytes()[0])] = true;
+        }
+        Self { tokens, first_bytes }
+    }
+
+    /// Those of the tokens that `keep` is true for.
+    pub(crate) fn retain(&self, keep: impl Fn(&SpecialToken) -> bool) -> Self {
+        Self::new(self.tokens.iter().filter(|token| keep(token)).cloned().collect())
+    }
+
+    /// The token with this text.
+    pub(crate) fn get(&self, text: &str) -> Option<&SpecialToken> {
+        let index = self.tokens.binary_search_by(|token| (*token.text).cmp(text)).ok()?;
+        Some(&self.tokens[index])
+    }
+
+    /// The first place at or after `start` where a token stands that `allowed(token, place)` lets through: the token
+    /// and the place of its first byte.
+    pub(crate) fn find(
+        &self,
+        text: &str,
+        start: usize,
+        allowed: impl Fn(&SpecialToken, usize) -> bool,
+    ) -> Option<(&SpecialToken, usize)> {
+        let bytes = text.as_bytes();
+        (start..bytes.len())
+            .filter(|&place| self.first_bytes[usize::from(bytes[place])])
+            .find_map(|place| {
+                let mut longest = None;
+                self.walk(&bytes[place..], |token| {
+                    if allowed(token, place) {
+                        longest = Some(token);
+                    }
+                });
+                longest.map(|token| (token, place))
+            })
+    }
+
+    /// The places in `text` where a guarded token begins, be it whole or cut off by the end of the text.
+    pub(crate) fn guarded_starts(&self, text: &str) -> Vec<usize> {
+        let bytes = text.as_bytes();
+        (0..bytes.len())
+            .filter(|&place| self.first_bytes[usize::from(bytes[place])])
+            .filter(|&place| {
+                let mut found = false;
+                let cut_off = self.walk(&bytes[place..], |token| found |= token.is_guarded());
+                found || cut_off.iter().any(SpecialToken::is_guarded)
+            })
+            .collect()
+    }
+
+    /// Calls `found` for each token that `bytes` begins with, shortest first; returns the tokens that begin with all of
+    /// `bytes`.
+    fn walk<'a>(&'a self, bytes: &[u8], mut found: impl FnMut(&'a SpecialToken)) -> &'a [SpecialToken] {
+        let mut range = &self.tokens[..];
+        for (depth, &byte) in bytes.iter().enumerate() {
+            let byte_at = |token: &SpecialToken| token.text.as_bytes()[depth];
+            // Tokens that end here sort first and were reported when their last byte was read.
+            let ended = range.partition_point(|token| token.text.len() == depth);
+            range = &range[ended..];
+            let from = range.partition_point(|token| byte_at(token) < byte);
+            let to = range.partition_point(|token| byte_at(token) <= byte);
+            range = &range[from..to];
+            match range.first() {
+                None => return &[],
+                Some(token) if token.text.len() == depth + 1 => found(token),
+                Some(_) => {}
+            }
+        }
+        range
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokens(texts: &[&str]) -> SpecialTokens {
+        let token = |(id, text): (usize, &&str)| SpecialToken {
+            id: id as u32,
+            text: (*text).into(),
+            kind: TokenKind::Control,
+            strip_left: false,
+            strip_right: false,
+            single_word: false,
+        };
+        SpecialTokens::new(texts.iter().enumerate().map(token).collect())
+    }
+
+    fn found(texts: &[&str], text: &str) -> Option<(u32, usize)> {
+        tokens(texts).find(text, 0, |_, _| true).map(|(token, place)| (token.id, place))
+    }
+
+    #[test]
+    fn the_leftmost_then_longest_token_is_found() {
+        assert_eq!(found(&["<a>", "<a>>", "<b>"], "x<a>>"), Some((1, 1)));
+        assert_eq!(found(&["<a>", "<a>>", "<b>"], "x<b<a>"), Some((0, 3)));
+        assert_eq!(found(&["<a>", ""], "x<a"), None);
+    }
+
+    #[test]
+    fn a_token_cut_off_by_the_end_is_a_guarded_start() {
+        assert_eq!(tokens(&["<|end|>"]).guarded_starts("<x <|end|> <|en"), [3, 11]);
+        assert_eq!(tokens(&["aa"]).guarded_starts("baaab"), [1, 2]);
+    }
+}

@@ -1,0 +1,56 @@
+//! Where the test vocabularies lie, and how their GGUF metadata becomes a tokenizer.
+
+use std::path::{Path, PathBuf};
+
+use bitnet_models::gguf::Gguf;
+use bitnet_tokenizers::{Tokenizer, TokenizerSpec};
+
+/// `tests/data/tokenizers` of the repository.
+pub fn data_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/tokenizers")
+}
+
+/// The folder of larger test data beside the checkout; says so where there is none.
+#[expect(dead_code, reason = "not every test crate needs the larger data")]
+pub fn shared_dir() -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
+    if !path.is_dir() {
+        println!("skipped: {} is not there", path.display());
+        return None;
+    }
+    Some(path)
+}
+
+/// The tokenizer of a vocabulary-only GGUF file.
+pub fn gguf_tokenizer(path: &Path) -> Tokenizer {
+    let gguf = Gguf::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let metadata = gguf.metadata();
+    let key = |name: &str| format!("tokenizer.ggml.{name}");
+    let text = |name: &str| metadata.str(name).expect("a string").map(Into::into);
+    let strings = |name: &str| match metadata.strings(&key(name)).expect("strings") {
+        Some(strings) => strings.map(Into::into).collect(),
+        None => Vec::new(),
+    };
+    let id = |name: &str| metadata.u32(&key(name)).expect("an id");
+    let flag = |name: &str| metadata.bool(&key(name)).expect("a flag");
+    let spec = TokenizerSpec {
+        architecture: text("general.architecture").unwrap_or_default(),
+        model: text("tokenizer.ggml.model").unwrap_or_default(),
+        pre: text("tokenizer.ggml.pre"),
+        tokens: strings("tokens"),
+        scores: metadata.f32s(&key("scores")).expect("scores").map_or_else(Vec::new, Iterator::collect),
+        token_types: metadata.i32s(&key("token_type")).expect("types").map_or_else(Vec::new, Iterator::collect),
+        merges: strings("merges"),
+        bos: id("bos_token_id"),
+        eos: id("eos_token_id"),
+        eot: id("eot_token_id"),
+        eom: id("eom_token_id"),
+        unknown: id("unknown_token_id"),
+        padding: id("padding_token_id"),
+        add_bos: flag("add_bos_token"),
+        add_eos: flag("add_eos_token"),
+        add_space_prefix: flag("add_space_prefix"),
+        chat_template: text("tokenizer.chat_template"),
+    };
+    Tokenizer::from_spec(&spec).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
