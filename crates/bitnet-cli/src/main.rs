@@ -1,2 +1,72 @@
-//! The `bitnet` program.
-fn main() {}
+//! The `bitnet` program: arguments settled once, at the edge, then one function for each command.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod bench;
+mod chat;
+mod inspect;
+mod logits;
+mod report;
+mod run;
+mod session;
+mod tokenize;
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use args::{Arguments, Command};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match dispatch(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The whole chain on one line, whatever a file or a system put into it.
+            let message = format!("{error:#}").replace(['\n', '\r'], " ");
+            eprintln!(
+                "{}: {message}",
+                if std::io::stderr().is_terminal() { "\x1b[1;31merror\x1b[0m" } else { "error" }
+            );
+            ExitCode::from(if error.is::<args::WrongUsage>() || report::is_wrong_parameter(&error) { 2 } else { 1 })
+        }
+    }
+}
+
+fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
+    match arguments.command {
+        Command::Run(arguments) => run::run(arguments),
+        Command::Chat(arguments) => chat::chat(arguments),
+        Command::Inspect(arguments) => inspect::inspect(&arguments),
+        Command::Tokenize(arguments) => tokenize::tokenize(&arguments),
+        Command::Logits(arguments) => logits::logits(&arguments),
+        Command::Bench(arguments) => bench::bench(&arguments),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "bitnet", &mut script);
+            Ok(std::io::stdout().write_all(&script)?)
+        }
+        Command::Man { command } => {
+            let page = match command {
+                None => Arguments::command(),
+                Some(name) => Arguments::command()
+                    .get_subcommands()
+                    .find(|command| command.get_name() == name)
+                    .cloned()
+                    .ok_or_else(|| args::WrongUsage(format!("there is no command {name:?}")))?,
+            };
+            let mut text = Vec::new();
+            clap_mangen::Man::new(page).render(&mut text)?;
+            Ok(std::io::stdout().write_all(&text)?)
+        }
+    }
+}
+
+/// Whether whoever read our output went away, as `head` does: no failure of ours.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>());
+    io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}

@@ -18,6 +18,9 @@ use crate::error::{Error, Result};
 use crate::sampling::{Sampler, SamplingParams};
 use crate::stop::{StopSet, StopStrings};
 
+/// What is generated goes on from the prompt, so a space at its beginning is meant.
+const CONTINUES_A_TEXT: DecodeOptions = DecodeOptions { show_special: false, strip_space_prefix: false };
+
 /// The engine's bounds.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineOptions {
@@ -264,7 +267,7 @@ impl Engine {
             sampler,
             stop_ids: StopSet::new(&request.stop_ids),
             stop_strings,
-            detokenizer: Detokenizer::new(Arc::clone(&self.tokenizer), DecodeOptions::default()),
+            detokenizer: Detokenizer::new(Arc::clone(&self.tokenizer), CONTINUES_A_TEXT),
             timings: Timings { prompt_tokens: prompt, ..Timings::default() },
             started: None,
             first_token: None,
@@ -364,8 +367,7 @@ impl Engine {
             let logits = if is_last { LogitRows::Last } else { LogitRows::None };
             Chunk { tokens: these, position: sequence.computed, blocks: &sequence.blocks, logits }
         };
-        let chunks: Vec<Chunk<'_>> =
-            self.running.iter().zip(lengths).filter(|(_, n)| **n > 0).map(chunk).collect();
+        let chunks: Vec<Chunk<'_>> = self.running.iter().zip(lengths).filter(|(_, n)| **n > 0).map(chunk).collect();
         self.model.forward(&self.cpu, &mut self.workspace, &mut self.cache, &chunks);
     }
 

@@ -16,7 +16,7 @@ pub struct Tokenization {
     /// The tokenizer.
     pub tokenizer: Arc<Tokenizer>,
     /// The chat template, if the model has one; or why it cannot be used.
-    pub chat_template: std::result::Result<Option<ChatTemplate>, bitnet_tokenizers::Error>,
+    pub chat_template: std::result::Result<Option<Arc<ChatTemplate>>, bitnet_tokenizers::Error>,
 }
 
 /// A model, ready to run.
@@ -90,6 +90,6 @@ pub fn tokenization_from_gguf(gguf: &Gguf) -> Result<Tokenization> {
 }
 
 fn with_template(tokenizer: Tokenizer, architecture: &str) -> Tokenization {
-    let chat_template = ChatTemplate::detect(architecture, &tokenizer);
+    let chat_template = ChatTemplate::detect(architecture, &tokenizer).map(|template| template.map(Arc::new));
     Tokenization { tokenizer: Arc::new(tokenizer), chat_template }
 }

@@ -71,7 +71,9 @@ impl SamplingParams {
         range("min-p", self.min_p, (0.0..=1.0).contains(&self.min_p), "from 0 to 1")?;
         range("typical-p", self.typical_p, self.typical_p > 0.0 && self.typical_p <= 1.0, "more than 0 and at most 1")?;
         range("repetition penalty", r, r > 0.0 && r <= 100.0, "more than 0 and at most 100")?;
-        for (name, value) in [("presence penalty", self.presence_penalty), ("frequency penalty", self.frequency_penalty)] {
+        for (name, value) in
+            [("presence penalty", self.presence_penalty), ("frequency penalty", self.frequency_penalty)]
+        {
             range(name, value, (-100.0..=100.0).contains(&value), "from -100 to 100")?;
         }
         for &(token, bias) in &self.logit_bias {
@@ -152,7 +154,8 @@ impl Sampler {
         self.recent.sort_unstable();
         for run in self.recent.chunk_by(|a, b| a == b) {
             let Some(logit) = logits.get_mut(run[0] as usize) else { continue };
-            *logit = if *logit <= 0.0 { *logit * params.repetition_penalty } else { *logit / params.repetition_penalty };
+            *logit =
+                if *logit <= 0.0 { *logit * params.repetition_penalty } else { *logit / params.repetition_penalty };
             *logit -= params.frequency_penalty * run.len() as f32 + params.presence_penalty;
         }
     }
@@ -251,7 +254,8 @@ impl Sampler {
 /// The lowest id among the largest logits.
 fn argmax(logits: &[f32]) -> u32 {
     let all = logits.iter().zip(0..).map(|(&logit, token)| Candidate { token, logit });
-    all.reduce(|best, next| if next.logit > best.logit || best.logit.is_nan() { next } else { best }).map_or(0, |c| c.token)
+    all.reduce(|best, next| if next.logit > best.logit || best.logit.is_nan() { next } else { best })
+        .map_or(0, |c| c.token)
 }
 
 /// The candidate with the largest `logit / temperature + noise`; the lowest id among equals.
@@ -272,7 +276,8 @@ mod tests {
     use super::*;
 
     fn sampler(change: impl FnOnce(&mut SamplingParams)) -> Sampler {
-        let mut params = SamplingParams { top_k: 0, top_p: 1.0, min_p: 0.0, temperature: 1.0, ..SamplingParams::default() };
+        let mut params =
+            SamplingParams { top_k: 0, top_p: 1.0, min_p: 0.0, temperature: 1.0, ..SamplingParams::default() };
         change(&mut params);
         Sampler::new(params, 8).expect("valid parameters")
     }

@@ -184,8 +184,8 @@ impl Cpu {
         );
         let job = Job { set: self.set(), shape, qkv, places, keys: cache.keys, values: cache.values };
         // With few rows the heads alone would not share out evenly over the threads once the context is long.
-        let split =
-            places.rows.len() * heads < 16 * self.pool().num_threads() && places.rows.iter().any(|p| p.num_segments() > 1);
+        let split = places.rows.len() * heads < 16 * self.pool().num_threads()
+            && places.rows.iter().any(|p| p.num_segments() > 1);
         if split {
             self.attend_split(&job, scratch, out);
         } else {

@@ -38,6 +38,9 @@ pub enum Gate {
     Silu,
 }
 
+/// Makes a quantized row: its index, scratch of two rows, the int8 row to fill. Returns its factor and its sum.
+type MakeRow<'a> = dyn Fn(usize, &mut [f32], &mut [i8]) -> (f32, i32) + Sync + 'a;
+
 thread_local! {
     /// A row on its way to int8: two float rows, then the int8 row. Kept, so that a decode step allocates nothing.
     static ROW: RefCell<(Vec<f32>, Vec<i8>)> = const { RefCell::new((Vec::new(), Vec::new())) };
@@ -126,13 +129,7 @@ impl Cpu {
     }
 
     /// Fills `to` with rows made by `make(row, float scratch [2 · cols], int8 row [padded cols]) → (s, Σ q)`.
-    fn fill(
-        &self,
-        rows: usize,
-        cols: usize,
-        to: &mut Activations,
-        make: &(dyn Fn(usize, &mut [f32], &mut [i8]) -> (f32, i32) + Sync),
-    ) {
+    fn fill(&self, rows: usize, cols: usize, to: &mut Activations, make: &MakeRow<'_>) {
         to.reset(rows, cols);
         let padded = to.padded_cols();
         let all = to.all_mut();

@@ -35,6 +35,6 @@ pub use activations::{Activations, TILE_ROWS};
 pub use attention::{AttentionScratch, AttentionShape, LayerCache, MAX_HEAD_DIM, Place, Places, Qkv};
 pub use counters::{Count, Counters, Kernel};
 pub use cpu::{Cpu, Gate, Norm};
-pub use matrix::{BLOCK_ROWS, LINE_COLS, MAX_COLS, Part, TernaryMatrix};
+pub use matrix::{BLOCK_ROWS, LINE_COLS, MAX_COLS, Part, TernaryMatrix, Unpack};
 pub use pool::{Pool, default_threads};
 pub use set::{CACHE_BLOCK, CacheElement, KernelSet, Partial, SEGMENT_HEADS, SEGMENT_KEYS, Segment};

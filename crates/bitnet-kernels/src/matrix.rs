@@ -36,6 +36,9 @@ pub struct Part {
     pub scale: f32,
 }
 
+/// Fills `[rows, cols]` codes −1, 0, 1 with some rows of a part: the part, the rows, the codes.
+pub type Unpack<'a, E> = dyn Fn(usize, Range<usize>, &mut [i8]) -> Result<(), E> + Sync + 'a;
+
 /// Ternary matrices of equal width, stacked so that one pass multiplies them all by the same activations.
 ///
 /// The parts (q, k and v, say) lie one after the other; each begins at a multiple of [`BLOCK_ROWS`], and so does its
@@ -59,12 +62,7 @@ impl TernaryMatrix {
     ///
     /// # Panics
     /// If there are no columns or more than [`MAX_COLS`], or if `unpack` gives another code.
-    pub fn pack<E: Send>(
-        pool: &Pool,
-        parts: &[Part],
-        cols: usize,
-        unpack: &(dyn Fn(usize, Range<usize>, &mut [i8]) -> Result<(), E> + Sync),
-    ) -> Result<Self, E> {
+    pub fn pack<E: Send>(pool: &Pool, parts: &[Part], cols: usize, unpack: &Unpack<'_, E>) -> Result<Self, E> {
         assert!((1..=MAX_COLS).contains(&cols), "a ternary matrix of {cols} columns; 1 to {MAX_COLS} are possible");
         let block_bytes = cols.div_ceil(LINE_COLS) * LINE_BYTES;
         let blocks: Vec<(usize, usize)> = parts
@@ -201,12 +199,13 @@ impl Lines {
             // As when the allocator finds no memory: there is nothing a caller could do with this error.
             panic!("no memory for {len} bytes of packed weights: {error}")
         });
+        let start = map.as_mut_ptr().align_offset(align);
+        // Whole huge pages only: a last one, half filled, would cost memory for nothing. And only a hint: without huge
+        // pages everything works, a few per cent slower.
         #[cfg(target_os = "linux")]
         if huge {
-            // Only a hint: without huge pages everything works, a few per cent slower.
-            let _ = map.advise(memmap2::Advice::HugePage);
+            let _ = map.advise_range(memmap2::Advice::HugePage, start, len / HUGE_PAGE * HUGE_PAGE);
         }
-        let start = map.as_mut_ptr().align_offset(align);
         Self { map, start, len }
     }
 

@@ -187,10 +187,9 @@ fn work(shared: &Shared, worker: usize) {
         }
         // SAFETY: the epoch changed, so `run` has written `job` and waits for `done` before the borrow it came from ends.
         let job = unsafe { (*shared.job.get()).map(|job| &*job) };
-        if let Some(job) = job {
-            if catch_unwind(AssertUnwindSafe(|| job(worker + 1))).is_err() {
-                shared.panicked.store(true, Ordering::Release);
-            }
+        let result = job.map(|job| catch_unwind(AssertUnwindSafe(|| job(worker + 1))));
+        if matches!(result, Some(Err(_))) {
+            shared.panicked.store(true, Ordering::Release);
         }
         shared.done[worker].0.store(seen, Ordering::Release);
     }

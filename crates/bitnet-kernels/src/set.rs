@@ -117,6 +117,7 @@ impl<'a> Output<'a> {
     /// # Safety
     /// No other thread may hold the same block of the same row.
     #[inline(always)]
+    #[expect(clippy::mut_from_ref, reason = "threads write different blocks, as the caller promises")]
     pub(crate) unsafe fn block(&self, row: usize, block: usize) -> &mut [f32] {
         let start = row * self.stride + block * BLOCK_ROWS;
         // SAFETY: passed on to the caller.

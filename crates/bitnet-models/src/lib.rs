@@ -19,3 +19,6 @@ pub use error::{Error, Result};
 pub use forward::{Chunk, LogitRows, Workspace};
 pub use model::{LanguageModel, LoadOptions};
 pub use table::Table;
+
+/// How the codes of I2_S tensors are arranged, and which arrangement a layer's dead neurons speak for.
+pub use bitnet_quantization::i2_s::{Form as I2sForm, likely_form as likely_i2s_form};

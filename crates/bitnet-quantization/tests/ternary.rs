@@ -126,7 +126,7 @@ fn a_code_that_is_no_weight_is_named_with_its_place() {
     // The second run of 32: columns 6 to 11; byte 9 is row 17.
     assert_eq!(place(FORMATS[4], 32 + 9, 0xe0), (17, 6, 14));
     assert_eq!(place(FORMATS[6], 3 * 66 + 1, 0b0101_1101), (3, 33, 3));
-    assert_eq!(place(FORMATS[7], 256 + 4, 0b0101_1101), (17, 4, 3));
+    assert_eq!(place(TernaryFormat::HfPacked, 256 + 4, 0b0101_1101), (17, 4, 3));
 }
 
 #[test]

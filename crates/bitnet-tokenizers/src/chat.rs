@@ -263,7 +263,8 @@ impl ChatTemplate {
 
 /// The built-in format that renders sample conversations to the same text as `jinja`.
 fn same_format(jinja: &Jinja, tokenizer: &Tokenizer) -> Option<Format> {
-    let turns = [("user", " a \n"), ("assistant", "\tb c\n"), ("user", "d")].map(|(role, text)| ChatMessage::new(role, text));
+    let turns =
+        [("user", " a \n"), ("assistant", "\tb c\n"), ("user", "d")].map(|(role, text)| ChatMessage::new(role, text));
     let system = std::iter::once(ChatMessage::new("system", " s\n\n")).chain(turns.clone()).collect();
     let samples: [(Vec<ChatMessage>, bool); 4] =
         [(turns[..1].to_vec(), true), (turns[..2].to_vec(), false), (turns.to_vec(), true), (system, true)];

@@ -136,9 +136,11 @@ fn map_strings(value: &serde_json::Value, map: &impl Fn(&str) -> String) -> serd
     match value {
         Json::String(text) => Json::String(map(text)),
         Json::Array(items) => items.iter().map(|item| map_strings(item, map)).collect(),
-        Json::Object(entries) => {
-            entries.iter().map(|(key, item)| (map(key), map_strings(item, map))).collect::<serde_json::Map<_, _>>().into()
-        }
+        Json::Object(entries) => entries
+            .iter()
+            .map(|(key, item)| (map(key), map_strings(item, map)))
+            .collect::<serde_json::Map<_, _>>()
+            .into(),
         other => other.clone(),
     }
 }
@@ -209,7 +211,18 @@ impl serde_json::ser::Formatter for PythonFormatter {
 }
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
 ];
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 

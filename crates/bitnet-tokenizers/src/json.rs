@@ -160,8 +160,8 @@ struct ModelFile<'a> {
 /// A string that borrows from the file unless it has escapes.
 struct Text<'a>(Cow<'a, str>);
 
-/// The tokens and their ids; the lists of other models than BPE are passed over.
-struct Vocab<'a>(Vec<(Cow<'a, str>, u64)>);
+/// The tokens and their ids; `None` for a list, which other models than BPE have.
+struct Vocab<'a>(Option<Vec<(Cow<'a, str>, u64)>>);
 
 /// A merge as `"a b"` or `["a", "b"]`.
 enum Merge<'a> {
@@ -202,7 +202,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Vocab<'a> {
 struct VocabVisitor;
 
 impl<'de> Visitor<'de> for VocabVisitor {
-    type Value = Vec<(Cow<'de, str>, u64)>;
+    type Value = Option<Vec<(Cow<'de, str>, u64)>>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a map from tokens to ids")
@@ -213,12 +213,12 @@ impl<'de> Visitor<'de> for VocabVisitor {
         while let Some((Text(token), id)) = map.next_entry()? {
             entries.push((token, id));
         }
-        Ok(entries)
+        Ok(Some(entries))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
         while list.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Vec::new())
+        Ok(None)
     }
 }
 
@@ -297,8 +297,12 @@ fn definition(files: &TokenizerFiles) -> Result<Definition<'_>> {
     let settings = BpeSettings { ignore_merges: model.ignore_merges, fuse_unknown: model.fuse_unk };
     let added = file.added_tokens.iter().filter_map(|token| {
         let AddedToken { lstrip: strip_left, rstrip: strip_right, single_word, .. } = *token;
-        (strip_left || strip_right || single_word)
-            .then_some(Added { id: token.id as u32, strip_left, strip_right, single_word })
+        (strip_left || strip_right || single_word).then_some(Added {
+            id: token.id as u32,
+            strip_left,
+            strip_right,
+            single_word,
+        })
     });
     Ok(Definition {
         spelling: components.spelling,
@@ -349,7 +353,9 @@ fn check_model(model: &ModelFile<'_>) -> Result<()> {
 
 /// The tokens in the order of their ids, with the added ones among them.
 fn tokens<'a>(file: &File<'a>, spelling: Spelling) -> Result<Vec<(Cow<'a, str>, TokenKind)>> {
-    let vocab = &file.model.vocab.0;
+    let Some(vocab) = &file.model.vocab.0 else {
+        return Err(unsupported("model", "BPE with a list for a vocabulary"));
+    };
     let count = vocab.len() + file.added_tokens.len();
     let added = file.added_tokens.iter().map(|token| (&token.content.0, token.id));
     let highest = vocab.iter().map(|(token, id)| (token, *id)).chain(added).max_by_key(|&(_, id)| id);
@@ -409,15 +415,14 @@ impl Components {
         let is_byte_level = |component: &Value, list: &str| {
             members(component, list).iter().any(|member| kind_of(member) == "ByteLevel")
         };
-        let spelling = if is_byte_level(&file.pre_tokenizer, "pretokenizers")
-            || is_byte_level(&file.decoder, "decoders")
-        {
-            Spelling::ByteLevel
-        } else if file.model.byte_fallback || file.decoder.to_string().contains(ESCAPED_SPACE) {
-            Spelling::SpaceEscaped
-        } else {
-            return Err(unsupported("model", "BPE that is neither byte-level nor SentencePiece-like"));
-        };
+        let spelling =
+            if is_byte_level(&file.pre_tokenizer, "pretokenizers") || is_byte_level(&file.decoder, "decoders") {
+                Spelling::ByteLevel
+            } else if file.model.byte_fallback || file.decoder.to_string().contains(ESCAPED_SPACE) {
+                Spelling::SpaceEscaped
+            } else {
+                return Err(unsupported("model", "BPE that is neither byte-level nor SentencePiece-like"));
+            };
         let mut this = Self { spelling, nfc: false, space_prefix: SpacePrefix::Never, steps: Vec::new() };
         for normalizer in members(&file.normalizer, "normalizers") {
             this.add_normalizer(normalizer)?;
@@ -540,9 +545,10 @@ fn split_step(split: &Value) -> Result<Step> {
     match (split["behavior"].as_str(), split["invert"].as_bool().unwrap_or(false)) {
         (Some("Isolated"), _) => Ok(step),
         (Some("Removed"), true) if covers_all => Ok(step),
-        (behavior, invert) => {
-            Err(unsupported("pre_tokenizer", format!("Split {} (invert {invert})", behavior.unwrap_or("without behavior"))))
-        }
+        (behavior, invert) => Err(unsupported(
+            "pre_tokenizer",
+            format!("Split {} (invert {invert})", behavior.unwrap_or("without behavior")),
+        )),
     }
 }
 
@@ -693,8 +699,6 @@ fn scores(tokens: &[(Cow<'_, str>, TokenKind)], merges: &[Pair<'_>]) -> Vec<f32>
     for (rank, (left, right)) in merges.iter().enumerate() {
         ranks.entry(format!("{left}{right}")).or_insert(rank);
     }
-    let score = |(text, _): &(Cow<'_, str>, TokenKind)| {
-        -(ranks.get(&**text).copied().unwrap_or(merges.len()) as f32)
-    };
+    let score = |(text, _): &(Cow<'_, str>, TokenKind)| -(ranks.get(&**text).copied().unwrap_or(merges.len()) as f32);
     tokens.iter().map(score).collect()
 }

@@ -68,8 +68,7 @@ impl Merger {
             if right.next != NONE {
                 self.symbols[right.next as usize].prev = best.left;
             }
-            self.symbols[best.left as usize] =
-                Symbol { id: best.merged, len: best.len, next: right.next, ..left };
+            self.symbols[best.left as usize] = Symbol { id: best.merged, len: best.len, next: right.next, ..left };
             self.consider(left.prev, best.left, &pair);
             self.consider(best.left, right.next, &pair);
         }

@@ -69,36 +69,19 @@ const NAMED: &[(&[&str], &[Step])] = &[
         &["llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe", "chatglm-bpe", "glm4", "pixtral", "lfm2"],
         &[Step::Llama3 { max_digits: 3 }],
     ),
-    (
-        &["qwen2", "stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan", "grok-2"],
-        &[Step::Llama3 { max_digits: 1 }],
-    ),
+    (&["qwen2", "stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan", "grok-2"], &[Step::Llama3 { max_digits: 1 }]),
     (&["gpt-2", "mpt", "olmo", "jais", "phi-2", "exaone4", "roberta-bpe"], &[Step::Gpt2]),
-    (
-        &["falcon"],
-        &[Step::PunctuationRuns { backtick: true }, Step::Gpt2, Step::AsciiDigits { count: 3 }],
-    ),
-    (
-        &["falcon3", "falcon_e"],
-        &[Step::PunctuationRuns { backtick: true }, Step::Gpt2, Step::AsciiDigits { count: 1 }],
-    ),
+    (&["falcon"], &[Step::PunctuationRuns { backtick: true }, Step::Gpt2, Step::AsciiDigits { count: 3 }]),
+    (&["falcon3", "falcon_e"], &[Step::PunctuationRuns { backtick: true }, Step::Gpt2, Step::AsciiDigits { count: 1 }]),
     (
         &["default"],
-        &[
-            Step::PunctuationRuns { backtick: false },
-            Step::Gpt2,
-            Step::NumberRuns,
-            Step::AsciiDigits { count: 3 },
-        ],
+        &[Step::PunctuationRuns { backtick: false }, Step::Gpt2, Step::NumberRuns, Step::AsciiDigits { count: 3 }],
     ),
     (
         &["starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b"],
         &[Step::Numbers, Step::Gpt2],
     ),
-    (
-        &["deepseek-coder"],
-        &[Step::Newlines, Step::SpacedLetters, Step::SpacedPunctuation, Step::Cjk, Step::Numbers],
-    ),
+    (&["deepseek-coder"], &[Step::Newlines, Step::SpacedLetters, Step::SpacedPunctuation, Step::Cjk, Step::Numbers]),
 ];
 
 /// The steps that a name of `tokenizer.ggml.pre` stands for.
@@ -381,6 +364,16 @@ fn is_category_p(c: char) -> bool {
     )
 }
 
+/// `\w`
+pub(crate) fn is_word(c: char) -> bool {
+    use GeneralCategory as G;
+    c.is_alphabetic()
+        || matches!(
+            get_general_category(c),
+            G::DecimalNumber | G::NonspacingMark | G::SpacingMark | G::EnclosingMark | G::ConnectorPunctuation
+        )
+}
+
 fn is_cjk(c: char) -> bool {
     matches!(c, '\u{800}'..='\u{9FA5}' | '\u{AC00}'..='\u{D7FF}')
 }
@@ -404,9 +397,10 @@ mod tests {
 
     #[test]
     fn llama_3_cuts_numbers_by_three_and_lines_after_their_end() {
-        assert_eq!(cut("llama-bpe", "I'LL 12345 x!?\n\n  \n y"), [
-            "I", "'LL", " ", "123", "45", " x", "!?\n\n", "  \n", " y"
-        ]);
+        assert_eq!(
+            cut("llama-bpe", "I'LL 12345 x!?\n\n  \n y"),
+            ["I", "'LL", " ", "123", "45", " x", "!?\n\n", "  \n", " y"]
+        );
         assert_eq!(cut("qwen2", " 12\t(a"), [" ", "1", "2", "\t", "(a"]);
     }
 

@@ -125,11 +125,9 @@ fn sentence_piece<'a>(spec: &'a TokenizerSpec<'_>) -> Definition<'a> {
         ..common(spec, Spelling::SpaceEscaped, true)
     };
     // SentencePiece's own numbering, which old files leave unsaid.
-    for (role, id) in [
-        (&mut definition.roles.unknown, 0),
-        (&mut definition.roles.bos, 1),
-        (&mut definition.roles.eos, 2),
-    ] {
+    for (role, id) in
+        [(&mut definition.roles.unknown, 0), (&mut definition.roles.bos, 1), (&mut definition.roles.eos, 2)]
+    {
         if role.is_none() && id < vocab_size {
             *role = Some(id as u32);
         }

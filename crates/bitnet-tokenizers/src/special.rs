@@ -62,17 +62,15 @@ impl SpecialTokens {
         allowed: impl Fn(&SpecialToken, usize) -> bool,
     ) -> Option<(&SpecialToken, usize)> {
         let bytes = text.as_bytes();
-        (start..bytes.len())
-            .filter(|&place| self.first_bytes[usize::from(bytes[place])])
-            .find_map(|place| {
-                let mut longest = None;
-                self.walk(&bytes[place..], |token| {
-                    if allowed(token, place) {
-                        longest = Some(token);
-                    }
-                });
-                longest.map(|token| (token, place))
-            })
+        (start..bytes.len()).filter(|&place| self.first_bytes[usize::from(bytes[place])]).find_map(|place| {
+            let mut longest = None;
+            self.walk(&bytes[place..], |token| {
+                if allowed(token, place) {
+                    longest = Some(token);
+                }
+            });
+            longest.map(|token| (token, place))
+        })
     }
 
     /// The places in `text` where a guarded token begins, be it whole or cut off by the end of the text.

@@ -248,12 +248,7 @@ impl Tokenizer {
     }
 
     /// Appends the tokens of `text`; `allowed(start, end)` says where control tokens count.
-    fn encode_into(
-        &self,
-        text: &str,
-        out: &mut Vec<TokenId>,
-        allowed: impl Fn(usize, usize) -> bool,
-    ) -> Result<()> {
+    fn encode_into(&self, text: &str, out: &mut Vec<TokenId>, allowed: impl Fn(usize, usize) -> bool) -> Result<()> {
         // One byte for the space that may be put before.
         let max = u32::MAX as usize - 1;
         if text.len() > max {
@@ -289,9 +284,9 @@ impl Tokenizer {
             Model::Spm(spm) => spm.encode_text(vocabulary, text.as_bytes(), merger, out),
             Model::Bpe(bpe) => {
                 let pieces = scratch.pieces.cut(&text, &self.pretokenizer);
-                pieces.iter().try_for_each(|piece| {
-                    bpe.encode_word(vocabulary, &text.as_bytes()[piece.clone()], merger, out)
-                })
+                pieces
+                    .iter()
+                    .try_for_each(|piece| bpe.encode_word(vocabulary, &text.as_bytes()[piece.clone()], merger, out))
             }
         }
     }
@@ -429,8 +424,7 @@ fn resolve_added(what: &'static str, add: bool, is_explicit: bool, id: Option<u3
 }
 
 fn special_tokens(tokens: &[(Cow<'_, str>, TokenKind)], added: &[Added]) -> SpecialTokens {
-    let is_special =
-        |kind| matches!(kind, TokenKind::Control | TokenKind::UserDefined | TokenKind::Unknown);
+    let is_special = |kind| matches!(kind, TokenKind::Control | TokenKind::UserDefined | TokenKind::Unknown);
     let special = tokens.iter().enumerate().filter(|(_, (_, kind))| is_special(*kind));
     let mut special: Vec<_> = special
         .map(|(id, (text, kind))| SpecialToken {
@@ -461,9 +455,8 @@ fn stop_ids(roles: &Roles, special: &SpecialTokens) -> Vec<TokenId> {
     ids
 }
 
-/// Whether no letter, digit or underscore touches the range.
+/// Whether no word character touches the range.
 fn is_whole_word(text: &str, range: Range<usize>) -> bool {
-    let is_word = |c: char| c.is_alphanumeric() || c == '_';
-    !text[..range.start].chars().next_back().is_some_and(is_word)
-        && !text[range.end..].chars().next().is_some_and(is_word)
+    !text[..range.start].chars().next_back().is_some_and(pretokenize::is_word)
+        && !text[range.end..].chars().next().is_some_and(pretokenize::is_word)
 }

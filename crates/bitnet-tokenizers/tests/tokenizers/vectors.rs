@@ -1,9 +1,7 @@
 //! The published vocabularies and their test vectors: every `.inp` text becomes the ids of its `.out` line.
 
-mod common;
-
+use crate::common::{data_dir, gguf_tokenizer, shared_dir};
 use bitnet_tokenizers::{DecodeOptions, EncodeOptions, Tokenizer, TokenizerFiles};
-use common::{data_dir, gguf_tokenizer, shared_dir};
 
 const PLAIN: EncodeOptions = EncodeOptions { add_special: false, parse_special: false };
 

@@ -11,7 +11,6 @@ pub fn data_dir() -> PathBuf {
 }
 
 /// The folder of larger test data beside the checkout; says so where there is none.
-#[expect(dead_code, reason = "not every test crate needs the larger data")]
 pub fn shared_dir() -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
     if !path.is_dir() {
@@ -53,4 +52,33 @@ pub fn gguf_tokenizer(path: &Path) -> Tokenizer {
         chat_template: text("tokenizer.chat_template"),
     };
     Tokenizer::from_spec(&spec).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The metadata of a byte-level tokenizer: the 256 bytes as tokens 0 to 255, `merges` with their unions, then `control`
+/// tokens.
+pub fn small_spec(merges: &[&'static str], control: &[&'static str]) -> TokenizerSpec<'static> {
+    let mut tokens: Vec<_> = (0..=255u8).map(|byte| byte_char(byte).to_string().into()).collect();
+    tokens.extend(merges.iter().map(|merge| merge.replacen(' ', "", 1).into()));
+    let num_normal = tokens.len();
+    tokens.extend(control.iter().map(|&name| name.into()));
+    let token_types = (0..tokens.len()).map(|id| if id < num_normal { 1 } else { 3 }).collect();
+    TokenizerSpec {
+        architecture: "llama".into(),
+        model: "gpt2".into(),
+        pre: Some("llama-bpe".into()),
+        tokens,
+        token_types,
+        merges: merges.iter().map(|&merge| merge.into()).collect(),
+        ..TokenizerSpec::default()
+    }
+}
+
+/// The character that byte-level vocabularies write for a byte.
+fn byte_char(byte: u8) -> char {
+    let printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    if printable(&byte) {
+        return char::from(byte);
+    }
+    let index = (0..byte).filter(|byte| !printable(byte)).count();
+    char::from_u32(256 + index as u32).expect("a character")
 }

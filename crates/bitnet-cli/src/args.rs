@@ -1,0 +1,337 @@
+//! What can be typed: commands, options and their help.
+
+use std::path::PathBuf;
+
+use bitnet_inference::SamplingParams;
+use bitnet_kernels::KernelSet;
+use bitnet_models::KvType;
+use bitnet_tokenizers::TokenId;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// An argument that cannot be used: exit code 2.
+#[derive(Debug)]
+pub struct WrongUsage(pub String);
+
+impl std::fmt::Display for WrongUsage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for WrongUsage {}
+
+/// Ternary language models (BitNet b1.58) on CPUs: exact, fast, from the files people have.
+#[derive(Parser)]
+#[command(name = "bitnet", version, propagate_version = true, max_term_width = 100)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Continue a prompt
+    Run(RunArguments),
+    /// Talk with a model
+    Chat(ChatArguments),
+    /// Show what is in a model file, and what is odd about it
+    Inspect(InspectArguments),
+    /// Turn text into token ids
+    Tokenize(TokenizeArguments),
+    /// Write the logits of every position to a .npy file
+    Logits(LogitsArguments),
+    /// Measure prefill and decode speed
+    Bench(BenchArguments),
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man {
+        /// Of this command only
+        command: Option<String>,
+    },
+}
+
+#[derive(Args)]
+pub struct RunArguments {
+    /// The text to continue; without it, standard input is read
+    #[arg(conflicts_with_all = ["prompt_option", "file", "prompt_tokens"])]
+    pub prompt: Option<String>,
+    /// The text to continue (as llama.cpp's option)
+    #[arg(short = 'p', long = "prompt", value_name = "PROMPT", conflicts_with_all = ["file", "prompt_tokens"])]
+    pub prompt_option: Option<String>,
+    /// Read the text from a file; - is standard input
+    #[arg(short, long, value_name = "FILE", conflicts_with = "prompt_tokens")]
+    pub file: Option<PathBuf>,
+    /// Token ids to continue, used as they are
+    #[arg(long, value_name = "ID,ID,…", value_delimiter = ',')]
+    pub prompt_tokens: Option<Vec<TokenId>>,
+    /// Put the text as a user's message into the model's chat template
+    #[arg(long, conflicts_with = "prompt_tokens")]
+    pub chat: bool,
+    /// Do not begin with the BOS token
+    #[arg(long)]
+    pub no_bos: bool,
+    /// Read control tokens such as <|eot_id|> in the prompt as tokens
+    #[arg(long)]
+    pub parse_special: bool,
+    /// Print only what was generated
+    #[arg(long)]
+    pub no_display_prompt: bool,
+    #[command(flatten)]
+    pub generation: GenerationArguments,
+    #[command(flatten)]
+    pub sampling: SamplingArguments,
+    #[command(flatten)]
+    pub model: ModelArguments,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct ChatArguments {
+    /// What the model is told before the conversation
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Use this chat template instead of the model's
+    #[arg(long, value_name = "NAME")]
+    pub chat_template: Option<String>,
+    #[command(flatten)]
+    pub generation: GenerationArguments,
+    #[command(flatten)]
+    pub sampling: SamplingArguments,
+    #[command(flatten)]
+    pub model: ModelArguments,
+    /// Print one JSON object for each answer
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct InspectArguments {
+    /// The model: a GGUF file
+    #[arg(value_name = "MODEL", required_unless_present = "model_option")]
+    pub model: Option<PathBuf>,
+    /// The model: a GGUF file
+    #[arg(short, long = "model", value_name = "MODEL", conflicts_with = "model")]
+    pub model_option: Option<PathBuf>,
+    /// List every tensor
+    #[arg(long)]
+    pub tensors: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct TokenizeArguments {
+    /// The text; without it, standard input is read
+    pub text: Option<String>,
+    /// A GGUF file, a directory with tokenizer.json, or a tokenizer.json
+    #[arg(short, long, value_name = "MODEL")]
+    pub model: Option<PathBuf>,
+    /// Do not begin with the BOS token
+    #[arg(long)]
+    pub no_bos: bool,
+    /// Read control tokens such as <|eot_id|> in the text as tokens
+    #[arg(long)]
+    pub parse_special: bool,
+    /// Print one JSON object: {"tokens":[…],"pieces":[…]}
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct LogitsArguments {
+    /// The token ids, used as they are
+    #[arg(long, value_name = "ID,ID,…", value_delimiter = ',', required = true)]
+    pub tokens: Vec<TokenId>,
+    /// Where to write them: f32, [tokens, vocab]
+    #[arg(short, long, value_name = "FILE.npy")]
+    pub output: PathBuf,
+    #[command(flatten)]
+    pub model: ModelArguments,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct BenchArguments {
+    /// Tokens of the prompt
+    #[arg(short, long, value_name = "N", default_value_t = 128)]
+    pub prompt: usize,
+    /// Tokens to generate; 0 measures prefill alone
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 64)]
+    pub predict: usize,
+    /// Rounds; one more comes first and is not counted
+    #[arg(short, long, value_name = "N", default_value_t = 3)]
+    pub repetitions: usize,
+    #[command(flatten)]
+    pub model: ModelArguments,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct GenerationArguments {
+    /// The most tokens to generate; -1 for no limit but the context
+    #[arg(short = 'n', long = "predict", value_name = "N", default_value_t = -1, allow_negative_numbers = true,
+          value_parser = clap::value_parser!(i64).range(-1..))]
+    pub predict: i64,
+    /// End the answer before this text; may be given more than once
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// Go on after the model's end-of-text tokens
+    #[arg(long)]
+    pub ignore_eos: bool,
+}
+
+#[derive(Args)]
+pub struct SamplingArguments {
+    /// Temperature; 0 always takes the most probable token
+    #[arg(long, visible_alias = "temperature", value_name = "T", default_value_t = 0.8, allow_negative_numbers = true)]
+    pub temp: f32,
+    /// Choose among the K most probable tokens; 0 for all
+    #[arg(long, value_name = "K", default_value_t = 40)]
+    pub top_k: usize,
+    /// Choose among the most probable tokens that reach probability P together; 1 for all
+    #[arg(long, value_name = "P", default_value_t = 0.95, allow_negative_numbers = true)]
+    pub top_p: f32,
+    /// Choose among tokens with at least this share of the highest probability; 0 for all
+    #[arg(long, value_name = "P", default_value_t = 0.05, allow_negative_numbers = true)]
+    pub min_p: f32,
+    /// Choose among the tokens closest to the expected surprise that reach probability P together; 1 for all
+    #[arg(long, visible_alias = "typical", value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub typical_p: f32,
+    /// Make tokens that occurred less probable by this factor; 1 for no penalty
+    #[arg(long, value_name = "F", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub repeat_penalty: f32,
+    /// Take this off the logits of tokens that occurred
+    #[arg(long, value_name = "F", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub presence_penalty: f32,
+    /// Take this off the logits of tokens for each time they occurred
+    #[arg(long, value_name = "F", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub frequency_penalty: f32,
+    /// Tokens that the penalties look back at
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub repeat_last_n: usize,
+    /// Add BIAS to the logit of a token, as in 15043+1 or 15043-inf; may be given more than once
+    #[arg(long, value_name = "ID±BIAS", value_parser = parse_bias, allow_hyphen_values = true)]
+    pub logit_bias: Vec<(TokenId, f32)>,
+    /// Makes the same choices for the same request everywhere; random if not given
+    #[arg(short, long, value_name = "N", env = "BITNET_SEED")]
+    pub seed: Option<u64>,
+    /// Use seed 0 where none is given
+    #[arg(long, env = "BITNET_DETERMINISTIC", value_parser = clap::builder::FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
+    pub deterministic: bool,
+}
+
+impl SamplingArguments {
+    /// The parameters, with a seed.
+    pub fn params(&self) -> SamplingParams {
+        let random = || {
+            use std::hash::BuildHasher;
+            // The standard library seeds its hash maps from the system's randomness. 53 bits survive JSON readers.
+            std::hash::RandomState::new().hash_one(std::process::id()) >> 11
+        };
+        SamplingParams {
+            temperature: self.temp,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            typical_p: self.typical_p,
+            repetition_penalty: self.repeat_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            penalty_window: self.repeat_last_n,
+            logit_bias: self.logit_bias.clone(),
+            seed: self.seed.unwrap_or_else(|| if self.deterministic { 0 } else { random() }),
+        }
+    }
+}
+
+#[derive(Args)]
+pub struct ModelArguments {
+    /// The model: a GGUF file
+    #[arg(short, long, value_name = "MODEL")]
+    pub model: Option<PathBuf>,
+    /// Threads; as many as there are physical cores this process may use
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Positions of the context; 0 for the model's own, at most 4096 if not given
+    #[arg(short, long = "ctx-size", value_name = "N")]
+    pub ctx_size: Option<usize>,
+    /// Element type of the key/value cache
+    #[arg(long, value_enum, default_value_t = KvTypeArgument::F16)]
+    pub kv_type: KvTypeArgument,
+    /// The most tokens run through the model at once
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = parse_chunk)]
+    pub prefill_chunk: usize,
+    /// Instruction set; the best this CPU has if not given
+    #[arg(long, value_name = "NAME", value_parser = parse_kernels)]
+    pub kernels: Option<&'static KernelSet>,
+    /// How the codes of I2_S tensors are arranged: block128, block64 (files quantized on ARM) or row4
+    #[arg(long, value_name = "FORM", default_value = "block128")]
+    pub i2_s_form: bitnet_models::I2sForm,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KvTypeArgument {
+    F16,
+    F32,
+}
+
+impl From<KvTypeArgument> for KvType {
+    fn from(argument: KvTypeArgument) -> Self {
+        match argument {
+            KvTypeArgument::F16 => Self::F16,
+            KvTypeArgument::F32 => Self::F32,
+        }
+    }
+}
+
+fn parse_kernels(name: &str) -> Result<&'static KernelSet, String> {
+    KernelSet::by_name(name).ok_or_else(|| {
+        let names: Vec<&str> = KernelSet::available().map(|set| set.name).collect();
+        format!("this CPU has {}", names.join(", "))
+    })
+}
+
+fn parse_chunk(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if (1..=65_536).contains(&n) => Ok(n),
+        _ => Err("1 to 65536 is possible".to_owned()),
+    }
+}
+
+/// `ID+BIAS` or `ID-BIAS`.
+fn parse_bias(text: &str) -> Result<(TokenId, f32), String> {
+    let wrong = || "expected ID+BIAS or ID-BIAS, such as 15043+1 or 15043-inf".to_owned();
+    let sign = text.find(['+', '-']).ok_or_else(wrong)?;
+    let id = text[..sign].parse().map_err(|_| wrong())?;
+    let bias = text[sign..].parse().map_err(|_| wrong())?;
+    Ok((id, bias))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn biases_are_read_with_their_sign() {
+        assert_eq!(parse_bias("12-1.5"), Ok((TokenId(12), -1.5)));
+        assert_eq!(parse_bias("12+inf"), Ok((TokenId(12), f32::INFINITY)));
+        assert!(parse_bias("12").is_err() && parse_bias("+1").is_err());
+    }
+}

@@ -1,0 +1,96 @@
+//! `bitnet bench`: tokens a second of prefill and decode.
+
+use std::io::Write;
+
+use bitnet_inference::{Request, SamplingParams};
+use bitnet_tokenizers::TokenId;
+use serde_json::{Value, json};
+
+use crate::args::{BenchArguments, WrongUsage};
+use crate::{report, session};
+
+/// Runs a prompt of made-up tokens some times and prints the median, least and greatest speed.
+pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
+    let BenchArguments { prompt, predict, repetitions, .. } = *arguments;
+    if prompt == 0 || repetitions == 0 {
+        return Err(
+            WrongUsage("a benchmark needs at least 1 token of prompt (-p) and 1 repetition (-r)".to_owned()).into()
+        );
+    }
+    // The first token comes out of the prefill; decoding n tokens takes n steps more.
+    let max_tokens = predict + 1;
+    let mut session = session::open(&arguments.model, Some(prompt + max_tokens))?;
+    let vocab = session.engine.model().config().vocab_size;
+    let mut speeds: [Vec<f64>; 2] = [Vec::new(), Vec::new()];
+    for round in 0..=repetitions {
+        let request = Request {
+            prompt: made_up_tokens(prompt, vocab, round),
+            sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+            max_tokens: Some(max_tokens),
+            stop_ids: Vec::new(),
+            stop_strings: Vec::new(),
+        };
+        let answer = session.answer(request, &|| false, |_| Ok(()))?;
+        let Some(finish) = answer.finish else { unreachable!("nothing interrupts this command") };
+        if round > 0 {
+            let (prefill, decode) = report::speeds(&finish.timings);
+            speeds[0].extend(prefill);
+            speeds[1].extend(decode);
+        }
+    }
+    let [prefill, decode] = speeds.map(|mut speeds| {
+        speeds.sort_by(f64::total_cmp);
+        speeds
+    });
+    let cpu = session.engine.cpu();
+    let mut out = std::io::stdout().lock();
+    if arguments.json {
+        let object = json!({
+            "prefill": summary_json(prompt, &prefill),
+            "decode": summary_json(predict, &decode),
+            "threads": cpu.pool().num_threads(),
+            "kernels": cpu.set().name,
+            "model": report::model_json(&session),
+            "load_ms": session.load_time.as_secs_f64() * 1e3,
+            "peak_rss_bytes": report::peak_rss_bytes(),
+        });
+        writeln!(out, "{object}")?;
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "{} · {} · {} threads · {} kernels",
+        session.path.display(),
+        session.engine.model().config().architecture_name,
+        cpu.pool().num_threads(),
+        cpu.set().name
+    )?;
+    for (name, tokens, speeds) in [("prefill", prompt, &prefill), ("decode", predict, &decode)] {
+        if let Some((median, least, greatest)) = summary(speeds) {
+            writeln!(out, "{name:>8} {tokens:5} tokens  {median:8.1} tokens/s  (from {least:.1} to {greatest:.1})")?;
+        }
+    }
+    if let Some(bytes) = report::peak_rss_bytes() {
+        writeln!(out, "    peak memory  {:.0} MB", bytes as f64 / 1e6)?;
+    }
+    Ok(())
+}
+
+/// Tokens that differ from round to round already at the first, so that nothing of an earlier round can be reused.
+fn made_up_tokens(count: usize, vocab: usize, round: usize) -> Vec<TokenId> {
+    let token = |index: usize| (index.wrapping_mul(2_654_435_761) ^ index >> 3).wrapping_add(round) % vocab;
+    (0..count).map(|index| TokenId(token(index) as u32)).collect()
+}
+
+/// Median, least and greatest of sorted values.
+fn summary(sorted: &[f64]) -> Option<(f64, f64, f64)> {
+    let (least, greatest) = (*sorted.first()?, *sorted.last()?);
+    let middle = sorted.len() / 2;
+    let median = if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 };
+    Some((median, least, greatest))
+}
+
+fn summary_json(tokens: usize, sorted: &[f64]) -> Value {
+    let speed = summary(sorted).map(|(median, min, max)| json!({ "median": median, "min": min, "max": max }));
+    json!({ "tokens": tokens, "tokens_per_second": speed })
+}

@@ -1,0 +1,244 @@
+//! `bitnet chat`: a conversation, line by line.
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+use bitnet_inference::{Timings, Tokenization};
+use bitnet_tokenizers::{ChatMessage, ChatTemplate, RenderOptions};
+use rustyline::error::ReadlineError;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::args::{ChatArguments, WrongUsage};
+use crate::session::Session;
+use crate::{report, session};
+
+const HELP: &str = "\
+/help          this list
+/clear         forget the conversation
+/system TEXT   tell the model something before the conversation; without TEXT show it
+/save FILE     write the conversation to a file
+/load FILE     go on with a saved conversation
+/stats         speed of the last answer, and how full the context is
+/quit          leave (so does Ctrl-D); Ctrl-C stops an answer";
+
+/// The template to use: the one named, else the model's.
+pub fn template(tokenization: &Tokenization, name: Option<&str>) -> anyhow::Result<Arc<ChatTemplate>> {
+    if let Some(name) = name {
+        return ChatTemplate::by_name(name, &tokenization.tokenizer).map(Arc::new).map_err(|error| {
+            let names: Vec<&str> = ChatTemplate::names().collect();
+            WrongUsage(format!("{error}; there are {}", names.join(", "))).into()
+        });
+    }
+    match &tokenization.chat_template {
+        Ok(Some(template)) => Ok(Arc::clone(template)),
+        Ok(None) => {
+            anyhow::bail!("this model has no chat template; name one with --chat-template, or use `bitnet run`")
+        }
+        Err(error) => anyhow::bail!("the model's chat template cannot be used: {error}"),
+    }
+}
+
+/// A conversation as `/save` writes it: the messages as OpenAI's API has them.
+#[derive(Serialize, Deserialize)]
+struct SavedChat {
+    messages: Vec<SavedMessage>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedMessage {
+    role: String,
+    content: String,
+}
+
+struct Chat {
+    session: Session,
+    template: Arc<ChatTemplate>,
+    arguments: ChatArguments,
+    system: Option<String>,
+    messages: Vec<ChatMessage>,
+    timings: Option<Timings>,
+    interrupted: Arc<AtomicBool>,
+}
+
+/// Talks until the input ends.
+pub fn chat(arguments: ChatArguments) -> anyhow::Result<()> {
+    let session = session::open(&arguments.model, None)?;
+    let template = template(&session.tokenization, arguments.chat_template.as_deref())?;
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&interrupted);
+    ctrlc::set_handler(move || flag.store(true, Ordering::SeqCst)).context("cannot watch for Ctrl-C")?;
+    let system = arguments.system.clone();
+    let mut chat = Chat { session, template, arguments, system, messages: Vec::new(), timings: None, interrupted };
+    if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() { chat.talk() } else { chat.answer_lines() }
+}
+
+impl Chat {
+    /// With a person at a terminal.
+    fn talk(&mut self) -> anyhow::Result<()> {
+        let name = self.session.engine.model().config().name.clone();
+        let name = name.unwrap_or_else(|| self.session.path.display().to_string());
+        println!("{name} · {} template · /help lists the commands", self.template.name());
+        let mut editor = rustyline::DefaultEditor::new()?;
+        let history = history_path();
+        if let Some(path) = &history {
+            // There is none yet the first time.
+            let _ = editor.load_history(path);
+        }
+        loop {
+            match editor.readline("\x1b[1m> \x1b[0m") {
+                Ok(line) if line.trim().is_empty() => {}
+                Ok(line) => {
+                    editor.add_history_entry(line.as_str())?;
+                    match self.line(&line) {
+                        Ok(true) => break,
+                        Ok(false) => {}
+                        // Whatever a line asked for, the conversation goes on.
+                        Err(error) => eprintln!("\x1b[31m{error:#}\x1b[0m"),
+                    }
+                }
+                Err(ReadlineError::Interrupted) => println!("(Ctrl-D or /quit to leave)"),
+                Err(ReadlineError::Eof) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if let Some(path) = &history {
+            let saved = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+            if let Err(error) = saved.map_err(ReadlineError::from).and_then(|()| editor.save_history(path)) {
+                eprintln!("cannot save the history of lines to {}: {error}", path.display());
+            }
+        }
+        Ok(())
+    }
+
+    /// From a pipe: every line is a message or a command; the first error ends it.
+    fn answer_lines(&mut self) -> anyhow::Result<()> {
+        for line in std::io::stdin().lock().lines() {
+            let line = line.context("cannot read standard input")?;
+            if !line.trim().is_empty() && self.line(&line)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Handles one line; true to leave.
+    fn line(&mut self, line: &str) -> anyhow::Result<bool> {
+        let Some(command) = line.trim().strip_prefix('/') else {
+            self.ask(line)?;
+            return Ok(false);
+        };
+        let (command, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
+        let rest = rest.trim();
+        match command {
+            "help" => println!("{HELP}"),
+            "clear" => self.messages.clear(),
+            "system" if rest.is_empty() => println!("{}", self.system.as_deref().unwrap_or("(nothing)")),
+            "system" => self.system = Some(rest.to_owned()),
+            "save" | "load" if rest.is_empty() => anyhow::bail!("/{command} needs the name of a file"),
+            "save" => self.save(Path::new(rest))?,
+            "load" => self.load(Path::new(rest))?,
+            "stats" => self.stats(),
+            "quit" | "exit" => return Ok(true),
+            _ => anyhow::bail!("there is no command /{command}; /help lists them"),
+        }
+        Ok(false)
+    }
+
+    /// The conversation as the template gets it.
+    fn conversation(&self) -> Vec<ChatMessage> {
+        let system = self.system.iter().map(|text| ChatMessage::new("system", text.as_str()));
+        system.chain(self.messages.iter().cloned()).collect()
+    }
+
+    fn ask(&mut self, text: &str) -> anyhow::Result<()> {
+        self.messages.push(ChatMessage::new("user", text));
+        let result = self.answer();
+        if result.is_err() {
+            // The question was not answered, so it is not part of the conversation.
+            self.messages.pop();
+        }
+        result
+    }
+
+    fn answer(&mut self) -> anyhow::Result<()> {
+        let rendered = self.template.render(&self.conversation(), RenderOptions::default())?;
+        let prompt = self.session.tokenization.tokenizer.encode_chat(&rendered)?;
+        let (generation, sampling) = (&self.arguments.generation, &self.arguments.sampling);
+        let request = session::request(prompt.clone(), &self.session.tokenization, generation, sampling);
+        let seed = request.sampling.seed;
+        self.interrupted.store(false, Ordering::SeqCst);
+        let interrupted = Arc::clone(&self.interrupted);
+        let json = self.arguments.json;
+        let mut out = std::io::stdout().lock();
+        let answer = self.session.answer(request, &|| interrupted.load(Ordering::SeqCst), |text| {
+            if !json {
+                write!(out, "{text}")?;
+                out.flush()?;
+            }
+            Ok(())
+        })?;
+        let reason = answer.finish.as_ref().map(|finish| finish.reason.name());
+        self.timings = answer.finish.map(|finish| finish.timings);
+        if json {
+            let timings = self.timings.map(|timings| report::timings_json(&timings, self.session.load_time));
+            let object = json!({
+                "prompt_tokens": prompt,
+                "tokens": answer.tokens,
+                "text": answer.text,
+                "finish_reason": reason.unwrap_or("interrupted"),
+                "seed": seed,
+                "timings": timings,
+            });
+            writeln!(out, "{object}")?;
+        } else {
+            writeln!(out)?;
+        }
+        self.messages.push(ChatMessage::new("assistant", answer.text));
+        Ok(())
+    }
+
+    fn save(&self, path: &Path) -> anyhow::Result<()> {
+        let message = |m: &ChatMessage| SavedMessage { role: m.role.clone(), content: m.content.clone() };
+        let saved = SavedChat { messages: self.conversation().iter().map(message).collect() };
+        // A name that is taken is someone's file.
+        let file = std::fs::File::create_new(path).with_context(|| format!("cannot save to {}", path.display()))?;
+        serde_json::to_writer_pretty(file, &saved)?;
+        println!("saved {} messages to {}", saved.messages.len(), path.display());
+        Ok(())
+    }
+
+    fn load(&mut self, path: &Path) -> anyhow::Result<()> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot load {}", path.display()))?;
+        let saved: SavedChat =
+            serde_json::from_str(&text).with_context(|| format!("{} is no saved conversation", path.display()))?;
+        let mut messages: Vec<ChatMessage> =
+            saved.messages.into_iter().map(|m| ChatMessage::new(m.role, m.content)).collect();
+        let system = messages.first().is_some_and(|m| m.role == "system").then(|| messages.remove(0).content);
+        println!("loaded {} messages from {}", messages.len(), path.display());
+        self.system = system;
+        self.messages = messages;
+        Ok(())
+    }
+
+    fn stats(&self) {
+        match &self.timings {
+            None => println!("no answer yet"),
+            Some(timings) => {
+                println!("{}", report::timings_line(timings));
+                let used = timings.prompt_tokens + timings.generated_tokens;
+                println!("context {used} of {} tokens", self.session.engine.options().context);
+            }
+        }
+    }
+}
+
+/// Where the lines typed so far are kept.
+fn history_path() -> Option<PathBuf> {
+    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
+    Some(state.filter(|path| path.is_absolute()).or_else(home)?.join("bitnet/history"))
+}

@@ -1,0 +1,301 @@
+//! `bitnet inspect`: what is in a model file, and what is odd about it.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::Context;
+use bitnet_inference::{Tokenization, tokenization_from_gguf};
+use bitnet_models::gguf::{Array, Gguf, TensorView, Value, ValueKind};
+use bitnet_models::{Config, I2sForm};
+use serde_json::json;
+
+use crate::args::InspectArguments;
+use crate::session::model_path;
+
+/// How many elements of a metadata array are shown.
+const SHOWN_ELEMENTS: usize = 4;
+/// How many characters of a metadata string are shown.
+const SHOWN_CHARACTERS: usize = 72;
+
+/// Prints architecture, shapes, types, sizes, tokenizer, template, and what is odd.
+pub fn inspect(arguments: &InspectArguments) -> anyhow::Result<()> {
+    let path = model_path(arguments.model.as_deref().or(arguments.model_option.as_deref()))?;
+    let gguf = Gguf::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    let config = Config::from_gguf(&gguf);
+    let tokenization = tokenization_from_gguf(&gguf);
+    let odd = oddities(&gguf, config.as_ref().ok(), tokenization.as_ref().ok());
+    let mut out = std::io::stdout().lock();
+    if arguments.json {
+        writeln!(out, "{}", to_json(&path, &gguf, &config, &tokenization, &odd, arguments.tensors))?;
+        return Ok(());
+    }
+    let metadata = gguf.metadata();
+    writeln!(out, "{}", path.display())?;
+    writeln!(
+        out,
+        "  GGUF version {}, {} bytes, {} metadata keys, {} tensors",
+        gguf.version(),
+        gguf.file_len(),
+        metadata.len(),
+        gguf.tensors().len()
+    )?;
+    match &config {
+        Ok(config) => {
+            let a = config.attention;
+            writeln!(out, "\nModel")?;
+            writeln!(out, "  name          {}", config.name.as_deref().unwrap_or("(none)"))?;
+            writeln!(
+                out,
+                "  architecture  {} ({:?} gate, {:?} rotation)",
+                config.architecture_name,
+                config.architecture.gate(),
+                config.rope_pairs
+            )?;
+            writeln!(out, "  layers        {}", config.num_layers)?;
+            writeln!(out, "  hidden        {}", config.hidden_size)?;
+            writeln!(out, "  feed-forward  {}", config.ffn_size)?;
+            writeln!(out, "  heads         {} of {} (key/value heads {})", a.heads, a.head_dim, a.kv_heads)?;
+            writeln!(
+                out,
+                "  vocabulary    {} ({} head)",
+                config.vocab_size,
+                if is_tied(&gguf) { "tied" } else { "untied" }
+            )?;
+            writeln!(out, "  context       {}", config.context_length)?;
+            writeln!(out, "  rope theta    {}", config.rope_theta)?;
+            writeln!(out, "  norm epsilon  {:e}", config.rms_norm_eps)?;
+        }
+        Err(error) => writeln!(out, "\nModel: cannot be run: {error}")?,
+    }
+    writeln!(out, "\nTensors by type")?;
+    for (name, total) in totals(&gguf) {
+        let bits = total.bytes as f64 * 8.0 / total.elements as f64;
+        writeln!(
+            out,
+            "  {name:8} {:5} tensors {:14} elements {:13} bytes  {bits:.3} bits each",
+            total.tensors, total.elements, total.bytes
+        )?;
+    }
+    match &tokenization {
+        Ok(Tokenization { tokenizer, chat_template }) => {
+            writeln!(out, "\nTokenizer")?;
+            writeln!(
+                out,
+                "  model         {} ({} pre-tokenizer)",
+                tokenizer.model_name(),
+                tokenizer.pretokenizer_name()
+            )?;
+            writeln!(out, "  tokens        {}", tokenizer.vocab_size())?;
+            let name = |id| format!("{id} {:?}", String::from_utf8_lossy(tokenizer.token_bytes(id)));
+            let bos = tokenizer.bos().map_or("(none)".to_owned(), name);
+            writeln!(out, "  begins with   {bos}{}", if tokenizer.adds_bos() { "" } else { ", which is not added" })?;
+            let stops: Vec<String> = tokenizer.stop_ids().iter().map(|id| name(*id)).collect();
+            writeln!(out, "  stops at      {}", stops.join(", "))?;
+            match chat_template {
+                Ok(Some(template)) => writeln!(out, "  chat template {} ({})", template.name(), template.reason())?,
+                Ok(None) => writeln!(out, "  chat template (none)")?,
+                Err(error) => writeln!(out, "  chat template cannot be used: {error}")?,
+            }
+        }
+        Err(error) => writeln!(out, "\nTokenizer: cannot be used: {error}")?,
+    }
+    writeln!(out, "\nMetadata")?;
+    for (key, value) in metadata.iter() {
+        writeln!(out, "  {key} = {}", show(&value))?;
+    }
+    if arguments.tensors {
+        writeln!(out, "\nTensors")?;
+        for tensor in gguf.tensors() {
+            writeln!(
+                out,
+                "  {:36} {:6} {:?} {} bytes",
+                tensor.name,
+                tensor.dtype.name(),
+                tensor.dims,
+                tensor.data.len()
+            )?;
+        }
+    }
+    writeln!(out, "\nOdd")?;
+    if odd.is_empty() {
+        writeln!(out, "  nothing")?;
+    }
+    for line in &odd {
+        writeln!(out, "  {line}")?;
+    }
+    Ok(())
+}
+
+fn is_tied(gguf: &Gguf) -> bool {
+    gguf.tensor("output.weight").is_none()
+}
+
+#[derive(Default)]
+struct Total {
+    tensors: usize,
+    elements: usize,
+    bytes: usize,
+}
+
+fn totals(gguf: &Gguf) -> BTreeMap<&'static str, Total> {
+    let mut totals: BTreeMap<&'static str, Total> = BTreeMap::new();
+    for tensor in gguf.tensors() {
+        let total = totals.entry(tensor.dtype.name()).or_default();
+        total.tensors += 1;
+        total.elements += tensor.rows() * tensor.cols();
+        total.bytes += tensor.data.len();
+    }
+    totals
+}
+
+/// What a person who made or got this file may want to know.
+fn oddities(gguf: &Gguf, config: Option<&Config>, tokenization: Option<&Tokenization>) -> Vec<String> {
+    let mut odd = Vec::new();
+    let metadata = gguf.metadata();
+    let is = |key: &str| metadata.get(key).is_some();
+    if metadata.get("tokenizer.ggml.model").and_then(|v| v.as_str()) == Some("gpt2") && !is("tokenizer.ggml.pre") {
+        let used = tokenization.map_or("unknown", |t| t.tokenizer.pretokenizer_name());
+        odd.push(format!("tokenizer.ggml.pre is missing: {used} is used"));
+    }
+    if let Some(Tokenization { chat_template: Ok(Some(template)), .. }) = tokenization
+        && is("tokenizer.chat_template")
+        && template.name() != "jinja"
+    {
+        odd.push(format!("the file's own chat template is not used: {} is, {}", template.name(), template.reason()));
+    }
+    if let Some(head) = gguf.tensor("output.weight") {
+        let same = gguf.tensor("token_embd.weight").is_some_and(|e| e.dtype == head.dtype && e.data == head.data);
+        if same {
+            odd.push(format!("output.weight repeats token_embd.weight: {} bytes could be saved", head.data.len()));
+        }
+    }
+    for name in ["token_embd.weight", "output.weight"] {
+        if let Some(tensor) = gguf.tensor(name).filter(|tensor| tensor.dtype.is_ternary()) {
+            odd.push(format!(
+                "{name} is {}: no published model has ternary embeddings, so the conversion was wrong",
+                tensor.dtype.name()
+            ));
+        }
+    }
+    if let Some(form) = config.and_then(|config| likely_form(gguf, config)).filter(|form| *form != I2sForm::default()) {
+        odd.push(format!("the I2_S codes look as if they were arranged as {form}: try --i2-s-form {form}"));
+    }
+    odd
+}
+
+/// How the I2_S codes seem to be arranged, told by the dead neurons of some layer.
+fn likely_form(gguf: &Gguf, config: &Config) -> Option<I2sForm> {
+    let tensor =
+        |layer: usize, part: &str| -> Option<TensorView<'_>> { gguf.tensor(&format!("blk.{layer}.{part}.weight")) };
+    (0..config.num_layers.min(4)).find_map(|layer| {
+        let (gate, up, down) = (tensor(layer, "ffn_gate")?, tensor(layer, "ffn_up")?, tensor(layer, "ffn_down")?);
+        if [&gate, &up, &down].iter().any(|tensor| tensor.dtype.name() != "I2_S") {
+            return None;
+        }
+        bitnet_models::likely_i2s_form(gate.data, up.data, down.data, config.hidden_size, config.ffn_size)
+            .ok()
+            .flatten()
+    })
+}
+
+/// A metadata value in a line.
+fn show(value: &Value<'_>) -> String {
+    match value {
+        Value::Str(text) => {
+            let short: String = text.chars().take(SHOWN_CHARACTERS).collect();
+            let more = if short.len() < text.len() { "…" } else { "" };
+            format!("{short:?}{more}")
+        }
+        Value::Array(array) => {
+            let shown: Vec<String> = array.iter().take(SHOWN_ELEMENTS).map(|value| show(&value)).collect();
+            let more = if array.len() > SHOWN_ELEMENTS { ", …" } else { "" };
+            format!("[{}{more}] ({} {})", shown.join(", "), array.len(), kind_name(array))
+        }
+        scalar => scalar_text(scalar),
+    }
+}
+
+fn kind_name(array: &Array<'_>) -> &'static str {
+    match array.kind() {
+        ValueKind::Str => "strings",
+        kind => kind.name(),
+    }
+}
+
+fn scalar_text(value: &Value<'_>) -> String {
+    if let Some(integer) = value.as_integer() {
+        return integer.to_string();
+    }
+    match (value.as_bool(), value.as_f32()) {
+        (Some(truth), _) => truth.to_string(),
+        (_, Some(float)) => float.to_string(),
+        _ => format!("({})", value.kind().name()),
+    }
+}
+
+fn to_json(
+    path: &Path,
+    gguf: &Gguf,
+    config: &Result<Config, bitnet_models::Error>,
+    tokenization: &bitnet_inference::Result<Tokenization>,
+    odd: &[String],
+    tensors: bool,
+) -> serde_json::Value {
+    let model = match config {
+        Ok(config) => json!({
+            "name": config.name,
+            "architecture": config.architecture_name,
+            "layers": config.num_layers,
+            "hidden": config.hidden_size,
+            "ffn": config.ffn_size,
+            "heads": config.attention.heads,
+            "kv_heads": config.attention.kv_heads,
+            "head_dim": config.attention.head_dim,
+            "vocab": config.vocab_size,
+            "context": config.context_length,
+            "rope_theta": config.rope_theta,
+            "rms_norm_eps": config.rms_norm_eps,
+            "tied": is_tied(gguf),
+        }),
+        Err(error) => json!({ "error": error.to_string() }),
+    };
+    let tokenizer = match tokenization {
+        Ok(Tokenization { tokenizer, chat_template }) => json!({
+            "model": tokenizer.model_name(),
+            "pre": tokenizer.pretokenizer_name(),
+            "tokens": tokenizer.vocab_size(),
+            "bos": tokenizer.bos(),
+            "eos": tokenizer.eos(),
+            "adds_bos": tokenizer.adds_bos(),
+            "stop_ids": tokenizer.stop_ids(),
+            "chat_template": match chat_template {
+                Ok(template) => json!(template.as_ref().map(|t| t.name())),
+                Err(error) => json!({ "error": error.to_string() }),
+            },
+        }),
+        Err(error) => json!({ "error": error.to_string() }),
+    };
+    let types: BTreeMap<&str, serde_json::Value> = totals(gguf)
+        .into_iter()
+        .map(|(name, t)| (name, json!({ "tensors": t.tensors, "elements": t.elements, "bytes": t.bytes })))
+        .collect();
+    let metadata: BTreeMap<&str, String> = gguf.metadata().iter().map(|(key, value)| (key, show(&value))).collect();
+    let mut object = json!({
+        "path": path.display().to_string(),
+        "gguf_version": gguf.version(),
+        "bytes": gguf.file_len(),
+        "model": model,
+        "types": types,
+        "tokenizer": tokenizer,
+        "metadata": metadata,
+        "odd": odd,
+    });
+    if tensors {
+        let list = gguf
+            .tensors()
+            .map(|t| json!({ "name": t.name, "type": t.dtype.name(), "dims": t.dims, "bytes": t.data.len() }));
+        object["tensors"] = list.collect();
+    }
+    object
+}

@@ -1,0 +1,100 @@
+//! What commands print about themselves: timings, the model in a line, memory.
+
+use bitnet_inference::Timings;
+use bitnet_models::LanguageModel;
+use serde_json::{Value, json};
+
+use crate::session::Session;
+
+/// Milliseconds, with fractions.
+fn ms(duration: std::time::Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+/// Events a second; `None` if there were none or they took no time.
+pub fn per_second(count: usize, duration: std::time::Duration) -> Option<f64> {
+    (count > 0 && !duration.is_zero()).then(|| count as f64 / duration.as_secs_f64())
+}
+
+/// The speed of prefill and of decode, in tokens a second. The first token comes out of the prefill.
+pub fn speeds(timings: &Timings) -> (Option<f64>, Option<f64>) {
+    let prefill = per_second(timings.prompt_tokens - timings.cached_tokens, timings.prefill);
+    let decode = per_second(timings.generated_tokens.saturating_sub(1), timings.decode);
+    (prefill, decode)
+}
+
+/// Timings for `--json`.
+pub fn timings_json(timings: &Timings, load: std::time::Duration) -> Value {
+    let (prefill, decode) = speeds(timings);
+    json!({
+        "load_ms": ms(load),
+        "prompt_tokens": timings.prompt_tokens,
+        "cached_tokens": timings.cached_tokens,
+        "prefill_ms": ms(timings.prefill),
+        "prefill_tokens_per_second": prefill,
+        "generated_tokens": timings.generated_tokens,
+        "decode_ms": ms(timings.decode),
+        "decode_tokens_per_second": decode,
+    })
+}
+
+/// Timings in a line for people.
+pub fn timings_line(timings: &Timings) -> String {
+    let speed = |speed: Option<f64>| speed.map_or(String::new(), |speed| format!(" at {speed:.1} tokens/s"));
+    let (prefill, decode) = speeds(timings);
+    let cached = match timings.cached_tokens {
+        0 => String::new(),
+        n => format!(" ({n} of them kept from before)"),
+    };
+    format!(
+        "prompt {} tokens{cached}{}; {} generated{}",
+        timings.prompt_tokens,
+        speed(prefill),
+        timings.generated_tokens,
+        speed(decode)
+    )
+}
+
+/// The model for `--json`.
+pub fn model_json(session: &Session) -> Value {
+    let model = session.engine.model();
+    let config = model.config();
+    json!({
+        "path": session.path.display().to_string(),
+        "name": config.name,
+        "architecture": config.architecture_name,
+        "parameters": num_parameters(model),
+        "layers": config.num_layers,
+        "hidden": config.hidden_size,
+        "ffn": config.ffn_size,
+        "heads": config.attention.heads,
+        "kv_heads": config.attention.kv_heads,
+        "head_dim": config.attention.head_dim,
+        "vocab": config.vocab_size,
+        "tied": model.is_tied(),
+        "embedding": model.embedding().format().name(),
+    })
+}
+
+/// Weights of embedding, head and projections.
+pub fn num_parameters(model: &LanguageModel) -> usize {
+    let config = model.config();
+    let tables = if model.is_tied() { 1 } else { 2 };
+    tables * config.vocab_size * config.hidden_size + model.num_ternary_weights()
+}
+
+/// The most memory this process ever had resident, where the system tells.
+pub fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+/// Whether an error is about a parameter that was typed, not about a file or the system.
+pub fn is_wrong_parameter(error: &anyhow::Error) -> bool {
+    use bitnet_inference::Error;
+    matches!(
+        error.downcast_ref::<Error>(),
+        Some(Error::Sampling { .. } | Error::StopString { .. } | Error::BiasRange { .. } | Error::TokenRange { .. })
+    )
+}

@@ -1,0 +1,113 @@
+//! `bitnet run`: continues a prompt.
+
+use std::io::{IsTerminal, Read, Write};
+
+use anyhow::Context;
+use bitnet_inference::Tokenization;
+use bitnet_tokenizers::{ChatMessage, DecodeOptions, EncodeOptions, RenderOptions, TokenId};
+use serde_json::json;
+
+use crate::args::{RunArguments, WrongUsage};
+use crate::{report, session};
+
+/// Continues a prompt and prints text as it comes, or one JSON object at the end.
+pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
+    // Read before the model is loaded: a missing file should be told at once.
+    session::model_path(arguments.model.model.as_deref())?;
+    let prompt = read_prompt(&arguments)?;
+    let mut session = session::open(&arguments.model, None)?;
+    let prompt = encode(&prompt, &session.tokenization, &arguments)?;
+    let request = session::request(prompt.clone(), &session.tokenization, &arguments.generation, &arguments.sampling);
+    let seed = request.sampling.seed;
+
+    let mut out = std::io::stdout().lock();
+    if !arguments.json && !arguments.no_display_prompt && !arguments.chat {
+        let text = session.tokenization.tokenizer.decode(&prompt, DecodeOptions::default());
+        write!(out, "{text}")?;
+        out.flush()?;
+    }
+    let answer = session.answer(request, &|| false, |text| {
+        if !arguments.json {
+            write!(out, "{text}")?;
+            out.flush()?;
+        }
+        Ok(())
+    })?;
+    let Some(finish) = answer.finish else { unreachable!("nothing interrupts this command") };
+    if arguments.json {
+        let object = json!({
+            "prompt_tokens": prompt,
+            "tokens": answer.tokens,
+            "text": answer.text,
+            "finish_reason": finish.reason.name(),
+            "seed": seed,
+            "timings": report::timings_json(&finish.timings, session.load_time),
+        });
+        writeln!(out, "{object}")?;
+        return Ok(());
+    }
+    writeln!(out)?;
+    if std::io::stderr().is_terminal() {
+        eprintln!("\x1b[2m{}; seed {seed}\x1b[0m", report::timings_line(&finish.timings));
+    }
+    Ok(())
+}
+
+/// What to continue.
+enum Prompt {
+    Text(String),
+    Tokens(Vec<TokenId>),
+}
+
+fn read_prompt(arguments: &RunArguments) -> anyhow::Result<Prompt> {
+    if let Some(tokens) = &arguments.prompt_tokens {
+        return Ok(Prompt::Tokens(tokens.clone()));
+    }
+    if let Some(text) = arguments.prompt.as_ref().or(arguments.prompt_option.as_ref()) {
+        return Ok(Prompt::Text(text.clone()));
+    }
+    let text = match arguments.file.as_deref() {
+        Some(path) if path.as_os_str() != "-" => {
+            std::fs::read_to_string(path).with_context(|| format!("cannot read the prompt from {}", path.display()))?
+        }
+        None if std::io::stdin().is_terminal() => {
+            return Err(
+                WrongUsage("no prompt: give one as argument, with -f FILE, or on standard input".to_owned()).into()
+            );
+        }
+        _ => read_stdin("the prompt")?,
+    };
+    // An editor's last line end is not part of the text.
+    Ok(Prompt::Text(
+        text.strip_suffix('\n').map_or(text.as_str(), |text| text.strip_suffix('\r').unwrap_or(text)).to_owned(),
+    ))
+}
+
+/// All of standard input, which must be text.
+pub fn read_stdin(what: &str) -> anyhow::Result<String> {
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).with_context(|| format!("cannot read {what} from standard input"))?;
+    Ok(text)
+}
+
+fn encode(prompt: &Prompt, tokenization: &Tokenization, arguments: &RunArguments) -> anyhow::Result<Vec<TokenId>> {
+    let text = match prompt {
+        Prompt::Tokens(tokens) => return Ok(tokens.clone()),
+        Prompt::Text(text) => text,
+    };
+    let tokenizer = &tokenization.tokenizer;
+    if arguments.chat {
+        let template = crate::chat::template(tokenization, None)?;
+        let chat = template.render(&[ChatMessage::new("user", text.as_str())], RenderOptions::default())?;
+        return Ok(tokenizer.encode_chat(&chat)?);
+    }
+    let options = EncodeOptions { add_special: false, parse_special: arguments.parse_special };
+    let mut tokens = tokenizer.encode(text, options)?;
+    if let Some(bos) = tokenizer.bos().filter(|_| tokenizer.adds_bos() && !arguments.no_bos) {
+        // The text may spell it out itself.
+        if tokens.first() != Some(&bos) {
+            tokens.insert(0, bos);
+        }
+    }
+    Ok(tokens)
+}
