@@ -243,10 +243,10 @@ fn every_file_is_reached(sources: &[Source], manifests: &[File]) -> Vec<String> 
     let mut reached = BTreeSet::new();
     let mut open: Vec<String> = roots.iter().cloned().collect();
     while let Some(path) = open.pop() {
-        if let Some(source) = by_path.get(&*path) {
-            if reached.insert(path.clone()) {
-                open.extend(modules(source, roots.contains(&path)));
-            }
+        if let Some(source) = by_path.get(&*path)
+            && reached.insert(path.clone())
+        {
+            open.extend(modules(source, roots.contains(&path)));
         }
     }
     let lost = by_path.keys().filter(|path| !reached.contains(**path));
@@ -260,12 +260,15 @@ fn crate_roots(manifest: &File, sources: &[Source]) -> Vec<String> {
     let found = sources.iter().map(|source| &source.file.path).filter(|path| {
         let inside = path.strip_prefix(package).filter(|_| !package.is_empty());
         let parts: Vec<_> = inside.into_iter().flat_map(|inside| inside.split('/')).collect();
-        match parts[..] {
-            ["build.rs"] | ["src", "lib.rs" | "main.rs"] => true,
-            ["src", "bin", _] | ["src", "bin", _, "main.rs"] => true,
-            ["tests" | "benches" | "examples", _] | ["tests" | "benches" | "examples", _, "main.rs"] => true,
-            _ => false,
-        }
+        matches!(
+            parts[..],
+            ["build.rs"]
+                | ["src", "lib.rs" | "main.rs"]
+                | ["src", "bin", _]
+                | ["src", "bin", _, "main.rs"]
+                | ["tests" | "benches" | "examples", _]
+                | ["tests" | "benches" | "examples", _, "main.rs"]
+        )
     });
     let mut target = false;
     let named = manifest.text.lines().filter_map(|line| {

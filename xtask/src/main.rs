@@ -1,2 +1,33 @@
-//! What maintainers run.
-fn main() {}
+//! What maintainers run: `cargo run -p xtask -- COMMAND`.
+#![forbid(unsafe_code)]
+
+mod ci;
+
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand};
+
+/// What maintainers run.
+#[derive(Parser)]
+#[command(bin_name = "cargo run -p xtask --")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run `.ci/run`, with --full also what is too slow for it, and record that under ci/receipts
+    Ci(ci::Options),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Command::Ci(options) => ci::run(&repository(), options),
+    }
+}
+
+/// The root of the repository that this program was built from.
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the repository that holds xtask is there")
+}

@@ -36,12 +36,16 @@ pub enum Command {
     Chat(ChatArguments),
     /// Show what is in a model file, and what is odd about it
     Inspect(InspectArguments),
+    /// Write a Hugging Face directory as a GGUF file
+    Convert(ConvertArguments),
     /// Turn text into token ids
     Tokenize(TokenizeArguments),
     /// Write the logits of every position to a .npy file
     Logits(LogitsArguments),
     /// Measure prefill and decode speed
     Bench(BenchArguments),
+    /// Measure how well a model predicts a text
+    Perplexity(PerplexityArguments),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -127,6 +131,57 @@ pub struct InspectArguments {
 }
 
 #[derive(Args)]
+pub struct ConvertArguments {
+    /// A directory with config.json and safetensors files
+    pub source: PathBuf,
+    /// The file to write
+    #[arg(short, long, value_name = "FILE.gguf")]
+    pub output: PathBuf,
+    /// How projections are stored
+    #[arg(long = "type", value_enum, default_value_t = WeightTypeArgument::I2S)]
+    pub weights: WeightTypeArgument,
+    /// How embedding and head are stored; bf16 is exact for checkpoints in bf16
+    #[arg(long, value_enum, default_value_t = TableTypeArgument::F16)]
+    pub tables: TableTypeArgument,
+    /// What the file calls the model
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Replace a file of that name
+    #[arg(long)]
+    pub force: bool,
+    /// Threads; as many as there are physical cores this process may use
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WeightTypeArgument {
+    /// Two bits a weight, one scale a tensor: Microsoft's format
+    #[value(name = "i2_s")]
+    I2S,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TableTypeArgument {
+    F16,
+    Bf16,
+    F32,
+}
+
+impl From<TableTypeArgument> for bitnet_models::convert::TableType {
+    fn from(argument: TableTypeArgument) -> Self {
+        match argument {
+            TableTypeArgument::F16 => Self::F16,
+            TableTypeArgument::Bf16 => Self::BF16,
+            TableTypeArgument::F32 => Self::F32,
+        }
+    }
+}
+
+#[derive(Args)]
 pub struct TokenizeArguments {
     /// The text; without it, standard input is read
     pub text: Option<String>,
@@ -170,6 +225,24 @@ pub struct BenchArguments {
     /// Rounds; one more comes first and is not counted
     #[arg(short, long, value_name = "N", default_value_t = 3)]
     pub repetitions: usize,
+    #[command(flatten)]
+    pub model: ModelArguments,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct PerplexityArguments {
+    /// The text
+    #[arg(short, long, value_name = "FILE")]
+    pub file: PathBuf,
+    /// The text is documents separated by lines <|endoftext|>: read each alone, count all its tokens
+    #[arg(long)]
+    pub documents: bool,
+    /// Tokens of a chunk, or of a window over a long document
+    #[arg(long = "ctx", value_name = "N", default_value_t = 512, value_parser = parse_window)]
+    pub context: usize,
     #[command(flatten)]
     pub model: ModelArguments,
     /// Print one JSON object
@@ -257,7 +330,7 @@ impl SamplingArguments {
 
 #[derive(Args)]
 pub struct ModelArguments {
-    /// The model: a GGUF file
+    /// The model: a GGUF file or a Hugging Face directory; the built-in story-teller if not given
     #[arg(short, long, value_name = "MODEL")]
     pub model: Option<PathBuf>,
     /// Threads; as many as there are physical cores this process may use
@@ -306,6 +379,13 @@ fn parse_chunk(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n) if (1..=65_536).contains(&n) => Ok(n),
         _ => Err("1 to 65536 is possible".to_owned()),
+    }
+}
+
+fn parse_window(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if (4..=1 << 20).contains(&n) => Ok(n),
+        _ => Err("4 to 1048576 is possible".to_owned()),
     }
 }
 

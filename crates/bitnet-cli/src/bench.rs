@@ -60,7 +60,7 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     writeln!(
         out,
         "{} · {} · {} threads · {} kernels",
-        session.path.display(),
+        session.source,
         session.engine.model().config().architecture_name,
         cpu.pool().num_threads(),
         cpu.set().name

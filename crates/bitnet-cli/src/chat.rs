@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use bitnet_inference::{Timings, Tokenization};
-use bitnet_tokenizers::{ChatMessage, ChatTemplate, RenderOptions};
+use bitnet_tokenizers::{ChatMessage, ChatTemplate, EncodeOptions, RenderOptions, TokenId};
 use rustyline::error::ReadlineError;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::args::{ChatArguments, WrongUsage};
-use crate::session::Session;
-use crate::{report, session};
+use crate::session::{ModelSource, Session};
+use crate::{built_in, report, session};
 
 const HELP: &str = "\
 /help          this list
@@ -56,7 +56,8 @@ struct SavedMessage {
 
 struct Chat {
     session: Session,
-    template: Arc<ChatTemplate>,
+    /// `None` for the built-in story-teller, for whom every line is the beginning of a story.
+    template: Option<Arc<ChatTemplate>>,
     arguments: ChatArguments,
     system: Option<String>,
     messages: Vec<ChatMessage>,
@@ -67,7 +68,11 @@ struct Chat {
 /// Talks until the input ends.
 pub fn chat(arguments: ChatArguments) -> anyhow::Result<()> {
     let session = session::open(&arguments.model, None)?;
-    let template = template(&session.tokenization, arguments.chat_template.as_deref())?;
+    let is_story_teller = matches!(session.source, ModelSource::BuiltIn(_)) && arguments.chat_template.is_none();
+    let template = match is_story_teller {
+        true => None,
+        false => Some(template(session.tokenization()?, arguments.chat_template.as_deref())?),
+    };
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&interrupted);
     ctrlc::set_handler(move || flag.store(true, Ordering::SeqCst)).context("cannot watch for Ctrl-C")?;
@@ -79,9 +84,14 @@ pub fn chat(arguments: ChatArguments) -> anyhow::Result<()> {
 impl Chat {
     /// With a person at a terminal.
     fn talk(&mut self) -> anyhow::Result<()> {
-        let name = self.session.engine.model().config().name.clone();
-        let name = name.unwrap_or_else(|| self.session.path.display().to_string());
-        println!("{name} · {} template · /help lists the commands", self.template.name());
+        match &self.template {
+            None => println!("{}", built_in::BANNER),
+            Some(template) => {
+                let name = self.session.engine.model().config().name.clone();
+                println!("{} · {} template", name.unwrap_or_else(|| self.session.source.to_string()), template.name());
+            }
+        }
+        println!("/help lists the commands.");
         let mut editor = rustyline::DefaultEditor::new()?;
         let history = history_path();
         if let Some(path) = &history {
@@ -164,16 +174,28 @@ impl Chat {
         result
     }
 
+    /// The tokens to continue: the conversation in the model's template, or the beginning of a story.
+    fn prompt(&self) -> anyhow::Result<Vec<TokenId>> {
+        let tokenizer = &self.session.tokenization()?.tokenizer;
+        let Some(template) = &self.template else {
+            let beginning = self.messages.last().map_or("", |message| message.content.trim());
+            return Ok(tokenizer.encode(beginning, EncodeOptions::default())?);
+        };
+        let rendered = template.render(&self.conversation(), RenderOptions::default())?;
+        Ok(tokenizer.encode_chat(&rendered)?)
+    }
+
     fn answer(&mut self) -> anyhow::Result<()> {
-        let rendered = self.template.render(&self.conversation(), RenderOptions::default())?;
-        let prompt = self.session.tokenization.tokenizer.encode_chat(&rendered)?;
-        let (generation, sampling) = (&self.arguments.generation, &self.arguments.sampling);
-        let request = session::request(prompt.clone(), &self.session.tokenization, generation, sampling);
+        let prompt = self.prompt()?;
+        let request = self.session.request(prompt.clone(), &self.arguments.generation, &self.arguments.sampling);
         let seed = request.sampling.seed;
         self.interrupted.store(false, Ordering::SeqCst);
         let interrupted = Arc::clone(&self.interrupted);
         let json = self.arguments.json;
         let mut out = std::io::stdout().lock();
+        if self.template.is_none() && !json {
+            write!(out, "{}", self.messages.last().map_or("", |message| message.content.trim()))?;
+        }
         let answer = self.session.answer(request, &|| interrupted.load(Ordering::SeqCst), |text| {
             if !json {
                 write!(out, "{text}")?;

@@ -4,9 +4,12 @@
 
 mod args;
 mod bench;
+mod built_in;
 mod chat;
+mod convert;
 mod inspect;
 mod logits;
+mod perplexity;
 mod report;
 mod run;
 mod session;
@@ -41,9 +44,11 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Run(arguments) => run::run(arguments),
         Command::Chat(arguments) => chat::chat(arguments),
         Command::Inspect(arguments) => inspect::inspect(&arguments),
+        Command::Convert(arguments) => convert::convert(&arguments),
         Command::Tokenize(arguments) => tokenize::tokenize(&arguments),
         Command::Logits(arguments) => logits::logits(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),
+        Command::Perplexity(arguments) => perplexity::perplexity(&arguments),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "bitnet", &mut script);

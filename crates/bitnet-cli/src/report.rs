@@ -60,7 +60,7 @@ pub fn model_json(session: &Session) -> Value {
     let model = session.engine.model();
     let config = model.config();
     json!({
-        "path": session.path.display().to_string(),
+        "path": session.source.to_string(),
         "name": config.name,
         "architecture": config.architecture_name,
         "parameters": num_parameters(model),

@@ -3,26 +3,26 @@
 use std::io::{IsTerminal, Read, Write};
 
 use anyhow::Context;
-use bitnet_inference::Tokenization;
 use bitnet_tokenizers::{ChatMessage, DecodeOptions, EncodeOptions, RenderOptions, TokenId};
 use serde_json::json;
 
 use crate::args::{RunArguments, WrongUsage};
+use crate::session::Session;
 use crate::{report, session};
 
 /// Continues a prompt and prints text as it comes, or one JSON object at the end.
 pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
     // Read before the model is loaded: a missing file should be told at once.
-    session::model_path(arguments.model.model.as_deref())?;
+    session::ModelSource::new(arguments.model.model.as_deref())?;
     let prompt = read_prompt(&arguments)?;
     let mut session = session::open(&arguments.model, None)?;
-    let prompt = encode(&prompt, &session.tokenization, &arguments)?;
-    let request = session::request(prompt.clone(), &session.tokenization, &arguments.generation, &arguments.sampling);
+    let prompt = encode(&prompt, &session, &arguments)?;
+    let request = session.request(prompt.clone(), &arguments.generation, &arguments.sampling);
     let seed = request.sampling.seed;
 
     let mut out = std::io::stdout().lock();
     if !arguments.json && !arguments.no_display_prompt && !arguments.chat {
-        let text = session.tokenization.tokenizer.decode(&prompt, DecodeOptions::default());
+        let text = session.tokenization()?.tokenizer.decode(&prompt, DecodeOptions::default());
         write!(out, "{text}")?;
         out.flush()?;
     }
@@ -90,11 +90,12 @@ pub fn read_stdin(what: &str) -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn encode(prompt: &Prompt, tokenization: &Tokenization, arguments: &RunArguments) -> anyhow::Result<Vec<TokenId>> {
+fn encode(prompt: &Prompt, session: &Session, arguments: &RunArguments) -> anyhow::Result<Vec<TokenId>> {
     let text = match prompt {
         Prompt::Tokens(tokens) => return Ok(tokens.clone()),
         Prompt::Text(text) => text,
     };
+    let tokenization = session.tokenization()?;
     let tokenizer = &tokenization.tokenizer;
     if arguments.chat {
         let template = crate::chat::template(tokenization, None)?;

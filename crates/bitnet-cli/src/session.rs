@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use bitnet_inference::{Engine, EngineOptions, Event, Finish, Loaded, Request, Tokenization, load};
+use bitnet_inference::{Engine, EngineOptions, Event, Finish, Loaded, Request, Tokenization, load, load_embedded};
 use bitnet_kernels::{Cpu, KernelSet, default_threads};
 use bitnet_models::LoadOptions;
 use bitnet_tokenizers::TokenId;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::args::{GenerationArguments, ModelArguments, SamplingArguments, WrongUsage};
+use crate::built_in;
 
 /// The context that is used where none is asked for and the model has more.
 const DEFAULT_CONTEXT: usize = 4096;
@@ -19,21 +20,52 @@ const DEFAULT_CONTEXT: usize = 4096;
 /// An engine with a model, and what loading it took.
 pub struct Session {
     pub engine: Engine,
-    pub tokenization: Tokenization,
-    pub path: PathBuf,
+    /// `None` if the model came without a tokenizer.
+    tokenization: Option<Tokenization>,
+    pub source: ModelSource,
     pub load_time: Duration,
+}
+
+/// Where the model comes from.
+pub enum ModelSource {
+    /// A file or directory.
+    Path(PathBuf),
+    /// Inside the program.
+    BuiltIn(&'static [u8]),
+}
+
+impl ModelSource {
+    /// What the arguments name: without a path the built-in model, if there is one.
+    pub fn new(path: Option<&Path>) -> anyhow::Result<Self> {
+        match (path, built_in::model()) {
+            (None, Some(bytes)) => Ok(Self::BuiltIn(bytes)),
+            (path, _) => Ok(Self::Path(model_path(path)?)),
+        }
+    }
+}
+
+impl std::fmt::Display for ModelSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Path(path) => path.display().fmt(f),
+            Self::BuiltIn(_) => f.write_str(built_in::NAME),
+        }
+    }
 }
 
 /// Opens the model that the arguments name. `context`: positions needed, where the command knows.
 pub fn open(arguments: &ModelArguments, context: Option<usize>) -> anyhow::Result<Session> {
-    let path = model_path(arguments.model.as_deref())?;
+    let source = ModelSource::new(arguments.model.as_deref())?;
     let start = Instant::now();
-    let spinner = spinner(format!("loading {}", path.display()));
+    let spinner = spinner(format!("loading {source}"));
     let set = arguments.kernels.unwrap_or_else(KernelSet::detect);
     let cpu = Cpu::new(set, arguments.threads.map_or_else(default_threads, usize::from));
     let options = LoadOptions { i2_s_form: arguments.i2_s_form, ..LoadOptions::default() };
-    let Loaded { model, tokenization } =
-        load(&path, options, cpu.pool()).with_context(|| format!("cannot load {}", path.display()))?;
+    let loaded = match &source {
+        ModelSource::Path(path) => load(path, &options, cpu.pool()),
+        ModelSource::BuiltIn(bytes) => load_embedded(bytes, &options, cpu.pool()),
+    };
+    let Loaded { model, tokenization } = loaded.with_context(|| format!("cannot load {source}"))?;
     let trained = model.config().context_length;
     let context = match (context, arguments.ctx_size) {
         (Some(context), _) => context,
@@ -42,9 +74,10 @@ pub fn open(arguments: &ModelArguments, context: Option<usize>) -> anyhow::Resul
         (None, None) => trained.min(DEFAULT_CONTEXT),
     };
     let options = EngineOptions { context, kv_type: arguments.kv_type.into(), prefill_chunk: arguments.prefill_chunk };
-    let engine = Engine::new(model, Arc::clone(&tokenization.tokenizer), cpu, options)?;
+    let tokenizer = tokenization.as_ref().map(|tokenization| Arc::clone(&tokenization.tokenizer));
+    let engine = Engine::new(model, tokenizer, cpu, options)?;
     spinner.finish_and_clear();
-    Ok(Session { engine, tokenization, path, load_time: start.elapsed() })
+    Ok(Session { engine, tokenization, source, load_time: start.elapsed() })
 }
 
 /// The model's path, or how to get one.
@@ -66,23 +99,6 @@ fn spinner(message: String) -> ProgressBar {
     spinner
 }
 
-/// How an answer is asked for.
-pub fn request(
-    prompt: Vec<TokenId>,
-    tokenization: &Tokenization,
-    generation: &GenerationArguments,
-    sampling: &SamplingArguments,
-) -> Request {
-    let stop_ids = if generation.ignore_eos { &[][..] } else { tokenization.tokenizer.stop_ids() };
-    Request {
-        prompt,
-        sampling: sampling.params(),
-        max_tokens: usize::try_from(generation.predict).ok(),
-        stop_ids: stop_ids.to_vec(),
-        stop_strings: generation.stop.clone(),
-    }
-}
-
 /// An answer, whole.
 pub struct Answer {
     pub tokens: Vec<TokenId>,
@@ -92,6 +108,32 @@ pub struct Answer {
 }
 
 impl Session {
+    /// The tokenizer and chat template, which text needs.
+    pub fn tokenization(&self) -> anyhow::Result<&Tokenization> {
+        let message = "has no tokenizer, so it takes and gives token ids only (--prompt-tokens with --json)";
+        self.tokenization.as_ref().ok_or_else(|| anyhow::anyhow!("{} {message}", self.source))
+    }
+
+    /// How an answer is asked for.
+    pub fn request(
+        &self,
+        prompt: Vec<TokenId>,
+        generation: &GenerationArguments,
+        sampling: &SamplingArguments,
+    ) -> Request {
+        let stop_ids = match &self.tokenization {
+            Some(tokenization) if !generation.ignore_eos => tokenization.tokenizer.stop_ids(),
+            _ => &[],
+        };
+        Request {
+            prompt,
+            sampling: sampling.params(),
+            max_tokens: usize::try_from(generation.predict).ok(),
+            stop_ids: stop_ids.to_vec(),
+            stop_strings: generation.stop.clone(),
+        }
+    }
+
     /// Runs a request to its end, or until `interrupted` says so. `show` gets each piece of text as soon as it is certain.
     pub fn answer(
         &mut self,
@@ -100,7 +142,8 @@ impl Session {
         mut show: impl FnMut(&str) -> anyhow::Result<()>,
     ) -> anyhow::Result<Answer> {
         // A prompt that takes no time needs no bar.
-        let bar = if request.prompt.len() > 256 { prompt_bar(request.prompt.len()) } else { ProgressBar::hidden() };
+        let bar =
+            if request.prompt.len() > 256 { bar(request.prompt.len(), "prompt tokens") } else { ProgressBar::hidden() };
         let id = self.engine.submit(request)?;
         let mut answer = Answer { tokens: Vec::new(), text: String::new(), finish: None };
         let mut events = Vec::new();
@@ -139,8 +182,9 @@ impl Session {
     }
 }
 
-fn prompt_bar(tokens: usize) -> ProgressBar {
-    let style = ProgressStyle::with_template("reading the prompt {wide_bar} {pos}/{len} tokens {eta}");
-    let bar = ProgressBar::new(tokens as u64);
+/// A bar on a terminal that counts to `len`; nothing in a pipe.
+pub fn bar(len: usize, what: &'static str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{wide_bar} {pos} of {len} {msg}, {eta} left");
+    let bar = ProgressBar::new(len as u64).with_message(what);
     if let Ok(style) = style { bar.with_style(style) } else { bar }
 }

@@ -149,7 +149,8 @@ struct Sequence {
     sampler: Sampler,
     stop_ids: StopSet,
     stop_strings: StopStrings,
-    detokenizer: Detokenizer,
+    /// `None` for a model without a tokenizer: its answers have no text.
+    detokenizer: Option<Detokenizer>,
     timings: Timings,
     started: Option<Instant>,
     first_token: Option<Instant>,
@@ -158,7 +159,7 @@ struct Sequence {
 /// Runs requests on one model.
 pub struct Engine {
     model: Arc<LanguageModel>,
-    tokenizer: Arc<Tokenizer>,
+    tokenizer: Option<Arc<Tokenizer>>,
     cpu: Cpu,
     options: EngineOptions,
     cache: KvCache,
@@ -174,11 +175,16 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine with its cache.
+    /// An engine with its cache. Without a tokenizer, answers are tokens only.
     ///
     /// # Errors
     /// If there is no memory for the cache.
-    pub fn new(model: Arc<LanguageModel>, tokenizer: Arc<Tokenizer>, cpu: Cpu, options: EngineOptions) -> Result<Self> {
+    pub fn new(
+        model: Arc<LanguageModel>,
+        tokenizer: Option<Arc<Tokenizer>>,
+        cpu: Cpu,
+        options: EngineOptions,
+    ) -> Result<Self> {
         let config = model.config();
         let num_blocks = options.context.div_ceil(KvCache::BLOCK);
         let cache = KvCache::new(config.attention, config.num_layers, options.kv_type, num_blocks)?;
@@ -202,12 +208,6 @@ impl Engine {
     #[must_use]
     pub fn model(&self) -> &LanguageModel {
         &self.model
-    }
-
-    /// The tokenizer.
-    #[must_use]
-    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
-        &self.tokenizer
     }
 
     /// Kernels, threads and counters.
@@ -267,7 +267,7 @@ impl Engine {
             sampler,
             stop_ids: StopSet::new(&request.stop_ids),
             stop_strings,
-            detokenizer: Detokenizer::new(Arc::clone(&self.tokenizer), CONTINUES_A_TEXT),
+            detokenizer: self.tokenizer.clone().map(|tokenizer| Detokenizer::new(tokenizer, CONTINUES_A_TEXT)),
             timings: Timings { prompt_tokens: prompt, ..Timings::default() },
             started: None,
             first_token: None,
@@ -461,7 +461,7 @@ impl Sequence {
         let is_stop = self.stop_ids.contains(token);
         let (text, found) = match is_stop {
             true => (String::new(), false),
-            false => self.stop_strings.push(self.detokenizer.push(token)),
+            false => self.stop_strings.push(self.detokenizer.as_mut().map_or("", |d| d.push(token))),
         };
         events.push(Event::Token { id: self.id, token, text });
         let reason = match () {
@@ -472,7 +472,7 @@ impl Sequence {
         let mut text = String::new();
         if !found {
             // What the detokenizer still holds may complete a stop string.
-            let (shown, found) = self.stop_strings.push(self.detokenizer.finish());
+            let (shown, found) = self.stop_strings.push(self.detokenizer.as_mut().map_or("", Detokenizer::finish));
             text = shown;
             if !found {
                 text.push_str(&self.stop_strings.finish());

@@ -11,16 +11,8 @@ pub enum Error {
     /// The tokenizer or chat template.
     #[error(transparent)]
     Tokenizer(#[from] bitnet_tokenizers::Error),
-    /// The path is neither a GGUF file nor a directory with a model.
-    #[error("{path} is {found}, expected a GGUF file or a directory with config.json or tokenizer.json")]
-    NotAModel {
-        /// The path.
-        path: String,
-        /// What is there.
-        found: &'static str,
-    },
     /// A file without a tokenizer.
-    #[error("no tokenizer: metadata key tokenizer.ggml.model is missing")]
+    #[error("the file has no tokenizer (metadata key tokenizer.ggml.model)")]
     NoTokenizer,
     /// The tokenizer has tokens that the model has no embedding for.
     #[error("the tokenizer has {tokenizer} tokens, but the model only {model}")]

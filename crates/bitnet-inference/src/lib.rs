@@ -11,12 +11,14 @@ mod block_pool;
 mod engine;
 mod error;
 mod load;
+mod perplexity;
 mod random;
 mod sampling;
 mod stop;
 
 pub use engine::{Engine, EngineOptions, Event, Finish, FinishReason, Request, RequestId, Timings};
 pub use error::{Error, Result};
-pub use load::{Loaded, Tokenization, load, load_tokenization, tokenization_from_gguf};
+pub use load::{Loaded, NO_TOKENIZER, Tokenization, load, load_embedded, load_tokenization, tokenization_from_gguf};
+pub use perplexity::Likelihood;
 pub use sampling::{Sampler, SamplingParams};
 pub use stop::StopSet;

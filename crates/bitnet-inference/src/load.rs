@@ -6,10 +6,14 @@ use std::sync::Arc;
 
 use bitnet_kernels::Pool;
 use bitnet_models::gguf::Gguf;
+use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::{LanguageModel, LoadOptions};
-use bitnet_tokenizers::{ChatTemplate, Tokenizer, TokenizerFiles, TokenizerSpec};
+use bitnet_tokenizers::{ChatTemplate, Tokenizer, TokenizerSpec};
 
 use crate::error::{Error, Result};
+
+/// What `tokenizer.ggml.model` is in files without a tokenizer.
+pub const NO_TOKENIZER: &str = "no_vocab";
 
 /// How a model's text becomes ids and back.
 pub struct Tokenization {
@@ -23,20 +27,47 @@ pub struct Tokenization {
 pub struct Loaded {
     /// The weights.
     pub model: Arc<LanguageModel>,
-    /// Its tokenizer and chat template.
-    pub tokenization: Tokenization,
+    /// Its tokenizer and chat template. Without one, a model takes and gives token ids only.
+    pub tokenization: Option<Tokenization>,
 }
 
-/// Loads the model at `path`: a GGUF file.
+/// Loads the model at `path`: a GGUF file, or a directory as Hugging Face has them.
 ///
 /// # Errors
 /// If there is no model, or it is damaged or not supported.
-pub fn load(path: &Path, options: LoadOptions, pool: &Pool) -> Result<Loaded> {
-    let gguf = Arc::new(Gguf::open(path)?);
+pub fn load(path: &Path, options: &LoadOptions, pool: &Pool) -> Result<Loaded> {
+    if !path.is_dir() {
+        return load_gguf(&Arc::new(Gguf::open(path)?), options, pool);
+    }
+    let checkpoint = Checkpoint::open(path)?;
+    let architecture = checkpoint.config().architecture.gguf_name();
     // A tokenizer that does not work is found before seconds go into the weights.
-    let tokenization = tokenization_from_gguf(&gguf)?;
-    let model = LanguageModel::from_gguf(&gguf, options, pool)?;
-    let (tokens, rows) = (tokenization.tokenizer.vocab_size(), model.config().vocab_size);
+    let tokenization = match path.join("tokenizer.json").exists() {
+        true => Some(with_template(Tokenizer::from_dir(path)?, architecture)),
+        false => None,
+    };
+    loaded(LanguageModel::from_checkpoint(&checkpoint, pool)?, tokenization)
+}
+
+/// Loads a model that is embedded in the program.
+///
+/// # Errors
+/// If it is damaged or not supported.
+pub fn load_embedded(bytes: &'static [u8], options: &LoadOptions, pool: &Pool) -> Result<Loaded> {
+    load_gguf(&Arc::new(Gguf::from_static(bytes)?), options, pool)
+}
+
+fn load_gguf(gguf: &Arc<Gguf>, options: &LoadOptions, pool: &Pool) -> Result<Loaded> {
+    let tokenization = match tokenization_from_gguf(gguf) {
+        Err(Error::NoTokenizer) => None,
+        result => Some(result?),
+    };
+    loaded(LanguageModel::from_gguf(gguf, options.clone(), pool)?, tokenization)
+}
+
+fn loaded(model: LanguageModel, tokenization: Option<Tokenization>) -> Result<Loaded> {
+    let tokens = tokenization.as_ref().map_or(0, |tokenization| tokenization.tokenizer.vocab_size());
+    let rows = model.config().vocab_size;
     if tokens > rows {
         return Err(Error::VocabularySize { tokenizer: tokens, model: rows });
     }
@@ -49,8 +80,7 @@ pub fn load(path: &Path, options: LoadOptions, pool: &Pool) -> Result<Loaded> {
 /// If there is none, or it is damaged or not supported.
 pub fn load_tokenization(path: &Path) -> Result<Tokenization> {
     if path.is_dir() {
-        let tokenizer = Tokenizer::from_files(&TokenizerFiles::read(path)?)?;
-        return Ok(with_template(tokenizer, ""));
+        return Ok(with_template(Tokenizer::from_dir(path)?, ""));
     }
     tokenization_from_gguf(&Gguf::open(path)?)
 }
@@ -69,7 +99,7 @@ pub fn tokenization_from_gguf(gguf: &Gguf) -> Result<Tokenization> {
     let architecture = metadata.str("general.architecture")?.unwrap_or_default();
     let spec = TokenizerSpec {
         architecture: architecture.into(),
-        model: metadata.str(&key("model"))?.ok_or(Error::NoTokenizer)?.into(),
+        model: metadata.str(&key("model"))?.filter(|name| *name != NO_TOKENIZER).ok_or(Error::NoTokenizer)?.into(),
         pre: metadata.str(&key("pre"))?.map(Cow::Borrowed),
         tokens: strings("tokens")?,
         scores: metadata.f32s(&key("scores"))?.into_iter().flatten().collect(),

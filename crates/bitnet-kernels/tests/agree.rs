@@ -243,6 +243,25 @@ fn projections_agree_for_one_row_and_for_many() {
     }
 }
 
+#[test]
+fn every_finite_f16_is_converted_exactly() {
+    // Rows of 64 consecutive bit patterns; one-hot vectors pick a value out of each.
+    let finite = |bits: u16| if f16::from_bits(bits).is_finite() { bits } else { 0 };
+    let table: Vec<u8> = (0..=u16::MAX).flat_map(|bits| finite(bits).to_le_bytes()).collect();
+    for set in KernelSet::available() {
+        for position in 0..64 {
+            let mut x = [0.0; 64];
+            x[position] = 1.0;
+            let mut out = vec![f32::NAN; 1024];
+            set.matvec_f16(&table, &x, &mut out);
+            for (row, found) in out.iter().enumerate() {
+                let expected = f16::from_bits(finite((64 * row + position) as u16)).to_f32();
+                assert!(*found == expected, "{}: {found} instead of {expected}", set.name);
+            }
+        }
+    }
+}
+
 /// Attention of the last `queries` of `context` positions, each computed from a cache whose blocks lie in any order.
 fn attend<T: CacheElement>(
     cpu: &Cpu,

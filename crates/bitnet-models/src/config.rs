@@ -16,7 +16,9 @@ pub enum Architecture {
     Llama,
 }
 
-/// Which pairs of a head the rotary embedding rotates.
+/// Where a file keeps the two elements of each pair that the rotary embedding rotates.
+///
+/// The graph has them half a head apart; the loader puts the rows of other files back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RopePairs {
     /// `(i, i + head_dim/2)`
@@ -65,12 +67,22 @@ impl Architecture {
         self != Self::Llama
     }
 
-    /// The pairs that the rotary embedding rotates in a GGUF file of this architecture.
+    /// Where GGUF files of this architecture keep the pairs that the rotary embedding rotates.
     #[must_use]
     pub fn gguf_rope_pairs(self) -> RopePairs {
         match self {
             Self::BitnetB158 | Self::Bitnet => RopePairs::HalfSplit,
             Self::Llama => RopePairs::Interleaved,
+        }
+    }
+
+    /// The name that GGUF files are written with.
+    #[must_use]
+    pub fn gguf_name(self) -> &'static str {
+        match self {
+            Self::BitnetB158 => "bitnet-b1.58",
+            Self::Bitnet => "bitnet",
+            Self::Llama => "llama",
         }
     }
 }
@@ -102,8 +114,10 @@ pub struct Config {
     pub rope_theta: f32,
     /// What positions are divided by (linear scaling); 1 for none.
     pub rope_scaling_factor: f32,
-    /// Pairs that are rotated.
+    /// Where the file keeps the pairs that are rotated.
     pub rope_pairs: RopePairs,
+    /// Epsilon of the norms that each projection has of its own (`use_rms_norm`); `None` where projections have none.
+    pub input_norm_eps: Option<f32>,
 }
 
 impl Config {
@@ -131,10 +145,15 @@ impl Config {
             }
         };
         for key in ["rope.dimension_count", "attention.value_length"] {
-            if let Some(found) = metadata.u32(&keys.key(key))? {
-                if found as usize != head_dim {
-                    return Err(keys.error(key, format!("{found}, but a head has {head_dim}; partial rotation and unequal lengths are not supported")));
-                }
+            if let Some(found) = metadata.u32(&keys.key(key))?
+                && found as usize != head_dim
+            {
+                return Err(keys.error(
+                    key,
+                    format!(
+                        "{found}, but a head has {head_dim}; partial rotation and unequal lengths are not supported"
+                    ),
+                ));
             }
         }
         let rope_scaling_factor = match metadata.str(&keys.key("rope.scaling.type"))? {
@@ -146,10 +165,10 @@ impl Config {
             }
         };
         let vocab_size = gguf.require_tensor("token_embd.weight")?.rows();
-        if let Some(stated) = metadata.u32(&keys.key("vocab_size"))? {
-            if stated as usize != vocab_size {
-                return Err(keys.error("vocab_size", format!("{stated}, but token_embd.weight has {vocab_size} rows")));
-            }
+        if let Some(stated) = metadata.u32(&keys.key("vocab_size"))?
+            && stated as usize != vocab_size
+        {
+            return Err(keys.error("vocab_size", format!("{stated}, but token_embd.weight has {vocab_size} rows")));
         }
         Self {
             architecture,
@@ -164,6 +183,7 @@ impl Config {
             rope_theta: metadata.f32(&keys.key("rope.freq_base"))?.unwrap_or(10_000.0),
             rope_scaling_factor,
             rope_pairs: architecture.gguf_rope_pairs(),
+            input_norm_eps: None,
             architecture_name,
         }
         .checked()
@@ -177,21 +197,22 @@ impl Config {
         let AttentionShape { heads, kv_heads, head_dim } = self.attention;
         let wrong = |key: &str, problem: String| Err(Error::Config { key: key.to_owned(), problem });
         if !heads.is_multiple_of(kv_heads) {
-            return wrong("attention.head_count", format!("{heads} is no multiple of {kv_heads} key/value heads"));
+            return wrong("the number of heads", format!("{heads}, no multiple of {kv_heads} key/value heads"));
         }
         if !head_dim.is_multiple_of(2) || head_dim > MAX_HEAD_DIM {
-            return wrong("attention head size", format!("{head_dim}; even sizes up to {MAX_HEAD_DIM} are supported"));
+            return wrong("the head size", format!("{head_dim}; even sizes up to {MAX_HEAD_DIM} are supported"));
         }
-        for (key, size) in [("attention output", heads * head_dim), ("vocab_size", self.vocab_size)] {
+        for (key, size) in [("heads times head size", heads * head_dim), ("vocab_size", self.vocab_size)] {
             let max = if key == "vocab_size" { 1 << 24 } else { MAX_COLS };
             if size > max {
                 return wrong(key, format!("{size}; at most {max} is supported"));
             }
         }
         for (key, value, max) in [
-            ("attention.layer_norm_rms_epsilon", self.rms_norm_eps, 1.0),
-            ("rope.freq_base", self.rope_theta, 1e12),
-            ("rope.scaling.factor", self.rope_scaling_factor, 1e6),
+            ("the norms' epsilon", self.rms_norm_eps, 1.0),
+            ("the projections' norms' epsilon", self.input_norm_eps.unwrap_or(1e-6), 1.0),
+            ("the rotary base", self.rope_theta, 1e12),
+            ("the rotary scaling factor", self.rope_scaling_factor, 1e6),
         ] {
             if !(value.is_normal() && value > 0.0 && value <= max) {
                 return wrong(key, format!("{value}; more than 0 and at most {max} is possible"));

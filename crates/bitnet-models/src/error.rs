@@ -156,6 +156,76 @@ pub enum Error {
         /// What is wrong, with the numbers.
         problem: String,
     },
+    /// The files of a checkpoint directory do not make a model.
+    #[error("{}: {problem}", path.display())]
+    Checkpoint {
+        /// The directory or the file in it.
+        path: PathBuf,
+        /// What is missing or contradicts what, with the numbers.
+        problem: String,
+    },
+    /// A file that should be JSON is not, or does not say what it must.
+    #[error("cannot understand {}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        source: serde_json::Error,
+    },
+    /// A safetensors file contradicts its format.
+    #[error("safetensors file {}: {culprit} {problem}", path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// The header or the tensor.
+        culprit: String,
+        /// What is wrong with it, with the numbers.
+        problem: String,
+    },
+    /// A TL1 or TL2 tensor whose tile sizes are nowhere stated.
+    #[error(
+        "tensor {tensor} is {format} of shape [{rows}, {cols}], whose tile is not known; metadata key {key} or an option can give it"
+    )]
+    TileUnknown {
+        /// The tensor's name.
+        tensor: String,
+        /// TL1 or TL2.
+        format: &'static str,
+        /// Output rows.
+        rows: usize,
+        /// Input columns.
+        cols: usize,
+        /// The key that would state it.
+        key: String,
+    },
+    /// The file to write exists.
+    #[error("{} exists; it is only overwritten on request", path.display())]
+    OutputExists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The operating system could not write a file.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A model that the target format cannot hold.
+    #[error("cannot convert: {problem}")]
+    Convert {
+        /// What it cannot hold, with the numbers.
+        problem: String,
+    },
+    /// A file read back after writing is not what was written.
+    #[error("{} was not written correctly: {problem}", path.display())]
+    ReadBack {
+        /// The file.
+        path: PathBuf,
+        /// What differs.
+        problem: String,
+    },
     /// No memory for the key/value cache.
     #[error("no memory for the key/value cache of {positions} positions ({bytes} bytes)")]
     KvMemory {
@@ -170,3 +240,12 @@ pub enum Error {
 
 /// The crate's results.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// A name from a file as an error message may show it: escaped, and cut at 80 characters.
+pub(crate) fn shown(name: &str) -> String {
+    let mut text: String = name.chars().take(80).flat_map(char::escape_debug).collect();
+    if name.chars().nth(80).is_some() {
+        text.push('…');
+    }
+    text
+}

@@ -13,13 +13,10 @@
 //! BitLinear quantizes its input rows to int8 and multiplies by ternary weights (BitNet b1.58, Ma et al. 2024).
 //! Rows of several sequences go through together; no row's result depends on which others are there.
 
-use bitnet_kernels::{
-    Activations, AttentionScratch, CacheElement, Cpu, Kernel, KernelSet, LayerCache, Place, Places, Qkv, math,
-};
+use bitnet_kernels::{Activations, AttentionScratch, CacheElement, Cpu, Kernel, LayerCache, Place, Places, Qkv, math};
 
 use crate::cache::{KvCache, KvType};
-use crate::config::RopePairs;
-use crate::model::{LanguageModel, Layer};
+use crate::model::{LanguageModel, Layer, Projections, RmsNorm};
 
 /// Which rows of a chunk logits are wanted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +55,7 @@ pub struct Workspace {
     delta: Vec<f32>,
     /// `[rows, gate_up.output_len]`
     gate_up: Vec<f32>,
-    /// `[logit rows, hidden]`
+    /// `[rows, hidden]`, normalised; in the end `[logit rows, hidden]`
     normed: Vec<f32>,
     /// `[logit rows, vocab]`
     logits: Vec<f32>,
@@ -146,23 +143,18 @@ impl LanguageModel {
     /// Queries, keys and values of each row; keys and values go to the cache.
     fn project_qkv<T: CacheElement>(&self, cpu: &Cpu, w: &mut Workspace, layer: &Layer, cache: &mut LayerCache<'_, T>) {
         let shape = self.config.attention;
-        let hidden = self.config.hidden_size;
-        cpu.quantize(&w.x, hidden, hidden, Some(self.norm(&layer.attention_norm)), &mut w.activations);
         let stride = layer.qkv.output_len();
         let qkv = sized(&mut w.qkv, w.places.len() * stride);
-        cpu.ternary_matmul(&layer.qkv, &w.activations, qkv);
+        let buffers = (&mut w.activations, &mut w.normed, &mut w.delta);
+        project(cpu, &w.x, &layer.attention_norm, &layer.qkv, buffers, qkv);
 
         let rotated = (shape.heads + shape.kv_heads) * shape.head_dim;
         cpu.counters().add(Kernel::RopeApply, 2 * rotated * w.places.len(), 0);
         let (set, rotations) = (cpu.set(), &w.rotations);
-        let rotate = match self.config.rope_pairs {
-            RopePairs::HalfSplit => KernelSet::rope_half_split,
-            RopePairs::Interleaved => KernelSet::rope_interleaved,
-        };
         cpu.for_rows(qkv, stride, &|row, qkv| {
             let (cos, sin) = rotations[row * shape.head_dim..(row + 1) * shape.head_dim].split_at(shape.head_dim / 2);
-            rotate(set, &mut qkv[layer.qkv.output_range(0)], cos, sin);
-            rotate(set, &mut qkv[layer.qkv.output_range(1)], cos, sin);
+            set.rope_half_split(&mut qkv[layer.qkv.output_range(0)], cos, sin);
+            set.rope_half_split(&mut qkv[layer.qkv.output_range(1)], cos, sin);
         });
         cpu.store_kv(shape, w.qkv_rows(layer), w.places(), cache);
     }
@@ -177,7 +169,7 @@ impl LanguageModel {
         let attention = sized(&mut w.attention, rows * width);
         cpu.attention(shape, qkv, places, cache, &mut w.attention_scratch, attention);
 
-        let norm = layer.attention_sub_norm.as_deref().map(|weight| self.norm(weight));
+        let norm = layer.attention_output_norm.as_ref().map(RmsNorm::view);
         cpu.quantize(attention, width, width, norm, &mut w.activations);
         let stride = layer.attention_output.output_len();
         let delta = sized(&mut w.delta, rows * stride);
@@ -187,15 +179,14 @@ impl LanguageModel {
 
     /// `x += BitLinear(sub_norm(act(gate) · up))`
     fn feed_forward(&self, cpu: &Cpu, w: &mut Workspace, layer: &Layer) {
-        let hidden = self.config.hidden_size;
         let rows = w.places.len();
-        cpu.quantize(&w.x, hidden, hidden, Some(self.norm(&layer.ffn_norm)), &mut w.activations);
         let stride = layer.gate_up.output_len();
         let gate_up = sized(&mut w.gate_up, rows * stride);
-        cpu.ternary_matmul(&layer.gate_up, &w.activations, gate_up);
+        let buffers = (&mut w.activations, &mut w.normed, &mut w.delta);
+        project(cpu, &w.x, &layer.ffn_norm, &layer.gate_up, buffers, gate_up);
 
         let gate_and_up = (layer.gate_up.output_range(0), layer.gate_up.output_range(1));
-        let norm = layer.ffn_sub_norm.as_deref().map(|weight| self.norm(weight));
+        let norm = layer.ffn_down_norm.as_ref().map(RmsNorm::view);
         cpu.gate_and_quantize(self.config.architecture.gate(), gate_up, stride, gate_and_up, norm, &mut w.activations);
         let stride = layer.ffn_down.output_len();
         let delta = sized(&mut w.delta, rows * stride);
@@ -217,7 +208,8 @@ impl LanguageModel {
         let normed = sized(&mut w.normed, rows * hidden);
         let (set, x) = (cpu.set(), &w.x);
         cpu.for_rows(normed, hidden, &|row, normed| {
-            set.rms_norm(&x[row * hidden..(row + 1) * hidden], &self.output_norm, self.config.rms_norm_eps, normed);
+            let x = &x[row * hidden..(row + 1) * hidden];
+            set.rms_norm(x, &self.output_norm.weight, self.output_norm.eps, normed);
         });
         let logits = sized(&mut w.logits, rows * self.config.vocab_size);
         if rows > 0 {
@@ -283,6 +275,41 @@ impl Workspace {
 
     fn qkv_rows(&self, layer: &Layer) -> Qkv<'_> {
         Qkv { data: &self.qkv, stride: layer.qkv.output_len(), offsets: qkv_offsets(layer) }
+    }
+}
+
+/// `out = BitLinear(norm(x))` for projections of one input; x: `[rows, hidden]`, out: `[rows, output_len]`.
+///
+/// Buffers: the quantized rows, and for projections with norms of their own the normalised rows and one's output.
+fn project(
+    cpu: &Cpu,
+    x: &[f32],
+    norm: &RmsNorm,
+    projections: &Projections,
+    (activations, normed, delta): (&mut Activations, &mut Vec<f32>, &mut Vec<f32>),
+    out: &mut [f32],
+) {
+    let hidden = norm.weight.len();
+    let matrices = match projections {
+        Projections::Stacked(matrix) => {
+            cpu.quantize(x, hidden, hidden, Some(norm.view()), activations);
+            return cpu.ternary_matmul(matrix, activations, out);
+        }
+        Projections::Normed(matrices) => matrices,
+    };
+    let (set, normed) = (cpu.set(), sized(normed, x.len()));
+    cpu.for_rows(normed, hidden, &|row, normed| {
+        set.rms_norm(&x[row * hidden..(row + 1) * hidden], &norm.weight, norm.eps, normed);
+    });
+    let stride = projections.output_len();
+    for (index, (norm, matrix)) in matrices.iter().enumerate() {
+        cpu.quantize(normed, hidden, hidden, Some(norm.view()), activations);
+        let part = sized(delta, x.len() / hidden * matrix.output_len());
+        cpu.ternary_matmul(matrix, activations, part);
+        let start = projections.output_range(index).start;
+        for (row, part) in part.chunks_exact(matrix.output_len()).enumerate() {
+            out[row * stride + start..][..part.len()].copy_from_slice(part);
+        }
     }
 }
 

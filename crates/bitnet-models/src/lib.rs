@@ -1,16 +1,23 @@
 //! MODELS: files to checked views, configurations and the forward pass.
 //!
-//! [`gguf::Gguf`] opens and checks a file; [`LanguageModel::from_gguf`] loads it; [`LanguageModel::forward`] turns token
-//! ids into logits, with the keys and values of past positions in a [`KvCache`].
+//! [`gguf::Gguf`] and [`huggingface::Checkpoint`] open and check files; [`LanguageModel::from_gguf`] and
+//! [`LanguageModel::from_checkpoint`] load them through one seam (`source`); [`LanguageModel::forward`] turns token ids
+//! into logits, with the keys and values of past positions in a [`KvCache`]. [`convert`] writes one as the other, and
+//! [`synthetic`] makes random models of any shape in every form.
 
 #![deny(unsafe_code)]
 
 mod cache;
 mod config;
+pub mod convert;
 pub mod error;
 mod forward;
 pub mod gguf;
+pub mod huggingface;
+mod mmap;
 mod model;
+mod source;
+pub mod synthetic;
 mod table;
 
 pub use cache::{KvCache, KvType};

@@ -1,21 +1,28 @@
 //! [`LanguageModel`]: a model's weights, in the layout that the kernels stream, and how they come out of a file.
 
-use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 
-use bitnet_kernels::{Norm, Part, Pool, TernaryMatrix, math};
-use bitnet_quantization::i2_s;
+use bitnet_kernels::{BLOCK_ROWS, Norm, Part, Pool, TernaryMatrix, math};
+use bitnet_quantization::{i2_s, tl1, tl2};
 
 use crate::config::Config;
-use crate::error::{Error, Result};
-use crate::gguf::{Gguf, TensorType, TensorView};
-use crate::table::{Table, dense_format};
+use crate::error::Result;
+use crate::gguf::Gguf;
+use crate::gguf::source::GgufSource;
+use crate::huggingface::Checkpoint;
+use crate::source::{LayerSlot, Projection, Slot, Source};
+use crate::table::Table;
 
-/// How to read a file.
-#[derive(Clone, Copy, Debug, Default)]
+/// How to read what a GGUF file leaves unsaid.
+#[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
     /// The arrangement of the codes in I2_S tensors, which no file states.
     pub i2_s_form: i2_s::Form,
+    /// The tiles of TL1 tensors by shape (rows, cols), before those that the file states and those that are known.
+    pub tl1_tiles: Vec<((usize, usize), tl1::Tile)>,
+    /// The same for TL2 tensors.
+    pub tl2_tiles: Vec<((usize, usize), tl2::Tile)>,
 }
 
 /// A model, ready to run.
@@ -25,7 +32,7 @@ pub struct LanguageModel {
     pub(crate) embedding: Table,
     pub(crate) layers: Vec<Layer>,
     /// `[hidden]`
-    pub(crate) output_norm: Vec<f32>,
+    pub(crate) output_norm: RmsNorm,
     /// `[vocab, hidden]`; the embedding again if the two are tied.
     pub(crate) head: Option<Table>,
     /// The angle a position turns each pair of a head by, `[head_dim / 2]`.
@@ -35,21 +42,69 @@ pub struct LanguageModel {
 /// One transformer block.
 pub(crate) struct Layer {
     /// `[hidden]`
-    pub attention_norm: Vec<f32>,
+    pub attention_norm: RmsNorm,
     /// Queries, keys and values: `[hidden] → [heads · head_dim], [kv_heads · head_dim] twice`
-    pub qkv: TernaryMatrix,
+    pub qkv: Projections,
     /// `[heads · head_dim]`
-    pub attention_sub_norm: Option<Vec<f32>>,
+    pub attention_output_norm: Option<RmsNorm>,
     /// `[heads · head_dim] → [hidden]`
     pub attention_output: TernaryMatrix,
     /// `[hidden]`
-    pub ffn_norm: Vec<f32>,
+    pub ffn_norm: RmsNorm,
     /// `[hidden] → [ffn], [ffn]`
-    pub gate_up: TernaryMatrix,
+    pub gate_up: Projections,
     /// `[ffn]`
-    pub ffn_sub_norm: Option<Vec<f32>>,
+    pub ffn_down_norm: Option<RmsNorm>,
     /// `[ffn] → [hidden]`
     pub ffn_down: TernaryMatrix,
+}
+
+/// A root-mean-square norm.
+pub(crate) struct RmsNorm {
+    pub weight: Vec<f32>,
+    pub eps: f32,
+}
+
+impl RmsNorm {
+    /// As the kernels take it.
+    pub(crate) fn view(&self) -> Norm<'_> {
+        Norm { weight: &self.weight, eps: self.eps }
+    }
+}
+
+/// Projections of one input. Their outputs lie one after the other, each padded to [`BLOCK_ROWS`].
+pub(crate) enum Projections {
+    /// All see the same quantized input: one pass.
+    Stacked(TernaryMatrix),
+    /// Each normalises the input once more, with weights of its own, and so quantizes it by itself.
+    Normed(Vec<(RmsNorm, TernaryMatrix)>),
+}
+
+impl Projections {
+    fn matrices(&self) -> impl Iterator<Item = &TernaryMatrix> {
+        let (stacked, normed) = match self {
+            Self::Stacked(matrix) => (Some(matrix), &[][..]),
+            Self::Normed(matrices) => (None, &matrices[..]),
+        };
+        stacked.into_iter().chain(normed.iter().map(|(_, matrix)| matrix))
+    }
+
+    /// The length of an output row.
+    pub(crate) fn output_len(&self) -> usize {
+        self.matrices().map(TernaryMatrix::output_len).sum()
+    }
+
+    /// Where a projection's output lies in an output row.
+    pub(crate) fn output_range(&self, index: usize) -> Range<usize> {
+        match self {
+            Self::Stacked(matrix) => matrix.output_range(index),
+            Self::Normed(matrices) => {
+                let start: usize = matrices[..index].iter().map(|(_, matrix)| matrix.output_len()).sum();
+                debug_assert!(start.is_multiple_of(BLOCK_ROWS));
+                start..start + matrices[index].1.parts()[0].rows
+            }
+        }
+    }
 }
 
 impl LanguageModel {
@@ -60,16 +115,31 @@ impl LanguageModel {
     /// # Errors
     /// If a tensor is missing, superfluous, misshapen or of a type that is not supported, or the configuration is.
     pub fn from_gguf(gguf: &Arc<Gguf>, options: LoadOptions, pool: &Pool) -> Result<Self> {
-        let config = Config::from_gguf(gguf)?;
-        let mut loader = Loader { gguf, options, pool, config: &config, used: HashSet::new() };
-        let hidden = config.hidden_size;
-        let embedding = loader.table("token_embd.weight")?;
-        let head = if gguf.tensor("output.weight").is_some() { Some(loader.table("output.weight")?) } else { None };
-        let output_norm = loader.vector("output_norm.weight", hidden)?;
-        let rope_frequencies = loader.rope_frequencies()?;
-        loader.check_tensors()?;
-        let layers = (0..config.num_layers).map(|index| loader.layer(index)).collect::<Result<_>>()?;
-        Ok(Self { embedding, layers, output_norm, head, rope_frequencies, config })
+        Self::load(&GgufSource::new(gguf, &options)?, pool)
+    }
+
+    /// Loads the model of a Hugging Face directory, in the same way. Float weights are quantized as they are read.
+    ///
+    /// # Errors
+    /// If a tensor is missing, superfluous, misshapen or of a type that is not supported.
+    pub fn from_checkpoint(checkpoint: &Checkpoint, pool: &Pool) -> Result<Self> {
+        Self::load(checkpoint, pool)
+    }
+
+    fn load(source: &dyn Source, pool: &Pool) -> Result<Self> {
+        source.check_tensors()?;
+        let config = source.config().clone();
+        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+        let loader = Loader { source, config: &config, pool };
+        let head = source.has_head().then(|| source.table(Slot::Head, vocab, hidden)).transpose()?;
+        Ok(Self {
+            embedding: source.table(Slot::Embedding, vocab, hidden)?,
+            head,
+            output_norm: loader.norm(Slot::OutputNorm, hidden)?,
+            rope_frequencies: loader.rope_frequencies()?,
+            layers: (0..config.num_layers).map(|index| loader.layer(index)).collect::<Result<_>>()?,
+            config,
+        })
     }
 
     /// The shape of the model.
@@ -109,161 +179,93 @@ impl LanguageModel {
     }
 
     fn matrices(&self) -> impl Iterator<Item = &TernaryMatrix> {
-        self.layers.iter().flat_map(|layer| [&layer.qkv, &layer.attention_output, &layer.gate_up, &layer.ffn_down])
-    }
-
-    /// A norm with this model's epsilon.
-    pub(crate) fn norm<'a>(&self, weight: &'a [f32]) -> Norm<'a> {
-        Norm { weight, eps: self.config.rms_norm_eps }
+        self.layers.iter().flat_map(|layer| {
+            let stacks = layer.qkv.matrices().chain(layer.gate_up.matrices());
+            stacks.chain([&layer.attention_output, &layer.ffn_down])
+        })
     }
 }
 
-/// The tensors of a layer: name and whether only graphs with sub-norms have it.
-const LAYER_TENSORS: [(&str, bool); 11] = [
-    ("attn_norm", false),
-    ("attn_q", false),
-    ("attn_k", false),
-    ("attn_v", false),
-    ("attn_sub_norm", true),
-    ("attn_output", false),
-    ("ffn_norm", false),
-    ("ffn_gate", false),
-    ("ffn_up", false),
-    ("ffn_sub_norm", true),
-    ("ffn_down", false),
-];
-
+/// Takes a model out of its source.
 struct Loader<'a> {
-    gguf: &'a Arc<Gguf>,
-    options: LoadOptions,
-    pool: &'a Pool,
+    source: &'a dyn Source,
     config: &'a Config,
-    /// Tensors outside the layers that were read.
-    used: HashSet<String>,
+    pool: &'a Pool,
 }
 
 impl Loader<'_> {
-    fn table(&mut self, name: &str) -> Result<Table> {
-        self.used.insert(name.to_owned());
-        Table::from_gguf(self.gguf, name, self.config.vocab_size, self.config.hidden_size)
+    fn layer(&self, index: usize) -> Result<Layer> {
+        let hidden = self.config.hidden_size;
+        let norm = |slot| self.norm(Slot::Layer(index, slot), hidden);
+        Ok(Layer {
+            attention_norm: norm(LayerSlot::AttentionNorm)?,
+            qkv: self.projections(index, &[Projection::Query, Projection::Key, Projection::Value])?,
+            attention_output_norm: self.inner_norm(index, LayerSlot::AttentionSubNorm, Projection::AttentionOutput)?,
+            attention_output: self.stack(index, &[Projection::AttentionOutput])?,
+            ffn_norm: norm(LayerSlot::FfnNorm)?,
+            gate_up: self.projections(index, &[Projection::Gate, Projection::Up])?,
+            ffn_down_norm: self.inner_norm(index, LayerSlot::FfnSubNorm, Projection::Down)?,
+            ffn_down: self.stack(index, &[Projection::Down])?,
+        })
     }
 
-    /// The weights of a norm, `[len]`.
-    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>> {
-        self.used.insert(name.to_owned());
-        let tensor = self.gguf.require_tensor(name)?;
-        if (tensor.rows(), tensor.cols()) != (1, len) {
-            return Err(Error::Shape { tensor: name.to_owned(), found: tensor.dims.to_vec(), expected: vec![len] });
+    /// A norm with the model's epsilon, or the projection's own where it is one's input norm.
+    fn norm(&self, slot: Slot, len: usize) -> Result<RmsNorm> {
+        let eps = match slot {
+            Slot::Layer(_, LayerSlot::InputNorm(_)) => self.config.input_norm_eps,
+            _ => None,
+        };
+        Ok(RmsNorm { weight: self.source.vector(slot, len)?, eps: eps.unwrap_or(self.config.rms_norm_eps) })
+    }
+
+    /// The norm before an output projection: the graph's sub-norm or the projection's own. No graph has both.
+    fn inner_norm(&self, index: usize, sub_norm: LayerSlot, projection: Projection) -> Result<Option<RmsNorm>> {
+        let (_, len) = projection.shape(self.config);
+        let slots = [sub_norm, LayerSlot::InputNorm(projection)];
+        let slot = slots.into_iter().find(|slot| slot.is_used(self.config));
+        slot.map(|slot| self.norm(Slot::Layer(index, slot), len)).transpose()
+    }
+
+    /// Projections of one input: stacked, unless each has a norm of its own.
+    fn projections(&self, index: usize, projections: &[Projection]) -> Result<Projections> {
+        if self.config.input_norm_eps.is_none() {
+            return Ok(Projections::Stacked(self.stack(index, projections)?));
         }
-        let format = dense_format(tensor.dtype).ok_or_else(|| Error::TensorUse {
-            tensor: name.to_owned(),
-            found: tensor.dtype.name(),
-            used_as: "a vector",
-            supported: "F32, F16, BF16",
+        let normed = projections.iter().map(|&projection| {
+            let (_, len) = projection.shape(self.config);
+            let norm = self.norm(Slot::Layer(index, LayerSlot::InputNorm(projection)), len)?;
+            Ok((norm, self.stack(index, &[projection])?))
+        });
+        Ok(Projections::Normed(normed.collect::<Result<_>>()?))
+    }
+
+    /// Ternary tensors of equal width, stacked and repacked.
+    fn stack(&self, index: usize, projections: &[Projection]) -> Result<TernaryMatrix> {
+        let tensor = |&projection: &Projection| {
+            let (rows, cols) = projection.shape(self.config);
+            self.source.projection(index, projection, rows, cols, self.pool)
+        };
+        let tensors = projections.iter().map(tensor).collect::<Result<Vec<_>>>()?;
+        tensors.iter().for_each(|tensor| tensor.data.advise_sequential());
+        let parts: Vec<Part> = tensors.iter().map(|tensor| Part { rows: tensor.rows, scale: tensor.scale }).collect();
+        let matrix = TernaryMatrix::pack(self.pool, &parts, tensors[0].cols, &|part, rows, codes| {
+            tensors[part].unpack_rows(rows, codes)
         })?;
-        let mut values = vec![0.0f32; len];
-        format.dequantize(tensor.data, &mut values).map_err(|source| Error::Tensor { tensor: name.to_owned(), source })?;
-        match values.iter().position(|value| !value.is_finite()) {
-            None => Ok(values),
-            Some(at) => Err(Error::TensorValues {
-                tensor: name.to_owned(),
-                problem: format!("element {at} is {}", values[at]),
-            }),
-        }
+        tensors.iter().for_each(|tensor| tensor.data.advise_done());
+        Ok(matrix)
     }
 
     /// `1 / theta^(2i / head_dim)` with the roundings to f32 that Hugging Face's implementation has, divided by the linear
-    /// scaling factor and by the file's own factors where it has them.
-    fn rope_frequencies(&mut self) -> Result<Vec<f32>> {
+    /// scaling factor and by the model's own factors where it has them.
+    fn rope_frequencies(&self) -> Result<Vec<f32>> {
         let config = self.config;
-        let half = config.attention.head_dim / 2;
-        let factors = match self.gguf.tensor("rope_freqs.weight") {
-            Some(_) => self.vector("rope_freqs.weight", half)?,
-            None => vec![1.0; half],
-        };
+        let head_dim = config.attention.head_dim;
+        let factors = self.source.rope_factors()?.unwrap_or_else(|| vec![1.0; head_dim / 2]);
         let frequency = |(i, factor): (usize, &f32)| {
-            let exponent = (2 * i) as f32 / config.attention.head_dim as f32;
+            let exponent = (2 * i) as f32 / head_dim as f32;
             let power = math::pow_f64(f64::from(config.rope_theta), f64::from(exponent)) as f32;
             1.0 / power / factor / config.rope_scaling_factor
         };
         Ok(factors.iter().enumerate().map(frequency).collect())
-    }
-
-    /// Refuses a file with tensors that this graph would leave unused.
-    fn check_tensors(&self) -> Result<()> {
-        let config = self.config;
-        let in_layer = |name: &str| {
-            let (index, rest) = name.strip_prefix("blk.")?.split_once('.')?;
-            let known = LAYER_TENSORS.iter().any(|(part, sub_norm)| {
-                rest.strip_suffix(".weight") == Some(part) && (!sub_norm || config.architecture.has_sub_norms())
-            });
-            (index.parse::<usize>().ok()? < config.num_layers && known).then_some(())
-        };
-        match self.gguf.tensors().find(|t| !self.used.contains(t.name) && in_layer(t.name).is_none()) {
-            None => Ok(()),
-            Some(tensor) => Err(Error::TensorUnknown {
-                tensor: tensor.name.to_owned(),
-                architecture: config.architecture_name.clone(),
-                used: "token_embd, output, output_norm, rope_freqs and in each layer attn_norm, attn_q, attn_k, attn_v, \
-                       attn_sub_norm, attn_output, ffn_norm, ffn_gate, ffn_up, ffn_sub_norm, ffn_down (.weight)",
-            }),
-        }
-    }
-
-    fn layer(&mut self, index: usize) -> Result<Layer> {
-        let config = self.config;
-        let (hidden, ffn) = (config.hidden_size, config.ffn_size);
-        let query = config.attention.heads * config.attention.head_dim;
-        let key = config.attention.kv_heads * config.attention.head_dim;
-        let name = |part: &str| format!("blk.{index}.{part}.weight");
-        let sub_norms = config.architecture.has_sub_norms();
-        Ok(Layer {
-            attention_norm: self.vector(&name("attn_norm"), hidden)?,
-            qkv: self.matrix(&[(name("attn_q"), query), (name("attn_k"), key), (name("attn_v"), key)], hidden)?,
-            attention_sub_norm: sub_norms.then(|| self.vector(&name("attn_sub_norm"), query)).transpose()?,
-            attention_output: self.matrix(&[(name("attn_output"), hidden)], query)?,
-            ffn_norm: self.vector(&name("ffn_norm"), hidden)?,
-            gate_up: self.matrix(&[(name("ffn_gate"), ffn), (name("ffn_up"), ffn)], hidden)?,
-            ffn_sub_norm: sub_norms.then(|| self.vector(&name("ffn_sub_norm"), ffn)).transpose()?,
-            ffn_down: self.matrix(&[(name("ffn_down"), hidden)], ffn)?,
-        })
-    }
-
-    /// Ternary tensors of equal width, stacked and repacked.
-    fn matrix(&self, names: &[(String, usize)], cols: usize) -> Result<TernaryMatrix> {
-        let tensors = names.iter().map(|(name, rows)| self.ternary(name, *rows, cols)).collect::<Result<Vec<_>>>()?;
-        let parts = tensors
-            .iter()
-            .map(|tensor| {
-                let scale = i2_s::scale(tensor.data, tensor.rows(), cols)
-                    .map_err(|source| Error::Tensor { tensor: tensor.name.to_owned(), source })?;
-                Ok(Part { rows: tensor.rows(), scale })
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let form = self.options.i2_s_form;
-        let matrix = TernaryMatrix::pack(self.pool, &parts, cols, &|part, rows, codes| {
-            let tensor = &tensors[part];
-            i2_s::unpack_rows(tensor.data, form, tensor.rows(), cols, rows, codes)
-                .map_err(|source| Error::Tensor { tensor: tensor.name.to_owned(), source })
-        })?;
-        tensors.iter().for_each(|tensor| self.gguf.advise_done(tensor.range()));
-        Ok(matrix)
-    }
-
-    /// A ternary tensor of the given shape.
-    fn ternary(&self, name: &str, rows: usize, cols: usize) -> Result<TensorView<'_>> {
-        let tensor = self.gguf.require_tensor(name)?;
-        if (tensor.rows(), tensor.cols()) != (rows, cols) {
-            return Err(Error::Shape { tensor: name.to_owned(), found: tensor.dims.to_vec(), expected: vec![cols, rows] });
-        }
-        if tensor.dtype != TensorType::I2_S {
-            return Err(Error::TensorUse {
-                tensor: name.to_owned(),
-                found: tensor.dtype.name(),
-                used_as: "a projection",
-                supported: "I2_S",
-            });
-        }
-        Ok(tensor)
     }
 }

@@ -6,9 +6,9 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::mmap::ModelBytes;
-use super::reader::{Reader, shown};
-use crate::error::{Error, Result};
+use super::reader::Reader;
+use crate::error::{Error, Result, shown};
+use crate::mmap::ModelBytes;
 
 /// The longest key the format allows, in bytes.
 const KEY_BYTES_MAX: u64 = 65_535;

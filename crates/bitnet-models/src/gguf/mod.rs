@@ -13,9 +13,10 @@
 //! Strings are a u64 length and UTF-8 bytes; everything is little endian.
 
 mod metadata;
-mod mmap;
 mod reader;
+pub(crate) mod source;
 mod types;
+pub(crate) mod writer;
 
 use std::ops::Range;
 use std::path::Path;
@@ -23,10 +24,11 @@ use std::sync::Arc;
 
 pub use metadata::{Array, Metadata, Strings, Value, ValueKind};
 pub use types::TensorType;
+pub use writer::{GgufWriter, MetadataValue, TensorInfo};
 
-use crate::error::{Error, Result};
-use mmap::ModelBytes;
-use reader::{Reader, shown};
+use crate::error::{Error, Result, shown};
+use crate::mmap::{Extent, ModelBytes};
+use reader::Reader;
 use types::TypeDialect;
 
 const MAGIC: &[u8; 4] = b"GGUF";
@@ -159,6 +161,11 @@ impl Gguf {
     /// The bytes of a tensor of this file.
     pub fn bytes(&self, range: TensorRange) -> &[u8] {
         &self.bytes[range.offset..range.offset + range.len]
+    }
+
+    /// A tensor's bytes, kept beyond a borrow of this file.
+    pub(crate) fn extent(&self, range: TensorRange) -> Extent {
+        Extent::new(&self.bytes, range.offset, range.len)
     }
 
     /// Tells the system that a tensor will be read once, front to back, soon. Advice: no effect on what is read.

@@ -78,12 +78,3 @@ impl<'a> Reader<'a> {
         Error::GgufTruncated { what: what.to_string(), offset: self.offset, needed, left: self.left() }
     }
 }
-
-/// A name from a file as an error message may show it: escaped, and cut at 80 characters.
-pub(super) fn shown(name: &str) -> String {
-    let mut text: String = name.chars().take(80).flat_map(char::escape_debug).collect();
-    if name.chars().nth(80).is_some() {
-        text.push('…');
-    }
-    text
-}

@@ -1,54 +1,31 @@
 //! Models with known logits: ours equal them, and equal themselves whatever the threads, kernels and chunks.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use bitnet_kernels::{Cpu, KernelSet};
 use bitnet_models::gguf::Gguf;
+use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::{Chunk, KvCache, KvType, LanguageModel, LoadOptions, LogitRows, Workspace};
 
-/// The folder of a golden model: in this repository, or in `shared/` beside it.
-fn golden(name: &str) -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let places = [root.join("tests/data/golden").join(name), root.join("../shared/golden").join(name)];
-    let found = places.into_iter().find(|path| path.join("logits.npy").exists());
-    if found.is_none() {
-        eprintln!("skipped: no golden model {name} here");
-    }
-    found
-}
-
-/// The f32 values of a version 1 `.npy` file.
-fn read_npy(path: &Path) -> Vec<f32> {
-    let bytes = std::fs::read(path).expect("a readable npy file");
-    let header = usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
-    bytes[10 + header..].as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
-}
-
-/// The list of integers behind a key of `tokens.json`.
-fn read_tokens(folder: &Path, key: &str) -> Vec<u32> {
-    let text = std::fs::read_to_string(folder.join("tokens.json")).expect("tokens.json");
-    let start = text.find(&format!("\"{key}\": [")).expect("the key") + key.len() + 5;
-    text[start..].split(']').next().expect("a list").split(',').map(|n| n.trim().parse().expect("an id")).collect()
-}
+use crate::{golden, logits, read_npy, read_tokens};
 
 fn load(folder: &Path, cpu: &Cpu) -> LanguageModel {
     let gguf = Arc::new(Gguf::open(&folder.join("model-i2_s.gguf")).expect("a golden file opens"));
     LanguageModel::from_gguf(&gguf, LoadOptions::default(), cpu.pool()).expect("a golden file loads")
 }
 
-/// Logits of all tokens, run in chunks of the given length.
-fn logits(model: &LanguageModel, cpu: &Cpu, tokens: &[u32], kv_type: KvType, chunk: usize) -> Vec<f32> {
-    let config = model.config();
-    let blocks: Vec<u32> = (0..tokens.len().div_ceil(KvCache::BLOCK) as u32).rev().collect();
-    let mut cache = KvCache::new(config.attention, config.num_layers, kv_type, blocks.len()).expect("memory");
-    let mut workspace = Workspace::new();
-    let mut all = Vec::new();
-    for (index, part) in tokens.chunks(chunk).enumerate() {
-        let chunk = Chunk { tokens: part, position: index * chunk, blocks: &blocks, logits: LogitRows::All };
-        all.extend_from_slice(model.forward(cpu, &mut workspace, &mut cache, &[chunk]));
+/// The model in all its forms that are here: each with the file of its logits.
+fn load_all_forms(folder: &Path, cpu: &Cpu) -> Vec<(&'static str, LanguageModel, &'static str)> {
+    let mut models = vec![("gguf", load(folder, cpu), "logits.npy")];
+    for (form, logits) in [("hf-packed", "logits.npy"), ("hf-bf16", "logits-online.npy")] {
+        if folder.join(form).exists() {
+            let checkpoint = Checkpoint::open(&folder.join(form)).expect("a golden checkpoint opens");
+            let model = LanguageModel::from_checkpoint(&checkpoint, cpu.pool()).expect("a golden checkpoint loads");
+            models.push((form, model, logits));
+        }
     }
-    all
+    models
 }
 
 fn argmax(row: &[f32]) -> u32 {
@@ -57,18 +34,19 @@ fn argmax(row: &[f32]) -> u32 {
 }
 
 #[test]
-fn strict_models_are_within_1e_5_at_every_position() {
+fn strict_models_are_within_1e_5_at_every_position_in_every_form() {
     for name in ["strict-b158", "strict-1bitllm", "strict-llama"] {
         let Some(folder) = golden(name) else { continue };
         let cpu = Cpu::new(KernelSet::detect(), 2);
-        let model = load(&folder, &cpu);
         let tokens = read_tokens(&folder, "tokens");
-        let found = logits(&model, &cpu, &tokens, KvType::F32, 64);
-        let expected = read_npy(&folder.join("logits.npy"));
-        assert_eq!(found.len(), expected.len(), "{name}");
-        let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        eprintln!("{name}: largest difference {worst:e}");
-        assert!(worst <= 1e-5, "{name}: {worst:e}");
+        for (form, model, expected) in load_all_forms(&folder, &cpu) {
+            let found = logits(&model, &cpu, &tokens, KvType::F32, 64);
+            let expected = read_npy(&folder.join(expected));
+            assert_eq!(found.len(), expected.len(), "{name} {form}");
+            let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            eprintln!("{name} {form}: largest difference {worst:e}");
+            assert!(worst <= 1e-5, "{name} {form}: {worst:e}");
+        }
     }
 }
 
@@ -90,27 +68,33 @@ fn greedy_text_of_strict_models_is_the_references() {
 }
 
 #[test]
-fn tiny_models_stay_close_after_rounding_flips() {
+fn tiny_models_stay_close_after_rounding_flips_in_every_form() {
     for name in ["tiny-b158", "tiny-llama"] {
         let Some(folder) = golden(name) else { continue };
         let cpu = Cpu::new(KernelSet::detect(), 2);
-        let model = load(&folder, &cpu);
         let tokens = read_tokens(&folder, "tokens");
-        let found = logits(&model, &cpu, &tokens, KvType::F32, 64);
-        let expected = read_npy(&folder.join("logits.npy"));
-        let vocab = model.config().vocab_size;
-        let mut same = 0;
-        for (position, (a, b)) in found.chunks(vocab).zip(expected.chunks(vocab)).enumerate() {
-            let dot = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
-            let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
-            assert!(cosine >= 0.99, "{name} position {position}: cosine {cosine}");
-            same += usize::from(argmax(a) == argmax(b));
+        for (form, model, expected) in load_all_forms(&folder, &cpu) {
+            let found = logits(&model, &cpu, &tokens, KvType::F32, 64);
+            let expected = read_npy(&folder.join(expected));
+            assert_close(&format!("{name} {form}"), &found, &expected, model.config().vocab_size);
         }
-        let mean = found.iter().zip(&expected).map(|(a, b)| f64::from((a - b).abs())).sum::<f64>() / found.len() as f64;
-        eprintln!("{name}: mean difference {mean:e}, same argmax at {same} of {}", tokens.len());
-        assert!(mean <= 0.1, "{name}: mean difference {mean}");
-        assert!(same * 100 >= 85 * tokens.len(), "{name}: same argmax at {same} of {}", tokens.len());
     }
+}
+
+/// As close as the reference is to itself in another order of its sums.
+fn assert_close(name: &str, found: &[f32], expected: &[f32], vocab: usize) {
+    let mut same = 0;
+    for (position, (a, b)) in found.chunks(vocab).zip(expected.chunks(vocab)).enumerate() {
+        let dot = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
+        let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+        assert!(cosine >= 0.99, "{name} position {position}: cosine {cosine}");
+        same += usize::from(argmax(a) == argmax(b));
+    }
+    let positions = found.len() / vocab;
+    let mean = found.iter().zip(expected).map(|(a, b)| f64::from((a - b).abs())).sum::<f64>() / found.len() as f64;
+    eprintln!("{name}: mean difference {mean:e}, same argmax at {same} of {positions}");
+    assert!(mean <= 0.1, "{name}: mean difference {mean}");
+    assert!(same * 100 >= 85 * positions, "{name}: same argmax at {same} of {positions}");
 }
 
 #[test]

@@ -5,13 +5,14 @@
 use std::fs::File;
 use std::ops::Deref;
 use std::path::Path;
+use std::sync::Arc;
 
 use memmap2::Mmap;
 
 use crate::error::{Error, Result};
 
 /// The bytes of one model file, immutable for as long as they live.
-pub(super) enum ModelBytes {
+pub(crate) enum ModelBytes {
     Mapped(Mmap),
     Static(&'static [u8]),
     Owned(Vec<u8>),
@@ -19,7 +20,7 @@ pub(super) enum ModelBytes {
 
 impl ModelBytes {
     /// Maps a regular file read-only. Nothing is read yet; pages come in as they are touched.
-    pub(super) fn map(path: &Path) -> Result<Self> {
+    pub(crate) fn map(path: &Path) -> Result<Self> {
         let io = |source| Error::Io { path: path.to_owned(), source };
         // Asked before opening: opening a pipe would wait for its writer.
         if !std::fs::metadata(path).map_err(io)?.is_file() {
@@ -36,7 +37,7 @@ impl ModelBytes {
     }
 
     /// Tells the system that a range will be read once, front to back, soon. Advice only: failure changes nothing.
-    pub(super) fn advise_sequential(&self, offset: usize, len: usize) {
+    pub(crate) fn advise_sequential(&self, offset: usize, len: usize) {
         #[cfg(unix)]
         if let Self::Mapped(map) = self {
             let _ = map.advise_range(memmap2::Advice::Sequential, offset, len);
@@ -47,7 +48,7 @@ impl ModelBytes {
     }
 
     /// Lets the system take back the memory of a range. The bytes stay readable: they come from the file again.
-    pub(super) fn advise_done(&self, offset: usize, len: usize) {
+    pub(crate) fn advise_done(&self, offset: usize, len: usize) {
         #[cfg(unix)]
         if let Self::Mapped(map) = self {
             // SAFETY: the mapping is shared, read-only and backed by the file, so dropping its pages loses nothing: a
@@ -68,5 +69,42 @@ impl Deref for ModelBytes {
             Self::Static(bytes) => bytes,
             Self::Owned(bytes) => bytes,
         }
+    }
+}
+
+/// A range of a file's bytes, kept beyond any borrow of the file. It was checked to lie within when it was made.
+#[derive(Clone)]
+pub(crate) struct Extent {
+    file: Arc<ModelBytes>,
+    offset: usize,
+    len: usize,
+}
+
+impl Extent {
+    /// `len` bytes of `file` from `offset` on.
+    ///
+    /// # Panics
+    /// If the file is shorter.
+    pub(crate) fn new(file: &Arc<ModelBytes>, offset: usize, len: usize) -> Self {
+        assert!(offset <= file.len() && len <= file.len() - offset, "{len} bytes at {offset} of {}", file.len());
+        Self { file: Arc::clone(file), offset, len }
+    }
+
+    /// Lets the system take back the memory of the range; see [`ModelBytes::advise_done`].
+    pub(crate) fn advise_done(&self) {
+        self.file.advise_done(self.offset, self.len);
+    }
+
+    /// Tells the system that the range will be read once, front to back.
+    pub(crate) fn advise_sequential(&self) {
+        self.file.advise_sequential(self.offset, self.len);
+    }
+}
+
+impl Deref for Extent {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.file[self.offset..self.offset + self.len]
     }
 }

@@ -1,0 +1,112 @@
+//! `bitnet perplexity`: how well a model predicts a text.
+
+use std::io::Write;
+
+use anyhow::Context;
+use bitnet_inference::Likelihood;
+use bitnet_tokenizers::{EncodeOptions, TokenId};
+use serde_json::json;
+
+use crate::args::{PerplexityArguments, WrongUsage};
+use crate::{report, session};
+
+/// Separates documents, on a line of its own.
+const SEPARATOR: &str = "<|endoftext|>";
+
+/// Reads a text, computes the likelihood of its tokens, prints perplexity and bits a byte.
+pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<()> {
+    let path = &arguments.file;
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut session = session::open(&arguments.model, Some(arguments.context))?;
+    let (total, documents, bytes) = match arguments.documents {
+        true => documents_likelihood(&mut session, &text, arguments.context)?,
+        false => chunks_likelihood(&mut session, &text, arguments.context)?,
+    };
+    if total.tokens == 0 {
+        return Err(WrongUsage(format!("{} is too short: there is no token to predict", path.display())).into());
+    }
+    let bits_per_byte = total.nats / std::f64::consts::LN_2 / bytes as f64;
+    let mut out = std::io::stdout().lock();
+    if arguments.json {
+        let object = json!({
+            "documents": documents,
+            "tokens": total.tokens,
+            "nats": total.nats,
+            "perplexity": total.perplexity(),
+            "bytes": bytes,
+            "bits_per_byte": bits_per_byte,
+            "context": arguments.context,
+            "model": report::model_json(&session),
+        });
+        writeln!(out, "{object}")?;
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "perplexity {:.4} · {bits_per_byte:.5} bits per byte · {} tokens, {bytes} bytes, {documents} documents",
+        total.perplexity(),
+        total.tokens
+    )?;
+    Ok(())
+}
+
+/// Each document alone, BOS first, every later token counted; long ones in windows that move by half the context.
+fn documents_likelihood(
+    session: &mut session::Session,
+    text: &str,
+    context: usize,
+) -> anyhow::Result<(Likelihood, usize, usize)> {
+    let documents: Vec<&str> = documents(text).collect();
+    let bar = session::bar(documents.len(), "documents");
+    let (mut total, mut bytes) = (Likelihood::default(), 0);
+    for document in &documents {
+        let tokens = encode(session, document)?;
+        total.add(session.engine.likelihood(&tokens, context)?);
+        bytes += document.len();
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok((total, documents.len(), bytes))
+}
+
+/// llama.cpp's definition: the text in chunks of exactly the context's length, the first token of each replaced by BOS
+/// where the model has one; counted are the tokens after the middle of each chunk. What is left over is not read.
+fn chunks_likelihood(
+    session: &mut session::Session,
+    text: &str,
+    context: usize,
+) -> anyhow::Result<(Likelihood, usize, usize)> {
+    let tokens = encode(session, text)?;
+    let tokenizer = std::sync::Arc::clone(&session.tokenization()?.tokenizer);
+    let chunks = tokens.chunks_exact(context);
+    if chunks.len() == 0 {
+        let message = format!("the text has {} tokens, fewer than one chunk of {context} (--ctx)", tokens.len());
+        return Err(WrongUsage(message).into());
+    }
+    let bar = session::bar(chunks.len(), "chunks");
+    let (mut total, mut bytes) = (Likelihood::default(), 0);
+    for chunk in chunks {
+        let mut chunk: Vec<TokenId> = chunk.to_vec();
+        if let Some(bos) = tokenizer.bos().filter(|_| tokenizer.adds_bos()) {
+            chunk[0] = bos;
+        }
+        let skip = context / 2 + 1;
+        total.add(session.engine.likelihood_of_window(&chunk, skip)?);
+        bytes += chunk[skip..].iter().map(|id| tokenizer.token_bytes(*id).len()).sum::<usize>();
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok((total, 1, bytes))
+}
+
+fn documents(text: &str) -> impl Iterator<Item = &str> {
+    text.split(SEPARATOR).map(str::trim).filter(|document| !document.is_empty())
+}
+
+/// The tokens of a text, BOS first where the model has one, whatever the file says of adding it.
+fn encode(session: &session::Session, text: &str) -> anyhow::Result<Vec<TokenId>> {
+    let tokenizer = &session.tokenization()?.tokenizer;
+    let mut tokens = tokenizer.encode(text, EncodeOptions { add_special: false, parse_special: false })?;
+    tokens.splice(0..0, tokenizer.bos());
+    Ok(tokens)
+}

@@ -1,0 +1,115 @@
+//! How well a model predicts a text: the negative log-likelihood of its tokens.
+
+use std::ops::Range;
+
+use bitnet_kernels::math::{exp, ln_f64};
+use bitnet_tokenizers::TokenId;
+
+use crate::engine::Engine;
+use crate::error::Result;
+
+/// Tokens predicted, and how surprising they were.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Likelihood {
+    /// Tokens whose probability was counted.
+    pub tokens: usize,
+    /// The sum of their −ln p.
+    pub nats: f64,
+}
+
+impl Likelihood {
+    /// `e^(nats / tokens)`; NaN without tokens.
+    #[must_use]
+    pub fn perplexity(&self) -> f64 {
+        (self.nats / self.tokens as f64).exp()
+    }
+
+    /// Both together.
+    pub fn add(&mut self, other: Self) {
+        self.tokens += other.tokens;
+        self.nats += other.nats;
+    }
+}
+
+/// The windows over a text of `len` tokens, and how many tokens at the front of each only give context: a text that fits
+/// into `context` is one window, a longer one is read in windows that move by half of it. Every token but the first is
+/// counted once.
+fn windows(len: usize, context: usize) -> impl Iterator<Item = (Range<usize>, usize)> {
+    let stride = (context / 2).max(1);
+    let later = (1..).map(move |i| i * stride).take_while(move |start| start + context - stride < len);
+    let first = (0..len.min(context), 1);
+    std::iter::once(first).chain(later.map(move |start| (start..len.min(start + context), context - stride)))
+}
+
+impl Engine {
+    /// The likelihood of every token of a text after its first (its BOS, usually), read in windows of `context` tokens.
+    ///
+    /// # Errors
+    /// If a token is outside the vocabulary or `context` is more than the engine's.
+    pub fn likelihood(&mut self, tokens: &[TokenId], context: usize) -> Result<Likelihood> {
+        let mut total = Likelihood::default();
+        for (window, skip) in windows(tokens.len(), context) {
+            total.add(self.likelihood_of_window(&tokens[window], skip)?);
+        }
+        Ok(total)
+    }
+
+    /// The likelihood of the tokens from `skip` on, given all before them.
+    ///
+    /// # Errors
+    /// If a token is outside the vocabulary or there are more than the engine's context.
+    pub fn likelihood_of_window(&mut self, tokens: &[TokenId], skip: usize) -> Result<Likelihood> {
+        let vocab_size = self.model().config().vocab_size;
+        let mut total = Likelihood::default();
+        self.evaluate(tokens, |first, rows| {
+            for (index, row) in rows.chunks_exact(vocab_size).enumerate() {
+                // The logits of a position are of the token after it.
+                let next = first + index + 1;
+                if next >= skip.max(1) && next < tokens.len() {
+                    total.tokens += 1;
+                    total.nats += surprise(row, tokens[next]);
+                }
+            }
+            Ok(())
+        })
+        .map(|()| total)
+    }
+}
+
+/// `−ln softmax(logits)[token]`
+fn surprise(logits: &[f32], token: TokenId) -> f64 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|logit| f64::from(exp(logit - max))).sum();
+    ln_f64(sum) - f64::from(logits[token.0 as usize] - max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_count_every_token_but_the_first_once() {
+        for context in [2, 3, 4, 7, 8] {
+            for len in 1..40 {
+                let mut counted = vec![0; len];
+                for (window, skip) in windows(len, context) {
+                    assert!(window.len() <= context && window.end <= len, "{window:?} of {len}");
+                    counted[window][skip..].iter_mut().for_each(|n| *n += 1);
+                }
+                assert!(
+                    counted[0] == 0 && counted[1..].iter().all(|n| *n == 1),
+                    "{len} tokens, context {context}: {counted:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn surprise_is_the_negative_log_of_the_softmax() {
+        let logits = [1.0f32, -2.0, 0.5];
+        let sum: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
+        for (token, logit) in (0..).zip(logits) {
+            assert!((surprise(&logits, TokenId(token)) - (sum.ln() - f64::from(logit))).abs() < 1e-6);
+        }
+    }
+}

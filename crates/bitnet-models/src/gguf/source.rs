@@ -1,0 +1,274 @@
+//! A GGUF file as a [`Source`]: its tensor names, types and what they leave unsaid.
+
+use std::sync::Arc;
+
+use bitnet_kernels::Pool;
+use bitnet_quantization::dense::Dense;
+use bitnet_quantization::tq::Kind;
+use bitnet_quantization::{TernaryFormat, tl1, tl2};
+
+use super::{Gguf, TensorType, TensorView};
+use crate::config::{Config, RopePairs};
+use crate::error::{Error, Result};
+use crate::model::LoadOptions;
+use crate::source::{Codes, LayerSlot, Projection, Slot, Source, TernaryTensor, finite_values};
+use crate::table::Table;
+
+/// The names of a layer's tensors, between `blk.N.` and `.weight`.
+const LAYER_NAMES: [(LayerSlot, &str); 11] = [
+    (LayerSlot::AttentionNorm, "attn_norm"),
+    (LayerSlot::Weight(Projection::Query), "attn_q"),
+    (LayerSlot::Weight(Projection::Key), "attn_k"),
+    (LayerSlot::Weight(Projection::Value), "attn_v"),
+    (LayerSlot::AttentionSubNorm, "attn_sub_norm"),
+    (LayerSlot::Weight(Projection::AttentionOutput), "attn_output"),
+    (LayerSlot::FfnNorm, "ffn_norm"),
+    (LayerSlot::Weight(Projection::Gate), "ffn_gate"),
+    (LayerSlot::Weight(Projection::Up), "ffn_up"),
+    (LayerSlot::FfnSubNorm, "ffn_sub_norm"),
+    (LayerSlot::Weight(Projection::Down), "ffn_down"),
+];
+
+/// What rotary frequencies are divided by.
+pub(crate) const ROPE_FACTORS: &str = "rope_freqs.weight";
+
+/// The name of a tensor; `None` for a slot that GGUF files of these architectures have no name for.
+pub(crate) fn name(slot: Slot) -> Option<String> {
+    Some(match slot {
+        Slot::Embedding => "token_embd.weight".to_owned(),
+        Slot::OutputNorm => "output_norm.weight".to_owned(),
+        Slot::Head => "output.weight".to_owned(),
+        Slot::Layer(index, slot) => {
+            let (_, part) = LAYER_NAMES.iter().find(|(known, _)| *known == slot)?;
+            format!("blk.{index}.{part}.weight")
+        }
+    })
+}
+
+/// The metadata key that states the tile of TL1 or TL2 tensors of a shape.
+pub(crate) fn tile_key(format: &str, rows: usize, cols: usize) -> String {
+    format!("bitnet.{format}.tile.{rows}x{cols}")
+}
+
+/// A GGUF file and how to read what it leaves unsaid.
+pub(crate) struct GgufSource<'a> {
+    gguf: &'a Arc<Gguf>,
+    options: &'a LoadOptions,
+    config: Config,
+}
+
+impl<'a> GgufSource<'a> {
+    pub(crate) fn new(gguf: &'a Arc<Gguf>, options: &'a LoadOptions) -> Result<Self> {
+        Ok(Self { gguf, options, config: Config::from_gguf(gguf)? })
+    }
+
+    /// The tensor of a slot, which must have the given shape, contiguous dimension first.
+    fn tensor(&self, slot: Slot, dims: &[usize]) -> Result<TensorView<'a>> {
+        // Only norms of each projection have no name, and these files' graphs have none of them.
+        let name = name(slot).unwrap_or_else(|| format!("{slot:?}"));
+        let tensor = self.gguf.require_tensor(&name)?;
+        let expected = (dims[0], dims[1..].iter().product::<usize>());
+        if (tensor.cols(), tensor.rows()) != expected {
+            return Err(Error::Shape { tensor: name, found: tensor.dims.to_vec(), expected: dims.to_vec() });
+        }
+        Ok(tensor)
+    }
+
+    /// Codes and scale of a tensor, `None` where the scale is elsewhere.
+    fn ternary_format(&self, tensor: &TensorView<'_>) -> Result<TernaryFormat> {
+        Ok(match tensor.dtype {
+            TensorType::I2_S => TernaryFormat::I2_S(self.options.i2_s_form),
+            TensorType::TL1 => TernaryFormat::TL1(self.tl1_tile(tensor)?),
+            TensorType::TL2 => TernaryFormat::TL2(self.tl2_tile(tensor)?),
+            TensorType::TQ1_0 => TernaryFormat::TQ(Kind::TQ1_0),
+            TensorType::TQ2_0 => TernaryFormat::TQ(Kind::TQ2_0),
+            TensorType::Q4_0 => TernaryFormat::Q4_0,
+            other => {
+                return Err(Error::TensorUse {
+                    tensor: tensor.name.to_owned(),
+                    found: match other {
+                        TensorType::I8_S => "I8_S, int8 with a scale, which is not ternary",
+                        other => other.name(),
+                    },
+                    used_as: "a projection",
+                    supported: "I2_S, TL1, TL2, TQ1_0, TQ2_0 or, with ternary weights, Q4_0",
+                });
+            }
+        })
+    }
+
+    fn tl1_tile(&self, tensor: &TensorView<'_>) -> Result<tl1::Tile> {
+        let shape = (tensor.rows(), tensor.cols());
+        let given = self.options.tl1_tiles.iter().find(|(of, _)| *of == shape).map(|(_, tile)| *tile);
+        let stated = || {
+            let numbers = self.tile_numbers("tl1", tensor)?;
+            Ok(numbers.map(|[tile_rows, block_cols, inner_rows]| tl1::Tile { tile_rows, block_cols, inner_rows }))
+        };
+        match given.map_or_else(stated, |tile| Ok(Some(tile)))?.or_else(|| tl1::Tile::known(shape.0, shape.1)) {
+            Some(tile) => Ok(tile),
+            None => Err(self.tile_unknown("tl1", tensor)),
+        }
+    }
+
+    fn tl2_tile(&self, tensor: &TensorView<'_>) -> Result<tl2::Tile> {
+        let shape = (tensor.rows(), tensor.cols());
+        let given = self.options.tl2_tiles.iter().find(|(of, _)| *of == shape).map(|(_, tile)| *tile);
+        let stated = || {
+            let numbers = self.tile_numbers("tl2", tensor)?;
+            Ok(numbers.map(|[tile_rows, block_cols]| tl2::Tile { tile_rows, block_cols }))
+        };
+        match given.map_or_else(stated, |tile| Ok(Some(tile)))?.or_else(|| tl2::Tile::known(shape.0, shape.1)) {
+            Some(tile) => Ok(tile),
+            None => Err(self.tile_unknown("tl2", tensor)),
+        }
+    }
+
+    /// The tile that the file states for a tensor's shape.
+    fn tile_numbers<const N: usize>(&self, format: &str, tensor: &TensorView<'_>) -> Result<Option<[usize; N]>> {
+        let key = tile_key(format, tensor.rows(), tensor.cols());
+        let Some(numbers) = self.gguf.metadata().i32s(&key)? else { return Ok(None) };
+        let numbers: Vec<i32> = numbers.take(N + 1).collect();
+        let sizes: Vec<usize> = numbers.iter().filter_map(|&number| usize::try_from(number).ok()).collect();
+        match sizes.try_into() {
+            Ok(sizes) => Ok(Some(sizes)),
+            Err(_) => Err(Error::Config { key, problem: format!("{numbers:?}; {N} sizes are expected") }),
+        }
+    }
+
+    fn tile_unknown(&self, format: &'static str, tensor: &TensorView<'_>) -> Error {
+        let (rows, cols) = (tensor.rows(), tensor.cols());
+        let key = tile_key(format, rows, cols);
+        Error::TileUnknown { tensor: tensor.name.to_owned(), format: tensor.dtype.name(), rows, cols, key }
+    }
+
+    /// What files in llama.cpp's style multiply a projection by, besides the scale inside the tensor.
+    fn outer_scale(&self, weight: &str) -> Result<f32> {
+        let name = scale_name(weight);
+        let Some(tensor) = self.gguf.tensor(&name) else { return Ok(1.0) };
+        if (tensor.cols(), tensor.rows()) != (1, 1) {
+            return Err(Error::Shape { tensor: name, found: tensor.dims.to_vec(), expected: vec![1] });
+        }
+        Ok(finite_values(&name, dense(&tensor, "a scale")?, tensor.data, 1)?[0])
+    }
+
+    fn is_used(&self, name: &str) -> bool {
+        if matches!(name, "token_embd.weight" | "output.weight" | "output_norm.weight" | ROPE_FACTORS) {
+            return true;
+        }
+        let Some((index, rest)) = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else { return false };
+        let Some((part, kind)) = rest.rsplit_once('.') else { return false };
+        let slot = LAYER_NAMES.iter().find(|(_, known)| *known == part).map(|(slot, _)| *slot);
+        let has_kind = match slot {
+            Some(LayerSlot::Weight(_)) => matches!(kind, "weight" | "scale"),
+            _ => kind == "weight",
+        };
+        has_kind
+            && slot.is_some_and(|slot| slot.is_used(&self.config))
+            && index.parse::<usize>().is_ok_and(|index| index < self.config.num_layers)
+    }
+}
+
+impl Source for GgufSource<'_> {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn check_tensors(&self) -> Result<()> {
+        match self.gguf.tensors().find(|tensor| !self.is_used(tensor.name)) {
+            None => Ok(()),
+            Some(tensor) => Err(Error::TensorUnknown {
+                tensor: tensor.name.to_owned(),
+                architecture: self.config.architecture_name.clone(),
+                used: "token_embd, output, output_norm, rope_freqs and in each layer attn_norm, attn_q, attn_k, attn_v, \
+                       attn_sub_norm, attn_output, ffn_norm, ffn_gate, ffn_up, ffn_sub_norm, ffn_down (.weight)",
+            }),
+        }
+    }
+
+    fn has_head(&self) -> bool {
+        name(Slot::Head).is_some_and(|name| self.gguf.tensor(&name).is_some())
+    }
+
+    fn vector(&self, slot: Slot, len: usize) -> Result<Vec<f32>> {
+        let tensor = self.tensor(slot, &[len])?;
+        finite_values(tensor.name, dense(&tensor, "a vector")?, tensor.data, len)
+    }
+
+    fn table(&self, slot: Slot, rows: usize, cols: usize) -> Result<Table> {
+        let tensor = self.tensor(slot, &[cols, rows])?;
+        let format = dense(&tensor, "an embedding or a head")?;
+        Table::new(tensor.name, self.gguf.extent(tensor.range()), format, rows, cols)
+    }
+
+    fn projection(
+        &self,
+        layer: usize,
+        projection: Projection,
+        rows: usize,
+        cols: usize,
+        _: &Pool,
+    ) -> Result<TernaryTensor> {
+        let tensor = self.tensor(Slot::Layer(layer, LayerSlot::Weight(projection)), &[cols, rows])?;
+        let format = self.ternary_format(&tensor)?;
+        let inner = format
+            .scale(tensor.data, rows, cols)
+            .map_err(|source| Error::Tensor { tensor: tensor.name.to_owned(), source })?;
+        let scale = inner.unwrap_or(1.0) * self.outer_scale(tensor.name)?;
+        if !scale.is_finite() {
+            let problem = format!("its scale is {scale}");
+            return Err(Error::TensorValues { tensor: tensor.name.to_owned(), problem });
+        }
+        let interleaved = projection.is_rotated() && self.config.rope_pairs == RopePairs::Interleaved;
+        Ok(TernaryTensor {
+            name: tensor.name.to_owned(),
+            rows,
+            cols,
+            scale,
+            codes: Codes::Packed(format),
+            data: self.gguf.extent(tensor.range()),
+            interleaved_heads: interleaved.then_some(self.config.attention.head_dim),
+        })
+    }
+
+    fn rope_factors(&self) -> Result<Option<Vec<f32>>> {
+        let Some(tensor) = self.gguf.tensor(ROPE_FACTORS) else { return Ok(None) };
+        let half = self.config.attention.head_dim / 2;
+        if (tensor.cols(), tensor.rows()) != (half, 1) {
+            let found = tensor.dims.to_vec();
+            return Err(Error::Shape { tensor: ROPE_FACTORS.to_owned(), found, expected: vec![half] });
+        }
+        let factors = finite_values(ROPE_FACTORS, dense(&tensor, "a vector")?, tensor.data, half)?;
+        match factors.iter().position(|factor| *factor <= 0.0) {
+            None => Ok(Some(factors)),
+            Some(at) => Err(Error::TensorValues {
+                tensor: ROPE_FACTORS.to_owned(),
+                problem: format!("element {at} is {}, a divisor of frequencies must be above 0", factors[at]),
+            }),
+        }
+    }
+}
+
+/// `blk.0.attn_q.scale` of `blk.0.attn_q.weight`.
+fn scale_name(weight: &str) -> String {
+    format!("{}.scale", weight.strip_suffix(".weight").unwrap_or(weight))
+}
+
+/// The format of a tensor that is not ternary.
+fn dense(tensor: &TensorView<'_>, used_as: &'static str) -> Result<Dense> {
+    Ok(match tensor.dtype {
+        TensorType::F32 => Dense::F32,
+        TensorType::F16 => Dense::F16,
+        TensorType::BF16 => Dense::BF16,
+        TensorType::Q8_0 => Dense::Q8_0,
+        TensorType::Q6_K => Dense::Q6_K,
+        TensorType::Q4_0 => Dense::Q4_0,
+        other => {
+            return Err(Error::TensorUse {
+                tensor: tensor.name.to_owned(),
+                found: other.name(),
+                used_as,
+                supported: "F32, F16, BF16, Q8_0, Q6_K or Q4_0",
+            });
+        }
+    })
+}

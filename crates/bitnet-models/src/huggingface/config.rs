@@ -1,0 +1,331 @@
+//! `config.json`: the shape of the model, and how its weights are quantized.
+
+use bitnet_kernels::{AttentionShape, Gate, MAX_COLS, MAX_HEAD_DIM};
+use serde_json::{Map, Value};
+
+use crate::config::{Architecture, Config, RopePairs};
+use crate::error::{Error, Result, shown};
+
+/// How a checkpoint's weights are quantized.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Quantization {
+    /// What `weight_scale` does.
+    pub weight_scale: WeightScale,
+    /// Whether the file holds float weights that are quantized at every use (`quantization_mode: "online"`).
+    pub online: bool,
+    /// Whether the logits come from the embedding; `None` if the file leaves it to the tensors.
+    pub(super) tie_word_embeddings: Option<bool>,
+    /// What changes the rotary frequencies.
+    pub(super) rope: RopeScaling,
+}
+
+/// What the scale beside packed weights does to the integer sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightScale {
+    /// It divides them (`linear_class: "bitlinear"`).
+    Divides,
+    /// It multiplies them (`"autobitlinear"`).
+    Multiplies,
+}
+
+/// How rotary frequencies are stretched for longer contexts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum RopeScaling {
+    None,
+    /// All divided by one factor.
+    Linear(f32),
+    /// Low ones divided, high ones kept, those between blended: Llama 3.1.
+    Llama3 {
+        factor: f64,
+        low_freq_factor: f64,
+        high_freq_factor: f64,
+        original_context: f64,
+    },
+}
+
+/// Names and what they mean: the graph with squared ReLU and with SiLU, and the activation when none is stated.
+const ARCHITECTURES: [(&str, Family, Gate); 3] = [
+    ("BitNetForCausalLM", Family::Bitnet, Gate::Relu2),
+    ("BitnetForCausalLM", Family::Bitnet, Gate::Silu),
+    ("LlamaForCausalLM", Family::Llama, Gate::Silu),
+];
+
+#[derive(Clone, Copy, PartialEq)]
+enum Family {
+    Bitnet,
+    Llama,
+}
+
+/// Reads a parsed `config.json`. num_tensors: a bound on the number of layers.
+pub(super) fn read(json: &Value, num_tensors: usize) -> Result<(Config, Quantization)> {
+    let Some(object) = json.as_object() else {
+        return Err(Error::Config { key: "config.json".into(), problem: "not an object".into() });
+    };
+    let root = Keys { object, path: "" };
+    let (name, family, default_gate) = architecture_name(&root)?;
+    let gate = match root.str("hidden_act")? {
+        None => default_gate,
+        Some("relu2") => Gate::Relu2,
+        Some("silu" | "swish") => Gate::Silu,
+        Some(other) => {
+            return Err(root.error("hidden_act", format!("{:?}; relu2 and silu are supported", shown(other))));
+        }
+    };
+    let architecture = match (family, gate) {
+        (Family::Bitnet, Gate::Relu2) => Architecture::BitnetB158,
+        (Family::Bitnet, Gate::Silu) => Architecture::Bitnet,
+        (Family::Llama, Gate::Silu) => Architecture::Llama,
+        (Family::Llama, Gate::Relu2) => return Err(root.error("hidden_act", format!("\"relu2\"; {name} uses silu"))),
+    };
+    root.refuse_what_changes_the_graph()?;
+    let quantization_config = root.object("quantization_config")?;
+    let (weight_scale, online, input_norm_eps) = match &quantization_config {
+        Some(keys) => quantization(keys, architecture)?,
+        None if family == Family::Llama => {
+            let problem = "missing, so the weights are not ternary; LlamaForCausalLM needs quant_method \"bitnet\"";
+            return Err(root.error("quantization_config", problem.into()));
+        }
+        None => (WeightScale::Divides, true, None),
+    };
+    let (rope_theta, rope) = rope(&root)?;
+    let hidden_size = root.size("hidden_size", MAX_COLS)?;
+    let heads = root.size("num_attention_heads", 4096)?;
+    let head_dim = match root.optional_size("head_dim", MAX_HEAD_DIM)? {
+        Some(head_dim) => head_dim,
+        None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
+        None => {
+            let problem = format!("{heads}, which does not divide hidden_size {hidden_size}");
+            return Err(root.error("num_attention_heads", problem));
+        }
+    };
+    let config = Config {
+        architecture,
+        architecture_name: name.to_owned(),
+        name: root.str("_name_or_path")?.filter(|name| !name.is_empty()).map(shown),
+        vocab_size: root.size("vocab_size", 1 << 24)?,
+        hidden_size,
+        num_layers: root.size("num_hidden_layers", num_tensors.max(1))?,
+        attention: AttentionShape {
+            heads,
+            kv_heads: root.optional_size("num_key_value_heads", heads)?.unwrap_or(heads),
+            head_dim,
+        },
+        ffn_size: root.size("intermediate_size", MAX_COLS)?,
+        context_length: root.size("max_position_embeddings", u32::MAX as usize)?,
+        rms_norm_eps: root.number("rms_norm_eps")?.map_or(1e-6, |eps| eps as f32),
+        rope_theta: rope_theta as f32,
+        rope_scaling_factor: if let RopeScaling::Linear(factor) = rope { factor } else { 1.0 },
+        rope_pairs: RopePairs::HalfSplit,
+        input_norm_eps,
+    }
+    .checked()?;
+    let tie_word_embeddings = root.bool("tie_word_embeddings")?;
+    Ok((config, Quantization { weight_scale, online, tie_word_embeddings, rope }))
+}
+
+fn architecture_name<'a>(root: &Keys<'a>) -> Result<(&'a str, Family, Gate)> {
+    let supported = || ARCHITECTURES.map(|(name, ..)| name).join(", ");
+    let names = root.object.get("architectures").and_then(Value::as_array);
+    let found = match names.and_then(|names| names.first()?.as_str()) {
+        Some(name) => name,
+        None => {
+            let problem = format!("missing or not a list of names; supported are {}", supported());
+            return Err(root.error("architectures", problem));
+        }
+    };
+    let known = ARCHITECTURES.iter().find(|(name, ..)| *name == found);
+    let unsupported = || Error::Architecture { found: shown(found), supported: supported() };
+    known.map(|(_, family, gate)| (found, *family, *gate)).ok_or_else(unsupported)
+}
+
+/// What `weight_scale` does, whether weights are quantized on load, and the epsilon of the projections' own norms.
+fn quantization(keys: &Keys<'_>, architecture: Architecture) -> Result<(WeightScale, bool, Option<f32>)> {
+    let one_of = |key: &str, found: &str, supported: &str| {
+        Err(keys.error(key, format!("{:?}; {supported} is supported", shown(found))))
+    };
+    match keys.str("quant_method")? {
+        Some("bitnet") => {}
+        other => return one_of("quant_method", other.unwrap_or("missing"), "bitnet"),
+    }
+    let weight_scale = match keys.str("linear_class")? {
+        None | Some("bitlinear") => WeightScale::Divides,
+        Some("autobitlinear") => WeightScale::Multiplies,
+        Some(other) => return one_of("linear_class", other, "bitlinear or autobitlinear"),
+    };
+    let online = match keys.str("quantization_mode")? {
+        None | Some("offline") => false,
+        Some("online") => true,
+        Some(other) => return one_of("quantization_mode", other, "offline or online"),
+    };
+    for (key, supported) in [("input_bits", 8.0), ("activation_bits", 8.0)] {
+        if let Some(bits) = keys.number(key)?
+            && bits != supported
+        {
+            return Err(keys.error(key, format!("{bits}; {supported} is supported")));
+        }
+    }
+    keys.refuse_unconverted_projections()?;
+    if !keys.bool("use_rms_norm")?.unwrap_or(false) {
+        return Ok((weight_scale, online, None));
+    }
+    if architecture.has_sub_norms() {
+        let problem = "true, which is not supported for a graph that has norms before its output projections";
+        return Err(keys.error("use_rms_norm", problem.into()));
+    }
+    let eps = keys.number("rms_norm_eps")?.unwrap_or(1e-6);
+    Ok((weight_scale, online, Some(eps as f32)))
+}
+
+/// Base of the rotary frequencies and what changes them; newer files keep both in `rope_parameters`.
+fn rope(root: &Keys<'_>) -> Result<(f64, RopeScaling)> {
+    let parameters = match root.object("rope_parameters")? {
+        Some(parameters) => Some(parameters),
+        None => root.object("rope_scaling")?,
+    };
+    let Some(keys) = parameters else { return Ok((root.number("rope_theta")?.unwrap_or(10_000.0), RopeScaling::None)) };
+    let theta = match keys.number("rope_theta")? {
+        Some(theta) => theta,
+        None => root.number("rope_theta")?.unwrap_or(10_000.0),
+    };
+    let kind = match keys.str("rope_type")? {
+        Some(kind) => kind,
+        None => keys.str("type")?.unwrap_or("default"),
+    };
+    let scaling = match kind {
+        "default" => RopeScaling::None,
+        "linear" => RopeScaling::Linear(keys.positive("factor")? as f32),
+        "llama3" => llama3(&keys)?,
+        other => {
+            let problem = format!("{:?}; default, linear and llama3 are supported", shown(other));
+            return Err(keys.error("rope_type", problem));
+        }
+    };
+    Ok((theta, scaling))
+}
+
+fn llama3(keys: &Keys<'_>) -> Result<RopeScaling> {
+    let (low, high) = (keys.positive("low_freq_factor")?, keys.positive("high_freq_factor")?);
+    if low >= high {
+        return Err(keys.error("low_freq_factor", format!("{low}, not below high_freq_factor {high}")));
+    }
+    Ok(RopeScaling::Llama3 {
+        factor: keys.positive("factor")?,
+        low_freq_factor: low,
+        high_freq_factor: high,
+        original_context: keys.positive("original_max_position_embeddings")?,
+    })
+}
+
+/// An object of the file, with what precedes its keys in messages.
+struct Keys<'a> {
+    object: &'a Map<String, Value>,
+    path: &'static str,
+}
+
+impl<'a> Keys<'a> {
+    fn error(&self, key: &str, problem: String) -> Error {
+        Error::Config { key: format!("{}{key}", self.path), problem }
+    }
+
+    fn wrong_type(&self, key: &str, value: &Value, wanted: &str) -> Error {
+        self.error(key, format!("{}, expected {wanted}", shown_value(value)))
+    }
+
+    /// The value of a key that is there and not null.
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.object.get(key).filter(|value| !value.is_null())
+    }
+
+    fn str(&self, key: &str) -> Result<Option<&'a str>> {
+        let read = |value: &'a Value| value.as_str().ok_or_else(|| self.wrong_type(key, value, "a string"));
+        self.get(key).map(read).transpose()
+    }
+
+    fn bool(&self, key: &str) -> Result<Option<bool>> {
+        let read = |value: &Value| value.as_bool().ok_or_else(|| self.wrong_type(key, value, "true or false"));
+        self.get(key).map(read).transpose()
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>> {
+        let read = |value: &Value| value.as_f64().ok_or_else(|| self.wrong_type(key, value, "a number"));
+        self.get(key).map(read).transpose()
+    }
+
+    /// A number above 0 that must be there.
+    fn positive(&self, key: &str) -> Result<f64> {
+        match self.number(key)? {
+            Some(number) if number > 0.0 && number <= 1e12 => Ok(number),
+            Some(number) => Err(self.error(key, format!("{number}; more than 0 and at most 1e12 is possible"))),
+            None => Err(self.error(key, "missing".into())),
+        }
+    }
+
+    fn object(&self, key: &'static str) -> Result<Option<Keys<'a>>> {
+        let path = match key {
+            "quantization_config" => "quantization_config.",
+            "rope_scaling" => "rope_scaling.",
+            _ => "rope_parameters.",
+        };
+        let read = |value: &'a Value| match value.as_object() {
+            Some(object) => Ok(Keys { object, path }),
+            None => Err(self.wrong_type(key, value, "an object")),
+        };
+        self.get(key).map(read).transpose()
+    }
+
+    fn optional_size(&self, key: &str, max: usize) -> Result<Option<usize>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_u64() {
+            Some(size) if (1..=max as u64).contains(&size) => Ok(Some(size as usize)),
+            _ => Err(self.error(key, format!("{}; 1 to {max} is possible", shown_value(value)))),
+        }
+    }
+
+    fn size(&self, key: &str, max: usize) -> Result<usize> {
+        self.optional_size(key, max)?.ok_or_else(|| self.error(key, "missing".into()))
+    }
+
+    /// Options of the published model classes that would make another graph.
+    fn refuse_what_changes_the_graph(&self) -> Result<()> {
+        for key in ["attention_bias", "mlp_bias"] {
+            if self.bool(key)? == Some(true) {
+                return Err(self.error(key, "true; biases are not supported".into()));
+            }
+        }
+        for (key, only) in [("partial_rotary_factor", 1.0), ("input_bits", 8.0), ("weight_bits", 1.0)] {
+            if let Some(found) = self.number(key)?
+                && found != only
+            {
+                return Err(self.error(key, format!("{found}; {only} is supported")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Modules that stay in floats: the head may, and whatever is not a projection.
+    fn refuse_unconverted_projections(&self) -> Result<()> {
+        const PROJECTIONS: [&str; 9] =
+            ["self_attn", "mlp", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+        let Some(value) = self.get("modules_to_not_convert") else { return Ok(()) };
+        let not_names = || self.wrong_type("modules_to_not_convert", value, "a list of names");
+        for name in value.as_array().ok_or_else(not_names)? {
+            let name = name.as_str().ok_or_else(not_names)?;
+            let parts: Vec<&str> = name.split('.').collect();
+            let whole_layers =
+                matches!(parts[..], ["model"] | ["model", "layers"] | ["model", "layers", _] | ["layers", ..]);
+            if whole_layers || parts.iter().any(|part| PROJECTIONS.contains(part)) {
+                let problem = format!("{:?}; projections in floats are not supported", shown(name));
+                return Err(self.error("modules_to_not_convert", problem));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A value as a message may show it.
+fn shown_value(value: &Value) -> String {
+    match value.as_str() {
+        Some(text) => format!("\"{}\"", shown(text)),
+        None => shown(&value.to_string()),
+    }
+}

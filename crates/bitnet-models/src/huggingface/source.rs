@@ -1,0 +1,246 @@
+//! A checkpoint as a [`Source`]: its tensor names, and weights packed, in units or in floats.
+
+use std::f64::consts::TAU;
+
+use bitnet_kernels::{Pool, math};
+use bitnet_quantization::TernaryFormat;
+use bitnet_quantization::dense::Dense;
+
+use super::config::RopeScaling;
+use super::{Checkpoint, DType, Tensor, WeightScale};
+use crate::config::Config;
+use crate::error::{Error, Result, shown};
+use crate::source::{Codes, LayerSlot, Projection, Slot, Source, TernaryTensor, finite_values};
+use crate::table::Table;
+
+/// The names of a layer's modules, between `model.layers.N.` and `.weight`; where there are two, older files use the second.
+const LAYER_NAMES: [(LayerSlot, &str); 13] = [
+    (LayerSlot::AttentionNorm, "input_layernorm"),
+    (LayerSlot::AttentionSubNorm, "self_attn.attn_sub_norm"),
+    (LayerSlot::AttentionSubNorm, "self_attn.inner_attn_ln"),
+    (LayerSlot::FfnNorm, "post_attention_layernorm"),
+    (LayerSlot::FfnSubNorm, "mlp.ffn_sub_norm"),
+    (LayerSlot::FfnSubNorm, "mlp.ffn_layernorm"),
+    (LayerSlot::Weight(Projection::Query), "self_attn.q_proj"),
+    (LayerSlot::Weight(Projection::Key), "self_attn.k_proj"),
+    (LayerSlot::Weight(Projection::Value), "self_attn.v_proj"),
+    (LayerSlot::Weight(Projection::AttentionOutput), "self_attn.o_proj"),
+    (LayerSlot::Weight(Projection::Gate), "mlp.gate_proj"),
+    (LayerSlot::Weight(Projection::Up), "mlp.up_proj"),
+    (LayerSlot::Weight(Projection::Down), "mlp.down_proj"),
+];
+
+/// The names that a slot's tensor can have, the usual one first.
+fn names(slot: Slot) -> Vec<String> {
+    let (index, slot) = match slot {
+        Slot::Embedding => return vec!["model.embed_tokens.weight".to_owned()],
+        Slot::OutputNorm => return vec!["model.norm.weight".to_owned()],
+        Slot::Head => return vec!["lm_head.weight".to_owned()],
+        Slot::Layer(index, slot) => (index, slot),
+    };
+    let (module, suffix) = match slot {
+        LayerSlot::InputNorm(projection) => (LayerSlot::Weight(projection), "rms_norm.weight"),
+        other => (other, "weight"),
+    };
+    let known = LAYER_NAMES.iter().filter(|(known, _)| *known == module);
+    known.map(|(_, name)| format!("model.layers.{index}.{name}.{suffix}")).collect()
+}
+
+impl Checkpoint {
+    /// The tensor of a slot under the first of its names that is there.
+    fn tensor(&self, slot: Slot) -> Result<(String, &Tensor)> {
+        let names = names(slot);
+        for name in &names {
+            if let Some(tensor) = self.tensors.get(name) {
+                return Ok((name.clone(), tensor));
+            }
+        }
+        Err(Error::TensorMissing { name: names.into_iter().next().unwrap_or_default() })
+    }
+
+    /// The tensor of a slot, which must have that shape and hold floats.
+    fn floats(&self, slot: Slot, shape: &[usize], used_as: &'static str) -> Result<(String, &Tensor, Dense)> {
+        let (name, tensor) = self.tensor(slot)?;
+        expect_shape(&name, tensor, shape)?;
+        let Some(format) = dense(tensor.dtype) else {
+            return Err(Error::TensorUse {
+                tensor: name,
+                found: tensor.dtype.name(),
+                used_as,
+                supported: "F32, F16 or BF16",
+            });
+        };
+        Ok((name, tensor, format))
+    }
+
+    /// The number beside a projection's weights, if there is one.
+    fn weight_scale(&self, weight: &str) -> Result<Option<f32>> {
+        let name = format!("{weight}_scale");
+        let Some(tensor) = self.tensors.get(&name) else { return Ok(None) };
+        if tensor.shape.iter().product::<usize>() != 1 {
+            return Err(Error::Shape { tensor: name, found: tensor.shape.clone(), expected: vec![1] });
+        }
+        let Some(format) = dense(tensor.dtype) else {
+            let found = tensor.dtype.name();
+            return Err(Error::TensorUse { tensor: name, found, used_as: "a scale", supported: "F32, F16 or BF16" });
+        };
+        let stored = finite_values(&name, format, &tensor.data, 1)?[0];
+        let scale = match self.quantization.weight_scale {
+            WeightScale::Multiplies => stored,
+            WeightScale::Divides => 1.0 / stored,
+        };
+        if stored > 0.0 && scale.is_finite() {
+            return Ok(Some(scale));
+        }
+        Err(Error::TensorValues { tensor: name, problem: format!("a scale of {stored} is not possible") })
+    }
+
+    fn is_used(&self, name: &str) -> bool {
+        if matches!(name, "model.embed_tokens.weight" | "model.norm.weight" | "lm_head.weight") {
+            return true;
+        }
+        let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
+        let Some((index, rest)) = layer else { return false };
+        let in_model = index.parse::<usize>().is_ok_and(|index| index < self.config.num_layers);
+        // The frequencies follow from the configuration; old files hold a copy.
+        in_model && (rest == "self_attn.rotary_emb.inv_freq" || self.is_used_in_layer(rest))
+    }
+
+    fn is_used_in_layer(&self, name: &str) -> bool {
+        LAYER_NAMES.iter().any(|(slot, module)| {
+            let Some(suffix) = name.strip_prefix(module) else { return false };
+            match (slot, suffix) {
+                (slot, ".weight") => slot.is_used(&self.config),
+                (LayerSlot::Weight(_), ".weight_scale") => true,
+                (LayerSlot::Weight(projection), ".rms_norm.weight") => {
+                    LayerSlot::InputNorm(*projection).is_used(&self.config)
+                }
+                _ => false,
+            }
+        })
+    }
+}
+
+impl Source for Checkpoint {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn check_tensors(&self) -> Result<()> {
+        if self.quantization.tie_word_embeddings == Some(false) && !self.has_head() {
+            return Err(Error::TensorMissing { name: "lm_head.weight (tie_word_embeddings is false)".into() });
+        }
+        match self.tensors.keys().find(|name| !self.is_used(name)) {
+            None => Ok(()),
+            Some(name) => Err(Error::TensorUnknown {
+                tensor: shown(name),
+                architecture: self.config.architecture_name.clone(),
+                used: "model.embed_tokens, model.norm, lm_head and in each layer input_layernorm, \
+                       post_attention_layernorm, self_attn.{q,k,v,o}_proj, mlp.{gate,up,down}_proj and, in BitNet \
+                       graphs, self_attn.attn_sub_norm, mlp.ffn_sub_norm (.weight)",
+            }),
+        }
+    }
+
+    fn has_head(&self) -> bool {
+        // Where the two are tied the model's own code ignores a head in the file.
+        self.quantization.tie_word_embeddings != Some(true) && self.tensor(Slot::Head).is_ok()
+    }
+
+    fn vector(&self, slot: Slot, len: usize) -> Result<Vec<f32>> {
+        let (name, tensor, format) = self.floats(slot, &[len], "a vector")?;
+        finite_values(&name, format, &tensor.data, len)
+    }
+
+    fn table(&self, slot: Slot, rows: usize, cols: usize) -> Result<Table> {
+        let (name, tensor, format) = self.floats(slot, &[rows, cols], "an embedding or a head")?;
+        Table::new(&name, tensor.data.clone(), format, rows, cols)
+    }
+
+    fn projection(
+        &self,
+        layer: usize,
+        projection: Projection,
+        rows: usize,
+        cols: usize,
+        pool: &Pool,
+    ) -> Result<TernaryTensor> {
+        let (name, tensor) = self.tensor(Slot::Layer(layer, LayerSlot::Weight(projection)))?;
+        let scale = self.weight_scale(&name)?;
+        let wrong = |problem: &str| Error::TensorValues { tensor: name.clone(), problem: problem.to_owned() };
+        let packed = tensor.dtype == DType::U8;
+        let codes = match (dense(tensor.dtype), packed, scale) {
+            (_, true, Some(_)) if self.quantization.online => {
+                return Err(wrong("packed weights, but quantization_mode is \"online\", which means float weights"));
+            }
+            (_, true, Some(_)) => Codes::Packed(TernaryFormat::HfPacked),
+            (_, true, None) => return Err(wrong("packed weights without a weight_scale beside them")),
+            (Some(format), _, Some(_)) => Codes::Units(format),
+            (Some(format), _, None) => Codes::Absmean { format, s: 1.0 },
+            (None, ..) => {
+                return Err(Error::TensorUse {
+                    tensor: name,
+                    found: tensor.dtype.name(),
+                    used_as: "a projection",
+                    supported: "packed U8, BF16, F16 or F32",
+                });
+            }
+        };
+        if packed && !rows.is_multiple_of(4) {
+            return Err(wrong(&format!("{rows} rows cannot be packed in fours")));
+        }
+        expect_shape(&name, tensor, &[if packed { rows / 4 } else { rows }, cols])?;
+        let mut ternary = TernaryTensor {
+            name,
+            rows,
+            cols,
+            scale: scale.unwrap_or(1.0),
+            codes,
+            data: tensor.data.clone(),
+            interleaved_heads: None,
+        };
+        if let Codes::Absmean { format, .. } = codes {
+            ternary.measure(format, pool)?;
+        }
+        Ok(ternary)
+    }
+
+    fn rope_factors(&self) -> Result<Option<Vec<f32>>> {
+        let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } =
+            self.quantization.rope
+        else {
+            return Ok(None);
+        };
+        let head_dim = self.config.attention.head_dim;
+        let divisor = |i: usize| {
+            let frequency = math::pow_f64(f64::from(self.config.rope_theta), -((2 * i) as f64) / head_dim as f64);
+            // Turns that the pair makes over the context the model was first trained for.
+            let turns = original_context * frequency / TAU;
+            if turns > high_freq_factor {
+                1.0
+            } else if turns < low_freq_factor {
+                factor
+            } else {
+                let smooth = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                1.0 / ((1.0 - smooth) / factor + smooth)
+            }
+        };
+        Ok(Some((0..head_dim / 2).map(|i| divisor(i) as f32).collect()))
+    }
+}
+
+fn expect_shape(name: &str, tensor: &Tensor, expected: &[usize]) -> Result<()> {
+    if tensor.shape == expected {
+        return Ok(());
+    }
+    Err(Error::Shape { tensor: name.to_owned(), found: tensor.shape.clone(), expected: expected.to_vec() })
+}
+
+fn dense(dtype: DType) -> Option<Dense> {
+    match dtype {
+        DType::F32 => Some(Dense::F32),
+        DType::F16 => Some(Dense::F16),
+        DType::BF16 => Some(Dense::BF16),
+        _ => None,
+    }
+}

@@ -1,0 +1,526 @@
+//! Random models of any shape in every published form: what tests and benchmarks run when no download may be needed.
+//!
+//! A model is its [`Shape`] and a seed. Each number follows from the seed, its tensor's name and its index, so a model is
+//! the same in all forms and is written a few rows at a time, whatever its size.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use bitnet_kernels::Gate;
+use bitnet_quantization::{TernaryFormat, absmean, hf_packed, i2_s, q4_0, tl1, tl2, tq};
+use half::{bf16, f16};
+use serde_json::{Map, Value, json};
+
+use crate::config::{Architecture, RopePairs};
+use crate::error::{Error, Result};
+use crate::gguf::source::tile_key;
+use crate::gguf::{GgufWriter, MetadataValue, TensorInfo, TensorType};
+use crate::source::half_split_row;
+
+/// Special tokens at the end of the vocabulary.
+const SPECIAL_TOKENS: usize = 256;
+
+/// What a model looks like.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "the words of `Config`")]
+pub struct Shape {
+    pub architecture: Architecture,
+    pub hidden_size: usize,
+    pub num_layers: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub ffn_size: usize,
+    /// At least 512, for [`byte_level_tokenizer`].
+    pub vocab_size: usize,
+    pub context_length: usize,
+    pub rope_theta: f32,
+    /// Whether the logits come from the embedding.
+    pub tied: bool,
+}
+
+impl Default for Shape {
+    /// Some 0.7 million ternary weights.
+    fn default() -> Self {
+        Self {
+            architecture: Architecture::BitnetB158,
+            hidden_size: 256,
+            num_layers: 2,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 64,
+            ffn_size: 384,
+            vocab_size: 512,
+            context_length: 512,
+            rope_theta: 10_000.0,
+            tied: true,
+        }
+    }
+}
+
+/// How a checkpoint holds the ternary weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckpointWeights {
+    /// Packed uint8, with a scale that multiplies, or in Llama graphs divides.
+    Packed,
+    /// The float weights behind them, in bf16.
+    Bf16,
+    /// The same numbers in f32.
+    F32,
+}
+
+/// A random model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SyntheticModel {
+    /// What it looks like.
+    pub shape: Shape,
+    /// What its numbers follow from.
+    pub seed: u64,
+}
+
+/// A tensor under its names in both formats.
+struct Tensor {
+    gguf: String,
+    huggingface: String,
+    kind: Kind,
+    rows: usize,
+    cols: usize,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Ternary,
+    Table,
+    Norm,
+}
+
+impl SyntheticModel {
+    /// Writes a GGUF file whose ternary tensors have the format given for their shape (rows, cols), with the tables in F16
+    /// and the norms in F32. Its scales are those of the packed checkpoint; TQ and Q4_0 round them to f16.
+    ///
+    /// # Errors
+    /// If a format cannot hold a shape, or the file cannot be written.
+    pub fn write_gguf(&self, path: &Path, format: &dyn Fn(usize, usize) -> TernaryFormat) -> Result<()> {
+        let tensors = self.tensors();
+        let mut metadata = self.gguf_metadata(file_type(format(self.shape.hidden_size, self.shape.hidden_size)));
+        let mut infos = Vec::new();
+        for tensor in &tensors {
+            let dtype = match tensor.kind {
+                Kind::Table => TensorType::F16,
+                Kind::Norm => TensorType::F32,
+                Kind::Ternary => gguf_type(format(tensor.rows, tensor.cols)),
+            };
+            let dims = if tensor.kind == Kind::Norm { vec![tensor.cols] } else { vec![tensor.cols, tensor.rows] };
+            infos.push(TensorInfo { name: tensor.gguf.clone(), dtype, dims });
+            if let Some(pair) = tile_pair(format(tensor.rows, tensor.cols), tensor.rows, tensor.cols)
+                && tensor.kind == Kind::Ternary
+                && !metadata.contains(&pair)
+            {
+                metadata.push(pair);
+            }
+        }
+        metadata.extend(byte_level_tokenizer(self.shape.vocab_size));
+        let mut writer = GgufWriter::create(path, &metadata, infos)?;
+        for tensor in &tensors {
+            writer.begin_tensor()?;
+            match tensor.kind {
+                Kind::Norm => writer.write(&self.bytes(tensor, 0, |x| x.to_le_bytes()))?,
+                Kind::Table => {
+                    for row in 0..tensor.rows {
+                        writer.write(&self.bytes(tensor, row, |x| f16::from_f32(x).to_le_bytes()))?;
+                    }
+                }
+                Kind::Ternary => {
+                    let (weights, scale) = self.ternary(tensor);
+                    let weights = self.gguf_rows(tensor, weights);
+                    writer.write(&pack(format(tensor.rows, tensor.cols), &weights, tensor, scale)?)?;
+                }
+            }
+        }
+        writer.finish().map(|_| ())
+    }
+
+    /// Writes a checkpoint directory: config.json, `num_shards` safetensors files, tokenizer.json, tokenizer_config.json.
+    ///
+    /// # Errors
+    /// If packing cannot hold a shape, or a file cannot be written.
+    ///
+    /// # Panics
+    /// If there are no shards.
+    pub fn write_checkpoint(&self, directory: &Path, weights: CheckpointWeights, num_shards: usize) -> Result<()> {
+        assert!(num_shards > 0, "a checkpoint of no files");
+        let io = |source| Error::Write { path: directory.to_owned(), source };
+        fs::create_dir_all(directory).map_err(io)?;
+        write_text(&directory.join("config.json"), &self.config_json(weights).to_string())?;
+        let (tokenizer, tokenizer_config) = byte_level_tokenizer_json(self.shape.vocab_size);
+        write_text(&directory.join("tokenizer.json"), &tokenizer.to_string())?;
+        write_text(&directory.join("tokenizer_config.json"), &tokenizer_config.to_string())?;
+        let tensors = self.tensors();
+        let mut weight_map = Map::new();
+        let per_shard = tensors.len().div_ceil(num_shards);
+        for (index, tensors) in tensors.chunks(per_shard).enumerate() {
+            let name = match num_shards {
+                1 => "model.safetensors".to_owned(),
+                _ => format!("model-{:05}-of-{num_shards:05}.safetensors", index + 1),
+            };
+            for tensor in self.write_shard(&directory.join(&name), tensors, weights)? {
+                weight_map.insert(tensor, Value::from(name.as_str()));
+            }
+        }
+        if num_shards > 1 {
+            let index = json!({"metadata": {}, "weight_map": weight_map});
+            write_text(&directory.join("model.safetensors.index.json"), &index.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Writes one safetensors file and returns the names in it.
+    fn write_shard(&self, path: &Path, tensors: &[Tensor], weights: CheckpointWeights) -> Result<Vec<String>> {
+        let mut header = Map::new();
+        let mut offset = 0;
+        let mut entry = |name: &str, dtype: &str, shape: Value, len: usize| {
+            let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + len]});
+            header.insert(name.to_owned(), entry);
+            offset += len;
+        };
+        for Tensor { huggingface: name, kind, rows, cols, .. } in tensors {
+            match (kind, weights) {
+                (Kind::Norm, _) => entry(name, "BF16", json!([cols]), 2 * cols),
+                (Kind::Ternary, CheckpointWeights::Packed) => {
+                    entry(name, "U8", json!([rows / 4, cols]), rows * cols / 4);
+                    entry(&format!("{name}_scale"), "BF16", json!([1]), 2);
+                }
+                (Kind::Ternary, CheckpointWeights::F32) => entry(name, "F32", json!([rows, cols]), 4 * rows * cols),
+                (Kind::Table | Kind::Ternary, _) => entry(name, "BF16", json!([rows, cols]), 2 * rows * cols),
+            }
+        }
+        let names = header.keys().cloned().collect();
+        let mut text = Value::from(header).to_string();
+        text.push_str(&" ".repeat(text.len().next_multiple_of(8) - text.len()));
+        let io = |source| Error::Write { path: path.to_owned(), source };
+        let mut out = BufWriter::new(File::create(path).map_err(io)?);
+        out.write_all(&(text.len() as u64).to_le_bytes()).map_err(io)?;
+        out.write_all(text.as_bytes()).map_err(io)?;
+        for tensor in tensors {
+            if (tensor.kind, weights) == (Kind::Ternary, CheckpointWeights::Packed) {
+                let (weights, _) = self.ternary(tensor);
+                out.write_all(&pack(TernaryFormat::HfPacked, &weights, tensor, 1.0)?).map_err(io)?;
+                out.write_all(&self.stored_scale(tensor).to_le_bytes()).map_err(io)?;
+                continue;
+            }
+            for row in 0..tensor.rows {
+                let bytes = match (tensor.kind, weights) {
+                    (Kind::Ternary, CheckpointWeights::F32) => self.bytes(tensor, row, |x| x.to_le_bytes()),
+                    _ => self.bytes(tensor, row, |x| bf16::from_f32(x).to_le_bytes()),
+                };
+                out.write_all(&bytes).map_err(io)?;
+            }
+        }
+        out.flush().map_err(io)?;
+        Ok(names)
+    }
+
+    /// All tensors, in the order they are written.
+    fn tensors(&self) -> Vec<Tensor> {
+        let shape = &self.shape;
+        let (hidden, ffn, vocab) = (shape.hidden_size, shape.ffn_size, shape.vocab_size);
+        let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+        let tensor = |gguf: String, huggingface: String, kind, rows, cols| Tensor {
+            gguf: format!("{gguf}.weight"),
+            huggingface: format!("{huggingface}.weight"),
+            kind,
+            rows,
+            cols,
+        };
+        let mut tensors = vec![tensor("token_embd".into(), "model.embed_tokens".into(), Kind::Table, vocab, hidden)];
+        for index in 0..shape.num_layers {
+            let mut in_layer = |gguf: &str, huggingface: &str, kind, rows, cols| {
+                let (gguf, huggingface) =
+                    (format!("blk.{index}.{gguf}"), format!("model.layers.{index}.{huggingface}"));
+                tensors.push(tensor(gguf, huggingface, kind, rows, cols));
+            };
+            in_layer("attn_norm", "input_layernorm", Kind::Norm, 1, hidden);
+            in_layer("attn_q", "self_attn.q_proj", Kind::Ternary, query, hidden);
+            in_layer("attn_k", "self_attn.k_proj", Kind::Ternary, key, hidden);
+            in_layer("attn_v", "self_attn.v_proj", Kind::Ternary, key, hidden);
+            in_layer("attn_output", "self_attn.o_proj", Kind::Ternary, hidden, query);
+            in_layer("ffn_norm", "post_attention_layernorm", Kind::Norm, 1, hidden);
+            in_layer("ffn_gate", "mlp.gate_proj", Kind::Ternary, ffn, hidden);
+            in_layer("ffn_up", "mlp.up_proj", Kind::Ternary, ffn, hidden);
+            in_layer("ffn_down", "mlp.down_proj", Kind::Ternary, hidden, ffn);
+            if shape.architecture.has_sub_norms() {
+                in_layer("attn_sub_norm", "self_attn.attn_sub_norm", Kind::Norm, 1, query);
+                in_layer("ffn_sub_norm", "mlp.ffn_sub_norm", Kind::Norm, 1, ffn);
+            }
+        }
+        tensors.push(tensor("output_norm".into(), "model.norm".into(), Kind::Norm, 1, hidden));
+        if !shape.tied {
+            tensors.push(tensor("output".into(), "lm_head".into(), Kind::Table, vocab, hidden));
+        }
+        tensors
+    }
+
+    /// A row of a tensor: weights around 0, norms around 1. bf16 holds all numbers, and f16 those of tables and norms.
+    fn row(&self, tensor: &Tensor, row: usize) -> Vec<f32> {
+        let key = tensor.gguf.bytes().fold(self.seed, |key, byte| mix(key ^ u64::from(byte)));
+        let (center, width) = match tensor.kind {
+            Kind::Ternary => (0.0, 0.05),
+            Kind::Table => (0.0, 0.1),
+            Kind::Norm => (1.0, 0.1),
+        };
+        let number = |col: usize| {
+            let bits = mix(key ^ (row * tensor.cols + col) as u64);
+            // The sum of four 16-bit numbers is near enough to a normal distribution; its variance is 4 · 2³² / 12.
+            let sum: u32 = (0..4).map(|i| (bits >> (16 * i) & 0xffff) as u32).sum();
+            let normal = (sum as f32 - 131_070.0) / 37_837.0;
+            let number = center + width * normal;
+            // Multiples of 2⁻¹⁴ stay clear of the smallest numbers, of which f16 keeps fewer digits than bf16.
+            let number = if tensor.kind == Kind::Ternary { number } else { (number * 16_384.0).round() / 16_384.0 };
+            bf16::from_f32(number).to_f32()
+        };
+        (0..tensor.cols).map(number).collect()
+    }
+
+    fn bytes<const N: usize>(&self, tensor: &Tensor, row: usize, encode: impl Fn(f32) -> [u8; N]) -> Vec<u8> {
+        self.row(tensor, row).into_iter().flat_map(encode).collect()
+    }
+
+    /// The scale of a tensor as a packed checkpoint stores it.
+    fn stored_scale(&self, tensor: &Tensor) -> bf16 {
+        let sum =
+            (0..tensor.rows).map(|row| self.row(tensor, row).iter().map(|x| f64::from(x.abs())).sum::<f64>()).sum();
+        let s = absmean::inverse_scale(sum, tensor.rows * tensor.cols);
+        bf16::from_f32(if self.scale_divides() { s } else { 1.0 / s })
+    }
+
+    /// The weights and the scale that multiplies them, as a packed checkpoint has them.
+    fn ternary(&self, tensor: &Tensor) -> (Vec<i8>, f32) {
+        let rows: Vec<Vec<f32>> = (0..tensor.rows).map(|row| self.row(tensor, row)).collect();
+        let sum = rows.iter().map(|row| row.iter().map(|x| f64::from(x.abs())).sum::<f64>()).sum();
+        let s = absmean::inverse_scale(sum, tensor.rows * tensor.cols);
+        let mut weights = vec![0; tensor.rows * tensor.cols];
+        for (row, weights) in rows.iter().zip(weights.chunks_exact_mut(tensor.cols)) {
+            weights.iter_mut().zip(row).for_each(|(w, x)| *w = (x * s).round_ties_even().clamp(-1.0, 1.0) as i8);
+        }
+        let stored = self.stored_scale(tensor).to_f32();
+        (weights, if self.scale_divides() { 1.0 / stored } else { stored })
+    }
+
+    fn scale_divides(&self) -> bool {
+        self.shape.architecture == Architecture::Llama
+    }
+
+    /// The weights in the order of rows that GGUF files of this architecture have.
+    fn gguf_rows(&self, tensor: &Tensor, weights: Vec<i8>) -> Vec<i8> {
+        let rotated = tensor.gguf.ends_with("attn_q.weight") || tensor.gguf.ends_with("attn_k.weight");
+        if !rotated || self.shape.architecture.gguf_rope_pairs() == RopePairs::HalfSplit {
+            return weights;
+        }
+        let row = |stored| half_split_row(stored, self.shape.head_dim) * tensor.cols;
+        (0..tensor.rows).flat_map(|stored| weights[row(stored)..row(stored) + tensor.cols].to_vec()).collect()
+    }
+
+    fn gguf_metadata(&self, file_type: u32) -> Vec<(String, MetadataValue)> {
+        let shape = &self.shape;
+        let architecture = shape.architecture.gguf_name();
+        let sizes = [
+            ("vocab_size", shape.vocab_size),
+            ("context_length", shape.context_length),
+            ("embedding_length", shape.hidden_size),
+            ("block_count", shape.num_layers),
+            ("feed_forward_length", shape.ffn_size),
+            ("attention.head_count", shape.heads),
+            ("attention.head_count_kv", shape.kv_heads),
+            ("attention.key_length", shape.head_dim),
+            ("attention.value_length", shape.head_dim),
+            ("rope.dimension_count", shape.head_dim),
+        ];
+        let mut pairs = vec![
+            ("general.architecture".to_owned(), MetadataValue::String(architecture.to_owned())),
+            ("general.name".to_owned(), MetadataValue::String("synthetic".to_owned())),
+            ("general.file_type".to_owned(), MetadataValue::U32(file_type)),
+        ];
+        let number = |size: usize| MetadataValue::U32(u32::try_from(size).unwrap_or(u32::MAX));
+        pairs.extend(sizes.map(|(key, size)| (format!("{architecture}.{key}"), number(size))));
+        for (key, value) in [("attention.layer_norm_rms_epsilon", 1e-5), ("rope.freq_base", shape.rope_theta)] {
+            pairs.push((format!("{architecture}.{key}"), MetadataValue::F32(value)));
+        }
+        pairs
+    }
+
+    fn config_json(&self, weights: CheckpointWeights) -> Value {
+        let shape = &self.shape;
+        let name = if shape.architecture == Architecture::Llama { "LlamaForCausalLM" } else { "BitNetForCausalLM" };
+        json!({
+            "architectures": [name],
+            "hidden_act": if shape.architecture.gate() == Gate::Relu2 { "relu2" } else { "silu" },
+            "vocab_size": shape.vocab_size,
+            "hidden_size": shape.hidden_size,
+            "num_hidden_layers": shape.num_layers,
+            "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.kv_heads,
+            "head_dim": shape.head_dim,
+            "intermediate_size": shape.ffn_size,
+            "max_position_embeddings": shape.context_length,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": shape.rope_theta,
+            "tie_word_embeddings": shape.tied,
+            "bos_token_id": shape.vocab_size - SPECIAL_TOKENS,
+            "eos_token_id": shape.vocab_size - SPECIAL_TOKENS + 1,
+            "quantization_config": {
+                "quant_method": "bitnet",
+                "linear_class": if self.scale_divides() { "bitlinear" } else { "autobitlinear" },
+                "quantization_mode": if weights == CheckpointWeights::Packed { "offline" } else { "online" },
+            },
+        })
+    }
+}
+
+/// The finalizer of SplitMix64: every bit of the result depends on every bit of the argument.
+fn mix(mut x: u64) -> u64 {
+    x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ x >> 31
+}
+
+fn gguf_type(format: TernaryFormat) -> TensorType {
+    match format {
+        TernaryFormat::I2_S(_) => TensorType::I2_S,
+        TernaryFormat::TL1(_) => TensorType::TL1,
+        TernaryFormat::TL2(_) => TensorType::TL2,
+        TernaryFormat::TQ(tq::Kind::TQ1_0) => TensorType::TQ1_0,
+        TernaryFormat::TQ(tq::Kind::TQ2_0) => TensorType::TQ2_0,
+        TernaryFormat::Q4_0 => TensorType::Q4_0,
+        // GGUF has no type for it: bytes without a scale.
+        TernaryFormat::HfPacked => TensorType::I8,
+    }
+}
+
+/// `general.file_type` of a file of such tensors; without it TL2 cannot be told from another type of that id.
+fn file_type(format: TernaryFormat) -> u32 {
+    match format {
+        TernaryFormat::Q4_0 => 2,
+        TernaryFormat::TQ(tq::Kind::TQ1_0) => 36,
+        TernaryFormat::TQ(tq::Kind::TQ2_0) => 37,
+        TernaryFormat::TL1(_) => 38,
+        TernaryFormat::TL2(_) => 39,
+        TernaryFormat::I2_S(_) | TernaryFormat::HfPacked => 40,
+    }
+}
+
+/// The pair that states the tile of a format that has one.
+fn tile_pair(format: TernaryFormat, rows: usize, cols: usize) -> Option<(String, MetadataValue)> {
+    let (name, sizes) = match format {
+        TernaryFormat::TL1(tile) => ("tl1", vec![tile.tile_rows, tile.block_cols, tile.inner_rows]),
+        TernaryFormat::TL2(tile) => ("tl2", vec![tile.tile_rows, tile.block_cols]),
+        _ => return None,
+    };
+    let sizes = sizes.into_iter().map(|size| i32::try_from(size).unwrap_or(i32::MAX)).collect();
+    Some((tile_key(name, rows, cols), MetadataValue::I32s(sizes)))
+}
+
+/// Packs a tensor's weights in any format.
+fn pack(format: TernaryFormat, weights: &[i8], tensor: &Tensor, scale: f32) -> Result<Vec<u8>> {
+    let (rows, cols) = (tensor.rows, tensor.cols);
+    let of_tensor = |source| Error::Tensor { tensor: tensor.gguf.clone(), source };
+    let mut out = vec![0; format.size_bytes(rows, cols).map_err(of_tensor)?];
+    match format {
+        TernaryFormat::I2_S(form) => i2_s::pack(weights, form, rows, cols, scale, &mut out),
+        TernaryFormat::TL1(tile) => tl1::pack(weights, tile, rows, cols, scale, &mut out),
+        TernaryFormat::TL2(tile) => tl2::pack(weights, tile, rows, cols, scale, &mut out),
+        TernaryFormat::TQ(kind) => kind.pack(weights, &vec![scale; rows * cols / tq::BLOCK_LEN], rows, cols, &mut out),
+        TernaryFormat::Q4_0 => q4_0::pack(weights, rows, cols, scale, &mut out),
+        TernaryFormat::HfPacked => hf_packed::pack(weights, rows, cols, &mut out),
+    }
+    .map_err(of_tensor)?;
+    Ok(out)
+}
+
+fn write_text(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).map_err(|source| Error::Write { path: path.to_owned(), source })
+}
+
+/// A byte-level BPE vocabulary as GGUF metadata: the 256 bytes, pairs of them, and 256 special tokens of which the first
+/// two begin and end a text.
+///
+/// # Panics
+/// If `vocab_size` is below 512.
+#[must_use]
+pub fn byte_level_tokenizer(vocab_size: usize) -> Vec<(String, MetadataValue)> {
+    let (tokens, merges) = byte_level_vocabulary(vocab_size);
+    let num_normal = vocab_size - SPECIAL_TOKENS;
+    let types = (0..vocab_size).map(|id| if id < num_normal { 1 } else { 3 }).collect();
+    let id = |index: usize| MetadataValue::U32(u32::try_from(num_normal + index).unwrap_or(u32::MAX));
+    let pairs = [
+        ("model", MetadataValue::String("gpt2".to_owned())),
+        ("pre", MetadataValue::String("gpt-2".to_owned())),
+        ("tokens", MetadataValue::Strings(tokens)),
+        ("token_type", MetadataValue::I32s(types)),
+        ("merges", MetadataValue::Strings(merges)),
+        ("bos_token_id", id(0)),
+        ("eos_token_id", id(1)),
+        ("add_bos_token", MetadataValue::Bool(true)),
+    ];
+    pairs.map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)).to_vec()
+}
+
+/// The same vocabulary as the contents of tokenizer.json and tokenizer_config.json.
+fn byte_level_tokenizer_json(vocab_size: usize) -> (Value, Value) {
+    let (tokens, merges) = byte_level_vocabulary(vocab_size);
+    let num_normal = vocab_size - SPECIAL_TOKENS;
+    let vocab: Map<String, Value> =
+        tokens[..num_normal].iter().enumerate().map(|(id, token)| (token.clone(), Value::from(id))).collect();
+    let added = tokens[num_normal..].iter().enumerate().map(|(index, token)| {
+        json!({"id": num_normal + index, "content": token, "special": true, "single_word": false, "lstrip": false,
+               "rstrip": false, "normalized": false})
+    });
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+        "added_tokens": added.collect::<Vec<_>>(),
+        "pre_tokenizer": byte_level, "decoder": byte_level,
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+                  "vocab": vocab, "merges": merges},
+    });
+    let config = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": true,
+        "bos_token": tokens[num_normal], "eos_token": tokens[num_normal + 1],
+    });
+    (tokenizer, config)
+}
+
+/// Tokens and merges.
+fn byte_level_vocabulary(vocab_size: usize) -> (Vec<String>, Vec<String>) {
+    assert!(
+        vocab_size >= 2 * SPECIAL_TOKENS,
+        "a vocabulary of {vocab_size}; at least {} are needed",
+        2 * SPECIAL_TOKENS
+    );
+    let num_normal = vocab_size - SPECIAL_TOKENS;
+    let bytes: Vec<String> = byte_characters().iter().map(char::to_string).collect();
+    let pairs = bytes.iter().flat_map(|a| bytes.iter().map(move |b| (a, b)));
+    let (mut tokens, mut merges) = (bytes.clone(), vec![]);
+    for (a, b) in pairs.take(num_normal - bytes.len()) {
+        tokens.push(format!("{a}{b}"));
+        merges.push(format!("{a} {b}"));
+    }
+    tokens.extend((tokens.len()..num_normal).map(|id| format!("[unused{id}]")));
+    tokens.extend(["<|begin_of_text|>".to_owned(), "<|end_of_text|>".to_owned()]);
+    tokens.extend((0..SPECIAL_TOKENS - 2).map(|index| format!("<|reserved_special_token_{index}|>")));
+    (tokens, merges)
+}
+
+/// The visible character that stands for each byte in byte-level vocabularies (GPT-2's table).
+fn byte_characters() -> Vec<char> {
+    let visible = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    let mut next = 0x100;
+    let character = |byte: u32| {
+        let code = if visible(byte) { byte } else { next };
+        next += u32::from(!visible(byte));
+        char::from_u32(code).unwrap_or('?')
+    };
+    (0..256).map(character).collect()
+}

@@ -1,0 +1,289 @@
+//! The real program, driven from outside: what people and scripts rely on.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// A file of the test data.
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data").join(name)
+}
+
+fn golden() -> String {
+    data("golden/strict-b158/model-i2_s.gguf").display().to_string()
+}
+
+/// Runs the program with these arguments and this on its standard input.
+fn bitnet_with_input(arguments: &[&str], input: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_bitnet"))
+        .args(arguments)
+        .env_remove("BITNET_SEED")
+        .env_remove("BITNET_DETERMINISTIC")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    // A program that fails early closes its input before it has read it.
+    let _ = child.stdin.take().expect("a pipe").write_all(input.as_bytes());
+    child.wait_with_output().expect("the program ends")
+}
+
+fn bitnet(arguments: &[&str]) -> Output {
+    bitnet_with_input(arguments, "")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+/// What a command that must work prints.
+fn output(arguments: &[&str]) -> String {
+    let result = bitnet(arguments);
+    assert!(result.status.success(), "{arguments:?}: {}", text(&result.stderr));
+    assert_eq!(text(&result.stderr), "", "{arguments:?} is quiet in a pipe");
+    text(&result.stdout)
+}
+
+fn json(arguments: &[&str]) -> Value {
+    serde_json::from_str(&output(arguments)).expect("one JSON object")
+}
+
+/// The exit code and the one line on standard error of a command that must fail.
+fn failure(arguments: &[&str]) -> (i32, String) {
+    let result = bitnet(arguments);
+    let message = text(&result.stderr);
+    assert!(!result.status.success(), "{arguments:?} must fail");
+    (result.status.code().expect("an exit code"), message)
+}
+
+fn tokens_json() -> Value {
+    let file = std::fs::read_to_string(data("golden/strict-b158/tokens.json")).expect("tokens.json");
+    serde_json::from_str(&file).expect("JSON")
+}
+
+fn list(tokens: &Value) -> String {
+    tokens.as_array().expect("a list").iter().map(Value::to_string).collect::<Vec<_>>().join(",")
+}
+
+#[test]
+fn greedy_text_is_the_references() {
+    let tokens = tokens_json();
+    let prompt = list(&tokens["greedy_prompt"]);
+    let expected = &tokens["greedy_continuation"];
+    let n = expected.as_array().expect("a list").len().to_string();
+    let arguments = [
+        "run",
+        "-m",
+        &golden(),
+        "--prompt-tokens",
+        &prompt,
+        "-n",
+        &n,
+        "--temp",
+        "0",
+        "--ignore-eos",
+        "--kv-type",
+        "f32",
+        "--json",
+    ];
+    let answer = json(&arguments);
+    assert_eq!(&answer["tokens"], expected);
+    assert_eq!(answer["finish_reason"], "length");
+    assert_eq!(list(&answer["prompt_tokens"]), prompt);
+    assert_eq!(answer["timings"]["generated_tokens"], expected.as_array().expect("a list").len());
+}
+
+#[test]
+fn logits_files_are_identical_whatever_computes_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let tokens = list(&tokens_json()["tokens"]);
+    let write = |name: &str, options: &[&str]| {
+        let path = folder.path().join(name).display().to_string();
+        let golden = golden();
+        output(&[&["logits", "-m", &golden, "--tokens", &tokens, "-o", &path], options].concat());
+        std::fs::read(path).expect("the file")
+    };
+    for kv_type in ["f16", "f32"] {
+        let expected = write("reference.npy", &["--kv-type", kv_type, "--kernels", "scalar", "-t", "1"]);
+        assert!(expected.starts_with(b"\x93NUMPY\x01\x00"));
+        for options in [
+            ["-t", "1", "--prefill-chunk", "1"],
+            ["-t", "2", "--prefill-chunk", "5"],
+            ["-t", "3", "--prefill-chunk", "64"],
+        ] {
+            assert!(expected == write("other.npy", &[&["--kv-type", kv_type], &options[..]].concat()), "{options:?}");
+        }
+    }
+}
+
+#[test]
+fn a_seed_gives_the_same_text_every_time() {
+    let golden = golden();
+    let run = |seed: &str| json(&["run", "-m", &golden, "ab", "-n", "20", "-s", seed, "--json"])["tokens"].clone();
+    assert_eq!(run("7"), run("7"));
+    assert_ne!(run("7"), run("8"));
+}
+
+#[test]
+fn prompts_come_from_arguments_files_and_standard_input() {
+    let golden = golden();
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("prompt.txt").display().to_string();
+    std::fs::write(&file, "ab ab\n").expect("a file");
+    let options = ["-m", &golden, "-n", "4", "--temp", "0"];
+    let from_argument = output(&[&["run", "ab ab"], &options[..]].concat());
+    assert!(from_argument.starts_with("ab ab"), "{from_argument:?}");
+    assert_eq!(from_argument, output(&[&["run", "-p", "ab ab"], &options[..]].concat()));
+    assert_eq!(from_argument, output(&[&["run", "-f", &file], &options[..]].concat()));
+    let piped = bitnet_with_input(&[&["run"], &options[..]].concat(), "ab ab\n");
+    assert_eq!(from_argument, text(&piped.stdout));
+    let bare = output(&[&["run", "ab ab", "--no-display-prompt"], &options[..]].concat());
+    assert_eq!(from_argument, format!("ab ab{bare}"));
+}
+
+#[test]
+fn stop_strings_end_an_answer_before_themselves() {
+    let golden = golden();
+    let options = ["run", "-m", &golden, "ab", "-n", "30", "--temp", "0", "--ignore-eos", "--json"];
+    let whole = json(&options)["text"].as_str().expect("text").to_owned();
+    let middle: String = whole.chars().skip(whole.chars().count() / 2).take(2).collect();
+    let answer = json(&[&options[..], &["--stop", &middle]].concat());
+    let expected = &whole[..whole.find(&middle).expect("it is in there")];
+    assert_eq!(answer["text"], expected);
+    assert_eq!(answer["finish_reason"], "stop");
+}
+
+#[test]
+fn tokenize_reads_anything_with_a_tokenizer() {
+    let gpt2 = data("tokenizers/ggml-vocab-gpt-2.gguf").display().to_string();
+    let result = json(&["tokenize", "-m", &gpt2, "Hello world", "--json"]);
+    assert_eq!(result, serde_json::json!({ "tokens": [15496, 995], "pieces": ["Hello", " world"] }));
+    let golden = golden();
+    let with_bos = json(&["tokenize", "-m", &golden, "ab", "--json"]);
+    let without = json(&["tokenize", "-m", &golden, "ab", "--no-bos", "--json"]);
+    assert_eq!(with_bos["tokens"].as_array().map(Vec::len), without["tokens"].as_array().map(|t| t.len() + 1));
+    let piped = bitnet_with_input(&["tokenize", "-m", &golden, "--json"], "ab");
+    assert_eq!(serde_json::from_slice::<Value>(&piped.stdout).expect("JSON"), with_bos);
+}
+
+#[test]
+fn chat_answers_lines_and_obeys_commands() {
+    let golden = golden();
+    let arguments =
+        ["chat", "-m", &golden, "--chat-template", "chatml", "-n", "3", "--temp", "0", "--ignore-eos", "--json"];
+    let result = bitnet_with_input(&arguments, "hello\nand again\n/clear\nhello\n/quit\nnever read\n");
+    assert!(result.status.success(), "{}", text(&result.stderr));
+    let answers: Vec<Value> =
+        text(&result.stdout).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(answers.len(), 3);
+    assert_eq!(answers[0]["tokens"], answers[2]["tokens"], "a cleared conversation begins anew");
+    let cached = |answer: &Value| answer["timings"]["cached_tokens"].as_u64().expect("a number");
+    assert!(cached(&answers[1]) > 0, "the second turn starts from the first one's cache");
+    let (code, message) = failure(&["chat", "-m", &golden, "--chat-template", "nonsense"]);
+    assert_eq!(code, 2);
+    assert!(message.contains("chatml"), "{message}");
+}
+
+#[test]
+fn inspect_tells_what_is_there_and_what_is_odd() {
+    let report = json(&["inspect", &golden(), "--tensors", "--json"]);
+    assert_eq!(report["model"]["architecture"], "bitnet-b1.58");
+    assert_eq!(report["model"]["layers"], 2);
+    assert_eq!(report["types"]["I2_S"]["tensors"], 14);
+    assert_eq!(report["tensors"].as_array().map(Vec::len), Some(24));
+    assert!(report["odd"][0].as_str().expect("a line").contains("tokenizer.ggml.pre is missing"));
+    assert!(output(&["inspect", &golden()]).contains("hidden        256"));
+}
+
+#[test]
+fn bench_reports_both_phases() {
+    let report = json(&["bench", "-m", &golden(), "-p", "8", "-n", "4", "-r", "3", "-t", "1", "--json"]);
+    for (phase, tokens) in [("prefill", 8), ("decode", 4)] {
+        assert_eq!(report[phase]["tokens"], tokens);
+        let speed = &report[phase]["tokens_per_second"];
+        let number = |key: &str| speed[key].as_f64().expect("a number");
+        assert!(
+            0.0 < number("min") && number("min") <= number("median") && number("median") <= number("max"),
+            "{speed}"
+        );
+    }
+    assert_eq!(report["threads"], 1);
+    assert!(report["kernels"].is_string() && report["model"]["layers"] == 2);
+    #[cfg(target_os = "linux")]
+    assert!(report["peak_rss_bytes"].as_u64().expect("bytes") > 1_000_000);
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2() {
+    let golden = golden();
+    for arguments in [
+        &["run", "-m", &golden, "hello", "--temp", "-1"][..],
+        &["run", "-m", &golden, "hello", "--kernels", "abacus"],
+        &["run", "-m", &golden, "hello", "--kv-type", "int3"],
+        &["run", "-m", &golden, "--prompt-tokens", "1,two"],
+        &["run", "-m", &golden, "--prompt-tokens", "1,99999"],
+        &["run", "-m", &golden, "hello", "--logit-bias", "600+1"],
+        &["bench", "-m", &golden, "-r", "0"],
+        &["dance"],
+        &[],
+    ] {
+        let (code, message) = failure(arguments);
+        assert_eq!(code, 2, "{arguments:?}: {message}");
+        assert!(!message.is_empty(), "{arguments:?}");
+    }
+}
+
+#[cfg(not(feature = "built-in-model"))]
+#[test]
+fn without_a_model_it_says_how_to_get_one() {
+    let (code, message) = failure(&["run", "hello"]);
+    assert_eq!(code, 2);
+    assert!(message.contains("huggingface.co/microsoft/bitnet-b1.58-2B-4T-gguf"), "{message}");
+}
+
+#[cfg(feature = "built-in-model")]
+#[test]
+fn the_built_in_model_tells_a_story() {
+    let story = output(&["run", "Once upon a time", "-s", "1", "-n", "80"]);
+    assert!(story.starts_with("Once upon a time") && story.split_whitespace().count() > 40, "{story}");
+    assert_eq!(story, output(&["run", "Once upon a time", "-s", "1", "-n", "80", "-t", "1", "--kernels", "scalar"]));
+    let told = bitnet_with_input(&["chat", "-s", "1", "-n", "20"], "Once upon a time\n/quit\n");
+    assert!(text(&told.stdout).starts_with("Once upon a time"), "{}", text(&told.stdout));
+}
+
+#[test]
+fn other_failures_are_exit_code_1_and_one_line() {
+    let golden = golden();
+    let folder = tempfile::tempdir().expect("a folder");
+    let broken = folder.path().join("broken.gguf").display().to_string();
+    let whole = std::fs::read(&golden).expect("the file");
+    std::fs::write(&broken, &whole[..whole.len() - 1]).expect("a file");
+    let long = vec!["1"; 600].join(",");
+    for (arguments, said) in [
+        (&["run", "-m", "nowhere.gguf", "hello"][..], &["nowhere.gguf"][..]),
+        (&["run", "-m", &broken, "hello"], &["broken.gguf", "bytes"]),
+        (&["run", "-m", &golden, "-f", "nowhere.txt"], &["nowhere.txt"]),
+        (&["run", "-m", &golden, "--prompt-tokens", &long], &["context", "600", "512"]),
+        (&["run", "-m", &golden, "hello", "-n", "5000"], &["context", "5000", "512"]),
+        (&["run", "-m", &golden, "hello", "-c", "4"], &["context", "4"]),
+        (&["logits", "-m", &golden, "--tokens", "1", "-o", "/nowhere/at/all.npy"], &["/nowhere/at/all.npy"]),
+        (&["chat", "-m", &golden], &["chat template"]),
+    ] {
+        let (code, message) = failure(arguments);
+        assert_eq!(code, 1, "{arguments:?}: {message}");
+        assert_eq!(message.lines().count(), 1, "{message}");
+        assert!(said.iter().all(|word| message.contains(word)), "{arguments:?}: {message}");
+    }
+}
+
+#[test]
+fn completions_and_manual_pages_are_printed() {
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        assert!(output(&["completions", shell]).contains("bitnet"), "{shell}");
+    }
+    assert!(output(&["man"]).contains(".TH bitnet"));
+    assert!(output(&["man", "run"]).contains("prompt"));
+}

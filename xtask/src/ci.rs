@@ -1,0 +1,207 @@
+//! The checks: `.ci/run`, and with `--full` the fuzz targets too, with a receipt of what ran.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Instant, SystemTime};
+
+use anyhow::{Context, bail, ensure};
+use serde::Serialize;
+
+/// What is installed where cargo-fuzz is missing.
+const CARGO_FUZZ: &str = "cargo-fuzz@0.13.2";
+/// Memory that one input of a few kilobytes may ask for at once, in MiB.
+const FUZZ_MALLOC_MIB_MAX: u32 = 64;
+/// Seconds that one input may take, in a build with checks and coverage on a busy machine.
+const FUZZ_INPUT_SECONDS_MAX: u32 = 10;
+/// Bytes of the longest input: some room above the largest seed.
+const FUZZ_INPUT_BYTES_MAX: u32 = 1 << 16;
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// Run the slow checks too, and write a receipt
+    #[arg(long)]
+    full: bool,
+    /// Seconds for each fuzz target
+    #[arg(long, default_value_t = 30, requires = "full")]
+    fuzz_seconds: u32,
+    /// Leave `.ci/run` out: it has just run
+    #[arg(long, requires = "full")]
+    only_slow: bool,
+}
+
+/// What ran, with what, on what, and how it went.
+#[derive(Serialize)]
+struct Receipt {
+    /// UTC, when the run began.
+    date: String,
+    commit: String,
+    /// Whether the tree held changes that the commit does not.
+    modified: bool,
+    rustc: String,
+    cpu: String,
+    threads: usize,
+    passed: bool,
+    steps: Vec<Step>,
+}
+
+#[derive(Serialize)]
+struct Step {
+    command: String,
+    passed: bool,
+    seconds: u64,
+}
+
+pub fn run(root: &Path, options: Options) -> anyhow::Result<()> {
+    if !options.full {
+        return succeed(&mut Command::new(root.join(".ci/run")));
+    }
+    let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    let mut steps = Vec::new();
+    if !options.only_slow {
+        steps.extend(run_ci(root)?);
+    }
+    let fuzz = cargo_fuzz(root)?;
+    for target in fuzz_targets(root)? {
+        steps.push(step(&mut fuzz_command(root, &fuzz, &target, options.fuzz_seconds)?));
+    }
+
+    let passed = steps.iter().all(|step| step.passed);
+    let receipt = Receipt {
+        commit: output(root, "git", &["rev-parse", "HEAD"])?,
+        modified: !output(root, "git", &["status", "--porcelain"])?.is_empty(),
+        rustc: output(root, "rustc", &["--version"])?,
+        cpu: cpu_model(),
+        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        date,
+        passed,
+        steps,
+    };
+    let path = write(root, &receipt)?;
+    for Step { command, passed, seconds } in &receipt.steps {
+        println!("{} {seconds:5} s  {command}", if *passed { "pass" } else { "FAIL" });
+    }
+    println!("receipt: {}", path.display());
+    ensure!(passed, "the checks failed");
+    Ok(())
+}
+
+/// The steps of `.ci/run`, as it reports them.
+fn run_ci(root: &Path) -> anyhow::Result<Vec<Step>> {
+    let report = root.join("target").join(format!("ci-steps-{}", std::process::id()));
+    fs::create_dir_all(root.join("target"))?;
+    fs::write(&report, "").with_context(|| format!("writing {}", report.display()))?;
+    let whole = step(Command::new(root.join(".ci/run")).env("CI_STEPS", &report));
+    let text = fs::read_to_string(&report)?;
+    fs::remove_file(&report)?;
+    let mut steps = text.lines().map(reported_step).collect::<anyhow::Result<Vec<_>>>()?;
+    if !whole.passed && steps.iter().all(|step| step.passed) {
+        steps.push(whole);
+    }
+    Ok(steps)
+}
+
+/// A line of the report of `.ci/run`: result, seconds and command, with tabs between them.
+fn reported_step(line: &str) -> anyhow::Result<Step> {
+    let [result, seconds, command] = line.splitn(3, '\t').collect::<Vec<_>>()[..] else {
+        bail!(".ci/run reported {line:?}, which is not result, seconds and command");
+    };
+    Ok(Step { command: command.to_owned(), passed: result == "pass", seconds: seconds.parse()? })
+}
+
+/// A fuzz target on its seeds, and on what earlier runs found and left in `target/fuzz-corpus`, for a while.
+///
+/// The nightly switches of the sanitizers work in a stable compiler that is told it may have them. The fuzzer itself is
+/// C++, the one thing here that needs a C++ compiler.
+fn fuzz_command(root: &Path, fuzz: &Path, target: &str, seconds: u32) -> anyhow::Result<Command> {
+    let found = format!("target/fuzz-corpus/{target}");
+    fs::create_dir_all(root.join(&found)).with_context(|| format!("making {found}"))?;
+    let mut command = Command::new(fuzz);
+    command.current_dir(root).env("RUSTC_BOOTSTRAP", "1");
+    command.args(["run", target, &found, &format!("fuzz/corpus/{target}"), "--"]);
+    command.arg(format!("-max_total_time={seconds}"));
+    command.arg(format!("-timeout={FUZZ_INPUT_SECONDS_MAX}"));
+    command.arg(format!("-malloc_limit_mb={FUZZ_MALLOC_MIB_MAX}"));
+    command.arg(format!("-max_len={FUZZ_INPUT_BYTES_MAX}"));
+    Ok(command)
+}
+
+/// The names of the targets, sorted.
+fn fuzz_targets(root: &Path) -> anyhow::Result<Vec<String>> {
+    let folder = root.join("fuzz/fuzz_targets");
+    let entries = fs::read_dir(&folder).with_context(|| format!("listing {}", folder.display()))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            names.extend(path.file_stem().and_then(|stem| stem.to_str()).map(str::to_owned));
+        }
+    }
+    names.sort();
+    ensure!(!names.is_empty(), "{} holds no fuzz target", folder.display());
+    Ok(names)
+}
+
+/// Where cargo-fuzz is: on the path, or in `target/tools`, where it is put if it is nowhere.
+fn cargo_fuzz(root: &Path) -> anyhow::Result<PathBuf> {
+    let tools = root.join("target/tools");
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut places = env::split_paths(&path).chain([tools.join("bin")]).map(|folder| folder.join("cargo-fuzz"));
+    if let Some(found) = places.find(|place| place.is_file()) {
+        return Ok(found);
+    }
+    succeed(Command::new("cargo").args(["install", "--locked", CARGO_FUZZ, "--root"]).arg(&tools))?;
+    Ok(tools.join("bin/cargo-fuzz"))
+}
+
+fn step(command: &mut Command) -> Step {
+    let start = Instant::now();
+    let result = succeed(command);
+    if let Err(error) = &result {
+        eprintln!("{error:#}");
+    }
+    Step { command: shown(command), passed: result.is_ok(), seconds: start.elapsed().as_secs() }
+}
+
+fn succeed(command: &mut Command) -> anyhow::Result<()> {
+    println!("\n== {}", shown(command));
+    let status = command.status().with_context(|| format!("running {}", shown(command)))?;
+    ensure!(status.success(), "{} failed: {status}", shown(command));
+    Ok(())
+}
+
+/// The command as one would type it, without the folders of the programs.
+fn shown(command: &Command) -> String {
+    let program = Path::new(command.get_program()).file_name().unwrap_or(command.get_program());
+    let words = std::iter::once(program).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+/// What a command prints, trimmed.
+fn output(root: &Path, program: &str, arguments: &[&str]) -> anyhow::Result<String> {
+    let output = Command::new(program)
+        .current_dir(root)
+        .args(arguments)
+        .output()
+        .with_context(|| format!("running {program}"))?;
+    ensure!(output.status.success(), "{program} {} failed: {}", arguments.join(" "), output.status);
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// The name of the CPU, where Linux tells it.
+fn cpu_model() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    name.map_or_else(|| env::consts::ARCH.to_owned(), |(_, name)| name.to_owned())
+}
+
+/// Writes the receipt under `ci/receipts`, named by its date.
+fn write(root: &Path, receipt: &Receipt) -> anyhow::Result<PathBuf> {
+    let folder = root.join("ci/receipts");
+    fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let path = folder.join(format!("{}.json", receipt.date.replace(':', "-")));
+    let text = serde_json::to_string_pretty(receipt)? + "\n";
+    fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+    Ok(path)
+}
