@@ -5,8 +5,8 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
-use bitnet_inference::{Tokenization, tokenization_from_gguf};
-use bitnet_models::gguf::{Array, Gguf, TensorView, Value, ValueKind};
+use bitnet_inference::{Tokenization, likely_i2s_form, tokenization_from_gguf};
+use bitnet_models::gguf::{Array, Gguf, Value, ValueKind};
 use bitnet_models::{Config, I2sForm};
 use serde_json::json;
 
@@ -178,25 +178,10 @@ fn oddities(gguf: &Gguf, config: Option<&Config>, tokenization: Option<&Tokeniza
             ));
         }
     }
-    if let Some(form) = config.and_then(|config| likely_form(gguf, config)).filter(|form| *form != I2sForm::default()) {
+    if let Some(form) = config.and_then(|config| likely_i2s_form(gguf, config)).filter(|form| *form != I2sForm::default()) {
         odd.push(format!("the I2_S codes look as if they were arranged as {form}: try --i2-s-form {form}"));
     }
     odd
-}
-
-/// How the I2_S codes seem to be arranged, told by the dead neurons of some layer.
-fn likely_form(gguf: &Gguf, config: &Config) -> Option<I2sForm> {
-    let tensor =
-        |layer: usize, part: &str| -> Option<TensorView<'_>> { gguf.tensor(&format!("blk.{layer}.{part}.weight")) };
-    (0..config.num_layers.min(4)).find_map(|layer| {
-        let (gate, up, down) = (tensor(layer, "ffn_gate")?, tensor(layer, "ffn_up")?, tensor(layer, "ffn_down")?);
-        if [&gate, &up, &down].iter().any(|tensor| tensor.dtype.name() != "I2_S") {
-            return None;
-        }
-        bitnet_models::likely_i2s_form(gate.data, up.data, down.data, config.hidden_size, config.ffn_size)
-            .ok()
-            .flatten()
-    })
 }
 
 /// A metadata value in a line.

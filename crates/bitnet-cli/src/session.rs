@@ -65,7 +65,7 @@ pub fn open(arguments: &ModelArguments, context: Option<usize>) -> anyhow::Resul
         ModelSource::Path(path) => load(path, &options, cpu.pool()),
         ModelSource::BuiltIn(bytes) => load_embedded(bytes, &options, cpu.pool()),
     };
-    let Loaded { model, tokenization } = loaded.with_context(|| format!("cannot load {source}"))?;
+    let Loaded { model, tokenization, i2_s_hint } = loaded.with_context(|| format!("cannot load {source}"))?;
     let trained = model.config().context_length;
     let context = match (context, arguments.ctx_size) {
         (Some(context), _) => context,
@@ -77,6 +77,9 @@ pub fn open(arguments: &ModelArguments, context: Option<usize>) -> anyhow::Resul
     let tokenizer = tokenization.as_ref().map(|tokenization| Arc::clone(&tokenization.tokenizer));
     let engine = Engine::new(model, tokenizer, cpu, options)?;
     spinner.finish_and_clear();
+    if let Some(form) = i2_s_hint {
+        eprintln!("warning: the I2_S codes of {source} look as if they were arranged as {form}: try --i2-s-form {form}");
+    }
     Ok(Session { engine, tokenization, source, load_time: start.elapsed() })
 }
 

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bitnet_kernels::Pool;
-use bitnet_models::gguf::Gguf;
+use bitnet_models::gguf::{Gguf, TensorType};
 use bitnet_models::huggingface::Checkpoint;
-use bitnet_models::{LanguageModel, LoadOptions};
+use bitnet_models::{Config, I2sForm, LanguageModel, LoadOptions, likely_form};
 use bitnet_tokenizers::{ChatTemplate, Tokenizer, TokenizerSpec};
 
 use crate::error::{Error, Result};
@@ -29,6 +29,8 @@ pub struct Loaded {
     pub model: Arc<LanguageModel>,
     /// Its tokenizer and chat template. Without one, a model takes and gives token ids only.
     pub tokenization: Option<Tokenization>,
+    /// How the I2_S codes seem to be arranged, if otherwise than they were read.
+    pub i2_s_hint: Option<I2sForm>,
 }
 
 /// Loads the model at `path`: a GGUF file, or a directory as Hugging Face has them.
@@ -46,7 +48,7 @@ pub fn load(path: &Path, options: &LoadOptions, pool: &Pool) -> Result<Loaded> {
         true => Some(with_template(Tokenizer::from_dir(path)?, architecture)),
         false => None,
     };
-    loaded(LanguageModel::from_checkpoint(&checkpoint, pool)?, tokenization)
+    loaded(LanguageModel::from_checkpoint(&checkpoint, pool)?, tokenization, None)
 }
 
 /// Loads a model that is embedded in the program.
@@ -62,16 +64,37 @@ fn load_gguf(gguf: &Arc<Gguf>, options: &LoadOptions, pool: &Pool) -> Result<Loa
         Err(Error::NoTokenizer) => None,
         result => Some(result?),
     };
-    loaded(LanguageModel::from_gguf(gguf, options.clone(), pool)?, tokenization)
+    let model = LanguageModel::from_gguf(gguf, options.clone(), pool)?;
+    let config = model.config();
+    let hint = likely_i2s_form(gguf, config).filter(|form| *form != options.i2_s_form);
+    loaded(model, tokenization, hint)
 }
 
-fn loaded(model: LanguageModel, tokenization: Option<Tokenization>) -> Result<Loaded> {
+/// How the I2_S codes of a file seem to be arranged, told by the dead neurons of its first layers; `None` where they do
+/// not tell, as in random models. Some ten milliseconds a layer of a 2B model.
+#[must_use]
+pub fn likely_i2s_form(gguf: &Gguf, config: &Config) -> Option<I2sForm> {
+    let tensor = |layer: usize, part: &str| gguf.tensor(&format!("blk.{layer}.{part}.weight"));
+    (0..config.num_layers.min(2)).find_map(|layer| {
+        let (gate, up, down) = (tensor(layer, "ffn_gate")?, tensor(layer, "ffn_up")?, tensor(layer, "ffn_down")?);
+        if [&gate, &up, &down].iter().any(|tensor| tensor.dtype != TensorType::I2_S) {
+            return None;
+        }
+        likely_form(gate.data, up.data, down.data, config.hidden_size, config.ffn_size).ok().flatten()
+    })
+}
+
+fn loaded(
+    model: LanguageModel,
+    tokenization: Option<Tokenization>,
+    i2_s_hint: Option<I2sForm>,
+) -> Result<Loaded> {
     let tokens = tokenization.as_ref().map_or(0, |tokenization| tokenization.tokenizer.vocab_size());
     let rows = model.config().vocab_size;
     if tokens > rows {
         return Err(Error::VocabularySize { tokenizer: tokens, model: rows });
     }
-    Ok(Loaded { model: Arc::new(model), tokenization })
+    Ok(Loaded { model: Arc::new(model), tokenization, i2_s_hint })
 }
 
 /// The tokenizer at `path`: a GGUF file of any architecture, or a directory with `tokenizer.json`.

@@ -83,13 +83,38 @@ fn finish(sums: int32x4_t, activation_sum: i32, activation_scale: f32, scale: f3
     vmulq_f32(vdivq_f32(sums, vdupq_n_f32(activation_scale)), vdupq_n_f32(scale))
 }
 
-/// Rows `4 register` to `4 register + 3` of a line.
+/// Rows `4 register` to `4 (register + R) − 1` of a line.
 #[inline]
 #[target_feature(enable = "neon")]
-fn load_register(line: &[u8], register: usize) -> uint8x16_t {
-    let bytes = &line[16 * register..16 * register + 16];
-    // SAFETY: 16 readable bytes; the load needs no alignment.
-    unsafe { vld1q_u8(bytes.as_ptr()) }
+fn load_registers<const R: usize>(line: &[u8], register: usize) -> [uint8x16_t; R] {
+    let mut packed = [vdupq_n_u8(0); R];
+    for (packed, bytes) in packed.iter_mut().zip(line[16 * register..16 * (register + R)].as_chunks::<16>().0) {
+        // SAFETY: 16 readable bytes; the load needs no alignment.
+        *packed = unsafe { vld1q_u8(bytes.as_ptr()) };
+    }
+    packed
+}
+
+/// The codes of field 0.
+#[inline]
+#[target_feature(enable = "neon")]
+fn lowest<const R: usize>(packed: [uint8x16_t; R]) -> [uint8x16_t; R] {
+    let mut codes = packed;
+    for codes in &mut codes {
+        *codes = vandq_u8(*codes, vdupq_n_u8(3));
+    }
+    codes
+}
+
+/// The codes of the field `SHIFT` bits up.
+#[inline]
+#[target_feature(enable = "neon")]
+fn shifted<const SHIFT: i32, const R: usize>(packed: [uint8x16_t; R]) -> [uint8x16_t; R] {
+    let mut codes = packed;
+    for codes in &mut codes {
+        *codes = vshrq_n_u8::<SHIFT>(*codes);
+    }
+    lowest(codes)
 }
 
 /// Sixteen activations.
@@ -129,14 +154,13 @@ fn tile_sums<const N: usize, const R: usize>(
 ) -> [[int32x4_t; R]; N] {
     const LINES: usize = 16;
     let rows = tile.scales.len();
-    let mask = vdupq_n_u8(3);
     let mut sums = [[[vdupq_n_s32(0); 2]; R]; N];
     let lines = lines.chunks(LINES * LINE_BYTES);
     let values = tile.values.chunks(LINES * LINE_COLS * rows);
     for (lines, values) in lines.zip(values) {
         let mut acc = [[[vdupq_n_s16(0); 2]; R]; N];
         for (line, values) in lines.chunks_exact(LINE_BYTES).zip(values.chunks_exact(LINE_COLS * rows)) {
-            let packed: [uint8x16_t; R] = std::array::from_fn(|r| load_register(line, register + r));
+            let packed = load_registers::<R>(line, register);
             macro_rules! field {
                 ($s:literal, $codes:expr) => {
                     let codes: [uint8x16_t; R] = $codes;
@@ -151,10 +175,10 @@ fn tile_sums<const N: usize, const R: usize>(
                     }
                 };
             }
-            field!(0, packed.map(|p| vandq_u8(p, mask)));
-            field!(1, packed.map(|p| vandq_u8(vshrq_n_u8::<2>(p), mask)));
-            field!(2, packed.map(|p| vandq_u8(vshrq_n_u8::<4>(p), mask)));
-            field!(3, packed.map(|p| vshrq_n_u8::<6>(p)));
+            field!(0, lowest(packed));
+            field!(1, shifted::<2, R>(packed));
+            field!(2, shifted::<4, R>(packed));
+            field!(3, shifted::<6, R>(packed));
         }
         for (sum, acc) in sums.as_flattened_mut().iter_mut().zip(acc.as_flattened()) {
             *sum = [vpadalq_s16(sum[0], acc[0]), vpadalq_s16(sum[1], acc[1])];
@@ -192,15 +216,18 @@ fn row_sums_dotprod(lines: &[u8], tile: &Tile<'_>) -> [int32x4_t; LINE_REGISTERS
     let mut acc = [[vdupq_n_s32(0); 3]; LINE_REGISTERS];
     for (line, values) in lines.chunks_exact(LINE_BYTES).zip(tile.values.as_chunks::<LINE_COLS>().0) {
         let q = load_values(values);
-        for (register, acc) in acc.iter_mut().enumerate() {
-            let packed = load_register(line, register);
+        for (packed, acc) in load_registers::<LINE_REGISTERS>(line, 0).into_iter().zip(&mut acc) {
             acc[0] = dot::<0>(acc[0], vandq_u8(packed, masks[0]), q);
             acc[1] = dot::<1>(acc[1], vandq_u8(packed, masks[1]), q);
             acc[2] = dot::<2>(acc[2], vandq_u8(packed, masks[2]), q);
             acc[0] = dot::<3>(acc[0], vshrq_n_u8::<6>(packed), q);
         }
     }
-    acc.map(|[one, four, sixteen]| vaddq_s32(one, vaddq_s32(vshrq_n_s32::<2>(four), vshrq_n_s32::<4>(sixteen))))
+    let mut sums = [vdupq_n_s32(0); LINE_REGISTERS];
+    for (sum, [one, four, sixteen]) in sums.iter_mut().zip(acc) {
+        *sum = vaddq_s32(one, vaddq_s32(vshrq_n_s32::<2>(four), vshrq_n_s32::<4>(sixteen)));
+    }
+    sums
 }
 
 /// `Σ code · q` of the `4 · R` rows of weights from `register` on with `N` rows of a tile from `first` on.
@@ -213,10 +240,9 @@ fn tile_sums_dotprod<const N: usize, const R: usize>(
     first: usize,
 ) -> [[int32x4_t; R]; N] {
     let rows = tile.scales.len();
-    let mask = vdupq_n_u8(3);
     let mut acc = [[vdupq_n_s32(0); R]; N];
     for (line, values) in lines.chunks_exact(LINE_BYTES).zip(tile.values.chunks_exact(LINE_COLS * rows)) {
-        let packed: [uint8x16_t; R] = std::array::from_fn(|r| load_register(line, register + r));
+        let packed = load_registers::<R>(line, register);
         macro_rules! field {
             ($s:literal, $codes:expr) => {
                 let codes: [uint8x16_t; R] = $codes;
@@ -241,10 +267,10 @@ fn tile_sums_dotprod<const N: usize, const R: usize>(
                 }
             };
         }
-        field!(0, packed.map(|p| vandq_u8(p, mask)));
-        field!(1, packed.map(|p| vandq_u8(vshrq_n_u8::<2>(p), mask)));
-        field!(2, packed.map(|p| vandq_u8(vshrq_n_u8::<4>(p), mask)));
-        field!(3, packed.map(|p| vshrq_n_u8::<6>(p)));
+        field!(0, lowest(packed));
+        field!(1, shifted::<2, R>(packed));
+        field!(2, shifted::<4, R>(packed));
+        field!(3, shifted::<6, R>(packed));
     }
     acc
 }

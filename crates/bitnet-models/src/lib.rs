@@ -28,4 +28,4 @@ pub use model::{LanguageModel, LoadOptions};
 pub use table::Table;
 
 /// How the codes of I2_S tensors are arranged, and which arrangement a layer's dead neurons speak for.
-pub use bitnet_quantization::i2_s::{Form as I2sForm, likely_form as likely_i2s_form};
+pub use bitnet_quantization::i2_s::{Form as I2sForm, likely_form};
