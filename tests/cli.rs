@@ -188,6 +188,33 @@ fn chat_answers_lines_and_obeys_commands() {
 }
 
 #[test]
+fn a_directory_and_its_conversion_give_the_same_logits() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let directory = data("golden/strict-b158/hf-packed").display().to_string();
+    let converted = at("converted.gguf");
+    let result = bitnet(&["convert", &directory, "-o", &converted, "--tables", "bf16", "--json"]);
+    assert!(result.status.success(), "{}", text(&result.stderr));
+    assert!(text(&result.stderr).contains("tokenizer.json"), "what is missing is said");
+    let tokens = list(&tokens_json()["tokens"]);
+    for (model, file) in [(&directory, at("a.npy")), (&converted, at("b.npy"))] {
+        output(&["logits", "-m", model, "--tokens", &tokens, "-o", &file]);
+    }
+    assert!(std::fs::read(at("a.npy")).expect("a file") == std::fs::read(at("b.npy")).expect("a file"));
+
+    let before = std::fs::read(&converted).expect("the file");
+    let (code, message) = failure(&["convert", &directory, "-o", &converted]);
+    assert!(code == 1 && message.contains("converted.gguf"), "{message}");
+    assert!(std::fs::read(&converted).expect("the file") == before, "what was there stays");
+    assert!(bitnet(&["convert", &directory, "-o", &converted, "--force"]).status.success());
+    assert_ne!(std::fs::read(&converted).expect("the file"), before, "f16 tables by default");
+    let (_, message) = failure(&["run", "-m", &converted, "hello"]);
+    assert!(message.contains("--prompt-tokens"), "{message}");
+    let names = std::fs::read_dir(folder.path()).expect("a folder").count();
+    assert_eq!(names, 3, "nothing half-written is left");
+}
+
+#[test]
 fn inspect_tells_what_is_there_and_what_is_odd() {
     let report = json(&["inspect", &golden(), "--tensors", "--json"]);
     assert_eq!(report["model"]["architecture"], "bitnet-b1.58");

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod ci;
+mod make_model;
 
 use std::path::{Path, PathBuf};
 
@@ -19,11 +20,14 @@ struct Arguments {
 enum Command {
     /// Run `.ci/run`, with --full also what is too slow for it, and record that under ci/receipts
     Ci(ci::Options),
+    /// Write a random model of any shape, as GGUF or as a Hugging Face directory
+    MakeModel(make_model::Options),
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Ci(options) => ci::run(&repository(), options),
+        Command::MakeModel(options) => make_model::run(&options),
     }
 }
 

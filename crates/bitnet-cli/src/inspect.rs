@@ -178,7 +178,9 @@ fn oddities(gguf: &Gguf, config: Option<&Config>, tokenization: Option<&Tokeniza
             ));
         }
     }
-    if let Some(form) = config.and_then(|config| likely_i2s_form(gguf, config)).filter(|form| *form != I2sForm::default()) {
+    if let Some(form) =
+        config.and_then(|config| likely_i2s_form(gguf, config)).filter(|form| *form != I2sForm::default())
+    {
         odd.push(format!("the I2_S codes look as if they were arranged as {form}: try --i2-s-form {form}"));
     }
     odd

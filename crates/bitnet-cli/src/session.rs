@@ -78,7 +78,9 @@ pub fn open(arguments: &ModelArguments, context: Option<usize>) -> anyhow::Resul
     let engine = Engine::new(model, tokenizer, cpu, options)?;
     spinner.finish_and_clear();
     if let Some(form) = i2_s_hint {
-        eprintln!("warning: the I2_S codes of {source} look as if they were arranged as {form}: try --i2-s-form {form}");
+        eprintln!(
+            "warning: the I2_S codes of {source} look as if they were arranged as {form}: try --i2-s-form {form}"
+        );
     }
     Ok(Session { engine, tokenization, source, load_time: start.elapsed() })
 }

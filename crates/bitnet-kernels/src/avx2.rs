@@ -183,6 +183,9 @@ fn dot_f16(row: &[u8], x: &[f32]) -> f32 {
             *acc = _mm256_add_ps(*acc, _mm256_mul_ps(_mm256_cvtph_ps(row), x));
         }
     }
+    if x_rest.is_empty() {
+        return reduce(acc);
+    }
     let mut lanes = [[0.0; 16]; 4];
     for (acc, lanes) in acc.as_chunks::<2>().0.iter().zip(&mut lanes) {
         store8(&mut lanes[..8], acc[0]);
@@ -192,6 +195,17 @@ fn dot_f16(row: &[u8], x: &[f32]) -> f32 {
         lanes[i / 16][i % 16] += half::f16::from_le_bytes(*bytes).to_f32() * x;
     }
     portable::reduce(&lanes)
+}
+
+/// The tree of `portable::reduce`, in registers.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn reduce(acc: [__m256; 8]) -> f32 {
+    let half = |i: usize| _mm256_add_ps(_mm256_add_ps(acc[i], acc[2 + i]), _mm256_add_ps(acc[4 + i], acc[6 + i]));
+    let v8 = _mm256_add_ps(half(0), half(1));
+    let v4 = _mm_add_ps(_mm256_castps256_ps128(v8), _mm256_extractf128_ps::<1>(v8));
+    let v2 = _mm_add_ps(v4, _mm_movehl_ps(v4, v4));
+    _mm_cvtss_f32(_mm_add_ss(v2, _mm_movehdup_ps(v2)))
 }
 
 #[inline]

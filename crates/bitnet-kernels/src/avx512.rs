@@ -144,6 +144,9 @@ fn dot_f16(row: &[u8], x: &[f32]) -> f32 {
             *acc = _mm512_add_ps(*acc, _mm512_mul_ps(_mm512_cvtph_ps(row), x));
         }
     }
+    if x_rest.is_empty() {
+        return reduce(acc);
+    }
     let mut lanes = acc.map(|acc| {
         let mut lanes = [0.0; 16];
         store16(&mut lanes, acc);
@@ -153,6 +156,18 @@ fn dot_f16(row: &[u8], x: &[f32]) -> f32 {
         lanes[i / 16][i % 16] += half::f16::from_le_bytes(*bytes).to_f32() * x;
     }
     portable::reduce(&lanes)
+}
+
+/// The tree of `portable::reduce`, in registers.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+fn reduce(acc: [__m512; 4]) -> f32 {
+    let v16 = _mm512_add_ps(_mm512_add_ps(acc[0], acc[1]), _mm512_add_ps(acc[2], acc[3]));
+    let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(v16)));
+    let v8 = _mm256_add_ps(_mm512_castps512_ps256(v16), high);
+    let v4 = _mm_add_ps(_mm256_castps256_ps128(v8), _mm256_extractf128_ps::<1>(v8));
+    let v2 = _mm_add_ps(v4, _mm_movehl_ps(v4, v4));
+    _mm_cvtss_f32(_mm_add_ss(v2, _mm_movehdup_ps(v2)))
 }
 
 #[inline]

@@ -298,6 +298,9 @@ fn dot_f16(row: &[u8], x: &[f32]) -> f32 {
             *acc = [vaddq_f32(acc[0], vmulq_f32(row[0], x[0])), vaddq_f32(acc[1], vmulq_f32(row[1], x[1]))];
         }
     }
+    if x_rest.is_empty() {
+        return reduce(acc.as_flattened());
+    }
     let mut lanes = [[0.0; 16]; 4];
     for (acc, lanes) in acc.as_flattened().iter().zip(lanes.as_flattened_mut().as_chunks_mut().0) {
         store4(lanes, *acc);
@@ -306,6 +309,16 @@ fn dot_f16(row: &[u8], x: &[f32]) -> f32 {
         lanes[i / 16][i % 16] += half::f16::from_le_bytes(*bytes).to_f32() * x;
     }
     portable::reduce(&lanes)
+}
+
+/// The tree of `portable::reduce`, in registers.
+#[inline]
+#[target_feature(enable = "neon")]
+fn reduce(acc: &[float32x4_t]) -> f32 {
+    let quarter = |i: usize| vaddq_f32(vaddq_f32(acc[i], acc[4 + i]), vaddq_f32(acc[8 + i], acc[12 + i]));
+    let v4 = vaddq_f32(vaddq_f32(quarter(0), quarter(2)), vaddq_f32(quarter(1), quarter(3)));
+    let v2 = vadd_f32(vget_low_f32(v4), vget_high_f32(v4));
+    vpadds_f32(v2)
 }
 
 /// The bits of eight f16 as f32, exactly.

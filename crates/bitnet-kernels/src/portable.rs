@@ -127,15 +127,6 @@ pub(crate) fn rope_half_split(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     }
 }
 
-/// Rotates the pairs `(2i, 2i + 1)` of one head, `cos` and `sin` being `[D/2]` (RoPE, interleaved as in Llama's own code).
-#[inline(always)]
-pub(crate) fn rope_interleaved(head: &mut [f32], cos: &[f32], sin: &[f32]) {
-    for ((pair, cos), sin) in head.as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {
-        let [x, y] = *pair;
-        *pair = [x * cos - y * sin, y * cos + x * sin];
-    }
-}
-
 /// Turns the scores of one head over one segment into weights: `exp(score − max)`; returns `(max, Σ weights)`.
 ///
 /// The sum runs over 16 lanes, key `i` in lane `i % 16`, and the halving tree.

@@ -141,7 +141,6 @@ pub struct KernelSet {
     pub(crate) silu_mul: unsafe fn(&[f32], &[f32], &mut [f32]),
     pub(crate) add: unsafe fn(&mut [f32], &[f32]),
     pub(crate) rope_half_split: unsafe fn(&mut [f32], &[f32], &[f32]),
-    pub(crate) rope_interleaved: unsafe fn(&mut [f32], &[f32], &[f32]),
     pub(crate) attend_f16: AttendFn<half::f16>,
     pub(crate) attend_f32: AttendFn<f32>,
     pub(crate) merge_segment: unsafe fn(&mut f32, &mut f32, &mut [f32], f32, f32, &[f32]),
@@ -154,7 +153,7 @@ macro_rules! kernel_set {
         pub(crate) static $name: $crate::set::KernelSet = $crate::set::KernelSet {
             name: $text,
             $($field: $own,)*
-            rms_norm, relu2_mul, silu_mul, add, rope_half_split, rope_interleaved, merge_segment, matvec_f32, quantize,
+            rms_norm, relu2_mul, silu_mul, add, rope_half_split, merge_segment, matvec_f32, quantize,
         };
         $(#[$features])?
         fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
@@ -179,10 +178,6 @@ macro_rules! kernel_set {
         $(#[$features])?
         fn rope_half_split(head: &mut [f32], cos: &[f32], sin: &[f32]) {
             $crate::portable::rope_half_split(head, cos, sin);
-        }
-        $(#[$features])?
-        fn rope_interleaved(head: &mut [f32], cos: &[f32], sin: &[f32]) {
-            $crate::portable::rope_interleaved(head, cos, sin);
         }
         $(#[$features])?
         fn merge_segment(max: &mut f32, sum: &mut f32, acc: &mut [f32], later_max: f32, later_sum: f32, later_acc: &[f32]) {
@@ -317,23 +312,11 @@ impl KernelSet {
     /// # Panics
     /// If `cos` and `sin` differ in length or do not divide `x`.
     pub fn rope_half_split(&self, x: &mut [f32], cos: &[f32], sin: &[f32]) {
-        self.rope(self.rope_half_split, x, cos, sin);
-    }
-
-    /// Rotates each head of `x`, `[heads, 2 · cos.len()]`, pairing element `2i` with `2i + 1`.
-    ///
-    /// # Panics
-    /// If `cos` and `sin` differ in length or do not divide `x`.
-    pub fn rope_interleaved(&self, x: &mut [f32], cos: &[f32], sin: &[f32]) {
-        self.rope(self.rope_interleaved, x, cos, sin);
-    }
-
-    fn rope(&self, rotate: unsafe fn(&mut [f32], &[f32], &[f32]), x: &mut [f32], cos: &[f32], sin: &[f32]) {
         let head_dim = 2 * cos.len();
         assert!(cos.len() == sin.len() && head_dim > 0 && x.len().is_multiple_of(head_dim), "heads of {head_dim}");
         for head in x.chunks_exact_mut(head_dim) {
             // SAFETY: a set exists only on a CPU that can run it.
-            unsafe { rotate(head, cos, sin) }
+            unsafe { (self.rope_half_split)(head, cos, sin) }
         }
     }
 
