@@ -18,8 +18,9 @@ mod stop;
 
 pub use engine::{Engine, EngineOptions, Event, Finish, FinishReason, Request, RequestId, Timings};
 pub use error::{Error, Result};
-pub use load::{Loaded, NO_TOKENIZER, Tokenization, likely_i2s_form, load, load_embedded, load_tokenization,
-    tokenization_from_gguf};
+pub use load::{
+    Loaded, NO_TOKENIZER, Tokenization, likely_i2s_form, load, load_embedded, load_tokenization, tokenization_from_gguf,
+};
 pub use perplexity::Likelihood;
 pub use sampling::{Sampler, SamplingParams};
 pub use stop::StopSet;

@@ -84,11 +84,7 @@ pub fn likely_i2s_form(gguf: &Gguf, config: &Config) -> Option<I2sForm> {
     })
 }
 
-fn loaded(
-    model: LanguageModel,
-    tokenization: Option<Tokenization>,
-    i2_s_hint: Option<I2sForm>,
-) -> Result<Loaded> {
+fn loaded(model: LanguageModel, tokenization: Option<Tokenization>, i2_s_hint: Option<I2sForm>) -> Result<Loaded> {
     let tokens = tokenization.as_ref().map_or(0, |tokenization| tokenization.tokenizer.vocab_size());
     let rows = model.config().vocab_size;
     if tokens > rows {

@@ -249,8 +249,12 @@ impl ChatTemplate {
     /// The conversation as the model is to see it.
     ///
     /// # Errors
-    /// A role is no plain word; a Jinja template raises an exception, runs out of fuel, or writes absurdly much.
+    /// There are no messages; a role is no plain word; a Jinja template raises an exception, runs out of fuel, or writes
+    /// absurdly much.
     pub fn render(&self, messages: &[ChatMessage], options: RenderOptions<'_>) -> Result<RenderedChat> {
+        if messages.is_empty() {
+            return Err(Error::NoMessages);
+        }
         if let Some(message) = messages.iter().find(|message| !is_plain_word(&message.role)) {
             return Err(Error::BadRole { role: quoted(&message.role) });
         }

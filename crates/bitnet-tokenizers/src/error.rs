@@ -146,6 +146,9 @@ pub enum Error {
         /// The names that are known, separated by commas.
         known: String,
     },
+    /// A conversation of no messages.
+    #[error("the conversation is empty: at least one message is needed")]
+    NoMessages,
     /// A Jinja chat template that does not compile, raises an exception, or runs too long.
     #[error("chat template: {0}")]
     Template(String),

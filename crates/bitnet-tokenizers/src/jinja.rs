@@ -85,7 +85,11 @@ impl Jinja {
             pad_token => &self.padding,
         };
         let mut output = Bounded { bytes: Vec::new(), max: MAX_OUTPUT_BYTES + MAX_OUTPUT_RATIO * given };
-        template.render_captured_to(context, &mut output).map_err(|error| template_error(&error))?;
+        // minijinja 3.0.5 panics on some slices with a negative step, such as those of an empty list; a template comes
+        // from a file, so that must be an error like any other. What the panic leaves behind is dropped here.
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| template.render_captured_to(context, &mut output)))
+            .map_err(|_| Error::Template("the template made its interpreter fail".to_owned()))?
+            .map_err(|error| template_error(&error))?;
         let text = String::from_utf8(output.bytes).map_err(|error| Error::Template(error.to_string()))?;
         Ok(unmarked(&text, mark))
     }

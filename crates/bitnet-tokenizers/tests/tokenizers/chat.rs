@@ -135,6 +135,18 @@ fn a_template_that_never_ends_or_writes_without_end_is_stopped() {
 }
 
 #[test]
+fn a_template_that_makes_the_interpreter_panic_is_an_error() {
+    let tokenizer = tokenizer(LLAMA_3, None);
+    let template = ChatTemplate::from_jinja("{% set t = '' %}{% for m in t[::-1] %}{{ m }}{% endfor %}", &tokenizer);
+    let rendered = template.expect("a template").render(&conversation(), RenderOptions::default());
+    // An interpreter that has been mended renders nothing.
+    assert!(rendered.is_err() || rendered.is_ok_and(|rendered| rendered.text().is_empty()));
+    let template = ChatTemplate::from_jinja("{{ messages[::-1] | length }}", &tokenizer).expect("a template");
+    let error = template.render(&[], RenderOptions::default()).expect_err("no messages").to_string();
+    assert!(error.contains("empty"), "{error}");
+}
+
+#[test]
 fn bos_is_put_first_once() {
     let mut spec = small_spec(&["a b"], LLAMA_3);
     (spec.bos, spec.add_bos) = (Some(257), Some(true));
