@@ -223,6 +223,14 @@ fn inspect_tells_what_is_there_and_what_is_odd() {
     assert_eq!(report["tensors"].as_array().map(Vec::len), Some(24));
     assert!(report["odd"][0].as_str().expect("a line").contains("tokenizer.ggml.pre is missing"));
     assert!(output(&["inspect", &golden()]).contains("hidden        256"));
+    let directory = data("golden/strict-b158/hf-packed").display().to_string();
+    assert_eq!(json(&["inspect", &directory, "--json"])["model"], {
+        let mut model = report["model"].clone();
+        model["name"] = Value::Null;
+        model["architecture"] = "BitNetForCausalLM".into();
+        model
+    });
+    assert!(output(&["inspect", &directory, "--tensors"]).contains("model.embed_tokens.weight"));
 }
 
 #[test]

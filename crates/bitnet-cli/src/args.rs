@@ -116,10 +116,10 @@ pub struct ChatArguments {
 
 #[derive(Args)]
 pub struct InspectArguments {
-    /// The model: a GGUF file
+    /// The model: a GGUF file or a Hugging Face directory
     #[arg(value_name = "MODEL", required_unless_present = "model_option")]
     pub model: Option<PathBuf>,
-    /// The model: a GGUF file
+    /// The model: a GGUF file or a Hugging Face directory
     #[arg(short, long = "model", value_name = "MODEL", conflicts_with = "model")]
     pub model_option: Option<PathBuf>,
     /// List every tensor

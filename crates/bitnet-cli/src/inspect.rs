@@ -5,8 +5,9 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
-use bitnet_inference::{Tokenization, likely_i2s_form, tokenization_from_gguf};
+use bitnet_inference::{Tokenization, likely_i2s_form, load_tokenization, tokenization_from_gguf};
 use bitnet_models::gguf::{Array, Gguf, Value, ValueKind};
+use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::{Config, I2sForm};
 use serde_json::json;
 
@@ -21,6 +22,9 @@ const SHOWN_CHARACTERS: usize = 72;
 /// Prints architecture, shapes, types, sizes, tokenizer, template, and what is odd.
 pub fn inspect(arguments: &InspectArguments) -> anyhow::Result<()> {
     let path = model_path(arguments.model.as_deref().or(arguments.model_option.as_deref()))?;
+    if path.is_dir() {
+        return inspect_directory(&path, arguments);
+    }
     let gguf = Gguf::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
     let config = Config::from_gguf(&gguf);
     let tokenization = tokenization_from_gguf(&gguf);
@@ -41,31 +45,7 @@ pub fn inspect(arguments: &InspectArguments) -> anyhow::Result<()> {
         gguf.tensors().len()
     )?;
     match &config {
-        Ok(config) => {
-            let a = config.attention;
-            writeln!(out, "\nModel")?;
-            writeln!(out, "  name          {}", config.name.as_deref().unwrap_or("(none)"))?;
-            writeln!(
-                out,
-                "  architecture  {} ({:?} gate, {:?} rotation)",
-                config.architecture_name,
-                config.architecture.gate(),
-                config.rope_pairs
-            )?;
-            writeln!(out, "  layers        {}", config.num_layers)?;
-            writeln!(out, "  hidden        {}", config.hidden_size)?;
-            writeln!(out, "  feed-forward  {}", config.ffn_size)?;
-            writeln!(out, "  heads         {} of {} (key/value heads {})", a.heads, a.head_dim, a.kv_heads)?;
-            writeln!(
-                out,
-                "  vocabulary    {} ({} head)",
-                config.vocab_size,
-                if is_tied(&gguf) { "tied" } else { "untied" }
-            )?;
-            writeln!(out, "  context       {}", config.context_length)?;
-            writeln!(out, "  rope theta    {}", config.rope_theta)?;
-            writeln!(out, "  norm epsilon  {:e}", config.rms_norm_eps)?;
-        }
+        Ok(config) => write_config(&mut out, config, is_tied(&gguf))?,
         Err(error) => writeln!(out, "\nModel: cannot be run: {error}")?,
     }
     writeln!(out, "\nTensors by type")?;
@@ -77,29 +57,7 @@ pub fn inspect(arguments: &InspectArguments) -> anyhow::Result<()> {
             total.tensors, total.elements, total.bytes
         )?;
     }
-    match &tokenization {
-        Ok(Tokenization { tokenizer, chat_template }) => {
-            writeln!(out, "\nTokenizer")?;
-            writeln!(
-                out,
-                "  model         {} ({} pre-tokenizer)",
-                tokenizer.model_name(),
-                tokenizer.pretokenizer_name()
-            )?;
-            writeln!(out, "  tokens        {}", tokenizer.vocab_size())?;
-            let name = |id| format!("{id} {:?}", String::from_utf8_lossy(tokenizer.token_bytes(id)));
-            let bos = tokenizer.bos().map_or("(none)".to_owned(), name);
-            writeln!(out, "  begins with   {bos}{}", if tokenizer.adds_bos() { "" } else { ", which is not added" })?;
-            let stops: Vec<String> = tokenizer.stop_ids().iter().map(|id| name(*id)).collect();
-            writeln!(out, "  stops at      {}", stops.join(", "))?;
-            match chat_template {
-                Ok(Some(template)) => writeln!(out, "  chat template {} ({})", template.name(), template.reason())?,
-                Ok(None) => writeln!(out, "  chat template (none)")?,
-                Err(error) => writeln!(out, "  chat template cannot be used: {error}")?,
-            }
-        }
-        Err(error) => writeln!(out, "\nTokenizer: cannot be used: {error}")?,
-    }
+    write_tokenizer(&mut out, tokenization.as_ref().map_err(|error| error as &dyn std::error::Error))?;
     writeln!(out, "\nMetadata")?;
     for (key, value) in metadata.iter() {
         writeln!(out, "  {key} = {}", show(&value))?;
@@ -123,6 +81,106 @@ pub fn inspect(arguments: &InspectArguments) -> anyhow::Result<()> {
     }
     for line in &odd {
         writeln!(out, "  {line}")?;
+    }
+    Ok(())
+}
+
+/// A directory as Hugging Face has them.
+fn inspect_directory(path: &Path, arguments: &InspectArguments) -> anyhow::Result<()> {
+    let checkpoint = Checkpoint::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let tokenization = load_tokenization(path);
+    let tied = !checkpoint.tensors().any(|tensor| tensor.name == "lm_head.weight");
+    let bytes: usize = checkpoint.tensors().map(|tensor| tensor.num_bytes).sum();
+    let mut types: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    for tensor in checkpoint.tensors() {
+        let total = types.entry(tensor.dtype.name()).or_default();
+        *total = (total.0 + 1, total.1 + tensor.num_bytes);
+    }
+    let mut out = std::io::stdout().lock();
+    if arguments.json {
+        let types: BTreeMap<&str, serde_json::Value> =
+            types.into_iter().map(|(name, (n, bytes))| (name, json!({ "tensors": n, "bytes": bytes }))).collect();
+        let mut object = json!({
+            "path": path.display().to_string(),
+            "bytes": bytes,
+            "model": config_json(checkpoint.config(), tied),
+            "types": types,
+            "tokenizer": tokenizer_json(&tokenization),
+        });
+        if arguments.tensors {
+            let list = checkpoint
+                .tensors()
+                .map(|t| json!({ "name": t.name, "type": t.dtype.name(), "dims": t.shape, "bytes": t.num_bytes }));
+            object["tensors"] = list.collect();
+        }
+        writeln!(out, "{object}")?;
+        return Ok(());
+    }
+    writeln!(out, "{}", path.display())?;
+    writeln!(out, "  Hugging Face directory, {bytes} bytes in {} tensors", checkpoint.tensors().len())?;
+    write_config(&mut out, checkpoint.config(), tied)?;
+    writeln!(out, "\nTensors by type")?;
+    for (name, (tensors, bytes)) in types {
+        writeln!(out, "  {name:8} {tensors:5} tensors {bytes:13} bytes")?;
+    }
+    write_tokenizer(&mut out, tokenization.as_ref().map_err(|error| error as &dyn std::error::Error))?;
+    if arguments.tensors {
+        writeln!(out, "\nTensors")?;
+        for t in checkpoint.tensors() {
+            writeln!(out, "  {:56} {:6} {:?} {} bytes", t.name, t.dtype.name(), t.shape, t.num_bytes)?;
+        }
+    }
+    Ok(())
+}
+
+fn write_config(out: &mut impl Write, config: &Config, tied: bool) -> std::io::Result<()> {
+    let a = config.attention;
+    writeln!(out, "\nModel")?;
+    writeln!(out, "  name          {}", config.name.as_deref().unwrap_or("(none)"))?;
+    writeln!(
+        out,
+        "  architecture  {} ({:?} gate, {:?} rotation)",
+        config.architecture_name,
+        config.architecture.gate(),
+        config.rope_pairs
+    )?;
+    writeln!(out, "  layers        {}", config.num_layers)?;
+    writeln!(out, "  hidden        {}", config.hidden_size)?;
+    writeln!(out, "  feed-forward  {}", config.ffn_size)?;
+    writeln!(out, "  heads         {} of {} (key/value heads {})", a.heads, a.head_dim, a.kv_heads)?;
+    writeln!(out, "  vocabulary    {} ({} head)", config.vocab_size, if tied { "tied" } else { "untied" })?;
+    writeln!(out, "  context       {}", config.context_length)?;
+    writeln!(out, "  rope theta    {}", config.rope_theta)?;
+    writeln!(out, "  norm epsilon  {:e}", config.rms_norm_eps)?;
+    Ok(())
+}
+
+fn write_tokenizer(
+    out: &mut impl Write,
+    tokenization: Result<&Tokenization, &dyn std::error::Error>,
+) -> std::io::Result<()> {
+    match tokenization {
+        Ok(Tokenization { tokenizer, chat_template }) => {
+            writeln!(out, "\nTokenizer")?;
+            writeln!(
+                out,
+                "  model         {} ({} pre-tokenizer)",
+                tokenizer.model_name(),
+                tokenizer.pretokenizer_name()
+            )?;
+            writeln!(out, "  tokens        {}", tokenizer.vocab_size())?;
+            let name = |id| format!("{id} {:?}", String::from_utf8_lossy(tokenizer.token_bytes(id)));
+            let bos = tokenizer.bos().map_or("(none)".to_owned(), name);
+            writeln!(out, "  begins with   {bos}{}", if tokenizer.adds_bos() { "" } else { ", which is not added" })?;
+            let stops: Vec<String> = tokenizer.stop_ids().iter().map(|id| name(*id)).collect();
+            writeln!(out, "  stops at      {}", stops.join(", "))?;
+            match chat_template {
+                Ok(Some(template)) => writeln!(out, "  chat template {} ({})", template.name(), template.reason())?,
+                Ok(None) => writeln!(out, "  chat template (none)")?,
+                Err(error) => writeln!(out, "  chat template cannot be used: {error}")?,
+            }
+        }
+        Err(error) => writeln!(out, "\nTokenizer: cannot be used: {error}")?,
     }
     Ok(())
 }
@@ -230,24 +288,53 @@ fn to_json(
     tensors: bool,
 ) -> serde_json::Value {
     let model = match config {
-        Ok(config) => json!({
-            "name": config.name,
-            "architecture": config.architecture_name,
-            "layers": config.num_layers,
-            "hidden": config.hidden_size,
-            "ffn": config.ffn_size,
-            "heads": config.attention.heads,
-            "kv_heads": config.attention.kv_heads,
-            "head_dim": config.attention.head_dim,
-            "vocab": config.vocab_size,
-            "context": config.context_length,
-            "rope_theta": config.rope_theta,
-            "rms_norm_eps": config.rms_norm_eps,
-            "tied": is_tied(gguf),
-        }),
+        Ok(config) => config_json(config, is_tied(gguf)),
         Err(error) => json!({ "error": error.to_string() }),
     };
-    let tokenizer = match tokenization {
+    let types: BTreeMap<&str, serde_json::Value> = totals(gguf)
+        .into_iter()
+        .map(|(name, t)| (name, json!({ "tensors": t.tensors, "elements": t.elements, "bytes": t.bytes })))
+        .collect();
+    let metadata: BTreeMap<&str, String> = gguf.metadata().iter().map(|(key, value)| (key, show(&value))).collect();
+    let mut object = json!({
+        "path": path.display().to_string(),
+        "gguf_version": gguf.version(),
+        "bytes": gguf.file_len(),
+        "model": model,
+        "types": types,
+        "tokenizer": tokenizer_json(tokenization),
+        "metadata": metadata,
+        "odd": odd,
+    });
+    if tensors {
+        let list = gguf
+            .tensors()
+            .map(|t| json!({ "name": t.name, "type": t.dtype.name(), "dims": t.dims, "bytes": t.data.len() }));
+        object["tensors"] = list.collect();
+    }
+    object
+}
+
+fn config_json(config: &Config, tied: bool) -> serde_json::Value {
+    json!({
+        "name": config.name,
+        "architecture": config.architecture_name,
+        "layers": config.num_layers,
+        "hidden": config.hidden_size,
+        "ffn": config.ffn_size,
+        "heads": config.attention.heads,
+        "kv_heads": config.attention.kv_heads,
+        "head_dim": config.attention.head_dim,
+        "vocab": config.vocab_size,
+        "context": config.context_length,
+        "rope_theta": config.rope_theta,
+        "rms_norm_eps": config.rms_norm_eps,
+        "tied": tied,
+    })
+}
+
+fn tokenizer_json(tokenization: &bitnet_inference::Result<Tokenization>) -> serde_json::Value {
+    match tokenization {
         Ok(Tokenization { tokenizer, chat_template }) => json!({
             "model": tokenizer.model_name(),
             "pre": tokenizer.pretokenizer_name(),
@@ -262,27 +349,5 @@ fn to_json(
             },
         }),
         Err(error) => json!({ "error": error.to_string() }),
-    };
-    let types: BTreeMap<&str, serde_json::Value> = totals(gguf)
-        .into_iter()
-        .map(|(name, t)| (name, json!({ "tensors": t.tensors, "elements": t.elements, "bytes": t.bytes })))
-        .collect();
-    let metadata: BTreeMap<&str, String> = gguf.metadata().iter().map(|(key, value)| (key, show(&value))).collect();
-    let mut object = json!({
-        "path": path.display().to_string(),
-        "gguf_version": gguf.version(),
-        "bytes": gguf.file_len(),
-        "model": model,
-        "types": types,
-        "tokenizer": tokenizer,
-        "metadata": metadata,
-        "odd": odd,
-    });
-    if tensors {
-        let list = gguf
-            .tensors()
-            .map(|t| json!({ "name": t.name, "type": t.dtype.name(), "dims": t.dims, "bytes": t.data.len() }));
-        object["tensors"] = list.collect();
     }
-    object
 }
