@@ -105,7 +105,8 @@ impl Pool {
             >(job));
         }
         let epoch = shared.epoch.0.load(Ordering::Relaxed).wrapping_add(1);
-        shared.epoch.0.store(epoch, Ordering::SeqCst);
+        // A swap, not a store: some emulators let a later load pass a sequentially consistent store.
+        shared.epoch.0.swap(epoch, Ordering::SeqCst);
         for ((thread, _), parked) in self.threads.iter().zip(&shared.parked) {
             if parked.0.load(Ordering::SeqCst) {
                 thread.unpark();
@@ -212,7 +213,7 @@ fn wait_for_job(shared: &Shared, worker: usize, seen: u32) -> u32 {
         std::thread::yield_now();
     }
     // Sequentially consistent on both sides: either this thread sees the new epoch or `run` sees the flag and unparks.
-    shared.parked[worker].0.store(true, Ordering::SeqCst);
+    shared.parked[worker].0.swap(true, Ordering::SeqCst);
     let mut epoch = shared.epoch.0.load(Ordering::SeqCst);
     while epoch == seen {
         std::thread::park();

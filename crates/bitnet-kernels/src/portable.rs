@@ -83,7 +83,8 @@ pub(crate) fn quantize(x: &[f32], out: &mut [i8]) -> (f32, i32) {
     let (used, padding) = out.split_at_mut(x.len());
     for (out, x) in used.iter_mut().zip(x) {
         // 1.5 · 2^23: adding it rounds to an integer, half to even, and leaves that integer in the low bits.
-        let q = (x * scale + 12_582_912.0).to_bits() as i8;
+        // No number gives −128, but the bits of a NaN can; 16-bit sums of products count on 127.
+        let q = ((x * scale + 12_582_912.0).to_bits() as i8).max(-127);
         *out = q;
         sum += i32::from(q);
     }

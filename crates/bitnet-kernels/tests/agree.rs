@@ -138,6 +138,16 @@ fn the_largest_sums_do_not_overflow() {
 }
 
 #[test]
+fn weights_outside_minus_one_to_one_are_refused() {
+    for wrong in [2, -2, 3, 127, -128] {
+        let result = std::panic::catch_unwind(|| {
+            pack(&[Part { rows: 3, scale: 1.0 }], 20, |_, row, col| if (row, col) == (2, 19) { wrong } else { 1 })
+        });
+        assert!(result.is_err(), "{wrong}");
+    }
+}
+
+#[test]
 fn rows_of_a_batch_equal_rows_alone() {
     let cols = 640;
     let matrix = pack(&[Part { rows: 64, scale: 0.1 }], cols, pseudo_weight);
