@@ -31,9 +31,8 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
             stop_strings: Vec::new(),
         };
         let answer = session.answer(request, &|| false, |_| Ok(()))?;
-        let Some(finish) = answer.finish else { unreachable!("nothing interrupts this command") };
         if round > 0 {
-            let (prefill, decode) = report::speeds(&finish.timings);
+            let (prefill, decode) = report::speeds(&answer.timings);
             speeds[0].extend(prefill);
             speeds[1].extend(decode);
         }

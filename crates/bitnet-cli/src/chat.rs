@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
-use bitnet_inference::{Timings, Tokenization};
+use bitnet_inference::{FinishReason, Timings, Tokenization};
 use bitnet_tokenizers::{ChatMessage, ChatTemplate, EncodeOptions, RenderOptions, TokenId};
 use rustyline::error::ReadlineError;
 use serde::{Deserialize, Serialize};
@@ -203,17 +203,15 @@ impl Chat {
             }
             Ok(())
         })?;
-        let reason = answer.finish.as_ref().map(|finish| finish.reason.name());
-        self.timings = answer.finish.map(|finish| finish.timings);
+        self.timings = Some(answer.timings);
         if json {
-            let timings = self.timings.map(|timings| report::timings_json(&timings, self.session.load_time));
             let object = json!({
                 "prompt_tokens": prompt,
                 "tokens": answer.tokens,
                 "text": answer.text,
-                "finish_reason": reason.unwrap_or("interrupted"),
+                "finish_reason": answer.reason.map_or("interrupted", FinishReason::name),
                 "seed": seed,
-                "timings": timings,
+                "timings": report::timings_json(&answer.timings, self.session.load_time),
             });
             writeln!(out, "{object}")?;
         } else {

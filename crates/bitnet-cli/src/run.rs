@@ -33,22 +33,22 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
         }
         Ok(())
     })?;
-    let Some(finish) = answer.finish else { unreachable!("nothing interrupts this command") };
+    let Some(reason) = answer.reason else { unreachable!("nothing interrupts this command") };
     if arguments.json {
         let object = json!({
             "prompt_tokens": prompt,
             "tokens": answer.tokens,
             "text": answer.text,
-            "finish_reason": finish.reason.name(),
+            "finish_reason": reason.name(),
             "seed": seed,
-            "timings": report::timings_json(&finish.timings, session.load_time),
+            "timings": report::timings_json(&answer.timings, session.load_time),
         });
         writeln!(out, "{object}")?;
         return Ok(());
     }
     writeln!(out)?;
     if std::io::stderr().is_terminal() {
-        eprintln!("\x1b[2m{}; seed {seed}\x1b[0m", report::timings_line(&finish.timings));
+        eprintln!("\x1b[2m{}; seed {seed}\x1b[0m", report::timings_line(&answer.timings));
     }
     Ok(())
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use bitnet_inference::{Engine, EngineOptions, Event, Finish, Loaded, Request, Tokenization, load, load_embedded};
+use bitnet_inference::{
+    Engine, EngineOptions, Event, FinishReason, Loaded, Request, Timings, Tokenization, load, load_embedded,
+};
 use bitnet_kernels::{Cpu, KernelSet, default_threads};
 use bitnet_models::LoadOptions;
 use bitnet_tokenizers::TokenId;
@@ -109,7 +111,8 @@ pub struct Answer {
     pub tokens: Vec<TokenId>,
     pub text: String,
     /// `None` if it was interrupted.
-    pub finish: Option<Finish>,
+    pub reason: Option<FinishReason>,
+    pub timings: Timings,
 }
 
 impl Session {
@@ -150,11 +153,11 @@ impl Session {
         let bar =
             if request.prompt.len() > 256 { bar(request.prompt.len(), "prompt tokens") } else { ProgressBar::hidden() };
         let id = self.engine.submit(request)?;
-        let mut answer = Answer { tokens: Vec::new(), text: String::new(), finish: None };
+        let mut answer = Answer { tokens: Vec::new(), text: String::new(), reason: None, timings: Timings::default() };
         let mut events = Vec::new();
-        while answer.finish.is_none() {
+        while answer.reason.is_none() {
             if interrupted() {
-                self.engine.cancel(id);
+                answer.timings = self.engine.cancel(id).unwrap_or_default();
                 bar.finish_and_clear();
                 return Ok(answer);
             }
@@ -173,7 +176,8 @@ impl Session {
                         text
                     }
                     Event::Finished { text, finish, .. } => {
-                        answer.finish = Some(finish);
+                        answer.reason = Some(finish.reason);
+                        answer.timings = finish.timings;
                         text
                     }
                 };

@@ -286,13 +286,16 @@ impl Engine {
         }
     }
 
-    /// Forgets a request; its blocks are free at once. Nothing happens if it has ended already.
-    pub fn cancel(&mut self, id: RequestId) {
-        self.waiting.retain(|sequence| sequence.id != id);
-        if let Some(index) = self.running.iter().position(|sequence| sequence.id == id) {
-            let sequence = self.running.remove(index);
-            self.retain(sequence);
+    /// Forgets a request; its blocks are free at once. Returns what it took so far; `None` if it has ended already.
+    pub fn cancel(&mut self, id: RequestId) -> Option<Timings> {
+        if let Some(index) = self.waiting.iter().position(|sequence| sequence.id == id) {
+            return self.waiting.remove(index).map(|sequence| sequence.timings);
         }
+        let index = self.running.iter().position(|sequence| sequence.id == id)?;
+        let sequence = self.running.remove(index);
+        let timings = sequence.timings;
+        self.retain(sequence);
+        Some(timings)
     }
 
     /// Runs one step and adds what it brought to `events`.
