@@ -185,7 +185,7 @@ impl From<TableTypeArgument> for bitnet_models::convert::TableType {
 pub struct TokenizeArguments {
     /// The text; without it, standard input is read
     pub text: Option<String>,
-    /// A GGUF file, a directory with tokenizer.json, or a tokenizer.json
+    /// A GGUF file, a directory with tokenizer.json, or a tokenizer.json; the built-in story-teller's if not given
     #[arg(short, long, value_name = "MODEL")]
     pub model: Option<PathBuf>,
     /// Do not begin with the BOS token

@@ -1,22 +1,22 @@
 //! `bitnet tokenize`: text to token ids.
 
 use std::io::Write;
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use bitnet_inference::load_tokenization;
+use bitnet_inference::{load_tokenization, tokenization_from_gguf};
+use bitnet_models::gguf::Gguf;
 use bitnet_tokenizers::{EncodeOptions, TokenId, Tokenizer, TokenizerFiles};
 use serde_json::json;
 
 use crate::args::TokenizeArguments;
 use crate::run::read_stdin;
-use crate::session::model_path;
+use crate::session::ModelSource;
 
 /// Prints the ids and pieces of a text.
 pub fn tokenize(arguments: &TokenizeArguments) -> anyhow::Result<()> {
-    let path = model_path(arguments.model.as_deref())?;
-    let tokenizer = open(&path).with_context(|| format!("cannot load {}", path.display()))?;
+    let source = ModelSource::new(arguments.model.as_deref())?;
+    let tokenizer = open(&source).with_context(|| format!("cannot load {source}"))?;
     let text = match &arguments.text {
         Some(text) => text.clone(),
         None => read_stdin("the text")?,
@@ -36,8 +36,12 @@ pub fn tokenize(arguments: &TokenizeArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The tokenizer of a model file, of a directory, or of a `tokenizer.json` by itself.
-fn open(path: &Path) -> anyhow::Result<Arc<Tokenizer>> {
+/// The tokenizer of a model file, of a directory, of a `tokenizer.json` by itself, or of the built-in model.
+fn open(source: &ModelSource) -> anyhow::Result<Arc<Tokenizer>> {
+    let path = match source {
+        ModelSource::Path(path) => path,
+        ModelSource::BuiltIn(bytes) => return Ok(tokenization_from_gguf(&Gguf::from_static(bytes)?)?.tokenizer),
+    };
     if path.extension().is_some_and(|extension| extension == "json") {
         let files = TokenizerFiles { tokenizer: std::fs::read_to_string(path)?, ..TokenizerFiles::default() };
         return Ok(Arc::new(Tokenizer::from_files(&files)?));
