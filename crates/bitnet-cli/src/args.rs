@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use bitnet_inference::SamplingParams;
 use bitnet_kernels::KernelSet;
-use bitnet_models::KvType;
+use bitnet_models::{KvType, LoadOptions, Tl1Tile, Tl2Tile};
 use bitnet_tokenizers::TokenId;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -351,6 +351,53 @@ pub struct ModelArguments {
     /// How the codes of I2_S tensors are arranged: block128, block64 (files quantized on ARM) or row4
     #[arg(long, value_name = "FORM", default_value = "block128")]
     pub i2_s_form: bitnet_models::I2sForm,
+    /// Tile of the TL1 (BM,BK,bm) or TL2 (BM,BK) tensors of a shape, for files that do not state it; may be given more
+    /// than once
+    #[arg(long, value_name = "ROWSxCOLS=BM,BK[,bm]", value_parser = parse_tile)]
+    pub tl_tile: Vec<TlTile>,
+}
+
+impl ModelArguments {
+    /// How to read what the file leaves unsaid.
+    pub fn load_options(&self) -> LoadOptions {
+        let mut options = LoadOptions { i2_s_form: self.i2_s_form, ..LoadOptions::default() };
+        for TlTile { shape, tile } in &self.tl_tile {
+            match *tile {
+                TileSizes::Tl1(tile) => options.tl1_tiles.push((*shape, tile)),
+                TileSizes::Tl2(tile) => options.tl2_tiles.push((*shape, tile)),
+            }
+        }
+        options
+    }
+}
+
+/// The tile of the TL tensors of one shape.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TlTile {
+    /// Rows and columns.
+    shape: (usize, usize),
+    tile: TileSizes,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum TileSizes {
+    Tl1(Tl1Tile),
+    Tl2(Tl2Tile),
+}
+
+/// `ROWSxCOLS=BM,BK,bm` for TL1, `ROWSxCOLS=BM,BK` for TL2.
+fn parse_tile(text: &str) -> Result<TlTile, String> {
+    let wrong = || "expected ROWSxCOLS=BM,BK,bm (TL1) or ROWSxCOLS=BM,BK (TL2), such as 2560x6912=160,96".to_owned();
+    let number = |text: &str| text.parse::<usize>().ok().filter(|n| *n > 0).ok_or_else(wrong);
+    let (shape, sizes) = text.split_once('=').ok_or_else(wrong)?;
+    let (rows, cols) = shape.split_once('x').ok_or_else(wrong)?;
+    let sizes = sizes.split(',').map(number).collect::<Result<Vec<_>, _>>()?;
+    let tile = match sizes[..] {
+        [tile_rows, block_cols, inner_rows] => TileSizes::Tl1(Tl1Tile { tile_rows, block_cols, inner_rows }),
+        [tile_rows, block_cols] => TileSizes::Tl2(Tl2Tile { tile_rows, block_cols }),
+        _ => return Err(wrong()),
+    };
+    Ok(TlTile { shape: (number(rows)?, number(cols)?), tile })
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -406,6 +453,17 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn tiles_are_read_by_the_number_of_their_sizes() {
+        let tl1 = TileSizes::Tl1(Tl1Tile { tile_rows: 320, block_cols: 128, inner_rows: 64 });
+        assert_eq!(parse_tile("3200x3200=320,128,64"), Ok(TlTile { shape: (3200, 3200), tile: tl1 }));
+        let tl2 = TileSizes::Tl2(Tl2Tile { tile_rows: 160, block_cols: 96 });
+        assert_eq!(parse_tile("3200x8640=160,96"), Ok(TlTile { shape: (3200, 8640), tile: tl2 }));
+        for wrong in ["", "3200=1,2", "1x1=0,2", "1x1=1", "1x1=1,2,3,4", "axb=1,2"] {
+            assert!(parse_tile(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -9,7 +9,6 @@ use bitnet_inference::{
     Engine, EngineOptions, Event, FinishReason, Loaded, Request, Timings, Tokenization, load, load_embedded,
 };
 use bitnet_kernels::{Cpu, KernelSet, default_threads};
-use bitnet_models::LoadOptions;
 use bitnet_tokenizers::TokenId;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -62,7 +61,7 @@ pub fn open(arguments: &ModelArguments, context: Option<usize>) -> anyhow::Resul
     let spinner = spinner(format!("loading {source}"));
     let set = arguments.kernels.unwrap_or_else(KernelSet::detect);
     let cpu = Cpu::new(set, arguments.threads.map_or_else(default_threads, usize::from));
-    let options = LoadOptions { i2_s_form: arguments.i2_s_form, ..LoadOptions::default() };
+    let options = arguments.load_options();
     let loaded = match &source {
         ModelSource::Path(path) => load(path, &options, cpu.pool()),
         ModelSource::BuiltIn(bytes) => load_embedded(bytes, &options, cpu.pool()),

@@ -184,7 +184,7 @@ pub enum Error {
     },
     /// A TL1 or TL2 tensor whose tile sizes are nowhere stated.
     #[error(
-        "tensor {tensor} is {format} of shape [{rows}, {cols}], whose tile is not known; metadata key {key} or an option can give it"
+        "tensor {tensor} is {format} of shape [{rows}, {cols}], whose tile is not known; metadata key {key} or --tl-tile can give it"
     )]
     TileUnknown {
         /// The tensor's name.

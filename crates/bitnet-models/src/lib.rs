@@ -29,3 +29,6 @@ pub use table::Table;
 
 /// How the codes of I2_S tensors are arranged, and which arrangement a layer's dead neurons speak for.
 pub use bitnet_quantization::i2_s::{Form as I2sForm, likely_form};
+
+/// The tiles of TL1 and TL2 tensors, which files may leave unsaid.
+pub use bitnet_quantization::{tl1::Tile as Tl1Tile, tl2::Tile as Tl2Tile};
