@@ -12,6 +12,7 @@ use bitnet_models::{Config, I2sForm};
 use serde_json::json;
 
 use crate::args::InspectArguments;
+use crate::report::config_json;
 use crate::session::model_path;
 
 /// How many elements of a metadata array are shown.
@@ -313,24 +314,6 @@ fn to_json(
         object["tensors"] = list.collect();
     }
     object
-}
-
-fn config_json(config: &Config, tied: bool) -> serde_json::Value {
-    json!({
-        "name": config.name,
-        "architecture": config.architecture_name,
-        "layers": config.num_layers,
-        "hidden": config.hidden_size,
-        "ffn": config.ffn_size,
-        "heads": config.attention.heads,
-        "kv_heads": config.attention.kv_heads,
-        "head_dim": config.attention.head_dim,
-        "vocab": config.vocab_size,
-        "context": config.context_length,
-        "rope_theta": config.rope_theta,
-        "rms_norm_eps": config.rms_norm_eps,
-        "tied": tied,
-    })
 }
 
 fn tokenizer_json(tokenization: &bitnet_inference::Result<Tokenization>) -> serde_json::Value {

@@ -1,7 +1,7 @@
 //! What commands print about themselves: timings, the model in a line, memory.
 
 use bitnet_inference::Timings;
-use bitnet_models::LanguageModel;
+use bitnet_models::{Config, LanguageModel};
 use serde_json::{Value, json};
 
 use crate::session::Session;
@@ -55,15 +55,11 @@ pub fn timings_line(timings: &Timings) -> String {
     )
 }
 
-/// The model for `--json`.
-pub fn model_json(session: &Session) -> Value {
-    let model = session.engine.model();
-    let config = model.config();
+/// A model's shape for `--json`.
+pub fn config_json(config: &Config, tied: bool) -> Value {
     json!({
-        "path": session.source.to_string(),
         "name": config.name,
         "architecture": config.architecture_name,
-        "parameters": num_parameters(model),
         "layers": config.num_layers,
         "hidden": config.hidden_size,
         "ffn": config.ffn_size,
@@ -71,13 +67,25 @@ pub fn model_json(session: &Session) -> Value {
         "kv_heads": config.attention.kv_heads,
         "head_dim": config.attention.head_dim,
         "vocab": config.vocab_size,
-        "tied": model.is_tied(),
-        "embedding": model.embedding().format().name(),
+        "context": config.context_length,
+        "rope_theta": config.rope_theta,
+        "rms_norm_eps": config.rms_norm_eps,
+        "tied": tied,
     })
 }
 
+/// The loaded model for `--json`: its shape, and where and what it is.
+pub fn model_json(session: &Session) -> Value {
+    let model = session.engine.model();
+    let mut object = config_json(model.config(), model.is_tied());
+    object["path"] = session.source.to_string().into();
+    object["parameters"] = num_parameters(model).into();
+    object["embedding"] = model.embedding().format().name().into();
+    object
+}
+
 /// Weights of embedding, head and projections.
-pub fn num_parameters(model: &LanguageModel) -> usize {
+fn num_parameters(model: &LanguageModel) -> usize {
     let config = model.config();
     let tables = if model.is_tied() { 1 } else { 2 };
     tables * config.vocab_size * config.hidden_size + model.num_ternary_weights()

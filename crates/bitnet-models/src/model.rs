@@ -172,12 +172,6 @@ impl LanguageModel {
         self.matrices().map(TernaryMatrix::num_weights).sum()
     }
 
-    /// Bytes of the repacked ternary weights: what a token reads of them.
-    #[must_use]
-    pub fn num_ternary_bytes(&self) -> usize {
-        self.matrices().map(TernaryMatrix::num_bytes).sum()
-    }
-
     fn matrices(&self) -> impl Iterator<Item = &TernaryMatrix> {
         self.layers.iter().flat_map(|layer| {
             let stacks = layer.qkv.matrices().chain(layer.gate_up.matrices());

@@ -365,11 +365,6 @@ impl Tokenizer {
         self.add_bos
     }
 
-    /// Whether [`eos`](Self::eos) is put after a text.
-    pub fn adds_eos(&self) -> bool {
-        self.add_eos
-    }
-
     /// The tokens that end a generation, ascending: those of the metadata (EOS, end of turn, end of message) and those
     /// that bear one of the names the field uses for them, such as `<|eot_id|>`, `<|im_end|>` or `</s>`.
     pub fn stop_ids(&self) -> &[TokenId] {
