@@ -51,6 +51,8 @@ pub struct Count {
     pub calls: u64,
     /// Multiply-accumulates it executed, padding not counted.
     pub macs: u64,
+    /// Multiply-accumulates it left out because they add nothing. With `macs` they make the dense product.
+    pub macs_skipped: u64,
     /// Bytes of weights, embedding rows or cache it read, each byte once a call.
     pub bytes: u64,
 }
@@ -70,6 +72,13 @@ impl Counters {
         count.macs += macs as u64;
         count.bytes += bytes as u64;
         cell.set(count);
+    }
+
+    /// Adds multiply-accumulates that calls counted already have left out.
+    pub fn skip(&self, kernel: Kernel, macs: usize) {
+        let cell = &self.counts[kernel as usize];
+        let count = cell.get();
+        cell.set(Count { macs_skipped: count.macs_skipped + macs as u64, ..count });
     }
 
     /// What a kernel did so far.
