@@ -48,7 +48,7 @@ pub fn load(path: &Path, options: &LoadOptions, pool: &Pool) -> Result<Loaded> {
         true => Some(with_template(Tokenizer::from_dir(path)?, architecture)),
         false => None,
     };
-    loaded(LanguageModel::from_checkpoint(&checkpoint, pool)?, tokenization, None)
+    loaded(LanguageModel::from_checkpoint(&checkpoint, options, pool)?, tokenization, None)
 }
 
 /// Loads a model that is embedded in the program.
@@ -64,7 +64,7 @@ fn load_gguf(gguf: &Arc<Gguf>, options: &LoadOptions, pool: &Pool) -> Result<Loa
         Err(Error::NoTokenizer) => None,
         result => Some(result?),
     };
-    let model = LanguageModel::from_gguf(gguf, options.clone(), pool)?;
+    let model = LanguageModel::from_gguf(gguf, options, pool)?;
     let config = model.config();
     let hint = likely_i2s_form(gguf, config).filter(|form| *form != options.i2_s_form);
     loaded(model, tokenization, hint)

@@ -14,7 +14,7 @@ use crate::huggingface::Checkpoint;
 use crate::source::{LayerSlot, Projection, Slot, Source};
 use crate::table::Table;
 
-/// How to read what a GGUF file leaves unsaid.
+/// How to read what a model's files leave unsaid.
 #[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
     /// The arrangement of the codes in I2_S tensors, which no file states.
@@ -114,23 +114,23 @@ impl LanguageModel {
     ///
     /// # Errors
     /// If a tensor is missing, superfluous, misshapen or of a type that is not supported, or the configuration is.
-    pub fn from_gguf(gguf: &Arc<Gguf>, options: LoadOptions, pool: &Pool) -> Result<Self> {
-        Self::load(&GgufSource::new(gguf, &options)?, pool)
+    pub fn from_gguf(gguf: &Arc<Gguf>, options: &LoadOptions, pool: &Pool) -> Result<Self> {
+        Self::load(&GgufSource::new(gguf, options)?, options, pool)
     }
 
     /// Loads the model of a Hugging Face directory, in the same way. Float weights are quantized as they are read.
     ///
     /// # Errors
     /// If a tensor is missing, superfluous, misshapen or of a type that is not supported.
-    pub fn from_checkpoint(checkpoint: &Checkpoint, pool: &Pool) -> Result<Self> {
-        Self::load(checkpoint, pool)
+    pub fn from_checkpoint(checkpoint: &Checkpoint, options: &LoadOptions, pool: &Pool) -> Result<Self> {
+        Self::load(checkpoint, options, pool)
     }
 
-    fn load(source: &dyn Source, pool: &Pool) -> Result<Self> {
+    fn load(source: &dyn Source, options: &LoadOptions, pool: &Pool) -> Result<Self> {
         source.check_tensors()?;
         let config = source.config().clone();
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let loader = Loader { source, config: &config, pool };
+        let loader = Loader { source, config: &config, options, pool };
         let head = source.has_head().then(|| source.table(Slot::Head, vocab, hidden)).transpose()?;
         Ok(Self {
             embedding: source.table(Slot::Embedding, vocab, hidden)?,
@@ -184,6 +184,8 @@ impl LanguageModel {
 struct Loader<'a> {
     source: &'a dyn Source,
     config: &'a Config,
+    #[expect(dead_code, reason = "the choices it carries for the kernels follow")]
+    options: &'a LoadOptions,
     pool: &'a Pool,
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use bitnet_kernels::{Cpu, KernelSet};
 use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::synthetic::{CheckpointWeights, Shape, SyntheticModel};
-use bitnet_models::{Architecture, Error, LanguageModel};
+use bitnet_models::{Architecture, Error, LanguageModel, LoadOptions};
 use serde_json::{Value, json};
 
 use crate::{assert_same_bits, golden, logits, read_npy, read_tokens, some_logits};
@@ -20,7 +20,7 @@ fn cpu() -> Cpu {
 }
 
 fn load(path: &Path) -> Result<LanguageModel, Error> {
-    LanguageModel::from_checkpoint(&Checkpoint::open(path)?, cpu().pool())
+    LanguageModel::from_checkpoint(&Checkpoint::open(path)?, &LoadOptions::default(), cpu().pool())
 }
 
 /// A directory with a small model in it.

@@ -32,12 +32,12 @@ fn shapes() -> [(&'static str, Shape); 3] {
     ]
 }
 
-fn load_gguf(path: &Path, options: LoadOptions, cpu: &Cpu) -> Result<LanguageModel, Error> {
+fn load_gguf(path: &Path, options: &LoadOptions, cpu: &Cpu) -> Result<LanguageModel, Error> {
     LanguageModel::from_gguf(&Arc::new(Gguf::open(path)?), options, cpu.pool())
 }
 
 fn load_checkpoint(path: &Path, cpu: &Cpu) -> Result<LanguageModel, Error> {
-    LanguageModel::from_checkpoint(&Checkpoint::open(path)?, cpu.pool())
+    LanguageModel::from_checkpoint(&Checkpoint::open(path)?, &LoadOptions::default(), cpu.pool())
 }
 
 /// A GGUF file's pairs and tensors, to be changed and written again.
@@ -95,7 +95,7 @@ fn every_form_of_a_model_gives_the_same_bits() {
             if let TernaryFormat::I2_S(form) = format {
                 options.i2_s_form = form;
             }
-            let found = some_logits(&load_gguf(&path, options, &cpu).unwrap(), &cpu);
+            let found = some_logits(&load_gguf(&path, &options, &cpu).unwrap(), &cpu);
             assert_same_bits(&format!("{name} {format:?}"), &found, &expected);
             std::fs::remove_file(path).unwrap();
         }
@@ -133,7 +133,7 @@ fn columns_that_are_no_multiple_of_128_run_from_the_forms_that_hold_them() {
         // 544 rows are 17 times 32.
         let tl1 = TernaryFormat::TL1(tl1::Tile { tile_rows: 32, block_cols: 32, inner_rows: 32 });
         model.write_gguf(&path, &|_, _| if format == TL1 { tl1 } else { format }).unwrap();
-        let found = some_logits(&load_gguf(&path, LoadOptions::default(), &cpu).unwrap(), &cpu);
+        let found = some_logits(&load_gguf(&path, &LoadOptions::default(), &cpu).unwrap(), &cpu);
         assert_same_bits(&format!("{format:?}"), &found, &expected);
     }
 }
@@ -146,9 +146,9 @@ fn tiles_come_from_options_or_the_file_and_are_asked_for_otherwise() {
     let model = SyntheticModel { shape: Shape::default(), seed: 2 };
     for format in [TL1, TL2] {
         model.write_gguf(&path, &|_, _| format).unwrap();
-        let expected = some_logits(&load_gguf(&path, LoadOptions::default(), &cpu).unwrap(), &cpu);
+        let expected = some_logits(&load_gguf(&path, &LoadOptions::default(), &cpu).unwrap(), &cpu);
         rewrite(&path, |(pairs, _)| pairs.retain(|(key, _)| !key.contains(".tile.")));
-        let error = load_gguf(&path, LoadOptions::default(), &cpu).err().unwrap().to_string();
+        let error = load_gguf(&path, &LoadOptions::default(), &cpu).err().unwrap().to_string();
         assert!(error.contains("whose tile is not known; metadata key bitnet.tl"), "{error}");
         let mut options = LoadOptions::default();
         for shape in [(256, 256), (128, 256), (384, 256), (256, 384)] {
@@ -158,7 +158,7 @@ fn tiles_come_from_options_or_the_file_and_are_asked_for_otherwise() {
                 _ => {}
             }
         }
-        let found = some_logits(&load_gguf(&path, options, &cpu).unwrap(), &cpu);
+        let found = some_logits(&load_gguf(&path, &options, &cpu).unwrap(), &cpu);
         assert_same_bits(&format!("{format:?}"), &found, &expected);
         std::fs::remove_file(&path).unwrap();
     }
@@ -170,7 +170,7 @@ fn a_scale_beside_a_tensor_multiplies_the_one_in_it() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("model.gguf");
     SyntheticModel { shape: Shape::default(), seed: 4 }.write_gguf(&path, &|_, _| I2_S).unwrap();
-    let expected = some_logits(&load_gguf(&path, LoadOptions::default(), &cpu).unwrap(), &cpu);
+    let expected = some_logits(&load_gguf(&path, &LoadOptions::default(), &cpu).unwrap(), &cpu);
     rewrite(&path, |(_, tensors)| {
         let mut scales = vec![];
         for (info, bytes) in tensors.iter_mut().filter(|(info, _)| info.dtype == TensorType::I2_S) {
@@ -181,7 +181,11 @@ fn a_scale_beside_a_tensor_multiplies_the_one_in_it() {
         }
         tensors.append(&mut scales);
     });
-    assert_same_bits("scales", &some_logits(&load_gguf(&path, LoadOptions::default(), &cpu).unwrap(), &cpu), &expected);
+    assert_same_bits(
+        "scales",
+        &some_logits(&load_gguf(&path, &LoadOptions::default(), &cpu).unwrap(), &cpu),
+        &expected,
+    );
 }
 
 #[test]
@@ -193,7 +197,7 @@ fn a_gguf_that_is_no_model_of_ours_is_refused_with_its_tensor() {
     let refused = |format, change: &dyn Fn(&mut Parts), expected: &str| {
         model.write_gguf(&path, &|_, _| format).unwrap();
         rewrite(&path, change);
-        let error = load_gguf(&path, LoadOptions::default(), &cpu).err().expect("it loaded");
+        let error = load_gguf(&path, &LoadOptions::default(), &cpu).err().expect("it loaded");
         let message = std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source())
             .map(ToString::to_string)
             .collect::<Vec<_>>()
