@@ -1,4 +1,4 @@
-//! The formats that embeddings, heads and norms are stored in: rows of floats or of blocks with a scale, to f32.
+//! The formats that embeddings, heads and norms are stored in: rows of floats or of blocks with a scale, to f32 and back.
 //!
 //! ```text
 //! Q8_0, 32 values in 34 bytes:    scale f16 | int8[32]
@@ -10,6 +10,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use crate::error::{Error, Result, expect_len, num_weights};
+use crate::q6_k;
 
 /// How a row of numbers is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -100,6 +101,96 @@ impl Dense {
         }
         Ok(())
     }
+}
+
+impl Dense {
+    /// Stores one row, or any number of whole rows, as llama.cpp's quantizers do. bytes: `size_bytes(1, values.len())`.
+    ///
+    /// F32 is exact, F16 and BF16 round half to even. A value that is not finite, or not in the format, is an error naming
+    /// its index. Q4_0, which only holds ternary weights here, is written by [`crate::q4_0::pack`].
+    pub fn quantize(self, values: &[f32], bytes: &mut [u8]) -> Result<()> {
+        expect_len(self.name(), "row", bytes.len(), self.size_bytes(1, values.len())?)?;
+        let refuse = |index: usize| Err(Error::Value { format: self.name(), index, value: values[index] });
+        if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+            return refuse(index);
+        }
+        // The index of the first value of a block, or the value itself, that is beyond the format.
+        let too_large = match self {
+            Self::F32 => {
+                for (x, b) in values.iter().zip(bytes.as_chunks_mut::<4>().0) {
+                    *b = x.to_le_bytes();
+                }
+                None
+            }
+            Self::F16 => quantize_f16(values, bytes),
+            Self::BF16 => {
+                let halves = values.iter().map(|x| bf16::from_f32(*x));
+                store_halves(halves.map(|half| (half.is_finite(), half.to_le_bytes())), bytes)
+            }
+            Self::Q8_0 => each_row_block::<34, 32>(values, bytes, quantize_q8_0),
+            Self::Q6_K => each_row_block::<210, 256>(values, bytes, q6_k::quantize),
+            Self::Q4_0 => {
+                let rule = "Q4_0 is written from ternary weights only";
+                return Err(Error::Shape { format: self.name(), rows: 1, cols: values.len(), rule });
+            }
+        };
+        match too_large {
+            None => Ok(()),
+            Some(first) => {
+                let block = &values[first..first + self.block_len()];
+                let largest = (0..block.len()).max_by(|a, b| block[*a].abs().total_cmp(&block[*b].abs()));
+                refuse(first + largest.unwrap_or(0))
+            }
+        }
+    }
+}
+
+/// Stores halves; the index of the first that is not finite.
+fn store_halves(halves: impl Iterator<Item = (bool, [u8; 2])>, bytes: &mut [u8]) -> Option<usize> {
+    let mut infinite = None;
+    for (index, ((is_finite, half), b)) in halves.zip(bytes.as_chunks_mut::<2>().0).enumerate() {
+        *b = half;
+        if !is_finite && infinite.is_none() {
+            infinite = Some(index);
+        }
+    }
+    infinite
+}
+
+/// Through small buffers, as [`dequantize_f16`].
+fn quantize_f16(values: &[f32], bytes: &mut [u8]) -> Option<usize> {
+    for (chunk, (values, bytes)) in values.chunks(64).zip(bytes.chunks_mut(128)).enumerate() {
+        let mut halves = [f16::ZERO; 64];
+        halves[..values.len()].convert_from_f32_slice(values);
+        let halves = halves.iter().map(|half| (half.is_finite(), half.to_le_bytes()));
+        if let Some(index) = store_halves(halves, bytes) {
+            return Some(chunk * 64 + index);
+        }
+    }
+    None
+}
+
+/// Quantizes block by block; the index of the first value of a block that could not be.
+fn each_row_block<const BYTES: usize, const LEN: usize>(
+    values: &[f32],
+    bytes: &mut [u8],
+    quantize: impl Fn(&[f32; LEN], &mut [u8; BYTES]) -> Option<()>,
+) -> Option<usize> {
+    let mut blocks = values.as_chunks().0.iter().zip(bytes.as_chunks_mut().0);
+    blocks.position(|(values, block)| quantize(values, block).is_none()).map(|block| block * LEN)
+}
+
+/// The largest magnitude becomes ±127; quants are rounded half away from zero. `None` if the scale is beyond f16.
+fn quantize_q8_0(values: &[f32; 32], block: &mut [u8; 34]) -> Option<()> {
+    let largest = values.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+    let d = largest / 127.0;
+    let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+    let half = f16::from_f32(d);
+    block[..2].copy_from_slice(&half.to_le_bytes());
+    for (b, x) in block[2..].iter_mut().zip(values) {
+        *b = (x * inverse).round() as i8 as u8;
+    }
+    half.is_finite().then_some(())
 }
 
 /// Converts through small buffers, so that the processor's own conversion is used where it has one.

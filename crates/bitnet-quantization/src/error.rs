@@ -73,6 +73,16 @@ pub enum Error {
         /// Its value.
         value: f32,
     },
+    /// A value that a format cannot hold: infinite, not a number, or too large for it.
+    #[error("{format} cannot hold value {index}, which is {value}")]
+    Value {
+        /// The format's name.
+        format: &'static str,
+        /// Its index in the slice.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
     /// The blocks of a tensor have scales that differ.
     #[error("{format} block {block} has scale {found}, an earlier one {expected}; one scale a tensor is supported")]
     BlockScales {

@@ -16,6 +16,7 @@ mod format;
 pub mod hf_packed;
 pub mod i2_s;
 pub mod q4_0;
+mod q6_k;
 pub mod tl1;
 pub mod tl2;
 pub mod tq;

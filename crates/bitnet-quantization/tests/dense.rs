@@ -72,6 +72,81 @@ fn q6_k_follows_its_formula() {
     }
 }
 
+/// Numbers around 0, some blocks large, some all zero.
+fn some_values(len: usize) -> Vec<f32> {
+    let bytes = random_bytes(4 * len);
+    let value = |(i, b): (usize, &[u8; 4])| {
+        let sum: i32 = b.iter().map(|b| i32::from(*b) - 128).sum();
+        sum as f32 * [0.001, 3.0, 0.0, 1e-4][i / 256 % 4]
+    };
+    bytes.as_chunks().0.iter().enumerate().map(value).collect()
+}
+
+fn quantized(format: Dense, values: &[f32]) -> Vec<u8> {
+    let mut bytes = vec![0xa5; format.size_bytes(1, values.len()).unwrap()];
+    format.quantize(values, &mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn plain_floats_survive_and_round_half_to_even() {
+    let values = some_values(4096 + 37);
+    assert_eq!(dequantized(Dense::F32, &quantized(Dense::F32, &values), values.len()), values);
+    let halves = dequantized(Dense::F16, &quantized(Dense::F16, &values), values.len());
+    assert!(values.iter().zip(halves).all(|(x, half)| half == f16::from_f32(*x).to_f32()));
+    let halves = dequantized(Dense::BF16, &quantized(Dense::BF16, &values), values.len());
+    assert!(values.iter().zip(halves).all(|(x, half)| half == bf16::from_f32(*x).to_f32()));
+}
+
+#[test]
+fn q8_0_errs_by_half_a_step_at_most() {
+    let values = some_values(4096);
+    let found = dequantized(Dense::Q8_0, &quantized(Dense::Q8_0, &values), values.len());
+    for (x, found) in values.chunks(32).zip(found.chunks(32)) {
+        let step = x.iter().fold(0.0f32, |largest, x| largest.max(x.abs())) / 127.0;
+        // The scale itself is rounded to f16: a part in 2048 of up to 127 steps.
+        assert!(x.iter().zip(found).all(|(x, found)| (x - found).abs() <= step * 0.57), "{x:?} {found:?}");
+    }
+}
+
+#[test]
+fn q6_k_fits_better_than_rounding_by_the_largest_value() {
+    let values = some_values(16 * 256);
+    let found = dequantized(Dense::Q6_K, &quantized(Dense::Q6_K, &values), values.len());
+    let (mut error, mut plain_error) = (0.0, 0.0);
+    for (x, found) in values.chunks(16).zip(found.chunks(16)) {
+        let step = x.iter().fold(0.0f32, |largest, x| largest.max(x.abs())) / 32.0;
+        assert!(x.iter().zip(found).all(|(x, found)| (x - found).abs() <= step * 1.3), "{x:?} {found:?}");
+        let plain = |x: f32| if step == 0.0 { 0.0 } else { (x / step).round().clamp(-31.0, 31.0) * step };
+        let squares = |a: &[f32]| a.iter().map(|a| f64::from(a * a)).sum::<f64>();
+        let scale = squares(x).max(1e-30);
+        error += squares(&x.iter().zip(found).map(|(a, b)| a - b).collect::<Vec<_>>()) / scale;
+        plain_error += squares(&x.iter().map(|a| a - plain(*a)).collect::<Vec<_>>()) / scale;
+    }
+    assert!(error < plain_error, "{error} {plain_error}");
+    let zero = quantized(Dense::Q6_K, &[0.0; 256]);
+    assert_eq!(zero, [0; 210]);
+}
+
+#[test]
+fn values_beyond_a_format_are_refused_by_index() {
+    for (format, bad) in [
+        (Dense::F32, f32::NAN),
+        (Dense::F16, 70_000.0),
+        (Dense::BF16, f32::MAX),
+        (Dense::Q8_0, 1e8),
+        (Dense::Q6_K, 3e8),
+        (Dense::Q6_K, -1e20),
+        (Dense::Q6_K, f32::INFINITY),
+    ] {
+        let mut values = vec![0.25; 1024];
+        values[700] = bad;
+        let error = format.quantize(&values, &mut vec![0; format.size_bytes(1, 1024).unwrap()]).unwrap_err();
+        assert!(matches!(error, Error::Value { index: 700, .. }), "{error}");
+    }
+    assert!(Dense::Q4_0.quantize(&[0.0; 32], &mut [0; 18]).is_err());
+}
+
 #[test]
 fn sizes_are_checked() {
     assert_eq!(Dense::Q6_K.size_bytes(128_256, 2560), Ok(269_337_600));

@@ -1,0 +1,99 @@
+//! Values to Q6_K blocks, with the scales that llama.cpp's quantizer finds.
+//!
+//! A run of 16 values gets a scale of its own. Rounding by the largest magnitude alone is not best, so nineteen scales near
+//! it are tried and the one kept whose least-squares fit, weighted by the square of each value, leaves the least error.
+
+use half::f16;
+
+/// Below this a run counts as zero.
+const MAGNITUDE_MIN: f32 = 1e-15;
+/// Above this a value is beyond any scale, and the sums would leave f32.
+const MAGNITUDE_MAX: f32 = 1e9;
+/// Values of a run.
+const RUN: usize = 16;
+/// Six bits: quants from −32 to 31.
+const QUANT_MAX: f32 = 32.0;
+/// The scales tried, as shifts of [`QUANT_MAX`] in tenths: none first, then the others ascending.
+const SHIFTS: [i8; 19] = [0, -9, -8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8, 9];
+
+/// Quantizes one block. `None` where a value is too large for its f16 scale; values must be finite.
+pub(crate) fn quantize(values: &[f32; 256], block: &mut [u8; 210]) -> Option<()> {
+    if values.iter().any(|x| x.abs() > MAGNITUDE_MAX) {
+        return None;
+    }
+    let (runs, _) = values.as_chunks::<RUN>();
+    let mut scales = [0.0f32; 16];
+    let mut quants = [[0i8; RUN]; 16];
+    let mut largest = 0.0f32;
+    for ((run, scale), quants) in runs.iter().zip(&mut scales).zip(&mut quants) {
+        (*scale, *quants) = best_scale(run);
+        if scale.abs() > largest.abs() {
+            largest = *scale;
+        }
+    }
+    block.fill(0);
+    if largest.abs() < MAGNITUDE_MIN {
+        return Some(());
+    }
+    let inverse = -128.0 / largest;
+    let d = f16::from_f32(1.0 / inverse);
+    if !d.is_finite() {
+        return None;
+    }
+    for ((index, run), quants) in runs.iter().enumerate().zip(&mut quants) {
+        let scale = round(inverse * scales[index]).min(127.0) as i8;
+        block[192 + index] = scale as u8;
+        let step = d.to_f32() * f32::from(scale);
+        if step != 0.0 {
+            *quants = run.map(|x| round(x / step).clamp(-QUANT_MAX, QUANT_MAX - 1.0) as i8);
+        }
+    }
+    for (half, quants) in quants.as_flattened().as_chunks::<128>().0.iter().enumerate() {
+        for l in 0..32 {
+            let [a, b, c, d] = [0, 32, 64, 96].map(|run| (quants[l + run] + 32) as u8);
+            block[64 * half + l] = a & 15 | (c & 15) << 4;
+            block[64 * half + 32 + l] = b & 15 | (d & 15) << 4;
+            block[128 + 32 * half + l] = a >> 4 | (b >> 4) << 2 | (c >> 4) << 4 | (d >> 4) << 6;
+        }
+    }
+    block[208..].copy_from_slice(&d.to_le_bytes());
+    Some(())
+}
+
+/// The scale of a run and its quants under it.
+fn best_scale(run: &[f32; RUN]) -> (f32, [i8; RUN]) {
+    let mut largest = 0.0f32;
+    for x in run {
+        if x.abs() > largest.abs() {
+            largest = *x;
+        }
+    }
+    if largest.abs() < MAGNITUDE_MIN {
+        return (0.0, [0; RUN]);
+    }
+    let inverses = SHIFTS.map(|shift| -(QUANT_MAX + 0.1 * f32::from(shift)) / largest);
+    // Every candidate adds up its own sums over the values in their order; the candidates lie side by side in registers.
+    let (mut products, mut squares) = ([0.0f32; SHIFTS.len()], [0.0f32; SHIFTS.len()]);
+    for &x in run {
+        let weight = x * x;
+        for ((inverse, product), square) in inverses.iter().zip(&mut products).zip(&mut squares) {
+            let quant = round(inverse * x).clamp(-QUANT_MAX, QUANT_MAX - 1.0);
+            *product += weight * x * quant;
+            *square += weight * quant * quant;
+        }
+    }
+    let fit = |at: usize| if squares[at] > 0.0 { products[at] / squares[at] } else { 0.0 };
+    let (mut best, mut best_gain) = (0, fit(0) * products[0]);
+    for at in 1..SHIFTS.len() {
+        if squares[at] > 0.0 && products[at] * products[at] > best_gain * squares[at] {
+            (best, best_gain) = (at, fit(at) * products[at]);
+        }
+    }
+    (fit(best), run.map(|x| round(inverses[best] * x).clamp(-QUANT_MAX, QUANT_MAX - 1.0) as i8))
+}
+
+/// Half to even, for magnitudes below 2²²; unlike the library's function it is one addition and one subtraction.
+fn round(x: f32) -> f32 {
+    const MAGIC: f32 = 12_582_912.0;
+    (x + MAGIC) - MAGIC
+}
