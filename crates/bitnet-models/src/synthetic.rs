@@ -8,7 +8,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use bitnet_kernels::Gate;
-use bitnet_quantization::{TernaryFormat, absmean, hf_packed, i2_s, q4_0, tl1, tl2, tq};
+use bitnet_quantization::{TernaryFormat, absmean, tq};
 use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
@@ -426,15 +426,7 @@ fn pack(format: TernaryFormat, weights: &[i8], tensor: &Tensor, scale: f32) -> R
     let (rows, cols) = (tensor.rows, tensor.cols);
     let of_tensor = |source| Error::Tensor { tensor: tensor.gguf.clone(), source };
     let mut out = vec![0; format.size_bytes(rows, cols).map_err(of_tensor)?];
-    match format {
-        TernaryFormat::I2_S(form) => i2_s::pack(weights, form, rows, cols, scale, &mut out),
-        TernaryFormat::TL1(tile) => tl1::pack(weights, tile, rows, cols, scale, &mut out),
-        TernaryFormat::TL2(tile) => tl2::pack(weights, tile, rows, cols, scale, &mut out),
-        TernaryFormat::TQ(kind) => kind.pack(weights, &vec![scale; rows * cols / tq::BLOCK_LEN], rows, cols, &mut out),
-        TernaryFormat::Q4_0 => q4_0::pack(weights, rows, cols, scale, &mut out),
-        TernaryFormat::HfPacked => hf_packed::pack(weights, rows, cols, &mut out),
-    }
-    .map_err(of_tensor)?;
+    format.pack(weights, rows, cols, scale, &mut out).map_err(of_tensor)?;
     Ok(out)
 }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::{hf_packed, i2_s, q4_0, tl1, tl2, tq};
 
 /// A ternary format with all that its files leave unsaid.
@@ -55,6 +55,26 @@ impl TernaryFormat {
             }
             Self::Q4_0 => q4_0::unpack_rows(bytes, rows, cols, range, out),
             Self::HfPacked => hf_packed::unpack_rows(bytes, rows, cols, range, out),
+        }
+    }
+
+    /// Packs weights −1, 0, 1 with one scale, which HfPacked leaves to the caller and TQ and Q4_0 round to f16.
+    ///
+    /// weights: `[rows, cols]`; out: `size_bytes(rows, cols)`.
+    pub fn pack(self, weights: &[i8], rows: usize, cols: usize, scale: f32, out: &mut [u8]) -> Result<()> {
+        match self {
+            Self::I2_S(form) => i2_s::pack(weights, form, rows, cols, scale, out),
+            Self::TL1(tile) => tl1::pack(weights, tile, rows, cols, scale, out),
+            Self::TL2(tile) => tl2::pack(weights, tile, rows, cols, scale, out),
+            Self::TQ(_) if !scale.is_finite() => Err(Error::NotFinite { what: "scale", index: 0, value: scale }),
+            Self::TQ(kind) => {
+                // llama.cpp's quantizer takes the largest magnitude of a block for its scale: 0 where all weights are.
+                let of_block = |block: &[i8]| if block.iter().all(|&w| w == 0) { 0.0 } else { scale };
+                let scales: Vec<f32> = weights.chunks(tq::BLOCK_LEN).map(of_block).collect();
+                kind.pack(weights, &scales, rows, cols, out)
+            }
+            Self::Q4_0 => q4_0::pack(weights, rows, cols, scale, out),
+            Self::HfPacked => hf_packed::pack(weights, rows, cols, out),
         }
     }
 

@@ -59,6 +59,19 @@ impl Tile {
         KNOWN.iter().find(|(shape, _)| *shape == (rows, cols)).map(|(_, tile)| *tile)
     }
 
+    /// The tile to write a matrix of this shape with: the known one, else tiles of up to 256 rows and blocks of up to 128
+    /// columns that divide it. `None` if TL1 cannot hold the shape: rows and columns must be multiples of 32 and 8, of 64
+    /// and 4, or of 16 both.
+    pub fn choose(rows: usize, cols: usize) -> Option<Self> {
+        Self::known(rows, cols).or_else(|| {
+            [32, 64, 16].into_iter().find_map(|inner_rows| {
+                let tile_rows = largest_divisor(rows, inner_rows, 256)?;
+                let block_cols = largest_divisor(cols, 256 / inner_rows, 128)?;
+                Some(Self { tile_rows, block_cols, inner_rows })
+            })
+        })
+    }
+
     /// Errs unless the tile divides a `[rows, cols]` matrix.
     fn expect_divides(self, rows: usize, cols: usize) -> Result<()> {
         let Self { tile_rows, block_cols, inner_rows } = self;
@@ -96,6 +109,11 @@ impl Tile {
             }
         }
     }
+}
+
+/// The largest divisor of `n` that is a multiple of `unit` and at most `max`.
+pub(crate) fn largest_divisor(n: usize, unit: usize, max: usize) -> Option<usize> {
+    (1..=max / unit).rev().map(|times| times * unit).find(|divisor| n > 0 && n.is_multiple_of(*divisor))
 }
 
 /// Bytes of a `[rows, cols]` tensor: two bits a weight, then the scale and its padding.
@@ -150,11 +168,29 @@ pub fn unpack_rows(
 
 /// Packs weights −1, 0, 1 and their scale. weights: `[rows, cols]`; out: `size_bytes(rows, cols)`.
 pub fn pack(weights: &[i8], tile: Tile, rows: usize, cols: usize, scale: f32, out: &mut [u8]) -> Result<()> {
+    pack_rows(weights, tile, rows, cols, 0..rows, scale, out)
+}
+
+/// Packs `range` of the rows, which begins and ends at multiples of sixteen, and the scale into a tensor's bytes; those of
+/// other rows stay. weights: `[range.len(), cols]`; out: the whole tensor, `size_bytes(rows, cols)`.
+pub fn pack_rows(
+    weights: &[i8],
+    tile: Tile,
+    rows: usize,
+    cols: usize,
+    range: Range<usize>,
+    scale: f32,
+    out: &mut [u8],
+) -> Result<()> {
     tile.expect_divides(rows, cols)?;
     expect_len(FORMAT, "output", out.len(), size_bytes(rows, cols)?)?;
-    expect_len(FORMAT, "input", weights.len(), rows * cols)?;
+    expect_rows(FORMAT, &range, rows)?;
+    if !range.start.is_multiple_of(GROUP) || !range.end.is_multiple_of(GROUP) {
+        return Err(Error::Shape { format: FORMAT, rows, cols, rule: "rows are packed in sixteens" });
+    }
+    expect_len(FORMAT, "input", weights.len(), range.len() * cols)?;
     expect_ternary(FORMAT, cols, weights)?;
-    for (group, weights) in weights.chunks_exact(GROUP * cols).enumerate() {
+    for (group, weights) in (range.start / GROUP..).zip(weights.chunks_exact(GROUP * cols)) {
         tile.for_each_run(cols, group, |byte, col| {
             for (i, b) in out[byte..byte + GROUP].iter_mut().enumerate() {
                 let quad = &weights[i * cols + col..i * cols + col + 4];

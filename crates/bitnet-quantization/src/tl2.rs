@@ -64,6 +64,17 @@ impl Tile {
     pub fn known(rows: usize, cols: usize) -> Option<Self> {
         KNOWN.iter().find(|(shape, _)| *shape == (rows, cols)).map(|(_, tile)| *tile)
     }
+
+    /// The tile to write a matrix of this shape with: the known one, else tiles of up to 256 rows and blocks of 96 columns,
+    /// which leave the fewest columns in pairs. `None` if TL2 cannot hold the shape: rows and columns must be multiples of
+    /// 32, the columns at least 256.
+    pub fn choose(rows: usize, cols: usize) -> Option<Self> {
+        Self::known(rows, cols).or_else(|| {
+            let tile = Self { tile_rows: tl1::largest_divisor(rows, GROUP, 256)?, block_cols: 96 };
+            let layout = Layout::new(tile, rows, cols).ok()?;
+            (size_bytes(rows, cols).ok()? >= layout.pairs_end + 32).then_some(tile)
+        })
+    }
 }
 
 /// Where the parts of one tensor lie.
@@ -140,6 +151,7 @@ impl Layout {
     fn pack_group(&self, weights: &[i8], group: usize, out: &mut [u8]) {
         let at = |r: usize, col: usize| &weights[r * self.cols + col..];
         self.for_each_triple_unit(group, |byte, signs, col| {
+            out[signs..signs + GROUP].fill(0);
             for r in 0..GROUP {
                 let mut word = 0u16;
                 for (i, w) in at(r, col)[..TRIPLE_UNIT].as_chunks::<6>().0.iter().enumerate() {
@@ -263,12 +275,31 @@ fn wrong_triple(weights: &[i8]) -> Option<(usize, u8)> {
 
 /// Packs weights −1, 0, 1 and their scale. weights: `[rows, cols]`; out: `size_bytes(rows, cols)`.
 pub fn pack(weights: &[i8], tile: Tile, rows: usize, cols: usize, scale: f32, out: &mut [u8]) -> Result<()> {
+    pack_rows(weights, tile, rows, cols, 0..rows, scale, out)
+}
+
+/// Packs `range` of the rows, which begins and ends at multiples of 32, and the scale into a tensor's bytes; those of other
+/// rows stay. weights: `[range.len(), cols]`; out: the whole tensor, `size_bytes(rows, cols)`.
+pub fn pack_rows(
+    weights: &[i8],
+    tile: Tile,
+    rows: usize,
+    cols: usize,
+    range: Range<usize>,
+    scale: f32,
+    out: &mut [u8],
+) -> Result<()> {
     let layout = Layout::new(tile, rows, cols)?;
     expect_tensor(&layout, out.len(), rows, cols)?;
-    expect_len(FORMAT, "input", weights.len(), rows * cols)?;
+    expect_rows(FORMAT, &range, rows)?;
+    if !range.start.is_multiple_of(GROUP) || !range.end.is_multiple_of(GROUP) {
+        return Err(Error::Shape { format: FORMAT, rows, cols, rule: "rows are packed in groups of 32" });
+    }
+    expect_len(FORMAT, "input", weights.len(), range.len() * cols)?;
     expect_ternary(FORMAT, cols, weights)?;
-    out.fill(0);
-    for (group, weights) in weights.chunks_exact(GROUP * cols).enumerate() {
+    let reserved = layout.pairs_end..out.len() - 32;
+    out[reserved].fill(0);
+    for (group, weights) in (range.start / GROUP..).zip(weights.chunks_exact(GROUP * cols)) {
         layout.pack_group(weights, group, out);
     }
     let tail = out.len() - 32;

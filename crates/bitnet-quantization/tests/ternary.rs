@@ -1,6 +1,6 @@
 //! The ternary codecs through their public face: round trips, other people's layouts, wrong bytes and wrong shapes.
 
-use bitnet_quantization::{Error, TernaryFormat, absmean, dense, hf_packed, i2_s, q4_0, tl1, tl2, tq};
+use bitnet_quantization::{Error, TernaryFormat, absmean, dense, i2_s, q4_0, tl1, tl2, tq};
 use i2_s::Form;
 use proptest::prelude::*;
 use tq::Kind;
@@ -21,17 +21,7 @@ const FORMATS: [TernaryFormat; 9] = [
 
 fn pack(format: TernaryFormat, weights: &[i8], rows: usize, cols: usize, scale: f32) -> Result<Vec<u8>, Error> {
     let mut out = vec![0xa5; format.size_bytes(rows, cols)?];
-    match format {
-        TernaryFormat::I2_S(form) => i2_s::pack(weights, form, rows, cols, scale, &mut out)?,
-        TernaryFormat::TL1(tile) => tl1::pack(weights, tile, rows, cols, scale, &mut out)?,
-        TernaryFormat::TL2(tile) => tl2::pack(weights, tile, rows, cols, scale, &mut out)?,
-        TernaryFormat::Q4_0 => q4_0::pack(weights, rows, cols, scale, &mut out)?,
-        TernaryFormat::TQ(kind) => {
-            let scales = vec![scale; rows * cols / tq::BLOCK_LEN];
-            kind.pack(weights, &scales, rows, cols, &mut out)?;
-        }
-        TernaryFormat::HfPacked => hf_packed::pack(weights, rows, cols, &mut out)?,
-    }
+    format.pack(weights, rows, cols, scale, &mut out)?;
     Ok(out)
 }
 
@@ -103,6 +93,41 @@ proptest! {
         prop_assert_eq!(out, weights);
         prop_assert!(found <= scale * 1.000_001 && found >= scale * 0.5);
     }
+}
+
+#[test]
+fn tiles_are_chosen_for_every_shape_that_can_have_one_and_packed_a_tile_at_a_time() {
+    // Those of 2B-4T and Falcon3, narrow ones, and one whose rows are a prime times sixteen.
+    let shapes =
+        [(2560, 2560), (640, 2560), (6912, 256), (96, 6912), (3072, 320), (32, 256), (16 * 11, 272), (64, 100)];
+    for (rows, cols) in shapes {
+        let weights = random_weights(7, rows * cols);
+        let tl1 = tl1::Tile::choose(rows, cols).expect("a tile");
+        let tl2 = tl2::Tile::choose(rows, cols);
+        assert_eq!(tl2.is_some(), rows % 32 == 0 && cols % 32 == 0 && cols >= 256, "{rows} {cols}");
+        for format in [Some(TernaryFormat::TL1(tl1)), tl2.map(TernaryFormat::TL2)].into_iter().flatten() {
+            let whole = pack(format, &weights, rows, cols, 0.25).unwrap();
+            let mut parts = vec![0xa5; whole.len()];
+            for first in (0..rows).step_by(48 * 2) {
+                let range = first..rows.min(first + 48 * 2);
+                let weights = &weights[range.start * cols..range.end * cols];
+                match format {
+                    TernaryFormat::TL1(tile) => tl1::pack_rows(weights, tile, rows, cols, range, 0.25, &mut parts),
+                    TernaryFormat::TL2(tile) => tl2::pack_rows(weights, tile, rows, cols, range, 0.25, &mut parts),
+                    _ => unreachable!("one of the two"),
+                }
+                .unwrap();
+            }
+            assert!(parts == whole, "{format:?} {rows} {cols}");
+            let mut out = vec![9; rows * cols];
+            format.unpack_rows(&whole, rows, cols, 0..rows, &mut out).unwrap();
+            assert!(out == weights, "{format:?} {rows} {cols}");
+        }
+    }
+    assert_eq!((tl1::Tile::choose(8, 256), tl1::Tile::choose(64, 30), tl1::Tile::choose(0, 64)), (None, None, None));
+    assert_eq!(tl1::Tile::choose(3200, 8640), tl1::Tile::known(3200, 8640));
+    let odd = tl1::pack_rows(&[0; 8 * 64], TL1, 64, 64, 0..8, 1.0, &mut [0; 64 * 16 + 32]);
+    assert!(matches!(odd, Err(Error::Shape { .. })));
 }
 
 #[test]
