@@ -1,10 +1,13 @@
 //! What maintainers run: `cargo run -p xtask -- COMMAND`.
 #![forbid(unsafe_code)]
 
+mod bands;
 mod ci;
+mod compare_receipts;
 mod make_model;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -20,15 +23,34 @@ struct Arguments {
 enum Command {
     /// Run `.ci/run`, with --full also what is too slow for it, and record that under ci/receipts
     Ci(ci::Options),
+    /// Compare two receipts: exit code 0 within 10 %, 10 to investigate, 20 to escalate
+    CompareReceipts(compare_receipts::Options),
     /// Write a random model of any shape, as GGUF or as a Hugging Face directory
     MakeModel(make_model::Options),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().command {
-        Command::Ci(options) => ci::run(&repository(), options),
-        Command::MakeModel(options) => make_model::run(&options),
+/// An argument that cannot be used: exit code 2.
+#[derive(Debug)]
+struct WrongUsage(String);
+
+impl std::fmt::Display for WrongUsage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
     }
+}
+
+impl std::error::Error for WrongUsage {}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Ci(options) => ci::run(&repository(), options).map(|()| ExitCode::SUCCESS),
+        Command::CompareReceipts(options) => compare_receipts::run(&options),
+        Command::MakeModel(options) => make_model::run(&options).map(|()| ExitCode::SUCCESS),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(if error.is::<WrongUsage>() { 2 } else { 1 })
+    })
 }
 
 /// The root of the repository that this program was built from.
