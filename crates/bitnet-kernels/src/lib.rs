@@ -10,7 +10,7 @@
 //! - So every set, every number of threads and every number of rows at once gives the same bits. `tests/agree.rs`
 //!   compares each set with `scalar`, the reference, without tolerance.
 //!
-//! An instruction set is one file (`scalar`, `avx2`, `avx512`, `neon`), and the CPU is asked what it can do in
+//! An instruction set is one module (`scalar`, `avx2`, `avx512`, `neon`), and the CPU is asked what it can do in
 //! one function, [`KernelSet::available`].
 
 mod activations;
