@@ -69,3 +69,25 @@ fn perplexity_is_hugging_faces() {
         assert!((a / b - 1.0).abs() < 1e-3, "{key}: {a} here, {b} there");
     }
 }
+
+#[test]
+fn a_screened_head_gives_the_text_of_the_full_one() {
+    let options: [&[&str]; 6] = [
+        &["--temp", "0"],
+        &[],
+        &["--temp", "1", "--top-k", "0", "--top-p", "1", "--min-p", "0"],
+        &["--temp", "1", "--top-k", "0", "--top-p", "0.9", "--min-p", "0"],
+        &["--temp", "1.3", "--top-k", "0", "--top-p", "1", "--min-p", "0.1"],
+        &["--repeat-penalty", "1.3", "--frequency-penalty", "0.4", "--logit-bias", "100+3", "--logit-bias", "5-inf"],
+    ];
+    for options in options {
+        let run = |head: &str| {
+            bitnet(&[&["run", "Once upon a time", "-n", "80", "-s", "11", "--head", head, "--json"], options].concat())
+        };
+        let (full, screened) = (run("full"), run("screened"));
+        assert_eq!(full["tokens"], screened["tokens"], "{options:?}");
+        assert_eq!(full["head"]["screened_tokens"], 0);
+        let sampled = screened["tokens"].as_array().expect("a list").len();
+        assert_eq!(screened["head"]["screened_tokens"], sampled, "{options:?}");
+    }
+}

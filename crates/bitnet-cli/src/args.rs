@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use bitnet_inference::SamplingParams;
 use bitnet_kernels::KernelSet;
-use bitnet_models::{KvType, LoadOptions, Tl1Tile, Tl2Tile};
+use bitnet_models::{HeadMode, KvType, LoadOptions, Tl1Tile, Tl2Tile};
 use bitnet_tokenizers::TokenId;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -348,6 +348,13 @@ pub struct ModelArguments {
     /// Instruction set; the best this CPU has if not given
     #[arg(long, value_name = "NAME", value_parser = parse_kernels)]
     pub kernels: Option<&'static KernelSet>,
+    /// How logits are computed: all in full, or estimated from an 8-bit copy of the head and in full where they can matter;
+    /// what is sampled is the same
+    #[arg(long, value_name = "full|screened|auto", default_value = "auto", value_parser = parse_head)]
+    pub head: HeadMode,
+    /// fast keeps copies of weights where that makes decoding faster, low keeps none
+    #[arg(long, value_enum, default_value_t = MemoryArgument::Fast)]
+    pub memory: MemoryArgument,
     /// How the codes of I2_S tensors are arranged: block128, block64 (files quantized on ARM) or row4
     #[arg(long, value_name = "FORM", default_value = "block128")]
     pub i2_s_form: bitnet_models::I2sForm,
@@ -360,7 +367,10 @@ pub struct ModelArguments {
 impl ModelArguments {
     /// How to read what the file leaves unsaid.
     pub fn load_options(&self) -> LoadOptions {
-        let mut options = LoadOptions { i2_s_form: self.i2_s_form, ..LoadOptions::default() };
+        let mut options = LoadOptions { i2_s_form: self.i2_s_form, head: self.head, ..LoadOptions::default() };
+        if self.memory == MemoryArgument::Low && options.head == HeadMode::Auto {
+            options.head = HeadMode::Full;
+        }
         for TlTile { shape, tile } in &self.tl_tile {
             match *tile {
                 TileSizes::Tl1(tile) => options.tl1_tiles.push((*shape, tile)),
@@ -401,6 +411,12 @@ fn parse_tile(text: &str) -> Result<TlTile, String> {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MemoryArgument {
+    Fast,
+    Low,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum KvTypeArgument {
     F16,
     F32,
@@ -419,6 +435,13 @@ fn parse_kernels(name: &str) -> Result<&'static KernelSet, String> {
     KernelSet::by_name(name).ok_or_else(|| {
         let names: Vec<&str> = KernelSet::available().map(|set| set.name).collect();
         format!("this CPU has {}", names.join(", "))
+    })
+}
+
+fn parse_head(name: &str) -> Result<HeadMode, String> {
+    HeadMode::by_name(name).ok_or_else(|| {
+        let names = HeadMode::ALL.map(HeadMode::name);
+        format!("expected one of {}", names.join(", "))
     })
 }
 

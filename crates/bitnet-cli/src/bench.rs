@@ -49,6 +49,7 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
             "decode": summary_json(predict, &decode),
             "threads": cpu.pool().num_threads(),
             "kernels": cpu.set().name,
+            "head": report::head_json(&session.engine),
             "model": report::model_json(&session),
             "load_ms": session.load_time.as_secs_f64() * 1e3,
             "peak_rss_bytes": report::peak_rss_bytes(),

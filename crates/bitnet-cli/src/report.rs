@@ -1,7 +1,7 @@
 //! What commands print about themselves: timings, the model in a line, memory.
 
-use bitnet_inference::Timings;
-use bitnet_models::{Config, LanguageModel};
+use bitnet_inference::{Engine, Timings};
+use bitnet_models::{Config, HeadMode, LanguageModel};
 use serde_json::{Value, json};
 
 use crate::session::Session;
@@ -82,6 +82,19 @@ pub fn model_json(session: &Session) -> Value {
     object["parameters"] = num_parameters(model).into();
     object["embedding"] = model.embedding().format().name().into();
     object
+}
+
+/// How logits were computed for `--json`.
+pub fn head_json(engine: &Engine) -> Value {
+    let head_use = engine.head_use();
+    json!({
+        "mode": if engine.model().screen_bytes().is_some() { HeadMode::Screened } else { HeadMode::Full }.name(),
+        "screened_tokens": head_use.screened,
+        "fell_back_tokens": head_use.fell_back,
+        "exact_logits": head_use.exact_logits,
+        "wasted_logits": head_use.wasted_logits,
+        "screen_bytes": engine.model().screen_bytes(),
+    })
 }
 
 /// Weights of embedding, head and projections.

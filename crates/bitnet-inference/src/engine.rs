@@ -5,6 +5,7 @@
 //! last token was among them. Blocks for a sequence's whole length are set aside when it starts, so none can run out
 //! half way; requests wait in order until there are enough.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use bitnet_tokenizers::{DecodeOptions, Detokenizer, TokenId, Tokenizer};
 use crate::block_pool::BlockPool;
 use crate::error::{Error, Result};
 use crate::sampling::{Sampler, SamplingParams};
-use crate::stop::{StopSet, StopStrings};
+use crate::stop::{StopStrings, TokenSet};
 
 /// What is generated goes on from the prompt, so a space at its beginning is meant.
 const CONTINUES_A_TEXT: DecodeOptions = DecodeOptions { show_special: false, strip_space_prefix: false };
@@ -147,7 +148,7 @@ struct Sequence {
     tokens_max: usize,
     limit: FinishReason,
     sampler: Sampler,
-    stop_ids: StopSet,
+    stop_ids: TokenSet,
     stop_strings: StopStrings,
     /// `None` for a model without a tokenizer: its answers have no text.
     detokenizer: Option<Detokenizer>,
@@ -172,6 +173,36 @@ pub struct Engine {
     num_requests: u64,
     /// Ids of the tokens of one step, as the model takes them.
     step_tokens: Vec<u32>,
+    /// Which running sequences get a token in this step, and the tokens.
+    complete: Vec<usize>,
+    sampled: Vec<TokenId>,
+    /// Those of them, by their place there, for which all logits are needed.
+    undecided: Vec<usize>,
+    head_use: HeadUse,
+}
+
+/// How often estimated logits decided which token came next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeadUse {
+    /// Tokens sampled from estimates, or tried to.
+    pub screened: u64,
+    /// Those of them for which all logits were needed after all.
+    pub fell_back: u64,
+    /// Logits computed in full, one by one.
+    pub exact_logits: u64,
+    /// Those of them that did not help: all logits were needed after all.
+    pub wasted_logits: u64,
+}
+
+impl HeadUse {
+    fn add(&mut self, num_exact: u64, decided: bool) {
+        self.screened += 1;
+        self.exact_logits += num_exact;
+        if !decided {
+            self.fell_back += 1;
+            self.wasted_logits += num_exact;
+        }
+    }
 }
 
 impl Engine {
@@ -201,6 +232,10 @@ impl Engine {
             finished: None,
             num_requests: 0,
             step_tokens: Vec::new(),
+            complete: Vec::new(),
+            sampled: Vec::new(),
+            undecided: Vec::new(),
+            head_use: HeadUse::default(),
         })
     }
 
@@ -214,6 +249,12 @@ impl Engine {
     #[must_use]
     pub fn cpu(&self) -> &Cpu {
         &self.cpu
+    }
+
+    /// How the screened head fared so far.
+    #[must_use]
+    pub fn head_use(&self) -> HeadUse {
+        self.head_use
     }
 
     /// The engine's bounds.
@@ -265,7 +306,7 @@ impl Engine {
             tokens_max,
             limit,
             sampler,
-            stop_ids: StopSet::new(&request.stop_ids),
+            stop_ids: TokenSet::new(&request.stop_ids),
             stop_strings,
             detokenizer: self.tokenizer.clone().map(|tokenizer| Detokenizer::new(tokenizer, CONTINUES_A_TEXT)),
             timings: Timings { prompt_tokens: prompt, ..Timings::default() },
@@ -371,14 +412,12 @@ impl Engine {
             Chunk { tokens: these, position: sequence.computed, blocks: &sequence.blocks, logits }
         };
         let chunks: Vec<Chunk<'_>> = self.running.iter().zip(lengths).filter(|(_, n)| **n > 0).map(chunk).collect();
-        self.model.forward(&self.cpu, &mut self.workspace, &mut self.cache, &chunks);
+        self.model.hidden_states(&self.cpu, &mut self.workspace, &mut self.cache, &chunks);
     }
 
-    /// Samples from the logits of the last step and ends what has come to its end.
+    /// Samples for the sequences whose tokens are all computed, and ends what has come to its end.
     fn advance(&mut self, lengths: &[usize], step_start: Instant, events: &mut Vec<Event>) {
-        let vocab_size = self.model.config().vocab_size;
-        let mut logits = self.workspace.logits().chunks_exact(vocab_size);
-        let mut ended = Vec::new();
+        self.complete.clear();
         for (index, (sequence, &n)) in self.running.iter_mut().zip(lengths).enumerate() {
             if n == 0 {
                 continue;
@@ -389,17 +428,52 @@ impl Engine {
                 let (done, total) = (sequence.computed, sequence.tokens.len());
                 events.push(Event::Prefill { id: sequence.id, done, total });
             }
-            if sequence.computed < sequence.tokens.len() {
-                continue;
+            if sequence.computed == sequence.tokens.len() {
+                self.complete.push(index);
             }
-            let Some(logits) = logits.next() else { unreachable!("logits for each complete sequence") };
-            if sequence.push_sampled(logits, events) {
+        }
+        self.sample();
+        let mut ended = Vec::new();
+        for (&index, &token) in self.complete.iter().zip(&self.sampled) {
+            if self.running[index].push(token, events) {
                 ended.push(index);
             }
         }
         for index in ended.into_iter().rev() {
             let sequence = self.running.remove(index);
             self.retain(sequence);
+        }
+    }
+
+    /// The next token of each complete sequence, into `sampled`: from estimated logits where they decide it, else from all.
+    fn sample(&mut self) {
+        let (model, cpu, vocab) = (&*self.model, &self.cpu, self.model.config().vocab_size);
+        self.sampled.clear();
+        self.undecided.clear();
+        let is_estimated = !self.complete.is_empty() && model.estimate(cpu, &mut self.workspace);
+        for (row, &index) in self.complete.iter().enumerate() {
+            let sequence = &mut self.running[index];
+            let mut token = None;
+            if is_estimated {
+                let num_exact = Cell::new(0);
+                let exact = |token| {
+                    num_exact.set(num_exact.get() + 1);
+                    model.logit(cpu, &self.workspace, row, token)
+                };
+                let estimates = self.workspace.estimates(row, vocab);
+                token = sequence.sampler.sample_estimated(estimates, &exact, &sequence.tokens, None);
+                model.count_logits(cpu, num_exact.get(), token.is_some());
+                self.head_use.add(num_exact.get() as u64, token.is_some());
+            }
+            if token.is_none() {
+                self.undecided.push(row);
+            }
+            self.sampled.push(token.unwrap_or(TokenId(0)));
+        }
+        let logits = model.logits(cpu, &mut self.workspace, self.undecided.iter().copied());
+        for (&row, logits) in self.undecided.iter().zip(logits.chunks_exact(vocab)) {
+            let sequence = &mut self.running[self.complete[row]];
+            self.sampled[row] = sequence.sampler.sample(logits, &sequence.tokens, None);
         }
     }
 
@@ -450,9 +524,8 @@ impl Engine {
 }
 
 impl Sequence {
-    /// Samples the next token; true if that ends the sequence.
-    fn push_sampled(&mut self, logits: &[f32], events: &mut Vec<Event>) -> bool {
-        let token = self.sampler.sample(logits, &self.tokens);
+    /// Takes the token that was sampled; true if that ends the sequence.
+    fn push(&mut self, token: TokenId, events: &mut Vec<Event>) -> bool {
         self.tokens.push(token);
         self.timings.generated_tokens += 1;
         let now = Instant::now();

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod block_pool;
+mod candidates;
 mod engine;
 mod error;
 mod load;
@@ -16,11 +17,11 @@ mod random;
 mod sampling;
 mod stop;
 
-pub use engine::{Engine, EngineOptions, Event, Finish, FinishReason, Request, RequestId, Timings};
+pub use engine::{Engine, EngineOptions, Event, Finish, FinishReason, HeadUse, Request, RequestId, Timings};
 pub use error::{Error, Result};
 pub use load::{
     Loaded, NO_TOKENIZER, Tokenization, likely_i2s_form, load, load_embedded, load_tokenization, tokenization_from_gguf,
 };
 pub use perplexity::Likelihood;
 pub use sampling::{Sampler, SamplingParams};
-pub use stop::StopSet;
+pub use stop::TokenSet;

@@ -1,16 +1,42 @@
 //! When to stop: token ids in a set with constant-time look-up, and strings found across token borders.
 
+use std::ops::Range;
+
 use bitnet_tokenizers::TokenId;
 
 use crate::error::{Error, Result};
 
 /// A set of token ids; asking it costs one load and one shift.
 #[derive(Clone, Debug, Default)]
-pub struct StopSet {
+pub struct TokenSet {
     bits: Vec<u64>,
 }
 
-impl StopSet {
+impl TokenSet {
+    /// The runs of consecutive ids of the set within a range.
+    pub(crate) fn runs(&self, range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        let mut at = range.start;
+        std::iter::from_fn(move || {
+            let start = self.next(at, range.end, true);
+            at = self.next(start, range.end, false);
+            (start < range.end).then_some(start..at)
+        })
+    }
+
+    /// The first id from `at` on that is in the set, or that is not; `end` if there is none before it.
+    fn next(&self, mut at: usize, end: usize, is_member: bool) -> usize {
+        while at < end {
+            let members = self.bits.get(at / 64).copied().unwrap_or(0);
+            let wanted = if is_member { members } else { !members };
+            let rest = wanted >> (at % 64);
+            if rest != 0 {
+                return end.min(at + rest.trailing_zeros() as usize);
+            }
+            at = (at / 64 + 1) * 64;
+        }
+        end
+    }
+
     /// The set of the given ids.
     #[must_use]
     pub fn new(ids: &[TokenId]) -> Self {
@@ -86,8 +112,21 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
+    fn runs_are_the_members_of_a_range() {
+        let ids = [0, 1, 5, 62, 63, 64, 65, 130, 191, 192];
+        let set = TokenSet::new(&ids.map(TokenId));
+        for (start, end) in [(0, 300), (0, 1), (1, 64), (2, 5), (63, 131), (192, 193), (193, 500), (7, 7)] {
+            let found: Vec<usize> = set.runs(start..end).flatten().collect();
+            let expected: Vec<usize> =
+                ids.iter().map(|&id| id as usize).filter(|id| (start..end).contains(id)).collect();
+            assert_eq!(found, expected, "{start}..{end}");
+        }
+        assert_eq!(set.runs(0..300).collect::<Vec<_>>(), [0..2, 5..6, 62..66, 130..131, 191..193]);
+    }
+
+    #[test]
     fn a_stop_set_holds_what_was_put_in() {
-        let set = StopSet::new(&[TokenId(0), TokenId(63), TokenId(64), TokenId(128_009)]);
+        let set = TokenSet::new(&[TokenId(0), TokenId(63), TokenId(64), TokenId(128_009)]);
         for id in [0, 63, 64, 128_009] {
             assert!(set.contains(TokenId(id)));
         }

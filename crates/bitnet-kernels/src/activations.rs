@@ -108,6 +108,15 @@ impl Activations {
         }
     }
 
+    /// Writes a row given in natural order, `[padded cols]`.
+    pub(crate) fn set_row(&mut self, row: usize, values: &[i8], scale: f32, sum: i32) {
+        let rows = self.tile_rows(row / TILE_ROWS);
+        let padded = self.padded_cols();
+        let tile = &mut self.values[rows.start * padded..rows.end * padded];
+        interleave(&values[..padded], tile, rows.len(), row - rows.start);
+        (self.scales[row], self.sums[row]) = (scale, sum);
+    }
+
     /// One row's int8 values in natural order, `[cols]`: for tests and inspection.
     #[must_use]
     pub fn row(&self, row: usize) -> Vec<i8> {

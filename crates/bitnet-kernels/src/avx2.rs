@@ -1,5 +1,6 @@
 //! AVX2: 8 lanes of f32, and `vpmaddubsw`, which multiplies 32 pairs of bytes and adds them by twos into 16 bits.
 
+mod screen;
 mod ternary;
 
 use std::arch::x86_64::*;
@@ -10,7 +11,13 @@ use crate::set::{CACHE_BLOCK, Partial, SEGMENT_HEADS, SEGMENT_KEYS, Scores, Segm
 kernel_set!(
     AVX2 = "avx2",
     #[target_feature(enable = "avx2,f16c")]
-    own { ternary: ternary::ternary, matvec_f16: matvec_f16, attend_f16: attend_f16, attend_f32: attend_f32 }
+    own {
+        screen_block: screen::screen_block,
+        ternary: ternary::ternary,
+        matvec_f16: matvec_f16,
+        attend_f16: attend_f16,
+        attend_f32: attend_f32
+    }
 );
 
 #[target_feature(enable = "avx2,f16c")]

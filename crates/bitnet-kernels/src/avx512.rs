@@ -1,5 +1,6 @@
 //! AVX-512 with VNNI: 16 lanes of f32, and `vpdpbusd`, which multiplies 64 pairs of bytes and adds them by fours.
 
+mod screen;
 mod ternary;
 
 use std::arch::x86_64::*;
@@ -10,7 +11,13 @@ use crate::set::{CACHE_BLOCK, Partial, SEGMENT_HEADS, SEGMENT_KEYS, Scores, Segm
 kernel_set!(
     AVX512 = "avx512",
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    own { ternary: ternary::ternary, matvec_f16: matvec_f16, attend_f16: attend_f16, attend_f32: attend_f32 }
+    own {
+        screen_block: screen::screen_block,
+        ternary: ternary::ternary,
+        matvec_f16: matvec_f16,
+        attend_f16: attend_f16,
+        attend_f32: attend_f32
+    }
 );
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]

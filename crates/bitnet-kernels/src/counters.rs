@@ -15,18 +15,21 @@ pub enum Kernel {
     RopeApply,
     /// Attention over the key/value cache.
     AttentionReal,
-    /// Hidden states to logits over the vocabulary.
+    /// Estimates of all logits from the 8-bit copy of the head: two planes of 8 bits for each hidden state.
+    LogitsScreen,
+    /// Hidden states to logits: of the whole vocabulary, or of the tokens that the estimates left in the running.
     LogitsProjection,
 }
 
 impl Kernel {
     /// All of them, in the order in which a token meets them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::EmbeddingLookup,
         Self::I2sGemv,
         Self::I2sGemm,
         Self::RopeApply,
         Self::AttentionReal,
+        Self::LogitsScreen,
         Self::LogitsProjection,
     ];
 
@@ -39,6 +42,7 @@ impl Kernel {
             Self::I2sGemm => "i2s_gemm",
             Self::RopeApply => "rope_apply",
             Self::AttentionReal => "attention_real",
+            Self::LogitsScreen => "logits_screen",
             Self::LogitsProjection => "logits_projection",
         }
     }

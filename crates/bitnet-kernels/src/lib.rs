@@ -29,6 +29,7 @@ mod neon;
 mod pool;
 mod portable;
 mod scalar;
+mod screen;
 mod set;
 
 pub use activations::{Activations, TILE_ROWS};
@@ -37,4 +38,5 @@ pub use counters::{Count, Counters, Kernel};
 pub use cpu::{Cpu, Gate, Norm};
 pub use matrix::{BLOCK_ROWS, LINE_COLS, MAX_COLS, Part, TernaryMatrix, Unpack};
 pub use pool::{Pool, default_threads};
+pub use screen::{Estimates, ScreenScratch, ScreenTable};
 pub use set::{CACHE_BLOCK, CacheElement, KernelSet, Partial, SEGMENT_HEADS, SEGMENT_KEYS, Segment};

@@ -184,7 +184,7 @@ fn pack_line_row(cols: &[i8; LINE_COLS], dword: &mut [u8]) {
 }
 
 /// Bytes that begin at a multiple of 64, in huge pages where the system gives them.
-struct Lines {
+pub(crate) struct Lines {
     map: MmapMut,
     start: usize,
     len: usize,
@@ -194,7 +194,7 @@ struct Lines {
 const HUGE_PAGE: usize = 2 << 20;
 
 impl Lines {
-    fn new(len: usize) -> Self {
+    pub(crate) fn new(len: usize) -> Self {
         let huge = len >= HUGE_PAGE;
         let align = if huge { HUGE_PAGE } else { 64 };
         let mut map = MmapMut::map_anon((len + align).max(1)).unwrap_or_else(|error| {
@@ -211,11 +211,11 @@ impl Lines {
         Self { map, start, len }
     }
 
-    fn as_slice(&self) -> &[u8] {
+    pub(crate) fn as_slice(&self) -> &[u8] {
         &self.map[self.start..self.start + self.len]
     }
 
-    fn as_mut_slice(&mut self) -> &mut [u8] {
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
         &mut self.map[self.start..self.start + self.len]
     }
 }

@@ -4,6 +4,7 @@
 //! Everything but the ternary product is the same in both. `sdot` and `fcvtl` (f16 to f32) are written as assembly: their
 //! intrinsics are not stable in every Rust version that this crate compiles with.
 
+mod screen;
 mod ternary;
 
 use std::arch::aarch64::*;
@@ -17,12 +18,22 @@ use crate::set::{
 kernel_set!(
     NEON = "neon",
     #[target_feature(enable = "neon")]
-    own { ternary: ternary::ternary, matvec_f16: matvec_f16, attend_f16: attend_f16, attend_f32: attend_f32 }
+    own {
+        screen_block: screen::screen_block,
+        ternary: ternary::ternary,
+        matvec_f16: matvec_f16,
+        attend_f16: attend_f16,
+        attend_f32: attend_f32
+    }
 );
 
 /// The table of NEON with the dot product of Armv8.2 and later.
-pub(crate) static NEON_DOTPROD: KernelSet =
-    KernelSet { name: "neon-dotprod", ternary: ternary::ternary_dotprod, ..NEON };
+pub(crate) static NEON_DOTPROD: KernelSet = KernelSet {
+    name: "neon-dotprod",
+    ternary: ternary::ternary_dotprod,
+    screen_block: screen::screen_block_dotprod,
+    ..NEON
+};
 
 #[target_feature(enable = "neon")]
 fn matvec_f16(rows: &[u8], x: &[f32], out: &mut [f32]) {

@@ -92,6 +92,35 @@ pub(crate) fn quantize(x: &[f32], out: &mut [i8]) -> (f32, i32) {
     (scale, sum)
 }
 
+/// `[Σ (x − scale · q)², Σ x², Σ (scale · q)²]` over the lanes; `q` may be longer than `x`.
+#[inline(always)]
+pub(crate) fn residual_squares(x: &[f32], q: &[i8], scale: f32) -> [f32; 3] {
+    let mut residuals: Lanes = [[0.0; 16]; 4];
+    let (mut values, mut images) = (residuals, residuals);
+    let (x_chunks, x_rest) = x.as_chunks::<SUM_LANES>();
+    let (q_chunks, q_rest) = q[..x.len()].as_chunks::<SUM_LANES>();
+    for (x, q) in x_chunks.iter().zip(q_chunks) {
+        for quarter in 0..4 {
+            for i in 0..16 {
+                let x = x[16 * quarter + i];
+                let image = scale * f32::from(q[16 * quarter + i]);
+                let residual = x - image;
+                residuals[quarter][i] += residual * residual;
+                values[quarter][i] += x * x;
+                images[quarter][i] += image * image;
+            }
+        }
+    }
+    for (i, (x, q)) in x_rest.iter().zip(q_rest).enumerate() {
+        let image = scale * f32::from(*q);
+        let residual = x - image;
+        residuals[i / 16][i % 16] += residual * residual;
+        values[i / 16][i % 16] += x * x;
+        images[i / 16][i % 16] += image * image;
+    }
+    [reduce(&residuals), reduce(&values), reduce(&images)]
+}
+
 /// `out = relu(gate)² · up`, the activation of BitNet b1.58 2B-4T.
 #[inline(always)]
 pub(crate) fn relu2_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {

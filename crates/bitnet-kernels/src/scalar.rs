@@ -5,13 +5,20 @@ use std::ops::Range;
 use crate::activations::{Activations, Tile};
 use crate::matrix::{BLOCK_ROWS, LINE_BYTES, LINE_COLS, TernaryMatrix};
 use crate::portable;
+use crate::screen::ScreenSums;
 use crate::set::{
     CACHE_BLOCK, CacheElement, Output, Partial, SEGMENT_HEADS, SEGMENT_KEYS, Segment, kernel_set, softmax_heads,
 };
 
 kernel_set!(
     SCALAR = "scalar",
-    own { ternary: ternary, matvec_f16: matvec_f16, attend_f16: attend::<half::f16>, attend_f32: attend::<f32> }
+    own {
+        ternary: ternary,
+        screen_block: screen_block,
+        matvec_f16: matvec_f16,
+        attend_f16: attend::<half::f16>,
+        attend_f32: attend::<f32>
+    }
 );
 
 /// `y = (Σ code·q − Σ q) / s · scale` for the given blocks of rows and all activation rows.
@@ -47,6 +54,21 @@ fn block_sums(lines: &[u8], tile: &Tile<'_>, index: usize) -> [i32; BLOCK_ROWS] 
         }
     }
     sums
+}
+
+/// `Σ integer · q` of each row of a block with each plane of a tile.
+fn screen_block(lines: &[u8], tile: &Tile<'_>, sums: &mut ScreenSums) {
+    let planes = tile.scales.len();
+    for (plane, sums) in sums[..planes].iter_mut().enumerate() {
+        sums.fill(0);
+        for (line, q) in lines.chunks_exact(4 * BLOCK_ROWS).zip(tile.values.chunks_exact(4 * planes)) {
+            for (sum, bytes) in sums.iter_mut().zip(line.as_chunks::<4>().0) {
+                for (byte, q) in bytes.iter().zip(&q[4 * plane..4 * plane + 4]) {
+                    *sum += (i32::from(*byte) - 128) * i32::from(*q);
+                }
+            }
+        }
+    }
 }
 
 fn matvec_f16(rows: &[u8], x: &[f32], out: &mut [f32]) {

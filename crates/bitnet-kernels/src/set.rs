@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use crate::activations::Activations;
+use crate::activations::{Activations, Tile};
 use crate::disjoint::Disjoint;
 use crate::matrix::{BLOCK_ROWS, TernaryMatrix};
 #[cfg(target_arch = "aarch64")]
 use crate::neon;
+use crate::screen::ScreenSums;
 #[cfg(target_arch = "x86_64")]
 use crate::{avx2, avx512};
 use crate::{portable, scalar};
@@ -137,6 +138,8 @@ pub struct KernelSet {
     pub(crate) matvec_f32: unsafe fn(&[f32], &[f32], &mut [f32]),
     pub(crate) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     pub(crate) quantize: unsafe fn(&[f32], &mut [i8]) -> (f32, i32),
+    pub(crate) residual_squares: unsafe fn(&[f32], &[i8], f32) -> [f32; 3],
+    pub(crate) screen_block: unsafe fn(&[u8], &Tile<'_>, &mut ScreenSums),
     pub(crate) relu2_mul: unsafe fn(&[f32], &[f32], &mut [f32]),
     pub(crate) silu_mul: unsafe fn(&[f32], &[f32], &mut [f32]),
     pub(crate) add: unsafe fn(&mut [f32], &[f32]),
@@ -154,6 +157,7 @@ macro_rules! kernel_set {
             name: $text,
             $($field: $own,)*
             rms_norm, relu2_mul, silu_mul, add, rope_half_split, merge_segment, matvec_f32, quantize,
+            residual_squares,
         };
         $(#[$features])?
         fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
@@ -162,6 +166,10 @@ macro_rules! kernel_set {
         $(#[$features])?
         fn quantize(x: &[f32], out: &mut [i8]) -> (f32, i32) {
             $crate::portable::quantize(x, out)
+        }
+        $(#[$features])?
+        fn residual_squares(x: &[f32], q: &[i8], scale: f32) -> [f32; 3] {
+            $crate::portable::residual_squares(x, q, scale)
         }
         $(#[$features])?
         fn relu2_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {

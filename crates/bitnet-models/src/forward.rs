@@ -13,7 +13,10 @@
 //! BitLinear quantizes its input rows to int8 and multiplies by ternary weights (BitNet b1.58, Ma et al. 2024).
 //! Rows of several sequences go through together; no row's result depends on which others are there.
 
-use bitnet_kernels::{Activations, AttentionScratch, CacheElement, Cpu, Kernel, LayerCache, Place, Places, Qkv, math};
+use bitnet_kernels::{
+    Activations, AttentionScratch, CacheElement, Cpu, Estimates, Kernel, LayerCache, Place, Places, Qkv, ScreenScratch,
+    math,
+};
 
 use crate::cache::{KvCache, KvType};
 use crate::model::{LanguageModel, Layer, Projections, RmsNorm};
@@ -55,10 +58,13 @@ pub struct Workspace {
     delta: Vec<f32>,
     /// `[rows, gate_up.output_len]`
     gate_up: Vec<f32>,
-    /// `[rows, hidden]`, normalised; in the end `[logit rows, hidden]`
+    /// `[rows, hidden]`, normalised; in the end the hidden states `[logit rows, hidden]`
     normed: Vec<f32>,
-    /// `[logit rows, vocab]`
+    /// Hidden states picked out of these, `[picked rows, hidden]`.
+    picked: Vec<f32>,
+    /// `[rows asked for, vocab]`
     logits: Vec<f32>,
+    screen: ScreenScratch,
     /// Cosines, then sines, of each row's angles, `[rows, head_dim]`.
     rotations: Vec<f32>,
     activations: Activations,
@@ -86,11 +92,72 @@ impl LanguageModel {
         cache: &mut KvCache,
         chunks: &[Chunk<'_>],
     ) -> &'w [f32] {
+        let rows = self.hidden_states(cpu, workspace, cache, chunks);
+        self.logits(cpu, workspace, 0..rows)
+    }
+
+    /// [`LanguageModel::forward`] without the head: returns for how many rows logits are wanted, which
+    /// [`LanguageModel::logits`], [`LanguageModel::estimate`] and [`LanguageModel::logit`] then give.
+    ///
+    /// # Panics
+    /// As [`LanguageModel::forward`].
+    pub fn hidden_states(
+        &self,
+        cpu: &Cpu,
+        workspace: &mut Workspace,
+        cache: &mut KvCache,
+        chunks: &[Chunk<'_>],
+    ) -> usize {
         match cache.kv_type() {
             KvType::F16 => self.forward_layers(cpu, workspace, cache, chunks, KvCache::layer_f16),
             KvType::F32 => self.forward_layers(cpu, workspace, cache, chunks, KvCache::layer_f32),
         }
-        self.project_logits(cpu, workspace)
+        self.normalize(cpu, workspace);
+        workspace.places.len()
+    }
+
+    /// All logits of some rows of the last pass, `[rows, vocab]`.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn logits<'w>(&self, cpu: &Cpu, w: &'w mut Workspace, rows: impl ExactSizeIterator<Item = usize>) -> &'w [f32] {
+        let hidden = self.config.hidden_size;
+        let logits = sized(&mut w.logits, rows.len() * self.config.vocab_size);
+        w.picked.clear();
+        for row in rows {
+            w.picked.extend_from_slice(&w.normed[row * hidden..(row + 1) * hidden]);
+        }
+        if !w.picked.is_empty() {
+            self.head().project(cpu, &w.picked, logits);
+        }
+        logits
+    }
+
+    /// Estimates the logits of all rows of the last pass, which [`Workspace::estimates`] then gives. False if the model
+    /// is not screened or nothing can be said: only all logits will do.
+    pub fn estimate(&self, cpu: &Cpu, w: &mut Workspace) -> bool {
+        let rows = w.places.len() * self.config.hidden_size;
+        self.screen.as_ref().is_some_and(|screen| cpu.screen(screen, &w.normed[..rows], &mut w.screen))
+    }
+
+    /// Counts the logits of one row that were computed one by one; the others of the vocabulary were left out if that
+    /// decided the matter.
+    pub fn count_logits(&self, cpu: &Cpu, num_exact: usize, decided: bool) {
+        let (hidden, head) = (self.config.hidden_size, self.head());
+        cpu.counters().add(Kernel::LogitsProjection, num_exact * hidden, num_exact * head.row_bytes());
+        if decided {
+            cpu.counters().skip(Kernel::LogitsProjection, (head.rows().saturating_sub(num_exact)) * hidden);
+        }
+    }
+
+    /// The logit of one token, computed in full, for a row of the last pass. Whoever asks counts it.
+    ///
+    /// # Panics
+    /// If there is no such row or token.
+    #[must_use]
+    pub fn logit(&self, cpu: &Cpu, w: &Workspace, row: usize, token: u32) -> f32 {
+        let hidden = self.config.hidden_size;
+        self.head().dot(cpu.set(), token as usize, &w.normed[row * hidden..(row + 1) * hidden])
     }
 
     /// Everything but the head. Leaves in `w.x` the rows whose logits are wanted.
@@ -201,21 +268,15 @@ impl LanguageModel {
         cpu.for_rows(x, hidden, &|row, x| set.add(x, &delta[row * stride..row * stride + hidden]));
     }
 
-    /// `logits = head · rms_norm(x)`
-    fn project_logits<'w>(&self, cpu: &Cpu, w: &'w mut Workspace) -> &'w [f32] {
+    /// The last norm: hidden states of the rows whose logits are wanted.
+    fn normalize(&self, cpu: &Cpu, w: &mut Workspace) {
         let hidden = self.config.hidden_size;
-        let rows = w.places.len();
-        let normed = sized(&mut w.normed, rows * hidden);
+        let normed = sized(&mut w.normed, w.places.len() * hidden);
         let (set, x) = (cpu.set(), &w.x);
         cpu.for_rows(normed, hidden, &|row, normed| {
             let x = &x[row * hidden..(row + 1) * hidden];
             set.rms_norm(x, &self.output_norm.weight, self.output_norm.eps, normed);
         });
-        let logits = sized(&mut w.logits, rows * self.config.vocab_size);
-        if rows > 0 {
-            self.head().project(cpu, normed, logits);
-        }
-        logits
     }
 }
 
@@ -226,10 +287,13 @@ impl Workspace {
         Self::default()
     }
 
-    /// The logits of the last pass, `[logit rows, vocab]`.
+    /// What was estimated for a row of the last pass, over a vocabulary of `vocab`.
+    ///
+    /// # Panics
+    /// If there is no such row.
     #[must_use]
-    pub fn logits(&self) -> &[f32] {
-        &self.logits
+    pub fn estimates(&self, row: usize, vocab: usize) -> Estimates<'_> {
+        self.screen.estimates(row, vocab)
     }
 
     /// Lays the chunks out as rows.

@@ -24,7 +24,7 @@ pub use cache::{KvCache, KvType};
 pub use config::{Architecture, Config, RopePairs};
 pub use error::{Error, Result};
 pub use forward::{Chunk, LogitRows, Workspace};
-pub use model::{LanguageModel, LoadOptions};
+pub use model::{HeadMode, LanguageModel, LoadOptions};
 pub use table::Table;
 
 /// How the codes of I2_S tensors are arranged, and which arrangement a layer's dead neurons speak for.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use bitnet_kernels::{BLOCK_ROWS, Norm, Part, Pool, TernaryMatrix, math};
+use bitnet_kernels::{BLOCK_ROWS, KernelSet, Norm, Part, Pool, ScreenTable, TernaryMatrix, math};
 use bitnet_quantization::{i2_s, tl1, tl2};
 
 use crate::config::Config;
@@ -23,7 +23,58 @@ pub struct LoadOptions {
     pub tl1_tiles: Vec<((usize, usize), tl1::Tile)>,
     /// The same for TL2 tensors.
     pub tl2_tiles: Vec<((usize, usize), tl2::Tile)>,
+    /// How logits are computed.
+    pub head: HeadMode,
 }
+
+/// How the logits that sampling needs are computed; what is sampled does not depend on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HeadMode {
+    /// All, in full.
+    Full,
+    /// Estimated from an 8-bit copy of the head; those that can matter then in full.
+    Screened,
+    /// Screened if the head is too large for a cache.
+    #[default]
+    Auto,
+}
+
+impl HeadMode {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Full, Self::Screened, Self::Auto];
+
+    /// What `--head` calls it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Screened => "screened",
+            Self::Auto => "auto",
+        }
+    }
+
+    /// The mode of that name.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mode| mode.name() == name)
+    }
+
+    /// The 8-bit copy of a head that it asks for.
+    fn screen(self, head: &Table, pool: &Pool) -> Option<ScreenTable> {
+        let is_large = head.rows() * head.row_bytes() >= SCREENED_BYTES;
+        if self == Self::Full || self == Self::Auto && !is_large {
+            return None;
+        }
+        // Any set gives the same.
+        let set = KernelSet::detect();
+        let screen = ScreenTable::pack(set, pool, head.rows(), head.cols(), &|row, out| head.read_row(row, out));
+        head.advise_done();
+        Some(screen)
+    }
+}
+
+/// From this size on a head is screened: it would have to come from memory for every token.
+const SCREENED_BYTES: usize = 16 << 20;
 
 /// A model, ready to run.
 pub struct LanguageModel {
@@ -35,6 +86,8 @@ pub struct LanguageModel {
     pub(crate) output_norm: RmsNorm,
     /// `[vocab, hidden]`; the embedding again if the two are tied.
     pub(crate) head: Option<Table>,
+    /// The head in 8 bits, where logits are estimated from it first.
+    pub(crate) screen: Option<ScreenTable>,
     /// The angle a position turns each pair of a head by, `[head_dim / 2]`.
     pub(crate) rope_frequencies: Vec<f32>,
 }
@@ -132,8 +185,10 @@ impl LanguageModel {
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let loader = Loader { source, config: &config, options, pool };
         let head = source.has_head().then(|| source.table(Slot::Head, vocab, hidden)).transpose()?;
+        let embedding = source.table(Slot::Embedding, vocab, hidden)?;
         Ok(Self {
-            embedding: source.table(Slot::Embedding, vocab, hidden)?,
+            screen: options.head.screen(head.as_ref().unwrap_or(&embedding), pool),
+            embedding,
             head,
             output_norm: loader.norm(Slot::OutputNorm, hidden)?,
             rope_frequencies: loader.rope_frequencies()?,
@@ -158,6 +213,12 @@ impl LanguageModel {
     #[must_use]
     pub fn head(&self) -> &Table {
         self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// Whether logits are estimated from an 8-bit copy of the head first, and the bytes of that copy.
+    #[must_use]
+    pub fn screen_bytes(&self) -> Option<usize> {
+        self.screen.as_ref().map(ScreenTable::num_bytes)
     }
 
     /// The table that tokens are looked up in.

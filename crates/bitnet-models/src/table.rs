@@ -1,6 +1,8 @@
 //! [`Table`]: a matrix with a row for each token, as the embedding and the head are stored: read where it lies in the file.
 
-use bitnet_kernels::Cpu;
+use std::cell::RefCell;
+
+use bitnet_kernels::{Cpu, KernelSet};
 use bitnet_quantization::dense::Dense;
 
 use crate::error::{Error, Result};
@@ -70,6 +72,26 @@ impl Table {
         decode(self.format, &self.bytes[index * self.row_bytes..(index + 1) * self.row_bytes], out);
     }
 
+    /// `row · x`, as [`Table::project`] computes it; x: `[cols]`.
+    ///
+    /// # Panics
+    /// If there is no such row, or `x` is not as long as one.
+    pub fn dot(&self, set: &KernelSet, index: usize, x: &[f32]) -> f32 {
+        assert!(index < self.rows && x.len() == self.cols, "row {index} of {} by {}", self.rows, x.len());
+        let bytes = &self.bytes[index * self.row_bytes..(index + 1) * self.row_bytes];
+        let mut out = [0.0];
+        if self.format == Dense::F16 {
+            set.matvec_f16(bytes, x, &mut out);
+        } else {
+            ROW.with_borrow_mut(|row| {
+                row.resize(self.cols, 0.0);
+                decode(self.format, bytes, row);
+                set.matvec_f32(row, x, &mut out);
+            });
+        }
+        out[0]
+    }
+
     /// `out[t] = rows · x[t]`, x: `[n, cols]`, out: `[n, rows]`.
     ///
     /// # Panics
@@ -81,6 +103,11 @@ impl Table {
             format => cpu.project(self.row_bytes, bytes, x, self.cols, out, &|row, values| decode(format, row, values)),
         }
     }
+}
+
+thread_local! {
+    /// A row as f32. Kept, so that a decode step allocates nothing.
+    static ROW: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A row as f32. Its length was checked when the table was made.

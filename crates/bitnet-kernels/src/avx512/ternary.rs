@@ -48,7 +48,7 @@ fn finish(sums: __m512i, activation_scale: f32, scale: f32) -> __m512 {
 /// Four activations, the same in every lane.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn broadcast(values: &[i8], dword: usize) -> __m512i {
+pub(super) fn broadcast(values: &[i8], dword: usize) -> __m512i {
     let v = &values[4 * dword..4 * dword + 4];
     _mm512_set1_epi32(i32::from_le_bytes([v[0] as u8, v[1] as u8, v[2] as u8, v[3] as u8]))
 }
@@ -56,7 +56,7 @@ fn broadcast(values: &[i8], dword: usize) -> __m512i {
 /// The two halves of a line: rows 0–15 and 16–31.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn load_line(line: &[u8]) -> [__m512i; 2] {
+pub(super) fn load_line(line: &[u8]) -> [__m512i; 2] {
     assert!(line.len() == LINE_BYTES);
     // SAFETY: the line is 128 readable bytes; the loads need no alignment.
     unsafe { [_mm512_loadu_si512(line.as_ptr().cast()), _mm512_loadu_si512(line.as_ptr().add(64).cast())] }

@@ -10,9 +10,9 @@ use crate::matrix::{BLOCK_ROWS, LINE_BYTES, LINE_COLS, TernaryMatrix};
 use crate::set::Output;
 
 /// Rows of weights in a register: 16 bytes of a line are 4 dwords.
-const REGISTER_ROWS: usize = 4;
+pub(super) const REGISTER_ROWS: usize = 4;
 /// Registers in a line.
-const LINE_REGISTERS: usize = BLOCK_ROWS / REGISTER_ROWS;
+pub(super) const LINE_REGISTERS: usize = BLOCK_ROWS / REGISTER_ROWS;
 
 /// Defines `y = (Σ code·q − Σ q) / s · scale` for the given blocks of rows and all activation rows.
 ///
@@ -71,7 +71,7 @@ fn finish(sums: int32x4_t, activation_sum: i32, activation_scale: f32, scale: f3
 /// Rows `4 register` to `4 (register + R) − 1` of a line.
 #[inline]
 #[target_feature(enable = "neon")]
-fn load_registers<const R: usize>(line: &[u8], register: usize) -> [uint8x16_t; R] {
+pub(super) fn load_registers<const R: usize>(line: &[u8], register: usize) -> [uint8x16_t; R] {
     let mut packed = [vdupq_n_u8(0); R];
     for (packed, bytes) in packed.iter_mut().zip(line[16 * register..16 * (register + R)].as_chunks::<16>().0) {
         // SAFETY: 16 readable bytes; the load needs no alignment.
@@ -113,7 +113,7 @@ fn load_values(values: &[i8; 16]) -> int8x16_t {
 /// Four activations, the same in every dword.
 #[inline]
 #[target_feature(enable = "neon")]
-fn broadcast(values: &[i8], dword: usize) -> int8x16_t {
+pub(super) fn broadcast(values: &[i8], dword: usize) -> int8x16_t {
     let v = &values[4 * dword..4 * dword + 4];
     vreinterpretq_s8_s32(vdupq_n_s32(i32::from_le_bytes([v[0] as u8, v[1] as u8, v[2] as u8, v[3] as u8])))
 }
@@ -175,7 +175,7 @@ fn tile_sums<const N: usize, const R: usize>(
 /// Adds to each lane the products of its four signed bytes of `codes` with bytes `4 LANE` to `4 LANE + 3` of `q`.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-fn dot<const LANE: i32>(acc: int32x4_t, codes: uint8x16_t, q: int8x16_t) -> int32x4_t {
+pub(super) fn dot<const LANE: i32>(acc: int32x4_t, codes: uint8x16_t, q: int8x16_t) -> int32x4_t {
     let mut sum = acc;
     // SAFETY: one instruction that touches nothing but these registers; this function has dotprod.
     unsafe {
