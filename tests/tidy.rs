@@ -66,6 +66,7 @@ const UNSAFE: &[&str] = &[
     "crates/bitnet-kernels/src/avx512/ternary.rs",
     "crates/bitnet-kernels/src/cpu.rs",
     "crates/bitnet-kernels/src/disjoint.rs",
+    "crates/bitnet-kernels/src/dispatch.rs",
     "crates/bitnet-kernels/src/matrix.rs",
     "crates/bitnet-kernels/src/neon.rs",
     "crates/bitnet-kernels/src/neon/screen.rs",

@@ -22,6 +22,7 @@ mod avx512;
 mod counters;
 mod cpu;
 mod disjoint;
+mod dispatch;
 pub mod math;
 mod matrix;
 #[cfg(target_arch = "aarch64")]
@@ -36,6 +37,7 @@ pub use activations::{Activations, TILE_ROWS};
 pub use attention::{AttentionScratch, AttentionShape, LayerCache, MAX_HEAD_DIM, Place, Places, Qkv};
 pub use counters::{Count, Counters, Kernel};
 pub use cpu::{Cpu, Gate, Norm};
+pub use dispatch::Work;
 pub use matrix::{BLOCK_ROWS, LINE_COLS, MAX_COLS, Part, TernaryMatrix, Unpack};
 pub use pool::{Pool, default_threads};
 pub use screen::{Estimates, ScreenScratch, ScreenTable};

@@ -5,6 +5,8 @@
 //! [`inverse_scale`] and [`round`], and gives the same.
 
 use crate::error::{Error, Result, expect_len};
+use crate::scaling::{Rounding, not_finite, round_rows};
+use crate::vectorized::vectorized;
 
 /// The mean below which the paper's formula stops dividing.
 const MEAN_MIN: f32 = 1e-5;
@@ -29,9 +31,21 @@ pub fn absmean(weights: &[f32]) -> Result<f32> {
 ///
 /// An infinite weight or a NaN is an error naming its index.
 pub fn magnitude_sum(weights: &[f32]) -> Result<f64> {
-    // Sixteen running sums: the order is fixed, and the compiler keeps them in vector registers.
-    let (chunks, rest) = weights.as_chunks::<16>();
-    let mut lanes = [0.0f64; 16];
+    let sum = vectorized_sum(weights);
+    if sum.is_finite() { Ok(sum) } else { Err(not_finite(weights)) }
+}
+
+vectorized! {
+    fn vectorized_sum<'a>(weights: &'a [f32]) -> f64 {
+        sum_of_magnitudes(weights)
+    }
+}
+
+/// Thirty-two running sums: the order is fixed, and the compiler keeps them in vector registers.
+#[inline(always)]
+pub(crate) fn sum_of_magnitudes(weights: &[f32]) -> f64 {
+    let (chunks, rest) = weights.as_chunks::<32>();
+    let mut lanes = [0.0f64; 32];
     for chunk in chunks {
         for (lane, w) in lanes.iter_mut().zip(chunk) {
             *lane += f64::from(w.abs());
@@ -40,13 +54,14 @@ pub fn magnitude_sum(weights: &[f32]) -> Result<f64> {
     for (lane, w) in lanes.iter_mut().zip(rest) {
         *lane += f64::from(w.abs());
     }
-    let sum: f64 = lanes.iter().sum();
-    if !sum.is_finite() {
-        let found = weights.iter().enumerate().find(|(_, w)| !w.is_finite());
-        let (index, &value) = found.unwrap_or((0, &f32::NAN));
-        return Err(Error::NotFinite { what: "weight", index, value });
+    // A tree, whose additions do not wait for each other.
+    let mut width = lanes.len() / 2;
+    while width > 0 {
+        let (low, high) = lanes.split_at_mut(width);
+        low.iter_mut().zip(high).for_each(|(low, high)| *low += *high);
+        width /= 2;
     }
-    Ok(sum)
+    lanes[0]
 }
 
 /// `s` of a tensor of `num_weights` weights whose magnitudes sum to `magnitude_sum`.
@@ -55,14 +70,13 @@ pub fn inverse_scale(magnitude_sum: f64, num_weights: usize) -> f32 {
     1.0 / mean(magnitude_sum, num_weights).max(MEAN_MIN)
 }
 
-/// Rounds weights, any part of a tensor, by the `s` of the whole. weights, out: the same length.
+/// Rounds weights, any part of a tensor, by the `s` of the whole, which is above 0. weights, out: the same length.
 pub fn round(weights: &[f32], s: f32, out: &mut [i8]) -> Result<()> {
     expect_len("absmean", "output", out.len(), weights.len())?;
-    for (q, w) in out.iter_mut().zip(weights) {
-        // Rounding half to even to −1, 0 or 1 is two comparisons: ±0.5 itself goes to 0.
-        let x = w * s;
-        *q = i8::from(x > 0.5) - i8::from(x < -0.5);
+    if !(s > 0.0 && s.is_finite()) {
+        return Err(Error::Scale { value: s });
     }
+    round_rows(weights, Rounding::absmean(s).one, out);
     Ok(())
 }
 

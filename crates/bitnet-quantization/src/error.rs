@@ -83,6 +83,12 @@ pub enum Error {
         /// The value.
         value: f32,
     },
+    /// A scale that weights cannot be divided by.
+    #[error("scale is {value}, expected a finite number above 0")]
+    Scale {
+        /// Its value.
+        value: f32,
+    },
     /// The blocks of a tensor have scales that differ.
     #[error("{format} block {block} has scale {found}, an earlier one {expected}; one scale a tensor is supported")]
     BlockScales {

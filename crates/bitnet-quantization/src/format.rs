@@ -2,8 +2,18 @@
 
 use std::ops::Range;
 
-use crate::error::{Error, Result};
+use bitnet_kernels::Pool;
+
+use crate::error::{Error, Result, expect_len, expect_rows};
+use crate::pieces::for_each_piece;
+use crate::scaling::{Scaling, scale_codes};
+use crate::vectorized::vectorized;
 use crate::{hf_packed, i2_s, q4_0, tl1, tl2, tq};
+
+/// Weights that are unpacked before they are scaled: codes and floats together stay in the first levels of cache.
+const BATCH_WEIGHTS: usize = 1 << 14;
+/// Rows that are fastest unpacked together: TL2's groups, and two of TL1's.
+const ROW_GROUP: usize = 32;
 
 /// A ternary format with all that its files leave unsaid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,6 +34,18 @@ pub enum TernaryFormat {
 }
 
 impl TernaryFormat {
+    /// The format's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::I2_S(_) => "I2_S",
+            Self::TL1(_) => "TL1",
+            Self::TL2(_) => "TL2",
+            Self::TQ(kind) => kind.name(),
+            Self::Q4_0 => "Q4_0",
+            Self::HfPacked => "packed uint8",
+        }
+    }
+
     /// Bytes of a packed `[rows, cols]` tensor, its scale included where it is inside.
     pub fn size_bytes(self, rows: usize, cols: usize) -> Result<usize> {
         match self {
@@ -78,6 +100,77 @@ impl TernaryFormat {
         }
     }
 
+    /// Quantizes weights and packs them; the result is the scale, which a format that has none inside leaves to the caller.
+    ///
+    /// weights: `[rows, cols]`; out: `size_bytes(rows, cols)`. All blocks of a format that has a scale a block get the
+    /// tensor's, but zeros in TQ1_0, TQ2_0 and Q4_0 the scale 0. Where that is an f16 (TQ1_0, TQ2_0; in Q4_0 an eighth of it) it is rounded after the codes are settled:
+    /// one too large for it is an error, one below 3e-8 becomes 0. Reads the weights twice. Threads share out tensors
+    /// of 262,144 weights and more and change nothing in the result.
+    pub fn quantize(
+        self,
+        weights: &[f32],
+        rows: usize,
+        cols: usize,
+        scaling: Scaling,
+        out: &mut [u8],
+        pool: &Pool,
+    ) -> Result<f32> {
+        expect_len(self.name(), "output", out.len(), self.size_bytes(rows, cols)?)?;
+        expect_len(self.name(), "input", weights.len(), rows * cols)?;
+        let rounding = scaling.measure(weights, pool)?;
+        match self {
+            Self::I2_S(form) => i2_s::quantize(weights, form, rows, cols, rounding, out, pool),
+            Self::TL1(tile) => tl1::quantize(weights, tile, rows, cols, rounding, out, pool),
+            Self::TL2(tile) => tl2::quantize(weights, tile, rows, cols, rounding, out, pool),
+            Self::TQ(kind) => kind.quantize(weights, rounding, out, pool),
+            Self::Q4_0 => q4_0::quantize(weights, rounding, out, pool),
+            Self::HfPacked => hf_packed::quantize(weights, rounding, out, pool),
+        }?;
+        Ok(rounding.scale)
+    }
+
+    /// Turns `range` of the rows into floats: weight times the scale inside the format times `scale`, which is 1 but for
+    /// [`TernaryFormat::HfPacked`], whose scale is kept elsewhere.
+    ///
+    /// bytes: the whole tensor; out: `[range.len(), cols]`. Threads share out 262,144 weights and more.
+    pub fn dequantize_rows(
+        self,
+        bytes: &[u8],
+        scale: f32,
+        (rows, cols): (usize, usize),
+        range: Range<usize>,
+        out: &mut [f32],
+        pool: &Pool,
+    ) -> Result<()> {
+        expect_len(self.name(), "tensor", bytes.len(), self.size_bytes(rows, cols)?)?;
+        expect_rows(self.name(), &range, rows)?;
+        expect_len(self.name(), "output", out.len(), range.len() * cols)?;
+        let scale = scale * if let Self::TQ(_) = self { 1.0 } else { self.scale(bytes, rows, cols)?.unwrap_or(1.0) };
+        if !scale.is_finite() {
+            return Err(Error::NotFinite { what: "scale", index: 0, value: scale });
+        }
+        let batch = (BATCH_WEIGHTS / cols).max(1).next_multiple_of(ROW_GROUP);
+        // Pieces that begin where the tiles' groups of rows do, but for the first.
+        let head = (batch - range.start % batch).min(range.len());
+        let (first, rest) = out.split_at_mut(head * cols);
+        let pieces = std::iter::once(first).chain(rest.chunks_mut(batch * cols));
+        for_each_piece(pool, range.len() * cols, pieces, |index, out| {
+            let start = if index == 0 { range.start } else { range.start + head + (index - 1) * batch };
+            let rows_here = start..start + out.len() / cols;
+            let mut codes = vec![0; out.len()];
+            if let Self::TQ(kind) = self {
+                let mut scales = vec![0.0; out.len() / tq::BLOCK_LEN];
+                kind.unpack_rows(bytes, rows, cols, rows_here, &mut codes, &mut scales)?;
+                scales.iter_mut().for_each(|block| *block *= scale);
+                scale_blocks(&codes, &scales, out);
+            } else {
+                self.unpack_rows(bytes, rows, cols, rows_here, &mut codes)?;
+                scale_rows(&codes, scale, out);
+            }
+            Ok(())
+        })
+    }
+
     /// The scale that multiplies the weights of a whole tensor; `None` where the format keeps it elsewhere.
     ///
     /// TQ1_0, TQ2_0 and Q4_0 have a scale a block: blocks that disagree are an error, for then the tensor was not ternary
@@ -90,6 +183,23 @@ impl TernaryFormat {
             Self::TQ(kind) => tq::uniform_scale(kind.name(), &kind.scales(bytes, rows, cols)?).map(Some),
             Self::Q4_0 => q4_0::scale(bytes, rows, cols).map(Some),
             Self::HfPacked => Ok(None),
+        }
+    }
+}
+
+vectorized! {
+    /// [`scale_codes`] for many codes.
+    fn scale_rows<'a>(codes: &'a [i8], scale: f32, out: &'a mut [f32]) -> () {
+        scale_codes(codes, scale, out);
+    }
+}
+
+vectorized! {
+    /// The same with a scale for each block of [`tq::BLOCK_LEN`].
+    fn scale_blocks<'a>(codes: &'a [i8], scales: &'a [f32], out: &'a mut [f32]) -> () {
+        let blocks = codes.as_chunks::<{ tq::BLOCK_LEN }>().0.iter().zip(out.as_chunks_mut::<{ tq::BLOCK_LEN }>().0);
+        for ((codes, out), &scale) in blocks.zip(scales) {
+            scale_codes(codes, scale, out);
         }
     }
 }

@@ -6,8 +6,12 @@
 
 use std::ops::Range;
 
-use crate::codes::{expect_ternary, pack_codes, unpack_field};
+use bitnet_kernels::Pool;
+
+use crate::codes::{expect_ternary, pack_runs, quantize_runs, unpack_field};
 use crate::error::{Error, Result, expect_len, expect_rows, num_weights};
+use crate::pieces::{PIECE_WEIGHTS, for_each_piece};
+use crate::scaling::Rounding;
 
 const FORMAT: &str = "packed uint8";
 
@@ -45,10 +49,23 @@ pub fn pack(weights: &[i8], rows: usize, cols: usize, out: &mut [u8]) -> Result<
     expect_len(FORMAT, "output", out.len(), size_bytes(rows, cols)?)?;
     expect_len(FORMAT, "input", weights.len(), rows * cols)?;
     expect_ternary(FORMAT, cols, weights)?;
-    let (top, bottom) = weights.split_at(weights.len() / 2);
-    let ((a, b), (c, d)) = (top.split_at(out.len()), bottom.split_at(out.len()));
-    for ((((byte, &a), &b), &c), &d) in out.iter_mut().zip(a).zip(b).zip(c).zip(d) {
-        *byte = pack_codes([d, c, b, a]);
-    }
+    pack_runs(quarters(weights), out);
     Ok(())
+}
+
+/// Rounds weights and packs them. weights: `[rows, cols]`; out: `size_bytes(rows, cols)`.
+pub(crate) fn quantize(weights: &[f32], rounding: Rounding, out: &mut [u8], pool: &Pool) -> Result<()> {
+    const LEN: usize = PIECE_WEIGHTS / 4;
+    let runs = quarters(weights);
+    for_each_piece(pool, weights.len(), out.chunks_mut(LEN), |index, out| {
+        let runs = runs.map(|run| &run[index * LEN..][..out.len()]);
+        quantize_runs(runs, rounding.one, out);
+        Ok(())
+    })
+}
+
+/// The rows that share a packed row, the one in the top bits first.
+fn quarters<T>(weights: &[T]) -> [&[T]; 4] {
+    let len = weights.len() / 4;
+    [3, 2, 1, 0].map(|quarter| &weights[quarter * len..][..len])
 }

@@ -15,8 +15,13 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
-use crate::codes::{expect_ternary, pack_codes, unpack_field};
+use bitnet_kernels::Pool;
+
+use crate::codes::{expect_ternary, pack_codes, pack_runs, quantize_runs, unpack_field};
 use crate::error::{Error, Result, expect_len, expect_rows, num_weights, read_scale, write_scale};
+use crate::pieces::{PIECE_WEIGHTS, for_each_piece};
+use crate::scaling::{Rounding, round_ternary};
+use crate::vectorized::vectorized;
 
 const FORMAT: &str = "I2_S";
 
@@ -120,15 +125,37 @@ pub fn pack(weights: &[i8], form: Form, rows: usize, cols: usize, scale: f32, ou
         Form::Block64 => pack_blocks::<16>(weights, codes),
         Form::Row4 => {
             for (group, bytes) in weights.chunks_exact(4 * cols).zip(codes.chunks_exact_mut(cols)) {
-                let (top, bottom) = group.split_at(2 * cols);
-                let ((a, b), (c, d)) = (top.split_at(cols), bottom.split_at(cols));
-                for (i, byte) in bytes.iter_mut().enumerate() {
-                    *byte = pack_codes([a[i], b[i], c[i], d[i]]);
-                }
+                pack_runs([0, 1, 2, 3].map(|r| &group[r * cols..][..cols]), bytes);
             }
         }
     }
     write_scale(tail, scale)
+}
+
+/// Rounds weights and packs them. weights: `[rows, cols]`; out: `size_bytes(rows, cols)`.
+pub(crate) fn quantize(
+    weights: &[f32],
+    form: Form,
+    rows: usize,
+    cols: usize,
+    rounding: Rounding,
+    out: &mut [u8],
+    pool: &Pool,
+) -> Result<()> {
+    expect_shape(form, rows, cols)?;
+    let (codes, tail) = out.split_at_mut(rows * cols / 4);
+    write_scale(tail, rounding.scale)?;
+    let piece_len = if form == Form::Row4 { 4 * cols } else { PIECE_WEIGHTS };
+    let pieces = weights.chunks(piece_len).zip(codes.chunks_mut(piece_len / 4));
+    for_each_piece(pool, weights.len(), pieces, |_, (weights, codes)| {
+        let one = rounding.one;
+        match form {
+            Form::Block128 => quantize_blocks::<32>(weights, one, codes),
+            Form::Block64 => quantize_blocks::<16>(weights, one, codes),
+            Form::Row4 => quantize_runs([0, 1, 2, 3].map(|r| &weights[r * cols..][..cols]), one, codes),
+        }
+        Ok(())
+    })
 }
 
 /// The form under which a layer's dead neurons make sense, if one stands out.
@@ -177,35 +204,38 @@ fn expect_shape(form: Form, rows: usize, cols: usize) -> Result<()> {
     if fits { Ok(()) } else { Err(Error::Shape { format: FORMAT, rows, cols, rule }) }
 }
 
-/// Unpacks from weight `start` on until `out` is full, through blocks of `LEN` bytes; whether a code 3 was met, which
-/// leaves a 2. Rows need not begin at a block's border.
-fn unpack_blocks<const LEN: usize>(codes: &[u8], start: usize, out: &mut [i8]) -> bool {
-    let (blocks, _) = codes.as_chunks::<LEN>();
-    let mut blocks = blocks[start / (4 * LEN)..].iter();
-    let mut threes = [0u8; LEN];
-    let mut partial = |block: &[u8; LEN], skip: usize, out: &mut [i8]| {
-        let mut whole = [[0; LEN]; 4];
-        unpack_block(block, &mut whole, &mut [0; LEN]);
-        out.copy_from_slice(&whole.as_flattened()[skip..skip + out.len()]);
-        threes[0] |= u8::from(out.contains(&2));
-    };
-    let skip = start % (4 * LEN);
-    let head_len = if skip == 0 { 0 } else { (4 * LEN - skip).min(out.len()) };
-    let (head, rest) = out.split_at_mut(head_len);
-    if let (false, Some(block)) = (head.is_empty(), blocks.as_slice().first()) {
-        partial(block, skip, head);
-        blocks.next();
+vectorized! {
+    /// Unpacks from weight `start` on until `out` is full, through blocks of `LEN` bytes; whether a code 3 was met, which
+    /// leaves a 2. Rows need not begin at a block's border.
+    fn unpack_blocks<'a, const LEN: usize>(codes: &'a [u8], start: usize, out: &'a mut [i8]) -> bool {
+        let (blocks, _) = codes.as_chunks::<LEN>();
+        let mut blocks = blocks[start / (4 * LEN)..].iter();
+        let mut threes = [0u8; LEN];
+        let mut partial = |block: &[u8; LEN], skip: usize, out: &mut [i8]| {
+            let mut whole = [[0; LEN]; 4];
+            unpack_block(block, &mut whole, &mut [0; LEN]);
+            out.copy_from_slice(&whole.as_flattened()[skip..skip + out.len()]);
+            threes[0] |= u8::from(out.contains(&2));
+        };
+        let skip = start % (4 * LEN);
+        let head_len = if skip == 0 { 0 } else { (4 * LEN - skip).min(out.len()) };
+        let (head, rest) = out.split_at_mut(head_len);
+        if let (false, Some(block)) = (head.is_empty(), blocks.as_slice().first()) {
+            partial(block, skip, head);
+            blocks.next();
+        }
+        let (body, tail) = rest.split_at_mut(rest.len() / (4 * LEN) * (4 * LEN));
+        if let (false, Some(block)) = (tail.is_empty(), blocks.as_slice().get(body.len() / (4 * LEN))) {
+            partial(block, 0, tail);
+        }
+        for (block, out) in blocks.zip(body.as_chunks_mut::<LEN>().0.as_chunks_mut::<4>().0) {
+            unpack_block(block, out, &mut threes);
+        }
+        threes != [0; LEN]
     }
-    let (body, tail) = rest.split_at_mut(rest.len() / (4 * LEN) * (4 * LEN));
-    if let (false, Some(block)) = (tail.is_empty(), blocks.as_slice().get(body.len() / (4 * LEN))) {
-        partial(block, 0, tail);
-    }
-    for (block, out) in blocks.zip(body.as_chunks_mut::<LEN>().0.as_chunks_mut::<4>().0) {
-        unpack_block(block, out, &mut threes);
-    }
-    threes != [0; LEN]
 }
 
+#[inline(always)]
 fn unpack_block<const LEN: usize>(block: &[u8; LEN], out: &mut [[i8; LEN]; 4], threes: &mut [u8; LEN]) {
     let [a, b, c, d] = out;
     for i in 0..LEN {
@@ -227,11 +257,28 @@ fn unpack_row_groups(codes: &[u8], cols: usize, first_row: usize, out: &mut [i8]
     any_three
 }
 
-fn pack_blocks<const LEN: usize>(weights: &[i8], codes: &mut [u8]) {
-    let groups = weights.as_chunks::<LEN>().0.as_chunks::<4>().0;
-    for ([a, b, c, d], block) in groups.iter().zip(codes.as_chunks_mut::<LEN>().0) {
-        for i in 0..LEN {
-            block[i] = pack_codes([a[i], b[i], c[i], d[i]]);
+vectorized! {
+    fn pack_blocks<'a, const LEN: usize>(weights: &'a [i8], codes: &'a mut [u8]) -> () {
+        let groups = weights.as_chunks::<LEN>().0.as_chunks::<4>().0;
+        for (group, block) in groups.iter().zip(codes.as_chunks_mut::<LEN>().0) {
+            pack_block(group, block);
+        }
+    }
+}
+
+#[inline(always)]
+fn pack_block<const LEN: usize>([a, b, c, d]: &[[i8; LEN]; 4], block: &mut [u8; LEN]) {
+    for i in 0..LEN {
+        block[i] = pack_codes([a[i], b[i], c[i], d[i]]);
+    }
+}
+
+vectorized! {
+    fn quantize_blocks<'a, const LEN: usize>(weights: &'a [f32], one: f32, codes: &'a mut [u8]) -> () {
+        for (weights, block) in weights.chunks_exact(4 * LEN).zip(codes.as_chunks_mut::<LEN>().0) {
+            let mut group = [[0; LEN]; 4];
+            round_ternary(weights, one, group.as_flattened_mut());
+            pack_block(&group, block);
         }
     }
 }

@@ -15,14 +15,20 @@ mod error;
 mod format;
 pub mod hf_packed;
 pub mod i2_s;
+pub mod i2s_32;
+mod pieces;
 pub mod q4_0;
 mod q6_k;
+pub mod qk256;
+mod scaling;
 pub mod tl1;
 pub mod tl2;
 pub mod tq;
+mod vectorized;
 
 #[cfg(test)]
 mod golden;
 
 pub use error::{Error, Result};
 pub use format::TernaryFormat;
+pub use scaling::Scaling;

@@ -12,9 +12,13 @@ use std::ops::Range;
 
 use half::f16;
 
+use bitnet_kernels::Pool;
+
 use crate::codes::expect_ternary;
 use crate::dense::Dense;
 use crate::error::{Error, Result, expect_len, expect_rows};
+use crate::pieces::{PIECE_WEIGHTS, for_each_piece};
+use crate::scaling::{Rounding, round_rows};
 use crate::tq;
 
 const FORMAT: &str = "Q4_0";
@@ -71,6 +75,20 @@ pub fn pack(weights: &[i8], rows: usize, cols: usize, scale: f32, out: &mut [u8]
     expect_len(FORMAT, "output", out.len(), size_bytes(rows, cols)?)?;
     expect_len(FORMAT, "input", weights.len(), rows * cols)?;
     expect_ternary(FORMAT, cols, weights)?;
+    pack_blocks(weights, scale, out)
+}
+
+/// Rounds weights and packs them. weights: `[rows, cols]`; out: `size_bytes(rows, cols)`.
+pub(crate) fn quantize(weights: &[f32], rounding: Rounding, out: &mut [u8], pool: &Pool) -> Result<()> {
+    let pieces = weights.chunks(PIECE_WEIGHTS).zip(out.chunks_mut(PIECE_WEIGHTS / BLOCK_LEN * BLOCK_BYTES));
+    for_each_piece(pool, weights.len(), pieces, |_, (weights, out)| {
+        let mut rounded = vec![0; weights.len()];
+        round_rows(weights, rounding.one, &mut rounded);
+        pack_blocks(&rounded, rounding.scale, out)
+    })
+}
+
+fn pack_blocks(weights: &[i8], scale: f32, out: &mut [u8]) -> Result<()> {
     for (weights, block) in weights.as_chunks::<BLOCK_LEN>().0.iter().zip(out.as_chunks_mut::<BLOCK_BYTES>().0) {
         let first = weights.iter().copied().find(|&w| w != 0).unwrap_or(0);
         let d = f16::from_f32(f32::from(first) * scale / -8.0);

@@ -14,8 +14,12 @@
 
 use std::ops::Range;
 
+use bitnet_kernels::Pool;
+
 use crate::codes::expect_ternary;
 use crate::error::{Error, Result, expect_len, expect_rows, num_weights, read_scale, write_scale};
+use crate::pieces::for_each_piece;
+use crate::scaling::{Rounding, round_rows};
 
 const FORMAT: &str = "TL1";
 /// Rows that share a run of sixteen bytes.
@@ -109,6 +113,16 @@ impl Tile {
             }
         }
     }
+
+    /// Packs sixteen rows. weights: `[16, cols]`; group: which of the tile; codes: of the tile.
+    fn pack_group(self, weights: &[i8], cols: usize, group: usize, codes: &mut [u8]) {
+        self.for_each_run(cols, group, |byte, col| {
+            for (i, b) in codes[byte..byte + GROUP].iter_mut().enumerate() {
+                let quad = &weights[i * cols + col..i * cols + col + 4];
+                *b = pair_index(quad[0], quad[1]) << 4 | pair_index(quad[2], quad[3]);
+            }
+        });
+    }
 }
 
 /// The largest divisor of `n` that is a multiple of `unit` and at most `max`.
@@ -190,15 +204,37 @@ pub fn pack_rows(
     }
     expect_len(FORMAT, "input", weights.len(), range.len() * cols)?;
     expect_ternary(FORMAT, cols, weights)?;
+    let (codes, tail) = out.split_at_mut(rows * cols / 4);
+    let mut tiles: Vec<_> = codes.chunks_exact_mut(tile.tile_rows * cols / 4).collect();
+    let groups = tile.tile_rows / GROUP;
     for (group, weights) in (range.start / GROUP..).zip(weights.chunks_exact(GROUP * cols)) {
-        tile.for_each_run(cols, group, |byte, col| {
-            for (i, b) in out[byte..byte + GROUP].iter_mut().enumerate() {
-                let quad = &weights[i * cols + col..i * cols + col + 4];
-                *b = pair_index(quad[0], quad[1]) << 4 | pair_index(quad[2], quad[3]);
-            }
-        });
+        tile.pack_group(weights, cols, group % groups, tiles[group / groups]);
     }
-    write_scale(&mut out[rows * cols / 4..], scale)
+    write_scale(tail, scale)
+}
+
+/// Rounds weights and packs them. weights: `[rows, cols]`; out: `size_bytes(rows, cols)`.
+pub(crate) fn quantize(
+    weights: &[f32],
+    tile: Tile,
+    rows: usize,
+    cols: usize,
+    rounding: Rounding,
+    out: &mut [u8],
+    pool: &Pool,
+) -> Result<()> {
+    tile.expect_divides(rows, cols)?;
+    let (codes, tail) = out.split_at_mut(rows * cols / 4);
+    write_scale(tail, rounding.scale)?;
+    let tiles = weights.chunks_exact(tile.tile_rows * cols).zip(codes.chunks_exact_mut(tile.tile_rows * cols / 4));
+    for_each_piece(pool, weights.len(), tiles, |_, (weights, codes)| {
+        let mut rounded = vec![0; GROUP * cols];
+        for (group, weights) in weights.chunks_exact(GROUP * cols).enumerate() {
+            round_rows(weights, rounding.one, &mut rounded);
+            tile.pack_group(&rounded, cols, group, codes);
+        }
+        Ok(())
+    })
 }
 
 /// The index of a pair of weights.

@@ -17,8 +17,12 @@
 
 use std::ops::Range;
 
+use bitnet_kernels::Pool;
+
 use crate::codes::expect_ternary;
 use crate::error::{Error, Result, expect_len, expect_rows, num_weights, read_scale, write_scale};
+use crate::pieces::for_each_piece;
+use crate::scaling::{Rounding, round_rows};
 use crate::tl1::{self, QUADS, pair_index};
 
 const FORMAT: &str = "TL2";
@@ -72,7 +76,7 @@ impl Tile {
         Self::known(rows, cols).or_else(|| {
             let tile = Self { tile_rows: tl1::largest_divisor(rows, GROUP, 256)?, block_cols: 96 };
             let layout = Layout::new(tile, rows, cols).ok()?;
-            (size_bytes(rows, cols).ok()? >= layout.pairs_end + 32).then_some(tile)
+            layout.expect_room(rows).is_ok().then_some(tile)
         })
     }
 }
@@ -109,8 +113,18 @@ impl Layout {
         Ok(Self { tile, cols, triple_cols, signs_start, pairs_start, pairs_end })
     }
 
-    /// Calls `visit(byte, signs, col)` for each 24 columns of triples of a group of 32 rows: where their four runs of 32
-    /// bytes begin, where their sixteen sign words do, the first column.
+    /// The size of the tensor; an error where the pairs are more than it has room for.
+    fn expect_room(&self, rows: usize) -> Result<usize> {
+        let size = size_bytes(rows, self.cols)?;
+        if self.pairs_end > size - 32 {
+            let rule = "the columns in pairs are more than the format reserves room for";
+            return Err(Error::Shape { format: FORMAT, rows, cols: self.cols, rule });
+        }
+        Ok(size)
+    }
+
+    /// Calls `visit(byte, signs, col)` for each 24 columns of triples of a group of 32 rows: where in the triples their
+    /// four runs of 32 bytes begin, where in the signs their sixteen words do, the first column.
     fn for_each_triple_unit(&self, group: usize, mut visit: impl FnMut(usize, usize, usize)) {
         let Tile { tile_rows, block_cols } = self.tile;
         let num_blocks = self.triple_cols / block_cols;
@@ -120,12 +134,13 @@ impl Layout {
             for i in 0..block_cols / TRIPLE_UNIT {
                 let unit = start * (block_cols / TRIPLE_UNIT) + i;
                 let col = block * block_cols + i * TRIPLE_UNIT;
-                visit(unit * 4 * GROUP, self.signs_start + unit * GROUP, col);
+                visit(unit * 4 * GROUP, unit * GROUP, col);
             }
         }
     }
 
-    /// Calls `visit(byte, col)` for each run of 32 bytes of pairs of a group of 32 rows.
+    /// Calls `visit(byte, col)` for each run of 32 bytes of pairs of a group of 32 rows: where in the pairs, the first
+    /// column.
     fn for_each_pair_run(&self, group: usize, mut visit: impl FnMut(usize, usize)) {
         let tile_rows = self.tile.tile_rows;
         let num_blocks = (self.cols - self.triple_cols) / PAIR_BLOCK;
@@ -134,7 +149,7 @@ impl Layout {
             let unit = (tile * num_blocks + block) * (tile_rows / GROUP) + inner;
             for i in 0..8 {
                 let col = self.triple_cols + block * PAIR_BLOCK + i * 4;
-                visit(self.pairs_start + (unit * 8 + i) * GROUP, col);
+                visit((unit * 8 + i) * GROUP, col);
             }
         }
     }
@@ -142,33 +157,43 @@ impl Layout {
     /// Where the units and runs of a group of 32 rows lie, in the order of the columns.
     fn places(&self, group: usize) -> (Vec<(usize, usize)>, Vec<usize>) {
         let (mut units, mut runs) = (Vec::new(), Vec::new());
-        self.for_each_triple_unit(group, |byte, signs, _| units.push((byte, signs)));
-        self.for_each_pair_run(group, |byte, _| runs.push(byte));
+        self.for_each_triple_unit(group, |byte, signs, _| units.push((byte, self.signs_start + signs)));
+        self.for_each_pair_run(group, |byte, _| runs.push(self.pairs_start + byte));
         (units, runs)
     }
 
-    /// weights: 32 rows.
-    fn pack_group(&self, weights: &[i8], group: usize, out: &mut [u8]) {
+    /// The triples, signs and pairs of each tile of rows. out: the whole tensor.
+    fn tiles<'a>(&self, rows: usize, out: &'a mut [u8]) -> Vec<[&'a mut [u8]; 3]> {
+        let (codes, pairs) = out[..self.pairs_end].split_at_mut(self.pairs_start);
+        let (triples, signs) = codes.split_at_mut(self.signs_start);
+        let num_tiles = rows / self.tile.tile_rows;
+        let mut sections = [triples, signs, pairs].map(|section| (section.len() / num_tiles, section));
+        let next = || sections.each_mut().map(|(len, rest)| rest.split_off_mut(..*len).unwrap_or_default());
+        std::iter::repeat_with(next).take(num_tiles).collect()
+    }
+
+    /// Packs 32 rows. weights: `[32, cols]`; group: which of the tile; sections: triples, signs and pairs of the tile.
+    fn pack_group(&self, weights: &[i8], group: usize, [triples, signs, pairs]: &mut [&mut [u8]; 3]) {
         let at = |r: usize, col: usize| &weights[r * self.cols + col..];
-        self.for_each_triple_unit(group, |byte, signs, col| {
-            out[signs..signs + GROUP].fill(0);
+        self.for_each_triple_unit(group, |byte, sign, col| {
+            signs[sign..sign + GROUP].fill(0);
             for r in 0..GROUP {
                 let mut word = 0u16;
                 for (i, w) in at(r, col)[..TRIPLE_UNIT].as_chunks::<6>().0.iter().enumerate() {
                     let first = 9 * w[0] + 3 * w[1] + w[2];
                     let second = 9 * w[3] + 3 * w[4] + w[5];
-                    out[byte + i * GROUP + place(r)] = first.unsigned_abs() << 4 | second.unsigned_abs();
+                    triples[byte + i * GROUP + place(r)] = first.unsigned_abs() << 4 | second.unsigned_abs();
                     word |= (u16::from(first < 0) << 2 | u16::from(second < 0)) << (13 - 4 * i);
                 }
                 let word = (word >> (r / 16)).to_le_bytes();
-                out[signs + 2 * (r % 16)] |= word[0];
-                out[signs + 2 * (r % 16) + 1] |= word[1];
+                signs[sign + 2 * (r % 16)] |= word[0];
+                signs[sign + 2 * (r % 16) + 1] |= word[1];
             }
         });
         self.for_each_pair_run(group, |byte, col| {
             for r in 0..GROUP {
                 let w = at(r, col);
-                out[byte + place(r)] = pair_index(w[0], w[1]) << 4 | pair_index(w[2], w[3]);
+                pairs[byte + place(r)] = pair_index(w[0], w[1]) << 4 | pair_index(w[2], w[3]);
             }
         });
     }
@@ -226,7 +251,7 @@ pub fn unpack_rows(
     out: &mut [i8],
 ) -> Result<()> {
     let layout = Layout::new(tile, rows, cols)?;
-    expect_tensor(&layout, bytes.len(), rows, cols)?;
+    expect_len(FORMAT, "tensor", bytes.len(), layout.expect_room(rows)?)?;
     expect_rows(FORMAT, &range, rows)?;
     expect_len(FORMAT, "output", out.len(), range.len() * cols)?;
     let (mut units, mut runs) = (Vec::new(), Vec::new());
@@ -290,29 +315,46 @@ pub fn pack_rows(
     out: &mut [u8],
 ) -> Result<()> {
     let layout = Layout::new(tile, rows, cols)?;
-    expect_tensor(&layout, out.len(), rows, cols)?;
+    expect_len(FORMAT, "tensor", out.len(), layout.expect_room(rows)?)?;
     expect_rows(FORMAT, &range, rows)?;
     if !range.start.is_multiple_of(GROUP) || !range.end.is_multiple_of(GROUP) {
         return Err(Error::Shape { format: FORMAT, rows, cols, rule: "rows are packed in groups of 32" });
     }
     expect_len(FORMAT, "input", weights.len(), range.len() * cols)?;
     expect_ternary(FORMAT, cols, weights)?;
-    let reserved = layout.pairs_end..out.len() - 32;
-    out[reserved].fill(0);
+    let (body, tail) = out.split_at_mut(out.len() - 32);
+    body[layout.pairs_end..].fill(0);
+    let (mut tiles, groups) = (layout.tiles(rows, body), tile.tile_rows / GROUP);
     for (group, weights) in (range.start / GROUP..).zip(weights.chunks_exact(GROUP * cols)) {
-        layout.pack_group(weights, group, out);
+        layout.pack_group(weights, group % groups, &mut tiles[group / groups]);
     }
-    let tail = out.len() - 32;
-    write_scale(&mut out[tail..], scale)
+    write_scale(tail, scale)
 }
 
-fn expect_tensor(layout: &Layout, len: usize, rows: usize, cols: usize) -> Result<()> {
-    let size = size_bytes(rows, cols)?;
-    if layout.pairs_end > size - 32 {
-        let rule = "the columns in pairs are more than the format reserves room for";
-        return Err(Error::Shape { format: FORMAT, rows, cols, rule });
-    }
-    expect_len(FORMAT, "tensor", len, size)
+/// Rounds weights and packs them. weights: `[rows, cols]`; out: `size_bytes(rows, cols)`.
+pub(crate) fn quantize(
+    weights: &[f32],
+    tile: Tile,
+    rows: usize,
+    cols: usize,
+    rounding: Rounding,
+    out: &mut [u8],
+    pool: &Pool,
+) -> Result<()> {
+    let layout = Layout::new(tile, rows, cols)?;
+    expect_len(FORMAT, "tensor", out.len(), layout.expect_room(rows)?)?;
+    let (body, tail) = out.split_at_mut(out.len() - 32);
+    write_scale(tail, rounding.scale)?;
+    body[layout.pairs_end..].fill(0);
+    let tiles = weights.chunks_exact(tile.tile_rows * cols).zip(layout.tiles(rows, body));
+    for_each_piece(pool, weights.len(), tiles, |_, (weights, mut tile)| {
+        let mut rounded = vec![0; GROUP * cols];
+        for (group, weights) in weights.chunks_exact(GROUP * cols).enumerate() {
+            round_rows(weights, rounding.one, &mut rounded);
+            layout.pack_group(&rounded, group, &mut tile);
+        }
+        Ok(())
+    })
 }
 
 #[cfg(test)]
@@ -322,11 +364,7 @@ mod tests {
 
     #[test]
     fn the_sections_are_the_golden_ones() {
-        let layout = Layout::new(tile(32, 96), 64, 192).unwrap();
-        let mut bytes = vec![0; layout.pairs_end];
-        for (group, weights) in lcg_weights(64 * 192).chunks_exact(GROUP * 192).enumerate() {
-            layout.pack_group(weights, group, &mut bytes);
-        }
+        let (layout, bytes) = packed(64, 192);
         let (triples, signs) = bytes.split_at(layout.signs_start);
         assert_eq!((triples.len(), signs.len()), (2048, 512));
         let expected = "a6b94433d972bb0a69097e3408844792c9756fb91caab68919c7a3a4fa6686d5";
@@ -335,13 +373,20 @@ mod tests {
         assert_eq!(hex_sha256(signs), expected);
 
         // A block wider than the matrix: everything is in pairs.
-        let layout = Layout::new(tile(32, 96), 64, 64).unwrap();
-        let mut bytes = vec![0; layout.pairs_end];
-        for (group, weights) in lcg_weights(64 * 64).chunks_exact(GROUP * 64).enumerate() {
-            layout.pack_group(weights, group, &mut bytes);
-        }
+        let (_, bytes) = packed(64, 64);
         assert_eq!(bytes.len(), 1024);
         let expected = "775e2ab3bfc94d98fd488f9ee6976d3d6ca51b2718c5dd9cba107bdc23858d1f";
         assert_eq!(hex_sha256(&bytes), expected);
+    }
+
+    /// The three sections, of matrices too narrow for a tensor.
+    fn packed(rows: usize, cols: usize) -> (Layout, Vec<u8>) {
+        let layout = Layout::new(tile(32, 96), rows, cols).unwrap();
+        let mut bytes = vec![0; layout.pairs_end];
+        let weights = lcg_weights(rows * cols);
+        for (weights, mut tile) in weights.chunks_exact(32 * cols).zip(layout.tiles(rows, &mut bytes)) {
+            layout.pack_group(weights, 0, &mut tile);
+        }
+        (layout, bytes)
     }
 }

@@ -11,10 +11,14 @@
 
 use std::ops::Range;
 
+use bitnet_kernels::Pool;
 use half::f16;
 
 use crate::codes::{expect_ternary, pack_codes};
 use crate::error::{Error, Result, expect_len, expect_rows, num_weights};
+use crate::pieces::{PIECE_WEIGHTS, for_each_piece};
+use crate::scaling::{Rounding, round_ternary};
+use crate::vectorized::vectorized;
 
 /// Weights of a block.
 pub const BLOCK_LEN: usize = 256;
@@ -117,10 +121,7 @@ impl Kind {
         for (index, ((block, weights), &scale)) in
             blocks.zip(weights.as_chunks::<BLOCK_LEN>().0).zip(scales).enumerate()
         {
-            let d = f16::from_f32(scale);
-            if !d.is_finite() {
-                return Err(Error::NotFinite { what: "scale of block", index, value: d.to_f32() });
-            }
+            let d = scale_to_f16(scale, index)?;
             let (codes, tail) = block.split_at_mut(self.block_bytes() - 2);
             match self {
                 Self::TQ1_0 => encode_digits(weights, codes),
@@ -129,6 +130,50 @@ impl Kind {
             tail.copy_from_slice(&d.to_le_bytes());
         }
         Ok(())
+    }
+
+    /// Rounds weights and packs them, with the scale of the tensor for every block that is not all zeros.
+    ///
+    /// weights: `[rows, cols]`; out: `size_bytes(rows, cols)`.
+    pub(crate) fn quantize(self, weights: &[f32], rounding: Rounding, out: &mut [u8], pool: &Pool) -> Result<()> {
+        let d = scale_to_f16(rounding.scale, 0)?.to_le_bytes();
+        let bytes = PIECE_WEIGHTS / BLOCK_LEN * self.block_bytes();
+        let pieces = weights.chunks(PIECE_WEIGHTS).zip(out.chunks_mut(bytes));
+        for_each_piece(pool, weights.len(), pieces, |_, (weights, out)| {
+            let one = rounding.one;
+            match self {
+                Self::TQ1_0 => quantize_blocks::<54>(weights, one, d, out),
+                Self::TQ2_0 => quantize_blocks::<66>(weights, one, d, out),
+            }
+            Ok(())
+        })
+    }
+}
+
+fn scale_to_f16(scale: f32, block: usize) -> Result<f16> {
+    let d = f16::from_f32(scale);
+    if d.is_finite() {
+        Ok(d)
+    } else {
+        Err(Error::NotFinite { what: "scale of block", index: block, value: d.to_f32() })
+    }
+}
+
+vectorized! {
+    /// Rounds and packs blocks of `LEN` bytes: those of TQ1_0 or of TQ2_0.
+    fn quantize_blocks<'a, const LEN: usize>(weights: &'a [f32], one: f32, d: [u8; 2], out: &'a mut [u8]) -> () {
+        for (weights, block) in weights.as_chunks::<BLOCK_LEN>().0.iter().zip(out.as_chunks_mut::<LEN>().0) {
+            let mut codes = [0; BLOCK_LEN];
+            round_ternary(weights, one, &mut codes);
+            let (packed, scale) = block.split_at_mut(LEN - 2);
+            if LEN == 54 {
+                encode_digits(&codes, packed);
+            } else {
+                encode_bits(&codes, packed);
+            }
+            let any = codes.iter().fold(0, |any, code| any | code);
+            scale.copy_from_slice(if any == 0 { &[0; 2] } else { &d });
+        }
     }
 }
 
@@ -143,15 +188,14 @@ pub fn uniform_scale(format: &'static str, scales: &[f32]) -> Result<f32> {
     }
 }
 
-/// First byte, number of bytes, first weight and digits a byte of the three parts of a TQ1_0 block.
-const DIGIT_PARTS: [(usize, usize, usize, usize); 3] = [(0, 32, 0, 5), (32, 16, 160, 5), (48, 4, 240, 4)];
-
+#[inline(always)]
 fn decode_digits(codes: &[u8], out: &mut [i8; BLOCK_LEN]) {
     decode_part::<32>(&codes[..32], &mut out[..160]);
     decode_part::<16>(&codes[32..48], &mut out[160..240]);
     decode_part::<4>(&codes[48..], &mut out[240..]);
 }
 
+#[inline(always)]
 fn decode_part<const LEN: usize>(codes: &[u8], out: &mut [i8]) {
     let mut power = 1u8;
     for out in out.as_chunks_mut::<LEN>().0 {
@@ -164,19 +208,30 @@ fn decode_part<const LEN: usize>(codes: &[u8], out: &mut [i8]) {
     }
 }
 
+#[inline(always)]
 fn encode_digits(weights: &[i8; BLOCK_LEN], codes: &mut [u8]) {
-    for (byte, len, weight, digits) in DIGIT_PARTS {
-        for m in 0..len {
-            // A part of four digits is read as five, the last one 0.
-            let number = (0..5).fold(0u16, |number, t| {
-                let digit = if t < digits { (weights[weight + m + t * len] + 1) as u16 } else { 0 };
-                number * 3 + digit
-            });
-            codes[byte + m] = (number * 256).div_ceil(243) as u8;
+    encode_part::<32>(&weights[..160], &mut codes[..32]);
+    encode_part::<16>(&weights[160..240], &mut codes[32..48]);
+    encode_part::<4>(&weights[240..], &mut codes[48..]);
+}
+
+#[inline(always)]
+fn encode_part<const LEN: usize>(weights: &[i8], codes: &mut [u8]) {
+    let mut numbers = [0u16; LEN];
+    let digits = weights.as_chunks::<LEN>().0;
+    for weights in digits {
+        for (number, w) in numbers.iter_mut().zip(weights) {
+            *number = *number * 3 + (w + 1) as u16;
         }
+    }
+    // A part of four digits is read as five, the last one 0.
+    let missing = if digits.len() == 4 { 3 } else { 1 };
+    for (code, number) in codes.iter_mut().zip(numbers) {
+        *code = (number * missing * 256).div_ceil(243) as u8;
     }
 }
 
+#[inline(always)]
 fn decode_bits(codes: &[u8], out: &mut [i8; BLOCK_LEN]) -> bool {
     let mut threes = 0;
     for (codes, out) in codes.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<128>().0) {
@@ -190,6 +245,7 @@ fn decode_bits(codes: &[u8], out: &mut [i8; BLOCK_LEN]) -> bool {
     threes != 0
 }
 
+#[inline(always)]
 fn encode_bits(weights: &[i8; BLOCK_LEN], codes: &mut [u8]) {
     for (codes, weights) in codes.as_chunks_mut::<32>().0.iter_mut().zip(weights.as_chunks::<128>().0) {
         for m in 0..32 {

@@ -1,0 +1,59 @@
+//! Large tensors in pieces, which threads take one after the other.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bitnet_kernels::Pool;
+
+use crate::error::{Error, Result};
+
+/// Weights of a piece where a format does not say otherwise: floats and codes together stay in a core's cache.
+pub(crate) const PIECE_WEIGHTS: usize = 1 << 16;
+
+/// The size from which on several threads pay: waking them costs what a core needs for about as many weights.
+pub(crate) const PARALLEL_MIN_WEIGHTS: usize = 1 << 18;
+
+/// The rows that a tensor of blocks is cut into, as (weights, bytes) of each.
+///
+/// Where blocks fill the rows, the rows' borders do not matter, and pieces are as long as suits the cache.
+pub(crate) fn block_rows(rows: usize, cols: usize, block_len: usize, block_bytes: usize) -> (usize, usize) {
+    let len = if cols.is_multiple_of(block_len) { (rows * cols).min(PIECE_WEIGHTS) } else { cols };
+    (len, len.div_ceil(block_len) * block_bytes)
+}
+
+/// Calls `work(index, piece)` for each piece, on all threads if the tensor they make up is large enough.
+///
+/// Of several errors the first piece's is returned, so threads change nothing.
+pub(crate) fn for_each_piece<P: Send>(
+    pool: &Pool,
+    num_weights: usize,
+    pieces: impl Iterator<Item = P> + Send,
+    work: impl Fn(usize, P) -> Result<()> + Sync,
+) -> Result<()> {
+    let mut pieces = pieces.enumerate();
+    if num_weights < PARALLEL_MIN_WEIGHTS || pool.num_threads() == 1 {
+        return pieces.try_for_each(|(index, piece)| work(index, piece));
+    }
+    let queue = Mutex::new(pieces);
+    let failed = Mutex::new(None::<(usize, Error)>);
+    pool.run(&|_| {
+        loop {
+            let next = lock(&queue).next();
+            let Some((index, piece)) = next else { return };
+            if let Err(error) = work(index, piece) {
+                let mut failed = lock(&failed);
+                if failed.as_ref().is_none_or(|(first, _)| index < *first) {
+                    *failed = Some((index, error));
+                }
+            }
+        }
+    });
+    match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some((_, error)) => Err(error),
+        None => Ok(()),
+    }
+}
+
+/// A panic elsewhere is reported by the pool; what it left is not used.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
