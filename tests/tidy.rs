@@ -72,6 +72,7 @@ const UNSAFE: &[&str] = &[
     "crates/bitnet-kernels/src/neon/screen.rs",
     "crates/bitnet-kernels/src/neon/ternary.rs",
     "crates/bitnet-kernels/src/pool.rs",
+    "crates/bitnet-kernels/src/probe.rs",
     "crates/bitnet-kernels/src/scalar.rs",
     "crates/bitnet-kernels/src/screen.rs",
     "crates/bitnet-kernels/src/set.rs",

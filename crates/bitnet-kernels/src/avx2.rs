@@ -1,5 +1,6 @@
 //! AVX2: 8 lanes of f32, and `vpmaddubsw`, which multiplies 32 pairs of bytes and adds them by twos into 16 bits.
 
+mod peak;
 mod screen;
 mod ternary;
 
@@ -16,7 +17,9 @@ kernel_set!(
         ternary: ternary::ternary,
         matvec_f16: matvec_f16,
         attend_f16: attend_f16,
-        attend_f32: attend_f32
+        attend_f32: attend_f32,
+        peak_i8: Some(peak::i8),
+        peak_f32: Some(peak::f32),
     }
 );
 

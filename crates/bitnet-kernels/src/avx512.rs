@@ -1,5 +1,6 @@
 //! AVX-512 with VNNI: 16 lanes of f32, and `vpdpbusd`, which multiplies 64 pairs of bytes and adds them by fours.
 
+mod peak;
 mod screen;
 mod ternary;
 
@@ -16,7 +17,9 @@ kernel_set!(
         ternary: ternary::ternary,
         matvec_f16: matvec_f16,
         attend_f16: attend_f16,
-        attend_f32: attend_f32
+        attend_f32: attend_f32,
+        peak_i8: Some(peak::i8),
+        peak_f32: Some(peak::f32),
     }
 );
 

@@ -4,6 +4,7 @@
 //! Everything but the ternary product is the same in both. `sdot` and `fcvtl` (f16 to f32) are written as assembly: their
 //! intrinsics are not stable in every Rust version that this crate compiles with.
 
+mod peak;
 mod screen;
 mod ternary;
 
@@ -23,7 +24,9 @@ kernel_set!(
         ternary: ternary::ternary,
         matvec_f16: matvec_f16,
         attend_f16: attend_f16,
-        attend_f32: attend_f32
+        attend_f32: attend_f32,
+        peak_i8: Some(peak::i8),
+        peak_f32: Some(peak::f32),
     }
 );
 
@@ -32,6 +35,7 @@ pub(crate) static NEON_DOTPROD: KernelSet = KernelSet {
     name: "neon-dotprod",
     ternary: ternary::ternary_dotprod,
     screen_block: screen::screen_block_dotprod,
+    peak_i8: Some(peak::i8_dotprod),
     ..NEON
 };
 

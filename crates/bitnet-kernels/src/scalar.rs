@@ -17,7 +17,9 @@ kernel_set!(
         screen_block: screen_block,
         matvec_f16: matvec_f16,
         attend_f16: attend::<half::f16>,
-        attend_f32: attend::<f32>
+        attend_f32: attend::<f32>,
+        peak_i8: None,
+        peak_f32: None,
     }
 );
 

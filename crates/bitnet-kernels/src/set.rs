@@ -147,11 +147,15 @@ pub struct KernelSet {
     pub(crate) attend_f16: AttendFn<half::f16>,
     pub(crate) attend_f32: AttendFn<f32>,
     pub(crate) merge_segment: unsafe fn(&mut f32, &mut f32, &mut [f32], f32, f32, &[f32]),
+    /// So many rounds of the set's fastest int8 products, all in registers; returns how many products that were.
+    pub(crate) peak_i8: Option<unsafe fn(usize) -> usize>,
+    /// The same for products of f32, multiplied, then added.
+    pub(crate) peak_f32: Option<unsafe fn(usize) -> usize>,
 }
 
 /// Compiles the portable functions for an instruction set and fills a [`KernelSet`] with them and with the set's own.
 macro_rules! kernel_set {
-    ($name:ident = $text:literal, $(#[$features:meta])? own { $($field:ident: $own:path),* $(,)? }) => {
+    ($name:ident = $text:literal, $(#[$features:meta])? own { $($field:ident: $own:expr),* $(,)? }) => {
         /// The table of this instruction set.
         pub(crate) static $name: $crate::set::KernelSet = $crate::set::KernelSet {
             name: $text,

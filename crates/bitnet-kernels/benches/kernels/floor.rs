@@ -1,0 +1,102 @@
+//! What a bench could reach at best, measured beside it: bytes ÷ the rate at which memory is read, products ÷ the peak of
+//! the instruction set, whichever takes longer. After Criterion's lines comes one with the floor and the share of it.
+
+use std::time::{Duration, Instant};
+
+use bitnet_kernels::{Cpu, KernelSet, READ_PROBE_BYTES, ReadProbe};
+use criterion::BenchmarkGroup;
+use criterion::measurement::WallTime;
+
+/// The least that a call must do.
+#[derive(Clone, Copy, Default)]
+pub struct Work {
+    /// Bytes that come from memory; 0 where all is in a cache.
+    pub bytes: usize,
+    /// Products of int8.
+    pub i8_macs: usize,
+    /// Products of f32, each a multiplication and an addition.
+    pub f32_macs: usize,
+}
+
+/// The machine with one instruction set and some threads.
+pub struct Machine {
+    pub cpu: Cpu,
+    read: ReadProbe,
+    peak_i8: Option<f64>,
+    peak_f32: Option<f64>,
+}
+
+impl Machine {
+    pub fn new(set: &'static KernelSet, num_threads: usize) -> Self {
+        let cpu = Cpu::new(set, num_threads);
+        let (peak_i8, peak_f32) = (cpu.peak_i8_macs_per_s(), cpu.peak_f32_macs_per_s());
+        Self { cpu, read: ReadProbe::new(READ_PROBE_BYTES), peak_i8, peak_f32 }
+    }
+
+    /// `avx512, 2 threads`
+    pub fn name(&self) -> String {
+        let n = self.cpu.pool().num_threads();
+        format!("{}, {n} thread{}", self.cpu.set().name, if n == 1 { "" } else { "s" })
+    }
+
+    /// Measures what `prepare` gives, and what the memory gives beside each sample where it reads memory. Nothing is
+    /// prepared for a bench that the command line filters out.
+    pub fn bench<R: FnMut(&Cpu)>(
+        &self,
+        group: &mut BenchmarkGroup<'_, WallTime>,
+        id: &str,
+        prepare: impl Fn() -> (Work, R),
+    ) {
+        let mut prepared = None;
+        let mut samples: Vec<Sample> = Vec::new();
+        group.bench_function(format!("{id}, {}", self.name()), |bencher| {
+            let (work, run) = prepared.get_or_insert_with(&prepare);
+            bencher.iter_custom(|iterations| {
+                let start = Instant::now();
+                (0..iterations).for_each(|_| run(&self.cpu));
+                let elapsed = start.elapsed();
+                let read = if work.bytes > 0 { self.read.bytes_per_s(self.cpu.pool()) } else { f64::INFINITY };
+                samples.push(Sample { seconds: elapsed.as_secs_f64() / iterations as f64, read });
+                elapsed
+            });
+        });
+        if let Some((work, _)) = prepared {
+            self.print(work, &samples);
+        }
+    }
+
+    fn print(&self, work: Work, samples: &[Sample]) {
+        let seconds = median(samples.iter().map(|sample| sample.seconds));
+        let mut floors = Vec::new();
+        if work.bytes > 0 {
+            let read = median(samples.iter().map(|sample| sample.read));
+            let share = median(samples.iter().map(|sample| work.bytes as f64 / sample.read / sample.seconds));
+            let what = format!("{:.2} MB at {:.1} GB/s", work.bytes as f64 / 1e6, read / 1e9);
+            floors.push((work.bytes as f64 / read, share, what));
+        }
+        for (macs, peak, kind) in [(work.i8_macs, self.peak_i8, "int8"), (work.f32_macs, self.peak_f32, "f32")] {
+            if let Some(peak) = peak.filter(|_| macs > 0) {
+                let floor = macs as f64 / peak;
+                let what = format!("{:.2} M {kind} products at {:.0} G/s", macs as f64 / 1e6, peak / 1e9);
+                floors.push((floor, floor / seconds, what));
+            }
+        }
+        floors.sort_by(|a, b| b.0.total_cmp(&a.0));
+        if let Some((floor, share, what)) = floors.first() {
+            let floor = Duration::from_secs_f64(*floor);
+            println!("{:24}floor: {floor:.2?}, {what}; {:.0} % of it reached\n", "", 100.0 * share);
+        }
+    }
+}
+
+struct Sample {
+    seconds: f64,
+    /// Bytes a second, measured right after.
+    read: f64,
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

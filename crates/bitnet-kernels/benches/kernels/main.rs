@@ -1,0 +1,57 @@
+//! Every kernel, with its floor beside it: `cargo bench --no-default-features --features cpu,bench -- FILTER`.
+//!
+//! Shapes are those of BitNet b1.58 2B-4T, so that a figure can be held against a token's time. A kernel runs with every
+//! instruction set of this CPU but the scalar one, on one thread and on as many as there are cores.
+
+mod floor;
+mod pool;
+mod ternary;
+
+use std::time::Duration;
+
+use bitnet_kernels::{KernelSet, default_threads};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, SamplingMode};
+
+use crate::floor::Machine;
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    let machines = machines();
+    ternary::bench(&mut criterion, &machines);
+    pool::bench(&mut criterion, &machines);
+    criterion.final_summary();
+}
+
+/// Each set but the last, which is the reference, with one thread and with all.
+fn machines() -> Vec<Machine> {
+    let mut threads = vec![1, default_threads()];
+    threads.dedup();
+    let sets = KernelSet::available().filter(|set| set.name != "scalar");
+    sets.flat_map(|set| threads.iter().map(|&n| Machine::new(set, n)).collect::<Vec<_>>()).collect()
+}
+
+/// Few and short samples: there are many benches, and the machine's own changes are larger than what more would settle.
+fn group<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = criterion.benchmark_group(name);
+    group.sample_size(10).sampling_mode(SamplingMode::Flat);
+    group.warm_up_time(Duration::from_millis(100)).measurement_time(Duration::from_millis(300));
+    group
+}
+
+/// A small generator of inputs (xorshift), 64 bits at a time.
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    /// Between −1 and 1.
+    fn floats(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
+    }
+}

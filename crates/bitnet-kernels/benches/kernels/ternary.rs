@@ -1,0 +1,70 @@
+//! The ternary product: one row from every level of the memory hierarchy, then more rows, where products bound it.
+
+use std::cell::LazyCell;
+
+use bitnet_kernels::{Activations, Cpu, KernelSet, Part, TernaryMatrix};
+use criterion::Criterion;
+
+use crate::floor::{Machine, Work};
+use crate::{Rng, group};
+
+/// Columns of all but the FFN's output projection.
+const COLS: usize = 2560;
+/// More bytes of matrices than any cache holds.
+const MEMORY_BYTES: usize = 160 << 20;
+
+pub fn bench(criterion: &mut Criterion, machines: &[Machine]) {
+    let mut gemv = group(criterion, "ternary gemv");
+    for (level, rows, cols, from_memory) in [
+        ("L1, 32 x 1536", 32, 1536, false),
+        ("L2, 1024 x 2560", 1024, COLS, false),
+        ("L3, 13824 x 2560", 13_824, COLS, false),
+        ("memory, 3840 x 2560", 3_840, COLS, true),
+        ("memory, 13824 x 2560", 13_824, COLS, true),
+        ("memory, 2560 x 6912", 2_560, 6_912, true),
+        ("memory, 3200 x 8640", 3_200, 8_640, true),
+    ] {
+        let matrices = LazyCell::new(|| matrices(rows, cols, from_memory));
+        for machine in machines {
+            machine.bench(&mut gemv, level, || product(&matrices, 1));
+        }
+    }
+    gemv.finish();
+
+    let mut gemm = group(criterion, "ternary gemm");
+    let matrices = LazyCell::new(|| matrices(13_824, COLS, true));
+    for n in [2, 4, 8, 16, 32, 128, 512] {
+        for machine in machines {
+            machine.bench(&mut gemm, &format!("{n} rows, 13824 x 2560"), || product(&matrices, n));
+        }
+    }
+}
+
+/// Multiplies `n` rows by one matrix after the other.
+fn product(matrices: &[TernaryMatrix], n: usize) -> (Work, impl FnMut(&Cpu)) {
+    let (cols, mut next) = (matrices[0].cols(), 0);
+    let bytes = if matrices.len() > 1 { matrices[0].num_bytes() } else { 0 };
+    let work = Work { bytes, i8_macs: n * matrices[0].num_weights(), f32_macs: 0 };
+    let mut activations = Activations::new();
+    let quantizer = Cpu::new(KernelSet::detect(), 1);
+    quantizer.quantize(&Rng(9).floats(n * cols), cols, cols, None, &mut activations);
+    let mut out = vec![0.0; n * matrices[0].output_len()];
+    let run = move |cpu: &Cpu| {
+        next = (next + 1) % matrices.len();
+        cpu.ternary_matmul(&matrices[next], &activations, &mut out);
+    };
+    (work, run)
+}
+
+/// One matrix, or as many as it takes to find each gone from the caches when its turn comes again.
+fn matrices(rows: usize, cols: usize, from_memory: bool) -> Vec<TernaryMatrix> {
+    let count = if from_memory { (4 * MEMORY_BYTES).div_ceil(rows * cols) } else { 1 };
+    let pool = Cpu::new(KernelSet::detect(), 2);
+    let unpack = |_: usize, rows: std::ops::Range<usize>, codes: &mut [i8]| -> Result<(), ()> {
+        let mut rng = Rng(rows.start as u64 + 1);
+        codes.iter_mut().for_each(|code| *code = (rng.next() >> 60) as i8 % 3 - 1);
+        Ok(())
+    };
+    let pack = |_| TernaryMatrix::pack(pool.pool(), &[Part { rows, scale: 1.0 }], cols, &unpack);
+    (0..count).map(|index| pack(index).expect("unpack never fails")).collect()
+}
