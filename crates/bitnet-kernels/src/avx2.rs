@@ -2,6 +2,7 @@
 
 mod peak;
 mod screen;
+pub(crate) mod sparse;
 mod ternary;
 
 use std::arch::x86_64::*;
@@ -14,6 +15,7 @@ kernel_set!(
     #[target_feature(enable = "avx2,f16c")]
     own {
         screen_block: screen::screen_block,
+        sparse: sparse::KERNELS,
         ternary: ternary::ternary,
         matvec_f16: matvec_f16,
         attend_f16: attend_f16,

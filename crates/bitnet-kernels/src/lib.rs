@@ -33,6 +33,7 @@ mod probe;
 mod scalar;
 mod screen;
 mod set;
+mod sparse;
 
 pub use activations::{Activations, TILE_ROWS};
 pub use attention::{AttentionScratch, AttentionShape, LayerCache, MAX_HEAD_DIM, Place, Places, Qkv};
@@ -44,3 +45,4 @@ pub use pool::{Pool, default_threads};
 pub use probe::{READ_PROBE_BYTES, ReadProbe};
 pub use screen::{Estimates, ScreenScratch, ScreenTable};
 pub use set::{CACHE_BLOCK, CacheElement, KernelSet, Partial, SEGMENT_HEADS, SEGMENT_KEYS, Segment};
+pub use sparse::{SparseScratch, TernaryColumns, TernaryRows};

@@ -121,6 +121,13 @@ impl TernaryMatrix {
         start..start + self.parts[part].rows
     }
 
+    /// The blocks of rows that hold a part.
+    #[must_use]
+    pub fn part_blocks(&self, part: usize) -> Range<usize> {
+        let output = self.output_range(part);
+        output.start / BLOCK_ROWS..output.end.div_ceil(BLOCK_ROWS)
+    }
+
     /// Weights of all parts, without padding.
     #[must_use]
     pub fn num_weights(&self) -> usize {

@@ -6,6 +6,7 @@
 
 mod peak;
 mod screen;
+mod sparse;
 mod ternary;
 
 use std::arch::aarch64::*;
@@ -21,6 +22,7 @@ kernel_set!(
     #[target_feature(enable = "neon")]
     own {
         screen_block: screen::screen_block,
+        sparse: sparse::KERNELS,
         ternary: ternary::ternary,
         matvec_f16: matvec_f16,
         attend_f16: attend_f16,

@@ -127,19 +127,19 @@ impl Pool {
             return job(0..len);
         }
         self.run(&|index| {
-            let share = share(len, unit, index, num_threads);
+            let share = Self::share(len, unit, index, num_threads);
             if !share.is_empty() {
                 job(share);
             }
         });
     }
-}
 
-/// The `index`-th of `count` contiguous shares of `0..len`, each but the last a multiple of `unit`.
-fn share(len: usize, unit: usize, index: usize, count: usize) -> Range<usize> {
-    let units = len.div_ceil(unit);
-    let edge = |i: usize| (units * i / count * unit).min(len);
-    edge(index)..edge(index + 1)
+    /// The `index`-th of `count` contiguous shares of `0..len`, each but the last a multiple of `unit`.
+    pub(crate) fn share(len: usize, unit: usize, index: usize, count: usize) -> Range<usize> {
+        let units = len.div_ceil(unit);
+        let edge = |i: usize| (units * i / count * unit).min(len);
+        edge(index)..edge(index + 1)
+    }
 }
 
 /// Waits for the workers also when the calling thread's own share panics, since they borrow from its frame.

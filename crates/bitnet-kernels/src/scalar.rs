@@ -1,5 +1,7 @@
 //! The reference: every kernel in plain Rust, one element after the other. All other sets must give its bits.
 
+pub(crate) mod sparse;
+
 use std::ops::Range;
 
 use crate::activations::{Activations, Tile};
@@ -15,6 +17,7 @@ kernel_set!(
     own {
         ternary: ternary,
         screen_block: screen_block,
+        sparse: sparse::KERNELS,
         matvec_f16: matvec_f16,
         attend_f16: attend::<half::f16>,
         attend_f32: attend::<f32>,

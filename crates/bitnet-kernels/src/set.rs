@@ -8,6 +8,7 @@ use crate::matrix::{BLOCK_ROWS, TernaryMatrix};
 #[cfg(target_arch = "aarch64")]
 use crate::neon;
 use crate::screen::ScreenSums;
+use crate::sparse::SparseKernels;
 #[cfg(target_arch = "x86_64")]
 use crate::{avx2, avx512};
 use crate::{portable, scalar};
@@ -134,6 +135,7 @@ pub struct KernelSet {
     /// What `--kernels` calls it.
     pub name: &'static str,
     pub(crate) ternary: unsafe fn(&TernaryMatrix, Range<usize>, &Activations, &Output<'_>),
+    pub(crate) sparse: SparseKernels,
     pub(crate) matvec_f16: unsafe fn(&[u8], &[f32], &mut [f32]),
     pub(crate) matvec_f32: unsafe fn(&[f32], &[f32], &mut [f32]),
     pub(crate) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),

@@ -1,8 +1,8 @@
 //! Every instruction set, number of threads and number of rows gives the bits of the scalar reference on one thread.
 
 use bitnet_kernels::{
-    Activations, AttentionScratch, AttentionShape, CACHE_BLOCK, CacheElement, Cpu, Gate, KernelSet, LayerCache, Norm,
-    Part, Place, Places, Pool, Qkv, TernaryMatrix,
+    Activations, AttentionScratch, AttentionShape, CACHE_BLOCK, CacheElement, Cpu, Gate, KernelSet, LayerCache,
+    MAX_COLS, Norm, Part, Place, Places, Pool, Qkv, SparseScratch, TernaryColumns, TernaryMatrix, TernaryRows,
 };
 use half::f16;
 
@@ -161,6 +161,110 @@ fn rows_of_a_batch_equal_rows_alone() {
             cpu.ternary_matmul(&matrix, &quantized(&cpu, &x[row * cols..(row + 1) * cols], cols), &mut one);
             assert_eq!(bits(&one), bits(&all[row * 64..(row + 1) * 64]), "{} row {row}", set.name);
         }
+    }
+}
+
+/// Activations of which a share is zero, the others of any size.
+fn thinned(rng: &mut Rng, cols: usize, zeros_of_100: u64) -> Vec<f32> {
+    (0..cols).map(|_| if rng.next() % 100 < zeros_of_100 { 0.0 } else { rng.float() }).collect()
+}
+
+#[test]
+fn products_of_gated_rows_equal_the_dense_ones() {
+    for (rows, cols) in [(1, 1), (40, 16), (33, 100), (70, 256), (200, 272), (131, 300), (300, 1024), (96, 2570)] {
+        let parts = [Part { rows: 35, scale: 0.5 }, Part { rows, scale: 0.7 }];
+        let matrix = pack(&parts, cols, pseudo_weight);
+        let mut rng = Rng((rows * cols) as u64 + 3);
+        let x = rng.floats(cols);
+        for negatives in [0, 30, 70, 95, 100] {
+            let mut gates: Vec<f32> =
+                (0..rows).map(|_| if rng.next() % 100 < negatives { -1.5 } else { rng.float().abs() }).collect();
+            // Neither zeros nor NaN are positive.
+            for (gate, odd) in gates.iter_mut().zip([-0.0, 0.0, f32::NAN, f32::NEG_INFINITY]).skip(1) {
+                *gate = odd;
+            }
+            let active = gates.iter().filter(|gate| **gate > 0.0).count();
+            agree(&format!("{active} of {rows} rows of {cols}"), |cpu| {
+                let sparse = TernaryRows::new(cpu.pool(), &matrix, 1);
+                let activations = quantized(cpu, &x, cols);
+                let mut dense = vec![f32::NAN; matrix.output_len()];
+                cpu.ternary_matmul(&matrix, &activations, &mut dense);
+                let mut scratch = SparseScratch::default();
+                let mut out = vec![f32::NAN; rows];
+                if active > 0 {
+                    assert!(!cpu.gated_rows_matvec(&sparse, &gates, active - 1, &activations, &mut scratch, &mut out));
+                    assert!(out.iter().all(|value| value.is_nan()), "nothing is written when there are too many");
+                }
+                assert!(cpu.gated_rows_matvec(&sparse, &gates, active, &activations, &mut scratch, &mut out));
+                let expected: Vec<f32> = gates
+                    .iter()
+                    .zip(&dense[64..])
+                    .map(|(gate, dense)| if *gate > 0.0 { *dense } else { 0.0 })
+                    .collect();
+                assert_eq!(bits(&out), bits(&expected), "{} rows of {cols}", cpu.set().name);
+                out
+            });
+        }
+    }
+}
+
+#[test]
+fn products_that_could_overflow_are_left_to_the_dense_path() {
+    let matrix = pack(&[Part { rows: 3, scale: 1e30 }], 20, |_, _, _| 1);
+    let cpu = Cpu::new(KernelSet::detect(), 1);
+    let sparse = TernaryRows::new(cpu.pool(), &matrix, 0);
+    let run = |value: f32| {
+        let activations = quantized(&cpu, &[value; 20], 20);
+        cpu.gated_rows_matvec(&sparse, &[1.0, -1.0, 1.0], 3, &activations, &mut SparseScratch::default(), &mut [0.0; 3])
+    };
+    assert!(run(1.0) && run(1e6) && run(0.0));
+    assert!(!run(1e8) && !run(f32::MAX) && !run(f32::INFINITY));
+}
+
+#[test]
+fn products_of_active_columns_equal_the_dense_ones() {
+    for (rows, cols) in [(1, 1), (33, 40), (250, 100), (256, 64), (257, 65), (300, 130), (520, 700), (70, 8640)] {
+        let matrix = pack(&[Part { rows, scale: 0.7 }], cols, pseudo_weight);
+        let mut rng = Rng((rows * cols) as u64 + 4);
+        for zeros in [0, 30, 70, 95, 100] {
+            let x = thinned(&mut rng, cols, zeros);
+            agree(&format!("{rows} rows of {cols} columns, {zeros} % zero"), |cpu| {
+                let sparse = TernaryColumns::new(cpu.pool(), &matrix);
+                let activations = quantized(cpu, &x, cols);
+                let active = activations.row(0).iter().filter(|q| **q != 0).count();
+                let mut dense = vec![f32::NAN; matrix.output_len()];
+                cpu.ternary_matmul(&matrix, &activations, &mut dense);
+                let mut scratch = SparseScratch::default();
+                let mut out = vec![f32::NAN; rows];
+                if active > 0 {
+                    assert!(!cpu.active_columns_matvec(&sparse, active - 1, &activations, &mut scratch, &mut out));
+                }
+                assert!(cpu.active_columns_matvec(&sparse, active, &activations, &mut scratch, &mut out));
+                assert_eq!(bits(&out), bits(&dense[..rows]), "{} columns of {rows}", cpu.set().name);
+                out
+            });
+        }
+    }
+}
+
+#[test]
+fn the_largest_sparse_sums_do_not_overflow() {
+    for (weight, sign) in [(1, 1.0), (1, -1.0), (-1, 1.0)] {
+        let compute = |cpu: &Cpu, rows: usize, cols: usize| {
+            let matrix = pack(&[Part { rows, scale: 1.0 }], cols, |_, _, _| weight);
+            let activations = quantized(cpu, &vec![sign; cols], cols);
+            let mut out = vec![f32::NAN; 2 * rows];
+            let (by_rows, by_columns) = out.split_at_mut(rows);
+            let mut scratch = SparseScratch::default();
+            let rows_matrix = TernaryRows::new(cpu.pool(), &matrix, 0);
+            assert!(cpu.gated_rows_matvec(&rows_matrix, &vec![1.0; rows], rows, &activations, &mut scratch, by_rows));
+            let columns_matrix = TernaryColumns::new(cpu.pool(), &matrix);
+            assert!(cpu.active_columns_matvec(&columns_matrix, cols, &activations, &mut scratch, by_columns));
+            let expected = f32::from(weight) * sign * cols as f32;
+            assert!(out.iter().all(|&y| (y - expected).abs() < 1.0 + expected.abs() * 1e-6), "{expected}");
+            out
+        };
+        agree("extreme values", |cpu| compute(cpu, 3, MAX_COLS));
     }
 }
 
