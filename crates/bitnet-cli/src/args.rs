@@ -345,6 +345,9 @@ pub struct ModelArguments {
     /// The most tokens run through the model at once
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = parse_chunk)]
     pub prefill_chunk: usize,
+    /// Guess up to N tokens ahead from what was said before and check them in the same step; the text is the same
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_draft)]
+    pub draft: usize,
     /// Instruction set; the best this CPU has if not given
     #[arg(long, value_name = "NAME", value_parser = parse_kernels)]
     pub kernels: Option<&'static KernelSet>,
@@ -436,6 +439,13 @@ fn parse_kernels(name: &str) -> Result<&'static KernelSet, String> {
         let names: Vec<&str> = KernelSet::available().map(|set| set.name).collect();
         format!("this CPU has {}", names.join(", "))
     })
+}
+
+fn parse_draft(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if n <= 16 => Ok(n),
+        _ => Err("0 to 16 is possible".to_owned()),
+    }
 }
 
 fn parse_head(name: &str) -> Result<HeadMode, String> {

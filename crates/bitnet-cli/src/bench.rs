@@ -27,8 +27,7 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
             prompt: made_up_tokens(prompt, vocab, round),
             sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
             max_tokens: Some(max_tokens),
-            stop_ids: Vec::new(),
-            stop_strings: Vec::new(),
+            ..Request::default()
         };
         let answer = session.answer(request, &|| false, |_| Ok(()))?;
         if round > 0 {

@@ -74,7 +74,14 @@ pub fn open(arguments: &ModelArguments, context: Option<usize>) -> anyhow::Resul
         (None, Some(context)) => context,
         (None, None) => trained.min(DEFAULT_CONTEXT),
     };
-    let options = EngineOptions { context, kv_type: arguments.kv_type.into(), prefill_chunk: arguments.prefill_chunk };
+    let options = EngineOptions {
+        context,
+        cache: context,
+        kv_type: arguments.kv_type.into(),
+        prefill_chunk: arguments.prefill_chunk,
+        draft_max: arguments.draft,
+        ..EngineOptions::default()
+    };
     let tokenizer = tokenization.as_ref().map(|tokenization| Arc::clone(&tokenization.tokenizer));
     let engine = Engine::new(model, tokenizer, cpu, options)?;
     spinner.finish_and_clear();
@@ -138,6 +145,7 @@ impl Session {
             max_tokens: usize::try_from(generation.predict).ok(),
             stop_ids: stop_ids.to_vec(),
             stop_strings: generation.stop.clone(),
+            ..Request::default()
         }
     }
 
@@ -174,6 +182,7 @@ impl Session {
                         answer.tokens.push(token);
                         text
                     }
+                    Event::Failed { problem, .. } => anyhow::bail!("the answer could not go on: {problem}"),
                     Event::Finished { text, finish, .. } => {
                         answer.reason = Some(finish.reason);
                         answer.timings = finish.timings;

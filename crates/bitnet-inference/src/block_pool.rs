@@ -1,41 +1,308 @@
-//! [`BlockPool`]: which blocks of the key/value cache are free. Ids only, no tensors.
+//! [`BlockPool`]: who holds which block of the key/value cache, and what is in those that nobody holds. Ids only, no tensors.
+//!
+//! A full block is known by the tokens in it and the block before it, so the known blocks form a tree, and a prompt that
+//! begins like an earlier one finds its blocks by walking down. The tokens themselves are compared, not only a hash, so a
+//! block can never be taken for another. Blocks that nobody holds stay known until their room is needed: those unused for
+//! longest go first, and none before those that follow it.
 
-/// The free blocks.
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use bitnet_models::KvCache;
+use bitnet_tokenizers::TokenId;
+
+/// Positions in a block.
+const BLOCK: usize = KvCache::BLOCK;
+
+/// What a block holds: its tokens and all before them.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Content {
+    before: Before,
+    tokens: [TokenId; BLOCK],
+}
+
+/// What comes before a block: another block, or nothing. Prompts with different salts share nothing.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Before {
+    Block(u32),
+    Start(Option<Arc<str>>),
+}
+
+#[derive(Clone, Default)]
+struct Block {
+    /// Sequences that hold it.
+    holders: u32,
+    /// Known blocks that follow it.
+    followers: u32,
+    content: Option<Arc<Content>>,
+    /// When it was last given back.
+    used: u64,
+}
+
+/// The blocks of a cache.
 pub(crate) struct BlockPool {
-    /// The next one to be given out is the last.
+    blocks: Vec<Block>,
+    /// Blocks with nothing known in them; the next one to be given out is the last.
     free: Vec<u32>,
-    num_blocks: usize,
+    known: HashMap<Arc<Content>, u32>,
+    /// Known blocks that nobody holds and nothing follows, by when they were last used.
+    evictable: BTreeSet<(u64, u32)>,
+    /// Blocks that nobody holds.
+    num_available: usize,
+    clock: u64,
 }
 
 impl BlockPool {
     /// All of `num_blocks` free.
     pub fn new(num_blocks: usize) -> Self {
-        let num_blocks = u32::try_from(num_blocks).unwrap_or(u32::MAX);
-        Self { free: (0..num_blocks).rev().collect(), num_blocks: num_blocks as usize }
+        let ids = 0..u32::try_from(num_blocks).unwrap_or(u32::MAX);
+        Self {
+            blocks: vec![Block::default(); ids.len()],
+            num_available: ids.len(),
+            free: ids.rev().collect(),
+            known: HashMap::new(),
+            evictable: BTreeSet::new(),
+            clock: 0,
+        }
     }
 
-    /// Blocks nobody holds.
-    pub fn num_free(&self) -> usize {
-        self.free.len()
+    /// Blocks nobody holds, known ones counted in.
+    pub fn num_available(&self) -> usize {
+        self.num_available
     }
 
     /// Blocks in all.
     pub fn num_blocks(&self) -> usize {
-        self.num_blocks
+        self.blocks.len()
     }
 
-    /// Moves `count` free blocks to the end of `blocks`; none, and false, if there are fewer.
-    pub fn take(&mut self, count: usize, blocks: &mut Vec<u32>) -> bool {
-        if count > self.free.len() {
+    /// Takes the known blocks that `tokens` begin with, in order, to the end of `held`.
+    pub fn take_known(&mut self, salt: Option<&Arc<str>>, tokens: &[TokenId], held: &mut Vec<u32>) {
+        let mut before = Before::Start(salt.cloned());
+        for tokens in tokens.as_chunks::<BLOCK>().0 {
+            let content = Content { before, tokens: *tokens };
+            let Some(&id) = self.known.get(&content) else { return };
+            self.hold(id);
+            held.push(id);
+            before = Before::Block(id);
+        }
+    }
+
+    /// Takes `count` blocks to the end of `held`; none, and false, if fewer are available.
+    pub fn take(&mut self, count: usize, held: &mut Vec<u32>) -> bool {
+        if count > self.num_available {
             return false;
         }
-        blocks.extend(self.free.drain(self.free.len() - count..).rev());
+        for _ in 0..count {
+            let Some(id) = self.free.pop().or_else(|| self.evict()) else {
+                unreachable!("of the blocks that nobody holds, one is free or followed by nothing")
+            };
+            self.num_available -= 1;
+            self.blocks[id as usize].holders = 1;
+            held.push(id);
+        }
         true
     }
 
-    /// Takes blocks back.
-    pub fn give_back(&mut self, blocks: &mut Vec<u32>) {
-        self.free.extend(blocks.drain(..).rev());
-        debug_assert!(self.free.len() <= self.num_blocks);
+    /// Says that block `index` of a sequence is full. If its content is known in another block, the sequence gets that one:
+    /// equal tokens have equal keys and values, to the bit.
+    pub fn fill(&mut self, salt: Option<&Arc<str>>, tokens: &[TokenId], held: &mut [u32], index: usize) {
+        let before = match index {
+            0 => Before::Start(salt.cloned()),
+            _ => Before::Block(held[index - 1]),
+        };
+        let Some(tokens) = tokens[index * BLOCK..].first_chunk::<BLOCK>() else { unreachable!("a full block") };
+        let content = Arc::new(Content { before, tokens: *tokens });
+        let id = held[index];
+        if let Some(&known) = self.known.get(&content) {
+            if known != id {
+                self.hold(known);
+                held[index] = known;
+                self.release(id);
+            }
+            return;
+        }
+        if let Before::Block(before) = content.before {
+            self.blocks[before as usize].followers += 1;
+        }
+        self.blocks[id as usize].content = Some(Arc::clone(&content));
+        self.known.insert(content, id);
+    }
+
+    /// Takes blocks back. What is known of them stays known.
+    pub fn give_back(&mut self, held: &mut Vec<u32>) {
+        self.clock += 1;
+        // The last first: what follows a block is forgotten before it.
+        while let Some(id) = held.pop() {
+            self.release(id);
+        }
+    }
+
+    /// Forgets all that is known of blocks that nobody holds.
+    pub fn forget(&mut self) {
+        while let Some(id) = self.evict() {
+            self.free.push(id);
+        }
+    }
+
+    fn hold(&mut self, id: u32) {
+        let block = &mut self.blocks[id as usize];
+        if block.holders == 0 {
+            self.num_available -= 1;
+            self.evictable.remove(&(block.used, id));
+        }
+        block.holders += 1;
+    }
+
+    fn release(&mut self, id: u32) {
+        let clock = self.clock;
+        let block = &mut self.blocks[id as usize];
+        debug_assert!(block.holders > 0, "block {id} given back twice");
+        block.holders -= 1;
+        if block.holders > 0 {
+            return;
+        }
+        self.num_available += 1;
+        block.used = clock;
+        match (&block.content, block.followers) {
+            (None, _) => self.free.push(id),
+            (Some(_), 0) => {
+                self.evictable.insert((clock, id));
+            }
+            (Some(_), _) => {}
+        }
+    }
+
+    /// Forgets the block unused for longest, and gives its id.
+    fn evict(&mut self) -> Option<u32> {
+        let (_, id) = self.evictable.pop_first()?;
+        if let Some(content) = self.blocks[id as usize].content.take() {
+            self.known.remove(&content);
+            if let Before::Block(before) = content.before {
+                let block = &mut self.blocks[before as usize];
+                block.followers -= 1;
+                if block.followers == 0 && block.holders == 0 {
+                    self.evictable.insert((block.used, before));
+                }
+            }
+        }
+        Some(id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokens(blocks: &[u32]) -> Vec<TokenId> {
+        blocks.iter().flat_map(|&b| (0..BLOCK as u32).map(move |i| TokenId(1000 * b + i))).collect()
+    }
+
+    /// Runs a sequence of whole blocks from beginning to end: how many of its blocks were known.
+    fn run(pool: &mut BlockPool, salt: Option<&Arc<str>>, blocks: &[u32]) -> usize {
+        let tokens = tokens(blocks);
+        let mut held = Vec::new();
+        pool.take_known(salt, &tokens, &mut held);
+        let known = held.len();
+        assert!(pool.take(blocks.len() - known, &mut held), "{} available", pool.num_available());
+        for index in known..blocks.len() {
+            pool.fill(salt, &tokens, &mut held, index);
+        }
+        pool.give_back(&mut held);
+        known
+    }
+
+    #[test]
+    fn what_began_alike_is_found_again() {
+        let mut pool = BlockPool::new(10);
+        assert_eq!(run(&mut pool, None, &[1, 2, 3]), 0);
+        assert_eq!(run(&mut pool, None, &[1, 2, 3, 4]), 3);
+        assert_eq!(run(&mut pool, None, &[1, 2, 5]), 2);
+        assert_eq!(run(&mut pool, None, &[2, 3]), 0, "the same tokens at another place");
+        assert_eq!(pool.num_available(), 10);
+        pool.forget();
+        assert_eq!(run(&mut pool, None, &[1]), 0);
+    }
+
+    #[test]
+    fn salts_share_nothing() {
+        let mut pool = BlockPool::new(10);
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        assert_eq!(run(&mut pool, Some(&a), &[1, 2]), 0);
+        assert_eq!(run(&mut pool, Some(&b), &[1, 2]), 0);
+        assert_eq!(run(&mut pool, None, &[1, 2]), 0);
+        assert_eq!(run(&mut pool, Some(&a), &[1, 2]), 2);
+    }
+
+    #[test]
+    fn the_end_of_what_is_unused_for_longest_goes_first() {
+        let mut pool = BlockPool::new(4);
+        run(&mut pool, None, &[1, 2]);
+        run(&mut pool, None, &[3, 4]);
+        assert_eq!(run(&mut pool, None, &[5]), 0);
+        // The room came from 2; 1, 3 and 4 are still there.
+        assert_eq!(run(&mut pool, None, &[3, 4]), 2);
+        assert_eq!(run(&mut pool, None, &[1]), 1);
+    }
+
+    #[test]
+    fn two_that_compute_the_same_end_with_the_same_blocks() {
+        let mut pool = BlockPool::new(8);
+        let tokens = tokens(&[1, 2]);
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        assert!(pool.take(2, &mut a) && pool.take(2, &mut b));
+        for index in 0..2 {
+            pool.fill(None, &tokens, &mut a, index);
+            pool.fill(None, &tokens, &mut b, index);
+        }
+        assert_eq!(a, b);
+        assert_eq!(pool.num_available(), 6);
+        pool.give_back(&mut a);
+        assert_eq!(pool.num_available(), 6, "the other still holds them");
+        pool.give_back(&mut b);
+        assert_eq!(pool.num_available(), 8);
+    }
+
+    #[test]
+    fn no_block_is_lost_or_given_out_twice() {
+        let mut pool = BlockPool::new(12);
+        let mut random = 12345u64;
+        let mut running: Vec<(Vec<TokenId>, Vec<u32>, usize)> = Vec::new();
+        for _ in 0..20_000 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let pick = (random >> 33) as usize;
+            match pick % 4 {
+                0 => {
+                    let tokens = tokens(&[(pick / 4 % 2) as u32, (pick / 8 % 3) as u32, (pick / 24 % 2) as u32]);
+                    let mut held = Vec::new();
+                    pool.take_known(None, &tokens, &mut held);
+                    let known = held.len();
+                    if pool.take(3 - known, &mut held) {
+                        running.push((tokens, held, known));
+                    } else {
+                        pool.give_back(&mut held);
+                    }
+                }
+                1 | 2 if !running.is_empty() => {
+                    let index = pick / 4 % running.len();
+                    let (tokens, held, filled) = &mut running[index];
+                    if *filled < 3 {
+                        pool.fill(None, tokens, held, *filled);
+                        *filled += 1;
+                    }
+                }
+                _ if !running.is_empty() => {
+                    let (_, mut held, _) = running.swap_remove(pick / 4 % running.len());
+                    pool.give_back(&mut held);
+                }
+                _ => {}
+            }
+            let mut held: Vec<u32> = running.iter().flat_map(|(_, held, _)| held.iter().copied()).collect();
+            let holders: usize = pool.blocks.iter().map(|block| block.holders as usize).sum();
+            assert_eq!(holders, held.len());
+            held.sort_unstable();
+            held.dedup();
+            assert_eq!(pool.num_available() + held.len(), 12);
+        }
     }
 }

@@ -1,184 +1,59 @@
 //! [`Engine`]: sequences, step by step.
 //!
-//! A step takes the next tokens of each running sequence (a chunk of its prompt, or the token sampled last), at most
-//! [`EngineOptions::prefill_chunk`] in all, runs them through the model together, and samples for each sequence whose
-//! last token was among them. Blocks for a sequence's whole length are set aside when it starts, so none can run out
-//! half way; requests wait in order until there are enough.
+//! A step runs the next tokens of every running sequence through the model together, so that weights are read once: first
+//! one token for each sequence that is decoding, then prompts in the order of their arrival, in chunks: long ones while
+//! nobody decodes, short ones otherwise, so that a long prompt does not keep the others waiting.
+//!
+//! A sequence starts when there are cache blocks for its prompt, and takes more as it grows. If none is left, the sequence
+//! that came last gives its blocks up and computes them again later. Neither that, nor what else runs, nor what was still in
+//! the cache, changes a bit of anybody's answer: rows do not influence each other.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bitnet_kernels::Cpu;
 use bitnet_models::{Chunk, KvCache, KvType, LanguageModel, LogitRows, Workspace};
-use bitnet_tokenizers::{DecodeOptions, Detokenizer, TokenId, Tokenizer};
+use bitnet_tokenizers::{TokenId, Tokenizer};
 
 use crate::block_pool::BlockPool;
 use crate::error::{Error, Result};
-use crate::sampling::{Sampler, SamplingParams};
-use crate::stop::{StopStrings, TokenSet};
-
-/// What is generated goes on from the prompt, so a space at its beginning is meant.
-const CONTINUES_A_TEXT: DecodeOptions = DecodeOptions { show_special: false, strip_space_prefix: false };
+use crate::request::{Constraint, Event, Request, RequestId, Timings};
+use crate::sequence::{Sequence, logprobs};
+use crate::stop::TokenSet;
 
 /// The engine's bounds.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineOptions {
-    /// Positions the key/value cache holds, for all sequences together; also the most that one may have.
+    /// The most positions that a sequence may have.
     pub context: usize,
+    /// Positions that the key/value cache holds for all sequences together, at least `context`.
+    pub cache: usize,
     /// Element type of the cache.
     pub kv_type: KvType,
-    /// The most tokens of one step.
+    /// The most tokens of prompts in a step in which nobody decodes.
     pub prefill_chunk: usize,
+    /// The most tokens of prompts in a step in which others decode.
+    pub mixed_chunk: usize,
+    /// The most sequences that run at once.
+    pub running_max: usize,
+    /// The most tokens guessed ahead of each sequence from what it said before, and checked in the same step; 0 for none.
+    pub draft_max: usize,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { context: 4096, kv_type: KvType::F16, prefill_chunk: 128 }
-    }
-}
-
-/// Tokens to continue, and how.
-#[derive(Clone, Debug)]
-pub struct Request {
-    /// At least one.
-    pub prompt: Vec<TokenId>,
-    /// How tokens are chosen.
-    pub sampling: SamplingParams,
-    /// The most tokens to generate; `None` for as many as the context has room for.
-    pub max_tokens: Option<usize>,
-    /// Tokens that end the answer; they are not part of its text.
-    pub stop_ids: Vec<TokenId>,
-    /// Strings that end the answer; they are not part of its text.
-    pub stop_strings: Vec<String>,
-}
-
-/// A request's name within its engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RequestId(u64);
-
-/// Why an answer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FinishReason {
-    /// A stop token or stop string.
-    Stop,
-    /// The limit of tokens asked for.
-    Length,
-    /// The context is full.
-    Context,
-}
-
-impl FinishReason {
-    /// The name that OpenAI's API uses, which knows only one limit of length.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Stop => "stop",
-            Self::Length | Self::Context => "length",
+        Self {
+            context: 4096,
+            cache: 4096,
+            kv_type: KvType::F16,
+            prefill_chunk: 128,
+            mixed_chunk: 8,
+            running_max: 64,
+            draft_max: 0,
         }
     }
-}
-
-/// What a request took.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Timings {
-    /// Tokens of the prompt.
-    pub prompt_tokens: usize,
-    /// Those of them that were still in the cache.
-    pub cached_tokens: usize,
-    /// Tokens sampled, the stop token included.
-    pub generated_tokens: usize,
-    /// From the first step to the first sampled token.
-    pub prefill: Duration,
-    /// From the first sampled token to the last.
-    pub decode: Duration,
-}
-
-/// The end of an answer.
-#[derive(Clone, Debug)]
-pub struct Finish {
-    /// Why.
-    pub reason: FinishReason,
-    /// What it took.
-    pub timings: Timings,
-}
-
-/// What a step brought.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// So many tokens of a prompt have been computed.
-    Prefill {
-        /// Whose.
-        id: RequestId,
-        /// Tokens done.
-        done: usize,
-        /// Tokens of the prompt.
-        total: usize,
-    },
-    /// A token was sampled.
-    Token {
-        /// Whose.
-        id: RequestId,
-        /// The token.
-        token: TokenId,
-        /// The text that is certain now: whole characters, none that may belong to a stop string.
-        text: String,
-    },
-    /// An answer has ended.
-    Finished {
-        /// Whose.
-        id: RequestId,
-        /// Text that had been held back.
-        text: String,
-        /// Why it ended, and what it took.
-        finish: Finish,
-    },
-}
-
-/// One request on its way.
-struct Sequence {
-    id: RequestId,
-    /// The prompt, then what was sampled.
-    tokens: Vec<TokenId>,
-    /// Tokens whose keys and values are in the cache.
-    computed: usize,
-    blocks: Vec<u32>,
-    /// The most tokens it may come to.
-    tokens_max: usize,
-    limit: FinishReason,
-    sampler: Sampler,
-    stop_ids: TokenSet,
-    stop_strings: StopStrings,
-    /// `None` for a model without a tokenizer: its answers have no text.
-    detokenizer: Option<Detokenizer>,
-    timings: Timings,
-    started: Option<Instant>,
-    first_token: Option<Instant>,
-}
-
-/// Runs requests on one model.
-pub struct Engine {
-    model: Arc<LanguageModel>,
-    tokenizer: Option<Arc<Tokenizer>>,
-    cpu: Cpu,
-    options: EngineOptions,
-    cache: KvCache,
-    blocks: BlockPool,
-    workspace: Workspace,
-    waiting: VecDeque<Sequence>,
-    running: Vec<Sequence>,
-    /// The last sequence to finish: a prompt that begins like it, the next turn of a chat, starts from its blocks.
-    finished: Option<(Vec<TokenId>, Vec<u32>)>,
-    num_requests: u64,
-    /// Ids of the tokens of one step, as the model takes them.
-    step_tokens: Vec<u32>,
-    /// Which running sequences get a token in this step, and the tokens.
-    complete: Vec<usize>,
-    sampled: Vec<TokenId>,
-    /// Those of them, by their place there, for which all logits are needed.
-    undecided: Vec<usize>,
-    head_use: HeadUse,
 }
 
 /// How often estimated logits decided which token came next.
@@ -205,6 +80,64 @@ impl HeadUse {
     }
 }
 
+/// What the engine did since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EngineCounts {
+    /// Steps that ran tokens through the model.
+    pub steps: u64,
+    /// Tokens run through the model, drafts counted in.
+    pub computed_tokens: u64,
+    /// Tokens of prompts of started requests.
+    pub prompt_tokens: u64,
+    /// Those of them that were still in the cache.
+    pub cached_tokens: u64,
+    /// Sequences that had to give their blocks up.
+    pub preemptions: u64,
+    /// Tokens guessed ahead.
+    pub drafted_tokens: u64,
+    /// Those of them that came.
+    pub accepted_tokens: u64,
+}
+
+/// The most sequences decoding at once for which drafts are checked: with more, the rows pay as they are.
+const DRAFTING_MAX: usize = 2;
+
+/// The part of a sequence that a step computes.
+#[derive(Clone, Copy)]
+struct Planned {
+    /// Its place among the running ones.
+    index: usize,
+    /// Tokens taken, without its draft.
+    tokens: usize,
+}
+
+/// Runs requests on one model.
+pub struct Engine {
+    model: Arc<LanguageModel>,
+    tokenizer: Option<Arc<Tokenizer>>,
+    cpu: Cpu,
+    options: EngineOptions,
+    cache: KvCache,
+    blocks: BlockPool,
+    workspace: Workspace,
+    waiting: VecDeque<Sequence>,
+    /// In the order of their arrival.
+    running: Vec<Sequence>,
+    num_requests: u64,
+    head_use: HeadUse,
+    counts: EngineCounts,
+    // What follows is of one step, and kept so that a step allocates nothing.
+    plan: Vec<Planned>,
+    /// Ids of the tokens of one step, as the model takes them.
+    step_tokens: Vec<u32>,
+    /// Rows whose logits are all needed from the start.
+    full_rows: Vec<usize>,
+    /// All logits of one row, for which estimates did not do.
+    row_logits: Vec<f32>,
+    allowed: TokenSet,
+    ended: Vec<usize>,
+}
+
 impl Engine {
     /// An engine with its cache. Without a tokenizer, answers are tokens only.
     ///
@@ -217,7 +150,7 @@ impl Engine {
         options: EngineOptions,
     ) -> Result<Self> {
         let config = model.config();
-        let num_blocks = options.context.div_ceil(KvCache::BLOCK);
+        let num_blocks = options.cache.max(options.context).div_ceil(KvCache::BLOCK);
         let cache = KvCache::new(config.attention, config.num_layers, options.kv_type, num_blocks)?;
         Ok(Self {
             model,
@@ -229,13 +162,15 @@ impl Engine {
             workspace: Workspace::new(),
             waiting: VecDeque::new(),
             running: Vec::new(),
-            finished: None,
             num_requests: 0,
-            step_tokens: Vec::new(),
-            complete: Vec::new(),
-            sampled: Vec::new(),
-            undecided: Vec::new(),
             head_use: HeadUse::default(),
+            counts: EngineCounts::default(),
+            plan: Vec::new(),
+            step_tokens: Vec::new(),
+            full_rows: Vec::new(),
+            row_logits: Vec::new(),
+            allowed: TokenSet::default(),
+            ended: Vec::new(),
         })
     }
 
@@ -251,23 +186,34 @@ impl Engine {
         &self.cpu
     }
 
-    /// How the screened head fared so far.
-    #[must_use]
-    pub fn head_use(&self) -> HeadUse {
-        self.head_use
-    }
-
     /// The engine's bounds.
     #[must_use]
     pub fn options(&self) -> EngineOptions {
         self.options
     }
 
+    /// How the screened head fared so far.
+    #[must_use]
+    pub fn head_use(&self) -> HeadUse {
+        self.head_use
+    }
+
+    /// What was done so far.
+    #[must_use]
+    pub fn counts(&self) -> EngineCounts {
+        self.counts
+    }
+
+    /// Requests that wait, and requests that run.
+    #[must_use]
+    pub fn num_requests(&self) -> (usize, usize) {
+        (self.waiting.len(), self.running.len())
+    }
+
     /// Blocks of the cache that no request holds, and blocks in all.
     #[must_use]
     pub fn free_blocks(&self) -> (usize, usize) {
-        let kept = self.finished.as_ref().map_or(0, |(_, blocks)| blocks.len());
-        (self.blocks.num_free() + kept, self.blocks.num_blocks())
+        (self.blocks.num_available(), self.blocks.num_blocks())
     }
 
     /// Whether any request is waiting or running.
@@ -276,43 +222,40 @@ impl Engine {
         !self.waiting.is_empty() || !self.running.is_empty()
     }
 
+    /// Forgets what earlier requests left in the cache.
+    pub fn clear_cache(&mut self) {
+        self.blocks.forget();
+    }
+
     /// Takes a request.
     ///
     /// # Errors
     /// If the prompt is empty, has tokens outside the vocabulary or does not fit into the context together with the
     /// tokens asked for, or a parameter is out of range.
     pub fn submit(&mut self, request: Request) -> Result<RequestId> {
-        let vocab_size = self.model.config().vocab_size;
-        let prompt = request.prompt.len();
+        self.submit_constrained(request, None)
+    }
+
+    /// Takes a request whose tokens a constraint allows one by one.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`].
+    pub fn submit_constrained(
+        &mut self,
+        request: Request,
+        constraint: Option<Box<dyn Constraint>>,
+    ) -> Result<RequestId> {
         self.check_tokens(&request.prompt)?;
-        let context = self.options.context;
+        let (prompt, context) = (request.prompt.len(), self.options.context);
         let generate = request.max_tokens.unwrap_or(1);
         if prompt.saturating_add(generate) > context {
             return Err(Error::ContextLength { prompt, generate, context });
         }
-        let sampler = Sampler::new(request.sampling, vocab_size)?;
-        let stop_strings = StopStrings::new(request.stop_strings)?;
         let id = RequestId(self.num_requests);
+        let vocab_size = self.model.config().vocab_size;
+        let sequence = Sequence::new(id, request, constraint, context, vocab_size, self.tokenizer.clone())?;
         self.num_requests += 1;
-        let (tokens_max, limit) = match request.max_tokens {
-            Some(n) => (prompt + n, FinishReason::Length),
-            None => (context, FinishReason::Context),
-        };
-        self.waiting.push_back(Sequence {
-            id,
-            tokens: request.prompt,
-            computed: 0,
-            blocks: Vec::new(),
-            tokens_max,
-            limit,
-            sampler,
-            stop_ids: TokenSet::new(&request.stop_ids),
-            stop_strings,
-            detokenizer: self.tokenizer.clone().map(|tokenizer| Detokenizer::new(tokenizer, CONTINUES_A_TEXT)),
-            timings: Timings { prompt_tokens: prompt, ..Timings::default() },
-            started: None,
-            first_token: None,
-        });
+        self.waiting.push_back(sequence);
         Ok(id)
     }
 
@@ -333,158 +276,219 @@ impl Engine {
             return self.waiting.remove(index).map(|sequence| sequence.timings);
         }
         let index = self.running.iter().position(|sequence| sequence.id == id)?;
-        let sequence = self.running.remove(index);
-        let timings = sequence.timings;
-        self.retain(sequence);
-        Some(timings)
+        let mut sequence = self.running.remove(index);
+        sequence.give_up_blocks(&mut self.blocks);
+        Some(sequence.timings)
     }
 
     /// Runs one step and adds what it brought to `events`.
     pub fn step(&mut self, events: &mut Vec<Event>) {
         self.admit();
-        if self.running.is_empty() {
+        self.schedule();
+        if self.plan.is_empty() {
             return;
         }
         let now = Instant::now();
-        let lengths = self.schedule();
-        self.forward(&lengths);
-        self.advance(&lengths, now, events);
+        self.forward();
+        self.advance(now, events);
     }
 
-    /// Starts waiting requests, in order, while there are blocks for them.
+    /// Starts waiting requests, in order, while there is room for them.
     fn admit(&mut self) {
-        while let Some(mut sequence) = self.waiting.pop_front() {
-            let needed = sequence.tokens_max.div_ceil(KvCache::BLOCK);
-            if let Some((tokens, mut blocks)) = self.finished.take() {
-                // The last prompt token is always computed, since its logits are needed.
-                let limit = sequence.tokens.len() - 1;
-                let common = tokens.iter().zip(&sequence.tokens[..limit]).take_while(|(a, b)| a == b).count();
-                if common > 0 {
-                    let mut rest = blocks.split_off(blocks.len().min(needed));
-                    self.blocks.give_back(&mut rest);
-                    sequence.blocks = blocks;
-                    sequence.computed = common;
-                    sequence.timings.cached_tokens = common;
-                } else {
-                    self.blocks.give_back(&mut blocks);
-                }
-            }
-            let missing = needed - sequence.blocks.len();
-            if self.blocks.take(missing, &mut sequence.blocks) {
-                self.running.push(sequence);
-            } else {
-                let (computed, blocks) = (sequence.computed, std::mem::take(&mut sequence.blocks));
-                if computed > 0 {
-                    self.finished = Some((sequence.tokens[..computed].to_vec(), blocks));
-                    sequence.computed = 0;
-                    sequence.timings.cached_tokens = 0;
-                }
-                self.waiting.push_front(sequence);
+        while self.running.len() < self.options.running_max.max(1) {
+            let Some(sequence) = self.waiting.front_mut() else { return };
+            if !sequence.admit(&mut self.blocks) {
                 return;
             }
+            if sequence.timings.generated_tokens == 0 {
+                self.counts.prompt_tokens += sequence.timings.prompt_tokens as u64;
+                self.counts.cached_tokens += sequence.timings.cached_tokens as u64;
+            }
+            self.running.extend(self.waiting.pop_front());
         }
     }
 
-    /// How many tokens of each running sequence the next step takes.
-    fn schedule(&self) -> Vec<usize> {
-        let mut budget = self.options.prefill_chunk.max(1);
-        let take = |sequence: &Sequence| {
-            let n = (sequence.tokens.len() - sequence.computed).min(budget);
-            budget -= n;
-            n
-        };
-        self.running.iter().map(take).collect()
+    /// Decides which tokens the step computes, and sees to it that there are blocks for them.
+    fn schedule(&mut self) {
+        self.plan.clear();
+        let num_decoding = self.running.iter().filter(|sequence| sequence.is_decoding()).count();
+        // Rows that are checked together with the first cost little as long as they are few.
+        let draft_max = if num_decoding <= DRAFTING_MAX { self.options.draft_max } else { 0 };
+        let mut index = 0;
+        while index < self.running.len() {
+            let sequence = &mut self.running[index];
+            sequence.draft.clear();
+            if sequence.is_decoding() {
+                if sequence.computed == sequence.blocks.len() * KvCache::BLOCK && !self.grow(index) {
+                    // It has given up its own blocks, and was the last.
+                    break;
+                }
+                let sequence = &mut self.running[index];
+                if draft_max > 0 && sequence.constraint.is_none() {
+                    sequence.find_draft(draft_max);
+                    let room = sequence.blocks.len() * KvCache::BLOCK - sequence.computed - 1;
+                    sequence.draft.truncate(room);
+                }
+                self.plan.push(Planned { index, tokens: 1 });
+            }
+            index += 1;
+        }
+        let mut budget =
+            if self.plan.is_empty() { self.options.prefill_chunk } else { self.options.mixed_chunk }.max(1);
+        for (index, sequence) in self.running.iter().enumerate().filter(|(_, sequence)| !sequence.is_decoding()) {
+            let tokens = sequence.pending().min(budget);
+            if tokens > 0 {
+                self.plan.push(Planned { index, tokens });
+                budget -= tokens;
+            }
+        }
     }
 
-    fn forward(&mut self, lengths: &[usize]) {
-        self.step_tokens.clear();
-        for (sequence, &n) in self.running.iter().zip(lengths) {
-            let tokens = &sequence.tokens[sequence.computed..sequence.computed + n];
-            self.step_tokens.extend(tokens.iter().map(|token| token.0));
+    /// Takes one more block for a running sequence. While there is none, the sequence that came last gives up its own; false
+    /// if that was this one.
+    fn grow(&mut self, index: usize) -> bool {
+        while !self.blocks.take(1, &mut self.running[index].blocks) {
+            let Some(mut last) = self.running.pop() else { unreachable!("a running sequence") };
+            last.give_up_blocks(&mut self.blocks);
+            self.counts.preemptions += 1;
+            self.waiting.push_front(last);
+            if index == self.running.len() {
+                return false;
+            }
         }
-        let mut tokens = self.step_tokens.as_slice();
-        let chunk = |(sequence, &n): (_, &usize)| {
-            let sequence: &Sequence = sequence;
-            let (these, rest) = tokens.split_at(n);
-            tokens = rest;
-            let is_last = sequence.computed + n == sequence.tokens.len();
-            let logits = if is_last { LogitRows::Last } else { LogitRows::None };
-            Chunk { tokens: these, position: sequence.computed, blocks: &sequence.blocks, logits }
-        };
-        let chunks: Vec<Chunk<'_>> = self.running.iter().zip(lengths).filter(|(_, n)| **n > 0).map(chunk).collect();
-        self.model.hidden_states(&self.cpu, &mut self.workspace, &mut self.cache, &chunks);
+        true
+    }
+
+    fn forward(&mut self) {
+        let Self { model, cpu, cache, workspace, running, plan, step_tokens, counts, .. } = self;
+        step_tokens.clear();
+        for planned in &*plan {
+            let sequence = &running[planned.index];
+            let tokens = &sequence.tokens[sequence.computed..sequence.computed + planned.tokens];
+            step_tokens.extend(tokens.iter().chain(&sequence.draft).map(|token| token.0));
+        }
+        counts.steps += 1;
+        counts.computed_tokens += step_tokens.len() as u64;
+        let mut rest = step_tokens.as_slice();
+        let chunks = plan.iter().map(|planned| {
+            let sequence = &running[planned.index];
+            let (tokens, others) = rest.split_at(planned.tokens + sequence.draft.len());
+            rest = others;
+            let logits = match (sequence.pending() == planned.tokens, sequence.draft.is_empty()) {
+                (false, _) => LogitRows::None,
+                (true, true) => LogitRows::Last,
+                (true, false) => LogitRows::All,
+            };
+            Chunk { tokens, position: sequence.computed, blocks: &sequence.blocks, logits }
+        });
+        model.hidden_states(cpu, workspace, cache, chunks);
     }
 
     /// Samples for the sequences whose tokens are all computed, and ends what has come to its end.
-    fn advance(&mut self, lengths: &[usize], step_start: Instant, events: &mut Vec<Event>) {
-        self.complete.clear();
-        for (index, (sequence, &n)) in self.running.iter_mut().zip(lengths).enumerate() {
-            if n == 0 {
-                continue;
-            }
-            sequence.started.get_or_insert(step_start);
-            sequence.computed += n;
+    fn advance(&mut self, step_start: Instant, events: &mut Vec<Event>) {
+        self.ended.clear();
+        self.project();
+        let mut row = 0;
+        let plan = std::mem::take(&mut self.plan);
+        for planned in &plan {
+            let sequence = &mut self.running[planned.index];
+            let is_complete = sequence.pending() == planned.tokens;
+            sequence.advance(planned.tokens, &mut self.blocks, step_start);
             if sequence.timings.generated_tokens == 0 {
                 let (done, total) = (sequence.computed, sequence.tokens.len());
                 events.push(Event::Prefill { id: sequence.id, done, total });
             }
-            if sequence.computed == sequence.tokens.len() {
-                self.complete.push(index);
+            if !is_complete {
+                continue;
             }
-        }
-        self.sample();
-        let mut ended = Vec::new();
-        for (&index, &token) in self.complete.iter().zip(&self.sampled) {
-            if self.running[index].push(token, events) {
-                ended.push(index);
+            let num_rows = sequence.draft.len() + 1;
+            let draft = std::mem::take(&mut sequence.draft);
+            self.counts.drafted_tokens += draft.len() as u64;
+            for (index, guess) in draft.iter().map(Some).chain([None]).enumerate() {
+                match self.sample(planned.index, row + index, events) {
+                    None => {
+                        self.ended.push(planned.index);
+                        break;
+                    }
+                    Some(token) if Some(&token) == guess => {
+                        self.counts.accepted_tokens += 1;
+                        self.running[planned.index].advance(1, &mut self.blocks, step_start);
+                    }
+                    Some(_) => break,
+                }
             }
+            self.running[planned.index].draft = draft;
+            row += num_rows;
         }
-        for index in ended.into_iter().rev() {
-            let sequence = self.running.remove(index);
-            self.retain(sequence);
+        self.plan = plan;
+        self.ended.sort_unstable();
+        while let Some(index) = self.ended.pop() {
+            let mut sequence = self.running.remove(index);
+            sequence.give_up_blocks(&mut self.blocks);
         }
     }
 
-    /// The next token of each complete sequence, into `sampled`: from estimated logits where they decide it, else from all.
-    fn sample(&mut self) {
-        let (model, cpu, vocab) = (&*self.model, &self.cpu, self.model.config().vocab_size);
-        self.sampled.clear();
-        self.undecided.clear();
-        let is_estimated = !self.complete.is_empty() && model.estimate(cpu, &mut self.workspace);
-        for (row, &index) in self.complete.iter().enumerate() {
-            let sequence = &mut self.running[index];
-            let mut token = None;
-            if is_estimated {
-                let num_exact = Cell::new(0);
-                let exact = |token| {
-                    num_exact.set(num_exact.get() + 1);
-                    model.logit(cpu, &self.workspace, row, token)
-                };
-                let estimates = self.workspace.estimates(row, vocab);
-                token = sequence.sampler.sample_estimated(estimates, &exact, &sequence.tokens, None);
-                model.count_logits(cpu, num_exact.get(), token.is_some());
-                self.head_use.add(num_exact.get() as u64, token.is_some());
+    /// Estimates the logits of the step's rows, and computes in full those of rows for which that is asked or will not do.
+    fn project(&mut self) {
+        let Self { model, cpu, workspace, running, plan, full_rows, .. } = self;
+        full_rows.clear();
+        let mut num_rows = 0;
+        for planned in &*plan {
+            let sequence = &running[planned.index];
+            if sequence.pending() == planned.tokens {
+                let rows = num_rows..num_rows + sequence.draft.len() + 1;
+                num_rows = rows.end;
+                if sequence.logprobs.is_some() {
+                    full_rows.extend(rows);
+                }
             }
-            if token.is_none() {
-                self.undecided.push(row);
-            }
-            self.sampled.push(token.unwrap_or(TokenId(0)));
         }
-        let logits = model.logits(cpu, &mut self.workspace, self.undecided.iter().copied());
-        for (&row, logits) in self.undecided.iter().zip(logits.chunks_exact(vocab)) {
-            let sequence = &mut self.running[self.complete[row]];
-            self.sampled[row] = sequence.sampler.sample(logits, &sequence.tokens, None);
+        if full_rows.len() < num_rows && !model.estimate(cpu, workspace) {
+            full_rows.clear();
+            full_rows.extend(0..num_rows);
+        }
+        if !full_rows.is_empty() {
+            model.logits(cpu, workspace, full_rows.iter().copied());
         }
     }
 
-    /// Keeps the blocks of a sequence that has ended for a prompt that begins like it.
-    fn retain(&mut self, sequence: Sequence) {
-        if let Some((_, mut blocks)) = self.finished.take() {
-            self.blocks.give_back(&mut blocks);
-        }
-        let mut tokens = sequence.tokens;
-        tokens.truncate(sequence.computed);
-        self.finished = Some((tokens, sequence.blocks));
+    /// Samples the token that a row of the step gives a sequence, and takes it; `None` if that ends the sequence.
+    fn sample(&mut self, index: usize, row: usize, events: &mut Vec<Event>) -> Option<TokenId> {
+        let Self { model, cpu, workspace, running, full_rows, row_logits, allowed, head_use, .. } = self;
+        let vocab = model.config().vocab_size;
+        let sequence = &mut running[index];
+        let allowed = match &mut sequence.constraint {
+            None => None,
+            Some(constraint) => match constraint.allowed(allowed) {
+                Ok(()) => Some(&*allowed),
+                Err(problem) => {
+                    events.push(Event::Failed { id: sequence.id, problem });
+                    return None;
+                }
+            },
+        };
+        let (token, logprobs) = if let Ok(place) = full_rows.binary_search(&row) {
+            let logits = &workspace.logits()[place * vocab..(place + 1) * vocab];
+            let token = sequence.sampler.sample(logits, &sequence.tokens, allowed);
+            (token, sequence.logprobs.map(|top| logprobs(logits, token, top)))
+        } else {
+            let num_exact = Cell::new(0);
+            let exact = |token| {
+                num_exact.set(num_exact.get() + 1);
+                model.logit(cpu, workspace, row, token)
+            };
+            let estimates = workspace.estimates(row, vocab);
+            let token = sequence.sampler.sample_estimated(estimates, &exact, &sequence.tokens, allowed);
+            model.count_logits(cpu, num_exact.get(), token.is_some());
+            head_use.add(num_exact.get() as u64, token.is_some());
+            let token = token.unwrap_or_else(|| {
+                row_logits.resize(vocab, 0.0);
+                model.logits_of_row(cpu, workspace, row, row_logits);
+                sequence.sampler.sample(row_logits, &sequence.tokens, allowed)
+            });
+            (token, None)
+        };
+        (!sequence.push(token, logprobs, events)).then_some(token)
     }
 
     /// Runs `tokens` through the model and gives the logits of every position to `use_rows`, some rows at a time:
@@ -498,12 +502,9 @@ impl Engine {
         mut use_rows: impl FnMut(usize, &[f32]) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         self.check_tokens(tokens)?;
-        if let Some((_, mut blocks)) = self.finished.take() {
-            self.blocks.give_back(&mut blocks);
-        }
         let mut blocks = Vec::new();
         if !self.blocks.take(tokens.len().div_ceil(KvCache::BLOCK), &mut blocks) {
-            let context = self.blocks.num_free() * KvCache::BLOCK;
+            let context = self.blocks.num_available() * KvCache::BLOCK;
             return Err(Error::ContextLength { prompt: tokens.len(), generate: 0, context }.into());
         }
         let mut result = Ok(());
@@ -520,41 +521,5 @@ impl Engine {
         }
         self.blocks.give_back(&mut blocks);
         result
-    }
-}
-
-impl Sequence {
-    /// Takes the token that was sampled; true if that ends the sequence.
-    fn push(&mut self, token: TokenId, events: &mut Vec<Event>) -> bool {
-        self.tokens.push(token);
-        self.timings.generated_tokens += 1;
-        let now = Instant::now();
-        let started = self.started.unwrap_or(now);
-        let first = *self.first_token.get_or_insert(now);
-        self.timings.prefill = first - started;
-        self.timings.decode = now - first;
-
-        let is_stop = self.stop_ids.contains(token);
-        let (text, found) = match is_stop {
-            true => (String::new(), false),
-            false => self.stop_strings.push(self.detokenizer.as_mut().map_or("", |d| d.push(token))),
-        };
-        events.push(Event::Token { id: self.id, token, text });
-        let reason = match () {
-            () if is_stop || found => FinishReason::Stop,
-            () if self.tokens.len() >= self.tokens_max => self.limit,
-            () => return false,
-        };
-        let mut text = String::new();
-        if !found {
-            // What the detokenizer still holds may complete a stop string.
-            let (shown, found) = self.stop_strings.push(self.detokenizer.as_mut().map_or("", Detokenizer::finish));
-            text = shown;
-            if !found {
-                text.push_str(&self.stop_strings.finish());
-            }
-        }
-        events.push(Event::Finished { id: self.id, text, finish: Finish { reason, timings: self.timings } });
-        true
     }
 }

@@ -14,14 +14,17 @@ mod error;
 mod load;
 mod perplexity;
 mod random;
+mod request;
 mod sampling;
+mod sequence;
 mod stop;
 
-pub use engine::{Engine, EngineOptions, Event, Finish, FinishReason, HeadUse, Request, RequestId, Timings};
+pub use engine::{Engine, EngineCounts, EngineOptions, HeadUse};
 pub use error::{Error, Result};
 pub use load::{
     Loaded, NO_TOKENIZER, Tokenization, likely_i2s_form, load, load_embedded, load_tokenization, tokenization_from_gguf,
 };
 pub use perplexity::Likelihood;
+pub use request::{Constraint, Event, Finish, FinishReason, Logprobs, Request, RequestId, Timings};
 pub use sampling::{Sampler, SamplingParams};
 pub use stop::TokenSet;

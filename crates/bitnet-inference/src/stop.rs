@@ -51,6 +51,13 @@ impl TokenSet {
         Self { bits }
     }
 
+    /// Makes it the set of the ids whose bits are set, lowest bit first.
+    pub fn assign(&mut self, words: &[u32]) {
+        self.bits.clear();
+        let halves = |pair: &[u32]| u64::from(pair[0]) | u64::from(pair.get(1).copied().unwrap_or(0)) << 32;
+        self.bits.extend(words.chunks(2).map(halves));
+    }
+
     /// Whether the id is in the set.
     #[must_use]
     pub fn contains(&self, id: TokenId) -> bool {

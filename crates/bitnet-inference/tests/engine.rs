@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bitnet_inference::{
-    Engine, EngineOptions, Error, Event, FinishReason, Loaded, Request, RequestId, SamplingParams, load,
+    Constraint, Engine, EngineOptions, Error, Event, FinishReason, Loaded, Request, RequestId, SamplingParams,
+    TokenSet, load,
 };
-use bitnet_kernels::{Cpu, KernelSet, Pool};
-use bitnet_models::{KvType, LoadOptions};
+use bitnet_kernels::{Cpu, Kernel, KernelSet, Pool};
+use bitnet_models::LoadOptions;
 use bitnet_tokenizers::TokenId;
 
 fn golden() -> PathBuf {
@@ -15,10 +16,13 @@ fn golden() -> PathBuf {
 }
 
 fn engine(context: usize, prefill_chunk: usize) -> Engine {
+    engine_with(EngineOptions { context, cache: context, prefill_chunk, ..EngineOptions::default() })
+}
+
+fn engine_with(options: EngineOptions) -> Engine {
     let Loaded { model, tokenization, .. } =
         load(&golden(), &LoadOptions::default(), &Pool::new(1)).expect("the golden model loads");
     let tokenizer = tokenization.map(|tokenization| Arc::clone(&tokenization.tokenizer));
-    let options = EngineOptions { context, kv_type: KvType::F16, prefill_chunk };
     Engine::new(model, tokenizer, Cpu::new(KernelSet::detect(), 2), options).expect("memory for the cache")
 }
 
@@ -27,8 +31,7 @@ fn request(prompt: &[u32], seed: u64, max_tokens: usize) -> Request {
         prompt: prompt.iter().map(|&token| TokenId(token)).collect(),
         sampling: SamplingParams { seed, ..SamplingParams::default() },
         max_tokens: Some(max_tokens),
-        stop_ids: Vec::new(),
-        stop_strings: Vec::new(),
+        ..Request::default()
     }
 }
 
@@ -83,8 +86,8 @@ fn a_prompt_that_continues_the_last_one_is_not_computed_again() {
     }
     let Some(Event::Finished { finish: end, .. }) = events.last() else { panic!("an end") };
     assert_eq!(end.reason, FinishReason::Length);
-    // All but the token sampled last, whose keys and values nobody needed, and the new one.
-    assert_eq!(end.timings.cached_tokens, 49);
+    // The first block is full; of the second, only a part was computed.
+    assert_eq!(end.timings.cached_tokens, 32);
     let with_cache: Vec<_> =
         events.iter().filter_map(|e| if let Event::Token { token, .. } = e { Some(*token) } else { None }).collect();
     let mut fresh = self::engine(512, 64);
@@ -136,4 +139,187 @@ fn an_answer_without_a_limit_ends_where_the_context_does() {
     }
     let Some(Event::Finished { finish, .. }) = events.last() else { panic!("an end of {id:?}") };
     assert_eq!((finish.reason, finish.timings.generated_tokens), (FinishReason::Context, 62));
+}
+
+/// The tokens of each request in an engine of its own.
+fn alone(requests: &[Request]) -> Vec<Vec<TokenId>> {
+    let run = |request: &Request| {
+        let mut engine = engine(512, 64);
+        let id = engine.submit(request.clone()).expect("a good request");
+        finish(&mut engine, &[id]).remove(0)
+    };
+    requests.iter().map(run).collect()
+}
+
+#[test]
+fn sequences_that_gave_up_their_blocks_give_the_same_tokens() {
+    let requests: Vec<Request> = (0..5).map(|i| request(&[256, 10 + i, 3, i], u64::from(i), 80 + i as usize)).collect();
+    let expected = alone(&requests);
+    // Five blocks for sequences that need three each.
+    let options = EngineOptions { context: 96, cache: 160, prefill_chunk: 32, ..EngineOptions::default() };
+    let mut engine = engine_with(options);
+    let ids: Vec<_> = requests.iter().map(|r| engine.submit(r.clone()).expect("a good request")).collect();
+    assert_eq!(finish(&mut engine, &ids), expected);
+    assert!(engine.counts().preemptions > 0);
+    assert_eq!(engine.free_blocks().0, engine.free_blocks().1);
+}
+
+#[test]
+fn a_cached_prompt_saves_exactly_the_work_of_its_tokens() {
+    let prompt: Vec<u32> = (0..150).map(|i| i * 7 % 256).collect();
+    let mut engine = engine(512, 64);
+    let mut run = |salt: Option<&str>| {
+        let request = Request { cache_salt: salt.map(Into::into), ..request(&prompt, 4, 6) };
+        engine.cpu().counters().reset();
+        let id = engine.submit(request).expect("a good request");
+        let cached_before = engine.counts().cached_tokens;
+        let tokens = finish(&mut engine, &[id]);
+        let macs = |kernel| engine.cpu().counters().get(kernel).macs;
+        let ternary = macs(Kernel::I2sGemm) + macs(Kernel::I2sGemv);
+        (tokens, engine.counts().cached_tokens - cached_before, ternary)
+    };
+    let (first, none, all_macs) = run(None);
+    let (second, cached, some_macs) = run(None);
+    let (other, none_again, other_macs) = run(Some("somebody else"));
+    assert_eq!((none, cached, none_again), (0, 128, 0));
+    assert!(first == second && first == other);
+    assert_eq!(all_macs, other_macs);
+    // The last layer computes keys and values alone for all tokens but those whose logits are wanted.
+    let config = engine.model().config();
+    let width = config.attention.heads * config.attention.head_dim;
+    let after_qkv = config.hidden_size * (width + 3 * config.ffn_size);
+    let a_token = engine.model().num_ternary_weights() - after_qkv;
+    assert_eq!(all_macs - some_macs, cached * a_token as u64);
+}
+
+#[test]
+fn drafts_change_no_token_and_save_steps() {
+    let prompt: Vec<u32> = [256].into_iter().chain((0..60).map(|i| 40 + i % 4)).collect();
+    let requests =
+        [request(&prompt, 3, 40), Request { sampling: greedy(), ..request(&prompt, 3, 60) }, request(&[7; 5], 1, 30)];
+    let expected = alone(&requests);
+    let mut engine = engine_with(EngineOptions { draft_max: 5, context: 256, cache: 512, ..EngineOptions::default() });
+    for (request, expected) in requests.iter().zip(&expected) {
+        let id = engine.submit(request.clone()).expect("a good request");
+        assert_eq!(finish(&mut engine, &[id])[0], *expected);
+    }
+    let counts = engine.counts();
+    assert!(counts.accepted_tokens > 0 && counts.accepted_tokens <= counts.drafted_tokens, "{counts:?}");
+    let generated: usize = expected.iter().map(Vec::len).sum();
+    assert!((counts.steps as usize) < generated, "{counts:?}, {generated} tokens");
+}
+
+fn greedy() -> SamplingParams {
+    SamplingParams { temperature: 0.0, ..SamplingParams::default() }
+}
+
+#[test]
+fn a_long_prompt_keeps_nobody_waiting() {
+    let mut engine = engine(512, 128);
+    let mut events = Vec::new();
+    let first = engine.submit(request(&[256, 4], 9, 100)).expect("a good request");
+    engine.step(&mut events);
+    let long = engine.submit(request(&[3; 200], 1, 5)).expect("a good request");
+    let of = |events: &[Event], wanted: RequestId| {
+        events.iter().filter(|e| matches!(e, Event::Token { id, .. } if *id == wanted)).count()
+    };
+    let mut steps = 0;
+    while of(&events, long) == 0 {
+        let before = of(&events, first);
+        engine.step(&mut events);
+        steps += 1;
+        assert_eq!(of(&events, first), before + 1, "step {steps}");
+    }
+    assert_eq!(steps, 200 / EngineOptions::default().mixed_chunk);
+}
+
+#[test]
+fn log_probabilities_are_those_of_the_logits() {
+    let mut engine = engine(512, 64);
+    let with = Request { logprobs: Some(3), ..request(&[256, 9, 8], 5, 12) };
+    let without = Request { logprobs: None, ..with.clone() };
+    let id = engine.submit(with.clone()).expect("a good request");
+    let mut events = Vec::new();
+    while engine.is_busy() {
+        engine.step(&mut events);
+    }
+    let mut tokens = with.prompt.clone();
+    let mut found = Vec::new();
+    for event in events {
+        if let Event::Token { token, logprobs, .. } = event {
+            tokens.push(token);
+            found.push(logprobs.expect("asked for"));
+        }
+    }
+    let id_without = engine.submit(without).expect("a good request");
+    assert_eq!(finish(&mut engine, &[id_without])[0], tokens[3..], "{id:?}");
+    let mut rows = Vec::new();
+    engine
+        .evaluate::<Error>(&tokens, |_, logits| {
+            rows.extend(logits.chunks_exact(512).map(<[f32]>::to_vec));
+            Ok(())
+        })
+        .expect("good tokens");
+    for (index, found) in found.iter().enumerate() {
+        let logits = &rows[index + 2];
+        let sum: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
+        let logprob = |token: TokenId| f64::from(logits[token.0 as usize]) - sum.ln();
+        assert!((logprob(tokens[index + 3]) - f64::from(found.token)).abs() < 1e-4);
+        assert_eq!(found.top.len(), 3);
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        assert_eq!(logits[found.top[0].0.0 as usize], largest);
+        assert!(found.top.windows(2).all(|pair| pair[0].1 >= pair[1].1));
+        assert!(found.top.iter().all(|(token, value)| (logprob(*token) - f64::from(*value)).abs() < 1e-4));
+    }
+}
+
+/// Allows tokens that are larger than the last by at most 20, so many times.
+struct Rising {
+    last: u32,
+    left: usize,
+}
+
+impl Constraint for Rising {
+    fn allowed(&mut self, allowed: &mut TokenSet) -> Result<(), String> {
+        let ids: Vec<TokenId> = (self.last + 1..=self.last + 20).map(TokenId).collect();
+        *allowed = TokenSet::new(&ids);
+        Ok(())
+    }
+    fn accept(&mut self, token: TokenId) -> Result<(), String> {
+        if token.0 <= self.last || token.0 > self.last + 20 {
+            return Err(format!("token {token} after {}", self.last));
+        }
+        self.last = token.0;
+        self.left = self.left.checked_sub(1).ok_or("too many tokens")?;
+        Ok(())
+    }
+}
+
+#[test]
+fn constraints_are_kept_and_their_failures_end_the_request_alone() {
+    let mut engine = engine(512, 64);
+    let plain = request(&[256, 9], 2, 10);
+    let expected = alone(std::slice::from_ref(&plain));
+    let other = engine.submit(plain).expect("a good request");
+    let rising = |left| Some(Box::new(Rising { last: 0, left }) as Box<dyn Constraint>);
+    let kept = engine.submit_constrained(request(&[256, 4], 1, 8), rising(8)).expect("a good request");
+    let broken = engine.submit_constrained(request(&[256, 4], 1, 8), rising(3)).expect("a good request");
+    let mut events = Vec::new();
+    while engine.is_busy() {
+        engine.step(&mut events);
+    }
+    let tokens = |wanted: RequestId| -> Vec<TokenId> {
+        let token = |e: &Event| match e {
+            Event::Token { id, token, .. } if *id == wanted => Some(*token),
+            _ => None,
+        };
+        events.iter().filter_map(token).collect()
+    };
+    assert_eq!(tokens(other), expected[0]);
+    assert_eq!(tokens(kept).len(), 8);
+    assert!(tokens(kept).windows(2).all(|pair| pair[0] < pair[1]));
+    assert_eq!(tokens(broken), tokens(kept)[..3]);
+    let failures: Vec<_> = events.iter().filter(|e| matches!(e, Event::Failed { .. })).collect();
+    assert!(matches!(failures[..], [Event::Failed { id, problem }] if *id == broken && problem == "too many tokens"));
+    assert_eq!(engine.free_blocks().0, engine.free_blocks().1);
 }

@@ -92,7 +92,7 @@ impl LanguageModel {
         cache: &mut KvCache,
         chunks: &[Chunk<'_>],
     ) -> &'w [f32] {
-        let rows = self.hidden_states(cpu, workspace, cache, chunks);
+        let rows = self.hidden_states(cpu, workspace, cache, chunks.iter().copied());
         self.logits(cpu, workspace, 0..rows)
     }
 
@@ -101,16 +101,17 @@ impl LanguageModel {
     ///
     /// # Panics
     /// As [`LanguageModel::forward`].
-    pub fn hidden_states(
+    pub fn hidden_states<'a>(
         &self,
         cpu: &Cpu,
         workspace: &mut Workspace,
         cache: &mut KvCache,
-        chunks: &[Chunk<'_>],
+        chunks: impl Iterator<Item = Chunk<'a>>,
     ) -> usize {
+        workspace.place(chunks, self.config.vocab_size);
         match cache.kv_type() {
-            KvType::F16 => self.forward_layers(cpu, workspace, cache, chunks, KvCache::layer_f16),
-            KvType::F32 => self.forward_layers(cpu, workspace, cache, chunks, KvCache::layer_f32),
+            KvType::F16 => self.forward_layers(cpu, workspace, cache, KvCache::layer_f16),
+            KvType::F32 => self.forward_layers(cpu, workspace, cache, KvCache::layer_f32),
         }
         self.normalize(cpu, workspace);
         workspace.places.len()
@@ -131,6 +132,15 @@ impl LanguageModel {
             self.head().project(cpu, &w.picked, logits);
         }
         logits
+    }
+
+    /// All logits of one row of the last pass, `[vocab]`.
+    ///
+    /// # Panics
+    /// If there is no such row, or `out` is not as long as the vocabulary.
+    pub fn logits_of_row(&self, cpu: &Cpu, w: &Workspace, row: usize, out: &mut [f32]) {
+        let hidden = self.config.hidden_size;
+        self.head().project(cpu, &w.normed[row * hidden..(row + 1) * hidden], out);
     }
 
     /// Estimates the logits of all rows of the last pass, which [`Workspace::estimates`] then gives. False if the model
@@ -166,10 +176,8 @@ impl LanguageModel {
         cpu: &Cpu,
         w: &mut Workspace,
         cache: &mut KvCache,
-        chunks: &[Chunk<'_>],
         layer_cache: for<'a> fn(&'a mut KvCache, usize) -> LayerCache<'a, T>,
     ) {
-        w.place(chunks, self.config.vocab_size);
         self.embed(cpu, w);
         self.rotations(cpu, w);
         let last = self.layers.len() - 1;
@@ -287,6 +295,12 @@ impl Workspace {
         Self::default()
     }
 
+    /// What [`LanguageModel::logits`] gave last.
+    #[must_use]
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
     /// What was estimated for a row of the last pass, over a vocabulary of `vocab`.
     ///
     /// # Panics
@@ -297,7 +311,7 @@ impl Workspace {
     }
 
     /// Lays the chunks out as rows.
-    fn place(&mut self, chunks: &[Chunk<'_>], vocab_size: usize) {
+    fn place<'a>(&mut self, chunks: impl Iterator<Item = Chunk<'a>>, vocab_size: usize) {
         self.tokens.clear();
         self.places.clear();
         self.blocks.clear();
