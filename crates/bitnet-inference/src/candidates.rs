@@ -300,7 +300,8 @@ impl Candidates {
 
     /// The token with the largest `logit / temperature + noise`; the lowest id among equals.
     pub fn noisiest(&mut self, logits: &impl Logits, temperature: f64, noise: Noise) -> Option<u32> {
-        let mut best = f64::NEG_INFINITY;
+        // The token with the largest lower bound scores at least this, whatever its noise.
+        let mut best = f64::from(self.threshold(logits, 1)) / temperature + Noise::GUMBEL_MIN;
         let contenders = &mut self.contenders;
         contenders.clear();
         for c in &self.changed {

@@ -18,6 +18,9 @@ pub(crate) struct Noise {
 }
 
 impl Noise {
+    /// Less than any noise: −ln(−ln 2⁻⁵³) = −3.604.
+    pub const GUMBEL_MIN: f64 = -3.61;
+
     pub fn new(seed: u64, position: u64) -> Self {
         Self { base: mix(mix(seed.wrapping_add(GOLDEN)).wrapping_add(position.wrapping_mul(GOLDEN))) }
     }
@@ -66,6 +69,7 @@ mod tests {
             let noise = Noise::new(3, 4);
             let (gumbel, bound) = (noise.gumbel(token), noise.gumbel_at_most(token));
             assert!(gumbel <= bound, "token {token}: {gumbel} above {bound}");
+            assert!(gumbel > Noise::GUMBEL_MIN);
             if gumbel > 3.0 { bound - gumbel } else { 0.0 }
         });
         assert!(worst.fold(0.0, f64::max) < 0.75);
