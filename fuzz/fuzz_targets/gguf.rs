@@ -4,7 +4,7 @@
 use std::hint::black_box;
 use std::sync::Arc;
 
-use bitnet_kernels::Pool;
+use bitnet_kernels::{Cpu, KernelSet};
 use bitnet_models::gguf::Gguf;
 use bitnet_models::{LanguageModel, LoadOptions};
 use libfuzzer_sys::fuzz_target;
@@ -18,5 +18,5 @@ fuzz_target!(|bytes: &[u8]| {
         black_box((tensor.rows(), tensor.cols(), tensor.data.iter().map(|&byte| u64::from(byte)).sum::<u64>()));
         assert_eq!(gguf.tensor(tensor.name).map(|found| found.range()), Some(tensor.range()));
     }
-    drop(black_box(LanguageModel::from_gguf(&Arc::new(gguf), &LoadOptions::default(), &Pool::new(1))));
+    drop(black_box(LanguageModel::from_gguf(&Arc::new(gguf), &LoadOptions::default(), &Cpu::new(KernelSet::detect(), 1))));
 });

@@ -63,8 +63,8 @@ pub fn open(arguments: &ModelArguments, context: Option<usize>) -> anyhow::Resul
     let cpu = Cpu::new(set, arguments.threads.map_or_else(default_threads, usize::from));
     let options = arguments.load_options();
     let loaded = match &source {
-        ModelSource::Path(path) => load(path, &options, cpu.pool()),
-        ModelSource::BuiltIn(bytes) => load_embedded(bytes, &options, cpu.pool()),
+        ModelSource::Path(path) => load(path, &options, &cpu),
+        ModelSource::BuiltIn(bytes) => load_embedded(bytes, &options, &cpu),
     };
     let Loaded { model, tokenization, i2_s_hint } = loaded.with_context(|| format!("cannot load {source}"))?;
     let trained = model.config().context_length;

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 
-use bitnet_kernels::Pool;
+use bitnet_kernels::Cpu;
 use bitnet_models::gguf::{Gguf, TensorType};
 use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::{Config, I2sForm, LanguageModel, LoadOptions, likely_form};
@@ -37,9 +37,9 @@ pub struct Loaded {
 ///
 /// # Errors
 /// If there is no model, or it is damaged or not supported.
-pub fn load(path: &Path, options: &LoadOptions, pool: &Pool) -> Result<Loaded> {
+pub fn load(path: &Path, options: &LoadOptions, cpu: &Cpu) -> Result<Loaded> {
     if !path.is_dir() {
-        return load_gguf(&Arc::new(Gguf::open(path)?), options, pool);
+        return load_gguf(&Arc::new(Gguf::open(path)?), options, cpu);
     }
     let checkpoint = Checkpoint::open(path)?;
     let architecture = checkpoint.config().architecture.gguf_name();
@@ -48,23 +48,23 @@ pub fn load(path: &Path, options: &LoadOptions, pool: &Pool) -> Result<Loaded> {
         true => Some(with_template(Tokenizer::from_dir(path)?, architecture)),
         false => None,
     };
-    loaded(LanguageModel::from_checkpoint(&checkpoint, options, pool)?, tokenization, None)
+    loaded(LanguageModel::from_checkpoint(&checkpoint, options, cpu)?, tokenization, None)
 }
 
 /// Loads a model that is embedded in the program.
 ///
 /// # Errors
 /// If it is damaged or not supported.
-pub fn load_embedded(bytes: &'static [u8], options: &LoadOptions, pool: &Pool) -> Result<Loaded> {
-    load_gguf(&Arc::new(Gguf::from_static(bytes)?), options, pool)
+pub fn load_embedded(bytes: &'static [u8], options: &LoadOptions, cpu: &Cpu) -> Result<Loaded> {
+    load_gguf(&Arc::new(Gguf::from_static(bytes)?), options, cpu)
 }
 
-fn load_gguf(gguf: &Arc<Gguf>, options: &LoadOptions, pool: &Pool) -> Result<Loaded> {
+fn load_gguf(gguf: &Arc<Gguf>, options: &LoadOptions, cpu: &Cpu) -> Result<Loaded> {
     let tokenization = match tokenization_from_gguf(gguf) {
         Err(Error::NoTokenizer) => None,
         result => Some(result?),
     };
-    let model = LanguageModel::from_gguf(gguf, options, pool)?;
+    let model = LanguageModel::from_gguf(gguf, options, cpu)?;
     let config = model.config();
     let hint = likely_i2s_form(gguf, config).filter(|form| *form != options.i2_s_form);
     loaded(model, tokenization, hint)

@@ -7,7 +7,7 @@ use bitnet_inference::{
     Constraint, Engine, EngineOptions, Error, Event, FinishReason, Loaded, Request, RequestId, SamplingParams,
     TokenSet, load,
 };
-use bitnet_kernels::{Cpu, Kernel, KernelSet, Pool};
+use bitnet_kernels::{Cpu, Kernel, KernelSet};
 use bitnet_models::LoadOptions;
 use bitnet_tokenizers::TokenId;
 
@@ -21,7 +21,7 @@ fn engine(context: usize, prefill_chunk: usize) -> Engine {
 
 fn engine_with(options: EngineOptions) -> Engine {
     let Loaded { model, tokenization, .. } =
-        load(&golden(), &LoadOptions::default(), &Pool::new(1)).expect("the golden model loads");
+        load(&golden(), &LoadOptions::default(), &Cpu::new(KernelSet::detect(), 1)).expect("the golden model loads");
     let tokenizer = tokenization.map(|tokenization| Arc::clone(&tokenization.tokenizer));
     Engine::new(model, tokenizer, Cpu::new(KernelSet::detect(), 2), options).expect("memory for the cache")
 }

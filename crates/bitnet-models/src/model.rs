@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use bitnet_kernels::{BLOCK_ROWS, KernelSet, Norm, Part, Pool, ScreenTable, TernaryMatrix, math};
+use bitnet_kernels::{BLOCK_ROWS, Cpu, Norm, Part, ScreenTable, TernaryMatrix, math};
 use bitnet_quantization::{i2_s, tl1, tl2};
 
 use crate::config::Config;
@@ -60,14 +60,13 @@ impl HeadMode {
     }
 
     /// The 8-bit copy of a head that it asks for.
-    fn screen(self, head: &Table, pool: &Pool) -> Option<ScreenTable> {
+    fn screen(self, head: &Table, cpu: &Cpu) -> Option<ScreenTable> {
         let is_large = head.rows() * head.row_bytes() >= SCREENED_BYTES;
         if self == Self::Full || self == Self::Auto && !is_large {
             return None;
         }
-        // Any set gives the same.
-        let set = KernelSet::detect();
-        let screen = ScreenTable::pack(set, pool, head.rows(), head.cols(), &|row, out| head.read_row(row, out));
+        let screen =
+            ScreenTable::pack(cpu.set(), cpu.pool(), head.rows(), head.cols(), &|row, out| head.read_row(row, out));
         head.advise_done();
         Some(screen)
     }
@@ -161,33 +160,33 @@ impl Projections {
 }
 
 impl LanguageModel {
-    /// Loads the model of a GGUF file: checks every shape, then repacks the ternary weights on all threads of `pool`.
+    /// Loads the model of a GGUF file: checks every shape, then repacks the ternary weights on all threads of `cpu`.
     ///
     /// Embedding and head stay in the mapped file; the pages of the repacked tensors are given back to the system.
     ///
     /// # Errors
     /// If a tensor is missing, superfluous, misshapen or of a type that is not supported, or the configuration is.
-    pub fn from_gguf(gguf: &Arc<Gguf>, options: &LoadOptions, pool: &Pool) -> Result<Self> {
-        Self::load(&GgufSource::new(gguf, options)?, options, pool)
+    pub fn from_gguf(gguf: &Arc<Gguf>, options: &LoadOptions, cpu: &Cpu) -> Result<Self> {
+        Self::load(&GgufSource::new(gguf, options)?, options, cpu)
     }
 
     /// Loads the model of a Hugging Face directory, in the same way. Float weights are quantized as they are read.
     ///
     /// # Errors
     /// If a tensor is missing, superfluous, misshapen or of a type that is not supported.
-    pub fn from_checkpoint(checkpoint: &Checkpoint, options: &LoadOptions, pool: &Pool) -> Result<Self> {
-        Self::load(checkpoint, options, pool)
+    pub fn from_checkpoint(checkpoint: &Checkpoint, options: &LoadOptions, cpu: &Cpu) -> Result<Self> {
+        Self::load(checkpoint, options, cpu)
     }
 
-    fn load(source: &dyn Source, options: &LoadOptions, pool: &Pool) -> Result<Self> {
+    fn load(source: &dyn Source, options: &LoadOptions, cpu: &Cpu) -> Result<Self> {
         source.check_tensors()?;
         let config = source.config().clone();
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let loader = Loader { source, config: &config, options, pool };
+        let loader = Loader { source, config: &config, options, cpu };
         let head = source.has_head().then(|| source.table(Slot::Head, vocab, hidden)).transpose()?;
         let embedding = source.table(Slot::Embedding, vocab, hidden)?;
         Ok(Self {
-            screen: options.head.screen(head.as_ref().unwrap_or(&embedding), pool),
+            screen: options.head.screen(head.as_ref().unwrap_or(&embedding), cpu),
             embedding,
             head,
             output_norm: loader.norm(Slot::OutputNorm, hidden)?,
@@ -247,7 +246,7 @@ struct Loader<'a> {
     config: &'a Config,
     #[expect(dead_code, reason = "the choices it carries for the kernels follow")]
     options: &'a LoadOptions,
-    pool: &'a Pool,
+    cpu: &'a Cpu,
 }
 
 impl Loader<'_> {
@@ -300,12 +299,12 @@ impl Loader<'_> {
     fn stack(&self, index: usize, projections: &[Projection]) -> Result<TernaryMatrix> {
         let tensor = |&projection: &Projection| {
             let (rows, cols) = projection.shape(self.config);
-            self.source.projection(index, projection, rows, cols, self.pool)
+            self.source.projection(index, projection, rows, cols, self.cpu.pool())
         };
         let tensors = projections.iter().map(tensor).collect::<Result<Vec<_>>>()?;
         tensors.iter().for_each(|tensor| tensor.data.advise_sequential());
         let parts: Vec<Part> = tensors.iter().map(|tensor| Part { rows: tensor.rows, scale: tensor.scale }).collect();
-        let matrix = TernaryMatrix::pack(self.pool, &parts, tensors[0].cols, &|part, rows, codes| {
+        let matrix = TernaryMatrix::pack(self.cpu.pool(), &parts, tensors[0].cols, &|part, rows, codes| {
             tensors[part].unpack_rows(rows, codes)
         })?;
         tensors.iter().for_each(|tensor| tensor.data.advise_done());

@@ -20,7 +20,7 @@ fn cpu() -> Cpu {
 }
 
 fn load(path: &Path) -> Result<LanguageModel, Error> {
-    LanguageModel::from_checkpoint(&Checkpoint::open(path)?, &LoadOptions::default(), cpu().pool())
+    LanguageModel::from_checkpoint(&Checkpoint::open(path)?, &LoadOptions::default(), &cpu())
 }
 
 /// A directory with a small model in it.

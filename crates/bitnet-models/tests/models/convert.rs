@@ -31,7 +31,7 @@ fn to_gguf(source: &Path, out: &Path, options: &ConvertOptions) -> Result<(), Er
 
 fn gguf_logits(path: &Path, cpu: &Cpu) -> Vec<f32> {
     let gguf = Arc::new(Gguf::open(path).unwrap());
-    some_logits(&LanguageModel::from_gguf(&gguf, &LoadOptions::default(), cpu.pool()).unwrap(), cpu)
+    some_logits(&LanguageModel::from_gguf(&gguf, &LoadOptions::default(), cpu).unwrap(), cpu)
 }
 
 /// Every tensor of one file is in the other, with its bytes.
@@ -81,12 +81,9 @@ fn a_converted_checkpoint_gives_the_same_bits_and_the_bytes_of_a_file_written_di
         for weights in [CheckpointWeights::Packed, CheckpointWeights::Bf16] {
             let source = directory.path().join(format!("{weights:?}"));
             model.write_checkpoint(&source, weights, 2).unwrap();
-            let expected = LanguageModel::from_checkpoint(
-                &Checkpoint::open(&source).unwrap(),
-                &LoadOptions::default(),
-                cpu.pool(),
-            )
-            .unwrap();
+            let expected =
+                LanguageModel::from_checkpoint(&Checkpoint::open(&source).unwrap(), &LoadOptions::default(), &cpu)
+                    .unwrap();
             let expected = some_logits(&expected, &cpu);
             for tables in [TableType::F16, TableType::BF16, TableType::F32] {
                 let out = directory.path().join(format!("{weights:?}-{tables:?}.gguf"));
@@ -112,8 +109,7 @@ fn rope_scaling_survives_conversion() {
         let scaling = format!("{{\"rope_scaling\": {scaling}, {}", &text[1..]);
         std::fs::write(source.join("config.json"), &scaling).unwrap();
         let model =
-            LanguageModel::from_checkpoint(&Checkpoint::open(&source).unwrap(), &LoadOptions::default(), cpu.pool())
-                .unwrap();
+            LanguageModel::from_checkpoint(&Checkpoint::open(&source).unwrap(), &LoadOptions::default(), &cpu).unwrap();
         let out = directory.path().join("model.gguf");
         to_gguf(&source, &out, &ConvertOptions { force: true, ..ConvertOptions::default() }).unwrap();
         let direct = some_logits(&model, &cpu);

@@ -33,11 +33,11 @@ fn shapes() -> [(&'static str, Shape); 3] {
 }
 
 fn load_gguf(path: &Path, options: &LoadOptions, cpu: &Cpu) -> Result<LanguageModel, Error> {
-    LanguageModel::from_gguf(&Arc::new(Gguf::open(path)?), options, cpu.pool())
+    LanguageModel::from_gguf(&Arc::new(Gguf::open(path)?), options, cpu)
 }
 
 fn load_checkpoint(path: &Path, cpu: &Cpu) -> Result<LanguageModel, Error> {
-    LanguageModel::from_checkpoint(&Checkpoint::open(path)?, &LoadOptions::default(), cpu.pool())
+    LanguageModel::from_checkpoint(&Checkpoint::open(path)?, &LoadOptions::default(), cpu)
 }
 
 /// A GGUF file's pairs and tensors, to be changed and written again.

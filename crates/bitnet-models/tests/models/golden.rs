@@ -12,7 +12,7 @@ use crate::{golden, logits, read_npy, read_tokens};
 
 fn load(folder: &Path, cpu: &Cpu) -> LanguageModel {
     let gguf = Arc::new(Gguf::open(&folder.join("model-i2_s.gguf")).expect("a golden file opens"));
-    LanguageModel::from_gguf(&gguf, &LoadOptions::default(), cpu.pool()).expect("a golden file loads")
+    LanguageModel::from_gguf(&gguf, &LoadOptions::default(), cpu).expect("a golden file loads")
 }
 
 /// The model in all its forms that are here: each with the file of its logits.
@@ -21,7 +21,7 @@ fn load_all_forms(folder: &Path, cpu: &Cpu) -> Vec<(&'static str, LanguageModel,
     for (form, logits) in [("hf-packed", "logits.npy"), ("hf-bf16", "logits-online.npy")] {
         if folder.join(form).exists() {
             let checkpoint = Checkpoint::open(&folder.join(form)).expect("a golden checkpoint opens");
-            let model = LanguageModel::from_checkpoint(&checkpoint, &LoadOptions::default(), cpu.pool())
+            let model = LanguageModel::from_checkpoint(&checkpoint, &LoadOptions::default(), cpu)
                 .expect("a golden checkpoint loads");
             models.push((form, model, logits));
         }
