@@ -94,7 +94,14 @@ impl RenderedChat {
 pub struct ChatTemplate {
     template: Template,
     reason: String,
+    /// In Jinja, where it was chosen although the file has another or none.
+    correction: Option<&'static str>,
 }
+
+/// The format of BitNet b1.58 2B4T for those who read templates out of files.
+const BITNET_JINJA: &str = "{% for message in messages %}{% set content = message['role'] | capitalize + ': ' \
+    + message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}\
+    {% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}";
 
 enum Template {
     BuiltIn { format: Format, bos: String },
@@ -184,11 +191,12 @@ impl ChatTemplate {
         if is_bitnet_b158_architecture(architecture) && has_llama_3 {
             let leftover = if jinja.is_some() { "; the template in the file is ignored" } else { "" };
             let reason = format!("architecture {architecture} with the vocabulary of Llama 3{leftover}");
-            return built_in(Format::BitNet, reason);
+            let correction = Some(BITNET_JINJA);
+            return Ok(Some(Self { correction, ..Self::built_in(Format::BitNet, tokenizer, reason) }));
         }
         if let Some(jinja) = jinja {
             let reason = "the file's own template".to_owned();
-            return Ok(Some(Self { template: Template::Jinja(Box::new(jinja?)), reason }));
+            return Ok(Some(Self { template: Template::Jinja(Box::new(jinja?)), reason, correction: None }));
         }
         let by_vocabulary = [
             (Format::Llama3, has_llama_3 && has("<|start_header_id|>") && has("<|end_header_id|>")),
@@ -221,7 +229,7 @@ impl ChatTemplate {
     /// It does not compile.
     pub fn from_jinja(source: &str, tokenizer: &Tokenizer) -> Result<Self> {
         let template = Template::Jinja(Box::new(Jinja::new(source, tokenizer)?));
-        Ok(Self { template, reason: "given as Jinja".to_owned() })
+        Ok(Self { template, reason: "given as Jinja".to_owned(), correction: None })
     }
 
     /// The names of the built-in templates.
@@ -230,7 +238,8 @@ impl ChatTemplate {
     }
 
     fn built_in(format: Format, tokenizer: &Tokenizer, reason: String) -> Self {
-        Self { template: Template::BuiltIn { format, bos: token_text(tokenizer, tokenizer.bos()) }, reason }
+        let bos = token_text(tokenizer, tokenizer.bos());
+        Self { template: Template::BuiltIn { format, bos }, reason, correction: None }
     }
 
     /// The name of the template: that of a built-in one, or `jinja`.
@@ -244,6 +253,11 @@ impl ChatTemplate {
     /// Why this template was chosen, as a clause for people.
     pub fn reason(&self) -> &str {
         &self.reason
+    }
+
+    /// What a file of this model should say, in Jinja, where [`detect`](Self::detect) knows better than the file does.
+    pub fn correction(&self) -> Option<&'static str> {
+        self.correction
     }
 
     /// The conversation as the model is to see it.

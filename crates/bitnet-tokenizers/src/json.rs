@@ -15,7 +15,7 @@ use crate::bpe::{BpeSettings, split_merge};
 use crate::error::{Error, Result, quoted};
 use crate::pretokenize::{self, Step};
 use crate::spec::TokenizerSpec;
-use crate::tokenizer::{Added, Definition, Merges, ModelSettings, Roles, SpacePrefix, Tokenizer};
+use crate::tokenizer::{Added, Definition, MergePair, Merges, ModelSettings, Roles, SpacePrefix, Tokenizer};
 use crate::vocabulary::{ESCAPED_SPACE, Spelling, TokenKind, byte_of_name};
 
 const TOKENIZER: &str = "tokenizer.json";
@@ -382,9 +382,7 @@ fn tokens<'a>(file: &File<'a>, spelling: Spelling) -> Result<Vec<(Cow<'a, str>, 
     Ok(tokens)
 }
 
-type Pair<'a> = (Cow<'a, str>, Cow<'a, str>);
-
-fn merges(merges: Vec<Merge<'_>>) -> Result<Vec<Pair<'_>>> {
+fn merges(merges: Vec<Merge<'_>>) -> Result<Vec<MergePair<'_>>> {
     let pair = |(index, merge)| match merge {
         Merge::Joined(Cow::Borrowed(text)) => {
             split_merge(index, text).map(|(left, right)| (Cow::Borrowed(left), Cow::Borrowed(right)))
@@ -694,7 +692,7 @@ fn to_spec<'a>(definition: Definition<'a>, architecture: &'a str) -> Result<Toke
 }
 
 /// A score a token: the negated rank of the first merge that makes it, below all ranks for tokens that none makes.
-fn scores(tokens: &[(Cow<'_, str>, TokenKind)], merges: &[Pair<'_>]) -> Vec<f32> {
+fn scores(tokens: &[(Cow<'_, str>, TokenKind)], merges: &[MergePair<'_>]) -> Vec<f32> {
     let mut ranks = hashbrown::HashMap::with_capacity(merges.len());
     for (rank, (left, right)) in merges.iter().enumerate() {
         ranks.entry(format!("{left}{right}")).or_insert(rank);

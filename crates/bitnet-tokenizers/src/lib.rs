@@ -14,6 +14,7 @@ mod bpe;
 mod chat;
 mod detokenizer;
 mod error;
+mod export;
 mod jinja;
 mod json;
 mod merge;

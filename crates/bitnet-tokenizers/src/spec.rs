@@ -71,15 +71,21 @@ impl Tokenizer {
     /// Names what the metadata has wrong: an unsupported model or pre-tokenizer, lists of different lengths, ids outside
     /// the vocabulary, merges that are no pairs. Never panics, whatever the metadata holds.
     pub fn from_spec(spec: &TokenizerSpec<'_>) -> Result<Self> {
-        let vocab_size = spec.tokens.len();
-        check_len("tokenizer.ggml.scores", spec.scores.len(), vocab_size)?;
-        check_len("tokenizer.ggml.token_type", spec.token_types.len(), vocab_size)?;
-        let definition = match &*spec.model {
-            "gpt2" => byte_level(spec)?,
-            "llama" => sentence_piece(spec),
-            name => return Err(Error::UnsupportedModel { name: quoted(name) }),
-        };
-        Self::build(definition)
+        Self::build(spec.definition()?)
+    }
+}
+
+impl TokenizerSpec<'_> {
+    /// What the metadata comes to; ids are not checked yet.
+    pub(crate) fn definition(&self) -> Result<Definition<'_>> {
+        let vocab_size = self.tokens.len();
+        check_len("tokenizer.ggml.scores", self.scores.len(), vocab_size)?;
+        check_len("tokenizer.ggml.token_type", self.token_types.len(), vocab_size)?;
+        match &*self.model {
+            "gpt2" => byte_level(self),
+            "llama" => Ok(sentence_piece(self)),
+            name => Err(Error::UnsupportedModel { name: quoted(name) }),
+        }
     }
 }
 

@@ -121,7 +121,23 @@ pub(crate) struct Added {
 pub(crate) enum Merges<'a> {
     /// Two pieces with a space between.
     Joined(&'a [Cow<'a, str>]),
-    Pairs(Vec<(Cow<'a, str>, Cow<'a, str>)>),
+    Pairs(Vec<MergePair<'a>>),
+}
+
+/// Two pieces that become one.
+pub(crate) type MergePair<'a> = (Cow<'a, str>, Cow<'a, str>);
+
+impl Merges<'_> {
+    /// All merges as pairs.
+    pub(crate) fn split(&self) -> Result<Vec<MergePair<'_>>> {
+        let borrowed = |(left, right)| (Cow::Borrowed(left), Cow::Borrowed(right));
+        match self {
+            Self::Joined(merges) => {
+                merges.iter().enumerate().map(|(index, merge)| split_merge(index, merge).map(borrowed)).collect()
+            }
+            Self::Pairs(pairs) => Ok(pairs.iter().map(|(left, right)| borrowed((&**left, &**right))).collect()),
+        }
+    }
 }
 
 pub(crate) enum ModelSettings {

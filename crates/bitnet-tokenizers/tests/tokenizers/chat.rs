@@ -87,6 +87,21 @@ fn the_template_is_chosen_by_what_it_renders_then_by_architecture_then_by_vocabu
 }
 
 #[test]
+fn what_a_file_should_say_renders_as_what_is_used() {
+    let correction = |architecture: &str, template: Option<&'static str>| {
+        let detected = ChatTemplate::detect(architecture, &tokenizer(LLAMA_3, template)).expect("a template");
+        detected.expect("a template").correction()
+    };
+    let leftover = correction("bitnet-b1.58", Some(LEFTOVER_JINJA)).expect("the right one");
+    assert_eq!(correction("bitnet-25", None), Some(leftover));
+    assert_eq!(detected("llama", &tokenizer(LLAMA_3, Some(leftover))), Some("bitnet-2b4t"));
+    assert_eq!(correction("bitnet-b1.58", Some(leftover)), None);
+    assert_eq!(correction("bitnet-b1.58", Some(BITNET_JINJA)), None);
+    assert_eq!(correction("llama", Some(LEFTOVER_JINJA)), None);
+    assert_eq!(correction("llama", None), None);
+}
+
+#[test]
 fn jinja_templates_run_as_transformers_run_them() {
     let tokenizer = tokenizer(LLAMA_3, None);
     let source = "\

@@ -23,6 +23,11 @@ pub fn shared_dir() -> Option<PathBuf> {
 /// The tokenizer of a vocabulary-only GGUF file.
 pub fn gguf_tokenizer(path: &Path) -> Tokenizer {
     let gguf = Gguf::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    Tokenizer::from_spec(&gguf_spec(&gguf)).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// What a GGUF file says of its tokenizer.
+pub fn gguf_spec(gguf: &Gguf) -> TokenizerSpec<'_> {
     let metadata = gguf.metadata();
     let key = |name: &str| format!("tokenizer.ggml.{name}");
     let text = |name: &str| metadata.str(name).expect("a string").map(Into::into);
@@ -32,7 +37,7 @@ pub fn gguf_tokenizer(path: &Path) -> Tokenizer {
     };
     let id = |name: &str| metadata.u32(&key(name)).expect("an id");
     let flag = |name: &str| metadata.bool(&key(name)).expect("a flag");
-    let spec = TokenizerSpec {
+    TokenizerSpec {
         architecture: text("general.architecture").unwrap_or_default(),
         model: text("tokenizer.ggml.model").unwrap_or_default(),
         pre: text("tokenizer.ggml.pre"),
@@ -50,8 +55,7 @@ pub fn gguf_tokenizer(path: &Path) -> Tokenizer {
         add_eos: flag("add_eos_token"),
         add_space_prefix: flag("add_space_prefix"),
         chat_template: text("tokenizer.chat_template"),
-    };
-    Tokenizer::from_spec(&spec).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
 }
 
 /// The metadata of a byte-level tokenizer: the 256 bytes as tokens 0 to 255, `merges` with their unions, then `control`
