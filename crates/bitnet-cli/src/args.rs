@@ -36,8 +36,10 @@ pub enum Command {
     Chat(ChatArguments),
     /// Show what is in a model file, and what is odd about it
     Inspect(InspectArguments),
-    /// Write a Hugging Face directory as a GGUF file
+    /// Write a model in another form: GGUF files of any type, Hugging Face directories
     Convert(ConvertArguments),
+    /// Round the weights of a GGUF file to -1, 0 and 1 (absmean, as BitNet b1.58 does)
+    Quantize(QuantizeArguments),
     /// Turn text into token ids
     Tokenize(TokenizeArguments),
     /// Write the logits of every position to a .npy file
@@ -132,21 +134,42 @@ pub struct InspectArguments {
 
 #[derive(Args)]
 pub struct ConvertArguments {
-    /// A directory with config.json and safetensors files
+    /// A GGUF file, or a directory with config.json and safetensors files
+    #[arg(value_name = "MODEL")]
     pub source: PathBuf,
-    /// The file to write
+    /// How projections are stored
+    #[arg(long = "type", value_enum, default_value_t = OutputType::I2S)]
+    pub weights: OutputType,
+    #[command(flatten)]
+    pub output: OutputArguments,
+    #[command(flatten)]
+    pub reading: ReadingArguments,
+}
+
+#[derive(Args)]
+pub struct QuantizeArguments {
+    /// A GGUF file with F32, F16 or BF16 weights
+    #[arg(value_name = "MODEL.gguf")]
+    pub source: PathBuf,
+    /// How projections are stored
+    #[arg(long = "type", value_enum, default_value_t = OutputType::I2S)]
+    pub weights: OutputType,
+    #[command(flatten)]
+    pub output: OutputArguments,
+}
+
+#[derive(Args)]
+pub struct OutputArguments {
+    /// The file to write, or with --type safetensors the directory
     #[arg(short, long, value_name = "FILE.gguf")]
     pub output: PathBuf,
-    /// How projections are stored
-    #[arg(long = "type", value_enum, default_value_t = WeightTypeArgument::I2S)]
-    pub weights: WeightTypeArgument,
-    /// How embedding and head are stored; bf16 is exact for checkpoints in bf16
-    #[arg(long, value_enum, default_value_t = TableTypeArgument::F16)]
-    pub tables: TableTypeArgument,
+    /// How embedding and head are stored; as a GGUF file has them, or f16, if not given. bf16 is exact for checkpoints in bf16
+    #[arg(long, value_enum)]
+    pub tables: Option<TableTypeArgument>,
     /// What the file calls the model
     #[arg(long)]
     pub name: Option<String>,
-    /// Replace a file of that name
+    /// Replace a file, or a directory of a model, of that name
     #[arg(long)]
     pub force: bool,
     /// Threads; as many as there are physical cores this process may use
@@ -158,10 +181,46 @@ pub struct ConvertArguments {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum WeightTypeArgument {
+pub enum OutputType {
     /// Two bits a weight, one scale a tensor: Microsoft's format
     #[value(name = "i2_s")]
     I2S,
+    /// 1.69 bits a weight, as llama.cpp has it
+    #[value(name = "tq1_0")]
+    Tq1_0,
+    /// 2.06 bits a weight, as llama.cpp has it
+    #[value(name = "tq2_0")]
+    Tq2_0,
+    /// Two bits a weight in tiles for table lookup on ARM
+    Tl1,
+    /// 1.67 bits a weight in tiles for table lookup on x86
+    Tl2,
+    /// Ternary weights as floats of 16 bits
+    F16,
+    /// The same with the exponent of 32 bits
+    Bf16,
+    /// The same in 32 bits, which loses nothing of a scale
+    F32,
+    /// Not a GGUF file but a Hugging Face directory: two bits a weight, the scales beside
+    Safetensors,
+}
+
+impl OutputType {
+    /// The type of projections in a GGUF file; `None` for a directory.
+    pub fn weights(self) -> Option<bitnet_models::convert::WeightType> {
+        use bitnet_models::convert::WeightType;
+        Some(match self {
+            Self::I2S => WeightType::I2_S,
+            Self::Tq1_0 => WeightType::TQ1_0,
+            Self::Tq2_0 => WeightType::TQ2_0,
+            Self::Tl1 => WeightType::TL1,
+            Self::Tl2 => WeightType::TL2,
+            Self::F16 => WeightType::F16,
+            Self::Bf16 => WeightType::BF16,
+            Self::F32 => WeightType::F32,
+            Self::Safetensors => return None,
+        })
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -169,6 +228,12 @@ pub enum TableTypeArgument {
     F16,
     Bf16,
     F32,
+    /// 8.5 bits a value
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// 6.6 bits a value
+    #[value(name = "q6_k")]
+    Q6K,
 }
 
 impl From<TableTypeArgument> for bitnet_models::convert::TableType {
@@ -177,6 +242,8 @@ impl From<TableTypeArgument> for bitnet_models::convert::TableType {
             TableTypeArgument::F16 => Self::F16,
             TableTypeArgument::Bf16 => Self::BF16,
             TableTypeArgument::F32 => Self::F32,
+            TableTypeArgument::Q8_0 => Self::Q8_0,
+            TableTypeArgument::Q6K => Self::Q6_K,
         }
     }
 }
@@ -358,6 +425,23 @@ pub struct ModelArguments {
     /// fast keeps copies of weights where that makes decoding faster, low keeps none
     #[arg(long, value_enum, default_value_t = MemoryArgument::Fast)]
     pub memory: MemoryArgument,
+    #[command(flatten)]
+    pub reading: ReadingArguments,
+}
+
+impl ModelArguments {
+    /// How to load the model.
+    pub fn load_options(&self) -> LoadOptions {
+        let mut options = LoadOptions { head: self.head, ..self.reading.load_options() };
+        if self.memory == MemoryArgument::Low && options.head == HeadMode::Auto {
+            options.head = HeadMode::Full;
+        }
+        options
+    }
+}
+
+#[derive(Args)]
+pub struct ReadingArguments {
     /// How the codes of I2_S tensors are arranged: block128, block64 (files quantized on ARM) or row4
     #[arg(long, value_name = "FORM", default_value = "block128")]
     pub i2_s_form: bitnet_models::I2sForm,
@@ -367,13 +451,10 @@ pub struct ModelArguments {
     pub tl_tile: Vec<TlTile>,
 }
 
-impl ModelArguments {
+impl ReadingArguments {
     /// How to read what the file leaves unsaid.
     pub fn load_options(&self) -> LoadOptions {
-        let mut options = LoadOptions { i2_s_form: self.i2_s_form, head: self.head, ..LoadOptions::default() };
-        if self.memory == MemoryArgument::Low && options.head == HeadMode::Auto {
-            options.head = HeadMode::Full;
-        }
+        let mut options = LoadOptions { i2_s_form: self.i2_s_form, ..LoadOptions::default() };
         for TlTile { shape, tile } in &self.tl_tile {
             match *tile {
                 TileSizes::Tl1(tile) => options.tl1_tiles.push((*shape, tile)),

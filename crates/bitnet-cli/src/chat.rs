@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::args::{ChatArguments, WrongUsage};
 use crate::session::{ModelSource, Session};
-use crate::{built_in, report, session};
+use crate::{built_in, interrupt, report, session};
 
 const HELP: &str = "\
 /help          this list
@@ -73,9 +73,7 @@ pub fn chat(arguments: ChatArguments) -> anyhow::Result<()> {
         true => None,
         false => Some(template(session.tokenization()?, arguments.chat_template.as_deref())?),
     };
-    let interrupted = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&interrupted);
-    ctrlc::set_handler(move || flag.store(true, Ordering::SeqCst)).context("cannot watch for Ctrl-C")?;
+    let interrupted = interrupt::watch()?;
     let system = arguments.system.clone();
     let mut chat = Chat { session, template, arguments, system, messages: Vec::new(), timings: None, interrupted };
     if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() { chat.talk() } else { chat.answer_lines() }

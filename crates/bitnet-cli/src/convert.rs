@@ -1,47 +1,119 @@
-//! `bitnet convert`: a Hugging Face directory to a GGUF file.
+//! `bitnet convert` and `bitnet quantize`: a model in another form.
 
 use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use anyhow::Context;
-use bitnet_inference::NO_TOKENIZER;
+use bitnet_inference::{NO_TOKENIZER, tokenizer_spec};
 use bitnet_kernels::{Pool, default_threads};
-use bitnet_models::convert::{ConvertOptions, convert as convert_model};
-use bitnet_models::gguf::MetadataValue;
+use bitnet_models::LoadOptions;
+use bitnet_models::convert::{CHECKPOINT_FILES, ConvertOptions, Input, Phase, Report, to_checkpoint, to_gguf};
+use bitnet_models::gguf::{Gguf, MetadataValue};
 use bitnet_models::huggingface::Checkpoint;
-use bitnet_tokenizers::{TokenizerFiles, TokenizerSpec};
+use bitnet_tokenizers::{ChatTemplate, Tokenizer, TokenizerFiles, TokenizerSpec};
+use clap::ValueEnum;
+use indicatif::ProgressBar;
 use serde_json::json;
 
-use crate::args::ConvertArguments;
-use crate::session;
+use crate::args::{ConvertArguments, OutputArguments, OutputType, QuantizeArguments};
+use crate::{interrupt, session};
 
-/// Converts a directory and says what was written.
+/// Metadata that a GGUF file gets.
+type Pairs = Vec<(String, MetadataValue)>;
+
+/// Converts a directory or a file and says what was written.
 pub fn convert(arguments: &ConvertArguments) -> anyhow::Result<()> {
-    let (source, output) = (&arguments.source, &arguments.output);
-    let checkpoint = Checkpoint::open(source).with_context(|| format!("cannot open {}", source.display()))?;
-    let architecture = checkpoint.config().architecture.gguf_name();
-    let tokenizer = if source.join("tokenizer.json").exists() {
-        let files = TokenizerFiles::read(source)?;
-        metadata(&files.to_spec(architecture).with_context(|| format!("the tokenizer of {}", source.display()))?)
-    } else {
-        eprintln!("warning: {} has no tokenizer.json, so the file will take token ids only", source.display());
-        vec![("tokenizer.ggml.model".to_owned(), MetadataValue::String(NO_TOKENIZER.to_owned()))]
+    let options = arguments.reading.load_options();
+    write(&arguments.source, &options, false, &arguments.output, arguments.weights)
+}
+
+/// Quantizes a file of floats and says what was written.
+pub fn quantize(arguments: &QuantizeArguments) -> anyhow::Result<()> {
+    write(&arguments.source, &LoadOptions::default(), true, &arguments.output, arguments.weights)
+}
+
+fn write(
+    source: &Path,
+    load_options: &LoadOptions,
+    quantize: bool,
+    arguments: &OutputArguments,
+    weights: OutputType,
+) -> anyhow::Result<()> {
+    let output = &arguments.output;
+    let opened = Opened::open(source).with_context(|| format!("cannot open {}", source.display()))?;
+    let input = match &opened {
+        Opened::Directory(checkpoint) => Input::Checkpoint(checkpoint),
+        Opened::File(gguf) => Input::Gguf { gguf, options: load_options, quantize },
     };
-    let options =
-        ConvertOptions { tables: arguments.tables.into(), force: arguments.force, name: arguments.name.clone() };
+    let options = ConvertOptions {
+        weights: weights.weights().unwrap_or_default(),
+        tables: arguments.tables.map(Into::into),
+        force: arguments.force,
+        name: arguments.name.clone(),
+    };
+    let interrupted = interrupt::watch()?;
     let pool = Pool::new(arguments.threads.map_or_else(default_threads, usize::from));
-    let mut bar = None;
-    convert_model(&checkpoint, output, &options, &tokenizer, &pool, &mut |progress| {
-        let bar = bar.get_or_insert_with(|| session::bar(progress.bytes_total, "bytes"));
-        bar.set_position(progress.bytes_done as u64);
-    })
-    .with_context(|| format!("cannot convert {} to {}", source.display(), output.display()))?;
-    if let Some(bar) = bar {
+    let mut bar: Option<(Phase, ProgressBar)> = None;
+    let mut progress = |now: bitnet_models::convert::Progress<'_>| {
+        if bar.as_ref().is_none_or(|(phase, _)| *phase != now.phase) {
+            let what = match now.phase {
+                Phase::Writing => "bytes written",
+                Phase::Checking => "bytes read back",
+            };
+            let new = (now.phase, session::bar(now.bytes_total, what));
+            if let Some((_, old)) = bar.replace(new) {
+                old.finish_and_clear();
+            }
+        }
+        if let Some((_, bar)) = &bar {
+            bar.set_position(now.bytes_done as u64);
+        }
+        if interrupted.load(Ordering::SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let report = match weights.weights() {
+        Some(_) => {
+            let pairs = opened.pairs(source)?;
+            to_gguf(input, output, &options, &pairs, &pool, &mut progress)
+        }
+        None => {
+            let files = opened.files(source)?;
+            to_checkpoint(input, output, &options, &files, &pool, &mut progress)
+        }
+    };
+    if let Some((_, bar)) = bar {
         bar.finish_and_clear();
     }
-    let bytes = std::fs::metadata(output)?.len();
+    let report = report.with_context(|| format!("cannot convert {} to {}", source.display(), output.display()))?;
+    print(source, arguments, weights, report)
+}
+
+fn print(source: &Path, arguments: &OutputArguments, weights: OutputType, report: Report) -> anyhow::Result<()> {
+    let output = &arguments.output;
+    let name = weights.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+    let Report { scales_rounded, scale_change_max, .. } = report;
+    if scales_rounded > 0 {
+        let share = f64::from(scale_change_max) * 100.0;
+        eprintln!(
+            "note: {scales_rounded} scales were rounded to the 16 bits that {name} keeps, by {share:.2} % at most"
+        );
+    }
+    let bytes = match output.is_dir() {
+        false => std::fs::metadata(output)?.len(),
+        true => std::fs::read_dir(output)?.map(|entry| Ok(entry?.metadata()?.len())).sum::<std::io::Result<u64>>()?,
+    };
     let mut out = std::io::stdout().lock();
     if arguments.json {
-        let object = json!({ "source": source, "output": output, "type": "i2_s", "bytes": bytes });
+        let object = json!({
+            "source": source,
+            "output": output,
+            "type": name,
+            "bytes": bytes,
+            "scales_rounded": scales_rounded,
+            "scale_change_max": scale_change_max,
+        });
         writeln!(out, "{object}")?;
     } else {
         writeln!(out, "wrote {} ({bytes} bytes) and read it back", output.display())?;
@@ -49,8 +121,134 @@ pub fn convert(arguments: &ConvertArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What is converted.
+enum Opened {
+    Directory(Box<Checkpoint>),
+    File(Arc<Gguf>),
+}
+
+impl Opened {
+    fn open(source: &Path) -> Result<Self, bitnet_models::Error> {
+        match source.is_dir() {
+            true => Checkpoint::open(source).map(|checkpoint| Self::Directory(Box::new(checkpoint))),
+            false => Gguf::open(source).map(|gguf| Self::File(Arc::new(gguf))),
+        }
+    }
+
+    /// The metadata of a GGUF file that the model itself does not say: of a directory all of its tokenizer, of another
+    /// file what that leaves unsaid or has wrong.
+    fn pairs(&self, source: &Path) -> anyhow::Result<Pairs> {
+        let text = |text: &str| MetadataValue::String(text.to_owned());
+        match self {
+            Self::Directory(checkpoint) => {
+                let architecture = checkpoint.config().architecture.gguf_name();
+                let Some(files) = read_tokenizer_files(source, "the file will take token ids only")? else {
+                    return Ok(vec![("tokenizer.ggml.model".to_owned(), text(NO_TOKENIZER))]);
+                };
+                let of_source = || format!("the tokenizer of {}", source.display());
+                let mut spec = files.to_spec(architecture).with_context(of_source)?;
+                correct_template(&mut spec).with_context(of_source)?;
+                Ok(metadata(&spec))
+            }
+            Self::File(gguf) => {
+                let mut pairs = Vec::new();
+                let Some((spec, tokenizer)) = self.known_tokenizer(gguf, "it is copied as it is") else {
+                    return Ok(pairs);
+                };
+                let mut corrected = spec.clone();
+                correct_template(&mut corrected)?;
+                if let Some(template) = corrected.chat_template.filter(|new| Some(new) != spec.chat_template.as_ref()) {
+                    pairs.push(("tokenizer.chat_template".to_owned(), text(&template)));
+                }
+                if spec.model == "gpt2" && spec.pre.is_none() {
+                    pairs.push(("tokenizer.ggml.pre".to_owned(), text(tokenizer.pretokenizer_name())));
+                }
+                Ok(pairs)
+            }
+        }
+    }
+
+    /// The files of a tokenizer, by name.
+    fn files(&self, source: &Path) -> anyhow::Result<Vec<(String, String)>> {
+        match self {
+            Self::Directory(_) => {
+                // Those that are there, as they are; the model's own two are written anew.
+                let names =
+                    CHECKPOINT_FILES.iter().filter(|name| !matches!(**name, "config.json" | "model.safetensors"));
+                let there = names.filter(|name| source.join(name).is_file());
+                there
+                    .map(|name| {
+                        let path = source.join(name);
+                        let text = std::fs::read_to_string(&path);
+                        Ok(((*name).to_owned(), text.with_context(|| format!("cannot read {}", path.display()))?))
+                    })
+                    .collect()
+            }
+            Self::File(gguf) => {
+                let Some((mut spec, _)) = self.known_tokenizer(gguf, "the directory will take token ids only") else {
+                    return Ok(Vec::new());
+                };
+                correct_template(&mut spec)?;
+                let files = match spec.to_files() {
+                    Ok(files) => files,
+                    Err(error) => {
+                        eprintln!("warning: {error}, so the directory will take token ids only");
+                        return Ok(Vec::new());
+                    }
+                };
+                let named = [
+                    ("tokenizer.json", Some(files.tokenizer)),
+                    ("tokenizer_config.json", files.tokenizer_config),
+                    ("generation_config.json", files.generation_config),
+                ];
+                Ok(named.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?))).collect())
+            }
+        }
+    }
+
+    /// The tokenizer of a file, if it has one that is understood; otherwise the person is told, with the consequence.
+    fn known_tokenizer<'a>(&self, gguf: &'a Gguf, consequence: &str) -> Option<(TokenizerSpec<'a>, Tokenizer)> {
+        let spec = match tokenizer_spec(gguf) {
+            Ok(spec) => spec,
+            Err(bitnet_inference::Error::NoTokenizer) => return None,
+            Err(error) => {
+                eprintln!("warning: the tokenizer is not understood, {consequence}: {error}");
+                return None;
+            }
+        };
+        match Tokenizer::from_spec(&spec) {
+            Ok(tokenizer) => Some((spec, tokenizer)),
+            Err(error) => {
+                eprintln!("warning: the tokenizer is not understood, {consequence}: {error}");
+                None
+            }
+        }
+    }
+}
+
+/// The tokenizer files of a directory, if there are any; otherwise the person is told, with the consequence.
+fn read_tokenizer_files(source: &Path, consequence: &str) -> anyhow::Result<Option<TokenizerFiles>> {
+    if source.join("tokenizer.json").exists() {
+        return Ok(Some(TokenizerFiles::read(source)?));
+    }
+    eprintln!("warning: {} has no tokenizer.json, so {consequence}", source.display());
+    Ok(None)
+}
+
+/// Puts the right chat template in place of one that is known to be wrong or missing.
+fn correct_template(spec: &mut TokenizerSpec<'_>) -> anyhow::Result<()> {
+    let tokenizer = Tokenizer::from_spec(spec)?;
+    // A template that does not compile is the file's own affair and stays.
+    if let Ok(Some(template)) = ChatTemplate::detect(&spec.architecture, &tokenizer)
+        && let Some(correction) = template.correction()
+    {
+        spec.chat_template = Some(correction.into());
+    }
+    Ok(())
+}
+
 /// A tokenizer as the metadata of a GGUF file has it.
-fn metadata(spec: &TokenizerSpec<'_>) -> Vec<(String, MetadataValue)> {
+fn metadata(spec: &TokenizerSpec<'_>) -> Pairs {
     let mut pairs = Vec::new();
     let mut put = |name: &str, value| pairs.push((format!("tokenizer.ggml.{name}"), value));
     let text = |text: &str| MetadataValue::String(text.to_owned());

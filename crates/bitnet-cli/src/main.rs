@@ -8,6 +8,7 @@ mod built_in;
 mod chat;
 mod convert;
 mod inspect;
+mod interrupt;
 mod logits;
 mod perplexity;
 mod report;
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
                 "{}: {message}",
                 if std::io::stderr().is_terminal() { "\x1b[1;31merror\x1b[0m" } else { "error" }
             );
-            ExitCode::from(if error.is::<args::WrongUsage>() || report::is_wrong_parameter(&error) { 2 } else { 1 })
+            ExitCode::from(exit_code(&error))
         }
     }
 }
@@ -45,6 +46,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Chat(arguments) => chat::chat(arguments),
         Command::Inspect(arguments) => inspect::inspect(&arguments),
         Command::Convert(arguments) => convert::convert(&arguments),
+        Command::Quantize(arguments) => convert::quantize(&arguments),
         Command::Tokenize(arguments) => tokenize::tokenize(&arguments),
         Command::Logits(arguments) => logits::logits(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),
@@ -67,6 +69,14 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
             clap_mangen::Man::new(page).render(&mut text)?;
             Ok(std::io::stdout().write_all(&text)?)
         }
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref() {
+        Some(bitnet_models::Error::Interrupted) => interrupt::EXIT_CODE,
+        _ if error.is::<args::WrongUsage>() || report::is_wrong_parameter(error) => 2,
+        _ => 1,
     }
 }
 

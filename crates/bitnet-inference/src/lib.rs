@@ -22,7 +22,8 @@ mod stop;
 pub use engine::{Engine, EngineCounts, EngineOptions, HeadUse};
 pub use error::{Error, Result};
 pub use load::{
-    Loaded, NO_TOKENIZER, Tokenization, likely_i2s_form, load, load_embedded, load_tokenization, tokenization_from_gguf,
+    Loaded, NO_TOKENIZER, Tokenization, likely_i2s_form, load, load_embedded, load_tokenization,
+    tokenization_from_gguf, tokenizer_spec,
 };
 pub use perplexity::Likelihood;
 pub use request::{Constraint, Event, Finish, FinishReason, Logprobs, Request, RequestId, Timings};

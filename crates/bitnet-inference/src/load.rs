@@ -109,15 +109,23 @@ pub fn load_tokenization(path: &Path) -> Result<Tokenization> {
 /// # Errors
 /// If there is none, or it is damaged or not supported.
 pub fn tokenization_from_gguf(gguf: &Gguf) -> Result<Tokenization> {
+    let spec = tokenizer_spec(gguf)?;
+    Ok(with_template(Tokenizer::from_spec(&spec)?, &spec.architecture))
+}
+
+/// What the metadata of a GGUF file says of its tokenizer.
+///
+/// # Errors
+/// If there is none, or a key has another type than it should.
+pub fn tokenizer_spec(gguf: &Gguf) -> Result<TokenizerSpec<'_>> {
     let metadata = gguf.metadata();
     let key = |name: &str| format!("tokenizer.ggml.{name}");
     let id = |name: &str| -> Result<Option<u32>> { Ok(metadata.u32(&key(name))?) };
     let strings = |name: &str| -> Result<Vec<Cow<'_, str>>> {
         Ok(metadata.strings(&key(name))?.into_iter().flatten().map(Cow::Borrowed).collect())
     };
-    let architecture = metadata.str("general.architecture")?.unwrap_or_default();
-    let spec = TokenizerSpec {
-        architecture: architecture.into(),
+    Ok(TokenizerSpec {
+        architecture: metadata.str("general.architecture")?.unwrap_or_default().into(),
         model: metadata.str(&key("model"))?.filter(|name| *name != NO_TOKENIZER).ok_or(Error::NoTokenizer)?.into(),
         pre: metadata.str(&key("pre"))?.map(Cow::Borrowed),
         tokens: strings("tokens")?,
@@ -134,8 +142,7 @@ pub fn tokenization_from_gguf(gguf: &Gguf) -> Result<Tokenization> {
         add_eos: metadata.bool(&key("add_eos_token"))?,
         add_space_prefix: metadata.bool(&key("add_space_prefix"))?,
         chat_template: metadata.str("tokenizer.chat_template")?.map(Cow::Borrowed),
-    };
-    Ok(with_template(Tokenizer::from_spec(&spec)?, architecture))
+    })
 }
 
 fn with_template(tokenizer: Tokenizer, architecture: &str) -> Tokenization {

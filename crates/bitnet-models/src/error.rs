@@ -204,6 +204,17 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// The name to write to cannot be given to something else.
+    #[error("{} is not replaced: {problem}", path.display())]
+    OutputKept {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why not.
+        problem: String,
+    },
+    /// The caller stopped a conversion.
+    #[error("interrupted; nothing was written")]
+    Interrupted,
     /// The operating system could not write a file.
     #[error("cannot write {}", path.display())]
     Write {

@@ -8,6 +8,7 @@
 #![deny(unsafe_code)]
 
 mod cache;
+mod checksum;
 mod config;
 pub mod convert;
 pub mod error;
@@ -16,6 +17,8 @@ pub mod gguf;
 pub mod huggingface;
 mod mmap;
 mod model;
+mod output;
+mod pieces;
 mod source;
 pub mod synthetic;
 mod table;

@@ -139,11 +139,47 @@ pub(crate) enum Codes {
     Packed(TernaryFormat),
     /// Floats that are −1, 0 and 1 already.
     Units(Dense),
+    /// Floats of one magnitude, the scale, and zeros.
+    Signs(Dense),
     /// Floats to be multiplied by `s` and rounded.
     Absmean {
         format: Dense,
         s: f32,
     },
+}
+
+/// What float weights may be, and what is made of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FloatRule {
+    /// Anything: rounded by the absmean formula, as a model's own code does at every use.
+    Absmean,
+    /// Zeros and one magnitude, which is the scale: a ternary model written as floats.
+    Ternary,
+    /// That, or else anything.
+    TernaryOrAbsmean,
+}
+
+/// What is to be known of a row of floats.
+#[derive(Clone, Copy, Default)]
+struct RowFigures {
+    /// Of the magnitudes.
+    sum: f64,
+    /// The least magnitude above 0; infinite if there is none.
+    least: f32,
+    largest: f32,
+}
+
+impl RowFigures {
+    fn of(floats: &[f32]) -> bitnet_quantization::Result<Self> {
+        let sum = absmean::magnitude_sum(floats)?;
+        let (mut least, mut largest) = (f32::INFINITY, 0.0f32);
+        for x in floats {
+            let magnitude = x.abs();
+            least = least.min(if magnitude > 0.0 { magnitude } else { f32::INFINITY });
+            largest = largest.max(magnitude);
+        }
+        Ok(Self { sum, least, largest })
+    }
 }
 
 impl TernaryTensor {
@@ -157,22 +193,36 @@ impl TernaryTensor {
         Ok(())
     }
 
-    /// The same in the order of the file.
+    /// The same in the order of files that keep the two elements of a rotated pair side by side, in heads of that size.
+    pub(crate) fn unpack_interleaved(&self, range: Range<usize>, head_dim: usize, out: &mut [i8]) -> Result<()> {
+        if self.interleaved_heads == Some(head_dim) {
+            return self.unpack_stored(range, out);
+        }
+        for (row, out) in range.zip(out.chunks_exact_mut(self.cols)) {
+            let row = half_split_row(row, head_dim);
+            self.unpack_rows(row..row + 1, out)?;
+        }
+        Ok(())
+    }
+
+    /// The same in the order of this file.
     fn unpack_stored(&self, range: Range<usize>, out: &mut [i8]) -> Result<()> {
         let of_tensor = |source| Error::Tensor { tensor: self.name.clone(), source };
-        let (format, s) = match self.codes {
+        let format = match self.codes {
             Codes::Packed(format) => {
                 return format.unpack_rows(&self.data, self.rows, self.cols, range, out).map_err(of_tensor);
             }
-            Codes::Units(format) => (format, None),
-            Codes::Absmean { format, s } => (format, Some(s)),
+            Codes::Units(format) | Codes::Signs(format) | Codes::Absmean { format, .. } => format,
         };
         let mut floats = vec![0.0; self.cols];
         for (row, out) in range.zip(out.chunks_exact_mut(self.cols)) {
             self.read_floats(format, row, &mut floats)?;
-            match s {
-                Some(s) => absmean::round(&floats, s, out).map_err(of_tensor)?,
-                None => self.take_units(row, &floats, out)?,
+            match self.codes {
+                Codes::Absmean { s, .. } => absmean::round(&floats, s, out).map_err(of_tensor)?,
+                Codes::Signs(_) => {
+                    out.iter_mut().zip(&floats).for_each(|(w, x)| *w = i8::from(*x > 0.0) - i8::from(*x < 0.0));
+                }
+                _ => self.take_units(row, &floats, out)?,
             }
         }
         Ok(())
@@ -196,27 +246,39 @@ impl TernaryTensor {
         Ok(())
     }
 
-    /// Settles code and scale of float weights by the absmean formula over the whole tensor.
+    /// Settles codes and scale of float weights by one look at the whole tensor.
     ///
-    /// A row's sum is one thread's, and the rows' sums are added in order, so threads change nothing.
-    pub(crate) fn measure(&mut self, format: Dense, pool: &Pool) -> Result<()> {
-        let sums = std::sync::Mutex::new(Ok(vec![0.0f64; self.rows]));
+    /// A row's figures are one thread's, and the rows' sums are added in order, so threads change nothing.
+    pub(crate) fn measure(&mut self, format: Dense, rule: FloatRule, pool: &Pool) -> Result<()> {
+        let figures = std::sync::Mutex::new(Ok(vec![RowFigures::default(); self.rows]));
         pool.split(self.rows, 1, &|share| {
             let mut floats = vec![0.0; self.cols];
             for row in share {
-                let sum = self
+                let found = self
                     .read_floats(format, row, &mut floats)
-                    .and_then(|()| absmean::magnitude_sum(&floats).map_err(|_| self.not_finite(row, &floats)));
-                let mut sums = sums.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                match (&mut *sums, sum) {
-                    (Ok(sums), Ok(sum)) => sums[row] = sum,
-                    (Ok(_), Err(error)) => *sums = Err(error),
+                    .and_then(|()| RowFigures::of(&floats).map_err(|_| self.not_finite(row, &floats)));
+                let mut figures = figures.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                match (&mut *figures, found) {
+                    (Ok(figures), Ok(found)) => figures[row] = found,
+                    (Ok(_), Err(error)) => *figures = Err(error),
                     (Err(_), _) => return,
                 }
             }
         });
-        let sums = sums.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)?;
-        let s = absmean::inverse_scale(sums.iter().sum(), self.rows * self.cols);
+        let figures = figures.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)?;
+        let least = figures.iter().map(|row| row.least).fold(f32::INFINITY, f32::min);
+        let largest = figures.iter().map(|row| row.largest).fold(0.0, f32::max);
+        if rule != FloatRule::Absmean && least >= largest {
+            (self.codes, self.scale) = (Codes::Signs(format), largest);
+            return Ok(());
+        }
+        if rule == FloatRule::Ternary {
+            let problem = format!(
+                "its weights have magnitudes from {least} to {largest}, so they are not ternary; `bitnet quantize` rounds them"
+            );
+            return Err(Error::TensorValues { tensor: self.name.clone(), problem });
+        }
+        let s = absmean::inverse_scale(figures.iter().map(|row| row.sum).sum(), self.rows * self.cols);
         self.codes = Codes::Absmean { format, s };
         self.scale = 1.0 / s;
         Ok(())

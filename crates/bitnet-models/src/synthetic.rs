@@ -4,18 +4,20 @@
 //! the same in all forms and is written a few rows at a time, whatever its size.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use bitnet_kernels::Gate;
-use bitnet_quantization::{TernaryFormat, absmean, tq};
+use bitnet_quantization::dense::Dense;
+use bitnet_quantization::{TernaryFormat, absmean};
 use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
 use crate::config::{Architecture, RopePairs};
 use crate::error::{Error, Result};
-use crate::gguf::source::tile_key;
+use crate::gguf::source::tile_pair;
 use crate::gguf::{GgufWriter, MetadataValue, TensorInfo, TensorType};
+use crate::huggingface::DType;
+use crate::huggingface::writer::{SafetensorsWriter, TensorEntry};
 use crate::source::half_split_row;
 
 /// Special tokens at the end of the vocabulary.
@@ -102,18 +104,54 @@ impl SyntheticModel {
     /// # Errors
     /// If a format cannot hold a shape, or the file cannot be written.
     pub fn write_gguf(&self, path: &Path, format: &dyn Fn(usize, usize) -> TernaryFormat) -> Result<()> {
+        let pack = |tensor: &Tensor, out: &mut GgufWriter| {
+            let (weights, scale) = self.ternary(tensor);
+            let weights = self.gguf_rows(tensor, weights);
+            out.write(&pack(format(tensor.rows, tensor.cols), &weights, tensor, scale)?)
+        };
+        let tile = |rows, cols| tile_pair(format(rows, cols), rows, cols);
+        self.write_gguf_with(path, &|rows, cols| format(rows, cols).into(), &tile, &pack)
+    }
+
+    /// Writes a GGUF file that holds the float weights behind the ternary ones, as F32, F16 or BF16: a model that is yet to
+    /// be quantized. F32 and BF16 are exact.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write_float_gguf(&self, path: &Path, format: Dense) -> Result<()> {
+        let write = |tensor: &Tensor, out: &mut GgufWriter| {
+            let rows: Vec<usize> = self.gguf_rows(tensor, (0..tensor.rows).collect());
+            rows.iter().try_for_each(|row| {
+                let values = self.row(tensor, *row);
+                let of_tensor = |source| Error::Tensor { tensor: tensor.gguf.clone(), source };
+                let mut bytes = vec![0; format.size_bytes(1, tensor.cols).map_err(of_tensor)?];
+                format.quantize(&values, &mut bytes).map_err(of_tensor)?;
+                out.write(&bytes)
+            })
+        };
+        self.write_gguf_with(path, &|_, _| format.into(), &|_, _| None, &write)
+    }
+
+    /// dtype: the type of projections of a shape; tile: what the file says of it; write: writes a projection.
+    fn write_gguf_with(
+        &self,
+        path: &Path,
+        dtype: &dyn Fn(usize, usize) -> TensorType,
+        tile: &dyn Fn(usize, usize) -> Option<(String, MetadataValue)>,
+        write: &dyn Fn(&Tensor, &mut GgufWriter) -> Result<()>,
+    ) -> Result<()> {
         let tensors = self.tensors();
-        let mut metadata = self.gguf_metadata(file_type(format(self.shape.hidden_size, self.shape.hidden_size)));
+        let mut metadata = self.gguf_metadata(dtype(self.shape.hidden_size, self.shape.hidden_size));
         let mut infos = Vec::new();
         for tensor in &tensors {
             let dtype = match tensor.kind {
                 Kind::Table => TensorType::F16,
                 Kind::Norm => TensorType::F32,
-                Kind::Ternary => gguf_type(format(tensor.rows, tensor.cols)),
+                Kind::Ternary => dtype(tensor.rows, tensor.cols),
             };
             let dims = if tensor.kind == Kind::Norm { vec![tensor.cols] } else { vec![tensor.cols, tensor.rows] };
             infos.push(TensorInfo { name: tensor.gguf.clone(), dtype, dims });
-            if let Some(pair) = tile_pair(format(tensor.rows, tensor.cols), tensor.rows, tensor.cols)
+            if let Some(pair) = tile(tensor.rows, tensor.cols)
                 && tensor.kind == Kind::Ternary
                 && !metadata.contains(&pair)
             {
@@ -131,11 +169,7 @@ impl SyntheticModel {
                         writer.write(&self.bytes(tensor, row, |x| f16::from_f32(x).to_le_bytes()))?;
                     }
                 }
-                Kind::Ternary => {
-                    let (weights, scale) = self.ternary(tensor);
-                    let weights = self.gguf_rows(tensor, weights);
-                    writer.write(&pack(format(tensor.rows, tensor.cols), &weights, tensor, scale)?)?;
-                }
+                Kind::Ternary => write(tensor, &mut writer)?,
             }
         }
         writer.finish().map(|_| ())
@@ -177,36 +211,29 @@ impl SyntheticModel {
 
     /// Writes one safetensors file and returns the names in it.
     fn write_shard(&self, path: &Path, tensors: &[Tensor], weights: CheckpointWeights) -> Result<Vec<String>> {
-        let mut header = Map::new();
-        let mut offset = 0;
-        let mut entry = |name: &str, dtype: &str, shape: Value, len: usize| {
-            let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + len]});
-            header.insert(name.to_owned(), entry);
-            offset += len;
-        };
+        let mut entries = Vec::new();
+        let mut entry = |name: String, dtype, shape| entries.push(TensorEntry { name, dtype, shape });
         for Tensor { huggingface: name, kind, rows, cols, .. } in tensors {
             match (kind, weights) {
-                (Kind::Norm, _) => entry(name, "BF16", json!([cols]), 2 * cols),
+                (Kind::Norm, _) => entry(name.clone(), DType::BF16, vec![*cols]),
                 (Kind::Ternary, CheckpointWeights::Packed) => {
-                    entry(name, "U8", json!([rows / 4, cols]), rows * cols / 4);
-                    entry(&format!("{name}_scale"), "BF16", json!([1]), 2);
+                    entry(name.clone(), DType::U8, vec![rows / 4, *cols]);
+                    entry(format!("{name}_scale"), DType::BF16, vec![1]);
                 }
-                (Kind::Ternary, CheckpointWeights::F32) => entry(name, "F32", json!([rows, cols]), 4 * rows * cols),
-                (Kind::Table | Kind::Ternary, _) => entry(name, "BF16", json!([rows, cols]), 2 * rows * cols),
+                (Kind::Ternary, CheckpointWeights::F32) => entry(name.clone(), DType::F32, vec![*rows, *cols]),
+                (Kind::Table | Kind::Ternary, _) => entry(name.clone(), DType::BF16, vec![*rows, *cols]),
             }
         }
-        let names = header.keys().cloned().collect();
-        let mut text = Value::from(header).to_string();
-        text.push_str(&" ".repeat(text.len().next_multiple_of(8) - text.len()));
-        let io = |source| Error::Write { path: path.to_owned(), source };
-        let mut out = BufWriter::new(File::create(path).map_err(io)?);
-        out.write_all(&(text.len() as u64).to_le_bytes()).map_err(io)?;
-        out.write_all(text.as_bytes()).map_err(io)?;
+        let names = entries.iter().map(|entry| entry.name.clone()).collect();
+        let file = File::create(path).map_err(|source| Error::Write { path: path.to_owned(), source })?;
+        let mut out = SafetensorsWriter::new(file, path, entries)?;
         for tensor in tensors {
+            out.begin_tensor()?;
             if (tensor.kind, weights) == (Kind::Ternary, CheckpointWeights::Packed) {
                 let (weights, _) = self.ternary(tensor);
-                out.write_all(&pack(TernaryFormat::HfPacked, &weights, tensor, 1.0)?).map_err(io)?;
-                out.write_all(&self.stored_scale(tensor).to_le_bytes()).map_err(io)?;
+                out.write(&pack(TernaryFormat::HfPacked, &weights, tensor, 1.0)?)?;
+                out.begin_tensor()?;
+                out.write(&self.stored_scale(tensor).to_le_bytes())?;
                 continue;
             }
             for row in 0..tensor.rows {
@@ -214,10 +241,10 @@ impl SyntheticModel {
                     (Kind::Ternary, CheckpointWeights::F32) => self.bytes(tensor, row, |x| x.to_le_bytes()),
                     _ => self.bytes(tensor, row, |x| bf16::from_f32(x).to_le_bytes()),
                 };
-                out.write_all(&bytes).map_err(io)?;
+                out.write(&bytes)?;
             }
         }
-        out.flush().map_err(io)?;
+        out.finish()?;
         Ok(names)
     }
 
@@ -311,17 +338,18 @@ impl SyntheticModel {
         self.shape.architecture == Architecture::Llama
     }
 
-    /// The weights in the order of rows that GGUF files of this architecture have.
-    fn gguf_rows(&self, tensor: &Tensor, weights: Vec<i8>) -> Vec<i8> {
+    /// Rows of equal length, or their numbers, in the order that GGUF files of this architecture have.
+    fn gguf_rows<T: Copy>(&self, tensor: &Tensor, rows: Vec<T>) -> Vec<T> {
         let rotated = tensor.gguf.ends_with("attn_q.weight") || tensor.gguf.ends_with("attn_k.weight");
         if !rotated || self.shape.architecture.gguf_rope_pairs() == RopePairs::HalfSplit {
-            return weights;
+            return rows;
         }
-        let row = |stored| half_split_row(stored, self.shape.head_dim) * tensor.cols;
-        (0..tensor.rows).flat_map(|stored| weights[row(stored)..row(stored) + tensor.cols].to_vec()).collect()
+        let len = rows.len() / tensor.rows;
+        let row = |stored| half_split_row(stored, self.shape.head_dim) * len;
+        (0..tensor.rows).flat_map(|stored| rows[row(stored)..row(stored) + len].iter().copied()).collect()
     }
 
-    fn gguf_metadata(&self, file_type: u32) -> Vec<(String, MetadataValue)> {
+    fn gguf_metadata(&self, weights: TensorType) -> Vec<(String, MetadataValue)> {
         let shape = &self.shape;
         let architecture = shape.architecture.gguf_name();
         let sizes = [
@@ -339,7 +367,7 @@ impl SyntheticModel {
         let mut pairs = vec![
             ("general.architecture".to_owned(), MetadataValue::String(architecture.to_owned())),
             ("general.name".to_owned(), MetadataValue::String("synthetic".to_owned())),
-            ("general.file_type".to_owned(), MetadataValue::U32(file_type)),
+            ("general.file_type".to_owned(), MetadataValue::U32(weights.file_type())),
         ];
         let number = |size: usize| MetadataValue::U32(u32::try_from(size).unwrap_or(u32::MAX));
         pairs.extend(sizes.map(|(key, size)| (format!("{architecture}.{key}"), number(size))));
@@ -383,42 +411,6 @@ fn mix(mut x: u64) -> u64 {
     x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ x >> 31
-}
-
-fn gguf_type(format: TernaryFormat) -> TensorType {
-    match format {
-        TernaryFormat::I2_S(_) => TensorType::I2_S,
-        TernaryFormat::TL1(_) => TensorType::TL1,
-        TernaryFormat::TL2(_) => TensorType::TL2,
-        TernaryFormat::TQ(tq::Kind::TQ1_0) => TensorType::TQ1_0,
-        TernaryFormat::TQ(tq::Kind::TQ2_0) => TensorType::TQ2_0,
-        TernaryFormat::Q4_0 => TensorType::Q4_0,
-        // GGUF has no type for it: bytes without a scale.
-        TernaryFormat::HfPacked => TensorType::I8,
-    }
-}
-
-/// `general.file_type` of a file of such tensors; without it TL2 cannot be told from another type of that id.
-fn file_type(format: TernaryFormat) -> u32 {
-    match format {
-        TernaryFormat::Q4_0 => 2,
-        TernaryFormat::TQ(tq::Kind::TQ1_0) => 36,
-        TernaryFormat::TQ(tq::Kind::TQ2_0) => 37,
-        TernaryFormat::TL1(_) => 38,
-        TernaryFormat::TL2(_) => 39,
-        TernaryFormat::I2_S(_) | TernaryFormat::HfPacked => 40,
-    }
-}
-
-/// The pair that states the tile of a format that has one.
-fn tile_pair(format: TernaryFormat, rows: usize, cols: usize) -> Option<(String, MetadataValue)> {
-    let (name, sizes) = match format {
-        TernaryFormat::TL1(tile) => ("tl1", vec![tile.tile_rows, tile.block_cols, tile.inner_rows]),
-        TernaryFormat::TL2(tile) => ("tl2", vec![tile.tile_rows, tile.block_cols]),
-        _ => return None,
-    };
-    let sizes = sizes.into_iter().map(|size| i32::try_from(size).unwrap_or(i32::MAX)).collect();
-    Some((tile_key(name, rows, cols), MetadataValue::I32s(sizes)))
 }
 
 /// Packs a tensor's weights in any format.

@@ -69,7 +69,7 @@ impl Table {
     /// If there is no such row, or `out` is not as long as one.
     pub fn read_row(&self, index: usize, out: &mut [f32]) {
         assert!(index < self.rows && out.len() == self.cols, "row {index} of {} into {}", self.rows, out.len());
-        decode(self.format, &self.bytes[index * self.row_bytes..(index + 1) * self.row_bytes], out);
+        decode(self.format, self.stored_row(index), out);
     }
 
     /// `row · x`, as [`Table::project`] computes it; x: `[cols]`.
@@ -78,7 +78,7 @@ impl Table {
     /// If there is no such row, or `x` is not as long as one.
     pub fn dot(&self, set: &KernelSet, index: usize, x: &[f32]) -> f32 {
         assert!(index < self.rows && x.len() == self.cols, "row {index} of {} by {}", self.rows, x.len());
-        let bytes = &self.bytes[index * self.row_bytes..(index + 1) * self.row_bytes];
+        let bytes = self.stored_row(index);
         let mut out = [0.0];
         if self.format == Dense::F16 {
             set.matvec_f16(bytes, x, &mut out);
@@ -90,6 +90,14 @@ impl Table {
             });
         }
         out[0]
+    }
+
+    /// Row `index` as it is stored.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub(crate) fn stored_row(&self, index: usize) -> &[u8] {
+        &self.bytes[index * self.row_bytes..(index + 1) * self.row_bytes]
     }
 
     /// `out[t] = rows · x[t]`, x: `[n, cols]`, out: `[n, rows]`.

@@ -193,6 +193,33 @@ impl<'a> Value<'a> {
     pub fn as_array(&self) -> Option<Array<'a>> {
         if let Self::Array(v) = *self { Some(v) } else { None }
     }
+
+    /// Appends the id of its type and the value, as a file has them.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        out.extend((self.kind() as u32).to_le_bytes());
+        match *self {
+            Self::U8(v) => out.push(v),
+            Self::I8(v) => out.extend(v.to_le_bytes()),
+            Self::U16(v) => out.extend(v.to_le_bytes()),
+            Self::I16(v) => out.extend(v.to_le_bytes()),
+            Self::U32(v) => out.extend(v.to_le_bytes()),
+            Self::I32(v) => out.extend(v.to_le_bytes()),
+            Self::F32(v) => out.extend(v.to_le_bytes()),
+            Self::Bool(v) => out.push(u8::from(v)),
+            Self::Str(v) => {
+                out.extend((v.len() as u64).to_le_bytes());
+                out.extend(v.as_bytes());
+            }
+            Self::Array(v) => {
+                out.extend((v.kind as u32).to_le_bytes());
+                out.extend((v.len as u64).to_le_bytes());
+                out.extend(v.bytes);
+            }
+            Self::U64(v) => out.extend(v.to_le_bytes()),
+            Self::I64(v) => out.extend(v.to_le_bytes()),
+            Self::F64(v) => out.extend(v.to_le_bytes()),
+        }
+    }
 }
 
 /// As `inspect` and error messages show it: strings quoted, escaped and cut, arrays by type and length.

@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 pub use metadata::{Array, Metadata, Strings, Value, ValueKind};
 pub use types::TensorType;
-pub use writer::{GgufWriter, MetadataValue, TensorInfo};
+pub use writer::{CopiedValue, GgufWriter, MetadataValue, TensorInfo};
 
 use crate::error::{Error, Result, shown};
 use crate::mmap::{Extent, ModelBytes};

@@ -7,11 +7,11 @@ use bitnet_quantization::dense::Dense;
 use bitnet_quantization::tq::Kind;
 use bitnet_quantization::{TernaryFormat, tl1, tl2};
 
-use super::{Gguf, TensorType, TensorView};
+use super::{Gguf, Metadata, MetadataValue, TensorType, TensorView};
 use crate::config::{Config, RopePairs};
 use crate::error::{Error, Result};
 use crate::model::LoadOptions;
-use crate::source::{Codes, LayerSlot, Projection, Slot, Source, TernaryTensor, finite_values};
+use crate::source::{Codes, FloatRule, LayerSlot, Projection, Slot, Source, TernaryTensor, finite_values};
 use crate::table::Table;
 
 /// The names of a layer's tensors, between `blk.N.` and `.weight`.
@@ -46,20 +46,42 @@ pub(crate) fn name(slot: Slot) -> Option<String> {
 }
 
 /// The metadata key that states the tile of TL1 or TL2 tensors of a shape.
-pub(crate) fn tile_key(format: &str, rows: usize, cols: usize) -> String {
+fn tile_key(format: &str, rows: usize, cols: usize) -> String {
     format!("bitnet.{format}.tile.{rows}x{cols}")
+}
+
+/// The pair that states the tile of a format that has one.
+pub(crate) fn tile_pair(format: TernaryFormat, rows: usize, cols: usize) -> Option<(String, MetadataValue)> {
+    let (name, sizes) = match format {
+        TernaryFormat::TL1(tile) => ("tl1", vec![tile.tile_rows, tile.block_cols, tile.inner_rows]),
+        TernaryFormat::TL2(tile) => ("tl2", vec![tile.tile_rows, tile.block_cols]),
+        _ => return None,
+    };
+    let sizes = sizes.into_iter().map(|size| i32::try_from(size).unwrap_or(i32::MAX)).collect();
+    Some((tile_key(name, rows, cols), MetadataValue::I32s(sizes)))
 }
 
 /// A GGUF file and how to read what it leaves unsaid.
 pub(crate) struct GgufSource<'a> {
     gguf: &'a Arc<Gguf>,
     options: &'a LoadOptions,
+    floats: FloatRule,
     config: Config,
 }
 
 impl<'a> GgufSource<'a> {
     pub(crate) fn new(gguf: &'a Arc<Gguf>, options: &'a LoadOptions) -> Result<Self> {
-        Ok(Self { gguf, options, config: Config::from_gguf(gguf)? })
+        Ok(Self { gguf, options, floats: FloatRule::Ternary, config: Config::from_gguf(gguf)? })
+    }
+
+    /// The same, with float projections taken by another rule than [`FloatRule::Ternary`].
+    pub(crate) fn with_floats(self, floats: FloatRule) -> Self {
+        Self { floats, ..self }
+    }
+
+    /// The metadata of the file.
+    pub(crate) fn metadata(&self) -> &'a Metadata {
+        self.gguf.metadata()
     }
 
     /// The tensor of a slot, which must have the given shape, contiguous dimension first.
@@ -74,7 +96,7 @@ impl<'a> GgufSource<'a> {
         Ok(tensor)
     }
 
-    /// Codes and scale of a tensor, `None` where the scale is elsewhere.
+    /// How the weights of a tensor are packed.
     fn ternary_format(&self, tensor: &TensorView<'_>) -> Result<TernaryFormat> {
         Ok(match tensor.dtype {
             TensorType::I2_S => TernaryFormat::I2_S(self.options.i2_s_form),
@@ -91,7 +113,7 @@ impl<'a> GgufSource<'a> {
                         other => other.name(),
                     },
                     used_as: "a projection",
-                    supported: "I2_S, TL1, TL2, TQ1_0, TQ2_0 or, with ternary weights, Q4_0",
+                    supported: "I2_S, TL1, TL2, TQ1_0, TQ2_0 or, with ternary weights, Q4_0, F16, BF16, F32",
                 });
             }
         })
@@ -206,28 +228,43 @@ impl Source for GgufSource<'_> {
         projection: Projection,
         rows: usize,
         cols: usize,
-        _: &Pool,
+        pool: &Pool,
     ) -> Result<TernaryTensor> {
         let tensor = self.tensor(Slot::Layer(layer, LayerSlot::Weight(projection)), &[cols, rows])?;
-        let format = self.ternary_format(&tensor)?;
-        let inner = format
-            .scale(tensor.data, rows, cols)
-            .map_err(|source| Error::Tensor { tensor: tensor.name.to_owned(), source })?;
-        let scale = inner.unwrap_or(1.0) * self.outer_scale(tensor.name)?;
-        if !scale.is_finite() {
-            let problem = format!("its scale is {scale}");
-            return Err(Error::TensorValues { tensor: tensor.name.to_owned(), problem });
-        }
+        let floats = match tensor.dtype {
+            TensorType::F32 => Some(Dense::F32),
+            TensorType::F16 => Some(Dense::F16),
+            TensorType::BF16 => Some(Dense::BF16),
+            _ => None,
+        };
         let interleaved = projection.is_rotated() && self.config.rope_pairs == RopePairs::Interleaved;
-        Ok(TernaryTensor {
+        let (codes, scale) = match floats {
+            Some(format) => (Codes::Signs(format), 1.0), // until it is measured
+            None => {
+                let format = self.ternary_format(&tensor)?;
+                let scale = format.scale(tensor.data, rows, cols);
+                let of_tensor = |source| Error::Tensor { tensor: tensor.name.to_owned(), source };
+                (Codes::Packed(format), scale.map_err(of_tensor)?.unwrap_or(1.0))
+            }
+        };
+        let mut ternary = TernaryTensor {
             name: tensor.name.to_owned(),
             rows,
             cols,
             scale,
-            codes: Codes::Packed(format),
+            codes,
             data: self.gguf.extent(tensor.range()),
             interleaved_heads: interleaved.then_some(self.config.attention.head_dim),
-        })
+        };
+        if let Some(format) = floats {
+            ternary.measure(format, self.floats, pool)?;
+        }
+        ternary.scale *= self.outer_scale(tensor.name)?;
+        if !ternary.scale.is_finite() {
+            let problem = format!("its scale is {}", ternary.scale);
+            return Err(Error::TensorValues { tensor: ternary.name, problem });
+        }
+        Ok(ternary)
     }
 
     fn rope_factors(&self) -> Result<Option<Vec<f32>>> {

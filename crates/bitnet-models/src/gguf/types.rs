@@ -4,8 +4,11 @@
 
 use std::fmt;
 
+use bitnet_quantization::dense::Dense;
+use bitnet_quantization::tq::Kind;
+use bitnet_quantization::{TernaryFormat, i2_s, tl1, tl2};
+
 use super::metadata::Metadata;
-use bitnet_quantization::{i2_s, tl1, tl2};
 
 /// How the elements of a tensor are stored.
 ///
@@ -127,6 +130,24 @@ impl TensorType {
         matches!(self, I2_S | TL1 | TL2 | TQ1_0 | TQ2_0)
     }
 
+    /// `general.file_type` of files whose projections have this type: without it TL2 cannot be told from another type of
+    /// its id. 0, which means F32, for types that projections are not written in.
+    pub(crate) fn file_type(self) -> u32 {
+        match self {
+            F16 => 1,
+            Q4_0 => 2,
+            Q8_0 => 7,
+            Q6_K => 18,
+            BF16 => 32,
+            TQ1_0 => 36,
+            TQ2_0 => 37,
+            TL1 => 38,
+            TL2 => 39,
+            I2_S => 40,
+            _ => 0,
+        }
+    }
+
     /// Bytes of a `[rows, cols]` tensor, or why there can be none.
     pub fn size_bytes(self, rows: usize, cols: usize) -> Result<usize, String> {
         let formats = |size: bitnet_quantization::Result<usize>| size.map_err(|e| e.to_string());
@@ -152,6 +173,34 @@ impl TensorType {
     fn row(self) -> &'static (TensorType, u32, &'static str, usize, usize) {
         // Every variant is in the table; a test walks them all.
         TABLE.iter().find(|row| row.0 == self).unwrap_or(&TABLE[0])
+    }
+}
+
+impl From<TernaryFormat> for TensorType {
+    fn from(format: TernaryFormat) -> Self {
+        match format {
+            TernaryFormat::I2_S(_) => I2_S,
+            TernaryFormat::TL1(_) => TL1,
+            TernaryFormat::TL2(_) => TL2,
+            TernaryFormat::TQ(Kind::TQ1_0) => TQ1_0,
+            TernaryFormat::TQ(Kind::TQ2_0) => TQ2_0,
+            TernaryFormat::Q4_0 => Q4_0,
+            // GGUF has no type for it: bytes without a scale.
+            TernaryFormat::HfPacked => I8,
+        }
+    }
+}
+
+impl From<Dense> for TensorType {
+    fn from(format: Dense) -> Self {
+        match format {
+            Dense::F32 => F32,
+            Dense::F16 => F16,
+            Dense::BF16 => BF16,
+            Dense::Q8_0 => Q8_0,
+            Dense::Q6_K => Q6_K,
+            Dense::Q4_0 => Q4_0,
+        }
     }
 }
 

@@ -1,11 +1,12 @@
 //! [`GgufWriter`]: a GGUF file, written front to back, so that no more of a model is in memory than is being written.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::{ALIGNMENT_DEFAULT, MAGIC, TensorType, Value};
+use crate::checksum::Checksum;
 use crate::error::{Error, Result, shown};
+use crate::pieces::Pieces;
 
 /// A metadata value to write.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,23 +19,31 @@ pub enum MetadataValue {
     Strings(Vec<String>),
     I32s(Vec<i32>),
     F32s(Vec<f32>),
+    /// A value of another file, whatever its type.
+    Copied(CopiedValue),
+}
+
+/// The id of a type and a value of it, as they lie in a file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CopiedValue(Vec<u8>);
+
+impl From<Value<'_>> for MetadataValue {
+    fn from(value: Value<'_>) -> Self {
+        let mut bytes = Vec::new();
+        value.write(&mut bytes);
+        Self::Copied(CopiedValue(bytes))
+    }
 }
 
 impl MetadataValue {
     /// Whether a file has this value, of this type.
     pub(crate) fn is(&self, found: Option<Value<'_>>) -> bool {
-        match (self, found) {
-            (Self::U32(a), Some(Value::U32(b))) => *a == b,
-            (Self::F32(a), Some(Value::F32(b))) => a.to_bits() == b.to_bits(),
-            (Self::Bool(a), Some(Value::Bool(b))) => *a == b,
-            (Self::String(a), Some(Value::Str(b))) => a == b,
-            (Self::Strings(a), Some(Value::Array(b))) => {
-                b.strings().is_some_and(|b| b.eq(a.iter().map(String::as_str)))
-            }
-            (Self::I32s(a), Some(Value::Array(b))) => b.iter().eq(a.iter().map(|x| Value::I32(*x))),
-            (Self::F32s(a), Some(Value::Array(b))) => b.iter().eq(a.iter().map(|x| Value::F32(*x))),
-            _ => false,
-        }
+        let (mut own, mut others) = (Vec::new(), Vec::new());
+        self.write(&mut own);
+        found.is_some_and(|found| {
+            found.write(&mut others);
+            own == others
+        })
     }
 
     /// The format's id of the type, then the value.
@@ -45,16 +54,11 @@ impl MetadataValue {
             out.extend((len as u64).to_le_bytes());
         }
         match self {
-            Self::U32(value) => out.extend([4u32.to_le_bytes(), value.to_le_bytes()].concat()),
-            Self::F32(value) => out.extend([6u32.to_le_bytes(), value.to_le_bytes()].concat()),
-            Self::Bool(value) => {
-                out.extend(7u32.to_le_bytes());
-                out.push(u8::from(*value));
-            }
-            Self::String(value) => {
-                out.extend(8u32.to_le_bytes());
-                write_string(out, value);
-            }
+            Self::U32(value) => Value::U32(*value).write(out),
+            Self::F32(value) => Value::F32(*value).write(out),
+            Self::Bool(value) => Value::Bool(*value).write(out),
+            Self::String(value) => Value::Str(value).write(out),
+            Self::Copied(CopiedValue(bytes)) => out.extend(bytes),
             Self::Strings(values) => {
                 array(out, 8, values.len());
                 values.iter().for_each(|value| write_string(out, value));
@@ -102,15 +106,8 @@ impl TensorInfo {
 
 /// A file being written: first the metadata and the list of tensors, then each tensor's bytes in that order.
 pub struct GgufWriter {
-    path: PathBuf,
-    out: BufWriter<File>,
+    pieces: Pieces,
     tensors: Vec<TensorInfo>,
-    /// One for each tensor begun.
-    hashes: Vec<u64>,
-    /// Bytes of the tensor begun last that are still to come.
-    left: usize,
-    /// Bytes that align what follows it.
-    padding: usize,
 }
 
 impl GgufWriter {
@@ -119,6 +116,18 @@ impl GgufWriter {
     /// # Errors
     /// If the system does not allow it, or a tensor cannot have its shape.
     pub fn create(path: &Path, metadata: &[(String, MetadataValue)], tensors: Vec<TensorInfo>) -> Result<Self> {
+        let file = File::options().write(true).create_new(true).open(path);
+        let file = file.map_err(|source| Error::Write { path: path.to_owned(), source })?;
+        Self::new(file, path, metadata, tensors)
+    }
+
+    /// The same into an empty file. path: its name, for messages.
+    pub(crate) fn new(
+        file: File,
+        path: &Path,
+        metadata: &[(String, MetadataValue)],
+        tensors: Vec<TensorInfo>,
+    ) -> Result<Self> {
         let mut head = MAGIC.to_vec();
         head.extend(3u32.to_le_bytes());
         head.extend((tensors.len() as u64).to_le_bytes());
@@ -137,11 +146,8 @@ impl GgufWriter {
             offset += tensor.num_bytes()?.next_multiple_of(ALIGNMENT_DEFAULT as usize);
         }
         head.resize(head.len().next_multiple_of(ALIGNMENT_DEFAULT as usize), 0);
-        let io = |source| Error::Write { path: path.to_owned(), source };
-        let file = File::options().write(true).create_new(true).open(path).map_err(io)?;
-        let mut out = BufWriter::with_capacity(1 << 20, file);
-        out.write_all(&head).map_err(io)?;
-        Ok(Self { path: path.to_owned(), out, tensors, hashes: Vec::new(), left: 0, padding: 0 })
+        let pieces = Pieces::new(file, path, &head, ALIGNMENT_DEFAULT as usize)?;
+        Ok(Self { pieces, tensors })
     }
 
     /// Begins the next tensor of the list and returns it; its bytes follow through [`GgufWriter::write`].
@@ -152,11 +158,8 @@ impl GgufWriter {
     /// # Panics
     /// If the one before is not complete, or there is none left.
     pub fn begin_tensor(&mut self) -> Result<&TensorInfo> {
-        self.end_tensor()?;
-        let tensor = &self.tensors[self.hashes.len()];
-        self.left = tensor.num_bytes()?;
-        self.padding = self.left.next_multiple_of(ALIGNMENT_DEFAULT as usize) - self.left;
-        self.hashes.push(HASH_START);
+        let tensor = &self.tensors[self.pieces.num_begun()];
+        self.pieces.begin(tensor.num_bytes()?)?;
         Ok(tensor)
     }
 
@@ -168,46 +171,18 @@ impl GgufWriter {
     /// # Panics
     /// If they are more than the tensor has.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        assert!(bytes.len() <= self.left, "{} bytes for a tensor that lacks {}", bytes.len(), self.left);
-        self.left -= bytes.len();
-        if let Some(hash) = self.hashes.last_mut() {
-            *hash = hash_bytes(*hash, bytes);
-        }
-        self.write_all(bytes)
+        self.pieces.write(bytes)
     }
 
-    /// Hands everything to the system and waits until it is stored. Returns the tensors with the hash of their bytes.
+    /// Hands everything to the system and waits until it is stored. Returns the tensors with the checksums of their bytes.
     ///
     /// # Errors
     /// If the system does not allow it.
     ///
     /// # Panics
     /// If a tensor is missing or not complete.
-    pub fn finish(mut self) -> Result<Vec<(TensorInfo, u64)>> {
-        self.end_tensor()?;
-        assert_eq!(self.hashes.len(), self.tensors.len(), "tensors written and announced");
-        let Self { path, out, tensors, hashes, .. } = self;
-        let io = |source| Error::Write { path: path.clone(), source };
-        let file = out.into_inner().map_err(|error| io(error.into_error()))?;
-        file.sync_all().map_err(io)?;
-        Ok(tensors.into_iter().zip(hashes).collect())
+    pub fn finish(self) -> Result<Vec<(TensorInfo, Checksum)>> {
+        assert_eq!(self.pieces.num_begun(), self.tensors.len(), "tensors written and announced");
+        Ok(self.tensors.into_iter().zip(self.pieces.finish()?).collect())
     }
-
-    fn end_tensor(&mut self) -> Result<()> {
-        assert_eq!(self.left, 0, "bytes that tensor {} lacks", self.hashes.len());
-        let padding = std::mem::take(&mut self.padding);
-        self.write_all(&[0; ALIGNMENT_DEFAULT as usize][..padding])
-    }
-
-    fn write_all(&mut self, bytes: &[u8]) -> Result<()> {
-        self.out.write_all(bytes).map_err(|source| Error::Write { path: self.path.clone(), source })
-    }
-}
-
-/// The hash of no bytes.
-pub(crate) const HASH_START: u64 = 0xcbf2_9ce4_8422_2325;
-
-/// FNV-1a, 64 bits, of what was hashed before and `bytes`: enough to find a byte that did not reach the disk.
-pub(crate) fn hash_bytes(hash: u64, bytes: &[u8]) -> u64 {
-    bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }

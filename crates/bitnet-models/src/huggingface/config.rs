@@ -1,7 +1,7 @@
 //! `config.json`: the shape of the model, and how its weights are quantized.
 
 use bitnet_kernels::{AttentionShape, Gate, MAX_COLS, MAX_HEAD_DIM};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::config::{Architecture, Config, RopePairs};
 use crate::error::{Error, Result, shown};
@@ -214,6 +214,57 @@ fn llama3(keys: &Keys<'_>) -> Result<RopeScaling> {
         high_freq_factor: high,
         original_context: keys.positive("original_max_position_embeddings")?,
     })
+}
+
+/// How a directory says that its weights are packed and that their scales multiply.
+pub(crate) fn packed_quantization(config: &Config) -> Value {
+    let mut object = json!({"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline"});
+    if let Some(eps) = config.input_norm_eps {
+        (object["use_rms_norm"], object["rms_norm_eps"]) = (true.into(), number(eps));
+    }
+    object
+}
+
+/// A `config.json` for a model with packed weights whose configuration is not one already.
+///
+/// tied: whether the logits come from the embedding; bos, eos: the tokens that begin and end a text.
+pub(crate) fn write(config: &Config, tied: bool, bos: Option<u32>, eos: Option<u32>) -> Value {
+    // Both graphs with norms before their output projections are one class, told apart by its activation.
+    let (name, kind) = match config.architecture {
+        Architecture::BitnetB158 | Architecture::Bitnet => ("BitNetForCausalLM", "bitnet"),
+        Architecture::Llama => ("LlamaForCausalLM", "llama"),
+    };
+    let mut object = json!({
+        "architectures": [name],
+        "model_type": kind,
+        "hidden_act": if config.architecture.gate() == Gate::Relu2 { "relu2" } else { "silu" },
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.ffn_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.attention.heads,
+        "num_key_value_heads": config.attention.kv_heads,
+        "head_dim": config.attention.head_dim,
+        "max_position_embeddings": config.context_length,
+        "rms_norm_eps": number(config.rms_norm_eps),
+        "rope_theta": number(config.rope_theta),
+        "tie_word_embeddings": tied,
+        "attention_bias": false,
+        "torch_dtype": "bfloat16",
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        "quantization_config": packed_quantization(config),
+    });
+    if config.rope_scaling_factor != 1.0 {
+        let factor = number(config.rope_scaling_factor);
+        object["rope_scaling"] = json!({"rope_type": "linear", "type": "linear", "factor": factor});
+    }
+    object
+}
+
+/// The shortest decimal that is this f32; as an f64 it would get digits that mean nothing.
+fn number(x: f32) -> Value {
+    x.to_string().parse::<f64>().map_or(Value::Null, Value::from)
 }
 
 /// An object of the file, with what precedes its keys in messages.

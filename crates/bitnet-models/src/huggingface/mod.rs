@@ -7,9 +7,10 @@
 //! ```
 //! As with GGUF, what `open` accepts is sound: every tensor lies in its file and has the size of its type and shape.
 
-mod config;
+pub(crate) mod config;
 mod safetensors;
-mod source;
+pub(crate) mod source;
+pub(crate) mod writer;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -23,7 +24,10 @@ pub use safetensors::DType;
 
 /// The longest `config.json` or index that is read, in bytes; real ones are below a few megabytes.
 const JSON_BYTES_MAX: u64 = 16 << 20;
-const SINGLE: &str = "model.safetensors";
+/// The file of all tensors.
+pub(crate) const SINGLE: &str = "model.safetensors";
+/// The configuration.
+pub(crate) const CONFIG: &str = "config.json";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// An open checkpoint. Opening reads the JSON files and the headers, no tensor data.
@@ -62,7 +66,7 @@ impl Checkpoint {
     /// # Errors
     /// If a file is missing or contradicts another, its format or what the engine can run.
     pub fn open(path: &Path) -> Result<Self> {
-        let json = read_json(&path.join("config.json"))?;
+        let json = read_json(&path.join(CONFIG))?;
         // No name comes twice: a header repeats none, and an index lists each for one file.
         let tensors: BTreeMap<String, Tensor> = open_shards(path)?.into_iter().flatten().collect();
         let (config, quantization) = config::read(&json, tensors.len())?;
@@ -95,6 +99,13 @@ impl Checkpoint {
             shape: &tensor.shape,
             num_bytes: tensor.data.len(),
         })
+    }
+}
+
+impl Checkpoint {
+    /// Type, shape and bytes of a tensor.
+    pub(crate) fn stored(&self, name: &str) -> Option<(DType, &[usize], &Extent)> {
+        self.tensors.get(name).map(|tensor| (tensor.dtype, &tensor.shape[..], &tensor.data))
     }
 }
 
@@ -167,7 +178,7 @@ fn is_file_name(name: &str) -> bool {
 }
 
 /// Reads a JSON file of bounded size.
-fn read_json(path: &Path) -> Result<serde_json::Value> {
+pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value> {
     let io = |source| Error::Io { path: path.to_owned(), source };
     let metadata = std::fs::metadata(path).map_err(io)?;
     if !metadata.is_file() {

@@ -60,6 +60,11 @@ impl DType {
     pub fn name(self) -> &'static str {
         DTYPES.iter().find(|row| row.0 == self).map_or("", |row| row.1)
     }
+
+    /// Bytes of an element.
+    pub(crate) fn num_bytes(self) -> usize {
+        DTYPES.iter().find(|row| row.0 == self).map_or(0, |row| row.2)
+    }
 }
 
 /// A tensor of a file, checked to lie in it.

@@ -10,7 +10,7 @@ use super::config::RopeScaling;
 use super::{Checkpoint, DType, Tensor, WeightScale};
 use crate::config::Config;
 use crate::error::{Error, Result, shown};
-use crate::source::{Codes, LayerSlot, Projection, Slot, Source, TernaryTensor, finite_values};
+use crate::source::{Codes, FloatRule, LayerSlot, Projection, Slot, Source, TernaryTensor, finite_values};
 use crate::table::Table;
 
 /// The names of a layer's modules, between `model.layers.N.` and `.weight`; where there are two, older files use the second.
@@ -46,16 +46,20 @@ fn names(slot: Slot) -> Vec<String> {
     known.map(|(_, name)| format!("model.layers.{index}.{name}.{suffix}")).collect()
 }
 
+/// The name that new files give a slot's tensor.
+pub(crate) fn name(slot: Slot) -> String {
+    names(slot).into_iter().next().unwrap_or_default() // every slot has one
+}
+
 impl Checkpoint {
     /// The tensor of a slot under the first of its names that is there.
     fn tensor(&self, slot: Slot) -> Result<(String, &Tensor)> {
-        let names = names(slot);
-        for name in &names {
-            if let Some(tensor) = self.tensors.get(name) {
-                return Ok((name.clone(), tensor));
+        for name in names(slot) {
+            if let Some(tensor) = self.tensors.get(&name) {
+                return Ok((name, tensor));
             }
         }
-        Err(Error::TensorMissing { name: names.into_iter().next().unwrap_or_default() })
+        Err(Error::TensorMissing { name: name(slot) })
     }
 
     /// The tensor of a slot, which must have that shape and hold floats.
@@ -200,7 +204,7 @@ impl Source for Checkpoint {
             interleaved_heads: None,
         };
         if let Codes::Absmean { format, .. } = codes {
-            ternary.measure(format, pool)?;
+            ternary.measure(format, FloatRule::Absmean, pool)?;
         }
         Ok(ternary)
     }

@@ -1,0 +1,260 @@
+//! Writes a model as a Hugging Face directory: packed uint8 projections with a scale beside each, in one safetensors file.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use bitnet_kernels::Pool;
+use bitnet_quantization::dense::Dense;
+use bitnet_quantization::hf_packed;
+use half::bf16;
+
+use super::{
+    BATCH_WEIGHTS, ConvertOptions, Input, Meter, Opened, Phase, ProgressFn, Report, TableType, norm_len, slots,
+    write_table,
+};
+use crate::checksum::Checksum;
+use crate::config::{Config, RopePairs};
+use crate::error::{Error, Result, shown};
+use crate::huggingface::config::{packed_quantization, write as config_json};
+use crate::huggingface::source::name as huggingface_name;
+use crate::huggingface::writer::{SafetensorsWriter, TensorEntry};
+use crate::huggingface::{CONFIG, Checkpoint, DType, SINGLE, read_json};
+use crate::output::{Output, Replace};
+use crate::source::{LayerSlot, Slot, Source, TernaryTensor};
+use crate::table::Table;
+
+/// The files that a converted directory can hold: all that [`to_checkpoint`] replaces in one that is there.
+pub const CHECKPOINT_FILES: &[&str] = &[
+    CONFIG,
+    SINGLE,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+];
+
+/// Writes a model to the directory `path`: config.json, model.safetensors and `files`, such as a tokenizer's, by name.
+///
+/// Norms and scales are BF16 where that loses nothing, else F32.
+///
+/// # Errors
+/// If the model cannot be loaded or this form cannot hold it, there is something of that name, or the system refuses.
+/// Nothing is left behind then.
+///
+/// # Panics
+/// If a file has a name that is not in [`CHECKPOINT_FILES`].
+pub fn to_checkpoint(
+    input: Input<'_>,
+    path: &Path,
+    options: &ConvertOptions,
+    files: &[(String, String)],
+    pool: &Pool,
+    progress: &mut ProgressFn<'_>,
+) -> Result<Report> {
+    assert!(files.iter().all(|(name, _)| CHECKPOINT_FILES.contains(&&**name)), "a file of another name");
+    let opened = input.open()?;
+    let source = opened.source();
+    source.check_tensors()?;
+    let config = source.config();
+    let json = config_of(&opened, options)?;
+    let mut plan = Vec::new();
+    for slot in slots(source) {
+        plan.extend(Item::of(slot, source, options, pool)?);
+    }
+    let entries: Vec<TensorEntry> = plan.iter().map(|item| item.entry.clone()).collect();
+    let bytes_total = entries.iter().map(TensorEntry::num_bytes).sum();
+
+    let replace = if options.force { Replace::Only(CHECKPOINT_FILES) } else { Replace::Nothing };
+    let output = Output::directory(path, replace)?;
+    let text = serde_json::to_string_pretty(&json).unwrap_or_default(); // a map of strings has a text
+    write_text(&output.partial().join(CONFIG), &(text + "\n"))?;
+    for (name, text) in files {
+        write_text(&output.partial().join(name), text)?;
+    }
+    let weights = output.partial().join(SINGLE);
+    let file = File::create(&weights).map_err(|source| Error::Write { path: weights.clone(), source })?;
+    let mut writer = SafetensorsWriter::new(file, &weights, entries)?;
+    let mut meter = Meter { progress, phase: Phase::Writing, bytes_done: 0, bytes_total };
+    for item in &plan {
+        writer.begin_tensor()?;
+        item.write(pool, &mut |bytes| {
+            writer.write(bytes)?;
+            meter.advance(&item.entry.name, bytes.len())
+        })?;
+    }
+    let written = writer.finish()?;
+    meter.start_checking();
+    let rope_pairs = RopePairs::HalfSplit; // whatever the source has
+    read_back(output.partial(), &Config { rope_pairs, ..config.clone() }, &written, &mut meter)?;
+    output.commit()?;
+    Ok(Report { tensor_bytes: bytes_total, ..Report::default() })
+}
+
+/// The configuration: the source's own with another quantization, or one made of what a GGUF file says.
+fn config_of(opened: &Opened<'_>, options: &ConvertOptions) -> Result<serde_json::Value> {
+    let mut json = match opened {
+        Opened::Checkpoint(checkpoint) => {
+            let mut json = read_json(&checkpoint.path().join(CONFIG))?;
+            json["quantization_config"] = packed_quantization(checkpoint.config());
+            // Code of the original repository, which is not copied.
+            json.as_object_mut().map(|object| object.remove("auto_map"));
+            json
+        }
+        Opened::Gguf(source) => {
+            if source.rope_factors()?.is_some() {
+                let problem = "rope_freqs.weight: a config.json states how such factors are made, not what they are";
+                return Err(Error::Convert { problem: problem.to_owned() });
+            }
+            let id = |name: &str| source.metadata().u32(&format!("tokenizer.ggml.{name}_token_id"));
+            config_json(source.config(), !source.has_head(), id("bos")?, id("eos")?)
+        }
+    };
+    let name = match opened {
+        Opened::Gguf(source) => options.name.clone().or_else(|| source.config().name.clone()),
+        Opened::Checkpoint(_) => options.name.clone(),
+    };
+    if let Some(name) = name {
+        json["_name_or_path"] = name.into();
+    }
+    Ok(json)
+}
+
+/// A tensor of the file to be and what it is made of. Small things are held; tables and weights lie in the source's files.
+struct Item {
+    entry: TensorEntry,
+    content: Content,
+}
+
+enum Content {
+    Table(Table, Dense),
+    Codes(TernaryTensor),
+    Floats(Vec<f32>),
+}
+
+impl Item {
+    /// The tensors of a slot: weights and scale for a projection, one for all others.
+    fn of(slot: Slot, source: &dyn Source, options: &ConvertOptions, pool: &Pool) -> Result<Vec<Self>> {
+        let config = source.config();
+        let name = huggingface_name(slot);
+        let item = |name, dtype, shape, content| Self { entry: TensorEntry { name, dtype, shape }, content };
+        let floats =
+            |name, values: Vec<f32>| item(name, float_type(&values), vec![values.len()], Content::Floats(values));
+        Ok(match slot {
+            Slot::Embedding | Slot::Head => {
+                let (rows, cols) = (config.vocab_size, config.hidden_size);
+                let table = source.table(slot, rows, cols)?;
+                let (format, dtype) = match (options.tables.map(TableType::format), table.format()) {
+                    (Some(Dense::F16), _) | (None, Dense::F16) => (Dense::F16, DType::F16),
+                    (Some(Dense::BF16), _) | (None, Dense::BF16) => (Dense::BF16, DType::BF16),
+                    (Some(Dense::F32) | None, _) => (Dense::F32, DType::F32),
+                    (Some(other), _) => {
+                        let problem = format!("{name}: safetensors files hold no {}; f16, bf16 or f32", other.name());
+                        return Err(Error::Convert { problem });
+                    }
+                };
+                vec![item(name, dtype, vec![rows, cols], Content::Table(table, format))]
+            }
+            Slot::Layer(index, LayerSlot::Weight(projection)) => {
+                let (rows, cols) = projection.shape(config);
+                if !rows.is_multiple_of(4) {
+                    let problem = format!("{projection:?} has {rows} rows, which cannot be packed in fours");
+                    return Err(Error::Convert { problem });
+                }
+                let tensor = source.projection(index, projection, rows, cols, pool)?;
+                let scale = floats(format!("{name}_scale"), vec![tensor.scale]);
+                vec![item(name, DType::U8, vec![rows / 4, cols], Content::Codes(tensor)), scale]
+            }
+            Slot::OutputNorm => vec![floats(name, source.vector(slot, config.hidden_size)?)],
+            Slot::Layer(_, norm) => vec![floats(name, source.vector(slot, norm_len(norm, config))?)],
+        })
+    }
+
+    fn write(&self, pool: &Pool, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        match &self.content {
+            Content::Table(table, format) => write_table(&self.entry.name, table, *format, pool, write),
+            Content::Codes(tensor) => write_packed(&self.entry.name, tensor, write),
+            Content::Floats(values) => write(&float_bytes(self.entry.dtype, values)),
+        }
+    }
+}
+
+/// BF16 if it holds all these numbers exactly, else F32.
+fn float_type(values: &[f32]) -> DType {
+    let is_exact = values.iter().all(|x| bf16::from_f32(*x).to_f32() == *x);
+    if is_exact { DType::BF16 } else { DType::F32 }
+}
+
+fn float_bytes(dtype: DType, values: &[f32]) -> Vec<u8> {
+    match dtype {
+        DType::BF16 => values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+    }
+}
+
+/// Packs some rows at a time. A packed row holds four rows that lie a quarter of the matrix apart.
+fn write_packed(name: &str, tensor: &TernaryTensor, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let of_tensor = |source| Error::Tensor { tensor: name.to_owned(), source };
+    let (cols, quarter) = (tensor.cols, tensor.rows / 4);
+    let batch = (BATCH_WEIGHTS / 4 / cols).clamp(1, quarter);
+    let (mut weights, mut packed) = (vec![0i8; 4 * batch * cols], vec![0u8; batch * cols]);
+    tensor.data.advise_sequential();
+    for first in (0..quarter).step_by(batch) {
+        let num_rows = batch.min(quarter - first);
+        let weights = &mut weights[..4 * num_rows * cols];
+        for (part, weights) in weights.chunks_exact_mut(num_rows * cols).enumerate() {
+            let row = part * quarter + first;
+            tensor.unpack_rows(row..row + num_rows, weights)?;
+        }
+        let packed = &mut packed[..num_rows * cols];
+        hf_packed::pack(weights, 4 * num_rows, cols, packed).map_err(of_tensor)?;
+        tensor.data.advise_done();
+        write(packed)?;
+    }
+    Ok(())
+}
+
+/// Writes a small file and waits until it is stored.
+fn write_text(path: &Path, text: &str) -> Result<()> {
+    let write = || {
+        let mut file = File::create(path)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    };
+    write().map_err(|source| Error::Write { path: path.to_owned(), source })
+}
+
+/// Opens the written directory and checks that it says and holds what was meant.
+fn read_back(
+    path: &Path,
+    config: &Config,
+    tensors: &[(TensorEntry, Checksum)],
+    meter: &mut Meter<'_, '_>,
+) -> Result<()> {
+    let wrong = |problem| Error::ReadBack { path: path.to_owned(), problem };
+    let checkpoint = Checkpoint::open(path)?;
+    checkpoint.check_tensors()?;
+    if checkpoint.tensors().len() != tensors.len() {
+        return Err(wrong(format!("it has {} tensors, expected {}", checkpoint.tensors().len(), tensors.len())));
+    }
+    for (entry, checksum) in tensors {
+        let same = match checkpoint.stored(&entry.name) {
+            Some((dtype, shape, data)) => {
+                (dtype, shape) == (entry.dtype, &entry.shape[..])
+                    && meter.check(&entry.name, data, checksum, &|| data.advise_done())?
+            }
+            None => false,
+        };
+        if !same {
+            return Err(wrong(format!("tensor {} has other bytes", shown(&entry.name))));
+        }
+    }
+    // What it is called is not what it is.
+    let plain = |config: &Config| Config { name: None, architecture_name: String::new(), ..config.clone() };
+    let (found, expected) = (plain(checkpoint.config()), plain(config));
+    if found != expected {
+        return Err(wrong(format!("its configuration is {found:?}, expected {expected:?}")));
+    }
+    Ok(())
+}

@@ -1,0 +1,434 @@
+//! Writes a model as a GGUF file.
+
+use std::ops::Range;
+use std::path::Path;
+
+use bitnet_kernels::Pool;
+use bitnet_quantization::dense::Dense;
+use bitnet_quantization::i2_s::Form;
+use bitnet_quantization::tq::{self, Kind};
+use bitnet_quantization::{TernaryFormat, tl1, tl2};
+
+use super::{
+    BATCH_WEIGHTS, ConvertOptions, Input, Meter, Opened, Phase, ProgressFn, Report, WeightType, norm_len, slots,
+    write_table,
+};
+use crate::checksum::Checksum;
+use crate::config::{Config, RopePairs};
+use crate::error::{Error, Result, shown};
+use crate::gguf::source::{ROPE_FACTORS, name as gguf_name, tile_pair};
+use crate::gguf::{Gguf, GgufWriter, MetadataValue, TensorInfo, TensorType};
+use crate::huggingface::Checkpoint;
+use crate::output::{Output, Replace};
+use crate::source::{LayerSlot, Projection, Slot, Source, TernaryTensor};
+
+/// A metadata pair to write.
+type Pair = (String, MetadataValue);
+
+/// Writes a model to `path` as GGUF: projections and tables as the options say, norms in F32.
+///
+/// `pairs` are metadata, such as a tokenizer's, that come before what a GGUF source has under the same keys; all its other
+/// pairs are kept. Reads the source once, float weights twice.
+///
+/// # Errors
+/// If the model cannot be loaded or the types cannot hold it, the file exists, or the system refuses. Nothing is left
+/// behind then.
+pub fn to_gguf(
+    input: Input<'_>,
+    path: &Path,
+    options: &ConvertOptions,
+    pairs: &[Pair],
+    pool: &Pool,
+    progress: &mut ProgressFn<'_>,
+) -> Result<Report> {
+    let replace = if options.force { Replace::Only(&[]) } else { Replace::Nothing };
+    let opened = input.open()?;
+    let source = opened.source();
+    source.check_tensors()?;
+    let config = source.config();
+    let rope_factors = source.rope_factors()?;
+    let keep_tables = matches!(opened, Opened::Gguf(_));
+    let plan = plan(source, keep_tables, rope_factors.is_some(), options)?;
+    let infos: Vec<TensorInfo> = plan.iter().map(|item| item.info.clone()).collect();
+    let bytes_total = infos.iter().map(TensorInfo::num_bytes).sum::<Result<usize>>()?;
+    let metadata = metadata(&opened, options, &plan, pairs);
+
+    let output = Output::file(path, replace)?;
+    let writer = GgufWriter::new(output.handle()?, output.partial(), &metadata, infos)?;
+    let meter = Meter { progress, phase: Phase::Writing, bytes_done: 0, bytes_total };
+    let report = Report { tensor_bytes: bytes_total, ..Report::default() };
+    let mut job = Job { source, options, pool, writer, meter, report };
+    for item in &plan {
+        job.item(item, rope_factors.as_deref())?;
+    }
+    let Job { writer, mut meter, report, .. } = job;
+    let written = writer.finish()?;
+    meter.start_checking();
+    let expected = match opened {
+        Opened::Checkpoint(_) => Config {
+            architecture_name: config.architecture.gguf_name().to_owned(),
+            rope_pairs: config.architecture.gguf_rope_pairs(),
+            ..config.clone()
+        },
+        Opened::Gguf(_) => config.clone(),
+    };
+    read_back(output.partial(), &expected, &metadata, &written, &mut meter)?;
+    output.commit()?;
+    Ok(report)
+}
+
+/// A tensor of the file to be.
+struct Item {
+    /// `None` for the rope factors.
+    slot: Option<Slot>,
+    info: TensorInfo,
+    stored: Stored,
+}
+
+/// How a tensor's elements are stored.
+#[derive(Clone, Copy, PartialEq)]
+enum Stored {
+    Ternary(TernaryFormat),
+    Floats(Dense),
+}
+
+impl Stored {
+    fn dtype(self) -> TensorType {
+        match self {
+            Self::Ternary(format) => format.into(),
+            Self::Floats(format) => format.into(),
+        }
+    }
+}
+
+/// The tensors in the order they are written.
+fn plan(source: &dyn Source, keep_tables: bool, rope_factors: bool, options: &ConvertOptions) -> Result<Vec<Item>> {
+    let config = source.config();
+    let mut plan = Vec::new();
+    for slot in slots(source) {
+        let (stored, dims) = match slot {
+            Slot::Embedding | Slot::Head => {
+                let table = source.table(slot, config.vocab_size, config.hidden_size)?;
+                let format = match (options.tables, keep_tables) {
+                    (Some(tables), _) => tables.format(),
+                    (None, true) => table.format(),
+                    (None, false) => match options.weights {
+                        WeightType::F32 => Dense::F32,
+                        WeightType::BF16 => Dense::BF16,
+                        _ => Dense::F16,
+                    },
+                };
+                (Stored::Floats(format), vec![config.hidden_size, config.vocab_size])
+            }
+            Slot::OutputNorm => (Stored::Floats(Dense::F32), vec![config.hidden_size]),
+            Slot::Layer(_, LayerSlot::Weight(projection)) => {
+                let (rows, cols) = projection.shape(config);
+                (stored_weights(options.weights, projection, rows, cols)?, vec![cols, rows])
+            }
+            Slot::Layer(_, slot) => (Stored::Floats(Dense::F32), vec![norm_len(slot, config)]),
+        };
+        let Some(name) = gguf_name(slot) else {
+            let problem = "use_rms_norm: the GGUF graphs have no norm for each projection".to_owned();
+            return Err(Error::Convert { problem });
+        };
+        plan.push(Item { slot: Some(slot), info: TensorInfo { name, dtype: stored.dtype(), dims }, stored });
+        if rope_factors && slot == Slot::Embedding {
+            let stored = Stored::Floats(Dense::F32);
+            let dims = vec![config.attention.head_dim / 2];
+            let info = TensorInfo { name: ROPE_FACTORS.to_owned(), dtype: stored.dtype(), dims };
+            plan.push(Item { slot: None, info, stored });
+        }
+    }
+    Ok(plan)
+}
+
+/// How a type stores a projection, or why it cannot.
+fn stored_weights(weights: WeightType, projection: Projection, rows: usize, cols: usize) -> Result<Stored> {
+    let refuse = |what: String| Err(Error::Convert { problem: format!("{projection:?} {what}") });
+    let multiple = |format, multiple| match cols.is_multiple_of(multiple) {
+        true => Ok(Stored::Ternary(format)),
+        false => refuse(format!("has {cols} columns, {} needs a multiple of {multiple}", weights.dtype())),
+    };
+    let tiled = |format: Option<TernaryFormat>| match format {
+        Some(format) => Ok(Stored::Ternary(format)),
+        None => refuse(format!("has shape [{rows}, {cols}], which no tile of {} divides", weights.dtype())),
+    };
+    match weights {
+        WeightType::I2_S => multiple(TernaryFormat::I2_S(Form::Block128), 128),
+        WeightType::TQ1_0 => multiple(TernaryFormat::TQ(Kind::TQ1_0), tq::BLOCK_LEN),
+        WeightType::TQ2_0 => multiple(TernaryFormat::TQ(Kind::TQ2_0), tq::BLOCK_LEN),
+        WeightType::TL1 => tiled(tl1::Tile::choose(rows, cols).map(TernaryFormat::TL1)),
+        WeightType::TL2 => tiled(tl2::Tile::choose(rows, cols).map(TernaryFormat::TL2)),
+        WeightType::F16 => Ok(Stored::Floats(Dense::F16)),
+        WeightType::BF16 => Ok(Stored::Floats(Dense::BF16)),
+        WeightType::F32 => Ok(Stored::Floats(Dense::F32)),
+    }
+}
+
+/// All pairs of the file to be, in order.
+fn metadata(opened: &Opened<'_>, options: &ConvertOptions, plan: &[Item], pairs: &[Pair]) -> Vec<Pair> {
+    let mut set = vec![
+        ("general.file_type".to_owned(), MetadataValue::U32(options.weights.dtype().file_type())),
+        ("general.quantization_version".to_owned(), MetadataValue::U32(2)),
+    ];
+    let name = |name: &str| ("general.name".to_owned(), MetadataValue::String(name.to_owned()));
+    let mut out: Vec<Pair> = match opened {
+        Opened::Checkpoint(checkpoint) => {
+            set.push(name(&options.name.clone().unwrap_or_else(|| name_of(checkpoint))));
+            model_metadata(checkpoint.config())
+        }
+        Opened::Gguf(source) => {
+            set.extend(options.name.as_deref().map(name));
+            let kept = source.metadata().iter().filter(|(key, _)| !is_about_the_file(key));
+            kept.map(|(key, value)| (key.to_owned(), value.into())).collect()
+        }
+    };
+    for item in plan {
+        if let Stored::Ternary(format) = item.stored
+            && let Some(pair) = tile_pair(format, item.info.dims[1], item.info.dims[0])
+            && !set.contains(&pair)
+        {
+            set.push(pair);
+        }
+    }
+    set.extend_from_slice(pairs);
+    for (key, value) in set {
+        match out.iter_mut().find(|(known, _)| *known == key) {
+            Some(pair) => pair.1 = value,
+            None => out.push((key, value)),
+        }
+    }
+    out
+}
+
+/// Keys that speak of the source's own bytes.
+fn is_about_the_file(key: &str) -> bool {
+    key == "general.alignment" || ["split.", "bitnet.tl1.tile.", "bitnet.tl2.tile."].iter().any(|p| key.starts_with(p))
+}
+
+fn name_of(checkpoint: &Checkpoint) -> String {
+    let directory = std::fs::canonicalize(checkpoint.path()).unwrap_or_default();
+    let directory = directory.file_name().map(|name| shown(&name.to_string_lossy()));
+    checkpoint.config().name.clone().or(directory).unwrap_or_else(|| "model".into())
+}
+
+/// The model's keys, as the converters of the field write them.
+fn model_metadata(config: &Config) -> Vec<Pair> {
+    use MetadataValue::{F32, String as Text, U32};
+    let architecture = config.architecture.gguf_name();
+    let size = |size: usize| U32(u32::try_from(size).unwrap_or(u32::MAX)); // sizes were checked to be far below
+    let attention = config.attention;
+    let mut pairs = vec![
+        ("general.architecture".to_owned(), Text(architecture.to_owned())),
+        // Their values follow.
+        ("general.name".to_owned(), Text(String::new())),
+        ("general.file_type".to_owned(), U32(0)),
+        ("general.quantization_version".to_owned(), U32(2)),
+    ];
+    let mut key = |key: &str, value| pairs.push((format!("{architecture}.{key}"), value));
+    key("vocab_size", size(config.vocab_size));
+    key("context_length", size(config.context_length));
+    key("embedding_length", size(config.hidden_size));
+    key("block_count", size(config.num_layers));
+    key("feed_forward_length", size(config.ffn_size));
+    key("attention.head_count", size(attention.heads));
+    key("attention.head_count_kv", size(attention.kv_heads));
+    key("attention.layer_norm_rms_epsilon", F32(config.rms_norm_eps));
+    key("rope.freq_base", F32(config.rope_theta));
+    key("rope.dimension_count", size(attention.head_dim));
+    if attention.heads * attention.head_dim != config.hidden_size {
+        key("attention.key_length", size(attention.head_dim));
+        key("attention.value_length", size(attention.head_dim));
+    }
+    if config.rope_scaling_factor != 1.0 {
+        key("rope.scaling.type", Text("linear".to_owned()));
+        key("rope.scaling.factor", F32(config.rope_scaling_factor));
+    }
+    pairs
+}
+
+/// A conversion under way.
+struct Job<'a, 'b, 'c> {
+    source: &'a dyn Source,
+    options: &'a ConvertOptions,
+    pool: &'a Pool,
+    writer: GgufWriter,
+    meter: Meter<'b, 'c>,
+    report: Report,
+}
+
+impl Job<'_, '_, '_> {
+    fn item(&mut self, item: &Item, rope_factors: Option<&[f32]>) -> Result<()> {
+        let info = self.writer.begin_tensor()?.clone();
+        let config = self.source.config();
+        let Some(slot) = item.slot else { return self.floats(&info, rope_factors.unwrap_or_default()) };
+        match (slot, item.stored) {
+            (Slot::Embedding | Slot::Head, Stored::Floats(format)) => {
+                let table = self.source.table(slot, config.vocab_size, config.hidden_size)?;
+                let pool = self.pool;
+                write_table(&info.name, &table, format, pool, &mut |bytes| self.write(&info, bytes))
+            }
+            (Slot::Layer(index, LayerSlot::Weight(projection)), stored) => {
+                let (rows, cols) = projection.shape(config);
+                let tensor = self.source.projection(index, projection, rows, cols, self.pool)?;
+                let interleaves = config.architecture.gguf_rope_pairs() == RopePairs::Interleaved;
+                let interleave = (projection.is_rotated() && interleaves).then_some(config.attention.head_dim);
+                let weights = Weights { tensor: &tensor, interleave };
+                self.weights(&info, &weights, stored)
+            }
+            _ => {
+                let values = self.source.vector(slot, info.dims[0])?;
+                self.floats(&info, &values)
+            }
+        }
+    }
+
+    fn write(&mut self, info: &TensorInfo, bytes: &[u8]) -> Result<()> {
+        self.writer.write(bytes)?;
+        self.meter.advance(&info.name, bytes.len())
+    }
+
+    fn floats(&mut self, info: &TensorInfo, values: &[f32]) -> Result<()> {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.write(info, &bytes)
+    }
+
+    fn weights(&mut self, info: &TensorInfo, weights: &Weights<'_>, stored: Stored) -> Result<()> {
+        let scale = self.report.note_scale(&info.name, self.options.weights, weights.tensor.scale)?;
+        weights.tensor.data.advise_sequential();
+        match stored {
+            Stored::Ternary(TernaryFormat::TL1(tile)) => {
+                self.tiles(info, weights, tile.tile_rows, &|weights, range, out| {
+                    let (rows, cols) = (info.dims[1], info.dims[0]);
+                    tl1::pack_rows(weights, tile, rows, cols, range, scale, out)
+                })
+            }
+            Stored::Ternary(TernaryFormat::TL2(tile)) => {
+                self.tiles(info, weights, tile.tile_rows, &|weights, range, out| {
+                    let (rows, cols) = (info.dims[1], info.dims[0]);
+                    tl2::pack_rows(weights, tile, rows, cols, range, scale, out)
+                })
+            }
+            Stored::Ternary(format) => self.ternary_rows(info, weights, format, scale),
+            Stored::Floats(format) => self.float_rows(info, weights, format, scale),
+        }
+    }
+
+    /// Packs tiles of rows into the bytes of the whole tensor, over which tiles are scattered.
+    fn tiles(&mut self, info: &TensorInfo, weights: &Weights<'_>, tile_rows: usize, pack: &PackRows<'_>) -> Result<()> {
+        let (rows, cols) = (info.dims[1], info.dims[0]);
+        let mut out = vec![0; info.num_bytes()?];
+        let batch = (BATCH_WEIGHTS / cols / tile_rows).max(1) * tile_rows;
+        weights.for_each_batch(batch, rows, cols, &mut |range, weights| {
+            pack(weights, range, &mut out).map_err(|source| Error::Tensor { tensor: info.name.clone(), source })
+        })?;
+        self.write(info, &out)
+    }
+
+    /// Packs some rows at a time: blocks do not straddle rows here, so the pieces are those of the whole.
+    fn ternary_rows(
+        &mut self,
+        info: &TensorInfo,
+        weights: &Weights<'_>,
+        format: TernaryFormat,
+        scale: f32,
+    ) -> Result<()> {
+        let (rows, cols) = (info.dims[1], info.dims[0]);
+        let of_tensor = |source| Error::Tensor { tensor: info.name.clone(), source };
+        let mut packed = Vec::new();
+        weights.for_each_batch(BATCH_WEIGHTS / cols, rows, cols, &mut |range, weights| {
+            packed.resize(format.size_bytes(range.len(), cols).map_err(of_tensor)?, 0);
+            format.pack(weights, range.len(), cols, scale, &mut packed).map_err(of_tensor)?;
+            let codes = match format {
+                // The scale comes once, behind all codes.
+                TernaryFormat::I2_S(_) if range.end < rows => range.len() * cols / 4,
+                _ => packed.len(),
+            };
+            self.write(info, &packed[..codes])
+        })
+    }
+
+    fn float_rows(&mut self, info: &TensorInfo, weights: &Weights<'_>, format: Dense, scale: f32) -> Result<()> {
+        let (rows, cols) = (info.dims[1], info.dims[0]);
+        let of_tensor = |source| Error::Tensor { tensor: info.name.clone(), source };
+        let (mut values, mut bytes) = (Vec::new(), Vec::new());
+        weights.for_each_batch(BATCH_WEIGHTS / cols, rows, cols, &mut |range, weights| {
+            values.clear();
+            values.extend(weights.iter().map(|w| f32::from(*w) * scale));
+            bytes.resize(format.size_bytes(range.len(), cols).map_err(of_tensor)?, 0);
+            format.quantize(&values, &mut bytes).map_err(of_tensor)?;
+            self.write(info, &bytes)
+        })
+    }
+}
+
+/// Packs rows of weights into a whole tensor's bytes.
+type PackRows<'a> = dyn Fn(&[i8], Range<usize>, &mut [u8]) -> bitnet_quantization::Result<()> + 'a;
+
+/// Takes some rows of weights.
+type VisitRows<'a> = dyn FnMut(Range<usize>, &[i8]) -> Result<()> + 'a;
+
+/// A projection's weights in the order of the file to be.
+struct Weights<'a> {
+    tensor: &'a TernaryTensor,
+    /// The head size, if the two elements of a rotated pair stand side by side there.
+    interleave: Option<usize>,
+}
+
+impl Weights<'_> {
+    /// Calls `visit` with some rows after the other, at most `batch` but one at least.
+    fn for_each_batch(&self, batch: usize, rows: usize, cols: usize, visit: &mut VisitRows<'_>) -> Result<()> {
+        let batch = batch.clamp(1, rows);
+        let mut weights = vec![0i8; batch * cols];
+        for first in (0..rows).step_by(batch) {
+            let range = first..rows.min(first + batch);
+            let weights = &mut weights[..range.len() * cols];
+            match self.interleave {
+                None => self.tensor.unpack_rows(range.clone(), weights)?,
+                Some(head_dim) => self.tensor.unpack_interleaved(range.clone(), head_dim, weights)?,
+            }
+            self.tensor.data.advise_done();
+            visit(range, weights)?;
+        }
+        Ok(())
+    }
+}
+
+/// Opens the written file and checks that it says and holds what was meant.
+fn read_back(
+    path: &Path,
+    config: &Config,
+    metadata: &[Pair],
+    tensors: &[(TensorInfo, Checksum)],
+    meter: &mut Meter<'_, '_>,
+) -> Result<()> {
+    let wrong = |problem| Error::ReadBack { path: path.to_owned(), problem };
+    let gguf = Gguf::open(path)?;
+    if gguf.metadata().len() != metadata.len() || gguf.tensors().len() != tensors.len() {
+        let found = (gguf.metadata().len(), gguf.tensors().len());
+        let expected = (metadata.len(), tensors.len());
+        return Err(wrong(format!("it has {found:?} metadata pairs and tensors, expected {expected:?}")));
+    }
+    for ((key, value), (found, _)) in metadata.iter().zip(gguf.metadata().iter()) {
+        if key != found {
+            return Err(wrong(format!("metadata key {} is {}", shown(key), shown(found))));
+        }
+        if !value.is(gguf.metadata().get(key)) {
+            return Err(wrong(format!("metadata key {} has another value", shown(key))));
+        }
+    }
+    for (tensor, checksum) in tensors {
+        let found = gguf.require_tensor(&tensor.name)?;
+        let same = (found.dtype, found.dims) == (tensor.dtype, &tensor.dims[..]);
+        let done = || gguf.advise_done(found.range());
+        if !same || !meter.check(&tensor.name, found.data, checksum, &done)? {
+            return Err(wrong(format!("tensor {} has other bytes", tensor.name)));
+        }
+    }
+    let expected = Config { name: None, ..config.clone() };
+    let found = Config { name: None, ..Config::from_gguf(&gguf)? };
+    if found != expected {
+        return Err(wrong(format!("its configuration is {found:?}, expected {expected:?}")));
+    }
+    Ok(())
+}

@@ -1,0 +1,330 @@
+//! Writes a model in another form: any source that can be loaded, as a GGUF file or as a Hugging Face directory.
+//!
+//! Tensor by tensor and some rows at a time, so memory stays bounded whatever the model's size: by some megabytes, with TL1
+//! and TL2 by the packed size of the largest matrix. The result appears under its name only when it is complete and has
+//! been read back.
+
+mod checkpoint;
+mod gguf;
+
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bitnet_kernels::Pool;
+use bitnet_quantization::Error as NotStored;
+use bitnet_quantization::dense::Dense;
+
+use crate::checksum::Checksum;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::gguf::source::GgufSource;
+use crate::gguf::{Gguf, TensorType};
+use crate::huggingface::Checkpoint;
+use crate::model::LoadOptions;
+use crate::source::{FloatRule, LayerSlot, Projection, Slot, Source};
+use crate::table::Table;
+
+pub use checkpoint::{CHECKPOINT_FILES, to_checkpoint};
+pub use gguf::to_gguf;
+
+/// Weights that are unpacked at once.
+const BATCH_WEIGHTS: usize = 1 << 20;
+/// Bytes that are read back at once.
+const READ_BACK_BYTES: usize = 4 << 20;
+
+/// A model to convert.
+#[derive(Clone, Copy)]
+pub enum Input<'a> {
+    /// A Hugging Face directory. Float weights are quantized by the absmean formula, as the model's own code does.
+    Checkpoint(&'a Checkpoint),
+    /// A GGUF file, and how to read what it leaves unsaid.
+    Gguf {
+        /// The file.
+        gguf: &'a Arc<Gguf>,
+        /// The rest.
+        options: &'a LoadOptions,
+        /// Whether float projections that are not ternary are quantized by the absmean formula, or refused.
+        quantize: bool,
+    },
+}
+
+impl<'a> Input<'a> {
+    fn open(self) -> Result<Opened<'a>> {
+        Ok(match self {
+            Self::Checkpoint(checkpoint) => Opened::Checkpoint(checkpoint),
+            Self::Gguf { gguf, options, quantize } => {
+                let floats = if quantize { FloatRule::TernaryOrAbsmean } else { FloatRule::Ternary };
+                Opened::Gguf(GgufSource::new(gguf, options)?.with_floats(floats))
+            }
+        })
+    }
+}
+
+/// The source of an input.
+enum Opened<'a> {
+    Checkpoint(&'a Checkpoint),
+    Gguf(GgufSource<'a>),
+}
+
+impl Opened<'_> {
+    fn source(&self) -> &dyn Source {
+        match self {
+            Self::Checkpoint(checkpoint) => *checkpoint,
+            Self::Gguf(source) => source,
+        }
+    }
+}
+
+/// How projections are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(non_camel_case_types, reason = "the field's own names")]
+pub enum WeightType {
+    /// Two bits a weight, one scale a tensor: Microsoft's format.
+    #[default]
+    I2_S,
+    /// 1.69 bits a weight, an f16 scale for each 256.
+    TQ1_0,
+    /// 2.06 bits a weight, an f16 scale for each 256.
+    TQ2_0,
+    /// Two bits a weight in tiles for table lookup on ARM.
+    TL1,
+    /// 1.67 bits a weight in tiles for table lookup on x86.
+    TL2,
+    /// The scale or zero, as f16.
+    F16,
+    /// The same as bf16.
+    BF16,
+    /// The same as f32, which loses nothing.
+    F32,
+}
+
+impl WeightType {
+    /// The type of the tensors.
+    #[must_use]
+    pub fn dtype(self) -> TensorType {
+        match self {
+            Self::I2_S => TensorType::I2_S,
+            Self::TQ1_0 => TensorType::TQ1_0,
+            Self::TQ2_0 => TensorType::TQ2_0,
+            Self::TL1 => TensorType::TL1,
+            Self::TL2 => TensorType::TL2,
+            Self::F16 => TensorType::F16,
+            Self::BF16 => TensorType::BF16,
+            Self::F32 => TensorType::F32,
+        }
+    }
+
+    /// A scale as this type keeps it.
+    fn rounded(self, scale: f32) -> f32 {
+        match self {
+            Self::I2_S | Self::TL1 | Self::TL2 | Self::F32 => scale,
+            Self::TQ1_0 | Self::TQ2_0 | Self::F16 => half::f16::from_f32(scale).to_f32(),
+            Self::BF16 => half::bf16::from_f32(scale).to_f32(),
+        }
+    }
+}
+
+/// How embedding and head are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(non_camel_case_types, reason = "the field's own names")]
+pub enum TableType {
+    /// As the published files have them. Values of bf16 below 6e-5 lose digits.
+    F16,
+    /// Exact for checkpoints in bf16, which most are.
+    BF16,
+    /// Exact for all.
+    F32,
+    /// 8.5 bits a value.
+    Q8_0,
+    /// 6.6 bits a value.
+    Q6_K,
+}
+
+impl TableType {
+    fn format(self) -> Dense {
+        match self {
+            Self::F16 => Dense::F16,
+            Self::BF16 => Dense::BF16,
+            Self::F32 => Dense::F32,
+            Self::Q8_0 => Dense::Q8_0,
+            Self::Q6_K => Dense::Q6_K,
+        }
+    }
+}
+
+/// What the caller decides.
+#[derive(Clone, Debug, Default)]
+pub struct ConvertOptions {
+    /// How projections are stored in a GGUF file. A directory has them packed.
+    pub weights: WeightType,
+    /// How embedding and head are stored. `None`: as a GGUF file has them; those of a directory as F16 in a GGUF file, or
+    /// as its projections if those are floats. A directory takes floats only, and F32 for what was quantized.
+    pub tables: Option<TableType>,
+    /// Whether a file or directory of that name is replaced.
+    pub force: bool,
+    /// `general.name`; the source's own or the directory's name if `None`.
+    pub name: Option<String>,
+}
+
+/// What a conversion did.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Report {
+    /// Bytes of all tensors.
+    pub tensor_bytes: usize,
+    /// Ternary tensors whose scale was rounded to what the format keeps of it.
+    pub scales_rounded: usize,
+    /// The most that one of them changed, as a share of it.
+    pub scale_change_max: f32,
+}
+
+impl Report {
+    /// Takes note of a scale and of what a type keeps of it. Errs if that is nothing.
+    fn note_scale(&mut self, tensor: &str, weights: WeightType, scale: f32) -> Result<f32> {
+        let kept = weights.rounded(scale);
+        if !kept.is_finite() || (kept == 0.0 && scale != 0.0) {
+            let problem = format!("its scale {scale} is beyond what {} keeps", weights.dtype());
+            return Err(Error::TensorValues { tensor: tensor.to_owned(), problem });
+        }
+        if kept != scale {
+            self.scales_rounded += 1;
+            self.scale_change_max = self.scale_change_max.max(((kept - scale) / scale).abs());
+        }
+        Ok(kept)
+    }
+}
+
+/// How far a conversion is.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress<'a> {
+    /// What is done with it.
+    pub phase: Phase,
+    /// The tensor.
+    pub tensor: &'a str,
+    /// Bytes of tensors done.
+    pub bytes_done: usize,
+    /// Bytes of all tensors.
+    pub bytes_total: usize,
+}
+
+/// Everything is written, then everything is read back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the phases are their names")]
+pub enum Phase {
+    Writing,
+    Checking,
+}
+
+/// Called some times a second; [`ControlFlow::Break`] ends the conversion with [`Error::Interrupted`].
+pub type ProgressFn<'a> = dyn FnMut(Progress<'_>) -> ControlFlow<()> + 'a;
+
+/// Counts bytes and tells the caller.
+struct Meter<'a, 'b> {
+    progress: &'a mut ProgressFn<'b>,
+    phase: Phase,
+    bytes_done: usize,
+    bytes_total: usize,
+}
+
+impl Meter<'_, '_> {
+    fn advance(&mut self, tensor: &str, bytes: usize) -> Result<()> {
+        self.bytes_done += bytes;
+        let (phase, bytes_done, bytes_total) = (self.phase, self.bytes_done, self.bytes_total);
+        match (self.progress)(Progress { phase, tensor, bytes_done, bytes_total }) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::Interrupted),
+        }
+    }
+
+    /// Begins to read back.
+    fn start_checking(&mut self) {
+        (self.phase, self.bytes_done) = (Phase::Checking, 0);
+    }
+
+    /// Whether bytes read back have the checksum of those that were written. done: lets the system take back their memory.
+    fn check(&mut self, tensor: &str, bytes: &[u8], written: &Checksum, done: &dyn Fn()) -> Result<bool> {
+        let mut found = Checksum::default();
+        for bytes in bytes.chunks(READ_BACK_BYTES) {
+            found.update(bytes);
+            done();
+            self.advance(tensor, bytes.len())?;
+        }
+        Ok(found == *written)
+    }
+}
+
+/// The tensors of a model in the order they are written, without rope factors.
+fn slots(source: &dyn Source) -> Vec<Slot> {
+    use LayerSlot::{AttentionNorm, AttentionSubNorm, FfnNorm, FfnSubNorm, InputNorm, Weight};
+    let config = source.config();
+    let mut slots = vec![Slot::Embedding];
+    for index in 0..config.num_layers {
+        let [query, key, value, output, gate, up, down] = Projection::ALL.map(|p| [InputNorm(p), Weight(p)]);
+        let attention = [[AttentionNorm].as_slice(), &query, &key, &value, &[AttentionSubNorm], &output];
+        let ffn = [[FfnNorm].as_slice(), &gate, &up, &[FfnSubNorm], &down];
+        let layer = attention.into_iter().chain(ffn).flatten().filter(|slot| slot.is_used(config));
+        slots.extend(layer.map(|slot| Slot::Layer(index, *slot)));
+    }
+    slots.push(Slot::OutputNorm);
+    slots.extend(source.has_head().then_some(Slot::Head));
+    slots
+}
+
+/// The length of a norm's weights.
+fn norm_len(slot: LayerSlot, config: &Config) -> usize {
+    match slot {
+        LayerSlot::AttentionSubNorm => config.attention.heads * config.attention.head_dim,
+        LayerSlot::FfnSubNorm => config.ffn_size,
+        LayerSlot::InputNorm(projection) => projection.shape(config).1,
+        _ => config.hidden_size,
+    }
+}
+
+/// Writes a table some rows at a time, in its own format as it is, in another on all threads.
+fn write_table(
+    name: &str,
+    table: &Table,
+    format: Dense,
+    pool: &Pool,
+    write: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let of_tensor = |source| Error::Tensor { tensor: name.to_owned(), source };
+    let cols = table.cols();
+    let row_bytes = format.size_bytes(1, cols).map_err(of_tensor)?;
+    let batch = (BATCH_WEIGHTS / cols).clamp(1, table.rows());
+    let mut bytes = vec![0; batch * row_bytes];
+    let store = |index: usize, values: &[f32], bytes: &mut [u8]| {
+        if format != table.format() {
+            return format.quantize(values, bytes);
+        }
+        bytes.copy_from_slice(table.stored_row(index));
+        match values.iter().position(|value| !value.is_finite()) {
+            None => Ok(()),
+            Some(at) => Err(NotStored::Value { format: format.name(), index: at, value: values[at] }),
+        }
+    };
+    for first in (0..table.rows()).step_by(batch) {
+        let num_rows = batch.min(table.rows() - first);
+        let bytes = &mut bytes[..num_rows * row_bytes];
+        let rows: Vec<_> = bytes.chunks_exact_mut(row_bytes).map(|row| Mutex::new((row, Ok(())))).collect();
+        pool.split(num_rows, 1, &|share| {
+            let mut values = vec![0.0; cols];
+            for row in share {
+                table.read_row(first + row, &mut values);
+                let mut slot = rows[row].lock().unwrap_or_else(PoisonError::into_inner);
+                slot.1 = store(first + row, &values, slot.0);
+            }
+        });
+        for (row, slot) in (first..).zip(rows) {
+            // The index is to be that in the tensor.
+            slot.into_inner().unwrap_or_else(PoisonError::into_inner).1.map_err(|error| match error {
+                NotStored::Value { format, index, value } => {
+                    of_tensor(NotStored::Value { format, index: row * cols + index, value })
+                }
+                other => of_tensor(other),
+            })?;
+        }
+        table.advise_done();
+        write(bytes)?;
+    }
+    Ok(())
+}

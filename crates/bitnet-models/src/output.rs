@@ -1,0 +1,193 @@
+//! [`Output`]: a file or directory that appears under its name only when it is complete.
+//!
+//! It is written as `.NAME.partial` beside it, under a lock, and renamed at the end. A failure removes what was written; what
+//! a killed process left behind is taken over by the next one that writes the same name, so there is never more than one.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result, shown};
+
+/// The lock in a directory being written.
+const LOCK: &str = ".lock";
+
+/// What is being written.
+pub(crate) struct Output {
+    /// The name it will have.
+    path: PathBuf,
+    /// The name it has until then.
+    partial: PathBuf,
+    replace: Replace,
+    /// The file, or a directory's lock; open, and so locked, until the end.
+    file: File,
+    is_directory: bool,
+    committed: bool,
+}
+
+/// What may be there already.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Replace {
+    Nothing,
+    /// A file; or a directory that holds nothing but files of these names.
+    Only(&'static [&'static str]),
+}
+
+impl Output {
+    /// Begins a file.
+    pub(crate) fn file(path: &Path, replace: Replace) -> Result<Self> {
+        check_name(path, replace, false)?;
+        let partial = partial_name(path);
+        let io = |source| Error::Write { path: partial.clone(), source };
+        let file = locked(&partial).map_err(io)?;
+        file.set_len(0).map_err(io)?;
+        Ok(Self { path: path.to_owned(), partial, replace, file, is_directory: false, committed: false })
+    }
+
+    /// Begins a directory.
+    pub(crate) fn directory(path: &Path, replace: Replace) -> Result<Self> {
+        check_name(path, replace, true)?;
+        let partial = partial_name(path);
+        let io = |source| Error::Write { path: partial.clone(), source };
+        fs::create_dir_all(&partial).map_err(io)?;
+        let file = locked(&partial.join(LOCK)).map_err(io)?;
+        let output = Self { path: path.to_owned(), partial, replace, file, is_directory: true, committed: false };
+        output.remove_files(&[LOCK])?;
+        Ok(output)
+    }
+
+    /// Where to write.
+    pub(crate) fn partial(&self) -> &Path {
+        &self.partial
+    }
+
+    /// The file itself, to be written from its start.
+    pub(crate) fn handle(&self) -> Result<File> {
+        self.file.try_clone().map_err(|source| Error::Write { path: self.partial.clone(), source })
+    }
+
+    /// Gives it its name. It must have been written and stored completely.
+    pub(crate) fn commit(mut self) -> Result<()> {
+        check_name(&self.path, self.replace, self.is_directory)?;
+        let io = |source| Error::Write { path: self.path.clone(), source };
+        if self.is_directory && self.path.exists() {
+            // Directories cannot be exchanged in one step: for an instant there is none of that name.
+            let old = self.partial.with_extension("replaced");
+            if old.exists() {
+                fs::remove_dir_all(&old).map_err(io)?; // of a process that was killed here
+            }
+            fs::rename(&self.path, &old).map_err(io)?;
+            if let Err(error) = fs::rename(&self.partial, &self.path) {
+                let _ = fs::rename(&old, &self.path); // the first error is what the caller hears of
+                return Err(io(error));
+            }
+            fs::remove_dir_all(&old).map_err(|source| Error::Write { path: old.clone(), source })?;
+        } else {
+            fs::rename(&self.partial, &self.path).map_err(io)?;
+        }
+        self.committed = true;
+        if self.is_directory {
+            // Not before: without its lock the directory would have been anybody's.
+            fs::remove_file(self.path.join(LOCK)).map_err(|source| Error::Write { path: self.path.clone(), source })?;
+        }
+        if let Ok(parent) = File::open(parent_of(&self.path)) {
+            let _ = parent.sync_all(); // the name, too, outlives a power failure where the system can do that
+        }
+        Ok(())
+    }
+
+    /// Removes the files of the directory being written, except some.
+    fn remove_files(&self, except: &[&str]) -> Result<()> {
+        let io = |source| Error::Write { path: self.partial.clone(), source };
+        for entry in fs::read_dir(&self.partial).map_err(io)? {
+            let entry = entry.map_err(io)?;
+            if !except.iter().any(|name| entry.file_name() == *name) {
+                fs::remove_file(entry.path()).map_err(io)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        // Whoever failed says why; what cannot be removed is taken over by the next to write that name.
+        match (self.committed, self.is_directory) {
+            (true, _) => {}
+            (false, true) => {
+                let _ = self.remove_files(&[]);
+                let _ = fs::remove_dir(&self.partial);
+            }
+            (false, false) => {
+                let _ = fs::remove_file(&self.partial);
+            }
+        }
+    }
+}
+
+/// `.NAME.partial` in the directory of `path`, so that renaming moves no bytes.
+fn partial_name(path: &Path) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".partial");
+    path.with_file_name(name)
+}
+
+fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Refuses a name that is taken.
+fn check_name(path: &Path, replace: Replace, directory: bool) -> Result<()> {
+    let refuse = |problem: String| Err(Error::OutputKept { path: path.to_owned(), problem });
+    if path.file_name().is_none() {
+        return refuse("it is no name for a file".into());
+    }
+    let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
+    let Replace::Only(names) = replace else { return Err(Error::OutputExists { path: path.to_owned() }) };
+    match (metadata.is_dir(), directory) {
+        (false, false) => Ok(()),
+        (true, false) => refuse("it is a directory, not a file".into()),
+        (false, true) => refuse("it is a file, not a directory".into()),
+        (true, true) => {
+            let entries = fs::read_dir(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+            for entry in entries {
+                let name = entry.map_err(|source| Error::Io { path: path.to_owned(), source })?.file_name();
+                if name != LOCK && !names.iter().any(|known| name == *known) {
+                    return refuse(format!("it holds {}, which is no part of a model", shown(&name.to_string_lossy())));
+                }
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Opens or makes a file and locks it, so that no other process writes it at the same time.
+fn locked(path: &Path) -> io::Result<File> {
+    loop {
+        let file = File::options().write(true).create(true).truncate(false).open(path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(io::Error::other("another process is writing it")),
+            // Some file systems know no locks.
+            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => return Ok(file),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        // Whoever held the lock may have given the file its final name between the two calls.
+        if is_still_there(&file, path)? {
+            return Ok(file);
+        }
+    }
+}
+
+#[cfg(unix)]
+fn is_still_there(file: &File, path: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let opened = file.metadata()?;
+    Ok(fs::symlink_metadata(path).is_ok_and(|named| (named.dev(), named.ino()) == (opened.dev(), opened.ino())))
+}
+
+#[cfg(not(unix))]
+fn is_still_there(_: &File, path: &Path) -> io::Result<bool> {
+    Ok(path.exists()) // an open file cannot be renamed here
+}
