@@ -4,10 +4,12 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
 use serde::Serialize;
+
+use crate::circumstances::Circumstances;
 
 /// What is installed where cargo-fuzz is missing.
 const CARGO_FUZZ: &str = "cargo-fuzz@0.13.2";
@@ -34,14 +36,8 @@ pub struct Options {
 /// What ran, with what, on what, and how it went.
 #[derive(Serialize)]
 struct Receipt {
-    /// UTC, when the run began.
-    date: String,
-    commit: String,
-    /// Whether the tree held changes that the commit does not.
-    modified: bool,
-    rustc: String,
-    cpu: String,
-    threads: usize,
+    #[serde(flatten)]
+    circumstances: Circumstances,
     passed: bool,
     steps: Vec<Step>,
 }
@@ -57,7 +53,7 @@ pub fn run(root: &Path, options: Options) -> anyhow::Result<()> {
     if !options.full {
         return succeed(&mut Command::new(root.join(".ci/run")));
     }
-    let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    let circumstances = Circumstances::now(root)?;
     let mut steps = Vec::new();
     if !options.only_slow {
         steps.extend(run_ci(root)?);
@@ -68,16 +64,7 @@ pub fn run(root: &Path, options: Options) -> anyhow::Result<()> {
     }
 
     let passed = steps.iter().all(|step| step.passed);
-    let receipt = Receipt {
-        commit: output(root, "git", &["rev-parse", "HEAD"])?,
-        modified: !output(root, "git", &["status", "--porcelain"])?.is_empty(),
-        rustc: output(root, "rustc", &["--version"])?,
-        cpu: cpu_model(),
-        threads: std::thread::available_parallelism().map_or(1, usize::from),
-        date,
-        passed,
-        steps,
-    };
+    let receipt = Receipt { circumstances, passed, steps };
     let path = write(root, &receipt)?;
     for Step { command, passed, seconds } in &receipt.steps {
         println!("{} {seconds:5} s  {command}", if *passed { "pass" } else { "FAIL" });
@@ -178,29 +165,11 @@ fn shown(command: &Command) -> String {
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
-/// What a command prints, trimmed.
-fn output(root: &Path, program: &str, arguments: &[&str]) -> anyhow::Result<String> {
-    let output = Command::new(program)
-        .current_dir(root)
-        .args(arguments)
-        .output()
-        .with_context(|| format!("running {program}"))?;
-    ensure!(output.status.success(), "{program} {} failed: {}", arguments.join(" "), output.status);
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
-/// The name of the CPU, where Linux tells it.
-fn cpu_model() -> String {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    name.map_or_else(|| env::consts::ARCH.to_owned(), |(_, name)| name.to_owned())
-}
-
 /// Writes the receipt under `ci/receipts`, named by its date.
 fn write(root: &Path, receipt: &Receipt) -> anyhow::Result<PathBuf> {
     let folder = root.join("ci/receipts");
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
-    let path = folder.join(format!("{}.json", receipt.date.replace(':', "-")));
+    let path = folder.join(format!("{}.json", receipt.circumstances.date.replace(':', "-")));
     let text = serde_json::to_string_pretty(receipt)? + "\n";
     fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
     Ok(path)

@@ -2,7 +2,11 @@
 #![forbid(unsafe_code)]
 
 mod bands;
+mod baselines;
+mod bench_compare;
+mod bench_save;
 mod ci;
+mod circumstances;
 mod compare_receipts;
 mod make_model;
 
@@ -21,6 +25,10 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Compare two baselines of `cargo bench`: exit code 0 within 10 %, 10 to investigate, 20 to escalate
+    BenchCompare(bench_compare::Options),
+    /// File a baseline of `cargo bench -- --save-baseline NAME` under benchmarks/baselines/NAME
+    BenchSave(bench_save::Options),
     /// Run `.ci/run`, with --full also what is too slow for it, and record that under ci/receipts
     Ci(ci::Options),
     /// Compare two receipts: exit code 0 within 10 %, 10 to investigate, 20 to escalate
@@ -43,6 +51,8 @@ impl std::error::Error for WrongUsage {}
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
+        Command::BenchCompare(options) => bench_compare::run(&repository(), &options),
+        Command::BenchSave(options) => bench_save::run(&repository(), &options).map(|()| ExitCode::SUCCESS),
         Command::Ci(options) => ci::run(&repository(), options).map(|()| ExitCode::SUCCESS),
         Command::CompareReceipts(options) => compare_receipts::run(&options),
         Command::MakeModel(options) => make_model::run(&options).map(|()| ExitCode::SUCCESS),

@@ -105,7 +105,7 @@ impl TernaryFormat {
     /// weights: `[rows, cols]`; out: `size_bytes(rows, cols)`. All blocks of a format that has a scale a block get the
     /// tensor's, but zeros in TQ1_0, TQ2_0 and Q4_0 the scale 0. Where that is an f16 (TQ1_0, TQ2_0; in Q4_0 an eighth of it) it is rounded after the codes are settled:
     /// one too large for it is an error, one below 3e-8 becomes 0. Reads the weights twice. Threads share out tensors
-    /// of 262,144 weights and more and change nothing in the result.
+    /// of 524,288 weights and more and change nothing in the result.
     pub fn quantize(
         self,
         weights: &[f32],
@@ -132,7 +132,7 @@ impl TernaryFormat {
     /// Turns `range` of the rows into floats: weight times the scale inside the format times `scale`, which is 1 but for
     /// [`TernaryFormat::HfPacked`], whose scale is kept elsewhere.
     ///
-    /// bytes: the whole tensor; out: `[range.len(), cols]`. Threads share out 262,144 weights and more.
+    /// bytes: the whole tensor; out: `[range.len(), cols]`. Threads share out 524,288 weights and more.
     pub fn dequantize_rows(
         self,
         bytes: &[u8],

@@ -1,0 +1,35 @@
+//! A checkpoint directory: whatever opens can be described, and loads as a model or says why not.
+//!
+//! An input is `config.json` and `model.safetensors`, with NUL between them.
+#![no_main]
+
+use std::hint::black_box;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+use std::{env, fs, process};
+
+use bitnet_kernels::Pool;
+use bitnet_models::huggingface::Checkpoint;
+use bitnet_models::{LanguageModel, LoadOptions};
+use libfuzzer_sys::fuzz_target;
+
+/// Where the two files are put for each input; it stays behind, two small files of the last one.
+static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
+    let folder = env::temp_dir().join(format!("bitnet-fuzz-safetensors-{}", process::id()));
+    fs::create_dir_all(&folder).expect("a folder for temporary files");
+    folder
+});
+
+fuzz_target!(|input: &[u8]| {
+    let Some(end) = input.iter().position(|&byte| byte == 0) else { return };
+    fs::write(FOLDER.join("config.json"), &input[..end]).expect("config.json is written");
+    // A new file, for the last one may still be mapped.
+    let weights = FOLDER.join("model.safetensors");
+    drop(fs::remove_file(&weights));
+    fs::write(weights, &input[end + 1..]).expect("model.safetensors is written");
+    let Ok(checkpoint) = Checkpoint::open(&FOLDER) else { return };
+    for tensor in checkpoint.tensors() {
+        black_box((format!("{tensor:?}"), tensor.num_bytes));
+    }
+    drop(black_box(LanguageModel::from_checkpoint(&checkpoint, &LoadOptions::default(), &Pool::new(1))));
+});
