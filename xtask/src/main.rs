@@ -1,6 +1,7 @@
 //! What maintainers run: `cargo run -p xtask -- COMMAND`.
 #![forbid(unsafe_code)]
 
+mod accuracy;
 mod bands;
 mod baselines;
 mod bench_compare;
@@ -25,6 +26,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Measure what the ternary formats keep of their weights: the tables of docs/quantization.md
+    Accuracy(accuracy::Options),
     /// Compare two baselines of `cargo bench`: exit code 0 within 10 %, 10 to investigate, 20 to escalate
     BenchCompare(bench_compare::Options),
     /// File a baseline of `cargo bench -- --save-baseline NAME` under benchmarks/baselines/NAME
@@ -51,6 +54,7 @@ impl std::error::Error for WrongUsage {}
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
+        Command::Accuracy(options) => accuracy::run(&repository(), &options).map(|()| ExitCode::SUCCESS),
         Command::BenchCompare(options) => bench_compare::run(&repository(), &options),
         Command::BenchSave(options) => bench_save::run(&repository(), &options).map(|()| ExitCode::SUCCESS),
         Command::Ci(options) => ci::run(&repository(), options).map(|()| ExitCode::SUCCESS),

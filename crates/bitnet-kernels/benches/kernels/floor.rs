@@ -1,6 +1,7 @@
 //! What a bench could reach at best, measured beside it: bytes ÷ the rate at which memory is read, products ÷ the peak of
 //! the instruction set, whichever takes longer. After Criterion's lines comes one with the floor and the share of it.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use bitnet_kernels::{Cpu, KernelSet, READ_PROBE_BYTES, ReadProbe};
@@ -49,7 +50,8 @@ impl Machine {
     ) {
         let mut prepared = None;
         let mut samples: Vec<Sample> = Vec::new();
-        group.bench_function(format!("{id}, {}", self.name()), |bencher| {
+        let id = format!("{id}, {}", self.name());
+        group.bench_function(&id, |bencher| {
             let (work, run) = prepared.get_or_insert_with(&prepare);
             bencher.iter_custom(|iterations| {
                 let start = Instant::now();
@@ -62,6 +64,9 @@ impl Machine {
         });
         if let Some((work, _)) = prepared {
             self.print(work, &samples);
+            if work.bytes > 0 {
+                record(&id, share_of_read(work, &samples));
+            }
         }
     }
 
@@ -70,9 +75,8 @@ impl Machine {
         let mut floors = Vec::new();
         if work.bytes > 0 {
             let read = median(samples.iter().map(|sample| sample.read));
-            let share = median(samples.iter().map(|sample| work.bytes as f64 / sample.read / sample.seconds));
             let what = format!("{:.2} MB at {:.1} GB/s", work.bytes as f64 / 1e6, read / 1e9);
-            floors.push((work.bytes as f64 / read, share, what));
+            floors.push((work.bytes as f64 / read, share_of_read(work, samples), what));
         }
         for (macs, peak, kind) in [(work.i8_macs, self.peak_i8, "int8"), (work.f32_macs, self.peak_f32, "f32")] {
             if let Some(peak) = peak.filter(|_| macs > 0) {
@@ -93,6 +97,30 @@ struct Sample {
     seconds: f64,
     /// Bytes a second, measured right after.
     read: f64,
+}
+
+/// What share of the rate of reading, measured beside each sample, the bench reached.
+fn share_of_read(work: Work, samples: &[Sample]) -> f64 {
+    median(samples.iter().map(|sample| work.bytes as f64 / sample.read / sample.seconds))
+}
+
+/// Leaves the share beside Criterion's estimates of this run, where `xtask bench-compare` looks for it.
+fn record(id: &str, share: f64) {
+    let home = std::env::var_os("CRITERION_HOME").map(PathBuf::from);
+    // target/release/deps/kernels-…
+    let target = || Some(std::env::current_exe().ok()?.ancestors().nth(3)?.join("criterion"));
+    let Some(groups) = home.or_else(target).and_then(|home| std::fs::read_dir(home).ok()) else { return };
+    let written = |folder: &PathBuf| std::fs::metadata(folder.join("new/estimates.json")).ok()?.modified().ok();
+    let folders = groups.flatten().map(|group| group.path().join(id));
+    let Some(folder) = folders.filter(|folder| written(folder).is_some()).max_by_key(written) else { return };
+    let arguments = std::env::args().flat_map(|argument| argument.split('=').map(str::to_owned).collect::<Vec<_>>());
+    let baseline = arguments.skip_while(|argument| argument != "--save-baseline").nth(1);
+    for baseline in ["new", baseline.as_deref().unwrap_or("base")] {
+        let probe = folder.join(baseline).join("read_probe.json");
+        if let Err(error) = std::fs::write(&probe, format!("{{\"share\":{share}}}\n")) {
+            eprintln!("{}: {error}", probe.display());
+        }
+    }
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {
