@@ -18,5 +18,9 @@ fuzz_target!(|bytes: &[u8]| {
         black_box((tensor.rows(), tensor.cols(), tensor.data.iter().map(|&byte| u64::from(byte)).sum::<u64>()));
         assert_eq!(gguf.tensor(tensor.name).map(|found| found.range()), Some(tensor.range()));
     }
-    drop(black_box(LanguageModel::from_gguf(&Arc::new(gguf), &LoadOptions::default(), &Cpu::new(KernelSet::detect(), 1))));
+    drop(black_box(LanguageModel::from_gguf(
+        &Arc::new(gguf),
+        &LoadOptions::default(),
+        &Cpu::new(KernelSet::detect(), 1),
+    )));
 });

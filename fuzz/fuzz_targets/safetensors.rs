@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::{env, fs, process};
 
-use bitnet_kernels::Pool;
+use bitnet_kernels::{Cpu, KernelSet};
 use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::{LanguageModel, LoadOptions};
 use libfuzzer_sys::fuzz_target;
@@ -31,5 +31,9 @@ fuzz_target!(|input: &[u8]| {
     for tensor in checkpoint.tensors() {
         black_box((format!("{tensor:?}"), tensor.num_bytes));
     }
-    drop(black_box(LanguageModel::from_checkpoint(&checkpoint, &LoadOptions::default(), &Pool::new(1))));
+    drop(black_box(LanguageModel::from_checkpoint(
+        &checkpoint,
+        &LoadOptions::default(),
+        &Cpu::new(KernelSet::detect(), 1),
+    )));
 });
