@@ -113,6 +113,9 @@ fn logits_files_are_identical_whatever_computes_them() {
             ["-t", "1", "--prefill-chunk", "1"],
             ["-t", "2", "--prefill-chunk", "5"],
             ["-t", "3", "--prefill-chunk", "64"],
+            ["--packing", "2", "--prefill-chunk", "3"],
+            ["--packing", "1.67", "--prefill-chunk", "7"],
+            ["--packing", "1.67", "--kernels", "scalar"],
         ] {
             assert!(expected == write("other.npy", &[&["--kv-type", kv_type], &options[..]].concat()), "{options:?}");
         }
@@ -247,6 +250,8 @@ fn bench_reports_both_phases() {
     }
     assert_eq!(report["threads"], 1);
     assert!(report["kernels"].is_string() && report["model"]["layers"] == 2);
+    assert!(["2", "1.67"].contains(&report["packing"].as_str().expect("its name")));
+    assert!(report["ternary_bytes"].as_u64().expect("bytes") > 0);
     #[cfg(target_os = "linux")]
     assert!(report["peak_rss_bytes"].as_u64().expect("bytes") > 1_000_000);
 }

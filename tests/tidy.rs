@@ -70,6 +70,7 @@ const UNSAFE: &[&str] = &[
     "crates/bitnet-kernels/src/disjoint.rs",
     "crates/bitnet-kernels/src/dispatch.rs",
     "crates/bitnet-kernels/src/matrix.rs",
+    "crates/bitnet-kernels/src/memory.rs",
     "crates/bitnet-kernels/src/neon.rs",
     "crates/bitnet-kernels/src/neon/screen.rs",
     "crates/bitnet-kernels/src/neon/sparse.rs",

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use bitnet_inference::SamplingParams;
-use bitnet_kernels::KernelSet;
+use bitnet_kernels::{KernelSet, Packing};
 use bitnet_models::{HeadMode, KvType, LoadOptions, Tl1Tile, Tl2Tile};
 use bitnet_tokenizers::TokenId;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -418,6 +418,9 @@ pub struct ModelArguments {
     /// Instruction set; the best this CPU has if not given
     #[arg(long, value_name = "NAME", value_parser = parse_kernels)]
     pub kernels: Option<&'static KernelSet>,
+    /// Bits that a ternary weight takes in memory; auto is what the kernels in use like best; the text is the same
+    #[arg(long, value_enum, default_value_t = PackingArgument::Auto)]
+    pub packing: PackingArgument,
     /// How logits are computed: all in full, or estimated from an 8-bit copy of the head and in full where they can matter;
     /// what is sampled is the same
     #[arg(long, value_name = "full|screened|auto", default_value = "auto", value_parser = parse_head)]
@@ -432,7 +435,12 @@ pub struct ModelArguments {
 impl ModelArguments {
     /// How to load the model.
     pub fn load_options(&self) -> LoadOptions {
-        let mut options = LoadOptions { head: self.head, ..self.reading.load_options() };
+        let packing = match self.packing {
+            PackingArgument::Two => Some(Packing::Two),
+            PackingArgument::FiveThirds => Some(Packing::FiveThirds),
+            PackingArgument::Auto => None,
+        };
+        let mut options = LoadOptions { head: self.head, packing, ..self.reading.load_options() };
         if self.memory == MemoryArgument::Low && options.head == HeadMode::Auto {
             options.head = HeadMode::Full;
         }
@@ -504,6 +512,15 @@ pub enum MemoryArgument {
 pub enum KvTypeArgument {
     F16,
     F32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PackingArgument {
+    #[value(name = "2")]
+    Two,
+    #[value(name = "1.67")]
+    FiveThirds,
+    Auto,
 }
 
 impl From<KvTypeArgument> for KvType {

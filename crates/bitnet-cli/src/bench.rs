@@ -48,6 +48,8 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
             "decode": summary_json(predict, &decode),
             "threads": cpu.pool().num_threads(),
             "kernels": cpu.set().name,
+            "packing": session.engine.model().packing().name(),
+            "ternary_bytes": session.engine.model().num_ternary_bytes(),
             "head": report::head_json(&session.engine),
             "model": report::model_json(&session),
             "load_ms": session.load_time.as_secs_f64() * 1e3,
@@ -58,11 +60,12 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     }
     writeln!(
         out,
-        "{} · {} · {} threads · {} kernels",
+        "{} · {} · {} threads · {} kernels · {}-bit weights",
         session.source,
         session.engine.model().config().architecture_name,
         cpu.pool().num_threads(),
-        cpu.set().name
+        cpu.set().name,
+        session.engine.model().packing().name()
     )?;
     for (name, tokens, speeds) in [("prefill", prompt, &prefill), ("decode", predict, &decode)] {
         if let Some((median, least, greatest)) = summary(speeds) {

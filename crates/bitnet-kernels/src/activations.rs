@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::matrix::LINE_COLS;
+use crate::packing::LINE_COLS;
 
 /// Rows in a tile: the most that one step of a kernel multiplies by the same weights.
 pub const TILE_ROWS: usize = 8;

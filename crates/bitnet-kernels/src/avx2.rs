@@ -7,6 +7,7 @@ mod ternary;
 
 use std::arch::x86_64::*;
 
+use crate::packing::Packing;
 use crate::portable;
 use crate::set::{CACHE_BLOCK, Partial, SEGMENT_HEADS, SEGMENT_KEYS, Scores, Segment, kernel_set, softmax_heads};
 
@@ -17,6 +18,7 @@ kernel_set!(
         screen_block: screen::screen_block,
         sparse: sparse::KERNELS,
         ternary: ternary::ternary,
+        packing: Packing::Two,
         matvec_f16: matvec_f16,
         attend_f16: attend_f16,
         attend_f32: attend_f32,

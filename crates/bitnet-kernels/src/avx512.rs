@@ -7,8 +7,11 @@ mod ternary;
 
 use std::arch::x86_64::*;
 
+use crate::packing::Packing;
 use crate::portable;
-use crate::set::{CACHE_BLOCK, Partial, SEGMENT_HEADS, SEGMENT_KEYS, Scores, Segment, kernel_set, softmax_heads};
+use crate::set::{
+    CACHE_BLOCK, KernelSet, Partial, SEGMENT_HEADS, SEGMENT_KEYS, Scores, Segment, kernel_set, softmax_heads,
+};
 
 kernel_set!(
     AVX512 = "avx512",
@@ -17,6 +20,7 @@ kernel_set!(
         screen_block: screen::screen_block,
         sparse: sparse::KERNELS,
         ternary: ternary::ternary,
+        packing: Packing::Two,
         matvec_f16: matvec_f16,
         attend_f16: attend_f16,
         attend_f32: attend_f32,
@@ -24,6 +28,10 @@ kernel_set!(
         peak_f32: Some(peak::f32),
     }
 );
+
+/// The table of AVX-512 with a lookup among 64 bytes (VBMI: Ice Lake, Zen 4 and later).
+pub(crate) static AVX512_VBMI: KernelSet =
+    KernelSet { name: "avx512-vbmi", ternary: ternary::ternary_vbmi, packing: Packing::FiveThirds, ..AVX512 };
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn matvec_f16(rows: &[u8], x: &[f32], out: &mut [f32]) {

@@ -4,7 +4,7 @@
 //! run on all threads of its [`Pool`] with the functions of one [`KernelSet`] and counted in its [`Counters`].
 //!
 //! - A weight is −1, 0 or +1 and an activation an int8, so a matrix product is an exact integer sum: [`TernaryMatrix`]
-//!   holds the weights in the one layout that all instruction sets stream, [`Activations`] the rows they meet.
+//!   holds the weights in the order in which all instruction sets stream them, [`Activations`] the rows they meet.
 //! - Float sums have one order, written down once in `portable`: a fixed number of virtual lanes and one reduction tree,
 //!   multiply then add, never fused. `math` has the elementary functions, since the C library's differ between machines.
 //! - So every set, every number of threads and every number of rows at once gives the same bits. `tests/agree.rs`
@@ -25,8 +25,10 @@ mod disjoint;
 mod dispatch;
 pub mod math;
 mod matrix;
+mod memory;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod packing;
 mod pool;
 mod portable;
 mod probe;
@@ -40,7 +42,9 @@ pub use attention::{AttentionScratch, AttentionShape, LayerCache, MAX_HEAD_DIM, 
 pub use counters::{Count, Counters, Kernel};
 pub use cpu::{Cpu, Gate, Norm};
 pub use dispatch::Work;
-pub use matrix::{BLOCK_ROWS, LINE_COLS, MAX_COLS, Part, TernaryMatrix, Unpack};
+pub use matrix::{BLOCK_ROWS, MAX_COLS, Part, TernaryMatrix, Unpack};
+pub use memory::{Huge, Plain};
+pub use packing::{LINE_COLS, Packing};
 pub use pool::{Pool, default_threads};
 pub use probe::{READ_PROBE_BYTES, ReadProbe};
 pub use screen::{Estimates, ScreenScratch, ScreenTable};

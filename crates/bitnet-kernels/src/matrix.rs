@@ -1,11 +1,7 @@
-//! [`TernaryMatrix`]: ternary weights in the one layout that every instruction set streams.
+//! [`TernaryMatrix`]: ternary weights in the order in which every instruction set streams them.
 //!
-//! Rows are taken 32 at a time. A block of 32 rows is a run of 128-byte lines, one for each 16 columns:
-//!
-//! ```text
-//! line g of a block, 128 bytes:   dword r (0..32) = row r
-//!     byte j (0..4) of the dword, bits 2s..2s+1 (s 0..4)  =  weight + 1 of column 16 g + 4 s + j
-//! ```
+//! Rows are taken 32 at a time. A block of 32 rows is a run of 128-byte lines, in which dword r is row r; which columns a
+//! line holds, and in how many bits, is its [`Packing`].
 //!
 //! So a thread reads one sequential stream (hardware prefetchers follow nothing else as well), a vector lane is a row and
 //! no horizontal sum is ever needed: with 512-bit registers a line is two loads, with 256-bit four, with 128-bit eight.
@@ -13,16 +9,12 @@
 
 use std::ops::Range;
 
-use memmap2::MmapMut;
-
+use crate::memory::Huge;
+use crate::packing::{Group, LINE_COLS, Line, Packing, Scratch, split, spread, squeeze};
 use crate::pool::Pool;
 
 /// Rows in a block: also what the output of each part of a matrix is padded to.
 pub const BLOCK_ROWS: usize = 32;
-/// Columns in a line.
-pub const LINE_COLS: usize = 16;
-/// Bytes in a line.
-pub const LINE_BYTES: usize = BLOCK_ROWS * LINE_COLS / 4;
 /// The most columns a matrix may have, so that no i32 accumulator can overflow: codes of the highest field weigh
 /// 2 · 4^3 = 128, activations at most 128, and a fourth of the columns is in that field: 2^17 / 4 · 2^14 = 2^29.
 pub const MAX_COLS: usize = 1 << 17;
@@ -46,9 +38,10 @@ pub type Unpack<'a, E> = dyn Fn(usize, Range<usize>, &mut [i8]) -> Result<(), E>
 pub struct TernaryMatrix {
     parts: Vec<Part>,
     cols: usize,
+    packing: Packing,
     /// One for each block of rows.
     scales: Vec<f32>,
-    bytes: Lines,
+    bytes: Huge<u8>,
 }
 
 impl TernaryMatrix {
@@ -62,19 +55,26 @@ impl TernaryMatrix {
     ///
     /// # Panics
     /// If there are no columns or more than [`MAX_COLS`], or if `unpack` gives another code.
-    pub fn pack<E: Send>(pool: &Pool, parts: &[Part], cols: usize, unpack: &Unpack<'_, E>) -> Result<Self, E> {
+    pub fn pack<E: Send>(
+        pool: &Pool,
+        parts: &[Part],
+        cols: usize,
+        packing: Packing,
+        unpack: &Unpack<'_, E>,
+    ) -> Result<Self, E> {
         assert!((1..=MAX_COLS).contains(&cols), "a ternary matrix of {cols} columns; 1 to {MAX_COLS} are possible");
-        let block_bytes = cols.div_ceil(LINE_COLS) * LINE_BYTES;
+        let block_bytes = packing.block_bytes(cols);
         let blocks: Vec<(usize, usize)> = parts
             .iter()
             .enumerate()
             .flat_map(|(index, part)| (0..part.rows.div_ceil(BLOCK_ROWS)).map(move |block| (index, block * BLOCK_ROWS)))
             .collect();
-        let mut bytes = Lines::new(blocks.len() * block_bytes);
+        let mut bytes = Huge::zeros(blocks.len() * block_bytes);
         let failure = std::sync::Mutex::new(None);
-        let output = crate::disjoint::Disjoint::new(bytes.as_mut_slice());
+        let output = crate::disjoint::Disjoint::new(&mut bytes);
         pool.split(blocks.len(), 1, &|share| {
             let mut codes = vec![0i8; BLOCK_ROWS * cols];
+            let mut scratch = Scratch::take();
             for index in share {
                 let (part, first_row) = blocks[index];
                 let rows = first_row..parts[part].rows.min(first_row + BLOCK_ROWS);
@@ -86,14 +86,21 @@ impl TernaryMatrix {
                 }
                 // SAFETY: each block index is in one thread's share, so no two threads hold the same range.
                 let block = unsafe { output.slice(index * block_bytes..(index + 1) * block_bytes) };
-                pack_block(&mut codes, cols, block);
+                match packing {
+                    Packing::Two => pack_block(&mut codes, cols, block.as_chunks_mut().0),
+                    Packing::FiveThirds => {
+                        let plain = scratch.lines(cols);
+                        pack_block(&mut codes, cols, plain);
+                        squeeze(plain, block);
+                    }
+                }
             }
         });
         if let Some(error) = failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
             return Err(error);
         }
         let scales = blocks.iter().map(|&(part, _)| parts[part].scale).collect();
-        Ok(Self { parts: parts.to_vec(), cols, scales, bytes })
+        Ok(Self { parts: parts.to_vec(), cols, packing, scales, bytes })
     }
 
     /// The matrices of the stack.
@@ -106,6 +113,12 @@ impl TernaryMatrix {
     #[must_use]
     pub fn cols(&self) -> usize {
         self.cols
+    }
+
+    /// How many bits a weight takes.
+    #[must_use]
+    pub fn packing(&self) -> Packing {
+        self.packing
     }
 
     /// The length of an output row: each part's rows rounded up to [`BLOCK_ROWS`].
@@ -137,7 +150,7 @@ impl TernaryMatrix {
     /// Bytes of the packed weights, padding included: what one pass over the matrix reads.
     #[must_use]
     pub fn num_bytes(&self) -> usize {
-        self.bytes.len
+        self.bytes.len()
     }
 
     /// Blocks of [`BLOCK_ROWS`] rows.
@@ -149,18 +162,57 @@ impl TernaryMatrix {
     /// Bytes of one block.
     #[must_use]
     pub fn block_bytes(&self) -> usize {
-        self.cols.div_ceil(LINE_COLS) * LINE_BYTES
+        self.packing.block_bytes(self.cols)
     }
 
-    /// The packed lines of one block and the scale of its rows.
-    pub(crate) fn block(&self, index: usize) -> (&[u8], f32) {
+    /// The same with 2 bits a weight, `None` if it is like that.
+    pub(crate) fn unpacked(&self, pool: &Pool) -> Option<Self> {
+        if self.packing == Packing::Two {
+            return None;
+        }
+        let packing = Packing::Two;
+        let block_bytes = packing.block_bytes(self.cols);
+        let mut bytes = Huge::zeros(self.num_blocks() * block_bytes);
+        let output = crate::disjoint::Disjoint::new(&mut bytes);
+        pool.split(self.num_blocks(), 1, &|share| {
+            for block in share {
+                // SAFETY: each block index is in one thread's share.
+                let lines = unsafe { output.slice(block * block_bytes..(block + 1) * block_bytes) };
+                spread(self.groups(block), lines.as_chunks_mut().0);
+            }
+        });
+        Some(Self { parts: self.parts.clone(), cols: self.cols, packing, scales: self.scales.clone(), bytes })
+    }
+
+    #[inline(always)]
+    fn block(&self, index: usize) -> &[u8] {
         let len = self.block_bytes();
-        (&self.bytes.as_slice()[index * len..(index + 1) * len], self.scales[index])
+        &self.bytes[index * len..(index + 1) * len]
+    }
+
+    /// What the sums of the rows of one block are multiplied by.
+    #[inline(always)]
+    pub(crate) fn scale(&self, block: usize) -> f32 {
+        self.scales[block]
+    }
+
+    /// The lines of one block of a matrix of 2 bits.
+    #[inline(always)]
+    pub(crate) fn lines(&self, block: usize) -> &[Line] {
+        debug_assert!(self.packing == Packing::Two);
+        self.block(block).as_chunks().0
+    }
+
+    /// The groups of 1.67 bits, and the lines of 2 bits after them, of one block of a matrix of 1.67 bits.
+    #[inline(always)]
+    pub(crate) fn groups(&self, block: usize) -> (&[Group], &[Line]) {
+        debug_assert!(self.packing == Packing::FiveThirds);
+        split(self.block(block), self.cols)
     }
 }
 
 /// Packs `[BLOCK_ROWS, cols]` codes −1, 0, 1 into the lines of one block; `codes` is left holding 0, 1, 2.
-fn pack_block(codes: &mut [i8], cols: usize, block: &mut [u8]) {
+fn pack_block(codes: &mut [i8], cols: usize, block: &mut [Line]) {
     let mut seen = 0u8;
     for code in codes.iter_mut() {
         *code = code.wrapping_add(1);
@@ -172,13 +224,13 @@ fn pack_block(codes: &mut [i8], cols: usize, block: &mut [u8]) {
     for (row, codes) in codes.chunks_exact(cols).enumerate() {
         let (whole, rest) = codes.as_chunks::<LINE_COLS>();
         for (line, cols) in whole.iter().enumerate() {
-            pack_line_row(cols, &mut block[line * LINE_BYTES + 4 * row..][..4]);
+            pack_line_row(cols, &mut block[line][4 * row..4 * row + 4]);
         }
         if !rest.is_empty() {
             // Columns past the end are zero weights.
             let mut cols = [1i8; LINE_COLS];
             cols[..rest.len()].copy_from_slice(rest);
-            pack_line_row(&cols, &mut block[whole.len() * LINE_BYTES + 4 * row..][..4]);
+            pack_line_row(&cols, &mut block[whole.len()][4 * row..4 * row + 4]);
         }
     }
 }
@@ -188,41 +240,4 @@ fn pack_line_row(cols: &[i8; LINE_COLS], dword: &mut [u8]) {
     let field = |s: usize| u32::from_le_bytes(std::array::from_fn(|j| cols[4 * s + j] as u8));
     let packed = field(0) | field(1) << 2 | field(2) << 4 | field(3) << 6;
     dword.copy_from_slice(&packed.to_le_bytes());
-}
-
-/// Bytes that begin at a multiple of 64, in huge pages where the system gives them.
-pub(crate) struct Lines {
-    map: MmapMut,
-    start: usize,
-    len: usize,
-}
-
-/// The size of a huge page on the systems that have them.
-const HUGE_PAGE: usize = 2 << 20;
-
-impl Lines {
-    pub(crate) fn new(len: usize) -> Self {
-        let huge = len >= HUGE_PAGE;
-        let align = if huge { HUGE_PAGE } else { 64 };
-        let mut map = MmapMut::map_anon((len + align).max(1)).unwrap_or_else(|error| {
-            // As when the allocator finds no memory: there is nothing a caller could do with this error.
-            panic!("no memory for {len} bytes of packed weights: {error}")
-        });
-        let start = map.as_mut_ptr().align_offset(align);
-        // Whole huge pages only: a last one, half filled, would cost memory for nothing. And only a hint: without huge
-        // pages everything works, a few per cent slower.
-        #[cfg(target_os = "linux")]
-        if huge {
-            let _ = map.advise_range(memmap2::Advice::HugePage, start, len / HUGE_PAGE * HUGE_PAGE);
-        }
-        Self { map, start, len }
-    }
-
-    pub(crate) fn as_slice(&self) -> &[u8] {
-        &self.map[self.start..self.start + self.len]
-    }
-
-    pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
-        &mut self.map[self.start..self.start + self.len]
-    }
 }

@@ -12,6 +12,7 @@ mod ternary;
 use std::arch::aarch64::*;
 use std::arch::asm;
 
+use crate::packing::Packing;
 use crate::portable;
 use crate::set::{
     CACHE_BLOCK, KernelSet, Partial, SEGMENT_HEADS, SEGMENT_KEYS, Scores, Segment, kernel_set, softmax_heads,
@@ -24,6 +25,7 @@ kernel_set!(
         screen_block: screen::screen_block,
         sparse: sparse::KERNELS,
         ternary: ternary::ternary,
+        packing: Packing::Two,
         matvec_f16: matvec_f16,
         attend_f16: attend_f16,
         attend_f32: attend_f32,

@@ -6,28 +6,28 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use crate::cpu::Cpu;
-use crate::matrix::Lines;
+use crate::memory::Huge;
 use crate::pool::Pool;
 
 /// Bytes of a [`ReadProbe`] that no cache holds.
 pub const READ_PROBE_BYTES: usize = 256 << 20;
 
 /// A buffer to read.
-pub struct ReadProbe(Lines);
+pub struct ReadProbe(Huge<u8>);
 
 impl ReadProbe {
     /// A buffer of `num_bytes`, written once, so that every page of it is there.
     #[must_use]
     pub fn new(num_bytes: usize) -> Self {
-        let mut lines = Lines::new(num_bytes);
-        lines.as_mut_slice().fill(1);
+        let mut lines = Huge::zeros(num_bytes);
+        lines.fill(1);
         Self(lines)
     }
 
     /// Bytes a second at which all threads together read the buffer once, each one sequential stream.
     #[must_use]
     pub fn bytes_per_s(&self, pool: &Pool) -> f64 {
-        let chunks = self.0.as_slice().as_chunks::<64>().0;
+        let chunks = self.0.as_chunks::<64>().0;
         let start = Instant::now();
         pool.split(chunks.len(), 1, &|share| {
             let mut sums = [0u64; 8];

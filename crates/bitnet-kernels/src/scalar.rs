@@ -5,7 +5,8 @@ pub(crate) mod sparse;
 use std::ops::Range;
 
 use crate::activations::{Activations, Tile};
-use crate::matrix::{BLOCK_ROWS, LINE_BYTES, LINE_COLS, TernaryMatrix};
+use crate::matrix::{BLOCK_ROWS, TernaryMatrix};
+use crate::packing::{LINE_COLS, Line, Packing, Scratch};
 use crate::portable;
 use crate::screen::ScreenSums;
 use crate::set::{
@@ -18,6 +19,7 @@ kernel_set!(
         ternary: ternary,
         screen_block: screen_block,
         sparse: sparse::KERNELS,
+        packing: Packing::Two,
         matvec_f16: matvec_f16,
         attend_f16: attend::<half::f16>,
         attend_f32: attend::<f32>,
@@ -28,8 +30,10 @@ kernel_set!(
 
 /// `y = (Σ code·q − Σ q) / s · scale` for the given blocks of rows and all activation rows.
 fn ternary(matrix: &TernaryMatrix, blocks: Range<usize>, activations: &Activations, output: &Output<'_>) {
+    let mut scratch = Scratch::take();
     for block in blocks {
-        let (lines, scale) = matrix.block(block);
+        let scale = matrix.scale(block);
+        let lines = scratch.unpack(matrix, block).unwrap_or_else(|| matrix.lines(block));
         for tile_index in 0..activations.num_tiles() {
             let tile = activations.tile(tile_index);
             for (index, row) in activations.tile_rows(tile_index).enumerate() {
@@ -45,10 +49,10 @@ fn ternary(matrix: &TernaryMatrix, blocks: Range<usize>, activations: &Activatio
 }
 
 /// `Σ code · q` of each row of a block with one row of a tile.
-fn block_sums(lines: &[u8], tile: &Tile<'_>, index: usize) -> [i32; BLOCK_ROWS] {
+fn block_sums(lines: &[Line], tile: &Tile<'_>, index: usize) -> [i32; BLOCK_ROWS] {
     let rows = tile.scales.len();
     let mut sums = [0; BLOCK_ROWS];
-    for (line, cols) in lines.chunks_exact(LINE_BYTES).zip(tile.values.chunks_exact(LINE_COLS * rows)) {
+    for (line, cols) in lines.iter().zip(tile.values.chunks_exact(LINE_COLS * rows)) {
         for s in 0..4 {
             let q = &cols[(s * rows + index) * 4..][..4];
             for (sum, codes) in sums.iter_mut().zip(line.chunks_exact(4)) {

@@ -16,7 +16,9 @@ use crate::activations::{Activations, TILE_ROWS};
 use crate::counters::Kernel;
 use crate::cpu::Cpu;
 use crate::disjoint::Disjoint;
-use crate::matrix::{BLOCK_ROWS, LINE_COLS, Lines, MAX_COLS};
+use crate::matrix::{BLOCK_ROWS, MAX_COLS};
+use crate::memory::Huge;
+use crate::packing::LINE_COLS;
 use crate::pool::Pool;
 use crate::set::KernelSet;
 
@@ -38,7 +40,7 @@ pub(crate) type ScreenSums = [[i32; BLOCK_ROWS]; TILE_ROWS];
 pub struct ScreenTable {
     rows: usize,
     cols: usize,
-    lines: Lines,
+    lines: Huge<u8>,
     bounds: Vec<BlockBounds>,
 }
 
@@ -133,10 +135,10 @@ impl ScreenTable {
         assert!((1..=MAX_COLS).contains(&cols), "a screened table of {cols} columns; 1 to {MAX_COLS} are possible");
         let num_blocks = rows.div_ceil(BLOCK_ROWS);
         let block_bytes = Self::block_bytes(cols);
-        let mut lines = Lines::new(num_blocks * block_bytes);
+        let mut lines = Huge::zeros(num_blocks * block_bytes);
         let zeros = BlockBounds { scale: [0.0; BLOCK_ROWS], residual: [0.0; BLOCK_ROWS], norm: [0.0; BLOCK_ROWS] };
         let mut bounds = vec![zeros; num_blocks];
-        let (bytes, all_bounds) = (Disjoint::new(lines.as_mut_slice()), Disjoint::new(&mut bounds));
+        let (bytes, all_bounds) = (Disjoint::new(&mut lines), Disjoint::new(&mut bounds));
         pool.split(num_blocks, 1, &|blocks| {
             let mut row = vec![0.0; cols];
             let padded = cols.next_multiple_of(LINE_COLS);
@@ -180,7 +182,7 @@ impl ScreenTable {
     /// Bytes kept: the integers and three numbers a row. One pass reads them all.
     #[must_use]
     pub fn num_bytes(&self) -> usize {
-        self.lines.as_slice().len() + size_of_val(self.bounds.as_slice())
+        self.lines.len() + size_of_val(self.bounds.as_slice())
     }
 }
 
@@ -270,7 +272,7 @@ impl Cpu {
         self.pool().split(table.bounds.len(), 1, &|blocks| {
             let mut sums: ScreenSums = [[0; BLOCK_ROWS]; TILE_ROWS];
             for block in blocks {
-                let lines = &table.lines.as_slice()[block * block_bytes..(block + 1) * block_bytes];
+                let lines = &table.lines[block * block_bytes..(block + 1) * block_bytes];
                 for tile in 0..planes.num_tiles() {
                     // SAFETY: a set exists only on a CPU that can run it.
                     unsafe { (set.screen_block)(lines, &planes.tile(tile), &mut sums) };

@@ -7,6 +7,7 @@ use crate::disjoint::Disjoint;
 use crate::matrix::{BLOCK_ROWS, TernaryMatrix};
 #[cfg(target_arch = "aarch64")]
 use crate::neon;
+use crate::packing::Packing;
 use crate::screen::ScreenSums;
 use crate::sparse::SparseKernels;
 #[cfg(target_arch = "x86_64")]
@@ -134,6 +135,8 @@ impl<'a> Output<'a> {
 pub struct KernelSet {
     /// What `--kernels` calls it.
     pub name: &'static str,
+    /// The packing it reads without unpacking it first, and multiplies by fastest where weights come from memory.
+    pub packing: Packing,
     pub(crate) ternary: unsafe fn(&TernaryMatrix, Range<usize>, &Activations, &Output<'_>),
     pub(crate) sparse: SparseKernels,
     pub(crate) matvec_f16: unsafe fn(&[u8], &[f32], &mut [f32]),
@@ -210,17 +213,20 @@ pub(crate) use kernel_set;
 impl KernelSet {
     /// The sets that this CPU can run, best first. The scalar set, which is the reference, is always the last.
     pub fn available() -> impl Iterator<Item = &'static KernelSet> {
-        let mut sets: [Option<&'static KernelSet>; 3] = [None, None, Some(&scalar::SCALAR)];
+        let mut sets: [Option<&'static KernelSet>; 4] = [None, None, None, Some(&scalar::SCALAR)];
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
-                sets[1] = Some(&avx2::AVX2);
+                sets[2] = Some(&avx2::AVX2);
                 if is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
                 {
-                    sets[0] = Some(&avx512::AVX512);
+                    sets[1] = Some(&avx512::AVX512);
+                    if is_x86_feature_detected!("avx512vbmi") {
+                        sets[0] = Some(&avx512::AVX512_VBMI);
+                    }
                 }
             }
         }

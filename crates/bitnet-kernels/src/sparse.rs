@@ -21,7 +21,9 @@ use crate::activations::Activations;
 use crate::counters::Kernel;
 use crate::cpu::Cpu;
 use crate::disjoint::Disjoint;
-use crate::matrix::{BLOCK_ROWS, LINE_BYTES, LINE_COLS, Lines, TernaryMatrix};
+use crate::matrix::{BLOCK_ROWS, TernaryMatrix};
+use crate::memory::Huge;
+use crate::packing::{LINE_COLS, Line};
 use crate::pool::Pool;
 
 /// Bytes in a line.
@@ -39,7 +41,7 @@ const BLOCKS_OF_RUN_LINE: usize = RUN_LINE_WEIGHTS / BLOCK_ROWS;
 
 /// Rows or columns, each a run of lines.
 pub(crate) struct Runs {
-    bytes: Lines,
+    bytes: Huge<u8>,
     /// Lines in a run.
     run_lines: usize,
 }
@@ -47,13 +49,13 @@ pub(crate) struct Runs {
 impl Runs {
     fn new(num_runs: usize, run_len: usize) -> Self {
         let run_lines = run_len.div_ceil(RUN_LINE_WEIGHTS);
-        Self { bytes: Lines::new(num_runs * run_lines * RUN_LINE_BYTES), run_lines }
+        Self { bytes: Huge::zeros(num_runs * run_lines * RUN_LINE_BYTES), run_lines }
     }
 
     /// All lines, those of run `i` from `i · run_lines` on.
     #[inline(always)]
     pub(crate) fn lines(&self) -> &[[u8; RUN_LINE_BYTES]] {
-        self.bytes.as_slice().as_chunks().0
+        self.bytes.as_chunks().0
     }
 
     /// Lines in a run.
@@ -67,7 +69,7 @@ impl Runs {
     }
 
     fn num_bytes(&self) -> usize {
-        self.bytes.as_slice().len()
+        self.bytes.len()
     }
 }
 
@@ -99,15 +101,16 @@ impl TernaryRows {
     pub fn new(pool: &Pool, matrix: &TernaryMatrix, part: usize) -> Self {
         let (rows, scale) = (matrix.parts()[part].rows, matrix.parts()[part].scale);
         let first_block = matrix.part_blocks(part).start;
+        let unpacked = matrix.unpacked(pool);
+        let matrix = unpacked.as_ref().unwrap_or(matrix);
         let mut runs = Runs::new(rows, matrix.cols());
         let run_bytes = runs.run_bytes();
-        let out = Disjoint::new(runs.bytes.as_mut_slice());
+        let out = Disjoint::new(&mut runs.bytes);
         pool.split(rows, BLOCK_ROWS, &|share| {
             // SAFETY: each row is in one thread's share.
             let out = unsafe { out.slice(share.start * run_bytes..share.end * run_bytes) };
             for (block, out) in (share.start / BLOCK_ROWS..).zip(out.chunks_mut(BLOCK_ROWS * run_bytes)) {
-                let (lines, _) = matrix.block(first_block + block);
-                copy_rows(lines, out, run_bytes);
+                copy_rows(matrix.lines(first_block + block), out, run_bytes);
             }
         });
         Self { runs, rows, cols: matrix.cols(), scale }
@@ -121,11 +124,11 @@ impl TernaryRows {
 }
 
 /// The rows of a block, each a run: a row's dwords, one of each line, side by side.
-fn copy_rows(lines: &[u8], out: &mut [u8], run_bytes: usize) {
-    for (index, lines) in lines.chunks(LINES_OF_RUN_LINE * LINE_BYTES).enumerate() {
+fn copy_rows(lines: &[Line], out: &mut [u8], run_bytes: usize) {
+    for (index, lines) in lines.chunks(LINES_OF_RUN_LINE).enumerate() {
         for (row, run) in out.chunks_exact_mut(run_bytes).enumerate() {
             let run_line = &mut run[index * RUN_LINE_BYTES..(index + 1) * RUN_LINE_BYTES];
-            for (dword, line) in run_line.as_chunks_mut::<4>().0.iter_mut().zip(lines.chunks_exact(LINE_BYTES)) {
+            for (dword, line) in run_line.as_chunks_mut::<4>().0.iter_mut().zip(lines) {
                 dword.copy_from_slice(&line[4 * row..4 * row + 4]);
             }
         }
@@ -141,19 +144,20 @@ impl TernaryColumns {
     pub fn new(pool: &Pool, matrix: &TernaryMatrix) -> Self {
         assert!(matrix.parts().len() == 1, "columns of a stack of {} matrices", matrix.parts().len());
         let (rows, scale, cols) = (matrix.parts()[0].rows, matrix.parts()[0].scale, matrix.cols());
+        let unpacked = matrix.unpacked(pool);
+        let matrix = unpacked.as_ref().unwrap_or(matrix);
         let num_lines = cols.div_ceil(LINE_COLS);
         let mut runs = Runs::new(num_lines * LINE_COLS, rows);
         let (run_lines, group_bytes) = (runs.run_lines, LINE_COLS * runs.run_bytes());
-        let out = Disjoint::new(runs.bytes.as_mut_slice());
+        let out = Disjoint::new(&mut runs.bytes);
         pool.split(num_lines, 1, &|share| {
             for index in 0..run_lines {
-                let blocks: [Option<&[u8]>; BLOCKS_OF_RUN_LINE] = std::array::from_fn(|block| {
+                let blocks: [Option<&[Line]>; BLOCKS_OF_RUN_LINE] = std::array::from_fn(|block| {
                     let block = BLOCKS_OF_RUN_LINE * index + block;
-                    (block < matrix.num_blocks()).then(|| matrix.block(block).0)
+                    (block < matrix.num_blocks()).then(|| matrix.lines(block))
                 });
                 for line in share.clone() {
-                    let lines =
-                        blocks.map(|block| block.map(|lines| &lines[line * LINE_BYTES..(line + 1) * LINE_BYTES]));
+                    let lines = blocks.map(|block| block.map(|lines| &lines[line]));
                     // SAFETY: each line of the matrix is in one thread's share, and its columns are the columns of no other.
                     let out = unsafe { out.slice(line * group_bytes..(line + 1) * group_bytes) };
                     copy_columns(&lines, out.as_chunks_mut().0, run_lines, index);
@@ -173,7 +177,7 @@ impl TernaryColumns {
 /// Line `index` of the runs of 16 columns: lines of the same columns in eight blocks of rows (those past the end are
 /// missing), `out` all lines of the 16 runs.
 fn copy_columns(
-    lines: &[Option<&[u8]>; BLOCKS_OF_RUN_LINE],
+    lines: &[Option<&Line>; BLOCKS_OF_RUN_LINE],
     out: &mut [[u8; RUN_LINE_BYTES]],
     run_lines: usize,
     index: usize,
@@ -182,7 +186,7 @@ fn copy_columns(
         // Byte j of `packed[field][r]`: field s is the weight of column 4 field + j in row r of block s.
         let mut packed = [[0u32; BLOCK_ROWS]; 4];
         for (s, line) in lines.iter().enumerate() {
-            for (r, dword) in line.unwrap_or_default().as_chunks::<4>().0.iter().enumerate() {
+            for (r, dword) in line.map(|line| &line[..]).unwrap_or_default().as_chunks::<4>().0.iter().enumerate() {
                 let dword = u32::from_le_bytes(*dword);
                 for (field, packed) in packed.iter_mut().enumerate() {
                     packed[r] |= (dword >> (2 * field) & 0x0303_0303) << (2 * s);

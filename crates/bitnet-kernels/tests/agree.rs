@@ -2,7 +2,7 @@
 
 use bitnet_kernels::{
     Activations, AttentionScratch, AttentionShape, CACHE_BLOCK, CacheElement, Cpu, Gate, KernelSet, LayerCache,
-    MAX_COLS, Norm, Part, Place, Places, Pool, Qkv, SparseScratch, TernaryColumns, TernaryMatrix, TernaryRows,
+    MAX_COLS, Norm, Packing, Part, Place, Places, Pool, Qkv, SparseScratch, TernaryColumns, TernaryMatrix, TernaryRows,
 };
 use half::f16;
 
@@ -43,7 +43,12 @@ fn agree(what: &str, compute: impl Fn(&Cpu) -> Vec<f32>) {
     }
 }
 
-fn pack(parts: &[Part], cols: usize, weight: impl Fn(usize, usize, usize) -> i8 + Sync) -> TernaryMatrix {
+fn pack(
+    parts: &[Part],
+    cols: usize,
+    packing: Packing,
+    weight: impl Fn(usize, usize, usize) -> i8 + Sync,
+) -> TernaryMatrix {
     let unpack = |part: usize, rows: std::ops::Range<usize>, codes: &mut [i8]| -> Result<(), ()> {
         for (row, codes) in rows.zip(codes.chunks_exact_mut(cols)) {
             for (col, code) in codes.iter_mut().enumerate() {
@@ -52,7 +57,25 @@ fn pack(parts: &[Part], cols: usize, weight: impl Fn(usize, usize, usize) -> i8 
         }
         Ok(())
     };
-    TernaryMatrix::pack(&Pool::new(2), parts, cols, &unpack).expect("unpack never fails")
+    TernaryMatrix::pack(&Pool::new(2), parts, cols, packing, &unpack).expect("unpack never fails")
+}
+
+/// `[rows of x, output_len]`
+fn multiply(cpu: &Cpu, matrix: &TernaryMatrix, x: &[f32]) -> Vec<f32> {
+    let activations = quantized(cpu, x, matrix.cols());
+    let mut out = vec![f32::NAN; activations.rows() * matrix.output_len()];
+    cpu.ternary_matmul(matrix, &activations, &mut out);
+    out
+}
+
+/// One matrix in each packing: the bits must be those of the first with the scalar set.
+fn agree_in_all_packings(what: &str, matrices: &[TernaryMatrix], x: &[f32]) {
+    let expected = bits(&multiply(&Cpu::new(scalar(), 1), &matrices[0], x));
+    for matrix in matrices {
+        let what = format!("{what} in {} bits", matrix.packing().name());
+        agree(&what, |cpu| multiply(cpu, matrix, x));
+        assert!(expected == bits(&multiply(&Cpu::new(scalar(), 1), matrix, x)), "{what}");
+    }
 }
 
 fn pseudo_weight(part: usize, row: usize, col: usize) -> i8 {
@@ -71,8 +94,8 @@ fn quantized(cpu: &Cpu, x: &[f32], cols: usize) -> Activations {
 #[test]
 fn ternary_products_equal_the_definition() {
     let parts = [Part { rows: 40, scale: 0.5 }, Part { rows: 7, scale: 0.25 }];
-    for cols in [1, 16, 100, 256, 272] {
-        let matrix = pack(&parts, cols, pseudo_weight);
+    for (cols, packing) in [1, 16, 96, 100, 256, 272].into_iter().flat_map(|cols| Packing::ALL.map(|p| (cols, p))) {
+        let matrix = pack(&parts, cols, packing, pseudo_weight);
         for n in [1, 3, 8, 9] {
             let x = Rng(7 + n as u64).floats(n * cols);
             let cpu = Cpu::new(scalar(), 1);
@@ -102,17 +125,35 @@ fn ternary_products_equal_the_definition() {
 #[test]
 fn ternary_products_agree() {
     let parts = [Part { rows: 96, scale: 0.7 }, Part { rows: 33, scale: 1.3 }];
-    for cols in [5, 64, 128, 300, 2560] {
-        let matrix = pack(&parts, cols, pseudo_weight);
+    // Columns that fill no line, some lines, groups of six lines, and groups with lines after them.
+    for cols in [5, 64, 96, 128, 300, 480, 2560] {
+        let matrices = Packing::ALL.map(|packing| pack(&parts, cols, packing, pseudo_weight));
         for n in (1..=17).chain([40]) {
             let x = Rng(n as u64 * 31 + cols as u64).floats(n * cols);
-            agree(&format!("{n} rows of {cols}"), |cpu| {
-                let activations = quantized(cpu, &x, cols);
-                let mut out = vec![f32::NAN; n * matrix.output_len()];
-                cpu.ternary_matmul(&matrix, &activations, &mut out);
-                out
-            });
+            agree_in_all_packings(&format!("{n} rows of {cols}"), &matrices, &x);
         }
+    }
+    let cols = 8640;
+    let matrices = Packing::ALL.map(|packing| pack(&parts, cols, packing, pseudo_weight));
+    for n in [1, 2, 4, 8, 11] {
+        agree_in_all_packings(&format!("{n} rows of {cols}"), &matrices, &Rng(n as u64).floats(n * cols));
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+    #[test]
+    fn ternary_products_of_any_shape_agree(
+        part_rows in proptest::collection::vec(1usize..70, 1..4),
+        cols in 1usize..700,
+        n in 1usize..41,
+        seed in 1u64..u64::MAX,
+    ) {
+        let parts: Vec<Part> = part_rows.iter().map(|&rows| Part { rows, scale: rows as f32 / 50.0 }).collect();
+        let weight = |part, row, col| pseudo_weight(part, row, col ^ (seed as usize % 1024));
+        let matrices = Packing::ALL.map(|packing| pack(&parts, cols, packing, weight));
+        let x = Rng(seed).floats(n * cols);
+        agree_in_all_packings(&format!("{n} rows of {cols}, {part_rows:?}"), &matrices, &x);
     }
 }
 
@@ -121,18 +162,14 @@ fn the_largest_sums_do_not_overflow() {
     // Every weight +1 or −1 and every activation ±127: the largest magnitudes there are, over many lines.
     let cols = 16_384;
     for (weight, sign) in [(1, 1.0), (1, -1.0), (-1, 1.0)] {
-        let matrix = pack(&[Part { rows: 32, scale: 1.0 }], cols, |_, _, _| weight);
-        for n in [1, 2, 4, 8] {
+        let matrices =
+            Packing::ALL.map(|packing| pack(&[Part { rows: 32, scale: 1.0 }], cols, packing, |_, _, _| weight));
+        for n in [1, 2, 4, 8, 16] {
             let x = vec![sign; n * cols];
-            let compute = |cpu: &Cpu| {
-                let activations = quantized(cpu, &x, cols);
-                let mut out = vec![f32::NAN; n * matrix.output_len()];
-                cpu.ternary_matmul(&matrix, &activations, &mut out);
-                out
-            };
             let expected = f32::from(weight) * sign * cols as f32;
-            assert!(compute(&Cpu::new(scalar(), 1)).iter().all(|&y| (y - expected).abs() < 1.0), "{expected}");
-            agree("extreme values", compute);
+            let found = multiply(&Cpu::new(scalar(), 1), &matrices[0], &x);
+            assert!(found.iter().all(|&y| (y - expected).abs() < 1.0), "{expected}");
+            agree_in_all_packings("extreme values", &matrices, &x);
         }
     }
 }
@@ -141,7 +178,12 @@ fn the_largest_sums_do_not_overflow() {
 fn weights_outside_minus_one_to_one_are_refused() {
     for wrong in [2, -2, 3, 127, -128] {
         let result = std::panic::catch_unwind(|| {
-            pack(&[Part { rows: 3, scale: 1.0 }], 20, |_, row, col| if (row, col) == (2, 19) { wrong } else { 1 })
+            pack(
+                &[Part { rows: 3, scale: 1.0 }],
+                20,
+                Packing::Two,
+                |_, row, col| if (row, col) == (2, 19) { wrong } else { 1 },
+            )
         });
         assert!(result.is_err(), "{wrong}");
     }
@@ -150,7 +192,7 @@ fn weights_outside_minus_one_to_one_are_refused() {
 #[test]
 fn rows_of_a_batch_equal_rows_alone() {
     let cols = 640;
-    let matrix = pack(&[Part { rows: 64, scale: 0.1 }], cols, pseudo_weight);
+    let matrix = pack(&[Part { rows: 64, scale: 0.1 }], cols, Packing::FiveThirds, pseudo_weight);
     let x = Rng(99).floats(21 * cols);
     for set in KernelSet::available() {
         let cpu = Cpu::new(set, 2);
@@ -173,7 +215,7 @@ fn thinned(rng: &mut Rng, cols: usize, zeros_of_100: u64) -> Vec<f32> {
 fn products_of_gated_rows_equal_the_dense_ones() {
     for (rows, cols) in [(1, 1), (40, 16), (33, 100), (70, 256), (200, 272), (131, 300), (300, 1024), (96, 2570)] {
         let parts = [Part { rows: 35, scale: 0.5 }, Part { rows, scale: 0.7 }];
-        let matrix = pack(&parts, cols, pseudo_weight);
+        let matrix = pack(&parts, cols, Packing::FiveThirds, pseudo_weight);
         let mut rng = Rng((rows * cols) as u64 + 3);
         let x = rng.floats(cols);
         for negatives in [0, 30, 70, 95, 100] {
@@ -210,7 +252,7 @@ fn products_of_gated_rows_equal_the_dense_ones() {
 
 #[test]
 fn products_that_could_overflow_are_left_to_the_dense_path() {
-    let matrix = pack(&[Part { rows: 3, scale: 1e30 }], 20, |_, _, _| 1);
+    let matrix = pack(&[Part { rows: 3, scale: 1e30 }], 20, Packing::Two, |_, _, _| 1);
     let cpu = Cpu::new(KernelSet::detect(), 1);
     let sparse = TernaryRows::new(cpu.pool(), &matrix, 0);
     let run = |value: f32| {
@@ -224,7 +266,7 @@ fn products_that_could_overflow_are_left_to_the_dense_path() {
 #[test]
 fn products_of_active_columns_equal_the_dense_ones() {
     for (rows, cols) in [(1, 1), (33, 40), (250, 100), (256, 64), (257, 65), (300, 130), (520, 700), (70, 8640)] {
-        let matrix = pack(&[Part { rows, scale: 0.7 }], cols, pseudo_weight);
+        let matrix = pack(&[Part { rows, scale: 0.7 }], cols, Packing::FiveThirds, pseudo_weight);
         let mut rng = Rng((rows * cols) as u64 + 4);
         for zeros in [0, 30, 70, 95, 100] {
             let x = thinned(&mut rng, cols, zeros);
@@ -251,7 +293,7 @@ fn products_of_active_columns_equal_the_dense_ones() {
 fn the_largest_sparse_sums_do_not_overflow() {
     for (weight, sign) in [(1, 1.0), (1, -1.0), (-1, 1.0)] {
         let compute = |cpu: &Cpu, rows: usize, cols: usize| {
-            let matrix = pack(&[Part { rows, scale: 1.0 }], cols, |_, _, _| weight);
+            let matrix = pack(&[Part { rows, scale: 1.0 }], cols, Packing::Two, |_, _, _| weight);
             let activations = quantized(cpu, &vec![sign; cols], cols);
             let mut out = vec![f32::NAN; 2 * rows];
             let (by_rows, by_columns) = out.split_at_mut(rows);

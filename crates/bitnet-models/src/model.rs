@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use bitnet_kernels::{BLOCK_ROWS, Cpu, Norm, Part, ScreenTable, TernaryMatrix, math};
+use bitnet_kernels::{BLOCK_ROWS, Cpu, Norm, Packing, Part, ScreenTable, TernaryMatrix, math};
 use bitnet_quantization::{i2_s, tl1, tl2};
 
 use crate::config::Config;
@@ -25,6 +25,8 @@ pub struct LoadOptions {
     pub tl2_tiles: Vec<((usize, usize), tl2::Tile)>,
     /// How logits are computed.
     pub head: HeadMode,
+    /// How ternary weights are packed; as the kernels in use like it best if not given.
+    pub packing: Option<Packing>,
 }
 
 /// How the logits that sampling needs are computed; what is sampled does not depend on it.
@@ -78,6 +80,7 @@ const SCREENED_BYTES: usize = 16 << 20;
 /// A model, ready to run.
 pub struct LanguageModel {
     pub(crate) config: Config,
+    packing: Packing,
     /// `[vocab, hidden]`
     pub(crate) embedding: Table,
     pub(crate) layers: Vec<Layer>,
@@ -182,7 +185,8 @@ impl LanguageModel {
         source.check_tensors()?;
         let config = source.config().clone();
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let loader = Loader { source, config: &config, options, cpu };
+        let packing = options.packing.unwrap_or(cpu.set().packing);
+        let loader = Loader { source, config: &config, packing, cpu };
         let head = source.has_head().then(|| source.table(Slot::Head, vocab, hidden)).transpose()?;
         let embedding = source.table(Slot::Embedding, vocab, hidden)?;
         Ok(Self {
@@ -192,6 +196,7 @@ impl LanguageModel {
             output_norm: loader.norm(Slot::OutputNorm, hidden)?,
             rope_frequencies: loader.rope_frequencies()?,
             layers: (0..config.num_layers).map(|index| loader.layer(index)).collect::<Result<_>>()?,
+            packing,
             config,
         })
     }
@@ -226,6 +231,18 @@ impl LanguageModel {
         &self.embedding
     }
 
+    /// How ternary weights are packed.
+    #[must_use]
+    pub fn packing(&self) -> Packing {
+        self.packing
+    }
+
+    /// Bytes of the packed ternary weights, padding included: what a pass over the model reads of them.
+    #[must_use]
+    pub fn num_ternary_bytes(&self) -> usize {
+        self.matrices().map(TernaryMatrix::num_bytes).sum()
+    }
+
     /// Ternary weights, without padding.
     #[must_use]
     pub fn num_ternary_weights(&self) -> usize {
@@ -244,8 +261,7 @@ impl LanguageModel {
 struct Loader<'a> {
     source: &'a dyn Source,
     config: &'a Config,
-    #[expect(dead_code, reason = "the choices it carries for the kernels follow")]
-    options: &'a LoadOptions,
+    packing: Packing,
     cpu: &'a Cpu,
 }
 
@@ -304,9 +320,10 @@ impl Loader<'_> {
         let tensors = projections.iter().map(tensor).collect::<Result<Vec<_>>>()?;
         tensors.iter().for_each(|tensor| tensor.data.advise_sequential());
         let parts: Vec<Part> = tensors.iter().map(|tensor| Part { rows: tensor.rows, scale: tensor.scale }).collect();
-        let matrix = TernaryMatrix::pack(self.cpu.pool(), &parts, tensors[0].cols, &|part, rows, codes| {
-            tensors[part].unpack_rows(rows, codes)
-        })?;
+        let matrix =
+            TernaryMatrix::pack(self.cpu.pool(), &parts, tensors[0].cols, self.packing, &|part, rows, codes| {
+                tensors[part].unpack_rows(rows, codes)
+            })?;
         tensors.iter().for_each(|tensor| tensor.data.advise_done());
         Ok(matrix)
     }

@@ -2,7 +2,7 @@
 
 use std::cell::LazyCell;
 
-use bitnet_kernels::{Activations, Cpu, KernelSet, Part, TernaryMatrix};
+use bitnet_kernels::{Activations, Cpu, KernelSet, Packing, Part, TernaryMatrix};
 use criterion::Criterion;
 
 use crate::floor::{Machine, Work};
@@ -24,20 +24,30 @@ pub fn bench(criterion: &mut Criterion, machines: &[Machine]) {
         ("memory, 2560 x 6912", 2_560, 6_912, true),
         ("memory, 3200 x 8640", 3_200, 8_640, true),
     ] {
-        let matrices = LazyCell::new(|| matrices(rows, cols, from_memory));
-        for machine in machines {
-            machine.bench(&mut gemv, level, || product(&matrices, 1));
+        for packing in Packing::ALL {
+            let matrices = LazyCell::new(|| matrices(rows, cols, packing, from_memory));
+            for machine in at_home(machines, packing) {
+                machine.bench(&mut gemv, &format!("{level}, {} bits", packing.name()), || product(&matrices, 1));
+            }
         }
     }
     gemv.finish();
 
     let mut gemm = group(criterion, "ternary gemm");
-    let matrices = LazyCell::new(|| matrices(13_824, COLS, true));
-    for n in [2, 4, 8, 16, 32, 128, 512] {
-        for machine in machines {
-            machine.bench(&mut gemm, &format!("{n} rows, 13824 x 2560"), || product(&matrices, n));
+    for packing in Packing::ALL {
+        let matrices = LazyCell::new(|| matrices(13_824, COLS, packing, true));
+        for n in [2, 4, 8, 16, 32, 128, 512] {
+            for machine in at_home(machines, packing) {
+                let id = format!("{n} rows, 13824 x 2560, {} bits", packing.name());
+                machine.bench(&mut gemm, &id, || product(&matrices, n));
+            }
         }
     }
+}
+
+/// The machines whose kernels need not unpack such weights first.
+fn at_home(machines: &[Machine], packing: Packing) -> impl Iterator<Item = &Machine> {
+    machines.iter().filter(move |machine| packing == Packing::Two || machine.cpu.set().packing == packing)
 }
 
 /// Multiplies `n` rows by one matrix after the other.
@@ -57,7 +67,7 @@ fn product(matrices: &[TernaryMatrix], n: usize) -> (Work, impl FnMut(&Cpu)) {
 }
 
 /// One matrix, or as many as it takes to find each gone from the caches when its turn comes again.
-fn matrices(rows: usize, cols: usize, from_memory: bool) -> Vec<TernaryMatrix> {
+fn matrices(rows: usize, cols: usize, packing: Packing, from_memory: bool) -> Vec<TernaryMatrix> {
     let count = if from_memory { (4 * MEMORY_BYTES).div_ceil(rows * cols) } else { 1 };
     let pool = Cpu::new(KernelSet::detect(), 2);
     let unpack = |_: usize, rows: std::ops::Range<usize>, codes: &mut [i8]| -> Result<(), ()> {
@@ -65,6 +75,6 @@ fn matrices(rows: usize, cols: usize, from_memory: bool) -> Vec<TernaryMatrix> {
         codes.iter_mut().for_each(|code| *code = (rng.next() >> 60) as i8 % 3 - 1);
         Ok(())
     };
-    let pack = |_| TernaryMatrix::pack(pool.pool(), &[Part { rows, scale: 1.0 }], cols, &unpack);
+    let pack = |_| TernaryMatrix::pack(pool.pool(), &[Part { rows, scale: 1.0 }], cols, packing, &unpack);
     (0..count).map(|index| pack(index).expect("unpack never fails")).collect()
 }

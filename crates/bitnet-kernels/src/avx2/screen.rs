@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::ternary::{broadcast, load_quarter};
 use crate::activations::Tile;
-use crate::matrix::LINE_BYTES;
+use crate::packing::LINE_BYTES;
 use crate::screen::ScreenSums;
 
 /// `Σ integer · q` of 32 rows with each plane of a tile, two planes at a time.

@@ -7,14 +7,17 @@ use std::ops::Range;
 
 use super::store8;
 use crate::activations::{Activations, Tile};
-use crate::matrix::{LINE_BYTES, LINE_COLS, TernaryMatrix};
+use crate::matrix::TernaryMatrix;
+use crate::packing::{LINE_COLS, Line, Scratch};
 use crate::set::Output;
 
 /// `y = (Σ code·q − Σ q) / s · scale` for the given blocks of rows and all activation rows.
 #[target_feature(enable = "avx2,f16c")]
 pub(crate) fn ternary(matrix: &TernaryMatrix, blocks: Range<usize>, activations: &Activations, output: &Output<'_>) {
+    let mut scratch = Scratch::take();
     for block in blocks {
-        let (lines, scale) = matrix.block(block);
+        let scale = matrix.scale(block);
+        let lines = scratch.unpack(matrix, block).unwrap_or_else(|| matrix.lines(block));
         for tile_index in 0..activations.num_tiles() {
             let tile = activations.tile(tile_index);
             let first_row = activations.tile_rows(tile_index).start;
@@ -75,17 +78,17 @@ pub(super) fn load_quarter(line: &[u8], quarter: usize) -> __m256i {
 /// field a line: at most 2 · 2 · 8 · 127 = 4064 for the larger ones, so eight lines give 32,512 at most.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn row_sums(lines: &[u8], tile: &Tile<'_>) -> [__m256i; 4] {
+fn row_sums(lines: &[Line], tile: &Tile<'_>) -> [__m256i; 4] {
     const LINES: usize = 8;
     let (mask, mask4) = (_mm256_set1_epi8(0x03), _mm256_set1_epi8(0x0c));
     let ones = _mm256_set1_epi16(1);
     let mut sums = [_mm256_setzero_si256(); 4];
-    let lines = lines.chunks(LINES * LINE_BYTES);
+    let lines = lines.chunks(LINES);
     let values = tile.values.chunks(LINES * LINE_COLS);
     for (lines, values) in lines.zip(values) {
         let mut by_one = [_mm256_setzero_si256(); 4];
         let mut by_four = [_mm256_setzero_si256(); 4];
-        for (line, values) in lines.chunks_exact(LINE_BYTES).zip(values.chunks_exact(LINE_COLS)) {
+        for (line, values) in lines.iter().zip(values.chunks_exact(LINE_COLS)) {
             let q: [__m256i; 4] = std::array::from_fn(|s| broadcast(values, s));
             for quarter in 0..4 {
                 let codes = load_quarter(line, quarter);
@@ -116,17 +119,17 @@ fn row_sums(lines: &[u8], tile: &Tile<'_>) -> [__m256i; 4] {
 /// A 16-bit lane takes eight products of 0–2 by at most 127 a line: 2032, so sixteen lines give 32,512 at most.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn tile_sums<const N: usize>(lines: &[u8], tile: &Tile<'_>, pair: usize, first: usize) -> [[__m256i; 2]; N] {
+fn tile_sums<const N: usize>(lines: &[Line], tile: &Tile<'_>, pair: usize, first: usize) -> [[__m256i; 2]; N] {
     const LINES: usize = 16;
     let rows = tile.scales.len();
     let mask = _mm256_set1_epi8(3);
     let ones = _mm256_set1_epi16(1);
     let mut sums = [[_mm256_setzero_si256(); 2]; N];
-    let lines = lines.chunks(LINES * LINE_BYTES);
+    let lines = lines.chunks(LINES);
     let values = tile.values.chunks(LINES * LINE_COLS * rows);
     for (lines, values) in lines.zip(values) {
         let mut acc = [[_mm256_setzero_si256(); 2]; N];
-        for (line, values) in lines.chunks_exact(LINE_BYTES).zip(values.chunks_exact(LINE_COLS * rows)) {
+        for (line, values) in lines.iter().zip(values.chunks_exact(LINE_COLS * rows)) {
             let halves = [load_quarter(line, 2 * pair), load_quarter(line, 2 * pair + 1)];
             macro_rules! field {
                 ($s:literal, $codes:expr) => {

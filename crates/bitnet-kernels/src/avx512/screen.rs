@@ -2,9 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use super::ternary::{broadcast, load_line};
+use super::ternary::{broadcast, load_half};
 use crate::activations::Tile;
-use crate::matrix::LINE_BYTES;
+use crate::packing::LINE_BYTES;
 use crate::screen::ScreenSums;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
@@ -23,7 +23,7 @@ pub(crate) fn screen_block(lines: &[u8], tile: &Tile<'_>, sums: &mut ScreenSums)
 fn screen_planes<const N: usize>(lines: &[u8], tile: &Tile<'_>, sums: &mut ScreenSums) {
     let mut acc = [[_mm512_setzero_si512(); 2]; N];
     for (line, values) in lines.chunks_exact(LINE_BYTES).zip(tile.values.chunks_exact(4 * N)) {
-        let halves = load_line(line);
+        let halves = [load_half(line, 0), load_half(line, 1)];
         for (i, acc) in acc.iter_mut().enumerate() {
             let q = broadcast(values, i);
             acc[0] = _mm512_dpbusd_epi32(acc[0], halves[0], q);

@@ -4,7 +4,7 @@ use std::arch::aarch64::*;
 
 use super::ternary::{LINE_REGISTERS, REGISTER_ROWS, broadcast, dot, load_registers};
 use crate::activations::Tile;
-use crate::matrix::LINE_BYTES;
+use crate::packing::LINE_BYTES;
 use crate::screen::ScreenSums;
 
 /// Defines `Σ integer · q` of 32 rows with each plane of a tile, two planes at a time; `$add` adds four products to a lane.

@@ -6,7 +6,8 @@ use std::ops::Range;
 
 use super::store4;
 use crate::activations::{Activations, Tile};
-use crate::matrix::{BLOCK_ROWS, LINE_BYTES, LINE_COLS, TernaryMatrix};
+use crate::matrix::{BLOCK_ROWS, TernaryMatrix};
+use crate::packing::{LINE_COLS, Line, Scratch};
 use crate::set::Output;
 
 /// Rows of weights in a register: 16 bytes of a line are 4 dwords.
@@ -22,8 +23,10 @@ macro_rules! ternary {
     ($name:ident: $features:literal, $row_sums:path, $tile_sums:ident [$($n:literal by $r:literal),*]) => {
         #[target_feature(enable = $features)]
         pub(crate) fn $name(matrix: &TernaryMatrix, blocks: Range<usize>, activations: &Activations, output: &Output<'_>) {
+            let mut scratch = Scratch::take();
             for block in blocks {
-                let (lines, scale) = matrix.block(block);
+                let scale = matrix.scale(block);
+        let lines = scratch.unpack(matrix, block).unwrap_or_else(|| matrix.lines(block));
                 for tile_index in 0..activations.num_tiles() {
                     let tile = activations.tile(tile_index);
                     let first_row = activations.tile_rows(tile_index).start;
@@ -121,7 +124,7 @@ pub(super) fn broadcast(values: &[i8], dword: usize) -> int8x16_t {
 /// `Σ code · q` of 32 rows with one row of activations.
 #[inline]
 #[target_feature(enable = "neon")]
-fn row_sums(lines: &[u8], tile: &Tile<'_>) -> [int32x4_t; LINE_REGISTERS] {
+fn row_sums(lines: &[Line], tile: &Tile<'_>) -> [int32x4_t; LINE_REGISTERS] {
     let [sums] = tile_sums::<1, LINE_REGISTERS>(lines, tile, 0, 0);
     sums
 }
@@ -132,7 +135,7 @@ fn row_sums(lines: &[u8], tile: &Tile<'_>) -> [int32x4_t; LINE_REGISTERS] {
 #[inline]
 #[target_feature(enable = "neon")]
 fn tile_sums<const N: usize, const R: usize>(
-    lines: &[u8],
+    lines: &[Line],
     tile: &Tile<'_>,
     register: usize,
     first: usize,
@@ -140,11 +143,11 @@ fn tile_sums<const N: usize, const R: usize>(
     const LINES: usize = 16;
     let rows = tile.scales.len();
     let mut sums = [[[vdupq_n_s32(0); 2]; R]; N];
-    let lines = lines.chunks(LINES * LINE_BYTES);
+    let lines = lines.chunks(LINES);
     let values = tile.values.chunks(LINES * LINE_COLS * rows);
     for (lines, values) in lines.zip(values) {
         let mut acc = [[[vdupq_n_s16(0); 2]; R]; N];
-        for (line, values) in lines.chunks_exact(LINE_BYTES).zip(values.chunks_exact(LINE_COLS * rows)) {
+        for (line, values) in lines.iter().zip(values.chunks_exact(LINE_COLS * rows)) {
             let packed = load_registers::<R>(line, register);
             macro_rules! field {
                 ($s:literal, $codes:expr) => {
@@ -196,10 +199,10 @@ pub(super) fn dot<const LANE: i32>(acc: int32x4_t, codes: uint8x16_t, q: int8x16
 /// multiples of 4 and 16. (Field 3 cannot stay where it lies: `sdot` would take its upper bit for a sign.)
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-fn row_sums_dotprod(lines: &[u8], tile: &Tile<'_>) -> [int32x4_t; LINE_REGISTERS] {
+fn row_sums_dotprod(lines: &[Line], tile: &Tile<'_>) -> [int32x4_t; LINE_REGISTERS] {
     let masks = [vdupq_n_u8(0x03), vdupq_n_u8(0x0c), vdupq_n_u8(0x30)];
     let mut acc = [[vdupq_n_s32(0); 3]; LINE_REGISTERS];
-    for (line, values) in lines.chunks_exact(LINE_BYTES).zip(tile.values.as_chunks::<LINE_COLS>().0) {
+    for (line, values) in lines.iter().zip(tile.values.as_chunks::<LINE_COLS>().0) {
         let q = load_values(values);
         for (packed, acc) in load_registers::<LINE_REGISTERS>(line, 0).into_iter().zip(&mut acc) {
             acc[0] = dot::<0>(acc[0], vandq_u8(packed, masks[0]), q);
@@ -219,14 +222,14 @@ fn row_sums_dotprod(lines: &[u8], tile: &Tile<'_>) -> [int32x4_t; LINE_REGISTERS
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
 fn tile_sums_dotprod<const N: usize, const R: usize>(
-    lines: &[u8],
+    lines: &[Line],
     tile: &Tile<'_>,
     register: usize,
     first: usize,
 ) -> [[int32x4_t; R]; N] {
     let rows = tile.scales.len();
     let mut acc = [[vdupq_n_s32(0); R]; N];
-    for (line, values) in lines.chunks_exact(LINE_BYTES).zip(tile.values.chunks_exact(LINE_COLS * rows)) {
+    for (line, values) in lines.iter().zip(tile.values.chunks_exact(LINE_COLS * rows)) {
         let packed = load_registers::<R>(line, register);
         macro_rules! field {
             ($s:literal, $codes:expr) => {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use bitnet_kernels::{Cpu, KernelSet};
+use bitnet_kernels::{Cpu, KernelSet, Packing};
 use bitnet_models::gguf::Gguf;
 use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::{Chunk, KvCache, KvType, LanguageModel, LoadOptions, LogitRows, Workspace};
@@ -11,8 +11,13 @@ use bitnet_models::{Chunk, KvCache, KvType, LanguageModel, LoadOptions, LogitRow
 use crate::{golden, logits, read_npy, read_tokens};
 
 fn load(folder: &Path, cpu: &Cpu) -> LanguageModel {
+    load_packed(folder, cpu, None)
+}
+
+fn load_packed(folder: &Path, cpu: &Cpu, packing: Option<Packing>) -> LanguageModel {
     let gguf = Arc::new(Gguf::open(&folder.join("model-i2_s.gguf")).expect("a golden file opens"));
-    LanguageModel::from_gguf(&gguf, &LoadOptions::default(), cpu).expect("a golden file loads")
+    let options = LoadOptions { packing, ..LoadOptions::default() };
+    LanguageModel::from_gguf(&gguf, &options, cpu).expect("a golden file loads")
 }
 
 /// The model in all its forms that are here: each with the file of its logits.
@@ -99,19 +104,23 @@ fn assert_close(name: &str, found: &[f32], expected: &[f32], vocab: usize) {
 }
 
 #[test]
-fn logits_do_not_depend_on_threads_kernels_or_chunks() {
+fn logits_do_not_depend_on_threads_kernels_chunks_or_packing() {
     for name in ["strict-b158", "strict-1bitllm", "tiny-b158", "tiny-llama"] {
         let Some(folder) = golden(name) else { continue };
         let tokens = read_tokens(&folder, "tokens");
         let reference = Cpu::new(KernelSet::by_name("scalar").expect("always there"), 1);
-        let model = load(&folder, &reference);
+        let [model, packed] = Packing::ALL.map(|packing| load_packed(&folder, &reference, Some(packing)));
+        assert!(packed.num_ternary_bytes() < model.num_ternary_bytes());
         for kv_type in [KvType::F16, KvType::F32] {
             let expected = logits(&model, &reference, &tokens, kv_type, tokens.len());
             for set in KernelSet::available() {
                 for (threads, chunk) in [(1, 1), (2, 5), (3, 64), (2, 1)] {
-                    let found = logits(&model, &Cpu::new(set, threads), &tokens, kv_type, chunk);
-                    let equal = found.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
-                    assert!(equal, "{name} {kv_type:?}: {} on {threads} threads in chunks of {chunk}", set.name);
+                    for model in [&model, &packed] {
+                        let found = logits(model, &Cpu::new(set, threads), &tokens, kv_type, chunk);
+                        let equal = found.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
+                        let how = format!("{} on {threads} threads in chunks of {chunk}", set.name);
+                        assert!(equal, "{name} {kv_type:?}: {how}, {} bits", model.packing().name());
+                    }
                 }
             }
         }
