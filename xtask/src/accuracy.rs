@@ -210,7 +210,7 @@ fn product_table() -> anyhow::Result<String> {
         let mut bytes = vec![0; codec.size_bytes()?];
         let scale = format.quantize(&weights, rows, cols, Scaling::AbsMean, &mut bytes, cpu.pool())?;
         let unpack = |_, range: Range<usize>, out: &mut [i8]| format.unpack_rows(&bytes, rows, cols, range, out);
-        let matrix = TernaryMatrix::pack(cpu.pool(), &[Part { rows, scale }], cols, &unpack)?;
+        let matrix = TernaryMatrix::pack(cpu.pool(), &[Part { rows, scale }], cols, cpu.set().packing, &unpack)?;
         let floats = codec.there_and_back(&weights, Scaling::AbsMean)?;
         write!(out, "| {name} |")?;
         for input in &inputs {
