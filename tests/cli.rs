@@ -116,10 +116,27 @@ fn logits_files_are_identical_whatever_computes_them() {
             ["--packing", "2", "--prefill-chunk", "3"],
             ["--packing", "1.67", "--prefill-chunk", "7"],
             ["--packing", "1.67", "--kernels", "scalar"],
+            ["--ffn-sparsity", "on", "--prefill-chunk", "1"],
         ] {
             assert!(expected == write("other.npy", &[&["--kv-type", kv_type], &options[..]].concat()), "{options:?}");
         }
     }
+}
+
+#[test]
+fn text_does_not_depend_on_sparsity() {
+    let golden = golden();
+    let run = |mode: &str| {
+        let options = ["-n", "20", "-s", "3", "--ignore-eos", "--ffn-sparsity", mode, "--json"];
+        json(&[&["run", "-m", &golden, "ab"], &options[..]].concat())
+    };
+    let (on, off, auto) = (run("on"), run("off"), run("auto"));
+    assert_eq!((&on["tokens"], &on["text"]), (&off["tokens"], &off["text"]));
+    assert_eq!((&auto["tokens"], &auto["text"]), (&off["tokens"], &off["text"]));
+    for shares in ["closed_gates", "zeros", "dead_neurons"] {
+        assert_eq!(on["ffn_sparsity"][shares], off["ffn_sparsity"][shares], "{shares}");
+    }
+    assert!(on["ffn_sparsity"]["copy_bytes"].as_u64() > off["ffn_sparsity"]["copy_bytes"].as_u64());
 }
 
 #[test]
@@ -252,6 +269,12 @@ fn bench_reports_both_phases() {
     assert!(report["kernels"].is_string() && report["model"]["layers"] == 2);
     assert!(["2", "1.67"].contains(&report["packing"].as_str().expect("its name")));
     assert!(report["ternary_bytes"].as_u64().expect("bytes") > 0);
+    let sparsity = &report["ffn_sparsity"];
+    assert!(sparsity["mode"] == "auto" && sparsity["copy_bytes"] == 0, "the layers are too small for copies");
+    for seen in sparsity["layers"].as_array().expect("two layers").iter().chain([sparsity]) {
+        assert!((0.0..1.0).contains(&seen["closed_gates"].as_f64().expect("a share")), "{sparsity}");
+        assert!((0.0..1.0).contains(&seen["zeros"].as_f64().expect("a share")), "{sparsity}");
+    }
     #[cfg(target_os = "linux")]
     assert!(report["peak_rss_bytes"].as_u64().expect("bytes") > 1_000_000);
 }

@@ -39,6 +39,9 @@ pub struct Options {
     /// Give the logits a table of their own
     #[arg(long)]
     untied: bool,
+    /// About so many of a hundred neurons are dead
+    #[arg(long, default_value_t = 0, value_name = "PERCENT", value_parser = clap::value_parser!(u64).range(..100))]
+    dead_neurons: u64,
     /// Files of a directory
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     shards: u16,
@@ -73,6 +76,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         context_length: options.context,
         rope_theta: options.rope_theta,
         tied: !options.untied,
+        dead_neurons_percent: options.dead_neurons,
     };
     anyhow::ensure!(shape.vocab_size >= 512, "the vocabulary has {} tokens, at least 512 are needed", shape.vocab_size);
     let model = SyntheticModel { shape, seed: options.seed };

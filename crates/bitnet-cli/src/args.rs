@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use bitnet_inference::SamplingParams;
 use bitnet_kernels::{KernelSet, Packing};
-use bitnet_models::{HeadMode, KvType, LoadOptions, Tl1Tile, Tl2Tile};
+use bitnet_models::{FfnSparsity, HeadMode, KvType, LoadOptions, Tl1Tile, Tl2Tile};
 use bitnet_tokenizers::TokenId;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -425,6 +425,10 @@ pub struct ModelArguments {
     /// what is sampled is the same
     #[arg(long, value_name = "full|screened|auto", default_value = "auto", value_parser = parse_head)]
     pub head: HeadMode,
+    /// Whether decoding leaves out the weights of feed-forward networks that meet zeros, reading the others from copies: on
+    /// for all layers, auto where it pays; the text is the same
+    #[arg(long, value_name = "on|off|auto", default_value = "auto", value_parser = parse_ffn_sparsity)]
+    pub ffn_sparsity: FfnSparsity,
     /// fast keeps copies of weights where that makes decoding faster, low keeps none
     #[arg(long, value_enum, default_value_t = MemoryArgument::Fast)]
     pub memory: MemoryArgument,
@@ -440,9 +444,13 @@ impl ModelArguments {
             PackingArgument::FiveThirds => Some(Packing::FiveThirds),
             PackingArgument::Auto => None,
         };
-        let mut options = LoadOptions { head: self.head, packing, ..self.reading.load_options() };
+        let mut options =
+            LoadOptions { head: self.head, packing, ffn_sparsity: self.ffn_sparsity, ..self.reading.load_options() };
         if self.memory == MemoryArgument::Low && options.head == HeadMode::Auto {
             options.head = HeadMode::Full;
+        }
+        if self.memory == MemoryArgument::Low && options.ffn_sparsity == FfnSparsity::Auto {
+            options.ffn_sparsity = FfnSparsity::Off;
         }
         options
     }
@@ -549,6 +557,13 @@ fn parse_draft(text: &str) -> Result<usize, String> {
 fn parse_head(name: &str) -> Result<HeadMode, String> {
     HeadMode::by_name(name).ok_or_else(|| {
         let names = HeadMode::ALL.map(HeadMode::name);
+        format!("expected one of {}", names.join(", "))
+    })
+}
+
+fn parse_ffn_sparsity(name: &str) -> Result<FfnSparsity, String> {
+    FfnSparsity::by_name(name).ok_or_else(|| {
+        let names = FfnSparsity::ALL.map(FfnSparsity::name);
         format!("expected one of {}", names.join(", "))
     })
 }

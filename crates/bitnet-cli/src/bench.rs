@@ -51,6 +51,7 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
             "packing": session.engine.model().packing().name(),
             "ternary_bytes": session.engine.model().num_ternary_bytes(),
             "head": report::head_json(&session.engine),
+            "ffn_sparsity": report::ffn_sparsity_json(&session.engine),
             "model": report::model_json(&session),
             "load_ms": session.load_time.as_secs_f64() * 1e3,
             "peak_rss_bytes": report::peak_rss_bytes(),
@@ -71,6 +72,9 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
         if let Some((median, least, greatest)) = summary(speeds) {
             writeln!(out, "{name:>8} {tokens:5} tokens  {median:8.1} tokens/s  (from {least:.1} to {greatest:.1})")?;
         }
+    }
+    if let Some(line) = report::ffn_sparsity_line(&session.engine) {
+        writeln!(out, "  zeros in feed-forward networks  {line}")?;
     }
     if let Some(bytes) = report::peak_rss_bytes() {
         writeln!(out, "    peak memory  {:.0} MB", bytes as f64 / 1e6)?;

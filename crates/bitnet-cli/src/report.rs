@@ -1,7 +1,8 @@
 //! What commands print about themselves: timings, the model in a line, memory.
 
 use bitnet_inference::{Engine, Timings};
-use bitnet_models::{Config, HeadMode, LanguageModel};
+use bitnet_kernels::Gate;
+use bitnet_models::{Config, FfnActivity, HeadMode, LanguageModel};
 use serde_json::{Value, json};
 
 use crate::session::Session;
@@ -95,6 +96,50 @@ pub fn head_json(engine: &Engine) -> Value {
         "wasted_logits": head_use.wasted_logits,
         "screen_bytes": engine.model().screen_bytes(),
     })
+}
+
+/// What the feed-forward networks left out, and what was zero in them, for `--json`.
+pub fn ffn_sparsity_json(engine: &Engine) -> Value {
+    let model = engine.model();
+    let seen = |layer: usize| engine.ffn_activity().get(layer).copied().unwrap_or_default();
+    let layers = model.ffn_layers().enumerate().map(|(index, layer)| {
+        json!({
+            "closed_gates": closed_gates(model, seen(index)),
+            "zeros": seen(index).zeros(),
+            "dead_neurons": layer.num_dead_neurons,
+            "up_copy_bytes": layer.up_copy_bytes,
+            "down_copy_bytes": layer.down_copy_bytes,
+        })
+    });
+    let layers: Vec<Value> = layers.collect();
+    let all: FfnActivity = engine.ffn_activity().iter().copied().sum();
+    json!({
+        "mode": model.ffn_sparsity().name(),
+        "closed_gates": closed_gates(model, all),
+        "zeros": all.zeros(),
+        "dead_neurons": model.ffn_layers().map(|layer| layer.num_dead_neurons).sum::<usize>(),
+        "copy_bytes": model.ffn_copy_bytes(),
+        "layers": layers,
+    })
+}
+
+/// The share of gates that were not positive, where that makes zeros.
+fn closed_gates(model: &LanguageModel, seen: FfnActivity) -> Option<f64> {
+    (model.config().architecture.gate() == Gate::Relu2).then(|| seen.closed_gates()).flatten()
+}
+
+/// What was zero in the feed-forward networks in a line for people; `None` if nothing went through them.
+pub fn ffn_sparsity_line(engine: &Engine) -> Option<String> {
+    let model = engine.model();
+    let all: FfnActivity = engine.ffn_activity().iter().copied().sum();
+    let gates = closed_gates(model, all).map(|share| format!("{:.1} % of the gates, ", 100.0 * share));
+    let zeros = format!("{:.1} % of the int8 values", 100.0 * all.zeros()?);
+    let num_layers = model.ffn_layers().filter(|layer| layer.up_copy_bytes.or(layer.down_copy_bytes).is_some()).count();
+    let copies = match num_layers {
+        0 => String::new(),
+        n => format!("; copies in {n} layers, {:.0} MB", model.ffn_copy_bytes() as f64 / 1e6),
+    };
+    Some(format!("{}{zeros}{copies}", gates.unwrap_or_default()))
 }
 
 /// Weights of embedding, head and projections.

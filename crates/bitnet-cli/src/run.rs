@@ -43,6 +43,7 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
             "seed": seed,
             "packing": session.engine.model().packing().name(),
             "head": report::head_json(&session.engine),
+            "ffn_sparsity": report::ffn_sparsity_json(&session.engine),
             "timings": report::timings_json(&answer.timings, session.load_time),
         });
         writeln!(out, "{object}")?;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bitnet_kernels::Cpu;
-use bitnet_models::{Chunk, KvCache, KvType, LanguageModel, LogitRows, Workspace};
+use bitnet_models::{Chunk, FfnActivity, KvCache, KvType, LanguageModel, LogitRows, Workspace};
 use bitnet_tokenizers::{TokenId, Tokenizer};
 
 use crate::block_pool::BlockPool;
@@ -196,6 +196,12 @@ impl Engine {
     #[must_use]
     pub fn head_use(&self) -> HeadUse {
         self.head_use
+    }
+
+    /// What went through the feed-forward network of each layer so far; empty if nothing did.
+    #[must_use]
+    pub fn ffn_activity(&self) -> &[FfnActivity] {
+        self.workspace.ffn_activity()
     }
 
     /// What was done so far.

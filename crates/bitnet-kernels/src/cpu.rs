@@ -1,10 +1,11 @@
 //! [`Cpu`]: the operations of a forward pass, each dispatched to all threads and counted.
 //!
 //! Threads share out rows of weights, rows of activations or heads. Which thread computes what never changes a bit of the
-//! result, since no sum is ever split between two of them.
+//! result, since no float sum is ever split between two of them.
 
 use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::activations::{Activations, TILE_ROWS, interleave};
 use crate::counters::{Counters, Kernel};
@@ -38,12 +39,43 @@ pub enum Gate {
     Silu,
 }
 
+/// Where a row of gates and values holds those of a feed-forward network.
+#[derive(Clone, Debug)]
+pub struct Neurons<'a> {
+    /// The gates.
+    pub gates: Range<usize>,
+    /// The values they gate, as many.
+    pub ups: Range<usize>,
+    /// Which of the network's neurons these are, if not all.
+    pub live: Option<LiveNeurons<'a>>,
+}
+
+/// The neurons of a feed-forward network that can be other than zero.
+#[derive(Clone, Copy, Debug)]
+pub struct LiveNeurons<'a> {
+    /// Their positions among all, ascending.
+    pub positions: &'a [u32],
+    /// How many neurons there are.
+    pub num_neurons: usize,
+}
+
+/// How many inner values of a feed-forward network were zero, and how many had to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InnerZeros {
+    /// Gates that were not positive.
+    pub closed_gates: usize,
+    /// Int8 values that were zero.
+    pub zeros: usize,
+}
+
 /// Makes a quantized row: its index, scratch of two rows, the int8 row to fill. Returns its factor and its sum.
 type MakeRow<'a> = dyn Fn(usize, &mut [f32], &mut [i8]) -> (f32, i32) + Sync + 'a;
 
 thread_local! {
     /// A row on its way to int8: two float rows, then the int8 row. Kept, so that a decode step allocates nothing.
     static ROW: RefCell<(Vec<f32>, Vec<i8>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+    /// The int8 values of all neurons, where only some are kept.
+    static ALL_NEURONS: RefCell<Vec<i8>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Cpu {
@@ -93,15 +125,16 @@ impl Cpu {
     /// If the shapes do not fit.
     pub fn quantize(&self, x: &[f32], stride: usize, cols: usize, norm: Option<Norm<'_>>, to: &mut Activations) {
         let set = self.set;
-        self.fill(x.len() / stride, cols, to, &|row, float, int8| {
+        self.fill(x.len() / stride, cols, cols, to, &|row, float, int8| {
             let x = &x[row * stride..row * stride + cols];
             normalize_and_quantize(set, x, norm, &mut float[..cols], int8)
         });
     }
 
-    /// The FFN's inner rows: gates `up` by `gate`, normalises if a norm is given, quantizes.
+    /// The FFN's inner rows: gates `up` by `gate`, normalises if a norm is given, quantizes. Returns how many were zero.
     ///
-    /// Each row of `x`, `[rows, stride]`, holds the gates at one range and the values they gate at another of equal length.
+    /// Each row of `x` is of `stride`. Where only live neurons are there, norm and quantization still see all, the others
+    /// being zero, and `to` gets the live ones.
     ///
     /// # Panics
     /// If the shapes do not fit.
@@ -110,26 +143,50 @@ impl Cpu {
         gate: Gate,
         x: &[f32],
         stride: usize,
-        (gates, ups): (Range<usize>, Range<usize>),
+        neurons: &Neurons<'_>,
         norm: Option<Norm<'_>>,
         to: &mut Activations,
-    ) {
-        let cols = gates.len();
+    ) -> InnerZeros {
+        let cols = neurons.gates.len();
+        let num_neurons = neurons.live.map_or(cols, |live| live.num_neurons);
         let set = self.set;
-        self.fill(x.len() / stride, cols, to, &|row, float, int8| {
+        let (closed_gates, zeros) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        self.fill(x.len() / stride, cols, num_neurons, to, &|row, float, int8| {
             let x = &x[row * stride..(row + 1) * stride];
-            let (gates, ups) = (&x[gates.clone()], &x[ups.clone()]);
-            let (inner, normed) = float.split_at_mut(cols);
-            match gate {
+            let (gates, ups) = (&x[neurons.gates.clone()], &x[neurons.ups.clone()]);
+            let (inner, normed) = float.split_at_mut(num_neurons);
+            let multiply = |inner: &mut [f32]| match gate {
                 Gate::Relu2 => set.relu2_mul(gates, ups, inner),
                 Gate::Silu => set.silu_mul(gates, ups, inner),
-            }
-            normalize_and_quantize(set, inner, norm, normed, int8)
+            };
+            let quantized = match neurons.live {
+                None => {
+                    multiply(inner);
+                    normalize_and_quantize(set, inner, norm, normed, int8)
+                }
+                Some(LiveNeurons { positions, .. }) => ALL_NEURONS.with_borrow_mut(|all| {
+                    let live = &mut normed[..cols];
+                    multiply(live);
+                    inner.fill(0.0);
+                    positions.iter().zip(live).for_each(|(position, live)| inner[*position as usize] = *live);
+                    all.resize(num_neurons, 0);
+                    let quantized = normalize_and_quantize(set, inner, norm, normed, all);
+                    int8.fill(0);
+                    positions.iter().zip(int8.iter_mut()).for_each(|(position, live)| *live = all[*position as usize]);
+                    quantized
+                }),
+            };
+            // A NaN is no open gate.
+            let open_gates = gates.iter().filter(|gate| **gate > 0.0).count();
+            closed_gates.fetch_add(cols - open_gates, Ordering::Relaxed);
+            zeros.fetch_add(int8[..cols].iter().filter(|q| **q == 0).count(), Ordering::Relaxed);
+            quantized
         });
+        InnerZeros { closed_gates: closed_gates.into_inner(), zeros: zeros.into_inner() }
     }
 
-    /// Fills `to` with rows made by `make(row, float scratch [2 · cols], int8 row [padded cols]) → (s, Σ q)`.
-    fn fill(&self, rows: usize, cols: usize, to: &mut Activations, make: &MakeRow<'_>) {
+    /// Fills `to` with rows made by `make(row, float scratch [2 · scratch_cols], int8 row [padded cols]) → (s, Σ q)`.
+    fn fill(&self, rows: usize, cols: usize, scratch_cols: usize, to: &mut Activations, make: &MakeRow<'_>) {
         to.reset(rows, cols);
         let padded = to.padded_cols();
         let all = to.all_mut();
@@ -137,9 +194,9 @@ impl Cpu {
         // Whole tiles a thread: the rows of one share cache lines.
         self.pool.split(rows.div_ceil(TILE_ROWS), 1, &|tiles| {
             ROW.with_borrow_mut(|(float, int8)| {
-                float.resize(float.len().max(2 * cols), 0.0);
+                float.resize(float.len().max(2 * scratch_cols), 0.0);
                 int8.resize(int8.len().max(padded), 0);
-                let (float, int8) = (&mut float[..2 * cols], &mut int8[..padded]);
+                let (float, int8) = (&mut float[..2 * scratch_cols], &mut int8[..padded]);
                 let tile_rows = tiles.start * TILE_ROWS..rows.min(tiles.end * TILE_ROWS);
                 for first in tile_rows.clone().step_by(TILE_ROWS) {
                     let in_tile = first..tile_rows.end.min(first + TILE_ROWS);
@@ -169,15 +226,38 @@ impl Cpu {
     /// # Panics
     /// If the shapes do not fit.
     pub fn ternary_matmul(&self, matrix: &TernaryMatrix, activations: &Activations, out: &mut [f32]) {
+        self.multiply_blocks(matrix, 0..matrix.num_blocks(), matrix.num_weights(), activations, out);
+    }
+
+    /// [`Cpu::ternary_matmul`] for one part of the stack; the other outputs of `out`, `[rows, matrix.output_len()]`, are
+    /// left as they are.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn ternary_matmul_part(&self, matrix: &TernaryMatrix, part: usize, activations: &Activations, out: &mut [f32]) {
+        let num_weights = matrix.parts()[part].rows * matrix.cols();
+        self.multiply_blocks(matrix, matrix.part_blocks(part), num_weights, activations, out);
+    }
+
+    /// Multiplies by the blocks of a matrix that hold `num_weights` weights.
+    fn multiply_blocks(
+        &self,
+        matrix: &TernaryMatrix,
+        blocks: Range<usize>,
+        num_weights: usize,
+        activations: &Activations,
+        out: &mut [f32],
+    ) {
         let (rows, stride) = (activations.rows(), matrix.output_len());
         assert_eq!(activations.cols(), matrix.cols(), "columns of activations and weights");
         assert_eq!(out.len(), rows * stride, "outputs for {rows} rows of {stride}");
         let kernel = if rows == 1 { Kernel::I2sGemv } else { Kernel::I2sGemm };
-        self.counters.add(kernel, rows * matrix.num_weights(), matrix.num_bytes());
+        self.counters.add(kernel, rows * num_weights, blocks.len() * matrix.block_bytes());
         let output = Output::new(out, stride);
-        self.pool.split(matrix.num_blocks(), 1, &|blocks| {
+        self.pool.split(blocks.len(), 1, &|share| {
+            let share = blocks.start + share.start..blocks.start + share.end;
             // SAFETY: a set exists only on a CPU that can run it, and each block of outputs is in one thread's share.
-            unsafe { (self.set.ternary)(matrix, blocks, activations, &output) }
+            unsafe { (self.set.ternary)(matrix, share, activations, &output) }
         });
     }
 

@@ -40,7 +40,7 @@ mod sparse;
 pub use activations::{Activations, TILE_ROWS};
 pub use attention::{AttentionScratch, AttentionShape, LayerCache, MAX_HEAD_DIM, Place, Places, Qkv};
 pub use counters::{Count, Counters, Kernel};
-pub use cpu::{Cpu, Gate, Norm};
+pub use cpu::{Cpu, Gate, InnerZeros, LiveNeurons, Neurons, Norm};
 pub use dispatch::Work;
 pub use matrix::{BLOCK_ROWS, MAX_COLS, Part, TernaryMatrix, Unpack};
 pub use memory::{Huge, Plain};

@@ -1,8 +1,9 @@
 //! Every instruction set, number of threads and number of rows gives the bits of the scalar reference on one thread.
 
 use bitnet_kernels::{
-    Activations, AttentionScratch, AttentionShape, CACHE_BLOCK, CacheElement, Cpu, Gate, KernelSet, LayerCache,
-    MAX_COLS, Norm, Packing, Part, Place, Places, Pool, Qkv, SparseScratch, TernaryColumns, TernaryMatrix, TernaryRows,
+    Activations, AttentionScratch, AttentionShape, CACHE_BLOCK, CacheElement, Cpu, Gate, Kernel, KernelSet, LayerCache,
+    LiveNeurons, MAX_COLS, Neurons, Norm, Packing, Part, Place, Places, Pool, Qkv, SparseScratch, TernaryColumns,
+    TernaryMatrix, TernaryRows,
 };
 use half::f16;
 
@@ -190,6 +191,30 @@ fn weights_outside_minus_one_to_one_are_refused() {
 }
 
 #[test]
+fn parts_of_a_stack_equal_the_whole() {
+    let cols = 300;
+    let matrix =
+        pack(&[Part { rows: 70, scale: 0.1 }, Part { rows: 33, scale: 0.3 }], cols, Packing::Two, pseudo_weight);
+    for rows in [1, 2, 9] {
+        let x = Rng(98).floats(rows * cols);
+        for set in KernelSet::available() {
+            let cpu = Cpu::new(set, 2);
+            let activations = quantized(&cpu, &x, cols);
+            let (mut whole, mut parts) = (vec![0.0; rows * matrix.output_len()], vec![0.0; rows * matrix.output_len()]);
+            cpu.ternary_matmul(&matrix, &activations, &mut whole);
+            cpu.counters().reset();
+            cpu.ternary_matmul_part(&matrix, 1, &activations, &mut parts);
+            assert!(parts.chunks_exact(matrix.output_len()).all(|row| row[..96].iter().all(|value| *value == 0.0)));
+            cpu.ternary_matmul_part(&matrix, 0, &activations, &mut parts);
+            assert_eq!(bits(&whole), bits(&parts), "{} {rows} rows", set.name);
+            let kernel = if rows == 1 { Kernel::I2sGemv } else { Kernel::I2sGemm };
+            let count = cpu.counters().get(kernel);
+            assert_eq!((count.macs, count.bytes), ((rows * 103 * cols) as u64, matrix.num_bytes() as u64));
+        }
+    }
+}
+
+#[test]
 fn rows_of_a_batch_equal_rows_alone() {
     let cols = 640;
     let matrix = pack(&[Part { rows: 64, scale: 0.1 }], cols, Packing::FiveThirds, pseudo_weight);
@@ -342,7 +367,8 @@ fn norms_gates_and_quantization_agree() {
             for gate in [Gate::Relu2, Gate::Silu] {
                 agree(&format!("{gate:?} {cols}"), |cpu| {
                     let mut to = Activations::new();
-                    cpu.gate_and_quantize(gate, &x, 2 * cols, (0..cols, cols..2 * cols), norm, &mut to);
+                    let neurons = Neurons { gates: 0..cols, ups: cols..2 * cols, live: None };
+                    cpu.gate_and_quantize(gate, &x, 2 * cols, &neurons, norm, &mut to);
                     flat(&to)
                 });
             }
@@ -353,6 +379,48 @@ fn norms_gates_and_quantization_agree() {
             cpu.set().add(&mut out, &x[cols..2 * cols]);
             out
         });
+    }
+}
+
+#[test]
+fn neurons_left_out_are_zeros() {
+    for (num_neurons, stride) in [(3, 2), (40, 3), (300, 7), (1000, 2)] {
+        let positions: Vec<u32> = (1..num_neurons as u32).step_by(stride).collect();
+        let (live, mut rng) = (positions.len(), Rng(num_neurons as u64));
+        let rows = 9;
+        let (few, weight) = (rng.floats(rows * 2 * live), rng.floats(num_neurons));
+        let mut all = vec![0.0; rows * 2 * num_neurons];
+        for (few, all) in few.chunks_exact(2 * live).zip(all.chunks_exact_mut(2 * num_neurons)) {
+            for (index, position) in positions.iter().enumerate() {
+                all[*position as usize] = few[index];
+                all[num_neurons + *position as usize] = few[live + index];
+            }
+        }
+        for (gate, norm) in
+            [(Gate::Relu2, None), (Gate::Silu, None), (Gate::Relu2, Some(Norm { weight: &weight, eps: 1e-5 }))]
+        {
+            agree(&format!("{gate:?}, {live} of {num_neurons}"), |cpu| {
+                let (mut expected, mut found) = (Activations::new(), Activations::new());
+                let neurons = Neurons { gates: 0..num_neurons, ups: num_neurons..2 * num_neurons, live: None };
+                let zeros = cpu.gate_and_quantize(gate, &all, 2 * num_neurons, &neurons, norm, &mut expected);
+                let neurons = Neurons {
+                    gates: 0..live,
+                    ups: live..2 * live,
+                    live: Some(LiveNeurons { positions: &positions, num_neurons }),
+                };
+                let live_zeros = cpu.gate_and_quantize(gate, &few, 2 * live, &neurons, norm, &mut found);
+                assert_eq!(zeros.zeros - live_zeros.zeros, rows * (num_neurons - live));
+                assert_eq!(zeros.closed_gates - live_zeros.closed_gates, rows * (num_neurons - live));
+                let mut out = Vec::new();
+                for row in 0..rows {
+                    let (all, live) = (expected.row(row), found.row(row));
+                    assert!(positions.iter().zip(&live).all(|(position, q)| all[*position as usize] == *q));
+                    assert_eq!(expected.scale(row).to_bits(), found.scale(row).to_bits());
+                    out.extend(live.into_iter().map(f32::from).chain([found.scale(row)]));
+                }
+                out
+            });
+        }
     }
 }
 

@@ -14,12 +14,13 @@
 //! Rows of several sequences go through together; no row's result depends on which others are there.
 
 use bitnet_kernels::{
-    Activations, AttentionScratch, CacheElement, Cpu, Estimates, Kernel, LayerCache, Place, Places, Qkv, ScreenScratch,
-    math,
+    Activations, AttentionScratch, CacheElement, Cpu, Estimates, Kernel, LayerCache, LiveNeurons, Neurons, Place,
+    Places, Qkv, ScreenScratch, SparseScratch, TernaryMatrix, TernaryRows, math,
 };
 
 use crate::cache::{KvCache, KvType};
 use crate::model::{LanguageModel, Layer, Projections, RmsNorm};
+use crate::sparsity::FfnActivity;
 
 /// Which rows of a chunk logits are wanted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +70,9 @@ pub struct Workspace {
     rotations: Vec<f32>,
     activations: Activations,
     attention_scratch: AttentionScratch,
+    sparse_scratch: SparseScratch,
+    /// Of each layer, since the start.
+    ffn_activity: Vec<FfnActivity>,
     /// Tokens of all chunks, `[rows]`.
     tokens: Vec<u32>,
     /// `[rows]`
@@ -190,7 +194,7 @@ impl LanguageModel {
             }
             if !w.places.is_empty() {
                 self.attend(cpu, w, layer, &cached);
-                self.feed_forward(cpu, w, layer);
+                self.feed_forward(cpu, w, index);
             }
         }
     }
@@ -253,20 +257,71 @@ impl LanguageModel {
     }
 
     /// `x += BitLinear(sub_norm(act(gate) · up))`
-    fn feed_forward(&self, cpu: &Cpu, w: &mut Workspace, layer: &Layer) {
+    ///
+    /// A lone row leaves out the rows of `up` and the columns of `down` that add nothing, where there are copies to read
+    /// the others from and they are few.
+    fn feed_forward(&self, cpu: &Cpu, w: &mut Workspace, index: usize) {
+        let layer = &self.layers[index];
         let rows = w.places.len();
         let stride = layer.gate_up.output_len();
         let gate_up = sized(&mut w.gate_up, rows * stride);
-        let buffers = (&mut w.activations, &mut w.normed, &mut w.delta);
-        project(cpu, &w.x, &layer.ffn_norm, &layer.gate_up, buffers, gate_up);
+        match (&layer.gate_up, &layer.sparse.up) {
+            (Projections::Stacked(matrix), Some(up)) if rows == 1 => {
+                let buffers = (&mut w.activations, &mut w.sparse_scratch);
+                self.project_gated(cpu, &w.x, &layer.ffn_norm, matrix, up, buffers, gate_up);
+            }
+            _ => {
+                let buffers = (&mut w.activations, &mut w.normed, &mut w.delta);
+                project(cpu, &w.x, &layer.ffn_norm, &layer.gate_up, buffers, gate_up);
+            }
+        }
 
-        let gate_and_up = (layer.gate_up.output_range(0), layer.gate_up.output_range(1));
+        let (num_neurons, num_live) = (self.config.ffn_size, layer.num_live_neurons());
+        let live = layer.live_neurons.as_ref().map(|positions| LiveNeurons { positions, num_neurons });
+        let neurons = Neurons { gates: layer.gate_up.output_range(0), ups: layer.gate_up.output_range(1), live };
         let norm = layer.ffn_down_norm.as_ref().map(RmsNorm::view);
-        cpu.gate_and_quantize(self.config.architecture.gate(), gate_up, stride, gate_and_up, norm, &mut w.activations);
+        let gate = self.config.architecture.gate();
+        let zeros = cpu.gate_and_quantize(gate, gate_up, stride, &neurons, norm, &mut w.activations);
+        w.ffn_activity.resize(self.layers.len(), FfnActivity::default());
+        w.ffn_activity[index].add(rows * num_live, zeros);
+
         let stride = layer.ffn_down.output_len();
         let delta = sized(&mut w.delta, rows * stride);
-        cpu.ternary_matmul(&layer.ffn_down, &w.activations, delta);
+        let is_sparse = rows == 1
+            && layer.sparse.down.as_ref().is_some_and(|down| {
+                let active_max = self.active_max(num_live);
+                cpu.active_columns_matvec(down, active_max, &w.activations, &mut w.sparse_scratch, delta)
+            });
+        if !is_sparse {
+            cpu.ternary_matmul(&layer.ffn_down, &w.activations, delta);
+        }
+        // The dense product has the rows of gate and up and the columns of down that dead neurons would have.
+        let dead_weights = 3 * (num_neurons - num_live) * self.config.hidden_size;
+        cpu.counters().skip(if rows == 1 { Kernel::I2sGemv } else { Kernel::I2sGemm }, rows * dead_weights);
         self.add(cpu, &mut w.x, delta, stride);
+    }
+
+    /// `gates, ups = BitLinear(norm(x))` for one row, the ups only where the gate is positive, unless that is too often.
+    #[expect(clippy::too_many_arguments, reason = "a product of two stacked matrices and the copy of one of them")]
+    fn project_gated(
+        &self,
+        cpu: &Cpu,
+        x: &[f32],
+        norm: &RmsNorm,
+        gate_up: &TernaryMatrix,
+        up: &TernaryRows,
+        (activations, scratch): (&mut Activations, &mut SparseScratch),
+        out: &mut [f32],
+    ) {
+        let hidden = norm.weight.len();
+        cpu.quantize(x, hidden, hidden, Some(norm.view()), activations);
+        cpu.ternary_matmul_part(gate_up, 0, activations, out);
+        let (gates, ups) = out.split_at_mut(gate_up.output_range(1).start);
+        let gates = &gates[gate_up.output_range(0)];
+        let active_max = self.active_max(gates.len());
+        if !cpu.gated_rows_matvec(up, gates, active_max, activations, scratch, ups) {
+            cpu.ternary_matmul_part(gate_up, 1, activations, out);
+        }
     }
 
     /// `x += delta`, whose rows are padded.
@@ -299,6 +354,12 @@ impl Workspace {
     #[must_use]
     pub fn logits(&self) -> &[f32] {
         &self.logits
+    }
+
+    /// What went through the feed-forward network of each layer since the start; empty if nothing did.
+    #[must_use]
+    pub fn ffn_activity(&self) -> &[FfnActivity] {
+        &self.ffn_activity
     }
 
     /// What was estimated for a row of the last pass, over a vocabulary of `vocab`.

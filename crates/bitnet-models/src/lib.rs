@@ -20,6 +20,7 @@ mod model;
 mod output;
 mod pieces;
 mod source;
+mod sparsity;
 pub mod synthetic;
 mod table;
 
@@ -28,6 +29,7 @@ pub use config::{Architecture, Config, RopePairs};
 pub use error::{Error, Result};
 pub use forward::{Chunk, LogitRows, Workspace};
 pub use model::{HeadMode, LanguageModel, LoadOptions};
+pub use sparsity::{FfnActivity, FfnLayer, FfnSparsity};
 pub use table::Table;
 
 /// How the codes of I2_S tensors are arranged, and which arrangement a layer's dead neurons speak for.

@@ -2,16 +2,18 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bitnet_kernels::{BLOCK_ROWS, Cpu, Norm, Packing, Part, ScreenTable, TernaryMatrix, math};
 use bitnet_quantization::{i2_s, tl1, tl2};
 
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::gguf::source::GgufSource;
 use crate::huggingface::Checkpoint;
-use crate::source::{LayerSlot, Projection, Slot, Source};
+use crate::source::{LayerSlot, Projection, Slot, Source, TernaryTensor};
+use crate::sparsity::{FfnSparsity, SparseCopies};
 use crate::table::Table;
 
 /// How to read what a model's files leave unsaid.
@@ -27,6 +29,8 @@ pub struct LoadOptions {
     pub head: HeadMode,
     /// How ternary weights are packed; as the kernels in use like it best if not given.
     pub packing: Option<Packing>,
+    /// Whether feed-forward networks leave out what adds nothing.
+    pub ffn_sparsity: FfnSparsity,
 }
 
 /// How the logits that sampling needs are computed; what is sampled does not depend on it.
@@ -84,6 +88,7 @@ pub struct LanguageModel {
     /// `[vocab, hidden]`
     pub(crate) embedding: Table,
     pub(crate) layers: Vec<Layer>,
+    pub(crate) ffn_sparsity: FfnSparsity,
     /// `[hidden]`
     pub(crate) output_norm: RmsNorm,
     /// `[vocab, hidden]`; the embedding again if the two are tied.
@@ -112,6 +117,9 @@ pub(crate) struct Layer {
     pub ffn_down_norm: Option<RmsNorm>,
     /// `[ffn] → [hidden]`
     pub ffn_down: TernaryMatrix,
+    /// The neurons, ascending, that gate, up and down have rows and columns for, if not all: the others are always zero.
+    pub live_neurons: Option<Vec<u32>>,
+    pub sparse: SparseCopies,
 }
 
 /// A root-mean-square norm.
@@ -170,7 +178,7 @@ impl LanguageModel {
     /// # Errors
     /// If a tensor is missing, superfluous, misshapen or of a type that is not supported, or the configuration is.
     pub fn from_gguf(gguf: &Arc<Gguf>, options: &LoadOptions, cpu: &Cpu) -> Result<Self> {
-        Self::load(&GgufSource::new(gguf, options)?, options, cpu)
+        Self::load(&GgufSource::new(gguf, options)?, options, cpu, true)
     }
 
     /// Loads the model of a Hugging Face directory, in the same way. Float weights are quantized as they are read.
@@ -178,18 +186,19 @@ impl LanguageModel {
     /// # Errors
     /// If a tensor is missing, superfluous, misshapen or of a type that is not supported.
     pub fn from_checkpoint(checkpoint: &Checkpoint, options: &LoadOptions, cpu: &Cpu) -> Result<Self> {
-        Self::load(checkpoint, options, cpu)
+        Self::load(checkpoint, options, cpu, true)
     }
 
-    fn load(source: &dyn Source, options: &LoadOptions, cpu: &Cpu) -> Result<Self> {
+    /// `drops_dead`: whether neurons that are always zero are left out, which changes nothing but the time.
+    fn load(source: &dyn Source, options: &LoadOptions, cpu: &Cpu, drops_dead: bool) -> Result<Self> {
         source.check_tensors()?;
         let config = source.config().clone();
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let packing = options.packing.unwrap_or(cpu.set().packing);
-        let loader = Loader { source, config: &config, packing, cpu };
+        let loader = Loader { source, config: &config, packing, cpu, drops_dead };
         let head = source.has_head().then(|| source.table(Slot::Head, vocab, hidden)).transpose()?;
         let embedding = source.table(Slot::Embedding, vocab, hidden)?;
-        Ok(Self {
+        let mut model = Self {
             screen: options.head.screen(head.as_ref().unwrap_or(&embedding), cpu),
             embedding,
             head,
@@ -197,8 +206,11 @@ impl LanguageModel {
             rope_frequencies: loader.rope_frequencies()?,
             layers: (0..config.num_layers).map(|index| loader.layer(index)).collect::<Result<_>>()?,
             packing,
+            ffn_sparsity: options.ffn_sparsity,
             config,
-        })
+        };
+        model.make_sparse_copies(cpu)?;
+        Ok(model)
     }
 
     /// The shape of the model.
@@ -237,16 +249,10 @@ impl LanguageModel {
         self.packing
     }
 
-    /// Bytes of the packed ternary weights, padding included: what a pass over the model reads of them.
+    /// Bytes of the packed ternary weights, padding included: what a dense pass over the model reads of them.
     #[must_use]
     pub fn num_ternary_bytes(&self) -> usize {
         self.matrices().map(TernaryMatrix::num_bytes).sum()
-    }
-
-    /// Ternary weights, without padding.
-    #[must_use]
-    pub fn num_ternary_weights(&self) -> usize {
-        self.matrices().map(TernaryMatrix::num_weights).sum()
     }
 
     fn matrices(&self) -> impl Iterator<Item = &TernaryMatrix> {
@@ -254,6 +260,13 @@ impl LanguageModel {
             let stacks = layer.qkv.matrices().chain(layer.gate_up.matrices());
             stacks.chain([&layer.attention_output, &layer.ffn_down])
         })
+    }
+
+    /// Ternary weights of the model, those of dead neurons included.
+    #[must_use]
+    pub fn num_ternary_weights(&self) -> usize {
+        let shapes = Projection::ALL.map(|projection| projection.shape(&self.config));
+        self.config.num_layers * shapes.iter().map(|(rows, cols)| rows * cols).sum::<usize>()
     }
 }
 
@@ -263,21 +276,30 @@ struct Loader<'a> {
     config: &'a Config,
     packing: Packing,
     cpu: &'a Cpu,
+    drops_dead: bool,
 }
 
 impl Loader<'_> {
     fn layer(&self, index: usize) -> Result<Layer> {
         let hidden = self.config.hidden_size;
         let norm = |slot| self.norm(Slot::Layer(index, slot), hidden);
+        let attention_norm = norm(LayerSlot::AttentionNorm)?;
+        let qkv = self.projections(index, &[Projection::Query, Projection::Key, Projection::Value])?;
+        let attention_output_norm = self.inner_norm(index, LayerSlot::AttentionSubNorm, Projection::AttentionOutput)?;
+        let attention_output = self.stack(index, &[Projection::AttentionOutput])?;
+        let ffn_norm = norm(LayerSlot::FfnNorm)?;
+        let (gate_up, ffn_down, live_neurons) = self.feed_forward(index)?;
         Ok(Layer {
-            attention_norm: norm(LayerSlot::AttentionNorm)?,
-            qkv: self.projections(index, &[Projection::Query, Projection::Key, Projection::Value])?,
-            attention_output_norm: self.inner_norm(index, LayerSlot::AttentionSubNorm, Projection::AttentionOutput)?,
-            attention_output: self.stack(index, &[Projection::AttentionOutput])?,
-            ffn_norm: norm(LayerSlot::FfnNorm)?,
-            gate_up: self.projections(index, &[Projection::Gate, Projection::Up])?,
+            attention_norm,
+            qkv,
+            attention_output_norm,
+            attention_output,
+            ffn_norm,
+            gate_up,
             ffn_down_norm: self.inner_norm(index, LayerSlot::FfnSubNorm, Projection::Down)?,
-            ffn_down: self.stack(index, &[Projection::Down])?,
+            ffn_down,
+            live_neurons,
+            sparse: SparseCopies::default(),
         })
     }
 
@@ -311,14 +333,82 @@ impl Loader<'_> {
         Ok(Projections::Normed(normed.collect::<Result<_>>()?))
     }
 
-    /// Ternary tensors of equal width, stacked and repacked.
-    fn stack(&self, index: usize, projections: &[Projection]) -> Result<TernaryMatrix> {
+    /// Gate and up, down, and which neurons they have, if not all.
+    ///
+    /// A neuron whose row of gate or of up is all zero gives zero whatever comes in: trained models have hundreds in some
+    /// layers. Where they would fill a block, the rows of gate and up and the columns of down are those of the others.
+    fn feed_forward(&self, index: usize) -> Result<(Projections, TernaryMatrix, Option<Vec<u32>>)> {
+        if self.config.input_norm_eps.is_some() {
+            let gate_up = self.projections(index, &[Projection::Gate, Projection::Up])?;
+            return Ok((gate_up, self.stack(index, &[Projection::Down])?, None));
+        }
+        let (ffn, hidden) = (self.config.ffn_size, self.config.hidden_size);
+        let (gate_up, down) = (self.tensors(index, &[Projection::Gate, Projection::Up])?, [Projection::Down]);
+        let down = self.tensors(index, &down)?;
+        let is_dead: Vec<AtomicBool> = (0..ffn).map(|_| AtomicBool::new(false)).collect();
+        let parts = |rows| gate_up.iter().map(|tensor| Part { rows, scale: tensor.scale }).collect::<Vec<_>>();
+        let mut stack =
+            TernaryMatrix::pack(self.cpu.pool(), &parts(ffn), hidden, self.packing, &|part, rows, codes| {
+                gate_up[part].unpack_rows(rows.clone(), codes)?;
+                for (row, codes) in rows.zip(codes.chunks_exact(hidden)) {
+                    if codes.iter().all(|code| *code == 0) {
+                        is_dead[row].store(true, Ordering::Relaxed);
+                    }
+                }
+                Ok::<_, Error>(())
+            })?;
+        let mut live: Vec<u32> =
+            (0..ffn as u32).filter(|row| !is_dead[*row as usize].load(Ordering::Relaxed)).collect();
+        if live.is_empty() {
+            live.push(0);
+        }
+        let has_block = self.drops_dead && ffn - live.len() >= BLOCK_ROWS;
+        if has_block {
+            stack = TernaryMatrix::pack(
+                self.cpu.pool(),
+                &parts(live.len()),
+                hidden,
+                self.packing,
+                &|part, rows, codes| {
+                    for (row, codes) in live[rows].iter().zip(codes.chunks_exact_mut(hidden)) {
+                        let row = *row as usize;
+                        gate_up[part].unpack_rows(row..row + 1, codes)?;
+                    }
+                    Ok::<_, Error>(())
+                },
+            )?;
+        }
+        let part = [Part { rows: hidden, scale: down[0].scale }];
+        let down_cols = if has_block { live.len() } else { ffn };
+        let down_stack = TernaryMatrix::pack(self.cpu.pool(), &part, down_cols, self.packing, &|_, rows, codes| {
+            if !has_block {
+                return down[0].unpack_rows(rows, codes);
+            }
+            let mut all = vec![0; rows.len() * ffn];
+            down[0].unpack_rows(rows, &mut all)?;
+            for (all, codes) in all.chunks_exact(ffn).zip(codes.chunks_exact_mut(down_cols)) {
+                codes.iter_mut().zip(&live).for_each(|(code, col)| *code = all[*col as usize]);
+            }
+            Ok(())
+        })?;
+        gate_up.iter().chain(&down).for_each(|tensor| tensor.data.advise_done());
+        Ok((Projections::Stacked(stack), down_stack, has_block.then_some(live)))
+    }
+
+    /// The tensors of some projections of a layer, about to be read.
+    fn tensors(&self, index: usize, projections: &[Projection]) -> Result<Vec<TernaryTensor>> {
         let tensor = |&projection: &Projection| {
             let (rows, cols) = projection.shape(self.config);
             self.source.projection(index, projection, rows, cols, self.cpu.pool())
         };
         let tensors = projections.iter().map(tensor).collect::<Result<Vec<_>>>()?;
         tensors.iter().for_each(|tensor| tensor.data.advise_sequential());
+        Ok(tensors)
+    }
+
+    /// Ternary tensors of equal width, stacked and repacked.
+    fn stack(&self, index: usize, projections: &[Projection]) -> Result<TernaryMatrix> {
+        let tensors = self.tensors(index, projections)?;
         let parts: Vec<Part> = tensors.iter().map(|tensor| Part { rows: tensor.rows, scale: tensor.scale }).collect();
         let matrix =
             TernaryMatrix::pack(self.cpu.pool(), &parts, tensors[0].cols, self.packing, &|part, rows, codes| {
@@ -340,5 +430,71 @@ impl Loader<'_> {
             1.0 / power / factor / config.rope_scaling_factor
         };
         Ok(factors.iter().enumerate().map(frequency).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bitnet_kernels::{Kernel, KernelSet};
+    use bitnet_quantization::TernaryFormat;
+
+    use super::*;
+    use crate::config::Architecture;
+    use crate::forward::{Chunk, LogitRows, Workspace};
+    use crate::sparsity::FfnSparsity;
+    use crate::synthetic::{Shape, SyntheticModel};
+    use crate::{KvCache, KvType};
+
+    /// Logits of 33 tokens, a chunk of 32 and one alone, and the multiply-accumulates executed and skipped.
+    fn run(model: &LanguageModel, cpu: &Cpu) -> (Vec<u32>, u64, u64) {
+        let config = model.config();
+        let mut cache = KvCache::new(config.attention, config.num_layers, KvType::F16, 2).expect("memory");
+        let mut workspace = Workspace::new();
+        let tokens: Vec<u32> = (0..33).map(|i| i * 37 % 512).collect();
+        cpu.counters().reset();
+        let mut bits = Vec::new();
+        for (tokens, position) in [(&tokens[..32], 0), (&tokens[32..], 32)] {
+            let chunk = Chunk { tokens, position, blocks: &[1, 0], logits: LogitRows::All };
+            let logits = model.forward(cpu, &mut workspace, &mut cache, &[chunk]);
+            bits.extend(logits.iter().map(|logit| logit.to_bits()));
+        }
+        let counts = [Kernel::I2sGemm, Kernel::I2sGemv].map(|kernel| cpu.counters().get(kernel));
+        (bits, counts.iter().map(|count| count.macs).sum(), counts.iter().map(|count| count.macs_skipped).sum())
+    }
+
+    #[test]
+    fn dead_neurons_are_left_out_without_a_trace() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (architecture, ffn_size) in [(Architecture::BitnetB158, 416), (Architecture::Llama, 384)] {
+            let shape = Shape { architecture, ffn_size, dead_neurons_percent: 40, ..Shape::default() };
+            let path = folder.path().join(format!("{ffn_size}.gguf"));
+            let format = |_, _| TernaryFormat::I2_S(i2_s::Form::Block128);
+            SyntheticModel { shape, seed: 5 }.write_gguf(&path, &format).expect("a file");
+            let gguf = Arc::new(Gguf::open(&path).expect("it opens"));
+            let load = |ffn_sparsity, drops_dead, cpu: &Cpu| {
+                let options = LoadOptions { ffn_sparsity, ..LoadOptions::default() };
+                let source = GgufSource::new(&gguf, &options).expect("a model");
+                LanguageModel::load(&source, &options, cpu, drops_dead).expect("it loads")
+            };
+            let cpu = Cpu::new(KernelSet::detect(), 2);
+            let whole = load(FfnSparsity::Off, false, &cpu);
+            assert!(whole.ffn_layers().all(|layer| layer.num_dead_neurons == 0));
+            let (expected, dense_macs, skipped) = run(&whole, &cpu);
+            assert_eq!(skipped, 0);
+            for set in KernelSet::available() {
+                for (threads, ffn_sparsity) in [(1, FfnSparsity::Off), (2, FfnSparsity::On), (3, FfnSparsity::On)] {
+                    let cpu = Cpu::new(set, threads);
+                    let model = load(ffn_sparsity, true, &cpu);
+                    for layer in model.ffn_layers() {
+                        let dead = layer.num_dead_neurons * 100 / ffn_size;
+                        assert!((30..50).contains(&dead), "{dead} of a hundred neurons are dead");
+                    }
+                    assert_eq!(model.num_ternary_weights(), whole.num_ternary_weights());
+                    let (found, macs, skipped) = run(&model, &cpu);
+                    assert!(found == expected, "{architecture:?} {}, {ffn_sparsity:?} on {threads} threads", set.name);
+                    assert_eq!(macs + skipped, dense_macs, "executed and skipped products are the dense ones");
+                }
+            }
+        }
     }
 }

@@ -40,6 +40,8 @@ pub struct Shape {
     pub rope_theta: f32,
     /// Whether the logits come from the embedding.
     pub tied: bool,
+    /// About so many of a hundred neurons of each feed-forward network are dead: their row of gate or of up is zero.
+    pub dead_neurons_percent: u64,
 }
 
 impl Default for Shape {
@@ -57,6 +59,7 @@ impl Default for Shape {
             context_length: 512,
             rope_theta: 10_000.0,
             tied: true,
+            dead_neurons_percent: 0,
         }
     }
 }
@@ -296,6 +299,9 @@ impl SyntheticModel {
             Kind::Table => (0.0, 0.1),
             Kind::Norm => (1.0, 0.1),
         };
+        if self.is_dead(tensor, row) {
+            return vec![0.0; tensor.cols];
+        }
         let number = |col: usize| {
             let bits = mix(key ^ (row * tensor.cols + col) as u64);
             // The sum of four 16-bit numbers is near enough to a normal distribution; its variance is 4 · 2³² / 12.
@@ -307,6 +313,17 @@ impl SyntheticModel {
             bf16::from_f32(number).to_f32()
         };
         (0..tensor.cols).map(number).collect()
+    }
+
+    /// Whether a row is that of a dead neuron: every other one has its row of gate zero, the rest that of up.
+    fn is_dead(&self, tensor: &Tensor, row: usize) -> bool {
+        let Some((layer, part)) = tensor.gguf.strip_prefix("blk.").and_then(|name| name.split_once('.')) else {
+            return false;
+        };
+        let key = layer.bytes().fold(self.seed, |key, byte| mix(key ^ u64::from(byte)));
+        let bits = mix(key ^ row as u64);
+        let zero = if bits >> 32 & 1 == 0 { "ffn_gate.weight" } else { "ffn_up.weight" };
+        part == zero && (bits & 0xffff_ffff) % 100 < self.shape.dead_neurons_percent
     }
 
     fn bytes<const N: usize>(&self, tensor: &Tensor, row: usize, encode: impl Fn(f32) -> [u8; N]) -> Vec<u8> {

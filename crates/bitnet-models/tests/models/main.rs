@@ -4,11 +4,12 @@ mod checkpoint;
 mod convert;
 mod forms;
 mod golden;
+mod sparsity;
 
 use std::path::{Path, PathBuf};
 
 use bitnet_kernels::Cpu;
-use bitnet_models::{Chunk, KvCache, KvType, LanguageModel, LogitRows, Workspace};
+use bitnet_models::{Chunk, FfnActivity, KvCache, KvType, LanguageModel, LogitRows, Workspace};
 
 /// The folder of a golden model: in `shared/` beside this repository, with all forms, or in it.
 fn golden(name: &str) -> Option<PathBuf> {
@@ -37,14 +38,31 @@ fn read_tokens(folder: &Path, key: &str) -> Vec<u32> {
 
 /// Logits of all tokens, run in chunks of the given length.
 fn logits(model: &LanguageModel, cpu: &Cpu, tokens: &[u32], kv_type: KvType, chunk: usize) -> Vec<f32> {
+    run(model, cpu, tokens, kv_type, chunk, &mut Workspace::new())
+}
+
+/// What goes through the feed-forward networks with these tokens.
+fn activity(model: &LanguageModel, cpu: &Cpu, tokens: &[u32], chunk: usize) -> Vec<FfnActivity> {
+    let mut workspace = Workspace::new();
+    run(model, cpu, tokens, KvType::F16, chunk, &mut workspace);
+    workspace.ffn_activity().to_vec()
+}
+
+fn run(
+    model: &LanguageModel,
+    cpu: &Cpu,
+    tokens: &[u32],
+    kv_type: KvType,
+    chunk: usize,
+    workspace: &mut Workspace,
+) -> Vec<f32> {
     let config = model.config();
     let blocks: Vec<u32> = (0..tokens.len().div_ceil(KvCache::BLOCK) as u32).rev().collect();
     let mut cache = KvCache::new(config.attention, config.num_layers, kv_type, blocks.len()).expect("memory");
-    let mut workspace = Workspace::new();
     let mut all = Vec::new();
     for (index, part) in tokens.chunks(chunk).enumerate() {
         let chunk = Chunk { tokens: part, position: index * chunk, blocks: &blocks, logits: LogitRows::All };
-        all.extend_from_slice(model.forward(cpu, &mut workspace, &mut cache, &[chunk]));
+        all.extend_from_slice(model.forward(cpu, workspace, &mut cache, &[chunk]));
     }
     all
 }
