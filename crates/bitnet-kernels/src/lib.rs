@@ -34,6 +34,7 @@ mod portable;
 mod probe;
 mod scalar;
 mod screen;
+mod segment;
 mod set;
 mod sparse;
 
@@ -48,5 +49,6 @@ pub use packing::{LINE_COLS, Packing};
 pub use pool::{Pool, default_threads};
 pub use probe::{READ_PROBE_BYTES, ReadProbe};
 pub use screen::{Estimates, ScreenScratch, ScreenTable};
-pub use set::{CACHE_BLOCK, CacheElement, KernelSet, Partial, SEGMENT_HEADS, SEGMENT_KEYS, Segment};
+pub use segment::{CACHE_BLOCK, CacheElement, Partial, SEGMENT_KEYS, Segment, SegmentScratch};
+pub use set::KernelSet;
 pub use sparse::{SparseScratch, TernaryColumns, TernaryRows};

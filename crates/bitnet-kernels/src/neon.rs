@@ -4,6 +4,7 @@
 //! Everything but the ternary product is the same in both. `sdot` and `fcvtl` (f16 to f32) are written as assembly: their
 //! intrinsics are not stable in every Rust version that this crate compiles with.
 
+mod attention;
 mod peak;
 mod screen;
 mod sparse;
@@ -14,9 +15,7 @@ use std::arch::asm;
 
 use crate::packing::Packing;
 use crate::portable;
-use crate::set::{
-    CACHE_BLOCK, KernelSet, Partial, SEGMENT_HEADS, SEGMENT_KEYS, Scores, Segment, kernel_set, softmax_heads,
-};
+use crate::set::{KernelSet, kernel_set};
 
 kernel_set!(
     NEON = "neon",
@@ -27,8 +26,9 @@ kernel_set!(
         ternary: ternary::ternary,
         packing: Packing::Two,
         matvec_f16: matvec_f16,
-        attend_f16: attend_f16,
-        attend_f32: attend_f32,
+        round_f16: attention::round_f16,
+        attend_f16: attention::attend_f16,
+        attend_f32: attention::attend_f32,
         peak_i8: Some(peak::i8),
         peak_f32: Some(peak::f32),
     }
@@ -128,120 +128,4 @@ fn load_f32(from: &[f32; 8]) -> [float32x4_t; 2] {
 fn store4(out: &mut [f32; 4], value: float32x4_t) {
     // SAFETY: 4 writable floats; the store needs no alignment.
     unsafe { vst1q_f32(out.as_mut_ptr(), value) }
-}
-
-/// Eight elements of the cache as f32.
-trait Load8: Copy {
-    /// # Safety
-    /// The CPU must have NEON.
-    unsafe fn load8(from: &[Self; 8]) -> [float32x4_t; 2];
-}
-
-impl Load8 for half::f16 {
-    #[inline(always)]
-    unsafe fn load8(from: &[Self; 8]) -> [float32x4_t; 2] {
-        // SAFETY: 16 readable bytes; the load needs no alignment. The caller vouches for the CPU.
-        unsafe { convert_f16(vld1q_u16(from.as_ptr().cast())) }
-    }
-}
-
-impl Load8 for f32 {
-    #[inline(always)]
-    unsafe fn load8(from: &[Self; 8]) -> [float32x4_t; 2] {
-        // SAFETY: the caller vouches for the CPU.
-        unsafe { load_f32(from) }
-    }
-}
-
-#[target_feature(enable = "neon")]
-fn attend_f16(segment: &Segment<'_, half::f16>, partial: &mut Partial<'_>) {
-    attend(segment, partial);
-}
-
-#[target_feature(enable = "neon")]
-fn attend_f32(segment: &Segment<'_, f32>, partial: &mut Partial<'_>) {
-    attend(segment, partial);
-}
-
-#[inline]
-#[target_feature(enable = "neon")]
-fn attend<T: Load8>(segment: &Segment<'_, T>, partial: &mut Partial<'_>) {
-    let Segment { heads, head_dim, value_dim, num_keys, .. } = *segment;
-    let mut scores: Scores = [[0.0; SEGMENT_KEYS]; SEGMENT_HEADS];
-    let queries: [&[f32]; SEGMENT_HEADS] =
-        std::array::from_fn(|h| segment.queries.get(h * head_dim..(h + 1) * head_dim).unwrap_or_default());
-    // Two heads at a time: with more, the accumulators of a block of keys would not fit into 32 registers.
-    for first in (0..heads).step_by(2) {
-        if heads - first >= 2 {
-            score_keys::<T, 2>(segment, &queries[first..], &mut scores[first..]);
-        } else {
-            score_keys::<T, 1>(segment, &queries[first..], &mut scores[first..]);
-        }
-    }
-    softmax_heads(&mut scores, num_keys, partial);
-    for dim in (0..value_dim).step_by(16) {
-        match heads {
-            1 => weigh_values::<T, 1>(segment, &scores, dim, partial.acc),
-            2 => weigh_values::<T, 2>(segment, &scores, dim, partial.acc),
-            3 => weigh_values::<T, 3>(segment, &scores, dim, partial.acc),
-            _ => weigh_values::<T, 4>(segment, &scores, dim, partial.acc),
-        }
-    }
-}
-
-#[inline]
-#[target_feature(enable = "neon")]
-fn score_keys<T: Load8, const H: usize>(
-    segment: &Segment<'_, T>,
-    queries: &[&[f32]],
-    scores: &mut [[f32; SEGMENT_KEYS]],
-) {
-    let scale = vdupq_n_f32(segment.scale);
-    for (block, keys) in segment.keys[..segment.num_keys.div_ceil(CACHE_BLOCK)].iter().enumerate() {
-        let mut acc = [[[vdupq_n_f32(0.0); 2]; CACHE_BLOCK / 8]; H];
-        for (d, keys) in keys.as_chunks::<8>().0.as_chunks::<{ CACHE_BLOCK / 8 }>().0.iter().enumerate() {
-            let q: [float32x4_t; H] = std::array::from_fn(|h| vdupq_n_f32(queries[h][d]));
-            for (i, keys) in keys.iter().enumerate() {
-                // SAFETY: this function has NEON.
-                let keys = unsafe { T::load8(keys) };
-                for (acc, q) in acc.iter_mut().zip(q) {
-                    acc[i][0] = vaddq_f32(acc[i][0], vmulq_f32(q, keys[0]));
-                    acc[i][1] = vaddq_f32(acc[i][1], vmulq_f32(q, keys[1]));
-                }
-            }
-        }
-        for (acc, scores) in acc.iter().zip(scores.iter_mut()) {
-            let out = &mut scores[block * CACHE_BLOCK..(block + 1) * CACHE_BLOCK];
-            for (acc, out) in acc.as_flattened().iter().zip(out.as_chunks_mut().0) {
-                store4(out, vmulq_f32(*acc, scale));
-            }
-        }
-    }
-}
-
-/// `acc = Σ weight · value` over the keys for 16 dimensions from `dim` on.
-#[inline]
-#[target_feature(enable = "neon")]
-fn weigh_values<T: Load8, const H: usize>(segment: &Segment<'_, T>, weights: &Scores, dim: usize, out: &mut [f32]) {
-    let mut acc = [[[vdupq_n_f32(0.0); 2]; 2]; H];
-    let row_chunks = segment.value_dim / 8;
-    for (block, first_key) in segment.values.iter().zip((0..segment.num_keys).step_by(CACHE_BLOCK)) {
-        let rows = block.as_chunks::<8>().0.chunks_exact(row_chunks);
-        for (key, row) in (first_key..segment.num_keys).zip(rows) {
-            let row = &row[dim / 8..dim / 8 + 2];
-            // SAFETY: this function has NEON.
-            let values: [[float32x4_t; 2]; 2] = std::array::from_fn(|c| unsafe { T::load8(&row[c]) });
-            for (acc, weights) in acc.iter_mut().zip(weights) {
-                let weight = vdupq_n_f32(weights[key]);
-                for (acc, values) in acc.as_flattened_mut().iter_mut().zip(values.as_flattened()) {
-                    *acc = vaddq_f32(*acc, vmulq_f32(weight, *values));
-                }
-            }
-        }
-    }
-    for (acc, out) in acc.iter().zip(out.chunks_exact_mut(segment.value_dim)) {
-        for (acc, out) in acc.as_flattened().iter().zip(out[dim..].as_chunks_mut().0) {
-            store4(out, *acc);
-        }
-    }
 }

@@ -19,15 +19,16 @@ pub(crate) type Lanes = [[f32; 16]; 4];
 /// Adds up the lanes by the one tree.
 #[inline(always)]
 pub(crate) fn reduce(lanes: &Lanes) -> f32 {
-    let mut v: [f32; 16] = std::array::from_fn(|i| (lanes[0][i] + lanes[1][i]) + (lanes[2][i] + lanes[3][i]));
-    let mut half = 8;
-    while half > 0 {
-        for i in 0..half {
-            v[i] += v[i + half];
-        }
-        half /= 2;
-    }
-    v[0]
+    let v: [f32; 16] = std::array::from_fn(|i| (lanes[0][i] + lanes[1][i]) + (lanes[2][i] + lanes[3][i]));
+    halve(v, |a, b| a + b)
+}
+
+/// Joins 16 lanes by halves: 16 → 8 → 4 → 2 → 1.
+#[inline(always)]
+fn halve(v: [f32; 16], join: impl Fn(f32, f32) -> f32) -> f32 {
+    let v: [f32; 8] = std::array::from_fn(|i| join(v[i], v[i + 8]));
+    let v: [f32; 4] = std::array::from_fn(|i| join(v[i], v[i + 4]));
+    join(join(v[0], v[2]), join(v[1], v[3]))
 }
 
 /// `Σ a[i] · b[i]` over the lanes.
@@ -157,19 +158,25 @@ pub(crate) fn rope_half_split(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     }
 }
 
-/// Turns the scores of one head over one segment into weights: `exp(score − max)`; returns `(max, Σ weights)`.
+/// Turns the products of one query with the keys of one segment into weights: `exp(product · scale − max)`; returns
+/// `(max, Σ weights)`.
 ///
 /// The sum runs over 16 lanes, key `i` in lane `i % 16`, and the halving tree.
 #[inline(always)]
-pub(crate) fn softmax_segment(scores: &mut [f32]) -> (f32, f32) {
+pub(crate) fn softmax_segment(scores: &mut [f32], scale: f32) -> (f32, f32) {
     let mut lanes = [f32::NEG_INFINITY; 16];
-    let (chunks, rest) = scores.as_chunks::<16>();
+    let (chunks, rest) = scores.as_chunks_mut::<16>();
     for chunk in chunks {
         for (lane, s) in lanes.iter_mut().zip(chunk) {
+            *s *= scale;
             *lane = if *s > *lane { *s } else { *lane };
         }
     }
-    let max = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |max, s| if *s > max { *s } else { max });
+    for (lane, s) in lanes.iter_mut().zip(rest) {
+        *s *= scale;
+        *lane = if *s > *lane { *s } else { *lane };
+    }
+    let max = halve(lanes, |a, b| if b > a { b } else { a });
     let mut lanes = [0.0f32; 16];
     let (chunks, rest) = scores.as_chunks_mut::<16>();
     for chunk in chunks {
@@ -182,14 +189,7 @@ pub(crate) fn softmax_segment(scores: &mut [f32]) -> (f32, f32) {
         *s = math::exp(*s - max);
         *lane += *s;
     }
-    let mut half = 8;
-    while half > 0 {
-        for i in 0..half {
-            lanes[i] += lanes[i + half];
-        }
-        half /= 2;
-    }
-    (max, lanes[0])
+    (max, halve(lanes, |a, b| a + b))
 }
 
 /// Adds the partial result of a later segment to that of the earlier ones: `max`, `sum` and `acc` of one head.

@@ -9,9 +9,8 @@ use crate::matrix::{BLOCK_ROWS, TernaryMatrix};
 use crate::packing::{LINE_COLS, Line, Packing, Scratch};
 use crate::portable;
 use crate::screen::ScreenSums;
-use crate::set::{
-    CACHE_BLOCK, CacheElement, Output, Partial, SEGMENT_HEADS, SEGMENT_KEYS, Segment, kernel_set, softmax_heads,
-};
+use crate::segment::{CACHE_BLOCK, CacheElement, Partial, SEGMENT_KEYS, Segment, SegmentScratch};
+use crate::set::{Output, kernel_set};
 
 kernel_set!(
     SCALAR = "scalar",
@@ -21,6 +20,7 @@ kernel_set!(
         sparse: sparse::KERNELS,
         packing: Packing::Two,
         matvec_f16: matvec_f16,
+        round_f16: round_f16,
         attend_f16: attend::<half::f16>,
         attend_f32: attend::<f32>,
         peak_i8: None,
@@ -91,27 +91,30 @@ fn matvec_f16(rows: &[u8], x: &[f32], out: &mut [f32]) {
 }
 
 /// Scores by one sum a key in ascending dimension; softmax; values added in ascending key.
-fn attend<T: CacheElement>(segment: &Segment<'_, T>, partial: &mut Partial<'_>) {
-    let mut scores = [[0.0; SEGMENT_KEYS]; SEGMENT_HEADS];
-    let Segment { head_dim, value_dim, num_keys, .. } = *segment;
-    for (query, scores) in segment.queries.chunks_exact(head_dim).zip(&mut scores) {
+fn attend<T: CacheElement>(segment: &Segment<'_, T>, _: &mut SegmentScratch, partial: &mut Partial<'_>) {
+    let Segment { head_dim, value_dim, .. } = *segment;
+    let queries = segment.queries.chunks_exact(head_dim).zip(segment.num_keys);
+    for (index, ((query, &num_keys), acc)) in queries.zip(partial.acc.chunks_exact_mut(value_dim)).enumerate() {
+        let mut scores = [0.0; SEGMENT_KEYS];
         for (key, score) in scores[..num_keys].iter_mut().enumerate() {
             let block = segment.keys[key / CACHE_BLOCK];
-            let mut sum = 0.0;
             for (d, q) in query.iter().enumerate() {
-                sum += q * block[d * CACHE_BLOCK + key % CACHE_BLOCK].to_f32();
+                *score += q * block[d * CACHE_BLOCK + key % CACHE_BLOCK].to_f32();
             }
-            *score = sum * segment.scale;
         }
-    }
-    softmax_heads(&mut scores, num_keys, partial);
-    for (acc, weights) in partial.acc.chunks_exact_mut(value_dim).zip(&scores) {
+        (partial.max[index], partial.sum[index]) = portable::softmax_segment(&mut scores[..num_keys], segment.scale);
         acc.fill(0.0);
-        for (key, weight) in weights[..num_keys].iter().enumerate() {
+        for (key, weight) in scores[..num_keys].iter().enumerate() {
             let values = &segment.values[key / CACHE_BLOCK][key % CACHE_BLOCK * value_dim..][..value_dim];
             for (acc, value) in acc.iter_mut().zip(values) {
                 *acc += weight * value.to_f32();
             }
         }
+    }
+}
+
+fn round_f16(from: &[f32], to: &mut [half::f16]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = half::f16::from_f32(*from);
     }
 }

@@ -8,101 +8,12 @@ use crate::matrix::{BLOCK_ROWS, TernaryMatrix};
 #[cfg(target_arch = "aarch64")]
 use crate::neon;
 use crate::packing::Packing;
+use crate::scalar;
 use crate::screen::ScreenSums;
+use crate::segment::{AttendFn, CACHE_BLOCK, CacheElement, Partial, SEGMENT_KEYS, Segment, SegmentScratch};
 use crate::sparse::SparseKernels;
 #[cfg(target_arch = "x86_64")]
 use crate::{avx2, avx512};
-use crate::{portable, scalar};
-
-/// Key positions in a block of the key/value cache.
-pub const CACHE_BLOCK: usize = 32;
-/// Key positions in a segment: attention is computed for each segment on its own, then merged in ascending order.
-pub const SEGMENT_KEYS: usize = 256;
-/// The most query heads that one call of the attention kernel takes.
-pub const SEGMENT_HEADS: usize = 4;
-
-/// An element of the key/value cache: f16 (its bits) or f32.
-pub trait CacheElement: Copy + Default + Send + Sync + private::Sealed + 'static {
-    /// `--kv-type` name.
-    const NAME: &'static str;
-    /// Rounds to nearest, half to even.
-    fn from_f32(value: f32) -> Self;
-    /// Exact.
-    fn to_f32(self) -> f32;
-    #[doc(hidden)]
-    fn attend(set: &KernelSet) -> AttendFn<Self>;
-}
-
-mod private {
-    pub trait Sealed {}
-    impl Sealed for half::f16 {}
-    impl Sealed for f32 {}
-}
-
-impl CacheElement for half::f16 {
-    const NAME: &'static str = "f16";
-    fn from_f32(value: f32) -> Self {
-        Self::from_f32(value)
-    }
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        Self::to_f32(self)
-    }
-    fn attend(set: &KernelSet) -> AttendFn<Self> {
-        set.attend_f16
-    }
-}
-
-impl CacheElement for f32 {
-    const NAME: &'static str = "f32";
-    fn from_f32(value: f32) -> Self {
-        value
-    }
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        self
-    }
-    fn attend(set: &KernelSet) -> AttendFn<Self> {
-        set.attend_f32
-    }
-}
-
-/// Up to [`SEGMENT_HEADS`] query heads that share one key/value head, over up to [`SEGMENT_KEYS`] keys of one segment.
-#[derive(Clone, Copy)]
-pub struct Segment<'a, T> {
-    /// `[heads, head_dim]`
-    pub queries: &'a [f32],
-    /// Query heads: 1 to [`SEGMENT_HEADS`].
-    pub heads: usize,
-    /// Length of a query and of a key.
-    pub head_dim: usize,
-    /// Length of a value row: `head_dim` rounded up to a multiple of 16, the rest zeros.
-    pub value_dim: usize,
-    /// For each block of keys `[head_dim, CACHE_BLOCK]`: transposed, so that a vector lane is a key.
-    pub keys: [&'a [T]; SEGMENT_KEYS / CACHE_BLOCK],
-    /// For each block of values `[CACHE_BLOCK, value_dim]`.
-    pub values: [&'a [T]; SEGMENT_KEYS / CACHE_BLOCK],
-    /// Keys to attend to: the first so many of the segment, at least 1.
-    pub num_keys: usize,
-    /// What a product of query and key is multiplied by, `1/√head_dim`.
-    pub scale: f32,
-}
-
-/// What a segment gives for each head, before it is divided by the sum.
-pub struct Partial<'a> {
-    /// The largest score, `[heads]`.
-    pub max: &'a mut [f32],
-    /// `Σ exp(score − max)`, `[heads]`.
-    pub sum: &'a mut [f32],
-    /// `Σ exp(score − max) · value`, `[heads, value_dim]`.
-    pub acc: &'a mut [f32],
-}
-
-/// Scores, then weights, of the heads of one segment.
-pub(crate) type Scores = [[f32; SEGMENT_KEYS]; SEGMENT_HEADS];
-
-#[doc(hidden)]
-pub type AttendFn<T> = unsafe fn(&Segment<'_, T>, &mut Partial<'_>);
 
 /// Where a matrix product goes: rows of `stride` floats.
 pub(crate) struct Output<'a> {
@@ -149,6 +60,7 @@ pub struct KernelSet {
     pub(crate) silu_mul: unsafe fn(&[f32], &[f32], &mut [f32]),
     pub(crate) add: unsafe fn(&mut [f32], &[f32]),
     pub(crate) rope_half_split: unsafe fn(&mut [f32], &[f32], &[f32]),
+    pub(crate) round_f16: unsafe fn(&[f32], &mut [half::f16]),
     pub(crate) attend_f16: AttendFn<half::f16>,
     pub(crate) attend_f32: AttendFn<f32>,
     pub(crate) merge_segment: unsafe fn(&mut f32, &mut f32, &mut [f32], f32, f32, &[f32]),
@@ -344,27 +256,41 @@ impl KernelSet {
     ///
     /// # Panics
     /// If a slice is shorter than the shapes say.
-    pub fn attend<T: CacheElement>(&self, segment: &Segment<'_, T>, partial: &mut Partial<'_>) {
-        let Segment { heads, head_dim, value_dim, num_keys, .. } = *segment;
-        assert!(
-            (1..=SEGMENT_HEADS).contains(&heads) && (1..=SEGMENT_KEYS).contains(&num_keys),
-            "{heads} heads, {num_keys} keys"
-        );
+    pub fn attend<T: CacheElement>(
+        &self,
+        segment: &Segment<'_, T>,
+        scratch: &mut SegmentScratch,
+        partial: &mut Partial<'_>,
+    ) {
+        let Segment { head_dim, value_dim, num_keys, .. } = *segment;
+        let queries = num_keys.len();
+        let most = num_keys.iter().copied().max().unwrap_or(0);
+        assert!(num_keys.iter().all(|n| (1..=SEGMENT_KEYS).contains(n)), "{num_keys:?} keys");
         assert!(
             value_dim.is_multiple_of(16) && value_dim >= head_dim,
             "value rows of {value_dim} for heads of {head_dim}"
         );
-        assert!(segment.queries.len() == heads * head_dim, "queries of {heads} heads");
-        for block in 0..num_keys.div_ceil(CACHE_BLOCK) {
+        assert!(segment.queries.len() == queries * head_dim, "{queries} queries");
+        for block in 0..most.div_ceil(CACHE_BLOCK) {
             assert!(segment.keys[block].len() == head_dim * CACHE_BLOCK, "key block {block}");
             assert!(segment.values[block].len() == CACHE_BLOCK * value_dim, "value block {block}");
         }
         assert!(
-            partial.max.len() == heads && partial.sum.len() == heads && partial.acc.len() == heads * value_dim,
+            partial.max.len() == queries && partial.sum.len() == queries && partial.acc.len() == queries * value_dim,
             "partial"
         );
         // SAFETY: a set exists only on a CPU that can run it; the lengths were checked.
-        unsafe { T::attend(self)(segment, partial) }
+        unsafe { T::attend(self)(segment, scratch, partial) }
+    }
+
+    /// Rounds to the element type of the cache, to nearest, half to even.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn round<T: CacheElement>(&self, from: &[f32], to: &mut [T]) {
+        assert_eq!(from.len(), to.len(), "elements to round");
+        // SAFETY: a set exists only on a CPU that can run it; the lengths were checked.
+        unsafe { T::round(self)(from, to) }
     }
 
     /// Merges the partial result of a later segment of one head into that of the earlier ones.
@@ -381,13 +307,5 @@ impl KernelSet {
 impl std::fmt::Debug for KernelSet {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("KernelSet").field(&self.name).finish()
-    }
-}
-
-/// Softmax of each head's scores over one segment, shared by all sets.
-#[inline(always)]
-pub(crate) fn softmax_heads(scores: &mut Scores, num_keys: usize, partial: &mut Partial<'_>) {
-    for ((scores, max), sum) in scores.iter_mut().zip(partial.max.iter_mut()).zip(partial.sum.iter_mut()) {
-        (*max, *sum) = portable::softmax_segment(&mut scores[..num_keys]);
     }
 }

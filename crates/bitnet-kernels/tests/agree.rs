@@ -497,10 +497,14 @@ fn attend<T: CacheElement>(
     let blocks: Vec<u32> =
         (0..num_blocks as u32).map(|b| if spread { (b * 2 + 1) % (2 * num_blocks as u32 + 1) } else { b }).collect();
     let size = 2 * num_blocks + 1;
-    // What no position has written must not matter.
-    let mut keys = vec![T::from_f32(f32::NAN); size * shape.key_block_len()];
-    let mut values = vec![T::from_f32(0.0); size * shape.value_block_len()];
-    let mut cache = LayerCache { keys: &mut keys, values: &mut values };
+    // What no position has written must not matter: not the keys, and not the values of other positions.
+    let (key_len, pair_len) = (shape.key_block_len(), shape.key_block_len() + shape.value_block_len());
+    // The second of three layers, a little into the buffer.
+    let mut cached = vec![T::default(); 3 * size * pair_len + 7];
+    for pair in cached[7..].chunks_exact_mut(pair_len) {
+        cpu.set().round(&vec![f32::NAN; key_len], &mut pair[..key_len]);
+    }
+    let mut cache = LayerCache { data: &mut cached, offset: 7 + pair_len, stride: 3 * pair_len };
     let all: Vec<Place> = (0..context).map(|position| Place { position, table: 0 }).collect();
     let places = |rows: std::ops::Range<usize>| Places { rows: &all[rows], blocks: &blocks };
     cpu.store_kv(shape, qkv, places(0..context), &mut cache);
@@ -513,14 +517,15 @@ fn attend<T: CacheElement>(
 
 #[test]
 fn attention_agrees_and_does_not_depend_on_chunks_or_blocks() {
-    for (heads, kv_heads, head_dim) in [(4, 1, 64), (4, 2, 96), (3, 3, 100), (12, 4, 32), (5, 1, 16), (20, 5, 128)] {
+    for (heads, kv_heads, head_dim) in
+        [(4, 1, 64), (4, 2, 96), (3, 3, 100), (12, 4, 32), (5, 1, 16), (8, 1, 48), (17, 1, 20), (20, 5, 128)]
+    {
         let shape = AttentionShape { heads, kv_heads, head_dim };
-        for context in [1, 15, 33, 256, 257, 700] {
-            if context > 300 && heads == 12 {
+        for (context, queries) in [(1, 1), (15, 3), (33, 33), (256, 3), (257, 20), (300, 70), (700, 1), (700, 3)] {
+            if context > 256 && heads > 12 && head_dim < 128 {
                 continue;
             }
             let seed = (context * heads) as u64;
-            let queries = context.min(3);
             agree(&format!("{shape:?} f32, context {context}"), |cpu| {
                 attend::<f32>(cpu, shape, context, queries, seed, false)
             });
@@ -532,6 +537,40 @@ fn attention_agrees_and_does_not_depend_on_chunks_or_blocks() {
             let last = attend::<f16>(&cpu, shape, context, 1, seed, false);
             assert_eq!(bits(&many[many.len() - last.len()..]), bits(&last), "{shape:?}, context {context}");
         }
+    }
+}
+
+#[test]
+fn attention_of_a_long_row_does_not_depend_on_how_many_threads_share_it() {
+    // Some threads begin and end in the middle of a row, some have no share at all.
+    let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 16 };
+    for (context, queries) in [(1, 1), (2000, 1), (2000, 2), (1537, 3)] {
+        let one = attend::<f16>(&Cpu::new(KernelSet::detect(), 1), shape, context, queries, 5, true);
+        for threads in [2, 5, 7, 40] {
+            let found = attend::<f16>(&Cpu::new(KernelSet::detect(), threads), shape, context, queries, 5, true);
+            assert_eq!(bits(&one), bits(&found), "{threads} threads, {queries} rows of {context}");
+        }
+    }
+}
+
+#[test]
+fn rounding_to_f16_agrees() {
+    let mut rng = Rng(3);
+    let values: Vec<f32> = (0..100_003)
+        .map(|i| match i {
+            0..1000 => f32::from_bits(0x3300_0000 + i), // around half of the smallest f16
+            1000..2000 => 65_504.0 + (i - 1000) as f32, // around the largest
+            _ => f32::from_bits(rng.next() as u32 & 0x7fff_ffff).clamp(-1e9, 1e9) * if i % 2 == 0 { 1.0 } else { -1.0 },
+        })
+        .filter(|value| !value.is_nan())
+        .collect();
+    let round = |set: &KernelSet| {
+        let mut out = vec![f16::default(); values.len()];
+        set.round(&values, &mut out);
+        out.into_iter().map(f16::to_bits).collect::<Vec<_>>()
+    };
+    for set in KernelSet::available() {
+        assert!(round(set) == round(scalar()), "{}", set.name);
     }
 }
 

@@ -3,6 +3,7 @@
 //! Shapes are those of BitNet b1.58 2B-4T, so that a figure can be held against a token's time. A kernel runs with every
 //! instruction set of this CPU but the scalar one, on one thread and on as many as there are cores.
 
+mod attention;
 mod floor;
 mod pool;
 mod ternary;
@@ -19,6 +20,7 @@ fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     let machines = machines();
     ternary::bench(&mut criterion, &machines);
+    attention::bench(&mut criterion, &machines);
     pool::bench(&mut criterion, &machines);
     criterion.final_summary();
 }
