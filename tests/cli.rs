@@ -279,6 +279,123 @@ fn bench_reports_both_phases() {
     assert!(report["peak_rss_bytes"].as_u64().expect("bytes") > 1_000_000);
 }
 
+/// The f32 values of a version 1 `.npy` file.
+fn read_npy(path: &Path) -> Vec<f32> {
+    let bytes = std::fs::read(path).expect("a npy file");
+    let header = usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
+    bytes[10 + header..].as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+#[test]
+fn perplexity_is_what_the_logits_say() {
+    let golden = golden();
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let content = "Anyone can print a number. This one has to be the one that the logits of every chunk come to.";
+    std::fs::write(at("text.txt"), content).expect("a file");
+    let tokens = json(&["tokenize", "-m", &golden, content, "--json"])["tokens"].clone();
+    let tokens: Vec<u64> = tokens.as_array().expect("a list").iter().map(|id| id.as_u64().expect("an id")).collect();
+    let (bos, len) = (tokens[0], tokens.len());
+    // By hand: windows, the tokens in front that are not counted, and whether BOS takes the place of the first.
+    let chunks: Vec<_> = (0..len / 16).map(|i| (i * 16, i * 16 + 16, 9, true)).collect();
+    let strides: Vec<_> = (0..(len - 18).div_ceil(4)).map(|i| (i * 4, i * 4 + 18, 14, false)).collect();
+    assert!(chunks.len() > 3 && strides.len() > 10, "{len} tokens");
+    for (options, windows) in [(&["--ctx", "16"][..], chunks), (&["--ctx", "16", "--stride", "4"], strides)] {
+        let (mut nats, mut count) = (0.0, 0);
+        for (start, end, skip, with_bos) in windows {
+            let mut window = tokens[start..end].to_vec();
+            if with_bos {
+                window[0] = bos;
+            }
+            let ids = window.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
+            output(&["logits", "-m", &golden, "--tokens", &ids, "-o", &at("logits.npy")]);
+            let logits: Vec<f64> = read_npy(&folder.path().join("logits.npy")).into_iter().map(f64::from).collect();
+            for (row, &next) in logits.chunks(logits.len() / window.len()).zip(&window[1..]).skip(skip - 1) {
+                nats += row.iter().map(|logit| logit.exp()).sum::<f64>().ln() - row[next as usize];
+                count += 1;
+            }
+        }
+        let found = json(&[&["perplexity", "-m", &golden, "-f", &at("text.txt"), "--json"], options].concat());
+        assert_eq!(found["tokens"], count);
+        let perplexity = found["perplexity"].as_f64().expect("a number");
+        assert!((perplexity / (nats / f64::from(count)).exp() - 1.0).abs() < 1e-6, "{found}");
+    }
+}
+
+#[test]
+fn runs_leave_receipts() {
+    let golden = golden();
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let read = |name: &str| -> Value {
+        let text = std::fs::read_to_string(folder.path().join(name)).expect("a receipt");
+        bitnet_inference::receipt::verify(&text).expect("it verifies");
+        serde_json::from_str(&text).expect("JSON")
+    };
+    let answer = json(&[
+        "run",
+        "-m",
+        &golden,
+        "ab",
+        "-n",
+        "5",
+        "-s",
+        "3",
+        "--ignore-eos",
+        "--json",
+        "--receipt",
+        &at("run.json"),
+    ]);
+    let receipt = read("run.json");
+    assert_eq!(receipt["run"]["prompt_tokens"], answer["prompt_tokens"]);
+    assert_eq!((&receipt["tokens_generated"], &receipt["deterministic"]), (&5.into(), &true.into()));
+    assert_eq!(receipt["model"]["path"], golden);
+
+    output(&[
+        "bench",
+        "-m",
+        &golden,
+        "-p",
+        "9",
+        "-n",
+        "4",
+        "-r",
+        "2",
+        "--kernels",
+        "scalar",
+        "--receipt",
+        &at("bench.json"),
+    ]);
+    let receipt = read("bench.json");
+    assert_eq!((&receipt["kernel_set"], &receipt["compute_path"]), (&"scalar".into(), &"real".into()));
+    assert!(receipt["backend_summary"].as_str().expect("a summary").starts_with("requested=scalar detected=["));
+
+    let stamped = Command::new(env!("CARGO_BIN_EXE_bitnet"))
+        .args(["run", "-m", &golden, "ab", "-n", "1", "--receipt", &at("stamped.json")])
+        .env("BITNET_DETERMINISTIC", "1")
+        .env("BITNET_SEED", "42")
+        .output()
+        .expect("the program runs");
+    assert!(stamped.status.success(), "{}", text(&stamped.stderr));
+    let receipt = read("stamped.json");
+    let environment = &receipt["environment"];
+    assert_eq!((&environment["BITNET_DETERMINISTIC"], &environment["BITNET_SEED"]), (&"1".into(), &"42".into()));
+    assert_eq!((&receipt["run"]["sampling"]["seed"], &receipt["tokens_per_second"]), (&42.into(), &Value::Null));
+
+    for (arguments, code) in [
+        (&["run", "-m", "nowhere.gguf", "ab"][..], 1),
+        (&["run", "-m", &golden, "ab", "--temp", "-1"], 2),
+        (&["run", "-m", &golden, "ab", "-n", "600"], 1),
+        (&["bench", "-m", &golden, "-r", "0"], 2),
+    ] {
+        let receipt = at("none.json");
+        assert_eq!(failure(&[arguments, &["--receipt", &receipt]].concat()).0, code, "{arguments:?}");
+        assert!(!folder.path().join("none.json").exists(), "{arguments:?} leaves no receipt");
+    }
+    let nowhere = at("no/such/folder.json");
+    assert_eq!(failure(&["run", "-m", &golden, "ab", "-n", "1", "--receipt", &nowhere]).0, 2);
+}
+
 #[test]
 fn wrong_usage_is_exit_code_2() {
     let golden = golden();

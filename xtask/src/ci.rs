@@ -58,6 +58,7 @@ pub fn run(root: &Path, options: Options) -> anyhow::Result<()> {
     if !options.only_slow {
         steps.extend(run_ci(root)?);
     }
+    steps.push(step(Command::new(env::current_exe()?).current_dir(root).arg("determinism")));
     let fuzz = cargo_fuzz(root)?;
     for target in fuzz_targets(root)? {
         steps.push(step(&mut fuzz_command(root, &fuzz, &target, options.fuzz_seconds)?));

@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::process::Command;
 use std::time::SystemTime;
-use std::{env, fs};
 
 use anyhow::{Context, ensure};
 use serde::Serialize;
@@ -29,7 +28,7 @@ impl Circumstances {
             commit: output(root, "git", &["rev-parse", "HEAD"])?,
             modified: !output(root, "git", &["status", "--porcelain"])?.is_empty(),
             rustc: output(root, "rustc", &["--version"])?,
-            cpu: cpu_model(),
+            cpu: bitnet_inference::cpu_name(),
             threads: std::thread::available_parallelism().map_or(1, usize::from),
         })
     }
@@ -44,11 +43,4 @@ fn output(root: &Path, program: &str, arguments: &[&str]) -> anyhow::Result<Stri
         .with_context(|| format!("running {program}"))?;
     ensure!(output.status.success(), "{program} {} failed: {}", arguments.join(" "), output.status);
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
-/// The name of the CPU, where Linux tells it.
-fn cpu_model() -> String {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    name.map_or_else(|| env::consts::ARCH.to_owned(), |(_, name)| name.to_owned())
 }

@@ -6,10 +6,23 @@ mod bands;
 mod baselines;
 mod bench_compare;
 mod bench_save;
+#[cfg(feature = "inference")]
+mod benchmark;
 mod ci;
 mod circumstances;
 mod compare_receipts;
+#[cfg(feature = "inference")]
+mod counter_cost;
+#[cfg(feature = "inference")]
+mod crossval;
+mod determinism;
 mod make_model;
+#[cfg(feature = "inference")]
+mod model;
+#[cfg(feature = "inference")]
+mod sign_receipt;
+#[cfg(feature = "inference")]
+mod verify_receipt;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -32,12 +45,32 @@ enum Command {
     BenchCompare(bench_compare::Options),
     /// File a baseline of `cargo bench -- --save-baseline NAME` under benchmarks/baselines/NAME
     BenchSave(bench_save::Options),
+    /// Time a run of a model and write its receipt
+    #[cfg(feature = "inference")]
+    Benchmark(benchmark::Options),
     /// Run `.ci/run`, with --full also what is too slow for it, and record that under ci/receipts
     Ci(ci::Options),
     /// Compare two receipts: exit code 0 within 10 %, 10 to investigate, 20 to escalate
     CompareReceipts(compare_receipts::Options),
+    /// Measure what counting the kernels' work costs
+    #[cfg(feature = "inference")]
+    CounterCost(counter_cost::Options),
+    /// Compare a model's logits with those of another engine
+    #[cfg(feature = "inference")]
+    Crossval(crossval::Options),
+    /// Repeat the determinism matrix while other processes keep the CPU busy
+    Determinism(determinism::Options),
+    /// Keep the CPU busy until standard input ends
+    #[command(hide = true)]
+    Busy,
     /// Write a random model of any shape, as GGUF or as a Hugging Face directory
     MakeModel(make_model::Options),
+    /// Sign a receipt
+    #[cfg(feature = "inference")]
+    SignReceipt(sign_receipt::Options),
+    /// Verify a receipt; the exit code says which check failed
+    #[cfg(feature = "inference")]
+    VerifyReceipt(verify_receipt::Options),
 }
 
 /// An argument that cannot be used: exit code 2.
@@ -53,18 +86,40 @@ impl std::fmt::Display for WrongUsage {
 impl std::error::Error for WrongUsage {}
 
 fn main() -> ExitCode {
+    let done = |()| ExitCode::SUCCESS;
     let result = match Arguments::parse().command {
-        Command::Accuracy(options) => accuracy::run(&repository(), &options).map(|()| ExitCode::SUCCESS),
+        Command::Accuracy(options) => accuracy::run(&repository(), &options).map(done),
         Command::BenchCompare(options) => bench_compare::run(&repository(), &options),
-        Command::BenchSave(options) => bench_save::run(&repository(), &options).map(|()| ExitCode::SUCCESS),
-        Command::Ci(options) => ci::run(&repository(), options).map(|()| ExitCode::SUCCESS),
+        Command::BenchSave(options) => bench_save::run(&repository(), &options).map(done),
+        #[cfg(feature = "inference")]
+        Command::Benchmark(options) => benchmark::run(&options).map(done),
+        Command::Ci(options) => ci::run(&repository(), options).map(done),
         Command::CompareReceipts(options) => compare_receipts::run(&options),
-        Command::MakeModel(options) => make_model::run(&options).map(|()| ExitCode::SUCCESS),
+        #[cfg(feature = "inference")]
+        Command::CounterCost(options) => counter_cost::run(&options).map(done),
+        #[cfg(feature = "inference")]
+        Command::Crossval(options) => crossval::run(&options),
+        Command::Determinism(options) => determinism::run(&repository(), &options).map(done),
+        Command::Busy => determinism::busy().map(done),
+        Command::MakeModel(options) => make_model::run(&options).map(done),
+        #[cfg(feature = "inference")]
+        Command::SignReceipt(options) => sign_receipt::run(&options).map(done),
+        #[cfg(feature = "inference")]
+        Command::VerifyReceipt(options) => verify_receipt::run(&options).map(done),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
-        ExitCode::from(if error.is::<WrongUsage>() { 2 } else { 1 })
+        ExitCode::from(exit_code(&error))
     })
+}
+
+/// 2 for wrong usage, that of its check for a receipt that is not accepted, 1 for the rest.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    #[cfg(feature = "inference")]
+    if let Some(rejection) = error.downcast_ref::<xtask::Rejection>() {
+        return rejection.exit_code();
+    }
+    if error.is::<WrongUsage>() { 2 } else { 1 }
 }
 
 /// The root of the repository that this program was built from.

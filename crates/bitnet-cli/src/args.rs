@@ -95,6 +95,9 @@ pub struct RunArguments {
     /// Print one JSON object instead of text
     #[arg(long)]
     pub json: bool,
+    /// Write a receipt of what ran (docs/receipts.md)
+    #[arg(long, value_name = "FILE")]
+    pub receipt: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -297,6 +300,9 @@ pub struct BenchArguments {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+    /// Write a receipt of the round that took the median time (docs/receipts.md)
+    #[arg(long, value_name = "FILE")]
+    pub receipt: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -310,6 +316,9 @@ pub struct PerplexityArguments {
     /// Tokens of a chunk, or of a window over a long document
     #[arg(long = "ctx", value_name = "N", default_value_t = 512, value_parser = parse_window)]
     pub context: usize,
+    /// Read windows of N/2 more tokens that move by N, and count the last N of each (as llama.cpp's --ppl-stride)
+    #[arg(long, value_name = "N", value_parser = parse_window, conflicts_with = "documents")]
+    pub stride: Option<usize>,
     #[command(flatten)]
     pub model: ModelArguments,
     /// Print one JSON object
@@ -372,6 +381,11 @@ pub struct SamplingArguments {
 }
 
 impl SamplingArguments {
+    /// Whether the same command makes the same choices again.
+    pub fn is_deterministic(&self) -> bool {
+        self.seed.is_some() || self.deterministic
+    }
+
     /// The parameters, with a seed.
     pub fn params(&self) -> SamplingParams {
         let random = || {

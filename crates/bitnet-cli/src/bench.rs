@@ -2,12 +2,14 @@
 
 use std::io::Write;
 
-use bitnet_inference::{Request, SamplingParams};
+use bitnet_inference::receipt::Receipt;
+use bitnet_inference::{Finish, Request, SamplingParams, peak_rss_bytes};
+use bitnet_models::synthetic;
 use bitnet_tokenizers::TokenId;
 use serde_json::{Value, json};
 
 use crate::args::{BenchArguments, WrongUsage};
-use crate::{report, session};
+use crate::{receipt, report, session};
 
 /// Runs a prompt of made-up tokens some times and prints the median, least and greatest speed.
 pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
@@ -17,29 +19,45 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
             WrongUsage("a benchmark needs at least 1 token of prompt (-p) and 1 repetition (-r)".to_owned()).into()
         );
     }
+    receipt::check_place(arguments.receipt.as_deref())?;
     // The first token comes out of the prefill; decoding n tokens takes n steps more.
     let max_tokens = predict + 1;
     let mut session = session::open(&arguments.model, Some(prompt + max_tokens))?;
     let vocab = session.engine.model().config().vocab_size;
     let mut speeds: [Vec<f64>; 2] = [Vec::new(), Vec::new()];
+    let provenance = || receipt::provenance(&session, &arguments.model, true);
+    let provenance = arguments.receipt.is_some().then(provenance).transpose()?;
+    let mut receipts = Vec::new();
     for round in 0..=repetitions {
         let request = Request {
-            prompt: made_up_tokens(prompt, vocab, round),
+            prompt: synthetic::tokens(prompt, vocab, round).map(TokenId).collect(),
             sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
             max_tokens: Some(max_tokens),
             ..Request::default()
         };
-        let answer = session.answer(request, &|| false, |_| Ok(()))?;
-        if round > 0 {
-            let (prefill, decode) = report::speeds(&answer.timings);
-            speeds[0].extend(prefill);
-            speeds[1].extend(decode);
+        session.engine.cpu().counters().reset();
+        let answer = session.answer(request.clone(), &|| false, |_| Ok(()))?;
+        if round == 0 {
+            continue;
+        }
+        let (prefill, decode) = report::speeds(&answer.timings);
+        speeds[0].extend(prefill);
+        speeds[1].extend(decode);
+        if let Some(provenance) = &provenance {
+            let Some(reason) = answer.reason else { unreachable!("nothing interrupts this command") };
+            let finish = Finish { reason, timings: answer.timings };
+            receipts.push(Receipt::new(&session.engine, &request, &answer.tokens, &finish, provenance)?);
         }
     }
     let [prefill, decode] = speeds.map(|mut speeds| {
         speeds.sort_by(f64::total_cmp);
         speeds
     });
+    if let Some(path) = &arguments.receipt {
+        let time = |receipt: &Receipt| receipt.prefill_ms + receipt.decode_ms;
+        receipts.sort_by(|a, b| time(a).total_cmp(&time(b)));
+        receipt::write(&receipts[(receipts.len() - 1) / 2], path)?;
+    }
     let cpu = session.engine.cpu();
     let mut out = std::io::stdout().lock();
     if arguments.json {
@@ -54,7 +72,7 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
             "ffn_sparsity": report::ffn_sparsity_json(&session.engine),
             "model": report::model_json(&session),
             "load_ms": session.load_time.as_secs_f64() * 1e3,
-            "peak_rss_bytes": report::peak_rss_bytes(),
+            "peak_rss_bytes": peak_rss_bytes(),
         });
         writeln!(out, "{object}")?;
         return Ok(());
@@ -76,16 +94,10 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     if let Some(line) = report::ffn_sparsity_line(&session.engine) {
         writeln!(out, "  zeros in feed-forward networks  {line}")?;
     }
-    if let Some(bytes) = report::peak_rss_bytes() {
+    if let Some(bytes) = peak_rss_bytes() {
         writeln!(out, "    peak memory  {:.0} MB", bytes as f64 / 1e6)?;
     }
     Ok(())
-}
-
-/// Tokens that differ from round to round already at the first, so that nothing of an earlier round can be reused.
-fn made_up_tokens(count: usize, vocab: usize, round: usize) -> Vec<TokenId> {
-    let token = |index: usize| (index.wrapping_mul(2_654_435_761) ^ index >> 3).wrapping_add(round) % vocab;
-    (0..count).map(|index| TokenId(token(index) as u32)).collect()
 }
 
 /// Median, least and greatest of sorted values.

@@ -17,7 +17,7 @@ pub fn logits(arguments: &LogitsArguments) -> anyhow::Result<()> {
     let path = &arguments.output;
     let start = std::time::Instant::now();
     write_npy(path, shape, |out| {
-        session.engine.evaluate(&arguments.tokens, |_, rows| -> anyhow::Result<()> {
+        session.engine.evaluate(&arguments.tokens, 0, |_, rows| -> anyhow::Result<()> {
             for value in rows {
                 out.write_all(&value.to_le_bytes())?;
             }

@@ -11,6 +11,7 @@ mod inspect;
 mod interrupt;
 mod logits;
 mod perplexity;
+mod receipt;
 mod report;
 mod run;
 mod session;
@@ -72,10 +73,12 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
     }
 }
 
+/// 2 for what was typed wrongly, 3 for a run whose receipt does not verify, 1 for the rest.
 fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref() {
         Some(bitnet_models::Error::Interrupted) => interrupt::EXIT_CODE,
         _ if error.is::<args::WrongUsage>() || report::is_wrong_parameter(error) => 2,
+        _ if error.is::<bitnet_inference::receipt::Refusal>() => 3,
         _ => 1,
     }
 }

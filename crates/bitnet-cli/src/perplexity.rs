@@ -1,9 +1,11 @@
 //! `bitnet perplexity`: how well a model predicts a text.
 
 use std::io::Write;
+use std::ops::Range;
 
 use anyhow::Context;
 use bitnet_inference::Likelihood;
+use bitnet_inference::perplexity::{chunks, strides};
 use bitnet_tokenizers::{EncodeOptions, TokenId};
 use serde_json::json;
 
@@ -17,10 +19,16 @@ const SEPARATOR: &str = "<|endoftext|>";
 pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<()> {
     let path = &arguments.file;
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut session = session::open(&arguments.model, Some(arguments.context))?;
-    let (total, documents, bytes) = match arguments.documents {
-        true => documents_likelihood(&mut session, &text, arguments.context)?,
-        false => chunks_likelihood(&mut session, &text, arguments.context)?,
+    let context = arguments.context;
+    let stride = arguments.stride.unwrap_or(0);
+    if stride >= context + stride / 2 {
+        return Err(WrongUsage(format!("--stride {stride} is too long for --ctx {context}")).into());
+    }
+    let mut session = session::open(&arguments.model, Some(context + stride / 2))?;
+    let (total, documents, bytes) = match arguments.stride {
+        _ if arguments.documents => documents_likelihood(&mut session, &text, context)?,
+        Some(stride) => windows_likelihood(&mut session, &text, false, |len| strides(len, context, stride))?,
+        None => windows_likelihood(&mut session, &text, true, |len| chunks(len, context))?,
     };
     if total.tokens == 0 {
         return Err(WrongUsage(format!("{} is too short: there is no token to predict", path.display())).into());
@@ -35,7 +43,8 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<()> {
             "perplexity": total.perplexity(),
             "bytes": bytes,
             "bits_per_byte": bits_per_byte,
-            "context": arguments.context,
+            "context": context,
+            "stride": arguments.stride,
             "model": report::model_json(&session),
         });
         writeln!(out, "{object}")?;
@@ -69,33 +78,35 @@ fn documents_likelihood(
     Ok((total, documents.len(), bytes))
 }
 
-/// llama.cpp's definition: the text in chunks of exactly the context's length, the first token of each replaced by BOS
-/// where the model has one; counted are the tokens after the middle of each chunk. What is left over is not read.
-fn chunks_likelihood(
+/// llama.cpp's definitions: windows over the text, each with some tokens at its front that are not counted. The text begins
+/// with BOS where the model's texts do. In the chunked form the first token of each chunk gives way to BOS, too.
+fn windows_likelihood<W: ExactSizeIterator<Item = (Range<usize>, usize)>>(
     session: &mut session::Session,
     text: &str,
-    context: usize,
+    bos_in_each: bool,
+    windows: impl FnOnce(usize) -> W,
 ) -> anyhow::Result<(Likelihood, usize, usize)> {
-    let tokens = encode(session, text)?;
     let tokenizer = std::sync::Arc::clone(&session.tokenization()?.tokenizer);
-    let chunks = tokens.chunks_exact(context);
-    if chunks.len() == 0 {
-        let message = format!("the text has {} tokens, fewer than one chunk of {context} (--ctx)", tokens.len());
-        return Err(WrongUsage(message).into());
-    }
-    let bar = session::bar(chunks.len(), "chunks");
+    let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
+    let mut tokens = tokenizer.encode(text, EncodeOptions { add_special: false, parse_special: false })?;
+    tokens.splice(0..0, bos);
+    let windows = windows(tokens.len());
+    let bar = session::bar(windows.len(), "chunks");
     let (mut total, mut bytes) = (Likelihood::default(), 0);
-    for chunk in chunks {
-        let mut chunk: Vec<TokenId> = chunk.to_vec();
-        if let Some(bos) = tokenizer.bos().filter(|_| tokenizer.adds_bos()) {
-            chunk[0] = bos;
+    for (window, skip) in windows {
+        let mut window: Vec<TokenId> = tokens[window].to_vec();
+        if let Some(bos) = bos.filter(|_| bos_in_each) {
+            window[0] = bos;
         }
-        let skip = context / 2 + 1;
-        total.add(session.engine.likelihood_of_window(&chunk, skip)?);
-        bytes += chunk[skip..].iter().map(|id| tokenizer.token_bytes(*id).len()).sum::<usize>();
+        total.add(session.engine.likelihood_of_window(&window, skip)?);
+        bytes += window[skip..].iter().map(|id| tokenizer.token_bytes(*id).len()).sum::<usize>();
         bar.inc(1);
     }
     bar.finish_and_clear();
+    if total.tokens == 0 {
+        let message = format!("the text has {} tokens, too few for --ctx and --stride", tokens.len());
+        return Err(WrongUsage(message).into());
+    }
     Ok((total, 1, bytes))
 }
 

@@ -2,7 +2,7 @@
 
 use bitnet_inference::{Engine, Timings};
 use bitnet_kernels::Gate;
-use bitnet_models::{Config, FfnActivity, HeadMode, LanguageModel};
+use bitnet_models::{Config, FfnActivity, LanguageModel};
 use serde_json::{Value, json};
 
 use crate::session::Session;
@@ -89,7 +89,7 @@ pub fn model_json(session: &Session) -> Value {
 pub fn head_json(engine: &Engine) -> Value {
     let head_use = engine.head_use();
     json!({
-        "mode": if engine.model().screen_bytes().is_some() { HeadMode::Screened } else { HeadMode::Full }.name(),
+        "mode": engine.model().head_mode().name(),
         "screened_tokens": head_use.screened,
         "fell_back_tokens": head_use.fell_back,
         "exact_logits": head_use.exact_logits,
@@ -147,13 +147,6 @@ fn num_parameters(model: &LanguageModel) -> usize {
     let config = model.config();
     let tables = if model.is_tied() { 1 } else { 2 };
     tables * config.vocab_size * config.hidden_size + model.num_ternary_weights()
-}
-
-/// The most memory this process ever had resident, where the system tells.
-pub fn peak_rss_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
 /// Whether an error is about a parameter that was typed, not about a file or the system.

@@ -3,17 +3,20 @@
 use std::io::{IsTerminal, Read, Write};
 
 use anyhow::Context;
+use bitnet_inference::Finish;
+use bitnet_inference::receipt::Receipt;
 use bitnet_tokenizers::{ChatMessage, DecodeOptions, EncodeOptions, RenderOptions, TokenId};
 use serde_json::json;
 
 use crate::args::{RunArguments, WrongUsage};
 use crate::session::Session;
-use crate::{report, session};
+use crate::{receipt, report, session};
 
 /// Continues a prompt and prints text as it comes, or one JSON object at the end.
 pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
     // Read before the model is loaded: a missing file should be told at once.
     session::ModelSource::new(arguments.model.model.as_deref())?;
+    receipt::check_place(arguments.receipt.as_deref())?;
     let prompt = read_prompt(&arguments)?;
     let mut session = session::open(&arguments.model, None)?;
     let prompt = encode(&prompt, &session, &arguments)?;
@@ -26,7 +29,8 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
         write!(out, "{text}")?;
         out.flush()?;
     }
-    let answer = session.answer(request, &|| false, |text| {
+    session.engine.cpu().counters().reset();
+    let answer = session.answer(request.clone(), &|| false, |text| {
         if !arguments.json {
             write!(out, "{text}")?;
             out.flush()?;
@@ -47,11 +51,17 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
             "timings": report::timings_json(&answer.timings, session.load_time),
         });
         writeln!(out, "{object}")?;
-        return Ok(());
+    } else {
+        writeln!(out)?;
+        if std::io::stderr().is_terminal() {
+            eprintln!("\x1b[2m{}; seed {seed}\x1b[0m", report::timings_line(&answer.timings));
+        }
     }
-    writeln!(out)?;
-    if std::io::stderr().is_terminal() {
-        eprintln!("\x1b[2m{}; seed {seed}\x1b[0m", report::timings_line(&answer.timings));
+    if let Some(path) = &arguments.receipt {
+        let finish = Finish { reason, timings: answer.timings };
+        let provenance = receipt::provenance(&session, &arguments.model, arguments.sampling.is_deterministic())?;
+        let made = Receipt::new(&session.engine, &request, &answer.tokens, &finish, &provenance)?;
+        receipt::write(&made, path)?;
     }
     Ok(())
 }

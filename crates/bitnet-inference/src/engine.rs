@@ -11,7 +11,7 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bitnet_kernels::Cpu;
 use bitnet_models::{Chunk, FfnActivity, KvCache, KvType, LanguageModel, LogitRows, Workspace};
@@ -19,7 +19,7 @@ use bitnet_tokenizers::{TokenId, Tokenizer};
 
 use crate::block_pool::BlockPool;
 use crate::error::{Error, Result};
-use crate::request::{Constraint, Event, Request, RequestId, Timings};
+use crate::request::{Constraint, Event, Finish, Request, RequestId, Timings};
 use crate::sequence::{Sequence, logprobs};
 use crate::stop::TokenSet;
 
@@ -287,6 +287,30 @@ impl Engine {
         Some(sequence.timings)
     }
 
+    /// Runs a request to its end, alone: the tokens sampled, and how it ended.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`].
+    ///
+    /// # Panics
+    /// If other requests are waiting or running: what they bring would be lost.
+    pub fn complete(&mut self, request: Request) -> Result<(Vec<TokenId>, Finish)> {
+        assert!(!self.is_busy(), "other requests: {:?} wait and run", self.num_requests());
+        self.submit(request)?;
+        let (mut tokens, mut events) = (Vec::new(), Vec::new());
+        loop {
+            self.step(&mut events);
+            for event in events.drain(..) {
+                match event {
+                    Event::Prefill { .. } => {}
+                    Event::Token { token, .. } => tokens.push(token),
+                    Event::Finished { finish, .. } => return Ok((tokens, finish)),
+                    Event::Failed { problem, .. } => unreachable!("without a constraint: {problem}"),
+                }
+            }
+        }
+    }
+
     /// Runs one step and adds what it brought to `events`.
     pub fn step(&mut self, events: &mut Vec<Event>) {
         self.admit();
@@ -296,7 +320,7 @@ impl Engine {
         }
         let now = Instant::now();
         self.forward();
-        self.advance(now, events);
+        self.advance(now, now.elapsed(), events);
     }
 
     /// Starts waiting requests, in order, while there is room for them.
@@ -391,7 +415,7 @@ impl Engine {
     }
 
     /// Samples for the sequences whose tokens are all computed, and ends what has come to its end.
-    fn advance(&mut self, step_start: Instant, events: &mut Vec<Event>) {
+    fn advance(&mut self, step_start: Instant, forward: Duration, events: &mut Vec<Event>) {
         self.ended.clear();
         self.project();
         let mut row = 0;
@@ -401,8 +425,11 @@ impl Engine {
             let is_complete = sequence.pending() == planned.tokens;
             sequence.advance(planned.tokens, &mut self.blocks, step_start);
             if sequence.timings.generated_tokens == 0 {
+                sequence.timings.prefill_forward += forward;
                 let (done, total) = (sequence.computed, sequence.tokens.len());
                 events.push(Event::Prefill { id: sequence.id, done, total });
+            } else {
+                sequence.timings.decode_forward += forward;
             }
             if !is_complete {
                 continue;
@@ -410,6 +437,7 @@ impl Engine {
             let num_rows = sequence.draft.len() + 1;
             let draft = std::mem::take(&mut sequence.draft);
             self.counts.drafted_tokens += draft.len() as u64;
+            sequence.timings.drafted_tokens += draft.len();
             for (index, guess) in draft.iter().map(Some).chain([None]).enumerate() {
                 match self.sample(planned.index, row + index, events) {
                     None => {
@@ -418,6 +446,7 @@ impl Engine {
                     }
                     Some(token) if Some(&token) == guess => {
                         self.counts.accepted_tokens += 1;
+                        self.running[planned.index].timings.accepted_tokens += 1;
                         self.running[planned.index].advance(1, &mut self.blocks, step_start);
                     }
                     Some(_) => break,
@@ -497,14 +526,16 @@ impl Engine {
         (!sequence.push(token, logprobs, events)).then_some(token)
     }
 
-    /// Runs `tokens` through the model and gives the logits of every position to `use_rows`, some rows at a time:
-    /// the position of the first row, and the rows `[n, vocab]`. Stops at the first error that `use_rows` returns.
+    /// Runs `tokens` through the model and gives the logits of the positions from `first` on to `use_rows`, some rows at a
+    /// time: the position of the first row, and the rows `[n, vocab]`. A few rows before `first` may be among them. Stops
+    /// at the first error that `use_rows` returns.
     ///
     /// # Errors
     /// If tokens are outside the vocabulary or do not fit into the free blocks; or what `use_rows` returned.
     pub fn evaluate<E: From<Error>>(
         &mut self,
         tokens: &[TokenId],
+        first: usize,
         mut use_rows: impl FnMut(usize, &[f32]) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         self.check_tokens(tokens)?;
@@ -517,9 +548,12 @@ impl Engine {
         let ids: Vec<u32> = tokens.iter().map(|token| token.0).collect();
         let mut position = 0;
         for tokens in ids.chunks(self.options.prefill_chunk.max(1)) {
-            let chunk = Chunk { tokens, position, blocks: &blocks, logits: LogitRows::All };
+            let logits = if position + tokens.len() > first { LogitRows::All } else { LogitRows::None };
+            let chunk = Chunk { tokens, position, blocks: &blocks, logits };
             let rows = self.model.forward(&self.cpu, &mut self.workspace, &mut self.cache, &[chunk]);
-            result = use_rows(position, rows);
+            if !rows.is_empty() {
+                result = use_rows(position, rows);
+            }
             if result.is_err() {
                 break;
             }

@@ -12,8 +12,10 @@ mod candidates;
 mod engine;
 mod error;
 mod load;
-mod perplexity;
+mod machine;
+pub mod perplexity;
 mod random;
+pub mod receipt;
 mod request;
 mod sampling;
 mod sequence;
@@ -25,6 +27,7 @@ pub use load::{
     Loaded, NO_TOKENIZER, Tokenization, likely_i2s_form, load, load_embedded, load_tokenization,
     tokenization_from_gguf, tokenizer_spec,
 };
+pub use machine::{cpu_name, peak_rss_bytes};
 pub use perplexity::Likelihood;
 pub use request::{Constraint, Event, Finish, FinishReason, Logprobs, Request, RequestId, Timings};
 pub use sampling::{Sampler, SamplingParams};

@@ -41,6 +41,28 @@ fn windows(len: usize, context: usize) -> impl Iterator<Item = (Range<usize>, us
     std::iter::once(first).chain(later.map(move |start| (start..len.min(start + context), context - stride)))
 }
 
+/// The chunks of llama.cpp's perplexity: as many as fit, one behind the other, `context` tokens each. Counted are the
+/// tokens after the one in the middle, so that each has half a chunk before it.
+///
+/// Returns the chunks, and how many tokens at the front of each are not counted.
+pub fn chunks(len: usize, context: usize) -> impl ExactSizeIterator<Item = (Range<usize>, usize)> {
+    (0..len / context).map(move |i| (i * context..(i + 1) * context, context / 2 + 1))
+}
+
+/// The windows of llama.cpp's strided perplexity: `context + stride / 2` tokens each, every one `stride` further on.
+/// Counted are the last `stride` tokens of each, so that no token is counted twice.
+///
+/// Returns the windows, and how many tokens at the front of each are not counted.
+///
+/// # Panics
+/// If `stride` is 0, or the windows are not longer.
+pub fn strides(len: usize, context: usize, stride: usize) -> impl ExactSizeIterator<Item = (Range<usize>, usize)> {
+    let window = context + stride / 2;
+    assert!(stride > 0 && stride < window, "windows of {window} tokens that move by {stride}");
+    let count = len.saturating_sub(window).div_ceil(stride);
+    (0..count).map(move |i| (i * stride..i * stride + window, window - stride))
+}
+
 impl Engine {
     /// The likelihood of every token of a text after its first (its BOS, usually), read in windows of `context` tokens.
     ///
@@ -61,7 +83,7 @@ impl Engine {
     pub fn likelihood_of_window(&mut self, tokens: &[TokenId], skip: usize) -> Result<Likelihood> {
         let vocab_size = self.model().config().vocab_size;
         let mut total = Likelihood::default();
-        self.evaluate(tokens, |first, rows| {
+        self.evaluate(tokens, skip.saturating_sub(1), |first, rows| {
             for (index, row) in rows.chunks_exact(vocab_size).enumerate() {
                 // The logits of a position are of the token after it.
                 let next = first + index + 1;
@@ -100,6 +122,22 @@ mod tests {
                     counted[0] == 0 && counted[1..].iter().all(|n| *n == 1),
                     "{len} tokens, context {context}: {counted:?}"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_and_strides_are_llama_cpps() {
+        let chunks: Vec<_> = chunks(25, 8).collect();
+        assert_eq!(chunks, [(0..8, 5), (8..16, 5), (16..24, 5)]);
+        assert_eq!(super::chunks(7, 8).len(), 0);
+        for (len, context, stride) in [(25usize, 8, 4), (26, 8, 4), (100, 16, 5), (11, 8, 4), (10, 8, 4)] {
+            let windows: Vec<_> = strides(len, context, stride).collect();
+            let size = context + stride / 2;
+            assert_eq!(windows.len(), (len + stride - 1).saturating_sub(size) / stride, "{len} {context} {stride}");
+            for (i, (window, skip)) in windows.iter().enumerate() {
+                assert_eq!((window.start, window.end), (i * stride, i * stride + size));
+                assert!(window.end <= len && window.len() - skip == stride);
             }
         }
     }

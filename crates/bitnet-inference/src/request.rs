@@ -90,6 +90,16 @@ pub struct Timings {
     pub prefill: Duration,
     /// From the first sampled token to the last.
     pub decode: Duration,
+    /// From the request's arrival to the first sampled token.
+    pub first_token: Duration,
+    /// What of `prefill` the forward passes took.
+    pub prefill_forward: Duration,
+    /// What of `decode` the forward passes took.
+    pub decode_forward: Duration,
+    /// Tokens guessed ahead.
+    pub drafted_tokens: usize,
+    /// Those of them that came.
+    pub accepted_tokens: usize,
 }
 
 /// The end of an answer.

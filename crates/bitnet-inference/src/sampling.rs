@@ -7,14 +7,17 @@
 use bitnet_kernels::Estimates;
 use bitnet_kernels::math::{exp_f64, ln_f64};
 use bitnet_tokenizers::TokenId;
+use serde::{Deserialize, Serialize};
 
 use crate::candidates::{Candidate, Candidates, Estimated, Logits, before};
 use crate::error::{Error, Result};
 use crate::random::Noise;
+use crate::receipt::bias_text;
 use crate::stop::TokenSet;
 
 /// How a token is chosen. The defaults are llama.cpp's.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SamplingParams {
     /// Logits are divided by it; 0 takes the most probable token.
     pub temperature: f32,
@@ -35,6 +38,7 @@ pub struct SamplingParams {
     /// Tokens that the penalties look back at.
     pub penalty_window: usize,
     /// Added to the logits of these tokens before all else.
+    #[serde(with = "bias_text")]
     pub logit_bias: Vec<(TokenId, f32)>,
     /// What makes the draws differ.
     pub seed: u64,

@@ -41,6 +41,7 @@ pub(crate) struct Sequence {
     /// `None` for a model without a tokenizer: its answers have no text.
     detokenizer: Option<Detokenizer>,
     pub timings: Timings,
+    submitted: Instant,
     started: Option<Instant>,
     first_token: Option<Instant>,
     /// Tokens that may follow, to be checked in this step.
@@ -78,6 +79,7 @@ impl Sequence {
             stop_strings: StopStrings::new(request.stop_strings)?,
             detokenizer: tokenizer.map(|tokenizer| Detokenizer::new(tokenizer, CONTINUES_A_TEXT)),
             timings: Timings { prompt_tokens, ..Timings::default() },
+            submitted: Instant::now(),
             started: None,
             first_token: None,
             draft: Vec::new(),
@@ -161,6 +163,7 @@ impl Sequence {
         let now = Instant::now();
         let started = self.started.unwrap_or(now);
         let first = *self.first_token.get_or_insert(now);
+        self.timings.first_token = first - self.submitted;
         self.timings.prefill = first - started;
         self.timings.decode = now - first;
 

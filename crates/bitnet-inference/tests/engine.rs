@@ -255,7 +255,7 @@ fn log_probabilities_are_those_of_the_logits() {
     assert_eq!(finish(&mut engine, &[id_without])[0], tokens[3..], "{id:?}");
     let mut rows = Vec::new();
     engine
-        .evaluate::<Error>(&tokens, |_, logits| {
+        .evaluate::<Error>(&tokens, 0, |_, logits| {
             rows.extend(logits.chunks_exact(512).map(<[f32]>::to_vec));
             Ok(())
         })

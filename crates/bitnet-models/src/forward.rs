@@ -154,11 +154,12 @@ impl LanguageModel {
         self.screen.as_ref().is_some_and(|screen| cpu.screen(screen, &w.normed[..rows], &mut w.screen))
     }
 
-    /// Counts the logits of one row that were computed one by one; the others of the vocabulary were left out if that
-    /// decided the matter.
+    /// Counts the logits of one row that were computed one by one. If that decided the matter, the others of the vocabulary
+    /// were left out; if not, they were a part of the screening that came to nothing.
     pub fn count_logits(&self, cpu: &Cpu, num_exact: usize, decided: bool) {
         let (hidden, head) = (self.config.hidden_size, self.head());
-        cpu.counters().add(Kernel::LogitsProjection, num_exact * hidden, num_exact * head.row_bytes());
+        let kernel = if decided { Kernel::LogitsProjection } else { Kernel::LogitsScreen };
+        cpu.counters().add(kernel, num_exact * hidden, num_exact * head.row_bytes());
         if decided {
             cpu.counters().skip(Kernel::LogitsProjection, (head.rows().saturating_sub(num_exact)) * hidden);
         }

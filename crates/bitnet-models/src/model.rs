@@ -1,5 +1,7 @@
 //! [`LanguageModel`]: a model's weights, in the layout that the kernels stream, and how they come out of a file.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -97,6 +99,8 @@ pub struct LanguageModel {
     pub(crate) screen: Option<ScreenTable>,
     /// The angle a position turns each pair of a head by, `[head_dim / 2]`.
     pub(crate) rope_frequencies: Vec<f32>,
+    /// How the source holds the ternary weights.
+    quantization: String,
 }
 
 /// One transformer block.
@@ -195,7 +199,7 @@ impl LanguageModel {
         let config = source.config().clone();
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let packing = options.packing.unwrap_or(cpu.set().packing);
-        let loader = Loader { source, config: &config, packing, cpu, drops_dead };
+        let loader = Loader { source, config: &config, packing, cpu, drops_dead, formats: RefCell::default() };
         let head = source.has_head().then(|| source.table(Slot::Head, vocab, hidden)).transpose()?;
         let embedding = source.table(Slot::Embedding, vocab, hidden)?;
         let mut model = Self {
@@ -207,6 +211,7 @@ impl LanguageModel {
             layers: (0..config.num_layers).map(|index| loader.layer(index)).collect::<Result<_>>()?,
             packing,
             ffn_sparsity: options.ffn_sparsity,
+            quantization: loader.formats.take().into_iter().collect::<Vec<_>>().join(" + "),
             config,
         };
         model.make_sparse_copies(cpu)?;
@@ -231,6 +236,12 @@ impl LanguageModel {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
+    /// How logits are computed: in full or screened.
+    #[must_use]
+    pub fn head_mode(&self) -> HeadMode {
+        if self.screen.is_some() { HeadMode::Screened } else { HeadMode::Full }
+    }
+
     /// Whether logits are estimated from an 8-bit copy of the head first, and the bytes of that copy.
     #[must_use]
     pub fn screen_bytes(&self) -> Option<usize> {
@@ -241,6 +252,12 @@ impl LanguageModel {
     #[must_use]
     pub fn embedding(&self) -> &Table {
         &self.embedding
+    }
+
+    /// How the files held the ternary weights: `I2_S`, for instance; several formats joined by ` + `.
+    #[must_use]
+    pub fn quantization(&self) -> &str {
+        &self.quantization
     }
 
     /// How ternary weights are packed.
@@ -277,6 +294,8 @@ struct Loader<'a> {
     packing: Packing,
     cpu: &'a Cpu,
     drops_dead: bool,
+    /// The formats of the ternary tensors met so far.
+    formats: RefCell<BTreeSet<String>>,
 }
 
 impl Loader<'_> {
@@ -403,6 +422,7 @@ impl Loader<'_> {
         };
         let tensors = projections.iter().map(tensor).collect::<Result<Vec<_>>>()?;
         tensors.iter().for_each(|tensor| tensor.data.advise_sequential());
+        self.formats.borrow_mut().extend(tensors.iter().map(|tensor| tensor.codes.name()));
         Ok(tensors)
     }
 

@@ -182,6 +182,18 @@ impl RowFigures {
     }
 }
 
+impl Codes {
+    /// What people call it.
+    pub(crate) fn name(self) -> String {
+        match self {
+            Self::Packed(format) => format.name().to_owned(),
+            Self::Units(format) => format!("{} units", format.name()),
+            Self::Signs(format) => format!("{} signs", format.name()),
+            Self::Absmean { format, .. } => format!("{} absmean", format.name()),
+        }
+    }
+}
+
 impl TernaryTensor {
     /// Unpacks `range` of the rows, in the order of the graph, into −1, 0, 1. out: `[range.len(), cols]`.
     pub(crate) fn unpack_rows(&self, range: Range<usize>, out: &mut [i8]) -> Result<()> {

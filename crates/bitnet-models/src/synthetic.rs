@@ -75,6 +75,13 @@ pub enum CheckpointWeights {
     F32,
 }
 
+/// Made-up token ids, for timing: the same for the same `round`, and already the first differs from other rounds', so
+/// that nothing computed in one can serve another.
+pub fn tokens(count: usize, vocab_size: usize, round: usize) -> impl Iterator<Item = u32> {
+    let token = move |index: usize| (index.wrapping_mul(2_654_435_761) ^ index >> 3).wrapping_add(round) % vocab_size;
+    (0..count).map(move |index| token(index) as u32)
+}
+
 /// A random model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SyntheticModel {

@@ -4,6 +4,7 @@
 //! instruction set of this CPU but the scalar one, on one thread and on as many as there are cores.
 
 mod attention;
+mod counters;
 mod floor;
 mod pool;
 mod ternary;
@@ -22,6 +23,7 @@ fn main() {
     ternary::bench(&mut criterion, &machines);
     attention::bench(&mut criterion, &machines);
     pool::bench(&mut criterion, &machines);
+    counters::bench(&mut criterion);
     criterion.final_summary();
 }
 

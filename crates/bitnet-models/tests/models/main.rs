@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod convert;
+mod determinism;
 mod forms;
 mod golden;
 mod sparsity;

@@ -1,0 +1,42 @@
+//! `--receipt FILE`: what ran, written down so that others can check it.
+
+use std::path::Path;
+
+use anyhow::Context;
+use bitnet_inference::receipt::{Provenance, Receipt, model_sha256, sha256_hex};
+
+use crate::args::{ModelArguments, WrongUsage};
+use crate::session::{ModelSource, Session};
+
+/// Refuses a place where no receipt can be written, before any time goes into a run.
+pub fn check_place(path: Option<&Path>) -> anyhow::Result<()> {
+    let folder = path.and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty());
+    match folder.filter(|folder| !folder.is_dir()) {
+        None => Ok(()),
+        Some(folder) => Err(WrongUsage(format!("--receipt: there is no folder {}", folder.display())).into()),
+    }
+}
+
+/// What a receipt says of model and environment; hashes the model's files. `seed_given`: whether the seed was not drawn at
+/// random.
+pub fn provenance(session: &Session, arguments: &ModelArguments, seed_given: bool) -> anyhow::Result<Provenance> {
+    let model_sha256 = match &session.source {
+        ModelSource::Path(path) => model_sha256(path).with_context(|| format!("cannot read {}", path.display()))?,
+        ModelSource::BuiltIn(bytes) => sha256_hex(bytes),
+    };
+    let variable = |name: &str| std::env::var(name).ok();
+    Ok(Provenance {
+        model_path: session.source.to_string(),
+        model_sha256,
+        load: arguments.load_options(),
+        kernels_requested: arguments.kernels.map(|set| set.name.to_owned()),
+        seed_given,
+        bitnet_deterministic: variable("BITNET_DETERMINISTIC"),
+        bitnet_seed: variable("BITNET_SEED"),
+    })
+}
+
+/// Writes a receipt.
+pub fn write(receipt: &Receipt, path: &Path) -> anyhow::Result<()> {
+    receipt.write(path).with_context(|| format!("cannot write {}", path.display()))
+}

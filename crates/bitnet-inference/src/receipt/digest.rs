@@ -1,0 +1,154 @@
+//! Canonical JSON and the hashes in receipts: the digest, tokens, model files.
+
+use std::fmt::Write;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use bitnet_tokenizers::TokenId;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+/// The fields that the digest leaves out: itself, and the signature, which signs it.
+const OUTSIDE: [&str; 2] = ["digest", "signature"];
+
+/// The digest that belongs to a receipt.
+#[must_use]
+pub fn digest(receipt: &Value) -> String {
+    let mut inside = receipt.clone();
+    if let Value::Object(fields) = &mut inside {
+        OUTSIDE.iter().for_each(|name| drop(fields.remove(*name)));
+    }
+    let mut text = String::new();
+    write_canonical(&inside, &mut text);
+    sha256_hex(text.as_bytes())
+}
+
+/// JSON with sorted keys and without spaces; numbers are the shortest that read back as the same double. In Python:
+/// `json.dumps(receipt, sort_keys=True, separators=(",", ":"), ensure_ascii=False)`.
+fn write_canonical(value: &Value, out: &mut String) {
+    match value {
+        Value::Array(items) => {
+            out.push('[');
+            for (index, item) in items.iter().enumerate() {
+                if index > 0 {
+                    out.push(',');
+                }
+                write_canonical(item, out);
+            }
+            out.push(']');
+        }
+        Value::Object(fields) => {
+            let mut sorted: Vec<_> = fields.iter().collect();
+            sorted.sort_by_key(|(name, _)| *name);
+            out.push('{');
+            for (index, (name, item)) in sorted.into_iter().enumerate() {
+                if index > 0 {
+                    out.push(',');
+                }
+                // Writing to a string cannot fail.
+                let _ = write!(out, "{}:", Value::from(name.as_str()));
+                write_canonical(item, out);
+            }
+            out.push('}');
+        }
+        scalar => {
+            let _ = write!(out, "{scalar}");
+        }
+    }
+}
+
+/// The SHA-256 of some bytes, in hexadecimal.
+#[must_use]
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// The SHA-256 of token ids, each as four bytes, little endian.
+#[must_use]
+pub fn tokens_sha256(tokens: &[TokenId]) -> String {
+    let mut hash = Sha256::new();
+    tokens.iter().for_each(|token| hash.update(token.0.to_le_bytes()));
+    hex(&hash.finalize())
+}
+
+/// The SHA-256 of a model: of the file, or for a directory of the lines that `sha256sum` prints of its `.json` and
+/// `.safetensors` files in the order of their names. Takes as long as reading them.
+///
+/// # Errors
+/// If a file cannot be read.
+pub fn model_sha256(path: &Path) -> std::io::Result<String> {
+    if !path.is_dir() {
+        return file_sha256(path);
+    }
+    let mut names = Vec::new();
+    for entry in path.read_dir()? {
+        let name = PathBuf::from(entry?.file_name());
+        if name.extension().is_some_and(|extension| extension == "json" || extension == "safetensors") {
+            names.push(name);
+        }
+    }
+    names.sort();
+    let mut lines = String::new();
+    for name in names {
+        let _ = writeln!(lines, "{}  {}", file_sha256(&path.join(&name))?, name.display());
+    }
+    Ok(sha256_hex(lines.as_bytes()))
+}
+
+fn file_sha256(path: &Path) -> std::io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hex(&hash.finalize())),
+            n => hash.update(&buffer[..n]),
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn canonical_json_is_pythons() {
+        let value =
+            json!({ "b": [1, 2.5, -0.001, null, true], "a": { "z": "é\"\n", "y": 18_446_744_073_709_551_615u64 } });
+        let mut text = String::new();
+        write_canonical(&value, &mut text);
+        assert_eq!(text, r#"{"a":{"y":18446744073709551615,"z":"é\"\n"},"b":[1,2.5,-0.001,null,true]}"#);
+    }
+
+    #[test]
+    fn the_digest_leaves_out_itself_and_the_signature() {
+        let bare = json!({ "a": 1 });
+        assert_eq!(digest(&bare), sha256_hex(b"{\"a\":1}"));
+        assert_eq!(digest(&bare), digest(&json!({ "a": 1, "digest": "x", "signature": {} })));
+        assert_ne!(digest(&bare), digest(&json!({ "a": 2 })));
+    }
+
+    #[test]
+    fn hashes_are_sha256() {
+        assert_eq!(sha256_hex(b"abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(tokens_sha256(&[TokenId(0x6463_6261)]), sha256_hex(b"abcd"));
+        let folder = tempfile::tempdir().expect("a folder");
+        for name in ["b.json", "a.safetensors", "notes.txt"] {
+            std::fs::write(folder.path().join(name), "abc").expect("a file");
+        }
+        let one = sha256_hex(b"abc");
+        assert_eq!(model_sha256(&folder.path().join("b.json")).expect("it can be read"), one);
+        let lines = format!("{one}  a.safetensors\n{one}  b.json\n");
+        assert_eq!(model_sha256(folder.path()).expect("it can be read"), sha256_hex(lines.as_bytes()));
+    }
+}

@@ -1,0 +1,450 @@
+//! [`Receipt`]: proof of what a run did, made from the counters of the kernels that ran.
+//!
+//! One request on an idle engine whose counters were set to zero before it. What the counters hold must be what the
+//! model's dimensions and the tokens demand (`work.rs`), so a receipt cannot name kernels that did not run; the digest
+//! tells of any later edit. A receipt that does not pass its own verification is never made.
+
+mod digest;
+mod verify;
+mod work;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use bitnet_kernels::{Kernel, KernelSet};
+use bitnet_models::{LoadOptions, Tl1Tile, Tl2Tile};
+use bitnet_tokenizers::TokenId;
+use serde::de::{self, Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::ser::{Formatter, PrettyFormatter};
+
+use crate::engine::Engine;
+use crate::machine;
+use crate::request::{Finish, FinishReason, Request};
+use crate::sampling::SamplingParams;
+
+pub use digest::{digest, model_sha256, sha256_hex, tokens_sha256};
+pub use verify::{ReceiptGate, Refusal, verify};
+
+/// The version of the schema that is written and verified.
+pub const SCHEMA_VERSION: &str = "1.0.0";
+
+/// The phase in which the prompt went through the model.
+const PREFILL: &str = "prefill_forward";
+/// The phase in which tokens sampled before did, one at a time.
+const DECODE: &str = "decode_forward";
+
+/// What a run did. The fields are those of `docs/receipt.schema.json`, which says what each holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the schema describes them")]
+pub struct Receipt {
+    pub schema_version: String,
+    pub timestamp: String,
+    pub compute_path: String,
+    pub backend: String,
+    pub backend_summary: String,
+    pub kernel_set: String,
+    pub deterministic: bool,
+    pub tokens_requested: u64,
+    pub tokens_generated: u64,
+    pub tokens_per_second: Option<f64>,
+    pub prefill_ms: f64,
+    pub decode_ms: f64,
+    pub first_token_ms: f64,
+    pub kernels: Vec<String>,
+    #[serde(deserialize_with = "without_duplicates")]
+    pub kernel_counts: BTreeMap<String, KernelRecord>,
+    pub environment: Environment,
+    pub model: ModelRecord,
+    pub run: RunRecord,
+    pub prompt_tokens_sha256: String,
+    pub output_tokens_sha256: String,
+    pub peak_rss_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parity: Option<Parity>,
+    pub digest: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<Signature>,
+}
+
+/// What a kernel did, or what a phase took.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum KernelRecord {
+    /// A kernel.
+    Kernel(KernelCount),
+    /// A phase.
+    Phase(PhaseTime),
+}
+
+/// What a kernel did; see [`bitnet_kernels::Count`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the words of `Count`")]
+pub struct KernelCount {
+    pub calls: u64,
+    pub macs: u64,
+    pub macs_skipped: u64,
+    pub bytes: u64,
+}
+
+/// What a phase took.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PhaseTime {
+    /// Milliseconds inside the forward pass.
+    pub ms: f64,
+}
+
+/// What the program ran in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the schema describes them")]
+pub struct Environment {
+    #[serde(rename = "BITNET_VERSION")]
+    pub bitnet_version: String,
+    #[serde(rename = "OS")]
+    pub os: String,
+    #[serde(rename = "RUST_VERSION")]
+    pub rust_version: String,
+    #[serde(rename = "CPU")]
+    pub cpu: String,
+    pub threads: u64,
+    #[serde(rename = "BITNET_DETERMINISTIC")]
+    pub deterministic: Option<String>,
+    #[serde(rename = "BITNET_SEED")]
+    pub seed: Option<String>,
+}
+
+/// The model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the schema describes them")]
+pub struct ModelRecord {
+    pub path: String,
+    pub sha256: String,
+    pub quantization: String,
+    pub layers: u64,
+    pub hidden: u64,
+    pub ffn: u64,
+    pub heads: u64,
+    pub kv_heads: u64,
+    pub head_dim: u64,
+    pub vocab: u64,
+    pub tied: bool,
+}
+
+/// What was asked for, with all that the result follows from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the schema describes them")]
+pub struct RunRecord {
+    pub prompt_tokens: Vec<TokenId>,
+    pub cached_tokens: u64,
+    pub sampling: SamplingParams,
+    pub stop_ids: Vec<TokenId>,
+    pub stop_strings: Vec<String>,
+    pub finish_reason: String,
+    pub kv_type: String,
+    pub packing: String,
+    pub head: String,
+    pub ffn_sparsity: String,
+    pub prefill_chunk: u64,
+    pub draft: u64,
+    pub drafted_tokens: u64,
+    pub accepted_tokens: u64,
+    pub i2_s_form: String,
+    pub tl1_tiles: Vec<[usize; 5]>,
+    pub tl2_tiles: Vec<[usize; 4]>,
+}
+
+/// How close the model's logits came to another engine's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Parity {
+    /// Where the other engine's logits came from.
+    pub reference: String,
+    /// The least cosine of any position; `None` without a reference.
+    pub cosine: Option<f64>,
+    /// The share of positions at which both have the same most probable token; `None` without a reference.
+    pub exact_match_rate: Option<f64>,
+    /// `ok`, `divergence`, or `rust_only` where there was nothing to compare with.
+    pub status: String,
+}
+
+/// An ed25519 signature of the digest's 32 bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Signature {
+    /// Whose, 32 bytes in hexadecimal.
+    pub public_key: String,
+    /// 64 bytes in hexadecimal.
+    pub value: String,
+}
+
+/// What the program knows of a run and the engine does not.
+#[derive(Clone, Debug)]
+pub struct Provenance {
+    /// Where the model came from.
+    pub model_path: String,
+    /// The hash of its file; see [`model_sha256`].
+    pub model_sha256: String,
+    /// How its file was read.
+    pub load: LoadOptions,
+    /// The instruction set that was asked for by name.
+    pub kernels_requested: Option<String>,
+    /// Whether the seed was chosen by whoever started the run, not drawn at random.
+    pub seed_given: bool,
+    /// The environment variable of that name.
+    pub bitnet_deterministic: Option<String>,
+    /// The environment variable of that name.
+    pub bitnet_seed: Option<String>,
+}
+
+impl Receipt {
+    /// The receipt of a request that has run alone, with the engine's counters at zero before it.
+    ///
+    /// # Errors
+    /// If it would not pass verification, for instance because other requests were counted, too.
+    pub fn new(
+        engine: &Engine,
+        request: &Request,
+        output: &[TokenId],
+        finish: &Finish,
+        provenance: &Provenance,
+    ) -> Result<Self, Refusal> {
+        let timings = &finish.timings;
+        let phases = [(PREFILL, timings.prefill_forward), (DECODE, timings.decode_forward)];
+        let phases = phases.into_iter().filter(|(_, time)| !time.is_zero());
+        let counters = engine.cpu().counters();
+        let counted = Kernel::ALL.into_iter().map(|kernel| (kernel.id(), counters.get(kernel)));
+        let kernel_counts: BTreeMap<_, _> = counted
+            .filter(|(_, count)| count.calls > 0)
+            .map(|(id, count)| {
+                let bitnet_kernels::Count { calls, macs, macs_skipped, bytes } = count;
+                (id.to_owned(), KernelRecord::Kernel(KernelCount { calls, macs, macs_skipped, bytes }))
+            })
+            .chain(phases.map(|(id, time)| (id.to_owned(), KernelRecord::Phase(PhaseTime { ms: ms(time) }))))
+            .collect();
+        let kernels: Vec<String> = kernel_counts.keys().cloned().collect();
+
+        let options = engine.options();
+        let kernel_set = engine.cpu().set().name;
+        let generated = output.len() as u64;
+        let room = options.context.saturating_sub(request.prompt.len());
+        let per_second = (generated > 1).then(|| (generated - 1) as f64 / timings.decode.as_secs_f64());
+        let mut receipt = Self {
+            schema_version: SCHEMA_VERSION.to_owned(),
+            timestamp: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+            compute_path: verify::compute_path(kernels.iter().map(String::as_str)).to_owned(),
+            backend: "cpu".to_owned(),
+            backend_summary: backend_summary(provenance.kernels_requested.as_deref(), kernel_set),
+            kernel_set: kernel_set.to_owned(),
+            deterministic: provenance.seed_given || request.sampling.temperature == 0.0,
+            tokens_requested: request.max_tokens.unwrap_or(room) as u64,
+            tokens_generated: generated,
+            tokens_per_second: per_second,
+            prefill_ms: ms(timings.prefill),
+            decode_ms: ms(timings.decode),
+            first_token_ms: ms(timings.first_token),
+            kernels,
+            kernel_counts,
+            environment: Environment {
+                bitnet_version: env!("CARGO_PKG_VERSION").to_owned(),
+                os: env!("BITNET_OS").to_owned(),
+                rust_version: env!("BITNET_RUST_VERSION").to_owned(),
+                cpu: machine::cpu_name(),
+                threads: engine.cpu().pool().num_threads() as u64,
+                deterministic: provenance.bitnet_deterministic.clone(),
+                seed: provenance.bitnet_seed.clone(),
+            },
+            model: model_record(engine, provenance),
+            run: run_record(engine, request, finish, &provenance.load),
+            prompt_tokens_sha256: tokens_sha256(&request.prompt),
+            output_tokens_sha256: tokens_sha256(output),
+            peak_rss_bytes: machine::peak_rss_bytes(),
+            parity: None,
+            digest: String::new(),
+            signature: None,
+        };
+        receipt.seal();
+        verify(&receipt.to_json())
+    }
+
+    /// Puts in a comparison with another engine; the digest is made anew and a signature dropped.
+    #[must_use]
+    pub fn with_parity(mut self, parity: Parity) -> Self {
+        self.parity = Some(parity);
+        self.seal();
+        self
+    }
+
+    /// Computes the digest, which a signature made before does not fit.
+    fn seal(&mut self) {
+        self.signature = None;
+        // By way of the text, where a number is what it will be to whoever reads it.
+        let value = serde_json::from_str(&self.to_json()).expect("what was written as JSON can be read");
+        self.digest = digest(&value);
+    }
+
+    /// The receipt as text for people: an object's fields one a line, lists on one.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        let mut text = Vec::new();
+        let mut serializer = serde_json::Serializer::with_formatter(&mut text, Layout::default());
+        self.serialize(&mut serializer).expect("no value of a receipt is refused by JSON");
+        text.push(b'\n');
+        String::from_utf8(text).expect("JSON is UTF-8")
+    }
+
+    /// Writes the receipt: whole under its name, or not at all.
+    ///
+    /// # Errors
+    /// If the folder cannot be written to.
+    pub fn write(&self, path: &Path) -> std::io::Result<()> {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut builder = tempfile::Builder::new();
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644));
+        let mut file = builder.tempfile_in(folder)?;
+        file.write_all(self.to_json().as_bytes())?;
+        file.persist(path)?;
+        Ok(())
+    }
+}
+
+fn backend_summary(requested: Option<&str>, selected: &str) -> String {
+    let detected: Vec<&str> = KernelSet::available().map(|set| set.name).collect();
+    format!("requested={} detected=[{}] selected={selected}", requested.unwrap_or("auto"), detected.join(", "))
+}
+
+fn model_record(engine: &Engine, provenance: &Provenance) -> ModelRecord {
+    let model = engine.model();
+    let config = model.config();
+    ModelRecord {
+        path: provenance.model_path.clone(),
+        sha256: provenance.model_sha256.clone(),
+        quantization: model.quantization().to_owned(),
+        layers: config.num_layers as u64,
+        hidden: config.hidden_size as u64,
+        ffn: config.ffn_size as u64,
+        heads: config.attention.heads as u64,
+        kv_heads: config.attention.kv_heads as u64,
+        head_dim: config.attention.head_dim as u64,
+        vocab: config.vocab_size as u64,
+        tied: model.is_tied(),
+    }
+}
+
+fn run_record(engine: &Engine, request: &Request, finish: &Finish, load: &LoadOptions) -> RunRecord {
+    let options = engine.options();
+    let tl1_tile = |(shape, tile): &((usize, usize), Tl1Tile)| {
+        [shape.0, shape.1, tile.tile_rows, tile.block_cols, tile.inner_rows]
+    };
+    let tl2_tile = |(shape, tile): &((usize, usize), Tl2Tile)| [shape.0, shape.1, tile.tile_rows, tile.block_cols];
+    RunRecord {
+        prompt_tokens: request.prompt.clone(),
+        cached_tokens: finish.timings.cached_tokens as u64,
+        sampling: request.sampling.clone(),
+        stop_ids: request.stop_ids.clone(),
+        stop_strings: request.stop_strings.clone(),
+        finish_reason: match finish.reason {
+            FinishReason::Stop => "stop".to_owned(),
+            FinishReason::Length | FinishReason::Context => "length".to_owned(),
+        },
+        kv_type: options.kv_type.name().to_owned(),
+        packing: engine.model().packing().name().to_owned(),
+        head: engine.model().head_mode().name().to_owned(),
+        ffn_sparsity: engine.model().ffn_sparsity().name().to_owned(),
+        prefill_chunk: options.prefill_chunk as u64,
+        draft: options.draft_max as u64,
+        drafted_tokens: finish.timings.drafted_tokens as u64,
+        accepted_tokens: finish.timings.accepted_tokens as u64,
+        i2_s_form: load.i2_s_form.name().to_owned(),
+        tl1_tiles: load.tl1_tiles.iter().map(tl1_tile).collect(),
+        tl2_tiles: load.tl2_tiles.iter().map(tl2_tile).collect(),
+    }
+}
+
+/// Milliseconds to the nanosecond.
+fn ms(duration: Duration) -> f64 {
+    duration.as_nanos() as f64 / 1e6
+}
+
+/// A map that names nothing twice: of two entries, readers would see one or the other.
+fn without_duplicates<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, KernelRecord>, D::Error> {
+    struct Entries;
+
+    impl<'de> Visitor<'de> for Entries {
+        type Value = BTreeMap<String, KernelRecord>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an object of kernels")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+            let mut map = BTreeMap::new();
+            while let Some((id, record)) = entries.next_entry::<String, KernelRecord>()? {
+                if map.contains_key(&id) {
+                    return Err(de::Error::custom(format_args!("kernel {id} is counted twice")));
+                }
+                map.insert(id, record);
+            }
+            Ok(map)
+        }
+    }
+
+    from.deserialize_map(Entries)
+}
+
+/// Objects over several lines, lists on one.
+#[derive(Default)]
+struct Layout(PrettyFormatter<'static>);
+
+impl Formatter for Layout {
+    fn begin_array_value<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
+        if first { Ok(()) } else { out.write_all(b", ") }
+    }
+
+    fn begin_object<W: ?Sized + Write>(&mut self, out: &mut W) -> std::io::Result<()> {
+        self.0.begin_object(out)
+    }
+
+    fn end_object<W: ?Sized + Write>(&mut self, out: &mut W) -> std::io::Result<()> {
+        self.0.end_object(out)
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
+        self.0.begin_object_key(out, first)
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, out: &mut W) -> std::io::Result<()> {
+        self.0.begin_object_value(out)
+    }
+
+    fn end_object_value<W: ?Sized + Write>(&mut self, out: &mut W) -> std::io::Result<()> {
+        self.0.end_object_value(out)
+    }
+}
+
+/// Logit biases as they are typed, `15043+1.5` or `15043-inf`: JSON has no infinity.
+pub(crate) mod bias_text {
+    use super::{Deserialize, Deserializer, Serializer, TokenId, de};
+
+    pub fn serialize<S: Serializer>(biases: &[(TokenId, f32)], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(biases.iter().map(|(token, bias)| format!("{token}{bias:+}")))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<(TokenId, f32)>, D::Error> {
+        let texts = Vec::<String>::deserialize(from)?;
+        let parse = |text: &String| {
+            let sign = text.find(['+', '-'])?;
+            Some((text[..sign].parse().ok()?, text[sign..].parse().ok()?))
+        };
+        let bias = |text| parse(text).ok_or_else(|| de::Error::custom(format_args!("{text:?} is no logit bias")));
+        texts.iter().map(bias).collect()
+    }
+}

@@ -1,0 +1,354 @@
+//! The gates that a receipt must pass.
+//!
+//! They find what is inconsistent, whoever recomputed the digest. A forgery that is consistent throughout passes them:
+//! only running it again, or a signature, tells.
+
+use std::collections::BTreeSet;
+
+use bitnet_kernels::Kernel;
+
+use super::work::Work;
+use super::{DECODE, KernelRecord, ModelRecord, PREFILL, Receipt, SCHEMA_VERSION, digest, tokens_sha256};
+
+/// The path of a run whose matrix products were those of the quantized weights.
+const REAL: &str = "real";
+/// Beginnings of the ids of products with weights turned into floats.
+const FLOAT_PRODUCTS: [&str; 3] = ["fp32_", "dequant_", "fallback_"];
+/// Beginnings of the ids of kernels that run on a GPU.
+const GPU: [&str; 2] = ["cuda_", "gpu_"];
+/// By what share rates may differ from what the times give.
+const RATE_TOLERANCE: f64 = 0.01;
+/// The most entries of the list of kernels, and characters of one.
+const KERNELS_MAX: usize = 10_000;
+const ID_CHARS_MAX: usize = 128;
+/// The largest dimension of a model, and the largest count of tokens: enough for any, and no formula overflows.
+const DIMENSION_MAX: u64 = 1 << 24;
+const TOKENS_MAX: u64 = 1 << 32;
+
+/// The checks, in the order of their numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReceiptGate {
+    /// Version, fields and their types.
+    Schema = 1,
+    /// The run is real, as its kernels show.
+    ComputePath,
+    /// The list of kernels: those counted, all known, none that had to run missing.
+    Kernels,
+    /// The names in that list.
+    Hygiene,
+    /// The backend has a kernel of its own among them.
+    Backend,
+    /// No product went through weights turned into floats.
+    FloatProducts,
+    /// Tokens, times and rates fit together.
+    Rates,
+    /// Each kernel did what dimensions and tokens demand.
+    Work,
+    /// Hashes and the digest.
+    Digest,
+}
+
+/// Why a receipt was refused.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("gate {}: {problem}", *gate as u8)]
+pub struct Refusal {
+    /// The gate.
+    pub gate: ReceiptGate,
+    /// The culprit and the numbers.
+    pub problem: String,
+}
+
+/// Refuses at a gate unless the condition holds.
+fn ensure(gate: ReceiptGate, holds: bool, problem: impl FnOnce() -> String) -> Result<(), Refusal> {
+    if holds { Ok(()) } else { Err(Refusal { gate, problem: problem() }) }
+}
+
+/// Verifies the text of a receipt: everything that can be told without the model. Well under a millisecond.
+///
+/// # Errors
+/// The first gate that it does not pass.
+pub fn verify(text: &str) -> Result<Receipt, Refusal> {
+    let schema = |error: serde_json::Error| Refusal { gate: ReceiptGate::Schema, problem: error.to_string() };
+    let value: serde_json::Value = serde_json::from_str(text).map_err(schema)?;
+    // From the text, not the value: a field that stands twice is an error there.
+    let receipt: Receipt = serde_json::from_str(text).map_err(schema)?;
+    let version = &receipt.schema_version;
+    ensure(ReceiptGate::Schema, version == SCHEMA_VERSION, || {
+        format!("schema_version is {version:?}, expected {SCHEMA_VERSION:?}")
+    })?;
+    hygiene(&receipt)?;
+    compute_path_is_real(&receipt)?;
+    backend(&receipt)?;
+    kernels(&receipt)?;
+    facts(&receipt)?;
+    rates(&receipt)?;
+    work_is_done(&receipt)?;
+    hashes(&receipt)?;
+    let expected = digest(&value);
+    ensure(ReceiptGate::Digest, receipt.digest == expected, || {
+        format!("digest is {:?}, but that of the content is {expected}", receipt.digest)
+    })?;
+    Ok(receipt)
+}
+
+/// What the kernels that ran make of a run: `real`, `fallback` if weights were turned into floats, `none` if there was no
+/// product of quantized weights at all.
+pub(super) fn compute_path<'a>(kernels: impl Iterator<Item = &'a str>) -> &'static str {
+    let mut path = "none";
+    for id in kernels {
+        if is_float_product(id) {
+            return "fallback";
+        }
+        if Kernel::ALL.iter().any(|kernel| Work::Products.is_done_by(*kernel) && kernel.id() == id) {
+            path = REAL;
+        }
+    }
+    path
+}
+
+fn is_float_product(id: &str) -> bool {
+    FLOAT_PRODUCTS.iter().any(|prefix| id.starts_with(prefix))
+}
+
+fn hygiene(receipt: &Receipt) -> Result<(), Refusal> {
+    let kernels = &receipt.kernels;
+    ensure(ReceiptGate::Kernels, !kernels.is_empty(), || "no kernel ran".to_owned())?;
+    let fit = |problem: String| Refusal { gate: ReceiptGate::Hygiene, problem };
+    if kernels.len() > KERNELS_MAX {
+        return Err(fit(format!("{} kernels, at most {KERNELS_MAX} are possible", kernels.len())));
+    }
+    for id in kernels {
+        let shown: String = id.chars().take(ID_CHARS_MAX).collect();
+        match () {
+            () if id.trim().is_empty() || id.contains(char::is_whitespace) => {
+                return Err(fit(format!("kernel {shown:?} has blanks in its name")));
+            }
+            () if id.chars().count() > ID_CHARS_MAX => {
+                return Err(fit(format!("kernel {shown:?}… has a name of over {ID_CHARS_MAX} characters")));
+            }
+            () if id.to_lowercase().contains("mock") => return Err(fit(format!("kernel {shown:?} is a mock"))),
+            () => {}
+        }
+    }
+    Ok(())
+}
+
+fn compute_path_is_real(receipt: &Receipt) -> Result<(), Refusal> {
+    if let Some(id) = receipt.kernels.iter().find(|id| is_float_product(id)) {
+        let problem = format!("kernel {id} multiplies by weights turned into floats, so the run is not {REAL:?}");
+        return Err(Refusal { gate: ReceiptGate::FloatProducts, problem });
+    }
+    let path = &receipt.compute_path;
+    ensure(ReceiptGate::ComputePath, path == REAL, || format!("compute_path is {path:?}, not {REAL:?}"))
+}
+
+fn backend(receipt: &Receipt) -> Result<(), Refusal> {
+    let of_backend = match receipt.backend.as_str() {
+        "cpu" => compute_path(receipt.kernels.iter().map(String::as_str)) == REAL,
+        "gpu" => receipt.kernels.iter().any(|id| GPU.iter().any(|prefix| id.starts_with(prefix))),
+        other => {
+            return Err(Refusal {
+                gate: ReceiptGate::Backend,
+                problem: format!("backend is {other:?}, not cpu or gpu"),
+            });
+        }
+    };
+    ensure(ReceiptGate::Backend, of_backend, || {
+        format!(
+            "backend is {}, but none of its kernels for quantized weights is in {:?}",
+            receipt.backend, receipt.kernels
+        )
+    })?;
+    let summary = &receipt.backend_summary;
+    let parts = summary.strip_prefix("requested=").and_then(|rest| {
+        let (requested, rest) = rest.split_once(" detected=[")?;
+        let (detected, selected) = rest.split_once("] selected=")?;
+        Some((requested, detected, selected))
+    });
+    let set = receipt.kernel_set.as_str();
+    let fits = parts.is_some_and(|(requested, detected, selected)| {
+        selected == set && (requested == "auto" || requested == set) && detected.split(", ").any(|name| name == set)
+    });
+    ensure(ReceiptGate::Backend, fits, || format!("backend_summary {summary:?} does not fit kernel_set {set:?}"))
+}
+
+fn kernels(receipt: &Receipt) -> Result<(), Refusal> {
+    let gate = ReceiptGate::Kernels;
+    let listed: BTreeSet<&str> = receipt.kernels.iter().map(String::as_str).collect();
+    ensure(gate, listed.len() == receipt.kernels.len(), || "a kernel is listed twice".to_owned())?;
+    for id in &listed {
+        let is_phase = [PREFILL, DECODE].contains(id);
+        let known = is_phase || Kernel::ALL.iter().any(|kernel| kernel.id() == *id);
+        ensure(gate, known, || format!("kernel {id:?} is not known"))?;
+        let fits = match receipt.kernel_counts.get(*id) {
+            Some(KernelRecord::Phase(_)) => is_phase,
+            Some(KernelRecord::Kernel(count)) => !is_phase && count.calls > 0,
+            None => false,
+        };
+        ensure(gate, fits, || format!("kernel {id} is listed, but its counts do not show that it ran"))?;
+    }
+    let unlisted = receipt.kernel_counts.keys().find(|id| !listed.contains(id.as_str()));
+    ensure(gate, unlisted.is_none(), || format!("kernel {} is counted, but not listed", unlisted.map_or("", |id| id)))
+}
+
+/// Numbers and names of environment, model and run, each for itself.
+fn facts(receipt: &Receipt) -> Result<(), Refusal> {
+    let schema = |holds, problem: String| ensure(ReceiptGate::Schema, holds, || problem);
+    let Receipt { environment, model, run, .. } = receipt;
+    schema(humantime::parse_rfc3339(&receipt.timestamp).is_ok(), format!("timestamp is {:?}", receipt.timestamp))?;
+    for (name, text) in [
+        ("BITNET_VERSION", &environment.bitnet_version),
+        ("OS", &environment.os),
+        ("RUST_VERSION", &environment.rust_version),
+        ("CPU", &environment.cpu),
+        ("path", &model.path),
+        ("quantization", &model.quantization),
+        ("packing", &run.packing),
+        ("head", &run.head),
+        ("ffn_sparsity", &run.ffn_sparsity),
+        ("i2_s_form", &run.i2_s_form),
+    ] {
+        schema(!text.trim().is_empty(), format!("{name} is blank"))?;
+    }
+    schema(["f16", "f32"].contains(&run.kv_type.as_str()), format!("kv_type is {:?}", run.kv_type))?;
+    schema(environment.threads > 0, "no threads".to_owned())?;
+    schema(receipt.peak_rss_bytes != Some(0), "peak_rss_bytes is 0".to_owned())?;
+    let ModelRecord { layers, hidden, ffn, heads, kv_heads, head_dim, vocab, .. } = *model;
+    for (name, size) in [
+        ("layers", layers),
+        ("hidden", hidden),
+        ("ffn", ffn),
+        ("heads", heads),
+        ("kv_heads", kv_heads),
+        ("head_dim", head_dim),
+        ("vocab", vocab),
+        ("prefill_chunk", run.prefill_chunk),
+    ] {
+        schema((1..=DIMENSION_MAX).contains(&size), format!("{name} is {size}; 1 to {DIMENSION_MAX} is possible"))?;
+    }
+    schema(heads % kv_heads == 0, format!("{heads} heads are no multiple of {kv_heads} key/value heads"))?;
+    run.sampling
+        .check(vocab as usize)
+        .map_err(|error| Refusal { gate: ReceiptGate::Schema, problem: error.to_string() })?;
+    let fixed = run.sampling.temperature == 0.0 || environment.seed.is_some();
+    schema(receipt.deterministic || !fixed, "deterministic is false, but the seed was fixed".to_owned())
+}
+
+fn rates(receipt: &Receipt) -> Result<(), Refusal> {
+    let gate = ReceiptGate::Rates;
+    let Receipt { tokens_generated: generated, tokens_requested: requested, prefill_ms, decode_ms, .. } = *receipt;
+    ensure(gate, generated > 0, || "tokens_generated is 0: nothing ran".to_owned())?;
+    ensure(gate, generated <= requested && requested < TOKENS_MAX, || {
+        format!("tokens_generated is {generated}, tokens_requested {requested}")
+    })?;
+    let reason = receipt.run.finish_reason.as_str();
+    ensure(gate, reason == "stop" || reason == "length" && generated == requested, || {
+        format!("finish_reason is {reason:?} after {generated} of {requested} tokens")
+    })?;
+    ensure(gate, prefill_ms > 0.0, || format!("prefill_ms is {prefill_ms}"))?;
+    let first = receipt.first_token_ms;
+    ensure(gate, first >= prefill_ms, || format!("first_token_ms is {first}, less than prefill_ms {prefill_ms}"))?;
+    match (generated, receipt.tokens_per_second) {
+        (1, None) => ensure(gate, decode_ms == 0.0, || format!("decode_ms is {decode_ms} for a single token"))?,
+        (1, Some(rate)) => {
+            let problem = format!("tokens_per_second is {rate}, but a single token has no rate");
+            return Err(Refusal { gate, problem });
+        }
+        (_, rate) => {
+            ensure(gate, decode_ms > 0.0, || format!("decode_ms is {decode_ms} for {generated} tokens"))?;
+            let expected = (generated - 1) as f64 / (decode_ms / 1e3);
+            let fits = rate.is_some_and(|rate| rate > 0.0 && (rate / expected - 1.0).abs() <= RATE_TOLERANCE);
+            let shown = rate.map_or_else(|| "null".to_owned(), |rate| rate.to_string());
+            ensure(gate, fits, || {
+                format!("tokens_per_second is {shown}, but {generated} tokens in {decode_ms} ms make {expected:.3}")
+            })?;
+        }
+    }
+    let wanted = [(PREFILL, true, prefill_ms), (DECODE, generated > 1, decode_ms)];
+    for (phase, ran, limit) in wanted {
+        let time = match receipt.kernel_counts.get(phase) {
+            Some(KernelRecord::Phase(time)) => Some(time.ms),
+            _ => None,
+        };
+        ensure(gate, time.is_some() == ran, || format!("{phase} and {generated} tokens do not go together"))?;
+        let ms = time.unwrap_or(limit);
+        ensure(gate, !ran || ms > 0.0 && ms <= limit, || format!("{phase} took {ms} ms of {limit} ms"))?;
+    }
+    Ok(())
+}
+
+fn work_is_done(receipt: &Receipt) -> Result<(), Refusal> {
+    let gate = ReceiptGate::Work;
+    let (prompt, cached) = (receipt.run.prompt_tokens.len() as u64, receipt.run.cached_tokens);
+    ensure(gate, prompt < TOKENS_MAX && cached < prompt, || format!("{cached} of {prompt} prompt tokens were cached"))?;
+    let vocab = receipt.model.vocab;
+    let stray = receipt.run.prompt_tokens.iter().find(|token| u64::from(token.0) >= vocab);
+    ensure(gate, stray.is_none(), || format!("a prompt token is outside the vocabulary of {vocab}"))?;
+    let run = &receipt.run;
+    let (drafted, accepted) = (run.drafted_tokens, run.accepted_tokens);
+    let fits = accepted < receipt.tokens_generated
+        && accepted <= drafted
+        && drafted <= run.draft.saturating_mul(receipt.tokens_generated - 1 - accepted);
+    ensure(gate, fits && run.draft < TOKENS_MAX, || {
+        format!("{drafted} tokens guessed, at most {} in a step, {accepted} of them right", run.draft)
+    })?;
+    for work in Work::ALL {
+        let kernels = || Kernel::ALL.into_iter().filter(|kernel| work.is_done_by(*kernel));
+        let counts = kernels().filter_map(|kernel| match receipt.kernel_counts.get(kernel.id()) {
+            Some(KernelRecord::Kernel(count)) => Some(count),
+            _ => None,
+        });
+        let (mut macs, mut calls) = (0u128, 0u128);
+        for count in counts {
+            macs += u128::from(count.macs) + u128::from(count.macs_skipped);
+            calls += u128::from(count.calls);
+        }
+        let ids = || kernels().map(Kernel::id).collect::<Vec<_>>().join(" and ");
+        let expected = work.macs(receipt);
+        ensure(gate, expected.contains(&macs), || {
+            format!("{} executed and skipped {macs} MACs, but dimensions and tokens make {}", ids(), expected.end())
+        })?;
+        let passes = work.calls(receipt);
+        ensure(gate, passes.is_none_or(|passes| calls == passes), || {
+            format!("{} was called {calls} times, not {}", ids(), passes.unwrap_or_default())
+        })?;
+    }
+    Ok(())
+}
+
+fn hashes(receipt: &Receipt) -> Result<(), Refusal> {
+    let gate = ReceiptGate::Digest;
+    for (name, hash) in [
+        ("model.sha256", &receipt.model.sha256),
+        ("prompt_tokens_sha256", &receipt.prompt_tokens_sha256),
+        ("output_tokens_sha256", &receipt.output_tokens_sha256),
+        ("digest", &receipt.digest),
+    ] {
+        let well_formed = hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        ensure(gate, well_formed, || format!("{name} is {hash:?}, which is no SHA-256"))?;
+    }
+    let expected = tokens_sha256(&receipt.run.prompt_tokens);
+    ensure(gate, receipt.prompt_tokens_sha256 == expected, || {
+        format!("prompt_tokens_sha256 is {}, but that of the prompt is {expected}", receipt.prompt_tokens_sha256)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_what_its_kernels_make_it() {
+        for (kernels, path) in [
+            (&["embedding_lookup", "i2s_gemv"][..], "real"),
+            (&["i2s_gemm"], "real"),
+            (&["embedding_lookup", "logits_projection"], "none"),
+            (&["i2s_gemv", "dequant_gemm"], "fallback"),
+            (&["fp32_matmul"], "fallback"),
+            (&["fallback_gemv", "i2s_gemv"], "fallback"),
+            (&[], "none"),
+        ] {
+            assert_eq!(compute_path(kernels.iter().copied()), path, "{kernels:?}");
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! What a run must have computed: multiply-accumulates of each kernel, from the model's dimensions and the tokens alone.
+//!
+//! Positions, rows and passes are those of one request on an idle engine. All layers see every row that is not in the
+//! cache yet; after the last layer's keys and values only the rows whose logits are wanted go on: the last of the prompt,
+//! then each one decoded.
+
+use std::ops::RangeInclusive;
+
+use bitnet_kernels::Kernel;
+use bitnet_models::HeadMode;
+
+use super::{ModelRecord, Receipt};
+
+/// What one or more kernels do together, each in its own way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Work {
+    /// Looking tokens up.
+    Embedding,
+    /// Ternary weights times a single row.
+    SingleRows,
+    /// Ternary weights times several rows.
+    SeveralRows,
+    /// Both together.
+    Products,
+    Rotation,
+    Attention,
+    Logits,
+    /// Estimating which logits can matter. How many tries it takes to tell is no matter of dimensions.
+    Screening,
+}
+
+impl Work {
+    pub(super) const ALL: [Self; 8] = [
+        Self::Embedding,
+        Self::SingleRows,
+        Self::SeveralRows,
+        Self::Products,
+        Self::Rotation,
+        Self::Attention,
+        Self::Logits,
+        Self::Screening,
+    ];
+
+    /// What a kernel does by itself.
+    fn of(kernel: Kernel) -> Self {
+        match kernel {
+            Kernel::EmbeddingLookup => Self::Embedding,
+            Kernel::I2sGemv => Self::SingleRows,
+            Kernel::I2sGemm => Self::SeveralRows,
+            Kernel::RopeApply => Self::Rotation,
+            Kernel::AttentionReal => Self::Attention,
+            Kernel::LogitsProjection => Self::Logits,
+            Kernel::LogitsScreen => Self::Screening,
+        }
+    }
+
+    /// Whether a kernel has a part in it.
+    pub(super) fn is_done_by(self, kernel: Kernel) -> bool {
+        match (self, Self::of(kernel)) {
+            (Self::Products, of) => matches!(of, Self::SingleRows | Self::SeveralRows),
+            (whole, of) => whole == of,
+        }
+    }
+
+    /// The multiply-accumulates of a run, those left out counted in: the least and the most.
+    ///
+    /// The receipt's sizes must have been checked: with all below 2^24 and counts of tokens below 2^32 nothing overflows.
+    pub(super) fn macs(self, receipt: &Receipt) -> RangeInclusive<u128> {
+        let ModelRecord { layers, hidden, ffn, heads, kv_heads, head_dim, vocab, .. } = receipt.model;
+        let [layers, hidden, ffn, heads, kv_heads, head_dim, vocab] =
+            [layers, hidden, ffn, heads, kv_heads, head_dim, vocab].map(u128::from);
+        let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
+        let rows = Rows::new(receipt);
+        // Weights that a row meets in each layer: q, k and v, then output, gate, up and down.
+        let qkv = hidden * (queries + 2 * keys);
+        let rest = queries * hidden + 3 * hidden * ffn;
+        let up_to_last_attention = layers * qkv + (layers - 1) * rest;
+        let alone = rows.alone() * up_to_last_attention + rows.alone_with_logits() * rest;
+        let all = rows.all() * up_to_last_attention + rows.with_logits() * rest;
+        let of_row = vocab * hidden;
+        let is_screened = receipt.run.head == HeadMode::Screened.name();
+        let exactly = |macs| macs..=macs;
+        match self {
+            Self::Embedding => exactly(0),
+            // How many steps had a draft is not known, nor with it how many rows were alone.
+            Self::SingleRows if rows.drafted > 0 => 0..=all,
+            Self::SeveralRows if rows.drafted > 0 => 0..=all,
+            Self::SingleRows => exactly(alone),
+            Self::SeveralRows => exactly(all - alone),
+            Self::Products => exactly(all),
+            Self::Rotation => exactly(2 * layers * rows.all() * (queries + keys)),
+            Self::Attention => {
+                let seen = (layers - 1) * rows.keys_seen(rows.cached) + rows.keys_seen(rows.prompt - 1);
+                // A guess that did not come stood behind the prompt and at most a draft behind the answer.
+                let guess = layers * rows.rejected();
+                let last = rows.prompt + rows.generated + rows.draft_max;
+                2 * queries * (seen + guess * rows.prompt)..=2 * queries * (seen + guess * last)
+            }
+            // Of rows behind a guess that did not come, nobody asks.
+            Self::Logits if is_screened => rows.generated * of_row..=rows.with_logits() * of_row,
+            Self::Logits => exactly(rows.with_logits() * of_row),
+            // Two planes of each hidden state; then at worst every logit in full, to no avail.
+            Self::Screening if is_screened => 0..=3 * rows.with_logits() * of_row,
+            Self::Screening => exactly(0),
+        }
+    }
+
+    /// How often it is dispatched, where that does not depend on how the weights are kept.
+    pub(super) fn calls(self, receipt: &Receipt) -> Option<u128> {
+        let rows = Rows::new(receipt);
+        let layers = u128::from(receipt.model.layers);
+        match self {
+            Self::Embedding => Some(rows.passes()),
+            Self::Rotation => Some(layers * rows.passes()),
+            Self::Attention => Some((layers - 1) * rows.passes() + 1 + rows.decode_passes()),
+            Self::SingleRows | Self::SeveralRows | Self::Products | Self::Logits | Self::Screening => None,
+        }
+    }
+}
+
+/// The rows of a run.
+struct Rows {
+    prompt: u128,
+    cached: u128,
+    generated: u128,
+    chunk: u128,
+    /// Tokens guessed ahead, those of them that came, and the most in a step.
+    drafted: u128,
+    accepted: u128,
+    draft_max: u128,
+}
+
+impl Rows {
+    fn new(receipt: &Receipt) -> Self {
+        let run = &receipt.run;
+        Self {
+            prompt: run.prompt_tokens.len() as u128,
+            cached: u128::from(run.cached_tokens),
+            generated: u128::from(receipt.tokens_generated),
+            chunk: u128::from(run.prefill_chunk),
+            drafted: u128::from(run.drafted_tokens),
+            accepted: u128::from(run.accepted_tokens),
+            draft_max: u128::from(run.draft),
+        }
+    }
+
+    /// All rows. The token sampled last is not run through the model.
+    fn all(&self) -> u128 {
+        self.prefill() + self.decode_passes() + self.drafted
+    }
+
+    fn prefill(&self) -> u128 {
+        self.prompt - self.cached
+    }
+
+    /// Passes after the prompt: each gives one token more than guesses that came.
+    fn decode_passes(&self) -> u128 {
+        self.generated - 1 - self.accepted
+    }
+
+    /// Forward passes.
+    fn passes(&self) -> u128 {
+        self.prefill().div_ceil(self.chunk) + self.decode_passes()
+    }
+
+    /// Rows that go through the model by themselves if nothing is guessed: those decoded, and chunks with one token.
+    fn alone(&self) -> u128 {
+        let of_prompt = if self.chunk == 1 { self.prefill() } else { u128::from(self.prefill() % self.chunk == 1) };
+        of_prompt + self.generated - 1
+    }
+
+    /// Rows that go on by themselves after the last layer's keys and values, if nothing is guessed.
+    fn alone_with_logits(&self) -> u128 {
+        self.generated
+    }
+
+    fn with_logits(&self) -> u128 {
+        1 + self.decode_passes() + self.drafted
+    }
+
+    /// Rows of guesses that did not come.
+    fn rejected(&self) -> u128 {
+        self.drafted - self.accepted
+    }
+
+    /// Σ (position + 1) over the rows from `first` on, guesses that did not come left out.
+    fn keys_seen(&self, first: u128) -> u128 {
+        let end = self.prompt + self.generated - 1;
+        (first + 1 + end) * (end - first) / 2
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_counted_as_they_run() {
+        for (prompt, cached, generated, chunk) in
+            [(1u64, 0u64, 1u64, 128u64), (7, 0, 5, 3), (8, 2, 4, 1), (9, 0, 1, 4), (6, 5, 9, 4)]
+        {
+            let [p, c, g, k] = [prompt, cached, generated, chunk].map(u128::from);
+            let rows = Rows { prompt: p, cached: c, generated: g, chunk: k, drafted: 0, accepted: 0, draft_max: 0 };
+            let chunks = (0..prompt - cached).collect::<Vec<_>>();
+            let alone = chunks.chunks(chunk as usize).filter(|chunk| chunk.len() == 1).count() as u64;
+            assert_eq!(rows.alone(), u128::from(alone + generated - 1), "{prompt} {cached} {generated} {chunk}");
+            assert_eq!(rows.passes(), chunks.chunks(chunk as usize).len() as u128 + g - 1);
+            let keys: u64 = (cached..prompt + generated - 1).map(|position| position + 1).sum();
+            assert_eq!(rows.keys_seen(c), u128::from(keys), "{prompt} {cached} {generated} {chunk}");
+        }
+    }
+}

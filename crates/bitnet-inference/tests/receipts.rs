@@ -1,0 +1,162 @@
+//! Receipts of real runs: they verify, whatever ran, and what is edited does not.
+
+use std::path::{Path, PathBuf};
+
+use bitnet_inference::receipt::{Provenance, Receipt, ReceiptGate, Refusal, model_sha256, verify};
+use bitnet_inference::{Engine, EngineOptions, Finish, Loaded, Request, SamplingParams, load};
+use bitnet_kernels::{Cpu, KernelSet};
+use bitnet_models::{HeadMode, KvType, LoadOptions};
+use bitnet_tokenizers::TokenId;
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/golden").join(name)
+}
+
+fn engine(path: &Path, kernels: &'static KernelSet, options: EngineOptions) -> Engine {
+    let cpu = Cpu::new(kernels, 2);
+    let Loaded { model, .. } = load(path, &LoadOptions::default(), &cpu).expect("a golden model loads");
+    Engine::new(model, None, cpu, options).expect("memory for the cache")
+}
+
+fn request(prompt: impl IntoIterator<Item = u32>, max_tokens: Option<usize>) -> Request {
+    Request {
+        prompt: prompt.into_iter().map(TokenId).collect(),
+        sampling: SamplingParams { seed: 5, ..SamplingParams::default() },
+        max_tokens,
+        ..Request::default()
+    }
+}
+
+/// Runs a request alone, with fresh counters.
+fn run(engine: &mut Engine, request: &Request) -> (Vec<TokenId>, Finish) {
+    engine.cpu().counters().reset();
+    engine.complete(request.clone()).expect("a good request")
+}
+
+fn receipt(engine: &mut Engine, request: &Request, path: &Path) -> Result<Receipt, Refusal> {
+    let (tokens, finish) = run(engine, request);
+    let provenance = Provenance {
+        model_path: path.display().to_string(),
+        model_sha256: model_sha256(path).expect("it can be read"),
+        load: LoadOptions::default(),
+        kernels_requested: None,
+        seed_given: true,
+        bitnet_deterministic: None,
+        bitnet_seed: None,
+    };
+    Receipt::new(engine, request, &tokens, &finish, &provenance)
+}
+
+#[test]
+fn the_formula_is_what_runs_count_in_every_graph_and_form() {
+    for (name, prompt, generate, prefill_chunk, kv_type) in [
+        ("strict-b158/model-i2_s.gguf", 1, 1, 128, KvType::F16),
+        ("strict-b158/model-i2_s.gguf", 9, 12, 4, KvType::F32),
+        ("strict-b158/hf-packed", 8, 3, 4, KvType::F16),
+        ("strict-b158/hf-packed", 5, 1, 1, KvType::F16),
+        ("strict-1bitllm/model-i2_s.gguf", 300, 20, 128, KvType::F16),
+        ("strict-1bitllm/model-i2_s.gguf", 129, 2, 128, KvType::F32),
+        ("strict-rms/hf-packed", 7, 5, 3, KvType::F16),
+        ("strict-rms/hf-bf16", 2, 5, 64, KvType::F16),
+    ] {
+        let options = EngineOptions { context: 512, kv_type, prefill_chunk, ..EngineOptions::default() };
+        let mut engine = engine(&golden(name), KernelSet::detect(), options);
+        let request = request((0..prompt).map(|i| i % 7), Some(generate));
+        let receipt =
+            receipt(&mut engine, &request, &golden(name)).unwrap_or_else(|refusal| panic!("{name}: {refusal}"));
+        assert_eq!(receipt.tokens_generated, generate as u64);
+        assert_eq!(receipt.tokens_per_second.is_some(), generate > 1, "{name}");
+    }
+}
+
+#[test]
+fn a_prompt_kept_from_before_counts_what_was_computed_anew() {
+    let path = golden("strict-b158/model-i2_s.gguf");
+    let mut engine = engine(&path, KernelSet::detect(), EngineOptions { prefill_chunk: 5, ..EngineOptions::default() });
+    run(&mut engine, &request(0..200, Some(4)));
+    let receipt = receipt(&mut engine, &request(0..230, Some(6)), &path).expect("it verifies");
+    assert!((64..=200).contains(&receipt.run.cached_tokens), "{} tokens", receipt.run.cached_tokens);
+}
+
+#[test]
+fn guesses_are_counted_whether_they_came_or_not() {
+    let path = golden("strict-b158/model-i2_s.gguf");
+    let (mut right, mut wrong) = (0, 0);
+    for (seed, head) in (0..6).zip([HeadMode::Full, HeadMode::Screened].into_iter().cycle()) {
+        let load_options = LoadOptions { head, ..LoadOptions::default() };
+        let cpu = Cpu::new(KernelSet::detect(), 2);
+        let Loaded { model, .. } = load(&path, &load_options, &cpu).expect("a golden model loads");
+        let options = EngineOptions { draft_max: 3, prefill_chunk: 7, ..EngineOptions::default() };
+        let mut engine = Engine::new(model, None, cpu, options).expect("memory for the cache");
+        let mut request = request((0..30).map(|i| (i + seed) % 5), Some(40));
+        request.sampling.temperature = 0.0;
+        let receipt = receipt(&mut engine, &request, &path).expect("it verifies");
+        assert_eq!(receipt.run.head, head.name());
+        right += receipt.run.accepted_tokens;
+        wrong += receipt.run.drafted_tokens - receipt.run.accepted_tokens;
+    }
+    assert!(right > 0 && wrong > 0, "{right} guesses right, {wrong} wrong: the test shows nothing");
+}
+
+#[test]
+fn the_scalar_set_is_real_and_says_so() {
+    let path = golden("strict-b158/model-i2_s.gguf");
+    let scalar = KernelSet::by_name("scalar").expect("always there");
+    let mut engine = engine(&path, scalar, EngineOptions::default());
+    let receipt = receipt(&mut engine, &request(0..5, Some(3)), &path).expect("it verifies");
+    assert_eq!((receipt.compute_path.as_str(), receipt.kernel_set.as_str()), ("real", "scalar"));
+    for id in ["embedding_lookup", "prefill_forward", "i2s_gemv", "rope_apply", "attention_real", "decode_forward"] {
+        assert!(receipt.kernels.iter().any(|kernel| kernel == id), "{id} in {:?}", receipt.kernels);
+    }
+    assert_eq!(receipt.model.quantization, "I2_S");
+}
+
+#[test]
+fn an_answer_that_ends_at_the_context_or_a_stop_token_verifies() {
+    let path = golden("strict-b158/model-i2_s.gguf");
+    let mut engine = engine(&path, KernelSet::detect(), EngineOptions { context: 64, ..EngineOptions::default() });
+    let whole = receipt(&mut engine, &request(0..5, None), &path).expect("it verifies");
+    assert_eq!((whole.tokens_requested, whole.tokens_generated), (59, 59));
+    let (tokens, _) = run(&mut engine, &request(9..14, Some(10)));
+    let stopped = Request { stop_ids: vec![tokens[3]], ..request(9..14, Some(10)) };
+    let mut fresh = self::engine(&path, KernelSet::detect(), EngineOptions::default());
+    let stopped = receipt(&mut fresh, &stopped, &path).expect("it verifies");
+    assert!(stopped.tokens_generated <= 4 && stopped.run.finish_reason == "stop");
+}
+
+#[test]
+fn work_that_others_did_is_no_part_of_a_receipt() {
+    let path = golden("strict-b158/model-i2_s.gguf");
+    let mut engine = engine(&path, KernelSet::detect(), EngineOptions::default());
+    let request = request(0..5, Some(3));
+    let (tokens, finish) = run(&mut engine, &request);
+    engine.evaluate(&request.prompt, 0, |_, _| Ok::<_, bitnet_inference::Error>(())).expect("a good prompt");
+    let provenance = Provenance {
+        model_path: path.display().to_string(),
+        model_sha256: "0".repeat(64),
+        load: LoadOptions::default(),
+        kernels_requested: None,
+        seed_given: true,
+        bitnet_deterministic: None,
+        bitnet_seed: None,
+    };
+    let refusal = Receipt::new(&engine, &request, &tokens, &finish, &provenance).expect_err("too much was counted");
+    assert_eq!(refusal.gate, ReceiptGate::Work, "{refusal}");
+}
+
+#[test]
+fn a_receipt_reads_back_as_it_was_written() {
+    let path = golden("strict-b158/model-i2_s.gguf");
+    let mut engine = engine(&path, KernelSet::detect(), EngineOptions::default());
+    let mut request = request(0..5, Some(3));
+    request.sampling.logit_bias = vec![(TokenId(3), f32::NEG_INFINITY), (TokenId(4), 0.1), (TokenId(5), -1.5)];
+    request.sampling.temperature = 0.7;
+    let receipt = receipt(&mut engine, &request, &path).expect("it verifies");
+    assert_eq!(receipt.run.sampling, request.sampling);
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("receipt.json");
+    receipt.write(&file).expect("it can be written");
+    let text = std::fs::read_to_string(&file).expect("it can be read");
+    assert_eq!(verify(&text).expect("it verifies"), receipt);
+    assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1, "nothing temporary is left");
+}

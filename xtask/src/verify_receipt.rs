@@ -1,0 +1,153 @@
+//! `xtask verify-receipt`: the gates, the schema, the signature, and on demand the model's file and the run itself.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use bitnet_inference::receipt::{Receipt, model_sha256, tokens_sha256};
+use bitnet_inference::{Engine, EngineOptions, Request};
+use bitnet_models::{HeadMode, I2sForm, LoadOptions, Tl1Tile, Tl2Tile};
+use xtask::{Rejection, Verifier, read_verifying_key};
+
+use crate::model::{self, CpuOptions};
+use crate::repository;
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// The receipt; ci/inference.json of the repository if not given
+    receipt: Option<PathBuf>,
+    /// Check that the receipt is of this model: its hash and its dimensions
+    #[arg(long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// Make the run again, which must give the same tokens; of the model that the receipt names if --model is not given
+    #[arg(long)]
+    rerun: bool,
+    /// The receipt must be signed with the private half of this ed25519 key (PEM)
+    #[arg(long, value_name = "FILE")]
+    verify_key: Option<PathBuf>,
+    #[command(flatten)]
+    cpu: CpuOptions,
+}
+
+/// Verifies a receipt; the error says which check failed.
+pub fn run(options: &Options) -> anyhow::Result<()> {
+    let path = options.receipt.clone().unwrap_or_else(|| repository().join("ci/inference.json"));
+    let key = options.verify_key.as_deref().map(read_verifying_key).transpose()?;
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let receipt = Verifier::new().verify(&text, key.as_ref()).with_context(|| path.display().to_string())?;
+    let mut checked = vec!["schema", "gates", "digest"];
+    if receipt.signature.is_some() {
+        checked.push("signature");
+    }
+    if options.model.is_some() || options.rerun {
+        let model = options.model.clone().map_or_else(|| find_model(&receipt), Ok)?;
+        same_file(&receipt, &model).with_context(|| path.display().to_string())?;
+        let mut engine = open(&receipt, &model, &options.cpu)?;
+        same_dimensions(&receipt, &engine).with_context(|| path.display().to_string())?;
+        checked.push("model");
+        if options.rerun {
+            same_output(&receipt, &mut engine).with_context(|| path.display().to_string())?;
+            checked.push("rerun");
+        }
+    }
+    println!("{}: accepted ({})", path.display(), checked.join(", "));
+    Ok(())
+}
+
+/// The model that a receipt names; the built-in one has no path, but its file is in the repository.
+fn find_model(receipt: &Receipt) -> anyhow::Result<PathBuf> {
+    let stated = PathBuf::from(&receipt.model.path);
+    let built_in = model::built_in();
+    if stated.exists() {
+        return Ok(stated);
+    }
+    if model_sha256(&built_in).is_ok_and(|hash| hash == receipt.model.sha256) {
+        return Ok(built_in);
+    }
+    anyhow::bail!("the model {} of the receipt is not here: say where it is with --model", stated.display())
+}
+
+fn same_file(receipt: &Receipt, model: &Path) -> anyhow::Result<()> {
+    let found = model_sha256(model).with_context(|| format!("cannot read {}", model.display()))?;
+    if found == receipt.model.sha256 {
+        return Ok(());
+    }
+    let problem = format!("{} has the hash {found}, the receipt {}", model.display(), receipt.model.sha256);
+    Err(Rejection::Model(problem).into())
+}
+
+/// An engine with the model, read and run as the receipt says.
+fn open(receipt: &Receipt, model: &Path, cpu: &CpuOptions) -> anyhow::Result<Engine> {
+    let run = &receipt.run;
+    let form: I2sForm = run.i2_s_form.parse().map_err(|error| Rejection::Model(format!("i2_s_form: {error}")))?;
+    let tl1 = run.tl1_tiles.iter().map(|&[rows, cols, tile_rows, block_cols, inner_rows]| {
+        ((rows, cols), Tl1Tile { tile_rows, block_cols, inner_rows })
+    });
+    let tl2 = run
+        .tl2_tiles
+        .iter()
+        .map(|&[rows, cols, tile_rows, block_cols]| ((rows, cols), Tl2Tile { tile_rows, block_cols }));
+    let head = HeadMode::by_name(&run.head).ok_or_else(|| Rejection::Model(format!("head: {:?}", run.head)))?;
+    let load = LoadOptions {
+        i2_s_form: form,
+        tl1_tiles: tl1.collect(),
+        tl2_tiles: tl2.collect(),
+        head,
+        ..LoadOptions::default()
+    };
+    let context = run.prompt_tokens.len() + receipt.tokens_requested as usize;
+    let options = EngineOptions {
+        context,
+        cache: context,
+        kv_type: model::parse_kv_type(&run.kv_type).map_err(Rejection::Model)?,
+        prefill_chunk: run.prefill_chunk as usize,
+        ..EngineOptions::default()
+    };
+    model::open(model, &load, cpu.start(), options)
+}
+
+fn same_dimensions(receipt: &Receipt, engine: &Engine) -> Result<(), Rejection> {
+    let (config, stated) = (engine.model().config(), &receipt.model);
+    let attention = config.attention;
+    for (name, found, stated) in [
+        ("layers", config.num_layers, stated.layers),
+        ("hidden", config.hidden_size, stated.hidden),
+        ("ffn", config.ffn_size, stated.ffn),
+        ("heads", attention.heads, stated.heads),
+        ("kv_heads", attention.kv_heads, stated.kv_heads),
+        ("head_dim", attention.head_dim, stated.head_dim),
+        ("vocab", config.vocab_size, stated.vocab),
+        ("tied", usize::from(engine.model().is_tied()), u64::from(stated.tied)),
+    ] {
+        if found as u64 != stated {
+            return Err(Rejection::Model(format!("{name} is {stated} in the receipt, {found} in the model")));
+        }
+    }
+    let (found, stated) = (engine.model().quantization(), &stated.quantization);
+    if found == stated {
+        return Ok(());
+    }
+    Err(Rejection::Model(format!("quantization is {stated:?} in the receipt, {found:?} in the model")))
+}
+
+fn same_output(receipt: &Receipt, engine: &mut Engine) -> anyhow::Result<()> {
+    let run = &receipt.run;
+    // Stop strings need a tokenizer; up to where one was found, the tokens are the same without.
+    let max_tokens = if run.stop_strings.is_empty() { receipt.tokens_requested } else { receipt.tokens_generated };
+    let (output, _) = engine.complete(Request {
+        prompt: run.prompt_tokens.clone(),
+        sampling: run.sampling.clone(),
+        max_tokens: Some(max_tokens as usize),
+        stop_ids: run.stop_ids.clone(),
+        ..Request::default()
+    })?;
+    if output.len() as u64 != receipt.tokens_generated {
+        let problem = format!("{} tokens, the receipt says {}", output.len(), receipt.tokens_generated);
+        return Err(Rejection::Rerun(problem).into());
+    }
+    let found = tokens_sha256(&output);
+    if found == receipt.output_tokens_sha256 {
+        return Ok(());
+    }
+    let problem = format!("output_tokens_sha256 is {found}, the receipt says {}", receipt.output_tokens_sha256);
+    Err(Rejection::Rerun(problem).into())
+}

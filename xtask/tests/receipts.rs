@@ -1,0 +1,394 @@
+//! What `verify-receipt` accepts and what not: every field edited, with the digest left and with it made anew.
+#![cfg(feature = "inference")]
+
+use std::sync::LazyLock;
+
+use bitnet_inference::receipt::{Parity, Provenance, Receipt, ReceiptGate, digest, model_sha256};
+use bitnet_inference::{Engine, EngineOptions, Loaded, Request, SamplingParams, load};
+use bitnet_kernels::{Cpu, KernelSet};
+use bitnet_models::LoadOptions;
+use bitnet_tokenizers::TokenId;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use xtask::{Rejection, Verifier};
+
+static VERIFIER: LazyLock<Verifier> = LazyLock::new(Verifier::new);
+
+/// The receipt of a real run.
+static RECEIPT: LazyLock<Receipt> = LazyLock::new(|| {
+    let path =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/golden/strict-b158/model-i2_s.gguf");
+    let cpu = Cpu::new(KernelSet::detect(), 1);
+    let Loaded { model, .. } = load(&path, &LoadOptions::default(), &cpu).expect("the golden model loads");
+    let mut engine = Engine::new(model, None, cpu, EngineOptions::default()).expect("memory for the cache");
+    let request = Request {
+        prompt: (1..8).map(TokenId).collect(),
+        sampling: SamplingParams { logit_bias: vec![(TokenId(3), -1.5)], ..SamplingParams::default() },
+        max_tokens: Some(5),
+        stop_ids: vec![TokenId(511)],
+        stop_strings: vec!["never".to_owned()],
+        ..Request::default()
+    };
+    engine.cpu().counters().reset();
+    let (output, finish) = engine.complete(request.clone()).expect("a good request");
+    let provenance = Provenance {
+        model_path: path.display().to_string(),
+        model_sha256: model_sha256(&path).expect("it can be read"),
+        load: LoadOptions::default(),
+        kernels_requested: None,
+        seed_given: true,
+        bitnet_deterministic: Some("1".to_owned()),
+        bitnet_seed: Some("7".to_owned()),
+    };
+    let receipt = Receipt::new(&engine, &request, &output, &finish, &provenance).expect("it verifies");
+    receipt.with_parity(Parity {
+        reference: "elsewhere".to_owned(),
+        cosine: Some(0.999),
+        exact_match_rate: Some(1.0),
+        status: "ok".to_owned(),
+    })
+});
+
+fn value() -> Value {
+    serde_json::from_str(&RECEIPT.to_json()).expect("JSON")
+}
+
+fn check(receipt: &Value) -> Result<Receipt, Rejection> {
+    VERIFIER.verify(&receipt.to_string(), None)
+}
+
+/// With the digest of what it says now.
+fn resealed(mut receipt: Value) -> Value {
+    receipt["digest"] = digest(&receipt).into();
+    receipt
+}
+
+/// Pointers to everything inside a value: fields, items and what holds them.
+fn pointers(value: &Value, at: &str, out: &mut Vec<String>) {
+    let inside: Vec<(String, &Value)> = match value {
+        Value::Object(fields) => fields.iter().map(|(name, value)| (format!("{at}/{name}"), value)).collect(),
+        Value::Array(items) => items.iter().enumerate().map(|(i, value)| (format!("{at}/{i}"), value)).collect(),
+        _ => Vec::new(),
+    };
+    for (pointer, value) in inside {
+        pointers(value, &pointer, out);
+        out.push(pointer);
+    }
+}
+
+fn all_pointers() -> Vec<String> {
+    let mut out = Vec::new();
+    pointers(&value(), "", &mut out);
+    out
+}
+
+/// Other values for a field: some of its type, some of another.
+fn others(value: &Value) -> Vec<Value> {
+    let mut others = vec![Value::Null, json!({}), json!("x"), json!(-1)];
+    match value {
+        Value::Bool(on) => others.push(json!(!on)),
+        Value::Number(number) => {
+            let x = number.as_f64().expect("a number");
+            others.extend([json!(0), json!(x + 1.0), json!(2.0 * x), json!(0.9 * x), json!(1e300)]);
+            others.extend(number.as_u64().map(|n| json!(n + 1)));
+            others.extend(number.as_u64().map(|n| json!(n / 2)));
+        }
+        Value::String(text) => {
+            others.extend([json!(""), json!(" "), json!(format!("{text}x")), json!(text.to_uppercase())]);
+        }
+        Value::Array(items) => {
+            others.push(json!([]));
+            others.push(Value::Array(items.iter().chain(items).cloned().collect()));
+        }
+        Value::Object(_) | Value::Null => {}
+    }
+    others.retain(|other| other != value && other.as_f64().is_none_or(|x| Some(x) != value.as_f64()));
+    others
+}
+
+/// The fields that nothing else in a receipt follows from: only the digest guards them, or running again.
+const FREE: &[&str] = &[
+    "/timestamp",
+    "/deterministic",
+    "/prefill_ms",
+    "/first_token_ms",
+    "/output_tokens_sha256",
+    "/peak_rss_bytes",
+    "/backend_summary",
+    "/environment/",
+    "/model/path",
+    "/model/sha256",
+    "/model/quantization",
+    "/model/tied",
+    "/run/sampling/",
+    "/run/stop_",
+    "/run/finish_reason",
+    "/run/kv_type",
+    "/run/prefill_chunk",
+    "/run/packing",
+    "/run/head",
+    "/run/ffn_sparsity",
+    "/run/i2_s_form",
+];
+
+fn is_free(pointer: &str) -> bool {
+    let measured = ["/bytes", "/calls", "/ms"].iter().any(|end| pointer.ends_with(end));
+    measured && pointer.starts_with("/kernel_counts/")
+        || pointer == "/run/draft"
+        || pointer.starts_with("/parity")
+        || FREE.iter().any(|free| pointer.starts_with(free))
+}
+
+/// Whether a number is the field's own within what rates and times may differ by.
+fn is_close(number: &Value, pointer: &str) -> bool {
+    let old = value().pointer(pointer).and_then(Value::as_f64);
+    let is_rate = ["/tokens_per_second", "/decode_ms"].contains(&pointer);
+    is_rate && number.as_f64().zip(old).is_some_and(|(new, old)| (new / old - 1.0).abs() < 0.02)
+}
+
+#[test]
+fn a_receipt_is_accepted_as_it_was_made() {
+    assert_eq!(check(&value()).expect("it verifies"), *RECEIPT);
+}
+
+#[test]
+fn no_edit_of_any_field_is_accepted() {
+    for pointer in all_pointers() {
+        for other in others(value().pointer(&pointer).expect("it is there")) {
+            let mut edited = value();
+            *edited.pointer_mut(&pointer).expect("it is there") = other.clone();
+            assert!(check(&edited).is_err(), "{pointer} as {other}");
+        }
+    }
+}
+
+#[test]
+fn no_field_can_be_taken_out_or_put_in() {
+    for pointer in all_pointers() {
+        let (parent, name) = pointer.rsplit_once('/').expect("a pointer");
+        let mut edited = value();
+        match edited.pointer_mut(parent).expect("it is there") {
+            Value::Object(fields) => drop(fields.remove(name)),
+            Value::Array(items) => drop(items.remove(name.parse().expect("an index"))),
+            _ => unreachable!("only these have something inside"),
+        }
+        assert!(check(&edited).is_err(), "without {pointer}");
+        let is_optional = ["/parity", "/digest"].contains(&pointer.as_str())
+            || pointer.starts_with("/run/stop_")
+            || pointer.starts_with("/run/sampling/logit_bias");
+        let resealed = check(&resealed(edited));
+        assert!(resealed.is_err() || is_optional, "without {pointer}, digest made anew");
+        let mut edited = value();
+        if let Value::Object(fields) = edited.pointer_mut(parent).expect("it is there") {
+            fields.insert("more".to_owned(), json!(1));
+            assert!(check(&self::resealed(edited)).is_err(), "more in {parent:?}");
+        }
+    }
+}
+
+#[test]
+fn an_inconsistent_edit_is_not_accepted_with_its_digest_made_anew() {
+    for pointer in all_pointers().iter().filter(|pointer| !is_free(pointer) && *pointer != "/digest") {
+        for other in others(value().pointer(pointer).expect("it is there")) {
+            if is_close(&other, pointer) {
+                continue;
+            }
+            let mut edited = value();
+            *edited.pointer_mut(pointer).expect("it is there") = other.clone();
+            assert!(check(&resealed(edited)).is_err(), "{pointer} as {other}");
+        }
+    }
+}
+
+#[test]
+fn doctored_receipts_are_refused_at_their_gate() {
+    type Doctor = fn(&mut Value);
+    let cases: [(&str, ReceiptGate, Doctor); 19] = [
+        ("nothing generated at no speed", ReceiptGate::Rates, |r| {
+            r["tokens_generated"] = json!(0);
+            r["tokens_per_second"] = json!(0.0);
+        }),
+        ("a kernel that did not run", ReceiptGate::Kernels, |r| {
+            r["kernels"].as_array_mut().expect("a list").push(json!("tl2_gemv_fast"));
+        }),
+        ("a known kernel that did not run", ReceiptGate::Kernels, |r| {
+            let ran = r["kernels"].as_array().expect("a list").clone();
+            let other = bitnet_kernels::Kernel::ALL.iter().map(|k| k.id()).find(|id| !ran.contains(&json!(id)));
+            r["kernels"].as_array_mut().expect("a list").push(json!(other.unwrap_or("i2s_gemm_wide")));
+        }),
+        ("a kernel that is not listed", ReceiptGate::Kernels, |r| {
+            r["kernels"].as_array_mut().expect("a list").retain(|id| id != "rope_apply");
+        }),
+        ("no kernels", ReceiptGate::Kernels, |r| r["kernels"] = json!([])),
+        ("work that was not done", ReceiptGate::Work, |r| {
+            r["kernel_counts"]["i2s_gemv"]["macs"] =
+                json!(r["kernel_counts"]["i2s_gemv"]["macs"].as_u64().expect("a count") / 2);
+        }),
+        ("skipped work in place of none", ReceiptGate::Work, |r| {
+            r["kernel_counts"]["i2s_gemv"]["macs_skipped"] = json!(1)
+        }),
+        ("work moved between kernels", ReceiptGate::Work, |r| {
+            r["kernel_counts"]["i2s_gemv"]["macs"] =
+                json!(r["kernel_counts"]["i2s_gemv"]["macs"].as_u64().expect("a count") - 7);
+            r["kernel_counts"]["i2s_gemm"]["macs"] =
+                json!(r["kernel_counts"]["i2s_gemm"]["macs"].as_u64().expect("a count") + 7);
+        }),
+        ("a call too many", ReceiptGate::Work, |r| {
+            let calls = r["kernel_counts"]["rope_apply"]["calls"].as_u64().expect("a count");
+            r["kernel_counts"]["rope_apply"]["calls"] = json!(calls + 1);
+        }),
+        ("a deeper model", ReceiptGate::Work, |r| r["model"]["layers"] = json!(3)),
+        ("more tokens at the same speed", ReceiptGate::Work, |r| {
+            r["tokens_generated"] = json!(9);
+            r["tokens_requested"] = json!(9);
+            r["decode_ms"] = json!(2.0 * r["decode_ms"].as_f64().expect("a time"));
+        }),
+        ("a rate that its times do not give", ReceiptGate::Rates, |r| {
+            r["tokens_per_second"] = json!(1.02 * r["tokens_per_second"].as_f64().expect("a rate"));
+        }),
+        ("a mock", ReceiptGate::Hygiene, |r| r["kernels"][0] = json!("i2s_gemv_MOCK")),
+        ("a name with blanks", ReceiptGate::Hygiene, |r| r["kernels"][0] = json!("i2s gemv")),
+        ("products of floats", ReceiptGate::FloatProducts, |r| {
+            r["kernels"].as_array_mut().expect("a list").push(json!("dequant_gemv"));
+            r["kernel_counts"]["dequant_gemv"] = r["kernel_counts"]["i2s_gemv"].clone();
+        }),
+        ("a path that is not real", ReceiptGate::ComputePath, |r| r["compute_path"] = json!("fallback")),
+        ("a GPU that did nothing", ReceiptGate::Backend, |r| r["backend"] = json!("gpu")),
+        ("another kernel set", ReceiptGate::Backend, |r| {
+            let other = if r["kernel_set"] == "scalar" { "avx2" } else { "scalar" };
+            r["kernel_set"] = json!(other);
+        }),
+        ("another prompt", ReceiptGate::Digest, |r| r["run"]["prompt_tokens"][0] = json!(2)),
+    ];
+    for (what, gate, doctor) in cases {
+        let mut doctored = value();
+        doctor(&mut doctored);
+        match check(&resealed(doctored)) {
+            Err(Rejection::Gate(refusal)) => assert_eq!(refusal.gate, gate, "{what}: {refusal}"),
+            other => panic!("{what}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_field_that_stands_twice_is_refused() {
+    let text = value().to_string();
+    for (field, twice) in [
+        ("\"tokens_per_second\":", "\"tokens_per_second\":1e9,\"tokens_per_second\":"),
+        ("\"i2s_gemv\":", "\"i2s_gemv\":{\"bytes\":1,\"calls\":1,\"macs\":1,\"macs_skipped\":0},\"i2s_gemv\":"),
+        ("\"macs\":", "\"macs\":1,\"macs\":"),
+    ] {
+        let edited = text.replacen(field, twice, 1);
+        assert_ne!(edited, text);
+        assert!(VERIFIER.verify(&edited, None).is_err(), "{field}");
+    }
+}
+
+#[test]
+fn a_consistent_forgery_is_accepted() {
+    // What no check of the text alone can tell; running again does.
+    let mut forged = value();
+    forged["output_tokens_sha256"] = json!("0".repeat(64));
+    for field in ["prefill_ms", "decode_ms", "first_token_ms"] {
+        forged[field] = json!(forged[field].as_f64().expect("a time") * 0.5);
+    }
+    for phase in ["prefill_forward", "decode_forward"] {
+        forged["kernel_counts"][phase]["ms"] = json!(1e-6);
+    }
+    forged["tokens_per_second"] = json!(forged["tokens_per_second"].as_f64().expect("a rate") * 2.0);
+    check(&resealed(forged)).expect("nothing in it contradicts itself");
+}
+
+#[test]
+fn every_field_of_a_receipt_is_in_the_schema() {
+    let schema: Value = serde_json::from_str(xtask::SCHEMA).expect("JSON");
+    let names = |object: &Value| object.as_object().expect("an object").keys().cloned().collect::<Vec<_>>();
+    for (fields, described) in [
+        (value(), &schema["properties"]),
+        (value()["environment"].clone(), &schema["properties"]["environment"]["properties"]),
+        (value()["model"].clone(), &schema["properties"]["model"]["properties"]),
+        (value()["run"].clone(), &schema["properties"]["run"]["properties"]),
+    ] {
+        let mut described = names(described);
+        described.retain(|name| name != "signature");
+        assert_eq!(names(&fields), described);
+    }
+}
+
+#[test]
+fn signatures_are_checked() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // The keys of RFC 8032's first two tests, as OpenSSL writes them.
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("a file");
+        path
+    };
+    let private = write(
+        "private.pem",
+        "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g\n-----END PRIVATE KEY-----\n",
+    );
+    let public = write(
+        "public.pem",
+        "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----\n",
+    );
+    let other = write(
+        "other.pem",
+        "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAPUAXw+hDiVqStwqnTRt+vJyYLM8uxJaMwM1V8Sr0Zgw=\n-----END PUBLIC KEY-----\n",
+    );
+    let (key, other) =
+        (xtask::read_verifying_key(&public).expect("a key"), xtask::read_verifying_key(&other).expect("a key"));
+    let signing = xtask::read_signing_key(&private).expect("a key");
+    assert!(xtask::read_signing_key(&public).is_err() && xtask::read_verifying_key(&private).is_err());
+
+    let signed = xtask::sign(RECEIPT.clone(), &signing).to_json();
+    VERIFIER.verify(&signed, Some(&key)).expect("it verifies");
+    VERIFIER.verify(&signed, None).expect("it verifies");
+    let refused = |text: &str, key| matches!(VERIFIER.verify(text, key), Err(Rejection::Signature(_)));
+    assert!(refused(&signed, Some(&other)), "another key");
+    assert!(refused(&RECEIPT.to_json(), Some(&key)), "no signature");
+    let mut edited: Value = serde_json::from_str(&signed).expect("JSON");
+    edited["environment"]["CPU"] = json!("a faster one");
+    assert!(refused(&resealed(edited).to_string(), None), "the digest made anew");
+    let mut edited: Value = serde_json::from_str(&signed).expect("JSON");
+    edited["signature"]["value"] = json!("0".repeat(128));
+    assert!(refused(&edited.to_string(), None), "another signature");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_number_can_be_another(
+        pick in any::<prop::sample::Index>(),
+        integer in any::<u64>(),
+        float in any::<f64>().prop_filter("a number", |x| x.is_finite()),
+        take_float in any::<bool>(),
+        reseal in any::<bool>(),
+    ) {
+        let value = value();
+        let numbers: Vec<String> =
+            all_pointers().into_iter().filter(|p| value.pointer(p).is_some_and(Value::is_number)).collect();
+        let pointer = &numbers[pick.index(numbers.len())];
+        let old = value.pointer(pointer).expect("it is there").as_f64();
+        let new = if take_float { json!(float) } else { json!(integer) };
+        prop_assume!(new.as_f64() != old && !(reseal && is_free(pointer)));
+        prop_assume!(!(reseal && is_close(&new, pointer)));
+        let mut edited = value.clone();
+        *edited.pointer_mut(pointer).expect("it is there") = new.clone();
+        let edited = if reseal { resealed(edited) } else { edited };
+        prop_assert!(check(&edited).is_err(), "{} as {}", pointer, new);
+    }
+
+    #[test]
+    fn no_letter_can_be_another(at in any::<prop::sample::Index>(), letter in "[ -~]") {
+        // Of the file itself, where a change is one of meaning: not of space, nor to another way to write a number.
+        let text = RECEIPT.to_json();
+        let at = at.index(text.len());
+        let mut edited = text.clone();
+        edited.replace_range(at..=at, &letter);
+        let meaning = serde_json::from_str::<Value>(&edited).ok();
+        prop_assume!(meaning.as_ref() != Some(&value()));
+        prop_assert!(VERIFIER.verify(&edited, None).is_err(), "{:?} at {}", letter, at);
+    }
+}
