@@ -80,6 +80,8 @@ fn the_story_teller_tells_the_same_story_in_every_form() {
         assert_eq!((report["type"].as_str(), report["scales_rounded"].as_u64()), (Some(form), Some(0)), "{report}");
         assert_eq!(story(&out), expected, "{form}");
         let shown = json(&["inspect", &out, "--json"]);
+        let odd = shown["odd"].to_string();
+        assert_eq!(odd.contains("such projections run"), matches!(form, "f32" | "bf16"), "{form}: {odd}");
         let type_name = if form == "safetensors" { "U8" } else { &form.to_uppercase() };
         assert!(shown["types"][type_name]["tensors"].as_u64() >= Some(42), "{form}: {shown}");
         source = out;

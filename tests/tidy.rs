@@ -40,11 +40,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("bitnet-quantization", &["bitnet-kernels"]),
     ("bitnet-models", &["bitnet-kernels", "bitnet-quantization"]),
     ("bitnet-tokenizers", &[]),
+    ("bitnet-hub", &[]),
     ("bitnet-inference", &["bitnet-kernels", "bitnet-models", "bitnet-tokenizers"]),
     ("bitnet-server", &["bitnet-inference", "bitnet-tokenizers"]),
     (
         "bitnet-cli",
         &[
+            "bitnet-hub",
             "bitnet-inference",
             "bitnet-kernels",
             "bitnet-models",

@@ -40,6 +40,15 @@ pub enum Command {
     Convert(ConvertArguments),
     /// Round the weights of a GGUF file to -1, 0 and 1 (absmean, as BitNet b1.58 does)
     Quantize(QuantizeArguments),
+    /// Download a model from the Hugging Face Hub, into the cache that its own tools use
+    #[cfg(feature = "hub")]
+    Pull(PullArguments),
+    /// List the models in that cache
+    #[cfg(feature = "hub")]
+    List(ListArguments),
+    /// Remove a model from that cache
+    #[cfg(feature = "hub")]
+    Rm(RemoveArguments),
     /// Turn text into token ids
     Tokenize(TokenizeArguments),
     /// Write the logits of every position to a .npy file
@@ -121,10 +130,10 @@ pub struct ChatArguments {
 
 #[derive(Args)]
 pub struct InspectArguments {
-    /// The model: a GGUF file or a Hugging Face directory
+    /// The model: a GGUF file, a Hugging Face directory or what was pulled
     #[arg(value_name = "MODEL", required_unless_present = "model_option")]
     pub model: Option<PathBuf>,
-    /// The model: a GGUF file or a Hugging Face directory
+    /// The model: a GGUF file, a Hugging Face directory or what was pulled
     #[arg(short, long = "model", value_name = "MODEL", conflicts_with = "model")]
     pub model_option: Option<PathBuf>,
     /// List every tensor
@@ -249,6 +258,50 @@ impl From<TableTypeArgument> for bitnet_models::convert::TableType {
             TableTypeArgument::Q6K => Self::Q6_K,
         }
     }
+}
+
+/// What `pull` and `rm` say of names.
+#[cfg(feature = "hub")]
+fn names_help() -> String {
+    let short = bitnet_hub::SHORT_NAMES.iter().map(|(short, long)| format!("  {short:13} {long}\n"));
+    format!(
+        "NAME is ORG/REPO, ORG/REPO:FILE or ORG/REPO@REVISION:FILE on the Hub, or one of\n{}\n\
+         Whatever was pulled can be given as a model by that name: bitnet chat -m 2b4t\n\
+         HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE and HF_HUB_OFFLINE mean what they mean to Hugging Face's tools.",
+        short.collect::<String>()
+    )
+}
+
+#[cfg(feature = "hub")]
+#[derive(Args)]
+#[command(after_help = names_help())]
+pub struct PullArguments {
+    /// What to download
+    #[arg(value_name = "NAME", required = true)]
+    pub names: Vec<String>,
+    /// Print a JSON object for each
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[cfg(feature = "hub")]
+#[derive(Args)]
+pub struct ListArguments {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[cfg(feature = "hub")]
+#[derive(Args)]
+#[command(after_help = names_help())]
+pub struct RemoveArguments {
+    /// What to remove: a file, or all that is here of a repository
+    #[arg(value_name = "NAME", required = true)]
+    pub names: Vec<String>,
+    /// Print a JSON object for each
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Args)]
@@ -411,7 +464,7 @@ impl SamplingArguments {
 
 #[derive(Args)]
 pub struct ModelArguments {
-    /// The model: a GGUF file or a Hugging Face directory; the built-in story-teller if not given
+    /// The model: a GGUF file, a Hugging Face directory or what was pulled; the built-in story-teller if not given
     #[arg(short, long, value_name = "MODEL")]
     pub model: Option<PathBuf>,
     /// Threads; as many as there are physical cores this process may use

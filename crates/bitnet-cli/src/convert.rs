@@ -42,6 +42,7 @@ fn write(
     arguments: &OutputArguments,
     weights: OutputType,
 ) -> anyhow::Result<()> {
+    let source = &session::model_path(Some(source))?;
     let output = &arguments.output;
     let opened = Opened::open(source).with_context(|| format!("cannot open {}", source.display()))?;
     let input = match &opened {

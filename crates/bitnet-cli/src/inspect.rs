@@ -1,14 +1,14 @@
 //! `bitnet inspect`: what is in a model file, and what is odd about it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
 use bitnet_inference::{Tokenization, likely_i2s_form, load_tokenization, tokenization_from_gguf};
-use bitnet_models::gguf::{Array, Gguf, Value, ValueKind};
+use bitnet_models::gguf::{Array, Gguf, TensorType, TensorView, Value, ValueKind};
 use bitnet_models::huggingface::Checkpoint;
-use bitnet_models::{Config, I2sForm};
+use bitnet_models::{Config, I2sForm, Tl1Tile, Tl2Tile};
 use serde_json::json;
 
 use crate::args::InspectArguments;
@@ -237,12 +237,43 @@ fn oddities(gguf: &Gguf, config: Option<&Config>, tokenization: Option<&Tokeniza
             ));
         }
     }
+    odd.extend(unstated_tiles(gguf));
+    if let Some(tensor) = gguf.tensors().find(|tensor| is_float_projection(tensor)) {
+        odd.push(format!(
+            "{} is {}: such projections run if they hold zeros and one magnitude; `bitnet quantize` rounds others",
+            tensor.name,
+            tensor.dtype.name()
+        ));
+    }
     if let Some(form) =
         config.and_then(|config| likely_i2s_form(gguf, config)).filter(|form| *form != I2sForm::default())
     {
         odd.push(format!("the I2_S codes look as if they were arranged as {form}: try --i2-s-form {form}"));
     }
     odd
+}
+
+/// The shapes of TL tensors whose tile is neither stated nor known.
+fn unstated_tiles(gguf: &Gguf) -> BTreeSet<String> {
+    let unstated = gguf.tensors().filter_map(|tensor| {
+        let (rows, cols) = (tensor.rows(), tensor.cols());
+        let is_known = match tensor.dtype {
+            TensorType::TL1 => Tl1Tile::known(rows, cols).is_some(),
+            TensorType::TL2 => Tl2Tile::known(rows, cols).is_some(),
+            _ => return None,
+        };
+        let name = tensor.dtype.name();
+        let key = format!("bitnet.{}.tile.{rows}x{cols}", name.to_lowercase());
+        let line = || format!("{name} tensors of shape [{rows}, {cols}] have no tile: give --tl-tile {rows}x{cols}=…");
+        (!is_known && gguf.metadata().get(&key).is_none()).then(line)
+    });
+    unstated.collect()
+}
+
+/// Whether a layer's matrix is stored as floats.
+fn is_float_projection(tensor: &TensorView<'_>) -> bool {
+    let is_float = matches!(tensor.dtype, TensorType::F32 | TensorType::F16 | TensorType::BF16);
+    is_float && tensor.name.starts_with("blk.") && tensor.rows() > 1
 }
 
 /// A metadata value in a line.

@@ -7,6 +7,8 @@ mod bench;
 mod built_in;
 mod chat;
 mod convert;
+#[cfg(feature = "hub")]
+mod hub;
 mod inspect;
 mod interrupt;
 mod logits;
@@ -48,6 +50,12 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Inspect(arguments) => inspect::inspect(&arguments),
         Command::Convert(arguments) => convert::convert(&arguments),
         Command::Quantize(arguments) => convert::quantize(&arguments),
+        #[cfg(feature = "hub")]
+        Command::Pull(arguments) => hub::pull(&arguments),
+        #[cfg(feature = "hub")]
+        Command::List(arguments) => hub::list(&arguments),
+        #[cfg(feature = "hub")]
+        Command::Rm(arguments) => hub::remove(&arguments),
         Command::Tokenize(arguments) => tokenize::tokenize(&arguments),
         Command::Logits(arguments) => logits::logits(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),
@@ -77,6 +85,8 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
 fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref() {
         Some(bitnet_models::Error::Interrupted) => interrupt::EXIT_CODE,
+        #[cfg(feature = "hub")]
+        _ if matches!(error.downcast_ref(), Some(bitnet_hub::Error::Interrupted)) => interrupt::EXIT_CODE,
         _ if error.is::<args::WrongUsage>() || report::is_wrong_parameter(error) => 2,
         _ if error.is::<bitnet_inference::receipt::Refusal>() => 3,
         _ => 1,

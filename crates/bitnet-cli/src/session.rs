@@ -93,7 +93,7 @@ pub fn open(arguments: &ModelArguments, context: Option<usize>) -> anyhow::Resul
     Ok(Session { engine, tokenization, source, load_time: start.elapsed() })
 }
 
-/// The model's path, or how to get one.
+/// The path of a model that a person names, or how to get one.
 pub fn model_path(path: Option<&Path>) -> anyhow::Result<PathBuf> {
     let path = path.ok_or_else(|| {
         WrongUsage(
@@ -102,6 +102,9 @@ pub fn model_path(path: Option<&Path>) -> anyhow::Result<PathBuf> {
                 .to_owned(),
         )
     })?;
+    #[cfg(feature = "hub")]
+    return crate::hub::resolve(path);
+    #[cfg(not(feature = "hub"))]
     Ok(path.to_owned())
 }
 
@@ -197,6 +200,14 @@ impl Session {
         }
         Ok(answer)
     }
+}
+
+/// A bar on a terminal that counts bytes, with their speed; nothing in a pipe.
+#[cfg(feature = "hub")]
+pub fn byte_bar(len: u64, what: String) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left");
+    let bar = ProgressBar::new(len).with_message(what);
+    if let Ok(style) = style { bar.with_style(style) } else { bar }
 }
 
 /// A bar on a terminal that counts to `len`; nothing in a pipe.

@@ -1,0 +1,172 @@
+//! `bitnet pull`, `list` and `rm`, and what a model's name means where a path is expected.
+//!
+//! All settings are those of Hugging Face's own tools, so that both share what was downloaded.
+
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::Context;
+use bitnet_hub::{Cache, Hub, ModelName, PullPhase, SHORT_NAMES, pull as pull_model};
+use indicatif::ProgressBar;
+use serde_json::json;
+
+use crate::args::{ListArguments, PullArguments, RemoveArguments, WrongUsage};
+use crate::{interrupt, session};
+
+/// Waiting after the first attempt that brought nothing.
+const WAIT: Duration = Duration::from_secs(1);
+/// Where models come from unless something else is said.
+const ENDPOINT: &str = "https://huggingface.co";
+
+/// Downloads models and says where they are.
+pub fn pull(arguments: &PullArguments) -> anyhow::Result<()> {
+    let names = arguments.names.iter().map(|name| parse(name)).collect::<anyhow::Result<Vec<_>>>()?;
+    if is_set("HF_HUB_OFFLINE") {
+        return Err(bitnet_hub::Error::Offline { name: names[0].to_string() }.into());
+    }
+    let cache = cache()?;
+    let hub = hub()?;
+    let interrupted = interrupt::watch()?;
+    for name in names {
+        let mut bar: Option<(PullPhase, String, ProgressBar)> = None;
+        let path = pull_model(&hub, &cache, &name, WAIT, &mut |now| {
+            if bar.as_ref().is_none_or(|(phase, file, _)| (*phase, &**file) != (now.phase, now.file)) {
+                let what = match now.phase {
+                    PullPhase::Checking => format!("{} (checking what is here)", now.file),
+                    PullPhase::Downloading => now.file.to_owned(),
+                };
+                let new = (now.phase, now.file.to_owned(), session::byte_bar(now.bytes_total, what));
+                if let Some((.., old)) = bar.replace(new) {
+                    old.finish_and_clear();
+                }
+            }
+            if let Some((.., bar)) = &bar {
+                bar.set_position(now.bytes_done);
+            }
+            if interrupted.load(Ordering::SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        if let Some((.., bar)) = bar {
+            bar.finish_and_clear();
+        }
+        let path = path.with_context(|| format!("cannot pull {name}"))?;
+        let mut out = std::io::stdout().lock();
+        match arguments.json {
+            true => writeln!(out, "{}", json!({ "name": name.to_string(), "path": path }))?,
+            false => writeln!(out, "{name} is at {}", path.display())?,
+        }
+    }
+    Ok(())
+}
+
+/// Lists what is in the cache.
+pub fn list(arguments: &ListArguments) -> anyhow::Result<()> {
+    let cache = cache()?;
+    let models = cache.list().context("cannot list the models")?;
+    let short = |name: &str| SHORT_NAMES.iter().find(|(_, long)| *long == name).map(|(short, _)| *short);
+    let mut out = std::io::stdout().lock();
+    if arguments.json {
+        let models = models.iter().map(|model| {
+            json!({
+                "name": model.name,
+                "short_name": short(&model.name),
+                "path": model.path,
+                "bytes": model.bytes,
+                "commit": model.commit,
+                "complete": model.is_complete,
+            })
+        });
+        writeln!(out, "{}", json!({ "cache": cache.root(), "models": models.collect::<Vec<_>>() }))?;
+        return Ok(());
+    }
+    if models.is_empty() {
+        writeln!(out, "no models in {}", cache.root().display())?;
+    }
+    for model in &models {
+        let mib = model.bytes as f64 / f64::from(1 << 20);
+        let commit = model.commit.get(..8).unwrap_or_default();
+        let state = if model.is_complete { "" } else { "  incomplete: pull it again" };
+        let name = match short(&model.name) {
+            Some(short) => format!("{short} ({})", model.name),
+            None => model.name.clone(),
+        };
+        writeln!(out, "{mib:9.1} MiB  {commit:8}  {name}{state}")?;
+    }
+    Ok(())
+}
+
+/// Removes models from the cache.
+pub fn remove(arguments: &RemoveArguments) -> anyhow::Result<()> {
+    let cache = cache()?;
+    let names = arguments.names.iter().map(|name| parse(name)).collect::<anyhow::Result<Vec<_>>>()?;
+    for name in names {
+        let bytes = cache.remove(&name).with_context(|| format!("cannot remove {name}"))?;
+        let mut out = std::io::stdout().lock();
+        match arguments.json {
+            true => writeln!(out, "{}", json!({ "name": name.to_string(), "bytes": bytes }))?,
+            false => writeln!(out, "removed {name} ({bytes} bytes)")?,
+        }
+    }
+    Ok(())
+}
+
+/// What a person means who types this for a model: a path, or else the name of a model that was pulled.
+pub fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
+    let is_file_name = path.extension().is_some_and(|extension| extension == "gguf" || extension == "json");
+    let name = path.to_str().filter(|_| !path.exists()).and_then(|name| name.parse::<ModelName>().ok());
+    match name {
+        // `ORG/NAME:FILE.gguf` ends like a file, too.
+        Some(name) if !is_file_name || name.file().is_some() => Ok(cache()?.find(&name)?),
+        _ => Ok(path.to_owned()),
+    }
+}
+
+fn parse(name: &str) -> anyhow::Result<ModelName> {
+    name.parse().map_err(|error: bitnet_hub::Error| WrongUsage(error.to_string()).into())
+}
+
+/// A variable that is there and not empty.
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+/// A switch, in the words that Hugging Face's tools know.
+fn is_set(name: &str) -> bool {
+    let value = std::env::var(name).unwrap_or_default().to_uppercase();
+    matches!(&*value, "1" | "ON" | "YES" | "TRUE")
+}
+
+/// The folder of Hugging Face's tools.
+fn home() -> anyhow::Result<PathBuf> {
+    let user = || variable("HOME").or_else(|| variable("USERPROFILE"));
+    let caches = || variable("XDG_CACHE_HOME").or_else(|| user().map(|home| home.join(".cache")));
+    let home = variable("HF_HOME").or_else(|| caches().map(|caches| caches.join("huggingface")));
+    home.context("there is no home folder to keep models in; set HF_HOME")
+}
+
+fn cache() -> anyhow::Result<Cache> {
+    let named = ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"].into_iter().find_map(variable);
+    Ok(Cache::new(match named {
+        Some(folder) => folder,
+        None => home()?.join("hub"),
+    }))
+}
+
+fn hub() -> anyhow::Result<Hub> {
+    let text = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
+    let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
+    let file = || {
+        let path = variable("HF_TOKEN_PATH").or_else(|| home().ok().map(|home| home.join("token")))?;
+        std::fs::read_to_string(path).ok()
+    };
+    let is_implicit = !is_set("HF_HUB_DISABLE_IMPLICIT_TOKEN");
+    let token = text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN")).or_else(|| file().filter(|_| is_implicit));
+    let token = token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
+    let certificates = ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"].into_iter().find_map(variable);
+    let certificates = certificates
+        .map(|path| std::fs::read(&path).with_context(|| format!("cannot read the certificates in {}", path.display())))
+        .transpose()?;
+    Ok(Hub::new(&endpoint, token, certificates.as_deref())?)
+}

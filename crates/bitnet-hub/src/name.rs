@@ -1,0 +1,170 @@
+//! [`ModelName`]: what people type for a model.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::{Error, Result, shown};
+
+/// Names of published models that are short enough to remember, and what they stand for.
+pub const SHORT_NAMES: &[(&str, &str)] = &[
+    ("2b4t", "microsoft/bitnet-b1.58-2B-4T-gguf:ggml-model-i2_s.gguf"),
+    ("2b4t-packed", "microsoft/bitnet-b1.58-2B-4T"),
+    ("2b4t-bf16", "microsoft/bitnet-b1.58-2B-4T-bf16"),
+    ("llama3-8b", "HF1BitLLM/Llama3-8B-1.58-100B-tokens"),
+    ("falcon3-1b", "tiiuae/Falcon3-1B-Instruct-1.58bit"),
+    ("falcon3-3b", "tiiuae/Falcon3-3B-Instruct-1.58bit"),
+    ("falcon3-7b", "tiiuae/Falcon3-7B-Instruct-1.58bit"),
+    ("falcon3-10b", "tiiuae/Falcon3-10B-Instruct-1.58bit"),
+    ("falcon-e-1b", "tiiuae/Falcon-E-1B-Instruct"),
+    ("falcon-e-3b", "tiiuae/Falcon-E-3B-Instruct"),
+];
+
+/// The revision that is meant where none is named.
+const MAIN: &str = "main";
+
+/// A model on the Hub: `ORG/NAME`, `ORG/NAME@REVISION`, `ORG/NAME:FILE`, `ORG/NAME@REVISION:FILE` or a short name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelName {
+    /// `ORG/NAME`
+    pub(crate) repo: String,
+    /// A branch, a tag or a commit.
+    pub(crate) revision: String,
+    /// A file in it; without one, whatever model there is.
+    pub(crate) file: Option<String>,
+}
+
+impl ModelName {
+    /// `ORG/NAME`
+    #[must_use]
+    pub fn repo(&self) -> &str {
+        &self.repo
+    }
+
+    /// The file that is named, if one is.
+    #[must_use]
+    pub fn file(&self) -> Option<&str> {
+        self.file.as_deref()
+    }
+}
+
+impl FromStr for ModelName {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let wrong = |problem: &str| Error::Name { name: shown(name), problem: problem.to_owned() };
+        if let Some((_, long)) = SHORT_NAMES.iter().find(|(short, _)| *short == name) {
+            return long.parse();
+        }
+        let (repo, file) = match name.split_once(':') {
+            Some((repo, file)) => (repo, Some(file)),
+            None => (name, None),
+        };
+        let (repo, revision) = repo.split_once('@').unwrap_or((repo, MAIN));
+        if !is_repo(repo) {
+            let short: Vec<&str> = SHORT_NAMES.iter().map(|(short, _)| *short).collect();
+            return Err(wrong(&format!("expected ORG/NAME, ORG/NAME:FILE or one of {}", short.join(", "))));
+        }
+        if !is_safe_path(revision) {
+            return Err(wrong("the revision is none"));
+        }
+        if file.is_some_and(|file| !is_safe_path(file)) {
+            return Err(wrong("the file is none of a repository"));
+        }
+        Ok(Self { repo: repo.to_owned(), revision: revision.to_owned(), file: file.map(str::to_owned) })
+    }
+}
+
+impl fmt::Display for ModelName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.repo)?;
+        if self.revision != MAIN {
+            write!(f, "@{}", self.revision)?;
+        }
+        match &self.file {
+            Some(file) => write!(f, ":{file}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether this can be a repository: two words as the Hub allows them.
+fn is_repo(repo: &str) -> bool {
+    let is_word = |word: &str| {
+        (1..=96).contains(&word.len())
+            && word.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+            && !word.starts_with(['-', '.'])
+            && !word.ends_with(['-', '.'])
+            && !word.contains("--")
+            && !word.contains("..")
+    };
+    repo.split_once('/').is_some_and(|(org, name)| is_word(org) && is_word(name))
+}
+
+/// Whether this, appended to a folder, always stays inside it, on every system: plain names with slashes between.
+pub(crate) fn is_safe_path(path: &str) -> bool {
+    let is_name = |name: &str| {
+        !name.is_empty()
+            && name.len() <= 255
+            && !matches!(name, "." | "..")
+            && !name.chars().any(|c| c.is_control() || matches!(c, '\\' | ':' | '*' | '?' | '"' | '<' | '>' | '|'))
+            && !name.ends_with([' ', '.'])
+    };
+    path.len() <= 1024 && path.split('/').all(is_name)
+}
+
+/// Whether this is a commit: 40 hex digits, as git writes them.
+pub(crate) fn is_commit(text: &str) -> bool {
+    text.len() == 40 && is_lower_hex(text)
+}
+
+pub(crate) fn is_lower_hex(text: &str) -> bool {
+    text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_and_shown_alike() {
+        for name in ["org/name", "org/na.me-1_x@v1", "org/name:a/b.gguf", "o/n@refs/pr/1:model.gguf"] {
+            assert_eq!(name.parse::<ModelName>().map(|name| name.to_string()).ok().as_deref(), Some(name));
+        }
+        for (short, long) in SHORT_NAMES {
+            assert_eq!(short.parse::<ModelName>().map(|name| name.to_string()).ok().as_deref(), Some(*long));
+        }
+        let named = "org/name@main:f".parse::<ModelName>().map(|name| name.to_string());
+        assert_eq!(named.ok().as_deref(), Some("org/name:f"));
+    }
+
+    #[test]
+    fn what_could_lead_out_of_the_cache_is_no_name() {
+        let wrong = [
+            "",
+            "name",
+            "a/b/c",
+            "../b",
+            "a/..",
+            "a/-b",
+            "a--b/c",
+            "a/b c",
+            "a/b:",
+            "a/b:../c",
+            "a/b:/etc/passwd",
+            "a/b:c//d",
+            "a/b:c/./d",
+            "a/b:c\\d",
+            "a/b:C:x",
+            "a/b@..",
+            "a/b@",
+            "a/b:x\n",
+            "/a/b",
+            "a/b:c/..",
+            "a/b:nul.",
+            "a/é",
+        ];
+        for name in wrong {
+            assert!(name.parse::<ModelName>().is_err(), "{name:?}");
+        }
+    }
+}
