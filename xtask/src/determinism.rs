@@ -1,10 +1,11 @@
 //! `xtask determinism`: the matrix of docs/determinism.md again and again, while other processes keep the CPU busy.
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, ensure};
+use serde_json::Value;
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -31,24 +32,32 @@ impl Drop for Load {
 
 /// Repeats the matrix under load; fails at the first run that does.
 pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
-    // Built before there is load.
-    let matrix = |list: &[&str]| -> anyhow::Result<()> {
-        let mut command = Command::new("cargo");
-        command.current_dir(root).args(["test", "--quiet", "-p", "bitnet-models", "--test", "models"]).args(list);
-        let status = command.status().context("running cargo")?;
-        ensure!(status.success(), "the matrix failed: {status}");
-        Ok(())
-    };
-    matrix(&["--no-run"])?;
+    let matrix = build(root)?;
     let count = options.load.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let program = std::env::current_exe().context("finding this program")?;
     let busy = || Command::new(&program).arg("busy").stdin(Stdio::piped()).spawn().context("starting a busy process");
     let _load = Load((0..count).map(|_| busy()).collect::<anyhow::Result<_>>()?);
     for round in 1..=options.repeat {
         println!("== round {round} of {}, beside {count} busy processes", options.repeat);
-        matrix(&["determinism::"])?;
+        let mut command = Command::new(&matrix);
+        command.current_dir(root.join("crates/bitnet-models")).args(["--quiet", "determinism::"]);
+        let status = command.status().with_context(|| format!("running {}", matrix.display()))?;
+        ensure!(status.success(), "the matrix failed: {status}");
     }
+    println!("{} rounds passed, beside {count} busy processes", options.repeat);
     Ok(())
+}
+
+/// Builds the tests that hold the matrix, before there is load. Returns the program.
+fn build(root: &Path) -> anyhow::Result<PathBuf> {
+    let mut command = Command::new("cargo");
+    command.current_dir(root).args(["test", "-p", "bitnet-models", "--test", "models", "--no-run"]);
+    let output = command.arg("--message-format=json").stderr(Stdio::inherit()).output().context("running cargo")?;
+    ensure!(output.status.success(), "building the matrix failed: {}", output.status);
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let programs = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut programs = programs.filter_map(|message| message["executable"].as_str().map(PathBuf::from));
+    programs.next_back().context("cargo names no program with the tests of bitnet-models")
 }
 
 /// Computes and touches memory until standard input ends: when whoever started it goes away.

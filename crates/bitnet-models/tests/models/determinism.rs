@@ -1,12 +1,14 @@
 //! The promise of docs/determinism.md: the same logits, bit for bit, whatever threads, kernels, chunks and neighbours.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bitnet_kernels::{Cpu, KernelSet};
+use bitnet_kernels::{Cpu, KernelSet, Packing};
 use bitnet_models::gguf::Gguf;
-use bitnet_models::{Chunk, KvCache, KvType, LanguageModel, LoadOptions, LogitRows, Workspace};
+use bitnet_models::{Chunk, FfnSparsity, KvCache, KvType, LanguageModel, LoadOptions, LogitRows, Workspace};
+
+use crate::golden;
 
 const THREADS: [usize; 3] = [1, 2, 3];
 /// Tokens that the other sequences of a batch bring to each pass; the first stands before ours, the rest behind it.
@@ -21,11 +23,11 @@ struct Way {
     others: &'static [usize],
 }
 
-fn load(path: &str) -> LanguageModel {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path);
-    let gguf = Arc::new(Gguf::open(&path).expect("the file opens"));
+fn load(path: &Path, packing: Packing, ffn_sparsity: FfnSparsity) -> LanguageModel {
+    let gguf = Arc::new(Gguf::open(path).expect("the file opens"));
     let cpu = Cpu::new(KernelSet::detect(), 2);
-    LanguageModel::from_gguf(&gguf, &LoadOptions::default(), &cpu).expect("the file loads")
+    let options = LoadOptions { packing: Some(packing), ffn_sparsity, ..LoadOptions::default() };
+    LanguageModel::from_gguf(&gguf, &options, &cpu).expect("the file loads")
 }
 
 /// A sequence on its way through the model.
@@ -85,40 +87,69 @@ fn logits_hash(model: &LanguageModel, kv_type: KvType, len: usize, way: Way) -> 
     hasher.finish()
 }
 
-/// Every combination of threads, kernel sets, batches and the given chunks, for each type of cache and length of prompt.
-fn assert_one_hash(path: &str, lengths: &[usize], chunks: &[usize]) {
-    let model = load(path);
-    let sets: Vec<&'static str> = KernelSet::available().map(|set| set.name).collect();
+/// Every combination of threads, kernel sets, batches and the given chunks, for each type of cache and length of prompt;
+/// then every set and chunk with the given packings once more, with zeros left out and not.
+fn assert_one_hash(path: &Path, packings: &[Packing], lengths: &[usize], chunks: &[usize]) {
+    let model = load(path, Packing::default(), FfnSparsity::Off);
+    let ways = |threads: &[usize], batches: &[&'static [usize]]| {
+        let mut ways = Vec::new();
+        for set in KernelSet::available() {
+            for &threads in threads {
+                for &chunk in chunks {
+                    ways.extend(batches.iter().map(|&others| Way { kernels: set.name, threads, chunk, others }));
+                }
+            }
+        }
+        ways
+    };
+    let mut plans = vec![(model, ways(&THREADS, &BATCHES))];
+    for &packing in packings {
+        for ffn_sparsity in [FfnSparsity::Off, FfnSparsity::On] {
+            let model = load(path, packing, ffn_sparsity);
+            let packed = model.num_ternary_bytes() < plans[0].0.num_ternary_bytes();
+            assert_eq!(packed, packing == Packing::FiveThirds);
+            plans.push((model, ways(&[2], &BATCHES[..1])));
+        }
+    }
     for kv_type in [KvType::F16, KvType::F32] {
         for &len in lengths {
             let mut expected = None;
-            for &kernels in &sets {
-                for threads in THREADS {
-                    for &chunk in chunks {
-                        for others in BATCHES {
-                            let way = Way { kernels, threads, chunk, others };
-                            let found = logits_hash(&model, kv_type, len, way);
-                            let expected = *expected.get_or_insert(found);
-                            assert_eq!(found, expected, "{path}, {kv_type:?}, {len} tokens: {way:?}");
-                        }
-                    }
+            for (model, ways) in &plans {
+                for &way in ways {
+                    let found = logits_hash(model, kv_type, len, way);
+                    let expected = *expected.get_or_insert(found);
+                    let (packing, sparsity) = (model.packing().name(), model.ffn_sparsity().name());
+                    let what = format!("{packing} bits, zeros left out: {sparsity}, {way:?}");
+                    assert_eq!(found, expected, "{}, {kv_type:?}, {len} tokens: {what}", path.display());
                 }
             }
         }
     }
 }
 
+fn in_repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
+}
+
 #[test]
 fn a_golden_model_has_one_set_of_logits() {
-    assert_one_hash("tests/data/golden/strict-b158/model-i2_s.gguf", &[1, 2, 19], &[1, 5, 64]);
+    let path = in_repository("tests/data/golden/strict-b158/model-i2_s.gguf");
+    assert_one_hash(&path, &Packing::ALL, &[1, 2, 19], &[1, 5, 64]);
+}
+
+#[test]
+fn a_golden_llama_has_one_set_of_logits() {
+    let Some(folder) = golden("tiny-llama") else { return };
+    assert_one_hash(&folder.join("model-i2_s.gguf"), &Packing::ALL, &[18], &[1, 7]);
 }
 
 #[test]
 fn a_prompt_longer_than_a_segment_of_attention_has_one_set_of_logits() {
-    assert_one_hash("tests/data/golden/strict-1bitllm/model-i2_s.gguf", &[259], &[64]);
+    let path = in_repository("tests/data/golden/strict-1bitllm/model-i2_s.gguf");
+    assert_one_hash(&path, &[], &[259], &[64]);
 }
 
 #[test]
 fn the_built_in_model_has_one_set_of_logits() {
-    assert_one_hash("models/stories/stories.gguf", &[13], &[1, 8]);
+    assert_one_hash(&in_repository("models/stories/stories.gguf"), &Packing::ALL, &[13], &[1, 8]);
 }

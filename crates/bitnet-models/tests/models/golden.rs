@@ -1,23 +1,18 @@
-//! Models with known logits: ours equal them, and equal themselves whatever the threads, kernels and chunks.
+//! Models with known logits: ours equal them.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use bitnet_kernels::{Cpu, KernelSet, Packing};
+use bitnet_kernels::{Cpu, KernelSet};
 use bitnet_models::gguf::Gguf;
 use bitnet_models::huggingface::Checkpoint;
-use bitnet_models::{Chunk, KvCache, KvType, LanguageModel, LoadOptions, LogitRows, Workspace};
+use bitnet_models::{KvType, LanguageModel, LoadOptions};
 
 use crate::{golden, logits, read_npy, read_tokens};
 
 fn load(folder: &Path, cpu: &Cpu) -> LanguageModel {
-    load_packed(folder, cpu, None)
-}
-
-fn load_packed(folder: &Path, cpu: &Cpu, packing: Option<Packing>) -> LanguageModel {
     let gguf = Arc::new(Gguf::open(&folder.join("model-i2_s.gguf")).expect("a golden file opens"));
-    let options = LoadOptions { packing, ..LoadOptions::default() };
-    LanguageModel::from_gguf(&gguf, &options, cpu).expect("a golden file loads")
+    LanguageModel::from_gguf(&gguf, &LoadOptions::default(), cpu).expect("a golden file loads")
 }
 
 /// The model in all its forms that are here: each with the file of its logits.
@@ -101,47 +96,4 @@ fn assert_close(name: &str, found: &[f32], expected: &[f32], vocab: usize) {
     eprintln!("{name}: mean difference {mean:e}, same argmax at {same} of {positions}");
     assert!(mean <= 0.1, "{name}: mean difference {mean}");
     assert!(same * 100 >= 85 * positions, "{name}: same argmax at {same} of {positions}");
-}
-
-#[test]
-fn logits_do_not_depend_on_threads_kernels_chunks_or_packing() {
-    for name in ["strict-b158", "strict-1bitllm", "tiny-b158", "tiny-llama"] {
-        let Some(folder) = golden(name) else { continue };
-        let tokens = read_tokens(&folder, "tokens");
-        let reference = Cpu::new(KernelSet::by_name("scalar").expect("always there"), 1);
-        let [model, packed] = Packing::ALL.map(|packing| load_packed(&folder, &reference, Some(packing)));
-        assert!(packed.num_ternary_bytes() < model.num_ternary_bytes());
-        for kv_type in [KvType::F16, KvType::F32] {
-            let expected = logits(&model, &reference, &tokens, kv_type, tokens.len());
-            for set in KernelSet::available() {
-                for (threads, chunk) in [(1, 1), (2, 5), (3, 64), (2, 1)] {
-                    for model in [&model, &packed] {
-                        let found = logits(model, &Cpu::new(set, threads), &tokens, kv_type, chunk);
-                        let equal = found.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
-                        let how = format!("{} on {threads} threads in chunks of {chunk}", set.name);
-                        assert!(equal, "{name} {kv_type:?}: {how}, {} bits", model.packing().name());
-                    }
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn rows_of_several_sequences_equal_each_alone() {
-    let Some(folder) = golden("strict-b158") else { return };
-    let cpu = Cpu::new(KernelSet::detect(), 2);
-    let model = load(&folder, &cpu);
-    let tokens = read_tokens(&folder, "tokens");
-    let (a, b) = (&tokens[..9], &tokens[3..16]);
-    let config = model.config();
-    let mut cache = KvCache::new(config.attention, config.num_layers, KvType::F16, 2).expect("memory");
-    let chunk = |tokens, block| Chunk { tokens, position: 0, blocks: block, logits: LogitRows::Last };
-    let mut workspace = Workspace::new();
-    let both = model.forward(&cpu, &mut workspace, &mut cache, &[chunk(a, &[1]), chunk(b, &[0])]).to_vec();
-    let vocab = config.vocab_size;
-    for (tokens, found) in [a, b].into_iter().zip(both.chunks(vocab)) {
-        let alone = logits(&model, &cpu, tokens, KvType::F16, 4);
-        assert_eq!(found, &alone[alone.len() - vocab..]);
-    }
 }
