@@ -260,6 +260,14 @@ impl ChatTemplate {
         self.correction
     }
 
+    /// Whether the template tells the model of its tools. The built-in ones do not.
+    pub fn reads_tools(&self) -> bool {
+        match &self.template {
+            Template::BuiltIn { .. } => false,
+            Template::Jinja(jinja) => jinja.source().contains("tools"),
+        }
+    }
+
     /// The conversation as the model is to see it.
     ///
     /// # Errors

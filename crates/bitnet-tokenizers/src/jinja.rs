@@ -61,6 +61,11 @@ impl Jinja {
         })
     }
 
+    /// The template as it was given.
+    pub(crate) fn source(&self) -> &str {
+        &self.source
+    }
+
     /// Renders a conversation whose roles are plain words.
     pub(crate) fn render(&self, messages: &[ChatMessage], options: RenderOptions<'_>) -> Result<RenderedChat> {
         let mark = self.unused_mark(messages, options.tools)?;
