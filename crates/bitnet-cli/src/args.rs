@@ -1,6 +1,8 @@
 //! What can be typed: commands, options and their help.
 
 use std::path::PathBuf;
+#[cfg(feature = "server")]
+use std::time::Duration;
 
 use bitnet_inference::SamplingParams;
 use bitnet_kernels::{KernelSet, Packing};
@@ -57,6 +59,13 @@ pub enum Command {
     Bench(BenchArguments),
     /// Measure how well a model predicts a text
     Perplexity(PerplexityArguments),
+    /// Serve a model over HTTP, as OpenAI's API
+    #[cfg(feature = "server")]
+    #[command(after_long_help = SERVE_HELP)]
+    Serve(Box<ServeArguments>),
+    /// Measure how long a server keeps its clients waiting
+    #[cfg(feature = "server")]
+    BenchServer(BenchServerArguments),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -379,6 +388,176 @@ pub struct PerplexityArguments {
     pub json: bool,
 }
 
+#[cfg(feature = "server")]
+const SERVE_HELP: &str = "\
+Every option can also be a variable (BITNET_SERVE_PORT=80) or stand in a TOML file (port = 80) that --config or
+BITNET_SERVE_CONFIG names. What is typed goes before the environment, and the environment before the file.
+
+SIGTERM and SIGINT finish what is under way and begin nothing new; a second one stops at once.";
+
+#[cfg(feature = "server")]
+#[derive(Args)]
+pub struct ServeArguments {
+    /// The address to listen on; 0.0.0.0 or :: for all of the machine's
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    pub host: String,
+    /// The port to listen on; 0 for one that is free
+    #[arg(long, value_name = "N", default_value_t = 8080)]
+    pub port: u16,
+    /// Answer only to requests with a key from this file: lines of `sha256 name`
+    #[arg(long, value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// Let pages of this site use the server from a browser: an origin, or *; may be given more than once
+    #[arg(long, value_name = "ORIGIN", value_delimiter = ',')]
+    pub cors_origin: Vec<String>,
+    /// What the model is called; may be given more than once, the first name being the one that answers bear
+    #[arg(long, value_name = "NAME", visible_alias = "alias", value_delimiter = ',')]
+    pub model_name: Vec<String>,
+    /// Use this chat template instead of the model's
+    #[arg(long, value_name = "NAME")]
+    pub chat_template: Option<String>,
+    /// Leave fields of requests unread that are unknown or not supported, and answer to every model's name
+    #[arg(long)]
+    pub lenient: bool,
+    /// Requests that may wait; whoever comes then is told when to come again (429)
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = parse_count)]
+    pub queue_requests: usize,
+    /// Prompt tokens of the requests that may wait
+    #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = parse_count)]
+    pub queue_tokens: usize,
+    /// Requests that may run at once
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_count)]
+    pub running: usize,
+    /// Memory for keys and values, as in 2G; what the context needs and at least 1G if not given
+    #[arg(long, value_name = "BYTES", value_parser = crate::serve::parse_bytes)]
+    pub kv_memory: Option<usize>,
+    /// Between whom cached prompts are shared: all, or only requests with the API key of the same owner
+    #[arg(long, value_enum, default_value_t = CacheSalt::None)]
+    pub cache_salt: CacheSalt,
+    /// Answers that one request may ask for: prompts × n
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_count)]
+    pub choices: usize,
+    /// Bytes of a request's body
+    #[arg(long, value_name = "BYTES", default_value = "2M", value_parser = crate::serve::parse_bytes)]
+    pub body_bytes: usize,
+    /// Bytes of a request's headers
+    #[arg(long, value_name = "BYTES", default_value = "16K", value_parser = crate::serve::parse_bytes)]
+    pub header_bytes: usize,
+    /// Seconds for a request's headers to arrive, and for a connection to stay open without a request
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = crate::serve::parse_seconds)]
+    pub header_timeout: Duration,
+    /// Seconds for a request's body to arrive
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = crate::serve::parse_seconds)]
+    pub body_timeout: Duration,
+    /// Seconds that a client may take nothing of its answer
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = crate::serve::parse_seconds)]
+    pub write_timeout: Duration,
+    /// Seconds that an answer may take
+    #[arg(long, value_name = "SECONDS", default_value = "1800", value_parser = crate::serve::parse_seconds)]
+    pub request_timeout: Duration,
+    /// Seconds that requests under way may take to finish after SIGTERM
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = crate::serve::parse_seconds)]
+    pub drain_timeout: Duration,
+    /// Seconds without a finished step of the engine after which /livez fails
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = crate::serve::parse_seconds)]
+    pub stall_timeout: Duration,
+    /// Open connections
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = parse_count)]
+    pub connections: usize,
+    /// How the log is written, on standard error; auto is text on a terminal, else JSON
+    #[arg(long, value_enum, default_value_t = LogFormat::Auto)]
+    pub log_format: LogFormat,
+    /// What is logged: error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: tracing::level_filters::LevelFilter,
+    /// Read settings from a TOML file: options by their names, without dashes before them
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print the settings and where each came from, and end: exit code 0 if all is well
+    #[arg(long)]
+    pub check_config: bool,
+    #[command(flatten)]
+    pub sampling: SamplingArguments,
+    #[command(flatten)]
+    pub model: ModelArguments,
+}
+
+#[cfg(feature = "server")]
+#[derive(Args)]
+pub struct BenchServerArguments {
+    /// Where the server is: http://host[:port]
+    pub url: String,
+    /// What is asked
+    #[arg(long, value_enum, default_value_t = EndpointArgument::Completions)]
+    pub endpoint: EndpointArgument,
+    /// The model's name, for servers that need one
+    #[arg(short, long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// The API key, for servers that need one
+    #[arg(long, value_name = "KEY", env = "OPENAI_API_KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
+    /// Clients, each sending the next request when the last is answered
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = parse_count, conflicts_with = "rate")]
+    pub concurrency: usize,
+    /// Requests a second, whether or not earlier ones are answered
+    #[arg(short, long, value_name = "R", value_parser = parse_rate)]
+    pub rate: Option<f64>,
+    /// Requests
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 16, value_parser = parse_count)]
+    pub requests: usize,
+    /// Requests before those, which do not count
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub warmup: usize,
+    /// Words of a prompt, about as many tokens
+    #[arg(short, long, value_name = "N", default_value_t = 128, value_parser = parse_count)]
+    pub prompt_words: usize,
+    /// Words at the beginning that all prompts share
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub shared_words: usize,
+    /// Tokens of an answer
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_count)]
+    pub max_tokens: usize,
+    /// Let answers end where the model ends them: without the field ignore_eos, which not every server has
+    #[arg(long)]
+    pub keep_eos: bool,
+    /// Temperature
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub temp: f64,
+    /// Makes the same prompts each time
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Seconds that an answer may take
+    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = crate::serve::parse_seconds)]
+    pub timeout: Duration,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[cfg(feature = "server")]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EndpointArgument {
+    Chat,
+    Completions,
+}
+
+#[cfg(feature = "server")]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CacheSalt {
+    /// All requests share what is cached
+    None,
+    /// Each owner of an API key has a cache of their own
+    Key,
+}
+
+#[cfg(feature = "server")]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Auto,
+    Text,
+    Json,
+}
+
 #[derive(Args)]
 pub struct GenerationArguments {
     /// The most tokens to generate; -1 for no limit but the context
@@ -633,6 +812,20 @@ fn parse_ffn_sparsity(name: &str) -> Result<FfnSparsity, String> {
         let names = FfnSparsity::ALL.map(FfnSparsity::name);
         format!("expected one of {}", names.join(", "))
     })
+}
+
+#[cfg(feature = "server")]
+fn parse_count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if (1..=1 << 30).contains(&n) => Ok(n),
+        _ => Err("1 to 1073741824 is possible".to_owned()),
+    }
+}
+
+#[cfg(feature = "server")]
+fn parse_rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse::<f64>().ok().filter(|rate| *rate > 0.0 && *rate <= 1e6);
+    rate.ok_or_else(|| "expected requests a second, more than 0".to_owned())
 }
 
 fn parse_chunk(text: &str) -> Result<usize, String> {

@@ -3,6 +3,10 @@
 /// What it is called in place of a path.
 pub const NAME: &str = "built-in story-teller";
 
+/// What a server calls it.
+#[cfg(feature = "server")]
+pub const SERVED_NAME: &str = "stories";
+
 /// What a person who talks with it should know.
 pub const BANNER: &str = "\
 This is the built-in story-teller, a BitNet model of 5.8 million parameters trained on children's stories.

@@ -4,6 +4,8 @@
 
 mod args;
 mod bench;
+#[cfg(feature = "server")]
+mod bench_server;
 mod built_in;
 mod chat;
 mod convert;
@@ -16,19 +18,22 @@ mod perplexity;
 mod receipt;
 mod report;
 mod run;
+#[cfg(feature = "server")]
+mod serve;
 mod session;
+#[cfg(feature = "server")]
+mod settings;
 mod tokenize;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 
 use args::{Arguments, Command};
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    match dispatch(arguments) {
+    match arguments().and_then(dispatch) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -41,6 +46,16 @@ fn main() -> ExitCode {
             ExitCode::from(exit_code(&error))
         }
     }
+}
+
+#[cfg(feature = "server")]
+fn arguments() -> anyhow::Result<Arguments> {
+    settings::parse()
+}
+
+#[cfg(not(feature = "server"))]
+fn arguments() -> anyhow::Result<Arguments> {
+    Ok(clap::Parser::parse())
 }
 
 fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
@@ -60,6 +75,10 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Logits(arguments) => logits::logits(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),
         Command::Perplexity(arguments) => perplexity::perplexity(&arguments),
+        #[cfg(feature = "server")]
+        Command::Serve(arguments) => serve::serve(*arguments),
+        #[cfg(feature = "server")]
+        Command::BenchServer(arguments) => bench_server::bench_server(&arguments),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "bitnet", &mut script);

@@ -9,6 +9,9 @@ use bitnet_inference::{
     Engine, EngineOptions, Event, FinishReason, Loaded, Request, Timings, Tokenization, load, load_embedded,
 };
 use bitnet_kernels::{Cpu, KernelSet, default_threads};
+use bitnet_models::Config;
+#[cfg(feature = "server")]
+use bitnet_models::LanguageModel;
 use bitnet_tokenizers::TokenId;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -21,6 +24,8 @@ const DEFAULT_CONTEXT: usize = 4096;
 /// An engine with a model, and what loading it took.
 pub struct Session {
     pub engine: Engine,
+    #[cfg(feature = "server")]
+    model: Arc<LanguageModel>,
     /// `None` if the model came without a tokenizer.
     tokenization: Option<Tokenization>,
     pub source: ModelSource,
@@ -56,6 +61,15 @@ impl std::fmt::Display for ModelSource {
 
 /// Opens the model that the arguments name. `context`: positions needed, where the command knows.
 pub fn open(arguments: &ModelArguments, context: Option<usize>) -> anyhow::Result<Session> {
+    open_with(arguments, context, |_, options| Ok(options))
+}
+
+/// The same, with an engine whose options depend on the model.
+pub fn open_with(
+    arguments: &ModelArguments,
+    context: Option<usize>,
+    change: impl FnOnce(&Config, EngineOptions) -> anyhow::Result<EngineOptions>,
+) -> anyhow::Result<Session> {
     let source = ModelSource::new(arguments.model.as_deref())?;
     let start = Instant::now();
     let spinner = spinner(format!("loading {source}"));
@@ -82,15 +96,23 @@ pub fn open(arguments: &ModelArguments, context: Option<usize>) -> anyhow::Resul
         draft_max: arguments.draft,
         ..EngineOptions::default()
     };
+    let options = change(model.config(), options)?;
     let tokenizer = tokenization.as_ref().map(|tokenization| Arc::clone(&tokenization.tokenizer));
-    let engine = Engine::new(model, tokenizer, cpu, options)?;
+    let engine = Engine::new(Arc::clone(&model), tokenizer, cpu, options)?;
     spinner.finish_and_clear();
     if let Some(form) = i2_s_hint {
         eprintln!(
             "warning: the I2_S codes of {source} look as if they were arranged as {form}: try --i2-s-form {form}"
         );
     }
-    Ok(Session { engine, tokenization, source, load_time: start.elapsed() })
+    Ok(Session {
+        engine,
+        #[cfg(feature = "server")]
+        model,
+        tokenization,
+        source,
+        load_time: start.elapsed(),
+    })
 }
 
 /// The path of a model that a person names, or how to get one.
@@ -129,6 +151,15 @@ impl Session {
     pub fn tokenization(&self) -> anyhow::Result<&Tokenization> {
         let message = "has no tokenizer, so it takes and gives token ids only (--prompt-tokens with --json)";
         self.tokenization.as_ref().ok_or_else(|| anyhow::anyhow!("{} {message}", self.source))
+    }
+
+    /// Makes further engines like this one.
+    #[cfg(feature = "server")]
+    pub fn remake(&self) -> impl FnMut() -> bitnet_inference::Result<Engine> + 'static {
+        let (model, options) = (Arc::clone(&self.model), self.engine.options());
+        let tokenizer = self.tokenization.as_ref().map(|tokenization| Arc::clone(&tokenization.tokenizer));
+        let (set, threads) = (self.engine.cpu().set(), self.engine.cpu().pool().num_threads());
+        move || Engine::new(Arc::clone(&model), tokenizer.clone(), Cpu::new(set, threads), options)
     }
 
     /// How an answer is asked for.

@@ -1,0 +1,268 @@
+//! `bitnet serve`: the model behind OpenAI's API.
+
+use std::io::{IsTerminal, Write};
+use std::net::ToSocketAddrs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use bitnet_inference::{EngineOptions, Error, load_tokenization};
+use bitnet_models::{Config, KvCache};
+use bitnet_server::{ApiKeys, Conversation, CorsOrigins, Ended, Limits, ServeOptions, ServedModel, ServerEvent};
+
+use crate::args::{CacheSalt, LogFormat, ServeArguments, WrongUsage};
+use crate::session::{self, ModelSource, Session};
+use crate::{built_in, chat, settings};
+
+/// Serves until the process is told to stop.
+pub fn serve(arguments: ServeArguments) -> anyhow::Result<()> {
+    let options = options(&arguments)?;
+    if arguments.check_config {
+        return check(&arguments);
+    }
+    start_log(&arguments);
+    match bitnet_server::serve(options, move || Ok(load(&arguments)?), tell)? {
+        Ended::Drained => tracing::info!("stopped"),
+        Ended::Cut { unfinished: 0 } => tracing::info!("stopped at once"),
+        Ended::Cut { unfinished } => anyhow::bail!("stopped before {unfinished} requests were answered"),
+    }
+    Ok(())
+}
+
+/// Tells whoever started the process, on its output and as systemd wants to be told.
+fn tell(event: ServerEvent) {
+    if let ServerEvent::Listening(address) = event {
+        let mut out = std::io::stdout();
+        // Whoever started the server may have closed its output.
+        let _ = writeln!(out, "listening on http://{address}").and_then(|()| out.flush());
+    }
+    #[cfg(unix)]
+    let state = match event {
+        ServerEvent::Listening(_) => return,
+        ServerEvent::Ready => "READY=1",
+        ServerEvent::Draining => "STOPPING=1",
+    };
+    #[cfg(unix)]
+    if let Some(path) = std::env::var_os("NOTIFY_SOCKET")
+        && let Err(error) = notify(&path, state)
+    {
+        tracing::warn!(%error, "cannot tell systemd");
+    }
+}
+
+/// Sends a state to the socket that systemd listens on; a name that begins with @ is abstract.
+#[cfg(unix)]
+fn notify(path: &std::ffi::OsStr, state: &str) -> std::io::Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let socket = std::os::unix::net::UnixDatagram::unbound()?;
+    #[cfg(target_os = "linux")]
+    if let Some(name) = path.as_bytes().strip_prefix(b"@") {
+        use std::os::linux::net::SocketAddrExt;
+        let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+        return socket.send_to_addr(state.as_bytes(), &address).map(drop);
+    }
+    socket.send_to(state.as_bytes(), path).map(drop)
+}
+
+fn options(arguments: &ServeArguments) -> anyhow::Result<ServeOptions> {
+    let host = format!("{}:{}", arguments.host, arguments.port);
+    let mut addresses = (arguments.host.as_str(), arguments.port)
+        .to_socket_addrs()
+        .with_context(|| format!("cannot find the address of {host}"))?;
+    let api_keys = match &arguments.api_key_file {
+        None => None,
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            Some(ApiKeys::parse(&text).with_context(|| format!("{}", path.display()))?)
+        }
+    };
+    Ok(ServeOptions {
+        address: addresses.next().with_context(|| format!("{host} has no address"))?,
+        model_names: arguments.model_name.clone(),
+        api_keys,
+        cors_origins: CorsOrigins::new(&arguments.cors_origin).map_err(|error| WrongUsage(error.to_string()))?,
+        is_lenient: arguments.lenient,
+        sampling: arguments.sampling.params(),
+        seed: arguments.sampling.is_deterministic().then(|| arguments.sampling.params().seed),
+        separate_caches: arguments.cache_salt == CacheSalt::Key,
+        #[cfg(feature = "otlp")]
+        otlp: otlp_signals()?,
+        limits: Limits {
+            queue_requests: arguments.queue_requests,
+            queue_tokens: arguments.queue_tokens,
+            choices: arguments.choices,
+            body_bytes: arguments.body_bytes,
+            header_bytes: arguments.header_bytes,
+            header_timeout: arguments.header_timeout,
+            body_timeout: arguments.body_timeout,
+            write_timeout: arguments.write_timeout,
+            request_timeout: arguments.request_timeout,
+            connections: arguments.connections,
+        },
+        drain_timeout: arguments.drain_timeout,
+        stall_timeout: arguments.stall_timeout,
+    })
+}
+
+/// What is sent to OpenTelemetry, as its specification has the variables: off until an endpoint is named.
+#[cfg(feature = "otlp")]
+fn otlp_signals() -> anyhow::Result<bitnet_server::OtlpSignals> {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let is_disabled = variable("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
+    let is_on = |signal: &str| {
+        let endpoint = variable(&format!("OTEL_EXPORTER_OTLP_{signal}_ENDPOINT"));
+        let exporter = variable(&format!("OTEL_{signal}_EXPORTER"));
+        let has_endpoint = endpoint.or_else(|| variable("OTEL_EXPORTER_OTLP_ENDPOINT")).is_some();
+        let is_asked_for = exporter.as_deref() == Some("otlp");
+        !is_disabled && exporter.as_deref() != Some("none") && (has_endpoint || is_asked_for)
+    };
+    let signals = bitnet_server::OtlpSignals { metrics: is_on("METRICS"), traces: is_on("TRACES") };
+    let protocol = variable("OTEL_EXPORTER_OTLP_PROTOCOL").unwrap_or_else(|| "grpc".to_owned());
+    ensure!(
+        protocol == "grpc" || !(signals.metrics || signals.traces),
+        WrongUsage(format!("OTEL_EXPORTER_OTLP_PROTOCOL is {protocol}, but only grpc is supported"))
+    );
+    Ok(signals)
+}
+
+/// Loads the model; on the thread that will own the engine.
+fn load(arguments: &ServeArguments) -> anyhow::Result<ServedModel> {
+    let session = session::open_with(&arguments.model, None, |config, options| sized(config, options, arguments))?;
+    let conversation = conversation(&session, arguments.chat_template.as_deref())?;
+    let name = name(&session);
+    let remake = Box::new(session.remake());
+    let tokenizer = session.tokenization().ok().map(|tokenization| Arc::clone(&tokenization.tokenizer));
+    Ok(ServedModel { engine: session.engine, remake, tokenizer, conversation, name, block_size: KvCache::BLOCK })
+}
+
+/// The cache that the memory for it holds.
+fn sized(config: &Config, options: EngineOptions, arguments: &ServeArguments) -> anyhow::Result<EngineOptions> {
+    let block_bytes = KvCache::block_bytes(config.attention, config.num_layers, options.kv_type);
+    let needed = options.context.div_ceil(KvCache::BLOCK) * block_bytes;
+    let cache = match arguments.kv_memory {
+        None => DEFAULT_KV_BYTES.max(needed) / block_bytes * KvCache::BLOCK,
+        Some(bytes) => bytes / block_bytes * KvCache::BLOCK,
+    };
+    ensure!(
+        cache >= options.context,
+        "--kv-memory holds {cache} positions, but the context has {}: it takes {} MiB, or a smaller --ctx-size",
+        options.context,
+        needed.div_ceil(1 << 20)
+    );
+    Ok(EngineOptions { cache, running_max: arguments.running, ..options })
+}
+
+/// The cache where nothing is said, if the context needs no more.
+const DEFAULT_KV_BYTES: usize = 1 << 30;
+
+/// What becomes of messages: as in `bitnet chat`.
+fn conversation(session: &Session, template: Option<&str>) -> anyhow::Result<Conversation> {
+    let Ok(tokenization) = session.tokenization() else {
+        return Ok(Conversation::Unavailable("this model has no tokenizer".to_owned()));
+    };
+    if template.is_none() && matches!(session.source, ModelSource::BuiltIn(_)) {
+        return Ok(Conversation::ContinueLast);
+    }
+    match chat::template(tokenization, template) {
+        Ok(template) => Ok(Conversation::Template(template)),
+        Err(error) if template.is_some() => Err(error),
+        Err(error) => Ok(Conversation::Unavailable(format!("{error:#}"))),
+    }
+}
+
+/// What the model is called where no `--model-name` says it.
+fn name(session: &Session) -> String {
+    let stem = |path: &Path| path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    let from_source = || match &session.source {
+        ModelSource::Path(path) => stem(path),
+        ModelSource::BuiltIn(_) => Some(built_in::SERVED_NAME.to_owned()),
+    };
+    let from_file = || session.engine.model().config().name.clone().filter(|name| !name.is_empty());
+    from_source().or_else(from_file).unwrap_or_else(|| "model".to_owned())
+}
+
+/// Prints the settings as a file that would say the same.
+fn check(arguments: &ServeArguments) -> anyhow::Result<()> {
+    if let ModelSource::Path(path) = ModelSource::new(arguments.model.model.as_deref())? {
+        match load_tokenization(&path) {
+            Ok(_) | Err(Error::NoTokenizer) => {}
+            Err(error) => return Err(error).with_context(|| format!("cannot load {}", path.display())),
+        }
+    }
+    let mut out = std::io::stdout().lock();
+    for setting in settings::effective()? {
+        let quoted = |value: &String| match value.parse::<f64>() {
+            Ok(number) if number.is_finite() => value.clone(),
+            _ if value == "true" || value == "false" => value.clone(),
+            _ => toml::Value::String(value.clone()).to_string(),
+        };
+        let values: Vec<String> = setting.values.iter().map(quoted).collect();
+        let value = match &values[..] {
+            [] => "true".to_owned(),
+            [value] => value.clone(),
+            values => format!("[{}]", values.join(", ")),
+        };
+        writeln!(out, "{} = {value} # {}", setting.name, setting.origin)?;
+    }
+    Ok(())
+}
+
+fn start_log(arguments: &ServeArguments) {
+    let is_terminal = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(is_terminal)
+        .with_target(false)
+        .with_max_level(arguments.log_level);
+    let is_json = match arguments.log_format {
+        LogFormat::Auto => !is_terminal,
+        LogFormat::Json => true,
+        LogFormat::Text => false,
+    };
+    if is_json {
+        log.json().flatten_event(true).init();
+    } else {
+        log.init();
+    }
+    std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+}
+
+/// Seconds, as they are typed.
+pub fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok().filter(|seconds| *seconds > 0.0 && *seconds <= 1e9);
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| "expected seconds, more than 0, such as 30 or 0.5".to_owned())
+}
+
+/// Bytes, as they are typed: a number, or one with K, M or G behind it.
+pub fn parse_bytes(text: &str) -> Result<usize, String> {
+    let (digits, unit) = text.split_at(text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).len());
+    let shift = match unit.to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" | "KIB" => 10,
+        "M" | "MIB" => 20,
+        "G" | "GIB" => 30,
+        _ => return Err(format!("unit {unit:?} is not known: expected K, M or G (of 1024)")),
+    };
+    let bytes = digits.parse::<usize>().ok().and_then(|number| number.checked_mul(1 << shift));
+    bytes.filter(|bytes| *bytes > 0).ok_or_else(|| "expected bytes, such as 2147483648, 2048M or 2G".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times_are_read_with_their_units() {
+        assert_eq!(parse_bytes("2G"), Ok(2 << 30));
+        assert_eq!(parse_bytes("1536MiB"), Ok(1536 << 20));
+        assert_eq!(parse_bytes("8192"), Ok(8192));
+        for wrong in ["", "G", "0", "-1", "1T", "1.5G", "99999999999G"] {
+            assert!(parse_bytes(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(parse_seconds("0.5"), Ok(Duration::from_millis(500)));
+        for wrong in ["", "0", "-1", "inf", "nan", "1h"] {
+            assert!(parse_seconds(wrong).is_err(), "{wrong}");
+        }
+    }
+}

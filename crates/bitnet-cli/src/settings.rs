@@ -1,0 +1,155 @@
+//! The command line, completed: what was not typed for `bitnet serve` may stand in the environment or in a file.
+//!
+//! Every option of the command is a key of the file (`queue-requests = 64`) and a variable (`BITNET_SERVE_QUEUE_REQUESTS`).
+//! Whatever is found there is put behind what was typed, as an option, so that there is one list of settings, one way to
+//! read them, and one text for what is wrong with them. What is typed goes before the environment, and that before the file.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use anyhow::Context;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
+use toml::Value;
+
+use crate::args::{Arguments, WrongUsage};
+
+/// The command whose options are completed.
+const COMMAND: &str = "serve";
+/// Options that say where settings are, or what to do with them.
+const NOT_SETTINGS: [&str; 4] = ["config", "check-config", "help", "version"];
+
+/// A setting that came from somewhere.
+pub struct Setting {
+    /// The option, without its dashes.
+    pub name: String,
+    pub values: Vec<String>,
+    /// Where it was found, for people.
+    pub origin: String,
+}
+
+/// The arguments of this process, completed; the process ends where they are wrong or ask for help.
+pub fn parse() -> anyhow::Result<Arguments> {
+    let typed: Vec<OsString> = std::env::args_os().collect();
+    let command = Arguments::command();
+    let matches = command.clone().get_matches_from(&typed);
+    let Some((COMMAND, serve)) = matches.subcommand() else {
+        return Ok(Arguments::from_arg_matches(&matches)?);
+    };
+    let found = found_settings(&command, serve)?;
+    let added = found.iter().flat_map(|setting| {
+        let is_flag = setting.values.is_empty();
+        let flag = is_flag.then(|| format!("--{}", setting.name));
+        let options = setting.values.iter().map(|value| format!("--{}={value}", setting.name));
+        flag.into_iter().chain(options).map(OsString::from)
+    });
+    let completed = command.try_get_matches_from(typed.iter().cloned().chain(added)).unwrap_or_else(|error| {
+        // What is wrong was not typed.
+        let list = found.iter().map(|setting| format!("  --{} from {}\n", setting.name, setting.origin));
+        eprint!("{}\nThese settings were not typed:\n{}", error.render(), list.collect::<String>());
+        std::process::exit(2)
+    });
+    Ok(Arguments::from_arg_matches(&completed)?)
+}
+
+/// Every setting of the command and its origin, those with a default included.
+pub fn effective() -> anyhow::Result<Vec<Setting>> {
+    let command = Arguments::command();
+    let matches = command.clone().get_matches();
+    let Some((COMMAND, serve)) = matches.subcommand() else { return Ok(Vec::new()) };
+    let mut out = found_settings(&command, serve)?;
+    for (name, arg) in settings(&command) {
+        if out.iter().any(|setting| setting.name == name) {
+            continue;
+        }
+        let Some(raw) = serve.get_raw(arg.get_id().as_str()) else { continue };
+        let origin = match serve.value_source(arg.get_id().as_str()) {
+            Some(ValueSource::CommandLine) => "the command line",
+            Some(ValueSource::EnvVariable) => "the environment",
+            _ => "the defaults",
+        };
+        let values = raw.map(|value| value.to_string_lossy().into_owned()).collect();
+        out.push(Setting { name, values, origin: origin.to_owned() });
+    }
+    out.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(out)
+}
+
+/// The options that may be set, by their long names.
+fn settings(command: &Command) -> impl Iterator<Item = (String, &Arg)> {
+    let arguments = command.find_subcommand(COMMAND).into_iter().flat_map(Command::get_arguments);
+    let named = arguments.filter_map(|arg| Some((arg.get_long()?.to_owned(), arg)));
+    named.filter(|(name, _)| !NOT_SETTINGS.contains(&name.as_str()))
+}
+
+/// What the environment and the file say of settings that were not typed.
+fn found_settings(command: &Command, typed: &ArgMatches) -> anyhow::Result<Vec<Setting>> {
+    let from_environment = std::env::var_os(variable("config")).map(Into::into);
+    let path = typed.get_one::<std::path::PathBuf>("config").cloned().or(from_environment);
+    let mut file = match &path {
+        Some(path) => read(path)?,
+        None => toml::Table::new(),
+    };
+    let mut out = Vec::new();
+    for (name, arg) in settings(command) {
+        let in_file = file.remove(&name);
+        let source = typed.value_source(arg.get_id().as_str());
+        if matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable)) {
+            continue;
+        }
+        let is_flag = matches!(arg.get_action(), ArgAction::SetTrue);
+        let variable = variable(&name);
+        if let Some(text) = std::env::var_os(&variable) {
+            let text = text.to_string_lossy().into_owned();
+            out.extend(setting(&name, vec![text], is_flag, variable)?);
+        } else if let (Some(value), Some(path)) = (in_file, &path) {
+            let origin = path.display().to_string();
+            out.extend(setting(&name, texts(&value, &name, &origin)?, is_flag, origin)?);
+        }
+    }
+    if let (Some(name), Some(path)) = (file.keys().next(), &path) {
+        let message = format!("{}: there is no setting {name:?}; `bitnet serve --help` lists them", path.display());
+        return Err(WrongUsage(message).into());
+    }
+    Ok(out)
+}
+
+/// `BITNET_SERVE_QUEUE_REQUESTS` for `queue-requests`.
+fn variable(name: &str) -> String {
+    format!("BITNET_SERVE_{}", name.to_uppercase().replace('-', "_"))
+}
+
+fn read(path: &Path) -> anyhow::Result<toml::Table> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read settings from {}", path.display()))?;
+    Ok(text.parse().map_err(|error| WrongUsage(format!("{}: {error}", path.display())))?)
+}
+
+/// The values of a key of the file, as they would be typed.
+fn texts(value: &Value, name: &str, origin: &str) -> anyhow::Result<Vec<String>> {
+    let text = |value: &Value| match value {
+        Value::String(text) => Ok(text.clone()),
+        Value::Integer(_) | Value::Float(_) | Value::Boolean(_) => Ok(value.to_string()),
+        _ => {
+            let kind = value.type_str();
+            Err(WrongUsage(format!("{origin}: {name} is a {kind}, expected a string, a number, true or false")).into())
+        }
+    };
+    match value {
+        Value::Array(list) => list.iter().map(text).collect(),
+        value => Ok(vec![text(value)?]),
+    }
+}
+
+/// `None` for a flag that is off, and for an empty list.
+fn setting(name: &str, values: Vec<String>, is_flag: bool, origin: String) -> anyhow::Result<Option<Setting>> {
+    let name = name.to_owned();
+    if !is_flag {
+        return Ok((!values.is_empty()).then_some(Setting { name, values, origin }));
+    }
+    match values.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["true" | "1" | "yes" | "on"] => Ok(Some(Setting { name, values: Vec::new(), origin })),
+        ["false" | "0" | "no" | "off"] => Ok(None),
+        _ => Err(WrongUsage(format!("{origin}: {name} is {values:?}, expected true or false")).into()),
+    }
+}

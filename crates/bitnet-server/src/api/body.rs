@@ -1,0 +1,162 @@
+//! From the bytes of a body to a request, naming the field that is wrong.
+
+use axum::body::{Body, Bytes};
+use axum::extract::Request;
+use axum::http::HeaderMap;
+use axum::http::header::CONTENT_TYPE;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+use tokio::time::timeout;
+
+use crate::api::ApiError;
+use crate::options::Limits;
+
+/// Reads a body whole, and no longer than it may take.
+pub(crate) async fn read(request: Request, limits: &Limits) -> Result<Bytes, ApiError> {
+    // Pages of other sites can send text without asking, JSON they cannot.
+    if !is_json(request.headers()) {
+        return Err(ApiError::wrong_content_type());
+    }
+    let body: Limited<Body> = Limited::new(request.into_body(), limits.body_bytes);
+    match timeout(limits.body_timeout, body.collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::body_too_large(limits.body_bytes)),
+        Ok(Err(error)) => Err(ApiError::invalid_json(format!("Cannot read the request's body: {error}."))),
+        Err(_) => Err(ApiError::body_too_slow()),
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = value.split(';').next().unwrap_or_default().trim();
+    essence.eq_ignore_ascii_case("application/json")
+}
+
+/// Reads a request from JSON. Fields that nothing reads are an error, unless `is_lenient`.
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], is_lenient: bool) -> Result<T, ApiError> {
+    // Serde would take a list for the fields in their order.
+    if bytes.trim_ascii_start().first().is_some_and(|byte| *byte == b'[') {
+        return Err(ApiError::invalid_json("The request's body is a list, expected an object."));
+    }
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let mut track = serde_path_to_error::Track::new();
+    let mut unread = None;
+    let mut note_unread = |path: serde_ignored::Path<'_>| {
+        unread.get_or_insert_with(|| {
+            let mut text = String::new();
+            write_path(&path, &mut text);
+            text
+        });
+    };
+    let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
+    let parsed = T::deserialize(serde_ignored::Deserializer::new(tracked, &mut note_unread));
+    let value = parsed.map_err(|error| refusal(&error, &track.path().to_string()))?;
+    json.end()
+        .map_err(|error| ApiError::invalid_json(format!("The request's body is not one JSON value: {error}.")))?;
+    match unread {
+        Some(field) if !is_lenient => Err(ApiError::unknown_field(&field)),
+        _ => Ok(value),
+    }
+}
+
+/// What was wrong at `path`, which is `.` where there is none.
+fn refusal(error: &serde_json::Error, path: &str) -> ApiError {
+    if !error.is_data() {
+        return ApiError::invalid_json(format!("The request's body is not valid JSON: {error}."));
+    }
+    let path = if path == "." { "" } else { path };
+    let text = error.to_string();
+    // Serde names these fields in the text alone.
+    let named = |prefix: &str| {
+        let field = text.strip_prefix(prefix)?.split('`').next()?;
+        let dot = if path.is_empty() { "" } else { "." };
+        Some(format!("{path}{dot}{field}"))
+    };
+    if let Some(field) = named("missing field `") {
+        return ApiError::missing(&field);
+    }
+    if let Some(field) = named("duplicate field `") {
+        return ApiError::invalid(&field, format!("'{field}' is given twice."));
+    }
+    match path {
+        "" => ApiError::invalid_json(format!("The request's body is not what was expected: {text}.")),
+        path => ApiError::invalid(path, format!("Invalid '{path}': {text}.")),
+    }
+}
+
+/// `messages[0].content`, as OpenAI writes it.
+fn write_path(path: &serde_ignored::Path<'_>, out: &mut String) {
+    use serde_ignored::Path;
+    match path {
+        Path::Root => {}
+        Path::Seq { parent, index } => {
+            write_path(parent, out);
+            out.push_str(&format!("[{index}]"));
+        }
+        Path::Map { parent, key } => {
+            write_path(parent, out);
+            if !out.is_empty() {
+                out.push('.');
+            }
+            out.push_str(key);
+        }
+        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => {
+            write_path(parent, out);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Deserialize)]
+    #[expect(dead_code, reason = "only read from JSON")]
+    struct Outer {
+        #[serde(default)]
+        list: Vec<Inner>,
+        n: Option<u32>,
+    }
+
+    #[derive(Deserialize)]
+    #[expect(dead_code, reason = "only read from JSON")]
+    struct Inner {
+        name: String,
+    }
+
+    fn problem(json: &str, is_lenient: bool) -> Option<String> {
+        let error = parse::<Outer>(json.as_bytes(), is_lenient).err()?;
+        let body = serde_json::to_value(error.body()).expect("JSON");
+        Some(format!("{} {}", body["error"]["code"].as_str()?, body["error"]["param"].as_str().unwrap_or("-")))
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_place() {
+        assert_eq!(problem(r#"{"list":[{"name":"a"}],"n":null}"#, false), None);
+        for (json, expected) in [
+            (r#"{"m":1}"#, "unknown_parameter m"),
+            (r#"{"list":[{"name":"a"},{"name":"b","x":[]}]}"#, "unknown_parameter list[1].x"),
+            (r#"{"n":"many"}"#, "invalid_value n"),
+            (r#"{"n":-1}"#, "invalid_value n"),
+            (r#"{"n":1.5}"#, "invalid_value n"),
+            (r#"{"list":[{}]}"#, "missing_required_parameter list[0].name"),
+            (r#"{"list":[{"name":1}]}"#, "invalid_value list[0].name"),
+            (r#"{"list":{}}"#, "invalid_value list"),
+            (r#"{"n":1,"n":2}"#, "invalid_value n"),
+            ("[1]", "invalid_json -"),
+            ("7", "invalid_json -"),
+            ("{", "invalid_json -"),
+            ("", "invalid_json -"),
+            ("{} {}", "invalid_json -"),
+        ] {
+            assert_eq!(problem(json, false).as_deref(), Some(expected), "{json}");
+        }
+    }
+
+    #[test]
+    fn a_lenient_server_leaves_fields_unread_but_no_nonsense() {
+        assert_eq!(problem(r#"{"m":1,"list":[{"name":"a","x":{"y":2}}]}"#, true), None);
+        assert_eq!(problem(r#"{"m":1,"n":"many"}"#, true).as_deref(), Some("invalid_value n"));
+    }
+}

@@ -1,0 +1,570 @@
+//! `/v1/chat/completions`: the next message of a conversation.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use bitnet_inference::FinishReason;
+use bitnet_tokenizers::{ChatMessage, EncodeOptions, RenderOptions, TokenId, Tokenizer};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+
+use crate::api::completions::Rendered;
+use crate::api::fields::{TextOr, refuse_unless};
+use crate::api::generate::{self, Answers, Asked, Plan, SampledToken, Usage, generation_request};
+use crate::api::logprobs::{self, ChatLogprobs, TokenLogprob};
+use crate::api::stream::{self, ChunkFormat, Part};
+use crate::api::tools::{self, CallFinder, Found, FunctionCall, Tool, ToolCall, Tools};
+use crate::api::{ApiError, body};
+use crate::id::random_id;
+use crate::record::Record;
+use crate::state::{App, Conversation, Model, unix_time};
+
+generation_request! {
+    /// A conversation to continue. Fields that are unknown or cannot be honoured are refused by name.
+    pub(crate) struct ChatRequest {
+        /// The conversation so far.
+        #[schema(min_items = 1)]
+        messages: Vec<Message>,
+        /// The most tokens to generate; as many as the context has room for if not given.
+        #[schema(minimum = 1)]
+        max_completion_tokens: Option<u32>,
+        /// The older name of `max_completion_tokens`.
+        #[schema(minimum = 1)]
+        max_tokens: Option<u32>,
+        /// Give the log-probability of each token.
+        logprobs: Option<bool>,
+        /// Give those of so many of the most probable tokens, too; needs `logprobs`.
+        #[schema(maximum = 20)]
+        top_logprobs: Option<u32>,
+        /// Functions that the model may ask for.
+        tools: Option<Vec<Tool>>,
+        /// `none`, `auto`, `required`, or `{"type": "function", "function": {"name": NAME}}`.
+        tool_choice: Option<Value>,
+        /// Whether several tools may be called at once; true if not given.
+        parallel_tool_calls: Option<bool>,
+        /// Only `["text"]` is supported.
+        modalities: Option<Value>,
+        /// Only false is supported: nothing is stored.
+        store: Option<Value>,
+        /// Only an empty object is supported: nothing is stored.
+        metadata: Option<Value>,
+        /// Only `auto` and `default` are supported.
+        service_tier: Option<Value>,
+        /// Who asks, for the records of whoever runs the server; it changes nothing.
+        #[expect(dead_code, reason = "accepted, and of no consequence")]
+        safety_identifier: Option<String>,
+        /// A hint that the cache does not need.
+        #[expect(dead_code, reason = "accepted, and of no consequence")]
+        prompt_cache_key: Option<String>,
+    }
+}
+
+/// A message of a conversation.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(crate) struct Message {
+    /// `system` or `developer`, `user`, `assistant`, or what else the model's template knows.
+    role: String,
+    /// A text, or a list of parts of one.
+    content: Option<TextOr<ContentPart>>,
+    /// Only null is supported.
+    name: Option<Value>,
+    /// The tools that an assistant called.
+    tool_calls: Option<Vec<ToolCall>>,
+    /// The call that a message of the role `tool` answers.
+    #[expect(dead_code, reason = "templates know the order only")]
+    tool_call_id: Option<String>,
+    /// Only null is supported.
+    function_call: Option<Value>,
+    /// Only null is supported, as answers have it.
+    refusal: Option<Value>,
+    /// Only null is supported, as answers have it.
+    audio: Option<Value>,
+    /// Only null and an empty list are supported, as answers have it.
+    annotations: Option<Value>,
+}
+
+impl Message {
+    fn has_calls(&self) -> bool {
+        self.tool_calls.as_ref().is_some_and(|calls| !calls.is_empty())
+    }
+}
+
+/// A part of a message.
+#[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
+pub(crate) struct ContentPart {
+    /// Only `text` is supported.
+    r#type: String,
+    text: Option<String>,
+}
+
+impl ChatRequest {
+    /// Refuses what asks for something that this server does not do.
+    fn check_support(&self) -> Result<(), ApiError> {
+        let empty = [json!([])];
+        refuse_unless("modalities", self.modalities.as_ref(), &[json!(["text"])])?;
+        refuse_unless("store", self.store.as_ref(), &[json!(false)])?;
+        refuse_unless("metadata", self.metadata.as_ref(), &[json!({})])?;
+        refuse_unless("service_tier", self.service_tier.as_ref(), &[json!("auto"), json!("default")])?;
+        for (index, message) in self.messages.iter().enumerate() {
+            let field = |name: &str| format!("messages[{index}].{name}");
+            refuse_unless(&field("name"), message.name.as_ref(), &[])?;
+            refuse_unless(&field("function_call"), message.function_call.as_ref(), &[])?;
+            refuse_unless(&field("refusal"), message.refusal.as_ref(), &[])?;
+            refuse_unless(&field("audio"), message.audio.as_ref(), &[])?;
+            refuse_unless(&field("annotations"), message.annotations.as_ref(), &empty)?;
+        }
+        Ok(())
+    }
+
+    fn num_logprobs(&self) -> Result<Option<usize>, ApiError> {
+        match (self.logprobs, self.top_logprobs) {
+            (Some(true), top) => logprobs::check_top("top_logprobs", top.unwrap_or(0)).map(Some),
+            (_, None | Some(0)) => Ok(None),
+            (_, Some(_)) => Err(ApiError::invalid("top_logprobs", "'top_logprobs' needs 'logprobs' to be true.")),
+        }
+    }
+
+    fn max_tokens(&self) -> Result<Option<u32>, ApiError> {
+        match (self.max_completion_tokens, self.max_tokens) {
+            (Some(new), Some(old)) if new != old => {
+                let message = format!("'max_completion_tokens' is {new} and 'max_tokens' is {old}: give one of them.");
+                Err(ApiError::invalid("max_tokens", message))
+            }
+            (new, old) => Ok(new.or(old)),
+        }
+    }
+}
+
+/// The messages as templates take them.
+pub(crate) fn chat_messages(messages: &[Message]) -> Result<Vec<ChatMessage>, ApiError> {
+    let mut out = Vec::with_capacity(messages.len());
+    for (index, message) in messages.iter().enumerate() {
+        let content = match &message.content {
+            Some(TextOr::Text(text)) => text.clone(),
+            Some(TextOr::List(parts)) => joined(parts, index)?,
+            None if message.has_calls() => String::new(),
+            None => return Err(ApiError::missing(&format!("messages[{index}].content"))),
+        };
+        let calls = tools::written(message.tool_calls.as_deref().unwrap_or_default(), index)?;
+        let content = content + &calls;
+        // The newer name of the same thing.
+        let role = if message.role == "developer" { "system" } else { &message.role };
+        out.push(ChatMessage::new(role, content));
+    }
+    if out.is_empty() {
+        return Err(ApiError::invalid("messages", "'messages' is empty: at least one message is needed."));
+    }
+    Ok(out)
+}
+
+fn joined(parts: &[ContentPart], message: usize) -> Result<String, ApiError> {
+    let mut texts = Vec::with_capacity(parts.len());
+    for (index, part) in parts.iter().enumerate() {
+        let field = |name: &str| format!("messages[{message}].content[{index}].{name}");
+        if part.r#type != "text" {
+            let kind: String = part.r#type.chars().take(64).collect();
+            return Err(ApiError::unsupported(Some(&field("type")), format!("This model reads text, not '{kind}'.")));
+        }
+        texts.push(part.text.as_deref().ok_or_else(|| ApiError::missing(&field("text")))?);
+    }
+    Ok(texts.join("\n"))
+}
+
+/// A conversation as the text and the tokens that the model continues.
+pub(crate) fn render_messages(
+    model: &Model,
+    messages: &[ChatMessage],
+    tools: Option<&Tools>,
+    add_generation_prompt: bool,
+) -> Result<(String, Vec<TokenId>), ApiError> {
+    let tokenizer = model.tokenizer()?;
+    let wrong = |error: bitnet_tokenizers::Error| ApiError::invalid("messages", format!("{error}."));
+    match &model.conversation {
+        Conversation::Template(template) => {
+            let now = i64::try_from(unix_time()).ok();
+            let mut messages = Cow::Borrowed(messages);
+            let mut tools_json = None;
+            match tools {
+                Some(tools) if template.reads_tools() => tools_json = Some(tools.json()),
+                Some(tools) => introduce(tools, messages.to_mut()),
+                None => {}
+            }
+            let options = RenderOptions { add_generation_prompt, now, tools: tools_json.as_ref() };
+            let chat = template.render(&messages, options).map_err(wrong)?;
+            let tokens = tokenizer.encode_chat(&chat).map_err(wrong)?;
+            Ok((chat.text().to_owned(), tokens))
+        }
+        Conversation::ContinueLast => {
+            let text = messages.last().map_or("", |message| message.content.trim());
+            Ok((text.to_owned(), tokenizer.encode(text, EncodeOptions::default()).map_err(wrong)?))
+        }
+        Conversation::Unavailable(reason) => Err(ApiError::unsupported(Some("messages"), format!("{reason}."))),
+    }
+}
+
+/// Tells a model of its tools before anything else is said.
+fn introduce(tools: &Tools, messages: &mut Vec<ChatMessage>) {
+    let introduction = tools.introduction();
+    match messages.first_mut() {
+        Some(first) if first.role == "system" => first.content = format!("{}\n\n{introduction}", first.content),
+        _ => messages.insert(0, ChatMessage::new("system", introduction)),
+    }
+}
+
+/// A request with its prompt.
+struct Prepared {
+    plan: Plan,
+    text: String,
+    prompt: Vec<TokenId>,
+    calls_tools: bool,
+}
+
+fn prepare(app: &App, bytes: &[u8]) -> Result<Prepared, ApiError> {
+    let model = app.model()?;
+    let is_lenient = app.options.is_lenient;
+    let mut request: ChatRequest = body::parse(bytes, is_lenient)?;
+    if !is_lenient {
+        request.check_support()?;
+    }
+    let max_tokens = request.max_tokens()?;
+    let num_logprobs = request.num_logprobs()?;
+    let tools = Tools::settle(request.tools.take(), request.tool_choice.as_ref(), request.parallel_tool_calls)?;
+    let grammar = tools.as_ref().map(Tools::grammar).transpose()?;
+    let plan = request.common().settle(app, model, max_tokens, num_logprobs, grammar)?;
+    let (text, prompt) = render_messages(model, &chat_messages(&request.messages)?, tools.as_ref(), true)?;
+    Ok(Prepared { plan, text, prompt, calls_tools: tools.is_some() })
+}
+
+async fn read_and_prepare(app: &Arc<App>, request: Request) -> Result<Prepared, ApiError> {
+    app.model()?;
+    let bytes = body::read(request, &app.options.limits).await?;
+    let app = Arc::clone(app);
+    generate::blocking(move || prepare(&app, &bytes)).await
+}
+
+/// The next message of a conversation.
+#[utoipa::path(
+    post,
+    path = "/v1/chat/completions",
+    operation_id = "createChatCompletion",
+    tag = "OpenAI",
+    request_body = ChatRequest,
+    responses((status = 200, description = "The answer, or its chunks and `[DONE]`.", content(
+        (ChatCompletion = "application/json"),
+        (ChatChunk<'_> = "text/event-stream"),
+    )))
+)]
+pub(crate) async fn create(
+    State(app): State<Arc<App>>,
+    Extension(record): Extension<Arc<Record>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    // Whoever will be sent away is sent away before there is any work, and from a server that drains for good.
+    app.model()?;
+    app.queue.check_room()?;
+    let Prepared { plan, prompt, calls_tools, .. } = read_and_prepare(&app, request).await?;
+    let model = app.model()?;
+    let id = random_id("chatcmpl-");
+    let prompts = [prompt];
+    let asked = Asked { plan: &plan, prompts: &prompts, param: "messages", operation: "chat", response_id: &id };
+    let answers = generate::submit(&app, model, &asked, &record)?;
+    let envelope = Envelope {
+        id,
+        created: unix_time(),
+        model: model.name().to_owned(),
+        tokenizer: model.tokenizer.clone(),
+        include_usage: plan.include_usage,
+        return_token_ids: plan.return_token_ids,
+        finders: if calls_tools {
+            std::iter::repeat_with(CallFinder::default).take(plan.n).collect()
+        } else {
+            Vec::new()
+        },
+    };
+    if plan.is_stream {
+        return Ok(stream::response(answers, envelope, plan.n, plan.include_usage, plan.return_token_ids));
+    }
+    envelope.whole(answers, plan.n).await
+}
+
+/// The prompt that a conversation becomes, without running it.
+#[utoipa::path(
+    post,
+    path = "/v1/chat/completions/render",
+    operation_id = "renderChatCompletion",
+    tag = "vLLM",
+    request_body = ChatRequest,
+    responses((status = 200, description = "The prompt.", body = Rendered))
+)]
+pub(crate) async fn render(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    let Prepared { text, prompt, .. } = read_and_prepare(&app, request).await?;
+    let model = app.model()?.name().to_owned();
+    Ok(super::json(&Rendered { request_id: random_id("chatcmpl-"), model, prompt: Some(text), token_ids: prompt }))
+}
+
+/// A whole answer.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct ChatCompletion {
+    id: String,
+    /// `chat.completion`
+    object: &'static str,
+    /// Seconds since 1970.
+    created: u64,
+    model: String,
+    system_fingerprint: &'static str,
+    choices: Vec<ChatChoice>,
+    usage: Usage,
+}
+
+/// One of the answers.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct ChatChoice {
+    index: usize,
+    message: AssistantMessage,
+    logprobs: Option<ChatLogprobs>,
+    /// `stop`, `length` or `tool_calls`
+    finish_reason: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<u32>>)]
+    token_ids: Option<Vec<TokenId>>,
+}
+
+/// What the model says.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct AssistantMessage {
+    /// `assistant`
+    role: &'static str,
+    /// Null where there are tool calls and nothing else.
+    content: Option<String>,
+    refusal: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool_calls: Option<Vec<ToolCall>>,
+}
+
+/// A chunk of a streamed answer.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct ChatChunk<'a> {
+    id: &'a str,
+    /// `chat.completion.chunk`
+    object: &'static str,
+    /// Seconds since 1970.
+    created: u64,
+    model: &'a str,
+    system_fingerprint: &'static str,
+    choices: Vec<ChatChunkChoice<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Option<Usage>>,
+}
+
+/// What a chunk adds to one of the answers.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct ChatChunkChoice<'a> {
+    index: usize,
+    delta: Delta<'a>,
+    logprobs: Option<ChatLogprobs>,
+    finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<u32>>)]
+    token_ids: Option<[TokenId; 1]>,
+}
+
+/// What is added.
+#[derive(Default, Serialize, ToSchema)]
+pub(crate) struct Delta<'a> {
+    /// `assistant`, in the first chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool_calls: Option<[DeltaCall<'a>; 1]>,
+}
+
+/// A call that begins, or more of its arguments.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct DeltaCall<'a> {
+    /// Which call.
+    index: usize,
+    /// Where it begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    /// `function`, where it begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    r#type: Option<&'static str>,
+    function: DeltaFunction<'a>,
+}
+
+/// What is called, or more of the arguments.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct DeltaFunction<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    arguments: &'a str,
+}
+
+/// What all chunks of an answer have in common.
+struct Envelope {
+    id: String,
+    created: u64,
+    model: String,
+    tokenizer: Option<Arc<Tokenizer>>,
+    include_usage: bool,
+    return_token_ids: bool,
+    /// One for each answer, if there are tools.
+    finders: Vec<CallFinder>,
+}
+
+impl Envelope {
+    async fn whole(self, answers: Answers, num_answers: usize) -> Result<Response, ApiError> {
+        let (answers, usage) = generate::collect(answers, num_answers).await?;
+        let choice = |(index, answer): (usize, generate::Answer)| {
+            let (content, calls) =
+                if self.finders.is_empty() { (answer.text.clone(), Vec::new()) } else { split(&answer.text) };
+            let is_call = !calls.is_empty();
+            ChatChoice {
+                index,
+                logprobs: self.logprobs(answer.tokens.iter().map(|(token, _)| token)),
+                finish_reason: finish_reason(answer.reason, is_call),
+                token_ids: self.return_token_ids.then(|| answer.token_ids()),
+                message: AssistantMessage {
+                    role: "assistant",
+                    content: (!is_call || !content.is_empty()).then_some(content),
+                    refusal: None,
+                    tool_calls: is_call.then_some(calls),
+                },
+            }
+        };
+        let choices = answers.into_iter().enumerate().map(choice).collect();
+        Ok(super::json(&ChatCompletion {
+            id: self.id,
+            object: "chat.completion",
+            created: self.created,
+            model: self.model,
+            system_fingerprint: super::FINGERPRINT,
+            choices,
+            usage,
+        }))
+    }
+
+    /// `None` where no token has any.
+    fn logprobs<'a>(&self, tokens: impl Iterator<Item = &'a SampledToken>) -> Option<ChatLogprobs> {
+        let content: Vec<_> = tokens.filter_map(|token| TokenLogprob::new(self.tokenizer.as_deref(), token)).collect();
+        (!content.is_empty()).then_some(ChatLogprobs { content, refusal: None })
+    }
+
+    fn write(&self, choices: Vec<ChatChunkChoice<'_>>, usage: Option<Option<Usage>>) -> String {
+        super::to_json(&ChatChunk {
+            id: &self.id,
+            object: "chat.completion.chunk",
+            created: self.created,
+            model: &self.model,
+            system_fingerprint: super::FINGERPRINT,
+            choices,
+            usage,
+        })
+    }
+}
+
+/// A text as what it says and the calls in it.
+fn split(text: &str) -> (String, Vec<ToolCall>) {
+    let (mut finder, mut found) = (CallFinder::default(), Vec::new());
+    finder.push(text, &mut found);
+    finder.finish(&mut found);
+    let (mut content, mut calls) = (String::new(), Vec::<ToolCall>::new());
+    for part in found {
+        match part {
+            Found::Text(text) => content += &text,
+            Found::Call { name, .. } => {
+                let function = FunctionCall { name, arguments: String::new() };
+                calls.push(ToolCall { id: random_id("call_"), r#type: "function".to_owned(), function });
+            }
+            Found::Arguments { index, text } => calls[index].function.arguments += &text,
+        }
+    }
+    (content, calls)
+}
+
+fn finish_reason(reason: FinishReason, is_call: bool) -> &'static str {
+    match reason {
+        FinishReason::Stop if is_call => "tool_calls",
+        reason => reason.name(),
+    }
+}
+
+impl Envelope {
+    fn one_chunk(
+        &self,
+        choice: usize,
+        delta: Delta<'_>,
+        token: Option<&SampledToken>,
+        finish_reason: Option<&'static str>,
+    ) -> String {
+        let token_ids = token.filter(|_| self.return_token_ids).map(|token| [token.id]);
+        let logprobs = self.logprobs(token.into_iter());
+        let choice = ChatChunkChoice { index: choice, delta, logprobs, finish_reason, token_ids };
+        self.write(vec![choice], self.include_usage.then_some(None))
+    }
+
+    /// Chunks for what a text turned out to be; the first bears its token.
+    fn found_chunks(&self, choice: usize, found: &[Found], mut token: Option<&SampledToken>) -> Vec<String> {
+        let chunk = |part: &Found| {
+            let delta = match part {
+                Found::Text(text) => Delta { content: Some(text), ..Delta::default() },
+                Found::Call { index, name } => {
+                    let function = DeltaFunction { name: Some(name), arguments: "" };
+                    let id = Some(random_id("call_"));
+                    let call = DeltaCall { index: *index, id, r#type: Some("function"), function };
+                    Delta { tool_calls: Some([call]), ..Delta::default() }
+                }
+                Found::Arguments { index, text } => {
+                    let function = DeltaFunction { name: None, arguments: text };
+                    let call = DeltaCall { index: *index, id: None, r#type: None, function };
+                    Delta { tool_calls: Some([call]), ..Delta::default() }
+                }
+            };
+            self.one_chunk(choice, delta, token.take(), None)
+        };
+        found.iter().map(chunk).collect()
+    }
+}
+
+impl ChunkFormat for Envelope {
+    fn chunks(&mut self, choice: usize, part: Part<'_>) -> Vec<String> {
+        let mut found = Vec::new();
+        match part {
+            Part::Begin => {
+                let delta = Delta { role: Some("assistant"), content: Some(""), tool_calls: None };
+                vec![self.one_chunk(choice, delta, None, None)]
+            }
+            Part::Text { text, token } => {
+                let Some(finder) = self.finders.get_mut(choice) else {
+                    let delta = Delta { content: Some(text), ..Delta::default() };
+                    return vec![self.one_chunk(choice, delta, token, None)];
+                };
+                finder.push(text, &mut found);
+                if found.is_empty() && token.is_some_and(|token| self.return_token_ids || token.logprobs.is_some()) {
+                    found.push(Found::Text(String::new()));
+                }
+                self.found_chunks(choice, &found, token)
+            }
+            Part::End(reason) => {
+                let mut is_call = false;
+                if let Some(finder) = self.finders.get_mut(choice) {
+                    finder.finish(&mut found);
+                    is_call = finder.num_calls() > 0;
+                }
+                let mut chunks = self.found_chunks(choice, &found, None);
+                chunks.push(self.one_chunk(choice, Delta::default(), None, Some(finish_reason(reason, is_call))));
+                chunks
+            }
+        }
+    }
+
+    fn usage_chunk(&self, usage: Usage) -> String {
+        self.write(Vec::new(), Some(Some(usage)))
+    }
+}

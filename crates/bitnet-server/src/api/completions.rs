@@ -1,0 +1,307 @@
+//! `/v1/completions`: the continuation of a text, or of tokens.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use bitnet_inference::FinishReason;
+use bitnet_tokenizers::{DecodeOptions, EncodeOptions, TokenId, Tokenizer};
+use serde::Serialize;
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+
+use crate::api::fields::{Prompt, refuse_unless};
+use crate::api::generate::{self, Answers, Asked, Plan, Usage, generation_request};
+use crate::api::logprobs::{self, CompletionLogprobs};
+use crate::api::stream::{self, ChunkFormat, Part};
+use crate::api::{ApiError, body};
+use crate::id::random_id;
+use crate::record::Record;
+use crate::state::{App, Model, unix_time};
+
+/// The most tokens of an answer where a request does not say, as OpenAI has it.
+const DEFAULT_MAX_TOKENS: u32 = 16;
+
+generation_request! {
+    /// Texts or tokens to continue. Fields that are unknown or cannot be honoured are refused by name.
+    pub(crate) struct CompletionRequest {
+        /// What to continue: a text, token ids, or a list of either.
+        prompt: Prompt,
+        /// The most tokens to generate.
+        #[schema(minimum = 1)]
+        max_tokens: Option<u32>,
+        /// Begin the answer with the prompt.
+        echo: Option<bool>,
+        /// Put the tokens before a text that the model expects there; true if not given.
+        add_special_tokens: Option<bool>,
+        /// Only the value of `n` is supported: every answer that is computed is given.
+        best_of: Option<u32>,
+        /// Give the log-probability of each token, and of so many of the most probable ones; not with `echo`.
+        #[schema(maximum = 20)]
+        logprobs: Option<u32>,
+        /// Only an empty text is supported.
+        suffix: Option<Value>,
+    }
+}
+
+impl CompletionRequest {
+    /// Refuses what asks for something that this server does not do.
+    fn check_support(&self) -> Result<(), ApiError> {
+        refuse_unless("suffix", self.suffix.as_ref(), &[json!("")])?;
+        refuse_unless("best_of", self.best_of.map(Value::from).as_ref(), &[json!(self.n.unwrap_or(1))])
+    }
+
+    fn num_logprobs(&self) -> Result<Option<usize>, ApiError> {
+        if self.logprobs.is_some() && self.echo == Some(true) {
+            let message = "'logprobs' and 'echo' together are not supported: prompts have no log-probabilities here.";
+            return Err(ApiError::unsupported(Some("logprobs"), message));
+        }
+        self.logprobs.map(|top| logprobs::check_top("logprobs", top)).transpose()
+    }
+
+    /// The prompts as tokens.
+    fn encode(&self, model: &Model) -> Result<Vec<Vec<TokenId>>, ApiError> {
+        let tokens = |ids: &Vec<u32>| ids.iter().copied().map(TokenId).collect();
+        let texts = match &self.prompt {
+            Prompt::Tokens(ids) => return Ok(vec![tokens(ids)]),
+            Prompt::TokenLists(lists) => return Ok(lists.iter().map(tokens).collect()),
+            Prompt::Text(text) => std::slice::from_ref(text),
+            Prompt::Texts(texts) => texts,
+        };
+        let tokenizer = model.tokenizer()?;
+        let add_special = self.add_special_tokens.unwrap_or(true);
+        texts.iter().map(|text| encode(tokenizer, text, add_special)).collect()
+    }
+
+    /// The prompts as texts.
+    fn texts(&self, model: &Model) -> Result<Vec<String>, ApiError> {
+        let decode = |tokenizer: &Tokenizer, ids: &Vec<u32>| {
+            let ids: Vec<_> = ids.iter().copied().map(TokenId).collect();
+            tokenizer.decode(&ids, DecodeOptions::default())
+        };
+        Ok(match &self.prompt {
+            Prompt::Text(text) => vec![text.clone()],
+            Prompt::Texts(texts) => texts.clone(),
+            Prompt::Tokens(ids) => vec![decode(model.tokenizer()?, ids)],
+            Prompt::TokenLists(lists) => {
+                let tokenizer = model.tokenizer()?;
+                lists.iter().map(|ids| decode(tokenizer, ids)).collect()
+            }
+        })
+    }
+}
+
+/// The tokens of a text, with BOS where the model wants it. Control tokens that the text spells out are text.
+pub(crate) fn encode(tokenizer: &Tokenizer, text: &str, add_special: bool) -> Result<Vec<TokenId>, ApiError> {
+    let options = EncodeOptions { add_special: false, parse_special: false };
+    let mut tokens =
+        tokenizer.encode(text, options).map_err(|error| ApiError::invalid("prompt", format!("{error}.")))?;
+    if let Some(bos) = tokenizer.bos().filter(|_| add_special && tokenizer.adds_bos()) {
+        tokens.insert(0, bos);
+    }
+    Ok(tokens)
+}
+
+/// A request with its prompts.
+struct Prepared {
+    plan: Plan,
+    prompts: Vec<Vec<TokenId>>,
+    /// What answers begin with, a text for each prompt; empty without `echo`.
+    echoes: Vec<String>,
+}
+
+fn prepare(app: &App, bytes: &[u8]) -> Result<Prepared, ApiError> {
+    let model = app.model()?;
+    let is_lenient = app.options.is_lenient;
+    let mut request: CompletionRequest = body::parse(bytes, is_lenient)?;
+    if !is_lenient {
+        request.check_support()?;
+    }
+    let max_tokens = request.max_tokens.or(Some(DEFAULT_MAX_TOKENS));
+    let num_logprobs = request.num_logprobs()?;
+    let plan = request.common().settle(app, model, max_tokens, num_logprobs, None)?;
+    let prompts = request.encode(model)?;
+    let echoes = if request.echo.unwrap_or(false) { request.texts(model)? } else { Vec::new() };
+    Ok(Prepared { plan, prompts, echoes })
+}
+
+async fn read_and_prepare(app: &Arc<App>, request: Request) -> Result<Prepared, ApiError> {
+    app.model()?;
+    let bytes = body::read(request, &app.options.limits).await?;
+    let app = Arc::clone(app);
+    generate::blocking(move || prepare(&app, &bytes)).await
+}
+
+/// The continuations of texts or tokens.
+#[utoipa::path(
+    post,
+    path = "/v1/completions",
+    operation_id = "createCompletion",
+    tag = "OpenAI",
+    request_body = CompletionRequest,
+    responses((status = 200, description = "The answers, or their chunks and `[DONE]`.", content(
+        (Completion<'_> = "application/json"),
+        (Completion<'_> = "text/event-stream"),
+    )))
+)]
+pub(crate) async fn create(
+    State(app): State<Arc<App>>,
+    Extension(record): Extension<Arc<Record>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    // Whoever will be sent away is sent away before there is any work, and from a server that drains for good.
+    app.model()?;
+    app.queue.check_room()?;
+    let Prepared { plan, prompts, echoes } = read_and_prepare(&app, request).await?;
+    let model = app.model()?;
+    let id = random_id("cmpl-");
+    let operation = "text_completion";
+    let asked = Asked { plan: &plan, prompts: &prompts, param: "prompt", operation, response_id: &id };
+    let answers = generate::submit(&app, model, &asked, &record)?;
+    let num_answers = prompts.len() * plan.n;
+    let envelope = Envelope {
+        id,
+        created: unix_time(),
+        model: model.name().to_owned(),
+        tokenizer: model.tokenizer.clone(),
+        include_usage: plan.include_usage,
+        return_token_ids: plan.return_token_ids,
+        n: plan.n,
+        echoes,
+        num_chars: vec![0; num_answers],
+    };
+    if plan.is_stream {
+        return Ok(stream::response(answers, envelope, num_answers, plan.include_usage, plan.return_token_ids));
+    }
+    envelope.whole(answers, num_answers).await
+}
+
+/// A prompt as the model gets it.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Rendered {
+    pub(crate) request_id: String,
+    pub(crate) model: String,
+    /// The text, where a template wrote it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) prompt: Option<String>,
+    #[schema(value_type = Vec<u32>)]
+    pub(crate) token_ids: Vec<TokenId>,
+}
+
+/// The tokens of each prompt, without running them.
+#[utoipa::path(
+    post,
+    path = "/v1/completions/render",
+    operation_id = "renderCompletion",
+    tag = "vLLM",
+    request_body = CompletionRequest,
+    responses((status = 200, description = "The prompts.", body = Vec<Rendered>))
+)]
+pub(crate) async fn render(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    let Prepared { prompts, .. } = read_and_prepare(&app, request).await?;
+    let model = app.model()?.name();
+    let rendered =
+        |token_ids| Rendered { request_id: random_id("cmpl-"), model: model.to_owned(), prompt: None, token_ids };
+    Ok(super::json(&prompts.into_iter().map(rendered).collect::<Vec<_>>()))
+}
+
+/// Whole answers, or a chunk of streamed ones.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Completion<'a> {
+    id: &'a str,
+    /// `text_completion`
+    object: &'static str,
+    /// Seconds since 1970.
+    created: u64,
+    model: &'a str,
+    system_fingerprint: &'static str,
+    choices: Vec<CompletionChoice>,
+    /// In a stream that was asked for it null, until the last chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Option<Usage>>,
+}
+
+/// An answer, or what a chunk adds to it.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct CompletionChoice {
+    /// Which answer to which prompt: the place of the prompt × n + the number of the answer.
+    index: usize,
+    text: String,
+    logprobs: Option<CompletionLogprobs>,
+    /// `stop` or `length`
+    finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<u32>>)]
+    token_ids: Option<Vec<TokenId>>,
+}
+
+/// What all chunks of an answer have in common.
+struct Envelope {
+    id: String,
+    created: u64,
+    model: String,
+    tokenizer: Option<Arc<Tokenizer>>,
+    include_usage: bool,
+    return_token_ids: bool,
+    n: usize,
+    echoes: Vec<String>,
+    /// Characters sent of each answer, without the prompt.
+    num_chars: Vec<usize>,
+}
+
+impl Envelope {
+    async fn whole(self, answers: Answers, num_answers: usize) -> Result<Response, ApiError> {
+        let (answers, usage) = generate::collect(answers, num_answers).await?;
+        let choice = |(index, answer): (usize, generate::Answer)| CompletionChoice {
+            index,
+            text: self.echo(index).to_owned() + &answer.text,
+            logprobs: CompletionLogprobs::new(self.tokenizer.as_deref(), &answer.tokens),
+            finish_reason: Some(answer.reason.name()),
+            token_ids: self.return_token_ids.then(|| answer.token_ids()),
+        };
+        Ok(super::json(&self.completion(answers.into_iter().enumerate().map(choice).collect(), Some(Some(usage)))))
+    }
+
+    /// What an answer begins with.
+    fn echo(&self, choice: usize) -> &str {
+        self.echoes.get(choice / self.n).map_or("", String::as_str)
+    }
+
+    fn completion(&self, choices: Vec<CompletionChoice>, usage: Option<Option<Usage>>) -> Completion<'_> {
+        Completion {
+            id: &self.id,
+            object: "text_completion",
+            created: self.created,
+            model: &self.model,
+            system_fingerprint: super::FINGERPRINT,
+            choices,
+            usage,
+        }
+    }
+}
+
+impl ChunkFormat for Envelope {
+    fn chunks(&mut self, choice: usize, part: Part<'_>) -> Vec<String> {
+        let (text, finish_reason, token) = match part {
+            Part::Begin if self.echo(choice).is_empty() => return Vec::new(),
+            Part::Begin => (self.echo(choice), None, None),
+            Part::Text { text, token } => (text, None, token),
+            Part::End(reason) => ("", Some(FinishReason::name(reason)), None),
+        };
+        let token_ids = token.filter(|_| self.return_token_ids).map(|token| vec![token.id]);
+        let logprobs = token.and_then(|token| {
+            CompletionLogprobs::new(self.tokenizer.as_deref(), &[(token.clone(), self.num_chars[choice])])
+        });
+        let text = text.to_owned();
+        if !matches!(part, Part::Begin) {
+            self.num_chars[choice] += text.chars().count();
+        }
+        let choice = CompletionChoice { index: choice, text, logprobs, finish_reason, token_ids };
+        vec![super::to_json(&self.completion(vec![choice], self.include_usage.then_some(None)))]
+    }
+
+    fn usage_chunk(&self, usage: Usage) -> String {
+        super::to_json(&self.completion(Vec::new(), Some(Some(usage))))
+    }
+}

@@ -1,0 +1,175 @@
+//! [`ApiError`]: what is wrong with a request, as OpenAI's clients expect to be told.
+
+use axum::http::header::RETRY_AFTER;
+use axum::http::{HeaderValue, Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// When whoever finds the server not ready should ask again, in seconds.
+const UNAVAILABLE_RETRY_S: u64 = 5;
+
+/// A refusal.
+#[derive(Clone, Debug)]
+pub(crate) struct ApiError {
+    status: StatusCode,
+    body: ErrorObject,
+    retry_after_s: Option<u64>,
+}
+
+/// What is wrong.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct ErrorObject {
+    /// For people.
+    message: String,
+    /// The kind of error, such as `invalid_request_error`.
+    r#type: &'static str,
+    /// The field that is wrong, such as `messages[0].role`.
+    param: Option<String>,
+    /// For programs, such as `context_length_exceeded`.
+    code: Option<&'static str>,
+}
+
+/// An error as a body.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct ErrorBody<'a> {
+    error: &'a ErrorObject,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, r#type: &'static str, code: &'static str, message: impl Into<String>) -> Self {
+        let body = ErrorObject { message: message.into(), r#type, param: None, code: Some(code) };
+        Self { status, body, retry_after_s: None }
+    }
+
+    fn bad_request(param: Option<&str>, code: &'static str, message: impl Into<String>) -> Self {
+        let mut error = Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", code, message);
+        error.body.param = param.map(str::to_owned);
+        error
+    }
+
+    /// A field has a value that it cannot have.
+    pub(crate) fn invalid(param: &str, message: impl Into<String>) -> Self {
+        Self::bad_request(Some(param), "invalid_value", message)
+    }
+
+    /// The body is no JSON.
+    pub(crate) fn invalid_json(message: impl Into<String>) -> Self {
+        Self::bad_request(None, "invalid_json", message)
+    }
+
+    /// A field that is needed is not there.
+    pub(crate) fn missing(param: &str) -> Self {
+        Self::bad_request(Some(param), "missing_required_parameter", format!("Missing required parameter: '{param}'."))
+    }
+
+    /// A field that no one reads.
+    pub(crate) fn unknown_field(param: &str) -> Self {
+        Self::bad_request(Some(param), "unknown_parameter", format!("Unknown parameter: '{param}'."))
+    }
+
+    /// A field, or a value of it, that OpenAI has and this server or this model does not.
+    pub(crate) fn unsupported(param: Option<&str>, message: impl Into<String>) -> Self {
+        Self::bad_request(param, "unsupported_parameter", message)
+    }
+
+    /// Prompt and answer are longer together than the context.
+    pub(crate) fn context_length(param: &str, prompt: usize, max_tokens: Option<usize>, context: usize) -> Self {
+        let message = match max_tokens {
+            Some(max_tokens) => format!(
+                "This model's maximum context length is {context} tokens. However, you requested {} tokens ({prompt} in \
+                 the {param}, {max_tokens} for the completion).",
+                prompt.saturating_add(max_tokens)
+            ),
+            None => format!(
+                "This model's maximum context length is {context} tokens. However, your {param} resulted in {prompt} \
+                 tokens, which leaves none for the completion."
+            ),
+        };
+        Self::bad_request(Some(param), "context_length_exceeded", message)
+    }
+
+    pub(crate) fn unauthorized() -> Self {
+        let message =
+            "This server needs an API key, as the header `Authorization: Bearer KEY`; yours is missing or wrong.";
+        Self::new(StatusCode::UNAUTHORIZED, "invalid_request_error", "invalid_api_key", message)
+    }
+
+    pub(crate) fn unknown_model(name: &str, served: &str) -> Self {
+        let message = format!("The model '{name}' does not exist; this server has '{served}'.");
+        let mut error = Self::new(StatusCode::NOT_FOUND, "invalid_request_error", "model_not_found", message);
+        error.body.param = Some("model".to_owned());
+        error
+    }
+
+    pub(crate) fn unknown_path(method: &Method, path: &str) -> Self {
+        let message = format!("Unknown request URL: {method} {path}.");
+        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", "unknown_url", message)
+    }
+
+    pub(crate) fn wrong_method(method: &Method, path: &str) -> Self {
+        let message = format!("{path} does not take {method}.");
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", "method_not_allowed", message)
+    }
+
+    pub(crate) fn wrong_content_type() -> Self {
+        let message = "Expected a body in JSON, with the header `Content-Type: application/json`.";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", "unsupported_media_type", message)
+    }
+
+    pub(crate) fn body_too_large(limit: usize) -> Self {
+        let message = format!("The request's body has more than {limit} bytes.");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", "request_too_large", message)
+    }
+
+    pub(crate) fn body_too_slow() -> Self {
+        let message = "The request's body took too long to arrive.";
+        Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", "request_timeout", message)
+    }
+
+    pub(crate) fn answer_too_slow(limit_s: f64) -> Self {
+        let message = format!("The answer was not complete after {limit_s} s, and was given up.");
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "server_error", "answer_timeout", message)
+    }
+
+    pub(crate) fn too_many_requests(message: String, retry_after_s: u64) -> Self {
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "queue_full", message);
+        Self { retry_after_s: Some(retry_after_s), ..error }
+    }
+
+    pub(crate) fn unavailable(code: &'static str, message: &str) -> Self {
+        let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", code, message);
+        Self { retry_after_s: Some(UNAVAILABLE_RETRY_S), ..error }
+    }
+
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", "internal_error", message)
+    }
+
+    /// For programs.
+    #[cfg(feature = "otlp")]
+    pub(crate) fn code(&self) -> &'static str {
+        self.body.code.unwrap_or(self.body.r#type)
+    }
+
+    pub(crate) fn message(&self) -> &str {
+        &self.body.message
+    }
+
+    /// The error as a body, for streams that have begun.
+    pub(crate) fn body(&self) -> ErrorBody<'_> {
+        ErrorBody { error: &self.body }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, super::json(&self.body())).into_response();
+        if let Some(seconds) = self.retry_after_s {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        // For the record of the request.
+        response.extensions_mut().insert(self);
+        response
+    }
+}

@@ -1,0 +1,146 @@
+//! What form an answer must have: JSON, JSON of a schema, an expression, a grammar, one of some texts.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+
+use crate::api::ApiError;
+use crate::grammar::Grammar;
+
+/// The form of the answer, as OpenAI has it.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub(crate) struct ResponseFormat {
+    /// `text`, `json_object`, `json_schema` or `grammar`
+    r#type: String,
+    /// For `json_schema`.
+    json_schema: Option<JsonSchemaFormat>,
+    /// For `grammar`.
+    grammar: Option<GrammarFormat>,
+}
+
+/// A grammar, as OpenAI writes those of custom tools.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub(crate) struct GrammarFormat {
+    /// `regex`, or `lark` for llguidance's dialect of it
+    syntax: String,
+    /// The expression, which the whole answer matches, or the grammar.
+    definition: String,
+}
+
+/// A JSON schema with its name.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub(crate) struct JsonSchemaFormat {
+    #[expect(dead_code, reason = "accepted, and of no consequence")]
+    name: Option<String>,
+    #[expect(dead_code, reason = "accepted, and of no consequence")]
+    description: Option<String>,
+    /// The schema; any object if not given.
+    #[schema(value_type = Option<Object>)]
+    schema: Option<Value>,
+    /// Answers always fit the schema, whatever is said here.
+    #[expect(dead_code, reason = "accepted, and of no consequence")]
+    strict: Option<bool>,
+}
+
+/// The form of the answer, as vLLM has it: one of these.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub(crate) struct StructuredOutputs {
+    /// A JSON schema.
+    #[schema(value_type = Option<Object>)]
+    json: Option<Value>,
+    /// Any JSON object.
+    json_object: Option<bool>,
+    /// A regular expression, which the whole answer matches.
+    regex: Option<String>,
+    /// A grammar in llguidance's dialect of Lark.
+    grammar: Option<String>,
+    /// One of these texts.
+    choice: Option<Vec<String>>,
+}
+
+/// The grammar of both fields, and the name of the one it came from; `None` where any text will do.
+pub(crate) fn grammar(
+    format: Option<&ResponseFormat>,
+    outputs: Option<&StructuredOutputs>,
+) -> Result<Option<(Grammar, &'static str)>, ApiError> {
+    let (from_format, from_outputs) =
+        (format.map(of_format).transpose()?.flatten(), outputs.map(of_outputs).transpose()?);
+    match (from_format, from_outputs) {
+        (Some(_), Some(_)) => {
+            let message = "'response_format' and 'structured_outputs' cannot both say what the answer must be.";
+            Err(ApiError::invalid("structured_outputs", message))
+        }
+        (Some(grammar), None) => Ok(Some((grammar, "response_format"))),
+        (None, Some(grammar)) => Ok(Some((grammar, "structured_outputs"))),
+        (None, None) => Ok(None),
+    }
+}
+
+fn of_format(format: &ResponseFormat) -> Result<Option<Grammar>, ApiError> {
+    let any_object = || Grammar::Schema(json!({ "type": "object" }));
+    let kind = format.r#type.as_str();
+    let only_for =
+        |field: &str, kind: &str| Err(ApiError::invalid(field, format!("'{field}' is only for the type {kind}.")));
+    if format.json_schema.is_some() && kind != "json_schema" {
+        return only_for("response_format.json_schema", "json_schema");
+    }
+    if format.grammar.is_some() && kind != "grammar" {
+        return only_for("response_format.grammar", "grammar");
+    }
+    match kind {
+        "text" => Ok(None),
+        "json_object" => Ok(Some(any_object())),
+        "json_schema" => match &format.json_schema {
+            Some(schema) => Ok(Some(schema.schema.clone().map_or_else(any_object, Grammar::Schema))),
+            None => Err(ApiError::missing("response_format.json_schema")),
+        },
+        "grammar" => match &format.grammar {
+            Some(grammar) => of_grammar(grammar).map(Some),
+            None => Err(ApiError::missing("response_format.grammar")),
+        },
+        _ => {
+            let message = "'response_format.type' must be text, json_object, json_schema or grammar.";
+            Err(ApiError::invalid("response_format.type", message))
+        }
+    }
+}
+
+fn of_grammar(grammar: &GrammarFormat) -> Result<Grammar, ApiError> {
+    match grammar.syntax.as_str() {
+        "regex" => Ok(Grammar::Regex(grammar.definition.clone())),
+        "lark" => Ok(Grammar::Lark(grammar.definition.clone())),
+        _ => {
+            let field = "response_format.grammar.syntax";
+            Err(ApiError::invalid(field, format!("'{field}' must be regex or lark.")))
+        }
+    }
+}
+
+fn of_outputs(outputs: &StructuredOutputs) -> Result<Grammar, ApiError> {
+    let StructuredOutputs { json, json_object, regex, grammar, choice } = outputs.clone();
+    let given = [
+        json.map(Grammar::Schema),
+        json_object.filter(|is_asked_for| *is_asked_for).map(|_| Grammar::Schema(json!({ "type": "object" }))),
+        regex.map(Grammar::Regex),
+        grammar.map(Grammar::Lark),
+        choice.map(|texts| of_choice(&texts)).transpose()?,
+    ];
+    let mut given = given.into_iter().flatten();
+    match (given.next(), given.next()) {
+        (Some(grammar), None) => Ok(grammar),
+        _ => {
+            let message = "'structured_outputs' must have one of json, json_object, regex, grammar and choice.";
+            Err(ApiError::invalid("structured_outputs", message))
+        }
+    }
+}
+
+fn of_choice(texts: &[String]) -> Result<Grammar, ApiError> {
+    if texts.is_empty() || texts.iter().any(String::is_empty) {
+        let field = "structured_outputs.choice";
+        return Err(ApiError::invalid(field, format!("'{field}' must be a list of texts that are not empty.")));
+    }
+    // Strings in Lark are strings in JSON.
+    let texts: Vec<_> = texts.iter().map(|text| json!(text).to_string()).collect();
+    Ok(Grammar::Lark(format!("start: {}", texts.join(" | "))))
+}

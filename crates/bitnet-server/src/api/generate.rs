@@ -1,0 +1,608 @@
+//! What chat and completions have in common: fields, limits, and the way to the engine and back.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bitnet_inference::{Finish, FinishReason, Logprobs, Request, SamplingParams};
+use bitnet_tokenizers::TokenId;
+use llguidance::Matcher;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc::UnboundedReceiver;
+use utoipa::ToSchema;
+
+use crate::api::ApiError;
+use crate::api::fields::TextOr;
+use crate::api::format::{self, ResponseFormat, StructuredOutputs};
+use crate::engine_thread::{Failure, Job, Reply};
+use crate::grammar::Grammar;
+use crate::id;
+use crate::metrics::{AnswerTimer, Metrics, Outcome};
+use crate::record::{Generation, Record};
+use crate::state::{App, Model};
+
+/// The most stop strings of a request, and the most bytes of each.
+const STOP_STRINGS_MAX: usize = 16;
+const STOP_STRING_BYTES_MAX: usize = 256;
+/// The largest bias either way, as OpenAI has it.
+const BIAS_MAX: f32 = 100.0;
+
+/// How a stream is sent.
+#[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
+pub(crate) struct StreamOptions {
+    /// Send a last chunk with the usage of the whole request, and `"usage": null` in those before it.
+    #[serde(default)]
+    pub(crate) include_usage: bool,
+}
+
+/// The fields that chat and completions share, as the requests have them.
+pub(crate) struct Common {
+    pub(crate) model: Option<String>,
+    pub(crate) n: Option<u32>,
+    pub(crate) stream: Option<bool>,
+    pub(crate) stream_options: Option<StreamOptions>,
+    pub(crate) seed: Option<i64>,
+    pub(crate) stop: Option<TextOr<String>>,
+    pub(crate) stop_token_ids: Option<Vec<u32>>,
+    pub(crate) ignore_eos: Option<bool>,
+    pub(crate) temperature: Option<f32>,
+    pub(crate) top_k: Option<i64>,
+    pub(crate) top_p: Option<f32>,
+    pub(crate) min_p: Option<f32>,
+    pub(crate) typical_p: Option<f32>,
+    pub(crate) repetition_penalty: Option<f32>,
+    pub(crate) presence_penalty: Option<f32>,
+    pub(crate) frequency_penalty: Option<f32>,
+    pub(crate) logit_bias: Option<BTreeMap<String, f32>>,
+    pub(crate) return_token_ids: Option<bool>,
+    pub(crate) cache_salt: Option<String>,
+    pub(crate) response_format: Option<ResponseFormat>,
+    pub(crate) structured_outputs: Option<StructuredOutputs>,
+}
+
+/// A request with the fields of [`Common`] behind its own.
+macro_rules! generation_request {
+    ($(#[$meta:meta])* pub(crate) struct $name:ident { $($own:tt)* }) => {
+        $(#[$meta])*
+        #[derive(Debug, serde::Deserialize, utoipa::ToSchema)]
+        pub(crate) struct $name {
+            $($own)*
+            /// A name of the model; the one that is served if not given.
+            model: Option<String>,
+            /// How many answers to give to each prompt. Answer i is what a request with seed + i would get.
+            #[schema(minimum = 1)]
+            n: Option<u32>,
+            /// Send the answer as it comes, as server-sent events.
+            stream: Option<bool>,
+            /// How to stream.
+            stream_options: Option<crate::api::generate::StreamOptions>,
+            /// The same request with the same seed gets the same answer, on every machine and under any load.
+            seed: Option<i64>,
+            /// Texts that end the answer and are no part of it; at most 16, of at most 256 bytes each.
+            stop: Option<crate::api::fields::TextOr<String>>,
+            /// Tokens that end the answer, beside those that the model has for it.
+            stop_token_ids: Option<Vec<u32>>,
+            /// Go on after the tokens that the model ends its answers with.
+            ignore_eos: Option<bool>,
+            /// What logits are divided by; 0 takes the most probable token.
+            #[schema(minimum = 0, maximum = 100)]
+            temperature: Option<f32>,
+            /// Choose among so many of the most probable tokens; 0 or -1 for all.
+            #[schema(minimum = -1)]
+            top_k: Option<i64>,
+            /// Choose among the most probable tokens that reach this probability together.
+            #[schema(exclusive_minimum = 0, maximum = 1)]
+            top_p: Option<f32>,
+            /// Choose among tokens with at least this share of the highest probability.
+            #[schema(minimum = 0, maximum = 1)]
+            min_p: Option<f32>,
+            /// Choose among the tokens closest to the expected surprise that reach this probability together.
+            #[schema(exclusive_minimum = 0, maximum = 1)]
+            typical_p: Option<f32>,
+            /// Makes tokens that occurred less probable by this factor.
+            #[schema(exclusive_minimum = 0, maximum = 100)]
+            repetition_penalty: Option<f32>,
+            /// Taken off the logits of tokens that occurred.
+            #[schema(minimum = -100, maximum = 100)]
+            presence_penalty: Option<f32>,
+            /// Taken off the logits of tokens for each time they occurred.
+            #[schema(minimum = -100, maximum = 100)]
+            frequency_penalty: Option<f32>,
+            /// Added to the logits of tokens, by their ids; from -100 to 100.
+            logit_bias: Option<std::collections::BTreeMap<String, f32>>,
+            /// Give the ids of the tokens, too.
+            return_token_ids: Option<bool>,
+            /// Only requests with the same salt share what is cached of their prompts; it changes no answer.
+            cache_salt: Option<String>,
+            /// What form the answer must have.
+            response_format: Option<crate::api::format::ResponseFormat>,
+            /// What form the answer must have, in other words.
+            structured_outputs: Option<crate::api::format::StructuredOutputs>,
+            /// Who asks, for the records of whoever runs the server; it changes nothing.
+            #[expect(dead_code, reason = "accepted, and of no consequence")]
+            user: Option<String>,
+        }
+
+        impl $name {
+            /// Takes the common fields out.
+            fn common(&mut self) -> crate::api::generate::Common {
+                crate::api::generate::Common {
+                    model: self.model.take(),
+                    n: self.n,
+                    stream: self.stream,
+                    stream_options: self.stream_options,
+                    seed: self.seed,
+                    stop: self.stop.take(),
+                    stop_token_ids: self.stop_token_ids.take(),
+                    ignore_eos: self.ignore_eos,
+                    temperature: self.temperature,
+                    top_k: self.top_k,
+                    top_p: self.top_p,
+                    min_p: self.min_p,
+                    typical_p: self.typical_p,
+                    repetition_penalty: self.repetition_penalty,
+                    presence_penalty: self.presence_penalty,
+                    frequency_penalty: self.frequency_penalty,
+                    logit_bias: self.logit_bias.take(),
+                    return_token_ids: self.return_token_ids,
+                    cache_salt: self.cache_salt.take(),
+                    response_format: self.response_format.take(),
+                    structured_outputs: self.structured_outputs.take(),
+                }
+            }
+        }
+    };
+}
+pub(crate) use generation_request;
+
+/// A request, settled: what the engine is to do, and how the answer is sent.
+#[derive(Clone)]
+pub(crate) struct Plan {
+    /// How tokens are chosen, for the first answer to a prompt.
+    sampling: SamplingParams,
+    max_tokens: Option<usize>,
+    stop_ids: Vec<TokenId>,
+    stop_strings: Vec<String>,
+    /// Log-probabilities of each token, and of so many of the most probable ones.
+    logprobs: Option<usize>,
+    cache_salt: Option<String>,
+    constraint: Option<Matcher>,
+    /// Answers to each prompt.
+    pub(crate) n: usize,
+    pub(crate) is_stream: bool,
+    pub(crate) include_usage: bool,
+    pub(crate) return_token_ids: bool,
+}
+
+impl Common {
+    /// Checks everything but the prompts.
+    pub(crate) fn settle(
+        self,
+        app: &App,
+        model: &Model,
+        max_tokens: Option<u32>,
+        logprobs: Option<usize>,
+        tools: Option<Grammar>,
+    ) -> Result<Plan, ApiError> {
+        check_model(self.model.as_deref(), app, model)?;
+        let is_stream = self.stream.unwrap_or(false);
+        if self.stream_options.is_some() && !is_stream && !app.options.is_lenient {
+            let message = "'stream_options' is only for streams: set 'stream' to true.";
+            return Err(ApiError::invalid("stream_options", message));
+        }
+        let n = self.n.unwrap_or(1) as usize;
+        if n == 0 {
+            return Err(ApiError::invalid("n", "'n' is 0, but must be at least 1."));
+        }
+        if max_tokens == Some(0) {
+            return Err(ApiError::invalid("max_tokens", "'max_tokens' is 0, but must be at least 1."));
+        }
+        let stop_strings = match &self.stop {
+            None => Vec::new(),
+            Some(TextOr::Text(text)) => vec![text.clone()],
+            Some(TextOr::List(list)) => list.clone(),
+        };
+        check_stop_strings(&stop_strings)?;
+        let constraint = self.constraint(model, tools)?;
+        Ok(Plan {
+            sampling: self.sampling(app, model)?,
+            max_tokens: max_tokens.map(|max| max as usize),
+            stop_ids: self.stop_ids(model)?,
+            stop_strings,
+            logprobs,
+            cache_salt: self.cache_salt,
+            constraint,
+            n,
+            is_stream,
+            include_usage: self.stream_options.is_some_and(|options| options.include_usage),
+            return_token_ids: self.return_token_ids.unwrap_or(false),
+        })
+    }
+
+    fn constraint(&self, model: &Model, tools: Option<Grammar>) -> Result<Option<Matcher>, ApiError> {
+        let form = format::grammar(self.response_format.as_ref(), self.structured_outputs.as_ref())?;
+        let (grammar, field) = match (form, tools) {
+            (None, None) => return Ok(None),
+            (Some(form), None) => form,
+            (None, Some(tools)) => (tools, "tools"),
+            (Some((_, field)), Some(_)) => {
+                let message = format!("'{field}' and 'tools' together are not supported.");
+                return Err(ApiError::unsupported(Some(field), message));
+            }
+        };
+        if self.ignore_eos == Some(true) {
+            let message = format!("'ignore_eos' and '{field}' contradict each other.");
+            return Err(ApiError::invalid("ignore_eos", message));
+        }
+        model.compile(&grammar, field).map(Some)
+    }
+
+    fn sampling(&self, app: &App, model: &Model) -> Result<SamplingParams, ApiError> {
+        let defaults = &app.options.sampling;
+        let top_k = match self.top_k {
+            None => defaults.top_k,
+            Some(-1) => 0,
+            Some(k) => usize::try_from(k).map_err(|_| {
+                ApiError::invalid(
+                    "top_k",
+                    format!("'top_k' is {k}, but must be at least 1, or 0 or -1 for all tokens."),
+                )
+            })?,
+        };
+        let mut logit_bias = defaults.logit_bias.clone();
+        for (id, &bias) in self.logit_bias.iter().flatten() {
+            let field = format!("logit_bias.{id}");
+            let token = id.parse().map_err(|_| ApiError::invalid(&field, format!("'{id}' is no token id.")))?;
+            if !(-BIAS_MAX..=BIAS_MAX).contains(&bias) {
+                let message = format!("The bias of token {id} is {bias}, but must be from -{BIAS_MAX} to {BIAS_MAX}.");
+                return Err(ApiError::invalid(&field, message));
+            }
+            logit_bias.push((token, bias));
+        }
+        let sampling = SamplingParams {
+            temperature: self.temperature.unwrap_or(defaults.temperature),
+            top_k,
+            top_p: self.top_p.unwrap_or(defaults.top_p),
+            min_p: self.min_p.unwrap_or(defaults.min_p),
+            typical_p: self.typical_p.unwrap_or(defaults.typical_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+            presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
+            penalty_window: defaults.penalty_window,
+            logit_bias,
+            seed: self.seed.map(|seed| seed as u64).or(app.options.seed).unwrap_or_else(id::random),
+        };
+        sampling.check(model.vocab_size).map_err(|error| refusal(&error))?;
+        Ok(sampling)
+    }
+
+    fn stop_ids(&self, model: &Model) -> Result<Vec<TokenId>, ApiError> {
+        let mut stop_ids = match &model.tokenizer {
+            Some(tokenizer) if !self.ignore_eos.unwrap_or(false) => tokenizer.stop_ids().to_vec(),
+            _ => Vec::new(),
+        };
+        let more = self.stop_token_ids.iter().flatten();
+        stop_ids.extend(more.map(|&id| TokenId(id)));
+        // A set over the ids reaches to the largest of them.
+        match stop_ids.iter().find(|id| id.0 as usize >= model.vocab_size) {
+            Some(id) => {
+                let message = format!("Token {id} does not exist: the vocabulary has {}.", model.vocab_size);
+                Err(ApiError::invalid("stop_token_ids", message))
+            }
+            None => Ok(stop_ids),
+        }
+    }
+}
+
+/// Refuses names that are not ours. A lenient server answers to every name.
+pub(crate) fn check_model(name: Option<&str>, app: &App, model: &Model) -> Result<(), ApiError> {
+    match name {
+        Some(name) if !app.options.is_lenient && !model.names.iter().any(|known| known == name) => {
+            Err(ApiError::unknown_model(name, model.name()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_stop_strings(strings: &[String]) -> Result<(), ApiError> {
+    if strings.len() > STOP_STRINGS_MAX {
+        let message = format!("'stop' has {} texts, but may have {STOP_STRINGS_MAX} at most.", strings.len());
+        return Err(ApiError::invalid("stop", message));
+    }
+    match strings.iter().find(|text| text.is_empty() || text.len() > STOP_STRING_BYTES_MAX) {
+        Some(text) => {
+            let message =
+                format!("A text of 'stop' has {} bytes, but must have from 1 to {STOP_STRING_BYTES_MAX}.", text.len());
+            Err(ApiError::invalid("stop", message))
+        }
+        None => Ok(()),
+    }
+}
+
+/// What the engine has against a request, in terms of its fields.
+fn refusal(error: &bitnet_inference::Error) -> ApiError {
+    use bitnet_inference::Error;
+    match error {
+        Error::Sampling { name, value, allowed } => {
+            let field = name.replace([' ', '-'], "_");
+            ApiError::invalid(&field, format!("'{field}' is {value}, but must be {allowed}."))
+        }
+        Error::BiasRange { token, .. } => ApiError::invalid(&format!("logit_bias.{token}"), format!("{error}.")),
+        error => ApiError::invalid("prompt", format!("{error}.")),
+    }
+}
+
+/// What became of the tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, ToSchema)]
+pub(crate) struct Usage {
+    /// Tokens of the prompts, each counted once.
+    pub(crate) prompt_tokens: usize,
+    /// Tokens generated, those that ended an answer included.
+    pub(crate) completion_tokens: usize,
+    /// Both.
+    pub(crate) total_tokens: usize,
+    /// More about the prompts.
+    pub(crate) prompt_tokens_details: PromptTokensDetails,
+}
+
+/// More about the prompts' tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, ToSchema)]
+pub(crate) struct PromptTokensDetails {
+    /// Those that did not have to be computed.
+    pub(crate) cached_tokens: usize,
+}
+
+/// The answers on their way.
+pub(crate) struct Answers {
+    replies: UnboundedReceiver<(usize, Reply)>,
+    metrics: Arc<Metrics>,
+    timers: Vec<AnswerTimer>,
+    deadline: tokio::time::Instant,
+    limit: Duration,
+    stop_ids: Vec<TokenId>,
+    /// Answers that have not ended.
+    num_open: usize,
+    n: usize,
+    record: Arc<Record>,
+}
+
+/// A piece of one answer.
+pub(crate) enum Piece {
+    Token { token: SampledToken, text: String },
+    End { text: String, finish: Finish },
+}
+
+/// A token of an answer.
+#[derive(Clone, Debug)]
+pub(crate) struct SampledToken {
+    pub(crate) id: TokenId,
+    /// If asked for; the token that ends an answer has none.
+    pub(crate) logprobs: Option<Logprobs>,
+}
+
+/// What is asked, of an endpoint.
+pub(crate) struct Asked<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) prompts: &'a [Vec<TokenId>],
+    /// The field that the prompts came from.
+    pub(crate) param: &'static str,
+    /// `chat` or `text_completion`.
+    pub(crate) operation: &'static str,
+    pub(crate) response_id: &'a str,
+}
+
+/// Puts `n` answers to each prompt into the queue.
+pub(crate) fn submit(app: &App, model: &Model, asked: &Asked<'_>, record: &Arc<Record>) -> Result<Answers, ApiError> {
+    let Asked { plan, prompts, param, operation, response_id } = *asked;
+    let num_answers = prompts.len().saturating_mul(plan.n);
+    let limit = app.options.limits.choices;
+    if num_answers > limit {
+        let message = format!("The request asks for {num_answers} answers, but may ask for {limit} at most.");
+        return Err(ApiError::invalid(if plan.n > 1 { "n" } else { param }, message));
+    }
+    for prompt in prompts {
+        check_prompt(model, plan, prompt, param)?;
+    }
+    let lengths: Vec<usize> = prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt.len(), plan.n)).collect();
+    let tickets = app.queue.enter(&lengths)?;
+    let owner = record.details().owner.clone().filter(|_| app.options.separate_caches);
+    let cache_salt: Option<Arc<str>> = match (owner, &plan.cache_salt) {
+        (Some(owner), Some(salt)) => Some(format!("{owner}\n{salt}").into()),
+        (Some(owner), None) => Some(owner),
+        (None, salt) => salt.as_deref().map(Into::into),
+    };
+    let (sender, replies) = tokio::sync::mpsc::unbounded_channel();
+    let entered = Instant::now();
+    let jobs = tickets.into_iter().enumerate().map(|(choice, ticket)| {
+        let mut sampling = plan.sampling.clone();
+        sampling.seed = sampling.seed.wrapping_add((choice % plan.n) as u64);
+        let request = Request {
+            prompt: prompts[choice / plan.n].clone(),
+            sampling,
+            max_tokens: plan.max_tokens,
+            stop_ids: plan.stop_ids.clone(),
+            stop_strings: plan.stop_strings.clone(),
+            logprobs: plan.logprobs,
+            cache_salt: cache_salt.clone(),
+        };
+        Job { request, constraint: plan.constraint.clone(), choice, replies: sender.clone(), ticket, entered }
+    });
+    let prompt_tokens = prompts.iter().map(Vec::len).sum();
+    // Before the engine can say anything about it.
+    record.details().generation = Some(Generation {
+        operation,
+        model: model.name().to_owned(),
+        response_id: response_id.to_owned(),
+        is_stream: plan.is_stream,
+        n: plan.n,
+        sampling: plan.sampling.clone(),
+        max_tokens: plan.max_tokens,
+        stop_strings: plan.stop_strings.clone(),
+        usage: Usage { prompt_tokens, total_tokens: prompt_tokens, ..Usage::default() },
+        entered: entered - record.arrived(),
+        started: None,
+        first_token: None,
+        last_token: None,
+        finish_reasons: Vec::new(),
+    });
+    app.send_jobs(jobs)?;
+    app.metrics.asked(plan.n, plan.max_tokens);
+    let limit = app.options.limits.request_timeout;
+    Ok(Answers {
+        replies,
+        metrics: Arc::clone(&app.metrics),
+        timers: (0..num_answers).map(|_| AnswerTimer::new(record.arrived())).collect(),
+        deadline: tokio::time::Instant::now() + limit,
+        limit,
+        stop_ids: plan.stop_ids.clone(),
+        num_open: num_answers,
+        n: plan.n,
+        record: Arc::clone(record),
+    })
+}
+
+fn check_prompt(model: &Model, plan: &Plan, prompt: &[TokenId], param: &'static str) -> Result<(), ApiError> {
+    if prompt.is_empty() {
+        return Err(ApiError::invalid(param, format!("'{param}' is empty: at least one token is needed.")));
+    }
+    if let Some(token) = prompt.iter().find(|token| token.0 as usize >= model.vocab_size) {
+        let message = format!("Token {token} does not exist: the vocabulary has {}.", model.vocab_size);
+        return Err(ApiError::invalid(param, message));
+    }
+    if prompt.len().saturating_add(plan.max_tokens.unwrap_or(1)) > model.context {
+        return Err(ApiError::context_length(param, prompt.len(), plan.max_tokens, model.context));
+    }
+    Ok(())
+}
+
+impl Answers {
+    /// The next piece and the answer it belongs to; `None` when all have ended. May be dropped and called anew.
+    pub(crate) async fn next(&mut self) -> Result<Option<(usize, Piece)>, ApiError> {
+        let piece = self.next_piece().await;
+        if let Err(error) = &piece {
+            self.end(Outcome::Error);
+            self.record.details().error = Some(error.clone());
+        }
+        piece
+    }
+
+    async fn next_piece(&mut self) -> Result<Option<(usize, Piece)>, ApiError> {
+        while self.num_open > 0 {
+            let Ok(reply) = tokio::time::timeout_at(self.deadline, self.replies.recv()).await else {
+                return Err(ApiError::answer_too_slow(self.limit.as_secs_f64()));
+            };
+            let Some((choice, reply)) = reply else {
+                return Err(ApiError::internal("the engine has stopped"));
+            };
+            match reply {
+                Reply::Started { queued } => {
+                    self.timers[choice].started(queued);
+                    self.generation(|generation| {
+                        generation.started.get_or_insert(generation.entered + queued);
+                    });
+                }
+                Reply::Token { token: id, text, logprobs } => {
+                    self.timers[choice].token(&self.metrics);
+                    let elapsed = self.record.elapsed();
+                    self.generation(|generation| {
+                        generation.first_token.get_or_insert(elapsed);
+                        generation.last_token = Some(elapsed);
+                        generation.usage.completion_tokens += 1;
+                        generation.usage.total_tokens += 1;
+                    });
+                    let logprobs = logprobs.filter(|_| !self.stop_ids.contains(&id));
+                    return Ok(Some((choice, Piece::Token { token: SampledToken { id, logprobs }, text })));
+                }
+                Reply::Finished { text, finish } => {
+                    self.count(choice, &finish);
+                    return Ok(Some((choice, Piece::End { text, finish })));
+                }
+                Reply::Failed(Failure::Refused(error)) => return Err(refusal(&error)),
+                Reply::Failed(Failure::Constraint(problem)) => return Err(ApiError::internal(problem)),
+                Reply::Failed(Failure::Panicked) => {
+                    return Err(ApiError::internal("a bug in the engine: this request made it panic"));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn count(&mut self, choice: usize, finish: &Finish) {
+        self.num_open -= 1;
+        self.timers[choice].finished(&self.metrics, finish);
+        let is_first = choice.is_multiple_of(self.n);
+        self.generation(|generation| {
+            if is_first {
+                generation.usage.prompt_tokens_details.cached_tokens += finish.timings.cached_tokens;
+            }
+            generation.finish_reasons.push(finish.reason.name());
+        });
+    }
+
+    /// Notes what came of the request.
+    fn generation<T>(&self, note: impl FnOnce(&mut Generation) -> T) -> Option<T> {
+        self.record.details().generation.as_mut().map(note)
+    }
+
+    /// What has been used so far.
+    pub(crate) fn usage(&self) -> Usage {
+        self.generation(|generation| generation.usage).unwrap_or_default()
+    }
+
+    fn end(&mut self, outcome: Outcome) {
+        self.timers.iter_mut().for_each(|timer| timer.ended(&self.metrics, outcome));
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        // Those that have not ended by themselves have lost whoever asked.
+        self.end(Outcome::Abort);
+    }
+}
+
+/// An answer, whole.
+pub(crate) struct Answer {
+    pub(crate) text: String,
+    /// Each with the place in `text` at which what it adds begins, in characters.
+    pub(crate) tokens: Vec<(SampledToken, usize)>,
+    pub(crate) reason: FinishReason,
+}
+
+impl Answer {
+    pub(crate) fn token_ids(&self) -> Vec<TokenId> {
+        self.tokens.iter().map(|(token, _)| token.id).collect()
+    }
+}
+
+/// Waits for all answers.
+pub(crate) async fn collect(mut answers: Answers, num_answers: usize) -> Result<(Vec<Answer>, Usage), ApiError> {
+    let empty = || Answer { text: String::new(), tokens: Vec::new(), reason: FinishReason::Stop };
+    let mut whole: Vec<_> = std::iter::repeat_with(empty).take(num_answers).collect();
+    let mut num_chars = vec![0; num_answers];
+    while let Some((choice, piece)) = answers.next().await? {
+        let answer = &mut whole[choice];
+        match piece {
+            Piece::Token { token, text } => {
+                answer.tokens.push((token, num_chars[choice]));
+                answer.text.push_str(&text);
+                num_chars[choice] += text.chars().count();
+            }
+            Piece::End { text, finish } => {
+                answer.text.push_str(&text);
+                answer.reason = finish.reason;
+            }
+        }
+    }
+    Ok((whole, answers.usage()))
+}
+
+/// Runs work on text, which may take long and may panic, beside the threads that serve.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(_) => Err(ApiError::internal("a bug in the server: this request made it panic")),
+    }
+}

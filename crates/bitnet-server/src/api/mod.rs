@@ -1,0 +1,38 @@
+//! What OpenAI's API has of it: requests in JSON, checked field by field, and answers in JSON or as a stream of it.
+
+mod body;
+pub(crate) mod chat;
+pub(crate) mod completions;
+mod error;
+mod fields;
+mod format;
+mod generate;
+mod logprobs;
+pub(crate) mod models;
+mod stream;
+pub(crate) mod tokenize;
+mod tools;
+
+use axum::http::HeaderValue;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+pub(crate) use error::{ApiError, ErrorBody};
+pub(crate) use generate::Usage;
+
+/// What computed an answer: with the same fingerprint and the same seed, the same answer.
+const FINGERPRINT: &str = concat!("bitnet-", env!("CARGO_PKG_VERSION"));
+
+/// An answer in JSON.
+pub(crate) fn json(value: &impl Serialize) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(bytes) => ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], bytes).into_response(),
+        Err(error) => ApiError::internal(format!("cannot write the answer: {error}")).into_response(),
+    }
+}
+
+/// A value in JSON, as a string. Our types have nothing that JSON has not.
+fn to_json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}

@@ -1,0 +1,115 @@
+//! `/tokenize` and `/detokenize`: text to tokens and back, as vLLM has them.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::response::Response;
+use bitnet_tokenizers::{DecodeOptions, TokenId};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::api::chat::{self, Message};
+use crate::api::generate::{blocking, check_model};
+use crate::api::{ApiError, body, completions};
+use crate::state::App;
+
+/// A text or a conversation to be cut into tokens.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(crate) struct TokenizeRequest {
+    /// A name of the model.
+    model: Option<String>,
+    /// A text, if there are no messages.
+    prompt: Option<String>,
+    /// A conversation, if there is no prompt.
+    messages: Option<Vec<Message>>,
+    /// Put the tokens before a prompt that the model expects there; true if not given.
+    add_special_tokens: Option<bool>,
+    /// End a conversation with the beginning of the answer; true if not given.
+    add_generation_prompt: Option<bool>,
+    /// Give the tokens as texts, too.
+    return_token_strs: Option<bool>,
+}
+
+/// The tokens.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Tokens {
+    count: usize,
+    /// The most tokens of a prompt and its answer together.
+    max_model_len: usize,
+    #[schema(value_type = Vec<u32>)]
+    tokens: Vec<TokenId>,
+    /// The tokens as texts; bytes that are no characters become U+FFFD.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_strs: Option<Vec<String>>,
+}
+
+/// Tokens to be made text.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(crate) struct DetokenizeRequest {
+    /// A name of the model.
+    model: Option<String>,
+    tokens: Vec<u32>,
+}
+
+/// The text.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct DetokenizedText {
+    prompt: String,
+}
+
+/// Text to tokens.
+#[utoipa::path(
+    post,
+    path = "/tokenize",
+    operation_id = "tokenize",
+    tag = "vLLM",
+    request_body = TokenizeRequest,
+    responses((status = 200, description = "The tokens.", body = Tokens))
+)]
+pub(crate) async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    let bytes = body::read(request, &app.options.limits).await?;
+    blocking(move || {
+        let model = app.model()?;
+        let request: TokenizeRequest = body::parse(&bytes, app.options.is_lenient)?;
+        check_model(request.model.as_deref(), &app, model)?;
+        let tokenizer = model.tokenizer()?;
+        let tokens = match (&request.prompt, &request.messages) {
+            (Some(prompt), None) => completions::encode(tokenizer, prompt, request.add_special_tokens.unwrap_or(true))?,
+            (None, Some(messages)) => {
+                let add_generation_prompt = request.add_generation_prompt.unwrap_or(true);
+                chat::render_messages(model, &chat::chat_messages(messages)?, None, add_generation_prompt)?.1
+            }
+            _ => return Err(ApiError::invalid("prompt", "Give either 'prompt' or 'messages'.")),
+        };
+        let text = |token: &TokenId| String::from_utf8_lossy(tokenizer.token_bytes(*token)).into_owned();
+        let token_strs = request.return_token_strs.unwrap_or(false).then(|| tokens.iter().map(text).collect());
+        Ok(super::json(&Tokens { count: tokens.len(), max_model_len: model.context, tokens, token_strs }))
+    })
+    .await
+}
+
+/// Tokens to text.
+#[utoipa::path(
+    post,
+    path = "/detokenize",
+    operation_id = "detokenize",
+    tag = "vLLM",
+    request_body = DetokenizeRequest,
+    responses((status = 200, description = "The text.", body = DetokenizedText))
+)]
+pub(crate) async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    let bytes = body::read(request, &app.options.limits).await?;
+    blocking(move || {
+        let model = app.model()?;
+        let request: DetokenizeRequest = body::parse(&bytes, app.options.is_lenient)?;
+        check_model(request.model.as_deref(), &app, model)?;
+        let tokens: Vec<_> = request.tokens.into_iter().map(TokenId).collect();
+        if let Some(index) = tokens.iter().position(|token| token.0 as usize >= model.vocab_size) {
+            let message = format!("Token {} does not exist: the vocabulary has {}.", tokens[index], model.vocab_size);
+            return Err(ApiError::invalid(&format!("tokens[{index}]"), message));
+        }
+        let options = DecodeOptions { show_special: true, ..DecodeOptions::default() };
+        Ok(super::json(&DetokenizedText { prompt: model.tokenizer()?.decode(&tokens, options) }))
+    })
+    .await
+}

@@ -1,0 +1,107 @@
+//! [`ApiKeys`]: who may ask. The file holds hashes only, and looking a key up takes the same time whichever it is.
+
+use std::sync::Arc;
+
+use axum::http::HeaderMap;
+use sha2::{Digest, Sha256};
+use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
+
+use crate::error::{Error, Result};
+
+/// The hashes of the keys, each with the name of its owner.
+#[derive(Clone, Debug)]
+pub struct ApiKeys {
+    keys: Vec<([u8; 32], Arc<str>)>,
+}
+
+impl ApiKeys {
+    /// Reads lines of 64 hexadecimal digits, the SHA-256 of a key, each followed by a name for the logs: what
+    /// `printf %s "$KEY" | sha256sum` prints, where `-` may be replaced by the name. Empty lines and those that begin with
+    /// `#` say nothing.
+    ///
+    /// # Errors
+    /// If a line is something else, or there are no keys.
+    pub fn parse(text: &str) -> Result<Self> {
+        let mut keys = Vec::new();
+        for (index, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let (digits, name) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+            let hash = parse_hash(digits).ok_or(Error::ApiKeyLine { line: index + 1 })?;
+            let name = match name.trim() {
+                "" | "-" => format!("key {}", keys.len() + 1),
+                name => name.to_owned(),
+            };
+            keys.push((hash, name.into()));
+        }
+        if keys.is_empty() { Err(Error::NoApiKeys) } else { Ok(Self { keys }) }
+    }
+
+    /// The name of the owner of the key that a request brings, as `Authorization: Bearer KEY`.
+    pub(crate) fn owner(&self, headers: &HeaderMap) -> Option<Arc<str>> {
+        let value = headers.get(axum::http::header::AUTHORIZATION)?.as_bytes();
+        let (scheme, key) = value.split_at_checked(b"Bearer ".len())?;
+        if !scheme.eq_ignore_ascii_case(b"Bearer ") {
+            return None;
+        }
+        let hash: [u8; 32] = Sha256::digest(key.trim_ascii()).into();
+        let (mut found, mut owner) = (Choice::from(0), 0u64);
+        for (index, (known, _)) in self.keys.iter().enumerate() {
+            let is_equal = known.ct_eq(&hash);
+            owner.conditional_assign(&(index as u64), is_equal);
+            found |= is_equal;
+        }
+        bool::from(found).then(|| Arc::clone(&self.keys[owner as usize].1))
+    }
+}
+
+fn parse_hash(digits: &str) -> Option<[u8; 32]> {
+    if digits.len() != 64 || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    let mut hash = [0; 32];
+    for (byte, index) in hash.iter_mut().zip((0..64).step_by(2)) {
+        *byte = u8::from_str_radix(&digits[index..index + 2], 16).ok()?;
+    }
+    Some(hash)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// SHA-256 of `secret` and of `other`, from sha256sum.
+    const FILE: &str = "
+        # who may ask
+        2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b  -
+        d9298a10d1b0735837dc4bd85dac641b0f3cef27a47e5d53a54f2f3f5b2fcffa alice from accounts
+    ";
+
+    fn owner(authorization: &str) -> Option<String> {
+        let keys = ApiKeys::parse(FILE).expect("two keys");
+        let value = authorization.parse().expect("a header's value");
+        let headers = HeaderMap::from_iter([(axum::http::header::AUTHORIZATION, value)]);
+        keys.owner(&headers).map(|name| name.to_string())
+    }
+
+    #[test]
+    fn a_key_has_an_owner_and_nothing_else_has() {
+        assert_eq!(owner("Bearer secret").as_deref(), Some("key 1"));
+        assert_eq!(owner("bearer  other").as_deref(), Some("alice from accounts"));
+        for wrong in ["Bearer Secret", "Bearer", "Bearer ", "secret", "Basic secret", "", "Bearer secret other"] {
+            assert_eq!(owner(wrong), None, "{wrong}");
+        }
+        assert_eq!(ApiKeys::parse(FILE).expect("two keys").owner(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn a_file_that_holds_something_else_is_refused() {
+        assert!(matches!(ApiKeys::parse("# nobody\n\n"), Err(Error::NoApiKeys)));
+        for wrong in ["secret", &FILE[..60], &format!("{FILE}0"), &"é".repeat(32)] {
+            assert!(ApiKeys::parse(wrong).is_err(), "{wrong}");
+        }
+        assert!(matches!(ApiKeys::parse("\n#\nsecret"), Err(Error::ApiKeyLine { line: 3 })));
+    }
+}

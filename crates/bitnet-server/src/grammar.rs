@@ -1,0 +1,238 @@
+//! [`Grammars`]: which tokens may come next, so that an answer is JSON of a schema, matches an expression, or calls a tool.
+//!
+//! A grammar is compiled, within limits, on the threads for text, and followed on the engine's thread, token by token. What
+//! cannot be compiled is refused: no answer is given without the constraint that was asked for.
+
+use std::sync::Arc;
+
+use bitnet_inference::{Constraint, TokenSet};
+use bitnet_tokenizers::{TokenId, TokenKind, Tokenizer};
+use llguidance::api::{ParserLimits, TopLevelGrammar};
+use llguidance::toktrie::{TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
+use llguidance::{Matcher, ParserFactory};
+use serde_json::{Value, json};
+
+/// The longest token that a grammar uses, in bytes; longer ones are never needed.
+const TOKEN_BYTES_MAX: usize = 200;
+/// The most characters of a complaint about a grammar.
+const COMPLAINT_MAX: usize = 500;
+
+/// What constrains an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Grammar {
+    /// JSON of a schema.
+    Schema(Value),
+    /// A regular expression, which the whole answer matches.
+    Regex(String),
+    /// A grammar in llguidance's dialect of Lark.
+    Lark(String),
+}
+
+/// Compiles grammars for the tokens of one model.
+pub(crate) struct Grammars {
+    factory: ParserFactory,
+}
+
+/// The tokens, as llguidance wants them.
+struct Tokens {
+    trie: TokTrie,
+}
+
+impl TokenizerEnv for Tokens {
+    fn tok_trie(&self) -> &TokTrie {
+        &self.trie
+    }
+
+    fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<u32> {
+        self.trie.greedy_tokenize(bytes)
+    }
+
+    fn tokenize_is_canonical(&self) -> bool {
+        false
+    }
+}
+
+impl Grammars {
+    /// Some hundred milliseconds for a vocabulary of 128,000 tokens.
+    pub(crate) fn new(tokenizer: &Tokenizer) -> Result<Self, String> {
+        let stop_ids: Vec<u32> = tokenizer.stop_ids().iter().map(|id| id.0).collect();
+        let Some(&eos) = stop_ids.first() else {
+            return Err("this model has no token that ends an answer, which a grammar needs".to_owned());
+        };
+        let vocab_size = tokenizer.vocab_size() as u32;
+        let words: Vec<_> = (0..vocab_size).map(|id| word(tokenizer, TokenId(id))).collect();
+        let trie = TokTrie::from(&TokRxInfo::new(vocab_size, eos), &words).with_eos_tokens(&stop_ids);
+        let tokens: TokEnv = Arc::new(Tokens { trie });
+        let mut factory = ParserFactory::new_simple(&tokens).map_err(|error| complaint(&error))?;
+        factory.quiet();
+        *factory.limits_mut() = ParserLimits {
+            // A kilobyte or two each.
+            max_lexer_states: 20_000,
+            max_grammar_size: 100_000,
+            // What is in the prompt stays out of errors.
+            verbose_errors: false,
+            ..ParserLimits::default()
+        };
+        Ok(Self { factory })
+    }
+
+    /// The beginning of an answer under a grammar.
+    pub(crate) fn compile(&self, grammar: &Grammar) -> Result<Matcher, String> {
+        let grammar = match grammar {
+            Grammar::Schema(schema) => TopLevelGrammar::from_json_schema(with_options(schema)?),
+            Grammar::Regex(expression) => TopLevelGrammar::from_regex(expression),
+            Grammar::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
+        };
+        let matcher = Matcher::new(self.factory.create_parser(grammar));
+        match matcher.get_error() {
+            Some(error) => Err(shortened(&error)),
+            None => Ok(matcher),
+        }
+    }
+}
+
+/// The bytes of a token; control tokens are marked as such, and never part of a text.
+fn word(tokenizer: &Tokenizer, id: TokenId) -> Vec<u8> {
+    let bytes = tokenizer.token_bytes(id);
+    match tokenizer.kind(id) {
+        _ if bytes.len() > TOKEN_BYTES_MAX => Vec::new(),
+        TokenKind::Unused => Vec::new(),
+        TokenKind::Control | TokenKind::Unknown => [&[TokTrie::SPECIAL_TOKEN_MARKER], bytes].concat(),
+        _ => bytes.to_vec(),
+    }
+}
+
+/// A schema with how it is to be read: at most one line end and its indentation between two things, so that no answer is
+/// space without end; and where a value may be of several kinds, the first that fits.
+pub(crate) fn with_options(schema: &Value) -> Result<Value, String> {
+    let mut schema = match schema {
+        Value::Object(_) => schema.clone(),
+        Value::Bool(true) => json!({}),
+        _ => return Err("a JSON schema is an object".to_owned()),
+    };
+    schema["x-guidance"] = json!({ "whitespace_pattern": r"( |\n[ ]{0,16})?", "coerce_one_of": true });
+    Ok(schema)
+}
+
+fn complaint(error: &impl std::fmt::Display) -> String {
+    shortened(&error.to_string())
+}
+
+fn shortened(text: &str) -> String {
+    text.trim().chars().take(COMPLAINT_MAX).collect()
+}
+
+/// A grammar on its way through one answer.
+pub(crate) struct TokenConstraint(Matcher);
+
+impl TokenConstraint {
+    /// From the beginning that [`Grammars::compile`] gave.
+    pub(crate) fn new(beginning: &Matcher) -> Self {
+        Self(beginning.deep_clone())
+    }
+}
+
+impl Constraint for TokenConstraint {
+    fn allowed(&mut self, allowed: &mut TokenSet) -> Result<(), String> {
+        let mask = self.0.compute_mask_or_eos().map_err(|error| complaint(&error))?;
+        if mask.is_zero() {
+            return Err("the grammar allows no token of this model here".to_owned());
+        }
+        allowed.assign(mask.as_slice());
+        Ok(())
+    }
+
+    fn accept(&mut self, token: TokenId) -> Result<(), String> {
+        // The token that ends an answer comes when the grammar is at its end already.
+        if self.0.is_stopped() {
+            return Ok(());
+        }
+        self.0.consume_token(token.0).map_err(|error| complaint(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bitnet_inference::{Loaded, load};
+    use bitnet_kernels::{Cpu, KernelSet};
+    use bitnet_models::LoadOptions;
+
+    use super::*;
+
+    fn tokenizer() -> Arc<Tokenizer> {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/stories/stories.gguf");
+        let cpu = Cpu::new(KernelSet::detect(), 1);
+        let Loaded { tokenization, .. } = load(&path, &LoadOptions::default(), &cpu).expect("the built-in model");
+        tokenization.expect("a tokenizer").tokenizer
+    }
+
+    /// Whether a text can be an answer under a grammar.
+    fn accepts(grammars: &Grammars, tokenizer: &Tokenizer, grammar: &Grammar, text: &str) -> bool {
+        let mut constraint = TokenConstraint::new(&grammars.compile(grammar).expect("a grammar"));
+        let mut allowed = TokenSet::default();
+        let options = bitnet_tokenizers::EncodeOptions { add_special: false, parse_special: false };
+        for token in tokenizer.encode(text, options).expect("tokens") {
+            if constraint.allowed(&mut allowed).is_err() || !allowed.contains(token) {
+                return false;
+            }
+            constraint.accept(token).expect("an allowed token");
+        }
+        constraint.allowed(&mut allowed).is_ok() && tokenizer.stop_ids().iter().all(|id| allowed.contains(*id))
+    }
+
+    #[test]
+    fn grammars_accept_what_they_describe_and_nothing_else() {
+        let tokenizer = tokenizer();
+        let grammars = Grammars::new(&tokenizer).expect("grammars");
+        let person = Grammar::Schema(json!({
+            "type": "object",
+            "properties": { "name": { "type": "string" }, "age": { "type": "integer" }, "tags": { "$ref": "#/$defs/tags" } },
+            "required": ["name", "age"],
+            "additionalProperties": false,
+            "$defs": { "tags": { "type": "array", "items": { "enum": ["a", "b"] } } },
+        }));
+        let object = Grammar::Schema(json!({ "type": "object" }));
+        let number = Grammar::Regex(r"[1-9][0-9]{0,3}".to_owned());
+        let choice = Grammar::Lark("start: \"yes\" | \"no\\n\"".to_owned());
+        for (grammar, text, expected) in [
+            (&person, r#"{"name": "Tom", "age": 3}"#, true),
+            (&person, r#"{"name":"Tom","age":3,"tags":["a","b"]}"#, true),
+            (&person, "{\n  \"name\": \"T\\\"om\",\n  \"age\": 3\n}", true),
+            (&person, r#"{"name": "Tom"}"#, false),
+            (&person, r#"{"name": "Tom", "age": "3"}"#, false),
+            (&person, r#"{"name": "Tom", "age": 3, "tags": ["c"]}"#, false),
+            (&person, r#"{"name": "Tom", "age": 3, "more": 1}"#, false),
+            (&person, r#"{"name": "Tom", "age": 3"#, false),
+            (&person, "{     \"name\": \"Tom\", \"age\": 3}", false),
+            (&object, r#"{"a": [1, {"b": null}], "c": "d"}"#, true),
+            (&object, "[1]", false),
+            (&number, "42", true),
+            (&number, "042", false),
+            (&number, "42 ", false),
+            (&choice, "yes", true),
+            (&choice, "no\n", true),
+            (&choice, "no", false),
+        ] {
+            assert_eq!(accepts(&grammars, &tokenizer, grammar, text), expected, "{grammar:?} {text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_grammar_is_refused() {
+        let grammars = Grammars::new(&tokenizer()).expect("grammars");
+        for wrong in [
+            Grammar::Schema(json!(7)),
+            Grammar::Schema(json!({ "type": "nonsense" })),
+            Grammar::Schema(json!({ "$ref": "#/$defs/missing" })),
+            Grammar::Schema(json!({ "type": "string", "pattern": "(" })),
+            Grammar::Regex("(".to_owned()),
+            Grammar::Lark("start: missing".to_owned()),
+            Grammar::Lark(String::new()),
+            Grammar::Lark(format!("start: {}\"a\"{}", "(".repeat(60_000), ")".repeat(60_000))),
+        ] {
+            let shown: String = format!("{wrong:?}").chars().take(80).collect();
+            let complaint = grammars.compile(&wrong).err().unwrap_or_else(|| panic!("{shown} was taken"));
+            assert!(!complaint.is_empty() && complaint.len() <= 4 * COMPLAINT_MAX, "{shown}: {complaint}");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Is the server alive, has it started, may it be sent requests? For whatever starts, stops and balances servers.
+//!
+//! All four answer from memory alone: nothing waits for the engine.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::state::{App, Phase};
+
+/// How the server is.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Health {
+    /// `ok`, `loading`, `draining`, or `stalled` where the engine has not finished a step for too long.
+    status: &'static str,
+}
+
+fn answer(app: &App, is_ok: bool) -> Response {
+    let status = match (app.stalled(), app.phase()) {
+        (Some(_), _) => "stalled",
+        (None, Phase::Loading) => "loading",
+        (None, Phase::Ready) => "ok",
+        (None, Phase::Draining) => "draining",
+    };
+    let code = if is_ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, crate::api::json(&Health { status })).into_response()
+}
+
+/// Whether requests are answered now.
+#[utoipa::path(
+    get,
+    path = "/health",
+    operation_id = "health",
+    tag = "health",
+    responses(
+        (status = 200, description = "They are.", body = Health),
+        (status = 503, description = "The model is being loaded, the server drains, or the engine is stuck.", body = Health),
+    )
+)]
+pub(crate) async fn health(State(app): State<Arc<App>>) -> Response {
+    answer(&app, app.phase() == Phase::Ready && app.stalled().is_none())
+}
+
+/// The same, by the name that Kubernetes has for it.
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    operation_id = "readyz",
+    tag = "health",
+    responses(
+        (status = 200, description = "Requests are answered.", body = Health),
+        (status = 503, description = "They are not.", body = Health),
+    )
+)]
+pub(crate) async fn ready(app: State<Arc<App>>) -> Response {
+    health(app).await
+}
+
+/// Whether the process works: not where the engine is stuck, and a restart would help.
+#[utoipa::path(
+    get,
+    path = "/livez",
+    operation_id = "livez",
+    tag = "health",
+    responses(
+        (status = 200, description = "It works.", body = Health),
+        (status = 503, description = "The engine has not finished a step for too long.", body = Health),
+    )
+)]
+pub(crate) async fn live(State(app): State<Arc<App>>) -> Response {
+    answer(&app, app.stalled().is_none())
+}
+
+/// Whether the model has been loaded.
+#[utoipa::path(
+    get,
+    path = "/startupz",
+    operation_id = "startupz",
+    tag = "health",
+    responses(
+        (status = 200, description = "It has.", body = Health),
+        (status = 503, description = "It is being loaded.", body = Health),
+    )
+)]
+pub(crate) async fn started(State(app): State<Arc<App>>) -> Response {
+    answer(&app, app.is_loaded())
+}

@@ -1,0 +1,143 @@
+//! The routes, and what goes around every request: its name, its record, who may ask, and a net under panics.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::header::{CONTENT_TYPE, HeaderName, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, Method, StatusCode};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use futures_util::FutureExt;
+
+use crate::api::{ApiError, chat, completions, models, tokenize};
+use crate::cors::CorsOrigins;
+use crate::health;
+use crate::id::{self, TraceParent};
+use crate::openapi;
+use crate::page;
+use crate::record::{Record, RecordedBody, Recording};
+use crate::state::App;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Load reports for balancers, in the form of ORCA.
+const LOAD: HeaderName = HeaderName::from_static("endpoint-load-metrics");
+const LOAD_FORMAT: HeaderName = HeaderName::from_static("endpoint-load-metrics-format");
+
+/// Everything the server answers.
+pub(crate) fn router(app: Arc<App>) -> Router {
+    let guarded = Router::new()
+        .route("/v1/chat/completions", post(chat::create))
+        .route("/v1/chat/completions/render", post(chat::render))
+        .route("/v1/completions", post(completions::create))
+        .route("/v1/completions/render", post(completions::render))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*model}", get(models::retrieve))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
+        .route_layer(middleware::from_fn_with_state(Arc::clone(&app), authenticate));
+    let open = Router::new()
+        .route("/", get(page::serve))
+        .route("/openapi.json", get(openapi::serve))
+        .route("/metrics", get(metrics))
+        .route("/health", get(health::health))
+        .route("/readyz", get(health::ready))
+        .route("/livez", get(health::live))
+        .route("/startupz", get(health::started));
+    guarded
+        .merge(open)
+        .method_not_allowed_fallback(wrong_method)
+        .fallback(unknown_path)
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), around))
+        .with_state(app)
+}
+
+/// What happened, for Prometheus.
+async fn metrics(State(app): State<Arc<App>>) -> Response {
+    let text = app.metrics.text(&app.scene());
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+/// How much there is to do, if the format is one that we know.
+fn load_report(app: &App, format: &HeaderValue) -> Option<HeaderValue> {
+    let (usage, waiting) = (app.metrics.cache_usage(), app.queue.counts().waiting);
+    let text = match format.as_bytes() {
+        b"TEXT" => {
+            format!("TEXT named_metrics.kv_cache_usage_perc={usage}, named_metrics.num_requests_waiting={waiting}")
+        }
+        b"JSON" => {
+            let metrics = serde_json::json!({ "kv_cache_usage_perc": usage, "num_requests_waiting": waiting });
+            format!("JSON {}", serde_json::json!({ "named_metrics": metrics }))
+        }
+        _ => return None,
+    };
+    HeaderValue::try_from(text).ok()
+}
+
+async fn wrong_method(request: Request) -> ApiError {
+    ApiError::wrong_method(request.method(), request.uri().path())
+}
+
+async fn unknown_path(request: Request) -> ApiError {
+    ApiError::unknown_path(request.method(), request.uri().path())
+}
+
+/// Lets pass whoever has a key.
+async fn authenticate(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    if let Some(keys) = &app.options.api_keys {
+        let Some(owner) = keys.owner(request.headers()) else {
+            let mut response = ApiError::unauthorized().into_response();
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            return response;
+        };
+        if let Some(record) = request.extensions().get::<Arc<Record>>() {
+            record.details().owner = Some(owner);
+        }
+    }
+    next.run(request).await
+}
+
+/// Names and records a request, answers browsers' preflights, and turns a panic into an answer.
+async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str).to_owned();
+    let headers = request.headers();
+    let trace = TraceParent::from_headers(headers);
+    let record = Arc::new(Record::new(request.method().clone(), route, id::request_id(headers), trace));
+    let mut recording = Recording {
+        record: Arc::clone(&record),
+        app: Arc::clone(&app),
+        status: None,
+        is_complete: false,
+        _under_way: app.count_request(),
+    };
+    let cors = app.options.cors_origins.headers(headers);
+    let preflight = CorsOrigins::is_preflight(&request).then(|| app.options.cors_origins.preflight_headers(headers));
+    let is_head = request.method() == Method::HEAD;
+    let load_format = headers.get(LOAD_FORMAT).cloned();
+    request.extensions_mut().insert(Arc::clone(&record));
+
+    let mut response = match preflight {
+        Some(headers) => (StatusCode::NO_CONTENT, headers).into_response(),
+        None => AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
+            // The message was printed where it happened.
+            ApiError::internal("a bug in the server: this request made it panic").into_response()
+        }),
+    };
+    if let Some(error) = response.extensions_mut().remove::<ApiError>() {
+        record.details().error = Some(error);
+    }
+    let headers = response.headers_mut();
+    headers.extend(cors);
+    if let Ok(value) = HeaderValue::from_str(&record.request_id) {
+        headers.insert(REQUEST_ID, value);
+    }
+    if let Some(value) = load_format.and_then(|format| load_report(&app, &format)) {
+        headers.insert(LOAD, value);
+    }
+    recording.status = Some(response.status());
+    recording.is_complete = is_head;
+    response.map(|body| Body::new(RecordedBody::new(body, recording)))
+}

@@ -1,0 +1,388 @@
+//! [`run_load`]: many clients at once, and how long each was kept waiting. Works with every server that has OpenAI's API.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::body::Bytes;
+use axum::http::{Method, Request};
+use futures_util::future::join_all;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::time::{sleep_until, timeout};
+
+use crate::error::{Error, Result};
+
+/// The most bytes of an error that a report quotes.
+const QUOTED_MAX: usize = 200;
+
+/// What to ask, how often and of whom.
+#[derive(Clone, Debug)]
+pub struct LoadGeneratorOptions {
+    /// Where the server is: `http://host[:port]`, with or without `/v1`.
+    pub url: String,
+    /// What is asked.
+    pub endpoint: LoadEndpoint,
+    /// The model's name, if the server needs one.
+    pub model: Option<String>,
+    /// The key, if the server needs one.
+    pub api_key: Option<String>,
+    /// When requests are sent.
+    pub arrivals: Arrivals,
+    /// Requests that count.
+    pub num_requests: usize,
+    /// Requests before those, one after the other.
+    pub num_warmup: usize,
+    /// Words of a prompt; about as many tokens.
+    pub prompt_words: usize,
+    /// How many of them, from the beginning, all prompts share.
+    pub shared_words: usize,
+    /// Tokens of an answer.
+    pub max_tokens: usize,
+    /// Ask for answers that go on after the end-of-text token, with a field that not every server has.
+    pub ignore_eos: bool,
+    /// The sampling temperature.
+    pub temperature: f64,
+    /// What makes prompts and arrivals differ from those of another run.
+    pub seed: u64,
+    /// The longest that one request may take.
+    pub timeout: Duration,
+}
+
+/// What is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadEndpoint {
+    /// `/v1/chat/completions`
+    Chat,
+    /// `/v1/completions`
+    Completions,
+}
+
+/// When requests are sent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Arrivals {
+    /// So many clients, each sending the next request when the last is answered.
+    Closed {
+        /// Clients.
+        concurrency: usize,
+    },
+    /// At times that do not depend on answers, with exponentially distributed gaps.
+    Open {
+        /// Requests a second.
+        rate: f64,
+    },
+}
+
+/// What a request took.
+#[derive(Clone, Debug)]
+pub struct RequestTimes {
+    /// From its sending to the first piece of text.
+    pub first_token: Duration,
+    /// From piece to piece.
+    pub gaps: Vec<Duration>,
+    /// From its sending to the end of the answer.
+    pub total: Duration,
+    /// Tokens of the prompt, as the server tells.
+    pub prompt_tokens: usize,
+    /// Of those, how many the server had in its cache, as it tells.
+    pub cached_tokens: usize,
+    /// Tokens of the answer, as the server tells, else its pieces.
+    pub output_tokens: usize,
+}
+
+impl RequestTimes {
+    /// From token to token, on average; `None` for answers of one token.
+    #[must_use]
+    pub fn token_time(&self) -> Option<Duration> {
+        let others = u32::try_from(self.output_tokens).ok()?.checked_sub(1).filter(|n| *n > 0)?;
+        let decode: Duration = self.gaps.iter().sum();
+        Some(decode / others)
+    }
+}
+
+/// What all of them took.
+#[derive(Clone, Debug)]
+pub struct LoadReport {
+    /// Those that were answered.
+    pub answered: Vec<RequestTimes>,
+    /// What was wrong with the others.
+    pub failed: Vec<String>,
+    /// From the first request to the last answer.
+    pub elapsed: Duration,
+}
+
+/// Sends requests and waits for the answers.
+///
+/// # Errors
+/// If the address is none, there are no threads to be had, or the first request fails.
+pub fn run_load(options: &LoadGeneratorOptions) -> Result<LoadReport> {
+    let target = Arc::new(Target::new(options)?);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.map_err(Error::Threads)?.block_on(async {
+        for index in 0..options.num_warmup {
+            // Other prompts than those that count.
+            let warmup = target.request(usize::MAX / 2 + index).await;
+            warmup.map_err(|problem| Error::Load(format!("the first request failed: {problem}").into()))?;
+        }
+        let start = Instant::now();
+        let results = match options.arrivals {
+            Arrivals::Closed { concurrency } => closed(&target, options.num_requests, concurrency).await,
+            Arrivals::Open { rate } => open(&target, options.num_requests, rate, options.seed).await,
+        };
+        let elapsed = start.elapsed();
+        let mut report = LoadReport { answered: Vec::new(), failed: Vec::new(), elapsed };
+        for result in results {
+            match result {
+                Ok(times) => report.answered.push(times),
+                Err(problem) => report.failed.push(problem),
+            }
+        }
+        Ok(report)
+    })
+}
+
+type Outcome = std::result::Result<RequestTimes, String>;
+
+async fn closed(target: &Arc<Target>, num_requests: usize, concurrency: usize) -> Vec<Outcome> {
+    let next = Arc::new(AtomicUsize::new(0));
+    let client = |_| {
+        let (target, next) = (Arc::clone(target), Arc::clone(&next));
+        tokio::spawn(async move {
+            let mut results = Vec::new();
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= num_requests {
+                    return results;
+                }
+                results.push(target.request(index).await);
+            }
+        })
+    };
+    let clients: Vec<_> = (0..concurrency).map(client).collect();
+    join_all(clients)
+        .await
+        .into_iter()
+        .flat_map(|results| results.unwrap_or_else(|error| vec![Err(error.to_string())]))
+        .collect()
+}
+
+async fn open(target: &Arc<Target>, num_requests: usize, rate: f64, seed: u64) -> Vec<Outcome> {
+    let start = tokio::time::Instant::now();
+    let mut due = Duration::ZERO;
+    let mut requests = Vec::with_capacity(num_requests);
+    for index in 0..num_requests {
+        sleep_until(start + due).await;
+        let target = Arc::clone(target);
+        requests.push(tokio::spawn(async move { target.request(index).await }));
+        // In (0, 1], so that the logarithm is finite.
+        let uniform = ((mix(seed ^ mix(index as u64)) >> 11) + 1) as f64 / (1u64 << 53) as f64;
+        due += Duration::from_secs_f64(-uniform.ln() / rate);
+    }
+    join_all(requests).await.into_iter().map(|result| result.unwrap_or_else(|error| Err(error.to_string()))).collect()
+}
+
+/// The finaliser of splitmix64.
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// Whom to ask, and what.
+struct Target {
+    host: String,
+    path: String,
+    options: LoadGeneratorOptions,
+}
+
+impl Target {
+    fn new(options: &LoadGeneratorOptions) -> Result<Self> {
+        let wrong = || Error::Url { url: options.url.clone() };
+        let rest = options.url.strip_prefix("http://").ok_or_else(wrong)?;
+        let (host, base) = rest.find('/').map_or((rest, ""), |slash| rest.split_at(slash));
+        let base = base.trim_end_matches('/').trim_end_matches("/v1");
+        if host.is_empty() || host.contains('@') {
+            return Err(wrong());
+        }
+        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        let host = if has_port { host.to_owned() } else { format!("{host}:80") };
+        let endpoint = match options.endpoint {
+            LoadEndpoint::Chat => "chat/completions",
+            LoadEndpoint::Completions => "completions",
+        };
+        Ok(Self { host, path: format!("{base}/v1/{endpoint}"), options: options.clone() })
+    }
+
+    fn body(&self, index: usize) -> Value {
+        let options = &self.options;
+        let prompt = prompt(options.prompt_words, options.shared_words, options.seed, index as u64);
+        let mut body = json!({
+            "stream": true,
+            "stream_options": { "include_usage": true },
+            "max_tokens": options.max_tokens,
+            "temperature": options.temperature,
+            "seed": index % (1 << 30),
+        });
+        match options.endpoint {
+            LoadEndpoint::Chat => body["messages"] = json!([{ "role": "user", "content": prompt }]),
+            LoadEndpoint::Completions => body["prompt"] = json!(prompt),
+        }
+        if let Some(model) = &options.model {
+            body["model"] = json!(model);
+        }
+        if options.ignore_eos {
+            body["ignore_eos"] = json!(true);
+        }
+        body
+    }
+
+    async fn request(&self, index: usize) -> Outcome {
+        match timeout(self.options.timeout, self.answer(index)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(format!("no answer within {} s", self.options.timeout.as_secs_f64())),
+        }
+    }
+
+    async fn answer(&self, index: usize) -> Outcome {
+        let body = self.body(index).to_string();
+        let start = Instant::now();
+        let stream = TcpStream::connect(&self.host).await.map_err(|error| format!("cannot connect: {error}"))?;
+        stream.set_nodelay(true).map_err(|error| format!("cannot connect: {error}"))?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|error| format!("cannot connect: {error}"))?;
+        tokio::spawn(connection);
+        let mut request = Request::builder()
+            .method(Method::POST)
+            .uri(&self.path)
+            .header("host", &self.host)
+            .header("content-type", "application/json")
+            .header("accept", "text/event-stream");
+        if let Some(key) = &self.options.api_key {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
+        let request = request.body(Full::new(Bytes::from(body))).map_err(|error| error.to_string())?;
+        let response = sender.send_request(request).await.map_err(|error| format!("cannot send: {error}"))?;
+        let status = response.status();
+        if !status.is_success() {
+            let body =
+                response.into_body().collect().await.map_err(|error| format!("cannot read: {error}"))?.to_bytes();
+            return Err(format!("{status}: {}", quoted(&String::from_utf8_lossy(&body))));
+        }
+        read_answer(response.into_body(), start).await
+    }
+}
+
+async fn read_answer(mut body: Incoming, start: Instant) -> Outcome {
+    let mut times = RequestTimes {
+        first_token: Duration::ZERO,
+        gaps: Vec::new(),
+        total: Duration::ZERO,
+        prompt_tokens: 0,
+        cached_tokens: 0,
+        output_tokens: 0,
+    };
+    let (mut rest, mut last, mut usage) = (Vec::new(), None::<Instant>, Value::Null);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| format!("the answer broke off: {error}"))?;
+        let Some(data) = frame.data_ref() else { continue };
+        let now = Instant::now();
+        rest.extend_from_slice(data);
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = rest.drain(..=end).collect();
+            let Some(data) = line.strip_prefix(b"data:").map(<[u8]>::trim_ascii) else { continue };
+            let Ok(chunk) = serde_json::from_slice::<Value>(data) else { continue };
+            if let Some(error) = chunk.get("error").filter(|error| !error.is_null()) {
+                return Err(quoted(&error.to_string()));
+            }
+            if chunk["usage"].is_object() {
+                usage = chunk["usage"].clone();
+            }
+            let choice = &chunk["choices"][0];
+            let text = choice["delta"]["content"].as_str().or_else(|| choice["text"].as_str());
+            if text.is_some_and(|text| !text.is_empty()) {
+                match last.replace(now) {
+                    None => times.first_token = now - start,
+                    Some(last) => times.gaps.push(now - last),
+                }
+            }
+        }
+    }
+    if last.is_none() {
+        return Err("the answer has no text".to_owned());
+    }
+    times.total = start.elapsed();
+    let number = |value: &Value| value.as_u64().map(|number| number as usize);
+    times.prompt_tokens = number(&usage["prompt_tokens"]).unwrap_or(0);
+    times.cached_tokens = number(&usage["prompt_tokens_details"]["cached_tokens"]).unwrap_or(0);
+    times.output_tokens = number(&usage["completion_tokens"]).unwrap_or(times.gaps.len() + 1);
+    Ok(times)
+}
+
+fn quoted(text: &str) -> String {
+    text.chars().take(QUOTED_MAX).collect()
+}
+
+/// Short words that most vocabularies have as one token each.
+const WORDS: [&str; 32] = [
+    "the", "and", "of", "to", "in", "was", "for", "on", "with", "as", "at", "by", "from", "her", "his", "they", "one",
+    "had", "but", "not", "all", "were", "when", "we", "there", "can", "an", "your", "which", "their", "said", "if",
+];
+
+/// Words without sense, the first of which are the same for every `index`; the others differ from the first on.
+fn prompt(num_words: usize, num_shared: usize, seed: u64, index: u64) -> String {
+    let word = |place: usize| {
+        let stream = if place < num_shared { 0 } else { mix(index + 1) };
+        WORDS[(mix(mix(seed ^ stream).wrapping_add(place as u64)) % WORDS.len() as u64) as usize]
+    };
+    (0..num_words).map(word).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(url: &str) -> Option<(String, String)> {
+        let options = LoadGeneratorOptions {
+            url: url.to_owned(),
+            endpoint: LoadEndpoint::Chat,
+            model: None,
+            api_key: None,
+            arrivals: Arrivals::Closed { concurrency: 1 },
+            num_requests: 1,
+            num_warmup: 0,
+            prompt_words: 4,
+            shared_words: 2,
+            max_tokens: 4,
+            ignore_eos: false,
+            temperature: 0.0,
+            seed: 0,
+            timeout: Duration::from_secs(1),
+        };
+        Target::new(&options).ok().map(|target| (target.host, target.path))
+    }
+
+    #[test]
+    fn addresses_are_read_with_and_without_their_parts() {
+        let found = |host: &str, path: &str| Some((host.to_owned(), path.to_owned()));
+        assert_eq!(target("http://a:8080"), found("a:8080", "/v1/chat/completions"));
+        assert_eq!(target("http://a/v1/"), found("a:80", "/v1/chat/completions"));
+        assert_eq!(target("http://[::1]:80/proxy/v1"), found("[::1]:80", "/proxy/v1/chat/completions"));
+        for wrong in ["https://a", "a:80", "http://", "http:///v1", "http://me@a"] {
+            assert_eq!(target(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn prompts_share_what_they_shall_and_nothing_else() {
+        let (a, b) = (prompt(40, 20, 1, 0), prompt(40, 20, 1, 1));
+        let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!((words(&a).len(), &words(&a)[..20]), (40, &words(&b)[..20]));
+        assert_ne!(words(&a)[20..], words(&b)[20..]);
+        assert_eq!(a, prompt(40, 20, 1, 0));
+        assert_ne!(prompt(40, 0, 1, 0), prompt(40, 0, 2, 0));
+    }
+}

@@ -1,0 +1,500 @@
+//! What happened, counted: for Prometheus at `/metrics`, under vLLM's names where vLLM has one.
+//!
+//! Every number comes from something that took place: the engine's thread counts steps ([`Metrics::step`]), the handlers
+//! count answers as their clients get them ([`AnswerTimer`]). Counting is a few atomic additions; text is written only when
+//! somebody asks for it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bitnet_inference::{Engine, EngineCounts, Finish, HeadUse};
+
+use crate::queue;
+
+/// Seconds to a first token.
+const FIRST_TOKEN_S: &[f64] = &[
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+    160.0, 640.0, 2560.0,
+];
+/// Seconds between tokens; below vLLM's first, for small models are quick.
+const TOKEN_S: &[f64] = &[
+    0.0005, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0,
+    7.5, 10.0, 20.0, 40.0, 80.0,
+];
+/// Seconds of an answer or its phases; below vLLM's first, for small models are quick.
+const REQUEST_S: &[f64] = &[
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0,
+    60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
+];
+/// Tokens of a prompt or an answer.
+const TOKENS: &[f64] = &[
+    1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0, 20000.0, 50000.0, 100_000.0,
+];
+/// Tokens of a step.
+const STEP_TOKENS: &[f64] =
+    &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
+/// Answers that a request asks for.
+const ANSWERS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0];
+/// Seconds of an HTTP request (OpenTelemetry's semantic conventions), and more: answers take minutes.
+const HTTP_S: &[f64] = &[
+    0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
+    1800.0,
+];
+
+/// Adds up.
+#[derive(Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts values by the first bound that they do not exceed.
+pub(crate) struct Histogram {
+    bounds: &'static [f64],
+    /// One more than there are bounds.
+    buckets: Box<[Counter]>,
+    /// The bits of an `f64`.
+    sum: AtomicU64,
+}
+
+impl Histogram {
+    fn new(bounds: &'static [f64]) -> Self {
+        Self { bounds, buckets: (0..=bounds.len()).map(|_| Counter::default()).collect(), sum: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn observe(&self, value: f64) {
+        self.buckets[self.bounds.partition_point(|bound| *bound < value)].add(1);
+        let add = |bits| Some((f64::from_bits(bits) + value).to_bits());
+        // It never declines.
+        let _ = self.sum.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+    }
+
+    fn observe_duration(&self, duration: Duration) {
+        self.observe(duration.as_secs_f64());
+    }
+
+    fn write(&self, out: &mut String, name: &str, labels: &str) {
+        let comma = if labels.is_empty() { "" } else { "," };
+        let mut count = 0;
+        let bounds = self.bounds.iter().map(f64::to_string).chain(["+Inf".to_owned()]);
+        for (bucket, bound) in self.buckets.iter().zip(bounds) {
+            count += bucket.get();
+            let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {count}");
+        }
+        let _ = writeln!(out, "{name}_sum{{{labels}}} {}", f64::from_bits(self.sum.load(Ordering::Relaxed)));
+        let _ = writeln!(out, "{name}_count{{{labels}}} {count}");
+    }
+}
+
+/// How an answer ended, by the names of vLLM's label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Stop,
+    Length,
+    /// Whoever asked has gone.
+    Abort,
+    Error,
+}
+
+impl Outcome {
+    const ALL: [Self; 4] = [Self::Stop, Self::Length, Self::Abort, Self::Error];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Abort => "abort",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// A kind of HTTP request: route, method and status.
+type HttpKind = (String, String, u16);
+
+/// Everything that is counted.
+pub(crate) struct Metrics {
+    started: std::time::SystemTime,
+    outcomes: [Counter; 4],
+    prompt_tokens: Counter,
+    generated_tokens: Counter,
+    first_token: Histogram,
+    inter_token: Histogram,
+    token: Histogram,
+    total: Histogram,
+    queued: Histogram,
+    prefill: Histogram,
+    decode: Histogram,
+    inference: Histogram,
+    prompt_length: Histogram,
+    answer_length: Histogram,
+    answers_asked: Histogram,
+    max_tokens_asked: Histogram,
+    step_tokens: Histogram,
+    http: Mutex<BTreeMap<HttpKind, Histogram>>,
+    engine: Mutex<EngineState>,
+}
+
+/// What the engine's thread saw last.
+#[derive(Clone, Copy, Default)]
+struct EngineState {
+    /// Of engines that are no more.
+    earlier: Totals,
+    now: Totals,
+    free_blocks: usize,
+    num_blocks: usize,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Totals {
+    counts: EngineCounts,
+    head: HeadUse,
+    panics: u64,
+}
+
+impl Totals {
+    fn plus(self, other: Self) -> Self {
+        let (a, b, c, d) = (self.counts, other.counts, self.head, other.head);
+        Self {
+            counts: EngineCounts {
+                steps: a.steps + b.steps,
+                computed_tokens: a.computed_tokens + b.computed_tokens,
+                prompt_tokens: a.prompt_tokens + b.prompt_tokens,
+                cached_tokens: a.cached_tokens + b.cached_tokens,
+                preemptions: a.preemptions + b.preemptions,
+                drafted_tokens: a.drafted_tokens + b.drafted_tokens,
+                accepted_tokens: a.accepted_tokens + b.accepted_tokens,
+            },
+            head: HeadUse {
+                screened: c.screened + d.screened,
+                fell_back: c.fell_back + d.fell_back,
+                exact_logits: c.exact_logits + d.exact_logits,
+                wasted_logits: c.wasted_logits + d.wasted_logits,
+            },
+            panics: self.panics + other.panics,
+        }
+    }
+}
+
+/// What a scrape needs beside the counts.
+pub(crate) struct Scene<'a> {
+    pub(crate) model: &'a str,
+    pub(crate) block_size: usize,
+    pub(crate) queue: queue::Counts,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        Self {
+            started: std::time::SystemTime::now(),
+            outcomes: Default::default(),
+            prompt_tokens: Counter::default(),
+            generated_tokens: Counter::default(),
+            first_token: Histogram::new(FIRST_TOKEN_S),
+            inter_token: Histogram::new(TOKEN_S),
+            token: Histogram::new(TOKEN_S),
+            total: Histogram::new(REQUEST_S),
+            queued: Histogram::new(REQUEST_S),
+            prefill: Histogram::new(REQUEST_S),
+            decode: Histogram::new(REQUEST_S),
+            inference: Histogram::new(REQUEST_S),
+            prompt_length: Histogram::new(TOKENS),
+            answer_length: Histogram::new(TOKENS),
+            answers_asked: Histogram::new(ANSWERS),
+            max_tokens_asked: Histogram::new(TOKENS),
+            step_tokens: Histogram::new(STEP_TOKENS),
+            http: Mutex::default(),
+            engine: Mutex::default(),
+        }
+    }
+
+    /// After a step of the engine, or what else changes its blocks.
+    pub(crate) fn step(&self, engine: &Engine) {
+        let mut state = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+        let (before, counts) = (state.now.counts, engine.counts());
+        state.now = Totals { counts, head: engine.head_use(), panics: 0 };
+        (state.free_blocks, state.num_blocks) = engine.free_blocks();
+        drop(state);
+        if counts.steps > before.steps {
+            self.step_tokens.observe((counts.computed_tokens - before.computed_tokens) as f64);
+        }
+    }
+
+    /// The engine has panicked, and another begins to count anew.
+    pub(crate) fn engine_lost(&self) {
+        let mut state = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+        state.earlier = state.earlier.plus(state.now);
+        state.earlier.panics += 1;
+        state.now = Totals::default();
+    }
+
+    /// An HTTP request has come to its end.
+    pub(crate) fn http(&self, route: &str, method: &str, status: u16, duration: Duration) {
+        let mut http = self.http.lock().unwrap_or_else(PoisonError::into_inner);
+        let kind = (route.to_owned(), method.to_owned(), status);
+        http.entry(kind).or_insert_with(|| Histogram::new(HTTP_S)).observe_duration(duration);
+    }
+
+    /// A request has been let in that asks for `n` answers to each prompt.
+    pub(crate) fn asked(&self, n: usize, max_tokens: Option<usize>) {
+        self.answers_asked.observe(n as f64);
+        if let Some(max_tokens) = max_tokens {
+            self.max_tokens_asked.observe(max_tokens as f64);
+        }
+    }
+}
+
+/// Times one answer, from its request's arrival to its end.
+pub(crate) struct AnswerTimer {
+    arrived: Instant,
+    queued: Duration,
+    last_token: Option<Instant>,
+    has_ended: bool,
+}
+
+impl AnswerTimer {
+    pub(crate) fn new(arrived: Instant) -> Self {
+        Self { arrived, queued: Duration::ZERO, last_token: None, has_ended: false }
+    }
+
+    /// The engine has begun, after so long in the queue.
+    pub(crate) fn started(&mut self, queued: Duration) {
+        self.queued = queued;
+    }
+
+    /// A token has come.
+    pub(crate) fn token(&mut self, metrics: &Metrics) {
+        let now = Instant::now();
+        metrics.generated_tokens.add(1);
+        match self.last_token.replace(now) {
+            None => metrics.first_token.observe_duration(now - self.arrived),
+            Some(last) => metrics.inter_token.observe_duration(now - last),
+        }
+    }
+
+    /// The answer is whole.
+    pub(crate) fn finished(&mut self, metrics: &Metrics, finish: &Finish) {
+        let outcome = if finish.reason.name() == "stop" { Outcome::Stop } else { Outcome::Length };
+        self.ended(metrics, outcome);
+        let timings = finish.timings;
+        metrics.prompt_tokens.add(timings.prompt_tokens as u64);
+        metrics.total.observe_duration(self.arrived.elapsed());
+        metrics.queued.observe_duration(self.queued);
+        metrics.prefill.observe_duration(timings.prefill);
+        metrics.decode.observe_duration(timings.decode);
+        metrics.inference.observe_duration(timings.prefill + timings.decode);
+        metrics.prompt_length.observe(timings.prompt_tokens as f64);
+        metrics.answer_length.observe(timings.generated_tokens as f64);
+        if let Some(others) =
+            u32::try_from(timings.generated_tokens).ok().and_then(|n| n.checked_sub(1)).filter(|n| *n > 0)
+        {
+            metrics.token.observe_duration(timings.decode / others);
+        }
+    }
+
+    /// There will be no more of it.
+    pub(crate) fn ended(&mut self, metrics: &Metrics, outcome: Outcome) {
+        if !std::mem::replace(&mut self.has_ended, true) {
+            metrics.outcomes[outcome as usize].add(1);
+        }
+    }
+}
+
+/// Writes Prometheus' text format.
+struct Writer<'a> {
+    out: String,
+    /// On everything about the model.
+    labels: &'a str,
+}
+
+impl Writer<'_> {
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn value(&mut self, name: &str, labels: &str, value: impl std::fmt::Display) {
+        let comma = if labels.is_empty() || self.labels.is_empty() { "" } else { "," };
+        let _ = writeln!(self.out, "{name}{{{}{comma}{labels}}} {value}", self.labels);
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) {
+        self.head(name, "counter", help);
+        self.value(name, "", value);
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: impl std::fmt::Display) {
+        self.head(name, "gauge", help);
+        self.value(name, "", value);
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
+        self.head(name, "histogram", help);
+        histogram.write(&mut self.out, name, self.labels);
+    }
+}
+
+/// A label's value, as Prometheus quotes it.
+fn quoted(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+impl Metrics {
+    /// What all engines did so far.
+    #[cfg(feature = "otlp")]
+    pub(crate) fn engine_counts(&self) -> EngineCounts {
+        let state = *self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+        state.earlier.plus(state.now).counts
+    }
+
+    /// Tokens generated so far.
+    #[cfg(feature = "otlp")]
+    pub(crate) fn generated_tokens(&self) -> u64 {
+        self.generated_tokens.get()
+    }
+
+    /// Part of the cache that requests hold, from 0 to 1.
+    pub(crate) fn cache_usage(&self) -> f64 {
+        let EngineState { free_blocks, num_blocks, .. } = *self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+        if num_blocks == 0 { 0.0 } else { 1.0 - free_blocks as f64 / num_blocks as f64 }
+    }
+
+    /// All of it, as Prometheus reads it.
+    pub(crate) fn text(&self, scene: &Scene<'_>) -> String {
+        let labels = format!("model_name=\"{}\",engine=\"0\"", quoted(scene.model));
+        let mut w = Writer { out: String::with_capacity(16 << 10), labels: &labels };
+        let state = *self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+        let Totals { counts, head, panics } = state.earlier.plus(state.now);
+
+        let queue = scene.queue;
+        w.gauge("vllm:num_requests_running", "Answers the engine is working on.", queue.running);
+        w.gauge("vllm:num_requests_waiting", "Answers the engine has not begun.", queue.waiting);
+        w.gauge("bitnet_queue_prompt_tokens", "Prompt tokens of the answers that wait.", queue.waiting_tokens);
+        w.gauge("vllm:kv_cache_usage_perc", "Part of the key/value cache in use, from 0 to 1.", self.cache_usage());
+        w.head("vllm:cache_config_info", "gauge", "The key/value cache: tokens of a block, and blocks.");
+        let config = format!("block_size=\"{}\",num_gpu_blocks=\"{}\"", scene.block_size, state.num_blocks);
+        w.value("vllm:cache_config_info", &config, 1);
+
+        w.head("vllm:request_success_total", "counter", "Answers that ended, by the reason.");
+        for outcome in Outcome::ALL {
+            let label = format!("finished_reason=\"{}\"", outcome.name());
+            w.value("vllm:request_success_total", &label, self.outcomes[outcome as usize].get());
+        }
+        w.counter("vllm:prompt_tokens_total", "Prompt tokens of whole answers.", self.prompt_tokens.get());
+        w.counter("vllm:generation_tokens_total", "Tokens generated.", self.generated_tokens.get());
+        w.counter("vllm:num_preemptions_total", "Answers that had to give their blocks up.", counts.preemptions);
+        w.counter("vllm:prefix_cache_queries_total", "Prompt tokens looked up in the cache.", counts.prompt_tokens);
+        w.counter("vllm:prefix_cache_hits_total", "Those that were found.", counts.cached_tokens);
+        w.counter("vllm:spec_decode_num_draft_tokens_total", "Tokens guessed ahead.", counts.drafted_tokens);
+        w.counter("vllm:spec_decode_num_accepted_tokens_total", "Those that came.", counts.accepted_tokens);
+        w.counter("bitnet_engine_steps_total", "Steps that ran tokens through the model.", counts.steps);
+        w.counter("bitnet_engine_tokens_total", "Tokens run through the model.", counts.computed_tokens);
+        w.counter("bitnet_engine_panics_total", "Times the engine panicked and was made anew.", panics);
+        w.counter("bitnet_head_screened_tokens_total", "Tokens sampled from estimated logits.", head.screened);
+        w.counter("bitnet_head_fallback_tokens_total", "Those for which all logits were needed.", head.fell_back);
+
+        w.histogram(
+            "vllm:time_to_first_token_seconds",
+            "From a request's arrival to its first token.",
+            &self.first_token,
+        );
+        w.histogram("vllm:inter_token_latency_seconds", "From a token to the next.", &self.inter_token);
+        w.histogram(
+            "vllm:request_time_per_output_token_seconds",
+            "Mean time from a token to the next, of whole answers.",
+            &self.token,
+        );
+        w.histogram("vllm:e2e_request_latency_seconds", "From a request's arrival to the answer's end.", &self.total);
+        w.histogram(
+            "vllm:request_queue_time_seconds",
+            "From the queue's door to the engine's beginning.",
+            &self.queued,
+        );
+        w.histogram(
+            "vllm:request_prefill_time_seconds",
+            "From the engine's beginning to the first token.",
+            &self.prefill,
+        );
+        w.histogram("vllm:request_decode_time_seconds", "From the first token to the last.", &self.decode);
+        w.histogram("vllm:request_inference_time_seconds", "Both.", &self.inference);
+        w.histogram("vllm:request_prompt_tokens", "Tokens of a prompt.", &self.prompt_length);
+        w.histogram("vllm:request_generation_tokens", "Tokens of an answer.", &self.answer_length);
+        w.histogram("vllm:request_params_n", "Answers asked for to each prompt.", &self.answers_asked);
+        w.histogram("vllm:request_params_max_tokens", "The most tokens asked for.", &self.max_tokens_asked);
+        w.histogram("vllm:iteration_tokens_total", "Tokens of a step of the engine.", &self.step_tokens);
+
+        w.labels = "";
+        let name = "http_server_request_duration_seconds";
+        w.head(name, "histogram", "From a request's headers to the end of its answer.");
+        for ((route, method, status), histogram) in &*self.http.lock().unwrap_or_else(PoisonError::into_inner) {
+            let labels = format!(
+                "http_route=\"{}\",http_request_method=\"{}\",http_response_status_code=\"{status}\"",
+                quoted(route),
+                quoted(method)
+            );
+            histogram.write(&mut w.out, name, &labels);
+        }
+        w.head("bitnet_build_info", "gauge", "The version of the program.");
+        w.value("bitnet_build_info", concat!("version=\"", env!("CARGO_PKG_VERSION"), "\""), 1);
+        let started = self.started.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        w.gauge("process_start_time_seconds", "When the server started, in seconds since 1970.", started);
+        if let Some(bytes) = resident_bytes() {
+            w.gauge("process_resident_memory_bytes", "Memory that is resident.", bytes);
+        }
+        w.out
+    }
+}
+
+/// Memory of this process, where the system tells.
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_histogram_counts_up_to_and_with_its_bounds() {
+        let histogram = Histogram::new(&[0.5, 1.0]);
+        for value in [0.5, 0.75, 1.0, 3.0, 0.0] {
+            histogram.observe(value);
+        }
+        let mut text = String::new();
+        histogram.write(&mut text, "x", "a=\"b\"");
+        let expected = "x_bucket{a=\"b\",le=\"0.5\"} 2\nx_bucket{a=\"b\",le=\"1\"} 4\nx_bucket{a=\"b\",le=\"+Inf\"} 5\n\
+                        x_sum{a=\"b\"} 5.25\nx_count{a=\"b\"} 5\n";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn an_answer_ends_once_and_is_timed_by_its_tokens() {
+        let metrics = Metrics::new();
+        let mut timer = AnswerTimer::new(Instant::now());
+        (0..3).for_each(|_| timer.token(&metrics));
+        timer.ended(&metrics, Outcome::Abort);
+        timer.ended(&metrics, Outcome::Error);
+        let scene = Scene { model: "a\"b", block_size: 32, queue: queue::Counts::default() };
+        let text = metrics.text(&scene);
+        for line in [
+            "vllm:generation_tokens_total{model_name=\"a\\\"b\",engine=\"0\"} 3",
+            "vllm:request_success_total{model_name=\"a\\\"b\",engine=\"0\",finished_reason=\"abort\"} 1",
+            "vllm:request_success_total{model_name=\"a\\\"b\",engine=\"0\",finished_reason=\"error\"} 0",
+            "vllm:time_to_first_token_seconds_count{model_name=\"a\\\"b\",engine=\"0\"} 1",
+            "vllm:inter_token_latency_seconds_count{model_name=\"a\\\"b\",engine=\"0\"} 2",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line:?} is missing in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The OpenAPI document, made from the types that are read and written.
+//!
+//! `docs/openapi.json` is the same document; a test holds it to what is served.
+
+use std::sync::LazyLock;
+
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use utoipa::OpenApi;
+
+use crate::api::{self, ErrorBody};
+use crate::health;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "BitNet.rs",
+        description = "Ternary language models behind OpenAI's API.",
+        license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")
+    ),
+    paths(
+        api::chat::create,
+        api::chat::render,
+        api::completions::create,
+        api::completions::render,
+        api::models::list,
+        api::models::retrieve,
+        api::tokenize::tokenize,
+        api::tokenize::detokenize,
+        health::health,
+        health::ready,
+        health::live,
+        health::started,
+    ),
+    components(schemas(ErrorBody<'_>))
+)]
+struct Document;
+
+/// What clients send: there, fields that are not listed are refused.
+const REQUESTS: [&str; 15] = [
+    "ChatRequest",
+    "CompletionRequest",
+    "TokenizeRequest",
+    "DetokenizeRequest",
+    "Message",
+    "ContentPart",
+    "StreamOptions",
+    "ResponseFormat",
+    "JsonSchemaFormat",
+    "GrammarFormat",
+    "StructuredOutputs",
+    "Tool",
+    "Function",
+    "ToolCall",
+    "FunctionCall",
+];
+
+/// What any request with a body may be answered.
+const REFUSALS: [(&str, &str); 9] = [
+    ("400", "A field is wrong, or cannot be honoured; `param` names it."),
+    ("401", "The key is missing or wrong."),
+    ("404", "There is no such model."),
+    ("408", "The body took too long to arrive."),
+    ("413", "The body is too large."),
+    ("415", "The body is not JSON."),
+    ("429", "Too much waits; `Retry-After` says when to come again."),
+    ("503", "The model is being loaded, or the server is about to stop."),
+    ("504", "The answer took too long."),
+];
+
+static TEXT: LazyLock<String> = LazyLock::new(|| serde_json::to_string_pretty(&document()).unwrap_or_default() + "\n");
+
+fn document() -> Value {
+    let mut document = serde_json::to_value(Document::openapi()).unwrap_or_default();
+    for name in REQUESTS {
+        document["components"]["schemas"][name]["additionalProperties"] = json!(false);
+    }
+    document["components"]["securitySchemes"]["key"] = json!({ "type": "http", "scheme": "bearer" });
+    let error = json!({ "application/json": { "schema": { "$ref": "#/components/schemas/ErrorBody" } } });
+    for (path, operations) in document["paths"].as_object_mut().into_iter().flatten() {
+        for (method, operation) in operations.as_object_mut().into_iter().flatten() {
+            if path.starts_with("/v1/") || method == "post" {
+                // A key is needed where the server has a file of keys.
+                operation["security"] = json!([{}, { "key": [] }]);
+                let all = REFUSALS.iter();
+                let of_method = all.filter(|(status, _)| method == "post" || matches!(*status, "401" | "404" | "503"));
+                for (status, description) in of_method {
+                    operation["responses"][status] = json!({ "description": description, "content": error });
+                }
+            }
+        }
+    }
+    document
+}
+
+/// The document.
+pub(crate) async fn serve() -> Response {
+    ([(CONTENT_TYPE, "application/json")], TEXT.as_str()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_in_the_repository_is_the_one_that_is_served() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/openapi.json");
+        let kept = std::fs::read_to_string(&path).unwrap_or_default();
+        if kept != *TEXT {
+            let fresh = std::env::temp_dir().join("bitnet-openapi.json");
+            std::fs::write(&fresh, TEXT.as_str()).expect("a temporary file");
+            panic!("the API has changed: look at the difference, then cp {} {}", fresh.display(), path.display());
+        }
+    }
+
+    #[test]
+    fn every_reference_in_the_document_leads_somewhere() {
+        let document = document();
+        let mut open = vec![&document];
+        let mut num_references = 0;
+        while let Some(value) = open.pop() {
+            match value {
+                Value::Object(fields) => {
+                    if let Some(reference) = fields.get("$ref").and_then(Value::as_str) {
+                        let pointer = reference.strip_prefix('#').expect("a reference within the document");
+                        assert!(document.pointer(pointer).is_some(), "{reference}");
+                        num_references += 1;
+                    }
+                    open.extend(fields.values());
+                }
+                Value::Array(list) => open.extend(list),
+                _ => {}
+            }
+        }
+        assert!(num_references > 10);
+    }
+}

@@ -1,0 +1,196 @@
+//! [`Queue`]: how much may wait for the engine, and how long whoever finds it full should stay away.
+//!
+//! The engine keeps the order; here is only the counting. A [`Ticket`] stands for one answer that is wanted, from the
+//! moment it is let in until the engine is done with it, whatever becomes of it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The longest time that anyone is sent away for, in seconds.
+const RETRY_AFTER_MAX_S: f64 = 600.0;
+/// The weight of the latest answer in the mean time that one takes.
+const LATEST_WEIGHT: f64 = 0.2;
+
+/// What waits and what runs.
+pub(crate) struct Queue {
+    requests_max: usize,
+    tokens_max: usize,
+    counts: Mutex<Counts>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Counts {
+    /// Answers the engine has not begun.
+    pub(crate) waiting: usize,
+    /// Tokens of their prompts.
+    pub(crate) waiting_tokens: usize,
+    /// Answers it is working on.
+    pub(crate) running: usize,
+    /// The mean time from an answer's beginning to its end, in seconds; 0 before the first.
+    service_s: f64,
+}
+
+/// Why a request was not let in.
+#[derive(Debug, PartialEq)]
+pub(crate) struct QueueFull {
+    pub(crate) waiting: usize,
+    pub(crate) waiting_tokens: usize,
+    /// When there should be room.
+    pub(crate) retry_after_s: u64,
+}
+
+impl Queue {
+    pub(crate) fn new(requests_max: usize, tokens_max: usize) -> Self {
+        Self { requests_max, tokens_max, counts: Mutex::new(Counts::default()) }
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        *self.lock()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        // Each change below is complete before anything could panic.
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets in one answer for each prompt length, or none of them. An empty queue takes whatever comes, as long as the
+    /// engine can run it at all.
+    pub(crate) fn enter(self: &Arc<Self>, prompt_tokens: &[usize]) -> Result<Vec<Ticket>, QueueFull> {
+        let mut counts = self.lock();
+        let tokens: usize = prompt_tokens.iter().sum();
+        self.check(&counts, prompt_tokens.len(), tokens)?;
+        counts.waiting += prompt_tokens.len();
+        counts.waiting_tokens += tokens;
+        let ticket = |&prompt_tokens| Ticket { queue: Arc::clone(self), prompt_tokens, started: None };
+        Ok(prompt_tokens.iter().map(ticket).collect())
+    }
+
+    /// Whether one more would be sent away however short it is: asked before any work is done for it.
+    pub(crate) fn check_room(&self) -> Result<(), QueueFull> {
+        self.check(&self.lock(), 1, 1)
+    }
+
+    fn check(&self, counts: &Counts, requests: usize, tokens: usize) -> Result<(), QueueFull> {
+        let Counts { waiting, waiting_tokens, running, service_s } = *counts;
+        let requests_over = (waiting + requests).saturating_sub(self.requests_max);
+        let tokens_over = (waiting_tokens + tokens).saturating_sub(self.tokens_max);
+        if waiting == 0 || requests_over == 0 && tokens_over == 0 {
+            return Ok(());
+        }
+        // So many must begin before there is room; they do at the rate at which running ones end.
+        let mean_tokens = (waiting_tokens as f64 / waiting as f64).max(1.0);
+        let must_begin = (requests_over as f64).max((tokens_over as f64 / mean_tokens).ceil()).min(waiting as f64);
+        let wait_s = must_begin * service_s / running.max(1) as f64;
+        Err(QueueFull { waiting, waiting_tokens, retry_after_s: wait_s.ceil().clamp(1.0, RETRY_AFTER_MAX_S) as u64 })
+    }
+}
+
+/// The place of one answer.
+pub(crate) struct Ticket {
+    queue: Arc<Queue>,
+    prompt_tokens: usize,
+    started: Option<Instant>,
+}
+
+impl Ticket {
+    /// The engine has begun; true the first time it is said.
+    pub(crate) fn start(&mut self) -> bool {
+        if self.started.is_some() {
+            return false;
+        }
+        self.started = Some(Instant::now());
+        let mut counts = self.queue.lock();
+        counts.waiting -= 1;
+        counts.waiting_tokens -= self.prompt_tokens;
+        counts.running += 1;
+        true
+    }
+
+    /// The engine has come to the answer's end: its time counts for the mean.
+    pub(crate) fn finish(self) {
+        if let Some(started) = self.started {
+            self.queue.lock().learn(started.elapsed());
+        }
+    }
+}
+
+impl Counts {
+    fn learn(&mut self, service: Duration) {
+        let latest = service.as_secs_f64();
+        let is_first = self.service_s == 0.0;
+        self.service_s = if is_first { latest } else { self.service_s + LATEST_WEIGHT * (latest - self.service_s) };
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut counts = self.queue.lock();
+        if self.started.is_some() {
+            counts.running -= 1;
+        } else {
+            counts.waiting -= 1;
+            counts.waiting_tokens -= self.prompt_tokens;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queue() -> Arc<Queue> {
+        Arc::new(Queue::new(4, 100))
+    }
+
+    #[test]
+    fn requests_and_tokens_are_bounded_and_come_back() {
+        let queue = queue();
+        let tickets = queue.enter(&[30, 30, 30]).expect("room for three");
+        assert!(queue.enter(&[11]).is_err(), "too many tokens");
+        let fourth = queue.enter(&[10]).expect("room for a fourth");
+        assert!(queue.enter(&[0]).is_err() && queue.check_room().is_err(), "too many requests");
+        drop(fourth);
+        assert!(queue.check_room().is_ok());
+        assert!(queue.enter(&[1, 1]).is_err(), "all of a request's answers or none");
+        assert_eq!(queue.counts(), Counts { waiting: 3, waiting_tokens: 90, ..Counts::default() });
+        drop(tickets);
+        assert_eq!(queue.counts(), Counts::default());
+    }
+
+    #[test]
+    fn an_empty_queue_takes_what_is_larger_than_itself() {
+        let queue = queue();
+        let mut tickets = queue.enter(&[101; 5]).expect("nobody waits");
+        assert!(queue.enter(&[1]).is_err());
+        assert!(tickets.iter_mut().all(Ticket::start) && !tickets[0].start());
+        assert_eq!(queue.counts().running, 5);
+        assert!(queue.enter(&[1]).is_ok(), "those that run do not wait");
+    }
+
+    #[test]
+    fn the_time_to_stay_away_is_what_the_excess_takes() {
+        let queue = queue();
+        let mut running = queue.enter(&[10, 10]).expect("nobody waits");
+        assert!(running.iter_mut().all(Ticket::start));
+        let _waiting = queue.enter(&[20; 4]).expect("room for four");
+        assert_eq!(queue.check_room().map_err(|full| full.retry_after_s), Err(1), "nothing is known yet");
+        queue.lock().service_s = 30.0;
+        let retry_after = |prompts: &[usize]| queue.enter(prompts).err().map(|full| full.retry_after_s);
+        // Two run for 30 s each, so one of the waiting begins every 15 s.
+        assert_eq!(retry_after(&[1]), Some(15));
+        assert_eq!(retry_after(&[1, 1]), Some(30));
+        // 61 tokens too many: more than three of 20 tokens must begin.
+        assert_eq!(retry_after(&[81]), Some(60));
+        queue.lock().service_s = 1e6;
+        assert_eq!(retry_after(&[1]), Some(600));
+    }
+
+    #[test]
+    fn the_mean_time_follows_the_answers() {
+        let mut counts = Counts::default();
+        counts.learn(Duration::from_secs(10));
+        assert_eq!(counts.service_s, 10.0);
+        counts.learn(Duration::from_secs(20));
+        assert_eq!(counts.service_s, 12.0);
+    }
+}

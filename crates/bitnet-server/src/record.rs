@@ -1,0 +1,206 @@
+//! [`Record`]: what is known of one HTTP request when it ends, and the line of the log it becomes.
+//!
+//! A record ends when the last byte of the answer has been handed over, or when whoever asked has gone: the body of the
+//! answer carries it ([`RecordedBody`]), and dropping the body ends it.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use axum::BoxError;
+use axum::body::{Body, Bytes};
+use axum::http::{Method, StatusCode};
+use bitnet_inference::SamplingParams;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+
+use crate::api::{ApiError, Usage};
+use crate::id::TraceParent;
+use crate::state::{App, UnderWay};
+
+/// One HTTP request.
+pub(crate) struct Record {
+    started: Instant,
+    method: Method,
+    /// The route that answered, such as `/v1/models/{model}`.
+    route: String,
+    pub(crate) request_id: String,
+    pub(crate) trace: Option<TraceParent>,
+    details: Mutex<Details>,
+}
+
+/// What is learnt on the way.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Details {
+    /// Whose key it came with.
+    pub(crate) owner: Option<Arc<str>>,
+    /// If it came as far as the queue.
+    pub(crate) generation: Option<Generation>,
+    /// What went wrong.
+    pub(crate) error: Option<ApiError>,
+}
+
+/// What a request asked of the engine, and what came of it. Times are from the request's arrival.
+#[derive(Clone, Debug)]
+pub(crate) struct Generation {
+    /// `chat` or `text_completion`.
+    pub(crate) operation: &'static str,
+    pub(crate) model: String,
+    pub(crate) response_id: String,
+    pub(crate) is_stream: bool,
+    /// Answers to each prompt.
+    pub(crate) n: usize,
+    /// Of the first answer.
+    pub(crate) sampling: SamplingParams,
+    pub(crate) max_tokens: Option<usize>,
+    pub(crate) stop_strings: Vec<String>,
+    /// So far.
+    pub(crate) usage: Usage,
+    /// When it was let in.
+    pub(crate) entered: Duration,
+    /// When the engine began with the first answer.
+    pub(crate) started: Option<Duration>,
+    pub(crate) first_token: Option<Duration>,
+    pub(crate) last_token: Option<Duration>,
+    /// Why answers ended, in the order in which they did.
+    pub(crate) finish_reasons: Vec<&'static str>,
+}
+
+impl Record {
+    pub(crate) fn new(method: Method, route: String, request_id: String, trace: Option<TraceParent>) -> Self {
+        Self { started: Instant::now(), method, route, request_id, trace, details: Mutex::default() }
+    }
+
+    pub(crate) fn route(&self) -> &str {
+        &self.route
+    }
+
+    /// The method's name, or that of all unknown ones: names that anybody can make up are no labels.
+    pub(crate) fn method(&self) -> &str {
+        match self.method {
+            Method::GET | Method::POST | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE => {
+                self.method.as_str()
+            }
+            _ => "_OTHER",
+        }
+    }
+
+    /// When the request's headers had been read.
+    pub(crate) fn arrived(&self) -> Instant {
+        self.started
+    }
+
+    /// Time since then.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    pub(crate) fn details(&self) -> MutexGuard<'_, Details> {
+        self.details.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn log(&self, status: Option<StatusCode>, is_complete: bool) {
+        let Details { owner, generation, error } = self.details().clone();
+        let generation = generation.as_ref();
+        let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
+        let queued = |generation: &Generation| Some(generation.started? - generation.entered);
+        let outcome = match is_complete {
+            true if error.is_some() => "error",
+            true => "answered",
+            false => "client gone",
+        };
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::$level!(
+                    request_id = self.request_id,
+                    trace_id = self.trace.as_ref().map(|trace| &*trace.trace_id),
+                    key = owner.as_deref(),
+                    method = self.method.as_str(),
+                    route = self.route,
+                    status = status.map(|status| status.as_u16()),
+                    outcome,
+                    duration_ms = ms(self.elapsed()),
+                    queue_ms = generation.and_then(queued).map(ms),
+                    first_token_ms = generation.and_then(|generation| generation.first_token).map(ms),
+                    model = generation.map(|generation| &*generation.model),
+                    stream = generation.map(|generation| generation.is_stream),
+                    prompt_tokens = generation.map(|generation| generation.usage.prompt_tokens),
+                    cached_tokens = generation.map(|generation| generation.usage.prompt_tokens_details.cached_tokens),
+                    generated_tokens = generation.map(|generation| generation.usage.completion_tokens),
+                    finish_reason = generation.and_then(|generation| generation.finish_reasons.first().copied()),
+                    error = error.as_ref().map(ApiError::message),
+                    "request"
+                )
+            };
+        }
+        match status {
+            Some(status) if status.is_server_error() && generation.is_some() => line!(warn),
+            // Probes come every second.
+            _ if self.method == Method::GET => line!(debug),
+            _ => line!(info),
+        }
+    }
+}
+
+/// The status that is recorded for requests whose client went away before there was an answer, as nginx has it.
+const CLIENT_GONE: u16 = 499;
+
+/// Ends the record when it is dropped.
+pub(crate) struct Recording {
+    pub(crate) record: Arc<Record>,
+    pub(crate) app: Arc<App>,
+    /// `None` if the request went away before there was an answer.
+    pub(crate) status: Option<StatusCode>,
+    pub(crate) is_complete: bool,
+    pub(crate) _under_way: UnderWay,
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        let record = &self.record;
+        record.log(self.status, self.is_complete);
+        let status = self.status.map_or(CLIENT_GONE, |status| status.as_u16());
+        self.app.metrics.http(&record.route, record.method(), status, record.elapsed());
+        #[cfg(feature = "otlp")]
+        if let Some(otlp) = self.app.otlp.get() {
+            otlp.ended(record, status, self.is_complete);
+        }
+    }
+}
+
+/// A body that ends the record of its request when it ends.
+pub(crate) struct RecordedBody {
+    body: Body,
+    recording: Recording,
+}
+
+impl RecordedBody {
+    pub(crate) fn new(body: Body, recording: Recording) -> Self {
+        Self { body, recording }
+    }
+}
+
+impl HttpBody for RecordedBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(context));
+        self.recording.is_complete |= frame.is_none();
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for RecordedBody {
+    fn drop(&mut self) {
+        self.recording.is_complete |= self.body.is_end_stream();
+    }
+}

@@ -1,0 +1,242 @@
+//! [`App`]: what all requests share. [`ServedModel`]: what the program's loader brings.
+
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bitnet_inference::Engine;
+use bitnet_tokenizers::{ChatTemplate, Tokenizer};
+use llguidance::Matcher;
+use tokio::sync::watch;
+
+use crate::api::ApiError;
+use crate::engine_thread::{Job, Pulse, RemakeEngine};
+use crate::grammar::{Grammar, Grammars};
+use crate::metrics::{Metrics, Scene};
+use crate::options::ServeOptions;
+#[cfg(feature = "otlp")]
+use crate::otlp::Otlp;
+use crate::queue::{Queue, QueueFull};
+
+/// A model that is ready to be served.
+pub struct ServedModel {
+    /// What runs it.
+    pub engine: Engine,
+    /// Makes another engine like it, should that one panic.
+    pub remake: Box<dyn FnMut() -> bitnet_inference::Result<Engine>>,
+    /// Without one, prompts and answers are token ids.
+    pub tokenizer: Option<Arc<Tokenizer>>,
+    /// What becomes of the messages of a chat.
+    pub conversation: Conversation,
+    /// What the model is called where the options do not name it.
+    pub name: String,
+    /// Positions of a block of the key/value cache.
+    pub block_size: usize,
+}
+
+/// How messages become a prompt.
+pub enum Conversation {
+    /// As the model was trained to see them.
+    Template(Arc<ChatTemplate>),
+    /// The answer continues the text of the last message: for a model that tells stories and was never taught to talk.
+    ContinueLast,
+    /// Not at all, and why.
+    Unavailable(String),
+}
+
+/// The model as handlers see it.
+pub(crate) struct Model {
+    /// The first is the one that answers bear.
+    pub(crate) names: Vec<String>,
+    pub(crate) tokenizer: Option<Arc<Tokenizer>>,
+    pub(crate) conversation: Conversation,
+    pub(crate) vocab_size: usize,
+    /// The most positions that a request may have, prompt and answer together.
+    pub(crate) context: usize,
+    /// Seconds since 1970 at which it was loaded.
+    pub(crate) created: u64,
+    block_size: usize,
+    /// Made when the first grammar comes.
+    grammars: OnceLock<Result<Grammars, String>>,
+}
+
+impl Model {
+    /// The beginning of an answer under a grammar that came in `field`.
+    pub(crate) fn compile(&self, grammar: &Grammar, field: &str) -> Result<Matcher, ApiError> {
+        let tokenizer = self.tokenizer()?;
+        let grammars = self.grammars.get_or_init(|| Grammars::new(tokenizer));
+        let grammars = grammars.as_ref().map_err(|problem| ApiError::unsupported(Some(field), problem.clone()))?;
+        grammars.compile(grammar).map_err(|problem| ApiError::invalid(field, format!("'{field}': {problem}.")))
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.names[0]
+    }
+
+    pub(crate) fn tokenizer(&self) -> Result<&Tokenizer, ApiError> {
+        let missing = || ApiError::unsupported(None, "this model has no tokenizer: prompts and answers are token ids");
+        self.tokenizer.as_deref().ok_or_else(missing)
+    }
+}
+
+/// Where the server is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Loading,
+    Ready,
+    /// Told to stop: what is under way is finished, nothing new is begun.
+    Draining,
+}
+
+/// What all requests share.
+pub(crate) struct App {
+    pub(crate) options: ServeOptions,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) pulse: Arc<Pulse>,
+    pub(crate) metrics: Arc<Metrics>,
+    phase: watch::Sender<Phase>,
+    model: OnceLock<Model>,
+    jobs: Sender<Job>,
+    /// HTTP requests whose answer has not been written to its end.
+    under_way: Arc<watch::Sender<usize>>,
+    /// Set once, if at all, before the first request.
+    #[cfg(feature = "otlp")]
+    pub(crate) otlp: OnceLock<Otlp>,
+}
+
+impl App {
+    pub(crate) fn new(options: ServeOptions, jobs: Sender<Job>) -> Self {
+        Self {
+            queue: Arc::new(Queue::new(options.limits.queue_requests, options.limits.queue_tokens)),
+            pulse: Arc::new(Pulse::new()),
+            metrics: Arc::new(Metrics::new()),
+            phase: watch::Sender::new(Phase::Loading),
+            model: OnceLock::new(),
+            jobs,
+            under_way: Arc::new(watch::Sender::new(0)),
+            #[cfg(feature = "otlp")]
+            otlp: OnceLock::new(),
+            options,
+        }
+    }
+
+    /// Takes the model: the server is ready. Returns what the engine's thread needs.
+    pub(crate) fn set_model(&self, served: ServedModel) -> (Engine, RemakeEngine) {
+        let ServedModel { engine, remake, tokenizer, conversation, name, block_size } = served;
+        let names = match &self.options.model_names[..] {
+            [] => vec![name],
+            names => names.to_vec(),
+        };
+        let vocab_size = engine.model().config().vocab_size;
+        let context = engine.options().context;
+        let model = Model {
+            names,
+            tokenizer,
+            conversation,
+            vocab_size,
+            context,
+            created: unix_time(),
+            block_size,
+            grammars: OnceLock::new(),
+        };
+        self.metrics.step(&engine);
+        // Set once, by the one thread that loads.
+        let _ = self.model.set(model);
+        self.phase.send_if_modified(|phase| {
+            let was_loading = *phase == Phase::Loading;
+            if was_loading {
+                *phase = Phase::Ready;
+            }
+            was_loading
+        });
+        (engine, remake)
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    pub(crate) fn is_loaded(&self) -> bool {
+        self.model.get().is_some()
+    }
+
+    /// How long the engine has been stuck in one step, if that is longer than it may be.
+    pub(crate) fn stalled(&self) -> Option<Duration> {
+        Some(self.pulse.step_time()).filter(|time| *time > self.options.stall_timeout)
+    }
+
+    /// Begins nothing new from now on.
+    pub(crate) fn drain(&self) {
+        self.phase.send_replace(Phase::Draining);
+    }
+
+    /// The model, if requests may be begun.
+    pub(crate) fn model(&self) -> Result<&Model, ApiError> {
+        match (self.phase(), self.model.get()) {
+            (Phase::Ready, Some(model)) => Ok(model),
+            (Phase::Draining, _) => Err(ApiError::unavailable("draining", "the server is about to stop")),
+            _ => Err(ApiError::unavailable("loading", "the model is being loaded")),
+        }
+    }
+
+    /// What a scrape of the metrics needs beside them.
+    pub(crate) fn scene(&self) -> Scene<'_> {
+        let model = self.model.get();
+        let name = model.map(Model::name).or(self.options.model_names.first().map(String::as_str));
+        Scene {
+            model: name.unwrap_or_default(),
+            block_size: model.map_or(0, |model| model.block_size),
+            queue: self.queue.counts(),
+        }
+    }
+
+    /// Counts an HTTP request until what is returned is dropped.
+    pub(crate) fn count_request(&self) -> UnderWay {
+        self.under_way.send_modify(|count| *count += 1);
+        UnderWay(Arc::clone(&self.under_way))
+    }
+
+    /// Waits until no HTTP request is under way and nothing runs or waits in the engine.
+    pub(crate) async fn all_done(&self) {
+        let mut under_way = self.under_way.subscribe();
+        // The sender lives as long as `self`.
+        let _ = under_way.wait_for(|count| *count == 0).await;
+    }
+
+    /// HTTP requests under way.
+    pub(crate) fn num_under_way(&self) -> usize {
+        *self.under_way.borrow()
+    }
+
+    /// Hands jobs to the engine's thread.
+    pub(crate) fn send_jobs(&self, jobs: impl Iterator<Item = Job>) -> Result<(), ApiError> {
+        for job in jobs {
+            self.jobs.send(job).map_err(|_| ApiError::internal("the engine has stopped"))?;
+        }
+        Ok(())
+    }
+}
+
+/// An HTTP request that has not been answered to its end.
+pub(crate) struct UnderWay(Arc<watch::Sender<usize>>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
+impl From<QueueFull> for ApiError {
+    fn from(full: QueueFull) -> Self {
+        let QueueFull { waiting, waiting_tokens, retry_after_s } = full;
+        let message = format!(
+            "the queue is full: {waiting} requests with {waiting_tokens} prompt tokens wait; try again in {retry_after_s} s"
+        );
+        Self::too_many_requests(message, retry_after_s)
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn unix_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}

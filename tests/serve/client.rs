@@ -1,0 +1,302 @@
+//! A small HTTP client that does what it is told, also what a good one would not, and a server to talk with.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+/// The longest that anything here may take, on a machine that has other things to do.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A `bitnet serve` of our own, on a port of its own.
+pub struct Server {
+    child: Child,
+    pub address: SocketAddr,
+    log: Arc<Mutex<Vec<Value>>>,
+}
+
+impl Server {
+    /// Starts one with the built-in model, and waits until it is ready.
+    pub fn start(arguments: &[&str]) -> Self {
+        let server = Self::start_with(arguments, &[]);
+        server.wait_until("ready", || server.get("/readyz").status == 200);
+        server
+    }
+
+    /// Starts one, with variables in its environment; it may not be ready.
+    pub fn start_with(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::start_as(Command::new(env!("CARGO_BIN_EXE_bitnet")), arguments, environment)
+    }
+
+    /// Starts one from a shell that runs a command first; it may not be ready.
+    #[cfg(target_os = "linux")]
+    pub fn start_under(first: &str, arguments: &[&str]) -> Self {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{first}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_bitnet")]);
+        Self::start_as(command, arguments, &[])
+    }
+
+    fn start_as(mut command: Command, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut child = command
+            .args(["serve", "--port", "0", "--threads", "2", "--log-format", "json", "--log-level", "debug"])
+            .args(arguments)
+            .env_remove("BITNET_SEED")
+            .env_remove("BITNET_DETERMINISTIC")
+            .envs(environment.iter().copied())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let stderr = BufReader::new(child.stderr.take().expect("a pipe"));
+        let lines = Arc::clone(&log);
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                let entry = serde_json::from_str(&line).unwrap_or(Value::String(line));
+                lines.lock().expect("a log").push(entry);
+            }
+        });
+        let address = line.trim().strip_prefix("listening on http://").and_then(|address| address.parse().ok());
+        let Some(address) = address else {
+            std::thread::sleep(Duration::from_millis(200));
+            panic!("the server says {line:?} and {:?}", log.lock().expect("a log"));
+        };
+        Self { child, address, log }
+    }
+
+    #[track_caller]
+    pub fn wait_until(&self, what: &str, is_so: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !is_so() {
+            assert!(start.elapsed() < PATIENCE, "not {what} after {PATIENCE:?}; the log: {:#?}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub fn get(&self, path: &str) -> Response {
+        self.send("GET", path, &[], b"")
+    }
+
+    pub fn post(&self, path: &str, body: &Value) -> Response {
+        self.post_with(path, body, &[])
+    }
+
+    pub fn post_with(&self, path: &str, body: &Value, headers: &[(&str, &str)]) -> Response {
+        let headers = [&[("content-type", "application/json")], headers].concat();
+        self.send("POST", path, &headers, body.to_string().as_bytes())
+    }
+
+    pub fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
+        let mut stream = self.connect();
+        // A server that has heard enough may close before it has read all.
+        let _ = write_request(&mut stream, method, path, headers, body);
+        Response::read(stream).finish()
+    }
+
+    /// Sends a request and reads the answer's headers.
+    pub fn open(&self, path: &str, body: &Value) -> Open {
+        let mut stream = self.connect();
+        let headers = [("content-type", "application/json")];
+        write_request(&mut stream, "POST", path, &headers, body.to_string().as_bytes()).expect("the request is sent");
+        Response::read(stream)
+    }
+
+    pub fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).expect("the server listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream
+    }
+
+    /// The answer to a request that must work.
+    #[track_caller]
+    pub fn answer(&self, path: &str, body: &Value) -> Value {
+        let response = self.post(path, body);
+        assert_eq!(response.status, 200, "{body}: {}", response.text());
+        response.json()
+    }
+
+    /// The status, code and field of a request that must be refused.
+    #[track_caller]
+    pub fn refusal(&self, path: &str, body: &Value) -> (u16, String, Option<String>) {
+        let response = self.post(path, body);
+        let error = &response.json()["error"];
+        assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{error}");
+        assert!(error["type"].is_string(), "{error}");
+        let code = error["code"].as_str().expect("a code").to_owned();
+        (response.status, code, error["param"].as_str().map(str::to_owned))
+    }
+
+    /// A sample of /metrics about the model, without labels of its own.
+    #[track_caller]
+    pub fn sample(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").text();
+        let of = |line: &str| line.strip_prefix(name)?.strip_prefix(['{', ' '])?.rsplit(' ').next()?.parse().ok();
+        text.lines().find_map(of).unwrap_or_else(|| panic!("{name} is missing in\n{text}"))
+    }
+
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-s", name, &pid]).status().expect("kill runs");
+        assert!(sent.success());
+    }
+
+    /// Waits for the process to end.
+    #[track_caller]
+    pub fn wait(mut self) -> ExitStatus {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child") {
+                return status;
+            }
+            assert!(start.elapsed() < PATIENCE, "the server has not ended; the log: {:#?}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The lines of the log so far.
+    pub fn log(&self) -> Vec<Value> {
+        self.log.lock().expect("a log").clone()
+    }
+
+    /// The line of the log for the request with this id, once it is there.
+    #[track_caller]
+    pub fn record(&self, request_id: &str) -> Value {
+        let find = || self.log().into_iter().find(|line| line["request_id"] == request_id);
+        self.wait_until("logged", || find().is_some());
+        find().expect("a line")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn write_request(
+    stream: &mut TcpStream,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> std::io::Result<()> {
+    let mut head = format!("{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n");
+    for (name, value) in headers {
+        head += &format!("{name}: {value}\r\n");
+    }
+    if !body.is_empty() {
+        head += &format!("content-length: {}\r\n", body.len());
+    }
+    stream.write_all((head + "\r\n").as_bytes())?;
+    stream.write_all(body)
+}
+
+/// An answer, whole.
+pub struct Response {
+    pub status: u16,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+}
+
+impl Response {
+    /// Reads status and headers.
+    #[track_caller]
+    pub fn read(stream: TcpStream) -> Open {
+        let mut reader = BufReader::new(stream);
+        let mut line = String::new();
+        reader.read_line(&mut line).expect("a status line");
+        let status = line.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let status = status.unwrap_or_else(|| panic!("the server says {line:?}"));
+        let mut headers = Vec::new();
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).expect("a header");
+            let Some((name, value)) = line.trim_end().split_once(": ") else { break };
+            headers.push((name.to_ascii_lowercase(), value.to_owned()));
+        }
+        Open { reader, response: Self { status, headers, body: Vec::new() } }
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8(self.body.clone()).expect("UTF-8")
+    }
+
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+    }
+
+    /// The data of server-sent events, `[DONE]` left out, which must be the last.
+    #[track_caller]
+    pub fn events(&self) -> Vec<Value> {
+        assert_eq!(self.header("content-type"), Some("text/event-stream; charset=utf-8"), "{}", self.text());
+        let text = self.text();
+        let mut data: Vec<&str> = text.split("\n\n").filter_map(|event| event.strip_prefix("data: ")).collect();
+        assert_eq!(data.pop(), Some("[DONE]"), "{text}");
+        data.into_iter().map(|data| serde_json::from_str(data).expect("JSON")).collect()
+    }
+}
+
+/// An answer whose body has not been read to its end.
+pub struct Open {
+    reader: BufReader<TcpStream>,
+    pub response: Response,
+}
+
+impl Open {
+    /// Reads some of the body: at least one byte, or nothing at its end. Chunked bodies only.
+    pub fn read_chunk(&mut self) -> usize {
+        let mut line = String::new();
+        self.reader.read_line(&mut line).expect("the length of a chunk");
+        let length = usize::from_str_radix(line.trim(), 16).unwrap_or_else(|_| panic!("a chunk begins with {line:?}"));
+        let start = self.response.body.len();
+        self.response.body.resize(start + length, 0);
+        self.reader.read_exact(&mut self.response.body[start..]).expect("a chunk");
+        let mut end = [0; 2];
+        self.reader.read_exact(&mut end).expect("the end of a chunk");
+        length
+    }
+
+    /// Reads the rest.
+    pub fn finish(mut self) -> Response {
+        if self.response.header("transfer-encoding") == Some("chunked") {
+            while self.read_chunk() > 0 {}
+        } else {
+            self.reader.read_to_end(&mut self.response.body).expect("a body");
+        }
+        self.response
+    }
+}
+
+/// A chat of one message.
+pub fn chat(text: &str, more: Value) -> Value {
+    with(json!({ "messages": [{ "role": "user", "content": text }], "seed": 7, "max_tokens": 24 }), more)
+}
+
+/// A completion.
+pub fn completion(prompt: impl Into<Value>, more: Value) -> Value {
+    with(json!({ "prompt": prompt.into(), "seed": 7, "max_tokens": 24 }), more)
+}
+
+/// An object with the fields of another in addition; null takes a field away.
+pub fn with(mut object: Value, more: Value) -> Value {
+    let (Value::Object(fields), Value::Object(more)) = (&mut object, more) else { panic!("two objects") };
+    for (name, value) in more {
+        match value {
+            Value::Null => drop(fields.remove(&name)),
+            value => drop(fields.insert(name, value)),
+        }
+    }
+    object
+}

@@ -1,0 +1,399 @@
+//! What whoever runs a server relies on: settings, keys, health, logs, and how it starts and stops.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+
+use crate::client::{Server, chat};
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// SHA-256 of `secret` and of `other`.
+const KEYS: &str = "\
+# who may ask
+2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b alice
+d9298a10d1b0735837dc4bd85dac641b0f3cef27a47e5d53a54f2f3f5b2fcffa -
+";
+
+fn file(folder: &tempfile::TempDir, name: &str, text: &str) -> String {
+    let path = folder.path().join(name);
+    std::fs::write(&path, text).expect("a file");
+    path.display().to_string()
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a folder")
+}
+
+#[test]
+fn only_whoever_has_a_key_is_answered() {
+    let folder = folder();
+    let server = Server::start(&["--api-key-file", &file(&folder, "keys", KEYS)]);
+    let ask = |headers: &[(&str, &str)]| server.post_with(CHAT, &chat("Once", json!({})), headers);
+    for headers in [&[][..], &[("authorization", "Bearer hunter2")], &[("authorization", "Basic secret")]] {
+        let refused = ask(headers);
+        assert_eq!((refused.status, &refused.json()["error"]["code"]), (401, &json!("invalid_api_key")));
+        assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
+    }
+    let answered = ask(&[("authorization", "Bearer secret")]);
+    assert_eq!(answered.status, 200);
+    assert_eq!(server.record(answered.header("x-request-id").expect("an id"))["key"], "alice");
+    assert_eq!(ask(&[("authorization", "Bearer other")]).status, 200);
+    assert_eq!(server.get("/v1/models").status, 401);
+    for path in ["/health", "/livez", "/readyz", "/startupz"] {
+        assert_eq!(server.get(path).status, 200, "{path} needs no key");
+    }
+    let log = format!("{:?}", server.log());
+    assert!(!log.contains("secret") && !log.contains("hunter2"), "keys are not logged");
+}
+
+#[test]
+fn owners_of_different_keys_share_no_cache_if_they_must_not() {
+    let folder = folder();
+    let server = Server::start(&["--cache-salt", "key", "--api-key-file", &file(&folder, "keys", KEYS)]);
+    let long = "Once upon a time there was a little girl who had a red ball. ".repeat(6);
+    let cached = |key: &str| {
+        let answer = server.post_with(CHAT, &chat(&long, json!({})), &[("authorization", &format!("Bearer {key}"))]);
+        answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().expect("a number")
+    };
+    assert_eq!((cached("secret"), cached("other")), (0, 0));
+    assert!(cached("secret") > 0 && cached("other") > 0);
+}
+
+#[test]
+fn pages_of_listed_sites_may_ask_and_others_may_not() {
+    let server = Server::start(&["--cors-origin", "https://a.example,https://b.example:8443"]);
+    let preflight = |origin: &str| {
+        let headers = [
+            ("origin", origin),
+            ("access-control-request-method", "POST"),
+            ("access-control-request-headers", "authorization, content-type"),
+        ];
+        server.send("OPTIONS", CHAT, &headers, b"")
+    };
+    let allowed = preflight("https://b.example:8443");
+    assert_eq!(allowed.status, 204);
+    assert_eq!(allowed.header("access-control-allow-origin"), Some("https://b.example:8443"));
+    assert_eq!(allowed.header("access-control-allow-headers"), Some("authorization, content-type"));
+    assert_eq!(preflight("https://evil.example").header("access-control-allow-origin"), None);
+    let answer = server.post_with(CHAT, &chat("Once", json!({})), &[("origin", "https://a.example")]);
+    assert_eq!(answer.header("access-control-allow-origin"), Some("https://a.example"));
+    assert_eq!(answer.header("vary"), Some("origin"));
+}
+
+#[test]
+fn a_request_is_logged_under_its_name_and_trace() {
+    let server = Server::start(&[]);
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let traceparent = format!("00-{trace}-00f067aa0ba902b7-01");
+    let headers = [("x-request-id", "my-request-1"), ("traceparent", traceparent.as_str())];
+    let response = server.post_with(CHAT, &chat("Once upon a time", json!({})), &headers);
+    assert_eq!(response.header("x-request-id"), Some("my-request-1"));
+    let usage = &response.json()["usage"];
+    let record = server.record("my-request-1");
+    assert_eq!(record["message"], "request");
+    assert_eq!(record["trace_id"], trace);
+    assert_eq!(
+        (&record["route"], &record["status"], &record["outcome"]),
+        (&json!(CHAT), &json!(200), &json!("answered"))
+    );
+    assert_eq!(
+        (&record["prompt_tokens"], &record["generated_tokens"]),
+        (&usage["prompt_tokens"], &usage["completion_tokens"])
+    );
+    assert_eq!((&record["finish_reason"], &record["model"]), (&json!("length"), &json!("stories")));
+    let ms = |name: &str| record[name].as_f64().unwrap_or_else(|| panic!("{name} in {record}"));
+    assert!(ms("queue_ms") <= ms("first_token_ms") && ms("first_token_ms") <= ms("duration_ms"), "{record}");
+    let refused = server.post_with(CHAT, &json!({ "x": 1 }), &[("x-request-id", "my-request-2")]);
+    assert_eq!(refused.status, 400);
+    let record = server.record("my-request-2");
+    assert_eq!(record["status"], 400);
+    assert!(record["error"].as_str().is_some_and(|error| error.contains("messages")), "{record}");
+}
+
+#[test]
+fn a_server_that_drains_finishes_what_it_began_and_begins_nothing() {
+    let server = Server::start(&[]);
+    let endless = json!({ "stream": true, "ignore_eos": true, "max_tokens": null });
+    let mut stream = server.open(CHAT, &chat("Once upon a time", endless));
+    assert_eq!(stream.response.status, 200);
+    stream.read_chunk();
+    server.signal("TERM");
+    server.wait_until("draining", || server.get("/readyz").status == 503);
+    assert_eq!(server.get("/readyz").json()["status"], "draining");
+    assert_eq!((server.get("/livez").status, server.get("/startupz").status), (200, 200));
+    let refused = server.post(CHAT, &chat("Once", json!({})));
+    assert_eq!((refused.status, &refused.json()["error"]["code"]), (503, &json!("draining")));
+    assert!(refused.header("retry-after").is_some());
+    let events = stream.finish().events();
+    assert_eq!(events.last().expect("chunks")["choices"][0]["finish_reason"], "length");
+    assert!(server.wait().success());
+}
+
+#[test]
+fn a_drain_under_load_breaks_no_answer() {
+    let server = Server::start(&["--running", "4"]);
+    let bodies: Vec<_> = (0..12)
+        .map(|index| {
+            let more = json!({ "stream": index % 2 == 0, "ignore_eos": true, "max_tokens": 200, "seed": index });
+            chat("Once upon a time", more)
+        })
+        .collect();
+    std::thread::scope(|scope| {
+        let server = &server;
+        let answers: Vec<_> = bodies.iter().map(|body| scope.spawn(move || server.post(CHAT, body))).collect();
+        let of = |name: &str| server.sample(name);
+        let let_in = || of("vllm:num_requests_running") + of("vllm:num_requests_waiting") == 12.0;
+        server.wait_until("let in", let_in);
+        server.signal("TERM");
+        for (answer, body) in answers.into_iter().zip(&bodies) {
+            let response = answer.join().expect("an answer");
+            assert_eq!(response.status, 200, "{}", response.text());
+            let last = match body["stream"] == true {
+                true => response.events().pop().expect("chunks"),
+                false => response.json(),
+            };
+            assert_eq!(last["choices"][0]["finish_reason"], "length", "{last}");
+        }
+    });
+    assert!(server.wait().success());
+}
+
+#[test]
+fn an_engine_that_is_stuck_is_reported_until_it_goes_on() {
+    // A step may take longer than that.
+    let server = Server::start(&["--stall-timeout", "0.0001"]);
+    let asked = json!({ "ignore_eos": true, "max_tokens": 200, "stream": true });
+    std::thread::scope(|scope| {
+        let answer = scope.spawn(|| server.post(CHAT, &chat("Once upon a time", asked)));
+        server.wait_until("stuck", || {
+            let response = server.get("/livez");
+            response.status == 503 && response.json()["status"] == "stalled"
+        });
+        answer.join().expect("an answer");
+    });
+    server.wait_until("alive", || server.get("/livez").status == 200);
+    let is_logged =
+        |text: &str| server.log().iter().any(|line| line["message"].as_str().is_some_and(|m| m.contains(text)));
+    server.wait_until("logged", || is_logged("is stuck") && is_logged("goes on"));
+}
+
+#[test]
+fn a_second_signal_stops_at_once() {
+    let server = Server::start(&["--ctx-size", "100000"]);
+    let endless = json!({ "stream": true, "ignore_eos": true, "max_tokens": 90_000 });
+    let mut stream = server.open(CHAT, &chat("Once upon a time", endless));
+    stream.read_chunk();
+    server.signal("TERM");
+    server.wait_until("draining", || server.get("/readyz").status == 503);
+    server.signal("INT");
+    assert_eq!(server.wait().code(), Some(1));
+}
+
+#[test]
+fn an_answer_that_takes_too_long_to_drain_is_cut() {
+    let server = Server::start(&["--ctx-size", "100000", "--drain-timeout", "0.2"]);
+    let endless = json!({ "stream": true, "ignore_eos": true, "max_tokens": 90_000 });
+    let mut stream = server.open(CHAT, &chat("Once upon a time", endless));
+    stream.read_chunk();
+    server.signal("TERM");
+    assert_eq!(server.wait().code(), Some(1));
+}
+
+#[test]
+fn settings_come_from_the_command_line_before_the_environment_before_the_file() {
+    let folder = folder();
+    let file = file(
+        &folder,
+        "serve.toml",
+        "model-name = [\"from-file\", \"second\"]\nlenient = true\nctx-size = 128\ntemp = 0.0\n",
+    );
+    let name = |server: &Server| server.get("/v1/models").json()["data"][0]["id"].clone();
+    let server = Server::start(&["--config", &file]);
+    assert_eq!(name(&server), "from-file");
+    assert_eq!(server.get("/v1/models").json()["data"][1]["max_model_len"], 128);
+    assert_eq!(server.post(CHAT, &chat("Once", json!({ "frobnicate": 1 }))).status, 200, "it is lenient");
+    let environment = [
+        ("BITNET_SERVE_CONFIG", file.as_str()),
+        ("BITNET_SERVE_MODEL_NAME", "from-variable"),
+        ("BITNET_SERVE_LENIENT", "off"),
+    ];
+    let server = Server::start_with(&[], &environment);
+    server.wait_until("ready", || server.get("/readyz").status == 200);
+    assert_eq!(name(&server), "from-variable");
+    assert_eq!(server.post(CHAT, &chat("Once", json!({ "frobnicate": 1 }))).status, 400);
+    let server = Server::start_with(&["--model-name", "typed"], &environment);
+    server.wait_until("ready", || server.get("/readyz").status == 200);
+    assert_eq!(name(&server), "typed");
+}
+
+/// Runs `bitnet serve --check-config`.
+fn check(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bitnet"));
+    command.args(["serve", "--check-config"]).args(arguments).envs(environment.iter().copied());
+    command.output().expect("the program runs")
+}
+
+#[test]
+fn settings_can_be_checked_without_serving() {
+    let folder = folder();
+    let path = file(&folder, "serve.toml", "port = 80\ncors-origin = [\"https://a.example\", \"https://b.example\"]\n");
+    let output = check(&["--config", &path, "--queue-requests", "7"], &[("BITNET_SERVE_LENIENT", "1")]);
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for line in [
+        format!("port = 80 # {path}"),
+        format!("cors-origin = [\"https://a.example\", \"https://b.example\"] # {path}"),
+        "queue-requests = 7 # the command line".to_owned(),
+        "lenient = true # BITNET_SERVE_LENIENT".to_owned(),
+        "host = \"127.0.0.1\" # the defaults".to_owned(),
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line:?} is missing in\n{text}");
+    }
+    // What is printed is a file that says the same.
+    let again = file(&folder, "again.toml", &text);
+    let output = check(&["--config", &again], &[]);
+    let without_origins =
+        |text: &str| text.lines().map(|line| line.split(" #").next().map(str::to_owned)).collect::<Vec<_>>();
+    assert_eq!(without_origins(&String::from_utf8(output.stdout).expect("UTF-8")), without_origins(&text));
+}
+
+#[test]
+fn settings_that_are_wrong_are_named_with_their_origin() {
+    let folder = folder();
+    let missing = Path::new("no").join("file").display().to_string();
+    for (arguments, environment, exit_code, words) in [
+        (vec!["--port", "99999"], vec![], 2, vec!["99999", "--port"]),
+        (vec![], vec![("BITNET_SERVE_PORT", "http")], 2, vec!["http", "--port", "BITNET_SERVE_PORT"]),
+        (vec![], vec![("BITNET_SERVE_LENIENT", "maybe")], 2, vec!["lenient", "maybe"]),
+        (vec!["--config", &file(&folder, "a", "prot = 80")], vec![], 2, vec!["\"prot\""]),
+        (vec!["--config", &file(&folder, "b", "port = {}")], vec![], 2, vec!["port is a table"]),
+        (vec!["--config", &file(&folder, "c", "port 80")], vec![], 2, vec!["TOML"]),
+        (
+            vec!["--config", &file(&folder, "d", "drain-timeout = -1")],
+            vec![],
+            2,
+            vec!["--drain-timeout", "expected seconds"],
+        ),
+        (vec!["--config", &missing], vec![], 1, vec!["cannot read settings"]),
+        (vec!["--api-key-file", &missing], vec![], 1, vec!["cannot read"]),
+        (
+            vec!["--api-key-file", &file(&folder, "keys", "secret\n")],
+            vec![],
+            1,
+            vec!["line 1", "64 hexadecimal digits"],
+        ),
+        (vec!["--cors-origin", "example.org"], vec![], 2, vec!["example.org", "scheme://"]),
+        (vec!["--model", "no/such/model.gguf"], vec![], 1, vec!["no/such/model.gguf"]),
+    ] {
+        let output = check(&arguments, &environment);
+        let message = String::from_utf8(output.stderr).expect("UTF-8");
+        assert_eq!(output.status.code(), Some(exit_code), "{arguments:?} {environment:?}: {message}");
+        for word in words {
+            assert!(message.contains(word), "{arguments:?} {environment:?}: no {word:?} in {message}");
+        }
+    }
+}
+
+#[test]
+fn a_server_that_cannot_start_says_why() {
+    let run = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_bitnet")).arg("serve").args(arguments).output().expect("it runs");
+        (output.status.code(), String::from_utf8(output.stderr).expect("UTF-8"))
+    };
+    let server = Server::start(&[]);
+    let port = server.address.port().to_string();
+    let (exit_code, message) = run(&["--port", &port]);
+    assert_eq!(exit_code, Some(1));
+    assert!(message.contains(&format!("cannot listen on 127.0.0.1:{port}")), "{message}");
+    let (exit_code, message) = run(&["--port", "0", "--model", "no/model.gguf"]);
+    assert_eq!(exit_code, Some(1));
+    assert!(message.contains("no/model.gguf"), "{message}");
+    let (exit_code, message) = run(&["--port", "0", "--kv-memory", "64K"]);
+    assert_eq!(exit_code, Some(1));
+    assert!(message.contains("--kv-memory holds"), "{message}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_limit_on_memory_is_an_error_and_no_crash() {
+    let run = |limit_kib: u32, arguments: &[&str]| {
+        let script = format!("ulimit -v {limit_kib}; exec \"$0\" serve --port 0 \"$@\"");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_bitnet")]).args(arguments);
+        let output = command.output().expect("a shell");
+        (output.status.code(), String::from_utf8(output.stderr).expect("UTF-8"))
+    };
+    let (exit_code, message) = run(2 << 20, &["--kv-memory", "8G"]);
+    assert_eq!(exit_code, Some(1), "{message}");
+    assert!(message.contains("memory"), "{message}");
+    let server = Server::start_under("ulimit -v 2097152", &["--kv-memory", "256M"]);
+    server.wait_until("ready", || server.get("/readyz").status == 200);
+    assert_eq!(server.post(CHAT, &chat("Once", json!({}))).status, 200);
+}
+
+#[test]
+fn the_page_talks_with_nobody_else() {
+    let server = Server::start(&[]);
+    let page = server.get("/");
+    assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
+    let policy = page.header("content-security-policy").expect("a policy");
+    assert!(policy.contains("default-src 'none'") && policy.contains("connect-src 'self'"), "{policy}");
+    let text = page.text();
+    assert!(!text.contains("http://") && !text.contains("https://") && !text.contains("innerHTML"));
+}
+
+#[test]
+fn the_document_of_the_api_is_served() {
+    let server = Server::start(&[]);
+    let document = server.get("/openapi.json").json();
+    let paths = document["paths"].as_object().expect("paths");
+    for path in [CHAT, "/v1/completions", "/v1/models", "/tokenize", "/readyz"] {
+        assert!(paths.contains_key(path), "{path}");
+    }
+}
+
+#[test]
+fn the_load_generator_measures_what_the_server_counts() {
+    let server = Server::start(&[]);
+    let bench = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bitnet"));
+        command
+            .args(["bench-server", &format!("http://{}", server.address), "--json", "--warmup", "0"])
+            .args(arguments);
+        let output = command.output().expect("the program runs");
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.success(), serde_json::from_slice::<Value>(&output.stdout).unwrap_or_default(), message)
+    };
+    let (passed, report, message) =
+        bench(&["-c", "3", "-n", "6", "-p", "20", "--shared-words", "10", "--max-tokens", "9"]);
+    assert!(passed, "{message}");
+    assert_eq!(
+        (&report["answered"], &report["output_tokens"], &report["concurrency"]),
+        (&json!(6), &json!(54), &json!(3))
+    );
+    let ms = |figure: &str, share: &str| report[figure][share].as_f64().unwrap_or_else(|| panic!("{report}"));
+    assert!(ms("first_token_ms", "p50") > 0.0 && ms("first_token_ms", "p50") <= ms("answer_ms", "p50"));
+    assert!(ms("gap_ms", "p50") <= ms("gap_ms", "p99"));
+    let (passed, report, message) = bench(&["--rate", "50", "-n", "4", "--endpoint", "chat", "--max-tokens", "3"]);
+    assert!(passed, "{message}");
+    assert_eq!((&report["answered"], &report["rate"]), (&json!(4), &json!(50.0)));
+    let (passed, report, message) = bench(&["-n", "2", "--max-tokens", "100000"]);
+    assert!(!passed && message.contains("2 of 2 requests failed"), "{message}");
+    assert!(report["failed"].to_string().contains("maximum context length"), "{report}");
+}
+
+#[test]
+fn logs_in_json_are_objects_one_a_line() {
+    let server = Server::start(&[]);
+    server.get("/health");
+    server.wait_until("logged", || server.log().iter().any(|line| line["route"] == "/health"));
+    for line in server.log() {
+        assert!(line.is_object() && line["level"].is_string() && line["timestamp"].is_string(), "{line}");
+        assert!(line["message"].as_str().is_some_and(|message| !message.is_empty()), "{line}");
+    }
+    let ready: Vec<Value> = server.log().into_iter().filter(|line| line["message"] == "ready").collect();
+    assert_eq!(ready.len(), 1);
+    assert_eq!(ready[0]["model"], "stories");
+}

@@ -1,0 +1,213 @@
+//! Answers that have a form: JSON, schemas, expressions, grammars, and calls of tools.
+
+use serde_json::{Value, json};
+
+use crate::client::{Server, chat, completion, with};
+
+const CHAT: &str = "/v1/chat/completions";
+
+fn content(answer: &Value) -> &str {
+    answer["choices"][0]["message"]["content"].as_str().unwrap_or_else(|| panic!("no text in {answer}"))
+}
+
+#[test]
+fn json_is_json_of_the_schema() {
+    let server = Server::start(&[]);
+    let schema = json!({
+        "type": "object",
+        "properties": {
+            "name": { "type": "string", "maxLength": 12 },
+            "age": { "type": "integer", "minimum": 0, "maximum": 99 },
+            "mood": { "enum": ["good", "bad"] },
+        },
+        "required": ["name", "age", "mood"],
+        "additionalProperties": false,
+    });
+    for seed in 0..8 {
+        let format =
+            json!({ "type": "json_schema", "json_schema": { "name": "person", "strict": true, "schema": schema } });
+        let more = json!({ "response_format": format, "seed": seed, "max_tokens": 200, "temperature": 1.5 });
+        let answer = server.answer(CHAT, &chat("Once upon a time", more.clone()));
+        assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{answer}");
+        let value: Value = serde_json::from_str(content(&answer)).unwrap_or_else(|_| panic!("{answer}"));
+        assert_eq!(value.as_object().map(serde_json::Map::len), Some(3), "{value}");
+        assert!(value["name"].as_str().is_some_and(|name| name.chars().count() <= 12), "{value}");
+        assert!(value["age"].as_u64().is_some_and(|age| age <= 99), "{value}");
+        assert!(["good", "bad"].contains(&value["mood"].as_str().expect("a mood")), "{value}");
+        let events = server.post(CHAT, &chat("Once upon a time", with(more, json!({ "stream": true })))).events();
+        let pieces = events.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str());
+        assert_eq!(pieces.collect::<String>(), content(&answer));
+    }
+    let any = json!({ "response_format": { "type": "json_object" }, "max_tokens": 400, "n": 3 });
+    let answer = server.answer(CHAT, &chat("Once", any));
+    for choice in answer["choices"].as_array().expect("answers") {
+        if choice["finish_reason"] == "stop" {
+            let text = choice["message"]["content"].as_str().expect("a text");
+            assert!(serde_json::from_str::<Value>(text).expect("JSON").is_object());
+        }
+    }
+}
+
+#[test]
+fn other_forms_are_kept_to_as_well() {
+    let server = Server::start(&[]);
+    let ask = |outputs: Value| {
+        let body = completion("Once", json!({ "structured_outputs": outputs, "temperature": 2, "max_tokens": 60 }));
+        let answer = server.answer("/v1/completions", &body);
+        assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{answer}");
+        answer["choices"][0]["text"].as_str().expect("a text").to_owned()
+    };
+    let date = ask(json!({ "regex": "[0-9]{4}-[01][0-9]-[0-3][0-9]" }));
+    assert!(date.len() == 10 && date.split('-').all(|part| part.parse::<u32>().is_ok()), "{date}");
+    let ask_grammar = |syntax: &str, definition: &str| {
+        let format = json!({ "type": "grammar", "grammar": { "syntax": syntax, "definition": definition } });
+        let answer = server.answer(CHAT, &chat("Once", json!({ "response_format": format, "temperature": 2 })));
+        content(&answer).to_owned()
+    };
+    assert_eq!(ask_grammar("regex", "(ab){3}"), "ababab");
+    assert_eq!(ask_grammar("lark", "start: \"to be\" OR \"not\"\nOR: / or /"), "to be or not");
+    let choices = ["yes", "no \"maybe\"\n", "ünsure"];
+    assert!(choices.contains(&&*ask(json!({ "choice": choices }))));
+    let sum = ask(json!({ "grammar": "start: NUMBER (\" + \" NUMBER){1,3}\nNUMBER: /[1-9][0-9]{0,2}/" }));
+    assert!(sum.split(" + ").count() > 1 && sum.split(" + ").all(|part| part.parse::<u32>().is_ok()), "{sum}");
+    assert!(
+        serde_json::from_str::<Value>(&ask(
+            json!({ "json": { "type": "array", "items": { "type": "boolean" }, "maxItems": 3 } })
+        ))
+        .expect("JSON")
+        .is_array()
+    );
+}
+
+fn tools() -> Value {
+    let weather = json!({
+        "type": "object",
+        "properties": { "city": { "type": "string", "maxLength": 10 }, "days": { "type": "integer", "minimum": 1, "maximum": 9 } },
+        "required": ["city", "days"],
+        "additionalProperties": false,
+    });
+    json!([
+        { "type": "function", "function": { "name": "get_weather", "description": "The weather.", "parameters": weather } },
+        { "type": "function", "function": { "name": "stop" } },
+    ])
+}
+
+/// Calls of a message as names and arguments, which must be JSON.
+fn calls(message: &Value) -> Vec<(String, Value)> {
+    let calls = message["tool_calls"].as_array().unwrap_or_else(|| panic!("no calls in {message}"));
+    let call = |call: &Value| {
+        assert!(call["type"] == "function" && call["id"].as_str().is_some_and(|id| id.starts_with("call_")), "{call}");
+        let arguments = call["function"]["arguments"].as_str().expect("a string");
+        let arguments = serde_json::from_str(arguments).unwrap_or_else(|_| panic!("{call}"));
+        (call["function"]["name"].as_str().expect("a name").to_owned(), arguments)
+    };
+    calls.iter().map(call).collect()
+}
+
+fn check_call(name: &str, arguments: &Value) {
+    match name {
+        "get_weather" => {
+            assert!(arguments["city"].is_string() && (1..=9).contains(&arguments["days"].as_u64().expect("a number")));
+            assert_eq!(arguments.as_object().map(serde_json::Map::len), Some(2));
+        }
+        "stop" => assert_eq!(arguments, &json!({})),
+        name => panic!("there is no tool {name}"),
+    }
+}
+
+#[test]
+fn tools_that_must_be_called_are_called_with_arguments_that_fit() {
+    let server = Server::start(&[]);
+    for seed in 0..6 {
+        let ask =
+            json!({ "tools": tools(), "tool_choice": "required", "parallel_tool_calls": false, "max_tokens": 200 });
+        let body = chat("Once upon a time", with(ask, json!({ "seed": seed, "temperature": 1.2 })));
+        let answer = server.answer(CHAT, &body);
+        let choice = &answer["choices"][0];
+        assert_eq!((&choice["finish_reason"], &choice["message"]["content"]), (&json!("tool_calls"), &Value::Null));
+        let whole = calls(&choice["message"]);
+        assert_eq!(whole.len(), 1);
+        check_call(&whole[0].0, &whole[0].1);
+
+        let events = server.post(CHAT, &with(body, json!({ "stream": true }))).events();
+        let (mut name, mut arguments, mut reason) = (String::new(), String::new(), Value::Null);
+        for event in &events {
+            let choice = &event["choices"][0];
+            let call = &choice["delta"]["tool_calls"][0];
+            if !call.is_null() {
+                assert_eq!(call["index"], 0);
+                assert_eq!(call["id"].is_string(), name.is_empty(), "the id comes once, with the name");
+                name += call["function"]["name"].as_str().unwrap_or_default();
+                arguments += call["function"]["arguments"].as_str().expect("a piece");
+            }
+            reason = choice["finish_reason"].clone();
+        }
+        assert_eq!(reason, "tool_calls");
+        assert_eq!((name, serde_json::from_str(&arguments).ok()), (whole[0].0.clone(), Some(whole[0].1.clone())));
+    }
+    let named = json!({ "type": "function", "function": { "name": "get_weather" } });
+    let answer =
+        server.answer(CHAT, &chat("Once", json!({ "tools": tools(), "tool_choice": named, "max_tokens": 200 })));
+    let (name, arguments) = calls(&answer["choices"][0]["message"]).remove(0);
+    assert_eq!(name, "get_weather");
+    check_call(&name, &arguments);
+    let many = json!({ "tools": tools(), "tool_choice": "required", "max_tokens": 400, "n": 4, "temperature": 1.5 });
+    let answer = server.answer(CHAT, &chat("Once", many));
+    for choice in answer["choices"].as_array().expect("answers") {
+        // Only a whole answer has whole calls.
+        if choice["finish_reason"] == "tool_calls" {
+            calls(&choice["message"]).iter().for_each(|(name, arguments)| check_call(name, arguments));
+        }
+    }
+}
+
+#[test]
+fn tools_that_may_be_called_change_nothing_where_they_are_not() {
+    let server = Server::start(&[]);
+    let plain = server.answer(CHAT, &chat("Once upon a time", json!({})));
+    for choice in ["auto", "none"] {
+        let answer = server.answer(CHAT, &chat("Once upon a time", json!({ "tools": tools(), "tool_choice": choice })));
+        assert_eq!(answer["choices"][0]["message"], plain["choices"][0]["message"], "{choice}");
+    }
+    let events = server.post(CHAT, &chat("Once upon a time", json!({ "tools": tools(), "stream": true }))).events();
+    let pieces = events.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str());
+    assert_eq!(pieces.collect::<String>(), content(&plain));
+}
+
+#[test]
+fn a_conversation_goes_on_after_a_call() {
+    let server = Server::start(&["--chat-template", "chatml"]);
+    let call = json!({ "id": "call_1", "type": "function", "function": { "name": "stop", "arguments": "{}" } });
+    let messages = json!([
+        { "role": "user", "content": "Stop." },
+        { "role": "assistant", "content": null, "tool_calls": [call] },
+        { "role": "tool", "tool_call_id": "call_1", "content": "done" },
+    ]);
+    let body = json!({ "messages": messages, "tools": tools(), "max_tokens": 4 });
+    let prompt = server.answer("/v1/chat/completions/render", &body)["prompt"].as_str().expect("a text").to_owned();
+    assert!(prompt.starts_with("<|im_start|>system\nYou may call these functions:"), "{prompt}");
+    assert!(prompt.contains("\"name\":\"get_weather\""), "{prompt}");
+    let written = "<|im_start|>assistant\n<tool_call>{\"name\": \"stop\", \"arguments\": {}}</tool_call><|im_end|>\n";
+    assert!(prompt.contains(written) && prompt.contains("<|im_start|>tool\ndone<|im_end|>"), "{prompt}");
+    server.answer(CHAT, &body);
+}
+
+#[test]
+fn no_constraint_of_one_request_touches_another() {
+    let server = Server::start(&[]);
+    let plain = chat("Once upon a time", json!({ "max_tokens": 60 }));
+    let expected = content(&server.answer(CHAT, &plain)).to_owned();
+    std::thread::scope(|scope| {
+        for seed in 0..6 {
+            let server = &server;
+            scope.spawn(move || {
+                let outputs = json!({ "structured_outputs": { "regex": "[a-f]{20}" }, "seed": seed, "max_tokens": 60 });
+                let answer = server.answer(CHAT, &chat("Once upon a time", outputs));
+                let text = content(&answer);
+                assert!(text.len() == 20 && text.bytes().all(|byte| (b'a'..=b'f').contains(&byte)), "{text}");
+            });
+            let (plain, expected) = (&plain, &expected);
+            scope.spawn(move || assert_eq!(content(&server.answer(CHAT, plain)), expected));
+        }
+    });
+}
