@@ -1,7 +1,10 @@
 """OpenAI's own client: what its types expect is what comes."""
 
+import json
+
 import openai
 import pytest
+from conftest import MESSAGES, SCHEMA, WEATHER, is_person, is_weather
 from openai import OpenAI
 
 
@@ -11,7 +14,7 @@ def client(url):
 
 
 def ask(client, **more):
-    arguments = {"model": "stories", "messages": [{"role": "user", "content": "Once upon a time"}], "seed": 1, "max_tokens": 20}
+    arguments = {"model": "stories", "messages": MESSAGES, "seed": 1, "max_tokens": 20}
     return client.chat.completions.create(**(arguments | more))
 
 
@@ -40,12 +43,13 @@ def test_a_stream_brings_the_same_text(client):
 
 
 def test_the_helper_for_streams_puts_them_together(client):
-    messages = [{"role": "user", "content": "Once upon a time"}]
-    with client.chat.completions.stream(model="stories", messages=messages, seed=1, max_tokens=20) as stream:
+    # It takes an answer that ends for want of tokens for an error.
+    more = {"stop": ".", "max_tokens": 200}
+    with client.chat.completions.stream(model="stories", messages=MESSAGES, seed=1, **more) as stream:
         for _ in stream:
             pass
         answer = stream.get_final_completion()
-    assert answer.choices[0].message.content == ask(client).choices[0].message.content
+    assert answer.choices[0].message.content == ask(client, **more).choices[0].message.content
 
 
 def test_a_stream_can_be_left(client):
@@ -67,6 +71,57 @@ def test_log_probabilities_come(client):
     assert len(content) == 5
     assert all(len(entry.top_logprobs) == 2 and entry.logprob <= 0 for entry in content)
     assert "".join(entry.token for entry in content) == answer.choices[0].message.content
+    streamed = []
+    for chunk in ask(client, logprobs=True, top_logprobs=2, max_tokens=5, temperature=0, stream=True):
+        for choice in chunk.choices:
+            streamed += choice.logprobs.content if choice.logprobs else []
+    assert [(entry.token, entry.logprob) for entry in streamed] == [(entry.token, entry.logprob) for entry in content]
+
+
+def test_json_fits_its_schema(client):
+    form = {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": SCHEMA}}
+    for seed in range(4):
+        answer = ask(client, response_format=form, seed=seed, max_tokens=200, temperature=1.2).choices[0]
+        assert answer.finish_reason == "stop" and is_person(json.loads(answer.message.content)), answer
+
+
+def test_answers_are_parsed_into_types(client):
+    from pydantic import BaseModel, Field
+
+    class Person(BaseModel):
+        name: str = Field(max_length=12)
+        age: int = Field(ge=0, le=99)
+
+    answer = client.chat.completions.parse(
+        model="stories", messages=MESSAGES, seed=1, max_tokens=200, response_format=Person
+    )
+    person = answer.choices[0].message.parsed
+    assert len(person.name) <= 12 and 0 <= person.age <= 99
+
+
+def test_a_tool_is_called_with_arguments_that_fit(client):
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    for choice in ("required", named):
+        answer = ask(client, tools=[WEATHER], tool_choice=choice, parallel_tool_calls=False, max_tokens=200).choices[0]
+        [call] = answer.message.tool_calls
+        assert call.id and call.function.name == "get_weather" and is_weather(json.loads(call.function.arguments))
+        assert answer.finish_reason in ("tool_calls", "stop")
+        # What the tool says goes back to the model.
+        told = MESSAGES + [
+            answer.message.model_dump(exclude_none=True),
+            {"role": "tool", "tool_call_id": call.id, "content": "Rain."},
+        ]
+        assert ask(client, messages=told, tools=[WEATHER], tool_choice="none").choices[0].message.content
+
+
+def test_a_streamed_call_is_put_together(client):
+    more = {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 200}
+    whole = ask(client, **more).choices[0].message.tool_calls[0]
+    with client.chat.completions.stream(model="stories", messages=MESSAGES, seed=1, **more) as stream:
+        for _ in stream:
+            pass
+        [call] = stream.get_final_completion().choices[0].message.tool_calls
+    assert (call.function.name, call.function.arguments) == (whole.function.name, whole.function.arguments)
 
 
 def test_a_text_is_continued(client):

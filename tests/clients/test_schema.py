@@ -4,7 +4,7 @@ import json
 
 import pytest
 import schemathesis
-from conftest import serving
+from conftest import PATIENCE, Server
 from hypothesis import settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
@@ -13,8 +13,8 @@ from schemathesis.specs.openapi.checks import response_schema_conformance, statu
 @pytest.fixture(scope="session")
 def schema():
     # A small context, so that no request takes long.
-    with serving("--ctx-size", "128") as url:
-        yield schemathesis.openapi.from_url(url + "/openapi.json")
+    with Server("--ctx-size", "128") as server:
+        yield schemathesis.openapi.from_url(server.url + "/openapi.json")
 
 
 document = schemathesis.pytest.from_fixture("schema")
@@ -26,7 +26,7 @@ def test_no_request_is_an_error_of_the_servers(case):
     if isinstance(case.body, dict):
         # A name that is made up is never ours, and would hide what else is wrong.
         case.body.pop("model", None)
-    response = case.call()
+    response = case.call(timeout=PATIENCE)
     checks = [not_a_server_error, status_code_conformance]
     is_stream = response.headers.get("content-type", [""])[0].startswith("text/event-stream")
     case.validate_response(response, checks=checks if is_stream else [*checks, response_schema_conformance])

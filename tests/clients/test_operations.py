@@ -1,0 +1,223 @@
+"""docs/operations and what it promises: Envoy in front of two servers, too many clients for two minutes."""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+
+import pytest
+import yaml
+from conftest import ROOT, Server, free_port, status, wait_until
+
+OPERATIONS = ROOT / "docs/operations"
+ENVOY = str(pathlib.Path(sys.executable).parent / "envoy")
+# Seconds of overload.
+OVERLOAD_SECONDS = int(os.environ.get("OVERLOAD_SECONDS", "120"))
+
+
+def post(url, timeout=600, **body):
+    """Status, headers and body of a chat; status None if the connection broke."""
+    body = json.dumps({"messages": [{"role": "user", "content": "Once upon a time"}]} | body).encode()
+    request = urllib.request.Request(url + "/v1/chat/completions", body, {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            return response.status, response.headers, response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers, error.read()
+
+
+@pytest.fixture
+def envoy(tmp_path):
+    """Starts Envoy with our configuration in front of the servers at these ports; gives its address."""
+    processes = []
+
+    def start(ports):
+        config = yaml.safe_load((OPERATIONS / "envoy.yaml").read_text())
+        listener, admin = free_port(), free_port()
+        config["admin"]["address"]["socket_address"]["port_value"] = admin
+        config["static_resources"]["listeners"][0]["address"]["socket_address"]["port_value"] = listener
+        endpoints = config["static_resources"]["clusters"][0]["load_assignment"]["endpoints"][0]["lb_endpoints"]
+        assert len(endpoints) == len(ports)
+        for endpoint, port in zip(endpoints, ports):
+            endpoint["endpoint"]["address"]["socket_address"]["port_value"] = port
+        path = tmp_path / "envoy.json"
+        path.write_text(json.dumps(config))
+        command = [ENVOY, "-c", str(path), "--concurrency", "1", "-l", "warning", "--use-dynamic-base-id"]
+        processes.append(subprocess.Popen(command))
+        url = f"http://127.0.0.1:{listener}"
+        wait_until("reachable through Envoy", lambda: status(url + "/readyz") == 200)
+        return url
+
+    yield start
+    for process in processes:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def test_envoy_takes_its_configuration():
+    result = subprocess.run([ENVOY, "--mode", "validate", "-c", str(OPERATIONS / "envoy.yaml")], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+# Room for four answers each, so that twelve at once are more than both have: some are refused, and sent again.
+SMALL = ("--running", "2", "--queue-requests", "2", "--ctx-size", "512")
+
+
+def test_a_burst_is_served_by_two_servers_in_full(envoy):
+    with Server(*SMALL) as a, Server(*SMALL) as b:
+        url = envoy([int(server.url.rsplit(":", 1)[1]) for server in (a, b)])
+        with concurrent.futures.ThreadPoolExecutor(12) as clients:
+            results = list(clients.map(lambda seed: post(url, seed=seed, max_tokens=60, ignore_eos=True), range(12)))
+        assert [result[0] for result in results] == [200] * 12
+        # As alone: which server answers makes no difference.
+        texts = [json.loads(result[2])["choices"][0]["message"]["content"] for result in results]
+        alone = json.loads(post(a.url, seed=3, max_tokens=60, ignore_eos=True)[2])["choices"][0]["message"]["content"]
+        assert texts[3] == alone
+        served = [server.metrics()['vllm:request_success_total{model_name="stories",engine="0",finished_reason="length"}'] for server in (a, b)]
+        assert min(served) > 0 and sum(served) == 13, served
+
+
+def test_a_server_that_drains_is_not_noticed(envoy):
+    with Server("--ctx-size", "512") as a, Server("--ctx-size", "512") as b:
+        url = envoy([int(server.url.rsplit(":", 1)[1]) for server in (a, b)])
+        results, is_over = [], threading.Event()
+
+        def client(index):
+            # Half of them take streams.
+            while not is_over.is_set():
+                code, _, body = post(url, seed=index, max_tokens=40, stream=index % 2 == 0)
+                is_whole = b"[DONE]" in body if index % 2 == 0 else b"finish_reason" in body
+                results.append((code, is_whole))
+
+        threads = [threading.Thread(target=client, args=(index,)) for index in range(6)]
+        for thread in threads:
+            thread.start()
+        try:
+            wait_until("busy", lambda: len(results) > 12)
+            a.stop()
+            at_end = len(results)
+            wait_until("gone on", lambda: len(results) > at_end + 12)
+        finally:
+            is_over.set()
+            for thread in threads:
+                thread.join()
+        assert set(results) == {(200, True)}, Counter(results)
+
+
+def test_three_times_too_much_for_two_minutes():
+    """Only 200 and 429, with a time to come again, and memory that does not grow."""
+    with Server("--running", "4", "--queue-requests", "8", "--ctx-size", "512", "--kv-memory", "32M") as server:
+        capacity = 4 + 8
+        until = time.monotonic() + OVERLOAD_SECONDS
+        codes, problems = Counter(), []
+
+        def client(index):
+            request = 0
+            while time.monotonic() < until:
+                request += 1
+                try:
+                    prompt = [{"role": "user", "content": f"Story {index}.{request}: " + "once upon a time " * (index % 20)}]
+                    code, headers, body = post(server.url, messages=prompt, max_tokens=64, stream=request % 2 == 0)
+                except OSError as error:
+                    problems.append(repr(error))
+                    continue
+                codes[code] += 1
+                if code == 429:
+                    if not 1 <= int(headers["retry-after"]) <= 600:
+                        problems.append(headers["retry-after"])
+                    # Not as long as it says: too much is what this is about.
+                    time.sleep(0.1)
+                elif request % 2 == 0 and b"[DONE]" not in body:
+                    problems.append("a stream broke off")
+
+        threads = [threading.Thread(target=client, args=(index,)) for index in range(3 * capacity)]
+        for thread in threads:
+            thread.start()
+        memory = []
+        while time.monotonic() < until:
+            time.sleep(OVERLOAD_SECONDS / 40)
+            memory.append(server.resident_mib())
+        for thread in threads:
+            thread.join()
+        assert not problems, Counter(problems)
+        assert set(codes) == {200, 429}, codes
+        # After the first quarter, in which buffers find their size.
+        early, late = max(memory[10:20]), max(memory[30:])
+        print(f"{dict(codes)}, {early:.1f} MiB, later {late:.1f} MiB")
+        assert late < early + 4, memory
+        usage = server.metrics()['vllm:kv_cache_usage_perc{model_name="stories",engine="0"}']
+        assert usage == 0 and post(server.url, max_tokens=5)[0] == 200
+
+
+def test_the_dashboard_asks_for_what_there_is():
+    text = (OPERATIONS / "grafana.json").read_text()
+    with Server() as server:
+        post(server.url, max_tokens=5)
+        known = {name.split("{")[0] for name in server.metrics()}
+        labels = set(re.findall(r'(\w+)="', " ".join(server.metrics())))
+    queries = []
+
+    def find(value):
+        if isinstance(value, dict):
+            queries.extend(query for key, query in value.items() if key in ("expr", "query") and isinstance(query, str))
+            for inner in value.values():
+                find(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                find(inner)
+
+    find(json.loads(text))
+    names = {name for query in queries for name in re.findall(r"\b([\w:]+)[{\[]", query)}
+    assert len(names) > 10 and names <= known, names - known
+    used = {label for query in queries for group in re.findall(r"\bby \(([^)]*)\)", query) for label in group.split(", ")}
+    used |= {label for query in queries for label in re.findall(r"(\w+)=~?\\?\"", query)}
+    assert used <= labels | {"le"}, used - labels
+
+
+def test_operations_names_metrics_that_there_are():
+    with Server() as server:
+        post(server.url, max_tokens=5)
+        known = {re.sub(r"_(bucket|sum|count)$", "", name.split("{")[0]) for name in server.metrics()}
+    text = (ROOT / "docs/operations.md").read_text()
+    names = set()
+    for name in re.findall(r"`((?:vllm:|bitnet_|http_server_)[\w{},]*)", text):
+        # `a_{b,c}_d` stands for several; other braces hold labels.
+        inner = re.search(r"\{([^}]*)\}", name)
+        is_several = inner and "," in inner[1]
+        names |= {name.replace(inner[0], word) for word in inner[1].split(",")} if is_several else {name.split("{")[0]}
+    assert len(names) > 15 and names <= known, names - known
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd here")
+def test_systemd_takes_the_unit(tmp_path):
+    # Where the program is.
+    unit = (OPERATIONS / "bitnet.service").read_text().replace("/usr/local/bin/bitnet", "/bin/true")
+    path = tmp_path / "bitnet.service"
+    path.write_text(unit)
+    result = subprocess.run(["systemd-analyze", "verify", str(path)], capture_output=True, text=True)
+    ours = [line for line in result.stderr.splitlines() if "bitnet" in line]
+    assert result.returncode == 0 and not ours, result.stderr
+
+
+def test_kubernetes_probes_are_answered():
+    probes = {}
+    for document in yaml.safe_load_all((OPERATIONS / "kubernetes.yaml").read_text()):
+        if document["kind"] == "Deployment":
+            [container] = document["spec"]["template"]["spec"]["containers"]
+            probes = {name: probe["httpGet"]["path"] for name, probe in container.items() if name.endswith("Probe")}
+            pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+            grace = document["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert sorted(probes) == ["livenessProbe", "readinessProbe", "startupProbe"]
+    # The default of --drain-timeout.
+    assert grace >= pause + 120
+    with Server() as server:
+        assert {status(server.url + path) for path in probes.values()} == {200}
