@@ -370,6 +370,30 @@ fn runs_leave_receipts() {
     assert_eq!((&receipt["kernel_set"], &receipt["compute_path"]), (&"scalar".into(), &"real".into()));
     assert!(receipt["backend_summary"].as_str().expect("a summary").starts_with("requested=scalar detected=["));
 
+    // However weights are kept and whatever is left out or guessed, the receipt fits.
+    let prompt = ["-m", &golden, "--prompt-tokens", "5,6,7,8,5,6,7,8,5,6,7", "-n", "24", "--temp", "0", "--ignore-eos"];
+    let mut outputs = Vec::new();
+    for packing in ["2", "1.67"] {
+        for head in ["full", "screened"] {
+            for sparsity in ["off", "on"] {
+                for draft in ["0", "4"] {
+                    let how = ["--packing", packing, "--head", head, "--ffn-sparsity", sparsity, "--draft", draft];
+                    output(&[&["run", "--json"][..], &prompt, &how, &["--receipt", &at("how.json")]].concat());
+                    let receipt = read("how.json");
+                    let run = &receipt["run"];
+                    assert_eq!((&run["packing"], &run["head"]), (&packing.into(), &head.into()));
+                    let skipped = |kernel: &str| receipt["kernel_counts"][kernel]["macs_skipped"].as_u64() > Some(0);
+                    assert_eq!(skipped("logits_projection"), head == "screened", "{how:?}");
+                    assert_eq!(skipped("i2s_gemv"), sparsity == "on", "{how:?}");
+                    assert_eq!(run["drafted_tokens"].as_u64() > Some(0), draft != "0", "{how:?}");
+                    outputs.push(receipt["output_tokens_sha256"].clone());
+                }
+            }
+        }
+    }
+    outputs.dedup();
+    assert_eq!(outputs.len(), 1, "the tokens are the same");
+
     let stamped = Command::new(env!("CARGO_BIN_EXE_bitnet"))
         .args(["run", "-m", &golden, "ab", "-n", "1", "--receipt", &at("stamped.json")])
         .env("BITNET_DETERMINISTIC", "1")

@@ -28,6 +28,9 @@ pub struct Options {
     /// Keep the receipt as docs/baselines/YYYYMMDD-cpu.json, too
     #[arg(long)]
     baseline: bool,
+    /// What the receipt holds as seed; the tokens do not depend on it, the most probable ones being taken
+    #[arg(long, value_name = "N", default_value_t = 0, env = "BITNET_SEED")]
+    seed: u64,
     /// Sign the receipt with this ed25519 key (PEM)
     #[arg(long, value_name = "FILE")]
     sign_key: Option<PathBuf>,
@@ -46,7 +49,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let vocab_size = engine.model().config().vocab_size;
     let request = |round, max_tokens| Request {
         prompt: synthetic::tokens(prompt, vocab_size, round).map(TokenId).collect(),
-        sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+        sampling: SamplingParams { temperature: 0.0, seed: options.seed, ..SamplingParams::default() },
         max_tokens: Some(max_tokens),
         ..Request::default()
     };
@@ -58,7 +61,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let model = options.model.path();
     let variable = |name: &str| std::env::var(name).ok();
     let provenance = Provenance {
-        model_path: model.display().to_string(),
+        model_path: options.model.stated_path().display().to_string(),
         model_sha256: model_sha256(&model).with_context(|| format!("cannot read {}", model.display()))?,
         load: LoadOptions::default(),
         kernels_requested: options.model.kernels().map(|set| set.name.to_owned()),

@@ -9,6 +9,9 @@ use bitnet_models::{KvType, LoadOptions};
 
 use crate::repository;
 
+/// The file of the built-in model in the repository.
+const BUILT_IN: &str = "models/stories/stories.gguf";
+
 /// Which model, and how it is run.
 #[derive(clap::Args)]
 pub struct ModelOptions {
@@ -49,6 +52,11 @@ impl ModelOptions {
         self.model.clone().unwrap_or_else(built_in)
     }
 
+    /// What a receipt calls it: what was typed, or the built-in model's file as seen from the repository.
+    pub fn stated_path(&self) -> &Path {
+        self.model.as_deref().unwrap_or(Path::new(BUILT_IN))
+    }
+
     /// The instruction set asked for by name.
     pub fn kernels(&self) -> Option<&'static KernelSet> {
         self.cpu.kernels
@@ -69,7 +77,7 @@ impl ModelOptions {
 
 /// The file of the model that is inside the program.
 pub fn built_in() -> PathBuf {
-    repository().join("models/stories/stories.gguf")
+    repository().join(BUILT_IN)
 }
 
 /// Loads a model for token ids.

@@ -64,35 +64,47 @@ pub struct Count {
 /// The counts of all kernels since the start or the last reset.
 #[derive(Default)]
 pub struct Counters {
-    counts: [Cell<Count>; Kernel::ALL.len()],
+    counts: [Cells; Kernel::ALL.len()],
     is_off: Cell<bool>,
+}
+
+/// A [`Count`] whose fields are added to one by one: as a whole it would be loaded and stored for each event.
+#[derive(Default)]
+struct Cells {
+    calls: Cell<u64>,
+    macs: Cell<u64>,
+    macs_skipped: Cell<u64>,
+    bytes: Cell<u64>,
 }
 
 impl Counters {
     /// Adds one call. A few nanoseconds; the dispatching thread alone counts, so nothing is atomic.
+    #[inline]
     pub fn add(&self, kernel: Kernel, macs: usize, bytes: usize) {
         if self.is_off.get() {
             return;
         }
-        let cell = &self.counts[kernel as usize];
-        let mut count = cell.get();
-        count.calls += 1;
-        count.macs += macs as u64;
-        count.bytes += bytes as u64;
-        cell.set(count);
+        let Cells { calls, macs: all_macs, bytes: all_bytes, .. } = &self.counts[kernel as usize];
+        calls.set(calls.get() + 1);
+        all_macs.set(all_macs.get() + macs as u64);
+        all_bytes.set(all_bytes.get() + bytes as u64);
     }
 
     /// Adds multiply-accumulates that calls counted already have left out.
+    #[inline]
     pub fn skip(&self, kernel: Kernel, macs: usize) {
-        let cell = &self.counts[kernel as usize];
-        let count = cell.get();
-        cell.set(Count { macs_skipped: count.macs_skipped + macs as u64, ..count });
+        if self.is_off.get() {
+            return;
+        }
+        let skipped = &self.counts[kernel as usize].macs_skipped;
+        skipped.set(skipped.get() + macs as u64);
     }
 
     /// What a kernel did so far.
     #[must_use]
     pub fn get(&self, kernel: Kernel) -> Count {
-        self.counts[kernel as usize].get()
+        let Cells { calls, macs, macs_skipped, bytes } = &self.counts[kernel as usize];
+        Count { calls: calls.get(), macs: macs.get(), macs_skipped: macs_skipped.get(), bytes: bytes.get() }
     }
 
     /// Stops or resumes counting, so that what it costs can be measured. What runs meanwhile leaves no receipt.
@@ -102,6 +114,8 @@ impl Counters {
 
     /// Sets all counts to zero.
     pub fn reset(&self) {
-        self.counts.iter().for_each(|count| count.set(Count::default()));
+        for Cells { calls, macs, macs_skipped, bytes } in &self.counts {
+            [calls, macs, macs_skipped, bytes].into_iter().for_each(|cell| cell.set(0));
+        }
     }
 }

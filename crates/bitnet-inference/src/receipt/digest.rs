@@ -52,10 +52,23 @@ fn write_canonical(value: &Value, out: &mut String) {
             }
             out.push('}');
         }
+        Value::Number(number) if number.is_f64() => write_float(number.as_f64().unwrap_or_default(), out),
         scalar => {
             let _ = write!(out, "{scalar}");
         }
     }
+}
+
+/// The shortest digits that read back as the same double, as Python's `repr` puts them: with an exponent below 1e-4 and from
+/// 1e16 on.
+fn write_float(x: f64, out: &mut String) {
+    let scientific = format!("{x:e}");
+    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    // Writing to a string cannot fail.
+    let _ = match exponent.parse::<i32>().unwrap_or_default() {
+        -4..16 => write!(out, "{x:?}"),
+        exponent => write!(out, "{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs()),
+    };
 }
 
 /// The SHA-256 of some bytes, in hexadecimal.
@@ -128,6 +141,29 @@ mod tests {
         let mut text = String::new();
         write_canonical(&value, &mut text);
         assert_eq!(text, r#"{"a":{"y":18446744073709551615,"z":"é\"\n"},"b":[1,2.5,-0.001,null,true]}"#);
+    }
+
+    #[test]
+    fn floats_are_pythons() {
+        for (x, expected) in [
+            (0.0, "0.0"),
+            (-0.0, "-0.0"),
+            (1.0, "1.0"),
+            (0.1, "0.1"),
+            (123.456, "123.456"),
+            (0.0001, "0.0001"),
+            (0.00001, "1e-05"),
+            (-2.5e-7, "-2.5e-07"),
+            (5e-324, "5e-324"),
+            (123_456_789_012_345.6, "123456789012345.6"),
+            (1e15, "1000000000000000.0"),
+            (1e16, "1e+16"),
+            (1.5e300, "1.5e+300"),
+        ] {
+            let mut text = String::new();
+            write_canonical(&json!(x), &mut text);
+            assert_eq!(text, expected);
+        }
     }
 
     #[test]

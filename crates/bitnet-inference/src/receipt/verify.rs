@@ -4,8 +4,10 @@
 //! only running it again, or a signature, tells.
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 
-use bitnet_kernels::Kernel;
+use bitnet_kernels::{Kernel, Packing};
+use bitnet_models::{FfnSparsity, HeadMode, I2sForm, KvType};
 
 use super::work::Work;
 use super::{DECODE, KernelRecord, ModelRecord, PREFILL, Receipt, SCHEMA_VERSION, digest, tokens_sha256};
@@ -21,6 +23,8 @@ const RATE_TOLERANCE: f64 = 0.01;
 /// The most entries of the list of kernels, and characters of one.
 const KERNELS_MAX: usize = 10_000;
 const ID_CHARS_MAX: usize = 128;
+/// What `BITNET_DETERMINISTIC` is set to by those who do not want it.
+const FALSE: [&str; 7] = ["", "0", "f", "false", "n", "no", "off"];
 /// The largest dimension of a model, and the largest count of tokens: enough for any, and no formula overflows.
 const DIMENSION_MAX: u64 = 1 << 24;
 const TOKENS_MAX: u64 = 1 << 32;
@@ -203,14 +207,19 @@ fn facts(receipt: &Receipt) -> Result<(), Refusal> {
         ("CPU", &environment.cpu),
         ("path", &model.path),
         ("quantization", &model.quantization),
-        ("packing", &run.packing),
-        ("head", &run.head),
-        ("ffn_sparsity", &run.ffn_sparsity),
-        ("i2_s_form", &run.i2_s_form),
     ] {
         schema(!text.trim().is_empty(), format!("{name} is blank"))?;
     }
-    schema(["f16", "f32"].contains(&run.kv_type.as_str()), format!("kv_type is {:?}", run.kv_type))?;
+    for (name, value, is_known) in [
+        ("kv_type", &run.kv_type, [KvType::F16, KvType::F32].iter().any(|known| known.name() == run.kv_type)),
+        ("packing", &run.packing, Packing::ALL.iter().any(|known| known.name() == run.packing)),
+        // `auto` has become one or the other.
+        ("head", &run.head, [HeadMode::Full, HeadMode::Screened].iter().any(|known| known.name() == run.head)),
+        ("ffn_sparsity", &run.ffn_sparsity, FfnSparsity::by_name(&run.ffn_sparsity).is_some()),
+        ("i2_s_form", &run.i2_s_form, run.i2_s_form.parse::<I2sForm>().is_ok()),
+    ] {
+        schema(is_known, format!("{name} is {value:?}, which is not known"))?;
+    }
     schema(environment.threads > 0, "no threads".to_owned())?;
     schema(receipt.peak_rss_bytes != Some(0), "peak_rss_bytes is 0".to_owned())?;
     let ModelRecord { layers, hidden, ffn, heads, kv_heads, head_dim, vocab, .. } = *model;
@@ -230,8 +239,15 @@ fn facts(receipt: &Receipt) -> Result<(), Refusal> {
     run.sampling
         .check(vocab as usize)
         .map_err(|error| Refusal { gate: ReceiptGate::Schema, problem: error.to_string() })?;
-    let fixed = run.sampling.temperature == 0.0 || environment.seed.is_some();
-    schema(receipt.deterministic || !fixed, "deterministic is false, but the seed was fixed".to_owned())
+    let is_set =
+        environment.deterministic.as_deref().is_some_and(|text| !FALSE.contains(&text.to_lowercase().as_str()));
+    let fixed = run.sampling.temperature == 0.0 || environment.seed.is_some() || is_set;
+    schema(receipt.deterministic || !fixed, "deterministic is false, but the seed was fixed".to_owned())?;
+    receipt.parity.as_ref().map_or(Ok(()), |parity| {
+        let compared = [parity.cosine.is_some(), parity.exact_match_rate.is_some()];
+        let fits = compared == [parity.status != "rust_only"; 2];
+        schema(fits, format!("parity is {:?}, which its numbers do not fit", parity.status))
+    })
 }
 
 fn rates(receipt: &Receipt) -> Result<(), Refusal> {
@@ -298,19 +314,30 @@ fn work_is_done(receipt: &Receipt) -> Result<(), Refusal> {
             Some(KernelRecord::Kernel(count)) => Some(count),
             _ => None,
         });
-        let (mut macs, mut calls) = (0u128, 0u128);
+        let (mut executed, mut skipped, mut calls, mut bytes) = (0u128, 0u128, 0u128, 0u128);
         for count in counts {
-            macs += u128::from(count.macs) + u128::from(count.macs_skipped);
+            executed += u128::from(count.macs);
+            skipped += u128::from(count.macs_skipped);
             calls += u128::from(count.calls);
+            bytes += u128::from(count.bytes);
         }
         let ids = || kernels().map(Kernel::id).collect::<Vec<_>>().join(" and ");
-        let expected = work.macs(receipt);
+        let (macs, expected) = (executed + skipped, work.macs(receipt));
         ensure(gate, expected.contains(&macs), || {
             format!("{} executed and skipped {macs} MACs, but dimensions and tokens make {}", ids(), expected.end())
         })?;
-        let passes = work.calls(receipt);
-        ensure(gate, passes.is_none_or(|passes| calls == passes), || {
-            format!("{} was called {calls} times, not {}", ids(), passes.unwrap_or_default())
+        let skipped_max = work.skipped_max(receipt);
+        ensure(gate, skipped <= skipped_max, || {
+            format!("{} skipped {skipped} MACs, of which at most {skipped_max} can add nothing", ids())
+        })?;
+        let bytes_min = work.bytes_min(receipt, executed);
+        ensure(gate, bytes >= bytes_min, || {
+            format!("{} read {bytes} bytes, but {executed} MACs take {bytes_min} or more", ids())
+        })?;
+        let expected = work.calls(receipt);
+        ensure(gate, expected.as_ref().is_none_or(|expected| expected.contains(&calls)), || {
+            let (least, most) = expected.map(RangeInclusive::into_inner).unwrap_or_default();
+            format!("{} was called {calls} times, not {least} to {most}", ids())
         })?;
     }
     Ok(())

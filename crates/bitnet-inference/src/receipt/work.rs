@@ -7,7 +7,7 @@
 use std::ops::RangeInclusive;
 
 use bitnet_kernels::Kernel;
-use bitnet_models::HeadMode;
+use bitnet_models::{HeadMode, KvType};
 
 use super::{ModelRecord, Receipt};
 
@@ -105,15 +105,60 @@ impl Work {
         }
     }
 
-    /// How often it is dispatched, where that does not depend on how the weights are kept.
-    pub(super) fn calls(self, receipt: &Receipt) -> Option<u128> {
+    /// The most of these multiply-accumulates that can add nothing: those of up, gate and down, and of logits that cannot
+    /// matter.
+    pub(super) fn skipped_max(self, receipt: &Receipt) -> u128 {
+        let ModelRecord { layers, hidden, ffn, vocab, .. } = receipt.model;
+        let [layers, hidden, ffn, vocab] = [layers, hidden, ffn, vocab].map(u128::from);
+        let rows = Rows::new(receipt);
+        let of_networks = |all, with_logits| 3 * hidden * ffn * ((layers - 1) * all + with_logits);
+        let all = of_networks(rows.all(), rows.with_logits());
+        let alone = of_networks(rows.alone(), rows.alone_with_logits());
+        match self {
+            Self::SingleRows if rows.drafted == 0 => alone,
+            Self::SeveralRows if rows.drafted == 0 => all - alone,
+            Self::SingleRows | Self::SeveralRows | Self::Products => all,
+            Self::Logits if receipt.run.head == HeadMode::Screened.name() => rows.with_logits() * (vocab - 1) * hidden,
+            Self::Logits | Self::Embedding | Self::Rotation | Self::Attention | Self::Screening => 0,
+        }
+    }
+
+    /// The least bytes that so many multiply-accumulates read: each byte serves all rows of a call.
+    pub(super) fn bytes_min(self, receipt: &Receipt, macs: u128) -> u128 {
+        let run = &receipt.run;
+        let rows_max = u128::from(run.prefill_chunk.max(run.draft + 1));
+        // No code has fewer than log2(3) = 1.58 bits a ternary weight.
+        let codes = |rows: u128| macs * 158 / (100 * 8 * rows);
+        match self {
+            Self::SingleRows => codes(1),
+            Self::SeveralRows | Self::Products => codes(rows_max),
+            Self::Attention => {
+                let [heads, kv_heads] = [receipt.model.heads, receipt.model.kv_heads].map(u128::from);
+                let element_bytes = if run.kv_type == KvType::F16.name() { 2 } else { 4 };
+                macs * element_bytes / (heads / kv_heads) / rows_max
+            }
+            Self::Embedding | Self::Logits => 1,
+            Self::Rotation | Self::Screening => 0,
+        }
+    }
+
+    /// How often it is dispatched: the least and the most.
+    pub(super) fn calls(self, receipt: &Receipt) -> Option<RangeInclusive<u128>> {
         let rows = Rows::new(receipt);
         let layers = u128::from(receipt.model.layers);
+        let with_logits = 1 + rows.decode_passes();
+        let attentions = (layers - 1) * rows.passes() + with_logits;
         match self {
-            Self::Embedding => Some(rows.passes()),
-            Self::Rotation => Some(layers * rows.passes()),
-            Self::Attention => Some((layers - 1) * rows.passes() + 1 + rows.decode_passes()),
-            Self::SingleRows | Self::SeveralRows | Self::Products | Self::Logits | Self::Screening => None,
+            Self::Embedding => Some(rows.passes()..=rows.passes()),
+            Self::Rotation => Some(layers * rows.passes()..=layers * rows.passes()),
+            Self::Attention => Some(attentions..=attentions),
+            // q, k and v are one matrix or three, gate and up one or two; output and down stand alone.
+            Self::Products => {
+                let (least, most) = (layers * rows.passes(), 3 * layers * rows.passes());
+                Some(least + 3 * attentions..=most + 4 * attentions)
+            }
+            Self::Logits => Some(with_logits..=rows.with_logits()),
+            Self::SingleRows | Self::SeveralRows | Self::Screening => None,
         }
     }
 }
