@@ -15,6 +15,10 @@ use crate::circumstances::Circumstances;
 const CARGO_FUZZ: &str = "cargo-fuzz@0.13.2";
 /// Memory that one input of a few kilobytes may ask for at once, in MiB.
 const FUZZ_MALLOC_MIB_MAX: u32 = 64;
+/// Seconds for which a server is overloaded.
+const SOAK_SECONDS: &str = "120";
+/// Bodies that nobody would write, for each endpoint of the server.
+const FUZZED_BODIES: &str = "5000";
 /// Seconds that one input may take, in a build with checks and coverage on a busy machine.
 const FUZZ_INPUT_SECONDS_MAX: u32 = 10;
 /// Bytes of the longest input: some room above the largest seed.
@@ -59,6 +63,8 @@ pub fn run(root: &Path, options: Options) -> anyhow::Result<()> {
         steps.extend(run_ci(root)?);
     }
     steps.push(step(Command::new(env::current_exe()?).current_dir(root).arg("determinism")));
+    steps.push(step(&mut serve_command(root, "faults", ("BITNET_SOAK_SECONDS", SOAK_SECONDS))));
+    steps.push(step(&mut serve_command(root, "fuzz", ("PROPTEST_CASES", FUZZED_BODIES))));
     let fuzz = cargo_fuzz(root)?;
     for target in fuzz_targets(root)? {
         steps.push(step(&mut fuzz_command(root, &fuzz, &target, options.fuzz_seconds)?));
@@ -96,6 +102,14 @@ fn reported_step(line: &str) -> anyhow::Result<Step> {
         bail!(".ci/run reported {line:?}, which is not result, seconds and command");
     };
     Ok(Step { command: command.to_owned(), passed: result == "pass", seconds: seconds.parse()? })
+}
+
+/// Tests of the server that take longer, or are stricter, if a variable says so; by themselves, since they hold times to limits.
+fn serve_command(root: &Path, tests: &str, (variable, value): (&str, &str)) -> Command {
+    let mut command = Command::new("cargo");
+    command.current_dir(root).env(variable, value);
+    command.args(["test", "-p", "bitnet-cli", "--test", "serve", "--locked", "--", "--test-threads=1", tests]);
+    command
 }
 
 /// A fuzz target on its seeds, and on what earlier runs found and left in `target/fuzz-corpus`, for a while.

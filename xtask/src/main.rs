@@ -16,6 +16,7 @@ mod counter_cost;
 #[cfg(feature = "inference")]
 mod crossval;
 mod determinism;
+mod health_latency;
 mod make_model;
 #[cfg(feature = "inference")]
 mod model;
@@ -63,6 +64,8 @@ enum Command {
     /// Keep the CPU busy until standard input ends
     #[command(hide = true)]
     Busy,
+    /// Probe a saturated server, and fail if 1 % of the probes take it more than 5 ms
+    HealthLatency(health_latency::Options),
     /// Write a random model of any shape, as GGUF or as a Hugging Face directory
     MakeModel(make_model::Options),
     /// Sign a receipt
@@ -101,6 +104,7 @@ fn main() -> ExitCode {
         Command::Crossval(options) => crossval::run(&options),
         Command::Determinism(options) => determinism::run(&repository(), &options).map(done),
         Command::Busy => determinism::busy().map(done),
+        Command::HealthLatency(options) => health_latency::run(&repository(), &options).map(done),
         Command::MakeModel(options) => make_model::run(&options).map(done),
         #[cfg(feature = "inference")]
         Command::SignReceipt(options) => sign_receipt::run(&options).map(done),
