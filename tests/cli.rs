@@ -17,8 +17,15 @@ fn golden() -> String {
 
 /// Runs the program with these arguments and this on its standard input.
 fn bitnet_with_input(arguments: &[&str], input: &str) -> Output {
+    bitnet_with_cache(Path::new(env!("CARGO_TARGET_TMPDIR")), arguments, input)
+}
+
+/// The same, with this directory for what the program wants to remember.
+fn bitnet_with_cache(cache: &Path, arguments: &[&str], input: &str) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_bitnet"))
         .args(arguments)
+        // What this machine was tuned to is no part of what is tested.
+        .env("XDG_CACHE_HOME", cache)
         .env_remove("BITNET_SEED")
         .env_remove("BITNET_DETERMINISTIC")
         .stdin(Stdio::piped())
@@ -117,6 +124,10 @@ fn logits_files_are_identical_whatever_computes_them() {
             ["--packing", "1.67", "--prefill-chunk", "7"],
             ["--packing", "1.67", "--kernels", "scalar"],
             ["--ffn-sparsity", "on", "--prefill-chunk", "1"],
+            ["--ternary-kernel", "tl1", "--prefill-chunk", "1"],
+            ["--ternary-kernel", "tl2", "--prefill-chunk", "1"],
+            ["--ternary-kernel", "tl1", "--prefill-chunk", "6"],
+            ["--ternary-kernel", "tl2", "--kernels", "scalar"],
         ] {
             assert!(expected == write("other.npy", &[&["--kv-type", kv_type], &options[..]].concat()), "{options:?}");
         }
@@ -492,4 +503,52 @@ fn completions_and_manual_pages_are_printed() {
     }
     assert!(output(&["man"]).contains(".TH bitnet"));
     assert!(output(&["man", "run"]).contains("prompt"));
+}
+
+#[test]
+fn what_was_tuned_is_remembered_and_followed() {
+    let cache = tempfile::tempdir().expect("a folder");
+    let golden = golden();
+    let run = |arguments: &[&str]| {
+        let result = bitnet_with_cache(cache.path(), arguments, "");
+        assert!(result.status.success(), "{arguments:?}: {}", text(&result.stderr));
+        (serde_json::from_str::<Value>(&text(&result.stdout)).expect("one JSON object"), text(&result.stderr))
+    };
+    let (report, _) = run(&["tune", "-m", &golden, "-t", "1", "--json"]);
+    let shapes = report["shapes"].as_array().expect("a list");
+    assert!(shapes.iter().all(|shape| {
+        let times = ["i2s_us", "tl1_us", "tl2_us"].map(|key| shape[key].as_f64().expect("a time"));
+        let least = times.iter().fold(f64::MAX, |least, time| least.min(*time));
+        shape[format!("{}_us", shape["fastest"].as_str().expect("a name"))] == least && least > 0.0
+    }));
+
+    // Whatever was the fastest here: now it is TL2.
+    let path = cache.path().join("bitnet/tuning.json");
+    assert_eq!(report["path"].as_str(), path.to_str());
+    let mut tuning: Value = serde_json::from_slice(&std::fs::read(&path).expect("the file")).expect("JSON");
+    for shape in tuning["machines"][0]["shapes"].as_array_mut().expect("a list") {
+        shape["fastest"] = "tl2".into();
+    }
+    std::fs::write(&path, tuning.to_string()).expect("the file");
+    let answer = |options: &[&str]| run(&[&["run", "-m", &golden, "ab", "-n", "20", "--json"], options].concat());
+    let tokens = |options: &[&str]| answer(options).0["tokens"].clone();
+    assert_eq!(answer(&["-t", "1"]).0["packing"], "tl2");
+    for (options, not_followed) in [
+        (["-t", "2"].as_slice(), "another number of threads"),
+        (&["-t", "1", "--kernels", "scalar"], "another instruction set"),
+        (&["-t", "1", "--ternary-kernel", "i2s"], "another kernel asked for"),
+        (&["-t", "1", "--packing", "2"], "another packing asked for"),
+    ] {
+        assert_ne!(answer(options).0["packing"], "tl2", "{not_followed}");
+    }
+    assert_eq!(answer(&["-t", "1", "--ternary-kernel", "tl1"]).0["packing"], "tl1");
+    let seed = ["-t", "1", "-s", "3"];
+    assert_eq!(tokens(&seed), tokens(&[&seed[..], &["--ternary-kernel", "i2s"]].concat()));
+
+    std::fs::write(&path, "{").expect("the file");
+    let (answer, warning) = answer(&["-t", "1"]);
+    assert_ne!(answer["packing"], "tl2");
+    assert!(warning.starts_with("warning: ") && warning.contains("tuning.json is damaged"), "{warning}");
+    run(&["tune", "-m", &golden, "-t", "1", "--json"]);
+    assert_eq!(run(&["run", "-m", &golden, "ab", "-n", "1", "-t", "1", "--json"]).1, "");
 }

@@ -5,10 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bitnet_inference::SamplingParams;
-use bitnet_kernels::{KernelSet, Packing};
+use bitnet_kernels::{Cpu, KernelSet, Packing};
 use bitnet_models::{FfnSparsity, HeadMode, KvType, LoadOptions, Tl1Tile, Tl2Tile};
 use bitnet_tokenizers::TokenId;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
+
+use crate::tune;
 
 /// An argument that cannot be used: exit code 2.
 #[derive(Debug)]
@@ -57,6 +60,8 @@ pub enum Command {
     Logits(LogitsArguments),
     /// Measure prefill and decode speed
     Bench(BenchArguments),
+    /// Measure which ternary kernel is the fastest for each matrix of a model, and remember it for this machine
+    Tune(TuneArguments),
     /// Measure how well a model predicts a text
     Perplexity(PerplexityArguments),
     /// Serve a model over HTTP, as OpenAI's API
@@ -368,6 +373,27 @@ pub struct BenchArguments {
 }
 
 #[derive(Args)]
+#[command(after_help = "\
+Takes some seconds and, for a 2B model, some 200 MB of memory. What it finds is for this CPU, instruction set, number of \
+threads and version of the program; it is kept in $XDG_CACHE_HOME/bitnet/tuning.json (~/.cache if not set), and \
+--ternary-kernel auto follows it. It compares the time of decoding, one token at a time: prompts, many tokens at a time, \
+are fastest with i2s.")]
+pub struct TuneArguments {
+    /// The model: a GGUF file or a Hugging Face directory; the built-in story-teller if not given
+    #[arg(short, long, value_name = "MODEL")]
+    pub model: Option<PathBuf>,
+    /// Threads; as many as there are physical cores this process may use
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Instruction set; the best this CPU has if not given
+    #[arg(long, value_name = "NAME", value_parser = parse_kernels)]
+    pub kernels: Option<&'static KernelSet>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
 pub struct PerplexityArguments {
     /// The text
     #[arg(short, long, value_name = "FILE")]
@@ -664,7 +690,12 @@ pub struct ModelArguments {
     /// Instruction set; the best this CPU has if not given
     #[arg(long, value_name = "NAME", value_parser = parse_kernels)]
     pub kernels: Option<&'static KernelSet>,
-    /// Bits that a ternary weight takes in memory; auto is what the kernels in use like best; the text is the same
+    /// How ternary weights are multiplied by: i2s multiplies, tl1 and tl2 look products up in tables, with weights in
+    /// memory as the formats of those names have them, whatever the file has; auto is what `bitnet tune` found to be the
+    /// fastest for each matrix on this machine, i2s where it did not run; the text is the same
+    #[arg(long, value_enum, default_value_t = TernaryKernel::Auto)]
+    pub ternary_kernel: TernaryKernel,
+    /// Bits that a ternary weight takes in memory for i2s; auto is what the kernels in use like best; the text is the same
     #[arg(long, value_enum, default_value_t = PackingArgument::Auto)]
     pub packing: PackingArgument,
     /// How logits are computed: all in full, or estimated from an 8-bit copy of the head and in full where they can matter;
@@ -683,15 +714,24 @@ pub struct ModelArguments {
 }
 
 impl ModelArguments {
-    /// How to load the model.
-    pub fn load_options(&self) -> LoadOptions {
-        let packing = match self.packing {
-            PackingArgument::Two => Some(Packing::Two),
-            PackingArgument::FiveThirds => Some(Packing::FiveThirds),
-            PackingArgument::Auto => None,
+    /// How to load the model for this CPU.
+    pub fn load_options(&self, cpu: &Cpu) -> LoadOptions {
+        let i2s = match self.packing {
+            PackingArgument::Two => Packing::Two,
+            PackingArgument::FiveThirds => Packing::FiveThirds,
+            PackingArgument::Auto => cpu.set().packing,
         };
-        let mut options =
-            LoadOptions { head: self.head, packing, ffn_sparsity: self.ffn_sparsity, ..self.reading.load_options() };
+        let packings = match (self.ternary_kernel, self.packing) {
+            (TernaryKernel::Auto, PackingArgument::Auto) => tune::fastest_packings(cpu),
+            _ => Vec::new(),
+        };
+        let mut options = LoadOptions {
+            head: self.head,
+            packing: Some(self.ternary_kernel.packing(i2s)),
+            packings,
+            ffn_sparsity: self.ffn_sparsity,
+            ..self.reading.load_options()
+        };
         if self.memory == MemoryArgument::Low && options.head == HeadMode::Auto {
             options.head = HeadMode::Full;
         }
@@ -766,6 +806,37 @@ pub enum MemoryArgument {
 pub enum KvTypeArgument {
     F16,
     F32,
+}
+
+/// How ternary weights are multiplied by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TernaryKernel {
+    Auto,
+    I2s,
+    Tl1,
+    Tl2,
+}
+
+impl TernaryKernel {
+    /// What the option calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::I2s => "i2s",
+            Self::Tl1 => "tl1",
+            Self::Tl2 => "tl2",
+        }
+    }
+
+    /// How weights lie in memory for it; `i2s` where they are not looked up.
+    pub fn packing(self, i2s: Packing) -> Packing {
+        match self {
+            Self::Auto | Self::I2s => i2s,
+            Self::Tl1 => Packing::Tl1,
+            Self::Tl2 => Packing::Tl2,
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

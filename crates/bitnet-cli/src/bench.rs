@@ -66,7 +66,7 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
             "decode": summary_json(predict, &decode),
             "threads": cpu.pool().num_threads(),
             "kernels": cpu.set().name,
-            "packing": session.engine.model().packing().name(),
+            "packing": session.engine.model().packing(),
             "ternary_bytes": session.engine.model().num_ternary_bytes(),
             "head": report::head_json(&session.engine),
             "ffn_sparsity": report::ffn_sparsity_json(&session.engine),
@@ -79,12 +79,12 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     }
     writeln!(
         out,
-        "{} · {} · {} threads · {} kernels · {}-bit weights",
+        "{} · {} · {} threads · {} kernels · packing {}",
         session.source,
         session.engine.model().config().architecture_name,
         cpu.pool().num_threads(),
         cpu.set().name,
-        session.engine.model().packing().name()
+        session.engine.model().packing()
     )?;
     for (name, tokens, speeds) in [("prefill", prompt, &prefill), ("decode", predict, &decode)] {
         if let Some((median, least, greatest)) = summary(speeds) {

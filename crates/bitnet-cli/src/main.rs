@@ -24,6 +24,7 @@ mod session;
 #[cfg(feature = "server")]
 mod settings;
 mod tokenize;
+mod tune;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -74,6 +75,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Tokenize(arguments) => tokenize::tokenize(&arguments),
         Command::Logits(arguments) => logits::logits(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),
+        Command::Tune(arguments) => tune::tune(&arguments),
         Command::Perplexity(arguments) => perplexity::perplexity(&arguments),
         #[cfg(feature = "server")]
         Command::Serve(arguments) => serve::serve(*arguments),

@@ -28,7 +28,7 @@ pub fn provenance(session: &Session, arguments: &ModelArguments, seed_given: boo
     Ok(Provenance {
         model_path: session.source.to_string(),
         model_sha256,
-        load: arguments.load_options(),
+        load: arguments.load_options(session.engine.cpu()),
         kernels_requested: arguments.kernels.map(|set| set.name.to_owned()),
         seed_given,
         bitnet_deterministic: variable("BITNET_DETERMINISTIC"),

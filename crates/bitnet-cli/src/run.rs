@@ -45,7 +45,7 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
             "text": answer.text,
             "finish_reason": reason.name(),
             "seed": seed,
-            "packing": session.engine.model().packing().name(),
+            "packing": session.engine.model().packing(),
             "head": report::head_json(&session.engine),
             "ffn_sparsity": report::ffn_sparsity_json(&session.engine),
             "timings": report::timings_json(&answer.timings, session.load_time),

@@ -75,7 +75,7 @@ pub fn open_with(
     let spinner = spinner(format!("loading {source}"));
     let set = arguments.kernels.unwrap_or_else(KernelSet::detect);
     let cpu = Cpu::new(set, arguments.threads.map_or_else(default_threads, usize::from));
-    let options = arguments.load_options();
+    let options = arguments.load_options(&cpu);
     let loaded = match &source {
         ModelSource::Path(path) => load(path, &options, &cpu),
         ModelSource::BuiltIn(bytes) => load_embedded(bytes, &options, &cpu),

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bitnet_inference::receipt::{Provenance, Receipt, ReceiptGate, Refusal, model_sha256, verify};
 use bitnet_inference::{Engine, EngineOptions, Finish, Loaded, Request, SamplingParams, load};
-use bitnet_kernels::{Cpu, KernelSet};
+use bitnet_kernels::{Cpu, KernelSet, Packing};
 use bitnet_models::{HeadMode, KvType, LoadOptions};
 use bitnet_tokenizers::TokenId;
 
@@ -109,6 +109,23 @@ fn the_scalar_set_is_real_and_says_so() {
         assert!(receipt.kernels.iter().any(|kernel| kernel == id), "{id} in {:?}", receipt.kernels);
     }
     assert_eq!(receipt.model.quantization, "I2_S");
+}
+
+#[test]
+fn products_that_are_looked_up_are_named() {
+    let path = golden("strict-b158/model-i2_s.gguf");
+    for (packing, of_one, of_several) in
+        [(Packing::Tl1, "tl1_gemv", "tl1_gemm"), (Packing::Tl2, "tl2_gemv", "tl2_gemm")]
+    {
+        let cpu = Cpu::new(KernelSet::detect(), 2);
+        let load_options = LoadOptions { packing: Some(packing), ..LoadOptions::default() };
+        let Loaded { model, .. } = load(&path, &load_options, &cpu).expect("a golden model loads");
+        let mut engine = Engine::new(model, None, cpu, EngineOptions::default()).expect("memory for the cache");
+        let receipt = receipt(&mut engine, &request(0..5, Some(3)), &path).expect("it verifies");
+        assert_eq!((receipt.run.packing.as_str(), receipt.compute_path.as_str()), (packing.name(), "real"));
+        let products = receipt.kernels.iter().filter(|id| id.contains("_gem")).collect::<Vec<_>>();
+        assert_eq!(products, [of_several, of_one]);
+    }
 }
 
 #[test]

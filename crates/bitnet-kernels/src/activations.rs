@@ -108,6 +108,24 @@ impl Activations {
         }
     }
 
+    /// Copies one row's values in natural order, from column `first` on and in whole dwords; zeros follow the last.
+    pub(crate) fn copy_row(&self, row: usize, first: usize, to: &mut [i16]) {
+        let tile = self.tile(row / TILE_ROWS);
+        let rows = tile.scales.len();
+        let (copied, padding) = to.split_at_mut(to.len().min(self.padded_cols() - first));
+        if rows == 1 {
+            for (to, value) in copied.iter_mut().zip(&tile.values[first..]) {
+                *to = i16::from(*value);
+            }
+        } else {
+            let dwords = tile.values.as_chunks::<4>().0[first / 4 * rows + row % TILE_ROWS..].iter().step_by(rows);
+            for (to, dword) in copied.as_chunks_mut::<4>().0.iter_mut().zip(dwords) {
+                *to = dword.map(i16::from);
+            }
+        }
+        padding.fill(0);
+    }
+
     /// Writes a row given in natural order, `[padded cols]`.
     pub(crate) fn set_row(&mut self, row: usize, values: &[i8], scale: f32, sum: i32) {
         let rows = self.tile_rows(row / TILE_ROWS);

@@ -5,6 +5,7 @@ mod peak;
 mod screen;
 pub(crate) mod sparse;
 mod ternary;
+pub(crate) mod tl;
 
 use std::arch::x86_64::*;
 
@@ -19,6 +20,7 @@ kernel_set!(
         screen_block: screen::screen_block,
         sparse: sparse::KERNELS,
         ternary: ternary::ternary,
+        lookup: tl::LOOKUP,
         packing: Packing::Two,
         matvec_f16: matvec_f16,
         round_f16: attention::round_f16,

@@ -5,9 +5,11 @@ mod peak;
 mod screen;
 mod sparse;
 mod ternary;
+mod tl;
 
 use std::arch::x86_64::*;
 
+use crate::avx2;
 use crate::packing::Packing;
 use crate::portable;
 use crate::set::{KernelSet, kernel_set};
@@ -19,6 +21,7 @@ kernel_set!(
         screen_block: screen::screen_block,
         sparse: sparse::KERNELS,
         ternary: ternary::ternary,
+        lookup: avx2::tl::LOOKUP,
         packing: Packing::Two,
         matvec_f16: matvec_f16,
         round_f16: attention::round_f16,
@@ -30,8 +33,13 @@ kernel_set!(
 );
 
 /// The table of AVX-512 with a lookup among 64 bytes (VBMI: Ice Lake, Zen 4 and later).
-pub(crate) static AVX512_VBMI: KernelSet =
-    KernelSet { name: "avx512-vbmi", ternary: ternary::ternary_vbmi, packing: Packing::FiveThirds, ..AVX512 };
+pub(crate) static AVX512_VBMI: KernelSet = KernelSet {
+    name: "avx512-vbmi",
+    ternary: ternary::ternary_vbmi,
+    lookup: tl::LOOKUP,
+    packing: Packing::FiveThirds,
+    ..AVX512
+};
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn matvec_f16(rows: &[u8], x: &[f32], out: &mut [f32]) {

@@ -11,6 +11,14 @@ pub enum Kernel {
     I2sGemv,
     /// A ternary matrix times several rows of int8 activations.
     I2sGemm,
+    /// As [`Kernel::I2sGemv`], by lookup of pairs.
+    Tl1Gemv,
+    /// As [`Kernel::I2sGemm`], by lookup of pairs.
+    Tl1Gemm,
+    /// As [`Kernel::I2sGemv`], by lookup of triples.
+    Tl2Gemv,
+    /// As [`Kernel::I2sGemm`], by lookup of triples.
+    Tl2Gemm,
     /// Rotary position embedding of queries and keys.
     RopeApply,
     /// Attention over the key/value cache.
@@ -23,10 +31,14 @@ pub enum Kernel {
 
 impl Kernel {
     /// All of them, in the order in which a token meets them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 11] = [
         Self::EmbeddingLookup,
         Self::I2sGemv,
         Self::I2sGemm,
+        Self::Tl1Gemv,
+        Self::Tl1Gemm,
+        Self::Tl2Gemv,
+        Self::Tl2Gemm,
         Self::RopeApply,
         Self::AttentionReal,
         Self::LogitsScreen,
@@ -40,6 +52,10 @@ impl Kernel {
             Self::EmbeddingLookup => "embedding_lookup",
             Self::I2sGemv => "i2s_gemv",
             Self::I2sGemm => "i2s_gemm",
+            Self::Tl1Gemv => "tl1_gemv",
+            Self::Tl1Gemm => "tl1_gemm",
+            Self::Tl2Gemv => "tl2_gemv",
+            Self::Tl2Gemm => "tl2_gemm",
             Self::RopeApply => "rope_apply",
             Self::AttentionReal => "attention_real",
             Self::LogitsScreen => "logits_screen",

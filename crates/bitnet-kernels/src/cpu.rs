@@ -13,6 +13,7 @@ use crate::disjoint::Disjoint;
 use crate::matrix::{BLOCK_ROWS, TernaryMatrix};
 use crate::pool::Pool;
 use crate::set::{KernelSet, Output};
+use crate::tl;
 
 /// A CPU's kernels, threads and counters. One job at a time: it may move between threads but not be shared.
 pub struct Cpu {
@@ -251,13 +252,17 @@ impl Cpu {
         let (rows, stride) = (activations.rows(), matrix.output_len());
         assert_eq!(activations.cols(), matrix.cols(), "columns of activations and weights");
         assert_eq!(out.len(), rows * stride, "outputs for {rows} rows of {stride}");
-        let kernel = if rows == 1 { Kernel::I2sGemv } else { Kernel::I2sGemm };
-        self.counters.add(kernel, rows * num_weights, blocks.len() * matrix.block_bytes());
+        self.counters.add(matrix.kernel(rows), rows * num_weights, blocks.len() * matrix.block_bytes());
         let output = Output::new(out, stride);
         self.pool.split(blocks.len(), 1, &|share| {
             let share = blocks.start + share.start..blocks.start + share.end;
             // SAFETY: a set exists only on a CPU that can run it, and each block of outputs is in one thread's share.
-            unsafe { (self.set.ternary)(matrix, share, activations, &output) }
+            unsafe {
+                match matrix.packing().cut(matrix.cols()) {
+                    None => (self.set.ternary)(matrix, share, activations, &output),
+                    Some(cut) => tl::multiply(&self.set.lookup, matrix, cut, share, activations, &output),
+                }
+            }
         });
     }
 

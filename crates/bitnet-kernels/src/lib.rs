@@ -37,6 +37,7 @@ mod screen;
 mod segment;
 mod set;
 mod sparse;
+mod tl;
 
 pub use activations::{Activations, TILE_ROWS};
 pub use attention::{AttentionScratch, AttentionShape, LayerCache, MAX_HEAD_DIM, Place, Places, Qkv};

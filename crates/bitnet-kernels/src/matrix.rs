@@ -1,7 +1,7 @@
 //! [`TernaryMatrix`]: ternary weights in the order in which every instruction set streams them.
 //!
 //! Rows are taken 32 at a time. A block of 32 rows is a run of 128-byte lines, in which dword r is row r; which columns a
-//! line holds, and in how many bits, is its [`Packing`].
+//! line holds, and in how many bits, is its [`Packing`]. (Where weights are looked up, byte r is row r: see `tl.rs`.)
 //!
 //! So a thread reads one sequential stream (hardware prefetchers follow nothing else as well), a vector lane is a row and
 //! no horizontal sum is ever needed: with 512-bit registers a line is two loads, with 256-bit four, with 128-bit eight.
@@ -9,9 +9,11 @@
 
 use std::ops::Range;
 
+use crate::counters::Kernel;
 use crate::memory::Huge;
 use crate::packing::{Group, LINE_COLS, Line, Packing, Scratch, split, spread, squeeze};
 use crate::pool::Pool;
+use crate::tl::{self, Chunk};
 
 /// Rows in a block: also what the output of each part of a matrix is padded to.
 pub const BLOCK_ROWS: usize = 32;
@@ -84,15 +86,23 @@ impl TernaryMatrix {
                     *failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
                     return;
                 }
+                add_one(&mut codes);
+                if let Some(cut) = packing.cut(cols) {
+                    for chunk in cut.chunks() {
+                        // SAFETY: each block index is in one thread's share, and chunks do not overlap.
+                        let packed = unsafe { output.slice(chunk.place(index, blocks.len())) };
+                        tl::pack_chunk(&codes, cols, &chunk, packed);
+                    }
+                    continue;
+                }
                 // SAFETY: each block index is in one thread's share, so no two threads hold the same range.
                 let block = unsafe { output.slice(index * block_bytes..(index + 1) * block_bytes) };
-                match packing {
-                    Packing::Two => pack_block(&mut codes, cols, block.as_chunks_mut().0),
-                    Packing::FiveThirds => {
-                        let plain = scratch.lines(cols);
-                        pack_block(&mut codes, cols, plain);
-                        squeeze(plain, block);
-                    }
+                if packing == Packing::Two {
+                    pack_block(&codes, cols, block.as_chunks_mut().0);
+                } else {
+                    let plain = scratch.lines(cols);
+                    pack_block(&codes, cols, plain);
+                    squeeze(plain, block);
                 }
             }
         });
@@ -115,7 +125,7 @@ impl TernaryMatrix {
         self.cols
     }
 
-    /// How many bits a weight takes.
+    /// How the weights lie in memory.
     #[must_use]
     pub fn packing(&self) -> Packing {
         self.packing
@@ -178,10 +188,41 @@ impl TernaryMatrix {
             for block in share {
                 // SAFETY: each block index is in one thread's share.
                 let lines = unsafe { output.slice(block * block_bytes..(block + 1) * block_bytes) };
-                spread(self.groups(block), lines.as_chunks_mut().0);
+                self.unpack(block, lines.as_chunks_mut().0);
             }
         });
         Some(Self { parts: self.parts.clone(), cols: self.cols, packing, scales: self.scales.clone(), bytes })
+    }
+
+    /// Unpacks a block of a matrix that is packed otherwise into lines of 2 bits.
+    #[inline(always)]
+    pub(crate) fn unpack(&self, block: usize, lines: &mut [Line]) {
+        match self.packing.cut(self.cols) {
+            None => spread(self.groups(block), lines),
+            Some(cut) => {
+                let mut codes = vec![0; BLOCK_ROWS * self.cols];
+                for chunk in cut.chunks() {
+                    tl::unpack_chunk(self.chunk(block, &chunk), self.cols, &chunk, &mut codes);
+                }
+                pack_block(&codes, self.cols, lines);
+            }
+        }
+    }
+
+    /// What a product with so many rows of activations counts as.
+    #[must_use]
+    pub fn kernel(&self, rows: usize) -> Kernel {
+        let [of_one, of_several] = match self.packing {
+            Packing::Two | Packing::FiveThirds => [Kernel::I2sGemv, Kernel::I2sGemm],
+            Packing::Tl1 => [Kernel::Tl1Gemv, Kernel::Tl1Gemm],
+            Packing::Tl2 => [Kernel::Tl2Gemv, Kernel::Tl2Gemm],
+        };
+        if rows == 1 { of_one } else { of_several }
+    }
+
+    /// A chunk of one block of a matrix that is looked up.
+    pub(crate) fn chunk(&self, block: usize, chunk: &Chunk) -> &[u8] {
+        &self.bytes[chunk.place(block, self.num_blocks())]
     }
 
     #[inline(always)]
@@ -211,8 +252,8 @@ impl TernaryMatrix {
     }
 }
 
-/// Packs `[BLOCK_ROWS, cols]` codes −1, 0, 1 into the lines of one block; `codes` is left holding 0, 1, 2.
-fn pack_block(codes: &mut [i8], cols: usize, block: &mut [Line]) {
+/// Turns codes −1, 0, 1 into 0, 1, 2.
+fn add_one(codes: &mut [i8]) {
     let mut seen = 0u8;
     for code in codes.iter_mut() {
         *code = code.wrapping_add(1);
@@ -221,6 +262,10 @@ fn pack_block(codes: &mut [i8], cols: usize, block: &mut [Line]) {
         seen |= byte & 0xfc | byte & byte >> 1;
     }
     assert!(seen == 0, "a ternary code outside −1, 0 and 1");
+}
+
+/// Packs `[BLOCK_ROWS, cols]` codes 0, 1, 2 into the lines of one block.
+fn pack_block(codes: &[i8], cols: usize, block: &mut [Line]) {
     for (row, codes) in codes.chunks_exact(cols).enumerate() {
         let (whole, rest) = codes.as_chunks::<LINE_COLS>();
         for (line, cols) in whole.iter().enumerate() {

@@ -9,6 +9,7 @@ mod peak;
 mod screen;
 mod sparse;
 mod ternary;
+mod tl;
 
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -24,6 +25,7 @@ kernel_set!(
         screen_block: screen::screen_block,
         sparse: sparse::KERNELS,
         ternary: ternary::ternary,
+        lookup: tl::LOOKUP,
         packing: Packing::Two,
         matvec_f16: matvec_f16,
         round_f16: attention::round_f16,

@@ -1,4 +1,4 @@
-//! [`Packing`]: how many bits a weight takes in the lines of a matrix.
+//! [`Packing`]: how the weights of a matrix lie in memory.
 //!
 //! **2 bits.** A line is 128 bytes, the weights of 32 rows in 16 columns:
 //!
@@ -24,10 +24,13 @@
 //! Five of the fields can so index a table of 64 bytes as they lie: `vpermb` looks at six bits of an index, and a table
 //! that says the same twice needs only five. What a table gives is three codes of 2 bits, as in a line of 2 bits. Columns
 //! that do not fill a group of 96 follow in lines of 2 bits.
+//!
+//! **TL1 and TL2** are for table lookup: `tl.rs` draws them.
 
 use std::cell::Cell;
 
 use crate::matrix::{BLOCK_ROWS, TernaryMatrix};
+use crate::tl::Cut;
 
 /// Columns in a line of 2 bits.
 pub const LINE_COLS: usize = 16;
@@ -44,7 +47,7 @@ pub(crate) type Line = [u8; LINE_BYTES];
 /// The lines of a group in 1.67 bits.
 pub(crate) type Group = [Line; PACKED_LINES];
 
-/// How many bits a weight takes.
+/// How weights lie in memory, and so how products with them are computed. Results do not depend on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Packing {
     /// 2: four weights in a byte.
@@ -52,41 +55,64 @@ pub enum Packing {
     Two,
     /// 1.67: three weights in five bits. A sixth less to read, more to compute.
     FiveThirds,
+    /// Pairs as indices of 4 bits, 2 bits a weight, looked up.
+    Tl1,
+    /// Triples as an index of 4 bits and a sign, 1.67 bits a weight, looked up.
+    Tl2,
 }
 
 impl Packing {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Two, Self::FiveThirds];
+    pub const ALL: [Self; 4] = [Self::Two, Self::FiveThirds, Self::Tl1, Self::Tl2];
 
-    /// What `--packing` calls it.
+    /// What `--packing` or `--ternary-kernel` calls it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Two => "2",
             Self::FiveThirds => "1.67",
+            Self::Tl1 => "tl1",
+            Self::Tl2 => "tl2",
         }
     }
 
-    /// Groups of 1.67 bits, and lines of 2 bits after them, in a block of `cols` columns.
-    pub(crate) fn groups_and_lines(self, cols: usize) -> (usize, usize) {
-        let lines = cols.div_ceil(LINE_COLS);
+    /// Where weights are looked up: how their columns are cut into pairs and triples.
+    pub(crate) fn cut(self, cols: usize) -> Option<Cut> {
         match self {
-            Self::Two => (0, lines),
-            Self::FiveThirds => (lines / GROUP_LINES, lines % GROUP_LINES),
+            Self::Two | Self::FiveThirds => None,
+            Self::Tl1 => Some(Cut::pairs(cols)),
+            Self::Tl2 => Some(Cut::triples(cols)),
         }
     }
 
     /// Bytes of a block of `cols` columns.
     pub(crate) fn block_bytes(self, cols: usize) -> usize {
-        let (groups, lines) = self.groups_and_lines(cols);
-        (groups * PACKED_LINES + lines) * LINE_BYTES
+        match self {
+            Self::Two => num_lines(cols) * LINE_BYTES,
+            Self::FiveThirds => {
+                let (groups, lines) = groups_and_lines(cols);
+                (groups * PACKED_LINES + lines) * LINE_BYTES
+            }
+            Self::Tl1 => Cut::pairs(cols).block_bytes(),
+            Self::Tl2 => Cut::triples(cols).block_bytes(),
+        }
     }
+}
+
+/// Lines of 2 bits in a block of `cols` columns.
+fn num_lines(cols: usize) -> usize {
+    cols.div_ceil(LINE_COLS)
+}
+
+/// Groups of 1.67 bits, and lines of 2 bits after them, in a block of `cols` columns.
+fn groups_and_lines(cols: usize) -> (usize, usize) {
+    (num_lines(cols) / GROUP_LINES, num_lines(cols) % GROUP_LINES)
 }
 
 /// The groups of 1.67 bits and the lines of 2 bits after them.
 #[inline(always)]
 pub(crate) fn split(packed: &[u8], cols: usize) -> (&[Group], &[Line]) {
-    let (groups, _) = Packing::FiveThirds.groups_and_lines(cols);
+    let (groups, _) = groups_and_lines(cols);
     let (grouped, lines) = packed.as_chunks::<LINE_BYTES>().0.split_at(groups * PACKED_LINES);
     (grouped.as_chunks().0, lines)
 }
@@ -208,7 +234,7 @@ impl Scratch {
 
     /// Room for a block of `cols` columns in 2 bits; what is in it is unspecified.
     pub(crate) fn lines(&mut self, cols: usize) -> &mut [Line] {
-        let (_, lines) = Packing::Two.groups_and_lines(cols);
+        let lines = num_lines(cols);
         if self.0.len() < lines {
             self.0.resize(lines, [0; LINE_BYTES]);
         }
@@ -218,14 +244,12 @@ impl Scratch {
     /// The lines of a block with 2 bits a weight, unpacked here; `None` if the matrix has them.
     #[inline(always)]
     pub(crate) fn unpack(&mut self, matrix: &TernaryMatrix, block: usize) -> Option<&[Line]> {
-        match matrix.packing() {
-            Packing::Two => None,
-            Packing::FiveThirds => {
-                let lines = self.lines(matrix.cols());
-                spread(matrix.groups(block), lines);
-                Some(lines)
-            }
+        if matrix.packing() == Packing::Two {
+            return None;
         }
+        let lines = self.lines(matrix.cols());
+        matrix.unpack(block, lines);
+        Some(lines)
     }
 }
 
@@ -242,7 +266,7 @@ mod tests {
     #[test]
     fn squeezed_lines_come_back() {
         for cols in [16, 80, 96, 112, 300] {
-            let (_, lines) = Packing::Two.groups_and_lines(cols);
+            let lines = num_lines(cols);
             let mut state = 1u32;
             let mut code = || {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

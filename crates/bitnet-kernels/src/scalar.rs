@@ -1,6 +1,7 @@
 //! The reference: every kernel in plain Rust, one element after the other. All other sets must give its bits.
 
 pub(crate) mod sparse;
+mod tl;
 
 use std::ops::Range;
 
@@ -16,6 +17,7 @@ kernel_set!(
     SCALAR = "scalar",
     own {
         ternary: ternary,
+        lookup: tl::LOOKUP,
         screen_block: screen_block,
         sparse: sparse::KERNELS,
         packing: Packing::Two,

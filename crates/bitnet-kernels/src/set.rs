@@ -12,6 +12,7 @@ use crate::scalar;
 use crate::screen::ScreenSums;
 use crate::segment::{AttendFn, CACHE_BLOCK, CacheElement, Partial, SEGMENT_KEYS, Segment, SegmentScratch};
 use crate::sparse::SparseKernels;
+use crate::tl::Lookup;
 #[cfg(target_arch = "x86_64")]
 use crate::{avx2, avx512};
 
@@ -49,6 +50,7 @@ pub struct KernelSet {
     /// The packing it reads without unpacking it first, and multiplies by fastest where weights come from memory.
     pub packing: Packing,
     pub(crate) ternary: unsafe fn(&TernaryMatrix, Range<usize>, &Activations, &Output<'_>),
+    pub(crate) lookup: Lookup,
     pub(crate) sparse: SparseKernels,
     pub(crate) matvec_f16: unsafe fn(&[u8], &[f32], &mut [f32]),
     pub(crate) matvec_f32: unsafe fn(&[f32], &[f32], &mut [f32]),

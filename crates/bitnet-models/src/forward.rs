@@ -298,7 +298,8 @@ impl LanguageModel {
         }
         // The dense product has the rows of gate and up and the columns of down that dead neurons would have.
         let dead_weights = 3 * (num_neurons - num_live) * self.config.hidden_size;
-        cpu.counters().skip(if rows == 1 { Kernel::I2sGemv } else { Kernel::I2sGemm }, rows * dead_weights);
+        let kernel = if is_sparse { Kernel::I2sGemv } else { layer.ffn_down.kernel(rows) };
+        cpu.counters().skip(kernel, rows * dead_weights);
         self.add(cpu, &mut w.x, delta, stride);
     }
 

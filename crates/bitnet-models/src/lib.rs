@@ -28,7 +28,7 @@ pub use cache::{KvCache, KvType};
 pub use config::{Architecture, Config, RopePairs};
 pub use error::{Error, Result};
 pub use forward::{Chunk, LogitRows, Workspace};
-pub use model::{HeadMode, LanguageModel, LoadOptions};
+pub use model::{HeadMode, LanguageModel, LoadOptions, matrix_shapes};
 pub use sparsity::{FfnActivity, FfnLayer, FfnSparsity};
 pub use table::Table;
 

@@ -31,6 +31,8 @@ pub struct LoadOptions {
     pub head: HeadMode,
     /// How ternary weights are packed; as the kernels in use like it best if not given.
     pub packing: Option<Packing>,
+    /// The same for matrices of one shape ([`matrix_shapes`]), before `packing`.
+    pub packings: Vec<((usize, usize), Packing)>,
     /// Whether feed-forward networks leave out what adds nothing.
     pub ffn_sparsity: FfnSparsity,
 }
@@ -86,7 +88,6 @@ const SCREENED_BYTES: usize = 16 << 20;
 /// A model, ready to run.
 pub struct LanguageModel {
     pub(crate) config: Config,
-    packing: Packing,
     /// `[vocab, hidden]`
     pub(crate) embedding: Table,
     pub(crate) layers: Vec<Layer>,
@@ -198,8 +199,7 @@ impl LanguageModel {
         source.check_tensors()?;
         let config = source.config().clone();
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let packing = options.packing.unwrap_or(cpu.set().packing);
-        let loader = Loader { source, config: &config, packing, cpu, drops_dead, formats: RefCell::default() };
+        let loader = Loader { source, config: &config, options, cpu, drops_dead, formats: RefCell::default() };
         let head = source.has_head().then(|| source.table(Slot::Head, vocab, hidden)).transpose()?;
         let embedding = source.table(Slot::Embedding, vocab, hidden)?;
         let mut model = Self {
@@ -209,7 +209,6 @@ impl LanguageModel {
             output_norm: loader.norm(Slot::OutputNorm, hidden)?,
             rope_frequencies: loader.rope_frequencies()?,
             layers: (0..config.num_layers).map(|index| loader.layer(index)).collect::<Result<_>>()?,
-            packing,
             ffn_sparsity: options.ffn_sparsity,
             quantization: loader.formats.take().into_iter().collect::<Vec<_>>().join(" + "),
             config,
@@ -260,10 +259,11 @@ impl LanguageModel {
         &self.quantization
     }
 
-    /// How ternary weights are packed.
+    /// How ternary weights are packed: `1.67`; `1.67+tl2` where it is not the same for all.
     #[must_use]
-    pub fn packing(&self) -> Packing {
-        self.packing
+    pub fn packing(&self) -> String {
+        let is_used = |packing: &Packing| self.matrices().any(|matrix| matrix.packing() == *packing);
+        Packing::ALL.into_iter().filter(is_used).map(Packing::name).collect::<Vec<_>>().join("+")
     }
 
     /// Bytes of the packed ternary weights, padding included: what a dense pass over the model reads of them.
@@ -287,11 +287,28 @@ impl LanguageModel {
     }
 }
 
+/// What shares an input, and so is multiplied at once unless each has an input norm of its own.
+const QKV: [Projection; 3] = [Projection::Query, Projection::Key, Projection::Value];
+const GATE_UP: [Projection; 2] = [Projection::Gate, Projection::Up];
+
+/// The shapes (rows, cols) of the matrices of a layer, in the order in which a token meets them; projections that are
+/// multiplied at once are one matrix.
+#[must_use]
+pub fn matrix_shapes(config: &Config) -> Vec<(usize, usize)> {
+    let stacks: [&[Projection]; 4] = [&QKV, &[Projection::AttentionOutput], &GATE_UP, &[Projection::Down]];
+    let at_once = |stack: &[Projection]| if config.input_norm_eps.is_some() { 1 } else { stack.len() };
+    let shape = |projections: &[Projection]| {
+        let rows = projections.iter().map(|projection| projection.shape(config).0).sum();
+        (rows, projections[0].shape(config).1)
+    };
+    stacks.iter().flat_map(|stack| stack.chunks(at_once(stack)).map(shape)).collect()
+}
+
 /// Takes a model out of its source.
 struct Loader<'a> {
     source: &'a dyn Source,
     config: &'a Config,
-    packing: Packing,
+    options: &'a LoadOptions,
     cpu: &'a Cpu,
     drops_dead: bool,
     /// The formats of the ternary tensors met so far.
@@ -303,7 +320,7 @@ impl Loader<'_> {
         let hidden = self.config.hidden_size;
         let norm = |slot| self.norm(Slot::Layer(index, slot), hidden);
         let attention_norm = norm(LayerSlot::AttentionNorm)?;
-        let qkv = self.projections(index, &[Projection::Query, Projection::Key, Projection::Value])?;
+        let qkv = self.projections(index, &QKV)?;
         let attention_output_norm = self.inner_norm(index, LayerSlot::AttentionSubNorm, Projection::AttentionOutput)?;
         let attention_output = self.stack(index, &[Projection::AttentionOutput])?;
         let ffn_norm = norm(LayerSlot::FfnNorm)?;
@@ -358,24 +375,24 @@ impl Loader<'_> {
     /// layers. Where they would fill a block, the rows of gate and up and the columns of down are those of the others.
     fn feed_forward(&self, index: usize) -> Result<(Projections, TernaryMatrix, Option<Vec<u32>>)> {
         if self.config.input_norm_eps.is_some() {
-            let gate_up = self.projections(index, &[Projection::Gate, Projection::Up])?;
+            let gate_up = self.projections(index, &GATE_UP)?;
             return Ok((gate_up, self.stack(index, &[Projection::Down])?, None));
         }
         let (ffn, hidden) = (self.config.ffn_size, self.config.hidden_size);
-        let (gate_up, down) = (self.tensors(index, &[Projection::Gate, Projection::Up])?, [Projection::Down]);
-        let down = self.tensors(index, &down)?;
+        let gate_up = self.tensors(index, &GATE_UP)?;
+        let down = self.tensors(index, &[Projection::Down])?;
         let is_dead: Vec<AtomicBool> = (0..ffn).map(|_| AtomicBool::new(false)).collect();
         let parts = |rows| gate_up.iter().map(|tensor| Part { rows, scale: tensor.scale }).collect::<Vec<_>>();
-        let mut stack =
-            TernaryMatrix::pack(self.cpu.pool(), &parts(ffn), hidden, self.packing, &|part, rows, codes| {
-                gate_up[part].unpack_rows(rows.clone(), codes)?;
-                for (row, codes) in rows.zip(codes.chunks_exact(hidden)) {
-                    if codes.iter().all(|code| *code == 0) {
-                        is_dead[row].store(true, Ordering::Relaxed);
-                    }
+        let packing = self.packing(2 * ffn, hidden);
+        let mut stack = TernaryMatrix::pack(self.cpu.pool(), &parts(ffn), hidden, packing, &|part, rows, codes| {
+            gate_up[part].unpack_rows(rows.clone(), codes)?;
+            for (row, codes) in rows.zip(codes.chunks_exact(hidden)) {
+                if codes.iter().all(|code| *code == 0) {
+                    is_dead[row].store(true, Ordering::Relaxed);
                 }
-                Ok::<_, Error>(())
-            })?;
+            }
+            Ok::<_, Error>(())
+        })?;
         let mut live: Vec<u32> =
             (0..ffn as u32).filter(|row| !is_dead[*row as usize].load(Ordering::Relaxed)).collect();
         if live.is_empty() {
@@ -383,23 +400,18 @@ impl Loader<'_> {
         }
         let has_block = self.drops_dead && ffn - live.len() >= BLOCK_ROWS;
         if has_block {
-            stack = TernaryMatrix::pack(
-                self.cpu.pool(),
-                &parts(live.len()),
-                hidden,
-                self.packing,
-                &|part, rows, codes| {
-                    for (row, codes) in live[rows].iter().zip(codes.chunks_exact_mut(hidden)) {
-                        let row = *row as usize;
-                        gate_up[part].unpack_rows(row..row + 1, codes)?;
-                    }
-                    Ok::<_, Error>(())
-                },
-            )?;
+            stack = TernaryMatrix::pack(self.cpu.pool(), &parts(live.len()), hidden, packing, &|part, rows, codes| {
+                for (row, codes) in live[rows].iter().zip(codes.chunks_exact_mut(hidden)) {
+                    let row = *row as usize;
+                    gate_up[part].unpack_rows(row..row + 1, codes)?;
+                }
+                Ok::<_, Error>(())
+            })?;
         }
         let part = [Part { rows: hidden, scale: down[0].scale }];
         let down_cols = if has_block { live.len() } else { ffn };
-        let down_stack = TernaryMatrix::pack(self.cpu.pool(), &part, down_cols, self.packing, &|_, rows, codes| {
+        let packing = self.packing(hidden, ffn);
+        let down_stack = TernaryMatrix::pack(self.cpu.pool(), &part, down_cols, packing, &|_, rows, codes| {
             if !has_block {
                 return down[0].unpack_rows(rows, codes);
             }
@@ -412,6 +424,13 @@ impl Loader<'_> {
         })?;
         gate_up.iter().chain(&down).for_each(|tensor| tensor.data.advise_done());
         Ok((Projections::Stacked(stack), down_stack, has_block.then_some(live)))
+    }
+
+    /// How a matrix lies in memory, by its shape in [`matrix_shapes`].
+    fn packing(&self, rows: usize, cols: usize) -> Packing {
+        let of_shape = self.options.packings.iter().find(|(shape, _)| *shape == (rows, cols));
+        let packing = of_shape.map(|(_, packing)| *packing).or(self.options.packing);
+        packing.unwrap_or(self.cpu.set().packing)
     }
 
     /// The tensors of some projections of a layer, about to be read.
@@ -430,10 +449,11 @@ impl Loader<'_> {
     fn stack(&self, index: usize, projections: &[Projection]) -> Result<TernaryMatrix> {
         let tensors = self.tensors(index, projections)?;
         let parts: Vec<Part> = tensors.iter().map(|tensor| Part { rows: tensor.rows, scale: tensor.scale }).collect();
-        let matrix =
-            TernaryMatrix::pack(self.cpu.pool(), &parts, tensors[0].cols, self.packing, &|part, rows, codes| {
-                tensors[part].unpack_rows(rows, codes)
-            })?;
+        let (rows, cols) = (parts.iter().map(|part| part.rows).sum(), tensors[0].cols);
+        let packing = self.packing(rows, cols);
+        let matrix = TernaryMatrix::pack(self.cpu.pool(), &parts, cols, packing, &|part, rows, codes| {
+            tensors[part].unpack_rows(rows, codes)
+        })?;
         tensors.iter().for_each(|tensor| tensor.data.advise_done());
         Ok(matrix)
     }

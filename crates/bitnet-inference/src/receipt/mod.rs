@@ -356,7 +356,7 @@ fn run_record(engine: &Engine, request: &Request, finish: &Finish, load: &LoadOp
             FinishReason::Length | FinishReason::Context => "length".to_owned(),
         },
         kv_type: options.kv_type.name().to_owned(),
-        packing: engine.model().packing().name().to_owned(),
+        packing: engine.model().packing(),
         head: engine.model().head_mode().name().to_owned(),
         ffn_sparsity: engine.model().ffn_sparsity().name().to_owned(),
         prefill_chunk: options.prefill_chunk as u64,

@@ -210,9 +210,11 @@ fn facts(receipt: &Receipt) -> Result<(), Refusal> {
     ] {
         schema(!text.trim().is_empty(), format!("{name} is blank"))?;
     }
+    // Of several, each is named.
+    let is_packing = |name: &str| Packing::ALL.iter().any(|known| known.name() == name);
     for (name, value, is_known) in [
         ("kv_type", &run.kv_type, [KvType::F16, KvType::F32].iter().any(|known| known.name() == run.kv_type)),
-        ("packing", &run.packing, Packing::ALL.iter().any(|known| known.name() == run.packing)),
+        ("packing", &run.packing, run.packing.split('+').all(is_packing)),
         // `auto` has become one or the other.
         ("head", &run.head, [HeadMode::Full, HeadMode::Screened].iter().any(|known| known.name() == run.head)),
         ("ffn_sparsity", &run.ffn_sparsity, FfnSparsity::by_name(&run.ffn_sparsity).is_some()),

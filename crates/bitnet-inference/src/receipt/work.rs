@@ -45,8 +45,8 @@ impl Work {
     fn of(kernel: Kernel) -> Self {
         match kernel {
             Kernel::EmbeddingLookup => Self::Embedding,
-            Kernel::I2sGemv => Self::SingleRows,
-            Kernel::I2sGemm => Self::SeveralRows,
+            Kernel::I2sGemv | Kernel::Tl1Gemv | Kernel::Tl2Gemv => Self::SingleRows,
+            Kernel::I2sGemm | Kernel::Tl1Gemm | Kernel::Tl2Gemm => Self::SeveralRows,
             Kernel::RopeApply => Self::Rotation,
             Kernel::AttentionReal => Self::Attention,
             Kernel::LogitsProjection => Self::Logits,

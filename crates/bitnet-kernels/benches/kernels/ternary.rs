@@ -27,7 +27,7 @@ pub fn bench(criterion: &mut Criterion, machines: &[Machine]) {
         for packing in Packing::ALL {
             let matrices = LazyCell::new(|| matrices(rows, cols, packing, from_memory));
             for machine in at_home(machines, packing) {
-                machine.bench(&mut gemv, &format!("{level}, {} bits", packing.name()), || product(&matrices, 1));
+                machine.bench(&mut gemv, &format!("{level}, {}", how(packing)), || product(&matrices, 1));
             }
         }
     }
@@ -38,23 +38,36 @@ pub fn bench(criterion: &mut Criterion, machines: &[Machine]) {
         let matrices = LazyCell::new(|| matrices(13_824, COLS, packing, true));
         for n in [2, 4, 8, 16, 32, 128, 512] {
             for machine in at_home(machines, packing) {
-                let id = format!("{n} rows, 13824 x 2560, {} bits", packing.name());
+                let id = format!("{n} rows, 13824 x 2560, {}", how(packing));
                 machine.bench(&mut gemm, &id, || product(&matrices, n));
             }
         }
     }
 }
 
+/// `1.67 bits`, `tl2`
+fn how(packing: Packing) -> String {
+    let unit = if is_looked_up(packing) { "" } else { " bits" };
+    format!("{}{unit}", packing.name())
+}
+
+fn is_looked_up(packing: Packing) -> bool {
+    matches!(packing, Packing::Tl1 | Packing::Tl2)
+}
+
 /// The machines whose kernels need not unpack such weights first.
 fn at_home(machines: &[Machine], packing: Packing) -> impl Iterator<Item = &Machine> {
-    machines.iter().filter(move |machine| packing == Packing::Two || machine.cpu.set().packing == packing)
+    let is_at_home = move |set: &KernelSet| packing == Packing::Two || is_looked_up(packing) || set.packing == packing;
+    machines.iter().filter(move |machine| is_at_home(machine.cpu.set()))
 }
 
 /// Multiplies `n` rows by one matrix after the other.
 fn product(matrices: &[TernaryMatrix], n: usize) -> (Work, impl FnMut(&Cpu)) {
     let (cols, mut next) = (matrices[0].cols(), 0);
     let bytes = if matrices.len() > 1 { matrices[0].num_bytes() } else { 0 };
-    let work = Work { bytes, i8_macs: n * matrices[0].num_weights(), f32_macs: 0 };
+    // What is looked up is not multiplied.
+    let i8_macs = if is_looked_up(matrices[0].packing()) { 0 } else { n * matrices[0].num_weights() };
+    let work = Work { bytes, i8_macs, f32_macs: 0 };
     let mut activations = Activations::new();
     let quantizer = Cpu::new(KernelSet::detect(), 1);
     quantizer.quantize(&Rng(9).floats(n * cols), cols, cols, None, &mut activations);

@@ -118,7 +118,7 @@ fn assert_one_hash(path: &Path, packings: &[Packing], batches: Batches, lengths:
         for ffn_sparsity in [FfnSparsity::Off, FfnSparsity::On] {
             let model = load(path, packing, ffn_sparsity);
             let packed = model.num_ternary_bytes() < plans[0].0.num_ternary_bytes();
-            assert_eq!(packed, packing == Packing::FiveThirds);
+            assert_eq!(packed, matches!(packing, Packing::FiveThirds | Packing::Tl2));
             plans.push((model, ways(&[2])));
         }
     }
@@ -129,8 +129,8 @@ fn assert_one_hash(path: &Path, packings: &[Packing], batches: Batches, lengths:
                 for &way in ways {
                     let found = logits_hash(model, kv_type, len, way);
                     let expected = *expected.get_or_insert(found);
-                    let (packing, sparsity) = (model.packing().name(), model.ffn_sparsity().name());
-                    let what = format!("{packing} bits, zeros left out: {sparsity}, {way:?}");
+                    let (packing, sparsity) = (model.packing(), model.ffn_sparsity().name());
+                    let what = format!("packing {packing}, zeros left out: {sparsity}, {way:?}");
                     assert_eq!(found, expected, "{}, {kv_type:?}, {len} tokens: {what}", path.display());
                 }
             }

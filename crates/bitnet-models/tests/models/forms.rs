@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use bitnet_kernels::{Cpu, KernelSet};
+use bitnet_kernels::{Cpu, Kernel, KernelSet, Packing};
 use bitnet_models::gguf::{Gguf, GgufWriter, MetadataValue, TensorInfo, TensorType, Value};
 use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::synthetic::{CheckpointWeights, Shape, SyntheticModel};
-use bitnet_models::{Architecture, Error, LanguageModel, LoadOptions};
+use bitnet_models::{Architecture, Error, LanguageModel, LoadOptions, matrix_shapes};
 use bitnet_quantization::i2_s::Form;
 use bitnet_quantization::tq::Kind;
 use bitnet_quantization::{TernaryFormat, tl1, tl2};
@@ -100,6 +100,26 @@ fn every_form_of_a_model_gives_the_same_bits() {
             std::fs::remove_file(path).unwrap();
         }
     }
+}
+
+#[test]
+fn matrices_of_one_shape_lie_in_memory_as_their_shape_says() {
+    let cpu = cpu();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("packed");
+    SyntheticModel { shape: Shape::default(), seed: 5 }.write_checkpoint(&path, CheckpointWeights::Packed, 1).unwrap();
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let shapes = matrix_shapes(checkpoint.config());
+    assert_eq!(shapes, [(512, 256), (256, 256), (768, 256), (256, 384)]);
+    let packings = vec![(shapes[0], Packing::Tl1), (shapes[3], Packing::Tl2)];
+    let options = LoadOptions { packings, ..LoadOptions::default() };
+    let model = LanguageModel::from_checkpoint(&checkpoint, &options, &cpu).unwrap();
+    let expected = some_logits(&load_checkpoint(&path, &cpu).unwrap(), &cpu);
+    cpu.counters().reset();
+    assert_same_bits("some looked up", &some_logits(&model, &cpu), &expected);
+    let layers = checkpoint.config().num_layers as u64;
+    let calls = [Kernel::I2sGemm, Kernel::Tl1Gemm, Kernel::Tl2Gemm].map(|kernel| cpu.counters().get(kernel).calls);
+    assert_eq!(calls, [2 * layers, layers, layers]);
 }
 
 #[test]
