@@ -102,10 +102,10 @@ impl TernaryFormat {
 
     /// Quantizes weights and packs them; the result is the scale, which a format that has none inside leaves to the caller.
     ///
-    /// weights: `[rows, cols]`; out: `size_bytes(rows, cols)`. All blocks of a format that has a scale a block get the
-    /// tensor's, but zeros in TQ1_0, TQ2_0 and Q4_0 the scale 0. Where that is an f16 (TQ1_0, TQ2_0; in Q4_0 an eighth of it) it is rounded after the codes are settled:
-    /// one too large for it is an error, one below 3e-8 becomes 0. Reads the weights twice. Threads share out tensors
-    /// of 524,288 weights and more and change nothing in the result.
+    /// weights: `[rows, cols]`; out: `size_bytes(rows, cols)`. In a format that has a scale a block, blocks get the tensor's,
+    /// and those that are all zeros 0. Where a scale is an f16 (in TQ1_0 and TQ2_0; in Q4_0 an eighth of it is) it is
+    /// rounded after the codes are settled: one too large is an error, one below 3e-8 becomes 0. Reads the weights twice.
+    /// Threads share out tensors of 524,288 weights and more and change nothing in the result.
     pub fn quantize(
         self,
         weights: &[f32],
