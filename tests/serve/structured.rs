@@ -79,6 +79,26 @@ fn other_forms_are_kept_to_as_well() {
     );
 }
 
+#[test]
+fn a_form_that_no_answer_has_is_the_fault_of_the_request() {
+    let server = Server::start(&[]);
+    for outputs in [
+        json!({ "grammar": "start: NONE\nNONE: /a+/ & /b+/" }),
+        json!({ "regex": "a{2,1}" }),
+        json!({ "json": { "type": "string", "minLength": 3, "maxLength": 2 } }),
+        json!({ "json": { "type": "integer", "minimum": 3, "maximum": 2 } }),
+        json!({ "json": { "enum": [] } }),
+    ] {
+        let (status, code, _) = server.refusal(CHAT, &chat("Once", json!({ "structured_outputs": outputs })));
+        assert!(status == 400 && ["invalid_value", "form_failed"].contains(&&*code), "{outputs}: {status} {code}");
+    }
+    // Whatever a form costs, it is bounded, and nobody else pays for it.
+    let regex = format!("({}){{1,3000}}", "(a|b|c)*a(a|b|c){1,50}|".repeat(20) + "x");
+    let response = server.post(CHAT, &chat("Once", json!({ "structured_outputs": { "regex": regex } })));
+    assert!([200, 400].contains(&response.status), "{}", response.text());
+    server.answer(CHAT, &chat("Once", json!({})));
+}
+
 fn tools() -> Value {
     let weather = json!({
         "type": "object",

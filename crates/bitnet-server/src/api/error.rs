@@ -73,6 +73,12 @@ impl ApiError {
         Self::bad_request(param, "unsupported_parameter", message)
     }
 
+    /// The form that an answer must have was found on the way to be one that no answer has, or too much work.
+    pub(crate) fn form_failed(problem: &str) -> Self {
+        let message = format!("The answer cannot have the form that was asked for: {problem}.");
+        Self::bad_request(None, "form_failed", message)
+    }
+
     /// Prompt and answer are longer together than the context.
     pub(crate) fn context_length(param: &str, prompt: usize, max_tokens: Option<usize>, context: usize) -> Self {
         let message = match max_tokens {

@@ -518,7 +518,7 @@ impl Answers {
                     return Ok(Some((choice, Piece::End { text, finish })));
                 }
                 Reply::Failed(Failure::Refused(error)) => return Err(refusal(&error)),
-                Reply::Failed(Failure::Constraint(problem)) => return Err(ApiError::internal(problem)),
+                Reply::Failed(Failure::Constraint(problem)) => return Err(ApiError::form_failed(&problem)),
                 Reply::Failed(Failure::Panicked) => {
                     return Err(ApiError::internal("a bug in the engine: this request made it panic"));
                 }
