@@ -41,7 +41,7 @@ impl Server {
 
     fn start_as(mut command: Command, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut child = command
-            .args(["serve", "--port", "0", "--threads", "2", "--log-format", "json", "--log-level", "debug"])
+            .args(["serve", "--port", "0", "--threads", "1", "--log-format", "json", "--log-level", "debug"])
             .args(arguments)
             .env_remove("BITNET_SEED")
             .env_remove("BITNET_DETERMINISTIC")
