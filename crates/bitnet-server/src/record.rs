@@ -42,6 +42,7 @@ pub(crate) struct Details {
 
 /// What a request asked of the engine, and what came of it. Times are from the request's arrival.
 #[derive(Clone, Debug)]
+#[cfg_attr(not(feature = "otlp"), expect(dead_code, reason = "a part of it is told over OTLP only"))]
 pub(crate) struct Generation {
     /// `chat` or `text_completion`.
     pub(crate) operation: &'static str,
@@ -160,7 +161,7 @@ impl Drop for Recording {
         let record = &self.record;
         record.log(self.status, self.is_complete);
         let status = self.status.map_or(CLIENT_GONE, |status| status.as_u16());
-        self.app.metrics.http(&record.route, record.method(), status, record.elapsed());
+        self.app.metrics.http(record.route(), record.method(), status, record.elapsed());
         #[cfg(feature = "otlp")]
         if let Some(otlp) = self.app.otlp.get() {
             otlp.ended(record, status, self.is_complete);
