@@ -2,8 +2,12 @@
 
 mod api;
 mod client;
+#[cfg(feature = "otlp")]
+mod collector;
 mod faults;
 mod fuzz;
 mod metrics;
 mod operations;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod structured;

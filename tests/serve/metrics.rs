@@ -9,7 +9,7 @@ use crate::client::{Server, chat, completion};
 const CHAT: &str = "/v1/chat/completions";
 
 /// Samples of the text format, by name and labels as they are written, without those on everything about the model.
-fn samples(server: &Server) -> BTreeMap<String, f64> {
+pub fn samples(server: &Server) -> BTreeMap<String, f64> {
     let response = server.get("/metrics");
     assert_eq!(response.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
     let text = response.text();

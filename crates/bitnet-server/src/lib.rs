@@ -33,6 +33,8 @@ mod queue;
 mod record;
 mod serve;
 mod state;
+#[cfg(feature = "bench")]
+mod telemetry_cost;
 
 pub use auth::ApiKeys;
 pub use cors::CorsOrigins;
@@ -43,3 +45,5 @@ pub use options::{Limits, ServeOptions};
 pub use otlp::OtlpSignals;
 pub use serve::{Ended, ServerEvent, serve};
 pub use state::{Conversation, ServedModel};
+#[cfg(feature = "bench")]
+pub use telemetry_cost::{EventCosts, event_costs};

@@ -220,10 +220,15 @@ impl Metrics {
 
     /// After a step of the engine, or what else changes its blocks.
     pub(crate) fn step(&self, engine: &Engine) {
+        self.step_seen(engine.counts(), engine.head_use(), engine.free_blocks());
+    }
+
+    /// A step, as an engine told of it.
+    pub(crate) fn step_seen(&self, counts: EngineCounts, head: HeadUse, (free_blocks, num_blocks): (usize, usize)) {
         let mut state = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
-        let (before, counts) = (state.now.counts, engine.counts());
-        state.now = Totals { counts, head: engine.head_use(), panics: 0 };
-        (state.free_blocks, state.num_blocks) = engine.free_blocks();
+        let before = state.now.counts;
+        state.now = Totals { counts, head, panics: 0 };
+        (state.free_blocks, state.num_blocks) = (free_blocks, num_blocks);
         drop(state);
         if counts.steps > before.steps {
             self.step_tokens.observe((counts.computed_tokens - before.computed_tokens) as f64);
@@ -272,14 +277,15 @@ impl AnswerTimer {
         self.queued = queued;
     }
 
-    /// A token has come.
-    pub(crate) fn token(&mut self, metrics: &Metrics) {
+    /// A token has come; tells how long after the request.
+    pub(crate) fn token(&mut self, metrics: &Metrics) -> Duration {
         let now = Instant::now();
         metrics.generated_tokens.add(1);
         match self.last_token.replace(now) {
             None => metrics.first_token.observe_duration(now - self.arrived),
             Some(last) => metrics.inter_token.observe_duration(now - last),
         }
+        now - self.arrived
     }
 
     /// The answer is whole.
@@ -482,7 +488,9 @@ mod tests {
     fn an_answer_ends_once_and_is_timed_by_its_tokens() {
         let metrics = Metrics::new();
         let mut timer = AnswerTimer::new(Instant::now());
-        (0..3).for_each(|_| timer.token(&metrics));
+        for _ in 0..3 {
+            timer.token(&metrics);
+        }
         timer.ended(&metrics, Outcome::Abort);
         timer.ended(&metrics, Outcome::Error);
         let scene = Scene { model: "a\"b", block_size: 32, queue: queue::Counts::default() };

@@ -19,7 +19,7 @@ use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 
 use crate::metrics::Metrics;
 use crate::queue::Queue;
-use crate::record::{Details, Generation, Record};
+use crate::record::{Details, Ended, Generation, Record};
 
 /// How the conventions call whatever runs the model.
 const PROVIDER: &str = "bitnet";
@@ -111,19 +111,19 @@ impl Otlp {
     }
 
     /// A request has ended.
-    pub(crate) fn ended(&self, record: &Record, status: u16, is_complete: bool) {
+    pub(crate) fn ended(&self, record: &Record, ended: &Ended) {
         let details = record.details().clone();
-        let error = error_type(&details, status, is_complete);
+        let error = error_type(&details, ended);
         if let Some(instruments) = &self.instruments {
-            instruments.record(record, &details, status, error.as_ref(), &self.server);
+            instruments.record(record, &details, ended, error.as_ref(), &self.server);
         }
         if let Some(tracer) = &self.tracer {
-            self.trace(tracer, record, &details, status, error);
+            self.trace(tracer, record, &details, ended, error);
         }
     }
 
-    fn trace(&self, tracer: &SdkTracer, record: &Record, details: &Details, status: u16, error: Option<StringValue>) {
-        let duration = record.elapsed();
+    fn trace(&self, tracer: &SdkTracer, record: &Record, details: &Details, ended: &Ended, error: Option<StringValue>) {
+        let Ended { status, duration, .. } = *ended;
         let end = SystemTime::now();
         let start = end - duration;
         let parent = record.trace.as_ref().and_then(|trace| {
@@ -205,11 +205,11 @@ fn resource() -> Resource {
 }
 
 /// What the conventions call the reason of a failure.
-fn error_type(details: &Details, status: u16, is_complete: bool) -> Option<StringValue> {
+fn error_type(details: &Details, ended: &Ended) -> Option<StringValue> {
     match &details.error {
         Some(error) => Some(error.code().into()),
-        None if !is_complete => Some("client_gone".into()),
-        None if status >= 400 => Some(status.to_string().into()),
+        None if !ended.is_complete => Some("client_gone".into()),
+        None if ended.status >= 400 => Some(ended.status.to_string().into()),
         None => None,
     }
 }
@@ -260,16 +260,16 @@ impl Instruments {
         &self,
         record: &Record,
         details: &Details,
-        status: u16,
+        ended: &Ended,
         error: Option<&StringValue>,
         server: &[KeyValue],
     ) {
-        let duration = record.elapsed().as_secs_f64();
+        let duration = ended.duration.as_secs_f64();
         let error = error.map(|error| KeyValue::new("error.type", error.clone()));
         let mut attributes = vec![
             KeyValue::new("http.request.method", record.method().to_owned()),
             KeyValue::new("http.route", record.route().to_owned()),
-            KeyValue::new("http.response.status_code", i64::from(status)),
+            KeyValue::new("http.response.status_code", i64::from(ended.status)),
             KeyValue::new("url.scheme", "http"),
         ];
         attributes.extend(error.clone());

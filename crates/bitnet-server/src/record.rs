@@ -100,7 +100,7 @@ impl Record {
         self.details.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn log(&self, status: Option<StatusCode>, is_complete: bool) {
+    fn log(&self, status: Option<StatusCode>, is_complete: bool, duration: Duration) {
         let Details { owner, generation, error } = self.details().clone();
         let generation = generation.as_ref();
         let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
@@ -120,7 +120,7 @@ impl Record {
                     route = self.route,
                     status = status.map(|status| status.as_u16()),
                     outcome,
-                    duration_ms = ms(self.elapsed()),
+                    duration_ms = ms(duration),
                     queue_ms = generation.and_then(queued).map(ms),
                     first_token_ms = generation.and_then(|generation| generation.first_token).map(ms),
                     model = generation.map(|generation| &*generation.model),
@@ -143,6 +143,16 @@ impl Record {
     }
 }
 
+/// How a request ended.
+#[cfg(feature = "otlp")]
+pub(crate) struct Ended {
+    pub(crate) status: u16,
+    /// Whether the answer was taken to its end.
+    pub(crate) is_complete: bool,
+    /// From the request's headers to the end of its answer.
+    pub(crate) duration: Duration,
+}
+
 /// The status that is recorded for requests whose client went away before there was an answer, as nginx has it.
 const CLIENT_GONE: u16 = 499;
 
@@ -159,12 +169,14 @@ pub(crate) struct Recording {
 impl Drop for Recording {
     fn drop(&mut self) {
         let record = &self.record;
-        record.log(self.status, self.is_complete);
+        // Measured once, so that log, Prometheus and OpenTelemetry tell the same.
+        let duration = record.elapsed();
+        record.log(self.status, self.is_complete, duration);
         let status = self.status.map_or(CLIENT_GONE, |status| status.as_u16());
-        self.app.metrics.http(record.route(), record.method(), status, record.elapsed());
+        self.app.metrics.http(record.route(), record.method(), status, duration);
         #[cfg(feature = "otlp")]
         if let Some(otlp) = self.app.otlp.get() {
-            otlp.ended(record, status, self.is_complete);
+            otlp.ended(record, &Ended { status, is_complete: self.is_complete, duration });
         }
     }
 }

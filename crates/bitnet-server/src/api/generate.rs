@@ -502,8 +502,7 @@ impl Answers {
                     });
                 }
                 Reply::Token { token: id, text, logprobs } => {
-                    self.timers[choice].token(&self.metrics);
-                    let elapsed = self.record.elapsed();
+                    let elapsed = self.timers[choice].token(&self.metrics);
                     self.generation(|generation| {
                         generation.first_token.get_or_insert(elapsed);
                         generation.last_token = Some(elapsed);

@@ -1,0 +1,114 @@
+//! What recording an event takes: for the bench that multiplies it by the events of a request.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::http::Method;
+use bitnet_inference::{EngineCounts, Finish, FinishReason, HeadUse, SamplingParams, Timings};
+
+use crate::api::Usage;
+use crate::metrics::{AnswerTimer, Metrics, Scene};
+use crate::queue::{Counts, Queue};
+use crate::record::{Generation, Record};
+
+/// Seconds that recording takes.
+#[derive(Clone, Copy, Debug)]
+pub struct EventCosts {
+    /// A token of an answer.
+    pub token: f64,
+    /// A step of the engine.
+    pub step: f64,
+    /// An answer that is whole.
+    pub answer: f64,
+    /// An HTTP request that has ended, for Prometheus.
+    pub http: f64,
+    /// The same for OpenTelemetry, metrics and traces.
+    #[cfg(feature = "otlp")]
+    pub otlp: f64,
+    /// A scrape, which no request waits for.
+    pub scrape: f64,
+}
+
+/// Times each kind of event, over and over.
+///
+/// # Errors
+/// If the exporters cannot be made.
+pub fn event_costs() -> crate::Result<EventCosts> {
+    let metrics = Arc::new(Metrics::new());
+    let record = record();
+    let mut timer = AnswerTimer::new(record.arrived());
+    let mut steps = EngineCounts::default();
+    let finish = finish();
+    let scene = Scene { model: "stories", block_size: 32, queue: Counts::default() };
+    Ok(EventCosts {
+        token: seconds(1_000_000, || timer.token(&metrics)),
+        step: seconds(1_000_000, || {
+            steps.steps += 1;
+            steps.computed_tokens += 8;
+            metrics.step_seen(steps, HeadUse::default(), (10, 20));
+        }),
+        answer: seconds(200_000, || AnswerTimer::new(record.arrived()).finished(&metrics, &finish)),
+        http: seconds(200_000, || metrics.http(record.route(), record.method(), 200, Duration::from_millis(5))),
+        #[cfg(feature = "otlp")]
+        otlp: otlp(&metrics, &record)?,
+        scrape: seconds(2_000, || metrics.text(&scene)),
+    })
+}
+
+/// The mean time of a call.
+fn seconds<T>(calls: u32, mut call: impl FnMut() -> T) -> f64 {
+    let start = Instant::now();
+    (0..calls).for_each(|_| drop(std::hint::black_box(call())));
+    start.elapsed().as_secs_f64() / f64::from(calls)
+}
+
+/// With exporters that find nobody: what a request waits for is the same.
+#[cfg(feature = "otlp")]
+fn otlp(metrics: &Arc<Metrics>, record: &Record) -> crate::Result<f64> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.map_err(crate::Error::Threads)?;
+    let _inside = runtime.enter();
+    let signals = crate::OtlpSignals { metrics: true, traces: true };
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], 8080));
+    let otlp = crate::otlp::Otlp::start(signals, address, metrics, &Arc::new(Queue::new(1, 1)));
+    let otlp = otlp.map_err(crate::Error::Otlp)?;
+    let ended = crate::record::Ended { status: 200, is_complete: true, duration: Duration::from_millis(5) };
+    // Five spans each: fewer than the queue of those that wait to be sent holds.
+    let cost = seconds(300, || otlp.ended(record, &ended));
+    otlp.stop();
+    Ok(cost)
+}
+
+/// A chat, streamed, that was answered.
+fn record() -> Record {
+    let record = Record::new(Method::POST, "/v1/chat/completions".to_owned(), "req-1".to_owned(), None);
+    let ms = |ms| Some(Duration::from_millis(ms));
+    record.details().generation = Some(Generation {
+        operation: "chat",
+        model: "stories".to_owned(),
+        response_id: "chatcmpl-0123456789abcdef0123456789abcdef".to_owned(),
+        is_stream: true,
+        n: 1,
+        sampling: SamplingParams::default(),
+        max_tokens: Some(64),
+        stop_strings: Vec::new(),
+        usage: Usage { prompt_tokens: 128, completion_tokens: 64, total_tokens: 192, ..Usage::default() },
+        entered: Duration::ZERO,
+        started: ms(1),
+        first_token: ms(2),
+        last_token: ms(4),
+        finish_reasons: vec!["length"],
+    });
+    record
+}
+
+fn finish() -> Finish {
+    let timings = Timings {
+        prompt_tokens: 128,
+        generated_tokens: 64,
+        prefill: Duration::from_millis(1),
+        decode: Duration::from_millis(2),
+        ..Timings::default()
+    };
+    Finish { reason: FinishReason::Length, timings }
+}
