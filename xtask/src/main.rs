@@ -6,6 +6,7 @@ mod bands;
 mod baselines;
 mod bench_compare;
 mod bench_save;
+mod bench_servers;
 #[cfg(feature = "inference")]
 mod benchmark;
 mod ci;
@@ -46,6 +47,8 @@ enum Command {
     BenchCompare(bench_compare::Options),
     /// File a baseline of `cargo bench -- --save-baseline NAME` under benchmarks/baselines/NAME
     BenchSave(bench_save::Options),
+    /// Put servers under the same load, in turns, and print how they compare
+    BenchServers(bench_servers::Options),
     /// Time a run of a model and write its receipt
     #[cfg(feature = "inference")]
     Benchmark(benchmark::Options),
@@ -94,6 +97,7 @@ fn main() -> ExitCode {
         Command::Accuracy(options) => accuracy::run(&repository(), &options).map(done),
         Command::BenchCompare(options) => bench_compare::run(&repository(), &options),
         Command::BenchSave(options) => bench_save::run(&repository(), &options).map(done),
+        Command::BenchServers(options) => bench_servers::run(&options).map(done),
         #[cfg(feature = "inference")]
         Command::Benchmark(options) => benchmark::run(&options).map(done),
         Command::Ci(options) => ci::run(&repository(), options).map(done),

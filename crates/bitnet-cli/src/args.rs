@@ -540,6 +540,9 @@ pub struct BenchServerArguments {
     /// Words at the beginning that all prompts share
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub shared_words: usize,
+    /// Send token ids in place of words: exactly as many tokens, for completions
+    #[arg(long)]
+    pub token_ids: bool,
     /// Tokens of an answer
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_count)]
     pub max_tokens: usize,

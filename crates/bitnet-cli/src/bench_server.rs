@@ -7,10 +7,14 @@ use std::time::Duration;
 use bitnet_server::{Arrivals, LoadEndpoint, LoadGeneratorOptions, LoadReport, RequestTimes, run_load};
 use serde_json::{Value, json};
 
-use crate::args::{BenchServerArguments, EndpointArgument};
+use crate::args::{BenchServerArguments, EndpointArgument, WrongUsage};
 
 /// Sends requests and prints how long they took. Fails if any of them did.
 pub fn bench_server(arguments: &BenchServerArguments) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        !arguments.token_ids || arguments.endpoint == EndpointArgument::Completions,
+        WrongUsage("--token-ids is for --endpoint completions: a chat is text".to_owned())
+    );
     let options = LoadGeneratorOptions {
         url: arguments.url.clone(),
         endpoint: match arguments.endpoint {
@@ -27,6 +31,7 @@ pub fn bench_server(arguments: &BenchServerArguments) -> anyhow::Result<()> {
         num_warmup: arguments.warmup,
         prompt_words: arguments.prompt_words,
         shared_words: arguments.shared_words,
+        as_token_ids: arguments.token_ids,
         max_tokens: arguments.max_tokens,
         ignore_eos: !arguments.keep_eos,
         temperature: arguments.temp,

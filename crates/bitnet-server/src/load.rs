@@ -41,6 +41,8 @@ pub struct LoadGeneratorOptions {
     pub prompt_words: usize,
     /// How many of them, from the beginning, all prompts share.
     pub shared_words: usize,
+    /// Send token ids instead of words, so that there are exactly as many tokens; completions only.
+    pub as_token_ids: bool,
     /// Tokens of an answer.
     pub max_tokens: usize,
     /// Ask for answers that go on after the end-of-text token, with a field that not every server has.
@@ -219,7 +221,8 @@ impl Target {
 
     fn body(&self, index: usize) -> Value {
         let options = &self.options;
-        let prompt = prompt(options.prompt_words, options.shared_words, options.seed, index as u64);
+        let places = places(options.prompt_words, options.shared_words, options.seed, index as u64);
+        let text = || places.clone().map(|place| WORDS[place as usize % WORDS.len()]).collect::<Vec<_>>().join(" ");
         let mut body = json!({
             "stream": true,
             "stream_options": { "include_usage": true },
@@ -228,8 +231,11 @@ impl Target {
             "seed": index % (1 << 30),
         });
         match options.endpoint {
-            LoadEndpoint::Chat => body["messages"] = json!([{ "role": "user", "content": prompt }]),
-            LoadEndpoint::Completions => body["prompt"] = json!(prompt),
+            LoadEndpoint::Chat => body["messages"] = json!([{ "role": "user", "content": text() }]),
+            LoadEndpoint::Completions if options.as_token_ids => {
+                body["prompt"] = places.clone().map(|place| TOKEN_ID_MIN + place % NUM_TOKEN_IDS).collect();
+            }
+            LoadEndpoint::Completions => body["prompt"] = json!(text()),
         }
         if let Some(model) = &options.model {
             body["model"] = json!(model);
@@ -285,7 +291,7 @@ async fn read_answer(mut body: Incoming, start: Instant) -> Outcome {
         cached_tokens: 0,
         output_tokens: 0,
     };
-    let (mut rest, mut last, mut usage) = (Vec::new(), None::<Instant>, Value::Null);
+    let (mut rest, mut last, mut usage, mut own_usage) = (Vec::new(), None::<Instant>, Value::Null, Value::Null);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| format!("the answer broke off: {error}"))?;
         let Some(data) = frame.data_ref() else { continue };
@@ -301,8 +307,13 @@ async fn read_answer(mut body: Incoming, start: Instant) -> Outcome {
             if chunk["usage"].is_object() {
                 usage = chunk["usage"].clone();
             }
+            if chunk["tokens_predicted"].is_number() {
+                own_usage = chunk.clone();
+            }
             let choice = &chunk["choices"][0];
             let text = choice["delta"]["content"].as_str().or_else(|| choice["text"].as_str());
+            // As older servers of llama.cpp answer completions.
+            let text = text.or_else(|| chunk["content"].as_str());
             if text.is_some_and(|text| !text.is_empty()) {
                 match last.replace(now) {
                     None => times.first_token = now - start,
@@ -316,9 +327,10 @@ async fn read_answer(mut body: Incoming, start: Instant) -> Outcome {
     }
     times.total = start.elapsed();
     let number = |value: &Value| value.as_u64().map(|number| number as usize);
-    times.prompt_tokens = number(&usage["prompt_tokens"]).unwrap_or(0);
+    let told = |name: &str, own: &str| number(&usage[name]).or_else(|| number(&own_usage[own]));
+    times.prompt_tokens = told("prompt_tokens", "tokens_evaluated").unwrap_or(0);
     times.cached_tokens = number(&usage["prompt_tokens_details"]["cached_tokens"]).unwrap_or(0);
-    times.output_tokens = number(&usage["completion_tokens"]).unwrap_or(times.gaps.len() + 1);
+    times.output_tokens = told("completion_tokens", "tokens_predicted").unwrap_or(times.gaps.len() + 1);
     Ok(times)
 }
 
@@ -332,13 +344,17 @@ const WORDS: [&str; 32] = [
     "had", "but", "not", "all", "were", "when", "we", "there", "can", "an", "your", "which", "their", "said", "if",
 ];
 
-/// Words without sense, the first of which are the same for every `index`; the others differ from the first on.
-fn prompt(num_words: usize, num_shared: usize, seed: u64, index: u64) -> String {
-    let word = |place: usize| {
+/// Ids that most vocabularies have, and that mean nothing special there.
+const TOKEN_ID_MIN: u64 = 300;
+const NUM_TOKEN_IDS: u64 = 2000;
+
+/// What the words of a prompt are drawn by, the first of which are the same for every `index`; the others differ from the
+/// first on.
+fn places(num_words: usize, num_shared: usize, seed: u64, index: u64) -> impl Iterator<Item = u64> + Clone {
+    (0..num_words).map(move |place| {
         let stream = if place < num_shared { 0 } else { mix(index + 1) };
-        WORDS[(mix(mix(seed ^ stream).wrapping_add(place as u64)) % WORDS.len() as u64) as usize]
-    };
-    (0..num_words).map(word).collect::<Vec<_>>().join(" ")
+        mix(mix(seed ^ stream).wrapping_add(place as u64)) >> 1
+    })
 }
 
 #[cfg(test)]
@@ -356,6 +372,7 @@ mod tests {
             num_warmup: 0,
             prompt_words: 4,
             shared_words: 2,
+            as_token_ids: false,
             max_tokens: 4,
             ignore_eos: false,
             temperature: 0.0,
@@ -378,11 +395,11 @@ mod tests {
 
     #[test]
     fn prompts_share_what_they_shall_and_nothing_else() {
-        let (a, b) = (prompt(40, 20, 1, 0), prompt(40, 20, 1, 1));
-        let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
-        assert_eq!((words(&a).len(), &words(&a)[..20]), (40, &words(&b)[..20]));
-        assert_ne!(words(&a)[20..], words(&b)[20..]);
-        assert_eq!(a, prompt(40, 20, 1, 0));
-        assert_ne!(prompt(40, 0, 1, 0), prompt(40, 0, 2, 0));
+        let drawn = |seed, index| places(40, 20, seed, index).collect::<Vec<_>>();
+        let (a, b) = (drawn(1, 0), drawn(1, 1));
+        assert_eq!((a.len(), &a[..20]), (40, &b[..20]));
+        assert!(a[20..].iter().zip(&b[20..]).all(|(a, b)| a != b));
+        assert_eq!(a, drawn(1, 0));
+        assert_ne!(a, drawn(2, 0));
     }
 }
