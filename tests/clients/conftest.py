@@ -13,6 +13,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 BITNET = os.environ.get("BITNET", str(ROOT / "target/release/bitnet"))
+# Where Hypothesis, below Schemathesis, keeps what it found.
+os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(ROOT / "target/hypothesis")
 # Seconds that anything may take to come about, on a machine that has other things to do.
 PATIENCE = 300
 
@@ -95,10 +97,6 @@ class Server:
             self.stop()
         self.process.kill()
         self.process.wait()
-
-    def resident_mib(self):
-        lines = pathlib.Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
 
     def metrics(self):
         """Samples of /metrics by name and labels, as they are written."""

@@ -1,15 +1,13 @@
-"""docs/operations and what it promises: Envoy in front of two servers, too many clients for two minutes."""
+"""docs/operations and what it promises: Envoy in front of two servers; names, probes and units that there are."""
 
 import concurrent.futures
 import json
-import os
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -20,8 +18,6 @@ from conftest import ROOT, Server, free_port, status, wait_until
 
 OPERATIONS = ROOT / "docs/operations"
 ENVOY = str(pathlib.Path(sys.executable).parent / "envoy")
-# Seconds of overload.
-OVERLOAD_SECONDS = int(os.environ.get("OVERLOAD_SECONDS", "120"))
 
 
 def post(url, timeout=600, **body):
@@ -75,15 +71,16 @@ SMALL = ("--running", "2", "--queue-requests", "2", "--ctx-size", "512")
 def test_a_burst_is_served_by_two_servers_in_full(envoy):
     with Server(*SMALL) as a, Server(*SMALL) as b:
         url = envoy([int(server.url.rsplit(":", 1)[1]) for server in (a, b)])
+        # So that each knows how long an answer takes, and can say when to come again.
+        alone = [json.loads(post(server.url, seed=3, max_tokens=60, ignore_eos=True)[2]) for server in (a, b)]
         with concurrent.futures.ThreadPoolExecutor(12) as clients:
             results = list(clients.map(lambda seed: post(url, seed=seed, max_tokens=60, ignore_eos=True), range(12)))
         assert [result[0] for result in results] == [200] * 12
         # As alone: which server answers makes no difference.
-        texts = [json.loads(result[2])["choices"][0]["message"]["content"] for result in results]
-        alone = json.loads(post(a.url, seed=3, max_tokens=60, ignore_eos=True)[2])["choices"][0]["message"]["content"]
-        assert texts[3] == alone
+        texts = [answer["choices"][0]["message"]["content"] for answer in [json.loads(results[3][2]), *alone]]
+        assert len(set(texts)) == 1, texts
         served = [server.metrics()['vllm:request_success_total{model_name="stories",engine="0",finished_reason="length"}'] for server in (a, b)]
-        assert min(served) > 0 and sum(served) == 13, served
+        assert min(served) > 1 and sum(served) == 14, served
 
 
 def test_a_server_that_drains_is_not_noticed(envoy):
@@ -111,51 +108,6 @@ def test_a_server_that_drains_is_not_noticed(envoy):
             for thread in threads:
                 thread.join()
         assert set(results) == {(200, True)}, Counter(results)
-
-
-def test_three_times_too_much_for_two_minutes():
-    """Only 200 and 429, with a time to come again, and memory that does not grow."""
-    with Server("--running", "4", "--queue-requests", "8", "--ctx-size", "512", "--kv-memory", "32M") as server:
-        capacity = 4 + 8
-        until = time.monotonic() + OVERLOAD_SECONDS
-        codes, problems = Counter(), []
-
-        def client(index):
-            request = 0
-            while time.monotonic() < until:
-                request += 1
-                try:
-                    prompt = [{"role": "user", "content": f"Story {index}.{request}: " + "once upon a time " * (index % 20)}]
-                    code, headers, body = post(server.url, messages=prompt, max_tokens=64, stream=request % 2 == 0)
-                except OSError as error:
-                    problems.append(repr(error))
-                    continue
-                codes[code] += 1
-                if code == 429:
-                    if not 1 <= int(headers["retry-after"]) <= 600:
-                        problems.append(headers["retry-after"])
-                    # Not as long as it says: too much is what this is about.
-                    time.sleep(0.1)
-                elif request % 2 == 0 and b"[DONE]" not in body:
-                    problems.append("a stream broke off")
-
-        threads = [threading.Thread(target=client, args=(index,)) for index in range(3 * capacity)]
-        for thread in threads:
-            thread.start()
-        memory = []
-        while time.monotonic() < until:
-            time.sleep(OVERLOAD_SECONDS / 40)
-            memory.append(server.resident_mib())
-        for thread in threads:
-            thread.join()
-        assert not problems, Counter(problems)
-        assert set(codes) == {200, 429}, codes
-        # After the first quarter, in which buffers find their size.
-        early, late = max(memory[10:20]), max(memory[30:])
-        print(f"{dict(codes)}, {early:.1f} MiB, later {late:.1f} MiB")
-        assert late < early + 4, memory
-        usage = server.metrics()['vllm:kv_cache_usage_perc{model_name="stories",engine="0"}']
-        assert usage == 0 and post(server.url, max_tokens=5)[0] == 200
 
 
 def test_the_dashboard_asks_for_what_there_is():
