@@ -62,8 +62,10 @@ pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
     let mut load = Command::new(&options.bitnet);
     load.args(["bench-server", url, "--requests", "100000", "--concurrency", &options.concurrency.to_string()]);
     let load = Running(load.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
-    // Until the engine has all of them.
-    while sample(address, "vllm:num_requests_running{")? < options.concurrency as f64 {
+    // Until the server has all of them.
+    let let_in =
+        || anyhow::Ok(sample(address, "vllm:num_requests_running{")? + sample(address, "vllm:num_requests_waiting{")?);
+    while let_in().is_ok_and(|requests: f64| requests < options.concurrency as f64) {
         std::thread::sleep(Duration::from_millis(50));
     }
     let before = of_server(address)?;
