@@ -129,7 +129,7 @@ fn main() {
     // So many requests that a run takes a second or two.
     let start = Instant::now();
     let probe = silent.run(2 * CONCURRENCY);
-    let num_requests = (3.0 * CONCURRENCY as f64 / start.elapsed().as_secs_f64()).ceil() as usize * CONCURRENCY;
+    let num_requests = (3.0 / start.elapsed().as_secs_f64()).ceil() as usize * CONCURRENCY;
 
     // What a request waits for: its tokens, as many steps, its answer and its end.
     let tokens =
