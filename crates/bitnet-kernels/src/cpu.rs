@@ -112,7 +112,7 @@ impl Cpu {
         assert!(row_len > 0 && rows.len().is_multiple_of(row_len), "{} elements in rows of {row_len}", rows.len());
         let num_rows = rows.len() / row_len;
         let rows = Disjoint::new(rows);
-        self.pool.split(num_rows, 1, &|share| {
+        self.pool.deal(num_rows, 1, &|share| {
             for index in share {
                 // SAFETY: each row is in one thread's share.
                 work(index, unsafe { rows.slice(index * row_len..(index + 1) * row_len) });
@@ -193,7 +193,7 @@ impl Cpu {
         let all = to.all_mut();
         let (values, scales, sums) = (Disjoint::new(all.values), Disjoint::new(all.scales), Disjoint::new(all.sums));
         // Whole tiles a thread: the rows of one share cache lines.
-        self.pool.split(rows.div_ceil(TILE_ROWS), 1, &|tiles| {
+        self.pool.deal(rows.div_ceil(TILE_ROWS), 1, &|tiles| {
             ROW.with_borrow_mut(|(float, int8)| {
                 float.resize(float.len().max(2 * scratch_cols), 0.0);
                 int8.resize(int8.len().max(padded), 0);
@@ -254,7 +254,7 @@ impl Cpu {
         assert_eq!(out.len(), rows * stride, "outputs for {rows} rows of {stride}");
         self.counters.add(matrix.kernel(rows), rows * num_weights, blocks.len() * matrix.block_bytes());
         let output = Output::new(out, stride);
-        self.pool.split(blocks.len(), 1, &|share| {
+        let multiply = |share: Range<usize>| {
             let share = blocks.start + share.start..blocks.start + share.end;
             // SAFETY: a set exists only on a CPU that can run it, and each block of outputs is in one thread's share.
             unsafe {
@@ -263,7 +263,13 @@ impl Cpu {
                     Some(cut) => tl::multiply(&self.set.lookup, matrix, cut, share, activations, &output),
                 }
             }
-        });
+        };
+        // With few rows each thread reads one stream of weights, as fast as memory gives them.
+        if activations.num_tiles() > 1 {
+            self.pool.deal(blocks.len(), 1, &multiply);
+        } else {
+            self.pool.split(blocks.len(), 1, &multiply);
+        }
     }
 
     /// `out[t][v] = rows[v] · x[t]` for `num_rows` rows of `cols` in f16, little endian; x is `[n, cols]`, out `[n, num_rows]`.

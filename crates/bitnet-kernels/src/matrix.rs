@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use crate::counters::Kernel;
 use crate::memory::Huge;
-use crate::packing::{Group, LINE_COLS, Line, Packing, Scratch, split, spread, squeeze};
+use crate::packing::{GROUP_LINES, Group, LINE_COLS, Line, Packing, Scratch, split, spread, spread_group, squeeze};
 use crate::pool::Pool;
 use crate::tl::{self, Chunk};
 
@@ -175,11 +175,9 @@ impl TernaryMatrix {
         self.packing.block_bytes(self.cols)
     }
 
-    /// The same with 2 bits a weight, `None` if it is like that.
+    /// The same with 2 bits a weight if it is looked up, else `None`: [`Self::unpack_group`] has its lines.
     pub(crate) fn unpacked(&self, pool: &Pool) -> Option<Self> {
-        if self.packing == Packing::Two {
-            return None;
-        }
+        self.packing.cut(self.cols)?;
         let packing = Packing::Two;
         let block_bytes = packing.block_bytes(self.cols);
         let mut bytes = Huge::zeros(self.num_blocks() * block_bytes);
@@ -192,6 +190,24 @@ impl TernaryMatrix {
             }
         });
         Some(Self { parts: self.parts.clone(), cols: self.cols, packing, scales: self.scales.clone(), bytes })
+    }
+
+    /// Lines `GROUP_LINES · group` and following of one block, in 2 bits; returns how many there are.
+    pub(crate) fn unpack_group(&self, block: usize, group: usize, to: &mut [Line; GROUP_LINES]) -> usize {
+        let (lines, first) = match self.packing {
+            Packing::Two => (self.lines(block), group * GROUP_LINES),
+            _ => {
+                let (groups, rest) = self.groups(block);
+                if let Some(group) = groups.get(group) {
+                    spread_group(group, to);
+                    return GROUP_LINES;
+                }
+                (rest, 0)
+            }
+        };
+        let len = GROUP_LINES.min(lines.len() - first);
+        to[..len].copy_from_slice(&lines[first..first + len]);
+        len
     }
 
     /// Unpacks a block of a matrix that is packed otherwise into lines of 2 bits.

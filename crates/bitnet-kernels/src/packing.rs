@@ -162,8 +162,9 @@ pub(crate) fn spread((grouped, packed_rest): (&[Group], &[Line]), plain: &mut [L
     }
 }
 
+/// Turns a group of 1.67 bits into its lines of 2 bits.
 #[inline(always)]
-fn spread_group(packed: &Group, plain: &mut [Line; GROUP_LINES]) {
+pub(crate) fn spread_group(packed: &Group, plain: &mut [Line; GROUP_LINES]) {
     for at in 0..LINE_BYTES / 8 {
         let line = |z: usize| load8(&packed[z], at);
         let fields = [

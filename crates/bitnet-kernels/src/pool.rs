@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
@@ -134,6 +134,26 @@ impl Pool {
         });
     }
 
+    /// Deals `0..len` out in pieces, multiples of `unit`, each to the thread that is free first, and runs `job(piece)`.
+    ///
+    /// For long jobs that need not stream: cores differ in speed, and other programs take time from some of them. Pieces
+    /// get smaller towards the end, so that all threads finish together.
+    pub fn deal(&self, len: usize, unit: usize, job: &(dyn Fn(Range<usize>) + Sync)) {
+        let num_threads = self.num_threads();
+        if num_threads == 1 || len <= unit {
+            return job(0..len);
+        }
+        let units = len.div_ceil(unit);
+        let end = |first: usize| first + ((units - first) / (2 * num_threads)).max(1);
+        let next = AtomicUsize::new(0);
+        self.run(&|_| {
+            let take = |first: usize| (first < units).then(|| end(first));
+            while let Ok(first) = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+                job(first * unit..len.min(end(first) * unit));
+            }
+        });
+    }
+
     /// The `index`-th of `count` contiguous shares of `0..len`, each but the last a multiple of `unit`.
     pub(crate) fn share(len: usize, unit: usize, index: usize, count: usize) -> Range<usize> {
         let units = len.div_ceil(unit);
@@ -233,7 +253,6 @@ pub fn default_threads() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicUsize;
 
     #[test]
     fn every_item_is_run_once_whatever_the_thread_count() {
@@ -241,12 +260,15 @@ mod tests {
             let pool = Pool::new(num_threads);
             for len in [0, 1, 31, 32, 33, 1000] {
                 let counts: Vec<AtomicUsize> = (0..len).map(|_| AtomicUsize::new(0)).collect();
-                pool.split(len, 8, &|range| {
+                let count = |range: Range<usize>| {
+                    assert!(range.start.is_multiple_of(8));
                     for i in range {
                         counts[i].fetch_add(1, Ordering::Relaxed);
                     }
-                });
-                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{num_threads} threads, {len} items");
+                };
+                pool.split(len, 8, &count);
+                pool.deal(len, 8, &count);
+                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 2), "{num_threads} threads, {len} items");
             }
         }
     }

@@ -257,7 +257,8 @@ unsafe fn attend<S: Panels<T>, T: CacheElement>(
             let panel = Panel {
                 data: segment.keys[block],
                 stride: CACHE_BLOCK,
-                width: CACHE_BLOCK,
+                // Later keys have no score.
+                width: (most - block * CACHE_BLOCK).min(CACHE_BLOCK).next_multiple_of(16),
                 coefs: queries,
                 coef_stride: head_dim,
                 steps: head_dim,
@@ -294,8 +295,9 @@ unsafe fn attend<S: Panels<T>, T: CacheElement>(
             };
             // SAFETY: passed on to the caller.
             unsafe { S::panel(panel) };
-            for (query, &num_keys) in num_keys.iter().enumerate() {
-                let seen = num_keys.saturating_sub(first_key).min(CACHE_BLOCK);
+            let mut query = 0;
+            for alike in num_keys.chunk_by(|a, b| a == b) {
+                let seen = alike[0].saturating_sub(first_key).min(CACHE_BLOCK);
                 if seen > common {
                     let panel = Panel {
                         data: &segment.values[block][common * value_dim..],
@@ -304,7 +306,7 @@ unsafe fn attend<S: Panels<T>, T: CacheElement>(
                         coefs: &scores[query * SCORES_STRIDE + first_key + common..],
                         coef_stride: SCORES_STRIDE,
                         steps: seen - common,
-                        queries: 1,
+                        queries: alike.len(),
                         out: &mut acc[query * value_dim..],
                         out_stride: value_dim,
                         adds: true,
@@ -313,6 +315,7 @@ unsafe fn attend<S: Panels<T>, T: CacheElement>(
                     // SAFETY: passed on to the caller.
                     unsafe { S::panel(panel) };
                 }
+                query += alike.len();
             }
         }
     }

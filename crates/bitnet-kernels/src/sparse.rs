@@ -23,7 +23,7 @@ use crate::cpu::Cpu;
 use crate::disjoint::Disjoint;
 use crate::matrix::{BLOCK_ROWS, TernaryMatrix};
 use crate::memory::Huge;
-use crate::packing::{LINE_COLS, Line};
+use crate::packing::{GROUP_LINES, LINE_BYTES, LINE_COLS, Line, Scratch};
 use crate::pool::Pool;
 
 /// Bytes in a line.
@@ -101,16 +101,16 @@ impl TernaryRows {
     pub fn new(pool: &Pool, matrix: &TernaryMatrix, part: usize) -> Self {
         let (rows, scale) = (matrix.parts()[part].rows, matrix.parts()[part].scale);
         let first_block = matrix.part_blocks(part).start;
-        let unpacked = matrix.unpacked(pool);
-        let matrix = unpacked.as_ref().unwrap_or(matrix);
         let mut runs = Runs::new(rows, matrix.cols());
         let run_bytes = runs.run_bytes();
         let out = Disjoint::new(&mut runs.bytes);
         pool.split(rows, BLOCK_ROWS, &|share| {
+            let mut scratch = Scratch::take();
             // SAFETY: each row is in one thread's share.
             let out = unsafe { out.slice(share.start * run_bytes..share.end * run_bytes) };
-            for (block, out) in (share.start / BLOCK_ROWS..).zip(out.chunks_mut(BLOCK_ROWS * run_bytes)) {
-                copy_rows(matrix.lines(first_block + block), out, run_bytes);
+            for (block, out) in (first_block + share.start / BLOCK_ROWS..).zip(out.chunks_mut(BLOCK_ROWS * run_bytes)) {
+                let lines = scratch.unpack(matrix, block).unwrap_or_else(|| matrix.lines(block));
+                copy_rows(lines, out, run_bytes);
             }
         });
         Self { runs, rows, cols: matrix.cols(), scale }
@@ -150,17 +150,21 @@ impl TernaryColumns {
         let mut runs = Runs::new(num_lines * LINE_COLS, rows);
         let (run_lines, group_bytes) = (runs.run_lines, LINE_COLS * runs.run_bytes());
         let out = Disjoint::new(&mut runs.bytes);
-        pool.split(num_lines, 1, &|share| {
-            for index in 0..run_lines {
-                let blocks: [Option<&[Line]>; BLOCKS_OF_RUN_LINE] = std::array::from_fn(|block| {
-                    let block = BLOCKS_OF_RUN_LINE * index + block;
-                    (block < matrix.num_blocks()).then(|| matrix.lines(block))
-                });
-                for line in share.clone() {
-                    let lines = blocks.map(|block| block.map(|lines| &lines[line]));
-                    // SAFETY: each line of the matrix is in one thread's share, and its columns are the columns of no other.
-                    let out = unsafe { out.slice(line * group_bytes..(line + 1) * group_bytes) };
-                    copy_columns(&lines, out.as_chunks_mut().0, run_lines, index);
+        pool.split(num_lines.div_ceil(GROUP_LINES), 1, &|share| {
+            let mut unpacked = [[[0; LINE_BYTES]; GROUP_LINES]; BLOCKS_OF_RUN_LINE];
+            for group in share {
+                for index in 0..run_lines {
+                    let blocks = BLOCKS_OF_RUN_LINE * index..matrix.num_blocks();
+                    let num_blocks = blocks.len().min(BLOCKS_OF_RUN_LINE);
+                    let lens = blocks.zip(&mut unpacked).map(|(block, to)| matrix.unpack_group(block, group, to));
+                    let len = lens.fold(0, usize::max);
+                    for line in group * GROUP_LINES..group * GROUP_LINES + len {
+                        let of_block = |block: usize| &unpacked[block][line % GROUP_LINES];
+                        let lines = std::array::from_fn(|block| (block < num_blocks).then(|| of_block(block)));
+                        // SAFETY: each group of lines is in one thread's share, and its columns are those of no other.
+                        let out = unsafe { out.slice(line * group_bytes..(line + 1) * group_bytes) };
+                        copy_columns(&lines, out.as_chunks_mut().0, run_lines, index);
+                    }
                 }
             }
         });

@@ -58,18 +58,14 @@ pub(crate) fn ternary(matrix: &TernaryMatrix, blocks: Range<usize>, activations:
     let masks = Masks::new();
     let mut scratch = Scratch::take();
     for run in runs(blocks, activations, matrix.packing() == Packing::Two) {
-        let unpacked = scratch.unpack(matrix, run.start);
-        for place in places(activations, output) {
-            let weights = |block| (unpacked.unwrap_or_else(|| matrix.lines(block)), matrix.scale(block));
-            multiply!(
-                run.clone(), place, weights, &masks,
-                1: masked, 2: masked, 3: shifted, 4: shifted, 5: shifted, 6: shifted, 7: shifted, 8: shifted,
-            );
-        }
+        let lines = scratch.unpack(matrix, run.start);
+        let lines = |block| lines.unwrap_or_else(|| matrix.lines(block));
+        multiply_lines(matrix, run, lines, activations, output, &masks);
     }
 }
 
-/// The same, for which 1.67 bits need not be unpacked first.
+/// The same, for which 1.67 bits need not be unpacked first: a tile takes the codes out of the groups as they pass by. For
+/// several tiles it costs less to do that once.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
 pub(crate) fn ternary_vbmi(
     matrix: &TernaryMatrix,
@@ -81,15 +77,42 @@ pub(crate) fn ternary_vbmi(
         return ternary(matrix, blocks, activations, output);
     }
     let masks = Masks::new();
-    for run in runs(blocks, activations, true) {
-        for place in places(activations, output) {
-            let weights = |block| (matrix.groups(block), matrix.scale(block));
-            multiply!(
-                run.clone(), place, weights, &masks,
-                1: grouped_masked, 2: grouped_masked, 3: grouped_masked, 4: grouped_shifted,
-                5: grouped_shifted, 6: grouped_shifted, 7: grouped_shifted, 8: grouped_shifted,
-            );
+    if activations.num_tiles() > 1 {
+        let mut scratch = Scratch::take();
+        let lines = scratch.lines(matrix.cols());
+        for block in blocks {
+            spread(matrix.groups(block), lines, &masks);
+            multiply_lines(matrix, block..block + 1, |_| &*lines, activations, output, &masks);
         }
+        return;
+    }
+    for place in places(activations, output) {
+        let weights = |block| (matrix.groups(block), matrix.scale(block));
+        multiply!(
+            blocks.clone(), place, weights, &masks,
+            1: grouped_masked, 2: grouped_masked, 3: grouped_masked, 4: grouped_shifted,
+            5: grouped_shifted, 6: grouped_shifted, 7: grouped_shifted, 8: grouped_shifted,
+        );
+    }
+}
+
+/// Multiplies some blocks, of whose lines there are 2 bits a weight, with all rows of activations.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+fn multiply_lines<'a>(
+    matrix: &TernaryMatrix,
+    blocks: Range<usize>,
+    lines: impl Fn(usize) -> &'a [Line],
+    activations: &Activations,
+    output: &Output<'_>,
+    masks: &Masks,
+) {
+    for place in places(activations, output) {
+        let weights = |block| (lines(block), matrix.scale(block));
+        multiply!(
+            blocks.clone(), place, weights, masks,
+            1: masked, 2: masked, 3: shifted, 4: shifted, 5: shifted, 6: shifted, 7: shifted, 8: shifted,
+        );
     }
 }
 
@@ -219,6 +242,43 @@ fn field_codes<const F: usize>(group: &Group, half: usize, masks: &Masks) -> __m
         _ => line(F),
     };
     _mm512_permutexvar_epi8(field, masks.table)
+}
+
+/// Turns groups of 1.67 bits and the lines after them into lines of 2 bits.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+fn spread((groups, rest): (&[Group], &[Line]), lines: &mut [Line], masks: &Masks) {
+    let (spread, spread_rest) = lines.as_chunks_mut::<GROUP_LINES>();
+    spread_rest.copy_from_slice(rest);
+    for (group, lines) in groups.iter().zip(spread) {
+        for half in 0..2 {
+            macro_rules! three {
+                ($f:literal) => {
+                    field_codes::<$f>(group, half, masks)
+                };
+            }
+            spread_fields([three!(0), three!(1), three!(2), three!(3)], &mut lines[..3], half, masks);
+            spread_fields([three!(4), three!(5), three!(6), three!(7)], &mut lines[3..], half, masks);
+        }
+    }
+}
+
+/// Writes half of three lines of four codes, from four fields of three.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+fn spread_fields(three: [__m512i; 4], lines: &mut [Line], half: usize, masks: &Masks) {
+    let [a, b, c, d] = three;
+    // The bits of `mask` from `a`, the others from `b`. What a shift moves into the next byte is never chosen.
+    let select = |mask: __m512i, a: __m512i, b: __m512i| _mm512_ternarylogic_epi32::<0xca>(mask, a, b);
+    let fours = [
+        select(masks.fields[3], _mm512_slli_epi16::<6>(b), a),
+        select(masks.low4, _mm512_srli_epi16::<2>(b), _mm512_slli_epi16::<4>(c)),
+        select(masks.fields[0], _mm512_srli_epi16::<4>(c), _mm512_slli_epi16::<2>(d)),
+    ];
+    for (line, four) in lines.iter_mut().zip(fours) {
+        let bytes = &mut line[64 * half..64 * half + 64];
+        // SAFETY: 64 writable bytes; the store needs no alignment.
+        unsafe { _mm512_storeu_si512(bytes.as_mut_ptr().cast(), four) };
+    }
 }
 
 // What follows are macros where functions would do, were they certain to be inlined: a call in a loop, with sixteen or more
