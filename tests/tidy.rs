@@ -59,6 +59,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 
 /// The files that may say `unsafe`.
 const UNSAFE: &[&str] = &[
+    "crates/bitnet-inference/tests/allocations.rs",
     "crates/bitnet-kernels/src/attention.rs",
     "crates/bitnet-kernels/src/avx2.rs",
     "crates/bitnet-kernels/src/avx2/attention.rs",

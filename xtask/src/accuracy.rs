@@ -5,7 +5,6 @@
 
 use std::f64::consts::TAU;
 use std::fmt::Write;
-use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
@@ -15,8 +14,8 @@ use bitnet_quantization::i2_s::Form;
 use bitnet_quantization::tq::Kind;
 use bitnet_quantization::{Scaling, TernaryFormat, i2s_32, qk256, tl1, tl2};
 
-const BEGIN: &str = "<!-- xtask accuracy -->\n";
-const END: &str = "<!-- end -->\n";
+use crate::marked;
+
 const DOCUMENT: &str = "docs/quantization.md";
 /// The shape of the matrices that are measured.
 const SHAPE: (usize, usize) = (512, 1536);
@@ -40,18 +39,7 @@ pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
         print!("{tables}");
         return Ok(());
     }
-    let path = root.join(DOCUMENT);
-    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-    let place = place(&text)?;
-    fs::write(&path, [&text[..place.start], &tables, &text[place.end..]].concat())?;
-    Ok(())
-}
-
-/// Where the document has the tables.
-fn place(text: &str) -> anyhow::Result<Range<usize>> {
-    let begin = text.find(BEGIN).map(|at| at + BEGIN.len());
-    let place = begin.and_then(|begin| Some(begin..begin + text[begin..].find(END)?));
-    place.with_context(|| format!("{DOCUMENT} has no lines {BEGIN:?} and {END:?}"))
+    marked::write(&root.join(DOCUMENT), "accuracy", &tables)
 }
 
 /// A format as it is measured: floats in, floats out.
@@ -267,10 +255,10 @@ mod tests {
 
     #[test]
     fn the_document_has_the_tables_as_they_are() {
-        let document = fs::read_to_string(crate::repository().join(DOCUMENT)).unwrap();
+        let document = std::fs::read_to_string(crate::repository().join(DOCUMENT)).unwrap();
         let tables = tables().unwrap();
         assert!(
-            document[place(&document).unwrap()] == tables,
+            document[marked::place(&document, "accuracy").unwrap()] == tables,
             "run `cargo run -p xtask -- accuracy --write`:\n{tables}"
         );
     }

@@ -11,6 +11,7 @@ mod bench_servers;
 mod benchmark;
 mod ci;
 mod circumstances;
+mod compare;
 mod compare_receipts;
 #[cfg(feature = "inference")]
 mod counter_cost;
@@ -19,8 +20,10 @@ mod crossval;
 mod determinism;
 mod health_latency;
 mod make_model;
+mod marked;
 #[cfg(feature = "inference")]
 mod model;
+mod performance;
 #[cfg(feature = "inference")]
 mod sign_receipt;
 #[cfg(feature = "inference")]
@@ -54,6 +57,8 @@ enum Command {
     Benchmark(benchmark::Options),
     /// Run `.ci/run`, with --full also what is too slow for it, and record that under ci/receipts
     Ci(ci::Options),
+    /// Run our program and others in turns, with the state of the memory beside each run, and write the tables down
+    Compare(compare::Options),
     /// Compare two receipts: exit code 0 within 10 %, 10 to investigate, 20 to escalate
     CompareReceipts(compare_receipts::Options),
     /// Measure what counting the kernels' work costs
@@ -71,6 +76,8 @@ enum Command {
     HealthLatency(health_latency::Options),
     /// Write a random model of any shape, as GGUF or as a Hugging Face directory
     MakeModel(make_model::Options),
+    /// Measure the tables of docs/performance.md
+    Performance(performance::Options),
     /// Sign a receipt
     #[cfg(feature = "inference")]
     SignReceipt(sign_receipt::Options),
@@ -101,6 +108,7 @@ fn main() -> ExitCode {
         #[cfg(feature = "inference")]
         Command::Benchmark(options) => benchmark::run(&options).map(done),
         Command::Ci(options) => ci::run(&repository(), options).map(done),
+        Command::Compare(options) => compare::run(&repository(), &options).map(done),
         Command::CompareReceipts(options) => compare_receipts::run(&options),
         #[cfg(feature = "inference")]
         Command::CounterCost(options) => counter_cost::run(&options).map(done),
@@ -110,6 +118,7 @@ fn main() -> ExitCode {
         Command::Busy => determinism::busy().map(done),
         Command::HealthLatency(options) => health_latency::run(&repository(), &options).map(done),
         Command::MakeModel(options) => make_model::run(&options).map(done),
+        Command::Performance(options) => performance::run(&repository(), &options).map(done),
         #[cfg(feature = "inference")]
         Command::SignReceipt(options) => sign_receipt::run(&options).map(done),
         #[cfg(feature = "inference")]

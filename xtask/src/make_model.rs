@@ -15,27 +15,30 @@ pub struct Options {
     /// Files: i2-s, i2-s-block64, i2-s-row4, tq1-0, tq2-0, q4-0. Directories: packed, bf16, f32
     #[arg(long, value_enum, default_value_t = Form::I2S)]
     form: Form,
+    /// The shape of a published model, from which the following options may differ
+    #[arg(long, value_parser = parse_shape)]
+    shape: Option<Shape>,
     /// bitnet-b1.58, bitnet or llama
-    #[arg(long, default_value = "bitnet-b1.58")]
-    architecture: String,
-    #[arg(long, default_value_t = 256)]
-    hidden: usize,
-    #[arg(long, default_value_t = 2)]
-    layers: usize,
-    #[arg(long, default_value_t = 4)]
-    heads: usize,
-    #[arg(long, default_value_t = 2)]
-    kv_heads: usize,
-    #[arg(long, default_value_t = 64)]
-    head_dim: usize,
-    #[arg(long, default_value_t = 384)]
-    ffn: usize,
-    #[arg(long, default_value_t = 512)]
-    vocab: usize,
-    #[arg(long, default_value_t = 512)]
-    context: usize,
-    #[arg(long, default_value_t = 10_000.0)]
-    rope_theta: f32,
+    #[arg(long)]
+    architecture: Option<String>,
+    #[arg(long)]
+    hidden: Option<usize>,
+    #[arg(long)]
+    layers: Option<usize>,
+    #[arg(long)]
+    heads: Option<usize>,
+    #[arg(long)]
+    kv_heads: Option<usize>,
+    #[arg(long)]
+    head_dim: Option<usize>,
+    #[arg(long)]
+    ffn: Option<usize>,
+    #[arg(long)]
+    vocab: Option<usize>,
+    #[arg(long)]
+    context: Option<usize>,
+    #[arg(long)]
+    rope_theta: Option<f32>,
     /// Give the logits a table of their own
     #[arg(long)]
     untied: bool,
@@ -64,18 +67,20 @@ enum Form {
 
 /// Writes the model.
 pub fn run(options: &Options) -> anyhow::Result<()> {
+    let base = options.shape.clone().unwrap_or_default();
+    let architecture = options.architecture.as_deref().map(Architecture::from_name).transpose()?;
     let shape = Shape {
-        architecture: Architecture::from_name(&options.architecture)?,
-        hidden_size: options.hidden,
-        num_layers: options.layers,
-        heads: options.heads,
-        kv_heads: options.kv_heads,
-        head_dim: options.head_dim,
-        ffn_size: options.ffn,
-        vocab_size: options.vocab,
-        context_length: options.context,
-        rope_theta: options.rope_theta,
-        tied: !options.untied,
+        architecture: architecture.unwrap_or(base.architecture),
+        hidden_size: options.hidden.unwrap_or(base.hidden_size),
+        num_layers: options.layers.unwrap_or(base.num_layers),
+        heads: options.heads.unwrap_or(base.heads),
+        kv_heads: options.kv_heads.unwrap_or(base.kv_heads),
+        head_dim: options.head_dim.unwrap_or(base.head_dim),
+        ffn_size: options.ffn.unwrap_or(base.ffn_size),
+        vocab_size: options.vocab.unwrap_or(base.vocab_size),
+        context_length: options.context.unwrap_or(base.context_length),
+        rope_theta: options.rope_theta.unwrap_or(base.rope_theta),
+        tied: base.tied && !options.untied,
         dead_neurons_percent: options.dead_neurons,
     };
     anyhow::ensure!(shape.vocab_size >= 512, "the vocabulary has {} tokens, at least 512 are needed", shape.vocab_size);
@@ -95,4 +100,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     }?;
     println!("wrote {}", options.output.display());
     Ok(())
+}
+
+fn parse_shape(name: &str) -> Result<Shape, String> {
+    Shape::named(name).ok_or_else(|| format!("no shape of that name; there are {}", Shape::NAMES.join(", ")))
 }

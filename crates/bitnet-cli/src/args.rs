@@ -360,8 +360,14 @@ pub struct BenchArguments {
     #[arg(short = 'n', long, value_name = "N", default_value_t = 64)]
     pub predict: usize,
     /// Rounds; one more comes first and is not counted
-    #[arg(short, long, value_name = "N", default_value_t = 3)]
+    #[arg(short, long, value_name = "N", default_value_t = 5)]
     pub repetitions: usize,
+    /// Decode after so many tokens, instead of after the prompt's
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',')]
+    pub context: Vec<usize>,
+    /// Decode so many sequences at once, too, each after a prompt of its own
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',')]
+    pub batch: Vec<usize>,
     #[command(flatten)]
     pub model: ModelArguments,
     /// Print one JSON object
@@ -675,9 +681,9 @@ pub struct ModelArguments {
     /// The model: a GGUF file, a Hugging Face directory or what was pulled; the built-in story-teller if not given
     #[arg(short, long, value_name = "MODEL")]
     pub model: Option<PathBuf>,
-    /// Threads; as many as there are physical cores this process may use
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub threads: Option<u16>,
+    /// Threads; as many as there are physical cores this process may use. bench takes several, with commas between them
+    #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Vec<u16>,
     /// Positions of the context; 0 for the model's own, at most 4096 if not given
     #[arg(short, long = "ctx-size", value_name = "N")]
     pub ctx_size: Option<usize>,

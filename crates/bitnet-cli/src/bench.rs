@@ -1,9 +1,15 @@
-//! `bitnet bench`: tokens a second of prefill and decode.
+//! `bitnet bench`: how fast a model runs, and what share that is of what the machine allows.
+//!
+//! Prefill is held against the peak of the instruction set's int8 products, decoding against the rate at which memory is
+//! read. On shared machines that rate changes by the minute, so it is measured before each run, and the runs take turns.
 
-use std::io::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::time::{Duration, Instant};
 
-use bitnet_inference::receipt::Receipt;
-use bitnet_inference::{Finish, Request, SamplingParams, peak_rss_bytes};
+use bitnet_inference::receipt::{Provenance, Receipt};
+use bitnet_inference::{Engine, EngineOptions, Event, Request, RequestId, SamplingParams, peak_rss_bytes};
+use bitnet_kernels::{Cpu, Kernel, KernelSet, READ_PROBE_BYTES, ReadProbe, default_threads};
 use bitnet_models::synthetic;
 use bitnet_tokenizers::TokenId;
 use serde_json::{Value, json};
@@ -11,104 +17,398 @@ use serde_json::{Value, json};
 use crate::args::{BenchArguments, WrongUsage};
 use crate::{receipt, report, session};
 
-/// Runs a prompt of made-up tokens some times and prints the median, least and greatest speed.
+/// Runs made-up prompts some times and prints medians.
 pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
-    let BenchArguments { prompt, predict, repetitions, .. } = *arguments;
-    if prompt == 0 || repetitions == 0 {
-        return Err(
-            WrongUsage("a benchmark needs at least 1 token of prompt (-p) and 1 repetition (-r)".to_owned()).into()
-        );
-    }
+    check(arguments)?;
     receipt::check_place(arguments.receipt.as_deref())?;
-    // The first token comes out of the prefill; decoding n tokens takes n steps more.
-    let max_tokens = predict + 1;
-    let mut session = session::open(&arguments.model, Some(prompt + max_tokens))?;
-    let vocab = session.engine.model().config().vocab_size;
-    let mut speeds: [Vec<f64>; 2] = [Vec::new(), Vec::new()];
-    let provenance = || receipt::provenance(&session, &arguments.model, true);
-    let provenance = arguments.receipt.is_some().then(provenance).transpose()?;
-    let mut receipts = Vec::new();
-    for round in 0..=repetitions {
-        let request = Request {
-            prompt: synthetic::tokens(prompt, vocab, round).map(TokenId).collect(),
-            sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-            max_tokens: Some(max_tokens),
-            ..Request::default()
-        };
-        session.engine.cpu().counters().reset();
-        let answer = session.answer(request.clone(), &|| false, |_| Ok(()))?;
-        if round == 0 {
-            continue;
-        }
-        let (prefill, decode) = report::speeds(&answer.timings);
-        speeds[0].extend(prefill);
-        speeds[1].extend(decode);
-        if let Some(provenance) = &provenance {
-            let Some(reason) = answer.reason else { unreachable!("nothing interrupts this command") };
-            let finish = Finish { reason, timings: answer.timings };
-            receipts.push(Receipt::new(&session.engine, &request, &answer.tokens, &finish, provenance)?);
+    let threads = match &arguments.model.threads[..] {
+        [] => vec![default_threads()],
+        counts => counts.iter().map(|&n| usize::from(n)).collect(),
+    };
+    let set = arguments.model.kernels.unwrap_or_else(KernelSet::detect);
+    let start = Instant::now();
+    let most = threads.iter().copied().max().unwrap_or(1);
+    let (model, source) = session::load_model(&arguments.model, &Cpu::new(set, most))?;
+    let load_time = start.elapsed();
+
+    let whats = whats(arguments);
+    let options = engine_options(arguments, &whats);
+    let machine = |n| -> anyhow::Result<Machine> {
+        let engine = Engine::new(model.model.clone(), None, Cpu::new(set, n), options)?;
+        let (peak, join) = (engine.cpu().peak_i8_macs_per_s(), engine.cpu().join_latency());
+        Ok(Machine { engine, peak, join, num_prefills: 0 })
+    };
+    let mut machines = threads.into_iter().map(machine).collect::<anyhow::Result<Vec<_>>>()?;
+    let read = ReadProbe::new(READ_PROBE_BYTES);
+    let runs = |machine| whats.iter().map(move |&what| Run { machine, what, samples: Vec::new() });
+    let mut runs: Vec<Run> = (0..machines.len()).flat_map(runs).collect();
+    let bar = session::bar((arguments.repetitions + 1) * runs.len(), "runs");
+    for round in 0..=arguments.repetitions {
+        for run in &mut runs {
+            let sample = machines[run.machine].measure(run.what, &read)?;
+            if round > 0 {
+                run.samples.push(sample);
+            }
+            bar.inc(1);
         }
     }
-    let [prefill, decode] = speeds.map(|mut speeds| {
-        speeds.sort_by(f64::total_cmp);
-        speeds
-    });
+    bar.finish_and_clear();
     if let Some(path) = &arguments.receipt {
-        let time = |receipt: &Receipt| receipt.prefill_ms + receipt.decode_ms;
-        receipts.sort_by(|a, b| time(a).total_cmp(&time(b)));
-        receipt::write(&receipts[(receipts.len() - 1) / 2], path)?;
+        let provenance = receipt::provenance(&source, machines[0].engine.cpu(), &arguments.model, true)?;
+        receipt::write(&machines[0].receipt(arguments, &provenance)?, path)?;
     }
-    let cpu = session.engine.cpu();
+
+    // The buffer of the probe is no part of what running a model takes.
+    let memory = peak_rss_bytes().map(|bytes| bytes.saturating_sub(READ_PROBE_BYTES as u64));
+    let model = &model.model;
     let mut out = std::io::stdout().lock();
     if arguments.json {
+        let runs_json: Vec<Value> = runs.iter().map(|run| run.json(&machines[run.machine])).collect();
+        let first = |name: &str| runs_json.iter().find(|run| run["what"] == name);
         let object = json!({
-            "prefill": summary_json(prompt, &prefill),
-            "decode": summary_json(predict, &decode),
-            "threads": cpu.pool().num_threads(),
-            "kernels": cpu.set().name,
-            "packing": session.engine.model().packing(),
-            "ternary_bytes": session.engine.model().num_ternary_bytes(),
-            "head": report::head_json(&session.engine),
-            "ffn_sparsity": report::ffn_sparsity_json(&session.engine),
-            "model": report::model_json(&session),
-            "load_ms": session.load_time.as_secs_f64() * 1e3,
-            "peak_rss_bytes": peak_rss_bytes(),
+            "prefill": first("prefill"),
+            "decode": first("decode"),
+            "runs": runs_json,
+            "threads": machines[0].num_threads(),
+            "kernels": set.name,
+            "packing": model.packing(),
+            "ternary_bytes": model.num_ternary_bytes(),
+            "head": report::head_json(&machines[0].engine),
+            "ffn_sparsity": report::ffn_sparsity_json(&machines[0].engine),
+            "model": report::model_json(&source, model),
+            "load_ms": load_time.as_secs_f64() * 1e3,
+            "peak_rss_bytes": memory,
         });
         writeln!(out, "{object}")?;
         return Ok(());
     }
     writeln!(
         out,
-        "{} · {} · {} threads · {} kernels · packing {}",
-        session.source,
-        session.engine.model().config().architecture_name,
-        cpu.pool().num_threads(),
-        cpu.set().name,
-        session.engine.model().packing()
+        "{source} · {} · {} kernels · packing {} · loaded in {:.2} s",
+        model.config().architecture_name,
+        set.name,
+        model.packing(),
+        load_time.as_secs_f64()
     )?;
-    for (name, tokens, speeds) in [("prefill", prompt, &prefill), ("decode", predict, &decode)] {
-        if let Some((median, least, greatest)) = summary(speeds) {
-            writeln!(out, "{name:>8} {tokens:5} tokens  {median:8.1} tokens/s  (from {least:.1} to {greatest:.1})")?;
-        }
+    for (index, machine) in machines.iter().enumerate() {
+        let runs: Vec<&Run> = runs.iter().filter(|run| run.machine == index).collect();
+        write!(out, "{}", table(machine, &runs)?)?;
     }
-    if let Some(line) = report::ffn_sparsity_line(&session.engine) {
-        writeln!(out, "  zeros in feed-forward networks  {line}")?;
+    if let Some(line) = report::ffn_sparsity_line(&machines[0].engine) {
+        writeln!(out, "zeros in feed-forward networks: {line}")?;
     }
-    if let Some(bytes) = peak_rss_bytes() {
-        writeln!(out, "    peak memory  {:.0} MB", bytes as f64 / 1e6)?;
+    if let Some(bytes) = memory {
+        writeln!(out, "peak memory {:.0} MB", bytes as f64 / 1e6)?;
     }
     Ok(())
 }
 
-/// Median, least and greatest of sorted values.
-fn summary(sorted: &[f64]) -> Option<(f64, f64, f64)> {
-    let (least, greatest) = (*sorted.first()?, *sorted.last()?);
-    let middle = sorted.len() / 2;
-    let median = if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 };
-    Some((median, least, greatest))
+fn check(arguments: &BenchArguments) -> anyhow::Result<()> {
+    let wrong = |what: &str| Err(WrongUsage(format!("a benchmark needs {what}")).into());
+    if arguments.prompt == 0 {
+        return wrong("at least 1 token of prompt (-p)");
+    }
+    if arguments.repetitions == 0 {
+        return wrong("at least 1 repetition (-r)");
+    }
+    if arguments.context.contains(&0) || arguments.batch.contains(&0) {
+        return wrong("contexts and batches of at least 1");
+    }
+    Ok(())
 }
 
-fn summary_json(tokens: usize, sorted: &[f64]) -> Value {
-    let speed = summary(sorted).map(|(median, min, max)| json!({ "median": median, "min": min, "max": max }));
-    json!({ "tokens": tokens, "tokens_per_second": speed })
+/// What is measured.
+#[derive(Clone, Copy, PartialEq)]
+enum What {
+    /// A prompt of so many tokens, to its first token.
+    Prefill { tokens: usize },
+    /// So many steps of so many sequences at once, each after a prompt of so many tokens.
+    Decode { context: usize, batch: usize, steps: usize },
+}
+
+fn whats(arguments: &BenchArguments) -> Vec<What> {
+    let (prompt, steps) = (arguments.prompt, arguments.predict);
+    let mut whats = vec![What::Prefill { tokens: prompt }];
+    if steps > 0 {
+        let contexts = if arguments.context.is_empty() { &[prompt][..] } else { &arguments.context };
+        whats.extend(contexts.iter().map(|&context| What::Decode { context, batch: 1, steps }));
+        let batches = arguments.batch.iter().map(|&batch| What::Decode { context: prompt, batch, steps });
+        whats.extend(batches.filter(|batch| !whats.contains(batch)).collect::<Vec<_>>());
+    }
+    whats
+}
+
+/// Room for everything that is measured, so that no prompt is computed twice.
+fn engine_options(arguments: &BenchArguments, whats: &[What]) -> EngineOptions {
+    let room = |what: &What| match *what {
+        What::Prefill { tokens } => (tokens + 1, 1),
+        What::Decode { context, batch, steps } => (context + max_tokens(arguments.model.draft, batch, steps), batch),
+    };
+    let context = whats.iter().map(|what| room(what).0).max().unwrap_or(0);
+    let running_max = whats.iter().map(|what| room(what).1).max().unwrap_or(1);
+    let cache = context + whats.iter().map(|what| room(what).0 * room(what).1).max().unwrap_or(0);
+    EngineOptions {
+        context,
+        // Blocks are whole, and some are kept that will not be needed again.
+        cache: 2 * cache + running_max * 2 * bitnet_models::KvCache::BLOCK,
+        running_max,
+        // Prompts that are still to be computed come first.
+        mixed_chunk: arguments.model.prefill_chunk,
+        ..session::engine_options(&arguments.model, context)
+    }
+}
+
+/// Enough that no sequence ends while it is measured: the first ones decode while the last ones' prompts are computed.
+fn max_tokens(draft: usize, batch: usize, steps: usize) -> usize {
+    (steps + 4 * batch + 4) * (1 + draft)
+}
+
+/// Above the seeds of all that is measured.
+const RECEIPT_SEED: usize = 1 << 20;
+
+/// A number of threads, and what they can do.
+struct Machine {
+    engine: Engine,
+    /// Products of int8 a second.
+    peak: Option<f64>,
+    join: Duration,
+    num_prefills: usize,
+}
+
+/// One measurement.
+#[derive(Clone, Copy)]
+struct Sample {
+    seconds: f64,
+    tokens: usize,
+    steps: usize,
+    /// Products of weights and activations.
+    macs: u64,
+    /// Bytes of weights, embedding rows and cache that were read.
+    bytes: u64,
+    /// Bytes a second that were read from memory just before.
+    read: f64,
+}
+
+impl Machine {
+    fn num_threads(&self) -> usize {
+        self.engine.cpu().pool().num_threads()
+    }
+
+    fn measure(&mut self, what: What, read: &ReadProbe) -> anyhow::Result<Sample> {
+        match what {
+            What::Prefill { tokens } => {
+                // With a salt of its own it finds nothing of an earlier one.
+                self.num_prefills += 1;
+                let salt = Some(self.num_prefills.to_string().into());
+                let request = Request { max_tokens: Some(1), cache_salt: salt, ..self.request(0, tokens) };
+                let id = self.engine.submit(request)?;
+                let sample = self.time(read, |engine, events| {
+                    while events.iter().all(|event| !matches!(event, Event::Token { .. })) {
+                        engine.step(events);
+                    }
+                });
+                self.engine.cancel(id);
+                Ok(Sample { tokens, ..sample })
+            }
+            What::Decode { context, batch, steps } => {
+                let max_tokens = Some(max_tokens(self.engine.options().draft_max, batch, steps));
+                let requests = (0..batch).map(|seed| Request { max_tokens, ..self.request(seed, context) });
+                let ids = requests.collect::<Vec<_>>().into_iter().map(|request| self.engine.submit(request));
+                let ids = ids.collect::<Result<Vec<RequestId>, _>>()?;
+                let mut started = Vec::new();
+                let mut events = Vec::new();
+                while started.len() < batch {
+                    self.engine.step(&mut events);
+                    for event in events.drain(..) {
+                        match event {
+                            Event::Token { id, .. } if !started.contains(&id) => started.push(id),
+                            _ => {}
+                        }
+                    }
+                }
+                let sample = self.time(read, |engine, events| (0..steps).for_each(|_| engine.step(events)));
+                for id in ids {
+                    self.engine.cancel(id);
+                }
+                Ok(sample)
+            }
+        }
+    }
+
+    /// A prompt of made-up tokens. Of one seed, a shorter prompt is the beginning of a longer one.
+    fn request(&self, seed: usize, len: usize) -> Request {
+        let vocab = self.engine.model().config().vocab_size;
+        Request {
+            prompt: synthetic::tokens(len, vocab, seed).map(TokenId).collect(),
+            sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+            ..Request::default()
+        }
+    }
+
+    /// Answers whole requests and gives the receipt of the one that took the median time.
+    fn receipt(&mut self, arguments: &BenchArguments, provenance: &Provenance) -> anyhow::Result<Receipt> {
+        let mut receipts = Vec::new();
+        for round in 0..arguments.repetitions {
+            // No prompt has been seen before, and the first token comes out of the prefill.
+            let request = Request {
+                max_tokens: Some(arguments.predict + 1),
+                ..self.request(RECEIPT_SEED + round, arguments.prompt)
+            };
+            self.engine.cpu().counters().reset();
+            let (tokens, finish) = self.engine.complete(request.clone())?;
+            receipts.push(Receipt::new(&self.engine, &request, &tokens, &finish, provenance)?);
+        }
+        let time = |receipt: &Receipt| receipt.prefill_ms + receipt.decode_ms;
+        receipts.sort_by(|a, b| time(a).total_cmp(&time(b)));
+        Ok(receipts.swap_remove((receipts.len() - 1) / 2))
+    }
+
+    /// Probes the memory, then times `work`.
+    fn time(&mut self, read: &ReadProbe, work: impl FnOnce(&mut Engine, &mut Vec<Event>)) -> Sample {
+        let read = read.bytes_per_s(self.engine.cpu().pool());
+        self.engine.cpu().counters().reset();
+        let steps_before = self.engine.counts().steps;
+        let mut events = Vec::new();
+        let start = Instant::now();
+        work(&mut self.engine, &mut events);
+        let seconds = start.elapsed().as_secs_f64();
+        let counters = self.engine.cpu().counters();
+        Sample {
+            seconds,
+            tokens: events.iter().filter(|event| matches!(event, Event::Token { .. })).count(),
+            steps: (self.engine.counts().steps - steps_before) as usize,
+            macs: [Kernel::I2sGemv, Kernel::I2sGemm].iter().map(|&kernel| counters.get(kernel).macs).sum(),
+            bytes: Kernel::ALL.iter().map(|&kernel| counters.get(kernel).bytes).sum(),
+            read,
+        }
+    }
+}
+
+/// What is measured with one machine, and what came out.
+struct Run {
+    machine: usize,
+    what: What,
+    samples: Vec<Sample>,
+}
+
+impl Run {
+    fn summary(&self, figure: impl Fn(&Sample) -> f64) -> Summary {
+        let mut values: Vec<f64> = self.samples.iter().map(figure).collect();
+        values.sort_by(f64::total_cmp);
+        let middle = values.len() / 2;
+        let median = if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 };
+        Summary { median, min: values[0], max: values[values.len() - 1] }
+    }
+
+    fn tokens_per_s(&self) -> Summary {
+        self.summary(|sample| sample.tokens as f64 / sample.seconds)
+    }
+
+    fn step_ms(&self) -> f64 {
+        self.summary(|sample| 1e3 * sample.seconds / sample.steps as f64).median
+    }
+
+    fn step_bytes(&self) -> f64 {
+        self.summary(|sample| sample.bytes as f64 / sample.steps as f64).median
+    }
+
+    fn bytes_per_s(&self) -> f64 {
+        self.summary(|sample| sample.bytes as f64 / sample.seconds).median
+    }
+
+    /// The rate of its reads by the rate that was probed beside each.
+    fn share_of_read(&self) -> f64 {
+        self.summary(|sample| sample.bytes as f64 / sample.seconds / sample.read).median
+    }
+
+    fn macs_per_s(&self) -> f64 {
+        self.summary(|sample| sample.macs as f64 / sample.seconds).median
+    }
+
+    fn json(&self, machine: &Machine) -> Value {
+        let Summary { median, min, max } = self.tokens_per_s();
+        let (what, context, batch, tokens) = match self.what {
+            What::Prefill { tokens } => ("prefill", tokens, 1, tokens),
+            What::Decode { context, batch, steps } => ("decode", context, batch, steps * batch),
+        };
+        json!({
+            "what": what,
+            "threads": machine.num_threads(),
+            "context": context,
+            "batch": batch,
+            "tokens": tokens,
+            "tokens_per_second": { "median": median, "min": min, "max": max },
+            "step_ms": self.step_ms(),
+            "step_bytes": self.step_bytes(),
+            "bytes_per_second": self.bytes_per_s(),
+            "read_probe_bytes_per_second": self.summary(|sample| sample.read).median,
+            "share_of_read_probe": self.share_of_read(),
+            "macs_per_second": self.macs_per_s(),
+            "share_of_peak": machine.peak.map(|peak| self.macs_per_s() / peak),
+            "join_ns": machine.join.as_nanos() as u64,
+        })
+    }
+}
+
+/// Median, least and greatest.
+struct Summary {
+    median: f64,
+    min: f64,
+    max: f64,
+}
+
+/// The runs of one machine for people.
+fn table(machine: &Machine, runs: &[&Run]) -> Result<String, std::fmt::Error> {
+    let mut out = String::new();
+    let n = machine.num_threads();
+    write!(out, "\n{n} thread{}", if n == 1 { "" } else { "s" })?;
+    let reads: Vec<Summary> = runs.iter().map(|run| run.summary(|sample| sample.read / 1e9)).collect();
+    let least = reads.iter().map(|read| read.min).fold(f64::INFINITY, f64::min);
+    let most = reads.iter().map(|read| read.max).fold(0.0, f64::max);
+    write!(out, ": memory read at {least:.1} to {most:.1} GB/s, ")?;
+    if let Some(peak) = machine.peak {
+        write!(out, "{:.0} G int8 products/s at most, ", peak / 1e9)?;
+    }
+    writeln!(out, "fork and join in {:.2} µs", machine.join.as_secs_f64() * 1e6)?;
+    let one_row = runs.iter().find(|run| matches!(run.what, What::Decode { batch: 1, .. })).map(|run| run.step_ms());
+    let mut last = "";
+    for run in runs {
+        let (title, line) = match run.what {
+            What::Prefill { tokens } => {
+                let peak =
+                    machine.peak.map_or_else(String::new, |peak| format!("{:7.0} %", 1e2 * run.macs_per_s() / peak));
+                let rate = run.macs_per_s() / 1e9;
+                (
+                    "prefill           tokens/s                  G products/s  of peak",
+                    format!("{tokens:6} tokens  {}  {rate:12.0} {peak}", speed(run)),
+                )
+            }
+            What::Decode { context, batch: 1, .. } => (
+                "decode            tokens/s                  MB/token    GB/s  of read rate",
+                format!("{context:6} before  {}  {}", speed(run), reads_line(run)),
+            ),
+            What::Decode { batch, .. } => {
+                let times = one_row.map_or_else(String::new, |one| format!("{:6.2}", run.step_ms() / one));
+                (
+                    "batch             tokens/s                   MB/step    GB/s  of read rate  ms/step  times one row",
+                    format!("{batch:6} rows    {}  {} {:8.1}  {times}", speed(run), reads_line(run), run.step_ms()),
+                )
+            }
+        };
+        if title != last {
+            writeln!(out, "{title}")?;
+            last = title;
+        }
+        writeln!(out, "{line}")?;
+    }
+    Ok(out)
+}
+
+fn speed(run: &Run) -> String {
+    let Summary { median, min, max } = run.tokens_per_s();
+    format!("{median:8.1} {:16}", format!("({min:.1}–{max:.1})"))
+}
+
+fn reads_line(run: &Run) -> String {
+    format!("{:8.1} {:7.1} {:10.0} %", run.step_bytes() / 1e6, run.bytes_per_s() / 1e9, 1e2 * run.share_of_read())
 }

@@ -29,7 +29,7 @@ pub fn logits(arguments: &LogitsArguments) -> anyhow::Result<()> {
         let object = json!({
             "output": path.display().to_string(),
             "shape": shape,
-            "model": report::model_json(&session),
+            "model": report::model_json(&session.source, session.engine.model()),
             "seconds": start.elapsed().as_secs_f64(),
         });
         writeln!(std::io::stdout(), "{object}")?;

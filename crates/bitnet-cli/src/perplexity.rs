@@ -45,7 +45,7 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<()> {
             "bits_per_byte": bits_per_byte,
             "context": context,
             "stride": arguments.stride,
-            "model": report::model_json(&session),
+            "model": report::model_json(&session.source, session.engine.model()),
         });
         writeln!(out, "{object}")?;
         return Ok(());

@@ -4,9 +4,10 @@ use std::path::Path;
 
 use anyhow::Context;
 use bitnet_inference::receipt::{Provenance, Receipt, model_sha256, sha256_hex};
+use bitnet_kernels::Cpu;
 
 use crate::args::{ModelArguments, WrongUsage};
-use crate::session::{ModelSource, Session};
+use crate::session::ModelSource;
 
 /// Refuses a place where no receipt can be written, before any time goes into a run.
 pub fn check_place(path: Option<&Path>) -> anyhow::Result<()> {
@@ -19,16 +20,21 @@ pub fn check_place(path: Option<&Path>) -> anyhow::Result<()> {
 
 /// What a receipt says of model and environment; hashes the model's files. `seed_given`: whether the seed was not drawn at
 /// random.
-pub fn provenance(session: &Session, arguments: &ModelArguments, seed_given: bool) -> anyhow::Result<Provenance> {
-    let model_sha256 = match &session.source {
+pub fn provenance(
+    source: &ModelSource,
+    cpu: &Cpu,
+    arguments: &ModelArguments,
+    seed_given: bool,
+) -> anyhow::Result<Provenance> {
+    let model_sha256 = match source {
         ModelSource::Path(path) => model_sha256(path).with_context(|| format!("cannot read {}", path.display()))?,
         ModelSource::BuiltIn(bytes) => sha256_hex(bytes),
     };
     let variable = |name: &str| std::env::var(name).ok();
     Ok(Provenance {
-        model_path: session.source.to_string(),
+        model_path: source.to_string(),
         model_sha256,
-        load: arguments.load_options(session.engine.cpu()),
+        load: arguments.load_options(cpu),
         kernels_requested: arguments.kernels.map(|set| set.name.to_owned()),
         seed_given,
         bitnet_deterministic: variable("BITNET_DETERMINISTIC"),

@@ -5,7 +5,7 @@ use bitnet_kernels::Gate;
 use bitnet_models::{Config, FfnActivity, LanguageModel};
 use serde_json::{Value, json};
 
-use crate::session::Session;
+use crate::session::ModelSource;
 
 /// Milliseconds, with fractions.
 fn ms(duration: std::time::Duration) -> f64 {
@@ -76,10 +76,9 @@ pub fn config_json(config: &Config, tied: bool) -> Value {
 }
 
 /// The loaded model for `--json`: its shape, and where and what it is.
-pub fn model_json(session: &Session) -> Value {
-    let model = session.engine.model();
+pub fn model_json(source: &ModelSource, model: &LanguageModel) -> Value {
     let mut object = config_json(model.config(), model.is_tied());
-    object["path"] = session.source.to_string().into();
+    object["path"] = source.to_string().into();
     object["parameters"] = num_parameters(model).into();
     object["embedding"] = model.embedding().format().name().into();
     object

@@ -59,7 +59,8 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
     }
     if let Some(path) = &arguments.receipt {
         let finish = Finish { reason, timings: answer.timings };
-        let provenance = receipt::provenance(&session, &arguments.model, arguments.sampling.is_deterministic())?;
+        let (cpu, seed_given) = (session.engine.cpu(), arguments.sampling.is_deterministic());
+        let provenance = receipt::provenance(&session.source, cpu, &arguments.model, seed_given)?;
         let made = Receipt::new(&session.engine, &request, &answer.tokens, &finish, &provenance)?;
         receipt::write(&made, path)?;
     }

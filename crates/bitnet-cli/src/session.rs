@@ -70,17 +70,14 @@ pub fn open_with(
     context: Option<usize>,
     change: impl FnOnce(&Config, EngineOptions) -> anyhow::Result<EngineOptions>,
 ) -> anyhow::Result<Session> {
-    let source = ModelSource::new(arguments.model.as_deref())?;
     let start = Instant::now();
-    let spinner = spinner(format!("loading {source}"));
-    let set = arguments.kernels.unwrap_or_else(KernelSet::detect);
-    let cpu = Cpu::new(set, arguments.threads.map_or_else(default_threads, usize::from));
-    let options = arguments.load_options(&cpu);
-    let loaded = match &source {
-        ModelSource::Path(path) => load(path, &options, &cpu),
-        ModelSource::BuiltIn(bytes) => load_embedded(bytes, &options, &cpu),
+    let num_threads = match arguments.threads[..] {
+        [] => default_threads(),
+        [n] => usize::from(n),
+        _ => return Err(WrongUsage("one number of threads (-t), not several: only bench compares them".into()).into()),
     };
-    let Loaded { model, tokenization, i2_s_hint } = loaded.with_context(|| format!("cannot load {source}"))?;
+    let cpu = Cpu::new(arguments.kernels.unwrap_or_else(KernelSet::detect), num_threads);
+    let (Loaded { model, tokenization, .. }, source) = load_model(arguments, &cpu)?;
     let trained = model.config().context_length;
     let context = match (context, arguments.ctx_size) {
         (Some(context), _) => context,
@@ -88,23 +85,9 @@ pub fn open_with(
         (None, Some(context)) => context,
         (None, None) => trained.min(DEFAULT_CONTEXT),
     };
-    let options = EngineOptions {
-        context,
-        cache: context,
-        kv_type: arguments.kv_type.into(),
-        prefill_chunk: arguments.prefill_chunk,
-        draft_max: arguments.draft,
-        ..EngineOptions::default()
-    };
-    let options = change(model.config(), options)?;
+    let options = change(model.config(), engine_options(arguments, context))?;
     let tokenizer = tokenization.as_ref().map(|tokenization| Arc::clone(&tokenization.tokenizer));
     let engine = Engine::new(Arc::clone(&model), tokenizer, cpu, options)?;
-    spinner.finish_and_clear();
-    if let Some(form) = i2_s_hint {
-        eprintln!(
-            "warning: the I2_S codes of {source} look as if they were arranged as {form}: try --i2-s-form {form}"
-        );
-    }
     Ok(Session {
         engine,
         #[cfg(feature = "server")]
@@ -113,6 +96,37 @@ pub fn open_with(
         source,
         load_time: start.elapsed(),
     })
+}
+
+/// Loads the model that the arguments name.
+pub fn load_model(arguments: &ModelArguments, cpu: &Cpu) -> anyhow::Result<(Loaded, ModelSource)> {
+    let source = ModelSource::new(arguments.model.as_deref())?;
+    let spinner = spinner(format!("loading {source}"));
+    let options = arguments.load_options(cpu);
+    let loaded = match &source {
+        ModelSource::Path(path) => load(path, &options, cpu),
+        ModelSource::BuiltIn(bytes) => load_embedded(bytes, &options, cpu),
+    };
+    let loaded = loaded.with_context(|| format!("cannot load {source}"))?;
+    spinner.finish_and_clear();
+    if let Some(form) = loaded.i2_s_hint {
+        eprintln!(
+            "warning: the I2_S codes of {source} look as if they were arranged as {form}: try --i2-s-form {form}"
+        );
+    }
+    Ok((loaded, source))
+}
+
+/// The engine's bounds, as far as the arguments say.
+pub fn engine_options(arguments: &ModelArguments, context: usize) -> EngineOptions {
+    EngineOptions {
+        context,
+        cache: context,
+        kv_type: arguments.kv_type.into(),
+        prefill_chunk: arguments.prefill_chunk,
+        draft_max: arguments.draft,
+        ..EngineOptions::default()
+    }
 }
 
 /// The path of a model that a person names, or how to get one.

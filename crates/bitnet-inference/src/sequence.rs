@@ -63,11 +63,14 @@ impl Sequence {
             Some(n) => (prompt_tokens + n, FinishReason::Length),
             None => (context, FinishReason::Context),
         };
+        // Room for the whole answer, so that no step has to make any.
+        let mut tokens = request.prompt;
+        tokens.reserve_exact(tokens_max - prompt_tokens);
         Ok(Self {
             id,
-            tokens: request.prompt,
+            tokens,
             computed: 0,
-            blocks: Vec::new(),
+            blocks: Vec::with_capacity(tokens_max.div_ceil(KvCache::BLOCK)),
             num_known: 0,
             cache_salt: request.cache_salt,
             tokens_max,

@@ -1,12 +1,12 @@
 //! Random models of any shape in every published form: what tests and benchmarks run when no download may be needed.
 //!
 //! A model is its [`Shape`] and a seed. Each number follows from the seed, its tensor's name and its index, so a model is
-//! the same in all forms and is written a few rows at a time, whatever its size.
+//! the same in all forms and is written a tensor at a time, whatever its size.
 
 use std::fs::{self, File};
 use std::path::Path;
 
-use bitnet_kernels::Gate;
+use bitnet_kernels::{Cpu, Gate, KernelSet, default_threads};
 use bitnet_quantization::dense::Dense;
 use bitnet_quantization::{TernaryFormat, absmean};
 use half::{bf16, f16};
@@ -42,6 +42,52 @@ pub struct Shape {
     pub tied: bool,
     /// About so many of a hundred neurons of each feed-forward network are dead: their row of gate or of up is zero.
     pub dead_neurons_percent: u64,
+}
+
+impl Shape {
+    /// The shapes of models that there are, by the names of [`Shape::named`].
+    pub const NAMES: [&str; 5] = ["2b4t", "700m", "3b", "8b", "10b"];
+
+    /// The shape of a published model: BitNet b1.58 2B-4T, the reproductions with 700 M and 3 B (3.3) weights, Llama3-8B-1.58
+    /// and Falcon3-10B-1.58.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        let shape = |architecture, [layers, hidden, heads, kv_heads, head_dim, ffn, vocab]: [usize; 7]| Self {
+            architecture,
+            hidden_size: hidden,
+            num_layers: layers,
+            heads,
+            kv_heads,
+            head_dim,
+            ffn_size: ffn,
+            vocab_size: vocab,
+            context_length: 2048,
+            rope_theta: 10_000.0,
+            tied: architecture != Architecture::Llama,
+            dead_neurons_percent: 0,
+        };
+        let (bitnet, llama) = (Architecture::Bitnet, Architecture::Llama);
+        Some(match name {
+            "2b4t" => Self {
+                context_length: 4096,
+                rope_theta: 500_000.0,
+                ..shape(Architecture::BitnetB158, [30, 2560, 20, 5, 128, 6912, 128_256])
+            },
+            "700m" => shape(bitnet, [24, 1536, 16, 16, 96, 4096, 32_002]),
+            "3b" => shape(bitnet, [26, 3200, 32, 32, 100, 8640, 32_002]),
+            "8b" => Self {
+                context_length: 8192,
+                rope_theta: 500_000.0,
+                ..shape(llama, [32, 4096, 32, 8, 128, 14_336, 128_256])
+            },
+            "10b" => Self {
+                context_length: 32_768,
+                rope_theta: 1_000_042.0,
+                ..shape(llama, [40, 3072, 12, 4, 256, 23_040, 131_072])
+            },
+            _ => return None,
+        })
+    }
 }
 
 impl Default for Shape {
@@ -115,9 +161,9 @@ impl SyntheticModel {
     /// If a format cannot hold a shape, or the file cannot be written.
     pub fn write_gguf(&self, path: &Path, format: &dyn Fn(usize, usize) -> TernaryFormat) -> Result<()> {
         let pack = |tensor: &Tensor, out: &mut GgufWriter| {
-            let (weights, scale) = self.ternary(tensor);
+            let (weights, stored) = self.ternary(tensor);
             let weights = self.gguf_rows(tensor, weights);
-            out.write(&pack(format(tensor.rows, tensor.cols), &weights, tensor, scale)?)
+            out.write(&pack(format(tensor.rows, tensor.cols), &weights, tensor, self.multiplier(stored))?)
         };
         let tile = |rows, cols| tile_pair(format(rows, cols), rows, cols);
         self.write_gguf_with(path, &|rows, cols| format(rows, cols).into(), &tile, &pack)
@@ -240,10 +286,10 @@ impl SyntheticModel {
         for tensor in tensors {
             out.begin_tensor()?;
             if (tensor.kind, weights) == (Kind::Ternary, CheckpointWeights::Packed) {
-                let (weights, _) = self.ternary(tensor);
+                let (weights, stored) = self.ternary(tensor);
                 out.write(&pack(TernaryFormat::HfPacked, &weights, tensor, 1.0)?)?;
                 out.begin_tensor()?;
-                out.write(&self.stored_scale(tensor).to_le_bytes())?;
+                out.write(&stored.to_le_bytes())?;
                 continue;
             }
             for row in 0..tensor.rows {
@@ -337,25 +383,25 @@ impl SyntheticModel {
         self.row(tensor, row).into_iter().flat_map(encode).collect()
     }
 
-    /// The scale of a tensor as a packed checkpoint stores it.
-    fn stored_scale(&self, tensor: &Tensor) -> bf16 {
-        let sum =
-            (0..tensor.rows).map(|row| self.row(tensor, row).iter().map(|x| f64::from(x.abs())).sum::<f64>()).sum();
-        let s = absmean::inverse_scale(sum, tensor.rows * tensor.cols);
-        bf16::from_f32(if self.scale_divides() { s } else { 1.0 / s })
+    /// The weights of a tensor, and its scale as a packed checkpoint stores it. Nothing but the weights is ever whole.
+    fn ternary(&self, tensor: &Tensor) -> (Vec<i8>, bf16) {
+        let cpu = Cpu::new(KernelSet::detect(), default_threads());
+        let mut sums = vec![0.0; tensor.rows];
+        cpu.for_rows(&mut sums, 1, &|row, sum| {
+            sum[0] = self.row(tensor, row).iter().map(|x| f64::from(x.abs())).sum();
+        });
+        let s = absmean::inverse_scale(sums.iter().sum(), tensor.rows * tensor.cols);
+        let mut weights = vec![0; tensor.rows * tensor.cols];
+        cpu.for_rows(&mut weights, tensor.cols, &|row, weights| {
+            let rounded = |x: f32| (x * s).round_ties_even().clamp(-1.0, 1.0) as i8;
+            weights.iter_mut().zip(self.row(tensor, row)).for_each(|(w, x)| *w = rounded(x));
+        });
+        (weights, bf16::from_f32(if self.scale_divides() { s } else { 1.0 / s }))
     }
 
-    /// The weights and the scale that multiplies them, as a packed checkpoint has them.
-    fn ternary(&self, tensor: &Tensor) -> (Vec<i8>, f32) {
-        let rows: Vec<Vec<f32>> = (0..tensor.rows).map(|row| self.row(tensor, row)).collect();
-        let sum = rows.iter().map(|row| row.iter().map(|x| f64::from(x.abs())).sum::<f64>()).sum();
-        let s = absmean::inverse_scale(sum, tensor.rows * tensor.cols);
-        let mut weights = vec![0; tensor.rows * tensor.cols];
-        for (row, weights) in rows.iter().zip(weights.chunks_exact_mut(tensor.cols)) {
-            weights.iter_mut().zip(row).for_each(|(w, x)| *w = (x * s).round_ties_even().clamp(-1.0, 1.0) as i8);
-        }
-        let stored = self.stored_scale(tensor).to_f32();
-        (weights, if self.scale_divides() { 1.0 / stored } else { stored })
+    /// What multiplies the weights, given their scale as a packed checkpoint stores it.
+    fn multiplier(&self, stored: bf16) -> f32 {
+        if self.scale_divides() { 1.0 / stored.to_f32() } else { stored.to_f32() }
     }
 
     fn scale_divides(&self) -> bool {

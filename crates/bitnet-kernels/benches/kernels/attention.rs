@@ -1,9 +1,8 @@
 //! Attention: one row over a cache that lies in memory, then the rows of a prompt; and the writing of the cache.
 
-use bitnet_kernels::{AttentionScratch, AttentionShape, CACHE_BLOCK, Cpu, LayerCache, Place, Places, Qkv};
+use bitnet_kernels::{AttentionScratch, AttentionShape, CACHE_BLOCK, Cpu, Huge, LayerCache, Place, Places, Qkv};
 use criterion::Criterion;
 use half::f16;
-use memmap2::MmapMut;
 
 use crate::floor::{Machine, Work};
 use crate::{Rng, group};
@@ -50,7 +49,7 @@ pub fn bench(criterion: &mut Criterion, machines: &[Machine]) {
 /// The cache of some layers, and rows of queries, keys and values.
 struct Layers {
     shape: AttentionShape,
-    data: MmapMut,
+    data: Huge<f16>,
     layers: usize,
     blocks: Vec<u32>,
     rows: Vec<Place>,
@@ -66,9 +65,8 @@ impl Layers {
         let pair = shape.key_block_len() + shape.value_block_len();
         let some: Vec<f16> = rng.floats(pair).into_iter().map(f16::from_f32).collect();
         // As a model's cache is: in huge pages.
-        let mut data = MmapMut::map_anon(2 * pair * num_blocks * layers).expect("memory for a cache");
-        data.advise(memmap2::Advice::HugePage).expect("a mapping takes advice");
-        data.chunks_exact_mut(2 * pair).for_each(|to| to.copy_from_slice(bytemuck::cast_slice(&some)));
+        let mut data = Huge::zeros(pair * num_blocks * layers);
+        data.chunks_exact_mut(pair).for_each(|to| to.copy_from_slice(&some));
         Self {
             shape,
             data,
@@ -90,11 +88,7 @@ impl Layers {
             self.shape,
             Qkv { data: &self.qkv, stride: (heads + 2 * kv_heads) * head_dim, offsets },
             Places { rows: &self.rows, blocks: &self.blocks },
-            LayerCache {
-                data: bytemuck::cast_slice_mut(&mut self.data),
-                offset: self.next * pair,
-                stride: self.layers * pair,
-            },
+            LayerCache { data: &mut self.data, offset: self.next * pair, stride: self.layers * pair },
         )
     }
 }

@@ -2,9 +2,10 @@
 //! the instruction set, whichever takes longer. After Criterion's lines comes one with the floor and the share of it.
 
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bitnet_kernels::{Cpu, KernelSet, READ_PROBE_BYTES, ReadProbe};
+use bitnet_kernels::{Cpu, KernelSet, ReadProbe};
 use criterion::BenchmarkGroup;
 use criterion::measurement::WallTime;
 
@@ -22,16 +23,16 @@ pub struct Work {
 /// The machine with one instruction set and some threads.
 pub struct Machine {
     pub cpu: Cpu,
-    read: ReadProbe,
+    read: Rc<ReadProbe>,
     peak_i8: Option<f64>,
     peak_f32: Option<f64>,
 }
 
 impl Machine {
-    pub fn new(set: &'static KernelSet, num_threads: usize) -> Self {
+    pub fn new(set: &'static KernelSet, num_threads: usize, read: Rc<ReadProbe>) -> Self {
         let cpu = Cpu::new(set, num_threads);
         let (peak_i8, peak_f32) = (cpu.peak_i8_macs_per_s(), cpu.peak_f32_macs_per_s());
-        Self { cpu, read: ReadProbe::new(READ_PROBE_BYTES), peak_i8, peak_f32 }
+        Self { cpu, read, peak_i8, peak_f32 }
     }
 
     /// `avx512, 2 threads`

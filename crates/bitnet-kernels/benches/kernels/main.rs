@@ -6,12 +6,15 @@
 mod attention;
 mod counters;
 mod floor;
+mod head;
 mod pool;
+mod rows;
 mod ternary;
 
+use std::rc::Rc;
 use std::time::Duration;
 
-use bitnet_kernels::{KernelSet, default_threads};
+use bitnet_kernels::{KernelSet, Packing, READ_PROBE_BYTES, ReadProbe, default_threads};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, SamplingMode};
 
@@ -19,20 +22,25 @@ use crate::floor::Machine;
 
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
-    let machines = machines();
+    let read = Rc::new(ReadProbe::new(READ_PROBE_BYTES));
+    let mut machines = machines(&read);
     ternary::bench(&mut criterion, &machines);
+    // The set with VBMI differs from that without only in its products with ternary weights.
+    machines.retain(|machine| machine.cpu.set().packing == Packing::Two);
     attention::bench(&mut criterion, &machines);
+    head::bench(&mut criterion, &machines);
+    rows::bench(&mut criterion, &machines);
     pool::bench(&mut criterion, &machines);
     counters::bench(&mut criterion);
     criterion.final_summary();
 }
 
 /// Each set but the last, which is the reference, with one thread and with all.
-fn machines() -> Vec<Machine> {
+fn machines(read: &Rc<ReadProbe>) -> Vec<Machine> {
     let mut threads = vec![1, default_threads()];
     threads.dedup();
     let sets = KernelSet::available().filter(|set| set.name != "scalar");
-    sets.flat_map(|set| threads.iter().map(|&n| Machine::new(set, n)).collect::<Vec<_>>()).collect()
+    sets.flat_map(|set| threads.iter().map(|&n| Machine::new(set, n, Rc::clone(read))).collect::<Vec<_>>()).collect()
 }
 
 /// Few and short samples: there are many benches, and the machine's own changes are larger than what more would settle.
