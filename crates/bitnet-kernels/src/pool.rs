@@ -3,6 +3,9 @@
 //! Workers spin on a counter between jobs, since a token is hundreds of short jobs a few microseconds apart, and park
 //! when nothing came for [`SPIN`], so that an idle program keeps no core busy. With more threads than CPUs they park
 //! almost at once, because a spinning thread would then keep a working one from running.
+//!
+//! A worker may be late: asleep, or without a CPU because other programs have them all. So whoever begins a share claims
+//! it first, and the calling thread, done with its own, runs those that nobody has begun. It waits for no one who has not.
 
 use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
@@ -30,7 +33,9 @@ struct Padded<T>(T);
 struct Shared {
     /// Grows by one with each job.
     epoch: Padded<AtomicU32>,
-    /// The epoch each worker has finished.
+    /// The last epoch of which somebody has begun each worker's share.
+    claimed: Vec<Padded<AtomicU32>>,
+    /// The last epoch of which each worker's share is finished.
     done: Vec<Padded<AtomicU32>>,
     /// Whether each worker is parked, or about to be.
     parked: Vec<Padded<AtomicBool>>,
@@ -40,11 +45,19 @@ struct Shared {
     job: UnsafeCell<Option<Job>>,
 }
 
-// SAFETY: `job` is written only by the thread that owns the pool, while no worker is between seeing a new epoch and
+// SAFETY: `job` is written only by the thread that owns the pool, while no worker is between claiming a share and
 // finishing it; the store and load of `epoch` order that write before the workers' reads. All else is atomic.
 unsafe impl Sync for Shared {}
 // SAFETY: the raw pointer in `job` is only dereferenced while `Pool::run`, which borrows what it points to, is waiting.
 unsafe impl Send for Shared {}
+
+impl Shared {
+    /// Whether a worker's share of an epoch is the caller's to run: it is for the first who asks.
+    fn claim(&self, worker: usize, epoch: u32) -> bool {
+        let before = epoch.wrapping_sub(1);
+        self.claimed[worker].0.compare_exchange(before, epoch, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+}
 
 /// A fixed set of threads that run one job at a time, each on its own share.
 pub struct Pool {
@@ -63,6 +76,7 @@ impl Pool {
         let spin = if num_threads > available { Duration::from_micros(5) } else { SPIN };
         let shared = Arc::new(Shared {
             epoch: Padded(AtomicU32::new(0)),
+            claimed: (0..num_workers).map(|_| Padded(AtomicU32::new(0))).collect(),
             done: (0..num_workers).map(|_| Padded(AtomicU32::new(0))).collect(),
             parked: (0..num_workers).map(|_| Padded(AtomicBool::new(false))).collect(),
             panicked: AtomicBool::new(false),
@@ -87,7 +101,8 @@ impl Pool {
         self.threads.len() + 1
     }
 
-    /// Runs `job(0)`, `job(1)`, … one on each thread, and returns when all have finished.
+    /// Runs `job(0)`, `job(1)`, … one for each thread, and returns when all have finished. The calling thread runs
+    /// `job(0)`, and those that no other has begun by then.
     ///
     /// # Panics
     /// If the job panicked on any thread.
@@ -96,8 +111,9 @@ impl Pool {
             return job(0);
         }
         let shared = &*self.shared;
-        // SAFETY: only the lifetime changes. `JoinOnDrop` below waits for every worker to finish with the pointer before
-        // this function returns or unwinds. No worker reads `job` now: each has finished the last epoch.
+        // SAFETY: only the lifetime changes. `JoinOnDrop` below waits for every worker that has claimed a share to finish
+        // with the pointer, and claims what is left, before this function returns or unwinds. No worker reads `job` now:
+        // all shares of the last epoch are finished, and none of this one can be claimed yet.
         unsafe {
             *shared.job.get() = Some(std::mem::transmute::<
                 *const (dyn Fn(usize) + Sync + '_),
@@ -114,6 +130,12 @@ impl Pool {
         }
         let join = JoinOnDrop { pool: self, epoch };
         job(0);
+        for worker in 0..self.threads.len() {
+            if shared.claim(worker, epoch) {
+                shared.done[worker].0.store(epoch, Ordering::Relaxed);
+                job(worker + 1);
+            }
+        }
         drop(join);
         if shared.panicked.swap(false, Ordering::AcqRel) {
             resume_unwind(Box::new("a kernel panicked on a worker thread"));
@@ -162,7 +184,7 @@ impl Pool {
     }
 }
 
-/// Waits for the workers also when the calling thread's own share panics, since they borrow from its frame.
+/// Waits for the workers also when a share panics on the calling thread, since they borrow from its frame.
 struct JoinOnDrop<'a> {
     pool: &'a Pool,
     epoch: u32,
@@ -170,8 +192,13 @@ struct JoinOnDrop<'a> {
 
 impl Drop for JoinOnDrop<'_> {
     fn drop(&mut self) {
-        for index in 0..self.pool.threads.len() {
-            let done = &self.pool.shared.done[index].0;
+        for worker in 0..self.pool.threads.len() {
+            if self.pool.shared.claim(worker, self.epoch) {
+                // After a panic: nobody runs it.
+                self.pool.shared.done[worker].0.store(self.epoch, Ordering::Relaxed);
+                continue;
+            }
+            let done = &self.pool.shared.done[worker].0;
             let mut spins = 0u32;
             while done.load(Ordering::Acquire) != self.epoch {
                 spins += 1;
@@ -206,7 +233,10 @@ fn work(shared: &Shared, worker: usize) {
         if shared.stop.load(Ordering::Acquire) {
             return;
         }
-        // SAFETY: the epoch changed, so `run` has written `job` and waits for `done` before the borrow it came from ends.
+        if !shared.claim(worker, seen) {
+            continue;
+        }
+        // SAFETY: the share is claimed, so `run` has written `job` and waits for `done` before the borrow it came from ends.
         let job = unsafe { (*shared.job.get()).map(|job| &*job) };
         let result = job.map(|job| catch_unwind(AssertUnwindSafe(|| job(worker + 1))));
         if matches!(result, Some(Err(_))) {

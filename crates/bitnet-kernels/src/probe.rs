@@ -3,6 +3,7 @@
 //! unless they were measured beside it.
 
 use std::hint::black_box;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::cpu::Cpu;
@@ -62,24 +63,36 @@ impl Cpu {
     fn best_rate(&self, peak: unsafe fn(usize) -> usize) -> f64 {
         let mut best = 0.0f64;
         for _ in 0..8 {
-            let macs = std::sync::atomic::AtomicUsize::new(0);
+            let macs = AtomicUsize::new(0);
             let start = Instant::now();
             self.pool().run(&|_| {
                 // SAFETY: a set exists only on a CPU that can run it.
                 let n = unsafe { peak(PEAK_ROUNDS) };
-                macs.fetch_add(n, std::sync::atomic::Ordering::Relaxed);
+                macs.fetch_add(n, Ordering::Relaxed);
             });
             best = best.max(macs.into_inner() as f64 / start.elapsed().as_secs_f64());
         }
         best
     }
 
-    /// What it takes to run an empty job on all threads and wait for its end: the median of some hundreds.
+    /// What it takes to run a job on all threads, each of which ends as soon as all have begun, and to wait for its end:
+    /// the median of some hundreds.
     #[must_use]
     pub fn join_latency(&self) -> Duration {
         let run = |_| {
+            let (begun, num_workers) = (AtomicUsize::new(0), self.pool().num_threads() - 1);
             let start = Instant::now();
-            self.pool().run(&|_| {});
+            // The calling thread would run the shares that nobody has begun when its own is done.
+            self.pool().run(&|index| match index {
+                0 => {
+                    while begun.load(Ordering::Relaxed) < num_workers {
+                        std::hint::spin_loop();
+                    }
+                }
+                _ => {
+                    begun.fetch_add(1, Ordering::Relaxed);
+                }
+            });
             start.elapsed()
         };
         let mut times: Vec<Duration> = (0..501).map(run).collect();
