@@ -76,9 +76,12 @@ impl Codec {
         })
     }
 
-    /// Levels of its codes under a quantizer.
-    fn levels(self, scaling: Scaling) -> usize {
-        if matches!((self, scaling), (Self::I2s32 | Self::Qk256, Scaling::Given(_))) { 4 } else { 3 }
+    /// Levels that its codes have where the scale is given.
+    fn levels(self) -> usize {
+        match self {
+            Self::Ternary(_) => 3,
+            Self::I2s32 | Self::Qk256 => 4,
+        }
     }
 
     /// Quantizes and dequantizes.
@@ -138,7 +141,7 @@ fn gaussian_table() -> anyhow::Result<String> {
     let (rows, cols) = SHAPE;
     let mut out = format!(
         "Gaussian weights, {rows} × {cols}: the cosine between the weights and what comes back. *Given* is the best of the\n\
-         scales 0.80, 0.81, … 1.50 times the deviation.\n\n| format | absmean | absmax | given | levels | bound |\n\
+         scales 0.80, 0.81, … 1.50 times the deviation.\n\n| format | absmean | absmax | given | levels of given | bound |\n\
          |---|---:|---:|---:|---:|---:|\n"
     );
     let weights = Random(2).gaussians(rows * cols);
@@ -155,7 +158,7 @@ fn gaussian_table() -> anyhow::Result<String> {
             Codec::Qk256 => qk256,
         };
         let given = cosine(Scaling::Given(best))?;
-        let levels = codec.levels(Scaling::Given(best));
+        let levels = codec.levels();
         let bound = BOUNDS.iter().find(|(n, _)| *n == levels).map_or(f64::NAN, |(_, bound)| *bound);
         ensure!(given < bound + 0.001, "{name}: a cosine of {given} is beyond what {levels} levels can do");
         let (absmean, absmax) = (cosine(Scaling::AbsMean)?, cosine(Scaling::AbsMax)?);

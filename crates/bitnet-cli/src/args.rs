@@ -517,7 +517,7 @@ pub struct ServeArguments {
 #[cfg(feature = "server")]
 #[derive(Args)]
 pub struct BenchServerArguments {
-    /// Where the server is: http://host[:port]
+    /// Where the server is: `http://host[:port]`
     pub url: String,
     /// What is asked
     #[arg(long, value_enum, default_value_t = EndpointArgument::Completions)]
