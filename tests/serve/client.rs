@@ -41,10 +41,13 @@ impl Server {
 
     fn start_as(mut command: Command, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut child = command
-            .args(["serve", "--port", "0", "--threads", "1", "--log-format", "json", "--log-level", "debug"])
+            .args(["serve", "--port", "0", "--log-format", "json"])
             .args(arguments)
             .env_remove("BITNET_SEED")
             .env_remove("BITNET_DETERMINISTIC")
+            // What the arguments may say otherwise.
+            .env("BITNET_SERVE_THREADS", "1")
+            .env("BITNET_SERVE_LOG_LEVEL", "debug")
             .envs(environment.iter().copied())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -274,9 +274,8 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineThread<S> {
                     }
                 }
                 Event::Finished { text, finish, .. } => {
-                    flight.send(Reply::Finished { text, finish });
                     if let Some(flight) = self.in_flight.remove(&id) {
-                        flight.job.ticket.finish();
+                        flight.finish(Reply::Finished { text, finish });
                     }
                 }
                 Event::Failed { problem, .. } => {
@@ -301,8 +300,18 @@ impl Flight {
         let _ = self.job.replies.send((self.job.choice, reply));
     }
 
+    /// Sends the last reply. Whoever gets it, and looks, finds the answer's place free.
+    fn finish(self, reply: Reply) {
+        let Job { ticket, replies, choice, .. } = self.job;
+        ticket.finish();
+        let _ = replies.send((choice, reply)); // as in `send`
+    }
+
+    /// As [`Flight::finish`], but says nothing about how long an answer takes.
     fn fail(self, failure: Failure) {
-        self.send(Reply::Failed(failure));
+        let Job { ticket, replies, choice, .. } = self.job;
+        drop(ticket);
+        let _ = replies.send((choice, Reply::Failed(failure))); // as in `send`
     }
 }
 
