@@ -32,6 +32,10 @@ const TABLE: [u8; 64] = {
     table
 };
 
+/// Tiles from which on 1.67 bits are unpacked once for all of them: that takes as long as half a tile's products, and what
+/// it saves each tile is little, since those are bound by other ports.
+const SPREAD_TILES_MIN: usize = 4;
+
 /// The sums of 32 rows of weights: rows 0–15 and 16–31.
 type Sums = [__m512i; 2];
 /// The same, for each position of a field in its byte.
@@ -64,8 +68,7 @@ pub(crate) fn ternary(matrix: &TernaryMatrix, blocks: Range<usize>, activations:
     }
 }
 
-/// The same, for which 1.67 bits need not be unpacked first: a tile takes the codes out of the groups as they pass by. For
-/// several tiles it costs less to do that once.
+/// The same, for which 1.67 bits need not be unpacked first: a tile takes the codes out of the groups as they pass by.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
 pub(crate) fn ternary_vbmi(
     matrix: &TernaryMatrix,
@@ -77,7 +80,7 @@ pub(crate) fn ternary_vbmi(
         return ternary(matrix, blocks, activations, output);
     }
     let masks = Masks::new();
-    if activations.num_tiles() > 1 {
+    if activations.num_tiles() >= SPREAD_TILES_MIN {
         let mut scratch = Scratch::take();
         let lines = scratch.lines(matrix.cols());
         for block in blocks {
@@ -86,13 +89,15 @@ pub(crate) fn ternary_vbmi(
         }
         return;
     }
-    for place in places(activations, output) {
-        let weights = |block| (matrix.groups(block), matrix.scale(block));
-        multiply!(
-            blocks.clone(), place, weights, &masks,
-            1: grouped_masked, 2: grouped_masked, 3: grouped_masked, 4: grouped_shifted,
-            5: grouped_shifted, 6: grouped_shifted, 7: grouped_shifted, 8: grouped_shifted,
-        );
+    for run in runs(blocks, activations, true) {
+        for place in places(activations, output) {
+            let weights = |block| (matrix.groups(block), matrix.scale(block));
+            multiply!(
+                run.clone(), place, weights, &masks,
+                1: grouped_masked, 2: grouped_masked, 3: grouped_masked, 4: grouped_shifted,
+                5: grouped_shifted, 6: grouped_shifted, 7: grouped_shifted, 8: grouped_shifted,
+            );
+        }
     }
 }
 
