@@ -172,6 +172,9 @@ fn what_does_not_fit_is_refused_with_the_numbers() {
         let mut weights = vec![0; 64 * 256];
         weights[3 * 256 + 7] = 2;
         assert!(matches!(pack(format, &weights, 64, 256, 1.0), Err(Error::Weight { row: 3, col: 7, value: 2, .. })));
+        // Far from the beginning, too, where weights are checked many at a time.
+        (weights[3 * 256 + 7], weights[60 * 256 + 9]) = (0, -2);
+        assert!(matches!(pack(format, &weights, 64, 256, 1.0), Err(Error::Weight { row: 60, col: 9, value: -2, .. })));
         if format != TernaryFormat::HfPacked {
             assert!(pack(format, &vec![0; 64 * 256], 64, 256, f32::NAN).is_err());
         }
@@ -272,4 +275,7 @@ fn absmean_rounds_ties_to_even_and_refuses_what_is_not_finite() {
     assert_eq!(absmean::absmean(&[f32::MAX; 40]).unwrap(), f32::MAX);
     let error = absmean::quantize(&[0.0, f32::NAN], &mut out[..2]).unwrap_err();
     assert_eq!(error.to_string(), "weight 1 is NaN, which is not finite");
+    for s in [0.0, -1.0, f32::INFINITY, f32::NAN] {
+        assert!(matches!(absmean::round(&[1.0], s, &mut out[..1]), Err(Error::Scale { .. })), "{s}");
+    }
 }
