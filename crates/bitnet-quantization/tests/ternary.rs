@@ -218,6 +218,27 @@ fn blocks_that_disagree_have_no_scale() {
 }
 
 #[test]
+fn a_block_of_zeros_has_the_scale_that_llama_cpp_gives_it() {
+    for kind in [Kind::TQ1_0, Kind::TQ2_0] {
+        let format = TernaryFormat::TQ(kind);
+        let mut weights = vec![1; 3 * 256];
+        weights[256..512].fill(0);
+        weights[512] = 0;
+        let bytes = pack(format, &weights, 3, 256, 0.5).unwrap();
+        assert_eq!(kind.scales(&bytes, 3, 256).unwrap(), [0.5, 0.0, 0.5]);
+    }
+}
+
+#[test]
+fn formats_are_called_by_their_names() {
+    let names = ["I2_S", "I2_S", "I2_S", "TL1", "TL2", "TQ1_0", "TQ2_0", "Q4_0", "packed uint8"];
+    for (format, name) in FORMATS.into_iter().zip(names) {
+        assert_eq!(format.name(), name);
+        assert!(format.size_bytes(0, 256).unwrap_err().to_string().starts_with(name), "{format:?}");
+    }
+}
+
+#[test]
 fn q4_0_blocks_are_ternary_only_if_they_came_from_ternary_weights() {
     let weights = random_weights(8, 64);
     let mut bytes = vec![0; 36];
