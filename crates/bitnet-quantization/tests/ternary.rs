@@ -152,6 +152,12 @@ fn a_code_that_is_no_weight_is_named_with_its_place() {
     assert_eq!(place(FORMATS[4], 32 + 9, 0xe0), (17, 6, 14));
     assert_eq!(place(FORMATS[6], 3 * 66 + 1, 0b0101_1101), (3, 33, 3));
     assert_eq!(place(TernaryFormat::HfPacked, 256 + 4, 0b0101_1101), (17, 4, 3));
+    // Wherever it is in its byte, and with nothing beside it.
+    for format in [FORMATS[0], FORMATS[1], FORMATS[2], FORMATS[6], TernaryFormat::HfPacked] {
+        for shift in [0, 2, 4, 6] {
+            assert_eq!(place(format, 300, 3 << shift).2, 3, "{format:?} {shift}");
+        }
+    }
 }
 
 #[test]
@@ -282,6 +288,25 @@ fn dead_neurons_tell_the_form_of_a_layer() {
     for form in Form::ALL {
         assert_eq!(guess(&gate, &up, &down, form), Some(form));
     }
+    // Dead neurons whose outputs are used are no sign of a form, unless they are few.
+    let dead: Vec<usize> = (0..ffn).filter(|n| n * n % 7 == 2).collect();
+    let (few, many) = (dead.len() / 10, dead.len() / 10 + 1);
+    for (number, expected) in [(few, Some(Form::Block128)), (many, None)] {
+        dead[..number].iter().for_each(|neuron| down[5 * ffn + neuron] = 1);
+        assert_eq!(guess(&gate, &up, &down, Form::Block128), expected, "{number} of {}", dead.len());
+    }
+    // Zeros look the same in all forms: the usual one.
+    let zeros = vec![0; ffn * hidden];
+    assert_eq!(guess(&zeros, &zeros, &zeros, Form::Row4), Some(Form::Block128));
+}
+
+#[test]
+fn forms_are_told_by_their_names() {
+    for (form, name) in Form::ALL.into_iter().zip(["block128", "block64", "row4"]) {
+        assert_eq!((form.to_string().as_str(), name.parse()), (name, Ok(form)));
+    }
+    let error = "row5".parse::<Form>().unwrap_err();
+    assert_eq!(error, "unknown I2_S form \"row5\"; there are block128, block64 and row4");
 }
 
 #[test]
