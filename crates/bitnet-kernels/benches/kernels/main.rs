@@ -25,6 +25,7 @@ fn main() {
     let read = Rc::new(ReadProbe::new(READ_PROBE_BYTES));
     let mut machines = machines(&read);
     ternary::bench(&mut criterion, &machines);
+    ternary::patterns(&mut criterion, &read);
     // The set with VBMI differs from that without only in its products with ternary weights.
     machines.retain(|machine| machine.cpu.set().packing == Packing::Two);
     attention::bench(&mut criterion, &machines);

@@ -1,8 +1,10 @@
 //! The ternary product: one row from every level of the memory hierarchy, then more rows, where products bound it.
 
 use std::cell::LazyCell;
+use std::rc::Rc;
+use std::time::Duration;
 
-use bitnet_kernels::{Activations, Cpu, KernelSet, Packing, Part, TernaryMatrix};
+use bitnet_kernels::{Activations, Cpu, KernelSet, Packing, Part, ReadProbe, TernaryMatrix};
 use criterion::Criterion;
 
 use crate::floor::{Machine, Work};
@@ -43,6 +45,59 @@ pub fn bench(criterion: &mut Criterion, machines: &[Machine]) {
             }
         }
     }
+}
+
+/// A row quantized and multiplied by a matrix in the second cache, by every set on one thread: what the numbers look like,
+/// and where the row begins in memory, should make no difference. With as many samples as a baseline wants.
+pub fn patterns(criterion: &mut Criterion, read: &Rc<ReadProbe>) {
+    const ROWS: usize = 1024;
+    let mut group = criterion.benchmark_group("ternary patterns");
+    group.sample_size(100).warm_up_time(Duration::from_secs(3)).measurement_time(Duration::from_secs(2));
+    for set in KernelSet::available() {
+        let machine = Machine::new(set, 1, Rc::clone(read));
+        for (pattern, weight, value) in PATTERNS {
+            let pool = Cpu::new(set, 1);
+            let unpack = |_: usize, rows: std::ops::Range<usize>, codes: &mut [i8]| -> Result<(), ()> {
+                let first = rows.start * COLS;
+                codes.iter_mut().enumerate().for_each(|(index, code)| *code = weight(mixed(first + index)));
+                Ok(())
+            };
+            let matrix =
+                TernaryMatrix::pack(pool.pool(), &[Part { rows: ROWS, scale: 1.0 }], COLS, set.packing, &unpack);
+            let matrix = matrix.expect("unpack never fails");
+            // A line of a cache, in floats, more than is needed.
+            let x: Vec<f32> = (0..COLS + 16).map(value).collect();
+            let aligned = x.as_ptr().align_offset(64);
+            for (how, start) in [("aligned", aligned), ("4 bytes further", aligned + 1)] {
+                let (x, matrix) = (&x[start..start + COLS], &matrix);
+                machine.bench(&mut group, &format!("{pattern}, {how}"), || {
+                    let (mut activations, mut out) = (Activations::new(), vec![0.0; matrix.output_len()]);
+                    let run = move |cpu: &Cpu| {
+                        cpu.quantize(x, COLS, COLS, None, &mut activations);
+                        cpu.ternary_matmul(matrix, &activations, &mut out);
+                    };
+                    (Work { i8_macs: ROWS * COLS, ..Work::default() }, run)
+                });
+            }
+        }
+    }
+}
+
+/// What inputs look like: its name, a weight by a number as good as random or by its place, an activation by its place.
+type Pattern = (&'static str, fn((usize, u64)) -> i8, fn(usize) -> f32);
+const PATTERNS: [Pattern; 4] = [
+    ("random", |(_, random)| (random % 3) as i8 - 1, |at| mixed(at).1 as f32 / (1u64 << 44) as f32 - 0.5),
+    ("sparse", |(_, random)| [0, 0, 0, 0, 0, 0, 0, 0, 1, -1][(random % 10) as usize], |at| (at % 10 == 0).into()),
+    ("sequential", |(at, _)| (at % 3) as i8 - 1, |at| at as f32),
+    ("sine", |(_, random)| (random % 3) as i8 - 1, |at| (at as f32 * 0.01).sin()),
+];
+
+/// A place, and a number that belongs to it.
+fn mixed(at: usize) -> (usize, u64) {
+    let mut rng = Rng(at as u64 + 1);
+    rng.next();
+    rng.next();
+    (at, rng.next() >> 20)
 }
 
 /// `1.67 bits`, `tl2`
