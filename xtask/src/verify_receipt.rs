@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use bitnet_inference::receipt::{Receipt, model_sha256, tokens_sha256};
+use bitnet_inference::receipt::{KernelCount, Receipt, model_sha256, tokens_sha256};
 use bitnet_inference::{Engine, EngineOptions, Request};
-use bitnet_models::{HeadMode, I2sForm, LoadOptions, Tl1Tile, Tl2Tile};
+use bitnet_kernels::{Cpu, Kernel, Packing};
+use bitnet_models::{FfnSparsity, HeadMode, I2sForm, LoadOptions, Tl1Tile, Tl2Tile};
 use xtask::{Rejection, Verifier, read_verifying_key};
 
 use crate::model::{self, CpuOptions};
@@ -41,7 +42,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     if options.model.is_some() || options.rerun {
         let model = options.model.clone().map_or_else(|| find_model(&receipt), Ok)?;
         same_file(&receipt, &model).with_context(|| path.display().to_string())?;
-        let mut engine = open(&receipt, &model, &options.cpu)?;
+        let mut engine = open(&receipt, &model, options.cpu.start())?;
         same_dimensions(&receipt, &engine).with_context(|| path.display().to_string())?;
         checked.push("model");
         if options.rerun {
@@ -76,7 +77,7 @@ fn same_file(receipt: &Receipt, model: &Path) -> anyhow::Result<()> {
 }
 
 /// An engine with the model, read and run as the receipt says.
-fn open(receipt: &Receipt, model: &Path, cpu: &CpuOptions) -> anyhow::Result<Engine> {
+fn open(receipt: &Receipt, model: &Path, cpu: Cpu) -> anyhow::Result<Engine> {
     let run = &receipt.run;
     let form: I2sForm = run.i2_s_form.parse().map_err(|error| Rejection::Model(format!("i2_s_form: {error}")))?;
     let tl1 = run.tl1_tiles.iter().map(|&[rows, cols, tile_rows, block_cols, inner_rows]| {
@@ -92,6 +93,9 @@ fn open(receipt: &Receipt, model: &Path, cpu: &CpuOptions) -> anyhow::Result<Eng
         tl1_tiles: tl1.collect(),
         tl2_tiles: tl2.collect(),
         head,
+        // Of several, it is not told which matrix has which.
+        packing: Packing::by_name(&run.packing),
+        ffn_sparsity: FfnSparsity::by_name(&run.ffn_sparsity).unwrap_or_default(),
         ..LoadOptions::default()
     };
     let context = run.prompt_tokens.len() + receipt.tokens_requested as usize;
@@ -100,9 +104,10 @@ fn open(receipt: &Receipt, model: &Path, cpu: &CpuOptions) -> anyhow::Result<Eng
         cache: context,
         kv_type: model::parse_kv_type(&run.kv_type).map_err(Rejection::Model)?,
         prefill_chunk: run.prefill_chunk as usize,
+        draft_max: run.draft as usize,
         ..EngineOptions::default()
     };
-    model::open(model, &load, cpu.start(), options)
+    model::open(model, &load, cpu, options)
 }
 
 fn same_dimensions(receipt: &Receipt, engine: &Engine) -> Result<(), Rejection> {
@@ -132,6 +137,7 @@ fn same_dimensions(receipt: &Receipt, engine: &Engine) -> Result<(), Rejection> 
 fn same_output(receipt: &Receipt, engine: &mut Engine) -> anyhow::Result<()> {
     let run = &receipt.run;
     // Stop strings need a tokenizer; up to where one was found, the tokens are the same without.
+    engine.cpu().counters().reset();
     let max_tokens = if run.stop_strings.is_empty() { receipt.tokens_requested } else { receipt.tokens_generated };
     let (output, _) = engine.complete(Request {
         prompt: run.prompt_tokens.clone(),
@@ -145,9 +151,61 @@ fn same_output(receipt: &Receipt, engine: &mut Engine) -> anyhow::Result<()> {
         return Err(Rejection::Rerun(problem).into());
     }
     let found = tokens_sha256(&output);
-    if found == receipt.output_tokens_sha256 {
-        return Ok(());
+    if found != receipt.output_tokens_sha256 {
+        let problem = format!("output_tokens_sha256 is {found}, the receipt says {}", receipt.output_tokens_sha256);
+        return Err(Rejection::Rerun(problem).into());
     }
-    let problem = format!("output_tokens_sha256 is {found}, the receipt says {}", receipt.output_tokens_sha256);
-    Err(Rejection::Rerun(problem).into())
+    // Rows go together otherwise if a part of the prompt was kept from before, or the limit of tokens is another.
+    let same_rows = run.cached_tokens == 0 && (run.draft == 0 || run.stop_strings.is_empty());
+    if same_rows && engine.model().packing() == run.packing {
+        same_kernels(receipt, engine)?;
+    }
+    Ok(())
+}
+
+/// What ran follows from the model and the settings of the run, whatever the instruction set and the threads: what each
+/// kernel did with this version of the program, and with another at least which kernels ran.
+fn same_kernels(receipt: &Receipt, engine: &Engine) -> Result<(), Rejection> {
+    let is_same_version = receipt.environment.bitnet_version == env!("CARGO_PKG_VERSION");
+    for kernel in Kernel::ALL {
+        let (id, found) = (kernel.id(), engine.cpu().counters().get(kernel));
+        let stated = receipt.count(kernel);
+        if stated.is_some() != (found.calls > 0) {
+            let problem = if stated.is_some() { "listed, but does not run" } else { "not listed, but runs" };
+            return Err(Rejection::Rerun(format!("kernel {id} is {problem}")));
+        }
+        let found = KernelCount::from(found);
+        if let Some(stated) = stated.filter(|stated| is_same_version && **stated != found) {
+            return Err(Rejection::Rerun(format!("kernel {id} counts {found:?}, in the receipt {stated:?}")));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitnet_inference::receipt::verify;
+    use bitnet_kernels::KernelSet;
+
+    #[test]
+    fn a_run_made_again_tells_kernels_of_another_packing() {
+        let rerun = |receipt: &Receipt| {
+            let mut engine = open(receipt, &model::built_in(), Cpu::new(KernelSet::detect(), 1)).unwrap();
+            same_output(receipt, &mut engine)
+        };
+        let text = std::fs::read_to_string(repository().join("ci/inference.json")).unwrap();
+        let mut receipt = verify(&text).unwrap();
+        rerun(&receipt).unwrap();
+        receipt.run.packing = Packing::Tl2.name().to_owned();
+        let error = rerun(&receipt).unwrap_err().to_string();
+        assert_eq!(error, "rerun: kernel i2s_gemv is listed, but does not run");
+        for (ran, other) in Packing::FiveThirds.kernels().into_iter().zip(Packing::Tl2.kernels()) {
+            *receipt.kernels.iter_mut().find(|id| *id == ran.id()).unwrap() = other.id().to_owned();
+            let count = receipt.kernel_counts.remove(ran.id()).unwrap();
+            receipt.kernel_counts.insert(other.id().to_owned(), count);
+        }
+        let error = rerun(&receipt).unwrap_err().to_string();
+        assert!(error.starts_with("rerun: kernel tl2_gemv counts KernelCount"), "{error}");
+    }
 }

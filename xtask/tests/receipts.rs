@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 
 use bitnet_inference::receipt::{Parity, Provenance, Receipt, ReceiptGate, digest, model_sha256};
 use bitnet_inference::{Engine, EngineOptions, Loaded, Request, SamplingParams, load};
-use bitnet_kernels::{Cpu, KernelSet};
-use bitnet_models::LoadOptions;
+use bitnet_kernels::{Cpu, Kernel, KernelSet, Packing};
+use bitnet_models::{FfnSparsity, HeadMode, KvType, LoadOptions};
 use bitnet_tokenizers::TokenId;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -16,15 +16,26 @@ static VERIFIER: LazyLock<Verifier> = LazyLock::new(Verifier::new);
 
 /// The receipt of a real run.
 static RECEIPT: LazyLock<Receipt> = LazyLock::new(|| {
+    let receipt = receipt_of(&LoadOptions::default(), EngineOptions::default(), 5);
+    receipt.with_parity(Parity {
+        reference: "elsewhere".to_owned(),
+        cosine: Some(0.999),
+        exact_match_rate: Some(1.0),
+        status: "ok".to_owned(),
+    })
+});
+
+/// The receipt of a real run that is set up in some way.
+fn receipt_of(load_options: &LoadOptions, options: EngineOptions, max_tokens: usize) -> Receipt {
     let path =
         std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/golden/strict-b158/model-i2_s.gguf");
     let cpu = Cpu::new(KernelSet::detect(), 1);
-    let Loaded { model, .. } = load(&path, &LoadOptions::default(), &cpu).expect("the golden model loads");
-    let mut engine = Engine::new(model, None, cpu, EngineOptions::default()).expect("memory for the cache");
+    let Loaded { model, .. } = load(&path, load_options, &cpu).expect("the golden model loads");
+    let mut engine = Engine::new(model, None, cpu, options).expect("memory for the cache");
     let request = Request {
         prompt: (1..8).map(TokenId).collect(),
         sampling: SamplingParams { logit_bias: vec![(TokenId(3), -1.5)], ..SamplingParams::default() },
-        max_tokens: Some(5),
+        max_tokens: Some(max_tokens),
         stop_ids: vec![TokenId(511)],
         stop_strings: vec!["never".to_owned()],
         ..Request::default()
@@ -34,20 +45,14 @@ static RECEIPT: LazyLock<Receipt> = LazyLock::new(|| {
     let provenance = Provenance {
         model_path: path.display().to_string(),
         model_sha256: model_sha256(&path).expect("it can be read"),
-        load: LoadOptions::default(),
+        load: load_options.clone(),
         kernels_requested: None,
         seed_given: true,
         bitnet_deterministic: Some("1".to_owned()),
         bitnet_seed: Some("7".to_owned()),
     };
-    let receipt = Receipt::new(&engine, &request, &output, &finish, &provenance).expect("it verifies");
-    receipt.with_parity(Parity {
-        reference: "elsewhere".to_owned(),
-        cosine: Some(0.999),
-        exact_match_rate: Some(1.0),
-        status: "ok".to_owned(),
-    })
-});
+    Receipt::new(&engine, &request, &output, &finish, &provenance).expect("it verifies")
+}
 
 fn value() -> Value {
     serde_json::from_str(&RECEIPT.to_json()).expect("JSON")
@@ -82,9 +87,20 @@ fn all_pointers() -> Vec<String> {
     out
 }
 
-/// Other values for a field: some of its type, some of another.
-fn others(value: &Value) -> Vec<Value> {
+/// Other values for a field: all of its names if it has any, some of its type, some of another.
+fn others(pointer: &str, value: &Value) -> Vec<Value> {
     let mut others = vec![Value::Null, json!({}), json!("x"), json!(-1)];
+    let names: Vec<&str> = match pointer {
+        "/compute_path" => vec!["real", "fallback", "none"],
+        "/backend" => vec!["cpu", "gpu"],
+        "/kernel_set" => vec!["scalar", "avx2", "avx512", "avx512-vbmi", "neon", "neon-dotprod"],
+        "/run/packing" => Packing::ALL.map(Packing::name).to_vec(),
+        "/run/kv_type" => [KvType::F16, KvType::F32].map(KvType::name).to_vec(),
+        "/run/head" => [HeadMode::Full, HeadMode::Screened].map(HeadMode::name).to_vec(),
+        _ if pointer.starts_with("/kernels/") => Kernel::ALL.map(Kernel::id).to_vec(),
+        _ => Vec::new(),
+    };
+    others.extend(names.into_iter().map(Value::from));
     match value {
         Value::Bool(on) => others.push(json!(!on)),
         Value::Number(number) => {
@@ -151,7 +167,7 @@ fn a_receipt_is_accepted_as_it_was_made() {
 #[test]
 fn no_edit_of_any_field_is_accepted() {
     for pointer in all_pointers() {
-        for other in others(value().pointer(&pointer).expect("it is there")) {
+        for other in others(&pointer, value().pointer(&pointer).expect("it is there")) {
             let mut edited = value();
             *edited.pointer_mut(&pointer).expect("it is there") = other.clone();
             assert!(check(&edited).is_err(), "{pointer} as {other}");
@@ -186,13 +202,69 @@ fn no_field_can_be_taken_out_or_put_in() {
 #[test]
 fn an_inconsistent_edit_is_not_accepted_with_its_digest_made_anew() {
     for pointer in all_pointers().iter().filter(|pointer| !is_free(pointer) && *pointer != "/digest") {
-        for other in others(value().pointer(pointer).expect("it is there")) {
+        for other in others(pointer, value().pointer(pointer).expect("it is there")) {
             if is_close(&other, pointer) {
                 continue;
             }
             let mut edited = value();
             *edited.pointer_mut(pointer).expect("it is there") = other.clone();
             assert!(check(&resealed(edited)).is_err(), "{pointer} as {other}");
+        }
+    }
+}
+
+#[test]
+fn no_kernel_that_did_not_run_can_be_named() {
+    let refused = |edited: Value, what: &str| {
+        let run = edited["run"].clone();
+        assert!(check(&resealed(edited)).is_err(), "{what}: {} {} {}", run["packing"], run["head"], run["draft"]);
+    };
+    for (index, packing) in Packing::ALL.into_iter().cycle().take(16).enumerate() {
+        let [is_sparse, is_screened, drafts] = [index & 4 != 0, index & 8 != 0, index % 3 == 0];
+        let load_options = LoadOptions {
+            packing: Some(packing),
+            ffn_sparsity: if is_sparse { FfnSparsity::On } else { FfnSparsity::Off },
+            head: if is_screened { HeadMode::Screened } else { HeadMode::Full },
+            ..LoadOptions::default()
+        };
+        let options = EngineOptions {
+            prefill_chunk: [1, 4, 128][index % 3],
+            draft_max: if drafts { 3 } else { 0 },
+            ..EngineOptions::default()
+        };
+        let value: Value = serde_json::from_str(&receipt_of(&load_options, options, 30).to_json()).expect("JSON");
+        check(&value).expect("it verifies");
+        let ran = |id: &str| value["kernel_counts"].get(id).is_some();
+        for missing in Kernel::ALL.map(Kernel::id).into_iter().filter(|id| !ran(id)) {
+            let mut edited = value.clone();
+            edited["kernels"].as_array_mut().expect("a list").push(json!(missing));
+            edited["kernel_counts"][missing] = json!({ "calls": 1, "macs": 0, "macs_skipped": 0, "bytes": 0 });
+            refused(edited, missing);
+            for (at, id) in value["kernels"].as_array().expect("a list").iter().enumerate() {
+                let mut edited = value.clone();
+                edited["kernels"][at] = json!(missing);
+                let counts = edited["kernel_counts"].as_object_mut().expect("an object");
+                let count = counts.remove(id.as_str().expect("an id")).expect("it is counted");
+                counts.insert(missing.to_owned(), count);
+                refused(edited, &format!("{missing} in place of {id}"));
+            }
+        }
+        for (field, other) in [
+            ("kv_type", KvType::F32.name()),
+            ("head", if is_screened { HeadMode::Full } else { HeadMode::Screened }.name()),
+        ] {
+            let mut edited = value.clone();
+            edited["run"][field] = json!(other);
+            refused(edited, &format!("{field} as {other}"));
+        }
+        for other in Packing::ALL.into_iter().filter(|other| *other != packing) {
+            if is_sparse && [packing, other] == [Packing::Two, Packing::FiveThirds] {
+                // The same kernels, and so few bytes that the smaller packing would do.
+                continue;
+            }
+            let mut edited = value.clone();
+            edited["run"]["packing"] = json!(other.name());
+            refused(edited, &format!("packing as {}", other.name()));
         }
     }
 }
@@ -362,6 +434,10 @@ fn signatures_are_checked() {
         "public.pem",
         "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----\n",
     );
+    let other_private = write(
+        "other_private.pem",
+        "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIEzNCJso/5banbbDRuwRTg9bijGfNaumJNqM9u1PuKb7\n-----END PRIVATE KEY-----\n",
+    );
     let other = write(
         "other.pem",
         "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAPUAXw+hDiVqStwqnTRt+vJyYLM8uxJaMwM1V8Sr0Zgw=\n-----END PUBLIC KEY-----\n",
@@ -377,6 +453,12 @@ fn signatures_are_checked() {
     let refused = |text: &str, key| matches!(VERIFIER.verify(text, key), Err(Rejection::Signature(_)));
     assert!(refused(&signed, Some(&other)), "another key");
     assert!(refused(&RECEIPT.to_json(), Some(&key)), "no signature");
+    // The digest is not of the signature: who took it out, or signed anew, is found out by the key alone.
+    let signing = xtask::read_signing_key(&other_private).expect("a key");
+    for signed_otherwise in [RECEIPT.to_json(), xtask::sign(RECEIPT.clone(), &signing).to_json()] {
+        VERIFIER.verify(&signed_otherwise, None).expect("nothing in it contradicts itself");
+        assert!(refused(&signed_otherwise, Some(&key)));
+    }
     let mut edited: Value = serde_json::from_str(&signed).expect("JSON");
     edited["environment"]["CPU"] = json!("a faster one");
     assert!(refused(&resealed(edited).to_string(), None), "the digest made anew");

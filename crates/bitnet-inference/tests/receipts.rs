@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use bitnet_inference::receipt::{Provenance, Receipt, ReceiptGate, Refusal, model_sha256, verify};
 use bitnet_inference::{Engine, EngineOptions, Finish, Loaded, Request, SamplingParams, load};
 use bitnet_kernels::{Cpu, KernelSet, Packing};
-use bitnet_models::{HeadMode, KvType, LoadOptions};
+use bitnet_models::{FfnSparsity, HeadMode, KvType, LoadOptions};
 use bitnet_tokenizers::TokenId;
 
 fn golden(name: &str) -> PathBuf {
@@ -67,6 +67,42 @@ fn the_formula_is_what_runs_count_in_every_graph_and_form() {
         assert_eq!(receipt.tokens_generated, generate as u64);
         assert_eq!(receipt.tokens_per_second.is_some(), generate > 1, "{name}");
     }
+}
+
+#[test]
+fn every_way_to_run_leaves_a_receipt_that_verifies() {
+    let path = golden("strict-b158/model-i2_s.gguf");
+    let mut packings: Vec<_> = Packing::ALL.map(|packing| (Some(packing), Vec::new())).into();
+    let up = (2 * 384, 256);
+    packings.push((Some(Packing::Two), vec![(up, Packing::Tl2)]));
+    packings.push((Some(Packing::Tl1), vec![((256, 384), Packing::FiveThirds)]));
+    packings.push((Some(Packing::Tl1), vec![(up, Packing::Tl2)]));
+    let mut with_copies = 0;
+    for (packing, packings) in packings {
+        for (ffn_sparsity, head) in FfnSparsity::ALL
+            .into_iter()
+            .flat_map(|sparsity| [HeadMode::Full, HeadMode::Screened].map(|head| (sparsity, head)))
+        {
+            let load_options =
+                LoadOptions { packing, packings: packings.clone(), ffn_sparsity, head, ..LoadOptions::default() };
+            let Loaded { model, .. } =
+                load(&path, &load_options, &Cpu::new(KernelSet::detect(), 2)).expect("a golden model loads");
+            for (draft_max, kv_type) in [(0, KvType::F16), (0, KvType::F32), (3, KvType::F16)] {
+                for prefill_chunk in [1, 4, 128] {
+                    let options = EngineOptions { draft_max, kv_type, prefill_chunk, ..EngineOptions::default() };
+                    let cpu = Cpu::new(KernelSet::detect(), 2);
+                    let mut engine = Engine::new(model.clone(), None, cpu, options).expect("memory for the cache");
+                    let request = request((0..21).map(|i| i % 5), Some(12));
+                    let receipt = receipt(&mut engine, &request, &path).unwrap_or_else(|refusal| {
+                        panic!("{load_options:?} {options:?}: {refusal}");
+                    });
+                    let looked_up = receipt.run.packing.split('+').all(|name| name.starts_with("tl"));
+                    with_copies += usize::from(looked_up && receipt.kernels.iter().any(|id| id == "i2s_gemv"));
+                }
+            }
+        }
+    }
+    assert!(with_copies > 0, "no row met a copy for sparse activations: the test shows nothing of them");
 }
 
 #[test]

@@ -228,11 +228,7 @@ impl TernaryMatrix {
     /// What a product with so many rows of activations counts as.
     #[must_use]
     pub fn kernel(&self, rows: usize) -> Kernel {
-        let [of_one, of_several] = match self.packing {
-            Packing::Two | Packing::FiveThirds => [Kernel::I2sGemv, Kernel::I2sGemm],
-            Packing::Tl1 => [Kernel::Tl1Gemv, Kernel::Tl1Gemm],
-            Packing::Tl2 => [Kernel::Tl2Gemv, Kernel::Tl2Gemm],
-        };
+        let [of_one, of_several] = self.packing.kernels();
         if rows == 1 { of_one } else { of_several }
     }
 

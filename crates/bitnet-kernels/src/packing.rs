@@ -29,6 +29,7 @@
 
 use std::cell::Cell;
 
+use crate::counters::Kernel;
 use crate::matrix::{BLOCK_ROWS, TernaryMatrix};
 use crate::tl::Cut;
 
@@ -76,6 +77,22 @@ impl Packing {
         }
     }
 
+    /// The one of that name.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|packing| packing.name() == name)
+    }
+
+    /// What products count as: with a single row of activations, and with several.
+    #[must_use]
+    pub fn kernels(self) -> [Kernel; 2] {
+        match self {
+            Self::Two | Self::FiveThirds => [Kernel::I2sGemv, Kernel::I2sGemm],
+            Self::Tl1 => [Kernel::Tl1Gemv, Kernel::Tl1Gemm],
+            Self::Tl2 => [Kernel::Tl2Gemv, Kernel::Tl2Gemm],
+        }
+    }
+
     /// Where weights are looked up: how their columns are cut into pairs and triples.
     pub(crate) fn cut(self, cols: usize) -> Option<Cut> {
         match self {
@@ -85,8 +102,9 @@ impl Packing {
         }
     }
 
-    /// Bytes of a block of `cols` columns.
-    pub(crate) fn block_bytes(self, cols: usize) -> usize {
+    /// Bytes of a block, which is [`BLOCK_ROWS`] rows of `cols` columns.
+    #[must_use]
+    pub fn block_bytes(self, cols: usize) -> usize {
         match self {
             Self::Two => num_lines(cols) * LINE_BYTES,
             Self::FiveThirds => {

@@ -258,6 +258,7 @@ impl Cpu {
         assert!(x.len().is_multiple_of(cols), "{} values in rows of {cols}", x.len());
         let n = x.len() / cols;
         if !scratch.split(self.set(), x, cols) {
+            self.counters().add(Kernel::LogitsScreen, 0, 0);
             return false;
         }
         self.counters().add(Kernel::LogitsScreen, 2 * n * table.rows * cols, table.num_bytes());

@@ -13,7 +13,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use bitnet_kernels::{Kernel, KernelSet};
+use bitnet_kernels::{Count, Kernel, KernelSet, Packing};
 use bitnet_models::{LoadOptions, Tl1Tile, Tl2Tile};
 use bitnet_tokenizers::TokenId;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
@@ -89,6 +89,12 @@ pub struct KernelCount {
     pub macs: u64,
     pub macs_skipped: u64,
     pub bytes: u64,
+}
+
+impl From<Count> for KernelCount {
+    fn from(Count { calls, macs, macs_skipped, bytes }: Count) -> Self {
+        Self { calls, macs, macs_skipped, bytes }
+    }
 }
 
 /// What a phase took.
@@ -204,6 +210,13 @@ pub struct Provenance {
     pub bitnet_seed: Option<String>,
 }
 
+impl RunRecord {
+    /// How weights lay in memory, each of several by its name.
+    fn packings(&self) -> impl Iterator<Item = Packing> {
+        self.packing.split('+').filter_map(Packing::by_name)
+    }
+}
+
 impl Receipt {
     /// The receipt of a request that has run alone, with the engine's counters at zero before it.
     ///
@@ -223,10 +236,7 @@ impl Receipt {
         let counted = Kernel::ALL.into_iter().map(|kernel| (kernel.id(), counters.get(kernel)));
         let kernel_counts: BTreeMap<_, _> = counted
             .filter(|(_, count)| count.calls > 0)
-            .map(|(id, count)| {
-                let bitnet_kernels::Count { calls, macs, macs_skipped, bytes } = count;
-                (id.to_owned(), KernelRecord::Kernel(KernelCount { calls, macs, macs_skipped, bytes }))
-            })
+            .map(|(id, count)| (id.to_owned(), KernelRecord::Kernel(count.into())))
             .chain(phases.map(|(id, time)| (id.to_owned(), KernelRecord::Phase(PhaseTime { ms: ms(time) }))))
             .collect();
         let kernels: Vec<String> = kernel_counts.keys().cloned().collect();
@@ -272,6 +282,15 @@ impl Receipt {
         };
         receipt.seal();
         verify(&receipt.to_json())
+    }
+
+    /// What a kernel did, if it ran.
+    #[must_use]
+    pub fn count(&self, kernel: Kernel) -> Option<&KernelCount> {
+        match self.kernel_counts.get(kernel.id()) {
+            Some(KernelRecord::Kernel(count)) => Some(count),
+            _ => None,
+        }
     }
 
     /// Puts in a comparison with another engine; the digest is made anew and a signature dropped.

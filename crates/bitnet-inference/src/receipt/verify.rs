@@ -85,6 +85,7 @@ pub fn verify(text: &str) -> Result<Receipt, Refusal> {
     backend(&receipt)?;
     kernels(&receipt)?;
     facts(&receipt)?;
+    products(&receipt)?;
     rates(&receipt)?;
     work_is_done(&receipt)?;
     hashes(&receipt)?;
@@ -195,6 +196,38 @@ fn kernels(receipt: &Receipt) -> Result<(), Refusal> {
     ensure(gate, unlisted.is_none(), || format!("kernel {} is counted, but not listed", unlisted.map_or("", |id| id)))
 }
 
+/// The kernels of ternary products are those of the run's packings; copies for sparse activations, which only rows by
+/// themselves meet, have 2 bits whatever the packing.
+fn products(receipt: &Receipt) -> Result<(), Refusal> {
+    let gate = ReceiptGate::Kernels;
+    let ModelRecord { ffn, heads, head_dim, .. } = receipt.model;
+    let name = &receipt.run.packing;
+    let of_packing = |kernel| receipt.run.packings().any(|packing| packing.kernels().contains(&kernel));
+    let has_copies = FfnSparsity::by_name(&receipt.run.ffn_sparsity) != Some(FfnSparsity::Off);
+    for packing in receipt.run.packings() {
+        let ran = packing.kernels().iter().any(|kernel| receipt.count(*kernel).is_some());
+        ensure(gate, ran, || format!("packing is {name}, but no kernel for {} is listed", packing.name()))?;
+    }
+    let mut of_lone_rows = 0;
+    for kernel in Kernel::ALL.into_iter().filter(|kernel| Work::Products.is_done_by(*kernel)) {
+        let Some(count) = receipt.count(kernel) else { continue };
+        let fits = of_packing(kernel) || has_copies && kernel == Kernel::I2sGemv;
+        ensure(gate, fits, || format!("kernel {} is listed, but no weights are packed for it: {name}", kernel.id()))?;
+        let macs = u128::from(count.macs) + u128::from(count.macs_skipped);
+        ensure(gate, macs > 0, || format!("kernel {} is listed, but multiplied nothing", kernel.id()))?;
+        if of_packing(kernel) && Work::SingleRows.is_done_by(kernel) {
+            of_lone_rows += macs;
+        }
+    }
+    // A row that meets a layer's copies met its attention's output before.
+    let copies = receipt.count(Kernel::I2sGemv).filter(|_| !of_packing(Kernel::I2sGemv));
+    let copies = copies.map_or(0, |count| u128::from(count.macs) + u128::from(count.macs_skipped));
+    let most = 3 * u128::from(ffn) * (of_lone_rows / u128::from(heads * head_dim));
+    ensure(gate, copies <= most, || {
+        format!("i2s_gemv executed and skipped {copies} MACs, but copies of weights packed as {name} at most {most}")
+    })
+}
+
 /// Numbers and names of environment, model and run, each for itself.
 fn facts(receipt: &Receipt) -> Result<(), Refusal> {
     let schema = |holds, problem: String| ensure(ReceiptGate::Schema, holds, || problem);
@@ -211,7 +244,7 @@ fn facts(receipt: &Receipt) -> Result<(), Refusal> {
         schema(!text.trim().is_empty(), format!("{name} is blank"))?;
     }
     // Of several, each is named.
-    let is_packing = |name: &str| Packing::ALL.iter().any(|known| known.name() == name);
+    let is_packing = |name: &str| Packing::by_name(name).is_some();
     for (name, value, is_known) in [
         ("kv_type", &run.kv_type, [KvType::F16, KvType::F32].iter().any(|known| known.name() == run.kv_type)),
         ("packing", &run.packing, run.packing.split('+').all(is_packing)),
@@ -232,6 +265,7 @@ fn facts(receipt: &Receipt) -> Result<(), Refusal> {
         ("heads", heads),
         ("kv_heads", kv_heads),
         ("head_dim", head_dim),
+        ("heads · head_dim", heads.saturating_mul(head_dim)),
         ("vocab", vocab),
         ("prefill_chunk", run.prefill_chunk),
     ] {
@@ -312,10 +346,7 @@ fn work_is_done(receipt: &Receipt) -> Result<(), Refusal> {
     })?;
     for work in Work::ALL {
         let kernels = || Kernel::ALL.into_iter().filter(|kernel| work.is_done_by(*kernel));
-        let counts = kernels().filter_map(|kernel| match receipt.kernel_counts.get(kernel.id()) {
-            Some(KernelRecord::Kernel(count)) => Some(count),
-            _ => None,
-        });
+        let counts = kernels().filter_map(|kernel| receipt.count(kernel));
         let (mut executed, mut skipped, mut calls, mut bytes) = (0u128, 0u128, 0u128, 0u128);
         for count in counts {
             executed += u128::from(count.macs);
@@ -332,9 +363,9 @@ fn work_is_done(receipt: &Receipt) -> Result<(), Refusal> {
         ensure(gate, skipped <= skipped_max, || {
             format!("{} skipped {skipped} MACs, of which at most {skipped_max} can add nothing", ids())
         })?;
-        let bytes_min = work.bytes_min(receipt, executed);
-        ensure(gate, bytes >= bytes_min, || {
-            format!("{} read {bytes} bytes, but {executed} MACs take {bytes_min} or more", ids())
+        let expected = work.bytes(receipt, executed);
+        ensure(gate, expected.contains(&bytes), || {
+            format!("{} read {bytes} bytes, but {executed} MACs take {expected:?}", ids())
         })?;
         let expected = work.calls(receipt);
         ensure(gate, expected.as_ref().is_none_or(|expected| expected.contains(&calls)), || {

@@ -1,4 +1,5 @@
-//! What a run must have computed: multiply-accumulates of each kernel, from the model's dimensions and the tokens alone.
+//! What a run must have computed: multiply-accumulates of each kernel, from the model's dimensions and the tokens alone;
+//! and what that reads of weights as they lie in memory and of the cache.
 //!
 //! Positions, rows and passes are those of one request on an idle engine. All layers see every row that is not in the
 //! cache yet; after the last layer's keys and values only the rows whose logits are wanted go on: the last of the prompt,
@@ -6,10 +7,13 @@
 
 use std::ops::RangeInclusive;
 
-use bitnet_kernels::Kernel;
-use bitnet_models::{HeadMode, KvType};
+use bitnet_kernels::{BLOCK_ROWS, Kernel, Packing};
+use bitnet_models::{FfnSparsity, HeadMode, KvType};
 
 use super::{ModelRecord, Receipt};
+
+/// Columns that fill whole units of every packing: no shape has fewer bytes a weight.
+const WHOLE_COLS: usize = 96;
 
 /// What one or more kernels do together, each in its own way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,8 +103,11 @@ impl Work {
             // Of rows behind a guess that did not come, nobody asks.
             Self::Logits if is_screened => rows.generated * of_row..=rows.with_logits() * of_row,
             Self::Logits => exactly(rows.with_logits() * of_row),
-            // Two planes of each hidden state; then at worst every logit in full, to no avail.
-            Self::Screening if is_screened => 0..=3 * rows.with_logits() * of_row,
+            // Two planes of each hidden state of which logits were left out; then at worst every logit in full, to no avail.
+            Self::Screening if is_screened => {
+                let skipped = receipt.count(Kernel::LogitsProjection).map_or(0, |count| count.macs_skipped);
+                2 * u128::from(skipped)..=3 * rows.with_logits() * of_row
+            }
             Self::Screening => exactly(0),
         }
     }
@@ -123,22 +130,30 @@ impl Work {
         }
     }
 
-    /// The least bytes that so many multiply-accumulates read: each byte serves all rows of a call.
-    pub(super) fn bytes_min(self, receipt: &Receipt, macs: u128) -> u128 {
-        let run = &receipt.run;
-        let rows_max = u128::from(run.prefill_chunk.max(run.draft + 1));
-        // No code has fewer than log2(3) = 1.58 bits a ternary weight.
-        let codes = |rows: u128| macs * 158 / (100 * 8 * rows);
+    /// The bytes that so many multiply-accumulates read, each once a call: the least and the most.
+    pub(super) fn bytes(self, receipt: &Receipt, macs: u128) -> RangeInclusive<u128> {
+        let rows = Rows::new(receipt);
+        let hidden = u128::from(receipt.model.hidden);
         match self {
-            Self::SingleRows => codes(1),
-            Self::SeveralRows | Self::Products => codes(rows_max),
-            Self::Attention => {
-                let [heads, kv_heads] = [receipt.model.heads, receipt.model.kv_heads].map(u128::from);
-                let element_bytes = if run.kv_type == KvType::F16.name() { 2 } else { 4 };
-                macs * element_bytes / (heads / kv_heads) / rows_max
+            Self::SingleRows => codes_min(receipt, macs)..=codes_max(receipt),
+            Self::SeveralRows | Self::Products => {
+                let rows_of_call = rows.chunk.min(rows.prefill()).max(rows.draft_max + 1);
+                codes_min(receipt, macs) / rows_of_call..=codes_max(receipt)
             }
-            Self::Embedding | Self::Logits => 1,
-            Self::Rotation | Self::Screening => 0,
+            Self::Attention => {
+                let ModelRecord { layers, kv_heads, head_dim, .. } = receipt.model;
+                let [layers, kv_heads, head_dim] = [layers, kv_heads, head_dim].map(u128::from);
+                let element_bytes = if receipt.run.kv_type == KvType::F16.name() { 2 } else { 4 };
+                let decoded = rows.keys_read_decoding();
+                let all = |decoded| (layers - 1) * (rows.keys_read_of_prompt() + decoded) + rows.prompt + decoded;
+                let bytes = |keys| 2 * keys * kv_heads * head_dim * element_bytes;
+                bytes(all(*decoded.start()))..=bytes(all(*decoded.end()))
+            }
+            // No table has more than 4 bytes a number.
+            Self::Embedding => 1..=4 * rows.all() * hidden,
+            Self::Logits => 1..=4 * macs.max(1),
+            Self::Rotation => 0..=0,
+            Self::Screening => 0..=u128::MAX,
         }
     }
 
@@ -158,9 +173,42 @@ impl Work {
                 Some(least + 3 * attentions..=most + 4 * attentions)
             }
             Self::Logits => Some(with_logits..=rows.with_logits()),
-            Self::SingleRows | Self::SeveralRows | Self::Screening => None,
+            // One call estimates all rows of a pass; where that does not decide, logits one by one are another.
+            Self::Screening if receipt.run.head == HeadMode::Screened.name() => {
+                Some(with_logits..=with_logits + rows.with_logits())
+            }
+            Self::Screening => Some(0..=0),
+            Self::SingleRows | Self::SeveralRows => None,
         }
     }
+}
+
+/// The least bytes of so many weights in the run's packings.
+fn codes_min(receipt: &Receipt, weights: u128) -> u128 {
+    let bytes = receipt.run.packings().map(|packing| packing.block_bytes(WHOLE_COLS)).min().unwrap_or(0);
+    weights * bytes as u128 / (BLOCK_ROWS * WHOLE_COLS) as u128
+}
+
+/// The bytes of weights that all passes read if each reads every matrix whole.
+fn codes_max(receipt: &Receipt) -> u128 {
+    let ModelRecord { layers, hidden, ffn, heads, kv_heads, head_dim, .. } = receipt.model;
+    let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
+    let packings: Vec<Packing> = receipt.run.packings().collect();
+    let matrix = |rows: u64, cols: u64| {
+        let block_bytes = packings.iter().map(|packing| packing.block_bytes(cols as usize)).max().unwrap_or(0);
+        u128::from(rows.div_ceil(BLOCK_ROWS as u64)) * block_bytes as u128
+    };
+    // Copies of up by rows, of down by columns: 2 bits a weight, in lines of 64 bytes.
+    let copy = match FfnSparsity::by_name(&receipt.run.ffn_sparsity) {
+        Some(FfnSparsity::Off) => 0,
+        _ => u128::from(ffn) * 64 * u128::from(hidden.div_ceil(256)),
+    };
+    let qkv = matrix(queries, hidden) + 2 * matrix(keys, hidden);
+    let rest =
+        matrix(hidden, queries) + matrix(ffn, hidden) + matrix(ffn, hidden).max(copy) + matrix(hidden, ffn).max(copy);
+    let rows = Rows::new(receipt);
+    let layers = u128::from(layers);
+    rows.passes() * (layers * qkv + (layers - 1) * rest) + (1 + rows.decode_passes()) * rest
 }
 
 /// The rows of a run.
@@ -228,6 +276,19 @@ impl Rows {
         self.drafted - self.accepted
     }
 
+    /// Σ keys that the passes over the prompt read: their rows read together what they share.
+    fn keys_read_of_prompt(&self) -> u128 {
+        let whole = self.prefill().div_ceil(self.chunk) - 1;
+        whole * self.cached + self.chunk * whole * (whole + 1) / 2 + self.prompt
+    }
+
+    /// Σ keys that the passes after it read. How early guesses came is not known.
+    fn keys_read_decoding(&self) -> RangeInclusive<u128> {
+        let passes = self.decode_passes();
+        let least = passes * self.prompt + passes * (passes + 1) / 2 + self.drafted;
+        least..=least + self.accepted * passes.saturating_sub(1)
+    }
+
     /// Σ (position + 1) over the rows from `first` on, guesses that did not come left out.
     fn keys_seen(&self, first: u128) -> u128 {
         let end = self.prompt + self.generated - 1;
@@ -252,6 +313,10 @@ mod tests {
             assert_eq!(rows.passes(), chunks.chunks(chunk as usize).len() as u128 + g - 1);
             let keys: u64 = (cached..prompt + generated - 1).map(|position| position + 1).sum();
             assert_eq!(rows.keys_seen(c), u128::from(keys), "{prompt} {cached} {generated} {chunk}");
+            let ends = chunks.chunks(chunk as usize).map(|chunk| cached + chunk[chunk.len() - 1] + 1);
+            assert_eq!(rows.keys_read_of_prompt(), u128::from(ends.sum::<u64>()));
+            let read = (prompt + 1..prompt + generated).map(u128::from).sum();
+            assert_eq!(rows.keys_read_decoding(), read..=read);
         }
     }
 }
