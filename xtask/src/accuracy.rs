@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use bitnet_kernels::{Activations, Cpu, KernelSet, Part, Pool, TernaryMatrix, math};
+use bitnet_kernels::{Activations, Cpu, KernelSet, Packing, Part, Pool, TernaryMatrix, math};
 use bitnet_quantization::i2_s::Form;
 use bitnet_quantization::tq::Kind;
 use bitnet_quantization::{Scaling, TernaryFormat, i2s_32, qk256, tl1, tl2};
@@ -194,14 +194,18 @@ fn product_table() -> anyhow::Result<String> {
     let squared = plain.iter().map(|x| x.max(0.0) * x.max(0.0)).collect();
     let inputs: [Vec<f32>; 3] = [plain, outliers, squared];
     for (name, codec) in Codec::all()? {
-        let Codec::Ternary(format @ (TernaryFormat::I2_S(_) | TernaryFormat::TL1(_) | TernaryFormat::TL2(_))) = codec
-        else {
-            continue;
+        let Codec::Ternary(format) = codec else { continue };
+        // As the kernels of that name multiply.
+        let packing = match format {
+            TernaryFormat::I2_S(_) => cpu.set().packing,
+            TernaryFormat::TL1(_) => Packing::Tl1,
+            TernaryFormat::TL2(_) => Packing::Tl2,
+            _ => continue,
         };
         let mut bytes = vec![0; codec.size_bytes()?];
         let scale = format.quantize(&weights, rows, cols, Scaling::AbsMean, &mut bytes, cpu.pool())?;
         let unpack = |_, range: Range<usize>, out: &mut [i8]| format.unpack_rows(&bytes, rows, cols, range, out);
-        let matrix = TernaryMatrix::pack(cpu.pool(), &[Part { rows, scale }], cols, cpu.set().packing, &unpack)?;
+        let matrix = TernaryMatrix::pack(cpu.pool(), &[Part { rows, scale }], cols, packing, &unpack)?;
         let floats = codec.there_and_back(&weights, Scaling::AbsMean)?;
         write!(out, "| {name} |")?;
         for input in &inputs {
