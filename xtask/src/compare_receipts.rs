@@ -107,8 +107,10 @@ fn compare(baseline: &Value, current: &Value, again: &[Value]) -> (String, Band)
 fn read(path: &Path) -> anyhow::Result<Value> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let receipt: Value = serde_json::from_str(&text).with_context(|| format!("{} is not a receipt", path.display()))?;
-    let rate = receipt.get("tokens_per_second").and_then(Value::as_f64);
-    ensure!(rate.is_some_and(|rate| rate > 0.0), "{} holds no tokens_per_second", path.display());
+    let rate = receipt.get("tokens_per_second");
+    // A single token has no rate.
+    let has_rate = rate.is_some_and(|rate| rate.is_null() || rate.as_f64().is_some_and(|rate| rate > 0.0));
+    ensure!(has_rate, "{} holds no tokens_per_second", path.display());
     Ok(receipt)
 }
 
@@ -142,6 +144,21 @@ mod tests {
         let (report, worst) = compare(&base, &current, &[receipt(98.0, 50.0), receipt(118.0, 50.0)]);
         assert_eq!(worst, Band::Accepted, "{report}");
         assert!(report.contains("noise 18.0 %"), "{report}");
+    }
+
+    #[test]
+    fn runs_of_a_single_token_are_compared_by_the_rest() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("receipt.json");
+        let mut single = receipt(1.0, 50.0);
+        single["tokens_per_second"] = Value::Null;
+        std::fs::write(&path, single.to_string()).unwrap();
+        let (report, worst) = compare(&single, &read(&path).unwrap(), &[]);
+        assert!(worst == Band::Accepted && !report.contains("tokens_per_second"), "{report}");
+        for other in [json!({}), json!({ "tokens_per_second": 0.0 }), json!({ "tokens_per_second": "fast" })] {
+            std::fs::write(&path, other.to_string()).unwrap();
+            assert!(read(&path).is_err(), "{other}");
+        }
     }
 
     #[test]

@@ -118,7 +118,13 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     if let Some(path) = &options.receipt {
-        add_to_receipt(&report, path)?;
+        let parity = Parity {
+            reference: report.reference.clone(),
+            cosine: Some(report.min_cosine),
+            exact_match_rate: Some(report.top1_agreement),
+            status: report.status.to_owned(),
+        };
+        add_to_receipt(parity, &report.model_sha256, path)?;
     }
     Ok(if report.status == "ok" { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -133,11 +139,11 @@ fn summarize(options: &Options, model: &Path, positions: Vec<Position>, mean_del
         model: model.display().to_string(),
         model_sha256: model_sha256(model).with_context(|| format!("cannot read {}", model.display()))?,
         positions: positions.len(),
-        max_delta: largest(positions.iter().map(|p| p.max_delta)),
+        max_delta: largest(positions.iter().map(|p| f64::from(p.max_delta))) as f32,
         mean_delta,
-        min_cosine: positions.iter().map(|p| p.cosine).fold(f64::INFINITY, f64::min),
+        min_cosine: least(positions.iter().map(|p| p.cosine)),
         mean_kl: mean(|p| p.kl),
-        max_kl: positions.iter().map(|p| p.kl).fold(0.0, f64::max),
+        max_kl: largest(positions.iter().map(|p| p.kl)),
         top1_agreement,
         top5_agreement: mean(|p| p.top5),
         first_divergence: positions.iter().position(|p| p.max_delta > options.tolerance || p.max_delta.is_nan()),
@@ -154,7 +160,7 @@ fn compare(position: usize, token: u32, found: &[f32], expected: &[f32]) -> Posi
     Position {
         position,
         token,
-        max_delta: largest(found.iter().zip(expected).map(|(a, b)| (a - b).abs())),
+        max_delta: largest(found.iter().zip(expected).map(|(a, b)| f64::from((a - b).abs()))) as f32,
         cosine: dot(found, expected) / (dot(found, found) * dot(expected, expected)).sqrt(),
         kl: divergence(expected, found),
         top1: ours[0] == theirs[0],
@@ -163,8 +169,13 @@ fn compare(position: usize, token: u32, found: &[f32], expected: &[f32]) -> Posi
 }
 
 /// The largest; what is no number is larger than all.
-fn largest(values: impl Iterator<Item = f32>) -> f32 {
+fn largest(values: impl Iterator<Item = f64>) -> f64 {
     values.fold(0.0, |max, value| if value > max || value.is_nan() { value } else { max })
+}
+
+/// The least; what is no number is less than all.
+fn least(values: impl Iterator<Item = f64>) -> f64 {
+    values.fold(f64::INFINITY, |min, value| if value < min || value.is_nan() { value } else { min })
 }
 
 /// The ids of the most probable tokens, the lower one first among equals.
@@ -224,19 +235,24 @@ fn table(report: &Report) -> String {
     text
 }
 
-fn add_to_receipt(report: &Report, path: &Path) -> anyhow::Result<()> {
+/// Puts a comparison of the model with this hash into its receipt, which stays as it is if it would not verify then.
+fn add_to_receipt(parity: Parity, model_sha256: &str, path: &Path) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let receipt = Verifier::new().verify(&text, None).with_context(|| path.display().to_string())?;
-    if receipt.model.sha256 != report.model_sha256 {
+    let verifier = Verifier::new();
+    let receipt = verifier.verify(&text, None).with_context(|| path.display().to_string())?;
+    if receipt.model.sha256 != model_sha256 {
         bail!("{} is of another model: its hash is {}", path.display(), receipt.model.sha256);
     }
-    let parity = Parity {
-        reference: report.reference.clone(),
-        cosine: Some(report.min_cosine),
-        exact_match_rate: Some(report.top1_agreement),
-        status: report.status.to_owned(),
-    };
-    receipt.with_parity(parity).write(path).with_context(|| format!("cannot write {}", path.display()))
+    let was_signed = receipt.signature.is_some();
+    let receipt = receipt.with_parity(parity);
+    verifier
+        .verify(&receipt.to_json(), None)
+        .with_context(|| format!("{} stays as it was: with this comparison it would be refused", path.display()))?;
+    receipt.write(path).with_context(|| format!("cannot write {}", path.display()))?;
+    if was_signed {
+        println!("{}: signature dropped, since it was made before the comparison", path.display());
+    }
+    Ok(())
 }
 
 fn read_tokens(path: &Path) -> anyhow::Result<Vec<TokenId>> {
@@ -299,6 +315,34 @@ mod tests {
         assert!((found.kl - kl).abs() < 1e-9, "{} {kl}", found.kl);
         let nan = compare(0, 0, &[f32::NAN; 6], &theirs);
         assert!(nan.max_delta.is_nan() && nan.cosine.is_nan());
+    }
+
+    #[test]
+    fn what_is_no_number_is_the_worst() {
+        let numbers = [0.5, f64::NAN, 0.25, 2.0];
+        assert!(least(numbers.into_iter()).is_nan() && largest(numbers.into_iter()).is_nan());
+        assert_eq!((least([0.5, 0.25].into_iter()), largest([0.5, 2.0].into_iter())), (0.25, 2.0));
+    }
+
+    #[test]
+    fn a_receipt_stays_as_it_was_if_it_would_not_verify() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("receipt.json");
+        std::fs::copy(crate::repository().join("ci/inference.json"), &path).unwrap();
+        let before = std::fs::read_to_string(&path).unwrap();
+        let sha256 = Verifier::new().verify(&before, None).unwrap().model.sha256;
+        let parity = |cosine| Parity {
+            reference: "elsewhere".to_owned(),
+            cosine: Some(cosine),
+            exact_match_rate: Some(0.5),
+            status: "divergence".to_owned(),
+        };
+        let error = add_to_receipt(parity(f64::NAN), &sha256, &path).unwrap_err();
+        assert!(format!("{error:#}").contains("stays as it was"), "{error:#}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), before);
+        add_to_receipt(parity(0.5), &sha256, &path).unwrap();
+        let after = Verifier::new().verify(&std::fs::read_to_string(&path).unwrap(), None).unwrap();
+        assert_eq!(after.parity.unwrap().cosine, Some(0.5));
     }
 
     #[test]
