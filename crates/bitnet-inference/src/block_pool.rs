@@ -28,6 +28,18 @@ enum Before {
     Start(Option<Arc<str>>),
 }
 
+impl Content {
+    /// What block `index` of a sequence holds once it is full.
+    fn new(salt: Option<&Arc<str>>, tokens: &[TokenId], held: &[u32], index: usize) -> Self {
+        let before = match index {
+            0 => Before::Start(salt.cloned()),
+            _ => Before::Block(held[index - 1]),
+        };
+        let Some(tokens) = tokens[index * BLOCK..].first_chunk::<BLOCK>() else { unreachable!("a full block") };
+        Self { before, tokens: *tokens }
+    }
+}
+
 #[derive(Clone, Default)]
 struct Block {
     /// Sequences that hold it.
@@ -104,29 +116,37 @@ impl BlockPool {
         true
     }
 
-    /// Says that block `index` of a sequence is full. If its content is known in another block, the sequence gets that one:
-    /// equal tokens have equal keys and values, to the bit.
+    /// Says that block `index` of a sequence is full. If its content is known in another block, the sequence gets that one.
     pub fn fill(&mut self, salt: Option<&Arc<str>>, tokens: &[TokenId], held: &mut [u32], index: usize) {
-        let before = match index {
-            0 => Before::Start(salt.cloned()),
-            _ => Before::Block(held[index - 1]),
-        };
-        let Some(tokens) = tokens[index * BLOCK..].first_chunk::<BLOCK>() else { unreachable!("a full block") };
-        let content = Arc::new(Content { before, tokens: *tokens });
-        let id = held[index];
-        if let Some(&known) = self.known.get(&content) {
-            if known != id {
-                self.hold(known);
-                held[index] = known;
-                self.release(id);
-            }
+        let content = Content::new(salt, tokens, held, index);
+        if self.replace(&content, held, index) {
             return;
         }
+        let id = held[index];
+        let content = Arc::new(content);
         if let Before::Block(before) = content.before {
             self.blocks[before as usize].followers += 1;
         }
         self.blocks[id as usize].content = Some(Arc::clone(&content));
         self.known.insert(content, id);
+    }
+
+    /// Gives a sequence the block that is known to hold what its block `index` is to hold, before that is full; false if
+    /// there is none.
+    pub fn take_over(&mut self, salt: Option<&Arc<str>>, tokens: &[TokenId], held: &mut [u32], index: usize) -> bool {
+        self.replace(&Content::new(salt, tokens, held, index), held, index)
+    }
+
+    /// Puts the block with this content in the place of block `index`: equal tokens have equal keys and values, to the bit.
+    /// False if there is none.
+    fn replace(&mut self, content: &Content, held: &mut [u32], index: usize) -> bool {
+        let Some(&known) = self.known.get(content) else { return false };
+        if known != held[index] {
+            self.hold(known);
+            let own = std::mem::replace(&mut held[index], known);
+            self.release(own);
+        }
+        true
     }
 
     /// Takes blocks back. What is known of them stays known.
@@ -259,6 +279,23 @@ mod tests {
         assert_eq!(pool.num_available(), 6);
         pool.give_back(&mut a);
         assert_eq!(pool.num_available(), 6, "the other still holds them");
+        pool.give_back(&mut b);
+        assert_eq!(pool.num_available(), 8);
+    }
+
+    #[test]
+    fn what_another_has_filled_is_taken_over() {
+        let mut pool = BlockPool::new(8);
+        let tokens = tokens(&[1, 2]);
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        assert!(pool.take(2, &mut a) && pool.take(2, &mut b));
+        assert!(!pool.take_over(None, &tokens, &mut b, 0), "nobody has filled it");
+        pool.fill(None, &tokens, &mut a, 0);
+        let salt = "mine".into();
+        assert!(!pool.take_over(Some(&salt), &tokens, &mut b, 0), "not of others");
+        assert!(pool.take_over(None, &tokens, &mut b, 0) && !pool.take_over(None, &tokens, &mut b, 1));
+        assert_eq!((a[0], pool.num_available()), (b[0], 5));
+        pool.give_back(&mut a);
         pool.give_back(&mut b);
         assert_eq!(pool.num_available(), 8);
     }

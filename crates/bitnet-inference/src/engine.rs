@@ -1,8 +1,10 @@
 //! [`Engine`]: sequences, step by step.
 //!
 //! A step runs the next tokens of every running sequence through the model together, so that weights are read once: first
-//! one token for each sequence that is decoding, then prompts in the order of their arrival, in chunks: long ones while
-//! nobody decodes, short ones otherwise, so that a long prompt does not keep the others waiting.
+//! one token for each sequence that is decoding, then prompts, in chunks: long ones while nobody decodes, short ones
+//! otherwise, so that a long prompt does not keep the others waiting. Half of a chunk is for the prompt that came first, the
+//! rest for those with the fewest tokens left, so that a short prompt does not wait for a long one. Of prompts that begin
+//! alike one computes the beginning, and the others wait and take it over, block by block.
 //!
 //! A sequence starts when there are cache blocks for its prompt, and takes more as it grows. If none is left, the sequence
 //! that came last gives its blocks up and computes them again later. Neither that, nor what else runs, nor what was still in
@@ -89,7 +91,7 @@ pub struct EngineCounts {
     pub computed_tokens: u64,
     /// Tokens of prompts of started requests.
     pub prompt_tokens: u64,
-    /// Those of them that were still in the cache.
+    /// Those of them that did not have to be computed.
     pub cached_tokens: u64,
     /// Sequences that had to give their blocks up.
     pub preemptions: u64,
@@ -128,6 +130,8 @@ pub struct Engine {
     counts: EngineCounts,
     // What follows is of one step, and kept so that a step allocates nothing.
     plan: Vec<Planned>,
+    /// Places of the sequences whose prompts are being computed, in the order in which they get their share of the step.
+    prefilling: Vec<usize>,
     /// Ids of the tokens of one step, as the model takes them.
     step_tokens: Vec<u32>,
     /// Rows whose logits are all needed from the start.
@@ -166,6 +170,7 @@ impl Engine {
             head_use: HeadUse::default(),
             counts: EngineCounts::default(),
             plan: Vec::new(),
+            prefilling: Vec::new(),
             step_tokens: Vec::new(),
             full_rows: Vec::new(),
             row_logits: Vec::new(),
@@ -330,9 +335,10 @@ impl Engine {
             if !sequence.admit(&mut self.blocks) {
                 return;
             }
-            if sequence.timings.generated_tokens == 0 {
+            if !sequence.was_preempted {
+                sequence.timings.cached_tokens = sequence.computed;
                 self.counts.prompt_tokens += sequence.timings.prompt_tokens as u64;
-                self.counts.cached_tokens += sequence.timings.cached_tokens as u64;
+                self.counts.cached_tokens += sequence.computed as u64;
             }
             self.running.extend(self.waiting.pop_front());
         }
@@ -363,15 +369,41 @@ impl Engine {
             }
             index += 1;
         }
-        let mut budget =
-            if self.plan.is_empty() { self.options.prefill_chunk } else { self.options.mixed_chunk }.max(1);
-        for (index, sequence) in self.running.iter().enumerate().filter(|(_, sequence)| !sequence.is_decoding()) {
-            let tokens = sequence.pending().min(budget);
+        let budget = if self.plan.is_empty() { self.options.prefill_chunk } else { self.options.mixed_chunk };
+        self.schedule_prompts(budget.max(1));
+    }
+
+    /// Shares out `budget` tokens of the step among prompts.
+    fn schedule_prompts(&mut self, mut budget: usize) {
+        let Self { running, plan, prefilling, blocks, counts, .. } = self;
+        prefilling.clear();
+        for (index, sequence) in running.iter_mut().enumerate().filter(|(_, sequence)| !sequence.is_decoding()) {
+            let before = sequence.computed;
+            sequence.take_over(blocks);
+            if !sequence.was_preempted {
+                sequence.timings.cached_tokens += sequence.computed - before;
+                counts.cached_tokens += (sequence.computed - before) as u64;
+            }
+            prefilling.push(index);
+        }
+        let Some((_, others)) = prefilling.split_first_mut() else { return };
+        others.sort_unstable_by_key(|&index| (running[index].pending(), index));
+        let first = plan.len();
+        for &index in &*prefilling {
+            let sequence = &running[index];
+            if plan[first..].iter().any(|planned| sequence.can_wait_for(&running[planned.index])) {
+                continue;
+            }
+            let share = if plan.len() == first { budget.div_ceil(2) } else { budget };
+            let tokens = sequence.pending().min(share);
             if tokens > 0 {
-                self.plan.push(Planned { index, tokens });
+                plan.push(Planned { index, tokens });
                 budget -= tokens;
             }
         }
+        // What nobody else has use for.
+        let Planned { index, tokens } = &mut plan[first];
+        *tokens += budget.min(running[*index].pending() - *tokens);
     }
 
     /// Takes one more block for a running sequence. While there is none, the sequence that came last gives up its own; false

@@ -82,7 +82,8 @@ impl FinishReason {
 pub struct Timings {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Those of them that were still in the cache.
+    /// Those of them that did not have to be computed: they were in the cache, from earlier requests or from others that
+    /// ran at the same time.
     pub cached_tokens: usize,
     /// Tokens sampled, the stop token included.
     pub generated_tokens: usize,

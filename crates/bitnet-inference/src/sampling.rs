@@ -143,7 +143,7 @@ impl Sampler {
     }
 
     fn choose(&mut self, logits: &impl Logits, tokens: &[TokenId], allowed: Option<&TokenSet>) -> Option<TokenId> {
-        self.change(logits, tokens);
+        self.change(logits, tokens)?;
         self.candidates.reset(logits.len(), allowed);
         let params = &self.params;
         let candidates = &mut self.candidates;
@@ -185,8 +185,8 @@ impl Sampler {
         Some(TokenId(draw(&self.candidates.found, temperature, noise)))
     }
 
-    /// The logits that bias and penalties change, by ascending id.
-    fn change(&mut self, logits: &impl Logits, tokens: &[TokenId]) {
+    /// The logits that bias and penalties change, by ascending id; `None` if there are too many to compute them one by one.
+    fn change(&mut self, logits: &impl Logits, tokens: &[TokenId]) -> Option<()> {
         let params = &self.params;
         let changed = &mut self.candidates.changed;
         changed.clear();
@@ -200,6 +200,9 @@ impl Sampler {
         changed.extend(biased.chain(self.recent.iter().copied()).map(|token| Candidate { token, logit: f32::NAN }));
         changed.sort_unstable_by_key(|c| c.token);
         changed.dedup_by_key(|c| c.token);
+        if changed.len() > logits.exact_max() {
+            return None;
+        }
         for c in changed.iter_mut() {
             c.logit = logits.exact(c.token as usize);
         }
@@ -215,6 +218,7 @@ impl Sampler {
                 if *logit <= 0.0 { *logit * params.repetition_penalty } else { *logit / params.repetition_penalty };
             *logit -= params.frequency_penalty * run.len() as f32 + params.presence_penalty;
         }
+        Some(())
     }
 
     /// Softmax of the candidates, which are in order, into `probabilities`.
@@ -433,6 +437,24 @@ mod tests {
                 _ => 120,
             };
             assert!(undecided <= most, "kind {kind}: {undecided} of 120 undecided");
+        }
+    }
+
+    #[test]
+    fn no_logits_are_computed_one_by_one_where_a_bias_needs_too_many() {
+        let (values, errors) = ([0.0f32; 3000], [0.1f32; 3000]);
+        let num_exact = std::cell::Cell::new(0);
+        let exact = |token: u32| {
+            num_exact.set(num_exact.get() + 1);
+            token as f32
+        };
+        for (num_biases, expected) in [(256, Some(TokenId(255))), (257, None)] {
+            let logit_bias = (0..num_biases).map(|token| (TokenId(token), 50.0)).collect();
+            let params = SamplingParams { temperature: 0.0, logit_bias, ..SamplingParams::default() };
+            let mut sampler = Sampler::new(params, 3000).expect("valid parameters");
+            let estimates = Estimates { values: &values, errors: &errors };
+            assert_eq!(sampler.sample_estimated(estimates, &exact, &[], None), expected);
+            assert_eq!(num_exact.replace(0) > 0, expected.is_some());
         }
     }
 

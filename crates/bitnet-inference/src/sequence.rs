@@ -29,6 +29,8 @@ pub(crate) struct Sequence {
     pub blocks: Vec<u32>,
     /// Blocks whose content the pool knows.
     num_known: usize,
+    /// It gave its blocks up once: what it computes again is not counted again.
+    pub was_preempted: bool,
     cache_salt: Option<Arc<str>>,
     /// The most tokens it may come to.
     pub tokens_max: usize,
@@ -72,6 +74,7 @@ impl Sequence {
             computed: 0,
             blocks: Vec::with_capacity(tokens_max.div_ceil(KvCache::BLOCK)),
             num_known: 0,
+            was_preempted: false,
             cache_salt: request.cache_salt,
             tokens_max,
             limit,
@@ -111,16 +114,42 @@ impl Sequence {
         }
         self.num_known = known;
         self.computed = known * KvCache::BLOCK;
-        if self.timings.generated_tokens == 0 {
-            self.timings.cached_tokens = self.computed;
-        }
         true
+    }
+
+    /// Takes over the next blocks as far as others have computed them since.
+    pub fn take_over(&mut self, pool: &mut BlockPool) {
+        while let Some(end) = self.next_reusable()
+            && pool.take_over(self.cache_salt.as_ref(), &self.tokens, &mut self.blocks, self.num_known)
+        {
+            self.num_known += 1;
+            self.computed = end;
+        }
+    }
+
+    /// Whether `other` is at the block that comes next here, too: it will be there to be taken over.
+    pub fn can_wait_for(&self, other: &Self) -> bool {
+        let Some(end) = self.next_reusable() else { return false };
+        let (known, next) = (self.num_known, end - KvCache::BLOCK..end);
+        // Where it is one and the same block that comes before, so is all that comes before that.
+        other.num_known == known
+            && self.cache_salt == other.cache_salt
+            && self.blocks[..known].last() == other.blocks[..known].last()
+            && other.tokens.get(next.clone()) == Some(&self.tokens[next])
+    }
+
+    /// The end of the first block that is not known, if it need not be computed here: the last token always is, since its
+    /// logits are needed.
+    fn next_reusable(&self) -> Option<usize> {
+        let end = (self.num_known + 1) * KvCache::BLOCK;
+        (end < self.tokens.len()).then_some(end)
     }
 
     /// Gives its blocks back; what it has computed has to be computed again, as far as it is not found in the pool then.
     pub fn give_up_blocks(&mut self, pool: &mut BlockPool) {
         pool.give_back(&mut self.blocks);
         (self.computed, self.num_known) = (0, 0);
+        self.was_preempted = true;
     }
 
     /// `n` more tokens are in the cache.

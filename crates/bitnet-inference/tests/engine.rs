@@ -234,6 +234,100 @@ fn a_long_prompt_keeps_nobody_waiting() {
 }
 
 #[test]
+fn a_short_prompt_does_not_wait_for_a_long_one() {
+    let mut engine = engine(512, 128);
+    let mut events = Vec::new();
+    engine.submit(request(&[256, 4], 9, 100)).expect("a good request");
+    engine.step(&mut events);
+    let long = engine.submit(request(&[3; 400], 1, 5)).expect("a good request");
+    engine.step(&mut events);
+    let short = engine.submit(request(&[256, 7, 8, 9, 10, 11, 12, 13], 1, 5)).expect("a good request");
+    let done = |events: &[Event], wanted: RequestId| {
+        let done = |e: &Event| match e {
+            Event::Prefill { id, done, .. } if *id == wanted => Some(*done),
+            _ => None,
+        };
+        events.iter().filter_map(done).max().unwrap_or(0)
+    };
+    let half = EngineOptions::default().mixed_chunk / 2;
+    let before = done(&events, long);
+    engine.step(&mut events);
+    engine.step(&mut events);
+    assert_eq!(done(&events, short), 8, "half of each step is its own");
+    assert_eq!(done(&events, long), before + 2 * half, "the other half is the long one's");
+    engine.step(&mut events);
+    assert_eq!(done(&events, long), before + 4 * half, "which gets all that nobody else needs");
+}
+
+#[test]
+fn prompts_that_begin_alike_are_computed_once() {
+    let prompt: Vec<u32> = (0..150).map(|i| i * 7 % 256).collect();
+    let mut requests: Vec<Request> = (0..8).map(|seed| request(&prompt, seed, 6)).collect();
+    // It leaves the others after two blocks.
+    requests.push(request(&[&prompt[..70], &[9; 30]].concat(), 8, 6));
+    let expected = alone(&requests);
+    for prefill_chunk in [128, 40, 7] {
+        let mut engine =
+            engine_with(EngineOptions { context: 512, cache: 2048, prefill_chunk, ..EngineOptions::default() });
+        let mut events = Vec::new();
+        let others: Vec<_> = (0..3).map(|i| request(&[256, i], 1, 4)).collect();
+        for other in others {
+            engine.submit(other).expect("a good request");
+        }
+        let ids: Vec<_> = requests.iter().map(|r| engine.submit(r.clone()).expect("a good request")).collect();
+        while engine.is_busy() {
+            engine.step(&mut events);
+        }
+        let counts = engine.counts();
+        let cached = |wanted: RequestId| {
+            let cached = |e: &Event| match e {
+                Event::Finished { id, finish, .. } if *id == wanted => Some(finish.timings.cached_tokens),
+                _ => None,
+            };
+            events.iter().find_map(cached).expect("an end")
+        };
+        let cached: Vec<_> = ids.iter().map(|id| cached(*id)).collect();
+        let tokens = |wanted: RequestId| -> Vec<TokenId> {
+            let token = |e: &Event| match e {
+                Event::Token { id, token, .. } if *id == wanted => Some(*token),
+                _ => None,
+            };
+            events.iter().filter_map(token).collect()
+        };
+        assert_eq!(ids.iter().map(|id| tokens(*id)).collect::<Vec<_>>(), expected, "chunks of {prefill_chunk}");
+        // Each computes what is behind the last whole block itself.
+        assert_eq!(cached.iter().sum::<usize>() as u64, counts.cached_tokens);
+        let computed = counts.prompt_tokens - counts.cached_tokens;
+        assert!(computed <= 150 + 7 * 22 + 36 + 6 + 2 * 32, "{computed} tokens of prompts computed: {cached:?} cached");
+        assert_eq!(counts.computed_tokens, computed + 9 * 5 + 3 * 3);
+        assert_eq!(engine.free_blocks().0, engine.free_blocks().1);
+    }
+}
+
+#[test]
+fn what_a_request_computes_again_does_not_count_as_cached() {
+    // Six blocks: one for each of the first two, which soon need another, and four for the long prompt.
+    let options = EngineOptions { context: 128, cache: 192, ..EngineOptions::default() };
+    let mut engine = engine_with(options);
+    let mut events = Vec::new();
+    for prompt in [[1; 26], [2; 26]] {
+        engine.submit(request(&prompt, 1, 30)).expect("a good request");
+    }
+    engine.step(&mut events);
+    let long: Vec<u32> = (0..120).map(|i| i * 7 % 256).collect();
+    let id = engine.submit(request(&long, 1, 2)).expect("a good request");
+    while engine.is_busy() {
+        engine.step(&mut events);
+    }
+    assert!(engine.counts().preemptions > 0, "{:?}", engine.counts());
+    let cached = events.iter().find_map(|e| match e {
+        Event::Finished { id: of, finish, .. } if *of == id => Some(finish.timings.cached_tokens),
+        _ => None,
+    });
+    assert_eq!((cached, engine.counts().cached_tokens, engine.counts().prompt_tokens), (Some(0), 0, 172));
+}
+
+#[test]
 fn log_probabilities_are_those_of_the_logits() {
     let mut engine = engine(512, 64);
     let with = Request { logprobs: Some(3), ..request(&[256, 9, 8], 5, 12) };
