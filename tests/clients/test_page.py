@@ -125,6 +125,22 @@ def test_a_seed_gives_the_same_answer_and_another_another(open_page):
     assert texts[0] == texts[1] != texts[2] and texts[0]
 
 
+@pytest.mark.parametrize("has_clipboard", [True, False])
+def test_an_answer_can_be_copied(open_page, has_clipboard):
+    page = open_page(permissions=["clipboard-read", "clipboard-write"])
+    if not has_clipboard:
+        # As over plain HTTP from another machine.
+        page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    set_up(page, seed=1, max_tokens=10)
+    say(page, "Once upon a time")
+    page.get_by_role("button", name="Copy").click(timeout=PATIENCE_MS)
+    expect(page.get_by_role("button", name="Copied", exact=True)).to_be_visible()
+    box = page.get_by_role("textbox", name="Message")
+    box.focus()
+    page.keyboard.press("Control+V")
+    assert box.input_value().strip() == answers(page).inner_text().strip()
+
+
 def test_settings_are_sent_and_kept(open_page):
     page = open_page()
     set_up(page, system="Be brief.", temperature=0, seed=7, top_p=0.9, top_k=40, min_p=0.05, max_tokens=3)

@@ -213,6 +213,8 @@ fn log_probabilities_are_those_of_the_tokens() {
 fn what_cannot_be_honoured_is_refused_by_name() {
     let server = Server::start(&[]);
     let unsupported = "unsupported_parameter";
+    let many_biases: Value =
+        (0..1025).map(|token| (token.to_string(), json!(1))).collect::<serde_json::Map<_, _>>().into();
     for (more, code, field) in [
         (json!({ "frobnicate": 1 }), "unknown_parameter", "frobnicate"),
         (json!({ "top_logprobs": 2 }), "invalid_value", "top_logprobs"),
@@ -266,6 +268,7 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         (json!({ "stop": vec!["x"; 17] }), "invalid_value", "stop"),
         (json!({ "stop": { "a": 1 } }), "invalid_value", "stop"),
         (json!({ "stop_token_ids": [99_999_999] }), "invalid_value", "stop_token_ids"),
+        (json!({ "logit_bias": many_biases }), "invalid_value", "logit_bias"),
         (json!({ "logit_bias": { "99999999": 1 } }), "invalid_value", "logit_bias.99999999"),
         (json!({ "logit_bias": { "the": 1 } }), "invalid_value", "logit_bias.the"),
         (json!({ "logit_bias": { "5": 101 } }), "invalid_value", "logit_bias.5"),
@@ -364,6 +367,7 @@ fn models_are_listed_under_their_names() {
     assert_eq!(names, ["tiny", "org/tiny"]);
     assert!(list["data"][0]["max_model_len"].as_u64().is_some_and(|positions| positions > 0));
     assert_eq!(server.get("/v1/models/org/tiny").json()["root"], "tiny");
+    assert_eq!(server.get("/v1/models/%ff").json()["error"]["param"], "model");
     let unknown = server.get("/v1/models/stories");
     assert_eq!((unknown.status, &unknown.json()["error"]["code"]), (404, &json!("model_not_found")));
     assert_eq!(server.answer(CHAT, &chat("Once", json!({ "model": "org/tiny" })))["model"], "tiny");

@@ -154,6 +154,30 @@ fn two_hundred_clients_that_hang_up_leave_a_server_that_answers() {
 }
 
 #[test]
+fn forms_that_take_long_to_compile_delay_nobody_once_their_clients_have_gone() {
+    let server = Server::start(&["--ctx-size", "2048"]);
+    let form = |index: usize| {
+        let one = |i: usize, j: usize| json!({ "properties": { format!("p{index}_{i}_{j}"): { "type": "integer" } } });
+        let all: Vec<_> = (0..10).map(|i| json!({ "anyOf": [one(i, 0), one(i, 1)] })).collect();
+        chat("Once", json!({ "structured_outputs": { "json": { "type": "object", "allOf": all } } }))
+    };
+    let streams: Vec<_> = (0..200)
+        .map(|index| {
+            let mut stream = server.connect();
+            let headers = [("content-type", "application/json")];
+            write_request(&mut stream, "POST", CHAT, &headers, form(index).to_string().as_bytes()).expect("it is sent");
+            stream
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(500));
+    drop(streams);
+    let start = Instant::now();
+    server.answer(CHAT, &chat("Once upon a time", json!({})));
+    // All of them would take some minutes.
+    assert!(start.elapsed() < Duration::from_secs(30), "answered after {:?}", start.elapsed());
+}
+
+#[test]
 fn overload_is_answers_and_refusals_in_flat_memory() {
     let arguments = ["--ctx-size", "512", "--kv-memory", "16M", "--running", "4", "--queue-requests", "8"];
     let server = Server::start(&arguments);

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
-use crate::client::{Server, chat};
+use crate::client::{Response, Server, chat, write_request};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -46,6 +46,36 @@ fn only_whoever_has_a_key_is_answered() {
     }
     let log = format!("{:?}", server.log());
     assert!(!log.contains("secret") && !log.contains("hunter2"), "keys are not logged");
+}
+
+#[test]
+fn a_refusal_reaches_whoever_is_still_sending() {
+    let folder = folder();
+    let arguments = ["--api-key-file", &file(&folder, "keys", KEYS), "--body-timeout", "1", "--running", "1"];
+    let server = Server::start(&[&arguments[..], &["--ctx-size", "100000", "--queue-requests", "1"]].concat());
+    let send = |path: &str, key: &str| {
+        let mut stream = server.connect();
+        let headers = [("authorization", key), ("content-type", "application/json")];
+        let body = chat(&"x".repeat(1_000_000), json!({})).to_string();
+        write_request(&mut stream, "POST", path, &headers, body.as_bytes()).expect("the server reads it all");
+        Response::read(stream).finish().status
+    };
+    let endless = chat("Once upon a time", json!({ "stream": true, "ignore_eos": true, "max_tokens": 90_000 }));
+    let open = || {
+        let mut stream = server.connect();
+        let headers = [("authorization", "Bearer secret"), ("content-type", "application/json")];
+        write_request(&mut stream, "POST", CHAT, &headers, endless.to_string().as_bytes()).expect("it is sent");
+        Response::read(stream)
+    };
+    let mut running = open();
+    running.read_chunk();
+    let waiting = open();
+    for _ in 0..12 {
+        assert_eq!(send(CHAT, "Bearer hunter2"), 401);
+        assert_eq!(send(CHAT, "Bearer secret"), 429);
+        assert_eq!(send("/v1/nothing", "Bearer secret"), 404);
+    }
+    drop((running, waiting));
 }
 
 #[test]

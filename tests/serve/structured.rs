@@ -92,6 +92,12 @@ fn a_form_that_no_answer_has_is_the_fault_of_the_request() {
         let (status, code, _) = server.refusal(CHAT, &chat("Once", json!({ "structured_outputs": outputs })));
         assert!(status == 400 && ["invalid_value", "form_failed"].contains(&&*code), "{outputs}: {status} {code}");
     }
+    // Its first token is too much work: found before a stream begins.
+    let properties: serde_json::Map<_, _> =
+        (0..3000).map(|index| (format!("p{index}"), json!({ "type": "string" }))).collect();
+    let outputs = json!({ "json": { "type": "object", "properties": properties } });
+    let body = chat("Once", json!({ "structured_outputs": outputs, "stream": true }));
+    assert_eq!(server.refusal(CHAT, &body).2.as_deref(), Some("structured_outputs"));
     // Whatever a form costs, it is bounded, and nobody else pays for it.
     let regex = format!("({}){{1,3000}}", "(a|b|c)*a(a|b|c){1,50}|".repeat(20) + "x");
     let response = server.post(CHAT, &chat("Once", json!({ "structured_outputs": { "regex": regex } })));
@@ -177,6 +183,29 @@ fn tools_that_must_be_called_are_called_with_arguments_that_fit() {
         // Only a whole answer has whole calls.
         if choice["finish_reason"] == "tool_calls" {
             calls(&choice["message"]).iter().for_each(|(name, arguments)| check_call(name, arguments));
+        }
+    }
+}
+
+#[test]
+fn a_call_that_must_come_comes_whole_or_not_at_all() {
+    let server = Server::start(&[]);
+    let must_call =
+        json!({ "tools": tools(), "tool_choice": "required", "n": 4, "max_tokens": 40, "temperature": 1.5 });
+    for (field, value) in [("stop", json!("days")), ("stop", json!(["days"])), ("stop_token_ids", json!([7]))] {
+        let (status, _, param) = server.refusal(CHAT, &chat("Once", with(must_call.clone(), json!({ field: value }))));
+        assert_eq!((status, param.as_deref()), (400, Some(field)));
+    }
+    server.answer(CHAT, &chat("Once", with(must_call.clone(), json!({ "stop": [], "stop_token_ids": [] }))));
+    for max_tokens in [20, 30, 40, 50] {
+        let ask = with(must_call.clone(), json!({ "max_tokens": max_tokens }));
+        let answer = server.answer(CHAT, &chat("Once", ask));
+        for choice in answer["choices"].as_array().expect("answers") {
+            if choice["message"]["tool_calls"].is_array() {
+                calls(&choice["message"]).iter().for_each(|(name, arguments)| check_call(name, arguments));
+            } else {
+                assert_eq!(choice["finish_reason"], "length", "{choice}");
+            }
         }
     }
 }

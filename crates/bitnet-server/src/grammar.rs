@@ -1,19 +1,23 @@
 //! [`Grammars`]: which tokens may come next, so that an answer is JSON of a schema, matches an expression, or calls a tool.
 //!
 //! A grammar is compiled, within limits, on the threads for text, and followed on the engine's thread, token by token. What
-//! cannot be compiled is refused: no answer is given without the constraint that was asked for.
+//! cannot be compiled, or has no first token within the limits, is refused: no answer is given without the constraint that
+//! was asked for.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bitnet_inference::{Constraint, TokenSet};
 use bitnet_tokenizers::{TokenId, TokenKind, Tokenizer};
 use llguidance::api::{ParserLimits, TopLevelGrammar};
-use llguidance::toktrie::{TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
+use llguidance::toktrie::{SimpleVob, TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 
 /// The longest token that a grammar uses, in bytes; longer ones are never needed.
 const TOKEN_BYTES_MAX: usize = 200;
+/// What became of so many grammars is kept: programs ask for the same again and again.
+const KEPT_MAX: usize = 16;
 /// The most characters of a complaint about a grammar.
 const COMPLAINT_MAX: usize = 500;
 
@@ -31,7 +35,12 @@ pub(crate) enum Grammar {
 /// Compiles grammars for the tokens of one model.
 pub(crate) struct Grammars {
     factory: ParserFactory,
+    /// What became of the latest grammars, the last one used first.
+    kept: Mutex<VecDeque<(Grammar, Compiled)>>,
 }
+
+/// The beginning of an answer, or what is wrong with a grammar.
+type Compiled = Result<Matcher, String>;
 
 /// The tokens, as llguidance wants them.
 struct Tokens {
@@ -68,27 +77,57 @@ impl Grammars {
         *factory.limits_mut() = ParserLimits {
             // A kilobyte or two each.
             max_lexer_states: 20_000,
-            max_grammar_size: 100_000,
+            // Forms of a few kilobytes that come to more take a second and longer; 500 fields come to some 20,000.
+            max_grammar_size: 50_000,
+            initial_lexer_fuel: 300_000,
             // What is in the prompt stays out of errors.
             verbose_errors: false,
             ..ParserLimits::default()
         };
-        Ok(Self { factory })
+        Ok(Self { factory, kept: Mutex::new(VecDeque::new()) })
     }
 
     /// The beginning of an answer under a grammar.
-    pub(crate) fn compile(&self, grammar: &Grammar) -> Result<Matcher, String> {
+    pub(crate) fn compile(&self, grammar: &Grammar) -> Compiled {
+        // Each change is complete before anything could panic.
+        let kept = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = |kept: &mut VecDeque<(Grammar, Compiled)>| {
+            let index = kept.iter().position(|(known, _)| known == grammar)?;
+            kept.remove(index)
+        };
+        let entry = found(&mut kept());
+        let (_, compiled) = entry.unwrap_or_else(|| (grammar.clone(), self.compile_anew(grammar)));
+        let mut kept = kept();
+        // Another thread may have been at the same.
+        drop(found(&mut kept));
+        kept.push_front((grammar.clone(), compiled.clone()));
+        kept.truncate(KEPT_MAX);
+        compiled
+    }
+
+    fn compile_anew(&self, grammar: &Grammar) -> Compiled {
         let grammar = match grammar {
             Grammar::Schema(schema) => TopLevelGrammar::from_json_schema(with_options(schema)?),
             Grammar::Regex(expression) => TopLevelGrammar::from_regex(expression),
             Grammar::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
         };
-        let matcher = Matcher::new(self.factory.create_parser(grammar));
-        match matcher.get_error() {
-            Some(error) => Err(shortened(&error)),
-            None => Ok(matcher),
-        }
+        let mut matcher = Matcher::new(self.factory.create_parser(grammar));
+        // Here, where it keeps nobody waiting and whoever asked can still be refused: the first tokens, and those behind
+        // what all answers begin with, such as the fields of an object.
+        next_tokens(&mut matcher)?;
+        let mut ahead = matcher.deep_clone();
+        let forced = ahead.compute_ff_bytes();
+        let forced = self.factory.tok_env().tokenize_bytes(&forced);
+        ahead.consume_tokens(&forced).map_err(|error| complaint(&error))?;
+        next_tokens(&mut ahead)?;
+        Ok(matcher)
     }
+}
+
+/// The tokens that may come next, at least one.
+fn next_tokens(matcher: &mut Matcher) -> Result<SimpleVob, String> {
+    let mask = matcher.compute_mask_or_eos().map_err(|error| complaint(&error))?;
+    if mask.is_zero() { Err("the grammar allows no token of this model here".to_owned()) } else { Ok(mask) }
 }
 
 /// The bytes of a token; control tokens are marked as such, and never part of a text.
@@ -103,22 +142,38 @@ fn word(tokenizer: &Tokenizer, id: TokenId) -> Vec<u8> {
 }
 
 /// A schema with how it is to be read: at most one line end and its indentation between two things, so that no answer is
-/// space without end; and where a value may be of several kinds, the first that fits.
+/// space without end. Where a value must be of exactly one kind of several, these must be seen to exclude each other. Of
+/// kinds that are defined elsewhere that cannot be seen, and programs write them so that they do: then it is enough that a
+/// value is of one of them.
 pub(crate) fn with_options(schema: &Value) -> Result<Value, String> {
     let mut schema = match schema {
         Value::Object(_) => schema.clone(),
         Value::Bool(true) => json!({}),
         _ => return Err("a JSON schema is an object".to_owned()),
     };
-    schema["x-guidance"] = json!({ "whitespace_pattern": r"( |\n[ ]{0,16})?", "coerce_one_of": true });
+    let coerce_one_of = has_named_kinds(&schema);
+    schema["x-guidance"] = json!({ "whitespace_pattern": r"( |\n[ ]{0,16})?", "coerce_one_of": coerce_one_of });
     Ok(schema)
 }
 
-fn complaint(error: &impl std::fmt::Display) -> String {
-    shortened(&error.to_string())
+/// Whether anything in a schema is exactly one of several kinds that are defined elsewhere.
+fn has_named_kinds(schema: &Value) -> bool {
+    let is_named = |kind: &Value| kind.get("$ref").is_some();
+    match schema {
+        Value::Object(fields) => {
+            let kinds = fields.get("oneOf").and_then(Value::as_array);
+            kinds.is_some_and(|kinds| kinds.iter().any(is_named)) || fields.values().any(has_named_kinds)
+        }
+        Value::Array(values) => values.iter().any(has_named_kinds),
+        _ => false,
+    }
 }
 
-fn shortened(text: &str) -> String {
+fn complaint(error: &impl std::fmt::Display) -> String {
+    let text = error.to_string();
+    if text.contains("coerce_one_of") {
+        return "the kinds of a 'oneOf' are not seen to exclude each other; 'anyOf' takes such".to_owned();
+    }
     text.trim().chars().take(COMPLAINT_MAX).collect()
 }
 
@@ -134,11 +189,7 @@ impl TokenConstraint {
 
 impl Constraint for TokenConstraint {
     fn allowed(&mut self, allowed: &mut TokenSet) -> Result<(), String> {
-        let mask = self.0.compute_mask_or_eos().map_err(|error| complaint(&error))?;
-        if mask.is_zero() {
-            return Err("the grammar allows no token of this model here".to_owned());
-        }
-        allowed.assign(mask.as_slice());
+        allowed.assign(next_tokens(&mut self.0)?.as_slice());
         Ok(())
     }
 
@@ -234,5 +285,54 @@ mod tests {
             let complaint = grammars.compile(&wrong).err().unwrap_or_else(|| panic!("{shown} was taken"));
             assert!(!complaint.is_empty() && complaint.len() <= 4 * COMPLAINT_MAX, "{shown}: {complaint}");
         }
+    }
+
+    #[test]
+    fn a_grammar_is_compiled_once_and_stays_at_its_beginning() {
+        let tokenizer = tokenizer();
+        let grammars = Grammars::new(&tokenizer).expect("grammars");
+        let numbered = |index: usize| Grammar::Regex(format!("a{{{index}}}b"));
+        let kept =
+            |wanted: &Grammar| grammars.kept.lock().expect("no panic").iter().any(|(grammar, _)| grammar == wanted);
+        for _ in 0..3 {
+            assert!(accepts(&grammars, &tokenizer, &numbered(1), "ab"));
+            assert!(!accepts(&grammars, &tokenizer, &numbered(1), "aab"));
+            assert!(grammars.compile(&Grammar::Regex("(".to_owned())).is_err());
+        }
+        assert_eq!(grammars.kept.lock().expect("no panic").len(), 2);
+        for index in 2..=KEPT_MAX {
+            grammars.compile(&numbered(index)).expect("a grammar");
+            assert!(grammars.compile(&numbered(1)).is_ok());
+        }
+        assert!(kept(&numbered(1)) && kept(&numbered(KEPT_MAX)) && !kept(&Grammar::Regex("(".to_owned())));
+        assert_eq!(grammars.kept.lock().expect("no panic").len(), KEPT_MAX);
+    }
+
+    #[test]
+    fn exactly_one_of_several_kinds_is_kept_to_or_refused() {
+        let tokenizer = tokenizer();
+        let grammars = Grammars::new(&tokenizer).expect("grammars");
+        let pet =
+            |name: &str| json!({ "type": "object", "properties": { "is": { "const": name } }, "required": ["is"] });
+        let disjoint = Grammar::Schema(json!({ "oneOf": [pet("cat"), pet("dog"), { "type": "null" }] }));
+        assert!(accepts(&grammars, &tokenizer, &disjoint, r#"{"is": "dog"}"#));
+        let named = json!({ "oneOf": [{ "$ref": "#/$defs/cat" }, { "$ref": "#/$defs/dog" }],
+            "$defs": { "cat": pet("cat"), "dog": pet("dog") } });
+        assert!(accepts(&grammars, &tokenizer, &Grammar::Schema(named), r#"{"is": "cat"}"#));
+        let overlapping = json!({ "oneOf": [{ "type": "integer" }, { "type": "number" }] });
+        let complaint = grammars.compile(&Grammar::Schema(overlapping)).err().expect("a refusal");
+        assert!(complaint.contains("exclude each other"), "{complaint}");
+    }
+
+    #[test]
+    fn a_grammar_whose_first_token_is_too_much_work_is_refused() {
+        let grammars = Grammars::new(&tokenizer()).expect("grammars");
+        let properties = |count: usize| -> Grammar {
+            let properties = (0..count).map(|index| (format!("p{index}"), json!({ "type": "string" })));
+            let properties: serde_json::Map<_, _> = properties.collect();
+            Grammar::Schema(json!({ "type": "object", "properties": properties }))
+        };
+        assert!(grammars.compile(&properties(100)).is_ok());
+        assert!(grammars.compile(&properties(3000)).is_err());
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::header::{CONTENT_TYPE, HeaderName, WWW_AUTHENTICATE};
+use axum::http::header::{CONTENT_TYPE, EXPECT, HeaderName, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -20,6 +20,7 @@ use crate::id::{self, TraceParent};
 use crate::openapi;
 use crate::page;
 use crate::record::{Record, RecordedBody, Recording};
+use crate::shared_body::SharedBody;
 use crate::state::App;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -101,7 +102,7 @@ async fn authenticate(State(app): State<Arc<App>>, request: Request, next: Next)
 }
 
 /// Names and records a request, answers browsers' preflights, and turns a panic into an answer.
-async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str).to_owned();
     let headers = request.headers();
     let trace = TraceParent::from_headers(headers);
@@ -117,6 +118,11 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     let preflight = CorsOrigins::is_preflight(&request).then(|| app.options.cors_origins.preflight_headers(headers));
     let is_head = request.method() == Method::HEAD;
     let load_format = headers.get(LOAD_FORMAT).cloned();
+    // Such a client sends its body only if it is asked for.
+    let may_refuse_unread = headers.contains_key(EXPECT);
+    let (parts, body) = request.into_parts();
+    let body = SharedBody::new(body);
+    let mut request = Request::from_parts(parts, Body::new(body.clone()));
     request.extensions_mut().insert(Arc::clone(&record));
 
     let mut response = match preflight {
@@ -126,6 +132,13 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
             ApiError::internal("a bug in the server: this request made it panic").into_response()
         }),
     };
+    let status = response.status();
+    if (status.is_client_error() || status.is_server_error())
+        && status != StatusCode::REQUEST_TIMEOUT
+        && !may_refuse_unread
+    {
+        body.drain(app.options.limits.body_bytes).await;
+    }
     if let Some(error) = response.extensions_mut().remove::<ApiError>() {
         record.details().error = Some(error);
     }
@@ -137,7 +150,7 @@ async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -
     if let Some(value) = load_format.and_then(|format| load_report(&app, &format)) {
         headers.insert(LOAD, value);
     }
-    recording.status = Some(response.status());
+    recording.status = Some(status);
     recording.is_complete = is_head;
     response.map(|body| Body::new(RecordedBody::new(body, recording)))
 }

@@ -32,9 +32,11 @@ mod page;
 mod queue;
 mod record;
 mod serve;
+mod shared_body;
 mod state;
 #[cfg(feature = "bench")]
 mod telemetry_cost;
+mod text;
 
 pub use auth::ApiKeys;
 pub use cors::CorsOrigins;

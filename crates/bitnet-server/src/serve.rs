@@ -26,11 +26,10 @@ use crate::options::{Limits, ServeOptions};
 use crate::otlp::Otlp;
 use crate::queue::Counts;
 use crate::state::{App, ServedModel};
+use crate::text::TEXT_THREADS;
 
 /// Threads that read and write HTTP. Text is little work beside tokens, and the engine wants the cores.
 const HTTP_THREADS: usize = 2;
-/// Threads that turn text into tokens.
-const TEXT_THREADS: usize = 2;
 /// From one look at the engine to the next, at most.
 const WATCH_PAUSE: Duration = Duration::from_secs(1);
 /// After an accept that failed, for want of file descriptors say.

@@ -17,6 +17,7 @@ use crate::options::ServeOptions;
 #[cfg(feature = "otlp")]
 use crate::otlp::Otlp;
 use crate::queue::{Queue, QueueFull};
+use crate::text::TextThreads;
 
 /// A model that is ready to be served.
 pub struct ServedModel {
@@ -92,6 +93,7 @@ pub(crate) enum Phase {
 pub(crate) struct App {
     pub(crate) options: ServeOptions,
     pub(crate) queue: Arc<Queue>,
+    pub(crate) text: TextThreads,
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) metrics: Arc<Metrics>,
     phase: watch::Sender<Phase>,
@@ -108,6 +110,7 @@ impl App {
     pub(crate) fn new(options: ServeOptions, jobs: Sender<Job>) -> Self {
         Self {
             queue: Arc::new(Queue::new(options.limits.queue_requests, options.limits.queue_tokens)),
+            text: TextThreads::new(options.limits.queue_requests),
             pulse: Arc::new(Pulse::new()),
             metrics: Arc::new(Metrics::new()),
             phase: watch::Sender::new(Phase::Loading),

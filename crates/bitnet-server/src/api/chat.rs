@@ -120,6 +120,24 @@ impl ChatRequest {
         Ok(())
     }
 
+    /// Refuses what would end an answer before the call that must come.
+    fn check_stops(&self, tools: Option<&Tools>) -> Result<(), ApiError> {
+        let has_strings = match &self.stop {
+            Some(TextOr::Text(_)) => true,
+            Some(TextOr::List(texts)) => !texts.is_empty(),
+            None => false,
+        };
+        let has_ids = self.stop_token_ids.as_ref().is_some_and(|ids| !ids.is_empty());
+        let must_call = tools.is_some_and(Tools::must_call);
+        for (field, is_given) in [("stop", has_strings), ("stop_token_ids", has_ids)] {
+            if must_call && is_given {
+                let message = format!("'{field}' could end the answer before the call that 'tool_choice' demands.");
+                return Err(ApiError::invalid(field, message));
+            }
+        }
+        Ok(())
+    }
+
     fn num_logprobs(&self) -> Result<Option<usize>, ApiError> {
         match (self.logprobs, self.top_logprobs) {
             (Some(true), top) => logprobs::check_top("top_logprobs", top.unwrap_or(0)).map(Some),
@@ -233,6 +251,7 @@ fn prepare(app: &App, bytes: &[u8]) -> Result<Prepared, ApiError> {
     let max_tokens = request.max_tokens()?;
     let num_logprobs = request.num_logprobs()?;
     let tools = Tools::settle(request.tools.take(), request.tool_choice.as_ref(), request.parallel_tool_calls)?;
+    request.check_stops(tools.as_ref())?;
     let grammar = tools.as_ref().map(Tools::grammar).transpose()?;
     let plan = request.common().settle(app, model, max_tokens, num_logprobs, grammar)?;
     let (text, prompt) = render_messages(model, &chat_messages(&request.messages)?, tools.as_ref(), true)?;
@@ -241,9 +260,7 @@ fn prepare(app: &App, bytes: &[u8]) -> Result<Prepared, ApiError> {
 
 async fn read_and_prepare(app: &Arc<App>, request: Request) -> Result<Prepared, ApiError> {
     app.model()?;
-    let bytes = body::read(request, &app.options.limits).await?;
-    let app = Arc::clone(app);
-    generate::blocking(move || prepare(&app, &bytes)).await
+    generate::read_and(app, request, prepare).await
 }
 
 /// The next message of a conversation.
@@ -422,13 +439,13 @@ impl Envelope {
     async fn whole(self, answers: Answers, num_answers: usize) -> Result<Response, ApiError> {
         let (answers, usage) = generate::collect(answers, num_answers).await?;
         let choice = |(index, answer): (usize, generate::Answer)| {
-            let (content, calls) =
-                if self.finders.is_empty() { (answer.text.clone(), Vec::new()) } else { split(&answer.text) };
+            let (content, calls, is_cut) =
+                if self.finders.is_empty() { (answer.text.clone(), Vec::new(), false) } else { split(&answer.text) };
             let is_call = !calls.is_empty();
             ChatChoice {
                 index,
                 logprobs: self.logprobs(answer.tokens.iter().map(|(token, _)| token)),
-                finish_reason: finish_reason(answer.reason, is_call),
+                finish_reason: finish_reason(answer.reason, is_call && !is_cut),
                 token_ids: self.return_token_ids.then(|| answer.token_ids()),
                 message: AssistantMessage {
                     role: "assistant",
@@ -469,8 +486,8 @@ impl Envelope {
     }
 }
 
-/// A text as what it says and the calls in it.
-fn split(text: &str) -> (String, Vec<ToolCall>) {
+/// A text as what it says and the whole calls in it, and whether there is one more, cut off.
+fn split(text: &str) -> (String, Vec<ToolCall>, bool) {
     let (mut finder, mut found) = (CallFinder::default(), Vec::new());
     finder.push(text, &mut found);
     finder.finish(&mut found);
@@ -485,7 +502,10 @@ fn split(text: &str) -> (String, Vec<ToolCall>) {
             Found::Arguments { index, text } => calls[index].function.arguments += &text,
         }
     }
-    (content, calls)
+    if finder.is_cut() {
+        calls.pop();
+    }
+    (content, calls, finder.is_cut())
 }
 
 fn finish_reason(reason: FinishReason, is_call: bool) -> &'static str {
@@ -555,7 +575,7 @@ impl ChunkFormat for Envelope {
                 let mut is_call = false;
                 if let Some(finder) = self.finders.get_mut(choice) {
                     finder.finish(&mut found);
-                    is_call = finder.num_calls() > 0;
+                    is_call = finder.num_calls() > 0 && !finder.is_cut();
                 }
                 let mut chunks = self.found_chunks(choice, &found, None);
                 chunks.push(self.one_chunk(choice, Delta::default(), None, Some(finish_reason(reason, is_call))));
@@ -566,5 +586,40 @@ impl ChunkFormat for Envelope {
 
     fn usage_chunk(&self, usage: Usage) -> String {
         self.write(Vec::new(), Some(Some(usage)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_is_cut_off_is_none() {
+        let whole = r#"<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>"#;
+        let cut = r#"<tool_call>{"name": "f", "arguments": {"a": "b"#;
+        for (text, num_whole, expected) in [
+            ("plain", 0, "stop"),
+            (whole, 1, "tool_calls"),
+            // What is behind the arguments has no part in them.
+            (&whole[..whole.len() - 5], 1, "tool_calls"),
+            (cut, 0, "stop"),
+            (&format!("{whole}\n{cut}"), 1, "stop"),
+        ] {
+            let (_, calls, is_cut) = split(text);
+            assert_eq!((calls.len(), is_cut), (num_whole, text.ends_with(cut)), "{text}");
+            let mut envelope = Envelope {
+                id: String::new(),
+                created: 0,
+                model: String::new(),
+                tokenizer: None,
+                include_usage: false,
+                return_token_ids: false,
+                finders: vec![CallFinder::default()],
+            };
+            envelope.chunks(0, Part::Text { text, token: None });
+            let chunks = envelope.chunks(0, Part::End(FinishReason::Stop));
+            let last: Value = serde_json::from_str(chunks.last().expect("an end")).expect("JSON");
+            assert_eq!(last["choices"][0]["finish_reason"], expected, "{text}");
+        }
     }
 }

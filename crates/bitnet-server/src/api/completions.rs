@@ -128,9 +128,7 @@ fn prepare(app: &App, bytes: &[u8]) -> Result<Prepared, ApiError> {
 
 async fn read_and_prepare(app: &Arc<App>, request: Request) -> Result<Prepared, ApiError> {
     app.model()?;
-    let bytes = body::read(request, &app.options.limits).await?;
-    let app = Arc::clone(app);
-    generate::blocking(move || prepare(&app, &bytes)).await
+    generate::read_and(app, request, prepare).await
 }
 
 /// The continuations of texts or tokens.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::extract::Request as HttpRequest;
 use bitnet_inference::{Finish, FinishReason, Logprobs, Request, SamplingParams};
 use bitnet_tokenizers::TokenId;
 use llguidance::Matcher;
@@ -11,9 +12,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::UnboundedReceiver;
 use utoipa::ToSchema;
 
-use crate::api::ApiError;
 use crate::api::fields::TextOr;
 use crate::api::format::{self, ResponseFormat, StructuredOutputs};
+use crate::api::{ApiError, body};
 use crate::engine_thread::{Failure, Job, Reply};
 use crate::grammar::Grammar;
 use crate::id;
@@ -24,6 +25,8 @@ use crate::state::{App, Model};
 /// The most stop strings of a request, and the most bytes of each.
 const STOP_STRINGS_MAX: usize = 16;
 const STOP_STRING_BYTES_MAX: usize = 256;
+/// The most tokens that may have a bias: the logits of each are computed in full for each token of the answer.
+const BIASES_MAX: usize = 1024;
 /// The largest bias either way, as OpenAI has it.
 const BIAS_MAX: f32 = 100.0;
 
@@ -99,16 +102,17 @@ macro_rules! generation_request {
             /// Choose among the tokens closest to the expected surprise that reach this probability together.
             #[schema(exclusive_minimum = 0, maximum = 1)]
             typical_p: Option<f32>,
-            /// Makes tokens that occurred less probable by this factor.
+            /// Makes tokens that occurred less probable by this factor. The penalties look back at as many tokens as
+            /// the server was told to (64 if nothing was said), those of the prompt included.
             #[schema(exclusive_minimum = 0, maximum = 100)]
             repetition_penalty: Option<f32>,
-            /// Taken off the logits of tokens that occurred.
+            /// Taken off the logits of tokens that occurred, where `repetition_penalty` looks.
             #[schema(minimum = -100, maximum = 100)]
             presence_penalty: Option<f32>,
-            /// Taken off the logits of tokens for each time they occurred.
+            /// Taken off the logits of tokens for each time they occurred, where `repetition_penalty` looks.
             #[schema(minimum = -100, maximum = 100)]
             frequency_penalty: Option<f32>,
-            /// Added to the logits of tokens, by their ids; from -100 to 100.
+            /// Added to the logits of tokens, by their ids; from -100 to 100, for at most 1024 tokens.
             logit_bias: Option<std::collections::BTreeMap<String, f32>>,
             /// Give the ids of the tokens, too.
             return_token_ids: Option<bool>,
@@ -249,6 +253,11 @@ impl Common {
                 )
             })?,
         };
+        let num_biases = self.logit_bias.as_ref().map_or(0, BTreeMap::len);
+        if num_biases > BIASES_MAX {
+            let message = format!("'logit_bias' has {num_biases} tokens, but may have {BIASES_MAX} at most.");
+            return Err(ApiError::invalid("logit_bias", message));
+        }
         let mut logit_bias = defaults.logit_bias.clone();
         for (id, &bias) in self.logit_bias.iter().flatten() {
             let field = format!("logit_bias.{id}");
@@ -596,12 +605,13 @@ pub(crate) async fn collect(mut answers: Answers, num_answers: usize) -> Result<
     Ok((whole, answers.usage()))
 }
 
-/// Runs work on text, which may take long and may panic, beside the threads that serve.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+/// Reads a request's body, and runs work on it on the threads for text.
+pub(crate) async fn read_and<T: Send + 'static>(
+    app: &Arc<App>,
+    request: HttpRequest,
+    work: impl FnOnce(&App, &[u8]) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(_) => Err(ApiError::internal("a bug in the server: this request made it panic")),
-    }
+    let bytes = body::read(request, &app.options.limits).await?;
+    let shared = Arc::clone(app);
+    app.text.run(move || work(&shared, &bytes)).await
 }

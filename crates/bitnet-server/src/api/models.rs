@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use serde::Serialize;
@@ -69,8 +70,12 @@ pub(crate) async fn list(State(app): State<Arc<App>>) -> Result<Response, ApiErr
     params(("model" = String, Path, description = "One of its names.")),
     responses((status = 200, description = "The model.", body = ModelCard<'_>))
 )]
-pub(crate) async fn retrieve(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Response, ApiError> {
+pub(crate) async fn retrieve(
+    State(app): State<Arc<App>>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Response, ApiError> {
     let model = app.model()?;
+    let Path(name) = name.map_err(|_| ApiError::invalid("model", "The model's name is not UTF-8."))?;
     match model.names.iter().find(|known| **known == name) {
         Some(name) => Ok(super::json(&ModelCard::new(model, name))),
         None => Err(ApiError::unknown_model(&name, model.name())),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::api::chat::{self, Message};
-use crate::api::generate::{blocking, check_model};
+use crate::api::generate::{check_model, read_and};
 use crate::api::{ApiError, body, completions};
 use crate::state::App;
 
@@ -67,11 +67,10 @@ pub(crate) struct DetokenizedText {
     responses((status = 200, description = "The tokens.", body = Tokens))
 )]
 pub(crate) async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let bytes = body::read(request, &app.options.limits).await?;
-    blocking(move || {
+    read_and(&app, request, |app, bytes| {
         let model = app.model()?;
-        let request: TokenizeRequest = body::parse(&bytes, app.options.is_lenient)?;
-        check_model(request.model.as_deref(), &app, model)?;
+        let request: TokenizeRequest = body::parse(bytes, app.options.is_lenient)?;
+        check_model(request.model.as_deref(), app, model)?;
         let tokenizer = model.tokenizer()?;
         let tokens = match (&request.prompt, &request.messages) {
             (Some(prompt), None) => completions::encode(tokenizer, prompt, request.add_special_tokens.unwrap_or(true))?,
@@ -98,11 +97,10 @@ pub(crate) async fn tokenize(State(app): State<Arc<App>>, request: Request) -> R
     responses((status = 200, description = "The text.", body = DetokenizedText))
 )]
 pub(crate) async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let bytes = body::read(request, &app.options.limits).await?;
-    blocking(move || {
+    read_and(&app, request, |app, bytes| {
         let model = app.model()?;
-        let request: DetokenizeRequest = body::parse(&bytes, app.options.is_lenient)?;
-        check_model(request.model.as_deref(), &app, model)?;
+        let request: DetokenizeRequest = body::parse(bytes, app.options.is_lenient)?;
+        check_model(request.model.as_deref(), app, model)?;
         let tokens: Vec<_> = request.tokens.into_iter().map(TokenId).collect();
         if let Some(index) = tokens.iter().position(|token| token.0 as usize >= model.vocab_size) {
             let message = format!("Token {} does not exist: the vocabulary has {}.", tokens[index], model.vocab_size);

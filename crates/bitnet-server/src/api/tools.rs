@@ -113,8 +113,8 @@ impl Tools {
             },
             Some(choice) => {
                 let name = choice["function"]["name"].as_str();
-                let is_exact =
-                    choice.as_object().is_some_and(|fields| fields.len() == 2) && choice["type"] == "function";
+                let has = |value: &Value, count| value.as_object().is_some_and(|fields| fields.len() == count);
+                let is_exact = has(choice, 2) && choice["type"] == "function" && has(&choice["function"], 1);
                 let named = name.filter(|_| is_exact).ok_or_else(|| {
                     let message = "'tool_choice' must be {\"type\": \"function\", \"function\": {\"name\": NAME}}.";
                     ApiError::invalid("tool_choice", message)
@@ -145,6 +145,11 @@ impl Tools {
              {BEGIN}{NAME}NAME{ARGUMENTS}{{…}}{END}.",
             lines.join("\n")
         )
+    }
+
+    /// Whether a call must come.
+    pub(crate) fn must_call(&self) -> bool {
+        self.choice != Choice::Auto
     }
 
     /// What an answer must be: calls, or text that may end in calls.
@@ -298,6 +303,11 @@ impl CallFinder {
         self.num_calls
     }
 
+    /// Whether the text ends within the arguments of the last call, which then are no JSON.
+    pub(crate) fn is_cut(&self) -> bool {
+        matches!(self.place, Place::Arguments(_))
+    }
+
     /// Takes more text, and adds what it turns out to be.
     pub(crate) fn push(&mut self, text: &str, found: &mut Vec<Found>) {
         self.pending.push_str(text);
@@ -447,6 +457,7 @@ mod tests {
             (&["f"], named("g")),
             (&["f"], json!("perhaps")),
             (&["f"], json!({ "type": "function" })),
+            (&["f"], json!({ "type": "function", "function": { "name": "f", "strict": true } })),
             (&["f"], json!(7)),
         ] {
             assert!(settle(names, choice.clone()).is_err(), "{names:?} {choice}");
