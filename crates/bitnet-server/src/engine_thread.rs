@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 
 use bitnet_inference::{Constraint, Engine, Event, Finish, Logprobs, Request, RequestId};
 use bitnet_tokenizers::TokenId;
-use llguidance::Matcher;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::grammar::TokenConstraint;
@@ -30,7 +29,7 @@ pub(crate) type RemakeEngine = Box<dyn FnMut() -> bitnet_inference::Result<Engin
 pub(crate) struct Job {
     pub(crate) request: Request,
     /// The beginning of an answer under the grammar that constrains it.
-    pub(crate) constraint: Option<Matcher>,
+    pub(crate) constraint: Option<TokenConstraint>,
     /// Which answer of those that share `replies`.
     pub(crate) choice: usize,
     /// Holds no more than the answer has tokens, which the context bounds.
@@ -205,7 +204,7 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineThread<S> {
     fn submit(&mut self, engine: &mut Engine, flight: Flight) -> bool {
         let request = flight.job.request.clone();
         let constraint = flight.job.constraint.as_ref();
-        let constraint = constraint.map(|beginning| Box::new(TokenConstraint::new(beginning)) as Box<dyn Constraint>);
+        let constraint = constraint.map(|beginning| Box::new(beginning.anew()) as Box<dyn Constraint>);
         match catch_unwind(AssertUnwindSafe(|| engine.submit_constrained(request, constraint))) {
             Ok(Ok(id)) => {
                 self.in_flight.insert(id, flight);

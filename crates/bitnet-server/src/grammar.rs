@@ -16,6 +16,9 @@ use serde_json::{Value, json};
 
 /// The longest token that a grammar uses, in bytes; longer ones are never needed.
 const TOKEN_BYTES_MAX: usize = 200;
+/// The most digits in a row in JSON, give or take a token, where its form does not demand more: a number that a model does
+/// not end has no other end.
+const DIGITS_MAX: usize = 32;
 /// What became of so many grammars is kept: programs ask for the same again and again.
 const KEPT_MAX: usize = 16;
 /// The most characters of a complaint about a grammar.
@@ -30,17 +33,21 @@ pub(crate) enum Grammar {
     Regex(String),
     /// A grammar in llguidance's dialect of Lark.
     Lark(String),
+    /// Such a grammar of our own, of text and calls with arguments in JSON.
+    Calls(String),
 }
 
 /// Compiles grammars for the tokens of one model.
 pub(crate) struct Grammars {
     factory: ParserFactory,
+    /// Tokens that begin with a digit.
+    digits: Arc<SimpleVob>,
     /// What became of the latest grammars, the last one used first.
     kept: Mutex<VecDeque<(Grammar, Compiled)>>,
 }
 
 /// The beginning of an answer, or what is wrong with a grammar.
-type Compiled = Result<Matcher, String>;
+type Compiled = Result<TokenConstraint, String>;
 
 /// The tokens, as llguidance wants them.
 struct Tokens {
@@ -70,7 +77,10 @@ impl Grammars {
         };
         let vocab_size = tokenizer.vocab_size() as u32;
         let words: Vec<_> = (0..vocab_size).map(|id| word(tokenizer, TokenId(id))).collect();
+        let is_digit = |word: &Vec<u8>| word.first().is_some_and(u8::is_ascii_digit);
         let trie = TokTrie::from(&TokRxInfo::new(vocab_size, eos), &words).with_eos_tokens(&stop_ids);
+        let mut digits = trie.alloc_token_set();
+        (0..vocab_size).zip(&words).filter(|(_, word)| is_digit(word)).for_each(|(id, _)| digits.allow_token(id));
         let tokens: TokEnv = Arc::new(Tokens { trie });
         let mut factory = ParserFactory::new_simple(&tokens).map_err(|error| complaint(&error))?;
         factory.quiet();
@@ -84,7 +94,7 @@ impl Grammars {
             verbose_errors: false,
             ..ParserLimits::default()
         };
-        Ok(Self { factory, kept: Mutex::new(VecDeque::new()) })
+        Ok(Self { factory, digits: Arc::new(digits), kept: Mutex::new(VecDeque::new()) })
     }
 
     /// The beginning of an answer under a grammar.
@@ -106,12 +116,12 @@ impl Grammars {
     }
 
     fn compile_anew(&self, grammar: &Grammar) -> Compiled {
-        let grammar = match grammar {
+        let top = match grammar {
             Grammar::Schema(schema) => TopLevelGrammar::from_json_schema(with_options(schema)?),
             Grammar::Regex(expression) => TopLevelGrammar::from_regex(expression),
-            Grammar::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
+            Grammar::Lark(text) | Grammar::Calls(text) => TopLevelGrammar::from_lark(text.clone()),
         };
-        let mut matcher = Matcher::new(self.factory.create_parser(grammar));
+        let mut matcher = Matcher::new(self.factory.create_parser(top));
         // Here, where it keeps nobody waiting and whoever asked can still be refused: the first tokens, and those behind
         // what all answers begin with, such as the fields of an object.
         next_tokens(&mut matcher)?;
@@ -120,7 +130,14 @@ impl Grammars {
         let forced = self.factory.tok_env().tokenize_bytes(&forced);
         ahead.consume_tokens(&forced).map_err(|error| complaint(&error))?;
         next_tokens(&mut ahead)?;
-        Ok(matcher)
+        let is_json = matches!(grammar, Grammar::Schema(_) | Grammar::Calls(_));
+        let digits = is_json.then(|| Digits {
+            tokens: Arc::clone(self.factory.tok_env()),
+            more: Arc::clone(&self.digits),
+            has_text: matches!(grammar, Grammar::Calls(_)),
+            in_a_row: 0,
+        });
+        Ok(TokenConstraint { matcher, digits })
     }
 }
 
@@ -177,28 +194,72 @@ fn complaint(error: &impl std::fmt::Display) -> String {
     text.trim().chars().take(COMPLAINT_MAX).collect()
 }
 
-/// A grammar on its way through one answer.
-pub(crate) struct TokenConstraint(Matcher);
+/// A grammar on its way through one answer; from [`Grammars::compile`] at its beginning, which clones share.
+#[derive(Clone)]
+pub(crate) struct TokenConstraint {
+    matcher: Matcher,
+    digits: Option<Digits>,
+}
 
 impl TokenConstraint {
-    /// From the beginning that [`Grammars::compile`] gave.
-    pub(crate) fn new(beginning: &Matcher) -> Self {
-        Self(beginning.deep_clone())
+    /// The same for another answer.
+    pub(crate) fn anew(&self) -> Self {
+        Self { matcher: self.matcher.deep_clone(), digits: self.digits.clone() }
+    }
+}
+
+/// How many digits an answer in JSON ends in.
+#[derive(Clone)]
+struct Digits {
+    tokens: TokEnv,
+    /// Tokens that begin with a digit.
+    more: Arc<SimpleVob>,
+    /// Where the answer may end, it is at text.
+    has_text: bool,
+    in_a_row: usize,
+}
+
+impl Digits {
+    /// Takes away what adds to too many digits, if anything else may come.
+    fn limit(&self, mask: &mut SimpleVob) {
+        let is_text = self.has_text && mask.is_allowed(self.tokens.tok_trie().eos_token());
+        if self.in_a_row < DIGITS_MAX || is_text {
+            return;
+        }
+        let mut shorter = mask.clone();
+        shorter.sub(&self.more);
+        if !shorter.is_zero() {
+            *mask = shorter;
+        }
+    }
+
+    fn count(&mut self, token: TokenId) {
+        let bytes = self.tokens.tok_trie().token(token.0);
+        let at_end = bytes.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
+        let before = if at_end == bytes.len() { self.in_a_row } else { 0 };
+        self.in_a_row = before + at_end;
     }
 }
 
 impl Constraint for TokenConstraint {
     fn allowed(&mut self, allowed: &mut TokenSet) -> Result<(), String> {
-        allowed.assign(next_tokens(&mut self.0)?.as_slice());
+        let mut mask = next_tokens(&mut self.matcher)?;
+        if let Some(digits) = &self.digits {
+            digits.limit(&mut mask);
+        }
+        allowed.assign(mask.as_slice());
         Ok(())
     }
 
     fn accept(&mut self, token: TokenId) -> Result<(), String> {
         // The token that ends an answer comes when the grammar is at its end already.
-        if self.0.is_stopped() {
+        if self.matcher.is_stopped() {
             return Ok(());
         }
-        self.0.consume_token(token.0).map_err(|error| complaint(&error))
+        if let Some(digits) = &mut self.digits {
+            digits.count(token);
+        }
+        self.matcher.consume_token(token.0).map_err(|error| complaint(&error))
     }
 }
 
@@ -219,7 +280,7 @@ mod tests {
 
     /// Whether a text can be an answer under a grammar.
     fn accepts(grammars: &Grammars, tokenizer: &Tokenizer, grammar: &Grammar, text: &str) -> bool {
-        let mut constraint = TokenConstraint::new(&grammars.compile(grammar).expect("a grammar"));
+        let mut constraint = grammars.compile(grammar).expect("a grammar").anew();
         let mut allowed = TokenSet::default();
         let options = bitnet_tokenizers::EncodeOptions { add_special: false, parse_special: false };
         for token in tokenizer.encode(text, options).expect("tokens") {
@@ -265,6 +326,30 @@ mod tests {
             (&choice, "no", false),
         ] {
             assert_eq!(accepts(&grammars, &tokenizer, grammar, text), expected, "{grammar:?} {text}");
+        }
+    }
+
+    #[test]
+    fn a_number_in_json_has_an_end() {
+        let tokenizer = tokenizer();
+        let grammars = Grammars::new(&tokenizer).expect("grammars");
+        let number = Grammar::Schema(json!({ "type": "number" }));
+        let any = Grammar::Schema(json!({ "type": "object" }));
+        let demanded = Grammar::Schema(json!({ "type": "string", "pattern": "^[0-9]{80}$" }));
+        let lark = "start: TEXT | \"<\" arguments \">\"\nTEXT: /[^<]*/\narguments: %json { \"type\": \"integer\" }\n";
+        let [text, calls] = [Grammar::Lark(lark.to_owned()), Grammar::Calls(lark.to_owned())];
+        let (few, many) = ("1".repeat(30), "1".repeat(80));
+        for (grammar, before, after, takes_many) in [
+            (&number, "", "", false),
+            (&number, "0.", "", false),
+            (&any, "{\"a\": -", "}", false),
+            (&demanded, "\"", "\"", true),
+            (&text, "<", ">", true),
+            (&calls, "<", ">", false),
+            (&calls, "", "", true),
+        ] {
+            let accepts = |digits: &str| accepts(&grammars, &tokenizer, grammar, &format!("{before}{digits}{after}"));
+            assert_eq!((accepts(&few), accepts(&many)), (!std::ptr::eq(grammar, &demanded), takes_many), "{grammar:?}");
         }
     }
 

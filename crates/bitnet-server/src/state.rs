@@ -6,12 +6,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bitnet_inference::Engine;
 use bitnet_tokenizers::{ChatTemplate, Tokenizer};
-use llguidance::Matcher;
 use tokio::sync::watch;
 
 use crate::api::ApiError;
 use crate::engine_thread::{Job, Pulse, RemakeEngine};
-use crate::grammar::{Grammar, Grammars};
+use crate::grammar::{Grammar, Grammars, TokenConstraint};
 use crate::metrics::{Metrics, Scene};
 use crate::options::ServeOptions;
 #[cfg(feature = "otlp")]
@@ -63,7 +62,7 @@ pub(crate) struct Model {
 
 impl Model {
     /// The beginning of an answer under a grammar that came in `field`.
-    pub(crate) fn compile(&self, grammar: &Grammar, field: &str) -> Result<Matcher, ApiError> {
+    pub(crate) fn compile(&self, grammar: &Grammar, field: &str) -> Result<TokenConstraint, ApiError> {
         let tokenizer = self.tokenizer()?;
         let grammars = self.grammars.get_or_init(|| Grammars::new(tokenizer));
         let grammars = grammars.as_ref().map_err(|problem| ApiError::unsupported(Some(field), problem.clone()))?;

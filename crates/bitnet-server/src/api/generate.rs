@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use axum::extract::Request as HttpRequest;
 use bitnet_inference::{Finish, FinishReason, Logprobs, Request, SamplingParams};
 use bitnet_tokenizers::TokenId;
-use llguidance::Matcher;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::UnboundedReceiver;
 use utoipa::ToSchema;
@@ -16,7 +15,7 @@ use crate::api::fields::TextOr;
 use crate::api::format::{self, ResponseFormat, StructuredOutputs};
 use crate::api::{ApiError, body};
 use crate::engine_thread::{Failure, Job, Reply};
-use crate::grammar::Grammar;
+use crate::grammar::{Grammar, TokenConstraint};
 use crate::id;
 use crate::metrics::{AnswerTimer, Metrics, Outcome};
 use crate::record::{Generation, Record};
@@ -170,7 +169,7 @@ pub(crate) struct Plan {
     /// Log-probabilities of each token, and of so many of the most probable ones.
     logprobs: Option<usize>,
     cache_salt: Option<String>,
-    constraint: Option<Matcher>,
+    constraint: Option<TokenConstraint>,
     /// Answers to each prompt.
     pub(crate) n: usize,
     pub(crate) is_stream: bool,
@@ -223,7 +222,7 @@ impl Common {
         })
     }
 
-    fn constraint(&self, model: &Model, tools: Option<Grammar>) -> Result<Option<Matcher>, ApiError> {
+    fn constraint(&self, model: &Model, tools: Option<Grammar>) -> Result<Option<TokenConstraint>, ApiError> {
         let form = format::grammar(self.response_format.as_ref(), self.structured_outputs.as_ref())?;
         let (grammar, field) = match (form, tools) {
             (None, None) => return Ok(None),

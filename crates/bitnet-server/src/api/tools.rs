@@ -176,7 +176,7 @@ impl Tools {
             rules += &format!("arguments_{index}: %json {schema}\n");
         }
         lark += &format!("call: {}\n{rules}", names.join(" | "));
-        Ok(Grammar::Lark(lark))
+        Ok(Grammar::Calls(lark))
     }
 }
 
