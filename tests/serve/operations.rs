@@ -269,7 +269,7 @@ fn check(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
 fn settings_can_be_checked_without_serving() {
     let folder = folder();
     let path = file(&folder, "serve.toml", "port = 80\ncors-origin = [\"https://a.example\", \"https://b.example\"]\n");
-    let output = check(&["--config", &path, "--queue-requests", "7"], &[("BITNET_SERVE_LENIENT", "1")]);
+    let output = check(&["--config", &path, "--queue-requests", "7", "--temp", ".5"], &[("BITNET_SERVE_LENIENT", "1")]);
     let text = String::from_utf8(output.stdout).expect("UTF-8");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     for line in [
@@ -277,6 +277,7 @@ fn settings_can_be_checked_without_serving() {
         format!("cors-origin = [\"https://a.example\", \"https://b.example\"] # {path}"),
         "queue-requests = 7 # the command line".to_owned(),
         "lenient = true # BITNET_SERVE_LENIENT".to_owned(),
+        "temp = \".5\" # the command line".to_owned(),
         "host = \"127.0.0.1\" # the defaults".to_owned(),
     ] {
         assert!(text.lines().any(|found| found == line), "{line:?} is missing in\n{text}");
@@ -284,6 +285,7 @@ fn settings_can_be_checked_without_serving() {
     // What is printed is a file that says the same.
     let again = file(&folder, "again.toml", &text);
     let output = check(&["--config", &again], &[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let without_origins =
         |text: &str| text.lines().map(|line| line.split(" #").next().map(str::to_owned)).collect::<Vec<_>>();
     assert_eq!(without_origins(&String::from_utf8(output.stdout).expect("UTF-8")), without_origins(&text));
@@ -314,6 +316,13 @@ fn settings_that_are_wrong_are_named_with_their_origin() {
             1,
             vec!["line 1", "64 hexadecimal digits"],
         ),
+        (vec![], vec![("BITNET_SERVE_QUEUE_REQUEST", "5")], 2, vec!["BITNET_SERVE_QUEUE_REQUEST"]),
+        (vec!["--temp", "1000"], vec![], 2, vec!["temperature is 1000"]),
+        (vec!["--logit-bias", "9999999+1"], vec![], 2, vec!["9999999", "the vocabulary ends at"]),
+        (vec!["--kv-memory", "64K"], vec![], 1, vec!["--kv-memory holds"]),
+        (vec!["--chat-template", "nonsense"], vec![], 2, vec!["nonsense", "llama3"]),
+        (vec!["--threads", "1,2"], vec![], 2, vec!["one number of threads"]),
+        (vec!["--cache-salt", "key"], vec![], 2, vec!["--cache-salt key", "--api-key-file"]),
         (vec!["--cors-origin", "example.org"], vec![], 2, vec!["example.org", "scheme://"]),
         (vec!["--model", "no/such/model.gguf"], vec![], 1, vec!["no/such/model.gguf"]),
     ] {
@@ -324,6 +333,27 @@ fn settings_that_are_wrong_are_named_with_their_origin() {
             assert!(message.contains(word), "{arguments:?} {environment:?}: no {word:?} in {message}");
         }
     }
+}
+
+#[cfg(feature = "otlp")]
+#[test]
+fn a_protocol_that_telemetry_cannot_be_sent_by_is_refused() {
+    let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9");
+    for (name, value, is_refused) in [
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf", true),
+        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf", true),
+        ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "http/json", true),
+        ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "grpc", false),
+    ] {
+        let output = check(&[], &[endpoint, (name, value)]);
+        let message = String::from_utf8(output.stderr).expect("UTF-8");
+        assert_eq!(output.status.code(), Some(if is_refused { 2 } else { 0 }), "{name}={value}: {message}");
+        assert!(!is_refused || message.contains(&format!("{name} is {value}")), "{message}");
+        assert!(check(&[], &[(name, value)]).status.success(), "nothing is sent");
+    }
+    let both = [endpoint, ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"), ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc")];
+    assert!(!check(&[], &both).status.success(), "metrics would go by http/json");
+    assert!(check(&[], &[both.as_slice(), &[("OTEL_METRICS_EXPORTER", "none")]].concat()).status.success());
 }
 
 #[test]

@@ -2,12 +2,11 @@
 
 use std::io::{IsTerminal, Write};
 use std::net::ToSocketAddrs;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use bitnet_inference::{EngineOptions, Error, load_tokenization};
+use bitnet_inference::{EngineOptions, Tokenization};
 use bitnet_models::{Config, KvCache};
 use bitnet_server::{ApiKeys, Conversation, CorsOrigins, Ended, Limits, ServeOptions, ServedModel, ServerEvent};
 
@@ -66,6 +65,11 @@ fn notify(path: &std::ffi::OsStr, state: &str) -> std::io::Result<()> {
 }
 
 fn options(arguments: &ServeArguments) -> anyhow::Result<ServeOptions> {
+    ensure!(
+        arguments.cache_salt == CacheSalt::None || arguments.api_key_file.is_some(),
+        WrongUsage("--cache-salt key needs --api-key-file: without keys all requests are of one owner".to_owned())
+    );
+    check_sampling(arguments, usize::MAX)?;
     let host = format!("{}:{}", arguments.host, arguments.port);
     let mut addresses = (arguments.host.as_str(), arguments.port)
         .to_socket_addrs()
@@ -118,26 +122,35 @@ fn otlp_signals() -> anyhow::Result<bitnet_server::OtlpSignals> {
         !is_disabled && exporter.as_deref() != Some("none") && (has_endpoint || is_asked_for)
     };
     let signals = bitnet_server::OtlpSignals { metrics: is_on("METRICS"), traces: is_on("TRACES") };
-    let protocol = variable("OTEL_EXPORTER_OTLP_PROTOCOL").unwrap_or_else(|| "grpc".to_owned());
-    ensure!(
-        protocol == "grpc" || !(signals.metrics || signals.traces),
-        WrongUsage(format!("OTEL_EXPORTER_OTLP_PROTOCOL is {protocol}, but only grpc is supported"))
-    );
+    for (signal, is_sent) in [("METRICS", signals.metrics), ("TRACES", signals.traces)] {
+        let names = [format!("OTEL_EXPORTER_OTLP_{signal}_PROTOCOL"), "OTEL_EXPORTER_OTLP_PROTOCOL".to_owned()];
+        let found = names.iter().find_map(|name| Some((name, variable(name)?)));
+        if let Some((name, protocol)) = found.filter(|(_, protocol)| is_sent && protocol != "grpc") {
+            return Err(WrongUsage(format!("{name} is {protocol}, but only grpc is supported")).into());
+        }
+    }
     Ok(signals)
 }
 
 /// Loads the model; on the thread that will own the engine.
 fn load(arguments: &ServeArguments) -> anyhow::Result<ServedModel> {
     let session = session::open_with(&arguments.model, None, |config, options| sized(config, options, arguments))?;
-    let conversation = conversation(&session, arguments.chat_template.as_deref())?;
+    let template = arguments.chat_template.as_deref();
+    let conversation = conversation(&session.source, session.tokenization().ok(), template)?;
     let name = name(&session);
     let remake = Box::new(session.remake());
     let tokenizer = session.tokenization().ok().map(|tokenization| Arc::clone(&tokenization.tokenizer));
     Ok(ServedModel { engine: session.engine, remake, tokenizer, conversation, name, block_size: KvCache::BLOCK })
 }
 
-/// The cache that the memory for it holds.
+/// Refuses what every request without a say of its own would be refused for.
+fn check_sampling(arguments: &ServeArguments, vocab_size: usize) -> anyhow::Result<()> {
+    Ok(arguments.sampling.params().check(vocab_size).map_err(|error| WrongUsage(error.to_string()))?)
+}
+
+/// The cache that the memory for it holds, for a model that the settings fit.
 fn sized(config: &Config, options: EngineOptions, arguments: &ServeArguments) -> anyhow::Result<EngineOptions> {
+    check_sampling(arguments, config.vocab_size)?;
     let block_bytes = KvCache::block_bytes(config.attention, config.num_layers, options.kv_type);
     let needed = options.context.div_ceil(KvCache::BLOCK) * block_bytes;
     let cache = match arguments.kv_memory {
@@ -157,11 +170,15 @@ fn sized(config: &Config, options: EngineOptions, arguments: &ServeArguments) ->
 const DEFAULT_KV_BYTES: usize = 1 << 30;
 
 /// What becomes of messages: as in `bitnet chat`.
-fn conversation(session: &Session, template: Option<&str>) -> anyhow::Result<Conversation> {
-    let Ok(tokenization) = session.tokenization() else {
+fn conversation(
+    source: &ModelSource,
+    tokenization: Option<&Tokenization>,
+    template: Option<&str>,
+) -> anyhow::Result<Conversation> {
+    let Some(tokenization) = tokenization else {
         return Ok(Conversation::Unavailable("this model has no tokenizer".to_owned()));
     };
-    if template.is_none() && matches!(session.source, ModelSource::BuiltIn(_)) {
+    if template.is_none() && matches!(source, ModelSource::BuiltIn(_)) {
         return Ok(Conversation::ContinueLast);
     }
     match chat::template(tokenization, template) {
@@ -173,7 +190,7 @@ fn conversation(session: &Session, template: Option<&str>) -> anyhow::Result<Con
 
 /// What the model is called where no `--model-name` says it.
 fn name(session: &Session) -> String {
-    let stem = |path: &Path| path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    let stem = |path: &std::path::Path| path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
     let from_source = || match &session.source {
         ModelSource::Path(path) => stem(path),
         ModelSource::BuiltIn(_) => Some(built_in::SERVED_NAME.to_owned()),
@@ -182,22 +199,18 @@ fn name(session: &Session) -> String {
     from_source().or_else(from_file).unwrap_or_else(|| "model".to_owned())
 }
 
-/// Prints the settings as a file that would say the same.
+/// Holds the settings against the model, as far as that goes without its weights, and prints them as a file that would say
+/// the same.
 fn check(arguments: &ServeArguments) -> anyhow::Result<()> {
-    if let ModelSource::Path(path) = ModelSource::new(arguments.model.model.as_deref())? {
-        match load_tokenization(&path) {
-            Ok(_) | Err(Error::NoTokenizer) => {}
-            Err(error) => return Err(error).with_context(|| format!("cannot load {}", path.display())),
-        }
-    }
+    let source = ModelSource::new(arguments.model.model.as_deref())?;
+    let (config, tokenization) = (source.config()?, source.tokenization()?);
+    session::num_threads(&arguments.model)?;
+    let context = session::context_length(&arguments.model, &config);
+    sized(&config, session::engine_options(&arguments.model, context), arguments)?;
+    conversation(&source, tokenization.as_ref(), arguments.chat_template.as_deref())?;
     let mut out = std::io::stdout().lock();
     for setting in settings::effective()? {
-        let quoted = |value: &String| match value.parse::<f64>() {
-            Ok(number) if number.is_finite() => value.clone(),
-            _ if value == "true" || value == "false" => value.clone(),
-            _ => toml::Value::String(value.clone()).to_string(),
-        };
-        let values: Vec<String> = setting.values.iter().map(quoted).collect();
+        let values: Vec<String> = setting.values.iter().map(|value| in_toml(value)).collect();
         let value = match &values[..] {
             [] => "true".to_owned(),
             [value] => value.clone(),
@@ -206,6 +219,18 @@ fn check(arguments: &ServeArguments) -> anyhow::Result<()> {
         writeln!(out, "{} = {value} # {}", setting.name, setting.origin)?;
     }
     Ok(())
+}
+
+/// A value as TOML has it: without quotes where it reads the same without them, as numbers do, but not `.5` or `1e5`.
+fn in_toml(value: &str) -> String {
+    use toml::Value;
+    let read = format!("value = {value}").parse::<toml::Table>().ok();
+    match read.as_ref().and_then(|table| table.get("value")) {
+        Some(read @ (Value::Integer(_) | Value::Float(_) | Value::Boolean(_))) if read.to_string() == value => {
+            value.to_owned()
+        }
+        _ => Value::String(value.to_owned()).to_string(),
+    }
 }
 
 fn start_log(arguments: &ServeArguments) {
@@ -251,6 +276,30 @@ pub fn parse_bytes(text: &str) -> Result<usize, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_toml_would_read_otherwise_is_quoted() {
+        for (value, expected) in [
+            ("80", "80"),
+            ("0.5", "0.5"),
+            ("-1", "-1"),
+            ("true", "true"),
+            (".5", "\".5\""),
+            ("1e5", "\"1e5\""),
+            ("+5", "\"+5\""),
+            ("007", "\"007\""),
+            ("1979-05-27", "\"1979-05-27\""),
+            ("0x10", "\"0x10\""),
+            ("2M", "\"2M\""),
+            ("a\nb = 1", "\"\"\"\na\nb = 1\"\"\""),
+            ("1 # one", "\"1 # one\""),
+            ("[1]", "\"[1]\""),
+            ("\"1\"", "'\"1\"'"),
+            ("", "\"\""),
+        ] {
+            assert_eq!(in_toml(value), expected, "{value}");
+        }
+    }
 
     #[test]
     fn sizes_and_times_are_read_with_their_units() {

@@ -8,10 +8,14 @@ use anyhow::Context;
 use bitnet_inference::{
     Engine, EngineOptions, Event, FinishReason, Loaded, Request, Timings, Tokenization, load, load_embedded,
 };
+#[cfg(feature = "server")]
+use bitnet_inference::{load_tokenization, tokenization_from_gguf};
 use bitnet_kernels::{Cpu, KernelSet, default_threads};
 use bitnet_models::Config;
 #[cfg(feature = "server")]
 use bitnet_models::LanguageModel;
+use bitnet_models::gguf::Gguf;
+use bitnet_models::huggingface::Checkpoint;
 use bitnet_tokenizers::TokenId;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -48,6 +52,29 @@ impl ModelSource {
             (path, _) => Ok(Self::Path(model_path(path)?)),
         }
     }
+
+    /// The shape of the model, without its weights.
+    pub fn config(&self) -> anyhow::Result<Config> {
+        let config = match self {
+            Self::BuiltIn(bytes) => Gguf::from_static(bytes).and_then(|gguf| Config::from_gguf(&gguf)),
+            Self::Path(path) if path.is_dir() => Checkpoint::open(path).map(|checkpoint| checkpoint.config().clone()),
+            Self::Path(path) => Gguf::open(path).and_then(|gguf| Config::from_gguf(&gguf)),
+        };
+        config.with_context(|| format!("cannot open {self}"))
+    }
+
+    /// The tokenizer and chat template, without the weights; `None` if there is no tokenizer.
+    #[cfg(feature = "server")]
+    pub fn tokenization(&self) -> anyhow::Result<Option<Tokenization>> {
+        let tokenization = match self {
+            Self::BuiltIn(bytes) => tokenization_from_gguf(&Gguf::from_static(bytes)?),
+            Self::Path(path) => load_tokenization(path),
+        };
+        match tokenization {
+            Err(bitnet_inference::Error::NoTokenizer) => Ok(None),
+            tokenization => tokenization.map(Some).with_context(|| format!("cannot load {self}")),
+        }
+    }
 }
 
 impl std::fmt::Display for ModelSource {
@@ -71,20 +98,9 @@ pub fn open_with(
     change: impl FnOnce(&Config, EngineOptions) -> anyhow::Result<EngineOptions>,
 ) -> anyhow::Result<Session> {
     let start = Instant::now();
-    let num_threads = match arguments.threads[..] {
-        [] => default_threads(),
-        [n] => usize::from(n),
-        _ => return Err(WrongUsage("one number of threads (-t), not several: only bench compares them".into()).into()),
-    };
-    let cpu = Cpu::new(arguments.kernels.unwrap_or_else(KernelSet::detect), num_threads);
+    let cpu = Cpu::new(arguments.kernels.unwrap_or_else(KernelSet::detect), num_threads(arguments)?);
     let (Loaded { model, tokenization, .. }, source) = load_model(arguments, &cpu)?;
-    let trained = model.config().context_length;
-    let context = match (context, arguments.ctx_size) {
-        (Some(context), _) => context,
-        (None, Some(0)) => trained,
-        (None, Some(context)) => context,
-        (None, None) => trained.min(DEFAULT_CONTEXT),
-    };
+    let context = context.unwrap_or_else(|| context_length(arguments, model.config()));
     let options = change(model.config(), engine_options(arguments, context))?;
     let tokenizer = tokenization.as_ref().map(|tokenization| Arc::clone(&tokenization.tokenizer));
     let engine = Engine::new(Arc::clone(&model), tokenizer, cpu, options)?;
@@ -96,6 +112,24 @@ pub fn open_with(
         source,
         load_time: start.elapsed(),
     })
+}
+
+/// The threads of the engine.
+pub fn num_threads(arguments: &ModelArguments) -> anyhow::Result<usize> {
+    match arguments.threads[..] {
+        [] => Ok(default_threads()),
+        [n] => Ok(usize::from(n)),
+        _ => Err(WrongUsage("one number of threads (-t), not several: only bench compares them".into()).into()),
+    }
+}
+
+/// The positions of the context, where the command does not know.
+pub fn context_length(arguments: &ModelArguments, config: &Config) -> usize {
+    match arguments.ctx_size {
+        Some(0) => config.context_length,
+        Some(context) => context,
+        None => config.context_length.min(DEFAULT_CONTEXT),
+    }
 }
 
 /// Loads the model that the arguments name.

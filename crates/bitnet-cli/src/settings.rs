@@ -16,6 +16,8 @@ use crate::args::{Arguments, WrongUsage};
 
 /// The command whose options are completed.
 const COMMAND: &str = "serve";
+/// How the variables begin that hold settings.
+const PREFIX: &str = "BITNET_SERVE_";
 /// Options that say where settings are, or what to do with them.
 const NOT_SETTINGS: [&str; 4] = ["config", "check-config", "help", "version"];
 
@@ -84,6 +86,7 @@ fn settings(command: &Command) -> impl Iterator<Item = (String, &Arg)> {
 
 /// What the environment and the file say of settings that were not typed.
 fn found_settings(command: &Command, typed: &ArgMatches) -> anyhow::Result<Vec<Setting>> {
+    check_variables(command)?;
     let from_environment = std::env::var_os(variable("config")).map(Into::into);
     let path = typed.get_one::<std::path::PathBuf>("config").cloned().or(from_environment);
     let mut file = match &path {
@@ -114,9 +117,22 @@ fn found_settings(command: &Command, typed: &ArgMatches) -> anyhow::Result<Vec<S
     Ok(out)
 }
 
+/// Refuses variables that nothing reads: their names are mistyped.
+fn check_variables(command: &Command) -> anyhow::Result<()> {
+    let known: Vec<String> = settings(command).map(|(name, _)| variable(&name)).chain([variable("config")]).collect();
+    let set = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    match set.filter(|name| name.starts_with(PREFIX)).find(|name| !known.contains(name)) {
+        Some(name) => {
+            let message = format!("there is no setting for the variable {name}; `bitnet serve --help` lists them");
+            Err(WrongUsage(message).into())
+        }
+        None => Ok(()),
+    }
+}
+
 /// `BITNET_SERVE_QUEUE_REQUESTS` for `queue-requests`.
 fn variable(name: &str) -> String {
-    format!("BITNET_SERVE_{}", name.to_uppercase().replace('-', "_"))
+    format!("{PREFIX}{}", name.to_uppercase().replace('-', "_"))
 }
 
 fn read(path: &Path) -> anyhow::Result<toml::Table> {

@@ -7,9 +7,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use bitnet_kernels::{Activations, Cpu, KernelSet, Packing, Part, TernaryMatrix, default_threads};
-use bitnet_models::gguf::Gguf;
-use bitnet_models::huggingface::Checkpoint;
-use bitnet_models::{Config, matrix_shapes};
+use bitnet_models::matrix_shapes;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -72,7 +70,7 @@ pub fn fastest_packings(cpu: &Cpu) -> Vec<((usize, usize), Packing)> {
 
 /// Measures, prints and remembers.
 pub fn tune(arguments: &TuneArguments) -> anyhow::Result<()> {
-    let config = read_config(&ModelSource::new(arguments.model.as_deref())?)?;
+    let config = ModelSource::new(arguments.model.as_deref())?.config()?;
     let set = arguments.kernels.unwrap_or_else(KernelSet::detect);
     let cpu = Cpu::new(set, arguments.threads.map_or_else(default_threads, usize::from));
     let mut shapes = matrix_shapes(&config);
@@ -106,17 +104,6 @@ fn print(arguments: &TuneArguments, cpu: &Cpu, shapes: &[Shape], path: &Path) ->
     }
     writeln!(out, "\nThe time of one product with one token, for --ternary-kernel auto: {}", path.display())?;
     Ok(())
-}
-
-fn read_config(source: &ModelSource) -> anyhow::Result<Config> {
-    let config = match source {
-        ModelSource::BuiltIn(bytes) => Config::from_gguf(&Gguf::from_static(bytes)?),
-        ModelSource::Path(path) if path.is_dir() => {
-            Checkpoint::open(path).map(|checkpoint| checkpoint.config().clone())
-        }
-        ModelSource::Path(path) => Gguf::open(path).and_then(|gguf| Config::from_gguf(&gguf)),
-    };
-    config.with_context(|| format!("cannot open {source}"))
 }
 
 /// Multiplies one row of activations by matrices of a shape, as many as it takes to fetch each from memory, though not more
