@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::client::{Server, chat, completion};
+use crate::client::{Server, chat, completion, with};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -42,13 +42,17 @@ fn what_is_counted_is_what_was_answered() {
     let server = Server::start(&["--kv-memory", "16M"]);
     let long = "Once upon a time there was a little girl who had a red ball. ".repeat(6);
     let mut usage = [0.0; 3];
-    for body in [chat(&long, json!({})), chat(&long, json!({ "n": 3 })), chat("Once", json!({ "stop": "a" }))] {
+    let mut longest = 0;
+    for more in [json!({}), json!({ "n": 3, "stop": "the" }), json!({ "stop": "a" })] {
+        let body = with(chat(&long, json!({ "return_token_ids": true })), more);
         let answer = server.answer(CHAT, &body);
         let count = |value: &Value| value.as_f64().expect("a number");
         let n = body["n"].as_f64().unwrap_or(1.0);
         usage[0] += n * count(&answer["usage"]["prompt_tokens"]);
         usage[1] += count(&answer["usage"]["completion_tokens"]);
         usage[2] += n;
+        let text = |choice: &Value| choice["token_ids"].as_array().map_or(0, Vec::len);
+        longest += answer["choices"].as_array().expect("answers").iter().map(text).max().expect("an answer");
     }
     let [prompt, generated, answers] = usage;
     server.post(CHAT, &json!({}));
@@ -70,6 +74,18 @@ fn what_is_counted_is_what_was_answered() {
         assert_eq!(of(&format!("vllm:{name}_seconds_count")), answers, "{name}");
     }
     assert_eq!(of("vllm:inter_token_latency_seconds_count"), generated - answers);
+    assert_eq!(
+        (of("vllm:request_max_num_generation_tokens_sum"), of("vllm:request_max_num_generation_tokens_count")),
+        (longest as f64, 3.0)
+    );
+    // Under two names each.
+    for (name, older) in [
+        ("inter_token_latency_seconds_count", "time_per_output_token_seconds_count"),
+        ("inter_token_latency_seconds_sum", "time_per_output_token_seconds_sum"),
+        ("kv_cache_usage_perc", "gpu_cache_usage_perc"),
+    ] {
+        assert_eq!(of(&format!("vllm:{name}")), of(&format!("vllm:{older}")), "{older}");
+    }
     assert_eq!(of("vllm:request_prompt_tokens_sum"), prompt);
     assert_eq!(of("vllm:request_generation_tokens_sum"), generated);
     assert_eq!((of("vllm:request_params_n_sum"), of("vllm:request_params_n_count")), (5.0, 3.0));
@@ -117,4 +133,22 @@ fn what_runs_and_waits_is_seen_while_it_does() {
     assert_eq!(of("vllm:request_success_total{finished_reason=\"abort\"}"), 2.0);
     server.wait_until("free", || of("vllm:kv_cache_usage_perc") == 0.0);
     server.answer("/v1/completions", &completion("Once", json!({})));
+}
+
+#[test]
+fn drafts_are_counted_with_what_came_of_them_by_position() {
+    let server = Server::start(&["--draft", "4"]);
+    // Greedy answers of the small model repeat themselves.
+    let more = json!({ "temperature": 0, "max_tokens": 300, "ignore_eos": true });
+    server.answer(CHAT, &chat("Once upon a time there was a cat. The cat saw a cat. The cat saw a cat.", more));
+    let all = samples(&server);
+    let of = |name: &str| all[&format!("vllm:spec_decode_num_{name}")];
+    let at = |position: usize| of(&format!("accepted_tokens_per_pos_total{{position=\"{position}\"}}"));
+    let by_position: Vec<f64> = (0..16).map(at).collect();
+    assert!(by_position[0] > 0.0 && of("drafts_total") >= by_position[0], "{all:#?}");
+    assert!(by_position.is_sorted_by(|earlier, later| earlier >= later), "{by_position:?}");
+    assert_eq!(by_position.iter().sum::<f64>(), of("accepted_tokens_total"));
+    assert!(by_position[4..].iter().all(|count| *count == 0.0), "a draft has 4 tokens");
+    let drafts = of("drafts_total");
+    assert!((drafts..=4.0 * drafts).contains(&of("draft_tokens_total")), "{all:#?}");
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 #[cfg(feature = "server")]
 use std::time::Duration;
 
-use bitnet_inference::SamplingParams;
+use bitnet_inference::{DRAFT_MAX, SamplingParams};
 use bitnet_kernels::{Cpu, KernelSet, Packing};
 use bitnet_models::{FfnSparsity, HeadMode, KvType, LoadOptions, Tl1Tile, Tl2Tile};
 use bitnet_tokenizers::TokenId;
@@ -875,8 +875,8 @@ fn parse_kernels(name: &str) -> Result<&'static KernelSet, String> {
 
 fn parse_draft(text: &str) -> Result<usize, String> {
     match text.parse() {
-        Ok(n) if n <= 16 => Ok(n),
-        _ => Err("0 to 16 is possible".to_owned()),
+        Ok(n) if n <= DRAFT_MAX => Ok(n),
+        _ => Err(format!("0 to {DRAFT_MAX} is possible")),
     }
 }
 

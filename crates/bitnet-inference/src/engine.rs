@@ -95,12 +95,18 @@ pub struct EngineCounts {
     pub cached_tokens: u64,
     /// Sequences that had to give their blocks up.
     pub preemptions: u64,
-    /// Tokens guessed ahead.
+    /// Drafts, each some tokens guessed ahead.
+    pub drafts: u64,
+    /// Tokens of them.
     pub drafted_tokens: u64,
     /// Those of them that came.
     pub accepted_tokens: u64,
+    /// The same by their place in the draft.
+    pub accepted_by_place: [u64; DRAFT_MAX],
 }
 
+/// The most tokens that are guessed ahead.
+pub const DRAFT_MAX: usize = 16;
 /// The most sequences decoding at once for which drafts are checked: with more, the rows pay as they are.
 const DRAFTING_MAX: usize = 2;
 
@@ -349,7 +355,7 @@ impl Engine {
         self.plan.clear();
         let num_decoding = self.running.iter().filter(|sequence| sequence.is_decoding()).count();
         // Rows that are checked together with the first cost little as long as they are few.
-        let draft_max = if num_decoding <= DRAFTING_MAX { self.options.draft_max } else { 0 };
+        let draft_max = if num_decoding <= DRAFTING_MAX { self.options.draft_max.min(DRAFT_MAX) } else { 0 };
         let mut index = 0;
         while index < self.running.len() {
             let sequence = &mut self.running[index];
@@ -468,6 +474,7 @@ impl Engine {
             }
             let num_rows = sequence.draft.len() + 1;
             let draft = std::mem::take(&mut sequence.draft);
+            self.counts.drafts += u64::from(!draft.is_empty());
             self.counts.drafted_tokens += draft.len() as u64;
             sequence.timings.drafted_tokens += draft.len();
             for (index, guess) in draft.iter().map(Some).chain([None]).enumerate() {
@@ -478,6 +485,7 @@ impl Engine {
                     }
                     Some(token) if Some(&token) == guess => {
                         self.counts.accepted_tokens += 1;
+                        self.counts.accepted_by_place[index] += 1;
                         self.running[planned.index].timings.accepted_tokens += 1;
                         self.running[planned.index].advance(1, &mut self.blocks, step_start);
                     }

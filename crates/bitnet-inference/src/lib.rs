@@ -21,7 +21,7 @@ mod sampling;
 mod sequence;
 mod stop;
 
-pub use engine::{Engine, EngineCounts, EngineOptions, HeadUse};
+pub use engine::{DRAFT_MAX, Engine, EngineCounts, EngineOptions, HeadUse};
 pub use error::{Error, Result};
 pub use load::{
     Loaded, NO_TOKENIZER, Tokenization, likely_i2s_form, load, load_embedded, load_tokenization,

@@ -138,6 +138,7 @@ pub(crate) struct Metrics {
     inference: Histogram,
     prompt_length: Histogram,
     answer_length: Histogram,
+    longest_answer: Histogram,
     answers_asked: Histogram,
     max_tokens_asked: Histogram,
     step_tokens: Histogram,
@@ -172,8 +173,10 @@ impl Totals {
                 prompt_tokens: a.prompt_tokens + b.prompt_tokens,
                 cached_tokens: a.cached_tokens + b.cached_tokens,
                 preemptions: a.preemptions + b.preemptions,
+                drafts: a.drafts + b.drafts,
                 drafted_tokens: a.drafted_tokens + b.drafted_tokens,
                 accepted_tokens: a.accepted_tokens + b.accepted_tokens,
+                accepted_by_place: std::array::from_fn(|place| a.accepted_by_place[place] + b.accepted_by_place[place]),
             },
             head: HeadUse {
                 screened: c.screened + d.screened,
@@ -210,6 +213,7 @@ impl Metrics {
             inference: Histogram::new(REQUEST_S),
             prompt_length: Histogram::new(TOKENS),
             answer_length: Histogram::new(TOKENS),
+            longest_answer: Histogram::new(TOKENS),
             answers_asked: Histogram::new(ANSWERS),
             max_tokens_asked: Histogram::new(TOKENS),
             step_tokens: Histogram::new(STEP_TOKENS),
@@ -256,6 +260,11 @@ impl Metrics {
         if let Some(max_tokens) = max_tokens {
             self.max_tokens_asked.observe(max_tokens as f64);
         }
+    }
+
+    /// All answers to a prompt are whole.
+    pub(crate) fn answered(&self, longest_tokens: usize) {
+        self.longest_answer.observe(longest_tokens as f64);
     }
 }
 
@@ -385,7 +394,10 @@ impl Metrics {
         w.gauge("vllm:num_requests_running", "Answers the engine is working on.", queue.running);
         w.gauge("vllm:num_requests_waiting", "Answers the engine has not begun.", queue.waiting);
         w.gauge("bitnet_queue_prompt_tokens", "Prompt tokens of the answers that wait.", queue.waiting_tokens);
-        w.gauge("vllm:kv_cache_usage_perc", "Part of the key/value cache in use, from 0 to 1.", self.cache_usage());
+        // Older boards ask by the second name.
+        for name in ["vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"] {
+            w.gauge(name, "Part of the key/value cache in use, from 0 to 1.", self.cache_usage());
+        }
         w.head("vllm:cache_config_info", "gauge", "The key/value cache: tokens of a block, and blocks.");
         let config = format!("block_size=\"{}\",num_gpu_blocks=\"{}\"", scene.block_size, state.num_blocks);
         w.value("vllm:cache_config_info", &config, 1);
@@ -400,8 +412,14 @@ impl Metrics {
         w.counter("vllm:num_preemptions_total", "Answers that had to give their blocks up.", counts.preemptions);
         w.counter("vllm:prefix_cache_queries_total", "Prompt tokens looked up in the cache.", counts.prompt_tokens);
         w.counter("vllm:prefix_cache_hits_total", "Those that were found.", counts.cached_tokens);
+        w.counter("vllm:spec_decode_num_drafts_total", "Drafts, each some tokens guessed ahead.", counts.drafts);
         w.counter("vllm:spec_decode_num_draft_tokens_total", "Tokens guessed ahead.", counts.drafted_tokens);
         w.counter("vllm:spec_decode_num_accepted_tokens_total", "Those that came.", counts.accepted_tokens);
+        let name = "vllm:spec_decode_num_accepted_tokens_per_pos_total";
+        w.head(name, "counter", "The same by their position in the draft.");
+        for (place, accepted) in counts.accepted_by_place.iter().enumerate() {
+            w.value(name, &format!("position=\"{place}\""), accepted);
+        }
         w.counter("bitnet_engine_steps_total", "Steps that ran tokens through the model.", counts.steps);
         w.counter("bitnet_engine_tokens_total", "Tokens run through the model.", counts.computed_tokens);
         w.counter("bitnet_engine_panics_total", "Times the engine panicked and was made anew.", panics);
@@ -413,7 +431,10 @@ impl Metrics {
             "From a request's arrival to its first token.",
             &self.first_token,
         );
-        w.histogram("vllm:inter_token_latency_seconds", "From a token to the next.", &self.inter_token);
+        // Older boards ask by the second name.
+        for name in ["vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"] {
+            w.histogram(name, "From a token to the next.", &self.inter_token);
+        }
         w.histogram(
             "vllm:request_time_per_output_token_seconds",
             "Mean time from a token to the next, of whole answers.",
@@ -434,6 +455,11 @@ impl Metrics {
         w.histogram("vllm:request_inference_time_seconds", "Both.", &self.inference);
         w.histogram("vllm:request_prompt_tokens", "Tokens of a prompt.", &self.prompt_length);
         w.histogram("vllm:request_generation_tokens", "Tokens of an answer.", &self.answer_length);
+        w.histogram(
+            "vllm:request_max_num_generation_tokens",
+            "Tokens of the longest of all answers to a prompt.",
+            &self.longest_answer,
+        );
         w.histogram("vllm:request_params_n", "Answers asked for to each prompt.", &self.answers_asked);
         w.histogram("vllm:request_params_max_tokens", "The most tokens asked for.", &self.max_tokens_asked);
         w.histogram("vllm:iteration_tokens_total", "Tokens of a step of the engine.", &self.step_tokens);

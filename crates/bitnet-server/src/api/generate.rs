@@ -370,6 +370,8 @@ pub(crate) struct Answers {
     stop_ids: Vec<TokenId>,
     /// Answers that have not ended.
     num_open: usize,
+    /// For each prompt, how many answers have not ended, and the tokens of the longest of the others.
+    prompts: Vec<(usize, usize)>,
     n: usize,
     record: Arc<Record>,
 }
@@ -464,6 +466,7 @@ pub(crate) fn submit(app: &App, model: &Model, asked: &Asked<'_>, record: &Arc<R
         limit,
         stop_ids: plan.stop_ids.clone(),
         num_open: num_answers,
+        prompts: vec![(plan.n, 0); prompts.len()],
         n: plan.n,
         record: Arc::clone(record),
     })
@@ -537,6 +540,11 @@ impl Answers {
     fn count(&mut self, choice: usize, finish: &Finish) {
         self.num_open -= 1;
         self.timers[choice].finished(&self.metrics, finish);
+        let (open, longest) = &mut self.prompts[choice / self.n];
+        (*open, *longest) = (*open - 1, finish.timings.generated_tokens.max(*longest));
+        if *open == 0 {
+            self.metrics.answered(*longest);
+        }
         let is_first = choice.is_multiple_of(self.n);
         self.generation(|generation| {
             if is_first {
