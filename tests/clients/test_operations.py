@@ -1,6 +1,7 @@
 """docs/operations and what it promises: Envoy in front of two servers; names, probes and units that there are."""
 
 import concurrent.futures
+import http.server
 import json
 import pathlib
 import re
@@ -8,13 +9,14 @@ import shutil
 import subprocess
 import sys
 import threading
+import tomllib
 import urllib.error
 import urllib.request
 from collections import Counter
 
 import pytest
 import yaml
-from conftest import ROOT, Server, free_port, status, wait_until
+from conftest import BITNET, ROOT, Server, free_port, status, wait_until
 
 OPERATIONS = ROOT / "docs/operations"
 ENVOY = str(pathlib.Path(sys.executable).parent / "envoy")
@@ -62,6 +64,55 @@ def envoy(tmp_path):
 def test_envoy_takes_its_configuration():
     result = subprocess.run([ENVOY, "--mode", "validate", "-c", str(OPERATIONS / "envoy.yaml")], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def seconds(text):
+    return float(str(text).removesuffix("s"))
+
+
+def test_envoy_waits_longer_than_answers_take_and_closes_idle_connections_first():
+    config = yaml.safe_load((OPERATIONS / "envoy.yaml").read_text())["static_resources"]
+    settings = tomllib.loads(subprocess.run([BITNET, "serve", "--check-config"], capture_output=True, text=True, check=True).stdout)
+    [chain] = config["listeners"][0]["filter_chains"]
+    manager = chain["filters"][0]["typed_config"]
+    assert seconds(manager["stream_idle_timeout"]) > seconds(settings["request-timeout"])
+    [options] = config["clusters"][0]["typed_extension_protocol_options"].values()
+    assert seconds(options["common_http_protocol_options"]["idle_timeout"]) < seconds(settings["header-timeout"])
+
+
+class Full(http.server.BaseHTTPRequestHandler):
+    """A server that is ready, but full for longer than anybody waits here."""
+
+    protocol_version = "HTTP/1.1"
+    num_refused = 0
+
+    def answer(self, status):
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.send_response(status)
+        self.send_header("retry-after", "500")
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def do_GET(self):
+        self.answer(200)
+
+    def do_POST(self):
+        Full.num_refused += 1
+        self.answer(429)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_whoever_a_full_server_sends_away_is_answered_by_the_other_at_once(envoy):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Full) as full, Server() as idle:
+        threading.Thread(target=full.serve_forever, daemon=True).start()
+        url = envoy([full.server_port, int(idle.url.rsplit(":", 1)[1])])
+        # Until some came to the full one first.
+        while Full.num_refused < 3:
+            code, _, _ = post(url, timeout=120, max_tokens=2)
+            assert code == 200
+        full.shutdown()
 
 
 # Room for four answers each, so that twelve at once are more than both have: some are refused, and sent again.

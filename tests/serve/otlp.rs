@@ -12,7 +12,7 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use serde_json::{Value, json};
 
-use crate::client::{Server, chat, completion};
+use crate::client::{Server, chat, completion, with};
 use crate::collector::Collector;
 use crate::metrics::samples;
 
@@ -146,7 +146,7 @@ fn metrics_are_what_clients_measured_under_the_conventions_names() {
         let found = metrics(&collector);
         let count =
             |name: &str| found.contains_key(name).then(|| points(&found, name).iter().map(|p| p.count).sum::<u64>());
-        count("gen_ai.server.request.duration") == Some(5) && count("http.server.request.duration") >= Some(8)
+        count("gen_ai.server.request.duration") == Some(7) && count("http.server.request.duration") >= Some(8)
     };
     server.wait_until("sent", is_whole);
     let found = metrics(&collector);
@@ -160,18 +160,30 @@ fn metrics_are_what_clients_measured_under_the_conventions_names() {
         ("server.address".to_owned(), server_address),
         ("server.port".to_owned(), json!(server.address.port())),
     ]);
-    let one = |name: &str| match &points(&found, name)[..] {
-        [point] => {
-            assert_eq!(attributes(&point.attributes), about_model, "{name}");
-            point.clone()
-        }
-        points => panic!("{name} has {points:?}"),
+    let one = |name: &str| {
+        let points = points(&found, name);
+        let mut answered = points.iter().filter(|point| !attributes(&point.attributes).contains_key("error.type"));
+        let (Some(point), None) = (answered.next(), answered.next()) else { panic!("{name} has {points:?}") };
+        assert_eq!(attributes(&point.attributes), about_model, "{name}");
+        point.clone()
     };
     let (request, first, token) = (
         one("gen_ai.server.request.duration"),
         one("gen_ai.server.time_to_first_token"),
         one("gen_ai.server.time_per_output_token"),
     );
+    // Requests that were refused have no model yet.
+    let mut refusals: Vec<Value> = Vec::new();
+    for point in points(&found, "gen_ai.server.request.duration") {
+        let attributes = attributes(&point.attributes);
+        if let Some(error) = attributes.get("error.type") {
+            assert_eq!((point.count, attributes.get("gen_ai.request.model")), (1, None), "{attributes:?}");
+            refusals.push(json!([attributes["gen_ai.operation.name"], error]));
+        }
+    }
+    refusals.sort_by_key(Value::to_string);
+    let expected = [json!(["chat", "unknown_parameter"]), json!(["text_completion", "context_length_exceeded"])];
+    assert_eq!(refusals, expected);
     // The buckets of the conventions, and more at their ends.
     assert_eq!(
         request.explicit_bounds[..14],
@@ -284,6 +296,7 @@ fn a_trace_shows_where_the_time_went() {
         (&about["http.response.status_code"], &about["bitnet.request_id"]),
         (&json!(200), &record["request_id"])
     );
+    assert_eq!((&about["url.path"], &about["url.scheme"]), (&json!(CHAT), &json!("http")));
     let mut about = attributes(&operation.attributes);
     let first_chunk = about.remove("gen_ai.response.time_to_first_chunk").and_then(|value| value.as_f64());
     assert!(is_same(first_chunk.expect("a time"), told("first_token_ms")));
@@ -316,6 +329,53 @@ fn a_trace_shows_where_the_time_went() {
     // What was said is nobody's business.
     let everything = format!("{:?} {:?}", collector.collected.traces(), collector.collected.metrics());
     assert!(!everything.contains("upon a time"));
+}
+
+#[test]
+fn what_is_told_is_what_was_asked_for_and_what_the_client_got() {
+    let collector = Collector::start();
+    let server = start(&collector, &[("BITNET_SERVE_MODEL_NAME", "a,b"), ("BITNET_SERVE_LENIENT", "true")]);
+    let tools = json!([{ "type": "function", "function": { "name": "stop" } }]);
+    let call = json!({ "model": "b", "tools": tools, "tool_choice": "required", "parallel_tool_calls": false,
+                       "max_tokens": 200 });
+    let form = json!({ "model": "made up", "response_format": { "type": "json_object" }, "max_tokens": 3 });
+    let mut asked = Vec::new();
+    for (more, name, kind, reason) in [
+        (call.clone(), "b", "text", "tool_calls"),
+        (with(call, json!({ "stream": true })), "b", "text", "tool_calls"),
+        (form, "made up", "json", "length"),
+        (json!({ "max_tokens": 2 }), "a", "text", "length"),
+    ] {
+        let response = server.post(CHAT, &chat("Once", more));
+        let id = response.header("x-request-id").expect("an id").to_owned();
+        let last = match response.header("content-type") {
+            Some("application/json") => response.json(),
+            _ => response.events().pop().expect("chunks"),
+        };
+        assert_eq!((&last["choices"][0]["finish_reason"], &last["model"]), (&json!(reason), &json!("a")));
+        assert_eq!(server.record(&id)["finish_reason"], reason);
+        asked.push((last["id"].clone(), name, kind, reason));
+    }
+    let of = |id: &Value| {
+        let spans = spans(&collector).into_iter().map(|span| (span.name, attributes(&span.attributes)));
+        spans.into_iter().find(|(_, about)| about.get("gen_ai.response.id") == Some(id))
+    };
+    server.wait_until("sent", || asked.iter().all(|(id, ..)| of(id).is_some()));
+    for (id, name, kind, reason) in &asked {
+        let (span, about) = of(id).expect("a span");
+        assert_eq!(span, format!("chat {name}"));
+        assert_eq!((&about["gen_ai.request.model"], &about["gen_ai.response.model"]), (&json!(name), &json!("a")));
+        assert_eq!(about["gen_ai.output.type"], *kind);
+        assert_eq!(about["gen_ai.response.finish_reasons"], json!([reason]));
+    }
+    server.wait_until("sent", || metrics(&collector).contains_key("gen_ai.server.request.duration"));
+    let counts = || -> BTreeMap<String, u64> {
+        let points = points(&metrics(&collector), "gen_ai.server.request.duration").into_iter();
+        points.map(|point| (attributes(&point.attributes)["gen_ai.request.model"].to_string(), point.count)).collect()
+    };
+    // Names that anybody can make up are no labels.
+    let expected = BTreeMap::from([("\"a\"".to_owned(), 2), ("\"b\"".to_owned(), 2)]);
+    server.wait_until("counted", || counts() == expected);
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -106,7 +106,8 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     let route = request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str).to_owned();
     let headers = request.headers();
     let trace = TraceParent::from_headers(headers);
-    let record = Arc::new(Record::new(request.method().clone(), route, id::request_id(headers), trace));
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let record = Arc::new(Record::new(method, path, route, id::request_id(headers), trace));
     let mut recording = Recording {
         record: Arc::clone(&record),
         app: Arc::clone(&app),

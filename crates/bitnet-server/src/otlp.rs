@@ -137,6 +137,8 @@ impl Otlp {
             KeyValue::new("http.request.method", record.method().to_owned()),
             KeyValue::new("http.route", record.route().to_owned()),
             KeyValue::new("http.response.status_code", i64::from(status)),
+            KeyValue::new("url.path", record.path().to_owned()),
+            KeyValue::new("url.scheme", "http"),
             KeyValue::new("bitnet.request_id", record.request_id.clone()),
         ];
         attributes.extend(self.server.iter().cloned());
@@ -170,7 +172,7 @@ impl Otlp {
         attributes.extend(self.server.iter().cloned());
         attributes.extend(error.clone().map(|error| KeyValue::new("error.type", error)));
         let mut span = tracer
-            .span_builder(format!("{} {}", generation.operation, generation.model))
+            .span_builder(format!("{} {}", generation.operation, generation.asked_model))
             .with_kind(SpanKind::Internal)
             .with_start_time(arrival + generation.entered)
             .with_attributes(attributes)
@@ -274,14 +276,19 @@ impl Instruments {
         ];
         attributes.extend(error.clone());
         self.http.record(duration, &attributes);
-        let Some(generation) = &details.generation else { return };
-        let mut attributes = vec![
-            KeyValue::new("gen_ai.operation.name", generation.operation),
-            KeyValue::new("gen_ai.provider.name", PROVIDER),
-            KeyValue::new("gen_ai.request.model", generation.model.clone()),
-            KeyValue::new("gen_ai.response.model", generation.model.clone()),
-        ];
+        let Some(operation) = operation(record) else { return };
+        let mut attributes =
+            vec![KeyValue::new("gen_ai.operation.name", operation), KeyValue::new("gen_ai.provider.name", PROVIDER)];
         attributes.extend_from_slice(server);
+        let Some(generation) = &details.generation else {
+            // It did not come as far as the queue.
+            attributes.extend(error);
+            return self.request.record(duration, &attributes);
+        };
+        // Names that anybody can make up are no labels.
+        let asked = if generation.is_asked_ours { &generation.asked_model } else { &generation.model };
+        attributes.push(KeyValue::new("gen_ai.request.model", asked.clone()));
+        attributes.push(KeyValue::new("gen_ai.response.model", generation.model.clone()));
         // The two others are of requests that succeeded.
         if let (None, Some(first)) = (&error, generation.first_token) {
             let first = first.as_secs_f64();
@@ -298,16 +305,25 @@ impl Instruments {
     }
 }
 
+/// What the conventions call what a request asks for, if it asks the model.
+fn operation(record: &Record) -> Option<&'static str> {
+    match (record.method(), record.route()) {
+        ("POST", "/v1/chat/completions") => Some("chat"),
+        ("POST", "/v1/completions") => Some("text_completion"),
+        _ => None,
+    }
+}
+
 fn generation_attributes(generation: &Generation) -> Vec<KeyValue> {
     let sampling = &generation.sampling;
     let strings = |list: Vec<StringValue>| Value::Array(list.into());
     let mut attributes = vec![
         KeyValue::new("gen_ai.operation.name", generation.operation),
         KeyValue::new("gen_ai.provider.name", PROVIDER),
-        KeyValue::new("gen_ai.request.model", generation.model.clone()),
+        KeyValue::new("gen_ai.request.model", generation.asked_model.clone()),
         KeyValue::new("gen_ai.response.model", generation.model.clone()),
         KeyValue::new("gen_ai.response.id", generation.response_id.clone()),
-        KeyValue::new("gen_ai.output.type", "text"),
+        KeyValue::new("gen_ai.output.type", if generation.is_json { "json" } else { "text" }),
         KeyValue::new("gen_ai.request.stream", generation.is_stream),
         KeyValue::new("gen_ai.request.choice.count", generation.n as i64),
         KeyValue::new("gen_ai.request.seed", sampling.seed as i64),
@@ -324,7 +340,7 @@ fn generation_attributes(generation: &Generation) -> Vec<KeyValue> {
         ),
         KeyValue::new(
             "gen_ai.response.finish_reasons",
-            strings(generation.finish_reasons.iter().map(|&reason| reason.into()).collect()),
+            strings(generation.finish_reasons.values().map(|&reason| reason.into()).collect()),
         ),
     ];
     attributes.extend(generation.max_tokens.map(|max| KeyValue::new("gen_ai.request.max_tokens", max as i64)));

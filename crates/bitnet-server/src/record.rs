@@ -3,6 +3,7 @@
 //! A record ends when the last byte of the answer has been handed over, or when whoever asked has gone: the body of the
 //! answer carries it ([`RecordedBody`]), and dropping the body ends it.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -24,6 +25,9 @@ pub(crate) struct Record {
     method: Method,
     /// The route that answered, such as `/v1/models/{model}`.
     route: String,
+    /// What was asked for, without its query.
+    #[cfg_attr(not(feature = "otlp"), expect(dead_code, reason = "told over OTLP only"))]
+    path: String,
     pub(crate) request_id: String,
     pub(crate) trace: Option<TraceParent>,
     details: Mutex<Details>,
@@ -46,7 +50,14 @@ pub(crate) struct Details {
 pub(crate) struct Generation {
     /// `chat` or `text_completion`.
     pub(crate) operation: &'static str,
+    /// The name that answers bear.
     pub(crate) model: String,
+    /// The name that was asked for.
+    pub(crate) asked_model: String,
+    /// Whether that is one of the model's names: a lenient server answers to any.
+    pub(crate) is_asked_ours: bool,
+    /// Whether answers must be JSON.
+    pub(crate) is_json: bool,
     pub(crate) response_id: String,
     pub(crate) is_stream: bool,
     /// Answers to each prompt.
@@ -63,17 +74,28 @@ pub(crate) struct Generation {
     pub(crate) started: Option<Duration>,
     pub(crate) first_token: Option<Duration>,
     pub(crate) last_token: Option<Duration>,
-    /// Why answers ended, in the order in which they did.
-    pub(crate) finish_reasons: Vec<&'static str>,
+    /// Why answers ended, by their index.
+    pub(crate) finish_reasons: BTreeMap<usize, &'static str>,
 }
 
 impl Record {
-    pub(crate) fn new(method: Method, route: String, request_id: String, trace: Option<TraceParent>) -> Self {
-        Self { started: Instant::now(), method, route, request_id, trace, details: Mutex::default() }
+    pub(crate) fn new(
+        method: Method,
+        path: String,
+        route: String,
+        request_id: String,
+        trace: Option<TraceParent>,
+    ) -> Self {
+        Self { started: Instant::now(), method, route, path, request_id, trace, details: Mutex::default() }
     }
 
     pub(crate) fn route(&self) -> &str {
         &self.route
+    }
+
+    #[cfg(feature = "otlp")]
+    pub(crate) fn path(&self) -> &str {
+        &self.path
     }
 
     /// The method's name, or that of all unknown ones: names that anybody can make up are no labels.
@@ -128,8 +150,11 @@ impl Record {
                     prompt_tokens = generation.map(|generation| generation.usage.prompt_tokens),
                     cached_tokens = generation.map(|generation| generation.usage.prompt_tokens_details.cached_tokens),
                     generated_tokens = generation.map(|generation| generation.usage.completion_tokens),
-                    finish_reason = generation.and_then(|generation| generation.finish_reasons.first().copied()),
-                    error = error.as_ref().map(ApiError::message),
+                    finish_reason =
+                        generation.and_then(|generation| generation.finish_reasons.values().next().copied()),
+                    // Not the message, which quotes what was asked.
+                    error = error.as_ref().map(ApiError::code),
+                    param = error.as_ref().and_then(ApiError::param),
                     "request"
                 )
             };

@@ -176,8 +176,8 @@ impl App {
     pub(crate) fn model(&self) -> Result<&Model, ApiError> {
         match (self.phase(), self.model.get()) {
             (Phase::Ready, Some(model)) => Ok(model),
-            (Phase::Draining, _) => Err(ApiError::unavailable("draining", "the server is about to stop")),
-            _ => Err(ApiError::unavailable("loading", "the model is being loaded")),
+            (Phase::Draining, _) => Err(ApiError::draining()),
+            _ => Err(ApiError::loading()),
         }
     }
 

@@ -81,11 +81,15 @@ fn otlp(metrics: &Arc<Metrics>, record: &Record) -> crate::Result<f64> {
 
 /// A chat, streamed, that was answered.
 fn record() -> Record {
-    let record = Record::new(Method::POST, "/v1/chat/completions".to_owned(), "req-1".to_owned(), None);
+    let route = "/v1/chat/completions".to_owned();
+    let record = Record::new(Method::POST, route.clone(), route, "req-1".to_owned(), None);
     let ms = |ms| Some(Duration::from_millis(ms));
     record.details().generation = Some(Generation {
         operation: "chat",
         model: "stories".to_owned(),
+        asked_model: "stories".to_owned(),
+        is_asked_ours: true,
+        is_json: false,
         response_id: "chatcmpl-0123456789abcdef0123456789abcdef".to_owned(),
         is_stream: true,
         n: 1,
@@ -97,7 +101,7 @@ fn record() -> Record {
         started: ms(1),
         first_token: ms(2),
         last_token: ms(4),
-        finish_reasons: vec!["length"],
+        finish_reasons: [(0, "length")].into(),
     });
     record
 }

@@ -96,7 +96,8 @@ mod tests {
         let waiting: Vec<_> = (0..50).map(|_| start(false)).collect();
         wait_until(&|| threads.places.available_permits() == 0);
         let refused = runtime.block_on(start(false)).expect("no panic").expect_err("too many");
-        assert!(refused.message().contains("50 requests wait"), "{}", refused.message());
+        let told = serde_json::to_string(&refused.body()).expect("JSON");
+        assert!(told.contains("50 requests wait"), "{told}");
         waiting.iter().for_each(|waiting| waiting.abort());
         wait_until(&|| threads.places.available_permits() == 50);
         // One that goes away while its work runs keeps the thread until that is done.

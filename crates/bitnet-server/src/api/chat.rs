@@ -296,6 +296,7 @@ pub(crate) async fn create(
         tokenizer: model.tokenizer.clone(),
         include_usage: plan.include_usage,
         return_token_ids: plan.return_token_ids,
+        record,
         finders: if calls_tools {
             std::iter::repeat_with(CallFinder::default).take(plan.n).collect()
         } else {
@@ -431,6 +432,7 @@ struct Envelope {
     tokenizer: Option<Arc<Tokenizer>>,
     include_usage: bool,
     return_token_ids: bool,
+    record: Arc<Record>,
     /// One for each answer, if there are tools.
     finders: Vec<CallFinder>,
 }
@@ -445,7 +447,7 @@ impl Envelope {
             ChatChoice {
                 index,
                 logprobs: self.logprobs(answer.tokens.iter().map(|(token, _)| token)),
-                finish_reason: finish_reason(answer.reason, is_call && !is_cut),
+                finish_reason: self.finish_reason(index, answer.reason, is_call && !is_cut),
                 token_ids: self.return_token_ids.then(|| answer.token_ids()),
                 message: AssistantMessage {
                     role: "assistant",
@@ -508,14 +510,19 @@ fn split(text: &str) -> (String, Vec<ToolCall>, bool) {
     (content, calls, finder.is_cut())
 }
 
-fn finish_reason(reason: FinishReason, is_call: bool) -> &'static str {
-    match reason {
-        FinishReason::Stop if is_call => "tool_calls",
-        reason => reason.name(),
-    }
-}
-
 impl Envelope {
+    /// What the client is told, and so the record.
+    fn finish_reason(&self, choice: usize, reason: FinishReason, is_call: bool) -> &'static str {
+        let reason = match reason {
+            FinishReason::Stop if is_call => "tool_calls",
+            reason => reason.name(),
+        };
+        if let Some(generation) = &mut self.record.details().generation {
+            generation.finish_reasons.insert(choice, reason);
+        }
+        reason
+    }
+
     fn one_chunk(
         &self,
         choice: usize,
@@ -578,7 +585,8 @@ impl ChunkFormat for Envelope {
                     is_call = finder.num_calls() > 0 && !finder.is_cut();
                 }
                 let mut chunks = self.found_chunks(choice, &found, None);
-                chunks.push(self.one_chunk(choice, Delta::default(), None, Some(finish_reason(reason, is_call))));
+                let reason = self.finish_reason(choice, reason, is_call);
+                chunks.push(self.one_chunk(choice, Delta::default(), None, Some(reason)));
                 chunks
             }
         }
@@ -591,6 +599,8 @@ impl ChunkFormat for Envelope {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::Method;
+
     use super::*;
 
     #[test]
@@ -614,6 +624,7 @@ mod tests {
                 tokenizer: None,
                 include_usage: false,
                 return_token_ids: false,
+                record: Arc::new(Record::new(Method::POST, String::new(), String::new(), String::new(), None)),
                 finders: vec![CallFinder::default()],
             };
             envelope.chunks(0, Part::Text { text, token: None });

@@ -6,8 +6,11 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// When whoever finds the server not ready should ask again, in seconds.
-const UNAVAILABLE_RETRY_S: u64 = 5;
+/// When whoever finds the model being loaded should ask again, in seconds.
+const LOADING_RETRY_S: u64 = 5;
+/// The most characters of a message, and of a field's name: both quote what was sent.
+const MESSAGE_CHARS_MAX: usize = 500;
+const PARAM_CHARS_MAX: usize = 120;
 
 /// A refusal.
 #[derive(Clone, Debug)]
@@ -38,13 +41,14 @@ pub(crate) struct ErrorBody<'a> {
 
 impl ApiError {
     fn new(status: StatusCode, r#type: &'static str, code: &'static str, message: impl Into<String>) -> Self {
-        let body = ErrorObject { message: message.into(), r#type, param: None, code: Some(code) };
+        let message = shortened(message.into(), MESSAGE_CHARS_MAX);
+        let body = ErrorObject { message, r#type, param: None, code: Some(code) };
         Self { status, body, retry_after_s: None }
     }
 
     fn bad_request(param: Option<&str>, code: &'static str, message: impl Into<String>) -> Self {
         let mut error = Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", code, message);
-        error.body.param = param.map(str::to_owned);
+        error.body.param = param.map(|param| shortened(param.to_owned(), PARAM_CHARS_MAX));
         error
     }
 
@@ -143,9 +147,18 @@ impl ApiError {
         Self { retry_after_s: Some(retry_after_s), ..error }
     }
 
-    pub(crate) fn unavailable(code: &'static str, message: &str) -> Self {
-        let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", code, message);
-        Self { retry_after_s: Some(UNAVAILABLE_RETRY_S), ..error }
+    pub(crate) fn loading() -> Self {
+        let error = Self::unavailable("loading", "the model is being loaded");
+        Self { retry_after_s: Some(LOADING_RETRY_S), ..error }
+    }
+
+    /// There is no time after which this server would take the request: others may take it at once.
+    pub(crate) fn draining() -> Self {
+        Self::unavailable("draining", "the server is about to stop")
+    }
+
+    fn unavailable(code: &'static str, message: &str) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", code, message)
     }
 
     pub(crate) fn internal(message: impl Into<String>) -> Self {
@@ -153,13 +166,13 @@ impl ApiError {
     }
 
     /// For programs.
-    #[cfg(feature = "otlp")]
     pub(crate) fn code(&self) -> &'static str {
         self.body.code.unwrap_or(self.body.r#type)
     }
 
-    pub(crate) fn message(&self) -> &str {
-        &self.body.message
+    /// The field that is wrong.
+    pub(crate) fn param(&self) -> Option<&str> {
+        self.body.param.as_deref()
     }
 
     /// The error as a body, for streams that have begun.
@@ -178,4 +191,14 @@ impl IntoResponse for ApiError {
         response.extensions_mut().insert(self);
         response
     }
+}
+
+/// A text without its middle, if it is too long: what was expected often stands at its end.
+pub(crate) fn shortened(text: String, chars_max: usize) -> String {
+    let num_chars = text.chars().count();
+    if num_chars <= chars_max {
+        return text;
+    }
+    let (start, end) = (chars_max / 2, chars_max - chars_max / 2 - 1);
+    text.chars().take(start).chain(['…']).chain(text.chars().skip(num_chars - end)).collect()
 }

@@ -76,6 +76,12 @@ pub(crate) fn grammar(
     }
 }
 
+/// Whether they ask for JSON.
+pub(crate) fn is_json(format: Option<&ResponseFormat>, outputs: Option<&StructuredOutputs>) -> bool {
+    format.is_some_and(|format| matches!(&*format.r#type, "json_object" | "json_schema"))
+        || outputs.is_some_and(|outputs| outputs.json.is_some() || outputs.json_object == Some(true))
+}
+
 fn of_format(format: &ResponseFormat) -> Result<Option<Grammar>, ApiError> {
     let any_object = || Grammar::Schema(json!({ "type": "object" }));
     let kind = format.r#type.as_str();

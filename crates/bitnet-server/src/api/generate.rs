@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::UnboundedReceiver;
 use utoipa::ToSchema;
 
+use crate::api::error::shortened;
 use crate::api::fields::TextOr;
 use crate::api::format::{self, ResponseFormat, StructuredOutputs};
 use crate::api::{ApiError, body};
@@ -28,6 +29,9 @@ const STOP_STRING_BYTES_MAX: usize = 256;
 const BIASES_MAX: usize = 1024;
 /// The largest bias either way, as OpenAI has it.
 const BIAS_MAX: f32 = 100.0;
+
+/// The most characters of a model's name that are told: a lenient server takes any.
+const NAME_CHARS_MAX: usize = 120;
 
 /// How a stream is sent.
 #[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
@@ -170,6 +174,9 @@ pub(crate) struct Plan {
     logprobs: Option<usize>,
     cache_salt: Option<String>,
     constraint: Option<TokenConstraint>,
+    /// The name of the model that was asked for, if one was.
+    model: Option<String>,
+    is_json: bool,
     /// Answers to each prompt.
     pub(crate) n: usize,
     pub(crate) is_stream: bool,
@@ -207,6 +214,7 @@ impl Common {
         };
         check_stop_strings(&stop_strings)?;
         let constraint = self.constraint(model, tools)?;
+        let is_json = format::is_json(self.response_format.as_ref(), self.structured_outputs.as_ref());
         Ok(Plan {
             sampling: self.sampling(app, model)?,
             max_tokens: max_tokens.map(|max| max as usize),
@@ -215,6 +223,8 @@ impl Common {
             logprobs,
             cache_salt: self.cache_salt,
             constraint,
+            model: self.model.map(|name| shortened(name, NAME_CHARS_MAX)),
+            is_json,
             n,
             is_stream,
             include_usage: self.stream_options.is_some_and(|options| options.include_usage),
@@ -442,6 +452,9 @@ pub(crate) fn submit(app: &App, model: &Model, asked: &Asked<'_>, record: &Arc<R
     record.details().generation = Some(Generation {
         operation,
         model: model.name().to_owned(),
+        asked_model: plan.model.clone().unwrap_or_else(|| model.name().to_owned()),
+        is_asked_ours: plan.model.as_ref().is_none_or(|name| model.names.contains(name)),
+        is_json: plan.is_json,
         response_id: response_id.to_owned(),
         is_stream: plan.is_stream,
         n: plan.n,
@@ -453,7 +466,7 @@ pub(crate) fn submit(app: &App, model: &Model, asked: &Asked<'_>, record: &Arc<R
         started: None,
         first_token: None,
         last_token: None,
-        finish_reasons: Vec::new(),
+        finish_reasons: BTreeMap::new(),
     });
     app.send_jobs(jobs)?;
     app.metrics.asked(plan.n, plan.max_tokens);
@@ -550,7 +563,7 @@ impl Answers {
             if is_first {
                 generation.usage.prompt_tokens_details.cached_tokens += finish.timings.cached_tokens;
             }
-            generation.finish_reasons.push(finish.reason.name());
+            generation.finish_reasons.insert(choice, finish.reason.name());
         });
     }
 
