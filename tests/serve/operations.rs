@@ -79,6 +79,33 @@ fn a_refusal_reaches_whoever_is_still_sending() {
 }
 
 #[test]
+fn keys_are_added_and_removed_while_the_server_runs() {
+    let folder = folder();
+    let (alice, other) = KEYS.split_at(KEYS.find("d9298a").expect("a second key"));
+    let path = file(&folder, "keys", alice);
+    let server = Server::start(&["--api-key-file", &path]);
+    let status =
+        |key: &str| server.send("GET", "/v1/models", &[("authorization", &format!("Bearer {key}"))], b"").status;
+    assert_eq!((status("secret"), status("other")), (200, 401));
+    let write = |text: &str| std::fs::write(&path, text).expect("a file");
+    write(KEYS);
+    server.wait_until("added", || status("other") == 200);
+    assert_eq!(status("secret"), 200);
+    write(other);
+    server.wait_until("removed", || status("secret") == 401);
+    assert_eq!(status("other"), 200);
+    let is_logged =
+        |text: &str| server.log().iter().any(|line| line["error"].as_str().is_some_and(|e| e.contains(text)));
+    write("nonsense");
+    server.wait_until("told", || is_logged("line 1"));
+    std::fs::remove_file(&path).expect("a file");
+    server.wait_until("told", || is_logged("cannot read it"));
+    assert_eq!((status("other"), status("secret")), (200, 401), "what was read last counts");
+    write(alice);
+    server.wait_until("read again", || status("secret") == 200);
+}
+
+#[test]
 fn owners_of_different_keys_share_no_cache_if_they_must_not() {
     let folder = folder();
     let server = Server::start(&["--cache-salt", "key", "--api-key-file", &file(&folder, "keys", KEYS)]);
@@ -249,6 +276,13 @@ fn a_second_signal_stops_at_once() {
     server.signal("TERM");
     server.wait_until("draining", || server.get("/readyz").status == 503);
     server.signal("INT");
+    server.wait_until("told why", || {
+        server.log().iter().any(|line| line.to_string().contains("1 requests were answered"))
+    });
+    // An answer that nobody may wait for to end is given up, whoever reads it.
+    let log = server.log();
+    assert!(!log.iter().any(|line| line["message"].to_string().contains("did not take the end")), "{log:#?}");
+    assert!(log.iter().any(|line| line["outcome"] == "client gone"), "{log:#?}");
     assert_eq!(server.wait().code(), Some(1));
 }
 

@@ -436,7 +436,7 @@ pub struct ServeArguments {
     /// The port to listen on; 0 for one that is free
     #[arg(long, value_name = "N", default_value_t = 8080)]
     pub port: u16,
-    /// Answer only to requests with a key from this file: lines of `sha256 name`
+    /// Answer only to requests with a key from this file: lines of `sha256 name`; it is read again when it changes
     #[arg(long, value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,
     /// Let pages of this site use the server from a browser: an origin, or *; may be given more than once

@@ -76,10 +76,7 @@ fn options(arguments: &ServeArguments) -> anyhow::Result<ServeOptions> {
         .with_context(|| format!("cannot find the address of {host}"))?;
     let api_keys = match &arguments.api_key_file {
         None => None,
-        Some(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-            Some(ApiKeys::parse(&text).with_context(|| format!("{}", path.display()))?)
-        }
+        Some(path) => Some(ApiKeys::read(path).with_context(|| format!("API keys in {}", path.display()))?),
     };
     Ok(ServeOptions {
         address: addresses.next().with_context(|| format!("{host} has no address"))?,

@@ -1,6 +1,7 @@
 //! [`ApiKeys`]: who may ask. The file holds hashes only, and looking a key up takes the same time whichever it is.
 
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::http::HeaderMap;
 use sha2::{Digest, Sha256};
@@ -8,20 +9,55 @@ use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
 use crate::error::{Error, Result};
 
-/// The hashes of the keys, each with the name of its owner.
+/// The keys in a file, as they were when it was last read.
 #[derive(Clone, Debug)]
 pub struct ApiKeys {
-    keys: Vec<([u8; 32], Arc<str>)>,
+    path: PathBuf,
+    keys: Arc<RwLock<Keys>>,
 }
 
 impl ApiKeys {
-    /// Reads lines of 64 hexadecimal digits, the SHA-256 of a key, each followed by a name for the logs: what
+    /// Reads a file: lines of 64 hexadecimal digits, the SHA-256 of a key, each followed by a name for the logs, which is what
     /// `printf %s "$KEY" | sha256sum` prints, where `-` may be replaced by the name. Empty lines and those that begin with
     /// `#` say nothing.
     ///
     /// # Errors
-    /// If a line is something else, or there are no keys.
-    pub fn parse(text: &str) -> Result<Self> {
+    /// If it cannot be read, a line is something else, or there are no keys.
+    pub fn read(path: &Path) -> Result<Self> {
+        let keys = Keys::parse(&read(path)?)?;
+        Ok(Self { path: path.to_owned(), keys: Arc::new(RwLock::new(keys)) })
+    }
+
+    /// Reads the file again; true if it has other keys now. If there is anything wrong with it, all stays as it was.
+    pub(crate) fn read_again(&self) -> Result<bool> {
+        let keys = Keys::parse(&read(&self.path)?)?;
+        let mut known = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        let is_changed = *known != keys;
+        *known = keys;
+        Ok(is_changed)
+    }
+
+    /// Where the file is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The name of the owner of the key that a request brings, as `Authorization: Bearer KEY`.
+    pub(crate) fn owner(&self, headers: &HeaderMap) -> Option<Arc<str>> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).owner(headers)
+    }
+}
+
+fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(Error::ApiKeyFile)
+}
+
+/// The hashes of the keys, each with the name of its owner.
+#[derive(Debug, PartialEq)]
+struct Keys(Vec<([u8; 32], Arc<str>)>);
+
+impl Keys {
+    fn parse(text: &str) -> Result<Self> {
         let mut keys = Vec::new();
         for (index, line) in text.lines().enumerate() {
             let line = line.trim();
@@ -36,11 +72,10 @@ impl ApiKeys {
             };
             keys.push((hash, name.into()));
         }
-        if keys.is_empty() { Err(Error::NoApiKeys) } else { Ok(Self { keys }) }
+        if keys.is_empty() { Err(Error::NoApiKeys) } else { Ok(Self(keys)) }
     }
 
-    /// The name of the owner of the key that a request brings, as `Authorization: Bearer KEY`.
-    pub(crate) fn owner(&self, headers: &HeaderMap) -> Option<Arc<str>> {
+    fn owner(&self, headers: &HeaderMap) -> Option<Arc<str>> {
         let value = headers.get(axum::http::header::AUTHORIZATION)?.as_bytes();
         let (scheme, key) = value.split_at_checked(b"Bearer ".len())?;
         if !scheme.eq_ignore_ascii_case(b"Bearer ") {
@@ -48,12 +83,12 @@ impl ApiKeys {
         }
         let hash: [u8; 32] = Sha256::digest(key.trim_ascii()).into();
         let (mut found, mut owner) = (Choice::from(0), 0u64);
-        for (index, (known, _)) in self.keys.iter().enumerate() {
+        for (index, (known, _)) in self.0.iter().enumerate() {
             let is_equal = known.ct_eq(&hash);
             owner.conditional_assign(&(index as u64), is_equal);
             found |= is_equal;
         }
-        bool::from(found).then(|| Arc::clone(&self.keys[owner as usize].1))
+        bool::from(found).then(|| Arc::clone(&self.0[owner as usize].1))
     }
 }
 
@@ -80,7 +115,7 @@ mod tests {
     ";
 
     fn owner(authorization: &str) -> Option<String> {
-        let keys = ApiKeys::parse(FILE).expect("two keys");
+        let keys = Keys::parse(FILE).expect("two keys");
         let value = authorization.parse().expect("a header's value");
         let headers = HeaderMap::from_iter([(axum::http::header::AUTHORIZATION, value)]);
         keys.owner(&headers).map(|name| name.to_string())
@@ -93,15 +128,15 @@ mod tests {
         for wrong in ["Bearer Secret", "Bearer", "Bearer ", "secret", "Basic secret", "", "Bearer secret other"] {
             assert_eq!(owner(wrong), None, "{wrong}");
         }
-        assert_eq!(ApiKeys::parse(FILE).expect("two keys").owner(&HeaderMap::new()), None);
+        assert_eq!(Keys::parse(FILE).expect("two keys").owner(&HeaderMap::new()), None);
     }
 
     #[test]
     fn a_file_that_holds_something_else_is_refused() {
-        assert!(matches!(ApiKeys::parse("# nobody\n\n"), Err(Error::NoApiKeys)));
+        assert!(matches!(Keys::parse("# nobody\n\n"), Err(Error::NoApiKeys)));
         for wrong in ["secret", &FILE[..60], &format!("{FILE}0"), &"é".repeat(32)] {
-            assert!(ApiKeys::parse(wrong).is_err(), "{wrong}");
+            assert!(Keys::parse(wrong).is_err(), "{wrong}");
         }
-        assert!(matches!(ApiKeys::parse("\n#\nsecret"), Err(Error::ApiKeyLine { line: 3 })));
+        assert!(matches!(Keys::parse("\n#\nsecret"), Err(Error::ApiKeyLine { line: 3 })));
     }
 }

@@ -24,7 +24,9 @@ pub enum Error {
     #[error(transparent)]
     Load(Box<dyn std::error::Error + Send + Sync>),
     /// An address that the load generator cannot use.
-    #[error("{url:?} is no address that requests can be sent to: expected http://host[:port][/path]")]
+    #[error(
+        "{url:?} is no address that requests can be sent to: expected http://host[:port][/path] (https is not supported)"
+    )]
     Url {
         /// What was given.
         url: String,
@@ -32,6 +34,9 @@ pub enum Error {
     /// The engine failed in a way that it cannot go on from.
     #[error("the engine's thread has ended: {0}")]
     EngineLost(String),
+    /// An API key file that is not there, or is not for us to read.
+    #[error("cannot read it")]
+    ApiKeyFile(#[source] std::io::Error),
     /// A line of an API key file that holds no hash.
     #[error("line {line}: expected 64 hexadecimal digits (the SHA-256 of a key) and a name")]
     ApiKeyLine {

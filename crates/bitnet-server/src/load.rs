@@ -1,4 +1,5 @@
-//! [`run_load`]: many clients at once, and how long each was kept waiting. Works with every server that has OpenAI's API.
+//! [`run_load`]: many clients at once, and how long each was kept waiting. Works with every server that has OpenAI's API,
+//! without TLS.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -28,6 +28,8 @@ pub(crate) struct Counts {
     pub(crate) running: usize,
     /// The mean time from an answer's beginning to its end, in seconds; 0 before the first.
     service_s: f64,
+    /// Since when some have run without a pause; `None` if none runs.
+    busy_since: Option<Instant>,
 }
 
 /// Why a request was not let in.
@@ -71,7 +73,7 @@ impl Queue {
     }
 
     fn check(&self, counts: &Counts, requests: usize, tokens: usize) -> Result<(), QueueFull> {
-        let Counts { waiting, waiting_tokens, running, service_s } = *counts;
+        let Counts { waiting, waiting_tokens, running, service_s, busy_since } = *counts;
         let requests_over = (waiting + requests).saturating_sub(self.requests_max);
         let tokens_over = (waiting_tokens + tokens).saturating_sub(self.tokens_max);
         if waiting == 0 || requests_over == 0 && tokens_over == 0 {
@@ -80,6 +82,9 @@ impl Queue {
         // So many must begin before there is room; they do at the rate at which running ones end.
         let mean_tokens = (waiting_tokens as f64 / waiting as f64).max(1.0);
         let must_begin = (requests_over as f64).max((tokens_over as f64 / mean_tokens).ceil()).min(waiting as f64);
+        // Before the first answer has ended, one takes at least as long as the first has taken so far.
+        let so_far = || busy_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
+        let service_s = if service_s > 0.0 { service_s } else { so_far() };
         let wait_s = must_begin * service_s / running.max(1) as f64;
         Err(QueueFull { waiting, waiting_tokens, retry_after_s: wait_s.ceil().clamp(1.0, RETRY_AFTER_MAX_S) as u64 })
     }
@@ -103,6 +108,7 @@ impl Ticket {
         counts.waiting -= 1;
         counts.waiting_tokens -= self.prompt_tokens;
         counts.running += 1;
+        counts.busy_since = counts.busy_since.or(self.started);
         true
     }
 
@@ -127,6 +133,7 @@ impl Drop for Ticket {
         let mut counts = self.queue.lock();
         if self.started.is_some() {
             counts.running -= 1;
+            counts.busy_since = counts.busy_since.filter(|_| counts.running > 0);
         } else {
             counts.waiting -= 1;
             counts.waiting_tokens -= self.prompt_tokens;
@@ -174,6 +181,10 @@ mod tests {
         assert!(running.iter_mut().all(Ticket::start));
         let _waiting = queue.enter(&[20; 4]).expect("room for four");
         assert_eq!(queue.check_room().map_err(|full| full.retry_after_s), Err(1), "nothing is known yet");
+        let begun = Instant::now().checked_sub(Duration::from_secs(40)).expect("a machine that has run for a while");
+        queue.lock().busy_since = Some(begun);
+        let told = queue.check_room().map_err(|full| full.retry_after_s);
+        assert!(told.is_err_and(|seconds| (20..60).contains(&seconds)), "each of two has taken 40 s so far");
         queue.lock().service_s = 30.0;
         let retry_after = |prompts: &[usize]| queue.enter(prompts).err().map(|full| full.retry_after_s);
         // Two run for 30 s each, so one of the waiting begins every 15 s.

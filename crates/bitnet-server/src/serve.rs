@@ -17,6 +17,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::auth::ApiKeys;
 use crate::connection::Connection;
 use crate::engine_thread::{EngineThread, Job};
 use crate::error::{Error, Result};
@@ -30,14 +31,18 @@ use crate::text::TEXT_THREADS;
 
 /// Threads that read and write HTTP. Text is little work beside tokens, and the engine wants the cores.
 const HTTP_THREADS: usize = 2;
+/// From one look at the file of API keys to the next.
+const KEYS_PAUSE: Duration = Duration::from_secs(1);
 /// From one look at the engine to the next, at most.
 const WATCH_PAUSE: Duration = Duration::from_secs(1);
 /// After an accept that failed, for want of file descriptors say.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// For the last telemetry to be sent.
+/// For the last telemetry to be sent, and where everything must end at once.
 #[cfg(feature = "otlp")]
 const OTLP_LAST_WORDS: Duration = Duration::from_secs(5);
+#[cfg(feature = "otlp")]
+const OTLP_LAST_WORDS_AT_ONCE: Duration = Duration::from_millis(500);
 
 /// What a loader returns.
 type Loaded = std::result::Result<ServedModel, Box<dyn std::error::Error + Send + Sync>>;
@@ -108,6 +113,9 @@ async fn run(options: ServeOptions, load: impl FnOnce() -> Loaded + Send + 'stat
         |ended: std::result::Result<Error, _>| ended.unwrap_or_else(|_| Error::EngineLost("it panicked".to_owned()));
     let mut door = Door::new(listener, &app);
     tokio::spawn(watch(Arc::clone(&app)));
+    if let Some(keys) = app.options.api_keys.clone() {
+        tokio::spawn(watch_keys(keys));
+    }
 
     let told = async {
         tokio::select! {
@@ -130,13 +138,37 @@ async fn run(options: ServeOptions, load: impl FnOnce() -> Loaded + Send + 'stat
     };
     let is_drained = door.open_until(drained).await?;
     let unfinished = app.num_under_way();
-    door.close().await;
+    door.close(is_drained).await;
     #[cfg(feature = "otlp")]
-    stop_otlp(app).await;
+    stop_otlp(app, if is_drained { OTLP_LAST_WORDS } else { OTLP_LAST_WORDS_AT_ONCE }).await;
     if is_drained {
         return Ok(Ended::Drained);
     }
     Ok(Ended::Cut { unfinished })
+}
+
+/// Reads the API keys again, so that those that were added are taken and those that were removed are not.
+async fn watch_keys(keys: ApiKeys) {
+    let mut last_problem = None;
+    loop {
+        tokio::time::sleep(KEYS_PAUSE).await;
+        let file = keys.clone();
+        let Ok(result) = tokio::task::spawn_blocking(move || file.read_again()).await else { return };
+        let path = keys.path().display();
+        let problem = match result {
+            Ok(true) => {
+                tracing::info!(%path, "the API keys have changed");
+                None
+            }
+            Ok(false) => None,
+            Err(error) => Some(chain(&error)),
+        };
+        // Once, not every second.
+        if let Some(error) = problem.as_ref().filter(|problem| last_problem.as_ref() != Some(*problem)) {
+            tracing::error!(%path, error, "the API keys cannot be read again: those that were read last count");
+        }
+        last_problem = problem;
+    }
 }
 
 /// Logs when the engine gets stuck, and when it goes on.
@@ -169,9 +201,9 @@ fn start_otlp(app: &App, address: SocketAddr) -> Result<()> {
 
 /// Sends what is left, for as long as a process that is told to stop may take.
 #[cfg(feature = "otlp")]
-async fn stop_otlp(app: Arc<App>) {
+async fn stop_otlp(app: Arc<App>, patience: Duration) {
     let stopped = tokio::task::spawn_blocking(move || app.otlp.get().map(Otlp::stop));
-    if timeout(OTLP_LAST_WORDS, stopped).await.is_err() {
+    if timeout(patience, stopped).await.is_err() {
         tracing::warn!("the last telemetry could not be sent in time");
     }
 }
@@ -248,10 +280,15 @@ impl Door {
         }
     }
 
-    /// Lets nobody in any more, and lets those who are in read the last bytes of their answers.
-    async fn close(self) {
+    /// Lets nobody in any more, and lets those who are in read the last bytes of their answers if these are complete.
+    async fn close(self, is_drained: bool) {
         let Self { listener, mut connections, closing, limits, .. } = self;
         drop(listener);
+        if !is_drained {
+            // Answers that are given up end here, each with its line in the log.
+            connections.shutdown().await;
+            return;
+        }
         closing.send_replace(true);
         let last_bytes = async { while connections.join_next().await.is_some() {} };
         if timeout(limits.write_timeout.min(Duration::from_secs(5)), last_bytes).await.is_err() {
