@@ -178,8 +178,10 @@ fn what_does_not_fit_is_refused_with_the_numbers() {
         let mut weights = vec![0; 64 * 256];
         weights[3 * 256 + 7] = 2;
         assert!(matches!(pack(format, &weights, 64, 256, 1.0), Err(Error::Weight { row: 3, col: 7, value: 2, .. })));
+        weights[3 * 256 + 8] = 3;
+        assert!(matches!(pack(format, &weights, 64, 256, 1.0), Err(Error::Weight { row: 3, col: 7, value: 2, .. })));
         // Far from the beginning, too, where weights are checked many at a time.
-        (weights[3 * 256 + 7], weights[60 * 256 + 9]) = (0, -2);
+        (weights[3 * 256 + 7], weights[3 * 256 + 8], weights[60 * 256 + 9]) = (0, 0, -2);
         assert!(matches!(pack(format, &weights, 64, 256, 1.0), Err(Error::Weight { row: 60, col: 9, value: -2, .. })));
         if format != TernaryFormat::HfPacked {
             assert!(pack(format, &vec![0; 64 * 256], 64, 256, f32::NAN).is_err());
