@@ -210,6 +210,40 @@ fn log_probabilities_are_those_of_the_tokens() {
 }
 
 #[test]
+fn echoed_prompts_have_log_probabilities() {
+    let server = Server::start(&[]);
+    let text_of = "Once upon a time there was a little dog. ".repeat(8);
+    let ask = |prompt: &str, echo: bool| {
+        let more = json!({ "temperature": 0, "max_tokens": 4, "logprobs": 2, "echo": echo, "return_token_ids": true });
+        server.answer(COMPLETIONS, &completion(prompt, more))
+    };
+    let plain = ask(&text_of, false);
+    let echoed = ask(&text_of, true);
+    assert_eq!(echoed["choices"][0]["token_ids"], plain["choices"][0]["token_ids"]);
+    assert_eq!(text(&echoed), text_of.clone() + text(&plain));
+    let lists = &echoed["choices"][0]["logprobs"];
+    let list = |name: &str| lists[name].as_array().unwrap_or_else(|| panic!("{name} in {lists}")).clone();
+    let num_prompt = echoed["usage"]["prompt_tokens"].as_u64().expect("a number") as usize;
+    for name in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        let of_answer = &plain["choices"][0]["logprobs"][name];
+        assert_eq!(list(name).len(), num_prompt + 4, "{name}");
+        if name != "text_offset" {
+            assert_eq!(list(name)[num_prompt..], of_answer.as_array().expect("a list")[..], "{name}");
+        }
+    }
+    assert!(list("token_logprobs")[0].is_null() && list("top_logprobs")[0].is_null());
+    assert!(list("token_logprobs")[1..].iter().all(|value| value.as_f64().is_some_and(|value| value <= 0.0)));
+    assert_eq!(list("text_offset")[num_prompt], text_of.chars().count());
+    // The answer's log-probabilities are those that its tokens have as a prompt.
+    let longer = ask(&(text_of.clone() + text(&plain)), true);
+    let again = longer["choices"][0]["logprobs"]["token_logprobs"].as_array().expect("a list");
+    if longer["choices"][0]["logprobs"]["tokens"].as_array().expect("a list")[..num_prompt + 4] == list("tokens") {
+        assert_eq!(again[..num_prompt + 4], list("token_logprobs"));
+    }
+    assert_eq!(again[..num_prompt], list("token_logprobs")[..num_prompt]);
+}
+
+#[test]
 fn what_cannot_be_honoured_is_refused_by_name() {
     let server = Server::start(&[]);
     let unsupported = "unsupported_parameter";
@@ -300,7 +334,7 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         (json!({ "prompt": vec!["a"; 65] }), "invalid_value", "prompt"),
         (json!({ "suffix": "the end" }), unsupported, "suffix"),
         (json!({ "best_of": 3 }), unsupported, "best_of"),
-        (json!({ "logprobs": 1, "echo": true }), unsupported, "logprobs"),
+        (json!({ "logprobs": 1, "echo": true, "stream": true }), unsupported, "logprobs"),
     ] {
         let expected = (400, code.to_owned(), Some(field.to_owned()));
         assert_eq!(server.refusal(COMPLETIONS, &completion("Hello", more.clone())), expected, "{more}");

@@ -443,6 +443,7 @@ impl Engine {
             let (tokens, others) = rest.split_at(planned.tokens + sequence.draft.len());
             rest = others;
             let logits = match (sequence.pending() == planned.tokens, sequence.draft.is_empty()) {
+                _ if sequence.tells_prompt() => LogitRows::All,
                 (false, _) => LogitRows::None,
                 (true, true) => LogitRows::Last,
                 (true, false) => LogitRows::All,
@@ -461,11 +462,20 @@ impl Engine {
         for planned in &plan {
             let sequence = &mut self.running[planned.index];
             let is_complete = sequence.pending() == planned.tokens;
+            let mut logprobs = Vec::new();
+            if sequence.tells_prompt() {
+                let vocab = self.model.config().vocab_size;
+                let place = self.full_rows.partition_point(|full| *full < row);
+                let rows = self.workspace.logits()[place * vocab..].chunks_exact(vocab).take(planned.tokens);
+                logprobs = sequence.tell_prompt(sequence.computed, rows);
+                // The last row of a prompt is sampled from below.
+                row += planned.tokens - usize::from(is_complete);
+            }
             sequence.advance(planned.tokens, &mut self.blocks, step_start);
             if sequence.timings.generated_tokens == 0 {
                 sequence.timings.prefill_forward += forward;
                 let (done, total) = (sequence.computed, sequence.tokens.len());
-                events.push(Event::Prefill { id: sequence.id, done, total });
+                events.push(Event::Prefill { id: sequence.id, done, total, logprobs });
             } else {
                 sequence.timings.decode_forward += forward;
             }
@@ -510,13 +520,15 @@ impl Engine {
         let mut num_rows = 0;
         for planned in &*plan {
             let sequence = &running[planned.index];
-            if sequence.pending() == planned.tokens {
-                let rows = num_rows..num_rows + sequence.draft.len() + 1;
-                num_rows = rows.end;
-                if sequence.logprobs.is_some() {
-                    full_rows.extend(rows);
-                }
+            let rows = match sequence.pending() == planned.tokens {
+                _ if sequence.tells_prompt() => planned.tokens,
+                true => sequence.draft.len() + 1,
+                false => 0,
+            };
+            if sequence.logprobs.is_some() {
+                full_rows.extend(num_rows..num_rows + rows);
             }
+            num_rows += rows;
         }
         if full_rows.len() < num_rows && !model.estimate(cpu, workspace) {
             full_rows.clear();

@@ -23,6 +23,8 @@ pub struct Request {
     pub stop_strings: Vec<String>,
     /// For each token of the answer, its log-probability and those of so many of the most probable tokens.
     pub logprobs: Option<usize>,
+    /// With `logprobs`, those of the prompt's tokens, too. Nothing of the prompt is taken from the cache then.
+    pub prompt_logprobs: bool,
     /// Only requests with the same salt share what is cached of their prompts.
     pub cache_salt: Option<Arc<str>>,
 }
@@ -123,6 +125,8 @@ pub enum Event {
         done: usize,
         /// Tokens of the prompt.
         total: usize,
+        /// If asked for, those of more of the prompt's tokens, in order, the second being the first that has any.
+        logprobs: Vec<Logprobs>,
     },
     /// A token was sampled.
     Token {

@@ -37,6 +37,8 @@ pub(crate) struct Sequence {
     limit: FinishReason,
     pub sampler: Sampler,
     pub logprobs: Option<usize>,
+    /// The first token of the prompt whose log-probability is wanted and was not told yet, if there is one.
+    untold: Option<usize>,
     pub constraint: Option<Box<dyn Constraint>>,
     stop_ids: TokenSet,
     stop_strings: StopStrings,
@@ -80,6 +82,7 @@ impl Sequence {
             limit,
             sampler: Sampler::new(request.sampling, vocab_size)?,
             logprobs: request.logprobs,
+            untold: (request.prompt_logprobs && request.logprobs.is_some() && prompt_tokens > 1).then_some(1),
             constraint,
             stop_ids: TokenSet::new(&request.stop_ids),
             stop_strings: StopStrings::new(request.stop_strings)?,
@@ -105,7 +108,7 @@ impl Sequence {
     /// Takes blocks for all its tokens, those known from before first; false, and none, if there are too few.
     pub fn admit(&mut self, pool: &mut BlockPool) -> bool {
         // The last token is always computed, since its logits are needed.
-        let reusable = &self.tokens[..self.tokens.len() - 1];
+        let reusable = if self.tells_prompt() { &[] } else { &self.tokens[..self.tokens.len() - 1] };
         pool.take_known(self.cache_salt.as_ref(), reusable, &mut self.blocks);
         let known = self.blocks.len();
         if !pool.take(self.tokens.len().div_ceil(KvCache::BLOCK) - known, &mut self.blocks) {
@@ -142,7 +145,25 @@ impl Sequence {
     /// logits are needed.
     fn next_reusable(&self) -> Option<usize> {
         let end = (self.num_known + 1) * KvCache::BLOCK;
-        (end < self.tokens.len()).then_some(end)
+        (end < self.tokens.len() && !self.tells_prompt()).then_some(end)
+    }
+
+    /// Whether log-probabilities of its prompt are still to be told, for which all its rows are needed.
+    pub fn tells_prompt(&self) -> bool {
+        self.untold.is_some()
+    }
+
+    /// Log-probabilities of the prompt's tokens from the rows of those from `first` on.
+    pub fn tell_prompt<'a>(&mut self, first: usize, rows: impl Iterator<Item = &'a [f32]>) -> Vec<Logprobs> {
+        let mut told = Vec::new();
+        for (position, logits) in (first + 1..self.timings.prompt_tokens).zip(rows) {
+            // What comes before was told before the blocks were given up.
+            if self.untold == Some(position) {
+                told.push(logprobs(logits, self.tokens[position], self.logprobs.unwrap_or(0)));
+                self.untold = Some(position + 1).filter(|next| *next < self.timings.prompt_tokens);
+            }
+        }
+        told
     }
 
     /// Gives its blocks back; what it has computed has to be computed again, as far as it is not found in the pool then.

@@ -367,6 +367,55 @@ fn log_probabilities_are_those_of_the_logits() {
     }
 }
 
+#[test]
+fn prompts_have_log_probabilities_however_they_are_computed() {
+    let prompt: Vec<u32> = (0..100).map(|i| i * 7 % 256).collect();
+    let plain = request(&prompt, 5, 6);
+    let telling = Request { logprobs: Some(2), prompt_logprobs: true, ..plain.clone() };
+    let expected_tokens = alone(std::slice::from_ref(&plain));
+    let mut reference = engine(512, 64);
+    let mut expected = Vec::new();
+    reference
+        .evaluate::<Error>(&plain.prompt, 0, |first, logits| {
+            for (index, logits) in logits.chunks_exact(512).enumerate() {
+                let Some(token) = plain.prompt.get(first + index + 1) else { continue };
+                let sum: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
+                expected.push(f64::from(logits[token.0 as usize]) - sum.ln());
+            }
+            Ok(())
+        })
+        .expect("good tokens");
+    // Alone; in small chunks beside others with the prompt in the cache; and with too few blocks, so that it starts anew.
+    for (cache, prefill_chunk, others) in [(512, 64, 0), (512, 16, 3), (192, 64, 2)] {
+        let mut engine = engine_with(EngineOptions { context: 128, cache, prefill_chunk, ..EngineOptions::default() });
+        let first = engine.submit(plain.clone()).expect("a good request");
+        assert_eq!(finish(&mut engine, &[first]), expected_tokens);
+        for other in 0..others {
+            engine.submit(request(&[[1; 26], [2; 26], [3; 26]][other], 1, 30)).expect("a good request");
+        }
+        let mut events = Vec::new();
+        engine.step(&mut events);
+        let id = engine.submit(telling.clone()).expect("a good request");
+        while engine.is_busy() {
+            engine.step(&mut events);
+        }
+        let (mut told, mut tokens) = (Vec::new(), Vec::new());
+        for event in events {
+            match event {
+                Event::Prefill { id: of, logprobs, .. } if of == id => told.extend(logprobs),
+                Event::Token { id: of, token, .. } if of == id => tokens.push(token),
+                Event::Finished { id: of, finish, .. } if of == id => assert_eq!(finish.timings.cached_tokens, 0),
+                _ => {}
+            }
+        }
+        assert_eq!(tokens, expected_tokens[0]);
+        assert_eq!(told.len(), expected.len(), "{cache} positions, {:?}", engine.counts());
+        assert!(told.iter().zip(&expected).all(|(told, expected)| (f64::from(told.token) - expected).abs() < 1e-4));
+        assert!(told.iter().all(|told| told.top.len() == 2));
+        assert_eq!(engine.counts().preemptions > 0, cache == 192);
+    }
+}
+
 /// Allows tokens that are larger than the last by at most 20, so many times.
 struct Rising {
     last: u32,

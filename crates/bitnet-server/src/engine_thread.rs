@@ -50,6 +50,8 @@ pub(crate) enum Reply {
         text: String,
         logprobs: Option<Logprobs>,
     },
+    /// Of tokens of the prompt, of which the last is at `last`.
+    Prompt { last: usize, logprobs: Vec<Logprobs> },
     /// The end, with text that had been held back.
     Finished { text: String, finish: Finish },
     /// The end, without an answer.
@@ -264,7 +266,10 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineThread<S> {
             let Some(flight) = self.in_flight.get_mut(&id) else { continue };
             flight.start();
             match event {
-                Event::Prefill { .. } => {}
+                Event::Prefill { logprobs, .. } if logprobs.is_empty() => {}
+                Event::Prefill { done, total, logprobs, .. } => {
+                    flight.send(Reply::Prompt { last: done.min(total - 1), logprobs });
+                }
                 Event::Token { token, text, logprobs, .. } => {
                     flight.sampled += 1;
                     if flight.sampled > flight.sent {
@@ -348,6 +353,7 @@ mod tests {
         while let Some((_, reply)) = replies.blocking_recv() {
             match reply {
                 Reply::Started { .. } => assert!(tokens.is_empty(), "a job begins once"),
+                Reply::Prompt { .. } => panic!("nobody asked for that"),
                 Reply::Token { token, .. } => tokens.push(token),
                 Reply::Finished { finish, .. } => return (tokens, Ok(finish.reason)),
                 Reply::Failed(Failure::Refused(_)) => return (tokens, Err("refused")),
@@ -383,7 +389,7 @@ mod tests {
             engine.step(events);
             for event in &*events {
                 match event {
-                    Event::Prefill { id, done, total } if *total == poison && done == total => {
+                    Event::Prefill { id, done, total, .. } if *total == poison && done == total => {
                         poisoned = Some((*id, 3))
                     }
                     Event::Token { id, .. } => {

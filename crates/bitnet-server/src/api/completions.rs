@@ -37,7 +37,7 @@ generation_request! {
         add_special_tokens: Option<bool>,
         /// Only the value of `n` is supported: every answer that is computed is given.
         best_of: Option<u32>,
-        /// Give the log-probability of each token, and of so many of the most probable ones; not with `echo`.
+        /// Give the log-probability of each token, and of so many of the most probable ones; with `echo`, those of the prompt, too.
         #[schema(maximum = 20)]
         logprobs: Option<u32>,
         /// Only an empty text is supported.
@@ -52,9 +52,13 @@ impl CompletionRequest {
         refuse_unless("best_of", self.best_of.map(Value::from).as_ref(), &[json!(self.n.unwrap_or(1))])
     }
 
+    fn echoes_logprobs(&self) -> bool {
+        self.logprobs.is_some() && self.echo == Some(true)
+    }
+
     fn num_logprobs(&self) -> Result<Option<usize>, ApiError> {
-        if self.logprobs.is_some() && self.echo == Some(true) {
-            let message = "'logprobs' and 'echo' together are not supported: prompts have no log-probabilities here.";
+        if self.echoes_logprobs() && self.stream == Some(true) {
+            let message = "'logprobs' and 'echo' together are not supported in streams.";
             return Err(ApiError::unsupported(Some("logprobs"), message));
         }
         self.logprobs.map(|top| logprobs::check_top("logprobs", top)).transpose()
@@ -120,7 +124,8 @@ fn prepare(app: &App, bytes: &[u8]) -> Result<Prepared, ApiError> {
     }
     let max_tokens = request.max_tokens.or(Some(DEFAULT_MAX_TOKENS));
     let num_logprobs = request.num_logprobs()?;
-    let plan = request.common().settle(app, model, max_tokens, num_logprobs, None)?;
+    let mut plan = request.common().settle(app, model, max_tokens, num_logprobs, None)?;
+    plan.prompt_logprobs = request.echoes_logprobs();
     let prompts = request.encode(model)?;
     let echoes = if request.echo.unwrap_or(false) { request.texts(model)? } else { Vec::new() };
     Ok(Prepared { plan, prompts, echoes })
@@ -166,6 +171,7 @@ pub(crate) async fn create(
         include_usage: plan.include_usage,
         return_token_ids: plan.return_token_ids,
         n: plan.n,
+        echoed_tokens: if plan.prompt_logprobs { prompts } else { Vec::new() },
         echoes,
         num_chars: vec![0; num_answers],
     };
@@ -244,6 +250,8 @@ struct Envelope {
     return_token_ids: bool,
     n: usize,
     echoes: Vec<String>,
+    /// The tokens of each prompt, if their log-probabilities are wanted.
+    echoed_tokens: Vec<Vec<TokenId>>,
     /// Characters sent of each answer, without the prompt.
     num_chars: Vec<usize>,
 }
@@ -254,11 +262,21 @@ impl Envelope {
         let choice = |(index, answer): (usize, generate::Answer)| CompletionChoice {
             index,
             text: self.echo(index).to_owned() + &answer.text,
-            logprobs: CompletionLogprobs::new(self.tokenizer.as_deref(), &answer.tokens),
+            logprobs: self.logprobs(index, &answer),
             finish_reason: Some(answer.reason.name()),
             token_ids: self.return_token_ids.then(|| answer.token_ids()),
         };
         Ok(super::json(&self.completion(answers.into_iter().enumerate().map(choice).collect(), Some(Some(usage)))))
+    }
+
+    fn logprobs(&self, choice: usize, answer: &generate::Answer) -> Option<CompletionLogprobs> {
+        let of_answer = CompletionLogprobs::new(self.tokenizer.as_deref(), &answer.tokens);
+        match (&self.tokenizer, self.echoed_tokens.get(choice / self.n)) {
+            (Some(tokenizer), Some(prompt)) => {
+                Some(of_answer.unwrap_or_default().echo(tokenizer, prompt, &answer.prompt_logprobs))
+            }
+            _ => of_answer,
+        }
     }
 
     /// What an answer begins with.

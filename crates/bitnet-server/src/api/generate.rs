@@ -172,6 +172,8 @@ pub(crate) struct Plan {
     stop_strings: Vec<String>,
     /// Log-probabilities of each token, and of so many of the most probable ones.
     logprobs: Option<usize>,
+    /// Those of the prompt's tokens, too.
+    pub(crate) prompt_logprobs: bool,
     cache_salt: Option<String>,
     constraint: Option<TokenConstraint>,
     /// The name of the model that was asked for, if one was.
@@ -221,6 +223,7 @@ impl Common {
             stop_ids: self.stop_ids(model)?,
             stop_strings,
             logprobs,
+            prompt_logprobs: false,
             cache_salt: self.cache_salt,
             constraint,
             model: self.model.map(|name| shortened(name, NAME_CHARS_MAX)),
@@ -388,8 +391,19 @@ pub(crate) struct Answers {
 
 /// A piece of one answer.
 pub(crate) enum Piece {
-    Token { token: SampledToken, text: String },
-    End { text: String, finish: Finish },
+    /// Log-probabilities of tokens of the prompt, of which the last is at `last`.
+    Prompt {
+        last: usize,
+        logprobs: Vec<Logprobs>,
+    },
+    Token {
+        token: SampledToken,
+        text: String,
+    },
+    End {
+        text: String,
+        finish: Finish,
+    },
 }
 
 /// A token of an answer.
@@ -443,6 +457,7 @@ pub(crate) fn submit(app: &App, model: &Model, asked: &Asked<'_>, record: &Arc<R
             stop_ids: plan.stop_ids.clone(),
             stop_strings: plan.stop_strings.clone(),
             logprobs: plan.logprobs,
+            prompt_logprobs: plan.prompt_logprobs,
             cache_salt: cache_salt.clone(),
         };
         Job { request, constraint: plan.constraint.clone(), choice, replies: sender.clone(), ticket, entered }
@@ -525,6 +540,7 @@ impl Answers {
                         generation.started.get_or_insert(generation.entered + queued);
                     });
                 }
+                Reply::Prompt { last, logprobs } => return Ok(Some((choice, Piece::Prompt { last, logprobs }))),
                 Reply::Token { token: id, text, logprobs } => {
                     let elapsed = self.timers[choice].token(&self.metrics);
                     self.generation(|generation| {
@@ -594,6 +610,8 @@ pub(crate) struct Answer {
     pub(crate) text: String,
     /// Each with the place in `text` at which what it adds begins, in characters.
     pub(crate) tokens: Vec<(SampledToken, usize)>,
+    /// Those of the prompt's tokens after the first, if asked for.
+    pub(crate) prompt_logprobs: Vec<Logprobs>,
     pub(crate) reason: FinishReason,
 }
 
@@ -605,12 +623,18 @@ impl Answer {
 
 /// Waits for all answers.
 pub(crate) async fn collect(mut answers: Answers, num_answers: usize) -> Result<(Vec<Answer>, Usage), ApiError> {
-    let empty = || Answer { text: String::new(), tokens: Vec::new(), reason: FinishReason::Stop };
+    let empty =
+        || Answer { text: String::new(), tokens: Vec::new(), prompt_logprobs: Vec::new(), reason: FinishReason::Stop };
     let mut whole: Vec<_> = std::iter::repeat_with(empty).take(num_answers).collect();
     let mut num_chars = vec![0; num_answers];
     while let Some((choice, piece)) = answers.next().await? {
         let answer = &mut whole[choice];
         match piece {
+            Piece::Prompt { last, logprobs } => {
+                // What was told before an engine was lost comes once more.
+                let told = (answer.prompt_logprobs.len() + logprobs.len()).saturating_sub(last);
+                answer.prompt_logprobs.extend(logprobs.into_iter().skip(told));
+            }
             Piece::Token { token, text } => {
                 answer.tokens.push((token, num_chars[choice]));
                 answer.text.push_str(&text);

@@ -1,8 +1,10 @@
 //! Log-probabilities of tokens, as chat and as completions have them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use bitnet_tokenizers::{TokenId, Tokenizer};
+use bitnet_inference::Logprobs;
+use bitnet_tokenizers::{DecodeOptions, Detokenizer, TokenId, Tokenizer};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -67,9 +69,10 @@ impl TokenLogprob {
 #[derive(Default, Serialize, ToSchema)]
 pub(crate) struct CompletionLogprobs {
     tokens: Vec<String>,
-    token_logprobs: Vec<f32>,
-    top_logprobs: Vec<BTreeMap<String, f32>>,
-    /// Where in the answer's text the tokens begin, in characters.
+    /// Null for the first token of a prompt.
+    token_logprobs: Vec<Option<f32>>,
+    top_logprobs: Vec<Option<BTreeMap<String, f32>>>,
+    /// Where in the answer's text, and before it the prompt's if that is echoed, the tokens begin, in characters.
     text_offset: Vec<usize>,
 }
 
@@ -77,15 +80,35 @@ impl CompletionLogprobs {
     /// Of tokens and the places where they begin; `None` where no token has any.
     pub(crate) fn new(tokenizer: Option<&Tokenizer>, tokens: &[(SampledToken, usize)]) -> Option<Self> {
         let mut out = Self::default();
-        for (token, offset) in tokens {
-            let Some(logprobs) = &token.logprobs else { continue };
-            out.tokens.push(token_text(tokenizer, token.id));
-            out.token_logprobs.push(logprobs.token.max(LEAST));
-            let top = logprobs.top.iter().map(|&(id, logprob)| (token_text(tokenizer, id), logprob.max(LEAST)));
-            out.top_logprobs.push(top.collect());
-            out.text_offset.push(*offset);
+        for (token, offset) in tokens.iter().filter(|(token, _)| token.logprobs.is_some()) {
+            out.push(tokenizer, token.id, token.logprobs.as_ref(), *offset);
         }
         (!out.tokens.is_empty()).then_some(out)
+    }
+
+    /// Puts the tokens of the prompt before those of the answer; the first of them has none.
+    pub(crate) fn echo(mut self, tokenizer: &Arc<Tokenizer>, prompt: &[TokenId], logprobs: &[Logprobs]) -> Self {
+        let answer = std::mem::take(&mut self);
+        let mut detokenizer = Detokenizer::new(Arc::clone(tokenizer), DecodeOptions::default());
+        let mut offset = 0;
+        for (&id, logprobs) in prompt.iter().zip([None].into_iter().chain(logprobs.iter().map(Some))) {
+            self.push(Some(tokenizer), id, logprobs, offset);
+            offset += detokenizer.push(id).chars().count();
+        }
+        offset += detokenizer.finish().chars().count();
+        self.tokens.extend(answer.tokens);
+        self.token_logprobs.extend(answer.token_logprobs);
+        self.top_logprobs.extend(answer.top_logprobs);
+        self.text_offset.extend(answer.text_offset.into_iter().map(|of_answer| offset + of_answer));
+        self
+    }
+
+    fn push(&mut self, tokenizer: Option<&Tokenizer>, id: TokenId, logprobs: Option<&Logprobs>, offset: usize) {
+        self.tokens.push(token_text(tokenizer, id));
+        self.token_logprobs.push(logprobs.map(|logprobs| logprobs.token.max(LEAST)));
+        let text = |&(id, logprob): &(TokenId, f32)| (token_text(tokenizer, id), logprob.max(LEAST));
+        self.top_logprobs.push(logprobs.map(|logprobs| logprobs.top.iter().map(text).collect()));
+        self.text_offset.push(offset);
     }
 }
 

@@ -106,6 +106,8 @@ impl<F: ChunkFormat> Stream<F> {
             self.part(choice, Part::Begin);
         }
         match piece {
+            // Streams do not have them.
+            Piece::Prompt { .. } => {}
             Piece::Token { token, text } => {
                 if !text.is_empty() || self.return_token_ids || token.logprobs.is_some() {
                     self.part(choice, Part::Text { text, token: Some(token) });
