@@ -310,7 +310,7 @@ pub struct ListArguments {
 #[derive(Args)]
 #[command(after_help = names_help())]
 pub struct RemoveArguments {
-    /// What to remove: a file, or all that is here of a repository
+    /// What to remove: a file, or all that is here of a repository or of one of its revisions
     #[arg(value_name = "NAME", required = true)]
     pub names: Vec<String>,
     /// Print a JSON object for each

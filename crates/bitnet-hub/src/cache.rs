@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result, shown};
-use crate::name::{ModelName, is_commit, is_safe_path};
+use crate::name::{MAIN, ModelName, is_commit, is_safe_path};
 
 /// The files of a model in a directory, besides its weights.
 const BESIDE_WEIGHTS: [&str; 7] = [
@@ -18,6 +18,9 @@ const BESIDE_WEIGHTS: [&str; 7] = [
     "chat_template.jinja",
     "model.safetensors.index.json",
 ];
+
+/// How the name of a blob ends that has not come whole.
+pub(crate) const INCOMPLETE: &str = ".incomplete";
 
 /// The cache.
 #[derive(Clone, Debug)]
@@ -143,9 +146,10 @@ impl Cache {
         Ok(models)
     }
 
-    /// Removes a model: the named file, or all that is here of the repository if none is named. Returns the bytes freed.
+    /// Removes a model: the named file, or all of the repository if none is named; of the named revision, or of all that are
+    /// here if that is `main`. Returns the bytes freed.
     ///
-    /// A blob that another snapshot still links to stays.
+    /// What another branch or tag is at, or another snapshot links to, stays; so does what has begun to come of other files.
     ///
     /// # Errors
     /// If it is not here, is being downloaded, or the system refuses.
@@ -156,27 +160,49 @@ impl Cache {
         }
         let _locks = repo.lock_all(&name.repo)?;
         let before = size_of(&repo.path);
-        match &name.file {
-            None => remove_all(&repo.path)?,
-            Some(file) => {
-                let mut found = false;
-                for commit in entries(&repo.path.join("snapshots"))?.into_iter().filter(|commit| is_commit(commit)) {
-                    let pointer = repo.snapshot(&commit).join(file);
-                    if fs::symlink_metadata(&pointer).is_ok() {
-                        found = true;
-                        fs::remove_file(&pointer).map_err(|source| Error::Io { path: pointer, source })?;
-                    }
-                }
-                if !found {
-                    return Err(Error::NotPulled { name: name.to_string(), cache: self.root.clone() });
-                }
-                repo.remove_unused_blobs()?;
-                if files_in(&repo.path.join("snapshots")).is_empty() {
-                    remove_all(&repo.path)?;
-                }
+        let mut commits = entries(&repo.path.join("snapshots"))?;
+        let named = self.commit(name);
+        commits.retain(|commit| is_commit(commit) && (name.revision == MAIN || named.as_ref() == Some(commit)));
+        let found = match &name.file {
+            None if name.revision == MAIN => {
+                remove_all(&repo.path)?;
+                return Ok(before);
             }
+            None => self.remove_revision(name, &commits)?,
+            Some(file) => repo.remove_file(file, &commits)?,
+        };
+        if !found {
+            return Err(Error::NotPulled { name: name.to_string(), cache: self.root.clone() });
+        }
+        repo.remove_unused_blobs()?;
+        if files_in(&repo.path.join("snapshots")).is_empty() && repo.incomplete(&name.repo).is_none() {
+            remove_all(&repo.path)?;
         }
         Ok(before.saturating_sub(size_of(&repo.path)))
+    }
+
+    /// Removes a branch or tag with the snapshot that it alone is at, or a snapshot with all branches and tags that are at
+    /// it. False if there is no such snapshot.
+    fn remove_revision(&self, name: &ModelName, commits: &[String]) -> Result<bool> {
+        let repo = self.repo(name);
+        let Some(commit) = commits.first() else { return Ok(false) };
+        let references = repo.path.join("refs");
+        let is_at = |reference: &String| {
+            let revision = ModelName { revision: reference.clone(), ..name.clone() };
+            !is_commit(reference) && self.commit(&revision).as_ref() == Some(commit)
+        };
+        let (gone, kept): (Vec<String>, Vec<String>) = files_in(&references)
+            .into_iter()
+            .filter(is_at)
+            .partition(|reference| *reference == name.revision || is_commit(&name.revision));
+        if kept.is_empty() {
+            remove_all(&repo.snapshot(commit))?;
+        }
+        for reference in gone {
+            let path = references.join(reference);
+            fs::remove_file(&path).map_err(|source| Error::Io { path, source })?;
+        }
+        Ok(true)
     }
 
     /// The folders of a repository.
@@ -210,7 +236,7 @@ impl RepoFolder {
     /// Where the first part of them lies.
     pub(crate) fn incomplete(&self, repo: &str) -> Option<Cached> {
         let blobs = self.path.join("blobs");
-        let names = files_in(&blobs).into_iter().filter(|name| name.ends_with(".incomplete"));
+        let names = files_in(&blobs).into_iter().filter(|name| name.ends_with(INCOMPLETE));
         let bytes: u64 = names.map(|name| fs::metadata(blobs.join(name)).map_or(0, |metadata| metadata.len())).sum();
         (bytes > 0).then(|| Cached {
             name: repo.to_owned(),
@@ -306,13 +332,27 @@ impl RepoFolder {
         fs::rename(&temporary, &path).map_err(io)
     }
 
-    /// Removes the blobs that no snapshot links to.
+    /// Removes a file of some snapshots. False if none has it.
+    fn remove_file(&self, file: &str, commits: &[String]) -> Result<bool> {
+        let mut found = false;
+        for commit in commits {
+            let pointer = self.snapshot(commit).join(file);
+            if fs::symlink_metadata(&pointer).is_ok() {
+                found = true;
+                fs::remove_file(&pointer).map_err(|source| Error::Io { path: pointer, source })?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes the blobs that no snapshot links to, but not the beginnings of those that are to come: nothing says of which
+    /// file they are.
     fn remove_unused_blobs(&self) -> Result<()> {
         let snapshots = self.path.join("snapshots");
         let used: BTreeSet<PathBuf> =
             files_in(&snapshots).iter().filter_map(|file| fs::canonicalize(snapshots.join(file)).ok()).collect();
         let blobs = self.path.join("blobs");
-        for name in files_in(&blobs) {
+        for name in files_in(&blobs).into_iter().filter(|name| !name.ends_with(INCOMPLETE)) {
             let path = blobs.join(name);
             if fs::canonicalize(&path).is_ok_and(|path| !used.contains(&path)) {
                 fs::remove_file(&path).map_err(|source| Error::Io { path, source })?;

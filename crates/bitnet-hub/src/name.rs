@@ -20,7 +20,7 @@ pub const SHORT_NAMES: &[(&str, &str)] = &[
 ];
 
 /// The revision that is meant where none is named.
-const MAIN: &str = "main";
+pub(crate) const MAIN: &str = "main";
 
 /// A model on the Hub: `ORG/NAME`, `ORG/NAME@REVISION`, `ORG/NAME:FILE`, `ORG/NAME@REVISION:FILE` or a short name.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use crate::cache::{Cache, Model, RepoFolder, make_parent};
+use crate::cache::{Cache, INCOMPLETE, Model, RepoFolder, make_parent};
 use crate::client::{Hash, Hub, RemoteFile};
 use crate::error::{Error, Result};
 use crate::name::ModelName;
@@ -137,7 +137,7 @@ fn fetch(
         fs::remove_file(&blob).map_err(|source| Error::Io { path: blob.clone(), source })?;
     }
     let mut path = blob.clone().into_os_string();
-    path.push(".incomplete");
+    path.push(INCOMPLETE);
     let path = PathBuf::from(path);
     make_parent(&path)?;
     let io = |source| Error::Io { path: path.clone(), source };

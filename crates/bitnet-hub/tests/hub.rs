@@ -514,6 +514,48 @@ fn what_another_snapshot_links_to_stays_when_one_is_removed() {
 }
 
 #[test]
+fn a_revision_is_removed_by_itself() {
+    let (bytes, other) = (content(20_000), "f".repeat(40));
+    let (served, commit) = (bytes.clone(), other.clone());
+    let server = Server::start(move |request, _| match &*request.path {
+        path if path.ends_with("/revision/v1") || path.ends_with("/revision/v2") => description(&commit, &["b.gguf"]),
+        path if path.starts_with("/api/") => description(COMMIT, &["a.gguf"]),
+        path if path.contains("a.gguf") => large(request, &served),
+        _ => large(request, &served[1..]),
+    });
+    let place = Place::new();
+    let names = || place.cache.list().expect("a list").into_iter().map(|model| model.name).collect::<Vec<_>>();
+    let remove = |name: &str| place.cache.remove(&format!("{REPO}{name}").parse().expect("a name"));
+    for name in ["", "@v1", "@v2"] {
+        place.pull(&server, &format!("{REPO}{name}")).expect("a path");
+    }
+    assert!(matches!(remove("@v3"), Err(Error::NotPulled { .. })));
+    assert_eq!(remove("@v1").expect("it was there"), 40, "of a file that v2 has, too, only the name");
+    assert_eq!(names(), ["org/model-1.58:a.gguf", "org/model-1.58@v2:b.gguf"]);
+    assert!(remove("@v2").expect("it was there") > 19_999);
+    assert_eq!(names(), ["org/model-1.58:a.gguf"]);
+    place.pull(&server, &format!("{REPO}@v1")).expect("a path");
+    remove(&format!("@{COMMIT}")).expect("it was there");
+    assert_eq!(names(), ["org/model-1.58@v1:b.gguf"]);
+    assert!(matches!(remove("@main:a.gguf"), Err(Error::NotPulled { .. })));
+    remove("@v1").expect("it was there");
+    assert!(place.files().is_empty());
+}
+
+#[test]
+fn what_has_begun_to_come_of_another_file_stays() {
+    let (server, place) = (one_file(content(10_000)), Place::new());
+    place.pull(&server, REPO).expect("a path");
+    let begun = place.at("blobs").join(format!("{}.incomplete", "c".repeat(64)));
+    fs::write(&begun, "half").expect("a file");
+    place.cache.remove(&format!("{REPO}:model.gguf").parse().expect("a name")).expect("it was there");
+    assert!(begun.is_file());
+    assert!(place.cache.find(&REPO.parse().expect("a name")).is_err());
+    place.cache.remove(&REPO.parse().expect("a name")).expect("it was there");
+    assert!(!begun.exists());
+}
+
+#[test]
 fn refusals_say_what_may_help() {
     let place = Place::new();
     for (status, said) in [(401, "HF_TOKEN"), (404, "no such repository")] {
