@@ -9,10 +9,10 @@ use std::sync::atomic::Ordering;
 use anyhow::Context;
 use bitnet_inference::{NO_TOKENIZER, tokenizer_spec};
 use bitnet_kernels::{Pool, default_threads};
-use bitnet_models::LoadOptions;
 use bitnet_models::convert::{CHECKPOINT_FILES, ConvertOptions, Input, Phase, Report, to_checkpoint, to_gguf};
 use bitnet_models::gguf::{Gguf, MetadataValue};
 use bitnet_models::huggingface::Checkpoint;
+use bitnet_models::{Error, LoadOptions};
 use bitnet_tokenizers::{ChatTemplate, Tokenizer, TokenizerFiles, TokenizerSpec};
 use clap::ValueEnum;
 use indicatif::ProgressBar;
@@ -87,7 +87,9 @@ fn write(
     if let Some((_, bar)) = bar {
         bar.finish_and_clear();
     }
-    let report = report.with_context(|| format!("cannot convert {} to {}", source.display(), output.display()))?;
+    let unforced = if matches!(report, Err(Error::OutputExists { .. })) { " without --force" } else { "" };
+    let context = || format!("cannot convert {} to {}{unforced}", source.display(), output.display());
+    let report = report.with_context(context)?;
     print(source, arguments, weights, report)
 }
 

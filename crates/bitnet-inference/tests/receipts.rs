@@ -213,3 +213,35 @@ fn a_receipt_reads_back_as_it_was_written() {
     assert_eq!(verify(&text).expect("it verifies"), receipt);
     assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1, "nothing temporary is left");
 }
+
+#[cfg(unix)]
+#[test]
+fn links_and_devices_are_not_replaced_by_a_receipt() {
+    use std::os::unix::fs::FileTypeExt;
+
+    let path = golden("strict-b158/model-i2_s.gguf");
+    let mut engine = engine(&path, KernelSet::detect(), EngineOptions::default());
+    let receipt = receipt(&mut engine, &request(0..5, Some(3)), &path).expect("it verifies");
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    std::fs::create_dir(at("elsewhere")).expect("a folder");
+    std::fs::write(at("elsewhere/file"), "of before").expect("a file");
+    std::os::unix::fs::symlink("elsewhere/file", at("link")).expect("a link");
+    receipt.write(&at("link")).expect("it can be written");
+    assert!(std::fs::symlink_metadata(at("link")).expect("a link").is_symlink());
+    assert_eq!(std::fs::read_to_string(at("elsewhere/file")).expect("a file"), receipt.to_json());
+
+    let pipe = at("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().expect("it runs").success());
+    let reader = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || std::fs::read_to_string(pipe)
+    });
+    receipt.write(&pipe).expect("it can be written");
+    assert!(std::fs::metadata(&pipe).expect("it is there").file_type().is_fifo());
+    assert_eq!(reader.join().expect("no panic").expect("what came through"), receipt.to_json());
+
+    std::os::unix::fs::symlink("nowhere", at("dangling")).expect("a link");
+    assert!(receipt.write(&at("dangling")).is_err());
+    assert!(receipt.write(folder.path()).is_err());
+}

@@ -25,34 +25,37 @@ pub(crate) struct Output {
     committed: bool,
 }
 
-/// What may be there already.
-#[derive(Clone, Copy, PartialEq)]
+/// What may be there already. A link is followed, and what it leads to replaced.
+#[derive(Clone, Copy)]
 pub(crate) enum Replace {
     Nothing,
-    /// A file; or a directory that holds nothing but files of these names.
-    Only(&'static [&'static str]),
+    /// A file; or a directory that holds nothing but files of such names.
+    Only(fn(&str) -> bool),
 }
 
 impl Output {
     /// Begins a file.
     pub(crate) fn file(path: &Path, replace: Replace) -> Result<Self> {
-        check_name(path, replace, false)?;
-        let partial = partial_name(path);
+        let path = resolve(path, replace)?;
+        check_name(&path, replace, false)?;
+        let partial = partial_name(&path);
         let io = |source| Error::Write { path: partial.clone(), source };
         let file = locked(&partial).map_err(io)?;
         file.set_len(0).map_err(io)?;
-        Ok(Self { path: path.to_owned(), partial, replace, file, is_directory: false, committed: false })
+        Ok(Self { path, partial, replace, file, is_directory: false, committed: false })
     }
 
     /// Begins a directory.
     pub(crate) fn directory(path: &Path, replace: Replace) -> Result<Self> {
-        check_name(path, replace, true)?;
-        let partial = partial_name(path);
+        let path = resolve(path, replace)?;
+        check_name(&path, replace, true)?;
+        let partial = partial_name(&path);
         let io = |source| Error::Write { path: partial.clone(), source };
         fs::create_dir_all(&partial).map_err(io)?;
         let file = locked(&partial.join(LOCK)).map_err(io)?;
-        let output = Self { path: path.to_owned(), partial, replace, file, is_directory: true, committed: false };
+        let output = Self { path, partial, replace, file, is_directory: true, committed: false };
         output.remove_files(&[LOCK])?;
+        output.put_back()?;
         Ok(output)
     }
 
@@ -72,10 +75,7 @@ impl Output {
         let io = |source| Error::Write { path: self.path.clone(), source };
         if self.is_directory && self.path.exists() {
             // Directories cannot be exchanged in one step: for an instant there is none of that name.
-            let old = self.partial.with_extension("replaced");
-            if old.exists() {
-                fs::remove_dir_all(&old).map_err(io)?; // of a process that was killed here
-            }
+            let old = self.replaced();
             fs::rename(&self.path, &old).map_err(io)?;
             if let Err(error) = fs::rename(&self.partial, &self.path) {
                 let _ = fs::rename(&old, &self.path); // the first error is what the caller hears of
@@ -94,6 +94,25 @@ impl Output {
             let _ = parent.sync_all(); // the name, too, outlives a power failure where the system can do that
         }
         Ok(())
+    }
+
+    /// Where a directory lies while another takes its name.
+    fn replaced(&self) -> PathBuf {
+        self.partial.with_extension("replaced")
+    }
+
+    /// Gives a directory its name back that a process left behind which was killed while it replaced it, or removes it if
+    /// only that was still to do.
+    fn put_back(&self) -> Result<()> {
+        let old = self.replaced();
+        if !old.exists() {
+            return Ok(());
+        }
+        if self.path.exists() {
+            return fs::remove_dir_all(&old).map_err(|source| Error::Write { path: old, source });
+        }
+        fs::rename(&old, &self.path).map_err(|source| Error::Write { path: self.path.clone(), source })?;
+        check_name(&self.path, self.replace, self.is_directory)
     }
 
     /// Removes the files of the directory being written, except some.
@@ -137,6 +156,17 @@ fn parent_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+/// What a link that may be replaced leads to.
+fn resolve(path: &Path, replace: Replace) -> Result<PathBuf> {
+    let is_link = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink());
+    match replace {
+        Replace::Only(_) if is_link => {
+            fs::canonicalize(path).map_err(|source| Error::Write { path: path.to_owned(), source })
+        }
+        _ => Ok(path.to_owned()),
+    }
+}
+
 /// Refuses a name that is taken.
 fn check_name(path: &Path, replace: Replace, directory: bool) -> Result<()> {
     let refuse = |problem: String| Err(Error::OutputKept { path: path.to_owned(), problem });
@@ -144,16 +174,17 @@ fn check_name(path: &Path, replace: Replace, directory: bool) -> Result<()> {
         return refuse("it is no name for a file".into());
     }
     let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
-    let Replace::Only(names) = replace else { return Err(Error::OutputExists { path: path.to_owned() }) };
+    let Replace::Only(is_part) = replace else { return Err(Error::OutputExists { path: path.to_owned() }) };
     match (metadata.is_dir(), directory) {
-        (false, false) => Ok(()),
+        (false, false) if metadata.is_file() => Ok(()),
+        (false, false) => refuse("it is a device, a pipe or the like, not a file".into()),
         (true, false) => refuse("it is a directory, not a file".into()),
         (false, true) => refuse("it is a file, not a directory".into()),
         (true, true) => {
             let entries = fs::read_dir(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
             for entry in entries {
                 let name = entry.map_err(|source| Error::Io { path: path.to_owned(), source })?.file_name();
-                if name != LOCK && !names.iter().any(|known| name == *known) {
+                if name != LOCK && !name.to_str().is_some_and(is_part) {
                     return refuse(format!("it holds {}, which is no part of a model", shown(&name.to_string_lossy())));
                 }
             }

@@ -9,6 +9,7 @@ mod verify;
 mod work;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -319,11 +320,17 @@ impl Receipt {
         String::from_utf8(text).expect("JSON is UTF-8")
     }
 
-    /// Writes the receipt: whole under its name, or not at all.
+    /// Writes the receipt: whole under its name, or not at all. What a link leads to is replaced, not the link; a pipe, a
+    /// terminal or another device is written into.
     ///
     /// # Errors
-    /// If the folder cannot be written to.
+    /// If the folder, or what is no file, cannot be written to, or a link leads nowhere.
     pub fn write(&self, path: &Path) -> std::io::Result<()> {
+        let exists = std::fs::symlink_metadata(path).is_ok();
+        if exists && !std::fs::metadata(path)?.is_file() {
+            return File::options().write(true).open(path)?.write_all(self.to_json().as_bytes());
+        }
+        let path = &if exists { std::fs::canonicalize(path)? } else { path.to_owned() };
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut builder = tempfile::Builder::new();
         #[cfg(unix)]

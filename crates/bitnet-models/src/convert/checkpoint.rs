@@ -19,12 +19,12 @@ use crate::error::{Error, Result, shown};
 use crate::huggingface::config::{packed_quantization, write as config_json};
 use crate::huggingface::source::name as huggingface_name;
 use crate::huggingface::writer::{SafetensorsWriter, TensorEntry};
-use crate::huggingface::{CONFIG, Checkpoint, DType, SINGLE, read_json};
+use crate::huggingface::{CONFIG, Checkpoint, DType, INDEX, SINGLE, read_json};
 use crate::output::{Output, Replace};
 use crate::source::{LayerSlot, Slot, Source, TernaryTensor};
 use crate::table::Table;
 
-/// The files that a converted directory can hold: all that [`to_checkpoint`] replaces in one that is there.
+/// The files that a converted directory can hold. [`to_checkpoint`] replaces a directory of these and of parts of weights.
 pub const CHECKPOINT_FILES: &[&str] = &[
     CONFIG,
     SINGLE,
@@ -34,6 +34,12 @@ pub const CHECKPOINT_FILES: &[&str] = &[
     "generation_config.json",
     "chat_template.jinja",
 ];
+
+/// Whether a file is a part of a model: one of ours, or of weights in several files.
+fn is_part(name: &str) -> bool {
+    let is_shard = || name.starts_with("model-") && name.contains("-of-") && name.ends_with(".safetensors");
+    CHECKPOINT_FILES.contains(&name) || name == INDEX || is_shard()
+}
 
 /// Writes a model to the directory `path`: config.json, model.safetensors and `files`, such as a tokenizer's, by name.
 ///
@@ -59,6 +65,9 @@ pub fn to_checkpoint(
     source.check_tensors()?;
     let config = source.config();
     let json = config_of(&opened, options)?;
+    // Before the scales of floats are measured, which takes a while.
+    let replace = if options.force { Replace::Only(is_part) } else { Replace::Nothing };
+    let output = Output::directory(path, replace)?;
     let mut plan = Vec::new();
     for slot in slots(source) {
         plan.extend(Item::of(slot, source, options, pool)?);
@@ -66,8 +75,6 @@ pub fn to_checkpoint(
     let entries: Vec<TensorEntry> = plan.iter().map(|item| item.entry.clone()).collect();
     let bytes_total = entries.iter().map(TensorEntry::num_bytes).sum();
 
-    let replace = if options.force { Replace::Only(CHECKPOINT_FILES) } else { Replace::Nothing };
-    let output = Output::directory(path, replace)?;
     let text = serde_json::to_string_pretty(&json).unwrap_or_default(); // a map of strings has a text
     write_text(&output.partial().join(CONFIG), &(text + "\n"))?;
     for (name, text) in files {

@@ -41,7 +41,7 @@ pub fn to_gguf(
     pool: &Pool,
     progress: &mut ProgressFn<'_>,
 ) -> Result<Report> {
-    let replace = if options.force { Replace::Only(&[]) } else { Replace::Nothing };
+    let replace = if options.force { Replace::Only(|_| false) } else { Replace::Nothing };
     let opened = input.open()?;
     let source = opened.source();
     source.check_tensors()?;

@@ -28,7 +28,7 @@ const JSON_BYTES_MAX: u64 = 16 << 20;
 pub(crate) const SINGLE: &str = "model.safetensors";
 /// The configuration.
 pub(crate) const CONFIG: &str = "config.json";
-const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// An open checkpoint. Opening reads the JSON files and the headers, no tensor data.
 pub struct Checkpoint {

@@ -423,6 +423,83 @@ fn only_directories_of_models_are_replaced() {
 }
 
 #[test]
+fn directories_with_weights_in_several_files_are_replaced() {
+    let (directory, source) = some_source(CheckpointWeights::Packed);
+    let force = ConvertOptions { force: true, ..ConvertOptions::default() };
+    let out = directory.path().join("sharded");
+    SyntheticModel { shape: Shape::default(), seed: 1 }.write_checkpoint(&out, CheckpointWeights::Packed, 2).unwrap();
+    assert!(files(&out).contains(&"model-00001-of-00002.safetensors".to_owned()), "{:?}", files(&out));
+    convert(&source, &out, &force).unwrap();
+    assert_eq!(files(&out), ["config.json", "model.safetensors"]);
+}
+
+#[test]
+fn what_a_killed_process_was_replacing_is_put_back() {
+    let (directory, source) = some_source(CheckpointWeights::Packed);
+    let at = |name: &str| directory.path().join(name);
+    let force = ConvertOptions { force: true, ..ConvertOptions::default() };
+    convert(&source, &at("packed"), &ConvertOptions::default()).unwrap();
+    std::fs::rename(at("packed"), at(".packed.replaced")).unwrap();
+    let error = convert(&source, &at("packed"), &ConvertOptions::default()).unwrap_err();
+    assert!(matches!(error, Error::OutputExists { .. }), "{error}");
+    assert_eq!(files(directory.path()), ["packed", "source"]);
+
+    std::fs::rename(at("packed"), at(".packed.replaced")).unwrap();
+    convert(&source, &at("packed"), &force).unwrap();
+    assert_eq!(files(directory.path()), ["packed", "source"]);
+    std::fs::create_dir(at(".packed.replaced")).unwrap();
+    convert(&source, &at("packed"), &force).unwrap();
+    assert_eq!(files(directory.path()), ["packed", "source"]);
+}
+
+#[test]
+fn a_name_that_is_taken_is_told_before_weights_are_read() {
+    let (directory, source) = some_source(CheckpointWeights::Bf16);
+    // Weights that are no numbers have no scale.
+    let weights = source.join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let content = 8 + u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+    bytes[content..].fill(0xff);
+    std::fs::write(&weights, bytes).unwrap();
+    let out = directory.path().join("packed");
+    let error = convert(&source, &out, &ConvertOptions::default()).unwrap_err();
+    assert!(!matches!(error, Error::OutputExists { .. }), "{error}");
+    std::fs::create_dir(&out).unwrap();
+    let error = convert(&source, &out, &ConvertOptions::default()).unwrap_err();
+    assert!(matches!(error, Error::OutputExists { .. }), "{error}");
+}
+
+#[cfg(unix)]
+#[test]
+fn links_are_followed_and_devices_kept() {
+    use std::os::unix::fs::{FileTypeExt, symlink};
+
+    let (directory, source) = some_source(CheckpointWeights::Packed);
+    let at = |name: &str| directory.path().join(name);
+    let force = ConvertOptions { force: true, ..ConvertOptions::default() };
+    std::fs::create_dir_all(at("elsewhere/packed")).unwrap();
+    std::fs::write(at("elsewhere/model.gguf"), "of before").unwrap();
+    for name in ["model.gguf", "packed"] {
+        symlink(Path::new("elsewhere").join(name), at(name)).unwrap();
+        let error = convert(&source, &at(name), &ConvertOptions::default()).unwrap_err();
+        assert!(matches!(error, Error::OutputExists { .. }), "{error}");
+        convert(&source, &at(name), &force).unwrap();
+        assert!(std::fs::symlink_metadata(at(name)).unwrap().is_symlink());
+    }
+    Gguf::open(&at("elsewhere/model.gguf")).unwrap();
+    Checkpoint::open(&at("elsewhere/packed")).unwrap();
+    assert_eq!(files(&at("elsewhere")), ["model.gguf", "packed"]);
+
+    let pipe = at("pipe.gguf");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let error = convert(&source, &pipe, &force).unwrap_err().to_string();
+    assert!(error.contains("not a file"), "{error}");
+    assert!(std::fs::metadata(&pipe).unwrap().file_type().is_fifo());
+    symlink("nowhere", at("dangling.gguf")).unwrap();
+    assert!(convert(&source, &at("dangling.gguf"), &force).is_err());
+}
+
+#[test]
 fn an_interrupted_conversion_leaves_nothing() {
     let (directory, source) = some_source(CheckpointWeights::Packed);
     let checkpoint = Checkpoint::open(&source).unwrap();
