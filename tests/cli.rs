@@ -290,6 +290,18 @@ fn bench_reports_both_phases() {
     assert!(report["peak_rss_bytes"].as_u64().expect("bytes") > 1_000_000);
 }
 
+#[test]
+fn bench_counts_products_that_are_looked_up_and_holds_them_against_no_peak_of_others() {
+    for kernel in ["tl1", "tl2"] {
+        let arguments = ["bench", "-m", &golden(), "-p", "8", "-n", "2", "-r", "1", "-t", "1", "--json"];
+        let report = json(&[&arguments[..], &["--ternary-kernel", kernel]].concat());
+        for phase in ["prefill", "decode"] {
+            assert!(report[phase]["macs_per_second"].as_f64().expect("a number") > 0.0, "{report}");
+            assert_eq!(report[phase]["share_of_peak"], Value::Null, "{report}");
+        }
+    }
+}
+
 /// The f32 values of a version 1 `.npy` file.
 fn read_npy(path: &Path) -> Vec<f32> {
     let bytes = std::fs::read(path).expect("a npy file");
@@ -330,6 +342,26 @@ fn perplexity_is_what_the_logits_say() {
         assert_eq!(found["tokens"], count);
         let perplexity = found["perplexity"].as_f64().expect("a number");
         assert!((perplexity / (nats / f64::from(count)).exp() - 1.0).abs() < 1e-6, "{found}");
+    }
+}
+
+#[test]
+fn a_run_leaves_its_receipt_though_nobody_reads_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, more) in [("text", &[][..]), ("json", &["--json"])] {
+        let receipt = folder.path().join(name);
+        let mut child = Command::new(env!("CARGO_BIN_EXE_bitnet"))
+            .args(["run", "-m", &golden(), "ab", "-n", "5", "-s", "3", "--ignore-eos", "--receipt"])
+            .arg(&receipt)
+            .args(more)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        drop(child.stdout.take());
+        assert!(child.wait().expect("the program ends").success());
+        let text = std::fs::read_to_string(&receipt).expect("a receipt");
+        bitnet_inference::receipt::verify(&text).expect("it verifies");
     }
 }
 

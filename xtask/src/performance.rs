@@ -88,8 +88,9 @@ fn row(run: &Value) -> String {
     let (context, batch, threads) = (number("context"), number("batch"), number("threads"));
     let speed = run["tokens_per_second"]["median"].as_f64().unwrap_or(f64::NAN);
     if run["what"] == "prefill" {
-        let share = 1e2 * number("share_of_peak");
-        return format!("| prefill of {context} | {threads} | {speed:.1} | | | | {share:.0} % of products |");
+        let share = run["share_of_peak"].as_f64();
+        let share = share.map_or_else(String::new, |share| format!("{:.0} % of products", 1e2 * share));
+        return format!("| prefill of {context} | {threads} | {speed:.1} | | | | {share} |");
     }
     let what = if batch > 1.0 { format!("{batch} rows after {context}") } else { format!("decode after {context}") };
     let (step, bytes) = (number("step_ms"), number("step_bytes") / 1e6);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bitnet_inference::receipt::{Provenance, Receipt};
 use bitnet_inference::{Engine, EngineOptions, Event, Request, RequestId, SamplingParams, peak_rss_bytes};
-use bitnet_kernels::{Cpu, Kernel, KernelSet, READ_PROBE_BYTES, ReadProbe, default_threads};
+use bitnet_kernels::{Cpu, Kernel, KernelSet, Packing, READ_PROBE_BYTES, ReadProbe, default_threads};
 use bitnet_models::synthetic;
 use bitnet_tokenizers::TokenId;
 use serde_json::{Value, json};
@@ -35,7 +35,11 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     let options = engine_options(arguments, &whats);
     let machine = |n| -> anyhow::Result<Machine> {
         let engine = Engine::new(model.model.clone(), None, Cpu::new(set, n), options)?;
-        let (peak, join) = (engine.cpu().peak_i8_macs_per_s(), engine.cpu().join_latency());
+        // Products that are looked up are not what the instruction set multiplies at that peak.
+        let is_looked_up =
+            [Packing::Tl1, Packing::Tl2].iter().any(|packing| model.model.packing().contains(packing.name()));
+        let peak = engine.cpu().peak_i8_macs_per_s().filter(|_| !is_looked_up);
+        let join = engine.cpu().join_latency();
         Ok(Machine { engine, peak, join, num_prefills: 0 })
     };
     let mut machines = threads.into_iter().map(machine).collect::<anyhow::Result<Vec<_>>>()?;
@@ -273,11 +277,12 @@ impl Machine {
         work(&mut self.engine, &mut events);
         let seconds = start.elapsed().as_secs_f64();
         let counters = self.engine.cpu().counters();
+        let products = [Packing::Two, Packing::Tl1, Packing::Tl2];
         Sample {
             seconds,
             tokens: events.iter().filter(|event| matches!(event, Event::Token { .. })).count(),
             steps: (self.engine.counts().steps - steps_before) as usize,
-            macs: [Kernel::I2sGemv, Kernel::I2sGemm].iter().map(|&kernel| counters.get(kernel).macs).sum(),
+            macs: products.into_iter().flat_map(Packing::kernels).map(|kernel| counters.get(kernel).macs).sum(),
             bytes: Kernel::ALL.iter().map(|&kernel| counters.get(kernel).bytes).sum(),
             read,
         }

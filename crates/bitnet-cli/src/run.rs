@@ -1,6 +1,6 @@
 //! `bitnet run`: continues a prompt.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{Error, ErrorKind, IsTerminal, Read, StdoutLock, Write};
 
 use anyhow::Context;
 use bitnet_inference::Finish;
@@ -24,16 +24,20 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
     let seed = request.sampling.seed;
 
     let mut out = std::io::stdout().lock();
+    let show = |out: &mut StdoutLock<'_>, text: &str| {
+        let shown = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        // Whoever read along may have gone away, but the receipt is wanted.
+        let goes_on = |error: &Error| arguments.receipt.is_some() && error.kind() == ErrorKind::BrokenPipe;
+        shown.or_else(|error| if goes_on(&error) { Ok(()) } else { Err(error) })
+    };
     if !arguments.json && !arguments.no_display_prompt && !arguments.chat {
         let text = session.tokenization()?.tokenizer.decode(&prompt, DecodeOptions::default());
-        write!(out, "{text}")?;
-        out.flush()?;
+        show(&mut out, &text)?;
     }
     session.engine.cpu().counters().reset();
     let answer = session.answer(request.clone(), &|| false, |text| {
         if !arguments.json {
-            write!(out, "{text}")?;
-            out.flush()?;
+            show(&mut out, text)?;
         }
         Ok(())
     })?;
@@ -50,9 +54,9 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
             "ffn_sparsity": report::ffn_sparsity_json(&session.engine),
             "timings": report::timings_json(&answer.timings, session.load_time),
         });
-        writeln!(out, "{object}")?;
+        show(&mut out, &format!("{object}\n"))?;
     } else {
-        writeln!(out)?;
+        show(&mut out, "\n")?;
         if std::io::stderr().is_terminal() {
             eprintln!("\x1b[2m{}; seed {seed}\x1b[0m", report::timings_line(&answer.timings));
         }
