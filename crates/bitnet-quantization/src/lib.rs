@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod absmean;
+mod block;
 mod codes;
 pub mod dense;
 mod error;
@@ -29,6 +30,7 @@ mod vectorized;
 #[cfg(test)]
 mod golden;
 
+pub use block::BlockForm;
 pub use error::{Error, Result};
 pub use format::TernaryFormat;
 pub use scaling::Scaling;

@@ -4,7 +4,7 @@
 use std::sync::LazyLock;
 
 use bitnet_kernels::Pool;
-use bitnet_quantization::{Error, Scaling, TernaryFormat, absmean, i2_s, i2s_32, qk256, tl1, tl2, tq};
+use bitnet_quantization::{BlockForm, Error, Scaling, TernaryFormat, absmean, i2_s, i2s_32, qk256, tl1, tl2, tq};
 use half::f16;
 use i2_s::Form;
 use proptest::prelude::*;
@@ -180,6 +180,32 @@ proptest! {
         let weights = scaled(&ternary(seed, rows * cols), scale);
         prop_assert_eq!(&through_i2s_32(&weights, rows, Scaling::AbsMax).unwrap(), &weights);
         prop_assert_eq!(&through_qk256(&weights, rows, Scaling::Given(scale)).unwrap(), &weights);
+    }
+
+    #[test]
+    fn the_smallest_block_form_is_the_smallest(rows in 1usize..200, cols in 1usize..3000) {
+        let form = BlockForm::smallest(rows, cols).unwrap();
+        let bytes = form.num_bytes(rows, cols).unwrap();
+        for other in BlockForm::ALL {
+            let more = other.num_bytes(rows, cols).unwrap();
+            prop_assert!(bytes < more || bytes == more && form.block_len() >= other.block_len(), "{other:?}: {more}");
+        }
+    }
+
+    #[test]
+    fn the_estimate_of_memory_is_what_quantizing_takes(seed: u64, rows in 1usize..20, cols in 1usize..600) {
+        let (weights, pool) = (floats(seed, rows * cols), Pool::new(1));
+        for (form, outside) in [(BlockForm::I2S_32, 0), (BlockForm::QK256, size_of::<f32>())] {
+            let inside = form.num_bytes(rows, cols).unwrap() - outside;
+            for (len, fits) in [(inside - 1, false), (inside, true), (inside + 1, false)] {
+                let mut out = vec![0; len];
+                let result = match form {
+                    BlockForm::I2S_32 => i2s_32::quantize(&weights, rows, cols, Scaling::AbsMean, &mut out, &pool),
+                    BlockForm::QK256 => qk256::quantize(&weights, rows, cols, Scaling::AbsMean, &mut out, &pool).map(drop),
+                };
+                prop_assert_eq!(result.is_ok(), fits, "{:?}: {} bytes", form, len);
+            }
+        }
     }
 
     #[test]
