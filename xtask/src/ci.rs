@@ -66,13 +66,15 @@ pub fn run(root: &Path, options: Options) -> anyhow::Result<()> {
         return succeed(&mut Command::new(root.join(".ci/run")));
     }
     let circumstances = Circumstances::now(root)?;
+    // Asked for now: `.ci/run` may build another in its place.
+    let xtask = env::current_exe().context("finding this program")?;
     let mut steps = Vec::new();
     if !options.only_slow && !options.only_clients {
         steps.extend(run_ci(root)?);
     }
     steps.extend(run_clients(root)?);
     if !options.only_clients {
-        steps.push(step(Command::new(env::current_exe()?).current_dir(root).arg("determinism")));
+        steps.push(step(Command::new(&xtask).current_dir(root).arg("determinism")));
         steps.push(step(&mut serve_command(root, "faults", ("BITNET_SOAK_SECONDS", SOAK_SECONDS))));
         steps.push(step(&mut serve_command(root, "fuzz", ("PROPTEST_CASES", FUZZED_BODIES))));
         let fuzz = cargo_fuzz(root)?;
