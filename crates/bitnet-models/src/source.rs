@@ -292,7 +292,7 @@ impl TernaryTensor {
         }
         let s = absmean::inverse_scale(figures.iter().map(|row| row.sum).sum(), self.rows * self.cols);
         self.codes = Codes::Absmean { format, s };
-        self.scale = 1.0 / s;
+        self.scale = absmean::scale(s);
         Ok(())
     }
 

@@ -19,7 +19,14 @@ pub fn quantize(weights: &[f32], out: &mut [i8]) -> Result<f32> {
     expect_len("absmean", "output", out.len(), weights.len())?;
     let s = inverse_scale(magnitude_sum(weights)?, weights.len());
     round(weights, s, out)?;
-    Ok(1.0 / s)
+    Ok(scale(s))
+}
+
+/// What codes are multiplied by: `1 / s`, which rounds to infinity where the mean is at the end of f32's range.
+#[inline(always)]
+#[must_use]
+pub fn scale(s: f32) -> f32 {
+    (1.0 / s).min(f32::MAX)
 }
 
 /// The mean of the magnitudes, 0 for no weights.

@@ -96,7 +96,7 @@ impl Rounding {
             bits += u32::from(f32::from_bits(bits) * s <= 0.5);
         }
         let one = f32::from_bits(bits);
-        Self { scale: 1.0 / s, one, two: f32::INFINITY }
+        Self { scale: absmean::scale(s), one, two: f32::INFINITY }
     }
 }
 

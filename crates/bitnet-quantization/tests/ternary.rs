@@ -321,6 +321,7 @@ fn absmean_rounds_ties_to_even_and_refuses_what_is_not_finite() {
     assert_eq!(absmean::quantize(&[0.0; 6], &mut out).unwrap(), 1.0 / (1.0 / 1e-5f32));
     assert_eq!(out, [0; 6]);
     assert_eq!(absmean::absmean(&[f32::MAX; 40]).unwrap(), f32::MAX);
+    assert_eq!(absmean::quantize(&[f32::MAX; 6], &mut out), Ok(f32::MAX), "1 / (1 / largest) is infinite");
     let error = absmean::quantize(&[0.0, f32::NAN], &mut out[..2]).unwrap_err();
     assert_eq!(error.to_string(), "weight 1 is NaN, which is not finite");
     for s in [0.0, -1.0, f32::INFINITY, f32::NAN] {
