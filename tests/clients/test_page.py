@@ -6,6 +6,7 @@ With SCREENSHOTS=FOLDER, what it looks like is left there.
 import json
 import os
 import pathlib
+import re
 import shutil
 import urllib.parse
 
@@ -168,8 +169,13 @@ def test_stop_stops_the_server_too(open_page, server):
         route.continue_(post_data=json.dumps({**route.request.post_data_json, "ignore_eos": True}))
 
     page.route("**/v1/chat/completions", without_end, times=1)
+    # The text comes piece by piece, while it is written: each is a mutation of the text.
+    page.evaluate(
+        """() => { let pieces = 0; new MutationObserver(() => { document.body.dataset.pieces = ++pieces; })
+        .observe(document.getElementById('log'), { characterData: true, subtree: true }); }"""
+    )
     say(page, "Once upon a time")
-    expect(page.locator("article.assistant .text")).not_to_be_empty(timeout=PATIENCE_MS)
+    expect(page.locator("body")).to_have_attribute("data-pieces", re.compile(r"\d\d+"), timeout=PATIENCE_MS)
     page.get_by_role("button", name="Stop").click()
     expect(page.locator("article.assistant .note")).to_contain_text("stopped")
     running = 'vllm:num_requests_running{model_name="stories",engine="0"}'
