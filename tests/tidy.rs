@@ -69,6 +69,7 @@ const UNSAFE: &[&str] = &[
     "crates/bitnet-kernels/src/avx2/tl.rs",
     "crates/bitnet-kernels/src/avx512.rs",
     "crates/bitnet-kernels/src/avx512/attention.rs",
+    "crates/bitnet-kernels/src/avx512/mixed.rs",
     "crates/bitnet-kernels/src/avx512/screen.rs",
     "crates/bitnet-kernels/src/avx512/sparse.rs",
     "crates/bitnet-kernels/src/avx512/ternary.rs",

@@ -93,7 +93,7 @@ fn others(pointer: &str, value: &Value) -> Vec<Value> {
     let names: Vec<&str> = match pointer {
         "/compute_path" => vec!["real", "fallback", "none"],
         "/backend" => vec!["cpu", "gpu"],
-        "/kernel_set" => vec!["scalar", "avx2", "avx512", "avx512-vbmi", "neon", "neon-dotprod"],
+        "/kernel_set" => vec!["scalar", "avx2", "avx512", "avx512-vbmi", "avx512-zen", "neon", "neon-dotprod"],
         "/run/packing" => Packing::ALL.map(Packing::name).to_vec(),
         "/run/kv_type" => [KvType::F16, KvType::F32].map(KvType::name).to_vec(),
         "/run/head" => [HeadMode::Full, HeadMode::Screened].map(HeadMode::name).to_vec(),

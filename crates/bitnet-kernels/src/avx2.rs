@@ -20,6 +20,7 @@ kernel_set!(
         screen_block: screen::screen_block,
         sparse: sparse::KERNELS,
         ternary: ternary::ternary,
+        ternary_tile: None,
         lookup: tl::LOOKUP,
         packing: Packing::Two,
         matvec_f16: matvec_f16,

@@ -1,6 +1,7 @@
 //! AVX-512 with VNNI: 16 lanes of f32, and `vpdpbusd`, which multiplies 64 pairs of bytes and adds them by fours.
 
 mod attention;
+mod mixed;
 mod peak;
 mod screen;
 mod sparse;
@@ -21,6 +22,7 @@ kernel_set!(
         screen_block: screen::screen_block,
         sparse: sparse::KERNELS,
         ternary: ternary::ternary,
+        ternary_tile: None,
         lookup: avx2::tl::LOOKUP,
         packing: Packing::Two,
         matvec_f16: matvec_f16,
@@ -40,6 +42,18 @@ pub(crate) static AVX512_VBMI: KernelSet = KernelSet {
     packing: Packing::FiveThirds,
     ..AVX512
 };
+
+/// The same for CPUs of which the ports that look up are not all taken by products, as those of AMD (Zen 4 and later): with
+/// many rows they do both at once.
+pub(crate) static AVX512_ZEN: KernelSet =
+    KernelSet { name: "avx512-zen", ternary_tile: Some(mixed::ternary_tile), ..AVX512_VBMI };
+
+/// Whether AMD made this CPU. Others can run [`AVX512_ZEN`], too, but it is their first choice only once somebody has measured
+/// that it is faster there.
+pub(crate) fn made_by_amd() -> bool {
+    let vendor = __cpuid(0);
+    [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
+}
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn matvec_f16(rows: &[u8], x: &[f32], out: &mut [f32]) {

@@ -11,9 +11,15 @@ use crate::activations::{Activations, TILE_ROWS, interleave};
 use crate::counters::{Counters, Kernel};
 use crate::disjoint::Disjoint;
 use crate::matrix::{BLOCK_ROWS, TernaryMatrix};
+use crate::packing::Packing;
 use crate::pool::Pool;
 use crate::set::{KernelSet, Output};
 use crate::tl;
+
+/// Rows from which on [`KernelSet::ternary_tile`] pays: with fewer, reading weights takes longer than computing.
+const TILE_KERNEL_ROWS_MIN: usize = 4;
+/// Parts of a matrix that are dealt out for each tile.
+const TILE_PARTS: usize = 4;
 
 /// A CPU's kernels, threads and counters. One job at a time: it may move between threads but not be shared.
 pub struct Cpu {
@@ -264,6 +270,29 @@ impl Cpu {
                 }
             }
         };
+        if let Some(multiply_tile) = self.set.ternary_tile
+            && matrix.packing() == Packing::FiveThirds
+            && rows >= TILE_KERNEL_ROWS_MIN
+        {
+            let multiply = |tile: usize, share: Range<usize>| {
+                let share = blocks.start + share.start..blocks.start + share.end;
+                // SAFETY: as above.
+                unsafe { multiply_tile(matrix, share, tile, activations, &output) }
+            };
+            let tiles = activations.num_tiles();
+            if tiles == 1 {
+                return self.pool.split(blocks.len(), 1, &|share| multiply(0, share));
+            }
+            // What a thread prepares for a tile serves all blocks it multiplies with it.
+            return self.pool.deal(tiles * TILE_PARTS, 1, &|items| {
+                for tile in items.start / TILE_PARTS..items.end.div_ceil(TILE_PARTS) {
+                    let first = items.start.max(tile * TILE_PARTS) - tile * TILE_PARTS;
+                    let end = items.end.min((tile + 1) * TILE_PARTS) - tile * TILE_PARTS;
+                    let edge = |part| blocks.len() * part / TILE_PARTS;
+                    multiply(tile, edge(first)..edge(end));
+                }
+            });
+        }
         // With few rows each thread reads one stream of weights, as fast as memory gives them.
         if activations.num_tiles() > 1 {
             self.pool.deal(blocks.len(), 1, &multiply);

@@ -21,7 +21,9 @@ impl KernelSet {
     pub fn run<W: Work>(&self, work: W) -> W::Output {
         #[cfg(target_arch = "x86_64")]
         {
-            if [&raw const avx512::AVX512, &raw const avx512::AVX512_VBMI].contains(&std::ptr::from_ref(self)) {
+            let with_avx512 =
+                [&raw const avx512::AVX512, &raw const avx512::AVX512_VBMI, &raw const avx512::AVX512_ZEN];
+            if with_avx512.contains(&std::ptr::from_ref(self)) {
                 // SAFETY: a set exists only on a CPU that can run it.
                 return unsafe { run_with_avx512(work) };
             }

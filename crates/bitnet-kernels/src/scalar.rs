@@ -17,6 +17,7 @@ kernel_set!(
     SCALAR = "scalar",
     own {
         ternary: ternary,
+        ternary_tile: None,
         lookup: tl::LOOKUP,
         screen_block: screen_block,
         sparse: sparse::KERNELS,
@@ -68,7 +69,7 @@ fn block_sums(lines: &[Line], tile: &Tile<'_>, index: usize) -> [i32; BLOCK_ROWS
 }
 
 /// `Σ integer · q` of each row of a block with each plane of a tile.
-fn screen_block(lines: &[u8], tile: &Tile<'_>, sums: &mut ScreenSums) {
+fn screen_block(lines: &[u8], _ahead: &[u8], tile: &Tile<'_>, sums: &mut ScreenSums) {
     let planes = tile.scales.len();
     for (plane, sums) in sums[..planes].iter_mut().enumerate() {
         sums.fill(0);

@@ -270,13 +270,19 @@ impl Cpu {
         let (values, errors) = (Disjoint::new(&mut scratch.values), Disjoint::new(&mut scratch.errors));
         let block_bytes = ScreenTable::block_bytes(cols);
         let set = self.set();
+        let tiles = planes.num_tiles();
+        let part = block_bytes.div_ceil(tiles);
         self.pool().split(table.bounds.len(), 1, &|blocks| {
             let mut sums: ScreenSums = [[0; BLOCK_ROWS]; TILE_ROWS];
             for block in blocks {
                 let lines = &table.lines[block * block_bytes..(block + 1) * block_bytes];
-                for tile in 0..planes.num_tiles() {
+                // One tile waits for memory all the time, and the hardware looks ahead; several wait only while the first
+                // of them is multiplied, unless each fetches its part of the next block.
+                let next = if tiles == 1 { &[] } else { &table.lines[(block + 1) * block_bytes..] };
+                for tile in 0..tiles {
+                    let ahead = next.get(tile * part..(tile + 1) * part).unwrap_or_default();
                     // SAFETY: a set exists only on a CPU that can run it.
-                    unsafe { (set.screen_block)(lines, &planes.tile(tile), &mut sums) };
+                    unsafe { (set.screen_block)(lines, ahead, &planes.tile(tile), &mut sums) };
                     let states = planes.tile_rows(tile);
                     for (index, sums) in (states.start / 2..states.end / 2).zip(sums.as_chunks::<2>().0) {
                         let range = index * stride + block * BLOCK_ROWS..index * stride + (block + 1) * BLOCK_ROWS;

@@ -40,6 +40,9 @@ impl<'a> Output<'a> {
     }
 }
 
+/// `y = Σ w · q / s · scale` for some blocks and one tile.
+pub(crate) type TernaryTile = unsafe fn(&TernaryMatrix, Range<usize>, usize, &Activations, &Output<'_>);
+
 /// The functions of one instruction set. A value of this type is the proof that this CPU can run them: only
 /// [`KernelSet::available`] gives any, and it asks the CPU.
 ///
@@ -50,6 +53,8 @@ pub struct KernelSet {
     /// The packing it reads without unpacking it first, and multiplies by fastest where weights come from memory.
     pub packing: Packing,
     pub(crate) ternary: unsafe fn(&TernaryMatrix, Range<usize>, &Activations, &Output<'_>),
+    /// Products with one tile of activations, the given one, if there is a faster way for many rows and 1.67 bits.
+    pub(crate) ternary_tile: Option<TernaryTile>,
     pub(crate) lookup: Lookup,
     pub(crate) sparse: SparseKernels,
     pub(crate) matvec_f16: unsafe fn(&[u8], &[f32], &mut [f32]),
@@ -57,7 +62,8 @@ pub struct KernelSet {
     pub(crate) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     pub(crate) quantize: unsafe fn(&[f32], &mut [i8]) -> (f32, i32),
     pub(crate) residual_squares: unsafe fn(&[f32], &[i8], f32) -> [f32; 3],
-    pub(crate) screen_block: unsafe fn(&[u8], &Tile<'_>, &mut ScreenSums),
+    /// A block, lines to be fetched meanwhile, a tile, its sums.
+    pub(crate) screen_block: unsafe fn(&[u8], &[u8], &Tile<'_>, &mut ScreenSums),
     pub(crate) relu2_mul: unsafe fn(&[f32], &[f32], &mut [f32]),
     pub(crate) silu_mul: unsafe fn(&[f32], &[f32], &mut [f32]),
     pub(crate) add: unsafe fn(&mut [f32], &[f32]),
@@ -127,19 +133,21 @@ pub(crate) use kernel_set;
 impl KernelSet {
     /// The sets that this CPU can run, best first. The scalar set, which is the reference, is always the last.
     pub fn available() -> impl Iterator<Item = &'static KernelSet> {
-        let mut sets: [Option<&'static KernelSet>; 4] = [None, None, None, Some(&scalar::SCALAR)];
+        let mut sets: [Option<&'static KernelSet>; 5] = [None, None, None, None, Some(&scalar::SCALAR)];
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
-                sets[2] = Some(&avx2::AVX2);
+                sets[3] = Some(&avx2::AVX2);
                 if is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
                 {
-                    sets[1] = Some(&avx512::AVX512);
+                    sets[2] = Some(&avx512::AVX512);
                     if is_x86_feature_detected!("avx512vbmi") {
-                        sets[0] = Some(&avx512::AVX512_VBMI);
+                        let by_amd = avx512::made_by_amd();
+                        sets[usize::from(by_amd)] = Some(&avx512::AVX512_VBMI);
+                        sets[usize::from(!by_amd)] = Some(&avx512::AVX512_ZEN);
                     }
                 }
             }

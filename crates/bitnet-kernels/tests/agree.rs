@@ -193,23 +193,26 @@ fn weights_outside_minus_one_to_one_are_refused() {
 #[test]
 fn parts_of_a_stack_equal_the_whole() {
     let cols = 300;
-    let matrix =
-        pack(&[Part { rows: 70, scale: 0.1 }, Part { rows: 33, scale: 0.3 }], cols, Packing::Two, pseudo_weight);
-    for rows in [1, 2, 9] {
-        let x = Rng(98).floats(rows * cols);
-        for set in KernelSet::available() {
-            let cpu = Cpu::new(set, 2);
-            let activations = quantized(&cpu, &x, cols);
-            let (mut whole, mut parts) = (vec![0.0; rows * matrix.output_len()], vec![0.0; rows * matrix.output_len()]);
-            cpu.ternary_matmul(&matrix, &activations, &mut whole);
-            cpu.counters().reset();
-            cpu.ternary_matmul_part(&matrix, 1, &activations, &mut parts);
-            assert!(parts.chunks_exact(matrix.output_len()).all(|row| row[..96].iter().all(|value| *value == 0.0)));
-            cpu.ternary_matmul_part(&matrix, 0, &activations, &mut parts);
-            assert_eq!(bits(&whole), bits(&parts), "{} {rows} rows", set.name);
-            let kernel = if rows == 1 { Kernel::I2sGemv } else { Kernel::I2sGemm };
-            let count = cpu.counters().get(kernel);
-            assert_eq!((count.macs, count.bytes), ((rows * 103 * cols) as u64, matrix.num_bytes() as u64));
+    for packing in [Packing::Two, Packing::FiveThirds] {
+        let parts = [Part { rows: 70, scale: 0.1 }, Part { rows: 193, scale: 0.3 }];
+        let matrix = pack(&parts, cols, packing, pseudo_weight);
+        let outputs = |rows: usize| vec![0.0; rows * matrix.output_len()];
+        for rows in [1, 2, 7, 9, 40] {
+            let x = Rng(98).floats(rows * cols);
+            for set in KernelSet::available() {
+                let cpu = Cpu::new(set, 2);
+                let activations = quantized(&cpu, &x, cols);
+                let (mut whole, mut parts) = (outputs(rows), outputs(rows));
+                cpu.ternary_matmul(&matrix, &activations, &mut whole);
+                cpu.counters().reset();
+                cpu.ternary_matmul_part(&matrix, 1, &activations, &mut parts);
+                assert!(parts.chunks_exact(matrix.output_len()).all(|row| row[..96].iter().all(|value| *value == 0.0)));
+                cpu.ternary_matmul_part(&matrix, 0, &activations, &mut parts);
+                assert_eq!(bits(&whole), bits(&parts), "{} {rows} rows", set.name);
+                let kernel = if rows == 1 { Kernel::I2sGemv } else { Kernel::I2sGemm };
+                let count = cpu.counters().get(kernel);
+                assert_eq!((count.macs, count.bytes), ((rows * 263 * cols) as u64, matrix.num_bytes() as u64));
+            }
         }
     }
 }

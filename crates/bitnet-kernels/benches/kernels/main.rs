@@ -26,7 +26,7 @@ fn main() {
     let mut machines = machines(&read);
     ternary::bench(&mut criterion, &machines);
     ternary::patterns(&mut criterion, &read);
-    // The set with VBMI differs from that without only in its products with ternary weights.
+    // The sets with VBMI differ from that without only in their products with ternary weights.
     machines.retain(|machine| machine.cpu.set().packing == Packing::Two);
     attention::bench(&mut criterion, &machines);
     head::bench(&mut criterion, &machines);

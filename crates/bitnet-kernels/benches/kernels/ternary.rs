@@ -28,7 +28,7 @@ pub fn bench(criterion: &mut Criterion, machines: &[Machine]) {
     ] {
         for packing in Packing::ALL {
             let matrices = LazyCell::new(|| matrices(rows, cols, packing, from_memory));
-            for machine in at_home(machines, packing) {
+            for machine in at_home(machines, packing).filter(|machine| has_own_gemv(machine.cpu.set())) {
                 machine.bench(&mut gemv, &format!("{level}, {}", how(packing)), || product(&matrices, 1));
             }
         }
@@ -53,7 +53,7 @@ pub fn patterns(criterion: &mut Criterion, read: &Rc<ReadProbe>) {
     const ROWS: usize = 1024;
     let mut group = criterion.benchmark_group("ternary patterns");
     group.sample_size(100).warm_up_time(Duration::from_secs(3)).measurement_time(Duration::from_secs(2));
-    for set in KernelSet::available() {
+    for set in KernelSet::available().filter(|set| has_own_gemv(set)) {
         let machine = Machine::new(set, 1, Rc::clone(read));
         for (pattern, weight, value) in PATTERNS {
             let pool = Cpu::new(set, 1);
@@ -114,6 +114,11 @@ fn is_looked_up(packing: Packing) -> bool {
 fn at_home(machines: &[Machine], packing: Packing) -> impl Iterator<Item = &Machine> {
     let is_at_home = move |set: &KernelSet| packing == Packing::Two || is_looked_up(packing) || set.packing == packing;
     machines.iter().filter(move |machine| is_at_home(machine.cpu.set()))
+}
+
+/// Whether a set multiplies one row in a way of its own.
+fn has_own_gemv(set: &KernelSet) -> bool {
+    set.name != "avx512-zen"
 }
 
 /// Multiplies `n` rows by one matrix after the other.

@@ -12,7 +12,7 @@ use crate::screen::ScreenSums;
 /// `vpmaddubsw` wants one side unsigned: the magnitude of the integers, whose signs go to the activations. Two products
 /// are then at most 2 · 127 · 127 = 32,258, so 16 bits hold them.
 #[target_feature(enable = "avx2,f16c")]
-pub(crate) fn screen_block(lines: &[u8], tile: &Tile<'_>, sums: &mut ScreenSums) {
+pub(crate) fn screen_block(lines: &[u8], _ahead: &[u8], tile: &Tile<'_>, sums: &mut ScreenSums) {
     let planes = tile.scales.len();
     let ones = _mm256_set1_epi16(1);
     for (pair, sums) in sums[..planes].as_chunks_mut::<2>().0.iter_mut().enumerate() {

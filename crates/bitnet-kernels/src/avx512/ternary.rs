@@ -15,11 +15,11 @@ use crate::packing::{GROUP_LINES, Group, LINE_COLS, Line, Packing, Scratch};
 use crate::set::Output;
 
 /// Columns in a group.
-const GROUP_COLS: usize = GROUP_LINES * LINE_COLS;
+pub(super) const GROUP_COLS: usize = GROUP_LINES * LINE_COLS;
 
 /// How far ahead a kernel prefetches that is not bound by memory: the hardware does not look far enough ahead of reads
 /// that are slow to come. For one that waits for memory all the time, prefetching is a loss.
-const PREFETCH_BYTES: usize = 4096;
+pub(super) const PREFETCH_BYTES: usize = 4096;
 
 /// The codes of a field, twice: only five of the six bits that `vpermb` looks at are the field's.
 const TABLE: [u8; 64] = {
@@ -37,7 +37,7 @@ const TABLE: [u8; 64] = {
 const SPREAD_TILES_MIN: usize = 4;
 
 /// The sums of 32 rows of weights: rows 0–15 and 16–31.
-type Sums = [__m512i; 2];
+pub(super) type Sums = [__m512i; 2];
 /// The same, for each position of a field in its byte.
 type MaskedSums = [[__m512i; 4]; 2];
 
@@ -130,25 +130,25 @@ fn runs(blocks: Range<usize>, activations: &Activations, many: bool) -> impl Ite
 }
 
 fn places<'a>(activations: &'a Activations, output: &'a Output<'a>) -> impl Iterator<Item = Place<'a>> {
-    (0..activations.num_tiles()).map(move |tile| Place {
-        output,
-        first_row: activations.tile_rows(tile).start,
-        tile: activations.tile(tile),
-    })
+    (0..activations.num_tiles()).map(|tile| Place::new(tile, activations, output))
 }
 
 /// A tile and where its products go.
-struct Place<'a> {
+pub(super) struct Place<'a> {
     output: &'a Output<'a>,
     first_row: usize,
-    tile: Tile<'a>,
+    pub(super) tile: Tile<'a>,
 }
 
-impl Place<'_> {
+impl<'a> Place<'a> {
+    pub(super) fn new(tile: usize, activations: &'a Activations, output: &'a Output<'a>) -> Self {
+        Self { output, first_row: activations.tile_rows(tile).start, tile: activations.tile(tile) }
+    }
+
     /// Stores `sum / s · scale`, in that order.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    fn store<const N: usize>(&self, block: usize, scale: f32, sums: &[Sums; N]) {
+    pub(super) fn store<const N: usize>(&self, block: usize, scale: f32, sums: &[Sums; N]) {
         for (index, (sums, activation_scale)) in sums.iter().zip(self.tile.scales).enumerate() {
             // SAFETY: each block of outputs is computed by one thread.
             let out = unsafe { self.output.block(self.first_row + index, block) };
@@ -162,7 +162,7 @@ impl Place<'_> {
 
 /// `Σ q` of each row. An array, for the compiler to know where loops over the rows end.
 #[inline]
-fn activation_sums<const N: usize>(tile: &Tile<'_>) -> [i32; N] {
+pub(super) fn activation_sums<const N: usize>(tile: &Tile<'_>) -> [i32; N] {
     std::array::from_fn(|i| tile.sums[i])
 }
 
@@ -185,7 +185,7 @@ pub(super) fn load_half(line: &[u8], half: usize) -> __m512i {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn prefetch(lines: &[Line]) {
+pub(super) fn prefetch(lines: &[Line]) {
     for half_line in lines.as_flattened().chunks_exact(64) {
         _mm_prefetch::<_MM_HINT_T0>(half_line.as_ptr().wrapping_add(PREFETCH_BYTES).cast());
     }
@@ -194,7 +194,7 @@ fn prefetch(lines: &[Line]) {
 /// What codes are combined with. The compiler must not know these values: it would read them from memory at each use,
 /// and the ports that read are as busy as those that compute.
 #[derive(Clone, Copy)]
-struct Masks {
+pub(super) struct Masks {
     /// Each field of a byte.
     fields: [__m512i; 4],
     low3: __m512i,
@@ -205,7 +205,7 @@ struct Masks {
 impl Masks {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         // SAFETY: 64 readable bytes; the load needs no alignment.
         let table = unsafe { _mm512_loadu_si512(TABLE.as_ptr().cast()) };
         std::hint::black_box(Self {
@@ -220,7 +220,7 @@ impl Masks {
 /// The field at position `S`, shifted down.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn shifted_field<const S: usize>(codes: __m512i, masks: &Masks) -> __m512i {
+pub(super) fn shifted_field<const S: usize>(codes: __m512i, masks: &Masks) -> __m512i {
     let down = match S {
         0 => codes,
         1 => _mm512_srli_epi16::<2>(codes),
@@ -234,10 +234,17 @@ fn shifted_field<const S: usize>(codes: __m512i, masks: &Masks) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
 fn field_codes<const F: usize>(group: &Group, half: usize, masks: &Masks) -> __m512i {
+    _mm512_permutexvar_epi8(field::<F>(group, half, masks), masks.table)
+}
+
+/// Field `F` of half a group, in the lowest five bits of each byte; the uppermost two mean nothing, nor does the other.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+pub(super) fn field<const F: usize>(group: &Group, half: usize, masks: &Masks) -> __m512i {
     let line = |i: usize| load_half(&group[i], half);
     // The bits of `mask` from `a`, the others from `b`.
     let select = |mask: __m512i, a: __m512i, b: __m512i| _mm512_ternarylogic_epi32::<0xca>(mask, a, b);
-    let field = match F {
+    match F {
         5 => select(masks.low3, _mm512_srli_epi16::<5>(line(0)), _mm512_srli_epi16::<2>(line(1))),
         6 => select(masks.low3, _mm512_srli_epi16::<5>(line(2)), _mm512_srli_epi16::<2>(line(3))),
         7 => {
@@ -245,8 +252,7 @@ fn field_codes<const F: usize>(group: &Group, half: usize, masks: &Masks) -> __m
             select(masks.low3, _mm512_srli_epi16::<5>(line(4)), high)
         }
         _ => line(F),
-    };
-    _mm512_permutexvar_epi8(field, masks.table)
+    }
 }
 
 /// Turns groups of 1.67 bits and the lines after them into lines of 2 bits.
@@ -328,6 +334,8 @@ macro_rules! add_lines_shifted {
         }
     };
 }
+
+pub(super) use {add_lines_shifted, add_products};
 
 /// `[Sums; N]` of `[MaskedSums; N]`: what was masked at each position together, less `Σ q`, since codes are weights + 1.
 macro_rules! unite {

@@ -11,7 +11,7 @@ use crate::screen::ScreenSums;
 macro_rules! screen_block {
     ($name:ident: $features:literal, $add:path) => {
         #[target_feature(enable = $features)]
-        pub(crate) fn $name(lines: &[u8], tile: &Tile<'_>, sums: &mut ScreenSums) {
+        pub(crate) fn $name(lines: &[u8], _ahead: &[u8], tile: &Tile<'_>, sums: &mut ScreenSums) {
             let planes = tile.scales.len();
             for (pair, sums) in sums[..planes].as_chunks_mut::<2>().0.iter_mut().enumerate() {
                 let mut acc = [[vdupq_n_s32(0); LINE_REGISTERS]; 2];
