@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -216,6 +217,26 @@ fn a_server_that_drains_finishes_what_it_began_and_begins_nothing() {
     assert_eq!(refused.header("retry-after"), None, "another server need not wait");
     let events = stream.finish().events();
     assert_eq!(events.last().expect("chunks")["choices"][0]["finish_reason"], "length");
+    assert!(server.wait().success());
+}
+
+#[test]
+fn connections_stay_open_until_whoever_balances_knows_of_the_drain() {
+    let server = Server::start(&[]);
+    for _ in 0..2 {
+        std::thread::sleep(Duration::from_millis(1500));
+        assert_eq!(server.get("/readyz").status, 200);
+    }
+    let mut idle = server.connect();
+    server.signal("TERM");
+    server.wait_until("draining", || server.log().iter().any(|line| line["message"].to_string().contains("draining")));
+    let body = chat("Once", json!({})).to_string();
+    write_request(&mut idle, "POST", CHAT, &[("content-type", "application/json")], body.as_bytes())
+        .expect("it is open");
+    let refused = Response::read(idle).finish();
+    assert_eq!((refused.status, &refused.json()["error"]["code"]), (503, &json!("draining")));
+    assert_eq!(refused.header("connection"), Some("close"));
+    assert_eq!(server.get("/readyz").status, 503);
     assert!(server.wait().success());
 }
 

@@ -3,6 +3,7 @@
 //! All four answer from memory alone: nothing waits for the engine.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -56,8 +57,13 @@ pub(crate) async fn health(State(app): State<Arc<App>>) -> Response {
         (status = 503, description = "They are not.", body = Health),
     )
 )]
-pub(crate) async fn ready(app: State<Arc<App>>) -> Response {
-    health(app).await
+pub(crate) async fn ready(State(app): State<Arc<App>>) -> Response {
+    match app.phase() {
+        Phase::Loading => {}
+        Phase::Ready => app.probers.told_ready(Instant::now()),
+        Phase::Draining => app.probers.told_to_leave(),
+    }
+    health(State(app)).await
 }
 
 /// Whether the process works: not where the engine is stuck, and a restart would help.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::header::{CONTENT_TYPE, EXPECT, HeaderName, WWW_AUTHENTICATE};
+use axum::http::header::{CONNECTION, CONTENT_TYPE, EXPECT, HeaderName, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -21,7 +21,7 @@ use crate::openapi;
 use crate::page;
 use crate::record::{Record, RecordedBody, Recording};
 use crate::shared_body::SharedBody;
-use crate::state::App;
+use crate::state::{App, Phase};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Load reports for balancers, in the form of ORCA.
@@ -145,6 +145,9 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     }
     let headers = response.headers_mut();
     headers.extend(cors);
+    if app.phase() == Phase::Draining {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     if let Ok(value) = HeaderValue::from_str(&record.request_id) {
         headers.insert(REQUEST_ID, value);
     }

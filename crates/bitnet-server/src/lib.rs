@@ -29,6 +29,7 @@ mod options;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod page;
+mod probers;
 mod queue;
 mod record;
 mod serve;

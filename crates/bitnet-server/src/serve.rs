@@ -138,6 +138,15 @@ async fn run(options: ServeOptions, load: impl FnOnce() -> Loaded + Send + 'stat
     };
     let is_drained = door.open_until(drained).await?;
     let unfinished = app.num_under_way();
+    if is_drained {
+        let known = async {
+            tokio::select! {
+                () = app.probers.know() => {}
+                () = stop.received() => {}
+            }
+        };
+        door.open_until(known).await;
+    }
     door.close(is_drained).await;
     #[cfg(feature = "otlp")]
     stop_otlp(app, if is_drained { OTLP_LAST_WORDS } else { OTLP_LAST_WORDS_AT_ONCE }).await;

@@ -15,6 +15,7 @@ use crate::metrics::{Metrics, Scene};
 use crate::options::ServeOptions;
 #[cfg(feature = "otlp")]
 use crate::otlp::Otlp;
+use crate::probers::Probers;
 use crate::queue::{Queue, QueueFull};
 use crate::text::TextThreads;
 
@@ -95,6 +96,7 @@ pub(crate) struct App {
     pub(crate) text: TextThreads,
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) probers: Probers,
     phase: watch::Sender<Phase>,
     model: OnceLock<Model>,
     jobs: Sender<Job>,
@@ -112,6 +114,7 @@ impl App {
             text: TextThreads::new(options.limits.queue_requests),
             pulse: Arc::new(Pulse::new()),
             metrics: Arc::new(Metrics::new()),
+            probers: Probers::default(),
             phase: watch::Sender::new(Phase::Loading),
             model: OnceLock::new(),
             jobs,
