@@ -1,4 +1,4 @@
-//! Values to Q6_K blocks, with the scales that llama.cpp's quantizer finds.
+//! Values to Q6_K blocks, the very bytes that llama.cpp's quantizer makes as it is written.
 //!
 //! A run of 16 values gets a scale of its own. Rounding by the largest magnitude alone is not best, so nineteen scales near
 //! it are tried and the one kept whose least-squares fit, weighted by the square of each value, leaves the least error.
@@ -69,7 +69,8 @@ fn best_scale(run: &[f32; RUN]) -> (f32, [i8; RUN]) {
         }
     }
     if largest.abs() < MAGNITUDE_MIN {
-        return (0.0, [0; RUN]);
+        // Any would do under a scale of 0; llama.cpp writes these.
+        return (0.0, [-QUANT_MAX as i8; RUN]);
     }
     let inverses = SHIFTS.map(|shift| -(QUANT_MAX + 0.1 * f32::from(shift)) / largest);
     // Every candidate adds up its own sums over the values in their order; the candidates lie side by side in registers.
@@ -96,4 +97,33 @@ fn best_scale(run: &[f32; RUN]) -> (f32, [i8; RUN]) {
 fn round(x: f32) -> f32 {
     const MAGIC: f32 = 12_582_912.0;
     (x + MAGIC) - MAGIC
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden::hex_sha256;
+
+    #[test]
+    fn blocks_are_those_of_llama_cpp() {
+        // Runs of every size from 2⁻¹¹ to 2¹¹, some of them zero.
+        let mut state = 88_172_645_463_325_252_u64;
+        let values = (0..256 * 256).map(|i| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            let run = i / 16;
+            let size = if run % 29 == 5 { 0.0 } else { 2f32.powi(run * 7 % 23 - 11) };
+            ((state >> 40) as f32 / (1 << 23) as f32 - 1.0) * size
+        });
+        let values: Vec<f32> = values.collect();
+        let mut bytes = vec![0; 256 * 210];
+        for (values, block) in values.as_chunks().0.iter().zip(bytes.as_chunks_mut().0) {
+            quantize(values, block).expect("values of a size");
+        }
+        // What `quantize_row_q6_K_ref` of bitnet.cpp's llama.cpp makes of them, compiled with `-ffp-contract=off`: fused
+        // products and sums round a few values otherwise.
+        let expected = "e3d37b67a4fe97f818b76bd667a00c8c0bd6186e947fbc872ddc84c8cd290e18";
+        assert_eq!(hex_sha256(&bytes), expected);
+    }
 }

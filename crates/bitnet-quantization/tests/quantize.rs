@@ -340,6 +340,16 @@ fn every_scale_of_a_block_is_its_own() {
     bytes[18..20].copy_from_slice(&f16::NAN.to_le_bytes());
     let error = i2s_32::dequantize(&bytes, 1, 96, &mut [0.0; 96], &Pool::new(1)).unwrap_err();
     assert_eq!(error.to_string(), "scale of block 1 is NaN, which is not finite");
+    // Rows of two blocks, the second one not full: the fourth row's second.
+    let mut weights = [0.5; 6 * 40];
+    let mut bytes = [0; 6 * 20];
+    i2s_32::quantize(&weights, 6, 40, Scaling::AbsMax, &mut bytes, &Pool::new(1)).unwrap();
+    weights[3 * 40 + 35] = 1e5;
+    let error = i2s_32::quantize(&weights, 6, 40, Scaling::AbsMax, &mut [0; 120], &Pool::new(1)).unwrap_err();
+    assert_eq!(error.to_string(), "scale of block 7 is inf, which is not finite");
+    bytes[78..80].copy_from_slice(&f16::NAN.to_le_bytes());
+    let error = i2s_32::dequantize(&bytes, 6, 40, &mut [0.0; 240], &Pool::new(1)).unwrap_err();
+    assert_eq!(error.to_string(), "scale of block 7 is NaN, which is not finite");
 }
 
 #[test]

@@ -133,8 +133,8 @@ fn tiles_are_chosen_for_every_shape_that_can_have_one_and_packed_a_tile_at_a_tim
 #[test]
 fn a_code_that_is_no_weight_is_named_with_its_place() {
     let (rows, cols) = (64, 256);
-    let place = |format: TernaryFormat, byte: usize, value: u8| {
-        let mut bytes = pack(format, &vec![0; rows * cols], rows, cols, 1.0).unwrap();
+    let place_among = |weight: i8, format: TernaryFormat, byte: usize, value: u8| {
+        let mut bytes = pack(format, &vec![weight; rows * cols], rows, cols, 1.0).unwrap();
         bytes[byte] = value;
         let mut out = vec![0; 63 * cols];
         match format.unpack_rows(&bytes, rows, cols, 1..64, &mut out) {
@@ -142,6 +142,7 @@ fn a_code_that_is_no_weight_is_named_with_its_place() {
             other => panic!("{format:?}: {other:?}"),
         }
     };
+    let place = |format, byte, value| place_among(0, format, byte, value);
     // Row 2, second block, byte 5: the third code is weight 5 + 64 of the block.
     assert_eq!(place(FORMATS[0], 2 * 64 + 32 + 5, 0b0101_1101), (2, 128 + 5 + 64, 3));
     assert_eq!(place(FORMATS[1], 2 * 64 + 16 + 5, 0b0101_1101), (2, 64 + 5 + 32, 3));
@@ -150,6 +151,11 @@ fn a_code_that_is_no_weight_is_named_with_its_place() {
     assert_eq!(place(FORMATS[3], 16 + 3, 0x4f), (3, 6, 15));
     // The second run of 32: columns 6 to 11; byte 9 is row 17.
     assert_eq!(place(FORMATS[4], 32 + 9, 0xe0), (17, 6, 14));
+    // The columns in pairs, 192 and on, are after the triples and their signs; the second run is columns 196 to 199.
+    assert_eq!(place(FORMATS[4], 64 * (192 / 6 + 192 / 24) + 32 + 9, 0x4f), (17, 198, 15));
+    // Where there is no other weight than 1.
+    assert_eq!(place_among(1, FORMATS[3], 16 + 3, 0x8b), (3, 6, 11));
+    assert_eq!(place_among(1, FORMATS[4], 32 + 9, 0xed), (17, 6, 14));
     assert_eq!(place(FORMATS[6], 3 * 66 + 1, 0b0101_1101), (3, 33, 3));
     assert_eq!(place(TernaryFormat::HfPacked, 256 + 4, 0b0101_1101), (17, 4, 3));
     // Wherever it is in its byte, and with nothing beside it.
@@ -193,6 +199,68 @@ fn what_does_not_fit_is_refused_with_the_numbers() {
     let tile = tl2::Tile { tile_rows: 64, block_cols: 96 };
     let error = tl2::unpack_rows(&[], tile, 96, 288, 0..1, &mut [0; 288]).unwrap_err();
     assert!(error.to_string().contains("BM must be a multiple of 32 and divide the rows"));
+}
+
+#[test]
+fn a_tile_that_breaks_one_rule_is_refused_with_that_rule() {
+    let refusal = |format, rows, cols| match pack(format, &vec![0; rows * cols], rows, cols, 1.0) {
+        Err(Error::Shape { rule, .. }) => rule,
+        other => panic!("{format:?}: {other:?}"),
+    };
+    let tl1 = |tile_rows, block_cols, inner_rows| TernaryFormat::TL1(tl1::Tile { tile_rows, block_cols, inner_rows });
+    assert!(pack(tl1(32, 96, 32), &[0; 96 * 96], 96, 96, 1.0).is_ok());
+    for (tile, rule) in [
+        (tl1(96, 96, 8), "bm must be 16, 32 or 64"),
+        (tl1(0, 96, 32), "bm must divide BM, and BM the rows"),
+        (tl1(48, 96, 32), "bm must divide BM, and BM the rows"),
+        (tl1(64, 96, 32), "bm must divide BM, and BM the rows"),
+        (tl1(32, 0, 32), "256/bm must divide BK, and BK the columns"),
+        (tl1(32, 12, 32), "256/bm must divide BK, and BK the columns"),
+        (tl1(32, 64, 32), "256/bm must divide BK, and BK the columns"),
+    ] {
+        assert_eq!(refusal(tile, 96, 96), rule, "{tile:?}");
+    }
+    let tl2 = |tile_rows, block_cols| TernaryFormat::TL2(tl2::Tile { tile_rows, block_cols });
+    for (tile, rule) in [
+        (tl2(0, 96), "BM must be a multiple of 32 and divide the rows"),
+        (tl2(48, 96), "BM must be a multiple of 32 and divide the rows"),
+        (tl2(64, 96), "BM must be a multiple of 32 and divide the rows"),
+        (tl2(32, 0), "BK must be a multiple of 24"),
+        (tl2(32, 32), "BK must be a multiple of 24"),
+        (tl2(32, 72), "the columns beyond the last whole block must be a multiple of 32"),
+    ] {
+        assert_eq!(refusal(tile, 96, 256), rule, "{tile:?}");
+    }
+    // As many columns in pairs as there is room for, and 32 more.
+    let weights = random_weights(4, 32 * 976);
+    let bytes = pack(tl2(32, 720), &weights, 32, 976, 1.0).unwrap();
+    let mut out = vec![9; weights.len()];
+    tl2(32, 720).unpack_rows(&bytes, 32, 976, 0..32, &mut out).unwrap();
+    assert_eq!(out, weights);
+    let rule = "the columns in pairs are more than the format reserves room for";
+    assert_eq!(refusal(tl2(32, 720), 32, 1008), rule);
+}
+
+#[test]
+fn rows_of_tiles_are_packed_in_whole_groups() {
+    let weights = [0; 64 * 256];
+    let of = |range: &std::ops::Range<usize>| &weights[..range.len() * 256];
+    for range in [8..32, 0..24, 8..24] {
+        let mut bytes = vec![0; tl1::size_bytes(64, 256).unwrap()];
+        let error = tl1::pack_rows(of(&range), TL1, 64, 256, range.clone(), 1.0, &mut bytes).unwrap_err();
+        assert!(matches!(error, Error::Shape { rule: "rows are packed in sixteens", .. }), "{range:?}: {error}");
+        let mut bytes = vec![0; tl2::size_bytes(64, 256).unwrap()];
+        let error = tl2::pack_rows(of(&range), TL2, 64, 256, range.clone(), 1.0, &mut bytes).unwrap_err();
+        assert!(matches!(error, Error::Shape { rule: "rows are packed in groups of 32", .. }), "{range:?}: {error}");
+    }
+}
+
+#[test]
+fn a_tl2_tensor_has_room_for_256_columns_in_pairs_and_a_scale() {
+    // 720 columns of 5 bits for three, 256 of 2 bits, 32 bytes.
+    assert_eq!(tl2::size_bytes(32, 976), Ok(32 * 720 * 5 / 24 + 32 * 256 / 4 + 32));
+    // 213 bytes of triples and 2,048 of pairs are rounded up to 2,272.
+    assert_eq!(tl2::size_bytes(32, 288), Ok(2272 + 32));
 }
 
 #[test]
@@ -269,6 +337,17 @@ fn q4_0_blocks_are_ternary_only_if_they_came_from_ternary_weights() {
     direct[4] = 0x3f;
     let error = q4_0::unpack_rows(&direct, 1, 32, 0..1, &mut out).unwrap_err();
     assert!(matches!(error, Error::Code { format: "Q4_0", row: 0, col: 0, code: 7 }), "{error}");
+    // In the second block of the third row, of which the first two rows are not asked for.
+    let mut bytes = pack(TernaryFormat::Q4_0, &random_weights(9, 4 * 64), 4, 64, 1.0).unwrap();
+    let mut unpack = |at: usize, value: [u8; 2]| {
+        let mut broken = bytes.clone();
+        broken[5 * 18 + at..5 * 18 + at + 2].copy_from_slice(&value);
+        q4_0::unpack_rows(&broken, 4, 64, 1..4, &mut [0; 3 * 64]).unwrap_err()
+    };
+    let error = unpack(10, [0x33, 0x33]);
+    assert!(matches!(error, Error::Code { row: 2, col: 40, code: 3, .. }), "{error}");
+    let error = unpack(0, half::f16::NAN.to_le_bytes());
+    assert!(matches!(error, Error::NotFinite { what: "scale of block", index: 5, .. }), "{error}");
 }
 
 #[test]
