@@ -18,8 +18,8 @@ use crate::tl;
 
 /// Rows from which on [`KernelSet::ternary_tile`] pays: with fewer, reading weights takes longer than computing.
 const TILE_KERNEL_ROWS_MIN: usize = 4;
-/// Parts of a matrix that are dealt out for each tile.
-const TILE_PARTS: usize = 4;
+/// Blocks from which on it pays: what a thread prepares for a tile takes as long as is saved in six.
+const TILE_KERNEL_BLOCKS_MIN: usize = 8;
 
 /// A CPU's kernels, threads and counters. One job at a time: it may move between threads but not be shared.
 pub struct Cpu {
@@ -270,31 +270,34 @@ impl Cpu {
                 }
             }
         };
+        let (tiles, threads) = (activations.num_tiles(), self.pool.num_threads());
+        let shares = if tiles == 1 { threads } else { 1 };
         if let Some(multiply_tile) = self.set.ternary_tile
             && matrix.packing() == Packing::FiveThirds
             && rows >= TILE_KERNEL_ROWS_MIN
+            && blocks.len() >= TILE_KERNEL_BLOCKS_MIN * shares
         {
             let multiply = |tile: usize, share: Range<usize>| {
                 let share = blocks.start + share.start..blocks.start + share.end;
                 // SAFETY: as above.
                 unsafe { multiply_tile(matrix, share, tile, activations, &output) }
             };
-            let tiles = activations.num_tiles();
             if tiles == 1 {
                 return self.pool.split(blocks.len(), 1, &|share| multiply(0, share));
             }
-            // What a thread prepares for a tile serves all blocks it multiplies with it.
-            return self.pool.deal(tiles * TILE_PARTS, 1, &|items| {
-                for tile in items.start / TILE_PARTS..items.end.div_ceil(TILE_PARTS) {
-                    let first = items.start.max(tile * TILE_PARTS) - tile * TILE_PARTS;
-                    let end = items.end.min((tile + 1) * TILE_PARTS) - tile * TILE_PARTS;
-                    let edge = |part| blocks.len() * part / TILE_PARTS;
+            // Tiles are dealt out, not blocks, since what a thread prepares for a tile serves all blocks it multiplies then.
+            let parts = (32 * threads).div_ceil(tiles).min(blocks.len() / TILE_KERNEL_BLOCKS_MIN);
+            return self.pool.deal(tiles * parts, 1, &|items| {
+                for tile in items.start / parts..items.end.div_ceil(parts) {
+                    let first = items.start.max(tile * parts) - tile * parts;
+                    let end = items.end.min((tile + 1) * parts) - tile * parts;
+                    let edge = |part| blocks.len() * part / parts;
                     multiply(tile, edge(first)..edge(end));
                 }
             });
         }
         // With few rows each thread reads one stream of weights, as fast as memory gives them.
-        if activations.num_tiles() > 1 {
+        if tiles > 1 {
             self.pool.deal(blocks.len(), 1, &multiply);
         } else {
             self.pool.split(blocks.len(), 1, &multiply);

@@ -338,8 +338,8 @@ fn q4_0_blocks_are_ternary_only_if_they_came_from_ternary_weights() {
     let error = q4_0::unpack_rows(&direct, 1, 32, 0..1, &mut out).unwrap_err();
     assert!(matches!(error, Error::Code { format: "Q4_0", row: 0, col: 0, code: 7 }), "{error}");
     // In the second block of the third row, of which the first two rows are not asked for.
-    let mut bytes = pack(TernaryFormat::Q4_0, &random_weights(9, 4 * 64), 4, 64, 1.0).unwrap();
-    let mut unpack = |at: usize, value: [u8; 2]| {
+    let bytes = pack(TernaryFormat::Q4_0, &random_weights(9, 4 * 64), 4, 64, 1.0).unwrap();
+    let unpack = |at: usize, value: [u8; 2]| {
         let mut broken = bytes.clone();
         broken[5 * 18 + at..5 * 18 + at + 2].copy_from_slice(&value);
         q4_0::unpack_rows(&broken, 4, 64, 1..4, &mut [0; 3 * 64]).unwrap_err()
