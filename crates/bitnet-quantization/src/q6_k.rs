@@ -126,4 +126,13 @@ mod tests {
         let expected = "e3d37b67a4fe97f818b76bd667a00c8c0bd6186e947fbc872ddc84c8cd290e18";
         assert_eq!(hex_sha256(&bytes), expected);
     }
+
+    #[test]
+    fn the_first_of_the_largest_runs_sets_the_scale() {
+        let mut values = [0.0; 256];
+        (values[16], values[32]) = (1.0, -1.0);
+        let mut block = [0; 210];
+        quantize(&values, &mut block).expect("values of a size");
+        assert_eq!([block[192], block[193], block[194]].map(|scale| scale as i8), [0, -128, 127]);
+    }
 }

@@ -126,6 +126,11 @@ fn tiles_are_chosen_for_every_shape_that_can_have_one_and_packed_a_tile_at_a_tim
     }
     assert_eq!((tl1::Tile::choose(8, 256), tl1::Tile::choose(64, 30), tl1::Tile::choose(0, 64)), (None, None, None));
     assert_eq!(tl1::Tile::choose(3200, 8640), tl1::Tile::known(3200, 8640));
+    // As large as they may be.
+    let tl1 = |tile_rows, block_cols, inner_rows| Some(tl1::Tile { tile_rows, block_cols, inner_rows });
+    assert_eq!(tl1::Tile::choose(2560, 6912), tl1(256, 128, 32));
+    assert_eq!(tl1::Tile::choose(16 * 11, 272), tl1(176, 16, 16));
+    assert_eq!(tl2::Tile::choose(2560, 6912), Some(tl2::Tile { tile_rows: 256, block_cols: 96 }));
     let odd = tl1::pack_rows(&[0; 8 * 64], TL1, 64, 64, 0..8, 1.0, &mut [0; 64 * 16 + 32]);
     assert!(matches!(odd, Err(Error::Shape { .. })));
 }
@@ -291,6 +296,18 @@ fn blocks_that_disagree_have_no_scale() {
         TernaryFormat::TQ(kind).scale(&bytes, 2, 512).unwrap_err().to_string(),
         "TQ2_0 block 3 has scale 0.25, an earlier one 0.5; one scale a tensor is supported"
     );
+}
+
+#[test]
+fn a_scale_that_is_not_finite_is_named_with_its_block() {
+    for kind in [Kind::TQ1_0, Kind::TQ2_0] {
+        let mut bytes = pack(TernaryFormat::TQ(kind), &random_weights(3, 4 * 512), 4, 512, 1.0).unwrap();
+        // The second of the third row's two blocks; its scale is its last two bytes.
+        let end = bytes.len() / 8 * 6;
+        bytes[end - 2..end].copy_from_slice(&half::f16::INFINITY.to_le_bytes());
+        let error = TernaryFormat::TQ(kind).unpack_rows(&bytes, 4, 512, 1..4, &mut [0; 3 * 512]).unwrap_err();
+        assert!(matches!(error, Error::NotFinite { what: "scale of block", index: 5, .. }), "{kind:?}: {error}");
+    }
 }
 
 #[test]
