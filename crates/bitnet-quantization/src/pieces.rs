@@ -58,3 +58,28 @@ pub(crate) fn for_each_piece<P: Send>(
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_first_piece_that_fails_is_told_whichever_failed_first() {
+        let (failed, has_failed) = mpsc::channel();
+        let has_failed = Mutex::new(has_failed);
+        let result = for_each_piece(&Pool::new(2), PARALLEL_MIN_WEIGHTS, 0..2, |index, _: usize| {
+            if index == 0 {
+                // By now the second piece has all but failed.
+                lock(&has_failed).recv_timeout(Duration::from_secs(60)).expect("another thread takes the second piece");
+                std::thread::sleep(Duration::from_millis(20));
+            } else {
+                failed.send(()).expect("the first piece waits");
+            }
+            Err(Error::NotFinite { what: "weight", index, value: f32::NAN })
+        });
+        assert!(matches!(result, Err(Error::NotFinite { index: 0, .. })), "{result:?}");
+    }
+}
