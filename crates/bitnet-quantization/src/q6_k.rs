@@ -134,5 +134,9 @@ mod tests {
         let mut block = [0; 210];
         quantize(&values, &mut block).expect("values of a size");
         assert_eq!([block[192], block[193], block[194]].map(|scale| scale as i8), [0, -128, 127]);
+        // In a run, too: 1 is −32 times a scale below 0, which is −128 times d.
+        (values[16], values[17], values[32]) = (1.0, -1.0, 0.0);
+        quantize(&values, &mut block).expect("values of a size");
+        assert!(f16::from_le_bytes([block[208], block[209]]) > f16::ZERO);
     }
 }
