@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-/// The longest time to wait for the next question.
+/// The longest time to wait for the next question: twice the pause between those before, and within these bounds.
+/// The lower one is for whoever has just begun to ask, when no pause of its own has been seen.
+const WAIT_MIN: Duration = Duration::from_secs(5);
 const WAIT_MAX: Duration = Duration::from_secs(10);
 /// For requests that were sent before the answer to it arrived.
 const LAST_REQUESTS: Duration = Duration::from_millis(500);
@@ -49,9 +51,9 @@ impl Probers {
     /// How long it may take until they ask again, if anyone still does.
     fn next_question(&self, now: Instant) -> Option<Duration> {
         let Ready { last, pause } = *self.ready.lock().unwrap_or_else(PoisonError::into_inner);
-        let longest = 2 * pause?;
+        let longest = (2 * pause?).clamp(WAIT_MIN, WAIT_MAX);
         let still_ask = *self.told_to_leave.borrow() || now - last? <= longest;
-        still_ask.then(|| longest.min(WAIT_MAX))
+        still_ask.then_some(longest)
     }
 
     /// Waits until those who still ask know that the server stops, and what they sent before has come.
@@ -75,17 +77,20 @@ mod tests {
         assert_eq!(probers.next_question(start), None, "nobody has asked");
         probers.told_ready(start);
         assert_eq!(probers.next_question(start), None, "whoever waited for the server to start");
-        probers.told_ready(start + 2 * second);
-        assert_eq!(probers.next_question(start + 3 * second), Some(4 * second));
+        probers.told_ready(start + second / 10);
+        assert_eq!(probers.next_question(start + second), Some(WAIT_MIN));
         probers.told_ready(start + 3 * second);
+        assert_eq!(probers.next_question(start + 4 * second), Some(2 * (3 * second - second / 10)));
+        probers.told_ready(start + 4 * second);
+        let longest = 2 * (3 * second - second / 10) * 3 / 4;
         assert_eq!(
-            probers.next_question(start + 3 * second),
-            Some(3 * second),
-            "the longest pause is forgotten slowly"
+            probers.next_question(start + 4 * second),
+            Some(longest.max(WAIT_MIN)),
+            "pauses are forgotten slowly"
         );
-        assert_eq!(probers.next_question(start + 7 * second), None, "nobody asks any more");
+        assert_eq!(probers.next_question(start + 10 * second), None, "nobody asks any more");
         probers.told_to_leave();
-        assert_eq!(probers.next_question(start + 7 * second), Some(3 * second), "they asked while the server drained");
+        assert_eq!(probers.next_question(start + 10 * second), Some(WAIT_MIN), "they asked while the server drained");
         probers.told_ready(start + 60 * second);
         assert_eq!(probers.next_question(start + 60 * second), Some(WAIT_MAX));
     }
