@@ -144,8 +144,11 @@ fn measure(options: &Options, command: &str, concurrency: usize) -> anyhow::Resu
         let output = load(concurrency, requests, options.prompt_tokens, options.max_tokens, 1).output()?;
         return result(&output.stdout);
     };
-    // The others decode all the while: their prompts are short, and their answers longer than the long prompt takes.
-    let others = load(concurrency, concurrency, 8, options.max_tokens, 1).spawn().context("starting the load")?;
+    result(&load(1, 1, 8, 8, 3).arg("--warmup=0").output()?.stdout)?;
+    // The others decode all the while: their prompts are short, and their answers longer than the long prompt takes. They
+    // begin at once, so that it comes when all of them decode.
+    let mut others = load(concurrency, concurrency, 8, options.max_tokens, 1);
+    let others = others.arg("--warmup=0").spawn().context("starting the load")?;
     std::thread::sleep(Duration::from_millis(1500));
     let output = load(1, 1, long, 1, 2).arg("--warmup=0").output()?;
     let disturbance = result(&output.stdout)?;

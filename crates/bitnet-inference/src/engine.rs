@@ -36,7 +36,7 @@ pub struct EngineOptions {
     pub kv_type: KvType,
     /// The most tokens of prompts in a step in which nobody decodes.
     pub prefill_chunk: usize,
-    /// The most tokens of prompts in a step in which others decode.
+    /// The most tokens of prompts in a step in which others decode; fewer far into a prompt, where a token takes longer.
     pub mixed_chunk: usize,
     /// The most sequences that run at once.
     pub running_max: usize,
@@ -109,6 +109,8 @@ pub struct EngineCounts {
 pub const DRAFT_MAX: usize = 16;
 /// The most sequences decoding at once for which drafts are checked: with more, the rows pay as they are.
 const DRAFTING_MAX: usize = 2;
+/// Ternary products of 8 bits that take as long as one product of attention, in floats: with AVX-512 and VNNI, about.
+const ATTENTION_MAC_COST: usize = 4;
 
 /// The part of a sequence that a step computes.
 #[derive(Clone, Copy)]
@@ -131,6 +133,8 @@ pub struct Engine {
     waiting: VecDeque<Sequence>,
     /// In the order of their arrival.
     running: Vec<Sequence>,
+    /// The position at which attention takes as long as the ternary products of a token.
+    halfway: usize,
     num_requests: u64,
     head_use: HeadUse,
     counts: EngineCounts,
@@ -162,6 +166,8 @@ impl Engine {
         let config = model.config();
         let num_blocks = options.cache.max(options.context).div_ceil(KvCache::BLOCK);
         let cache = KvCache::new(config.attention, config.num_layers, options.kv_type, num_blocks)?;
+        let attention_macs = 2 * config.num_layers * config.attention.heads * config.attention.head_dim;
+        let halfway = model.num_ternary_weights() / (ATTENTION_MAC_COST * attention_macs);
         Ok(Self {
             model,
             tokenizer,
@@ -172,6 +178,7 @@ impl Engine {
             workspace: Workspace::new(),
             waiting: VecDeque::new(),
             running: Vec::new(),
+            halfway: halfway.max(1),
             num_requests: 0,
             head_use: HeadUse::default(),
             counts: EngineCounts::default(),
@@ -375,13 +382,21 @@ impl Engine {
             }
             index += 1;
         }
-        let budget = if self.plan.is_empty() { self.options.prefill_chunk } else { self.options.mixed_chunk };
-        self.schedule_prompts(budget.max(1));
+        self.schedule_prompts();
     }
 
-    /// Shares out `budget` tokens of the step among prompts.
-    fn schedule_prompts(&mut self, mut budget: usize) {
+    /// Shares out what the step has for prompts. While nobody decodes that is a number of tokens. Otherwise it is the time
+    /// that so many tokens take at the beginning of a prompt, for which there are fewer further on.
+    fn schedule_prompts(&mut self) {
         let Self { running, plan, prefilling, blocks, counts, .. } = self;
+        let is_mixed = !plan.is_empty();
+        let mut budget = if is_mixed { self.options.mixed_chunk } else { self.options.prefill_chunk }.max(1);
+        let halfway = self.halfway;
+        let far = |sequence: &Sequence| halfway + if is_mixed { sequence.computed } else { 0 };
+        let affordable = |budget: usize, sequence: &Sequence| match budget {
+            0 => 0,
+            _ => (budget * halfway / far(sequence)).max(1),
+        };
         prefilling.clear();
         for (index, sequence) in running.iter_mut().enumerate().filter(|(_, sequence)| !sequence.is_decoding()) {
             let before = sequence.computed;
@@ -401,15 +416,16 @@ impl Engine {
                 continue;
             }
             let share = if plan.len() == first { budget.div_ceil(2) } else { budget };
-            let tokens = sequence.pending().min(share);
+            let tokens = sequence.pending().min(affordable(share, sequence));
             if tokens > 0 {
                 plan.push(Planned { index, tokens });
-                budget -= tokens;
+                budget = budget.saturating_sub((tokens * far(sequence)).div_ceil(halfway));
             }
         }
         // What nobody else has use for.
         let Planned { index, tokens } = &mut plan[first];
-        *tokens += budget.min(running[*index].pending() - *tokens);
+        let sequence = &running[*index];
+        *tokens += affordable(budget, sequence).min(sequence.pending() - *tokens);
     }
 
     /// Takes one more block for a running sequence. While there is none, the sequence that came last gives up its own; false
