@@ -530,6 +530,14 @@ fn the_arrows_hold(manifests: &[File]) -> Vec<String> {
     out
 }
 
+/// Cargo runs what has `harness = false` and, with the harness of its own, every library and program that does not say
+/// `bench = false`; that harness knows nothing of Criterion's arguments.
+fn criterion_alone_benches(manifests: &[File]) -> Vec<String> {
+    let crates = manifests.iter().filter(|manifest| manifest.path.starts_with("crates/"));
+    let broken = crates.filter(|manifest| !manifest.text.lines().any(|line| line == "bench = false"));
+    broken.map(|manifest| format!("{}: say bench = false below [lib] or [[bin]]", manifest.path)).collect()
+}
+
 // ---- the rules, held against the tree ----
 
 #[track_caller]
@@ -601,6 +609,11 @@ fn dependencies_say_what_they_are_for() {
 #[test]
 fn crates_depend_only_along_the_arrows() {
     assert_none(the_arrows_hold(&TREE.manifests));
+}
+
+#[test]
+fn cargo_bench_takes_the_arguments_of_criterion() {
+    assert_none(criterion_alone_benches(&TREE.manifests));
 }
 
 /// Each rule on a text that keeps it and on texts that break it.
@@ -748,6 +761,15 @@ mod rules {
             "[dependencies.half]\nversion = \"2\"",
         ];
         check_manifest(every_dependency_has_a_reason, &kept, &broken);
+    }
+
+    #[test]
+    fn a_library_with_the_harness_of_cargo_is_found() {
+        check_manifest(
+            criterion_alone_benches,
+            &["[lib]\nbench = false\n"],
+            &["[lib]\n", "[[bench]]\nharness = false\n"],
+        );
     }
 
     #[test]
