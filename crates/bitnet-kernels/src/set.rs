@@ -1,6 +1,7 @@
 //! [`KernelSet`]: one table of functions for each instruction set, and the one place where the CPU is asked what it can do.
 
 use std::ops::Range;
+use std::sync::LazyLock;
 
 use crate::activations::{Activations, Tile};
 use crate::disjoint::Disjoint;
@@ -168,7 +169,9 @@ impl KernelSet {
     /// The best set for this CPU.
     #[must_use]
     pub fn detect() -> &'static KernelSet {
-        Self::available().next().unwrap_or(&scalar::SCALAR)
+        // Found once: asking for the name of the CPU's maker leaves a virtual machine, which takes 8 µs.
+        static BEST: LazyLock<&KernelSet> = LazyLock::new(|| KernelSet::available().next().unwrap_or(&scalar::SCALAR));
+        &BEST
     }
 
     /// The set of that name, if this CPU can run it.
