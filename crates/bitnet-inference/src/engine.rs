@@ -390,13 +390,12 @@ impl Engine {
     fn schedule_prompts(&mut self) {
         let Self { running, plan, prefilling, blocks, counts, .. } = self;
         let is_mixed = !plan.is_empty();
-        let mut budget = if is_mixed { self.options.mixed_chunk } else { self.options.prefill_chunk }.max(1);
+        let budget = if is_mixed { self.options.mixed_chunk } else { self.options.prefill_chunk }.max(1);
+        // In parts of the time of a token at the beginning, each `1 / halfway` of it.
         let halfway = self.halfway;
-        let far = |sequence: &Sequence| halfway + if is_mixed { sequence.computed } else { 0 };
-        let affordable = |budget: usize, sequence: &Sequence| match budget {
-            0 => 0,
-            _ => (budget * halfway / far(sequence)).max(1),
-        };
+        let mut time = budget * halfway;
+        let cost = |sequence: &Sequence| halfway + if is_mixed { sequence.computed } else { 0 };
+        let affordable = |time: usize, sequence: &Sequence| (time + cost(sequence) / 2) / cost(sequence);
         prefilling.clear();
         for (index, sequence) in running.iter_mut().enumerate().filter(|(_, sequence)| !sequence.is_decoding()) {
             let before = sequence.computed;
@@ -415,17 +414,22 @@ impl Engine {
             if plan[first..].iter().any(|planned| sequence.can_wait_for(&running[planned.index])) {
                 continue;
             }
-            let share = if plan.len() == first { budget.div_ceil(2) } else { budget };
-            let tokens = sequence.pending().min(affordable(share, sequence));
+            let tokens = if plan.len() == first {
+                // However far it is, it goes on.
+                affordable(budget.div_ceil(2) * halfway, sequence).max(1)
+            } else {
+                affordable(time, sequence)
+            };
+            let tokens = sequence.pending().min(tokens);
             if tokens > 0 {
                 plan.push(Planned { index, tokens });
-                budget = budget.saturating_sub((tokens * far(sequence)).div_ceil(halfway));
+                time = time.saturating_sub(tokens * cost(sequence));
             }
         }
         // What nobody else has use for.
         let Planned { index, tokens } = &mut plan[first];
         let sequence = &running[*index];
-        *tokens += affordable(budget, sequence).min(sequence.pending() - *tokens);
+        *tokens += affordable(time, sequence).min(sequence.pending() - *tokens);
     }
 
     /// Takes one more block for a running sequence. While there is none, the sequence that came last gives up its own; false
