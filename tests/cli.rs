@@ -8,11 +8,15 @@ use serde_json::Value;
 
 /// A file of the test data.
 fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/data")
+        .join(name)
 }
 
 fn golden() -> String {
-    data("golden/strict-b158/model-i2_s.gguf").display().to_string()
+    data("golden/strict-b158/model-i2_s.gguf")
+        .display()
+        .to_string()
 }
 
 /// Runs the program with these arguments and this on its standard input.
@@ -34,7 +38,11 @@ fn bitnet_with_cache(cache: &Path, arguments: &[&str], input: &str) -> Output {
         .spawn()
         .expect("the program starts");
     // A program that fails early closes its input before it has read it.
-    let _ = child.stdin.take().expect("a pipe").write_all(input.as_bytes());
+    let _ = child
+        .stdin
+        .take()
+        .expect("a pipe")
+        .write_all(input.as_bytes());
     child.wait_with_output().expect("the program ends")
 }
 
@@ -49,7 +57,11 @@ fn text(bytes: &[u8]) -> String {
 /// What a command that must work prints.
 fn output(arguments: &[&str]) -> String {
     let result = bitnet(arguments);
-    assert!(result.status.success(), "{arguments:?}: {}", text(&result.stderr));
+    assert!(
+        result.status.success(),
+        "{arguments:?}: {}",
+        text(&result.stderr)
+    );
     assert_eq!(text(&result.stderr), "", "{arguments:?} is quiet in a pipe");
     text(&result.stdout)
 }
@@ -67,12 +79,19 @@ fn failure(arguments: &[&str]) -> (i32, String) {
 }
 
 fn tokens_json() -> Value {
-    let file = std::fs::read_to_string(data("golden/strict-b158/tokens.json")).expect("tokens.json");
+    let file =
+        std::fs::read_to_string(data("golden/strict-b158/tokens.json")).expect("tokens.json");
     serde_json::from_str(&file).expect("JSON")
 }
 
 fn list(tokens: &Value) -> String {
-    tokens.as_array().expect("a list").iter().map(Value::to_string).collect::<Vec<_>>().join(",")
+    tokens
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(Value::to_string)
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 #[test]
@@ -100,7 +119,10 @@ fn greedy_text_is_the_references() {
     assert_eq!(&answer["tokens"], expected);
     assert_eq!(answer["finish_reason"], "length");
     assert_eq!(list(&answer["prompt_tokens"]), prompt);
-    assert_eq!(answer["timings"]["generated_tokens"], expected.as_array().expect("a list").len());
+    assert_eq!(
+        answer["timings"]["generated_tokens"],
+        expected.as_array().expect("a list").len()
+    );
 }
 
 #[test]
@@ -110,11 +132,20 @@ fn logits_files_are_identical_whatever_computes_them() {
     let write = |name: &str, options: &[&str]| {
         let path = folder.path().join(name).display().to_string();
         let golden = golden();
-        output(&[&["logits", "-m", &golden, "--tokens", &tokens, "-o", &path], options].concat());
+        output(
+            &[
+                &["logits", "-m", &golden, "--tokens", &tokens, "-o", &path],
+                options,
+            ]
+            .concat(),
+        );
         std::fs::read(path).expect("the file")
     };
     for kv_type in ["f16", "f32"] {
-        let expected = write("reference.npy", &["--kv-type", kv_type, "--kernels", "scalar", "-t", "1"]);
+        let expected = write(
+            "reference.npy",
+            &["--kv-type", kv_type, "--kernels", "scalar", "-t", "1"],
+        );
         assert!(expected.starts_with(b"\x93NUMPY\x01\x00"));
         for options in [
             ["-t", "1", "--prefill-chunk", "1"],
@@ -129,7 +160,14 @@ fn logits_files_are_identical_whatever_computes_them() {
             ["--ternary-kernel", "tl1", "--prefill-chunk", "6"],
             ["--ternary-kernel", "tl2", "--kernels", "scalar"],
         ] {
-            assert!(expected == write("other.npy", &[&["--kv-type", kv_type], &options[..]].concat()), "{options:?}");
+            assert!(
+                expected
+                    == write(
+                        "other.npy",
+                        &[&["--kv-type", kv_type], &options[..]].concat()
+                    ),
+                "{options:?}"
+            );
         }
     }
 }
@@ -138,14 +176,29 @@ fn logits_files_are_identical_whatever_computes_them() {
 fn text_does_not_depend_on_sparsity() {
     let golden = golden();
     let run = |mode: &str| {
-        let options = ["-n", "20", "-s", "3", "--ignore-eos", "--ffn-sparsity", mode, "--json"];
+        let options = [
+            "-n",
+            "20",
+            "-s",
+            "3",
+            "--ignore-eos",
+            "--ffn-sparsity",
+            mode,
+            "--json",
+        ];
         json(&[&["run", "-m", &golden, "ab"], &options[..]].concat())
     };
     let (on, off, auto) = (run("on"), run("off"), run("auto"));
     assert_eq!((&on["tokens"], &on["text"]), (&off["tokens"], &off["text"]));
-    assert_eq!((&auto["tokens"], &auto["text"]), (&off["tokens"], &off["text"]));
+    assert_eq!(
+        (&auto["tokens"], &auto["text"]),
+        (&off["tokens"], &off["text"])
+    );
     for shares in ["closed_gates", "zeros", "dead_neurons"] {
-        assert_eq!(on["ffn_sparsity"][shares], off["ffn_sparsity"][shares], "{shares}");
+        assert_eq!(
+            on["ffn_sparsity"][shares], off["ffn_sparsity"][shares],
+            "{shares}"
+        );
     }
     assert!(on["ffn_sparsity"]["copy_bytes"].as_u64() > off["ffn_sparsity"]["copy_bytes"].as_u64());
 }
@@ -153,7 +206,9 @@ fn text_does_not_depend_on_sparsity() {
 #[test]
 fn a_seed_gives_the_same_text_every_time() {
     let golden = golden();
-    let run = |seed: &str| json(&["run", "-m", &golden, "ab", "-n", "20", "-s", seed, "--json"])["tokens"].clone();
+    let run = |seed: &str| {
+        json(&["run", "-m", &golden, "ab", "-n", "20", "-s", seed, "--json"])["tokens"].clone()
+    };
     assert_eq!(run("7"), run("7"));
     assert_ne!(run("7"), run("8"));
 }
@@ -167,8 +222,14 @@ fn prompts_come_from_arguments_files_and_standard_input() {
     let options = ["-m", &golden, "-n", "4", "--temp", "0"];
     let from_argument = output(&[&["run", "ab ab"], &options[..]].concat());
     assert!(from_argument.starts_with("ab ab"), "{from_argument:?}");
-    assert_eq!(from_argument, output(&[&["run", "-p", "ab ab"], &options[..]].concat()));
-    assert_eq!(from_argument, output(&[&["run", "-f", &file], &options[..]].concat()));
+    assert_eq!(
+        from_argument,
+        output(&[&["run", "-p", "ab ab"], &options[..]].concat())
+    );
+    assert_eq!(
+        from_argument,
+        output(&[&["run", "-f", &file], &options[..]].concat())
+    );
     let piped = bitnet_with_input(&[&["run"], &options[..]].concat(), "ab ab\n");
     assert_eq!(from_argument, text(&piped.stdout));
     let bare = output(&[&["run", "ab ab", "--no-display-prompt"], &options[..]].concat());
@@ -178,9 +239,24 @@ fn prompts_come_from_arguments_files_and_standard_input() {
 #[test]
 fn stop_strings_end_an_answer_before_themselves() {
     let golden = golden();
-    let options = ["run", "-m", &golden, "ab", "-n", "30", "--temp", "0", "--ignore-eos", "--json"];
+    let options = [
+        "run",
+        "-m",
+        &golden,
+        "ab",
+        "-n",
+        "30",
+        "--temp",
+        "0",
+        "--ignore-eos",
+        "--json",
+    ];
     let whole = json(&options)["text"].as_str().expect("text").to_owned();
-    let middle: String = whole.chars().skip(whole.chars().count() / 2).take(2).collect();
+    let middle: String = whole
+        .chars()
+        .skip(whole.chars().count() / 2)
+        .take(2)
+        .collect();
     let answer = json(&[&options[..], &["--stop", &middle]].concat());
     let expected = &whole[..whole.find(&middle).expect("it is in there")];
     assert_eq!(answer["text"], expected);
@@ -189,30 +265,67 @@ fn stop_strings_end_an_answer_before_themselves() {
 
 #[test]
 fn tokenize_reads_anything_with_a_tokenizer() {
-    let gpt2 = data("tokenizers/ggml-vocab-gpt-2.gguf").display().to_string();
+    let gpt2 = data("tokenizers/ggml-vocab-gpt-2.gguf")
+        .display()
+        .to_string();
     let result = json(&["tokenize", "-m", &gpt2, "Hello world", "--json"]);
-    assert_eq!(result, serde_json::json!({ "tokens": [15496, 995], "pieces": ["Hello", " world"] }));
+    assert_eq!(
+        result,
+        serde_json::json!({ "tokens": [15496, 995], "pieces": ["Hello", " world"] })
+    );
     let golden = golden();
     let with_bos = json(&["tokenize", "-m", &golden, "ab", "--json"]);
     let without = json(&["tokenize", "-m", &golden, "ab", "--no-bos", "--json"]);
-    assert_eq!(with_bos["tokens"].as_array().map(Vec::len), without["tokens"].as_array().map(|t| t.len() + 1));
+    assert_eq!(
+        with_bos["tokens"].as_array().map(Vec::len),
+        without["tokens"].as_array().map(|t| t.len() + 1)
+    );
     let piped = bitnet_with_input(&["tokenize", "-m", &golden, "--json"], "ab");
-    assert_eq!(serde_json::from_slice::<Value>(&piped.stdout).expect("JSON"), with_bos);
+    assert_eq!(
+        serde_json::from_slice::<Value>(&piped.stdout).expect("JSON"),
+        with_bos
+    );
 }
 
 #[test]
 fn chat_answers_lines_and_obeys_commands() {
     let golden = golden();
-    let arguments =
-        ["chat", "-m", &golden, "--chat-template", "chatml", "-n", "3", "--temp", "0", "--ignore-eos", "--json"];
-    let result = bitnet_with_input(&arguments, "hello\nand again\n/clear\nhello\n/quit\nnever read\n");
+    let arguments = [
+        "chat",
+        "-m",
+        &golden,
+        "--chat-template",
+        "chatml",
+        "-n",
+        "3",
+        "--temp",
+        "0",
+        "--ignore-eos",
+        "--json",
+    ];
+    let result = bitnet_with_input(
+        &arguments,
+        "hello\nand again\n/clear\nhello\n/quit\nnever read\n",
+    );
     assert!(result.status.success(), "{}", text(&result.stderr));
-    let answers: Vec<Value> =
-        text(&result.stdout).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let answers: Vec<Value> = text(&result.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
     assert_eq!(answers.len(), 3);
-    assert_eq!(answers[0]["tokens"], answers[2]["tokens"], "a cleared conversation begins anew");
-    let cached = |answer: &Value| answer["timings"]["cached_tokens"].as_u64().expect("a number");
-    assert!(cached(&answers[1]) > 0, "the second turn starts from the first one's cache");
+    assert_eq!(
+        answers[0]["tokens"], answers[2]["tokens"],
+        "a cleared conversation begins anew"
+    );
+    let cached = |answer: &Value| {
+        answer["timings"]["cached_tokens"]
+            .as_u64()
+            .expect("a number")
+    };
+    assert!(
+        cached(&answers[1]) > 0,
+        "the second turn starts from the first one's cache"
+    );
     let (code, message) = failure(&["chat", "-m", &golden, "--chat-template", "nonsense"]);
     assert_eq!(code, 2);
     assert!(message.contains("chatml"), "{message}");
@@ -224,21 +337,39 @@ fn a_directory_and_its_conversion_give_the_same_logits() {
     let at = |name: &str| folder.path().join(name).display().to_string();
     let directory = data("golden/strict-b158/hf-packed").display().to_string();
     let converted = at("converted.gguf");
-    let result = bitnet(&["convert", &directory, "-o", &converted, "--tables", "bf16", "--json"]);
+    let result = bitnet(&[
+        "convert", &directory, "-o", &converted, "--tables", "bf16", "--json",
+    ]);
     assert!(result.status.success(), "{}", text(&result.stderr));
-    assert!(text(&result.stderr).contains("tokenizer.json"), "what is missing is said");
+    assert!(
+        text(&result.stderr).contains("tokenizer.json"),
+        "what is missing is said"
+    );
     let tokens = list(&tokens_json()["tokens"]);
     for (model, file) in [(&directory, at("a.npy")), (&converted, at("b.npy"))] {
         output(&["logits", "-m", model, "--tokens", &tokens, "-o", &file]);
     }
-    assert!(std::fs::read(at("a.npy")).expect("a file") == std::fs::read(at("b.npy")).expect("a file"));
+    assert!(
+        std::fs::read(at("a.npy")).expect("a file") == std::fs::read(at("b.npy")).expect("a file")
+    );
 
     let before = std::fs::read(&converted).expect("the file");
     let (code, message) = failure(&["convert", &directory, "-o", &converted]);
     assert!(code == 1 && message.contains("converted.gguf"), "{message}");
-    assert!(std::fs::read(&converted).expect("the file") == before, "what was there stays");
-    assert!(bitnet(&["convert", &directory, "-o", &converted, "--force"]).status.success());
-    assert_ne!(std::fs::read(&converted).expect("the file"), before, "f16 tables by default");
+    assert!(
+        std::fs::read(&converted).expect("the file") == before,
+        "what was there stays"
+    );
+    assert!(
+        bitnet(&["convert", &directory, "-o", &converted, "--force"])
+            .status
+            .success()
+    );
+    assert_ne!(
+        std::fs::read(&converted).expect("the file"),
+        before,
+        "f16 tables by default"
+    );
     let (_, message) = failure(&["run", "-m", &converted, "hello"]);
     assert!(message.contains("--prompt-tokens"), "{message}");
     let names = std::fs::read_dir(folder.path()).expect("a folder").count();
@@ -252,7 +383,12 @@ fn inspect_tells_what_is_there_and_what_is_odd() {
     assert_eq!(report["model"]["layers"], 2);
     assert_eq!(report["types"]["I2_S"]["tensors"], 14);
     assert_eq!(report["tensors"].as_array().map(Vec::len), Some(24));
-    assert!(report["odd"][0].as_str().expect("a line").contains("tokenizer.ggml.pre is missing"));
+    assert!(
+        report["odd"][0]
+            .as_str()
+            .expect("a line")
+            .contains("tokenizer.ggml.pre is missing")
+    );
     assert!(output(&["inspect", &golden()]).contains("hidden        256"));
     let directory = data("golden/strict-b158/hf-packed").display().to_string();
     assert_eq!(json(&["inspect", &directory, "--json"])["model"], {
@@ -266,13 +402,28 @@ fn inspect_tells_what_is_there_and_what_is_odd() {
 
 #[test]
 fn bench_reports_both_phases() {
-    let report = json(&["bench", "-m", &golden(), "-p", "8", "-n", "4", "-r", "3", "-t", "1", "--json"]);
+    let report = json(&[
+        "bench",
+        "-m",
+        &golden(),
+        "-p",
+        "8",
+        "-n",
+        "4",
+        "-r",
+        "3",
+        "-t",
+        "1",
+        "--json",
+    ]);
     for (phase, tokens) in [("prefill", 8), ("decode", 4)] {
         assert_eq!(report[phase]["tokens"], tokens);
         let speed = &report[phase]["tokens_per_second"];
         let number = |key: &str| speed[key].as_f64().expect("a number");
         assert!(
-            0.0 < number("min") && number("min") <= number("median") && number("median") <= number("max"),
+            0.0 < number("min")
+                && number("min") <= number("median")
+                && number("median") <= number("max"),
             "{speed}"
         );
     }
@@ -281,10 +432,24 @@ fn bench_reports_both_phases() {
     assert!(["2", "1.67"].contains(&report["packing"].as_str().expect("its name")));
     assert!(report["ternary_bytes"].as_u64().expect("bytes") > 0);
     let sparsity = &report["ffn_sparsity"];
-    assert!(sparsity["mode"] == "auto" && sparsity["copy_bytes"] == 0, "the layers are too small for copies");
-    for seen in sparsity["layers"].as_array().expect("two layers").iter().chain([sparsity]) {
-        assert!((0.0..1.0).contains(&seen["closed_gates"].as_f64().expect("a share")), "{sparsity}");
-        assert!((0.0..1.0).contains(&seen["zeros"].as_f64().expect("a share")), "{sparsity}");
+    assert!(
+        sparsity["mode"] == "auto" && sparsity["copy_bytes"] == 0,
+        "the layers are too small for copies"
+    );
+    for seen in sparsity["layers"]
+        .as_array()
+        .expect("two layers")
+        .iter()
+        .chain([sparsity])
+    {
+        assert!(
+            (0.0..1.0).contains(&seen["closed_gates"].as_f64().expect("a share")),
+            "{sparsity}"
+        );
+        assert!(
+            (0.0..1.0).contains(&seen["zeros"].as_f64().expect("a share")),
+            "{sparsity}"
+        );
     }
     #[cfg(target_os = "linux")]
     assert!(report["peak_rss_bytes"].as_u64().expect("bytes") > 1_000_000);
@@ -293,10 +458,26 @@ fn bench_reports_both_phases() {
 #[test]
 fn bench_counts_products_that_are_looked_up_and_holds_them_against_no_peak_of_others() {
     for kernel in ["tl1", "tl2"] {
-        let arguments = ["bench", "-m", &golden(), "-p", "8", "-n", "2", "-r", "1", "-t", "1", "--json"];
+        let arguments = [
+            "bench",
+            "-m",
+            &golden(),
+            "-p",
+            "8",
+            "-n",
+            "2",
+            "-r",
+            "1",
+            "-t",
+            "1",
+            "--json",
+        ];
         let report = json(&[&arguments[..], &["--ternary-kernel", kernel]].concat());
         for phase in ["prefill", "decode"] {
-            assert!(report[phase]["macs_per_second"].as_f64().expect("a number") > 0.0, "{report}");
+            assert!(
+                report[phase]["macs_per_second"].as_f64().expect("a number") > 0.0,
+                "{report}"
+            );
             assert_eq!(report[phase]["share_of_peak"], Value::Null, "{report}");
         }
     }
@@ -306,7 +487,12 @@ fn bench_counts_products_that_are_looked_up_and_holds_them_against_no_peak_of_ot
 fn read_npy(path: &Path) -> Vec<f32> {
     let bytes = std::fs::read(path).expect("a npy file");
     let header = usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
-    bytes[10 + header..].as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    bytes[10 + header..]
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|b| f32::from_le_bytes(*b))
+        .collect()
 }
 
 #[test]
@@ -317,31 +503,72 @@ fn perplexity_is_what_the_logits_say() {
     let content = "Anyone can print a number. This one has to be the one that the logits of every chunk come to.";
     std::fs::write(at("text.txt"), content).expect("a file");
     let tokens = json(&["tokenize", "-m", &golden, content, "--json"])["tokens"].clone();
-    let tokens: Vec<u64> = tokens.as_array().expect("a list").iter().map(|id| id.as_u64().expect("an id")).collect();
+    let tokens: Vec<u64> = tokens
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|id| id.as_u64().expect("an id"))
+        .collect();
     let (bos, len) = (tokens[0], tokens.len());
-    // By hand: windows, the tokens in front that are not counted, and whether BOS takes the place of the first.
-    let chunks: Vec<_> = (0..len / 16).map(|i| (i * 16, i * 16 + 16, 9, true)).collect();
-    let strides: Vec<_> = (0..(len - 18).div_ceil(4)).map(|i| (i * 4, i * 4 + 18, 14, false)).collect();
+    // By hand: windows, the tokens in front that are not counted, and whether BOS takes the place
+    // of the first.
+    let chunks: Vec<_> = (0..len / 16)
+        .map(|i| (i * 16, i * 16 + 16, 9, true))
+        .collect();
+    let strides: Vec<_> = (0..(len - 18).div_ceil(4))
+        .map(|i| (i * 4, i * 4 + 18, 14, false))
+        .collect();
     assert!(chunks.len() > 3 && strides.len() > 10, "{len} tokens");
-    for (options, windows) in [(&["--ctx", "16"][..], chunks), (&["--ctx", "16", "--stride", "4"], strides)] {
+    for (options, windows) in [
+        (&["--ctx", "16"][..], chunks),
+        (&["--ctx", "16", "--stride", "4"], strides),
+    ] {
         let (mut nats, mut count) = (0.0, 0);
         for (start, end, skip, with_bos) in windows {
             let mut window = tokens[start..end].to_vec();
             if with_bos {
                 window[0] = bos;
             }
-            let ids = window.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
-            output(&["logits", "-m", &golden, "--tokens", &ids, "-o", &at("logits.npy")]);
-            let logits: Vec<f64> = read_npy(&folder.path().join("logits.npy")).into_iter().map(f64::from).collect();
-            for (row, &next) in logits.chunks(logits.len() / window.len()).zip(&window[1..]).skip(skip - 1) {
+            let ids = window
+                .iter()
+                .map(u64::to_string)
+                .collect::<Vec<_>>()
+                .join(",");
+            output(&[
+                "logits",
+                "-m",
+                &golden,
+                "--tokens",
+                &ids,
+                "-o",
+                &at("logits.npy"),
+            ]);
+            let logits: Vec<f64> = read_npy(&folder.path().join("logits.npy"))
+                .into_iter()
+                .map(f64::from)
+                .collect();
+            for (row, &next) in logits
+                .chunks(logits.len() / window.len())
+                .zip(&window[1..])
+                .skip(skip - 1)
+            {
                 nats += row.iter().map(|logit| logit.exp()).sum::<f64>().ln() - row[next as usize];
                 count += 1;
             }
         }
-        let found = json(&[&["perplexity", "-m", &golden, "-f", &at("text.txt"), "--json"], options].concat());
+        let found = json(
+            &[
+                &["perplexity", "-m", &golden, "-f", &at("text.txt"), "--json"],
+                options,
+            ]
+            .concat(),
+        );
         assert_eq!(found["tokens"], count);
         let perplexity = found["perplexity"].as_f64().expect("a number");
-        assert!((perplexity / (nats / f64::from(count)).exp() - 1.0).abs() < 1e-6, "{found}");
+        assert!(
+            (perplexity / (nats / f64::from(count)).exp() - 1.0).abs() < 1e-6,
+            "{found}"
+        );
     }
 }
 
@@ -351,7 +578,18 @@ fn a_run_leaves_its_receipt_though_nobody_reads_on() {
     for (name, more) in [("text", &[][..]), ("json", &["--json"])] {
         let receipt = folder.path().join(name);
         let mut child = Command::new(env!("CARGO_BIN_EXE_bitnet"))
-            .args(["run", "-m", &golden(), "ab", "-n", "5", "-s", "3", "--ignore-eos", "--receipt"])
+            .args([
+                "run",
+                "-m",
+                &golden(),
+                "ab",
+                "-n",
+                "5",
+                "-s",
+                "3",
+                "--ignore-eos",
+                "--receipt",
+            ])
             .arg(&receipt)
             .args(more)
             .stdin(Stdio::null())
@@ -391,7 +629,10 @@ fn runs_leave_receipts() {
     ]);
     let receipt = read("run.json");
     assert_eq!(receipt["run"]["prompt_tokens"], answer["prompt_tokens"]);
-    assert_eq!((&receipt["tokens_generated"], &receipt["deterministic"]), (&5.into(), &true.into()));
+    assert_eq!(
+        (&receipt["tokens_generated"], &receipt["deterministic"]),
+        (&5.into(), &true.into())
+    );
     assert_eq!(receipt["model"]["path"], golden);
 
     output(&[
@@ -410,25 +651,69 @@ fn runs_leave_receipts() {
         &at("bench.json"),
     ]);
     let receipt = read("bench.json");
-    assert_eq!((&receipt["kernel_set"], &receipt["compute_path"]), (&"scalar".into(), &"real".into()));
-    assert!(receipt["backend_summary"].as_str().expect("a summary").starts_with("requested=scalar detected=["));
+    assert_eq!(
+        (&receipt["kernel_set"], &receipt["compute_path"]),
+        (&"scalar".into(), &"real".into())
+    );
+    assert!(
+        receipt["backend_summary"]
+            .as_str()
+            .expect("a summary")
+            .starts_with("requested=scalar detected=[")
+    );
 
     // However weights are kept and whatever is left out or guessed, the receipt fits.
-    let prompt = ["-m", &golden, "--prompt-tokens", "5,6,7,8,5,6,7,8,5,6,7", "-n", "24", "--temp", "0", "--ignore-eos"];
+    let prompt = [
+        "-m",
+        &golden,
+        "--prompt-tokens",
+        "5,6,7,8,5,6,7,8,5,6,7",
+        "-n",
+        "24",
+        "--temp",
+        "0",
+        "--ignore-eos",
+    ];
     let mut outputs = Vec::new();
     for packing in ["2", "1.67"] {
         for head in ["full", "screened"] {
             for sparsity in ["off", "on"] {
                 for draft in ["0", "4"] {
-                    let how = ["--packing", packing, "--head", head, "--ffn-sparsity", sparsity, "--draft", draft];
-                    output(&[&["run", "--json"][..], &prompt, &how, &["--receipt", &at("how.json")]].concat());
+                    let how = [
+                        "--packing",
+                        packing,
+                        "--head",
+                        head,
+                        "--ffn-sparsity",
+                        sparsity,
+                        "--draft",
+                        draft,
+                    ];
+                    output(
+                        &[
+                            &["run", "--json"][..],
+                            &prompt,
+                            &how,
+                            &["--receipt", &at("how.json")],
+                        ]
+                        .concat(),
+                    );
                     let receipt = read("how.json");
                     let run = &receipt["run"];
-                    assert_eq!((&run["packing"], &run["head"]), (&packing.into(), &head.into()));
-                    let skipped = |kernel: &str| receipt["kernel_counts"][kernel]["macs_skipped"].as_u64() > Some(0);
+                    assert_eq!(
+                        (&run["packing"], &run["head"]),
+                        (&packing.into(), &head.into())
+                    );
+                    let skipped = |kernel: &str| {
+                        receipt["kernel_counts"][kernel]["macs_skipped"].as_u64() > Some(0)
+                    };
                     assert_eq!(skipped("logits_projection"), head == "screened", "{how:?}");
                     assert_eq!(skipped("i2s_gemv"), sparsity == "on", "{how:?}");
-                    assert_eq!(run["drafted_tokens"].as_u64() > Some(0), draft != "0", "{how:?}");
+                    assert_eq!(
+                        run["drafted_tokens"].as_u64() > Some(0),
+                        draft != "0",
+                        "{how:?}"
+                    );
                     outputs.push(receipt["output_tokens_sha256"].clone());
                 }
             }
@@ -438,7 +723,16 @@ fn runs_leave_receipts() {
     assert_eq!(outputs.len(), 1, "the tokens are the same");
 
     let stamped = Command::new(env!("CARGO_BIN_EXE_bitnet"))
-        .args(["run", "-m", &golden, "ab", "-n", "1", "--receipt", &at("stamped.json")])
+        .args([
+            "run",
+            "-m",
+            &golden,
+            "ab",
+            "-n",
+            "1",
+            "--receipt",
+            &at("stamped.json"),
+        ])
         .env("BITNET_DETERMINISTIC", "1")
         .env("BITNET_SEED", "42")
         .output()
@@ -446,8 +740,20 @@ fn runs_leave_receipts() {
     assert!(stamped.status.success(), "{}", text(&stamped.stderr));
     let receipt = read("stamped.json");
     let environment = &receipt["environment"];
-    assert_eq!((&environment["BITNET_DETERMINISTIC"], &environment["BITNET_SEED"]), (&"1".into(), &"42".into()));
-    assert_eq!((&receipt["run"]["sampling"]["seed"], &receipt["tokens_per_second"]), (&42.into(), &Value::Null));
+    assert_eq!(
+        (
+            &environment["BITNET_DETERMINISTIC"],
+            &environment["BITNET_SEED"]
+        ),
+        (&"1".into(), &"42".into())
+    );
+    assert_eq!(
+        (
+            &receipt["run"]["sampling"]["seed"],
+            &receipt["tokens_per_second"]
+        ),
+        (&42.into(), &Value::Null)
+    );
 
     for (arguments, code) in [
         (&["run", "-m", "nowhere.gguf", "ab"][..], 1),
@@ -456,11 +762,21 @@ fn runs_leave_receipts() {
         (&["bench", "-m", &golden, "-r", "0"], 2),
     ] {
         let receipt = at("none.json");
-        assert_eq!(failure(&[arguments, &["--receipt", &receipt]].concat()).0, code, "{arguments:?}");
-        assert!(!folder.path().join("none.json").exists(), "{arguments:?} leaves no receipt");
+        assert_eq!(
+            failure(&[arguments, &["--receipt", &receipt]].concat()).0,
+            code,
+            "{arguments:?}"
+        );
+        assert!(
+            !folder.path().join("none.json").exists(),
+            "{arguments:?} leaves no receipt"
+        );
     }
     let nowhere = at("no/such/folder.json");
-    assert_eq!(failure(&["run", "-m", &golden, "ab", "-n", "1", "--receipt", &nowhere]).0, 2);
+    assert_eq!(
+        failure(&["run", "-m", &golden, "ab", "-n", "1", "--receipt", &nowhere]).0,
+        2
+    );
 }
 
 #[test]
@@ -488,19 +804,49 @@ fn wrong_usage_is_exit_code_2() {
 fn without_a_model_it_says_how_to_get_one() {
     let (code, message) = failure(&["run", "hello"]);
     assert_eq!(code, 2);
-    assert!(message.contains("huggingface.co/microsoft/bitnet-b1.58-2B-4T-gguf"), "{message}");
+    assert!(
+        message.contains("huggingface.co/microsoft/bitnet-b1.58-2B-4T-gguf"),
+        "{message}"
+    );
 }
 
 #[cfg(feature = "built-in-model")]
 #[test]
 fn the_built_in_model_tells_a_story() {
     let story = output(&["run", "Once upon a time", "-s", "1", "-n", "80"]);
-    assert!(story.starts_with("Once upon a time") && story.split_whitespace().count() > 40, "{story}");
-    assert_eq!(story, output(&["run", "Once upon a time", "-s", "1", "-n", "80", "-t", "1", "--kernels", "scalar"]));
+    assert!(
+        story.starts_with("Once upon a time") && story.split_whitespace().count() > 40,
+        "{story}"
+    );
+    assert_eq!(
+        story,
+        output(&[
+            "run",
+            "Once upon a time",
+            "-s",
+            "1",
+            "-n",
+            "80",
+            "-t",
+            "1",
+            "--kernels",
+            "scalar"
+        ])
+    );
     let ids = json(&["tokenize", "Once upon a time", "--json"])["tokens"].clone();
-    assert_eq!(ids, json(&["run", "Once upon a time", "-n", "1", "--json"])["prompt_tokens"]);
-    let told = bitnet_with_input(&["chat", "-s", "1", "-n", "20"], "Once upon a time\n/quit\n");
-    assert!(text(&told.stdout).starts_with("Once upon a time"), "{}", text(&told.stdout));
+    assert_eq!(
+        ids,
+        json(&["run", "Once upon a time", "-n", "1", "--json"])["prompt_tokens"]
+    );
+    let told = bitnet_with_input(
+        &["chat", "-s", "1", "-n", "20"],
+        "Once upon a time\n/quit\n",
+    );
+    assert!(
+        text(&told.stdout).starts_with("Once upon a time"),
+        "{}",
+        text(&told.stdout)
+    );
 }
 
 #[test]
@@ -512,26 +858,58 @@ fn other_failures_are_exit_code_1_and_one_line() {
     std::fs::write(&broken, &whole[..whole.len() - 1]).expect("a file");
     let long = vec!["1"; 600].join(",");
     for (arguments, said) in [
-        (&["run", "-m", "nowhere.gguf", "hello"][..], &["nowhere.gguf"][..]),
+        (
+            &["run", "-m", "nowhere.gguf", "hello"][..],
+            &["nowhere.gguf"][..],
+        ),
         (&["run", "-m", &broken, "hello"], &["broken.gguf", "bytes"]),
-        (&["run", "-m", &golden, "-f", "nowhere.txt"], &["nowhere.txt"]),
-        (&["run", "-m", &golden, "--prompt-tokens", &long], &["context", "600", "512"]),
-        (&["run", "-m", &golden, "hello", "-n", "5000"], &["context", "5000", "512"]),
-        (&["run", "-m", &golden, "hello", "-c", "4"], &["context", "4"]),
-        (&["logits", "-m", &golden, "--tokens", "1", "-o", "/nowhere/at/all.npy"], &["/nowhere/at/all.npy"]),
+        (
+            &["run", "-m", &golden, "-f", "nowhere.txt"],
+            &["nowhere.txt"],
+        ),
+        (
+            &["run", "-m", &golden, "--prompt-tokens", &long],
+            &["context", "600", "512"],
+        ),
+        (
+            &["run", "-m", &golden, "hello", "-n", "5000"],
+            &["context", "5000", "512"],
+        ),
+        (
+            &["run", "-m", &golden, "hello", "-c", "4"],
+            &["context", "4"],
+        ),
+        (
+            &[
+                "logits",
+                "-m",
+                &golden,
+                "--tokens",
+                "1",
+                "-o",
+                "/nowhere/at/all.npy",
+            ],
+            &["/nowhere/at/all.npy"],
+        ),
         (&["chat", "-m", &golden], &["chat template"]),
     ] {
         let (code, message) = failure(arguments);
         assert_eq!(code, 1, "{arguments:?}: {message}");
         assert_eq!(message.lines().count(), 1, "{message}");
-        assert!(said.iter().all(|word| message.contains(word)), "{arguments:?}: {message}");
+        assert!(
+            said.iter().all(|word| message.contains(word)),
+            "{arguments:?}: {message}"
+        );
     }
 }
 
 #[test]
 fn completions_and_manual_pages_are_printed() {
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
-        assert!(output(&["completions", shell]).contains("bitnet"), "{shell}");
+        assert!(
+            output(&["completions", shell]).contains("bitnet"),
+            "{shell}"
+        );
     }
     assert!(output(&["man"]).contains(".TH bitnet"));
     assert!(output(&["man", "run"]).contains("prompt"));
@@ -543,8 +921,15 @@ fn what_was_tuned_is_remembered_and_followed() {
     let golden = golden();
     let run = |arguments: &[&str]| {
         let result = bitnet_with_cache(cache.path(), arguments, "");
-        assert!(result.status.success(), "{arguments:?}: {}", text(&result.stderr));
-        (serde_json::from_str::<Value>(&text(&result.stdout)).expect("one JSON object"), text(&result.stderr))
+        assert!(
+            result.status.success(),
+            "{arguments:?}: {}",
+            text(&result.stderr)
+        );
+        (
+            serde_json::from_str::<Value>(&text(&result.stdout)).expect("one JSON object"),
+            text(&result.stderr),
+        )
     };
     let (report, _) = run(&["tune", "-m", &golden, "-t", "1", "--json"]);
     let shapes = report["shapes"].as_array().expect("a list");
@@ -557,30 +942,54 @@ fn what_was_tuned_is_remembered_and_followed() {
     // Whatever was the fastest here: now it is TL2.
     let path = cache.path().join("bitnet/tuning.json");
     assert_eq!(report["path"].as_str(), path.to_str());
-    let mut tuning: Value = serde_json::from_slice(&std::fs::read(&path).expect("the file")).expect("JSON");
-    for shape in tuning["machines"][0]["shapes"].as_array_mut().expect("a list") {
+    let mut tuning: Value =
+        serde_json::from_slice(&std::fs::read(&path).expect("the file")).expect("JSON");
+    for shape in tuning["machines"][0]["shapes"]
+        .as_array_mut()
+        .expect("a list")
+    {
         shape["fastest"] = "tl2".into();
     }
     std::fs::write(&path, tuning.to_string()).expect("the file");
-    let answer = |options: &[&str]| run(&[&["run", "-m", &golden, "ab", "-n", "20", "--json"], options].concat());
+    let answer = |options: &[&str]| {
+        run(&[&["run", "-m", &golden, "ab", "-n", "20", "--json"], options].concat())
+    };
     let tokens = |options: &[&str]| answer(options).0["tokens"].clone();
     assert_eq!(answer(&["-t", "1"]).0["packing"], "tl2");
     for (options, not_followed) in [
         (["-t", "2"].as_slice(), "another number of threads"),
-        (&["-t", "1", "--kernels", "scalar"], "another instruction set"),
-        (&["-t", "1", "--ternary-kernel", "i2s"], "another kernel asked for"),
+        (
+            &["-t", "1", "--kernels", "scalar"],
+            "another instruction set",
+        ),
+        (
+            &["-t", "1", "--ternary-kernel", "i2s"],
+            "another kernel asked for",
+        ),
         (&["-t", "1", "--packing", "2"], "another packing asked for"),
     ] {
         assert_ne!(answer(options).0["packing"], "tl2", "{not_followed}");
     }
-    assert_eq!(answer(&["-t", "1", "--ternary-kernel", "tl1"]).0["packing"], "tl1");
+    assert_eq!(
+        answer(&["-t", "1", "--ternary-kernel", "tl1"]).0["packing"],
+        "tl1"
+    );
     let seed = ["-t", "1", "-s", "3"];
-    assert_eq!(tokens(&seed), tokens(&[&seed[..], &["--ternary-kernel", "i2s"]].concat()));
+    assert_eq!(
+        tokens(&seed),
+        tokens(&[&seed[..], &["--ternary-kernel", "i2s"]].concat())
+    );
 
     std::fs::write(&path, "{").expect("the file");
     let (answer, warning) = answer(&["-t", "1"]);
     assert_ne!(answer["packing"], "tl2");
-    assert!(warning.starts_with("warning: ") && warning.contains("tuning.json is damaged"), "{warning}");
+    assert!(
+        warning.starts_with("warning: ") && warning.contains("tuning.json is damaged"),
+        "{warning}"
+    );
     run(&["tune", "-m", &golden, "-t", "1", "--json"]);
-    assert_eq!(run(&["run", "-m", &golden, "ab", "-n", "1", "-t", "1", "--json"]).1, "");
+    assert_eq!(
+        run(&["run", "-m", &golden, "ab", "-n", "1", "-t", "1", "--json"]).1,
+        ""
+    );
 }

@@ -1,4 +1,5 @@
-//! `bitnet convert` and `bitnet quantize` from outside: what goes in comes out, and no signal leaves half of it.
+//! `bitnet convert` and `bitnet quantize` from outside: what goes in comes out, and no signal
+//! leaves half of it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -10,12 +11,19 @@ use bitnet_quantization::dense::Dense;
 use serde_json::Value;
 
 fn stories() -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/stories/stories.gguf").display().to_string()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../models/stories/stories.gguf")
+        .display()
+        .to_string()
 }
 
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bitnet"));
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     command
 }
 
@@ -27,7 +35,11 @@ fn bitnet(arguments: &[&str]) -> Output {
 fn output(arguments: &[&str]) -> (String, String) {
     let result = bitnet(arguments);
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8");
-    assert!(result.status.success(), "{arguments:?}: {}", text(&result.stderr));
+    assert!(
+        result.status.success(),
+        "{arguments:?}: {}",
+        text(&result.stderr)
+    );
     (text(&result.stdout), text(&result.stderr))
 }
 
@@ -59,8 +71,15 @@ impl Folder {
 
     fn names(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.0.path()).expect("a folder");
-        let mut names: Vec<String> =
-            entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<String> = entries
+            .map(|entry| {
+                entry
+                    .expect("an entry")
+                    .file_name()
+                    .to_string_lossy()
+                    .into_owned()
+            })
+            .collect();
         names.sort();
         names
     }
@@ -70,20 +89,56 @@ impl Folder {
 fn the_story_teller_tells_the_same_story_in_every_form() {
     let folder = Folder::new();
     let story = |model: &str| {
-        json(&["run", "-m", model, "Once upon a time", "--temp", "0", "-n", "40", "--json"])["tokens"].clone()
+        json(&[
+            "run",
+            "-m",
+            model,
+            "Once upon a time",
+            "--temp",
+            "0",
+            "-n",
+            "40",
+            "--json",
+        ])["tokens"]
+            .clone()
     };
     let expected = story(&stories());
     let mut source = stories();
-    for form in ["tq2_0", "tl1", "f32", "tl2", "tq1_0", "bf16", "i2_s", "safetensors", "i2_s"] {
+    for form in [
+        "tq2_0",
+        "tl1",
+        "f32",
+        "tl2",
+        "tq1_0",
+        "bf16",
+        "i2_s",
+        "safetensors",
+        "i2_s",
+    ] {
         let out = folder.at(&format!("{}-{form}", folder.names().len()));
         let report = json(&["convert", &source, "--type", form, "-o", &out, "--json"]);
-        assert_eq!((report["type"].as_str(), report["scales_rounded"].as_u64()), (Some(form), Some(0)), "{report}");
+        assert_eq!(
+            (report["type"].as_str(), report["scales_rounded"].as_u64()),
+            (Some(form), Some(0)),
+            "{report}"
+        );
         assert_eq!(story(&out), expected, "{form}");
         let shown = json(&["inspect", &out, "--json"]);
         let odd = shown["odd"].to_string();
-        assert_eq!(odd.contains("such projections run"), matches!(form, "f32" | "bf16"), "{form}: {odd}");
-        let type_name = if form == "safetensors" { "U8" } else { &form.to_uppercase() };
-        assert!(shown["types"][type_name]["tensors"].as_u64() >= Some(42), "{form}: {shown}");
+        assert_eq!(
+            odd.contains("such projections run"),
+            matches!(form, "f32" | "bf16"),
+            "{form}: {odd}"
+        );
+        let type_name = if form == "safetensors" {
+            "U8"
+        } else {
+            &form.to_uppercase()
+        };
+        assert!(
+            shown["types"][type_name]["tensors"].as_u64() >= Some(42),
+            "{form}: {shown}"
+        );
         source = out;
     }
     let tensors = |model: &str| json(&["inspect", model, "--tensors", "--json"])["tensors"].clone();
@@ -93,9 +148,21 @@ fn the_story_teller_tells_the_same_story_in_every_form() {
 #[test]
 fn a_directory_brings_its_tokenizer_and_takes_it_along() {
     let folder = Folder::new();
-    let model = SyntheticModel { shape: Shape { vocab_size: 1024, ..Shape::default() }, seed: 21 };
-    model.write_checkpoint(&folder.path("source"), CheckpointWeights::Bf16, 2).expect("a directory");
-    std::fs::write(folder.path("source/generation_config.json"), "{\"eos_token_id\": [257]}").expect("a file");
+    let model = SyntheticModel {
+        shape: Shape {
+            vocab_size: 1024,
+            ..Shape::default()
+        },
+        seed: 21,
+    };
+    model
+        .write_checkpoint(&folder.path("source"), CheckpointWeights::Bf16, 2)
+        .expect("a directory");
+    std::fs::write(
+        folder.path("source/generation_config.json"),
+        "{\"eos_token_id\": [257]}",
+    )
+    .expect("a file");
     let ids = |model: &str| json(&["tokenize", "-m", model, "some text 42", "--json"]);
     let expected = ids(&folder.at("source"));
     for (source, form, out) in [
@@ -108,30 +175,57 @@ fn a_directory_brings_its_tokenizer_and_takes_it_along() {
         let (source, out) = (folder.at(source), folder.at(out));
         let arguments = ["convert", &source, "--type", form, "-o", &out];
         if form == "tq2_0" {
-            assert!(failure(&arguments).contains("Down has 384 columns, TQ2_0 needs a multiple of 256"));
+            assert!(
+                failure(&arguments).contains("Down has 384 columns, TQ2_0 needs a multiple of 256")
+            );
             continue;
         }
         assert_eq!(output(&arguments).1, "", "{form}");
         assert_eq!(ids(&out), expected, "{form}");
     }
     let read = |name: &str| std::fs::read(folder.path(name)).expect("a file");
-    for name in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
-        assert!(read(&format!("packed/{name}")) == read(&format!("source/{name}")), "{name} is copied");
+    for name in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+    ] {
+        assert!(
+            read(&format!("packed/{name}")) == read(&format!("source/{name}")),
+            "{name} is copied"
+        );
     }
 }
 
 #[test]
 fn quantize_rounds_what_is_not_ternary_and_only_that() {
     let folder = Folder::new();
-    let shape = Shape { architecture: Architecture::Llama, tied: false, vocab_size: 1024, ..Shape::default() };
+    let shape = Shape {
+        architecture: Architecture::Llama,
+        tied: false,
+        vocab_size: 1024,
+        ..Shape::default()
+    };
     let model = SyntheticModel { shape, seed: 22 };
-    model.write_float_gguf(&folder.path("plain.gguf"), Dense::BF16).expect("a file");
-    model.write_checkpoint(&folder.path("source"), CheckpointWeights::Bf16, 1).expect("a directory");
-    let (plain, quantized, expected) =
-        (folder.at("plain.gguf"), folder.at("quantized.gguf"), folder.at("expected.gguf"));
-    for command in [["run", "-m", &plain, "hello"].as_slice(), &["convert", &plain, "-o", &quantized]] {
+    model
+        .write_float_gguf(&folder.path("plain.gguf"), Dense::BF16)
+        .expect("a file");
+    model
+        .write_checkpoint(&folder.path("source"), CheckpointWeights::Bf16, 1)
+        .expect("a directory");
+    let (plain, quantized, expected) = (
+        folder.at("plain.gguf"),
+        folder.at("quantized.gguf"),
+        folder.at("expected.gguf"),
+    );
+    for command in [
+        ["run", "-m", &plain, "hello"].as_slice(),
+        &["convert", &plain, "-o", &quantized],
+    ] {
         let message = failure(command);
-        assert!(message.contains("not ternary") && message.contains("bitnet quantize"), "{message}");
+        assert!(
+            message.contains("not ternary") && message.contains("bitnet quantize"),
+            "{message}"
+        );
     }
     output(&["quantize", &plain, "-o", &quantized]);
     output(&["convert", &folder.at("source"), "-o", &expected]);
@@ -140,9 +234,22 @@ fn quantize_rounds_what_is_not_ternary_and_only_that() {
         output(&["logits", "-m", model, "--tokens", "1,2,3,4,5", "-o", &file]);
         std::fs::read(file).expect("the file")
     };
-    assert!(logits(&quantized) == logits(&expected) && logits(&folder.at("source")) == logits(&expected));
-    let (_, said) = output(&["convert", &quantized, "--type", "f16", "-o", &folder.at("f16.gguf")]);
-    assert!(said.contains("scales"), "what was rounded is said: {said:?}");
+    assert!(
+        logits(&quantized) == logits(&expected)
+            && logits(&folder.at("source")) == logits(&expected)
+    );
+    let (_, said) = output(&[
+        "convert",
+        &quantized,
+        "--type",
+        "f16",
+        "-o",
+        &folder.at("f16.gguf"),
+    ]);
+    assert!(
+        said.contains("scales"),
+        "what was rounded is said: {said:?}"
+    );
 }
 
 /// Where no signal can be sent, none can interrupt.
@@ -166,14 +273,18 @@ mod signals {
             Signal::Kill => child.kill().expect("a signal"),
             Signal::Interrupt => {
                 // It may have ended by itself.
-                let _ = Command::new("kill").args(["-INT", &child.id().to_string()]).stderr(Stdio::null()).status();
+                let _ = Command::new("kill")
+                    .args(["-INT", &child.id().to_string()])
+                    .stderr(Stdio::null())
+                    .status();
             }
         }
         child.wait().expect("the program ends").code()
     }
 
-    /// Interrupts a command at twenty moments of its run with each signal. `out` never has anything but what it has at the
-    /// end, and what is left behind does not keep the next run from getting there.
+    /// Interrupts a command at twenty moments of its run with each signal. `out` never has anything
+    /// but what it has at the end, and what is left behind does not keep the next run from getting
+    /// there.
     fn survives(folder: &Folder, arguments: &[&str], out: &str) {
         let before = folder.names();
         let start = Instant::now();
@@ -186,15 +297,28 @@ mod signals {
         for signal in [Signal::Kill, Signal::Interrupt] {
             for moment in 0..20 {
                 let code = strike(arguments, whole * moment / 20, signal);
-                let left: Vec<String> = folder.names().into_iter().filter(|name| !before.contains(name)).collect();
+                let left: Vec<String> = folder
+                    .names()
+                    .into_iter()
+                    .filter(|name| !before.contains(name))
+                    .collect();
                 let finished = left.iter().any(|name| name == out);
                 if finished {
                     let found = std::fs::read(folder.path(out)).expect("the file");
-                    assert!(found == expected, "{signal:?} at {moment}/20 left {} bytes", found.len());
+                    assert!(
+                        found == expected,
+                        "{signal:?} at {moment}/20 left {} bytes",
+                        found.len()
+                    );
                     std::fs::remove_file(folder.path(out)).expect("the file");
                 }
                 let others = left.iter().filter(|name| *name != out);
-                assert!(others.clone().all(|name| *name == partial && signal == Signal::Kill), "{signal:?}: {left:?}");
+                assert!(
+                    others
+                        .clone()
+                        .all(|name| *name == partial && signal == Signal::Kill),
+                    "{signal:?}: {left:?}"
+                );
                 if signal == Signal::Interrupt && !finished {
                     // Before it watches for signals, one ends it as any program.
                     assert!(matches!(code, Some(130) | None), "{code:?}");
@@ -203,32 +327,64 @@ mod signals {
                 unfinished += usize::from(!finished);
             }
             output(arguments);
-            assert!(std::fs::read(folder.path(out)).expect("the file") == expected, "after {signal:?}");
+            assert!(
+                std::fs::read(folder.path(out)).expect("the file") == expected,
+                "after {signal:?}"
+            );
             std::fs::remove_file(folder.path(out)).expect("the file");
             assert_eq!(folder.names(), before, "nothing is left");
         }
-        assert!(unfinished >= 10, "only {unfinished} of 40 runs were interrupted");
+        assert!(
+            unfinished >= 10,
+            "only {unfinished} of 40 runs were interrupted"
+        );
     }
 
     /// Some millions of weights, so that a conversion has a middle.
     fn model() -> SyntheticModel {
-        let shape = Shape { hidden_size: 512, heads: 8, ffn_size: 1536, vocab_size: 8192, ..Shape::default() };
-        SyntheticModel { shape: Shape { num_layers: 4, ..shape }, seed: 23 }
+        let shape = Shape {
+            hidden_size: 512,
+            heads: 8,
+            ffn_size: 1536,
+            vocab_size: 8192,
+            ..Shape::default()
+        };
+        SyntheticModel {
+            shape: Shape {
+                num_layers: 4,
+                ..shape
+            },
+            seed: 23,
+        }
     }
 
     #[test]
     fn a_conversion_can_be_killed_at_any_moment() {
         let folder = Folder::new();
-        model().write_checkpoint(&folder.path("source"), CheckpointWeights::Bf16, 1).expect("a directory");
+        model()
+            .write_checkpoint(&folder.path("source"), CheckpointWeights::Bf16, 1)
+            .expect("a directory");
         let (source, out) = (folder.at("source"), folder.at("out.gguf"));
-        survives(&folder, &["convert", &source, "--type", "tq1_0", "--tables", "q8_0", "-o", &out], "out.gguf");
+        survives(
+            &folder,
+            &[
+                "convert", &source, "--type", "tq1_0", "--tables", "q8_0", "-o", &out,
+            ],
+            "out.gguf",
+        );
     }
 
     #[test]
     fn quantizing_can_be_killed_at_any_moment() {
         let folder = Folder::new();
-        model().write_float_gguf(&folder.path("plain.gguf"), Dense::F32).expect("a file");
+        model()
+            .write_float_gguf(&folder.path("plain.gguf"), Dense::F32)
+            .expect("a file");
         let (source, out) = (folder.at("plain.gguf"), folder.at("out.gguf"));
-        survives(&folder, &["quantize", &source, "--type", "tl2", "-o", &out], "out.gguf");
+        survives(
+            &folder,
+            &["quantize", &source, "--type", "tl2", "-o", &out],
+            "out.gguf",
+        );
     }
 }

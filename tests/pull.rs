@@ -1,4 +1,5 @@
-//! `bitnet pull`, `list` and `rm` from outside, against a server in this process; and a name in place of a path.
+//! `bitnet pull`, `list` and `rm` from outside, against a server in this process; and a name in
+//! place of a path.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -22,7 +23,8 @@ fn model() -> Vec<u8> {
 /// Where the downloads that a server saw began.
 type Starts = Arc<Mutex<Vec<usize>>>;
 
-/// A Hub with one file, which it sends in pieces with pauses between; its address and the places where downloads began.
+/// A Hub with one file, which it sends in pieces with pauses between; its address and the places
+/// where downloads began.
 fn serve(pause: Duration) -> (String, Starts) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
@@ -38,19 +40,43 @@ fn serve(pause: Duration) -> (String, Starts) {
 }
 
 /// Answers one request; a client that is killed hangs up in the middle.
-fn answer(mut stream: &TcpStream, bytes: &[u8], log: &Mutex<Vec<usize>>, pause: Duration) -> Option<()> {
-    let lines = BufReader::new(stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
+fn answer(
+    mut stream: &TcpStream,
+    bytes: &[u8],
+    log: &Mutex<Vec<usize>>,
+    pause: Duration,
+) -> Option<()> {
+    let lines = BufReader::new(stream)
+        .lines()
+        .map_while(Result::ok)
+        .take_while(|line| !line.is_empty());
     let lines: Vec<String> = lines.map(|line| line.to_lowercase()).collect();
     let first = lines.first()?;
     if first.contains("/api/models/") {
-        let body = json!({"sha": COMMIT, "siblings": [{"rfilename": "ggml-model-i2_s.gguf"}]}).to_string();
-        let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+        let body =
+            json!({"sha": COMMIT, "siblings": [{"rfilename": "ggml-model-i2_s.gguf"}]}).to_string();
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
         return stream.write_all((head + &body).as_bytes()).ok();
     }
-    let range = lines.iter().find_map(|line| line.strip_prefix("range: bytes=")?.strip_suffix('-')?.parse().ok());
+    let range = lines.iter().find_map(|line| {
+        line.strip_prefix("range: bytes=")?
+            .strip_suffix('-')?
+            .parse()
+            .ok()
+    });
     let start = range.unwrap_or(0);
-    let hash: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-    let status = if start > 0 { "206 Partial Content" } else { "200 OK" };
+    let hash: String = Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let status = if start > 0 {
+        "206 Partial Content"
+    } else {
+        "200 OK"
+    };
     let total = bytes.len();
     let head = format!(
         "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\ncontent-range: bytes {start}-{}/{total}\r\n\
@@ -78,12 +104,19 @@ struct Home {
 
 impl Home {
     fn new(endpoint: String) -> Self {
-        Self { folder: tempfile::tempdir().expect("a folder"), endpoint }
+        Self {
+            folder: tempfile::tempdir().expect("a folder"),
+            endpoint,
+        }
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_bitnet"));
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         for name in [
             "HF_HUB_CACHE",
             "HUGGINGFACE_HUB_CACHE",
@@ -96,7 +129,9 @@ impl Home {
         ] {
             command.env_remove(name);
         }
-        command.env("HF_HOME", self.folder.path()).env("HF_ENDPOINT", &self.endpoint);
+        command
+            .env("HF_HOME", self.folder.path())
+            .env("HF_ENDPOINT", &self.endpoint);
         command
     }
 
@@ -106,18 +141,27 @@ impl Home {
 
     fn json(&self, arguments: &[&str]) -> Value {
         let result = self.run(arguments);
-        assert!(result.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&result.stderr));
+        assert!(
+            result.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&result.stderr)
+        );
         serde_json::from_slice(&result.stdout).expect("one JSON object")
     }
 
     fn failure(&self, arguments: &[&str]) -> (Option<i32>, String) {
         let result = self.run(arguments);
         assert!(!result.status.success(), "{arguments:?} must fail");
-        (result.status.code(), String::from_utf8(result.stderr).expect("UTF-8"))
+        (
+            result.status.code(),
+            String::from_utf8(result.stderr).expect("UTF-8"),
+        )
     }
 
     fn repo(&self) -> PathBuf {
-        self.folder.path().join("hub/models--microsoft--bitnet-b1.58-2B-4T-gguf")
+        self.folder
+            .path()
+            .join("hub/models--microsoft--bitnet-b1.58-2B-4T-gguf")
     }
 }
 
@@ -125,9 +169,22 @@ impl Home {
 fn a_short_name_is_pulled_run_listed_and_removed() {
     let (endpoint, starts) = serve(Duration::ZERO);
     let home = Home::new(endpoint);
-    let story = ["run", "-m", "2b4t", "Once upon a time", "-n", "8", "--temp", "0", "--json"];
+    let story = [
+        "run",
+        "-m",
+        "2b4t",
+        "Once upon a time",
+        "-n",
+        "8",
+        "--temp",
+        "0",
+        "--json",
+    ];
     let (code, message) = home.failure(&story);
-    assert!(code == Some(1) && message.contains("bitnet pull microsoft/bitnet-b1.58-2B-4T-gguf"), "{message}");
+    assert!(
+        code == Some(1) && message.contains("bitnet pull microsoft/bitnet-b1.58-2B-4T-gguf"),
+        "{message}"
+    );
 
     let pulled = home.json(&["pull", "2b4t", "--json"]);
     assert_eq!(pulled["name"], NAME);
@@ -136,7 +193,10 @@ fn a_short_name_is_pulled_run_listed_and_removed() {
 
     let told = home.json(&story);
     assert_eq!(told["tokens"].as_array().map(Vec::len), Some(8));
-    assert_eq!(home.json(&["inspect", NAME, "--json"])["model"]["layers"], 6);
+    assert_eq!(
+        home.json(&["inspect", NAME, "--json"])["model"]["layers"],
+        6
+    );
     let out = home.folder.path().join("out.gguf").display().to_string();
     home.json(&["convert", "2b4t", "--type", "tl2", "-o", &out, "--json"]);
     assert_eq!(
@@ -145,22 +205,49 @@ fn a_short_name_is_pulled_run_listed_and_removed() {
     );
 
     let listed = home.json(&["list", "--json"])["models"].clone();
-    assert_eq!((&listed[0]["name"], &listed[0]["short_name"]), (&json!(NAME), &json!("2b4t")));
-    assert_eq!((&listed[0]["bytes"], &listed[0]["complete"]), (&json!(model().len()), &json!(true)));
+    assert_eq!(
+        (&listed[0]["name"], &listed[0]["short_name"]),
+        (&json!(NAME), &json!("2b4t"))
+    );
+    assert_eq!(
+        (&listed[0]["bytes"], &listed[0]["complete"]),
+        (&json!(model().len()), &json!(true))
+    );
     let lines = String::from_utf8(home.run(&["list"]).stdout).expect("UTF-8");
     assert!(lines.contains("2b4t (microsoft/"), "{lines}");
 
     home.json(&["pull", "2b4t", "--json"]);
-    assert_eq!(*starts.lock().expect("the log"), [0], "what is there is not fetched again");
+    assert_eq!(
+        *starts.lock().expect("the log"),
+        [0],
+        "what is there is not fetched again"
+    );
     let mut offline = home.command(&["pull", "2b4t"]);
-    let result = offline.env("HF_HUB_OFFLINE", "1").output().expect("the program runs");
-    assert!(String::from_utf8_lossy(&result.stderr).contains("offline"), "{result:?}");
+    let result = offline
+        .env("HF_HUB_OFFLINE", "1")
+        .output()
+        .expect("the program runs");
+    assert!(
+        String::from_utf8_lossy(&result.stderr).contains("offline"),
+        "{result:?}"
+    );
     let mut offline = home.command(&story);
-    assert!(offline.env("HF_HUB_OFFLINE", "1").output().expect("the program runs").status.success());
+    assert!(
+        offline
+            .env("HF_HUB_OFFLINE", "1")
+            .output()
+            .expect("the program runs")
+            .status
+            .success()
+    );
 
     home.json(&["rm", "2b4t", "--json"]);
     assert!(!home.repo().exists());
-    assert!(String::from_utf8(home.run(&["list"]).stdout).expect("UTF-8").starts_with("no models in"));
+    assert!(
+        String::from_utf8(home.run(&["list"]).stdout)
+            .expect("UTF-8")
+            .starts_with("no models in")
+    );
     assert_eq!(home.failure(&["rm", "2b4t"]).0, Some(1));
     assert_eq!(home.failure(&["pull", "../../etc"]).0, Some(2));
     let (code, message) = home.failure(&["pull", "no-short-name"]);
@@ -176,33 +263,62 @@ fn a_download_can_be_killed_at_any_moment() {
     let begin = Instant::now();
     home.json(&["pull", "2b4t", "--json"]);
     let whole = begin.elapsed();
-    let hash: String = Sha256::digest(model()).iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash: String = Sha256::digest(model())
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     let blob = home.repo().join("blobs").join(&hash);
-    let pointer = home.repo().join(format!("snapshots/{COMMIT}/ggml-model-i2_s.gguf"));
+    let pointer = home
+        .repo()
+        .join(format!("snapshots/{COMMIT}/ggml-model-i2_s.gguf"));
     let mut unfinished = 0;
     for signal in ["-KILL", "-INT"] {
         std::fs::remove_dir_all(home.repo()).expect("it was there");
         for moment in 0..20 {
-            let mut child = home.command(&["pull", "2b4t"]).spawn().expect("the program starts");
+            let mut child = home
+                .command(&["pull", "2b4t"])
+                .spawn()
+                .expect("the program starts");
             std::thread::sleep(whole * moment / 20);
             // It may have ended by itself.
-            let _ = Command::new("kill").args([signal, &child.id().to_string()]).stderr(Stdio::null()).status();
+            let _ = Command::new("kill")
+                .args([signal, &child.id().to_string()])
+                .stderr(Stdio::null())
+                .status();
             let code = child.wait().expect("the program ends").code();
             for name in [&blob, &pointer] {
-                assert!(!name.exists() || std::fs::read(name).expect("a file") == model(), "{signal} at {moment}/20");
+                assert!(
+                    !name.exists() || std::fs::read(name).expect("a file") == model(),
+                    "{signal} at {moment}/20"
+                );
             }
             if pointer.exists() {
-                // Every run goes on where the last one was, so that they all come to an end: begin anew.
+                // Every run goes on where the last one was, so that they all come to an end: begin
+                // anew.
                 std::fs::remove_dir_all(home.repo()).expect("it was there");
             } else {
                 unfinished += 1;
-                assert!(matches!((signal, code), ("-KILL", None) | ("-INT", Some(130) | None)), "{signal}: {code:?}");
+                assert!(
+                    matches!((signal, code), ("-KILL", None) | ("-INT", Some(130) | None)),
+                    "{signal}: {code:?}"
+                );
             }
         }
         home.json(&["pull", "2b4t", "--json"]);
-        assert!(std::fs::read(&pointer).expect("the file") == model(), "after {signal}");
+        assert!(
+            std::fs::read(&pointer).expect("the file") == model(),
+            "after {signal}"
+        );
         assert!(!blob.with_extension("incomplete").exists());
     }
-    let resumed = starts.lock().expect("the log").iter().filter(|start| **start > 0).count();
-    assert!(unfinished >= 10 && resumed >= 5, "{unfinished} of 40 were interrupted, {resumed} downloads went on");
+    let resumed = starts
+        .lock()
+        .expect("the log")
+        .iter()
+        .filter(|start| **start > 0)
+        .count();
+    assert!(
+        unfinished >= 10 && resumed >= 5,
+        "{unfinished} of 40 were interrupted, {resumed} downloads went on"
+    );
 }

@@ -1,7 +1,9 @@
-//! The house rules that a compiler does not check: what lies where, who may use whom, which words are not written.
+//! The house rules that a compiler does not check: what lies where, who may use whom, which words
+//! are not written.
 //!
-//! Each rule is a function from sources to complaints, run over the whole tree by a test named for what must hold; the
-//! tests in `rules` show on small inputs that it can fail. A complaint says where, and what to do.
+//! Each rule is a function from sources to complaints, run over the whole tree by a test named for
+//! what must hold; the tests in `rules` show on small inputs that it can fail. A complaint says
+//! where, and what to do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -33,15 +35,18 @@ const ROOT: &[&str] = &[
     "xtask",
 ];
 
-/// The crates, each with those of ours that its code may use (its tests may use any). `xtask` and `fuzz` use what they
-/// like, and nothing uses them.
+/// The crates, each with those of ours that its code may use (its tests may use any). `xtask` and
+/// `fuzz` use what they like, and nothing uses them.
 const ARROWS: &[(&str, &[&str])] = &[
     ("bitnet-kernels", &[]),
     ("bitnet-quantization", &["bitnet-kernels"]),
     ("bitnet-models", &["bitnet-kernels", "bitnet-quantization"]),
     ("bitnet-tokenizers", &[]),
     ("bitnet-hub", &[]),
-    ("bitnet-inference", &["bitnet-kernels", "bitnet-models", "bitnet-tokenizers"]),
+    (
+        "bitnet-inference",
+        &["bitnet-kernels", "bitnet-models", "bitnet-tokenizers"],
+    ),
     ("bitnet-server", &["bitnet-inference", "bitnet-tokenizers"]),
     (
         "bitnet-cli",
@@ -131,7 +136,13 @@ impl Source {
             }
             Err(error) => Err(error.to_string()),
         };
-        Self { file: File { path: path.to_owned(), text: text.to_owned() }, words }
+        Self {
+            file: File {
+                path: path.to_owned(),
+                text: text.to_owned(),
+            },
+            words,
+        }
     }
 
     fn words(&self) -> &[Word] {
@@ -140,7 +151,9 @@ impl Source {
 
     /// The words that are built into the program: those before the unit tests, which come last.
     fn program_words(&self) -> &[Word] {
-        let tests = self.sequences(&["#", "[", "cfg", "(", "test", ")", "]", "mod"]).next();
+        let tests = self
+            .sequences(&["#", "[", "cfg", "(", "test", ")", "]", "mod"])
+            .next();
         &self.words()[..tests.unwrap_or(self.words().len())]
     }
 
@@ -148,17 +161,26 @@ impl Source {
     fn sequences<'a>(&'a self, sequence: &'a [&str]) -> impl Iterator<Item = usize> + 'a {
         let words = self.words().windows(sequence.len()).enumerate();
         words
-            .filter(move |(_, words)| words.iter().zip(sequence).all(|(word, text)| word.text == *text))
+            .filter(move |(_, words)| {
+                words
+                    .iter()
+                    .zip(sequence)
+                    .all(|(word, text)| word.text == *text)
+            })
             .map(|(at, _)| at)
     }
 
     /// The words of each `#[…]` and `#![…]`, brackets excluded.
     fn attributes(&self) -> impl Iterator<Item = &[Word]> {
         let words = self.words();
-        words.iter().enumerate().filter(|(_, word)| word.text == "#").filter_map(|(at, _)| {
-            let open = at + 1 + usize::from(words.get(at + 1)?.text == "!");
-            (words.get(open)?.text == "[").then(|| &words[open + 1..closing(words, open)])
-        })
+        words
+            .iter()
+            .enumerate()
+            .filter(|(_, word)| word.text == "#")
+            .filter_map(|(at, _)| {
+                let open = at + 1 + usize::from(words.get(at + 1)?.text == "!");
+                (words.get(open)?.text == "[").then(|| &words[open + 1..closing(words, open)])
+            })
     }
 
     fn at(&self, word: &Word) -> String {
@@ -177,11 +199,20 @@ fn flatten(tokens: TokenStream, words: &mut Vec<Word>) {
                     Delimiter::Bracket => ("[", "]"),
                     Delimiter::None => ("", ""),
                 };
-                words.push(Word { text: open.to_owned(), line });
+                words.push(Word {
+                    text: open.to_owned(),
+                    line,
+                });
                 flatten(group.stream(), words);
-                words.push(Word { text: close.to_owned(), line: group.span_close().start().line });
+                words.push(Word {
+                    text: close.to_owned(),
+                    line: group.span_close().start().line,
+                });
             }
-            token => words.push(Word { text: token.to_string(), line }),
+            token => words.push(Word {
+                text: token.to_string(),
+                line,
+            }),
         }
     }
 }
@@ -212,9 +243,18 @@ struct Tree {
 
 static TREE: LazyLock<Tree> = LazyLock::new(|| {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let gitignore = std::fs::read_to_string(root.join(".gitignore")).expect(".gitignore can be read");
-    let ignored: Vec<_> = gitignore.lines().map(|line| line.trim_matches('/').to_owned()).collect();
-    let mut tree = Tree { sources: vec![], manifests: vec![], root_entries: list(&root), ignored };
+    let gitignore =
+        std::fs::read_to_string(root.join(".gitignore")).expect(".gitignore can be read");
+    let ignored: Vec<_> = gitignore
+        .lines()
+        .map(|line| line.trim_matches('/').to_owned())
+        .collect();
+    let mut tree = Tree {
+        sources: vec![],
+        manifests: vec![],
+        root_entries: list(&root),
+        ignored,
+    };
     read(&mut tree, &root, "");
     tree
 });
@@ -222,7 +262,9 @@ static TREE: LazyLock<Tree> = LazyLock::new(|| {
 fn list(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).expect("the folder can be listed");
     let name = |entry: std::io::Result<std::fs::DirEntry>| entry.expect("an entry").file_name();
-    let mut names: Vec<_> = entries.map(|entry| name(entry).into_string().expect("a name in UTF-8")).collect();
+    let mut names: Vec<_> = entries
+        .map(|entry| name(entry).into_string().expect("a name in UTF-8"))
+        .collect();
     names.sort();
     names
 }
@@ -250,22 +292,44 @@ fn read(tree: &mut Tree, folder: &Path, prefix: &str) {
 fn root_holds_only_what_is_listed(entries: &[String], ignored: &[String]) -> Vec<String> {
     let known = |entry: &&String| ROOT.contains(&&***entry) || ignored.contains(entry);
     let stray = entries.iter().filter(|entry| !known(entry));
-    stray.map(|entry| format!("{entry}: move it into a folder, or list it in ROOT of tests/tidy.rs")).collect()
+    stray
+        .map(|entry| format!("{entry}: move it into a folder, or list it in ROOT of tests/tidy.rs"))
+        .collect()
 }
 
 fn every_file_is_rust(sources: &[Source]) -> Vec<String> {
-    let error = |source: &Source| source.words.as_ref().err().map(|error| format!("{}: {error}", source.file.path));
+    let error = |source: &Source| {
+        source
+            .words
+            .as_ref()
+            .err()
+            .map(|error| format!("{}: {error}", source.file.path))
+    };
     sources.iter().filter_map(error).collect()
 }
 
 fn every_file_says_what_it_is_for(sources: &[Source]) -> Vec<String> {
-    let bare = sources.iter().filter(|source| !source.file.text.starts_with("//!"));
-    bare.map(|source| format!("{}: begin it with `//!` and what it is for", source.file.path)).collect()
+    let bare = sources
+        .iter()
+        .filter(|source| !source.file.text.starts_with("//!"));
+    bare.map(|source| {
+        format!(
+            "{}: begin it with `//!` and what it is for",
+            source.file.path
+        )
+    })
+    .collect()
 }
 
 fn every_file_is_reached(sources: &[Source], manifests: &[File]) -> Vec<String> {
-    let by_path: BTreeMap<_, _> = sources.iter().map(|source| (&*source.file.path, source)).collect();
-    let roots: BTreeSet<String> = manifests.iter().flat_map(|manifest| crate_roots(manifest, sources)).collect();
+    let by_path: BTreeMap<_, _> = sources
+        .iter()
+        .map(|source| (&*source.file.path, source))
+        .collect();
+    let roots: BTreeSet<String> = manifests
+        .iter()
+        .flat_map(|manifest| crate_roots(manifest, sources))
+        .collect();
     let mut reached = BTreeSet::new();
     let mut open: Vec<String> = roots.iter().cloned().collect();
     while let Some(path) = open.pop() {
@@ -276,32 +340,50 @@ fn every_file_is_reached(sources: &[Source], manifests: &[File]) -> Vec<String> 
         }
     }
     let lost = by_path.keys().filter(|path| !reached.contains(**path));
-    lost.map(|path| format!("{path}: no crate root reaches it: add a `mod` or a `path` in Cargo.toml, or delete it"))
-        .collect()
+    lost.map(|path| {
+        format!(
+            "{path}: no crate root reaches it: add a `mod` or a `path` in Cargo.toml, or delete it"
+        )
+    })
+    .collect()
 }
 
 /// The roots that Cargo finds in a package by itself, and those that the manifest names.
 fn crate_roots(manifest: &File, sources: &[Source]) -> Vec<String> {
-    let package = manifest.path.strip_suffix("Cargo.toml").expect("a manifest's path");
-    let found = sources.iter().map(|source| &source.file.path).filter(|path| {
-        let inside = path.strip_prefix(package).filter(|_| !package.is_empty());
-        let parts: Vec<_> = inside.into_iter().flat_map(|inside| inside.split('/')).collect();
-        matches!(
-            parts[..],
-            ["build.rs"]
-                | ["src", "lib.rs" | "main.rs"]
-                | ["src", "bin", _]
-                | ["src", "bin", _, "main.rs"]
-                | ["tests" | "benches" | "examples", _]
-                | ["tests" | "benches" | "examples", _, "main.rs"]
-        )
-    });
+    let package = manifest
+        .path
+        .strip_suffix("Cargo.toml")
+        .expect("a manifest's path");
+    let found = sources
+        .iter()
+        .map(|source| &source.file.path)
+        .filter(|path| {
+            let inside = path.strip_prefix(package).filter(|_| !package.is_empty());
+            let parts: Vec<_> = inside
+                .into_iter()
+                .flat_map(|inside| inside.split('/'))
+                .collect();
+            matches!(
+                parts[..],
+                ["build.rs"]
+                    | ["src", "lib.rs" | "main.rs"]
+                    | ["src", "bin", _]
+                    | ["src", "bin", _, "main.rs"]
+                    | ["tests" | "benches" | "examples", _]
+                    | ["tests" | "benches" | "examples", _, "main.rs"]
+            )
+        });
     let mut target = false;
     let named = manifest.text.lines().filter_map(|line| {
         if line.starts_with('[') {
-            target = ["[lib]", "[[bin]]", "[[test]]", "[[bench]]", "[[example]]"].contains(&line.trim());
+            target =
+                ["[lib]", "[[bin]]", "[[test]]", "[[bench]]", "[[example]]"].contains(&line.trim());
         }
-        let path = line.strip_prefix("path = \"").filter(|_| target)?.split('"').next()?;
+        let path = line
+            .strip_prefix("path = \"")
+            .filter(|_| target)?
+            .split('"')
+            .next()?;
         Some(joined(package, path))
     });
     found.cloned().chain(named).collect()
@@ -321,7 +403,11 @@ fn joined(folder: &str, path: &str) -> String {
 
 /// The files that the `mod name;` of a file may mean.
 fn modules(source: &Source, is_root: bool) -> Vec<String> {
-    let (folder, name) = source.file.path.rsplit_once('/').unwrap_or(("", &source.file.path));
+    let (folder, name) = source
+        .file
+        .path
+        .rsplit_once('/')
+        .unwrap_or(("", &source.file.path));
     let home = match is_root || name == "mod.rs" {
         true => folder.to_owned(),
         false => source.file.path.trim_end_matches(".rs").to_owned(),
@@ -335,8 +421,10 @@ fn modules(source: &Source, is_root: bool) -> Vec<String> {
                 out.push(format!("{home}/{inside}{name}.rs"));
                 out.push(format!("{home}/{inside}{name}/mod.rs"));
                 // `#[path = "…"] mod name;`, from the file's folder.
-                if let ["path", "=", path, "]"] =
-                    source.words()[at.saturating_sub(4)..at].iter().map(|word| &*word.text).collect::<Vec<_>>()[..]
+                if let ["path", "=", path, "]"] = source.words()[at.saturating_sub(4)..at]
+                    .iter()
+                    .map(|word| &*word.text)
+                    .collect::<Vec<_>>()[..]
                 {
                     out.push(joined(folder, path.trim_matches('"')));
                 }
@@ -353,20 +441,28 @@ fn modules(source: &Source, is_root: bool) -> Vec<String> {
 }
 
 fn unsafe_code_is_in_listed_files(sources: &[Source]) -> Vec<String> {
-    let strangers = sources.iter().filter(|source| !UNSAFE.contains(&&*source.file.path));
+    let strangers = sources
+        .iter()
+        .filter(|source| !UNSAFE.contains(&&*source.file.path));
     let complaint = |(source, at): (&Source, usize)| {
         let at = source.at(&source.words()[at]);
         format!("{at}: do it in safe code, or in a file that UNSAFE of tests/tidy.rs lists")
     };
-    strangers.flat_map(|source| source.sequences(&["unsafe"]).map(move |at| (source, at))).map(complaint).collect()
+    strangers
+        .flat_map(|source| source.sequences(&["unsafe"]).map(move |at| (source, at)))
+        .map(complaint)
+        .collect()
 }
 
 fn unsafe_code_says_why_it_is_safe(sources: &[Source]) -> Vec<String> {
     let complaint = |source: &Source| {
-        let sites = source.sequences(&["unsafe", "{"]).count() + source.sequences(&["unsafe", "impl"]).count();
+        let sites = source.sequences(&["unsafe", "{"]).count()
+            + source.sequences(&["unsafe", "impl"]).count();
         let notes = source.file.text.matches("// SAFETY: ").count();
         let path = &source.file.path;
-        (notes < sites).then(|| format!("{path}: {sites} unsafe sites, {notes} notes: put a `// SAFETY: ` above each"))
+        (notes < sites).then(|| {
+            format!("{path}: {sites} unsafe sites, {notes} notes: put a `// SAFETY: ` above each")
+        })
     };
     sources.iter().filter_map(complaint).collect()
 }
@@ -376,15 +472,30 @@ fn nothing_is_left_undone(sources: &[Source]) -> Vec<String> {
     for source in sources {
         for name in ["todo", "unimplemented", "dbg"] {
             for at in source.sequences(&[name, "!"]) {
-                if source.words().get(at + 2).is_some_and(|word| ["(", "[", "{"].contains(&&*word.text)) {
-                    out.push(format!("{}: finish it, or take `{name}!` out", source.at(&source.words()[at])));
+                if source
+                    .words()
+                    .get(at + 2)
+                    .is_some_and(|word| ["(", "[", "{"].contains(&&*word.text))
+                {
+                    out.push(format!(
+                        "{}: finish it, or take `{name}!` out",
+                        source.at(&source.words()[at])
+                    ));
                 }
             }
         }
         for (index, line) in source.file.text.lines().enumerate() {
-            for mark in [concat!("FIX", "ME"), concat!("TO", "DO"), concat!("``", "`ignore")] {
+            for mark in [
+                concat!("FIX", "ME"),
+                concat!("TO", "DO"),
+                concat!("``", "`ignore"),
+            ] {
                 if line.contains(mark) {
-                    out.push(format!("{}:{}: do it now, or take `{mark}` out", source.file.path, index + 1));
+                    out.push(format!(
+                        "{}:{}: do it now, or take `{mark}` out",
+                        source.file.path,
+                        index + 1
+                    ));
                 }
             }
         }
@@ -395,10 +506,15 @@ fn nothing_is_left_undone(sources: &[Source]) -> Vec<String> {
 fn every_test_runs(sources: &[Source]) -> Vec<String> {
     let mut out = Vec::new();
     for source in sources {
-        let ignored = source.attributes().filter_map(|words| words.iter().find(|word| word.text == "ignore"));
-        out.extend(
-            ignored.map(|word| format!("{}: make the test fast or delete it, do not ignore it", source.at(word))),
-        );
+        let ignored = source
+            .attributes()
+            .filter_map(|words| words.iter().find(|word| word.text == "ignore"));
+        out.extend(ignored.map(|word| {
+            format!(
+                "{}: make the test fast or delete it, do not ignore it",
+                source.at(word)
+            )
+        }));
     }
     out
 }
@@ -407,11 +523,16 @@ fn every_silenced_lint_has_a_reason(sources: &[Source]) -> Vec<String> {
     let mut out = Vec::new();
     for source in sources {
         for attribute in source.attributes() {
-            let silences = attribute
-                .windows(2)
-                .find(|words| ["allow", "expect"].contains(&&*words[0].text) && words[1].text == "(");
-            if let Some([word, _]) = silences.filter(|_| !attribute.iter().any(|word| word.text == "reason")) {
-                out.push(format!("{}: write `#[expect(…, reason = \"…\")]`, or heed the lint", source.at(word)));
+            let silences = attribute.windows(2).find(|words| {
+                ["allow", "expect"].contains(&&*words[0].text) && words[1].text == "("
+            });
+            if let Some([word, _]) =
+                silences.filter(|_| !attribute.iter().any(|word| word.text == "reason"))
+            {
+                out.push(format!(
+                    "{}: write `#[expect(…, reason = \"…\")]`, or heed the lint",
+                    source.at(word)
+                ));
             }
         }
     }
@@ -422,15 +543,28 @@ fn only_programs_read_the_environment(sources: &[Source]) -> Vec<String> {
     let mut out = Vec::new();
     for source in sources {
         let path = &source.file.path;
-        let is_program = ["crates/bitnet-cli/", "xtask/", "fuzz/"].iter().any(|program| path.starts_with(program))
-            || path.split('/').any(|part| ["tests", "benches", "examples", "build.rs"].contains(&part));
+        let is_program = ["crates/bitnet-cli/", "xtask/", "fuzz/"]
+            .iter()
+            .any(|program| path.starts_with(program))
+            || path
+                .split('/')
+                .any(|part| ["tests", "benches", "examples", "build.rs"].contains(&part));
         for words in source.program_words().windows(4).filter(|_| !is_program) {
             let texts = [0, 1, 2, 3].map(|i| &*words[i].text);
             if matches!(
                 texts,
-                ["std", ":", ":", "env"] | ["env", ":", ":", "var" | "var_os" | "vars" | "args" | "args_os"]
+                ["std", ":", ":", "env"]
+                    | [
+                        "env",
+                        ":",
+                        ":",
+                        "var" | "var_os" | "vars" | "args" | "args_os"
+                    ]
             ) {
-                out.push(format!("{}: read it in the program and pass the value down", source.at(&words[0])));
+                out.push(format!(
+                    "{}: read it in the program and pass the value down",
+                    source.at(&words[0])
+                ));
             }
         }
     }
@@ -449,15 +583,25 @@ fn no_two_public_types_share_a_name(sources: &[Source]) -> Vec<String> {
         };
         for words in source.program_words().windows(3) {
             let kind = &*words[1].text;
-            if words[0].text == "pub" && ["struct", "enum", "union", "trait", "type"].contains(&kind) {
-                crates_of.entry(&words[2].text).or_default().insert(package, source.at(&words[2]));
+            if words[0].text == "pub"
+                && ["struct", "enum", "union", "trait", "type"].contains(&kind)
+            {
+                crates_of
+                    .entry(&words[2].text)
+                    .or_default()
+                    .insert(package, source.at(&words[2]));
             }
         }
     }
-    let clashes = crates_of.iter().filter(|(name, crates)| crates.len() > 1 && !SHARED_TYPES.contains(name));
+    let clashes = crates_of
+        .iter()
+        .filter(|(name, crates)| crates.len() > 1 && !SHARED_TYPES.contains(name));
     let complaint = |(name, crates): (&&str, &BTreeMap<&str, String>)| {
         let places: Vec<_> = crates.values().map(String::as_str).collect();
-        format!("{}: `{name}` means more than one thing: rename all but one", places.join(", "))
+        format!(
+            "{}: `{name}` means more than one thing: rename all but one",
+            places.join(", ")
+        )
     };
     clashes.map(complaint).collect()
 }
@@ -468,7 +612,8 @@ struct Dependency<'a> {
     /// `dev-dependencies`, for instance.
     section: &'a str,
     name: &'a str,
-    /// Whether a comment stands beside or above it, or is not needed: the crate is ours, or the workspace has the comment.
+    /// Whether a comment stands beside or above it, or is not needed: the crate is ours, or the
+    /// workspace has the comment.
     has_reason: bool,
 }
 
@@ -478,11 +623,21 @@ fn dependencies(manifest: &File) -> Vec<Dependency<'_>> {
         let line = line.trim();
         if open == 0 && line.starts_with('[') {
             section = line.trim_matches(['[', ']']);
-        } else if let (0, Some((key, value)), true) = (open, line.split_once('='), section.ends_with("dependencies")) {
+        } else if let (0, Some((key, value)), true) = (
+            open,
+            line.split_once('='),
+            section.ends_with("dependencies"),
+        ) {
             let name = key.trim().split('.').next().unwrap_or_default();
             let inherited = key.contains(".workspace") || value.contains("workspace = true");
-            let has_reason = comment_above || inherited || value.contains("# ") || value.contains("path = ");
-            out.push(Dependency { line: index + 1, section, name, has_reason });
+            let has_reason =
+                comment_above || inherited || value.contains("# ") || value.contains("path = ");
+            out.push(Dependency {
+                line: index + 1,
+                section,
+                name,
+                has_reason,
+            });
         }
         let code = line.split('#').next().unwrap_or_default();
         open += code.matches(['[', '{']).count();
@@ -495,11 +650,24 @@ fn dependencies(manifest: &File) -> Vec<Dependency<'_>> {
 fn every_dependency_has_a_reason(manifests: &[File]) -> Vec<String> {
     let mut out = Vec::new();
     for manifest in manifests {
-        for Dependency { line, name, .. } in dependencies(manifest).iter().filter(|dependency| !dependency.has_reason) {
-            out.push(format!("{}:{line}: say in a comment what {name} is for", manifest.path));
+        for Dependency { line, name, .. } in dependencies(manifest)
+            .iter()
+            .filter(|dependency| !dependency.has_reason)
+        {
+            out.push(format!(
+                "{}:{line}: say in a comment what {name} is for",
+                manifest.path
+            ));
         }
-        for line in manifest.text.lines().filter(|line| line.starts_with('[') && line.contains("dependencies.")) {
-            out.push(format!("{}: {line}: write the dependency on one line, with its reason", manifest.path));
+        for line in manifest
+            .text
+            .lines()
+            .filter(|line| line.starts_with('[') && line.contains("dependencies."))
+        {
+            out.push(format!(
+                "{}: {line}: write the dependency on one line, with its reason",
+                manifest.path
+            ));
         }
     }
     out
@@ -508,7 +676,10 @@ fn every_dependency_has_a_reason(manifests: &[File]) -> Vec<String> {
 fn the_arrows_hold(manifests: &[File]) -> Vec<String> {
     let mut out = Vec::new();
     for manifest in manifests {
-        let Some(package) = manifest.path.strip_prefix("crates/").and_then(|path| path.strip_suffix("/Cargo.toml"))
+        let Some(package) = manifest
+            .path
+            .strip_prefix("crates/")
+            .and_then(|path| path.strip_suffix("/Cargo.toml"))
         else {
             continue;
         };
@@ -519,23 +690,43 @@ fn the_arrows_hold(manifests: &[File]) -> Vec<String> {
             ));
             continue;
         };
-        for Dependency { line, section, name, .. } in dependencies(manifest) {
-            let ours = name.starts_with("bitnet-") && !section.contains("dev-dependencies") && !may_use.contains(&name);
+        for Dependency {
+            line,
+            section,
+            name,
+            ..
+        } in dependencies(manifest)
+        {
+            let ours = name.starts_with("bitnet-")
+                && !section.contains("dev-dependencies")
+                && !may_use.contains(&name);
             if ours || name == "xtask" {
                 let at = format!("{}:{line}", manifest.path);
-                out.push(format!("{at}: {package} may not use {name}: move the code to where the arrows allow it"));
+                out.push(format!(
+                    "{at}: {package} may not use {name}: move the code to where the arrows allow it"
+                ));
             }
         }
     }
     out
 }
 
-/// Cargo runs what has `harness = false` and, with the harness of its own, every library and program that does not say
-/// `bench = false`; that harness knows nothing of Criterion's arguments.
+/// Cargo runs what has `harness = false` and, with the harness of its own, every library and
+/// program that does not say `bench = false`; that harness knows nothing of Criterion's arguments.
 fn criterion_alone_benches(manifests: &[File]) -> Vec<String> {
-    let crates = manifests.iter().filter(|manifest| manifest.path.starts_with("crates/"));
-    let broken = crates.filter(|manifest| !manifest.text.lines().any(|line| line == "bench = false"));
-    broken.map(|manifest| format!("{}: say bench = false below [lib] or [[bin]]", manifest.path)).collect()
+    let crates = manifests
+        .iter()
+        .filter(|manifest| manifest.path.starts_with("crates/"));
+    let broken =
+        crates.filter(|manifest| !manifest.text.lines().any(|line| line == "bench = false"));
+    broken
+        .map(|manifest| {
+            format!(
+                "{}: say bench = false below [lib] or [[bin]]",
+                manifest.path
+            )
+        })
+        .collect()
 }
 
 // ---- the rules, held against the tree ----
@@ -547,12 +738,18 @@ fn assert_none(complaints: Vec<String>) {
 
 #[test]
 fn the_root_holds_only_what_is_listed() {
-    assert_none(root_holds_only_what_is_listed(&TREE.root_entries, &TREE.ignored));
+    assert_none(root_holds_only_what_is_listed(
+        &TREE.root_entries,
+        &TREE.ignored,
+    ));
 }
 
 #[test]
 fn every_rust_file_can_be_read() {
-    assert!(TREE.sources.len() > 50 && TREE.manifests.len() > 7, "the tree was not found");
+    assert!(
+        TREE.sources.len() > 50 && TREE.manifests.len() > 7,
+        "the tree was not found"
+    );
     assert_none(every_file_is_rust(&TREE.sources));
 }
 
@@ -631,30 +828,55 @@ mod rules {
         }
         for text in broken {
             let complaints = rule(&[Source::new(LIB, text)]);
-            assert!(complaints.len() == 1 && complaints[0].contains(LIB), "{text}: {complaints:?}");
+            assert!(
+                complaints.len() == 1 && complaints[0].contains(LIB),
+                "{text}: {complaints:?}"
+            );
         }
     }
 
     #[track_caller]
     fn check_manifest(rule: fn(&[File]) -> Vec<String>, kept: &[&str], broken: &[&str]) {
-        let complaints = |text: &str| rule(&[File { path: MANIFEST.to_owned(), text: text.to_owned() }]);
-        kept.iter().for_each(|text| assert_eq!(complaints(text), [""; 0], "{text}"));
-        broken.iter().for_each(|text| assert_eq!(complaints(text).len(), 1, "{text}"));
+        let complaints = |text: &str| {
+            rule(&[File {
+                path: MANIFEST.to_owned(),
+                text: text.to_owned(),
+            }])
+        };
+        kept.iter()
+            .for_each(|text| assert_eq!(complaints(text), [""; 0], "{text}"));
+        broken
+            .iter()
+            .for_each(|text| assert_eq!(complaints(text).len(), 1, "{text}"));
     }
 
     /// The files that no crate root reaches.
     fn lost(files: &[(&str, &str)], manifest: &str) -> Vec<String> {
-        let sources: Vec<_> = files.iter().map(|(path, text)| Source::new(path, text)).collect();
-        let complaints =
-            every_file_is_reached(&sources, &[File { path: MANIFEST.to_owned(), text: manifest.to_owned() }]);
-        complaints.iter().map(|complaint| complaint.split(": ").next().unwrap_or_default().to_owned()).collect()
+        let sources: Vec<_> = files
+            .iter()
+            .map(|(path, text)| Source::new(path, text))
+            .collect();
+        let complaints = every_file_is_reached(
+            &sources,
+            &[File {
+                path: MANIFEST.to_owned(),
+                text: manifest.to_owned(),
+            }],
+        );
+        complaints
+            .iter()
+            .map(|complaint| complaint.split(": ").next().unwrap_or_default().to_owned())
+            .collect()
     }
 
     #[test]
     fn a_stray_root_entry_is_found() {
         let entries = ["README.md", "target", "notes.txt"].map(str::to_owned);
         let complaints = root_holds_only_what_is_listed(&entries, &["target".to_owned()]);
-        assert!(complaints.len() == 1 && complaints[0].starts_with("notes.txt: "), "{complaints:?}");
+        assert!(
+            complaints.len() == 1 && complaints[0].starts_with("notes.txt: "),
+            "{complaints:?}"
+        );
     }
 
     #[test]
@@ -664,69 +886,140 @@ mod rules {
 
     #[test]
     fn a_file_without_a_purpose_is_found() {
-        check(every_file_says_what_it_is_for, &["//! Tensors."], &["// Tensors.", "use a;\n//! Tensors.", ""]);
+        check(
+            every_file_says_what_it_is_for,
+            &["//! Tensors."],
+            &["// Tensors.", "use a;\n//! Tensors.", ""],
+        );
     }
 
     #[test]
     fn an_unreached_file_is_found() {
         let inside = |path: &'static str| format!("crates/bitnet-models/{path}");
-        let (a, b, c, test) =
-            (inside("src/a.rs"), inside("src/b/mod.rs"), inside("src/b/c/d.rs"), inside("tests/t.rs"));
-        let reached = [(LIB, "mod a; mod b;"), (&a, ""), (&b, "mod c { fn f() {} mod d; }"), (&c, ""), (&test, "")];
+        let (a, b, c, test) = (
+            inside("src/a.rs"),
+            inside("src/b/mod.rs"),
+            inside("src/b/c/d.rs"),
+            inside("tests/t.rs"),
+        );
+        let reached = [
+            (LIB, "mod a; mod b;"),
+            (&a, ""),
+            (&b, "mod c { fn f() {} mod d; }"),
+            (&c, ""),
+            (&test, ""),
+        ];
         assert_eq!(lost(&reached, ""), [""; 0]);
-        let cut = [(LIB, "mod a;"), (&a, "// mod b;"), (&b, "mod c { mod d; }"), (&c, ""), (&test, "")];
+        let cut = [
+            (LIB, "mod a;"),
+            (&a, "// mod b;"),
+            (&b, "mod c { mod d; }"),
+            (&c, ""),
+            (&test, ""),
+        ];
         assert_eq!(lost(&cut, ""), [&*c, &*b]);
-        let elsewhere =
-            [("tests/cli.rs", "#[path = \"data/x.rs\"] mod y;"), ("tests/data/x.rs", ""), ("tests/z.rs", "")];
+        let elsewhere = [
+            ("tests/cli.rs", "#[path = \"data/x.rs\"] mod y;"),
+            ("tests/data/x.rs", ""),
+            ("tests/z.rs", ""),
+        ];
         let manifest = "[[test]]\nname = \"cli\"\npath = \"../../tests/cli.rs\"\n";
         assert_eq!(lost(&elsewhere, manifest), ["tests/z.rs"]);
     }
 
     #[test]
     fn unsafe_code_in_another_file_is_found() {
-        let kept = ["#![forbid(unsafe_code)]", "// unsafe {}", "const A: &str = \"unsafe\";"];
-        check(unsafe_code_is_in_listed_files, &kept, &["fn f() { unsafe { g() } }", "unsafe impl Sync for A {}"]);
-        assert_eq!(unsafe_code_is_in_listed_files(&[Source::new(UNSAFE[0], "unsafe fn f() {}")]), [""; 0]);
+        let kept = [
+            "#![forbid(unsafe_code)]",
+            "// unsafe {}",
+            "const A: &str = \"unsafe\";",
+        ];
+        check(
+            unsafe_code_is_in_listed_files,
+            &kept,
+            &["fn f() { unsafe { g() } }", "unsafe impl Sync for A {}"],
+        );
+        assert_eq!(
+            unsafe_code_is_in_listed_files(&[Source::new(UNSAFE[0], "unsafe fn f() {}")]),
+            [""; 0]
+        );
     }
 
     #[test]
     fn an_unsafe_site_without_a_note_is_found() {
-        let kept = ["fn f() {\n// SAFETY: g is.\nunsafe { g() } }", "type F = unsafe fn();"];
-        let broken =
-            ["fn f() { unsafe { g() } }", "// SAFETY: one.\nunsafe impl Sync for A {}\nunsafe impl Send for A {}"];
+        let kept = [
+            "fn f() {\n// SAFETY: g is.\nunsafe { g() } }",
+            "type F = unsafe fn();",
+        ];
+        let broken = [
+            "fn f() { unsafe { g() } }",
+            "// SAFETY: one.\nunsafe impl Sync for A {}\nunsafe impl Send for A {}",
+        ];
         check(unsafe_code_says_why_it_is_safe, &kept, &broken);
     }
 
     #[test]
     fn unfinished_work_is_found() {
-        let kept = ["fn f() -> bool { todo != 1 }", "const A: &str = \"dbg!(x)\";", "// todo!() is not written"];
-        let marks = [concat!("// FIX", "ME later"), concat!("//! TO", "DO"), concat!("/// ``", "`ignore")];
+        let kept = [
+            "fn f() -> bool { todo != 1 }",
+            "const A: &str = \"dbg!(x)\";",
+            "// todo!() is not written",
+        ];
+        let marks = [
+            concat!("// FIX", "ME later"),
+            concat!("//! TO", "DO"),
+            concat!("/// ``", "`ignore"),
+        ];
         check(
             nothing_is_left_undone,
             &kept,
-            &["fn f() { todo!() }", "fn f() { unimplemented!(\"x\") }", "fn f() { dbg![x]; }"],
+            &[
+                "fn f() { todo!() }",
+                "fn f() { unimplemented!(\"x\") }",
+                "fn f() { dbg![x]; }",
+            ],
         );
         check(nothing_is_left_undone, &[], &marks);
     }
 
     #[test]
     fn an_ignored_test_is_found() {
-        let broken = ["#[test]\n#[ignore = \"slow\"]\nfn t() {}", "#[cfg_attr(debug_assertions, ignore)]\nfn t() {}"];
-        check(every_test_runs, &["#[test]\nfn ignore() {}", "/// `#[ignore]`\nfn t() {}"], &broken);
+        let broken = [
+            "#[test]\n#[ignore = \"slow\"]\nfn t() {}",
+            "#[cfg_attr(debug_assertions, ignore)]\nfn t() {}",
+        ];
+        check(
+            every_test_runs,
+            &["#[test]\nfn ignore() {}", "/// `#[ignore]`\nfn t() {}"],
+            &broken,
+        );
     }
 
     #[test]
     fn a_silenced_lint_is_found() {
-        let kept = ["#[expect(dead_code, reason = \"a C struct\")]\nstruct A;", "fn f() { x.expect(\"y\") }"];
-        let broken =
-            ["#[allow(dead_code)]\nstruct A;", "#![expect(unused)]", "#[cfg_attr(test, allow(unused))]\nfn f() {}"];
+        let kept = [
+            "#[expect(dead_code, reason = \"a C struct\")]\nstruct A;",
+            "fn f() { x.expect(\"y\") }",
+        ];
+        let broken = [
+            "#[allow(dead_code)]\nstruct A;",
+            "#![expect(unused)]",
+            "#[cfg_attr(test, allow(unused))]\nfn f() {}",
+        ];
         check(every_silenced_lint_has_a_reason, &kept, &broken);
     }
 
     #[test]
     fn a_library_that_reads_the_environment_is_found() {
-        let kept = ["const A: &str = env!(\"PATH\");", "fn f(env: u8) {}\n#[cfg(test)]\nmod tests { use std::env; }"];
-        let broken = ["use std::env;", "fn f() { std::env::temp_dir(); }", "fn f() { env::args(); }"];
+        let kept = [
+            "const A: &str = env!(\"PATH\");",
+            "fn f(env: u8) {}\n#[cfg(test)]\nmod tests { use std::env; }",
+        ];
+        let broken = [
+            "use std::env;",
+            "fn f() { std::env::temp_dir(); }",
+            "fn f() { env::args(); }",
+        ];
         check(only_programs_read_the_environment, &kept, &broken);
         let program = Source::new("crates/bitnet-cli/src/main.rs", broken[1]);
         assert_eq!(only_programs_read_the_environment(&[program]), [""; 0]);
@@ -741,9 +1034,11 @@ mod rules {
             ])
         };
         assert_eq!(twice("pub struct A;", "pub enum A {}").len(), 1);
-        for (first, second) in
-            [("pub enum Error {}", "pub enum Error {}"), ("pub struct A;", "struct A;"), ("pub struct A;", "")]
-        {
+        for (first, second) in [
+            ("pub enum Error {}", "pub enum Error {}"),
+            ("pub struct A;", "struct A;"),
+            ("pub struct A;", ""),
+        ] {
             assert_eq!(twice(first, second), [""; 0]);
         }
     }
@@ -774,15 +1069,19 @@ mod rules {
 
     #[test]
     fn an_arrow_against_the_map_is_found() {
-        let kept =
-            ["[dependencies]\nbitnet-kernels.workspace = true\n[dev-dependencies]\nbitnet-tokenizers.workspace = true"];
+        let kept = [
+            "[dependencies]\nbitnet-kernels.workspace = true\n[dev-dependencies]\nbitnet-tokenizers.workspace = true",
+        ];
         let broken = [
             "[dependencies]\nbitnet-inference.workspace = true",
             "[build-dependencies]\nbitnet-tokenizers = { path = \"../bitnet-tokenizers\" }",
             "[dev-dependencies]\nxtask = { path = \"../../xtask\" }",
         ];
         check_manifest(the_arrows_hold, &kept, &broken);
-        let stranger = File { path: "crates/bitnet-common/Cargo.toml".to_owned(), text: String::new() };
+        let stranger = File {
+            path: "crates/bitnet-common/Cargo.toml".to_owned(),
+            text: String::new(),
+        };
         assert_eq!(the_arrows_hold(&[stranger]).len(), 1);
     }
 }

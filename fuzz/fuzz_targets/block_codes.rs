@@ -1,5 +1,5 @@
-//! I2S-32 and QK256, whose codes go down to −2: any bytes are numbers or an error, and floats come back from being
-//! quantized again.
+//! I2S-32 and QK256, whose codes go down to −2: any bytes are numbers or an error, and floats come
+//! back from being quantized again.
 #![no_main]
 
 use bitnet_fuzz::{WEIGHTS_MAX, filled, floats, scaling, shape};
@@ -8,9 +8,14 @@ use bitnet_quantization::{Scaling, i2s_32, qk256};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
-    let Some((rows, cols, switches, bytes)) = shape(input) else { return };
+    let Some((rows, cols, switches, bytes)) = shape(input) else {
+        return;
+    };
     let (scaling, pool) = (scaling(switches, bytes), Pool::new(1));
-    let (Ok(small), Ok(large)) = (i2s_32::size_bytes(rows, cols), qk256::size_bytes(rows, cols)) else {
+    let (Ok(small), Ok(large)) = (
+        i2s_32::size_bytes(rows, cols),
+        qk256::size_bytes(rows, cols),
+    ) else {
         assert!(i2s_32::quantize(&[], rows, cols, scaling, &mut [], &pool).is_err());
         assert!(qk256::quantize(&[], rows, cols, scaling, &mut [], &pool).is_err());
         return;
@@ -22,7 +27,8 @@ fuzz_target!(|input: &[u8]| {
     if i2s_32::dequantize(&filled(bytes, small), rows, cols, &mut out, &pool).is_ok() {
         assert!(out.iter().all(|x| x.is_finite()));
     }
-    qk256::dequantize(&filled(bytes, large), 0.5, rows, cols, &mut out, &pool).expect("any codes are weights");
+    qk256::dequantize(&filled(bytes, large), 0.5, rows, cols, &mut out, &pool)
+        .expect("any codes are weights");
     assert!(out.iter().all(|x| [-1.0, -0.5, 0.0, 0.5].contains(x)));
 
     let weights = floats(bytes, rows * cols);
@@ -42,7 +48,11 @@ fuzz_target!(|input: &[u8]| {
     try_again(&weights, scaling, through_qk256);
 });
 
-fn try_again(weights: &[f32], scaling: Scaling, through: impl Fn(&[f32], Scaling) -> Option<Vec<f32>>) {
+fn try_again(
+    weights: &[f32],
+    scaling: Scaling,
+    through: impl Fn(&[f32], Scaling) -> Option<Vec<f32>>,
+) {
     let there_and_back = through(weights, scaling);
     assert!(there_and_back.is_none() || weights.iter().all(|w| w.is_finite()));
     // −2 is only used where a scale is given.

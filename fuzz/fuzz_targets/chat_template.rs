@@ -1,6 +1,7 @@
 //! A chat template in Jinja: it ends, in bounds, and what it renders becomes tokens.
 //!
-//! An input is the template and the contents of the messages, with NUL between them; users and assistant take turns.
+//! An input is the template and the contents of the messages, with NUL between them; users and
+//! assistant take turns.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -11,7 +12,10 @@ use libfuzzer_sys::fuzz_target;
 static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
     let bytes = (0..=255).map(|byte| (format!("<0x{byte:02X}>"), 6));
     let control = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"].map(|text| (text.to_owned(), 3));
-    let (tokens, token_types) = bytes.chain(control).map(|(text, kind)| (text.into(), kind)).unzip();
+    let (tokens, token_types) = bytes
+        .chain(control)
+        .map(|(text, kind)| (text.into(), kind))
+        .unzip();
     let spec = TokenizerSpec {
         model: "llama".into(),
         tokens,
@@ -35,12 +39,15 @@ fuzz_target!(init: forgive_minijinja(), |input: &str| {
     }
 });
 
-/// A panic inside minijinja may unwind to whoever called it; the fuzzer's own hook aborts at every panic. What nobody
-/// catches still counts as a crash.
+/// A panic inside minijinja may unwind to whoever called it; the fuzzer's own hook aborts at every
+/// panic. What nobody catches still counts as a crash.
 fn forgive_minijinja() {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        if !info.location().is_some_and(|location| location.file().contains("/minijinja-")) {
+        if !info
+            .location()
+            .is_some_and(|location| location.file().contains("/minijinja-"))
+        {
             hook(info);
         }
     }));

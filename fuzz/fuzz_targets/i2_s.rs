@@ -7,5 +7,9 @@ use bitnet_quantization::i2_s::Form;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
-    try_format(input, |_, _, switches| Some(TernaryFormat::I2_S(Form::ALL[usize::from(switches >> 4) % 3])));
+    try_format(input, |_, _, switches| {
+        Some(TernaryFormat::I2_S(
+            Form::ALL[usize::from(switches >> 4) % 3],
+        ))
+    });
 });

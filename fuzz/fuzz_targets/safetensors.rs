@@ -21,13 +21,17 @@ static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
 });
 
 fuzz_target!(|input: &[u8]| {
-    let Some(end) = input.iter().position(|&byte| byte == 0) else { return };
+    let Some(end) = input.iter().position(|&byte| byte == 0) else {
+        return;
+    };
     fs::write(FOLDER.join("config.json"), &input[..end]).expect("config.json is written");
     // A new file, for the last one may still be mapped.
     let weights = FOLDER.join("model.safetensors");
     drop(fs::remove_file(&weights));
     fs::write(weights, &input[end + 1..]).expect("model.safetensors is written");
-    let Ok(checkpoint) = Checkpoint::open(&FOLDER) else { return };
+    let Ok(checkpoint) = Checkpoint::open(&FOLDER) else {
+        return;
+    };
     for tensor in checkpoint.tensors() {
         black_box((format!("{tensor:?}"), tensor.num_bytes));
     }

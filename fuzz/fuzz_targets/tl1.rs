@@ -13,6 +13,10 @@ fuzz_target!(|input: &[u8]| {
             block_cols: 32 << (switches >> 6 & 1),
             inner_rows: 8 << (switches >> 4 & 3),
         };
-        Some(TernaryFormat::TL1(if switches >> 7 == 0 { Tile::choose(rows, cols)? } else { any }))
+        Some(TernaryFormat::TL1(if switches >> 7 == 0 {
+            Tile::choose(rows, cols)?
+        } else {
+            any
+        }))
     });
 });

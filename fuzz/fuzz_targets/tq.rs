@@ -7,6 +7,14 @@ use bitnet_quantization::tq::Kind;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
-    let kind = |switches: u8| if switches >> 7 == 0 { Kind::TQ1_0 } else { Kind::TQ2_0 };
-    try_format(input, |_, _, switches| Some(TernaryFormat::TQ(kind(switches))));
+    let kind = |switches: u8| {
+        if switches >> 7 == 0 {
+            Kind::TQ1_0
+        } else {
+            Kind::TQ2_0
+        }
+    };
+    try_format(input, |_, _, switches| {
+        Some(TernaryFormat::TQ(kind(switches)))
+    });
 });

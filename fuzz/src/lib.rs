@@ -1,8 +1,9 @@
-//! What the targets of the ternary formats have in common: bytes to weights and back, floats to bytes and back.
+//! What the targets of the ternary formats have in common: bytes to weights and back, floats to
+//! bytes and back.
 //!
-//! An input is two numbers for the shape, one of switches, then the bytes of the tensor, or of the floats. Whatever
-//! shape and bytes are: an error, or weights −1, 0, 1 that come back from being packed again, and floats that come back
-//! from being quantized again.
+//! An input is two numbers for the shape, one of switches, then the bytes of the tensor, or of the
+//! floats. Whatever shape and bytes are: an error, or weights −1, 0, 1 that come back from being
+//! packed again, and floats that come back from being quantized again.
 
 use bitnet_kernels::Pool;
 use bitnet_quantization::{Scaling, TernaryFormat};
@@ -12,7 +13,9 @@ pub const WEIGHTS_MAX: usize = 1 << 15;
 
 /// The shape that an input asks for, its switches, and its bytes.
 pub fn shape(input: &[u8]) -> Option<(usize, usize, u8, &[u8])> {
-    let [rows, cols, switches, bytes @ ..] = input else { return None };
+    let [rows, cols, switches, bytes @ ..] = input else {
+        return None;
+    };
     let (rows, cols) = (usize::from(*rows), usize::from(*cols));
     // Most formats hold no odd shapes, and all must refuse the ones beyond memory.
     Some(match switches & 3 {
@@ -34,23 +37,48 @@ pub fn scaling(switches: u8, bytes: &[u8]) -> Scaling {
 
 /// The bytes, over and over, up to the length.
 pub fn filled(bytes: &[u8], len: usize) -> Vec<u8> {
-    bytes.iter().copied().chain(std::iter::repeat_n(0x55, usize::from(bytes.is_empty()))).cycle().take(len).collect()
+    bytes
+        .iter()
+        .copied()
+        .chain(std::iter::repeat_n(0x55, usize::from(bytes.is_empty())))
+        .cycle()
+        .take(len)
+        .collect()
 }
 
 /// The bytes as floats, over and over.
 pub fn floats(bytes: &[u8], len: usize) -> Vec<f32> {
     let bytes = filled(bytes, bytes.len().next_multiple_of(4).max(4));
-    bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).cycle().take(len).collect()
+    bytes
+        .as_chunks()
+        .0
+        .iter()
+        .map(|bytes| f32::from_le_bytes(*bytes))
+        .cycle()
+        .take(len)
+        .collect()
 }
 
 /// Tries a format on an input; `format` may depend on the shape and the switches.
 pub fn try_format(input: &[u8], format: impl Fn(usize, usize, u8) -> Option<TernaryFormat>) {
-    let Some((rows, cols, switches, bytes)) = shape(input) else { return };
-    let Some(format) = format(rows, cols, switches) else { return };
+    let Some((rows, cols, switches, bytes)) = shape(input) else {
+        return;
+    };
+    let Some(format) = format(rows, cols, switches) else {
+        return;
+    };
     let (scaling, pool) = (scaling(switches, bytes), Pool::new(1));
     let Ok(size) = format.size_bytes(rows, cols) else {
-        assert!(format.unpack_rows(bytes, rows, cols, 0..1, &mut []).is_err());
-        assert!(format.quantize(&[], rows, cols, scaling, &mut [], &pool).is_err());
+        assert!(
+            format
+                .unpack_rows(bytes, rows, cols, 0..1, &mut [])
+                .is_err()
+        );
+        assert!(
+            format
+                .quantize(&[], rows, cols, scaling, &mut [], &pool)
+                .is_err()
+        );
         return;
     };
     if rows * cols > WEIGHTS_MAX {
@@ -59,30 +87,54 @@ pub fn try_format(input: &[u8], format: impl Fn(usize, usize, u8) -> Option<Tern
     // As they are: too long or too short, but for rare luck.
     drop(format.unpack_rows(bytes, rows, cols, 0..rows, &mut vec![0; rows * cols]));
     unpack_and_pack(format, &filled(bytes, size), rows, cols, &pool);
-    quantize_and_dequantize(format, &floats(bytes, rows * cols), rows, cols, scaling, &pool);
+    quantize_and_dequantize(
+        format,
+        &floats(bytes, rows * cols),
+        rows,
+        cols,
+        scaling,
+        &pool,
+    );
 }
 
 fn unpack_and_pack(format: TernaryFormat, bytes: &[u8], rows: usize, cols: usize, pool: &Pool) {
     let mut weights = vec![9; rows * cols];
-    if format.unpack_rows(bytes, rows, cols, 0..rows, &mut weights).is_err() {
+    if format
+        .unpack_rows(bytes, rows, cols, 0..rows, &mut weights)
+        .is_err()
+    {
         return;
     }
     assert!(weights.iter().all(|w| (-1..=1).contains(w)));
     let range = rows / 3..rows - rows / 4;
     let mut some = vec![9; range.len() * cols];
-    format.unpack_rows(bytes, rows, cols, range.clone(), &mut some).expect("rows of a sound tensor");
+    format
+        .unpack_rows(bytes, rows, cols, range.clone(), &mut some)
+        .expect("rows of a sound tensor");
     assert!(some == weights[range.start * cols..range.end * cols]);
 
-    let scale = format.scale(bytes, rows, cols).ok().flatten().unwrap_or(0.5);
+    let scale = format
+        .scale(bytes, rows, cols)
+        .ok()
+        .flatten()
+        .unwrap_or(0.5);
     let mut packed = vec![0; bytes.len()];
-    if format.pack(&weights, rows, cols, scale, &mut packed).is_err() {
+    if format
+        .pack(&weights, rows, cols, scale, &mut packed)
+        .is_err()
+    {
         return;
     }
     let mut again = vec![9; rows * cols];
-    format.unpack_rows(&packed, rows, cols, 0..rows, &mut again).expect("packed by us");
+    format
+        .unpack_rows(&packed, rows, cols, 0..rows, &mut again)
+        .expect("packed by us");
     assert!(again == weights);
     let mut floats = vec![f32::NAN; rows * cols];
-    if format.dequantize_rows(bytes, 1.0, (rows, cols), 0..rows, &mut floats, pool).is_ok() {
+    if format
+        .dequantize_rows(bytes, 1.0, (rows, cols), 0..rows, &mut floats, pool)
+        .is_ok()
+    {
         assert!(floats.iter().all(|x| x.is_finite()));
     }
 }
@@ -97,12 +149,20 @@ fn quantize_and_dequantize(
 ) {
     let there_and_back = |weights: &[f32], scaling| {
         let mut bytes = vec![0xa5; format.size_bytes(rows, cols).ok()?];
-        let scale = format.quantize(weights, rows, cols, scaling, &mut bytes, pool).ok()?;
+        let scale = format
+            .quantize(weights, rows, cols, scaling, &mut bytes, pool)
+            .ok()?;
         assert!(scale.is_finite() && scale >= 0.0);
-        let outer = if format == TernaryFormat::HfPacked { scale } else { 1.0 };
+        let outer = if format == TernaryFormat::HfPacked {
+            scale
+        } else {
+            1.0
+        };
         let mut out = vec![f32::NAN; weights.len()];
         let range = 0..rows;
-        format.dequantize_rows(&bytes, outer, (rows, cols), range, &mut out, pool).expect("quantized by us");
+        format
+            .dequantize_rows(&bytes, outer, (rows, cols), range, &mut out, pool)
+            .expect("quantized by us");
         assert!(out.iter().all(|x| x.is_finite()));
         Some(out)
     };

@@ -11,7 +11,10 @@ const COMPLETIONS: &str = "/v1/completions";
 
 fn text(answer: &Value) -> &str {
     let choice = &answer["choices"][0];
-    choice["text"].as_str().or_else(|| choice["message"]["content"].as_str()).expect("a text")
+    choice["text"]
+        .as_str()
+        .or_else(|| choice["message"]["content"].as_str())
+        .expect("a text")
 }
 
 #[test]
@@ -20,10 +23,17 @@ fn a_chat_is_the_same_whole_and_in_pieces() {
     let whole = server.answer(CHAT, &chat("Once upon a time", json!({})));
     assert_eq!(whole["object"], "chat.completion");
     assert_eq!(whole["model"], "stories");
-    assert!(whole["id"].as_str().is_some_and(|id| id.starts_with("chatcmpl-")));
+    assert!(
+        whole["id"]
+            .as_str()
+            .is_some_and(|id| id.starts_with("chatcmpl-"))
+    );
     let choice = &whole["choices"][0];
     assert_eq!(choice["message"]["role"], "assistant");
-    assert_eq!((&choice["index"], &choice["finish_reason"]), (&json!(0), &json!("length")));
+    assert_eq!(
+        (&choice["index"], &choice["finish_reason"]),
+        (&json!(0), &json!("length"))
+    );
     let usage = &whole["usage"];
     assert_eq!(usage["completion_tokens"], 24);
     let prompt_tokens = usage["prompt_tokens"].as_u64().expect("a number");
@@ -34,22 +44,55 @@ fn a_chat_is_the_same_whole_and_in_pieces() {
     assert_eq!(response.header("cache-control"), Some("no-cache"));
     let events = response.events();
     let (usage_chunk, chunks) = events.split_last().expect("chunks");
-    assert_eq!((&usage_chunk["choices"], &usage_chunk["usage"]["total_tokens"]), (&json!([]), &usage["total_tokens"]));
+    assert_eq!(
+        (
+            &usage_chunk["choices"],
+            &usage_chunk["usage"]["total_tokens"]
+        ),
+        (&json!([]), &usage["total_tokens"])
+    );
     for chunk in chunks {
         assert_eq!(chunk["object"], "chat.completion.chunk");
-        assert_eq!((&chunk["id"], &chunk["created"]), (&chunks[0]["id"], &chunks[0]["created"]));
-        assert!(chunk["usage"].is_null() && chunk.as_object().is_some_and(|chunk| chunk.contains_key("usage")));
+        assert_eq!(
+            (&chunk["id"], &chunk["created"]),
+            (&chunks[0]["id"], &chunks[0]["created"])
+        );
+        assert!(
+            chunk["usage"].is_null()
+                && chunk
+                    .as_object()
+                    .is_some_and(|chunk| chunk.contains_key("usage"))
+        );
     }
-    assert_eq!(chunks[0]["choices"][0]["delta"], json!({ "role": "assistant", "content": "" }));
+    assert_eq!(
+        chunks[0]["choices"][0]["delta"],
+        json!({ "role": "assistant", "content": "" })
+    );
     let last = &chunks.last().expect("a chunk")["choices"][0];
-    assert_eq!((&last["delta"], &last["finish_reason"]), (&json!({}), &json!("length")));
+    assert_eq!(
+        (&last["delta"], &last["finish_reason"]),
+        (&json!({}), &json!("length"))
+    );
     let middle = &chunks[1..chunks.len() - 1];
     assert!(middle.len() > 8, "the answer comes in pieces");
-    assert!(middle.iter().all(|chunk| chunk["choices"][0]["finish_reason"].is_null()));
-    let pieces = middle.iter().map(|chunk| chunk["choices"][0]["delta"]["content"].as_str().expect("a piece"));
+    assert!(
+        middle
+            .iter()
+            .all(|chunk| chunk["choices"][0]["finish_reason"].is_null())
+    );
+    let pieces = middle.iter().map(|chunk| {
+        chunk["choices"][0]["delta"]["content"]
+            .as_str()
+            .expect("a piece")
+    });
     assert_eq!(pieces.collect::<String>(), text(&whole));
-    let plain = server.post(CHAT, &chat("Once upon a time", json!({ "stream": true }))).events();
-    assert!(plain.iter().all(|chunk| chunk.get("usage").is_none()), "no usage unless it is asked for");
+    let plain = server
+        .post(CHAT, &chat("Once upon a time", json!({ "stream": true })))
+        .events();
+    assert!(
+        plain.iter().all(|chunk| chunk.get("usage").is_none()),
+        "no usage unless it is asked for"
+    );
     assert_eq!(plain.len(), chunks.len());
 }
 
@@ -70,14 +113,20 @@ fn a_completion_is_what_the_command_line_prints() {
     let tokens = &printed["prompt_tokens"];
     let both = completion(json!([tokens, tokens]), with(ask, json!({ "echo": true })));
     let both = server.answer(COMPLETIONS, &both);
-    let expected = format!("The little dog{}", printed["text"].as_str().expect("a text"));
+    let expected = format!(
+        "The little dog{}",
+        printed["text"].as_str().expect("a text")
+    );
     for index in 0..2 {
         assert_eq!(both["choices"][index]["index"], index);
         assert_eq!(both["choices"][index]["text"], expected);
     }
     assert_eq!(both["usage"]["completion_tokens"], 40);
     // Where nothing is said, an answer has 16 tokens.
-    let short = server.answer(COMPLETIONS, &json!({ "prompt": "The little dog", "ignore_eos": true }));
+    let short = server.answer(
+        COMPLETIONS,
+        &json!({ "prompt": "The little dog", "ignore_eos": true }),
+    );
     assert_eq!(short["usage"]["completion_tokens"], 16);
 }
 
@@ -85,8 +134,14 @@ fn a_completion_is_what_the_command_line_prints() {
 fn a_streamed_completion_begins_with_what_it_echoes() {
     let server = Server::start(&[]);
     let ask = json!({ "n": 2, "echo": true });
-    let whole = server.answer(COMPLETIONS, &completion(json!(["A cat", "A dog"]), ask.clone()));
-    let stream = completion(json!(["A cat", "A dog"]), with(ask, json!({ "stream": true })));
+    let whole = server.answer(
+        COMPLETIONS,
+        &completion(json!(["A cat", "A dog"]), ask.clone()),
+    );
+    let stream = completion(
+        json!(["A cat", "A dog"]),
+        with(ask, json!({ "stream": true })),
+    );
     let mut texts = vec![String::new(); 4];
     let mut reasons = vec![Value::Null; 4];
     for chunk in server.post(COMPLETIONS, &stream).events() {
@@ -99,7 +154,10 @@ fn a_streamed_completion_begins_with_what_it_echoes() {
     for (index, (text, reason)) in texts.iter().zip(&reasons).enumerate() {
         assert!(text.starts_with(["A cat", "A dog"][index / 2]), "{text}");
         assert_eq!(
-            (&whole["choices"][index]["text"], &whole["choices"][index]["finish_reason"]),
+            (
+                &whole["choices"][index]["text"],
+                &whole["choices"][index]["finish_reason"]
+            ),
             (&json!(text), reason)
         );
     }
@@ -109,15 +167,29 @@ fn a_streamed_completion_begins_with_what_it_echoes() {
 fn answer_i_is_what_seed_plus_i_gets() {
     let server = Server::start(&[]);
     let four = server.answer(CHAT, &chat("Lily found", json!({ "n": 4, "seed": 100 })));
-    let texts: Vec<&str> =
-        (0..4).map(|index| four["choices"][index]["message"]["content"].as_str().expect("a text")).collect();
+    let texts: Vec<&str> = (0..4)
+        .map(|index| {
+            four["choices"][index]["message"]["content"]
+                .as_str()
+                .expect("a text")
+        })
+        .collect();
     for (index, expected) in texts.iter().enumerate() {
         let one = server.answer(CHAT, &chat("Lily found", json!({ "seed": 100 + index })));
         assert_eq!(text(&one), *expected);
     }
     assert!(texts.iter().any(|text| *text != texts[0]));
-    let random = || server.answer(CHAT, &chat("Lily found", json!({ "seed": null, "max_tokens": 40 })));
-    assert_ne!(text(&random()), text(&random()), "without a seed it is another story each time");
+    let random = || {
+        server.answer(
+            CHAT,
+            &chat("Lily found", json!({ "seed": null, "max_tokens": 40 })),
+        )
+    };
+    assert_ne!(
+        text(&random()),
+        text(&random()),
+        "without a seed it is another story each time"
+    );
 }
 
 #[test]
@@ -125,15 +197,27 @@ fn an_answer_is_the_same_to_the_bit_alone_and_among_others() {
     // Room for a few of the sequences only, so that some are preempted on their way.
     let server = Server::start(&["--ctx-size", "256", "--kv-memory", "3M"]);
     let ask = json!({ "logprobs": true, "top_logprobs": 5, "temperature": 1.2, "max_tokens": 100, "ignore_eos": true });
-    let body = |seed: u64| chat("Once upon a time there was a", with(ask.clone(), json!({ "seed": seed })));
-    let alone: Vec<Value> = (0..3).map(|seed| server.answer(CHAT, &body(seed))["choices"].clone()).collect();
+    let body = |seed: u64| {
+        chat(
+            "Once upon a time there was a",
+            with(ask.clone(), json!({ "seed": seed })),
+        )
+    };
+    let alone: Vec<Value> = (0..3)
+        .map(|seed| server.answer(CHAT, &body(seed))["choices"].clone())
+        .collect();
     std::thread::scope(|scope| {
         for (seed, alone) in (0..).zip(&alone).cycle().take(9) {
             let (server, body) = (&server, body(seed));
-            scope.spawn(move || assert_eq!(server.answer(CHAT, &body)["choices"], *alone, "seed {seed}"));
+            scope.spawn(move || {
+                assert_eq!(server.answer(CHAT, &body)["choices"], *alone, "seed {seed}")
+            });
         }
         for other in 0..6 {
-            let body = completion("The big dog ".repeat(10 + other), json!({ "seed": other, "max_tokens": 80 }));
+            let body = completion(
+                "The big dog ".repeat(10 + other),
+                json!({ "seed": other, "max_tokens": 80 }),
+            );
             let server = &server;
             scope.spawn(move || server.answer(COMPLETIONS, &body));
         }
@@ -143,31 +227,60 @@ fn an_answer_is_the_same_to_the_bit_alone_and_among_others() {
 #[test]
 fn stop_bias_and_penalties_do_what_they_say() {
     let server = Server::start(&[]);
-    let ask =
-        |more| server.answer(COMPLETIONS, &completion("Once upon a time", with(json!({ "temperature": 0 }), more)));
+    let ask = |more| {
+        server.answer(
+            COMPLETIONS,
+            &completion("Once upon a time", with(json!({ "temperature": 0 }), more)),
+        )
+    };
     let full = ask(json!({}));
     let word = text(&full).split_whitespace().nth(3).expect("some words");
     let stopped = ask(json!({ "stop": [word, "never said"] }));
     assert_eq!(stopped["choices"][0]["finish_reason"], "stop");
-    assert_eq!(text(&stopped), text(&full).split_once(word).expect("the word").0);
+    assert_eq!(
+        text(&stopped),
+        text(&full).split_once(word).expect("the word").0
+    );
     assert_eq!(text(&ask(json!({ "stop": word }))), text(&stopped));
     // The first token of the greedy answer is forbidden, then demanded.
     let ids = ask(json!({ "return_token_ids": true }))["choices"][0]["token_ids"].clone();
     let first = ids[0].to_string();
     let forbidden = ask(json!({ "logit_bias": { &first: -100 }, "return_token_ids": true }));
-    assert!(forbidden["choices"][0]["token_ids"].as_array().expect("ids").iter().all(|id| *id != ids[0]));
+    assert!(
+        forbidden["choices"][0]["token_ids"]
+            .as_array()
+            .expect("ids")
+            .iter()
+            .all(|id| *id != ids[0])
+    );
     let demanded = ask(json!({ "logit_bias": { &first: 100 }, "return_token_ids": true }));
-    assert!(demanded["choices"][0]["token_ids"].as_array().expect("ids").iter().all(|id| *id == ids[0]));
+    assert!(
+        demanded["choices"][0]["token_ids"]
+            .as_array()
+            .expect("ids")
+            .iter()
+            .all(|id| *id == ids[0])
+    );
     let ended = ask(json!({ "stop_token_ids": [ids[4]] }));
     assert_eq!(
-        (&ended["usage"]["completion_tokens"], &ended["choices"][0]["finish_reason"]),
+        (
+            &ended["usage"]["completion_tokens"],
+            &ended["choices"][0]["finish_reason"]
+        ),
         (&json!(5), &json!("stop"))
     );
-    let penalized = ask(json!({ "repetition_penalty": 2, "presence_penalty": 1, "frequency_penalty": 1 }));
+    let penalized =
+        ask(json!({ "repetition_penalty": 2, "presence_penalty": 1, "frequency_penalty": 1 }));
     assert_ne!(text(&penalized), text(&full));
     // One token to choose from is no choice.
-    assert_eq!(text(&ask(json!({ "temperature": 2, "top_k": 1 }))), text(&full));
-    assert_eq!(text(&ask(json!({ "temperature": 2, "min_p": 1, "top_k": -1 }))), text(&full));
+    assert_eq!(
+        text(&ask(json!({ "temperature": 2, "top_k": 1 }))),
+        text(&full)
+    );
+    assert_eq!(
+        text(&ask(json!({ "temperature": 2, "min_p": 1, "top_k": -1 }))),
+        text(&full)
+    );
 }
 
 #[test]
@@ -175,9 +288,14 @@ fn log_probabilities_are_those_of_the_tokens() {
     let server = Server::start(&[]);
     let ask = json!({ "temperature": 0, "max_tokens": 8, "logprobs": true, "top_logprobs": 3 });
     let answer = server.answer(CHAT, &chat("Once upon a time", ask.clone()));
-    let content = answer["choices"][0]["logprobs"]["content"].as_array().expect("a list");
+    let content = answer["choices"][0]["logprobs"]["content"]
+        .as_array()
+        .expect("a list");
     assert_eq!(content.len(), 8);
-    let joined: String = content.iter().map(|entry| entry["token"].as_str().expect("a token")).collect();
+    let joined: String = content
+        .iter()
+        .map(|entry| entry["token"].as_str().expect("a token"))
+        .collect();
     assert_eq!(joined, text(&answer));
     for entry in content {
         let top = entry["top_logprobs"].as_array().expect("a list");
@@ -188,24 +306,52 @@ fn log_probabilities_are_those_of_the_tokens() {
             "the most probable one"
         );
         let bytes: Vec<u8> = serde_json::from_value(entry["bytes"].clone()).expect("bytes");
-        assert_eq!(String::from_utf8_lossy(&bytes), entry["token"].as_str().expect("a token"));
-        let probabilities = top.iter().map(|entry| entry["logprob"].as_f64().expect("a number").exp());
+        assert_eq!(
+            String::from_utf8_lossy(&bytes),
+            entry["token"].as_str().expect("a token")
+        );
+        let probabilities = top
+            .iter()
+            .map(|entry| entry["logprob"].as_f64().expect("a number").exp());
         assert!(probabilities.sum::<f64>() <= 1.000_001);
     }
-    let events = server.post(CHAT, &chat("Once upon a time", with(ask, json!({ "stream": true })))).events();
-    let streamed = events.iter().filter_map(|event| event["choices"][0]["logprobs"]["content"].as_array());
+    let events = server
+        .post(
+            CHAT,
+            &chat("Once upon a time", with(ask, json!({ "stream": true }))),
+        )
+        .events();
+    let streamed = events
+        .iter()
+        .filter_map(|event| event["choices"][0]["logprobs"]["content"].as_array());
     assert_eq!(&streamed.flatten().cloned().collect::<Vec<_>>(), content);
 
-    let ask = completion("Once upon a time", json!({ "temperature": 0, "max_tokens": 8, "logprobs": 2 }));
+    let ask = completion(
+        "Once upon a time",
+        json!({ "temperature": 0, "max_tokens": 8, "logprobs": 2 }),
+    );
     let lists = server.answer(COMPLETIONS, &ask)["choices"][0]["logprobs"].clone();
     for (index, entry) in content.iter().enumerate() {
-        assert_eq!((&lists["tokens"][index], &lists["token_logprobs"][index]), (&entry["token"], &entry["logprob"]));
-        assert_eq!(lists["top_logprobs"][index].as_object().expect("an object").len(), 2);
+        assert_eq!(
+            (&lists["tokens"][index], &lists["token_logprobs"][index]),
+            (&entry["token"], &entry["logprob"])
+        );
+        assert_eq!(
+            lists["top_logprobs"][index]
+                .as_object()
+                .expect("an object")
+                .len(),
+            2
+        );
     }
     let offsets: Vec<u64> = serde_json::from_value(lists["text_offset"].clone()).expect("numbers");
     assert!(offsets[0] == 0 && offsets.is_sorted());
-    let events = server.post(COMPLETIONS, &with(ask, json!({ "stream": true }))).events();
-    let streamed = events.iter().filter_map(|event| event["choices"][0]["logprobs"]["text_offset"][0].as_u64());
+    let events = server
+        .post(COMPLETIONS, &with(ask, json!({ "stream": true })))
+        .events();
+    let streamed = events
+        .iter()
+        .filter_map(|event| event["choices"][0]["logprobs"]["text_offset"][0].as_u64());
     assert_eq!(streamed.collect::<Vec<_>>(), offsets);
 }
 
@@ -219,25 +365,47 @@ fn echoed_prompts_have_log_probabilities() {
     };
     let plain = ask(&text_of, false);
     let echoed = ask(&text_of, true);
-    assert_eq!(echoed["choices"][0]["token_ids"], plain["choices"][0]["token_ids"]);
+    assert_eq!(
+        echoed["choices"][0]["token_ids"],
+        plain["choices"][0]["token_ids"]
+    );
     assert_eq!(text(&echoed), text_of.clone() + text(&plain));
     let lists = &echoed["choices"][0]["logprobs"];
-    let list = |name: &str| lists[name].as_array().unwrap_or_else(|| panic!("{name} in {lists}")).clone();
+    let list = |name: &str| {
+        lists[name]
+            .as_array()
+            .unwrap_or_else(|| panic!("{name} in {lists}"))
+            .clone()
+    };
     let num_prompt = echoed["usage"]["prompt_tokens"].as_u64().expect("a number") as usize;
     for name in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
         let of_answer = &plain["choices"][0]["logprobs"][name];
         assert_eq!(list(name).len(), num_prompt + 4, "{name}");
         if name != "text_offset" {
-            assert_eq!(list(name)[num_prompt..], of_answer.as_array().expect("a list")[..], "{name}");
+            assert_eq!(
+                list(name)[num_prompt..],
+                of_answer.as_array().expect("a list")[..],
+                "{name}"
+            );
         }
     }
     assert!(list("token_logprobs")[0].is_null() && list("top_logprobs")[0].is_null());
-    assert!(list("token_logprobs")[1..].iter().all(|value| value.as_f64().is_some_and(|value| value <= 0.0)));
+    assert!(
+        list("token_logprobs")[1..]
+            .iter()
+            .all(|value| value.as_f64().is_some_and(|value| value <= 0.0))
+    );
     assert_eq!(list("text_offset")[num_prompt], text_of.chars().count());
     // The answer's log-probabilities are those that its tokens have as a prompt.
     let longer = ask(&(text_of.clone() + text(&plain)), true);
-    let again = longer["choices"][0]["logprobs"]["token_logprobs"].as_array().expect("a list");
-    if longer["choices"][0]["logprobs"]["tokens"].as_array().expect("a list")[..num_prompt + 4] == list("tokens") {
+    let again = longer["choices"][0]["logprobs"]["token_logprobs"]
+        .as_array()
+        .expect("a list");
+    if longer["choices"][0]["logprobs"]["tokens"]
+        .as_array()
+        .expect("a list")[..num_prompt + 4]
+        == list("tokens")
+    {
         assert_eq!(again[..num_prompt + 4], list("token_logprobs"));
     }
     assert_eq!(again[..num_prompt], list("token_logprobs")[..num_prompt]);
@@ -247,16 +415,46 @@ fn echoed_prompts_have_log_probabilities() {
 fn what_cannot_be_honoured_is_refused_by_name() {
     let server = Server::start(&[]);
     let unsupported = "unsupported_parameter";
-    let many_biases: Value =
-        (0..1025).map(|token| (token.to_string(), json!(1))).collect::<serde_json::Map<_, _>>().into();
+    let many_biases: Value = (0..1025)
+        .map(|token| (token.to_string(), json!(1)))
+        .collect::<serde_json::Map<_, _>>()
+        .into();
     for (more, code, field) in [
-        (json!({ "frobnicate": 1 }), "unknown_parameter", "frobnicate"),
-        (json!({ "top_logprobs": 2 }), "invalid_value", "top_logprobs"),
-        (json!({ "logprobs": true, "top_logprobs": 21 }), "invalid_value", "top_logprobs"),
-        (json!({ "tools": [{ "type": "function" }] }), "missing_required_parameter", "tools[0].function"),
-        (json!({ "tools": [{ "type": "retrieval", "function": { "name": "f" } }] }), unsupported, "tools[0].type"),
-        (json!({ "tool_choice": "required" }), "invalid_value", "tool_choice"),
-        (json!({ "response_format": { "type": "xml" } }), "invalid_value", "response_format.type"),
+        (
+            json!({ "frobnicate": 1 }),
+            "unknown_parameter",
+            "frobnicate",
+        ),
+        (
+            json!({ "top_logprobs": 2 }),
+            "invalid_value",
+            "top_logprobs",
+        ),
+        (
+            json!({ "logprobs": true, "top_logprobs": 21 }),
+            "invalid_value",
+            "top_logprobs",
+        ),
+        (
+            json!({ "tools": [{ "type": "function" }] }),
+            "missing_required_parameter",
+            "tools[0].function",
+        ),
+        (
+            json!({ "tools": [{ "type": "retrieval", "function": { "name": "f" } }] }),
+            unsupported,
+            "tools[0].type",
+        ),
+        (
+            json!({ "tool_choice": "required" }),
+            "invalid_value",
+            "tool_choice",
+        ),
+        (
+            json!({ "response_format": { "type": "xml" } }),
+            "invalid_value",
+            "response_format.type",
+        ),
         (
             json!({ "response_format": { "type": "json_schema" } }),
             "missing_required_parameter",
@@ -277,67 +475,179 @@ fn what_cannot_be_honoured_is_refused_by_name() {
             "invalid_value",
             "response_format.json_schema",
         ),
-        (json!({ "response_format": { "json_object": false } }), "missing_required_parameter", "response_format.type"),
-        (json!({ "structured_outputs": {} }), "invalid_value", "structured_outputs"),
-        (json!({ "structured_outputs": { "regex": "(" } }), "invalid_value", "structured_outputs"),
-        (json!({ "structured_outputs": { "choice": [] } }), "invalid_value", "structured_outputs.choice"),
-        (json!({ "structured_outputs": { "regex": "a", "json_object": true } }), "invalid_value", "structured_outputs"),
-        (json!({ "structured_outputs": { "regex": "a" }, "ignore_eos": true }), "invalid_value", "ignore_eos"),
+        (
+            json!({ "response_format": { "json_object": false } }),
+            "missing_required_parameter",
+            "response_format.type",
+        ),
+        (
+            json!({ "structured_outputs": {} }),
+            "invalid_value",
+            "structured_outputs",
+        ),
+        (
+            json!({ "structured_outputs": { "regex": "(" } }),
+            "invalid_value",
+            "structured_outputs",
+        ),
+        (
+            json!({ "structured_outputs": { "choice": [] } }),
+            "invalid_value",
+            "structured_outputs.choice",
+        ),
+        (
+            json!({ "structured_outputs": { "regex": "a", "json_object": true } }),
+            "invalid_value",
+            "structured_outputs",
+        ),
+        (
+            json!({ "structured_outputs": { "regex": "a" }, "ignore_eos": true }),
+            "invalid_value",
+            "ignore_eos",
+        ),
         (json!({ "store": true }), unsupported, "store"),
-        (json!({ "modalities": ["text", "audio"] }), unsupported, "modalities"),
-        (json!({ "service_tier": "flex" }), unsupported, "service_tier"),
+        (
+            json!({ "modalities": ["text", "audio"] }),
+            unsupported,
+            "modalities",
+        ),
+        (
+            json!({ "service_tier": "flex" }),
+            unsupported,
+            "service_tier",
+        ),
         (json!({ "metadata": { "a": "b" } }), unsupported, "metadata"),
         (json!({ "n": 0 }), "invalid_value", "n"),
         (json!({ "n": 65 }), "invalid_value", "n"),
         (json!({ "n": 4_294_967_296_u64 }), "invalid_value", "n"),
         (json!({ "max_tokens": 0 }), "invalid_value", "max_tokens"),
-        (json!({ "max_tokens": 3, "max_completion_tokens": 4 }), "invalid_value", "max_tokens"),
-        (json!({ "temperature": "hot" }), "invalid_value", "temperature"),
+        (
+            json!({ "max_tokens": 3, "max_completion_tokens": 4 }),
+            "invalid_value",
+            "max_tokens",
+        ),
+        (
+            json!({ "temperature": "hot" }),
+            "invalid_value",
+            "temperature",
+        ),
         (json!({ "temperature": -1 }), "invalid_value", "temperature"),
         (json!({ "top_p": 0 }), "invalid_value", "top_p"),
         (json!({ "top_k": -2 }), "invalid_value", "top_k"),
         (json!({ "min_p": 1.5 }), "invalid_value", "min_p"),
-        (json!({ "repetition_penalty": 0 }), "invalid_value", "repetition_penalty"),
+        (
+            json!({ "repetition_penalty": 0 }),
+            "invalid_value",
+            "repetition_penalty",
+        ),
         (json!({ "stop": [""] }), "invalid_value", "stop"),
         (json!({ "stop": vec!["x"; 17] }), "invalid_value", "stop"),
         (json!({ "stop": { "a": 1 } }), "invalid_value", "stop"),
-        (json!({ "stop_token_ids": [99_999_999] }), "invalid_value", "stop_token_ids"),
-        (json!({ "logit_bias": many_biases }), "invalid_value", "logit_bias"),
-        (json!({ "logit_bias": { "99999999": 1 } }), "invalid_value", "logit_bias.99999999"),
-        (json!({ "logit_bias": { "the": 1 } }), "invalid_value", "logit_bias.the"),
-        (json!({ "logit_bias": { "5": 101 } }), "invalid_value", "logit_bias.5"),
-        (json!({ "stream_options": { "include_usage": true } }), "invalid_value", "stream_options"),
-        (json!({ "stream": true, "stream_options": { "x": 1 } }), "unknown_parameter", "stream_options.x"),
+        (
+            json!({ "stop_token_ids": [99_999_999] }),
+            "invalid_value",
+            "stop_token_ids",
+        ),
+        (
+            json!({ "logit_bias": many_biases }),
+            "invalid_value",
+            "logit_bias",
+        ),
+        (
+            json!({ "logit_bias": { "99999999": 1 } }),
+            "invalid_value",
+            "logit_bias.99999999",
+        ),
+        (
+            json!({ "logit_bias": { "the": 1 } }),
+            "invalid_value",
+            "logit_bias.the",
+        ),
+        (
+            json!({ "logit_bias": { "5": 101 } }),
+            "invalid_value",
+            "logit_bias.5",
+        ),
+        (
+            json!({ "stream_options": { "include_usage": true } }),
+            "invalid_value",
+            "stream_options",
+        ),
+        (
+            json!({ "stream": true, "stream_options": { "x": 1 } }),
+            "unknown_parameter",
+            "stream_options.x",
+        ),
         (json!({ "messages": [] }), "invalid_value", "messages"),
         (json!({ "messages": "hello" }), "invalid_value", "messages"),
-        (json!({ "messages": null }), "missing_required_parameter", "messages"),
-        (json!({ "messages": [{ "content": "x" }] }), "missing_required_parameter", "messages[0].role"),
-        (json!({ "messages": [{ "role": "user" }] }), "missing_required_parameter", "messages[0].content"),
-        (json!({ "messages": [{ "role": "user", "content": 7 }] }), "invalid_value", "messages[0].content"),
+        (
+            json!({ "messages": null }),
+            "missing_required_parameter",
+            "messages",
+        ),
+        (
+            json!({ "messages": [{ "content": "x" }] }),
+            "missing_required_parameter",
+            "messages[0].role",
+        ),
+        (
+            json!({ "messages": [{ "role": "user" }] }),
+            "missing_required_parameter",
+            "messages[0].content",
+        ),
+        (
+            json!({ "messages": [{ "role": "user", "content": 7 }] }),
+            "invalid_value",
+            "messages[0].content",
+        ),
         (
             json!({ "messages": [{ "role": "user", "content": [{ "type": "image_url" }] }] }),
             unsupported,
             "messages[0].content[0].type",
         ),
-        (json!({ "messages": [{ "role": "user", "content": "x", "name": "Tom" }] }), unsupported, "messages[0].name"),
+        (
+            json!({ "messages": [{ "role": "user", "content": "x", "name": "Tom" }] }),
+            unsupported,
+            "messages[0].name",
+        ),
     ] {
         let expected = (400, code.to_owned(), Some(field.to_owned()));
-        assert_eq!(server.refusal(CHAT, &chat("Hello", more.clone())), expected, "{more}");
+        assert_eq!(
+            server.refusal(CHAT, &chat("Hello", more.clone())),
+            expected,
+            "{more}"
+        );
     }
     for (more, code, field) in [
-        (json!({ "prompt": null }), "missing_required_parameter", "prompt"),
+        (
+            json!({ "prompt": null }),
+            "missing_required_parameter",
+            "prompt",
+        ),
         (json!({ "prompt": [] }), "invalid_value", "prompt"),
         (json!({ "prompt": ["a", 1] }), "invalid_value", "prompt"),
         (json!({ "prompt": [-1] }), "invalid_value", "prompt[0]"),
         (json!({ "prompt": [99_999_999] }), "invalid_value", "prompt"),
         (json!({ "prompt": [[]] }), "invalid_value", "prompt"),
-        (json!({ "prompt": vec!["a"; 65] }), "invalid_value", "prompt"),
+        (
+            json!({ "prompt": vec!["a"; 65] }),
+            "invalid_value",
+            "prompt",
+        ),
         (json!({ "suffix": "the end" }), unsupported, "suffix"),
         (json!({ "best_of": 3 }), unsupported, "best_of"),
-        (json!({ "logprobs": 1, "echo": true, "stream": true }), unsupported, "logprobs"),
+        (
+            json!({ "logprobs": 1, "echo": true, "stream": true }),
+            unsupported,
+            "logprobs",
+        ),
     ] {
         let expected = (400, code.to_owned(), Some(field.to_owned()));
-        assert_eq!(server.refusal(COMPLETIONS, &completion("Hello", more.clone())), expected, "{more}");
+        assert_eq!(
+            server.refusal(COMPLETIONS, &completion("Hello", more.clone())),
+            expected,
+            "{more}"
+        );
     }
 }
 
@@ -357,7 +667,10 @@ fn what_asks_for_nothing_special_is_taken() {
         ],
     });
     let answer = server.answer(CHAT, &chat("", harmless));
-    assert_eq!(text(&answer), text(&server.answer(CHAT, &chat("Once upon", json!({})))));
+    assert_eq!(
+        text(&answer),
+        text(&server.answer(CHAT, &chat("Once upon", json!({}))))
+    );
 }
 
 #[test]
@@ -367,9 +680,15 @@ fn a_lenient_server_leaves_unread_what_it_does_not_know() {
         { "role": "user", "content": "Once upon", "mood": "good", "name": "Tom" },
     ] });
     let answer = server.answer(CHAT, &chat("", odd));
-    assert_eq!(text(&answer), text(&server.answer(CHAT, &chat("Once upon", json!({})))));
+    assert_eq!(
+        text(&answer),
+        text(&server.answer(CHAT, &chat("Once upon", json!({}))))
+    );
     // What is wrong stays wrong.
-    assert_eq!(server.refusal(CHAT, &chat("x", json!({ "top_p": 7 }))).0, 400);
+    assert_eq!(
+        server.refusal(CHAT, &chat("x", json!({ "top_p": 7 }))).0,
+        400
+    );
 }
 
 #[test]
@@ -377,18 +696,44 @@ fn a_prompt_that_is_too_long_is_refused_with_both_numbers() {
     let server = Server::start(&["--ctx-size", "64"]);
     let long = "the cat sat on the mat. ".repeat(20);
     let tokens = server.answer("/tokenize", &json!({ "prompt": &long }));
-    let (count, room) = (tokens["count"].as_u64().expect("a number"), tokens["max_model_len"].as_u64());
+    let (count, room) = (
+        tokens["count"].as_u64().expect("a number"),
+        tokens["max_model_len"].as_u64(),
+    );
     assert_eq!(room, Some(64));
     let message = |body: &Value, path: &str, field: &str| {
-        assert_eq!(server.refusal(path, body), (400, "context_length_exceeded".to_owned(), Some(field.to_owned())));
-        server.post(path, body).json()["error"]["message"].as_str().expect("a message").to_owned()
+        assert_eq!(
+            server.refusal(path, body),
+            (
+                400,
+                "context_length_exceeded".to_owned(),
+                Some(field.to_owned())
+            )
+        );
+        server.post(path, body).json()["error"]["message"]
+            .as_str()
+            .expect("a message")
+            .to_owned()
     };
     let told = message(&completion(long.as_str(), json!({})), COMPLETIONS, "prompt");
-    assert!(told.contains(" 64 tokens") && told.contains(&format!("({count} in the prompt, 24 ")), "{told}");
-    let told = message(&chat(&long, json!({ "max_tokens": null })), CHAT, "messages");
-    assert!(told.contains(" 64 tokens") && told.contains("resulted in"), "{told}");
+    assert!(
+        told.contains(" 64 tokens") && told.contains(&format!("({count} in the prompt, 24 ")),
+        "{told}"
+    );
+    let told = message(
+        &chat(&long, json!({ "max_tokens": null })),
+        CHAT,
+        "messages",
+    );
+    assert!(
+        told.contains(" 64 tokens") && told.contains("resulted in"),
+        "{told}"
+    );
     // What just fits is answered, and ends with the context.
-    let fits = server.answer(CHAT, &chat("the cat", json!({ "max_tokens": null, "ignore_eos": true })));
+    let fits = server.answer(
+        CHAT,
+        &chat("the cat", json!({ "max_tokens": null, "ignore_eos": true })),
+    );
     assert_eq!(fits["choices"][0]["finish_reason"], "length");
     assert_eq!(fits["usage"]["total_tokens"], 64);
 }
@@ -397,51 +742,112 @@ fn a_prompt_that_is_too_long_is_refused_with_both_numbers() {
 fn models_are_listed_under_their_names() {
     let server = Server::start(&["--model-name", "tiny,org/tiny"]);
     let list = server.get("/v1/models").json();
-    let names: Vec<_> = list["data"].as_array().expect("a list").iter().map(|card| card["id"].clone()).collect();
+    let names: Vec<_> = list["data"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|card| card["id"].clone())
+        .collect();
     assert_eq!(names, ["tiny", "org/tiny"]);
-    assert!(list["data"][0]["max_model_len"].as_u64().is_some_and(|positions| positions > 0));
+    assert!(
+        list["data"][0]["max_model_len"]
+            .as_u64()
+            .is_some_and(|positions| positions > 0)
+    );
     assert_eq!(server.get("/v1/models/org/tiny").json()["root"], "tiny");
-    assert_eq!(server.get("/v1/models/%ff").json()["error"]["param"], "model");
+    assert_eq!(
+        server.get("/v1/models/%ff").json()["error"]["param"],
+        "model"
+    );
     let unknown = server.get("/v1/models/stories");
-    assert_eq!((unknown.status, &unknown.json()["error"]["code"]), (404, &json!("model_not_found")));
-    assert_eq!(server.answer(CHAT, &chat("Once", json!({ "model": "org/tiny" })))["model"], "tiny");
+    assert_eq!(
+        (unknown.status, &unknown.json()["error"]["code"]),
+        (404, &json!("model_not_found"))
+    );
+    assert_eq!(
+        server.answer(CHAT, &chat("Once", json!({ "model": "org/tiny" })))["model"],
+        "tiny"
+    );
     let refused = server.refusal(CHAT, &chat("Once", json!({ "model": "gpt-4o" })));
-    assert_eq!(refused, (404, "model_not_found".to_owned(), Some("model".to_owned())));
+    assert_eq!(
+        refused,
+        (404, "model_not_found".to_owned(), Some("model".to_owned()))
+    );
 }
 
 #[test]
 fn tokens_are_the_same_wherever_they_are_told() {
     let server = Server::start(&[]);
-    let tokens = server.answer("/tokenize", &json!({ "prompt": "A big red ball", "return_token_strs": true }));
+    let tokens = server.answer(
+        "/tokenize",
+        &json!({ "prompt": "A big red ball", "return_token_strs": true }),
+    );
     let list = tokens["tokens"].as_array().expect("a list");
     assert_eq!(tokens["count"], list.len());
-    let pieces: Vec<&str> =
-        tokens["token_strs"].as_array().expect("a list").iter().map(|piece| piece.as_str().expect("a text")).collect();
+    let pieces: Vec<&str> = tokens["token_strs"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|piece| piece.as_str().expect("a text"))
+        .collect();
     assert_eq!(pieces.len(), list.len());
-    let bare = server.answer("/tokenize", &json!({ "prompt": "A big red ball", "add_special_tokens": false }));
-    assert_eq!(server.answer("/detokenize", &json!({ "tokens": bare["tokens"] }))["prompt"], "A big red ball");
-    let rendered = server.answer("/v1/completions/render", &completion(json!(["A big red ball", "x"]), json!({})));
+    let bare = server.answer(
+        "/tokenize",
+        &json!({ "prompt": "A big red ball", "add_special_tokens": false }),
+    );
+    assert_eq!(
+        server.answer("/detokenize", &json!({ "tokens": bare["tokens"] }))["prompt"],
+        "A big red ball"
+    );
+    let rendered = server.answer(
+        "/v1/completions/render",
+        &completion(json!(["A big red ball", "x"]), json!({})),
+    );
     assert_eq!(rendered[0]["token_ids"], tokens["tokens"]);
     assert_eq!(rendered.as_array().map(Vec::len), Some(2));
     let messages = json!([{ "role": "user", "content": "A big red ball" }]);
-    let rendered = server.answer("/v1/chat/completions/render", &json!({ "messages": messages }));
+    let rendered = server.answer(
+        "/v1/chat/completions/render",
+        &json!({ "messages": messages }),
+    );
     assert_eq!(rendered["prompt"], "A big red ball");
-    assert_eq!(rendered["token_ids"], server.answer("/tokenize", &json!({ "messages": messages }))["tokens"]);
+    assert_eq!(
+        rendered["token_ids"],
+        server.answer("/tokenize", &json!({ "messages": messages }))["tokens"]
+    );
     let answer = server.answer(CHAT, &chat("A big red ball", json!({})));
-    assert_eq!(answer["usage"]["prompt_tokens"], rendered["token_ids"].as_array().map(Vec::len).expect("a list"));
+    assert_eq!(
+        answer["usage"]["prompt_tokens"],
+        rendered["token_ids"]
+            .as_array()
+            .map(Vec::len)
+            .expect("a list")
+    );
     assert_eq!(server.refusal("/tokenize", &json!({})).0, 400);
-    assert_eq!(server.refusal("/detokenize", &json!({ "tokens": [1, 99_999_999] })).2.as_deref(), Some("tokens[1]"));
+    assert_eq!(
+        server
+            .refusal("/detokenize", &json!({ "tokens": [1, 99_999_999] }))
+            .2
+            .as_deref(),
+        Some("tokens[1]")
+    );
 }
 
 #[test]
 fn a_chat_template_that_is_named_is_used() {
     let server = Server::start(&["--chat-template", "chatml"]);
     let messages = json!([{ "role": "developer", "content": "Be kind." }, { "role": "user", "content": "Hi" }]);
-    let rendered = server.answer("/v1/chat/completions/render", &json!({ "messages": messages }));
+    let rendered = server.answer(
+        "/v1/chat/completions/render",
+        &json!({ "messages": messages }),
+    );
     let expected = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n";
     assert_eq!(rendered["prompt"], expected);
     let bad_role = json!({ "messages": [{ "role": "a b", "content": "x" }] });
-    assert_eq!(server.refusal(CHAT, &bad_role).2.as_deref(), Some("messages"));
+    assert_eq!(
+        server.refusal(CHAT, &bad_role).2.as_deref(),
+        Some("messages")
+    );
 }
 
 #[test]
@@ -449,8 +855,13 @@ fn what_is_cached_is_told_and_changes_nothing() {
     let server = Server::start(&[]);
     let long = "Once upon a time there was a little girl who had a red ball. ".repeat(6);
     let ask = |more| server.answer(COMPLETIONS, &completion(long.as_str(), more));
-    let cached = |answer: &Value| answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64();
-    let (first, second, salted) = (ask(json!({})), ask(json!({})), ask(json!({ "cache_salt": "mine" })));
+    let cached =
+        |answer: &Value| answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64();
+    let (first, second, salted) = (
+        ask(json!({})),
+        ask(json!({})),
+        ask(json!({ "cache_salt": "mine" })),
+    );
     assert_eq!((cached(&first), cached(&salted)), (Some(0), Some(0)));
     assert!(cached(&second).is_some_and(|tokens| tokens > 32));
     assert_eq!(text(&first), text(&second));
@@ -462,19 +873,50 @@ fn what_is_no_request_is_answered_as_an_error() {
     let server = Server::start(&["--body-bytes", "1000"]);
     let code = |method: &str, path: &str, headers: &[(&str, &str)], body: &str| {
         let response = server.send(method, path, headers, body.as_bytes());
-        (response.status, response.json()["error"]["code"].as_str().expect("a code").to_owned())
+        (
+            response.status,
+            response.json()["error"]["code"]
+                .as_str()
+                .expect("a code")
+                .to_owned(),
+        )
     };
     let json_type = [("content-type", "application/json; charset=utf-8")];
-    assert_eq!(code("GET", "/v1/nothing", &[], ""), (404, "unknown_url".to_owned()));
-    assert_eq!(code("GET", CHAT, &[], ""), (405, "method_not_allowed".to_owned()));
-    assert_eq!(code("POST", CHAT, &[("content-type", "text/plain")], "{}"), (415, "unsupported_media_type".to_owned()));
-    assert_eq!(code("POST", CHAT, &[], "{}"), (415, "unsupported_media_type".to_owned()));
+    assert_eq!(
+        code("GET", "/v1/nothing", &[], ""),
+        (404, "unknown_url".to_owned())
+    );
+    assert_eq!(
+        code("GET", CHAT, &[], ""),
+        (405, "method_not_allowed".to_owned())
+    );
+    assert_eq!(
+        code("POST", CHAT, &[("content-type", "text/plain")], "{}"),
+        (415, "unsupported_media_type".to_owned())
+    );
+    assert_eq!(
+        code("POST", CHAT, &[], "{}"),
+        (415, "unsupported_media_type".to_owned())
+    );
     for body in ["", "{", "{\"messages\":[]} x", "[]", "7", "\u{1}"] {
-        assert_eq!(code("POST", CHAT, &json_type, body), (400, "invalid_json".to_owned()), "{body}");
+        assert_eq!(
+            code("POST", CHAT, &json_type, body),
+            (400, "invalid_json".to_owned()),
+            "{body}"
+        );
     }
-    assert_eq!(code("POST", CHAT, &json_type, &"[".repeat(900)), (400, "invalid_json".to_owned()));
-    assert_eq!(code("POST", CHAT, &json_type, &" ".repeat(1001)), (413, "request_too_large".to_owned()));
-    let chunked = [("content-type", "application/json"), ("transfer-encoding", "chunked")];
+    assert_eq!(
+        code("POST", CHAT, &json_type, &"[".repeat(900)),
+        (400, "invalid_json".to_owned())
+    );
+    assert_eq!(
+        code("POST", CHAT, &json_type, &" ".repeat(1001)),
+        (413, "request_too_large".to_owned())
+    );
+    let chunked = [
+        ("content-type", "application/json"),
+        ("transfer-encoding", "chunked"),
+    ];
     let mut stream = server.connect();
     crate::client::write_request(&mut stream, "POST", CHAT, &chunked, b"").expect("a request");
     let chunk = format!("400\r\n{}\r\n0\r\n\r\n", " ".repeat(1024));

@@ -1,4 +1,5 @@
-//! A small HTTP client that does what it is told, also what a good one would not, and a server to talk with.
+//! A small HTTP client that does what it is told, also what a good one would not, and a server to
+//! talk with.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -28,14 +29,22 @@ impl Server {
 
     /// Starts one, with variables in its environment; it may not be ready.
     pub fn start_with(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        Self::start_as(Command::new(env!("CARGO_BIN_EXE_bitnet")), arguments, environment)
+        Self::start_as(
+            Command::new(env!("CARGO_BIN_EXE_bitnet")),
+            arguments,
+            environment,
+        )
     }
 
     /// Starts one from a shell that runs a command first; it may not be ready.
     #[cfg(target_os = "linux")]
     pub fn start_under(first: &str, arguments: &[&str]) -> Self {
         let mut command = Command::new("sh");
-        command.args(["-c", &format!("{first}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_bitnet")]);
+        command.args([
+            "-c",
+            &format!("{first}; exec \"$0\" \"$@\""),
+            env!("CARGO_BIN_EXE_bitnet"),
+        ]);
         Self::start_as(command, arguments, &[])
     }
 
@@ -54,7 +63,9 @@ impl Server {
             .spawn()
             .expect("the program starts");
         let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
+        BufReader::new(child.stdout.take().expect("a pipe"))
+            .read_line(&mut line)
+            .expect("a line");
         let log = Arc::new(Mutex::new(Vec::new()));
         let stderr = BufReader::new(child.stderr.take().expect("a pipe"));
         let lines = Arc::clone(&log);
@@ -64,19 +75,33 @@ impl Server {
                 lines.lock().expect("a log").push(entry);
             }
         });
-        let address = line.trim().strip_prefix("listening on http://").and_then(|address| address.parse().ok());
+        let address = line
+            .trim()
+            .strip_prefix("listening on http://")
+            .and_then(|address| address.parse().ok());
         let Some(address) = address else {
             std::thread::sleep(Duration::from_millis(200));
-            panic!("the server says {line:?} and {:?}", log.lock().expect("a log"));
+            panic!(
+                "the server says {line:?} and {:?}",
+                log.lock().expect("a log")
+            );
         };
-        Self { child, address, log }
+        Self {
+            child,
+            address,
+            log,
+        }
     }
 
     #[track_caller]
     pub fn wait_until(&self, what: &str, is_so: impl Fn() -> bool) {
         let start = Instant::now();
         while !is_so() {
-            assert!(start.elapsed() < PATIENCE, "not {what} after {PATIENCE:?}; the log: {:#?}", self.log());
+            assert!(
+                start.elapsed() < PATIENCE,
+                "not {what} after {PATIENCE:?}; the log: {:#?}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -94,7 +119,13 @@ impl Server {
         self.send("POST", path, &headers, body.to_string().as_bytes())
     }
 
-    pub fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
+    pub fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Response {
         let mut stream = self.connect();
         // A server that has heard enough may close before it has read all.
         let _ = write_request(&mut stream, method, path, headers, body);
@@ -105,7 +136,14 @@ impl Server {
     pub fn open(&self, path: &str, body: &Value) -> Open {
         let mut stream = self.connect();
         let headers = [("content-type", "application/json")];
-        write_request(&mut stream, "POST", path, &headers, body.to_string().as_bytes()).expect("the request is sent");
+        write_request(
+            &mut stream,
+            "POST",
+            path,
+            &headers,
+            body.to_string().as_bytes(),
+        )
+        .expect("the request is sent");
         Response::read(stream)
     }
 
@@ -128,23 +166,44 @@ impl Server {
     pub fn refusal(&self, path: &str, body: &Value) -> (u16, String, Option<String>) {
         let response = self.post(path, body);
         let error = &response.json()["error"];
-        assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{error}");
+        assert!(
+            error["message"]
+                .as_str()
+                .is_some_and(|message| !message.is_empty()),
+            "{error}"
+        );
         assert!(error["type"].is_string(), "{error}");
         let code = error["code"].as_str().expect("a code").to_owned();
-        (response.status, code, error["param"].as_str().map(str::to_owned))
+        (
+            response.status,
+            code,
+            error["param"].as_str().map(str::to_owned),
+        )
     }
 
     /// A sample of /metrics about the model, without labels of its own.
     #[track_caller]
     pub fn sample(&self, name: &str) -> f64 {
         let text = self.get("/metrics").text();
-        let of = |line: &str| line.strip_prefix(name)?.strip_prefix(['{', ' '])?.rsplit(' ').next()?.parse().ok();
-        text.lines().find_map(of).unwrap_or_else(|| panic!("{name} is missing in\n{text}"))
+        let of = |line: &str| {
+            line.strip_prefix(name)?
+                .strip_prefix(['{', ' '])?
+                .rsplit(' ')
+                .next()?
+                .parse()
+                .ok()
+        };
+        text.lines()
+            .find_map(of)
+            .unwrap_or_else(|| panic!("{name} is missing in\n{text}"))
     }
 
     pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
-        let sent = Command::new("kill").args(["-s", name, &pid]).status().expect("kill runs");
+        let sent = Command::new("kill")
+            .args(["-s", name, &pid])
+            .status()
+            .expect("kill runs");
         assert!(sent.success());
     }
 
@@ -156,7 +215,11 @@ impl Server {
             if let Some(status) = self.child.try_wait().expect("a child") {
                 return status;
             }
-            assert!(start.elapsed() < PATIENCE, "the server has not ended; the log: {:#?}", self.log());
+            assert!(
+                start.elapsed() < PATIENCE,
+                "the server has not ended; the log: {:#?}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -169,7 +232,11 @@ impl Server {
     /// The line of the log for the request with this id, once it is there.
     #[track_caller]
     pub fn record(&self, request_id: &str) -> Value {
-        let find = || self.log().into_iter().find(|line| line["request_id"] == request_id);
+        let find = || {
+            self.log()
+                .into_iter()
+                .find(|line| line["request_id"] == request_id)
+        };
         self.wait_until("logged", || find().is_some());
         find().expect("a line")
     }
@@ -215,20 +282,35 @@ impl Response {
         let mut reader = BufReader::new(stream);
         let mut line = String::new();
         reader.read_line(&mut line).expect("a status line");
-        let status = line.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let status = line
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok());
         let status = status.unwrap_or_else(|| panic!("the server says {line:?}"));
         let mut headers = Vec::new();
         loop {
             let mut line = String::new();
             reader.read_line(&mut line).expect("a header");
-            let Some((name, value)) = line.trim_end().split_once(": ") else { break };
+            let Some((name, value)) = line.trim_end().split_once(": ") else {
+                break;
+            };
             headers.push((name.to_ascii_lowercase(), value.to_owned()));
         }
-        Open { reader, response: Self { status, headers, body: Vec::new() } }
+        Open {
+            reader,
+            response: Self {
+                status,
+                headers,
+                body: Vec::new(),
+            },
+        }
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, value)| value.as_str())
     }
 
     pub fn text(&self) -> String {
@@ -237,17 +319,28 @@ impl Response {
 
     #[track_caller]
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 
     /// The data of server-sent events, `[DONE]` left out, which must be the last.
     #[track_caller]
     pub fn events(&self) -> Vec<Value> {
-        assert_eq!(self.header("content-type"), Some("text/event-stream; charset=utf-8"), "{}", self.text());
+        assert_eq!(
+            self.header("content-type"),
+            Some("text/event-stream; charset=utf-8"),
+            "{}",
+            self.text()
+        );
         let text = self.text();
-        let mut data: Vec<&str> = text.split("\n\n").filter_map(|event| event.strip_prefix("data: ")).collect();
+        let mut data: Vec<&str> = text
+            .split("\n\n")
+            .filter_map(|event| event.strip_prefix("data: "))
+            .collect();
         assert_eq!(data.pop(), Some("[DONE]"), "{text}");
-        data.into_iter().map(|data| serde_json::from_str(data).expect("JSON")).collect()
+        data.into_iter()
+            .map(|data| serde_json::from_str(data).expect("JSON"))
+            .collect()
     }
 }
 
@@ -261,13 +354,20 @@ impl Open {
     /// Reads some of the body: at least one byte, or nothing at its end. Chunked bodies only.
     pub fn read_chunk(&mut self) -> usize {
         let mut line = String::new();
-        self.reader.read_line(&mut line).expect("the length of a chunk");
-        let length = usize::from_str_radix(line.trim(), 16).unwrap_or_else(|_| panic!("a chunk begins with {line:?}"));
+        self.reader
+            .read_line(&mut line)
+            .expect("the length of a chunk");
+        let length = usize::from_str_radix(line.trim(), 16)
+            .unwrap_or_else(|_| panic!("a chunk begins with {line:?}"));
         let start = self.response.body.len();
         self.response.body.resize(start + length, 0);
-        self.reader.read_exact(&mut self.response.body[start..]).expect("a chunk");
+        self.reader
+            .read_exact(&mut self.response.body[start..])
+            .expect("a chunk");
         let mut end = [0; 2];
-        self.reader.read_exact(&mut end).expect("the end of a chunk");
+        self.reader
+            .read_exact(&mut end)
+            .expect("the end of a chunk");
         length
     }
 
@@ -276,7 +376,9 @@ impl Open {
         if self.response.header("transfer-encoding") == Some("chunked") {
             while self.read_chunk() > 0 {}
         } else {
-            self.reader.read_to_end(&mut self.response.body).expect("a body");
+            self.reader
+                .read_to_end(&mut self.response.body)
+                .expect("a body");
         }
         self.response
     }
@@ -284,17 +386,25 @@ impl Open {
 
 /// A chat of one message.
 pub fn chat(text: &str, more: Value) -> Value {
-    with(json!({ "messages": [{ "role": "user", "content": text }], "seed": 7, "max_tokens": 24 }), more)
+    with(
+        json!({ "messages": [{ "role": "user", "content": text }], "seed": 7, "max_tokens": 24 }),
+        more,
+    )
 }
 
 /// A completion.
 pub fn completion(prompt: impl Into<Value>, more: Value) -> Value {
-    with(json!({ "prompt": prompt.into(), "seed": 7, "max_tokens": 24 }), more)
+    with(
+        json!({ "prompt": prompt.into(), "seed": 7, "max_tokens": 24 }),
+        more,
+    )
 }
 
 /// An object with the fields of another in addition; null takes a field away.
 pub fn with(mut object: Value, more: Value) -> Value {
-    let (Value::Object(fields), Value::Object(more)) = (&mut object, more) else { panic!("two objects") };
+    let (Value::Object(fields), Value::Object(more)) = (&mut object, more) else {
+        panic!("two objects")
+    };
     for (name, value) in more {
         match value {
             Value::Null => drop(fields.remove(&name)),

@@ -6,9 +6,15 @@ use std::sync::{Arc, Mutex};
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
     MetricsService, MetricsServiceServer,
 };
-use opentelemetry_proto::tonic::collector::metrics::v1::{ExportMetricsServiceRequest, ExportMetricsServiceResponse};
-use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
-use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
+use opentelemetry_proto::tonic::collector::metrics::v1::{
+    ExportMetricsServiceRequest, ExportMetricsServiceResponse,
+};
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
+    TraceService, TraceServiceServer,
+};
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
 use tonic::{Request, Response, Status};
 
 /// What has come.
@@ -34,7 +40,10 @@ impl MetricsService for Collected {
         &self,
         request: Request<ExportMetricsServiceRequest>,
     ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
-        self.metrics.lock().expect("what has come").push(request.into_inner());
+        self.metrics
+            .lock()
+            .expect("what has come")
+            .push(request.into_inner());
         Ok(Response::new(ExportMetricsServiceResponse::default()))
     }
 }
@@ -45,7 +54,10 @@ impl TraceService for Collected {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        self.traces.lock().expect("what has come").push(request.into_inner());
+        self.traces
+            .lock()
+            .expect("what has come")
+            .push(request.into_inner());
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }
@@ -59,11 +71,16 @@ pub struct Collector {
 
 impl Collector {
     pub fn start() -> Self {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
         let collected = Collected::default();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        listener.set_nonblocking(true).expect("a socket that does not block");
+        listener
+            .set_nonblocking(true)
+            .expect("a socket that does not block");
         let address = listener.local_addr().expect("an address");
         let _inside = runtime.enter();
         let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
@@ -72,7 +89,11 @@ impl Collector {
             .add_service(TraceServiceServer::new(collected.clone()))
             .serve_with_incoming(tonic::transport::server::TcpIncoming::from(listener));
         runtime.spawn(server);
-        Self { address, collected, _runtime: runtime }
+        Self {
+            address,
+            collected,
+            _runtime: runtime,
+        }
     }
 
     /// What an exporter must be told to send everything here.

@@ -1,6 +1,8 @@
-//! Bodies that nobody would write: whatever comes, the answer is one that the document describes, and the server lives.
+//! Bodies that nobody would write: whatever comes, the answer is one that the document describes,
+//! and the server lives.
 //!
-//! PROPTEST_CASES sets how many bodies each endpoint gets; `cargo run -p xtask -- ci --full` sends many.
+//! PROPTEST_CASES sets how many bodies each endpoint gets; `cargo run -p xtask -- ci --full` sends
+//! many.
 
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -37,7 +39,8 @@ fn any_json() -> impl Strategy<Value = Value> {
     leaf.prop_recursive(4, 24, 4, |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-            prop::collection::vec((".{0,6}", inner), 0..4).prop_map(|fields| Value::Object(Map::from_iter(fields))),
+            prop::collection::vec((".{0,6}", inner), 0..4)
+                .prop_map(|fields| Value::Object(Map::from_iter(fields))),
         ]
     })
 }
@@ -71,9 +74,10 @@ fn any_change() -> impl Strategy<Value = Change> {
 fn places(value: &Value, at: &str, out: &mut Vec<String>) {
     out.push(at.to_owned());
     match value {
-        Value::Array(list) => {
-            list.iter().enumerate().for_each(|(index, value)| places(value, &format!("{at}/{index}"), out))
-        }
+        Value::Array(list) => list
+            .iter()
+            .enumerate()
+            .for_each(|(index, value)| places(value, &format!("{at}/{index}"), out)),
         Value::Object(fields) => fields.iter().for_each(|(name, value)| {
             let name = name.replace('~', "~0").replace('/', "~1");
             places(value, &format!("{at}/{name}"), out);
@@ -85,7 +89,9 @@ fn places(value: &Value, at: &str, out: &mut Vec<String>) {
 fn changed(body: &Value, changes: &[Change]) -> Vec<u8> {
     let mut body = body.clone();
     for change in changes {
-        let (Change::Replace(at, _) | Change::Remove(at) | Change::Add(at, ..)) = change else { continue };
+        let (Change::Replace(at, _) | Change::Remove(at) | Change::Add(at, ..)) = change else {
+            continue;
+        };
         let mut all = Vec::new();
         places(&body, "", &mut all);
         let place = at.get(&all);
@@ -96,7 +102,9 @@ fn changed(body: &Value, changes: &[Change]) -> Vec<u8> {
                 }
             }
             Change::Remove(_) => {
-                let Some((parent, name)) = place.rsplit_once('/') else { continue };
+                let Some((parent, name)) = place.rsplit_once('/') else {
+                    continue;
+                };
                 match body.pointer_mut(parent) {
                     Some(Value::Object(fields)) => drop(fields.remove(name)),
                     Some(Value::Array(list)) => drop(list.pop()),
@@ -152,7 +160,10 @@ fn bodies() -> [(&'static str, Value); 6] {
         json!({ "messages": messages, "tools": tools, "tool_choice": "auto", "logprobs": true, "top_logprobs": 2 }),
     );
     let format = json!({ "type": "json_schema", "json_schema": { "name": "f", "schema": schema } });
-    let formed = crate::client::with(sampling, json!({ "prompt": ["Once", "The"], "echo": false, "logprobs": 1 }));
+    let formed = crate::client::with(
+        sampling,
+        json!({ "prompt": ["Once", "The"], "echo": false, "logprobs": 1 }),
+    );
     let formed = crate::client::with(formed, json!({ "response_format": format }));
     [
         ("/v1/chat/completions", chat.clone()),
@@ -163,20 +174,42 @@ fn bodies() -> [(&'static str, Value); 6] {
             "/tokenize",
             json!({ "messages": chat["messages"], "add_generation_prompt": true, "return_token_strs": true }),
         ),
-        ("/detokenize", json!({ "model": "stories", "tokens": [1, 2, 3] })),
+        (
+            "/detokenize",
+            json!({ "model": "stories", "tokens": [1, 2, 3] }),
+        ),
     ]
 }
 
 #[test]
 fn no_body_makes_the_server_fail() {
-    let server = Server::start(&["--ctx-size", "512", "--choices", "4", "--chat-template", "chatml"]);
-    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(CASES);
+    let server = Server::start(&[
+        "--ctx-size",
+        "512",
+        "--choices",
+        "4",
+        "--chat-template",
+        "chatml",
+    ]);
+    let cases = std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|cases| cases.parse().ok())
+        .unwrap_or(CASES);
     for (path, body) in bodies() {
-        let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
+        let mut runner = TestRunner::new(Config {
+            cases,
+            failure_persistence: None,
+            ..Config::default()
+        });
         let changes = prop::collection::vec(any_change(), 0..4);
         let outcome = runner.run(&changes, |changes| {
             let bytes = changed(&body, &changes);
-            let response = server.send("POST", path, &[("content-type", "application/json")], &bytes);
+            let response = server.send(
+                "POST",
+                path,
+                &[("content-type", "application/json")],
+                &bytes,
+            );
             let (status, text) = (response.status, response.text());
             let is_failure = status >= 500 || text.contains("internal_error");
             if is_failure || ![200, 400, 404].contains(&status) {
@@ -189,6 +222,9 @@ fn no_body_makes_the_server_fail() {
     }
     assert_eq!(server.get("/health").status, 200);
     assert!(
-        server.get("/metrics").text().contains("bitnet_engine_panics_total{model_name=\"stories\",engine=\"0\"} 0")
+        server
+            .get("/metrics")
+            .text()
+            .contains("bitnet_engine_panics_total{model_name=\"stories\",engine=\"0\"} 0")
     );
 }

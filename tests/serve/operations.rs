@@ -31,40 +31,80 @@ fn only_whoever_has_a_key_is_answered() {
     let folder = folder();
     let server = Server::start(&["--api-key-file", &file(&folder, "keys", KEYS)]);
     let ask = |headers: &[(&str, &str)]| server.post_with(CHAT, &chat("Once", json!({})), headers);
-    for headers in [&[][..], &[("authorization", "Bearer hunter2")], &[("authorization", "Basic secret")]] {
+    for headers in [
+        &[][..],
+        &[("authorization", "Bearer hunter2")],
+        &[("authorization", "Basic secret")],
+    ] {
         let refused = ask(headers);
-        assert_eq!((refused.status, &refused.json()["error"]["code"]), (401, &json!("invalid_api_key")));
+        assert_eq!(
+            (refused.status, &refused.json()["error"]["code"]),
+            (401, &json!("invalid_api_key"))
+        );
         assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
     }
     let answered = ask(&[("authorization", "Bearer secret")]);
     assert_eq!(answered.status, 200);
-    assert_eq!(server.record(answered.header("x-request-id").expect("an id"))["key"], "alice");
+    assert_eq!(
+        server.record(answered.header("x-request-id").expect("an id"))["key"],
+        "alice"
+    );
     assert_eq!(ask(&[("authorization", "Bearer other")]).status, 200);
     assert_eq!(server.get("/v1/models").status, 401);
     for path in ["/health", "/livez", "/readyz", "/startupz"] {
         assert_eq!(server.get(path).status, 200, "{path} needs no key");
     }
     let log = format!("{:?}", server.log());
-    assert!(!log.contains("secret") && !log.contains("hunter2"), "keys are not logged");
+    assert!(
+        !log.contains("secret") && !log.contains("hunter2"),
+        "keys are not logged"
+    );
 }
 
 #[test]
 fn a_refusal_reaches_whoever_is_still_sending() {
     let folder = folder();
-    let arguments = ["--api-key-file", &file(&folder, "keys", KEYS), "--body-timeout", "1", "--running", "1"];
-    let server = Server::start(&[&arguments[..], &["--ctx-size", "100000", "--queue-requests", "1"]].concat());
+    let arguments = [
+        "--api-key-file",
+        &file(&folder, "keys", KEYS),
+        "--body-timeout",
+        "1",
+        "--running",
+        "1",
+    ];
+    let server = Server::start(
+        &[
+            &arguments[..],
+            &["--ctx-size", "100000", "--queue-requests", "1"],
+        ]
+        .concat(),
+    );
     let send = |path: &str, key: &str| {
         let mut stream = server.connect();
         let headers = [("authorization", key), ("content-type", "application/json")];
         let body = chat(&"x".repeat(1_000_000), json!({})).to_string();
-        write_request(&mut stream, "POST", path, &headers, body.as_bytes()).expect("the server reads it all");
+        write_request(&mut stream, "POST", path, &headers, body.as_bytes())
+            .expect("the server reads it all");
         Response::read(stream).finish().status
     };
-    let endless = chat("Once upon a time", json!({ "stream": true, "ignore_eos": true, "max_tokens": 90_000 }));
+    let endless = chat(
+        "Once upon a time",
+        json!({ "stream": true, "ignore_eos": true, "max_tokens": 90_000 }),
+    );
     let open = || {
         let mut stream = server.connect();
-        let headers = [("authorization", "Bearer secret"), ("content-type", "application/json")];
-        write_request(&mut stream, "POST", CHAT, &headers, endless.to_string().as_bytes()).expect("it is sent");
+        let headers = [
+            ("authorization", "Bearer secret"),
+            ("content-type", "application/json"),
+        ];
+        write_request(
+            &mut stream,
+            "POST",
+            CHAT,
+            &headers,
+            endless.to_string().as_bytes(),
+        )
+        .expect("it is sent");
         Response::read(stream)
     };
     let mut running = open();
@@ -84,8 +124,16 @@ fn keys_are_added_and_removed_while_the_server_runs() {
     let (alice, other) = KEYS.split_at(KEYS.find("d9298a").expect("a second key"));
     let path = file(&folder, "keys", alice);
     let server = Server::start(&["--api-key-file", &path]);
-    let status =
-        |key: &str| server.send("GET", "/v1/models", &[("authorization", &format!("Bearer {key}"))], b"").status;
+    let status = |key: &str| {
+        server
+            .send(
+                "GET",
+                "/v1/models",
+                &[("authorization", &format!("Bearer {key}"))],
+                b"",
+            )
+            .status
+    };
     assert_eq!((status("secret"), status("other")), (200, 401));
     let write = |text: &str| std::fs::write(&path, text).expect("a file");
     write(KEYS);
@@ -94,13 +142,21 @@ fn keys_are_added_and_removed_while_the_server_runs() {
     write(other);
     server.wait_until("removed", || status("secret") == 401);
     assert_eq!(status("other"), 200);
-    let is_logged =
-        |text: &str| server.log().iter().any(|line| line["error"].as_str().is_some_and(|e| e.contains(text)));
+    let is_logged = |text: &str| {
+        server
+            .log()
+            .iter()
+            .any(|line| line["error"].as_str().is_some_and(|e| e.contains(text)))
+    };
     write("nonsense");
     server.wait_until("told", || is_logged("line 1"));
     std::fs::remove_file(&path).expect("a file");
     server.wait_until("told", || is_logged("cannot read it"));
-    assert_eq!((status("other"), status("secret")), (200, 401), "what was read last counts");
+    assert_eq!(
+        (status("other"), status("secret")),
+        (200, 401),
+        "what was read last counts"
+    );
     write(alice);
     server.wait_until("read again", || status("secret") == 200);
 }
@@ -108,11 +164,22 @@ fn keys_are_added_and_removed_while_the_server_runs() {
 #[test]
 fn owners_of_different_keys_share_no_cache_if_they_must_not() {
     let folder = folder();
-    let server = Server::start(&["--cache-salt", "key", "--api-key-file", &file(&folder, "keys", KEYS)]);
+    let server = Server::start(&[
+        "--cache-salt",
+        "key",
+        "--api-key-file",
+        &file(&folder, "keys", KEYS),
+    ]);
     let long = "Once upon a time there was a little girl who had a red ball. ".repeat(6);
     let cached = |key: &str| {
-        let answer = server.post_with(CHAT, &chat(&long, json!({})), &[("authorization", &format!("Bearer {key}"))]);
-        answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().expect("a number")
+        let answer = server.post_with(
+            CHAT,
+            &chat(&long, json!({})),
+            &[("authorization", &format!("Bearer {key}"))],
+        );
+        answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+            .as_u64()
+            .expect("a number")
     };
     assert_eq!((cached("secret"), cached("other")), (0, 0));
     assert!(cached("secret") > 0 && cached("other") > 0);
@@ -125,17 +192,36 @@ fn pages_of_listed_sites_may_ask_and_others_may_not() {
         let headers = [
             ("origin", origin),
             ("access-control-request-method", "POST"),
-            ("access-control-request-headers", "authorization, content-type"),
+            (
+                "access-control-request-headers",
+                "authorization, content-type",
+            ),
         ];
         server.send("OPTIONS", CHAT, &headers, b"")
     };
     let allowed = preflight("https://b.example:8443");
     assert_eq!(allowed.status, 204);
-    assert_eq!(allowed.header("access-control-allow-origin"), Some("https://b.example:8443"));
-    assert_eq!(allowed.header("access-control-allow-headers"), Some("authorization, content-type"));
-    assert_eq!(preflight("https://evil.example").header("access-control-allow-origin"), None);
-    let answer = server.post_with(CHAT, &chat("Once", json!({})), &[("origin", "https://a.example")]);
-    assert_eq!(answer.header("access-control-allow-origin"), Some("https://a.example"));
+    assert_eq!(
+        allowed.header("access-control-allow-origin"),
+        Some("https://b.example:8443")
+    );
+    assert_eq!(
+        allowed.header("access-control-allow-headers"),
+        Some("authorization, content-type")
+    );
+    assert_eq!(
+        preflight("https://evil.example").header("access-control-allow-origin"),
+        None
+    );
+    let answer = server.post_with(
+        CHAT,
+        &chat("Once", json!({})),
+        &[("origin", "https://a.example")],
+    );
+    assert_eq!(
+        answer.header("access-control-allow-origin"),
+        Some("https://a.example")
+    );
     assert_eq!(answer.header("vary"), Some("origin"));
 }
 
@@ -144,7 +230,10 @@ fn a_request_is_logged_under_its_name_and_trace() {
     let server = Server::start(&[]);
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let traceparent = format!("00-{trace}-00f067aa0ba902b7-01");
-    let headers = [("x-request-id", "my-request-1"), ("traceparent", traceparent.as_str())];
+    let headers = [
+        ("x-request-id", "my-request-1"),
+        ("traceparent", traceparent.as_str()),
+    ];
     let response = server.post_with(CHAT, &chat("Once upon a time", json!({})), &headers);
     assert_eq!(response.header("x-request-id"), Some("my-request-1"));
     let usage = &response.json()["usage"];
@@ -159,14 +248,31 @@ fn a_request_is_logged_under_its_name_and_trace() {
         (&record["prompt_tokens"], &record["generated_tokens"]),
         (&usage["prompt_tokens"], &usage["completion_tokens"])
     );
-    assert_eq!((&record["finish_reason"], &record["model"]), (&json!("length"), &json!("stories")));
-    let ms = |name: &str| record[name].as_f64().unwrap_or_else(|| panic!("{name} in {record}"));
-    assert!(ms("queue_ms") <= ms("first_token_ms") && ms("first_token_ms") <= ms("duration_ms"), "{record}");
-    let refused = server.post_with(CHAT, &json!({ "x": 1 }), &[("x-request-id", "my-request-2")]);
+    assert_eq!(
+        (&record["finish_reason"], &record["model"]),
+        (&json!("length"), &json!("stories"))
+    );
+    let ms = |name: &str| {
+        record[name]
+            .as_f64()
+            .unwrap_or_else(|| panic!("{name} in {record}"))
+    };
+    assert!(
+        ms("queue_ms") <= ms("first_token_ms") && ms("first_token_ms") <= ms("duration_ms"),
+        "{record}"
+    );
+    let refused = server.post_with(
+        CHAT,
+        &json!({ "x": 1 }),
+        &[("x-request-id", "my-request-2")],
+    );
     assert_eq!(refused.status, 400);
     let record = server.record("my-request-2");
     assert_eq!(record["status"], 400);
-    assert_eq!((&record["error"], &record["param"]), (&json!("missing_required_parameter"), &json!("messages")));
+    assert_eq!(
+        (&record["error"], &record["param"]),
+        (&json!("missing_required_parameter"), &json!("messages"))
+    );
 }
 
 #[test]
@@ -177,12 +283,30 @@ fn what_was_asked_and_answered_is_not_logged() {
     for (index, (body, status)) in [
         (chat(&secret[..200], json!({ "max_tokens": 2 })), 200),
         (json!({ "messages": &secret }), 400),
-        (json!({ "messages": [{ "role": &secret, "content": &secret }] }), 400),
+        (
+            json!({ "messages": [{ "role": &secret, "content": &secret }] }),
+            400,
+        ),
         (chat("Once", json!({ "stop": [&secret] })), 400),
         (chat("Once", json!({ "temperature": &secret })), 400),
-        (chat("Once", json!({ "response_format": { "type": &secret } })), 400),
-        (chat("Once", json!({ "structured_outputs": { "regex": format!("{secret}(") } })), 400),
-        (chat("Once", json!({ "tools": [{ "type": "function", "function": { "name": &secret } }] })), 400),
+        (
+            chat("Once", json!({ "response_format": { "type": &secret } })),
+            400,
+        ),
+        (
+            chat(
+                "Once",
+                json!({ "structured_outputs": { "regex": format!("{secret}(") } }),
+            ),
+            400,
+        ),
+        (
+            chat(
+                "Once",
+                json!({ "tools": [{ "type": "function", "function": { "name": &secret } }] }),
+            ),
+            400,
+        ),
     ]
     .into_iter()
     .enumerate()
@@ -190,14 +314,23 @@ fn what_was_asked_and_answered_is_not_logged() {
         let id = format!("secret-{index}");
         let response = server.post_with(CHAT, &body, &[("x-request-id", &id)]);
         assert_eq!(response.status, status, "{}", response.text());
-        assert!(response.text().len() < 2000, "{} bytes of an answer", response.text().len());
+        assert!(
+            response.text().len() < 2000,
+            "{} bytes of an answer",
+            response.text().len()
+        );
         let record = server.record(&id).to_string();
         assert!(!record.contains(word), "{record}");
     }
     assert!(!format!("{:?}", server.log()).contains(word));
     let refused = server.post(CHAT, &json!({ "messages": &secret }));
     let message = refused.json()["error"]["message"].clone();
-    assert!(message.as_str().is_some_and(|message| message.contains("expected a sequence")), "{message}");
+    assert!(
+        message
+            .as_str()
+            .is_some_and(|message| message.contains("expected a sequence")),
+        "{message}"
+    );
 }
 
 #[test]
@@ -210,27 +343,58 @@ fn a_server_that_drains_finishes_what_it_began_and_begins_nothing() {
     server.signal("TERM");
     server.wait_until("draining", || server.get("/readyz").status == 503);
     assert_eq!(server.get("/readyz").json()["status"], "draining");
-    assert_eq!((server.get("/livez").status, server.get("/startupz").status), (200, 200));
+    assert_eq!(
+        (server.get("/livez").status, server.get("/startupz").status),
+        (200, 200)
+    );
     let refused = server.post(CHAT, &chat("Once", json!({})));
-    assert_eq!((refused.status, &refused.json()["error"]["code"]), (503, &json!("draining")));
-    assert_eq!(refused.header("retry-after"), None, "another server need not wait");
+    assert_eq!(
+        (refused.status, &refused.json()["error"]["code"]),
+        (503, &json!("draining"))
+    );
+    assert_eq!(
+        refused.header("retry-after"),
+        None,
+        "another server need not wait"
+    );
     let events = stream.finish().events();
-    assert_eq!(events.last().expect("chunks")["choices"][0]["finish_reason"], "length");
+    assert_eq!(
+        events.last().expect("chunks")["choices"][0]["finish_reason"],
+        "length"
+    );
     assert!(server.wait().success());
 }
 
 #[test]
 fn connections_stay_open_until_whoever_balances_knows_of_the_drain() {
     let server = Server::start(&[]);
-    assert_eq!(server.get("/readyz").status, 200, "asked for the second time");
+    assert_eq!(
+        server.get("/readyz").status,
+        200,
+        "asked for the second time"
+    );
     let mut idle = server.connect();
     server.signal("TERM");
-    server.wait_until("draining", || server.log().iter().any(|line| line["message"].to_string().contains("draining")));
+    server.wait_until("draining", || {
+        server
+            .log()
+            .iter()
+            .any(|line| line["message"].to_string().contains("draining"))
+    });
     let body = chat("Once", json!({})).to_string();
-    write_request(&mut idle, "POST", CHAT, &[("content-type", "application/json")], body.as_bytes())
-        .expect("it is open");
+    write_request(
+        &mut idle,
+        "POST",
+        CHAT,
+        &[("content-type", "application/json")],
+        body.as_bytes(),
+    )
+    .expect("it is open");
     let refused = Response::read(idle).finish();
-    assert_eq!((refused.status, &refused.json()["error"]["code"]), (503, &json!("draining")));
+    assert_eq!(
+        (refused.status, &refused.json()["error"]["code"]),
+        (503, &json!("draining"))
+    );
     assert_eq!(refused.header("connection"), Some("close"));
     assert_eq!(server.get("/readyz").status, 503);
     assert!(server.wait().success());
@@ -247,7 +411,10 @@ fn a_drain_under_load_breaks_no_answer() {
         .collect();
     std::thread::scope(|scope| {
         let server = &server;
-        let answers: Vec<_> = bodies.iter().map(|body| scope.spawn(move || server.post(CHAT, body))).collect();
+        let answers: Vec<_> = bodies
+            .iter()
+            .map(|body| scope.spawn(move || server.post(CHAT, body)))
+            .collect();
         let of = |name: &str| server.sample(name);
         let let_in = || of("vllm:num_requests_running") + of("vllm:num_requests_waiting") == 12.0;
         server.wait_until("let in", let_in);
@@ -279,8 +446,12 @@ fn an_engine_that_is_stuck_is_reported_until_it_goes_on() {
         answer.join().expect("an answer");
     });
     server.wait_until("alive", || server.get("/livez").status == 200);
-    let is_logged =
-        |text: &str| server.log().iter().any(|line| line["message"].as_str().is_some_and(|m| m.contains(text)));
+    let is_logged = |text: &str| {
+        server
+            .log()
+            .iter()
+            .any(|line| line["message"].as_str().is_some_and(|m| m.contains(text)))
+    };
     server.wait_until("logged", || is_logged("is stuck") && is_logged("goes on"));
 }
 
@@ -294,12 +465,22 @@ fn a_second_signal_stops_at_once() {
     server.wait_until("draining", || server.get("/readyz").status == 503);
     server.signal("INT");
     server.wait_until("told why", || {
-        server.log().iter().any(|line| line.to_string().contains("1 requests were answered"))
+        server
+            .log()
+            .iter()
+            .any(|line| line.to_string().contains("1 requests were answered"))
     });
     // An answer that nobody may wait for to end is given up, whoever reads it.
     let log = server.log();
-    assert!(!log.iter().any(|line| line["message"].to_string().contains("did not take the end")), "{log:#?}");
-    assert!(log.iter().any(|line| line["outcome"] == "client gone"), "{log:#?}");
+    assert!(
+        !log.iter()
+            .any(|line| line["message"].to_string().contains("did not take the end")),
+        "{log:#?}"
+    );
+    assert!(
+        log.iter().any(|line| line["outcome"] == "client gone"),
+        "{log:#?}"
+    );
     assert_eq!(server.wait().code(), Some(1));
 }
 
@@ -324,8 +505,17 @@ fn settings_come_from_the_command_line_before_the_environment_before_the_file() 
     let name = |server: &Server| server.get("/v1/models").json()["data"][0]["id"].clone();
     let server = Server::start(&["--config", &file]);
     assert_eq!(name(&server), "from-file");
-    assert_eq!(server.get("/v1/models").json()["data"][1]["max_model_len"], 128);
-    assert_eq!(server.post(CHAT, &chat("Once", json!({ "frobnicate": 1 }))).status, 200, "it is lenient");
+    assert_eq!(
+        server.get("/v1/models").json()["data"][1]["max_model_len"],
+        128
+    );
+    assert_eq!(
+        server
+            .post(CHAT, &chat("Once", json!({ "frobnicate": 1 })))
+            .status,
+        200,
+        "it is lenient"
+    );
     let environment = [
         ("BITNET_SERVE_CONFIG", file.as_str()),
         ("BITNET_SERVE_MODEL_NAME", "from-variable"),
@@ -334,7 +524,12 @@ fn settings_come_from_the_command_line_before_the_environment_before_the_file() 
     let server = Server::start_with(&[], &environment);
     server.wait_until("ready", || server.get("/readyz").status == 200);
     assert_eq!(name(&server), "from-variable");
-    assert_eq!(server.post(CHAT, &chat("Once", json!({ "frobnicate": 1 }))).status, 400);
+    assert_eq!(
+        server
+            .post(CHAT, &chat("Once", json!({ "frobnicate": 1 })))
+            .status,
+        400
+    );
     let server = Server::start_with(&["--model-name", "typed"], &environment);
     server.wait_until("ready", || server.get("/readyz").status == 200);
     assert_eq!(name(&server), "typed");
@@ -343,17 +538,31 @@ fn settings_come_from_the_command_line_before_the_environment_before_the_file() 
 /// Runs `bitnet serve --check-config`.
 fn check(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bitnet"));
-    command.args(["serve", "--check-config"]).args(arguments).envs(environment.iter().copied());
+    command
+        .args(["serve", "--check-config"])
+        .args(arguments)
+        .envs(environment.iter().copied());
     command.output().expect("the program runs")
 }
 
 #[test]
 fn settings_can_be_checked_without_serving() {
     let folder = folder();
-    let path = file(&folder, "serve.toml", "port = 80\ncors-origin = [\"https://a.example\", \"https://b.example\"]\n");
-    let output = check(&["--config", &path, "--queue-requests", "7", "--temp", ".5"], &[("BITNET_SERVE_LENIENT", "1")]);
+    let path = file(
+        &folder,
+        "serve.toml",
+        "port = 80\ncors-origin = [\"https://a.example\", \"https://b.example\"]\n",
+    );
+    let output = check(
+        &["--config", &path, "--queue-requests", "7", "--temp", ".5"],
+        &[("BITNET_SERVE_LENIENT", "1")],
+    );
     let text = String::from_utf8(output.stdout).expect("UTF-8");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     for line in [
         format!("port = 80 # {path}"),
         format!("cors-origin = [\"https://a.example\", \"https://b.example\"] # {path}"),
@@ -362,15 +571,28 @@ fn settings_can_be_checked_without_serving() {
         "temp = \".5\" # the command line".to_owned(),
         "host = \"127.0.0.1\" # the defaults".to_owned(),
     ] {
-        assert!(text.lines().any(|found| found == line), "{line:?} is missing in\n{text}");
+        assert!(
+            text.lines().any(|found| found == line),
+            "{line:?} is missing in\n{text}"
+        );
     }
     // What is printed is a file that says the same.
     let again = file(&folder, "again.toml", &text);
     let output = check(&["--config", &again], &[]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let without_origins =
-        |text: &str| text.lines().map(|line| line.split(" #").next().map(str::to_owned)).collect::<Vec<_>>();
-    assert_eq!(without_origins(&String::from_utf8(output.stdout).expect("UTF-8")), without_origins(&text));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let without_origins = |text: &str| {
+        text.lines()
+            .map(|line| line.split(" #").next().map(str::to_owned))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        without_origins(&String::from_utf8(output.stdout).expect("UTF-8")),
+        without_origins(&text)
+    );
 }
 
 #[test]
@@ -379,40 +601,127 @@ fn settings_that_are_wrong_are_named_with_their_origin() {
     let missing = Path::new("no").join("file").display().to_string();
     for (arguments, environment, exit_code, words) in [
         (vec!["--port", "99999"], vec![], 2, vec!["99999", "--port"]),
-        (vec![], vec![("BITNET_SERVE_PORT", "http")], 2, vec!["http", "--port", "BITNET_SERVE_PORT"]),
-        (vec![], vec![("BITNET_SERVE_LENIENT", "maybe")], 2, vec!["lenient", "maybe"]),
-        (vec!["--config", &file(&folder, "a", "prot = 80")], vec![], 2, vec!["\"prot\""]),
-        (vec!["--config", &file(&folder, "b", "port = {}")], vec![], 2, vec!["port is a table"]),
-        (vec!["--config", &file(&folder, "c", "port 80")], vec![], 2, vec!["TOML"]),
+        (
+            vec![],
+            vec![("BITNET_SERVE_PORT", "http")],
+            2,
+            vec!["http", "--port", "BITNET_SERVE_PORT"],
+        ),
+        (
+            vec![],
+            vec![("BITNET_SERVE_LENIENT", "maybe")],
+            2,
+            vec!["lenient", "maybe"],
+        ),
+        (
+            vec!["--config", &file(&folder, "a", "prot = 80")],
+            vec![],
+            2,
+            vec!["\"prot\""],
+        ),
+        (
+            vec!["--config", &file(&folder, "b", "port = {}")],
+            vec![],
+            2,
+            vec!["port is a table"],
+        ),
+        (
+            vec!["--config", &file(&folder, "c", "port 80")],
+            vec![],
+            2,
+            vec!["TOML"],
+        ),
         (
             vec!["--config", &file(&folder, "d", "drain-timeout = -1")],
             vec![],
             2,
             vec!["--drain-timeout", "expected seconds"],
         ),
-        (vec!["--config", &missing], vec![], 1, vec!["cannot read settings"]),
-        (vec!["--api-key-file", &missing], vec![], 1, vec!["cannot read"]),
+        (
+            vec!["--config", &missing],
+            vec![],
+            1,
+            vec!["cannot read settings"],
+        ),
+        (
+            vec!["--api-key-file", &missing],
+            vec![],
+            1,
+            vec!["cannot read"],
+        ),
         (
             vec!["--api-key-file", &file(&folder, "keys", "secret\n")],
             vec![],
             1,
             vec!["line 1", "64 hexadecimal digits"],
         ),
-        (vec![], vec![("BITNET_SERVE_QUEUE_REQUEST", "5")], 2, vec!["BITNET_SERVE_QUEUE_REQUEST"]),
-        (vec!["--temp", "1000"], vec![], 2, vec!["temperature is 1000"]),
-        (vec!["--logit-bias", "9999999+1"], vec![], 2, vec!["9999999", "the vocabulary ends at"]),
-        (vec!["--kv-memory", "64K"], vec![], 1, vec!["--kv-memory holds"]),
-        (vec!["--chat-template", "nonsense"], vec![], 2, vec!["nonsense", "llama3"]),
-        (vec!["--threads", "1,2"], vec![], 2, vec!["one number of threads"]),
-        (vec!["--cache-salt", "key"], vec![], 2, vec!["--cache-salt key", "--api-key-file"]),
-        (vec!["--cors-origin", "example.org"], vec![], 2, vec!["example.org", "scheme://"]),
-        (vec!["--model", "no/such/model.gguf"], vec![], 1, vec!["no/such/model.gguf"]),
+        (
+            vec![],
+            vec![("BITNET_SERVE_QUEUE_REQUEST", "5")],
+            2,
+            vec!["BITNET_SERVE_QUEUE_REQUEST"],
+        ),
+        (
+            vec!["--temp", "1000"],
+            vec![],
+            2,
+            vec!["temperature is 1000"],
+        ),
+        (
+            vec!["--logit-bias", "9999999+1"],
+            vec![],
+            2,
+            vec!["9999999", "the vocabulary ends at"],
+        ),
+        (
+            vec!["--kv-memory", "64K"],
+            vec![],
+            1,
+            vec!["--kv-memory holds"],
+        ),
+        (
+            vec!["--chat-template", "nonsense"],
+            vec![],
+            2,
+            vec!["nonsense", "llama3"],
+        ),
+        (
+            vec!["--threads", "1,2"],
+            vec![],
+            2,
+            vec!["one number of threads"],
+        ),
+        (
+            vec!["--cache-salt", "key"],
+            vec![],
+            2,
+            vec!["--cache-salt key", "--api-key-file"],
+        ),
+        (
+            vec!["--cors-origin", "example.org"],
+            vec![],
+            2,
+            vec!["example.org", "scheme://"],
+        ),
+        (
+            vec!["--model", "no/such/model.gguf"],
+            vec![],
+            1,
+            vec!["no/such/model.gguf"],
+        ),
     ] {
         let output = check(&arguments, &environment);
         let message = String::from_utf8(output.stderr).expect("UTF-8");
-        assert_eq!(output.status.code(), Some(exit_code), "{arguments:?} {environment:?}: {message}");
+        assert_eq!(
+            output.status.code(),
+            Some(exit_code),
+            "{arguments:?} {environment:?}: {message}"
+        );
         for word in words {
-            assert!(message.contains(word), "{arguments:?} {environment:?}: no {word:?} in {message}");
+            assert!(
+                message.contains(word),
+                "{arguments:?} {environment:?}: no {word:?} in {message}"
+            );
         }
     }
 }
@@ -429,26 +738,60 @@ fn a_protocol_that_telemetry_cannot_be_sent_by_is_refused() {
     ] {
         let output = check(&[], &[endpoint, (name, value)]);
         let message = String::from_utf8(output.stderr).expect("UTF-8");
-        assert_eq!(output.status.code(), Some(if is_refused { 2 } else { 0 }), "{name}={value}: {message}");
-        assert!(!is_refused || message.contains(&format!("{name} is {value}")), "{message}");
-        assert!(check(&[], &[(name, value)]).status.success(), "nothing is sent");
+        assert_eq!(
+            output.status.code(),
+            Some(if is_refused { 2 } else { 0 }),
+            "{name}={value}: {message}"
+        );
+        assert!(
+            !is_refused || message.contains(&format!("{name} is {value}")),
+            "{message}"
+        );
+        assert!(
+            check(&[], &[(name, value)]).status.success(),
+            "nothing is sent"
+        );
     }
-    let both = [endpoint, ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"), ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc")];
-    assert!(!check(&[], &both).status.success(), "metrics would go by http/json");
-    assert!(check(&[], &[both.as_slice(), &[("OTEL_METRICS_EXPORTER", "none")]].concat()).status.success());
+    let both = [
+        endpoint,
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
+        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc"),
+    ];
+    assert!(
+        !check(&[], &both).status.success(),
+        "metrics would go by http/json"
+    );
+    assert!(
+        check(
+            &[],
+            &[both.as_slice(), &[("OTEL_METRICS_EXPORTER", "none")]].concat()
+        )
+        .status
+        .success()
+    );
 }
 
 #[test]
 fn a_server_that_cannot_start_says_why() {
     let run = |arguments: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_bitnet")).arg("serve").args(arguments).output().expect("it runs");
-        (output.status.code(), String::from_utf8(output.stderr).expect("UTF-8"))
+        let output = Command::new(env!("CARGO_BIN_EXE_bitnet"))
+            .arg("serve")
+            .args(arguments)
+            .output()
+            .expect("it runs");
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).expect("UTF-8"),
+        )
     };
     let server = Server::start(&[]);
     let port = server.address.port().to_string();
     let (exit_code, message) = run(&["--port", &port]);
     assert_eq!(exit_code, Some(1));
-    assert!(message.contains(&format!("cannot listen on 127.0.0.1:{port}")), "{message}");
+    assert!(
+        message.contains(&format!("cannot listen on 127.0.0.1:{port}")),
+        "{message}"
+    );
     let (exit_code, message) = run(&["--port", "0", "--model", "no/model.gguf"]);
     assert_eq!(exit_code, Some(1));
     assert!(message.contains("no/model.gguf"), "{message}");
@@ -463,9 +806,14 @@ fn a_limit_on_memory_is_an_error_and_no_crash() {
     let run = |limit_kib: u32, arguments: &[&str]| {
         let script = format!("ulimit -v {limit_kib}; exec \"$0\" serve --port 0 \"$@\"");
         let mut command = Command::new("sh");
-        command.args(["-c", &script, env!("CARGO_BIN_EXE_bitnet")]).args(arguments);
+        command
+            .args(["-c", &script, env!("CARGO_BIN_EXE_bitnet")])
+            .args(arguments);
         let output = command.output().expect("a shell");
-        (output.status.code(), String::from_utf8(output.stderr).expect("UTF-8"))
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).expect("UTF-8"),
+        )
     };
     let (exit_code, message) = run(2 << 20, &["--kv-memory", "8G"]);
     assert_eq!(exit_code, Some(1), "{message}");
@@ -479,9 +827,15 @@ fn a_limit_on_memory_is_an_error_and_no_crash() {
 fn the_page_talks_with_nobody_else() {
     let server = Server::start(&[]);
     let page = server.get("/");
-    assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
+    assert_eq!(
+        (page.status, page.header("content-type")),
+        (200, Some("text/html; charset=utf-8"))
+    );
     let policy = page.header("content-security-policy").expect("a policy");
-    assert!(policy.contains("default-src 'none'") && policy.contains("connect-src 'self'"), "{policy}");
+    assert!(
+        policy.contains("default-src 'none'") && policy.contains("connect-src 'self'"),
+        "{policy}"
+    );
     let text = page.text();
     assert!(!text.contains("http://") && !text.contains("https://") && !text.contains("innerHTML"));
 }
@@ -491,7 +845,13 @@ fn the_document_of_the_api_is_served() {
     let server = Server::start(&[]);
     let document = server.get("/openapi.json").json();
     let paths = document["paths"].as_object().expect("paths");
-    for path in [CHAT, "/v1/completions", "/v1/models", "/tokenize", "/readyz"] {
+    for path in [
+        CHAT,
+        "/v1/completions",
+        "/v1/models",
+        "/tokenize",
+        "/readyz",
+    ] {
         assert!(paths.contains_key(path), "{path}");
     }
 }
@@ -502,40 +862,104 @@ fn the_load_generator_measures_what_the_server_counts() {
     let bench = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_bitnet"));
         command
-            .args(["bench-server", &format!("http://{}", server.address), "--json", "--warmup", "0"])
+            .args([
+                "bench-server",
+                &format!("http://{}", server.address),
+                "--json",
+                "--warmup",
+                "0",
+            ])
             .args(arguments);
         let output = command.output().expect("the program runs");
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
-        (output.status.success(), serde_json::from_slice::<Value>(&output.stdout).unwrap_or_default(), message)
+        (
+            output.status.success(),
+            serde_json::from_slice::<Value>(&output.stdout).unwrap_or_default(),
+            message,
+        )
     };
-    let (passed, report, message) =
-        bench(&["-c", "3", "-n", "6", "-p", "20", "--shared-words", "10", "--max-tokens", "9"]);
+    let (passed, report, message) = bench(&[
+        "-c",
+        "3",
+        "-n",
+        "6",
+        "-p",
+        "20",
+        "--shared-words",
+        "10",
+        "--max-tokens",
+        "9",
+    ]);
     assert!(passed, "{message}");
     assert_eq!(
-        (&report["answered"], &report["output_tokens"], &report["concurrency"]),
+        (
+            &report["answered"],
+            &report["output_tokens"],
+            &report["concurrency"]
+        ),
         (&json!(6), &json!(54), &json!(3))
     );
-    let ms = |figure: &str, share: &str| report[figure][share].as_f64().unwrap_or_else(|| panic!("{report}"));
-    assert!(ms("first_token_ms", "p50") > 0.0 && ms("first_token_ms", "p50") <= ms("answer_ms", "p50"));
+    let ms = |figure: &str, share: &str| {
+        report[figure][share]
+            .as_f64()
+            .unwrap_or_else(|| panic!("{report}"))
+    };
+    assert!(
+        ms("first_token_ms", "p50") > 0.0 && ms("first_token_ms", "p50") <= ms("answer_ms", "p50")
+    );
     assert!(ms("gap_ms", "p50") <= ms("gap_ms", "p99"));
-    let (passed, report, message) = bench(&["--rate", "50", "-n", "4", "--endpoint", "chat", "--max-tokens", "3"]);
+    let (passed, report, message) = bench(&[
+        "--rate",
+        "50",
+        "-n",
+        "4",
+        "--endpoint",
+        "chat",
+        "--max-tokens",
+        "3",
+    ]);
     assert!(passed, "{message}");
-    assert_eq!((&report["answered"], &report["rate"]), (&json!(4), &json!(50.0)));
+    assert_eq!(
+        (&report["answered"], &report["rate"]),
+        (&json!(4), &json!(50.0))
+    );
     let (passed, report, message) = bench(&["-n", "2", "--max-tokens", "100000"]);
-    assert!(!passed && message.contains("2 of 2 requests failed"), "{message}");
-    assert!(report["failed"].to_string().contains("maximum context length"), "{report}");
+    assert!(
+        !passed && message.contains("2 of 2 requests failed"),
+        "{message}"
+    );
+    assert!(
+        report["failed"]
+            .to_string()
+            .contains("maximum context length"),
+        "{report}"
+    );
 }
 
 #[test]
 fn logs_in_json_are_objects_one_a_line() {
     let server = Server::start(&[]);
     server.get("/health");
-    server.wait_until("logged", || server.log().iter().any(|line| line["route"] == "/health"));
+    server.wait_until("logged", || {
+        server.log().iter().any(|line| line["route"] == "/health")
+    });
     for line in server.log() {
-        assert!(line.is_object() && line["level"].is_string() && line["timestamp"].is_string(), "{line}");
-        assert!(line["message"].as_str().is_some_and(|message| !message.is_empty()), "{line}");
+        assert!(
+            line.is_object() && line["level"].is_string() && line["timestamp"].is_string(),
+            "{line}"
+        );
+        assert!(
+            line["message"]
+                .as_str()
+                .is_some_and(|message| !message.is_empty()),
+            "{line}"
+        );
     }
-    let ready: Vec<Value> = server.log().into_iter().filter(|line| line["message"] == "ready").collect();
+    let ready: Vec<Value> = server
+        .log()
+        .into_iter()
+        .filter(|line| line["message"] == "ready")
+        .collect();
     assert_eq!(ready.len(), 1);
     assert_eq!(ready[0]["model"], "stories");
 }

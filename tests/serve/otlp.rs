@@ -1,4 +1,5 @@
-//! OpenTelemetry: what a collector, a process of its own, is sent, held against what clients, log and Prometheus say.
+//! OpenTelemetry: what a collector, a process of its own, is sent, held against what clients, log
+//! and Prometheus say.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -27,7 +28,10 @@ fn start(collector: &Collector, more: &[(&str, &str)]) -> Server {
         ("OTEL_EXPORTER_OTLP_ENDPOINT", &*endpoint),
         ("OTEL_METRIC_EXPORT_INTERVAL", "100"),
         ("OTEL_BSP_SCHEDULE_DELAY", "50"),
-        ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test"),
+        (
+            "OTEL_RESOURCE_ATTRIBUTES",
+            "deployment.environment.name=test",
+        ),
     ];
     let server = Server::start_with(&["--kv-memory", "16M"], &[&environment, more].concat());
     server.wait_until("ready", || server.get("/readyz").status == 200);
@@ -42,38 +46,72 @@ fn value(any: Option<Any>) -> Value {
         Some(AnyValue::BoolValue(is)) => is.into(),
         Some(AnyValue::IntValue(number)) => number.into(),
         Some(AnyValue::DoubleValue(number)) => number.into(),
-        Some(AnyValue::ArrayValue(list)) => list.values.into_iter().map(|any| value(Some(any))).collect(),
+        Some(AnyValue::ArrayValue(list)) => list
+            .values
+            .into_iter()
+            .map(|any| value(Some(any)))
+            .collect(),
         Some(other) => panic!("nobody sends {other:?}"),
     }
 }
 
 fn attributes(list: &[KeyValue]) -> BTreeMap<String, Value> {
-    list.iter().map(|pair| (pair.key.clone(), value(pair.value.clone()))).collect()
+    list.iter()
+        .map(|pair| (pair.key.clone(), value(pair.value.clone())))
+        .collect()
 }
 
 /// The metrics of the last export, by name.
 fn metrics(collector: &Collector) -> BTreeMap<String, Metric> {
     let last = collector.collected.metrics().pop();
-    let resources = last.into_iter().flat_map(|request| request.resource_metrics);
-    let metrics = resources.flat_map(|resource| resource.scope_metrics).flat_map(|scope| scope.metrics);
-    metrics.map(|metric| (metric.name.clone(), metric)).collect()
+    let resources = last
+        .into_iter()
+        .flat_map(|request| request.resource_metrics);
+    let metrics = resources
+        .flat_map(|resource| resource.scope_metrics)
+        .flat_map(|scope| scope.metrics);
+    metrics
+        .map(|metric| (metric.name.clone(), metric))
+        .collect()
 }
 
 fn spans(collector: &Collector) -> Vec<Span> {
-    let resources = collector.collected.traces().into_iter().flat_map(|request| request.resource_spans);
-    resources.flat_map(|resource| resource.scope_spans).flat_map(|scope| scope.spans).collect()
+    let resources = collector
+        .collected
+        .traces()
+        .into_iter()
+        .flat_map(|request| request.resource_spans);
+    resources
+        .flat_map(|resource| resource.scope_spans)
+        .flat_map(|scope| scope.spans)
+        .collect()
 }
 
 /// The points of a histogram in seconds whose counts add up over time.
 #[track_caller]
 fn points(metrics: &BTreeMap<String, Metric>, name: &str) -> Vec<HistogramDataPoint> {
-    let metric = metrics.get(name).unwrap_or_else(|| panic!("{name} is missing among {:?}", metrics.keys()));
+    let metric = metrics
+        .get(name)
+        .unwrap_or_else(|| panic!("{name} is missing among {:?}", metrics.keys()));
     assert_eq!(metric.unit, "s", "{name}");
-    let Some(metric::Data::Histogram(histogram)) = &metric.data else { panic!("{metric:?}") };
-    assert_eq!(histogram.aggregation_temporality, AggregationTemporality::Cumulative as i32);
+    let Some(metric::Data::Histogram(histogram)) = &metric.data else {
+        panic!("{metric:?}")
+    };
+    assert_eq!(
+        histogram.aggregation_temporality,
+        AggregationTemporality::Cumulative as i32
+    );
     for point in &histogram.data_points {
-        assert_eq!(point.bucket_counts.iter().sum::<u64>(), point.count, "{name}");
-        assert_eq!(point.bucket_counts.len(), point.explicit_bounds.len() + 1, "{name}");
+        assert_eq!(
+            point.bucket_counts.iter().sum::<u64>(),
+            point.count,
+            "{name}"
+        );
+        assert_eq!(
+            point.bucket_counts.len(),
+            point.explicit_bounds.len() + 1,
+            "{name}"
+        );
     }
     histogram.data_points.clone()
 }
@@ -81,7 +119,9 @@ fn points(metrics: &BTreeMap<String, Metric>, name: &str) -> Vec<HistogramDataPo
 /// The value of a sum or gauge without attributes.
 #[track_caller]
 fn number(metrics: &BTreeMap<String, Metric>, name: &str, unit: &str) -> f64 {
-    let metric = metrics.get(name).unwrap_or_else(|| panic!("{name} is missing among {:?}", metrics.keys()));
+    let metric = metrics
+        .get(name)
+        .unwrap_or_else(|| panic!("{name} is missing among {:?}", metrics.keys()));
     assert_eq!(metric.unit, unit, "{name}");
     let points = match &metric.data {
         Some(metric::Data::Gauge(gauge)) => &gauge.data_points,
@@ -119,16 +159,29 @@ struct Measured {
 }
 
 fn stream(server: &Server, seed: u64) -> Measured {
-    let body = chat("Once upon a time", json!({ "stream": true, "seed": seed, "ignore_eos": true }));
+    let body = chat(
+        "Once upon a time",
+        json!({ "stream": true, "seed": seed, "ignore_eos": true }),
+    );
     let start = Instant::now();
     let mut open = server.open(CHAT, &body);
-    let request_id = open.response.header("x-request-id").expect("an id").to_owned();
-    // The first tells the role, and is sent when the request has been let in; the second is the first token's.
+    let request_id = open
+        .response
+        .header("x-request-id")
+        .expect("an id")
+        .to_owned();
+    // The first tells the role, and is sent when the request has been let in; the second is the
+    // first token's.
     open.read_chunk();
     open.read_chunk();
     let first_chunk = start.elapsed().as_secs_f64();
     let events = open.finish().events();
-    Measured { request_id, first_chunk, total: start.elapsed().as_secs_f64(), num_tokens: events.len() as u64 - 2 }
+    Measured {
+        request_id,
+        first_chunk,
+        total: start.elapsed().as_secs_f64(),
+        num_tokens: events.len() as u64 - 2,
+    }
 }
 
 #[test]
@@ -138,15 +191,25 @@ fn metrics_are_what_clients_measured_under_the_conventions_names() {
     let measured: Vec<Measured> = (0..5).map(|seed| stream(&server, seed)).collect();
     let refused = server.post(CHAT, &json!({ "messages": [], "frobnicate": 1 }));
     assert_eq!(refused.status, 400);
-    let too_long = server.post("/v1/completions", &completion("Once", json!({ "max_tokens": 1_000_000 })));
+    let too_long = server.post(
+        "/v1/completions",
+        &completion("Once", json!({ "max_tokens": 1_000_000 })),
+    );
     assert_eq!(too_long.status, 400);
     let all = samples(&server);
-    let records: Vec<Value> = measured.iter().map(|measured| server.record(&measured.request_id)).collect();
+    let records: Vec<Value> = measured
+        .iter()
+        .map(|measured| server.record(&measured.request_id))
+        .collect();
     let is_whole = || {
         let found = metrics(&collector);
-        let count =
-            |name: &str| found.contains_key(name).then(|| points(&found, name).iter().map(|p| p.count).sum::<u64>());
-        count("gen_ai.server.request.duration") == Some(7) && count("http.server.request.duration") >= Some(8)
+        let count = |name: &str| {
+            found
+                .contains_key(name)
+                .then(|| points(&found, name).iter().map(|p| p.count).sum::<u64>())
+        };
+        count("gen_ai.server.request.duration") == Some(7)
+            && count("http.server.request.duration") >= Some(8)
     };
     server.wait_until("sent", is_whole);
     let found = metrics(&collector);
@@ -162,8 +225,12 @@ fn metrics_are_what_clients_measured_under_the_conventions_names() {
     ]);
     let one = |name: &str| {
         let points = points(&found, name);
-        let mut answered = points.iter().filter(|point| !attributes(&point.attributes).contains_key("error.type"));
-        let (Some(point), None) = (answered.next(), answered.next()) else { panic!("{name} has {points:?}") };
+        let mut answered = points
+            .iter()
+            .filter(|point| !attributes(&point.attributes).contains_key("error.type"));
+        let (Some(point), None) = (answered.next(), answered.next()) else {
+            panic!("{name} has {points:?}")
+        };
         assert_eq!(attributes(&point.attributes), about_model, "{name}");
         point.clone()
     };
@@ -177,61 +244,125 @@ fn metrics_are_what_clients_measured_under_the_conventions_names() {
     for point in points(&found, "gen_ai.server.request.duration") {
         let attributes = attributes(&point.attributes);
         if let Some(error) = attributes.get("error.type") {
-            assert_eq!((point.count, attributes.get("gen_ai.request.model")), (1, None), "{attributes:?}");
+            assert_eq!(
+                (point.count, attributes.get("gen_ai.request.model")),
+                (1, None),
+                "{attributes:?}"
+            );
             refusals.push(json!([attributes["gen_ai.operation.name"], error]));
         }
     }
     refusals.sort_by_key(Value::to_string);
-    let expected = [json!(["chat", "unknown_parameter"]), json!(["text_completion", "context_length_exceeded"])];
+    let expected = [
+        json!(["chat", "unknown_parameter"]),
+        json!(["text_completion", "context_length_exceeded"]),
+    ];
     assert_eq!(refusals, expected);
     // The buckets of the conventions, and more at their ends.
     assert_eq!(
         request.explicit_bounds[..14],
-        [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92]
+        [
+            0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92
+        ]
     );
     assert_eq!(
         first.explicit_bounds[..16],
-        [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0]
+        [
+            0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5,
+            10.0
+        ]
     );
-    assert_eq!(token.explicit_bounds[4..], [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5]);
+    assert_eq!(
+        token.explicit_bounds[4..],
+        [
+            0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5
+        ]
+    );
 
     // One measurement, told by the log, by Prometheus and here.
-    let sum = |name: &str| records.iter().map(|record| record[name].as_f64().expect("a number") * 1e-3).sum::<f64>();
-    assert!(is_same(request.sum.expect("a sum"), sum("duration_ms")), "{request:?} {records:?}");
-    assert!(is_same(first.sum.expect("a sum"), sum("first_token_ms")), "{first:?} {records:?}");
-    let labels = format!("http_route=\"{CHAT}\",http_request_method=\"POST\",http_response_status_code=\"200\"");
-    assert!(is_same(all[&format!("http_server_request_duration_seconds_sum{{{labels}}}")], sum("duration_ms")));
-    assert!(is_same(all["vllm:time_to_first_token_seconds_sum"], sum("first_token_ms")));
+    let sum = |name: &str| {
+        records
+            .iter()
+            .map(|record| record[name].as_f64().expect("a number") * 1e-3)
+            .sum::<f64>()
+    };
+    assert!(
+        is_same(request.sum.expect("a sum"), sum("duration_ms")),
+        "{request:?} {records:?}"
+    );
+    assert!(
+        is_same(first.sum.expect("a sum"), sum("first_token_ms")),
+        "{first:?} {records:?}"
+    );
+    let labels = format!(
+        "http_route=\"{CHAT}\",http_request_method=\"POST\",http_response_status_code=\"200\""
+    );
+    assert!(is_same(
+        all[&format!("http_server_request_duration_seconds_sum{{{labels}}}")],
+        sum("duration_ms")
+    ));
+    assert!(is_same(
+        all["vllm:time_to_first_token_seconds_sum"],
+        sum("first_token_ms")
+    ));
     // And what the clients measured from further away, one by one.
     for (measured, record) in measured.iter().zip(&records) {
         let told = |name: &str| record[name].as_f64().expect("a number") * 1e-3;
-        assert!(0.0 < told("first_token_ms") && told("first_token_ms") <= measured.first_chunk, "{record}");
-        assert!(told("first_token_ms") <= told("duration_ms") && told("duration_ms") <= measured.total, "{record}");
+        assert!(
+            0.0 < told("first_token_ms") && told("first_token_ms") <= measured.first_chunk,
+            "{record}"
+        );
+        assert!(
+            told("first_token_ms") <= told("duration_ms") && told("duration_ms") <= measured.total,
+            "{record}"
+        );
         assert_eq!(record["generated_tokens"], measured.num_tokens);
     }
     // (duration - time to the first token) / (tokens - 1), and all answers have as many tokens.
     let further = measured[0].num_tokens - 1;
     let expected = (sum("duration_ms") - sum("first_token_ms")) / further as f64;
-    assert!(is_same(token.sum.expect("a sum"), expected), "{token:?}, expected {expected}");
+    assert!(
+        is_same(token.sum.expect("a sum"), expected),
+        "{token:?}, expected {expected}"
+    );
     assert_eq!((request.count, first.count, token.count), (5, 5, 5));
 
     let http = points(&found, "http.server.request.duration");
     assert_eq!(
         http[0].explicit_bounds,
-        [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0]
+        [
+            0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0
+        ]
     );
     let of = |route: &str, status: u16| {
         let is_it = |point: &&HistogramDataPoint| {
             let attributes = attributes(&point.attributes);
             attributes["http.route"] == route && attributes["http.response.status_code"] == status
         };
-        http.iter().find(is_it).unwrap_or_else(|| panic!("no {status} of {route} in {http:?}"))
+        http.iter()
+            .find(is_it)
+            .unwrap_or_else(|| panic!("no {status} of {route} in {http:?}"))
     };
-    assert_eq!((of(CHAT, 200).count, of(CHAT, 400).count, of("/v1/completions", 400).count), (5, 1, 1));
+    assert_eq!(
+        (
+            of(CHAT, 200).count,
+            of(CHAT, 400).count,
+            of("/v1/completions", 400).count
+        ),
+        (5, 1, 1)
+    );
     let refused = attributes(&of("/v1/completions", 400).attributes);
     assert_eq!(
-        (&refused["error.type"], &refused["http.request.method"], &refused["url.scheme"]),
-        (&json!("context_length_exceeded"), &json!("POST"), &json!("http"))
+        (
+            &refused["error.type"],
+            &refused["http.request.method"],
+            &refused["url.scheme"]
+        ),
+        (
+            &json!("context_length_exceeded"),
+            &json!("POST"),
+            &json!("http")
+        )
     );
 
     for (name, other) in [
@@ -246,10 +377,24 @@ fn metrics_are_what_clients_measured_under_the_conventions_names() {
     assert_eq!(number(&found, "bitnet.kv_cache.usage", "1"), 0.0);
 
     let last = collector.collected.metrics().pop().expect("an export");
-    let resource = attributes(&last.resource_metrics[0].resource.as_ref().expect("a resource").attributes);
+    let resource = attributes(
+        &last.resource_metrics[0]
+            .resource
+            .as_ref()
+            .expect("a resource")
+            .attributes,
+    );
     assert_eq!(
-        (&resource["service.name"], &resource["service.version"], &resource["deployment.environment.name"]),
-        (&json!("bitnet"), &json!(env!("CARGO_PKG_VERSION")), &json!("test"))
+        (
+            &resource["service.name"],
+            &resource["service.version"],
+            &resource["deployment.environment.name"]
+        ),
+        (
+            &json!("bitnet"),
+            &json!(env!("CARGO_PKG_VERSION")),
+            &json!("test")
+        )
     );
 }
 
@@ -259,24 +404,42 @@ fn a_trace_shows_where_the_time_went() {
     let server = start(&collector, &[]);
     let parent = format!("00-{TRACE_ID}-{PARENT_ID}-01");
     let more = json!({ "stream": true, "max_tokens": 12, "stop": ["zebra"], "temperature": 0.5, "ignore_eos": true });
-    let response = server.post_with(CHAT, &chat("Once upon a time", more), &[("traceparent", &parent)]);
+    let response = server.post_with(
+        CHAT,
+        &chat("Once upon a time", more),
+        &[("traceparent", &parent)],
+    );
     assert_eq!(response.status, 200);
     let id = response.events()[0]["id"].clone();
     let record = server.record(response.header("x-request-id").expect("an id"));
     let ours = || {
         let spans = spans(&collector).into_iter();
-        spans.filter(|span| hex(&span.trace_id) == TRACE_ID).collect::<Vec<_>>()
+        spans
+            .filter(|span| hex(&span.trace_id) == TRACE_ID)
+            .collect::<Vec<_>>()
     };
     server.wait_until("sent", || ours().len() == 5);
     let ours = ours();
-    let span =
-        |name: &str| ours.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("no {name} in {ours:?}"));
+    let span = |name: &str| {
+        ours.iter()
+            .find(|span| span.name == name)
+            .unwrap_or_else(|| panic!("no {name} in {ours:?}"))
+    };
     let (http, operation) = (span("POST /v1/chat/completions"), span("chat stories"));
     let phases = ["queue", "prefill", "decode"].map(span);
-    assert_eq!((http.kind, hex(&http.parent_span_id)), (SpanKind::Server as i32, PARENT_ID.to_owned()));
-    assert_eq!((operation.kind, &operation.parent_span_id), (SpanKind::Internal as i32, &http.span_id));
+    assert_eq!(
+        (http.kind, hex(&http.parent_span_id)),
+        (SpanKind::Server as i32, PARENT_ID.to_owned())
+    );
+    assert_eq!(
+        (operation.kind, &operation.parent_span_id),
+        (SpanKind::Internal as i32, &http.span_id)
+    );
     for phase in phases {
-        assert_eq!((phase.kind, &phase.parent_span_id), (SpanKind::Internal as i32, &operation.span_id));
+        assert_eq!(
+            (phase.kind, &phase.parent_span_id),
+            (SpanKind::Internal as i32, &operation.span_id)
+        );
     }
     // Each begins where the last ended, and all lie in the operation, and that in the request.
     let [queue, prefill, decode] = phases;
@@ -287,23 +450,43 @@ fn a_trace_shows_where_the_time_went() {
     assert!(http.start_time_unix_nano <= operation.start_time_unix_nano);
     assert!(operation.end_time_unix_nano <= http.end_time_unix_nano);
     let told = |name: &str| record[name].as_f64().expect("a number") * 1e-3;
-    assert!(is_same(seconds(http), told("duration_ms")) && is_same(seconds(queue), told("queue_ms")));
+    assert!(
+        is_same(seconds(http), told("duration_ms")) && is_same(seconds(queue), told("queue_ms"))
+    );
     let first_token = (prefill.end_time_unix_nano - http.start_time_unix_nano) as f64 * 1e-9;
-    assert!(is_same(first_token, told("first_token_ms")), "{first_token} {record}");
+    assert!(
+        is_same(first_token, told("first_token_ms")),
+        "{first_token} {record}"
+    );
 
     let about = attributes(&http.attributes);
     assert_eq!(
-        (&about["http.response.status_code"], &about["bitnet.request_id"]),
+        (
+            &about["http.response.status_code"],
+            &about["bitnet.request_id"]
+        ),
         (&json!(200), &record["request_id"])
     );
-    assert_eq!((&about["url.path"], &about["url.scheme"]), (&json!(CHAT), &json!("http")));
+    assert_eq!(
+        (&about["url.path"], &about["url.scheme"]),
+        (&json!(CHAT), &json!("http"))
+    );
     let mut about = attributes(&operation.attributes);
-    let first_chunk = about.remove("gen_ai.response.time_to_first_chunk").and_then(|value| value.as_f64());
-    assert!(is_same(first_chunk.expect("a time"), told("first_token_ms")));
-    let sampling: Vec<_> =
-        ["top_p", "top_k", "presence_penalty", "frequency_penalty"].map(|name| format!("gen_ai.request.{name}")).into();
+    let first_chunk = about
+        .remove("gen_ai.response.time_to_first_chunk")
+        .and_then(|value| value.as_f64());
+    assert!(is_same(
+        first_chunk.expect("a time"),
+        told("first_token_ms")
+    ));
+    let sampling: Vec<_> = ["top_p", "top_k", "presence_penalty", "frequency_penalty"]
+        .map(|name| format!("gen_ai.request.{name}"))
+        .into();
     for name in sampling {
-        assert!(about.remove(&name).is_some_and(|value| value.is_number()), "{name}");
+        assert!(
+            about.remove(&name).is_some_and(|value| value.is_number()),
+            "{name}"
+        );
     }
     let expected = json!({
         "gen_ai.operation.name": "chat",
@@ -327,14 +510,24 @@ fn a_trace_shows_where_the_time_went() {
     });
     assert_eq!(json!(about), expected);
     // What was said is nobody's business.
-    let everything = format!("{:?} {:?}", collector.collected.traces(), collector.collected.metrics());
+    let everything = format!(
+        "{:?} {:?}",
+        collector.collected.traces(),
+        collector.collected.metrics()
+    );
     assert!(!everything.contains("upon a time"));
 }
 
 #[test]
 fn what_is_told_is_what_was_asked_for_and_what_the_client_got() {
     let collector = Collector::start();
-    let server = start(&collector, &[("BITNET_SERVE_MODEL_NAME", "a,b"), ("BITNET_SERVE_LENIENT", "true")]);
+    let server = start(
+        &collector,
+        &[
+            ("BITNET_SERVE_MODEL_NAME", "a,b"),
+            ("BITNET_SERVE_LENIENT", "true"),
+        ],
+    );
     let tools = json!([{ "type": "function", "function": { "name": "stop" } }]);
     let call = json!({ "model": "b", "tools": tools, "tool_choice": "required", "parallel_tool_calls": false,
                        "max_tokens": 200 });
@@ -342,7 +535,12 @@ fn what_is_told_is_what_was_asked_for_and_what_the_client_got() {
     let mut asked = Vec::new();
     for (more, name, kind, reason) in [
         (call.clone(), "b", "text", "tool_calls"),
-        (with(call, json!({ "stream": true })), "b", "text", "tool_calls"),
+        (
+            with(call, json!({ "stream": true })),
+            "b",
+            "text",
+            "tool_calls",
+        ),
         (form, "made up", "json", "length"),
         (json!({ "max_tokens": 2 }), "a", "text", "length"),
     ] {
@@ -352,26 +550,48 @@ fn what_is_told_is_what_was_asked_for_and_what_the_client_got() {
             Some("application/json") => response.json(),
             _ => response.events().pop().expect("chunks"),
         };
-        assert_eq!((&last["choices"][0]["finish_reason"], &last["model"]), (&json!(reason), &json!("a")));
+        assert_eq!(
+            (&last["choices"][0]["finish_reason"], &last["model"]),
+            (&json!(reason), &json!("a"))
+        );
         assert_eq!(server.record(&id)["finish_reason"], reason);
         asked.push((last["id"].clone(), name, kind, reason));
     }
     let of = |id: &Value| {
-        let spans = spans(&collector).into_iter().map(|span| (span.name, attributes(&span.attributes)));
-        spans.into_iter().find(|(_, about)| about.get("gen_ai.response.id") == Some(id))
+        let spans = spans(&collector)
+            .into_iter()
+            .map(|span| (span.name, attributes(&span.attributes)));
+        spans
+            .into_iter()
+            .find(|(_, about)| about.get("gen_ai.response.id") == Some(id))
     };
     server.wait_until("sent", || asked.iter().all(|(id, ..)| of(id).is_some()));
     for (id, name, kind, reason) in &asked {
         let (span, about) = of(id).expect("a span");
         assert_eq!(span, format!("chat {name}"));
-        assert_eq!((&about["gen_ai.request.model"], &about["gen_ai.response.model"]), (&json!(name), &json!("a")));
+        assert_eq!(
+            (
+                &about["gen_ai.request.model"],
+                &about["gen_ai.response.model"]
+            ),
+            (&json!(name), &json!("a"))
+        );
         assert_eq!(about["gen_ai.output.type"], *kind);
         assert_eq!(about["gen_ai.response.finish_reasons"], json!([reason]));
     }
-    server.wait_until("sent", || metrics(&collector).contains_key("gen_ai.server.request.duration"));
+    server.wait_until("sent", || {
+        metrics(&collector).contains_key("gen_ai.server.request.duration")
+    });
     let counts = || -> BTreeMap<String, u64> {
         let points = points(&metrics(&collector), "gen_ai.server.request.duration").into_iter();
-        points.map(|point| (attributes(&point.attributes)["gen_ai.request.model"].to_string(), point.count)).collect()
+        points
+            .map(|point| {
+                (
+                    attributes(&point.attributes)["gen_ai.request.model"].to_string(),
+                    point.count,
+                )
+            })
+            .collect()
     };
     // Names that anybody can make up are no labels.
     let expected = BTreeMap::from([("\"a\"".to_owned(), 2), ("\"b\"".to_owned(), 2)]);
@@ -385,14 +605,26 @@ fn hex(bytes: &[u8]) -> String {
 #[test]
 fn a_trace_that_is_not_sampled_is_not_sent() {
     let collector = Collector::start();
-    let server = start(&collector, &[("OTEL_TRACES_SAMPLER", "parentbased_always_on")]);
+    let server = start(
+        &collector,
+        &[("OTEL_TRACES_SAMPLER", "parentbased_always_on")],
+    );
     let other = "1bf92f3577b34da6a3ce929d0e0e4736";
     for (trace, flags) in [(other, "00"), (TRACE_ID, "01")] {
         let parent = format!("00-{trace}-{PARENT_ID}-{flags}");
         let body = chat("Once", json!({ "max_tokens": 2 }));
-        assert_eq!(server.post_with(CHAT, &body, &[("traceparent", &parent)]).status, 200);
+        assert_eq!(
+            server
+                .post_with(CHAT, &body, &[("traceparent", &parent)])
+                .status,
+            200
+        );
     }
-    let has = |trace: &str| spans(&collector).iter().any(|span| hex(&span.trace_id) == trace);
+    let has = |trace: &str| {
+        spans(&collector)
+            .iter()
+            .any(|span| hex(&span.trace_id) == trace)
+    };
     server.wait_until("sent", || has(TRACE_ID));
     assert!(!has(other));
 }
@@ -401,14 +633,24 @@ fn a_trace_that_is_not_sampled_is_not_sent() {
 fn what_is_left_is_sent_at_the_end() {
     let collector = Collector::start();
     // Later than anybody waits.
-    let late = [("OTEL_METRIC_EXPORT_INTERVAL", "3600000"), ("OTEL_BSP_SCHEDULE_DELAY", "3600000")];
+    let late = [
+        ("OTEL_METRIC_EXPORT_INTERVAL", "3600000"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "3600000"),
+    ];
     let server = start(&collector, &late);
     server.answer(CHAT, &chat("Once", json!({ "max_tokens": 2 })));
     assert!(collector.collected.metrics().is_empty() && collector.collected.traces().is_empty());
     server.signal("TERM");
     assert!(server.wait().success());
-    assert_eq!(points(&metrics(&collector), "gen_ai.server.request.duration")[0].count, 1);
-    assert!(spans(&collector).iter().any(|span| span.name == "chat stories"));
+    assert_eq!(
+        points(&metrics(&collector), "gen_ai.server.request.duration")[0].count,
+        1
+    );
+    assert!(
+        spans(&collector)
+            .iter()
+            .any(|span| span.name == "chat stories")
+    );
 }
 
 #[test]
@@ -432,7 +674,10 @@ fn nothing_is_sent_unless_asked_for_and_only_what_is_asked_for() {
 #[test]
 fn a_collector_that_is_not_there_hinders_nobody() {
     let endpoint = "http://127.0.0.1:9";
-    let environment = [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint), ("OTEL_METRIC_EXPORT_INTERVAL", "50")];
+    let environment = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint),
+        ("OTEL_METRIC_EXPORT_INTERVAL", "50"),
+    ];
     let server = Server::start_with(&["--kv-memory", "16M"], &environment);
     server.wait_until("ready", || server.get("/readyz").status == 200);
     for _ in 0..3 {

@@ -7,7 +7,9 @@ use crate::client::{Server, chat, completion, with};
 const CHAT: &str = "/v1/chat/completions";
 
 fn content(answer: &Value) -> &str {
-    answer["choices"][0]["message"]["content"].as_str().unwrap_or_else(|| panic!("no text in {answer}"))
+    answer["choices"][0]["message"]["content"]
+        .as_str()
+        .unwrap_or_else(|| panic!("no text in {answer}"))
 }
 
 #[test]
@@ -24,18 +26,40 @@ fn json_is_json_of_the_schema() {
         "additionalProperties": false,
     });
     for seed in 0..8 {
-        let format =
-            json!({ "type": "json_schema", "json_schema": { "name": "person", "strict": true, "schema": schema } });
+        let format = json!({ "type": "json_schema", "json_schema": { "name": "person", "strict": true, "schema": schema } });
         let more = json!({ "response_format": format, "seed": seed, "max_tokens": 200, "temperature": 1.5 });
         let answer = server.answer(CHAT, &chat("Once upon a time", more.clone()));
         assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{answer}");
-        let value: Value = serde_json::from_str(content(&answer)).unwrap_or_else(|_| panic!("{answer}"));
-        assert_eq!(value.as_object().map(serde_json::Map::len), Some(3), "{value}");
-        assert!(value["name"].as_str().is_some_and(|name| name.chars().count() <= 12), "{value}");
-        assert!(value["age"].as_u64().is_some_and(|age| age <= 99), "{value}");
-        assert!(["good", "bad"].contains(&value["mood"].as_str().expect("a mood")), "{value}");
-        let events = server.post(CHAT, &chat("Once upon a time", with(more, json!({ "stream": true })))).events();
-        let pieces = events.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str());
+        let value: Value =
+            serde_json::from_str(content(&answer)).unwrap_or_else(|_| panic!("{answer}"));
+        assert_eq!(
+            value.as_object().map(serde_json::Map::len),
+            Some(3),
+            "{value}"
+        );
+        assert!(
+            value["name"]
+                .as_str()
+                .is_some_and(|name| name.chars().count() <= 12),
+            "{value}"
+        );
+        assert!(
+            value["age"].as_u64().is_some_and(|age| age <= 99),
+            "{value}"
+        );
+        assert!(
+            ["good", "bad"].contains(&value["mood"].as_str().expect("a mood")),
+            "{value}"
+        );
+        let events = server
+            .post(
+                CHAT,
+                &chat("Once upon a time", with(more, json!({ "stream": true }))),
+            )
+            .events();
+        let pieces = events
+            .iter()
+            .filter_map(|event| event["choices"][0]["delta"]["content"].as_str());
         assert_eq!(pieces.collect::<String>(), content(&answer));
     }
     let any = json!({ "response_format": { "type": "json_object" }, "max_tokens": 400, "n": 3 });
@@ -43,7 +67,11 @@ fn json_is_json_of_the_schema() {
     for choice in answer["choices"].as_array().expect("answers") {
         if choice["finish_reason"] == "stop" {
             let text = choice["message"]["content"].as_str().expect("a text");
-            assert!(serde_json::from_str::<Value>(text).expect("JSON").is_object());
+            assert!(
+                serde_json::from_str::<Value>(text)
+                    .expect("JSON")
+                    .is_object()
+            );
         }
     }
 }
@@ -52,24 +80,47 @@ fn json_is_json_of_the_schema() {
 fn other_forms_are_kept_to_as_well() {
     let server = Server::start(&[]);
     let ask = |outputs: Value| {
-        let body = completion("Once", json!({ "structured_outputs": outputs, "temperature": 2, "max_tokens": 60 }));
+        let body = completion(
+            "Once",
+            json!({ "structured_outputs": outputs, "temperature": 2, "max_tokens": 60 }),
+        );
         let answer = server.answer("/v1/completions", &body);
         assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{answer}");
-        answer["choices"][0]["text"].as_str().expect("a text").to_owned()
+        answer["choices"][0]["text"]
+            .as_str()
+            .expect("a text")
+            .to_owned()
     };
     let date = ask(json!({ "regex": "[0-9]{4}-[01][0-9]-[0-3][0-9]" }));
-    assert!(date.len() == 10 && date.split('-').all(|part| part.parse::<u32>().is_ok()), "{date}");
+    assert!(
+        date.len() == 10 && date.split('-').all(|part| part.parse::<u32>().is_ok()),
+        "{date}"
+    );
     let ask_grammar = |syntax: &str, definition: &str| {
-        let format = json!({ "type": "grammar", "grammar": { "syntax": syntax, "definition": definition } });
-        let answer = server.answer(CHAT, &chat("Once", json!({ "response_format": format, "temperature": 2 })));
+        let format =
+            json!({ "type": "grammar", "grammar": { "syntax": syntax, "definition": definition } });
+        let answer = server.answer(
+            CHAT,
+            &chat(
+                "Once",
+                json!({ "response_format": format, "temperature": 2 }),
+            ),
+        );
         content(&answer).to_owned()
     };
     assert_eq!(ask_grammar("regex", "(ab){3}"), "ababab");
-    assert_eq!(ask_grammar("lark", "start: \"to be\" OR \"not\"\nOR: / or /"), "to be or not");
+    assert_eq!(
+        ask_grammar("lark", "start: \"to be\" OR \"not\"\nOR: / or /"),
+        "to be or not"
+    );
     let choices = ["yes", "no \"maybe\"\n", "ünsure"];
     assert!(choices.contains(&&*ask(json!({ "choice": choices }))));
-    let sum = ask(json!({ "grammar": "start: NUMBER (\" + \" NUMBER){1,3}\nNUMBER: /[1-9][0-9]{0,2}/" }));
-    assert!(sum.split(" + ").count() > 1 && sum.split(" + ").all(|part| part.parse::<u32>().is_ok()), "{sum}");
+    let sum =
+        ask(json!({ "grammar": "start: NUMBER (\" + \" NUMBER){1,3}\nNUMBER: /[1-9][0-9]{0,2}/" }));
+    assert!(
+        sum.split(" + ").count() > 1 && sum.split(" + ").all(|part| part.parse::<u32>().is_ok()),
+        "{sum}"
+    );
     assert!(
         serde_json::from_str::<Value>(&ask(
             json!({ "json": { "type": "array", "items": { "type": "boolean" }, "maxItems": 3 } })
@@ -89,18 +140,34 @@ fn a_form_that_no_answer_has_is_the_fault_of_the_request() {
         json!({ "json": { "type": "integer", "minimum": 3, "maximum": 2 } }),
         json!({ "json": { "enum": [] } }),
     ] {
-        let (status, code, _) = server.refusal(CHAT, &chat("Once", json!({ "structured_outputs": outputs })));
-        assert!(status == 400 && ["invalid_value", "form_failed"].contains(&&*code), "{outputs}: {status} {code}");
+        let (status, code, _) = server.refusal(
+            CHAT,
+            &chat("Once", json!({ "structured_outputs": outputs })),
+        );
+        assert!(
+            status == 400 && ["invalid_value", "form_failed"].contains(&&*code),
+            "{outputs}: {status} {code}"
+        );
     }
     // Its first token is too much work: found before a stream begins.
-    let properties: serde_json::Map<_, _> =
-        (0..3000).map(|index| (format!("p{index}"), json!({ "type": "string" }))).collect();
+    let properties: serde_json::Map<_, _> = (0..3000)
+        .map(|index| (format!("p{index}"), json!({ "type": "string" })))
+        .collect();
     let outputs = json!({ "json": { "type": "object", "properties": properties } });
-    let body = chat("Once", json!({ "structured_outputs": outputs, "stream": true }));
-    assert_eq!(server.refusal(CHAT, &body).2.as_deref(), Some("structured_outputs"));
+    let body = chat(
+        "Once",
+        json!({ "structured_outputs": outputs, "stream": true }),
+    );
+    assert_eq!(
+        server.refusal(CHAT, &body).2.as_deref(),
+        Some("structured_outputs")
+    );
     // Whatever a form costs, it is bounded, and nobody else pays for it.
     let regex = format!("({}){{1,3000}}", "(a|b|c)*a(a|b|c){1,50}|".repeat(20) + "x");
-    let response = server.post(CHAT, &chat("Once", json!({ "structured_outputs": { "regex": regex } })));
+    let response = server.post(
+        CHAT,
+        &chat("Once", json!({ "structured_outputs": { "regex": regex } })),
+    );
     assert!([200, 400].contains(&response.status), "{}", response.text());
     server.answer(CHAT, &chat("Once", json!({})));
 }
@@ -120,12 +187,26 @@ fn tools() -> Value {
 
 /// Calls of a message as names and arguments, which must be JSON.
 fn calls(message: &Value) -> Vec<(String, Value)> {
-    let calls = message["tool_calls"].as_array().unwrap_or_else(|| panic!("no calls in {message}"));
+    let calls = message["tool_calls"]
+        .as_array()
+        .unwrap_or_else(|| panic!("no calls in {message}"));
     let call = |call: &Value| {
-        assert!(call["type"] == "function" && call["id"].as_str().is_some_and(|id| id.starts_with("call_")), "{call}");
+        assert!(
+            call["type"] == "function"
+                && call["id"]
+                    .as_str()
+                    .is_some_and(|id| id.starts_with("call_")),
+            "{call}"
+        );
         let arguments = call["function"]["arguments"].as_str().expect("a string");
         let arguments = serde_json::from_str(arguments).unwrap_or_else(|_| panic!("{call}"));
-        (call["function"]["name"].as_str().expect("a name").to_owned(), arguments)
+        (
+            call["function"]["name"]
+                .as_str()
+                .expect("a name")
+                .to_owned(),
+            arguments,
+        )
     };
     calls.iter().map(call).collect()
 }
@@ -133,7 +214,10 @@ fn calls(message: &Value) -> Vec<(String, Value)> {
 fn check_call(name: &str, arguments: &Value) {
     match name {
         "get_weather" => {
-            assert!(arguments["city"].is_string() && (1..=9).contains(&arguments["days"].as_u64().expect("a number")));
+            assert!(
+                arguments["city"].is_string()
+                    && (1..=9).contains(&arguments["days"].as_u64().expect("a number"))
+            );
             assert_eq!(arguments.as_object().map(serde_json::Map::len), Some(2));
         }
         "stop" => assert_eq!(arguments, &json!({})),
@@ -145,35 +229,54 @@ fn check_call(name: &str, arguments: &Value) {
 fn tools_that_must_be_called_are_called_with_arguments_that_fit() {
     let server = Server::start(&[]);
     for seed in 0..6 {
-        let ask =
-            json!({ "tools": tools(), "tool_choice": "required", "parallel_tool_calls": false, "max_tokens": 200 });
-        let body = chat("Once upon a time", with(ask, json!({ "seed": seed, "temperature": 1.2 })));
+        let ask = json!({ "tools": tools(), "tool_choice": "required", "parallel_tool_calls": false, "max_tokens": 200 });
+        let body = chat(
+            "Once upon a time",
+            with(ask, json!({ "seed": seed, "temperature": 1.2 })),
+        );
         let answer = server.answer(CHAT, &body);
         let choice = &answer["choices"][0];
-        assert_eq!((&choice["finish_reason"], &choice["message"]["content"]), (&json!("tool_calls"), &Value::Null));
+        assert_eq!(
+            (&choice["finish_reason"], &choice["message"]["content"]),
+            (&json!("tool_calls"), &Value::Null)
+        );
         let whole = calls(&choice["message"]);
         assert_eq!(whole.len(), 1);
         check_call(&whole[0].0, &whole[0].1);
 
-        let events = server.post(CHAT, &with(body, json!({ "stream": true }))).events();
+        let events = server
+            .post(CHAT, &with(body, json!({ "stream": true })))
+            .events();
         let (mut name, mut arguments, mut reason) = (String::new(), String::new(), Value::Null);
         for event in &events {
             let choice = &event["choices"][0];
             let call = &choice["delta"]["tool_calls"][0];
             if !call.is_null() {
                 assert_eq!(call["index"], 0);
-                assert_eq!(call["id"].is_string(), name.is_empty(), "the id comes once, with the name");
+                assert_eq!(
+                    call["id"].is_string(),
+                    name.is_empty(),
+                    "the id comes once, with the name"
+                );
                 name += call["function"]["name"].as_str().unwrap_or_default();
                 arguments += call["function"]["arguments"].as_str().expect("a piece");
             }
             reason = choice["finish_reason"].clone();
         }
         assert_eq!(reason, "tool_calls");
-        assert_eq!((name, serde_json::from_str(&arguments).ok()), (whole[0].0.clone(), Some(whole[0].1.clone())));
+        assert_eq!(
+            (name, serde_json::from_str(&arguments).ok()),
+            (whole[0].0.clone(), Some(whole[0].1.clone()))
+        );
     }
     let named = json!({ "type": "function", "function": { "name": "get_weather" } });
-    let answer =
-        server.answer(CHAT, &chat("Once", json!({ "tools": tools(), "tool_choice": named, "max_tokens": 200 })));
+    let answer = server.answer(
+        CHAT,
+        &chat(
+            "Once",
+            json!({ "tools": tools(), "tool_choice": named, "max_tokens": 200 }),
+        ),
+    );
     let (name, arguments) = calls(&answer["choices"][0]["message"]).remove(0);
     assert_eq!(name, "get_weather");
     check_call(&name, &arguments);
@@ -182,7 +285,9 @@ fn tools_that_must_be_called_are_called_with_arguments_that_fit() {
     for choice in answer["choices"].as_array().expect("answers") {
         // Only a whole answer has whole calls.
         if choice["finish_reason"] == "tool_calls" {
-            calls(&choice["message"]).iter().for_each(|(name, arguments)| check_call(name, arguments));
+            calls(&choice["message"])
+                .iter()
+                .for_each(|(name, arguments)| check_call(name, arguments));
         }
     }
 }
@@ -190,19 +295,36 @@ fn tools_that_must_be_called_are_called_with_arguments_that_fit() {
 #[test]
 fn a_call_that_must_come_comes_whole_or_not_at_all() {
     let server = Server::start(&[]);
-    let must_call =
-        json!({ "tools": tools(), "tool_choice": "required", "n": 4, "max_tokens": 40, "temperature": 1.5 });
-    for (field, value) in [("stop", json!("days")), ("stop", json!(["days"])), ("stop_token_ids", json!([7]))] {
-        let (status, _, param) = server.refusal(CHAT, &chat("Once", with(must_call.clone(), json!({ field: value }))));
+    let must_call = json!({ "tools": tools(), "tool_choice": "required", "n": 4, "max_tokens": 40, "temperature": 1.5 });
+    for (field, value) in [
+        ("stop", json!("days")),
+        ("stop", json!(["days"])),
+        ("stop_token_ids", json!([7])),
+    ] {
+        let (status, _, param) = server.refusal(
+            CHAT,
+            &chat("Once", with(must_call.clone(), json!({ field: value }))),
+        );
         assert_eq!((status, param.as_deref()), (400, Some(field)));
     }
-    server.answer(CHAT, &chat("Once", with(must_call.clone(), json!({ "stop": [], "stop_token_ids": [] }))));
+    server.answer(
+        CHAT,
+        &chat(
+            "Once",
+            with(
+                must_call.clone(),
+                json!({ "stop": [], "stop_token_ids": [] }),
+            ),
+        ),
+    );
     for max_tokens in [20, 30, 40, 50] {
         let ask = with(must_call.clone(), json!({ "max_tokens": max_tokens }));
         let answer = server.answer(CHAT, &chat("Once", ask));
         for choice in answer["choices"].as_array().expect("answers") {
             if choice["message"]["tool_calls"].is_array() {
-                calls(&choice["message"]).iter().for_each(|(name, arguments)| check_call(name, arguments));
+                calls(&choice["message"])
+                    .iter()
+                    .for_each(|(name, arguments)| check_call(name, arguments));
             } else {
                 assert_eq!(choice["finish_reason"], "length", "{choice}");
             }
@@ -215,11 +337,30 @@ fn tools_that_may_be_called_change_nothing_where_they_are_not() {
     let server = Server::start(&[]);
     let plain = server.answer(CHAT, &chat("Once upon a time", json!({})));
     for choice in ["auto", "none"] {
-        let answer = server.answer(CHAT, &chat("Once upon a time", json!({ "tools": tools(), "tool_choice": choice })));
-        assert_eq!(answer["choices"][0]["message"], plain["choices"][0]["message"], "{choice}");
+        let answer = server.answer(
+            CHAT,
+            &chat(
+                "Once upon a time",
+                json!({ "tools": tools(), "tool_choice": choice }),
+            ),
+        );
+        assert_eq!(
+            answer["choices"][0]["message"], plain["choices"][0]["message"],
+            "{choice}"
+        );
     }
-    let events = server.post(CHAT, &chat("Once upon a time", json!({ "tools": tools(), "stream": true }))).events();
-    let pieces = events.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str());
+    let events = server
+        .post(
+            CHAT,
+            &chat(
+                "Once upon a time",
+                json!({ "tools": tools(), "stream": true }),
+            ),
+        )
+        .events();
+    let pieces = events
+        .iter()
+        .filter_map(|event| event["choices"][0]["delta"]["content"].as_str());
     assert_eq!(pieces.collect::<String>(), content(&plain));
 }
 
@@ -233,11 +374,20 @@ fn a_conversation_goes_on_after_a_call() {
         { "role": "tool", "tool_call_id": "call_1", "content": "done" },
     ]);
     let body = json!({ "messages": messages, "tools": tools(), "max_tokens": 4 });
-    let prompt = server.answer("/v1/chat/completions/render", &body)["prompt"].as_str().expect("a text").to_owned();
-    assert!(prompt.starts_with("<|im_start|>system\nYou may call these functions:"), "{prompt}");
+    let prompt = server.answer("/v1/chat/completions/render", &body)["prompt"]
+        .as_str()
+        .expect("a text")
+        .to_owned();
+    assert!(
+        prompt.starts_with("<|im_start|>system\nYou may call these functions:"),
+        "{prompt}"
+    );
     assert!(prompt.contains("\"name\":\"get_weather\""), "{prompt}");
     let written = "<|im_start|>assistant\n<tool_call>{\"name\": \"stop\", \"arguments\": {}}</tool_call><|im_end|>\n";
-    assert!(prompt.contains(written) && prompt.contains("<|im_start|>tool\ndone<|im_end|>"), "{prompt}");
+    assert!(
+        prompt.contains(written) && prompt.contains("<|im_start|>tool\ndone<|im_end|>"),
+        "{prompt}"
+    );
     server.answer(CHAT, &body);
 }
 

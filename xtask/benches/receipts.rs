@@ -1,4 +1,5 @@
-//! What `verify-receipt` takes: `cargo bench -p xtask --features bench`. Less than 5 ms, the schema's compilation counted in.
+//! What `verify-receipt` takes: `cargo bench -p xtask --features bench`. Less than 5 ms, the
+//! schema's compilation counted in.
 
 use std::hint::black_box;
 use std::path::Path;
@@ -15,9 +16,17 @@ fn verify_receipt(criterion: &mut Criterion) {
     let verifier = Verifier::new();
     let mut group = criterion.benchmark_group("verify_receipt");
     group.bench_function("verify", |bencher| {
-        bencher.iter(|| verifier.verify(black_box(&text), None).expect("it verifies"));
+        bencher.iter(|| {
+            verifier
+                .verify(black_box(&text), None)
+                .expect("it verifies")
+        });
     });
     group.bench_function("verify_with_a_new_verifier", |bencher| {
-        bencher.iter(|| Verifier::new().verify(black_box(&text), None).expect("it verifies"));
+        bencher.iter(|| {
+            Verifier::new()
+                .verify(black_box(&text), None)
+                .expect("it verifies")
+        });
     });
 }

@@ -1,7 +1,8 @@
-//! `xtask accuracy`: what the ternary formats keep of their weights, measured, as the tables of `docs/quantization.md`.
+//! `xtask accuracy`: what the ternary formats keep of their weights, measured, as the tables of
+//! `docs/quantization.md`.
 //!
-//! The inputs come from a fixed generator and the elementary functions of the kernels, so the figures are the same on every
-//! machine; a test holds the document to them.
+//! The inputs come from a fixed generator and the elementary functions of the kernels, so the
+//! figures are the same on every machine; a test holds the document to them.
 
 use std::f64::consts::TAU;
 use std::fmt::Write;
@@ -21,8 +22,8 @@ const DOCUMENT: &str = "docs/quantization.md";
 const SHAPE: (usize, usize) = (512, 1536);
 /// The least cosine of a product with int8 activations and the same in floats.
 const PRODUCT_COSINE_MIN: f64 = 0.998;
-/// The largest cosine that any three and any four levels reach on Gaussian weights: √(1 − D) with D the least mean square
-/// error of such a quantizer (Lloyd and Max: 0.1902 and 0.1175).
+/// The largest cosine that any three and any four levels reach on Gaussian weights: √(1 − D) with D
+/// the least mean square error of such a quantizer (Lloyd and Max: 0.1902 and 0.1175).
 const BOUNDS: [(usize, f64); 2] = [(3, 0.900), (4, 0.939)];
 
 #[derive(clap::Args)]
@@ -91,7 +92,11 @@ impl Codec {
         match self {
             Self::Ternary(format) => {
                 let scale = format.quantize(weights, rows, cols, scaling, &mut bytes, &pool)?;
-                let outer = if format == TernaryFormat::HfPacked { scale } else { 1.0 };
+                let outer = if format == TernaryFormat::HfPacked {
+                    scale
+                } else {
+                    1.0
+                };
                 format.dequantize_rows(&bytes, outer, (rows, cols), 0..rows, &mut out, &pool)?;
             }
             Self::I2s32 => {
@@ -118,7 +123,11 @@ fn ternary_table() -> anyhow::Result<String> {
         "Ternary weights times a scale, {rows} × {cols}, quantized by absmax: the largest error as a share of the scale.\n\n\
          | format | bits a weight | scale 0.03125, an f16 | scale 0.0371, none |\n|---|---:|---:|---:|\n"
     );
-    let ternary: Vec<f32> = Random(1).uniforms().take(rows * cols).map(|u| (u * 3.0).floor() as f32 - 1.0).collect();
+    let ternary: Vec<f32> = Random(1)
+        .uniforms()
+        .take(rows * cols)
+        .map(|u| (u * 3.0).floor() as f32 - 1.0)
+        .collect();
     for (name, codec) in Codec::all()? {
         let error = |scale: f32| -> anyhow::Result<f32> {
             let weights: Vec<f32> = ternary.iter().map(|w| w * scale).collect();
@@ -127,13 +136,22 @@ fn ternary_table() -> anyhow::Result<String> {
             Ok(errors.fold(0.0, f32::max))
         };
         let bits = 8.0 * codec.size_bytes()? as f64 / (rows * cols) as f64;
-        writeln!(out, "| {name} | {bits:.3} | {} | {} |", shown_error(error(0.03125)?), shown_error(error(0.0371)?))?;
+        writeln!(
+            out,
+            "| {name} | {bits:.3} | {} | {} |",
+            shown_error(error(0.03125)?),
+            shown_error(error(0.0371)?)
+        )?;
     }
     Ok(out)
 }
 
 fn shown_error(error: f32) -> String {
-    if error == 0.0 { "0".to_owned() } else { format!("{error:.1e}") }
+    if error == 0.0 {
+        "0".to_owned()
+    } else {
+        format!("{error:.1e}")
+    }
 }
 
 /// The cosine with Gaussian weights, by quantizer, beside the best that so many levels can do.
@@ -145,13 +163,15 @@ fn gaussian_table() -> anyhow::Result<String> {
          |---|---:|---:|---:|---:|---:|\n"
     );
     let weights = Random(2).gaussians(rows * cols);
-    // All formats with one scale a tensor have the same three levels, so one search is enough for them.
+    // All formats with one scale a tensor have the same three levels, so one search is enough for
+    // them.
     let packed = Codec::Ternary(TernaryFormat::HfPacked);
     let best_scales = [packed, Codec::I2s32, Codec::Qk256].map(|codec| best_scale(codec, &weights));
     let [three_levels, i2s_32, qk256] = best_scales;
     let (three_levels, i2s_32, qk256) = (three_levels?, i2s_32?, qk256?);
     for (name, codec) in Codec::all()? {
-        let cosine = |scaling| anyhow::Ok(cosine(&weights, &codec.there_and_back(&weights, scaling)?));
+        let cosine =
+            |scaling| anyhow::Ok(cosine(&weights, &codec.there_and_back(&weights, scaling)?));
         let best = match codec {
             Codec::Ternary(_) => three_levels,
             Codec::I2s32 => i2s_32,
@@ -159,10 +179,19 @@ fn gaussian_table() -> anyhow::Result<String> {
         };
         let given = cosine(Scaling::Given(best))?;
         let levels = codec.levels();
-        let bound = BOUNDS.iter().find(|(n, _)| *n == levels).map_or(f64::NAN, |(_, bound)| *bound);
-        ensure!(given < bound + 0.001, "{name}: a cosine of {given} is beyond what {levels} levels can do");
+        let bound = BOUNDS
+            .iter()
+            .find(|(n, _)| *n == levels)
+            .map_or(f64::NAN, |(_, bound)| *bound);
+        ensure!(
+            given < bound + 0.001,
+            "{name}: a cosine of {given} is beyond what {levels} levels can do"
+        );
         let (absmean, absmax) = (cosine(Scaling::AbsMean)?, cosine(Scaling::AbsMax)?);
-        writeln!(out, "| {name} | {absmean:.3} | {absmax:.3} | {given:.3} at {best:.2} | {levels} | {bound:.3} |")?;
+        writeln!(
+            out,
+            "| {name} | {absmean:.3} | {absmax:.3} | {given:.3} at {best:.2} | {levels} | {bound:.3} |"
+        )?;
     }
     Ok(out)
 }
@@ -171,7 +200,10 @@ fn gaussian_table() -> anyhow::Result<String> {
 fn best_scale(codec: Codec, weights: &[f32]) -> anyhow::Result<f32> {
     let mut best = (f64::NEG_INFINITY, 0.0);
     for scale in (80..=150u16).map(|hundredths| f32::from(hundredths) / 100.0) {
-        let found = cosine(weights, &codec.there_and_back(weights, Scaling::Given(scale))?);
+        let found = cosine(
+            weights,
+            &codec.there_and_back(weights, Scaling::Given(scale))?,
+        );
         if found > best.0 {
             best = (found, scale);
         }
@@ -179,7 +211,8 @@ fn best_scale(codec: Codec, weights: &[f32]) -> anyhow::Result<f32> {
     Ok(best.1)
 }
 
-/// The cosine of the engine's product, whose activations are int8, with the product of the same weights in floats.
+/// The cosine of the engine's product, whose activations are int8, with the product of the same
+/// weights in floats.
 fn product_table() -> anyhow::Result<String> {
     let (rows, cols) = SHAPE;
     let cpu = Cpu::new(KernelSet::detect(), 1);
@@ -190,11 +223,17 @@ fn product_table() -> anyhow::Result<String> {
     );
     let weights = Random(3).gaussians(rows * cols);
     let plain = Random(4).gaussians(cols);
-    let outliers = plain.iter().enumerate().map(|(i, x)| if i % 128 == 7 { 20.0 * x } else { *x }).collect();
+    let outliers = plain
+        .iter()
+        .enumerate()
+        .map(|(i, x)| if i % 128 == 7 { 20.0 * x } else { *x })
+        .collect();
     let squared = plain.iter().map(|x| x.max(0.0) * x.max(0.0)).collect();
     let inputs: [Vec<f32>; 3] = [plain, outliers, squared];
     for (name, codec) in Codec::all()? {
-        let Codec::Ternary(format) = codec else { continue };
+        let Codec::Ternary(format) = codec else {
+            continue;
+        };
         // As the kernels of that name multiply.
         let packing = match format {
             TernaryFormat::I2_S(_) => cpu.set().packing,
@@ -203,19 +242,40 @@ fn product_table() -> anyhow::Result<String> {
             _ => continue,
         };
         let mut bytes = vec![0; codec.size_bytes()?];
-        let scale = format.quantize(&weights, rows, cols, Scaling::AbsMean, &mut bytes, cpu.pool())?;
-        let unpack = |_, range: Range<usize>, out: &mut [i8]| format.unpack_rows(&bytes, rows, cols, range, out);
-        let matrix = TernaryMatrix::pack(cpu.pool(), &[Part { rows, scale }], cols, packing, &unpack)?;
+        let scale = format.quantize(
+            &weights,
+            rows,
+            cols,
+            Scaling::AbsMean,
+            &mut bytes,
+            cpu.pool(),
+        )?;
+        let unpack = |_, range: Range<usize>, out: &mut [i8]| {
+            format.unpack_rows(&bytes, rows, cols, range, out)
+        };
+        let matrix =
+            TernaryMatrix::pack(cpu.pool(), &[Part { rows, scale }], cols, packing, &unpack)?;
         let floats = codec.there_and_back(&weights, Scaling::AbsMean)?;
         write!(out, "| {name} |")?;
         for input in &inputs {
             let (mut quantized, mut product) = (Activations::new(), vec![0.0; matrix.output_len()]);
             cpu.quantize(input, cols, cols, None, &mut quantized);
             cpu.ternary_matmul(&matrix, &quantized, &mut product);
-            let dot = |row: &[f32]| row.iter().zip(input).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum::<f64>();
-            let expected: Vec<f32> = floats.chunks_exact(cols).map(|row| dot(row) as f32).collect();
+            let dot = |row: &[f32]| {
+                row.iter()
+                    .zip(input)
+                    .map(|(w, x)| f64::from(*w) * f64::from(*x))
+                    .sum::<f64>()
+            };
+            let expected: Vec<f32> = floats
+                .chunks_exact(cols)
+                .map(|row| dot(row) as f32)
+                .collect();
             let found = cosine(&expected, &product[..rows]);
-            ensure!(found >= PRODUCT_COSINE_MIN, "{name}: the cosine {found} is below {PRODUCT_COSINE_MIN}");
+            ensure!(
+                found >= PRODUCT_COSINE_MIN,
+                "{name}: the cosine {found} is below {PRODUCT_COSINE_MIN}"
+            );
             write!(out, " {found:.5} |")?;
         }
         out.push('\n');
@@ -224,7 +284,12 @@ fn product_table() -> anyhow::Result<String> {
 }
 
 fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let dot = |a: &[f32], b: &[f32]| {
+        a.iter()
+            .zip(b)
+            .map(|(a, b)| f64::from(*a) * f64::from(*b))
+            .sum::<f64>()
+    };
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 

@@ -1,7 +1,8 @@
 //! The regression bands: how much worse a figure may become before somebody has to look.
 //!
-//! A change of up to 5 % is accepted, up to 10 % it is watched, above that investigated and above 20 % escalated. Where
-//! the same program measured twice differs by more than a limit, that noise is the limit.
+//! A change of up to 5 % is accepted, up to 10 % it is watched, above that investigated and above
+//! 20 % escalated. Where the same program measured twice differs by more than a limit, that noise
+//! is the limit.
 
 use std::process::ExitCode;
 
@@ -15,8 +16,9 @@ pub enum Band {
 }
 
 impl Band {
-    /// The band of a figure that got worse by `change`, a share of its baseline; negative if it got better. `noise` is
-    /// the share by which two measurements of one program differ. What is no number is escalated.
+    /// The band of a figure that got worse by `change`, a share of its baseline; negative if it got
+    /// better. `noise` is the share by which two measurements of one program differ. What is no
+    /// number is escalated.
     pub fn of(change: f64, noise: f64) -> Self {
         let within = |limit: f64| change <= limit.max(noise);
         match () {
@@ -98,7 +100,10 @@ mod tests {
 
     #[test]
     fn worse_is_longer_for_times_and_less_for_rates() {
-        let pair = Pair { baseline: 10.0, current: 12.0 };
+        let pair = Pair {
+            baseline: 10.0,
+            current: 12.0,
+        };
         assert!((pair.growth() - 0.2).abs() < 1e-12 && (pair.loss() + 0.2).abs() < 1e-12);
     }
 }

@@ -17,7 +17,8 @@ pub struct Options {
     base: String,
     /// The baseline in question
     new: String,
-    /// Another baseline of the program that made BASE: what the two differ by is noise; may be given more than once
+    /// Another baseline of the program that made BASE: what the two differ by is noise; may be
+    /// given more than once
     #[arg(long, value_name = "NAME")]
     again: Vec<String>,
     /// How to print the result
@@ -54,7 +55,8 @@ enum Unit {
     /// The median time.
     #[serde(rename = "ns")]
     Nanoseconds,
-    /// Of what memory bounds: the share of the rate at which memory was read meanwhile, since that rate has its own mind.
+    /// Of what memory bounds: the share of the rate at which memory was read meanwhile, since that
+    /// rate has its own mind.
     #[serde(rename = "share of read")]
     ShareOfRead,
 }
@@ -77,7 +79,11 @@ struct Comparison {
 /// Prints a line for each benchmark; the exit code is that of the worst.
 pub fn run(root: &Path, options: &Options) -> anyhow::Result<ExitCode> {
     let (base, new) = (load(root, &options.base)?, load(root, &options.new)?);
-    let again = options.again.iter().map(|name| load(root, name)).collect::<anyhow::Result<Vec<_>>>()?;
+    let again = options
+        .again
+        .iter()
+        .map(|name| load(root, name))
+        .collect::<anyhow::Result<Vec<_>>>()?;
     let comparison = compare(options, &base, &new, &again)?;
     match options.format {
         Format::Human => print!("{}", human(&comparison)),
@@ -87,17 +93,38 @@ pub fn run(root: &Path, options: &Options) -> anyhow::Result<ExitCode> {
     Ok(comparison.worst_rank.exit_code())
 }
 
-fn compare(options: &Options, base: &Findings, new: &Findings, again: &[Findings]) -> anyhow::Result<Comparison> {
+fn compare(
+    options: &Options,
+    base: &Findings,
+    new: &Findings,
+    again: &[Findings],
+) -> anyhow::Result<Comparison> {
     let rows = base.iter().filter_map(|(benchmark, found)| {
-        let again: Vec<Finding> = again.iter().filter_map(|findings| findings.get(benchmark).copied()).collect();
+        let again: Vec<Finding> = again
+            .iter()
+            .filter_map(|findings| findings.get(benchmark).copied())
+            .collect();
         Some(row(benchmark, *found, *new.get(benchmark)?, &again))
     });
     let benchmarks: Vec<Row> = rows.collect();
     if benchmarks.is_empty() {
-        return Err(WrongUsage(format!("{} and {} have no benchmark in common", options.base, options.new)).into());
+        return Err(WrongUsage(format!(
+            "{} and {} have no benchmark in common",
+            options.base, options.new
+        ))
+        .into());
     }
-    let worst_rank = benchmarks.iter().map(|row| row.rank).max().unwrap_or(Band::Accepted);
-    let missing = |from: &Findings, of: &Findings| of.keys().filter(|id| !from.contains_key(*id)).cloned().collect();
+    let worst_rank = benchmarks
+        .iter()
+        .map(|row| row.rank)
+        .max()
+        .unwrap_or(Band::Accepted);
+    let missing = |from: &Findings, of: &Findings| {
+        of.keys()
+            .filter(|id| !from.contains_key(*id))
+            .cloned()
+            .collect()
+    };
     Ok(Comparison {
         base: options.base.clone(),
         new: options.new.clone(),
@@ -114,16 +141,32 @@ fn row(benchmark: &str, base: Finding, new: Finding, again: &[Finding]) -> Row {
     let share = |of: Finding| Some((base.share_of_read?, of.share_of_read?));
     let worse = |of: Finding| match share(of) {
         Some((baseline, current)) => Pair { baseline, current }.loss(),
-        None => Pair { baseline: base.median_ns, current: of.median_ns }.growth(),
+        None => Pair {
+            baseline: base.median_ns,
+            current: of.median_ns,
+        }
+        .growth(),
     };
     let (unit, (base, found)) = match share(new) {
         Some(shares) => (Unit::ShareOfRead, shares),
         None => (Unit::Nanoseconds, (base.median_ns, new.median_ns)),
     };
-    let noise = again.iter().map(|again| worse(*again).abs()).fold(0.0, f64::max);
+    let noise = again
+        .iter()
+        .map(|again| worse(*again).abs())
+        .fold(0.0, f64::max);
     let change = worse(new);
     let rank = Band::of(change, noise);
-    Row { benchmark: benchmark.to_owned(), unit, base, new: found, change, noise, band: rank.name(), rank }
+    Row {
+        benchmark: benchmark.to_owned(),
+        unit,
+        base,
+        new: found,
+        change,
+        noise,
+        band: rank.name(),
+        rank,
+    }
 }
 
 /// A line for each benchmark, those that need a look last, where a terminal shows them.
@@ -131,11 +174,21 @@ fn human(comparison: &Comparison) -> String {
     let mut out = String::new();
     let mut rows: Vec<&Row> = comparison.benchmarks.iter().collect();
     rows.sort_by_key(|row| row.rank);
-    let width = rows.iter().map(|row| row.benchmark.chars().count()).max().unwrap_or(0);
+    let width = rows
+        .iter()
+        .map(|row| row.benchmark.chars().count())
+        .max()
+        .unwrap_or(0);
     for row in rows {
-        let Row { benchmark, band, .. } = row;
+        let Row {
+            benchmark, band, ..
+        } = row;
         let [base, new] = [row.base, row.new].map(|value| shown(row.unit, value));
-        let _ = writeln!(out, "{band:<11} {benchmark:<width$} {base:>12} {new:>12}  {}", change(row));
+        let _ = writeln!(
+            out,
+            "{band:<11} {benchmark:<width$} {base:>12} {new:>12}  {}",
+            change(row)
+        );
     }
     out += &missing(comparison);
     let _ = writeln!(out, "{}", summary(comparison));
@@ -144,10 +197,17 @@ fn human(comparison: &Comparison) -> String {
 
 fn markdown(comparison: &Comparison) -> String {
     let Comparison { base, new, .. } = comparison;
-    let mut out = format!("| benchmark | {base} | {new} | change | band |\n|---|---:|---:|---:|---|\n");
+    let mut out =
+        format!("| benchmark | {base} | {new} | change | band |\n|---|---:|---:|---:|---|\n");
     for row in &comparison.benchmarks {
         let [base, new] = [row.base, row.new].map(|value| shown(row.unit, value));
-        let _ = writeln!(out, "| {} | {base} | {new} | {} | {} |", row.benchmark, change(row), row.band);
+        let _ = writeln!(
+            out,
+            "| {} | {base} | {new} | {} | {} |",
+            row.benchmark,
+            change(row),
+            row.band
+        );
     }
     let _ = write!(out, "\n{}{}\n", missing(comparison), summary(comparison));
     out
@@ -164,26 +224,56 @@ fn shown(unit: Unit, value: f64) -> String {
 
 fn change(row: &Row) -> String {
     let direction = if row.change > 0.0 { "worse" } else { "better" };
-    format!("{:.1} % {direction} (noise {:.1} %)", 100.0 * row.change.abs(), 100.0 * row.noise)
+    format!(
+        "{:.1} % {direction} (noise {:.1} %)",
+        100.0 * row.change.abs(),
+        100.0 * row.noise
+    )
 }
 
 /// A line for each benchmark that only one of the baselines has.
 fn missing(comparison: &Comparison) -> String {
-    let Comparison { base, new, only_in_base, only_in_new, .. } = comparison;
+    let Comparison {
+        base,
+        new,
+        only_in_base,
+        only_in_new,
+        ..
+    } = comparison;
     let line = |id: &String, name: &str| format!("only in {name}: {id}\n");
-    only_in_base.iter().map(|id| line(id, base)).chain(only_in_new.iter().map(|id| line(id, new))).collect()
+    only_in_base
+        .iter()
+        .map(|id| line(id, base))
+        .chain(only_in_new.iter().map(|id| line(id, new)))
+        .collect()
 }
 
 fn summary(comparison: &Comparison) -> String {
-    let Comparison { base, new, again, benchmarks, worst, .. } = comparison;
+    let Comparison {
+        base,
+        new,
+        again,
+        benchmarks,
+        worst,
+        ..
+    } = comparison;
     let count = |band: Band| benchmarks.iter().filter(|row| row.rank == band).count();
-    let [accepted, watch, investigate, escalate] =
-        [Band::Accepted, Band::Watch, Band::Investigate, Band::Escalate].map(count);
+    let [accepted, watch, investigate, escalate] = [
+        Band::Accepted,
+        Band::Watch,
+        Band::Investigate,
+        Band::Escalate,
+    ]
+    .map(count);
     let noise = match again.len() {
         0 => "no repetition of the base was given, so no noise is known".to_owned(),
         _ => {
             let noise = benchmarks.iter().map(|row| row.noise).fold(0.0, f64::max);
-            format!("noise by {}: up to {:.1} %", again.join(", "), 100.0 * noise)
+            format!(
+                "noise by {}: up to {:.1} %",
+                again.join(", "),
+                100.0 * noise
+            )
         }
     };
     format!(
@@ -198,12 +288,23 @@ mod tests {
     use super::*;
 
     fn options() -> Options {
-        Options { base: "a".into(), new: "b".into(), again: vec![], format: Format::Human }
+        Options {
+            base: "a".into(),
+            new: "b".into(),
+            again: vec![],
+            format: Format::Human,
+        }
     }
 
     fn times(times: &[(&str, f64)]) -> Findings {
-        let finding = |median_ns| Finding { median_ns, share_of_read: None };
-        times.iter().map(|(id, ns)| ((*id).to_owned(), finding(*ns))).collect()
+        let finding = |median_ns| Finding {
+            median_ns,
+            share_of_read: None,
+        };
+        times
+            .iter()
+            .map(|(id, ns)| ((*id).to_owned(), finding(*ns)))
+            .collect()
     }
 
     #[test]
@@ -225,33 +326,78 @@ mod tests {
     fn what_the_base_does_against_itself_is_no_regression() {
         let base = times(&[("x", 100.0), ("y", 100.0)]);
         let again = times(&[("x", 70.0)]);
-        let found =
-            compare(&options(), &base, &times(&[("x", 128.0), ("y", 104.0)]), std::slice::from_ref(&again)).unwrap();
+        let found = compare(
+            &options(),
+            &base,
+            &times(&[("x", 128.0), ("y", 104.0)]),
+            std::slice::from_ref(&again),
+        )
+        .unwrap();
         assert_eq!(found.worst_rank, Band::Accepted);
-        assert!(human(&found).contains("28.0 % worse (noise 30.0 %)"), "{}", human(&found));
-        let found = compare(&options(), &base, &times(&[("x", 128.0), ("y", 121.0)]), &[again]).unwrap();
-        assert_eq!(found.worst_rank, Band::Escalate, "the noise is each benchmark's own");
+        assert!(
+            human(&found).contains("28.0 % worse (noise 30.0 %)"),
+            "{}",
+            human(&found)
+        );
+        let found = compare(
+            &options(),
+            &base,
+            &times(&[("x", 128.0), ("y", 121.0)]),
+            &[again],
+        )
+        .unwrap();
+        assert_eq!(
+            found.worst_rank,
+            Band::Escalate,
+            "the noise is each benchmark's own"
+        );
     }
 
     #[test]
     fn what_memory_bounds_is_compared_by_its_share_of_the_read_rate() {
-        let finding =
-            |median_ns, share| Findings::from([("m".to_owned(), Finding { median_ns, share_of_read: Some(share) })]);
+        let finding = |median_ns, share| {
+            Findings::from([(
+                "m".to_owned(),
+                Finding {
+                    median_ns,
+                    share_of_read: Some(share),
+                },
+            )])
+        };
         // Memory got half as fast, and the program with it.
-        let found = compare(&options(), &finding(100.0, 0.9), &finding(200.0, 0.9), &[finding(400.0, 0.8)]).unwrap();
-        assert_eq!((found.worst_rank, found.benchmarks[0].unit), (Band::Accepted, Unit::ShareOfRead));
+        let found = compare(
+            &options(),
+            &finding(100.0, 0.9),
+            &finding(200.0, 0.9),
+            &[finding(400.0, 0.8)],
+        )
+        .unwrap();
+        assert_eq!(
+            (found.worst_rank, found.benchmarks[0].unit),
+            (Band::Accepted, Unit::ShareOfRead)
+        );
         assert!((found.benchmarks[0].noise - 1.0 / 9.0).abs() < 1e-9);
         // The program got slower in a memory twice as fast.
         let found = compare(&options(), &finding(100.0, 0.9), &finding(90.0, 0.6), &[]).unwrap();
         assert_eq!(found.worst_rank, Band::Escalate);
-        assert!(markdown(&found).contains("| m | 90.0 % read | 60.0 % read | 33.3 % worse"), "{}", markdown(&found));
+        assert!(
+            markdown(&found).contains("| m | 90.0 % read | 60.0 % read | 33.3 % worse"),
+            "{}",
+            markdown(&found)
+        );
     }
 
     #[test]
     fn benchmarks_of_one_baseline_are_named() {
-        let (base, new) = (times(&[("x", 1.0), ("gone", 1.0)]), times(&[("x", 1.0), ("added", 1.0)]));
+        let (base, new) = (
+            times(&[("x", 1.0), ("gone", 1.0)]),
+            times(&[("x", 1.0), ("added", 1.0)]),
+        );
         let text = human(&compare(&options(), &base, &new, &[]).unwrap());
-        assert!(text.contains("only in a: gone\nonly in b: added\n"), "{text}");
+        assert!(
+            text.contains("only in a: gone\nonly in b: added\n"),
+            "{text}"
+        );
         let error = compare(&options(), &base, &times(&[("z", 1.0)]), &[]).unwrap_err();
         assert!(error.is::<WrongUsage>(), "{error}");
     }

@@ -1,4 +1,5 @@
-//! `xtask bench-save`: files what `cargo bench -- --save-baseline NAME` found, with what it was found on.
+//! `xtask bench-save`: files what `cargo bench -- --save-baseline NAME` found, with what it was
+//! found on.
 
 use std::fs;
 use std::path::Path;
@@ -18,7 +19,8 @@ pub struct Options {
     force: bool,
 }
 
-/// Copies the baseline to `benchmarks/baselines/NAME/criterion`, from where copying it back makes it one again.
+/// Copies the baseline to `benchmarks/baselines/NAME/criterion`, from where copying it back makes
+/// it one again.
 pub fn run(root: &Path, Options { name, force }: &Options) -> anyhow::Result<()> {
     if !is_baseline_name(name) {
         return Err(WrongUsage(format!("{name:?} is no name of a baseline")).into());
@@ -28,11 +30,19 @@ pub fn run(root: &Path, Options { name, force }: &Options) -> anyhow::Result<()>
     if made.is_empty() {
         // Says how to make one; a kept one is no reason to succeed.
         load(root, name)?;
-        return Err(WrongUsage(format!("there is nothing new under the name {name} in {}", from.display())).into());
+        return Err(WrongUsage(format!(
+            "there is nothing new under the name {name} in {}",
+            from.display()
+        ))
+        .into());
     }
     if to.exists() {
         if !force {
-            return Err(WrongUsage(format!("{} is there already; --force replaces it", to.display())).into());
+            return Err(WrongUsage(format!(
+                "{} is there already; --force replaces it",
+                to.display()
+            ))
+            .into());
         }
         fs::remove_dir_all(&to).with_context(|| format!("removing {}", to.display()))?;
     }

@@ -1,4 +1,5 @@
-//! `xtask bench-servers`: servers side by side under the same load, in turns, and what a long prompt does to the others.
+//! `xtask bench-servers`: servers side by side under the same load, in turns, and what a long
+//! prompt does to the others.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,10 +20,19 @@ const LOADING: Duration = Duration::from_secs(120);
 #[derive(clap::Args)]
 pub struct Options {
     /// A server: a name, and the command that starts it, with {port} where its port goes
-    #[arg(long = "server", value_name = "NAME=COMMAND", required_unless_present = "table_only")]
+    #[arg(
+        long = "server",
+        value_name = "NAME=COMMAND",
+        required_unless_present = "table_only"
+    )]
     servers: Vec<String>,
     /// Clients at once
-    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,2,4,8,16")]
+    #[arg(
+        long,
+        value_name = "N",
+        value_delimiter = ',',
+        default_value = "1,2,4,8,16"
+    )]
     concurrency: Vec<usize>,
     /// How often each server is put under each load
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -36,7 +46,8 @@ pub struct Options {
     /// Tokens of an answer
     #[arg(long, value_name = "N", default_value_t = 64)]
     max_tokens: usize,
-    /// Measure instead what a prompt of this many tokens does to the gaps between the tokens of the others
+    /// Measure instead what a prompt of this many tokens does to the gaps between the tokens of the
+    /// others
     #[arg(long, value_name = "N")]
     long_prompt: Option<usize>,
     /// The program whose bench-server makes the load
@@ -52,27 +63,54 @@ pub struct Options {
 
 /// Starts each server in turn, puts it under load, stops it, and prints the medians of all rounds.
 pub fn run(options: &Options) -> anyhow::Result<()> {
-    let servers = options.servers.iter().map(|server| parse(server)).collect::<anyhow::Result<Vec<_>>>()?;
-    for round in 0..if options.table_only { 0 } else { options.rounds } {
+    let servers = options
+        .servers
+        .iter()
+        .map(|server| parse(server))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    for round in 0..if options.table_only {
+        0
+    } else {
+        options.rounds
+    } {
         for &concurrency in &options.concurrency {
             for &(name, command) in &servers {
-                let mut record = measure(options, command, concurrency).with_context(|| format!("measuring {name}"))?;
+                let mut record = measure(options, command, concurrency)
+                    .with_context(|| format!("measuring {name}"))?;
                 record["server"] = name.into();
-                let mut file = fs::OpenOptions::new().append(true).create(true).open(&options.out)?;
-                writeln!(file, "{record}").with_context(|| format!("writing {}", options.out.display()))?;
-                println!("round {}: {name}, {concurrency} clients: {}", round + 1, summary(&record));
+                let mut file = fs::OpenOptions::new()
+                    .append(true)
+                    .create(true)
+                    .open(&options.out)?;
+                writeln!(file, "{record}")
+                    .with_context(|| format!("writing {}", options.out.display()))?;
+                println!(
+                    "round {}: {name}, {concurrency} clients: {}",
+                    round + 1,
+                    summary(&record)
+                );
             }
         }
     }
-    let text = fs::read_to_string(&options.out).with_context(|| format!("reading {}", options.out.display()))?;
-    let records = text.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+    let text = fs::read_to_string(&options.out)
+        .with_context(|| format!("reading {}", options.out.display()))?;
+    let records = text
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<Vec<Value>, _>>()?;
     print!("{}", table(&records));
     Ok(())
 }
 
 fn parse(server: &str) -> anyhow::Result<(&str, &str)> {
-    let parts = server.split_once('=').filter(|(name, command)| !name.is_empty() && command.contains("{port}"));
-    parts.with_context(|| WrongUsage(format!("{server:?} is not NAME=COMMAND with {{port}} in it")))
+    let parts = server
+        .split_once('=')
+        .filter(|(name, command)| !name.is_empty() && command.contains("{port}"));
+    parts.with_context(|| {
+        WrongUsage(format!(
+            "{server:?} is not NAME=COMMAND with {{port}} in it"
+        ))
+    })
 }
 
 /// A server that ends with this value.
@@ -84,17 +122,29 @@ struct Server {
 impl Server {
     fn start(command: &str) -> anyhow::Result<Self> {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let mut words = command.split_whitespace().map(|word| word.replace("{port}", &port.to_string()));
+        let mut words = command
+            .split_whitespace()
+            .map(|word| word.replace("{port}", &port.to_string()));
         let program = words.next().unwrap_or_default();
-        let process = Command::new(&program).args(words).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let process = Command::new(&program)
+            .args(words)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
         let process = process.with_context(|| format!("starting {program}"))?;
-        let mut server = Self { process, url: format!("http://127.0.0.1:{port}") };
+        let mut server = Self {
+            process,
+            url: format!("http://127.0.0.1:{port}"),
+        };
         let start = Instant::now();
         while !is_ready(port) {
             if let Some(status) = server.process.try_wait()? {
                 bail!("the server ended while it loaded: {status}");
             }
-            ensure!(start.elapsed() < LOADING, "the server is not ready after {LOADING:?}");
+            ensure!(
+                start.elapsed() < LOADING,
+                "the server is not ready after {LOADING:?}"
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(server)
@@ -114,7 +164,8 @@ fn is_ready(port: u16) -> bool {
     let ask = || -> std::io::Result<String> {
         let mut stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-        stream.write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
+        stream
+            .write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
         let mut line = String::new();
         std::io::BufRead::read_line(&mut std::io::BufReader::new(stream), &mut line)?;
         Ok(line)
@@ -127,7 +178,14 @@ fn measure(options: &Options, command: &str, concurrency: usize) -> anyhow::Resu
     let server = Server::start(command)?;
     let load = |concurrency: usize, requests: usize, prompt: usize, answer: usize, seed: u64| {
         let mut command = Command::new(&options.bitnet);
-        command.args(["bench-server", &server.url, "--json", "--token-ids", "--endpoint", "completions"]);
+        command.args([
+            "bench-server",
+            &server.url,
+            "--json",
+            "--token-ids",
+            "--endpoint",
+            "completions",
+        ]);
         for (name, value) in [
             ("--concurrency", concurrency),
             ("--requests", requests),
@@ -136,19 +194,31 @@ fn measure(options: &Options, command: &str, concurrency: usize) -> anyhow::Resu
         ] {
             command.arg(name).arg(value.to_string());
         }
-        command.args(["--seed", &seed.to_string()]).stdout(Stdio::piped());
+        command
+            .args(["--seed", &seed.to_string()])
+            .stdout(Stdio::piped());
         command
     };
     let Some(long) = options.long_prompt else {
         let requests = concurrency * options.requests;
-        let output = load(concurrency, requests, options.prompt_tokens, options.max_tokens, 1).output()?;
+        let output = load(
+            concurrency,
+            requests,
+            options.prompt_tokens,
+            options.max_tokens,
+            1,
+        )
+        .output()?;
         return result(&output.stdout);
     };
     result(&load(1, 1, 8, 8, 3).arg("--warmup=0").output()?.stdout)?;
-    // The others decode all the while: their prompts are short, and their answers longer than the long prompt takes. They
-    // begin at once, so that it comes when all of them decode.
+    // The others decode all the while: their prompts are short, and their answers longer than the
+    // long prompt takes. They begin at once, so that it comes when all of them decode.
     let mut others = load(concurrency, concurrency, 8, options.max_tokens, 1);
-    let others = others.arg("--warmup=0").spawn().context("starting the load")?;
+    let others = others
+        .arg("--warmup=0")
+        .spawn()
+        .context("starting the load")?;
     std::thread::sleep(Duration::from_millis(1500));
     let output = load(1, 1, long, 1, 2).arg("--warmup=0").output()?;
     let disturbance = result(&output.stdout)?;
@@ -161,16 +231,22 @@ fn measure(options: &Options, command: &str, concurrency: usize) -> anyhow::Resu
 /// What `bench-server --json` printed, if every request was answered.
 fn result(stdout: &[u8]) -> anyhow::Result<Value> {
     let report: Value = serde_json::from_slice(stdout).context("bench-server printed no report")?;
-    let failed = report["failed"].as_object().is_some_and(|failed| !failed.is_empty());
+    let failed = report["failed"]
+        .as_object()
+        .is_some_and(|failed| !failed.is_empty());
     ensure!(!failed, "requests failed: {}", report["failed"]);
     Ok(report)
 }
 
 fn number(record: &Value, path: &str) -> f64 {
-    record.pointer(path).and_then(Value::as_f64).unwrap_or(f64::NAN)
+    record
+        .pointer(path)
+        .and_then(Value::as_f64)
+        .unwrap_or(f64::NAN)
 }
 
-/// Tokens a second while answers come, without the prompts' time: clients ÷ the time from token to token.
+/// Tokens a second while answers come, without the prompts' time: clients ÷ the time from token to
+/// token.
 fn decode_rate(record: &Value) -> f64 {
     number(record, "/concurrency") * 1e3 / number(record, "/token_ms/p50")
 }
@@ -238,15 +314,26 @@ mod tests {
                 "first_token_ms": { "p50": 100.0 }, "gap_ms": { "p50": 50.0, "p99": 75.0 },
             })
         };
-        let records = [record("a", 9.0), record("b", 1.0), record("a", 30.0), record("a", 10.0)];
+        let records = [
+            record("a", 9.0),
+            record("b", 1.0),
+            record("a", 30.0),
+            record("a", 10.0),
+        ];
         let text = table(&records);
-        assert!(text.contains("| 0 | 2 | a | 3 | 10.0 | 40.0 | 100 | 50.0 | 75.0 | 1.50 |\n"), "{text}");
+        assert!(
+            text.contains("| 0 | 2 | a | 3 | 10.0 | 40.0 | 100 | 50.0 | 75.0 | 1.50 |\n"),
+            "{text}"
+        );
         assert!(text.contains("| 0 | 2 | b | 1 | 1.0 | 40.0 |"), "{text}");
     }
 
     #[test]
     fn a_server_is_a_name_and_a_command_with_a_port() {
-        assert!(matches!(parse("a=b --port {port}"), Ok(("a", "b --port {port}"))));
+        assert!(matches!(
+            parse("a=b --port {port}"),
+            Ok(("a", "b --port {port}"))
+        ));
         assert!(parse("a=b").is_err() && parse("=b {port}").is_err() && parse("b {port}").is_err());
     }
 }

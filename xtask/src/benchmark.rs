@@ -28,7 +28,8 @@ pub struct Options {
     /// Keep the receipt as docs/baselines/YYYYMMDD-cpu.json, too
     #[arg(long)]
     baseline: bool,
-    /// What the receipt holds as seed; the tokens do not depend on it, the most probable ones being taken
+    /// What the receipt holds as seed; the tokens do not depend on it, the most probable ones being
+    /// taken
     #[arg(long, value_name = "N", default_value_t = 0, env = "BITNET_SEED")]
     seed: u64,
     /// Sign the receipt with this ed25519 key (PEM)
@@ -36,11 +37,21 @@ pub struct Options {
     sign_key: Option<PathBuf>,
 }
 
-/// Runs once to warm up and once for the receipt. Nothing is written unless the receipt passes its own verification.
+/// Runs once to warm up and once for the receipt. Nothing is written unless the receipt passes its
+/// own verification.
 pub fn run(options: &Options) -> anyhow::Result<()> {
-    let key = options.sign_key.as_deref().map(read_signing_key).transpose()?;
-    let path = options.json.clone().unwrap_or_else(|| repository().join("ci/inference.json"));
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let key = options
+        .sign_key
+        .as_deref()
+        .map(read_signing_key)
+        .transpose()?;
+    let path = options
+        .json
+        .clone()
+        .unwrap_or_else(|| repository().join("ci/inference.json"));
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
     if folder.is_some_and(|folder| !folder.is_dir()) {
         return Err(WrongUsage(format!("{}: there is no such folder", path.display())).into());
     }
@@ -48,8 +59,14 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let mut engine = options.model.open(prompt + tokens)?;
     let vocab_size = engine.model().config().vocab_size;
     let request = |round, max_tokens| Request {
-        prompt: synthetic::tokens(prompt, vocab_size, round).map(TokenId).collect(),
-        sampling: SamplingParams { temperature: 0.0, seed: options.seed, ..SamplingParams::default() },
+        prompt: synthetic::tokens(prompt, vocab_size, round)
+            .map(TokenId)
+            .collect(),
+        sampling: SamplingParams {
+            temperature: 0.0,
+            seed: options.seed,
+            ..SamplingParams::default()
+        },
         max_tokens: Some(max_tokens),
         ..Request::default()
     };
@@ -62,14 +79,16 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let variable = |name: &str| std::env::var(name).ok();
     let provenance = Provenance {
         model_path: options.model.stated_path().display().to_string(),
-        model_sha256: model_sha256(&model).with_context(|| format!("cannot read {}", model.display()))?,
+        model_sha256: model_sha256(&model)
+            .with_context(|| format!("cannot read {}", model.display()))?,
         load: LoadOptions::default(),
         kernels_requested: options.model.kernels().map(|set| set.name.to_owned()),
         seed_given: true,
         bitnet_deterministic: variable("BITNET_DETERMINISTIC"),
         bitnet_seed: variable("BITNET_SEED"),
     };
-    let mut receipt = Receipt::new(&engine, &request, &output, &finish, &provenance).map_err(Rejection::from)?;
+    let mut receipt =
+        Receipt::new(&engine, &request, &output, &finish, &provenance).map_err(Rejection::from)?;
     if let Some(key) = key {
         receipt = sign(receipt, &key);
     }
@@ -81,13 +100,21 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         paths.push(repository().join(format!("docs/baselines/{day}-cpu.json")));
     }
     for path in paths {
-        receipt.write(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        receipt
+            .write(&path)
+            .with_context(|| format!("cannot write {}", path.display()))?;
         println!("receipt: {}", path.display());
     }
-    let rate = receipt.tokens_per_second.map_or_else(|| "one token".to_owned(), |rate| format!("{rate:.1} tokens/s"));
+    let rate = receipt.tokens_per_second.map_or_else(
+        || "one token".to_owned(),
+        |rate| format!("{rate:.1} tokens/s"),
+    );
     println!(
         "prompt {prompt} tokens in {:.1} ms; {} generated, {rate}; {} kernels, {} threads",
-        receipt.prefill_ms, receipt.tokens_generated, receipt.kernel_set, receipt.environment.threads
+        receipt.prefill_ms,
+        receipt.tokens_generated,
+        receipt.kernel_set,
+        receipt.environment.threads
     );
     Ok(())
 }

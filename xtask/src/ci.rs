@@ -74,21 +74,49 @@ pub fn run(root: &Path, options: Options) -> anyhow::Result<()> {
     }
     steps.extend(run_clients(root)?);
     if !options.only_clients {
-        steps.push(step(Command::new(&xtask).current_dir(root).arg("determinism")));
-        steps.push(step(&mut serve_command(root, "faults", ("BITNET_SOAK_SECONDS", SOAK_SECONDS))));
-        steps.push(step(&mut serve_command(root, "fuzz", ("PROPTEST_CASES", FUZZED_BODIES))));
+        steps.push(step(
+            Command::new(&xtask).current_dir(root).arg("determinism"),
+        ));
+        steps.push(step(&mut serve_command(
+            root,
+            "faults",
+            ("BITNET_SOAK_SECONDS", SOAK_SECONDS),
+        )));
+        steps.push(step(&mut serve_command(
+            root,
+            "fuzz",
+            ("PROPTEST_CASES", FUZZED_BODIES),
+        )));
         let fuzz = cargo_fuzz(root)?;
         for target in names(&root.join("fuzz/fuzz_targets"), "", "rs")? {
-            steps.push(step(&mut fuzz_command(root, &fuzz, &target, options.fuzz_seconds)?));
+            steps.push(step(&mut fuzz_command(
+                root,
+                &fuzz,
+                &target,
+                options.fuzz_seconds,
+            )?));
         }
     }
 
     let passed = steps.iter().all(|step| step.passed);
-    let receipt = Receipt { circumstances, passed, steps };
+    let receipt = Receipt {
+        circumstances,
+        passed,
+        steps,
+    };
     let path = write(root, &receipt)?;
-    for Step { command, passed, skipped, seconds } in &receipt.steps {
+    for Step {
+        command,
+        passed,
+        skipped,
+        seconds,
+    } in &receipt.steps
+    {
         match skipped {
-            None => println!("{} {seconds:5} s  {command}", if *passed { "pass" } else { "FAIL" }),
+            None => println!(
+                "{} {seconds:5} s  {command}",
+                if *passed { "pass" } else { "FAIL" }
+            ),
             Some(reason) => println!("skip          {command}: {reason}"),
         }
     }
@@ -99,13 +127,18 @@ pub fn run(root: &Path, options: Options) -> anyhow::Result<()> {
 
 /// The steps of `.ci/run`, as it reports them.
 fn run_ci(root: &Path) -> anyhow::Result<Vec<Step>> {
-    let report = root.join("target").join(format!("ci-steps-{}", std::process::id()));
+    let report = root
+        .join("target")
+        .join(format!("ci-steps-{}", std::process::id()));
     fs::create_dir_all(root.join("target"))?;
     fs::write(&report, "").with_context(|| format!("writing {}", report.display()))?;
     let whole = step(Command::new(root.join(".ci/run")).env("CI_STEPS", &report));
     let text = fs::read_to_string(&report)?;
     fs::remove_file(&report)?;
-    let mut steps = text.lines().map(reported_step).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut steps = text
+        .lines()
+        .map(reported_step)
+        .collect::<anyhow::Result<Vec<_>>>()?;
     if !whole.passed && steps.iter().all(|step| step.passed) {
         steps.push(whole);
     }
@@ -117,27 +150,50 @@ fn reported_step(line: &str) -> anyhow::Result<Step> {
     let [result, seconds, command] = line.splitn(3, '\t').collect::<Vec<_>>()[..] else {
         bail!(".ci/run reported {line:?}, which is not result, seconds and command");
     };
-    Ok(Step { command: command.to_owned(), passed: result == "pass", skipped: None, seconds: seconds.parse()? })
+    Ok(Step {
+        command: command.to_owned(),
+        passed: result == "pass",
+        skipped: None,
+        seconds: seconds.parse()?,
+    })
 }
 
-/// Tests of the server that take longer, or are stricter, if a variable says so; by themselves, since they hold times to limits.
+/// Tests of the server that take longer, or are stricter, if a variable says so; by themselves,
+/// since they hold times to limits.
 fn serve_command(root: &Path, tests: &str, (variable, value): (&str, &str)) -> Command {
     let mut command = Command::new("cargo");
     command.current_dir(root).env(variable, value);
-    command.args(["test", "-p", "bitnet-cli", "--test", "serve", "--locked", "--", "--test-threads=1", tests]);
+    command.args([
+        "test",
+        "-p",
+        "bitnet-cli",
+        "--test",
+        "serve",
+        "--locked",
+        "--",
+        "--test-threads=1",
+        tests,
+    ]);
     command
 }
 
-/// A fuzz target on its seeds, and on what earlier runs found and left in `target/fuzz-corpus`, for a while.
+/// A fuzz target on its seeds, and on what earlier runs found and left in `target/fuzz-corpus`, for
+/// a while.
 ///
-/// The nightly switches of the sanitizers work in a stable compiler that is told it may have them. The fuzzer itself is
-/// C++, the one thing here that needs a C++ compiler.
+/// The nightly switches of the sanitizers work in a stable compiler that is told it may have them.
+/// The fuzzer itself is C++, the one thing here that needs a C++ compiler.
 fn fuzz_command(root: &Path, fuzz: &Path, target: &str, seconds: u32) -> anyhow::Result<Command> {
     let found = format!("target/fuzz-corpus/{target}");
     fs::create_dir_all(root.join(&found)).with_context(|| format!("making {found}"))?;
     let mut command = Command::new(fuzz);
     command.current_dir(root).env("RUSTC_BOOTSTRAP", "1");
-    command.args(["run", target, &found, &format!("fuzz/corpus/{target}"), "--"]);
+    command.args([
+        "run",
+        target,
+        &found,
+        &format!("fuzz/corpus/{target}"),
+        "--",
+    ]);
     command.arg(format!("-max_total_time={seconds}"));
     command.arg(format!("-timeout={FUZZ_INPUT_SECONDS_MAX}"));
     command.arg(format!("-malloc_limit_mb={FUZZ_MALLOC_MIB_MAX}"));
@@ -145,27 +201,58 @@ fn fuzz_command(root: &Path, fuzz: &Path, target: &str, seconds: u32) -> anyhow:
     Ok(command)
 }
 
-/// The server as its clients see it: each file of tests/clients, with what it needs in an environment under target/tools.
+/// The server as its clients see it: each file of tests/clients, with what it needs in an
+/// environment under target/tools.
 fn run_clients(root: &Path) -> anyhow::Result<Vec<Step>> {
-    let build = ["build", "--release", "--locked", "-p", "bitnet-cli", "--message-format", "json-render-diagnostics"];
+    let build = [
+        "build",
+        "--release",
+        "--locked",
+        "-p",
+        "bitnet-cli",
+        "--message-format",
+        "json-render-diagnostics",
+    ];
     let mut command = Command::new("cargo");
     command.current_dir(root).args(build);
-    let output = command.stderr(Stdio::inherit()).output().context("running cargo")?;
-    ensure!(output.status.success(), "{} failed: {}", shown(&command), output.status);
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .context("running cargo")?;
+    ensure!(
+        output.status.success(),
+        "{} failed: {}",
+        shown(&command),
+        output.status
+    );
     // Cargo tells where the program lies, and it alone knows.
     let messages = String::from_utf8(output.stdout).context("reading what cargo says")?;
-    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let program = messages.filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?))).next_back();
+    let messages = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let program = messages
+        .filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?)))
+        .next_back();
     let program = program.context("cargo built no program")?;
 
-    let (clients, litellm) = (python(root, "requirements")?, python(root, "requirements-litellm")?);
+    let (clients, litellm) = (
+        python(root, "requirements")?,
+        python(root, "requirements-litellm")?,
+    );
     let browser = chromium();
     let mut steps = Vec::new();
     for name in names(&root.join("tests/clients"), "test_", "py")? {
-        let python = if name == "test_litellm" { &litellm } else { &clients };
+        let python = if name == "test_litellm" {
+            &litellm
+        } else {
+            &clients
+        };
         let mut command = Command::new(python);
         let file = format!("tests/clients/{name}.py");
-        command.current_dir(root).args(["-m", "pytest", "-q", "-p", "no:cacheprovider", &file]).env("BITNET", &program);
+        command
+            .current_dir(root)
+            .args(["-m", "pytest", "-q", "-p", "no:cacheprovider", &file])
+            .env("BITNET", &program);
         if name == "test_page" {
             match &browser {
                 Ok(browser) => drop(command.env("CHROMIUM", browser)),
@@ -180,19 +267,34 @@ fn run_clients(root: &Path) -> anyhow::Result<Vec<Step>> {
     Ok(steps)
 }
 
-/// The Python of an environment that has what a file of tests/clients lists, made if it is not there or another.
+/// The Python of an environment that has what a file of tests/clients lists, made if it is not
+/// there or another.
 fn python(root: &Path, list: &str) -> anyhow::Result<PathBuf> {
     let folder = root.join("target/tools").join(list);
     let wanted = root.join("tests/clients").join(list).with_extension("txt");
     let installed = folder.join("installed.txt");
     let python = folder.join("bin/python");
-    let text = fs::read_to_string(&wanted).with_context(|| format!("reading {}", wanted.display()))?;
+    let text =
+        fs::read_to_string(&wanted).with_context(|| format!("reading {}", wanted.display()))?;
     if fs::read_to_string(&installed).is_ok_and(|installed| installed == text) {
         return Ok(python);
     }
-    succeed(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
     succeed(
-        Command::new(&python).args(["-m", "pip", "install", "-q", "--disable-pip-version-check", "-r"]).arg(&wanted),
+        Command::new("python3")
+            .args(["-m", "venv", "--clear"])
+            .arg(&folder),
+    )?;
+    succeed(
+        Command::new(&python)
+            .args([
+                "-m",
+                "pip",
+                "install",
+                "-q",
+                "--disable-pip-version-check",
+                "-r",
+            ])
+            .arg(&wanted),
     )?;
     fs::write(&installed, text).with_context(|| format!("writing {}", installed.display()))?;
     Ok(python)
@@ -200,40 +302,65 @@ fn python(root: &Path, list: &str) -> anyhow::Result<PathBuf> {
 
 /// Where a Chromium is: on the path, or installed by Debian's package if we may.
 fn chromium() -> anyhow::Result<PathBuf> {
-    let known = || ["chromium", "chromium-browser", "google-chrome"].into_iter().find_map(|name| on_path(name, None));
+    let known = || {
+        ["chromium", "chromium-browser", "google-chrome"]
+            .into_iter()
+            .find_map(|name| on_path(name, None))
+    };
     if let Some(found) = known() {
         return Ok(found);
     }
     on_path("apt-get", None).context("there is no Chromium, and no apt-get to install one")?;
     succeed(Command::new("apt-get").args(["update", "-qq"]))
         .and_then(|()| {
-            let install = ["install", "-y", "-qq", "--no-install-recommends", "chromium"];
-            succeed(Command::new("apt-get").args(install).env("DEBIAN_FRONTEND", "noninteractive"))
+            let install = [
+                "install",
+                "-y",
+                "-qq",
+                "--no-install-recommends",
+                "chromium",
+            ];
+            succeed(
+                Command::new("apt-get")
+                    .args(install)
+                    .env("DEBIAN_FRONTEND", "noninteractive"),
+            )
         })
         .context("there is no Chromium, and it cannot be installed")?;
     known().context("the package chromium has no Chromium")
 }
 
-/// The names of the files of a folder with this beginning and extension, without the latter, sorted.
+/// The names of the files of a folder with this beginning and extension, without the latter,
+/// sorted.
 fn names(folder: &Path, beginning: &str, extension: &str) -> anyhow::Result<Vec<String>> {
     let entries = fs::read_dir(folder).with_context(|| format!("listing {}", folder.display()))?;
     let mut names = Vec::new();
     for entry in entries {
         let path = entry?.path();
         if path.extension().and_then(OsStr::to_str) == Some(extension) {
-            let name = path.file_stem().and_then(OsStr::to_str).filter(|name| name.starts_with(beginning));
+            let name = path
+                .file_stem()
+                .and_then(OsStr::to_str)
+                .filter(|name| name.starts_with(beginning));
             names.extend(name.map(str::to_owned));
         }
     }
     names.sort();
-    ensure!(!names.is_empty(), "{} holds no {beginning}*.{extension}", folder.display());
+    ensure!(
+        !names.is_empty(),
+        "{} holds no {beginning}*.{extension}",
+        folder.display()
+    );
     Ok(names)
 }
 
 /// Where a program is: on the path, or in the folder beside.
 fn on_path(program: &str, beside: Option<PathBuf>) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).chain(beside).map(|folder| folder.join(program)).find(|place| place.is_file())
+    env::split_paths(&path)
+        .chain(beside)
+        .map(|folder| folder.join(program))
+        .find(|place| place.is_file())
 }
 
 /// Where cargo-fuzz is: on the path, or in `target/tools`, where it is put if it is nowhere.
@@ -242,7 +369,11 @@ fn cargo_fuzz(root: &Path) -> anyhow::Result<PathBuf> {
     if let Some(found) = on_path("cargo-fuzz", Some(tools.join("bin"))) {
         return Ok(found);
     }
-    succeed(Command::new("cargo").args(["install", "--locked", CARGO_FUZZ, "--root"]).arg(&tools))?;
+    succeed(
+        Command::new("cargo")
+            .args(["install", "--locked", CARGO_FUZZ, "--root"])
+            .arg(&tools),
+    )?;
     Ok(tools.join("bin/cargo-fuzz"))
 }
 
@@ -252,33 +383,53 @@ fn step(command: &mut Command) -> Step {
     if let Err(error) = &result {
         eprintln!("{error:#}");
     }
-    Step { command: shown(command), passed: result.is_ok(), skipped: None, seconds: start.elapsed().as_secs() }
+    Step {
+        command: shown(command),
+        passed: result.is_ok(),
+        skipped: None,
+        seconds: start.elapsed().as_secs(),
+    }
 }
 
 fn skipped(command: &Command, reason: String) -> Step {
     println!("\n== {}: skipped: {reason}", shown(command));
-    Step { command: shown(command), passed: true, skipped: Some(reason), seconds: 0 }
+    Step {
+        command: shown(command),
+        passed: true,
+        skipped: Some(reason),
+        seconds: 0,
+    }
 }
 
 fn succeed(command: &mut Command) -> anyhow::Result<()> {
     println!("\n== {}", shown(command));
-    let status = command.status().with_context(|| format!("running {}", shown(command)))?;
+    let status = command
+        .status()
+        .with_context(|| format!("running {}", shown(command)))?;
     ensure!(status.success(), "{} failed: {status}", shown(command));
     Ok(())
 }
 
 /// The command as one would type it, without the folders of the programs.
 fn shown(command: &Command) -> String {
-    let program = Path::new(command.get_program()).file_name().unwrap_or(command.get_program());
+    let program = Path::new(command.get_program())
+        .file_name()
+        .unwrap_or(command.get_program());
     let words = std::iter::once(program).chain(command.get_args());
-    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    words
+        .map(|word| word.to_string_lossy())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// Writes the receipt under `ci/receipts`, named by its date.
 fn write(root: &Path, receipt: &Receipt) -> anyhow::Result<PathBuf> {
     let folder = root.join("ci/receipts");
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
-    let path = folder.join(format!("{}.json", receipt.circumstances.date.replace(':', "-")));
+    let path = folder.join(format!(
+        "{}.json",
+        receipt.circumstances.date.replace(':', "-")
+    ));
     let text = serde_json::to_string_pretty(receipt)? + "\n";
     fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
     Ok(path)

@@ -41,6 +41,11 @@ fn output(root: &Path, program: &str, arguments: &[&str]) -> anyhow::Result<Stri
         .args(arguments)
         .output()
         .with_context(|| format!("running {program}"))?;
-    ensure!(output.status.success(), "{program} {} failed: {}", arguments.join(" "), output.status);
+    ensure!(
+        output.status.success(),
+        "{program} {} failed: {}",
+        arguments.join(" "),
+        output.status
+    );
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

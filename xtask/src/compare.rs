@@ -1,8 +1,10 @@
-//! `xtask compare`: our program beside others on one machine, in turns, with the state of the memory beside each run.
+//! `xtask compare`: our program beside others on one machine, in turns, with the state of the
+//! memory beside each run.
 //!
-//! On a virtual machine the rate at which two threads read memory can change by half within seconds, so figures of
-//! different minutes say nothing about each other. Every round runs each engine once, beginning with another one each time,
-//! and probes the memory before and after each; ratios are taken within rounds, and rounds are sorted by the rate found.
+//! On a virtual machine the rate at which two threads read memory can change by half within
+//! seconds, so figures of different minutes say nothing about each other. Every round runs each
+//! engine once, beginning with another one each time, and probes the memory before and after each;
+//! ratios are taken within rounds, and rounds are sorted by the rate found.
 
 use std::fmt::Write;
 use std::fs;
@@ -26,20 +28,27 @@ pub struct Options {
     /// Our program; beside this one if not given
     #[arg(long, value_name = "FILE")]
     bitnet: Option<PathBuf>,
-    /// Our program with further arguments of `bitnet bench`, under a name; may be given more than once
+    /// Our program with further arguments of `bitnet bench`, under a name; may be given more than
+    /// once
     #[arg(long, value_name = "NAME=ARGUMENTS")]
     ours: Vec<Named>,
-    /// Another program: a shell command in which {threads}, {prompt} and {predict} stand for the numbers, and which prints
-    /// what `llama-bench -o json` prints; may be given more than once
+    /// Another program: a shell command in which {threads}, {prompt} and {predict} stand for the
+    /// numbers, and which prints what `llama-bench -o json` prints; may be given more than once
     #[arg(long, value_name = "NAME=COMMAND")]
     peer: Vec<Named>,
-    /// Where the tokens per second of a peer's prefill and decode stand if it prints something else: a JSON pointer, or the
-    /// text before the number
+    /// Where the tokens per second of a peer's prefill and decode stand if it prints something
+    /// else: a JSON pointer, or the text before the number
     #[arg(long, value_name = "NAME=PREFILL|DECODE")]
     figures: Vec<Named>,
     #[arg(short, long, value_name = "N", default_value_t = 5)]
     rounds: usize,
-    #[arg(short, long, value_name = "N,N,…", value_delimiter = ',', default_value = "2,1")]
+    #[arg(
+        short,
+        long,
+        value_name = "N,N,…",
+        value_delimiter = ',',
+        default_value = "2,1"
+    )]
     threads: Vec<usize>,
     /// Tokens of the prompt
     #[arg(short, long, value_name = "N", default_value_t = 128)]
@@ -64,7 +73,10 @@ impl FromStr for Named {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once('=') {
-            Some((name, text)) if !name.is_empty() => Ok(Self { name: name.to_owned(), text: text.to_owned() }),
+            Some((name, text)) if !name.is_empty() => Ok(Self {
+                name: name.to_owned(),
+                text: text.to_owned(),
+            }),
             _ => Err("expected a name, = and a text".to_owned()),
         }
     }
@@ -103,8 +115,11 @@ pub(crate) struct Round {
 }
 
 /// States of the memory that are not to be mixed, by GB/s.
-const REGIMES: [(&str, std::ops::Range<f64>); 3] =
-    [("below 40 GB/s", 0.0..40.0), ("40 to 50 GB/s", 40.0..50.0), ("above 50 GB/s", 50.0..f64::INFINITY)];
+const REGIMES: [(&str, std::ops::Range<f64>); 3] = [
+    ("below 40 GB/s", 0.0..40.0),
+    ("40 to 50 GB/s", 40.0..50.0),
+    ("above 50 GB/s", 50.0..f64::INFINITY),
+];
 
 impl Round {
     fn read(&self) -> f64 {
@@ -113,8 +128,13 @@ impl Round {
 
     /// The state that all its probes found; `None` if it changed meanwhile.
     fn regime(&self) -> Option<&'static str> {
-        let (name, range) = REGIMES.iter().find(|(_, range)| range.contains(&self.read()))?;
-        self.probes.iter().all(|probe| range.contains(&(probe.read / 1e9))).then_some(name)
+        let (name, range) = REGIMES
+            .iter()
+            .find(|(_, range)| range.contains(&self.read()))?;
+        self.probes
+            .iter()
+            .all(|probe| range.contains(&(probe.read / 1e9)))
+            .then_some(name)
     }
 }
 
@@ -130,14 +150,28 @@ pub(crate) struct Setup {
 /// Runs all rounds, prints each as it comes, and writes the tables.
 pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
     let program = program(options.bitnet.as_deref())?;
-    let mut engines: Vec<Engine> =
-        options.ours.iter().map(|named| ours(&program, &options.model, &named.name, &named.text)).collect();
+    let mut engines: Vec<Engine> = options
+        .ours
+        .iter()
+        .map(|named| ours(&program, &options.model, &named.name, &named.text))
+        .collect();
     if engines.is_empty() {
         engines.push(ours(&program, &options.model, "bitnet", ""));
     }
     engines.extend(peers(&options.peer, &options.figures)?);
-    let Options { rounds, prompt, predict, .. } = *options;
-    let setup = Setup { engines, rounds, threads: options.threads.clone(), prompt, predict };
+    let Options {
+        rounds,
+        prompt,
+        predict,
+        ..
+    } = *options;
+    let setup = Setup {
+        engines,
+        rounds,
+        threads: options.threads.clone(),
+        prompt,
+        predict,
+    };
     let circumstances = Circumstances::now(root)?;
     let text = report(&setup, &circumstances, &measure(&setup)?)?;
     let path = match &options.output {
@@ -170,9 +204,14 @@ pub(crate) fn measure(setup: &Setup) -> anyhow::Result<Vec<Round>> {
 pub(crate) fn program(named: Option<&Path>) -> anyhow::Result<PathBuf> {
     let program = match named {
         Some(path) => path.to_owned(),
-        None => std::env::current_exe()?.with_file_name(format!("bitnet{}", std::env::consts::EXE_SUFFIX)),
+        None => std::env::current_exe()?
+            .with_file_name(format!("bitnet{}", std::env::consts::EXE_SUFFIX)),
     };
-    ensure!(program.is_file(), "{} is not there: cargo build --release, or name it with --bitnet", program.display());
+    ensure!(
+        program.is_file(),
+        "{} is not there: cargo build --release, or name it with --bitnet",
+        program.display()
+    );
     Ok(program)
 }
 
@@ -182,23 +221,38 @@ pub(crate) fn ours(program: &Path, model: &Path, name: &str, arguments: &str) ->
     let what = "-t {threads} -p {prompt} -n {predict} -r 1 --json";
     Engine {
         name: name.to_owned(),
-        command: format!("'{program}' bench -m '{model}' {what} {arguments}").trim_end().to_owned(),
-        places: Some(["prefill", "decode"].map(|phase| format!("/{phase}/tokens_per_second/median"))),
+        command: format!("'{program}' bench -m '{model}' {what} {arguments}")
+            .trim_end()
+            .to_owned(),
+        places: Some(
+            ["prefill", "decode"].map(|phase| format!("/{phase}/tokens_per_second/median")),
+        ),
     }
 }
 
 /// Other programs.
 pub(crate) fn peers(peers: &[Named], figures: &[Named]) -> anyhow::Result<Vec<Engine>> {
-    if let Some(Named { name, .. }) = figures.iter().find(|f| peers.iter().all(|p| p.name != f.name)) {
-        return Err(crate::WrongUsage(format!("--figures of {name}, which no --peer is called")).into());
+    if let Some(Named { name, .. }) = figures
+        .iter()
+        .find(|f| peers.iter().all(|p| p.name != f.name))
+    {
+        return Err(
+            crate::WrongUsage(format!("--figures of {name}, which no --peer is called")).into(),
+        );
     }
     let engine = |Named { name, text }: &Named| Engine {
         name: name.clone(),
         command: text.clone(),
-        places: figures.iter().find(|figures| figures.name == *name).map(|figures| {
-            let (prefill, decode) = figures.text.split_once('|').unwrap_or((&figures.text, &figures.text));
-            [prefill.to_owned(), decode.to_owned()]
-        }),
+        places: figures
+            .iter()
+            .find(|figures| figures.name == *name)
+            .map(|figures| {
+                let (prefill, decode) = figures
+                    .text
+                    .split_once('|')
+                    .unwrap_or((&figures.text, &figures.text));
+                [prefill.to_owned(), decode.to_owned()]
+            }),
     };
     Ok(peers.iter().map(engine).collect())
 }
@@ -207,9 +261,16 @@ fn run_round(setup: &Setup, threads: usize, index: usize, read: &ReadProbe) -> R
     let probe = || {
         // Gone again before the engine starts: a thread that waits would be in its way.
         let cpu = Cpu::new(KernelSet::detect(), threads);
-        Probe { read: read.bytes_per_s(cpu.pool()), join: cpu.join_latency() }
+        Probe {
+            read: read.bytes_per_s(cpu.pool()),
+            join: cpu.join_latency(),
+        }
     };
-    let mut round = Round { threads, probes: vec![probe()], speeds: vec![None; setup.engines.len()] };
+    let mut round = Round {
+        threads,
+        probes: vec![probe()],
+        speeds: vec![None; setup.engines.len()],
+    };
     for turn in 0..setup.engines.len() {
         let at = (index + turn) % setup.engines.len();
         let engine = &setup.engines[at];
@@ -227,16 +288,24 @@ fn run_round(setup: &Setup, threads: usize, index: usize, read: &ReadProbe) -> R
 
 /// Runs a command in a shell and takes the speeds from what it prints.
 fn speeds(engine: &Engine, command: &str) -> anyhow::Result<Speeds> {
-    let output = Command::new("sh").args(["-c", command]).output().with_context(|| format!("running {command}"))?;
+    let output = Command::new("sh")
+        .args(["-c", command])
+        .output()
+        .with_context(|| format!("running {command}"))?;
     let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{command} failed: {}\n{}", output.status, last_lines(&errors));
+    ensure!(
+        output.status.success(),
+        "{command} failed: {}\n{}",
+        output.status,
+        last_lines(&errors)
+    );
     let text = String::from_utf8_lossy(&output.stdout);
     let found = match &engine.places {
         Some([prefill, decode]) => figure(&text, prefill).zip(figure(&text, decode)),
         None => llama_bench(&text),
     };
-    let (prefill, decode) =
-        found.ok_or_else(|| anyhow!("no speeds in what {command} prints:\n{}", last_lines(&text)))?;
+    let (prefill, decode) = found
+        .ok_or_else(|| anyhow!("no speeds in what {command} prints:\n{}", last_lines(&text)))?;
     Ok(Speeds { prefill, decode })
 }
 
@@ -249,15 +318,21 @@ fn last_lines(text: &str) -> String {
 fn figure(text: &str, place: &str) -> Option<f64> {
     if place.starts_with('/') {
         let from = text.find(['{', '['])?;
-        return serde_json::from_str::<Value>(&text[from..]).ok()?.pointer(place)?.as_f64();
+        return serde_json::from_str::<Value>(&text[from..])
+            .ok()?
+            .pointer(place)?
+            .as_f64();
     }
     let (_, after) = text.rsplit_once(place)?;
     let number = after.trim_start_matches(|c: char| c.is_whitespace() || c == ':' || c == '=');
-    let end = number.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(number.len());
+    let end = number
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(number.len());
     number[..end].parse().ok()
 }
 
-/// Prefill and decode of `llama-bench -o json`: the tests that only read a prompt, and those that generate.
+/// Prefill and decode of `llama-bench -o json`: the tests that only read a prompt, and those that
+/// generate.
 fn llama_bench(text: &str) -> Option<(f64, f64)> {
     let tests: Vec<Value> = serde_json::from_str(&text[text.find('[')?..]).ok()?;
     let generated = |test: &&Value| test["n_gen"].as_u64().unwrap_or(0) > 0;
@@ -275,16 +350,28 @@ fn round_line(engines: &[Engine], round: &Round) -> String {
         round.regime().unwrap_or("changing")
     );
     for (engine, speeds) in engines.iter().zip(&round.speeds) {
-        let text = speeds.map_or_else(|| "failed".to_owned(), |s| format!("{:.1} and {:.1}", s.prefill, s.decode));
+        let text = speeds.map_or_else(
+            || "failed".to_owned(),
+            |s| format!("{:.1} and {:.1}", s.prefill, s.decode),
+        );
         let _ = write!(line, "  {} {text}", engine.name);
     }
     line
 }
 
 /// The tables, in Markdown.
-fn report(setup: &Setup, circumstances: &Circumstances, rounds: &[Round]) -> Result<String, std::fmt::Error> {
+fn report(
+    setup: &Setup,
+    circumstances: &Circumstances,
+    rounds: &[Round],
+) -> Result<String, std::fmt::Error> {
     let names = setup.engines[1..].iter().map(|engine| engine.name.as_str());
-    let mut out = format!("# {} beside {}\n\n{}. ", setup.engines[0].name, list(names), conditions(circumstances));
+    let mut out = format!(
+        "# {} beside {}\n\n{}. ",
+        setup.engines[0].name,
+        list(names),
+        conditions(circumstances)
+    );
     writeln!(
         out,
         "Tokens/s: a prompt of {}, then {} tokens after it. {} rounds, the engines taking turns within each; medians, least \
@@ -292,11 +379,23 @@ fn report(setup: &Setup, circumstances: &Circumstances, rounds: &[Round]) -> Res
         setup.prompt, setup.predict, setup.rounds
     )?;
     for engine in &setup.engines {
-        writeln!(out, "- {}: `{}`", engine.name, without_folders(&engine.command))?;
+        writeln!(
+            out,
+            "- {}: `{}`",
+            engine.name,
+            without_folders(&engine.command)
+        )?;
     }
     for threads in setup.threads.iter().copied() {
-        let of_threads: Vec<&Round> = rounds.iter().filter(|round| round.threads == threads).collect();
-        writeln!(out, "\n## {threads} thread{}\n", if threads == 1 { "" } else { "s" })?;
+        let of_threads: Vec<&Round> = rounds
+            .iter()
+            .filter(|round| round.threads == threads)
+            .collect();
+        writeln!(
+            out,
+            "\n## {threads} thread{}\n",
+            if threads == 1 { "" } else { "s" }
+        )?;
         write!(out, "{}", summaries(&setup.engines, &of_threads)?)?;
         writeln!(out, "\nRound by round, prefill and decode:\n")?;
         write!(out, "{}", round_table(&setup.engines, &of_threads)?)?;
@@ -306,17 +405,35 @@ fn report(setup: &Setup, circumstances: &Circumstances, rounds: &[Round]) -> Res
 
 /// `2026-01-02T03:04:05Z, commit 0123456789ab, AMD EPYC`
 pub(crate) fn conditions(circumstances: &Circumstances) -> String {
-    let Circumstances { date, commit, modified, cpu, .. } = circumstances;
-    format!("{date}, commit {}{}, {cpu}", &commit[..commit.len().min(12)], if *modified { " with changes" } else { "" })
+    let Circumstances {
+        date,
+        commit,
+        modified,
+        cpu,
+        ..
+    } = circumstances;
+    format!(
+        "{date}, commit {}{}, {cpu}",
+        &commit[..commit.len().min(12)],
+        if *modified { " with changes" } else { "" }
+    )
 }
 
 /// Medians of all rounds, then of those with each state of the memory, if there were several.
 pub(crate) fn summaries(engines: &[Engine], rounds: &[&Round]) -> Result<String, std::fmt::Error> {
     let mut out = summary(engines, rounds)?;
     for (name, _) in REGIMES {
-        let those: Vec<&Round> = rounds.iter().copied().filter(|round| round.regime() == Some(name)).collect();
+        let those: Vec<&Round> = rounds
+            .iter()
+            .copied()
+            .filter(|round| round.regime() == Some(name))
+            .collect();
         if !those.is_empty() && those.len() < rounds.len() {
-            writeln!(out, "\nThe {} of them in which memory was read at {name} throughout:\n", those.len())?;
+            writeln!(
+                out,
+                "\nThe {} of them in which memory was read at {name} throughout:\n",
+                those.len()
+            )?;
             write!(out, "{}", summary(engines, &those)?)?;
         }
     }
@@ -327,34 +444,56 @@ pub(crate) fn summaries(engines: &[Engine], rounds: &[&Round]) -> Result<String,
 fn summary(engines: &[Engine], rounds: &[&Round]) -> Result<String, std::fmt::Error> {
     let mut out = String::from("| | prefill | decode | ");
     let ours = &engines[0].name;
-    writeln!(out, "{ours} ÷ it, prefill | decode |\n|---|---|---|---|---|")?;
+    writeln!(
+        out,
+        "{ours} ÷ it, prefill | decode |\n|---|---|---|---|---|"
+    )?;
     for (index, engine) in engines.iter().enumerate() {
         let figures = |get: fn(Speeds) -> f64| {
-            let values: Vec<f64> = rounds.iter().filter_map(|round| round.speeds[index].map(get)).collect();
+            let values: Vec<f64> = rounds
+                .iter()
+                .filter_map(|round| round.speeds[index].map(get))
+                .collect();
             let ratio = |round: &&Round| Some(get(round.speeds[0]?) / get(round.speeds[index]?));
             (span(&values), median(rounds.iter().filter_map(ratio)))
         };
-        let ((prefill, prefill_ratio), (decode, decode_ratio)) = (figures(|s| s.prefill), figures(|s| s.decode));
+        let ((prefill, prefill_ratio), (decode, decode_ratio)) =
+            (figures(|s| s.prefill), figures(|s| s.decode));
         let ratio = |ratio: Option<f64>| match (index, ratio) {
             (0, _) | (_, None) => String::new(),
             (_, Some(ratio)) => format!("{ratio:.2}"),
         };
         let (prefill_ratio, decode_ratio) = (ratio(prefill_ratio), ratio(decode_ratio));
-        writeln!(out, "| {} | {prefill} | {decode} | {prefill_ratio} | {decode_ratio} |", engine.name)?;
+        writeln!(
+            out,
+            "| {} | {prefill} | {decode} | {prefill_ratio} | {decode_ratio} |",
+            engine.name
+        )?;
     }
     Ok(out)
 }
 
 fn round_table(engines: &[Engine], rounds: &[&Round]) -> Result<String, std::fmt::Error> {
     let mut out = String::from("| GB/s read | fork and join, µs |");
-    engines.iter().for_each(|engine| out.push_str(&format!(" {} |", engine.name)));
+    engines
+        .iter()
+        .for_each(|engine| out.push_str(&format!(" {} |", engine.name)));
     writeln!(out, "\n|---|---|{}", "---|".repeat(engines.len()))?;
     for round in rounds {
         let reads: Vec<f64> = round.probes.iter().map(|probe| probe.read / 1e9).collect();
-        let join = median(round.probes.iter().map(|probe| probe.join.as_secs_f64() * 1e6)).unwrap_or(f64::NAN);
+        let join = median(
+            round
+                .probes
+                .iter()
+                .map(|probe| probe.join.as_secs_f64() * 1e6),
+        )
+        .unwrap_or(f64::NAN);
         write!(out, "| {} | {join:.2} |", span(&reads))?;
         for speeds in &round.speeds {
-            let text = speeds.map_or_else(|| "failed".to_owned(), |s| format!("{:.1}, {:.1}", s.prefill, s.decode));
+            let text = speeds.map_or_else(
+                || "failed".to_owned(),
+                |s| format!("{:.1}, {:.1}", s.prefill, s.decode),
+            );
             write!(out, " {text} |")?;
         }
         writeln!(out)?;
@@ -366,7 +505,10 @@ fn round_table(engines: &[Engine], rounds: &[&Round]) -> Result<String, std::fmt
 fn span(values: &[f64]) -> String {
     let least = values.iter().copied().fold(f64::INFINITY, f64::min);
     let greatest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    median(values.iter().copied()).map_or_else(|| "–".to_owned(), |m| format!("{m:.1} ({least:.1}–{greatest:.1})"))
+    median(values.iter().copied()).map_or_else(
+        || "–".to_owned(),
+        |m| format!("{m:.1} ({least:.1}–{greatest:.1})"),
+    )
 }
 
 pub(crate) fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
@@ -396,7 +538,9 @@ fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
 fn without_folders(command: &str) -> String {
     let word = |word: &str| {
         let bare = word.trim_matches('\'');
-        bare.rsplit_once('/').map_or(bare, |(_, name)| name).to_owned()
+        bare.rsplit_once('/')
+            .map_or(bare, |(_, name)| name)
+            .to_owned()
     };
     command.split(' ').map(word).collect::<Vec<_>>().join(" ")
 }
@@ -412,31 +556,69 @@ mod tests {
         assert_eq!(llama_bench(llama), Some((101.5, 31.25)));
         assert_eq!(llama_bench("[]"), None);
         let text = "prefill: 12.5 t/s\nwarm\nprefill: 13.5 t/s\ndecode speed = 7 t/s";
-        assert_eq!((figure(text, "prefill"), figure(text, "decode speed")), (Some(13.5), Some(7.0)));
+        assert_eq!(
+            (figure(text, "prefill"), figure(text, "decode speed")),
+            (Some(13.5), Some(7.0))
+        );
         assert_eq!(figure(text, "nothing"), None);
-        assert_eq!(figure(r#"{"decode": {"median": 3.5}}"#, "/decode/median"), Some(3.5));
+        assert_eq!(
+            figure(r#"{"decode": {"median": 3.5}}"#, "/decode/median"),
+            Some(3.5)
+        );
     }
 
     #[test]
     fn rounds_are_sorted_by_what_memory_gave_and_ratios_are_taken_within_them() {
-        let engine = |name: &str, command: &str| Engine { name: name.into(), command: command.into(), places: None };
-        let engines = [engine("ours", "'/a/b/bitnet' bench -m '/c/d.gguf' -t {threads}"), engine("theirs", "x/y -m z")];
+        let engine = |name: &str, command: &str| Engine {
+            name: name.into(),
+            command: command.into(),
+            places: None,
+        };
+        let engines = [
+            engine("ours", "'/a/b/bitnet' bench -m '/c/d.gguf' -t {threads}"),
+            engine("theirs", "x/y -m z"),
+        ];
         let round = |read: f64, ours, theirs| Round {
             threads: 2,
-            probes: [1.0, 1.01].map(|f| Probe { read: f * read * 1e9, join: Duration::from_nanos(200) }).to_vec(),
+            probes: [1.0, 1.01]
+                .map(|f| Probe {
+                    read: f * read * 1e9,
+                    join: Duration::from_nanos(200),
+                })
+                .to_vec(),
             speeds: vec![
-                Some(Speeds { prefill: 200.0, decode: ours }),
-                Some(Speeds { prefill: 100.0, decode: theirs }),
+                Some(Speeds {
+                    prefill: 200.0,
+                    decode: ours,
+                }),
+                Some(Speeds {
+                    prefill: 100.0,
+                    decode: theirs,
+                }),
             ],
         };
-        let rounds = [round(35.0, 40.0, 30.0), round(60.0, 70.0, 35.0), round(39.9, 41.0, 31.0)];
+        let rounds = [
+            round(35.0, 40.0, 30.0),
+            round(60.0, 70.0, 35.0),
+            round(39.9, 41.0, 31.0),
+        ];
         assert_eq!(rounds[0].regime(), Some("below 40 GB/s"));
         assert_eq!(rounds[1].regime(), Some("above 50 GB/s"));
         assert_eq!(rounds[2].regime(), None);
         let all: Vec<&Round> = rounds.iter().collect();
         let table = summary(&engines, &all).expect("a string takes all");
-        assert!(table.contains("| theirs | 100.0 (100.0–100.0) | 31.0 (30.0–35.0) | 2.00 | 1.33 |"), "{table}");
-        assert!(round_table(&engines, &all).expect("a string takes all").contains("| 200.0, 70.0 | 100.0, 35.0 |"));
-        assert_eq!(without_folders(&engines[0].command), "bitnet bench -m d.gguf -t {threads}");
+        assert!(
+            table.contains("| theirs | 100.0 (100.0–100.0) | 31.0 (30.0–35.0) | 2.00 | 1.33 |"),
+            "{table}"
+        );
+        assert!(
+            round_table(&engines, &all)
+                .expect("a string takes all")
+                .contains("| 200.0, 70.0 | 100.0, 35.0 |")
+        );
+        assert_eq!(
+            without_folders(&engines[0].command),
+            "bitnet bench -m d.gguf -t {threads}"
+        );
     }
 }

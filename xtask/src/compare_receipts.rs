@@ -16,7 +16,8 @@ pub struct Options {
     baseline: PathBuf,
     /// The receipt of the run in question
     current: PathBuf,
-    /// Another receipt of the program that made the baseline: what the two differ by is noise; may be given more than once
+    /// Another receipt of the program that made the baseline: what the two differ by is noise; may
+    /// be given more than once
     #[arg(long, value_name = "FILE")]
     again: Vec<PathBuf>,
 }
@@ -33,8 +34,13 @@ const FIGURES: [(&str, Worse); 4] = [
 ];
 
 /// What must be equal for a comparison to mean anything.
-const SAME: [&str; 5] =
-    ["/model/sha256", "/prompt_tokens_sha256", "/tokens_generated", "/run/kv_type", "/run/cached_tokens"];
+const SAME: [&str; 5] = [
+    "/model/sha256",
+    "/prompt_tokens_sha256",
+    "/tokens_generated",
+    "/run/kv_type",
+    "/run/cached_tokens",
+];
 
 /// What may differ, being perhaps what is compared, but should be seen.
 const SHOWN: [&str; 7] = [
@@ -51,14 +57,24 @@ const SHOWN: [&str; 7] = [
 pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let baseline = read(&options.baseline)?;
     let current = read(&options.current)?;
-    let again = options.again.iter().map(|path| read(path)).collect::<anyhow::Result<Vec<_>>>()?;
-    for (path, receipt) in std::iter::once((&options.current, &current)).chain(options.again.iter().zip(&again)) {
+    let again = options
+        .again
+        .iter()
+        .map(|path| read(path))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    for (path, receipt) in
+        std::iter::once((&options.current, &current)).chain(options.again.iter().zip(&again))
+    {
         for key in SAME {
             let (a, b) = (baseline.pointer(key), receipt.pointer(key));
             if a != b {
-                let [a, b] = [a, b].map(|value| value.map_or_else(|| "absent".to_owned(), Value::to_string));
-                let message =
-                    format!("these runs cannot be compared: {} is {a}, but {b} in {}", &key[1..], path.display());
+                let [a, b] =
+                    [a, b].map(|value| value.map_or_else(|| "absent".to_owned(), Value::to_string));
+                let message = format!(
+                    "these runs cannot be compared: {} is {a}, but {b} in {}",
+                    &key[1..],
+                    path.display()
+                );
                 return Err(WrongUsage(message).into());
             }
         }
@@ -84,10 +100,18 @@ fn compare(baseline: &Value, current: &Value, again: &[Value]) -> (String, Band)
     }
     let mut worst = Band::Accepted;
     for (key, worse) in FIGURES {
-        let pair =
-            |other: &Value| Some(Pair { baseline: baseline.get(key)?.as_f64()?, current: other.get(key)?.as_f64()? });
+        let pair = |other: &Value| {
+            Some(Pair {
+                baseline: baseline.get(key)?.as_f64()?,
+                current: other.get(key)?.as_f64()?,
+            })
+        };
         let Some(found) = pair(current) else { continue };
-        let noise = again.iter().filter_map(pair).map(|pair| worse(pair).abs()).fold(0.0, f64::max);
+        let noise = again
+            .iter()
+            .filter_map(pair)
+            .map(|pair| worse(pair).abs())
+            .fold(0.0, f64::max);
         let change = worse(found);
         let band = Band::of(change, noise);
         worst = worst.max(band);
@@ -105,11 +129,14 @@ fn compare(baseline: &Value, current: &Value, again: &[Value]) -> (String, Band)
 }
 
 fn read(path: &Path) -> anyhow::Result<Value> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let receipt: Value = serde_json::from_str(&text).with_context(|| format!("{} is not a receipt", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let receipt: Value = serde_json::from_str(&text)
+        .with_context(|| format!("{} is not a receipt", path.display()))?;
     let rate = receipt.get("tokens_per_second");
     // A single token has no rate.
-    let has_rate = rate.is_some_and(|rate| rate.is_null() || rate.as_f64().is_some_and(|rate| rate > 0.0));
+    let has_rate =
+        rate.is_some_and(|rate| rate.is_null() || rate.as_f64().is_some_and(|rate| rate > 0.0));
     ensure!(has_rate, "{} holds no tokens_per_second", path.display());
     Ok(receipt)
 }
@@ -141,7 +168,11 @@ mod tests {
     #[test]
     fn what_the_baseline_does_against_itself_is_no_regression() {
         let (base, current) = (receipt(100.0, 50.0), receipt(85.0, 50.0));
-        let (report, worst) = compare(&base, &current, &[receipt(98.0, 50.0), receipt(118.0, 50.0)]);
+        let (report, worst) = compare(
+            &base,
+            &current,
+            &[receipt(98.0, 50.0), receipt(118.0, 50.0)],
+        );
         assert_eq!(worst, Band::Accepted, "{report}");
         assert!(report.contains("noise 18.0 %"), "{report}");
     }
@@ -154,8 +185,15 @@ mod tests {
         single["tokens_per_second"] = Value::Null;
         std::fs::write(&path, single.to_string()).unwrap();
         let (report, worst) = compare(&single, &read(&path).unwrap(), &[]);
-        assert!(worst == Band::Accepted && !report.contains("tokens_per_second"), "{report}");
-        for other in [json!({}), json!({ "tokens_per_second": 0.0 }), json!({ "tokens_per_second": "fast" })] {
+        assert!(
+            worst == Band::Accepted && !report.contains("tokens_per_second"),
+            "{report}"
+        );
+        for other in [
+            json!({}),
+            json!({ "tokens_per_second": 0.0 }),
+            json!({ "tokens_per_second": "fast" }),
+        ] {
             std::fs::write(&path, other.to_string()).unwrap();
             assert!(read(&path).is_err(), "{other}");
         }
@@ -166,6 +204,9 @@ mod tests {
         let mut current = receipt(100.0, 50.0);
         current["kernel_set"] = "scalar".into();
         let (report, _) = compare(&receipt(100.0, 50.0), &current, &[]);
-        assert!(report.contains("kernel_set: \"avx2\" then, \"scalar\" now"), "{report}");
+        assert!(
+            report.contains("kernel_set: \"avx2\" then, \"scalar\" now"),
+            "{report}"
+        );
     }
 }

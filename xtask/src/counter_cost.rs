@@ -28,8 +28,8 @@ pub struct Options {
     pairs: u32,
 }
 
-/// Prints events a token × cost of an event ÷ time of a token, and the difference that counting makes end to end, with its
-/// confidence interval. Fails if the former is above a thousandth.
+/// Prints events a token × cost of an event ÷ time of a token, and the difference that counting
+/// makes end to end, with its confidence interval. Fails if the former is above a thousandth.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     let mut engine = options.model.open(RUN_TOKENS + 9)?;
     let (mut steps, mut ratios) = (Vec::new(), Vec::new());
@@ -37,7 +37,11 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     for round in 0.. {
         let times = run_once(&mut engine)?;
         for (index, pair) in times.chunks_exact(2).enumerate().filter(|_| round > 0) {
-            let [with, without] = if is_counting(2 * index) { [pair[0], pair[1]] } else { [pair[1], pair[0]] };
+            let [with, without] = if is_counting(2 * index) {
+                [pair[0], pair[1]]
+            } else {
+                [pair[1], pair[0]]
+            };
             steps.push(with);
             ratios.push(with / without - 1.0);
         }
@@ -48,7 +52,10 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 
     let counters = engine.cpu().counters();
     // One step of each pair was counted, with the prompt's.
-    let events = Kernel::ALL.into_iter().map(|kernel| counters.get(kernel).calls).sum::<u64>() as f64;
+    let events = Kernel::ALL
+        .into_iter()
+        .map(|kernel| counters.get(kernel).calls)
+        .sum::<u64>() as f64;
     let events = events / (1 + RUN_TOKENS / 2) as f64;
     let (token, ..) = median(steps);
     let event = event_seconds();
@@ -69,24 +76,32 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         least * 100.0,
         most * 100.0
     );
-    ensure!(share < SHARE_MAX, "counting takes {:.3} % of a decode step", share * 100.0);
+    ensure!(
+        share < SHARE_MAX,
+        "counting takes {:.3} % of a decode step",
+        share * 100.0
+    );
     Ok(())
 }
 
-/// Whether a step counts: on, off, off, on, so that what grows with the context falls on both alike.
+/// Whether a step counts: on, off, off, on, so that what grows with the context falls on both
+/// alike.
 fn is_counting(step: usize) -> bool {
     matches!(step % 4, 0 | 3)
 }
 
-/// The seconds of each decode step after a short prompt. Counters hold what was counted of the prompt and of every other
-/// step.
+/// The seconds of each decode step after a short prompt. Counters hold what was counted of the
+/// prompt and of every other step.
 fn run_once(engine: &mut Engine) -> anyhow::Result<Vec<f64>> {
     let vocab_size = engine.model().config().vocab_size;
     engine.cpu().counters().set_counting(true);
     engine.cpu().counters().reset();
     engine.submit(Request {
         prompt: synthetic::tokens(8, vocab_size, 0).map(TokenId).collect(),
-        sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+        sampling: SamplingParams {
+            temperature: 0.0,
+            ..SamplingParams::default()
+        },
         max_tokens: Some(RUN_TOKENS + 1),
         ..Request::default()
     })?;
@@ -98,7 +113,12 @@ fn run_once(engine: &mut Engine) -> anyhow::Result<Vec<f64>> {
         engine.step(&mut events);
         times.push(start.elapsed().as_secs_f64());
     }
-    ensure!(events.iter().any(|event| matches!(event, Event::Finished { .. })), "the run has not ended");
+    ensure!(
+        events
+            .iter()
+            .any(|event| matches!(event, Event::Finished { .. })),
+        "the run has not ended"
+    );
     Ok(times)
 }
 
@@ -113,12 +133,17 @@ fn event_seconds() -> f64 {
     start.elapsed().as_secs_f64() / f64::from(NUM_EVENTS)
 }
 
-/// The median, and its 95 % confidence interval: from order statistics, so whatever the distribution.
+/// The median, and its 95 % confidence interval: from order statistics, so whatever the
+/// distribution.
 fn median(mut values: Vec<f64>) -> (f64, f64, f64) {
     values.sort_by(f64::total_cmp);
     let n = values.len();
     let half_width = (0.98 * (n as f64).sqrt()).ceil() as usize;
-    (values[n / 2], values[(n / 2).saturating_sub(half_width)], values[(n / 2 + half_width).min(n - 1)])
+    (
+        values[n / 2],
+        values[(n / 2).saturating_sub(half_width)],
+        values[(n / 2 + half_width).min(n - 1)],
+    )
 }
 
 #[cfg(test)]
@@ -127,7 +152,8 @@ mod tests {
 
     #[test]
     fn the_interval_is_that_of_order_statistics() {
-        // Of 100 values, the 41st and the 61st enclose the median with 95 % (binomial distribution).
+        // Of 100 values, the 41st and the 61st enclose the median with 95 % (binomial
+        // distribution).
         let (middle, least, most) = median((0..100).rev().map(f64::from).collect());
         assert_eq!((middle, least, most), (50.0, 40.0, 60.0));
         assert_eq!(median(vec![3.0]), (3.0, 3.0, 3.0));
@@ -135,6 +161,9 @@ mod tests {
 
     #[test]
     fn pairs_take_turns() {
-        assert_eq!([0, 1, 2, 3, 4].map(is_counting), [true, false, false, true, true]);
+        assert_eq!(
+            [0, 1, 2, 3, 4].map(is_counting),
+            [true, false, false, true, true]
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! `xtask determinism`: the matrix of docs/determinism.md again and again, while other processes keep the CPU busy.
+//! `xtask determinism`: the matrix of docs/determinism.md again and again, while other processes
+//! keep the CPU busy.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -33,31 +34,69 @@ impl Drop for Load {
 /// Repeats the matrix under load; fails at the first run that does.
 pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
     let matrix = build(root)?;
-    let count = options.load.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let count = options
+        .load
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let program = std::env::current_exe().context("finding this program")?;
-    let busy = || Command::new(&program).arg("busy").stdin(Stdio::piped()).spawn().context("starting a busy process");
+    let busy = || {
+        Command::new(&program)
+            .arg("busy")
+            .stdin(Stdio::piped())
+            .spawn()
+            .context("starting a busy process")
+    };
     let _load = Load((0..count).map(|_| busy()).collect::<anyhow::Result<_>>()?);
     for round in 1..=options.repeat {
-        println!("== round {round} of {}, beside {count} busy processes", options.repeat);
+        println!(
+            "== round {round} of {}, beside {count} busy processes",
+            options.repeat
+        );
         let mut command = Command::new(&matrix);
-        command.current_dir(root.join("crates/bitnet-models")).args(["--quiet", "determinism::"]);
-        let status = command.status().with_context(|| format!("running {}", matrix.display()))?;
+        command
+            .current_dir(root.join("crates/bitnet-models"))
+            .args(["--quiet", "determinism::"]);
+        let status = command
+            .status()
+            .with_context(|| format!("running {}", matrix.display()))?;
         ensure!(status.success(), "the matrix failed: {status}");
     }
-    println!("{} rounds passed, beside {count} busy processes", options.repeat);
+    println!(
+        "{} rounds passed, beside {count} busy processes",
+        options.repeat
+    );
     Ok(())
 }
 
 /// Builds the tests that hold the matrix, before there is load. Returns the program.
 fn build(root: &Path) -> anyhow::Result<PathBuf> {
     let mut command = Command::new("cargo");
-    command.current_dir(root).args(["test", "-p", "bitnet-models", "--test", "models", "--no-run"]);
-    let output = command.arg("--message-format=json").stderr(Stdio::inherit()).output().context("running cargo")?;
-    ensure!(output.status.success(), "building the matrix failed: {}", output.status);
+    command.current_dir(root).args([
+        "test",
+        "-p",
+        "bitnet-models",
+        "--test",
+        "models",
+        "--no-run",
+    ]);
+    let output = command
+        .arg("--message-format=json")
+        .stderr(Stdio::inherit())
+        .output()
+        .context("running cargo")?;
+    ensure!(
+        output.status.success(),
+        "building the matrix failed: {}",
+        output.status
+    );
     let messages = String::from_utf8_lossy(&output.stdout);
-    let programs = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let mut programs = programs.filter_map(|message| message["executable"].as_str().map(PathBuf::from));
-    programs.next_back().context("cargo names no program with the tests of bitnet-models")
+    let programs = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut programs =
+        programs.filter_map(|message| message["executable"].as_str().map(PathBuf::from));
+    programs
+        .next_back()
+        .context("cargo names no program with the tests of bitnet-models")
 }
 
 /// Computes and touches memory until standard input ends: when whoever started it goes away.
@@ -66,11 +105,15 @@ pub fn busy() -> anyhow::Result<()> {
         let mut buffer = vec![1u64; 1 << 20];
         loop {
             for index in 1..buffer.len() {
-                buffer[index] = buffer[index - 1].wrapping_mul(6_364_136_223_846_793_005).wrapping_add(buffer[index]);
+                buffer[index] = buffer[index - 1]
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(buffer[index]);
             }
             std::hint::black_box(&mut buffer);
         }
     });
-    std::io::stdin().read_to_end(&mut Vec::new()).context("waiting for the end of standard input")?;
+    std::io::stdin()
+        .read_to_end(&mut Vec::new())
+        .context("waiting for the end of standard input")?;
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! The verification of receipts as maintainers run it: the library's gates, the JSON Schema, the signature.
+//! The verification of receipts as maintainers run it: the library's gates, the JSON Schema, the
+//! signature.
 //!
 //! A library, so that the benchmark times what the command does.
 #![forbid(unsafe_code)]
@@ -57,19 +58,30 @@ impl Verifier {
     #[must_use]
     pub fn new() -> Self {
         let schema = serde_json::from_str(SCHEMA).expect("docs/receipt.schema.json is JSON");
-        Self { schema: jsonschema::validator_for(&schema).expect("docs/receipt.schema.json is a schema") }
+        Self {
+            schema: jsonschema::validator_for(&schema)
+                .expect("docs/receipt.schema.json is a schema"),
+        }
     }
 
-    /// Verifies the text of a receipt: schema, gates and the signature, which must be of `key` if one is given.
+    /// Verifies the text of a receipt: schema, gates and the signature, which must be of `key` if
+    /// one is given.
     ///
     /// # Errors
     /// The first check that it does not pass.
     pub fn verify(&self, text: &str, key: Option<&VerifyingKey>) -> Result<Receipt, Rejection> {
-        let refuse = |problem: String| Refusal { gate: ReceiptGate::Schema, problem };
+        let refuse = |problem: String| Refusal {
+            gate: ReceiptGate::Schema,
+            problem,
+        };
         let value = serde_json::from_str(text).map_err(|error| refuse(error.to_string()))?;
         if let Err(error) = self.schema.validate(&value) {
             let at = error.instance_path().to_string();
-            return Err(refuse(format!("{}: {error}", if at.is_empty() { "receipt" } else { &at })).into());
+            return Err(refuse(format!(
+                "{}: {error}",
+                if at.is_empty() { "receipt" } else { &at }
+            ))
+            .into());
         }
         let receipt = verify(text)?;
         signature::check(&receipt, key)?;

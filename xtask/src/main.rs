@@ -46,7 +46,8 @@ struct Arguments {
 enum Command {
     /// Measure what the ternary formats keep of their weights: the tables of docs/quantization.md
     Accuracy(accuracy::Options),
-    /// Compare two baselines of `cargo bench`: exit code 0 within 10 %, 10 to investigate, 20 to escalate
+    /// Compare two baselines of `cargo bench`: exit code 0 within 10 %, 10 to investigate, 20 to
+    /// escalate
     BenchCompare(bench_compare::Options),
     /// File a baseline of `cargo bench -- --save-baseline NAME` under benchmarks/baselines/NAME
     BenchSave(bench_save::Options),
@@ -57,7 +58,8 @@ enum Command {
     Benchmark(benchmark::Options),
     /// Run `.ci/run`, with --full also what is too slow for it, and record that under ci/receipts
     Ci(ci::Options),
-    /// Run our program and others in turns, with the state of the memory beside each run, and write the tables down
+    /// Run our program and others in turns, with the state of the memory beside each run, and write
+    /// the tables down
     Compare(compare::Options),
     /// Compare two receipts: exit code 0 within 10 %, 10 to investigate, 20 to escalate
     CompareReceipts(compare_receipts::Options),
@@ -141,5 +143,8 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 
 /// The root of the repository that this program was built from.
 fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the repository that holds xtask is there")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .canonicalize()
+        .expect("the repository that holds xtask is there")
 }

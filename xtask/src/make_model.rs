@@ -1,4 +1,5 @@
-//! `xtask make-model`: a random model of any shape, for comparing engines and for timing without a download.
+//! `xtask make-model`: a random model of any shape, for comparing engines and for timing without a
+//! download.
 
 use std::path::PathBuf;
 
@@ -68,7 +69,11 @@ enum Form {
 /// Writes the model.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     let base = options.shape.clone().unwrap_or_default();
-    let architecture = options.architecture.as_deref().map(Architecture::from_name).transpose()?;
+    let architecture = options
+        .architecture
+        .as_deref()
+        .map(Architecture::from_name)
+        .transpose()?;
     let shape = Shape {
         architecture: architecture.unwrap_or(base.architecture),
         hidden_size: options.hidden.unwrap_or(base.hidden_size),
@@ -83,10 +88,18 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         tied: base.tied && !options.untied,
         dead_neurons_percent: options.dead_neurons,
     };
-    anyhow::ensure!(shape.vocab_size >= 512, "the vocabulary has {} tokens, at least 512 are needed", shape.vocab_size);
-    let model = SyntheticModel { shape, seed: options.seed };
+    anyhow::ensure!(
+        shape.vocab_size >= 512,
+        "the vocabulary has {} tokens, at least 512 are needed",
+        shape.vocab_size
+    );
+    let model = SyntheticModel {
+        shape,
+        seed: options.seed,
+    };
     let file = |format: TernaryFormat| model.write_gguf(&options.output, &|_, _| format);
-    let directory = |weights| model.write_checkpoint(&options.output, weights, usize::from(options.shards));
+    let directory =
+        |weights| model.write_checkpoint(&options.output, weights, usize::from(options.shards));
     match options.form {
         Form::I2S => file(TernaryFormat::I2_S(I2sForm::Block128)),
         Form::I2SBlock64 => file(TernaryFormat::I2_S(I2sForm::Block64)),
@@ -103,5 +116,10 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 fn parse_shape(name: &str) -> Result<Shape, String> {
-    Shape::named(name).ok_or_else(|| format!("no shape of that name; there are {}", Shape::NAMES.join(", ")))
+    Shape::named(name).ok_or_else(|| {
+        format!(
+            "no shape of that name; there are {}",
+            Shape::NAMES.join(", ")
+        )
+    })
 }

@@ -1,4 +1,5 @@
-//! Documents in which a command has a place of its own: between `<!-- xtask NAME -->` and `<!-- end -->`.
+//! Documents in which a command has a place of its own: between `<!-- xtask NAME -->` and `<!-- end
+//! -->`.
 
 use std::fs;
 use std::ops::Range;
@@ -18,6 +19,9 @@ pub fn place(text: &str, name: &str) -> anyhow::Result<Range<usize>> {
 pub fn write(path: &Path, name: &str, new: &str) -> anyhow::Result<()> {
     let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     let place = place(&text, name).with_context(|| path.display().to_string())?;
-    fs::write(path, [&text[..place.start], new, &text[place.end..]].concat())
-        .with_context(|| format!("writing {}", path.display()))
+    fs::write(
+        path,
+        [&text[..place.start], new, &text[place.end..]].concat(),
+    )
+    .with_context(|| format!("writing {}", path.display()))
 }

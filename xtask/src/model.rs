@@ -52,7 +52,8 @@ impl ModelOptions {
         self.model.clone().unwrap_or_else(built_in)
     }
 
-    /// What a receipt calls it: what was typed, or the built-in model's file as seen from the repository.
+    /// What a receipt calls it: what was typed, or the built-in model's file as seen from the
+    /// repository.
     pub fn stated_path(&self) -> &Path {
         self.model.as_deref().unwrap_or(Path::new(BUILT_IN))
     }
@@ -71,7 +72,12 @@ impl ModelOptions {
             prefill_chunk: usize::from(self.prefill_chunk),
             ..EngineOptions::default()
         };
-        open(&self.path(), &LoadOptions::default(), self.cpu.start(), options)
+        open(
+            &self.path(),
+            &LoadOptions::default(),
+            self.cpu.start(),
+            options,
+        )
     }
 }
 
@@ -81,14 +87,23 @@ pub fn built_in() -> PathBuf {
 }
 
 /// Loads a model for token ids.
-pub fn open(path: &Path, load_options: &LoadOptions, cpu: Cpu, options: EngineOptions) -> anyhow::Result<Engine> {
-    let loaded = load(path, load_options, &cpu).with_context(|| format!("cannot load {}", path.display()))?;
+pub fn open(
+    path: &Path,
+    load_options: &LoadOptions,
+    cpu: Cpu,
+    options: EngineOptions,
+) -> anyhow::Result<Engine> {
+    let loaded = load(path, load_options, &cpu)
+        .with_context(|| format!("cannot load {}", path.display()))?;
     let Loaded { model, .. } = loaded;
     Ok(Engine::new(model, None, cpu, options)?)
 }
 
 pub fn parse_kv_type(name: &str) -> Result<KvType, String> {
-    [KvType::F16, KvType::F32].into_iter().find(|kv_type| kv_type.name() == name).ok_or("f16 or f32 is possible".into())
+    [KvType::F16, KvType::F32]
+        .into_iter()
+        .find(|kv_type| kv_type.name() == name)
+        .ok_or("f16 or f32 is possible".into())
 }
 
 fn parse_kernels(name: &str) -> Result<&'static KernelSet, String> {

@@ -1,7 +1,8 @@
 //! `xtask performance`: the tables of `docs/performance.md`, measured in one go on a quiet machine.
 //!
-//! How cost grows with threads, context and batch comes from one `bitnet bench`; choices (packing, head, sparsity,
-//! instruction set) are held against each other in turns, and so are other programs.
+//! How cost grows with threads, context and batch comes from one `bitnet bench`; choices (packing,
+//! head, sparsity, instruction set) are held against each other in turns, and so are other
+//! programs.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -43,7 +44,13 @@ pub struct Options {
     figures: Vec<Named>,
     #[arg(short, long, value_name = "N", default_value_t = 5)]
     rounds: usize,
-    #[arg(short, long, value_name = "N,N,…", value_delimiter = ',', default_value = "2,1")]
+    #[arg(
+        short,
+        long,
+        value_name = "N,N,…",
+        value_delimiter = ',',
+        default_value = "2,1"
+    )]
     threads: Vec<usize>,
     /// Write the tables into docs/performance.md instead of printing them
     #[arg(long)]
@@ -72,13 +79,26 @@ pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
 
 /// One `bitnet bench` over threads, contexts and batches.
 fn growth(program: &Path, options: &Options, out: &mut String) -> anyhow::Result<()> {
-    let report = bench(program, &options.model, options, &["--context", CONTEXTS, "--batch", BATCHES, "-n", "32"])?;
+    let report = bench(
+        program,
+        &options.model,
+        options,
+        &["--context", CONTEXTS, "--batch", BATCHES, "-n", "32"],
+    )?;
     let runs = report["runs"].as_array().context("runs")?;
     writeln!(out, "\n### Threads, context, batch\n")?;
-    writeln!(out, "Loaded in {:.2} s.\n", report["load_ms"].as_f64().unwrap_or(0.0) / 1e3)?;
-    writeln!(out, "| | threads | tokens/s | ms a step | MB a step | GB/s read | share |")?;
+    writeln!(
+        out,
+        "Loaded in {:.2} s.\n",
+        report["load_ms"].as_f64().unwrap_or(0.0) / 1e3
+    )?;
+    writeln!(
+        out,
+        "| | threads | tokens/s | ms a step | MB a step | GB/s read | share |"
+    )?;
     writeln!(out, "|---|---|---|---|---|---|---|")?;
-    runs.iter().try_for_each(|run| writeln!(out, "{}", row(run)))?;
+    runs.iter()
+        .try_for_each(|run| writeln!(out, "{}", row(run)))?;
     Ok(())
 }
 
@@ -86,25 +106,56 @@ fn growth(program: &Path, options: &Options, out: &mut String) -> anyhow::Result
 fn row(run: &Value) -> String {
     let number = |key: &str| run[key].as_f64().unwrap_or(f64::NAN);
     let (context, batch, threads) = (number("context"), number("batch"), number("threads"));
-    let speed = run["tokens_per_second"]["median"].as_f64().unwrap_or(f64::NAN);
+    let speed = run["tokens_per_second"]["median"]
+        .as_f64()
+        .unwrap_or(f64::NAN);
     if run["what"] == "prefill" {
         let share = run["share_of_peak"].as_f64();
-        let share = share.map_or_else(String::new, |share| format!("{:.0} % of products", 1e2 * share));
+        let share = share.map_or_else(String::new, |share| {
+            format!("{:.0} % of products", 1e2 * share)
+        });
         return format!("| prefill of {context} | {threads} | {speed:.1} | | | | {share} |");
     }
-    let what = if batch > 1.0 { format!("{batch} rows after {context}") } else { format!("decode after {context}") };
+    let what = if batch > 1.0 {
+        format!("{batch} rows after {context}")
+    } else {
+        format!("decode after {context}")
+    };
     let (step, bytes) = (number("step_ms"), number("step_bytes") / 1e6);
-    let (rate, share) = (number("bytes_per_second") / 1e9, 1e2 * number("share_of_read_probe"));
-    format!("| {what} | {threads} | {speed:.1} | {step:.2} | {bytes:.0} | {rate:.1} | {share:.0} % |")
+    let (rate, share) = (
+        number("bytes_per_second") / 1e9,
+        1e2 * number("share_of_read_probe"),
+    );
+    format!(
+        "| {what} | {threads} | {speed:.1} | {step:.2} | {bytes:.0} | {rate:.1} | {share:.0} % |"
+    )
 }
 
-fn bench(program: &Path, model: &Path, options: &Options, arguments: &[&str]) -> anyhow::Result<Value> {
+fn bench(
+    program: &Path,
+    model: &Path,
+    options: &Options,
+    arguments: &[&str],
+) -> anyhow::Result<Value> {
     let threads: Vec<String> = options.threads.iter().map(usize::to_string).collect();
     let mut command = Command::new(program);
-    command.args(["bench", "--json", "-t", &threads.join(","), "-r", &options.rounds.to_string()]);
+    command.args([
+        "bench",
+        "--json",
+        "-t",
+        &threads.join(","),
+        "-r",
+        &options.rounds.to_string(),
+    ]);
     command.arg("-m").arg(model).args(arguments);
-    let output = command.output().with_context(|| format!("running {}", program.display()))?;
-    ensure!(output.status.success(), "{command:?} failed: {}", String::from_utf8_lossy(&output.stderr));
+    let output = command
+        .output()
+        .with_context(|| format!("running {}", program.display()))?;
+    ensure!(
+        output.status.success(),
+        "{command:?} failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
@@ -118,15 +169,23 @@ fn choices(program: &Path, options: &Options, out: &mut String) -> anyhow::Resul
         ("--kernels avx2", "--kernels avx2"),
         ("--kv-type f32", "--kv-type f32"),
     ];
-    let sparse = [("as chosen", ""), ("--ffn-sparsity off", "--ffn-sparsity off")];
+    let sparse = [
+        ("as chosen", ""),
+        ("--ffn-sparsity off", "--ffn-sparsity off"),
+    ];
     let models = [
         (Some(&options.model), "dense weights", &dense[..]),
         (options.sparse_model.as_ref(), "a sparse network", &sparse),
     ];
     for (model, what, choices) in models {
         let Some(model) = model else { continue };
-        let engines = choices.iter().map(|(name, arguments)| compare::ours(program, model, name, arguments));
-        writeln!(out, "\n### Choices: {what}\n\nA prompt of 128, then 64 tokens.")?;
+        let engines = choices
+            .iter()
+            .map(|(name, arguments)| compare::ours(program, model, name, arguments));
+        writeln!(
+            out,
+            "\n### Choices: {what}\n\nA prompt of 128, then 64 tokens."
+        )?;
         in_turns(engines.collect(), options, 128, out)?;
     }
     Ok(())
@@ -137,13 +196,17 @@ fn shapes(program: &Path, options: &Options, out: &mut String) -> anyhow::Result
     if options.other.is_empty() {
         return Ok(());
     }
-    writeln!(out, "\n### Other shapes\n\n| | | threads | tokens/s | ms a step | MB a step | GB/s read | share |")?;
+    writeln!(
+        out,
+        "\n### Other shapes\n\n| | | threads | tokens/s | ms a step | MB a step | GB/s read | share |"
+    )?;
     writeln!(out, "|---|---|---|---|---|---|---|---|")?;
     for model in &options.other {
         let name = model.file_stem().unwrap_or_default().to_string_lossy();
         let report = bench(program, model, options, &["-n", "32"])?;
         let runs = report["runs"].as_array().context("runs")?;
-        runs.iter().try_for_each(|run| writeln!(out, "| {name} {}", row(run)))?;
+        runs.iter()
+            .try_for_each(|run| writeln!(out, "| {name} {}", row(run)))?;
     }
     Ok(())
 }
@@ -156,18 +219,39 @@ fn peers(program: &Path, options: &Options, out: &mut String) -> anyhow::Result<
     for prompt in [128, 512] {
         let mut engines = vec![compare::ours(program, &options.model, "bitnet", "")];
         engines.extend(compare::peers(&options.peer, &options.figures)?);
-        writeln!(out, "\n### Beside others\n\nA prompt of {prompt}, then 64 tokens.")?;
+        writeln!(
+            out,
+            "\n### Beside others\n\nA prompt of {prompt}, then 64 tokens."
+        )?;
         in_turns(engines, options, prompt, out)?;
     }
     Ok(())
 }
 
-fn in_turns(engines: Vec<Engine>, options: &Options, prompt: usize, out: &mut String) -> anyhow::Result<()> {
-    let setup = Setup { engines, rounds: options.rounds, threads: options.threads.clone(), prompt, predict: 64 };
+fn in_turns(
+    engines: Vec<Engine>,
+    options: &Options,
+    prompt: usize,
+    out: &mut String,
+) -> anyhow::Result<()> {
+    let setup = Setup {
+        engines,
+        rounds: options.rounds,
+        threads: options.threads.clone(),
+        prompt,
+        predict: 64,
+    };
     let rounds = compare::measure(&setup)?;
     for &threads in &setup.threads {
-        let those: Vec<&Round> = rounds.iter().filter(|round| round.threads == threads).collect();
-        writeln!(out, "\n{threads} thread{}:\n", if threads == 1 { "" } else { "s" })?;
+        let those: Vec<&Round> = rounds
+            .iter()
+            .filter(|round| round.threads == threads)
+            .collect();
+        writeln!(
+            out,
+            "\n{threads} thread{}:\n",
+            if threads == 1 { "" } else { "s" }
+        )?;
         out.push_str(&compare::summaries(&setup.engines, &those)?);
     }
     Ok(())

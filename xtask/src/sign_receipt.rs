@@ -18,9 +18,14 @@ pub struct Options {
 pub fn run(options: &Options) -> anyhow::Result<()> {
     let key = read_signing_key(&options.sign_key)?;
     let path = &options.receipt;
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let receipt = Verifier::new().verify(&text, None).with_context(|| path.display().to_string())?;
-    sign(receipt, &key).write(path).with_context(|| format!("cannot write {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let receipt = Verifier::new()
+        .verify(&text, None)
+        .with_context(|| path.display().to_string())?;
+    sign(receipt, &key)
+        .write(path)
+        .with_context(|| format!("cannot write {}", path.display()))?;
     println!("signed: {}", path.display());
     Ok(())
 }

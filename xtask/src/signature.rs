@@ -1,4 +1,5 @@
-//! Signatures of receipts: ed25519 over the 32 bytes of the digest, with keys as OpenSSL writes them.
+//! Signatures of receipts: ed25519 over the 32 bytes of the digest, with keys as OpenSSL writes
+//! them.
 
 use std::path::Path;
 
@@ -28,8 +29,10 @@ pub fn read_verifying_key(path: &Path) -> anyhow::Result<VerifyingKey> {
 }
 
 fn read_key<K, E>(path: &Path, half: &str, parse: fn(&str) -> Result<K, E>) -> anyhow::Result<K> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    parse(&text).map_err(|_| anyhow::anyhow!("{} holds no ed25519 {half} key (PEM)", path.display()))
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    parse(&text)
+        .map_err(|_| anyhow::anyhow!("{} holds no ed25519 {half} key (PEM)", path.display()))
 }
 
 /// Signs a finished receipt.
@@ -38,7 +41,8 @@ fn read_key<K, E>(path: &Path, half: &str, parse: fn(&str) -> Result<K, E>) -> a
 /// If its digest is not one; a receipt that was verified has one.
 #[must_use]
 pub fn sign(mut receipt: Receipt, key: &SigningKey) -> Receipt {
-    let digest: [u8; 32] = from_hex(&receipt.digest).expect("a receipt that was verified has a digest");
+    let digest: [u8; 32] =
+        from_hex(&receipt.digest).expect("a receipt that was verified has a digest");
     receipt.signature = Some(Signature {
         public_key: to_hex(key.verifying_key().as_bytes()),
         value: to_hex(&key.sign(&digest).to_bytes()),
@@ -46,15 +50,23 @@ pub fn sign(mut receipt: Receipt, key: &SigningKey) -> Receipt {
     receipt
 }
 
-/// Checks the signature: one that is there must be right, and of `key` if that is given; then there must be one.
+/// Checks the signature: one that is there must be right, and of `key` if that is given; then there
+/// must be one.
 pub(crate) fn check(receipt: &Receipt, key: Option<&VerifyingKey>) -> Result<(), Rejection> {
     let wrong = |problem: &str| Err(Rejection::Signature(problem.to_owned()));
     let Some(Signature { public_key, value }) = &receipt.signature else {
-        return if key.is_some() { wrong("the receipt is not signed") } else { Ok(()) };
+        return if key.is_some() {
+            wrong("the receipt is not signed")
+        } else {
+            Ok(())
+        };
     };
     let stated = from_hex::<32>(public_key).and_then(|bytes| VerifyingKey::from_bytes(&bytes).ok());
-    let (Some(stated), Some(value), Some(digest)) = (stated, from_hex::<64>(value), from_hex::<32>(&receipt.digest))
-    else {
+    let (Some(stated), Some(value), Some(digest)) = (
+        stated,
+        from_hex::<64>(value),
+        from_hex::<32>(&receipt.digest),
+    ) else {
         return wrong("its key or value is malformed");
     };
     if key.is_some_and(|key| *key != stated) {

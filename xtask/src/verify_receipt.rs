@@ -1,4 +1,5 @@
-//! `xtask verify-receipt`: the gates, the schema, the signature, and on demand the model's file and the run itself.
+//! `xtask verify-receipt`: the gates, the schema, the signature, and on demand the model's file and
+//! the run itself.
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +20,8 @@ pub struct Options {
     /// Check that the receipt is of this model: its hash and its dimensions
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// Make the run again, which must give the same tokens; of the model that the receipt names if --model is not given
+    /// Make the run again, which must give the same tokens; of the model that the receipt names if
+    /// --model is not given
     #[arg(long)]
     rerun: bool,
     /// The receipt must be signed with the private half of this ed25519 key (PEM)
@@ -31,16 +33,29 @@ pub struct Options {
 
 /// Verifies a receipt; the error says which check failed.
 pub fn run(options: &Options) -> anyhow::Result<()> {
-    let path = options.receipt.clone().unwrap_or_else(|| repository().join("ci/inference.json"));
-    let key = options.verify_key.as_deref().map(read_verifying_key).transpose()?;
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let receipt = Verifier::new().verify(&text, key.as_ref()).with_context(|| path.display().to_string())?;
+    let path = options
+        .receipt
+        .clone()
+        .unwrap_or_else(|| repository().join("ci/inference.json"));
+    let key = options
+        .verify_key
+        .as_deref()
+        .map(read_verifying_key)
+        .transpose()?;
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    let receipt = Verifier::new()
+        .verify(&text, key.as_ref())
+        .with_context(|| path.display().to_string())?;
     let mut checked = vec!["schema", "gates", "digest"];
     if receipt.signature.is_some() {
         checked.push("signature");
     }
     if options.model.is_some() || options.rerun {
-        let model = options.model.clone().map_or_else(|| find_model(&receipt), Ok)?;
+        let model = options
+            .model
+            .clone()
+            .map_or_else(|| find_model(&receipt), Ok)?;
         same_file(&receipt, &model).with_context(|| path.display().to_string())?;
         let mut engine = open(&receipt, &model, options.cpu.start())?;
         same_dimensions(&receipt, &engine).with_context(|| path.display().to_string())?;
@@ -64,7 +79,10 @@ fn find_model(receipt: &Receipt) -> anyhow::Result<PathBuf> {
     if model_sha256(&built_in).is_ok_and(|hash| hash == receipt.model.sha256) {
         return Ok(built_in);
     }
-    anyhow::bail!("the model {} of the receipt is not here: say where it is with --model", stated.display())
+    anyhow::bail!(
+        "the model {} of the receipt is not here: say where it is with --model",
+        stated.display()
+    )
 }
 
 fn same_file(receipt: &Receipt, model: &Path) -> anyhow::Result<()> {
@@ -72,22 +90,48 @@ fn same_file(receipt: &Receipt, model: &Path) -> anyhow::Result<()> {
     if found == receipt.model.sha256 {
         return Ok(());
     }
-    let problem = format!("{} has the hash {found}, the receipt {}", model.display(), receipt.model.sha256);
+    let problem = format!(
+        "{} has the hash {found}, the receipt {}",
+        model.display(),
+        receipt.model.sha256
+    );
     Err(Rejection::Model(problem).into())
 }
 
 /// An engine with the model, read and run as the receipt says.
 fn open(receipt: &Receipt, model: &Path, cpu: Cpu) -> anyhow::Result<Engine> {
     let run = &receipt.run;
-    let form: I2sForm = run.i2_s_form.parse().map_err(|error| Rejection::Model(format!("i2_s_form: {error}")))?;
-    let tl1 = run.tl1_tiles.iter().map(|&[rows, cols, tile_rows, block_cols, inner_rows]| {
-        ((rows, cols), Tl1Tile { tile_rows, block_cols, inner_rows })
-    });
+    let form: I2sForm = run
+        .i2_s_form
+        .parse()
+        .map_err(|error| Rejection::Model(format!("i2_s_form: {error}")))?;
+    let tl1 = run
+        .tl1_tiles
+        .iter()
+        .map(|&[rows, cols, tile_rows, block_cols, inner_rows]| {
+            (
+                (rows, cols),
+                Tl1Tile {
+                    tile_rows,
+                    block_cols,
+                    inner_rows,
+                },
+            )
+        });
     let tl2 = run
         .tl2_tiles
         .iter()
-        .map(|&[rows, cols, tile_rows, block_cols]| ((rows, cols), Tl2Tile { tile_rows, block_cols }));
-    let head = HeadMode::by_name(&run.head).ok_or_else(|| Rejection::Model(format!("head: {:?}", run.head)))?;
+        .map(|&[rows, cols, tile_rows, block_cols]| {
+            (
+                (rows, cols),
+                Tl2Tile {
+                    tile_rows,
+                    block_cols,
+                },
+            )
+        });
+    let head = HeadMode::by_name(&run.head)
+        .ok_or_else(|| Rejection::Model(format!("head: {:?}", run.head)))?;
     let load = LoadOptions {
         i2_s_form: form,
         tl1_tiles: tl1.collect(),
@@ -121,24 +165,36 @@ fn same_dimensions(receipt: &Receipt, engine: &Engine) -> Result<(), Rejection> 
         ("kv_heads", attention.kv_heads, stated.kv_heads),
         ("head_dim", attention.head_dim, stated.head_dim),
         ("vocab", config.vocab_size, stated.vocab),
-        ("tied", usize::from(engine.model().is_tied()), u64::from(stated.tied)),
+        (
+            "tied",
+            usize::from(engine.model().is_tied()),
+            u64::from(stated.tied),
+        ),
     ] {
         if found as u64 != stated {
-            return Err(Rejection::Model(format!("{name} is {stated} in the receipt, {found} in the model")));
+            return Err(Rejection::Model(format!(
+                "{name} is {stated} in the receipt, {found} in the model"
+            )));
         }
     }
     let (found, stated) = (engine.model().quantization(), &stated.quantization);
     if found == stated {
         return Ok(());
     }
-    Err(Rejection::Model(format!("quantization is {stated:?} in the receipt, {found:?} in the model")))
+    Err(Rejection::Model(format!(
+        "quantization is {stated:?} in the receipt, {found:?} in the model"
+    )))
 }
 
 fn same_output(receipt: &Receipt, engine: &mut Engine) -> anyhow::Result<()> {
     let run = &receipt.run;
     // Stop strings need a tokenizer; up to where one was found, the tokens are the same without.
     engine.cpu().counters().reset();
-    let max_tokens = if run.stop_strings.is_empty() { receipt.tokens_requested } else { receipt.tokens_generated };
+    let max_tokens = if run.stop_strings.is_empty() {
+        receipt.tokens_requested
+    } else {
+        receipt.tokens_generated
+    };
     let (output, _) = engine.complete(Request {
         prompt: run.prompt_tokens.clone(),
         sampling: run.sampling.clone(),
@@ -147,15 +203,23 @@ fn same_output(receipt: &Receipt, engine: &mut Engine) -> anyhow::Result<()> {
         ..Request::default()
     })?;
     if output.len() as u64 != receipt.tokens_generated {
-        let problem = format!("{} tokens, the receipt says {}", output.len(), receipt.tokens_generated);
+        let problem = format!(
+            "{} tokens, the receipt says {}",
+            output.len(),
+            receipt.tokens_generated
+        );
         return Err(Rejection::Rerun(problem).into());
     }
     let found = tokens_sha256(&output);
     if found != receipt.output_tokens_sha256 {
-        let problem = format!("output_tokens_sha256 is {found}, the receipt says {}", receipt.output_tokens_sha256);
+        let problem = format!(
+            "output_tokens_sha256 is {found}, the receipt says {}",
+            receipt.output_tokens_sha256
+        );
         return Err(Rejection::Rerun(problem).into());
     }
-    // Rows go together otherwise if a part of the prompt was kept from before, or the limit of tokens is another.
+    // Rows go together otherwise if a part of the prompt was kept from before, or the limit of
+    // tokens is another.
     let same_rows = run.cached_tokens == 0 && (run.draft == 0 || run.stop_strings.is_empty());
     if same_rows && engine.model().packing() == run.packing {
         same_kernels(receipt, engine)?;
@@ -163,20 +227,27 @@ fn same_output(receipt: &Receipt, engine: &mut Engine) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What ran follows from the model and the settings of the run, whatever the instruction set and the threads: what each
-/// kernel did with this version of the program, and with another at least which kernels ran.
+/// What ran follows from the model and the settings of the run, whatever the instruction set and
+/// the threads: what each kernel did with this version of the program, and with another at least
+/// which kernels ran.
 fn same_kernels(receipt: &Receipt, engine: &Engine) -> Result<(), Rejection> {
     let is_same_version = receipt.environment.bitnet_version == env!("CARGO_PKG_VERSION");
     for kernel in Kernel::ALL {
         let (id, found) = (kernel.id(), engine.cpu().counters().get(kernel));
         let stated = receipt.count(kernel);
         if stated.is_some() != (found.calls > 0) {
-            let problem = if stated.is_some() { "listed, but does not run" } else { "not listed, but runs" };
+            let problem = if stated.is_some() {
+                "listed, but does not run"
+            } else {
+                "not listed, but runs"
+            };
             return Err(Rejection::Rerun(format!("kernel {id} is {problem}")));
         }
         let found = KernelCount::from(found);
         if let Some(stated) = stated.filter(|stated| is_same_version && **stated != found) {
-            return Err(Rejection::Rerun(format!("kernel {id} counts {found:?}, in the receipt {stated:?}")));
+            return Err(Rejection::Rerun(format!(
+                "kernel {id} counts {found:?}, in the receipt {stated:?}"
+            )));
         }
     }
     Ok(())
@@ -191,7 +262,12 @@ mod tests {
     #[test]
     fn a_run_made_again_tells_kernels_of_another_packing() {
         let rerun = |receipt: &Receipt| {
-            let mut engine = open(receipt, &model::built_in(), Cpu::new(KernelSet::detect(), 1)).unwrap();
+            let mut engine = open(
+                receipt,
+                &model::built_in(),
+                Cpu::new(KernelSet::detect(), 1),
+            )
+            .unwrap();
             same_output(receipt, &mut engine)
         };
         let text = std::fs::read_to_string(repository().join("ci/inference.json")).unwrap();
@@ -200,12 +276,23 @@ mod tests {
         receipt.run.packing = Packing::Tl2.name().to_owned();
         let error = rerun(&receipt).unwrap_err().to_string();
         assert_eq!(error, "rerun: kernel i2s_gemv is listed, but does not run");
-        for (ran, other) in Packing::FiveThirds.kernels().into_iter().zip(Packing::Tl2.kernels()) {
-            *receipt.kernels.iter_mut().find(|id| *id == ran.id()).unwrap() = other.id().to_owned();
+        for (ran, other) in Packing::FiveThirds
+            .kernels()
+            .into_iter()
+            .zip(Packing::Tl2.kernels())
+        {
+            *receipt
+                .kernels
+                .iter_mut()
+                .find(|id| *id == ran.id())
+                .unwrap() = other.id().to_owned();
             let count = receipt.kernel_counts.remove(ran.id()).unwrap();
             receipt.kernel_counts.insert(other.id().to_owned(), count);
         }
         let error = rerun(&receipt).unwrap_err().to_string();
-        assert!(error.starts_with("rerun: kernel tl2_gemv counts KernelCount"), "{error}");
+        assert!(
+            error.starts_with("rerun: kernel tl2_gemv counts KernelCount"),
+            "{error}"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! `xtask bench-compare` and `bench-save` as programs: what they print of Criterion's files, and their exit codes.
+//! `xtask bench-compare` and `bench-save` as programs: what they print of Criterion's files, and
+//! their exit codes.
 
 use std::fs;
 use std::path::Path;
@@ -13,44 +14,92 @@ fn write(criterion: &Path, baseline: &str, id: &str, median_ns: f64, share: Opti
     let estimate = json!({"point_estimate": median_ns, "standard_error": 0.1});
     let estimates = json!({"mean": estimate, "median": estimate, "slope": null});
     fs::write(folder.join("estimates.json"), estimates.to_string()).unwrap();
-    fs::write(folder.join("benchmark.json"), json!({"full_id": id, "title": id}).to_string()).unwrap();
+    fs::write(
+        folder.join("benchmark.json"),
+        json!({"full_id": id, "title": id}).to_string(),
+    )
+    .unwrap();
     if let Some(share) = share {
-        fs::write(folder.join("read_probe.json"), json!({"share": share}).to_string()).unwrap();
+        fs::write(
+            folder.join("read_probe.json"),
+            json!({"share": share}).to_string(),
+        )
+        .unwrap();
     }
 }
 
 fn xtask(criterion: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
-    command.env("CRITERION_HOME", criterion).args(arguments).output().unwrap()
+    command
+        .env("CRITERION_HOME", criterion)
+        .args(arguments)
+        .output()
+        .unwrap()
 }
 
 #[test]
 fn the_exit_code_says_how_bad_it_is() {
     let folder = tempfile::tempdir().unwrap();
-    for (baseline, factor, share) in
-        [("test-a", 1.0, 0.9), ("test-watch", 1.08, 0.9), ("test-slow", 1.15, 0.9), ("test-slower", 1.3, 0.5)]
-    {
-        write(folder.path(), baseline, "quantization_sizes/I2S/1024", 230.0 * factor, None);
-        write(folder.path(), baseline, "ternary gemv/memory", 1e6, Some(share));
+    for (baseline, factor, share) in [
+        ("test-a", 1.0, 0.9),
+        ("test-watch", 1.08, 0.9),
+        ("test-slow", 1.15, 0.9),
+        ("test-slower", 1.3, 0.5),
+    ] {
+        write(
+            folder.path(),
+            baseline,
+            "quantization_sizes/I2S/1024",
+            230.0 * factor,
+            None,
+        );
+        write(
+            folder.path(),
+            baseline,
+            "ternary gemv/memory",
+            1e6,
+            Some(share),
+        );
         // Criterion's own two, which are no baselines of ours.
-        write(folder.path(), "new", "quantization_sizes/I2S/1024", 1.0, None);
+        write(
+            folder.path(),
+            "new",
+            "quantization_sizes/I2S/1024",
+            1.0,
+            None,
+        );
     }
     let code = |arguments: &[&str]| {
         let output = xtask(folder.path(), &[&["bench-compare"], arguments].concat());
         (
             output.status.code().unwrap(),
-            String::from_utf8(output.stdout).unwrap() + std::str::from_utf8(&output.stderr).unwrap(),
+            String::from_utf8(output.stdout).unwrap()
+                + std::str::from_utf8(&output.stderr).unwrap(),
         )
     };
     let (exit, text) = code(&["test-a", "test-a"]);
     assert_eq!(exit, 0, "{text}");
-    assert!(text.contains("2 benchmarks, 2 ok, 0 to watch, 0 to investigate, 0 to escalate"), "{text}");
+    assert!(
+        text.contains("2 benchmarks, 2 ok, 0 to watch, 0 to investigate, 0 to escalate"),
+        "{text}"
+    );
     assert_eq!(code(&["test-a", "test-watch"]).0, 0);
     assert_eq!(code(&["test-a", "test-slow"]).0, 10);
     assert_eq!(code(&["test-a", "test-slower"]).0, 20);
-    assert_eq!(code(&["test-slower", "test-a"]).0, 0, "faster is no regression");
-    assert_eq!(code(&["test-a", "test-slow", "--again", "test-watch"]).0, 10);
-    assert_eq!(code(&["test-a", "test-slow", "--again", "test-slower"]).0, 0, "the noise is wider than the change");
+    assert_eq!(
+        code(&["test-slower", "test-a"]).0,
+        0,
+        "faster is no regression"
+    );
+    assert_eq!(
+        code(&["test-a", "test-slow", "--again", "test-watch"]).0,
+        10
+    );
+    assert_eq!(
+        code(&["test-a", "test-slow", "--again", "test-slower"]).0,
+        0,
+        "the noise is wider than the change"
+    );
 
     let (exit, text) = code(&["test-a", "test-slower", "--format", "json"]);
     let report: Value = serde_json::from_str(&text).unwrap();
@@ -59,13 +108,18 @@ fn the_exit_code_says_how_bad_it_is() {
     assert_eq!(report["benchmarks"][1]["new"], 0.5);
     let (_, text) = code(&["test-a", "test-slow", "--format", "markdown"]);
     assert!(
-        text.contains("| quantization_sizes/I2S/1024 | 230.0 ns | 264.5 ns | 15.0 % worse (noise 0.0 %) |"),
+        text.contains(
+            "| quantization_sizes/I2S/1024 | 230.0 ns | 264.5 ns | 15.0 % worse (noise 0.0 %) |"
+        ),
         "{text}"
     );
 
-    for wrong in
-        [&["test-a"] as &[_], &["test-a", "test-none"], &["../x", "test-a"], &["test-a", "test-a", "--format", "x"]]
-    {
+    for wrong in [
+        &["test-a"] as &[_],
+        &["test-a", "test-none"],
+        &["../x", "test-a"],
+        &["test-a", "test-a", "--format", "x"],
+    ] {
         let (exit, text) = code(wrong);
         assert_eq!(exit, 2, "{wrong:?}: {text}");
     }

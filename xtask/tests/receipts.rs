@@ -1,4 +1,5 @@
-//! What `verify-receipt` accepts and what not: every field edited, with the digest left and with it made anew.
+//! What `verify-receipt` accepts and what not: every field edited, with the digest left and with it
+//! made anew.
 #![cfg(feature = "inference")]
 
 use std::sync::LazyLock;
@@ -27,14 +28,17 @@ static RECEIPT: LazyLock<Receipt> = LazyLock::new(|| {
 
 /// The receipt of a real run that is set up in some way.
 fn receipt_of(load_options: &LoadOptions, options: EngineOptions, max_tokens: usize) -> Receipt {
-    let path =
-        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/golden/strict-b158/model-i2_s.gguf");
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/data/golden/strict-b158/model-i2_s.gguf");
     let cpu = Cpu::new(KernelSet::detect(), 1);
     let Loaded { model, .. } = load(&path, load_options, &cpu).expect("the golden model loads");
     let mut engine = Engine::new(model, None, cpu, options).expect("memory for the cache");
     let request = Request {
         prompt: (1..8).map(TokenId).collect(),
-        sampling: SamplingParams { logit_bias: vec![(TokenId(3), -1.5)], ..SamplingParams::default() },
+        sampling: SamplingParams {
+            logit_bias: vec![(TokenId(3), -1.5)],
+            ..SamplingParams::default()
+        },
         max_tokens: Some(max_tokens),
         stop_ids: vec![TokenId(511)],
         stop_strings: vec!["never".to_owned()],
@@ -71,8 +75,15 @@ fn resealed(mut receipt: Value) -> Value {
 /// Pointers to everything inside a value: fields, items and what holds them.
 fn pointers(value: &Value, at: &str, out: &mut Vec<String>) {
     let inside: Vec<(String, &Value)> = match value {
-        Value::Object(fields) => fields.iter().map(|(name, value)| (format!("{at}/{name}"), value)).collect(),
-        Value::Array(items) => items.iter().enumerate().map(|(i, value)| (format!("{at}/{i}"), value)).collect(),
+        Value::Object(fields) => fields
+            .iter()
+            .map(|(name, value)| (format!("{at}/{name}"), value))
+            .collect(),
+        Value::Array(items) => items
+            .iter()
+            .enumerate()
+            .map(|(i, value)| (format!("{at}/{i}"), value))
+            .collect(),
         _ => Vec::new(),
     };
     for (pointer, value) in inside {
@@ -93,10 +104,20 @@ fn others(pointer: &str, value: &Value) -> Vec<Value> {
     let names: Vec<&str> = match pointer {
         "/compute_path" => vec!["real", "fallback", "none"],
         "/backend" => vec!["cpu", "gpu"],
-        "/kernel_set" => vec!["scalar", "avx2", "avx512", "avx512-vbmi", "avx512-zen", "neon", "neon-dotprod"],
+        "/kernel_set" => vec![
+            "scalar",
+            "avx2",
+            "avx512",
+            "avx512-vbmi",
+            "avx512-zen",
+            "neon",
+            "neon-dotprod",
+        ],
         "/run/packing" => Packing::ALL.map(Packing::name).to_vec(),
         "/run/kv_type" => [KvType::F16, KvType::F32].map(KvType::name).to_vec(),
-        "/run/head" => [HeadMode::Full, HeadMode::Screened].map(HeadMode::name).to_vec(),
+        "/run/head" => [HeadMode::Full, HeadMode::Screened]
+            .map(HeadMode::name)
+            .to_vec(),
         _ if pointer.starts_with("/kernels/") => Kernel::ALL.map(Kernel::id).to_vec(),
         _ => Vec::new(),
     };
@@ -105,12 +126,23 @@ fn others(pointer: &str, value: &Value) -> Vec<Value> {
         Value::Bool(on) => others.push(json!(!on)),
         Value::Number(number) => {
             let x = number.as_f64().expect("a number");
-            others.extend([json!(0), json!(x + 1.0), json!(2.0 * x), json!(0.9 * x), json!(1e300)]);
+            others.extend([
+                json!(0),
+                json!(x + 1.0),
+                json!(2.0 * x),
+                json!(0.9 * x),
+                json!(1e300),
+            ]);
             others.extend(number.as_u64().map(|n| json!(n + 1)));
             others.extend(number.as_u64().map(|n| json!(n / 2)));
         }
         Value::String(text) => {
-            others.extend([json!(""), json!(" "), json!(format!("{text}x")), json!(text.to_uppercase())]);
+            others.extend([
+                json!(""),
+                json!(" "),
+                json!(format!("{text}x")),
+                json!(text.to_uppercase()),
+            ]);
         }
         Value::Array(items) => {
             others.push(json!([]));
@@ -118,11 +150,13 @@ fn others(pointer: &str, value: &Value) -> Vec<Value> {
         }
         Value::Object(_) | Value::Null => {}
     }
-    others.retain(|other| other != value && other.as_f64().is_none_or(|x| Some(x) != value.as_f64()));
+    others
+        .retain(|other| other != value && other.as_f64().is_none_or(|x| Some(x) != value.as_f64()));
     others
 }
 
-/// The fields that nothing else in a receipt follows from: only the digest guards them, or running again.
+/// The fields that nothing else in a receipt follows from: only the digest guards them, or running
+/// again.
 const FREE: &[&str] = &[
     "/timestamp",
     "/deterministic",
@@ -143,12 +177,21 @@ const FREE: &[&str] = &[
 ];
 
 fn is_free(pointer: &str) -> bool {
-    // Of times and bytes there are bounds; how often products are called depends on how many matrices are kept as one.
-    let bounded = ["/bytes", "/ms", "/i2s_gemv/calls", "/i2s_gemm/calls"].iter().any(|end| pointer.ends_with(end));
+    // Of times and bytes there are bounds; how often products are called depends on how many
+    // matrices are kept as one.
+    let bounded = ["/bytes", "/ms", "/i2s_gemv/calls", "/i2s_gemm/calls"]
+        .iter()
+        .any(|end| pointer.ends_with(end));
     bounded && pointer.starts_with("/kernel_counts/")
         || pointer == "/run/draft"
-        || ["/parity", "/parity/reference", "/parity/cosine", "/parity/exact_match_rate", "/parity/status"]
-            .contains(&pointer)
+        || [
+            "/parity",
+            "/parity/reference",
+            "/parity/cosine",
+            "/parity/exact_match_rate",
+            "/parity/status",
+        ]
+        .contains(&pointer)
         || FREE.iter().any(|free| pointer.starts_with(free))
 }
 
@@ -156,7 +199,11 @@ fn is_free(pointer: &str) -> bool {
 fn is_close(number: &Value, pointer: &str) -> bool {
     let old = value().pointer(pointer).and_then(Value::as_f64);
     let is_rate = ["/tokens_per_second", "/decode_ms"].contains(&pointer);
-    is_rate && number.as_f64().zip(old).is_some_and(|(new, old)| (new / old - 1.0).abs() < 0.02)
+    is_rate
+        && number
+            .as_f64()
+            .zip(old)
+            .is_some_and(|(new, old)| (new / old - 1.0).abs() < 0.02)
 }
 
 #[test]
@@ -190,18 +237,27 @@ fn no_field_can_be_taken_out_or_put_in() {
             || pointer.starts_with("/run/stop_")
             || pointer.starts_with("/run/sampling/logit_bias");
         let resealed = check(&resealed(edited));
-        assert!(resealed.is_err() || is_optional, "without {pointer}, digest made anew");
+        assert!(
+            resealed.is_err() || is_optional,
+            "without {pointer}, digest made anew"
+        );
         let mut edited = value();
         if let Value::Object(fields) = edited.pointer_mut(parent).expect("it is there") {
             fields.insert("more".to_owned(), json!(1));
-            assert!(check(&self::resealed(edited)).is_err(), "more in {parent:?}");
+            assert!(
+                check(&self::resealed(edited)).is_err(),
+                "more in {parent:?}"
+            );
         }
     }
 }
 
 #[test]
 fn an_inconsistent_edit_is_not_accepted_with_its_digest_made_anew() {
-    for pointer in all_pointers().iter().filter(|pointer| !is_free(pointer) && *pointer != "/digest") {
+    for pointer in all_pointers()
+        .iter()
+        .filter(|pointer| !is_free(pointer) && *pointer != "/digest")
+    {
         for other in others(pointer, value().pointer(pointer).expect("it is there")) {
             if is_close(&other, pointer) {
                 continue;
@@ -217,14 +273,28 @@ fn an_inconsistent_edit_is_not_accepted_with_its_digest_made_anew() {
 fn no_kernel_that_did_not_run_can_be_named() {
     let refused = |edited: Value, what: &str| {
         let run = edited["run"].clone();
-        assert!(check(&resealed(edited)).is_err(), "{what}: {} {} {}", run["packing"], run["head"], run["draft"]);
+        assert!(
+            check(&resealed(edited)).is_err(),
+            "{what}: {} {} {}",
+            run["packing"],
+            run["head"],
+            run["draft"]
+        );
     };
     for (index, packing) in Packing::ALL.into_iter().cycle().take(16).enumerate() {
         let [is_sparse, is_screened, drafts] = [index & 4 != 0, index & 8 != 0, index % 3 == 0];
         let load_options = LoadOptions {
             packing: Some(packing),
-            ffn_sparsity: if is_sparse { FfnSparsity::On } else { FfnSparsity::Off },
-            head: if is_screened { HeadMode::Screened } else { HeadMode::Full },
+            ffn_sparsity: if is_sparse {
+                FfnSparsity::On
+            } else {
+                FfnSparsity::Off
+            },
+            head: if is_screened {
+                HeadMode::Screened
+            } else {
+                HeadMode::Full
+            },
             ..LoadOptions::default()
         };
         let options = EngineOptions {
@@ -232,26 +302,50 @@ fn no_kernel_that_did_not_run_can_be_named() {
             draft_max: if drafts { 3 } else { 0 },
             ..EngineOptions::default()
         };
-        let value: Value = serde_json::from_str(&receipt_of(&load_options, options, 30).to_json()).expect("JSON");
+        let value: Value =
+            serde_json::from_str(&receipt_of(&load_options, options, 30).to_json()).expect("JSON");
         check(&value).expect("it verifies");
         let ran = |id: &str| value["kernel_counts"].get(id).is_some();
-        for missing in Kernel::ALL.map(Kernel::id).into_iter().filter(|id| !ran(id)) {
+        for missing in Kernel::ALL
+            .map(Kernel::id)
+            .into_iter()
+            .filter(|id| !ran(id))
+        {
             let mut edited = value.clone();
-            edited["kernels"].as_array_mut().expect("a list").push(json!(missing));
-            edited["kernel_counts"][missing] = json!({ "calls": 1, "macs": 0, "macs_skipped": 0, "bytes": 0 });
+            edited["kernels"]
+                .as_array_mut()
+                .expect("a list")
+                .push(json!(missing));
+            edited["kernel_counts"][missing] =
+                json!({ "calls": 1, "macs": 0, "macs_skipped": 0, "bytes": 0 });
             refused(edited, missing);
-            for (at, id) in value["kernels"].as_array().expect("a list").iter().enumerate() {
+            for (at, id) in value["kernels"]
+                .as_array()
+                .expect("a list")
+                .iter()
+                .enumerate()
+            {
                 let mut edited = value.clone();
                 edited["kernels"][at] = json!(missing);
                 let counts = edited["kernel_counts"].as_object_mut().expect("an object");
-                let count = counts.remove(id.as_str().expect("an id")).expect("it is counted");
+                let count = counts
+                    .remove(id.as_str().expect("an id"))
+                    .expect("it is counted");
                 counts.insert(missing.to_owned(), count);
                 refused(edited, &format!("{missing} in place of {id}"));
             }
         }
         for (field, other) in [
             ("kv_type", KvType::F32.name()),
-            ("head", if is_screened { HeadMode::Full } else { HeadMode::Screened }.name()),
+            (
+                "head",
+                if is_screened {
+                    HeadMode::Full
+                } else {
+                    HeadMode::Screened
+                }
+                .name(),
+            ),
         ] {
             let mut edited = value.clone();
             edited["run"][field] = json!(other);
@@ -272,8 +366,9 @@ fn no_kernel_that_did_not_run_can_be_named() {
 /// Says that a kernel left out all it should have done.
 fn skip_all(receipt: &mut Value, kernel: &str) {
     let count = &mut receipt["kernel_counts"][kernel];
-    count["macs_skipped"] =
-        json!(count["macs_skipped"].as_u64().expect("a count") + count["macs"].as_u64().expect("a count"));
+    count["macs_skipped"] = json!(
+        count["macs_skipped"].as_u64().expect("a count") + count["macs"].as_u64().expect("a count")
+    );
     count["macs"] = json!(0);
 }
 
@@ -286,68 +381,146 @@ fn doctored_receipts_are_refused_at_their_gate() {
             r["tokens_per_second"] = json!(0.0);
         }),
         ("a kernel that did not run", ReceiptGate::Kernels, |r| {
-            r["kernels"].as_array_mut().expect("a list").push(json!("tl2_gemv_fast"));
+            r["kernels"]
+                .as_array_mut()
+                .expect("a list")
+                .push(json!("tl2_gemv_fast"));
         }),
-        ("a known kernel that did not run", ReceiptGate::Kernels, |r| {
-            let ran = r["kernels"].as_array().expect("a list").clone();
-            let other = bitnet_kernels::Kernel::ALL.iter().map(|k| k.id()).find(|id| !ran.contains(&json!(id)));
-            r["kernels"].as_array_mut().expect("a list").push(json!(other.unwrap_or("i2s_gemm_wide")));
-        }),
+        (
+            "a known kernel that did not run",
+            ReceiptGate::Kernels,
+            |r| {
+                let ran = r["kernels"].as_array().expect("a list").clone();
+                let other = bitnet_kernels::Kernel::ALL
+                    .iter()
+                    .map(|k| k.id())
+                    .find(|id| !ran.contains(&json!(id)));
+                r["kernels"]
+                    .as_array_mut()
+                    .expect("a list")
+                    .push(json!(other.unwrap_or("i2s_gemm_wide")));
+            },
+        ),
         ("a kernel that is not listed", ReceiptGate::Kernels, |r| {
-            r["kernels"].as_array_mut().expect("a list").retain(|id| id != "rope_apply");
+            r["kernels"]
+                .as_array_mut()
+                .expect("a list")
+                .retain(|id| id != "rope_apply");
         }),
-        ("no kernels", ReceiptGate::Kernels, |r| r["kernels"] = json!([])),
+        ("no kernels", ReceiptGate::Kernels, |r| {
+            r["kernels"] = json!([])
+        }),
         ("work that was not done", ReceiptGate::Work, |r| {
-            r["kernel_counts"]["i2s_gemv"]["macs"] =
-                json!(r["kernel_counts"]["i2s_gemv"]["macs"].as_u64().expect("a count") / 2);
+            r["kernel_counts"]["i2s_gemv"]["macs"] = json!(
+                r["kernel_counts"]["i2s_gemv"]["macs"]
+                    .as_u64()
+                    .expect("a count")
+                    / 2
+            );
         }),
         ("skipped work in place of none", ReceiptGate::Work, |r| {
             r["kernel_counts"]["i2s_gemv"]["macs_skipped"] = json!(1)
         }),
         ("work moved between kernels", ReceiptGate::Work, |r| {
-            r["kernel_counts"]["i2s_gemv"]["macs"] =
-                json!(r["kernel_counts"]["i2s_gemv"]["macs"].as_u64().expect("a count") - 7);
-            r["kernel_counts"]["i2s_gemm"]["macs"] =
-                json!(r["kernel_counts"]["i2s_gemm"]["macs"].as_u64().expect("a count") + 7);
+            r["kernel_counts"]["i2s_gemv"]["macs"] = json!(
+                r["kernel_counts"]["i2s_gemv"]["macs"]
+                    .as_u64()
+                    .expect("a count")
+                    - 7
+            );
+            r["kernel_counts"]["i2s_gemm"]["macs"] = json!(
+                r["kernel_counts"]["i2s_gemm"]["macs"]
+                    .as_u64()
+                    .expect("a count")
+                    + 7
+            );
         }),
         ("a call too many", ReceiptGate::Work, |r| {
-            let calls = r["kernel_counts"]["rope_apply"]["calls"].as_u64().expect("a count");
+            let calls = r["kernel_counts"]["rope_apply"]["calls"]
+                .as_u64()
+                .expect("a count");
             r["kernel_counts"]["rope_apply"]["calls"] = json!(calls + 1);
         }),
-        ("products that were hardly called", ReceiptGate::Work, |r| r["kernel_counts"]["i2s_gemv"]["calls"] = json!(1)),
-        ("logits that were hardly asked for", ReceiptGate::Work, |r| {
-            r["kernel_counts"]["logits_projection"]["calls"] = json!(1);
+        ("products that were hardly called", ReceiptGate::Work, |r| {
+            r["kernel_counts"]["i2s_gemv"]["calls"] = json!(1)
         }),
-        ("weights that were not read", ReceiptGate::Work, |r| r["kernel_counts"]["i2s_gemv"]["bytes"] = json!(1)),
-        ("a cache that was not read", ReceiptGate::Work, |r| r["kernel_counts"]["attention_real"]["bytes"] = json!(1)),
-        ("all products skipped", ReceiptGate::Work, |r| skip_all(r, "i2s_gemv")),
-        ("all attention skipped", ReceiptGate::Work, |r| skip_all(r, "attention_real")),
-        ("all logits skipped", ReceiptGate::Work, |r| skip_all(r, "logits_projection")),
-        ("an unknown packing", ReceiptGate::Schema, |r| r["run"]["packing"] = json!("1.5")),
-        ("an unknown head", ReceiptGate::Schema, |r| r["run"]["head"] = json!("auto")),
-        ("parity with nothing", ReceiptGate::Schema, |r| r["parity"]["cosine"] = Value::Null),
-        ("a deeper model", ReceiptGate::Work, |r| r["model"]["layers"] = json!(3)),
+        (
+            "logits that were hardly asked for",
+            ReceiptGate::Work,
+            |r| {
+                r["kernel_counts"]["logits_projection"]["calls"] = json!(1);
+            },
+        ),
+        ("weights that were not read", ReceiptGate::Work, |r| {
+            r["kernel_counts"]["i2s_gemv"]["bytes"] = json!(1)
+        }),
+        ("a cache that was not read", ReceiptGate::Work, |r| {
+            r["kernel_counts"]["attention_real"]["bytes"] = json!(1)
+        }),
+        ("all products skipped", ReceiptGate::Work, |r| {
+            skip_all(r, "i2s_gemv")
+        }),
+        ("all attention skipped", ReceiptGate::Work, |r| {
+            skip_all(r, "attention_real")
+        }),
+        ("all logits skipped", ReceiptGate::Work, |r| {
+            skip_all(r, "logits_projection")
+        }),
+        ("an unknown packing", ReceiptGate::Schema, |r| {
+            r["run"]["packing"] = json!("1.5")
+        }),
+        ("an unknown head", ReceiptGate::Schema, |r| {
+            r["run"]["head"] = json!("auto")
+        }),
+        ("parity with nothing", ReceiptGate::Schema, |r| {
+            r["parity"]["cosine"] = Value::Null
+        }),
+        ("a deeper model", ReceiptGate::Work, |r| {
+            r["model"]["layers"] = json!(3)
+        }),
         ("more tokens at the same speed", ReceiptGate::Work, |r| {
             r["tokens_generated"] = json!(9);
             r["tokens_requested"] = json!(9);
             r["decode_ms"] = json!(2.0 * r["decode_ms"].as_f64().expect("a time"));
         }),
-        ("a rate that its times do not give", ReceiptGate::Rates, |r| {
-            r["tokens_per_second"] = json!(1.02 * r["tokens_per_second"].as_f64().expect("a rate"));
+        (
+            "a rate that its times do not give",
+            ReceiptGate::Rates,
+            |r| {
+                r["tokens_per_second"] =
+                    json!(1.02 * r["tokens_per_second"].as_f64().expect("a rate"));
+            },
+        ),
+        ("a mock", ReceiptGate::Hygiene, |r| {
+            r["kernels"][0] = json!("i2s_gemv_MOCK")
         }),
-        ("a mock", ReceiptGate::Hygiene, |r| r["kernels"][0] = json!("i2s_gemv_MOCK")),
-        ("a name with blanks", ReceiptGate::Hygiene, |r| r["kernels"][0] = json!("i2s gemv")),
+        ("a name with blanks", ReceiptGate::Hygiene, |r| {
+            r["kernels"][0] = json!("i2s gemv")
+        }),
         ("products of floats", ReceiptGate::FloatProducts, |r| {
-            r["kernels"].as_array_mut().expect("a list").push(json!("dequant_gemv"));
+            r["kernels"]
+                .as_array_mut()
+                .expect("a list")
+                .push(json!("dequant_gemv"));
             r["kernel_counts"]["dequant_gemv"] = r["kernel_counts"]["i2s_gemv"].clone();
         }),
-        ("a path that is not real", ReceiptGate::ComputePath, |r| r["compute_path"] = json!("fallback")),
-        ("a GPU that did nothing", ReceiptGate::Backend, |r| r["backend"] = json!("gpu")),
+        ("a path that is not real", ReceiptGate::ComputePath, |r| {
+            r["compute_path"] = json!("fallback")
+        }),
+        ("a GPU that did nothing", ReceiptGate::Backend, |r| {
+            r["backend"] = json!("gpu")
+        }),
         ("another kernel set", ReceiptGate::Backend, |r| {
-            let other = if r["kernel_set"] == "scalar" { "avx2" } else { "scalar" };
+            let other = if r["kernel_set"] == "scalar" {
+                "avx2"
+            } else {
+                "scalar"
+            };
             r["kernel_set"] = json!(other);
         }),
-        ("another prompt", ReceiptGate::Digest, |r| r["run"]["prompt_tokens"][0] = json!(2)),
+        ("another prompt", ReceiptGate::Digest, |r| {
+            r["run"]["prompt_tokens"][0] = json!(2)
+        }),
     ];
     for (what, gate, doctor) in cases {
         let mut doctored = value();
@@ -363,8 +536,14 @@ fn doctored_receipts_are_refused_at_their_gate() {
 fn a_field_that_stands_twice_is_refused() {
     let text = value().to_string();
     for (field, twice) in [
-        ("\"tokens_per_second\":", "\"tokens_per_second\":1e9,\"tokens_per_second\":"),
-        ("\"i2s_gemv\":", "\"i2s_gemv\":{\"bytes\":1,\"calls\":1,\"macs\":1,\"macs_skipped\":0},\"i2s_gemv\":"),
+        (
+            "\"tokens_per_second\":",
+            "\"tokens_per_second\":1e9,\"tokens_per_second\":",
+        ),
+        (
+            "\"i2s_gemv\":",
+            "\"i2s_gemv\":{\"bytes\":1,\"calls\":1,\"macs\":1,\"macs_skipped\":0},\"i2s_gemv\":",
+        ),
         ("\"macs\":", "\"macs\":1,\"macs\":"),
     ] {
         let edited = text.replacen(field, twice, 1);
@@ -377,12 +556,18 @@ fn a_field_that_stands_twice_is_refused() {
 fn the_receipts_in_the_repository_are_accepted() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut paths = vec![root.join("ci/inference.json")];
-    for entry in root.join("docs/baselines").read_dir().expect("the baselines") {
+    for entry in root
+        .join("docs/baselines")
+        .read_dir()
+        .expect("the baselines")
+    {
         paths.push(entry.expect("a file").path());
     }
     for path in paths {
         let text = std::fs::read_to_string(&path).expect("a receipt");
-        VERIFIER.verify(&text, None).unwrap_or_else(|rejection| panic!("{}: {rejection}", path.display()));
+        VERIFIER
+            .verify(&text, None)
+            .unwrap_or_else(|rejection| panic!("{}: {rejection}", path.display()));
     }
 }
 
@@ -397,19 +582,36 @@ fn a_consistent_forgery_is_accepted() {
     for phase in ["prefill_forward", "decode_forward"] {
         forged["kernel_counts"][phase]["ms"] = json!(1e-6);
     }
-    forged["tokens_per_second"] = json!(forged["tokens_per_second"].as_f64().expect("a rate") * 2.0);
+    forged["tokens_per_second"] =
+        json!(forged["tokens_per_second"].as_f64().expect("a rate") * 2.0);
     check(&resealed(forged)).expect("nothing in it contradicts itself");
 }
 
 #[test]
 fn every_field_of_a_receipt_is_in_the_schema() {
     let schema: Value = serde_json::from_str(xtask::SCHEMA).expect("JSON");
-    let names = |object: &Value| object.as_object().expect("an object").keys().cloned().collect::<Vec<_>>();
+    let names = |object: &Value| {
+        object
+            .as_object()
+            .expect("an object")
+            .keys()
+            .cloned()
+            .collect::<Vec<_>>()
+    };
     for (fields, described) in [
         (value(), &schema["properties"]),
-        (value()["environment"].clone(), &schema["properties"]["environment"]["properties"]),
-        (value()["model"].clone(), &schema["properties"]["model"]["properties"]),
-        (value()["run"].clone(), &schema["properties"]["run"]["properties"]),
+        (
+            value()["environment"].clone(),
+            &schema["properties"]["environment"]["properties"],
+        ),
+        (
+            value()["model"].clone(),
+            &schema["properties"]["model"]["properties"],
+        ),
+        (
+            value()["run"].clone(),
+            &schema["properties"]["run"]["properties"],
+        ),
     ] {
         let mut described = names(described);
         described.retain(|name| name != "signature");
@@ -442,26 +644,40 @@ fn signatures_are_checked() {
         "other.pem",
         "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAPUAXw+hDiVqStwqnTRt+vJyYLM8uxJaMwM1V8Sr0Zgw=\n-----END PUBLIC KEY-----\n",
     );
-    let (key, other) =
-        (xtask::read_verifying_key(&public).expect("a key"), xtask::read_verifying_key(&other).expect("a key"));
+    let (key, other) = (
+        xtask::read_verifying_key(&public).expect("a key"),
+        xtask::read_verifying_key(&other).expect("a key"),
+    );
     let signing = xtask::read_signing_key(&private).expect("a key");
-    assert!(xtask::read_signing_key(&public).is_err() && xtask::read_verifying_key(&private).is_err());
+    assert!(
+        xtask::read_signing_key(&public).is_err() && xtask::read_verifying_key(&private).is_err()
+    );
 
     let signed = xtask::sign(RECEIPT.clone(), &signing).to_json();
     VERIFIER.verify(&signed, Some(&key)).expect("it verifies");
     VERIFIER.verify(&signed, None).expect("it verifies");
-    let refused = |text: &str, key| matches!(VERIFIER.verify(text, key), Err(Rejection::Signature(_)));
+    let refused =
+        |text: &str, key| matches!(VERIFIER.verify(text, key), Err(Rejection::Signature(_)));
     assert!(refused(&signed, Some(&other)), "another key");
     assert!(refused(&RECEIPT.to_json(), Some(&key)), "no signature");
-    // The digest is not of the signature: who took it out, or signed anew, is found out by the key alone.
+    // The digest is not of the signature: who took it out, or signed anew, is found out by the key
+    // alone.
     let signing = xtask::read_signing_key(&other_private).expect("a key");
-    for signed_otherwise in [RECEIPT.to_json(), xtask::sign(RECEIPT.clone(), &signing).to_json()] {
-        VERIFIER.verify(&signed_otherwise, None).expect("nothing in it contradicts itself");
+    for signed_otherwise in [
+        RECEIPT.to_json(),
+        xtask::sign(RECEIPT.clone(), &signing).to_json(),
+    ] {
+        VERIFIER
+            .verify(&signed_otherwise, None)
+            .expect("nothing in it contradicts itself");
         assert!(refused(&signed_otherwise, Some(&key)));
     }
     let mut edited: Value = serde_json::from_str(&signed).expect("JSON");
     edited["environment"]["CPU"] = json!("a faster one");
-    assert!(refused(&resealed(edited).to_string(), None), "the digest made anew");
+    assert!(
+        refused(&resealed(edited).to_string(), None),
+        "the digest made anew"
+    );
     let mut edited: Value = serde_json::from_str(&signed).expect("JSON");
     edited["signature"]["value"] = json!("0".repeat(128));
     assert!(refused(&edited.to_string(), None), "another signature");
@@ -494,7 +710,8 @@ proptest! {
 
     #[test]
     fn no_letter_can_be_another(at in any::<prop::sample::Index>(), letter in "[ -~]") {
-        // Of the file itself, where a change is one of meaning: not of space, nor to another way to write a number.
+        // Of the file itself, where a change is one of meaning: not of space, nor to another way to
+        // write a number.
         let text = RECEIPT.to_json();
         let at = at.index(text.len());
         let mut edited = text.clone();

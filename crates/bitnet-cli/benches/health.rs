@@ -1,7 +1,9 @@
-//! How long a probe of a server waits, with its connection: `cargo bench --no-default-features --features cpu,bench -- health`.
+//! How long a probe of a server waits, with its connection: `cargo bench --no-default-features
+//! --features cpu,bench -- health`.
 //!
-//! `health/idle`: `GET /health` of a server that has nothing else to do. `health/busy`: while clients keep its engine busy on
-//! the same CPUs; less than 5 ms. What the server itself takes of that, and the 99th percentile, tells `xtask health-latency`.
+//! `health/idle`: `GET /health` of a server that has nothing else to do. `health/busy`: while
+//! clients keep its engine busy on the same CPUs; less than 5 ms. What the server itself takes of
+//! that, and the 99th percentile, tells `xtask health-latency`.
 
 #[path = "../../../tests/serve/client.rs"]
 #[expect(dead_code, reason = "the tests use the rest")]
@@ -26,10 +28,19 @@ fn health(criterion: &mut Criterion) {
     group.bench_function("idle", |bencher| bencher.iter(probe));
 
     let mut load = Command::new(env!("CARGO_BIN_EXE_bitnet"));
-    load.args(["bench-server", &format!("http://{}", server.address), "--requests", "1000000"]);
-    load.args(["--concurrency", &CONCURRENCY.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
+    load.args([
+        "bench-server",
+        &format!("http://{}", server.address),
+        "--requests",
+        "1000000",
+    ]);
+    load.args(["--concurrency", &CONCURRENCY.to_string()])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     let mut load = load.spawn().expect("the program starts");
-    server.wait_until("busy", || server.sample("vllm:num_requests_running") >= CONCURRENCY);
+    server.wait_until("busy", || {
+        server.sample("vllm:num_requests_running") >= CONCURRENCY
+    });
     group.bench_function("busy", |bencher| bencher.iter(probe));
     load.kill().expect("the clients are still there");
     load.wait().expect("a child");

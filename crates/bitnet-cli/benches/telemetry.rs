@@ -1,8 +1,9 @@
-//! What telemetry costs a server: events × cost ÷ time of a request, and a server that exports beside one that does not.
+//! What telemetry costs a server: events × cost ÷ time of a request, and a server that exports
+//! beside one that does not.
 //!
-//! `cargo bench -p bitnet-cli --features bench --bench telemetry [-- [--model FILE] [--rounds N]]`; the built-in model, whose
-//! tokens are quickest and for which recording is therefore dearest, if none is given. Linux only: it reads the threads'
-//! times.
+//! `cargo bench -p bitnet-cli --features bench --bench telemetry [-- [--model FILE] [--rounds N]]`;
+//! the built-in model, whose tokens are quickest and for which recording is therefore dearest, if
+//! none is given. Linux only: it reads the threads' times.
 
 #[path = "../../../tests/serve/collector.rs"]
 mod collector;
@@ -12,7 +13,9 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use bitnet_server::{Arrivals, LoadEndpoint, LoadGeneratorOptions, LoadReport, RequestTimes, event_costs, run_load};
+use bitnet_server::{
+    Arrivals, LoadEndpoint, LoadGeneratorOptions, LoadReport, RequestTimes, event_costs, run_load,
+};
 
 use collector::Collector;
 
@@ -39,10 +42,19 @@ impl Server {
             command.env("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint());
             command.env("OTEL_METRIC_EXPORT_INTERVAL", EXPORT_INTERVAL_MS);
         }
-        let mut process = command.stdout(Stdio::piped()).spawn().expect("the program starts");
+        let mut process = command
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
         let mut line = String::new();
-        BufReader::new(process.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
-        let url = line.trim().strip_prefix("listening on ").expect("an address").to_owned();
+        BufReader::new(process.stdout.take().expect("a pipe"))
+            .read_line(&mut line)
+            .expect("a line");
+        let url = line
+            .trim()
+            .strip_prefix("listening on ")
+            .expect("an address")
+            .to_owned();
         let server = Self { process, url };
         while run_load(&server.load(1, 4)).is_err() {
             std::thread::sleep(Duration::from_millis(50));
@@ -56,7 +68,9 @@ impl Server {
             endpoint: LoadEndpoint::Completions,
             model: None,
             api_key: None,
-            arrivals: Arrivals::Closed { concurrency: CONCURRENCY },
+            arrivals: Arrivals::Closed {
+                concurrency: CONCURRENCY,
+            },
             num_requests,
             num_warmup: 1,
             prompt_words: 32,
@@ -105,7 +119,12 @@ fn main() {
         match argument.as_str() {
             "--bench" => {}
             "--model" => model = arguments.next(),
-            "--rounds" => rounds = arguments.next().and_then(|rounds| rounds.parse().ok()).expect("a number of rounds"),
+            "--rounds" => {
+                rounds = arguments
+                    .next()
+                    .and_then(|rounds| rounds.parse().ok())
+                    .expect("a number of rounds")
+            }
             // Of the other suites, which are filtered and kept as baselines.
             _ => return,
         }
@@ -125,17 +144,29 @@ fn main() {
     );
 
     let collector = Collector::start();
-    let (silent, exporting) = (Server::start(model, None), Server::start(model, Some(&collector)));
+    let (silent, exporting) = (
+        Server::start(model, None),
+        Server::start(model, Some(&collector)),
+    );
     // So many requests that a run takes a second or two.
     let start = Instant::now();
     let probe = silent.run(2 * CONCURRENCY);
     let num_requests = (3.0 / start.elapsed().as_secs_f64()).ceil() as usize * CONCURRENCY;
 
     // What a request waits for: its tokens, as many steps, its answer and its end.
-    let tokens =
-        probe.answered.iter().map(|times| times.output_tokens).sum::<usize>() as f64 / probe.answered.len() as f64;
+    let tokens = probe
+        .answered
+        .iter()
+        .map(|times| times.output_tokens)
+        .sum::<usize>() as f64
+        / probe.answered.len() as f64;
     let mean = |time: fn(&RequestTimes) -> Duration, report: &LoadReport| {
-        report.answered.iter().map(|times| time(times).as_secs_f64()).sum::<f64>() / report.answered.len() as f64
+        report
+            .answered
+            .iter()
+            .map(|times| time(times).as_secs_f64())
+            .sum::<f64>()
+            / report.answered.len() as f64
     };
     let request = mean(|times| times.total, &probe);
     let recording = tokens * (costs.token + costs.step) + costs.answer + costs.http + costs.otlp;
@@ -173,8 +204,10 @@ fn main() {
         low * 100.0,
         high * 100.0
     );
-    // Its own threads, also while the other server ran, and what carrying it took of those that carry everything.
-    let carrying = (http(&exporting) - before[1]) / spent[1] - (http(&silent) - before[2]) / spent[0];
+    // Its own threads, also while the other server ran, and what carrying it took of those that
+    // carry everything.
+    let carrying =
+        (http(&exporting) - before[1]) / spent[1] - (http(&silent) - before[2]) / spent[0];
     let own = (own(&exporting) - before[0]) / (spent[0] + spent[1]);
     println!(
         "exporter: {:.3} % of a core by its own threads, {:+.3} % more by those that serve",
@@ -182,14 +215,27 @@ fn main() {
         carrying * 100.0
     );
     assert!(!collector.collected.metrics().is_empty() && !collector.collected.traces().is_empty());
-    assert!(share < RECORDING_MAX, "recording takes {:.3} % of a request", share * 100.0);
-    assert!(own < EXPORTING_MAX, "exporting takes {:.2} % of a core", own * 100.0);
+    assert!(
+        share < RECORDING_MAX,
+        "recording takes {:.3} % of a request",
+        share * 100.0
+    );
+    assert!(
+        own < EXPORTING_MAX,
+        "exporting takes {:.2} % of a core",
+        own * 100.0
+    );
 }
 
-/// The median, and what it lies between with 95 % confidence: two of the values, by the binomial distribution.
+/// The median, and what it lies between with 95 % confidence: two of the values, by the binomial
+/// distribution.
 fn median(values: &mut [f64]) -> (f64, f64, f64) {
     values.sort_by(f64::total_cmp);
     let n = values.len() as f64;
     let outside = (n / 2.0 - 0.98 * n.sqrt()).floor().max(0.0) as usize;
-    (values[values.len() / 2], values[outside], values[values.len() - 1 - outside])
+    (
+        values[values.len() / 2],
+        values[outside],
+        values[values.len() - 1 - outside],
+    )
 }

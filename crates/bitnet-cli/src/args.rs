@@ -27,7 +27,12 @@ impl std::error::Error for WrongUsage {}
 
 /// Ternary language models (BitNet b1.58) on CPUs: exact, fast, from the files people have.
 #[derive(Parser)]
-#[command(name = "bitnet", version, propagate_version = true, max_term_width = 100)]
+#[command(
+    name = "bitnet",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
 pub struct Arguments {
     #[command(subcommand)]
     pub command: Command,
@@ -60,7 +65,8 @@ pub enum Command {
     Logits(LogitsArguments),
     /// Measure prefill and decode speed
     Bench(BenchArguments),
-    /// Measure which ternary kernel is the fastest for each matrix of a model, and remember it for this machine
+    /// Measure which ternary kernel is the fastest for each matrix of a model, and remember it for
+    /// this machine
     Tune(TuneArguments),
     /// Measure how well a model predicts a text
     Perplexity(PerplexityArguments),
@@ -189,7 +195,8 @@ pub struct OutputArguments {
     /// The file to write, or with --type safetensors the directory
     #[arg(short, long, value_name = "FILE.gguf")]
     pub output: PathBuf,
-    /// How embedding and head are stored; as a GGUF file has them, or f16, if not given. bf16 is exact for checkpoints in bf16
+    /// How embedding and head are stored; as a GGUF file has them, or f16, if not given. bf16 is
+    /// exact for checkpoints in bf16
     #[arg(long, value_enum)]
     pub tables: Option<TableTypeArgument>,
     /// What the file calls the model
@@ -277,7 +284,9 @@ impl From<TableTypeArgument> for bitnet_models::convert::TableType {
 /// What `pull` and `rm` say of names.
 #[cfg(feature = "hub")]
 fn names_help() -> String {
-    let short = bitnet_hub::SHORT_NAMES.iter().map(|(short, long)| format!("  {short:13} {long}\n"));
+    let short = bitnet_hub::SHORT_NAMES
+        .iter()
+        .map(|(short, long)| format!("  {short:13} {long}\n"));
     format!(
         "NAME is ORG/REPO, ORG/REPO:FILE or ORG/REPO@REVISION:FILE on the Hub, or one of\n{}\n\
          Whatever was pulled can be given as a model by that name: bitnet chat -m 2b4t\n\
@@ -322,7 +331,8 @@ pub struct RemoveArguments {
 pub struct TokenizeArguments {
     /// The text; without it, standard input is read
     pub text: Option<String>,
-    /// A GGUF file, a directory with tokenizer.json, or a tokenizer.json; the built-in story-teller's if not given
+    /// A GGUF file, a directory with tokenizer.json, or a tokenizer.json; the built-in
+    /// story-teller's if not given
     #[arg(short, long, value_name = "MODEL")]
     pub model: Option<PathBuf>,
     /// Do not begin with the BOS token
@@ -404,13 +414,15 @@ pub struct PerplexityArguments {
     /// The text
     #[arg(short, long, value_name = "FILE")]
     pub file: PathBuf,
-    /// The text is documents separated by lines <|endoftext|>: read each alone, count all its tokens
+    /// The text is documents separated by lines <|endoftext|>: read each alone, count all its
+    /// tokens
     #[arg(long)]
     pub documents: bool,
     /// Tokens of a chunk, or of a window over a long document
     #[arg(long = "ctx", value_name = "N", default_value_t = 512, value_parser = parse_window)]
     pub context: usize,
-    /// Read windows of N/2 more tokens that move by N, and count the last N of each (as llama.cpp's --ppl-stride)
+    /// Read windows of N/2 more tokens that move by N, and count the last N of each (as llama.cpp's
+    /// --ppl-stride)
     #[arg(long, value_name = "N", value_parser = parse_window, conflicts_with = "documents")]
     pub stride: Option<usize>,
     #[command(flatten)]
@@ -436,19 +448,28 @@ pub struct ServeArguments {
     /// The port to listen on; 0 for one that is free
     #[arg(long, value_name = "N", default_value_t = 8080)]
     pub port: u16,
-    /// Answer only to requests with a key from this file: lines of `sha256 name`; it is read again when it changes
+    /// Answer only to requests with a key from this file: lines of `sha256 name`; it is read again
+    /// when it changes
     #[arg(long, value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,
-    /// Let pages of this site use the server from a browser: an origin, or *; may be given more than once
+    /// Let pages of this site use the server from a browser: an origin, or *; may be given more
+    /// than once
     #[arg(long, value_name = "ORIGIN", value_delimiter = ',')]
     pub cors_origin: Vec<String>,
-    /// What the model is called; may be given more than once, the first name being the one that answers bear
-    #[arg(long, value_name = "NAME", visible_alias = "alias", value_delimiter = ',')]
+    /// What the model is called; may be given more than once, the first name being the one that
+    /// answers bear
+    #[arg(
+        long,
+        value_name = "NAME",
+        visible_alias = "alias",
+        value_delimiter = ','
+    )]
     pub model_name: Vec<String>,
     /// Use this chat template instead of the model's
     #[arg(long, value_name = "NAME")]
     pub chat_template: Option<String>,
-    /// Leave fields of requests unread that are unknown or not supported, and answer to every model's name
+    /// Leave fields of requests unread that are unknown or not supported, and answer to every
+    /// model's name
     #[arg(long)]
     pub lenient: bool,
     /// Requests that may wait; whoever comes then is told when to come again (429)
@@ -463,7 +484,8 @@ pub struct ServeArguments {
     /// Memory for keys and values, as in 2G; what the context needs and at least 1G if not given
     #[arg(long, value_name = "BYTES", value_parser = crate::serve::parse_bytes)]
     pub kv_memory: Option<usize>,
-    /// Between whom cached prompts are shared: all, or only requests with the API key of the same owner
+    /// Between whom cached prompts are shared: all, or only requests with the API key of the same
+    /// owner
     #[arg(long, value_enum, default_value_t = CacheSalt::None)]
     pub cache_salt: CacheSalt,
     /// Answers that one request may ask for: prompts × n
@@ -475,7 +497,8 @@ pub struct ServeArguments {
     /// Bytes of a request's headers
     #[arg(long, value_name = "BYTES", default_value = "16K", value_parser = crate::serve::parse_bytes)]
     pub header_bytes: usize,
-    /// Seconds for a request's headers to arrive, and for a connection to stay open without a request
+    /// Seconds for a request's headers to arrive, and for a connection to stay open without a
+    /// request
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = crate::serve::parse_seconds)]
     pub header_timeout: Duration,
     /// Seconds for a request's body to arrive
@@ -526,7 +549,12 @@ pub struct BenchServerArguments {
     #[arg(short, long, value_name = "NAME")]
     pub model: Option<String>,
     /// The API key, for servers that need one
-    #[arg(long, value_name = "KEY", env = "OPENAI_API_KEY", hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "OPENAI_API_KEY",
+        hide_env_values = true
+    )]
     pub api_key: Option<String>,
     /// Clients, each sending the next request when the last is answered
     #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = parse_count, conflicts_with = "rate")]
@@ -552,7 +580,8 @@ pub struct BenchServerArguments {
     /// Tokens of an answer
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_count)]
     pub max_tokens: usize,
-    /// Let answers end where the model ends them: without the field ignore_eos, which not every server has
+    /// Let answers end where the model ends them: without the field ignore_eos, which not every
+    /// server has
     #[arg(long)]
     pub keep_eos: bool,
     /// Temperature
@@ -610,28 +639,66 @@ pub struct GenerationArguments {
 #[derive(Args)]
 pub struct SamplingArguments {
     /// Temperature; 0 always takes the most probable token
-    #[arg(long, visible_alias = "temperature", value_name = "T", default_value_t = 0.8, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        visible_alias = "temperature",
+        value_name = "T",
+        default_value_t = 0.8,
+        allow_negative_numbers = true
+    )]
     pub temp: f32,
     /// Choose among the K most probable tokens; 0 for all
     #[arg(long, value_name = "K", default_value_t = 40)]
     pub top_k: usize,
     /// Choose among the most probable tokens that reach probability P together; 1 for all
-    #[arg(long, value_name = "P", default_value_t = 0.95, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 0.95,
+        allow_negative_numbers = true
+    )]
     pub top_p: f32,
     /// Choose among tokens with at least this share of the highest probability; 0 for all
-    #[arg(long, value_name = "P", default_value_t = 0.05, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 0.05,
+        allow_negative_numbers = true
+    )]
     pub min_p: f32,
-    /// Choose among the tokens closest to the expected surprise that reach probability P together; 1 for all
-    #[arg(long, visible_alias = "typical", value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
+    /// Choose among the tokens closest to the expected surprise that reach probability P together;
+    /// 1 for all
+    #[arg(
+        long,
+        visible_alias = "typical",
+        value_name = "P",
+        default_value_t = 1.0,
+        allow_negative_numbers = true
+    )]
     pub typical_p: f32,
     /// Make tokens that occurred less probable by this factor; 1 for no penalty
-    #[arg(long, value_name = "F", default_value_t = 1.0, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "F",
+        default_value_t = 1.0,
+        allow_negative_numbers = true
+    )]
     pub repeat_penalty: f32,
     /// Take this off the logits of tokens that occurred
-    #[arg(long, value_name = "F", default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "F",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
     pub presence_penalty: f32,
     /// Take this off the logits of tokens for each time they occurred
-    #[arg(long, value_name = "F", default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "F",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
     pub frequency_penalty: f32,
     /// Tokens that the penalties look back at
     #[arg(long, value_name = "N", default_value_t = 64)]
@@ -657,7 +724,8 @@ impl SamplingArguments {
     pub fn params(&self) -> SamplingParams {
         let random = || {
             use std::hash::BuildHasher;
-            // The standard library seeds its hash maps from the system's randomness. 53 bits survive JSON readers.
+            // The standard library seeds its hash maps from the system's randomness. 53 bits
+            // survive JSON readers.
             std::hash::RandomState::new().hash_one(std::process::id()) >> 11
         };
         SamplingParams {
@@ -671,17 +739,21 @@ impl SamplingArguments {
             frequency_penalty: self.frequency_penalty,
             penalty_window: self.repeat_last_n,
             logit_bias: self.logit_bias.clone(),
-            seed: self.seed.unwrap_or_else(|| if self.deterministic { 0 } else { random() }),
+            seed: self
+                .seed
+                .unwrap_or_else(|| if self.deterministic { 0 } else { random() }),
         }
     }
 }
 
 #[derive(Args)]
 pub struct ModelArguments {
-    /// The model: a GGUF file, a Hugging Face directory or what was pulled; the built-in story-teller if not given
+    /// The model: a GGUF file, a Hugging Face directory or what was pulled; the built-in
+    /// story-teller if not given
     #[arg(short, long, value_name = "MODEL")]
     pub model: Option<PathBuf>,
-    /// Threads; as many as there are physical cores this process may use. bench takes several, with commas between them
+    /// Threads; as many as there are physical cores this process may use. bench takes several, with
+    /// commas between them
     #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Vec<u16>,
     /// Positions of the context; 0 for the model's own, at most 4096 if not given
@@ -693,26 +765,29 @@ pub struct ModelArguments {
     /// The most tokens run through the model at once
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = parse_chunk)]
     pub prefill_chunk: usize,
-    /// Guess up to N tokens ahead from what was said before and check them in the same step; the text is the same
+    /// Guess up to N tokens ahead from what was said before and check them in the same step; the
+    /// text is the same
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_draft)]
     pub draft: usize,
     /// Instruction set; the best this CPU has if not given
     #[arg(long, value_name = "NAME", value_parser = parse_kernels)]
     pub kernels: Option<&'static KernelSet>,
-    /// How ternary weights are multiplied by: i2s multiplies, tl1 and tl2 look products up in tables, with weights in
-    /// memory as the formats of those names have them, whatever the file has; auto is what `bitnet tune` found to be the
-    /// fastest for each matrix on this machine, i2s where it did not run; the text is the same
+    /// How ternary weights are multiplied by: i2s multiplies, tl1 and tl2 look products up in
+    /// tables, with weights in memory as the formats of those names have them, whatever the file
+    /// has; auto is what `bitnet tune` found to be the fastest for each matrix on this machine, i2s
+    /// where it did not run; the text is the same
     #[arg(long, value_enum, default_value_t = TernaryKernel::Auto)]
     pub ternary_kernel: TernaryKernel,
-    /// Bits that a ternary weight takes in memory for i2s; auto is what the kernels in use like best; the text is the same
+    /// Bits that a ternary weight takes in memory for i2s; auto is what the kernels in use like
+    /// best; the text is the same
     #[arg(long, value_enum, default_value_t = PackingArgument::Auto)]
     pub packing: PackingArgument,
-    /// How logits are computed: all in full, or estimated from an 8-bit copy of the head and in full where they can matter;
-    /// what is sampled is the same
+    /// How logits are computed: all in full, or estimated from an 8-bit copy of the head and in
+    /// full where they can matter; what is sampled is the same
     #[arg(long, value_name = "full|screened|auto", default_value = "auto", value_parser = parse_head)]
     pub head: HeadMode,
-    /// Whether decoding leaves out the weights of feed-forward networks that meet zeros, reading the others from copies: on
-    /// for all layers, auto where it pays; the text is the same
+    /// Whether decoding leaves out the weights of feed-forward networks that meet zeros, reading
+    /// the others from copies: on for all layers, auto where it pays; the text is the same
     #[arg(long, value_name = "on|off|auto", default_value = "auto", value_parser = parse_ffn_sparsity)]
     pub ffn_sparsity: FfnSparsity,
     /// fast keeps copies of weights where that makes decoding faster, low keeps none
@@ -753,11 +828,12 @@ impl ModelArguments {
 
 #[derive(Args)]
 pub struct ReadingArguments {
-    /// How the codes of I2_S tensors are arranged: block128, block64 (files quantized on ARM) or row4
+    /// How the codes of I2_S tensors are arranged: block128, block64 (files quantized on ARM) or
+    /// row4
     #[arg(long, value_name = "FORM", default_value = "block128")]
     pub i2_s_form: bitnet_models::I2sForm,
-    /// Tile of the TL1 (BM,BK,bm) or TL2 (BM,BK) tensors of a shape, for files that do not state it; may be given more
-    /// than once
+    /// Tile of the TL1 (BM,BK,bm) or TL2 (BM,BK) tensors of a shape, for files that do not state
+    /// it; may be given more than once
     #[arg(long, value_name = "ROWSxCOLS=BM,BK[,bm]", value_parser = parse_tile)]
     pub tl_tile: Vec<TlTile>,
 }
@@ -765,7 +841,10 @@ pub struct ReadingArguments {
 impl ReadingArguments {
     /// How to read what the file leaves unsaid.
     pub fn load_options(&self) -> LoadOptions {
-        let mut options = LoadOptions { i2_s_form: self.i2_s_form, ..LoadOptions::default() };
+        let mut options = LoadOptions {
+            i2_s_form: self.i2_s_form,
+            ..LoadOptions::default()
+        };
         for TlTile { shape, tile } in &self.tl_tile {
             match *tile {
                 TileSizes::Tl1(tile) => options.tl1_tiles.push((*shape, tile)),
@@ -792,17 +871,38 @@ enum TileSizes {
 
 /// `ROWSxCOLS=BM,BK,bm` for TL1, `ROWSxCOLS=BM,BK` for TL2.
 fn parse_tile(text: &str) -> Result<TlTile, String> {
-    let wrong = || "expected ROWSxCOLS=BM,BK,bm (TL1) or ROWSxCOLS=BM,BK (TL2), such as 2560x6912=160,96".to_owned();
-    let number = |text: &str| text.parse::<usize>().ok().filter(|n| *n > 0).ok_or_else(wrong);
+    let wrong = || {
+        "expected ROWSxCOLS=BM,BK,bm (TL1) or ROWSxCOLS=BM,BK (TL2), such as 2560x6912=160,96"
+            .to_owned()
+    };
+    let number = |text: &str| {
+        text.parse::<usize>()
+            .ok()
+            .filter(|n| *n > 0)
+            .ok_or_else(wrong)
+    };
     let (shape, sizes) = text.split_once('=').ok_or_else(wrong)?;
     let (rows, cols) = shape.split_once('x').ok_or_else(wrong)?;
-    let sizes = sizes.split(',').map(number).collect::<Result<Vec<_>, _>>()?;
+    let sizes = sizes
+        .split(',')
+        .map(number)
+        .collect::<Result<Vec<_>, _>>()?;
     let tile = match sizes[..] {
-        [tile_rows, block_cols, inner_rows] => TileSizes::Tl1(Tl1Tile { tile_rows, block_cols, inner_rows }),
-        [tile_rows, block_cols] => TileSizes::Tl2(Tl2Tile { tile_rows, block_cols }),
+        [tile_rows, block_cols, inner_rows] => TileSizes::Tl1(Tl1Tile {
+            tile_rows,
+            block_cols,
+            inner_rows,
+        }),
+        [tile_rows, block_cols] => TileSizes::Tl2(Tl2Tile {
+            tile_rows,
+            block_cols,
+        }),
         _ => return Err(wrong()),
     };
-    Ok(TlTile { shape: (number(rows)?, number(cols)?), tile })
+    Ok(TlTile {
+        shape: (number(rows)?, number(cols)?),
+        tile,
+    })
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -904,7 +1004,10 @@ fn parse_count(text: &str) -> Result<usize, String> {
 
 #[cfg(feature = "server")]
 fn parse_rate(text: &str) -> Result<f64, String> {
-    let rate = text.parse::<f64>().ok().filter(|rate| *rate > 0.0 && *rate <= 1e6);
+    let rate = text
+        .parse::<f64>()
+        .ok()
+        .filter(|rate| *rate > 0.0 && *rate <= 1e6);
     rate.ok_or_else(|| "expected requests a second, more than 0".to_owned())
 }
 
@@ -943,10 +1046,29 @@ mod tests {
 
     #[test]
     fn tiles_are_read_by_the_number_of_their_sizes() {
-        let tl1 = TileSizes::Tl1(Tl1Tile { tile_rows: 320, block_cols: 128, inner_rows: 64 });
-        assert_eq!(parse_tile("3200x3200=320,128,64"), Ok(TlTile { shape: (3200, 3200), tile: tl1 }));
-        let tl2 = TileSizes::Tl2(Tl2Tile { tile_rows: 160, block_cols: 96 });
-        assert_eq!(parse_tile("3200x8640=160,96"), Ok(TlTile { shape: (3200, 8640), tile: tl2 }));
+        let tl1 = TileSizes::Tl1(Tl1Tile {
+            tile_rows: 320,
+            block_cols: 128,
+            inner_rows: 64,
+        });
+        assert_eq!(
+            parse_tile("3200x3200=320,128,64"),
+            Ok(TlTile {
+                shape: (3200, 3200),
+                tile: tl1
+            })
+        );
+        let tl2 = TileSizes::Tl2(Tl2Tile {
+            tile_rows: 160,
+            block_cols: 96,
+        });
+        assert_eq!(
+            parse_tile("3200x8640=160,96"),
+            Ok(TlTile {
+                shape: (3200, 8640),
+                tile: tl2
+            })
+        );
         for wrong in ["", "3200=1,2", "1x1=0,2", "1x1=1", "1x1=1,2,3,4", "axb=1,2"] {
             assert!(parse_tile(wrong).is_err(), "{wrong}");
         }

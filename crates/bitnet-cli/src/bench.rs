@@ -1,15 +1,20 @@
 //! `bitnet bench`: how fast a model runs, and what share that is of what the machine allows.
 //!
-//! Prefill is held against the peak of the instruction set's int8 products, decoding against the rate at which memory is
-//! read. On shared machines that rate changes by the minute, so it is measured before each run, and the runs take turns.
+//! Prefill is held against the peak of the instruction set's int8 products, decoding against the
+//! rate at which memory is read. On shared machines that rate changes by the minute, so it is
+//! measured before each run, and the runs take turns.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use bitnet_inference::receipt::{Provenance, Receipt};
-use bitnet_inference::{Engine, EngineOptions, Event, Request, RequestId, SamplingParams, peak_rss_bytes};
-use bitnet_kernels::{Cpu, Kernel, KernelSet, Packing, READ_PROBE_BYTES, ReadProbe, default_threads};
+use bitnet_inference::{
+    Engine, EngineOptions, Event, Request, RequestId, SamplingParams, peak_rss_bytes,
+};
+use bitnet_kernels::{
+    Cpu, Kernel, KernelSet, Packing, READ_PROBE_BYTES, ReadProbe, default_threads,
+};
 use bitnet_models::synthetic;
 use bitnet_tokenizers::TokenId;
 use serde_json::{Value, json};
@@ -36,15 +41,30 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     let machine = |n| -> anyhow::Result<Machine> {
         let engine = Engine::new(model.model.clone(), None, Cpu::new(set, n), options)?;
         // Products that are looked up are not what the instruction set multiplies at that peak.
-        let is_looked_up =
-            [Packing::Tl1, Packing::Tl2].iter().any(|packing| model.model.packing().contains(packing.name()));
+        let is_looked_up = [Packing::Tl1, Packing::Tl2]
+            .iter()
+            .any(|packing| model.model.packing().contains(packing.name()));
         let peak = engine.cpu().peak_i8_macs_per_s().filter(|_| !is_looked_up);
         let join = engine.cpu().join_latency();
-        Ok(Machine { engine, peak, join, num_prefills: 0 })
+        Ok(Machine {
+            engine,
+            peak,
+            join,
+            num_prefills: 0,
+        })
     };
-    let mut machines = threads.into_iter().map(machine).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut machines = threads
+        .into_iter()
+        .map(machine)
+        .collect::<anyhow::Result<Vec<_>>>()?;
     let read = ReadProbe::new(READ_PROBE_BYTES);
-    let runs = |machine| whats.iter().map(move |&what| Run { machine, what, samples: Vec::new() });
+    let runs = |machine| {
+        whats.iter().map(move |&what| Run {
+            machine,
+            what,
+            samples: Vec::new(),
+        })
+    };
     let mut runs: Vec<Run> = (0..machines.len()).flat_map(runs).collect();
     let bar = session::bar((arguments.repetitions + 1) * runs.len(), "runs");
     for round in 0..=arguments.repetitions {
@@ -58,7 +78,8 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     }
     bar.finish_and_clear();
     if let Some(path) = &arguments.receipt {
-        let provenance = receipt::provenance(&source, machines[0].engine.cpu(), &arguments.model, true)?;
+        let provenance =
+            receipt::provenance(&source, machines[0].engine.cpu(), &arguments.model, true)?;
         receipt::write(&machines[0].receipt(arguments, &provenance)?, path)?;
     }
 
@@ -67,7 +88,10 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     let model = &model.model;
     let mut out = std::io::stdout().lock();
     if arguments.json {
-        let runs_json: Vec<Value> = runs.iter().map(|run| run.json(&machines[run.machine])).collect();
+        let runs_json: Vec<Value> = runs
+            .iter()
+            .map(|run| run.json(&machines[run.machine]))
+            .collect();
         let first = |name: &str| runs_json.iter().find(|run| run["what"] == name);
         let object = json!({
             "prefill": first("prefill"),
@@ -127,17 +151,37 @@ enum What {
     /// A prompt of so many tokens, to its first token.
     Prefill { tokens: usize },
     /// So many steps of so many sequences at once, each after a prompt of so many tokens.
-    Decode { context: usize, batch: usize, steps: usize },
+    Decode {
+        context: usize,
+        batch: usize,
+        steps: usize,
+    },
 }
 
 fn whats(arguments: &BenchArguments) -> Vec<What> {
     let (prompt, steps) = (arguments.prompt, arguments.predict);
     let mut whats = vec![What::Prefill { tokens: prompt }];
     if steps > 0 {
-        let contexts = if arguments.context.is_empty() { &[prompt][..] } else { &arguments.context };
-        whats.extend(contexts.iter().map(|&context| What::Decode { context, batch: 1, steps }));
-        let batches = arguments.batch.iter().map(|&batch| What::Decode { context: prompt, batch, steps });
-        whats.extend(batches.filter(|batch| !whats.contains(batch)).collect::<Vec<_>>());
+        let contexts = if arguments.context.is_empty() {
+            &[prompt][..]
+        } else {
+            &arguments.context
+        };
+        whats.extend(contexts.iter().map(|&context| What::Decode {
+            context,
+            batch: 1,
+            steps,
+        }));
+        let batches = arguments.batch.iter().map(|&batch| What::Decode {
+            context: prompt,
+            batch,
+            steps,
+        });
+        whats.extend(
+            batches
+                .filter(|batch| !whats.contains(batch))
+                .collect::<Vec<_>>(),
+        );
     }
     whats
 }
@@ -146,11 +190,23 @@ fn whats(arguments: &BenchArguments) -> Vec<What> {
 fn engine_options(arguments: &BenchArguments, whats: &[What]) -> EngineOptions {
     let room = |what: &What| match *what {
         What::Prefill { tokens } => (tokens + 1, 1),
-        What::Decode { context, batch, steps } => (context + max_tokens(arguments.model.draft, batch, steps), batch),
+        What::Decode {
+            context,
+            batch,
+            steps,
+        } => (
+            context + max_tokens(arguments.model.draft, batch, steps),
+            batch,
+        ),
     };
     let context = whats.iter().map(|what| room(what).0).max().unwrap_or(0);
     let running_max = whats.iter().map(|what| room(what).1).max().unwrap_or(1);
-    let cache = context + whats.iter().map(|what| room(what).0 * room(what).1).max().unwrap_or(0);
+    let cache = context
+        + whats
+            .iter()
+            .map(|what| room(what).0 * room(what).1)
+            .max()
+            .unwrap_or(0);
     EngineOptions {
         context,
         // Blocks are whole, and some are kept that will not be needed again.
@@ -162,7 +218,8 @@ fn engine_options(arguments: &BenchArguments, whats: &[What]) -> EngineOptions {
     }
 }
 
-/// Enough that no sequence ends while it is measured: the first ones decode while the last ones' prompts are computed.
+/// Enough that no sequence ends while it is measured: the first ones decode while the last ones'
+/// prompts are computed.
 fn max_tokens(draft: usize, batch: usize, steps: usize) -> usize {
     (steps + 4 * batch + 4) * (1 + draft)
 }
@@ -204,20 +261,37 @@ impl Machine {
                 // With a salt of its own it finds nothing of an earlier one.
                 self.num_prefills += 1;
                 let salt = Some(self.num_prefills.to_string().into());
-                let request = Request { max_tokens: Some(1), cache_salt: salt, ..self.request(0, tokens) };
+                let request = Request {
+                    max_tokens: Some(1),
+                    cache_salt: salt,
+                    ..self.request(0, tokens)
+                };
                 let id = self.engine.submit(request)?;
                 let sample = self.time(read, |engine, events| {
-                    while events.iter().all(|event| !matches!(event, Event::Token { .. })) {
+                    while events
+                        .iter()
+                        .all(|event| !matches!(event, Event::Token { .. }))
+                    {
                         engine.step(events);
                     }
                 });
                 self.engine.cancel(id);
                 Ok(Sample { tokens, ..sample })
             }
-            What::Decode { context, batch, steps } => {
+            What::Decode {
+                context,
+                batch,
+                steps,
+            } => {
                 let max_tokens = Some(max_tokens(self.engine.options().draft_max, batch, steps));
-                let requests = (0..batch).map(|seed| Request { max_tokens, ..self.request(seed, context) });
-                let ids = requests.collect::<Vec<_>>().into_iter().map(|request| self.engine.submit(request));
+                let requests = (0..batch).map(|seed| Request {
+                    max_tokens,
+                    ..self.request(seed, context)
+                });
+                let ids = requests
+                    .collect::<Vec<_>>()
+                    .into_iter()
+                    .map(|request| self.engine.submit(request));
                 let ids = ids.collect::<Result<Vec<RequestId>, _>>()?;
                 let mut started = Vec::new();
                 let mut events = Vec::new();
@@ -230,7 +304,9 @@ impl Machine {
                         }
                     }
                 }
-                let sample = self.time(read, |engine, events| (0..steps).for_each(|_| engine.step(events)));
+                let sample = self.time(read, |engine, events| {
+                    (0..steps).for_each(|_| engine.step(events))
+                });
                 for id in ids {
                     self.engine.cancel(id);
                 }
@@ -244,13 +320,20 @@ impl Machine {
         let vocab = self.engine.model().config().vocab_size;
         Request {
             prompt: synthetic::tokens(len, vocab, seed).map(TokenId).collect(),
-            sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+            sampling: SamplingParams {
+                temperature: 0.0,
+                ..SamplingParams::default()
+            },
             ..Request::default()
         }
     }
 
     /// Answers whole requests and gives the receipt of the one that took the median time.
-    fn receipt(&mut self, arguments: &BenchArguments, provenance: &Provenance) -> anyhow::Result<Receipt> {
+    fn receipt(
+        &mut self,
+        arguments: &BenchArguments,
+        provenance: &Provenance,
+    ) -> anyhow::Result<Receipt> {
         let mut receipts = Vec::new();
         for round in 0..arguments.repetitions {
             // No prompt has been seen before, and the first token comes out of the prefill.
@@ -260,7 +343,13 @@ impl Machine {
             };
             self.engine.cpu().counters().reset();
             let (tokens, finish) = self.engine.complete(request.clone())?;
-            receipts.push(Receipt::new(&self.engine, &request, &tokens, &finish, provenance)?);
+            receipts.push(Receipt::new(
+                &self.engine,
+                &request,
+                &tokens,
+                &finish,
+                provenance,
+            )?);
         }
         let time = |receipt: &Receipt| receipt.prefill_ms + receipt.decode_ms;
         receipts.sort_by(|a, b| time(a).total_cmp(&time(b)));
@@ -268,7 +357,11 @@ impl Machine {
     }
 
     /// Probes the memory, then times `work`.
-    fn time(&mut self, read: &ReadProbe, work: impl FnOnce(&mut Engine, &mut Vec<Event>)) -> Sample {
+    fn time(
+        &mut self,
+        read: &ReadProbe,
+        work: impl FnOnce(&mut Engine, &mut Vec<Event>),
+    ) -> Sample {
         let read = read.bytes_per_s(self.engine.cpu().pool());
         self.engine.cpu().counters().reset();
         let steps_before = self.engine.counts().steps;
@@ -280,10 +373,20 @@ impl Machine {
         let products = [Packing::Two, Packing::Tl1, Packing::Tl2];
         Sample {
             seconds,
-            tokens: events.iter().filter(|event| matches!(event, Event::Token { .. })).count(),
+            tokens: events
+                .iter()
+                .filter(|event| matches!(event, Event::Token { .. }))
+                .count(),
             steps: (self.engine.counts().steps - steps_before) as usize,
-            macs: products.into_iter().flat_map(Packing::kernels).map(|kernel| counters.get(kernel).macs).sum(),
-            bytes: Kernel::ALL.iter().map(|&kernel| counters.get(kernel).bytes).sum(),
+            macs: products
+                .into_iter()
+                .flat_map(Packing::kernels)
+                .map(|kernel| counters.get(kernel).macs)
+                .sum(),
+            bytes: Kernel::ALL
+                .iter()
+                .map(|&kernel| counters.get(kernel).bytes)
+                .sum(),
             read,
         }
     }
@@ -301,8 +404,16 @@ impl Run {
         let mut values: Vec<f64> = self.samples.iter().map(figure).collect();
         values.sort_by(f64::total_cmp);
         let middle = values.len() / 2;
-        let median = if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 };
-        Summary { median, min: values[0], max: values[values.len() - 1] }
+        let median = if values.len() % 2 == 1 {
+            values[middle]
+        } else {
+            (values[middle - 1] + values[middle]) / 2.0
+        };
+        Summary {
+            median,
+            min: values[0],
+            max: values[values.len() - 1],
+        }
     }
 
     fn tokens_per_s(&self) -> Summary {
@@ -310,31 +421,40 @@ impl Run {
     }
 
     fn step_ms(&self) -> f64 {
-        self.summary(|sample| 1e3 * sample.seconds / sample.steps as f64).median
+        self.summary(|sample| 1e3 * sample.seconds / sample.steps as f64)
+            .median
     }
 
     fn step_bytes(&self) -> f64 {
-        self.summary(|sample| sample.bytes as f64 / sample.steps as f64).median
+        self.summary(|sample| sample.bytes as f64 / sample.steps as f64)
+            .median
     }
 
     fn bytes_per_s(&self) -> f64 {
-        self.summary(|sample| sample.bytes as f64 / sample.seconds).median
+        self.summary(|sample| sample.bytes as f64 / sample.seconds)
+            .median
     }
 
     /// The rate of its reads by the rate that was probed beside each.
     fn share_of_read(&self) -> f64 {
-        self.summary(|sample| sample.bytes as f64 / sample.seconds / sample.read).median
+        self.summary(|sample| sample.bytes as f64 / sample.seconds / sample.read)
+            .median
     }
 
     fn macs_per_s(&self) -> f64 {
-        self.summary(|sample| sample.macs as f64 / sample.seconds).median
+        self.summary(|sample| sample.macs as f64 / sample.seconds)
+            .median
     }
 
     fn json(&self, machine: &Machine) -> Value {
         let Summary { median, min, max } = self.tokens_per_s();
         let (what, context, batch, tokens) = match self.what {
             What::Prefill { tokens } => ("prefill", tokens, 1, tokens),
-            What::Decode { context, batch, steps } => ("decode", context, batch, steps * batch),
+            What::Decode {
+                context,
+                batch,
+                steps,
+            } => ("decode", context, batch, steps * batch),
         };
         json!({
             "what": what,
@@ -367,36 +487,58 @@ fn table(machine: &Machine, runs: &[&Run]) -> Result<String, std::fmt::Error> {
     let mut out = String::new();
     let n = machine.num_threads();
     write!(out, "\n{n} thread{}", if n == 1 { "" } else { "s" })?;
-    let reads: Vec<Summary> = runs.iter().map(|run| run.summary(|sample| sample.read / 1e9)).collect();
-    let least = reads.iter().map(|read| read.min).fold(f64::INFINITY, f64::min);
+    let reads: Vec<Summary> = runs
+        .iter()
+        .map(|run| run.summary(|sample| sample.read / 1e9))
+        .collect();
+    let least = reads
+        .iter()
+        .map(|read| read.min)
+        .fold(f64::INFINITY, f64::min);
     let most = reads.iter().map(|read| read.max).fold(0.0, f64::max);
     write!(out, ": memory read at {least:.1} to {most:.1} GB/s, ")?;
     if let Some(peak) = machine.peak {
         write!(out, "{:.0} G int8 products/s at most, ", peak / 1e9)?;
     }
-    writeln!(out, "fork and join in {:.2} µs", machine.join.as_secs_f64() * 1e6)?;
-    let one_row = runs.iter().find(|run| matches!(run.what, What::Decode { batch: 1, .. })).map(|run| run.step_ms());
+    writeln!(
+        out,
+        "fork and join in {:.2} µs",
+        machine.join.as_secs_f64() * 1e6
+    )?;
+    let one_row = runs
+        .iter()
+        .find(|run| matches!(run.what, What::Decode { batch: 1, .. }))
+        .map(|run| run.step_ms());
     let mut last = "";
     for run in runs {
         let (title, line) = match run.what {
             What::Prefill { tokens } => {
-                let peak =
-                    machine.peak.map_or_else(String::new, |peak| format!("{:7.0} %", 1e2 * run.macs_per_s() / peak));
+                let peak = machine.peak.map_or_else(String::new, |peak| {
+                    format!("{:7.0} %", 1e2 * run.macs_per_s() / peak)
+                });
                 let rate = run.macs_per_s() / 1e9;
                 (
                     "prefill           tokens/s                  G products/s  of peak",
                     format!("{tokens:6} tokens  {}  {rate:12.0} {peak}", speed(run)),
                 )
             }
-            What::Decode { context, batch: 1, .. } => (
+            What::Decode {
+                context, batch: 1, ..
+            } => (
                 "decode            tokens/s                  MB/token    GB/s  of read rate",
                 format!("{context:6} before  {}  {}", speed(run), reads_line(run)),
             ),
             What::Decode { batch, .. } => {
-                let times = one_row.map_or_else(String::new, |one| format!("{:6.2}", run.step_ms() / one));
+                let times =
+                    one_row.map_or_else(String::new, |one| format!("{:6.2}", run.step_ms() / one));
                 (
                     "batch             tokens/s                   MB/step    GB/s  of read rate  ms/step  times one row",
-                    format!("{batch:6} rows    {}  {} {:8.1}  {times}", speed(run), reads_line(run), run.step_ms()),
+                    format!(
+                        "{batch:6} rows    {}  {} {:8.1}  {times}",
+                        speed(run),
+                        reads_line(run),
+                        run.step_ms()
+                    ),
                 )
             }
         };
@@ -415,5 +557,10 @@ fn speed(run: &Run) -> String {
 }
 
 fn reads_line(run: &Run) -> String {
-    format!("{:8.1} {:7.1} {:10.0} %", run.step_bytes() / 1e6, run.bytes_per_s() / 1e9, 1e2 * run.share_of_read())
+    format!(
+        "{:8.1} {:7.1} {:10.0} %",
+        run.step_bytes() / 1e6,
+        run.bytes_per_s() / 1e9,
+        1e2 * run.share_of_read()
+    )
 }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Duration;
 
-use bitnet_server::{Arrivals, LoadEndpoint, LoadGeneratorOptions, LoadReport, RequestTimes, run_load};
+use bitnet_server::{
+    Arrivals, LoadEndpoint, LoadGeneratorOptions, LoadReport, RequestTimes, run_load,
+};
 use serde_json::{Value, json};
 
 use crate::args::{BenchServerArguments, EndpointArgument, WrongUsage};
@@ -25,7 +27,9 @@ pub fn bench_server(arguments: &BenchServerArguments) -> anyhow::Result<()> {
         api_key: arguments.api_key.clone(),
         arrivals: match arguments.rate {
             Some(rate) => Arrivals::Open { rate },
-            None => Arrivals::Closed { concurrency: arguments.concurrency },
+            None => Arrivals::Closed {
+                concurrency: arguments.concurrency,
+            },
         },
         num_requests: arguments.requests,
         num_warmup: arguments.warmup,
@@ -44,17 +48,29 @@ pub fn bench_server(arguments: &BenchServerArguments) -> anyhow::Result<()> {
         true => writeln!(out, "{}", report_json(&options, &report))?,
         false => write_report(&mut out, &report)?,
     }
-    anyhow::ensure!(report.failed.is_empty(), "{} of {} requests failed", report.failed.len(), options.num_requests);
+    anyhow::ensure!(
+        report.failed.is_empty(),
+        "{} of {} requests failed",
+        report.failed.len(),
+        options.num_requests
+    );
     Ok(())
 }
 
 /// What each figure is called, and its values.
 fn figures(answered: &[RequestTimes]) -> [(&'static str, Vec<Duration>); 4] {
-    let of = |time: fn(&RequestTimes) -> Option<Duration>| answered.iter().filter_map(time).collect();
+    let of =
+        |time: fn(&RequestTimes) -> Option<Duration>| answered.iter().filter_map(time).collect();
     [
         ("first_token", of(|times| Some(times.first_token))),
         ("token", of(RequestTimes::token_time)),
-        ("gap", answered.iter().flat_map(|times| times.gaps.iter().copied()).collect()),
+        (
+            "gap",
+            answered
+                .iter()
+                .flat_map(|times| times.gaps.iter().copied())
+                .collect(),
+        ),
         ("answer", of(|times| Some(times.total))),
     ]
 }
@@ -67,12 +83,18 @@ fn percentile(sorted: &[Duration], share: f64) -> Duration {
 
 fn totals(report: &LoadReport) -> (usize, usize, usize) {
     let sum = |count: fn(&RequestTimes) -> usize| report.answered.iter().map(count).sum();
-    (sum(|times| times.prompt_tokens), sum(|times| times.cached_tokens), sum(|times| times.output_tokens))
+    (
+        sum(|times| times.prompt_tokens),
+        sum(|times| times.cached_tokens),
+        sum(|times| times.output_tokens),
+    )
 }
 
 fn reasons(failed: &[String]) -> BTreeMap<&str, usize> {
     let mut counts = BTreeMap::new();
-    failed.iter().for_each(|reason| *counts.entry(reason.as_str()).or_default() += 1);
+    failed
+        .iter()
+        .for_each(|reason| *counts.entry(reason.as_str()).or_default() += 1);
     counts
 }
 
@@ -85,9 +107,17 @@ fn write_report(out: &mut impl Write, report: &LoadReport) -> std::io::Result<()
         report.answered.len(),
         report.answered.len() as f64 / seconds
     )?;
-    writeln!(out, "{output} tokens generated: {:.1} a second", output as f64 / seconds)?;
+    writeln!(
+        out,
+        "{output} tokens generated: {:.1} a second",
+        output as f64 / seconds
+    )?;
     writeln!(out, "{prompt} prompt tokens, {cached} of them cached")?;
-    writeln!(out, "\n{:>24} {:>10} {:>10} {:>10} {:>10}", "ms", "median", "p90", "p99", "greatest")?;
+    writeln!(
+        out,
+        "\n{:>24} {:>10} {:>10} {:>10} {:>10}",
+        "ms", "median", "p90", "p99", "greatest"
+    )?;
     for (name, mut values) in figures(&report.answered) {
         values.sort_unstable();
         if values.is_empty() {
@@ -100,7 +130,14 @@ fn write_report(out: &mut impl Write, report: &LoadReport) -> std::io::Result<()
             _ => "to the end of the answer",
         };
         let ms = |share| percentile(&values, share).as_secs_f64() * 1e3;
-        writeln!(out, "{name:>24} {:>10.2} {:>10.2} {:>10.2} {:>10.2}", ms(0.5), ms(0.9), ms(0.99), ms(1.0))?;
+        writeln!(
+            out,
+            "{name:>24} {:>10.2} {:>10.2} {:>10.2} {:>10.2}",
+            ms(0.5),
+            ms(0.9),
+            ms(0.99),
+            ms(1.0)
+        )?;
     }
     for (reason, count) in reasons(&report.failed) {
         writeln!(out, "\n{count} failed: {reason}")?;
@@ -130,7 +167,8 @@ fn report_json(options: &LoadGeneratorOptions, report: &LoadReport) -> Value {
         values.sort_unstable();
         if !values.is_empty() {
             let ms = |share| percentile(&values, share).as_secs_f64() * 1e3;
-            object[format!("{name}_ms")] = json!({ "p50": ms(0.5), "p90": ms(0.9), "p99": ms(0.99), "max": ms(1.0) });
+            object[format!("{name}_ms")] =
+                json!({ "p50": ms(0.5), "p90": ms(0.9), "p99": ms(0.99), "max": ms(1.0) });
         }
     }
     object

@@ -26,17 +26,24 @@ const HELP: &str = "\
 /quit          leave (so does Ctrl-D); Ctrl-C stops an answer";
 
 /// The template to use: the one named, else the model's.
-pub fn template(tokenization: &Tokenization, name: Option<&str>) -> anyhow::Result<Arc<ChatTemplate>> {
+pub fn template(
+    tokenization: &Tokenization,
+    name: Option<&str>,
+) -> anyhow::Result<Arc<ChatTemplate>> {
     if let Some(name) = name {
-        return ChatTemplate::by_name(name, &tokenization.tokenizer).map(Arc::new).map_err(|error| {
-            let names: Vec<&str> = ChatTemplate::names().collect();
-            WrongUsage(format!("{error}; there are {}", names.join(", "))).into()
-        });
+        return ChatTemplate::by_name(name, &tokenization.tokenizer)
+            .map(Arc::new)
+            .map_err(|error| {
+                let names: Vec<&str> = ChatTemplate::names().collect();
+                WrongUsage(format!("{error}; there are {}", names.join(", "))).into()
+            });
     }
     match &tokenization.chat_template {
         Ok(Some(template)) => Ok(Arc::clone(template)),
         Ok(None) => {
-            anyhow::bail!("this model has no chat template; name one with --chat-template, or use `bitnet run`")
+            anyhow::bail!(
+                "this model has no chat template; name one with --chat-template, or use `bitnet run`"
+            )
         }
         Err(error) => anyhow::bail!("the model's chat template cannot be used: {error}"),
     }
@@ -68,15 +75,31 @@ struct Chat {
 /// Talks until the input ends.
 pub fn chat(arguments: ChatArguments) -> anyhow::Result<()> {
     let session = session::open(&arguments.model, None)?;
-    let is_story_teller = matches!(session.source, ModelSource::BuiltIn(_)) && arguments.chat_template.is_none();
+    let is_story_teller =
+        matches!(session.source, ModelSource::BuiltIn(_)) && arguments.chat_template.is_none();
     let template = match is_story_teller {
         true => None,
-        false => Some(template(session.tokenization()?, arguments.chat_template.as_deref())?),
+        false => Some(template(
+            session.tokenization()?,
+            arguments.chat_template.as_deref(),
+        )?),
     };
     let interrupted = interrupt::watch()?;
     let system = arguments.system.clone();
-    let mut chat = Chat { session, template, arguments, system, messages: Vec::new(), timings: None, interrupted };
-    if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() { chat.talk() } else { chat.answer_lines() }
+    let mut chat = Chat {
+        session,
+        template,
+        arguments,
+        system,
+        messages: Vec::new(),
+        timings: None,
+        interrupted,
+    };
+    if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() {
+        chat.talk()
+    } else {
+        chat.answer_lines()
+    }
 }
 
 impl Chat {
@@ -86,7 +109,11 @@ impl Chat {
             None => println!("{}", built_in::BANNER),
             Some(template) => {
                 let name = self.session.engine.model().config().name.clone();
-                println!("{} · {} template", name.unwrap_or_else(|| self.session.source.to_string()), template.name());
+                println!(
+                    "{} · {} template",
+                    name.unwrap_or_else(|| self.session.source.to_string()),
+                    template.name()
+                );
             }
         }
         println!("/help lists the commands.");
@@ -115,8 +142,14 @@ impl Chat {
         }
         if let Some(path) = &history {
             let saved = path.parent().map_or(Ok(()), std::fs::create_dir_all);
-            if let Err(error) = saved.map_err(ReadlineError::from).and_then(|()| editor.save_history(path)) {
-                eprintln!("cannot save the history of lines to {}: {error}", path.display());
+            if let Err(error) = saved
+                .map_err(ReadlineError::from)
+                .and_then(|()| editor.save_history(path))
+            {
+                eprintln!(
+                    "cannot save the history of lines to {}: {error}",
+                    path.display()
+                );
             }
         }
         Ok(())
@@ -139,14 +172,20 @@ impl Chat {
             self.ask(line)?;
             return Ok(false);
         };
-        let (command, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
+        let (command, rest) = command
+            .split_once(char::is_whitespace)
+            .unwrap_or((command, ""));
         let rest = rest.trim();
         match command {
             "help" => println!("{HELP}"),
             "clear" => self.messages.clear(),
-            "system" if rest.is_empty() => println!("{}", self.system.as_deref().unwrap_or("(nothing)")),
+            "system" if rest.is_empty() => {
+                println!("{}", self.system.as_deref().unwrap_or("(nothing)"))
+            }
             "system" => self.system = Some(rest.to_owned()),
-            "save" | "load" if rest.is_empty() => anyhow::bail!("/{command} needs the name of a file"),
+            "save" | "load" if rest.is_empty() => {
+                anyhow::bail!("/{command} needs the name of a file")
+            }
             "save" => self.save(Path::new(rest))?,
             "load" => self.load(Path::new(rest))?,
             "stats" => self.stats(),
@@ -158,7 +197,10 @@ impl Chat {
 
     /// The conversation as the template gets it.
     fn conversation(&self) -> Vec<ChatMessage> {
-        let system = self.system.iter().map(|text| ChatMessage::new("system", text.as_str()));
+        let system = self
+            .system
+            .iter()
+            .map(|text| ChatMessage::new("system", text.as_str()));
         system.chain(self.messages.iter().cloned()).collect()
     }
 
@@ -172,11 +214,15 @@ impl Chat {
         result
     }
 
-    /// The tokens to continue: the conversation in the model's template, or the beginning of a story.
+    /// The tokens to continue: the conversation in the model's template, or the beginning of a
+    /// story.
     fn prompt(&self) -> anyhow::Result<Vec<TokenId>> {
         let tokenizer = &self.session.tokenization()?.tokenizer;
         let Some(template) = &self.template else {
-            let beginning = self.messages.last().map_or("", |message| message.content.trim());
+            let beginning = self
+                .messages
+                .last()
+                .map_or("", |message| message.content.trim());
             return Ok(tokenizer.encode(beginning, EncodeOptions::default())?);
         };
         let rendered = template.render(&self.conversation(), RenderOptions::default())?;
@@ -185,22 +231,34 @@ impl Chat {
 
     fn answer(&mut self) -> anyhow::Result<()> {
         let prompt = self.prompt()?;
-        let request = self.session.request(prompt.clone(), &self.arguments.generation, &self.arguments.sampling);
+        let request = self.session.request(
+            prompt.clone(),
+            &self.arguments.generation,
+            &self.arguments.sampling,
+        );
         let seed = request.sampling.seed;
         self.interrupted.store(false, Ordering::SeqCst);
         let interrupted = Arc::clone(&self.interrupted);
         let json = self.arguments.json;
         let mut out = std::io::stdout().lock();
         if self.template.is_none() && !json {
-            write!(out, "{}", self.messages.last().map_or("", |message| message.content.trim()))?;
+            write!(
+                out,
+                "{}",
+                self.messages
+                    .last()
+                    .map_or("", |message| message.content.trim())
+            )?;
         }
-        let answer = self.session.answer(request, &|| interrupted.load(Ordering::SeqCst), |text| {
-            if !json {
-                write!(out, "{text}")?;
-                out.flush()?;
-            }
-            Ok(())
-        })?;
+        let answer =
+            self.session
+                .answer(request, &|| interrupted.load(Ordering::SeqCst), |text| {
+                    if !json {
+                        write!(out, "{text}")?;
+                        out.flush()?;
+                    }
+                    Ok(())
+                })?;
         self.timings = Some(answer.timings);
         if json {
             let object = json!({
@@ -215,27 +273,45 @@ impl Chat {
         } else {
             writeln!(out)?;
         }
-        self.messages.push(ChatMessage::new("assistant", answer.text));
+        self.messages
+            .push(ChatMessage::new("assistant", answer.text));
         Ok(())
     }
 
     fn save(&self, path: &Path) -> anyhow::Result<()> {
-        let message = |m: &ChatMessage| SavedMessage { role: m.role.clone(), content: m.content.clone() };
-        let saved = SavedChat { messages: self.conversation().iter().map(message).collect() };
+        let message = |m: &ChatMessage| SavedMessage {
+            role: m.role.clone(),
+            content: m.content.clone(),
+        };
+        let saved = SavedChat {
+            messages: self.conversation().iter().map(message).collect(),
+        };
         // A name that is taken is someone's file.
-        let file = std::fs::File::create_new(path).with_context(|| format!("cannot save to {}", path.display()))?;
+        let file = std::fs::File::create_new(path)
+            .with_context(|| format!("cannot save to {}", path.display()))?;
         serde_json::to_writer_pretty(file, &saved)?;
-        println!("saved {} messages to {}", saved.messages.len(), path.display());
+        println!(
+            "saved {} messages to {}",
+            saved.messages.len(),
+            path.display()
+        );
         Ok(())
     }
 
     fn load(&mut self, path: &Path) -> anyhow::Result<()> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot load {}", path.display()))?;
-        let saved: SavedChat =
-            serde_json::from_str(&text).with_context(|| format!("{} is no saved conversation", path.display()))?;
-        let mut messages: Vec<ChatMessage> =
-            saved.messages.into_iter().map(|m| ChatMessage::new(m.role, m.content)).collect();
-        let system = messages.first().is_some_and(|m| m.role == "system").then(|| messages.remove(0).content);
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot load {}", path.display()))?;
+        let saved: SavedChat = serde_json::from_str(&text)
+            .with_context(|| format!("{} is no saved conversation", path.display()))?;
+        let mut messages: Vec<ChatMessage> = saved
+            .messages
+            .into_iter()
+            .map(|m| ChatMessage::new(m.role, m.content))
+            .collect();
+        let system = messages
+            .first()
+            .is_some_and(|m| m.role == "system")
+            .then(|| messages.remove(0).content);
         println!("loaded {} messages from {}", messages.len(), path.display());
         self.system = system;
         self.messages = messages;
@@ -248,7 +324,10 @@ impl Chat {
             Some(timings) => {
                 println!("{}", report::timings_line(timings));
                 let used = timings.prompt_tokens + timings.generated_tokens;
-                println!("context {used} of {} tokens", self.session.engine.options().context);
+                println!(
+                    "context {used} of {} tokens",
+                    self.session.engine.options().context
+                );
             }
         }
     }
@@ -258,5 +337,10 @@ impl Chat {
 fn history_path() -> Option<PathBuf> {
     let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
-    Some(state.filter(|path| path.is_absolute()).or_else(home)?.join("bitnet/history"))
+    Some(
+        state
+            .filter(|path| path.is_absolute())
+            .or_else(home)?
+            .join("bitnet/history"),
+    )
 }

@@ -9,7 +9,9 @@ use std::sync::atomic::Ordering;
 use anyhow::Context;
 use bitnet_inference::{NO_TOKENIZER, tokenizer_spec};
 use bitnet_kernels::{Pool, default_threads};
-use bitnet_models::convert::{CHECKPOINT_FILES, ConvertOptions, Input, Phase, Report, to_checkpoint, to_gguf};
+use bitnet_models::convert::{
+    CHECKPOINT_FILES, ConvertOptions, Input, Phase, Report, to_checkpoint, to_gguf,
+};
 use bitnet_models::gguf::{Gguf, MetadataValue};
 use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::{Error, LoadOptions};
@@ -27,12 +29,24 @@ type Pairs = Vec<(String, MetadataValue)>;
 /// Converts a directory or a file and says what was written.
 pub fn convert(arguments: &ConvertArguments) -> anyhow::Result<()> {
     let options = arguments.reading.load_options();
-    write(&arguments.source, &options, false, &arguments.output, arguments.weights)
+    write(
+        &arguments.source,
+        &options,
+        false,
+        &arguments.output,
+        arguments.weights,
+    )
 }
 
 /// Quantizes a file of floats and says what was written.
 pub fn quantize(arguments: &QuantizeArguments) -> anyhow::Result<()> {
-    write(&arguments.source, &LoadOptions::default(), true, &arguments.output, arguments.weights)
+    write(
+        &arguments.source,
+        &LoadOptions::default(),
+        true,
+        &arguments.output,
+        arguments.weights,
+    )
 }
 
 fn write(
@@ -44,10 +58,15 @@ fn write(
 ) -> anyhow::Result<()> {
     let source = &session::model_path(Some(source))?;
     let output = &arguments.output;
-    let opened = Opened::open(source).with_context(|| format!("cannot open {}", source.display()))?;
+    let opened =
+        Opened::open(source).with_context(|| format!("cannot open {}", source.display()))?;
     let input = match &opened {
         Opened::Directory(checkpoint) => Input::Checkpoint(checkpoint),
-        Opened::File(gguf) => Input::Gguf { gguf, options: load_options, quantize },
+        Opened::File(gguf) => Input::Gguf {
+            gguf,
+            options: load_options,
+            quantize,
+        },
     };
     let options = ConvertOptions {
         weights: weights.weights().unwrap_or_default(),
@@ -72,7 +91,11 @@ fn write(
         if let Some((_, bar)) = &bar {
             bar.set_position(now.bytes_done as u64);
         }
-        if interrupted.load(Ordering::SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if interrupted.load(Ordering::SeqCst) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     };
     let report = match weights.weights() {
         Some(_) => {
@@ -87,16 +110,37 @@ fn write(
     if let Some((_, bar)) = bar {
         bar.finish_and_clear();
     }
-    let unforced = if matches!(report, Err(Error::OutputExists { .. })) { " without --force" } else { "" };
-    let context = || format!("cannot convert {} to {}{unforced}", source.display(), output.display());
+    let unforced = if matches!(report, Err(Error::OutputExists { .. })) {
+        " without --force"
+    } else {
+        ""
+    };
+    let context = || {
+        format!(
+            "cannot convert {} to {}{unforced}",
+            source.display(),
+            output.display()
+        )
+    };
     let report = report.with_context(context)?;
     print(source, arguments, weights, report)
 }
 
-fn print(source: &Path, arguments: &OutputArguments, weights: OutputType, report: Report) -> anyhow::Result<()> {
+fn print(
+    source: &Path,
+    arguments: &OutputArguments,
+    weights: OutputType,
+    report: Report,
+) -> anyhow::Result<()> {
     let output = &arguments.output;
-    let name = weights.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
-    let Report { scales_rounded, scale_change_max, .. } = report;
+    let name = weights
+        .to_possible_value()
+        .map_or_else(String::new, |value| value.get_name().to_owned());
+    let Report {
+        scales_rounded,
+        scale_change_max,
+        ..
+    } = report;
     if scales_rounded > 0 {
         let share = f64::from(scale_change_max) * 100.0;
         eprintln!(
@@ -105,7 +149,9 @@ fn print(source: &Path, arguments: &OutputArguments, weights: OutputType, report
     }
     let bytes = match output.is_dir() {
         false => std::fs::metadata(output)?.len(),
-        true => std::fs::read_dir(output)?.map(|entry| Ok(entry?.metadata()?.len())).sum::<std::io::Result<u64>>()?,
+        true => std::fs::read_dir(output)?
+            .map(|entry| Ok(entry?.metadata()?.len()))
+            .sum::<std::io::Result<u64>>()?,
     };
     let mut out = std::io::stdout().lock();
     if arguments.json {
@@ -119,7 +165,11 @@ fn print(source: &Path, arguments: &OutputArguments, weights: OutputType, report
         });
         writeln!(out, "{object}")?;
     } else {
-        writeln!(out, "wrote {} ({bytes} bytes) and read it back", output.display())?;
+        writeln!(
+            out,
+            "wrote {} ({bytes} bytes) and read it back",
+            output.display()
+        )?;
     }
     Ok(())
 }
@@ -133,20 +183,27 @@ enum Opened {
 impl Opened {
     fn open(source: &Path) -> Result<Self, bitnet_models::Error> {
         match source.is_dir() {
-            true => Checkpoint::open(source).map(|checkpoint| Self::Directory(Box::new(checkpoint))),
+            true => {
+                Checkpoint::open(source).map(|checkpoint| Self::Directory(Box::new(checkpoint)))
+            }
             false => Gguf::open(source).map(|gguf| Self::File(Arc::new(gguf))),
         }
     }
 
-    /// The metadata of a GGUF file that the model itself does not say: of a directory all of its tokenizer, of another
-    /// file what that leaves unsaid or has wrong.
+    /// The metadata of a GGUF file that the model itself does not say: of a directory all of its
+    /// tokenizer, of another file what that leaves unsaid or has wrong.
     fn pairs(&self, source: &Path) -> anyhow::Result<Pairs> {
         let text = |text: &str| MetadataValue::String(text.to_owned());
         match self {
             Self::Directory(checkpoint) => {
                 let architecture = checkpoint.config().architecture.gguf_name();
-                let Some(files) = read_tokenizer_files(source, "the file will take token ids only")? else {
-                    return Ok(vec![("tokenizer.ggml.model".to_owned(), text(NO_TOKENIZER))]);
+                let Some(files) =
+                    read_tokenizer_files(source, "the file will take token ids only")?
+                else {
+                    return Ok(vec![(
+                        "tokenizer.ggml.model".to_owned(),
+                        text(NO_TOKENIZER),
+                    )]);
                 };
                 let of_source = || format!("the tokenizer of {}", source.display());
                 let mut spec = files.to_spec(architecture).with_context(of_source)?;
@@ -155,16 +212,23 @@ impl Opened {
             }
             Self::File(gguf) => {
                 let mut pairs = Vec::new();
-                let Some((spec, tokenizer)) = self.known_tokenizer(gguf, "it is copied as it is") else {
+                let Some((spec, tokenizer)) = self.known_tokenizer(gguf, "it is copied as it is")
+                else {
                     return Ok(pairs);
                 };
                 let mut corrected = spec.clone();
                 correct_template(&mut corrected)?;
-                if let Some(template) = corrected.chat_template.filter(|new| Some(new) != spec.chat_template.as_ref()) {
+                if let Some(template) = corrected
+                    .chat_template
+                    .filter(|new| Some(new) != spec.chat_template.as_ref())
+                {
                     pairs.push(("tokenizer.chat_template".to_owned(), text(&template)));
                 }
                 if spec.model == "gpt2" && spec.pre.is_none() {
-                    pairs.push(("tokenizer.ggml.pre".to_owned(), text(tokenizer.pretokenizer_name())));
+                    pairs.push((
+                        "tokenizer.ggml.pre".to_owned(),
+                        text(tokenizer.pretokenizer_name()),
+                    ));
                 }
                 Ok(pairs)
             }
@@ -176,19 +240,25 @@ impl Opened {
         match self {
             Self::Directory(_) => {
                 // Those that are there, as they are; the model's own two are written anew.
-                let names =
-                    CHECKPOINT_FILES.iter().filter(|name| !matches!(**name, "config.json" | "model.safetensors"));
+                let names = CHECKPOINT_FILES
+                    .iter()
+                    .filter(|name| !matches!(**name, "config.json" | "model.safetensors"));
                 let there = names.filter(|name| source.join(name).is_file());
                 there
                     .map(|name| {
                         let path = source.join(name);
                         let text = std::fs::read_to_string(&path);
-                        Ok(((*name).to_owned(), text.with_context(|| format!("cannot read {}", path.display()))?))
+                        Ok((
+                            (*name).to_owned(),
+                            text.with_context(|| format!("cannot read {}", path.display()))?,
+                        ))
                     })
                     .collect()
             }
             Self::File(gguf) => {
-                let Some((mut spec, _)) = self.known_tokenizer(gguf, "the directory will take token ids only") else {
+                let Some((mut spec, _)) =
+                    self.known_tokenizer(gguf, "the directory will take token ids only")
+                else {
                     return Ok(Vec::new());
                 };
                 correct_template(&mut spec)?;
@@ -204,13 +274,21 @@ impl Opened {
                     ("tokenizer_config.json", files.tokenizer_config),
                     ("generation_config.json", files.generation_config),
                 ];
-                Ok(named.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?))).collect())
+                Ok(named
+                    .into_iter()
+                    .filter_map(|(name, text)| Some((name.to_owned(), text?)))
+                    .collect())
             }
         }
     }
 
-    /// The tokenizer of a file, if it has one that is understood; otherwise the person is told, with the consequence.
-    fn known_tokenizer<'a>(&self, gguf: &'a Gguf, consequence: &str) -> Option<(TokenizerSpec<'a>, Tokenizer)> {
+    /// The tokenizer of a file, if it has one that is understood; otherwise the person is told,
+    /// with the consequence.
+    fn known_tokenizer<'a>(
+        &self,
+        gguf: &'a Gguf,
+        consequence: &str,
+    ) -> Option<(TokenizerSpec<'a>, Tokenizer)> {
         let spec = match tokenizer_spec(gguf) {
             Ok(spec) => spec,
             Err(bitnet_inference::Error::NoTokenizer) => return None,
@@ -229,12 +307,19 @@ impl Opened {
     }
 }
 
-/// The tokenizer files of a directory, if there are any; otherwise the person is told, with the consequence.
-fn read_tokenizer_files(source: &Path, consequence: &str) -> anyhow::Result<Option<TokenizerFiles>> {
+/// The tokenizer files of a directory, if there are any; otherwise the person is told, with the
+/// consequence.
+fn read_tokenizer_files(
+    source: &Path,
+    consequence: &str,
+) -> anyhow::Result<Option<TokenizerFiles>> {
     if source.join("tokenizer.json").exists() {
         return Ok(Some(TokenizerFiles::read(source)?));
     }
-    eprintln!("warning: {} has no tokenizer.json, so {consequence}", source.display());
+    eprintln!(
+        "warning: {} has no tokenizer.json, so {consequence}",
+        source.display()
+    );
     Ok(None)
 }
 
@@ -255,8 +340,9 @@ fn metadata(spec: &TokenizerSpec<'_>) -> Pairs {
     let mut pairs = Vec::new();
     let mut put = |name: &str, value| pairs.push((format!("tokenizer.ggml.{name}"), value));
     let text = |text: &str| MetadataValue::String(text.to_owned());
-    let texts =
-        |list: &[std::borrow::Cow<'_, str>]| MetadataValue::Strings(list.iter().map(|t| t.to_string()).collect());
+    let texts = |list: &[std::borrow::Cow<'_, str>]| {
+        MetadataValue::Strings(list.iter().map(|t| t.to_string()).collect())
+    };
     put("model", text(&spec.model));
     if let Some(pre) = &spec.pre {
         put("pre", text(pre));
@@ -282,8 +368,11 @@ fn metadata(spec: &TokenizerSpec<'_>) -> Pairs {
             put(name, MetadataValue::U32(id));
         }
     }
-    let flags =
-        [("add_bos_token", spec.add_bos), ("add_eos_token", spec.add_eos), ("add_space_prefix", spec.add_space_prefix)];
+    let flags = [
+        ("add_bos_token", spec.add_bos),
+        ("add_eos_token", spec.add_eos),
+        ("add_space_prefix", spec.add_space_prefix),
+    ];
     for (name, flag) in flags {
         if let Some(flag) = flag {
             put(name, MetadataValue::Bool(flag));

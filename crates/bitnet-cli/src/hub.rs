@@ -23,9 +23,16 @@ const ENDPOINT: &str = "https://huggingface.co";
 
 /// Downloads models and says where they are.
 pub fn pull(arguments: &PullArguments) -> anyhow::Result<()> {
-    let names = arguments.names.iter().map(|name| parse(name)).collect::<anyhow::Result<Vec<_>>>()?;
+    let names = arguments
+        .names
+        .iter()
+        .map(|name| parse(name))
+        .collect::<anyhow::Result<Vec<_>>>()?;
     if is_set("HF_HUB_OFFLINE") {
-        return Err(bitnet_hub::Error::Offline { name: names[0].to_string() }.into());
+        return Err(bitnet_hub::Error::Offline {
+            name: names[0].to_string(),
+        }
+        .into());
     }
     let cache = cache()?;
     let hub = hub()?;
@@ -33,12 +40,19 @@ pub fn pull(arguments: &PullArguments) -> anyhow::Result<()> {
     for name in names {
         let mut bar: Option<(PullPhase, String, ProgressBar)> = None;
         let path = pull_model(&hub, &cache, &name, WAIT, &mut |now| {
-            if bar.as_ref().is_none_or(|(phase, file, _)| (*phase, &**file) != (now.phase, now.file)) {
+            if bar
+                .as_ref()
+                .is_none_or(|(phase, file, _)| (*phase, &**file) != (now.phase, now.file))
+            {
                 let what = match now.phase {
                     PullPhase::Checking => format!("{} (checking what is here)", now.file),
                     PullPhase::Downloading => now.file.to_owned(),
                 };
-                let new = (now.phase, now.file.to_owned(), session::byte_bar(now.bytes_total, what));
+                let new = (
+                    now.phase,
+                    now.file.to_owned(),
+                    session::byte_bar(now.bytes_total, what),
+                );
                 if let Some((.., old)) = bar.replace(new) {
                     old.finish_and_clear();
                 }
@@ -46,7 +60,11 @@ pub fn pull(arguments: &PullArguments) -> anyhow::Result<()> {
             if let Some((.., bar)) = &bar {
                 bar.set_position(now.bytes_done);
             }
-            if interrupted.load(Ordering::SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if interrupted.load(Ordering::SeqCst) {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         });
         if let Some((.., bar)) = bar {
             bar.finish_and_clear();
@@ -65,7 +83,12 @@ pub fn pull(arguments: &PullArguments) -> anyhow::Result<()> {
 pub fn list(arguments: &ListArguments) -> anyhow::Result<()> {
     let cache = cache()?;
     let models = cache.list().context("cannot list the models")?;
-    let short = |name: &str| SHORT_NAMES.iter().find(|(_, long)| *long == name).map(|(short, _)| *short);
+    let short = |name: &str| {
+        SHORT_NAMES
+            .iter()
+            .find(|(_, long)| *long == name)
+            .map(|(short, _)| *short)
+    };
     let mut out = std::io::stdout().lock();
     if arguments.json {
         let models = models.iter().map(|model| {
@@ -78,7 +101,11 @@ pub fn list(arguments: &ListArguments) -> anyhow::Result<()> {
                 "complete": model.is_complete,
             })
         });
-        writeln!(out, "{}", json!({ "cache": cache.root(), "models": models.collect::<Vec<_>>() }))?;
+        writeln!(
+            out,
+            "{}",
+            json!({ "cache": cache.root(), "models": models.collect::<Vec<_>>() })
+        )?;
         return Ok(());
     }
     if models.is_empty() {
@@ -87,7 +114,11 @@ pub fn list(arguments: &ListArguments) -> anyhow::Result<()> {
     for model in &models {
         let mib = model.bytes as f64 / f64::from(1 << 20);
         let commit = model.commit.get(..8).unwrap_or_default();
-        let state = if model.is_complete { "" } else { "  incomplete: pull it again" };
+        let state = if model.is_complete {
+            ""
+        } else {
+            "  incomplete: pull it again"
+        };
         let name = match short(&model.name) {
             Some(short) => format!("{short} ({})", model.name),
             None => model.name.clone(),
@@ -100,22 +131,38 @@ pub fn list(arguments: &ListArguments) -> anyhow::Result<()> {
 /// Removes models from the cache.
 pub fn remove(arguments: &RemoveArguments) -> anyhow::Result<()> {
     let cache = cache()?;
-    let names = arguments.names.iter().map(|name| parse(name)).collect::<anyhow::Result<Vec<_>>>()?;
+    let names = arguments
+        .names
+        .iter()
+        .map(|name| parse(name))
+        .collect::<anyhow::Result<Vec<_>>>()?;
     for name in names {
-        let bytes = cache.remove(&name).with_context(|| format!("cannot remove {name}"))?;
+        let bytes = cache
+            .remove(&name)
+            .with_context(|| format!("cannot remove {name}"))?;
         let mut out = std::io::stdout().lock();
         match arguments.json {
-            true => writeln!(out, "{}", json!({ "name": name.to_string(), "bytes": bytes }))?,
+            true => writeln!(
+                out,
+                "{}",
+                json!({ "name": name.to_string(), "bytes": bytes })
+            )?,
             false => writeln!(out, "removed {name} ({bytes} bytes)")?,
         }
     }
     Ok(())
 }
 
-/// What a person means who types this for a model: a path, or else the name of a model that was pulled.
+/// What a person means who types this for a model: a path, or else the name of a model that was
+/// pulled.
 pub fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
-    let is_file_name = path.extension().is_some_and(|extension| extension == "gguf" || extension == "json");
-    let name = path.to_str().filter(|_| !path.exists()).and_then(|name| name.parse::<ModelName>().ok());
+    let is_file_name = path
+        .extension()
+        .is_some_and(|extension| extension == "gguf" || extension == "json");
+    let name = path
+        .to_str()
+        .filter(|_| !path.exists())
+        .and_then(|name| name.parse::<ModelName>().ok());
     match name {
         // `ORG/NAME:FILE.gguf` ends like a file, too.
         Some(name) if !is_file_name || name.file().is_some() => Ok(cache()?.find(&name)?),
@@ -124,12 +171,15 @@ pub fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
 }
 
 fn parse(name: &str) -> anyhow::Result<ModelName> {
-    name.parse().map_err(|error: bitnet_hub::Error| WrongUsage(error.to_string()).into())
+    name.parse()
+        .map_err(|error: bitnet_hub::Error| WrongUsage(error.to_string()).into())
 }
 
 /// A variable that is there and not empty.
 fn variable(name: &str) -> Option<PathBuf> {
-    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+    std::env::var_os(name)
+        .filter(|value| !value.is_empty())
+        .map(PathBuf::from)
 }
 
 /// A switch, in the words that Hugging Face's tools know.
@@ -147,7 +197,9 @@ fn home() -> anyhow::Result<PathBuf> {
 }
 
 fn cache() -> anyhow::Result<Cache> {
-    let named = ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"].into_iter().find_map(variable);
+    let named = ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"]
+        .into_iter()
+        .find_map(variable);
     Ok(Cache::new(match named {
         Some(folder) => folder,
         None => home()?.join("hub"),
@@ -155,18 +207,32 @@ fn cache() -> anyhow::Result<Cache> {
 }
 
 fn hub() -> anyhow::Result<Hub> {
-    let text = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
+    let text = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .filter(|value| !value.trim().is_empty())
+    };
     let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
     let file = || {
-        let path = variable("HF_TOKEN_PATH").or_else(|| home().ok().map(|home| home.join("token")))?;
+        let path =
+            variable("HF_TOKEN_PATH").or_else(|| home().ok().map(|home| home.join("token")))?;
         std::fs::read_to_string(path).ok()
     };
     let is_implicit = !is_set("HF_HUB_DISABLE_IMPLICIT_TOKEN");
-    let token = text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN")).or_else(|| file().filter(|_| is_implicit));
-    let token = token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
-    let certificates = ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"].into_iter().find_map(variable);
+    let token = text("HF_TOKEN")
+        .or_else(|| text("HUGGING_FACE_HUB_TOKEN"))
+        .or_else(|| file().filter(|_| is_implicit));
+    let token = token
+        .map(|token| token.trim().to_owned())
+        .filter(|token| !token.is_empty());
+    let certificates = ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"]
+        .into_iter()
+        .find_map(variable);
     let certificates = certificates
-        .map(|path| std::fs::read(&path).with_context(|| format!("cannot read the certificates in {}", path.display())))
+        .map(|path| {
+            std::fs::read(&path)
+                .with_context(|| format!("cannot read the certificates in {}", path.display()))
+        })
         .transpose()?;
     Ok(Hub::new(&endpoint, token, certificates.as_deref())?)
 }

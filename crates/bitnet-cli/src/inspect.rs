@@ -22,7 +22,12 @@ const SHOWN_CHARACTERS: usize = 72;
 
 /// Prints architecture, shapes, types, sizes, tokenizer, template, and what is odd.
 pub fn inspect(arguments: &InspectArguments) -> anyhow::Result<()> {
-    let path = model_path(arguments.model.as_deref().or(arguments.model_option.as_deref()))?;
+    let path = model_path(
+        arguments
+            .model
+            .as_deref()
+            .or(arguments.model_option.as_deref()),
+    )?;
     if path.is_dir() {
         return inspect_directory(&path, arguments);
     }
@@ -32,7 +37,18 @@ pub fn inspect(arguments: &InspectArguments) -> anyhow::Result<()> {
     let odd = oddities(&gguf, config.as_ref().ok(), tokenization.as_ref().ok());
     let mut out = std::io::stdout().lock();
     if arguments.json {
-        writeln!(out, "{}", to_json(&path, &gguf, &config, &tokenization, &odd, arguments.tensors))?;
+        writeln!(
+            out,
+            "{}",
+            to_json(
+                &path,
+                &gguf,
+                &config,
+                &tokenization,
+                &odd,
+                arguments.tensors
+            )
+        )?;
         return Ok(());
     }
     let metadata = gguf.metadata();
@@ -58,7 +74,12 @@ pub fn inspect(arguments: &InspectArguments) -> anyhow::Result<()> {
             total.tensors, total.elements, total.bytes
         )?;
     }
-    write_tokenizer(&mut out, tokenization.as_ref().map_err(|error| error as &dyn std::error::Error))?;
+    write_tokenizer(
+        &mut out,
+        tokenization
+            .as_ref()
+            .map_err(|error| error as &dyn std::error::Error),
+    )?;
     writeln!(out, "\nMetadata")?;
     for (key, value) in metadata.iter() {
         writeln!(out, "  {key} = {}", show(&value))?;
@@ -88,9 +109,12 @@ pub fn inspect(arguments: &InspectArguments) -> anyhow::Result<()> {
 
 /// A directory as Hugging Face has them.
 fn inspect_directory(path: &Path, arguments: &InspectArguments) -> anyhow::Result<()> {
-    let checkpoint = Checkpoint::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let checkpoint =
+        Checkpoint::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let tokenization = load_tokenization(path);
-    let tied = !checkpoint.tensors().any(|tensor| tensor.name == "lm_head.weight");
+    let tied = !checkpoint
+        .tensors()
+        .any(|tensor| tensor.name == "lm_head.weight");
     let bytes: usize = checkpoint.tensors().map(|tensor| tensor.num_bytes).sum();
     let mut types: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
     for tensor in checkpoint.tensors() {
@@ -99,8 +123,10 @@ fn inspect_directory(path: &Path, arguments: &InspectArguments) -> anyhow::Resul
     }
     let mut out = std::io::stdout().lock();
     if arguments.json {
-        let types: BTreeMap<&str, serde_json::Value> =
-            types.into_iter().map(|(name, (n, bytes))| (name, json!({ "tensors": n, "bytes": bytes }))).collect();
+        let types: BTreeMap<&str, serde_json::Value> = types
+            .into_iter()
+            .map(|(name, (n, bytes))| (name, json!({ "tensors": n, "bytes": bytes })))
+            .collect();
         let mut object = json!({
             "path": path.display().to_string(),
             "bytes": bytes,
@@ -118,17 +144,33 @@ fn inspect_directory(path: &Path, arguments: &InspectArguments) -> anyhow::Resul
         return Ok(());
     }
     writeln!(out, "{}", path.display())?;
-    writeln!(out, "  Hugging Face directory, {bytes} bytes in {} tensors", checkpoint.tensors().len())?;
+    writeln!(
+        out,
+        "  Hugging Face directory, {bytes} bytes in {} tensors",
+        checkpoint.tensors().len()
+    )?;
     write_config(&mut out, checkpoint.config(), tied)?;
     writeln!(out, "\nTensors by type")?;
     for (name, (tensors, bytes)) in types {
         writeln!(out, "  {name:8} {tensors:5} tensors {bytes:13} bytes")?;
     }
-    write_tokenizer(&mut out, tokenization.as_ref().map_err(|error| error as &dyn std::error::Error))?;
+    write_tokenizer(
+        &mut out,
+        tokenization
+            .as_ref()
+            .map_err(|error| error as &dyn std::error::Error),
+    )?;
     if arguments.tensors {
         writeln!(out, "\nTensors")?;
         for t in checkpoint.tensors() {
-            writeln!(out, "  {:56} {:6} {:?} {} bytes", t.name, t.dtype.name(), t.shape, t.num_bytes)?;
+            writeln!(
+                out,
+                "  {:56} {:6} {:?} {} bytes",
+                t.name,
+                t.dtype.name(),
+                t.shape,
+                t.num_bytes
+            )?;
         }
     }
     Ok(())
@@ -137,7 +179,11 @@ fn inspect_directory(path: &Path, arguments: &InspectArguments) -> anyhow::Resul
 fn write_config(out: &mut impl Write, config: &Config, tied: bool) -> std::io::Result<()> {
     let a = config.attention;
     writeln!(out, "\nModel")?;
-    writeln!(out, "  name          {}", config.name.as_deref().unwrap_or("(none)"))?;
+    writeln!(
+        out,
+        "  name          {}",
+        config.name.as_deref().unwrap_or("(none)")
+    )?;
     writeln!(
         out,
         "  architecture  {} ({:?} gate, {:?} rotation)",
@@ -148,8 +194,17 @@ fn write_config(out: &mut impl Write, config: &Config, tied: bool) -> std::io::R
     writeln!(out, "  layers        {}", config.num_layers)?;
     writeln!(out, "  hidden        {}", config.hidden_size)?;
     writeln!(out, "  feed-forward  {}", config.ffn_size)?;
-    writeln!(out, "  heads         {} of {} (key/value heads {})", a.heads, a.head_dim, a.kv_heads)?;
-    writeln!(out, "  vocabulary    {} ({} head)", config.vocab_size, if tied { "tied" } else { "untied" })?;
+    writeln!(
+        out,
+        "  heads         {} of {} (key/value heads {})",
+        a.heads, a.head_dim, a.kv_heads
+    )?;
+    writeln!(
+        out,
+        "  vocabulary    {} ({} head)",
+        config.vocab_size,
+        if tied { "tied" } else { "untied" }
+    )?;
     writeln!(out, "  context       {}", config.context_length)?;
     writeln!(out, "  rope theta    {}", config.rope_theta)?;
     writeln!(out, "  norm epsilon  {:e}", config.rms_norm_eps)?;
@@ -161,7 +216,10 @@ fn write_tokenizer(
     tokenization: Result<&Tokenization, &dyn std::error::Error>,
 ) -> std::io::Result<()> {
     match tokenization {
-        Ok(Tokenization { tokenizer, chat_template }) => {
+        Ok(Tokenization {
+            tokenizer,
+            chat_template,
+        }) => {
             writeln!(out, "\nTokenizer")?;
             writeln!(
                 out,
@@ -170,13 +228,31 @@ fn write_tokenizer(
                 tokenizer.pretokenizer_name()
             )?;
             writeln!(out, "  tokens        {}", tokenizer.vocab_size())?;
-            let name = |id| format!("{id} {:?}", String::from_utf8_lossy(tokenizer.token_bytes(id)));
+            let name = |id| {
+                format!(
+                    "{id} {:?}",
+                    String::from_utf8_lossy(tokenizer.token_bytes(id))
+                )
+            };
             let bos = tokenizer.bos().map_or("(none)".to_owned(), name);
-            writeln!(out, "  begins with   {bos}{}", if tokenizer.adds_bos() { "" } else { ", which is not added" })?;
+            writeln!(
+                out,
+                "  begins with   {bos}{}",
+                if tokenizer.adds_bos() {
+                    ""
+                } else {
+                    ", which is not added"
+                }
+            )?;
             let stops: Vec<String> = tokenizer.stop_ids().iter().map(|id| name(*id)).collect();
             writeln!(out, "  stops at      {}", stops.join(", "))?;
             match chat_template {
-                Ok(Some(template)) => writeln!(out, "  chat template {} ({})", template.name(), template.reason())?,
+                Ok(Some(template)) => writeln!(
+                    out,
+                    "  chat template {} ({})",
+                    template.name(),
+                    template.reason()
+                )?,
                 Ok(None) => writeln!(out, "  chat template (none)")?,
                 Err(error) => writeln!(out, "  chat template cannot be used: {error}")?,
             }
@@ -209,24 +285,45 @@ fn totals(gguf: &Gguf) -> BTreeMap<&'static str, Total> {
 }
 
 /// What a person who made or got this file may want to know.
-fn oddities(gguf: &Gguf, config: Option<&Config>, tokenization: Option<&Tokenization>) -> Vec<String> {
+fn oddities(
+    gguf: &Gguf,
+    config: Option<&Config>,
+    tokenization: Option<&Tokenization>,
+) -> Vec<String> {
     let mut odd = Vec::new();
     let metadata = gguf.metadata();
     let is = |key: &str| metadata.get(key).is_some();
-    if metadata.get("tokenizer.ggml.model").and_then(|v| v.as_str()) == Some("gpt2") && !is("tokenizer.ggml.pre") {
+    if metadata
+        .get("tokenizer.ggml.model")
+        .and_then(|v| v.as_str())
+        == Some("gpt2")
+        && !is("tokenizer.ggml.pre")
+    {
         let used = tokenization.map_or("unknown", |t| t.tokenizer.pretokenizer_name());
         odd.push(format!("tokenizer.ggml.pre is missing: {used} is used"));
     }
-    if let Some(Tokenization { chat_template: Ok(Some(template)), .. }) = tokenization
+    if let Some(Tokenization {
+        chat_template: Ok(Some(template)),
+        ..
+    }) = tokenization
         && is("tokenizer.chat_template")
         && template.name() != "jinja"
     {
-        odd.push(format!("the file's own chat template is not used: {} is, {}", template.name(), template.reason()));
+        odd.push(format!(
+            "the file's own chat template is not used: {} is, {}",
+            template.name(),
+            template.reason()
+        ));
     }
     if let Some(head) = gguf.tensor("output.weight") {
-        let same = gguf.tensor("token_embd.weight").is_some_and(|e| e.dtype == head.dtype && e.data == head.data);
+        let same = gguf
+            .tensor("token_embd.weight")
+            .is_some_and(|e| e.dtype == head.dtype && e.data == head.data);
         if same {
-            odd.push(format!("output.weight repeats token_embd.weight: {} bytes could be saved", head.data.len()));
+            odd.push(format!(
+                "output.weight repeats token_embd.weight: {} bytes could be saved",
+                head.data.len()
+            ));
         }
     }
     for name in ["token_embd.weight", "output.weight"] {
@@ -245,10 +342,13 @@ fn oddities(gguf: &Gguf, config: Option<&Config>, tokenization: Option<&Tokeniza
             tensor.dtype.name()
         ));
     }
-    if let Some(form) =
-        config.and_then(|config| likely_i2s_form(gguf, config)).filter(|form| *form != I2sForm::default())
+    if let Some(form) = config
+        .and_then(|config| likely_i2s_form(gguf, config))
+        .filter(|form| *form != I2sForm::default())
     {
-        odd.push(format!("the I2_S codes look as if they were arranged as {form}: try --i2-s-form {form}"));
+        odd.push(format!(
+            "the I2_S codes look as if they were arranged as {form}: try --i2-s-form {form}"
+        ));
     }
     odd
 }
@@ -272,7 +372,10 @@ fn unstated_tiles(gguf: &Gguf) -> BTreeSet<String> {
 
 /// Whether a layer's matrix is stored as floats.
 fn is_float_projection(tensor: &TensorView<'_>) -> bool {
-    let is_float = matches!(tensor.dtype, TensorType::F32 | TensorType::F16 | TensorType::BF16);
+    let is_float = matches!(
+        tensor.dtype,
+        TensorType::F32 | TensorType::F16 | TensorType::BF16
+    );
     is_float && tensor.name.starts_with("blk.") && tensor.rows() > 1
 }
 
@@ -285,9 +388,22 @@ fn show(value: &Value<'_>) -> String {
             format!("{short:?}{more}")
         }
         Value::Array(array) => {
-            let shown: Vec<String> = array.iter().take(SHOWN_ELEMENTS).map(|value| show(&value)).collect();
-            let more = if array.len() > SHOWN_ELEMENTS { ", …" } else { "" };
-            format!("[{}{more}] ({} {})", shown.join(", "), array.len(), kind_name(array))
+            let shown: Vec<String> = array
+                .iter()
+                .take(SHOWN_ELEMENTS)
+                .map(|value| show(&value))
+                .collect();
+            let more = if array.len() > SHOWN_ELEMENTS {
+                ", …"
+            } else {
+                ""
+            };
+            format!(
+                "[{}{more}] ({} {})",
+                shown.join(", "),
+                array.len(),
+                kind_name(array)
+            )
         }
         scalar => scalar_text(scalar),
     }
@@ -325,9 +441,18 @@ fn to_json(
     };
     let types: BTreeMap<&str, serde_json::Value> = totals(gguf)
         .into_iter()
-        .map(|(name, t)| (name, json!({ "tensors": t.tensors, "elements": t.elements, "bytes": t.bytes })))
+        .map(|(name, t)| {
+            (
+                name,
+                json!({ "tensors": t.tensors, "elements": t.elements, "bytes": t.bytes }),
+            )
+        })
         .collect();
-    let metadata: BTreeMap<&str, String> = gguf.metadata().iter().map(|(key, value)| (key, show(&value))).collect();
+    let metadata: BTreeMap<&str, String> = gguf
+        .metadata()
+        .iter()
+        .map(|(key, value)| (key, show(&value)))
+        .collect();
     let mut object = json!({
         "path": path.display().to_string(),
         "gguf_version": gguf.version(),
@@ -349,7 +474,10 @@ fn to_json(
 
 fn tokenizer_json(tokenization: &bitnet_inference::Result<Tokenization>) -> serde_json::Value {
     match tokenization {
-        Ok(Tokenization { tokenizer, chat_template }) => json!({
+        Ok(Tokenization {
+            tokenizer,
+            chat_template,
+        }) => json!({
             "model": tokenizer.model_name(),
             "pre": tokenizer.pretokenizer_name(),
             "tokens": tokenizer.vocab_size(),

@@ -42,7 +42,11 @@ fn main() -> ExitCode {
             let message = format!("{error:#}").replace(['\n', '\r'], " ");
             eprintln!(
                 "{}: {message}",
-                if std::io::stderr().is_terminal() { "\x1b[1;31merror\x1b[0m" } else { "error" }
+                if std::io::stderr().is_terminal() {
+                    "\x1b[1;31merror\x1b[0m"
+                } else {
+                    "error"
+                }
             );
             ExitCode::from(exit_code(&error))
         }
@@ -107,7 +111,9 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref() {
         Some(bitnet_models::Error::Interrupted) => interrupt::EXIT_CODE,
         #[cfg(feature = "hub")]
-        _ if matches!(error.downcast_ref(), Some(bitnet_hub::Error::Interrupted)) => interrupt::EXIT_CODE,
+        _ if matches!(error.downcast_ref(), Some(bitnet_hub::Error::Interrupted)) => {
+            interrupt::EXIT_CODE
+        }
         _ if error.is::<args::WrongUsage>() || report::is_wrong_parameter(error) => 2,
         _ if error.is::<bitnet_inference::receipt::Refusal>() => 3,
         _ => 1,
@@ -116,6 +122,8 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 
 /// Whether whoever read our output went away, as `head` does: no failure of ours.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let io = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>());
+    let io = error
+        .chain()
+        .find_map(|cause| cause.downcast_ref::<std::io::Error>());
     io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }

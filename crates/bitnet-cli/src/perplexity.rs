@@ -18,20 +18,29 @@ const SEPARATOR: &str = "<|endoftext|>";
 /// Reads a text, computes the likelihood of its tokens, prints perplexity and bits a byte.
 pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<()> {
     let path = &arguments.file;
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let context = arguments.context;
     let stride = arguments.stride.unwrap_or(0);
     if stride >= context + stride / 2 {
-        return Err(WrongUsage(format!("--stride {stride} is too long for --ctx {context}")).into());
+        return Err(
+            WrongUsage(format!("--stride {stride} is too long for --ctx {context}")).into(),
+        );
     }
     let mut session = session::open(&arguments.model, Some(context + stride / 2))?;
     let (total, documents, bytes) = match arguments.stride {
         _ if arguments.documents => documents_likelihood(&mut session, &text, context)?,
-        Some(stride) => windows_likelihood(&mut session, &text, false, |len| strides(len, context, stride))?,
+        Some(stride) => windows_likelihood(&mut session, &text, false, |len| {
+            strides(len, context, stride)
+        })?,
         None => windows_likelihood(&mut session, &text, true, |len| chunks(len, context))?,
     };
     if total.tokens == 0 {
-        return Err(WrongUsage(format!("{} is too short: there is no token to predict", path.display())).into());
+        return Err(WrongUsage(format!(
+            "{} is too short: there is no token to predict",
+            path.display()
+        ))
+        .into());
     }
     let bits_per_byte = total.nats / std::f64::consts::LN_2 / bytes as f64;
     let mut out = std::io::stdout().lock();
@@ -59,7 +68,8 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Each document alone, BOS first, every later token counted; long ones in windows that move by half the context.
+/// Each document alone, BOS first, every later token counted; long ones in windows that move by
+/// half the context.
 fn documents_likelihood(
     session: &mut session::Session,
     text: &str,
@@ -78,8 +88,9 @@ fn documents_likelihood(
     Ok((total, documents.len(), bytes))
 }
 
-/// llama.cpp's definitions: windows over the text, each with some tokens at its front that are not counted. The text begins
-/// with BOS where the model's texts do. In the chunked form the first token of each chunk gives way to BOS, too.
+/// llama.cpp's definitions: windows over the text, each with some tokens at its front that are not
+/// counted. The text begins with BOS where the model's texts do. In the chunked form the first
+/// token of each chunk gives way to BOS, too.
 fn windows_likelihood<W: ExactSizeIterator<Item = (Range<usize>, usize)>>(
     session: &mut session::Session,
     text: &str,
@@ -88,7 +99,13 @@ fn windows_likelihood<W: ExactSizeIterator<Item = (Range<usize>, usize)>>(
 ) -> anyhow::Result<(Likelihood, usize, usize)> {
     let tokenizer = std::sync::Arc::clone(&session.tokenization()?.tokenizer);
     let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
-    let mut tokens = tokenizer.encode(text, EncodeOptions { add_special: false, parse_special: false })?;
+    let mut tokens = tokenizer.encode(
+        text,
+        EncodeOptions {
+            add_special: false,
+            parse_special: false,
+        },
+    )?;
     tokens.splice(0..0, bos);
     let windows = windows(tokens.len());
     let bar = session::bar(windows.len(), "chunks");
@@ -99,25 +116,39 @@ fn windows_likelihood<W: ExactSizeIterator<Item = (Range<usize>, usize)>>(
             window[0] = bos;
         }
         total.add(session.engine.likelihood_of_window(&window, skip)?);
-        bytes += window[skip..].iter().map(|id| tokenizer.token_bytes(*id).len()).sum::<usize>();
+        bytes += window[skip..]
+            .iter()
+            .map(|id| tokenizer.token_bytes(*id).len())
+            .sum::<usize>();
         bar.inc(1);
     }
     bar.finish_and_clear();
     if total.tokens == 0 {
-        let message = format!("the text has {} tokens, too few for --ctx and --stride", tokens.len());
+        let message = format!(
+            "the text has {} tokens, too few for --ctx and --stride",
+            tokens.len()
+        );
         return Err(WrongUsage(message).into());
     }
     Ok((total, 1, bytes))
 }
 
 fn documents(text: &str) -> impl Iterator<Item = &str> {
-    text.split(SEPARATOR).map(str::trim).filter(|document| !document.is_empty())
+    text.split(SEPARATOR)
+        .map(str::trim)
+        .filter(|document| !document.is_empty())
 }
 
 /// The tokens of a text, BOS first where the model has one, whatever the file says of adding it.
 fn encode(session: &session::Session, text: &str) -> anyhow::Result<Vec<TokenId>> {
     let tokenizer = &session.tokenization()?.tokenizer;
-    let mut tokens = tokenizer.encode(text, EncodeOptions { add_special: false, parse_special: false })?;
+    let mut tokens = tokenizer.encode(
+        text,
+        EncodeOptions {
+            add_special: false,
+            parse_special: false,
+        },
+    )?;
     tokens.splice(0..0, tokenizer.bos());
     Ok(tokens)
 }

@@ -11,15 +11,21 @@ use crate::session::ModelSource;
 
 /// Refuses a place where no receipt can be written, before any time goes into a run.
 pub fn check_place(path: Option<&Path>) -> anyhow::Result<()> {
-    let folder = path.and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty());
+    let folder = path
+        .and_then(Path::parent)
+        .filter(|folder| !folder.as_os_str().is_empty());
     match folder.filter(|folder| !folder.is_dir()) {
         None => Ok(()),
-        Some(folder) => Err(WrongUsage(format!("--receipt: there is no folder {}", folder.display())).into()),
+        Some(folder) => Err(WrongUsage(format!(
+            "--receipt: there is no folder {}",
+            folder.display()
+        ))
+        .into()),
     }
 }
 
-/// What a receipt says of model and environment; hashes the model's files. `seed_given`: whether the seed was not drawn at
-/// random.
+/// What a receipt says of model and environment; hashes the model's files. `seed_given`: whether
+/// the seed was not drawn at random.
 pub fn provenance(
     source: &ModelSource,
     cpu: &Cpu,
@@ -27,7 +33,9 @@ pub fn provenance(
     seed_given: bool,
 ) -> anyhow::Result<Provenance> {
     let model_sha256 = match source {
-        ModelSource::Path(path) => model_sha256(path).with_context(|| format!("cannot read {}", path.display()))?,
+        ModelSource::Path(path) => {
+            model_sha256(path).with_context(|| format!("cannot read {}", path.display()))?
+        }
         ModelSource::BuiltIn(bytes) => sha256_hex(bytes),
     };
     let variable = |name: &str| std::env::var(name).ok();
@@ -44,5 +52,7 @@ pub fn provenance(
 
 /// Writes a receipt.
 pub fn write(receipt: &Receipt, path: &Path) -> anyhow::Result<()> {
-    receipt.write(path).with_context(|| format!("cannot write {}", path.display()))
+    receipt
+        .write(path)
+        .with_context(|| format!("cannot write {}", path.display()))
 }

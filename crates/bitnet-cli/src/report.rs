@@ -17,9 +17,13 @@ pub fn per_second(count: usize, duration: std::time::Duration) -> Option<f64> {
     (count > 0 && !duration.is_zero()).then(|| count as f64 / duration.as_secs_f64())
 }
 
-/// The speed of prefill and of decode, in tokens a second. The first token comes out of the prefill.
+/// The speed of prefill and of decode, in tokens a second. The first token comes out of the
+/// prefill.
 pub fn speeds(timings: &Timings) -> (Option<f64>, Option<f64>) {
-    let prefill = per_second(timings.prompt_tokens - timings.cached_tokens, timings.prefill);
+    let prefill = per_second(
+        timings.prompt_tokens - timings.cached_tokens,
+        timings.prefill,
+    );
     let decode = per_second(timings.generated_tokens.saturating_sub(1), timings.decode);
     (prefill, decode)
 }
@@ -41,7 +45,9 @@ pub fn timings_json(timings: &Timings, load: std::time::Duration) -> Value {
 
 /// Timings in a line for people.
 pub fn timings_line(timings: &Timings) -> String {
-    let speed = |speed: Option<f64>| speed.map_or(String::new(), |speed| format!(" at {speed:.1} tokens/s"));
+    let speed = |speed: Option<f64>| {
+        speed.map_or(String::new(), |speed| format!(" at {speed:.1} tokens/s"))
+    };
     let (prefill, decode) = speeds(timings);
     let cached = match timings.cached_tokens {
         0 => String::new(),
@@ -100,7 +106,13 @@ pub fn head_json(engine: &Engine) -> Value {
 /// What the feed-forward networks left out, and what was zero in them, for `--json`.
 pub fn ffn_sparsity_json(engine: &Engine) -> Value {
     let model = engine.model();
-    let seen = |layer: usize| engine.ffn_activity().get(layer).copied().unwrap_or_default();
+    let seen = |layer: usize| {
+        engine
+            .ffn_activity()
+            .get(layer)
+            .copied()
+            .unwrap_or_default()
+    };
     let layers = model.ffn_layers().enumerate().map(|(index, layer)| {
         json!({
             "closed_gates": closed_gates(model, seen(index)),
@@ -124,19 +136,29 @@ pub fn ffn_sparsity_json(engine: &Engine) -> Value {
 
 /// The share of gates that were not positive, where that makes zeros.
 fn closed_gates(model: &LanguageModel, seen: FfnActivity) -> Option<f64> {
-    (model.config().architecture.gate() == Gate::Relu2).then(|| seen.closed_gates()).flatten()
+    (model.config().architecture.gate() == Gate::Relu2)
+        .then(|| seen.closed_gates())
+        .flatten()
 }
 
-/// What was zero in the feed-forward networks in a line for people; `None` if nothing went through them.
+/// What was zero in the feed-forward networks in a line for people; `None` if nothing went through
+/// them.
 pub fn ffn_sparsity_line(engine: &Engine) -> Option<String> {
     let model = engine.model();
     let all: FfnActivity = engine.ffn_activity().iter().copied().sum();
-    let gates = closed_gates(model, all).map(|share| format!("{:.1} % of the gates, ", 100.0 * share));
+    let gates =
+        closed_gates(model, all).map(|share| format!("{:.1} % of the gates, ", 100.0 * share));
     let zeros = format!("{:.1} % of the int8 values", 100.0 * all.zeros()?);
-    let num_layers = model.ffn_layers().filter(|layer| layer.up_copy_bytes.or(layer.down_copy_bytes).is_some()).count();
+    let num_layers = model
+        .ffn_layers()
+        .filter(|layer| layer.up_copy_bytes.or(layer.down_copy_bytes).is_some())
+        .count();
     let copies = match num_layers {
         0 => String::new(),
-        n => format!("; copies in {n} layers, {:.0} MB", model.ffn_copy_bytes() as f64 / 1e6),
+        n => format!(
+            "; copies in {n} layers, {:.0} MB",
+            model.ffn_copy_bytes() as f64 / 1e6
+        ),
     };
     Some(format!("{}{zeros}{copies}", gates.unwrap_or_default()))
 }
@@ -153,6 +175,11 @@ pub fn is_wrong_parameter(error: &anyhow::Error) -> bool {
     use bitnet_inference::Error;
     matches!(
         error.downcast_ref::<Error>(),
-        Some(Error::Sampling { .. } | Error::StopString { .. } | Error::BiasRange { .. } | Error::TokenRange { .. })
+        Some(
+            Error::Sampling { .. }
+                | Error::StopString { .. }
+                | Error::BiasRange { .. }
+                | Error::TokenRange { .. }
+        )
     )
 }

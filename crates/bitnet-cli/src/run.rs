@@ -27,11 +27,15 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
     let show = |out: &mut StdoutLock<'_>, text: &str| {
         let shown = out.write_all(text.as_bytes()).and_then(|()| out.flush());
         // Whoever read along may have gone away, but the receipt is wanted.
-        let goes_on = |error: &Error| arguments.receipt.is_some() && error.kind() == ErrorKind::BrokenPipe;
+        let goes_on =
+            |error: &Error| arguments.receipt.is_some() && error.kind() == ErrorKind::BrokenPipe;
         shown.or_else(|error| if goes_on(&error) { Ok(()) } else { Err(error) })
     };
     if !arguments.json && !arguments.no_display_prompt && !arguments.chat {
-        let text = session.tokenization()?.tokenizer.decode(&prompt, DecodeOptions::default());
+        let text = session
+            .tokenization()?
+            .tokenizer
+            .decode(&prompt, DecodeOptions::default());
         show(&mut out, &text)?;
     }
     session.engine.cpu().counters().reset();
@@ -41,7 +45,9 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
         }
         Ok(())
     })?;
-    let Some(reason) = answer.reason else { unreachable!("nothing interrupts this command") };
+    let Some(reason) = answer.reason else {
+        unreachable!("nothing interrupts this command")
+    };
     if arguments.json {
         let object = json!({
             "prompt_tokens": prompt,
@@ -58,14 +64,26 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
     } else {
         show(&mut out, "\n")?;
         if std::io::stderr().is_terminal() {
-            eprintln!("\x1b[2m{}; seed {seed}\x1b[0m", report::timings_line(&answer.timings));
+            eprintln!(
+                "\x1b[2m{}; seed {seed}\x1b[0m",
+                report::timings_line(&answer.timings)
+            );
         }
     }
     if let Some(path) = &arguments.receipt {
-        let finish = Finish { reason, timings: answer.timings };
+        let finish = Finish {
+            reason,
+            timings: answer.timings,
+        };
         let (cpu, seed_given) = (session.engine.cpu(), arguments.sampling.is_deterministic());
         let provenance = receipt::provenance(&session.source, cpu, &arguments.model, seed_given)?;
-        let made = Receipt::new(&session.engine, &request, &answer.tokens, &finish, &provenance)?;
+        let made = Receipt::new(
+            &session.engine,
+            &request,
+            &answer.tokens,
+            &finish,
+            &provenance,
+        )?;
         receipt::write(&made, path)?;
     }
     Ok(())
@@ -81,34 +99,48 @@ fn read_prompt(arguments: &RunArguments) -> anyhow::Result<Prompt> {
     if let Some(tokens) = &arguments.prompt_tokens {
         return Ok(Prompt::Tokens(tokens.clone()));
     }
-    if let Some(text) = arguments.prompt.as_ref().or(arguments.prompt_option.as_ref()) {
+    if let Some(text) = arguments
+        .prompt
+        .as_ref()
+        .or(arguments.prompt_option.as_ref())
+    {
         return Ok(Prompt::Text(text.clone()));
     }
     let text = match arguments.file.as_deref() {
-        Some(path) if path.as_os_str() != "-" => {
-            std::fs::read_to_string(path).with_context(|| format!("cannot read the prompt from {}", path.display()))?
-        }
+        Some(path) if path.as_os_str() != "-" => std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read the prompt from {}", path.display()))?,
         None if std::io::stdin().is_terminal() => {
-            return Err(
-                WrongUsage("no prompt: give one as argument, with -f FILE, or on standard input".to_owned()).into()
-            );
+            return Err(WrongUsage(
+                "no prompt: give one as argument, with -f FILE, or on standard input".to_owned(),
+            )
+            .into());
         }
         _ => read_stdin("the prompt")?,
     };
     // An editor's last line end is not part of the text.
     Ok(Prompt::Text(
-        text.strip_suffix('\n').map_or(text.as_str(), |text| text.strip_suffix('\r').unwrap_or(text)).to_owned(),
+        text.strip_suffix('\n')
+            .map_or(text.as_str(), |text| {
+                text.strip_suffix('\r').unwrap_or(text)
+            })
+            .to_owned(),
     ))
 }
 
 /// All of standard input, which must be text.
 pub fn read_stdin(what: &str) -> anyhow::Result<String> {
     let mut text = String::new();
-    std::io::stdin().read_to_string(&mut text).with_context(|| format!("cannot read {what} from standard input"))?;
+    std::io::stdin()
+        .read_to_string(&mut text)
+        .with_context(|| format!("cannot read {what} from standard input"))?;
     Ok(text)
 }
 
-fn encode(prompt: &Prompt, session: &Session, arguments: &RunArguments) -> anyhow::Result<Vec<TokenId>> {
+fn encode(
+    prompt: &Prompt,
+    session: &Session,
+    arguments: &RunArguments,
+) -> anyhow::Result<Vec<TokenId>> {
     let text = match prompt {
         Prompt::Tokens(tokens) => return Ok(tokens.clone()),
         Prompt::Text(text) => text,
@@ -117,12 +149,21 @@ fn encode(prompt: &Prompt, session: &Session, arguments: &RunArguments) -> anyho
     let tokenizer = &tokenization.tokenizer;
     if arguments.chat {
         let template = crate::chat::template(tokenization, None)?;
-        let chat = template.render(&[ChatMessage::new("user", text.as_str())], RenderOptions::default())?;
+        let chat = template.render(
+            &[ChatMessage::new("user", text.as_str())],
+            RenderOptions::default(),
+        )?;
         return Ok(tokenizer.encode_chat(&chat)?);
     }
-    let options = EncodeOptions { add_special: false, parse_special: arguments.parse_special };
+    let options = EncodeOptions {
+        add_special: false,
+        parse_special: arguments.parse_special,
+    };
     let mut tokens = tokenizer.encode(text, options)?;
-    if let Some(bos) = tokenizer.bos().filter(|_| tokenizer.adds_bos() && !arguments.no_bos) {
+    if let Some(bos) = tokenizer
+        .bos()
+        .filter(|_| tokenizer.adds_bos() && !arguments.no_bos)
+    {
         // The text may spell it out itself.
         if tokens.first() != Some(&bos) {
             tokens.insert(0, bos);

@@ -8,7 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use bitnet_inference::{EngineOptions, Tokenization};
 use bitnet_models::{Config, KvCache};
-use bitnet_server::{ApiKeys, Conversation, CorsOrigins, Ended, Limits, ServeOptions, ServedModel, ServerEvent};
+use bitnet_server::{
+    ApiKeys, Conversation, CorsOrigins, Ended, Limits, ServeOptions, ServedModel, ServerEvent,
+};
 
 use crate::args::{CacheSalt, LogFormat, ServeArguments, WrongUsage};
 use crate::session::{self, ModelSource, Session};
@@ -24,7 +26,9 @@ pub fn serve(arguments: ServeArguments) -> anyhow::Result<()> {
     match bitnet_server::serve(options, move || Ok(load(&arguments)?), tell)? {
         Ended::Drained => tracing::info!("stopped"),
         Ended::Cut { unfinished: 0 } => tracing::info!("stopped at once"),
-        Ended::Cut { unfinished } => anyhow::bail!("stopped before {unfinished} requests were answered"),
+        Ended::Cut { unfinished } => {
+            anyhow::bail!("stopped before {unfinished} requests were answered")
+        }
     }
     Ok(())
 }
@@ -67,7 +71,10 @@ fn notify(path: &std::ffi::OsStr, state: &str) -> std::io::Result<()> {
 fn options(arguments: &ServeArguments) -> anyhow::Result<ServeOptions> {
     ensure!(
         arguments.cache_salt == CacheSalt::None || arguments.api_key_file.is_some(),
-        WrongUsage("--cache-salt key needs --api-key-file: without keys all requests are of one owner".to_owned())
+        WrongUsage(
+            "--cache-salt key needs --api-key-file: without keys all requests are of one owner"
+                .to_owned()
+        )
     );
     check_sampling(arguments, usize::MAX)?;
     let host = format!("{}:{}", arguments.host, arguments.port);
@@ -76,16 +83,24 @@ fn options(arguments: &ServeArguments) -> anyhow::Result<ServeOptions> {
         .with_context(|| format!("cannot find the address of {host}"))?;
     let api_keys = match &arguments.api_key_file {
         None => None,
-        Some(path) => Some(ApiKeys::read(path).with_context(|| format!("API keys in {}", path.display()))?),
+        Some(path) => {
+            Some(ApiKeys::read(path).with_context(|| format!("API keys in {}", path.display()))?)
+        }
     };
     Ok(ServeOptions {
-        address: addresses.next().with_context(|| format!("{host} has no address"))?,
+        address: addresses
+            .next()
+            .with_context(|| format!("{host} has no address"))?,
         model_names: arguments.model_name.clone(),
         api_keys,
-        cors_origins: CorsOrigins::new(&arguments.cors_origin).map_err(|error| WrongUsage(error.to_string()))?,
+        cors_origins: CorsOrigins::new(&arguments.cors_origin)
+            .map_err(|error| WrongUsage(error.to_string()))?,
         is_lenient: arguments.lenient,
         sampling: arguments.sampling.params(),
-        seed: arguments.sampling.is_deterministic().then(|| arguments.sampling.params().seed),
+        seed: arguments
+            .sampling
+            .is_deterministic()
+            .then(|| arguments.sampling.params().seed),
         separate_caches: arguments.cache_salt == CacheSalt::Key,
         #[cfg(feature = "otlp")]
         otlp: otlp_signals()?,
@@ -106,24 +121,37 @@ fn options(arguments: &ServeArguments) -> anyhow::Result<ServeOptions> {
     })
 }
 
-/// What is sent to OpenTelemetry, as its specification has the variables: off until an endpoint is named.
+/// What is sent to OpenTelemetry, as its specification has the variables: off until an endpoint is
+/// named.
 #[cfg(feature = "otlp")]
 fn otlp_signals() -> anyhow::Result<bitnet_server::OtlpSignals> {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let is_disabled = variable("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
+    let is_disabled =
+        variable("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
     let is_on = |signal: &str| {
         let endpoint = variable(&format!("OTEL_EXPORTER_OTLP_{signal}_ENDPOINT"));
         let exporter = variable(&format!("OTEL_{signal}_EXPORTER"));
-        let has_endpoint = endpoint.or_else(|| variable("OTEL_EXPORTER_OTLP_ENDPOINT")).is_some();
+        let has_endpoint = endpoint
+            .or_else(|| variable("OTEL_EXPORTER_OTLP_ENDPOINT"))
+            .is_some();
         let is_asked_for = exporter.as_deref() == Some("otlp");
         !is_disabled && exporter.as_deref() != Some("none") && (has_endpoint || is_asked_for)
     };
-    let signals = bitnet_server::OtlpSignals { metrics: is_on("METRICS"), traces: is_on("TRACES") };
+    let signals = bitnet_server::OtlpSignals {
+        metrics: is_on("METRICS"),
+        traces: is_on("TRACES"),
+    };
     for (signal, is_sent) in [("METRICS", signals.metrics), ("TRACES", signals.traces)] {
-        let names = [format!("OTEL_EXPORTER_OTLP_{signal}_PROTOCOL"), "OTEL_EXPORTER_OTLP_PROTOCOL".to_owned()];
+        let names = [
+            format!("OTEL_EXPORTER_OTLP_{signal}_PROTOCOL"),
+            "OTEL_EXPORTER_OTLP_PROTOCOL".to_owned(),
+        ];
         let found = names.iter().find_map(|name| Some((name, variable(name)?)));
-        if let Some((name, protocol)) = found.filter(|(_, protocol)| is_sent && protocol != "grpc") {
-            return Err(WrongUsage(format!("{name} is {protocol}, but only grpc is supported")).into());
+        if let Some((name, protocol)) = found.filter(|(_, protocol)| is_sent && protocol != "grpc")
+        {
+            return Err(
+                WrongUsage(format!("{name} is {protocol}, but only grpc is supported")).into(),
+            );
         }
     }
     Ok(signals)
@@ -131,22 +159,42 @@ fn otlp_signals() -> anyhow::Result<bitnet_server::OtlpSignals> {
 
 /// Loads the model; on the thread that will own the engine.
 fn load(arguments: &ServeArguments) -> anyhow::Result<ServedModel> {
-    let session = session::open_with(&arguments.model, None, |config, options| sized(config, options, arguments))?;
+    let session = session::open_with(&arguments.model, None, |config, options| {
+        sized(config, options, arguments)
+    })?;
     let template = arguments.chat_template.as_deref();
     let conversation = conversation(&session.source, session.tokenization().ok(), template)?;
     let name = name(&session);
     let remake = Box::new(session.remake());
-    let tokenizer = session.tokenization().ok().map(|tokenization| Arc::clone(&tokenization.tokenizer));
-    Ok(ServedModel { engine: session.engine, remake, tokenizer, conversation, name, block_size: KvCache::BLOCK })
+    let tokenizer = session
+        .tokenization()
+        .ok()
+        .map(|tokenization| Arc::clone(&tokenization.tokenizer));
+    Ok(ServedModel {
+        engine: session.engine,
+        remake,
+        tokenizer,
+        conversation,
+        name,
+        block_size: KvCache::BLOCK,
+    })
 }
 
 /// Refuses what every request without a say of its own would be refused for.
 fn check_sampling(arguments: &ServeArguments, vocab_size: usize) -> anyhow::Result<()> {
-    Ok(arguments.sampling.params().check(vocab_size).map_err(|error| WrongUsage(error.to_string()))?)
+    Ok(arguments
+        .sampling
+        .params()
+        .check(vocab_size)
+        .map_err(|error| WrongUsage(error.to_string()))?)
 }
 
 /// The cache that the memory for it holds, for a model that the settings fit.
-fn sized(config: &Config, options: EngineOptions, arguments: &ServeArguments) -> anyhow::Result<EngineOptions> {
+fn sized(
+    config: &Config,
+    options: EngineOptions,
+    arguments: &ServeArguments,
+) -> anyhow::Result<EngineOptions> {
     check_sampling(arguments, config.vocab_size)?;
     let block_bytes = KvCache::block_bytes(config.attention, config.num_layers, options.kv_type);
     let needed = options.context.div_ceil(KvCache::BLOCK) * block_bytes;
@@ -160,7 +208,11 @@ fn sized(config: &Config, options: EngineOptions, arguments: &ServeArguments) ->
         options.context,
         needed.div_ceil(1 << 20)
     );
-    Ok(EngineOptions { cache, running_max: arguments.running, ..options })
+    Ok(EngineOptions {
+        cache,
+        running_max: arguments.running,
+        ..options
+    })
 }
 
 /// The cache where nothing is said, if the context needs no more.
@@ -173,7 +225,9 @@ fn conversation(
     template: Option<&str>,
 ) -> anyhow::Result<Conversation> {
     let Some(tokenization) = tokenization else {
-        return Ok(Conversation::Unavailable("this model has no tokenizer".to_owned()));
+        return Ok(Conversation::Unavailable(
+            "this model has no tokenizer".to_owned(),
+        ));
     };
     if template.is_none() && matches!(source, ModelSource::BuiltIn(_)) {
         return Ok(Conversation::ContinueLast);
@@ -187,24 +241,45 @@ fn conversation(
 
 /// What the model is called where no `--model-name` says it.
 fn name(session: &Session) -> String {
-    let stem = |path: &std::path::Path| path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    let stem = |path: &std::path::Path| {
+        path.file_stem()
+            .map(|stem| stem.to_string_lossy().into_owned())
+    };
     let from_source = || match &session.source {
         ModelSource::Path(path) => stem(path),
         ModelSource::BuiltIn(_) => Some(built_in::SERVED_NAME.to_owned()),
     };
-    let from_file = || session.engine.model().config().name.clone().filter(|name| !name.is_empty());
-    from_source().or_else(from_file).unwrap_or_else(|| "model".to_owned())
+    let from_file = || {
+        session
+            .engine
+            .model()
+            .config()
+            .name
+            .clone()
+            .filter(|name| !name.is_empty())
+    };
+    from_source()
+        .or_else(from_file)
+        .unwrap_or_else(|| "model".to_owned())
 }
 
-/// Holds the settings against the model, as far as that goes without its weights, and prints them as a file that would say
-/// the same.
+/// Holds the settings against the model, as far as that goes without its weights, and prints them
+/// as a file that would say the same.
 fn check(arguments: &ServeArguments) -> anyhow::Result<()> {
     let source = ModelSource::new(arguments.model.model.as_deref())?;
     let (config, tokenization) = (source.config()?, source.tokenization()?);
     session::num_threads(&arguments.model)?;
     let context = session::context_length(&arguments.model, &config);
-    sized(&config, session::engine_options(&arguments.model, context), arguments)?;
-    conversation(&source, tokenization.as_ref(), arguments.chat_template.as_deref())?;
+    sized(
+        &config,
+        session::engine_options(&arguments.model, context),
+        arguments,
+    )?;
+    conversation(
+        &source,
+        tokenization.as_ref(),
+        arguments.chat_template.as_deref(),
+    )?;
     let mut out = std::io::stdout().lock();
     for setting in settings::effective()? {
         let values: Vec<String> = setting.values.iter().map(|value| in_toml(value)).collect();
@@ -218,12 +293,15 @@ fn check(arguments: &ServeArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A value as TOML has it: without quotes where it reads the same without them, as numbers do, but not `.5` or `1e5`.
+/// A value as TOML has it: without quotes where it reads the same without them, as numbers do, but
+/// not `.5` or `1e5`.
 fn in_toml(value: &str) -> String {
     use toml::Value;
     let read = format!("value = {value}").parse::<toml::Table>().ok();
     match read.as_ref().and_then(|table| table.get("value")) {
-        Some(read @ (Value::Integer(_) | Value::Float(_) | Value::Boolean(_))) if read.to_string() == value => {
+        Some(read @ (Value::Integer(_) | Value::Float(_) | Value::Boolean(_)))
+            if read.to_string() == value =>
+        {
             value.to_owned()
         }
         _ => Value::String(value.to_owned()).to_string(),
@@ -252,22 +330,39 @@ fn start_log(arguments: &ServeArguments) {
 
 /// Seconds, as they are typed.
 pub fn parse_seconds(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse::<f64>().ok().filter(|seconds| *seconds > 0.0 && *seconds <= 1e9);
-    seconds.map(Duration::from_secs_f64).ok_or_else(|| "expected seconds, more than 0, such as 30 or 0.5".to_owned())
+    let seconds = text
+        .parse::<f64>()
+        .ok()
+        .filter(|seconds| *seconds > 0.0 && *seconds <= 1e9);
+    seconds
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| "expected seconds, more than 0, such as 30 or 0.5".to_owned())
 }
 
 /// Bytes, as they are typed: a number, or one with K, M or G behind it.
 pub fn parse_bytes(text: &str) -> Result<usize, String> {
-    let (digits, unit) = text.split_at(text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).len());
+    let (digits, unit) = text.split_at(
+        text.trim_end_matches(|c: char| c.is_ascii_alphabetic())
+            .len(),
+    );
     let shift = match unit.to_ascii_uppercase().as_str() {
         "" | "B" => 0,
         "K" | "KIB" => 10,
         "M" | "MIB" => 20,
         "G" | "GIB" => 30,
-        _ => return Err(format!("unit {unit:?} is not known: expected K, M or G (of 1024)")),
+        _ => {
+            return Err(format!(
+                "unit {unit:?} is not known: expected K, M or G (of 1024)"
+            ));
+        }
     };
-    let bytes = digits.parse::<usize>().ok().and_then(|number| number.checked_mul(1 << shift));
-    bytes.filter(|bytes| *bytes > 0).ok_or_else(|| "expected bytes, such as 2147483648, 2048M or 2G".to_owned())
+    let bytes = digits
+        .parse::<usize>()
+        .ok()
+        .and_then(|number| number.checked_mul(1 << shift));
+    bytes
+        .filter(|bytes| *bytes > 0)
+        .ok_or_else(|| "expected bytes, such as 2147483648, 2048M or 2G".to_owned())
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! Settles the options that all commands share: opens the model, starts the threads, makes the engine.
+//! Settles the options that all commands share: opens the model, starts the threads, makes the
+//! engine.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -6,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bitnet_inference::{
-    Engine, EngineOptions, Event, FinishReason, Loaded, Request, Timings, Tokenization, load, load_embedded,
+    Engine, EngineOptions, Event, FinishReason, Loaded, Request, Timings, Tokenization, load,
+    load_embedded,
 };
 #[cfg(feature = "server")]
 use bitnet_inference::{load_tokenization, tokenization_from_gguf};
@@ -56,8 +58,12 @@ impl ModelSource {
     /// The shape of the model, without its weights.
     pub fn config(&self) -> anyhow::Result<Config> {
         let config = match self {
-            Self::BuiltIn(bytes) => Gguf::from_static(bytes).and_then(|gguf| Config::from_gguf(&gguf)),
-            Self::Path(path) if path.is_dir() => Checkpoint::open(path).map(|checkpoint| checkpoint.config().clone()),
+            Self::BuiltIn(bytes) => {
+                Gguf::from_static(bytes).and_then(|gguf| Config::from_gguf(&gguf))
+            }
+            Self::Path(path) if path.is_dir() => {
+                Checkpoint::open(path).map(|checkpoint| checkpoint.config().clone())
+            }
             Self::Path(path) => Gguf::open(path).and_then(|gguf| Config::from_gguf(&gguf)),
         };
         config.with_context(|| format!("cannot open {self}"))
@@ -72,7 +78,9 @@ impl ModelSource {
         };
         match tokenization {
             Err(bitnet_inference::Error::NoTokenizer) => Ok(None),
-            tokenization => tokenization.map(Some).with_context(|| format!("cannot load {self}")),
+            tokenization => tokenization
+                .map(Some)
+                .with_context(|| format!("cannot load {self}")),
         }
     }
 }
@@ -98,11 +106,23 @@ pub fn open_with(
     change: impl FnOnce(&Config, EngineOptions) -> anyhow::Result<EngineOptions>,
 ) -> anyhow::Result<Session> {
     let start = Instant::now();
-    let cpu = Cpu::new(arguments.kernels.unwrap_or_else(KernelSet::detect), num_threads(arguments)?);
-    let (Loaded { model, tokenization, .. }, source) = load_model(arguments, &cpu)?;
+    let cpu = Cpu::new(
+        arguments.kernels.unwrap_or_else(KernelSet::detect),
+        num_threads(arguments)?,
+    );
+    let (
+        Loaded {
+            model,
+            tokenization,
+            ..
+        },
+        source,
+    ) = load_model(arguments, &cpu)?;
     let context = context.unwrap_or_else(|| context_length(arguments, model.config()));
     let options = change(model.config(), engine_options(arguments, context))?;
-    let tokenizer = tokenization.as_ref().map(|tokenization| Arc::clone(&tokenization.tokenizer));
+    let tokenizer = tokenization
+        .as_ref()
+        .map(|tokenization| Arc::clone(&tokenization.tokenizer));
     let engine = Engine::new(Arc::clone(&model), tokenizer, cpu, options)?;
     Ok(Session {
         engine,
@@ -119,7 +139,10 @@ pub fn num_threads(arguments: &ModelArguments) -> anyhow::Result<usize> {
     match arguments.threads[..] {
         [] => Ok(default_threads()),
         [n] => Ok(usize::from(n)),
-        _ => Err(WrongUsage("one number of threads (-t), not several: only bench compares them".into()).into()),
+        _ => Err(WrongUsage(
+            "one number of threads (-t), not several: only bench compares them".into(),
+        )
+        .into()),
     }
 }
 
@@ -197,17 +220,33 @@ pub struct Answer {
 impl Session {
     /// The tokenizer and chat template, which text needs.
     pub fn tokenization(&self) -> anyhow::Result<&Tokenization> {
-        let message = "has no tokenizer, so it takes and gives token ids only (--prompt-tokens with --json)";
-        self.tokenization.as_ref().ok_or_else(|| anyhow::anyhow!("{} {message}", self.source))
+        let message =
+            "has no tokenizer, so it takes and gives token ids only (--prompt-tokens with --json)";
+        self.tokenization
+            .as_ref()
+            .ok_or_else(|| anyhow::anyhow!("{} {message}", self.source))
     }
 
     /// Makes further engines like this one.
     #[cfg(feature = "server")]
     pub fn remake(&self) -> impl FnMut() -> bitnet_inference::Result<Engine> + 'static {
         let (model, options) = (Arc::clone(&self.model), self.engine.options());
-        let tokenizer = self.tokenization.as_ref().map(|tokenization| Arc::clone(&tokenization.tokenizer));
-        let (set, threads) = (self.engine.cpu().set(), self.engine.cpu().pool().num_threads());
-        move || Engine::new(Arc::clone(&model), tokenizer.clone(), Cpu::new(set, threads), options)
+        let tokenizer = self
+            .tokenization
+            .as_ref()
+            .map(|tokenization| Arc::clone(&tokenization.tokenizer));
+        let (set, threads) = (
+            self.engine.cpu().set(),
+            self.engine.cpu().pool().num_threads(),
+        );
+        move || {
+            Engine::new(
+                Arc::clone(&model),
+                tokenizer.clone(),
+                Cpu::new(set, threads),
+                options,
+            )
+        }
     }
 
     /// How an answer is asked for.
@@ -231,7 +270,8 @@ impl Session {
         }
     }
 
-    /// Runs a request to its end, or until `interrupted` says so. `show` gets each piece of text as soon as it is certain.
+    /// Runs a request to its end, or until `interrupted` says so. `show` gets each piece of text as
+    /// soon as it is certain.
     pub fn answer(
         &mut self,
         request: Request,
@@ -239,10 +279,18 @@ impl Session {
         mut show: impl FnMut(&str) -> anyhow::Result<()>,
     ) -> anyhow::Result<Answer> {
         // A prompt that takes no time needs no bar.
-        let bar =
-            if request.prompt.len() > 256 { bar(request.prompt.len(), "prompt tokens") } else { ProgressBar::hidden() };
+        let bar = if request.prompt.len() > 256 {
+            bar(request.prompt.len(), "prompt tokens")
+        } else {
+            ProgressBar::hidden()
+        };
         let id = self.engine.submit(request)?;
-        let mut answer = Answer { tokens: Vec::new(), text: String::new(), reason: None, timings: Timings::default() };
+        let mut answer = Answer {
+            tokens: Vec::new(),
+            text: String::new(),
+            reason: None,
+            timings: Timings::default(),
+        };
         let mut events = Vec::new();
         while answer.reason.is_none() {
             if interrupted() {
@@ -264,7 +312,9 @@ impl Session {
                         answer.tokens.push(token);
                         text
                     }
-                    Event::Failed { problem, .. } => anyhow::bail!("the answer could not go on: {problem}"),
+                    Event::Failed { problem, .. } => {
+                        anyhow::bail!("the answer could not go on: {problem}")
+                    }
                     Event::Finished { text, finish, .. } => {
                         answer.reason = Some(finish.reason);
                         answer.timings = finish.timings;
@@ -284,14 +334,24 @@ impl Session {
 /// A bar on a terminal that counts bytes, with their speed; nothing in a pipe.
 #[cfg(feature = "hub")]
 pub fn byte_bar(len: u64, what: String) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left");
+    let style = ProgressStyle::with_template(
+        "{msg} {wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
+    );
     let bar = ProgressBar::new(len).with_message(what);
-    if let Ok(style) = style { bar.with_style(style) } else { bar }
+    if let Ok(style) = style {
+        bar.with_style(style)
+    } else {
+        bar
+    }
 }
 
 /// A bar on a terminal that counts to `len`; nothing in a pipe.
 pub fn bar(len: usize, what: &'static str) -> ProgressBar {
     let style = ProgressStyle::with_template("{wide_bar} {pos} of {len} {msg}, {eta} left");
     let bar = ProgressBar::new(len as u64).with_message(what);
-    if let Ok(style) = style { bar.with_style(style) } else { bar }
+    if let Ok(style) = style {
+        bar.with_style(style)
+    } else {
+        bar
+    }
 }

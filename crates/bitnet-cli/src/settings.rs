@@ -1,8 +1,10 @@
-//! The command line, completed: what was not typed for `bitnet serve` may stand in the environment or in a file.
+//! The command line, completed: what was not typed for `bitnet serve` may stand in the environment
+//! or in a file.
 //!
-//! Every option of the command is a key of the file (`queue-requests = 64`) and a variable (`BITNET_SERVE_QUEUE_REQUESTS`).
-//! Whatever is found there is put behind what was typed, as an option, so that there is one list of settings, one way to
-//! read them, and one text for what is wrong with them. What is typed goes before the environment, and that before the file.
+//! Every option of the command is a key of the file (`queue-requests = 64`) and a variable
+//! (`BITNET_SERVE_QUEUE_REQUESTS`). Whatever is found there is put behind what was typed, as an
+//! option, so that there is one list of settings, one way to read them, and one text for what is
+//! wrong with them. What is typed goes before the environment, and that before the file.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -42,15 +44,26 @@ pub fn parse() -> anyhow::Result<Arguments> {
     let added = found.iter().flat_map(|setting| {
         let is_flag = setting.values.is_empty();
         let flag = is_flag.then(|| format!("--{}", setting.name));
-        let options = setting.values.iter().map(|value| format!("--{}={value}", setting.name));
+        let options = setting
+            .values
+            .iter()
+            .map(|value| format!("--{}={value}", setting.name));
         flag.into_iter().chain(options).map(OsString::from)
     });
-    let completed = command.try_get_matches_from(typed.iter().cloned().chain(added)).unwrap_or_else(|error| {
-        // What is wrong was not typed.
-        let list = found.iter().map(|setting| format!("  --{} from {}\n", setting.name, setting.origin));
-        eprint!("{}\nThese settings were not typed:\n{}", error.render(), list.collect::<String>());
-        std::process::exit(2)
-    });
+    let completed = command
+        .try_get_matches_from(typed.iter().cloned().chain(added))
+        .unwrap_or_else(|error| {
+            // What is wrong was not typed.
+            let list = found
+                .iter()
+                .map(|setting| format!("  --{} from {}\n", setting.name, setting.origin));
+            eprint!(
+                "{}\nThese settings were not typed:\n{}",
+                error.render(),
+                list.collect::<String>()
+            );
+            std::process::exit(2)
+        });
     Ok(Arguments::from_arg_matches(&completed)?)
 }
 
@@ -58,20 +71,30 @@ pub fn parse() -> anyhow::Result<Arguments> {
 pub fn effective() -> anyhow::Result<Vec<Setting>> {
     let command = Arguments::command();
     let matches = command.clone().get_matches();
-    let Some((COMMAND, serve)) = matches.subcommand() else { return Ok(Vec::new()) };
+    let Some((COMMAND, serve)) = matches.subcommand() else {
+        return Ok(Vec::new());
+    };
     let mut out = found_settings(&command, serve)?;
     for (name, arg) in settings(&command) {
         if out.iter().any(|setting| setting.name == name) {
             continue;
         }
-        let Some(raw) = serve.get_raw(arg.get_id().as_str()) else { continue };
+        let Some(raw) = serve.get_raw(arg.get_id().as_str()) else {
+            continue;
+        };
         let origin = match serve.value_source(arg.get_id().as_str()) {
             Some(ValueSource::CommandLine) => "the command line",
             Some(ValueSource::EnvVariable) => "the environment",
             _ => "the defaults",
         };
-        let values = raw.map(|value| value.to_string_lossy().into_owned()).collect();
-        out.push(Setting { name, values, origin: origin.to_owned() });
+        let values = raw
+            .map(|value| value.to_string_lossy().into_owned())
+            .collect();
+        out.push(Setting {
+            name,
+            values,
+            origin: origin.to_owned(),
+        });
     }
     out.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(out)
@@ -79,7 +102,10 @@ pub fn effective() -> anyhow::Result<Vec<Setting>> {
 
 /// The options that may be set, by their long names.
 fn settings(command: &Command) -> impl Iterator<Item = (String, &Arg)> {
-    let arguments = command.find_subcommand(COMMAND).into_iter().flat_map(Command::get_arguments);
+    let arguments = command
+        .find_subcommand(COMMAND)
+        .into_iter()
+        .flat_map(Command::get_arguments);
     let named = arguments.filter_map(|arg| Some((arg.get_long()?.to_owned(), arg)));
     named.filter(|(name, _)| !NOT_SETTINGS.contains(&name.as_str()))
 }
@@ -88,7 +114,10 @@ fn settings(command: &Command) -> impl Iterator<Item = (String, &Arg)> {
 fn found_settings(command: &Command, typed: &ArgMatches) -> anyhow::Result<Vec<Setting>> {
     check_variables(command)?;
     let from_environment = std::env::var_os(variable("config")).map(Into::into);
-    let path = typed.get_one::<std::path::PathBuf>("config").cloned().or(from_environment);
+    let path = typed
+        .get_one::<std::path::PathBuf>("config")
+        .cloned()
+        .or(from_environment);
     let mut file = match &path {
         Some(path) => read(path)?,
         None => toml::Table::new(),
@@ -97,7 +126,10 @@ fn found_settings(command: &Command, typed: &ArgMatches) -> anyhow::Result<Vec<S
     for (name, arg) in settings(command) {
         let in_file = file.remove(&name);
         let source = typed.value_source(arg.get_id().as_str());
-        if matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable)) {
+        if matches!(
+            source,
+            Some(ValueSource::CommandLine | ValueSource::EnvVariable)
+        ) {
             continue;
         }
         let is_flag = matches!(arg.get_action(), ArgAction::SetTrue);
@@ -107,11 +139,19 @@ fn found_settings(command: &Command, typed: &ArgMatches) -> anyhow::Result<Vec<S
             out.extend(setting(&name, vec![text], is_flag, variable)?);
         } else if let (Some(value), Some(path)) = (in_file, &path) {
             let origin = path.display().to_string();
-            out.extend(setting(&name, texts(&value, &name, &origin)?, is_flag, origin)?);
+            out.extend(setting(
+                &name,
+                texts(&value, &name, &origin)?,
+                is_flag,
+                origin,
+            )?);
         }
     }
     if let (Some(name), Some(path)) = (file.keys().next(), &path) {
-        let message = format!("{}: there is no setting {name:?}; `bitnet serve --help` lists them", path.display());
+        let message = format!(
+            "{}: there is no setting {name:?}; `bitnet serve --help` lists them",
+            path.display()
+        );
         return Err(WrongUsage(message).into());
     }
     Ok(out)
@@ -119,11 +159,19 @@ fn found_settings(command: &Command, typed: &ArgMatches) -> anyhow::Result<Vec<S
 
 /// Refuses variables that nothing reads: their names are mistyped.
 fn check_variables(command: &Command) -> anyhow::Result<()> {
-    let known: Vec<String> = settings(command).map(|(name, _)| variable(&name)).chain([variable("config")]).collect();
+    let known: Vec<String> = settings(command)
+        .map(|(name, _)| variable(&name))
+        .chain([variable("config")])
+        .collect();
     let set = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    match set.filter(|name| name.starts_with(PREFIX)).find(|name| !known.contains(name)) {
+    match set
+        .filter(|name| name.starts_with(PREFIX))
+        .find(|name| !known.contains(name))
+    {
         Some(name) => {
-            let message = format!("there is no setting for the variable {name}; `bitnet serve --help` lists them");
+            let message = format!(
+                "there is no setting for the variable {name}; `bitnet serve --help` lists them"
+            );
             Err(WrongUsage(message).into())
         }
         None => Ok(()),
@@ -136,9 +184,11 @@ fn variable(name: &str) -> String {
 }
 
 fn read(path: &Path) -> anyhow::Result<toml::Table> {
-    let text =
-        std::fs::read_to_string(path).with_context(|| format!("cannot read settings from {}", path.display()))?;
-    Ok(text.parse().map_err(|error| WrongUsage(format!("{}: {error}", path.display())))?)
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read settings from {}", path.display()))?;
+    Ok(text
+        .parse()
+        .map_err(|error| WrongUsage(format!("{}: {error}", path.display())))?)
 }
 
 /// The values of a key of the file, as they would be typed.
@@ -148,7 +198,10 @@ fn texts(value: &Value, name: &str, origin: &str) -> anyhow::Result<Vec<String>>
         Value::Integer(_) | Value::Float(_) | Value::Boolean(_) => Ok(value.to_string()),
         _ => {
             let kind = value.type_str();
-            Err(WrongUsage(format!("{origin}: {name} is a {kind}, expected a string, a number, true or false")).into())
+            Err(WrongUsage(format!(
+                "{origin}: {name} is a {kind}, expected a string, a number, true or false"
+            ))
+            .into())
         }
     };
     match value {
@@ -158,14 +211,30 @@ fn texts(value: &Value, name: &str, origin: &str) -> anyhow::Result<Vec<String>>
 }
 
 /// `None` for a flag that is off, and for an empty list.
-fn setting(name: &str, values: Vec<String>, is_flag: bool, origin: String) -> anyhow::Result<Option<Setting>> {
+fn setting(
+    name: &str,
+    values: Vec<String>,
+    is_flag: bool,
+    origin: String,
+) -> anyhow::Result<Option<Setting>> {
     let name = name.to_owned();
     if !is_flag {
-        return Ok((!values.is_empty()).then_some(Setting { name, values, origin }));
+        return Ok((!values.is_empty()).then_some(Setting {
+            name,
+            values,
+            origin,
+        }));
     }
     match values.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["true" | "1" | "yes" | "on"] => Ok(Some(Setting { name, values: Vec::new(), origin })),
+        ["true" | "1" | "yes" | "on"] => Ok(Some(Setting {
+            name,
+            values: Vec::new(),
+            origin,
+        })),
         ["false" | "0" | "no" | "off"] => Ok(None),
-        _ => Err(WrongUsage(format!("{origin}: {name} is {values:?}, expected true or false")).into()),
+        _ => Err(WrongUsage(format!(
+            "{origin}: {name} is {values:?}, expected true or false"
+        ))
+        .into()),
     }
 }

@@ -21,7 +21,10 @@ pub fn tokenize(arguments: &TokenizeArguments) -> anyhow::Result<()> {
         Some(text) => text.clone(),
         None => read_stdin("the text")?,
     };
-    let options = EncodeOptions { add_special: !arguments.no_bos, parse_special: arguments.parse_special };
+    let options = EncodeOptions {
+        add_special: !arguments.no_bos,
+        parse_special: arguments.parse_special,
+    };
     let tokens = tokenizer.encode(&text, options)?;
     let piece = |id: &TokenId| String::from_utf8_lossy(tokenizer.token_bytes(*id)).into_owned();
     let mut out = std::io::stdout().lock();
@@ -36,14 +39,23 @@ pub fn tokenize(arguments: &TokenizeArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The tokenizer of a model file, of a directory, of a `tokenizer.json` by itself, or of the built-in model.
+/// The tokenizer of a model file, of a directory, of a `tokenizer.json` by itself, or of the
+/// built-in model.
 fn open(source: &ModelSource) -> anyhow::Result<Arc<Tokenizer>> {
     let path = match source {
         ModelSource::Path(path) => path,
-        ModelSource::BuiltIn(bytes) => return Ok(tokenization_from_gguf(&Gguf::from_static(bytes)?)?.tokenizer),
+        ModelSource::BuiltIn(bytes) => {
+            return Ok(tokenization_from_gguf(&Gguf::from_static(bytes)?)?.tokenizer);
+        }
     };
-    if path.extension().is_some_and(|extension| extension == "json") {
-        let files = TokenizerFiles { tokenizer: std::fs::read_to_string(path)?, ..TokenizerFiles::default() };
+    if path
+        .extension()
+        .is_some_and(|extension| extension == "json")
+    {
+        let files = TokenizerFiles {
+            tokenizer: std::fs::read_to_string(path)?,
+            ..TokenizerFiles::default()
+        };
         return Ok(Arc::new(Tokenizer::from_files(&files)?));
     }
     Ok(load_tokenization(path)?.tokenizer)

@@ -1,5 +1,5 @@
-//! `bitnet tune`: measures which ternary kernel is the fastest for each matrix of a model, and remembers it for this
-//! machine; and what `--ternary-kernel auto` makes of what is remembered.
+//! `bitnet tune`: measures which ternary kernel is the fastest for each matrix of a model, and
+//! remembers it for this machine; and what `--ternary-kernel auto` makes of what is remembered.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,8 @@ const ROUNDS: usize = 7;
 /// What is remembered: a machine for each CPU, instruction set and number of threads.
 #[derive(Default, Serialize, Deserialize)]
 struct Tuning {
-    /// Of the program that measured. Another's kernels may be faster or slower: what it measured is not used.
+    /// Of the program that measured. Another's kernels may be faster or slower: what it measured is
+    /// not used.
     version: String,
     machines: Vec<Machine>,
 }
@@ -48,11 +49,14 @@ struct Shape {
 
 impl Machine {
     fn is_this(&self, cpu: &Cpu) -> bool {
-        self.cpu == cpu_name() && self.kernels == cpu.set().name && self.threads == cpu.pool().num_threads()
+        self.cpu == cpu_name()
+            && self.kernels == cpu.set().name
+            && self.threads == cpu.pool().num_threads()
     }
 }
 
-/// What `bitnet tune` found to be the fastest on this machine, by shape; nothing where it did not run.
+/// What `bitnet tune` found to be the fastest on this machine, by shape; nothing where it did not
+/// run.
 pub fn fastest_packings(cpu: &Cpu) -> Vec<((usize, usize), Packing)> {
     let tuning = match cache_path().map(|path| read(&path)) {
         Some(Ok(Some(tuning))) => tuning,
@@ -65,26 +69,45 @@ pub fn fastest_packings(cpu: &Cpu) -> Vec<((usize, usize), Packing)> {
     };
     let machine = tuning.machines.iter().find(|machine| machine.is_this(cpu));
     let shapes = machine.map_or(&[][..], |machine| &machine.shapes);
-    shapes.iter().map(|shape| ((shape.rows, shape.cols), shape.fastest.packing(cpu.set().packing))).collect()
+    shapes
+        .iter()
+        .map(|shape| {
+            (
+                (shape.rows, shape.cols),
+                shape.fastest.packing(cpu.set().packing),
+            )
+        })
+        .collect()
 }
 
 /// Measures, prints and remembers.
 pub fn tune(arguments: &TuneArguments) -> anyhow::Result<()> {
     let config = ModelSource::new(arguments.model.as_deref())?.config()?;
     let set = arguments.kernels.unwrap_or_else(KernelSet::detect);
-    let cpu = Cpu::new(set, arguments.threads.map_or_else(default_threads, usize::from));
+    let cpu = Cpu::new(
+        set,
+        arguments.threads.map_or_else(default_threads, usize::from),
+    );
     let mut shapes = matrix_shapes(&config);
     shapes.sort_unstable();
     shapes.dedup();
-    let shapes: Vec<Shape> =
-        shapes.into_iter().map(|(rows, cols)| measure(&cpu, rows, cols, config.num_layers)).collect();
-    let path =
-        cache_path().context("there is no place for what was measured: neither XDG_CACHE_HOME nor HOME is set")?;
+    let shapes: Vec<Shape> = shapes
+        .into_iter()
+        .map(|(rows, cols)| measure(&cpu, rows, cols, config.num_layers))
+        .collect();
+    let path = cache_path().context(
+        "there is no place for what was measured: neither XDG_CACHE_HOME nor HOME is set",
+    )?;
     remember(&path, &cpu, &shapes).with_context(|| format!("cannot write {}", path.display()))?;
     print(arguments, &cpu, &shapes, &path)
 }
 
-fn print(arguments: &TuneArguments, cpu: &Cpu, shapes: &[Shape], path: &Path) -> anyhow::Result<()> {
+fn print(
+    arguments: &TuneArguments,
+    cpu: &Cpu,
+    shapes: &[Shape],
+    path: &Path,
+) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     if arguments.json {
         let object = json!({
@@ -97,33 +120,64 @@ fn print(arguments: &TuneArguments, cpu: &Cpu, shapes: &[Shape], path: &Path) ->
         writeln!(out, "{object}")?;
         return Ok(());
     }
-    writeln!(out, "{} · {} threads · {} kernels", cpu_name(), cpu.pool().num_threads(), cpu.set().name)?;
-    writeln!(out, "  rows x cols          i2s         tl1         tl2   fastest")?;
-    for Shape { rows, cols, fastest, i2s_us, tl1_us, tl2_us } in shapes {
-        writeln!(out, "{rows:6} x {cols:<6} {i2s_us:9.1} µs{tl1_us:9.1} µs{tl2_us:9.1} µs   {}", fastest.name())?;
+    writeln!(
+        out,
+        "{} · {} threads · {} kernels",
+        cpu_name(),
+        cpu.pool().num_threads(),
+        cpu.set().name
+    )?;
+    writeln!(
+        out,
+        "  rows x cols          i2s         tl1         tl2   fastest"
+    )?;
+    for Shape {
+        rows,
+        cols,
+        fastest,
+        i2s_us,
+        tl1_us,
+        tl2_us,
+    } in shapes
+    {
+        writeln!(
+            out,
+            "{rows:6} x {cols:<6} {i2s_us:9.1} µs{tl1_us:9.1} µs{tl2_us:9.1} µs   {}",
+            fastest.name()
+        )?;
     }
-    writeln!(out, "\nThe time of one product with one token, for --ternary-kernel auto: {}", path.display())?;
+    writeln!(
+        out,
+        "\nThe time of one product with one token, for --ternary-kernel auto: {}",
+        path.display()
+    )?;
     Ok(())
 }
 
-/// Multiplies one row of activations by matrices of a shape, as many as it takes to fetch each from memory, though not more
-/// than the model has; each kernel in turn.
+/// Multiplies one row of activations by matrices of a shape, as many as it takes to fetch each from
+/// memory, though not more than the model has; each kernel in turn.
 fn measure(cpu: &Cpu, rows: usize, cols: usize, num_layers: usize) -> Shape {
     let count = ROUND_WEIGHTS.div_ceil(rows * cols).min(num_layers);
     let kernels = [TernaryKernel::I2s, TernaryKernel::Tl1, TernaryKernel::Tl2];
     let matrices = kernels.map(|kernel| {
         let packing = kernel.packing(cpu.set().packing);
-        (0..count).map(|_| made_up_matrix(cpu, rows, cols, packing)).collect::<Vec<_>>()
+        (0..count)
+            .map(|_| made_up_matrix(cpu, rows, cols, packing))
+            .collect::<Vec<_>>()
     });
     let mut activations = Activations::new();
-    let x: Vec<f32> = (0..cols).map(|col| (col * 7919 % 255) as f32 - 127.0).collect();
+    let x: Vec<f32> = (0..cols)
+        .map(|col| (col * 7919 % 255) as f32 - 127.0)
+        .collect();
     cpu.quantize(&x, cols, cols, None, &mut activations);
     let mut out = vec![0.0; matrices[0][0].output_len()];
     let mut seconds = [(); 3].map(|()| Vec::new());
     for _ in 0..ROUNDS {
         for (matrices, seconds) in matrices.iter().zip(&mut seconds) {
             let start = Instant::now();
-            matrices.iter().for_each(|matrix| cpu.ternary_matmul(matrix, &activations, &mut out));
+            matrices
+                .iter()
+                .for_each(|matrix| cpu.ternary_matmul(matrix, &activations, &mut out));
             seconds.push(start.elapsed().as_secs_f64() / count as f64);
         }
     }
@@ -132,24 +186,45 @@ fn measure(cpu: &Cpu, rows: usize, cols: usize, num_layers: usize) -> Shape {
         seconds[ROUNDS / 2] * 1e6
     });
     let times = [i2s_us, tl1_us, tl2_us];
-    let fastest = (0..3).min_by(|a, b| times[*a].total_cmp(&times[*b])).map_or(TernaryKernel::I2s, |i| kernels[i]);
-    Shape { rows, cols, fastest, i2s_us, tl1_us, tl2_us }
+    let fastest = (0..3)
+        .min_by(|a, b| times[*a].total_cmp(&times[*b]))
+        .map_or(TernaryKernel::I2s, |i| kernels[i]);
+    Shape {
+        rows,
+        cols,
+        fastest,
+        i2s_us,
+        tl1_us,
+        tl2_us,
+    }
 }
 
 /// A matrix of weights that follow no pattern.
 fn made_up_matrix(cpu: &Cpu, rows: usize, cols: usize, packing: Packing) -> TernaryMatrix {
-    let unpack = |_: usize, rows: std::ops::Range<usize>, codes: &mut [i8]| -> Result<(), std::convert::Infallible> {
+    let unpack = |_: usize,
+                  rows: std::ops::Range<usize>,
+                  codes: &mut [i8]|
+     -> Result<(), std::convert::Infallible> {
         let mut state = rows.start as u64 + 1;
         for codes in codes.chunks_mut(16) {
             state ^= state << 13;
             state ^= state >> 7;
             state ^= state << 17;
             let bits = state;
-            codes.iter_mut().enumerate().for_each(|(i, code)| *code = (bits >> (4 * i) & 15) as i8 % 3 - 1);
+            codes
+                .iter_mut()
+                .enumerate()
+                .for_each(|(i, code)| *code = (bits >> (4 * i) & 15) as i8 % 3 - 1);
         }
         Ok(())
     };
-    let Ok(matrix) = TernaryMatrix::pack(cpu.pool(), &[Part { rows, scale: 1.0 }], cols, packing, &unpack);
+    let Ok(matrix) = TernaryMatrix::pack(
+        cpu.pool(),
+        &[Part { rows, scale: 1.0 }],
+        cols,
+        packing,
+        &unpack,
+    );
     matrix
 }
 
@@ -158,13 +233,26 @@ fn remember(path: &Path, cpu: &Cpu, shapes: &[Shape]) -> anyhow::Result<()> {
     // A file that is damaged or another version's is replaced.
     let mut tuning = read(path).ok().flatten().unwrap_or_default();
     env!("CARGO_PKG_VERSION").clone_into(&mut tuning.version);
-    let index = tuning.machines.iter().position(|machine| machine.is_this(cpu)).unwrap_or_else(|| {
-        let (kernels, threads) = (cpu.set().name.to_owned(), cpu.pool().num_threads());
-        tuning.machines.push(Machine { cpu: cpu_name(), kernels, threads, shapes: Vec::new() });
-        tuning.machines.len() - 1
-    });
+    let index = tuning
+        .machines
+        .iter()
+        .position(|machine| machine.is_this(cpu))
+        .unwrap_or_else(|| {
+            let (kernels, threads) = (cpu.set().name.to_owned(), cpu.pool().num_threads());
+            tuning.machines.push(Machine {
+                cpu: cpu_name(),
+                kernels,
+                threads,
+                shapes: Vec::new(),
+            });
+            tuning.machines.len() - 1
+        });
     let known = &mut tuning.machines[index].shapes;
-    known.retain(|old| !shapes.iter().any(|new| (new.rows, new.cols) == (old.rows, old.cols)));
+    known.retain(|old| {
+        !shapes
+            .iter()
+            .any(|new| (new.rows, new.cols) == (old.rows, old.cols))
+    });
     known.extend_from_slice(shapes);
     let directory = path.parent().context("the path of a file has a parent")?;
     std::fs::create_dir_all(directory)?;
@@ -180,7 +268,8 @@ fn read(path: &Path) -> anyhow::Result<Option<Tuning>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         text => text.with_context(|| format!("cannot read {}", path.display()))?,
     };
-    let tuning: Tuning = serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
+    let tuning: Tuning =
+        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
     Ok((tuning.version == env!("CARGO_PKG_VERSION")).then_some(tuning))
 }
 
@@ -188,12 +277,22 @@ fn read(path: &Path) -> anyhow::Result<Option<Tuning>> {
 fn cache_path() -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    Some(cache.filter(|path| path.is_absolute()).or_else(home)?.join("bitnet/tuning.json"))
+    Some(
+        cache
+            .filter(|path| path.is_absolute())
+            .or_else(home)?
+            .join("bitnet/tuning.json"),
+    )
 }
 
 /// The name of the CPU; that of its architecture where the system does not tell.
 fn cpu_name() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    name.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
+    let name = text
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    name.map_or_else(
+        || std::env::consts::ARCH.to_owned(),
+        |(_, name)| name.trim().to_owned(),
+    )
 }

@@ -53,31 +53,58 @@ pub(crate) enum Model {
 }
 
 impl Model {
-    /// Chooses among the files of a repository: those of a directory if it has the weights of one, else its only GGUF file.
+    /// Chooses among the files of a repository: those of a directory if it has the weights of one,
+    /// else its only GGUF file.
     pub(crate) fn choose(name: &ModelName, files: &[String]) -> Result<Self> {
         if let Some(file) = &name.file {
             return Ok(Self::File(file.clone()));
         }
-        let is_weights =
-            |file: &str| file == "model.safetensors" || (file.starts_with("model-") && file.ends_with(".safetensors"));
-        let weights = files.iter().filter(|file| is_weights(file) && !file.contains('/')).cloned();
+        let is_weights = |file: &str| {
+            file == "model.safetensors"
+                || (file.starts_with("model-") && file.ends_with(".safetensors"))
+        };
+        let weights = files
+            .iter()
+            .filter(|file| is_weights(file) && !file.contains('/'))
+            .cloned();
         let weights: Vec<String> = weights.collect();
         if !weights.is_empty() && files.iter().any(|file| file == BESIDE_WEIGHTS[0]) {
-            // The small files first: whatever they say is wrong is found before gigabytes have come.
-            let beside = BESIDE_WEIGHTS.iter().filter(|known| files.iter().any(|file| file == *known));
-            return Ok(Self::Directory(beside.map(|file| (*file).to_owned()).chain(weights).collect()));
+            // The small files first: whatever they say is wrong is found before gigabytes have
+            // come.
+            let beside = BESIDE_WEIGHTS
+                .iter()
+                .filter(|known| files.iter().any(|file| file == *known));
+            return Ok(Self::Directory(
+                beside
+                    .map(|file| (*file).to_owned())
+                    .chain(weights)
+                    .collect(),
+            ));
         }
-        let gguf: Vec<&String> = files.iter().filter(|file| file.ends_with(".gguf")).collect();
+        let gguf: Vec<&String> = files
+            .iter()
+            .filter(|file| file.ends_with(".gguf"))
+            .collect();
         match gguf[..] {
             [file] => Ok(Self::File(file.clone())),
             [] => {
                 let found = "no GGUF file and no config.json with model.safetensors".to_owned();
-                Err(Error::Choice { repo: name.repo.clone(), found })
+                Err(Error::Choice {
+                    repo: name.repo.clone(),
+                    found,
+                })
             }
             _ => {
                 let names: Vec<String> = gguf.iter().take(20).map(|file| shown(file)).collect();
-                let found = format!("several models; name one as {}:FILE: {}", name.repo, names.join(", "));
-                Err(Error::Choice { repo: name.repo.clone(), found })
+                let found = format!(
+                    "several models; name one as {}:FILE: {}",
+                    name.repo,
+                    names.join(", ")
+                );
+                Err(Error::Choice {
+                    repo: name.repo.clone(),
+                    found,
+                })
             }
         }
     }
@@ -101,7 +128,10 @@ impl Cache {
     /// # Errors
     /// If it is not here, or the name does not say which of several is meant.
     pub fn find(&self, name: &ModelName) -> Result<PathBuf> {
-        let not_pulled = || Error::NotPulled { name: name.to_string(), cache: self.root.clone() };
+        let not_pulled = || Error::NotPulled {
+            name: name.to_string(),
+            cache: self.root.clone(),
+        };
         let commit = self.commit(name).ok_or_else(not_pulled)?;
         let snapshot = self.repo(name).snapshot(&commit);
         let files = files_in(&snapshot);
@@ -111,7 +141,11 @@ impl Cache {
         match Model::choose(name, &files) {
             Ok(Model::File(file)) => {
                 let path = snapshot.join(file);
-                if path.is_file() { Ok(path) } else { Err(not_pulled()) }
+                if path.is_file() {
+                    Ok(path)
+                } else {
+                    Err(not_pulled())
+                }
             }
             Ok(Model::Directory(_)) => Ok(snapshot),
             Err(Error::Choice { found, .. }) if found.starts_with("no ") => Err(not_pulled()),
@@ -126,18 +160,31 @@ impl Cache {
     pub fn list(&self) -> Result<Vec<Cached>> {
         let mut models = Vec::new();
         for folder in entries(&self.root)? {
-            let Some(repo) = repo_of_folder(&folder) else { continue };
-            let parts = RepoFolder { path: self.root.join(&folder), locks: self.root.join(".locks").join(&folder) };
+            let Some(repo) = repo_of_folder(&folder) else {
+                continue;
+            };
+            let parts = RepoFolder {
+                path: self.root.join(&folder),
+                locks: self.root.join(".locks").join(&folder),
+            };
             let mut commits = entries(&parts.path.join("snapshots"))?;
             commits.retain(|commit| is_commit(commit));
             for reference in files_in(&parts.path.join("refs")) {
-                let Ok(name) = format!("{repo}@{reference}").parse::<ModelName>() else { continue };
-                let Some(commit) = self.commit(&name) else { continue };
+                let Ok(name) = format!("{repo}@{reference}").parse::<ModelName>() else {
+                    continue;
+                };
+                let Some(commit) = self.commit(&name) else {
+                    continue;
+                };
                 models.extend(parts.models(&name, &commit));
                 commits.retain(|other| *other != commit);
             }
             for commit in commits {
-                let name = ModelName { repo: repo.clone(), revision: commit.clone(), file: None };
+                let name = ModelName {
+                    repo: repo.clone(),
+                    revision: commit.clone(),
+                    file: None,
+                };
                 models.extend(parts.models(&name, &commit));
             }
             models.extend(parts.incomplete(&repo));
@@ -146,23 +193,29 @@ impl Cache {
         Ok(models)
     }
 
-    /// Removes a model: the named file, or all of the repository if none is named; of the named revision, or of all that are
-    /// here if that is `main`. Returns the bytes freed.
+    /// Removes a model: the named file, or all of the repository if none is named; of the named
+    /// revision, or of all that are here if that is `main`. Returns the bytes freed.
     ///
-    /// What another branch or tag is at, or another snapshot links to, stays; so does what has begun to come of other files.
+    /// What another branch or tag is at, or another snapshot links to, stays; so does what has
+    /// begun to come of other files.
     ///
     /// # Errors
     /// If it is not here, is being downloaded, or the system refuses.
     pub fn remove(&self, name: &ModelName) -> Result<u64> {
         let repo = self.repo(name);
         if !repo.path.is_dir() {
-            return Err(Error::NotPulled { name: name.to_string(), cache: self.root.clone() });
+            return Err(Error::NotPulled {
+                name: name.to_string(),
+                cache: self.root.clone(),
+            });
         }
         let _locks = repo.lock_all(&name.repo)?;
         let before = size_of(&repo.path);
         let mut commits = entries(&repo.path.join("snapshots"))?;
         let named = self.commit(name);
-        commits.retain(|commit| is_commit(commit) && (name.revision == MAIN || named.as_ref() == Some(commit)));
+        commits.retain(|commit| {
+            is_commit(commit) && (name.revision == MAIN || named.as_ref() == Some(commit))
+        });
         let found = match &name.file {
             None if name.revision == MAIN => {
                 remove_all(&repo.path)?;
@@ -172,23 +225,33 @@ impl Cache {
             Some(file) => repo.remove_file(file, &commits)?,
         };
         if !found {
-            return Err(Error::NotPulled { name: name.to_string(), cache: self.root.clone() });
+            return Err(Error::NotPulled {
+                name: name.to_string(),
+                cache: self.root.clone(),
+            });
         }
         repo.remove_unused_blobs()?;
-        if files_in(&repo.path.join("snapshots")).is_empty() && repo.incomplete(&name.repo).is_none() {
+        if files_in(&repo.path.join("snapshots")).is_empty()
+            && repo.incomplete(&name.repo).is_none()
+        {
             remove_all(&repo.path)?;
         }
         Ok(before.saturating_sub(size_of(&repo.path)))
     }
 
-    /// Removes a branch or tag with the snapshot that it alone is at, or a snapshot with all branches and tags that are at
-    /// it. False if there is no such snapshot.
+    /// Removes a branch or tag with the snapshot that it alone is at, or a snapshot with all
+    /// branches and tags that are at it. False if there is no such snapshot.
     fn remove_revision(&self, name: &ModelName, commits: &[String]) -> Result<bool> {
         let repo = self.repo(name);
-        let Some(commit) = commits.first() else { return Ok(false) };
+        let Some(commit) = commits.first() else {
+            return Ok(false);
+        };
         let references = repo.path.join("refs");
         let is_at = |reference: &String| {
-            let revision = ModelName { revision: reference.clone(), ..name.clone() };
+            let revision = ModelName {
+                revision: reference.clone(),
+                ..name.clone()
+            };
             !is_commit(reference) && self.commit(&revision).as_ref() == Some(commit)
         };
         let (gone, kept): (Vec<String>, Vec<String>) = files_in(&references)
@@ -208,7 +271,10 @@ impl Cache {
     /// The folders of a repository.
     pub(crate) fn repo(&self, name: &ModelName) -> RepoFolder {
         let folder = format!("models--{}", name.repo.replace('/', "--"));
-        RepoFolder { path: self.root.join(&folder), locks: self.root.join(".locks").join(folder) }
+        RepoFolder {
+            path: self.root.join(&folder),
+            locks: self.root.join(".locks").join(folder),
+        }
     }
 
     /// The commit that a name means here.
@@ -216,7 +282,8 @@ impl Cache {
         if is_commit(&name.revision) {
             return Some(name.revision.clone());
         }
-        let text = fs::read_to_string(self.repo(name).path.join("refs").join(&name.revision)).ok()?;
+        let text =
+            fs::read_to_string(self.repo(name).path.join("refs").join(&name.revision)).ok()?;
         Some(text.trim().to_owned()).filter(|commit| is_commit(commit))
     }
 }
@@ -236,8 +303,12 @@ impl RepoFolder {
     /// Where the first part of them lies.
     pub(crate) fn incomplete(&self, repo: &str) -> Option<Cached> {
         let blobs = self.path.join("blobs");
-        let names = files_in(&blobs).into_iter().filter(|name| name.ends_with(INCOMPLETE));
-        let bytes: u64 = names.map(|name| fs::metadata(blobs.join(name)).map_or(0, |metadata| metadata.len())).sum();
+        let names = files_in(&blobs)
+            .into_iter()
+            .filter(|name| name.ends_with(INCOMPLETE));
+        let bytes: u64 = names
+            .map(|name| fs::metadata(blobs.join(name)).map_or(0, |metadata| metadata.len()))
+            .sum();
         (bytes > 0).then(|| Cached {
             name: repo.to_owned(),
             path: blobs,
@@ -255,7 +326,8 @@ impl RepoFolder {
     fn models(&self, name: &ModelName, commit: &str) -> Vec<Cached> {
         let snapshot = self.snapshot(commit);
         let files = files_in(&snapshot);
-        let size = |file: &String| fs::metadata(snapshot.join(file)).map_or(0, |metadata| metadata.len());
+        let size =
+            |file: &String| fs::metadata(snapshot.join(file)).map_or(0, |metadata| metadata.len());
         let cached = |name: String, path: PathBuf, bytes, is_complete| Cached {
             name,
             path,
@@ -266,14 +338,31 @@ impl RepoFolder {
         let gguf = files.iter().filter(|file| file.ends_with(".gguf"));
         let mut models: Vec<Cached> = gguf
             .map(|file| {
-                let named = ModelName { file: Some(file.clone()), ..name.clone() };
-                cached(named.to_string(), snapshot.join(file), size(file), snapshot.join(file).is_file())
+                let named = ModelName {
+                    file: Some(file.clone()),
+                    ..name.clone()
+                };
+                cached(
+                    named.to_string(),
+                    snapshot.join(file),
+                    size(file),
+                    snapshot.join(file).is_file(),
+                )
             })
             .collect();
-        let whole = ModelName { file: None, ..name.clone() };
+        let whole = ModelName {
+            file: None,
+            ..name.clone()
+        };
         if let Ok(Model::Directory(files)) = Model::choose(&whole, &files) {
-            let is_complete = files.iter().all(|file| snapshot.join(file).is_file()) && has_all_shards(&snapshot);
-            models.push(cached(whole.to_string(), snapshot.clone(), files.iter().map(size).sum(), is_complete));
+            let is_complete =
+                files.iter().all(|file| snapshot.join(file).is_file()) && has_all_shards(&snapshot);
+            models.push(cached(
+                whole.to_string(),
+                snapshot.clone(),
+                files.iter().map(size).sum(),
+                is_complete,
+            ));
         }
         models
     }
@@ -282,13 +371,25 @@ impl RepoFolder {
     pub(crate) fn lock(&self, hash: &str, file: &str) -> Result<File> {
         let path = self.locks.join(format!("{hash}.lock"));
         make_parent(&path)?;
-        let io = |source| Error::Io { path: path.clone(), source };
-        let lock = File::options().write(true).create(true).truncate(false).open(&path).map_err(io)?;
+        let io = |source| Error::Io {
+            path: path.clone(),
+            source,
+        };
+        let lock = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(io)?;
         match lock.try_lock() {
             Ok(()) => Ok(lock),
-            Err(TryLockError::WouldBlock) => Err(Error::Busy { file: file.to_owned() }),
+            Err(TryLockError::WouldBlock) => Err(Error::Busy {
+                file: file.to_owned(),
+            }),
             // Some file systems know no locks.
-            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => Ok(lock),
+            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
+                Ok(lock)
+            }
             Err(TryLockError::Error(error)) => Err(io(error)),
         }
     }
@@ -300,7 +401,8 @@ impl RepoFolder {
         hashes.map(|hash| self.lock(hash, repo)).collect()
     }
 
-    /// Links a file of a snapshot to its blob; where there are no links, copies it. Returns its path.
+    /// Links a file of a snapshot to its blob; where there are no links, copies it. Returns its
+    /// path.
     pub(crate) fn link(&self, commit: &str, file: &str, hash: &str) -> Result<PathBuf> {
         debug_assert!(is_commit(commit) && is_safe_path(file));
         let pointer = self.snapshot(commit).join(file);
@@ -310,7 +412,10 @@ impl RepoFolder {
         if fs::read_link(&pointer).is_ok_and(|found| found == target) {
             return Ok(pointer);
         }
-        let io = |source| Error::Io { path: pointer.clone(), source };
+        let io = |source| Error::Io {
+            path: pointer.clone(),
+            source,
+        };
         // Under another name first, so that the pointer's never shows anything but a whole file.
         let mut temporary = pointer.clone().into_os_string();
         temporary.push(".link");
@@ -325,7 +430,10 @@ impl RepoFolder {
     pub(crate) fn set_reference(&self, revision: &str, commit: &str) -> Result<()> {
         let path = self.path.join("refs").join(revision);
         make_parent(&path)?;
-        let io = |source| Error::Io { path: path.clone(), source };
+        let io = |source| Error::Io {
+            path: path.clone(),
+            source,
+        };
         let mut temporary = path.clone().into_os_string();
         temporary.push(".new");
         fs::write(&temporary, commit).map_err(io)?;
@@ -339,20 +447,28 @@ impl RepoFolder {
             let pointer = self.snapshot(commit).join(file);
             if fs::symlink_metadata(&pointer).is_ok() {
                 found = true;
-                fs::remove_file(&pointer).map_err(|source| Error::Io { path: pointer, source })?;
+                fs::remove_file(&pointer).map_err(|source| Error::Io {
+                    path: pointer,
+                    source,
+                })?;
             }
         }
         Ok(found)
     }
 
-    /// Removes the blobs that no snapshot links to, but not the beginnings of those that are to come: nothing says of which
-    /// file they are.
+    /// Removes the blobs that no snapshot links to, but not the beginnings of those that are to
+    /// come: nothing says of which file they are.
     fn remove_unused_blobs(&self) -> Result<()> {
         let snapshots = self.path.join("snapshots");
-        let used: BTreeSet<PathBuf> =
-            files_in(&snapshots).iter().filter_map(|file| fs::canonicalize(snapshots.join(file)).ok()).collect();
+        let used: BTreeSet<PathBuf> = files_in(&snapshots)
+            .iter()
+            .filter_map(|file| fs::canonicalize(snapshots.join(file)).ok())
+            .collect();
         let blobs = self.path.join("blobs");
-        for name in files_in(&blobs).into_iter().filter(|name| !name.ends_with(INCOMPLETE)) {
+        for name in files_in(&blobs)
+            .into_iter()
+            .filter(|name| !name.ends_with(INCOMPLETE))
+        {
             let path = blobs.join(name);
             if fs::canonicalize(&path).is_ok_and(|path| !used.contains(&path)) {
                 fs::remove_file(&path).map_err(|source| Error::Io { path, source })?;
@@ -364,27 +480,45 @@ impl RepoFolder {
 
 /// Whether all files that an index of weights names are there; true without an index.
 fn has_all_shards(snapshot: &Path) -> bool {
-    let Ok(text) = fs::read(snapshot.join("model.safetensors.index.json")) else { return true };
-    let Ok(index) = serde_json::from_slice::<serde_json::Value>(&text) else { return false };
-    let names = index["weight_map"].as_object().into_iter().flat_map(|map| map.values());
+    let Ok(text) = fs::read(snapshot.join("model.safetensors.index.json")) else {
+        return true;
+    };
+    let Ok(index) = serde_json::from_slice::<serde_json::Value>(&text) else {
+        return false;
+    };
+    let names = index["weight_map"]
+        .as_object()
+        .into_iter()
+        .flat_map(|map| map.values());
     let names: BTreeSet<&str> = names.filter_map(|name| name.as_str()).collect();
-    names.into_iter().all(|name| is_safe_path(name) && snapshot.join(name).is_file())
+    names
+        .into_iter()
+        .all(|name| is_safe_path(name) && snapshot.join(name).is_file())
 }
 
 /// `org/name` of `models--org--name`.
 fn repo_of_folder(folder: &str) -> Option<String> {
     let repo = folder.strip_prefix("models--")?.replacen("--", "/", 1);
-    repo.parse::<ModelName>().ok().filter(|name| name.repo == repo).map(|name| name.repo)
+    repo.parse::<ModelName>()
+        .ok()
+        .filter(|name| name.repo == repo)
+        .map(|name| name.repo)
 }
 
 pub(crate) fn make_parent(path: &Path) -> Result<()> {
     let parent = path.parent().unwrap_or(path);
-    fs::create_dir_all(parent).map_err(|source| Error::Io { path: parent.to_owned(), source })
+    fs::create_dir_all(parent).map_err(|source| Error::Io {
+        path: parent.to_owned(),
+        source,
+    })
 }
 
 /// The names in a folder, sorted; none if there is no such folder.
 fn entries(folder: &Path) -> Result<Vec<String>> {
-    let io = |source| Error::Io { path: folder.to_owned(), source };
+    let io = |source| Error::Io {
+        path: folder.to_owned(),
+        source,
+    };
     let mut names = Vec::new();
     match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -399,14 +533,19 @@ fn entries(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The files under a folder as paths from it, sorted; links count as files. What cannot be read is not there.
+/// The files under a folder as paths from it, sorted; links count as files. What cannot be read is
+/// not there.
 fn files_in(folder: &Path) -> Vec<String> {
     let mut files = Vec::new();
     for name in entries(folder).unwrap_or_default() {
         let path = folder.join(&name);
         match fs::symlink_metadata(&path) {
             Ok(metadata) if metadata.is_dir() => {
-                files.extend(files_in(&path).into_iter().map(|file| format!("{name}/{file}")));
+                files.extend(
+                    files_in(&path)
+                        .into_iter()
+                        .map(|file| format!("{name}/{file}")),
+                );
             }
             Ok(_) => files.push(name),
             Err(_) => {}
@@ -417,19 +556,26 @@ fn files_in(folder: &Path) -> Vec<String> {
 
 /// Bytes of the files under a folder, links not followed.
 fn size_of(folder: &Path) -> u64 {
-    let size = |file: &String| fs::symlink_metadata(folder.join(file)).map_or(0, |metadata| metadata.len());
+    let size = |file: &String| {
+        fs::symlink_metadata(folder.join(file)).map_or(0, |metadata| metadata.len())
+    };
     files_in(folder).iter().map(size).sum()
 }
 
 fn remove_all(folder: &Path) -> Result<()> {
-    fs::remove_dir_all(folder).map_err(|source| Error::Io { path: folder.to_owned(), source })
+    fs::remove_dir_all(folder).map_err(|source| Error::Io {
+        path: folder.to_owned(),
+        source,
+    })
 }
 
 #[cfg(unix)]
 fn link_or_copy(target: &Path, blob: &Path, link: &Path) -> io::Result<()> {
     match std::os::unix::fs::symlink(target, link) {
         // Some file systems know no links.
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => fs::copy(blob, link).map(|_| ()),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            fs::copy(blob, link).map(|_| ())
+        }
         result => result,
     }
 }

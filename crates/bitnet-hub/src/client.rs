@@ -14,7 +14,8 @@ use crate::name::{ModelName, is_commit, is_lower_hex, is_safe_path};
 /// How long a connection may take, and an answer to begin.
 const CONNECT_SECONDS: u64 = 10;
 const RESPONSE_SECONDS: u64 = 30;
-/// How long a body is read before it is asked for again from where it is: so a connection that died is noticed.
+/// How long a body is read before it is asked for again from where it is: so a connection that died
+/// is noticed.
 const BODY_SECONDS: u64 = 60;
 /// Redirections that are followed.
 const REDIRECTS_MAX: usize = 8;
@@ -89,21 +90,28 @@ struct SiblingJson {
 }
 
 impl Hub {
-    /// endpoint: `https://huggingface.co` or a mirror; certificates: PEM, in place of those that are built in.
+    /// endpoint: `https://huggingface.co` or a mirror; certificates: PEM, in place of those that
+    /// are built in.
     ///
     /// # Errors
     /// If the endpoint is no address or the certificates are none.
     pub fn new(endpoint: &str, token: Option<String>, certificates: Option<&[u8]>) -> Result<Self> {
         let endpoint = endpoint.trim_end_matches('/').to_owned();
-        let wrong = |problem: &str| Error::Answer { url: shown(&endpoint), problem: problem.to_owned() };
+        let wrong = |problem: &str| Error::Answer {
+            url: shown(&endpoint),
+            problem: problem.to_owned(),
+        };
         if scheme_and_host(&endpoint).is_none() {
-            return Err(wrong("the endpoint must begin with https:// or http:// and have a host"));
+            return Err(wrong(
+                "the endpoint must begin with https:// or http:// and have a host",
+            ));
         }
         let roots = match certificates {
             None => RootCerts::WebPki,
             Some(pem) => {
                 let items: std::result::Result<Vec<_>, _> = parse_pem(pem).collect();
-                let items = items.map_err(|error| wrong(&format!("the certificates cannot be read: {error}")))?;
+                let items = items
+                    .map_err(|error| wrong(&format!("the certificates cannot be read: {error}")))?;
                 let certificates = items.into_iter().filter_map(|item| match item {
                     PemItem::Certificate(certificate) => Some(certificate),
                     _ => None,
@@ -126,37 +134,78 @@ impl Hub {
             .user_agent(concat!("bitnet/", env!("CARGO_PKG_VERSION")))
             .tls_config(TlsConfig::builder().root_certs(roots).build())
             .build();
-        Ok(Self { endpoint, token, agent: config.into() })
+        Ok(Self {
+            endpoint,
+            token,
+            agent: config.into(),
+        })
     }
 
     /// The commit that a name means, and the files that are there.
     pub(crate) fn snapshot(&self, name: &ModelName) -> Result<Snapshot> {
-        let url = format!("{}/api/models/{}/revision/{}", self.endpoint, name.repo, escaped(&name.revision, false));
+        let url = format!(
+            "{}/api/models/{}/revision/{}",
+            self.endpoint,
+            name.repo,
+            escaped(&name.revision, false)
+        );
         let mut response = self.get(&url, None)?;
-        let answer = |problem: String| Error::Answer { url: url.clone(), problem };
+        let answer = |problem: String| Error::Answer {
+            url: url.clone(),
+            problem,
+        };
         let mut text = Vec::new();
-        let read = response.body_mut().as_reader().take(JSON_BYTES_MAX).read_to_end(&mut text);
-        read.map_err(|error| Error::Network { url: url.clone(), problem: error.to_string() })?;
-        let json: RepoJson =
-            serde_json::from_slice(&text).map_err(|error| answer(format!("not understood: {error}")))?;
+        let read = response
+            .body_mut()
+            .as_reader()
+            .take(JSON_BYTES_MAX)
+            .read_to_end(&mut text);
+        read.map_err(|error| Error::Network {
+            url: url.clone(),
+            problem: error.to_string(),
+        })?;
+        let json: RepoJson = serde_json::from_slice(&text)
+            .map_err(|error| answer(format!("not understood: {error}")))?;
         if !is_commit(&json.sha) {
             return Err(answer(format!("{:?} is no commit", shown(&json.sha))));
         }
-        let files: Vec<String> = json.siblings.into_iter().map(|sibling| sibling.rfilename).collect();
+        let files: Vec<String> = json
+            .siblings
+            .into_iter()
+            .map(|sibling| sibling.rfilename)
+            .collect();
         match files.iter().find(|file| !is_safe_path(file)) {
-            Some(file) => Err(Error::UnsafePath { what: "the file", name: shown(file) }),
-            None => Ok(Snapshot { commit: json.sha, files }),
+            Some(file) => Err(Error::UnsafePath {
+                what: "the file",
+                name: shown(file),
+            }),
+            None => Ok(Snapshot {
+                commit: json.sha,
+                files,
+            }),
         }
     }
 
     /// Size and hash of a file.
     pub(crate) fn file(&self, repo: &str, commit: &str, path: &str) -> Result<RemoteFile> {
-        let url = format!("{}/{repo}/resolve/{commit}/{}", self.endpoint, escaped(path, true));
+        let url = format!(
+            "{}/{repo}/resolve/{commit}/{}",
+            self.endpoint,
+            escaped(path, true)
+        );
         let mut at = url.clone();
         for _ in 0..REDIRECTS_MAX {
             let response = self.request(&at, true, None)?;
-            let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
-            let answer = |problem: String| Error::Answer { url: url.clone(), problem };
+            let header = |name: &str| {
+                response
+                    .headers()
+                    .get(name)
+                    .and_then(|value| value.to_str().ok())
+            };
+            let answer = |problem: String| Error::Answer {
+                url: url.clone(),
+                problem,
+            };
             let linked = header("x-linked-etag");
             let status = response.status().as_u16();
             match (status, header("location")) {
@@ -164,21 +213,37 @@ impl Hub {
                 (300..=399, Some(_)) if linked.is_some() => {}
                 // Another place on the Hub, such as that of a renamed repository.
                 (300..=399, Some(location)) => {
-                    let next = resolved(&at, location).filter(|next| scheme_and_host(next) == scheme_and_host(&at));
-                    at = next.ok_or_else(|| answer(format!("a redirection to {:?}", shown(location))))?;
+                    let next = resolved(&at, location)
+                        .filter(|next| scheme_and_host(next) == scheme_and_host(&at));
+                    at = next
+                        .ok_or_else(|| answer(format!("a redirection to {:?}", shown(location))))?;
                     continue;
                 }
                 _ => check_status(&url, status)?,
             }
             let etag = linked.or_else(|| header("etag"));
             let Some(hash) = etag.and_then(Hash::from_etag) else {
-                return Err(answer("no hash (ETag), so what comes could not be checked".to_owned()));
+                return Err(answer(
+                    "no hash (ETag), so what comes could not be checked".to_owned(),
+                ));
             };
-            let size = header("x-linked-size").or_else(|| header("content-length")).and_then(|size| size.parse().ok());
-            let Some(size) = size else { return Err(answer("no size".to_owned())) };
-            return Ok(RemoteFile { path: path.to_owned(), url: at, size, hash });
+            let size = header("x-linked-size")
+                .or_else(|| header("content-length"))
+                .and_then(|size| size.parse().ok());
+            let Some(size) = size else {
+                return Err(answer("no size".to_owned()));
+            };
+            return Ok(RemoteFile {
+                path: path.to_owned(),
+                url: at,
+                size,
+                hash,
+            });
         }
-        Err(Error::Answer { url, problem: format!("more than {REDIRECTS_MAX} redirections") })
+        Err(Error::Answer {
+            url,
+            problem: format!("more than {REDIRECTS_MAX} redirections"),
+        })
     }
 
     /// A file's bytes from `start` on, and where they really start: servers may begin anew.
@@ -187,8 +252,18 @@ impl Hub {
         let response = self.get(&file.url, range.as_deref())?;
         let first = match response.status().as_u16() {
             206 => {
-                let range = response.headers().get("content-range").and_then(|value| value.to_str().ok());
-                let first = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse().ok());
+                let range = response
+                    .headers()
+                    .get("content-range")
+                    .and_then(|value| value.to_str().ok());
+                let first = range.and_then(|range| {
+                    range
+                        .strip_prefix("bytes ")?
+                        .split('-')
+                        .next()?
+                        .parse()
+                        .ok()
+                });
                 first.ok_or_else(|| Error::Answer {
                     url: file.url.clone(),
                     problem: "a part without its place".into(),
@@ -204,21 +279,33 @@ impl Hub {
         let mut at = url.to_owned();
         for _ in 0..REDIRECTS_MAX {
             let response = self.request(&at, false, range)?;
-            let location = response.headers().get("location").and_then(|value| value.to_str().ok());
+            let location = response
+                .headers()
+                .get("location")
+                .and_then(|value| value.to_str().ok());
             if let (300..=399, Some(location)) = (response.status().as_u16(), location) {
                 let problem = || format!("a redirection to {:?}", shown(location));
-                at =
-                    resolved(&at, location).ok_or_else(|| Error::Answer { url: url.to_owned(), problem: problem() })?;
+                at = resolved(&at, location).ok_or_else(|| Error::Answer {
+                    url: url.to_owned(),
+                    problem: problem(),
+                })?;
                 continue;
             }
             check_status(url, response.status().as_u16())?;
             return Ok(response);
         }
-        Err(Error::Answer { url: url.to_owned(), problem: format!("more than {REDIRECTS_MAX} redirections") })
+        Err(Error::Answer {
+            url: url.to_owned(),
+            problem: format!("more than {REDIRECTS_MAX} redirections"),
+        })
     }
 
     fn request(&self, url: &str, head: bool, range: Option<&str>) -> Result<Response<Body>> {
-        let mut request = if head { self.agent.head(url) } else { self.agent.get(url) };
+        let mut request = if head {
+            self.agent.head(url)
+        } else {
+            self.agent.get(url)
+        };
         // Of compressed bytes there would be neither size nor place.
         request = request.header("accept-encoding", "identity");
         if let Some(range) = range {
@@ -230,7 +317,10 @@ impl Hub {
         {
             request = request.header("authorization", format!("Bearer {token}"));
         }
-        request.call().map_err(|error| Error::Network { url: without_parameters(url), problem: error.to_string() })
+        request.call().map_err(|error| Error::Network {
+            url: without_parameters(url),
+            problem: error.to_string(),
+        })
     }
 }
 
@@ -243,7 +333,11 @@ fn check_status(url: &str, status: u16) -> Result<()> {
         429 => "; too many requests, try again later",
         _ => "",
     };
-    Err(Error::Status { url: without_parameters(url), status, hint })
+    Err(Error::Status {
+        url: without_parameters(url),
+        status,
+        hint,
+    })
 }
 
 /// Signed addresses have secrets behind the question mark.
@@ -253,8 +347,12 @@ fn without_parameters(url: &str) -> String {
 
 /// `https://host:port` of an address.
 fn scheme_and_host(url: &str) -> Option<&str> {
-    let scheme = ["https://", "http://"].into_iter().find(|scheme| url.starts_with(scheme))?;
-    let host_len = url[scheme.len()..].find(['/', '?', '#']).unwrap_or(url.len() - scheme.len());
+    let scheme = ["https://", "http://"]
+        .into_iter()
+        .find(|scheme| url.starts_with(scheme))?;
+    let host_len = url[scheme.len()..]
+        .find(['/', '?', '#'])
+        .unwrap_or(url.len() - scheme.len());
     (host_len > 0).then_some(&url[..scheme.len() + host_len])
 }
 
@@ -268,12 +366,15 @@ fn resolved(from: &str, location: &str) -> Option<String> {
     (!is_downgrade).then(|| location.to_owned())
 }
 
-/// A path with everything escaped that means something in an address; slashes too, unless they are kept.
+/// A path with everything escaped that means something in an address; slashes too, unless they are
+/// kept.
 fn escaped(path: &str, keep_slashes: bool) -> String {
     let mut out = String::new();
     for byte in path.bytes() {
         match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(char::from(byte)),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                out.push(char::from(byte))
+            }
             b'/' if keep_slashes => out.push('/'),
             byte => out.push_str(&format!("%{byte:02X}")),
         }
@@ -289,11 +390,25 @@ mod tests {
     fn addresses_are_cut_and_joined() {
         assert_eq!(scheme_and_host("http://a:1/b?c"), Some("http://a:1"));
         assert_eq!(scheme_and_host("https://a"), Some("https://a"));
-        assert!(["ftp://a", "https://", "/a", ""].iter().all(|url| scheme_and_host(url).is_none()));
-        assert_eq!(resolved("https://a/b", "/c?d").as_deref(), Some("https://a/c?d"));
-        assert_eq!(resolved("http://a/b", "https://c/d").as_deref(), Some("https://c/d"));
+        assert!(
+            ["ftp://a", "https://", "/a", ""]
+                .iter()
+                .all(|url| scheme_and_host(url).is_none())
+        );
+        assert_eq!(
+            resolved("https://a/b", "/c?d").as_deref(),
+            Some("https://a/c?d")
+        );
+        assert_eq!(
+            resolved("http://a/b", "https://c/d").as_deref(),
+            Some("https://c/d")
+        );
         assert_eq!(resolved("https://a/b", "http://a/b"), None);
-        assert!(["//evil", "c", "file:///etc"].iter().all(|location| resolved("https://a/b", location).is_none()));
+        assert!(
+            ["//evil", "c", "file:///etc"]
+                .iter()
+                .all(|location| resolved("https://a/b", location).is_none())
+        );
         assert_eq!(escaped("a b/ü#?", true), "a%20b/%C3%BC%23%3F");
         assert_eq!(escaped("refs/pr/1", false), "refs%2Fpr%2F1");
     }
@@ -301,10 +416,19 @@ mod tests {
     #[test]
     fn only_hashes_are_hashes() {
         let sha256 = "ab".repeat(32);
-        assert_eq!(Hash::from_etag(&format!("W/\"{sha256}\"")), Some(Hash::Sha256(sha256)));
+        assert_eq!(
+            Hash::from_etag(&format!("W/\"{sha256}\"")),
+            Some(Hash::Sha256(sha256))
+        );
         let sha1 = "0".repeat(40);
         assert_eq!(Hash::from_etag(&sha1), Some(Hash::GitSha1(sha1)));
-        for wrong in ["", "\"\"", "../../../etc/passwd", &"AB".repeat(32), &"a".repeat(32)] {
+        for wrong in [
+            "",
+            "\"\"",
+            "../../../etc/passwd",
+            &"AB".repeat(32),
+            &"a".repeat(32),
+        ] {
             assert_eq!(Hash::from_etag(wrong), None, "{wrong}");
         }
     }

@@ -7,7 +7,10 @@ use crate::error::{Error, Result, shown};
 
 /// Names of published models that are short enough to remember, and what they stand for.
 pub const SHORT_NAMES: &[(&str, &str)] = &[
-    ("2b4t", "microsoft/bitnet-b1.58-2B-4T-gguf:ggml-model-i2_s.gguf"),
+    (
+        "2b4t",
+        "microsoft/bitnet-b1.58-2B-4T-gguf:ggml-model-i2_s.gguf",
+    ),
     ("2b4t-packed", "microsoft/bitnet-b1.58-2B-4T"),
     ("2b4t-bf16", "microsoft/bitnet-b1.58-2B-4T-bf16"),
     ("llama3-8b", "HF1BitLLM/Llama3-8B-1.58-100B-tokens"),
@@ -22,7 +25,8 @@ pub const SHORT_NAMES: &[(&str, &str)] = &[
 /// The revision that is meant where none is named.
 pub(crate) const MAIN: &str = "main";
 
-/// A model on the Hub: `ORG/NAME`, `ORG/NAME@REVISION`, `ORG/NAME:FILE`, `ORG/NAME@REVISION:FILE` or a short name.
+/// A model on the Hub: `ORG/NAME`, `ORG/NAME@REVISION`, `ORG/NAME:FILE`, `ORG/NAME@REVISION:FILE`
+/// or a short name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelName {
     /// `ORG/NAME`
@@ -51,7 +55,10 @@ impl FromStr for ModelName {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        let wrong = |problem: &str| Error::Name { name: shown(name), problem: problem.to_owned() };
+        let wrong = |problem: &str| Error::Name {
+            name: shown(name),
+            problem: problem.to_owned(),
+        };
         if let Some((_, long)) = SHORT_NAMES.iter().find(|(short, _)| *short == name) {
             return long.parse();
         }
@@ -62,7 +69,10 @@ impl FromStr for ModelName {
         let (repo, revision) = repo.split_once('@').unwrap_or((repo, MAIN));
         if !is_repo(repo) {
             let short: Vec<&str> = SHORT_NAMES.iter().map(|(short, _)| *short).collect();
-            return Err(wrong(&format!("expected ORG/NAME, ORG/NAME:FILE or one of {}", short.join(", "))));
+            return Err(wrong(&format!(
+                "expected ORG/NAME, ORG/NAME:FILE or one of {}",
+                short.join(", ")
+            )));
         }
         if !is_safe_path(revision) {
             return Err(wrong("the revision is none"));
@@ -70,7 +80,11 @@ impl FromStr for ModelName {
         if file.is_some_and(|file| !is_safe_path(file)) {
             return Err(wrong("the file is none of a repository"));
         }
-        Ok(Self { repo: repo.to_owned(), revision: revision.to_owned(), file: file.map(str::to_owned) })
+        Ok(Self {
+            repo: repo.to_owned(),
+            revision: revision.to_owned(),
+            file: file.map(str::to_owned),
+        })
     }
 }
 
@@ -91,22 +105,28 @@ impl fmt::Display for ModelName {
 fn is_repo(repo: &str) -> bool {
     let is_word = |word: &str| {
         (1..=96).contains(&word.len())
-            && word.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+            && word
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
             && !word.starts_with(['-', '.'])
             && !word.ends_with(['-', '.'])
             && !word.contains("--")
             && !word.contains("..")
     };
-    repo.split_once('/').is_some_and(|(org, name)| is_word(org) && is_word(name))
+    repo.split_once('/')
+        .is_some_and(|(org, name)| is_word(org) && is_word(name))
 }
 
-/// Whether this, appended to a folder, always stays inside it, on every system: plain names with slashes between.
+/// Whether this, appended to a folder, always stays inside it, on every system: plain names with
+/// slashes between.
 pub(crate) fn is_safe_path(path: &str) -> bool {
     let is_name = |name: &str| {
         !name.is_empty()
             && name.len() <= 255
             && !matches!(name, "." | "..")
-            && !name.chars().any(|c| c.is_control() || matches!(c, '\\' | ':' | '*' | '?' | '"' | '<' | '>' | '|'))
+            && !name.chars().any(|c| {
+                c.is_control() || matches!(c, '\\' | ':' | '*' | '?' | '"' | '<' | '>' | '|')
+            })
             && !name.ends_with([' ', '.'])
     };
     path.len() <= 1024 && path.split('/').all(is_name)
@@ -127,13 +147,33 @@ mod tests {
 
     #[test]
     fn names_are_read_and_shown_alike() {
-        for name in ["org/name", "org/na.me-1_x@v1", "org/name:a/b.gguf", "o/n@refs/pr/1:model.gguf"] {
-            assert_eq!(name.parse::<ModelName>().map(|name| name.to_string()).ok().as_deref(), Some(name));
+        for name in [
+            "org/name",
+            "org/na.me-1_x@v1",
+            "org/name:a/b.gguf",
+            "o/n@refs/pr/1:model.gguf",
+        ] {
+            assert_eq!(
+                name.parse::<ModelName>()
+                    .map(|name| name.to_string())
+                    .ok()
+                    .as_deref(),
+                Some(name)
+            );
         }
         for (short, long) in SHORT_NAMES {
-            assert_eq!(short.parse::<ModelName>().map(|name| name.to_string()).ok().as_deref(), Some(*long));
+            assert_eq!(
+                short
+                    .parse::<ModelName>()
+                    .map(|name| name.to_string())
+                    .ok()
+                    .as_deref(),
+                Some(*long)
+            );
         }
-        let named = "org/name@main:f".parse::<ModelName>().map(|name| name.to_string());
+        let named = "org/name@main:f"
+            .parse::<ModelName>()
+            .map(|name| name.to_string());
         assert_eq!(named.ok().as_deref(), Some("org/name:f"));
     }
 

@@ -46,12 +46,13 @@ type ProgressFn<'a> = dyn FnMut(PullProgress<'_>) -> ControlFlow<()> + 'a;
 
 /// Brings a model into the cache and returns its path: a GGUF file, or a directory.
 ///
-/// Files that are there are hashed, not fetched again; a file that came in part is gone on with. Each gets its name only
-/// when its hash is right, and the revision points to them only when all are there. `wait` comes between attempts that
-/// bring nothing, then twice that, and so on.
+/// Files that are there are hashed, not fetched again; a file that came in part is gone on with.
+/// Each gets its name only when its hash is right, and the revision points to them only when all
+/// are there. `wait` comes between attempts that bring nothing, then twice that, and so on.
 ///
 /// # Errors
-/// If there is no such model, the server cannot be reached or sends something else, or the system refuses.
+/// If there is no such model, the server cannot be reached or sends something else, or the system
+/// refuses.
 pub fn pull(
     hub: &Hub,
     cache: &Cache,
@@ -60,7 +61,10 @@ pub fn pull(
     progress: &mut ProgressFn<'_>,
 ) -> Result<PathBuf> {
     let repo = cache.repo(name);
-    let mut attempts = Attempts { wait, left: ATTEMPTS };
+    let mut attempts = Attempts {
+        wait,
+        left: ATTEMPTS,
+    };
     let snapshot = attempts.retry(|| hub.snapshot(name))?;
     let model = Model::choose(name, &snapshot.files)?;
     let files = match &model {
@@ -79,7 +83,10 @@ pub fn pull(
     }
     match (model, last) {
         (Model::File(_), Some(path)) => Ok(path),
-        _ => cache.find(&ModelName { revision: snapshot.commit, ..name.clone() }),
+        _ => cache.find(&ModelName {
+            revision: snapshot.commit,
+            ..name.clone()
+        }),
     }
 }
 
@@ -134,14 +141,26 @@ fn fetch(
         }
         drop(there);
         // Damaged on the disk.
-        fs::remove_file(&blob).map_err(|source| Error::Io { path: blob.clone(), source })?;
+        fs::remove_file(&blob).map_err(|source| Error::Io {
+            path: blob.clone(),
+            source,
+        })?;
     }
     let mut path = blob.clone().into_os_string();
     path.push(INCOMPLETE);
     let path = PathBuf::from(path);
     make_parent(&path)?;
-    let io = |source| Error::Io { path: path.clone(), source };
-    let file = File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
+    let io = |source| Error::Io {
+        path: path.clone(),
+        source,
+    };
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(io)?;
     let mut partial = Partial::new(file, &path, remote);
     if !partial.check_what_is_there(progress)? {
         partial.restart()?;
@@ -163,7 +182,10 @@ fn fetch(
         resumed = false;
     }
     partial.file.sync_all().map_err(io)?;
-    fs::rename(&path, &blob).map_err(|source| Error::Io { path: blob.clone(), source })
+    fs::rename(&path, &blob).map_err(|source| Error::Io {
+        path: blob.clone(),
+        source,
+    })
 }
 
 /// The hash of bytes that come one after the other.
@@ -177,7 +199,9 @@ impl Hasher {
     fn new(remote: &RemoteFile) -> Self {
         match remote.hash {
             Hash::Sha256(_) => Self::Sha256(Sha256::new()),
-            Hash::GitSha1(_) => Self::Sha1(Sha1::new_with_prefix(format!("blob {}\0", remote.size))),
+            Hash::GitSha1(_) => {
+                Self::Sha1(Sha1::new_with_prefix(format!("blob {}\0", remote.size)))
+            }
         }
     }
 
@@ -208,15 +232,29 @@ struct Partial<'a> {
 
 impl<'a> Partial<'a> {
     fn new(file: File, path: &'a Path, remote: &'a RemoteFile) -> Self {
-        Self { file, path, remote, len: 0, hasher: Hasher::new(remote) }
+        Self {
+            file,
+            path,
+            remote,
+            len: 0,
+            hasher: Hasher::new(remote),
+        }
     }
 
     fn io(&self, source: io::Error) -> Error {
-        Error::Io { path: self.path.to_owned(), source }
+        Error::Io {
+            path: self.path.to_owned(),
+            source,
+        }
     }
 
     fn tell(&self, phase: PullPhase, progress: &mut ProgressFn<'_>) -> Result<()> {
-        let now = PullProgress { phase, file: &self.remote.path, bytes_done: self.len, bytes_total: self.remote.size };
+        let now = PullProgress {
+            phase,
+            file: &self.remote.path,
+            bytes_done: self.len,
+            bytes_total: self.remote.size,
+        };
         match progress(now) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(Error::Interrupted),
@@ -227,7 +265,10 @@ impl<'a> Partial<'a> {
     fn check_what_is_there(&mut self, progress: &mut ProgressFn<'_>) -> Result<bool> {
         let mut buffer = vec![0; BUFFER_BYTES];
         loop {
-            let read = self.file.read(&mut buffer).map_err(|source| self.io(source))?;
+            let read = self
+                .file
+                .read(&mut buffer)
+                .map_err(|source| self.io(source))?;
             if read == 0 || self.len + read as u64 > self.remote.size {
                 return Ok(read == 0);
             }
@@ -243,20 +284,32 @@ impl<'a> Partial<'a> {
 
     fn wrong_bytes(&self) -> Error {
         let expected = self.remote.hash.hex().to_owned();
-        Error::WrongBytes { file: self.remote.path.clone(), found: self.hasher.hex(), expected }
+        Error::WrongBytes {
+            file: self.remote.path.clone(),
+            found: self.hasher.hex(),
+            expected,
+        }
     }
 
     /// Forgets what is there.
     fn restart(&mut self) -> Result<()> {
         self.file.set_len(0).map_err(|source| self.io(source))?;
-        self.file.seek(SeekFrom::Start(0)).map_err(|source| self.io(source))?;
+        self.file
+            .seek(SeekFrom::Start(0))
+            .map_err(|source| self.io(source))?;
         (self.len, self.hasher) = (0, Hasher::new(self.remote));
         Ok(())
     }
 
     /// Fetches what is missing. What came before a connection broke stays.
-    fn download(&mut self, hub: &Hub, attempts: &mut Attempts, progress: &mut ProgressFn<'_>) -> Result<()> {
-        // Of a server that begins anew each time, only what goes beyond all attempts before is progress.
+    fn download(
+        &mut self,
+        hub: &Hub,
+        attempts: &mut Attempts,
+        progress: &mut ProgressFn<'_>,
+    ) -> Result<()> {
+        // Of a server that begins anew each time, only what goes beyond all attempts before is
+        // progress.
         let mut most = self.len;
         while self.len < self.remote.size {
             match self.download_once(hub, progress) {
@@ -274,7 +327,10 @@ impl<'a> Partial<'a> {
     }
 
     fn download_once(&mut self, hub: &Hub, progress: &mut ProgressFn<'_>) -> Result<()> {
-        let broken = |problem: String| Error::Network { url: self.remote.path.clone(), problem };
+        let broken = |problem: String| Error::Network {
+            url: self.remote.path.clone(),
+            problem,
+        };
         let (first, mut response) = hub.bytes(self.remote, self.len)?;
         if first != self.len {
             self.restart()?;
@@ -285,13 +341,21 @@ impl<'a> Partial<'a> {
         let mut reader = response.body_mut().as_reader();
         let mut buffer = vec![0; BUFFER_BYTES];
         while self.len < self.remote.size {
-            let read = reader.read(&mut buffer).map_err(|error| broken(error.to_string()))?;
+            let read = reader
+                .read(&mut buffer)
+                .map_err(|error| broken(error.to_string()))?;
             if read == 0 {
-                return Err(broken(format!("it ended after {} of {} bytes", self.len, self.remote.size)));
+                return Err(broken(format!(
+                    "it ended after {} of {} bytes",
+                    self.len, self.remote.size
+                )));
             }
             // Whether more comes than was promised does not matter: the hash decides.
-            let bytes = &buffer[..read.min(usize::try_from(self.remote.size - self.len).unwrap_or(usize::MAX))];
-            self.file.write_all(bytes).map_err(|source| self.io(source))?;
+            let bytes = &buffer
+                [..read.min(usize::try_from(self.remote.size - self.len).unwrap_or(usize::MAX))];
+            self.file
+                .write_all(bytes)
+                .map_err(|source| self.io(source))?;
             self.hasher.update(bytes);
             self.len += bytes.len() as u64;
             self.tell(PullPhase::Downloading, progress)?;

@@ -1,4 +1,5 @@
-//! Downloads from a server in this process that drops connections, serves wrong bytes and tells lies.
+//! Downloads from a server in this process that drops connections, serves wrong bytes and tells
+//! lies.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -30,7 +31,9 @@ impl Request {
 
     /// Where it asks to begin.
     fn start(&self) -> usize {
-        let range = self.header("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'));
+        let range = self
+            .header("range")
+            .and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'));
         range.map_or(0, |start| start.parse().expect("a number"))
     }
 }
@@ -46,7 +49,8 @@ struct Reply {
 
 type Answer = dyn Fn(&Request, usize) -> Reply + Send + Sync;
 
-/// A server that answers as it is told, once for each connection; the number counts the requests before.
+/// A server that answers as it is told, once for each connection; the number counts the requests
+/// before.
 struct Server {
     endpoint: String,
     log: Arc<Mutex<Vec<Request>>>,
@@ -74,7 +78,9 @@ impl Server {
     /// The GETs of file contents.
     fn downloads(&self) -> Vec<Request> {
         let requests = self.requests().into_iter();
-        requests.filter(|request| request.method == "GET" && request.path.contains("/resolve/")).collect()
+        requests
+            .filter(|request| request.method == "GET" && request.path.contains("/resolve/"))
+            .collect()
     }
 
     fn hub(&self) -> Hub {
@@ -89,16 +95,32 @@ fn serve(stream: &TcpStream, log: &Mutex<Vec<Request>>, answer: &Answer) -> Opti
     let mut words = first.split(' ');
     let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
     let headers = lines.take_while(|line| !line.is_empty());
-    let headers =
-        headers.filter_map(|line| line.split_once(": ").map(|(k, v)| (k.to_lowercase(), v.to_owned()))).collect();
-    let request = Request { method, path, headers };
+    let headers = headers
+        .filter_map(|line| {
+            line.split_once(": ")
+                .map(|(k, v)| (k.to_lowercase(), v.to_owned()))
+        })
+        .collect();
+    let request = Request {
+        method,
+        path,
+        headers,
+    };
     let count = {
         let mut log = log.lock().ok()?;
         log.push(request.clone());
         log.len() - 1
     };
-    let Reply { status, headers, body, sent } = answer(&request, count);
-    let mut head = format!("HTTP/1.1 {status} OK\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
+    let Reply {
+        status,
+        headers,
+        body,
+        sent,
+    } = answer(&request, count);
+    let mut head = format!(
+        "HTTP/1.1 {status} OK\r\nconnection: close\r\ncontent-length: {}\r\n",
+        body.len()
+    );
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
@@ -112,39 +134,68 @@ fn serve(stream: &TcpStream, log: &Mutex<Vec<Request>>, answer: &Answer) -> Opti
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// Bytes in which every place differs from its neighbours.
 fn content(len: usize) -> Vec<u8> {
-    (0..len as u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect()
+    (0..len as u64)
+        .map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
+        .collect()
 }
 
 fn description(commit: &str, files: &[&str]) -> Reply {
-    let siblings: Vec<_> = files.iter().map(|file| serde_json::json!({"rfilename": file})).collect();
-    let body = serde_json::json!({"sha": commit, "siblings": siblings}).to_string().into_bytes();
-    Reply { status: 200, body, ..Reply::default() }
+    let siblings: Vec<_> = files
+        .iter()
+        .map(|file| serde_json::json!({"rfilename": file}))
+        .collect();
+    let body = serde_json::json!({"sha": commit, "siblings": siblings})
+        .to_string()
+        .into_bytes();
+    Reply {
+        status: 200,
+        body,
+        ..Reply::default()
+    }
 }
 
 /// A large file as the Hub answers for it, whole or from where it is asked for.
 fn large(request: &Request, bytes: &[u8]) -> Reply {
     let start = request.start();
-    let mut headers =
-        vec![("x-linked-etag", format!("\"{}\"", sha256(bytes))), ("x-linked-size", bytes.len().to_string())];
+    let mut headers = vec![
+        ("x-linked-etag", format!("\"{}\"", sha256(bytes))),
+        ("x-linked-size", bytes.len().to_string()),
+    ];
     if start > 0 {
-        headers.push(("content-range", format!("bytes {start}-{}/{}", bytes.len() - 1, bytes.len())));
+        headers.push((
+            "content-range",
+            format!("bytes {start}-{}/{}", bytes.len() - 1, bytes.len()),
+        ));
     }
-    Reply { status: if start > 0 { 206 } else { 200 }, headers, body: bytes[start..].to_vec(), sent: None }
+    Reply {
+        status: if start > 0 { 206 } else { 200 },
+        headers,
+        body: bytes[start..].to_vec(),
+        sent: None,
+    }
 }
 
 fn not_found() -> Reply {
-    Reply { status: 404, ..Reply::default() }
+    Reply {
+        status: 404,
+        ..Reply::default()
+    }
 }
 
 /// One GGUF file of these bytes.
 fn one_file(bytes: Vec<u8>) -> Server {
     Server::start(move |request, _| match &*request.path {
-        path if path.starts_with("/api/models/") => description(COMMIT, &["README.md", "model.gguf"]),
+        path if path.starts_with("/api/models/") => {
+            description(COMMIT, &["README.md", "model.gguf"])
+        }
         path if path.ends_with("/model.gguf") => large(request, &bytes),
         _ => not_found(),
     })
@@ -165,7 +216,13 @@ impl Place {
 
     fn pull(&self, server: &Server, name: &str) -> Result<PathBuf, Error> {
         let name: ModelName = name.parse()?;
-        pull(&server.hub(), &self.cache, &name, Duration::ZERO, &mut |_| ControlFlow::Continue(()))
+        pull(
+            &server.hub(),
+            &self.cache,
+            &name,
+            Duration::ZERO,
+            &mut |_| ControlFlow::Continue(()),
+        )
     }
 
     /// A path in the repository's folder.
@@ -176,7 +233,10 @@ impl Place {
     /// All files of the folder, as paths from it.
     fn files(&self) -> Vec<String> {
         fn walk(folder: &Path, prefix: &str, out: &mut Vec<String>) {
-            for entry in fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry")) {
+            for entry in fs::read_dir(folder)
+                .expect("a folder")
+                .map(|entry| entry.expect("an entry"))
+            {
                 let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
                 match entry.file_type().expect("a type").is_dir() {
                     true => walk(&entry.path(), &format!("{name}/"), out),
@@ -200,24 +260,66 @@ fn a_model_comes_into_the_cache_as_hugging_faces_tools_keep_it() {
     assert_eq!(fs::read(&path).expect("the file"), bytes);
     let repo = "hub/models--org--model-1.58";
     let blob = format!("{repo}/blobs/{hash}");
-    assert_eq!(place.files(), [blob, format!("{repo}/refs/main"), format!("{repo}/snapshots/{COMMIT}/model.gguf")]);
-    assert_eq!(fs::read_to_string(place.at("refs/main")).expect("a commit"), COMMIT);
+    assert_eq!(
+        place.files(),
+        [
+            blob,
+            format!("{repo}/refs/main"),
+            format!("{repo}/snapshots/{COMMIT}/model.gguf")
+        ]
+    );
+    assert_eq!(
+        fs::read_to_string(place.at("refs/main")).expect("a commit"),
+        COMMIT
+    );
     #[cfg(unix)]
-    assert_eq!(fs::read_link(&path).expect("a link"), PathBuf::from(format!("../../blobs/{hash}")));
-    assert!(place.cache.root().join(format!(".locks/models--org--model-1.58/{hash}.lock")).exists());
+    assert_eq!(
+        fs::read_link(&path).expect("a link"),
+        PathBuf::from(format!("../../blobs/{hash}"))
+    );
+    assert!(
+        place
+            .cache
+            .root()
+            .join(format!(".locks/models--org--model-1.58/{hash}.lock"))
+            .exists()
+    );
 
-    for name in [REPO, &format!("{REPO}:model.gguf"), &format!("{REPO}@{COMMIT}")] {
-        assert_eq!(place.cache.find(&name.parse().expect("a name")).expect("it is there"), path, "{name}");
+    for name in [
+        REPO,
+        &format!("{REPO}:model.gguf"),
+        &format!("{REPO}@{COMMIT}"),
+    ] {
+        assert_eq!(
+            place
+                .cache
+                .find(&name.parse().expect("a name"))
+                .expect("it is there"),
+            path,
+            "{name}"
+        );
     }
     let listed = place.cache.list().expect("a list");
     assert_eq!(listed.len(), 1);
-    let found = (&*listed[0].name, listed[0].bytes, &*listed[0].commit, listed[0].is_complete);
+    let found = (
+        &*listed[0].name,
+        listed[0].bytes,
+        &*listed[0].commit,
+        listed[0].is_complete,
+    );
     assert_eq!(found, ("org/model-1.58:model.gguf", 700_000, COMMIT, true));
 
     assert_eq!(place.pull(&server, REPO).expect("a path"), path);
-    assert_eq!(server.downloads().len(), 1, "what is there is not fetched again");
     assert_eq!(
-        place.cache.remove(&listed[0].name.parse().expect("a name")).expect("it was there"),
+        server.downloads().len(),
+        1,
+        "what is there is not fetched again"
+    );
+    assert_eq!(
+        place
+            .cache
+            .remove(&listed[0].name.parse().expect("a name"))
+            .expect("it was there"),
         700_000 + hash_link(&hash)
     );
     assert!(place.files().is_empty() && place.cache.list().expect("a list").is_empty());
@@ -227,7 +329,11 @@ fn a_model_comes_into_the_cache_as_hugging_faces_tools_keep_it() {
 
 /// Bytes that a link to a blob and a reference take.
 fn hash_link(hash: &str) -> u64 {
-    let link = if cfg!(unix) { "../../blobs/".len() + hash.len() } else { 700_000 };
+    let link = if cfg!(unix) {
+        "../../blobs/".len() + hash.len()
+    } else {
+        700_000
+    };
     (link + COMMIT.len()) as u64
 }
 
@@ -237,21 +343,36 @@ fn what_was_broken_off_is_gone_on_with() {
     let (served, place) = (bytes.clone(), Place::new());
     // Some hundred thousand bytes at a time, then nothing, then a failure of the server.
     let server = Server::start(move |request, count| match &*request.path {
-        path if path.starts_with("/api/") && count == 0 => Reply { status: 503, ..Reply::default() },
+        path if path.starts_with("/api/") && count == 0 => Reply {
+            status: 503,
+            ..Reply::default()
+        },
         path if path.starts_with("/api/") => description(COMMIT, &["model.gguf"]),
         _ if request.method == "HEAD" => large(request, &served),
-        _ if count % 4 == 1 => Reply { status: 500, ..Reply::default() },
-        _ if count % 4 == 3 => Reply { sent: Some(0), ..large(request, &served) },
+        _ if count % 4 == 1 => Reply {
+            status: 500,
+            ..Reply::default()
+        },
+        _ if count % 4 == 3 => Reply {
+            sent: Some(0),
+            ..large(request, &served)
+        },
         _ => {
             let reply = large(request, &served);
-            Reply { sent: Some(reply.body.len().min(110_003 + count)), ..reply }
+            Reply {
+                sent: Some(reply.body.len().min(110_003 + count)),
+                ..reply
+            }
         }
     });
     let path = place.pull(&server, REPO).expect("a path");
     assert!(fs::read(path).expect("the file") == bytes);
     let starts: Vec<usize> = server.downloads().iter().map(Request::start).collect();
     assert!(starts.len() > 9 && starts.is_sorted(), "{starts:?}");
-    assert!(starts.iter().filter(|start| **start > 0).count() >= 9, "it never begins anew: {starts:?}");
+    assert!(
+        starts.iter().filter(|start| **start > 0).count() >= 9,
+        "it never begins anew: {starts:?}"
+    );
 }
 
 #[test]
@@ -260,23 +381,47 @@ fn a_server_that_brings_nothing_is_given_up_and_what_came_is_kept() {
     let (served, place) = (bytes.clone(), Place::new());
     let server = Server::start(move |request, _| match &*request.path {
         path if path.starts_with("/api/") => description(COMMIT, &["model.gguf"]),
-        _ if request.method == "HEAD" || request.start() == 0 => {
-            Reply { sent: Some(100_000), ..large(request, &served) }
-        }
-        _ => Reply { sent: Some(0), ..large(request, &served) },
+        _ if request.method == "HEAD" || request.start() == 0 => Reply {
+            sent: Some(100_000),
+            ..large(request, &served)
+        },
+        _ => Reply {
+            sent: Some(0),
+            ..large(request, &served)
+        },
     });
     let error = place.pull(&server, REPO).unwrap_err();
     assert!(matches!(error, Error::Network { .. }), "{error}");
     let blob = format!("blobs/{}", sha256(&bytes));
-    assert_eq!(fs::read(place.at(&format!("{blob}.incomplete"))).expect("the part").len(), 100_000);
+    assert_eq!(
+        fs::read(place.at(&format!("{blob}.incomplete")))
+            .expect("the part")
+            .len(),
+        100_000
+    );
     assert!(!place.at(&blob).exists() && !place.at("refs").exists());
     let listed = place.cache.list().expect("a list");
-    assert_eq!((&*listed[0].name, listed[0].bytes, listed[0].is_complete), (REPO, 100_000, false));
+    assert_eq!(
+        (&*listed[0].name, listed[0].bytes, listed[0].is_complete),
+        (REPO, 100_000, false)
+    );
 
     let server = one_file(bytes.clone());
     assert!(fs::read(place.pull(&server, REPO).expect("a path")).expect("the file") == bytes);
-    assert_eq!(server.downloads().iter().map(Request::start).collect::<Vec<_>>(), [100_000]);
-    assert!(!place.files().iter().any(|name| name.ends_with(".incomplete")));
+    assert_eq!(
+        server
+            .downloads()
+            .iter()
+            .map(Request::start)
+            .collect::<Vec<_>>(),
+        [100_000]
+    );
+    assert!(
+        !place
+            .files()
+            .iter()
+            .any(|name| name.ends_with(".incomplete"))
+    );
 }
 
 #[test]
@@ -290,7 +435,10 @@ fn wrong_bytes_never_get_a_name() {
         _ => large(request, &wrong),
     });
     let error = place.pull(&server, REPO).unwrap_err();
-    assert!(matches!(&error, Error::WrongBytes { expected, .. } if *expected == sha256(&bytes)), "{error}");
+    assert!(
+        matches!(&error, Error::WrongBytes { expected, .. } if *expected == sha256(&bytes)),
+        "{error}"
+    );
     assert!(place.files().is_empty(), "{:?}", place.files());
     assert_eq!(server.downloads().len(), 1);
     let path = place.pull(&one_file(bytes.clone()), REPO).expect("a path");
@@ -305,11 +453,22 @@ fn wrong_bytes_never_get_a_name() {
     let place = Place::new();
     for stale in [vec![1; 200_000], vec![2; 500_001]] {
         fs::create_dir_all(place.at("blobs")).expect("a folder");
-        fs::write(place.at(&format!("blobs/{}.incomplete", sha256(&bytes))), &stale).expect("a file");
+        fs::write(
+            place.at(&format!("blobs/{}.incomplete", sha256(&bytes))),
+            &stale,
+        )
+        .expect("a file");
         let server = one_file(bytes.clone());
         assert!(fs::read(place.pull(&server, REPO).expect("a path")).expect("the file") == bytes);
-        assert_eq!(server.downloads().last().map(Request::start), Some(0), "from the start in the end");
-        place.cache.remove(&REPO.parse().expect("a name")).expect("it was there");
+        assert_eq!(
+            server.downloads().last().map(Request::start),
+            Some(0),
+            "from the start in the end"
+        );
+        place
+            .cache
+            .remove(&REPO.parse().expect("a name"))
+            .expect("it was there");
     }
 }
 
@@ -320,8 +479,14 @@ fn a_server_without_ranges_begins_anew() {
     let server = Server::start(move |request, count| match &*request.path {
         path if path.starts_with("/api/") => description(COMMIT, &["model.gguf"]),
         _ => {
-            let whole = Request { headers: BTreeMap::new(), ..request.clone() };
-            Reply { sent: (count < 3).then_some(150_000), ..large(&whole, &served) }
+            let whole = Request {
+                headers: BTreeMap::new(),
+                ..request.clone()
+            };
+            Reply {
+                sent: (count < 3).then_some(150_000),
+                ..large(&whole, &served)
+            }
         }
     });
     assert!(fs::read(place.pull(&server, REPO).expect("a path")).expect("the file") == bytes);
@@ -334,12 +499,25 @@ fn an_interrupted_pull_goes_on_where_it_was() {
     let (server, place) = (one_file(bytes.clone()), Place::new());
     let name: ModelName = REPO.parse().expect("a name");
     let mut phases = Vec::new();
-    let result = pull(&server.hub(), &place.cache, &name, Duration::ZERO, &mut |now| {
-        phases.push(now.phase);
-        if now.bytes_done > 1_000_000 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
+    let result = pull(
+        &server.hub(),
+        &place.cache,
+        &name,
+        Duration::ZERO,
+        &mut |now| {
+            phases.push(now.phase);
+            if now.bytes_done > 1_000_000 {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        },
+    );
     assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");
-    assert!(matches!(place.cache.find(&name), Err(Error::NotPulled { .. })));
+    assert!(matches!(
+        place.cache.find(&name),
+        Err(Error::NotPulled { .. })
+    ));
     assert!(fs::read(place.pull(&server, REPO).expect("a path")).expect("the file") == bytes);
     let starts: Vec<usize> = server.downloads().iter().map(Request::start).collect();
     assert!(starts.len() == 2 && starts[1] > 1_000_000, "{starts:?}");
@@ -354,7 +532,10 @@ fn a_directory_comes_with_its_small_files_and_points_to_itself_when_all_are_ther
     let small: BTreeMap<&str, Vec<u8>> = BTreeMap::from([
         ("config.json", b"{}".to_vec()),
         ("tokenizer.json", b"{\"a\": 1}".to_vec()),
-        ("model.safetensors.index.json", index.to_string().into_bytes()),
+        (
+            "model.safetensors.index.json",
+            index.to_string().into_bytes(),
+        ),
     ]);
     let files = [
         "config.json",
@@ -374,9 +555,10 @@ fn a_directory_comes_with_its_small_files_and_points_to_itself_when_all_are_ther
         match file {
             "main" => description(COMMIT, &files),
             "model-00001-of-00002.safetensors" => large(request, &shards[0]),
-            "model-00002-of-00002.safetensors" if *switch.lock().expect("a switch") => {
-                Reply { status: 403, ..Reply::default() }
-            }
+            "model-00002-of-00002.safetensors" if *switch.lock().expect("a switch") => Reply {
+                status: 403,
+                ..Reply::default()
+            },
             "model-00002-of-00002.safetensors" => large(request, &shards[1]),
             _ => match small.get(file) {
                 // The Hub serves small files itself, with git's hash.
@@ -391,33 +573,66 @@ fn a_directory_comes_with_its_small_files_and_points_to_itself_when_all_are_ther
         }
     });
     let error = place.pull(&server, REPO).unwrap_err();
-    assert!(error.to_string().contains("403") && error.to_string().contains("HF_TOKEN"), "{error}");
-    assert!(place.cache.find(&REPO.parse().expect("a name")).is_err(), "not all of it is there");
+    assert!(
+        error.to_string().contains("403") && error.to_string().contains("HF_TOKEN"),
+        "{error}"
+    );
+    assert!(
+        place.cache.find(&REPO.parse().expect("a name")).is_err(),
+        "not all of it is there"
+    );
     let listed = place.cache.list().expect("a list");
     assert!(listed.iter().all(|model| !model.is_complete), "{listed:?}");
     *is_down.lock().expect("a switch") = false;
     let path = place.pull(&server, REPO).expect("a path");
     assert_eq!(path, place.at(&format!("snapshots/{COMMIT}")));
-    let mut names: Vec<_> = fs::read_dir(&path).expect("a folder").map(|e| e.expect("an entry").file_name()).collect();
+    let mut names: Vec<_> = fs::read_dir(&path)
+        .expect("a folder")
+        .map(|e| e.expect("an entry").file_name())
+        .collect();
     names.sort();
     assert_eq!(names, files[..5]);
     assert_eq!(fs::read(path.join("config.json")).expect("a file"), b"{}");
-    let fetched = |name: &str| server.downloads().iter().filter(|request| request.path.ends_with(name)).count();
-    assert_eq!((fetched("00001-of-00002.safetensors"), fetched("config.json"), fetched("README.md")), (1, 1, 0));
+    let fetched = |name: &str| {
+        server
+            .downloads()
+            .iter()
+            .filter(|request| request.path.ends_with(name))
+            .count()
+    };
+    assert_eq!(
+        (
+            fetched("00001-of-00002.safetensors"),
+            fetched("config.json"),
+            fetched("README.md")
+        ),
+        (1, 1, 0)
+    );
     let listed = place.cache.list().expect("a list");
-    assert_eq!((&*listed[0].name, listed[0].is_complete, listed.len()), (REPO, true, 1));
+    assert_eq!(
+        (&*listed[0].name, listed[0].is_complete, listed.len()),
+        (REPO, true, 1)
+    );
 }
 
 fn git_sha1(bytes: &[u8]) -> String {
-    let hash = sha1::Sha1::new_with_prefix(format!("blob {}\0", bytes.len())).chain_update(bytes).finalize();
+    let hash = sha1::Sha1::new_with_prefix(format!("blob {}\0", bytes.len()))
+        .chain_update(bytes)
+        .finalize();
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[test]
 fn names_that_lead_out_of_the_cache_are_refused() {
     let bytes = content(1000);
-    let evil =
-        ["../../../evil.gguf", "/etc/evil.gguf", "a/../../evil.gguf", "..\\evil.gguf", "C:evil.gguf", "a//evil.gguf"];
+    let evil = [
+        "../../../evil.gguf",
+        "/etc/evil.gguf",
+        "a/../../evil.gguf",
+        "..\\evil.gguf",
+        "C:evil.gguf",
+        "a//evil.gguf",
+    ];
     for name in evil {
         let place = Place::new();
         let server = Server::start(move |_, _| description(COMMIT, &[name]));
@@ -425,22 +640,37 @@ fn names_that_lead_out_of_the_cache_are_refused() {
         assert!(matches!(error, Error::UnsafePath { .. }), "{name}: {error}");
         assert!(place.files().is_empty(), "{name}");
     }
-    let lies: [(&'static str, &'static str); 3] = [("../../../../evil", "x"), (COMMIT, "../../../evil"), (COMMIT, "")];
+    let lies: [(&'static str, &'static str); 3] = [
+        ("../../../../evil", "x"),
+        (COMMIT, "../../../evil"),
+        (COMMIT, ""),
+    ];
     for (commit, etag) in lies {
         let (place, bytes) = (Place::new(), bytes.clone());
         let server = Server::start(move |request, _| match request.path.starts_with("/api/") {
             true => description(commit, &["model.gguf"]),
-            false => Reply { status: 200, headers: vec![("etag", etag.to_owned())], body: bytes.clone(), sent: None },
+            false => Reply {
+                status: 200,
+                headers: vec![("etag", etag.to_owned())],
+                body: bytes.clone(),
+                sent: None,
+            },
         });
         let error = place.pull(&server, REPO).unwrap_err();
-        assert!(matches!(error, Error::Answer { .. }), "{commit} {etag}: {error}");
+        assert!(
+            matches!(error, Error::Answer { .. }),
+            "{commit} {etag}: {error}"
+        );
         assert!(place.files().is_empty());
     }
     // A reference in the cache that somebody else wrote.
     let place = Place::new();
     fs::create_dir_all(place.at("refs")).expect("a folder");
     fs::write(place.at("refs/main"), "../../../../etc").expect("a file");
-    assert!(matches!(place.cache.find(&REPO.parse().expect("a name")), Err(Error::NotPulled { .. })));
+    assert!(matches!(
+        place.cache.find(&REPO.parse().expect("a name")),
+        Err(Error::NotPulled { .. })
+    ));
 }
 
 #[test]
@@ -448,7 +678,11 @@ fn the_token_is_for_the_hub_alone() {
     let bytes = content(50_000);
     let served = bytes.clone();
     let storage = Server::start(move |request, _| large(request, &served));
-    let (signed, etag, size) = (format!("{}/blob?signature=abc", storage.endpoint), sha256(&bytes), bytes.len());
+    let (signed, etag, size) = (
+        format!("{}/blob?signature=abc", storage.endpoint),
+        sha256(&bytes),
+        bytes.len(),
+    );
     let renamed = "/org/new-name/resolve/x/model.gguf";
     let server = Server::start(move |request, _| match &*request.path {
         path if path.starts_with("/api/") => description(COMMIT, &["model.gguf"]),
@@ -458,14 +692,32 @@ fn the_token_is_for_the_hub_alone() {
                 ("x-linked-etag", etag.clone()),
                 ("x-linked-size", size.to_string()),
             ];
-            Reply { status: 302, headers, ..Reply::default() }
+            Reply {
+                status: 302,
+                headers,
+                ..Reply::default()
+            }
         }
-        _ => Reply { status: 307, headers: vec![("location", renamed.to_owned())], ..Reply::default() },
+        _ => Reply {
+            status: 307,
+            headers: vec![("location", renamed.to_owned())],
+            ..Reply::default()
+        },
     });
     let place = Place::new();
     assert!(fs::read(place.pull(&server, REPO).expect("a path")).expect("the file") == bytes);
-    assert!(server.requests().iter().all(|request| request.header("authorization") == Some("Bearer secret")));
-    assert!(storage.requests().iter().all(|request| request.header("authorization").is_none()));
+    assert!(
+        server
+            .requests()
+            .iter()
+            .all(|request| request.header("authorization") == Some("Bearer secret"))
+    );
+    assert!(
+        storage
+            .requests()
+            .iter()
+            .all(|request| request.header("authorization").is_none())
+    );
     assert_eq!(storage.requests().len(), 1);
 }
 
@@ -473,7 +725,10 @@ fn the_token_is_for_the_hub_alone() {
 fn whoever_downloads_has_the_lock() {
     let bytes = content(10_000);
     let (server, place) = (one_file(bytes.clone()), Place::new());
-    let lock = place.cache.root().join(format!(".locks/models--org--model-1.58/{}.lock", sha256(&bytes)));
+    let lock = place.cache.root().join(format!(
+        ".locks/models--org--model-1.58/{}.lock",
+        sha256(&bytes)
+    ));
     fs::create_dir_all(lock.parent().expect("a folder")).expect("a folder");
     let held = fs::File::create(&lock).expect("a file");
     held.lock().expect("a lock");
@@ -482,7 +737,10 @@ fn whoever_downloads_has_the_lock() {
     place.pull(&server, REPO).expect("a path");
     let held = fs::File::open(&lock).expect("a file");
     held.lock().expect("a lock");
-    assert!(matches!(place.cache.remove(&REPO.parse().expect("a name")), Err(Error::Busy { .. })));
+    assert!(matches!(
+        place.cache.remove(&REPO.parse().expect("a name")),
+        Err(Error::Busy { .. })
+    ));
 }
 
 #[test]
@@ -498,18 +756,39 @@ fn what_another_snapshot_links_to_stays_when_one_is_removed() {
         _ => large(request, &served),
     });
     let choice = place.pull(&server, REPO).unwrap_err().to_string();
-    assert!(choice.contains("org/model-1.58:FILE: a.gguf, b.gguf"), "{choice}");
-    let kept = place.pull(&server, &format!("{REPO}@v1:b.gguf")).expect("a path");
-    place.pull(&server, &format!("{REPO}:a.gguf")).expect("a path");
-    let names: Vec<String> = place.cache.list().expect("a list").into_iter().map(|model| model.name).collect();
+    assert!(
+        choice.contains("org/model-1.58:FILE: a.gguf, b.gguf"),
+        "{choice}"
+    );
+    let kept = place
+        .pull(&server, &format!("{REPO}@v1:b.gguf"))
+        .expect("a path");
+    place
+        .pull(&server, &format!("{REPO}:a.gguf"))
+        .expect("a path");
+    let names: Vec<String> = place
+        .cache
+        .list()
+        .expect("a list")
+        .into_iter()
+        .map(|model| model.name)
+        .collect();
     assert_eq!(names, ["org/model-1.58:a.gguf", "org/model-1.58@v1:b.gguf"]);
-    place.cache.remove(&format!("{REPO}:a.gguf").parse().expect("a name")).expect("it was there");
+    place
+        .cache
+        .remove(&format!("{REPO}:a.gguf").parse().expect("a name"))
+        .expect("it was there");
     assert!(fs::read(kept).expect("the file") == bytes);
     assert!(matches!(
-        place.cache.remove(&format!("{REPO}:a.gguf").parse().expect("a name")),
+        place
+            .cache
+            .remove(&format!("{REPO}:a.gguf").parse().expect("a name")),
         Err(Error::NotPulled { .. })
     ));
-    place.cache.remove(&REPO.parse().expect("a name")).expect("it was there");
+    place
+        .cache
+        .remove(&REPO.parse().expect("a name"))
+        .expect("it was there");
     assert!(place.files().is_empty());
 }
 
@@ -518,26 +797,52 @@ fn a_revision_is_removed_by_itself() {
     let (bytes, other) = (content(20_000), "f".repeat(40));
     let (served, commit) = (bytes.clone(), other.clone());
     let server = Server::start(move |request, _| match &*request.path {
-        path if path.ends_with("/revision/v1") || path.ends_with("/revision/v2") => description(&commit, &["b.gguf"]),
+        path if path.ends_with("/revision/v1") || path.ends_with("/revision/v2") => {
+            description(&commit, &["b.gguf"])
+        }
         path if path.starts_with("/api/") => description(COMMIT, &["a.gguf"]),
         path if path.contains("a.gguf") => large(request, &served),
         _ => large(request, &served[1..]),
     });
     let place = Place::new();
-    let names = || place.cache.list().expect("a list").into_iter().map(|model| model.name).collect::<Vec<_>>();
-    let remove = |name: &str| place.cache.remove(&format!("{REPO}{name}").parse().expect("a name"));
+    let names = || {
+        place
+            .cache
+            .list()
+            .expect("a list")
+            .into_iter()
+            .map(|model| model.name)
+            .collect::<Vec<_>>()
+    };
+    let remove = |name: &str| {
+        place
+            .cache
+            .remove(&format!("{REPO}{name}").parse().expect("a name"))
+    };
     for name in ["", "@v1", "@v2"] {
-        place.pull(&server, &format!("{REPO}{name}")).expect("a path");
+        place
+            .pull(&server, &format!("{REPO}{name}"))
+            .expect("a path");
     }
     assert!(matches!(remove("@v3"), Err(Error::NotPulled { .. })));
-    assert_eq!(remove("@v1").expect("it was there"), 40, "of a file that v2 has, too, only the name");
-    assert_eq!(names(), ["org/model-1.58:a.gguf", "org/model-1.58@v2:b.gguf"]);
+    assert_eq!(
+        remove("@v1").expect("it was there"),
+        40,
+        "of a file that v2 has, too, only the name"
+    );
+    assert_eq!(
+        names(),
+        ["org/model-1.58:a.gguf", "org/model-1.58@v2:b.gguf"]
+    );
     assert!(remove("@v2").expect("it was there") > 19_999);
     assert_eq!(names(), ["org/model-1.58:a.gguf"]);
     place.pull(&server, &format!("{REPO}@v1")).expect("a path");
     remove(&format!("@{COMMIT}")).expect("it was there");
     assert_eq!(names(), ["org/model-1.58@v1:b.gguf"]);
-    assert!(matches!(remove("@main:a.gguf"), Err(Error::NotPulled { .. })));
+    assert!(matches!(
+        remove("@main:a.gguf"),
+        Err(Error::NotPulled { .. })
+    ));
     remove("@v1").expect("it was there");
     assert!(place.files().is_empty());
 }
@@ -546,12 +851,20 @@ fn a_revision_is_removed_by_itself() {
 fn what_has_begun_to_come_of_another_file_stays() {
     let (server, place) = (one_file(content(10_000)), Place::new());
     place.pull(&server, REPO).expect("a path");
-    let begun = place.at("blobs").join(format!("{}.incomplete", "c".repeat(64)));
+    let begun = place
+        .at("blobs")
+        .join(format!("{}.incomplete", "c".repeat(64)));
     fs::write(&begun, "half").expect("a file");
-    place.cache.remove(&format!("{REPO}:model.gguf").parse().expect("a name")).expect("it was there");
+    place
+        .cache
+        .remove(&format!("{REPO}:model.gguf").parse().expect("a name"))
+        .expect("it was there");
     assert!(begun.is_file());
     assert!(place.cache.find(&REPO.parse().expect("a name")).is_err());
-    place.cache.remove(&REPO.parse().expect("a name")).expect("it was there");
+    place
+        .cache
+        .remove(&REPO.parse().expect("a name"))
+        .expect("it was there");
     assert!(!begun.exists());
 }
 
@@ -559,13 +872,29 @@ fn what_has_begun_to_come_of_another_file_stays() {
 fn refusals_say_what_may_help() {
     let place = Place::new();
     for (status, said) in [(401, "HF_TOKEN"), (404, "no such repository")] {
-        let server = Server::start(move |_, _| Reply { status, ..Reply::default() });
+        let server = Server::start(move |_, _| Reply {
+            status,
+            ..Reply::default()
+        });
         let error = place.pull(&server, REPO).unwrap_err().to_string();
-        assert!(error.contains(&status.to_string()) && error.contains(said), "{error}");
-        assert_eq!(server.requests().len(), 1, "what will not change is not asked again");
+        assert!(
+            error.contains(&status.to_string()) && error.contains(said),
+            "{error}"
+        );
+        assert_eq!(
+            server.requests().len(),
+            1,
+            "what will not change is not asked again"
+        );
     }
-    let server = Server::start(|_, _| Reply { status: 503, ..Reply::default() });
-    assert!(matches!(place.pull(&server, REPO), Err(Error::Status { status: 503, .. })));
+    let server = Server::start(|_, _| Reply {
+        status: 503,
+        ..Reply::default()
+    });
+    assert!(matches!(
+        place.pull(&server, REPO),
+        Err(Error::Status { status: 503, .. })
+    ));
     assert_eq!(server.requests().len(), 5);
     assert!(Hub::new("ftp://example.org", None, None).is_err());
     assert!(Hub::new("https://example.org/", None, Some(b"no certificates")).is_err());

@@ -1,9 +1,11 @@
-//! [`BlockPool`]: who holds which block of the key/value cache, and what is in those that nobody holds. Ids only, no tensors.
+//! [`BlockPool`]: who holds which block of the key/value cache, and what is in those that nobody
+//! holds. Ids only, no tensors.
 //!
-//! A full block is known by the tokens in it and the block before it, so the known blocks form a tree, and a prompt that
-//! begins like an earlier one finds its blocks by walking down. The tokens themselves are compared, not only a hash, so a
-//! block can never be taken for another. Blocks that nobody holds stay known until their room is needed: those unused for
-//! longest go first, and none before those that follow it.
+//! A full block is known by the tokens in it and the block before it, so the known blocks form a
+//! tree, and a prompt that begins like an earlier one finds its blocks by walking down. The tokens
+//! themselves are compared, not only a hash, so a block can never be taken for another. Blocks that
+//! nobody holds stay known until their room is needed: those unused for longest go first, and none
+//! before those that follow it.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -21,7 +23,8 @@ struct Content {
     tokens: [TokenId; BLOCK],
 }
 
-/// What comes before a block: another block, or nothing. Prompts with different salts share nothing.
+/// What comes before a block: another block, or nothing. Prompts with different salts share
+/// nothing.
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Before {
     Block(u32),
@@ -35,8 +38,13 @@ impl Content {
             0 => Before::Start(salt.cloned()),
             _ => Before::Block(held[index - 1]),
         };
-        let Some(tokens) = tokens[index * BLOCK..].first_chunk::<BLOCK>() else { unreachable!("a full block") };
-        Self { before, tokens: *tokens }
+        let Some(tokens) = tokens[index * BLOCK..].first_chunk::<BLOCK>() else {
+            unreachable!("a full block")
+        };
+        Self {
+            before,
+            tokens: *tokens,
+        }
     }
 }
 
@@ -92,8 +100,13 @@ impl BlockPool {
     pub fn take_known(&mut self, salt: Option<&Arc<str>>, tokens: &[TokenId], held: &mut Vec<u32>) {
         let mut before = Before::Start(salt.cloned());
         for tokens in tokens.as_chunks::<BLOCK>().0 {
-            let content = Content { before, tokens: *tokens };
-            let Some(&id) = self.known.get(&content) else { return };
+            let content = Content {
+                before,
+                tokens: *tokens,
+            };
+            let Some(&id) = self.known.get(&content) else {
+                return;
+            };
             self.hold(id);
             held.push(id);
             before = Before::Block(id);
@@ -116,8 +129,15 @@ impl BlockPool {
         true
     }
 
-    /// Says that block `index` of a sequence is full. If its content is known in another block, the sequence gets that one.
-    pub fn fill(&mut self, salt: Option<&Arc<str>>, tokens: &[TokenId], held: &mut [u32], index: usize) {
+    /// Says that block `index` of a sequence is full. If its content is known in another block, the
+    /// sequence gets that one.
+    pub fn fill(
+        &mut self,
+        salt: Option<&Arc<str>>,
+        tokens: &[TokenId],
+        held: &mut [u32],
+        index: usize,
+    ) {
         let content = Content::new(salt, tokens, held, index);
         if self.replace(&content, held, index) {
             return;
@@ -131,16 +151,24 @@ impl BlockPool {
         self.known.insert(content, id);
     }
 
-    /// Gives a sequence the block that is known to hold what its block `index` is to hold, before that is full; false if
-    /// there is none.
-    pub fn take_over(&mut self, salt: Option<&Arc<str>>, tokens: &[TokenId], held: &mut [u32], index: usize) -> bool {
+    /// Gives a sequence the block that is known to hold what its block `index` is to hold, before
+    /// that is full; false if there is none.
+    pub fn take_over(
+        &mut self,
+        salt: Option<&Arc<str>>,
+        tokens: &[TokenId],
+        held: &mut [u32],
+        index: usize,
+    ) -> bool {
         self.replace(&Content::new(salt, tokens, held, index), held, index)
     }
 
-    /// Puts the block with this content in the place of block `index`: equal tokens have equal keys and values, to the bit.
-    /// False if there is none.
+    /// Puts the block with this content in the place of block `index`: equal tokens have equal keys
+    /// and values, to the bit. False if there is none.
     fn replace(&mut self, content: &Content, held: &mut [u32], index: usize) -> bool {
-        let Some(&known) = self.known.get(content) else { return false };
+        let Some(&known) = self.known.get(content) else {
+            return false;
+        };
         if known != held[index] {
             self.hold(known);
             let own = std::mem::replace(&mut held[index], known);
@@ -215,7 +243,10 @@ mod tests {
     use super::*;
 
     fn tokens(blocks: &[u32]) -> Vec<TokenId> {
-        blocks.iter().flat_map(|&b| (0..BLOCK as u32).map(move |i| TokenId(1000 * b + i))).collect()
+        blocks
+            .iter()
+            .flat_map(|&b| (0..BLOCK as u32).map(move |i| TokenId(1000 * b + i)))
+            .collect()
     }
 
     /// Runs a sequence of whole blocks from beginning to end: how many of its blocks were known.
@@ -224,7 +255,11 @@ mod tests {
         let mut held = Vec::new();
         pool.take_known(salt, &tokens, &mut held);
         let known = held.len();
-        assert!(pool.take(blocks.len() - known, &mut held), "{} available", pool.num_available());
+        assert!(
+            pool.take(blocks.len() - known, &mut held),
+            "{} available",
+            pool.num_available()
+        );
         for index in known..blocks.len() {
             pool.fill(salt, &tokens, &mut held, index);
         }
@@ -238,7 +273,11 @@ mod tests {
         assert_eq!(run(&mut pool, None, &[1, 2, 3]), 0);
         assert_eq!(run(&mut pool, None, &[1, 2, 3, 4]), 3);
         assert_eq!(run(&mut pool, None, &[1, 2, 5]), 2);
-        assert_eq!(run(&mut pool, None, &[2, 3]), 0, "the same tokens at another place");
+        assert_eq!(
+            run(&mut pool, None, &[2, 3]),
+            0,
+            "the same tokens at another place"
+        );
         assert_eq!(pool.num_available(), 10);
         pool.forget();
         assert_eq!(run(&mut pool, None, &[1]), 0);
@@ -289,11 +328,19 @@ mod tests {
         let tokens = tokens(&[1, 2]);
         let (mut a, mut b) = (Vec::new(), Vec::new());
         assert!(pool.take(2, &mut a) && pool.take(2, &mut b));
-        assert!(!pool.take_over(None, &tokens, &mut b, 0), "nobody has filled it");
+        assert!(
+            !pool.take_over(None, &tokens, &mut b, 0),
+            "nobody has filled it"
+        );
         pool.fill(None, &tokens, &mut a, 0);
         let salt = "mine".into();
-        assert!(!pool.take_over(Some(&salt), &tokens, &mut b, 0), "not of others");
-        assert!(pool.take_over(None, &tokens, &mut b, 0) && !pool.take_over(None, &tokens, &mut b, 1));
+        assert!(
+            !pool.take_over(Some(&salt), &tokens, &mut b, 0),
+            "not of others"
+        );
+        assert!(
+            pool.take_over(None, &tokens, &mut b, 0) && !pool.take_over(None, &tokens, &mut b, 1)
+        );
         assert_eq!((a[0], pool.num_available()), (b[0], 5));
         pool.give_back(&mut a);
         pool.give_back(&mut b);
@@ -306,11 +353,17 @@ mod tests {
         let mut random = 12345u64;
         let mut running: Vec<(Vec<TokenId>, Vec<u32>, usize)> = Vec::new();
         for _ in 0..20_000 {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             let pick = (random >> 33) as usize;
             match pick % 4 {
                 0 => {
-                    let tokens = tokens(&[(pick / 4 % 2) as u32, (pick / 8 % 3) as u32, (pick / 24 % 2) as u32]);
+                    let tokens = tokens(&[
+                        (pick / 4 % 2) as u32,
+                        (pick / 8 % 3) as u32,
+                        (pick / 24 % 2) as u32,
+                    ]);
                     let mut held = Vec::new();
                     pool.take_known(None, &tokens, &mut held);
                     let known = held.len();
@@ -334,7 +387,10 @@ mod tests {
                 }
                 _ => {}
             }
-            let mut held: Vec<u32> = running.iter().flat_map(|(_, held, _)| held.iter().copied()).collect();
+            let mut held: Vec<u32> = running
+                .iter()
+                .flat_map(|(_, held, _)| held.iter().copied())
+                .collect();
             let holders: usize = pool.blocks.iter().map(|block| block.holders as usize).sum();
             assert_eq!(holders, held.len());
             held.sort_unstable();

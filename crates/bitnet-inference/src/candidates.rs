@@ -1,9 +1,10 @@
 //! Which tokens are in the running: found from the logits, or from estimates of them with bounds.
 //!
-//! A logit that is only estimated lies between a lower and an upper bound. A token can be among the `k` most probable only
-//! if its upper bound reaches the `k`-th largest lower bound; the logits of those tokens are computed in full, and all
-//! decisions are made on full logits. Where bounds exclude too few, or cannot decide, the answer is `None`: all logits
-//! are then needed. So what is sampled never depends on whether logits were estimated.
+//! A logit that is only estimated lies between a lower and an upper bound. A token can be among the
+//! `k` most probable only if its upper bound reaches the `k`-th largest lower bound; the logits of
+//! those tokens are computed in full, and all decisions are made on full logits. Where bounds
+//! exclude too few, or cannot decide, the answer is `None`: all logits are then needed. So what is
+//! sampled never depends on whether logits were estimated.
 
 use std::ops::Range;
 
@@ -22,8 +23,17 @@ pub(crate) struct Candidate {
 
 /// More probable first; the lower id first among equals. NaN counts as the least probable.
 pub(crate) fn before(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
-    let key = |c: &Candidate| if c.logit.is_nan() { f32::NEG_INFINITY } else { c.logit };
-    key(b).partial_cmp(&key(a)).unwrap_or(std::cmp::Ordering::Equal).then(a.token.cmp(&b.token))
+    let key = |c: &Candidate| {
+        if c.logit.is_nan() {
+            f32::NEG_INFINITY
+        } else {
+            c.logit
+        }
+    };
+    key(b)
+        .partial_cmp(&key(a))
+        .unwrap_or(std::cmp::Ordering::Equal)
+        .then(a.token.cmp(&b.token))
 }
 
 /// Logits over the vocabulary, known or bounded.
@@ -42,7 +52,8 @@ pub(crate) trait Logits {
     fn largest_bounds(&self, run: Range<usize>) -> [f32; 2];
 }
 
-/// The largest of `combine(a, b)`, in eight lanes, so that the compiler can use vectors. NaN counts as −∞.
+/// The largest of `combine(a, b)`, in eight lanes, so that the compiler can use vectors. NaN counts
+/// as −∞.
 fn largest(a: &[f32], b: &[f32], combine: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; 8];
     let (a_chunks, a_rest) = a.as_chunks::<8>();
@@ -99,12 +110,19 @@ impl Logits for Estimated<'_> {
         (self.exact)(token as u32)
     }
     fn exact_max(&self) -> usize {
-        // Rows one by one cost more than all in order long before they are all: about four times as much each.
+        // Rows one by one cost more than all in order long before they are all: about four times as
+        // much each.
         (self.len() / 16).max(256)
     }
     fn largest_bounds(&self, run: Range<usize>) -> [f32; 2] {
-        let (values, errors) = (&self.estimates.values[run.clone()], &self.estimates.errors[run]);
-        [largest(values, errors, |value, error| value - error), largest(values, errors, |value, error| value + error)]
+        let (values, errors) = (
+            &self.estimates.values[run.clone()],
+            &self.estimates.errors[run],
+        );
+        [
+            largest(values, errors, |value, error| value - error),
+            largest(values, errors, |value, error| value + error),
+        ]
     }
 }
 
@@ -123,7 +141,8 @@ pub(crate) struct Candidates {
 }
 
 impl Candidates {
-    /// Settles which tokens there are: all of the vocabulary, or those allowed. `changed` must be by ascending id.
+    /// Settles which tokens there are: all of the vocabulary, or those allowed. `changed` must be
+    /// by ascending id.
     pub fn reset(&mut self, vocab: usize, allowed: Option<&TokenSet>) {
         if let Some(allowed) = allowed {
             self.changed.retain(|c| allowed.contains(TokenId(c.token)));
@@ -141,8 +160,16 @@ impl Candidates {
 
     /// The lowest id that may be chosen.
     pub fn first(&self) -> u32 {
-        let unchanged = self.unchanged.iter().find(|run| !run.is_empty()).map(|run| run.start as u32);
-        unchanged.into_iter().chain(self.changed.first().map(|c| c.token)).min().unwrap_or(0)
+        let unchanged = self
+            .unchanged
+            .iter()
+            .find(|run| !run.is_empty())
+            .map(|run| run.start as u32);
+        unchanged
+            .into_iter()
+            .chain(self.changed.first().map(|c| c.token))
+            .min()
+            .unwrap_or(0)
     }
 
     /// The `k`-th largest lower bound, or −∞ if there are fewer: what an upper bound must reach.
@@ -182,12 +209,17 @@ impl Candidates {
         self.largest[k - 1]
     }
 
-    /// Finds every token that may be among the `k` most probable, or whose logit may be within `margin` (negative) of the
-    /// largest; returns the logit from which on none is missing. `found` is in no particular order.
+    /// Finds every token that may be among the `k` most probable, or whose logit may be within
+    /// `margin` (negative) of the largest; returns the logit from which on none is missing. `found`
+    /// is in no particular order.
     pub fn find(&mut self, logits: &impl Logits, k: usize, margin: f64) -> Option<f32> {
         let threshold = (f64::from(self.threshold(logits, k)) + margin) as f32;
         // The sum was rounded, perhaps up.
-        let threshold = if margin == 0.0 { threshold } else { threshold.next_down() };
+        let threshold = if margin == 0.0 {
+            threshold
+        } else {
+            threshold.next_down()
+        };
         let found = &mut self.found;
         found.clear();
         found.extend(self.changed.iter().filter(|c| c.logit >= threshold));
@@ -199,7 +231,10 @@ impl Candidates {
                     continue;
                 }
                 let reaching = chunk.filter(|token| logits.upper(*token) >= threshold);
-                found.extend(reaching.map(|token| Candidate { token: token as u32, logit: f32::NAN }));
+                found.extend(reaching.map(|token| Candidate {
+                    token: token as u32,
+                    logit: f32::NAN,
+                }));
                 if found.len() > most {
                     return None;
                 }
@@ -214,31 +249,46 @@ impl Candidates {
     /// The most probable token, the lowest id among equals; `None` where bounds leave too many.
     pub fn most_probable(&mut self, logits: &impl Logits) -> Option<u32> {
         self.find(logits, 1, 0.0)?;
-        Some(self.found.iter().min_by(|a, b| before(a, b)).map_or_else(|| self.first(), |c| c.token))
+        Some(
+            self.found
+                .iter()
+                .min_by(|a, b| before(a, b))
+                .map_or_else(|| self.first(), |c| c.token),
+        )
     }
 
-    /// The most probable tokens that together have at least the share `p` of the probability of all, in order.
+    /// The most probable tokens that together have at least the share `p` of the probability of
+    /// all, in order.
     ///
-    /// The total is the sum of `exp(logit − largest)`, as f32 each, in f64 by ascending id. Where logits are estimated it is
-    /// only known to lie between two numbers; where these give different answers, more logits are computed in full.
+    /// The total is the sum of `exp(logit − largest)`, as f32 each, in f64 by ascending id. Where
+    /// logits are estimated it is only known to lie between two numbers; where these give different
+    /// answers, more logits are computed in full.
     pub fn nucleus(&mut self, logits: &impl Logits, p: f32) -> Option<()> {
         let is_exact = logits.exact_max() == usize::MAX;
         let mut k = 64;
         loop {
             let certain = self.find(logits, k, 0.0)?;
             self.found.sort_unstable_by(before);
-            let Some(largest) = self.found.first().map(|c| c.logit) else { return Some(()) };
+            let Some(largest) = self.found.first().map(|c| c.logit) else {
+                return Some(());
+            };
             let weight = |logit: f32| f64::from(bitnet_kernels::math::exp(logit - largest));
             let (mut least, mut most) = self.weights_between(logits, largest);
             if !is_exact {
-                // Bounds this wide would leave nothing but rounding errors when they are taken off again.
+                // Bounds this wide would leave nothing but rounding errors when they are taken off
+                // again.
                 if most > 1e9 {
                     return None;
                 }
-                // What was found is known: it is taken out of the bounds and added as it is. The functions' own errors, up
-                // to a few units of f32 of arguments up to 88, are covered by the last factors.
+                // What was found is known: it is taken out of the bounds and added as it is. The
+                // functions' own errors, up to a few units of f32 of arguments up to 88, are
+                // covered by the last factors.
                 for c in &self.found {
-                    if self.changed.binary_search_by_key(&c.token, |c| c.token).is_err() {
+                    if self
+                        .changed
+                        .binary_search_by_key(&c.token, |c| c.token)
+                        .is_err()
+                    {
                         let token = c.token as usize;
                         least += weight(c.logit) - weight(logits.lower(token));
                         most += weight(c.logit) - weight(logits.upper(token));
@@ -299,7 +349,12 @@ impl Candidates {
     }
 
     /// The token with the largest `logit / temperature + noise`; the lowest id among equals.
-    pub fn noisiest(&mut self, logits: &impl Logits, temperature: f64, noise: Noise) -> Option<u32> {
+    pub fn noisiest(
+        &mut self,
+        logits: &impl Logits,
+        temperature: f64,
+        noise: Noise,
+    ) -> Option<u32> {
         // The token with the largest lower bound scores at least this, whatever its noise.
         let mut best = f64::from(self.threshold(logits, 1)) / temperature + Noise::GUMBEL_MIN;
         let contenders = &mut self.contenders;
@@ -316,8 +371,8 @@ impl Candidates {
         for run in &self.unchanged {
             for token in run.clone() {
                 let upper = f64::from(logits.upper(token));
-                // The bound of the noise costs a few instructions, the noise itself two logarithms. What the product
-                // is more or less than the quotient is far below what is added.
+                // The bound of the noise costs a few instructions, the noise itself two logarithms.
+                // What the product is more or less than the quotient is far below what is added.
                 let scaled = upper * inverse;
                 if scaled + scaled.abs() * 1e-9 + noise.gumbel_at_most(token as u32) < best {
                     continue;
@@ -330,7 +385,13 @@ impl Candidates {
                     if lower > best {
                         best = lower;
                     }
-                    contenders.push((Candidate { token: token as u32, logit: f32::NAN }, upper));
+                    contenders.push((
+                        Candidate {
+                            token: token as u32,
+                            logit: f32::NAN,
+                        },
+                        upper,
+                    ));
                     if contenders.len() > most {
                         contenders.retain(|(_, upper)| *upper >= best);
                         if contenders.len() > most / 2 {
@@ -348,7 +409,9 @@ impl Candidates {
                 true => f64::from(logits.exact(token as usize)) / temperature + noise.gumbel(token),
                 false => *upper,
             };
-            if winner.is_none_or(|(top, id)| score > top || score == top && token < id) && !score.is_nan() {
+            if winner.is_none_or(|(top, id)| score > top || score == top && token < id)
+                && !score.is_nan()
+            {
                 winner = Some((score, token));
             }
         }

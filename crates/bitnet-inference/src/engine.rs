@@ -1,14 +1,17 @@
 //! [`Engine`]: sequences, step by step.
 //!
-//! A step runs the next tokens of every running sequence through the model together, so that weights are read once: first
-//! one token for each sequence that is decoding, then prompts, in chunks: long ones while nobody decodes, short ones
-//! otherwise, so that a long prompt does not keep the others waiting. Half of a chunk is for the prompt that came first, the
-//! rest for those with the fewest tokens left, so that a short prompt does not wait for a long one. Of prompts that begin
-//! alike one computes the beginning, and the others wait and take it over, block by block.
+//! A step runs the next tokens of every running sequence through the model together, so that
+//! weights are read once: first one token for each sequence that is decoding, then prompts, in
+//! chunks: long ones while nobody decodes, short ones otherwise, so that a long prompt does not
+//! keep the others waiting. Half of a chunk is for the prompt that came first, the rest for those
+//! with the fewest tokens left, so that a short prompt does not wait for a long one. Of prompts
+//! that begin alike one computes the beginning, and the others wait and take it over, block by
+//! block.
 //!
-//! A sequence starts when there are cache blocks for its prompt, and takes more as it grows. If none is left, the sequence
-//! that came last gives its blocks up and computes them again later. Neither that, nor what else runs, nor what was still in
-//! the cache, changes a bit of anybody's answer: rows do not influence each other.
+//! A sequence starts when there are cache blocks for its prompt, and takes more as it grows. If
+//! none is left, the sequence that came last gives its blocks up and computes them again later.
+//! Neither that, nor what else runs, nor what was still in the cache, changes a bit of anybody's
+//! answer: rows do not influence each other.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -36,11 +39,13 @@ pub struct EngineOptions {
     pub kv_type: KvType,
     /// The most tokens of prompts in a step in which nobody decodes.
     pub prefill_chunk: usize,
-    /// The most tokens of prompts in a step in which others decode; fewer far into a prompt, where a token takes longer.
+    /// The most tokens of prompts in a step in which others decode; fewer far into a prompt, where
+    /// a token takes longer.
     pub mixed_chunk: usize,
     /// The most sequences that run at once.
     pub running_max: usize,
-    /// The most tokens guessed ahead of each sequence from what it said before, and checked in the same step; 0 for none.
+    /// The most tokens guessed ahead of each sequence from what it said before, and checked in the
+    /// same step; 0 for none.
     pub draft_max: usize,
 }
 
@@ -107,9 +112,11 @@ pub struct EngineCounts {
 
 /// The most tokens that are guessed ahead.
 pub const DRAFT_MAX: usize = 16;
-/// The most sequences decoding at once for which drafts are checked: with more, the rows pay as they are.
+/// The most sequences decoding at once for which drafts are checked: with more, the rows pay as
+/// they are.
 const DRAFTING_MAX: usize = 2;
-/// Ternary products of 8 bits that take as long as one product of attention, in floats: with AVX-512 and VNNI, about.
+/// Ternary products of 8 bits that take as long as one product of attention, in floats: with
+/// AVX-512 and VNNI, about.
 const ATTENTION_MAC_COST: usize = 4;
 
 /// The part of a sequence that a step computes.
@@ -140,7 +147,8 @@ pub struct Engine {
     counts: EngineCounts,
     // What follows is of one step, and kept so that a step allocates nothing.
     plan: Vec<Planned>,
-    /// Places of the sequences whose prompts are being computed, in the order in which they get their share of the step.
+    /// Places of the sequences whose prompts are being computed, in the order in which they get
+    /// their share of the step.
     prefilling: Vec<usize>,
     /// Ids of the tokens of one step, as the model takes them.
     step_tokens: Vec<u32>,
@@ -165,8 +173,14 @@ impl Engine {
     ) -> Result<Self> {
         let config = model.config();
         let num_blocks = options.cache.max(options.context).div_ceil(KvCache::BLOCK);
-        let cache = KvCache::new(config.attention, config.num_layers, options.kv_type, num_blocks)?;
-        let attention_macs = 2 * config.num_layers * config.attention.heads * config.attention.head_dim;
+        let cache = KvCache::new(
+            config.attention,
+            config.num_layers,
+            options.kv_type,
+            num_blocks,
+        )?;
+        let attention_macs =
+            2 * config.num_layers * config.attention.heads * config.attention.head_dim;
         let halfway = model.num_ternary_weights() / (ATTENTION_MAC_COST * attention_macs);
         Ok(Self {
             model,
@@ -254,8 +268,8 @@ impl Engine {
     /// Takes a request.
     ///
     /// # Errors
-    /// If the prompt is empty, has tokens outside the vocabulary or does not fit into the context together with the
-    /// tokens asked for, or a parameter is out of range.
+    /// If the prompt is empty, has tokens outside the vocabulary or does not fit into the context
+    /// together with the tokens asked for, or a parameter is out of range.
     pub fn submit(&mut self, request: Request) -> Result<RequestId> {
         self.submit_constrained(request, None)
     }
@@ -273,11 +287,22 @@ impl Engine {
         let (prompt, context) = (request.prompt.len(), self.options.context);
         let generate = request.max_tokens.unwrap_or(1);
         if prompt.saturating_add(generate) > context {
-            return Err(Error::ContextLength { prompt, generate, context });
+            return Err(Error::ContextLength {
+                prompt,
+                generate,
+                context,
+            });
         }
         let id = RequestId(self.num_requests);
         let vocab_size = self.model.config().vocab_size;
-        let sequence = Sequence::new(id, request, constraint, context, vocab_size, self.tokenizer.clone())?;
+        let sequence = Sequence::new(
+            id,
+            request,
+            constraint,
+            context,
+            vocab_size,
+            self.tokenizer.clone(),
+        )?;
         self.num_requests += 1;
         self.waiting.push_back(sequence);
         Ok(id)
@@ -288,13 +313,21 @@ impl Engine {
         if tokens.is_empty() {
             return Err(Error::EmptyPrompt);
         }
-        match tokens.iter().position(|token| token.0 as usize >= vocab_size) {
-            Some(index) => Err(Error::TokenRange { index, token: tokens[index], last: vocab_size - 1 }),
+        match tokens
+            .iter()
+            .position(|token| token.0 as usize >= vocab_size)
+        {
+            Some(index) => Err(Error::TokenRange {
+                index,
+                token: tokens[index],
+                last: vocab_size - 1,
+            }),
             None => Ok(()),
         }
     }
 
-    /// Forgets a request; its blocks are free at once. Returns what it took so far; `None` if it has ended already.
+    /// Forgets a request; its blocks are free at once. Returns what it took so far; `None` if it
+    /// has ended already.
     pub fn cancel(&mut self, id: RequestId) -> Option<Timings> {
         if let Some(index) = self.waiting.iter().position(|sequence| sequence.id == id) {
             return self.waiting.remove(index).map(|sequence| sequence.timings);
@@ -313,7 +346,11 @@ impl Engine {
     /// # Panics
     /// If other requests are waiting or running: what they bring would be lost.
     pub fn complete(&mut self, request: Request) -> Result<(Vec<TokenId>, Finish)> {
-        assert!(!self.is_busy(), "other requests: {:?} wait and run", self.num_requests());
+        assert!(
+            !self.is_busy(),
+            "other requests: {:?} wait and run",
+            self.num_requests()
+        );
         self.submit(request)?;
         let (mut tokens, mut events) = (Vec::new(), Vec::new());
         loop {
@@ -323,7 +360,9 @@ impl Engine {
                     Event::Prefill { .. } => {}
                     Event::Token { token, .. } => tokens.push(token),
                     Event::Finished { finish, .. } => return Ok((tokens, finish)),
-                    Event::Failed { problem, .. } => unreachable!("without a constraint: {problem}"),
+                    Event::Failed { problem, .. } => {
+                        unreachable!("without a constraint: {problem}")
+                    }
                 }
             }
         }
@@ -344,7 +383,9 @@ impl Engine {
     /// Starts waiting requests, in order, while there is room for them.
     fn admit(&mut self) {
         while self.running.len() < self.options.running_max.max(1) {
-            let Some(sequence) = self.waiting.front_mut() else { return };
+            let Some(sequence) = self.waiting.front_mut() else {
+                return;
+            };
             if !sequence.admit(&mut self.blocks) {
                 return;
             }
@@ -360,15 +401,24 @@ impl Engine {
     /// Decides which tokens the step computes, and sees to it that there are blocks for them.
     fn schedule(&mut self) {
         self.plan.clear();
-        let num_decoding = self.running.iter().filter(|sequence| sequence.is_decoding()).count();
+        let num_decoding = self
+            .running
+            .iter()
+            .filter(|sequence| sequence.is_decoding())
+            .count();
         // Rows that are checked together with the first cost little as long as they are few.
-        let draft_max = if num_decoding <= DRAFTING_MAX { self.options.draft_max.min(DRAFT_MAX) } else { 0 };
+        let draft_max = if num_decoding <= DRAFTING_MAX {
+            self.options.draft_max.min(DRAFT_MAX)
+        } else {
+            0
+        };
         let mut index = 0;
         while index < self.running.len() {
             let sequence = &mut self.running[index];
             sequence.draft.clear();
             if sequence.is_decoding() {
-                if sequence.computed == sequence.blocks.len() * KvCache::BLOCK && !self.grow(index) {
+                if sequence.computed == sequence.blocks.len() * KvCache::BLOCK && !self.grow(index)
+                {
                     // It has given up its own blocks, and was the last.
                     break;
                 }
@@ -385,19 +435,37 @@ impl Engine {
         self.schedule_prompts();
     }
 
-    /// Shares out what the step has for prompts. While nobody decodes that is a number of tokens. Otherwise it is the time
-    /// that so many tokens take at the beginning of a prompt, for which there are fewer further on.
+    /// Shares out what the step has for prompts. While nobody decodes that is a number of tokens.
+    /// Otherwise it is the time that so many tokens take at the beginning of a prompt, for which
+    /// there are fewer further on.
     fn schedule_prompts(&mut self) {
-        let Self { running, plan, prefilling, blocks, counts, .. } = self;
+        let Self {
+            running,
+            plan,
+            prefilling,
+            blocks,
+            counts,
+            ..
+        } = self;
         let is_mixed = !plan.is_empty();
-        let budget = if is_mixed { self.options.mixed_chunk } else { self.options.prefill_chunk }.max(1);
+        let budget = if is_mixed {
+            self.options.mixed_chunk
+        } else {
+            self.options.prefill_chunk
+        }
+        .max(1);
         // In parts of the time of a token at the beginning, each `1 / halfway` of it.
         let halfway = self.halfway;
         let mut time = budget * halfway;
         let cost = |sequence: &Sequence| halfway + if is_mixed { sequence.computed } else { 0 };
-        let affordable = |time: usize, sequence: &Sequence| (time + cost(sequence) / 2) / cost(sequence);
+        let affordable =
+            |time: usize, sequence: &Sequence| (time + cost(sequence) / 2) / cost(sequence);
         prefilling.clear();
-        for (index, sequence) in running.iter_mut().enumerate().filter(|(_, sequence)| !sequence.is_decoding()) {
+        for (index, sequence) in running
+            .iter_mut()
+            .enumerate()
+            .filter(|(_, sequence)| !sequence.is_decoding())
+        {
             let before = sequence.computed;
             sequence.take_over(blocks);
             if !sequence.was_preempted {
@@ -406,12 +474,17 @@ impl Engine {
             }
             prefilling.push(index);
         }
-        let Some((_, others)) = prefilling.split_first_mut() else { return };
+        let Some((_, others)) = prefilling.split_first_mut() else {
+            return;
+        };
         others.sort_unstable_by_key(|&index| (running[index].pending(), index));
         let first = plan.len();
         for &index in &*prefilling {
             let sequence = &running[index];
-            if plan[first..].iter().any(|planned| sequence.can_wait_for(&running[planned.index])) {
+            if plan[first..]
+                .iter()
+                .any(|planned| sequence.can_wait_for(&running[planned.index]))
+            {
                 continue;
             }
             let tokens = if plan.len() == first {
@@ -432,11 +505,13 @@ impl Engine {
         *tokens += affordable(time, sequence).min(sequence.pending() - *tokens);
     }
 
-    /// Takes one more block for a running sequence. While there is none, the sequence that came last gives up its own; false
-    /// if that was this one.
+    /// Takes one more block for a running sequence. While there is none, the sequence that came
+    /// last gives up its own; false if that was this one.
     fn grow(&mut self, index: usize) -> bool {
         while !self.blocks.take(1, &mut self.running[index].blocks) {
-            let Some(mut last) = self.running.pop() else { unreachable!("a running sequence") };
+            let Some(mut last) = self.running.pop() else {
+                unreachable!("a running sequence")
+            };
             last.give_up_blocks(&mut self.blocks);
             self.counts.preemptions += 1;
             self.waiting.push_front(last);
@@ -448,7 +523,17 @@ impl Engine {
     }
 
     fn forward(&mut self) {
-        let Self { model, cpu, cache, workspace, running, plan, step_tokens, counts, .. } = self;
+        let Self {
+            model,
+            cpu,
+            cache,
+            workspace,
+            running,
+            plan,
+            step_tokens,
+            counts,
+            ..
+        } = self;
         step_tokens.clear();
         for planned in &*plan {
             let sequence = &running[planned.index];
@@ -462,13 +547,21 @@ impl Engine {
             let sequence = &running[planned.index];
             let (tokens, others) = rest.split_at(planned.tokens + sequence.draft.len());
             rest = others;
-            let logits = match (sequence.pending() == planned.tokens, sequence.draft.is_empty()) {
+            let logits = match (
+                sequence.pending() == planned.tokens,
+                sequence.draft.is_empty(),
+            ) {
                 _ if sequence.tells_prompt() => LogitRows::All,
                 (false, _) => LogitRows::None,
                 (true, true) => LogitRows::Last,
                 (true, false) => LogitRows::All,
             };
-            Chunk { tokens, position: sequence.computed, blocks: &sequence.blocks, logits }
+            Chunk {
+                tokens,
+                position: sequence.computed,
+                blocks: &sequence.blocks,
+                logits,
+            }
         });
         model.hidden_states(cpu, workspace, cache, chunks);
     }
@@ -486,7 +579,9 @@ impl Engine {
             if sequence.tells_prompt() {
                 let vocab = self.model.config().vocab_size;
                 let place = self.full_rows.partition_point(|full| *full < row);
-                let rows = self.workspace.logits()[place * vocab..].chunks_exact(vocab).take(planned.tokens);
+                let rows = self.workspace.logits()[place * vocab..]
+                    .chunks_exact(vocab)
+                    .take(planned.tokens);
                 logprobs = sequence.tell_prompt(sequence.computed, rows);
                 // The last row of a prompt is sampled from below.
                 row += planned.tokens - usize::from(is_complete);
@@ -495,7 +590,12 @@ impl Engine {
             if sequence.timings.generated_tokens == 0 {
                 sequence.timings.prefill_forward += forward;
                 let (done, total) = (sequence.computed, sequence.tokens.len());
-                events.push(Event::Prefill { id: sequence.id, done, total, logprobs });
+                events.push(Event::Prefill {
+                    id: sequence.id,
+                    done,
+                    total,
+                    logprobs,
+                });
             } else {
                 sequence.timings.decode_forward += forward;
             }
@@ -533,9 +633,18 @@ impl Engine {
         }
     }
 
-    /// Estimates the logits of the step's rows, and computes in full those of rows for which that is asked or will not do.
+    /// Estimates the logits of the step's rows, and computes in full those of rows for which that
+    /// is asked or will not do.
     fn project(&mut self) {
-        let Self { model, cpu, workspace, running, plan, full_rows, .. } = self;
+        let Self {
+            model,
+            cpu,
+            workspace,
+            running,
+            plan,
+            full_rows,
+            ..
+        } = self;
         full_rows.clear();
         let mut num_rows = 0;
         for planned in &*plan {
@@ -559,9 +668,20 @@ impl Engine {
         }
     }
 
-    /// Samples the token that a row of the step gives a sequence, and takes it; `None` if that ends the sequence.
+    /// Samples the token that a row of the step gives a sequence, and takes it; `None` if that ends
+    /// the sequence.
     fn sample(&mut self, index: usize, row: usize, events: &mut Vec<Event>) -> Option<TokenId> {
-        let Self { model, cpu, workspace, running, full_rows, row_logits, allowed, head_use, .. } = self;
+        let Self {
+            model,
+            cpu,
+            workspace,
+            running,
+            full_rows,
+            row_logits,
+            allowed,
+            head_use,
+            ..
+        } = self;
         let vocab = model.config().vocab_size;
         let sequence = &mut running[index];
         let allowed = match &mut sequence.constraint {
@@ -569,7 +689,10 @@ impl Engine {
             Some(constraint) => match constraint.allowed(allowed) {
                 Ok(()) => Some(&*allowed),
                 Err(problem) => {
-                    events.push(Event::Failed { id: sequence.id, problem });
+                    events.push(Event::Failed {
+                        id: sequence.id,
+                        problem,
+                    });
                     return None;
                 }
             },
@@ -577,7 +700,10 @@ impl Engine {
         let (token, logprobs) = if let Ok(place) = full_rows.binary_search(&row) {
             let logits = &workspace.logits()[place * vocab..(place + 1) * vocab];
             let token = sequence.sampler.sample(logits, &sequence.tokens, allowed);
-            (token, sequence.logprobs.map(|top| logprobs(logits, token, top)))
+            (
+                token,
+                sequence.logprobs.map(|top| logprobs(logits, token, top)),
+            )
         } else {
             let num_exact = Cell::new(0);
             let exact = |token| {
@@ -585,25 +711,31 @@ impl Engine {
                 model.logit(cpu, workspace, row, token)
             };
             let estimates = workspace.estimates(row, vocab);
-            let token = sequence.sampler.sample_estimated(estimates, &exact, &sequence.tokens, allowed);
+            let token =
+                sequence
+                    .sampler
+                    .sample_estimated(estimates, &exact, &sequence.tokens, allowed);
             model.count_logits(cpu, num_exact.get(), token.is_some());
             head_use.add(num_exact.get() as u64, token.is_some());
             let token = token.unwrap_or_else(|| {
                 row_logits.resize(vocab, 0.0);
                 model.logits_of_row(cpu, workspace, row, row_logits);
-                sequence.sampler.sample(row_logits, &sequence.tokens, allowed)
+                sequence
+                    .sampler
+                    .sample(row_logits, &sequence.tokens, allowed)
             });
             (token, None)
         };
         (!sequence.push(token, logprobs, events)).then_some(token)
     }
 
-    /// Runs `tokens` through the model and gives the logits of the positions from `first` on to `use_rows`, some rows at a
-    /// time: the position of the first row, and the rows `[n, vocab]`. A few rows before `first` may be among them. Stops
-    /// at the first error that `use_rows` returns.
+    /// Runs `tokens` through the model and gives the logits of the positions from `first` on to
+    /// `use_rows`, some rows at a time: the position of the first row, and the rows `[n, vocab]`. A
+    /// few rows before `first` may be among them. Stops at the first error that `use_rows` returns.
     ///
     /// # Errors
-    /// If tokens are outside the vocabulary or do not fit into the free blocks; or what `use_rows` returned.
+    /// If tokens are outside the vocabulary or do not fit into the free blocks; or what `use_rows`
+    /// returned.
     pub fn evaluate<E: From<Error>>(
         &mut self,
         tokens: &[TokenId],
@@ -612,17 +744,36 @@ impl Engine {
     ) -> std::result::Result<(), E> {
         self.check_tokens(tokens)?;
         let mut blocks = Vec::new();
-        if !self.blocks.take(tokens.len().div_ceil(KvCache::BLOCK), &mut blocks) {
+        if !self
+            .blocks
+            .take(tokens.len().div_ceil(KvCache::BLOCK), &mut blocks)
+        {
             let context = self.blocks.num_available() * KvCache::BLOCK;
-            return Err(Error::ContextLength { prompt: tokens.len(), generate: 0, context }.into());
+            return Err(Error::ContextLength {
+                prompt: tokens.len(),
+                generate: 0,
+                context,
+            }
+            .into());
         }
         let mut result = Ok(());
         let ids: Vec<u32> = tokens.iter().map(|token| token.0).collect();
         let mut position = 0;
         for tokens in ids.chunks(self.options.prefill_chunk.max(1)) {
-            let logits = if position + tokens.len() > first { LogitRows::All } else { LogitRows::None };
-            let chunk = Chunk { tokens, position, blocks: &blocks, logits };
-            let rows = self.model.forward(&self.cpu, &mut self.workspace, &mut self.cache, &[chunk]);
+            let logits = if position + tokens.len() > first {
+                LogitRows::All
+            } else {
+                LogitRows::None
+            };
+            let chunk = Chunk {
+                tokens,
+                position,
+                blocks: &blocks,
+                logits,
+            };
+            let rows =
+                self.model
+                    .forward(&self.cpu, &mut self.workspace, &mut self.cache, &[chunk]);
             if !rows.is_empty() {
                 result = use_rows(position, rows);
             }

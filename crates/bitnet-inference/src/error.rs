@@ -36,7 +36,9 @@ pub enum Error {
         last: usize,
     },
     /// More positions than the context has.
-    #[error("context length exceeded: {prompt} prompt tokens and {generate} to generate do not fit into {context}")]
+    #[error(
+        "context length exceeded: {prompt} prompt tokens and {generate} to generate do not fit into {context}"
+    )]
     ContextLength {
         /// Tokens of the prompt.
         prompt: usize,

@@ -1,9 +1,10 @@
 //! ENGINE: requests to tokens.
 //!
-//! [`load`](load()) opens a model with its tokenizer; an [`Engine`] takes [`Request`]s and, step by step, gives [`Event`]s:
-//! each step runs the next tokens of every sequence through the model, samples one token for each sequence whose
-//! prompt is done, and says what text it completes. Synchronous and deterministic: no clocks decide anything, and a
-//! request gives the same tokens whatever else runs beside it.
+//! [`load`](load()) opens a model with its tokenizer; an [`Engine`] takes [`Request`]s and, step by
+//! step, gives [`Event`]s: each step runs the next tokens of every sequence through the model,
+//! samples one token for each sequence whose prompt is done, and says what text it completes.
+//! Synchronous and deterministic: no clocks decide anything, and a request gives the same tokens
+//! whatever else runs beside it.
 
 #![forbid(unsafe_code)]
 

@@ -48,7 +48,11 @@ pub fn load(path: &Path, options: &LoadOptions, cpu: &Cpu) -> Result<Loaded> {
         true => Some(with_template(Tokenizer::from_dir(path)?, architecture)),
         false => None,
     };
-    loaded(LanguageModel::from_checkpoint(&checkpoint, options, cpu)?, tokenization, None)
+    loaded(
+        LanguageModel::from_checkpoint(&checkpoint, options, cpu)?,
+        tokenization,
+        None,
+    )
 }
 
 /// Loads a model that is embedded in the program.
@@ -70,27 +74,55 @@ fn load_gguf(gguf: &Arc<Gguf>, options: &LoadOptions, cpu: &Cpu) -> Result<Loade
     loaded(model, tokenization, hint)
 }
 
-/// How the I2_S codes of a file seem to be arranged, told by the dead neurons of its first layers; `None` where they do
-/// not tell, as in random models. Some ten milliseconds a layer of a 2B model.
+/// How the I2_S codes of a file seem to be arranged, told by the dead neurons of its first layers;
+/// `None` where they do not tell, as in random models. Some ten milliseconds a layer of a 2B model.
 #[must_use]
 pub fn likely_i2s_form(gguf: &Gguf, config: &Config) -> Option<I2sForm> {
     let tensor = |layer: usize, part: &str| gguf.tensor(&format!("blk.{layer}.{part}.weight"));
     (0..config.num_layers.min(2)).find_map(|layer| {
-        let (gate, up, down) = (tensor(layer, "ffn_gate")?, tensor(layer, "ffn_up")?, tensor(layer, "ffn_down")?);
-        if [&gate, &up, &down].iter().any(|tensor| tensor.dtype != TensorType::I2_S) {
+        let (gate, up, down) = (
+            tensor(layer, "ffn_gate")?,
+            tensor(layer, "ffn_up")?,
+            tensor(layer, "ffn_down")?,
+        );
+        if [&gate, &up, &down]
+            .iter()
+            .any(|tensor| tensor.dtype != TensorType::I2_S)
+        {
             return None;
         }
-        likely_form(gate.data, up.data, down.data, config.hidden_size, config.ffn_size).ok().flatten()
+        likely_form(
+            gate.data,
+            up.data,
+            down.data,
+            config.hidden_size,
+            config.ffn_size,
+        )
+        .ok()
+        .flatten()
     })
 }
 
-fn loaded(model: LanguageModel, tokenization: Option<Tokenization>, i2_s_hint: Option<I2sForm>) -> Result<Loaded> {
-    let tokens = tokenization.as_ref().map_or(0, |tokenization| tokenization.tokenizer.vocab_size());
+fn loaded(
+    model: LanguageModel,
+    tokenization: Option<Tokenization>,
+    i2_s_hint: Option<I2sForm>,
+) -> Result<Loaded> {
+    let tokens = tokenization
+        .as_ref()
+        .map_or(0, |tokenization| tokenization.tokenizer.vocab_size());
     let rows = model.config().vocab_size;
     if tokens > rows {
-        return Err(Error::VocabularySize { tokenizer: tokens, model: rows });
+        return Err(Error::VocabularySize {
+            tokenizer: tokens,
+            model: rows,
+        });
     }
-    Ok(Loaded { model: Arc::new(model), tokenization, i2_s_hint })
+    Ok(Loaded {
+        model: Arc::new(model),
+        tokenization,
+        i2_s_hint,
+    })
 }
 
 /// The tokenizer at `path`: a GGUF file of any architecture, or a directory with `tokenizer.json`.
@@ -110,7 +142,10 @@ pub fn load_tokenization(path: &Path) -> Result<Tokenization> {
 /// If there is none, or it is damaged or not supported.
 pub fn tokenization_from_gguf(gguf: &Gguf) -> Result<Tokenization> {
     let spec = tokenizer_spec(gguf)?;
-    Ok(with_template(Tokenizer::from_spec(&spec)?, &spec.architecture))
+    Ok(with_template(
+        Tokenizer::from_spec(&spec)?,
+        &spec.architecture,
+    ))
 }
 
 /// What the metadata of a GGUF file says of its tokenizer.
@@ -122,15 +157,35 @@ pub fn tokenizer_spec(gguf: &Gguf) -> Result<TokenizerSpec<'_>> {
     let key = |name: &str| format!("tokenizer.ggml.{name}");
     let id = |name: &str| -> Result<Option<u32>> { Ok(metadata.u32(&key(name))?) };
     let strings = |name: &str| -> Result<Vec<Cow<'_, str>>> {
-        Ok(metadata.strings(&key(name))?.into_iter().flatten().map(Cow::Borrowed).collect())
+        Ok(metadata
+            .strings(&key(name))?
+            .into_iter()
+            .flatten()
+            .map(Cow::Borrowed)
+            .collect())
     };
     Ok(TokenizerSpec {
-        architecture: metadata.str("general.architecture")?.unwrap_or_default().into(),
-        model: metadata.str(&key("model"))?.filter(|name| *name != NO_TOKENIZER).ok_or(Error::NoTokenizer)?.into(),
+        architecture: metadata
+            .str("general.architecture")?
+            .unwrap_or_default()
+            .into(),
+        model: metadata
+            .str(&key("model"))?
+            .filter(|name| *name != NO_TOKENIZER)
+            .ok_or(Error::NoTokenizer)?
+            .into(),
         pre: metadata.str(&key("pre"))?.map(Cow::Borrowed),
         tokens: strings("tokens")?,
-        scores: metadata.f32s(&key("scores"))?.into_iter().flatten().collect(),
-        token_types: metadata.i32s(&key("token_type"))?.into_iter().flatten().collect(),
+        scores: metadata
+            .f32s(&key("scores"))?
+            .into_iter()
+            .flatten()
+            .collect(),
+        token_types: metadata
+            .i32s(&key("token_type"))?
+            .into_iter()
+            .flatten()
+            .collect(),
         merges: strings("merges")?,
         bos: id("bos_token_id")?,
         eos: id("eos_token_id")?,
@@ -146,6 +201,10 @@ pub fn tokenizer_spec(gguf: &Gguf) -> Result<TokenizerSpec<'_>> {
 }
 
 fn with_template(tokenizer: Tokenizer, architecture: &str) -> Tokenization {
-    let chat_template = ChatTemplate::detect(architecture, &tokenizer).map(|template| template.map(Arc::new));
-    Tokenization { tokenizer: Arc::new(tokenizer), chat_template }
+    let chat_template =
+        ChatTemplate::detect(architecture, &tokenizer).map(|template| template.map(Arc::new));
+    Tokenization {
+        tokenizer: Arc::new(tokenizer),
+        chat_template,
+    }
 }

@@ -31,40 +31,53 @@ impl Likelihood {
     }
 }
 
-/// The windows over a text of `len` tokens, and how many tokens at the front of each only give context: a text that fits
-/// into `context` is one window, a longer one is read in windows that move by half of it. Every token but the first is
-/// counted once.
+/// The windows over a text of `len` tokens, and how many tokens at the front of each only give
+/// context: a text that fits into `context` is one window, a longer one is read in windows that
+/// move by half of it. Every token but the first is counted once.
 fn windows(len: usize, context: usize) -> impl Iterator<Item = (Range<usize>, usize)> {
     let stride = (context / 2).max(1);
-    let later = (1..).map(move |i| i * stride).take_while(move |start| start + context - stride < len);
+    let later = (1..)
+        .map(move |i| i * stride)
+        .take_while(move |start| start + context - stride < len);
     let first = (0..len.min(context), 1);
-    std::iter::once(first).chain(later.map(move |start| (start..len.min(start + context), context - stride)))
+    std::iter::once(first)
+        .chain(later.map(move |start| (start..len.min(start + context), context - stride)))
 }
 
-/// The chunks of llama.cpp's perplexity: as many as fit, one behind the other, `context` tokens each. Counted are the
-/// tokens after the one in the middle, so that each has half a chunk before it.
+/// The chunks of llama.cpp's perplexity: as many as fit, one behind the other, `context` tokens
+/// each. Counted are the tokens after the one in the middle, so that each has half a chunk before
+/// it.
 ///
 /// Returns the chunks, and how many tokens at the front of each are not counted.
 pub fn chunks(len: usize, context: usize) -> impl ExactSizeIterator<Item = (Range<usize>, usize)> {
     (0..len / context).map(move |i| (i * context..(i + 1) * context, context / 2 + 1))
 }
 
-/// The windows of llama.cpp's strided perplexity: `context + stride / 2` tokens each, every one `stride` further on.
-/// Counted are the last `stride` tokens of each, so that no token is counted twice.
+/// The windows of llama.cpp's strided perplexity: `context + stride / 2` tokens each, every one
+/// `stride` further on. Counted are the last `stride` tokens of each, so that no token is counted
+/// twice.
 ///
 /// Returns the windows, and how many tokens at the front of each are not counted.
 ///
 /// # Panics
 /// If `stride` is 0, or the windows are not longer.
-pub fn strides(len: usize, context: usize, stride: usize) -> impl ExactSizeIterator<Item = (Range<usize>, usize)> {
+pub fn strides(
+    len: usize,
+    context: usize,
+    stride: usize,
+) -> impl ExactSizeIterator<Item = (Range<usize>, usize)> {
     let window = context + stride / 2;
-    assert!(stride > 0 && stride < window, "windows of {window} tokens that move by {stride}");
+    assert!(
+        stride > 0 && stride < window,
+        "windows of {window} tokens that move by {stride}"
+    );
     let count = len.saturating_sub(window).div_ceil(stride);
     (0..count).map(move |i| (i * stride..i * stride + window, window - stride))
 }
 
 impl Engine {
-    /// The likelihood of every token of a text after its first (its BOS, usually), read in windows of `context` tokens.
+    /// The likelihood of every token of a text after its first (its BOS, usually), read in windows
+    /// of `context` tokens.
     ///
     /// # Errors
     /// If a token is outside the vocabulary or `context` is more than the engine's.
@@ -115,7 +128,10 @@ mod tests {
             for len in 1..40 {
                 let mut counted = vec![0; len];
                 for (window, skip) in windows(len, context) {
-                    assert!(window.len() <= context && window.end <= len, "{window:?} of {len}");
+                    assert!(
+                        window.len() <= context && window.end <= len,
+                        "{window:?} of {len}"
+                    );
                     counted[window][skip..].iter_mut().for_each(|n| *n += 1);
                 }
                 assert!(
@@ -131,10 +147,20 @@ mod tests {
         let chunks: Vec<_> = chunks(25, 8).collect();
         assert_eq!(chunks, [(0..8, 5), (8..16, 5), (16..24, 5)]);
         assert_eq!(super::chunks(7, 8).len(), 0);
-        for (len, context, stride) in [(25usize, 8, 4), (26, 8, 4), (100, 16, 5), (11, 8, 4), (10, 8, 4)] {
+        for (len, context, stride) in [
+            (25usize, 8, 4),
+            (26, 8, 4),
+            (100, 16, 5),
+            (11, 8, 4),
+            (10, 8, 4),
+        ] {
             let windows: Vec<_> = strides(len, context, stride).collect();
             let size = context + stride / 2;
-            assert_eq!(windows.len(), (len + stride - 1).saturating_sub(size) / stride, "{len} {context} {stride}");
+            assert_eq!(
+                windows.len(),
+                (len + stride - 1).saturating_sub(size) / stride,
+                "{len} {context} {stride}"
+            );
             for (i, (window, skip)) in windows.iter().enumerate() {
                 assert_eq!((window.start, window.end), (i * stride, i * stride + size));
                 assert!(window.end <= len && window.len() - skip == stride);
@@ -147,7 +173,9 @@ mod tests {
         let logits = [1.0f32, -2.0, 0.5];
         let sum: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
         for (token, logit) in (0..).zip(logits) {
-            assert!((surprise(&logits, TokenId(token)) - (sum.ln() - f64::from(logit))).abs() < 1e-6);
+            assert!(
+                (surprise(&logits, TokenId(token)) - (sum.ln() - f64::from(logit))).abs() < 1e-6
+            );
         }
     }
 }

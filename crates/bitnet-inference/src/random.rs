@@ -1,8 +1,10 @@
-//! Randomness without state: a number for each (seed, position, token), the same on every machine and in every batch.
+//! Randomness without state: a number for each (seed, position, token), the same on every machine
+//! and in every batch.
 
 use bitnet_kernels::math::ln_f64;
 
-/// The finaliser of splitmix64 (Steele, Lea & Flood 2014): every input bit reaches every output bit.
+/// The finaliser of splitmix64 (Steele, Lea & Flood 2014): every input bit reaches every output
+/// bit.
 fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -22,17 +24,22 @@ impl Noise {
     pub const GUMBEL_MIN: f64 = -3.61;
 
     pub fn new(seed: u64, position: u64) -> Self {
-        Self { base: mix(mix(seed.wrapping_add(GOLDEN)).wrapping_add(position.wrapping_mul(GOLDEN))) }
+        Self {
+            base: mix(mix(seed.wrapping_add(GOLDEN)).wrapping_add(position.wrapping_mul(GOLDEN))),
+        }
     }
 
     /// 64 random bits of a token.
     fn bits(self, token: u32) -> u64 {
-        mix(self.base.wrapping_add((u64::from(token) + 1).wrapping_mul(GOLDEN)))
+        mix(self
+            .base
+            .wrapping_add((u64::from(token) + 1).wrapping_mul(GOLDEN)))
     }
 
     /// A number from the standard Gumbel distribution for a token, between −3.6 and 36.8.
     ///
-    /// The token with the largest `logit + gumbel` is a sample of softmax(logits) (the Gumbel-max trick).
+    /// The token with the largest `logit + gumbel` is a sample of softmax(logits) (the Gumbel-max
+    /// trick).
     pub fn gumbel(self, token: u32) -> f64 {
         let bits = self.bits(token);
         // The middle of one of 2^52 equal parts of (0, 1): never 0 or 1.
@@ -40,9 +47,11 @@ impl Noise {
         -ln_f64(-ln_f64(uniform))
     }
 
-    /// At least [`Noise::gumbel`], at most 0.7 more where that is large, and computed without a logarithm.
+    /// At least [`Noise::gumbel`], at most 0.7 more where that is large, and computed without a
+    /// logarithm.
     ///
-    /// As −ln u ≥ 1 − u, the noise is at most −ln(1 − u), and 1 − u has as many leading zeros as the inverted bits.
+    /// As −ln u ≥ 1 − u, the noise is at most −ln(1 − u), and 1 − u has as many leading zeros as
+    /// the inverted bits.
     pub fn gumbel_at_most(self, token: u32) -> f64 {
         let zeros = (!self.bits(token)).leading_zeros();
         f64::from(zeros + 1) * (std::f64::consts::LN_2 + 1e-9)
@@ -56,7 +65,9 @@ mod tests {
     #[test]
     fn gumbel_noise_has_the_right_mean_and_variance() {
         let n = 200_000u32;
-        let values: Vec<f64> = (0..n).map(|i| Noise::new(7, u64::from(i / 100)).gumbel(i % 100)).collect();
+        let values: Vec<f64> = (0..n)
+            .map(|i| Noise::new(7, u64::from(i / 100)).gumbel(i % 100))
+            .collect();
         let mean = values.iter().sum::<f64>() / f64::from(n);
         let variance = values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / f64::from(n);
         assert!((mean - 0.577_216).abs() < 0.01, "mean {mean}");
@@ -78,6 +89,10 @@ mod tests {
     #[test]
     fn every_argument_changes_the_number() {
         let a = Noise::new(1, 2).gumbel(3);
-        assert!(a != Noise::new(2, 2).gumbel(3) && a != Noise::new(1, 3).gumbel(3) && a != Noise::new(1, 2).gumbel(4));
+        assert!(
+            a != Noise::new(2, 2).gumbel(3)
+                && a != Noise::new(1, 3).gumbel(3)
+                && a != Noise::new(1, 2).gumbel(4)
+        );
     }
 }

@@ -21,15 +21,18 @@ pub struct Request {
     pub stop_ids: Vec<TokenId>,
     /// Strings that end the answer; they are not part of its text.
     pub stop_strings: Vec<String>,
-    /// For each token of the answer, its log-probability and those of so many of the most probable tokens.
+    /// For each token of the answer, its log-probability and those of so many of the most probable
+    /// tokens.
     pub logprobs: Option<usize>,
-    /// With `logprobs`, those of the prompt's tokens, too. Nothing of the prompt is taken from the cache then.
+    /// With `logprobs`, those of the prompt's tokens, too. Nothing of the prompt is taken from the
+    /// cache then.
     pub prompt_logprobs: bool,
     /// Only requests with the same salt share what is cached of their prompts.
     pub cache_salt: Option<Arc<str>>,
 }
 
-/// Which tokens may come next, as a grammar has it. Asked before each token, and told which one it was.
+/// Which tokens may come next, as a grammar has it. Asked before each token, and told which one it
+/// was.
 pub trait Constraint: Send {
     /// The tokens that may come now, those that end the answer included; at least one.
     ///
@@ -44,7 +47,8 @@ pub trait Constraint: Send {
     fn accept(&mut self, token: TokenId) -> std::result::Result<(), String>;
 }
 
-/// Log-probabilities (natural logarithms of the softmax of the logits, before bias, penalties and temperature).
+/// Log-probabilities (natural logarithms of the softmax of the logits, before bias, penalties and
+/// temperature).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Logprobs {
     /// Of the token itself.
@@ -84,8 +88,8 @@ impl FinishReason {
 pub struct Timings {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Those of them that did not have to be computed: they were in the cache, from earlier requests or from others that
-    /// ran at the same time.
+    /// Those of them that did not have to be computed: they were in the cache, from earlier
+    /// requests or from others that ran at the same time.
     pub cached_tokens: usize,
     /// Tokens sampled, the stop token included.
     pub generated_tokens: usize,
@@ -125,7 +129,8 @@ pub enum Event {
         done: usize,
         /// Tokens of the prompt.
         total: usize,
-        /// If asked for, those of more of the prompt's tokens, in order, the second being the first that has any.
+        /// If asked for, those of more of the prompt's tokens, in order, the second being the first
+        /// that has any.
         logprobs: Vec<Logprobs>,
     },
     /// A token was sampled.

@@ -1,8 +1,10 @@
-//! Logits to a token: bias, penalties, top-k, typical-p, top-p, min-p, temperature, in llama.cpp's order.
+//! Logits to a token: bias, penalties, top-k, typical-p, top-p, min-p, temperature, in llama.cpp's
+//! order.
 //!
-//! The draw is the largest `logit / temperature + Gumbel noise` among the candidates that are left, which is a sample of
-//! their softmax. The noise depends on seed, position and token alone, so it matters neither in what order candidates
-//! stand nor which ones were cut off below the winner. Equal values go to the lowest id.
+//! The draw is the largest `logit / temperature + Gumbel noise` among the candidates that are left,
+//! which is a sample of their softmax. The noise depends on seed, position and token alone, so it
+//! matters neither in what order candidates stand nor which ones were cut off below the winner.
+//! Equal values go to the lowest id.
 
 use bitnet_kernels::Estimates;
 use bitnet_kernels::math::{exp_f64, ln_f64};
@@ -27,9 +29,11 @@ pub struct SamplingParams {
     pub top_p: f32,
     /// Only tokens with at least this share of the most probable one's probability; 0 for all.
     pub min_p: f32,
-    /// Only the tokens whose surprise is closest to the expected one, with at least this probability together; 1 for all.
+    /// Only the tokens whose surprise is closest to the expected one, with at least this
+    /// probability together; 1 for all.
     pub typical_p: f32,
-    /// Divides positive and multiplies negative logits of tokens that occurred in the last [`Self::penalty_window`]; 1 is none.
+    /// Divides positive and multiplies negative logits of tokens that occurred in the last
+    /// [`Self::penalty_window`]; 1 is none.
     pub repetition_penalty: f32,
     /// Taken off the logit of each token that occurred there.
     pub presence_penalty: f32,
@@ -70,22 +74,60 @@ impl SamplingParams {
     pub fn check(&self, vocab_size: usize) -> Result<()> {
         let range = |name, value: f32, ok: bool, allowed| match ok {
             true => Ok(()),
-            false => Err(Error::Sampling { name, value: f64::from(value), allowed }),
+            false => Err(Error::Sampling {
+                name,
+                value: f64::from(value),
+                allowed,
+            }),
         };
         let (t, r) = (self.temperature, self.repetition_penalty);
-        range("temperature", t, (0.0..=100.0).contains(&t), "from 0 to 100")?;
-        range("top-p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "more than 0 and at most 1")?;
-        range("min-p", self.min_p, (0.0..=1.0).contains(&self.min_p), "from 0 to 1")?;
-        range("typical-p", self.typical_p, self.typical_p > 0.0 && self.typical_p <= 1.0, "more than 0 and at most 1")?;
-        range("repetition penalty", r, r > 0.0 && r <= 100.0, "more than 0 and at most 100")?;
-        for (name, value) in
-            [("presence penalty", self.presence_penalty), ("frequency penalty", self.frequency_penalty)]
-        {
-            range(name, value, (-100.0..=100.0).contains(&value), "from -100 to 100")?;
+        range(
+            "temperature",
+            t,
+            (0.0..=100.0).contains(&t),
+            "from 0 to 100",
+        )?;
+        range(
+            "top-p",
+            self.top_p,
+            self.top_p > 0.0 && self.top_p <= 1.0,
+            "more than 0 and at most 1",
+        )?;
+        range(
+            "min-p",
+            self.min_p,
+            (0.0..=1.0).contains(&self.min_p),
+            "from 0 to 1",
+        )?;
+        range(
+            "typical-p",
+            self.typical_p,
+            self.typical_p > 0.0 && self.typical_p <= 1.0,
+            "more than 0 and at most 1",
+        )?;
+        range(
+            "repetition penalty",
+            r,
+            r > 0.0 && r <= 100.0,
+            "more than 0 and at most 100",
+        )?;
+        for (name, value) in [
+            ("presence penalty", self.presence_penalty),
+            ("frequency penalty", self.frequency_penalty),
+        ] {
+            range(
+                name,
+                value,
+                (-100.0..=100.0).contains(&value),
+                "from -100 to 100",
+            )?;
         }
         for &(token, bias) in &self.logit_bias {
             if token.0 as usize >= vocab_size {
-                return Err(Error::BiasRange { token, last: vocab_size - 1 });
+                return Err(Error::BiasRange {
+                    token,
+                    last: vocab_size - 1,
+                });
             }
             range("logit bias", bias, !bias.is_nan(), "a number")?;
         }
@@ -93,7 +135,9 @@ impl SamplingParams {
     }
 
     fn has_penalties(&self) -> bool {
-        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+        self.repetition_penalty != 1.0
+            || self.presence_penalty != 0.0
+            || self.frequency_penalty != 0.0
     }
 }
 
@@ -112,14 +156,25 @@ impl Sampler {
     /// A parameter out of range.
     pub fn new(params: SamplingParams, vocab_size: usize) -> Result<Self> {
         params.check(vocab_size)?;
-        Ok(Self { params, candidates: Candidates::default(), probabilities: Vec::new(), recent: Vec::new() })
+        Ok(Self {
+            params,
+            candidates: Candidates::default(),
+            probabilities: Vec::new(),
+            recent: Vec::new(),
+        })
     }
 
-    /// The token that follows `tokens`, given its logits over the vocabulary, `[vocab]`; one of `allowed` if that is given.
+    /// The token that follows `tokens`, given its logits over the vocabulary, `[vocab]`; one of
+    /// `allowed` if that is given.
     ///
     /// # Panics
     /// If there are no logits.
-    pub fn sample(&mut self, logits: &[f32], tokens: &[TokenId], allowed: Option<&TokenSet>) -> TokenId {
+    pub fn sample(
+        &mut self,
+        logits: &[f32],
+        tokens: &[TokenId],
+        allowed: Option<&TokenSet>,
+    ) -> TokenId {
         assert!(!logits.is_empty(), "no logits to sample from");
         match self.choose(&logits, tokens, allowed) {
             Some(token) => token,
@@ -127,7 +182,8 @@ impl Sampler {
         }
     }
 
-    /// The same from estimates; `exact` computes the logit of a token in full. `None` if it takes all logits to decide.
+    /// The same from estimates; `exact` computes the logit of a token in full. `None` if it takes
+    /// all logits to decide.
     ///
     /// # Panics
     /// If there are no estimates.
@@ -142,7 +198,12 @@ impl Sampler {
         self.choose(&Estimated { estimates, exact }, tokens, allowed)
     }
 
-    fn choose(&mut self, logits: &impl Logits, tokens: &[TokenId], allowed: Option<&TokenSet>) -> Option<TokenId> {
+    fn choose(
+        &mut self,
+        logits: &impl Logits,
+        tokens: &[TokenId],
+        allowed: Option<&TokenSet>,
+    ) -> Option<TokenId> {
         self.change(logits, tokens)?;
         self.candidates.reset(logits.len(), allowed);
         let params = &self.params;
@@ -152,7 +213,11 @@ impl Sampler {
         }
         let noise = Noise::new(params.seed, tokens.len() as u64);
         let temperature = f64::from(params.temperature);
-        let top_k = if params.top_k == 0 { usize::MAX } else { params.top_k };
+        let top_k = if params.top_k == 0 {
+            usize::MAX
+        } else {
+            params.top_k
+        };
         let is_whole = top_k >= logits.len();
         if is_whole && params.top_p >= 1.0 && params.typical_p >= 1.0 && params.min_p <= 0.0 {
             return candidates.noisiest(logits, temperature, noise).map(TokenId);
@@ -185,7 +250,8 @@ impl Sampler {
         Some(TokenId(draw(&self.candidates.found, temperature, noise)))
     }
 
-    /// The logits that bias and penalties change, by ascending id; `None` if there are too many to compute them one by one.
+    /// The logits that bias and penalties change, by ascending id; `None` if there are too many to
+    /// compute them one by one.
     fn change(&mut self, logits: &impl Logits, tokens: &[TokenId]) -> Option<()> {
         let params = &self.params;
         let changed = &mut self.candidates.changed;
@@ -193,11 +259,23 @@ impl Sampler {
         self.recent.clear();
         if params.has_penalties() {
             let window = &tokens[tokens.len().saturating_sub(params.penalty_window)..];
-            self.recent.extend(window.iter().map(|token| token.0).filter(|&token| (token as usize) < logits.len()));
+            self.recent.extend(
+                window
+                    .iter()
+                    .map(|token| token.0)
+                    .filter(|&token| (token as usize) < logits.len()),
+            );
             self.recent.sort_unstable();
         }
         let biased = params.logit_bias.iter().map(|(token, _)| token.0);
-        changed.extend(biased.chain(self.recent.iter().copied()).map(|token| Candidate { token, logit: f32::NAN }));
+        changed.extend(
+            biased
+                .chain(self.recent.iter().copied())
+                .map(|token| Candidate {
+                    token,
+                    logit: f32::NAN,
+                }),
+        );
         changed.sort_unstable_by_key(|c| c.token);
         changed.dedup_by_key(|c| c.token);
         if changed.len() > logits.exact_max() {
@@ -212,10 +290,15 @@ impl Sampler {
             }
         }
         for run in self.recent.chunk_by(|a, b| a == b) {
-            let Ok(index) = changed.binary_search_by_key(&run[0], |c| c.token) else { continue };
+            let Ok(index) = changed.binary_search_by_key(&run[0], |c| c.token) else {
+                continue;
+            };
             let logit = &mut changed[index].logit;
-            *logit =
-                if *logit <= 0.0 { *logit * params.repetition_penalty } else { *logit / params.repetition_penalty };
+            *logit = if *logit <= 0.0 {
+                *logit * params.repetition_penalty
+            } else {
+                *logit / params.repetition_penalty
+            };
             *logit -= params.frequency_penalty * run.len() as f32 + params.presence_penalty;
         }
         Some(())
@@ -225,7 +308,12 @@ impl Sampler {
     fn softmax(&mut self) {
         let max = f64::from(self.candidates.found[0].logit);
         self.probabilities.clear();
-        self.probabilities.extend(self.candidates.found.iter().map(|c| exp_f64(f64::from(c.logit) - max)));
+        self.probabilities.extend(
+            self.candidates
+                .found
+                .iter()
+                .map(|c| exp_f64(f64::from(c.logit) - max)),
+        );
         let sum: f64 = self.probabilities.iter().sum();
         self.probabilities.iter_mut().for_each(|p| *p /= sum);
     }
@@ -244,7 +332,10 @@ impl Sampler {
         let kept = self.prefix_with(self.params.typical_p, order.iter().copied());
         order.truncate(kept);
         order.sort_unstable();
-        self.candidates.found = order.into_iter().map(|i| self.candidates.found[i]).collect();
+        self.candidates.found = order
+            .into_iter()
+            .map(|i| self.candidates.found[i])
+            .collect();
     }
 
     /// Nucleus sampling (Holtzman et al. 2020).
@@ -261,8 +352,12 @@ impl Sampler {
         if self.params.min_p <= 0.0 {
             return;
         }
-        let least = f64::from(self.candidates.found[0].logit) + ln_f64(f64::from(self.params.min_p));
-        let kept = self.candidates.found.partition_point(|c| f64::from(c.logit) >= least);
+        let least =
+            f64::from(self.candidates.found[0].logit) + ln_f64(f64::from(self.params.min_p));
+        let kept = self
+            .candidates
+            .found
+            .partition_point(|c| f64::from(c.logit) >= least);
         self.candidates.found.truncate(kept.max(1));
     }
 
@@ -284,9 +379,20 @@ impl Sampler {
 /// The candidate with the largest `logit / temperature + noise`; the lowest id among equals.
 fn draw(candidates: &[Candidate], temperature: f64, noise: Noise) -> u32 {
     let score = |c: &Candidate| f64::from(c.logit) / temperature + noise.gumbel(c.token);
-    let scored = candidates.iter().map(|c| (score(c), c.token)).filter(|(score, _)| !score.is_nan());
-    let better = |a: (f64, u32), b: (f64, u32)| if b.0 > a.0 || b.0 == a.0 && b.1 < a.1 { b } else { a };
-    scored.reduce(better).map_or_else(|| candidates[0].token, |(_, token)| token)
+    let scored = candidates
+        .iter()
+        .map(|c| (score(c), c.token))
+        .filter(|(score, _)| !score.is_nan());
+    let better = |a: (f64, u32), b: (f64, u32)| {
+        if b.0 > a.0 || b.0 == a.0 && b.1 < a.1 {
+            b
+        } else {
+            a
+        }
+    };
+    scored
+        .reduce(better)
+        .map_or_else(|| candidates[0].token, |(_, token)| token)
 }
 
 #[cfg(test)]
@@ -294,15 +400,22 @@ mod tests {
     use super::*;
 
     fn sampler(change: impl FnOnce(&mut SamplingParams)) -> Sampler {
-        let mut params =
-            SamplingParams { top_k: 0, top_p: 1.0, min_p: 0.0, temperature: 1.0, ..SamplingParams::default() };
+        let mut params = SamplingParams {
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            temperature: 1.0,
+            ..SamplingParams::default()
+        };
         change(&mut params);
         Sampler::new(params, 8).expect("valid parameters")
     }
 
     /// The tokens that come up in many draws from the logits of a falling geometric distribution.
     fn seen(mut sampler: Sampler) -> Vec<u32> {
-        let logits: Vec<f32> = (0..8).map(|i| -(i as f32) * std::f32::consts::LN_2).collect();
+        let logits: Vec<f32> = (0..8)
+            .map(|i| -(i as f32) * std::f32::consts::LN_2)
+            .collect();
         let mut seen = [false; 8];
         for seed in 0..3000 {
             sampler.params.seed = seed;
@@ -325,7 +438,10 @@ mod tests {
         let sum: f64 = weights.iter().sum();
         for (count, weight) in counts.iter().zip(weights) {
             let (found, expected) = (f64::from(*count) / n as f64, weight / sum);
-            assert!((found - expected).abs() < 0.012, "{found} instead of {expected}");
+            assert!(
+                (found - expected).abs() < 0.012,
+                "{found} instead of {expected}"
+            );
         }
     }
 
@@ -337,7 +453,8 @@ mod tests {
         assert_eq!(seen(sampler(|p| p.min_p = 0.2)), [0, 1, 2]);
         assert_eq!(seen(sampler(|p| p.top_k = 1)), [0]);
         assert_eq!(seen(sampler(|p| p.temperature = 0.0)), [0]);
-        // The entropy is 1.35 nats: token 1 (1.38 nats) is the most typical, then 0 or 2 (0.69 and 2.08 nats).
+        // The entropy is 1.35 nats: token 1 (1.38 nats) is the most typical, then 0 or 2 (0.69 and
+        // 2.08 nats).
         assert_eq!(seen(sampler(|p| p.typical_p = 0.2)), [1]);
     }
 
@@ -358,23 +475,61 @@ mod tests {
         assert_eq!(greedy(&|p| p.presence_penalty = 1.5, &[0, 0]), 1);
         assert_eq!(greedy(&|p| p.frequency_penalty = 0.6, &[0]), 0);
         assert_eq!(greedy(&|p| p.frequency_penalty = 0.6, &[0, 0]), 1);
-        assert_eq!(greedy(&|p| (p.presence_penalty, p.penalty_window) = (1.5, 1), &[0, 7]), 0);
+        assert_eq!(
+            greedy(
+                &|p| (p.presence_penalty, p.penalty_window) = (1.5, 1),
+                &[0, 7]
+            ),
+            0
+        );
     }
 
     /// Every way to choose, with and without changed logits and a set of allowed tokens.
     fn all_kinds() -> Vec<SamplingParams> {
-        let plain = SamplingParams { top_k: 0, top_p: 1.0, min_p: 0.0, temperature: 1.0, ..SamplingParams::default() };
+        let plain = SamplingParams {
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            temperature: 1.0,
+            ..SamplingParams::default()
+        };
         let kinds = [
             SamplingParams::default(),
             plain.clone(),
-            SamplingParams { temperature: 0.0, ..plain.clone() },
-            SamplingParams { temperature: 0.3, ..plain.clone() },
-            SamplingParams { top_k: 5, ..plain.clone() },
-            SamplingParams { top_k: 5, typical_p: 0.6, ..plain.clone() },
-            SamplingParams { min_p: 0.2, ..plain.clone() },
-            SamplingParams { top_p: 0.5, ..plain.clone() },
-            SamplingParams { top_p: 0.99, min_p: 0.01, ..plain.clone() },
-            SamplingParams { typical_p: 0.5, ..plain },
+            SamplingParams {
+                temperature: 0.0,
+                ..plain.clone()
+            },
+            SamplingParams {
+                temperature: 0.3,
+                ..plain.clone()
+            },
+            SamplingParams {
+                top_k: 5,
+                ..plain.clone()
+            },
+            SamplingParams {
+                top_k: 5,
+                typical_p: 0.6,
+                ..plain.clone()
+            },
+            SamplingParams {
+                min_p: 0.2,
+                ..plain.clone()
+            },
+            SamplingParams {
+                top_p: 0.5,
+                ..plain.clone()
+            },
+            SamplingParams {
+                top_p: 0.99,
+                min_p: 0.01,
+                ..plain.clone()
+            },
+            SamplingParams {
+                typical_p: 0.5,
+                ..plain
+            },
         ];
         let changed = |params: &SamplingParams| SamplingParams {
             repetition_penalty: 1.3,
@@ -387,7 +542,11 @@ mod tests {
             ],
             ..params.clone()
         };
-        kinds.iter().cloned().chain(kinds.iter().map(changed)).collect()
+        kinds
+            .iter()
+            .cloned()
+            .chain(kinds.iter().map(changed))
+            .collect()
     }
 
     #[test]
@@ -402,33 +561,55 @@ mod tests {
                 let noise = Noise::new(seed, 1000);
                 // Flat to peaked, some with ties; errors of every size, a few of them infinite.
                 let spread = [0.3, 1.0, 3.0][seed as usize % 3];
-                let random = |token: usize, salt: u32| noise.gumbel(token as u32 + salt * 100_000) as f32;
-                let logits: Vec<f32> = (0..VOCAB).map(|t| (random(t, 0) * spread * 8.0).round() / 8.0).collect();
+                let random =
+                    |token: usize, salt: u32| noise.gumbel(token as u32 + salt * 100_000) as f32;
+                let logits: Vec<f32> = (0..VOCAB)
+                    .map(|t| (random(t, 0) * spread * 8.0).round() / 8.0)
+                    .collect();
                 let infinite = |t: usize| t % 997 == 5 && seed % 4 == 0;
                 let errors: Vec<f32> = (0..VOCAB)
-                    .map(|t| if infinite(t) { f32::INFINITY } else { 0.01 + 0.02 * (t % 5) as f32 })
+                    .map(|t| {
+                        if infinite(t) {
+                            f32::INFINITY
+                        } else {
+                            0.01 + 0.02 * (t % 5) as f32
+                        }
+                    })
                     .collect();
-                let off = |t: usize| (random(t, 1).sin() * 0.98) * if infinite(t) { 50.0 } else { errors[t] };
+                let off = |t: usize| {
+                    (random(t, 1).sin() * 0.98) * if infinite(t) { 50.0 } else { errors[t] }
+                };
                 let values: Vec<f32> = (0..VOCAB).map(|t| logits[t] + off(t)).collect();
-                let tokens: Vec<TokenId> = (0..40).map(|i| TokenId((i * i * 7 + seed as u32) % VOCAB as u32)).collect();
-                let some: Vec<TokenId> = (0..VOCAB as u32).filter(|t| t / 50 % 3 == 1).map(TokenId).collect();
+                let tokens: Vec<TokenId> = (0..40)
+                    .map(|i| TokenId((i * i * 7 + seed as u32) % VOCAB as u32))
+                    .collect();
+                let some: Vec<TokenId> = (0..VOCAB as u32)
+                    .filter(|t| t / 50 % 3 == 1)
+                    .map(TokenId)
+                    .collect();
                 for allowed in [None, Some(TokenSet::new(&some))] {
                     let expected = sampler.sample(&logits, &tokens, allowed.as_ref());
-                    let estimates = Estimates { values: &values, errors: &errors };
+                    let estimates = Estimates {
+                        values: &values,
+                        errors: &errors,
+                    };
                     let exact = |token: u32| logits[token as usize];
                     match sampler.sample_estimated(estimates, &exact, &tokens, allowed.as_ref()) {
                         Some(found) => assert_eq!(found, expected, "{params:?}"),
                         None => undecided += 1,
                     }
                     if let Some(allowed) = &allowed {
-                        assert!(allowed.contains(expected), "{expected} is not allowed: {params:?}");
+                        assert!(
+                            allowed.contains(expected),
+                            "{expected} is not allowed: {params:?}"
+                        );
                     }
                 }
             }
             fell_back.push((kind, undecided));
         }
-        // Of 120 choices each. Pure temperature, greedy and top-k never need all logits here; nuclei of flat distributions
-        // do, and typical-p always does.
+        // Of 120 choices each. Pure temperature, greedy and top-k never need all logits here;
+        // nuclei of flat distributions do, and typical-p always does.
         for (kind, undecided) in fell_back {
             let most = match kind % 10 {
                 0..=5 => 0,
@@ -436,7 +617,10 @@ mod tests {
                 7 | 8 => 110,
                 _ => 120,
             };
-            assert!(undecided <= most, "kind {kind}: {undecided} of 120 undecided");
+            assert!(
+                undecided <= most,
+                "kind {kind}: {undecided} of 120 undecided"
+            );
         }
     }
 
@@ -449,11 +633,23 @@ mod tests {
             token as f32
         };
         for (num_biases, expected) in [(256, Some(TokenId(255))), (257, None)] {
-            let logit_bias = (0..num_biases).map(|token| (TokenId(token), 50.0)).collect();
-            let params = SamplingParams { temperature: 0.0, logit_bias, ..SamplingParams::default() };
+            let logit_bias = (0..num_biases)
+                .map(|token| (TokenId(token), 50.0))
+                .collect();
+            let params = SamplingParams {
+                temperature: 0.0,
+                logit_bias,
+                ..SamplingParams::default()
+            };
             let mut sampler = Sampler::new(params, 3000).expect("valid parameters");
-            let estimates = Estimates { values: &values, errors: &errors };
-            assert_eq!(sampler.sample_estimated(estimates, &exact, &[], None), expected);
+            let estimates = Estimates {
+                values: &values,
+                errors: &errors,
+            };
+            assert_eq!(
+                sampler.sample_estimated(estimates, &exact, &[], None),
+                expected
+            );
             assert_eq!(num_exact.replace(0) > 0, expected.is_some());
         }
     }
@@ -461,7 +657,10 @@ mod tests {
     #[test]
     fn logits_that_are_no_numbers_still_give_a_token() {
         for params in all_kinds() {
-            let params = SamplingParams { logit_bias: Vec::new(), ..params };
+            let params = SamplingParams {
+                logit_bias: Vec::new(),
+                ..params
+            };
             let mut sampler = Sampler::new(params, 8).expect("valid parameters");
             for logits in [[f32::NAN; 8], [f32::NEG_INFINITY; 8], [f32::INFINITY; 8]] {
                 assert!(sampler.sample(&logits, &[TokenId(1)], None).0 < 8);
@@ -471,8 +670,18 @@ mod tests {
 
     #[test]
     fn ties_go_to_the_lowest_id() {
-        assert_eq!(sampler(|p| p.temperature = 0.0).sample(&[0.0, 1.0, 1.0], &[], None).0, 1);
-        assert_eq!(sampler(|p| p.top_k = 1).sample(&[f32::NAN, 1.0, 1.0], &[], None).0, 1);
+        assert_eq!(
+            sampler(|p| p.temperature = 0.0)
+                .sample(&[0.0, 1.0, 1.0], &[], None)
+                .0,
+            1
+        );
+        assert_eq!(
+            sampler(|p| p.top_k = 1)
+                .sample(&[f32::NAN, 1.0, 1.0], &[], None)
+                .0,
+            1
+        );
     }
 
     #[test]

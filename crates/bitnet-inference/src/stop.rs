@@ -1,4 +1,5 @@
-//! When to stop: token ids in a set with constant-time look-up, and strings found across token borders.
+//! When to stop: token ids in a set with constant-time look-up, and strings found across token
+//! borders.
 
 use std::ops::Range;
 
@@ -23,7 +24,8 @@ impl TokenSet {
         })
     }
 
-    /// The first id from `at` on that is in the set, or that is not; `end` if there is none before it.
+    /// The first id from `at` on that is in the set, or that is not; `end` if there is none before
+    /// it.
     fn next(&self, mut at: usize, end: usize, is_member: bool) -> usize {
         while at < end {
             let members = self.bits.get(at / 64).copied().unwrap_or(0);
@@ -54,21 +56,25 @@ impl TokenSet {
     /// Makes it the set of the ids whose bits are set, lowest bit first.
     pub fn assign(&mut self, words: &[u32]) {
         self.bits.clear();
-        let halves = |pair: &[u32]| u64::from(pair[0]) | u64::from(pair.get(1).copied().unwrap_or(0)) << 32;
+        let halves =
+            |pair: &[u32]| u64::from(pair[0]) | u64::from(pair.get(1).copied().unwrap_or(0)) << 32;
         self.bits.extend(words.chunks(2).map(halves));
     }
 
     /// Whether the id is in the set.
     #[must_use]
     pub fn contains(&self, id: TokenId) -> bool {
-        self.bits.get(id.0 as usize / 64).is_some_and(|word| word >> (id.0 % 64) & 1 == 1)
+        self.bits
+            .get(id.0 as usize / 64)
+            .is_some_and(|word| word >> (id.0 % 64) & 1 == 1)
     }
 }
 
 /// The most stop strings of one request.
 const STOP_STRINGS_MAX: usize = 64;
 
-/// Looks for stop strings in text that comes in pieces. Text that may be the beginning of one is held back.
+/// Looks for stop strings in text that comes in pieces. Text that may be the beginning of one is
+/// held back.
 #[derive(Clone, Debug)]
 pub(crate) struct StopStrings {
     strings: Vec<String>,
@@ -78,25 +84,45 @@ pub(crate) struct StopStrings {
 impl StopStrings {
     pub fn new(strings: Vec<String>) -> Result<Self> {
         if strings.len() > STOP_STRINGS_MAX {
-            return Err(Error::StopString { index: STOP_STRINGS_MAX, problem: "at most 64 are possible" });
+            return Err(Error::StopString {
+                index: STOP_STRINGS_MAX,
+                problem: "at most 64 are possible",
+            });
         }
         match strings.iter().position(String::is_empty) {
-            Some(index) => Err(Error::StopString { index, problem: "it is empty" }),
-            None => Ok(Self { strings, pending: String::new() }),
+            Some(index) => Err(Error::StopString {
+                index,
+                problem: "it is empty",
+            }),
+            None => Ok(Self {
+                strings,
+                pending: String::new(),
+            }),
         }
     }
 
-    /// Adds text. Returns what can be shown now, and whether a stop string was found right behind it.
+    /// Adds text. Returns what can be shown now, and whether a stop string was found right behind
+    /// it.
     pub fn push(&mut self, text: &str) -> (String, bool) {
         if self.strings.is_empty() {
             return (text.to_owned(), false);
         }
         self.pending.push_str(text);
-        if let Some(at) = self.strings.iter().filter_map(|stop| self.pending.find(stop.as_str())).min() {
+        if let Some(at) = self
+            .strings
+            .iter()
+            .filter_map(|stop| self.pending.find(stop.as_str()))
+            .min()
+        {
             self.pending.truncate(at);
             return (std::mem::take(&mut self.pending), true);
         }
-        let held = self.strings.iter().map(|stop| overlap(&self.pending, stop)).max().unwrap_or(0);
+        let held = self
+            .strings
+            .iter()
+            .map(|stop| overlap(&self.pending, stop))
+            .max()
+            .unwrap_or(0);
         let rest = self.pending.split_off(self.pending.len() - held);
         (std::mem::replace(&mut self.pending, rest), false)
     }
@@ -110,7 +136,10 @@ impl StopStrings {
 /// The length of the longest end of `text` that begins `stop`.
 fn overlap(text: &str, stop: &str) -> usize {
     let (text, stop) = (text.as_bytes(), stop.as_bytes());
-    (1..stop.len().min(text.len() + 1)).rev().find(|&len| text.ends_with(&stop[..len])).unwrap_or(0)
+    (1..stop.len().min(text.len() + 1))
+        .rev()
+        .find(|&len| text.ends_with(&stop[..len]))
+        .unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -122,13 +151,28 @@ mod tests {
     fn runs_are_the_members_of_a_range() {
         let ids = [0, 1, 5, 62, 63, 64, 65, 130, 191, 192];
         let set = TokenSet::new(&ids.map(TokenId));
-        for (start, end) in [(0, 300), (0, 1), (1, 64), (2, 5), (63, 131), (192, 193), (193, 500), (7, 7)] {
+        for (start, end) in [
+            (0, 300),
+            (0, 1),
+            (1, 64),
+            (2, 5),
+            (63, 131),
+            (192, 193),
+            (193, 500),
+            (7, 7),
+        ] {
             let found: Vec<usize> = set.runs(start..end).flatten().collect();
-            let expected: Vec<usize> =
-                ids.iter().map(|&id| id as usize).filter(|id| (start..end).contains(id)).collect();
+            let expected: Vec<usize> = ids
+                .iter()
+                .map(|&id| id as usize)
+                .filter(|id| (start..end).contains(id))
+                .collect();
             assert_eq!(found, expected, "{start}..{end}");
         }
-        assert_eq!(set.runs(0..300).collect::<Vec<_>>(), [0..2, 5..6, 62..66, 130..131, 191..193]);
+        assert_eq!(
+            set.runs(0..300).collect::<Vec<_>>(),
+            [0..2, 5..6, 62..66, 130..131, 191..193]
+        );
     }
 
     #[test]
@@ -166,7 +210,8 @@ mod tests {
             if !stopped {
                 shown.push_str(&strings.finish());
             }
-            // The first stop string to be complete wins; with several that overlap, the one that begins first.
+            // The first stop string to be complete wins; with several that overlap, the one that
+            // begins first.
             let ends = |stop: &String| text.find(stop.as_str()).map(|at| at + stop.len());
             prop_assert_eq!(stopped, stops.iter().any(|s| text.contains(s.as_str())));
             match stops.iter().filter_map(ends).min() {

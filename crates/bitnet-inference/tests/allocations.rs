@@ -1,7 +1,8 @@
 //! A decode step allocates nothing, on any thread: counted by the allocator.
 //!
-//! A thread that helps makes its buffers with its first shares of the work, and keeps them. Which step that is depends on when
-//! the system lets it run, so its allocations are counted over all steps, the calling thread's for each.
+//! A thread that helps makes its buffers with its first shares of the work, and keeps them. Which
+//! step that is depends on when the system lets it run, so its allocations are counted over all
+//! steps, the calling thread's for each.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -24,7 +25,11 @@ thread_local! {
 }
 
 fn count() {
-    let counter = if IS_CALLER.get() { &BY_CALLER } else { &BY_OTHERS };
+    let counter = if IS_CALLER.get() {
+        &BY_CALLER
+    } else {
+        &BY_OTHERS
+    };
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
@@ -54,7 +59,8 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// Allocations by this thread of each of the last `counted` of `steps` decode steps of `batch` sequences, and by others of all.
+/// Allocations by this thread of each of the last `counted` of `steps` decode steps of `batch`
+/// sequences, and by others of all.
 fn allocations(
     head: HeadMode,
     sampling: &SamplingParams,
@@ -62,15 +68,28 @@ fn allocations(
     steps: usize,
     counted: usize,
 ) -> (Vec<usize>, usize) {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/golden/strict-b158/model-i2_s.gguf");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/data/golden/strict-b158/model-i2_s.gguf");
     let cpu = Cpu::new(KernelSet::detect(), 2);
-    let options = LoadOptions { head, ..LoadOptions::default() };
+    let options = LoadOptions {
+        head,
+        ..LoadOptions::default()
+    };
     let Loaded { model, .. } = load(&golden, &options, &cpu).expect("the golden model loads");
-    let options = EngineOptions { context: 256, cache: 256 * batch as usize, ..EngineOptions::default() };
+    let options = EngineOptions {
+        context: 256,
+        cache: 256 * batch as usize,
+        ..EngineOptions::default()
+    };
     let mut engine = Engine::new(model, None, cpu, options).expect("memory for the cache");
     for first in 0..batch {
         let prompt = vec![TokenId(first), TokenId(1), TokenId(2)];
-        let request = Request { prompt, sampling: sampling.clone(), max_tokens: Some(250), ..Request::default() };
+        let request = Request {
+            prompt,
+            sampling: sampling.clone(),
+            max_tokens: Some(250),
+            ..Request::default()
+        };
         engine.submit(request).expect("a good request");
     }
     // Room for what the steps report; a caller empties it after each.
@@ -89,19 +108,41 @@ fn allocations(
 #[test]
 fn a_decode_step_allocates_nothing() {
     IS_CALLER.set(true);
-    let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-    let all = SamplingParams { top_k: 0, top_p: 1.0, min_p: 0.0, temperature: 1.0, ..SamplingParams::default() };
-    let penalised = SamplingParams { repetition_penalty: 1.1, ..SamplingParams::default() };
+    let greedy = SamplingParams {
+        temperature: 0.0,
+        ..SamplingParams::default()
+    };
+    let all = SamplingParams {
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        temperature: 1.0,
+        ..SamplingParams::default()
+    };
+    let penalised = SamplingParams {
+        repetition_penalty: 1.1,
+        ..SamplingParams::default()
+    };
     for head in [HeadMode::Full, HeadMode::Screened] {
         for sampling in [&greedy, &SamplingParams::default(), &all, &penalised] {
             for batch in [1, 3] {
                 let (counts, by_others) = allocations(head, sampling, batch, 128, 64);
-                assert!(by_others <= BY_OTHERS_MAX, "{head:?}, {batch} rows, {sampling:?}: {by_others} by others");
-                // The pool notes what is in a block that has become full, and a sequence takes another one.
+                assert!(
+                    by_others <= BY_OTHERS_MAX,
+                    "{head:?}, {batch} rows, {sampling:?}: {by_others} by others"
+                );
+                // The pool notes what is in a block that has become full, and a sequence takes
+                // another one.
                 let free = counts.iter().filter(|count| **count == 0).count();
                 let borders = 2 * counts.len() / KvCache::BLOCK;
-                assert!(free >= counts.len() - borders, "{head:?}, {batch} rows, {sampling:?}: {counts:?}");
-                assert!(counts.iter().all(|count| *count <= 4 * batch as usize), "{counts:?}");
+                assert!(
+                    free >= counts.len() - borders,
+                    "{head:?}, {batch} rows, {sampling:?}: {counts:?}"
+                );
+                assert!(
+                    counts.iter().all(|count| *count <= 4 * batch as usize),
+                    "{counts:?}"
+                );
             }
         }
     }

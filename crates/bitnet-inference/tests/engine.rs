@@ -4,32 +4,50 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bitnet_inference::{
-    Constraint, Engine, EngineOptions, Error, Event, FinishReason, Loaded, Request, RequestId, SamplingParams,
-    TokenSet, load,
+    Constraint, Engine, EngineOptions, Error, Event, FinishReason, Loaded, Request, RequestId,
+    SamplingParams, TokenSet, load,
 };
 use bitnet_kernels::{Cpu, Kernel, KernelSet};
 use bitnet_models::LoadOptions;
 use bitnet_tokenizers::TokenId;
 
 fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/golden/strict-b158/model-i2_s.gguf")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/data/golden/strict-b158/model-i2_s.gguf")
 }
 
 fn engine(context: usize, prefill_chunk: usize) -> Engine {
-    engine_with(EngineOptions { context, cache: context, prefill_chunk, ..EngineOptions::default() })
+    engine_with(EngineOptions {
+        context,
+        cache: context,
+        prefill_chunk,
+        ..EngineOptions::default()
+    })
 }
 
 fn engine_with(options: EngineOptions) -> Engine {
-    let Loaded { model, tokenization, .. } =
-        load(&golden(), &LoadOptions::default(), &Cpu::new(KernelSet::detect(), 1)).expect("the golden model loads");
+    let Loaded {
+        model,
+        tokenization,
+        ..
+    } = load(
+        &golden(),
+        &LoadOptions::default(),
+        &Cpu::new(KernelSet::detect(), 1),
+    )
+    .expect("the golden model loads");
     let tokenizer = tokenization.map(|tokenization| Arc::clone(&tokenization.tokenizer));
-    Engine::new(model, tokenizer, Cpu::new(KernelSet::detect(), 2), options).expect("memory for the cache")
+    Engine::new(model, tokenizer, Cpu::new(KernelSet::detect(), 2), options)
+        .expect("memory for the cache")
 }
 
 fn request(prompt: &[u32], seed: u64, max_tokens: usize) -> Request {
     Request {
         prompt: prompt.iter().map(|&token| TokenId(token)).collect(),
-        sampling: SamplingParams { seed, ..SamplingParams::default() },
+        sampling: SamplingParams {
+            seed,
+            ..SamplingParams::default()
+        },
         max_tokens: Some(max_tokens),
         ..Request::default()
     }
@@ -44,7 +62,10 @@ fn finish(engine: &mut Engine, ids: &[RequestId]) -> Vec<Vec<TokenId>> {
     }
     for event in events {
         if let Event::Token { id, token, .. } = event {
-            let index = ids.iter().position(|known| *known == id).expect("a known request");
+            let index = ids
+                .iter()
+                .position(|known| *known == id)
+                .expect("a known request");
             tokens[index].push(token);
         }
     }
@@ -53,7 +74,11 @@ fn finish(engine: &mut Engine, ids: &[RequestId]) -> Vec<Vec<TokenId>> {
 
 #[test]
 fn requests_together_give_the_tokens_they_give_alone() {
-    let requests = [request(&[256, 1, 2, 3], 1, 12), request(&[256, 9], 2, 20), request(&[7; 70], 3, 9)];
+    let requests = [
+        request(&[256, 1, 2, 3], 1, 12),
+        request(&[256, 9], 2, 20),
+        request(&[7; 70], 3, 9),
+    ];
     let alone: Vec<_> = requests
         .iter()
         .map(|request| {
@@ -64,53 +89,93 @@ fn requests_together_give_the_tokens_they_give_alone() {
         .collect();
     for (context, prefill_chunk) in [(512, 128), (512, 5), (160, 7)] {
         let mut engine = engine(context, prefill_chunk);
-        let ids = requests.clone().map(|request| engine.submit(request).expect("a good request"));
-        assert_eq!(finish(&mut engine, &ids), alone, "context {context}, {prefill_chunk} tokens a step");
-        assert_eq!(engine.free_blocks().0, engine.free_blocks().1, "every block is free again");
+        let ids = requests
+            .clone()
+            .map(|request| engine.submit(request).expect("a good request"));
+        assert_eq!(
+            finish(&mut engine, &ids),
+            alone,
+            "context {context}, {prefill_chunk} tokens a step"
+        );
+        assert_eq!(
+            engine.free_blocks().0,
+            engine.free_blocks().1,
+            "every block is free again"
+        );
     }
 }
 
 #[test]
 fn a_prompt_that_continues_the_last_one_is_not_computed_again() {
     let mut engine = engine(512, 64);
-    let first = engine.submit(request(&[5; 40], 1, 10)).expect("a good request");
+    let first = engine
+        .submit(request(&[5; 40], 1, 10))
+        .expect("a good request");
     let answer = finish(&mut engine, &[first]).remove(0);
     let mut prompt = vec![TokenId(5); 40];
     prompt.extend(&answer);
     prompt.push(TokenId(3));
-    let longer = Request { prompt, ..request(&[0], 2, 8) };
+    let longer = Request {
+        prompt,
+        ..request(&[0], 2, 8)
+    };
     let id = engine.submit(longer.clone()).expect("a good request");
     let mut events = Vec::new();
     while engine.is_busy() {
         engine.step(&mut events);
     }
-    let Some(Event::Finished { finish: end, .. }) = events.last() else { panic!("an end") };
+    let Some(Event::Finished { finish: end, .. }) = events.last() else {
+        panic!("an end")
+    };
     assert_eq!(end.reason, FinishReason::Length);
     // The first block is full; of the second, only a part was computed.
     assert_eq!(end.timings.cached_tokens, 32);
-    let with_cache: Vec<_> =
-        events.iter().filter_map(|e| if let Event::Token { token, .. } = e { Some(*token) } else { None }).collect();
+    let with_cache: Vec<_> = events
+        .iter()
+        .filter_map(|e| {
+            if let Event::Token { token, .. } = e {
+                Some(*token)
+            } else {
+                None
+            }
+        })
+        .collect();
     let mut fresh = self::engine(512, 64);
     let fresh_id = fresh.submit(longer).expect("a good request");
-    assert_eq!(with_cache, finish(&mut fresh, &[fresh_id]).remove(0), "{id:?}");
+    assert_eq!(
+        with_cache,
+        finish(&mut fresh, &[fresh_id]).remove(0),
+        "{id:?}"
+    );
 }
 
 #[test]
 fn cancelled_requests_free_their_blocks_and_disturb_no_other() {
     let mut alone = engine(512, 16);
-    let id = alone.submit(request(&[256, 4], 9, 30)).expect("a good request");
+    let id = alone
+        .submit(request(&[256, 4], 9, 30))
+        .expect("a good request");
     let expected = finish(&mut alone, &[id]);
 
     let mut engine = engine(512, 16);
     let mut events = Vec::new();
-    let waiting = engine.submit(request(&[3; 100], 1, 400)).expect("a good request");
-    let kept = engine.submit(request(&[256, 4], 9, 30)).expect("a good request");
-    let never_started = engine.submit(request(&[3; 10], 1, 400)).expect("a good request");
+    let waiting = engine
+        .submit(request(&[3; 100], 1, 400))
+        .expect("a good request");
+    let kept = engine
+        .submit(request(&[256, 4], 9, 30))
+        .expect("a good request");
+    let never_started = engine
+        .submit(request(&[3; 10], 1, 400))
+        .expect("a good request");
     engine.step(&mut events);
     engine.cancel(waiting);
     engine.cancel(never_started);
     let found = finish(&mut engine, &[kept]);
-    let early = events.iter().filter(|e| matches!(e, Event::Token { id, .. } if *id == kept)).count();
+    let early = events
+        .iter()
+        .filter(|e| matches!(e, Event::Token { id, .. } if *id == kept))
+        .count();
     assert_eq!(found[0], expected[0][early..]);
     assert_eq!(engine.free_blocks().0, engine.free_blocks().1);
 }
@@ -119,26 +184,51 @@ fn cancelled_requests_free_their_blocks_and_disturb_no_other() {
 fn what_cannot_be_done_is_refused_with_the_numbers() {
     let mut engine = engine(64, 16);
     let refused = |engine: &mut Engine, request| engine.submit(request).expect_err("a refusal");
-    assert!(matches!(refused(&mut engine, request(&[], 0, 1)), Error::EmptyPrompt));
+    assert!(matches!(
+        refused(&mut engine, request(&[], 0, 1)),
+        Error::EmptyPrompt
+    ));
     let error = refused(&mut engine, request(&[1, 512], 0, 1)).to_string();
-    assert!(error.contains("prompt token 1 is 512") && error.contains("511"), "{error}");
+    assert!(
+        error.contains("prompt token 1 is 512") && error.contains("511"),
+        "{error}"
+    );
     let error = refused(&mut engine, request(&[1; 60], 0, 5)).to_string();
-    assert!(error.contains("60") && error.contains('5') && error.contains("64"), "{error}");
-    let bad = Request { stop_strings: vec![String::new()], ..request(&[1], 0, 1) };
-    assert!(matches!(refused(&mut engine, bad), Error::StopString { index: 0, .. }));
+    assert!(
+        error.contains("60") && error.contains('5') && error.contains("64"),
+        "{error}"
+    );
+    let bad = Request {
+        stop_strings: vec![String::new()],
+        ..request(&[1], 0, 1)
+    };
+    assert!(matches!(
+        refused(&mut engine, bad),
+        Error::StopString { index: 0, .. }
+    ));
     assert!(!engine.is_busy());
 }
 
 #[test]
 fn an_answer_without_a_limit_ends_where_the_context_does() {
     let mut engine = engine(64, 16);
-    let id = engine.submit(Request { max_tokens: None, ..request(&[256, 4], 9, 1) }).expect("a good request");
+    let id = engine
+        .submit(Request {
+            max_tokens: None,
+            ..request(&[256, 4], 9, 1)
+        })
+        .expect("a good request");
     let mut events = Vec::new();
     while engine.is_busy() {
         engine.step(&mut events);
     }
-    let Some(Event::Finished { finish, .. }) = events.last() else { panic!("an end of {id:?}") };
-    assert_eq!((finish.reason, finish.timings.generated_tokens), (FinishReason::Context, 62));
+    let Some(Event::Finished { finish, .. }) = events.last() else {
+        panic!("an end of {id:?}")
+    };
+    assert_eq!(
+        (finish.reason, finish.timings.generated_tokens),
+        (FinishReason::Context, 62)
+    );
 }
 
 /// The tokens of each request in an engine of its own.
@@ -153,12 +243,22 @@ fn alone(requests: &[Request]) -> Vec<Vec<TokenId>> {
 
 #[test]
 fn sequences_that_gave_up_their_blocks_give_the_same_tokens() {
-    let requests: Vec<Request> = (0..5).map(|i| request(&[256, 10 + i, 3, i], u64::from(i), 80 + i as usize)).collect();
+    let requests: Vec<Request> = (0..5)
+        .map(|i| request(&[256, 10 + i, 3, i], u64::from(i), 80 + i as usize))
+        .collect();
     let expected = alone(&requests);
     // Five blocks for sequences that need three each.
-    let options = EngineOptions { context: 96, cache: 160, prefill_chunk: 32, ..EngineOptions::default() };
+    let options = EngineOptions {
+        context: 96,
+        cache: 160,
+        prefill_chunk: 32,
+        ..EngineOptions::default()
+    };
     let mut engine = engine_with(options);
-    let ids: Vec<_> = requests.iter().map(|r| engine.submit(r.clone()).expect("a good request")).collect();
+    let ids: Vec<_> = requests
+        .iter()
+        .map(|r| engine.submit(r.clone()).expect("a good request"))
+        .collect();
     assert_eq!(finish(&mut engine, &ids), expected);
     assert!(engine.counts().preemptions > 0);
     assert_eq!(engine.free_blocks().0, engine.free_blocks().1);
@@ -169,14 +269,21 @@ fn a_cached_prompt_saves_exactly_the_work_of_its_tokens() {
     let prompt: Vec<u32> = (0..150).map(|i| i * 7 % 256).collect();
     let mut engine = engine(512, 64);
     let mut run = |salt: Option<&str>| {
-        let request = Request { cache_salt: salt.map(Into::into), ..request(&prompt, 4, 6) };
+        let request = Request {
+            cache_salt: salt.map(Into::into),
+            ..request(&prompt, 4, 6)
+        };
         engine.cpu().counters().reset();
         let id = engine.submit(request).expect("a good request");
         let cached_before = engine.counts().cached_tokens;
         let tokens = finish(&mut engine, &[id]);
         let macs = |kernel| engine.cpu().counters().get(kernel).macs;
         let ternary = macs(Kernel::I2sGemm) + macs(Kernel::I2sGemv);
-        (tokens, engine.counts().cached_tokens - cached_before, ternary)
+        (
+            tokens,
+            engine.counts().cached_tokens - cached_before,
+            ternary,
+        )
     };
     let (first, none, all_macs) = run(None);
     let (second, cached, some_macs) = run(None);
@@ -184,7 +291,8 @@ fn a_cached_prompt_saves_exactly_the_work_of_its_tokens() {
     assert_eq!((none, cached, none_again), (0, 128, 0));
     assert!(first == second && first == other);
     assert_eq!(all_macs, other_macs);
-    // The last layer computes keys and values alone for all tokens but those whose logits are wanted.
+    // The last layer computes keys and values alone for all tokens but those whose logits are
+    // wanted.
     let config = engine.model().config();
     let width = config.attention.heads * config.attention.head_dim;
     let after_qkv = config.hidden_size * (width + 3 * config.ffn_size);
@@ -194,34 +302,64 @@ fn a_cached_prompt_saves_exactly_the_work_of_its_tokens() {
 
 #[test]
 fn drafts_change_no_token_and_save_steps() {
-    let prompt: Vec<u32> = [256].into_iter().chain((0..60).map(|i| 40 + i % 4)).collect();
-    let requests =
-        [request(&prompt, 3, 40), Request { sampling: greedy(), ..request(&prompt, 3, 60) }, request(&[7; 5], 1, 30)];
+    let prompt: Vec<u32> = [256]
+        .into_iter()
+        .chain((0..60).map(|i| 40 + i % 4))
+        .collect();
+    let requests = [
+        request(&prompt, 3, 40),
+        Request {
+            sampling: greedy(),
+            ..request(&prompt, 3, 60)
+        },
+        request(&[7; 5], 1, 30),
+    ];
     let expected = alone(&requests);
-    let mut engine = engine_with(EngineOptions { draft_max: 5, context: 256, cache: 512, ..EngineOptions::default() });
+    let mut engine = engine_with(EngineOptions {
+        draft_max: 5,
+        context: 256,
+        cache: 512,
+        ..EngineOptions::default()
+    });
     for (request, expected) in requests.iter().zip(&expected) {
         let id = engine.submit(request.clone()).expect("a good request");
         assert_eq!(finish(&mut engine, &[id])[0], *expected);
     }
     let counts = engine.counts();
-    assert!(counts.accepted_tokens > 0 && counts.accepted_tokens <= counts.drafted_tokens, "{counts:?}");
+    assert!(
+        counts.accepted_tokens > 0 && counts.accepted_tokens <= counts.drafted_tokens,
+        "{counts:?}"
+    );
     let generated: usize = expected.iter().map(Vec::len).sum();
-    assert!((counts.steps as usize) < generated, "{counts:?}, {generated} tokens");
+    assert!(
+        (counts.steps as usize) < generated,
+        "{counts:?}, {generated} tokens"
+    );
 }
 
 fn greedy() -> SamplingParams {
-    SamplingParams { temperature: 0.0, ..SamplingParams::default() }
+    SamplingParams {
+        temperature: 0.0,
+        ..SamplingParams::default()
+    }
 }
 
 #[test]
 fn a_long_prompt_keeps_nobody_waiting() {
     let mut engine = engine(512, 128);
     let mut events = Vec::new();
-    let first = engine.submit(request(&[256, 4], 9, 100)).expect("a good request");
+    let first = engine
+        .submit(request(&[256, 4], 9, 100))
+        .expect("a good request");
     engine.step(&mut events);
-    let long = engine.submit(request(&[3; 200], 1, 5)).expect("a good request");
+    let long = engine
+        .submit(request(&[3; 200], 1, 5))
+        .expect("a good request");
     let of = |events: &[Event], wanted: RequestId| {
-        events.iter().filter(|e| matches!(e, Event::Token { id, .. } if *id == wanted)).count()
+        events
+            .iter()
+            .filter(|e| matches!(e, Event::Token { id, .. } if *id == wanted))
+            .count()
     };
     let mut chunks = Vec::new();
     while of(&events, long) == 0 {
@@ -230,10 +368,14 @@ fn a_long_prompt_keeps_nobody_waiting() {
         chunks.push(engine.counts().computed_tokens - computed - 1);
         assert_eq!(of(&events, first), before + 1, "step {}", chunks.len());
     }
-    // Of this model attention over 240 positions takes as long as everything else, so that there a token costs twice the
-    // time: of what 8 take at the beginning, so many are there for further on, each number in so many steps.
+    // Of this model attention over 240 positions takes as long as everything else, so that there a
+    // token costs twice the time: of what 8 take at the beginning, so many are there for further
+    // on, each number in so many steps.
     let steps_of = [(8, 3), (7, 5), (6, 9), (5, 15), (4, 3)];
-    let expected: Vec<u64> = steps_of.into_iter().flat_map(|(tokens, n)| std::iter::repeat_n(tokens, n)).collect();
+    let expected: Vec<u64> = steps_of
+        .into_iter()
+        .flat_map(|(tokens, n)| std::iter::repeat_n(tokens, n))
+        .collect();
     assert_eq!(chunks, expected);
 }
 
@@ -241,11 +383,17 @@ fn a_long_prompt_keeps_nobody_waiting() {
 fn a_short_prompt_does_not_wait_for_a_long_one() {
     let mut engine = engine(512, 128);
     let mut events = Vec::new();
-    engine.submit(request(&[256, 4], 9, 100)).expect("a good request");
+    engine
+        .submit(request(&[256, 4], 9, 100))
+        .expect("a good request");
     engine.step(&mut events);
-    let long = engine.submit(request(&[3; 400], 1, 5)).expect("a good request");
+    let long = engine
+        .submit(request(&[3; 400], 1, 5))
+        .expect("a good request");
     engine.step(&mut events);
-    let short = engine.submit(request(&[256, 7, 8, 9, 10, 11, 12, 13], 1, 5)).expect("a good request");
+    let short = engine
+        .submit(request(&[256, 7, 8, 9, 10, 11, 12, 13], 1, 5))
+        .expect("a good request");
     let done = |events: &[Event], wanted: RequestId| {
         let done = |e: &Event| match e {
             Event::Prefill { id, done, .. } if *id == wanted => Some(*done),
@@ -258,9 +406,17 @@ fn a_short_prompt_does_not_wait_for_a_long_one() {
     engine.step(&mut events);
     engine.step(&mut events);
     assert_eq!(done(&events, short), 8, "half of each step is its own");
-    assert_eq!(done(&events, long), before + 2 * half, "the other half is the long one's");
+    assert_eq!(
+        done(&events, long),
+        before + 2 * half,
+        "the other half is the long one's"
+    );
     engine.step(&mut events);
-    assert_eq!(done(&events, long), before + 4 * half, "which gets all that nobody else needs");
+    assert_eq!(
+        done(&events, long),
+        before + 4 * half,
+        "which gets all that nobody else needs"
+    );
 }
 
 #[test]
@@ -271,21 +427,30 @@ fn prompts_that_begin_alike_are_computed_once() {
     requests.push(request(&[&prompt[..70], &[9; 30]].concat(), 8, 6));
     let expected = alone(&requests);
     for prefill_chunk in [128, 40, 7] {
-        let mut engine =
-            engine_with(EngineOptions { context: 512, cache: 2048, prefill_chunk, ..EngineOptions::default() });
+        let mut engine = engine_with(EngineOptions {
+            context: 512,
+            cache: 2048,
+            prefill_chunk,
+            ..EngineOptions::default()
+        });
         let mut events = Vec::new();
         let others: Vec<_> = (0..3).map(|i| request(&[256, i], 1, 4)).collect();
         for other in others {
             engine.submit(other).expect("a good request");
         }
-        let ids: Vec<_> = requests.iter().map(|r| engine.submit(r.clone()).expect("a good request")).collect();
+        let ids: Vec<_> = requests
+            .iter()
+            .map(|r| engine.submit(r.clone()).expect("a good request"))
+            .collect();
         while engine.is_busy() {
             engine.step(&mut events);
         }
         let counts = engine.counts();
         let cached = |wanted: RequestId| {
             let cached = |e: &Event| match e {
-                Event::Finished { id, finish, .. } if *id == wanted => Some(finish.timings.cached_tokens),
+                Event::Finished { id, finish, .. } if *id == wanted => {
+                    Some(finish.timings.cached_tokens)
+                }
                 _ => None,
             };
             events.iter().find_map(cached).expect("an end")
@@ -298,11 +463,18 @@ fn prompts_that_begin_alike_are_computed_once() {
             };
             events.iter().filter_map(token).collect()
         };
-        assert_eq!(ids.iter().map(|id| tokens(*id)).collect::<Vec<_>>(), expected, "chunks of {prefill_chunk}");
+        assert_eq!(
+            ids.iter().map(|id| tokens(*id)).collect::<Vec<_>>(),
+            expected,
+            "chunks of {prefill_chunk}"
+        );
         // Each computes what is behind the last whole block itself.
         assert_eq!(cached.iter().sum::<usize>() as u64, counts.cached_tokens);
         let computed = counts.prompt_tokens - counts.cached_tokens;
-        assert!(computed <= 150 + 7 * 22 + 36 + 6 + 2 * 32, "{computed} tokens of prompts computed: {cached:?} cached");
+        assert!(
+            computed <= 150 + 7 * 22 + 36 + 6 + 2 * 32,
+            "{computed} tokens of prompts computed: {cached:?} cached"
+        );
         assert_eq!(counts.computed_tokens, computed + 9 * 5 + 3 * 3);
         assert_eq!(engine.free_blocks().0, engine.free_blocks().1);
     }
@@ -310,12 +482,19 @@ fn prompts_that_begin_alike_are_computed_once() {
 
 #[test]
 fn what_a_request_computes_again_does_not_count_as_cached() {
-    // Six blocks: one for each of the first two, which soon need another, and four for the long prompt.
-    let options = EngineOptions { context: 128, cache: 192, ..EngineOptions::default() };
+    // Six blocks: one for each of the first two, which soon need another, and four for the long
+    // prompt.
+    let options = EngineOptions {
+        context: 128,
+        cache: 192,
+        ..EngineOptions::default()
+    };
     let mut engine = engine_with(options);
     let mut events = Vec::new();
     for prompt in [[1; 26], [2; 26]] {
-        engine.submit(request(&prompt, 1, 30)).expect("a good request");
+        engine
+            .submit(request(&prompt, 1, 30))
+            .expect("a good request");
     }
     engine.step(&mut events);
     let long: Vec<u32> = (0..120).map(|i| i * 7 % 256).collect();
@@ -328,14 +507,27 @@ fn what_a_request_computes_again_does_not_count_as_cached() {
         Event::Finished { id: of, finish, .. } if *of == id => Some(finish.timings.cached_tokens),
         _ => None,
     });
-    assert_eq!((cached, engine.counts().cached_tokens, engine.counts().prompt_tokens), (Some(0), 0, 172));
+    assert_eq!(
+        (
+            cached,
+            engine.counts().cached_tokens,
+            engine.counts().prompt_tokens
+        ),
+        (Some(0), 0, 172)
+    );
 }
 
 #[test]
 fn log_probabilities_are_those_of_the_logits() {
     let mut engine = engine(512, 64);
-    let with = Request { logprobs: Some(3), ..request(&[256, 9, 8], 5, 12) };
-    let without = Request { logprobs: None, ..with.clone() };
+    let with = Request {
+        logprobs: Some(3),
+        ..request(&[256, 9, 8], 5, 12)
+    };
+    let without = Request {
+        logprobs: None,
+        ..with.clone()
+    };
     let id = engine.submit(with.clone()).expect("a good request");
     let mut events = Vec::new();
     while engine.is_busy() {
@@ -344,7 +536,10 @@ fn log_probabilities_are_those_of_the_logits() {
     let mut tokens = with.prompt.clone();
     let mut found = Vec::new();
     for event in events {
-        if let Event::Token { token, logprobs, .. } = event {
+        if let Event::Token {
+            token, logprobs, ..
+        } = event
+        {
             tokens.push(token);
             found.push(logprobs.expect("asked for"));
         }
@@ -367,7 +562,12 @@ fn log_probabilities_are_those_of_the_logits() {
         let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         assert_eq!(logits[found.top[0].0.0 as usize], largest);
         assert!(found.top.windows(2).all(|pair| pair[0].1 >= pair[1].1));
-        assert!(found.top.iter().all(|(token, value)| (logprob(*token) - f64::from(*value)).abs() < 1e-4));
+        assert!(
+            found
+                .top
+                .iter()
+                .all(|(token, value)| (logprob(*token) - f64::from(*value)).abs() < 1e-4)
+        );
     }
 }
 
@@ -375,27 +575,41 @@ fn log_probabilities_are_those_of_the_logits() {
 fn prompts_have_log_probabilities_however_they_are_computed() {
     let prompt: Vec<u32> = (0..100).map(|i| i * 7 % 256).collect();
     let plain = request(&prompt, 5, 6);
-    let telling = Request { logprobs: Some(2), prompt_logprobs: true, ..plain.clone() };
+    let telling = Request {
+        logprobs: Some(2),
+        prompt_logprobs: true,
+        ..plain.clone()
+    };
     let expected_tokens = alone(std::slice::from_ref(&plain));
     let mut reference = engine(512, 64);
     let mut expected = Vec::new();
     reference
         .evaluate::<Error>(&plain.prompt, 0, |first, logits| {
             for (index, logits) in logits.chunks_exact(512).enumerate() {
-                let Some(token) = plain.prompt.get(first + index + 1) else { continue };
+                let Some(token) = plain.prompt.get(first + index + 1) else {
+                    continue;
+                };
                 let sum: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
                 expected.push(f64::from(logits[token.0 as usize]) - sum.ln());
             }
             Ok(())
         })
         .expect("good tokens");
-    // Alone; in small chunks beside others with the prompt in the cache; and with too few blocks, so that it starts anew.
+    // Alone; in small chunks beside others with the prompt in the cache; and with too few blocks,
+    // so that it starts anew.
     for (cache, prefill_chunk, others) in [(512, 64, 0), (512, 16, 3), (192, 64, 2)] {
-        let mut engine = engine_with(EngineOptions { context: 128, cache, prefill_chunk, ..EngineOptions::default() });
+        let mut engine = engine_with(EngineOptions {
+            context: 128,
+            cache,
+            prefill_chunk,
+            ..EngineOptions::default()
+        });
         let first = engine.submit(plain.clone()).expect("a good request");
         assert_eq!(finish(&mut engine, &[first]), expected_tokens);
         for other in 0..others {
-            engine.submit(request(&[[1; 26], [2; 26], [3; 26]][other], 1, 30)).expect("a good request");
+            engine
+                .submit(request(&[[1; 26], [2; 26], [3; 26]][other], 1, 30))
+                .expect("a good request");
         }
         let mut events = Vec::new();
         engine.step(&mut events);
@@ -406,15 +620,28 @@ fn prompts_have_log_probabilities_however_they_are_computed() {
         let (mut told, mut tokens) = (Vec::new(), Vec::new());
         for event in events {
             match event {
-                Event::Prefill { id: of, logprobs, .. } if of == id => told.extend(logprobs),
+                Event::Prefill {
+                    id: of, logprobs, ..
+                } if of == id => told.extend(logprobs),
                 Event::Token { id: of, token, .. } if of == id => tokens.push(token),
-                Event::Finished { id: of, finish, .. } if of == id => assert_eq!(finish.timings.cached_tokens, 0),
+                Event::Finished { id: of, finish, .. } if of == id => {
+                    assert_eq!(finish.timings.cached_tokens, 0)
+                }
                 _ => {}
             }
         }
         assert_eq!(tokens, expected_tokens[0]);
-        assert_eq!(told.len(), expected.len(), "{cache} positions, {:?}", engine.counts());
-        assert!(told.iter().zip(&expected).all(|(told, expected)| (f64::from(told.token) - expected).abs() < 1e-4));
+        assert_eq!(
+            told.len(),
+            expected.len(),
+            "{cache} positions, {:?}",
+            engine.counts()
+        );
+        assert!(
+            told.iter()
+                .zip(&expected)
+                .all(|(told, expected)| (f64::from(told.token) - expected).abs() < 1e-4)
+        );
         assert!(told.iter().all(|told| told.top.len() == 2));
         assert_eq!(engine.counts().preemptions > 0, cache == 192);
     }
@@ -449,8 +676,12 @@ fn constraints_are_kept_and_their_failures_end_the_request_alone() {
     let expected = alone(std::slice::from_ref(&plain));
     let other = engine.submit(plain).expect("a good request");
     let rising = |left| Some(Box::new(Rising { last: 0, left }) as Box<dyn Constraint>);
-    let kept = engine.submit_constrained(request(&[256, 4], 1, 8), rising(8)).expect("a good request");
-    let broken = engine.submit_constrained(request(&[256, 4], 1, 8), rising(3)).expect("a good request");
+    let kept = engine
+        .submit_constrained(request(&[256, 4], 1, 8), rising(8))
+        .expect("a good request");
+    let broken = engine
+        .submit_constrained(request(&[256, 4], 1, 8), rising(3))
+        .expect("a good request");
     let mut events = Vec::new();
     while engine.is_busy() {
         engine.step(&mut events);
@@ -466,7 +697,12 @@ fn constraints_are_kept_and_their_failures_end_the_request_alone() {
     assert_eq!(tokens(kept).len(), 8);
     assert!(tokens(kept).windows(2).all(|pair| pair[0] < pair[1]));
     assert_eq!(tokens(broken), tokens(kept)[..3]);
-    let failures: Vec<_> = events.iter().filter(|e| matches!(e, Event::Failed { .. })).collect();
-    assert!(matches!(failures[..], [Event::Failed { id, problem }] if *id == broken && problem == "too many tokens"));
+    let failures: Vec<_> = events
+        .iter()
+        .filter(|e| matches!(e, Event::Failed { .. }))
+        .collect();
+    assert!(
+        matches!(failures[..], [Event::Failed { id, problem }] if *id == broken && problem == "too many tokens")
+    );
     assert_eq!(engine.free_blocks().0, engine.free_blocks().1);
 }

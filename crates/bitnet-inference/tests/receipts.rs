@@ -9,19 +9,25 @@ use bitnet_models::{FfnSparsity, HeadMode, KvType, LoadOptions};
 use bitnet_tokenizers::TokenId;
 
 fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/golden").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/data/golden")
+        .join(name)
 }
 
 fn engine(path: &Path, kernels: &'static KernelSet, options: EngineOptions) -> Engine {
     let cpu = Cpu::new(kernels, 2);
-    let Loaded { model, .. } = load(path, &LoadOptions::default(), &cpu).expect("a golden model loads");
+    let Loaded { model, .. } =
+        load(path, &LoadOptions::default(), &cpu).expect("a golden model loads");
     Engine::new(model, None, cpu, options).expect("memory for the cache")
 }
 
 fn request(prompt: impl IntoIterator<Item = u32>, max_tokens: Option<usize>) -> Request {
     Request {
         prompt: prompt.into_iter().map(TokenId).collect(),
-        sampling: SamplingParams { seed: 5, ..SamplingParams::default() },
+        sampling: SamplingParams {
+            seed: 5,
+            ..SamplingParams::default()
+        },
         max_tokens,
         ..Request::default()
     }
@@ -59,11 +65,16 @@ fn the_formula_is_what_runs_count_in_every_graph_and_form() {
         ("strict-rms/hf-packed", 7, 5, 3, KvType::F16),
         ("strict-rms/hf-bf16", 2, 5, 64, KvType::F16),
     ] {
-        let options = EngineOptions { context: 512, kv_type, prefill_chunk, ..EngineOptions::default() };
+        let options = EngineOptions {
+            context: 512,
+            kv_type,
+            prefill_chunk,
+            ..EngineOptions::default()
+        };
         let mut engine = engine(&golden(name), KernelSet::detect(), options);
         let request = request((0..prompt).map(|i| i % 7), Some(generate));
-        let receipt =
-            receipt(&mut engine, &request, &golden(name)).unwrap_or_else(|refusal| panic!("{name}: {refusal}"));
+        let receipt = receipt(&mut engine, &request, &golden(name))
+            .unwrap_or_else(|refusal| panic!("{name}: {refusal}"));
         assert_eq!(receipt.tokens_generated, generate as u64);
         assert_eq!(receipt.tokens_per_second.is_some(), generate > 1, "{name}");
     }
@@ -72,7 +83,9 @@ fn the_formula_is_what_runs_count_in_every_graph_and_form() {
 #[test]
 fn every_way_to_run_leaves_a_receipt_that_verifies() {
     let path = golden("strict-b158/model-i2_s.gguf");
-    let mut packings: Vec<_> = Packing::ALL.map(|packing| (Some(packing), Vec::new())).into();
+    let mut packings: Vec<_> = Packing::ALL
+        .map(|packing| (Some(packing), Vec::new()))
+        .into();
     let up = (2 * 384, 256);
     packings.push((Some(Packing::Two), vec![(up, Packing::Tl2)]));
     packings.push((Some(Packing::Tl1), vec![((256, 384), Packing::FiveThirds)]));
@@ -83,35 +96,66 @@ fn every_way_to_run_leaves_a_receipt_that_verifies() {
             .into_iter()
             .flat_map(|sparsity| [HeadMode::Full, HeadMode::Screened].map(|head| (sparsity, head)))
         {
-            let load_options =
-                LoadOptions { packing, packings: packings.clone(), ffn_sparsity, head, ..LoadOptions::default() };
+            let load_options = LoadOptions {
+                packing,
+                packings: packings.clone(),
+                ffn_sparsity,
+                head,
+                ..LoadOptions::default()
+            };
             let Loaded { model, .. } =
-                load(&path, &load_options, &Cpu::new(KernelSet::detect(), 2)).expect("a golden model loads");
+                load(&path, &load_options, &Cpu::new(KernelSet::detect(), 2))
+                    .expect("a golden model loads");
             for (draft_max, kv_type) in [(0, KvType::F16), (0, KvType::F32), (3, KvType::F16)] {
                 for prefill_chunk in [1, 4, 128] {
-                    let options = EngineOptions { draft_max, kv_type, prefill_chunk, ..EngineOptions::default() };
+                    let options = EngineOptions {
+                        draft_max,
+                        kv_type,
+                        prefill_chunk,
+                        ..EngineOptions::default()
+                    };
                     let cpu = Cpu::new(KernelSet::detect(), 2);
-                    let mut engine = Engine::new(model.clone(), None, cpu, options).expect("memory for the cache");
+                    let mut engine = Engine::new(model.clone(), None, cpu, options)
+                        .expect("memory for the cache");
                     let request = request((0..21).map(|i| i % 5), Some(12));
                     let receipt = receipt(&mut engine, &request, &path).unwrap_or_else(|refusal| {
                         panic!("{load_options:?} {options:?}: {refusal}");
                     });
-                    let looked_up = receipt.run.packing.split('+').all(|name| name.starts_with("tl"));
-                    with_copies += usize::from(looked_up && receipt.kernels.iter().any(|id| id == "i2s_gemv"));
+                    let looked_up = receipt
+                        .run
+                        .packing
+                        .split('+')
+                        .all(|name| name.starts_with("tl"));
+                    with_copies +=
+                        usize::from(looked_up && receipt.kernels.iter().any(|id| id == "i2s_gemv"));
                 }
             }
         }
     }
-    assert!(with_copies > 0, "no row met a copy for sparse activations: the test shows nothing of them");
+    assert!(
+        with_copies > 0,
+        "no row met a copy for sparse activations: the test shows nothing of them"
+    );
 }
 
 #[test]
 fn a_prompt_kept_from_before_counts_what_was_computed_anew() {
     let path = golden("strict-b158/model-i2_s.gguf");
-    let mut engine = engine(&path, KernelSet::detect(), EngineOptions { prefill_chunk: 5, ..EngineOptions::default() });
+    let mut engine = engine(
+        &path,
+        KernelSet::detect(),
+        EngineOptions {
+            prefill_chunk: 5,
+            ..EngineOptions::default()
+        },
+    );
     run(&mut engine, &request(0..200, Some(4)));
     let receipt = receipt(&mut engine, &request(0..230, Some(6)), &path).expect("it verifies");
-    assert!((64..=200).contains(&receipt.run.cached_tokens), "{} tokens", receipt.run.cached_tokens);
+    assert!(
+        (64..=200).contains(&receipt.run.cached_tokens),
+        "{} tokens",
+        receipt.run.cached_tokens
+    );
 }
 
 #[test]
@@ -119,10 +163,17 @@ fn guesses_are_counted_whether_they_came_or_not() {
     let path = golden("strict-b158/model-i2_s.gguf");
     let (mut right, mut wrong) = (0, 0);
     for (seed, head) in (0..6).zip([HeadMode::Full, HeadMode::Screened].into_iter().cycle()) {
-        let load_options = LoadOptions { head, ..LoadOptions::default() };
+        let load_options = LoadOptions {
+            head,
+            ..LoadOptions::default()
+        };
         let cpu = Cpu::new(KernelSet::detect(), 2);
         let Loaded { model, .. } = load(&path, &load_options, &cpu).expect("a golden model loads");
-        let options = EngineOptions { draft_max: 3, prefill_chunk: 7, ..EngineOptions::default() };
+        let options = EngineOptions {
+            draft_max: 3,
+            prefill_chunk: 7,
+            ..EngineOptions::default()
+        };
         let mut engine = Engine::new(model, None, cpu, options).expect("memory for the cache");
         let mut request = request((0..30).map(|i| (i + seed) % 5), Some(40));
         request.sampling.temperature = 0.0;
@@ -131,7 +182,10 @@ fn guesses_are_counted_whether_they_came_or_not() {
         right += receipt.run.accepted_tokens;
         wrong += receipt.run.drafted_tokens - receipt.run.accepted_tokens;
     }
-    assert!(right > 0 && wrong > 0, "{right} guesses right, {wrong} wrong: the test shows nothing");
+    assert!(
+        right > 0 && wrong > 0,
+        "{right} guesses right, {wrong} wrong: the test shows nothing"
+    );
 }
 
 #[test]
@@ -140,9 +194,23 @@ fn the_scalar_set_is_real_and_says_so() {
     let scalar = KernelSet::by_name("scalar").expect("always there");
     let mut engine = engine(&path, scalar, EngineOptions::default());
     let receipt = receipt(&mut engine, &request(0..5, Some(3)), &path).expect("it verifies");
-    assert_eq!((receipt.compute_path.as_str(), receipt.kernel_set.as_str()), ("real", "scalar"));
-    for id in ["embedding_lookup", "prefill_forward", "i2s_gemv", "rope_apply", "attention_real", "decode_forward"] {
-        assert!(receipt.kernels.iter().any(|kernel| kernel == id), "{id} in {:?}", receipt.kernels);
+    assert_eq!(
+        (receipt.compute_path.as_str(), receipt.kernel_set.as_str()),
+        ("real", "scalar")
+    );
+    for id in [
+        "embedding_lookup",
+        "prefill_forward",
+        "i2s_gemv",
+        "rope_apply",
+        "attention_real",
+        "decode_forward",
+    ] {
+        assert!(
+            receipt.kernels.iter().any(|kernel| kernel == id),
+            "{id} in {:?}",
+            receipt.kernels
+        );
     }
     assert_eq!(receipt.model.quantization, "I2_S");
 }
@@ -150,16 +218,28 @@ fn the_scalar_set_is_real_and_says_so() {
 #[test]
 fn products_that_are_looked_up_are_named() {
     let path = golden("strict-b158/model-i2_s.gguf");
-    for (packing, of_one, of_several) in
-        [(Packing::Tl1, "tl1_gemv", "tl1_gemm"), (Packing::Tl2, "tl2_gemv", "tl2_gemm")]
-    {
+    for (packing, of_one, of_several) in [
+        (Packing::Tl1, "tl1_gemv", "tl1_gemm"),
+        (Packing::Tl2, "tl2_gemv", "tl2_gemm"),
+    ] {
         let cpu = Cpu::new(KernelSet::detect(), 2);
-        let load_options = LoadOptions { packing: Some(packing), ..LoadOptions::default() };
+        let load_options = LoadOptions {
+            packing: Some(packing),
+            ..LoadOptions::default()
+        };
         let Loaded { model, .. } = load(&path, &load_options, &cpu).expect("a golden model loads");
-        let mut engine = Engine::new(model, None, cpu, EngineOptions::default()).expect("memory for the cache");
+        let mut engine =
+            Engine::new(model, None, cpu, EngineOptions::default()).expect("memory for the cache");
         let receipt = receipt(&mut engine, &request(0..5, Some(3)), &path).expect("it verifies");
-        assert_eq!((receipt.run.packing.as_str(), receipt.compute_path.as_str()), (packing.name(), "real"));
-        let products = receipt.kernels.iter().filter(|id| id.contains("_gem")).collect::<Vec<_>>();
+        assert_eq!(
+            (receipt.run.packing.as_str(), receipt.compute_path.as_str()),
+            (packing.name(), "real")
+        );
+        let products = receipt
+            .kernels
+            .iter()
+            .filter(|id| id.contains("_gem"))
+            .collect::<Vec<_>>();
         assert_eq!(products, [of_several, of_one]);
     }
 }
@@ -167,11 +247,21 @@ fn products_that_are_looked_up_are_named() {
 #[test]
 fn an_answer_that_ends_at_the_context_or_a_stop_token_verifies() {
     let path = golden("strict-b158/model-i2_s.gguf");
-    let mut engine = engine(&path, KernelSet::detect(), EngineOptions { context: 64, ..EngineOptions::default() });
+    let mut engine = engine(
+        &path,
+        KernelSet::detect(),
+        EngineOptions {
+            context: 64,
+            ..EngineOptions::default()
+        },
+    );
     let whole = receipt(&mut engine, &request(0..5, None), &path).expect("it verifies");
     assert_eq!((whole.tokens_requested, whole.tokens_generated), (59, 59));
     let (tokens, _) = run(&mut engine, &request(9..14, Some(10)));
-    let stopped = Request { stop_ids: vec![tokens[3]], ..request(9..14, Some(10)) };
+    let stopped = Request {
+        stop_ids: vec![tokens[3]],
+        ..request(9..14, Some(10))
+    };
     let mut fresh = self::engine(&path, KernelSet::detect(), EngineOptions::default());
     let stopped = receipt(&mut fresh, &stopped, &path).expect("it verifies");
     assert!(stopped.tokens_generated <= 4 && stopped.run.finish_reason == "stop");
@@ -183,7 +273,11 @@ fn work_that_others_did_is_no_part_of_a_receipt() {
     let mut engine = engine(&path, KernelSet::detect(), EngineOptions::default());
     let request = request(0..5, Some(3));
     let (tokens, finish) = run(&mut engine, &request);
-    engine.evaluate(&request.prompt, 0, |_, _| Ok::<_, bitnet_inference::Error>(())).expect("a good prompt");
+    engine
+        .evaluate(&request.prompt, 0, |_, _| {
+            Ok::<_, bitnet_inference::Error>(())
+        })
+        .expect("a good prompt");
     let provenance = Provenance {
         model_path: path.display().to_string(),
         model_sha256: "0".repeat(64),
@@ -193,7 +287,8 @@ fn work_that_others_did_is_no_part_of_a_receipt() {
         bitnet_deterministic: None,
         bitnet_seed: None,
     };
-    let refusal = Receipt::new(&engine, &request, &tokens, &finish, &provenance).expect_err("too much was counted");
+    let refusal = Receipt::new(&engine, &request, &tokens, &finish, &provenance)
+        .expect_err("too much was counted");
     assert_eq!(refusal.gate, ReceiptGate::Work, "{refusal}");
 }
 
@@ -202,7 +297,11 @@ fn a_receipt_reads_back_as_it_was_written() {
     let path = golden("strict-b158/model-i2_s.gguf");
     let mut engine = engine(&path, KernelSet::detect(), EngineOptions::default());
     let mut request = request(0..5, Some(3));
-    request.sampling.logit_bias = vec![(TokenId(3), f32::NEG_INFINITY), (TokenId(4), 0.1), (TokenId(5), -1.5)];
+    request.sampling.logit_bias = vec![
+        (TokenId(3), f32::NEG_INFINITY),
+        (TokenId(4), 0.1),
+        (TokenId(5), -1.5),
+    ];
     request.sampling.temperature = 0.7;
     let receipt = receipt(&mut engine, &request, &path).expect("it verifies");
     assert_eq!(receipt.run.sampling, request.sampling);
@@ -211,7 +310,11 @@ fn a_receipt_reads_back_as_it_was_written() {
     receipt.write(&file).expect("it can be written");
     let text = std::fs::read_to_string(&file).expect("it can be read");
     assert_eq!(verify(&text).expect("it verifies"), receipt);
-    assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1, "nothing temporary is left");
+    assert_eq!(
+        std::fs::read_dir(folder.path()).expect("a folder").count(),
+        1,
+        "nothing temporary is left"
+    );
 }
 
 #[cfg(unix)]
@@ -228,18 +331,39 @@ fn links_and_devices_are_not_replaced_by_a_receipt() {
     std::fs::write(at("elsewhere/file"), "of before").expect("a file");
     std::os::unix::fs::symlink("elsewhere/file", at("link")).expect("a link");
     receipt.write(&at("link")).expect("it can be written");
-    assert!(std::fs::symlink_metadata(at("link")).expect("a link").is_symlink());
-    assert_eq!(std::fs::read_to_string(at("elsewhere/file")).expect("a file"), receipt.to_json());
+    assert!(
+        std::fs::symlink_metadata(at("link"))
+            .expect("a link")
+            .is_symlink()
+    );
+    assert_eq!(
+        std::fs::read_to_string(at("elsewhere/file")).expect("a file"),
+        receipt.to_json()
+    );
 
     let pipe = at("pipe");
-    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().expect("it runs").success());
+    assert!(
+        std::process::Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .expect("it runs")
+            .success()
+    );
     let reader = std::thread::spawn({
         let pipe = pipe.clone();
         move || std::fs::read_to_string(pipe)
     });
     receipt.write(&pipe).expect("it can be written");
-    assert!(std::fs::metadata(&pipe).expect("it is there").file_type().is_fifo());
-    assert_eq!(reader.join().expect("no panic").expect("what came through"), receipt.to_json());
+    assert!(
+        std::fs::metadata(&pipe)
+            .expect("it is there")
+            .file_type()
+            .is_fifo()
+    );
+    assert_eq!(
+        reader.join().expect("no panic").expect("what came through"),
+        receipt.to_json()
+    );
 
     std::os::unix::fs::symlink("nowhere", at("dangling")).expect("a link");
     assert!(receipt.write(&at("dangling")).is_err());

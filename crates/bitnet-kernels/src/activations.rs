@@ -7,11 +7,13 @@ use crate::packing::LINE_COLS;
 /// Rows in a tile: the most that one step of a kernel multiplies by the same weights.
 pub const TILE_ROWS: usize = 8;
 
-/// Rows of activations as int8, each with the factor it was multiplied by and the sum of its values.
+/// Rows of activations as int8, each with the factor it was multiplied by and the sum of its
+/// values.
 ///
-/// Rows are taken [`TILE_ROWS`] at a time. A tile of `n` rows (the last may be smaller) interleaves them by dwords: four
-/// consecutive values of row 0, the same four of row 1, … row n − 1, then the next four of each. A single row is so in its
-/// natural order. Columns are padded with zeros to a multiple of 16.
+/// Rows are taken [`TILE_ROWS`] at a time. A tile of `n` rows (the last may be smaller) interleaves
+/// them by dwords: four consecutive values of row 0, the same four of row 1, … row n − 1, then the
+/// next four of each. A single row is so in its natural order. Columns are padded with zeros to a
+/// multiple of 16.
 #[derive(Default)]
 pub struct Activations {
     rows: usize,
@@ -64,7 +66,8 @@ impl Activations {
         self.cols.next_multiple_of(LINE_COLS)
     }
 
-    /// Makes room for `rows` rows of `cols`; their values are unspecified until written. Allocates only to grow.
+    /// Makes room for `rows` rows of `cols`; their values are unspecified until written. Allocates
+    /// only to grow.
     pub(crate) fn reset(&mut self, rows: usize, cols: usize) {
         self.rows = rows;
         self.cols = cols;
@@ -108,7 +111,8 @@ impl Activations {
         }
     }
 
-    /// Copies one row's values in natural order, from column `first` on and in whole dwords; zeros follow the last.
+    /// Copies one row's values in natural order, from column `first` on and in whole dwords; zeros
+    /// follow the last.
     pub(crate) fn copy_row(&self, row: usize, first: usize, to: &mut [i16]) {
         let tile = self.tile(row / TILE_ROWS);
         let rows = tile.scales.len();
@@ -118,7 +122,9 @@ impl Activations {
                 *to = i16::from(*value);
             }
         } else {
-            let dwords = tile.values.as_chunks::<4>().0[first / 4 * rows + row % TILE_ROWS..].iter().step_by(rows);
+            let dwords = tile.values.as_chunks::<4>().0[first / 4 * rows + row % TILE_ROWS..]
+                .iter()
+                .step_by(rows);
             for (to, dword) in copied.as_chunks_mut::<4>().0.iter_mut().zip(dwords) {
                 *to = dword.map(i16::from);
             }
@@ -141,7 +147,9 @@ impl Activations {
         let tile = self.tile(row / TILE_ROWS);
         let rows = tile.scales.len();
         let index = row % TILE_ROWS;
-        (0..self.cols).map(|col| tile.values[(col / 4 * rows + index) * 4 + col % 4]).collect()
+        (0..self.cols)
+            .map(|col| tile.values[(col / 4 * rows + index) * 4 + col % 4])
+            .collect()
     }
 
     /// The factor `127 / max(absmax, 1e-5)` of a row.
@@ -153,7 +161,12 @@ impl Activations {
 
 /// Spreads a row of int8 values in natural order over a tile of `rows` rows, as row `index` of it.
 pub(crate) fn interleave(row: &[i8], tile: &mut [i8], rows: usize, index: usize) {
-    for (dword, place) in row.as_chunks::<4>().0.iter().zip(tile.chunks_exact_mut(4 * rows)) {
+    for (dword, place) in row
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .zip(tile.chunks_exact_mut(4 * rows))
+    {
         place[4 * index..4 * index + 4].copy_from_slice(dword);
     }
 }

@@ -1,9 +1,10 @@
 //! Attention over the paged key/value cache, and the writing of that cache.
 //!
-//! The keys of a sequence are walked in segments of [`SEGMENT_KEYS`] at absolute positions 0, 256, 512, …. Each segment
-//! gives a partial result (largest score, sum of weights, weighted sum of values); partials are merged in ascending
-//! order. Neither the number of threads, nor how many rows are computed at once, nor where blocks lie in the pool moves a
-//! segment border, so none of them moves a bit of the result.
+//! The keys of a sequence are walked in segments of [`SEGMENT_KEYS`] at absolute positions 0, 256,
+//! 512, …. Each segment gives a partial result (largest score, sum of weights, weighted sum of
+//! values); partials are merged in ascending order. Neither the number of threads, nor how many
+//! rows are computed at once, nor where blocks lie in the pool moves a segment border, so none of
+//! them moves a bit of the result.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -68,8 +69,9 @@ impl AttentionShape {
 
 /// The part of a cache that belongs to one layer.
 ///
-/// A cache is `[blocks, layers]` of pairs: the keys of [`CACHE_BLOCK`] positions, `[kv_heads, head_dim, CACHE_BLOCK]`
-/// (transposed, so that a vector lane is a key), then their values, `[kv_heads, CACHE_BLOCK, value_dim]`.
+/// A cache is `[blocks, layers]` of pairs: the keys of [`CACHE_BLOCK`] positions, `[kv_heads,
+/// head_dim, CACHE_BLOCK]` (transposed, so that a vector lane is a key), then their values,
+/// `[kv_heads, CACHE_BLOCK, value_dim]`.
 pub struct LayerCache<'a, T> {
     /// All blocks of all layers.
     pub data: &'a mut [T],
@@ -99,7 +101,8 @@ impl Place {
 pub struct Places<'a> {
     /// One for each row.
     pub rows: &'a [Place],
-    /// The tables of all sequences: entry `table + i` is the block that holds positions `i · CACHE_BLOCK` and on.
+    /// The tables of all sequences: entry `table + i` is the block that holds positions `i ·
+    /// CACHE_BLOCK` and on.
     pub blocks: &'a [u32],
 }
 
@@ -110,7 +113,8 @@ impl Places<'_> {
     }
 }
 
-/// Rows of queries, keys and values side by side in one buffer, `[rows, stride]`, as the fused projection gives them.
+/// Rows of queries, keys and values side by side in one buffer, `[rows, stride]`, as the fused
+/// projection gives them.
 #[derive(Clone, Copy)]
 pub struct Qkv<'a> {
     /// All rows.
@@ -134,12 +138,12 @@ pub struct AttentionScratch {
     partials: Vec<f32>,
 }
 
-/// Queries that one pass over a segment takes at most, if they are of several rows: as many as make it worth while to turn
-/// the segment into f32, few enough for their sums to stay in a cache.
+/// Queries that one pass over a segment takes at most, if they are of several rows: as many as make
+/// it worth while to turn the segment into f32, few enough for their sums to stay in a cache.
 const RUN_QUERIES: usize = 64;
 
-/// Where one thread's share of the work ends and the next one's begins. The work is ordered by head, then row, then
-/// segment.
+/// Where one thread's share of the work ends and the next one's begins. The work is ordered by
+/// head, then row, then segment.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Cut {
     kv_head: usize,
@@ -215,7 +219,9 @@ impl Cpu {
         places: Places<'_>,
         cache: &mut LayerCache<'_, T>,
     ) {
-        let AttentionShape { kv_heads, head_dim, .. } = shape;
+        let AttentionShape {
+            kv_heads, head_dim, ..
+        } = shape;
         assert!(head_dim <= MAX_HEAD_DIM, "{shape:?}");
         let (value_dim, set) = (shape.value_dim(), self.set());
         let (offset, stride) = (cache.offset, cache.stride);
@@ -228,22 +234,35 @@ impl Cpu {
                 for (row, place) in places.rows.iter().enumerate() {
                     let pair = offset + places.block(place, place.position / CACHE_BLOCK) * stride;
                     let slot = place.position % CACHE_BLOCK;
-                    // SAFETY: each head is in one thread's share, and blocks of different heads do not overlap.
-                    let (keys, values) =
-                        unsafe { (data.slice(shape.keys(pair, head)), data.slice(shape.values(pair, head))) };
+                    // SAFETY: each head is in one thread's share, and blocks of different heads do
+                    // not overlap.
+                    let (keys, values) = unsafe {
+                        (
+                            data.slice(shape.keys(pair, head)),
+                            data.slice(shape.values(pair, head)),
+                        )
+                    };
                     set.round(qkv.part(row, 1, range.clone()), rounded);
                     for (to, from) in keys[slot..].iter_mut().step_by(CACHE_BLOCK).zip(&*rounded) {
                         *to = *from;
                     }
-                    set.round(qkv.part(row, 2, range.clone()), &mut values[slot * value_dim..][..head_dim]);
+                    set.round(
+                        qkv.part(row, 2, range.clone()),
+                        &mut values[slot * value_dim..][..head_dim],
+                    );
                 }
             }
         };
-        if places.rows.len() < 4 { store(0..kv_heads) } else { self.pool().split(kv_heads, 1, &store) }
+        if places.rows.len() < 4 {
+            store(0..kv_heads)
+        } else {
+            self.pool().split(kv_heads, 1, &store)
+        }
     }
 
-    /// Attends each row's queries over the cache up to and with the row's own position (causal); `out` is
-    /// `[rows, heads · head_dim]`. Query head `h` reads key/value head `h · kv_heads / heads`.
+    /// Attends each row's queries over the cache up to and with the row's own position (causal);
+    /// `out` is `[rows, heads · head_dim]`. Query head `h` reads key/value head `h · kv_heads /
+    /// heads`.
     ///
     /// Reads the cached bytes of one row once. Consecutive rows of a sequence read them together.
     ///
@@ -258,21 +277,46 @@ impl Cpu {
         scratch: &mut AttentionScratch,
         out: &mut [f32],
     ) {
-        let AttentionShape { heads, kv_heads, head_dim } = shape;
+        let AttentionShape {
+            heads,
+            kv_heads,
+            head_dim,
+        } = shape;
         assert!(heads.is_multiple_of(kv_heads), "{shape:?}");
-        assert_eq!(out.len(), places.rows.len() * heads * head_dim, "attention output");
+        assert_eq!(
+            out.len(),
+            places.rows.len() * heads * head_dim,
+            "attention output"
+        );
         if places.rows.is_empty() {
             return;
         }
-        let job = Job { set: self.set(), shape, qkv, places, cache, num_threads: self.pool().num_threads() };
+        let job = Job {
+            set: self.set(),
+            shape,
+            qkv,
+            places,
+            cache,
+            num_threads: self.pool().num_threads(),
+        };
         self.counters().add(
             Kernel::AttentionReal,
             2 * job.keys_seen() * heads * head_dim,
             2 * job.keys_read() * kv_heads * head_dim * size_of::<T>(),
         );
         let slot_len = job.group() * (shape.value_dim() + 2);
-        grow(&mut scratch.partials, if job.cuts_rows() { job.num_threads * job.slots() * slot_len } else { 0 });
-        let (slots, shared_out) = (Disjoint::new(&mut scratch.partials), Disjoint::new(&mut *out));
+        grow(
+            &mut scratch.partials,
+            if job.cuts_rows() {
+                job.num_threads * job.slots() * slot_len
+            } else {
+                0
+            },
+        );
+        let (slots, shared_out) = (
+            Disjoint::new(&mut scratch.partials),
+            Disjoint::new(&mut *out),
+        );
         self.pool().run(&|thread| {
             BUFFERS.with_borrow_mut(|buffers| {
                 let first = thread * job.slots() * slot_len;
@@ -307,7 +351,11 @@ impl<T: CacheElement> Job<'_, T> {
 
     /// Keys of all rows.
     fn keys_seen(&self) -> usize {
-        self.places.rows.iter().map(|place| place.position + 1).sum()
+        self.places
+            .rows
+            .iter()
+            .map(|place| place.position + 1)
+            .sum()
     }
 
     /// The same, but what consecutive rows of a sequence share counted once.
@@ -321,24 +369,41 @@ impl<T: CacheElement> Job<'_, T> {
         keys
     }
 
-    /// The end of a run of consecutive rows of one sequence that begins with row `first`, at most `end`.
+    /// The end of a run of consecutive rows of one sequence that begins with row `first`, at most
+    /// `end`.
     fn run_end(&self, first: usize, end: usize) -> usize {
         let rows = &self.places.rows[..end.min(self.places.rows.len())];
-        let follows = |pair: &[Place]| pair[0].table == pair[1].table && pair[0].position + 1 == pair[1].position;
-        first + 1 + rows[first..].windows(2).take_while(|pair| follows(pair)).count()
+        let follows = |pair: &[Place]| {
+            pair[0].table == pair[1].table && pair[0].position + 1 == pair[1].position
+        };
+        first
+            + 1
+            + rows[first..]
+                .windows(2)
+                .take_while(|pair| follows(pair))
+                .count()
     }
 
-    /// Whether shares may end inside a row: with few rows, whole ones would not share out evenly over the threads.
+    /// Whether shares may end inside a row: with few rows, whole ones would not share out evenly
+    /// over the threads.
     fn cuts_rows(&self) -> bool {
         self.num_threads > 1 && self.places.rows.len() * self.shape.kv_heads < 16 * self.num_threads
     }
 
-    /// Places for partial results that a thread may need: its last row's, and one for each segment of its first row.
+    /// Places for partial results that a thread may need: its last row's, and one for each segment
+    /// of its first row.
     fn slots(&self) -> usize {
-        1 + self.places.rows.iter().map(Place::num_segments).max().unwrap_or(0)
+        1 + self
+            .places
+            .rows
+            .iter()
+            .map(Place::num_segments)
+            .max()
+            .unwrap_or(0)
     }
 
-    /// Where a thread's share begins; the share of the last thread ends where that of one more would begin.
+    /// Where a thread's share begins; the share of the last thread ends where that of one more
+    /// would begin.
     fn cut(&self, thread: usize) -> Cut {
         let per_head = self.keys_seen();
         let before = self.shape.kv_heads * per_head * thread / self.num_threads;
@@ -354,11 +419,23 @@ impl<T: CacheElement> Job<'_, T> {
                     false => place.num_segments(),
                 };
                 return if segment < place.num_segments() {
-                    Cut { kv_head, row, segment }
+                    Cut {
+                        kv_head,
+                        row,
+                        segment,
+                    }
                 } else if row + 1 < self.places.rows.len() {
-                    Cut { kv_head, row: row + 1, segment: 0 }
+                    Cut {
+                        kv_head,
+                        row: row + 1,
+                        segment: 0,
+                    }
                 } else {
-                    Cut { kv_head: kv_head + 1, row: 0, segment: 0 }
+                    Cut {
+                        kv_head: kv_head + 1,
+                        row: 0,
+                        segment: 0,
+                    }
                 };
             }
             rest -= keys;
@@ -373,30 +450,62 @@ impl<T: CacheElement> Job<'_, T> {
         let rows_max = (RUN_QUERIES / self.group()).max(1);
         let mut at = begin;
         while at != end {
-            let Cut { kv_head, row, segment } = at;
+            let Cut {
+                kv_head,
+                row,
+                segment,
+            } = at;
             let ends_here = kv_head == end.kv_head;
             let piece = if segment > 0 || ends_here && row == end.row {
                 // A row that another thread has begun or will end.
-                let last = if ends_here && row == end.row { end.segment } else { self.places.rows[row].num_segments() };
-                Piece { kv_head, rows: row..row + 1, segments: segment..last }
+                let last = if ends_here && row == end.row {
+                    end.segment
+                } else {
+                    self.places.rows[row].num_segments()
+                };
+                Piece {
+                    kv_head,
+                    rows: row..row + 1,
+                    segments: segment..last,
+                }
             } else {
                 let last = if ends_here { end.row } else { num_rows };
                 let rows = row..self.run_end(row, last.min(row + rows_max));
-                Piece { kv_head, segments: 0..self.places.rows[rows.end - 1].num_segments(), rows }
+                Piece {
+                    kv_head,
+                    segments: 0..self.places.rows[rows.end - 1].num_segments(),
+                    rows,
+                }
             };
-            let Piece { ref rows, ref segments, .. } = piece;
+            let Piece {
+                ref rows,
+                ref segments,
+                ..
+            } = piece;
             at = match () {
-                () if segments.end < self.places.rows[row].num_segments() => Cut { segment: segments.end, ..at },
-                () if rows.end < num_rows => Cut { kv_head, row: rows.end, segment: 0 },
-                () => Cut { kv_head: kv_head + 1, row: 0, segment: 0 },
+                () if segments.end < self.places.rows[row].num_segments() => Cut {
+                    segment: segments.end,
+                    ..at
+                },
+                () if rows.end < num_rows => Cut {
+                    kv_head,
+                    row: rows.end,
+                    segment: 0,
+                },
+                () => Cut {
+                    kv_head: kv_head + 1,
+                    row: 0,
+                    segment: 0,
+                },
             };
             work(&piece);
         }
     }
 
-    /// Computes a piece. The rows of a whole one are written to `out`. Of a cut row the thread that has its beginning
-    /// leaves what it merged in `slot(0)`, and the others leave the results of their segments, each by itself, in
-    /// `slot(1)` and on, since they are to be merged in ascending order.
+    /// Computes a piece. The rows of a whole one are written to `out`. Of a cut row the thread that
+    /// has its beginning leaves what it merged in `slot(0)`, and the others leave the results of
+    /// their segments, each by itself, in `slot(1)` and on, since they are to be merged in
+    /// ascending order.
     fn attend<'s>(
         &self,
         piece: &Piece,
@@ -404,26 +513,39 @@ impl<T: CacheElement> Job<'_, T> {
         out: &Disjoint<'_, f32>,
         slot: &mut dyn FnMut(usize) -> &'s mut [f32],
     ) {
-        let Buffers { queries, num_keys, merged, later, segment: scratch } = buffers;
+        let Buffers {
+            queries,
+            num_keys,
+            merged,
+            later,
+            segment: scratch,
+        } = buffers;
         let (value_dim, group) = (self.shape.value_dim(), self.group());
         let places = &self.places.rows[piece.rows.clone()];
         self.pack_queries(piece, queries);
         let (all, has_beginning) = (0..places.len() * group, piece.segments.start == 0);
         for segment in piece.segments.clone() {
             // Earlier rows may have no key in this segment.
-            let without = places.iter().take_while(|place| place.num_segments() <= segment).count();
+            let without = places
+                .iter()
+                .take_while(|place| place.num_segments() <= segment)
+                .count();
             num_keys.clear();
             for place in &places[without..] {
                 let keys = (place.position + 1 - segment * SEGMENT_KEYS).min(SEGMENT_KEYS);
                 num_keys.extend(std::iter::repeat_n(keys, group));
             }
             let with = without * group..all.end;
-            let queries = &queries[with.start * self.shape.head_dim..with.end * self.shape.head_dim];
+            let queries =
+                &queries[with.start * self.shape.head_dim..with.end * self.shape.head_dim];
             let mut attend = |partial: &mut Partial<'_>| {
                 self.attend_segment(piece, segment, queries, num_keys, scratch, partial);
             };
             if !has_beginning {
-                attend(&mut slot_results(slot(1 + segment - piece.segments.start), value_dim));
+                attend(&mut slot_results(
+                    slot(1 + segment - piece.segments.start),
+                    value_dim,
+                ));
             } else if segment == 0 {
                 attend(&mut merged.part(with, value_dim));
             } else {
@@ -433,7 +555,9 @@ impl<T: CacheElement> Job<'_, T> {
             }
         }
         let merged = merged.part(all, value_dim);
-        if has_beginning && piece.segments.end == self.places.rows[piece.rows.end - 1].num_segments() {
+        if has_beginning
+            && piece.segments.end == self.places.rows[piece.rows.end - 1].num_segments()
+        {
             for (index, row) in piece.rows.clone().enumerate() {
                 // SAFETY: pieces differ in rows or heads, and only whole ones write here.
                 let out = unsafe { out.slice(self.output_range(row, piece.kv_head)) };
@@ -454,7 +578,11 @@ impl<T: CacheElement> Job<'_, T> {
         let width = self.group() * self.shape.head_dim;
         grow(queries, piece.rows.len() * width);
         for (row, to) in piece.rows.clone().zip(queries.chunks_exact_mut(width)) {
-            to.copy_from_slice(self.qkv.part(row, 0, piece.kv_head * width..(piece.kv_head + 1) * width));
+            to.copy_from_slice(self.qkv.part(
+                row,
+                0,
+                piece.kv_head * width..(piece.kv_head + 1) * width,
+            ));
         }
     }
 
@@ -486,9 +614,13 @@ impl<T: CacheElement> Job<'_, T> {
             num_keys,
             head_dim: self.shape.head_dim,
             value_dim: self.shape.value_dim(),
-            keys: std::array::from_fn(|i| block(i).map_or(&[][..], |block| keys(block, piece.kv_head))),
+            keys: std::array::from_fn(|i| {
+                block(i).map_or(&[][..], |block| keys(block, piece.kv_head))
+            }),
             values: std::array::from_fn(|i| {
-                block(i).map_or(&[][..], |block| &self.cache.data[self.shape.values(pair(block), piece.kv_head)])
+                block(i).map_or(&[][..], |block| {
+                    &self.cache.data[self.shape.values(pair(block), piece.kv_head)]
+                })
             }),
             scale: self.shape.scale(),
             next,
@@ -499,10 +631,14 @@ impl<T: CacheElement> Job<'_, T> {
     /// Merges the results of a later segment into those of the earlier ones.
     fn merge(&self, merged: &mut Partial<'_>, later: &Partial<'_>) {
         let value_dim = self.shape.value_dim();
-        let accs = merged.acc.chunks_exact_mut(value_dim).zip(later.acc.chunks_exact(value_dim));
+        let accs = merged
+            .acc
+            .chunks_exact_mut(value_dim)
+            .zip(later.acc.chunks_exact(value_dim));
         for (i, (acc, later_acc)) in accs.enumerate() {
             let later = (later.max[i], later.sum[i], later_acc);
-            self.set.merge_segment(&mut merged.max[i], &mut merged.sum[i], acc, later);
+            self.set
+                .merge_segment(&mut merged.max[i], &mut merged.sum[i], acc, later);
         }
     }
 
@@ -523,14 +659,23 @@ impl<T: CacheElement> Job<'_, T> {
             if !begins_row {
                 continue;
             }
-            let (first, rest) = partials[owner * self.slots() * slot_len..].split_at_mut(self.slots() * slot_len);
+            let (first, rest) =
+                partials[owner * self.slots() * slot_len..].split_at_mut(self.slots() * slot_len);
             let mut merged = slot_results(&mut first[..slot_len], value_dim);
             let num_segments = self.places.rows[row].num_segments();
             let mut segment = end.segment;
             for (thread, slots) in rest.chunks_exact_mut(self.slots() * slot_len).enumerate() {
                 let last = self.cut(owner + 2 + thread);
-                let last = if (last.kv_head, last.row) == (kv_head, row) { last.segment } else { num_segments };
-                for slot in slots.chunks_exact_mut(slot_len).skip(1).take(last - segment) {
+                let last = if (last.kv_head, last.row) == (kv_head, row) {
+                    last.segment
+                } else {
+                    num_segments
+                };
+                for slot in slots
+                    .chunks_exact_mut(slot_len)
+                    .skip(1)
+                    .take(last - segment)
+                {
                     self.merge(&mut merged, &slot_results(slot, value_dim));
                 }
                 segment = last;
@@ -538,12 +683,18 @@ impl<T: CacheElement> Job<'_, T> {
                     break;
                 }
             }
-            divide(merged.acc, merged.sum, value_dim, &mut out[self.output_range(row, kv_head)]);
+            divide(
+                merged.acc,
+                merged.sum,
+                value_dim,
+                &mut out[self.output_range(row, kv_head)],
+            );
         }
     }
 }
 
-/// A slot as the results of the queries of one row: `[group, value_dim]` sums of values, the largest scores, the sums.
+/// A slot as the results of the queries of one row: `[group, value_dim]` sums of values, the
+/// largest scores, the sums.
 fn slot_results(slot: &mut [f32], value_dim: usize) -> Partial<'_> {
     let group = slot.len() / (value_dim + 2);
     let (acc, rest) = slot.split_at_mut(group * value_dim);
@@ -554,7 +705,11 @@ fn slot_results(slot: &mut [f32], value_dim: usize) -> Partial<'_> {
 /// `out[q] = acc[q] / sum[q]`; acc is `[queries, value_dim]`, out `[queries, head_dim]`.
 fn divide(acc: &[f32], sum: &[f32], value_dim: usize, out: &mut [f32]) {
     let head_dim = out.len() / sum.len();
-    for ((out, acc), sum) in out.chunks_exact_mut(head_dim).zip(acc.chunks_exact(value_dim)).zip(sum) {
+    for ((out, acc), sum) in out
+        .chunks_exact_mut(head_dim)
+        .zip(acc.chunks_exact(value_dim))
+        .zip(sum)
+    {
         for (out, acc) in out.iter_mut().zip(acc) {
             *out = acc / sum;
         }

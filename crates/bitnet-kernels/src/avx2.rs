@@ -1,4 +1,5 @@
-//! AVX2: 8 lanes of f32, and `vpmaddubsw`, which multiplies 32 pairs of bytes and adds them by twos into 16 bits.
+//! AVX2: 8 lanes of f32, and `vpmaddubsw`, which multiplies 32 pairs of bytes and adds them by twos
+//! into 16 bits.
 
 mod attention;
 mod peak;
@@ -48,9 +49,14 @@ fn dot_f16(row: &[u8], x: &[f32]) -> f32 {
     let (x_chunks, x_rest) = x.as_chunks::<64>();
     for (row, x) in row_chunks.iter().zip(x_chunks) {
         for (i, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: 16 bytes from 16 i of 128, and 8 floats from 8 i of 64; the loads need no alignment.
-            let (row, x) =
-                unsafe { (_mm_loadu_si128(row.as_ptr().add(16 * i).cast()), _mm256_loadu_ps(x.as_ptr().add(8 * i))) };
+            // SAFETY: 16 bytes from 16 i of 128, and 8 floats from 8 i of 64; the loads need no
+            // alignment.
+            let (row, x) = unsafe {
+                (
+                    _mm_loadu_si128(row.as_ptr().add(16 * i).cast()),
+                    _mm256_loadu_ps(x.as_ptr().add(8 * i)),
+                )
+            };
             *acc = _mm256_add_ps(*acc, _mm256_mul_ps(_mm256_cvtph_ps(row), x));
         }
     }
@@ -72,7 +78,12 @@ fn dot_f16(row: &[u8], x: &[f32]) -> f32 {
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn reduce(acc: [__m256; 8]) -> f32 {
-    let half = |i: usize| _mm256_add_ps(_mm256_add_ps(acc[i], acc[2 + i]), _mm256_add_ps(acc[4 + i], acc[6 + i]));
+    let half = |i: usize| {
+        _mm256_add_ps(
+            _mm256_add_ps(acc[i], acc[2 + i]),
+            _mm256_add_ps(acc[4 + i], acc[6 + i]),
+        )
+    };
     let v8 = _mm256_add_ps(half(0), half(1));
     let v4 = _mm_add_ps(_mm256_castps256_ps128(v8), _mm256_extractf128_ps::<1>(v8));
     let v2 = _mm_add_ps(v4, _mm_movehl_ps(v4, v4));

@@ -1,4 +1,5 @@
-//! AVX-512 with VNNI: 16 lanes of f32, and `vpdpbusd`, which multiplies 64 pairs of bytes and adds them by fours.
+//! AVX-512 with VNNI: 16 lanes of f32, and `vpdpbusd`, which multiplies 64 pairs of bytes and adds
+//! them by fours.
 
 mod attention;
 mod mixed;
@@ -43,16 +44,22 @@ pub(crate) static AVX512_VBMI: KernelSet = KernelSet {
     ..AVX512
 };
 
-/// The same for CPUs of which the ports that look up are not all taken by products, as those of AMD (Zen 4 and later): with
-/// many rows they do both at once.
-pub(crate) static AVX512_ZEN: KernelSet =
-    KernelSet { name: "avx512-zen", ternary_tile: Some(mixed::ternary_tile), ..AVX512_VBMI };
+/// The same for CPUs of which the ports that look up are not all taken by products, as those of AMD
+/// (Zen 4 and later): with many rows they do both at once.
+pub(crate) static AVX512_ZEN: KernelSet = KernelSet {
+    name: "avx512-zen",
+    ternary_tile: Some(mixed::ternary_tile),
+    ..AVX512_VBMI
+};
 
-/// Whether AMD made this CPU. Others can run [`AVX512_ZEN`], too, but it is their first choice only once somebody has measured
-/// that it is faster there.
+/// Whether AMD made this CPU. Others can run [`AVX512_ZEN`], too, but it is their first choice only
+/// once somebody has measured that it is faster there.
 pub(crate) fn made_by_amd() -> bool {
     let vendor = __cpuid(0);
-    [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
+    [vendor.ebx, vendor.edx, vendor.ecx]
+        .map(u32::to_le_bytes)
+        .as_flattened()
+        == b"AuthenticAMD"
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
@@ -71,9 +78,13 @@ fn dot_f16(row: &[u8], x: &[f32]) -> f32 {
     let (x_chunks, x_rest) = x.as_chunks::<64>();
     for (row, x) in row_chunks.iter().zip(x_chunks) {
         for (i, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: 32 bytes from 32 i of 128, and 16 floats from 16 i of 64; the loads need no alignment.
+            // SAFETY: 32 bytes from 32 i of 128, and 16 floats from 16 i of 64; the loads need no
+            // alignment.
             let (row, x) = unsafe {
-                (_mm256_loadu_si256(row.as_ptr().add(32 * i).cast()), _mm512_loadu_ps(x.as_ptr().add(16 * i)))
+                (
+                    _mm256_loadu_si256(row.as_ptr().add(32 * i).cast()),
+                    _mm512_loadu_ps(x.as_ptr().add(16 * i)),
+                )
             };
             *acc = _mm512_add_ps(*acc, _mm512_mul_ps(_mm512_cvtph_ps(row), x));
         }

@@ -1,4 +1,5 @@
-//! What ran: calls, multiply-accumulates and bytes of each kernel, counted where the work is dispatched.
+//! What ran: calls, multiply-accumulates and bytes of each kernel, counted where the work is
+//! dispatched.
 
 use std::cell::Cell;
 
@@ -23,9 +24,11 @@ pub enum Kernel {
     RopeApply,
     /// Attention over the key/value cache.
     AttentionReal,
-    /// Estimates of all logits from the 8-bit copy of the head: two planes of 8 bits for each hidden state.
+    /// Estimates of all logits from the 8-bit copy of the head: two planes of 8 bits for each
+    /// hidden state.
     LogitsScreen,
-    /// Hidden states to logits: of the whole vocabulary, or of the tokens that the estimates left in the running.
+    /// Hidden states to logits: of the whole vocabulary, or of the tokens that the estimates left
+    /// in the running.
     LogitsProjection,
 }
 
@@ -71,7 +74,8 @@ pub struct Count {
     pub calls: u64,
     /// Multiply-accumulates it executed, padding not counted.
     pub macs: u64,
-    /// Multiply-accumulates it left out because they add nothing. With `macs` they make the dense product.
+    /// Multiply-accumulates it left out because they add nothing. With `macs` they make the dense
+    /// product.
     pub macs_skipped: u64,
     /// Bytes of weights, embedding rows or cache it read, each byte once a call.
     pub bytes: u64,
@@ -84,7 +88,8 @@ pub struct Counters {
     is_off: Cell<bool>,
 }
 
-/// A [`Count`] whose fields are added to one by one: as a whole it would be loaded and stored for each event.
+/// A [`Count`] whose fields are added to one by one: as a whole it would be loaded and stored for
+/// each event.
 #[derive(Default)]
 struct Cells {
     calls: Cell<u64>,
@@ -100,7 +105,12 @@ impl Counters {
         if self.is_off.get() {
             return;
         }
-        let Cells { calls, macs: all_macs, bytes: all_bytes, .. } = &self.counts[kernel as usize];
+        let Cells {
+            calls,
+            macs: all_macs,
+            bytes: all_bytes,
+            ..
+        } = &self.counts[kernel as usize];
         calls.set(calls.get() + 1);
         all_macs.set(all_macs.get() + macs as u64);
         all_bytes.set(all_bytes.get() + bytes as u64);
@@ -119,19 +129,38 @@ impl Counters {
     /// What a kernel did so far.
     #[must_use]
     pub fn get(&self, kernel: Kernel) -> Count {
-        let Cells { calls, macs, macs_skipped, bytes } = &self.counts[kernel as usize];
-        Count { calls: calls.get(), macs: macs.get(), macs_skipped: macs_skipped.get(), bytes: bytes.get() }
+        let Cells {
+            calls,
+            macs,
+            macs_skipped,
+            bytes,
+        } = &self.counts[kernel as usize];
+        Count {
+            calls: calls.get(),
+            macs: macs.get(),
+            macs_skipped: macs_skipped.get(),
+            bytes: bytes.get(),
+        }
     }
 
-    /// Stops or resumes counting, so that what it costs can be measured. What runs meanwhile leaves no receipt.
+    /// Stops or resumes counting, so that what it costs can be measured. What runs meanwhile leaves
+    /// no receipt.
     pub fn set_counting(&self, on: bool) {
         self.is_off.set(!on);
     }
 
     /// Sets all counts to zero.
     pub fn reset(&self) {
-        for Cells { calls, macs, macs_skipped, bytes } in &self.counts {
-            [calls, macs, macs_skipped, bytes].into_iter().for_each(|cell| cell.set(0));
+        for Cells {
+            calls,
+            macs,
+            macs_skipped,
+            bytes,
+        } in &self.counts
+        {
+            [calls, macs, macs_skipped, bytes]
+                .into_iter()
+                .for_each(|cell| cell.set(0));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! [`Cpu`]: the operations of a forward pass, each dispatched to all threads and counted.
 //!
-//! Threads share out rows of weights, rows of activations or heads. Which thread computes what never changes a bit of the
-//! result, since no float sum is ever split between two of them.
+//! Threads share out rows of weights, rows of activations or heads. Which thread computes what
+//! never changes a bit of the result, since no float sum is ever split between two of them.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -16,12 +16,15 @@ use crate::pool::Pool;
 use crate::set::{KernelSet, Output};
 use crate::tl;
 
-/// Rows from which on [`KernelSet::ternary_tile`] pays: with fewer, reading weights takes longer than computing.
+/// Rows from which on [`KernelSet::ternary_tile`] pays: with fewer, reading weights takes longer
+/// than computing.
 const TILE_KERNEL_ROWS_MIN: usize = 4;
-/// Blocks from which on it pays: what a thread prepares for a tile takes as long as is saved in six.
+/// Blocks from which on it pays: what a thread prepares for a tile takes as long as is saved in
+/// six.
 const TILE_KERNEL_BLOCKS_MIN: usize = 8;
 
-/// A CPU's kernels, threads and counters. One job at a time: it may move between threads but not be shared.
+/// A CPU's kernels, threads and counters. One job at a time: it may move between threads but not be
+/// shared.
 pub struct Cpu {
     set: &'static KernelSet,
     pool: Pool,
@@ -75,11 +78,13 @@ pub struct InnerZeros {
     pub zeros: usize,
 }
 
-/// Makes a quantized row: its index, scratch of two rows, the int8 row to fill. Returns its factor and its sum.
+/// Makes a quantized row: its index, scratch of two rows, the int8 row to fill. Returns its factor
+/// and its sum.
 type MakeRow<'a> = dyn Fn(usize, &mut [f32], &mut [i8]) -> (f32, i32) + Sync + 'a;
 
 thread_local! {
-    /// A row on its way to int8: two float rows, then the int8 row. Kept, so that a decode step allocates nothing.
+    /// A row on its way to int8: two float rows, then the int8 row. Kept, so that a decode step
+    /// allocates nothing.
     static ROW: RefCell<(Vec<f32>, Vec<i8>)> = const { RefCell::new((Vec::new(), Vec::new())) };
     /// The int8 values of all neurons, where only some are kept.
     static ALL_NEURONS: RefCell<Vec<i8>> = const { RefCell::new(Vec::new()) };
@@ -89,7 +94,11 @@ impl Cpu {
     /// The given instruction set on `num_threads` threads, the calling one counted in.
     #[must_use]
     pub fn new(set: &'static KernelSet, num_threads: usize) -> Self {
-        Self { set, pool: Pool::new(num_threads), counters: Counters::default() }
+        Self {
+            set,
+            pool: Pool::new(num_threads),
+            counters: Counters::default(),
+        }
     }
 
     /// The instruction set in use.
@@ -114,23 +123,42 @@ impl Cpu {
     ///
     /// # Panics
     /// If `row_len` is 0 or does not divide `rows`.
-    pub fn for_rows<T: Send>(&self, rows: &mut [T], row_len: usize, work: &(dyn Fn(usize, &mut [T]) + Sync)) {
-        assert!(row_len > 0 && rows.len().is_multiple_of(row_len), "{} elements in rows of {row_len}", rows.len());
+    pub fn for_rows<T: Send>(
+        &self,
+        rows: &mut [T],
+        row_len: usize,
+        work: &(dyn Fn(usize, &mut [T]) + Sync),
+    ) {
+        assert!(
+            row_len > 0 && rows.len().is_multiple_of(row_len),
+            "{} elements in rows of {row_len}",
+            rows.len()
+        );
         let num_rows = rows.len() / row_len;
         let rows = Disjoint::new(rows);
         self.pool.deal(num_rows, 1, &|share| {
             for index in share {
                 // SAFETY: each row is in one thread's share.
-                work(index, unsafe { rows.slice(index * row_len..(index + 1) * row_len) });
+                work(index, unsafe {
+                    rows.slice(index * row_len..(index + 1) * row_len)
+                });
             }
         });
     }
 
-    /// Quantizes the first `cols` values of each row of `x`, `[rows, stride]`, normalised first if a norm is given.
+    /// Quantizes the first `cols` values of each row of `x`, `[rows, stride]`, normalised first if
+    /// a norm is given.
     ///
     /// # Panics
     /// If the shapes do not fit.
-    pub fn quantize(&self, x: &[f32], stride: usize, cols: usize, norm: Option<Norm<'_>>, to: &mut Activations) {
+    pub fn quantize(
+        &self,
+        x: &[f32],
+        stride: usize,
+        cols: usize,
+        norm: Option<Norm<'_>>,
+        to: &mut Activations,
+    ) {
         let set = self.set;
         self.fill(x.len() / stride, cols, cols, to, &|row, float, int8| {
             let x = &x[row * stride..row * stride + cols];
@@ -138,10 +166,11 @@ impl Cpu {
         });
     }
 
-    /// The FFN's inner rows: gates `up` by `gate`, normalises if a norm is given, quantizes. Returns how many were zero.
+    /// The FFN's inner rows: gates `up` by `gate`, normalises if a norm is given, quantizes.
+    /// Returns how many were zero.
     ///
-    /// Each row of `x` is of `stride`. Where only live neurons are there, norm and quantization still see all, the others
-    /// being zero, and `to` gets the live ones.
+    /// Each row of `x` is of `stride`. Where only live neurons are there, norm and quantization
+    /// still see all, the others being zero, and `to` gets the live ones.
     ///
     /// # Panics
     /// If the shapes do not fit.
@@ -158,46 +187,76 @@ impl Cpu {
         let num_neurons = neurons.live.map_or(cols, |live| live.num_neurons);
         let set = self.set;
         let (closed_gates, zeros) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        self.fill(x.len() / stride, cols, num_neurons, to, &|row, float, int8| {
-            let x = &x[row * stride..(row + 1) * stride];
-            let (gates, ups) = (&x[neurons.gates.clone()], &x[neurons.ups.clone()]);
-            let (inner, normed) = float.split_at_mut(num_neurons);
-            let multiply = |inner: &mut [f32]| match gate {
-                Gate::Relu2 => set.relu2_mul(gates, ups, inner),
-                Gate::Silu => set.silu_mul(gates, ups, inner),
-            };
-            let quantized = match neurons.live {
-                None => {
-                    multiply(inner);
-                    normalize_and_quantize(set, inner, norm, normed, int8)
-                }
-                Some(LiveNeurons { positions, .. }) => ALL_NEURONS.with_borrow_mut(|all| {
-                    let live = &mut normed[..cols];
-                    multiply(live);
-                    inner.fill(0.0);
-                    positions.iter().zip(live).for_each(|(position, live)| inner[*position as usize] = *live);
-                    all.resize(num_neurons, 0);
-                    let quantized = normalize_and_quantize(set, inner, norm, normed, all);
-                    int8.fill(0);
-                    positions.iter().zip(int8.iter_mut()).for_each(|(position, live)| *live = all[*position as usize]);
-                    quantized
-                }),
-            };
-            // A NaN is no open gate.
-            let open_gates = gates.iter().filter(|gate| **gate > 0.0).count();
-            closed_gates.fetch_add(cols - open_gates, Ordering::Relaxed);
-            zeros.fetch_add(int8[..cols].iter().filter(|q| **q == 0).count(), Ordering::Relaxed);
-            quantized
-        });
-        InnerZeros { closed_gates: closed_gates.into_inner(), zeros: zeros.into_inner() }
+        self.fill(
+            x.len() / stride,
+            cols,
+            num_neurons,
+            to,
+            &|row, float, int8| {
+                let x = &x[row * stride..(row + 1) * stride];
+                let (gates, ups) = (&x[neurons.gates.clone()], &x[neurons.ups.clone()]);
+                let (inner, normed) = float.split_at_mut(num_neurons);
+                let multiply = |inner: &mut [f32]| match gate {
+                    Gate::Relu2 => set.relu2_mul(gates, ups, inner),
+                    Gate::Silu => set.silu_mul(gates, ups, inner),
+                };
+                let quantized = match neurons.live {
+                    None => {
+                        multiply(inner);
+                        normalize_and_quantize(set, inner, norm, normed, int8)
+                    }
+                    Some(LiveNeurons { positions, .. }) => ALL_NEURONS.with_borrow_mut(|all| {
+                        let live = &mut normed[..cols];
+                        multiply(live);
+                        inner.fill(0.0);
+                        positions
+                            .iter()
+                            .zip(live)
+                            .for_each(|(position, live)| inner[*position as usize] = *live);
+                        all.resize(num_neurons, 0);
+                        let quantized = normalize_and_quantize(set, inner, norm, normed, all);
+                        int8.fill(0);
+                        positions
+                            .iter()
+                            .zip(int8.iter_mut())
+                            .for_each(|(position, live)| *live = all[*position as usize]);
+                        quantized
+                    }),
+                };
+                // A NaN is no open gate.
+                let open_gates = gates.iter().filter(|gate| **gate > 0.0).count();
+                closed_gates.fetch_add(cols - open_gates, Ordering::Relaxed);
+                zeros.fetch_add(
+                    int8[..cols].iter().filter(|q| **q == 0).count(),
+                    Ordering::Relaxed,
+                );
+                quantized
+            },
+        );
+        InnerZeros {
+            closed_gates: closed_gates.into_inner(),
+            zeros: zeros.into_inner(),
+        }
     }
 
-    /// Fills `to` with rows made by `make(row, float scratch [2 · scratch_cols], int8 row [padded cols]) → (s, Σ q)`.
-    fn fill(&self, rows: usize, cols: usize, scratch_cols: usize, to: &mut Activations, make: &MakeRow<'_>) {
+    /// Fills `to` with rows made by `make(row, float scratch [2 · scratch_cols], int8 row [padded
+    /// cols]) → (s, Σ q)`.
+    fn fill(
+        &self,
+        rows: usize,
+        cols: usize,
+        scratch_cols: usize,
+        to: &mut Activations,
+        make: &MakeRow<'_>,
+    ) {
         to.reset(rows, cols);
         let padded = to.padded_cols();
         let all = to.all_mut();
-        let (values, scales, sums) = (Disjoint::new(all.values), Disjoint::new(all.scales), Disjoint::new(all.sums));
+        let (values, scales, sums) = (
+            Disjoint::new(all.values),
+            Disjoint::new(all.scales),
+            Disjoint::new(all.sums),
+        );
         // Whole tiles a thread: the rows of one share cache lines.
         self.pool.deal(rows.div_ceil(TILE_ROWS), 1, &|tiles| {
             ROW.with_borrow_mut(|(float, int8)| {
@@ -228,22 +287,46 @@ impl Cpu {
         });
     }
 
-    /// `out[t] = W · activations[t]`, all rows of all parts of the stack; `out` is `[rows, matrix.output_len()]`.
+    /// `out[t] = W · activations[t]`, all rows of all parts of the stack; `out` is `[rows,
+    /// matrix.output_len()]`.
     ///
     /// # Panics
     /// If the shapes do not fit.
-    pub fn ternary_matmul(&self, matrix: &TernaryMatrix, activations: &Activations, out: &mut [f32]) {
-        self.multiply_blocks(matrix, 0..matrix.num_blocks(), matrix.num_weights(), activations, out);
+    pub fn ternary_matmul(
+        &self,
+        matrix: &TernaryMatrix,
+        activations: &Activations,
+        out: &mut [f32],
+    ) {
+        self.multiply_blocks(
+            matrix,
+            0..matrix.num_blocks(),
+            matrix.num_weights(),
+            activations,
+            out,
+        );
     }
 
-    /// [`Cpu::ternary_matmul`] for one part of the stack; the other outputs of `out`, `[rows, matrix.output_len()]`, are
-    /// left as they are.
+    /// [`Cpu::ternary_matmul`] for one part of the stack; the other outputs of `out`, `[rows,
+    /// matrix.output_len()]`, are left as they are.
     ///
     /// # Panics
     /// If the shapes do not fit.
-    pub fn ternary_matmul_part(&self, matrix: &TernaryMatrix, part: usize, activations: &Activations, out: &mut [f32]) {
+    pub fn ternary_matmul_part(
+        &self,
+        matrix: &TernaryMatrix,
+        part: usize,
+        activations: &Activations,
+        out: &mut [f32],
+    ) {
         let num_weights = matrix.parts()[part].rows * matrix.cols();
-        self.multiply_blocks(matrix, matrix.part_blocks(part), num_weights, activations, out);
+        self.multiply_blocks(
+            matrix,
+            matrix.part_blocks(part),
+            num_weights,
+            activations,
+            out,
+        );
     }
 
     /// Multiplies by the blocks of a matrix that hold `num_weights` weights.
@@ -256,17 +339,32 @@ impl Cpu {
         out: &mut [f32],
     ) {
         let (rows, stride) = (activations.rows(), matrix.output_len());
-        assert_eq!(activations.cols(), matrix.cols(), "columns of activations and weights");
-        assert_eq!(out.len(), rows * stride, "outputs for {rows} rows of {stride}");
-        self.counters.add(matrix.kernel(rows), rows * num_weights, blocks.len() * matrix.block_bytes());
+        assert_eq!(
+            activations.cols(),
+            matrix.cols(),
+            "columns of activations and weights"
+        );
+        assert_eq!(
+            out.len(),
+            rows * stride,
+            "outputs for {rows} rows of {stride}"
+        );
+        self.counters.add(
+            matrix.kernel(rows),
+            rows * num_weights,
+            blocks.len() * matrix.block_bytes(),
+        );
         let output = Output::new(out, stride);
         let multiply = |share: Range<usize>| {
             let share = blocks.start + share.start..blocks.start + share.end;
-            // SAFETY: a set exists only on a CPU that can run it, and each block of outputs is in one thread's share.
+            // SAFETY: a set exists only on a CPU that can run it, and each block of outputs is in
+            // one thread's share.
             unsafe {
                 match matrix.packing().cut(matrix.cols()) {
                     None => (self.set.ternary)(matrix, share, activations, &output),
-                    Some(cut) => tl::multiply(&self.set.lookup, matrix, cut, share, activations, &output),
+                    Some(cut) => {
+                        tl::multiply(&self.set.lookup, matrix, cut, share, activations, &output)
+                    }
                 }
             }
         };
@@ -283,10 +381,15 @@ impl Cpu {
                 unsafe { multiply_tile(matrix, share, tile, activations, &output) }
             };
             if tiles == 1 {
-                return self.pool.split(blocks.len(), 1, &|share| multiply(0, share));
+                return self
+                    .pool
+                    .split(blocks.len(), 1, &|share| multiply(0, share));
             }
-            // Tiles are dealt out, not blocks, since what a thread prepares for a tile serves all blocks it multiplies then.
-            let parts = (32 * threads).div_ceil(tiles).min(blocks.len() / TILE_KERNEL_BLOCKS_MIN);
+            // Tiles are dealt out, not blocks, since what a thread prepares for a tile serves all
+            // blocks it multiplies then.
+            let parts = (32 * threads)
+                .div_ceil(tiles)
+                .min(blocks.len() / TILE_KERNEL_BLOCKS_MIN);
             return self.pool.deal(tiles * parts, 1, &|items| {
                 for tile in items.start / parts..items.end.div_ceil(parts) {
                     let first = items.start.max(tile * parts) - tile * parts;
@@ -304,7 +407,8 @@ impl Cpu {
         }
     }
 
-    /// `out[t][v] = rows[v] · x[t]` for `num_rows` rows of `cols` in f16, little endian; x is `[n, cols]`, out `[n, num_rows]`.
+    /// `out[t][v] = rows[v] · x[t]` for `num_rows` rows of `cols` in f16, little endian; x is `[n,
+    /// cols]`, out `[n, num_rows]`.
     ///
     /// # Panics
     /// If the shapes do not fit.
@@ -313,13 +417,22 @@ impl Cpu {
         let row_bytes = 2 * cols;
         if x.len() == cols {
             let num_rows = out.len();
-            assert_eq!(rows.len(), num_rows * row_bytes, "bytes of {num_rows} f16 rows of {cols}");
-            self.counters.add(Kernel::LogitsProjection, num_rows * cols, rows.len());
+            assert_eq!(
+                rows.len(),
+                num_rows * row_bytes,
+                "bytes of {num_rows} f16 rows of {cols}"
+            );
+            self.counters
+                .add(Kernel::LogitsProjection, num_rows * cols, rows.len());
             let out = Disjoint::new(out);
             self.pool.split(num_rows, BLOCK_ROWS, &|share| {
                 // SAFETY: each range of rows is one thread's share.
                 let out = unsafe { out.slice(share.clone()) };
-                set.matvec_f16(&rows[share.start * row_bytes..share.end * row_bytes], x, out);
+                set.matvec_f16(
+                    &rows[share.start * row_bytes..share.end * row_bytes],
+                    x,
+                    out,
+                );
             });
             return;
         }
@@ -330,7 +443,8 @@ impl Cpu {
         });
     }
 
-    /// Like [`Cpu::project_f16`] for rows of `row_bytes` in any format, which `decode` turns into f32.
+    /// Like [`Cpu::project_f16`] for rows of `row_bytes` in any format, which `decode` turns into
+    /// f32.
     ///
     /// # Panics
     /// If the shapes do not fit.
@@ -355,7 +469,8 @@ impl Cpu {
             out.len()
         );
         assert_eq!(rows.len(), num_rows * row_bytes, "bytes of {num_rows} rows");
-        self.counters.add(Kernel::LogitsProjection, n * num_rows * cols, rows.len());
+        self.counters
+            .add(Kernel::LogitsProjection, n * num_rows * cols, rows.len());
         let set = self.set;
         let out = Disjoint::new(out);
         self.pool.split(num_rows, BLOCK_ROWS, &|share| {
@@ -365,7 +480,8 @@ impl Cpu {
                 for row in share {
                     decode(&rows[row * row_bytes..(row + 1) * row_bytes], values);
                     for (t, x) in x.chunks_exact(cols).enumerate() {
-                        // SAFETY: each column of `out` is one row of the matrix, which is in one thread's share.
+                        // SAFETY: each column of `out` is one row of the matrix, which is in one
+                        // thread's share.
                         let out = unsafe { out.slice(t * num_rows + row..t * num_rows + row + 1) };
                         set.matvec_f32(values, x, out);
                     }

@@ -10,12 +10,17 @@ pub(crate) struct Disjoint<'a, T> {
     borrow: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: `slice` is the only way in, and its callers promise that no two threads reach the same element.
+// SAFETY: `slice` is the only way in, and its callers promise that no two threads reach the same
+// element.
 unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
 
 impl<'a, T> Disjoint<'a, T> {
     pub(crate) fn new(slice: &'a mut [T]) -> Self {
-        Self { start: slice.as_mut_ptr(), len: slice.len(), borrow: PhantomData }
+        Self {
+            start: slice.as_mut_ptr(),
+            len: slice.len(),
+            borrow: PhantomData,
+        }
     }
 
     /// The elements of `range`.
@@ -25,10 +30,18 @@ impl<'a, T> Disjoint<'a, T> {
     ///
     /// # Panics
     /// If the range reaches past the end.
-    #[expect(clippy::mut_from_ref, reason = "that several threads may write disjoint parts is what the type is for")]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "that several threads may write disjoint parts is what the type is for"
+    )]
     pub(crate) unsafe fn slice(&self, range: Range<usize>) -> &mut [T] {
-        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} elements", self.len);
-        // SAFETY: inside the borrowed slice, as just asserted; the caller promises that it is not shared.
+        assert!(
+            range.start <= range.end && range.end <= self.len,
+            "{range:?} of {} elements",
+            self.len
+        );
+        // SAFETY: inside the borrowed slice, as just asserted; the caller promises that it is not
+        // shared.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
 }

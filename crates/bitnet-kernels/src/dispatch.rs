@@ -1,5 +1,6 @@
-//! [`KernelSet::run`]: plain Rust compiled once for each instruction set, for loops that the compiler vectorises by
-//! itself. So a crate without `unsafe` gets the CPU's widest registers, and still the same bits everywhere.
+//! [`KernelSet::run`]: plain Rust compiled once for each instruction set, for loops that the
+//! compiler vectorises by itself. So a crate without `unsafe` gets the CPU's widest registers, and
+//! still the same bits everywhere.
 
 use crate::set::KernelSet;
 #[cfg(target_arch = "x86_64")]
@@ -10,8 +11,9 @@ pub trait Work {
     /// What they give.
     type Output;
 
-    /// Runs them. Must be `#[inline(always)]`, and so must what it calls in its loops: only what ends up inside
-    /// [`KernelSet::run`] is compiled for the set. Anything else runs all the same, at the speed of the baseline.
+    /// Runs them. Must be `#[inline(always)]`, and so must what it calls in its loops: only what
+    /// ends up inside [`KernelSet::run`] is compiled for the set. Anything else runs all the same,
+    /// at the speed of the baseline.
     fn run(self) -> Self::Output;
 }
 
@@ -21,8 +23,11 @@ impl KernelSet {
     pub fn run<W: Work>(&self, work: W) -> W::Output {
         #[cfg(target_arch = "x86_64")]
         {
-            let with_avx512 =
-                [&raw const avx512::AVX512, &raw const avx512::AVX512_VBMI, &raw const avx512::AVX512_ZEN];
+            let with_avx512 = [
+                &raw const avx512::AVX512,
+                &raw const avx512::AVX512_VBMI,
+                &raw const avx512::AVX512_ZEN,
+            ];
             if with_avx512.contains(&std::ptr::from_ref(self)) {
                 // SAFETY: a set exists only on a CPU that can run it.
                 return unsafe { run_with_avx512(work) };

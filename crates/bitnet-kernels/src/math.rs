@@ -1,21 +1,23 @@
-//! Elementary functions made of additions, multiplications and divisions only, so that every CPU gives the same bits.
+//! Elementary functions made of additions, multiplications and divisions only, so that every CPU
+//! gives the same bits.
 //!
-//! The C library's `exp`, `sin` and `pow` differ between machines in the last bit, and one bit is enough to flip the
-//! rounding of an int8 activation. IEEE 754 fixes `+ - * /` and `sqrt`; everything here is built from those, and none of
-//! it uses a fused multiply-add.
+//! The C library's `exp`, `sin` and `pow` differ between machines in the last bit, and one bit is
+//! enough to flip the rounding of an int8 activation. IEEE 754 fixes `+ - * /` and `sqrt`;
+//! everything here is built from those, and none of it uses a fused multiply-add.
 
 /// `e^x` for one f32, within 2 units in the last place for −87.3 ≤ x ≤ 88.
 ///
-/// Below −87.3 the result is 0 (no denormals); above 88 it is `e^88`; NaN gives an unspecified value. Cody–Waite
-/// reduction by ln 2 in two parts, then a degree-6 polynomial (coefficients of the Cephes library's `expf`).
-/// Written without branches so that a loop over it vectorises.
+/// Below −87.3 the result is 0 (no denormals); above 88 it is `e^88`; NaN gives an unspecified
+/// value. Cody–Waite reduction by ln 2 in two parts, then a degree-6 polynomial (coefficients of
+/// the Cephes library's `expf`). Written without branches so that a loop over it vectorises.
 #[inline(always)]
 #[must_use]
 pub fn exp(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
     const LN2_HI: f32 = 0.693_359_4;
     const LN2_LO: f32 = -2.121_944_4e-4;
-    // Adding and taking away 1.5 · 2^23 rounds to the nearest integer, half to even, and leaves it in the low bits.
+    // Adding and taking away 1.5 · 2^23 rounds to the nearest integer, half to even, and leaves it
+    // in the low bits.
     const ROUND: f32 = 12_582_912.0;
     let clamped = if x < 88.0 { x } else { 88.0 };
     let clamped = if clamped > -87.3 { clamped } else { -87.3 };
@@ -29,7 +31,10 @@ pub fn exp(x: f32) -> f32 {
     p = p * r + 0.166_666_66;
     p = p * r + 0.5;
     let y = (p * (r * r) + r) + 1.0;
-    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127);
+    let exponent = shifted
+        .to_bits()
+        .wrapping_sub(ROUND.to_bits())
+        .wrapping_add(127);
     let scaled = y * f32::from_bits(exponent << 23);
     if x < -87.3 { 0.0 } else { scaled }
 }
@@ -54,13 +59,17 @@ pub fn exp_f64(x: f64) -> f64 {
     p * f64::from_bits(exponent << 52)
 }
 
-/// Natural logarithm of a positive, normal f64, relative error below 1e-15 away from x = 1 and absolute below 1e-16 near it.
+/// Natural logarithm of a positive, normal f64, relative error below 1e-15 away from x = 1 and
+/// absolute below 1e-16 near it.
 ///
 /// # Panics
 /// If `x` is not a positive normal number.
 #[must_use]
 pub fn ln_f64(x: f64) -> f64 {
-    assert!(x.is_normal() && x > 0.0, "ln_f64 of {x}, which is not a positive normal number");
+    assert!(
+        x.is_normal() && x > 0.0,
+        "ln_f64 of {x}, which is not a positive normal number"
+    );
     let bits = x.to_bits();
     let mut exponent = ((bits >> 52) as i64) - 1023;
     let mut m = f64::from_bits((bits & 0x000f_ffff_ffff_ffff) | 0x3ff0_0000_0000_0000);
@@ -88,14 +97,16 @@ pub fn pow_f64(base: f64, exponent: f64) -> f64 {
     exp_f64(exponent * ln_f64(base))
 }
 
-/// `(sin x, cos x)` of an angle in radians, each correctly rounded to f32 in all but rare cases, for |x| ≤ 1e7.
+/// `(sin x, cos x)` of an angle in radians, each correctly rounded to f32 in all but rare cases,
+/// for |x| ≤ 1e7.
 #[must_use]
 pub fn sin_cos(x: f32) -> (f32, f32) {
     const ROUND: f64 = 6_755_399_441_055_744.0;
     let x = f64::from(x);
     let shifted = x * std::f64::consts::FRAC_2_PI + ROUND;
     let n = shifted - ROUND;
-    // π/2 in two parts; the first has 20 zero bits at its end, so n · HI is exact for n below a million.
+    // π/2 in two parts; the first has 20 zero bits at its end, so n · HI is exact for n below a
+    // million.
     let r = (x - n * 1.570_796_326_734_125_6) - n * 6.077_100_506_506_192e-11;
     let r2 = r * r;
     let mut s = 0.0;
@@ -130,7 +141,11 @@ mod tests {
     fn exp_is_within_two_ulps_of_the_true_value() {
         let mut x = -87.0f32;
         while x < 88.0 {
-            assert!(ulps(exp(x), f64::from(x).exp()) <= 2.0, "exp({x}) = {}", exp(x));
+            assert!(
+                ulps(exp(x), f64::from(x).exp()) <= 2.0,
+                "exp({x}) = {}",
+                exp(x)
+            );
             x += 0.001_7;
         }
         assert_eq!(exp(0.0), 1.0);
@@ -142,11 +157,17 @@ mod tests {
     fn double_precision_functions_are_close_to_the_true_value() {
         for i in 1..4000 {
             let x = f64::from(i) * 0.13;
-            assert!((ln_f64(x) - x.ln()).abs() <= 1e-15 * x.ln().abs().max(1.0), "ln({x})");
+            assert!(
+                (ln_f64(x) - x.ln()).abs() <= 1e-15 * x.ln().abs().max(1.0),
+                "ln({x})"
+            );
             let y = f64::from(i - 2000) * 0.2;
             assert!((exp_f64(y) / y.exp() - 1.0).abs() < 2e-15, "exp({y})");
             let p = pow_f64(500_000.0, x / 520.0);
-            assert!((p / 500_000f64.powf(x / 520.0) - 1.0).abs() < 1e-14, "pow {x}");
+            assert!(
+                (p / 500_000f64.powf(x / 520.0) - 1.0).abs() < 1e-14,
+                "pow {x}"
+            );
         }
     }
 
@@ -155,8 +176,14 @@ mod tests {
         for i in 0..200_000 {
             let x = i as f32 * 0.731;
             let (s, c) = sin_cos(x);
-            assert!((f64::from(s) - f64::from(x).sin()).abs() < 6.1e-8, "sin({x})");
-            assert!((f64::from(c) - f64::from(x).cos()).abs() < 6.1e-8, "cos({x})");
+            assert!(
+                (f64::from(s) - f64::from(x).sin()).abs() < 6.1e-8,
+                "sin({x})"
+            );
+            assert!(
+                (f64::from(c) - f64::from(x).cos()).abs() < 6.1e-8,
+                "cos({x})"
+            );
         }
     }
 }

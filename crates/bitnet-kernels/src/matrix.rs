@@ -1,24 +1,29 @@
 //! [`TernaryMatrix`]: ternary weights in the order in which every instruction set streams them.
 //!
-//! Rows are taken 32 at a time. A block of 32 rows is a run of 128-byte lines, in which dword r is row r; which columns a
-//! line holds, and in how many bits, is its [`Packing`]. (Where weights are looked up, byte r is row r: see `tl.rs`.)
+//! Rows are taken 32 at a time. A block of 32 rows is a run of 128-byte lines, in which dword r is
+//! row r; which columns a line holds, and in how many bits, is its [`Packing`]. (Where weights are
+//! looked up, byte r is row r: see `tl.rs`.)
 //!
-//! So a thread reads one sequential stream (hardware prefetchers follow nothing else as well), a vector lane is a row and
-//! no horizontal sum is ever needed: with 512-bit registers a line is two loads, with 256-bit four, with 128-bit eight.
-//! Four consecutive activations, as one dword, meet the four bytes of a lane in a single dot-product instruction.
+//! So a thread reads one sequential stream (hardware prefetchers follow nothing else as well), a
+//! vector lane is a row and no horizontal sum is ever needed: with 512-bit registers a line is two
+//! loads, with 256-bit four, with 128-bit eight. Four consecutive activations, as one dword, meet
+//! the four bytes of a lane in a single dot-product instruction.
 
 use std::ops::Range;
 
 use crate::counters::Kernel;
 use crate::memory::Huge;
-use crate::packing::{GROUP_LINES, Group, LINE_COLS, Line, Packing, Scratch, split, spread, spread_group, squeeze};
+use crate::packing::{
+    GROUP_LINES, Group, LINE_COLS, Line, Packing, Scratch, split, spread, spread_group, squeeze,
+};
 use crate::pool::Pool;
 use crate::tl::{self, Chunk};
 
 /// Rows in a block: also what the output of each part of a matrix is padded to.
 pub const BLOCK_ROWS: usize = 32;
-/// The most columns a matrix may have, so that no i32 accumulator can overflow: codes of the highest field weigh
-/// 2 · 4^3 = 128, activations at most 128, and a fourth of the columns is in that field: 2^17 / 4 · 2^14 = 2^29.
+/// The most columns a matrix may have, so that no i32 accumulator can overflow: codes of the
+/// highest field weigh 2 · 4^3 = 128, activations at most 128, and a fourth of the columns is in
+/// that field: 2^17 / 4 · 2^14 = 2^29.
 pub const MAX_COLS: usize = 1 << 17;
 
 /// One matrix of a stack: so many output rows, all with one scale.
@@ -33,10 +38,11 @@ pub struct Part {
 /// Fills `[rows, cols]` codes −1, 0, 1 with some rows of a part: the part, the rows, the codes.
 pub type Unpack<'a, E> = dyn Fn(usize, Range<usize>, &mut [i8]) -> Result<(), E> + Sync + 'a;
 
-/// Ternary matrices of equal width, stacked so that one pass multiplies them all by the same activations.
+/// Ternary matrices of equal width, stacked so that one pass multiplies them all by the same
+/// activations.
 ///
-/// The parts (q, k and v, say) lie one after the other; each begins at a multiple of [`BLOCK_ROWS`], and so does its
-/// output. Rows that only fill up a block are zero.
+/// The parts (q, k and v, say) lie one after the other; each begins at a multiple of
+/// [`BLOCK_ROWS`], and so does its output. Rows that only fill up a block are zero.
 pub struct TernaryMatrix {
     parts: Vec<Part>,
     cols: usize,
@@ -49,8 +55,9 @@ pub struct TernaryMatrix {
 impl TernaryMatrix {
     /// Packs a stack of matrices, on all threads of `pool`.
     ///
-    /// `unpack(part, rows, codes)` is called with up to [`BLOCK_ROWS`] rows of one part at a time, from any thread and in
-    /// any order, and fills `codes`, `[rows, cols]` row-major, with −1, 0 or 1. Its first error ends the packing.
+    /// `unpack(part, rows, codes)` is called with up to [`BLOCK_ROWS`] rows of one part at a time,
+    /// from any thread and in any order, and fills `codes`, `[rows, cols]` row-major, with −1, 0 or
+    /// 1. Its first error ends the packing.
     ///
     /// # Errors
     /// What `unpack` returned.
@@ -64,12 +71,17 @@ impl TernaryMatrix {
         packing: Packing,
         unpack: &Unpack<'_, E>,
     ) -> Result<Self, E> {
-        assert!((1..=MAX_COLS).contains(&cols), "a ternary matrix of {cols} columns; 1 to {MAX_COLS} are possible");
+        assert!(
+            (1..=MAX_COLS).contains(&cols),
+            "a ternary matrix of {cols} columns; 1 to {MAX_COLS} are possible"
+        );
         let block_bytes = packing.block_bytes(cols);
         let blocks: Vec<(usize, usize)> = parts
             .iter()
             .enumerate()
-            .flat_map(|(index, part)| (0..part.rows.div_ceil(BLOCK_ROWS)).map(move |block| (index, block * BLOCK_ROWS)))
+            .flat_map(|(index, part)| {
+                (0..part.rows.div_ceil(BLOCK_ROWS)).map(move |block| (index, block * BLOCK_ROWS))
+            })
             .collect();
         let mut bytes = Huge::zeros(blocks.len() * block_bytes);
         let failure = std::sync::Mutex::new(None);
@@ -83,19 +95,23 @@ impl TernaryMatrix {
                 let used = rows.len() * cols;
                 codes[used..].fill(0);
                 if let Err(error) = unpack(part, rows, &mut codes[..used]) {
-                    *failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
+                    *failure
+                        .lock()
+                        .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
                     return;
                 }
                 add_one(&mut codes);
                 if let Some(cut) = packing.cut(cols) {
                     for chunk in cut.chunks() {
-                        // SAFETY: each block index is in one thread's share, and chunks do not overlap.
+                        // SAFETY: each block index is in one thread's share, and chunks do not
+                        // overlap.
                         let packed = unsafe { output.slice(chunk.place(index, blocks.len())) };
                         tl::pack_chunk(&codes, cols, &chunk, packed);
                     }
                     continue;
                 }
-                // SAFETY: each block index is in one thread's share, so no two threads hold the same range.
+                // SAFETY: each block index is in one thread's share, so no two threads hold the
+                // same range.
                 let block = unsafe { output.slice(index * block_bytes..(index + 1) * block_bytes) };
                 if packing == Packing::Two {
                     pack_block(&codes, cols, block.as_chunks_mut().0);
@@ -106,11 +122,20 @@ impl TernaryMatrix {
                 }
             }
         });
-        if let Some(error) = failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        if let Some(error) = failure
+            .into_inner()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        {
             return Err(error);
         }
         let scales = blocks.iter().map(|&(part, _)| parts[part].scale).collect();
-        Ok(Self { parts: parts.to_vec(), cols, packing, scales, bytes })
+        Ok(Self {
+            parts: parts.to_vec(),
+            cols,
+            packing,
+            scales,
+            bytes,
+        })
     }
 
     /// The matrices of the stack.
@@ -140,7 +165,10 @@ impl TernaryMatrix {
     /// Where a part's output lies in an output row.
     #[must_use]
     pub fn output_range(&self, part: usize) -> Range<usize> {
-        let start: usize = self.parts[..part].iter().map(|p| p.rows.next_multiple_of(BLOCK_ROWS)).sum();
+        let start: usize = self.parts[..part]
+            .iter()
+            .map(|p| p.rows.next_multiple_of(BLOCK_ROWS))
+            .sum();
         start..start + self.parts[part].rows
     }
 
@@ -175,7 +203,8 @@ impl TernaryMatrix {
         self.packing.block_bytes(self.cols)
     }
 
-    /// The same with 2 bits a weight if it is looked up, else `None`: [`Self::unpack_group`] has its lines.
+    /// The same with 2 bits a weight if it is looked up, else `None`: [`Self::unpack_group`] has
+    /// its lines.
     pub(crate) fn unpacked(&self, pool: &Pool) -> Option<Self> {
         self.packing.cut(self.cols)?;
         let packing = Packing::Two;
@@ -189,11 +218,23 @@ impl TernaryMatrix {
                 self.unpack(block, lines.as_chunks_mut().0);
             }
         });
-        Some(Self { parts: self.parts.clone(), cols: self.cols, packing, scales: self.scales.clone(), bytes })
+        Some(Self {
+            parts: self.parts.clone(),
+            cols: self.cols,
+            packing,
+            scales: self.scales.clone(),
+            bytes,
+        })
     }
 
-    /// Lines `GROUP_LINES · group` and following of one block, in 2 bits; returns how many there are.
-    pub(crate) fn unpack_group(&self, block: usize, group: usize, to: &mut [Line; GROUP_LINES]) -> usize {
+    /// Lines `GROUP_LINES · group` and following of one block, in 2 bits; returns how many there
+    /// are.
+    pub(crate) fn unpack_group(
+        &self,
+        block: usize,
+        group: usize,
+        to: &mut [Line; GROUP_LINES],
+    ) -> usize {
         let (lines, first) = match self.packing {
             Packing::Two => (self.lines(block), group * GROUP_LINES),
             _ => {
@@ -256,7 +297,8 @@ impl TernaryMatrix {
         self.block(block).as_chunks().0
     }
 
-    /// The groups of 1.67 bits, and the lines of 2 bits after them, of one block of a matrix of 1.67 bits.
+    /// The groups of 1.67 bits, and the lines of 2 bits after them, of one block of a matrix of
+    /// 1.67 bits.
     #[inline(always)]
     pub(crate) fn groups(&self, block: usize) -> (&[Group], &[Line]) {
         debug_assert!(self.packing == Packing::FiveThirds);

@@ -1,8 +1,10 @@
-//! [`Huge`]: memory for what a token reads from end to end, in huge pages where the system gives them.
+//! [`Huge`]: memory for what a token reads from end to end, in huge pages where the system gives
+//! them.
 //!
-//! With pages of 4 KiB a CPU spends much of its time looking addresses up: on a virtual machine with Zen 4 cores one thread
-//! reads 22 GB/s from such pages and 31 from pages of 2 MiB. Most matrices are no multiple of 2 MiB and many are smaller,
-//! so the slices that a thread asks for are cut one after the other from chunks of many huge pages.
+//! With pages of 4 KiB a CPU spends much of its time looking addresses up: on a virtual machine
+//! with Zen 4 cores one thread reads 22 GB/s from such pages and 31 from pages of 2 MiB. Most
+//! matrices are no multiple of 2 MiB and many are smaller, so the slices that a thread asks for are
+//! cut one after the other from chunks of many huge pages.
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -46,7 +48,8 @@ struct Chunk {
 }
 
 thread_local! {
-    /// The chunk that this thread cuts from, as long as one of its slices lives, and the bytes already cut off.
+    /// The chunk that this thread cuts from, as long as one of its slices lives, and the bytes
+    /// already cut off.
     static CURRENT: RefCell<(Weak<Chunk>, usize)> = const { RefCell::new((Weak::new(), 0)) };
 }
 
@@ -69,11 +72,20 @@ impl<T: Plain> Huge<T> {
             (*current, *used) = (Arc::downgrade(&chunk), bytes);
             (chunk, 0)
         });
-        Self { chunk, offset, len, numbers: PhantomData }
+        Self {
+            chunk,
+            offset,
+            len,
+            numbers: PhantomData,
+        }
     }
 
     fn start(&self) -> *mut T {
-        self.chunk.map.as_mut_ptr().wrapping_add(self.chunk.start + self.offset).cast()
+        self.chunk
+            .map
+            .as_mut_ptr()
+            .wrapping_add(self.chunk.start + self.offset)
+            .cast()
     }
 }
 
@@ -85,7 +97,11 @@ impl Chunk {
         // Only a hint: without huge pages everything works, but slower.
         #[cfg(target_os = "linux")]
         let _ = map.advise_range(memmap2::Advice::HugePage, start, len);
-        Self { map: map.into(), start, len }
+        Self {
+            map: map.into(),
+            start,
+            len,
+        }
     }
 }
 
@@ -93,8 +109,9 @@ impl<T: Plain> Deref for Huge<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        // SAFETY: inside the chunk, which `self` keeps alive, at a multiple of `ALIGN`; mapped memory is zeros at first, and
-        // any bytes are a `T`. No other slice has these bytes, since what is cut off a chunk is never cut off again.
+        // SAFETY: inside the chunk, which `self` keeps alive, at a multiple of `ALIGN`; mapped
+        // memory is zeros at first, and any bytes are a `T`. No other slice has these bytes, since
+        // what is cut off a chunk is never cut off again.
         unsafe { std::slice::from_raw_parts(self.start(), self.len) }
     }
 }
@@ -117,10 +134,22 @@ mod tests {
 
     #[test]
     fn slices_begin_with_zeros_and_do_not_overlap() {
-        let lens = [1, 127, 128, 0, 3 * HUGE_PAGE / 4, CHUNK - 1000, 2 * CHUNK + 1, 5];
+        let lens = [
+            1,
+            127,
+            128,
+            0,
+            3 * HUGE_PAGE / 4,
+            CHUNK - 1000,
+            2 * CHUNK + 1,
+            5,
+        ];
         let mut slices: Vec<Huge<f32>> = lens.iter().map(|len| Huge::zeros(len / 4)).collect();
         for (i, slice) in slices.iter_mut().enumerate() {
-            assert!(slice.as_ptr().addr().is_multiple_of(ALIGN) && slice.iter().all(|x| *x == 0.0), "slice {i}");
+            assert!(
+                slice.as_ptr().addr().is_multiple_of(ALIGN) && slice.iter().all(|x| *x == 0.0),
+                "slice {i}"
+            );
             slice.fill(i as f32);
         }
         // What a dropped slice had is not given out while its chunk lives.

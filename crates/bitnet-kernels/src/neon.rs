@@ -1,8 +1,10 @@
-//! NEON: 4 lanes of f32, and two sets. `neon` needs no more than every 64-bit ARM has and multiplies bytes into 16 bits;
-//! `neon-dotprod` has `sdot`, which multiplies 16 pairs of bytes and adds them by fours into 32 bits.
+//! NEON: 4 lanes of f32, and two sets. `neon` needs no more than every 64-bit ARM has and
+//! multiplies bytes into 16 bits; `neon-dotprod` has `sdot`, which multiplies 16 pairs of bytes and
+//! adds them by fours into 32 bits.
 //!
-//! Everything but the ternary product is the same in both. `sdot` and `fcvtl` (f16 to f32) are written as assembly: their
-//! intrinsics are not stable in every Rust version that this crate compiles with.
+//! Everything but the ternary product is the same in both. `sdot` and `fcvtl` (f16 to f32) are
+//! written as assembly: their intrinsics are not stable in every Rust version that this crate
+//! compiles with.
 
 mod attention;
 mod peak;
@@ -66,14 +68,21 @@ fn dot_f16(row: &[u8], x: &[f32]) -> f32 {
             // SAFETY: 16 readable bytes; the load needs no alignment.
             let row = convert_f16(unsafe { vreinterpretq_u16_u8(vld1q_u8(row.as_ptr())) });
             let x = load_f32(x);
-            *acc = [vaddq_f32(acc[0], vmulq_f32(row[0], x[0])), vaddq_f32(acc[1], vmulq_f32(row[1], x[1]))];
+            *acc = [
+                vaddq_f32(acc[0], vmulq_f32(row[0], x[0])),
+                vaddq_f32(acc[1], vmulq_f32(row[1], x[1])),
+            ];
         }
     }
     if x_rest.is_empty() {
         return reduce(acc.as_flattened());
     }
     let mut lanes = [[0.0; 16]; 4];
-    for (acc, lanes) in acc.as_flattened().iter().zip(lanes.as_flattened_mut().as_chunks_mut().0) {
+    for (acc, lanes) in acc
+        .as_flattened()
+        .iter()
+        .zip(lanes.as_flattened_mut().as_chunks_mut().0)
+    {
         store4(lanes, *acc);
     }
     for (i, (bytes, x)) in row_rest.as_chunks::<2>().0.iter().zip(x_rest).enumerate() {
@@ -86,8 +95,16 @@ fn dot_f16(row: &[u8], x: &[f32]) -> f32 {
 #[inline]
 #[target_feature(enable = "neon")]
 fn reduce(acc: &[float32x4_t]) -> f32 {
-    let quarter = |i: usize| vaddq_f32(vaddq_f32(acc[i], acc[4 + i]), vaddq_f32(acc[8 + i], acc[12 + i]));
-    let v4 = vaddq_f32(vaddq_f32(quarter(0), quarter(2)), vaddq_f32(quarter(1), quarter(3)));
+    let quarter = |i: usize| {
+        vaddq_f32(
+            vaddq_f32(acc[i], acc[4 + i]),
+            vaddq_f32(acc[8 + i], acc[12 + i]),
+        )
+    };
+    let v4 = vaddq_f32(
+        vaddq_f32(quarter(0), quarter(2)),
+        vaddq_f32(quarter(1), quarter(3)),
+    );
     let v2 = vadd_f32(vget_low_f32(v4), vget_high_f32(v4));
     vpadds_f32(v2)
 }

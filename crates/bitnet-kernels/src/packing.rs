@@ -7,8 +7,8 @@
 //!     byte j (0..4) of the dword, bits 2s..2s+1 (s 0..4)  =  weight + 1 of column 16 g + 4 s + j of line g
 //! ```
 //!
-//! **1.67 bits.** Three weights have 27 values, which fit into five bits; six lines of 2 bits become five. A byte column
-//! of the six, 24 weights, is eight fields of three:
+//! **1.67 bits.** Three weights have 27 values, which fit into five bits; six lines of 2 bits
+//! become five. A byte column of the six, 24 weights, is eight fields of three:
 //!
 //! ```text
 //! F0 … F7 of dword r, byte j:   Ff  =  t0 + 3 t1 + 9 t2,   ti = weight + 1 of column 96 g + 4 (3 f + i) + j of group g
@@ -21,9 +21,10 @@
 //! line 4       F7.2   F7.1   F7.0      F4
 //! ```
 //!
-//! Five of the fields can so index a table of 64 bytes as they lie: `vpermb` looks at six bits of an index, and a table
-//! that says the same twice needs only five. What a table gives is three codes of 2 bits, as in a line of 2 bits. Columns
-//! that do not fill a group of 96 follow in lines of 2 bits.
+//! Five of the fields can so index a table of 64 bytes as they lie: `vpermb` looks at six bits of
+//! an index, and a table that says the same twice needs only five. What a table gives is three
+//! codes of 2 bits, as in a line of 2 bits. Columns that do not fill a group of 96 follow in lines
+//! of 2 bits.
 //!
 //! **TL1 and TL2** are for table lookup: `tl.rs` draws them.
 
@@ -48,7 +49,8 @@ pub(crate) type Line = [u8; LINE_BYTES];
 /// The lines of a group in 1.67 bits.
 pub(crate) type Group = [Line; PACKED_LINES];
 
-/// How weights lie in memory, and so how products with them are computed. Results do not depend on it.
+/// How weights lie in memory, and so how products with them are computed. Results do not depend on
+/// it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Packing {
     /// 2: four weights in a byte.
@@ -131,14 +133,20 @@ fn groups_and_lines(cols: usize) -> (usize, usize) {
 #[inline(always)]
 pub(crate) fn split(packed: &[u8], cols: usize) -> (&[Group], &[Line]) {
     let (groups, _) = groups_and_lines(cols);
-    let (grouped, lines) = packed.as_chunks::<LINE_BYTES>().0.split_at(groups * PACKED_LINES);
+    let (grouped, lines) = packed
+        .as_chunks::<LINE_BYTES>()
+        .0
+        .split_at(groups * PACKED_LINES);
     (grouped.as_chunks().0, lines)
 }
 
 /// Turns the lines of a block, 2 bits a weight, into groups of 1.67 bits and the rest.
 pub(crate) fn squeeze(plain: &[Line], packed: &mut [u8]) {
     let (groups, plain_rest) = plain.as_chunks::<GROUP_LINES>();
-    let (grouped, packed_rest) = packed.as_chunks_mut::<LINE_BYTES>().0.split_at_mut(groups.len() * PACKED_LINES);
+    let (grouped, packed_rest) = packed
+        .as_chunks_mut::<LINE_BYTES>()
+        .0
+        .split_at_mut(groups.len() * PACKED_LINES);
     packed_rest.copy_from_slice(plain_rest);
     for (from, to) in groups.iter().zip(grouped.as_chunks_mut().0) {
         squeeze_group(from, to);
@@ -163,9 +171,17 @@ fn squeeze_group(plain: &[Line; GROUP_LINES], packed: &mut Group) {
         ];
         let f = fields.map(|c| c - (c >> 2 & bytes(3)) - 7 * high(c, 4));
         store8(&mut packed[0], at, f[0] | low(f[5], 3) << 5);
-        store8(&mut packed[1], at, f[1] | high(f[5], 3) << 5 | (f[7] >> 3 & bytes(1)) << 7);
+        store8(
+            &mut packed[1],
+            at,
+            f[1] | high(f[5], 3) << 5 | (f[7] >> 3 & bytes(1)) << 7,
+        );
         store8(&mut packed[2], at, f[2] | low(f[6], 3) << 5);
-        store8(&mut packed[3], at, f[3] | high(f[6], 3) << 5 | high(f[7], 4) << 7);
+        store8(
+            &mut packed[3],
+            at,
+            f[3] | high(f[6], 3) << 5 | high(f[7], 4) << 7,
+        );
         store8(&mut packed[4], at, f[4] | low(f[7], 3) << 5);
     }
 }
@@ -292,7 +308,9 @@ mod tests {
                 (state >> 16) as u8 % 3
             };
             let plain: Vec<Line> = (0..lines)
-                .map(|_| [(); LINE_BYTES].map(|()| code() | code() << 2 | code() << 4 | code() << 6))
+                .map(|_| {
+                    [(); LINE_BYTES].map(|()| code() | code() << 2 | code() << 4 | code() << 6)
+                })
                 .collect();
             let mut packed = vec![0xff; Packing::FiveThirds.block_bytes(cols)];
             squeeze(&plain, &mut packed);

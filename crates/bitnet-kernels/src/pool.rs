@@ -1,11 +1,13 @@
 //! A thread pool for work of a few microseconds: fork and join in less than one.
 //!
-//! Workers spin on a counter between jobs, since a token is hundreds of short jobs a few microseconds apart, and park
-//! when nothing came for [`SPIN`], so that an idle program keeps no core busy. With more threads than CPUs they park
-//! almost at once, because a spinning thread would then keep a working one from running.
+//! Workers spin on a counter between jobs, since a token is hundreds of short jobs a few
+//! microseconds apart, and park when nothing came for [`SPIN`], so that an idle program keeps no
+//! core busy. With more threads than CPUs they park almost at once, because a spinning thread would
+//! then keep a working one from running.
 //!
-//! A worker may be late: asleep, or without a CPU because other programs have them all. So whoever begins a share claims
-//! it first, and the calling thread, done with its own, runs those that nobody has begun. It waits for no one who has not.
+//! A worker may be late: asleep, or without a CPU because other programs have them all. So whoever
+//! begins a share claims it first, and the calling thread, done with its own, runs those that
+//! nobody has begun. It waits for no one who has not.
 
 use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
@@ -19,14 +21,15 @@ use std::time::{Duration, Instant};
 /// How long a worker waits for the next job before it parks.
 pub const SPIN: Duration = Duration::from_millis(1);
 
-/// Rounds of spinning, some tens of nanoseconds each, before a waiting thread offers its CPU to others: the thread it
-/// waits for may be among them when other programs keep the machine busy.
+/// Rounds of spinning, some tens of nanoseconds each, before a waiting thread offers its CPU to
+/// others: the thread it waits for may be among them when other programs keep the machine busy.
 const SPINS_BEFORE_YIELD: u32 = 512;
 
 /// What a worker runs: called with its index, 0 being the thread that called [`Pool::run`].
 type Job = *const (dyn Fn(usize) + Sync);
 
-/// One cache line of its own (two, since CPUs fetch them in pairs), so that threads do not slow each other by sharing one.
+/// One cache line of its own (two, since CPUs fetch them in pairs), so that threads do not slow
+/// each other by sharing one.
 #[repr(align(128))]
 struct Padded<T>(T);
 
@@ -45,17 +48,22 @@ struct Shared {
     job: UnsafeCell<Option<Job>>,
 }
 
-// SAFETY: `job` is written only by the thread that owns the pool, while no worker is between claiming a share and
-// finishing it; the store and load of `epoch` order that write before the workers' reads. All else is atomic.
+// SAFETY: `job` is written only by the thread that owns the pool, while no worker is between
+// claiming a share and finishing it; the store and load of `epoch` order that write before the
+// workers' reads. All else is atomic.
 unsafe impl Sync for Shared {}
-// SAFETY: the raw pointer in `job` is only dereferenced while `Pool::run`, which borrows what it points to, is waiting.
+// SAFETY: the raw pointer in `job` is only dereferenced while `Pool::run`, which borrows what it
+// points to, is waiting.
 unsafe impl Send for Shared {}
 
 impl Shared {
     /// Whether a worker's share of an epoch is the caller's to run: it is for the first who asks.
     fn claim(&self, worker: usize, epoch: u32) -> bool {
         let before = epoch.wrapping_sub(1);
-        self.claimed[worker].0.compare_exchange(before, epoch, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        self.claimed[worker]
+            .0
+            .compare_exchange(before, epoch, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
     }
 }
 
@@ -73,12 +81,22 @@ impl Pool {
     pub fn new(num_threads: usize) -> Self {
         let num_workers = num_threads.max(1) - 1;
         let available = std::thread::available_parallelism().map_or(1, usize::from);
-        let spin = if num_threads > available { Duration::from_micros(5) } else { SPIN };
+        let spin = if num_threads > available {
+            Duration::from_micros(5)
+        } else {
+            SPIN
+        };
         let shared = Arc::new(Shared {
             epoch: Padded(AtomicU32::new(0)),
-            claimed: (0..num_workers).map(|_| Padded(AtomicU32::new(0))).collect(),
-            done: (0..num_workers).map(|_| Padded(AtomicU32::new(0))).collect(),
-            parked: (0..num_workers).map(|_| Padded(AtomicBool::new(false))).collect(),
+            claimed: (0..num_workers)
+                .map(|_| Padded(AtomicU32::new(0)))
+                .collect(),
+            done: (0..num_workers)
+                .map(|_| Padded(AtomicU32::new(0)))
+                .collect(),
+            parked: (0..num_workers)
+                .map(|_| Padded(AtomicBool::new(false)))
+                .collect(),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             spin,
@@ -88,11 +106,18 @@ impl Pool {
             .map_while(|worker| {
                 let shared = Arc::clone(&shared);
                 let name = format!("bitnet-{}", worker + 1);
-                let handle = std::thread::Builder::new().name(name).spawn(move || work(&shared, worker)).ok()?;
+                let handle = std::thread::Builder::new()
+                    .name(name)
+                    .spawn(move || work(&shared, worker))
+                    .ok()?;
                 Some((handle.thread().clone(), Some(handle)))
             })
             .collect();
-        Self { shared, threads, not_sync: PhantomData }
+        Self {
+            shared,
+            threads,
+            not_sync: PhantomData,
+        }
     }
 
     /// How many threads run a job: fewer than asked for if the system refused to start more.
@@ -101,8 +126,8 @@ impl Pool {
         self.threads.len() + 1
     }
 
-    /// Runs `job(0)`, `job(1)`, … one for each thread, and returns when all have finished. The calling thread runs
-    /// `job(0)`, and those that no other has begun by then.
+    /// Runs `job(0)`, `job(1)`, … one for each thread, and returns when all have finished. The
+    /// calling thread runs `job(0)`, and those that no other has begun by then.
     ///
     /// # Panics
     /// If the job panicked on any thread.
@@ -111,9 +136,10 @@ impl Pool {
             return job(0);
         }
         let shared = &*self.shared;
-        // SAFETY: only the lifetime changes. `JoinOnDrop` below waits for every worker that has claimed a share to finish
-        // with the pointer, and claims what is left, before this function returns or unwinds. No worker reads `job` now:
-        // all shares of the last epoch are finished, and none of this one can be claimed yet.
+        // SAFETY: only the lifetime changes. `JoinOnDrop` below waits for every worker that has
+        // claimed a share to finish with the pointer, and claims what is left, before this function
+        // returns or unwinds. No worker reads `job` now: all shares of the last epoch are finished,
+        // and none of this one can be claimed yet.
         unsafe {
             *shared.job.get() = Some(std::mem::transmute::<
                 *const (dyn Fn(usize) + Sync + '_),
@@ -121,7 +147,8 @@ impl Pool {
             >(job));
         }
         let epoch = shared.epoch.0.load(Ordering::Relaxed).wrapping_add(1);
-        // A swap, not a store: some emulators let a later load pass a sequentially consistent store.
+        // A swap, not a store: some emulators let a later load pass a sequentially consistent
+        // store.
         shared.epoch.0.swap(epoch, Ordering::SeqCst);
         for ((thread, _), parked) in self.threads.iter().zip(&shared.parked) {
             if parked.0.load(Ordering::SeqCst) {
@@ -142,7 +169,8 @@ impl Pool {
         }
     }
 
-    /// Splits `0..len` into one contiguous share a thread, in multiples of `unit`, and runs `job(share)` on each.
+    /// Splits `0..len` into one contiguous share a thread, in multiples of `unit`, and runs
+    /// `job(share)` on each.
     pub fn split(&self, len: usize, unit: usize, job: &(dyn Fn(Range<usize>) + Sync)) {
         let num_threads = self.num_threads();
         if num_threads == 1 || len <= unit {
@@ -156,10 +184,11 @@ impl Pool {
         });
     }
 
-    /// Deals `0..len` out in pieces, multiples of `unit`, each to the thread that is free first, and runs `job(piece)`.
+    /// Deals `0..len` out in pieces, multiples of `unit`, each to the thread that is free first,
+    /// and runs `job(piece)`.
     ///
-    /// For long jobs that need not stream: cores differ in speed, and other programs take time from some of them. Pieces
-    /// get smaller towards the end, so that all threads finish together.
+    /// For long jobs that need not stream: cores differ in speed, and other programs take time from
+    /// some of them. Pieces get smaller towards the end, so that all threads finish together.
     pub fn deal(&self, len: usize, unit: usize, job: &(dyn Fn(Range<usize>) + Sync)) {
         let num_threads = self.num_threads();
         if num_threads == 1 || len <= unit {
@@ -176,7 +205,8 @@ impl Pool {
         });
     }
 
-    /// The `index`-th of `count` contiguous shares of `0..len`, each but the last a multiple of `unit`.
+    /// The `index`-th of `count` contiguous shares of `0..len`, each but the last a multiple of
+    /// `unit`.
     pub(crate) fn share(len: usize, unit: usize, index: usize, count: usize) -> Range<usize> {
         let units = len.div_ceil(unit);
         let edge = |i: usize| (units * i / count * unit).min(len);
@@ -184,7 +214,8 @@ impl Pool {
     }
 }
 
-/// Waits for the workers also when a share panics on the calling thread, since they borrow from its frame.
+/// Waits for the workers also when a share panics on the calling thread, since they borrow from its
+/// frame.
 struct JoinOnDrop<'a> {
     pool: &'a Pool,
     epoch: u32,
@@ -195,7 +226,9 @@ impl Drop for JoinOnDrop<'_> {
         for worker in 0..self.pool.threads.len() {
             if self.pool.shared.claim(worker, self.epoch) {
                 // After a panic: nobody runs it.
-                self.pool.shared.done[worker].0.store(self.epoch, Ordering::Relaxed);
+                self.pool.shared.done[worker]
+                    .0
+                    .store(self.epoch, Ordering::Relaxed);
                 continue;
             }
             let done = &self.pool.shared.done[worker].0;
@@ -236,7 +269,8 @@ fn work(shared: &Shared, worker: usize) {
         if !shared.claim(worker, seen) {
             continue;
         }
-        // SAFETY: the share is claimed, so `run` has written `job` and waits for `done` before the borrow it came from ends.
+        // SAFETY: the share is claimed, so `run` has written `job` and waits for `done` before the
+        // borrow it came from ends.
         let job = unsafe { (*shared.job.get()).map(|job| &*job) };
         let result = job.map(|job| catch_unwind(AssertUnwindSafe(|| job(worker + 1))));
         if matches!(result, Some(Err(_))) {
@@ -262,7 +296,8 @@ fn wait_for_job(shared: &Shared, worker: usize, seen: u32) -> u32 {
         }
         std::thread::yield_now();
     }
-    // Sequentially consistent on both sides: either this thread sees the new epoch or `run` sees the flag and unparks.
+    // Sequentially consistent on both sides: either this thread sees the new epoch or `run` sees
+    // the flag and unparks.
     shared.parked[worker].0.swap(true, Ordering::SeqCst);
     let mut epoch = shared.epoch.0.load(Ordering::SeqCst);
     while epoch == seen {
@@ -273,7 +308,8 @@ fn wait_for_job(shared: &Shared, worker: usize, seen: u32) -> u32 {
     epoch
 }
 
-/// The number of threads that pays: physical cores, but no more than the process's CPU affinity and cgroup quota allow.
+/// The number of threads that pays: physical cores, but no more than the process's CPU affinity and
+/// cgroup quota allow.
 #[must_use]
 pub fn default_threads() -> usize {
     let allowed = std::thread::available_parallelism().map_or(1, usize::from);
@@ -298,7 +334,10 @@ mod tests {
                 };
                 pool.split(len, 8, &count);
                 pool.deal(len, 8, &count);
-                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 2), "{num_threads} threads, {len} items");
+                assert!(
+                    counts.iter().all(|c| c.load(Ordering::Relaxed) == 2),
+                    "{num_threads} threads, {len} items"
+                );
             }
         }
     }
@@ -319,7 +358,9 @@ mod tests {
     #[test]
     fn a_panic_on_a_worker_reaches_the_caller_and_the_pool_lives_on() {
         let pool = Pool::new(2);
-        let result = catch_unwind(AssertUnwindSafe(|| pool.run(&|index| assert!(index == 0, "worker"))));
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            pool.run(&|index| assert!(index == 0, "worker"))
+        }));
         assert_eq!(result.is_err(), pool.num_threads() > 1);
         let count = AtomicUsize::new(0);
         pool.run(&|_| {

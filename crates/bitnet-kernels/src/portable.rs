@@ -1,12 +1,15 @@
-//! The float arithmetic, once, in plain Rust: its order *is* the definition, and every instruction set compiles it.
+//! The float arithmetic, once, in plain Rust: its order *is* the definition, and every instruction
+//! set compiles it.
 //!
-//! Each function is inlined into a function of the instruction set that may use its registers; the compiler then
-//! vectorises these loops, which it may do only without changing a bit, since no operation may be reassociated or fused.
-//! Where it does that badly, a set has its own version with intrinsics, and the tests compare the two.
+//! Each function is inlined into a function of the instruction set that may use its registers; the
+//! compiler then vectorises these loops, which it may do only without changing a bit, since no
+//! operation may be reassociated or fused. Where it does that badly, a set has its own version with
+//! intrinsics, and the tests compare the two.
 //!
-//! Sums run over [`SUM_LANES`] virtual lanes: element `i` is added to lane `i % 64` in ascending order, and the lanes are
-//! added by one tree: first quarters `(a + b) + (c + d)` to 16, then halves 16 → 8 → 4 → 2 → 1. That is four 512-bit
-//! registers, or eight of 256 bits, or sixteen of 128; whoever computes it gets the same bits.
+//! Sums run over [`SUM_LANES`] virtual lanes: element `i` is added to lane `i % 64` in ascending
+//! order, and the lanes are added by one tree: first quarters `(a + b) + (c + d)` to 16, then
+//! halves 16 → 8 → 4 → 2 → 1. That is four 512-bit registers, or eight of 256 bits, or sixteen of
+//! 128; whoever computes it gets the same bits.
 
 use crate::math;
 
@@ -19,7 +22,8 @@ pub(crate) type Lanes = [[f32; 16]; 4];
 /// Adds up the lanes by the one tree.
 #[inline(always)]
 pub(crate) fn reduce(lanes: &Lanes) -> f32 {
-    let v: [f32; 16] = std::array::from_fn(|i| (lanes[0][i] + lanes[1][i]) + (lanes[2][i] + lanes[3][i]));
+    let v: [f32; 16] =
+        std::array::from_fn(|i| (lanes[0][i] + lanes[1][i]) + (lanes[2][i] + lanes[3][i]));
     halve(v, |a, b| a + b)
 }
 
@@ -50,7 +54,8 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     reduce(&lanes)
 }
 
-/// `out = weight · (x / sqrt(mean(x²) + eps))`, the root mean square normalisation (Zhang & Sennrich 2019).
+/// `out = weight · (x / sqrt(mean(x²) + eps))`, the root mean square normalisation (Zhang &
+/// Sennrich 2019).
 #[inline(always)]
 pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     let mean = dot(x, x) / x.len() as f32;
@@ -60,7 +65,8 @@ pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     }
 }
 
-/// Quantizes a row to int8 (BitNet b1.58, absmax): `s = 127 / max(absmax, 1e-5)`, `q = round_half_even(x · s)`.
+/// Quantizes a row to int8 (BitNet b1.58, absmax): `s = 127 / max(absmax, 1e-5)`, `q =
+/// round_half_even(x · s)`.
 ///
 /// `out` may be longer than `x`; the rest becomes zero. Returns `s` and `Σ q`.
 #[inline(always)]
@@ -78,13 +84,16 @@ pub(crate) fn quantize(x: &[f32], out: &mut [i8]) -> (f32, i32) {
         let x = x.abs();
         *lane = if x > *lane { x } else { *lane };
     }
-    let absmax = lanes.iter().fold(1e-5f32, |max, lane| if *lane > max { *lane } else { max });
+    let absmax = lanes
+        .iter()
+        .fold(1e-5f32, |max, lane| if *lane > max { *lane } else { max });
     let scale = 127.0 / absmax;
     let mut sum = 0i32;
     let (used, padding) = out.split_at_mut(x.len());
     for (out, x) in used.iter_mut().zip(x) {
-        // 1.5 · 2^23: adding it rounds to an integer, half to even, and leaves that integer in the low bits.
-        // No number gives −128, but the bits of a NaN can; 16-bit sums of products count on 127.
+        // 1.5 · 2^23: adding it rounds to an integer, half to even, and leaves that integer in the
+        // low bits. No number gives −128, but the bits of a NaN can; 16-bit sums of products count
+        // on 127.
         let q = ((x * scale + 12_582_912.0).to_bits() as i8).max(-127);
         *out = q;
         sum += i32::from(q);
@@ -147,7 +156,8 @@ pub(crate) fn add(x: &mut [f32], y: &[f32]) {
     }
 }
 
-/// Rotates the pairs `(i, i + D/2)` of one head, `cos` and `sin` being `[D/2]` (RoPE, half-split as in GPT-NeoX).
+/// Rotates the pairs `(i, i + D/2)` of one head, `cos` and `sin` being `[D/2]` (RoPE, half-split as
+/// in GPT-NeoX).
 #[inline(always)]
 pub(crate) fn rope_half_split(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     let (first, second) = head.split_at_mut(cos.len());
@@ -158,8 +168,8 @@ pub(crate) fn rope_half_split(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     }
 }
 
-/// Turns the products of one query with the keys of one segment into weights: `exp(product · scale − max)`; returns
-/// `(max, Σ weights)`.
+/// Turns the products of one query with the keys of one segment into weights: `exp(product · scale
+/// − max)`; returns `(max, Σ weights)`.
 ///
 /// The sum runs over 16 lanes, key `i` in lane `i % 16`, and the halving tree.
 #[inline(always)]
@@ -192,7 +202,8 @@ pub(crate) fn softmax_segment(scores: &mut [f32], scale: f32) -> (f32, f32) {
     (max, halve(lanes, |a, b| a + b))
 }
 
-/// Adds the partial result of a later segment to that of the earlier ones: `max`, `sum` and `acc` of one head.
+/// Adds the partial result of a later segment to that of the earlier ones: `max`, `sum` and `acc`
+/// of one head.
 #[inline(always)]
 pub(crate) fn merge_segment(
     max: &mut f32,

@@ -1,6 +1,6 @@
-//! What this machine can do, measured: the rate at which memory is read, multiply-accumulates in registers, the cost of
-//! a join. Floors are made of these, and a figure means little on a machine whose memory changes its speed by the minute
-//! unless they were measured beside it.
+//! What this machine can do, measured: the rate at which memory is read, multiply-accumulates in
+//! registers, the cost of a join. Floors are made of these, and a figure means little on a machine
+//! whose memory changes its speed by the minute unless they were measured beside it.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,7 +25,8 @@ impl ReadProbe {
         Self(lines)
     }
 
-    /// Bytes a second at which all threads together read the buffer once, each one sequential stream.
+    /// Bytes a second at which all threads together read the buffer once, each one sequential
+    /// stream.
     #[must_use]
     pub fn bytes_per_s(&self, pool: &Pool) -> f64 {
         let chunks = self.0.as_chunks::<64>().0;
@@ -47,8 +48,9 @@ impl ReadProbe {
 const PEAK_ROUNDS: usize = 20_000;
 
 impl Cpu {
-    /// Products of int8 a second that all threads together add up when nothing leaves the registers, at best of a few
-    /// tries; `None` for the scalar set, whose loops are the compiler's.
+    /// Products of int8 a second that all threads together add up when nothing leaves the
+    /// registers, at best of a few tries; `None` for the scalar set, whose loops are the
+    /// compiler's.
     #[must_use]
     pub fn peak_i8_macs_per_s(&self) -> Option<f64> {
         self.set().peak_i8.map(|peak| self.best_rate(peak))
@@ -75,8 +77,8 @@ impl Cpu {
         best
     }
 
-    /// What it takes to run a job on all threads, each of which ends as soon as all have begun, and to wait for its end:
-    /// the median of some hundreds.
+    /// What it takes to run a job on all threads, each of which ends as soon as all have begun, and
+    /// to wait for its end: the median of some hundreds.
     #[must_use]
     pub fn join_latency(&self) -> Duration {
         let run = |_| {
@@ -113,7 +115,12 @@ mod tests {
             let is_rate = |rate: f64| rate.is_finite() && rate > 0.0;
             assert!(is_rate(ReadProbe::new(1 << 20).bytes_per_s(cpu.pool())));
             for peak in [cpu.peak_i8_macs_per_s(), cpu.peak_f32_macs_per_s()] {
-                assert_eq!(peak.is_some_and(is_rate), set.name != "scalar", "{}", set.name);
+                assert_eq!(
+                    peak.is_some_and(is_rate),
+                    set.name != "scalar",
+                    "{}",
+                    set.name
+                );
             }
         }
     }

@@ -1,4 +1,5 @@
-//! The reference: every kernel in plain Rust, one element after the other. All other sets must give its bits.
+//! The reference: every kernel in plain Rust, one element after the other. All other sets must give
+//! its bits.
 
 pub(crate) mod sparse;
 mod tl;
@@ -32,11 +33,18 @@ kernel_set!(
 );
 
 /// `y = (Σ code·q − Σ q) / s · scale` for the given blocks of rows and all activation rows.
-fn ternary(matrix: &TernaryMatrix, blocks: Range<usize>, activations: &Activations, output: &Output<'_>) {
+fn ternary(
+    matrix: &TernaryMatrix,
+    blocks: Range<usize>,
+    activations: &Activations,
+    output: &Output<'_>,
+) {
     let mut scratch = Scratch::take();
     for block in blocks {
         let scale = matrix.scale(block);
-        let lines = scratch.unpack(matrix, block).unwrap_or_else(|| matrix.lines(block));
+        let lines = scratch
+            .unpack(matrix, block)
+            .unwrap_or_else(|| matrix.lines(block));
         for tile_index in 0..activations.num_tiles() {
             let tile = activations.tile(tile_index);
             for (index, row) in activations.tile_rows(tile_index).enumerate() {
@@ -73,7 +81,10 @@ fn screen_block(lines: &[u8], _ahead: &[u8], tile: &Tile<'_>, sums: &mut ScreenS
     let planes = tile.scales.len();
     for (plane, sums) in sums[..planes].iter_mut().enumerate() {
         sums.fill(0);
-        for (line, q) in lines.chunks_exact(4 * BLOCK_ROWS).zip(tile.values.chunks_exact(4 * planes)) {
+        for (line, q) in lines
+            .chunks_exact(4 * BLOCK_ROWS)
+            .zip(tile.values.chunks_exact(4 * planes))
+        {
             for (sum, bytes) in sums.iter_mut().zip(line.as_chunks::<4>().0) {
                 for (byte, q) in bytes.iter().zip(&q[4 * plane..4 * plane + 4]) {
                     *sum += (i32::from(*byte) - 128) * i32::from(*q);
@@ -94,10 +105,21 @@ fn matvec_f16(rows: &[u8], x: &[f32], out: &mut [f32]) {
 }
 
 /// Scores by one sum a key in ascending dimension; softmax; values added in ascending key.
-fn attend<T: CacheElement>(segment: &Segment<'_, T>, _: &mut SegmentScratch, partial: &mut Partial<'_>) {
-    let Segment { head_dim, value_dim, .. } = *segment;
+fn attend<T: CacheElement>(
+    segment: &Segment<'_, T>,
+    _: &mut SegmentScratch,
+    partial: &mut Partial<'_>,
+) {
+    let Segment {
+        head_dim,
+        value_dim,
+        ..
+    } = *segment;
     let queries = segment.queries.chunks_exact(head_dim).zip(segment.num_keys);
-    for (index, ((query, &num_keys), acc)) in queries.zip(partial.acc.chunks_exact_mut(value_dim)).enumerate() {
+    for (index, ((query, &num_keys), acc)) in queries
+        .zip(partial.acc.chunks_exact_mut(value_dim))
+        .enumerate()
+    {
         let mut scores = [0.0; SEGMENT_KEYS];
         for (key, score) in scores[..num_keys].iter_mut().enumerate() {
             let block = segment.keys[key / CACHE_BLOCK];
@@ -105,10 +127,12 @@ fn attend<T: CacheElement>(segment: &Segment<'_, T>, _: &mut SegmentScratch, par
                 *score += q * block[d * CACHE_BLOCK + key % CACHE_BLOCK].to_f32();
             }
         }
-        (partial.max[index], partial.sum[index]) = portable::softmax_segment(&mut scores[..num_keys], segment.scale);
+        (partial.max[index], partial.sum[index]) =
+            portable::softmax_segment(&mut scores[..num_keys], segment.scale);
         acc.fill(0.0);
         for (key, weight) in scores[..num_keys].iter().enumerate() {
-            let values = &segment.values[key / CACHE_BLOCK][key % CACHE_BLOCK * value_dim..][..value_dim];
+            let values =
+                &segment.values[key / CACHE_BLOCK][key % CACHE_BLOCK * value_dim..][..value_dim];
             for (acc, value) in acc.iter_mut().zip(values) {
                 *acc += weight * value.to_f32();
             }

@@ -1,9 +1,11 @@
-//! [`ScreenTable`]: an 8-bit copy of the head, which tells at half the traffic which logits can matter.
+//! [`ScreenTable`]: an 8-bit copy of the head, which tells at half the traffic which logits can
+//! matter.
 //!
-//! A logit is the product of a row `e` of the head and the hidden state `h`. Both are kept as 8-bit integers times a
-//! scale, the hidden state as the sum of two such planes, so that the estimate is an exact integer sum and two
-//! multiplications. With it comes a bound of its error, proved in `docs/screened-head.md`: whoever wants the largest
-//! logits computes in full only those whose upper bound reaches the lower bounds of the others, and loses none.
+//! A logit is the product of a row `e` of the head and the hidden state `h`. Both are kept as 8-bit
+//! integers times a scale, the hidden state as the sum of two such planes, so that the estimate is
+//! an exact integer sum and two multiplications. With it comes a bound of its error, proved in
+//! `docs/screened-head.md`: whoever wants the largest logits computes in full only those whose
+//! upper bound reaches the lower bounds of the others, and loses none.
 //!
 //! Rows are taken 32 at a time, as in [`crate::TernaryMatrix`]:
 //!
@@ -26,7 +28,8 @@ use crate::set::KernelSet;
 const SCREEN_LINE_COLS: usize = 4;
 /// Half a unit in the last place of 1: the relative error of one rounded operation.
 const UNIT: f32 = f32::EPSILON / 2.0;
-/// What is added to a sum of squares' root: more than squares below the smallest float can have lost.
+/// What is added to a sum of squares' root: more than squares below the smallest float can have
+/// lost.
 const NORM_FLOOR: f32 = 1e-15;
 /// What is added to every error bound: more than products below the smallest float can have lost.
 const ERROR_FLOOR: f32 = 1e-30;
@@ -55,7 +58,8 @@ struct BlockBounds {
     norm: [f32; BLOCK_ROWS],
 }
 
-/// The hidden states of a pass as 8-bit planes, and their estimates. Grows to the most rows it meets.
+/// The hidden states of a pass as 8-bit planes, and their estimates. Grows to the most rows it
+/// meets.
 #[derive(Default)]
 pub struct ScreenScratch {
     /// Rows 2t and 2t + 1 are the planes of hidden state t.
@@ -79,12 +83,14 @@ struct HiddenBounds {
     of_norm: f32,
 }
 
-/// Logits over the vocabulary, each with a bound: the true one is at most `errors[i]` from `values[i]`.
+/// Logits over the vocabulary, each with a bound: the true one is at most `errors[i]` from
+/// `values[i]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Estimates<'a> {
     /// `[vocab]`
     pub values: &'a [f32],
-    /// `[vocab]`, positive or infinite, and so large that the rounding of `value ± error` is covered, too.
+    /// `[vocab]`, positive or infinite, and so large that the rounding of `value ± error` is
+    /// covered, too.
     pub errors: &'a [f32],
 }
 
@@ -105,22 +111,29 @@ impl Quantized {
     }
 }
 
-/// Quantizes `x` into `integers` (the rest of which becomes zero), with norms rounded up by more than their sums can have
-/// lost: a sum of `n` squares in 64 lanes is off by a factor of at most `1 + (n / 64 + 8) · 2⁻²⁴ < 1 + 2e-4`.
+/// Quantizes `x` into `integers` (the rest of which becomes zero), with norms rounded up by more
+/// than their sums can have lost: a sum of `n` squares in 64 lanes is off by a factor of at most `1
+/// + (n / 64 + 8) · 2⁻²⁴ < 1 + 2e-4`.
 fn quantize(set: &KernelSet, x: &[f32], integers: &mut [i8]) -> Quantized {
     let (factor, sum) = set.quantize(x, integers);
     let scale = 1.0 / factor;
     // SAFETY: a set exists only on a CPU that can run it.
-    let [residual, norm, image] =
-        unsafe { (set.residual_squares)(x, integers, scale) }.map(|squares| squares.sqrt() * 1.000_2);
+    let [residual, norm, image] = unsafe { (set.residual_squares)(x, integers, scale) }
+        .map(|squares| squares.sqrt() * 1.000_2);
     let norm = if image > norm { image } else { norm } + NORM_FLOOR;
     // Each difference was rounded, and before it the product that was taken off.
     let residual = residual + 2.0 * UNIT * norm + NORM_FLOOR;
-    Quantized { scale, sum, residual, norm }
+    Quantized {
+        scale,
+        sum,
+        residual,
+        norm,
+    }
 }
 
 impl ScreenTable {
-    /// Quantizes a table of `[rows, cols]`, on all threads of `pool`. `read_row(row, out)` gives its rows, in any order.
+    /// Quantizes a table of `[rows, cols]`, on all threads of `pool`. `read_row(row, out)` gives
+    /// its rows, in any order.
     ///
     /// # Panics
     /// If there are no columns or more than a ternary matrix may have.
@@ -132,11 +145,18 @@ impl ScreenTable {
         cols: usize,
         read_row: &(dyn Fn(usize, &mut [f32]) + Sync),
     ) -> Self {
-        assert!((1..=MAX_COLS).contains(&cols), "a screened table of {cols} columns; 1 to {MAX_COLS} are possible");
+        assert!(
+            (1..=MAX_COLS).contains(&cols),
+            "a screened table of {cols} columns; 1 to {MAX_COLS} are possible"
+        );
         let num_blocks = rows.div_ceil(BLOCK_ROWS);
         let block_bytes = Self::block_bytes(cols);
         let mut lines = Huge::zeros(num_blocks * block_bytes);
-        let zeros = BlockBounds { scale: [0.0; BLOCK_ROWS], residual: [0.0; BLOCK_ROWS], norm: [0.0; BLOCK_ROWS] };
+        let zeros = BlockBounds {
+            scale: [0.0; BLOCK_ROWS],
+            residual: [0.0; BLOCK_ROWS],
+            norm: [0.0; BLOCK_ROWS],
+        };
         let mut bounds = vec![zeros; num_blocks];
         let (bytes, all_bounds) = (Disjoint::new(&mut lines), Disjoint::new(&mut bounds));
         pool.split(num_blocks, 1, &|blocks| {
@@ -146,7 +166,10 @@ impl ScreenTable {
             for block in blocks {
                 // SAFETY: each block is in one thread's share.
                 let (bytes, bounds) = unsafe {
-                    (bytes.slice(block * block_bytes..(block + 1) * block_bytes), all_bounds.slice(block..block + 1))
+                    (
+                        bytes.slice(block * block_bytes..(block + 1) * block_bytes),
+                        all_bounds.slice(block..block + 1),
+                    )
                 };
                 for (lane, integers) in integers.chunks_exact_mut(padded).enumerate() {
                     if block * BLOCK_ROWS + lane >= rows {
@@ -166,7 +189,12 @@ impl ScreenTable {
                 pack_block(&integers, padded, bytes);
             }
         });
-        Self { rows, cols, lines, bounds }
+        Self {
+            rows,
+            cols,
+            lines,
+            bounds,
+        }
     }
 
     fn block_bytes(cols: usize) -> usize {
@@ -186,10 +214,13 @@ impl ScreenTable {
     }
 }
 
-/// Packs `[BLOCK_ROWS, padded cols]` integers into the lines of one block, some lines at a time, so that what is written
-/// stays in the nearest cache until it is whole.
+/// Packs `[BLOCK_ROWS, padded cols]` integers into the lines of one block, some lines at a time, so
+/// that what is written stays in the nearest cache until it is whole.
 fn pack_block(integers: &[i8], padded: usize, block: &mut [u8]) {
-    for (first, lines) in (0..padded).step_by(LINE_COLS).zip(block.chunks_exact_mut(LINE_COLS * BLOCK_ROWS)) {
+    for (first, lines) in (0..padded)
+        .step_by(LINE_COLS)
+        .zip(block.chunks_exact_mut(LINE_COLS * BLOCK_ROWS))
+    {
         for (lane, row) in integers.chunks_exact(padded).enumerate() {
             for (four, line) in row[first..first + LINE_COLS]
                 .as_chunks::<SCREEN_LINE_COLS>()
@@ -197,7 +228,8 @@ fn pack_block(integers: &[i8], padded: usize, block: &mut [u8]) {
                 .iter()
                 .zip(lines.as_chunks_mut::<{ SCREEN_LINE_COLS * BLOCK_ROWS }>().0)
             {
-                line[4 * lane..4 * lane + 4].copy_from_slice(&four.map(|integer| integer as u8 ^ 0x80));
+                line[4 * lane..4 * lane + 4]
+                    .copy_from_slice(&four.map(|integer| integer as u8 ^ 0x80));
             }
         }
     }
@@ -211,7 +243,10 @@ impl ScreenScratch {
     #[must_use]
     pub fn estimates(&self, index: usize, vocab: usize) -> Estimates<'_> {
         let range = index * self.stride..index * self.stride + vocab;
-        Estimates { values: &self.values[range.clone()], errors: &self.errors[range] }
+        Estimates {
+            values: &self.values[range.clone()],
+            errors: &self.errors[range],
+        }
     }
 
     /// Splits each hidden state into two planes. False if one has values that cannot be bounded.
@@ -223,12 +258,14 @@ impl ScreenScratch {
         self.integers.resize(self.planes.padded_cols(), 0);
         for (index, x) in x.chunks_exact(cols).enumerate() {
             let first = quantize(set, x, &mut self.integers);
-            self.planes.set_row(2 * index, &self.integers, first.scale, first.sum);
+            self.planes
+                .set_row(2 * index, &self.integers, first.scale, first.sum);
             for ((residual, x), integer) in self.residual.iter_mut().zip(x).zip(&self.integers) {
                 *residual = x - first.scale * f32::from(*integer);
             }
             let second = quantize(set, &self.residual, &mut self.integers);
-            self.planes.set_row(2 * index + 1, &self.integers, second.scale, second.sum);
+            self.planes
+                .set_row(2 * index + 1, &self.integers, second.scale, second.sum);
             if !(first.is_bounded() && second.is_bounded()) {
                 return false;
             }
@@ -236,7 +273,8 @@ impl ScreenScratch {
             let left = second.residual + 2.0 * UNIT * first.norm;
             let of_sum = (cols.div_ceil(64) + 10) as f32 * UNIT;
             let of_norm = left + of_sum * first.norm + 8.0 * UNIT * (first.norm + second.norm);
-            // One part in a million covers the roundings of this and of the two products that follow.
+            // One part in a million covers the roundings of this and of the two products that
+            // follow.
             self.hidden.push(HiddenBounds {
                 scales: [first.scale, second.scale],
                 of_residual: first.norm * 1.000_001,
@@ -248,26 +286,37 @@ impl ScreenScratch {
 }
 
 impl Cpu {
-    /// Estimates the logits of hidden states `x`, `[n, cols]`; `scratch` then holds them. False, and nothing, if a hidden
-    /// state is so large, or no number, that nothing can be said.
+    /// Estimates the logits of hidden states `x`, `[n, cols]`; `scratch` then holds them. False,
+    /// and nothing, if a hidden state is so large, or no number, that nothing can be said.
     ///
     /// # Panics
     /// If the shapes do not fit.
     pub fn screen(&self, table: &ScreenTable, x: &[f32], scratch: &mut ScreenScratch) -> bool {
         let cols = table.cols;
-        assert!(x.len().is_multiple_of(cols), "{} values in rows of {cols}", x.len());
+        assert!(
+            x.len().is_multiple_of(cols),
+            "{} values in rows of {cols}",
+            x.len()
+        );
         let n = x.len() / cols;
         if !scratch.split(self.set(), x, cols) {
             self.counters().add(Kernel::LogitsScreen, 0, 0);
             return false;
         }
-        self.counters().add(Kernel::LogitsScreen, 2 * n * table.rows * cols, table.num_bytes());
+        self.counters().add(
+            Kernel::LogitsScreen,
+            2 * n * table.rows * cols,
+            table.num_bytes(),
+        );
         scratch.stride = table.bounds.len() * BLOCK_ROWS;
         let len = n * scratch.stride;
         scratch.values.resize(len.max(scratch.values.len()), 0.0);
         scratch.errors.resize(len.max(scratch.errors.len()), 0.0);
         let (stride, planes, hidden) = (scratch.stride, &scratch.planes, &scratch.hidden);
-        let (values, errors) = (Disjoint::new(&mut scratch.values), Disjoint::new(&mut scratch.errors));
+        let (values, errors) = (
+            Disjoint::new(&mut scratch.values),
+            Disjoint::new(&mut scratch.errors),
+        );
         let block_bytes = ScreenTable::block_bytes(cols);
         let set = self.set();
         let tiles = planes.num_tiles();
@@ -276,18 +325,27 @@ impl Cpu {
             let mut sums: ScreenSums = [[0; BLOCK_ROWS]; TILE_ROWS];
             for block in blocks {
                 let lines = &table.lines[block * block_bytes..(block + 1) * block_bytes];
-                // One tile waits for memory all the time, and the hardware looks ahead; several wait only while the first
-                // of them is multiplied, unless each fetches its part of the next block.
-                let next = if tiles == 1 { &[] } else { &table.lines[(block + 1) * block_bytes..] };
+                // One tile waits for memory all the time, and the hardware looks ahead; several
+                // wait only while the first of them is multiplied, unless each fetches its part of
+                // the next block.
+                let next = if tiles == 1 {
+                    &[]
+                } else {
+                    &table.lines[(block + 1) * block_bytes..]
+                };
                 for tile in 0..tiles {
                     let ahead = next.get(tile * part..(tile + 1) * part).unwrap_or_default();
                     // SAFETY: a set exists only on a CPU that can run it.
                     unsafe { (set.screen_block)(lines, ahead, &planes.tile(tile), &mut sums) };
                     let states = planes.tile_rows(tile);
-                    for (index, sums) in (states.start / 2..states.end / 2).zip(sums.as_chunks::<2>().0) {
-                        let range = index * stride + block * BLOCK_ROWS..index * stride + (block + 1) * BLOCK_ROWS;
+                    for (index, sums) in
+                        (states.start / 2..states.end / 2).zip(sums.as_chunks::<2>().0)
+                    {
+                        let range = index * stride + block * BLOCK_ROWS
+                            ..index * stride + (block + 1) * BLOCK_ROWS;
                         // SAFETY: each block is in one thread's share.
-                        let (values, errors) = unsafe { (values.slice(range.clone()), errors.slice(range)) };
+                        let (values, errors) =
+                            unsafe { (values.slice(range.clone()), errors.slice(range)) };
                         table.bounds[block].estimate(&hidden[index], sums, values, errors);
                     }
                 }
@@ -299,12 +357,20 @@ impl Cpu {
 
 impl BlockBounds {
     /// The estimates of a block of rows from the integer sums of both planes.
-    fn estimate(&self, hidden: &HiddenBounds, sums: &[[i32; BLOCK_ROWS]; 2], values: &mut [f32], errors: &mut [f32]) {
+    fn estimate(
+        &self,
+        hidden: &HiddenBounds,
+        sums: &[[i32; BLOCK_ROWS]; 2],
+        values: &mut [f32],
+        errors: &mut [f32],
+    ) {
         let [first, second] = hidden.scales;
         for (lane, (value, error)) in values.iter_mut().zip(errors).enumerate() {
             let sum = first * sums[0][lane] as f32 + second * sums[1][lane] as f32;
             *value = self.scale[lane] * sum;
-            *error = self.residual[lane] * hidden.of_residual + self.norm[lane] * hidden.of_norm + ERROR_FLOOR;
+            *error = self.residual[lane] * hidden.of_residual
+                + self.norm[lane] * hidden.of_norm
+                + ERROR_FLOOR;
         }
     }
 }

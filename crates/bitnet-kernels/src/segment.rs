@@ -1,15 +1,18 @@
-//! Attention of some queries over one segment of keys: what the sets are given, and what the vector sets share.
+//! Attention of some queries over one segment of keys: what the sets are given, and what the vector
+//! sets share.
 //!
-//! Scores and weighted sums of values are one shape of product, a [`Panel`]: `out[q] += Σ_i coefs[q][i] · data[i]`. For
-//! scores `data` is a block of transposed keys, a row for each dimension; for values it has a row for each key. Every sum
-//! has one accumulator and goes through its terms in ascending order, so tiles, blocks and registers change no bit.
+//! Scores and weighted sums of values are one shape of product, a [`Panel`]: `out[q] += Σ_i
+//! coefs[q][i] · data[i]`. For scores `data` is a block of transposed keys, a row for each
+//! dimension; for values it has a row for each key. Every sum has one accumulator and goes through
+//! its terms in ascending order, so tiles, blocks and registers change no bit.
 
 use crate::portable;
 use crate::set::KernelSet;
 
 /// Key positions in a block of the key/value cache.
 pub const CACHE_BLOCK: usize = 32;
-/// Key positions in a segment: attention is computed for each segment on its own, then merged in ascending order.
+/// Key positions in a segment: attention is computed for each segment on its own, then merged in
+/// ascending order.
 pub const SEGMENT_KEYS: usize = 256;
 
 /// An element of the key/value cache: f16 (its bits) or f32.
@@ -74,7 +77,8 @@ pub struct Segment<'a, T> {
     pub head_dim: usize,
     /// Length of a value row: `head_dim` rounded up to a multiple of 16, the rest zeros.
     pub value_dim: usize,
-    /// For each block of keys `[head_dim, CACHE_BLOCK]`: transposed, so that a vector lane is a key.
+    /// For each block of keys `[head_dim, CACHE_BLOCK]`: transposed, so that a vector lane is a
+    /// key.
     pub keys: [&'a [T]; SEGMENT_KEYS / CACHE_BLOCK],
     /// For each block of values `[CACHE_BLOCK, value_dim]`.
     pub values: [&'a [T]; SEGMENT_KEYS / CACHE_BLOCK],
@@ -106,7 +110,8 @@ pub struct SegmentScratch {
 /// Bytes of a line of the CPU's caches.
 const LINE: usize = 64;
 
-/// The scores of a query, and some more, so that those of several queries do not fall on the same lines of a cache.
+/// The scores of a query, and some more, so that those of several queries do not fall on the same
+/// lines of a cache.
 const SCORES_STRIDE: usize = SEGMENT_KEYS + 16;
 
 /// `out[q][j] = Σ_i coefs[q][i] · data[i][j]`, from zero or added to what is there.
@@ -136,11 +141,31 @@ impl<T> Panel<'_, T> {
     /// Panics if a row of `data`, `coefs` or `out` is not there.
     #[inline(always)]
     pub(crate) fn check(&self) {
-        let Self { stride, width, coef_stride, steps, queries, out_stride, .. } = *self;
-        assert!(queries > 0 && width.is_multiple_of(16), "{queries} queries, width {width}");
-        assert!(steps == 0 || self.data.len() >= (steps - 1) * stride + width, "{steps} rows of {stride}");
-        assert!(self.coefs.len() >= (queries - 1) * coef_stride + steps, "coefficients of {queries} queries");
-        assert!(self.out.len() >= (queries - 1) * out_stride + width, "sums of {queries} queries");
+        let Self {
+            stride,
+            width,
+            coef_stride,
+            steps,
+            queries,
+            out_stride,
+            ..
+        } = *self;
+        assert!(
+            queries > 0 && width.is_multiple_of(16),
+            "{queries} queries, width {width}"
+        );
+        assert!(
+            steps == 0 || self.data.len() >= (steps - 1) * stride + width,
+            "{steps} rows of {stride}"
+        );
+        assert!(
+            self.coefs.len() >= (queries - 1) * coef_stride + steps,
+            "coefficients of {queries} queries"
+        );
+        assert!(
+            self.out.len() >= (queries - 1) * out_stride + width,
+            "sums of {queries} queries"
+        );
     }
 }
 
@@ -151,12 +176,20 @@ pub(crate) struct Fetch {
 }
 
 impl Fetch {
-    /// From the `first`-th line on. Beyond the end the last line is named again: a fetch of what is there costs nothing.
+    /// From the `first`-th line on. Beyond the end the last line is named again: a fetch of what is
+    /// there costs nothing.
     #[inline(always)]
     pub(crate) fn new<T>(next: &[T], first: usize) -> Self {
         let bytes = size_of_val(next);
-        let (start, step) = if first * LINE < bytes { (first * LINE, LINE) } else { (0, 0) };
-        Self { line: next.as_ptr().cast::<i8>().wrapping_add(start), step }
+        let (start, step) = if first * LINE < bytes {
+            (first * LINE, LINE)
+        } else {
+            (0, 0)
+        };
+        Self {
+            line: next.as_ptr().cast::<i8>().wrapping_add(start),
+            step,
+        }
     }
 
     /// The next line's address, to be fetched only: the last ones may lie beyond what `next` holds.
@@ -178,7 +211,8 @@ pub(crate) trait Panels<T> {
     unsafe fn panel(panel: Panel<'_, T>);
 }
 
-/// Attention of a vector set over f16. Where one tile does not hold all queries, the segment is turned into f32 once.
+/// Attention of a vector set over f16. Where one tile does not hold all queries, the segment is
+/// turned into f32 once.
 ///
 /// # Safety
 /// The CPU must have the instruction set.
@@ -193,8 +227,17 @@ pub(crate) unsafe fn attend_f16<S: Panels<half::f16> + Panels<f32>>(
         // SAFETY: passed on to the caller.
         return unsafe { attend::<S, half::f16>(segment, &mut scratch.scores, partial) };
     }
-    let (key_len, value_len) = (segment.head_dim * CACHE_BLOCK, CACHE_BLOCK * segment.value_dim);
-    let blocks = segment.num_keys.iter().copied().max().unwrap_or(0).div_ceil(CACHE_BLOCK);
+    let (key_len, value_len) = (
+        segment.head_dim * CACHE_BLOCK,
+        CACHE_BLOCK * segment.value_dim,
+    );
+    let blocks = segment
+        .num_keys
+        .iter()
+        .copied()
+        .max()
+        .unwrap_or(0)
+        .div_ceil(CACHE_BLOCK);
     let len = blocks * (key_len + value_len);
     scratch.wide.resize(len.max(scratch.wide.len()), 0.0);
     let (keys, values) = scratch.wide[..len].split_at_mut(blocks * key_len);
@@ -212,7 +255,11 @@ pub(crate) unsafe fn attend_f16<S: Panels<half::f16> + Panels<f32>>(
         head_dim: segment.head_dim,
         value_dim: segment.value_dim,
         keys: std::array::from_fn(|i| keys.get(i * key_len..(i + 1) * key_len).unwrap_or_default()),
-        values: std::array::from_fn(|i| values.get(i * value_len..(i + 1) * value_len).unwrap_or_default()),
+        values: std::array::from_fn(|i| {
+            values
+                .get(i * value_len..(i + 1) * value_len)
+                .unwrap_or_default()
+        }),
         scale: segment.scale,
         next: &[],
     };
@@ -244,21 +291,37 @@ unsafe fn attend<S: Panels<T>, T: CacheElement>(
     scores: &mut Vec<f32>,
     partial: &mut Partial<'_>,
 ) {
-    let Segment { head_dim, value_dim, .. } = *segment;
+    let Segment {
+        head_dim,
+        value_dim,
+        ..
+    } = *segment;
     scores.resize((S::QUERIES * SCORES_STRIDE).max(scores.len()), 0.0);
     let queries = segment.queries.chunks(S::QUERIES * head_dim);
-    let tiles = queries.zip(segment.num_keys.chunks(S::QUERIES)).zip(partial.acc.chunks_mut(S::QUERIES * value_dim));
+    let tiles = queries
+        .zip(segment.num_keys.chunks(S::QUERIES))
+        .zip(partial.acc.chunks_mut(S::QUERIES * value_dim));
     for (tile, ((queries, num_keys), acc)) in tiles.enumerate() {
         let range = tile * S::QUERIES..tile * S::QUERIES + num_keys.len();
-        let (least, most) = num_keys.iter().fold((SEGMENT_KEYS, 0), |(least, most), &n| (least.min(n), most.max(n)));
+        let (least, most) = num_keys
+            .iter()
+            .fold((SEGMENT_KEYS, 0), |(least, most), &n| {
+                (least.min(n), most.max(n))
+            });
         let blocks = most.div_ceil(CACHE_BLOCK);
         for block in 0..blocks {
-            let next = if block + 1 < blocks { segment.keys[block + 1] } else { segment.values[0] };
+            let next = if block + 1 < blocks {
+                segment.keys[block + 1]
+            } else {
+                segment.values[0]
+            };
             let panel = Panel {
                 data: segment.keys[block],
                 stride: CACHE_BLOCK,
                 // Later keys have no score.
-                width: (most - block * CACHE_BLOCK).min(CACHE_BLOCK).next_multiple_of(16),
+                width: (most - block * CACHE_BLOCK)
+                    .min(CACHE_BLOCK)
+                    .next_multiple_of(16),
                 coefs: queries,
                 coef_stride: head_dim,
                 steps: head_dim,
@@ -273,10 +336,15 @@ unsafe fn attend<S: Panels<T>, T: CacheElement>(
         }
         for (query, index) in range.enumerate() {
             let scores = &mut scores[query * SCORES_STRIDE..][..num_keys[query]];
-            (partial.max[index], partial.sum[index]) = portable::softmax_segment(scores, segment.scale);
+            (partial.max[index], partial.sum[index]) =
+                portable::softmax_segment(scores, segment.scale);
         }
         for block in 0..blocks {
-            let next = if block + 1 < blocks { segment.values[block + 1] } else { segment.next };
+            let next = if block + 1 < blocks {
+                segment.values[block + 1]
+            } else {
+                segment.next
+            };
             let first_key = block * CACHE_BLOCK;
             // The keys that all queries of the tile see; a later row of the prompt sees more.
             let common = least.saturating_sub(first_key).min(CACHE_BLOCK);

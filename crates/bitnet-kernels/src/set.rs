@@ -1,4 +1,5 @@
-//! [`KernelSet`]: one table of functions for each instruction set, and the one place where the CPU is asked what it can do.
+//! [`KernelSet`]: one table of functions for each instruction set, and the one place where the CPU
+//! is asked what it can do.
 
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -11,7 +12,9 @@ use crate::neon;
 use crate::packing::Packing;
 use crate::scalar;
 use crate::screen::ScreenSums;
-use crate::segment::{AttendFn, CACHE_BLOCK, CacheElement, Partial, SEGMENT_KEYS, Segment, SegmentScratch};
+use crate::segment::{
+    AttendFn, CACHE_BLOCK, CacheElement, Partial, SEGMENT_KEYS, Segment, SegmentScratch,
+};
 use crate::sparse::SparseKernels;
 use crate::tl::Lookup;
 #[cfg(target_arch = "x86_64")]
@@ -25,7 +28,10 @@ pub(crate) struct Output<'a> {
 
 impl<'a> Output<'a> {
     pub(crate) fn new(data: &'a mut [f32], stride: usize) -> Self {
-        Self { data: Disjoint::new(data), stride }
+        Self {
+            data: Disjoint::new(data),
+            stride,
+        }
     }
 
     /// Output `block` of `row`.
@@ -33,7 +39,10 @@ impl<'a> Output<'a> {
     /// # Safety
     /// No other thread may hold the same block of the same row.
     #[inline(always)]
-    #[expect(clippy::mut_from_ref, reason = "threads write different blocks, as the caller promises")]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "threads write different blocks, as the caller promises"
+    )]
     pub(crate) unsafe fn block(&self, row: usize, block: usize) -> &mut [f32] {
         let start = row * self.stride + block * BLOCK_ROWS;
         // SAFETY: passed on to the caller.
@@ -42,19 +51,22 @@ impl<'a> Output<'a> {
 }
 
 /// `y = Σ w · q / s · scale` for some blocks and one tile.
-pub(crate) type TernaryTile = unsafe fn(&TernaryMatrix, Range<usize>, usize, &Activations, &Output<'_>);
+pub(crate) type TernaryTile =
+    unsafe fn(&TernaryMatrix, Range<usize>, usize, &Activations, &Output<'_>);
 
-/// The functions of one instruction set. A value of this type is the proof that this CPU can run them: only
-/// [`KernelSet::available`] gives any, and it asks the CPU.
+/// The functions of one instruction set. A value of this type is the proof that this CPU can run
+/// them: only [`KernelSet::available`] gives any, and it asks the CPU.
 ///
 /// Every set gives the same bits for the same input; `tests/agree.rs` holds them to it.
 pub struct KernelSet {
     /// What `--kernels` calls it.
     pub name: &'static str,
-    /// The packing it reads without unpacking it first, and multiplies by fastest where weights come from memory.
+    /// The packing it reads without unpacking it first, and multiplies by fastest where weights
+    /// come from memory.
     pub packing: Packing,
     pub(crate) ternary: unsafe fn(&TernaryMatrix, Range<usize>, &Activations, &Output<'_>),
-    /// Products with one tile of activations, the given one, if there is a faster way for many rows and 1.67 bits.
+    /// Products with one tile of activations, the given one, if there is a faster way for many rows
+    /// and 1.67 bits.
     pub(crate) ternary_tile: Option<TernaryTile>,
     pub(crate) lookup: Lookup,
     pub(crate) sparse: SparseKernels,
@@ -73,13 +85,15 @@ pub struct KernelSet {
     pub(crate) attend_f16: AttendFn<half::f16>,
     pub(crate) attend_f32: AttendFn<f32>,
     pub(crate) merge_segment: unsafe fn(&mut f32, &mut f32, &mut [f32], f32, f32, &[f32]),
-    /// So many rounds of the set's fastest int8 products, all in registers; returns how many products that were.
+    /// So many rounds of the set's fastest int8 products, all in registers; returns how many
+    /// products that were.
     pub(crate) peak_i8: Option<unsafe fn(usize) -> usize>,
     /// The same for products of f32, multiplied, then added.
     pub(crate) peak_f32: Option<unsafe fn(usize) -> usize>,
 }
 
-/// Compiles the portable functions for an instruction set and fills a [`KernelSet`] with them and with the set's own.
+/// Compiles the portable functions for an instruction set and fills a [`KernelSet`] with them and
+/// with the set's own.
 macro_rules! kernel_set {
     ($name:ident = $text:literal, $(#[$features:meta])? own { $($field:ident: $own:expr),* $(,)? }) => {
         /// The table of this instruction set.
@@ -132,9 +146,11 @@ macro_rules! kernel_set {
 pub(crate) use kernel_set;
 
 impl KernelSet {
-    /// The sets that this CPU can run, best first. The scalar set, which is the reference, is always the last.
+    /// The sets that this CPU can run, best first. The scalar set, which is the reference, is
+    /// always the last.
     pub fn available() -> impl Iterator<Item = &'static KernelSet> {
-        let mut sets: [Option<&'static KernelSet>; 5] = [None, None, None, None, Some(&scalar::SCALAR)];
+        let mut sets: [Option<&'static KernelSet>; 5] =
+            [None, None, None, None, Some(&scalar::SCALAR)];
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
@@ -169,8 +185,10 @@ impl KernelSet {
     /// The best set for this CPU.
     #[must_use]
     pub fn detect() -> &'static KernelSet {
-        // Found once: asking for the name of the CPU's maker leaves a virtual machine, which takes 8 µs.
-        static BEST: LazyLock<&KernelSet> = LazyLock::new(|| KernelSet::available().next().unwrap_or(&scalar::SCALAR));
+        // Found once: asking for the name of the CPU's maker leaves a virtual machine, which takes
+        // 8 µs.
+        static BEST: LazyLock<&KernelSet> =
+            LazyLock::new(|| KernelSet::available().next().unwrap_or(&scalar::SCALAR));
         &BEST
     }
 
@@ -185,7 +203,13 @@ impl KernelSet {
     /// # Panics
     /// If the lengths do not fit together.
     pub fn matvec_f16(&self, rows: &[u8], x: &[f32], out: &mut [f32]) {
-        assert_eq!(rows.len(), 2 * x.len() * out.len(), "f16 matrix bytes for {} rows of {}", out.len(), x.len());
+        assert_eq!(
+            rows.len(),
+            2 * x.len() * out.len(),
+            "f16 matrix bytes for {} rows of {}",
+            out.len(),
+            x.len()
+        );
         // SAFETY: a set exists only on a CPU that can run it; the lengths were checked.
         unsafe { (self.matvec_f16)(rows, x, out) }
     }
@@ -196,7 +220,13 @@ impl KernelSet {
     /// If the lengths do not fit together.
     pub fn matvec_f32(&self, rows: &[f32], x: &[f32], out: &mut [f32]) {
         assert!(!x.is_empty(), "a matrix without columns");
-        assert_eq!(rows.len(), x.len() * out.len(), "matrix elements for {} rows of {}", out.len(), x.len());
+        assert_eq!(
+            rows.len(),
+            x.len() * out.len(),
+            "matrix elements for {} rows of {}",
+            out.len(),
+            x.len()
+        );
         // SAFETY: a set exists only on a CPU that can run it; the lengths were checked.
         unsafe { (self.matvec_f32)(rows, x, out) }
     }
@@ -206,18 +236,28 @@ impl KernelSet {
     /// # Panics
     /// If the lengths differ.
     pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-        assert!(x.len() == weight.len() && x.len() == out.len(), "rms_norm of {} by {}", x.len(), weight.len());
+        assert!(
+            x.len() == weight.len() && x.len() == out.len(),
+            "rms_norm of {} by {}",
+            x.len(),
+            weight.len()
+        );
         // SAFETY: a set exists only on a CPU that can run it.
         unsafe { (self.rms_norm)(x, weight, eps, out) }
     }
 
-    /// Quantizes `x` to int8 by its largest magnitude; zeros follow where `out` is longer. Returns `s` and `Σ q`:
-    /// `s = 127 / max(absmax, 1e-5)` by one division, `q = round_half_even(x · s)`.
+    /// Quantizes `x` to int8 by its largest magnitude; zeros follow where `out` is longer. Returns
+    /// `s` and `Σ q`: `s = 127 / max(absmax, 1e-5)` by one division, `q = round_half_even(x · s)`.
     ///
     /// # Panics
     /// If `out` is shorter than `x`.
     pub fn quantize(&self, x: &[f32], out: &mut [i8]) -> (f32, i32) {
-        assert!(out.len() >= x.len(), "{} values into {}", x.len(), out.len());
+        assert!(
+            out.len() >= x.len(),
+            "{} values into {}",
+            x.len(),
+            out.len()
+        );
         // SAFETY: a set exists only on a CPU that can run it.
         unsafe { (self.quantize)(x, out) }
     }
@@ -227,7 +267,12 @@ impl KernelSet {
     /// # Panics
     /// If the lengths differ.
     pub fn relu2_mul(&self, gate: &[f32], up: &[f32], out: &mut [f32]) {
-        assert!(gate.len() == up.len() && gate.len() == out.len(), "gate {} and up {}", gate.len(), up.len());
+        assert!(
+            gate.len() == up.len() && gate.len() == out.len(),
+            "gate {} and up {}",
+            gate.len(),
+            up.len()
+        );
         // SAFETY: a set exists only on a CPU that can run it.
         unsafe { (self.relu2_mul)(gate, up, out) }
     }
@@ -237,7 +282,12 @@ impl KernelSet {
     /// # Panics
     /// If the lengths differ.
     pub fn silu_mul(&self, gate: &[f32], up: &[f32], out: &mut [f32]) {
-        assert!(gate.len() == up.len() && gate.len() == out.len(), "gate {} and up {}", gate.len(), up.len());
+        assert!(
+            gate.len() == up.len() && gate.len() == out.len(),
+            "gate {} and up {}",
+            gate.len(),
+            up.len()
+        );
         // SAFETY: a set exists only on a CPU that can run it.
         unsafe { (self.silu_mul)(gate, up, out) }
     }
@@ -252,13 +302,17 @@ impl KernelSet {
         unsafe { (self.add)(x, y) }
     }
 
-    /// Rotates each head of `x`, `[heads, 2 · cos.len()]`, pairing element `i` with `i + cos.len()`.
+    /// Rotates each head of `x`, `[heads, 2 · cos.len()]`, pairing element `i` with `i +
+    /// cos.len()`.
     ///
     /// # Panics
     /// If `cos` and `sin` differ in length or do not divide `x`.
     pub fn rope_half_split(&self, x: &mut [f32], cos: &[f32], sin: &[f32]) {
         let head_dim = 2 * cos.len();
-        assert!(cos.len() == sin.len() && head_dim > 0 && x.len().is_multiple_of(head_dim), "heads of {head_dim}");
+        assert!(
+            cos.len() == sin.len() && head_dim > 0 && x.len().is_multiple_of(head_dim),
+            "heads of {head_dim}"
+        );
         for head in x.chunks_exact_mut(head_dim) {
             // SAFETY: a set exists only on a CPU that can run it.
             unsafe { (self.rope_half_split)(head, cos, sin) }
@@ -275,21 +329,40 @@ impl KernelSet {
         scratch: &mut SegmentScratch,
         partial: &mut Partial<'_>,
     ) {
-        let Segment { head_dim, value_dim, num_keys, .. } = *segment;
+        let Segment {
+            head_dim,
+            value_dim,
+            num_keys,
+            ..
+        } = *segment;
         let queries = num_keys.len();
         let most = num_keys.iter().copied().max().unwrap_or(0);
-        assert!(num_keys.iter().all(|n| (1..=SEGMENT_KEYS).contains(n)), "{num_keys:?} keys");
+        assert!(
+            num_keys.iter().all(|n| (1..=SEGMENT_KEYS).contains(n)),
+            "{num_keys:?} keys"
+        );
         assert!(
             value_dim.is_multiple_of(16) && value_dim >= head_dim,
             "value rows of {value_dim} for heads of {head_dim}"
         );
-        assert!(segment.queries.len() == queries * head_dim, "{queries} queries");
+        assert!(
+            segment.queries.len() == queries * head_dim,
+            "{queries} queries"
+        );
         for block in 0..most.div_ceil(CACHE_BLOCK) {
-            assert!(segment.keys[block].len() == head_dim * CACHE_BLOCK, "key block {block}");
-            assert!(segment.values[block].len() == CACHE_BLOCK * value_dim, "value block {block}");
+            assert!(
+                segment.keys[block].len() == head_dim * CACHE_BLOCK,
+                "key block {block}"
+            );
+            assert!(
+                segment.values[block].len() == CACHE_BLOCK * value_dim,
+                "value block {block}"
+            );
         }
         assert!(
-            partial.max.len() == queries && partial.sum.len() == queries && partial.acc.len() == queries * value_dim,
+            partial.max.len() == queries
+                && partial.sum.len() == queries
+                && partial.acc.len() == queries * value_dim,
             "partial"
         );
         // SAFETY: a set exists only on a CPU that can run it; the lengths were checked.
@@ -310,7 +383,13 @@ impl KernelSet {
     ///
     /// # Panics
     /// If the lengths differ.
-    pub fn merge_segment(&self, max: &mut f32, sum: &mut f32, acc: &mut [f32], later: (f32, f32, &[f32])) {
+    pub fn merge_segment(
+        &self,
+        max: &mut f32,
+        sum: &mut f32,
+        acc: &mut [f32],
+        later: (f32, f32, &[f32]),
+    ) {
         assert_eq!(acc.len(), later.2.len(), "partial results");
         // SAFETY: a set exists only on a CPU that can run it.
         unsafe { (self.merge_segment)(max, sum, acc, later.0, later.1, later.2) }

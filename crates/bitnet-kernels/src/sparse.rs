@@ -1,8 +1,10 @@
-//! [`TernaryRows`] and [`TernaryColumns`]: ternary weights of which a step reads only the rows or columns that matter.
+//! [`TernaryRows`] and [`TernaryColumns`]: ternary weights of which a step reads only the rows or
+//! columns that matter.
 //!
-//! Where a gate is not positive, `relu(gate)² · up` is zero whatever that row of `up` gives; where an int8 activation is
-//! zero, its column of `down` adds nothing. Both are left out, and the sums are the same integers. A product of one row
-//! of activations reads a copy of the weights in which each row, or each column, is a run of 64-byte lines:
+//! Where a gate is not positive, `relu(gate)² · up` is zero whatever that row of `up` gives; where
+//! an int8 activation is zero, its column of `down` adds nothing. Both are left out, and the sums
+//! are the same integers. A product of one row of activations reads a copy of the weights in which
+//! each row, or each column, is a run of 64-byte lines:
 //!
 //! ```text
 //! line b of a row:      byte 4 g + j (g 0..16, j 0..4), bits 2s..2s+1  =  weight + 1 of column 256 b + 16 g + 4 s + j
@@ -11,11 +13,13 @@
 //!                       256 b + 128 (t / 2) + 32 s + 16 (t % 2) + 4 q + i
 //! ```
 //!
-//! The second is made so that interleaving the bytes of four columns and masking a field gives sixteen rows in order.
+//! The second is made so that interleaving the bytes of four columns and masking a field gives
+//! sixteen rows in order.
 //!
-//! A hardware prefetcher that sees a run of lines fetches on past its end, into what was to be skipped: naive skipping
-//! gains nothing until most is skipped. So the kernels take 64 runs at a time and read line 0 of each, then line 1 of
-//! each, and so on, and ask for the same line of the next 64 meanwhile. Then the time falls with the number of active runs.
+//! A hardware prefetcher that sees a run of lines fetches on past its end, into what was to be
+//! skipped: naive skipping gains nothing until most is skipped. So the kernels take 64 runs at a
+//! time and read line 0 of each, then line 1 of each, and so on, and ask for the same line of the
+//! next 64 meanwhile. Then the time falls with the number of active runs.
 
 use crate::activations::Activations;
 use crate::counters::Kernel;
@@ -49,7 +53,10 @@ pub(crate) struct Runs {
 impl Runs {
     fn new(num_runs: usize, run_len: usize) -> Self {
         let run_lines = run_len.div_ceil(RUN_LINE_WEIGHTS);
-        Self { bytes: Huge::zeros(num_runs * run_lines * RUN_LINE_BYTES), run_lines }
+        Self {
+            bytes: Huge::zeros(num_runs * run_lines * RUN_LINE_BYTES),
+            run_lines,
+        }
     }
 
     /// All lines, those of run `i` from `i · run_lines` on.
@@ -108,12 +115,21 @@ impl TernaryRows {
             let mut scratch = Scratch::take();
             // SAFETY: each row is in one thread's share.
             let out = unsafe { out.slice(share.start * run_bytes..share.end * run_bytes) };
-            for (block, out) in (first_block + share.start / BLOCK_ROWS..).zip(out.chunks_mut(BLOCK_ROWS * run_bytes)) {
-                let lines = scratch.unpack(matrix, block).unwrap_or_else(|| matrix.lines(block));
+            for (block, out) in (first_block + share.start / BLOCK_ROWS..)
+                .zip(out.chunks_mut(BLOCK_ROWS * run_bytes))
+            {
+                let lines = scratch
+                    .unpack(matrix, block)
+                    .unwrap_or_else(|| matrix.lines(block));
                 copy_rows(lines, out, run_bytes);
             }
         });
-        Self { runs, rows, cols: matrix.cols(), scale }
+        Self {
+            runs,
+            rows,
+            cols: matrix.cols(),
+            scale,
+        }
     }
 
     /// Bytes of the weights, padding included.
@@ -142,8 +158,16 @@ impl TernaryColumns {
     /// If it is a stack of several.
     #[must_use]
     pub fn new(pool: &Pool, matrix: &TernaryMatrix) -> Self {
-        assert!(matrix.parts().len() == 1, "columns of a stack of {} matrices", matrix.parts().len());
-        let (rows, scale, cols) = (matrix.parts()[0].rows, matrix.parts()[0].scale, matrix.cols());
+        assert!(
+            matrix.parts().len() == 1,
+            "columns of a stack of {} matrices",
+            matrix.parts().len()
+        );
+        let (rows, scale, cols) = (
+            matrix.parts()[0].rows,
+            matrix.parts()[0].scale,
+            matrix.cols(),
+        );
         let unpacked = matrix.unpacked(pool);
         let matrix = unpacked.as_ref().unwrap_or(matrix);
         let num_lines = cols.div_ceil(LINE_COLS);
@@ -156,19 +180,30 @@ impl TernaryColumns {
                 for index in 0..run_lines {
                     let blocks = BLOCKS_OF_RUN_LINE * index..matrix.num_blocks();
                     let num_blocks = blocks.len().min(BLOCKS_OF_RUN_LINE);
-                    let lens = blocks.zip(&mut unpacked).map(|(block, to)| matrix.unpack_group(block, group, to));
+                    let lens = blocks
+                        .zip(&mut unpacked)
+                        .map(|(block, to)| matrix.unpack_group(block, group, to));
                     let len = lens.fold(0, usize::max);
                     for line in group * GROUP_LINES..group * GROUP_LINES + len {
                         let of_block = |block: usize| &unpacked[block][line % GROUP_LINES];
-                        let lines = std::array::from_fn(|block| (block < num_blocks).then(|| of_block(block)));
-                        // SAFETY: each group of lines is in one thread's share, and its columns are those of no other.
-                        let out = unsafe { out.slice(line * group_bytes..(line + 1) * group_bytes) };
+                        let lines = std::array::from_fn(|block| {
+                            (block < num_blocks).then(|| of_block(block))
+                        });
+                        // SAFETY: each group of lines is in one thread's share, and its columns are
+                        // those of no other.
+                        let out =
+                            unsafe { out.slice(line * group_bytes..(line + 1) * group_bytes) };
                         copy_columns(&lines, out.as_chunks_mut().0, run_lines, index);
                     }
                 }
             }
         });
-        Self { runs, rows, cols, scale }
+        Self {
+            runs,
+            rows,
+            cols,
+            scale,
+        }
     }
 
     /// Bytes of the weights, padding included.
@@ -178,8 +213,8 @@ impl TernaryColumns {
     }
 }
 
-/// Line `index` of the runs of 16 columns: lines of the same columns in eight blocks of rows (those past the end are
-/// missing), `out` all lines of the 16 runs.
+/// Line `index` of the runs of 16 columns: lines of the same columns in eight blocks of rows (those
+/// past the end are missing), `out` all lines of the 16 runs.
 fn copy_columns(
     lines: &[Option<&Line>; BLOCKS_OF_RUN_LINE],
     out: &mut [[u8; RUN_LINE_BYTES]],
@@ -187,10 +222,18 @@ fn copy_columns(
     index: usize,
 ) {
     for (half, lines) in lines.as_chunks::<4>().0.iter().enumerate() {
-        // Byte j of `packed[field][r]`: field s is the weight of column 4 field + j in row r of block s.
+        // Byte j of `packed[field][r]`: field s is the weight of column 4 field + j in row r of
+        // block s.
         let mut packed = [[0u32; BLOCK_ROWS]; 4];
         for (s, line) in lines.iter().enumerate() {
-            for (r, dword) in line.map(|line| &line[..]).unwrap_or_default().as_chunks::<4>().0.iter().enumerate() {
+            for (r, dword) in line
+                .map(|line| &line[..])
+                .unwrap_or_default()
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .enumerate()
+            {
                 let dword = u32::from_le_bytes(*dword);
                 for (field, packed) in packed.iter_mut().enumerate() {
                     packed[r] |= (dword >> (2 * field) & 0x0303_0303) << (2 * s);
@@ -203,7 +246,8 @@ fn copy_columns(
                 let byte = 16 * (four % 4) + 4 * (2 * half + four / 4);
                 for j in 0..4 {
                     let line = &mut out[(4 * field + j) * run_lines + index];
-                    line[byte..byte + 4].copy_from_slice(&[rows[0][j], rows[1][j], rows[2][j], rows[3][j]]);
+                    line[byte..byte + 4]
+                        .copy_from_slice(&[rows[0][j], rows[1][j], rows[2][j], rows[3][j]]);
                 }
             }
         }
@@ -216,13 +260,15 @@ type Arranged = [[i8; RUN_LINE_WEIGHTS]];
 /// What an instruction set does for products of few rows or columns.
 #[derive(Clone, Copy)]
 pub(crate) struct SparseKernels {
-    /// Lists the positions of numbers above zero in places that are [`LIST_SLACK`] more; returns how many there are.
+    /// Lists the positions of numbers above zero in places that are [`LIST_SLACK`] more; returns
+    /// how many there are.
     pub positive: unsafe fn(&[f32], &mut [u32]) -> usize,
     /// The same of int8 values that are not zero.
     pub nonzero: unsafe fn(&[i8], &mut [u32]) -> usize,
     /// `Σ code · q` of each active row.
     pub active_rows: unsafe fn(&TernaryRows, &[u32], &Arranged, &mut [i32]),
-    /// `Σ code · q` of all rows over the active columns, `[run_lines, 256]`; the activations in natural order.
+    /// `Σ code · q` of all rows over the active columns, `[run_lines, 256]`; the activations in
+    /// natural order.
     pub active_columns: unsafe fn(&TernaryColumns, &[u32], &[i8], &mut [i32]),
 }
 
@@ -231,14 +277,18 @@ pub(crate) struct SparseKernels {
 pub(crate) fn starts(runs: &[u32], run_lines: usize) -> [usize; RUNS_AT_ONCE] {
     let start = |run: u32| run as usize * run_lines;
     let mut starts = [runs.first().map_or(0, |first| start(*first)); RUNS_AT_ONCE];
-    starts.iter_mut().zip(runs).for_each(|(to, run)| *to = start(*run));
+    starts
+        .iter_mut()
+        .zip(runs)
+        .for_each(|(to, run)| *to = start(*run));
     starts
 }
 
 /// Writes a step of a loop once for each value, so that each load is an instruction of its own.
 ///
-/// Prefetchers learn each instruction's strides: in those of a single load over all runs they make out a pattern, and
-/// fetch what is skipped. At 50 % sparsity that would cost half the gain; with eight loads it does not happen.
+/// Prefetchers learn each instruction's strides: in those of a single load over all runs they make
+/// out a pattern, and fetch what is skipped. At 50 % sparsity that would cost half the gain; with
+/// eight loads it does not happen.
 macro_rules! unrolled {
     ($name:ident in $($value:literal)* => $step:block) => {
         $({
@@ -261,11 +311,12 @@ pub struct SparseScratch {
 }
 
 impl Cpu {
-    /// `out[r] = W[r] · activations` for the rows `r` whose gate is positive, 0 for all others, if they are at most
-    /// `active_max` and no product could overflow; else returns false and does nothing.
+    /// `out[r] = W[r] · activations` for the rows `r` whose gate is positive, 0 for all others, if
+    /// they are at most `active_max` and no product could overflow; else returns false and does
+    /// nothing.
     ///
-    /// gates: `[rows]`, activations: one row, out: at least `[rows]`. With `relu(gate)² · out` next, the zeros change
-    /// nothing, since all products are finite.
+    /// gates: `[rows]`, activations: one row, out: at least `[rows]`. With `relu(gate)² · out`
+    /// next, the zeros change nothing, since all products are finite.
     ///
     /// # Panics
     /// If the shapes do not fit.
@@ -278,8 +329,13 @@ impl Cpu {
         scratch: &mut SparseScratch,
         out: &mut [f32],
     ) -> bool {
-        let TernaryRows { rows, cols, scale, .. } = *matrix;
-        assert!(activations.rows() == 1 && activations.cols() == cols, "activations of {cols} columns, one row");
+        let TernaryRows {
+            rows, cols, scale, ..
+        } = *matrix;
+        assert!(
+            activations.rows() == 1 && activations.cols() == cols,
+            "activations of {cols} columns, one row"
+        );
         assert!(
             gates.len() == rows && out.len() >= rows,
             "{} gates and {} outputs of {rows} rows",
@@ -289,10 +345,16 @@ impl Cpu {
         let tile = activations.tile(0);
         let (activation_sum, activation_scale) = (tile.sums[0], tile.scales[0]);
         let largest = (127 * cols) as f32 / activation_scale * scale;
-        let SparseScratch { active, values, sums } = scratch;
+        let SparseScratch {
+            active,
+            values,
+            sums,
+        } = scratch;
         let kernels = &self.set().sparse;
         // SAFETY: a set exists only on a CPU that can run it.
-        list(active, rows, |places| unsafe { (kernels.positive)(gates, places) });
+        list(active, rows, |places| unsafe {
+            (kernels.positive)(gates, places)
+        });
         if active.len() > active_max || !largest.is_finite() {
             return false;
         }
@@ -317,8 +379,8 @@ impl Cpu {
         true
     }
 
-    /// `out = W · activations`, reading only the columns whose activation is not zero, if they are at most `active_max`;
-    /// else returns false and does nothing.
+    /// `out = W · activations`, reading only the columns whose activation is not zero, if they are
+    /// at most `active_max`; else returns false and does nothing.
     ///
     /// activations: one row, out: at least `[rows]`.
     ///
@@ -332,15 +394,22 @@ impl Cpu {
         scratch: &mut SparseScratch,
         out: &mut [f32],
     ) -> bool {
-        let TernaryColumns { rows, cols, scale, .. } = *matrix;
-        assert!(activations.rows() == 1 && activations.cols() == cols, "activations of {cols} columns, one row");
+        let TernaryColumns {
+            rows, cols, scale, ..
+        } = *matrix;
+        assert!(
+            activations.rows() == 1 && activations.cols() == cols,
+            "activations of {cols} columns, one row"
+        );
         assert!(out.len() >= rows, "{} outputs of {rows} rows", out.len());
         let tile = activations.tile(0);
         let (activation_sum, activation_scale) = (tile.sums[0], tile.scales[0]);
         let SparseScratch { active, sums, .. } = scratch;
         let kernels = &self.set().sparse;
         // SAFETY: a set exists only on a CPU that can run it.
-        list(active, cols, |places| unsafe { (kernels.nonzero)(&tile.values[..cols], places) });
+        list(active, cols, |places| unsafe {
+            (kernels.nonzero)(&tile.values[..cols], places)
+        });
         if active.len() > active_max {
             return false;
         }
@@ -359,7 +428,10 @@ impl Cpu {
         });
         let (first, others) = sums.split_at_mut(num_sums);
         for others in others.chunks_exact(num_sums) {
-            first.iter_mut().zip(others).for_each(|(sum, other)| *sum += other);
+            first
+                .iter_mut()
+                .zip(others)
+                .for_each(|(sum, other)| *sum += other);
         }
         for (out, sum) in out[..rows].iter_mut().zip(first) {
             *out = (*sum - activation_sum) as f32 / activation_scale * scale;
@@ -368,8 +440,10 @@ impl Cpu {
     }
 
     fn count_runs(&self, runs: &Runs, active: usize, num_runs: usize, run_len: usize) {
-        self.counters().add(Kernel::I2sGemv, active * run_len, active * runs.run_bytes());
-        self.counters().skip(Kernel::I2sGemv, (num_runs - active) * run_len);
+        self.counters()
+            .add(Kernel::I2sGemv, active * run_len, active * runs.run_bytes());
+        self.counters()
+            .skip(Kernel::I2sGemv, (num_runs - active) * run_len);
     }
 }
 
@@ -383,11 +457,16 @@ fn list(list: &mut Vec<u32>, len: usize, write: impl Fn(&mut [u32]) -> usize) {
     list.truncate(found);
 }
 
-/// Lists the positions of what is active in places of at least [`LIST_SLACK`] more, and returns how many there are.
+/// Lists the positions of what is active in places of at least [`LIST_SLACK`] more, and returns how
+/// many there are.
 #[inline(always)]
-pub(crate) fn positions<T>(values: &[T], is_active: impl Fn(&T) -> bool, places: &mut [u32]) -> usize {
-    // No branches, which would be mispredicted half the time: every position is written, and kept if the next is not
-    // written over it.
+pub(crate) fn positions<T>(
+    values: &[T],
+    is_active: impl Fn(&T) -> bool,
+    places: &mut [u32],
+) -> usize {
+    // No branches, which would be mispredicted half the time: every position is written, and kept
+    // if the next is not written over it.
     let mut len = 0;
     for (index, value) in values.iter().enumerate() {
         places[len] = index as u32;
@@ -396,7 +475,8 @@ pub(crate) fn positions<T>(values: &[T], is_active: impl Fn(&T) -> bool, places:
     len
 }
 
-/// The activations that the fields of each line of a row meet: 64 for field 0, 64 for field 1, …; zeros past the end.
+/// The activations that the fields of each line of a row meet: 64 for field 0, 64 for field 1, …;
+/// zeros past the end.
 fn arrange(activations: &[i8], run_lines: usize, values: &mut Vec<[i8; RUN_LINE_WEIGHTS]>) {
     values.clear();
     values.resize(run_lines, [0; RUN_LINE_WEIGHTS]);

@@ -1,7 +1,9 @@
-//! Table lookup: ternary weights kept as the indices of pairs (TL1) or triples (TL2), and products that look them up.
+//! Table lookup: ternary weights kept as the indices of pairs (TL1) or triples (TL2), and products
+//! that look them up.
 //!
-//! The products of two or three neighbouring activations with all their possible weights are few: they are computed once
-//! a row of activations, and a shuffle instruction finds them for 32 rows of weights at a time. Nothing is unpacked.
+//! The products of two or three neighbouring activations with all their possible weights are few:
+//! they are computed once a row of activations, and a shuffle instruction finds them for 32 rows of
+//! weights at a time. Nothing is unpacked.
 //!
 //! ```text
 //! pairs:    index of the weights (a, b):     3a + b + 4,     0 to 8
@@ -17,13 +19,14 @@
 //! matrix:   the first chunk of all blocks, the second chunk of all blocks, …
 //! ```
 //!
-//! These are the codes of the file formats of those names, two bits a weight and one and two thirds; only the order of the
-//! runs is ours. Lines and units have eight fields (pairs or triples) each. A chunk is as wide as the tables of its columns
-//! leave room for the weights in the first-level cache: they stay there while one stream of weights passes by.
+//! These are the codes of the file formats of those names, two bits a weight and one and two
+//! thirds; only the order of the runs is ours. Lines and units have eight fields (pairs or triples)
+//! each. A chunk is as wide as the tables of its columns leave room for the weights in the
+//! first-level cache: they stay there while one stream of weights passes by.
 //!
-//! What a table holds is exact: a product, 9 bits and a sign, is kept as two signed bytes, its rounded quotient by [`RADIX`]
-//! and the remainder, which are looked up and added apart. Eight of either fit into a byte: sums are widened once a line or
-//! unit.
+//! What a table holds is exact: a product, 9 bits and a sign, is kept as two signed bytes, its
+//! rounded quotient by [`RADIX`] and the remainder, which are looked up and added apart. Eight of
+//! either fit into a byte: sums are widened once a line or unit.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -45,7 +48,8 @@ const CHUNK_LINES: usize = 32;
 pub(crate) type Unit = [u8; UNIT_BYTES];
 /// Pairs in a line, triples in a unit.
 pub(crate) const FIELDS: usize = 8;
-/// What the high byte of a table entry weighs. An odd number, so that rounding leaves |low| ≤ 15: eight of them are at most
+/// What the high byte of a table entry weighs. An odd number, so that rounding leaves |low| ≤ 15:
+/// eight of them are at most
 /// 120. Products are at most 3 · 128 = 384, so |high| ≤ 12, and eight are at most 96.
 pub(crate) const RADIX: i16 = 31;
 
@@ -61,12 +65,18 @@ pub(crate) struct Cut {
 impl Cut {
     /// TL1: pairs only.
     pub fn pairs(cols: usize) -> Self {
-        Self { units: 0, lines: cols.div_ceil(LINE_COLS) }
+        Self {
+            units: 0,
+            lines: cols.div_ceil(LINE_COLS),
+        }
     }
 
     /// TL2: triples, and pairs for the rest.
     pub fn triples(cols: usize) -> Self {
-        Self { units: cols / UNIT_COLS, lines: (cols % UNIT_COLS).div_ceil(LINE_COLS) }
+        Self {
+            units: cols / UNIT_COLS,
+            lines: (cols % UNIT_COLS).div_ceil(LINE_COLS),
+        }
     }
 
     /// Bytes of 32 rows.
@@ -82,14 +92,22 @@ impl Cut {
     /// The chunks of a block.
     pub fn chunks(self) -> impl Iterator<Item = Chunk> {
         let mut rest = self;
-        let mut next = Chunk { cut: Self { units: 0, lines: 0 }, first_col: 0, first_byte: 0 };
+        let mut next = Chunk {
+            cut: Self { units: 0, lines: 0 },
+            first_col: 0,
+            first_byte: 0,
+        };
         std::iter::from_fn(move || {
             next.first_col += next.cut.cols();
             next.first_byte += next.cut.block_bytes();
             next.cut.units = rest.units.min(CHUNK_UNITS);
             rest.units -= next.cut.units;
             // Lines beside units are few: none but those of the last, incomplete unit.
-            next.cut.lines = if rest.units == 0 { rest.lines.min(CHUNK_LINES) } else { 0 };
+            next.cut.lines = if rest.units == 0 {
+                rest.lines.min(CHUNK_LINES)
+            } else {
+                0
+            };
             rest.lines -= next.cut.lines;
             (next.cut.cols() > 0).then_some(next)
         })
@@ -128,7 +146,12 @@ pub(crate) fn pack_chunk(codes: &[i8], cols: usize, chunk: &Chunk, packed: &mut 
     for (row, codes) in codes.chunks_exact(cols).enumerate() {
         let codes = &codes[first_col..cols.min(first_col + cut.cols())];
         let (in_units, in_lines) = codes.split_at(cut.units * UNIT_COLS);
-        for (codes, unit) in in_units.as_chunks().0.iter().zip(units.as_chunks_mut::<UNIT_BYTES>().0) {
+        for (codes, unit) in in_units
+            .as_chunks()
+            .0
+            .iter()
+            .zip(units.as_chunks_mut::<UNIT_BYTES>().0)
+        {
             pack_unit_row(codes, &mut unit[row..]);
         }
         let (whole, rest) = in_lines.as_chunks::<LINE_COLS>();
@@ -149,12 +172,16 @@ pub(crate) fn pack_chunk(codes: &[i8], cols: usize, chunk: &Chunk, packed: &mut 
 #[inline(always)]
 fn pack_unit_row(codes: &[i8; UNIT_COLS], unit: &mut [u8]) {
     // 9a + 3b + c + 13.
-    let value = |field: usize| (9 * codes[3 * field] + 3 * codes[3 * field + 1] + codes[3 * field + 2]) as u8;
+    let value = |field: usize| {
+        (9 * codes[3 * field] + 3 * codes[3 * field + 1] + codes[3 * field + 2]) as u8
+    };
     let values: [u8; FIELDS] = std::array::from_fn(value);
     for (run, pair) in values.as_chunks::<2>().0.iter().enumerate() {
         unit[run * BLOCK_ROWS] = pair[0].abs_diff(13) | pair[1].abs_diff(13) << 4;
     }
-    let signs = values.iter().enumerate().fold(0, |signs, (field, value)| signs | u8::from(*value < 13) << field);
+    let signs = values.iter().enumerate().fold(0, |signs, (field, value)| {
+        signs | u8::from(*value < 13) << field
+    });
     unit[4 * BLOCK_ROWS] = signs;
 }
 
@@ -174,10 +201,20 @@ pub(crate) fn unpack_chunk(packed: &[u8], cols: usize, chunk: &Chunk, codes: &mu
     for (row, codes) in codes.chunks_exact_mut(cols).enumerate() {
         let codes = &mut codes[first_col..cols.min(first_col + cut.cols())];
         let (in_units, in_lines) = codes.split_at_mut(cut.units * UNIT_COLS);
-        for (codes, unit) in in_units.as_chunks_mut::<UNIT_COLS>().0.iter_mut().zip(units) {
+        for (codes, unit) in in_units
+            .as_chunks_mut::<UNIT_COLS>()
+            .0
+            .iter_mut()
+            .zip(units)
+        {
             for (field, codes) in codes.as_chunks_mut::<3>().0.iter_mut().enumerate() {
                 let index = (unit[field / 2 * BLOCK_ROWS + row] >> (4 * (field % 2)) & 15) as i8;
-                let value = 13 + if unit[4 * BLOCK_ROWS + row] >> field & 1 == 1 { -index } else { index };
+                let value = 13
+                    + if unit[4 * BLOCK_ROWS + row] >> field & 1 == 1 {
+                        -index
+                    } else {
+                        index
+                    };
                 *codes = [value / 9, value / 3 % 3, value % 3];
             }
         }
@@ -194,8 +231,8 @@ pub(crate) fn unpack_chunk(packed: &[u8], cols: usize, chunk: &Chunk, codes: &mu
 
 /// The products of one field, `RADIX · high + low` of each index: 16 low bytes, then 16 high ones.
 ///
-/// Two of them, where a set asks for signed tables, make a table of a triple: 32 low bytes, then 32 high ones, the index
-/// with the sign as its fifth bit.
+/// Two of them, where a set asks for signed tables, make a table of a triple: 32 low bytes, then 32
+/// high ones, the index with the sign as its fifth bit.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(32))]
 pub(crate) struct Table(pub [i8; 32]);
@@ -205,16 +242,18 @@ pub(crate) struct Table(pub [i8; 32]);
 pub(crate) struct Lookup {
     /// Tables for a triple: 1, or 2 where they are signed.
     pub triple_tables: usize,
-    /// Makes the tables of the units and lines of a chunk for one row of activations, [`Cut::cols`] values.
+    /// Makes the tables of the units and lines of a chunk for one row of activations, [`Cut::cols`]
+    /// values.
     pub make_tables: unsafe fn(&[i16], Cut, &mut [Table]),
-    /// Adds `Σ w · q` of each of the 32 rows of a chunk to their sums, which lie in an order of the set's own, by the tables
-    /// of one row of activations.
+    /// Adds `Σ w · q` of each of the 32 rows of a chunk to their sums, which lie in an order of the
+    /// set's own, by the tables of one row of activations.
     pub add: unsafe fn(&[u8], Cut, &[Table], &mut [i32; BLOCK_ROWS]),
     /// `sum / s · scale` of 32 rows, given the sums, s, the scale and the place for 32 outputs.
     pub finish: unsafe fn(&[i32; BLOCK_ROWS], f32, f32, &mut [f32]),
 }
 
-/// `sum / s · scale` of 32 rows, in that order: the body of [`Lookup::finish`] where sums lie in the order of the rows.
+/// `sum / s · scale` of 32 rows, in that order: the body of [`Lookup::finish`] where sums lie in
+/// the order of the rows.
 #[inline(always)]
 pub(crate) fn finish(sums: &[i32; BLOCK_ROWS], activation_scale: f32, scale: f32, out: &mut [f32]) {
     for (out, sum) in out.iter_mut().zip(sums) {
@@ -249,8 +288,8 @@ pub(crate) const TRIPLES: Weights<3> = {
     weights
 };
 
-/// What a thread needs for a product: a part of a row of activations, tables, sums. Kept, so that a decode step allocates
-/// nothing.
+/// What a thread needs for a product: a part of a row of activations, tables, sums. Kept, so that a
+/// decode step allocates nothing.
 #[derive(Default)]
 struct Scratch {
     values: Vec<i16>,
@@ -262,15 +301,18 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Rows of activations whose tables stay in a core's second-level cache: at most 8 KiB each, 256 KiB.
+/// Rows of activations whose tables stay in a core's second-level cache: at most 8 KiB each, 256
+/// KiB.
 const ROWS_AT_ONCE: usize = 32;
 
 /// `y = Σ w · q / s · scale` for the given blocks of rows and all activation rows.
 ///
-/// Every thread makes all tables for itself: that takes less time than to wait for, and to fetch, what others made.
+/// Every thread makes all tables for itself: that takes less time than to wait for, and to fetch,
+/// what others made.
 ///
 /// # Safety
-/// The CPU must have the instructions of `lookup`, and no other thread may hold the same blocks of outputs.
+/// The CPU must have the instructions of `lookup`, and no other thread may hold the same blocks of
+/// outputs.
 pub(crate) unsafe fn multiply(
     lookup: &Lookup,
     matrix: &TernaryMatrix,
@@ -279,39 +321,47 @@ pub(crate) unsafe fn multiply(
     activations: &Activations,
     output: &Output<'_>,
 ) {
-    SCRATCH.with_borrow_mut(|Scratch { values, tables, sums }| {
-        for first in (0..activations.rows()).step_by(ROWS_AT_ONCE) {
-            let rows = first..activations.rows().min(first + ROWS_AT_ONCE);
-            sums.clear();
-            sums.resize(rows.len() * blocks.len(), [0; BLOCK_ROWS]);
-            for chunk in cut.chunks() {
-                let Chunk { cut, first_col, .. } = chunk;
-                let row_tables = FIELDS * (lookup.triple_tables * cut.units + cut.lines);
-                values.resize(cut.cols(), 0);
-                tables.resize(rows.len() * row_tables, Table([0; 32]));
-                for (row, tables) in rows.clone().zip(tables.chunks_exact_mut(row_tables)) {
-                    activations.copy_row(row, first_col, values);
-                    // SAFETY: passed on to the caller.
-                    unsafe { (lookup.make_tables)(values, cut, tables) };
-                }
-                for (block, sums) in blocks.clone().zip(sums.chunks_exact_mut(rows.len())) {
-                    let packed = matrix.chunk(block, &chunk);
-                    for (tables, sums) in tables.chunks_exact(row_tables).zip(sums) {
+    SCRATCH.with_borrow_mut(
+        |Scratch {
+             values,
+             tables,
+             sums,
+         }| {
+            for first in (0..activations.rows()).step_by(ROWS_AT_ONCE) {
+                let rows = first..activations.rows().min(first + ROWS_AT_ONCE);
+                sums.clear();
+                sums.resize(rows.len() * blocks.len(), [0; BLOCK_ROWS]);
+                for chunk in cut.chunks() {
+                    let Chunk { cut, first_col, .. } = chunk;
+                    let row_tables = FIELDS * (lookup.triple_tables * cut.units + cut.lines);
+                    values.resize(cut.cols(), 0);
+                    tables.resize(rows.len() * row_tables, Table([0; 32]));
+                    for (row, tables) in rows.clone().zip(tables.chunks_exact_mut(row_tables)) {
+                        activations.copy_row(row, first_col, values);
                         // SAFETY: passed on to the caller.
-                        unsafe { (lookup.add)(packed, cut, tables, sums) };
+                        unsafe { (lookup.make_tables)(values, cut, tables) };
+                    }
+                    for (block, sums) in blocks.clone().zip(sums.chunks_exact_mut(rows.len())) {
+                        let packed = matrix.chunk(block, &chunk);
+                        for (tables, sums) in tables.chunks_exact(row_tables).zip(sums) {
+                            // SAFETY: passed on to the caller.
+                            unsafe { (lookup.add)(packed, cut, tables, sums) };
+                        }
+                    }
+                }
+                for (block, sums) in blocks.clone().zip(sums.chunks_exact(rows.len())) {
+                    for (row, sums) in rows.clone().zip(sums) {
+                        // SAFETY: passed on to the caller.
+                        let out = unsafe { output.block(row, block) };
+                        // SAFETY: passed on to the caller.
+                        unsafe {
+                            (lookup.finish)(sums, activations.scale(row), matrix.scale(block), out)
+                        };
                     }
                 }
             }
-            for (block, sums) in blocks.clone().zip(sums.chunks_exact(rows.len())) {
-                for (row, sums) in rows.clone().zip(sums) {
-                    // SAFETY: passed on to the caller.
-                    let out = unsafe { output.block(row, block) };
-                    // SAFETY: passed on to the caller.
-                    unsafe { (lookup.finish)(sums, activations.scale(row), matrix.scale(block), out) };
-                }
-            }
-        }
-    });
+        },
+    );
 }
 
 #[cfg(test)]
@@ -322,7 +372,8 @@ mod tests {
     fn indices_stand_for_their_weights() {
         let pairs = (0..9).map(|index| 3 * PAIRS[0][index] + PAIRS[1][index] + 4);
         assert!(pairs.eq(0..9));
-        let triples = (0..14).map(|index| 9 * TRIPLES[0][index] + 3 * TRIPLES[1][index] + TRIPLES[2][index]);
+        let triples =
+            (0..14).map(|index| 9 * TRIPLES[0][index] + 3 * TRIPLES[1][index] + TRIPLES[2][index]);
         assert!(triples.eq(0..14));
     }
 
@@ -333,7 +384,10 @@ mod tests {
             assert_eq!(Cut::triples(cols).block_bytes(), BLOCK_ROWS * cols * 5 / 24);
         }
         // 106 units of 24 columns, and 16 columns in pairs.
-        assert_eq!(Cut::triples(2560).block_bytes(), BLOCK_ROWS * (2544 * 5 / 24 + 16 / 4));
+        assert_eq!(
+            Cut::triples(2560).block_bytes(),
+            BLOCK_ROWS * (2544 * 5 / 24 + 16 / 4)
+        );
         assert_eq!(Cut::triples(23), Cut { units: 0, lines: 2 });
     }
 }

@@ -1,9 +1,10 @@
-//! Every instruction set, number of threads and number of rows gives the bits of the scalar reference on one thread.
+//! Every instruction set, number of threads and number of rows gives the bits of the scalar
+//! reference on one thread.
 
 use bitnet_kernels::{
-    Activations, AttentionScratch, AttentionShape, CACHE_BLOCK, CacheElement, Cpu, Gate, Kernel, KernelSet, LayerCache,
-    LiveNeurons, MAX_COLS, Neurons, Norm, Packing, Part, Place, Places, Pool, Qkv, SparseScratch, TernaryColumns,
-    TernaryMatrix, TernaryRows,
+    Activations, AttentionScratch, AttentionShape, CACHE_BLOCK, CacheElement, Cpu, Gate, Kernel,
+    KernelSet, LayerCache, LiveNeurons, MAX_COLS, Neurons, Norm, Packing, Part, Place, Places,
+    Pool, Qkv, SparseScratch, TernaryColumns, TernaryMatrix, TernaryRows,
 };
 use half::f16;
 
@@ -33,13 +34,18 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
 
-/// Runs `compute` with the scalar set on one thread, then with every set on 1, 2 and 3 threads; the bits must be equal.
+/// Runs `compute` with the scalar set on one thread, then with every set on 1, 2 and 3 threads; the
+/// bits must be equal.
 fn agree(what: &str, compute: impl Fn(&Cpu) -> Vec<f32>) {
     let expected = bits(&compute(&Cpu::new(scalar(), 1)));
     for set in KernelSet::available() {
         for threads in [1, 2, 3] {
             let found = bits(&compute(&Cpu::new(set, threads)));
-            assert!(expected == found, "{what}: {} on {threads} threads differs from the reference", set.name);
+            assert!(
+                expected == found,
+                "{what}: {} on {threads} threads differs from the reference",
+                set.name
+            );
         }
     }
 }
@@ -75,7 +81,10 @@ fn agree_in_all_packings(what: &str, matrices: &[TernaryMatrix], x: &[f32]) {
     for matrix in matrices {
         let what = format!("{what} in {} bits", matrix.packing().name());
         agree(&what, |cpu| multiply(cpu, matrix, x));
-        assert!(expected == bits(&multiply(&Cpu::new(scalar(), 1), matrix, x)), "{what}");
+        assert!(
+            expected == bits(&multiply(&Cpu::new(scalar(), 1), matrix, x)),
+            "{what}"
+        );
     }
 }
 
@@ -94,8 +103,20 @@ fn quantized(cpu: &Cpu, x: &[f32], cols: usize) -> Activations {
 
 #[test]
 fn ternary_products_equal_the_definition() {
-    let parts = [Part { rows: 40, scale: 0.5 }, Part { rows: 7, scale: 0.25 }];
-    for (cols, packing) in [1, 16, 96, 100, 256, 272].into_iter().flat_map(|cols| Packing::ALL.map(|p| (cols, p))) {
+    let parts = [
+        Part {
+            rows: 40,
+            scale: 0.5,
+        },
+        Part {
+            rows: 7,
+            scale: 0.25,
+        },
+    ];
+    for (cols, packing) in [1, 16, 96, 100, 256, 272]
+        .into_iter()
+        .flat_map(|cols| Packing::ALL.map(|p| (cols, p)))
+    {
         let matrix = pack(&parts, cols, packing, pseudo_weight);
         for n in [1, 3, 8, 9] {
             let x = Rng(7 + n as u64).floats(n * cols);
@@ -109,7 +130,9 @@ fn ternary_products_equal_the_definition() {
                     let range = matrix.output_range(index);
                     let found = &out[row * matrix.output_len()..][range];
                     for (r, found) in found.iter().enumerate() {
-                        let sum: i32 = (0..cols).map(|c| i32::from(pseudo_weight(index, r, c)) * i32::from(q[c])).sum();
+                        let sum: i32 = (0..cols)
+                            .map(|c| i32::from(pseudo_weight(index, r, c)) * i32::from(q[c]))
+                            .sum();
                         let expected = sum as f32 / activations.scale(row) * part.scale;
                         assert_eq!(
                             found.to_bits(),
@@ -125,7 +148,16 @@ fn ternary_products_equal_the_definition() {
 
 #[test]
 fn ternary_products_agree() {
-    let parts = [Part { rows: 96, scale: 0.7 }, Part { rows: 33, scale: 1.3 }];
+    let parts = [
+        Part {
+            rows: 96,
+            scale: 0.7,
+        },
+        Part {
+            rows: 33,
+            scale: 1.3,
+        },
+    ];
     // Columns that fill no line, some lines, groups of six lines, and groups with lines after them.
     for cols in [5, 64, 96, 128, 300, 480, 2560] {
         let matrices = Packing::ALL.map(|packing| pack(&parts, cols, packing, pseudo_weight));
@@ -137,7 +169,11 @@ fn ternary_products_agree() {
     let cols = 8640;
     let matrices = Packing::ALL.map(|packing| pack(&parts, cols, packing, pseudo_weight));
     for n in [1, 2, 4, 8, 11] {
-        agree_in_all_packings(&format!("{n} rows of {cols}"), &matrices, &Rng(n as u64).floats(n * cols));
+        agree_in_all_packings(
+            &format!("{n} rows of {cols}"),
+            &matrices,
+            &Rng(n as u64).floats(n * cols),
+        );
     }
 }
 
@@ -160,16 +196,29 @@ proptest::proptest! {
 
 #[test]
 fn the_largest_sums_do_not_overflow() {
-    // Every weight +1 or −1 and every activation ±127: the largest magnitudes there are, over many lines.
+    // Every weight +1 or −1 and every activation ±127: the largest magnitudes there are, over many
+    // lines.
     let cols = 16_384;
     for (weight, sign) in [(1, 1.0), (1, -1.0), (-1, 1.0)] {
-        let matrices =
-            Packing::ALL.map(|packing| pack(&[Part { rows: 32, scale: 1.0 }], cols, packing, |_, _, _| weight));
+        let matrices = Packing::ALL.map(|packing| {
+            pack(
+                &[Part {
+                    rows: 32,
+                    scale: 1.0,
+                }],
+                cols,
+                packing,
+                |_, _, _| weight,
+            )
+        });
         for n in [1, 2, 4, 8, 16] {
             let x = vec![sign; n * cols];
             let expected = f32::from(weight) * sign * cols as f32;
             let found = multiply(&Cpu::new(scalar(), 1), &matrices[0], &x);
-            assert!(found.iter().all(|&y| (y - expected).abs() < 1.0), "{expected}");
+            assert!(
+                found.iter().all(|&y| (y - expected).abs() < 1.0),
+                "{expected}"
+            );
             agree_in_all_packings("extreme values", &matrices, &x);
         }
     }
@@ -177,16 +226,29 @@ fn the_largest_sums_do_not_overflow() {
 
 #[test]
 fn products_with_many_blocks_agree() {
-    // So many that threads prepare for a tile what they then multiply all blocks with, whole groups and columns after them.
-    let parts = [Part { rows: 480, scale: 0.7 }, Part { rows: 33, scale: 1.3 }];
+    // So many that threads prepare for a tile what they then multiply all blocks with, whole groups
+    // and columns after them.
+    let parts = [
+        Part {
+            rows: 480,
+            scale: 0.7,
+        },
+        Part {
+            rows: 33,
+            scale: 1.3,
+        },
+    ];
     for cols in [96, 300, 2560] {
-        let pack = |packing, weight: fn(usize, usize, usize) -> i8| pack(&parts, cols, packing, weight);
-        let random = [Packing::Two, Packing::FiveThirds].map(|packing| pack(packing, pseudo_weight));
+        let pack =
+            |packing, weight: fn(usize, usize, usize) -> i8| pack(&parts, cols, packing, weight);
+        let random =
+            [Packing::Two, Packing::FiveThirds].map(|packing| pack(packing, pseudo_weight));
         for n in (3..=9).chain([16, 21]) {
             let x = Rng(n as u64 * 37 + cols as u64).floats(n * cols);
             agree_in_all_packings(&format!("{n} rows of {cols}"), &random, &x);
         }
-        let of_ones = [Packing::Two, Packing::FiveThirds].map(|packing| pack(packing, |part, _, _| [1, -1][part]));
+        let of_ones = [Packing::Two, Packing::FiveThirds]
+            .map(|packing| pack(packing, |part, _, _| [1, -1][part]));
         for (n, sign) in [(4, 1.0), (8, -1.0), (9, 1.0)] {
             agree_in_all_packings("extreme values", &of_ones, &vec![sign; n * cols]);
         }
@@ -198,7 +260,10 @@ fn weights_outside_minus_one_to_one_are_refused() {
     for wrong in [2, -2, 3, 127, -128] {
         let result = std::panic::catch_unwind(|| {
             pack(
-                &[Part { rows: 3, scale: 1.0 }],
+                &[Part {
+                    rows: 3,
+                    scale: 1.0,
+                }],
                 20,
                 Packing::Two,
                 |_, row, col| if (row, col) == (2, 19) { wrong } else { 1 },
@@ -212,7 +277,16 @@ fn weights_outside_minus_one_to_one_are_refused() {
 fn parts_of_a_stack_equal_the_whole() {
     let cols = 300;
     for packing in [Packing::Two, Packing::FiveThirds] {
-        let parts = [Part { rows: 70, scale: 0.1 }, Part { rows: 300, scale: 0.3 }];
+        let parts = [
+            Part {
+                rows: 70,
+                scale: 0.1,
+            },
+            Part {
+                rows: 300,
+                scale: 0.3,
+            },
+        ];
         let matrix = pack(&parts, cols, packing, pseudo_weight);
         let outputs = |rows: usize| vec![0.0; rows * matrix.output_len()];
         for rows in [1, 2, 7, 9, 40] {
@@ -224,12 +298,23 @@ fn parts_of_a_stack_equal_the_whole() {
                 cpu.ternary_matmul(&matrix, &activations, &mut whole);
                 cpu.counters().reset();
                 cpu.ternary_matmul_part(&matrix, 1, &activations, &mut parts);
-                assert!(parts.chunks_exact(matrix.output_len()).all(|row| row[..96].iter().all(|value| *value == 0.0)));
+                assert!(
+                    parts
+                        .chunks_exact(matrix.output_len())
+                        .all(|row| row[..96].iter().all(|value| *value == 0.0))
+                );
                 cpu.ternary_matmul_part(&matrix, 0, &activations, &mut parts);
                 assert_eq!(bits(&whole), bits(&parts), "{} {rows} rows", set.name);
-                let kernel = if rows == 1 { Kernel::I2sGemv } else { Kernel::I2sGemm };
+                let kernel = if rows == 1 {
+                    Kernel::I2sGemv
+                } else {
+                    Kernel::I2sGemm
+                };
                 let count = cpu.counters().get(kernel);
-                assert_eq!((count.macs, count.bytes), ((rows * 370 * cols) as u64, matrix.num_bytes() as u64));
+                assert_eq!(
+                    (count.macs, count.bytes),
+                    ((rows * 370 * cols) as u64, matrix.num_bytes() as u64)
+                );
             }
         }
     }
@@ -238,7 +323,15 @@ fn parts_of_a_stack_equal_the_whole() {
 #[test]
 fn rows_of_a_batch_equal_rows_alone() {
     let cols = 640;
-    let matrix = pack(&[Part { rows: 64, scale: 0.1 }], cols, Packing::FiveThirds, pseudo_weight);
+    let matrix = pack(
+        &[Part {
+            rows: 64,
+            scale: 0.1,
+        }],
+        cols,
+        Packing::FiveThirds,
+        pseudo_weight,
+    );
     let x = Rng(99).floats(21 * cols);
     for set in KernelSet::available() {
         let cpu = Cpu::new(set, 2);
@@ -246,29 +339,72 @@ fn rows_of_a_batch_equal_rows_alone() {
         cpu.ternary_matmul(&matrix, &quantized(&cpu, &x, cols), &mut all);
         for row in 0..21 {
             let mut one = vec![0.0; 64];
-            cpu.ternary_matmul(&matrix, &quantized(&cpu, &x[row * cols..(row + 1) * cols], cols), &mut one);
-            assert_eq!(bits(&one), bits(&all[row * 64..(row + 1) * 64]), "{} row {row}", set.name);
+            cpu.ternary_matmul(
+                &matrix,
+                &quantized(&cpu, &x[row * cols..(row + 1) * cols], cols),
+                &mut one,
+            );
+            assert_eq!(
+                bits(&one),
+                bits(&all[row * 64..(row + 1) * 64]),
+                "{} row {row}",
+                set.name
+            );
         }
     }
 }
 
 /// Activations of which a share is zero, the others of any size.
 fn thinned(rng: &mut Rng, cols: usize, zeros_of_100: u64) -> Vec<f32> {
-    (0..cols).map(|_| if rng.next() % 100 < zeros_of_100 { 0.0 } else { rng.float() }).collect()
+    (0..cols)
+        .map(|_| {
+            if rng.next() % 100 < zeros_of_100 {
+                0.0
+            } else {
+                rng.float()
+            }
+        })
+        .collect()
 }
 
 #[test]
 fn products_of_gated_rows_equal_the_dense_ones() {
-    for (rows, cols) in [(1, 1), (40, 16), (33, 100), (70, 256), (200, 272), (131, 300), (300, 1024), (96, 2570)] {
-        let parts = [Part { rows: 35, scale: 0.5 }, Part { rows, scale: 0.7 }];
+    for (rows, cols) in [
+        (1, 1),
+        (40, 16),
+        (33, 100),
+        (70, 256),
+        (200, 272),
+        (131, 300),
+        (300, 1024),
+        (96, 2570),
+    ] {
+        let parts = [
+            Part {
+                rows: 35,
+                scale: 0.5,
+            },
+            Part { rows, scale: 0.7 },
+        ];
         let matrix = pack(&parts, cols, Packing::FiveThirds, pseudo_weight);
         let mut rng = Rng((rows * cols) as u64 + 3);
         let x = rng.floats(cols);
         for negatives in [0, 30, 70, 95, 100] {
-            let mut gates: Vec<f32> =
-                (0..rows).map(|_| if rng.next() % 100 < negatives { -1.5 } else { rng.float().abs() }).collect();
+            let mut gates: Vec<f32> = (0..rows)
+                .map(|_| {
+                    if rng.next() % 100 < negatives {
+                        -1.5
+                    } else {
+                        rng.float().abs()
+                    }
+                })
+                .collect();
             // Neither zeros nor NaN are positive.
-            for (gate, odd) in gates.iter_mut().zip([-0.0, 0.0, f32::NAN, f32::NEG_INFINITY]).skip(1) {
+            for (gate, odd) in gates
+                .iter_mut()
+                .zip([-0.0, 0.0, f32::NAN, f32::NEG_INFINITY])
+                .skip(1)
+            {
                 *gate = odd;
             }
             let active = gates.iter().filter(|gate| **gate > 0.0).count();
@@ -280,16 +416,38 @@ fn products_of_gated_rows_equal_the_dense_ones() {
                 let mut scratch = SparseScratch::default();
                 let mut out = vec![f32::NAN; rows];
                 if active > 0 {
-                    assert!(!cpu.gated_rows_matvec(&sparse, &gates, active - 1, &activations, &mut scratch, &mut out));
-                    assert!(out.iter().all(|value| value.is_nan()), "nothing is written when there are too many");
+                    assert!(!cpu.gated_rows_matvec(
+                        &sparse,
+                        &gates,
+                        active - 1,
+                        &activations,
+                        &mut scratch,
+                        &mut out
+                    ));
+                    assert!(
+                        out.iter().all(|value| value.is_nan()),
+                        "nothing is written when there are too many"
+                    );
                 }
-                assert!(cpu.gated_rows_matvec(&sparse, &gates, active, &activations, &mut scratch, &mut out));
+                assert!(cpu.gated_rows_matvec(
+                    &sparse,
+                    &gates,
+                    active,
+                    &activations,
+                    &mut scratch,
+                    &mut out
+                ));
                 let expected: Vec<f32> = gates
                     .iter()
                     .zip(&dense[64..])
                     .map(|(gate, dense)| if *gate > 0.0 { *dense } else { 0.0 })
                     .collect();
-                assert_eq!(bits(&out), bits(&expected), "{} rows of {cols}", cpu.set().name);
+                assert_eq!(
+                    bits(&out),
+                    bits(&expected),
+                    "{} rows of {cols}",
+                    cpu.set().name
+                );
                 out
             });
         }
@@ -298,12 +456,27 @@ fn products_of_gated_rows_equal_the_dense_ones() {
 
 #[test]
 fn products_that_could_overflow_are_left_to_the_dense_path() {
-    let matrix = pack(&[Part { rows: 3, scale: 1e30 }], 20, Packing::Two, |_, _, _| 1);
+    let matrix = pack(
+        &[Part {
+            rows: 3,
+            scale: 1e30,
+        }],
+        20,
+        Packing::Two,
+        |_, _, _| 1,
+    );
     let cpu = Cpu::new(KernelSet::detect(), 1);
     let sparse = TernaryRows::new(cpu.pool(), &matrix, 0);
     let run = |value: f32| {
         let activations = quantized(&cpu, &[value; 20], 20);
-        cpu.gated_rows_matvec(&sparse, &[1.0, -1.0, 1.0], 3, &activations, &mut SparseScratch::default(), &mut [0.0; 3])
+        cpu.gated_rows_matvec(
+            &sparse,
+            &[1.0, -1.0, 1.0],
+            3,
+            &activations,
+            &mut SparseScratch::default(),
+            &mut [0.0; 3],
+        )
     };
     assert!(run(1.0) && run(1e6) && run(0.0));
     assert!(!run(1e8) && !run(f32::MAX) && !run(f32::INFINITY));
@@ -311,26 +484,60 @@ fn products_that_could_overflow_are_left_to_the_dense_path() {
 
 #[test]
 fn products_of_active_columns_equal_the_dense_ones() {
-    for (rows, cols) in [(1, 1), (33, 40), (250, 100), (256, 64), (257, 65), (300, 130), (520, 700), (70, 8640)] {
-        let matrix = pack(&[Part { rows, scale: 0.7 }], cols, Packing::FiveThirds, pseudo_weight);
+    for (rows, cols) in [
+        (1, 1),
+        (33, 40),
+        (250, 100),
+        (256, 64),
+        (257, 65),
+        (300, 130),
+        (520, 700),
+        (70, 8640),
+    ] {
+        let matrix = pack(
+            &[Part { rows, scale: 0.7 }],
+            cols,
+            Packing::FiveThirds,
+            pseudo_weight,
+        );
         let mut rng = Rng((rows * cols) as u64 + 4);
         for zeros in [0, 30, 70, 95, 100] {
             let x = thinned(&mut rng, cols, zeros);
-            agree(&format!("{rows} rows of {cols} columns, {zeros} % zero"), |cpu| {
-                let sparse = TernaryColumns::new(cpu.pool(), &matrix);
-                let activations = quantized(cpu, &x, cols);
-                let active = activations.row(0).iter().filter(|q| **q != 0).count();
-                let mut dense = vec![f32::NAN; matrix.output_len()];
-                cpu.ternary_matmul(&matrix, &activations, &mut dense);
-                let mut scratch = SparseScratch::default();
-                let mut out = vec![f32::NAN; rows];
-                if active > 0 {
-                    assert!(!cpu.active_columns_matvec(&sparse, active - 1, &activations, &mut scratch, &mut out));
-                }
-                assert!(cpu.active_columns_matvec(&sparse, active, &activations, &mut scratch, &mut out));
-                assert_eq!(bits(&out), bits(&dense[..rows]), "{} columns of {rows}", cpu.set().name);
-                out
-            });
+            agree(
+                &format!("{rows} rows of {cols} columns, {zeros} % zero"),
+                |cpu| {
+                    let sparse = TernaryColumns::new(cpu.pool(), &matrix);
+                    let activations = quantized(cpu, &x, cols);
+                    let active = activations.row(0).iter().filter(|q| **q != 0).count();
+                    let mut dense = vec![f32::NAN; matrix.output_len()];
+                    cpu.ternary_matmul(&matrix, &activations, &mut dense);
+                    let mut scratch = SparseScratch::default();
+                    let mut out = vec![f32::NAN; rows];
+                    if active > 0 {
+                        assert!(!cpu.active_columns_matvec(
+                            &sparse,
+                            active - 1,
+                            &activations,
+                            &mut scratch,
+                            &mut out
+                        ));
+                    }
+                    assert!(cpu.active_columns_matvec(
+                        &sparse,
+                        active,
+                        &activations,
+                        &mut scratch,
+                        &mut out
+                    ));
+                    assert_eq!(
+                        bits(&out),
+                        bits(&dense[..rows]),
+                        "{} columns of {rows}",
+                        cpu.set().name
+                    );
+                    out
+                },
+            );
         }
     }
 }
@@ -339,17 +546,39 @@ fn products_of_active_columns_equal_the_dense_ones() {
 fn the_largest_sparse_sums_do_not_overflow() {
     for (weight, sign) in [(1, 1.0), (1, -1.0), (-1, 1.0)] {
         let compute = |cpu: &Cpu, rows: usize, cols: usize| {
-            let matrix = pack(&[Part { rows, scale: 1.0 }], cols, Packing::Two, |_, _, _| weight);
+            let matrix = pack(
+                &[Part { rows, scale: 1.0 }],
+                cols,
+                Packing::Two,
+                |_, _, _| weight,
+            );
             let activations = quantized(cpu, &vec![sign; cols], cols);
             let mut out = vec![f32::NAN; 2 * rows];
             let (by_rows, by_columns) = out.split_at_mut(rows);
             let mut scratch = SparseScratch::default();
             let rows_matrix = TernaryRows::new(cpu.pool(), &matrix, 0);
-            assert!(cpu.gated_rows_matvec(&rows_matrix, &vec![1.0; rows], rows, &activations, &mut scratch, by_rows));
+            assert!(cpu.gated_rows_matvec(
+                &rows_matrix,
+                &vec![1.0; rows],
+                rows,
+                &activations,
+                &mut scratch,
+                by_rows
+            ));
             let columns_matrix = TernaryColumns::new(cpu.pool(), &matrix);
-            assert!(cpu.active_columns_matvec(&columns_matrix, cols, &activations, &mut scratch, by_columns));
+            assert!(cpu.active_columns_matvec(
+                &columns_matrix,
+                cols,
+                &activations,
+                &mut scratch,
+                by_columns
+            ));
             let expected = f32::from(weight) * sign * cols as f32;
-            assert!(out.iter().all(|&y| (y - expected).abs() < 1.0 + expected.abs() * 1e-6), "{expected}");
+            assert!(
+                out.iter()
+                    .all(|&y| (y - expected).abs() < 1.0 + expected.abs() * 1e-6),
+                "{expected}"
+            );
             out
         };
         agree("extreme values", |cpu| compute(cpu, 3, MAX_COLS));
@@ -375,9 +604,14 @@ fn norms_gates_and_quantization_agree() {
     for cols in [3, 16, 63, 64, 200, 1000, 2560] {
         let mut rng = Rng(cols as u64);
         let (x, weight) = (rng.floats(11 * 2 * cols), rng.floats(cols));
-        let norm = Norm { weight: &weight, eps: 1e-5 };
+        let norm = Norm {
+            weight: &weight,
+            eps: 1e-5,
+        };
         let flat = |a: &Activations| -> Vec<f32> {
-            (0..a.rows()).flat_map(|r| a.row(r).into_iter().map(f32::from).chain([a.scale(r)])).collect()
+            (0..a.rows())
+                .flat_map(|r| a.row(r).into_iter().map(f32::from).chain([a.scale(r)]))
+                .collect()
         };
         for norm in [None, Some(norm)] {
             agree(&format!("quantize {cols}"), |cpu| {
@@ -388,7 +622,11 @@ fn norms_gates_and_quantization_agree() {
             for gate in [Gate::Relu2, Gate::Silu] {
                 agree(&format!("{gate:?} {cols}"), |cpu| {
                     let mut to = Activations::new();
-                    let neurons = Neurons { gates: 0..cols, ups: cols..2 * cols, live: None };
+                    let neurons = Neurons {
+                        gates: 0..cols,
+                        ups: cols..2 * cols,
+                        live: None,
+                    };
                     cpu.gate_and_quantize(gate, &x, 2 * cols, &neurons, norm, &mut to);
                     flat(&to)
                 });
@@ -411,31 +649,65 @@ fn neurons_left_out_are_zeros() {
         let rows = 9;
         let (few, weight) = (rng.floats(rows * 2 * live), rng.floats(num_neurons));
         let mut all = vec![0.0; rows * 2 * num_neurons];
-        for (few, all) in few.chunks_exact(2 * live).zip(all.chunks_exact_mut(2 * num_neurons)) {
+        for (few, all) in few
+            .chunks_exact(2 * live)
+            .zip(all.chunks_exact_mut(2 * num_neurons))
+        {
             for (index, position) in positions.iter().enumerate() {
                 all[*position as usize] = few[index];
                 all[num_neurons + *position as usize] = few[live + index];
             }
         }
-        for (gate, norm) in
-            [(Gate::Relu2, None), (Gate::Silu, None), (Gate::Relu2, Some(Norm { weight: &weight, eps: 1e-5 }))]
-        {
+        for (gate, norm) in [
+            (Gate::Relu2, None),
+            (Gate::Silu, None),
+            (
+                Gate::Relu2,
+                Some(Norm {
+                    weight: &weight,
+                    eps: 1e-5,
+                }),
+            ),
+        ] {
             agree(&format!("{gate:?}, {live} of {num_neurons}"), |cpu| {
                 let (mut expected, mut found) = (Activations::new(), Activations::new());
-                let neurons = Neurons { gates: 0..num_neurons, ups: num_neurons..2 * num_neurons, live: None };
-                let zeros = cpu.gate_and_quantize(gate, &all, 2 * num_neurons, &neurons, norm, &mut expected);
+                let neurons = Neurons {
+                    gates: 0..num_neurons,
+                    ups: num_neurons..2 * num_neurons,
+                    live: None,
+                };
+                let zeros = cpu.gate_and_quantize(
+                    gate,
+                    &all,
+                    2 * num_neurons,
+                    &neurons,
+                    norm,
+                    &mut expected,
+                );
                 let neurons = Neurons {
                     gates: 0..live,
                     ups: live..2 * live,
-                    live: Some(LiveNeurons { positions: &positions, num_neurons }),
+                    live: Some(LiveNeurons {
+                        positions: &positions,
+                        num_neurons,
+                    }),
                 };
-                let live_zeros = cpu.gate_and_quantize(gate, &few, 2 * live, &neurons, norm, &mut found);
+                let live_zeros =
+                    cpu.gate_and_quantize(gate, &few, 2 * live, &neurons, norm, &mut found);
                 assert_eq!(zeros.zeros - live_zeros.zeros, rows * (num_neurons - live));
-                assert_eq!(zeros.closed_gates - live_zeros.closed_gates, rows * (num_neurons - live));
+                assert_eq!(
+                    zeros.closed_gates - live_zeros.closed_gates,
+                    rows * (num_neurons - live)
+                );
                 let mut out = Vec::new();
                 for row in 0..rows {
                     let (all, live) = (expected.row(row), found.row(row));
-                    assert!(positions.iter().zip(&live).all(|(position, q)| all[*position as usize] == *q));
+                    assert!(
+                        positions
+                            .iter()
+                            .zip(&live)
+                            .all(|(position, q)| all[*position as usize] == *q)
+                    );
                     assert_eq!(expected.scale(row).to_bits(), found.scale(row).to_bits());
                     out.extend(live.into_iter().map(f32::from).chain([found.scale(row)]));
                 }
@@ -449,8 +721,10 @@ fn neurons_left_out_are_zeros() {
 fn rotations_agree_and_keep_lengths() {
     for half in [3, 32, 48, 50, 64] {
         let x = Rng(half as u64).floats(5 * 2 * half);
-        let (cos, sin): (Vec<f32>, Vec<f32>) =
-            (0..half).map(|i| (i as f32 * 0.37).sin_cos()).map(|(s, c)| (c, s)).unzip();
+        let (cos, sin): (Vec<f32>, Vec<f32>) = (0..half)
+            .map(|i| (i as f32 * 0.37).sin_cos())
+            .map(|(s, c)| (c, s))
+            .unzip();
         let rotate = |cpu: &Cpu| {
             let mut x = x.clone();
             cpu.set().rope_half_split(&mut x, &cos, &sin);
@@ -468,7 +742,9 @@ fn projections_agree_for_one_row_and_for_many() {
     for cols in [1, 16, 65, 128, 300] {
         let rows = 77;
         let mut rng = Rng(cols as u64 + 5);
-        let table: Vec<u8> = (0..rows * cols).flat_map(|_| f16::from_f32(rng.float()).to_le_bytes()).collect();
+        let table: Vec<u8> = (0..rows * cols)
+            .flat_map(|_| f16::from_f32(rng.float()).to_le_bytes())
+            .collect();
         let x = rng.floats(5 * cols);
         let project = |cpu: &Cpu, x: &[f32]| {
             let mut out = vec![f32::NAN; x.len() / cols * rows];
@@ -477,16 +753,31 @@ fn projections_agree_for_one_row_and_for_many() {
         };
         agree("projection", |cpu| project(cpu, &x));
         let cpu = Cpu::new(KernelSet::detect(), 2);
-        let one_by_one: Vec<f32> = x.chunks_exact(cols).flat_map(|x| project(&cpu, x)).collect();
-        assert_eq!(bits(&one_by_one), bits(&project(&cpu, &x)), "{cols} columns");
+        let one_by_one: Vec<f32> = x
+            .chunks_exact(cols)
+            .flat_map(|x| project(&cpu, x))
+            .collect();
+        assert_eq!(
+            bits(&one_by_one),
+            bits(&project(&cpu, &x)),
+            "{cols} columns"
+        );
     }
 }
 
 #[test]
 fn every_finite_f16_is_converted_exactly() {
     // Rows of 64 consecutive bit patterns; one-hot vectors pick a value out of each.
-    let finite = |bits: u16| if f16::from_bits(bits).is_finite() { bits } else { 0 };
-    let table: Vec<u8> = (0..=u16::MAX).flat_map(|bits| finite(bits).to_le_bytes()).collect();
+    let finite = |bits: u16| {
+        if f16::from_bits(bits).is_finite() {
+            bits
+        } else {
+            0
+        }
+    };
+    let table: Vec<u8> = (0..=u16::MAX)
+        .flat_map(|bits| finite(bits).to_le_bytes())
+        .collect();
     for set in KernelSet::available() {
         for position in 0..64 {
             let mut x = [0.0; 64];
@@ -495,13 +786,18 @@ fn every_finite_f16_is_converted_exactly() {
             set.matvec_f16(&table, &x, &mut out);
             for (row, found) in out.iter().enumerate() {
                 let expected = f16::from_bits(finite((64 * row + position) as u16)).to_f32();
-                assert!(*found == expected, "{}: {found} instead of {expected}", set.name);
+                assert!(
+                    *found == expected,
+                    "{}: {found} instead of {expected}",
+                    set.name
+                );
             }
         }
     }
 }
 
-/// Attention of the last `queries` of `context` positions, each computed from a cache whose blocks lie in any order.
+/// Attention of the last `queries` of `context` positions, each computed from a cache whose blocks
+/// lie in any order.
 fn attend<T: CacheElement>(
     cpu: &Cpu,
     shape: AttentionShape,
@@ -510,39 +806,98 @@ fn attend<T: CacheElement>(
     seed: u64,
     spread: bool,
 ) -> Vec<f32> {
-    let AttentionShape { heads, kv_heads, head_dim } = shape;
+    let AttentionShape {
+        heads,
+        kv_heads,
+        head_dim,
+    } = shape;
     let stride = (heads + 2 * kv_heads) * head_dim;
     let data = Rng(seed).floats(context * stride);
-    let qkv = Qkv { data: &data, stride, offsets: [0, heads * head_dim, (heads + kv_heads) * head_dim] };
+    let qkv = Qkv {
+        data: &data,
+        stride,
+        offsets: [0, heads * head_dim, (heads + kv_heads) * head_dim],
+    };
     let num_blocks = context.div_ceil(CACHE_BLOCK);
-    let blocks: Vec<u32> =
-        (0..num_blocks as u32).map(|b| if spread { (b * 2 + 1) % (2 * num_blocks as u32 + 1) } else { b }).collect();
+    let blocks: Vec<u32> = (0..num_blocks as u32)
+        .map(|b| {
+            if spread {
+                (b * 2 + 1) % (2 * num_blocks as u32 + 1)
+            } else {
+                b
+            }
+        })
+        .collect();
     let size = 2 * num_blocks + 1;
-    // What no position has written must not matter: not the keys, and not the values of other positions.
-    let (key_len, pair_len) = (shape.key_block_len(), shape.key_block_len() + shape.value_block_len());
+    // What no position has written must not matter: not the keys, and not the values of other
+    // positions.
+    let (key_len, pair_len) = (
+        shape.key_block_len(),
+        shape.key_block_len() + shape.value_block_len(),
+    );
     // The second of three layers, a little into the buffer.
     let mut cached = vec![T::default(); 3 * size * pair_len + 7];
     for pair in cached[7..].chunks_exact_mut(pair_len) {
-        cpu.set().round(&vec![f32::NAN; key_len], &mut pair[..key_len]);
+        cpu.set()
+            .round(&vec![f32::NAN; key_len], &mut pair[..key_len]);
     }
-    let mut cache = LayerCache { data: &mut cached, offset: 7 + pair_len, stride: 3 * pair_len };
-    let all: Vec<Place> = (0..context).map(|position| Place { position, table: 0 }).collect();
-    let places = |rows: std::ops::Range<usize>| Places { rows: &all[rows], blocks: &blocks };
+    let mut cache = LayerCache {
+        data: &mut cached,
+        offset: 7 + pair_len,
+        stride: 3 * pair_len,
+    };
+    let all: Vec<Place> = (0..context)
+        .map(|position| Place { position, table: 0 })
+        .collect();
+    let places = |rows: std::ops::Range<usize>| Places {
+        rows: &all[rows],
+        blocks: &blocks,
+    };
     cpu.store_kv(shape, qkv, places(0..context), &mut cache);
     let first = context - queries;
-    let queries_only = Qkv { data: &data[first * stride..], ..qkv };
+    let queries_only = Qkv {
+        data: &data[first * stride..],
+        ..qkv
+    };
     let mut out = vec![f32::NAN; queries * heads * head_dim];
-    cpu.attention(shape, queries_only, places(first..context), &cache, &mut AttentionScratch::default(), &mut out);
+    cpu.attention(
+        shape,
+        queries_only,
+        places(first..context),
+        &cache,
+        &mut AttentionScratch::default(),
+        &mut out,
+    );
     out
 }
 
 #[test]
 fn attention_agrees_and_does_not_depend_on_chunks_or_blocks() {
-    for (heads, kv_heads, head_dim) in
-        [(4, 1, 64), (4, 2, 96), (3, 3, 100), (12, 4, 32), (5, 1, 16), (8, 1, 48), (17, 1, 20), (20, 5, 128)]
-    {
-        let shape = AttentionShape { heads, kv_heads, head_dim };
-        for (context, queries) in [(1, 1), (15, 3), (33, 33), (256, 3), (257, 20), (300, 70), (700, 1), (700, 3)] {
+    for (heads, kv_heads, head_dim) in [
+        (4, 1, 64),
+        (4, 2, 96),
+        (3, 3, 100),
+        (12, 4, 32),
+        (5, 1, 16),
+        (8, 1, 48),
+        (17, 1, 20),
+        (20, 5, 128),
+    ] {
+        let shape = AttentionShape {
+            heads,
+            kv_heads,
+            head_dim,
+        };
+        for (context, queries) in [
+            (1, 1),
+            (15, 3),
+            (33, 33),
+            (256, 3),
+            (257, 20),
+            (300, 70),
+            (700, 1),
+            (700, 3),
+        ] {
             if context > 256 && heads > 12 && head_dim < 128 {
                 continue;
             }
@@ -556,7 +911,11 @@ fn attention_agrees_and_does_not_depend_on_chunks_or_blocks() {
             let cpu = Cpu::new(KernelSet::detect(), 2);
             let many = attend::<f16>(&cpu, shape, context, queries, seed, true);
             let last = attend::<f16>(&cpu, shape, context, 1, seed, false);
-            assert_eq!(bits(&many[many.len() - last.len()..]), bits(&last), "{shape:?}, context {context}");
+            assert_eq!(
+                bits(&many[many.len() - last.len()..]),
+                bits(&last),
+                "{shape:?}, context {context}"
+            );
         }
     }
 }
@@ -564,12 +923,34 @@ fn attention_agrees_and_does_not_depend_on_chunks_or_blocks() {
 #[test]
 fn attention_of_a_long_row_does_not_depend_on_how_many_threads_share_it() {
     // Some threads begin and end in the middle of a row, some have no share at all.
-    let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 16 };
+    let shape = AttentionShape {
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 16,
+    };
     for (context, queries) in [(1, 1), (2000, 1), (2000, 2), (1537, 3)] {
-        let one = attend::<f16>(&Cpu::new(KernelSet::detect(), 1), shape, context, queries, 5, true);
+        let one = attend::<f16>(
+            &Cpu::new(KernelSet::detect(), 1),
+            shape,
+            context,
+            queries,
+            5,
+            true,
+        );
         for threads in [2, 5, 7, 40] {
-            let found = attend::<f16>(&Cpu::new(KernelSet::detect(), threads), shape, context, queries, 5, true);
-            assert_eq!(bits(&one), bits(&found), "{threads} threads, {queries} rows of {context}");
+            let found = attend::<f16>(
+                &Cpu::new(KernelSet::detect(), threads),
+                shape,
+                context,
+                queries,
+                5,
+                true,
+            );
+            assert_eq!(
+                bits(&one),
+                bits(&found),
+                "{threads} threads, {queries} rows of {context}"
+            );
         }
     }
 }
@@ -581,7 +962,10 @@ fn rounding_to_f16_agrees() {
         .map(|i| match i {
             0..1000 => f32::from_bits(0x3300_0000 + i), // around half of the smallest f16
             1000..2000 => 65_504.0 + (i - 1000) as f32, // around the largest
-            _ => f32::from_bits(rng.next() as u32 & 0x7fff_ffff).clamp(-1e9, 1e9) * if i % 2 == 0 { 1.0 } else { -1.0 },
+            _ => {
+                f32::from_bits(rng.next() as u32 & 0x7fff_ffff).clamp(-1e9, 1e9)
+                    * if i % 2 == 0 { 1.0 } else { -1.0 }
+            }
         })
         .filter(|value| !value.is_nan())
         .collect();
@@ -597,24 +981,45 @@ fn rounding_to_f16_agrees() {
 
 #[test]
 fn attention_is_close_to_the_textbook_formula() {
-    let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 100 };
+    let shape = AttentionShape {
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 100,
+    };
     let (context, seed) = (600, 3);
-    let found = attend::<f32>(&Cpu::new(KernelSet::detect(), 2), shape, context, 1, seed, false);
+    let found = attend::<f32>(
+        &Cpu::new(KernelSet::detect(), 2),
+        shape,
+        context,
+        1,
+        seed,
+        false,
+    );
     let stride = 8 * 100;
     let data = Rng(seed).floats(context * stride);
     for head in 0..4 {
-        let at = |position: usize, offset: usize, d: usize| f64::from(data[position * stride + offset + d]);
+        let at = |position: usize, offset: usize, d: usize| {
+            f64::from(data[position * stride + offset + d])
+        };
         let score = |key: usize| {
-            (0..100).map(|d| at(context - 1, head * 100, d) * at(key, 400 + head / 2 * 100, d)).sum::<f64>() / 10.0
+            (0..100)
+                .map(|d| at(context - 1, head * 100, d) * at(key, 400 + head / 2 * 100, d))
+                .sum::<f64>()
+                / 10.0
         };
         let max = (0..context).map(score).fold(f64::MIN, f64::max);
         let weights: Vec<f64> = (0..context).map(|key| (score(key) - max).exp()).collect();
         let sum: f64 = weights.iter().sum();
         for d in 0..100 {
-            let expected: f64 =
-                (0..context).map(|key| weights[key] * at(key, 600 + head / 2 * 100, d)).sum::<f64>() / sum;
+            let expected: f64 = (0..context)
+                .map(|key| weights[key] * at(key, 600 + head / 2 * 100, d))
+                .sum::<f64>()
+                / sum;
             let got = f64::from(found[head * 100 + d]);
-            assert!((got - expected).abs() < 1e-5, "head {head}, dimension {d}: {got} and {expected}");
+            assert!(
+                (got - expected).abs() < 1e-5,
+                "head {head}, dimension {d}: {got} and {expected}"
+            );
         }
     }
 }

@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use bitnet_kernels::{Activations, BLOCK_ROWS, Cpu, Kernel, KernelSet, Packing, Part, Pool, TernaryMatrix};
+use bitnet_kernels::{
+    Activations, BLOCK_ROWS, Cpu, Kernel, KernelSet, Packing, Part, Pool, TernaryMatrix,
+};
 
 const PACKINGS: [Packing; 2] = [Packing::Tl1, Packing::Tl2];
 
@@ -13,10 +15,18 @@ fn weight(row: usize, col: usize) -> i8 {
     ((x.wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 33) % 3) as i8 - 1
 }
 
-fn pack(packing: Packing, rows: usize, cols: usize, weight: &(dyn Fn(usize, usize) -> i8 + Sync)) -> TernaryMatrix {
+fn pack(
+    packing: Packing,
+    rows: usize,
+    cols: usize,
+    weight: &(dyn Fn(usize, usize) -> i8 + Sync),
+) -> TernaryMatrix {
     let unpack = |_: usize, rows: Range<usize>, codes: &mut [i8]| -> Result<(), ()> {
         for (row, codes) in rows.zip(codes.chunks_exact_mut(cols)) {
-            codes.iter_mut().enumerate().for_each(|(col, code)| *code = weight(row, col));
+            codes
+                .iter_mut()
+                .enumerate()
+                .for_each(|(col, code)| *code = weight(row, col));
         }
         Ok(())
     };
@@ -24,18 +34,36 @@ fn pack(packing: Packing, rows: usize, cols: usize, weight: &(dyn Fn(usize, usiz
     TernaryMatrix::pack(&Pool::new(2), &parts, cols, packing, &unpack).expect("unpack never fails")
 }
 
-/// Rows of whole numbers whose largest magnitude is 127, so that quantization leaves them as they are.
+/// Rows of whole numbers whose largest magnitude is 127, so that quantization leaves them as they
+/// are.
 fn activations(rows: usize, cols: usize, value: impl Fn(usize, usize) -> i32) -> Vec<f32> {
-    (0..rows * cols).map(|i| if i % cols == 0 { 127.0 } else { value(i / cols, i % cols) as f32 }).collect()
+    (0..rows * cols)
+        .map(|i| {
+            if i % cols == 0 {
+                127.0
+            } else {
+                value(i / cols, i % cols) as f32
+            }
+        })
+        .collect()
 }
 
 /// Multiplies with every set, by one thread and by three, and compares with sums of integers.
-fn assert_exact(what: &str, rows: usize, cols: usize, weight: &(dyn Fn(usize, usize) -> i8 + Sync), x: &[f32]) {
+fn assert_exact(
+    what: &str,
+    rows: usize,
+    cols: usize,
+    weight: &(dyn Fn(usize, usize) -> i8 + Sync),
+    x: &[f32],
+) {
     let expected: Vec<f32> = x
         .chunks_exact(cols)
         .flat_map(|x| {
             (0..rows).map(move |row| {
-                x.iter().enumerate().map(|(col, x)| i32::from(weight(row, col)) * *x as i32).sum::<i32>() as f32
+                x.iter()
+                    .enumerate()
+                    .map(|(col, x)| i32::from(weight(row, col)) * *x as i32)
+                    .sum::<i32>() as f32
             })
         })
         .collect();
@@ -53,7 +81,11 @@ fn assert_exact(what: &str, rows: usize, cols: usize, weight: &(dyn Fn(usize, us
                     .flat_map(|out| &out[matrix.output_range(0)])
                     .copied()
                     .collect();
-                assert!(found == expected, "{what}: {packing:?} with {} on {threads} threads", set.name);
+                assert!(
+                    found == expected,
+                    "{what}: {packing:?} with {} on {threads} threads",
+                    set.name
+                );
             }
         }
     }
@@ -62,11 +94,21 @@ fn assert_exact(what: &str, rows: usize, cols: usize, weight: &(dyn Fn(usize, us
 #[test]
 fn every_shape_gives_the_exact_sums() {
     // Around the ends of lines (16 columns) and units (24), and the widths of published models.
-    for cols in [1, 2, 3, 15, 16, 17, 23, 24, 25, 40, 41, 47, 48, 64, 95, 96, 100, 272, 2560, 6912, 8640] {
+    for cols in [
+        1, 2, 3, 15, 16, 17, 23, 24, 25, 40, 41, 47, 48, 64, 95, 96, 100, 272, 2560, 6912, 8640,
+    ] {
         for rows in [1, 33, 100] {
             for n in [1, 2, 9] {
-                let x = activations(n, cols, |row, col| (row * 31 + col * 7919) as i32 % 255 - 127);
-                assert_exact(&format!("{n} rows by {rows} x {cols}"), rows, cols, &weight, &x);
+                let x = activations(n, cols, |row, col| {
+                    (row * 31 + col * 7919) as i32 % 255 - 127
+                });
+                assert_exact(
+                    &format!("{n} rows by {rows} x {cols}"),
+                    rows,
+                    cols,
+                    &weight,
+                    &x,
+                );
             }
         }
     }
@@ -74,7 +116,9 @@ fn every_shape_gives_the_exact_sums() {
 
 #[test]
 fn many_rows_and_long_rows_are_taken_some_at_a_time() {
-    let x = activations(40, 8640, |row, col| (row * 131 + col * 7919) as i32 % 255 - 127);
+    let x = activations(40, 8640, |row, col| {
+        (row * 131 + col * 7919) as i32 % 255 - 127
+    });
     assert_exact("40 rows", 64, 8640, &weight, &x);
 }
 
@@ -85,10 +129,20 @@ fn the_largest_sums_do_not_overflow() {
             for sign in [1, -1] {
                 let x = activations(2, cols, |_, _| 127 * sign);
                 assert_exact("extreme values", 32, cols, &move |_, _| weight, &x);
-                // The signs of weights and values equal everywhere, in every order there is among three.
-                let x = activations(2, cols, |_, col| if col % 5 < 2 { 127 * sign } else { -127 * sign });
-                let weight =
-                    move |row: usize, col: usize| if (col % 5 < 2) == row.is_multiple_of(2) { weight } else { -weight };
+                // The signs of weights and values equal everywhere, in every order there is among
+                // three.
+                let x = activations(
+                    2,
+                    cols,
+                    |_, col| if col % 5 < 2 { 127 * sign } else { -127 * sign },
+                );
+                let weight = move |row: usize, col: usize| {
+                    if (col % 5 < 2) == row.is_multiple_of(2) {
+                        weight
+                    } else {
+                        -weight
+                    }
+                };
                 assert_exact("extreme values", 32, cols, &weight, &x);
             }
         }
@@ -97,7 +151,8 @@ fn the_largest_sums_do_not_overflow() {
 
 #[test]
 fn every_product_that_a_table_can_hold_is_exact_eight_times_over() {
-    // Triples of activations whose sum is each of -381 to 381 in turn, the same in all eight fields of a unit and more.
+    // Triples of activations whose sum is each of -381 to 381 in turn, the same in all eight fields
+    // of a unit and more.
     let rows = 9;
     let weight = |row: usize, _| [1, -1][row % 2];
     for sum in -381i32..=381 {
@@ -120,7 +175,10 @@ fn counters_tell_the_bytes_of_the_codes() {
         cpu.quantize(&vec![1.0; rows * 2592], 2592, 2592, None, &mut activations);
         cpu.counters().reset();
         cpu.ternary_matmul(&matrix, &activations, &mut vec![0.0; rows * 64]);
-        assert_eq!(cpu.counters().get(Kernel::I2sGemv).calls + cpu.counters().get(Kernel::I2sGemm).calls, 0);
+        assert_eq!(
+            cpu.counters().get(Kernel::I2sGemv).calls + cpu.counters().get(Kernel::I2sGemm).calls,
+            0
+        );
         let count = cpu.counters().get(kernel);
         assert_eq!((count.calls, count.macs), (1, (rows * 64 * 2592) as u64));
         count.bytes as usize

@@ -1,10 +1,18 @@
-//! Estimated logits are never further from the true ones than their bound, and every instruction set gives the same.
+//! Estimated logits are never further from the true ones than their bound, and every instruction
+//! set gives the same.
 
 use bitnet_kernels::{Cpu, KernelSet, Pool, ScreenScratch, ScreenTable};
 use proptest::prelude::*;
 
-/// Estimates and bounds of `[rows, cols]` and hidden states `[n, cols]`, by each set on some threads.
-fn estimates(set: &'static KernelSet, threads: usize, table: &[f32], x: &[f32], cols: usize) -> Option<Vec<[f32; 2]>> {
+/// Estimates and bounds of `[rows, cols]` and hidden states `[n, cols]`, by each set on some
+/// threads.
+fn estimates(
+    set: &'static KernelSet,
+    threads: usize,
+    table: &[f32],
+    x: &[f32],
+    cols: usize,
+) -> Option<Vec<[f32; 2]>> {
     let rows = table.len() / cols;
     let cpu = Cpu::new(set, threads);
     let screen = ScreenTable::pack(set, &Pool::new(threads), rows, cols, &|row, out| {
@@ -13,7 +21,15 @@ fn estimates(set: &'static KernelSet, threads: usize, table: &[f32], x: &[f32], 
     let mut scratch = ScreenScratch::default();
     cpu.screen(&screen, x, &mut scratch).then(|| {
         let states = (0..x.len() / cols).map(|index| scratch.estimates(index, rows));
-        states.flat_map(|e| e.values.iter().zip(e.errors).map(|(v, e)| [*v, *e]).collect::<Vec<_>>()).collect()
+        states
+            .flat_map(|e| {
+                e.values
+                    .iter()
+                    .zip(e.errors)
+                    .map(|(v, e)| [*v, *e])
+                    .collect::<Vec<_>>()
+            })
+            .collect()
     })
 }
 
@@ -37,11 +53,20 @@ fn check(table: &[f32], x: &[f32], cols: usize) {
             "logit {index}: {logit}, estimated {value} ± {error}"
         );
     }
-    let bits = |all: &[[f32; 2]]| all.as_flattened().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    let bits = |all: &[[f32; 2]]| {
+        all.as_flattened()
+            .iter()
+            .map(|v| v.to_bits())
+            .collect::<Vec<_>>()
+    };
     for set in KernelSet::available() {
         for threads in [1, 3] {
             let found = estimates(set, threads, table, x, cols).expect("bounded");
-            assert!(bits(&found) == bits(&expected), "{} on {threads} threads differs from the reference", set.name);
+            assert!(
+                bits(&found) == bits(&expected),
+                "{} on {threads} threads differs from the reference",
+                set.name
+            );
         }
     }
 }
@@ -71,10 +96,22 @@ proptest! {
 fn adversarial_rows_stay_inside_their_bounds() {
     let cols = 2560;
     let row = |f: &dyn Fn(usize) -> f32| (0..cols).map(f).collect::<Vec<f32>>();
-    let sign = |i: usize| if ((i * 2_654_435_761) >> 7) & 1 == 0 { 1.0 } else { -1.0 };
-    // Every value half a step off its integer; one outlier that takes all the precision; cancelling halves; rounding in
-    // one direction; a single value; values that square to nothing; zeros.
-    let half_steps = row(&|i| if i == 0 { 127.0 } else { sign(i) * ((i % 120) as f32 + 0.499_99) });
+    let sign = |i: usize| {
+        if ((i * 2_654_435_761) >> 7) & 1 == 0 {
+            1.0
+        } else {
+            -1.0
+        }
+    };
+    // Every value half a step off its integer; one outlier that takes all the precision; cancelling
+    // halves; rounding in one direction; a single value; values that square to nothing; zeros.
+    let half_steps = row(&|i| {
+        if i == 0 {
+            127.0
+        } else {
+            sign(i) * ((i % 120) as f32 + 0.499_99)
+        }
+    });
     let table = [
         half_steps.clone(),
         row(&|i| if i == 77 { 1000.0 } else { sign(i) * 0.003 }),
@@ -100,9 +137,18 @@ fn adversarial_rows_stay_inside_their_bounds() {
 #[test]
 fn what_cannot_be_bounded_is_said_to_be_unbounded() {
     let set = KernelSet::detect();
-    let table = [[1.0f32, 2.0], [f32::NAN, 1.0], [f32::INFINITY, 1.0], [1e20, -1e20]].concat();
+    let table = [
+        [1.0f32, 2.0],
+        [f32::NAN, 1.0],
+        [f32::INFINITY, 1.0],
+        [1e20, -1e20],
+    ]
+    .concat();
     let found = estimates(set, 1, &table, &[1.0, 1.0], 2).expect("the hidden state is bounded");
-    assert!(found[0][1] < 0.1 && found[1..].iter().all(|[_, error]| *error == f32::INFINITY), "{found:?}");
+    assert!(
+        found[0][1] < 0.1 && found[1..].iter().all(|[_, error]| *error == f32::INFINITY),
+        "{found:?}"
+    );
     for hidden in [f32::NAN, f32::INFINITY, 1e30] {
         assert_eq!(estimates(set, 1, &table, &[hidden, 1.0], 2), None);
     }

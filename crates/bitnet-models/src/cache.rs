@@ -36,11 +36,13 @@ impl KvType {
     }
 }
 
-/// Keys and values of all layers: `num_blocks` blocks of [`CACHE_BLOCK`] positions, `[blocks, layers, keys then values]`.
+/// Keys and values of all layers: `num_blocks` blocks of [`CACHE_BLOCK`] positions, `[blocks,
+/// layers, keys then values]`.
 ///
-/// Memory is reserved at once and becomes resident as blocks are first written. It is asked for in huge pages: attention
-/// reads pieces of a few kilobytes, and with small pages a third of its time goes to finding them. That is why all layers
-/// of a block lie together: layer by layer, the first position would make a huge page of every layer resident.
+/// Memory is reserved at once and becomes resident as blocks are first written. It is asked for in
+/// huge pages: attention reads pieces of a few kilobytes, and with small pages a third of its time
+/// goes to finding them. That is why all layers of a block lie together: layer by layer, the first
+/// position would make a huge page of every layer resident.
 pub struct KvCache {
     shape: AttentionShape,
     kv_type: KvType,
@@ -57,7 +59,12 @@ impl KvCache {
     ///
     /// # Errors
     /// If the system does not give that much memory.
-    pub fn new(shape: AttentionShape, num_layers: usize, kv_type: KvType, num_blocks: usize) -> Result<Self> {
+    pub fn new(
+        shape: AttentionShape,
+        num_layers: usize,
+        kv_type: KvType,
+        num_blocks: usize,
+    ) -> Result<Self> {
         let bytes = Self::block_bytes(shape, num_layers, kv_type).checked_mul(num_blocks);
         let map = match bytes {
             Some(bytes) => MmapMut::map_anon(bytes.max(1)).map_err(|error| Some((bytes, error))),
@@ -66,12 +73,21 @@ impl KvCache {
         let map = map.map_err(|failure| Error::KvMemory {
             positions: num_blocks.saturating_mul(CACHE_BLOCK),
             bytes: failure.as_ref().map_or(usize::MAX, |(bytes, _)| *bytes),
-            source: failure.map_or_else(|| std::io::ErrorKind::OutOfMemory.into(), |(_, error)| error),
+            source: failure.map_or_else(
+                || std::io::ErrorKind::OutOfMemory.into(),
+                |(_, error)| error,
+            ),
         })?;
         // A hint: without huge pages everything works, only slower.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
-        Ok(Self { shape, kv_type, num_layers, num_blocks, map })
+        Ok(Self {
+            shape,
+            kv_type,
+            num_layers,
+            num_blocks,
+            map,
+        })
     }
 
     /// Bytes of one block, all layers.
@@ -109,9 +125,17 @@ impl KvCache {
     }
 
     fn layer<T: bytemuck::Pod>(&mut self, layer: usize) -> LayerCache<'_, T> {
-        assert!(layer < self.num_layers, "layer {layer} of {}", self.num_layers);
+        assert!(
+            layer < self.num_layers,
+            "layer {layer} of {}",
+            self.num_layers
+        );
         let pair = self.shape.key_block_len() + self.shape.value_block_len();
         let data = bytemuck::cast_slice_mut(&mut self.map);
-        LayerCache { data, offset: layer * pair, stride: self.num_layers * pair }
+        LayerCache {
+            data,
+            offset: layer * pair,
+            stride: self.num_layers * pair,
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! [`Checksum`]: enough of a hash to find a byte that did not reach the disk, at the speed of memory.
+//! [`Checksum`]: enough of a hash to find a byte that did not reach the disk, at the speed of
+//! memory.
 
 /// A hash of bytes that come in pieces; how they are cut changes nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,7 +24,9 @@ impl Checksum {
             self.hash = mixed(self.hash, self.pending);
         }
         let (words, rest) = bytes.as_chunks::<8>();
-        self.hash = words.iter().fold(self.hash, |hash, word| mixed(hash, *word));
+        self.hash = words
+            .iter()
+            .fold(self.hash, |hash, word| mixed(hash, *word));
         self.pending = [0; 8];
         self.pending[..rest.len()].copy_from_slice(rest);
         self.pending_len = rest.len();
@@ -32,7 +35,9 @@ impl Checksum {
 
 /// Every step is a bijection of the hash, so one changed word always changes the result.
 fn mixed(hash: u64, word: [u8; 8]) -> u64 {
-    (hash ^ u64::from_le_bytes(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+    (hash ^ u64::from_le_bytes(word))
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        .rotate_left(29)
 }
 
 #[cfg(test)]
@@ -49,7 +54,10 @@ mod tests {
         };
         for len in 0..bytes.len() {
             let whole = of(&bytes[..len], 100);
-            assert!((1..20).all(|piece| of(&bytes[..len], piece) == whole), "{len}");
+            assert!(
+                (1..20).all(|piece| of(&bytes[..len], piece) == whole),
+                "{len}"
+            );
             assert_ne!(whole, of(&bytes[..len + 1], 100));
         }
         for at in 0..bytes.len() {

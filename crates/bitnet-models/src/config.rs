@@ -44,12 +44,14 @@ impl Architecture {
     /// # Errors
     /// If there is none; the error lists those there are.
     pub fn from_name(name: &str) -> Result<Self> {
-        Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, architecture)| *architecture).ok_or_else(|| {
-            Error::Architecture {
+        Self::NAMES
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, architecture)| *architecture)
+            .ok_or_else(|| Error::Architecture {
                 found: name.escape_debug().take(64).collect(),
                 supported: Self::NAMES.map(|(name, _)| name).join(", "),
-            }
-        })
+            })
     }
 
     /// What gates the feed-forward network.
@@ -61,7 +63,8 @@ impl Architecture {
         }
     }
 
-    /// Whether the inputs of the attention's and the feed-forward network's output projections are normalised.
+    /// Whether the inputs of the attention's and the feed-forward network's output projections are
+    /// normalised.
     #[must_use]
     pub fn has_sub_norms(self) -> bool {
         self != Self::Llama
@@ -116,7 +119,8 @@ pub struct Config {
     pub rope_scaling_factor: f32,
     /// Where the file keeps the pairs that are rotated.
     pub rope_pairs: RopePairs,
-    /// Epsilon of the norms that each projection has of its own (`use_rms_norm`); `None` where projections have none.
+    /// Epsilon of the norms that each projection has of its own (`use_rms_norm`); `None` where
+    /// projections have none.
     pub input_norm_eps: Option<f32>,
 }
 
@@ -129,7 +133,10 @@ impl Config {
         let metadata = gguf.metadata();
         let architecture_name = metadata.require_str("general.architecture")?.to_owned();
         let architecture = Architecture::from_name(&architecture_name)?;
-        let keys = Keys { metadata, architecture: &architecture_name };
+        let keys = Keys {
+            metadata,
+            architecture: &architecture_name,
+        };
         let hidden_size = keys.size("embedding_length", MAX_COLS)?;
         let heads = keys.size("attention.head_count", 4096)?;
         let kv_heads = match metadata.u32(&keys.key("attention.head_count_kv"))? {
@@ -161,14 +168,20 @@ impl Config {
             Some("linear") => metadata.require_f32(&keys.key("rope.scaling.factor"))?,
             Some(other) => {
                 let other: String = other.escape_debug().take(64).collect();
-                return Err(keys.error("rope.scaling.type", format!("{other:?} is not supported; none and linear are")));
+                return Err(keys.error(
+                    "rope.scaling.type",
+                    format!("{other:?} is not supported; none and linear are"),
+                ));
             }
         };
         let vocab_size = gguf.require_tensor("token_embd.weight")?.rows();
         if let Some(stated) = metadata.u32(&keys.key("vocab_size"))?
             && stated as usize != vocab_size
         {
-            return Err(keys.error("vocab_size", format!("{stated}, but token_embd.weight has {vocab_size} rows")));
+            return Err(keys.error(
+                "vocab_size",
+                format!("{stated}, but token_embd.weight has {vocab_size} rows"),
+            ));
         }
         Self {
             architecture,
@@ -176,11 +189,17 @@ impl Config {
             vocab_size,
             hidden_size,
             num_layers: keys.size("block_count", gguf.tensors().len())?,
-            attention: AttentionShape { heads, kv_heads, head_dim },
+            attention: AttentionShape {
+                heads,
+                kv_heads,
+                head_dim,
+            },
             ffn_size: keys.size("feed_forward_length", MAX_COLS)?,
             context_length: keys.size("context_length", u32::MAX as usize)?,
             rms_norm_eps: metadata.require_f32(&keys.key("attention.layer_norm_rms_epsilon"))?,
-            rope_theta: metadata.f32(&keys.key("rope.freq_base"))?.unwrap_or(10_000.0),
+            rope_theta: metadata
+                .f32(&keys.key("rope.freq_base"))?
+                .unwrap_or(10_000.0),
             rope_scaling_factor,
             rope_pairs: architecture.gguf_rope_pairs(),
             input_norm_eps: None,
@@ -194,28 +213,57 @@ impl Config {
     /// # Errors
     /// If a number is out of range or two contradict each other.
     pub fn checked(self) -> Result<Self> {
-        let AttentionShape { heads, kv_heads, head_dim } = self.attention;
-        let wrong = |key: &str, problem: String| Err(Error::Config { key: key.to_owned(), problem });
+        let AttentionShape {
+            heads,
+            kv_heads,
+            head_dim,
+        } = self.attention;
+        let wrong = |key: &str, problem: String| {
+            Err(Error::Config {
+                key: key.to_owned(),
+                problem,
+            })
+        };
         if !heads.is_multiple_of(kv_heads) {
-            return wrong("the number of heads", format!("{heads}, no multiple of {kv_heads} key/value heads"));
+            return wrong(
+                "the number of heads",
+                format!("{heads}, no multiple of {kv_heads} key/value heads"),
+            );
         }
         if !head_dim.is_multiple_of(2) || head_dim > MAX_HEAD_DIM {
-            return wrong("the head size", format!("{head_dim}; even sizes up to {MAX_HEAD_DIM} are supported"));
+            return wrong(
+                "the head size",
+                format!("{head_dim}; even sizes up to {MAX_HEAD_DIM} are supported"),
+            );
         }
-        for (key, size) in [("heads times head size", heads * head_dim), ("vocab_size", self.vocab_size)] {
-            let max = if key == "vocab_size" { 1 << 24 } else { MAX_COLS };
+        for (key, size) in [
+            ("heads times head size", heads * head_dim),
+            ("vocab_size", self.vocab_size),
+        ] {
+            let max = if key == "vocab_size" {
+                1 << 24
+            } else {
+                MAX_COLS
+            };
             if size > max {
                 return wrong(key, format!("{size}; at most {max} is supported"));
             }
         }
         for (key, value, max) in [
             ("the norms' epsilon", self.rms_norm_eps, 1.0),
-            ("the projections' norms' epsilon", self.input_norm_eps.unwrap_or(1e-6), 1.0),
+            (
+                "the projections' norms' epsilon",
+                self.input_norm_eps.unwrap_or(1e-6),
+                1.0,
+            ),
             ("the rotary base", self.rope_theta, 1e12),
             ("the rotary scaling factor", self.rope_scaling_factor, 1e6),
         ] {
             if !(value.is_normal() && value > 0.0 && value <= max) {
-                return wrong(key, format!("{value}; more than 0 and at most {max} is possible"));
+                return wrong(
+                    key,
+                    format!("{value}; more than 0 and at most {max} is possible"),
+                );
             }
         }
         Ok(self)
@@ -234,7 +282,10 @@ impl Keys<'_> {
     }
 
     fn error(&self, key: &str, problem: String) -> Error {
-        Error::Config { key: self.key(key), problem }
+        Error::Config {
+            key: self.key(key),
+            problem,
+        }
     }
 
     /// A required size of at least 1.

@@ -1,11 +1,12 @@
-//! The one error of this crate: what was wrong with a file or a model, who the culprit is, and the numbers.
+//! The one error of this crate: what was wrong with a file or a model, who the culprit is, and the
+//! numbers.
 
 use std::path::PathBuf;
 
 /// What can be wrong with a model file or the model in it.
 ///
-/// Names that come out of a file are shortened and escaped before they get here, so a message is always one
-/// printable line.
+/// Names that come out of a file are shortened and escaped before they get here, so a message is
+/// always one printable line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system could not open, map or read the file.
@@ -130,7 +131,8 @@ pub enum Error {
         /// The types that would do.
         supported: &'static str,
     },
-    /// A tensor that the graph of this architecture does not have. Leaving it out would change the result.
+    /// A tensor that the graph of this architecture does not have. Leaving it out would change the
+    /// result.
     #[error("tensor {tensor} has no place in the {architecture} graph, which uses {used}")]
     TensorUnknown {
         /// The tensor's name.

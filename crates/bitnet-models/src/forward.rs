@@ -10,12 +10,13 @@
 //! logits = head · rms_norm(x)
 //! ```
 //!
-//! BitLinear quantizes its input rows to int8 and multiplies by ternary weights (BitNet b1.58, Ma et al. 2024).
-//! Rows of several sequences go through together; no row's result depends on which others are there.
+//! BitLinear quantizes its input rows to int8 and multiplies by ternary weights (BitNet b1.58, Ma
+//! et al. 2024). Rows of several sequences go through together; no row's result depends on which
+//! others are there.
 
 use bitnet_kernels::{
-    Activations, AttentionScratch, CacheElement, Cpu, Estimates, Kernel, LayerCache, LiveNeurons, Neurons, Place,
-    Places, Qkv, ScreenScratch, SparseScratch, TernaryMatrix, TernaryRows, math,
+    Activations, AttentionScratch, CacheElement, Cpu, Estimates, Kernel, LayerCache, LiveNeurons,
+    Neurons, Place, Places, Qkv, ScreenScratch, SparseScratch, TernaryMatrix, TernaryRows, math,
 };
 
 use crate::cache::{KvCache, KvType};
@@ -46,7 +47,8 @@ pub struct Chunk<'a> {
     pub logits: LogitRows,
 }
 
-/// The activations of one pass. Grows to the largest batch it meets, so a decode step allocates nothing.
+/// The activations of one pass. Grows to the largest batch it meets, so a decode step allocates
+/// nothing.
 #[derive(Default)]
 pub struct Workspace {
     /// Residual stream, `[rows, hidden]`.
@@ -84,8 +86,9 @@ pub struct Workspace {
 }
 
 impl LanguageModel {
-    /// Runs the chunks, which must be of different sequences, and returns the logits asked for: `[logit rows, vocab]`,
-    /// in the order of the chunks. The cache then holds the keys and values of all tokens.
+    /// Runs the chunks, which must be of different sequences, and returns the logits asked for:
+    /// `[logit rows, vocab]`, in the order of the chunks. The cache then holds the keys and values
+    /// of all tokens.
     ///
     /// # Panics
     /// If a token is outside the vocabulary, a chunk is empty, or a block table is too short.
@@ -100,8 +103,9 @@ impl LanguageModel {
         self.logits(cpu, workspace, 0..rows)
     }
 
-    /// [`LanguageModel::forward`] without the head: returns for how many rows logits are wanted, which
-    /// [`LanguageModel::logits`], [`LanguageModel::estimate`] and [`LanguageModel::logit`] then give.
+    /// [`LanguageModel::forward`] without the head: returns for how many rows logits are wanted,
+    /// which [`LanguageModel::logits`], [`LanguageModel::estimate`] and [`LanguageModel::logit`]
+    /// then give.
     ///
     /// # Panics
     /// As [`LanguageModel::forward`].
@@ -125,12 +129,18 @@ impl LanguageModel {
     ///
     /// # Panics
     /// If there is no such row.
-    pub fn logits<'w>(&self, cpu: &Cpu, w: &'w mut Workspace, rows: impl ExactSizeIterator<Item = usize>) -> &'w [f32] {
+    pub fn logits<'w>(
+        &self,
+        cpu: &Cpu,
+        w: &'w mut Workspace,
+        rows: impl ExactSizeIterator<Item = usize>,
+    ) -> &'w [f32] {
         let hidden = self.config.hidden_size;
         let logits = sized(&mut w.logits, rows.len() * self.config.vocab_size);
         w.picked.clear();
         for row in rows {
-            w.picked.extend_from_slice(&w.normed[row * hidden..(row + 1) * hidden]);
+            w.picked
+                .extend_from_slice(&w.normed[row * hidden..(row + 1) * hidden]);
         }
         if !w.picked.is_empty() {
             self.head().project(cpu, &w.picked, logits);
@@ -144,35 +154,52 @@ impl LanguageModel {
     /// If there is no such row, or `out` is not as long as the vocabulary.
     pub fn logits_of_row(&self, cpu: &Cpu, w: &Workspace, row: usize, out: &mut [f32]) {
         let hidden = self.config.hidden_size;
-        self.head().project(cpu, &w.normed[row * hidden..(row + 1) * hidden], out);
+        self.head()
+            .project(cpu, &w.normed[row * hidden..(row + 1) * hidden], out);
     }
 
-    /// Estimates the logits of all rows of the last pass, which [`Workspace::estimates`] then gives. False if the model
-    /// is not screened or nothing can be said: only all logits will do.
+    /// Estimates the logits of all rows of the last pass, which [`Workspace::estimates`] then
+    /// gives. False if the model is not screened or nothing can be said: only all logits will do.
     pub fn estimate(&self, cpu: &Cpu, w: &mut Workspace) -> bool {
         let rows = w.places.len() * self.config.hidden_size;
-        self.screen.as_ref().is_some_and(|screen| cpu.screen(screen, &w.normed[..rows], &mut w.screen))
+        self.screen
+            .as_ref()
+            .is_some_and(|screen| cpu.screen(screen, &w.normed[..rows], &mut w.screen))
     }
 
-    /// Counts the logits of one row that were computed one by one. If that decided the matter, the others of the vocabulary
-    /// were left out; if not, they were a part of the screening that came to nothing.
+    /// Counts the logits of one row that were computed one by one. If that decided the matter, the
+    /// others of the vocabulary were left out; if not, they were a part of the screening that came
+    /// to nothing.
     pub fn count_logits(&self, cpu: &Cpu, num_exact: usize, decided: bool) {
         let (hidden, head) = (self.config.hidden_size, self.head());
-        let kernel = if decided { Kernel::LogitsProjection } else { Kernel::LogitsScreen };
-        cpu.counters().add(kernel, num_exact * hidden, num_exact * head.row_bytes());
+        let kernel = if decided {
+            Kernel::LogitsProjection
+        } else {
+            Kernel::LogitsScreen
+        };
+        cpu.counters()
+            .add(kernel, num_exact * hidden, num_exact * head.row_bytes());
         if decided {
-            cpu.counters().skip(Kernel::LogitsProjection, (head.rows().saturating_sub(num_exact)) * hidden);
+            cpu.counters().skip(
+                Kernel::LogitsProjection,
+                (head.rows().saturating_sub(num_exact)) * hidden,
+            );
         }
     }
 
-    /// The logit of one token, computed in full, for a row of the last pass. Whoever asks counts it.
+    /// The logit of one token, computed in full, for a row of the last pass. Whoever asks counts
+    /// it.
     ///
     /// # Panics
     /// If there is no such row or token.
     #[must_use]
     pub fn logit(&self, cpu: &Cpu, w: &Workspace, row: usize, token: u32) -> f32 {
         let hidden = self.config.hidden_size;
-        self.head().dot(cpu.set(), token as usize, &w.normed[row * hidden..(row + 1) * hidden])
+        self.head().dot(
+            cpu.set(),
+            token as usize,
+            &w.normed[row * hidden..(row + 1) * hidden],
+        )
     }
 
     /// Everything but the head. Leaves in `w.x` the rows whose logits are wanted.
@@ -203,15 +230,25 @@ impl LanguageModel {
     fn embed(&self, cpu: &Cpu, w: &mut Workspace) {
         let rows = w.tokens.len();
         let hidden = self.config.hidden_size;
-        cpu.counters().add(Kernel::EmbeddingLookup, 0, rows * self.embedding.row_bytes());
+        cpu.counters().add(
+            Kernel::EmbeddingLookup,
+            0,
+            rows * self.embedding.row_bytes(),
+        );
         let (tokens, x) = (&w.tokens, sized(&mut w.x, rows * hidden));
-        cpu.for_rows(x, hidden, &|row, x| self.embedding.read_row(tokens[row] as usize, x));
+        cpu.for_rows(x, hidden, &|row, x| {
+            self.embedding.read_row(tokens[row] as usize, x)
+        });
     }
 
-    /// The angles of every row, the same for all layers: `position · frequency`, rounded to f32 as the reference does.
+    /// The angles of every row, the same for all layers: `position · frequency`, rounded to f32 as
+    /// the reference does.
     fn rotations(&self, cpu: &Cpu, w: &mut Workspace) {
         let head_dim = self.config.attention.head_dim;
-        let (places, rotations) = (&w.places, sized(&mut w.rotations, w.places.len() * head_dim));
+        let (places, rotations) = (
+            &w.places,
+            sized(&mut w.rotations, w.places.len() * head_dim),
+        );
         cpu.for_rows(rotations, head_dim, &|row, rotations| {
             let (cos, sin) = rotations.split_at_mut(head_dim / 2);
             for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&self.rope_frequencies) {
@@ -221,7 +258,13 @@ impl LanguageModel {
     }
 
     /// Queries, keys and values of each row; keys and values go to the cache.
-    fn project_qkv<T: CacheElement>(&self, cpu: &Cpu, w: &mut Workspace, layer: &Layer, cache: &mut LayerCache<'_, T>) {
+    fn project_qkv<T: CacheElement>(
+        &self,
+        cpu: &Cpu,
+        w: &mut Workspace,
+        layer: &Layer,
+        cache: &mut LayerCache<'_, T>,
+    ) {
         let shape = self.config.attention;
         let stride = layer.qkv.output_len();
         let qkv = sized(&mut w.qkv, w.places.len() * stride);
@@ -229,10 +272,12 @@ impl LanguageModel {
         project(cpu, &w.x, &layer.attention_norm, &layer.qkv, buffers, qkv);
 
         let rotated = (shape.heads + shape.kv_heads) * shape.head_dim;
-        cpu.counters().add(Kernel::RopeApply, 2 * rotated * w.places.len(), 0);
+        cpu.counters()
+            .add(Kernel::RopeApply, 2 * rotated * w.places.len(), 0);
         let (set, rotations) = (cpu.set(), &w.rotations);
         cpu.for_rows(qkv, stride, &|row, qkv| {
-            let (cos, sin) = rotations[row * shape.head_dim..(row + 1) * shape.head_dim].split_at(shape.head_dim / 2);
+            let (cos, sin) = rotations[row * shape.head_dim..(row + 1) * shape.head_dim]
+                .split_at(shape.head_dim / 2);
             set.rope_half_split(&mut qkv[layer.qkv.output_range(0)], cos, sin);
             set.rope_half_split(&mut qkv[layer.qkv.output_range(1)], cos, sin);
         });
@@ -240,14 +285,34 @@ impl LanguageModel {
     }
 
     /// `x += BitLinear(sub_norm(attention))`
-    fn attend<T: CacheElement>(&self, cpu: &Cpu, w: &mut Workspace, layer: &Layer, cache: &LayerCache<'_, T>) {
+    fn attend<T: CacheElement>(
+        &self,
+        cpu: &Cpu,
+        w: &mut Workspace,
+        layer: &Layer,
+        cache: &LayerCache<'_, T>,
+    ) {
         let shape = self.config.attention;
         let width = shape.heads * shape.head_dim;
         let rows = w.places.len();
-        let qkv = Qkv { data: &w.qkv, stride: layer.qkv.output_len(), offsets: qkv_offsets(layer) };
-        let places = Places { rows: &w.places, blocks: &w.blocks };
+        let qkv = Qkv {
+            data: &w.qkv,
+            stride: layer.qkv.output_len(),
+            offsets: qkv_offsets(layer),
+        };
+        let places = Places {
+            rows: &w.places,
+            blocks: &w.blocks,
+        };
         let attention = sized(&mut w.attention, rows * width);
-        cpu.attention(shape, qkv, places, cache, &mut w.attention_scratch, attention);
+        cpu.attention(
+            shape,
+            qkv,
+            places,
+            cache,
+            &mut w.attention_scratch,
+            attention,
+        );
 
         let norm = layer.attention_output_norm.as_ref().map(RmsNorm::view);
         cpu.quantize(attention, width, width, norm, &mut w.activations);
@@ -259,8 +324,8 @@ impl LanguageModel {
 
     /// `x += BitLinear(sub_norm(act(gate) · up))`
     ///
-    /// A lone row leaves out the rows of `up` and the columns of `down` that add nothing, where there are copies to read
-    /// the others from and they are few.
+    /// A lone row leaves out the rows of `up` and the columns of `down` that add nothing, where
+    /// there are copies to read the others from and they are few.
     fn feed_forward(&self, cpu: &Cpu, w: &mut Workspace, index: usize) {
         let layer = &self.layers[index];
         let rows = w.places.len();
@@ -278,12 +343,21 @@ impl LanguageModel {
         }
 
         let (num_neurons, num_live) = (self.config.ffn_size, layer.num_live_neurons());
-        let live = layer.live_neurons.as_ref().map(|positions| LiveNeurons { positions, num_neurons });
-        let neurons = Neurons { gates: layer.gate_up.output_range(0), ups: layer.gate_up.output_range(1), live };
+        let live = layer.live_neurons.as_ref().map(|positions| LiveNeurons {
+            positions,
+            num_neurons,
+        });
+        let neurons = Neurons {
+            gates: layer.gate_up.output_range(0),
+            ups: layer.gate_up.output_range(1),
+            live,
+        };
         let norm = layer.ffn_down_norm.as_ref().map(RmsNorm::view);
         let gate = self.config.architecture.gate();
-        let zeros = cpu.gate_and_quantize(gate, gate_up, stride, &neurons, norm, &mut w.activations);
-        w.ffn_activity.resize(self.layers.len(), FfnActivity::default());
+        let zeros =
+            cpu.gate_and_quantize(gate, gate_up, stride, &neurons, norm, &mut w.activations);
+        w.ffn_activity
+            .resize(self.layers.len(), FfnActivity::default());
         w.ffn_activity[index].add(rows * num_live, zeros);
 
         let stride = layer.ffn_down.output_len();
@@ -291,20 +365,35 @@ impl LanguageModel {
         let is_sparse = rows == 1
             && layer.sparse.down.as_ref().is_some_and(|down| {
                 let active_max = self.active_max(num_live);
-                cpu.active_columns_matvec(down, active_max, &w.activations, &mut w.sparse_scratch, delta)
+                cpu.active_columns_matvec(
+                    down,
+                    active_max,
+                    &w.activations,
+                    &mut w.sparse_scratch,
+                    delta,
+                )
             });
         if !is_sparse {
             cpu.ternary_matmul(&layer.ffn_down, &w.activations, delta);
         }
-        // The dense product has the rows of gate and up and the columns of down that dead neurons would have.
+        // The dense product has the rows of gate and up and the columns of down that dead neurons
+        // would have.
         let dead_weights = 3 * (num_neurons - num_live) * self.config.hidden_size;
-        let kernel = if is_sparse { Kernel::I2sGemv } else { layer.ffn_down.kernel(rows) };
+        let kernel = if is_sparse {
+            Kernel::I2sGemv
+        } else {
+            layer.ffn_down.kernel(rows)
+        };
         cpu.counters().skip(kernel, rows * dead_weights);
         self.add(cpu, &mut w.x, delta, stride);
     }
 
-    /// `gates, ups = BitLinear(norm(x))` for one row, the ups only where the gate is positive, unless that is too often.
-    #[expect(clippy::too_many_arguments, reason = "a product of two stacked matrices and the copy of one of them")]
+    /// `gates, ups = BitLinear(norm(x))` for one row, the ups only where the gate is positive,
+    /// unless that is too often.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a product of two stacked matrices and the copy of one of them"
+    )]
     fn project_gated(
         &self,
         cpu: &Cpu,
@@ -330,7 +419,9 @@ impl LanguageModel {
     fn add(&self, cpu: &Cpu, x: &mut [f32], delta: &[f32], stride: usize) {
         let hidden = self.config.hidden_size;
         let set = cpu.set();
-        cpu.for_rows(x, hidden, &|row, x| set.add(x, &delta[row * stride..row * stride + hidden]));
+        cpu.for_rows(x, hidden, &|row, x| {
+            set.add(x, &delta[row * stride..row * stride + hidden])
+        });
     }
 
     /// The last norm: hidden states of the rows whose logits are wanted.
@@ -358,7 +449,8 @@ impl Workspace {
         &self.logits
     }
 
-    /// What went through the feed-forward network of each layer since the start; empty if nothing did.
+    /// What went through the feed-forward network of each layer since the start; empty if nothing
+    /// did.
     #[must_use]
     pub fn ffn_activity(&self) -> &[FfnActivity] {
         &self.ffn_activity
@@ -382,17 +474,27 @@ impl Workspace {
         for chunk in chunks {
             let end = chunk.position + chunk.tokens.len();
             assert!(!chunk.tokens.is_empty(), "an empty chunk");
-            assert!(chunk.blocks.len() * KvCache::BLOCK >= end, "{} blocks for {end} positions", chunk.blocks.len());
+            assert!(
+                chunk.blocks.len() * KvCache::BLOCK >= end,
+                "{} blocks for {end} positions",
+                chunk.blocks.len()
+            );
             let table = self.blocks.len();
             self.blocks.extend_from_slice(chunk.blocks);
             for (index, &token) in chunk.tokens.iter().enumerate() {
-                assert!((token as usize) < vocab_size, "token {token} of a vocabulary of {vocab_size}");
+                assert!(
+                    (token as usize) < vocab_size,
+                    "token {token} of a vocabulary of {vocab_size}"
+                );
                 let is_last = index + 1 == chunk.tokens.len();
                 if chunk.logits == LogitRows::All || chunk.logits == LogitRows::Last && is_last {
                     self.wanted.push(self.tokens.len());
                 }
                 self.tokens.push(token);
-                self.places.push(Place { position: chunk.position + index, table });
+                self.places.push(Place {
+                    position: chunk.position + index,
+                    table,
+                });
             }
         }
     }
@@ -400,8 +502,10 @@ impl Workspace {
     /// Moves the rows whose logits are wanted to the front and forgets the others.
     fn keep_wanted(&mut self, hidden: usize, qkv_stride: usize) {
         for (to, &from) in self.wanted.iter().enumerate() {
-            self.x.copy_within(from * hidden..(from + 1) * hidden, to * hidden);
-            self.qkv.copy_within(from * qkv_stride..(from + 1) * qkv_stride, to * qkv_stride);
+            self.x
+                .copy_within(from * hidden..(from + 1) * hidden, to * hidden);
+            self.qkv
+                .copy_within(from * qkv_stride..(from + 1) * qkv_stride, to * qkv_stride);
             self.places[to] = self.places[from];
         }
         let rows = self.wanted.len();
@@ -411,17 +515,26 @@ impl Workspace {
     }
 
     fn places(&self) -> Places<'_> {
-        Places { rows: &self.places, blocks: &self.blocks }
+        Places {
+            rows: &self.places,
+            blocks: &self.blocks,
+        }
     }
 
     fn qkv_rows(&self, layer: &Layer) -> Qkv<'_> {
-        Qkv { data: &self.qkv, stride: layer.qkv.output_len(), offsets: qkv_offsets(layer) }
+        Qkv {
+            data: &self.qkv,
+            stride: layer.qkv.output_len(),
+            offsets: qkv_offsets(layer),
+        }
     }
 }
 
-/// `out = BitLinear(norm(x))` for projections of one input; x: `[rows, hidden]`, out: `[rows, output_len]`.
+/// `out = BitLinear(norm(x))` for projections of one input; x: `[rows, hidden]`, out: `[rows,
+/// output_len]`.
 ///
-/// Buffers: the quantized rows, and for projections with norms of their own the normalised rows and one's output.
+/// Buffers: the quantized rows, and for projections with norms of their own the normalised rows and
+/// one's output.
 fn project(
     cpu: &Cpu,
     x: &[f32],
@@ -440,7 +553,12 @@ fn project(
     };
     let (set, normed) = (cpu.set(), sized(normed, x.len()));
     cpu.for_rows(normed, hidden, &|row, normed| {
-        set.rms_norm(&x[row * hidden..(row + 1) * hidden], &norm.weight, norm.eps, normed);
+        set.rms_norm(
+            &x[row * hidden..(row + 1) * hidden],
+            &norm.weight,
+            norm.eps,
+            normed,
+        );
     });
     let stride = projections.output_len();
     for (index, (norm, matrix)) in matrices.iter().enumerate() {
@@ -458,7 +576,8 @@ fn qkv_offsets(layer: &Layer) -> [usize; 3] {
     std::array::from_fn(|part| layer.qkv.output_range(part).start)
 }
 
-/// The buffer at exactly this length; what it holds is unspecified. Allocates only to grow beyond what it ever was.
+/// The buffer at exactly this length; what it holds is unspecified. Allocates only to grow beyond
+/// what it ever was.
 fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     buffer.resize(len, 0.0);
     buffer

@@ -1,9 +1,10 @@
 //! MODELS: files to checked views, configurations and the forward pass.
 //!
-//! [`gguf::Gguf`] and [`huggingface::Checkpoint`] open and check files; [`LanguageModel::from_gguf`] and
-//! [`LanguageModel::from_checkpoint`] load them through one seam (`source`); [`LanguageModel::forward`] turns token ids
-//! into logits, with the keys and values of past positions in a [`KvCache`]. [`convert`] writes one as the other, and
-//! [`synthetic`] makes random models of any shape in every form.
+//! [`gguf::Gguf`] and [`huggingface::Checkpoint`] open and check files;
+//! [`LanguageModel::from_gguf`] and [`LanguageModel::from_checkpoint`] load them through one seam
+//! (`source`); [`LanguageModel::forward`] turns token ids into logits, with the keys and values of
+//! past positions in a [`KvCache`]. [`convert`] writes one as the other, and [`synthetic`] makes
+//! random models of any shape in every form.
 
 #![deny(unsafe_code)]
 
@@ -32,7 +33,8 @@ pub use model::{HeadMode, LanguageModel, LoadOptions, matrix_shapes};
 pub use sparsity::{FfnActivity, FfnLayer, FfnSparsity};
 pub use table::Table;
 
-/// How the codes of I2_S tensors are arranged, and which arrangement a layer's dead neurons speak for.
+/// How the codes of I2_S tensors are arranged, and which arrangement a layer's dead neurons speak
+/// for.
 pub use bitnet_quantization::i2_s::{Form as I2sForm, likely_form};
 
 /// The tiles of TL1 and TL2 tensors, which files may leave unsaid.

@@ -1,6 +1,10 @@
-//! The bytes of a model: mapped from a file, embedded in the program, or owned; and the advice to the system about them.
+//! The bytes of a model: mapped from a file, embedded in the program, or owned; and the advice to
+//! the system about them.
 
-#![expect(unsafe_code, reason = "a file can only be mapped, and its pages dropped, through unsafe calls")]
+#![expect(
+    unsafe_code,
+    reason = "a file can only be mapped, and its pages dropped, through unsafe calls"
+)]
 
 use std::fs::File;
 use std::ops::Deref;
@@ -21,22 +25,29 @@ pub(crate) enum ModelBytes {
 impl ModelBytes {
     /// Maps a regular file read-only. Nothing is read yet; pages come in as they are touched.
     pub(crate) fn map(path: &Path) -> Result<Self> {
-        let io = |source| Error::Io { path: path.to_owned(), source };
+        let io = |source| Error::Io {
+            path: path.to_owned(),
+            source,
+        };
         // Asked before opening: opening a pipe would wait for its writer.
         if !std::fs::metadata(path).map_err(io)?.is_file() {
-            return Err(Error::NotAFile { path: path.to_owned() });
+            return Err(Error::NotAFile {
+                path: path.to_owned(),
+            });
         }
         let file = File::open(path).map_err(io)?;
         if file.metadata().map_err(io)?.len() == 0 {
             return Ok(Self::Owned(Vec::new())); // some systems refuse to map nothing
         }
-        // SAFETY: the mapping is read-only and lives as long as the value. Like every program that maps its models, we
-        // rely on nobody truncating or rewriting the file in place meanwhile; replacing it by rename is harmless.
+        // SAFETY: the mapping is read-only and lives as long as the value. Like every program that
+        // maps its models, we rely on nobody truncating or rewriting the file in place meanwhile;
+        // replacing it by rename is harmless.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
         Ok(Self::Mapped(map))
     }
 
-    /// Tells the system that a range will be read once, front to back, soon. Advice only: failure changes nothing.
+    /// Tells the system that a range will be read once, front to back, soon. Advice only: failure
+    /// changes nothing.
     pub(crate) fn advise_sequential(&self, offset: usize, len: usize) {
         #[cfg(unix)]
         if let Self::Mapped(map) = self {
@@ -47,13 +58,17 @@ impl ModelBytes {
         let _ = (offset, len);
     }
 
-    /// Lets the system take back the memory of a range. The bytes stay readable: they come from the file again.
+    /// Lets the system take back the memory of a range. The bytes stay readable: they come from the
+    /// file again.
     pub(crate) fn advise_done(&self, offset: usize, len: usize) {
         #[cfg(unix)]
         if let Self::Mapped(map) = self {
-            // SAFETY: the mapping is shared, read-only and backed by the file, so dropping its pages loses nothing: a
-            // later read, through a borrow older than this call too, faults the same bytes in again.
-            let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, len) };
+            // SAFETY: the mapping is shared, read-only and backed by the file, so dropping its
+            // pages loses nothing: a later read, through a borrow older than this call too, faults
+            // the same bytes in again.
+            let _ = unsafe {
+                map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, len)
+            };
         }
         #[cfg(not(unix))]
         let _ = (offset, len);
@@ -72,7 +87,8 @@ impl Deref for ModelBytes {
     }
 }
 
-/// A range of a file's bytes, kept beyond any borrow of the file. It was checked to lie within when it was made.
+/// A range of a file's bytes, kept beyond any borrow of the file. It was checked to lie within when
+/// it was made.
 #[derive(Clone)]
 pub(crate) struct Extent {
     file: Arc<ModelBytes>,
@@ -86,8 +102,16 @@ impl Extent {
     /// # Panics
     /// If the file is shorter.
     pub(crate) fn new(file: &Arc<ModelBytes>, offset: usize, len: usize) -> Self {
-        assert!(offset <= file.len() && len <= file.len() - offset, "{len} bytes at {offset} of {}", file.len());
-        Self { file: Arc::clone(file), offset, len }
+        assert!(
+            offset <= file.len() && len <= file.len() - offset,
+            "{len} bytes at {offset} of {}",
+            file.len()
+        );
+        Self {
+            file: Arc::clone(file),
+            offset,
+            len,
+        }
     }
 
     /// Lets the system take back the memory of the range; see [`ModelBytes::advise_done`].

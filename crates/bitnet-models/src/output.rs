@@ -1,7 +1,8 @@
 //! [`Output`]: a file or directory that appears under its name only when it is complete.
 //!
-//! It is written as `.NAME.partial` beside it, under a lock, and renamed at the end. A failure removes what was written; what
-//! a killed process left behind is taken over by the next one that writes the same name, so there is never more than one.
+//! It is written as `.NAME.partial` beside it, under a lock, and renamed at the end. A failure
+//! removes what was written; what a killed process left behind is taken over by the next one that
+//! writes the same name, so there is never more than one.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -39,10 +40,20 @@ impl Output {
         let path = resolve(path, replace)?;
         check_name(&path, replace, false)?;
         let partial = partial_name(&path);
-        let io = |source| Error::Write { path: partial.clone(), source };
+        let io = |source| Error::Write {
+            path: partial.clone(),
+            source,
+        };
         let file = locked(&partial).map_err(io)?;
         file.set_len(0).map_err(io)?;
-        Ok(Self { path, partial, replace, file, is_directory: false, committed: false })
+        Ok(Self {
+            path,
+            partial,
+            replace,
+            file,
+            is_directory: false,
+            committed: false,
+        })
     }
 
     /// Begins a directory.
@@ -50,10 +61,20 @@ impl Output {
         let path = resolve(path, replace)?;
         check_name(&path, replace, true)?;
         let partial = partial_name(&path);
-        let io = |source| Error::Write { path: partial.clone(), source };
+        let io = |source| Error::Write {
+            path: partial.clone(),
+            source,
+        };
         fs::create_dir_all(&partial).map_err(io)?;
         let file = locked(&partial.join(LOCK)).map_err(io)?;
-        let output = Self { path, partial, replace, file, is_directory: true, committed: false };
+        let output = Self {
+            path,
+            partial,
+            replace,
+            file,
+            is_directory: true,
+            committed: false,
+        };
         output.remove_files(&[LOCK])?;
         output.put_back()?;
         Ok(output)
@@ -66,29 +87,42 @@ impl Output {
 
     /// The file itself, to be written from its start.
     pub(crate) fn handle(&self) -> Result<File> {
-        self.file.try_clone().map_err(|source| Error::Write { path: self.partial.clone(), source })
+        self.file.try_clone().map_err(|source| Error::Write {
+            path: self.partial.clone(),
+            source,
+        })
     }
 
     /// Gives it its name. It must have been written and stored completely.
     pub(crate) fn commit(mut self) -> Result<()> {
         check_name(&self.path, self.replace, self.is_directory)?;
-        let io = |source| Error::Write { path: self.path.clone(), source };
+        let io = |source| Error::Write {
+            path: self.path.clone(),
+            source,
+        };
         if self.is_directory && self.path.exists() {
-            // Directories cannot be exchanged in one step: for an instant there is none of that name.
+            // Directories cannot be exchanged in one step: for an instant there is none of that
+            // name.
             let old = self.replaced();
             fs::rename(&self.path, &old).map_err(io)?;
             if let Err(error) = fs::rename(&self.partial, &self.path) {
                 let _ = fs::rename(&old, &self.path); // the first error is what the caller hears of
                 return Err(io(error));
             }
-            fs::remove_dir_all(&old).map_err(|source| Error::Write { path: old.clone(), source })?;
+            fs::remove_dir_all(&old).map_err(|source| Error::Write {
+                path: old.clone(),
+                source,
+            })?;
         } else {
             fs::rename(&self.partial, &self.path).map_err(io)?;
         }
         self.committed = true;
         if self.is_directory {
             // Not before: without its lock the directory would have been anybody's.
-            fs::remove_file(self.path.join(LOCK)).map_err(|source| Error::Write { path: self.path.clone(), source })?;
+            fs::remove_file(self.path.join(LOCK)).map_err(|source| Error::Write {
+                path: self.path.clone(),
+                source,
+            })?;
         }
         if let Ok(parent) = File::open(parent_of(&self.path)) {
             let _ = parent.sync_all(); // the name, too, outlives a power failure where the system can do that
@@ -101,8 +135,8 @@ impl Output {
         self.partial.with_extension("replaced")
     }
 
-    /// Gives a directory its name back that a process left behind which was killed while it replaced it, or removes it if
-    /// only that was still to do.
+    /// Gives a directory its name back that a process left behind which was killed while it
+    /// replaced it, or removes it if only that was still to do.
     fn put_back(&self) -> Result<()> {
         let old = self.replaced();
         if !old.exists() {
@@ -111,13 +145,19 @@ impl Output {
         if self.path.exists() {
             return fs::remove_dir_all(&old).map_err(|source| Error::Write { path: old, source });
         }
-        fs::rename(&old, &self.path).map_err(|source| Error::Write { path: self.path.clone(), source })?;
+        fs::rename(&old, &self.path).map_err(|source| Error::Write {
+            path: self.path.clone(),
+            source,
+        })?;
         check_name(&self.path, self.replace, self.is_directory)
     }
 
     /// Removes the files of the directory being written, except some.
     fn remove_files(&self, except: &[&str]) -> Result<()> {
-        let io = |source| Error::Write { path: self.partial.clone(), source };
+        let io = |source| Error::Write {
+            path: self.partial.clone(),
+            source,
+        };
         for entry in fs::read_dir(&self.partial).map_err(io)? {
             let entry = entry.map_err(io)?;
             if !except.iter().any(|name| entry.file_name() == *name) {
@@ -130,7 +170,8 @@ impl Output {
 
 impl Drop for Output {
     fn drop(&mut self) {
-        // Whoever failed says why; what cannot be removed is taken over by the next to write that name.
+        // Whoever failed says why; what cannot be removed is taken over by the next to write that
+        // name.
         match (self.committed, self.is_directory) {
             (true, _) => {}
             (false, true) => {
@@ -153,39 +194,64 @@ fn partial_name(path: &Path) -> PathBuf {
 }
 
 fn parent_of(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    path.parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 /// What a link that may be replaced leads to.
 fn resolve(path: &Path, replace: Replace) -> Result<PathBuf> {
     let is_link = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink());
     match replace {
-        Replace::Only(_) if is_link => {
-            fs::canonicalize(path).map_err(|source| Error::Write { path: path.to_owned(), source })
-        }
+        Replace::Only(_) if is_link => fs::canonicalize(path).map_err(|source| Error::Write {
+            path: path.to_owned(),
+            source,
+        }),
         _ => Ok(path.to_owned()),
     }
 }
 
 /// Refuses a name that is taken.
 fn check_name(path: &Path, replace: Replace, directory: bool) -> Result<()> {
-    let refuse = |problem: String| Err(Error::OutputKept { path: path.to_owned(), problem });
+    let refuse = |problem: String| {
+        Err(Error::OutputKept {
+            path: path.to_owned(),
+            problem,
+        })
+    };
     if path.file_name().is_none() {
         return refuse("it is no name for a file".into());
     }
-    let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
-    let Replace::Only(is_part) = replace else { return Err(Error::OutputExists { path: path.to_owned() }) };
+    let Ok(metadata) = fs::symlink_metadata(path) else {
+        return Ok(());
+    };
+    let Replace::Only(is_part) = replace else {
+        return Err(Error::OutputExists {
+            path: path.to_owned(),
+        });
+    };
     match (metadata.is_dir(), directory) {
         (false, false) if metadata.is_file() => Ok(()),
         (false, false) => refuse("it is a device, a pipe or the like, not a file".into()),
         (true, false) => refuse("it is a directory, not a file".into()),
         (false, true) => refuse("it is a file, not a directory".into()),
         (true, true) => {
-            let entries = fs::read_dir(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+            let entries = fs::read_dir(path).map_err(|source| Error::Io {
+                path: path.to_owned(),
+                source,
+            })?;
             for entry in entries {
-                let name = entry.map_err(|source| Error::Io { path: path.to_owned(), source })?.file_name();
+                let name = entry
+                    .map_err(|source| Error::Io {
+                        path: path.to_owned(),
+                        source,
+                    })?
+                    .file_name();
                 if name != LOCK && !name.to_str().is_some_and(is_part) {
-                    return refuse(format!("it holds {}, which is no part of a model", shown(&name.to_string_lossy())));
+                    return refuse(format!(
+                        "it holds {}, which is no part of a model",
+                        shown(&name.to_string_lossy())
+                    ));
                 }
             }
             Ok(())
@@ -196,12 +262,20 @@ fn check_name(path: &Path, replace: Replace, directory: bool) -> Result<()> {
 /// Opens or makes a file and locks it, so that no other process writes it at the same time.
 fn locked(path: &Path) -> io::Result<File> {
     loop {
-        let file = File::options().write(true).create(true).truncate(false).open(path)?;
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)?;
         match file.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(io::Error::other("another process is writing it")),
+            Err(TryLockError::WouldBlock) => {
+                return Err(io::Error::other("another process is writing it"));
+            }
             // Some file systems know no locks.
-            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => return Ok(file),
+            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
+                return Ok(file);
+            }
             Err(TryLockError::Error(error)) => return Err(error),
         }
         // Whoever held the lock may have given the file its final name between the two calls.
@@ -215,7 +289,8 @@ fn locked(path: &Path) -> io::Result<File> {
 fn is_still_there(file: &File, path: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt;
     let opened = file.metadata()?;
-    Ok(fs::symlink_metadata(path).is_ok_and(|named| (named.dev(), named.ino()) == (opened.dev(), opened.ino())))
+    Ok(fs::symlink_metadata(path)
+        .is_ok_and(|named| (named.dev(), named.ino()) == (opened.dev(), opened.ino())))
 }
 
 #[cfg(not(unix))]

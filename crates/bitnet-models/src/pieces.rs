@@ -21,10 +21,18 @@ pub(crate) struct Pieces {
 }
 
 impl Pieces {
-    /// Writes the head, whose length is a multiple of the alignment, into an empty file. path: its name, for messages.
+    /// Writes the head, whose length is a multiple of the alignment, into an empty file. path: its
+    /// name, for messages.
     pub(crate) fn new(file: File, path: &Path, head: &[u8], alignment: usize) -> Result<Self> {
         let out = BufWriter::with_capacity(1 << 20, file);
-        let mut pieces = Self { path: path.to_owned(), out, alignment, checksums: Vec::new(), left: 0, padding: 0 };
+        let mut pieces = Self {
+            path: path.to_owned(),
+            out,
+            alignment,
+            checksums: Vec::new(),
+            left: 0,
+            padding: 0,
+        };
         pieces.write_all(head)?;
         Ok(pieces)
     }
@@ -51,7 +59,12 @@ impl Pieces {
     /// # Panics
     /// If they are more than it has.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        assert!(bytes.len() <= self.left, "{} bytes for a tensor that lacks {}", bytes.len(), self.left);
+        assert!(
+            bytes.len() <= self.left,
+            "{} bytes for a tensor that lacks {}",
+            bytes.len(),
+            self.left
+        );
         self.left -= bytes.len();
         if let Some(checksum) = self.checksums.last_mut() {
             checksum.update(bytes);
@@ -59,25 +72,40 @@ impl Pieces {
         self.write_all(bytes)
     }
 
-    /// Hands everything to the system and waits until it is stored. Returns the checksums of the pieces.
+    /// Hands everything to the system and waits until it is stored. Returns the checksums of the
+    /// pieces.
     ///
     /// # Panics
     /// If the last piece is not complete.
     pub(crate) fn finish(mut self) -> Result<Vec<Checksum>> {
         self.end()?;
-        let io = |source| Error::Write { path: self.path.clone(), source };
-        let file = self.out.into_inner().map_err(|error| io(error.into_error()))?;
+        let io = |source| Error::Write {
+            path: self.path.clone(),
+            source,
+        };
+        let file = self
+            .out
+            .into_inner()
+            .map_err(|error| io(error.into_error()))?;
         file.sync_all().map_err(io)?;
         Ok(self.checksums)
     }
 
     fn end(&mut self) -> Result<()> {
-        assert_eq!(self.left, 0, "bytes that tensor {} lacks", self.checksums.len());
+        assert_eq!(
+            self.left,
+            0,
+            "bytes that tensor {} lacks",
+            self.checksums.len()
+        );
         let padding = vec![0; std::mem::take(&mut self.padding)];
         self.write_all(&padding)
     }
 
     fn write_all(&mut self, bytes: &[u8]) -> Result<()> {
-        self.out.write_all(bytes).map_err(|source| Error::Write { path: self.path.clone(), source })
+        self.out.write_all(bytes).map_err(|source| Error::Write {
+            path: self.path.clone(),
+            source,
+        })
     }
 }

@@ -1,7 +1,7 @@
 //! [`Source`]: what a loader and a converter ask of a model, whatever files it comes in.
 //!
-//! A [`Slot`] is a tensor's place in the graph; each source knows it by the names of its own format. Whatever a source
-//! gives has been checked against the shape asked for.
+//! A [`Slot`] is a tensor's place in the graph; each source knows it by the names of its own
+//! format. Whatever a source gives has been checked against the shape asked for.
 
 use std::ops::Range;
 
@@ -20,7 +20,8 @@ pub(crate) trait Source {
     /// The shape of the model.
     fn config(&self) -> &Config;
 
-    /// Refuses a model with tensors that its graph would leave unused: leaving them out would change the result.
+    /// Refuses a model with tensors that its graph would leave unused: leaving them out would
+    /// change the result.
     fn check_tensors(&self) -> Result<()>;
 
     /// Whether the logits come from a table of their own.
@@ -32,7 +33,8 @@ pub(crate) trait Source {
     /// The embedding or the head, `[rows, cols]`.
     fn table(&self, slot: Slot, rows: usize, cols: usize) -> Result<Table>;
 
-    /// The ternary weights of a layer's projection, `[rows, cols]`. Float weights are measured on all threads of `pool`.
+    /// The ternary weights of a layer's projection, `[rows, cols]`. Float weights are measured on
+    /// all threads of `pool`.
     fn projection(
         &self,
         layer: usize,
@@ -42,7 +44,8 @@ pub(crate) trait Source {
         pool: &Pool,
     ) -> Result<TernaryTensor>;
 
-    /// What each rotary frequency is divided by, `[head_dim / 2]`, where the model has such factors.
+    /// What each rotary frequency is divided by, `[head_dim / 2]`, where the model has such
+    /// factors.
     fn rope_factors(&self) -> Result<Option<Vec<f32>>>;
 }
 
@@ -84,13 +87,23 @@ pub(crate) enum Projection {
 }
 
 impl Projection {
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Query, Self::Key, Self::Value, Self::AttentionOutput, Self::Gate, Self::Up, Self::Down];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Query,
+        Self::Key,
+        Self::Value,
+        Self::AttentionOutput,
+        Self::Gate,
+        Self::Up,
+        Self::Down,
+    ];
 
     /// Output rows and input columns.
     pub(crate) fn shape(self, config: &Config) -> (usize, usize) {
         let attention = config.attention;
-        let (query, key) = (attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim);
+        let (query, key) = (
+            attention.heads * attention.head_dim,
+            attention.kv_heads * attention.head_dim,
+        );
         let (hidden, ffn) = (config.hidden_size, config.ffn_size);
         match self {
             Self::Query => (query, hidden),
@@ -128,8 +141,8 @@ pub(crate) struct TernaryTensor {
     pub scale: f32,
     pub codes: Codes,
     pub data: Extent,
-    /// The head size, if the file keeps the two elements of a rotated pair side by side. [`TernaryTensor::unpack_rows`]
-    /// gives the first half of a head, then the second.
+    /// The head size, if the file keeps the two elements of a rotated pair side by side.
+    /// [`TernaryTensor::unpack_rows`] gives the first half of a head, then the second.
     pub interleaved_heads: Option<usize>,
 }
 
@@ -175,10 +188,18 @@ impl RowFigures {
         let (mut least, mut largest) = (f32::INFINITY, 0.0f32);
         for x in floats {
             let magnitude = x.abs();
-            least = least.min(if magnitude > 0.0 { magnitude } else { f32::INFINITY });
+            least = least.min(if magnitude > 0.0 {
+                magnitude
+            } else {
+                f32::INFINITY
+            });
             largest = largest.max(magnitude);
         }
-        Ok(Self { sum, least, largest })
+        Ok(Self {
+            sum,
+            least,
+            largest,
+        })
     }
 }
 
@@ -195,9 +216,12 @@ impl Codes {
 }
 
 impl TernaryTensor {
-    /// Unpacks `range` of the rows, in the order of the graph, into −1, 0, 1. out: `[range.len(), cols]`.
+    /// Unpacks `range` of the rows, in the order of the graph, into −1, 0, 1. out: `[range.len(),
+    /// cols]`.
     pub(crate) fn unpack_rows(&self, range: Range<usize>, out: &mut [i8]) -> Result<()> {
-        let Some(head_dim) = self.interleaved_heads else { return self.unpack_stored(range, out) };
+        let Some(head_dim) = self.interleaved_heads else {
+            return self.unpack_stored(range, out);
+        };
         for (row, out) in range.zip(out.chunks_exact_mut(self.cols)) {
             let stored = interleaved_row(row, head_dim);
             self.unpack_stored(stored..stored + 1, out)?;
@@ -205,8 +229,14 @@ impl TernaryTensor {
         Ok(())
     }
 
-    /// The same in the order of files that keep the two elements of a rotated pair side by side, in heads of that size.
-    pub(crate) fn unpack_interleaved(&self, range: Range<usize>, head_dim: usize, out: &mut [i8]) -> Result<()> {
+    /// The same in the order of files that keep the two elements of a rotated pair side by side, in
+    /// heads of that size.
+    pub(crate) fn unpack_interleaved(
+        &self,
+        range: Range<usize>,
+        head_dim: usize,
+        out: &mut [i8],
+    ) -> Result<()> {
         if self.interleaved_heads == Some(head_dim) {
             return self.unpack_stored(range, out);
         }
@@ -219,10 +249,15 @@ impl TernaryTensor {
 
     /// The same in the order of this file.
     fn unpack_stored(&self, range: Range<usize>, out: &mut [i8]) -> Result<()> {
-        let of_tensor = |source| Error::Tensor { tensor: self.name.clone(), source };
+        let of_tensor = |source| Error::Tensor {
+            tensor: self.name.clone(),
+            source,
+        };
         let format = match self.codes {
             Codes::Packed(format) => {
-                return format.unpack_rows(&self.data, self.rows, self.cols, range, out).map_err(of_tensor);
+                return format
+                    .unpack_rows(&self.data, self.rows, self.cols, range, out)
+                    .map_err(of_tensor);
             }
             Codes::Units(format) | Codes::Signs(format) | Codes::Absmean { format, .. } => format,
         };
@@ -232,7 +267,9 @@ impl TernaryTensor {
             match self.codes {
                 Codes::Absmean { s, .. } => absmean::round(&floats, s, out).map_err(of_tensor)?,
                 Codes::Signs(_) => {
-                    out.iter_mut().zip(&floats).for_each(|(w, x)| *w = i8::from(*x > 0.0) - i8::from(*x < 0.0));
+                    out.iter_mut()
+                        .zip(&floats)
+                        .for_each(|(w, x)| *w = i8::from(*x > 0.0) - i8::from(*x < 0.0));
                 }
                 _ => self.take_units(row, &floats, out)?,
             }
@@ -244,14 +281,22 @@ impl TernaryTensor {
         let row_bytes = self.data.len() / self.rows;
         format
             .dequantize(&self.data[row * row_bytes..(row + 1) * row_bytes], floats)
-            .map_err(|source| Error::Tensor { tensor: self.name.clone(), source })
+            .map_err(|source| Error::Tensor {
+                tensor: self.name.clone(),
+                source,
+            })
     }
 
     fn take_units(&self, row: usize, floats: &[f32], out: &mut [i8]) -> Result<()> {
         for (col, (x, w)) in floats.iter().zip(out).enumerate() {
             if !matches!(*x, -1.0 | 0.0 | 1.0) {
-                let problem = format!("the weight at row {row}, column {col} is {x}, not -1, 0 or 1, and has a scale");
-                return Err(Error::TensorValues { tensor: self.name.clone(), problem });
+                let problem = format!(
+                    "the weight at row {row}, column {col} is {x}, not -1, 0 or 1, and has a scale"
+                );
+                return Err(Error::TensorValues {
+                    tensor: self.name.clone(),
+                    problem,
+                });
             }
             *w = *x as i8;
         }
@@ -260,16 +305,19 @@ impl TernaryTensor {
 
     /// Settles codes and scale of float weights by one look at the whole tensor.
     ///
-    /// A row's figures are one thread's, and the rows' sums are added in order, so threads change nothing.
+    /// A row's figures are one thread's, and the rows' sums are added in order, so threads change
+    /// nothing.
     pub(crate) fn measure(&mut self, format: Dense, rule: FloatRule, pool: &Pool) -> Result<()> {
         let figures = std::sync::Mutex::new(Ok(vec![RowFigures::default(); self.rows]));
         pool.split(self.rows, 1, &|share| {
             let mut floats = vec![0.0; self.cols];
             for row in share {
-                let found = self
-                    .read_floats(format, row, &mut floats)
-                    .and_then(|()| RowFigures::of(&floats).map_err(|_| self.not_finite(row, &floats)));
-                let mut figures = figures.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                let found = self.read_floats(format, row, &mut floats).and_then(|()| {
+                    RowFigures::of(&floats).map_err(|_| self.not_finite(row, &floats))
+                });
+                let mut figures = figures
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner);
                 match (&mut *figures, found) {
                     (Ok(figures), Ok(found)) => figures[row] = found,
                     (Ok(_), Err(error)) => *figures = Err(error),
@@ -277,8 +325,13 @@ impl TernaryTensor {
                 }
             }
         });
-        let figures = figures.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)?;
-        let least = figures.iter().map(|row| row.least).fold(f32::INFINITY, f32::min);
+        let figures = figures
+            .into_inner()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)?;
+        let least = figures
+            .iter()
+            .map(|row| row.least)
+            .fold(f32::INFINITY, f32::min);
         let largest = figures.iter().map(|row| row.largest).fold(0.0, f32::max);
         if rule != FloatRule::Absmean && least >= largest {
             (self.codes, self.scale) = (Codes::Signs(format), largest);
@@ -288,9 +341,15 @@ impl TernaryTensor {
             let problem = format!(
                 "its weights have magnitudes from {least} to {largest}, so they are not ternary; `bitnet quantize` rounds them"
             );
-            return Err(Error::TensorValues { tensor: self.name.clone(), problem });
+            return Err(Error::TensorValues {
+                tensor: self.name.clone(),
+                problem,
+            });
         }
-        let s = absmean::inverse_scale(figures.iter().map(|row| row.sum).sum(), self.rows * self.cols);
+        let s = absmean::inverse_scale(
+            figures.iter().map(|row| row.sum).sum(),
+            self.rows * self.cols,
+        );
         self.codes = Codes::Absmean { format, s };
         self.scale = absmean::scale(s);
         Ok(())
@@ -299,12 +358,15 @@ impl TernaryTensor {
     fn not_finite(&self, row: usize, floats: &[f32]) -> Error {
         let col = floats.iter().position(|x| !x.is_finite()).unwrap_or(0);
         let problem = format!("the weight at row {row}, column {col} is {}", floats[col]);
-        Error::TensorValues { tensor: self.name.clone(), problem }
+        Error::TensorValues {
+            tensor: self.name.clone(),
+            problem,
+        }
     }
 }
 
-/// Where a row of rotated heads lies when the two elements of a pair stand side by side: element `i` of a head's first
-/// half at `2i`, of its second at `2i + 1`.
+/// Where a row of rotated heads lies when the two elements of a pair stand side by side: element
+/// `i` of a head's first half at `2i`, of its second at `2i + 1`.
 fn interleaved_row(row: usize, head_dim: usize) -> usize {
     let (head, element) = (row / head_dim, row % head_dim);
     head * head_dim + 2 * (element % (head_dim / 2)) + element / (head_dim / 2)
@@ -317,14 +379,25 @@ pub(crate) fn half_split_row(stored: usize, head_dim: usize) -> usize {
 }
 
 /// The numbers of a tensor outside the projections, all finite.
-pub(crate) fn finite_values(name: &str, format: Dense, bytes: &[u8], len: usize) -> Result<Vec<f32>> {
+pub(crate) fn finite_values(
+    name: &str,
+    format: Dense,
+    bytes: &[u8],
+    len: usize,
+) -> Result<Vec<f32>> {
     let mut values = vec![0.0f32; len];
-    format.dequantize(bytes, &mut values).map_err(|source| Error::Tensor { tensor: name.to_owned(), source })?;
+    format
+        .dequantize(bytes, &mut values)
+        .map_err(|source| Error::Tensor {
+            tensor: name.to_owned(),
+            source,
+        })?;
     match values.iter().position(|value| !value.is_finite()) {
         None => Ok(values),
-        Some(at) => {
-            Err(Error::TensorValues { tensor: name.to_owned(), problem: format!("element {at} is {}", values[at]) })
-        }
+        Some(at) => Err(Error::TensorValues {
+            tensor: name.to_owned(),
+            problem: format!("element {at} is {}", values[at]),
+        }),
     }
 }
 

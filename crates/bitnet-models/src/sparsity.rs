@@ -1,10 +1,11 @@
-//! Exact activation sparsity of the feed-forward networks: which layers have copies of `up` and `down` that let a decode
-//! step leave out what adds nothing, and how much of that there is.
+//! Exact activation sparsity of the feed-forward networks: which layers have copies of `up` and
+//! `down` that let a decode step leave out what adds nothing, and how much of that there is.
 //!
-//! With `relu(gate)² · up`, rows of `up` whose gate is not positive are not needed; with any gate, nor are columns of
-//! `down` whose int8 activation is zero. The copies hold a row or a column in one piece (`TernaryRows`,
-//! `TernaryColumns`), so they come on top of the matrices that prompts and dense steps use: 4.4 MB each in a layer of a
-//! 2B model. What is computed does not depend on them.
+//! With `relu(gate)² · up`, rows of `up` whose gate is not positive are not needed; with any gate,
+//! nor are columns of `down` whose int8 activation is zero. The copies hold a row or a column in
+//! one piece (`TernaryRows`, `TernaryColumns`), so they come on top of the matrices that prompts
+//! and dense steps use: 4.4 MB each in a layer of a 2B model. What is computed does not depend on
+//! them.
 
 use bitnet_kernels::{Cpu, Gate, InnerZeros, TernaryColumns, TernaryRows};
 
@@ -13,7 +14,8 @@ use crate::error::Result;
 use crate::forward::{Chunk, LogitRows, Workspace};
 use crate::model::{LanguageModel, Layer, Projections};
 
-/// Whether decode steps leave out what adds nothing in the feed-forward networks; the text does not depend on it.
+/// Whether decode steps leave out what adds nothing in the feed-forward networks; the text does not
+/// depend on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FfnSparsity {
     /// Always, with copies for all layers.
@@ -48,12 +50,15 @@ impl FfnSparsity {
 
 /// The share of rows or columns up to which a step takes those alone.
 ///
-/// Measured with a 2B model on two Zen 4 cores: when memory gives 35 GB/s, half of them take 0.6 of the time of all, and
-/// 70 % take 0.83; when it gives 60 GB/s, so that arithmetic weighs more, half take 0.83.
+/// Measured with a 2B model on two Zen 4 cores: when memory gives 35 GB/s, half of them take 0.6 of
+/// the time of all, and 70 % take 0.83; when it gives 60 GB/s, so that arithmetic weighs more, half
+/// take 0.83.
 const SHARE_MAX: f32 = 0.6;
-/// The share that a trial must find at most for copies to be made: a layer near the limit would gain nothing.
+/// The share that a trial must find at most for copies to be made: a layer near the limit would
+/// gain nothing.
 const TRIAL_SHARE_MAX: f32 = 0.55;
-/// The smallest matrix that is copied: smaller ones come out of a cache, and the lists and joins take longer than that.
+/// The smallest matrix that is copied: smaller ones come out of a cache, and the lists and joins
+/// take longer than that.
 const COPIED_BYTES_MIN: usize = 1 << 20;
 /// Tokens of a trial, a small batch: 0.1 s for a 2B model on two cores.
 const TRIAL_TOKENS: usize = 24;
@@ -138,7 +143,9 @@ impl LanguageModel {
     /// Bytes of all copies.
     #[must_use]
     pub fn ffn_copy_bytes(&self) -> usize {
-        self.ffn_layers().map(|layer| layer.up_copy_bytes.unwrap_or(0) + layer.down_copy_bytes.unwrap_or(0)).sum()
+        self.ffn_layers()
+            .map(|layer| layer.up_copy_bytes.unwrap_or(0) + layer.down_copy_bytes.unwrap_or(0))
+            .sum()
     }
 
     /// How many of `len` rows or columns may be active for a step to take those alone.
@@ -159,19 +166,32 @@ impl LanguageModel {
         let wanted: Vec<[bool; 2]> = match self.ffn_sparsity {
             FfnSparsity::Off => return Ok(()),
             FfnSparsity::On => vec![[relu, true]; self.layers.len()],
-            FfnSparsity::Auto if self.layers.iter().all(|layer| layer.ffn_down.num_bytes() < COPIED_BYTES_MIN) => {
+            FfnSparsity::Auto
+                if self
+                    .layers
+                    .iter()
+                    .all(|layer| layer.ffn_down.num_bytes() < COPIED_BYTES_MIN) =>
+            {
                 return Ok(());
             }
             FfnSparsity::Auto => {
-                let pays = |zeros: Option<f64>| zeros.is_some_and(|zeros| 1.0 - zeros <= f64::from(TRIAL_SHARE_MAX));
-                self.trial(cpu)?.iter().map(|seen| [relu && pays(seen.closed_gates()), pays(seen.zeros())]).collect()
+                let pays = |zeros: Option<f64>| {
+                    zeros.is_some_and(|zeros| 1.0 - zeros <= f64::from(TRIAL_SHARE_MAX))
+                };
+                self.trial(cpu)?
+                    .iter()
+                    .map(|seen| [relu && pays(seen.closed_gates()), pays(seen.zeros())])
+                    .collect()
             }
         };
         for (layer, [up, down]) in self.layers.iter_mut().zip(wanted) {
             layer.sparse = SparseCopies {
-                // Projections with norms of their own have no activations in common, so nothing tells which rows count.
+                // Projections with norms of their own have no activations in common, so nothing
+                // tells which rows count.
                 up: match &layer.gate_up {
-                    Projections::Stacked(matrix) if up => Some(TernaryRows::new(cpu.pool(), matrix, 1)),
+                    Projections::Stacked(matrix) if up => {
+                        Some(TernaryRows::new(cpu.pool(), matrix, 1))
+                    }
                     _ => None,
                 },
                 down: down.then(|| TernaryColumns::new(cpu.pool(), &layer.ffn_down)),
@@ -180,7 +200,8 @@ impl LanguageModel {
         Ok(())
     }
 
-    /// Runs made-up tokens through the layers to see how much of each is zero. It leaves the counters at zero.
+    /// Runs made-up tokens through the layers to see how much of each is zero. It leaves the
+    /// counters at zero.
     fn trial(&self, cpu: &Cpu) -> Result<Vec<FfnActivity>> {
         let config = &self.config;
         let num_tokens = TRIAL_TOKENS.min(config.context_length).max(1);
@@ -191,7 +212,12 @@ impl LanguageModel {
         let blocks: Vec<u32> = (0..num_blocks as u32).collect();
         let mut cache = KvCache::new(config.attention, config.num_layers, KvType::F16, num_blocks)?;
         let mut workspace = Workspace::new();
-        let chunk = Chunk { tokens: &tokens, position: 0, blocks: &blocks, logits: LogitRows::All };
+        let chunk = Chunk {
+            tokens: &tokens,
+            position: 0,
+            blocks: &blocks,
+            logits: LogitRows::All,
+        };
         self.hidden_states(cpu, &mut workspace, &mut cache, std::iter::once(chunk));
         cpu.counters().reset();
         Ok(workspace.ffn_activity().to_vec())

@@ -1,7 +1,9 @@
-//! Random models of any shape in every published form: what tests and benchmarks run when no download may be needed.
+//! Random models of any shape in every published form: what tests and benchmarks run when no
+//! download may be needed.
 //!
-//! A model is its [`Shape`] and a seed. Each number follows from the seed, its tensor's name and its index, so a model is
-//! the same in all forms and is written a tensor at a time, whatever its size.
+//! A model is its [`Shape`] and a seed. Each number follows from the seed, its tensor's name and
+//! its index, so a model is the same in all forms and is written a tensor at a time, whatever its
+//! size.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -40,7 +42,8 @@ pub struct Shape {
     pub rope_theta: f32,
     /// Whether the logits come from the embedding.
     pub tied: bool,
-    /// About so many of a hundred neurons of each feed-forward network are dead: their row of gate or of up is zero.
+    /// About so many of a hundred neurons of each feed-forward network are dead: their row of gate
+    /// or of up is zero.
     pub dead_neurons_percent: u64,
 }
 
@@ -48,30 +51,36 @@ impl Shape {
     /// The shapes of models that there are, by the names of [`Shape::named`].
     pub const NAMES: [&str; 5] = ["2b4t", "700m", "3b", "8b", "10b"];
 
-    /// The shape of a published model: BitNet b1.58 2B-4T, the reproductions with 700 M and 3 B (3.3) weights, Llama3-8B-1.58
-    /// and Falcon3-10B-1.58.
+    /// The shape of a published model: BitNet b1.58 2B-4T, the reproductions with 700 M and 3 B
+    /// (3.3) weights, Llama3-8B-1.58 and Falcon3-10B-1.58.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
-        let shape = |architecture, [layers, hidden, heads, kv_heads, head_dim, ffn, vocab]: [usize; 7]| Self {
-            architecture,
-            hidden_size: hidden,
-            num_layers: layers,
-            heads,
-            kv_heads,
-            head_dim,
-            ffn_size: ffn,
-            vocab_size: vocab,
-            context_length: 2048,
-            rope_theta: 10_000.0,
-            tied: architecture != Architecture::Llama,
-            dead_neurons_percent: 0,
-        };
+        let shape =
+            |architecture, [layers, hidden, heads, kv_heads, head_dim, ffn, vocab]: [usize; 7]| {
+                Self {
+                    architecture,
+                    hidden_size: hidden,
+                    num_layers: layers,
+                    heads,
+                    kv_heads,
+                    head_dim,
+                    ffn_size: ffn,
+                    vocab_size: vocab,
+                    context_length: 2048,
+                    rope_theta: 10_000.0,
+                    tied: architecture != Architecture::Llama,
+                    dead_neurons_percent: 0,
+                }
+            };
         let (bitnet, llama) = (Architecture::Bitnet, Architecture::Llama);
         Some(match name {
             "2b4t" => Self {
                 context_length: 4096,
                 rope_theta: 500_000.0,
-                ..shape(Architecture::BitnetB158, [30, 2560, 20, 5, 128, 6912, 128_256])
+                ..shape(
+                    Architecture::BitnetB158,
+                    [30, 2560, 20, 5, 128, 6912, 128_256],
+                )
             },
             "700m" => shape(bitnet, [24, 1536, 16, 16, 96, 4096, 32_002]),
             "3b" => shape(bitnet, [26, 3200, 32, 32, 100, 8640, 32_002]),
@@ -121,10 +130,12 @@ pub enum CheckpointWeights {
     F32,
 }
 
-/// Made-up token ids, for timing: the same for the same `round`, and already the first differs from other rounds', so
-/// that nothing computed in one can serve another.
+/// Made-up token ids, for timing: the same for the same `round`, and already the first differs from
+/// other rounds', so that nothing computed in one can serve another.
 pub fn tokens(count: usize, vocab_size: usize, round: usize) -> impl Iterator<Item = u32> {
-    let token = move |index: usize| (index.wrapping_mul(2_654_435_761) ^ index >> 3).wrapping_add(round) % vocab_size;
+    let token = move |index: usize| {
+        (index.wrapping_mul(2_654_435_761) ^ index >> 3).wrapping_add(round) % vocab_size
+    };
     (0..count).map(move |index| token(index) as u32)
 }
 
@@ -154,23 +165,33 @@ enum Kind {
 }
 
 impl SyntheticModel {
-    /// Writes a GGUF file whose ternary tensors have the format given for their shape (rows, cols), with the tables in F16
-    /// and the norms in F32. Its scales are those of the packed checkpoint; TQ and Q4_0 round them to f16.
+    /// Writes a GGUF file whose ternary tensors have the format given for their shape (rows, cols),
+    /// with the tables in F16 and the norms in F32. Its scales are those of the packed checkpoint;
+    /// TQ and Q4_0 round them to f16.
     ///
     /// # Errors
     /// If a format cannot hold a shape, or the file cannot be written.
-    pub fn write_gguf(&self, path: &Path, format: &dyn Fn(usize, usize) -> TernaryFormat) -> Result<()> {
+    pub fn write_gguf(
+        &self,
+        path: &Path,
+        format: &dyn Fn(usize, usize) -> TernaryFormat,
+    ) -> Result<()> {
         let pack = |tensor: &Tensor, out: &mut GgufWriter| {
             let (weights, stored) = self.ternary(tensor);
             let weights = self.gguf_rows(tensor, weights);
-            out.write(&pack(format(tensor.rows, tensor.cols), &weights, tensor, self.multiplier(stored))?)
+            out.write(&pack(
+                format(tensor.rows, tensor.cols),
+                &weights,
+                tensor,
+                self.multiplier(stored),
+            )?)
         };
         let tile = |rows, cols| tile_pair(format(rows, cols), rows, cols);
         self.write_gguf_with(path, &|rows, cols| format(rows, cols).into(), &tile, &pack)
     }
 
-    /// Writes a GGUF file that holds the float weights behind the ternary ones, as F32, F16 or BF16: a model that is yet to
-    /// be quantized. F32 and BF16 are exact.
+    /// Writes a GGUF file that holds the float weights behind the ternary ones, as F32, F16 or
+    /// BF16: a model that is yet to be quantized. F32 and BF16 are exact.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -179,7 +200,10 @@ impl SyntheticModel {
             let rows: Vec<usize> = self.gguf_rows(tensor, (0..tensor.rows).collect());
             rows.iter().try_for_each(|row| {
                 let values = self.row(tensor, *row);
-                let of_tensor = |source| Error::Tensor { tensor: tensor.gguf.clone(), source };
+                let of_tensor = |source| Error::Tensor {
+                    tensor: tensor.gguf.clone(),
+                    source,
+                };
                 let mut bytes = vec![0; format.size_bytes(1, tensor.cols).map_err(of_tensor)?];
                 format.quantize(&values, &mut bytes).map_err(of_tensor)?;
                 out.write(&bytes)
@@ -188,7 +212,8 @@ impl SyntheticModel {
         self.write_gguf_with(path, &|_, _| format.into(), &|_, _| None, &write)
     }
 
-    /// dtype: the type of projections of a shape; tile: what the file says of it; write: writes a projection.
+    /// dtype: the type of projections of a shape; tile: what the file says of it; write: writes a
+    /// projection.
     fn write_gguf_with(
         &self,
         path: &Path,
@@ -197,7 +222,8 @@ impl SyntheticModel {
         write: &dyn Fn(&Tensor, &mut GgufWriter) -> Result<()>,
     ) -> Result<()> {
         let tensors = self.tensors();
-        let mut metadata = self.gguf_metadata(dtype(self.shape.hidden_size, self.shape.hidden_size));
+        let mut metadata =
+            self.gguf_metadata(dtype(self.shape.hidden_size, self.shape.hidden_size));
         let mut infos = Vec::new();
         for tensor in &tensors {
             let dtype = match tensor.kind {
@@ -205,8 +231,16 @@ impl SyntheticModel {
                 Kind::Norm => TensorType::F32,
                 Kind::Ternary => dtype(tensor.rows, tensor.cols),
             };
-            let dims = if tensor.kind == Kind::Norm { vec![tensor.cols] } else { vec![tensor.cols, tensor.rows] };
-            infos.push(TensorInfo { name: tensor.gguf.clone(), dtype, dims });
+            let dims = if tensor.kind == Kind::Norm {
+                vec![tensor.cols]
+            } else {
+                vec![tensor.cols, tensor.rows]
+            };
+            infos.push(TensorInfo {
+                name: tensor.gguf.clone(),
+                dtype,
+                dims,
+            });
             if let Some(pair) = tile(tensor.rows, tensor.cols)
                 && tensor.kind == Kind::Ternary
                 && !metadata.contains(&pair)
@@ -222,7 +256,8 @@ impl SyntheticModel {
                 Kind::Norm => writer.write(&self.bytes(tensor, 0, |x| x.to_le_bytes()))?,
                 Kind::Table => {
                     for row in 0..tensor.rows {
-                        writer.write(&self.bytes(tensor, row, |x| f16::from_f32(x).to_le_bytes()))?;
+                        writer
+                            .write(&self.bytes(tensor, row, |x| f16::from_f32(x).to_le_bytes()))?;
                     }
                 }
                 Kind::Ternary => write(tensor, &mut writer)?,
@@ -231,21 +266,36 @@ impl SyntheticModel {
         writer.finish().map(|_| ())
     }
 
-    /// Writes a checkpoint directory: config.json, `num_shards` safetensors files, tokenizer.json, tokenizer_config.json.
+    /// Writes a checkpoint directory: config.json, `num_shards` safetensors files, tokenizer.json,
+    /// tokenizer_config.json.
     ///
     /// # Errors
     /// If packing cannot hold a shape, or a file cannot be written.
     ///
     /// # Panics
     /// If there are no shards.
-    pub fn write_checkpoint(&self, directory: &Path, weights: CheckpointWeights, num_shards: usize) -> Result<()> {
+    pub fn write_checkpoint(
+        &self,
+        directory: &Path,
+        weights: CheckpointWeights,
+        num_shards: usize,
+    ) -> Result<()> {
         assert!(num_shards > 0, "a checkpoint of no files");
-        let io = |source| Error::Write { path: directory.to_owned(), source };
+        let io = |source| Error::Write {
+            path: directory.to_owned(),
+            source,
+        };
         fs::create_dir_all(directory).map_err(io)?;
-        write_text(&directory.join("config.json"), &self.config_json(weights).to_string())?;
+        write_text(
+            &directory.join("config.json"),
+            &self.config_json(weights).to_string(),
+        )?;
         let (tokenizer, tokenizer_config) = byte_level_tokenizer_json(self.shape.vocab_size);
         write_text(&directory.join("tokenizer.json"), &tokenizer.to_string())?;
-        write_text(&directory.join("tokenizer_config.json"), &tokenizer_config.to_string())?;
+        write_text(
+            &directory.join("tokenizer_config.json"),
+            &tokenizer_config.to_string(),
+        )?;
         let tensors = self.tensors();
         let mut weight_map = Map::new();
         let per_shard = tensors.len().div_ceil(num_shards);
@@ -260,28 +310,51 @@ impl SyntheticModel {
         }
         if num_shards > 1 {
             let index = json!({"metadata": {}, "weight_map": weight_map});
-            write_text(&directory.join("model.safetensors.index.json"), &index.to_string())?;
+            write_text(
+                &directory.join("model.safetensors.index.json"),
+                &index.to_string(),
+            )?;
         }
         Ok(())
     }
 
     /// Writes one safetensors file and returns the names in it.
-    fn write_shard(&self, path: &Path, tensors: &[Tensor], weights: CheckpointWeights) -> Result<Vec<String>> {
+    fn write_shard(
+        &self,
+        path: &Path,
+        tensors: &[Tensor],
+        weights: CheckpointWeights,
+    ) -> Result<Vec<String>> {
         let mut entries = Vec::new();
-        let mut entry = |name: String, dtype, shape| entries.push(TensorEntry { name, dtype, shape });
-        for Tensor { huggingface: name, kind, rows, cols, .. } in tensors {
+        let mut entry =
+            |name: String, dtype, shape| entries.push(TensorEntry { name, dtype, shape });
+        for Tensor {
+            huggingface: name,
+            kind,
+            rows,
+            cols,
+            ..
+        } in tensors
+        {
             match (kind, weights) {
                 (Kind::Norm, _) => entry(name.clone(), DType::BF16, vec![*cols]),
                 (Kind::Ternary, CheckpointWeights::Packed) => {
                     entry(name.clone(), DType::U8, vec![rows / 4, *cols]);
                     entry(format!("{name}_scale"), DType::BF16, vec![1]);
                 }
-                (Kind::Ternary, CheckpointWeights::F32) => entry(name.clone(), DType::F32, vec![*rows, *cols]),
-                (Kind::Table | Kind::Ternary, _) => entry(name.clone(), DType::BF16, vec![*rows, *cols]),
+                (Kind::Ternary, CheckpointWeights::F32) => {
+                    entry(name.clone(), DType::F32, vec![*rows, *cols])
+                }
+                (Kind::Table | Kind::Ternary, _) => {
+                    entry(name.clone(), DType::BF16, vec![*rows, *cols])
+                }
             }
         }
         let names = entries.iter().map(|entry| entry.name.clone()).collect();
-        let file = File::create(path).map_err(|source| Error::Write { path: path.to_owned(), source })?;
+        let file = File::create(path).map_err(|source| Error::Write {
+            path: path.to_owned(),
+            source,
+        })?;
         let mut out = SafetensorsWriter::new(file, path, entries)?;
         for tensor in tensors {
             out.begin_tensor()?;
@@ -294,7 +367,9 @@ impl SyntheticModel {
             }
             for row in 0..tensor.rows {
                 let bytes = match (tensor.kind, weights) {
-                    (Kind::Ternary, CheckpointWeights::F32) => self.bytes(tensor, row, |x| x.to_le_bytes()),
+                    (Kind::Ternary, CheckpointWeights::F32) => {
+                        self.bytes(tensor, row, |x| x.to_le_bytes())
+                    }
                     _ => self.bytes(tensor, row, |x| bf16::from_f32(x).to_le_bytes()),
                 };
                 out.write(&bytes)?;
@@ -308,7 +383,10 @@ impl SyntheticModel {
     fn tensors(&self) -> Vec<Tensor> {
         let shape = &self.shape;
         let (hidden, ffn, vocab) = (shape.hidden_size, shape.ffn_size, shape.vocab_size);
-        let (query, key) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+        let (query, key) = (
+            shape.heads * shape.head_dim,
+            shape.kv_heads * shape.head_dim,
+        );
         let tensor = |gguf: String, huggingface: String, kind, rows, cols| Tensor {
             gguf: format!("{gguf}.weight"),
             huggingface: format!("{huggingface}.weight"),
@@ -316,37 +394,79 @@ impl SyntheticModel {
             rows,
             cols,
         };
-        let mut tensors = vec![tensor("token_embd".into(), "model.embed_tokens".into(), Kind::Table, vocab, hidden)];
+        let mut tensors = vec![tensor(
+            "token_embd".into(),
+            "model.embed_tokens".into(),
+            Kind::Table,
+            vocab,
+            hidden,
+        )];
         for index in 0..shape.num_layers {
             let mut in_layer = |gguf: &str, huggingface: &str, kind, rows, cols| {
-                let (gguf, huggingface) =
-                    (format!("blk.{index}.{gguf}"), format!("model.layers.{index}.{huggingface}"));
+                let (gguf, huggingface) = (
+                    format!("blk.{index}.{gguf}"),
+                    format!("model.layers.{index}.{huggingface}"),
+                );
                 tensors.push(tensor(gguf, huggingface, kind, rows, cols));
             };
             in_layer("attn_norm", "input_layernorm", Kind::Norm, 1, hidden);
             in_layer("attn_q", "self_attn.q_proj", Kind::Ternary, query, hidden);
             in_layer("attn_k", "self_attn.k_proj", Kind::Ternary, key, hidden);
             in_layer("attn_v", "self_attn.v_proj", Kind::Ternary, key, hidden);
-            in_layer("attn_output", "self_attn.o_proj", Kind::Ternary, hidden, query);
-            in_layer("ffn_norm", "post_attention_layernorm", Kind::Norm, 1, hidden);
+            in_layer(
+                "attn_output",
+                "self_attn.o_proj",
+                Kind::Ternary,
+                hidden,
+                query,
+            );
+            in_layer(
+                "ffn_norm",
+                "post_attention_layernorm",
+                Kind::Norm,
+                1,
+                hidden,
+            );
             in_layer("ffn_gate", "mlp.gate_proj", Kind::Ternary, ffn, hidden);
             in_layer("ffn_up", "mlp.up_proj", Kind::Ternary, ffn, hidden);
             in_layer("ffn_down", "mlp.down_proj", Kind::Ternary, hidden, ffn);
             if shape.architecture.has_sub_norms() {
-                in_layer("attn_sub_norm", "self_attn.attn_sub_norm", Kind::Norm, 1, query);
+                in_layer(
+                    "attn_sub_norm",
+                    "self_attn.attn_sub_norm",
+                    Kind::Norm,
+                    1,
+                    query,
+                );
                 in_layer("ffn_sub_norm", "mlp.ffn_sub_norm", Kind::Norm, 1, ffn);
             }
         }
-        tensors.push(tensor("output_norm".into(), "model.norm".into(), Kind::Norm, 1, hidden));
+        tensors.push(tensor(
+            "output_norm".into(),
+            "model.norm".into(),
+            Kind::Norm,
+            1,
+            hidden,
+        ));
         if !shape.tied {
-            tensors.push(tensor("output".into(), "lm_head".into(), Kind::Table, vocab, hidden));
+            tensors.push(tensor(
+                "output".into(),
+                "lm_head".into(),
+                Kind::Table,
+                vocab,
+                hidden,
+            ));
         }
         tensors
     }
 
-    /// A row of a tensor: weights around 0, norms around 1. bf16 holds all numbers, and f16 those of tables and norms.
+    /// A row of a tensor: weights around 0, norms around 1. bf16 holds all numbers, and f16 those
+    /// of tables and norms.
     fn row(&self, tensor: &Tensor, row: usize) -> Vec<f32> {
-        let key = tensor.gguf.bytes().fold(self.seed, |key, byte| mix(key ^ u64::from(byte)));
+        let key = tensor
+            .gguf
+            .bytes()
+            .fold(self.seed, |key, byte| mix(key ^ u64::from(byte)));
         let (center, width) = match tensor.kind {
             Kind::Ternary => (0.0, 0.05),
             Kind::Table => (0.0, 0.1),
@@ -357,66 +477,107 @@ impl SyntheticModel {
         }
         let number = |col: usize| {
             let bits = mix(key ^ (row * tensor.cols + col) as u64);
-            // The sum of four 16-bit numbers is near enough to a normal distribution; its variance is 4 · 2³² / 12.
+            // The sum of four 16-bit numbers is near enough to a normal distribution; its variance
+            // is 4 · 2³² / 12.
             let sum: u32 = (0..4).map(|i| (bits >> (16 * i) & 0xffff) as u32).sum();
             let normal = (sum as f32 - 131_070.0) / 37_837.0;
             let number = center + width * normal;
-            // Multiples of 2⁻¹⁴ stay clear of the smallest numbers, of which f16 keeps fewer digits than bf16.
-            let number = if tensor.kind == Kind::Ternary { number } else { (number * 16_384.0).round() / 16_384.0 };
+            // Multiples of 2⁻¹⁴ stay clear of the smallest numbers, of which f16 keeps fewer digits
+            // than bf16.
+            let number = if tensor.kind == Kind::Ternary {
+                number
+            } else {
+                (number * 16_384.0).round() / 16_384.0
+            };
             bf16::from_f32(number).to_f32()
         };
         (0..tensor.cols).map(number).collect()
     }
 
-    /// Whether a row is that of a dead neuron: every other one has its row of gate zero, the rest that of up.
+    /// Whether a row is that of a dead neuron: every other one has its row of gate zero, the rest
+    /// that of up.
     fn is_dead(&self, tensor: &Tensor, row: usize) -> bool {
-        let Some((layer, part)) = tensor.gguf.strip_prefix("blk.").and_then(|name| name.split_once('.')) else {
+        let Some((layer, part)) = tensor
+            .gguf
+            .strip_prefix("blk.")
+            .and_then(|name| name.split_once('.'))
+        else {
             return false;
         };
-        let key = layer.bytes().fold(self.seed, |key, byte| mix(key ^ u64::from(byte)));
+        let key = layer
+            .bytes()
+            .fold(self.seed, |key, byte| mix(key ^ u64::from(byte)));
         let bits = mix(key ^ row as u64);
-        let zero = if bits >> 32 & 1 == 0 { "ffn_gate.weight" } else { "ffn_up.weight" };
+        let zero = if bits >> 32 & 1 == 0 {
+            "ffn_gate.weight"
+        } else {
+            "ffn_up.weight"
+        };
         part == zero && (bits & 0xffff_ffff) % 100 < self.shape.dead_neurons_percent
     }
 
-    fn bytes<const N: usize>(&self, tensor: &Tensor, row: usize, encode: impl Fn(f32) -> [u8; N]) -> Vec<u8> {
+    fn bytes<const N: usize>(
+        &self,
+        tensor: &Tensor,
+        row: usize,
+        encode: impl Fn(f32) -> [u8; N],
+    ) -> Vec<u8> {
         self.row(tensor, row).into_iter().flat_map(encode).collect()
     }
 
-    /// The weights of a tensor, and its scale as a packed checkpoint stores it. Nothing but the weights is ever whole.
+    /// The weights of a tensor, and its scale as a packed checkpoint stores it. Nothing but the
+    /// weights is ever whole.
     fn ternary(&self, tensor: &Tensor) -> (Vec<i8>, bf16) {
         let cpu = Cpu::new(KernelSet::detect(), default_threads());
         let mut sums = vec![0.0; tensor.rows];
         cpu.for_rows(&mut sums, 1, &|row, sum| {
-            sum[0] = self.row(tensor, row).iter().map(|x| f64::from(x.abs())).sum();
+            sum[0] = self
+                .row(tensor, row)
+                .iter()
+                .map(|x| f64::from(x.abs()))
+                .sum();
         });
         let s = absmean::inverse_scale(sums.iter().sum(), tensor.rows * tensor.cols);
         let mut weights = vec![0; tensor.rows * tensor.cols];
         cpu.for_rows(&mut weights, tensor.cols, &|row, weights| {
             let rounded = |x: f32| (x * s).round_ties_even().clamp(-1.0, 1.0) as i8;
-            weights.iter_mut().zip(self.row(tensor, row)).for_each(|(w, x)| *w = rounded(x));
+            weights
+                .iter_mut()
+                .zip(self.row(tensor, row))
+                .for_each(|(w, x)| *w = rounded(x));
         });
-        (weights, bf16::from_f32(if self.scale_divides() { s } else { 1.0 / s }))
+        (
+            weights,
+            bf16::from_f32(if self.scale_divides() { s } else { 1.0 / s }),
+        )
     }
 
     /// What multiplies the weights, given their scale as a packed checkpoint stores it.
     fn multiplier(&self, stored: bf16) -> f32 {
-        if self.scale_divides() { 1.0 / stored.to_f32() } else { stored.to_f32() }
+        if self.scale_divides() {
+            1.0 / stored.to_f32()
+        } else {
+            stored.to_f32()
+        }
     }
 
     fn scale_divides(&self) -> bool {
         self.shape.architecture == Architecture::Llama
     }
 
-    /// Rows of equal length, or their numbers, in the order that GGUF files of this architecture have.
+    /// Rows of equal length, or their numbers, in the order that GGUF files of this architecture
+    /// have.
     fn gguf_rows<T: Copy>(&self, tensor: &Tensor, rows: Vec<T>) -> Vec<T> {
-        let rotated = tensor.gguf.ends_with("attn_q.weight") || tensor.gguf.ends_with("attn_k.weight");
+        let rotated =
+            tensor.gguf.ends_with("attn_q.weight") || tensor.gguf.ends_with("attn_k.weight");
         if !rotated || self.shape.architecture.gguf_rope_pairs() == RopePairs::HalfSplit {
             return rows;
         }
         let len = rows.len() / tensor.rows;
         let row = |stored| half_split_row(stored, self.shape.head_dim) * len;
-        (0..tensor.rows).flat_map(|stored| rows[row(stored)..row(stored) + len].iter().copied()).collect()
+        (0..tensor.rows)
+            .flat_map(|stored| rows[row(stored)..row(stored) + len].iter().copied())
+            .collect()
     }
 
     fn gguf_metadata(&self, weights: TensorType) -> Vec<(String, MetadataValue)> {
@@ -435,13 +596,25 @@ impl SyntheticModel {
             ("rope.dimension_count", shape.head_dim),
         ];
         let mut pairs = vec![
-            ("general.architecture".to_owned(), MetadataValue::String(architecture.to_owned())),
-            ("general.name".to_owned(), MetadataValue::String("synthetic".to_owned())),
-            ("general.file_type".to_owned(), MetadataValue::U32(weights.file_type())),
+            (
+                "general.architecture".to_owned(),
+                MetadataValue::String(architecture.to_owned()),
+            ),
+            (
+                "general.name".to_owned(),
+                MetadataValue::String("synthetic".to_owned()),
+            ),
+            (
+                "general.file_type".to_owned(),
+                MetadataValue::U32(weights.file_type()),
+            ),
         ];
         let number = |size: usize| MetadataValue::U32(u32::try_from(size).unwrap_or(u32::MAX));
         pairs.extend(sizes.map(|(key, size)| (format!("{architecture}.{key}"), number(size))));
-        for (key, value) in [("attention.layer_norm_rms_epsilon", 1e-5), ("rope.freq_base", shape.rope_theta)] {
+        for (key, value) in [
+            ("attention.layer_norm_rms_epsilon", 1e-5),
+            ("rope.freq_base", shape.rope_theta),
+        ] {
             pairs.push((format!("{architecture}.{key}"), MetadataValue::F32(value)));
         }
         pairs
@@ -449,7 +622,11 @@ impl SyntheticModel {
 
     fn config_json(&self, weights: CheckpointWeights) -> Value {
         let shape = &self.shape;
-        let name = if shape.architecture == Architecture::Llama { "LlamaForCausalLM" } else { "BitNetForCausalLM" };
+        let name = if shape.architecture == Architecture::Llama {
+            "LlamaForCausalLM"
+        } else {
+            "BitNetForCausalLM"
+        };
         json!({
             "architectures": [name],
             "hidden_act": if shape.architecture.gate() == Gate::Relu2 { "relu2" } else { "silu" },
@@ -486,18 +663,26 @@ fn mix(mut x: u64) -> u64 {
 /// Packs a tensor's weights in any format.
 fn pack(format: TernaryFormat, weights: &[i8], tensor: &Tensor, scale: f32) -> Result<Vec<u8>> {
     let (rows, cols) = (tensor.rows, tensor.cols);
-    let of_tensor = |source| Error::Tensor { tensor: tensor.gguf.clone(), source };
+    let of_tensor = |source| Error::Tensor {
+        tensor: tensor.gguf.clone(),
+        source,
+    };
     let mut out = vec![0; format.size_bytes(rows, cols).map_err(of_tensor)?];
-    format.pack(weights, rows, cols, scale, &mut out).map_err(of_tensor)?;
+    format
+        .pack(weights, rows, cols, scale, &mut out)
+        .map_err(of_tensor)?;
     Ok(out)
 }
 
 fn write_text(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).map_err(|source| Error::Write { path: path.to_owned(), source })
+    fs::write(path, text).map_err(|source| Error::Write {
+        path: path.to_owned(),
+        source,
+    })
 }
 
-/// A byte-level BPE vocabulary as GGUF metadata: the 256 bytes, pairs of them, and 256 special tokens of which the first
-/// two begin and end a text.
+/// A byte-level BPE vocabulary as GGUF metadata: the 256 bytes, pairs of them, and 256 special
+/// tokens of which the first two begin and end a text.
 ///
 /// # Panics
 /// If `vocab_size` is below 512.
@@ -505,8 +690,11 @@ fn write_text(path: &Path, text: &str) -> Result<()> {
 pub fn byte_level_tokenizer(vocab_size: usize) -> Vec<(String, MetadataValue)> {
     let (tokens, merges) = byte_level_vocabulary(vocab_size);
     let num_normal = vocab_size - SPECIAL_TOKENS;
-    let types = (0..vocab_size).map(|id| if id < num_normal { 1 } else { 3 }).collect();
-    let id = |index: usize| MetadataValue::U32(u32::try_from(num_normal + index).unwrap_or(u32::MAX));
+    let types = (0..vocab_size)
+        .map(|id| if id < num_normal { 1 } else { 3 })
+        .collect();
+    let id =
+        |index: usize| MetadataValue::U32(u32::try_from(num_normal + index).unwrap_or(u32::MAX));
     let pairs = [
         ("model", MetadataValue::String("gpt2".to_owned())),
         ("pre", MetadataValue::String("gpt-2".to_owned())),
@@ -517,15 +705,20 @@ pub fn byte_level_tokenizer(vocab_size: usize) -> Vec<(String, MetadataValue)> {
         ("eos_token_id", id(1)),
         ("add_bos_token", MetadataValue::Bool(true)),
     ];
-    pairs.map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)).to_vec()
+    pairs
+        .map(|(key, value)| (format!("tokenizer.ggml.{key}"), value))
+        .to_vec()
 }
 
 /// The same vocabulary as the contents of tokenizer.json and tokenizer_config.json.
 fn byte_level_tokenizer_json(vocab_size: usize) -> (Value, Value) {
     let (tokens, merges) = byte_level_vocabulary(vocab_size);
     let num_normal = vocab_size - SPECIAL_TOKENS;
-    let vocab: Map<String, Value> =
-        tokens[..num_normal].iter().enumerate().map(|(id, token)| (token.clone(), Value::from(id))).collect();
+    let vocab: Map<String, Value> = tokens[..num_normal]
+        .iter()
+        .enumerate()
+        .map(|(id, token)| (token.clone(), Value::from(id)))
+        .collect();
     let added = tokens[num_normal..].iter().enumerate().map(|(index, token)| {
         json!({"id": num_normal + index, "content": token, "special": true, "single_word": false, "lstrip": false,
                "rstrip": false, "normalized": false})
@@ -563,7 +756,8 @@ fn byte_level_vocabulary(vocab_size: usize) -> (Vec<String>, Vec<String>) {
     }
     tokens.extend((tokens.len()..num_normal).map(|id| format!("[unused{id}]")));
     tokens.extend(["<|begin_of_text|>".to_owned(), "<|end_of_text|>".to_owned()]);
-    tokens.extend((0..SPECIAL_TOKENS - 2).map(|index| format!("<|reserved_special_token_{index}|>")));
+    tokens
+        .extend((0..SPECIAL_TOKENS - 2).map(|index| format!("<|reserved_special_token_{index}|>")));
     (tokens, merges)
 }
 

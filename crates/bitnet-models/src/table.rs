@@ -1,4 +1,5 @@
-//! [`Table`]: a matrix with a row for each token, as the embedding and the head are stored: read where it lies in the file.
+//! [`Table`]: a matrix with a row for each token, as the embedding and the head are stored: read
+//! where it lies in the file.
 
 use std::cell::RefCell;
 
@@ -23,15 +24,33 @@ impl Table {
     ///
     /// # Errors
     /// If the format cannot hold rows of that length, or the bytes are not as many as it needs.
-    pub(crate) fn new(name: &str, bytes: Extent, format: Dense, rows: usize, cols: usize) -> Result<Self> {
-        let of_tensor = |source| Error::Tensor { tensor: name.to_owned(), source };
+    pub(crate) fn new(
+        name: &str,
+        bytes: Extent,
+        format: Dense,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Self> {
+        let of_tensor = |source| Error::Tensor {
+            tensor: name.to_owned(),
+            source,
+        };
         let row_bytes = format.size_bytes(1, cols).map_err(of_tensor)?;
         let expected = format.size_bytes(rows, cols).map_err(of_tensor)?;
         if bytes.len() != expected {
             let problem = format!("{} bytes, expected {expected}", bytes.len());
-            return Err(Error::TensorValues { tensor: name.to_owned(), problem });
+            return Err(Error::TensorValues {
+                tensor: name.to_owned(),
+                problem,
+            });
         }
-        Ok(Self { bytes, format, rows, cols, row_bytes })
+        Ok(Self {
+            bytes,
+            format,
+            rows,
+            cols,
+            row_bytes,
+        })
     }
 
     /// Rows: one for each token.
@@ -58,7 +77,8 @@ impl Table {
         self.row_bytes
     }
 
-    /// Lets the system take back the memory of rows that were read; they stay readable, from the file again.
+    /// Lets the system take back the memory of rows that were read; they stay readable, from the
+    /// file again.
     pub(crate) fn advise_done(&self) {
         self.bytes.advise_done();
     }
@@ -68,7 +88,12 @@ impl Table {
     /// # Panics
     /// If there is no such row, or `out` is not as long as one.
     pub fn read_row(&self, index: usize, out: &mut [f32]) {
-        assert!(index < self.rows && out.len() == self.cols, "row {index} of {} into {}", self.rows, out.len());
+        assert!(
+            index < self.rows && out.len() == self.cols,
+            "row {index} of {} into {}",
+            self.rows,
+            out.len()
+        );
         decode(self.format, self.stored_row(index), out);
     }
 
@@ -77,7 +102,12 @@ impl Table {
     /// # Panics
     /// If there is no such row, or `x` is not as long as one.
     pub fn dot(&self, set: &KernelSet, index: usize, x: &[f32]) -> f32 {
-        assert!(index < self.rows && x.len() == self.cols, "row {index} of {} by {}", self.rows, x.len());
+        assert!(
+            index < self.rows && x.len() == self.cols,
+            "row {index} of {} by {}",
+            self.rows,
+            x.len()
+        );
         let bytes = self.stored_row(index);
         let mut out = [0.0];
         if self.format == Dense::F16 {
@@ -108,7 +138,9 @@ impl Table {
         let bytes = &*self.bytes;
         match self.format {
             Dense::F16 => cpu.project_f16(bytes, x, self.cols, out),
-            format => cpu.project(self.row_bytes, bytes, x, self.cols, out, &|row, values| decode(format, row, values)),
+            format => cpu.project(self.row_bytes, bytes, x, self.cols, out, &|row, values| {
+                decode(format, row, values)
+            }),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! GGUF files, good and hostile: what opens is what was written, and what is broken is an error that says where.
+//! GGUF files, good and hostile: what opens is what was written, and what is broken is an error
+//! that says where.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,11 +17,17 @@ struct Writer {
 
 impl Writer {
     fn new() -> Self {
-        Self { version: 3, pairs: vec![], tensors: vec![], data: vec![] }
+        Self {
+            version: 3,
+            pairs: vec![],
+            tensors: vec![],
+            data: vec![],
+        }
     }
 
     fn pair(mut self, key: &str, kind: u32, value: &[u8]) -> Self {
-        self.pairs.push([&string(key.as_bytes())[..], &kind.to_le_bytes(), value].concat());
+        self.pairs
+            .push([&string(key.as_bytes())[..], &kind.to_le_bytes(), value].concat());
         self
     }
 
@@ -67,11 +74,17 @@ fn array(kind: u32, len: u64, elements: &[u8]) -> Vec<u8> {
 #[track_caller]
 fn refused(file: &Writer, expected: &str) {
     let message = file.open().err().expect("it opened").to_string();
-    assert!(message.contains(expected), "{message:?} does not say {expected:?}");
+    assert!(
+        message.contains(expected),
+        "{message:?} does not say {expected:?}"
+    );
 }
 
 fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/golden").join(name).join("model-i2_s.gguf")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/data/golden")
+        .join(name)
+        .join("model-i2_s.gguf")
 }
 
 #[test]
@@ -86,8 +99,16 @@ fn values_come_back_as_they_were_written() {
         .pair("a.f32", 6, &1.5f32.to_le_bytes())
         .pair("a.bool", 7, &[1])
         .pair("a.str", 8, &string("Ġhé".as_bytes()))
-        .pair("a.strs", 9, &array(8, 2, &[string(b"x"), string(b"")].concat()))
-        .pair("a.i32s", 9, &array(5, 2, &[1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]))
+        .pair(
+            "a.strs",
+            9,
+            &array(8, 2, &[string(b"x"), string(b"")].concat()),
+        )
+        .pair(
+            "a.i32s",
+            9,
+            &array(5, 2, &[1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]),
+        )
         .pair("a.f32s", 9, &array(6, 1, &2.5f32.to_le_bytes()))
         .pair("a.u64", 10, &(1u64 << 40).to_le_bytes())
         .pair("a.i64", 11, &(-3i64).to_le_bytes())
@@ -96,37 +117,66 @@ fn values_come_back_as_they_were_written() {
     let m = gguf.metadata();
     assert_eq!(m.len(), 15);
     assert_eq!(m.iter().next(), Some(("a.u8", Value::U8(200))));
-    assert_eq!((m.u32("a.u8").unwrap(), m.u32("a.u16").unwrap()), (Some(200), Some(513)));
+    assert_eq!(
+        (m.u32("a.u8").unwrap(), m.u32("a.u16").unwrap()),
+        (Some(200), Some(513))
+    );
     assert_eq!(m.get("a.i8"), Some(Value::I8(-1)));
     assert_eq!(m.get("a.i16").unwrap().as_integer(), Some(-2));
     assert_eq!(m.require_u32("a.u32").unwrap(), 7);
     assert_eq!(m.get("a.i32"), Some(Value::I32(-9)));
-    assert_eq!((m.f32("a.f32").unwrap(), m.require_f32("a.f64").unwrap()), (Some(1.5), 0.25));
+    assert_eq!(
+        (m.f32("a.f32").unwrap(), m.require_f32("a.f64").unwrap()),
+        (Some(1.5), 0.25)
+    );
     assert!(m.require_bool("a.bool").unwrap());
     assert_eq!(m.require_str("a.str").unwrap(), "Ġhé");
-    assert_eq!(m.require_strings("a.strs").unwrap().collect::<Vec<_>>(), ["x", ""]);
-    assert_eq!(m.require_i32s("a.i32s").unwrap().collect::<Vec<_>>(), [1, -1]);
+    assert_eq!(
+        m.require_strings("a.strs").unwrap().collect::<Vec<_>>(),
+        ["x", ""]
+    );
+    assert_eq!(
+        m.require_i32s("a.i32s").unwrap().collect::<Vec<_>>(),
+        [1, -1]
+    );
     assert_eq!(m.require_f32s("a.f32s").unwrap().collect::<Vec<_>>(), [2.5]);
     assert_eq!(m.u64("a.u64").unwrap(), Some(1 << 40));
-    assert_eq!(m.get("a.strs").unwrap().as_array().unwrap().iter().nth(1), Some(Value::Str("")));
+    assert_eq!(
+        m.get("a.strs").unwrap().as_array().unwrap().iter().nth(1),
+        Some(Value::Str(""))
+    );
     assert_eq!((m.get("absent"), m.str("absent").unwrap()), (None, None));
 }
 
 #[test]
 fn a_value_of_another_type_is_named_with_what_was_wanted_and_found() {
-    let file = Writer::new().pair("n", 5, &(-1i32).to_le_bytes()).pair("big", 10, &(1u64 << 40).to_le_bytes()).pair(
-        "list",
-        9,
-        &array(8, 1, &string(b"x")),
-    );
+    let file = Writer::new()
+        .pair("n", 5, &(-1i32).to_le_bytes())
+        .pair("big", 10, &(1u64 << 40).to_le_bytes())
+        .pair("list", 9, &array(8, 1, &string(b"x")));
     let gguf = file.open().unwrap();
     let m = gguf.metadata();
     let says = |e: Error, expected: &str| assert_eq!(e.to_string(), expected);
-    says(m.u32("n").unwrap_err(), "metadata key n is i32 -1, expected an integer from 0 to 4294967295");
-    says(m.u32("big").unwrap_err(), "metadata key big is u64 1099511627776, expected an integer from 0 to 4294967295");
-    says(m.str("list").unwrap_err(), "metadata key list is an array of 1 string, expected a string");
-    says(m.require_f32("absent").unwrap_err(), "metadata key absent is missing");
-    says(gguf.require_tensor("absent").unwrap_err(), "tensor absent is missing");
+    says(
+        m.u32("n").unwrap_err(),
+        "metadata key n is i32 -1, expected an integer from 0 to 4294967295",
+    );
+    says(
+        m.u32("big").unwrap_err(),
+        "metadata key big is u64 1099511627776, expected an integer from 0 to 4294967295",
+    );
+    says(
+        m.str("list").unwrap_err(),
+        "metadata key list is an array of 1 string, expected a string",
+    );
+    says(
+        m.require_f32("absent").unwrap_err(),
+        "metadata key absent is missing",
+    );
+    says(
+        gguf.require_tensor("absent").unwrap_err(),
+        "tensor absent is missing",
+    );
     assert!(m.i32s("list").is_err() && m.f32s("list").is_err() && m.bool("n").is_err());
 }
 
@@ -139,34 +189,67 @@ fn tensors_have_the_bytes_that_type_and_shape_demand() {
         .data(32 + 96);
     let gguf = file.open().unwrap();
     let w = gguf.require_tensor("w").unwrap();
-    assert_eq!((w.dtype, w.dims, w.rows(), w.cols()), (TensorType::I2_S, &[128, 2][..], 2, 128));
+    assert_eq!(
+        (w.dtype, w.dims, w.rows(), w.cols()),
+        (TensorType::I2_S, &[128, 2][..], 2, 128)
+    );
     assert_eq!((w.data.len(), w.data[0]), (96, 32));
     assert_eq!(gguf.bytes(w.range()), w.data);
     let n = gguf.tensor("n").unwrap();
-    assert_eq!((n.data, n.rows()), (&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11][..], 1));
-    assert_eq!(gguf.tensors().map(|t| t.name).collect::<Vec<_>>(), ["w", "n"]);
+    assert_eq!(
+        (n.data, n.rows()),
+        (&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11][..], 1)
+    );
+    assert_eq!(
+        gguf.tensors().map(|t| t.name).collect::<Vec<_>>(),
+        ["w", "n"]
+    );
 }
 
 #[test]
 fn headers_that_are_not_ours_are_refused_by_name() {
     let refused_bytes = |bytes: &[u8], expected: &str| {
-        let message = Gguf::from_vec(bytes.to_vec()).err().expect("it opened").to_string();
+        let message = Gguf::from_vec(bytes.to_vec())
+            .err()
+            .expect("it opened")
+            .to_string();
         assert!(message.contains(expected), "{message}");
     };
     refused_bytes(b"", "begins with \"\"");
-    refused_bytes(b"PK\x03\x04 and more", r#"begins with "PK\x03\x04", expected "GGUF""#);
+    refused_bytes(
+        b"PK\x03\x04 and more",
+        r#"begins with "PK\x03\x04", expected "GGUF""#,
+    );
     refused_bytes(b"GGUF\x00\x00\x00\x03\x00\x00", "big endian (version 3)");
-    refused_bytes(b"GGUF\x01\x00\x00\x00\x00\x00", "version 1 is not supported; versions 2 and 3 are");
-    refused_bytes(b"GGUF\x03\x00", "ends inside the version: 4 bytes needed at byte 4, 2 left");
+    refused_bytes(
+        b"GGUF\x01\x00\x00\x00\x00\x00",
+        "version 1 is not supported; versions 2 and 3 are",
+    );
+    refused_bytes(
+        b"GGUF\x03\x00",
+        "ends inside the version: 4 bytes needed at byte 4, 2 left",
+    );
     let mut huge = b"GGUF\x03\x00\x00\x00".to_vec();
     huge.extend([0xff; 16]);
-    refused_bytes(&huge, "tensor count: is 18446744073709551615, at most 65536 are supported");
+    refused_bytes(
+        &huge,
+        "tensor count: is 18446744073709551615, at most 65536 are supported",
+    );
     huge[8..16].fill(0);
     refused_bytes(&huge, "metadata pair count: is 18446744073709551615");
     huge[16..24].copy_from_slice(&60_000u64.to_le_bytes());
-    refused_bytes(&huge, "ends inside its 60000 metadata pairs: 780000 bytes needed at byte 24, 0 left");
-    assert!(matches!(Gguf::open(Path::new("/")), Err(Error::NotAFile { .. })));
-    assert!(matches!(Gguf::open(Path::new("no/such.gguf")), Err(Error::Io { .. })));
+    refused_bytes(
+        &huge,
+        "ends inside its 60000 metadata pairs: 780000 bytes needed at byte 24, 0 left",
+    );
+    assert!(matches!(
+        Gguf::open(Path::new("/")),
+        Err(Error::NotAFile { .. })
+    ));
+    assert!(matches!(
+        Gguf::open(Path::new("no/such.gguf")),
+        Err(Error::Io { .. })
+    ));
 }
 
 #[test]
@@ -174,11 +257,26 @@ fn broken_metadata_is_refused_with_its_key() {
     let one = |kind, value: &[u8]| Writer::new().pair("k", kind, value);
     refused(&one(13, &[0]), "key k: has unknown value type 13");
     refused(&one(7, &[2]), "key k: is a bool with value 2");
-    refused(&one(8, &string(&[0xff])), "key k: is not UTF-8 from its byte 0 on");
-    refused(&one(8, &u64::MAX.to_le_bytes()), "ends inside metadata key k");
-    refused(&one(9, &array(9, 1, &array(0, 0, &[]))), "key k: is an array of arrays");
-    refused(&one(9, &array(6, 1 << 62, &[])), "ends inside metadata key k: 18446744073709551615 bytes needed");
-    refused(&one(9, &array(8, 5, &string(b"only one, long enough"))), "ends inside element 3 of metadata key k");
+    refused(
+        &one(8, &string(&[0xff])),
+        "key k: is not UTF-8 from its byte 0 on",
+    );
+    refused(
+        &one(8, &u64::MAX.to_le_bytes()),
+        "ends inside metadata key k",
+    );
+    refused(
+        &one(9, &array(9, 1, &array(0, 0, &[]))),
+        "key k: is an array of arrays",
+    );
+    refused(
+        &one(9, &array(6, 1 << 62, &[])),
+        "ends inside metadata key k: 18446744073709551615 bytes needed",
+    );
+    refused(
+        &one(9, &array(8, 5, &string(b"only one, long enough"))),
+        "ends inside element 3 of metadata key k",
+    );
     refused(&one(4, &[0; 4]).pair("k", 0, &[0]), "key k: is there twice");
     for alignment in [0u32, 4, 48, 1 << 21] {
         let file = Writer::new().pair("general.alignment", 4, &alignment.to_le_bytes());
@@ -188,8 +286,12 @@ fn broken_metadata_is_refused_with_its_key() {
 
 #[test]
 fn broken_tensors_are_refused_with_their_name_and_the_numbers() {
-    let one = |dims: &[u64], type_id, offset| Writer::new().tensor("t", dims, type_id, offset).data(64);
-    refused(&one(&[], 0, 0), "tensor t: has 0 dimensions, expected 1 to 4");
+    let one =
+        |dims: &[u64], type_id, offset| Writer::new().tensor("t", dims, type_id, offset).data(64);
+    refused(
+        &one(&[], 0, 0),
+        "tensor t: has 0 dimensions, expected 1 to 4",
+    );
     refused(&one(&[1; 5], 0, 0), "tensor t: has 5 dimensions");
     refused(&one(&[4, 0], 0, 0), "tensor t: has impossible shape [4, 0]");
     refused(
@@ -198,47 +300,87 @@ fn broken_tensors_are_refused_with_their_name_and_the_numbers() {
     );
     refused(&one(&[1 << 40, 1 << 22], 0, 0), "does not fit in memory");
     refused(&one(&[1 << 61], 36, 0), "impossible shape");
-    refused(&one(&[33], 8, 0), "Q8_0 needs a multiple of 32 columns, not 33");
-    refused(&one(&[4], 0, 8), "offset 8, not a multiple of the alignment 32");
+    refused(
+        &one(&[33], 8, 0),
+        "Q8_0 needs a multiple of 32 columns, not 33",
+    );
+    refused(
+        &one(&[4], 0, 8),
+        "offset 8, not a multiple of the alignment 32",
+    );
     refused(
         &one(&[17], 0, 0),
         "F32 [17] needs 68 bytes at offset 0 of the data section at byte 64, the file has 128 bytes",
     );
-    refused(&one(&[4], 0, u64::MAX - 31), "needs 16 bytes at offset 18446744073709551584");
-    refused(&one(&[4], 40, 0), "tensor t has type 40 (NVFP4), which is not supported; supported are F32 (0), F16 (1)");
-    refused(&one(&[4], 999, 0), "tensor t has type 999, which is not supported");
+    refused(
+        &one(&[4], 0, u64::MAX - 31),
+        "needs 16 bytes at offset 18446744073709551584",
+    );
+    refused(
+        &one(&[4], 40, 0),
+        "tensor t has type 40 (NVFP4), which is not supported; supported are F32 (0), F16 (1)",
+    );
+    refused(
+        &one(&[4], 999, 0),
+        "tensor t has type 999, which is not supported",
+    );
     refused(&one(&[4], 0, 0).tensor("u", &[1], 0, 0), "inside tensor");
-    refused(&one(&[4], 0, 0).tensor("t", &[4], 0, 32), "tensor t: is there twice");
+    refused(
+        &one(&[4], 0, 0).tensor("t", &[4], 0, 32),
+        "tensor t: is there twice",
+    );
 }
 
 #[test]
 fn the_ambiguous_type_ids_are_settled_by_the_file() {
     let dtype = |arch: &str, id: u32| {
         let file = Writer::new().pair("general.architecture", 8, &string(arch.as_bytes()));
-        let gguf = file.tensor("t", &[384, 32], id, 0).data(16384).open().unwrap();
+        let gguf = file
+            .tensor("t", &[384, 32], id, 0)
+            .data(16384)
+            .open()
+            .unwrap();
         gguf.require_tensor("t").unwrap().dtype
     };
     assert_eq!(dtype("bitnet", 39), TensorType::TL2);
     assert_eq!(dtype("llama", 39), TensorType::MXFP4);
     assert_eq!(dtype("llama", 42), TensorType::TL2);
     // 18 bytes for 32 weights and not 8: llama.cpp's former meaning of 36.
-    let iq4 = Writer::new().tensor("t", &[256, 4], 36, 0).tensor("u", &[256, 4], 36, 576).data(1152);
+    let iq4 = Writer::new()
+        .tensor("t", &[256, 4], 36, 0)
+        .tensor("u", &[256, 4], 36, 576)
+        .data(1152);
     refused(&iq4, "IQ4_NL_4_4");
 }
 
 #[test]
 fn a_golden_file_opens_mapped_and_its_pages_can_be_dropped_and_read_again() {
     let gguf = Gguf::open(&golden("strict-b158")).unwrap();
-    assert_eq!((gguf.version(), gguf.alignment(), gguf.file_len()), (3, 32, 535_072));
-    assert_eq!(gguf.metadata().require_str("general.architecture").unwrap(), "bitnet-b1.58");
-    assert_eq!(gguf.metadata().require_strings("tokenizer.ggml.tokens").unwrap().len(), 512);
+    assert_eq!(
+        (gguf.version(), gguf.alignment(), gguf.file_len()),
+        (3, 32, 535_072)
+    );
+    assert_eq!(
+        gguf.metadata().require_str("general.architecture").unwrap(),
+        "bitnet-b1.58"
+    );
+    assert_eq!(
+        gguf.metadata()
+            .require_strings("tokenizer.ggml.tokens")
+            .unwrap()
+            .len(),
+        512
+    );
     assert_eq!(gguf.tensors().len(), 24);
     for tensor in gguf.tensors() {
         gguf.advise_sequential(tensor.range());
         let before = tensor.data.to_vec();
         gguf.advise_done(tensor.range());
         assert!(before == tensor.data, "{}", tensor.name);
-        assert_eq!(gguf.require_tensor(tensor.name).unwrap().range(), tensor.range());
+        assert_eq!(
+            gguf.require_tensor(tensor.name).unwrap().range(),
+            tensor.range()
+        );
     }
 }
 
@@ -247,13 +389,23 @@ fn survives(open: impl FnOnce() -> Result<Gguf, Error>) -> bool {
     let start = Instant::now();
     let opened = open().map(|gguf| {
         let m = gguf.metadata();
-        let text: usize = m.iter().map(|(key, value)| key.len() + value.to_string().len()).sum();
+        let text: usize = m
+            .iter()
+            .map(|(key, value)| key.len() + value.to_string().len())
+            .sum();
         let arrays = m.iter().filter_map(|(_, value)| value.as_array());
         let elements: usize = arrays.map(|array| array.iter().count()).sum();
-        let data: usize = gguf.tensors().map(|t| t.data.len() + t.rows() * t.cols()).sum();
+        let data: usize = gguf
+            .tensors()
+            .map(|t| t.data.len() + t.rows() * t.cols())
+            .sum();
         text + elements + data
     });
-    let message = opened.as_ref().err().map(Error::to_string).unwrap_or_default();
+    let message = opened
+        .as_ref()
+        .err()
+        .map(Error::to_string)
+        .unwrap_or_default();
     assert!(message.len() < 4096 && !message.contains('\n'), "{message}");
     assert!(start.elapsed() < Duration::from_secs(1));
     opened.is_ok()
@@ -262,10 +414,14 @@ fn survives(open: impl FnOnce() -> Result<Gguf, Error>) -> bool {
 #[test]
 fn truncated_files_are_a_clean_error() {
     let bytes: &'static [u8] = std::fs::read(golden("strict-b158")).unwrap().leak();
-    // All of them in the header; in the data section every thirteenth, which differ in nothing but the number.
+    // All of them in the header; in the data section every thirteenth, which differ in nothing but
+    // the number.
     let data_start = 32 * 1024;
     for len in (0..data_start).chain((data_start..bytes.len()).step_by(13)) {
-        assert!(!survives(|| Gguf::from_static(&bytes[..len])), "the first {len} bytes opened");
+        assert!(
+            !survives(|| Gguf::from_static(&bytes[..len])),
+            "the first {len} bytes opened"
+        );
     }
     assert!(survives(|| Gguf::from_static(bytes)));
 }
@@ -273,7 +429,11 @@ fn truncated_files_are_a_clean_error() {
 #[test]
 fn mutated_files_open_cleanly_or_fail_cleanly() {
     let bytes = std::fs::read(golden("strict-b158")).unwrap();
-    let header_len = bytes.windows(18).rposition(|w| w == b"output_norm.weight").unwrap() + 40;
+    let header_len = bytes
+        .windows(18)
+        .rposition(|w| w == b"output_norm.weight")
+        .unwrap()
+        + 40;
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut random = |below: usize| {
         state ^= state << 13;
@@ -305,5 +465,8 @@ fn mutated_files_open_cleanly_or_fail_cleanly() {
             survives(|| Gguf::from_vec(mutated))
         })
         .count();
-    assert!((100..7900).contains(&num_opened), "{num_opened} opened: the mutations hit nothing or everything");
+    assert!(
+        (100..7900).contains(&num_opened),
+        "{num_opened} opened: the mutations hit nothing or everything"
+    );
 }

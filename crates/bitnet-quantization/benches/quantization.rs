@@ -1,8 +1,10 @@
-//! Floats to packed weights and back: `cargo bench --no-default-features --features cpu,bench -- quantization`.
+//! Floats to packed weights and back: `cargo bench --no-default-features --features cpu,bench --
+//! quantization`.
 //!
-//! On one thread, but for the group `quantization_threads`, from where the figure above which threads share the work was
-//! taken. Rates are weights a second. The aims, from 16,384 weights on and for a core with AVX-512: 1 Gelem/s to quantize
-//! and 2 to dequantize I2_S and I2S-32, 0.3 and 1 for the tiled TL1 and TL2; and time that grows as the size does.
+//! On one thread, but for the group `quantization_threads`, from where the figure above which
+//! threads share the work was taken. Rates are weights a second. The aims, from 16,384 weights on
+//! and for a core with AVX-512: 1 Gelem/s to quantize and 2 to dequantize I2_S and I2S-32, 0.3 and
+//! 1 for the tiled TL1 and TL2; and time that grows as the size does.
 
 use std::f32::consts::TAU;
 
@@ -11,11 +13,14 @@ use bitnet_quantization::i2_s::Form;
 use bitnet_quantization::tq::Kind;
 use bitnet_quantization::{Scaling, TernaryFormat, i2s_32, qk256, tl1, tl2};
 use criterion::measurement::WallTime;
-use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{
+    BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
+};
 
 const I2S: TernaryFormat = TernaryFormat::I2_S(Form::Block128);
 const SIZES: [usize; 7] = [1_024, 4_096, 8_192, 16_384, 65_536, 262_144, 1_048_576];
-/// The size of the groups that compare formats, inputs and quantizers: floats and bytes fit into a core's cache.
+/// The size of the groups that compare formats, inputs and quantizers: floats and bytes fit into a
+/// core's cache.
 const SIZE: usize = 65_536;
 
 criterion_group!(benches, sizes, patterns, formats, quantizers, threads);
@@ -27,7 +32,13 @@ fn sizes(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("quantization_sizes");
     for size in SIZES {
         for codec in published(size) {
-            codec.bench_quantize(&mut group, codec.id(size), &gaussian(size), Scaling::AbsMean, &pool);
+            codec.bench_quantize(
+                &mut group,
+                codec.id(size),
+                &gaussian(size),
+                Scaling::AbsMean,
+                &pool,
+            );
         }
     }
     group.finish();
@@ -44,10 +55,23 @@ fn sizes(criterion: &mut Criterion) {
 fn patterns(criterion: &mut Criterion) {
     let pool = Pool::new(1);
     let inputs: [(&str, Vec<f32>); 4] = [
-        ("sequential", (0..SIZE).map(|i| i as f32 / SIZE as f32 - 0.5).collect()),
-        ("sine", (0..SIZE).map(|i| (i as f32 * TAU / 1000.0).sin()).collect()),
+        (
+            "sequential",
+            (0..SIZE).map(|i| i as f32 / SIZE as f32 - 0.5).collect(),
+        ),
+        (
+            "sine",
+            (0..SIZE).map(|i| (i as f32 * TAU / 1000.0).sin()).collect(),
+        ),
         ("gaussian", gaussian(SIZE)),
-        ("sparse", gaussian(SIZE).into_iter().enumerate().map(|(i, x)| if i % 10 == 0 { x } else { 0.0 }).collect()),
+        (
+            "sparse",
+            gaussian(SIZE)
+                .into_iter()
+                .enumerate()
+                .map(|(i, x)| if i % 10 == 0 { x } else { 0.0 })
+                .collect(),
+        ),
     ];
     let mut group = criterion.benchmark_group("quantization_patterns");
     for (pattern, weights) in &inputs {
@@ -60,7 +84,12 @@ fn patterns(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("dequantization_patterns");
     for (pattern, weights) in &inputs {
         for codec in published(SIZE) {
-            codec.bench_dequantize(&mut group, BenchmarkId::new(codec.name, pattern), weights, &pool);
+            codec.bench_dequantize(
+                &mut group,
+                BenchmarkId::new(codec.name, pattern),
+                weights,
+                &pool,
+            );
         }
     }
     group.finish();
@@ -76,8 +105,16 @@ fn formats(criterion: &mut Criterion) {
         Codec::ternary("TQ2_0", TernaryFormat::TQ(Kind::TQ2_0), SIZE),
         Codec::ternary("Q4_0", TernaryFormat::Q4_0, SIZE),
         Codec::ternary("packed-uint8", TernaryFormat::HfPacked, SIZE),
-        Codec { name: "I2S-32", shape: shape(SIZE), form: Packing::I2s32 },
-        Codec { name: "QK256", shape: shape(SIZE), form: Packing::Qk256 },
+        Codec {
+            name: "I2S-32",
+            shape: shape(SIZE),
+            form: Packing::I2s32,
+        },
+        Codec {
+            name: "QK256",
+            shape: shape(SIZE),
+            form: Packing::Qk256,
+        },
     ];
     let mut group = criterion.benchmark_group("quantization_formats");
     for codec in &codecs {
@@ -97,14 +134,30 @@ fn quantizers(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("quantization_scalings");
     let codecs = [
         Codec::ternary("I2S", I2S, SIZE),
-        Codec { name: "I2S-32", shape: shape(SIZE), form: Packing::I2s32 },
-        Codec { name: "QK256", shape: shape(SIZE), form: Packing::Qk256 },
+        Codec {
+            name: "I2S-32",
+            shape: shape(SIZE),
+            form: Packing::I2s32,
+        },
+        Codec {
+            name: "QK256",
+            shape: shape(SIZE),
+            form: Packing::Qk256,
+        },
     ];
     for codec in codecs {
-        for (name, scaling) in
-            [("absmean", Scaling::AbsMean), ("absmax", Scaling::AbsMax), ("given", Scaling::Given(0.8))]
-        {
-            codec.bench_quantize(&mut group, BenchmarkId::new(codec.name, name), &weights, scaling, &pool);
+        for (name, scaling) in [
+            ("absmean", Scaling::AbsMean),
+            ("absmax", Scaling::AbsMax),
+            ("given", Scaling::Given(0.8)),
+        ] {
+            codec.bench_quantize(
+                &mut group,
+                BenchmarkId::new(codec.name, name),
+                &weights,
+                scaling,
+                &pool,
+            );
         }
     }
     group.finish();
@@ -141,7 +194,11 @@ enum Packing {
 
 impl Codec {
     fn ternary(name: &'static str, format: TernaryFormat, size: usize) -> Self {
-        Self { name, shape: shape(size), form: Packing::Ternary(format) }
+        Self {
+            name,
+            shape: shape(size),
+            form: Packing::Ternary(format),
+        }
     }
 
     fn id(&self, size: usize) -> BenchmarkId {
@@ -158,7 +215,9 @@ impl Codec {
     ) {
         let mut bytes = vec![0; self.size_bytes()];
         group.throughput(Throughput::Elements(weights.len() as u64));
-        group.bench_function(id, |bencher| bencher.iter(|| self.quantize(weights, scaling, &mut bytes, pool)));
+        group.bench_function(id, |bencher| {
+            bencher.iter(|| self.quantize(weights, scaling, &mut bytes, pool))
+        });
     }
 
     fn bench_dequantize(
@@ -171,7 +230,9 @@ impl Codec {
         let (mut bytes, mut out) = (vec![0; self.size_bytes()], vec![0.0; weights.len()]);
         let scale = self.quantize(weights, Scaling::AbsMean, &mut bytes, pool);
         group.throughput(Throughput::Elements(weights.len() as u64));
-        group.bench_function(id, |bencher| bencher.iter(|| self.dequantize(&bytes, scale, &mut out, pool)));
+        group.bench_function(id, |bencher| {
+            bencher.iter(|| self.dequantize(&bytes, scale, &mut out, pool))
+        });
     }
 
     fn size_bytes(&self) -> usize {
@@ -188,7 +249,9 @@ impl Codec {
         let (rows, cols) = self.shape;
         let scale = match self.form {
             Packing::Ternary(format) => format.quantize(weights, rows, cols, scaling, bytes, pool),
-            Packing::I2s32 => i2s_32::quantize(weights, rows, cols, scaling, bytes, pool).map(|()| 1.0),
+            Packing::I2s32 => {
+                i2s_32::quantize(weights, rows, cols, scaling, bytes, pool).map(|()| 1.0)
+            }
             Packing::Qk256 => qk256::quantize(weights, rows, cols, scaling, bytes, pool),
         };
         scale.expect("the weights are finite")
@@ -197,10 +260,17 @@ impl Codec {
     fn dequantize(&self, bytes: &[u8], scale: f32, out: &mut [f32], pool: &Pool) {
         let (rows, cols) = self.shape;
         match self.form {
-            Packing::Ternary(TernaryFormat::HfPacked) => {
-                TernaryFormat::HfPacked.dequantize_rows(bytes, scale, (rows, cols), 0..rows, out, pool)
+            Packing::Ternary(TernaryFormat::HfPacked) => TernaryFormat::HfPacked.dequantize_rows(
+                bytes,
+                scale,
+                (rows, cols),
+                0..rows,
+                out,
+                pool,
+            ),
+            Packing::Ternary(format) => {
+                format.dequantize_rows(bytes, 1.0, (rows, cols), 0..rows, out, pool)
             }
-            Packing::Ternary(format) => format.dequantize_rows(bytes, 1.0, (rows, cols), 0..rows, out, pool),
             Packing::I2s32 => i2s_32::dequantize(bytes, rows, cols, out, pool),
             Packing::Qk256 => qk256::dequantize(bytes, scale, rows, cols, out, pool),
         }
@@ -213,11 +283,19 @@ fn published(size: usize) -> Vec<Codec> {
     let (rows, cols) = shape(size);
     let tl1 = tl1::Tile::choose(rows, cols).expect("multiples of 32");
     let tl2 = tl2::Tile::choose(rows, cols);
-    let named = [("I2S", Some(I2S)), ("TL1", Some(TernaryFormat::TL1(tl1))), ("TL2", tl2.map(TernaryFormat::TL2))];
-    named.into_iter().filter_map(|(name, format)| Some(Codec::ternary(name, format?, size))).collect()
+    let named = [
+        ("I2S", Some(I2S)),
+        ("TL1", Some(TernaryFormat::TL1(tl1))),
+        ("TL2", tl2.map(TernaryFormat::TL2)),
+    ];
+    named
+        .into_iter()
+        .filter_map(|(name, format)| Some(Codec::ternary(name, format?, size)))
+        .collect()
 }
 
-/// Rows and columns, powers of two, of a matrix of that many weights, a power of two of at least 1,024.
+/// Rows and columns, powers of two, of a matrix of that many weights, a power of two of at least
+/// 1,024.
 fn shape(size: usize) -> (usize, usize) {
     let rows = 32 << (size.ilog2().saturating_sub(13) / 2);
     (rows, size / rows)
@@ -233,5 +311,7 @@ fn gaussian(size: usize) -> Vec<f32> {
         (x >> 40) as f32 / (1 << 24) as f32
     };
     // Box and Muller's way; 1 − u is never 0.
-    (0..size).map(|_| (-2.0 * (1.0 - uniform()).ln()).sqrt() * (TAU * uniform()).cos()).collect()
+    (0..size)
+        .map(|_| (-2.0 * (1.0 - uniform()).ln()).sqrt() * (TAU * uniform()).cos())
+        .collect()
 }

@@ -1,8 +1,8 @@
 //! The absmean quantizer of BitNet b1.58: float weights to −1, 0, 1 and one scale.
 //!
-//! `s = 1 / max(mean|w|, 1e-5)` over the whole tensor, then each weight `round(w · s)` clamped to −1…1, ties to even.
-//! [`quantize`] does it for weights in memory; a tensor that comes a row at a time goes through [`magnitude_sum`],
-//! [`inverse_scale`] and [`round`], and gives the same.
+//! `s = 1 / max(mean|w|, 1e-5)` over the whole tensor, then each weight `round(w · s)` clamped to
+//! −1…1, ties to even. [`quantize`] does it for weights in memory; a tensor that comes a row at a
+//! time goes through [`magnitude_sum`], [`inverse_scale`] and [`round`], and gives the same.
 
 use crate::error::{Error, Result, expect_len};
 use crate::scaling::{Rounding, not_finite, round_rows};
@@ -13,8 +13,8 @@ const MEAN_MIN: f32 = 1e-5;
 
 /// Quantizes a whole tensor.
 ///
-/// Returns the scale `1 / s`, which multiplies the quantized weights. weights, out: the same length. An infinite weight
-/// or a NaN is an error naming its index.
+/// Returns the scale `1 / s`, which multiplies the quantized weights. weights, out: the same
+/// length. An infinite weight or a NaN is an error naming its index.
 pub fn quantize(weights: &[f32], out: &mut [i8]) -> Result<f32> {
     expect_len("absmean", "output", out.len(), weights.len())?;
     let s = inverse_scale(magnitude_sum(weights)?, weights.len());
@@ -22,7 +22,8 @@ pub fn quantize(weights: &[f32], out: &mut [i8]) -> Result<f32> {
     Ok(scale(s))
 }
 
-/// What codes are multiplied by: `1 / s`, which rounds to infinity where the mean is at the end of f32's range.
+/// What codes are multiplied by: `1 / s`, which rounds to infinity where the mean is at the end of
+/// f32's range.
 #[inline(always)]
 #[must_use]
 pub fn scale(s: f32) -> f32 {
@@ -39,7 +40,11 @@ pub fn absmean(weights: &[f32]) -> Result<f32> {
 /// An infinite weight or a NaN is an error naming its index.
 pub fn magnitude_sum(weights: &[f32]) -> Result<f64> {
     let sum = vectorized_sum(weights);
-    if sum.is_finite() { Ok(sum) } else { Err(not_finite(weights)) }
+    if sum.is_finite() {
+        Ok(sum)
+    } else {
+        Err(not_finite(weights))
+    }
 }
 
 vectorized! {
@@ -65,7 +70,9 @@ pub(crate) fn sum_of_magnitudes(weights: &[f32]) -> f64 {
     let mut width = lanes.len() / 2;
     while width > 0 {
         let (low, high) = lanes.split_at_mut(width);
-        low.iter_mut().zip(high).for_each(|(low, high)| *low += *high);
+        low.iter_mut()
+            .zip(high)
+            .for_each(|(low, high)| *low += *high);
         width /= 2;
     }
     lanes[0]
@@ -77,7 +84,8 @@ pub fn inverse_scale(magnitude_sum: f64, num_weights: usize) -> f32 {
     1.0 / mean(magnitude_sum, num_weights).max(MEAN_MIN)
 }
 
-/// Rounds weights, any part of a tensor, by the `s` of the whole, which is above 0. weights, out: the same length.
+/// Rounds weights, any part of a tensor, by the `s` of the whole, which is above 0. weights, out:
+/// the same length.
 pub fn round(weights: &[f32], s: f32, out: &mut [i8]) -> Result<()> {
     expect_len("absmean", "output", out.len(), weights.len())?;
     if !(s > 0.0 && s.is_finite()) {
@@ -87,10 +95,15 @@ pub fn round(weights: &[f32], s: f32, out: &mut [i8]) -> Result<()> {
     Ok(())
 }
 
-/// The sum rounded to f32, then divided: what an f32 sum followed by a division gives when the sum loses nothing.
+/// The sum rounded to f32, then divided: what an f32 sum followed by a division gives when the sum
+/// loses nothing.
 fn mean(sum: f64, num_weights: usize) -> f32 {
     let num_weights = num_weights.max(1);
     // Only weights near the end of f32's range have a sum beyond it; their mean is within.
     let mean = sum as f32 / num_weights as f32;
-    if mean.is_finite() { mean } else { (sum / num_weights as f64) as f32 }
+    if mean.is_finite() {
+        mean
+    } else {
+        (sum / num_weights as f64) as f32
+    }
 }

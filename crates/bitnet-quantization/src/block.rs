@@ -1,7 +1,7 @@
 //! [`BlockForm`]: which of the two block forms holds a matrix in the least memory, and in how much.
 //!
-//! Both have two bits a weight and fill up the last block of each row. Short blocks waste less of a row's end, long ones
-//! have no scales between them.
+//! Both have two bits a weight and fill up the last block of each row. Short blocks waste less of a
+//! row's end, long ones have no scales between them.
 
 use crate::error::Result;
 use crate::{i2s_32, qk256};
@@ -23,9 +23,11 @@ impl BlockForm {
     /// Both.
     pub const ALL: [Self; 2] = [Self::I2S_32, Self::QK256];
 
-    /// The form that holds a `[rows, cols]` matrix in fewer bytes; of two equal ones QK256, which is the faster.
+    /// The form that holds a `[rows, cols]` matrix in fewer bytes; of two equal ones QK256, which
+    /// is the faster.
     ///
-    /// Memory is all that it goes by: where the weights of a row differ much in size, only I2S-32 follows them.
+    /// Memory is all that it goes by: where the weights of a row differ much in size, only I2S-32
+    /// follows them.
     ///
     /// ```
     /// use bitnet_quantization::BlockForm;

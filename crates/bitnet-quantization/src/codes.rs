@@ -14,7 +14,12 @@ pub(crate) fn expect_ternary(format: &'static str, cols: usize, weights: &[i8]) 
         }
         if let Some(at) = block.iter().position(|&w| is_wrong(w)) {
             let at = i * 4096 + at;
-            return Err(Error::Weight { format, row: at / cols, col: at % cols, value: weights[at] });
+            return Err(Error::Weight {
+                format,
+                row: at / cols,
+                col: at % cols,
+                value: weights[at],
+            });
         }
     }
     Ok(())
@@ -27,7 +32,8 @@ pub(crate) fn pack_codes(weights: [i8; 4]) -> u8 {
     a << 6 | b << 4 | c << 2 | d
 }
 
-/// Packs four runs of weights together: byte i holds weight i of each, the first run's in the top bits.
+/// Packs four runs of weights together: byte i holds weight i of each, the first run's in the top
+/// bits.
 ///
 /// runs: each as long as `out`.
 #[inline(always)]
@@ -56,7 +62,8 @@ fn quantize_run_pieces(runs: [&[f32]; 4], one: f32, out: &mut [u8]) {
     }
 }
 
-/// One code of each byte, the one at bit `shift` (0, 2, 4 or 6), as weights; whether a code 3 was met, which gives a 2.
+/// One code of each byte, the one at bit `shift` (0, 2, 4 or 6), as weights; whether a code 3 was
+/// met, which gives a 2.
 pub(crate) fn unpack_field(bytes: &[u8], shift: usize, out: &mut [i8]) -> bool {
     match shift {
         0 => unpack_field_at::<0>(bytes, out),

@@ -1,4 +1,5 @@
-//! The formats that embeddings, heads and norms are stored in: rows of floats or of blocks with a scale, to f32 and back.
+//! The formats that embeddings, heads and norms are stored in: rows of floats or of blocks with a
+//! scale, to f32 and back.
 //!
 //! ```text
 //! Q8_0, 32 values in 34 bytes:    scale f16 | int8[32]
@@ -63,14 +64,24 @@ impl Dense {
         let n = num_weights(self.name(), rows, cols)?;
         if !cols.is_multiple_of(self.block_len()) {
             let rule = "the number of columns must be a multiple of the block";
-            return Err(Error::Shape { format: self.name(), rows, cols, rule });
+            return Err(Error::Shape {
+                format: self.name(),
+                rows,
+                cols,
+                rule,
+            });
         }
         Ok(n / self.block_len() * self.block_bytes())
     }
 
     /// Turns one row, or any number of whole rows, into f32. bytes: `size_bytes(1, out.len())`.
     pub fn dequantize(self, bytes: &[u8], out: &mut [f32]) -> Result<()> {
-        expect_len(self.name(), "row", bytes.len(), self.size_bytes(1, out.len())?)?;
+        expect_len(
+            self.name(),
+            "row",
+            bytes.len(),
+            self.size_bytes(1, out.len())?,
+        )?;
         match self {
             Self::F32 => {
                 for (x, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
@@ -104,13 +115,26 @@ impl Dense {
 }
 
 impl Dense {
-    /// Stores one row, or any number of whole rows, as llama.cpp's quantizers do. bytes: `size_bytes(1, values.len())`.
+    /// Stores one row, or any number of whole rows, as llama.cpp's quantizers do. bytes:
+    /// `size_bytes(1, values.len())`.
     ///
-    /// F32 is exact, F16 and BF16 round half to even. A value that is not finite, or not in the format, is an error naming
-    /// its index. Q4_0, which only holds ternary weights here, is written by [`crate::q4_0::pack`].
+    /// F32 is exact, F16 and BF16 round half to even. A value that is not finite, or not in the
+    /// format, is an error naming its index. Q4_0, which only holds ternary weights here, is
+    /// written by [`crate::q4_0::pack`].
     pub fn quantize(self, values: &[f32], bytes: &mut [u8]) -> Result<()> {
-        expect_len(self.name(), "row", bytes.len(), self.size_bytes(1, values.len())?)?;
-        let refuse = |index: usize| Err(Error::Value { format: self.name(), index, value: values[index] });
+        expect_len(
+            self.name(),
+            "row",
+            bytes.len(),
+            self.size_bytes(1, values.len())?,
+        )?;
+        let refuse = |index: usize| {
+            Err(Error::Value {
+                format: self.name(),
+                index,
+                value: values[index],
+            })
+        };
         if let Some(index) = values.iter().position(|value| !value.is_finite()) {
             return refuse(index);
         }
@@ -125,20 +149,29 @@ impl Dense {
             Self::F16 => quantize_f16(values, bytes),
             Self::BF16 => {
                 let halves = values.iter().map(|x| bf16::from_f32(*x));
-                store_halves(halves.map(|half| (half.is_finite(), half.to_le_bytes())), bytes)
+                store_halves(
+                    halves.map(|half| (half.is_finite(), half.to_le_bytes())),
+                    bytes,
+                )
             }
             Self::Q8_0 => each_row_block::<34, 32>(values, bytes, quantize_q8_0),
             Self::Q6_K => each_row_block::<210, 256>(values, bytes, q6_k::quantize),
             Self::Q4_0 => {
                 let rule = "Q4_0 is written from ternary weights only";
-                return Err(Error::Shape { format: self.name(), rows: 1, cols: values.len(), rule });
+                return Err(Error::Shape {
+                    format: self.name(),
+                    rows: 1,
+                    cols: values.len(),
+                    rule,
+                });
             }
         };
         match too_large {
             None => Ok(()),
             Some(first) => {
                 let block = &values[first..first + self.block_len()];
-                let largest = (0..block.len()).max_by(|a, b| block[*a].abs().total_cmp(&block[*b].abs()));
+                let largest =
+                    (0..block.len()).max_by(|a, b| block[*a].abs().total_cmp(&block[*b].abs()));
                 refuse(first + largest.unwrap_or(0))
             }
         }
@@ -162,7 +195,9 @@ fn quantize_f16(values: &[f32], bytes: &mut [u8]) -> Option<usize> {
     for (chunk, (values, bytes)) in values.chunks(64).zip(bytes.chunks_mut(128)).enumerate() {
         let mut halves = [f16::ZERO; 64];
         halves[..values.len()].convert_from_f32_slice(values);
-        let halves = halves.iter().map(|half| (half.is_finite(), half.to_le_bytes()));
+        let halves = halves
+            .iter()
+            .map(|half| (half.is_finite(), half.to_le_bytes()));
         if let Some(index) = store_halves(halves, bytes) {
             return Some(chunk * 64 + index);
         }
@@ -177,12 +212,17 @@ fn each_row_block<const BYTES: usize, const LEN: usize>(
     quantize: impl Fn(&[f32; LEN], &mut [u8; BYTES]) -> Option<()>,
 ) -> Option<usize> {
     let mut blocks = values.as_chunks().0.iter().zip(bytes.as_chunks_mut().0);
-    blocks.position(|(values, block)| quantize(values, block).is_none()).map(|block| block * LEN)
+    blocks
+        .position(|(values, block)| quantize(values, block).is_none())
+        .map(|block| block * LEN)
 }
 
-/// The largest magnitude becomes ±127; quants are rounded half away from zero. `None` if the scale is beyond f16.
+/// The largest magnitude becomes ±127; quants are rounded half away from zero. `None` if the scale
+/// is beyond f16.
 fn quantize_q8_0(values: &[f32; 32], block: &mut [u8; 34]) -> Option<()> {
-    let largest = values.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+    let largest = values
+        .iter()
+        .fold(0.0f32, |largest, x| largest.max(x.abs()));
     let d = largest / 127.0;
     let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
     let half = f16::from_f32(d);
@@ -218,7 +258,8 @@ fn f16_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
-/// Each half of 128 values is four runs of 32: run r takes nibble r/2 of low byte 32·(r%2) + l and bits 2r of high byte l.
+/// Each half of 128 values is four runs of 32: run r takes nibble r/2 of low byte 32·(r%2) + l and
+/// bits 2r of high byte l.
 fn dequantize_q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
     let d = f16_at(block, 208);
     for (half, out) in out.as_chunks_mut::<128>().0.iter_mut().enumerate() {

@@ -90,7 +90,9 @@ pub enum Error {
         value: f32,
     },
     /// The blocks of a tensor have scales that differ.
-    #[error("{format} block {block} has scale {found}, an earlier one {expected}; one scale a tensor is supported")]
+    #[error(
+        "{format} block {block} has scale {found}, an earlier one {expected}; one scale a tensor is supported"
+    )]
     BlockScales {
         /// The format's name.
         format: &'static str,
@@ -111,34 +113,74 @@ pub(crate) fn num_weights(format: &'static str, rows: usize, cols: usize) -> Res
     let rule = "rows and columns must be at least 1 and their product within memory";
     match rows.checked_mul(cols) {
         Some(n) if n > 0 && n <= isize::MAX as usize / 8 => Ok(n),
-        _ => Err(Error::Shape { format, rows, cols, rule }),
+        _ => Err(Error::Shape {
+            format,
+            rows,
+            cols,
+            rule,
+        }),
     }
 }
 
 /// Errs unless a slice has the expected number of elements.
-pub(crate) fn expect_len(format: &'static str, what: &'static str, found: usize, expected: usize) -> Result<()> {
-    if found == expected { Ok(()) } else { Err(Error::Length { format, what, expected, found }) }
+pub(crate) fn expect_len(
+    format: &'static str,
+    what: &'static str,
+    found: usize,
+    expected: usize,
+) -> Result<()> {
+    if found == expected {
+        Ok(())
+    } else {
+        Err(Error::Length {
+            format,
+            what,
+            expected,
+            found,
+        })
+    }
 }
 
 /// Errs unless `range` lies within `rows`.
-pub(crate) fn expect_rows(format: &'static str, range: &std::ops::Range<usize>, rows: usize) -> Result<()> {
+pub(crate) fn expect_rows(
+    format: &'static str,
+    range: &std::ops::Range<usize>,
+    rows: usize,
+) -> Result<()> {
     if range.start <= range.end && range.end <= rows {
         Ok(())
     } else {
-        Err(Error::Rows { format, start: range.start, end: range.end, rows })
+        Err(Error::Rows {
+            format,
+            start: range.start,
+            end: range.end,
+            rows,
+        })
     }
 }
 
 /// The f32 scale at the start of a tensor's 32-byte tail.
 pub(crate) fn read_scale(tail: &[u8]) -> Result<f32> {
     let value = f32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]);
-    if value.is_finite() { Ok(value) } else { Err(Error::NotFinite { what: "scale", index: 0, value }) }
+    if value.is_finite() {
+        Ok(value)
+    } else {
+        Err(Error::NotFinite {
+            what: "scale",
+            index: 0,
+            value,
+        })
+    }
 }
 
 /// Writes the f32 scale at the start of a tensor's tail and zeros the rest.
 pub(crate) fn write_scale(tail: &mut [u8], scale: f32) -> Result<()> {
     if !scale.is_finite() {
-        return Err(Error::NotFinite { what: "scale", index: 0, value: scale });
+        return Err(Error::NotFinite {
+            what: "scale",
+            index: 0,
+            value: scale,
+        });
     }
     tail.fill(0);
     tail[..4].copy_from_slice(&scale.to_le_bytes());

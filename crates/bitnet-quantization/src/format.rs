@@ -10,7 +10,8 @@ use crate::scaling::{Scaling, scale_codes};
 use crate::vectorized::vectorized;
 use crate::{hf_packed, i2_s, q4_0, tl1, tl2, tq};
 
-/// Weights that are unpacked before they are scaled: codes and floats together stay in the first levels of cache.
+/// Weights that are unpacked before they are scaled: codes and floats together stay in the first
+/// levels of cache.
 const BATCH_WEIGHTS: usize = 1 << 14;
 /// Rows that are fastest unpacked together: TL2's groups, and two of TL1's.
 const ROW_GROUP: usize = 32;
@@ -58,7 +59,8 @@ impl TernaryFormat {
         }
     }
 
-    /// Unpacks `range` of the rows into weights −1, 0, 1. bytes: the whole tensor; out: `[range.len(), cols]`.
+    /// Unpacks `range` of the rows into weights −1, 0, 1. bytes: the whole tensor; out:
+    /// `[range.len(), cols]`.
     pub fn unpack_rows(
         self,
         bytes: &[u8],
@@ -80,18 +82,37 @@ impl TernaryFormat {
         }
     }
 
-    /// Packs weights −1, 0, 1 with one scale, which HfPacked leaves to the caller and TQ and Q4_0 round to f16.
+    /// Packs weights −1, 0, 1 with one scale, which HfPacked leaves to the caller and TQ and Q4_0
+    /// round to f16.
     ///
     /// weights: `[rows, cols]`; out: `size_bytes(rows, cols)`.
-    pub fn pack(self, weights: &[i8], rows: usize, cols: usize, scale: f32, out: &mut [u8]) -> Result<()> {
+    pub fn pack(
+        self,
+        weights: &[i8],
+        rows: usize,
+        cols: usize,
+        scale: f32,
+        out: &mut [u8],
+    ) -> Result<()> {
         match self {
             Self::I2_S(form) => i2_s::pack(weights, form, rows, cols, scale, out),
             Self::TL1(tile) => tl1::pack(weights, tile, rows, cols, scale, out),
             Self::TL2(tile) => tl2::pack(weights, tile, rows, cols, scale, out),
-            Self::TQ(_) if !scale.is_finite() => Err(Error::NotFinite { what: "scale", index: 0, value: scale }),
+            Self::TQ(_) if !scale.is_finite() => Err(Error::NotFinite {
+                what: "scale",
+                index: 0,
+                value: scale,
+            }),
             Self::TQ(kind) => {
-                // llama.cpp's quantizer takes the largest magnitude of a block for its scale: 0 where all weights are.
-                let of_block = |block: &[i8]| if block.iter().all(|&w| w == 0) { 0.0 } else { scale };
+                // llama.cpp's quantizer takes the largest magnitude of a block for its scale: 0
+                // where all weights are.
+                let of_block = |block: &[i8]| {
+                    if block.iter().all(|&w| w == 0) {
+                        0.0
+                    } else {
+                        scale
+                    }
+                };
                 let scales: Vec<f32> = weights.chunks(tq::BLOCK_LEN).map(of_block).collect();
                 kind.pack(weights, &scales, rows, cols, out)
             }
@@ -100,12 +121,14 @@ impl TernaryFormat {
         }
     }
 
-    /// Quantizes weights and packs them; the result is the scale, which a format that has none inside leaves to the caller.
+    /// Quantizes weights and packs them; the result is the scale, which a format that has none
+    /// inside leaves to the caller.
     ///
-    /// weights: `[rows, cols]`; out: `size_bytes(rows, cols)`. In a format that has a scale a block, blocks get the tensor's,
-    /// and those that are all zeros 0. Where a scale is an f16 (in TQ1_0 and TQ2_0; in Q4_0 an eighth of it is) it is
-    /// rounded after the codes are settled: one too large is an error, one below 3e-8 becomes 0. Reads the weights twice.
-    /// Threads share out tensors of 524,288 weights and more and change nothing in the result.
+    /// weights: `[rows, cols]`; out: `size_bytes(rows, cols)`. In a format that has a scale a
+    /// block, blocks get the tensor's, and those that are all zeros 0. Where a scale is an f16 (in
+    /// TQ1_0 and TQ2_0; in Q4_0 an eighth of it is) it is rounded after the codes are settled: one
+    /// too large is an error, one below 3e-8 becomes 0. Reads the weights twice. Threads share out
+    /// tensors of 524,288 weights and more and change nothing in the result.
     pub fn quantize(
         self,
         weights: &[f32],
@@ -115,7 +138,12 @@ impl TernaryFormat {
         out: &mut [u8],
         pool: &Pool,
     ) -> Result<f32> {
-        expect_len(self.name(), "output", out.len(), self.size_bytes(rows, cols)?)?;
+        expect_len(
+            self.name(),
+            "output",
+            out.len(),
+            self.size_bytes(rows, cols)?,
+        )?;
         expect_len(self.name(), "input", weights.len(), rows * cols)?;
         let rounding = scaling.measure(weights, pool)?;
         match self {
@@ -129,10 +157,11 @@ impl TernaryFormat {
         Ok(rounding.scale)
     }
 
-    /// Turns `range` of the rows into floats: weight times the scale inside the format times `scale`, which is 1 but for
-    /// [`TernaryFormat::HfPacked`], whose scale is kept elsewhere.
+    /// Turns `range` of the rows into floats: weight times the scale inside the format times
+    /// `scale`, which is 1 but for [`TernaryFormat::HfPacked`], whose scale is kept elsewhere.
     ///
-    /// bytes: the whole tensor; out: `[range.len(), cols]`. Threads share out 524,288 weights and more.
+    /// bytes: the whole tensor; out: `[range.len(), cols]`. Threads share out 524,288 weights and
+    /// more.
     pub fn dequantize_rows(
         self,
         bytes: &[u8],
@@ -142,12 +171,26 @@ impl TernaryFormat {
         out: &mut [f32],
         pool: &Pool,
     ) -> Result<()> {
-        expect_len(self.name(), "tensor", bytes.len(), self.size_bytes(rows, cols)?)?;
+        expect_len(
+            self.name(),
+            "tensor",
+            bytes.len(),
+            self.size_bytes(rows, cols)?,
+        )?;
         expect_rows(self.name(), &range, rows)?;
         expect_len(self.name(), "output", out.len(), range.len() * cols)?;
-        let scale = scale * if let Self::TQ(_) = self { 1.0 } else { self.scale(bytes, rows, cols)?.unwrap_or(1.0) };
+        let scale = scale
+            * if let Self::TQ(_) = self {
+                1.0
+            } else {
+                self.scale(bytes, rows, cols)?.unwrap_or(1.0)
+            };
         if !scale.is_finite() {
-            return Err(Error::NotFinite { what: "scale", index: 0, value: scale });
+            return Err(Error::NotFinite {
+                what: "scale",
+                index: 0,
+                value: scale,
+            });
         }
         let batch = (BATCH_WEIGHTS / cols).max(1).next_multiple_of(ROW_GROUP);
         // Pieces that begin where the tiles' groups of rows do, but for the first.
@@ -155,7 +198,11 @@ impl TernaryFormat {
         let (first, rest) = out.split_at_mut(head * cols);
         let pieces = std::iter::once(first).chain(rest.chunks_mut(batch * cols));
         for_each_piece(pool, range.len() * cols, pieces, |index, out| {
-            let start = if index == 0 { range.start } else { range.start + head + (index - 1) * batch };
+            let start = if index == 0 {
+                range.start
+            } else {
+                range.start + head + (index - 1) * batch
+            };
             let rows_here = start..start + out.len() / cols;
             let mut codes = vec![0; out.len()];
             if let Self::TQ(kind) = self {
@@ -171,16 +218,19 @@ impl TernaryFormat {
         })
     }
 
-    /// The scale that multiplies the weights of a whole tensor; `None` where the format keeps it elsewhere.
+    /// The scale that multiplies the weights of a whole tensor; `None` where the format keeps it
+    /// elsewhere.
     ///
-    /// TQ1_0, TQ2_0 and Q4_0 have a scale a block: blocks that disagree are an error, for then the tensor was not ternary
-    /// with one scale before it was packed.
+    /// TQ1_0, TQ2_0 and Q4_0 have a scale a block: blocks that disagree are an error, for then the
+    /// tensor was not ternary with one scale before it was packed.
     pub fn scale(self, bytes: &[u8], rows: usize, cols: usize) -> Result<Option<f32>> {
         match self {
             Self::I2_S(_) => i2_s::scale(bytes, rows, cols).map(Some),
             Self::TL1(_) => tl1::scale(bytes, rows, cols).map(Some),
             Self::TL2(_) => tl2::scale(bytes, rows, cols).map(Some),
-            Self::TQ(kind) => tq::uniform_scale(kind.name(), &kind.scales(bytes, rows, cols)?).map(Some),
+            Self::TQ(kind) => {
+                tq::uniform_scale(kind.name(), &kind.scales(bytes, rows, cols)?).map(Some)
+            }
             Self::Q4_0 => q4_0::scale(bytes, rows, cols).map(Some),
             Self::HfPacked => Ok(None),
         }

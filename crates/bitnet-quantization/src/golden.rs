@@ -1,4 +1,5 @@
-//! The golden byte strings of the formats, and the generator of the weights that they were made from.
+//! The golden byte strings of the formats, and the generator of the weights that they were made
+//! from.
 
 use sha2::{Digest, Sha256};
 
@@ -25,13 +26,24 @@ fn hex(bytes: &[u8]) -> String {
 
 #[test]
 fn the_generator_is_the_golden_one() {
-    assert_eq!(lcg_weights(16), [1, 0, 0, 1, 1, 1, 1, 1, -1, 1, 0, 0, 0, -1, -1, -1]);
+    assert_eq!(
+        lcg_weights(16),
+        [1, 0, 0, 1, 1, 1, 1, 1, -1, 1, 0, 0, 0, -1, -1, -1]
+    );
 }
 
 #[test]
 fn i2_s_packs_to_the_golden_bytes() {
     let mut bytes = [0xff; 96];
-    i2_s::pack(&lcg_weights(256), i2_s::Form::Block128, 1, 256, 0.5, &mut bytes).unwrap();
+    i2_s::pack(
+        &lcg_weights(256),
+        i2_s::Form::Block128,
+        1,
+        256,
+        0.5,
+        &mut bytes,
+    )
+    .unwrap();
     let codes = "8a664485a088a188089654566116251a2825a448069a2410890152592524266998a90a619006861058a995598a2460a2\
                  2006a40458155824048aa49a22109928";
     assert_eq!(hex(&bytes), format!("{codes}0000003f{}", "00".repeat(28)));
@@ -39,7 +51,11 @@ fn i2_s_packs_to_the_golden_bytes() {
 
 #[test]
 fn tl1_packs_to_the_golden_bytes() {
-    let tile = tl1::Tile { tile_rows: 64, block_cols: 64, inner_rows: 32 };
+    let tile = tl1::Tile {
+        tile_rows: 64,
+        block_cols: 64,
+        inner_rows: 32,
+    };
     let mut bytes = vec![0; 2048 + 32];
     tl1::pack(&lcg_weights(64 * 128), tile, 64, 128, 1.0, &mut bytes).unwrap();
     assert_eq!(hex(&bytes[..16]), "75812880353243675255372183286128");

@@ -1,4 +1,5 @@
-//! The packed form of Hugging Face safetensors: uint8 `[rows / 4, cols]`, the scale in a tensor of its own.
+//! The packed form of Hugging Face safetensors: uint8 `[rows / 4, cols]`, the scale in a tensor of
+//! its own.
 //!
 //! ```text
 //! packed row i, bits 2g and 2g+1 of each byte:  row g · rows/4 + i,  as code 0, 1, 2 for −1, 0, +1
@@ -20,15 +21,27 @@ pub fn size_bytes(rows: usize, cols: usize) -> Result<usize> {
     let n = num_weights(FORMAT, rows, cols)?;
     if !rows.is_multiple_of(4) {
         let rule = "the number of rows must be a multiple of 4";
-        return Err(Error::Shape { format: FORMAT, rows, cols, rule });
+        return Err(Error::Shape {
+            format: FORMAT,
+            rows,
+            cols,
+            rule,
+        });
     }
     Ok(n / 4)
 }
 
 /// Unpacks `range` of the rows into weights −1, 0, 1.
 ///
-/// bytes: the whole matrix, `size_bytes(rows, cols)`; out: `[range.len(), cols]`. Code 3 is an error naming its place.
-pub fn unpack_rows(bytes: &[u8], rows: usize, cols: usize, range: Range<usize>, out: &mut [i8]) -> Result<()> {
+/// bytes: the whole matrix, `size_bytes(rows, cols)`; out: `[range.len(), cols]`. Code 3 is an
+/// error naming its place.
+pub fn unpack_rows(
+    bytes: &[u8],
+    rows: usize,
+    cols: usize,
+    range: Range<usize>,
+    out: &mut [i8],
+) -> Result<()> {
     expect_len(FORMAT, "tensor", bytes.len(), size_bytes(rows, cols)?)?;
     expect_rows(FORMAT, &range, rows)?;
     expect_len(FORMAT, "output", out.len(), range.len() * cols)?;
@@ -38,7 +51,12 @@ pub fn unpack_rows(bytes: &[u8], rows: usize, cols: usize, range: Range<usize>, 
         if unpack_field(codes, shift, out)
             && let Some(col) = out.iter().position(|&w| w == 2)
         {
-            return Err(Error::Code { format: FORMAT, row: r, col, code: 3 });
+            return Err(Error::Code {
+                format: FORMAT,
+                row: r,
+                col,
+                code: 3,
+            });
         }
     }
     Ok(())
@@ -54,7 +72,12 @@ pub fn pack(weights: &[i8], rows: usize, cols: usize, out: &mut [u8]) -> Result<
 }
 
 /// Rounds weights and packs them. weights: `[rows, cols]`; out: `size_bytes(rows, cols)`.
-pub(crate) fn quantize(weights: &[f32], rounding: Rounding, out: &mut [u8], pool: &Pool) -> Result<()> {
+pub(crate) fn quantize(
+    weights: &[f32],
+    rounding: Rounding,
+    out: &mut [u8],
+    pool: &Pool,
+) -> Result<()> {
     const LEN: usize = PIECE_WEIGHTS / 4;
     let runs = quarters(weights);
     for_each_piece(pool, weights.len(), out.chunks_mut(LEN), |index, out| {

@@ -1,6 +1,7 @@
 //! I2_S: two bits a weight, one f32 scale a tensor; the form of Microsoft's published models.
 //!
-//! Codes 0, 1, 2 stand for −1, 0, +1. All forms have the same size and keep the scale behind the codes:
+//! Codes 0, 1, 2 stand for −1, 0, +1. All forms have the same size and keep the scale behind the
+//! codes:
 //!
 //! ```text
 //! Block128   128 weights in 32 bytes: byte b holds weights b, b+32, b+64, b+96, the first in the top bits
@@ -9,7 +10,8 @@
 //!
 //! codes: rows · cols / 4 bytes | scale: f32 | padding: 28 bytes
 //! ```
-//! Nothing in a file says which form it has; [`likely_form`] tells them apart by the dead neurons of a layer.
+//! Nothing in a file says which form it has; [`likely_form`] tells them apart by the dead neurons
+//! of a layer.
 
 use std::fmt;
 use std::ops::Range;
@@ -62,7 +64,9 @@ impl FromStr for Form {
 
     fn from_str(name: &str) -> std::result::Result<Self, String> {
         let found = Self::ALL.into_iter().find(|form| form.name() == name);
-        found.ok_or_else(|| format!("unknown I2_S form {name:?}; there are block128, block64 and row4"))
+        found.ok_or_else(|| {
+            format!("unknown I2_S form {name:?}; there are block128, block64 and row4")
+        })
     }
 }
 
@@ -71,7 +75,12 @@ pub fn size_bytes(rows: usize, cols: usize) -> Result<usize> {
     let n = num_weights(FORMAT, rows, cols)?;
     if !n.is_multiple_of(4) {
         let rule = "the number of weights must be a multiple of 4";
-        return Err(Error::Shape { format: FORMAT, rows, cols, rule });
+        return Err(Error::Shape {
+            format: FORMAT,
+            rows,
+            cols,
+            rule,
+        });
     }
     Ok(n / 4 + 32)
 }
@@ -85,8 +94,8 @@ pub fn scale(bytes: &[u8], rows: usize, cols: usize) -> Result<f32> {
 
 /// Unpacks `range` of the rows of a tensor into weights −1, 0, 1.
 ///
-/// bytes: the whole tensor, `size_bytes(rows, cols)`; out: `[range.len(), cols]`. The code 3, which nothing writes, is an
-/// error naming its place.
+/// bytes: the whole tensor, `size_bytes(rows, cols)`; out: `[range.len(), cols]`. The code 3, which
+/// nothing writes, is an error naming its place.
 pub fn unpack_rows(
     bytes: &[u8],
     form: Form,
@@ -106,7 +115,12 @@ pub fn unpack_rows(
         Form::Row4 => unpack_row_groups(codes, cols, range.start, out),
     };
     if any_three && let Some(at) = out.iter().position(|&w| w == 2) {
-        return Err(Error::Code { format: FORMAT, row: range.start + at / cols, col: at % cols, code: 3 });
+        return Err(Error::Code {
+            format: FORMAT,
+            row: range.start + at / cols,
+            col: at % cols,
+            code: 3,
+        });
     }
     Ok(())
 }
@@ -114,7 +128,14 @@ pub fn unpack_rows(
 /// Packs weights −1, 0, 1 and their scale.
 ///
 /// weights: `[rows, cols]`; out: `size_bytes(rows, cols)`.
-pub fn pack(weights: &[i8], form: Form, rows: usize, cols: usize, scale: f32, out: &mut [u8]) -> Result<()> {
+pub fn pack(
+    weights: &[i8],
+    form: Form,
+    rows: usize,
+    cols: usize,
+    scale: f32,
+    out: &mut [u8],
+) -> Result<()> {
     expect_shape(form, rows, cols)?;
     expect_len(FORMAT, "input", weights.len(), rows * cols)?;
     expect_len(FORMAT, "output", out.len(), size_bytes(rows, cols)?)?;
@@ -124,7 +145,10 @@ pub fn pack(weights: &[i8], form: Form, rows: usize, cols: usize, scale: f32, ou
         Form::Block128 => pack_blocks::<32>(weights, codes),
         Form::Block64 => pack_blocks::<16>(weights, codes),
         Form::Row4 => {
-            for (group, bytes) in weights.chunks_exact(4 * cols).zip(codes.chunks_exact_mut(cols)) {
+            for (group, bytes) in weights
+                .chunks_exact(4 * cols)
+                .zip(codes.chunks_exact_mut(cols))
+            {
                 pack_runs([0, 1, 2, 3].map(|r| &group[r * cols..][..cols]), bytes);
             }
         }
@@ -145,14 +169,24 @@ pub(crate) fn quantize(
     expect_shape(form, rows, cols)?;
     let (codes, tail) = out.split_at_mut(rows * cols / 4);
     write_scale(tail, rounding.scale)?;
-    let piece_len = if form == Form::Row4 { 4 * cols } else { PIECE_WEIGHTS };
-    let pieces = weights.chunks(piece_len).zip(codes.chunks_mut(piece_len / 4));
+    let piece_len = if form == Form::Row4 {
+        4 * cols
+    } else {
+        PIECE_WEIGHTS
+    };
+    let pieces = weights
+        .chunks(piece_len)
+        .zip(codes.chunks_mut(piece_len / 4));
     for_each_piece(pool, weights.len(), pieces, |_, (weights, codes)| {
         let one = rounding.one;
         match form {
             Form::Block128 => quantize_blocks::<32>(weights, one, codes),
             Form::Block64 => quantize_blocks::<16>(weights, one, codes),
-            Form::Row4 => quantize_runs([0, 1, 2, 3].map(|r| &weights[r * cols..][..cols]), one, codes),
+            Form::Row4 => quantize_runs(
+                [0, 1, 2, 3].map(|r| &weights[r * cols..][..cols]),
+                one,
+                codes,
+            ),
         }
         Ok(())
     })
@@ -160,15 +194,27 @@ pub(crate) fn quantize(
 
 /// The form under which a layer's dead neurons make sense, if one stands out.
 ///
-/// A trained feed-forward layer has neurons whose gate row, up row and down column are all zero. Rows are zero in blocks
-/// of 128 and of 64 alike, but the columns of `down` point at the same neurons only when read in the right form.
+/// A trained feed-forward layer has neurons whose gate row, up row and down column are all zero.
+/// Rows are zero in blocks of 128 and of 64 alike, but the columns of `down` point at the same
+/// neurons only when read in the right form.
 ///
-/// gate, up: `[ffn_size, hidden_size]`, down: `[hidden_size, ffn_size]`. `None` when fewer than eight neurons are dead
-/// or no form explains nine tenths of them, as in random models. Reads the three tensors once for each form.
-pub fn likely_form(gate: &[u8], up: &[u8], down: &[u8], hidden_size: usize, ffn_size: usize) -> Result<Option<Form>> {
+/// gate, up: `[ffn_size, hidden_size]`, down: `[hidden_size, ffn_size]`. `None` when fewer than
+/// eight neurons are dead or no form explains nine tenths of them, as in random models. Reads the
+/// three tensors once for each form.
+pub fn likely_form(
+    gate: &[u8],
+    up: &[u8],
+    down: &[u8],
+    hidden_size: usize,
+    ffn_size: usize,
+) -> Result<Option<Form>> {
     let mut best = (None, 0);
     for form in Form::ALL {
-        let Ok(()) = expect_shape(form, ffn_size, hidden_size).and(expect_shape(form, hidden_size, ffn_size)) else {
+        let Ok(()) = expect_shape(form, ffn_size, hidden_size).and(expect_shape(
+            form,
+            hidden_size,
+            ffn_size,
+        )) else {
             continue;
         };
         let mut row = vec![0; hidden_size];
@@ -186,7 +232,11 @@ pub fn likely_form(gate: &[u8], up: &[u8], down: &[u8], hidden_size: usize, ffn_
             used.iter_mut().zip(&row).for_each(|(used, &w)| *used |= w);
         }
         let num_dead = dead.iter().filter(|&&dead| dead).count();
-        let num_explained = dead.iter().zip(&used).filter(|&(&dead, &used)| dead && used == 0).count();
+        let num_explained = dead
+            .iter()
+            .zip(&used)
+            .filter(|&(&dead, &used)| dead && used == 0)
+            .count();
         if num_explained >= 8 && num_explained * 10 >= num_dead * 9 && num_explained > best.1 {
             best = (Some(form), num_explained);
         }
@@ -197,16 +247,34 @@ pub fn likely_form(gate: &[u8], up: &[u8], down: &[u8], hidden_size: usize, ffn_
 fn expect_shape(form: Form, rows: usize, cols: usize) -> Result<()> {
     let n = num_weights(FORMAT, rows, cols)?;
     let (fits, rule) = match form {
-        Form::Block128 => (n.is_multiple_of(128), "the number of weights must be a multiple of 128"),
-        Form::Block64 => (n.is_multiple_of(64), "the number of weights must be a multiple of 64"),
-        Form::Row4 => (rows.is_multiple_of(4), "the number of rows must be a multiple of 4"),
+        Form::Block128 => (
+            n.is_multiple_of(128),
+            "the number of weights must be a multiple of 128",
+        ),
+        Form::Block64 => (
+            n.is_multiple_of(64),
+            "the number of weights must be a multiple of 64",
+        ),
+        Form::Row4 => (
+            rows.is_multiple_of(4),
+            "the number of rows must be a multiple of 4",
+        ),
     };
-    if fits { Ok(()) } else { Err(Error::Shape { format: FORMAT, rows, cols, rule }) }
+    if fits {
+        Ok(())
+    } else {
+        Err(Error::Shape {
+            format: FORMAT,
+            rows,
+            cols,
+            rule,
+        })
+    }
 }
 
 vectorized! {
-    /// Unpacks from weight `start` on until `out` is full, through blocks of `LEN` bytes; whether a code 3 was met, which
-    /// leaves a 2. Rows need not begin at a block's border.
+    /// Unpacks from weight `start` on until `out` is full, through blocks of `LEN` bytes; whether a
+    /// code 3 was met, which leaves a 2. Rows need not begin at a block's border.
     fn unpack_blocks<'a, const LEN: usize>(codes: &'a [u8], start: usize, out: &'a mut [i8]) -> bool {
         let (blocks, _) = codes.as_chunks::<LEN>();
         let mut blocks = blocks[start / (4 * LEN)..].iter();
@@ -236,7 +304,11 @@ vectorized! {
 }
 
 #[inline(always)]
-fn unpack_block<const LEN: usize>(block: &[u8; LEN], out: &mut [[i8; LEN]; 4], threes: &mut [u8; LEN]) {
+fn unpack_block<const LEN: usize>(
+    block: &[u8; LEN],
+    out: &mut [[i8; LEN]; 4],
+    threes: &mut [u8; LEN],
+) {
     let [a, b, c, d] = out;
     for i in 0..LEN {
         let byte = block[i];

@@ -32,8 +32,9 @@ pub fn size_bytes(rows: usize, cols: usize) -> Result<usize> {
 
 /// Quantizes weights, each block by a scale of its own.
 ///
-/// weights: `[rows, cols]`; out: `size_bytes(rows, cols)`. Codes are settled by the scale as measured, which is then
-/// rounded to f16: one above 65504 is an error, one below 3e-8 becomes 0 and its block zeros.
+/// weights: `[rows, cols]`; out: `size_bytes(rows, cols)`. Codes are settled by the scale as
+/// measured, which is then rounded to f16: one above 65504 is an error, one below 3e-8 becomes 0
+/// and its block zeros.
 pub fn quantize(
     weights: &[f32],
     rows: usize,
@@ -55,8 +56,15 @@ pub fn quantize(
     })
 }
 
-/// Dequantizes a tensor. bytes: `size_bytes(rows, cols)`; out: `[rows, cols]`. A scale that is not finite is an error.
-pub fn dequantize(bytes: &[u8], rows: usize, cols: usize, out: &mut [f32], pool: &Pool) -> Result<()> {
+/// Dequantizes a tensor. bytes: `size_bytes(rows, cols)`; out: `[rows, cols]`. A scale that is not
+/// finite is an error.
+pub fn dequantize(
+    bytes: &[u8],
+    rows: usize,
+    cols: usize,
+    out: &mut [f32],
+    pool: &Pool,
+) -> Result<()> {
     expect_len(FORMAT, "tensor", bytes.len(), size_bytes(rows, cols)?)?;
     expect_len(FORMAT, "output", out.len(), rows * cols)?;
     let (row_len, row_bytes) = block_rows(rows, cols, BLOCK_LEN, BLOCK_BYTES);
@@ -89,7 +97,8 @@ fn quantize_blocks(
     out: &mut [[u8; BLOCK_BYTES]],
 ) -> Result<()> {
     let mut scales = [0.0; BATCH];
-    for (index, ((block, scale), out)) in blocks.iter().zip(&mut scales).zip(&mut *out).enumerate() {
+    for (index, ((block, scale), out)) in blocks.iter().zip(&mut scales).zip(&mut *out).enumerate()
+    {
         let max = f32::from_bits(max_bits(block));
         if !max.is_finite() {
             return Err(moved(not_finite(block), (first + index) * BLOCK_LEN));
@@ -104,7 +113,11 @@ fn quantize_blocks(
     halves.convert_from_f32_slice(&scales);
     for (index, (half, out)) in halves.iter().zip(out).enumerate() {
         if !half.is_finite() {
-            return Err(Error::NotFinite { what: "scale of block", index: first + index, value: half.to_f32() });
+            return Err(Error::NotFinite {
+                what: "scale of block",
+                index: first + index,
+                value: half.to_f32(),
+            });
         }
         out[8..].copy_from_slice(&half.to_le_bytes());
     }
@@ -127,34 +140,50 @@ vectorized! {
 
 /// Dequantizes up to [`BATCH`] blocks. first: the index of the first one.
 #[inline(always)]
-fn dequantize_blocks(blocks: &[[u8; BLOCK_BYTES]], first: usize, out: &mut [[f32; BLOCK_LEN]]) -> Result<()> {
+fn dequantize_blocks(
+    blocks: &[[u8; BLOCK_BYTES]],
+    first: usize,
+    out: &mut [[f32; BLOCK_LEN]],
+) -> Result<()> {
     let (mut halves, mut scales) = ([f16::ZERO; BATCH], [0.0; BATCH]);
     for (half, block) in halves.iter_mut().zip(blocks) {
         *half = f16::from_le_bytes([block[8], block[9]]);
     }
     halves.convert_to_f32_slice(&mut scales);
     if let Some(index) = scales.iter().position(|scale| !scale.is_finite()) {
-        return Err(Error::NotFinite { what: "scale of block", index: first + index, value: scales[index] });
+        return Err(Error::NotFinite {
+            what: "scale of block",
+            index: first + index,
+            value: scales[index],
+        });
     }
-    // Everything in runs of a batch: loops as short as a block are unrolled by the compiler before it could vectorise them.
+    // Everything in runs of a batch: loops as short as a block are unrolled by the compiler before
+    // it could vectorise them.
     let (mut bytes, mut codes) = ([[0; 8]; BATCH], [0; BATCH * BLOCK_LEN]);
     for (bytes, block) in bytes.iter_mut().zip(blocks) {
         bytes.copy_from_slice(&block[..8]);
     }
     unpack_codes(bytes.as_flattened(), &mut codes);
     let scales = scales.map(|scale| [scale; BLOCK_LEN]);
-    for ((x, &code), scale) in out.as_flattened_mut().iter_mut().zip(&codes).zip(scales.as_flattened()) {
+    for ((x, &code), scale) in out
+        .as_flattened_mut()
+        .iter_mut()
+        .zip(&codes)
+        .zip(scales.as_flattened())
+    {
         *x = f32::from(code) * scale;
     }
     Ok(())
 }
 
-/// Packs codes −2, −1, 0, 1, four a byte, the first in the low bits. codes: four for each byte of `out`.
+/// Packs codes −2, −1, 0, 1, four a byte, the first in the low bits. codes: four for each byte of
+/// `out`.
 #[inline(always)]
 pub(crate) fn pack_codes(codes: &[i8], out: &mut [u8]) {
     for (byte, codes) in out.iter_mut().zip(codes.as_chunks::<4>().0) {
         let fields = u32::from_le_bytes(codes.map(|code| code as u8)) & 0x0303_0303;
-        // Moves field j, at bit 8j, to bit 24 + 2j. What else the product holds stays below bit 24 or leaves at the top.
+        // Moves field j, at bit 8j, to bit 24 + 2j. What else the product holds stays below bit 24
+        // or leaves at the top.
         *byte = (fields.wrapping_mul(1 << 24 | 1 << 18 | 1 << 12 | 1 << 6) >> 24) as u8;
     }
 }

@@ -6,22 +6,34 @@ use bitnet_kernels::Pool;
 
 use crate::error::{Error, Result};
 
-/// Weights of a piece where a format does not say otherwise: floats and codes together stay in a core's cache.
+/// Weights of a piece where a format does not say otherwise: floats and codes together stay in a
+/// core's cache.
 pub(crate) const PIECE_WEIGHTS: usize = 1 << 16;
 
-/// The size from which on several threads pay: waking parked ones takes some 80 µs, in which one core quantizes or
-/// dequantizes half a million weights of the fastest formats.
+/// The size from which on several threads pay: waking parked ones takes some 80 µs, in which one
+/// core quantizes or dequantizes half a million weights of the fastest formats.
 pub(crate) const PARALLEL_MIN_WEIGHTS: usize = 1 << 19;
 
 /// The rows that a tensor of blocks is cut into, as (weights, bytes) of each.
 ///
-/// Where blocks fill the rows, the rows' borders do not matter, and pieces are as long as suits the cache.
-pub(crate) fn block_rows(rows: usize, cols: usize, block_len: usize, block_bytes: usize) -> (usize, usize) {
-    let len = if cols.is_multiple_of(block_len) { (rows * cols).min(PIECE_WEIGHTS) } else { cols };
+/// Where blocks fill the rows, the rows' borders do not matter, and pieces are as long as suits the
+/// cache.
+pub(crate) fn block_rows(
+    rows: usize,
+    cols: usize,
+    block_len: usize,
+    block_bytes: usize,
+) -> (usize, usize) {
+    let len = if cols.is_multiple_of(block_len) {
+        (rows * cols).min(PIECE_WEIGHTS)
+    } else {
+        cols
+    };
     (len, len.div_ceil(block_len) * block_bytes)
 }
 
-/// Calls `work(index, piece)` for each piece, on all threads if the tensor they make up is large enough.
+/// Calls `work(index, piece)` for each piece, on all threads if the tensor they make up is large
+/// enough.
 ///
 /// Of several errors the first piece's is returned, so threads change nothing.
 pub(crate) fn for_each_piece<P: Send>(
@@ -70,16 +82,30 @@ mod tests {
     fn the_first_piece_that_fails_is_told_whichever_failed_first() {
         let (failed, has_failed) = mpsc::channel();
         let has_failed = Mutex::new(has_failed);
-        let result = for_each_piece(&Pool::new(2), PARALLEL_MIN_WEIGHTS, 0..2, |index, _: usize| {
-            if index == 0 {
-                // By now the second piece has all but failed.
-                lock(&has_failed).recv_timeout(Duration::from_secs(60)).expect("another thread takes the second piece");
-                std::thread::sleep(Duration::from_millis(20));
-            } else {
-                failed.send(()).expect("the first piece waits");
-            }
-            Err(Error::NotFinite { what: "weight", index, value: f32::NAN })
-        });
-        assert!(matches!(result, Err(Error::NotFinite { index: 0, .. })), "{result:?}");
+        let result = for_each_piece(
+            &Pool::new(2),
+            PARALLEL_MIN_WEIGHTS,
+            0..2,
+            |index, _: usize| {
+                if index == 0 {
+                    // By now the second piece has all but failed.
+                    lock(&has_failed)
+                        .recv_timeout(Duration::from_secs(60))
+                        .expect("another thread takes the second piece");
+                    std::thread::sleep(Duration::from_millis(20));
+                } else {
+                    failed.send(()).expect("the first piece waits");
+                }
+                Err(Error::NotFinite {
+                    what: "weight",
+                    index,
+                    value: f32::NAN,
+                })
+            },
+        );
+        assert!(
+            matches!(result, Err(Error::NotFinite { index: 0, .. })),
+            "{result:?}"
+        );
     }
 }

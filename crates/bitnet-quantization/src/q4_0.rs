@@ -1,12 +1,14 @@
-//! Q4_0 that holds ternary weights: llama.cpp's blocks of 32 weights of one row, when a ternary model was put through it.
+//! Q4_0 that holds ternary weights: llama.cpp's blocks of 32 weights of one row, when a ternary
+//! model was put through it.
 //!
 //! ```text
 //! block, 18 bytes:  scale d as f16 | byte j holds weights j (low) and j+16 (high), plus 8
 //! ```
-//! The quantizer takes d so that the first weight of the largest magnitude becomes −8, so ternary weights ±s come out as
-//! −8d and, clamped, +7d, with s = 8·|d|. Read by those two numbers the weights would be lopsided; here they are what they
-//! were before. A writer that takes d = s itself leaves −1, 0, +1, which are read too. Whatever else a block holds was not
-//! ternary and is an error.
+//! The quantizer takes d so that the first weight of the largest magnitude becomes −8, so ternary
+//! weights ±s come out as −8d and, clamped, +7d, with s = 8·|d|. Read by those two numbers the
+//! weights would be lopsided; here they are what they were before. A writer that takes d = s itself
+//! leaves −1, 0, +1, which are read too. Whatever else a block holds was not ternary and is an
+//! error.
 
 use std::ops::Range;
 
@@ -30,30 +32,54 @@ pub fn size_bytes(rows: usize, cols: usize) -> Result<usize> {
     Dense::Q4_0.size_bytes(rows, cols)
 }
 
-/// The scale of all blocks, which multiplies the weights; blocks that differ are an error with both scales.
+/// The scale of all blocks, which multiplies the weights; blocks that differ are an error with both
+/// scales.
 pub fn scale(bytes: &[u8], rows: usize, cols: usize) -> Result<f32> {
     expect_len(FORMAT, "tensor", bytes.len(), size_bytes(rows, cols)?)?;
-    let magnitudes: Vec<f32> = bytes.as_chunks::<BLOCK_BYTES>().0.iter().map(magnitude).collect();
+    let magnitudes: Vec<f32> = bytes
+        .as_chunks::<BLOCK_BYTES>()
+        .0
+        .iter()
+        .map(magnitude)
+        .collect();
     tq::uniform_scale(FORMAT, &magnitudes)
 }
 
-/// Unpacks `range` of the rows into weights −1, 0, 1. bytes: the whole tensor; out: `[range.len(), cols]`.
-pub fn unpack_rows(bytes: &[u8], rows: usize, cols: usize, range: Range<usize>, out: &mut [i8]) -> Result<()> {
+/// Unpacks `range` of the rows into weights −1, 0, 1. bytes: the whole tensor; out: `[range.len(),
+/// cols]`.
+pub fn unpack_rows(
+    bytes: &[u8],
+    rows: usize,
+    cols: usize,
+    range: Range<usize>,
+    out: &mut [i8],
+) -> Result<()> {
     expect_len(FORMAT, "tensor", bytes.len(), size_bytes(rows, cols)?)?;
     expect_rows(FORMAT, &range, rows)?;
     expect_len(FORMAT, "output", out.len(), range.len() * cols)?;
     let first = range.start * (cols / BLOCK_LEN);
     let blocks = &bytes.as_chunks::<BLOCK_BYTES>().0[first..];
-    for (index, (block, out)) in blocks.iter().zip(out.as_chunks_mut::<BLOCK_LEN>().0).enumerate() {
+    for (index, (block, out)) in blocks
+        .iter()
+        .zip(out.as_chunks_mut::<BLOCK_LEN>().0)
+        .enumerate()
+    {
         let d = scale_of(block);
         if !d.is_finite() {
-            return Err(Error::NotFinite { what: "scale of block", index: first + index, value: d });
+            return Err(Error::NotFinite {
+                what: "scale of block",
+                index: first + index,
+                value: d,
+            });
         }
         for (i, w) in out.iter_mut().enumerate() {
             *w = code(block, i) as i8 - 8;
         }
         let unit = unit(block);
-        if let Some(i) = out.iter().position(|w| !matches!((unit, w), (_, 0) | (1, -1 | 1) | (8, -8 | 7))) {
+        if let Some(i) = out
+            .iter()
+            .position(|w| !matches!((unit, w), (_, 0) | (1, -1 | 1) | (8, -8 | 7)))
+        {
             let at = index * BLOCK_LEN + i;
             return Err(Error::Code {
                 format: FORMAT,
@@ -68,7 +94,8 @@ pub fn unpack_rows(bytes: &[u8], rows: usize, cols: usize, range: Range<usize>, 
     Ok(())
 }
 
-/// Packs weights −1, 0, 1 as llama.cpp's quantizer does weights of ±`scale`; an eighth of the scale is rounded to f16.
+/// Packs weights −1, 0, 1 as llama.cpp's quantizer does weights of ±`scale`; an eighth of the scale
+/// is rounded to f16.
 ///
 /// weights: `[rows, cols]`; out: `size_bytes(rows, cols)`.
 pub fn pack(weights: &[i8], rows: usize, cols: usize, scale: f32, out: &mut [u8]) -> Result<()> {
@@ -79,8 +106,15 @@ pub fn pack(weights: &[i8], rows: usize, cols: usize, scale: f32, out: &mut [u8]
 }
 
 /// Rounds weights and packs them. weights: `[rows, cols]`; out: `size_bytes(rows, cols)`.
-pub(crate) fn quantize(weights: &[f32], rounding: Rounding, out: &mut [u8], pool: &Pool) -> Result<()> {
-    let pieces = weights.chunks(PIECE_WEIGHTS).zip(out.chunks_mut(PIECE_WEIGHTS / BLOCK_LEN * BLOCK_BYTES));
+pub(crate) fn quantize(
+    weights: &[f32],
+    rounding: Rounding,
+    out: &mut [u8],
+    pool: &Pool,
+) -> Result<()> {
+    let pieces = weights
+        .chunks(PIECE_WEIGHTS)
+        .zip(out.chunks_mut(PIECE_WEIGHTS / BLOCK_LEN * BLOCK_BYTES));
     for_each_piece(pool, weights.len(), pieces, |_, (weights, out)| {
         let mut rounded = vec![0; weights.len()];
         round_rows(weights, rounding.one, &mut rounded);
@@ -89,11 +123,20 @@ pub(crate) fn quantize(weights: &[f32], rounding: Rounding, out: &mut [u8], pool
 }
 
 fn pack_blocks(weights: &[i8], scale: f32, out: &mut [u8]) -> Result<()> {
-    for (weights, block) in weights.as_chunks::<BLOCK_LEN>().0.iter().zip(out.as_chunks_mut::<BLOCK_BYTES>().0) {
+    for (weights, block) in weights
+        .as_chunks::<BLOCK_LEN>()
+        .0
+        .iter()
+        .zip(out.as_chunks_mut::<BLOCK_BYTES>().0)
+    {
         let first = weights.iter().copied().find(|&w| w != 0).unwrap_or(0);
         let d = f16::from_f32(f32::from(first) * scale / -8.0);
         if !d.is_finite() {
-            return Err(Error::NotFinite { what: "scale", index: 0, value: scale });
+            return Err(Error::NotFinite {
+                what: "scale",
+                index: 0,
+                value: scale,
+            });
         }
         block[..2].copy_from_slice(&d.to_le_bytes());
         let code = |w: i8| match w * first {
@@ -117,9 +160,14 @@ fn code(block: &[u8; BLOCK_BYTES], i: usize) -> u8 {
     block[2 + i % 16] >> (4 * (i / 16)) & 15
 }
 
-/// What the largest weight of the block is in units of d: 8 as llama.cpp writes it, 1 if nothing is above 1.
+/// What the largest weight of the block is in units of d: 8 as llama.cpp writes it, 1 if nothing is
+/// above 1.
 fn unit(block: &[u8; BLOCK_BYTES]) -> i8 {
-    if (0..BLOCK_LEN).all(|i| (7..=9).contains(&code(block, i))) { 1 } else { 8 }
+    if (0..BLOCK_LEN).all(|i| (7..=9).contains(&code(block, i))) {
+        1
+    } else {
+        8
+    }
 }
 
 /// The scale of a block's ternary weights; 0 if all are zero.

@@ -1,7 +1,8 @@
 //! Values to Q6_K blocks, the very bytes that llama.cpp's quantizer makes as it is written.
 //!
-//! A run of 16 values gets a scale of its own. Rounding by the largest magnitude alone is not best, so nineteen scales near
-//! it are tried and the one kept whose least-squares fit, weighted by the square of each value, leaves the least error.
+//! A run of 16 values gets a scale of its own. Rounding by the largest magnitude alone is not best,
+//! so nineteen scales near it are tried and the one kept whose least-squares fit, weighted by the
+//! square of each value, leaves the least error.
 
 use half::f16;
 
@@ -14,7 +15,9 @@ const RUN: usize = 16;
 /// Six bits: quants from −32 to 31.
 const QUANT_MAX: f32 = 32.0;
 /// The scales tried, as shifts of [`QUANT_MAX`] in tenths: none first, then the others ascending.
-const SHIFTS: [i8; 19] = [0, -9, -8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8, 9];
+const SHIFTS: [i8; 19] = [
+    0, -9, -8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8, 9,
+];
 
 /// Quantizes one block. `None` where a value is too large for its f16 scale; values must be finite.
 pub(crate) fn quantize(values: &[f32; 256], block: &mut [u8; 210]) -> Option<()> {
@@ -48,7 +51,13 @@ pub(crate) fn quantize(values: &[f32; 256], block: &mut [u8; 210]) -> Option<()>
             *quants = run.map(|x| round(x / step).clamp(-QUANT_MAX, QUANT_MAX - 1.0) as i8);
         }
     }
-    for (half, quants) in quants.as_flattened().as_chunks::<128>().0.iter().enumerate() {
+    for (half, quants) in quants
+        .as_flattened()
+        .as_chunks::<128>()
+        .0
+        .iter()
+        .enumerate()
+    {
         for l in 0..32 {
             let [a, b, c, d] = [0, 32, 64, 96].map(|run| (quants[l + run] + 32) as u8);
             block[64 * half + l] = a & 15 | (c & 15) << 4;
@@ -73,7 +82,8 @@ fn best_scale(run: &[f32; RUN]) -> (f32, [i8; RUN]) {
         return (0.0, [-QUANT_MAX as i8; RUN]);
     }
     let inverses = SHIFTS.map(|shift| -(QUANT_MAX + 0.1 * f32::from(shift)) / largest);
-    // Every candidate adds up its own sums over the values in their order; the candidates lie side by side in registers.
+    // Every candidate adds up its own sums over the values in their order; the candidates lie side
+    // by side in registers.
     let (mut products, mut squares) = ([0.0f32; SHIFTS.len()], [0.0f32; SHIFTS.len()]);
     for &x in run {
         let weight = x * x;
@@ -83,17 +93,27 @@ fn best_scale(run: &[f32; RUN]) -> (f32, [i8; RUN]) {
             *square += weight * quant * quant;
         }
     }
-    let fit = |at: usize| if squares[at] > 0.0 { products[at] / squares[at] } else { 0.0 };
+    let fit = |at: usize| {
+        if squares[at] > 0.0 {
+            products[at] / squares[at]
+        } else {
+            0.0
+        }
+    };
     let (mut best, mut best_gain) = (0, fit(0) * products[0]);
     for at in 1..SHIFTS.len() {
         if squares[at] > 0.0 && products[at] * products[at] > best_gain * squares[at] {
             (best, best_gain) = (at, fit(at) * products[at]);
         }
     }
-    (fit(best), run.map(|x| round(inverses[best] * x).clamp(-QUANT_MAX, QUANT_MAX - 1.0) as i8))
+    (
+        fit(best),
+        run.map(|x| round(inverses[best] * x).clamp(-QUANT_MAX, QUANT_MAX - 1.0) as i8),
+    )
 }
 
-/// Half to even, for magnitudes below 2²²; unlike the library's function it is one addition and one subtraction.
+/// Half to even, for magnitudes below 2²²; unlike the library's function it is one addition and one
+/// subtraction.
 fn round(x: f32) -> f32 {
     const MAGIC: f32 = 12_582_912.0;
     (x + MAGIC) - MAGIC
@@ -113,7 +133,11 @@ mod tests {
             state ^= state >> 7;
             state ^= state << 17;
             let run = i / 16;
-            let size = if run % 29 == 5 { 0.0 } else { 2f32.powi(run * 7 % 23 - 11) };
+            let size = if run % 29 == 5 {
+                0.0
+            } else {
+                2f32.powi(run * 7 % 23 - 11)
+            };
             ((state >> 40) as f32 / (1 << 23) as f32 - 1.0) * size
         });
         let values: Vec<f32> = values.collect();
@@ -121,8 +145,8 @@ mod tests {
         for (values, block) in values.as_chunks().0.iter().zip(bytes.as_chunks_mut().0) {
             quantize(values, block).expect("values of a size");
         }
-        // What `quantize_row_q6_K_ref` of bitnet.cpp's llama.cpp makes of them, compiled with `-ffp-contract=off`: fused
-        // products and sums round a few values otherwise.
+        // What `quantize_row_q6_K_ref` of bitnet.cpp's llama.cpp makes of them, compiled with
+        // `-ffp-contract=off`: fused products and sums round a few values otherwise.
         let expected = "e3d37b67a4fe97f818b76bd667a00c8c0bd6186e947fbc872ddc84c8cd290e18";
         assert_eq!(hex_sha256(&bytes), expected);
     }
@@ -133,7 +157,10 @@ mod tests {
         (values[16], values[32]) = (1.0, -1.0);
         let mut block = [0; 210];
         quantize(&values, &mut block).expect("values of a size");
-        assert_eq!([block[192], block[193], block[194]].map(|scale| scale as i8), [0, -128, 127]);
+        assert_eq!(
+            [block[192], block[193], block[194]].map(|scale| scale as i8),
+            [0, -128, 127]
+        );
         // In a run, too: 1 is −32 times a scale below 0, which is −128 times d.
         (values[16], values[17], values[32]) = (1.0, -1.0, 0.0);
         quantize(&values, &mut block).expect("values of a size");

@@ -1,4 +1,5 @@
-//! QK256: blocks of 256 weights of one row in 64 bytes, two bits a weight; the scale is kept elsewhere.
+//! QK256: blocks of 256 weights of one row in 64 bytes, two bits a weight; the scale is kept
+//! elsewhere.
 //!
 //! The codes of [`i2s_32`](crate::i2s_32), in two's complement: 0, 1, 2, 3 stand for 0, 1, −2, −1.
 //!
@@ -51,11 +52,22 @@ pub fn quantize(
 }
 
 /// Dequantizes a tensor. bytes: `size_bytes(rows, cols)`; out: `[rows, cols]`.
-pub fn dequantize(bytes: &[u8], scale: f32, rows: usize, cols: usize, out: &mut [f32], pool: &Pool) -> Result<()> {
+pub fn dequantize(
+    bytes: &[u8],
+    scale: f32,
+    rows: usize,
+    cols: usize,
+    out: &mut [f32],
+    pool: &Pool,
+) -> Result<()> {
     expect_len(FORMAT, "tensor", bytes.len(), size_bytes(rows, cols)?)?;
     expect_len(FORMAT, "output", out.len(), rows * cols)?;
     if !scale.is_finite() {
-        return Err(Error::NotFinite { what: "scale", index: 0, value: scale });
+        return Err(Error::NotFinite {
+            what: "scale",
+            index: 0,
+            value: scale,
+        });
     }
     let (row_len, row_bytes) = block_rows(rows, cols, BLOCK_LEN, BLOCK_BYTES);
     let pieces = bytes.chunks(row_bytes).zip(out.chunks_mut(row_len));

@@ -1,6 +1,8 @@
-//! How float weights become codes and a scale: what the scale is, and from which magnitude on a weight is ±1.
+//! How float weights become codes and a scale: what the scale is, and from which magnitude on a
+//! weight is ±1.
 //!
-//! Every quantizer ends as thresholds, so all formats share one loop of comparisons, and no product is rounded in it.
+//! Every quantizer ends as thresholds, so all formats share one loop of comparisons, and no product
+//! is rounded in it.
 
 use bitnet_kernels::Pool;
 
@@ -9,19 +11,21 @@ use crate::error::{Error, Result};
 use crate::pieces::{PIECE_WEIGHTS, for_each_piece};
 use crate::vectorized::vectorized;
 
-/// Where a scale comes from. It is measured over what shares it: the whole tensor, or the block in I2S-32.
+/// Where a scale comes from. It is measured over what shares it: the whole tensor, or the block in
+/// I2S-32.
 ///
-/// A weight that is not finite is an error. Denormal weights are weights like any other; [`Scaling::AbsMean`] turns
-/// magnitudes below 5e-6 to 0.
+/// A weight that is not finite is an error. Denormal weights are weights like any other;
+/// [`Scaling::AbsMean`] turns magnitudes below 5e-6 to 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Scaling {
-    /// The quantizer of BitNet b1.58: `s = 1 / max(mean|w|, 1e-5)`, code `round(w · s)` with ties to even, limited to
-    /// −1…1; the scale is `1 / s`.
+    /// The quantizer of BitNet b1.58: `s = 1 / max(mean|w|, 1e-5)`, code `round(w · s)` with ties
+    /// to even, limited to −1…1; the scale is `1 / s`.
     AbsMean,
-    /// The scale is max|w|, and weights of at least half of it are ±1: exact for weights that are ternary times a scale,
-    /// whatever that is. The scale of zeros is 0.
+    /// The scale is max|w|, and weights of at least half of it are ±1: exact for weights that are
+    /// ternary times a scale, whatever that is. The scale of zeros is 0.
     AbsMax,
-    /// This scale, finite and above 0, and each weight's nearest code, ties to the even one. Formats with a code −2 use it.
+    /// This scale, finite and above 0, and each weight's nearest code, ties to the even one.
+    /// Formats with a code −2 use it.
     Given(f32),
 }
 
@@ -43,14 +47,21 @@ impl Scaling {
         match self {
             Self::AbsMean => {
                 for_each_piece(pool, weights.len(), pieces, |index, (weights, sum)| {
-                    *sum = absmean::magnitude_sum(weights).map_err(|error| moved(error, index * PIECE_WEIGHTS))?;
+                    *sum = absmean::magnitude_sum(weights)
+                        .map_err(|error| moved(error, index * PIECE_WEIGHTS))?;
                     Ok(())
                 })?;
-                Ok(Rounding::absmean(absmean::inverse_scale(sums.iter().sum(), weights.len())))
+                Ok(Rounding::absmean(absmean::inverse_scale(
+                    sums.iter().sum(),
+                    weights.len(),
+                )))
             }
             Self::AbsMax | Self::Given(_) => {
                 for_each_piece(pool, weights.len(), pieces, |index, (weights, max)| {
-                    *max = f64::from(max_magnitude(weights).map_err(|error| moved(error, index * PIECE_WEIGHTS))?);
+                    *max = f64::from(
+                        max_magnitude(weights)
+                            .map_err(|error| moved(error, index * PIECE_WEIGHTS))?,
+                    );
                     Ok(())
                 })?;
                 self.of_max(sums.iter().fold(0.0, |max: f64, &x| max.max(x)) as f32)
@@ -58,13 +69,17 @@ impl Scaling {
         }
     }
 
-    /// Scale and thresholds of a few weights that share a scale; max: their largest magnitude, which is finite.
+    /// Scale and thresholds of a few weights that share a scale; max: their largest magnitude,
+    /// which is finite.
     #[inline(always)]
     pub(crate) fn of_block(self, weights: &[f32; 32], max: f32) -> Result<Rounding> {
         match self {
             Self::AbsMean => {
                 let sum = absmean::sum_of_magnitudes(weights);
-                Ok(Rounding::absmean(absmean::inverse_scale(sum, weights.len())))
+                Ok(Rounding::absmean(absmean::inverse_scale(
+                    sum,
+                    weights.len(),
+                )))
             }
             Self::AbsMax | Self::Given(_) => self.of_max(max),
         }
@@ -74,14 +89,22 @@ impl Scaling {
     fn of_max(self, max: f32) -> Result<Rounding> {
         match self {
             // Half of the smallest number is no number.
-            Self::AbsMax if max > 0.0 => {
-                Ok(Rounding { scale: max, one: (max * 0.5).max(f32::from_bits(1)), two: f32::INFINITY })
-            }
-            Self::Given(scale) if scale > 0.0 && scale.is_finite() => {
-                Ok(Rounding { scale, one: (scale * 0.5).next_up(), two: scale * 1.5 })
-            }
+            Self::AbsMax if max > 0.0 => Ok(Rounding {
+                scale: max,
+                one: (max * 0.5).max(f32::from_bits(1)),
+                two: f32::INFINITY,
+            }),
+            Self::Given(scale) if scale > 0.0 && scale.is_finite() => Ok(Rounding {
+                scale,
+                one: (scale * 0.5).next_up(),
+                two: scale * 1.5,
+            }),
             Self::Given(scale) => Err(Error::Scale { value: scale }),
-            _ => Ok(Rounding { scale: 0.0, one: f32::INFINITY, two: f32::INFINITY }),
+            _ => Ok(Rounding {
+                scale: 0.0,
+                one: f32::INFINITY,
+                two: f32::INFINITY,
+            }),
         }
     }
 }
@@ -89,14 +112,19 @@ impl Scaling {
 impl Rounding {
     /// The thresholds of `round(w · s)`, computed in f32 and limited to −1…1.
     pub(crate) fn absmean(s: f32) -> Self {
-        // The product grows with w, and is above a half from beyond half a unit in its last place on: at (1 + 2⁻²⁴) times
-        // the exact quotient, of which the rounded one falls short by at most three floats.
+        // The product grows with w, and is above a half from beyond half a unit in its last place
+        // on: at (1 + 2⁻²⁴) times the exact quotient, of which the rounded one falls short by at
+        // most three floats.
         let mut bits = (0.5 / s).to_bits();
         for _ in 0..3 {
             bits += u32::from(f32::from_bits(bits) * s <= 0.5);
         }
         let one = f32::from_bits(bits);
-        Self { scale: absmean::scale(s), one, two: f32::INFINITY }
+        Self {
+            scale: absmean::scale(s),
+            one,
+            two: f32::INFINITY,
+        }
     }
 }
 
@@ -135,7 +163,11 @@ pub(crate) fn scale_codes(codes: &[i8], scale: f32, out: &mut [f32]) {
 /// The largest magnitude; a weight that is not finite is an error naming its index.
 pub(crate) fn max_magnitude(weights: &[f32]) -> Result<f32> {
     let max = vectorized_max(weights);
-    if max < f32::INFINITY.to_bits() { Ok(f32::from_bits(max)) } else { Err(not_finite(weights)) }
+    if max < f32::INFINITY.to_bits() {
+        Ok(f32::from_bits(max))
+    } else {
+        Err(not_finite(weights))
+    }
 }
 
 vectorized! {
@@ -144,7 +176,8 @@ vectorized! {
     }
 }
 
-/// The largest bits without the sign: magnitudes in their order, then infinity, then what is not a number.
+/// The largest bits without the sign: magnitudes in their order, then infinity, then what is not a
+/// number.
 #[inline(always)]
 pub(crate) fn max_bits(weights: &[f32]) -> u32 {
     weights.iter().fold(0, |max, w| max.max(w.abs().to_bits()))
@@ -155,13 +188,21 @@ pub(crate) fn max_bits(weights: &[f32]) -> u32 {
 pub(crate) fn not_finite(weights: &[f32]) -> Error {
     let found = weights.iter().enumerate().find(|(_, w)| !w.is_finite());
     let (index, &value) = found.unwrap_or((0, &f32::NAN));
-    Error::NotFinite { what: "weight", index, value }
+    Error::NotFinite {
+        what: "weight",
+        index,
+        value,
+    }
 }
 
 /// An error of a part of a tensor, as one of the whole. first: where the part begins.
 pub(crate) fn moved(error: Error, first: usize) -> Error {
     match error {
-        Error::NotFinite { what, index, value } => Error::NotFinite { what, index: first + index, value },
+        Error::NotFinite { what, index, value } => Error::NotFinite {
+            what,
+            index: first + index,
+            value,
+        },
         other => other,
     }
 }

@@ -1,6 +1,8 @@
-//! TL1: pairs of weights as 4-bit indices, in tiles for table lookup on ARM; one f32 scale a tensor.
+//! TL1: pairs of weights as 4-bit indices, in tiles for table lookup on ARM; one f32 scale a
+//! tensor.
 //!
-//! The index of the pair (a, b) is `3a + b + 4`, 0 to 8. Sixteen bytes hold four columns of sixteen rows:
+//! The index of the pair (a, b) is `3a + b + 4`, 0 to 8. Sixteen bytes hold four columns of sixteen
+//! rows:
 //!
 //! ```text
 //! byte r of sixteen:  row r;  high nibble: columns 4i, 4i+1;  low nibble: columns 4i+2, 4i+3
@@ -37,7 +39,11 @@ pub struct Tile {
 }
 
 const fn tile(tile_rows: usize, block_cols: usize, inner_rows: usize) -> Tile {
-    Tile { tile_rows, block_cols, inner_rows }
+    Tile {
+        tile_rows,
+        block_cols,
+        inner_rows,
+    }
 }
 
 /// The tiles of the published models by shape (rows, cols).
@@ -60,41 +66,67 @@ const KNOWN: [((usize, usize), Tile); 10] = [
 impl Tile {
     /// The tile that the published models of this shape were written with.
     pub fn known(rows: usize, cols: usize) -> Option<Self> {
-        KNOWN.iter().find(|(shape, _)| *shape == (rows, cols)).map(|(_, tile)| *tile)
+        KNOWN
+            .iter()
+            .find(|(shape, _)| *shape == (rows, cols))
+            .map(|(_, tile)| *tile)
     }
 
-    /// The tile to write a matrix of this shape with: the known one, else tiles of up to 256 rows and blocks of up to 128
-    /// columns that divide it. `None` if TL1 cannot hold the shape: rows and columns must be multiples of 32 and 8, of 64
-    /// and 4, or of 16 both.
+    /// The tile to write a matrix of this shape with: the known one, else tiles of up to 256 rows
+    /// and blocks of up to 128 columns that divide it. `None` if TL1 cannot hold the shape: rows
+    /// and columns must be multiples of 32 and 8, of 64 and 4, or of 16 both.
     pub fn choose(rows: usize, cols: usize) -> Option<Self> {
         Self::known(rows, cols).or_else(|| {
             [32, 64, 16].into_iter().find_map(|inner_rows| {
                 let tile_rows = largest_divisor(rows, inner_rows, 256)?;
                 let block_cols = largest_divisor(cols, 256 / inner_rows, 128)?;
-                Some(Self { tile_rows, block_cols, inner_rows })
+                Some(Self {
+                    tile_rows,
+                    block_cols,
+                    inner_rows,
+                })
             })
         })
     }
 
     /// Errs unless the tile divides a `[rows, cols]` matrix.
     fn expect_divides(self, rows: usize, cols: usize) -> Result<()> {
-        let Self { tile_rows, block_cols, inner_rows } = self;
+        let Self {
+            tile_rows,
+            block_cols,
+            inner_rows,
+        } = self;
         let rule = if !matches!(inner_rows, 16 | 32 | 64) {
             "bm must be 16, 32 or 64"
-        } else if tile_rows == 0 || !tile_rows.is_multiple_of(inner_rows) || !rows.is_multiple_of(tile_rows) {
+        } else if tile_rows == 0
+            || !tile_rows.is_multiple_of(inner_rows)
+            || !rows.is_multiple_of(tile_rows)
+        {
             "bm must divide BM, and BM the rows"
-        } else if block_cols == 0 || !block_cols.is_multiple_of(256 / inner_rows) || !cols.is_multiple_of(block_cols) {
+        } else if block_cols == 0
+            || !block_cols.is_multiple_of(256 / inner_rows)
+            || !cols.is_multiple_of(block_cols)
+        {
             "256/bm must divide BK, and BK the columns"
         } else {
             return Ok(());
         };
-        Err(Error::Shape { format: FORMAT, rows, cols, rule })
+        Err(Error::Shape {
+            format: FORMAT,
+            rows,
+            cols,
+            rule,
+        })
     }
 
-    /// Calls `visit(byte, col)` for each run of sixteen bytes of a group of sixteen rows: where the run begins, and the
-    /// first of its four columns.
+    /// Calls `visit(byte, col)` for each run of sixteen bytes of a group of sixteen rows: where the
+    /// run begins, and the first of its four columns.
     fn for_each_run(self, cols: usize, group: usize, mut visit: impl FnMut(usize, usize)) {
-        let Self { tile_rows, block_cols, inner_rows } = self;
+        let Self {
+            tile_rows,
+            block_cols,
+            inner_rows,
+        } = self;
         let inner_cols = 256 / inner_rows;
         let row = group * GROUP;
         let (tile, in_tile) = (row / tile_rows, row % tile_rows);
@@ -108,7 +140,10 @@ impl Tile {
             for i in 0..block_cols / inner_cols {
                 let start = inner_start + i * inner_bytes + in_inner / GROUP * run_bytes;
                 for q in 0..inner_cols / 4 {
-                    visit(start + q * GROUP, block * block_cols + i * inner_cols + q * 4);
+                    visit(
+                        start + q * GROUP,
+                        block * block_cols + i * inner_cols + q * 4,
+                    );
                 }
             }
         }
@@ -127,7 +162,10 @@ impl Tile {
 
 /// The largest divisor of `n` that is a multiple of `unit` and at most `max`.
 pub(crate) fn largest_divisor(n: usize, unit: usize, max: usize) -> Option<usize> {
-    (1..=max / unit).rev().map(|times| times * unit).find(|divisor| n > 0 && n.is_multiple_of(*divisor))
+    (1..=max / unit)
+        .rev()
+        .map(|times| times * unit)
+        .find(|divisor| n > 0 && n.is_multiple_of(*divisor))
 }
 
 /// Bytes of a `[rows, cols]` tensor: two bits a weight, then the scale and its padding.
@@ -135,7 +173,12 @@ pub fn size_bytes(rows: usize, cols: usize) -> Result<usize> {
     let n = num_weights(FORMAT, rows, cols)?;
     if !n.is_multiple_of(4) {
         let rule = "the number of weights must be a multiple of 4";
-        return Err(Error::Shape { format: FORMAT, rows, cols, rule });
+        return Err(Error::Shape {
+            format: FORMAT,
+            rows,
+            cols,
+            rule,
+        });
     }
     Ok(n / 4 + 32)
 }
@@ -149,8 +192,8 @@ pub fn scale(bytes: &[u8], rows: usize, cols: usize) -> Result<f32> {
 
 /// Unpacks `range` of the rows of a tensor into weights −1, 0, 1.
 ///
-/// bytes: the whole tensor, `size_bytes(rows, cols)`; out: `[range.len(), cols]`. Fastest where the range begins and ends
-/// at multiples of sixteen. An index above 8 is an error naming its place.
+/// bytes: the whole tensor, `size_bytes(rows, cols)`; out: `[range.len(), cols]`. Fastest where the
+/// range begins and ends at multiples of sixteen. An index above 8 is an error naming its place.
 pub fn unpack_rows(
     bytes: &[u8],
     tile: Tile,
@@ -169,24 +212,38 @@ pub fn unpack_rows(
             runs.clear();
             tile.for_each_run(cols, row / GROUP, |byte, _| runs.push(byte));
         }
-        // A row at a time: its sixteenth of the runs stays in cache, and what is written lies together.
+        // A row at a time: its sixteenth of the runs stays in cache, and what is written lies
+        // together.
         for (quad, run) in out.as_chunks_mut::<4>().0.iter_mut().zip(&runs) {
             *quad = QUADS[usize::from(bytes[run + row % GROUP])];
         }
         if let Some((col, code)) = wrong_pair(out) {
-            return Err(Error::Code { format: FORMAT, row, col, code });
+            return Err(Error::Code {
+                format: FORMAT,
+                row,
+                col,
+                code,
+            });
         }
     }
     Ok(())
 }
 
 /// Packs weights −1, 0, 1 and their scale. weights: `[rows, cols]`; out: `size_bytes(rows, cols)`.
-pub fn pack(weights: &[i8], tile: Tile, rows: usize, cols: usize, scale: f32, out: &mut [u8]) -> Result<()> {
+pub fn pack(
+    weights: &[i8],
+    tile: Tile,
+    rows: usize,
+    cols: usize,
+    scale: f32,
+    out: &mut [u8],
+) -> Result<()> {
     pack_rows(weights, tile, rows, cols, 0..rows, scale, out)
 }
 
-/// Packs `range` of the rows, which begins and ends at multiples of sixteen, and the scale into a tensor's bytes; those of
-/// other rows stay. weights: `[range.len(), cols]`; out: the whole tensor, `size_bytes(rows, cols)`.
+/// Packs `range` of the rows, which begins and ends at multiples of sixteen, and the scale into a
+/// tensor's bytes; those of other rows stay. weights: `[range.len(), cols]`; out: the whole tensor,
+/// `size_bytes(rows, cols)`.
 pub fn pack_rows(
     weights: &[i8],
     tile: Tile,
@@ -200,7 +257,12 @@ pub fn pack_rows(
     expect_len(FORMAT, "output", out.len(), size_bytes(rows, cols)?)?;
     expect_rows(FORMAT, &range, rows)?;
     if !range.start.is_multiple_of(GROUP) || !range.end.is_multiple_of(GROUP) {
-        return Err(Error::Shape { format: FORMAT, rows, cols, rule: "rows are packed in sixteens" });
+        return Err(Error::Shape {
+            format: FORMAT,
+            rows,
+            cols,
+            rule: "rows are packed in sixteens",
+        });
     }
     expect_len(FORMAT, "input", weights.len(), range.len() * cols)?;
     expect_ternary(FORMAT, cols, weights)?;
@@ -226,7 +288,9 @@ pub(crate) fn quantize(
     tile.expect_divides(rows, cols)?;
     let (codes, tail) = out.split_at_mut(rows * cols / 4);
     write_scale(tail, rounding.scale)?;
-    let tiles = weights.chunks_exact(tile.tile_rows * cols).zip(codes.chunks_exact_mut(tile.tile_rows * cols / 4));
+    let tiles = weights
+        .chunks_exact(tile.tile_rows * cols)
+        .zip(codes.chunks_exact_mut(tile.tile_rows * cols / 4));
     for_each_piece(pool, weights.len(), tiles, |_, (weights, codes)| {
         let mut rounded = vec![0; GROUP * cols];
         for (group, weights) in weights.chunks_exact(GROUP * cols).enumerate() {
@@ -242,14 +306,19 @@ pub(crate) fn pair_index(a: i8, b: i8) -> u8 {
     (3 * a + b + 4) as u8
 }
 
-/// The four weights of a byte: the pair of its high nibble, then that of its low one. Of an index above 8 the first of
-/// the pair is above 1.
+/// The four weights of a byte: the pair of its high nibble, then that of its low one. Of an index
+/// above 8 the first of the pair is above 1.
 pub(crate) static QUADS: [[i8; 4]; 256] = {
     let mut quads = [[0; 4]; 256];
     let mut byte = 0;
     while byte < 256 {
         let (high, low) = (byte as u8 >> 4, byte as u8 & 15);
-        quads[byte] = [high as i8 / 3 - 1, high as i8 % 3 - 1, low as i8 / 3 - 1, low as i8 % 3 - 1];
+        quads[byte] = [
+            high as i8 / 3 - 1,
+            high as i8 % 3 - 1,
+            low as i8 / 3 - 1,
+            low as i8 % 3 - 1,
+        ];
         byte += 1;
     }
     quads

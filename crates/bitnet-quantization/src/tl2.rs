@@ -1,7 +1,8 @@
-//! TL2: triples of weights as a 4-bit index and a sign bit, in tiles for table lookup on x86; one f32 scale a tensor.
+//! TL2: triples of weights as a 4-bit index and a sign bit, in tiles for table lookup on x86; one
+//! f32 scale a tensor.
 //!
-//! The triple (a, b, c) is `v = 9a + 3b + c`, −13 to 13, kept as |v| and a sign. Columns beyond the last whole block of
-//! BK, a multiple of 32, are kept in pairs as in TL1 (`3a + b + 4`).
+//! The triple (a, b, c) is `v = 9a + 3b + c`, −13 to 13, kept as |v| and a sign. Columns beyond the
+//! last whole block of BK, a multiple of 32, are kept in pairs as in TL1 (`3a + b + 4`).
 //!
 //! ```text
 //! triples:  32 bytes hold six columns of 32 rows; high nibble: the first triple, low nibble: the second
@@ -43,7 +44,10 @@ pub struct Tile {
 }
 
 const fn tile(tile_rows: usize, block_cols: usize) -> Tile {
-    Tile { tile_rows, block_cols }
+    Tile {
+        tile_rows,
+        block_cols,
+    }
 }
 
 /// The tiles of the published models by shape (rows, cols).
@@ -66,15 +70,21 @@ const KNOWN: [((usize, usize), Tile); 10] = [
 impl Tile {
     /// The tile that the published models of this shape were written with.
     pub fn known(rows: usize, cols: usize) -> Option<Self> {
-        KNOWN.iter().find(|(shape, _)| *shape == (rows, cols)).map(|(_, tile)| *tile)
+        KNOWN
+            .iter()
+            .find(|(shape, _)| *shape == (rows, cols))
+            .map(|(_, tile)| *tile)
     }
 
-    /// The tile to write a matrix of this shape with: the known one, else tiles of up to 256 rows and blocks of 96 columns,
-    /// which leave the fewest columns in pairs. `None` if TL2 cannot hold the shape: rows and columns must be multiples of
-    /// 32, the columns at least 256.
+    /// The tile to write a matrix of this shape with: the known one, else tiles of up to 256 rows
+    /// and blocks of 96 columns, which leave the fewest columns in pairs. `None` if TL2 cannot hold
+    /// the shape: rows and columns must be multiples of 32, the columns at least 256.
     pub fn choose(rows: usize, cols: usize) -> Option<Self> {
         Self::known(rows, cols).or_else(|| {
-            let tile = Self { tile_rows: tl1::largest_divisor(rows, GROUP, 256)?, block_cols: 96 };
+            let tile = Self {
+                tile_rows: tl1::largest_divisor(rows, GROUP, 256)?,
+                block_cols: 96,
+            };
             let layout = Layout::new(tile, rows, cols).ok()?;
             layout.expect_room(rows).is_ok().then_some(tile)
         })
@@ -95,8 +105,18 @@ struct Layout {
 impl Layout {
     fn new(tile: Tile, rows: usize, cols: usize) -> Result<Self> {
         num_weights(FORMAT, rows, cols)?;
-        let refuse = |rule| Err(Error::Shape { format: FORMAT, rows, cols, rule });
-        let Tile { tile_rows, block_cols } = tile;
+        let refuse = |rule| {
+            Err(Error::Shape {
+                format: FORMAT,
+                rows,
+                cols,
+                rule,
+            })
+        };
+        let Tile {
+            tile_rows,
+            block_cols,
+        } = tile;
         if tile_rows == 0 || !tile_rows.is_multiple_of(GROUP) || !rows.is_multiple_of(tile_rows) {
             return refuse("BM must be a multiple of 32 and divide the rows");
         }
@@ -110,7 +130,14 @@ impl Layout {
         let signs_start = rows * triple_cols / 6;
         let pairs_start = signs_start + rows * triple_cols / 24;
         let pairs_end = pairs_start + rows * (cols - triple_cols) / 4;
-        Ok(Self { tile, cols, triple_cols, signs_start, pairs_start, pairs_end })
+        Ok(Self {
+            tile,
+            cols,
+            triple_cols,
+            signs_start,
+            pairs_start,
+            pairs_end,
+        })
     }
 
     /// The size of the tensor; an error where the pairs are more than it has room for.
@@ -118,15 +145,24 @@ impl Layout {
         let size = size_bytes(rows, self.cols)?;
         if self.pairs_end > size - 32 {
             let rule = "the columns in pairs are more than the format reserves room for";
-            return Err(Error::Shape { format: FORMAT, rows, cols: self.cols, rule });
+            return Err(Error::Shape {
+                format: FORMAT,
+                rows,
+                cols: self.cols,
+                rule,
+            });
         }
         Ok(size)
     }
 
-    /// Calls `visit(byte, signs, col)` for each 24 columns of triples of a group of 32 rows: where in the triples their
-    /// four runs of 32 bytes begin, where in the signs their sixteen words do, the first column.
+    /// Calls `visit(byte, signs, col)` for each 24 columns of triples of a group of 32 rows: where
+    /// in the triples their four runs of 32 bytes begin, where in the signs their sixteen words do,
+    /// the first column.
     fn for_each_triple_unit(&self, group: usize, mut visit: impl FnMut(usize, usize, usize)) {
-        let Tile { tile_rows, block_cols } = self.tile;
+        let Tile {
+            tile_rows,
+            block_cols,
+        } = self.tile;
         let num_blocks = self.triple_cols / block_cols;
         let (tile, inner) = (group * GROUP / tile_rows, group * GROUP % tile_rows / GROUP);
         for block in 0..num_blocks {
@@ -139,8 +175,8 @@ impl Layout {
         }
     }
 
-    /// Calls `visit(byte, col)` for each run of 32 bytes of pairs of a group of 32 rows: where in the pairs, the first
-    /// column.
+    /// Calls `visit(byte, col)` for each run of 32 bytes of pairs of a group of 32 rows: where in
+    /// the pairs, the first column.
     fn for_each_pair_run(&self, group: usize, mut visit: impl FnMut(usize, usize)) {
         let tile_rows = self.tile.tile_rows;
         let num_blocks = (self.cols - self.triple_cols) / PAIR_BLOCK;
@@ -157,7 +193,9 @@ impl Layout {
     /// Where the units and runs of a group of 32 rows lie, in the order of the columns.
     fn places(&self, group: usize) -> (Vec<(usize, usize)>, Vec<usize>) {
         let (mut units, mut runs) = (Vec::new(), Vec::new());
-        self.for_each_triple_unit(group, |byte, signs, _| units.push((byte, self.signs_start + signs)));
+        self.for_each_triple_unit(group, |byte, signs, _| {
+            units.push((byte, self.signs_start + signs))
+        });
         self.for_each_pair_run(group, |byte, _| runs.push(self.pairs_start + byte));
         (units, runs)
     }
@@ -167,22 +205,39 @@ impl Layout {
         let (codes, pairs) = out[..self.pairs_end].split_at_mut(self.pairs_start);
         let (triples, signs) = codes.split_at_mut(self.signs_start);
         let num_tiles = rows / self.tile.tile_rows;
-        let mut sections = [triples, signs, pairs].map(|section| (section.len() / num_tiles, section));
-        let next = || sections.each_mut().map(|(len, rest)| rest.split_off_mut(..*len).unwrap_or_default());
+        let mut sections =
+            [triples, signs, pairs].map(|section| (section.len() / num_tiles, section));
+        let next = || {
+            sections
+                .each_mut()
+                .map(|(len, rest)| rest.split_off_mut(..*len).unwrap_or_default())
+        };
         std::iter::repeat_with(next).take(num_tiles).collect()
     }
 
-    /// Packs 32 rows. weights: `[32, cols]`; group: which of the tile; sections: triples, signs and pairs of the tile.
-    fn pack_group(&self, weights: &[i8], group: usize, [triples, signs, pairs]: &mut [&mut [u8]; 3]) {
+    /// Packs 32 rows. weights: `[32, cols]`; group: which of the tile; sections: triples, signs and
+    /// pairs of the tile.
+    fn pack_group(
+        &self,
+        weights: &[i8],
+        group: usize,
+        [triples, signs, pairs]: &mut [&mut [u8]; 3],
+    ) {
         let at = |r: usize, col: usize| &weights[r * self.cols + col..];
         self.for_each_triple_unit(group, |byte, sign, col| {
             signs[sign..sign + GROUP].fill(0);
             for r in 0..GROUP {
                 let mut word = 0u16;
-                for (i, w) in at(r, col)[..TRIPLE_UNIT].as_chunks::<6>().0.iter().enumerate() {
+                for (i, w) in at(r, col)[..TRIPLE_UNIT]
+                    .as_chunks::<6>()
+                    .0
+                    .iter()
+                    .enumerate()
+                {
                     let first = 9 * w[0] + 3 * w[1] + w[2];
                     let second = 9 * w[3] + 3 * w[4] + w[5];
-                    triples[byte + i * GROUP + place(r)] = first.unsigned_abs() << 4 | second.unsigned_abs();
+                    triples[byte + i * GROUP + place(r)] =
+                        first.unsigned_abs() << 4 | second.unsigned_abs();
                     word |= (u16::from(first < 0) << 2 | u16::from(second < 0)) << (13 - 4 * i);
                 }
                 let word = (word >> (r / 16)).to_le_bytes();
@@ -204,7 +259,8 @@ fn place(r: usize) -> usize {
     [0, 16, 8, 24][r / 8] + r % 8
 }
 
-/// The three weights of an index 0…13, and from 16 on of its negative. Indices 14 and 15 give weights 2 and 3.
+/// The three weights of an index 0…13, and from 16 on of its negative. Indices 14 and 15 give
+/// weights 2 and 3.
 static TRIPLES: [[i8; 3]; 32] = {
     let mut triples = [[0; 3]; 32];
     let mut i = 0;
@@ -220,12 +276,17 @@ static TRIPLES: [[i8; 3]; 32] = {
     triples
 };
 
-/// Bytes of a `[rows, cols]` tensor: what the format reserves for the three sections (as if 256 columns were in pairs),
-/// rounded up to 32, then the scale and its padding.
+/// Bytes of a `[rows, cols]` tensor: what the format reserves for the three sections (as if 256
+/// columns were in pairs), rounded up to 32, then the scale and its padding.
 pub fn size_bytes(rows: usize, cols: usize) -> Result<usize> {
     num_weights(FORMAT, rows, cols)?;
     let Some(triples) = cols.checked_sub(256) else {
-        return Err(Error::Shape { format: FORMAT, rows, cols, rule: "at least 256 columns" });
+        return Err(Error::Shape {
+            format: FORMAT,
+            rows,
+            cols,
+            rule: "at least 256 columns",
+        });
     };
     let reserved = (triples * rows / 3 * 5 / 8) + (256 * rows / 2 * 4 / 8);
     Ok(reserved.next_multiple_of(32) + 32)
@@ -240,8 +301,8 @@ pub fn scale(bytes: &[u8], rows: usize, cols: usize) -> Result<f32> {
 
 /// Unpacks `range` of the rows of a tensor into weights −1, 0, 1.
 ///
-/// bytes: the whole tensor, `size_bytes(rows, cols)`; out: `[range.len(), cols]`. An index that stands for no weights is
-/// an error naming its place.
+/// bytes: the whole tensor, `size_bytes(rows, cols)`; out: `[range.len(), cols]`. An index that
+/// stands for no weights is an error naming its place.
 pub fn unpack_rows(
     bytes: &[u8],
     tile: Tile,
@@ -265,8 +326,15 @@ pub fn unpack_rows(
             *quad = QUADS[usize::from(bytes[run + place(row % GROUP)])];
         }
         let wrong_pair = |(col, code)| (layout.triple_cols + col, code);
-        if let Some((col, code)) = wrong_triple(triples).or_else(|| tl1::wrong_pair(pairs).map(wrong_pair)) {
-            return Err(Error::Code { format: FORMAT, row, col, code });
+        if let Some((col, code)) =
+            wrong_triple(triples).or_else(|| tl1::wrong_pair(pairs).map(wrong_pair))
+        {
+            return Err(Error::Code {
+                format: FORMAT,
+                row,
+                col,
+                code,
+            });
         }
     }
     Ok(())
@@ -299,12 +367,20 @@ fn wrong_triple(weights: &[i8]) -> Option<(usize, u8)> {
 }
 
 /// Packs weights −1, 0, 1 and their scale. weights: `[rows, cols]`; out: `size_bytes(rows, cols)`.
-pub fn pack(weights: &[i8], tile: Tile, rows: usize, cols: usize, scale: f32, out: &mut [u8]) -> Result<()> {
+pub fn pack(
+    weights: &[i8],
+    tile: Tile,
+    rows: usize,
+    cols: usize,
+    scale: f32,
+    out: &mut [u8],
+) -> Result<()> {
     pack_rows(weights, tile, rows, cols, 0..rows, scale, out)
 }
 
-/// Packs `range` of the rows, which begins and ends at multiples of 32, and the scale into a tensor's bytes; those of other
-/// rows stay. weights: `[range.len(), cols]`; out: the whole tensor, `size_bytes(rows, cols)`.
+/// Packs `range` of the rows, which begins and ends at multiples of 32, and the scale into a
+/// tensor's bytes; those of other rows stay. weights: `[range.len(), cols]`; out: the whole tensor,
+/// `size_bytes(rows, cols)`.
 pub fn pack_rows(
     weights: &[i8],
     tile: Tile,
@@ -318,7 +394,12 @@ pub fn pack_rows(
     expect_len(FORMAT, "tensor", out.len(), layout.expect_room(rows)?)?;
     expect_rows(FORMAT, &range, rows)?;
     if !range.start.is_multiple_of(GROUP) || !range.end.is_multiple_of(GROUP) {
-        return Err(Error::Shape { format: FORMAT, rows, cols, rule: "rows are packed in groups of 32" });
+        return Err(Error::Shape {
+            format: FORMAT,
+            rows,
+            cols,
+            rule: "rows are packed in groups of 32",
+        });
     }
     expect_len(FORMAT, "input", weights.len(), range.len() * cols)?;
     expect_ternary(FORMAT, cols, weights)?;
@@ -346,7 +427,9 @@ pub(crate) fn quantize(
     let (body, tail) = out.split_at_mut(out.len() - 32);
     write_scale(tail, rounding.scale)?;
     body[layout.pairs_end..].fill(0);
-    let tiles = weights.chunks_exact(tile.tile_rows * cols).zip(layout.tiles(rows, body));
+    let tiles = weights
+        .chunks_exact(tile.tile_rows * cols)
+        .zip(layout.tiles(rows, body));
     for_each_piece(pool, weights.len(), tiles, |_, (weights, mut tile)| {
         let mut rounded = vec![0; GROUP * cols];
         for (group, weights) in weights.chunks_exact(GROUP * cols).enumerate() {
@@ -384,7 +467,10 @@ mod tests {
         let layout = Layout::new(tile(32, 96), rows, cols).unwrap();
         let mut bytes = vec![0; layout.pairs_end];
         let weights = lcg_weights(rows * cols);
-        for (weights, mut tile) in weights.chunks_exact(32 * cols).zip(layout.tiles(rows, &mut bytes)) {
+        for (weights, mut tile) in weights
+            .chunks_exact(32 * cols)
+            .zip(layout.tiles(rows, &mut bytes))
+        {
             layout.pack_group(weights, 0, &mut tile);
         }
         (layout, bytes)

@@ -54,7 +54,12 @@ impl Kind {
         let n = num_weights(self.name(), rows, cols)?;
         if !cols.is_multiple_of(BLOCK_LEN) {
             let rule = "the number of columns must be a multiple of 256";
-            return Err(Error::Shape { format: self.name(), rows, cols, rule });
+            return Err(Error::Shape {
+                format: self.name(),
+                rows,
+                cols,
+                rule,
+            });
         }
         Ok(n / BLOCK_LEN * self.block_bytes())
     }
@@ -83,7 +88,11 @@ impl Kind {
             let (codes, d) = block.split_at(self.block_bytes() - 2);
             *scale = f16::from_le_bytes([d[0], d[1]]).to_f32();
             if !scale.is_finite() {
-                return Err(Error::NotFinite { what: "scale of block", index: first + i, value: *scale });
+                return Err(Error::NotFinite {
+                    what: "scale of block",
+                    index: first + i,
+                    value: *scale,
+                });
             }
             let any_three = match self {
                 Self::TQ1_0 => {
@@ -94,7 +103,12 @@ impl Kind {
             };
             if any_three && let Some(at) = out.iter().position(|&w| w == 2) {
                 let at = i * BLOCK_LEN + at;
-                return Err(Error::Code { format, row: range.start + at / cols, col: at % cols, code: 3 });
+                return Err(Error::Code {
+                    format,
+                    row: range.start + at / cols,
+                    col: at % cols,
+                    code: 3,
+                });
             }
         }
         Ok(())
@@ -102,24 +116,39 @@ impl Kind {
 
     /// The scales of all blocks of a tensor, `[rows, cols / 256]`.
     pub fn scales(self, bytes: &[u8], rows: usize, cols: usize) -> Result<Vec<f32>> {
-        expect_len(self.name(), "tensor", bytes.len(), self.size_bytes(rows, cols)?)?;
+        expect_len(
+            self.name(),
+            "tensor",
+            bytes.len(),
+            self.size_bytes(rows, cols)?,
+        )?;
         let scale_at = self.block_bytes() - 2;
-        let scale = |block: &[u8]| f16::from_le_bytes([block[scale_at], block[scale_at + 1]]).to_f32();
+        let scale =
+            |block: &[u8]| f16::from_le_bytes([block[scale_at], block[scale_at + 1]]).to_f32();
         Ok(bytes.chunks_exact(self.block_bytes()).map(scale).collect())
     }
 
     /// Packs weights −1, 0, 1 with a scale for each block, rounded to f16.
     ///
     /// weights: `[rows, cols]`; scales: `[rows, cols / 256]`; out: `size_bytes(rows, cols)`.
-    pub fn pack(self, weights: &[i8], scales: &[f32], rows: usize, cols: usize, out: &mut [u8]) -> Result<()> {
+    pub fn pack(
+        self,
+        weights: &[i8],
+        scales: &[f32],
+        rows: usize,
+        cols: usize,
+        out: &mut [u8],
+    ) -> Result<()> {
         let format = self.name();
         expect_len(format, "output", out.len(), self.size_bytes(rows, cols)?)?;
         expect_len(format, "input", weights.len(), rows * cols)?;
         expect_len(format, "scales", scales.len(), weights.len() / BLOCK_LEN)?;
         expect_ternary(format, cols, weights)?;
         let blocks = out.chunks_exact_mut(self.block_bytes());
-        for (index, ((block, weights), &scale)) in
-            blocks.zip(weights.as_chunks::<BLOCK_LEN>().0).zip(scales).enumerate()
+        for (index, ((block, weights), &scale)) in blocks
+            .zip(weights.as_chunks::<BLOCK_LEN>().0)
+            .zip(scales)
+            .enumerate()
         {
             let d = scale_to_f16(scale, index)?;
             let (codes, tail) = block.split_at_mut(self.block_bytes() - 2);
@@ -132,10 +161,17 @@ impl Kind {
         Ok(())
     }
 
-    /// Rounds weights and packs them, with the scale of the tensor for every block that is not all zeros.
+    /// Rounds weights and packs them, with the scale of the tensor for every block that is not all
+    /// zeros.
     ///
     /// weights: `[rows, cols]`; out: `size_bytes(rows, cols)`.
-    pub(crate) fn quantize(self, weights: &[f32], rounding: Rounding, out: &mut [u8], pool: &Pool) -> Result<()> {
+    pub(crate) fn quantize(
+        self,
+        weights: &[f32],
+        rounding: Rounding,
+        out: &mut [u8],
+        pool: &Pool,
+    ) -> Result<()> {
         let d = scale_to_f16(rounding.scale, 0)?.to_le_bytes();
         let bytes = PIECE_WEIGHTS / BLOCK_LEN * self.block_bytes();
         let pieces = weights.chunks(PIECE_WEIGHTS).zip(out.chunks_mut(bytes));
@@ -155,7 +191,11 @@ fn scale_to_f16(scale: f32, block: usize) -> Result<f16> {
     if d.is_finite() {
         Ok(d)
     } else {
-        Err(Error::NotFinite { what: "scale of block", index: block, value: d.to_f32() })
+        Err(Error::NotFinite {
+            what: "scale of block",
+            index: block,
+            value: d.to_f32(),
+        })
     }
 }
 
@@ -177,14 +217,28 @@ vectorized! {
     }
 }
 
-/// The one scale of a tensor whose blocks agree, 0 if all are 0; blocks that differ are an error with both scales.
+/// The one scale of a tensor whose blocks agree, 0 if all are 0; blocks that differ are an error
+/// with both scales.
 ///
-/// The quantizer writes scale 0 where a block holds nothing but zeros, so zeros agree with everything.
+/// The quantizer writes scale 0 where a block holds nothing but zeros, so zeros agree with
+/// everything.
 pub fn uniform_scale(format: &'static str, scales: &[f32]) -> Result<f32> {
-    let expected = scales.iter().copied().find(|&scale| scale != 0.0).unwrap_or(0.0);
-    match scales.iter().position(|&scale| scale != 0.0 && scale != expected) {
+    let expected = scales
+        .iter()
+        .copied()
+        .find(|&scale| scale != 0.0)
+        .unwrap_or(0.0);
+    match scales
+        .iter()
+        .position(|&scale| scale != 0.0 && scale != expected)
+    {
         None => Ok(expected),
-        Some(block) => Err(Error::BlockScales { format, block, found: scales[block], expected }),
+        Some(block) => Err(Error::BlockScales {
+            format,
+            block,
+            found: scales[block],
+            expected,
+        }),
     }
 }
 
@@ -234,7 +288,12 @@ fn encode_part<const LEN: usize>(weights: &[i8], codes: &mut [u8]) {
 #[inline(always)]
 fn decode_bits(codes: &[u8], out: &mut [i8; BLOCK_LEN]) -> bool {
     let mut threes = 0;
-    for (codes, out) in codes.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<128>().0) {
+    for (codes, out) in codes
+        .as_chunks::<32>()
+        .0
+        .iter()
+        .zip(out.as_chunks_mut::<128>().0)
+    {
         for (l, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
             for m in 0..32 {
                 out[m] = (codes[m] >> (2 * l) & 3) as i8 - 1;
@@ -247,7 +306,12 @@ fn decode_bits(codes: &[u8], out: &mut [i8; BLOCK_LEN]) -> bool {
 
 #[inline(always)]
 fn encode_bits(weights: &[i8; BLOCK_LEN], codes: &mut [u8]) {
-    for (codes, weights) in codes.as_chunks_mut::<32>().0.iter_mut().zip(weights.as_chunks::<128>().0) {
+    for (codes, weights) in codes
+        .as_chunks_mut::<32>()
+        .0
+        .iter_mut()
+        .zip(weights.as_chunks::<128>().0)
+    {
         for m in 0..32 {
             codes[m] = pack_codes([96, 64, 32, 0].map(|l| weights[l + m]));
         }

@@ -1,10 +1,12 @@
-//! Floats to codes and back in every format: exact where the weights are ternary, the same on any number of threads,
-//! and an error wherever numbers or shapes are none.
+//! Floats to codes and back in every format: exact where the weights are ternary, the same on any
+//! number of threads, and an error wherever numbers or shapes are none.
 
 use std::sync::LazyLock;
 
 use bitnet_kernels::Pool;
-use bitnet_quantization::{BlockForm, Error, Scaling, TernaryFormat, absmean, i2_s, i2s_32, qk256, tl1, tl2, tq};
+use bitnet_quantization::{
+    BlockForm, Error, Scaling, TernaryFormat, absmean, i2_s, i2s_32, qk256, tl1, tl2, tq,
+};
 use half::f16;
 use i2_s::Form;
 use proptest::prelude::*;
@@ -14,24 +16,38 @@ const FORMATS: [TernaryFormat; 9] = [
     TernaryFormat::I2_S(Form::Block128),
     TernaryFormat::I2_S(Form::Block64),
     TernaryFormat::I2_S(Form::Row4),
-    TernaryFormat::TL1(tl1::Tile { tile_rows: 64, block_cols: 32, inner_rows: 32 }),
-    TernaryFormat::TL2(tl2::Tile { tile_rows: 32, block_cols: 96 }),
+    TernaryFormat::TL1(tl1::Tile {
+        tile_rows: 64,
+        block_cols: 32,
+        inner_rows: 32,
+    }),
+    TernaryFormat::TL2(tl2::Tile {
+        tile_rows: 32,
+        block_cols: 96,
+    }),
     TernaryFormat::TQ(Kind::TQ1_0),
     TernaryFormat::TQ(Kind::TQ2_0),
     TernaryFormat::Q4_0,
     TernaryFormat::HfPacked,
 ];
 
-static ONE_THREAD: LazyLock<std::sync::Mutex<Pool>> = LazyLock::new(|| std::sync::Mutex::new(Pool::new(1)));
+static ONE_THREAD: LazyLock<std::sync::Mutex<Pool>> =
+    LazyLock::new(|| std::sync::Mutex::new(Pool::new(1)));
 
 /// Weights −1, 0, 1 from a seed.
 fn ternary(seed: u64, len: usize) -> Vec<i8> {
-    numbers(seed, len).into_iter().map(|x| (x % 3) as i8 - 1).collect()
+    numbers(seed, len)
+        .into_iter()
+        .map(|x| (x % 3) as i8 - 1)
+        .collect()
 }
 
 /// Weights from −1 to 1 from a seed.
 fn floats(seed: u64, len: usize) -> Vec<f32> {
-    numbers(seed, len).into_iter().map(|x| (x % 2_000_001) as f32 / 1e6 - 1.0).collect()
+    numbers(seed, len)
+        .into_iter()
+        .map(|x| (x % 2_000_001) as f32 / 1e6 - 1.0)
+        .collect()
 }
 
 fn numbers(seed: u64, len: usize) -> Vec<u64> {
@@ -49,18 +65,37 @@ fn scaled(weights: &[i8], scale: f32) -> Vec<f32> {
     weights.iter().map(|&w| f32::from(w) * scale).collect()
 }
 
-fn quantized(format: TernaryFormat, weights: &[f32], rows: usize, scaling: Scaling) -> Result<(Vec<u8>, f32), Error> {
+fn quantized(
+    format: TernaryFormat,
+    weights: &[f32],
+    rows: usize,
+    scaling: Scaling,
+) -> Result<(Vec<u8>, f32), Error> {
     let cols = weights.len() / rows;
     let mut bytes = vec![0xa5; format.size_bytes(rows, cols)?];
-    let pool = ONE_THREAD.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let pool = ONE_THREAD
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     let scale = format.quantize(weights, rows, cols, scaling, &mut bytes, &pool)?;
     Ok((bytes, scale))
 }
 
-fn dequantized(format: TernaryFormat, bytes: &[u8], scale: f32, rows: usize, cols: usize) -> Result<Vec<f32>, Error> {
-    let outer = if format == TernaryFormat::HfPacked { scale } else { 1.0 };
+fn dequantized(
+    format: TernaryFormat,
+    bytes: &[u8],
+    scale: f32,
+    rows: usize,
+    cols: usize,
+) -> Result<Vec<f32>, Error> {
+    let outer = if format == TernaryFormat::HfPacked {
+        scale
+    } else {
+        1.0
+    };
     let mut out = vec![f32::NAN; rows * cols];
-    let pool = ONE_THREAD.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let pool = ONE_THREAD
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     format.dequantize_rows(bytes, outer, (rows, cols), 0..rows, &mut out, &pool)?;
     Ok(out)
 }
@@ -89,7 +124,8 @@ fn through_qk256(weights: &[f32], rows: usize, scaling: Scaling) -> Result<Vec<f
 
 /// Scales whose eighth is an f16: every format can hold them.
 fn scales() -> impl Strategy<Value = f32> {
-    (1u16..2048, -10i32..10).prop_map(|(mantissa, exponent)| f32::from(mantissa) * 2f32.powi(exponent - 10))
+    (1u16..2048, -10i32..10)
+        .prop_map(|(mantissa, exponent)| f32::from(mantissa) * 2f32.powi(exponent - 10))
 }
 
 proptest! {
@@ -142,7 +178,8 @@ proptest! {
         let (bytes, scale) = quantized(FORMATS[which], &weights, rows, Scaling::AbsMax).unwrap();
         prop_assert_eq!(scale, max);
         let out = dequantized(FORMATS[which], &bytes, scale, rows, cols).unwrap();
-        // The scale itself may have been rounded to an f16, or an eighth of it to one near its smallest.
+        // The scale itself may have been rounded to an f16, or an eighth of it to one near its
+        // smallest.
         let allowed = max * (0.5 + 1e-3);
         prop_assert!(weights.iter().zip(&out).all(|(w, x)| (w - x).abs() <= allowed));
         for out in [through_i2s_32(&weights, rows, Scaling::AbsMax), through_qk256(&weights, rows, Scaling::AbsMax)] {
@@ -257,13 +294,26 @@ fn threads_change_nothing() {
         for scaling in [Scaling::AbsMean, Scaling::AbsMax] {
             let (expected, scale) = quantized(format, &weights, rows, scaling).unwrap();
             let mut bytes = vec![0x5a; expected.len()];
-            assert_eq!(format.quantize(&weights, rows, cols, scaling, &mut bytes, &pool), Ok(scale));
+            assert_eq!(
+                format.quantize(&weights, rows, cols, scaling, &mut bytes, &pool),
+                Ok(scale)
+            );
             assert!(bytes == expected, "{format:?}");
-            format.dequantize_rows(&bytes, 1.0, (rows, cols), 0..rows, &mut out, &pool).unwrap();
+            format
+                .dequantize_rows(&bytes, 1.0, (rows, cols), 0..rows, &mut out, &pool)
+                .unwrap();
             let one_thread = dequantized(format, &bytes, 1.0, rows, cols).unwrap();
-            assert!(format == TernaryFormat::HfPacked || out == one_thread, "{format:?}");
-            let error = format.quantize(&broken, rows, cols, scaling, &mut bytes, &pool).unwrap_err();
-            assert!(matches!(error, Error::NotFinite { index: 400_000, .. }), "{error}");
+            assert!(
+                format == TernaryFormat::HfPacked || out == one_thread,
+                "{format:?}"
+            );
+            let error = format
+                .quantize(&broken, rows, cols, scaling, &mut bytes, &pool)
+                .unwrap_err();
+            assert!(
+                matches!(error, Error::NotFinite { index: 400_000, .. }),
+                "{error}"
+            );
         }
     }
     for scaling in [Scaling::AbsMean, Scaling::AbsMax, Scaling::Given(0.5)] {
@@ -272,7 +322,10 @@ fn threads_change_nothing() {
         i2s_32::dequantize(&bytes, rows, cols, &mut out, &pool).unwrap();
         assert!(out == through_i2s_32(&weights, rows, scaling).unwrap());
         let error = i2s_32::quantize(&broken, rows, cols, scaling, &mut bytes, &pool).unwrap_err();
-        assert!(matches!(error, Error::NotFinite { index: 400_000, .. }), "{error}");
+        assert!(
+            matches!(error, Error::NotFinite { index: 400_000, .. }),
+            "{error}"
+        );
         let mut bytes = vec![0; qk256::size_bytes(rows, cols).unwrap()];
         let scale = qk256::quantize(&weights, rows, cols, scaling, &mut bytes, &pool).unwrap();
         qk256::dequantize(&bytes, scale, rows, cols, &mut out, &pool).unwrap();
@@ -287,15 +340,43 @@ fn any_rows_can_be_dequantized_alone() {
     for format in FORMATS {
         let (bytes, scale) = quantized(format, &weights, rows, Scaling::AbsMax).unwrap();
         // Twice as large as they were.
-        let outer = if format == TernaryFormat::HfPacked { 2.0 * scale } else { 2.0 };
+        let outer = if format == TernaryFormat::HfPacked {
+            2.0 * scale
+        } else {
+            2.0
+        };
         for range in [0..0, 0..1, 3..7, 31..97, 100..192, 191..192, 1..192] {
             let mut out = vec![f32::NAN; range.len() * cols];
-            format.dequantize_rows(&bytes, outer, (rows, cols), range.clone(), &mut out, &Pool::new(1)).unwrap();
-            let mut rows = weights[range.start * cols..range.end * cols].iter().zip(out);
-            assert!(rows.all(|(weight, out)| out == 2.0 * weight), "{format:?} {range:?}");
+            format
+                .dequantize_rows(
+                    &bytes,
+                    outer,
+                    (rows, cols),
+                    range.clone(),
+                    &mut out,
+                    &Pool::new(1),
+                )
+                .unwrap();
+            let mut rows = weights[range.start * cols..range.end * cols]
+                .iter()
+                .zip(out);
+            assert!(
+                rows.all(|(weight, out)| out == 2.0 * weight),
+                "{format:?} {range:?}"
+            );
         }
-        let error = format.dequantize_rows(&bytes, 1.0, (rows, cols), 190..193, &mut [0.0; 768], &Pool::new(1));
-        assert!(matches!(error, Err(Error::Rows { end: 193, .. })), "{error:?}");
+        let error = format.dequantize_rows(
+            &bytes,
+            1.0,
+            (rows, cols),
+            190..193,
+            &mut [0.0; 768],
+            &Pool::new(1),
+        );
+        assert!(
+            matches!(error, Err(Error::Rows { end: 193, .. })),
+            "{error:?}"
+        );
     }
 }
 
@@ -305,7 +386,15 @@ fn the_block_formats_are_laid_out_as_described() {
     let mut weights = [0.0; 32];
     weights[..8].copy_from_slice(&[0.0, 0.5, -1.0, -0.5, 0.5, -0.2, 0.3, -2.0]);
     let mut bytes = [0; 10];
-    i2s_32::quantize(&weights, 1, 32, Scaling::Given(0.5), &mut bytes, &Pool::new(1)).unwrap();
+    i2s_32::quantize(
+        &weights,
+        1,
+        32,
+        Scaling::Given(0.5),
+        &mut bytes,
+        &Pool::new(1),
+    )
+    .unwrap();
     assert_eq!(bytes[..3], [0b11_10_01_00, 0b10_01_00_01, 0]);
     assert_eq!(bytes[8..], f16::from_f32(0.5).to_le_bytes());
     let mut out = [9.0; 32];
@@ -315,7 +404,17 @@ fn the_block_formats_are_laid_out_as_described() {
     let mut bytes = [0; 128];
     let mut weights = [0.0; 300];
     (weights[6], weights[258]) = (-3.0, 3.0);
-    assert_eq!(qk256::quantize(&weights, 1, 300, Scaling::Given(1.5), &mut bytes, &Pool::new(1)), Ok(1.5));
+    assert_eq!(
+        qk256::quantize(
+            &weights,
+            1,
+            300,
+            Scaling::Given(1.5),
+            &mut bytes,
+            &Pool::new(1)
+        ),
+        Ok(1.5)
+    );
     let mut expected = [0; 128];
     (expected[1], expected[64]) = (0b10_0000, 0b01_0000);
     assert_eq!(bytes, expected);
@@ -330,26 +429,48 @@ fn every_scale_of_a_block_is_its_own() {
     weights[40] = f32::from_bits(1);
     let mut bytes = [0; 30];
     i2s_32::quantize(&weights, 1, 96, Scaling::AbsMax, &mut bytes, &Pool::new(1)).unwrap();
-    let scale = |block: usize| f16::from_le_bytes([bytes[10 * block + 8], bytes[10 * block + 9]]).to_f32();
+    let scale =
+        |block: usize| f16::from_le_bytes([bytes[10 * block + 8], bytes[10 * block + 9]]).to_f32();
     // A scale that no f16 comes near is 0, and so is the block.
     assert_eq!([scale(0), scale(1), scale(2)], [0.25, 0.0, 4.0]);
     i2s_32::quantize(&weights, 1, 96, Scaling::AbsMean, &mut bytes, &Pool::new(1)).unwrap();
     weights[95] = 1e5;
-    let error = i2s_32::quantize(&weights, 1, 96, Scaling::AbsMax, &mut bytes, &Pool::new(1)).unwrap_err();
-    assert_eq!(error.to_string(), "scale of block 2 is inf, which is not finite");
+    let error =
+        i2s_32::quantize(&weights, 1, 96, Scaling::AbsMax, &mut bytes, &Pool::new(1)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "scale of block 2 is inf, which is not finite"
+    );
     bytes[18..20].copy_from_slice(&f16::NAN.to_le_bytes());
     let error = i2s_32::dequantize(&bytes, 1, 96, &mut [0.0; 96], &Pool::new(1)).unwrap_err();
-    assert_eq!(error.to_string(), "scale of block 1 is NaN, which is not finite");
+    assert_eq!(
+        error.to_string(),
+        "scale of block 1 is NaN, which is not finite"
+    );
     // Rows of two blocks, the second one not full: the fourth row's second.
     let mut weights = [0.5; 6 * 40];
     let mut bytes = [0; 6 * 20];
     i2s_32::quantize(&weights, 6, 40, Scaling::AbsMax, &mut bytes, &Pool::new(1)).unwrap();
     weights[3 * 40 + 35] = 1e5;
-    let error = i2s_32::quantize(&weights, 6, 40, Scaling::AbsMax, &mut [0; 120], &Pool::new(1)).unwrap_err();
-    assert_eq!(error.to_string(), "scale of block 7 is inf, which is not finite");
+    let error = i2s_32::quantize(
+        &weights,
+        6,
+        40,
+        Scaling::AbsMax,
+        &mut [0; 120],
+        &Pool::new(1),
+    )
+    .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "scale of block 7 is inf, which is not finite"
+    );
     bytes[78..80].copy_from_slice(&f16::NAN.to_le_bytes());
     let error = i2s_32::dequantize(&bytes, 6, 40, &mut [0.0; 240], &Pool::new(1)).unwrap_err();
-    assert_eq!(error.to_string(), "scale of block 7 is NaN, which is not finite");
+    assert_eq!(
+        error.to_string(),
+        "scale of block 7 is NaN, which is not finite"
+    );
 }
 
 #[test]
@@ -363,15 +484,24 @@ fn denormal_weights_are_weights() {
         let out = dequantized(format, &bytes, scale, 1, 128).unwrap();
         ([out[2], out[3], out[4], out[5]], scale)
     };
-    assert_eq!(back(Scaling::Given(smallest)), ([0.0, smallest, -smallest, smallest], smallest));
-    assert_eq!(back(Scaling::AbsMax), ([0.0, 0.0, 0.0, 3.0 * smallest], 3.0 * smallest));
+    assert_eq!(
+        back(Scaling::Given(smallest)),
+        ([0.0, smallest, -smallest, smallest], smallest)
+    );
+    assert_eq!(
+        back(Scaling::AbsMax),
+        ([0.0, 0.0, 0.0, 3.0 * smallest], 3.0 * smallest)
+    );
     weights[5] = smallest;
     let (bytes, _) = quantized(format, &weights, 1, Scaling::AbsMax).unwrap();
     assert_eq!(dequantized(format, &bytes, 1.0, 1, 128).unwrap(), weights);
     // The formula's floor of 1e-5 under the mean.
     let (bytes, scale) = quantized(format, &weights, 1, Scaling::AbsMean).unwrap();
     assert_eq!(scale, 1.0 / (1.0 / 1e-5f32));
-    assert_eq!(dequantized(format, &bytes, 1.0, 1, 128).unwrap(), [0.0; 128]);
+    assert_eq!(
+        dequantized(format, &bytes, 1.0, 1, 128).unwrap(),
+        [0.0; 128]
+    );
     // All zeros have the scale 0 under AbsMax.
     assert_eq!(
         quantized(format, &[0.0; 128], 1, Scaling::AbsMax).unwrap(),
@@ -383,10 +513,19 @@ fn denormal_weights_are_weights() {
 fn ties_go_as_each_quantizer_says() {
     let weights = [1.0, 0.5, -0.5, 0.25, -1.0, 0.5f32.next_down(), 0.75, -0.75];
     let codes = |scaling| -> Vec<f32> { through_qk256(&weights, 1, scaling).unwrap() };
-    assert_eq!(codes(Scaling::AbsMax), [1.0, 1.0, -1.0, 0.0, -1.0, 0.0, 1.0, -1.0]);
-    assert_eq!(codes(Scaling::Given(1.0)), [1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 1.0, -1.0]);
+    assert_eq!(
+        codes(Scaling::AbsMax),
+        [1.0, 1.0, -1.0, 0.0, -1.0, 0.0, 1.0, -1.0]
+    );
+    assert_eq!(
+        codes(Scaling::Given(1.0)),
+        [1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 1.0, -1.0]
+    );
     // −1.5 times the scale goes to the even code −2, and nothing is below.
-    assert_eq!(codes(Scaling::Given(0.5)), [0.5, 0.5, -0.5, 0.0, -1.0, 0.5, 0.5, -1.0]);
+    assert_eq!(
+        codes(Scaling::Given(0.5)),
+        [0.5, 0.5, -0.5, 0.0, -1.0, 0.5, 0.5, -1.0]
+    );
     assert_eq!(codes(Scaling::Given(0.125))[4..6], [-0.25, 0.125]);
 }
 
@@ -396,36 +535,87 @@ fn what_does_not_fit_is_refused() {
     let pool = Pool::new(1);
     for format in FORMATS {
         let refused = format.quantize(&[], huge.0, huge.1, Scaling::AbsMean, &mut [], &pool);
-        assert!(matches!(refused, Err(Error::Shape { .. })), "{format:?}: {refused:?}");
+        assert!(
+            matches!(refused, Err(Error::Shape { .. })),
+            "{format:?}: {refused:?}"
+        );
         let refused = format.dequantize_rows(&[], 1.0, huge, 0..1, &mut [], &pool);
-        assert!(matches!(refused, Err(Error::Shape { .. })), "{format:?}: {refused:?}");
+        assert!(
+            matches!(refused, Err(Error::Shape { .. })),
+            "{format:?}: {refused:?}"
+        );
         for value in [0.0, -1.0, f32::NAN, f32::INFINITY] {
             let refused = quantized(format, &[0.5; 64 * 256], 64, Scaling::Given(value));
-            assert!(matches!(refused, Err(Error::Scale { .. })), "{format:?}: {refused:?}");
+            assert!(
+                matches!(refused, Err(Error::Scale { .. })),
+                "{format:?}: {refused:?}"
+            );
         }
         let mut bytes = vec![0; format.size_bytes(64, 256).unwrap()];
-        let refused = format.quantize(&[0.5; 64 * 256 - 1], 64, 256, Scaling::AbsMean, &mut bytes, &pool);
-        assert!(matches!(refused, Err(Error::Length { what: "input", .. })), "{format:?}: {refused:?}");
-        let refused = format.quantize(&[0.5; 64 * 256], 64, 256, Scaling::AbsMean, &mut bytes[1..], &pool);
-        assert!(matches!(refused, Err(Error::Length { what: "output", .. })), "{format:?}: {refused:?}");
-        let refused = format.dequantize_rows(&bytes, f32::NAN, (64, 256), 0..64, &mut vec![0.0; 64 * 256], &pool);
-        assert!(matches!(refused, Err(Error::NotFinite { .. })), "{format:?}: {refused:?}");
+        let refused = format.quantize(
+            &[0.5; 64 * 256 - 1],
+            64,
+            256,
+            Scaling::AbsMean,
+            &mut bytes,
+            &pool,
+        );
+        assert!(
+            matches!(refused, Err(Error::Length { what: "input", .. })),
+            "{format:?}: {refused:?}"
+        );
+        let refused = format.quantize(
+            &[0.5; 64 * 256],
+            64,
+            256,
+            Scaling::AbsMean,
+            &mut bytes[1..],
+            &pool,
+        );
+        assert!(
+            matches!(refused, Err(Error::Length { what: "output", .. })),
+            "{format:?}: {refused:?}"
+        );
+        let refused = format.dequantize_rows(
+            &bytes,
+            f32::NAN,
+            (64, 256),
+            0..64,
+            &mut vec![0.0; 64 * 256],
+            &pool,
+        );
+        assert!(
+            matches!(refused, Err(Error::NotFinite { .. })),
+            "{format:?}: {refused:?}"
+        );
     }
     for size in [i2s_32::size_bytes, qk256::size_bytes] {
         assert!(matches!(size(huge.0, huge.1), Err(Error::Shape { .. })));
         assert!(matches!(size(usize::MAX / 64, 1), Err(Error::Shape { .. })));
         assert!(size(0, 32).is_err() && size(32, 0).is_err());
     }
-    assert_eq!((i2s_32::size_bytes(3, 33), qk256::size_bytes(3, 257)), (Ok(60), Ok(384)));
+    assert_eq!(
+        (i2s_32::size_bytes(3, 33), qk256::size_bytes(3, 257)),
+        (Ok(60), Ok(384))
+    );
     let odd = quantized(FORMATS[0], &[0.5; 100], 10, Scaling::AbsMean).unwrap_err();
-    assert_eq!(odd.to_string(), "I2_S cannot hold a [10, 10] matrix: the number of weights must be a multiple of 128");
+    assert_eq!(
+        odd.to_string(),
+        "I2_S cannot hold a [10, 10] matrix: the number of weights must be a multiple of 128"
+    );
     let refused = qk256::dequantize(&[0; 64], f32::INFINITY, 1, 256, &mut [0.0; 256], &pool);
-    assert!(matches!(refused, Err(Error::NotFinite { what: "scale", .. })));
+    assert!(matches!(
+        refused,
+        Err(Error::NotFinite { what: "scale", .. })
+    ));
     assert!(qk256::dequantize(&[0; 63], 1.0, 1, 256, &mut [0.0; 256], &pool).is_err());
     assert!(i2s_32::dequantize(&[0; 10], 1, 32, &mut [0.0; 31], &pool).is_err());
     // A block scale may be in range as an f32 and not as an f16.
     for format in &FORMATS[5..8] {
         let refused = quantized(*format, &vec![1e7; 64 * 256], 64, Scaling::AbsMax);
-        assert!(matches!(refused, Err(Error::NotFinite { .. })), "{format:?}: {refused:?}");
+        assert!(
+            matches!(refused, Err(Error::NotFinite { .. })),
+            "{format:?}: {refused:?}"
+        );
     }
 }

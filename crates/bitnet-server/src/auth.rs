@@ -1,4 +1,5 @@
-//! [`ApiKeys`]: who may ask. The file holds hashes only, and looking a key up takes the same time whichever it is.
+//! [`ApiKeys`]: who may ask. The file holds hashes only, and looking a key up takes the same time
+//! whichever it is.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -17,18 +18,22 @@ pub struct ApiKeys {
 }
 
 impl ApiKeys {
-    /// Reads a file: lines of 64 hexadecimal digits, the SHA-256 of a key, each followed by a name for the logs, which is what
-    /// `printf %s "$KEY" | sha256sum` prints, where `-` may be replaced by the name. Empty lines and those that begin with
-    /// `#` say nothing.
+    /// Reads a file: lines of 64 hexadecimal digits, the SHA-256 of a key, each followed by a name
+    /// for the logs, which is what `printf %s "$KEY" | sha256sum` prints, where `-` may be replaced
+    /// by the name. Empty lines and those that begin with `#` say nothing.
     ///
     /// # Errors
     /// If it cannot be read, a line is something else, or there are no keys.
     pub fn read(path: &Path) -> Result<Self> {
         let keys = Keys::parse(&read(path)?)?;
-        Ok(Self { path: path.to_owned(), keys: Arc::new(RwLock::new(keys)) })
+        Ok(Self {
+            path: path.to_owned(),
+            keys: Arc::new(RwLock::new(keys)),
+        })
     }
 
-    /// Reads the file again; true if it has other keys now. If there is anything wrong with it, all stays as it was.
+    /// Reads the file again; true if it has other keys now. If there is anything wrong with it, all
+    /// stays as it was.
     pub(crate) fn read_again(&self) -> Result<bool> {
         let keys = Keys::parse(&read(&self.path)?)?;
         let mut known = self.keys.write().unwrap_or_else(PoisonError::into_inner);
@@ -44,7 +49,10 @@ impl ApiKeys {
 
     /// The name of the owner of the key that a request brings, as `Authorization: Bearer KEY`.
     pub(crate) fn owner(&self, headers: &HeaderMap) -> Option<Arc<str>> {
-        self.keys.read().unwrap_or_else(PoisonError::into_inner).owner(headers)
+        self.keys
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .owner(headers)
     }
 }
 
@@ -72,7 +80,11 @@ impl Keys {
             };
             keys.push((hash, name.into()));
         }
-        if keys.is_empty() { Err(Error::NoApiKeys) } else { Ok(Self(keys)) }
+        if keys.is_empty() {
+            Err(Error::NoApiKeys)
+        } else {
+            Ok(Self(keys))
+        }
     }
 
     fn owner(&self, headers: &HeaderMap) -> Option<Arc<str>> {
@@ -124,11 +136,27 @@ mod tests {
     #[test]
     fn a_key_has_an_owner_and_nothing_else_has() {
         assert_eq!(owner("Bearer secret").as_deref(), Some("key 1"));
-        assert_eq!(owner("bearer  other").as_deref(), Some("alice from accounts"));
-        for wrong in ["Bearer Secret", "Bearer", "Bearer ", "secret", "Basic secret", "", "Bearer secret other"] {
+        assert_eq!(
+            owner("bearer  other").as_deref(),
+            Some("alice from accounts")
+        );
+        for wrong in [
+            "Bearer Secret",
+            "Bearer",
+            "Bearer ",
+            "secret",
+            "Basic secret",
+            "",
+            "Bearer secret other",
+        ] {
             assert_eq!(owner(wrong), None, "{wrong}");
         }
-        assert_eq!(Keys::parse(FILE).expect("two keys").owner(&HeaderMap::new()), None);
+        assert_eq!(
+            Keys::parse(FILE)
+                .expect("two keys")
+                .owner(&HeaderMap::new()),
+            None
+        );
     }
 
     #[test]
@@ -137,6 +165,9 @@ mod tests {
         for wrong in ["secret", &FILE[..60], &format!("{FILE}0"), &"é".repeat(32)] {
             assert!(Keys::parse(wrong).is_err(), "{wrong}");
         }
-        assert!(matches!(Keys::parse("\n#\nsecret"), Err(Error::ApiKeyLine { line: 3 })));
+        assert!(matches!(
+            Keys::parse("\n#\nsecret"),
+            Err(Error::ApiKeyLine { line: 3 })
+        ));
     }
 }

@@ -1,7 +1,8 @@
 //! [`Connection`]: a TCP connection that gives up on a peer that takes nothing.
 //!
-//! An answer that its reader does not take would keep its place in memory, and in the engine, for as long as TCP hopes;
-//! here a write that makes no progress for a while fails instead, which drops the answer and cancels its request.
+//! An answer that its reader does not take would keep its place in memory, and in the engine, for
+//! as long as TCP hopes; here a write that makes no progress for a while fails instead, which drops
+//! the answer and cancels its request.
 
 use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::pin::Pin;
@@ -22,7 +23,11 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) fn new(stream: TcpStream, write_timeout: Duration) -> Self {
-        Self { stream, write_timeout, patience: None }
+        Self {
+            stream,
+            write_timeout,
+            patience: None,
+        }
     }
 
     /// Passes on what a write came to, unless it has waited for too long.
@@ -31,21 +36,34 @@ impl Connection {
             self.patience = None;
             return written;
         }
-        let patience = self.patience.get_or_insert_with(|| Box::pin(sleep(self.write_timeout)));
+        let patience = self
+            .patience
+            .get_or_insert_with(|| Box::pin(sleep(self.write_timeout)));
         std::task::ready!(patience.as_mut().poll(context));
-        let message = format!("nothing of the answer was taken for {} s", self.write_timeout.as_secs_f64());
+        let message = format!(
+            "nothing of the answer was taken for {} s",
+            self.write_timeout.as_secs_f64()
+        );
         Poll::Ready(Err(Error::new(ErrorKind::TimedOut, message)))
     }
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<Result<()>> {
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.limit(written, context)
     }

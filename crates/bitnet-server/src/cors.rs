@@ -1,4 +1,5 @@
-//! [`CorsOrigins`]: pages of which sites may use the server from a browser. None, unless it is told.
+//! [`CorsOrigins`]: pages of which sites may use the server from a browser. None, unless it is
+//! told.
 
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
@@ -24,8 +25,15 @@ impl CorsOrigins {
     pub fn new(origins: &[String]) -> Result<Self> {
         let is_any = origins.iter().any(|origin| origin == "*");
         let named = origins.iter().filter(|origin| *origin != "*");
-        let origins = named.map(|origin| parse(origin).ok_or_else(|| Error::Origin { origin: origin.clone() }));
-        Ok(Self { origins: origins.collect::<Result<_>>()?, is_any })
+        let origins = named.map(|origin| {
+            parse(origin).ok_or_else(|| Error::Origin {
+                origin: origin.clone(),
+            })
+        });
+        Ok(Self {
+            origins: origins.collect::<Result<_>>()?,
+            is_any,
+        })
     }
 
     /// Whether a browser asks what it may do, before it does so.
@@ -36,14 +44,18 @@ impl CorsOrigins {
             && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
     }
 
-    /// What an answer to a request with these headers must say for the page that sent it to read it.
+    /// What an answer to a request with these headers must say for the page that sent it to read
+    /// it.
     pub(crate) fn headers(&self, request: &HeaderMap) -> HeaderMap {
         let mut headers = HeaderMap::new();
         if self.origins.is_empty() && !self.is_any {
             return headers;
         }
         headers.insert(VARY, HeaderValue::from_name(ORIGIN));
-        if let Some(origin) = request.get(ORIGIN).filter(|origin| self.is_any || self.origins.contains(origin)) {
+        if let Some(origin) = request
+            .get(ORIGIN)
+            .filter(|origin| self.is_any || self.origins.contains(origin))
+        {
             headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
             headers.insert(
                 ACCESS_CONTROL_EXPOSE_HEADERS,
@@ -57,10 +69,14 @@ impl CorsOrigins {
     pub(crate) fn preflight_headers(&self, request: &HeaderMap) -> HeaderMap {
         let mut headers = self.headers(request);
         if headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN) {
-            headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
+            headers.insert(
+                ACCESS_CONTROL_ALLOW_METHODS,
+                HeaderValue::from_static("GET, POST"),
+            );
             headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
             if let Some(wanted) = request.get(ACCESS_CONTROL_REQUEST_HEADERS) {
-                // Clients send a dozen of their own; who may read answers at all is decided by origin and key.
+                // Clients send a dozen of their own; who may read answers at all is decided by
+                // origin and key.
                 headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, wanted.clone());
             }
         }
@@ -72,7 +88,10 @@ impl CorsOrigins {
 fn parse(origin: &str) -> Option<HeaderValue> {
     let (scheme, host) = origin.split_once("://")?;
     let is_plain = |part: &str, others: &[char]| {
-        !part.is_empty() && part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || others.contains(&c))
+        !part.is_empty()
+            && part
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || others.contains(&c))
     };
     (is_plain(scheme, &['+', '-', '.']) && is_plain(host, &['-', '.', ':', '[', ']']))
         .then(|| HeaderValue::from_str(origin).ok())
@@ -86,8 +105,12 @@ mod tests {
     fn allowed(origins: &[&str], origin: &str) -> Option<String> {
         let origins: Vec<String> = origins.iter().map(|&origin| origin.to_owned()).collect();
         let request = HeaderMap::from_iter([(ORIGIN, origin.parse().expect("a header's value"))]);
-        let headers = CorsOrigins::new(&origins).expect("origins").headers(&request);
-        headers.get(ACCESS_CONTROL_ALLOW_ORIGIN).map(|value| value.to_str().expect("ASCII").to_owned())
+        let headers = CorsOrigins::new(&origins)
+            .expect("origins")
+            .headers(&request);
+        headers
+            .get(ACCESS_CONTROL_ALLOW_ORIGIN)
+            .map(|value| value.to_str().expect("ASCII").to_owned())
     }
 
     #[test]
@@ -95,13 +118,24 @@ mod tests {
         let page = "http://localhost:3000";
         assert_eq!(allowed(&[], page), None);
         assert_eq!(allowed(&["https://example.org"], page), None);
-        assert_eq!(allowed(&["https://example.org", page], page).as_deref(), Some(page));
+        assert_eq!(
+            allowed(&["https://example.org", page], page).as_deref(),
+            Some(page)
+        );
         assert_eq!(allowed(&["*"], page).as_deref(), Some(page));
     }
 
     #[test]
     fn what_is_no_origin_is_refused() {
-        for wrong in ["example.org", "https://example.org/", "https://", "://x", "https://Example.org", "a b://c", ""] {
+        for wrong in [
+            "example.org",
+            "https://example.org/",
+            "https://",
+            "://x",
+            "https://Example.org",
+            "a b://c",
+            "",
+        ] {
             assert!(CorsOrigins::new(&[wrong.to_owned()]).is_err(), "{wrong}");
         }
     }

@@ -1,10 +1,12 @@
-//! The thread that owns the engine: it takes jobs, steps, and sends what each step brought to whoever asked.
+//! The thread that owns the engine: it takes jobs, steps, and sends what each step brought to
+//! whoever asked.
 //!
 //! A job whose receiver has gone is cancelled before the next step, in whatever phase it is.
 //!
-//! A panic must not take others' answers with it. When a step panics, nobody knows for whom, so a fresh engine runs each
-//! of the requests that were under way again, alone. Since tokens depend on nothing but the request, what was sent
-//! already comes once more and is left out. The one that panics alone fails; the others do not notice.
+//! A panic must not take others' answers with it. When a step panics, nobody knows for whom, so a
+//! fresh engine runs each of the requests that were under way again, alone. Since tokens depend on
+//! nothing but the request, what was sent already comes once more and is left out. The one that
+//! panics alone fails; the others do not notice.
 
 use std::any::Any;
 use std::collections::{HashMap, VecDeque};
@@ -51,7 +53,10 @@ pub(crate) enum Reply {
         logprobs: Option<Logprobs>,
     },
     /// Of tokens of the prompt, of which the last is at `last`.
-    Prompt { last: usize, logprobs: Vec<Logprobs> },
+    Prompt {
+        last: usize,
+        logprobs: Vec<Logprobs>,
+    },
     /// The end, with text that had been held back.
     Finished { text: String, finish: Finish },
     /// The end, without an answer.
@@ -77,11 +82,17 @@ pub(crate) struct Pulse {
 
 impl Pulse {
     pub(crate) fn new() -> Self {
-        Self { epoch: Instant::now(), step: AtomicU64::new(0) }
+        Self {
+            epoch: Instant::now(),
+            step: AtomicU64::new(0),
+        }
     }
 
     fn beat(&self) {
-        self.step.store(self.epoch.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
+        self.step.store(
+            self.epoch.elapsed().as_millis() as u64 + 1,
+            Ordering::Relaxed,
+        );
     }
 
     fn rest(&self) {
@@ -92,7 +103,10 @@ impl Pulse {
     pub(crate) fn step_time(&self) -> Duration {
         match self.step.load(Ordering::Relaxed) {
             0 => Duration::ZERO,
-            start => self.epoch.elapsed().saturating_sub(Duration::from_millis(start - 1)),
+            start => self
+                .epoch
+                .elapsed()
+                .saturating_sub(Duration::from_millis(start - 1)),
         }
     }
 }
@@ -129,16 +143,34 @@ enum Stopped {
 }
 
 impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineThread<S> {
-    pub(crate) fn new(jobs: Receiver<Job>, pulse: Arc<Pulse>, metrics: Arc<Metrics>, step: S) -> Self {
+    pub(crate) fn new(
+        jobs: Receiver<Job>,
+        pulse: Arc<Pulse>,
+        metrics: Arc<Metrics>,
+        step: S,
+    ) -> Self {
         let (in_flight, suspects) = (HashMap::new(), VecDeque::new());
-        Self { jobs, pulse, metrics, step, in_flight, suspects, is_alone: false, events: Vec::new() }
+        Self {
+            jobs,
+            pulse,
+            metrics,
+            step,
+            in_flight,
+            suspects,
+            is_alone: false,
+            events: Vec::new(),
+        }
     }
 
     /// Runs jobs until no more can come.
     ///
     /// # Errors
     /// If there is no new engine after a panic.
-    pub(crate) fn run(mut self, mut engine: Engine, mut remake: RemakeEngine) -> bitnet_inference::Result<()> {
+    pub(crate) fn run(
+        mut self,
+        mut engine: Engine,
+        mut remake: RemakeEngine,
+    ) -> bitnet_inference::Result<()> {
         loop {
             match self.drive(&mut engine) {
                 Stopped::NoMoreJobs => return Ok(()),
@@ -165,8 +197,17 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineThread<S> {
                 self.pulse.rest();
                 self.metrics.step(engine);
                 self.is_alone = false;
-                let Ok(job) = self.jobs.recv() else { return Stopped::NoMoreJobs };
-                if !self.submit(engine, Flight { job, sampled: 0, sent: 0 }) {
+                let Ok(job) = self.jobs.recv() else {
+                    return Stopped::NoMoreJobs;
+                };
+                if !self.submit(
+                    engine,
+                    Flight {
+                        job,
+                        sampled: 0,
+                        sent: 0,
+                    },
+                ) {
                     return Stopped::Panicked;
                 }
                 continue;
@@ -189,13 +230,26 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineThread<S> {
             self.is_alone = false;
             if let Some(flight) = self.suspects.pop_front() {
                 self.is_alone = true;
-                return self.submit(engine, Flight { sampled: 0, ..flight });
+                return self.submit(
+                    engine,
+                    Flight {
+                        sampled: 0,
+                        ..flight
+                    },
+                );
             }
         }
         while !self.is_alone
             && let Ok(job) = self.jobs.try_recv()
         {
-            if !self.submit(engine, Flight { job, sampled: 0, sent: 0 }) {
+            if !self.submit(
+                engine,
+                Flight {
+                    job,
+                    sampled: 0,
+                    sent: 0,
+                },
+            ) {
                 return false;
             }
         }
@@ -206,8 +260,11 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineThread<S> {
     fn submit(&mut self, engine: &mut Engine, flight: Flight) -> bool {
         let request = flight.job.request.clone();
         let constraint = flight.job.constraint.as_ref();
-        let constraint = constraint.map(|beginning| Box::new(beginning.anew()) as Box<dyn Constraint>);
-        match catch_unwind(AssertUnwindSafe(|| engine.submit_constrained(request, constraint))) {
+        let constraint =
+            constraint.map(|beginning| Box::new(beginning.anew()) as Box<dyn Constraint>);
+        match catch_unwind(AssertUnwindSafe(|| {
+            engine.submit_constrained(request, constraint)
+        })) {
             Ok(Ok(id)) => {
                 self.in_flight.insert(id, flight);
                 true
@@ -217,7 +274,10 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineThread<S> {
                 true
             }
             Err(panic) => {
-                tracing::error!(panic = message(&*panic), "a request made the engine panic when it was submitted");
+                tracing::error!(
+                    panic = message(&*panic),
+                    "a request made the engine panic when it was submitted"
+                );
                 flight.fail(Failure::Panicked);
                 self.suspect_all();
                 false
@@ -228,8 +288,13 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineThread<S> {
     fn step_panicked(&mut self, panic: &(dyn Any + Send)) {
         let (panic, under_way) = (message(panic), self.in_flight.len());
         if self.is_alone {
-            tracing::error!(panic, "a request made the engine panic again, alone, and has failed");
-            self.in_flight.drain().for_each(|(_, flight)| flight.fail(Failure::Panicked));
+            tracing::error!(
+                panic,
+                "a request made the engine panic again, alone, and has failed"
+            );
+            self.in_flight
+                .drain()
+                .for_each(|(_, flight)| flight.fail(Failure::Panicked));
         } else {
             tracing::error!(
                 panic,
@@ -243,7 +308,8 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineThread<S> {
     fn suspect_all(&mut self) {
         let mut flights: Vec<_> = self.in_flight.drain().collect();
         flights.sort_unstable_by_key(|(id, _)| *id);
-        self.suspects.extend(flights.into_iter().map(|(_, flight)| flight));
+        self.suspects
+            .extend(flights.into_iter().map(|(_, flight)| flight));
     }
 
     fn cancel_abandoned(&mut self, engine: &mut Engine) {
@@ -254,7 +320,8 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineThread<S> {
             }
             is_wanted
         });
-        self.suspects.retain(|flight| !flight.job.replies.is_closed());
+        self.suspects
+            .retain(|flight| !flight.job.replies.is_closed());
     }
 
     fn send_events(&mut self) {
@@ -263,18 +330,37 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineThread<S> {
             | Event::Token { id, .. }
             | Event::Finished { id, .. }
             | Event::Failed { id, .. }) = event;
-            let Some(flight) = self.in_flight.get_mut(&id) else { continue };
+            let Some(flight) = self.in_flight.get_mut(&id) else {
+                continue;
+            };
             flight.start();
             match event {
                 Event::Prefill { logprobs, .. } if logprobs.is_empty() => {}
-                Event::Prefill { done, total, logprobs, .. } => {
-                    flight.send(Reply::Prompt { last: done.min(total - 1), logprobs });
+                Event::Prefill {
+                    done,
+                    total,
+                    logprobs,
+                    ..
+                } => {
+                    flight.send(Reply::Prompt {
+                        last: done.min(total - 1),
+                        logprobs,
+                    });
                 }
-                Event::Token { token, text, logprobs, .. } => {
+                Event::Token {
+                    token,
+                    text,
+                    logprobs,
+                    ..
+                } => {
                     flight.sampled += 1;
                     if flight.sampled > flight.sent {
                         flight.sent += 1;
-                        flight.send(Reply::Token { token, text, logprobs });
+                        flight.send(Reply::Token {
+                            token,
+                            text,
+                            logprobs,
+                        });
                     }
                 }
                 Event::Finished { text, finish, .. } => {
@@ -295,7 +381,9 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineThread<S> {
 impl Flight {
     fn start(&mut self) {
         if self.job.ticket.start() {
-            self.send(Reply::Started { queued: self.job.entered.elapsed() });
+            self.send(Reply::Started {
+                queued: self.job.entered.elapsed(),
+            });
         }
     }
 
@@ -306,14 +394,24 @@ impl Flight {
 
     /// Sends the last reply. Whoever gets it, and looks, finds the answer's place free.
     fn finish(self, reply: Reply) {
-        let Job { ticket, replies, choice, .. } = self.job;
+        let Job {
+            ticket,
+            replies,
+            choice,
+            ..
+        } = self.job;
         ticket.finish();
         let _ = replies.send((choice, reply)); // as in `send`
     }
 
     /// As [`Flight::finish`], but says nothing about how long an answer takes.
     fn fail(self, failure: Failure) {
-        let Job { ticket, replies, choice, .. } = self.job;
+        let Job {
+            ticket,
+            replies,
+            choice,
+            ..
+        } = self.job;
         drop(ticket);
         let _ = replies.send((choice, Reply::Failed(failure))); // as in `send`
     }
@@ -321,7 +419,8 @@ impl Flight {
 
 fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no message)")
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("(no message)")
 }
 
 #[cfg(test)]
@@ -338,11 +437,27 @@ mod tests {
     use crate::queue::{Counts, Queue};
 
     fn remake() -> RemakeEngine {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/golden/strict-b158/model-i2_s.gguf");
-        let Loaded { model, .. } =
-            load(&path, &LoadOptions::default(), &Cpu::new(KernelSet::detect(), 1)).expect("the golden model loads");
-        let options = EngineOptions { context: 64, cache: 256, ..EngineOptions::default() };
-        Box::new(move || Engine::new(Arc::clone(&model), None, Cpu::new(KernelSet::detect(), 1), options))
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../tests/data/golden/strict-b158/model-i2_s.gguf");
+        let Loaded { model, .. } = load(
+            &path,
+            &LoadOptions::default(),
+            &Cpu::new(KernelSet::detect(), 1),
+        )
+        .expect("the golden model loads");
+        let options = EngineOptions {
+            context: 64,
+            cache: 256,
+            ..EngineOptions::default()
+        };
+        Box::new(move || {
+            Engine::new(
+                Arc::clone(&model),
+                None,
+                Cpu::new(KernelSet::detect(), 1),
+                options,
+            )
+        })
     }
 
     /// What became of a job: its tokens, and why it ended.
@@ -364,21 +479,37 @@ mod tests {
         (tokens, Err("dropped"))
     }
 
-    /// Runs a job for each prompt length on an engine that panics in each step which, after some good ones, computes the
-    /// end of a prompt of `poison` tokens.
+    /// Runs a job for each prompt length on an engine that panics in each step which, after some
+    /// good ones, computes the end of a prompt of `poison` tokens.
     fn run(lengths: &[usize], poison: usize) -> (Vec<Outcome>, usize) {
         let queue = Arc::new(Queue::new(100, 100_000));
         let (sender, jobs) = mpsc::channel();
         let mut receivers = Vec::new();
-        for (index, (&length, ticket)) in lengths.iter().zip(queue.enter(lengths).expect("room")).enumerate() {
+        for (index, (&length, ticket)) in lengths
+            .iter()
+            .zip(queue.enter(lengths).expect("room"))
+            .enumerate()
+        {
             let (replies, receiver) = unbounded_channel();
             let request = Request {
-                prompt: (0..length).map(|token| TokenId(token as u32 % 250)).collect(),
-                sampling: SamplingParams { seed: index as u64, ..SamplingParams::default() },
+                prompt: (0..length)
+                    .map(|token| TokenId(token as u32 % 250))
+                    .collect(),
+                sampling: SamplingParams {
+                    seed: index as u64,
+                    ..SamplingParams::default()
+                },
                 max_tokens: Some(10),
                 ..Request::default()
             };
-            let job = Job { request, constraint: None, choice: 0, replies, ticket, entered: Instant::now() };
+            let job = Job {
+                request,
+                constraint: None,
+                choice: 0,
+                replies,
+                ticket,
+                entered: Instant::now(),
+            };
             sender.send(job).expect("the thread takes jobs");
             receivers.push(receiver);
         }
@@ -389,11 +520,13 @@ mod tests {
             engine.step(events);
             for event in &*events {
                 match event {
-                    Event::Prefill { id, done, total, .. } if *total == poison && done == total => {
-                        poisoned = Some((*id, 3))
-                    }
+                    Event::Prefill {
+                        id, done, total, ..
+                    } if *total == poison && done == total => poisoned = Some((*id, 3)),
                     Event::Token { id, .. } => {
-                        if let Some((_, left)) = poisoned.as_mut().filter(|(poisoned, _)| poisoned == id) {
+                        if let Some((_, left)) =
+                            poisoned.as_mut().filter(|(poisoned, _)| poisoned == id)
+                        {
                             *left -= 1;
                         }
                     }
@@ -408,9 +541,15 @@ mod tests {
         };
         let mut engines = remake();
         let engine = engines().expect("an engine");
-        let thread = EngineThread::new(jobs, Arc::new(Pulse::new()), Arc::new(Metrics::new()), step);
+        let thread =
+            EngineThread::new(jobs, Arc::new(Pulse::new()), Arc::new(Metrics::new()), step);
         thread.run(engine, engines).expect("engines");
-        assert_eq!(queue.counts().running + queue.counts().waiting, 0, "{:?}", queue.counts());
+        assert_eq!(
+            queue.counts().running + queue.counts().waiting,
+            0,
+            "{:?}",
+            queue.counts()
+        );
         (receivers.iter_mut().map(outcome).collect(), num_panics)
     }
 
@@ -419,12 +558,19 @@ mod tests {
         let lengths = [5, 17, 30, 8];
         let (expected, num_panics) = run(&lengths, 0);
         assert_eq!(num_panics, 0);
-        assert!(expected.iter().all(|(tokens, reason)| tokens.len() == 10 && *reason == Ok(FinishReason::Length)));
+        assert!(
+            expected
+                .iter()
+                .all(|(tokens, reason)| tokens.len() == 10 && *reason == Ok(FinishReason::Length))
+        );
         let (outcomes, num_panics) = run(&lengths, 17);
         assert_eq!(num_panics, 2, "among others, then alone");
         for (index, (outcome, expected)) in outcomes.iter().zip(&expected).enumerate() {
             match index {
-                1 => assert!(outcome.1 == Err("panicked") && expected.0.starts_with(&outcome.0), "{outcome:?}"),
+                1 => assert!(
+                    outcome.1 == Err("panicked") && expected.0.starts_with(&outcome.0),
+                    "{outcome:?}"
+                ),
                 _ => assert_eq!(outcome, expected),
             }
         }
@@ -444,8 +590,18 @@ mod tests {
         let ticket = queue.enter(&[3]).expect("room").remove(0);
         let (replies, receiver) = unbounded_channel();
         drop(receiver);
-        let request = Request { prompt: vec![TokenId(1); 3], ..Request::default() };
-        let job = Job { request, constraint: None, choice: 0, replies, ticket, entered: Instant::now() };
+        let request = Request {
+            prompt: vec![TokenId(1); 3],
+            ..Request::default()
+        };
+        let job = Job {
+            request,
+            constraint: None,
+            choice: 0,
+            replies,
+            ticket,
+            entered: Instant::now(),
+        };
         sender.send(job).expect("the thread takes jobs");
         drop(sender);
         let mut engines = remake();

@@ -1,8 +1,9 @@
-//! [`Grammars`]: which tokens may come next, so that an answer is JSON of a schema, matches an expression, or calls a tool.
+//! [`Grammars`]: which tokens may come next, so that an answer is JSON of a schema, matches an
+//! expression, or calls a tool.
 //!
-//! A grammar is compiled, within limits, on the threads for text, and followed on the engine's thread, token by token. What
-//! cannot be compiled, or has no first token within the limits, is refused: no answer is given without the constraint that
-//! was asked for.
+//! A grammar is compiled, within limits, on the threads for text, and followed on the engine's
+//! thread, token by token. What cannot be compiled, or has no first token within the limits, is
+//! refused: no answer is given without the constraint that was asked for.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,8 +17,8 @@ use serde_json::{Value, json};
 
 /// The longest token that a grammar uses, in bytes; longer ones are never needed.
 const TOKEN_BYTES_MAX: usize = 200;
-/// The most digits in a row in JSON, give or take a token, where its form does not demand more: a number that a model does
-/// not end has no other end.
+/// The most digits in a row in JSON, give or take a token, where its form does not demand more: a
+/// number that a model does not end has no other end.
 const DIGITS_MAX: usize = 32;
 /// What became of so many grammars is kept: programs ask for the same again and again.
 const KEPT_MAX: usize = 16;
@@ -73,28 +74,41 @@ impl Grammars {
     pub(crate) fn new(tokenizer: &Tokenizer) -> Result<Self, String> {
         let stop_ids: Vec<u32> = tokenizer.stop_ids().iter().map(|id| id.0).collect();
         let Some(&eos) = stop_ids.first() else {
-            return Err("this model has no token that ends an answer, which a grammar needs".to_owned());
+            return Err(
+                "this model has no token that ends an answer, which a grammar needs".to_owned(),
+            );
         };
         let vocab_size = tokenizer.vocab_size() as u32;
-        let words: Vec<_> = (0..vocab_size).map(|id| word(tokenizer, TokenId(id))).collect();
+        let words: Vec<_> = (0..vocab_size)
+            .map(|id| word(tokenizer, TokenId(id)))
+            .collect();
         let is_digit = |word: &Vec<u8>| word.first().is_some_and(u8::is_ascii_digit);
-        let trie = TokTrie::from(&TokRxInfo::new(vocab_size, eos), &words).with_eos_tokens(&stop_ids);
+        let trie =
+            TokTrie::from(&TokRxInfo::new(vocab_size, eos), &words).with_eos_tokens(&stop_ids);
         let mut digits = trie.alloc_token_set();
-        (0..vocab_size).zip(&words).filter(|(_, word)| is_digit(word)).for_each(|(id, _)| digits.allow_token(id));
+        (0..vocab_size)
+            .zip(&words)
+            .filter(|(_, word)| is_digit(word))
+            .for_each(|(id, _)| digits.allow_token(id));
         let tokens: TokEnv = Arc::new(Tokens { trie });
         let mut factory = ParserFactory::new_simple(&tokens).map_err(|error| complaint(&error))?;
         factory.quiet();
         *factory.limits_mut() = ParserLimits {
             // A kilobyte or two each.
             max_lexer_states: 20_000,
-            // Forms of a few kilobytes that come to more take a second and longer; 500 fields come to some 20,000.
+            // Forms of a few kilobytes that come to more take a second and longer; 500 fields come
+            // to some 20,000.
             max_grammar_size: 50_000,
             initial_lexer_fuel: 300_000,
             // What is in the prompt stays out of errors.
             verbose_errors: false,
             ..ParserLimits::default()
         };
-        Ok(Self { factory, digits: Arc::new(digits), kept: Mutex::new(VecDeque::new()) })
+        Ok(Self {
+            factory,
+            digits: Arc::new(digits),
+            kept: Mutex::new(VecDeque::new()),
+        })
     }
 
     /// The beginning of an answer under a grammar.
@@ -122,13 +136,15 @@ impl Grammars {
             Grammar::Lark(text) | Grammar::Calls(text) => TopLevelGrammar::from_lark(text.clone()),
         };
         let mut matcher = Matcher::new(self.factory.create_parser(top));
-        // Here, where it keeps nobody waiting and whoever asked can still be refused: the first tokens, and those behind
-        // what all answers begin with, such as the fields of an object.
+        // Here, where it keeps nobody waiting and whoever asked can still be refused: the first
+        // tokens, and those behind what all answers begin with, such as the fields of an object.
         next_tokens(&mut matcher)?;
         let mut ahead = matcher.deep_clone();
         let forced = ahead.compute_ff_bytes();
         let forced = self.factory.tok_env().tokenize_bytes(&forced);
-        ahead.consume_tokens(&forced).map_err(|error| complaint(&error))?;
+        ahead
+            .consume_tokens(&forced)
+            .map_err(|error| complaint(&error))?;
         next_tokens(&mut ahead)?;
         let is_json = matches!(grammar, Grammar::Schema(_) | Grammar::Calls(_));
         let digits = is_json.then(|| Digits {
@@ -143,8 +159,14 @@ impl Grammars {
 
 /// The tokens that may come next, at least one.
 fn next_tokens(matcher: &mut Matcher) -> Result<SimpleVob, String> {
-    let mask = matcher.compute_mask_or_eos().map_err(|error| complaint(&error))?;
-    if mask.is_zero() { Err("the grammar allows no token of this model here".to_owned()) } else { Ok(mask) }
+    let mask = matcher
+        .compute_mask_or_eos()
+        .map_err(|error| complaint(&error))?;
+    if mask.is_zero() {
+        Err("the grammar allows no token of this model here".to_owned())
+    } else {
+        Ok(mask)
+    }
 }
 
 /// The bytes of a token; control tokens are marked as such, and never part of a text.
@@ -153,15 +175,17 @@ fn word(tokenizer: &Tokenizer, id: TokenId) -> Vec<u8> {
     match tokenizer.kind(id) {
         _ if bytes.len() > TOKEN_BYTES_MAX => Vec::new(),
         TokenKind::Unused => Vec::new(),
-        TokenKind::Control | TokenKind::Unknown => [&[TokTrie::SPECIAL_TOKEN_MARKER], bytes].concat(),
+        TokenKind::Control | TokenKind::Unknown => {
+            [&[TokTrie::SPECIAL_TOKEN_MARKER], bytes].concat()
+        }
         _ => bytes.to_vec(),
     }
 }
 
-/// A schema with how it is to be read: at most one line end and its indentation between two things, so that no answer is
-/// space without end. Where a value must be of exactly one kind of several, these must be seen to exclude each other. Of
-/// kinds that are defined elsewhere that cannot be seen, and programs write them so that they do: then it is enough that a
-/// value is of one of them.
+/// A schema with how it is to be read: at most one line end and its indentation between two things,
+/// so that no answer is space without end. Where a value must be of exactly one kind of several,
+/// these must be seen to exclude each other. Of kinds that are defined elsewhere that cannot be
+/// seen, and programs write them so that they do: then it is enough that a value is of one of them.
 pub(crate) fn with_options(schema: &Value) -> Result<Value, String> {
     let mut schema = match schema {
         Value::Object(_) => schema.clone(),
@@ -169,7 +193,8 @@ pub(crate) fn with_options(schema: &Value) -> Result<Value, String> {
         _ => return Err("a JSON schema is an object".to_owned()),
     };
     let coerce_one_of = has_named_kinds(&schema);
-    schema["x-guidance"] = json!({ "whitespace_pattern": r"( |\n[ ]{0,16})?", "coerce_one_of": coerce_one_of });
+    schema["x-guidance"] =
+        json!({ "whitespace_pattern": r"( |\n[ ]{0,16})?", "coerce_one_of": coerce_one_of });
     Ok(schema)
 }
 
@@ -179,7 +204,8 @@ fn has_named_kinds(schema: &Value) -> bool {
     match schema {
         Value::Object(fields) => {
             let kinds = fields.get("oneOf").and_then(Value::as_array);
-            kinds.is_some_and(|kinds| kinds.iter().any(is_named)) || fields.values().any(has_named_kinds)
+            kinds.is_some_and(|kinds| kinds.iter().any(is_named))
+                || fields.values().any(has_named_kinds)
         }
         Value::Array(values) => values.iter().any(has_named_kinds),
         _ => false,
@@ -189,12 +215,14 @@ fn has_named_kinds(schema: &Value) -> bool {
 fn complaint(error: &impl std::fmt::Display) -> String {
     let text = error.to_string();
     if text.contains("coerce_one_of") {
-        return "the kinds of a 'oneOf' are not seen to exclude each other; 'anyOf' takes such".to_owned();
+        return "the kinds of a 'oneOf' are not seen to exclude each other; 'anyOf' takes such"
+            .to_owned();
     }
     text.trim().chars().take(COMPLAINT_MAX).collect()
 }
 
-/// A grammar on its way through one answer; from [`Grammars::compile`] at its beginning, which clones share.
+/// A grammar on its way through one answer; from [`Grammars::compile`] at its beginning, which
+/// clones share.
 #[derive(Clone)]
 pub(crate) struct TokenConstraint {
     matcher: Matcher,
@@ -204,7 +232,10 @@ pub(crate) struct TokenConstraint {
 impl TokenConstraint {
     /// The same for another answer.
     pub(crate) fn anew(&self) -> Self {
-        Self { matcher: self.matcher.deep_clone(), digits: self.digits.clone() }
+        Self {
+            matcher: self.matcher.deep_clone(),
+            digits: self.digits.clone(),
+        }
     }
 }
 
@@ -235,8 +266,16 @@ impl Digits {
 
     fn count(&mut self, token: TokenId) {
         let bytes = self.tokens.tok_trie().token(token.0);
-        let at_end = bytes.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
-        let before = if at_end == bytes.len() { self.in_a_row } else { 0 };
+        let at_end = bytes
+            .iter()
+            .rev()
+            .take_while(|byte| byte.is_ascii_digit())
+            .count();
+        let before = if at_end == bytes.len() {
+            self.in_a_row
+        } else {
+            0
+        };
         self.in_a_row = before + at_end;
     }
 }
@@ -259,7 +298,9 @@ impl Constraint for TokenConstraint {
         if let Some(digits) = &mut self.digits {
             digits.count(token);
         }
-        self.matcher.consume_token(token.0).map_err(|error| complaint(&error))
+        self.matcher
+            .consume_token(token.0)
+            .map_err(|error| complaint(&error))
     }
 }
 
@@ -272,9 +313,11 @@ mod tests {
     use super::*;
 
     fn tokenizer() -> Arc<Tokenizer> {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/stories/stories.gguf");
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../models/stories/stories.gguf");
         let cpu = Cpu::new(KernelSet::detect(), 1);
-        let Loaded { tokenization, .. } = load(&path, &LoadOptions::default(), &cpu).expect("the built-in model");
+        let Loaded { tokenization, .. } =
+            load(&path, &LoadOptions::default(), &cpu).expect("the built-in model");
         tokenization.expect("a tokenizer").tokenizer
     }
 
@@ -282,14 +325,18 @@ mod tests {
     fn accepts(grammars: &Grammars, tokenizer: &Tokenizer, grammar: &Grammar, text: &str) -> bool {
         let mut constraint = grammars.compile(grammar).expect("a grammar").anew();
         let mut allowed = TokenSet::default();
-        let options = bitnet_tokenizers::EncodeOptions { add_special: false, parse_special: false };
+        let options = bitnet_tokenizers::EncodeOptions {
+            add_special: false,
+            parse_special: false,
+        };
         for token in tokenizer.encode(text, options).expect("tokens") {
             if constraint.allowed(&mut allowed).is_err() || !allowed.contains(token) {
                 return false;
             }
             constraint.accept(token).expect("an allowed token");
         }
-        constraint.allowed(&mut allowed).is_ok() && tokenizer.stop_ids().iter().all(|id| allowed.contains(*id))
+        constraint.allowed(&mut allowed).is_ok()
+            && tokenizer.stop_ids().iter().all(|id| allowed.contains(*id))
     }
 
     #[test]
@@ -309,10 +356,18 @@ mod tests {
         for (grammar, text, expected) in [
             (&person, r#"{"name": "Tom", "age": 3}"#, true),
             (&person, r#"{"name":"Tom","age":3,"tags":["a","b"]}"#, true),
-            (&person, "{\n  \"name\": \"T\\\"om\",\n  \"age\": 3\n}", true),
+            (
+                &person,
+                "{\n  \"name\": \"T\\\"om\",\n  \"age\": 3\n}",
+                true,
+            ),
             (&person, r#"{"name": "Tom"}"#, false),
             (&person, r#"{"name": "Tom", "age": "3"}"#, false),
-            (&person, r#"{"name": "Tom", "age": 3, "tags": ["c"]}"#, false),
+            (
+                &person,
+                r#"{"name": "Tom", "age": 3, "tags": ["c"]}"#,
+                false,
+            ),
             (&person, r#"{"name": "Tom", "age": 3, "more": 1}"#, false),
             (&person, r#"{"name": "Tom", "age": 3"#, false),
             (&person, "{     \"name\": \"Tom\", \"age\": 3}", false),
@@ -325,7 +380,11 @@ mod tests {
             (&choice, "no\n", true),
             (&choice, "no", false),
         ] {
-            assert_eq!(accepts(&grammars, &tokenizer, grammar, text), expected, "{grammar:?} {text}");
+            assert_eq!(
+                accepts(&grammars, &tokenizer, grammar, text),
+                expected,
+                "{grammar:?} {text}"
+            );
         }
     }
 
@@ -337,7 +396,10 @@ mod tests {
         let any = Grammar::Schema(json!({ "type": "object" }));
         let demanded = Grammar::Schema(json!({ "type": "string", "pattern": "^[0-9]{80}$" }));
         let lark = "start: TEXT | \"<\" arguments \">\"\nTEXT: /[^<]*/\narguments: %json { \"type\": \"integer\" }\n";
-        let [text, calls] = [Grammar::Lark(lark.to_owned()), Grammar::Calls(lark.to_owned())];
+        let [text, calls] = [
+            Grammar::Lark(lark.to_owned()),
+            Grammar::Calls(lark.to_owned()),
+        ];
         let (few, many) = ("1".repeat(30), "1".repeat(80));
         for (grammar, before, after, takes_many) in [
             (&number, "", "", false),
@@ -348,8 +410,19 @@ mod tests {
             (&calls, "<", ">", false),
             (&calls, "", "", true),
         ] {
-            let accepts = |digits: &str| accepts(&grammars, &tokenizer, grammar, &format!("{before}{digits}{after}"));
-            assert_eq!((accepts(&few), accepts(&many)), (!std::ptr::eq(grammar, &demanded), takes_many), "{grammar:?}");
+            let accepts = |digits: &str| {
+                accepts(
+                    &grammars,
+                    &tokenizer,
+                    grammar,
+                    &format!("{before}{digits}{after}"),
+                )
+            };
+            assert_eq!(
+                (accepts(&few), accepts(&many)),
+                (!std::ptr::eq(grammar, &demanded), takes_many),
+                "{grammar:?}"
+            );
         }
     }
 
@@ -364,11 +437,21 @@ mod tests {
             Grammar::Regex("(".to_owned()),
             Grammar::Lark("start: missing".to_owned()),
             Grammar::Lark(String::new()),
-            Grammar::Lark(format!("start: {}\"a\"{}", "(".repeat(60_000), ")".repeat(60_000))),
+            Grammar::Lark(format!(
+                "start: {}\"a\"{}",
+                "(".repeat(60_000),
+                ")".repeat(60_000)
+            )),
         ] {
             let shown: String = format!("{wrong:?}").chars().take(80).collect();
-            let complaint = grammars.compile(&wrong).err().unwrap_or_else(|| panic!("{shown} was taken"));
-            assert!(!complaint.is_empty() && complaint.len() <= 4 * COMPLAINT_MAX, "{shown}: {complaint}");
+            let complaint = grammars
+                .compile(&wrong)
+                .err()
+                .unwrap_or_else(|| panic!("{shown} was taken"));
+            assert!(
+                !complaint.is_empty() && complaint.len() <= 4 * COMPLAINT_MAX,
+                "{shown}: {complaint}"
+            );
         }
     }
 
@@ -377,8 +460,14 @@ mod tests {
         let tokenizer = tokenizer();
         let grammars = Grammars::new(&tokenizer).expect("grammars");
         let numbered = |index: usize| Grammar::Regex(format!("a{{{index}}}b"));
-        let kept =
-            |wanted: &Grammar| grammars.kept.lock().expect("no panic").iter().any(|(grammar, _)| grammar == wanted);
+        let kept = |wanted: &Grammar| {
+            grammars
+                .kept
+                .lock()
+                .expect("no panic")
+                .iter()
+                .any(|(grammar, _)| grammar == wanted)
+        };
         for _ in 0..3 {
             assert!(accepts(&grammars, &tokenizer, &numbered(1), "ab"));
             assert!(!accepts(&grammars, &tokenizer, &numbered(1), "aab"));
@@ -389,7 +478,11 @@ mod tests {
             grammars.compile(&numbered(index)).expect("a grammar");
             assert!(grammars.compile(&numbered(1)).is_ok());
         }
-        assert!(kept(&numbered(1)) && kept(&numbered(KEPT_MAX)) && !kept(&Grammar::Regex("(".to_owned())));
+        assert!(
+            kept(&numbered(1))
+                && kept(&numbered(KEPT_MAX))
+                && !kept(&Grammar::Regex("(".to_owned()))
+        );
         assert_eq!(grammars.kept.lock().expect("no panic").len(), KEPT_MAX);
     }
 
@@ -397,15 +490,28 @@ mod tests {
     fn exactly_one_of_several_kinds_is_kept_to_or_refused() {
         let tokenizer = tokenizer();
         let grammars = Grammars::new(&tokenizer).expect("grammars");
-        let pet =
-            |name: &str| json!({ "type": "object", "properties": { "is": { "const": name } }, "required": ["is"] });
-        let disjoint = Grammar::Schema(json!({ "oneOf": [pet("cat"), pet("dog"), { "type": "null" }] }));
-        assert!(accepts(&grammars, &tokenizer, &disjoint, r#"{"is": "dog"}"#));
+        let pet = |name: &str| json!({ "type": "object", "properties": { "is": { "const": name } }, "required": ["is"] });
+        let disjoint =
+            Grammar::Schema(json!({ "oneOf": [pet("cat"), pet("dog"), { "type": "null" }] }));
+        assert!(accepts(
+            &grammars,
+            &tokenizer,
+            &disjoint,
+            r#"{"is": "dog"}"#
+        ));
         let named = json!({ "oneOf": [{ "$ref": "#/$defs/cat" }, { "$ref": "#/$defs/dog" }],
             "$defs": { "cat": pet("cat"), "dog": pet("dog") } });
-        assert!(accepts(&grammars, &tokenizer, &Grammar::Schema(named), r#"{"is": "cat"}"#));
+        assert!(accepts(
+            &grammars,
+            &tokenizer,
+            &Grammar::Schema(named),
+            r#"{"is": "cat"}"#
+        ));
         let overlapping = json!({ "oneOf": [{ "type": "integer" }, { "type": "number" }] });
-        let complaint = grammars.compile(&Grammar::Schema(overlapping)).err().expect("a refusal");
+        let complaint = grammars
+            .compile(&Grammar::Schema(overlapping))
+            .err()
+            .expect("a refusal");
         assert!(complaint.contains("exclude each other"), "{complaint}");
     }
 
@@ -413,7 +519,8 @@ mod tests {
     fn a_grammar_whose_first_token_is_too_much_work_is_refused() {
         let grammars = Grammars::new(&tokenizer()).expect("grammars");
         let properties = |count: usize| -> Grammar {
-            let properties = (0..count).map(|index| (format!("p{index}"), json!({ "type": "string" })));
+            let properties =
+                (0..count).map(|index| (format!("p{index}"), json!({ "type": "string" })));
             let properties: serde_json::Map<_, _> = properties.collect();
             Grammar::Schema(json!({ "type": "object", "properties": properties }))
         };

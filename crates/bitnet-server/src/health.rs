@@ -1,4 +1,5 @@
-//! Is the server alive, has it started, may it be sent requests? For whatever starts, stops and balances servers.
+//! Is the server alive, has it started, may it be sent requests? For whatever starts, stops and
+//! balances servers.
 //!
 //! All four answer from memory alone: nothing waits for the engine.
 
@@ -16,7 +17,8 @@ use crate::state::{App, Phase};
 /// How the server is.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Health {
-    /// `ok`, `loading`, `draining`, or `stalled` where the engine has not finished a step for too long.
+    /// `ok`, `loading`, `draining`, or `stalled` where the engine has not finished a step for too
+    /// long.
     status: &'static str,
 }
 
@@ -27,7 +29,11 @@ fn answer(app: &App, is_ok: bool) -> Response {
         (None, Phase::Ready) => "ok",
         (None, Phase::Draining) => "draining",
     };
-    let code = if is_ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let code = if is_ok {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     (code, crate::api::json(&Health { status })).into_response()
 }
 

@@ -1,4 +1,5 @@
-//! The routes, and what goes around every request: its name, its record, who may ask, and a net under panics.
+//! The routes, and what goes around every request: its name, its record, who may ask, and a net
+//! under panics.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -39,7 +40,10 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/models/{*model}", get(models::retrieve))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
-        .route_layer(middleware::from_fn_with_state(Arc::clone(&app), authenticate));
+        .route_layer(middleware::from_fn_with_state(
+            Arc::clone(&app),
+            authenticate,
+        ));
     let open = Router::new()
         .route("/", get(page::serve))
         .route("/openapi.json", get(openapi::serve))
@@ -59,7 +63,11 @@ pub(crate) fn router(app: Arc<App>) -> Router {
 /// What happened, for Prometheus.
 async fn metrics(State(app): State<Arc<App>>) -> Response {
     let text = app.metrics.text(&app.scene());
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+    (
+        [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+        text,
+    )
+        .into_response()
 }
 
 /// How much there is to do, if the format is one that we know.
@@ -67,7 +75,9 @@ fn load_report(app: &App, format: &HeaderValue) -> Option<HeaderValue> {
     let (usage, waiting) = (app.metrics.cache_usage(), app.queue.counts().waiting);
     let text = match format.as_bytes() {
         b"TEXT" => {
-            format!("TEXT named_metrics.kv_cache_usage_perc={usage}, named_metrics.num_requests_waiting={waiting}")
+            format!(
+                "TEXT named_metrics.kv_cache_usage_perc={usage}, named_metrics.num_requests_waiting={waiting}"
+            )
         }
         b"JSON" => {
             let metrics = serde_json::json!({ "kv_cache_usage_perc": usage, "num_requests_waiting": waiting });
@@ -91,7 +101,9 @@ async fn authenticate(State(app): State<Arc<App>>, request: Request, next: Next)
     if let Some(keys) = &app.options.api_keys {
         let Some(owner) = keys.owner(request.headers()) else {
             let mut response = ApiError::unauthorized().into_response();
-            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            response
+                .headers_mut()
+                .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             return response;
         };
         if let Some(record) = request.extensions().get::<Arc<Record>>() {
@@ -103,11 +115,21 @@ async fn authenticate(State(app): State<Arc<App>>, request: Request, next: Next)
 
 /// Names and records a request, answers browsers' preflights, and turns a panic into an answer.
 async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let route = request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str).to_owned();
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("unknown", MatchedPath::as_str)
+        .to_owned();
     let headers = request.headers();
     let trace = TraceParent::from_headers(headers);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let record = Arc::new(Record::new(method, path, route, id::request_id(headers), trace));
+    let record = Arc::new(Record::new(
+        method,
+        path,
+        route,
+        id::request_id(headers),
+        trace,
+    ));
     let mut recording = Recording {
         record: Arc::clone(&record),
         app: Arc::clone(&app),
@@ -116,7 +138,8 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
         _under_way: app.count_request(),
     };
     let cors = app.options.cors_origins.headers(headers);
-    let preflight = CorsOrigins::is_preflight(&request).then(|| app.options.cors_origins.preflight_headers(headers));
+    let preflight = CorsOrigins::is_preflight(&request)
+        .then(|| app.options.cors_origins.preflight_headers(headers));
     let is_head = request.method() == Method::HEAD;
     let load_format = headers.get(LOAD_FORMAT).cloned();
     // Such a client sends its body only if it is asked for.
@@ -128,10 +151,14 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
 
     let mut response = match preflight {
         Some(headers) => (StatusCode::NO_CONTENT, headers).into_response(),
-        None => AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
-            // The message was printed where it happened.
-            ApiError::internal("a bug in the server: this request made it panic").into_response()
-        }),
+        None => AssertUnwindSafe(next.run(request))
+            .catch_unwind()
+            .await
+            .unwrap_or_else(|_| {
+                // The message was printed where it happened.
+                ApiError::internal("a bug in the server: this request made it panic")
+                    .into_response()
+            }),
     };
     let status = response.status();
     if (status.is_client_error() || status.is_server_error())

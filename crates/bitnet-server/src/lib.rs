@@ -1,14 +1,15 @@
 //! SERVER: the engine behind HTTP, as OpenAI's API.
 //!
-//! [`serve`] binds an address, loads a model on the one thread that owns the [`Engine`](bitnet_inference::Engine), and
-//! answers until it is told to stop. A request is read and checked here, turned into tokens, put into a bounded queue
-//! and handed to the engine's thread; what the engine brings comes back over a channel, as a whole answer or piece by
-//! piece. Whoever hangs up closes that channel, which cancels the request.
+//! [`serve`] binds an address, loads a model on the one thread that owns the
+//! [`Engine`](bitnet_inference::Engine), and answers until it is told to stop. A request is read
+//! and checked here, turned into tokens, put into a bounded queue and handed to the engine's
+//! thread; what the engine brings comes back over a channel, as a whole answer or piece by piece.
+//! Whoever hangs up closes that channel, which cancels the request.
 //!
 //! [`run_load`] is the other side: many clients at once, and how long each was kept waiting.
 //!
-//! This crate knows text and JSON, no tensors. It reads neither arguments nor the environment: the program settles
-//! [`ServeOptions`].
+//! This crate knows text and JSON, no tensors. It reads neither arguments nor the environment: the
+//! program settles [`ServeOptions`].
 
 #![forbid(unsafe_code)]
 

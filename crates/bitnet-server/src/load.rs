@@ -1,5 +1,5 @@
-//! [`run_load`]: many clients at once, and how long each was kept waiting. Works with every server that has OpenAI's API,
-//! without TLS.
+//! [`run_load`]: many clients at once, and how long each was kept waiting. Works with every server
+//! that has OpenAI's API, without TLS.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -46,7 +46,8 @@ pub struct LoadGeneratorOptions {
     pub as_token_ids: bool,
     /// Tokens of an answer.
     pub max_tokens: usize,
-    /// Ask for answers that go on after the end-of-text token, with a field that not every server has.
+    /// Ask for answers that go on after the end-of-text token, with a field that not every server
+    /// has.
     pub ignore_eos: bool,
     /// The sampling temperature.
     pub temperature: f64,
@@ -101,7 +102,10 @@ impl RequestTimes {
     /// From token to token, on average; `None` for answers of one token.
     #[must_use]
     pub fn token_time(&self) -> Option<Duration> {
-        let others = u32::try_from(self.output_tokens).ok()?.checked_sub(1).filter(|n| *n > 0)?;
+        let others = u32::try_from(self.output_tokens)
+            .ok()?
+            .checked_sub(1)
+            .filter(|n| *n > 0)?;
         let decode: Duration = self.gaps.iter().sum();
         Some(decode / others)
     }
@@ -124,20 +128,33 @@ pub struct LoadReport {
 /// If the address is none, there are no threads to be had, or the first request fails.
 pub fn run_load(options: &LoadGeneratorOptions) -> Result<LoadReport> {
     let target = Arc::new(Target::new(options)?);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
     runtime.map_err(Error::Threads)?.block_on(async {
         for index in 0..options.num_warmup {
             // Other prompts than those that count.
             let warmup = target.request(usize::MAX / 2 + index).await;
-            warmup.map_err(|problem| Error::Load(format!("the first request failed: {problem}").into()))?;
+            warmup.map_err(|problem| {
+                Error::Load(format!("the first request failed: {problem}").into())
+            })?;
         }
         let start = Instant::now();
         let results = match options.arrivals {
-            Arrivals::Closed { concurrency } => closed(&target, options.num_requests, concurrency).await,
-            Arrivals::Open { rate } => open(&target, options.num_requests, rate, options.seed).await,
+            Arrivals::Closed { concurrency } => {
+                closed(&target, options.num_requests, concurrency).await
+            }
+            Arrivals::Open { rate } => {
+                open(&target, options.num_requests, rate, options.seed).await
+            }
         };
         let elapsed = start.elapsed();
-        let mut report = LoadReport { answered: Vec::new(), failed: Vec::new(), elapsed };
+        let mut report = LoadReport {
+            answered: Vec::new(),
+            failed: Vec::new(),
+            elapsed,
+        };
         for result in results {
             match result {
                 Ok(times) => report.answered.push(times),
@@ -185,7 +202,11 @@ async fn open(target: &Arc<Target>, num_requests: usize, rate: f64, seed: u64) -
         let uniform = ((mix(seed ^ mix(index as u64)) >> 11) + 1) as f64 / (1u64 << 53) as f64;
         due += Duration::from_secs_f64(-uniform.ln() / rate);
     }
-    join_all(requests).await.into_iter().map(|result| result.unwrap_or_else(|error| Err(error.to_string()))).collect()
+    join_all(requests)
+        .await
+        .into_iter()
+        .map(|result| result.unwrap_or_else(|error| Err(error.to_string())))
+        .collect()
 }
 
 /// The finaliser of splitmix64.
@@ -204,26 +225,51 @@ struct Target {
 
 impl Target {
     fn new(options: &LoadGeneratorOptions) -> Result<Self> {
-        let wrong = || Error::Url { url: options.url.clone() };
+        let wrong = || Error::Url {
+            url: options.url.clone(),
+        };
         let rest = options.url.strip_prefix("http://").ok_or_else(wrong)?;
-        let (host, base) = rest.find('/').map_or((rest, ""), |slash| rest.split_at(slash));
+        let (host, base) = rest
+            .find('/')
+            .map_or((rest, ""), |slash| rest.split_at(slash));
         let base = base.trim_end_matches('/').trim_end_matches("/v1");
         if host.is_empty() || host.contains('@') {
             return Err(wrong());
         }
-        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-        let host = if has_port { host.to_owned() } else { format!("{host}:80") };
+        let has_port = host
+            .rsplit_once(':')
+            .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        let host = if has_port {
+            host.to_owned()
+        } else {
+            format!("{host}:80")
+        };
         let endpoint = match options.endpoint {
             LoadEndpoint::Chat => "chat/completions",
             LoadEndpoint::Completions => "completions",
         };
-        Ok(Self { host, path: format!("{base}/v1/{endpoint}"), options: options.clone() })
+        Ok(Self {
+            host,
+            path: format!("{base}/v1/{endpoint}"),
+            options: options.clone(),
+        })
     }
 
     fn body(&self, index: usize) -> Value {
         let options = &self.options;
-        let places = places(options.prompt_words, options.shared_words, options.seed, index as u64);
-        let text = || places.clone().map(|place| WORDS[place as usize % WORDS.len()]).collect::<Vec<_>>().join(" ");
+        let places = places(
+            options.prompt_words,
+            options.shared_words,
+            options.seed,
+            index as u64,
+        );
+        let text = || {
+            places
+                .clone()
+                .map(|place| WORDS[place as usize % WORDS.len()])
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
         let mut body = json!({
             "stream": true,
             "stream_options": { "include_usage": true },
@@ -234,7 +280,10 @@ impl Target {
         match options.endpoint {
             LoadEndpoint::Chat => body["messages"] = json!([{ "role": "user", "content": text() }]),
             LoadEndpoint::Completions if options.as_token_ids => {
-                body["prompt"] = places.clone().map(|place| TOKEN_ID_MIN + place % NUM_TOKEN_IDS).collect();
+                body["prompt"] = places
+                    .clone()
+                    .map(|place| TOKEN_ID_MIN + place % NUM_TOKEN_IDS)
+                    .collect();
             }
             LoadEndpoint::Completions => body["prompt"] = json!(text()),
         }
@@ -250,17 +299,25 @@ impl Target {
     async fn request(&self, index: usize) -> Outcome {
         match timeout(self.options.timeout, self.answer(index)).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(format!("no answer within {} s", self.options.timeout.as_secs_f64())),
+            Err(_) => Err(format!(
+                "no answer within {} s",
+                self.options.timeout.as_secs_f64()
+            )),
         }
     }
 
     async fn answer(&self, index: usize) -> Outcome {
         let body = self.body(index).to_string();
         let start = Instant::now();
-        let stream = TcpStream::connect(&self.host).await.map_err(|error| format!("cannot connect: {error}"))?;
-        stream.set_nodelay(true).map_err(|error| format!("cannot connect: {error}"))?;
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| format!("cannot connect: {error}"))?;
+        let stream = TcpStream::connect(&self.host)
+            .await
+            .map_err(|error| format!("cannot connect: {error}"))?;
+        stream
+            .set_nodelay(true)
+            .map_err(|error| format!("cannot connect: {error}"))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| format!("cannot connect: {error}"))?;
         tokio::spawn(connection);
         let mut request = Request::builder()
             .method(Method::POST)
@@ -271,13 +328,25 @@ impl Target {
         if let Some(key) = &self.options.api_key {
             request = request.header("authorization", format!("Bearer {key}"));
         }
-        let request = request.body(Full::new(Bytes::from(body))).map_err(|error| error.to_string())?;
-        let response = sender.send_request(request).await.map_err(|error| format!("cannot send: {error}"))?;
+        let request = request
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| error.to_string())?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|error| format!("cannot send: {error}"))?;
         let status = response.status();
         if !status.is_success() {
-            let body =
-                response.into_body().collect().await.map_err(|error| format!("cannot read: {error}"))?.to_bytes();
-            return Err(format!("{status}: {}", quoted(&String::from_utf8_lossy(&body))));
+            let body = response
+                .into_body()
+                .collect()
+                .await
+                .map_err(|error| format!("cannot read: {error}"))?
+                .to_bytes();
+            return Err(format!(
+                "{status}: {}",
+                quoted(&String::from_utf8_lossy(&body))
+            ));
         }
         read_answer(response.into_body(), start).await
     }
@@ -292,16 +361,23 @@ async fn read_answer(mut body: Incoming, start: Instant) -> Outcome {
         cached_tokens: 0,
         output_tokens: 0,
     };
-    let (mut rest, mut last, mut usage, mut own_usage) = (Vec::new(), None::<Instant>, Value::Null, Value::Null);
+    let (mut rest, mut last, mut usage, mut own_usage) =
+        (Vec::new(), None::<Instant>, Value::Null, Value::Null);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| format!("the answer broke off: {error}"))?;
-        let Some(data) = frame.data_ref() else { continue };
+        let Some(data) = frame.data_ref() else {
+            continue;
+        };
         let now = Instant::now();
         rest.extend_from_slice(data);
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = rest.drain(..=end).collect();
-            let Some(data) = line.strip_prefix(b"data:").map(<[u8]>::trim_ascii) else { continue };
-            let Ok(chunk) = serde_json::from_slice::<Value>(data) else { continue };
+            let Some(data) = line.strip_prefix(b"data:").map(<[u8]>::trim_ascii) else {
+                continue;
+            };
+            let Ok(chunk) = serde_json::from_slice::<Value>(data) else {
+                continue;
+            };
             if let Some(error) = chunk.get("error").filter(|error| !error.is_null()) {
                 return Err(quoted(&error.to_string()));
             }
@@ -312,7 +388,9 @@ async fn read_answer(mut body: Incoming, start: Instant) -> Outcome {
                 own_usage = chunk.clone();
             }
             let choice = &chunk["choices"][0];
-            let text = choice["delta"]["content"].as_str().or_else(|| choice["text"].as_str());
+            let text = choice["delta"]["content"]
+                .as_str()
+                .or_else(|| choice["text"].as_str());
             // As older servers of llama.cpp answer completions.
             let text = text.or_else(|| chunk["content"].as_str());
             if text.is_some_and(|text| !text.is_empty()) {
@@ -331,7 +409,8 @@ async fn read_answer(mut body: Incoming, start: Instant) -> Outcome {
     let told = |name: &str, own: &str| number(&usage[name]).or_else(|| number(&own_usage[own]));
     times.prompt_tokens = told("prompt_tokens", "tokens_evaluated").unwrap_or(0);
     times.cached_tokens = number(&usage["prompt_tokens_details"]["cached_tokens"]).unwrap_or(0);
-    times.output_tokens = told("completion_tokens", "tokens_predicted").unwrap_or(times.gaps.len() + 1);
+    times.output_tokens =
+        told("completion_tokens", "tokens_predicted").unwrap_or(times.gaps.len() + 1);
     Ok(times)
 }
 
@@ -341,19 +420,29 @@ fn quoted(text: &str) -> String {
 
 /// Short words that most vocabularies have as one token each.
 const WORDS: [&str; 32] = [
-    "the", "and", "of", "to", "in", "was", "for", "on", "with", "as", "at", "by", "from", "her", "his", "they", "one",
-    "had", "but", "not", "all", "were", "when", "we", "there", "can", "an", "your", "which", "their", "said", "if",
+    "the", "and", "of", "to", "in", "was", "for", "on", "with", "as", "at", "by", "from", "her",
+    "his", "they", "one", "had", "but", "not", "all", "were", "when", "we", "there", "can", "an",
+    "your", "which", "their", "said", "if",
 ];
 
 /// Ids that most vocabularies have, and that mean nothing special there.
 const TOKEN_ID_MIN: u64 = 300;
 const NUM_TOKEN_IDS: u64 = 2000;
 
-/// What the words of a prompt are drawn by, the first of which are the same for every `index`; the others differ from the
-/// first on.
-fn places(num_words: usize, num_shared: usize, seed: u64, index: u64) -> impl Iterator<Item = u64> + Clone {
+/// What the words of a prompt are drawn by, the first of which are the same for every `index`; the
+/// others differ from the first on.
+fn places(
+    num_words: usize,
+    num_shared: usize,
+    seed: u64,
+    index: u64,
+) -> impl Iterator<Item = u64> + Clone {
     (0..num_words).map(move |place| {
-        let stream = if place < num_shared { 0 } else { mix(index + 1) };
+        let stream = if place < num_shared {
+            0
+        } else {
+            mix(index + 1)
+        };
         mix(mix(seed ^ stream).wrapping_add(place as u64)) >> 1
     })
 }
@@ -380,15 +469,26 @@ mod tests {
             seed: 0,
             timeout: Duration::from_secs(1),
         };
-        Target::new(&options).ok().map(|target| (target.host, target.path))
+        Target::new(&options)
+            .ok()
+            .map(|target| (target.host, target.path))
     }
 
     #[test]
     fn addresses_are_read_with_and_without_their_parts() {
         let found = |host: &str, path: &str| Some((host.to_owned(), path.to_owned()));
-        assert_eq!(target("http://a:8080"), found("a:8080", "/v1/chat/completions"));
-        assert_eq!(target("http://a/v1/"), found("a:80", "/v1/chat/completions"));
-        assert_eq!(target("http://[::1]:80/proxy/v1"), found("[::1]:80", "/proxy/v1/chat/completions"));
+        assert_eq!(
+            target("http://a:8080"),
+            found("a:8080", "/v1/chat/completions")
+        );
+        assert_eq!(
+            target("http://a/v1/"),
+            found("a:80", "/v1/chat/completions")
+        );
+        assert_eq!(
+            target("http://[::1]:80/proxy/v1"),
+            found("[::1]:80", "/proxy/v1/chat/completions")
+        );
         for wrong in ["https://a", "a:80", "http://", "http:///v1", "http://me@a"] {
             assert_eq!(target(wrong), None, "{wrong}");
         }

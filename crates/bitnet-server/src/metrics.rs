@@ -1,8 +1,8 @@
 //! What happened, counted: for Prometheus at `/metrics`, under vLLM's names where vLLM has one.
 //!
-//! Every number comes from something that took place: the engine's thread counts steps ([`Metrics::step`]), the handlers
-//! count answers as their clients get them ([`AnswerTimer`]). Counting is a few atomic additions; text is written only when
-//! somebody asks for it.
+//! Every number comes from something that took place: the engine's thread counts steps
+//! ([`Metrics::step`]), the handlers count answers as their clients get them ([`AnswerTimer`]).
+//! Counting is a few atomic additions; text is written only when somebody asks for it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -16,32 +16,36 @@ use crate::queue;
 
 /// Seconds to a first token.
 const FIRST_TOKEN_S: &[f64] = &[
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
-    160.0, 640.0, 2560.0,
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+    20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
 ];
 /// Seconds between tokens; below vLLM's first, for small models are quick.
 const TOKEN_S: &[f64] = &[
-    0.0005, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0,
-    7.5, 10.0, 20.0, 40.0, 80.0,
+    0.0005, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5,
+    0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
 ];
 /// Seconds of an answer or its phases; below vLLM's first, for small models are quick.
 const REQUEST_S: &[f64] = &[
-    0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0,
-    60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0,
+    30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
 ];
 /// Tokens of a prompt or an answer.
 const TOKENS: &[f64] = &[
-    1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0, 20000.0, 50000.0, 100_000.0,
+    1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0, 20000.0,
+    50000.0, 100_000.0,
 ];
 /// Tokens of a step.
-const STEP_TOKENS: &[f64] =
-    &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
+const STEP_TOKENS: &[f64] = &[
+    1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0,
+    16384.0,
+];
 /// Answers that a request asks for.
 const ANSWERS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0];
-/// Seconds of an HTTP request (OpenTelemetry's semantic conventions), and more: answers take minutes.
+/// Seconds of an HTTP request (OpenTelemetry's semantic conventions), and more: answers take
+/// minutes.
 const HTTP_S: &[f64] = &[
-    0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
-    1800.0,
+    0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0,
+    120.0, 300.0, 600.0, 1800.0,
 ];
 
 /// Adds up.
@@ -69,14 +73,20 @@ pub(crate) struct Histogram {
 
 impl Histogram {
     fn new(bounds: &'static [f64]) -> Self {
-        Self { bounds, buckets: (0..=bounds.len()).map(|_| Counter::default()).collect(), sum: AtomicU64::new(0) }
+        Self {
+            bounds,
+            buckets: (0..=bounds.len()).map(|_| Counter::default()).collect(),
+            sum: AtomicU64::new(0),
+        }
     }
 
     pub(crate) fn observe(&self, value: f64) {
         self.buckets[self.bounds.partition_point(|bound| *bound < value)].add(1);
         let add = |bits| Some((f64::from_bits(bits) + value).to_bits());
         // It never declines.
-        let _ = self.sum.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        let _ = self
+            .sum
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     }
 
     fn observe_duration(&self, duration: Duration) {
@@ -86,12 +96,23 @@ impl Histogram {
     fn write(&self, out: &mut String, name: &str, labels: &str) {
         let comma = if labels.is_empty() { "" } else { "," };
         let mut count = 0;
-        let bounds = self.bounds.iter().map(f64::to_string).chain(["+Inf".to_owned()]);
+        let bounds = self
+            .bounds
+            .iter()
+            .map(f64::to_string)
+            .chain(["+Inf".to_owned()]);
         for (bucket, bound) in self.buckets.iter().zip(bounds) {
             count += bucket.get();
-            let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {count}");
+            let _ = writeln!(
+                out,
+                "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {count}"
+            );
         }
-        let _ = writeln!(out, "{name}_sum{{{labels}}} {}", f64::from_bits(self.sum.load(Ordering::Relaxed)));
+        let _ = writeln!(
+            out,
+            "{name}_sum{{{labels}}} {}",
+            f64::from_bits(self.sum.load(Ordering::Relaxed))
+        );
         let _ = writeln!(out, "{name}_count{{{labels}}} {count}");
     }
 }
@@ -176,7 +197,9 @@ impl Totals {
                 drafts: a.drafts + b.drafts,
                 drafted_tokens: a.drafted_tokens + b.drafted_tokens,
                 accepted_tokens: a.accepted_tokens + b.accepted_tokens,
-                accepted_by_place: std::array::from_fn(|place| a.accepted_by_place[place] + b.accepted_by_place[place]),
+                accepted_by_place: std::array::from_fn(|place| {
+                    a.accepted_by_place[place] + b.accepted_by_place[place]
+                }),
             },
             head: HeadUse {
                 screened: c.screened + d.screened,
@@ -228,14 +251,24 @@ impl Metrics {
     }
 
     /// A step, as an engine told of it.
-    pub(crate) fn step_seen(&self, counts: EngineCounts, head: HeadUse, (free_blocks, num_blocks): (usize, usize)) {
+    pub(crate) fn step_seen(
+        &self,
+        counts: EngineCounts,
+        head: HeadUse,
+        (free_blocks, num_blocks): (usize, usize),
+    ) {
         let mut state = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
         let before = state.now.counts;
-        state.now = Totals { counts, head, panics: 0 };
+        state.now = Totals {
+            counts,
+            head,
+            panics: 0,
+        };
         (state.free_blocks, state.num_blocks) = (free_blocks, num_blocks);
         drop(state);
         if counts.steps > before.steps {
-            self.step_tokens.observe((counts.computed_tokens - before.computed_tokens) as f64);
+            self.step_tokens
+                .observe((counts.computed_tokens - before.computed_tokens) as f64);
         }
     }
 
@@ -251,7 +284,9 @@ impl Metrics {
     pub(crate) fn http(&self, route: &str, method: &str, status: u16, duration: Duration) {
         let mut http = self.http.lock().unwrap_or_else(PoisonError::into_inner);
         let kind = (route.to_owned(), method.to_owned(), status);
-        http.entry(kind).or_insert_with(|| Histogram::new(HTTP_S)).observe_duration(duration);
+        http.entry(kind)
+            .or_insert_with(|| Histogram::new(HTTP_S))
+            .observe_duration(duration);
     }
 
     /// A request has been let in that asks for `n` answers to each prompt.
@@ -278,7 +313,12 @@ pub(crate) struct AnswerTimer {
 
 impl AnswerTimer {
     pub(crate) fn new(arrived: Instant) -> Self {
-        Self { arrived, queued: Duration::ZERO, last_token: None, has_ended: false }
+        Self {
+            arrived,
+            queued: Duration::ZERO,
+            last_token: None,
+            has_ended: false,
+        }
     }
 
     /// The engine has begun, after so long in the queue.
@@ -299,7 +339,11 @@ impl AnswerTimer {
 
     /// The answer is whole.
     pub(crate) fn finished(&mut self, metrics: &Metrics, finish: &Finish) {
-        let outcome = if finish.reason.name() == "stop" { Outcome::Stop } else { Outcome::Length };
+        let outcome = if finish.reason.name() == "stop" {
+            Outcome::Stop
+        } else {
+            Outcome::Length
+        };
         self.ended(metrics, outcome);
         let timings = finish.timings;
         metrics.prompt_tokens.add(timings.prompt_tokens as u64);
@@ -307,11 +351,17 @@ impl AnswerTimer {
         metrics.queued.observe_duration(self.queued);
         metrics.prefill.observe_duration(timings.prefill);
         metrics.decode.observe_duration(timings.decode);
-        metrics.inference.observe_duration(timings.prefill + timings.decode);
+        metrics
+            .inference
+            .observe_duration(timings.prefill + timings.decode);
         metrics.prompt_length.observe(timings.prompt_tokens as f64);
-        metrics.answer_length.observe(timings.generated_tokens as f64);
-        if let Some(others) =
-            u32::try_from(timings.generated_tokens).ok().and_then(|n| n.checked_sub(1)).filter(|n| *n > 0)
+        metrics
+            .answer_length
+            .observe(timings.generated_tokens as f64);
+        if let Some(others) = u32::try_from(timings.generated_tokens)
+            .ok()
+            .and_then(|n| n.checked_sub(1))
+            .filter(|n| *n > 0)
         {
             metrics.token.observe_duration(timings.decode / others);
         }
@@ -338,7 +388,11 @@ impl Writer<'_> {
     }
 
     fn value(&mut self, name: &str, labels: &str, value: impl std::fmt::Display) {
-        let comma = if labels.is_empty() || self.labels.is_empty() { "" } else { "," };
+        let comma = if labels.is_empty() || self.labels.is_empty() {
+            ""
+        } else {
+            ","
+        };
         let _ = writeln!(self.out, "{name}{{{}{comma}{labels}}} {value}", self.labels);
     }
 
@@ -360,7 +414,10 @@ impl Writer<'_> {
 
 /// A label's value, as Prometheus quotes it.
 fn quoted(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
 }
 
 impl Metrics {
@@ -379,52 +436,150 @@ impl Metrics {
 
     /// Part of the cache that requests hold, from 0 to 1.
     pub(crate) fn cache_usage(&self) -> f64 {
-        let EngineState { free_blocks, num_blocks, .. } = *self.engine.lock().unwrap_or_else(PoisonError::into_inner);
-        if num_blocks == 0 { 0.0 } else { 1.0 - free_blocks as f64 / num_blocks as f64 }
+        let EngineState {
+            free_blocks,
+            num_blocks,
+            ..
+        } = *self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+        if num_blocks == 0 {
+            0.0
+        } else {
+            1.0 - free_blocks as f64 / num_blocks as f64
+        }
     }
 
     /// All of it, as Prometheus reads it.
     pub(crate) fn text(&self, scene: &Scene<'_>) -> String {
         let labels = format!("model_name=\"{}\",engine=\"0\"", quoted(scene.model));
-        let mut w = Writer { out: String::with_capacity(16 << 10), labels: &labels };
+        let mut w = Writer {
+            out: String::with_capacity(16 << 10),
+            labels: &labels,
+        };
         let state = *self.engine.lock().unwrap_or_else(PoisonError::into_inner);
-        let Totals { counts, head, panics } = state.earlier.plus(state.now);
+        let Totals {
+            counts,
+            head,
+            panics,
+        } = state.earlier.plus(state.now);
 
         let queue = scene.queue;
-        w.gauge("vllm:num_requests_running", "Answers the engine is working on.", queue.running);
-        w.gauge("vllm:num_requests_waiting", "Answers the engine has not begun.", queue.waiting);
-        w.gauge("bitnet_queue_prompt_tokens", "Prompt tokens of the answers that wait.", queue.waiting_tokens);
+        w.gauge(
+            "vllm:num_requests_running",
+            "Answers the engine is working on.",
+            queue.running,
+        );
+        w.gauge(
+            "vllm:num_requests_waiting",
+            "Answers the engine has not begun.",
+            queue.waiting,
+        );
+        w.gauge(
+            "bitnet_queue_prompt_tokens",
+            "Prompt tokens of the answers that wait.",
+            queue.waiting_tokens,
+        );
         // Older boards ask by the second name.
         for name in ["vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"] {
-            w.gauge(name, "Part of the key/value cache in use, from 0 to 1.", self.cache_usage());
+            w.gauge(
+                name,
+                "Part of the key/value cache in use, from 0 to 1.",
+                self.cache_usage(),
+            );
         }
-        w.head("vllm:cache_config_info", "gauge", "The key/value cache: tokens of a block, and blocks.");
-        let config = format!("block_size=\"{}\",num_gpu_blocks=\"{}\"", scene.block_size, state.num_blocks);
+        w.head(
+            "vllm:cache_config_info",
+            "gauge",
+            "The key/value cache: tokens of a block, and blocks.",
+        );
+        let config = format!(
+            "block_size=\"{}\",num_gpu_blocks=\"{}\"",
+            scene.block_size, state.num_blocks
+        );
         w.value("vllm:cache_config_info", &config, 1);
 
-        w.head("vllm:request_success_total", "counter", "Answers that ended, by the reason.");
+        w.head(
+            "vllm:request_success_total",
+            "counter",
+            "Answers that ended, by the reason.",
+        );
         for outcome in Outcome::ALL {
             let label = format!("finished_reason=\"{}\"", outcome.name());
-            w.value("vllm:request_success_total", &label, self.outcomes[outcome as usize].get());
+            w.value(
+                "vllm:request_success_total",
+                &label,
+                self.outcomes[outcome as usize].get(),
+            );
         }
-        w.counter("vllm:prompt_tokens_total", "Prompt tokens of whole answers.", self.prompt_tokens.get());
-        w.counter("vllm:generation_tokens_total", "Tokens generated.", self.generated_tokens.get());
-        w.counter("vllm:num_preemptions_total", "Answers that had to give their blocks up.", counts.preemptions);
-        w.counter("vllm:prefix_cache_queries_total", "Prompt tokens looked up in the cache.", counts.prompt_tokens);
-        w.counter("vllm:prefix_cache_hits_total", "Those that were found.", counts.cached_tokens);
-        w.counter("vllm:spec_decode_num_drafts_total", "Drafts, each some tokens guessed ahead.", counts.drafts);
-        w.counter("vllm:spec_decode_num_draft_tokens_total", "Tokens guessed ahead.", counts.drafted_tokens);
-        w.counter("vllm:spec_decode_num_accepted_tokens_total", "Those that came.", counts.accepted_tokens);
+        w.counter(
+            "vllm:prompt_tokens_total",
+            "Prompt tokens of whole answers.",
+            self.prompt_tokens.get(),
+        );
+        w.counter(
+            "vllm:generation_tokens_total",
+            "Tokens generated.",
+            self.generated_tokens.get(),
+        );
+        w.counter(
+            "vllm:num_preemptions_total",
+            "Answers that had to give their blocks up.",
+            counts.preemptions,
+        );
+        w.counter(
+            "vllm:prefix_cache_queries_total",
+            "Prompt tokens looked up in the cache.",
+            counts.prompt_tokens,
+        );
+        w.counter(
+            "vllm:prefix_cache_hits_total",
+            "Those that were found.",
+            counts.cached_tokens,
+        );
+        w.counter(
+            "vllm:spec_decode_num_drafts_total",
+            "Drafts, each some tokens guessed ahead.",
+            counts.drafts,
+        );
+        w.counter(
+            "vllm:spec_decode_num_draft_tokens_total",
+            "Tokens guessed ahead.",
+            counts.drafted_tokens,
+        );
+        w.counter(
+            "vllm:spec_decode_num_accepted_tokens_total",
+            "Those that came.",
+            counts.accepted_tokens,
+        );
         let name = "vllm:spec_decode_num_accepted_tokens_per_pos_total";
         w.head(name, "counter", "The same by their position in the draft.");
         for (place, accepted) in counts.accepted_by_place.iter().enumerate() {
             w.value(name, &format!("position=\"{place}\""), accepted);
         }
-        w.counter("bitnet_engine_steps_total", "Steps that ran tokens through the model.", counts.steps);
-        w.counter("bitnet_engine_tokens_total", "Tokens run through the model.", counts.computed_tokens);
-        w.counter("bitnet_engine_panics_total", "Times the engine panicked and was made anew.", panics);
-        w.counter("bitnet_head_screened_tokens_total", "Tokens sampled from estimated logits.", head.screened);
-        w.counter("bitnet_head_fallback_tokens_total", "Those for which all logits were needed.", head.fell_back);
+        w.counter(
+            "bitnet_engine_steps_total",
+            "Steps that ran tokens through the model.",
+            counts.steps,
+        );
+        w.counter(
+            "bitnet_engine_tokens_total",
+            "Tokens run through the model.",
+            counts.computed_tokens,
+        );
+        w.counter(
+            "bitnet_engine_panics_total",
+            "Times the engine panicked and was made anew.",
+            panics,
+        );
+        w.counter(
+            "bitnet_head_screened_tokens_total",
+            "Tokens sampled from estimated logits.",
+            head.screened,
+        );
+        w.counter(
+            "bitnet_head_fallback_tokens_total",
+            "Those for which all logits were needed.",
+            head.fell_back,
+        );
 
         w.histogram(
             "vllm:time_to_first_token_seconds",
@@ -432,7 +587,10 @@ impl Metrics {
             &self.first_token,
         );
         // Older boards ask by the second name.
-        for name in ["vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"] {
+        for name in [
+            "vllm:inter_token_latency_seconds",
+            "vllm:time_per_output_token_seconds",
+        ] {
             w.histogram(name, "From a token to the next.", &self.inter_token);
         }
         w.histogram(
@@ -440,7 +598,11 @@ impl Metrics {
             "Mean time from a token to the next, of whole answers.",
             &self.token,
         );
-        w.histogram("vllm:e2e_request_latency_seconds", "From a request's arrival to the answer's end.", &self.total);
+        w.histogram(
+            "vllm:e2e_request_latency_seconds",
+            "From a request's arrival to the answer's end.",
+            &self.total,
+        );
         w.histogram(
             "vllm:request_queue_time_seconds",
             "From the queue's door to the engine's beginning.",
@@ -451,23 +613,57 @@ impl Metrics {
             "From the engine's beginning to the first token.",
             &self.prefill,
         );
-        w.histogram("vllm:request_decode_time_seconds", "From the first token to the last.", &self.decode);
-        w.histogram("vllm:request_inference_time_seconds", "Both.", &self.inference);
-        w.histogram("vllm:request_prompt_tokens", "Tokens of a prompt.", &self.prompt_length);
-        w.histogram("vllm:request_generation_tokens", "Tokens of an answer.", &self.answer_length);
+        w.histogram(
+            "vllm:request_decode_time_seconds",
+            "From the first token to the last.",
+            &self.decode,
+        );
+        w.histogram(
+            "vllm:request_inference_time_seconds",
+            "Both.",
+            &self.inference,
+        );
+        w.histogram(
+            "vllm:request_prompt_tokens",
+            "Tokens of a prompt.",
+            &self.prompt_length,
+        );
+        w.histogram(
+            "vllm:request_generation_tokens",
+            "Tokens of an answer.",
+            &self.answer_length,
+        );
         w.histogram(
             "vllm:request_max_num_generation_tokens",
             "Tokens of the longest of all answers to a prompt.",
             &self.longest_answer,
         );
-        w.histogram("vllm:request_params_n", "Answers asked for to each prompt.", &self.answers_asked);
-        w.histogram("vllm:request_params_max_tokens", "The most tokens asked for.", &self.max_tokens_asked);
-        w.histogram("vllm:iteration_tokens_total", "Tokens of a step of the engine.", &self.step_tokens);
+        w.histogram(
+            "vllm:request_params_n",
+            "Answers asked for to each prompt.",
+            &self.answers_asked,
+        );
+        w.histogram(
+            "vllm:request_params_max_tokens",
+            "The most tokens asked for.",
+            &self.max_tokens_asked,
+        );
+        w.histogram(
+            "vllm:iteration_tokens_total",
+            "Tokens of a step of the engine.",
+            &self.step_tokens,
+        );
 
         w.labels = "";
         let name = "http_server_request_duration_seconds";
-        w.head(name, "histogram", "From a request's headers to the end of its answer.");
-        for ((route, method, status), histogram) in &*self.http.lock().unwrap_or_else(PoisonError::into_inner) {
+        w.head(
+            name,
+            "histogram",
+            "From a request's headers to the end of its answer.",
+        );
+        for ((route, method, status), histogram) in
+            &*self.http.lock().unwrap_or_else(PoisonError::into_inner)
+        {
             let labels = format!(
                 "http_route=\"{}\",http_request_method=\"{}\",http_response_status_code=\"{status}\"",
                 quoted(route),
@@ -476,11 +672,27 @@ impl Metrics {
             histogram.write(&mut w.out, name, &labels);
         }
         w.head("bitnet_build_info", "gauge", "The version of the program.");
-        w.value("bitnet_build_info", concat!("version=\"", env!("CARGO_PKG_VERSION"), "\""), 1);
-        let started = self.started.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        w.gauge("process_start_time_seconds", "When the server started, in seconds since 1970.", started);
+        w.value(
+            "bitnet_build_info",
+            concat!("version=\"", env!("CARGO_PKG_VERSION"), "\""),
+            1,
+        );
+        let started = self
+            .started
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs_f64();
+        w.gauge(
+            "process_start_time_seconds",
+            "When the server started, in seconds since 1970.",
+            started,
+        );
         if let Some(bytes) = resident_bytes() {
-            w.gauge("process_resident_memory_bytes", "Memory that is resident.", bytes);
+            w.gauge(
+                "process_resident_memory_bytes",
+                "Memory that is resident.",
+                bytes,
+            );
         }
         w.out
     }
@@ -489,8 +701,17 @@ impl Metrics {
 /// Memory of this process, where the system tells.
 fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(
+        line.trim()
+            .strip_suffix(" kB")?
+            .trim()
+            .parse::<u64>()
+            .ok()?
+            * 1024,
+    )
 }
 
 #[cfg(test)]
@@ -519,7 +740,11 @@ mod tests {
         }
         timer.ended(&metrics, Outcome::Abort);
         timer.ended(&metrics, Outcome::Error);
-        let scene = Scene { model: "a\"b", block_size: 32, queue: queue::Counts::default() };
+        let scene = Scene {
+            model: "a\"b",
+            block_size: 32,
+            queue: queue::Counts::default(),
+        };
         let text = metrics.text(&scene);
         for line in [
             "vllm:generation_tokens_total{model_name=\"a\\\"b\",engine=\"0\"} 3",
@@ -528,7 +753,10 @@ mod tests {
             "vllm:time_to_first_token_seconds_count{model_name=\"a\\\"b\",engine=\"0\"} 1",
             "vllm:inter_token_latency_seconds_count{model_name=\"a\\\"b\",engine=\"0\"} 2",
         ] {
-            assert!(text.lines().any(|found| found == line), "{line:?} is missing in\n{text}");
+            assert!(
+                text.lines().any(|found| found == line),
+                "{line:?} is missing in\n{text}"
+            );
         }
     }
 }

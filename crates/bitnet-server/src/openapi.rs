@@ -58,35 +58,50 @@ const REQUESTS: [&str; 15] = [
 
 /// What any request with a body may be answered.
 const REFUSALS: [(&str, &str); 9] = [
-    ("400", "A field is wrong, or cannot be honoured; `param` names it."),
+    (
+        "400",
+        "A field is wrong, or cannot be honoured; `param` names it.",
+    ),
     ("401", "The key is missing or wrong."),
     ("404", "There is no such model."),
     ("408", "The body took too long to arrive."),
     ("413", "The body is too large."),
     ("415", "The body is not JSON."),
-    ("429", "Too much waits; `Retry-After` says when to come again."),
-    ("503", "The model is being loaded, or the server is about to stop."),
+    (
+        "429",
+        "Too much waits; `Retry-After` says when to come again.",
+    ),
+    (
+        "503",
+        "The model is being loaded, or the server is about to stop.",
+    ),
     ("504", "The answer took too long."),
 ];
 
-static TEXT: LazyLock<String> = LazyLock::new(|| serde_json::to_string_pretty(&document()).unwrap_or_default() + "\n");
+static TEXT: LazyLock<String> =
+    LazyLock::new(|| serde_json::to_string_pretty(&document()).unwrap_or_default() + "\n");
 
 fn document() -> Value {
     let mut document = serde_json::to_value(Document::openapi()).unwrap_or_default();
     for name in REQUESTS {
         document["components"]["schemas"][name]["additionalProperties"] = json!(false);
     }
-    document["components"]["securitySchemes"]["key"] = json!({ "type": "http", "scheme": "bearer" });
-    let error = json!({ "application/json": { "schema": { "$ref": "#/components/schemas/ErrorBody" } } });
+    document["components"]["securitySchemes"]["key"] =
+        json!({ "type": "http", "scheme": "bearer" });
+    let error =
+        json!({ "application/json": { "schema": { "$ref": "#/components/schemas/ErrorBody" } } });
     for (path, operations) in document["paths"].as_object_mut().into_iter().flatten() {
         for (method, operation) in operations.as_object_mut().into_iter().flatten() {
             if path.starts_with("/v1/") || method == "post" {
                 // A key is needed where the server has a file of keys.
                 operation["security"] = json!([{}, { "key": [] }]);
                 let all = REFUSALS.iter();
-                let of_method = all.filter(|(status, _)| method == "post" || matches!(*status, "401" | "404" | "503"));
+                let of_method = all.filter(|(status, _)| {
+                    method == "post" || matches!(*status, "401" | "404" | "503")
+                });
                 for (status, description) in of_method {
-                    operation["responses"][status] = json!({ "description": description, "content": error });
+                    operation["responses"][status] =
+                        json!({ "description": description, "content": error });
                 }
             }
         }
@@ -110,7 +125,11 @@ mod tests {
         if kept != *TEXT {
             let fresh = std::env::temp_dir().join("bitnet-openapi.json");
             std::fs::write(&fresh, TEXT.as_str()).expect("a temporary file");
-            panic!("the API has changed: look at the difference, then cp {} {}", fresh.display(), path.display());
+            panic!(
+                "the API has changed: look at the difference, then cp {} {}",
+                fresh.display(),
+                path.display()
+            );
         }
     }
 
@@ -123,7 +142,9 @@ mod tests {
             match value {
                 Value::Object(fields) => {
                     if let Some(reference) = fields.get("$ref").and_then(Value::as_str) {
-                        let pointer = reference.strip_prefix('#').expect("a reference within the document");
+                        let pointer = reference
+                            .strip_prefix('#')
+                            .expect("a reference within the document");
                         assert!(document.pointer(pointer).is_some(), "{reference}");
                         num_references += 1;
                     }

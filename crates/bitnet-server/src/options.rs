@@ -15,14 +15,15 @@ use crate::otlp::OtlpSignals;
 pub struct ServeOptions {
     /// Where to listen; port 0 takes one that is free.
     pub address: SocketAddr,
-    /// Names under which requests may ask for the model, the first being the one that answers bear; without any, the
-    /// name the model has by itself.
+    /// Names under which requests may ask for the model, the first being the one that answers bear;
+    /// without any, the name the model has by itself.
     pub model_names: Vec<String>,
     /// Who may ask; `None` for everyone.
     pub api_keys: Option<ApiKeys>,
     /// Pages of which sites may ask.
     pub cors_origins: CorsOrigins,
-    /// Whether fields that are unknown or not supported are left unread, and any model's name is taken for ours.
+    /// Whether fields that are unknown or not supported are left unread, and any model's name is
+    /// taken for ours.
     pub is_lenient: bool,
     /// How tokens are chosen where a request does not say.
     pub sampling: SamplingParams,

@@ -1,15 +1,16 @@
-//! Metrics and traces for OpenTelemetry, over OTLP (gRPC), by its semantic conventions for HTTP and for generative AI.
+//! Metrics and traces for OpenTelemetry, over OTLP (gRPC), by its semantic conventions for HTTP and
+//! for generative AI.
 //!
-//! Everything is told when a request has ended, from its [`Record`]: nothing of this is on the way of a token. The SDK's
-//! own threads send it, metrics every 60 s, as the `OTEL_*` variables say.
+//! Everything is told when a request has ended, from its [`Record`]: nothing of this is on the way
+//! of a token. The SDK's own threads send it, metrics every 60 s, as the `OTEL_*` variables say.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use opentelemetry::metrics::{Histogram, Meter, MeterProvider};
 use opentelemetry::trace::{
-    Span, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags, TraceId, TraceState, Tracer,
-    TracerProvider,
+    Span, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags, TraceId, TraceState,
+    Tracer, TracerProvider,
 };
 use opentelemetry::{Context, Key, KeyValue, StringValue, Value};
 use opentelemetry_otlp::{ExporterBuildError, MetricExporter, SpanExporter};
@@ -25,19 +26,26 @@ use crate::record::{Details, Ended, Generation, Record};
 const PROVIDER: &str = "bitnet";
 const SCOPE: &str = "bitnet-server";
 
-/// Seconds of requests. The first 14 are the conventions', the others for answers that take minutes.
-const REQUEST_S: [f64; 17] =
-    [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68, 655.36];
+/// Seconds of requests. The first 14 are the conventions', the others for answers that take
+/// minutes.
+const REQUEST_S: [f64; 17] = [
+    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84,
+    327.68, 655.36,
+];
 /// Seconds to a first token: the conventions', and more.
 const FIRST_TOKEN_S: [f64; 22] = [
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
-    160.0, 640.0, 2560.0,
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+    20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
 ];
 /// Seconds to each further token: the conventions', and less.
-const TOKEN_S: [f64; 17] =
-    [0.001, 0.0025, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5];
+const TOKEN_S: [f64; 17] = [
+    0.001, 0.0025, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75,
+    1.0, 2.5,
+];
 /// Seconds of HTTP requests, as the conventions have them.
-const HTTP_S: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+const HTTP_S: [f64; 14] = [
+    0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+];
 
 /// What is sent.
 #[derive(Clone, Copy, Debug)]
@@ -84,8 +92,12 @@ impl Otlp {
             ],
         };
         if signals.metrics {
-            let reader = PeriodicReader::builder(MetricExporter::builder().with_tonic().build()?).build();
-            let meters = SdkMeterProvider::builder().with_reader(reader).with_resource(resource.clone()).build();
+            let reader =
+                PeriodicReader::builder(MetricExporter::builder().with_tonic().build()?).build();
+            let meters = SdkMeterProvider::builder()
+                .with_reader(reader)
+                .with_resource(resource.clone())
+                .build();
             let meter = meters.meter(SCOPE);
             observe(&meter, metrics, queue);
             otlp.instruments = Some(Instruments::new(&meter));
@@ -93,7 +105,10 @@ impl Otlp {
         }
         if signals.traces {
             let exporter = SpanExporter::builder().with_tonic().build()?;
-            let tracers = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build();
+            let tracers = SdkTracerProvider::builder()
+                .with_batch_exporter(exporter)
+                .with_resource(resource)
+                .build();
             otlp.tracer = Some(tracers.tracer(SCOPE));
             otlp.tracers = Some(tracers);
         }
@@ -122,17 +137,36 @@ impl Otlp {
         }
     }
 
-    fn trace(&self, tracer: &SdkTracer, record: &Record, details: &Details, ended: &Ended, error: Option<StringValue>) {
-        let Ended { status, duration, .. } = *ended;
+    fn trace(
+        &self,
+        tracer: &SdkTracer,
+        record: &Record,
+        details: &Details,
+        ended: &Ended,
+        error: Option<StringValue>,
+    ) {
+        let Ended {
+            status, duration, ..
+        } = *ended;
         let end = SystemTime::now();
         let start = end - duration;
         let parent = record.trace.as_ref().and_then(|trace| {
-            let (trace_id, span_id) =
-                (TraceId::from_hex(&trace.trace_id).ok()?, SpanId::from_hex(&trace.span_id).ok()?);
+            let (trace_id, span_id) = (
+                TraceId::from_hex(&trace.trace_id).ok()?,
+                SpanId::from_hex(&trace.span_id).ok()?,
+            );
             let flags = TraceFlags::default().with_sampled(trace.is_sampled);
-            Some(SpanContext::new(trace_id, span_id, flags, true, TraceState::default()))
+            Some(SpanContext::new(
+                trace_id,
+                span_id,
+                flags,
+                true,
+                TraceState::default(),
+            ))
         });
-        let context = parent.map_or_else(Context::new, |parent| Context::new().with_remote_span_context(parent));
+        let context = parent.map_or_else(Context::new, |parent| {
+            Context::new().with_remote_span_context(parent)
+        });
         let mut attributes = vec![
             KeyValue::new("http.request.method", record.method().to_owned()),
             KeyValue::new("http.route", record.route().to_owned()),
@@ -142,7 +176,11 @@ impl Otlp {
             KeyValue::new("bitnet.request_id", record.request_id.clone()),
         ];
         attributes.extend(self.server.iter().cloned());
-        attributes.extend(error.clone().map(|error| KeyValue::new("error.type", error)));
+        attributes.extend(
+            error
+                .clone()
+                .map(|error| KeyValue::new("error.type", error)),
+        );
         let builder = tracer
             .span_builder(format!("{} {}", record.method(), record.route()))
             .with_kind(SpanKind::Server)
@@ -170,9 +208,16 @@ impl Otlp {
     ) {
         let mut attributes = generation_attributes(generation);
         attributes.extend(self.server.iter().cloned());
-        attributes.extend(error.clone().map(|error| KeyValue::new("error.type", error)));
+        attributes.extend(
+            error
+                .clone()
+                .map(|error| KeyValue::new("error.type", error)),
+        );
         let mut span = tracer
-            .span_builder(format!("{} {}", generation.operation, generation.asked_model))
+            .span_builder(format!(
+                "{} {}",
+                generation.operation, generation.asked_model
+            ))
             .with_kind(SpanKind::Internal)
             .with_start_time(arrival + generation.entered)
             .with_attributes(attributes)
@@ -182,12 +227,25 @@ impl Otlp {
         }
         let inside = context.with_remote_span_context(span.span_context().clone());
         let phase = |name: &'static str, from: Duration, to: Duration| {
-            let builder = tracer.span_builder(name).with_kind(SpanKind::Internal).with_start_time(arrival + from);
-            builder.start_with_context(tracer, &inside).end_with_timestamp(arrival + to);
+            let builder = tracer
+                .span_builder(name)
+                .with_kind(SpanKind::Internal)
+                .with_start_time(arrival + from);
+            builder
+                .start_with_context(tracer, &inside)
+                .end_with_timestamp(arrival + to);
         };
-        phase("queue", generation.entered, generation.started.unwrap_or(duration));
+        phase(
+            "queue",
+            generation.entered,
+            generation.started.unwrap_or(duration),
+        );
         if let Some(started) = generation.started {
-            phase("prefill", started, generation.first_token.unwrap_or(duration));
+            phase(
+                "prefill",
+                started,
+                generation.first_token.unwrap_or(duration),
+            );
         }
         if let (Some(first), Some(last)) = (generation.first_token, generation.last_token) {
             phase("decode", first, last);
@@ -199,11 +257,18 @@ impl Otlp {
 /// Who sends: `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`, else `bitnet`.
 fn resource() -> Resource {
     let found = Resource::builder().build();
-    let name = found.get(&Key::from_static_str("service.name")).map(|name| name.to_string()).unwrap_or_default();
+    let name = found
+        .get(&Key::from_static_str("service.name"))
+        .map(|name| name.to_string())
+        .unwrap_or_default();
     let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
     let builder = Resource::builder().with_attribute(version);
     let is_unnamed = name.is_empty() || name.starts_with("unknown_service");
-    if is_unnamed { builder.with_service_name("bitnet").build() } else { builder.build() }
+    if is_unnamed {
+        builder.with_service_name("bitnet").build()
+    } else {
+        builder.build()
+    }
 }
 
 /// What the conventions call the reason of a failure.
@@ -218,43 +283,94 @@ fn error_type(details: &Details, ended: &Ended) -> Option<StringValue> {
 
 /// What is so at the time it is asked for.
 fn observe(meter: &Meter, metrics: &Arc<Metrics>, queue: &Arc<Queue>) {
-    let gauge = |name: &'static str, unit: &'static str, help: &'static str, value: fn(&Metrics, &Queue) -> f64| {
+    let gauge = |name: &'static str,
+                 unit: &'static str,
+                 help: &'static str,
+                 value: fn(&Metrics, &Queue) -> f64| {
         let (metrics, queue) = (Arc::clone(metrics), Arc::clone(queue));
-        let builder = meter.f64_observable_gauge(name).with_unit(unit).with_description(help);
-        builder.with_callback(move |observer| observer.observe(value(&metrics, &queue), &[])).build();
+        let builder = meter
+            .f64_observable_gauge(name)
+            .with_unit(unit)
+            .with_description(help);
+        builder
+            .with_callback(move |observer| observer.observe(value(&metrics, &queue), &[]))
+            .build();
     };
-    gauge("bitnet.requests.running", "{request}", "Answers the engine is working on.", |_, queue| {
-        queue.counts().running as f64
-    });
-    gauge("bitnet.requests.waiting", "{request}", "Answers the engine has not begun.", |_, queue| {
-        queue.counts().waiting as f64
-    });
-    gauge("bitnet.kv_cache.usage", "1", "Part of the key/value cache in use.", |metrics, _| metrics.cache_usage());
+    gauge(
+        "bitnet.requests.running",
+        "{request}",
+        "Answers the engine is working on.",
+        |_, queue| queue.counts().running as f64,
+    );
+    gauge(
+        "bitnet.requests.waiting",
+        "{request}",
+        "Answers the engine has not begun.",
+        |_, queue| queue.counts().waiting as f64,
+    );
+    gauge(
+        "bitnet.kv_cache.usage",
+        "1",
+        "Part of the key/value cache in use.",
+        |metrics, _| metrics.cache_usage(),
+    );
     let counter = |name: &'static str, help: &'static str, value: fn(&Metrics) -> u64| {
         let metrics = Arc::clone(metrics);
-        let builder = meter.u64_observable_counter(name).with_unit("{token}").with_description(help);
-        builder.with_callback(move |observer| observer.observe(value(&metrics), &[])).build();
+        let builder = meter
+            .u64_observable_counter(name)
+            .with_unit("{token}")
+            .with_description(help);
+        builder
+            .with_callback(move |observer| observer.observe(value(&metrics), &[]))
+            .build();
     };
-    counter("bitnet.tokens.generated", "Tokens generated.", Metrics::generated_tokens);
-    counter("bitnet.tokens.prompt", "Prompt tokens of answers that were begun.", |metrics| {
-        metrics.engine_counts().prompt_tokens
-    });
-    counter("bitnet.tokens.cached", "Those that did not have to be computed.", |metrics| {
-        metrics.engine_counts().cached_tokens
-    });
+    counter(
+        "bitnet.tokens.generated",
+        "Tokens generated.",
+        Metrics::generated_tokens,
+    );
+    counter(
+        "bitnet.tokens.prompt",
+        "Prompt tokens of answers that were begun.",
+        |metrics| metrics.engine_counts().prompt_tokens,
+    );
+    counter(
+        "bitnet.tokens.cached",
+        "Those that did not have to be computed.",
+        |metrics| metrics.engine_counts().cached_tokens,
+    );
 }
 
 impl Instruments {
     fn new(meter: &Meter) -> Self {
         let histogram = |name: &'static str, help: &'static str, bounds: &[f64]| {
-            let builder = meter.f64_histogram(name).with_unit("s").with_description(help);
+            let builder = meter
+                .f64_histogram(name)
+                .with_unit("s")
+                .with_description(help);
             builder.with_boundaries(bounds.to_vec()).build()
         };
         Self {
-            request: histogram("gen_ai.server.request.duration", "Duration of a request.", &REQUEST_S),
-            first_token: histogram("gen_ai.server.time_to_first_token", "Time to the first token.", &FIRST_TOKEN_S),
-            token: histogram("gen_ai.server.time_per_output_token", "Time to each further token.", &TOKEN_S),
-            http: histogram("http.server.request.duration", "Duration of an HTTP request.", &HTTP_S),
+            request: histogram(
+                "gen_ai.server.request.duration",
+                "Duration of a request.",
+                &REQUEST_S,
+            ),
+            first_token: histogram(
+                "gen_ai.server.time_to_first_token",
+                "Time to the first token.",
+                &FIRST_TOKEN_S,
+            ),
+            token: histogram(
+                "gen_ai.server.time_per_output_token",
+                "Time to each further token.",
+                &TOKEN_S,
+            ),
+            http: histogram(
+                "http.server.request.duration",
+                "Duration of an HTTP request.",
+                &HTTP_S,
+            ),
         }
     }
 
@@ -276,9 +392,13 @@ impl Instruments {
         ];
         attributes.extend(error.clone());
         self.http.record(duration, &attributes);
-        let Some(operation) = operation(record) else { return };
-        let mut attributes =
-            vec![KeyValue::new("gen_ai.operation.name", operation), KeyValue::new("gen_ai.provider.name", PROVIDER)];
+        let Some(operation) = operation(record) else {
+            return;
+        };
+        let mut attributes = vec![
+            KeyValue::new("gen_ai.operation.name", operation),
+            KeyValue::new("gen_ai.provider.name", PROVIDER),
+        ];
         attributes.extend_from_slice(server);
         let Some(generation) = &details.generation else {
             // It did not come as far as the queue.
@@ -286,18 +406,27 @@ impl Instruments {
             return self.request.record(duration, &attributes);
         };
         // Names that anybody can make up are no labels.
-        let asked = if generation.is_asked_ours { &generation.asked_model } else { &generation.model };
+        let asked = if generation.is_asked_ours {
+            &generation.asked_model
+        } else {
+            &generation.model
+        };
         attributes.push(KeyValue::new("gen_ai.request.model", asked.clone()));
-        attributes.push(KeyValue::new("gen_ai.response.model", generation.model.clone()));
+        attributes.push(KeyValue::new(
+            "gen_ai.response.model",
+            generation.model.clone(),
+        ));
         // The two others are of requests that succeeded.
         if let (None, Some(first)) = (&error, generation.first_token) {
             let first = first.as_secs_f64();
             self.first_token.record(first, &attributes);
             // Of one answer: the tokens of several come together.
-            if let (1, further @ 1..) =
-                (generation.finish_reasons.len(), generation.usage.completion_tokens.saturating_sub(1))
-            {
-                self.token.record((duration - first) / further as f64, &attributes);
+            if let (1, further @ 1..) = (
+                generation.finish_reasons.len(),
+                generation.usage.completion_tokens.saturating_sub(1),
+            ) {
+                self.token
+                    .record((duration - first) / further as f64, &attributes);
             }
         }
         attributes.extend(error);
@@ -323,33 +452,69 @@ fn generation_attributes(generation: &Generation) -> Vec<KeyValue> {
         KeyValue::new("gen_ai.request.model", generation.asked_model.clone()),
         KeyValue::new("gen_ai.response.model", generation.model.clone()),
         KeyValue::new("gen_ai.response.id", generation.response_id.clone()),
-        KeyValue::new("gen_ai.output.type", if generation.is_json { "json" } else { "text" }),
+        KeyValue::new(
+            "gen_ai.output.type",
+            if generation.is_json { "json" } else { "text" },
+        ),
         KeyValue::new("gen_ai.request.stream", generation.is_stream),
         KeyValue::new("gen_ai.request.choice.count", generation.n as i64),
         KeyValue::new("gen_ai.request.seed", sampling.seed as i64),
-        KeyValue::new("gen_ai.request.temperature", f64::from(sampling.temperature)),
+        KeyValue::new(
+            "gen_ai.request.temperature",
+            f64::from(sampling.temperature),
+        ),
         KeyValue::new("gen_ai.request.top_p", f64::from(sampling.top_p)),
         KeyValue::new("gen_ai.request.top_k", sampling.top_k as i64),
-        KeyValue::new("gen_ai.request.presence_penalty", f64::from(sampling.presence_penalty)),
-        KeyValue::new("gen_ai.request.frequency_penalty", f64::from(sampling.frequency_penalty)),
-        KeyValue::new("gen_ai.usage.input_tokens", generation.usage.prompt_tokens as i64),
-        KeyValue::new("gen_ai.usage.output_tokens", generation.usage.completion_tokens as i64),
+        KeyValue::new(
+            "gen_ai.request.presence_penalty",
+            f64::from(sampling.presence_penalty),
+        ),
+        KeyValue::new(
+            "gen_ai.request.frequency_penalty",
+            f64::from(sampling.frequency_penalty),
+        ),
+        KeyValue::new(
+            "gen_ai.usage.input_tokens",
+            generation.usage.prompt_tokens as i64,
+        ),
+        KeyValue::new(
+            "gen_ai.usage.output_tokens",
+            generation.usage.completion_tokens as i64,
+        ),
         KeyValue::new(
             "gen_ai.usage.cache_read.input_tokens",
             generation.usage.prompt_tokens_details.cached_tokens as i64,
         ),
         KeyValue::new(
             "gen_ai.response.finish_reasons",
-            strings(generation.finish_reasons.values().map(|&reason| reason.into()).collect()),
+            strings(
+                generation
+                    .finish_reasons
+                    .values()
+                    .map(|&reason| reason.into())
+                    .collect(),
+            ),
         ),
     ];
-    attributes.extend(generation.max_tokens.map(|max| KeyValue::new("gen_ai.request.max_tokens", max as i64)));
+    attributes.extend(
+        generation
+            .max_tokens
+            .map(|max| KeyValue::new("gen_ai.request.max_tokens", max as i64)),
+    );
     if !generation.stop_strings.is_empty() {
-        let stops = generation.stop_strings.iter().map(|stop| stop.clone().into()).collect();
-        attributes.push(KeyValue::new("gen_ai.request.stop_sequences", strings(stops)));
+        let stops = generation
+            .stop_strings
+            .iter()
+            .map(|stop| stop.clone().into())
+            .collect();
+        attributes.push(KeyValue::new(
+            "gen_ai.request.stop_sequences",
+            strings(stops),
+        ));
     }
     let first = generation.first_token.filter(|_| generation.is_stream);
-    let first = first.map(|first| KeyValue::new("gen_ai.response.time_to_first_chunk", first.as_secs_f64()));
+    let first = first
+        .map(|first| KeyValue::new("gen_ai.response.time_to_first_chunk", first.as_secs_f64()));
     attributes.extend(first);
     attributes
 }

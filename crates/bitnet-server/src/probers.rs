@@ -1,8 +1,9 @@
-//! [`Probers`]: whoever asks again and again whether the server is ready, so as to send requests or not.
+//! [`Probers`]: whoever asks again and again whether the server is ready, so as to send requests or
+//! not.
 //!
-//! A balancer holds connections to send the next request on. If the server closed them as soon as it has nothing more to do,
-//! a request could be under way on one of them, and nobody could say whether it was heard. So they stay open until
-//! those who ask know that the server stops.
+//! A balancer holds connections to send the next request on. If the server closed them as soon as
+//! it has nothing more to do, a request could be under way on one of them, and nobody could say
+//! whether it was heard. So they stay open until those who ask know that the server stops.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,8 +11,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-/// The longest time to wait for the next question: twice the pause between those before, and within these bounds.
-/// The lower one is for whoever has just begun to ask, when no pause of its own has been seen.
+/// The longest time to wait for the next question: twice the pause between those before, and within
+/// these bounds. The lower one is for whoever has just begun to ask, when no pause of its own has
+/// been seen.
 const WAIT_MIN: Duration = Duration::from_secs(5);
 const WAIT_MAX: Duration = Duration::from_secs(10);
 /// For requests that were sent before the answer to it arrived.
@@ -56,9 +58,12 @@ impl Probers {
         still_ask.then_some(longest)
     }
 
-    /// Waits until those who still ask know that the server stops, and what they sent before has come.
+    /// Waits until those who still ask know that the server stops, and what they sent before has
+    /// come.
     pub(crate) async fn know(&self) {
-        let Some(longest) = self.next_question(Instant::now()) else { return };
+        let Some(longest) = self.next_question(Instant::now()) else {
+            return;
+        };
         let mut told = self.told_to_leave.subscribe();
         if timeout(longest, told.wait_for(|told| *told)).await.is_ok() {
             sleep(LAST_REQUESTS).await;
@@ -76,11 +81,18 @@ mod tests {
         let probers = Probers::default();
         assert_eq!(probers.next_question(start), None, "nobody has asked");
         probers.told_ready(start);
-        assert_eq!(probers.next_question(start), None, "whoever waited for the server to start");
+        assert_eq!(
+            probers.next_question(start),
+            None,
+            "whoever waited for the server to start"
+        );
         probers.told_ready(start + second / 10);
         assert_eq!(probers.next_question(start + second), Some(WAIT_MIN));
         probers.told_ready(start + 3 * second);
-        assert_eq!(probers.next_question(start + 4 * second), Some(2 * (3 * second - second / 10)));
+        assert_eq!(
+            probers.next_question(start + 4 * second),
+            Some(2 * (3 * second - second / 10))
+        );
         probers.told_ready(start + 4 * second);
         let longest = 2 * (3 * second - second / 10) * 3 / 4;
         assert_eq!(
@@ -88,9 +100,17 @@ mod tests {
             Some(longest.max(WAIT_MIN)),
             "pauses are forgotten slowly"
         );
-        assert_eq!(probers.next_question(start + 10 * second), None, "nobody asks any more");
+        assert_eq!(
+            probers.next_question(start + 10 * second),
+            None,
+            "nobody asks any more"
+        );
         probers.told_to_leave();
-        assert_eq!(probers.next_question(start + 10 * second), Some(WAIT_MIN), "they asked while the server drained");
+        assert_eq!(
+            probers.next_question(start + 10 * second),
+            Some(WAIT_MIN),
+            "they asked while the server drained"
+        );
         probers.told_ready(start + 60 * second);
         assert_eq!(probers.next_question(start + 60 * second), Some(WAIT_MAX));
     }

@@ -1,7 +1,9 @@
-//! [`Queue`]: how much may wait for the engine, and how long whoever finds it full should stay away.
+//! [`Queue`]: how much may wait for the engine, and how long whoever finds it full should stay
+//! away.
 //!
-//! The engine keeps the order; here is only the counting. A [`Ticket`] stands for one answer that is wanted, from the
-//! moment it is let in until the engine is done with it, whatever becomes of it.
+//! The engine keeps the order; here is only the counting. A [`Ticket`] stands for one answer that
+//! is wanted, from the moment it is let in until the engine is done with it, whatever becomes of
+//! it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -43,7 +45,11 @@ pub(crate) struct QueueFull {
 
 impl Queue {
     pub(crate) fn new(requests_max: usize, tokens_max: usize) -> Self {
-        Self { requests_max, tokens_max, counts: Mutex::new(Counts::default()) }
+        Self {
+            requests_max,
+            tokens_max,
+            counts: Mutex::new(Counts::default()),
+        }
     }
 
     pub(crate) fn counts(&self) -> Counts {
@@ -55,25 +61,39 @@ impl Queue {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets in one answer for each prompt length, or none of them. An empty queue takes whatever comes, as long as the
-    /// engine can run it at all.
-    pub(crate) fn enter(self: &Arc<Self>, prompt_tokens: &[usize]) -> Result<Vec<Ticket>, QueueFull> {
+    /// Lets in one answer for each prompt length, or none of them. An empty queue takes whatever
+    /// comes, as long as the engine can run it at all.
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        prompt_tokens: &[usize],
+    ) -> Result<Vec<Ticket>, QueueFull> {
         let mut counts = self.lock();
         let tokens: usize = prompt_tokens.iter().sum();
         self.check(&counts, prompt_tokens.len(), tokens)?;
         counts.waiting += prompt_tokens.len();
         counts.waiting_tokens += tokens;
-        let ticket = |&prompt_tokens| Ticket { queue: Arc::clone(self), prompt_tokens, started: None };
+        let ticket = |&prompt_tokens| Ticket {
+            queue: Arc::clone(self),
+            prompt_tokens,
+            started: None,
+        };
         Ok(prompt_tokens.iter().map(ticket).collect())
     }
 
-    /// Whether one more would be sent away however short it is: asked before any work is done for it.
+    /// Whether one more would be sent away however short it is: asked before any work is done for
+    /// it.
     pub(crate) fn check_room(&self) -> Result<(), QueueFull> {
         self.check(&self.lock(), 1, 1)
     }
 
     fn check(&self, counts: &Counts, requests: usize, tokens: usize) -> Result<(), QueueFull> {
-        let Counts { waiting, waiting_tokens, running, service_s, busy_since } = *counts;
+        let Counts {
+            waiting,
+            waiting_tokens,
+            running,
+            service_s,
+            busy_since,
+        } = *counts;
         let requests_over = (waiting + requests).saturating_sub(self.requests_max);
         let tokens_over = (waiting_tokens + tokens).saturating_sub(self.tokens_max);
         if waiting == 0 || requests_over == 0 && tokens_over == 0 {
@@ -81,12 +101,19 @@ impl Queue {
         }
         // So many must begin before there is room; they do at the rate at which running ones end.
         let mean_tokens = (waiting_tokens as f64 / waiting as f64).max(1.0);
-        let must_begin = (requests_over as f64).max((tokens_over as f64 / mean_tokens).ceil()).min(waiting as f64);
-        // Before the first answer has ended, one takes at least as long as the first has taken so far.
+        let must_begin = (requests_over as f64)
+            .max((tokens_over as f64 / mean_tokens).ceil())
+            .min(waiting as f64);
+        // Before the first answer has ended, one takes at least as long as the first has taken so
+        // far.
         let so_far = || busy_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
         let service_s = if service_s > 0.0 { service_s } else { so_far() };
         let wait_s = must_begin * service_s / running.max(1) as f64;
-        Err(QueueFull { waiting, waiting_tokens, retry_after_s: wait_s.ceil().clamp(1.0, RETRY_AFTER_MAX_S) as u64 })
+        Err(QueueFull {
+            waiting,
+            waiting_tokens,
+            retry_after_s: wait_s.ceil().clamp(1.0, RETRY_AFTER_MAX_S) as u64,
+        })
     }
 }
 
@@ -124,7 +151,11 @@ impl Counts {
     fn learn(&mut self, service: Duration) {
         let latest = service.as_secs_f64();
         let is_first = self.service_s == 0.0;
-        self.service_s = if is_first { latest } else { self.service_s + LATEST_WEIGHT * (latest - self.service_s) };
+        self.service_s = if is_first {
+            latest
+        } else {
+            self.service_s + LATEST_WEIGHT * (latest - self.service_s)
+        };
     }
 }
 
@@ -155,11 +186,24 @@ mod tests {
         let tickets = queue.enter(&[30, 30, 30]).expect("room for three");
         assert!(queue.enter(&[11]).is_err(), "too many tokens");
         let fourth = queue.enter(&[10]).expect("room for a fourth");
-        assert!(queue.enter(&[0]).is_err() && queue.check_room().is_err(), "too many requests");
+        assert!(
+            queue.enter(&[0]).is_err() && queue.check_room().is_err(),
+            "too many requests"
+        );
         drop(fourth);
         assert!(queue.check_room().is_ok());
-        assert!(queue.enter(&[1, 1]).is_err(), "all of a request's answers or none");
-        assert_eq!(queue.counts(), Counts { waiting: 3, waiting_tokens: 90, ..Counts::default() });
+        assert!(
+            queue.enter(&[1, 1]).is_err(),
+            "all of a request's answers or none"
+        );
+        assert_eq!(
+            queue.counts(),
+            Counts {
+                waiting: 3,
+                waiting_tokens: 90,
+                ..Counts::default()
+            }
+        );
         drop(tickets);
         assert_eq!(queue.counts(), Counts::default());
     }
@@ -180,13 +224,23 @@ mod tests {
         let mut running = queue.enter(&[10, 10]).expect("nobody waits");
         assert!(running.iter_mut().all(Ticket::start));
         let _waiting = queue.enter(&[20; 4]).expect("room for four");
-        assert_eq!(queue.check_room().map_err(|full| full.retry_after_s), Err(1), "nothing is known yet");
-        let begun = Instant::now().checked_sub(Duration::from_secs(40)).expect("a machine that has run for a while");
+        assert_eq!(
+            queue.check_room().map_err(|full| full.retry_after_s),
+            Err(1),
+            "nothing is known yet"
+        );
+        let begun = Instant::now()
+            .checked_sub(Duration::from_secs(40))
+            .expect("a machine that has run for a while");
         queue.lock().busy_since = Some(begun);
         let told = queue.check_room().map_err(|full| full.retry_after_s);
-        assert!(told.is_err_and(|seconds| (20..60).contains(&seconds)), "each of two has taken 40 s so far");
+        assert!(
+            told.is_err_and(|seconds| (20..60).contains(&seconds)),
+            "each of two has taken 40 s so far"
+        );
         queue.lock().service_s = 30.0;
-        let retry_after = |prompts: &[usize]| queue.enter(prompts).err().map(|full| full.retry_after_s);
+        let retry_after =
+            |prompts: &[usize]| queue.enter(prompts).err().map(|full| full.retry_after_s);
         // Two run for 30 s each, so one of the waiting begins every 15 s.
         assert_eq!(retry_after(&[1]), Some(15));
         assert_eq!(retry_after(&[1, 1]), Some(30));

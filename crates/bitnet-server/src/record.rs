@@ -1,7 +1,7 @@
 //! [`Record`]: what is known of one HTTP request when it ends, and the line of the log it becomes.
 //!
-//! A record ends when the last byte of the answer has been handed over, or when whoever asked has gone: the body of the
-//! answer carries it ([`RecordedBody`]), and dropping the body ends it.
+//! A record ends when the last byte of the answer has been handed over, or when whoever asked has
+//! gone: the body of the answer carries it ([`RecordedBody`]), and dropping the body ends it.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -26,7 +26,10 @@ pub(crate) struct Record {
     /// The route that answered, such as `/v1/models/{model}`.
     route: String,
     /// What was asked for, without its query.
-    #[cfg_attr(not(feature = "otlp"), expect(dead_code, reason = "told over OTLP only"))]
+    #[cfg_attr(
+        not(feature = "otlp"),
+        expect(dead_code, reason = "told over OTLP only")
+    )]
     path: String,
     pub(crate) request_id: String,
     pub(crate) trace: Option<TraceParent>,
@@ -46,7 +49,10 @@ pub(crate) struct Details {
 
 /// What a request asked of the engine, and what came of it. Times are from the request's arrival.
 #[derive(Clone, Debug)]
-#[cfg_attr(not(feature = "otlp"), expect(dead_code, reason = "a part of it is told over OTLP only"))]
+#[cfg_attr(
+    not(feature = "otlp"),
+    expect(dead_code, reason = "a part of it is told over OTLP only")
+)]
 pub(crate) struct Generation {
     /// `chat` or `text_completion`.
     pub(crate) operation: &'static str,
@@ -86,7 +92,15 @@ impl Record {
         request_id: String,
         trace: Option<TraceParent>,
     ) -> Self {
-        Self { started: Instant::now(), method, route, path, request_id, trace, details: Mutex::default() }
+        Self {
+            started: Instant::now(),
+            method,
+            route,
+            path,
+            request_id,
+            trace,
+            details: Mutex::default(),
+        }
     }
 
     pub(crate) fn route(&self) -> &str {
@@ -98,12 +112,16 @@ impl Record {
         &self.path
     }
 
-    /// The method's name, or that of all unknown ones: names that anybody can make up are no labels.
+    /// The method's name, or that of all unknown ones: names that anybody can make up are no
+    /// labels.
     pub(crate) fn method(&self) -> &str {
         match self.method {
-            Method::GET | Method::POST | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE => {
-                self.method.as_str()
-            }
+            Method::GET
+            | Method::POST
+            | Method::HEAD
+            | Method::OPTIONS
+            | Method::PUT
+            | Method::DELETE => self.method.as_str(),
             _ => "_OTHER",
         }
     }
@@ -123,7 +141,11 @@ impl Record {
     }
 
     fn log(&self, status: Option<StatusCode>, is_complete: bool, duration: Duration) {
-        let Details { owner, generation, error } = self.details().clone();
+        let Details {
+            owner,
+            generation,
+            error,
+        } = self.details().clone();
         let generation = generation.as_ref();
         let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
         let queued = |generation: &Generation| Some(generation.started? - generation.entered);
@@ -144,14 +166,21 @@ impl Record {
                     outcome,
                     duration_ms = ms(duration),
                     queue_ms = generation.and_then(queued).map(ms),
-                    first_token_ms = generation.and_then(|generation| generation.first_token).map(ms),
+                    first_token_ms = generation
+                        .and_then(|generation| generation.first_token)
+                        .map(ms),
                     model = generation.map(|generation| &*generation.model),
                     stream = generation.map(|generation| generation.is_stream),
                     prompt_tokens = generation.map(|generation| generation.usage.prompt_tokens),
-                    cached_tokens = generation.map(|generation| generation.usage.prompt_tokens_details.cached_tokens),
-                    generated_tokens = generation.map(|generation| generation.usage.completion_tokens),
-                    finish_reason =
-                        generation.and_then(|generation| generation.finish_reasons.values().next().copied()),
+                    cached_tokens = generation
+                        .map(|generation| generation.usage.prompt_tokens_details.cached_tokens),
+                    generated_tokens =
+                        generation.map(|generation| generation.usage.completion_tokens),
+                    finish_reason = generation.and_then(|generation| generation
+                        .finish_reasons
+                        .values()
+                        .next()
+                        .copied()),
                     // Not the message, which quotes what was asked.
                     error = error.as_ref().map(ApiError::code),
                     param = error.as_ref().and_then(ApiError::param),
@@ -178,7 +207,8 @@ pub(crate) struct Ended {
     pub(crate) duration: Duration,
 }
 
-/// The status that is recorded for requests whose client went away before there was an answer, as nginx has it.
+/// The status that is recorded for requests whose client went away before there was an answer, as
+/// nginx has it.
 const CLIENT_GONE: u16 = 499;
 
 /// Ends the record when it is dropped.
@@ -198,10 +228,19 @@ impl Drop for Recording {
         let duration = record.elapsed();
         record.log(self.status, self.is_complete, duration);
         let status = self.status.map_or(CLIENT_GONE, |status| status.as_u16());
-        self.app.metrics.http(record.route(), record.method(), status, duration);
+        self.app
+            .metrics
+            .http(record.route(), record.method(), status, duration);
         #[cfg(feature = "otlp")]
         if let Some(otlp) = self.app.otlp.get() {
-            otlp.ended(record, &Ended { status, is_complete: self.is_complete, duration });
+            otlp.ended(
+                record,
+                &Ended {
+                    status,
+                    is_complete: self.is_complete,
+                    duration,
+                },
+            );
         }
     }
 }
@@ -222,7 +261,10 @@ impl HttpBody for RecordedBody {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(context));
         self.recording.is_complete |= frame.is_none();
         Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))

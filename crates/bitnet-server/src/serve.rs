@@ -29,7 +29,8 @@ use crate::queue::Counts;
 use crate::state::{App, ServedModel};
 use crate::text::TEXT_THREADS;
 
-/// Threads that read and write HTTP. Text is little work beside tokens, and the engine wants the cores.
+/// Threads that read and write HTTP. Text is little work beside tokens, and the engine wants the
+/// cores.
 const HTTP_THREADS: usize = 2;
 /// From one look at the file of API keys to the next.
 const KEYS_PAUSE: Duration = Duration::from_secs(1);
@@ -75,7 +76,8 @@ type Tell = Arc<dyn Fn(ServerEvent) + Send + Sync>;
 
 /// Serves until the process is told to stop (SIGTERM, SIGINT), then finishes what is under way.
 ///
-/// `load` is called on the thread that will own the engine; until it returns, the server is there but not ready.
+/// `load` is called on the thread that will own the engine; until it returns, the server is there
+/// but not ready.
 ///
 /// # Errors
 /// If the address cannot be bound, the model not be loaded, or the engine is lost.
@@ -85,7 +87,11 @@ pub fn serve(
     tell: impl Fn(ServerEvent) + Send + Sync + 'static,
 ) -> Result<Ended> {
     let mut builder = Builder::new_multi_thread();
-    builder.worker_threads(HTTP_THREADS).max_blocking_threads(TEXT_THREADS).thread_name("bitnet-http").enable_all();
+    builder
+        .worker_threads(HTTP_THREADS)
+        .max_blocking_threads(TEXT_THREADS)
+        .thread_name("bitnet-http")
+        .enable_all();
     let runtime = builder.build().map_err(Error::Threads)?;
     let ended = runtime.block_on(run(options, load, Arc::new(tell)));
     // Whatever is left has been given up.
@@ -93,7 +99,11 @@ pub fn serve(
     ended
 }
 
-async fn run(options: ServeOptions, load: impl FnOnce() -> Loaded + Send + 'static, tell: Tell) -> Result<Ended> {
+async fn run(
+    options: ServeOptions,
+    load: impl FnOnce() -> Loaded + Send + 'static,
+    tell: Tell,
+) -> Result<Ended> {
     let address = options.address;
     let cannot_bind = |source| Error::Bind { address, source };
     let listener = TcpListener::bind(address).await.map_err(cannot_bind)?;
@@ -108,9 +118,11 @@ async fn run(options: ServeOptions, load: impl FnOnce() -> Loaded + Send + 'stat
         tracing::warn!(%address, "whoever reaches this address can use the server: there are no API keys");
     }
     tell(ServerEvent::Listening(address));
-    let mut engine_ended = start_engine(Arc::clone(&app), received, load, Arc::clone(&tell)).map_err(Error::Threads)?;
-    let engine_lost =
-        |ended: std::result::Result<Error, _>| ended.unwrap_or_else(|_| Error::EngineLost("it panicked".to_owned()));
+    let mut engine_ended = start_engine(Arc::clone(&app), received, load, Arc::clone(&tell))
+        .map_err(Error::Threads)?;
+    let engine_lost = |ended: std::result::Result<Error, _>| {
+        ended.unwrap_or_else(|_| Error::EngineLost("it panicked".to_owned()))
+    };
     let mut door = Door::new(listener, &app);
     tokio::spawn(watch(Arc::clone(&app)));
     if let Some(keys) = app.options.api_keys.clone() {
@@ -127,8 +139,14 @@ async fn run(options: ServeOptions, load: impl FnOnce() -> Loaded + Send + 'stat
 
     app.drain();
     tell(ServerEvent::Draining);
-    let Counts { waiting, running, .. } = app.queue.counts();
-    tracing::info!(running, waiting, "draining: what is under way is finished, nothing new is begun");
+    let Counts {
+        waiting, running, ..
+    } = app.queue.counts();
+    tracing::info!(
+        running,
+        waiting,
+        "draining: what is under way is finished, nothing new is begun"
+    );
     let drained = async {
         tokio::select! {
             ended = &mut engine_ended => Err(engine_lost(ended)),
@@ -149,20 +167,31 @@ async fn run(options: ServeOptions, load: impl FnOnce() -> Loaded + Send + 'stat
     }
     door.close(is_drained).await;
     #[cfg(feature = "otlp")]
-    stop_otlp(app, if is_drained { OTLP_LAST_WORDS } else { OTLP_LAST_WORDS_AT_ONCE }).await;
+    stop_otlp(
+        app,
+        if is_drained {
+            OTLP_LAST_WORDS
+        } else {
+            OTLP_LAST_WORDS_AT_ONCE
+        },
+    )
+    .await;
     if is_drained {
         return Ok(Ended::Drained);
     }
     Ok(Ended::Cut { unfinished })
 }
 
-/// Reads the API keys again, so that those that were added are taken and those that were removed are not.
+/// Reads the API keys again, so that those that were added are taken and those that were removed
+/// are not.
 async fn watch_keys(keys: ApiKeys) {
     let mut last_problem = None;
     loop {
         tokio::time::sleep(KEYS_PAUSE).await;
         let file = keys.clone();
-        let Ok(result) = tokio::task::spawn_blocking(move || file.read_again()).await else { return };
+        let Ok(result) = tokio::task::spawn_blocking(move || file.read_again()).await else {
+            return;
+        };
         let path = keys.path().display();
         let problem = match result {
             Ok(true) => {
@@ -173,7 +202,10 @@ async fn watch_keys(keys: ApiKeys) {
             Err(error) => Some(chain(&error)),
         };
         // Once, not every second.
-        if let Some(error) = problem.as_ref().filter(|problem| last_problem.as_ref() != Some(*problem)) {
+        if let Some(error) = problem
+            .as_ref()
+            .filter(|problem| last_problem.as_ref() != Some(*problem))
+        {
             tracing::error!(%path, error, "the API keys cannot be read again: those that were read last count");
         }
         last_problem = problem;
@@ -188,7 +220,10 @@ async fn watch(app: Arc<App>) {
         let stalled = app.stalled();
         match stalled {
             Some(time) if !was_stalled => {
-                tracing::error!(seconds = time.as_secs_f64(), "the engine is stuck: it has not finished its step")
+                tracing::error!(
+                    seconds = time.as_secs_f64(),
+                    "the engine is stuck: it has not finished its step"
+                )
             }
             None if was_stalled => tracing::warn!("the engine goes on"),
             _ => {}
@@ -217,7 +252,8 @@ async fn stop_otlp(app: Arc<App>, patience: Duration) {
     }
 }
 
-/// Starts the thread that loads the model and owns the engine. It tells why it ended before it was told to.
+/// Starts the thread that loads the model and owns the engine. It tells why it ended before it was
+/// told to.
 fn start_engine(
     app: Arc<App>,
     jobs: Receiver<Job>,
@@ -225,24 +261,26 @@ fn start_engine(
     tell: Tell,
 ) -> std::io::Result<oneshot::Receiver<Error>> {
     let (ended, has_ended) = oneshot::channel();
-    std::thread::Builder::new().name("bitnet-engine".to_owned()).spawn(move || {
-        let served = match load() {
-            Ok(served) => served,
-            Err(error) => return drop(ended.send(Error::Load(error))),
-        };
-        let (pulse, metrics) = (Arc::clone(&app.pulse), Arc::clone(&app.metrics));
-        let (engine, remake) = app.set_model(served);
-        if let Ok(model) = app.model() {
-            tracing::info!(model = model.name(), context = model.context, "ready");
-            tell(ServerEvent::Ready);
-        }
-        // The channel of jobs ends when nobody else holds the other end.
-        drop(app);
-        let thread = EngineThread::new(jobs, pulse, metrics, Engine::step);
-        if let Err(error) = thread.run(engine, remake) {
-            drop(ended.send(Error::EngineLost(error.to_string())));
-        }
-    })?;
+    std::thread::Builder::new()
+        .name("bitnet-engine".to_owned())
+        .spawn(move || {
+            let served = match load() {
+                Ok(served) => served,
+                Err(error) => return drop(ended.send(Error::Load(error))),
+            };
+            let (pulse, metrics) = (Arc::clone(&app.pulse), Arc::clone(&app.metrics));
+            let (engine, remake) = app.set_model(served);
+            if let Ok(model) = app.model() {
+                tracing::info!(model = model.name(), context = model.context, "ready");
+                tell(ServerEvent::Ready);
+            }
+            // The channel of jobs ends when nobody else holds the other end.
+            drop(app);
+            let thread = EngineThread::new(jobs, pulse, metrics, Engine::step);
+            if let Err(error) = thread.run(engine, remake) {
+                drop(ended.send(Error::EngineLost(error.to_string())));
+            }
+        })?;
     Ok(has_ended)
 }
 
@@ -289,9 +327,16 @@ impl Door {
         }
     }
 
-    /// Lets nobody in any more, and lets those who are in read the last bytes of their answers if these are complete.
+    /// Lets nobody in any more, and lets those who are in read the last bytes of their answers if
+    /// these are complete.
     async fn close(self, is_drained: bool) {
-        let Self { listener, mut connections, closing, limits, .. } = self;
+        let Self {
+            listener,
+            mut connections,
+            closing,
+            limits,
+            ..
+        } = self;
         drop(listener);
         if !is_drained {
             // Answers that are given up end here, each with its line in the log.
@@ -300,14 +345,22 @@ impl Door {
         }
         closing.send_replace(true);
         let last_bytes = async { while connections.join_next().await.is_some() {} };
-        if timeout(limits.write_timeout.min(Duration::from_secs(5)), last_bytes).await.is_err() {
+        if timeout(limits.write_timeout.min(Duration::from_secs(5)), last_bytes)
+            .await
+            .is_err()
+        {
             tracing::warn!("some connections did not take the end of their answers");
         }
     }
 }
 
 /// Answers the requests of one connection.
-async fn talk(stream: TcpStream, router: Router, limits: Limits, mut closing: watch::Receiver<bool>) {
+async fn talk(
+    stream: TcpStream,
+    router: Router,
+    limits: Limits,
+    mut closing: watch::Receiver<bool>,
+) {
     // Pieces of an answer are small and must not wait for each other.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a connection was gone at once");
@@ -357,7 +410,10 @@ impl StopSignals {
     #[cfg(unix)]
     fn new() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
 
     #[cfg(unix)]

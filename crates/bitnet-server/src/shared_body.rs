@@ -1,7 +1,8 @@
-//! [`SharedBody`]: a request's body of which the rest can be read after whoever was to read it has refused.
+//! [`SharedBody`]: a request's body of which the rest can be read after whoever was to read it has
+//! refused.
 //!
-//! A connection that closes while its client still sends is broken for the client, which then often does not see the
-//! answer that says why.
+//! A connection that closes while its client still sends is broken for the client, which then often
+//! does not see the answer that says why.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

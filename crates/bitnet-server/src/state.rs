@@ -39,7 +39,8 @@ pub struct ServedModel {
 pub enum Conversation {
     /// As the model was trained to see them.
     Template(Arc<ChatTemplate>),
-    /// The answer continues the text of the last message: for a model that tells stories and was never taught to talk.
+    /// The answer continues the text of the last message: for a model that tells stories and was
+    /// never taught to talk.
     ContinueLast,
     /// Not at all, and why.
     Unavailable(String),
@@ -63,11 +64,19 @@ pub(crate) struct Model {
 
 impl Model {
     /// The beginning of an answer under a grammar that came in `field`.
-    pub(crate) fn compile(&self, grammar: &Grammar, field: &str) -> Result<TokenConstraint, ApiError> {
+    pub(crate) fn compile(
+        &self,
+        grammar: &Grammar,
+        field: &str,
+    ) -> Result<TokenConstraint, ApiError> {
         let tokenizer = self.tokenizer()?;
         let grammars = self.grammars.get_or_init(|| Grammars::new(tokenizer));
-        let grammars = grammars.as_ref().map_err(|problem| ApiError::unsupported(Some(field), problem.clone()))?;
-        grammars.compile(grammar).map_err(|problem| ApiError::invalid(field, format!("'{field}': {problem}.")))
+        let grammars = grammars
+            .as_ref()
+            .map_err(|problem| ApiError::unsupported(Some(field), problem.clone()))?;
+        grammars
+            .compile(grammar)
+            .map_err(|problem| ApiError::invalid(field, format!("'{field}': {problem}.")))
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -75,7 +84,12 @@ impl Model {
     }
 
     pub(crate) fn tokenizer(&self) -> Result<&Tokenizer, ApiError> {
-        let missing = || ApiError::unsupported(None, "this model has no tokenizer: prompts and answers are token ids");
+        let missing = || {
+            ApiError::unsupported(
+                None,
+                "this model has no tokenizer: prompts and answers are token ids",
+            )
+        };
         self.tokenizer.as_deref().ok_or_else(missing)
     }
 }
@@ -110,7 +124,10 @@ pub(crate) struct App {
 impl App {
     pub(crate) fn new(options: ServeOptions, jobs: Sender<Job>) -> Self {
         Self {
-            queue: Arc::new(Queue::new(options.limits.queue_requests, options.limits.queue_tokens)),
+            queue: Arc::new(Queue::new(
+                options.limits.queue_requests,
+                options.limits.queue_tokens,
+            )),
             text: TextThreads::new(options.limits.queue_requests),
             pulse: Arc::new(Pulse::new()),
             metrics: Arc::new(Metrics::new()),
@@ -127,7 +144,14 @@ impl App {
 
     /// Takes the model: the server is ready. Returns what the engine's thread needs.
     pub(crate) fn set_model(&self, served: ServedModel) -> (Engine, RemakeEngine) {
-        let ServedModel { engine, remake, tokenizer, conversation, name, block_size } = served;
+        let ServedModel {
+            engine,
+            remake,
+            tokenizer,
+            conversation,
+            name,
+            block_size,
+        } = served;
         let names = match &self.options.model_names[..] {
             [] => vec![name],
             names => names.to_vec(),
@@ -187,7 +211,9 @@ impl App {
     /// What a scrape of the metrics needs beside them.
     pub(crate) fn scene(&self) -> Scene<'_> {
         let model = self.model.get();
-        let name = model.map(Model::name).or(self.options.model_names.first().map(String::as_str));
+        let name = model
+            .map(Model::name)
+            .or(self.options.model_names.first().map(String::as_str));
         Scene {
             model: name.unwrap_or_default(),
             block_size: model.map_or(0, |model| model.block_size),
@@ -216,7 +242,9 @@ impl App {
     /// Hands jobs to the engine's thread.
     pub(crate) fn send_jobs(&self, jobs: impl Iterator<Item = Job>) -> Result<(), ApiError> {
         for job in jobs {
-            self.jobs.send(job).map_err(|_| ApiError::internal("the engine has stopped"))?;
+            self.jobs
+                .send(job)
+                .map_err(|_| ApiError::internal("the engine has stopped"))?;
         }
         Ok(())
     }
@@ -233,7 +261,11 @@ impl Drop for UnderWay {
 
 impl From<QueueFull> for ApiError {
     fn from(full: QueueFull) -> Self {
-        let QueueFull { waiting, waiting_tokens, retry_after_s } = full;
+        let QueueFull {
+            waiting,
+            waiting_tokens,
+            retry_after_s,
+        } = full;
         let message = format!(
             "the queue is full: {waiting} requests with {waiting_tokens} prompt tokens wait; try again in {retry_after_s} s"
         );
@@ -243,5 +275,7 @@ impl From<QueueFull> for ApiError {
 
 /// Seconds since 1970.
 pub(crate) fn unix_time() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs())
 }

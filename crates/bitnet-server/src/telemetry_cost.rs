@@ -39,7 +39,11 @@ pub fn event_costs() -> crate::Result<EventCosts> {
     let mut timer = AnswerTimer::new(record.arrived());
     let mut steps = EngineCounts::default();
     let finish = finish();
-    let scene = Scene { model: "stories", block_size: 32, queue: Counts::default() };
+    let scene = Scene {
+        model: "stories",
+        block_size: 32,
+        queue: Counts::default(),
+    };
     Ok(EventCosts {
         token: seconds(1_000_000, || timer.token(&metrics)),
         step: seconds(1_000_000, || {
@@ -47,8 +51,17 @@ pub fn event_costs() -> crate::Result<EventCosts> {
             steps.computed_tokens += 8;
             metrics.step_seen(steps, HeadUse::default(), (10, 20));
         }),
-        answer: seconds(200_000, || AnswerTimer::new(record.arrived()).finished(&metrics, &finish)),
-        http: seconds(200_000, || metrics.http(record.route(), record.method(), 200, Duration::from_millis(5))),
+        answer: seconds(200_000, || {
+            AnswerTimer::new(record.arrived()).finished(&metrics, &finish)
+        }),
+        http: seconds(200_000, || {
+            metrics.http(
+                record.route(),
+                record.method(),
+                200,
+                Duration::from_millis(5),
+            )
+        }),
         #[cfg(feature = "otlp")]
         otlp: otlp(&metrics, &record)?,
         scrape: seconds(2_000, || metrics.text(&scene)),
@@ -65,14 +78,24 @@ fn seconds<T>(calls: u32, mut call: impl FnMut() -> T) -> f64 {
 /// With exporters that find nobody: what a request waits for is the same.
 #[cfg(feature = "otlp")]
 fn otlp(metrics: &Arc<Metrics>, record: &Record) -> crate::Result<f64> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build();
     let runtime = runtime.map_err(crate::Error::Threads)?;
     let _inside = runtime.enter();
-    let signals = crate::OtlpSignals { metrics: true, traces: true };
+    let signals = crate::OtlpSignals {
+        metrics: true,
+        traces: true,
+    };
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], 8080));
     let otlp = crate::otlp::Otlp::start(signals, address, metrics, &Arc::new(Queue::new(1, 1)));
     let otlp = otlp.map_err(crate::Error::Otlp)?;
-    let ended = crate::record::Ended { status: 200, is_complete: true, duration: Duration::from_millis(5) };
+    let ended = crate::record::Ended {
+        status: 200,
+        is_complete: true,
+        duration: Duration::from_millis(5),
+    };
     // Five spans each: fewer than the queue of those that wait to be sent holds.
     let cost = seconds(300, || otlp.ended(record, &ended));
     otlp.stop();
@@ -96,7 +119,12 @@ fn record() -> Record {
         sampling: SamplingParams::default(),
         max_tokens: Some(64),
         stop_strings: Vec::new(),
-        usage: Usage { prompt_tokens: 128, completion_tokens: 64, total_tokens: 192, ..Usage::default() },
+        usage: Usage {
+            prompt_tokens: 128,
+            completion_tokens: 64,
+            total_tokens: 192,
+            ..Usage::default()
+        },
         entered: Duration::ZERO,
         started: ms(1),
         first_token: ms(2),
@@ -114,5 +142,8 @@ fn finish() -> Finish {
         decode: Duration::from_millis(2),
         ..Timings::default()
     };
-    Finish { reason: FinishReason::Length, timings }
+    Finish {
+        reason: FinishReason::Length,
+        timings,
+    }
 }

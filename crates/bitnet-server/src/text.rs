@@ -1,7 +1,7 @@
 //! [`TextThreads`]: work on text, which may take long and may panic, beside the threads that serve.
 //!
-//! Work that has begun cannot be called off, so whoever waits for a thread does so before it begins, where hanging up is
-//! the end of it; and no more may wait than for the engine.
+//! Work that has begun cannot be called off, so whoever waits for a thread does so before it
+//! begins, where hanging up is the end of it; and no more may wait than for the engine.
 
 use std::sync::Arc;
 
@@ -11,7 +11,8 @@ use crate::api::ApiError;
 
 /// Threads that turn text into tokens.
 pub(crate) const TEXT_THREADS: usize = 2;
-/// When whoever finds too many waiting should come again, in seconds. Nobody knows how long their work takes.
+/// When whoever finds too many waiting should come again, in seconds. Nobody knows how long their
+/// work takes.
 const RETRY_AFTER_S: u64 = 1;
 
 /// The threads, and who waits for them.
@@ -25,7 +26,11 @@ impl TextThreads {
     /// At most `waiting_max` wait, but one always may.
     pub(crate) fn new(waiting_max: usize) -> Self {
         let waiting_max = waiting_max.clamp(1, Semaphore::MAX_PERMITS);
-        Self { idle: Arc::new(Semaphore::new(TEXT_THREADS)), places: Semaphore::new(waiting_max), waiting_max }
+        Self {
+            idle: Arc::new(Semaphore::new(TEXT_THREADS)),
+            places: Semaphore::new(waiting_max),
+            waiting_max,
+        }
     }
 
     /// Runs work on one of the threads, when one is idle.
@@ -38,7 +43,10 @@ impl TextThreads {
             Ok(thread) => thread,
             Err(_) => {
                 let _place = self.places.try_acquire().map_err(|_| self.full())?;
-                Arc::clone(&self.idle).acquire_owned().await.map_err(stopped)?
+                Arc::clone(&self.idle)
+                    .acquire_owned()
+                    .await
+                    .map_err(stopped)?
             }
         };
         let work = move || {
@@ -48,13 +56,17 @@ impl TextThreads {
         };
         match tokio::task::spawn_blocking(work).await {
             Ok(result) => result,
-            Err(_) => Err(ApiError::internal("a bug in the server: this request made it panic")),
+            Err(_) => Err(ApiError::internal(
+                "a bug in the server: this request made it panic",
+            )),
         }
     }
 
     fn full(&self) -> ApiError {
-        let message =
-            format!("{} requests wait to be read, which is the most; try again in {RETRY_AFTER_S} s", self.waiting_max);
+        let message = format!(
+            "{} requests wait to be read, which is the most; try again in {RETRY_AFTER_S} s",
+            self.waiting_max
+        );
         ApiError::too_many_requests(message, RETRY_AFTER_S)
     }
 }
@@ -68,13 +80,20 @@ mod tests {
 
     #[test]
     fn whoever_goes_away_costs_nothing_and_whoever_is_too_many_is_told() {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("threads");
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .build()
+            .expect("threads");
         let threads = Arc::new(TextThreads::new(50));
         let num_done = Arc::new(AtomicUsize::new(0));
         let (release, released) = mpsc::channel::<()>();
         let released = Arc::new(std::sync::Mutex::new(released));
         let start = |is_held: bool| {
-            let (threads, num_done, released) = (Arc::clone(&threads), Arc::clone(&num_done), Arc::clone(&released));
+            let (threads, num_done, released) = (
+                Arc::clone(&threads),
+                Arc::clone(&num_done),
+                Arc::clone(&released),
+            );
             runtime.spawn(async move {
                 let work = move || {
                     if is_held {
@@ -95,7 +114,10 @@ mod tests {
         wait_until(&|| threads.idle.available_permits() == 0);
         let waiting: Vec<_> = (0..50).map(|_| start(false)).collect();
         wait_until(&|| threads.places.available_permits() == 0);
-        let refused = runtime.block_on(start(false)).expect("no panic").expect_err("too many");
+        let refused = runtime
+            .block_on(start(false))
+            .expect("no panic")
+            .expect_err("too many");
         let told = serde_json::to_string(&refused.body()).expect("JSON");
         assert!(told.contains("50 requests wait"), "{told}");
         waiting.iter().for_each(|waiting| waiting.abort());
@@ -106,8 +128,15 @@ mod tests {
         wait_until(&|| threads.places.available_permits() == 49);
         assert_eq!(num_done.load(Ordering::Relaxed), 0);
         (0..TEXT_THREADS).for_each(|_| release.send(()).expect("somebody listens"));
-        runtime.block_on(last).expect("no panic").expect("it is done");
+        runtime
+            .block_on(last)
+            .expect("no panic")
+            .expect("it is done");
         wait_until(&|| threads.idle.available_permits() == TEXT_THREADS);
-        assert_eq!(num_done.load(Ordering::Relaxed), TEXT_THREADS + 1, "those that went away");
+        assert_eq!(
+            num_done.load(Ordering::Relaxed),
+            TEXT_THREADS + 1,
+            "those that went away"
+        );
     }
 }

@@ -10,7 +10,9 @@ use std::time::Duration;
 use bitnet_inference::{Engine, EngineOptions, Loaded, SamplingParams, load};
 use bitnet_kernels::{Cpu, KernelSet};
 use bitnet_models::LoadOptions;
-use bitnet_server::{Conversation, CorsOrigins, Error, Limits, ServeOptions, ServedModel, ServerEvent, serve};
+use bitnet_server::{
+    Conversation, CorsOrigins, Error, Limits, ServeOptions, ServedModel, ServerEvent, serve,
+};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -25,7 +27,10 @@ fn options() -> ServeOptions {
         seed: None,
         separate_caches: false,
         #[cfg(feature = "otlp")]
-        otlp: bitnet_server::OtlpSignals { metrics: false, traces: false },
+        otlp: bitnet_server::OtlpSignals {
+            metrics: false,
+            traces: false,
+        },
         limits: Limits {
             queue_requests: 8,
             queue_tokens: 1000,
@@ -44,10 +49,16 @@ fn options() -> ServeOptions {
 }
 
 fn served() -> ServedModel {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/golden/strict-b158/model-i2_s.gguf");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/data/golden/strict-b158/model-i2_s.gguf");
     let cpu = || Cpu::new(KernelSet::detect(), 1);
-    let Loaded { model, .. } = load(&path, &LoadOptions::default(), &cpu()).expect("the golden model loads");
-    let options = EngineOptions { context: 64, cache: 256, ..EngineOptions::default() };
+    let Loaded { model, .. } =
+        load(&path, &LoadOptions::default(), &cpu()).expect("the golden model loads");
+    let options = EngineOptions {
+        context: 64,
+        cache: 256,
+        ..EngineOptions::default()
+    };
     let remake = Box::new(move || Engine::new(Arc::clone(&model), None, cpu(), options));
     ServedModel {
         engine: remake().expect("an engine"),
@@ -62,14 +73,21 @@ fn served() -> ServedModel {
 /// Status and the rest of an answer.
 fn ask(address: SocketAddr, method: &str, path: &str, body: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).expect("the server listens");
-    let head =
-        format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n");
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    );
     let request = format!("{head}content-length: {}\r\n\r\n{body}", body.len());
     stream.write_all(request.as_bytes()).expect("a request");
     let mut text = String::new();
     stream.read_to_string(&mut text).expect("an answer");
-    let status = text.split(' ').nth(1).and_then(|status| status.parse().ok());
-    (status.unwrap_or_else(|| panic!("{text}")), text.to_ascii_lowercase())
+    let status = text
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok());
+    (
+        status.unwrap_or_else(|| panic!("{text}")),
+        text.to_ascii_lowercase(),
+    )
 }
 
 #[test]
@@ -88,16 +106,27 @@ fn a_server_that_loads_is_alive_but_not_ready() {
         };
         serve(options(), load, tell)
     });
-    let Ok(ServerEvent::Listening(address)) = told.recv() else { panic!("the server does not listen") };
+    let Ok(ServerEvent::Listening(address)) = told.recv() else {
+        panic!("the server does not listen")
+    };
     let tokens = r#"{"prompt": [1, 2, 3], "max_tokens": 2}"#;
     assert_eq!(ask(address, "GET", "/livez", "").0, 200);
     for path in ["/readyz", "/startupz", "/health"] {
         let (status, text) = ask(address, "GET", path, "");
-        assert!(status == 503 && text.contains(r#"{"status":"loading"}"#), "{path}: {text}");
+        assert!(
+            status == 503 && text.contains(r#"{"status":"loading"}"#),
+            "{path}: {text}"
+        );
     }
-    for (method, path, body) in [("POST", "/v1/completions", tokens), ("GET", "/v1/models", "")] {
+    for (method, path, body) in [
+        ("POST", "/v1/completions", tokens),
+        ("GET", "/v1/models", ""),
+    ] {
         let (status, text) = ask(address, method, path, body);
-        assert!(status == 503 && text.contains(r#""code":"loading""#), "{path}: {text}");
+        assert!(
+            status == 503 && text.contains(r#""code":"loading""#),
+            "{path}: {text}"
+        );
         assert!(text.contains("retry-after: 5\r\n"), "{path}: {text}");
     }
     go.send(()).expect("the loader waits");
@@ -107,14 +136,28 @@ fn a_server_that_loads_is_alive_but_not_ready() {
     }
     // Tokens in, tokens out, where there is no tokenizer.
     let (status, text) = ask(address, "POST", "/v1/completions", tokens);
-    assert!(status == 200 && text.contains(r#""completion_tokens":2"#), "{text}");
-    let (status, text) =
-        ask(address, "POST", "/v1/chat/completions", r#"{"messages": [{"role": "user", "content": ""}]}"#);
-    assert!(status == 400 && text.contains("this model has no tokenizer"), "{text}");
+    assert!(
+        status == 200 && text.contains(r#""completion_tokens":2"#),
+        "{text}"
+    );
+    let (status, text) = ask(
+        address,
+        "POST",
+        "/v1/chat/completions",
+        r#"{"messages": [{"role": "user", "content": ""}]}"#,
+    );
+    assert!(
+        status == 400 && text.contains("this model has no tokenizer"),
+        "{text}"
+    );
 }
 
 #[test]
 fn a_model_that_cannot_be_loaded_ends_the_server() {
-    let error = serve(options(), || Err("it is not there".into()), |_| {}).expect_err("there is no model");
-    assert!(matches!(&error, Error::Load(_)) && error.to_string() == "it is not there", "{error}");
+    let error =
+        serve(options(), || Err("it is not there".into()), |_| {}).expect_err("there is no model");
+    assert!(
+        matches!(&error, Error::Load(_)) && error.to_string() == "it is not there",
+        "{error}"
+    );
 }

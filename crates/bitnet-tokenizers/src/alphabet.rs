@@ -1,7 +1,7 @@
 //! The alphabet of byte-level BPE: a printable character for each of the 256 bytes.
 //!
-//! Vocabularies and merges are written in it (a space is `Ġ`, a newline `Ċ`); bytes that are printable in Latin-1 stand
-//! for themselves, the others are numbered from U+0100 on, in order.
+//! Vocabularies and merges are written in it (a space is `Ġ`, a newline `Ċ`); bytes that are
+//! printable in Latin-1 stand for themselves, the others are numbered from U+0100 on, in order.
 
 use std::sync::LazyLock;
 
@@ -31,7 +31,8 @@ pub(crate) fn char_of(byte: u8) -> char {
     char::from_u32(0x100 + below as u32).unwrap_or(char::REPLACEMENT_CHARACTER)
 }
 
-/// Appends the bytes that `text` spells; text with any character outside the alphabet stands for its own UTF-8 bytes.
+/// Appends the bytes that `text` spells; text with any character outside the alphabet stands for
+/// its own UTF-8 bytes.
 pub(crate) fn push_decoded(text: &str, out: &mut Vec<u8>) {
     let start = out.len();
     for c in text.chars() {
@@ -57,7 +58,10 @@ mod tests {
             push_decoded(&char_of(byte).to_string(), &mut bytes);
             assert_eq!(bytes, [byte]);
         }
-        assert_eq!((char_of(b' '), char_of(b'\n'), char_of(0xAD)), ('Ġ', 'Ċ', 'Ń'));
+        assert_eq!(
+            (char_of(b' '), char_of(b'\n'), char_of(0xAD)),
+            ('Ġ', 'Ċ', 'Ń')
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Byte-pair encoding: of all neighbouring pieces, the pair with the lowest merge rank is joined first.
+//! Byte-pair encoding: of all neighbouring pieces, the pair with the lowest merge rank is joined
+//! first.
 
 use hashbrown::HashMap;
 
@@ -27,8 +28,8 @@ pub(crate) struct BpeSettings {
 }
 
 impl Bpe {
-    /// Takes the merges, best first. Pieces that are no tokens become intermediate pieces of `vocabulary`; of a pair
-    /// given twice the first rank counts.
+    /// Takes the merges, best first. Pieces that are no tokens become intermediate pieces of
+    /// `vocabulary`; of a pair given twice the first rank counts.
     pub(crate) fn new<'a>(
         vocabulary: &mut Vocabulary,
         merges: impl ExactSizeIterator<Item = Result<(&'a str, &'a str)>>,
@@ -47,13 +48,25 @@ impl Bpe {
             let left = vocabulary.intern(&text[..middle])?;
             let right = vocabulary.intern(&text[middle..])?;
             // Vocabularies are numbered in the order of their merges, or nearly so.
-            let likely = [last_merged, last_merged + 1].into_iter().find(|&id| vocabulary.spells(id, &text));
+            let likely = [last_merged, last_merged + 1]
+                .into_iter()
+                .find(|&id| vocabulary.spells(id, &text));
             let merged = likely.map_or_else(|| vocabulary.intern(&text), Ok)?;
             last_merged = merged;
-            table.entry(pair_key(left, right)).or_insert((index as u32, merged));
+            table
+                .entry(pair_key(left, right))
+                .or_insert((index as u32, merged));
         }
-        let BpeSettings { ignore_merges, fuse_unknown } = settings;
-        Ok(Self { merges: table, ignore_merges, unknown, fuse_unknown })
+        let BpeSettings {
+            ignore_merges,
+            fuse_unknown,
+        } = settings;
+        Ok(Self {
+            merges: table,
+            ignore_merges,
+            unknown,
+            fuse_unknown,
+        })
     }
 
     /// Appends the tokens of one word.
@@ -74,7 +87,9 @@ impl Bpe {
         match vocabulary.spelling() {
             Spelling::ByteLevel => {
                 for (start, byte) in word.iter().enumerate() {
-                    let id = vocabulary.byte_id(*byte).or_else(|| vocabulary.any_id(&[*byte]));
+                    let id = vocabulary
+                        .byte_id(*byte)
+                        .or_else(|| vocabulary.any_id(&[*byte]));
                     merger.push(id.unwrap_or(NO_TOKEN), start, 1);
                 }
             }
@@ -107,12 +122,21 @@ pub(crate) fn split_merge(index: usize, merge: &str) -> Result<(&str, &str)> {
     let first = merge.chars().next().map_or(0, char::len_utf8);
     match merge[first..].split_once(' ') {
         Some((left, right)) if !right.is_empty() => Ok((&merge[..first + left.len()], right)),
-        _ => Err(Error::BadMerge { index, merge: quoted(merge) }),
+        _ => Err(Error::BadMerge {
+            index,
+            merge: quoted(merge),
+        }),
     }
 }
 
-/// Appends a token, or for text that is none the tokens of its bytes; false if there are no such tokens.
-pub(crate) fn push_piece(vocabulary: &Vocabulary, id: u32, text: &[u8], out: &mut Vec<TokenId>) -> bool {
+/// Appends a token, or for text that is none the tokens of its bytes; false if there are no such
+/// tokens.
+pub(crate) fn push_piece(
+    vocabulary: &Vocabulary,
+    id: u32,
+    text: &[u8],
+    out: &mut Vec<TokenId>,
+) -> bool {
     if vocabulary.has(id) {
         out.push(TokenId(id));
         return true;
@@ -130,7 +154,9 @@ pub(crate) fn push_piece(vocabulary: &Vocabulary, id: u32, text: &[u8], out: &mu
 
 /// The error for text that cannot be said in a vocabulary.
 pub(crate) fn no_token_for(text: &[u8]) -> Error {
-    Error::NoTokenFor { text: quoted(&String::from_utf8_lossy(text)) }
+    Error::NoTokenFor {
+        text: quoted(&String::from_utf8_lossy(text)),
+    }
 }
 
 /// The (start, length) of the characters of UTF-8 text.

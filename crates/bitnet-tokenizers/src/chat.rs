@@ -1,13 +1,14 @@
 //! Chat templates: a conversation as the text that a model was trained to continue.
 //!
 //! # What a message cannot do
-//! The control tokens of a prompt come from its template alone. A [`RenderedChat`] carries, beside the text, the ranges in
-//! which no control token may be read ([`RenderedChat::guards`]): for the built-in templates the contents of the
-//! messages, for a Jinja template every place in a content where a control token is written out or begins at its end. So
-//! `<|eot_id|>` in a message reaches the model as the characters it consists of. Roles are plain words.
+//! The control tokens of a prompt come from its template alone. A [`RenderedChat`] carries, beside
+//! the text, the ranges in which no control token may be read ([`RenderedChat::guards`]): for the
+//! built-in templates the contents of the messages, for a Jinja template every place in a content
+//! where a control token is written out or begins at its end. So `<|eot_id|>` in a message reaches
+//! the model as the characters it consists of. Roles are plain words.
 //!
-//! The bound of this: a Jinja template that itself edits the inside of a content (deletes characters, changes their case)
-//! could form a control token out of what was none.
+//! The bound of this: a Jinja template that itself edits the inside of a content (deletes
+//! characters, changes their case) could form a control token out of what was none.
 
 use std::ops::Range;
 
@@ -31,7 +32,10 @@ pub struct ChatMessage {
 impl ChatMessage {
     /// A message of `role` that says `content`.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
+        Self {
+            role: role.into(),
+            content: content.into(),
+        }
     }
 }
 
@@ -42,15 +46,19 @@ pub struct RenderOptions<'a> {
     pub add_generation_prompt: bool,
     /// The tools the model may call, as JSON; only Jinja templates read them.
     pub tools: Option<&'a Value>,
-    /// The time that `strftime_now` of Jinja templates tells, in seconds since 1970 (UTC). Without it a template that
-    /// asks for the time is an error, for this crate reads no clock.
+    /// The time that `strftime_now` of Jinja templates tells, in seconds since 1970 (UTC). Without
+    /// it a template that asks for the time is an error, for this crate reads no clock.
     pub now: Option<i64>,
 }
 
 impl Default for RenderOptions<'_> {
     /// The assistant is to answer; no tools, no clock.
     fn default() -> Self {
-        Self { add_generation_prompt: true, tools: None, now: None }
+        Self {
+            add_generation_prompt: true,
+            tools: None,
+            now: None,
+        }
     }
 }
 
@@ -67,7 +75,8 @@ impl RenderedChat {
         Self { text, guards }
     }
 
-    /// The text. To encode it as it stands with `parse_special` would obey what messages say: see the module.
+    /// The text. To encode it as it stands with `parse_special` would obey what messages say: see
+    /// the module.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -119,7 +128,13 @@ enum Format {
 }
 
 impl Format {
-    const ALL: [Self; 5] = [Self::BitNet, Self::Llama3, Self::ChatMl, Self::Falcon3, Self::FalconE];
+    const ALL: [Self; 5] = [
+        Self::BitNet,
+        Self::Llama3,
+        Self::ChatMl,
+        Self::Falcon3,
+        Self::FalconE,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -131,14 +146,23 @@ impl Format {
         }
     }
 
-    fn render(self, bos: &str, messages: &[ChatMessage], add_generation_prompt: bool) -> RenderedChat {
+    fn render(
+        self,
+        bos: &str,
+        messages: &[ChatMessage],
+        add_generation_prompt: bool,
+    ) -> RenderedChat {
         let mut out = RenderedChat::new(String::new(), Vec::new());
         if matches!(self, Self::BitNet | Self::Llama3) {
             out.push(bos);
         }
         for ChatMessage { role, content } in messages {
             self.open_turn(role, &mut out);
-            let content = if matches!(self, Self::BitNet | Self::Llama3) { content.trim() } else { content };
+            let content = if matches!(self, Self::BitNet | Self::Llama3) {
+                content.trim()
+            } else {
+                content
+            };
             out.push_content(content);
             out.push(match self {
                 Self::BitNet | Self::Llama3 => "<|eot_id|>",
@@ -164,14 +188,16 @@ impl Format {
 }
 
 impl ChatTemplate {
-    /// Chooses the template of a model of `architecture` (as in `general.architecture`); none if nothing tells.
+    /// Chooses the template of a model of `architecture` (as in `general.architecture`); none if
+    /// nothing tells.
     ///
     /// In this order:
-    /// 1. BitNet b1.58 2B4T (its architecture names, with Llama 3's vocabulary) has its own format, whatever its file says:
-    ///    the template inside the official GGUF is a leftover. Only a template that is exactly another of the built-in
-    ///    formats, as a fine-tune's may be, is believed.
-    /// 2. The file's own template. Where it renders sample conversations to the same text as a built-in format does, that
-    ///    one is used in its place.
+    /// 1. BitNet b1.58 2B4T (its architecture names, with Llama 3's vocabulary) has its own format,
+    ///    whatever its file says: the template inside the official GGUF is a leftover. Only a
+    ///    template that is exactly another of the built-in formats, as a fine-tune's may be, is
+    ///    believed.
+    /// 2. The file's own template. Where it renders sample conversations to the same text as a
+    ///    built-in format does, that one is used in its place.
     /// 3. The format that the vocabulary's control tokens are made for.
     ///
     /// # Errors
@@ -179,32 +205,61 @@ impl ChatTemplate {
     pub fn detect(architecture: &str, tokenizer: &Tokenizer) -> Result<Option<Self>> {
         let has = |text| tokenizer.special_token(text).is_some();
         let has_llama_3 = has("<|begin_of_text|>") && has("<|eot_id|>");
-        let jinja = tokenizer.chat_template().map(|source| Jinja::new(source, tokenizer));
+        let jinja = tokenizer
+            .chat_template()
+            .map(|source| Jinja::new(source, tokenizer));
         let same = match &jinja {
             Some(Ok(jinja)) => same_format(jinja, tokenizer),
             _ => None,
         };
         let built_in = |format, reason: String| Ok(Some(Self::built_in(format, tokenizer, reason)));
         if let Some(format) = same {
-            return built_in(format, format!("the file's template renders exactly as {} does", format.name()));
+            return built_in(
+                format,
+                format!(
+                    "the file's template renders exactly as {} does",
+                    format.name()
+                ),
+            );
         }
         if is_bitnet_b158_architecture(architecture) && has_llama_3 {
-            let leftover = if jinja.is_some() { "; the template in the file is ignored" } else { "" };
-            let reason = format!("architecture {architecture} with the vocabulary of Llama 3{leftover}");
+            let leftover = if jinja.is_some() {
+                "; the template in the file is ignored"
+            } else {
+                ""
+            };
+            let reason =
+                format!("architecture {architecture} with the vocabulary of Llama 3{leftover}");
             let correction = Some(BITNET_JINJA);
-            return Ok(Some(Self { correction, ..Self::built_in(Format::BitNet, tokenizer, reason) }));
+            return Ok(Some(Self {
+                correction,
+                ..Self::built_in(Format::BitNet, tokenizer, reason)
+            }));
         }
         if let Some(jinja) = jinja {
             let reason = "the file's own template".to_owned();
-            return Ok(Some(Self { template: Template::Jinja(Box::new(jinja?)), reason, correction: None }));
+            return Ok(Some(Self {
+                template: Template::Jinja(Box::new(jinja?)),
+                reason,
+                correction: None,
+            }));
         }
         let by_vocabulary = [
-            (Format::Llama3, has_llama_3 && has("<|start_header_id|>") && has("<|end_header_id|>")),
+            (
+                Format::Llama3,
+                has_llama_3 && has("<|start_header_id|>") && has("<|end_header_id|>"),
+            ),
             (Format::ChatMl, has("<|im_start|>") && has("<|im_end|>")),
-            (Format::Falcon3, has("<|user|>") && has("<|assistant|>") && has("<|endoftext|>")),
+            (
+                Format::Falcon3,
+                has("<|user|>") && has("<|assistant|>") && has("<|endoftext|>"),
+            ),
         ];
         match by_vocabulary.into_iter().find(|(_, fits)| *fits) {
-            Some((format, _)) => built_in(format, "the file has no template; its control tokens are these".to_owned()),
+            Some((format, _)) => built_in(
+                format,
+                "the file has no template; its control tokens are these".to_owned(),
+            ),
             None => Ok(None),
         }
     }
@@ -215,10 +270,17 @@ impl ChatTemplate {
     /// There is none.
     pub fn by_name(name: &str, tokenizer: &Tokenizer) -> Result<Self> {
         match Format::ALL.into_iter().find(|format| format.name() == name) {
-            Some(format) => Ok(Self::built_in(format, tokenizer, "asked for by name".to_owned())),
+            Some(format) => Ok(Self::built_in(
+                format,
+                tokenizer,
+                "asked for by name".to_owned(),
+            )),
             None => {
                 let known: Vec<_> = Self::names().collect();
-                Err(Error::UnknownTemplate { name: quoted(name), known: known.join(", ") })
+                Err(Error::UnknownTemplate {
+                    name: quoted(name),
+                    known: known.join(", "),
+                })
             }
         }
     }
@@ -229,7 +291,11 @@ impl ChatTemplate {
     /// It does not compile.
     pub fn from_jinja(source: &str, tokenizer: &Tokenizer) -> Result<Self> {
         let template = Template::Jinja(Box::new(Jinja::new(source, tokenizer)?));
-        Ok(Self { template, reason: "given as Jinja".to_owned(), correction: None })
+        Ok(Self {
+            template,
+            reason: "given as Jinja".to_owned(),
+            correction: None,
+        })
     }
 
     /// The names of the built-in templates.
@@ -239,7 +305,11 @@ impl ChatTemplate {
 
     fn built_in(format: Format, tokenizer: &Tokenizer, reason: String) -> Self {
         let bos = token_text(tokenizer, tokenizer.bos());
-        Self { template: Template::BuiltIn { format, bos }, reason, correction: None }
+        Self {
+            template: Template::BuiltIn { format, bos },
+            reason,
+            correction: None,
+        }
     }
 
     /// The name of the template: that of a built-in one, or `jinja`.
@@ -255,7 +325,8 @@ impl ChatTemplate {
         &self.reason
     }
 
-    /// What a file of this model should say, in Jinja, where [`detect`](Self::detect) knows better than the file does.
+    /// What a file of this model should say, in Jinja, where [`detect`](Self::detect) knows better
+    /// than the file does.
     pub fn correction(&self) -> Option<&'static str> {
         self.correction
     }
@@ -271,17 +342,28 @@ impl ChatTemplate {
     /// The conversation as the model is to see it.
     ///
     /// # Errors
-    /// There are no messages; a role is no plain word; a Jinja template raises an exception, runs out of fuel, or writes
-    /// absurdly much.
-    pub fn render(&self, messages: &[ChatMessage], options: RenderOptions<'_>) -> Result<RenderedChat> {
+    /// There are no messages; a role is no plain word; a Jinja template raises an exception, runs
+    /// out of fuel, or writes absurdly much.
+    pub fn render(
+        &self,
+        messages: &[ChatMessage],
+        options: RenderOptions<'_>,
+    ) -> Result<RenderedChat> {
         if messages.is_empty() {
             return Err(Error::NoMessages);
         }
-        if let Some(message) = messages.iter().find(|message| !is_plain_word(&message.role)) {
-            return Err(Error::BadRole { role: quoted(&message.role) });
+        if let Some(message) = messages
+            .iter()
+            .find(|message| !is_plain_word(&message.role))
+        {
+            return Err(Error::BadRole {
+                role: quoted(&message.role),
+            });
         }
         match &self.template {
-            Template::BuiltIn { format, bos } => Ok(format.render(bos, messages, options.add_generation_prompt)),
+            Template::BuiltIn { format, bos } => {
+                Ok(format.render(bos, messages, options.add_generation_prompt))
+            }
             Template::Jinja(jinja) => jinja.render(messages, options),
         }
     }
@@ -289,15 +371,24 @@ impl ChatTemplate {
 
 /// The built-in format that renders sample conversations to the same text as `jinja`.
 fn same_format(jinja: &Jinja, tokenizer: &Tokenizer) -> Option<Format> {
-    let turns =
-        [("user", " a \n"), ("assistant", "\tb c\n"), ("user", "d")].map(|(role, text)| ChatMessage::new(role, text));
-    let system = std::iter::once(ChatMessage::new("system", " s\n\n")).chain(turns.clone()).collect();
-    let samples: [(Vec<ChatMessage>, bool); 4] =
-        [(turns[..1].to_vec(), true), (turns[..2].to_vec(), false), (turns.to_vec(), true), (system, true)];
+    let turns = [("user", " a \n"), ("assistant", "\tb c\n"), ("user", "d")]
+        .map(|(role, text)| ChatMessage::new(role, text));
+    let system = std::iter::once(ChatMessage::new("system", " s\n\n"))
+        .chain(turns.clone())
+        .collect();
+    let samples: [(Vec<ChatMessage>, bool); 4] = [
+        (turns[..1].to_vec(), true),
+        (turns[..2].to_vec(), false),
+        (turns.to_vec(), true),
+        (system, true),
+    ];
     let rendered: Vec<_> = samples
         .iter()
         .map(|(messages, add_generation_prompt)| {
-            let options = RenderOptions { add_generation_prompt: *add_generation_prompt, ..RenderOptions::default() };
+            let options = RenderOptions {
+                add_generation_prompt: *add_generation_prompt,
+                ..RenderOptions::default()
+            };
             jinja.render(messages, options).ok().map(|chat| chat.text)
         })
         .collect::<Option<_>>()?;
@@ -311,11 +402,16 @@ fn same_format(jinja: &Jinja, tokenizer: &Tokenizer) -> Option<Format> {
 }
 
 pub(crate) fn token_text(tokenizer: &Tokenizer, id: Option<TokenId>) -> String {
-    id.map_or_else(String::new, |id| String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned())
+    id.map_or_else(String::new, |id| {
+        String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned()
+    })
 }
 
 fn is_plain_word(role: &str) -> bool {
-    (1..=64).contains(&role.len()) && role.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+    (1..=64).contains(&role.len())
+        && role
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
 }
 
 /// As Python's `str.capitalize`, of a plain word.

@@ -10,22 +10,27 @@ use crate::{TokenId, Tokenizer};
 pub struct DecodeOptions {
     /// Show control tokens and the unknown token by their names; else they give no text.
     pub show_special: bool,
-    /// Take away the space that a SentencePiece-like tokenizer puts before a text, where the text begins with one. Set it
-    /// for whole texts; leave it out for text that continues another, as a completion continues its prompt.
+    /// Take away the space that a SentencePiece-like tokenizer puts before a text, where the text
+    /// begins with one. Set it for whole texts; leave it out for text that continues another, as a
+    /// completion continues its prompt.
     pub strip_space_prefix: bool,
 }
 
 impl Default for DecodeOptions {
     /// A whole text without its special tokens.
     fn default() -> Self {
-        Self { show_special: false, strip_space_prefix: true }
+        Self {
+            show_special: false,
+            strip_space_prefix: true,
+        }
     }
 }
 
 /// Turns a stream of tokens into a stream of text.
 ///
-/// A token's bytes may end in the middle of a character: these are held back until the next token completes it. The
-/// texts of all pushes and of [`finish`](Self::finish) joined are what [`Tokenizer::decode`] gives for all tokens.
+/// A token's bytes may end in the middle of a character: these are held back until the next token
+/// completes it. The texts of all pushes and of [`finish`](Self::finish) joined are what
+/// [`Tokenizer::decode`] gives for all tokens.
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
     state: State,
@@ -38,7 +43,8 @@ impl Detokenizer {
         Self { tokenizer, state }
     }
 
-    /// The text that `id` completes: whole characters, possibly none. Bytes that can begin no character become U+FFFD.
+    /// The text that `id` completes: whole characters, possibly none. Bytes that can begin no
+    /// character become U+FFFD.
     ///
     /// Allocates only while its buffer grows to the longest token.
     pub fn push(&mut self, id: TokenId) -> &str {
@@ -82,7 +88,12 @@ struct State {
 
 impl State {
     fn new(tokenizer: &Tokenizer, options: DecodeOptions) -> Self {
-        let mut state = Self { options, strip_next: false, pending: Vec::new(), text: String::new() };
+        let mut state = Self {
+            options,
+            strip_next: false,
+            pending: Vec::new(),
+            text: String::new(),
+        };
         state.strip_next = state.strips(tokenizer);
         state
     }
@@ -113,7 +124,8 @@ impl State {
                 }
                 Err(error) => {
                     let (valid, after) = rest.split_at(error.valid_up_to());
-                    self.text.push_str(std::str::from_utf8(valid).unwrap_or_default());
+                    self.text
+                        .push_str(std::str::from_utf8(valid).unwrap_or_default());
                     rest = after;
                     let Some(len) = error.error_len() else { break };
                     self.text.push(char::REPLACEMENT_CHARACTER);

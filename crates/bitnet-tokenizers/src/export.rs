@@ -1,7 +1,8 @@
 //! What a GGUF file says of a tokenizer, as Hugging Face's files.
 //!
-//! Byte-level BPE becomes what it was. SentencePiece becomes BPE with byte fallback, as Hugging Face's own converter does it:
-//! each way in which a token is made of two others is a merge, ordered by the token's score.
+//! Byte-level BPE becomes what it was. SentencePiece becomes BPE with byte fallback, as Hugging
+//! Face's own converter does it: each way in which a token is made of two others is a merge,
+//! ordered by the token's score.
 
 use std::borrow::Cow;
 
@@ -44,8 +45,10 @@ impl TokenizerSpec<'_> {
         });
         let file = File::of(&definition)?;
         Ok(TokenizerFiles {
-            tokenizer: serde_json::to_string_pretty(&file)
-                .map_err(|source| Error::Json { file: "tokenizer.json", source })?,
+            tokenizer: serde_json::to_string_pretty(&file).map_err(|source| Error::Json {
+                file: "tokenizer.json",
+                source,
+            })?,
             tokenizer_config: Some(pretty(&config)),
             special_tokens_map: None,
             generation_config: Some(pretty(&generation)),
@@ -88,7 +91,10 @@ struct Model<'a> {
 }
 
 /// A map whose entries stay in the order of the ids, as people expect to find them.
-fn in_order<S: Serializer>(entries: &[(&str, usize)], serializer: S) -> std::result::Result<S::Ok, S::Error> {
+fn in_order<S: Serializer>(
+    entries: &[(&str, usize)],
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
     serializer.collect_map(entries.iter().copied())
 }
 
@@ -109,9 +115,19 @@ impl Serialize for Merge<'_> {
 impl<'a> File<'a> {
     fn of(definition: &'a Definition<'_>) -> Result<Self> {
         let is_byte_level = definition.spelling == Spelling::ByteLevel;
-        let is_added =
-            |kind: TokenKind| matches!(kind, TokenKind::Unknown | TokenKind::Control | TokenKind::UserDefined);
-        let tokens = || definition.tokens.iter().enumerate().map(|(id, (text, kind))| (id, &**text, *kind));
+        let is_added = |kind: TokenKind| {
+            matches!(
+                kind,
+                TokenKind::Unknown | TokenKind::Control | TokenKind::UserDefined
+            )
+        };
+        let tokens = || {
+            definition
+                .tokens
+                .iter()
+                .enumerate()
+                .map(|(id, (text, kind))| (id, &**text, *kind))
+        };
         let added_tokens = tokens().filter(|(.., kind)| is_added(*kind)).map(|(id, text, kind)| {
             json!({"id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false,
                    "normalized": false, "special": kind != TokenKind::UserDefined})
@@ -121,11 +137,22 @@ impl<'a> File<'a> {
         let vocab: Vec<(&str, usize)> = vocab.map(|(id, text, _)| (text, id)).collect();
         let mut seen = hashbrown::HashSet::with_capacity(vocab.len());
         if let Some((text, _)) = vocab.iter().find(|(text, _)| !seen.insert(*text)) {
-            return Err(unsupported(format!("two tokens that are both {}", quoted(text))));
+            return Err(unsupported(format!(
+                "two tokens that are both {}",
+                quoted(text)
+            )));
         }
-        let unknown = definition.roles.unknown.map(|id| &*definition.tokens[id as usize].0);
+        let unknown = definition
+            .roles
+            .unknown
+            .map(|id| &*definition.tokens[id as usize].0);
         let merges = match &definition.model {
-            ModelSettings::Bpe(_) => definition.merges.split()?.into_iter().map(|(a, b)| Merge(a, b)).collect(),
+            ModelSettings::Bpe(_) => definition
+                .merges
+                .split()?
+                .into_iter()
+                .map(|(a, b)| Merge(a, b))
+                .collect(),
             ModelSettings::Spm(scores) => merges_of_scores(&definition.tokens, scores),
         };
         Ok(Self {
@@ -133,14 +160,22 @@ impl<'a> File<'a> {
             truncation: Value::Null,
             padding: Value::Null,
             added_tokens: added_tokens.collect(),
-            normalizer: if is_byte_level { Value::Null } else { escape_spaces(definition.space_prefix) },
+            normalizer: if is_byte_level {
+                Value::Null
+            } else {
+                escape_spaces(definition.space_prefix)
+            },
             pre_tokenizer: if is_byte_level {
                 byte_level_pre_tokenizer(&definition.pretokenizer)?
             } else {
                 Value::Null
             },
             post_processor: post_processor(definition),
-            decoder: if is_byte_level { byte_level(true) } else { unescape_spaces(definition.space_prefix) },
+            decoder: if is_byte_level {
+                byte_level(true)
+            } else {
+                unescape_spaces(definition.space_prefix)
+            },
             model: Model {
                 kind: "BPE",
                 dropout: Value::Null,
@@ -157,9 +192,15 @@ impl<'a> File<'a> {
     }
 }
 
-/// All pairs of tokens whose union is a token, by the score of the union, then by the ids of the two.
+/// All pairs of tokens whose union is a token, by the score of the union, then by the ids of the
+/// two.
 fn merges_of_scores<'a>(tokens: &'a [(Cow<'_, str>, TokenKind)], scores: &[f32]) -> Vec<Merge<'a>> {
-    let pieces = || tokens.iter().enumerate().filter(|(_, (_, kind))| *kind == TokenKind::Normal);
+    let pieces = || {
+        tokens
+            .iter()
+            .enumerate()
+            .filter(|(_, (_, kind))| *kind == TokenKind::Normal)
+    };
     let ids: HashMap<&str, usize> = pieces().map(|(id, (text, _))| (&**text, id)).collect();
     let mut merges = Vec::new();
     for (id, (text, _)) in pieces() {
@@ -171,13 +212,20 @@ fn merges_of_scores<'a>(tokens: &'a [(Cow<'_, str>, TokenKind)], scores: &[f32])
         }
     }
     merges.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
-    merges.into_iter().map(|(.., left, right)| Merge(Cow::Borrowed(left), Cow::Borrowed(right))).collect()
+    merges
+        .into_iter()
+        .map(|(.., left, right)| Merge(Cow::Borrowed(left), Cow::Borrowed(right)))
+        .collect()
 }
 
 fn escape_spaces(prefix: SpacePrefix) -> Value {
     let escape = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
     let prepend = json!({"type": "Prepend", "prepend": "▁"});
-    let steps = if prefix == SpacePrefix::Never { vec![escape] } else { vec![prepend, escape] };
+    let steps = if prefix == SpacePrefix::Never {
+        vec![escape]
+    } else {
+        vec![prepend, escape]
+    };
     json!({"type": "Sequence", "normalizers": steps})
 }
 
@@ -202,7 +250,10 @@ fn byte_level_pre_tokenizer(steps: &[Step]) -> Result<Value> {
     if steps == [Step::Gpt2] {
         return Ok(byte_level(true));
     }
-    let mut list = steps.iter().map(|step| step_json(*step)).collect::<Result<Vec<_>>>()?;
+    let mut list = steps
+        .iter()
+        .map(|step| step_json(*step))
+        .collect::<Result<Vec<_>>>()?;
     list.push(byte_level(false));
     Ok(json!({"type": "Sequence", "pretokenizers": list}))
 }
@@ -210,7 +261,9 @@ fn byte_level_pre_tokenizer(steps: &[Step]) -> Result<Value> {
 /// In the words that the reader of tokenizer.json knows.
 fn step_json(step: Step) -> Result<Value> {
     let split = |pattern: &str| {
-        Ok(json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false}))
+        Ok(
+            json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false}),
+        )
     };
     let llama_3 = |digits: &str| {
         format!(
@@ -218,7 +271,9 @@ fn step_json(step: Step) -> Result<Value> {
         )
     };
     match step {
-        Step::Gpt2 => split(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"),
+        Step::Gpt2 => {
+            split(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+        }
         Step::Llama3 { max_digits: 3 } => split(&llama_3(r"\p{N}{1,3}")),
         Step::Llama3 { max_digits: 1 } => split(&llama_3(r"\p{N}")),
         Step::PunctuationRuns { backtick: true } => split(r"[\p{P}\$\+<=>\^~\|`]+"),
@@ -241,18 +296,27 @@ fn post_processor(definition: &Definition<'_>) -> Value {
         return Value::Null;
     }
     let name = |id: u32| &*definition.tokens[id as usize].0;
-    let special = |id: Option<u32>| id.map(|id| json!({"SpecialToken": {"id": name(id), "type_id": 0}}));
+    let special =
+        |id: Option<u32>| id.map(|id| json!({"SpecialToken": {"id": name(id), "type_id": 0}}));
     let template = |texts: &[&str]| {
         let around = |text: &str| {
             let text = Some(json!({"Sequence": {"id": text, "type_id": 0}}));
-            [special(before), text, special(after)].into_iter().flatten().collect::<Vec<_>>()
+            [special(before), text, special(after)]
+                .into_iter()
+                .flatten()
+                .collect::<Vec<_>>()
         };
-        texts.iter().flat_map(|text| around(text)).collect::<Vec<_>>()
+        texts
+            .iter()
+            .flat_map(|text| around(text))
+            .collect::<Vec<_>>()
     };
-    let special_tokens = [before, after]
-        .into_iter()
-        .flatten()
-        .map(|id| (name(id).to_owned(), json!({"id": name(id), "ids": [id], "tokens": [name(id)]})));
+    let special_tokens = [before, after].into_iter().flatten().map(|id| {
+        (
+            name(id).to_owned(),
+            json!({"id": name(id), "ids": [id], "tokens": [name(id)]}),
+        )
+    });
     json!({
         "type": "TemplateProcessing",
         "single": template(&["A"]),
@@ -262,5 +326,8 @@ fn post_processor(definition: &Definition<'_>) -> Value {
 }
 
 fn unsupported(name: String) -> Error {
-    Error::Unsupported { component: "tokenizer.json without", name }
+    Error::Unsupported {
+        component: "tokenizer.json without",
+        name,
+    }
 }

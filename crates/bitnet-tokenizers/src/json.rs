@@ -1,7 +1,7 @@
 //! Hugging Face's JSON files: tokenizer.json and the configurations beside it.
 //!
-//! Byte-level BPE (Llama 3, Falcon 3, Qwen) and SentencePiece written as BPE with byte fallback (Llama 2, Gemma) are
-//! read; a component that would need anything else is refused by name.
+//! Byte-level BPE (Llama 3, Falcon 3, Qwen) and SentencePiece written as BPE with byte fallback
+//! (Llama 2, Gemma) are read; a component that would need anything else is refused by name.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,7 +15,9 @@ use crate::bpe::{BpeSettings, split_merge};
 use crate::error::{Error, Result, quoted};
 use crate::pretokenize::{self, Step};
 use crate::spec::TokenizerSpec;
-use crate::tokenizer::{Added, Definition, MergePair, Merges, ModelSettings, Roles, SpacePrefix, Tokenizer};
+use crate::tokenizer::{
+    Added, Definition, MergePair, Merges, ModelSettings, Roles, SpacePrefix, Tokenizer,
+};
 use crate::vocabulary::{ESCAPED_SPACE, Spelling, TokenKind, byte_of_name};
 
 const TOKENIZER: &str = "tokenizer.json";
@@ -46,11 +48,14 @@ impl TokenizerFiles {
     /// Reads the files of a directory.
     ///
     /// # Errors
-    /// `tokenizer.json` cannot be read, or another file is there and cannot be; a file is absurdly large or no UTF-8.
+    /// `tokenizer.json` cannot be read, or another file is there and cannot be; a file is absurdly
+    /// large or no UTF-8.
     pub fn read(directory: &Path) -> Result<Self> {
         let tokenizer = read(directory, TOKENIZER, MAX_BYTES[0])?;
         let beside = |name| match read(directory, name, MAX_BYTES[1]) {
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                Ok(None)
+            }
             result => result.map(Some),
         };
         Ok(Self {
@@ -64,8 +69,8 @@ impl TokenizerFiles {
 
     /// The tokenizer as a GGUF file would describe it, for `architecture`.
     ///
-    /// SentencePiece's scores are not in tokenizer.json; each token is given the negated rank of the first merge that
-    /// makes it, which orders merges the same way.
+    /// SentencePiece's scores are not in tokenizer.json; each token is given the negated rank of
+    /// the first merge that makes it, which orders merges the same way.
     ///
     /// # Errors
     /// As [`Tokenizer::from_files`]; or the rules have no name in GGUF.
@@ -85,8 +90,9 @@ impl Tokenizer {
 
     /// Builds a tokenizer from the contents of Hugging Face's files.
     ///
-    /// BOS is added to texts as `add_bos_token` of the configuration says, or where it is silent as the post-processor
-    /// of tokenizer.json does. An added token that is `special` becomes a control token, another a user-defined one.
+    /// BOS is added to texts as `add_bos_token` of the configuration says, or where it is silent as
+    /// the post-processor of tokenizer.json does. An added token that is `special` becomes a
+    /// control token, another a user-defined one.
     ///
     /// # Errors
     /// Names the component that is not supported, or what cannot be understood.
@@ -99,9 +105,13 @@ fn read(directory: &Path, name: &str, max_bytes: u64) -> Result<String> {
     let path = directory.join(name);
     let length = std::fs::metadata(&path).and_then(|metadata| match metadata.len() {
         len if len <= max_bytes => Ok(()),
-        len => Err(std::io::Error::other(format!("it has {len} bytes, the most is {max_bytes}"))),
+        len => Err(std::io::Error::other(format!(
+            "it has {len} bytes, the most is {max_bytes}"
+        ))),
     });
-    length.and_then(|()| std::fs::read_to_string(&path)).map_err(|source| Error::Io { path, source })
+    length
+        .and_then(|()| std::fs::read_to_string(&path))
+        .map_err(|source| Error::Io { path, source })
 }
 
 // ---- the shape of tokenizer.json ----
@@ -259,17 +269,25 @@ impl<'de> Visitor<'de> for MergeVisitor {
 // ---- from the files to a definition ----
 
 fn definition(files: &TokenizerFiles) -> Result<Definition<'_>> {
-    let file: File<'_> =
-        serde_json::from_str(&files.tokenizer).map_err(|source| Error::Json { file: TOKENIZER, source })?;
+    let file: File<'_> = serde_json::from_str(&files.tokenizer).map_err(|source| Error::Json {
+        file: TOKENIZER,
+        source,
+    })?;
     check_model(&file.model)?;
     let components = Components::read(&file)?;
     let tokens = tokens(&file, components.spelling)?;
-    let id_of = |text: &str| tokens.iter().rposition(|(token, _)| token == text).map(|id| id as u32);
+    let id_of = |text: &str| {
+        tokens
+            .iter()
+            .rposition(|(token, _)| token == text)
+            .map(|id| id as u32)
+    };
     let unknown = match &file.model.unk_token {
         None => None,
-        Some(token) => {
-            Some(id_of(token).ok_or_else(|| Error::UnknownToken { what: "unk_token", token: quoted(token) })?)
-        }
+        Some(token) => Some(id_of(token).ok_or_else(|| Error::UnknownToken {
+            what: "unk_token",
+            token: quoted(token),
+        })?),
     };
     let config = Config::read(files)?;
     let role = |name| match config.token(name)? {
@@ -278,7 +296,10 @@ fn definition(files: &TokenizerFiles) -> Result<Definition<'_>> {
             Some(id) => Ok(Some(id)),
             // A configuration may name tokens that its vocabulary never had.
             None if name == "pad_token" || name == "unk_token" => Ok(None),
-            None => Err(Error::UnknownToken { what: name, token: quoted(&token) }),
+            None => Err(Error::UnknownToken {
+                what: name,
+                token: quoted(&token),
+            }),
         },
     };
     let (bos, eos) = (role("bos_token")?, role("eos_token")?);
@@ -294,9 +315,17 @@ fn definition(files: &TokenizerFiles) -> Result<Definition<'_>> {
         ..Roles::default()
     };
     let model = &file.model;
-    let settings = BpeSettings { ignore_merges: model.ignore_merges, fuse_unknown: model.fuse_unk };
+    let settings = BpeSettings {
+        ignore_merges: model.ignore_merges,
+        fuse_unknown: model.fuse_unk,
+    };
     let added = file.added_tokens.iter().filter_map(|token| {
-        let AddedToken { lstrip: strip_left, rstrip: strip_right, single_word, .. } = *token;
+        let AddedToken {
+            lstrip: strip_left,
+            rstrip: strip_right,
+            single_word,
+            ..
+        } = *token;
         (strip_left || strip_right || single_word).then_some(Added {
             id: token.id as u32,
             strip_left,
@@ -330,7 +359,10 @@ fn sorted_by_id(mut added: Vec<Added>) -> Vec<Added> {
 }
 
 fn unsupported(component: &'static str, name: impl Into<String>) -> Error {
-    Error::Unsupported { component, name: quoted(&name.into()) }
+    Error::Unsupported {
+        component,
+        name: quoted(&name.into()),
+    }
 }
 
 fn check_model(model: &ModelFile<'_>) -> Result<()> {
@@ -357,17 +389,36 @@ fn tokens<'a>(file: &File<'a>, spelling: Spelling) -> Result<Vec<(Cow<'a, str>, 
         return Err(unsupported("model", "BPE with a list for a vocabulary"));
     };
     let count = vocab.len() + file.added_tokens.len();
-    let added = file.added_tokens.iter().map(|token| (&token.content.0, token.id));
-    let highest = vocab.iter().map(|(token, id)| (token, *id)).chain(added).max_by_key(|&(_, id)| id);
-    let Some((token, id)) = highest else { return Err(Error::NoTokens) };
+    let added = file
+        .added_tokens
+        .iter()
+        .map(|token| (&token.content.0, token.id));
+    let highest = vocab
+        .iter()
+        .map(|(token, id)| (token, *id))
+        .chain(added)
+        .max_by_key(|&(_, id)| id);
+    let Some((token, id)) = highest else {
+        return Err(Error::NoTokens);
+    };
     // Ids may leave holes, but a table of all ids must not be much larger than the file.
     if id >= count as u64 * 2 + 1024 {
-        return Err(Error::SparseIds { token: quoted(token), id, count });
+        return Err(Error::SparseIds {
+            token: quoted(token),
+            id,
+            count,
+        });
     }
     let mut tokens = vec![(Cow::Borrowed(""), TokenKind::Unused); id as usize + 1];
     for (token, id) in vocab {
-        let is_byte = spelling == Spelling::SpaceEscaped && file.model.byte_fallback && byte_of_name(token).is_some();
-        let kind = if is_byte { TokenKind::Byte } else { TokenKind::Normal };
+        let is_byte = spelling == Spelling::SpaceEscaped
+            && file.model.byte_fallback
+            && byte_of_name(token).is_some();
+        let kind = if is_byte {
+            TokenKind::Byte
+        } else {
+            TokenKind::Normal
+        };
         tokens[*id as usize] = (token.clone(), kind);
     }
     let unknown = file.model.unk_token.as_deref();
@@ -384,15 +435,14 @@ fn tokens<'a>(file: &File<'a>, spelling: Spelling) -> Result<Vec<(Cow<'a, str>, 
 
 fn merges(merges: Vec<Merge<'_>>) -> Result<Vec<MergePair<'_>>> {
     let pair = |(index, merge)| match merge {
-        Merge::Joined(Cow::Borrowed(text)) => {
-            split_merge(index, text).map(|(left, right)| (Cow::Borrowed(left), Cow::Borrowed(right)))
-        }
-        Merge::Joined(Cow::Owned(text)) => {
-            split_merge(index, &text).map(|(left, right)| (Cow::Owned(left.into()), Cow::Owned(right.into())))
-        }
-        Merge::Pair(left, right) if left.is_empty() || right.is_empty() => {
-            Err(Error::BadMerge { index, merge: quoted(&format!("{left} {right}")) })
-        }
+        Merge::Joined(Cow::Borrowed(text)) => split_merge(index, text)
+            .map(|(left, right)| (Cow::Borrowed(left), Cow::Borrowed(right))),
+        Merge::Joined(Cow::Owned(text)) => split_merge(index, &text)
+            .map(|(left, right)| (Cow::Owned(left.into()), Cow::Owned(right.into()))),
+        Merge::Pair(left, right) if left.is_empty() || right.is_empty() => Err(Error::BadMerge {
+            index,
+            merge: quoted(&format!("{left} {right}")),
+        }),
         Merge::Pair(left, right) => Ok((left, right)),
     };
     merges.into_iter().enumerate().map(pair).collect()
@@ -411,17 +461,28 @@ struct Components {
 impl Components {
     fn read(file: &File<'_>) -> Result<Self> {
         let is_byte_level = |component: &Value, list: &str| {
-            members(component, list).iter().any(|member| kind_of(member) == "ByteLevel")
+            members(component, list)
+                .iter()
+                .any(|member| kind_of(member) == "ByteLevel")
         };
-        let spelling =
-            if is_byte_level(&file.pre_tokenizer, "pretokenizers") || is_byte_level(&file.decoder, "decoders") {
-                Spelling::ByteLevel
-            } else if file.model.byte_fallback || file.decoder.to_string().contains(ESCAPED_SPACE) {
-                Spelling::SpaceEscaped
-            } else {
-                return Err(unsupported("model", "BPE that is neither byte-level nor SentencePiece-like"));
-            };
-        let mut this = Self { spelling, nfc: false, space_prefix: SpacePrefix::Never, steps: Vec::new() };
+        let spelling = if is_byte_level(&file.pre_tokenizer, "pretokenizers")
+            || is_byte_level(&file.decoder, "decoders")
+        {
+            Spelling::ByteLevel
+        } else if file.model.byte_fallback || file.decoder.to_string().contains(ESCAPED_SPACE) {
+            Spelling::SpaceEscaped
+        } else {
+            return Err(unsupported(
+                "model",
+                "BPE that is neither byte-level nor SentencePiece-like",
+            ));
+        };
+        let mut this = Self {
+            spelling,
+            nfc: false,
+            space_prefix: SpacePrefix::Never,
+            steps: Vec::new(),
+        };
         for normalizer in members(&file.normalizer, "normalizers") {
             this.add_normalizer(normalizer)?;
         }
@@ -443,9 +504,12 @@ impl Components {
         match kind_of(normalizer) {
             "NFC" => self.nfc = true,
             "Prepend" if escapes && normalizer["prepend"] == "▁" => {
-                self.space_prefix = SpacePrefix::AfterSpecial { unless_present: false };
+                self.space_prefix = SpacePrefix::AfterSpecial {
+                    unless_present: false,
+                };
             }
-            "Replace" if escapes && normalizer["pattern"]["String"] == " " && content == Some("▁") => {}
+            "Replace"
+                if escapes && normalizer["pattern"]["String"] == " " && content == Some("▁") => {}
             name => return Err(unsupported("normalizer", name)),
         }
         Ok(())
@@ -459,9 +523,14 @@ impl Components {
             "ByteLevel" if byte_level => {
                 if flag("add_prefix_space", true) {
                     if !self.steps.is_empty() {
-                        return Err(unsupported("pre_tokenizer", "ByteLevel with add_prefix_space after others"));
+                        return Err(unsupported(
+                            "pre_tokenizer",
+                            "ByteLevel with add_prefix_space after others",
+                        ));
                     }
-                    self.space_prefix = SpacePrefix::AfterSpecial { unless_present: true };
+                    self.space_prefix = SpacePrefix::AfterSpecial {
+                        unless_present: true,
+                    };
                 }
                 flag("use_regex", true).then_some(Step::Gpt2)
             }
@@ -469,22 +538,27 @@ impl Components {
             "Punctuation" if byte_level => match pre_tokenizer["behavior"].as_str() {
                 Some("Contiguous") => Some(Step::PunctuationRuns { backtick: true }),
                 None | Some("Isolated") => Some(Step::Punctuation),
-                Some(name) => return Err(unsupported("pre_tokenizer", format!("Punctuation {name}"))),
+                Some(name) => {
+                    return Err(unsupported("pre_tokenizer", format!("Punctuation {name}")));
+                }
             },
-            "Digits" if byte_level => Some(match (self.reads_mapped_bytes(), flag("individual_digits", false)) {
-                (true, individual) => Step::ByteDigits { individual },
-                (false, true) => Step::Numbers,
-                (false, false) => Step::NumberRuns,
-            }),
+            "Digits" if byte_level => Some(
+                match (self.reads_mapped_bytes(), flag("individual_digits", false)) {
+                    (true, individual) => Step::ByteDigits { individual },
+                    (false, true) => Step::Numbers,
+                    (false, false) => Step::NumberRuns,
+                },
+            ),
             "Metaspace" if !byte_level => self.metaspace_step(pre_tokenizer)?,
             // Spaces have become "▁" before, so there is nothing to split at.
             "Split" if !byte_level && pre_tokenizer["pattern"]["String"] == " " => None,
             name => return Err(unsupported("pre_tokenizer", name)),
         };
         match step {
-            Some(step) if after_bytes && !step.reads_bytes() => {
-                Err(unsupported("pre_tokenizer", format!("{} after Digits", kind_of(pre_tokenizer))))
-            }
+            Some(step) if after_bytes && !step.reads_bytes() => Err(unsupported(
+                "pre_tokenizer",
+                format!("{} after Digits", kind_of(pre_tokenizer)),
+            )),
             step => {
                 self.steps.extend(step);
                 Ok(())
@@ -492,32 +566,56 @@ impl Components {
         }
     }
 
-    /// Whether a ByteLevel has come before, so that what follows sees bytes as characters of its alphabet.
+    /// Whether a ByteLevel has come before, so that what follows sees bytes as characters of its
+    /// alphabet.
     fn reads_mapped_bytes(&self) -> bool {
         self.steps.contains(&Step::Gpt2)
     }
 
     fn metaspace_step(&mut self, pre_tokenizer: &Value) -> Result<Option<Step>> {
-        if pre_tokenizer["replacement"].as_str().is_some_and(|sign| sign != "▁") {
-            return Err(unsupported("pre_tokenizer", "Metaspace with another replacement than ▁"));
+        if pre_tokenizer["replacement"]
+            .as_str()
+            .is_some_and(|sign| sign != "▁")
+        {
+            return Err(unsupported(
+                "pre_tokenizer",
+                "Metaspace with another replacement than ▁",
+            ));
         }
         let adds_space = pre_tokenizer["add_prefix_space"].as_bool().unwrap_or(true);
         self.space_prefix = match pre_tokenizer["prepend_scheme"].as_str() {
             Some("never") => SpacePrefix::Never,
-            Some("first") => SpacePrefix::First { unless_present: true },
-            Some("always") => SpacePrefix::AfterSpecial { unless_present: true },
-            None if adds_space => SpacePrefix::AfterSpecial { unless_present: true },
+            Some("first") => SpacePrefix::First {
+                unless_present: true,
+            },
+            Some("always") => SpacePrefix::AfterSpecial {
+                unless_present: true,
+            },
+            None if adds_space => SpacePrefix::AfterSpecial {
+                unless_present: true,
+            },
             None => SpacePrefix::Never,
-            Some(name) => return Err(unsupported("pre_tokenizer", format!("Metaspace prepending {name}"))),
+            Some(name) => {
+                return Err(unsupported(
+                    "pre_tokenizer",
+                    format!("Metaspace prepending {name}"),
+                ));
+            }
         };
-        Ok(pre_tokenizer["split"].as_bool().unwrap_or(true).then_some(Step::BeforeSpaces))
+        Ok(pre_tokenizer["split"]
+            .as_bool()
+            .unwrap_or(true)
+            .then_some(Step::BeforeSpaces))
     }
 }
 
 /// The step of a `Split` by one of the published expressions.
 fn split_step(split: &Value) -> Result<Step> {
     let Some(pattern) = split["pattern"]["Regex"].as_str() else {
-        return Err(unsupported("pre_tokenizer", format!("Split by {}", split["pattern"])));
+        return Err(unsupported(
+            "pre_tokenizer",
+            format!("Split by {}", split["pattern"]),
+        ));
     };
     let step = match pattern {
         r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -537,15 +635,26 @@ fn split_step(split: &Value) -> Result<Step> {
         r"[0-9]" => Step::AsciiDigits { count: 1 },
         r"\p{N}" => Step::Numbers,
         r"\p{N}+" => Step::NumberRuns,
-        _ => return Err(unsupported("pre_tokenizer", format!("Split by {pattern:?}"))),
+        _ => {
+            return Err(unsupported(
+                "pre_tokenizer",
+                format!("Split by {pattern:?}"),
+            ));
+        }
     };
     let covers_all = matches!(step, Step::Gpt2 | Step::Llama3 { .. });
-    match (split["behavior"].as_str(), split["invert"].as_bool().unwrap_or(false)) {
+    match (
+        split["behavior"].as_str(),
+        split["invert"].as_bool().unwrap_or(false),
+    ) {
         (Some("Isolated"), _) => Ok(step),
         (Some("Removed"), true) if covers_all => Ok(step),
         (behavior, invert) => Err(unsupported(
             "pre_tokenizer",
-            format!("Split {} (invert {invert})", behavior.unwrap_or("without behavior")),
+            format!(
+                "Split {} (invert {invert})",
+                behavior.unwrap_or("without behavior")
+            ),
         )),
     }
 }
@@ -560,14 +669,20 @@ fn template_tokens(post_processor: &Value) -> Result<(Option<String>, Option<Str
             name => return Err(unsupported("post_processor", name)),
         }
         let mut text_seen = false;
-        for item in processor["single"].as_array().map_or(&[][..], Vec::as_slice) {
+        for item in processor["single"]
+            .as_array()
+            .map_or(&[][..], Vec::as_slice)
+        {
             let Some(id) = item["SpecialToken"]["id"].as_str() else {
                 text_seen = true;
                 continue;
             };
             let place = if text_seen { &mut after } else { &mut before };
             if place.replace(id.to_owned()).is_some() {
-                return Err(unsupported("post_processor", "TemplateProcessing with several tokens on one side"));
+                return Err(unsupported(
+                    "post_processor",
+                    "TemplateProcessing with several tokens on one side",
+                ));
             }
         }
     }
@@ -578,7 +693,9 @@ fn template_tokens(post_processor: &Value) -> Result<(Option<String>, Option<Str
 fn members<'v>(component: &'v Value, list: &str) -> &'v [Value] {
     match component {
         Value::Null => &[],
-        _ if kind_of(component) == "Sequence" => component[list].as_array().map_or(&[], Vec::as_slice),
+        _ if kind_of(component) == "Sequence" => {
+            component[list].as_array().map_or(&[], Vec::as_slice)
+        }
         _ => std::slice::from_ref(component),
     }
 }
@@ -611,12 +728,22 @@ impl Config {
 
     /// The text of a special token, given as a string or as an object with a `content`.
     fn token(&self, name: &'static str) -> Result<Option<String>> {
-        let files = [(CONFIG, &self.config), (SPECIAL_TOKENS_MAP, &self.special_tokens_map)];
+        let files = [
+            (CONFIG, &self.config),
+            (SPECIAL_TOKENS_MAP, &self.special_tokens_map),
+        ];
         for (file, value) in files {
             match (&value[name], &value[name]["content"]) {
                 (Value::Null, _) => {}
-                (Value::String(text), _) | (_, Value::String(text)) => return Ok(Some(text.clone())),
-                _ => return Err(Error::BadField { file, what: format!("{name} is no token") }),
+                (Value::String(text), _) | (_, Value::String(text)) => {
+                    return Ok(Some(text.clone()));
+                }
+                _ => {
+                    return Err(Error::BadField {
+                        file,
+                        what: format!("{name} is no token"),
+                    });
+                }
             }
         }
         Ok(None)
@@ -626,7 +753,10 @@ impl Config {
         match &self.config[name] {
             Value::Null => Ok(None),
             Value::Bool(flag) => Ok(Some(*flag)),
-            _ => Err(Error::BadField { file: CONFIG, what: format!("{name} is neither true nor false") }),
+            _ => Err(Error::BadField {
+                file: CONFIG,
+                what: format!("{name} is neither true nor false"),
+            }),
         }
     }
 
@@ -644,8 +774,12 @@ impl Config {
         match &self.config["chat_template"] {
             Value::String(template) => Some(template.clone()),
             Value::Array(templates) => {
-                let default = templates.iter().find(|template| template["name"] == "default");
-                default.and_then(|template| template["template"].as_str()).map(str::to_owned)
+                let default = templates
+                    .iter()
+                    .find(|template| template["name"] == "default");
+                default
+                    .and_then(|template| template["template"].as_str())
+                    .map(str::to_owned)
             }
             _ => None,
         }
@@ -656,12 +790,18 @@ impl Config {
 
 fn to_spec<'a>(definition: Definition<'a>, architecture: &'a str) -> Result<TokenizerSpec<'a>> {
     let is_byte_level = definition.spelling == Spelling::ByteLevel;
-    let ModelSettings::Bpe(settings) = definition.model else { unreachable!("tokenizer.json gives BPE only") };
-    let Merges::Pairs(pairs) = definition.merges else { unreachable!("tokenizer.json gives pairs only") };
+    let ModelSettings::Bpe(settings) = definition.model else {
+        unreachable!("tokenizer.json gives BPE only")
+    };
+    let Merges::Pairs(pairs) = definition.merges else {
+        unreachable!("tokenizer.json gives pairs only")
+    };
     let pre = match pretokenize::name_of(&definition.pretokenizer) {
         Some("llama-bpe") if !settings.ignore_merges => "dbrx",
         Some(name) => name,
-        None if is_byte_level => return Err(unsupported("pre_tokenizer", "without a name in GGUF")),
+        None if is_byte_level => {
+            return Err(unsupported("pre_tokenizer", "without a name in GGUF"));
+        }
         None => "default",
     };
     let tokens = definition.tokens.iter();
@@ -671,13 +811,24 @@ fn to_spec<'a>(definition: Definition<'a>, architecture: &'a str) -> Result<Toke
         architecture: Cow::Borrowed(architecture),
         model: Cow::Borrowed(if is_byte_level { "gpt2" } else { "llama" }),
         pre: Some(Cow::Borrowed(pre)),
-        scores: if is_byte_level { Vec::new() } else { scores(&definition.tokens, &pairs) },
+        scores: if is_byte_level {
+            Vec::new()
+        } else {
+            scores(&definition.tokens, &pairs)
+        },
         token_types,
         merges: match is_byte_level {
-            true => pairs.iter().map(|(left, right)| Cow::Owned(format!("{left} {right}"))).collect(),
+            true => pairs
+                .iter()
+                .map(|(left, right)| Cow::Owned(format!("{left} {right}")))
+                .collect(),
             false => Vec::new(),
         },
-        tokens: definition.tokens.into_iter().map(|(text, _)| text).collect(),
+        tokens: definition
+            .tokens
+            .into_iter()
+            .map(|(text, _)| text)
+            .collect(),
         bos: definition.roles.bos,
         eos: definition.roles.eos,
         eot: None,
@@ -691,12 +842,15 @@ fn to_spec<'a>(definition: Definition<'a>, architecture: &'a str) -> Result<Toke
     })
 }
 
-/// A score a token: the negated rank of the first merge that makes it, below all ranks for tokens that none makes.
+/// A score a token: the negated rank of the first merge that makes it, below all ranks for tokens
+/// that none makes.
 fn scores(tokens: &[(Cow<'_, str>, TokenKind)], merges: &[MergePair<'_>]) -> Vec<f32> {
     let mut ranks = hashbrown::HashMap::with_capacity(merges.len());
     for (rank, (left, right)) in merges.iter().enumerate() {
         ranks.entry(format!("{left}{right}")).or_insert(rank);
     }
-    let score = |(text, _): &(Cow<'_, str>, TokenKind)| -(ranks.get(&**text).copied().unwrap_or(merges.len()) as f32);
+    let score = |(text, _): &(Cow<'_, str>, TokenKind)| {
+        -(ranks.get(&**text).copied().unwrap_or(merges.len()) as f32)
+    };
     tokens.iter().map(score).collect()
 }

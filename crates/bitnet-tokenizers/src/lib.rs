@@ -1,12 +1,14 @@
 //! TEXT to IDS: tokenizers, incremental detokenization and chat templates.
 //!
-//! In the life of a token this crate stands at both ends: [`ChatTemplate::render`] and [`Tokenizer::encode`] turn a
-//! request into token ids, [`Detokenizer::push`] turns each new id back into whole characters.
+//! In the life of a token this crate stands at both ends: [`ChatTemplate::render`] and
+//! [`Tokenizer::encode`] turn a request into token ids, [`Detokenizer::push`] turns each new id
+//! back into whole characters.
 //!
-//! A [`Tokenizer`] is built from the metadata of a GGUF file ([`TokenizerSpec`], filled in by the caller: this crate
-//! knows nothing of GGUF) or from Hugging Face's JSON files ([`TokenizerFiles`]). Two models are known: byte-level or
-//! SentencePiece-like BPE, driven by merge ranks, and SentencePiece's unigram-scored merging as llama.cpp does it.
-//! Whatever cannot be done exactly is refused by name.
+//! A [`Tokenizer`] is built from the metadata of a GGUF file ([`TokenizerSpec`], filled in by the
+//! caller: this crate knows nothing of GGUF) or from Hugging Face's JSON files
+//! ([`TokenizerFiles`]). Two models are known: byte-level or SentencePiece-like BPE, driven by
+//! merge ranks, and SentencePiece's unigram-scored merging as llama.cpp does it. Whatever cannot be
+//! done exactly is refused by name.
 #![forbid(unsafe_code)]
 
 mod alphabet;
@@ -39,7 +41,8 @@ pub use spec::TokenizerSpec;
 pub use tokenizer::{EncodeOptions, Tokenizer};
 pub use vocabulary::TokenKind;
 
-/// The id of a token: its row in the vocabulary, and in the embedding of the model that goes with it.
+/// The id of a token: its row in the vocabulary, and in the embedding of the model that goes with
+/// it.
 ///
 /// Any `u32` can be one; whether a vocabulary has it is the vocabulary's to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

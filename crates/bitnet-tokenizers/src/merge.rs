@@ -1,7 +1,7 @@
 //! Merging neighbours, best pair first: the loop that BPE and SentencePiece have in common.
 //!
-//! Symbols form a linked list over one array, candidate pairs a heap, so a word of n symbols costs O(n log n) whatever
-//! is in it. Of equally good pairs the leftmost goes first.
+//! Symbols form a linked list over one array, candidate pairs a heap, so a word of n symbols costs
+//! O(n log n) whatever is in it. Of equally good pairs the leftmost goes first.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -51,16 +51,26 @@ impl Merger {
             last.next = index;
         }
         let prev = index.checked_sub(1).unwrap_or(NONE);
-        self.symbols.push(Symbol { id, start: start as u32, len: len as u32, prev, next: NONE });
+        self.symbols.push(Symbol {
+            id,
+            start: start as u32,
+            len: len as u32,
+            prev,
+            next: NONE,
+        });
     }
 
-    /// Merges until no pair is left; `pair` gives the priority (lower is better) and the id of two neighbours' union.
+    /// Merges until no pair is left; `pair` gives the priority (lower is better) and the id of two
+    /// neighbours' union.
     pub(crate) fn merge(&mut self, pair: impl Fn(&Symbol, &Symbol) -> Option<(u32, u32)>) {
         for right in 1..self.symbols.len() as u32 {
             self.consider(right - 1, right, &pair);
         }
         while let Some(Reverse(best)) = self.heap.pop() {
-            let (left, right) = (self.symbols[best.left as usize], self.symbols[best.right as usize]);
+            let (left, right) = (
+                self.symbols[best.left as usize],
+                self.symbols[best.right as usize],
+            );
             if left.len == 0 || right.len == 0 || left.len + right.len != best.len {
                 continue;
             }
@@ -68,20 +78,36 @@ impl Merger {
             if right.next != NONE {
                 self.symbols[right.next as usize].prev = best.left;
             }
-            self.symbols[best.left as usize] = Symbol { id: best.merged, len: best.len, next: right.next, ..left };
+            self.symbols[best.left as usize] = Symbol {
+                id: best.merged,
+                len: best.len,
+                next: right.next,
+                ..left
+            };
             self.consider(left.prev, best.left, &pair);
             self.consider(best.left, right.next, &pair);
         }
     }
 
-    fn consider(&mut self, left: u32, right: u32, pair: impl Fn(&Symbol, &Symbol) -> Option<(u32, u32)>) {
+    fn consider(
+        &mut self,
+        left: u32,
+        right: u32,
+        pair: impl Fn(&Symbol, &Symbol) -> Option<(u32, u32)>,
+    ) {
         if left == NONE || right == NONE {
             return;
         }
         let (a, b) = (&self.symbols[left as usize], &self.symbols[right as usize]);
         if let Some((priority, merged)) = pair(a, b) {
             let len = a.len + b.len;
-            self.heap.push(Reverse(Candidate { priority, left, right, len, merged }));
+            self.heap.push(Reverse(Candidate {
+                priority,
+                left,
+                right,
+                len,
+                merged,
+            }));
         }
     }
 

@@ -1,7 +1,8 @@
 //! Cutting text into the words that byte-pair encoding works on.
 //!
-//! The published pre-tokenizers are regular expressions; each is matched here by hand, in one pass and in time linear in
-//! the text. A pre-tokenizer is a list of [`Step`]s, each of which cuts the pieces left by the one before.
+//! The published pre-tokenizers are regular expressions; each is matched here by hand, in one pass
+//! and in time linear in the text. A pre-tokenizer is a list of [`Step`]s, each of which cuts the
+//! pieces left by the one before.
 
 use std::ops::Range;
 
@@ -12,7 +13,8 @@ use unicode_general_category::{GeneralCategory, get_general_category};
 pub(crate) enum Step {
     /// ``'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+``
     Gpt2,
-    /// ``(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,n}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+``
+    /// ``(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,n}|
+    /// ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+``
     Llama3 {
         /// The most digits in a piece.
         max_digits: usize,
@@ -33,8 +35,8 @@ pub(crate) enum Step {
         /// Digits in a piece.
         count: usize,
     },
-    /// Digits as Hugging Face finds them after the byte-level step, where bytes have become characters of Latin-1: the
-    /// bytes of `²³¹¼½¾` count as digits too.
+    /// Digits as Hugging Face finds them after the byte-level step, where bytes have become
+    /// characters of Latin-1: the bytes of `²³¹¼½¾` count as digits too.
     ByteDigits {
         /// Each digit by itself.
         individual: bool,
@@ -52,7 +54,8 @@ pub(crate) enum Step {
 }
 
 impl Step {
-    /// Whether the step may cut a character in two, so that no step that reads characters can follow.
+    /// Whether the step may cut a character in two, so that no step that reads characters can
+    /// follow.
     pub(crate) fn cuts_bytes(self) -> bool {
         matches!(self, Self::ByteDigits { .. })
     }
@@ -63,40 +66,117 @@ impl Step {
     }
 }
 
-/// The names of `tokenizer.ggml.pre`, with the steps they stand for; names that mean the same share a row.
+/// The names of `tokenizer.ggml.pre`, with the steps they stand for; names that mean the same share
+/// a row.
 const NAMED: &[(&[&str], &[Step])] = &[
     (
-        &["llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe", "chatglm-bpe", "glm4", "pixtral", "lfm2"],
+        &[
+            "llama-bpe",
+            "llama3",
+            "llama-v3",
+            "dbrx",
+            "smaug-bpe",
+            "chatglm-bpe",
+            "glm4",
+            "pixtral",
+            "lfm2",
+        ],
         &[Step::Llama3 { max_digits: 3 }],
     ),
-    (&["qwen2", "stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan", "grok-2"], &[Step::Llama3 { max_digits: 1 }]),
-    (&["gpt-2", "mpt", "olmo", "jais", "phi-2", "exaone4", "roberta-bpe"], &[Step::Gpt2]),
-    (&["falcon"], &[Step::PunctuationRuns { backtick: true }, Step::Gpt2, Step::AsciiDigits { count: 3 }]),
-    (&["falcon3", "falcon_e"], &[Step::PunctuationRuns { backtick: true }, Step::Gpt2, Step::AsciiDigits { count: 1 }]),
+    (
+        &[
+            "qwen2",
+            "stablelm2",
+            "deepseek-r1-qwen",
+            "megrez",
+            "hunyuan",
+            "grok-2",
+        ],
+        &[Step::Llama3 { max_digits: 1 }],
+    ),
+    (
+        &[
+            "gpt-2",
+            "mpt",
+            "olmo",
+            "jais",
+            "phi-2",
+            "exaone4",
+            "roberta-bpe",
+        ],
+        &[Step::Gpt2],
+    ),
+    (
+        &["falcon"],
+        &[
+            Step::PunctuationRuns { backtick: true },
+            Step::Gpt2,
+            Step::AsciiDigits { count: 3 },
+        ],
+    ),
+    (
+        &["falcon3", "falcon_e"],
+        &[
+            Step::PunctuationRuns { backtick: true },
+            Step::Gpt2,
+            Step::AsciiDigits { count: 1 },
+        ],
+    ),
     (
         &["default"],
-        &[Step::PunctuationRuns { backtick: false }, Step::Gpt2, Step::NumberRuns, Step::AsciiDigits { count: 3 }],
+        &[
+            Step::PunctuationRuns { backtick: false },
+            Step::Gpt2,
+            Step::NumberRuns,
+            Step::AsciiDigits { count: 3 },
+        ],
     ),
     (
-        &["starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b"],
+        &[
+            "starcoder",
+            "refact",
+            "command-r",
+            "smollm",
+            "codeshell",
+            "exaone",
+            "minerva-7b",
+        ],
         &[Step::Numbers, Step::Gpt2],
     ),
-    (&["deepseek-coder"], &[Step::Newlines, Step::SpacedLetters, Step::SpacedPunctuation, Step::Cjk, Step::Numbers]),
+    (
+        &["deepseek-coder"],
+        &[
+            Step::Newlines,
+            Step::SpacedLetters,
+            Step::SpacedPunctuation,
+            Step::Cjk,
+            Step::Numbers,
+        ],
+    ),
 ];
 
 /// The steps that a name of `tokenizer.ggml.pre` stands for.
 pub(crate) fn named(name: &str) -> Option<&'static [Step]> {
-    NAMED.iter().find(|(names, _)| names.contains(&name)).map(|&(_, steps)| steps)
+    NAMED
+        .iter()
+        .find(|(names, _)| names.contains(&name))
+        .map(|&(_, steps)| steps)
 }
 
 /// The first name that stands for these steps.
 pub(crate) fn name_of(steps: &[Step]) -> Option<&'static str> {
-    NAMED.iter().find(|(_, named)| *named == steps).map(|(names, _)| names[0])
+    NAMED
+        .iter()
+        .find(|(_, named)| *named == steps)
+        .map(|(names, _)| names[0])
 }
 
 /// All names, separated by commas.
 pub(crate) fn supported_names() -> String {
-    let names: Vec<_> = NAMED.iter().flat_map(|(names, _)| names.iter().copied()).collect();
+    let names: Vec<_> = NAMED
+        .iter()
+        .flat_map(|(names, _)| names.iter().copied())
+        .collect();
     names.join(", ")
 }
 
@@ -108,7 +188,8 @@ pub(crate) struct Pieces {
 }
 
 impl Pieces {
-    /// Cuts `text` by all steps in turn. The pieces are in order, not empty, and together are the text.
+    /// Cuts `text` by all steps in turn. The pieces are in order, not empty, and together are the
+    /// text.
     pub(crate) fn cut(&mut self, text: &str, steps: &[Step]) -> &[Range<usize>] {
         self.pieces.clear();
         if !text.is_empty() {
@@ -117,7 +198,10 @@ impl Pieces {
         for &step in steps {
             self.next.clear();
             for piece in &self.pieces {
-                let ends = Ends { next: &mut self.next, start: piece.start };
+                let ends = Ends {
+                    next: &mut self.next,
+                    start: piece.start,
+                };
                 if step.reads_bytes() {
                     cut_bytes(&text.as_bytes()[piece.clone()], step, ends);
                 } else {
@@ -152,14 +236,20 @@ fn cut_text(text: &str, step: Step, mut ends: Ends<'_>) {
         Step::Gpt2 => cut_by(text, gpt2_len, ends),
         Step::Llama3 { max_digits } => cut_by(text, |rest| llama3_len(rest, max_digits), ends),
         Step::PunctuationRuns { backtick } => {
-            cut_matches(text, |rest| run_len(rest, |c| is_punctuation(c) && (backtick || c != '`')), ends);
+            cut_matches(
+                text,
+                |rest| run_len(rest, |c| is_punctuation(c) && (backtick || c != '`')),
+                ends,
+            );
         }
         Step::Punctuation => cut_matches(text, |rest| one_len(rest, is_punctuation), ends),
         Step::NumberRuns => cut_matches(text, |rest| run_len(rest, char::is_numeric), ends),
         Step::Numbers => cut_matches(text, |rest| one_len(rest, char::is_numeric), ends),
         Step::Newlines => cut_matches(text, |rest| one_len(rest, is_newline), ends),
         Step::SpacedLetters => cut_matches(text, |rest| spaced_run_len(rest, is_letter), ends),
-        Step::SpacedPunctuation => cut_matches(text, |rest| spaced_run_len(rest, is_category_p), ends),
+        Step::SpacedPunctuation => {
+            cut_matches(text, |rest| spaced_run_len(rest, is_category_p), ends)
+        }
         Step::Cjk => cut_matches(text, |rest| run_len(rest, is_cjk), ends),
         Step::BeforeSpaces => {
             let mut start = 0;
@@ -169,13 +259,17 @@ fn cut_text(text: &str, step: Step, mut ends: Ends<'_>) {
             }
             ends.push(text.len() - start);
         }
-        Step::AsciiDigits { .. } | Step::ByteDigits { .. } => cut_bytes(text.as_bytes(), step, ends),
+        Step::AsciiDigits { .. } | Step::ByteDigits { .. } => {
+            cut_bytes(text.as_bytes(), step, ends)
+        }
     }
 }
 
 fn cut_bytes(bytes: &[u8], step: Step, mut ends: Ends<'_>) {
     let is_digit = |byte: &u8| match step {
-        Step::ByteDigits { .. } => byte.is_ascii_digit() || matches!(byte, 0xB2 | 0xB3 | 0xB9 | 0xBC..=0xBE),
+        Step::ByteDigits { .. } => {
+            byte.is_ascii_digit() || matches!(byte, 0xB2 | 0xB3 | 0xB9 | 0xBC..=0xBE)
+        }
         _ => byte.is_ascii_digit(),
     };
     let (least, most) = match step {
@@ -185,7 +279,11 @@ fn cut_bytes(bytes: &[u8], step: Step, mut ends: Ends<'_>) {
     };
     let (mut start, mut place) = (0, 0);
     while place < bytes.len() {
-        let digits = bytes[place..].iter().take(most).take_while(|byte| is_digit(byte)).count();
+        let digits = bytes[place..]
+            .iter()
+            .take(most)
+            .take_while(|byte| is_digit(byte))
+            .count();
         if digits >= least {
             ends.push(place - start);
             ends.push(digits);
@@ -198,8 +296,8 @@ fn cut_bytes(bytes: &[u8], step: Step, mut ends: Ends<'_>) {
     ends.push(bytes.len() - start);
 }
 
-/// Cuts by an expression that matches everywhere; `len` is the length of its match at the start of a text, at least one
-/// character.
+/// Cuts by an expression that matches everywhere; `len` is the length of its match at the start of
+/// a text, at least one character.
 fn cut_by(text: &str, len: impl Fn(&str) -> usize, mut ends: Ends<'_>) {
     let mut rest = text;
     while !rest.is_empty() {
@@ -209,7 +307,8 @@ fn cut_by(text: &str, len: impl Fn(&str) -> usize, mut ends: Ends<'_>) {
     }
 }
 
-/// Cuts out the matches of an expression and leaves what is between them; `len` is 0 where it does not match.
+/// Cuts out the matches of an expression and leaves what is between them; `len` is 0 where it does
+/// not match.
 fn cut_matches(text: &str, len: impl Fn(&str) -> usize, mut ends: Ends<'_>) {
     let (mut start, mut place) = (0, 0);
     while let Some(c) = text[place..].chars().next() {
@@ -256,7 +355,12 @@ fn llama3_len(text: &str, max_digits: usize) -> usize {
         return prefix + letters;
     }
     if first_class == Class::Number {
-        return text.chars().take(max_digits).take_while(|c| c.is_numeric()).map(char::len_utf8).sum();
+        return text
+            .chars()
+            .take(max_digits)
+            .take_while(|c| c.is_numeric())
+            .map(char::len_utf8)
+            .sum();
     }
     let space = usize::from(first == ' ');
     let others = run_len(&text[space..], |c| class(c) == Class::Other);
@@ -271,10 +375,14 @@ fn llama3_len(text: &str, max_digits: usize) -> usize {
     }
 }
 
-/// The length of `'s`, `'t`, `'re`, `'ve`, `'m`, `'ll` or `'d`; `fold` maps a byte to its lower case.
+/// The length of `'s`, `'t`, `'re`, `'ve`, `'m`, `'ll` or `'d`; `fold` maps a byte to its lower
+/// case.
 fn contraction_len(text: &str, fold: impl Fn(u8) -> u8) -> Option<usize> {
     let rest = text.as_bytes().strip_prefix(b"'")?;
-    match (rest.first().map(|&b| fold(b))?, rest.get(1).map(|&b| fold(b))) {
+    match (
+        rest.first().map(|&b| fold(b))?,
+        rest.get(1).map(|&b| fold(b)),
+    ) {
         (b's' | b't' | b'm' | b'd', _) => Some(2),
         (b'r' | b'v', Some(b'e')) | (b'l', Some(b'l')) => Some(3),
         _ => None,
@@ -285,7 +393,11 @@ fn contraction_len(text: &str, fold: impl Fn(u8) -> u8) -> Option<usize> {
 fn white_space_len(text: &str) -> usize {
     let len = run_len(text, char::is_whitespace);
     let last = text[..len].chars().next_back().map_or(0, char::len_utf8);
-    if len < text.len() && len > last { len - last } else { len }
+    if len < text.len() && len > last {
+        len - last
+    } else {
+        len
+    }
 }
 
 fn run_len(text: &str, in_run: impl Fn(char) -> bool) -> usize {
@@ -293,7 +405,10 @@ fn run_len(text: &str, in_run: impl Fn(char) -> bool) -> usize {
 }
 
 fn one_len(text: &str, matches: impl Fn(char) -> bool) -> usize {
-    text.chars().next().filter(|&c| matches(c)).map_or(0, char::len_utf8)
+    text.chars()
+        .next()
+        .filter(|&c| matches(c))
+        .map_or(0, char::len_utf8)
 }
 
 fn spaced_run_len(text: &str, in_run: impl Fn(char) -> bool) -> usize {
@@ -340,13 +455,21 @@ fn is_letter(c: char) -> bool {
     }
     matches!(
         get_general_category(c),
-        G::UppercaseLetter | G::LowercaseLetter | G::TitlecaseLetter | G::ModifierLetter | G::OtherLetter
+        G::UppercaseLetter
+            | G::LowercaseLetter
+            | G::TitlecaseLetter
+            | G::ModifierLetter
+            | G::OtherLetter
     )
 }
 
 /// `\p{P}` and the other punctuation of ASCII: `$+<=>^`|~`
 fn is_punctuation(c: char) -> bool {
-    if c.is_ascii() { c.is_ascii_punctuation() } else { is_category_p(c) }
+    if c.is_ascii() {
+        c.is_ascii_punctuation()
+    } else {
+        is_category_p(c)
+    }
 }
 
 /// `\p{P}`
@@ -370,7 +493,11 @@ pub(crate) fn is_word(c: char) -> bool {
     c.is_alphabetic()
         || matches!(
             get_general_category(c),
-            G::DecimalNumber | G::NonspacingMark | G::SpacingMark | G::EnclosingMark | G::ConnectorPunctuation
+            G::DecimalNumber
+                | G::NonspacingMark
+                | G::SpacingMark
+                | G::EnclosingMark
+                | G::ConnectorPunctuation
         )
 }
 
@@ -384,14 +511,20 @@ mod tests {
 
     fn cut<'a>(name: &str, text: &'a str) -> Vec<&'a str> {
         let steps = named(name).expect("a known name");
-        Pieces::default().cut(text, steps).iter().map(|piece| &text[piece.clone()]).collect()
+        Pieces::default()
+            .cut(text, steps)
+            .iter()
+            .map(|piece| &text[piece.clone()])
+            .collect()
     }
 
     #[test]
     fn gpt_2_keeps_a_space_with_the_word_after_it() {
         assert_eq!(
             cut("gpt-2", "I'll  go 12'S!\n\n x "),
-            ["I", "'ll", " ", " go", " 12", "'", "S", "!", "\n\n", " x", " "]
+            [
+                "I", "'ll", " ", " go", " 12", "'", "S", "!", "\n\n", " x", " "
+            ]
         );
     }
 
@@ -415,7 +548,13 @@ mod tests {
     fn byte_digits_may_cut_a_character_in_two() {
         let text = "a\u{f2}12"; // ò is C3 B2, and B2 is ² in the byte alphabet
         let mut pieces = Pieces::default();
-        assert_eq!(pieces.cut(text, &[Step::ByteDigits { individual: false }]), [0..2, 2..5]);
-        assert_eq!(pieces.cut(text, &[Step::ByteDigits { individual: true }]), [0..2, 2..3, 3..4, 4..5]);
+        assert_eq!(
+            pieces.cut(text, &[Step::ByteDigits { individual: false }]),
+            [0..2, 2..5]
+        );
+        assert_eq!(
+            pieces.cut(text, &[Step::ByteDigits { individual: true }]),
+            [0..2, 2..3, 3..4, 4..5]
+        );
     }
 }

@@ -8,7 +8,8 @@ use crate::pretokenize;
 use crate::tokenizer::{Definition, Merges, ModelSettings, Roles, SpacePrefix, Tokenizer};
 use crate::vocabulary::{Spelling, TokenKind, byte_of_name};
 
-/// A tokenizer as the `tokenizer.*` metadata of a GGUF file describes it; absent keys are `None` or empty.
+/// A tokenizer as the `tokenizer.*` metadata of a GGUF file describes it; absent keys are `None` or
+/// empty.
 ///
 /// Ids are positions in `tokens`. An id of `u32::MAX` (the −1 of some converters) counts as absent.
 #[derive(Clone, Debug, Default)]
@@ -19,10 +20,11 @@ pub struct TokenizerSpec<'a> {
     pub model: Cow<'a, str>,
     /// `tokenizer.ggml.pre`, the pre-tokenizer of a byte-level BPE.
     ///
-    /// Where it is absent, a file of a BitNet architecture (the official one has none) is read as `llama-bpe`, any
-    /// other as `default`, as llama.cpp does.
+    /// Where it is absent, a file of a BitNet architecture (the official one has none) is read as
+    /// `llama-bpe`, any other as `default`, as llama.cpp does.
     pub pre: Option<Cow<'a, str>>,
-    /// `tokenizer.ggml.tokens`: byte-level tokens in their alphabet, SentencePiece's with `▁` for a space.
+    /// `tokenizer.ggml.tokens`: byte-level tokens in their alphabet, SentencePiece's with `▁` for a
+    /// space.
     pub tokens: Vec<Cow<'a, str>>,
     /// `tokenizer.ggml.scores`, one a token. Byte-level BPE does not use them.
     pub scores: Vec<f32>,
@@ -59,17 +61,22 @@ pub(crate) fn is_bitnet_architecture(name: &str) -> bool {
 
 /// Whether `general.architecture` is one of those of BitNet b1.58 2B4T.
 pub(crate) fn is_bitnet_b158_architecture(name: &str) -> bool {
-    matches!(name, "bitnet-b1.58" | "bitnet_b1_58" | "bitnet-25" | "bitnet25" | "bitnet158")
+    matches!(
+        name,
+        "bitnet-b1.58" | "bitnet_b1_58" | "bitnet-25" | "bitnet25" | "bitnet158"
+    )
 }
 
 impl Tokenizer {
     /// Builds a tokenizer from GGUF metadata.
     ///
-    /// Loading the 128,256 tokens and 280,147 merges of Llama 3 takes some tens of milliseconds and about 20 MB.
+    /// Loading the 128,256 tokens and 280,147 merges of Llama 3 takes some tens of milliseconds and
+    /// about 20 MB.
     ///
     /// # Errors
-    /// Names what the metadata has wrong: an unsupported model or pre-tokenizer, lists of different lengths, ids outside
-    /// the vocabulary, merges that are no pairs. Never panics, whatever the metadata holds.
+    /// Names what the metadata has wrong: an unsupported model or pre-tokenizer, lists of different
+    /// lengths, ids outside the vocabulary, merges that are no pairs. Never panics, whatever the
+    /// metadata holds.
     pub fn from_spec(spec: &TokenizerSpec<'_>) -> Result<Self> {
         Self::build(spec.definition()?)
     }
@@ -80,7 +87,11 @@ impl TokenizerSpec<'_> {
     pub(crate) fn definition(&self) -> Result<Definition<'_>> {
         let vocab_size = self.tokens.len();
         check_len("tokenizer.ggml.scores", self.scores.len(), vocab_size)?;
-        check_len("tokenizer.ggml.token_type", self.token_types.len(), vocab_size)?;
+        check_len(
+            "tokenizer.ggml.token_type",
+            self.token_types.len(),
+            vocab_size,
+        )?;
         match &*self.model {
             "gpt2" => byte_level(self),
             "llama" => Ok(sentence_piece(self)),
@@ -93,7 +104,11 @@ fn check_len(what: &'static str, len: usize, vocab_size: usize) -> Result<()> {
     match len {
         0 => Ok(()),
         len if len == vocab_size => Ok(()),
-        len => Err(Error::LengthMismatch { what, len, vocab_size }),
+        len => Err(Error::LengthMismatch {
+            what,
+            len,
+            vocab_size,
+        }),
     }
 }
 
@@ -108,10 +123,18 @@ fn byte_level<'a>(spec: &'a TokenizerSpec<'_>) -> Result<Definition<'a>> {
         supported: pretokenize::supported_names(),
     })?;
     if spec.merges.is_empty() {
-        return Err(Error::NoMerges { vocab_size: spec.tokens.len() });
+        return Err(Error::NoMerges {
+            vocab_size: spec.tokens.len(),
+        });
     }
-    let is_llama_3 = matches!(name, "llama-bpe" | "llama3" | "llama-v3" | "pixtral" | "lfm2");
-    let settings = BpeSettings { ignore_merges: is_llama_3, ..BpeSettings::default() };
+    let is_llama_3 = matches!(
+        name,
+        "llama-bpe" | "llama3" | "llama-v3" | "pixtral" | "lfm2"
+    );
+    let settings = BpeSettings {
+        ignore_merges: is_llama_3,
+        ..BpeSettings::default()
+    };
     Ok(Definition {
         merges: Merges::Joined(&spec.merges),
         model: ModelSettings::Bpe(settings),
@@ -123,17 +146,25 @@ fn byte_level<'a>(spec: &'a TokenizerSpec<'_>) -> Result<Definition<'a>> {
 fn sentence_piece<'a>(spec: &'a TokenizerSpec<'_>) -> Definition<'a> {
     let vocab_size = spec.tokens.len();
     let mut definition = Definition {
-        model: ModelSettings::Spm(if spec.scores.is_empty() { vec![0.0; vocab_size] } else { spec.scores.clone() }),
+        model: ModelSettings::Spm(if spec.scores.is_empty() {
+            vec![0.0; vocab_size]
+        } else {
+            spec.scores.clone()
+        }),
         space_prefix: match spec.add_space_prefix {
             Some(false) => SpacePrefix::Never,
-            _ => SpacePrefix::AfterSpecial { unless_present: false },
+            _ => SpacePrefix::AfterSpecial {
+                unless_present: false,
+            },
         },
         ..common(spec, Spelling::SpaceEscaped, true)
     };
     // SentencePiece's own numbering, which old files leave unsaid.
-    for (role, id) in
-        [(&mut definition.roles.unknown, 0), (&mut definition.roles.bos, 1), (&mut definition.roles.eos, 2)]
-    {
+    for (role, id) in [
+        (&mut definition.roles.unknown, 0),
+        (&mut definition.roles.bos, 1),
+        (&mut definition.roles.eos, 2),
+    ] {
         if role.is_none() && id < vocab_size {
             *role = Some(id as u32);
         }
@@ -144,14 +175,18 @@ fn sentence_piece<'a>(spec: &'a TokenizerSpec<'_>) -> Definition<'a> {
 fn common<'a>(spec: &'a TokenizerSpec<'_>, spelling: Spelling, add_bos: bool) -> Definition<'a> {
     let kind = |id: usize, text: &str| match spec.token_types.get(id) {
         Some(&number) => TokenKind::from_gguf(number),
-        None if spelling == Spelling::SpaceEscaped && byte_of_name(text).is_some() => TokenKind::Byte,
+        None if spelling == Spelling::SpaceEscaped && byte_of_name(text).is_some() => {
+            TokenKind::Byte
+        }
         None => TokenKind::Normal,
     };
     let tokens = spec.tokens.iter().enumerate();
     let present = |id: Option<u32>| id.filter(|&id| id != u32::MAX);
     Definition {
         spelling,
-        tokens: tokens.map(|(id, text)| (Cow::Borrowed(&**text), kind(id, text))).collect(),
+        tokens: tokens
+            .map(|(id, text)| (Cow::Borrowed(&**text), kind(id, text)))
+            .collect(),
         added: Vec::new(),
         merges: Merges::Pairs(Vec::new()),
         model: ModelSettings::Bpe(BpeSettings::default()),

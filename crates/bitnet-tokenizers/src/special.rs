@@ -23,14 +23,16 @@ impl SpecialToken {
     }
 }
 
-/// All special tokens of a vocabulary, sorted by their text: the tokens that begin like a text form a narrowing range.
+/// All special tokens of a vocabulary, sorted by their text: the tokens that begin like a text form
+/// a narrowing range.
 pub(crate) struct SpecialTokens {
     tokens: Vec<SpecialToken>,
     first_bytes: Box<[bool; 256]>,
 }
 
 impl SpecialTokens {
-    /// Takes the tokens in any order; empty texts are left out, and of two with one text the higher id counts.
+    /// Takes the tokens in any order; empty texts are left out, and of two with one text the higher
+    /// id counts.
     pub(crate) fn new(mut tokens: Vec<SpecialToken>) -> Self {
         tokens.retain(|token| !token.text.is_empty());
         tokens.sort_by(|a, b| a.text.cmp(&b.text).then(b.id.cmp(&a.id)));
@@ -39,22 +41,34 @@ impl SpecialTokens {
         for token in &tokens {
             first_bytes[usize::from(token.text.as_bytes()[0])] = true;
         }
-        Self { tokens, first_bytes }
+        Self {
+            tokens,
+            first_bytes,
+        }
     }
 
     /// Those of the tokens that `keep` is true for.
     pub(crate) fn retain(&self, keep: impl Fn(&SpecialToken) -> bool) -> Self {
-        Self::new(self.tokens.iter().filter(|token| keep(token)).cloned().collect())
+        Self::new(
+            self.tokens
+                .iter()
+                .filter(|token| keep(token))
+                .cloned()
+                .collect(),
+        )
     }
 
     /// The token with this text.
     pub(crate) fn get(&self, text: &str) -> Option<&SpecialToken> {
-        let index = self.tokens.binary_search_by(|token| (*token.text).cmp(text)).ok()?;
+        let index = self
+            .tokens
+            .binary_search_by(|token| (*token.text).cmp(text))
+            .ok()?;
         Some(&self.tokens[index])
     }
 
-    /// The first place at or after `start` where a token stands that `allowed(token, place)` lets through: the token
-    /// and the place of its first byte.
+    /// The first place at or after `start` where a token stands that `allowed(token, place)` lets
+    /// through: the token and the place of its first byte.
     pub(crate) fn find(
         &self,
         text: &str,
@@ -62,18 +76,21 @@ impl SpecialTokens {
         allowed: impl Fn(&SpecialToken, usize) -> bool,
     ) -> Option<(&SpecialToken, usize)> {
         let bytes = text.as_bytes();
-        (start..bytes.len()).filter(|&place| self.first_bytes[usize::from(bytes[place])]).find_map(|place| {
-            let mut longest = None;
-            self.walk(&bytes[place..], |token| {
-                if allowed(token, place) {
-                    longest = Some(token);
-                }
-            });
-            longest.map(|token| (token, place))
-        })
+        (start..bytes.len())
+            .filter(|&place| self.first_bytes[usize::from(bytes[place])])
+            .find_map(|place| {
+                let mut longest = None;
+                self.walk(&bytes[place..], |token| {
+                    if allowed(token, place) {
+                        longest = Some(token);
+                    }
+                });
+                longest.map(|token| (token, place))
+            })
     }
 
-    /// The places in `text` where a guarded token begins, be it whole or cut off by the end of the text.
+    /// The places in `text` where a guarded token begins, be it whole or cut off by the end of the
+    /// text.
     pub(crate) fn guarded_starts(&self, text: &str) -> Vec<usize> {
         let bytes = text.as_bytes();
         (0..bytes.len())
@@ -86,9 +103,13 @@ impl SpecialTokens {
             .collect()
     }
 
-    /// Calls `found` for each token that `bytes` begins with, shortest first; returns the tokens that begin with all of
-    /// `bytes`.
-    fn walk<'a>(&'a self, bytes: &[u8], mut found: impl FnMut(&'a SpecialToken)) -> &'a [SpecialToken] {
+    /// Calls `found` for each token that `bytes` begins with, shortest first; returns the tokens
+    /// that begin with all of `bytes`.
+    fn walk<'a>(
+        &'a self,
+        bytes: &[u8],
+        mut found: impl FnMut(&'a SpecialToken),
+    ) -> &'a [SpecialToken] {
         let mut range = &self.tokens[..];
         for (depth, &byte) in bytes.iter().enumerate() {
             let byte_at = |token: &SpecialToken| token.text.as_bytes()[depth];
@@ -125,7 +146,9 @@ mod tests {
     }
 
     fn found(texts: &[&str], text: &str) -> Option<(u32, usize)> {
-        tokens(texts).find(text, 0, |_, _| true).map(|(token, place)| (token.id, place))
+        tokens(texts)
+            .find(text, 0, |_, _| true)
+            .map(|(token, place)| (token.id, place))
     }
 
     #[test]
@@ -137,7 +160,10 @@ mod tests {
 
     #[test]
     fn a_token_cut_off_by_the_end_is_a_guarded_start() {
-        assert_eq!(tokens(&["<|end|>"]).guarded_starts("<x <|end|> <|en"), [3, 11]);
+        assert_eq!(
+            tokens(&["<|end|>"]).guarded_starts("<x <|end|> <|en"),
+            [3, 11]
+        );
         assert_eq!(tokens(&["aa"]).guarded_starts("baaab"), [1, 2]);
     }
 }

@@ -1,5 +1,5 @@
-//! SentencePiece as llama.cpp does it: neighbours are joined to the token with the highest score, and characters that are
-//! in no token are spelled in bytes.
+//! SentencePiece as llama.cpp does it: neighbours are joined to the token with the highest score,
+//! and characters that are in no token are spelled in bytes.
 
 use crate::TokenId;
 use crate::bpe::{char_ranges, no_token_for, push_piece};
@@ -17,7 +17,10 @@ pub(crate) struct Spm {
 impl Spm {
     /// Takes the scores in the order of the token ids.
     pub(crate) fn new(scores: &[f32], unknown: Option<u32>) -> Self {
-        Self { priorities: scores.iter().map(|&score| priority(score)).collect(), unknown }
+        Self {
+            priorities: scores.iter().map(|&score| priority(score)).collect(),
+            unknown,
+        }
     }
 
     /// Appends the tokens of a text whose spaces are plain spaces.
@@ -54,7 +57,11 @@ impl Spm {
 /// A number that orders floats from the highest to the lowest; both zeros are one.
 fn priority(score: f32) -> u32 {
     let bits = (score + 0.0).to_bits();
-    let ascending = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
+    let ascending = if bits >> 31 == 1 {
+        !bits
+    } else {
+        bits | 1 << 31
+    };
     !ascending
 }
 
@@ -65,7 +72,11 @@ mod tests {
     #[test]
     fn a_higher_score_goes_first() {
         let scores = [f32::INFINITY, 2.5, 0.0, -1.0, -1000.0, f32::NEG_INFINITY];
-        assert!(scores.windows(2).all(|pair| priority(pair[0]) < priority(pair[1])));
+        assert!(
+            scores
+                .windows(2)
+                .all(|pair| priority(pair[0]) < priority(pair[1]))
+        );
         assert_eq!(priority(0.0), priority(-0.0));
     }
 }

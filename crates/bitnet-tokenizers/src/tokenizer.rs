@@ -38,17 +38,21 @@ const STOP_NAMES: &[&str] = &[
 /// How a text is encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EncodeOptions {
-    /// Put the tokens before and after that the metadata asks for: [`Tokenizer::bos`] and [`Tokenizer::eos`].
+    /// Put the tokens before and after that the metadata asks for: [`Tokenizer::bos`] and
+    /// [`Tokenizer::eos`].
     pub add_special: bool,
-    /// Read control tokens written out in the text (`<|eot_id|>`) as those tokens. Never allow it for text from
-    /// outside: see [`Tokenizer::encode_chat`].
+    /// Read control tokens written out in the text (`<|eot_id|>`) as those tokens. Never allow it
+    /// for text from outside: see [`Tokenizer::encode_chat`].
     pub parse_special: bool,
 }
 
 impl Default for EncodeOptions {
     /// What the metadata asks for is added; control tokens in the text are plain text.
     fn default() -> Self {
-        Self { add_special: true, parse_special: false }
+        Self {
+            add_special: true,
+            parse_special: false,
+        }
     }
 }
 
@@ -132,10 +136,15 @@ impl Merges<'_> {
     pub(crate) fn split(&self) -> Result<Vec<MergePair<'_>>> {
         let borrowed = |(left, right)| (Cow::Borrowed(left), Cow::Borrowed(right));
         match self {
-            Self::Joined(merges) => {
-                merges.iter().enumerate().map(|(index, merge)| split_merge(index, merge).map(borrowed)).collect()
-            }
-            Self::Pairs(pairs) => Ok(pairs.iter().map(|(left, right)| borrowed((&**left, &**right))).collect()),
+            Self::Joined(merges) => merges
+                .iter()
+                .enumerate()
+                .map(|(index, merge)| split_merge(index, merge).map(borrowed))
+                .collect(),
+            Self::Pairs(pairs) => Ok(pairs
+                .iter()
+                .map(|(left, right)| borrowed((&**left, &**right)))
+                .collect()),
         }
     }
 }
@@ -169,10 +178,16 @@ impl Roles {
             ("unknown token", self.unknown),
             ("padding token", self.padding),
         ];
-        let named = named.into_iter().filter_map(|(what, id)| id.map(|id| (what, id)));
+        let named = named
+            .into_iter()
+            .filter_map(|(what, id)| id.map(|id| (what, id)));
         let stop = self.stop.iter().map(|&id| ("stop token", id));
         match named.chain(stop).find(|&(_, id)| id as usize >= vocab_size) {
-            Some((what, id)) => Err(Error::IdOutOfRange { what, id, vocab_size }),
+            Some((what, id)) => Err(Error::IdOutOfRange {
+                what,
+                id,
+                vocab_size,
+            }),
             None => Ok(()),
         }
     }
@@ -186,7 +201,10 @@ impl Tokenizer {
                 *kind = TokenKind::Control;
             }
         }
-        let tokens = definition.tokens.iter().map(|(text, kind)| (&**text, *kind));
+        let tokens = definition
+            .tokens
+            .iter()
+            .map(|(text, kind)| (&**text, *kind));
         let mut vocabulary = Vocabulary::new(definition.spelling, tokens)?;
         definition.roles.check(vocab_size)?;
         let unknown = definition.roles.unknown;
@@ -194,7 +212,10 @@ impl Tokenizer {
             ModelSettings::Spm(scores) => Model::Spm(Spm::new(&scores, unknown)),
             ModelSettings::Bpe(settings) => Model::Bpe(match &definition.merges {
                 Merges::Joined(merges) => {
-                    let pairs = merges.iter().enumerate().map(|(index, merge)| split_merge(index, merge));
+                    let pairs = merges
+                        .iter()
+                        .enumerate()
+                        .map(|(index, merge)| split_merge(index, merge));
                     Bpe::new(&mut vocabulary, pairs, settings, unknown)?
                 }
                 Merges::Pairs(pairs) => {
@@ -204,7 +225,12 @@ impl Tokenizer {
             }),
         };
         let special = special_tokens(&definition.tokens, &definition.added);
-        let add_bos = resolve_added("bos", definition.add_bos, definition.add_bos_is_explicit, definition.roles.bos)?;
+        let add_bos = resolve_added(
+            "bos",
+            definition.add_bos,
+            definition.add_bos_is_explicit,
+            definition.roles.bos,
+        )?;
         let add_eos = resolve_added("eos", definition.add_eos, true, definition.roles.eos)?;
         Ok(Self {
             stop_ids: stop_ids(&definition.roles, &special),
@@ -223,27 +249,35 @@ impl Tokenizer {
 
     /// The tokens of a text.
     ///
-    /// User-defined tokens are always found in the text, as llama.cpp and Hugging Face do it; control tokens and the
-    /// unknown token only with [`EncodeOptions::parse_special`], else they are spelled out like any other text. At each
-    /// place the longest such token counts. Time and memory are proportional to `text.len() · log(text.len())` whatever
-    /// the text is.
+    /// User-defined tokens are always found in the text, as llama.cpp and Hugging Face do it;
+    /// control tokens and the unknown token only with [`EncodeOptions::parse_special`], else they
+    /// are spelled out like any other text. At each place the longest such token counts. Time and
+    /// memory are proportional to `text.len() · log(text.len())` whatever the text is.
     ///
     /// # Errors
     /// The text is longer than 4 GiB, or has a character that the vocabulary can say in no way.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<TokenId>> {
         let mut out = Vec::with_capacity(text.len() / 4 + 2);
-        let bos = self.roles.bos.filter(|_| options.add_special && self.add_bos);
-        let eos = self.roles.eos.filter(|_| options.add_special && self.add_eos);
+        let bos = self
+            .roles
+            .bos
+            .filter(|_| options.add_special && self.add_bos);
+        let eos = self
+            .roles
+            .eos
+            .filter(|_| options.add_special && self.add_eos);
         out.extend(bos.map(TokenId));
         self.encode_into(text, &mut out, |_, _| options.parse_special)?;
         out.extend(eos.map(TokenId));
         Ok(out)
     }
 
-    /// The tokens of a rendered chat, with the control tokens of its template and none from its contents.
+    /// The tokens of a rendered chat, with the control tokens of its template and none from its
+    /// contents.
     ///
-    /// What a message says is plain text wherever the template puts it: a control token written out in it is spelled,
-    /// not obeyed. BOS is put first where the metadata asks for it and the template has not done so.
+    /// What a message says is plain text wherever the template puts it: a control token written out
+    /// in it is spelled, not obeyed. BOS is put first where the metadata asks for it and the
+    /// template has not done so.
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
@@ -264,21 +298,35 @@ impl Tokenizer {
     }
 
     /// Appends the tokens of `text`; `allowed(start, end)` says where control tokens count.
-    fn encode_into(&self, text: &str, out: &mut Vec<TokenId>, allowed: impl Fn(usize, usize) -> bool) -> Result<()> {
+    fn encode_into(
+        &self,
+        text: &str,
+        out: &mut Vec<TokenId>,
+        allowed: impl Fn(usize, usize) -> bool,
+    ) -> Result<()> {
         // One byte for the space that may be put before.
         let max = u32::MAX as usize - 1;
         if text.len() > max {
-            return Err(Error::TooLarge { what: "the text", len: text.len(), max });
+            return Err(Error::TooLarge {
+                what: "the text",
+                len: text.len(),
+                max,
+            });
         }
         let mut scratch = Scratch::default();
         let mut start = 0;
         let allowed = |token: &SpecialToken, place: usize| {
             let end = place + token.text.len();
-            (!token.is_guarded() || allowed(place, end)) && (!token.single_word || is_whole_word(text, place..end))
+            (!token.is_guarded() || allowed(place, end))
+                && (!token.single_word || is_whole_word(text, place..end))
         };
         while let Some((token, place)) = self.special.find(text, start, allowed) {
             let before = &text[start..place];
-            let before = if token.strip_left { before.trim_end() } else { before };
+            let before = if token.strip_left {
+                before.trim_end()
+            } else {
+                before
+            };
             self.encode_plain(before, start == 0, &mut scratch, out)?;
             out.push(TokenId(token.id));
             start = place + token.text.len();
@@ -290,7 +338,13 @@ impl Tokenizer {
     }
 
     /// Appends the tokens of text between special tokens or the ends.
-    fn encode_plain(&self, text: &str, at_start: bool, scratch: &mut Scratch, out: &mut Vec<TokenId>) -> Result<()> {
+    fn encode_plain(
+        &self,
+        text: &str,
+        at_start: bool,
+        scratch: &mut Scratch,
+        out: &mut Vec<TokenId>,
+    ) -> Result<()> {
         if text.is_empty() {
             return Ok(());
         }
@@ -300,9 +354,9 @@ impl Tokenizer {
             Model::Spm(spm) => spm.encode_text(vocabulary, text.as_bytes(), merger, out),
             Model::Bpe(bpe) => {
                 let pieces = scratch.pieces.cut(&text, &self.pretokenizer);
-                pieces
-                    .iter()
-                    .try_for_each(|piece| bpe.encode_word(vocabulary, &text.as_bytes()[piece.clone()], merger, out))
+                pieces.iter().try_for_each(|piece| {
+                    bpe.encode_word(vocabulary, &text.as_bytes()[piece.clone()], merger, out)
+                })
             }
         }
     }
@@ -318,10 +372,18 @@ impl Tokenizer {
         }
         let prefixed = match self.space_prefix {
             SpacePrefix::Never => false,
-            SpacePrefix::AfterSpecial { unless_present } => !(unless_present && text.starts_with(' ')),
-            SpacePrefix::First { unless_present } => at_start && !(unless_present && text.starts_with(' ')),
+            SpacePrefix::AfterSpecial { unless_present } => {
+                !(unless_present && text.starts_with(' '))
+            }
+            SpacePrefix::First { unless_present } => {
+                at_start && !(unless_present && text.starts_with(' '))
+            }
         };
-        if prefixed { Cow::Owned(format!(" {text}")) } else { text }
+        if prefixed {
+            Cow::Owned(format!(" {text}"))
+        } else {
+            text
+        }
     }
 
     /// The text of tokens; bytes that are no UTF-8 become U+FFFD.
@@ -329,11 +391,16 @@ impl Tokenizer {
         decode(self, tokens, options)
     }
 
-    /// The bytes a token stands for, which need not be whole characters; empty for an id outside the vocabulary.
+    /// The bytes a token stands for, which need not be whole characters; empty for an id outside
+    /// the vocabulary.
     ///
     /// The bytes of a control token are its name.
     pub fn token_bytes(&self, id: TokenId) -> &[u8] {
-        if self.vocabulary.has(id.0) { self.vocabulary.piece(id.0) } else { &[] }
+        if self.vocabulary.has(id.0) {
+            self.vocabulary.piece(id.0)
+        } else {
+            &[]
+        }
     }
 
     /// The kind of a token; ids outside the vocabulary are [`TokenKind::Unused`].
@@ -381,8 +448,9 @@ impl Tokenizer {
         self.add_bos
     }
 
-    /// The tokens that end a generation, ascending: those of the metadata (EOS, end of turn, end of message) and those
-    /// that bear one of the names the field uses for them, such as `<|eot_id|>`, `<|im_end|>` or `</s>`.
+    /// The tokens that end a generation, ascending: those of the metadata (EOS, end of turn, end of
+    /// message) and those that bear one of the names the field uses for them, such as `<|eot_id|>`,
+    /// `<|im_end|>` or `</s>`.
     pub fn stop_ids(&self) -> &[TokenId] {
         &self.stop_ids
     }
@@ -392,7 +460,8 @@ impl Tokenizer {
         self.chat_template.as_deref()
     }
 
-    /// What kind of tokenizer this is, for people: `byte-level BPE`, `BPE with byte fallback` or `SentencePiece`.
+    /// What kind of tokenizer this is, for people: `byte-level BPE`, `BPE with byte fallback` or
+    /// `SentencePiece`.
     pub fn model_name(&self) -> &'static str {
         match (&self.model, self.vocabulary.spelling()) {
             (Model::Spm(_), _) => "SentencePiece",
@@ -401,7 +470,8 @@ impl Tokenizer {
         }
     }
 
-    /// The pre-tokenizer by its name in GGUF files; `none` where text is not cut, `custom` where it has no name.
+    /// The pre-tokenizer by its name in GGUF files; `none` where text is not cut, `custom` where it
+    /// has no name.
     pub fn pretokenizer_name(&self) -> &'static str {
         if self.pretokenizer.is_empty() {
             return "none";
@@ -426,7 +496,12 @@ struct Scratch {
     merger: Merger,
 }
 
-fn resolve_added(what: &'static str, add: bool, is_explicit: bool, id: Option<u32>) -> Result<bool> {
+fn resolve_added(
+    what: &'static str,
+    add: bool,
+    is_explicit: bool,
+    id: Option<u32>,
+) -> Result<bool> {
     match id {
         None if add && is_explicit => Err(Error::MissingToken { what }),
         None => Ok(false),
@@ -435,8 +510,16 @@ fn resolve_added(what: &'static str, add: bool, is_explicit: bool, id: Option<u3
 }
 
 fn special_tokens(tokens: &[(Cow<'_, str>, TokenKind)], added: &[Added]) -> SpecialTokens {
-    let is_special = |kind| matches!(kind, TokenKind::Control | TokenKind::UserDefined | TokenKind::Unknown);
-    let special = tokens.iter().enumerate().filter(|(_, (_, kind))| is_special(*kind));
+    let is_special = |kind| {
+        matches!(
+            kind,
+            TokenKind::Control | TokenKind::UserDefined | TokenKind::Unknown
+        )
+    };
+    let special = tokens
+        .iter()
+        .enumerate()
+        .filter(|(_, (_, kind))| is_special(*kind));
     let mut special: Vec<_> = special
         .map(|(id, (text, kind))| SpecialToken {
             id: id as u32,
@@ -458,8 +541,14 @@ fn special_tokens(tokens: &[(Cow<'_, str>, TokenKind)], added: &[Added]) -> Spec
 }
 
 fn stop_ids(roles: &Roles, special: &SpecialTokens) -> Vec<TokenId> {
-    let named = STOP_NAMES.iter().filter_map(|name| special.get(name)).map(|token| token.id);
-    let roles = [roles.eos, roles.eot, roles.eom].into_iter().flatten().chain(roles.stop.iter().copied());
+    let named = STOP_NAMES
+        .iter()
+        .filter_map(|name| special.get(name))
+        .map(|token| token.id);
+    let roles = [roles.eos, roles.eot, roles.eom]
+        .into_iter()
+        .flatten()
+        .chain(roles.stop.iter().copied());
     let mut ids: Vec<_> = roles.chain(named).map(TokenId).collect();
     ids.sort_unstable();
     ids.dedup();
@@ -468,6 +557,12 @@ fn stop_ids(roles: &Roles, special: &SpecialTokens) -> Vec<TokenId> {
 
 /// Whether no word character touches the range.
 fn is_whole_word(text: &str, range: Range<usize>) -> bool {
-    !text[..range.start].chars().next_back().is_some_and(pretokenize::is_word)
-        && !text[range.end..].chars().next().is_some_and(pretokenize::is_word)
+    !text[..range.start]
+        .chars()
+        .next_back()
+        .is_some_and(pretokenize::is_word)
+        && !text[range.end..]
+            .chars()
+            .next()
+            .is_some_and(pretokenize::is_word)
 }

@@ -1,7 +1,7 @@
 //! The tokens of a vocabulary as bytes, and the way back from bytes to ids.
 //!
-//! The bytes of all tokens lie in one buffer and the table from bytes to ids holds ids only, so a vocabulary of 128,256
-//! tokens costs about 2 MB.
+//! The bytes of all tokens lie in one buffer and the table from bytes to ids holds ids only, so a
+//! vocabulary of 128,256 tokens costs about 2 MB.
 
 use std::hash::BuildHasher;
 
@@ -19,7 +19,8 @@ pub enum TokenKind {
     Normal = 1,
     /// Stands for what the vocabulary cannot say.
     Unknown = 2,
-    /// Steers the model and is no text: `<s>`, `<|eot_id|>`. Found in a text only where the caller allows it.
+    /// Steers the model and is no text: `<s>`, `<|eot_id|>`. Found in a text only where the caller
+    /// allows it.
     Control = 3,
     /// Text that is always one token, wherever it stands.
     UserDefined = 4,
@@ -64,8 +65,8 @@ pub(crate) const NO_TOKEN: u32 = u32::MAX;
 
 /// See the module.
 ///
-/// Ids from `len()` on are *intermediate* pieces: merges may pass through strings that are no tokens, and these get ids
-/// too, which are never given out.
+/// Ids from `len()` on are *intermediate* pieces: merges may pass through strings that are no
+/// tokens, and these get ids too, which are never given out.
 pub(crate) struct Vocabulary {
     spelling: Spelling,
     bytes: Vec<u8>,
@@ -124,7 +125,9 @@ impl Vocabulary {
                 }
                 None => self.bytes.extend_from_slice(text.as_bytes()),
             },
-            TokenKind::Normal | TokenKind::Unused => push_spelled(self.spelling, text, &mut self.bytes),
+            TokenKind::Normal | TokenKind::Unused => {
+                push_spelled(self.spelling, text, &mut self.bytes)
+            }
             TokenKind::Unknown | TokenKind::Control | TokenKind::UserDefined => {
                 self.bytes.extend_from_slice(text.as_bytes());
             }
@@ -182,7 +185,10 @@ impl Vocabulary {
 
     /// Whether [`id`](Self::id) of `text` is `id`, without looking it up; may say no where it is.
     pub(crate) fn spells(&self, id: u32, text: &[u8]) -> bool {
-        !self.has_duplicates && self.has(id) && self.kind(id).spells_text() && self.piece(id) == text
+        !self.has_duplicates
+            && self.has(id)
+            && self.kind(id).spells_text()
+            && self.piece(id) == text
     }
 
     /// The number of tokens.
@@ -202,12 +208,19 @@ impl Vocabulary {
 
     /// The bytes of a piece, empty where there is none.
     pub(crate) fn piece(&self, id: u32) -> &[u8] {
-        if (id as usize) < self.ends.len() { piece(&self.bytes, &self.ends, id) } else { &[] }
+        if (id as usize) < self.ends.len() {
+            piece(&self.bytes, &self.ends, id)
+        } else {
+            &[]
+        }
     }
 
     /// The kind of a token; ids outside the vocabulary are unused.
     pub(crate) fn kind(&self, id: u32) -> TokenKind {
-        self.kinds.get(id as usize).copied().unwrap_or(TokenKind::Unused)
+        self.kinds
+            .get(id as usize)
+            .copied()
+            .unwrap_or(TokenKind::Unused)
     }
 
     /// The token for one byte.
@@ -222,7 +235,11 @@ impl Vocabulary {
 
     /// The token or intermediate piece that `text` spells.
     pub(crate) fn any_id(&self, text: &[u8]) -> Option<u32> {
-        self.ids.find(self.hasher.hash_one(text), |&id| piece(&self.bytes, &self.ends, id) == text).copied()
+        self.ids
+            .find(self.hasher.hash_one(text), |&id| {
+                piece(&self.bytes, &self.ends, id) == text
+            })
+            .copied()
     }
 
     /// The length in bytes of the longest token that plain text is spelled with.

@@ -24,8 +24,9 @@ pub fn digest(receipt: &Value) -> String {
     sha256_hex(text.as_bytes())
 }
 
-/// JSON with sorted keys and without spaces; numbers are the shortest that read back as the same double. In Python:
-/// `json.dumps(receipt, sort_keys=True, separators=(",", ":"), ensure_ascii=False)`.
+/// JSON with sorted keys and without spaces; numbers are the shortest that read back as the same
+/// double. In Python: `json.dumps(receipt, sort_keys=True, separators=(",", ":"),
+/// ensure_ascii=False)`.
 fn write_canonical(value: &Value, out: &mut String) {
     match value {
         Value::Array(items) => {
@@ -52,22 +53,29 @@ fn write_canonical(value: &Value, out: &mut String) {
             }
             out.push('}');
         }
-        Value::Number(number) if number.is_f64() => write_float(number.as_f64().unwrap_or_default(), out),
+        Value::Number(number) if number.is_f64() => {
+            write_float(number.as_f64().unwrap_or_default(), out)
+        }
         scalar => {
             let _ = write!(out, "{scalar}");
         }
     }
 }
 
-/// The shortest digits that read back as the same double, as Python's `repr` puts them: with an exponent below 1e-4 and from
-/// 1e16 on.
+/// The shortest digits that read back as the same double, as Python's `repr` puts them: with an
+/// exponent below 1e-4 and from 1e16 on.
 fn write_float(x: f64, out: &mut String) {
     let scientific = format!("{x:e}");
     let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     // Writing to a string cannot fail.
     let _ = match exponent.parse::<i32>().unwrap_or_default() {
         -4..16 => write!(out, "{x:?}"),
-        exponent => write!(out, "{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs()),
+        exponent => write!(
+            out,
+            "{digits}e{}{:02}",
+            if exponent < 0 { '-' } else { '+' },
+            exponent.abs()
+        ),
     };
 }
 
@@ -81,12 +89,14 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
 #[must_use]
 pub fn tokens_sha256(tokens: &[TokenId]) -> String {
     let mut hash = Sha256::new();
-    tokens.iter().for_each(|token| hash.update(token.0.to_le_bytes()));
+    tokens
+        .iter()
+        .for_each(|token| hash.update(token.0.to_le_bytes()));
     hex(&hash.finalize())
 }
 
-/// The SHA-256 of a model: of the file, or for a directory of the lines that `sha256sum` prints of its `.json` and
-/// `.safetensors` files in the order of their names. Takes as long as reading them.
+/// The SHA-256 of a model: of the file, or for a directory of the lines that `sha256sum` prints of
+/// its `.json` and `.safetensors` files in the order of their names. Takes as long as reading them.
 ///
 /// # Errors
 /// If a file cannot be read.
@@ -97,14 +107,22 @@ pub fn model_sha256(path: &Path) -> std::io::Result<String> {
     let mut names = Vec::new();
     for entry in path.read_dir()? {
         let name = PathBuf::from(entry?.file_name());
-        if name.extension().is_some_and(|extension| extension == "json" || extension == "safetensors") {
+        if name
+            .extension()
+            .is_some_and(|extension| extension == "json" || extension == "safetensors")
+        {
             names.push(name);
         }
     }
     names.sort();
     let mut lines = String::new();
     for name in names {
-        let _ = writeln!(lines, "{}  {}", file_sha256(&path.join(&name))?, name.display());
+        let _ = writeln!(
+            lines,
+            "{}  {}",
+            file_sha256(&path.join(&name))?,
+            name.display()
+        );
     }
     Ok(sha256_hex(lines.as_bytes()))
 }
@@ -136,11 +154,13 @@ mod tests {
 
     #[test]
     fn canonical_json_is_pythons() {
-        let value =
-            json!({ "b": [1, 2.5, -0.001, null, true], "a": { "z": "é\"\n", "y": 18_446_744_073_709_551_615u64 } });
+        let value = json!({ "b": [1, 2.5, -0.001, null, true], "a": { "z": "é\"\n", "y": 18_446_744_073_709_551_615u64 } });
         let mut text = String::new();
         write_canonical(&value, &mut text);
-        assert_eq!(text, r#"{"a":{"y":18446744073709551615,"z":"é\"\n"},"b":[1,2.5,-0.001,null,true]}"#);
+        assert_eq!(
+            text,
+            r#"{"a":{"y":18446744073709551615,"z":"é\"\n"},"b":[1,2.5,-0.001,null,true]}"#
+        );
     }
 
     #[test]
@@ -170,21 +190,33 @@ mod tests {
     fn the_digest_leaves_out_itself_and_the_signature() {
         let bare = json!({ "a": 1 });
         assert_eq!(digest(&bare), sha256_hex(b"{\"a\":1}"));
-        assert_eq!(digest(&bare), digest(&json!({ "a": 1, "digest": "x", "signature": {} })));
+        assert_eq!(
+            digest(&bare),
+            digest(&json!({ "a": 1, "digest": "x", "signature": {} }))
+        );
         assert_ne!(digest(&bare), digest(&json!({ "a": 2 })));
     }
 
     #[test]
     fn hashes_are_sha256() {
-        assert_eq!(sha256_hex(b"abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(
+            sha256_hex(b"abc"),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
         assert_eq!(tokens_sha256(&[TokenId(0x6463_6261)]), sha256_hex(b"abcd"));
         let folder = tempfile::tempdir().expect("a folder");
         for name in ["b.json", "a.safetensors", "notes.txt"] {
             std::fs::write(folder.path().join(name), "abc").expect("a file");
         }
         let one = sha256_hex(b"abc");
-        assert_eq!(model_sha256(&folder.path().join("b.json")).expect("it can be read"), one);
+        assert_eq!(
+            model_sha256(&folder.path().join("b.json")).expect("it can be read"),
+            one
+        );
         let lines = format!("{one}  a.safetensors\n{one}  b.json\n");
-        assert_eq!(model_sha256(folder.path()).expect("it can be read"), sha256_hex(lines.as_bytes()));
+        assert_eq!(
+            model_sha256(folder.path()).expect("it can be read"),
+            sha256_hex(lines.as_bytes())
+        );
     }
 }

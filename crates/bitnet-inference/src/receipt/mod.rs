@@ -1,8 +1,9 @@
 //! [`Receipt`]: proof of what a run did, made from the counters of the kernels that ran.
 //!
-//! One request on an idle engine whose counters were set to zero before it. What the counters hold must be what the
-//! model's dimensions and the tokens demand (`work.rs`), so a receipt cannot name kernels that did not run; the digest
-//! tells of any later edit. A receipt that does not pass its own verification is never made.
+//! One request on an idle engine whose counters were set to zero before it. What the counters hold
+//! must be what the model's dimensions and the tokens demand (`work.rs`), so a receipt cannot name
+//! kernels that did not run; the digest tells of any later edit. A receipt that does not pass its
+//! own verification is never made.
 
 mod digest;
 mod verify;
@@ -93,8 +94,20 @@ pub struct KernelCount {
 }
 
 impl From<Count> for KernelCount {
-    fn from(Count { calls, macs, macs_skipped, bytes }: Count) -> Self {
-        Self { calls, macs, macs_skipped, bytes }
+    fn from(
+        Count {
+            calls,
+            macs,
+            macs_skipped,
+            bytes,
+        }: Count,
+    ) -> Self {
+        Self {
+            calls,
+            macs,
+            macs_skipped,
+            bytes,
+        }
     }
 }
 
@@ -176,7 +189,8 @@ pub struct Parity {
     pub reference: String,
     /// The least cosine of any position; `None` without a reference.
     pub cosine: Option<f64>,
-    /// The share of positions at which both have the same most probable token; `None` without a reference.
+    /// The share of positions at which both have the same most probable token; `None` without a
+    /// reference.
     pub exact_match_rate: Option<f64>,
     /// `ok`, `divergence`, or `rust_only` where there was nothing to compare with.
     pub status: String,
@@ -231,14 +245,24 @@ impl Receipt {
         provenance: &Provenance,
     ) -> Result<Self, Refusal> {
         let timings = &finish.timings;
-        let phases = [(PREFILL, timings.prefill_forward), (DECODE, timings.decode_forward)];
+        let phases = [
+            (PREFILL, timings.prefill_forward),
+            (DECODE, timings.decode_forward),
+        ];
         let phases = phases.into_iter().filter(|(_, time)| !time.is_zero());
         let counters = engine.cpu().counters();
-        let counted = Kernel::ALL.into_iter().map(|kernel| (kernel.id(), counters.get(kernel)));
+        let counted = Kernel::ALL
+            .into_iter()
+            .map(|kernel| (kernel.id(), counters.get(kernel)));
         let kernel_counts: BTreeMap<_, _> = counted
             .filter(|(_, count)| count.calls > 0)
             .map(|(id, count)| (id.to_owned(), KernelRecord::Kernel(count.into())))
-            .chain(phases.map(|(id, time)| (id.to_owned(), KernelRecord::Phase(PhaseTime { ms: ms(time) }))))
+            .chain(phases.map(|(id, time)| {
+                (
+                    id.to_owned(),
+                    KernelRecord::Phase(PhaseTime { ms: ms(time) }),
+                )
+            }))
             .collect();
         let kernels: Vec<String> = kernel_counts.keys().cloned().collect();
 
@@ -246,7 +270,8 @@ impl Receipt {
         let kernel_set = engine.cpu().set().name;
         let generated = output.len() as u64;
         let room = options.context.saturating_sub(request.prompt.len());
-        let per_second = (generated > 1).then(|| (generated - 1) as f64 / timings.decode.as_secs_f64());
+        let per_second =
+            (generated > 1).then(|| (generated - 1) as f64 / timings.decode.as_secs_f64());
         let mut receipt = Self {
             schema_version: SCHEMA_VERSION.to_owned(),
             timestamp: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
@@ -306,7 +331,8 @@ impl Receipt {
     fn seal(&mut self) {
         self.signature = None;
         // By way of the text, where a number is what it will be to whoever reads it.
-        let value = serde_json::from_str(&self.to_json()).expect("what was written as JSON can be read");
+        let value =
+            serde_json::from_str(&self.to_json()).expect("what was written as JSON can be read");
         self.digest = digest(&value);
     }
 
@@ -315,23 +341,34 @@ impl Receipt {
     pub fn to_json(&self) -> String {
         let mut text = Vec::new();
         let mut serializer = serde_json::Serializer::with_formatter(&mut text, Layout::default());
-        self.serialize(&mut serializer).expect("no value of a receipt is refused by JSON");
+        self.serialize(&mut serializer)
+            .expect("no value of a receipt is refused by JSON");
         text.push(b'\n');
         String::from_utf8(text).expect("JSON is UTF-8")
     }
 
-    /// Writes the receipt: whole under its name, or not at all. What a link leads to is replaced, not the link; a pipe, a
-    /// terminal or another device is written into.
+    /// Writes the receipt: whole under its name, or not at all. What a link leads to is replaced,
+    /// not the link; a pipe, a terminal or another device is written into.
     ///
     /// # Errors
     /// If the folder, or what is no file, cannot be written to, or a link leads nowhere.
     pub fn write(&self, path: &Path) -> std::io::Result<()> {
         let exists = std::fs::symlink_metadata(path).is_ok();
         if exists && !std::fs::metadata(path)?.is_file() {
-            return File::options().write(true).open(path)?.write_all(self.to_json().as_bytes());
+            return File::options()
+                .write(true)
+                .open(path)?
+                .write_all(self.to_json().as_bytes());
         }
-        let path = &if exists { std::fs::canonicalize(path)? } else { path.to_owned() };
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let path = &if exists {
+            std::fs::canonicalize(path)?
+        } else {
+            path.to_owned()
+        };
+        let folder = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         let mut builder = tempfile::Builder::new();
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644));
@@ -344,7 +381,11 @@ impl Receipt {
 
 fn backend_summary(requested: Option<&str>, selected: &str) -> String {
     let detected: Vec<&str> = KernelSet::available().map(|set| set.name).collect();
-    format!("requested={} detected=[{}] selected={selected}", requested.unwrap_or("auto"), detected.join(", "))
+    format!(
+        "requested={} detected=[{}] selected={selected}",
+        requested.unwrap_or("auto"),
+        detected.join(", ")
+    )
 }
 
 fn model_record(engine: &Engine, provenance: &Provenance) -> ModelRecord {
@@ -365,12 +406,25 @@ fn model_record(engine: &Engine, provenance: &Provenance) -> ModelRecord {
     }
 }
 
-fn run_record(engine: &Engine, request: &Request, finish: &Finish, load: &LoadOptions) -> RunRecord {
+fn run_record(
+    engine: &Engine,
+    request: &Request,
+    finish: &Finish,
+    load: &LoadOptions,
+) -> RunRecord {
     let options = engine.options();
     let tl1_tile = |(shape, tile): &((usize, usize), Tl1Tile)| {
-        [shape.0, shape.1, tile.tile_rows, tile.block_cols, tile.inner_rows]
+        [
+            shape.0,
+            shape.1,
+            tile.tile_rows,
+            tile.block_cols,
+            tile.inner_rows,
+        ]
     };
-    let tl2_tile = |(shape, tile): &((usize, usize), Tl2Tile)| [shape.0, shape.1, tile.tile_rows, tile.block_cols];
+    let tl2_tile = |(shape, tile): &((usize, usize), Tl2Tile)| {
+        [shape.0, shape.1, tile.tile_rows, tile.block_cols]
+    };
     RunRecord {
         prompt_tokens: request.prompt.clone(),
         cached_tokens: finish.timings.cached_tokens as u64,
@@ -401,7 +455,9 @@ fn ms(duration: Duration) -> f64 {
 }
 
 /// A map that names nothing twice: of two entries, readers would see one or the other.
-fn without_duplicates<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, KernelRecord>, D::Error> {
+fn without_duplicates<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<BTreeMap<String, KernelRecord>, D::Error> {
     struct Entries;
 
     impl<'de> Visitor<'de> for Entries {
@@ -415,7 +471,9 @@ fn without_duplicates<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<Str
             let mut map = BTreeMap::new();
             while let Some((id, record)) = entries.next_entry::<String, KernelRecord>()? {
                 if map.contains_key(&id) {
-                    return Err(de::Error::custom(format_args!("kernel {id} is counted twice")));
+                    return Err(de::Error::custom(format_args!(
+                        "kernel {id} is counted twice"
+                    )));
                 }
                 map.insert(id, record);
             }
@@ -431,7 +489,11 @@ fn without_duplicates<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<Str
 struct Layout(PrettyFormatter<'static>);
 
 impl Formatter for Layout {
-    fn begin_array_value<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
+    fn begin_array_value<W: ?Sized + Write>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
         if first { Ok(()) } else { out.write_all(b", ") }
     }
 
@@ -443,7 +505,11 @@ impl Formatter for Layout {
         self.0.end_object(out)
     }
 
-    fn begin_object_key<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
+    fn begin_object_key<W: ?Sized + Write>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
         self.0.begin_object_key(out, first)
     }
 
@@ -461,16 +527,24 @@ pub(crate) mod bias_text {
     use super::{Deserialize, Deserializer, Serializer, TokenId, de};
 
     pub fn serialize<S: Serializer>(biases: &[(TokenId, f32)], to: S) -> Result<S::Ok, S::Error> {
-        to.collect_seq(biases.iter().map(|(token, bias)| format!("{token}{bias:+}")))
+        to.collect_seq(
+            biases
+                .iter()
+                .map(|(token, bias)| format!("{token}{bias:+}")),
+        )
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<(TokenId, f32)>, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Vec<(TokenId, f32)>, D::Error> {
         let texts = Vec::<String>::deserialize(from)?;
         let parse = |text: &String| {
             let sign = text.find(['+', '-'])?;
             Some((text[..sign].parse().ok()?, text[sign..].parse().ok()?))
         };
-        let bias = |text| parse(text).ok_or_else(|| de::Error::custom(format_args!("{text:?} is no logit bias")));
+        let bias = |text| {
+            parse(text).ok_or_else(|| de::Error::custom(format_args!("{text:?} is no logit bias")))
+        };
         texts.iter().map(bias).collect()
     }
 }

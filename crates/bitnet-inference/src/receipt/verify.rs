@@ -1,7 +1,7 @@
 //! The gates that a receipt must pass.
 //!
-//! They find what is inconsistent, whoever recomputed the digest. A forgery that is consistent throughout passes them:
-//! only running it again, or a signature, tells.
+//! They find what is inconsistent, whoever recomputed the digest. A forgery that is consistent
+//! throughout passes them: only running it again, or a signature, tells.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
@@ -10,7 +10,9 @@ use bitnet_kernels::{Kernel, Packing};
 use bitnet_models::{FfnSparsity, HeadMode, I2sForm, KvType};
 
 use super::work::Work;
-use super::{DECODE, KernelRecord, ModelRecord, PREFILL, Receipt, SCHEMA_VERSION, digest, tokens_sha256};
+use super::{
+    DECODE, KernelRecord, ModelRecord, PREFILL, Receipt, SCHEMA_VERSION, digest, tokens_sha256,
+};
 
 /// The path of a run whose matrix products were those of the quantized weights.
 const REAL: &str = "real";
@@ -25,7 +27,8 @@ const KERNELS_MAX: usize = 10_000;
 const ID_CHARS_MAX: usize = 128;
 /// What `BITNET_DETERMINISTIC` is set to by those who do not want it.
 const FALSE: [&str; 7] = ["", "0", "f", "false", "n", "no", "off"];
-/// The largest dimension of a model, and the largest count of tokens: enough for any, and no formula overflows.
+/// The largest dimension of a model, and the largest count of tokens: enough for any, and no
+/// formula overflows.
 const DIMENSION_MAX: u64 = 1 << 24;
 const TOKENS_MAX: u64 = 1 << 32;
 
@@ -64,15 +67,26 @@ pub struct Refusal {
 
 /// Refuses at a gate unless the condition holds.
 fn ensure(gate: ReceiptGate, holds: bool, problem: impl FnOnce() -> String) -> Result<(), Refusal> {
-    if holds { Ok(()) } else { Err(Refusal { gate, problem: problem() }) }
+    if holds {
+        Ok(())
+    } else {
+        Err(Refusal {
+            gate,
+            problem: problem(),
+        })
+    }
 }
 
-/// Verifies the text of a receipt: everything that can be told without the model. Well under a millisecond.
+/// Verifies the text of a receipt: everything that can be told without the model. Well under a
+/// millisecond.
 ///
 /// # Errors
 /// The first gate that it does not pass.
 pub fn verify(text: &str) -> Result<Receipt, Refusal> {
-    let schema = |error: serde_json::Error| Refusal { gate: ReceiptGate::Schema, problem: error.to_string() };
+    let schema = |error: serde_json::Error| Refusal {
+        gate: ReceiptGate::Schema,
+        problem: error.to_string(),
+    };
     let value: serde_json::Value = serde_json::from_str(text).map_err(schema)?;
     // From the text, not the value: a field that stands twice is an error there.
     let receipt: Receipt = serde_json::from_str(text).map_err(schema)?;
@@ -91,20 +105,26 @@ pub fn verify(text: &str) -> Result<Receipt, Refusal> {
     hashes(&receipt)?;
     let expected = digest(&value);
     ensure(ReceiptGate::Digest, receipt.digest == expected, || {
-        format!("digest is {:?}, but that of the content is {expected}", receipt.digest)
+        format!(
+            "digest is {:?}, but that of the content is {expected}",
+            receipt.digest
+        )
     })?;
     Ok(receipt)
 }
 
-/// What the kernels that ran make of a run: `real`, `fallback` if weights were turned into floats, `none` if there was no
-/// product of quantized weights at all.
+/// What the kernels that ran make of a run: `real`, `fallback` if weights were turned into floats,
+/// `none` if there was no product of quantized weights at all.
 pub(super) fn compute_path<'a>(kernels: impl Iterator<Item = &'a str>) -> &'static str {
     let mut path = "none";
     for id in kernels {
         if is_float_product(id) {
             return "fallback";
         }
-        if Kernel::ALL.iter().any(|kernel| Work::Products.is_done_by(*kernel) && kernel.id() == id) {
+        if Kernel::ALL
+            .iter()
+            .any(|kernel| Work::Products.is_done_by(*kernel) && kernel.id() == id)
+        {
             path = REAL;
         }
     }
@@ -117,10 +137,18 @@ fn is_float_product(id: &str) -> bool {
 
 fn hygiene(receipt: &Receipt) -> Result<(), Refusal> {
     let kernels = &receipt.kernels;
-    ensure(ReceiptGate::Kernels, !kernels.is_empty(), || "no kernel ran".to_owned())?;
-    let fit = |problem: String| Refusal { gate: ReceiptGate::Hygiene, problem };
+    ensure(ReceiptGate::Kernels, !kernels.is_empty(), || {
+        "no kernel ran".to_owned()
+    })?;
+    let fit = |problem: String| Refusal {
+        gate: ReceiptGate::Hygiene,
+        problem,
+    };
     if kernels.len() > KERNELS_MAX {
-        return Err(fit(format!("{} kernels, at most {KERNELS_MAX} are possible", kernels.len())));
+        return Err(fit(format!(
+            "{} kernels, at most {KERNELS_MAX} are possible",
+            kernels.len()
+        )));
     }
     for id in kernels {
         let shown: String = id.chars().take(ID_CHARS_MAX).collect();
@@ -129,9 +157,13 @@ fn hygiene(receipt: &Receipt) -> Result<(), Refusal> {
                 return Err(fit(format!("kernel {shown:?} has blanks in its name")));
             }
             () if id.chars().count() > ID_CHARS_MAX => {
-                return Err(fit(format!("kernel {shown:?}… has a name of over {ID_CHARS_MAX} characters")));
+                return Err(fit(format!(
+                    "kernel {shown:?}… has a name of over {ID_CHARS_MAX} characters"
+                )));
             }
-            () if id.to_lowercase().contains("mock") => return Err(fit(format!("kernel {shown:?} is a mock"))),
+            () if id.to_lowercase().contains("mock") => {
+                return Err(fit(format!("kernel {shown:?} is a mock")));
+            }
             () => {}
         }
     }
@@ -140,17 +172,27 @@ fn hygiene(receipt: &Receipt) -> Result<(), Refusal> {
 
 fn compute_path_is_real(receipt: &Receipt) -> Result<(), Refusal> {
     if let Some(id) = receipt.kernels.iter().find(|id| is_float_product(id)) {
-        let problem = format!("kernel {id} multiplies by weights turned into floats, so the run is not {REAL:?}");
-        return Err(Refusal { gate: ReceiptGate::FloatProducts, problem });
+        let problem = format!(
+            "kernel {id} multiplies by weights turned into floats, so the run is not {REAL:?}"
+        );
+        return Err(Refusal {
+            gate: ReceiptGate::FloatProducts,
+            problem,
+        });
     }
     let path = &receipt.compute_path;
-    ensure(ReceiptGate::ComputePath, path == REAL, || format!("compute_path is {path:?}, not {REAL:?}"))
+    ensure(ReceiptGate::ComputePath, path == REAL, || {
+        format!("compute_path is {path:?}, not {REAL:?}")
+    })
 }
 
 fn backend(receipt: &Receipt) -> Result<(), Refusal> {
     let of_backend = match receipt.backend.as_str() {
         "cpu" => compute_path(receipt.kernels.iter().map(String::as_str)) == REAL,
-        "gpu" => receipt.kernels.iter().any(|id| GPU.iter().any(|prefix| id.starts_with(prefix))),
+        "gpu" => receipt
+            .kernels
+            .iter()
+            .any(|id| GPU.iter().any(|prefix| id.starts_with(prefix))),
         other => {
             return Err(Refusal {
                 gate: ReceiptGate::Backend,
@@ -172,15 +214,21 @@ fn backend(receipt: &Receipt) -> Result<(), Refusal> {
     });
     let set = receipt.kernel_set.as_str();
     let fits = parts.is_some_and(|(requested, detected, selected)| {
-        selected == set && (requested == "auto" || requested == set) && detected.split(", ").any(|name| name == set)
+        selected == set
+            && (requested == "auto" || requested == set)
+            && detected.split(", ").any(|name| name == set)
     });
-    ensure(ReceiptGate::Backend, fits, || format!("backend_summary {summary:?} does not fit kernel_set {set:?}"))
+    ensure(ReceiptGate::Backend, fits, || {
+        format!("backend_summary {summary:?} does not fit kernel_set {set:?}")
+    })
 }
 
 fn kernels(receipt: &Receipt) -> Result<(), Refusal> {
     let gate = ReceiptGate::Kernels;
     let listed: BTreeSet<&str> = receipt.kernels.iter().map(String::as_str).collect();
-    ensure(gate, listed.len() == receipt.kernels.len(), || "a kernel is listed twice".to_owned())?;
+    ensure(gate, listed.len() == receipt.kernels.len(), || {
+        "a kernel is listed twice".to_owned()
+    })?;
     for id in &listed {
         let is_phase = [PREFILL, DECODE].contains(id);
         let known = is_phase || Kernel::ALL.iter().any(|kernel| kernel.id() == *id);
@@ -190,49 +238,103 @@ fn kernels(receipt: &Receipt) -> Result<(), Refusal> {
             Some(KernelRecord::Kernel(count)) => !is_phase && count.calls > 0,
             None => false,
         };
-        ensure(gate, fits, || format!("kernel {id} is listed, but its counts do not show that it ran"))?;
+        ensure(gate, fits, || {
+            format!("kernel {id} is listed, but its counts do not show that it ran")
+        })?;
     }
-    let unlisted = receipt.kernel_counts.keys().find(|id| !listed.contains(id.as_str()));
-    ensure(gate, unlisted.is_none(), || format!("kernel {} is counted, but not listed", unlisted.map_or("", |id| id)))
+    let unlisted = receipt
+        .kernel_counts
+        .keys()
+        .find(|id| !listed.contains(id.as_str()));
+    ensure(gate, unlisted.is_none(), || {
+        format!(
+            "kernel {} is counted, but not listed",
+            unlisted.map_or("", |id| id)
+        )
+    })
 }
 
-/// The kernels of ternary products are those of the run's packings; copies for sparse activations, which only rows by
-/// themselves meet, have 2 bits whatever the packing.
+/// The kernels of ternary products are those of the run's packings; copies for sparse activations,
+/// which only rows by themselves meet, have 2 bits whatever the packing.
 fn products(receipt: &Receipt) -> Result<(), Refusal> {
     let gate = ReceiptGate::Kernels;
-    let ModelRecord { ffn, heads, head_dim, .. } = receipt.model;
+    let ModelRecord {
+        ffn,
+        heads,
+        head_dim,
+        ..
+    } = receipt.model;
     let name = &receipt.run.packing;
-    let of_packing = |kernel| receipt.run.packings().any(|packing| packing.kernels().contains(&kernel));
+    let of_packing = |kernel| {
+        receipt
+            .run
+            .packings()
+            .any(|packing| packing.kernels().contains(&kernel))
+    };
     let has_copies = FfnSparsity::by_name(&receipt.run.ffn_sparsity) != Some(FfnSparsity::Off);
     for packing in receipt.run.packings() {
-        let ran = packing.kernels().iter().any(|kernel| receipt.count(*kernel).is_some());
-        ensure(gate, ran, || format!("packing is {name}, but no kernel for {} is listed", packing.name()))?;
+        let ran = packing
+            .kernels()
+            .iter()
+            .any(|kernel| receipt.count(*kernel).is_some());
+        ensure(gate, ran, || {
+            format!(
+                "packing is {name}, but no kernel for {} is listed",
+                packing.name()
+            )
+        })?;
     }
     let mut of_lone_rows = 0;
-    for kernel in Kernel::ALL.into_iter().filter(|kernel| Work::Products.is_done_by(*kernel)) {
-        let Some(count) = receipt.count(kernel) else { continue };
+    for kernel in Kernel::ALL
+        .into_iter()
+        .filter(|kernel| Work::Products.is_done_by(*kernel))
+    {
+        let Some(count) = receipt.count(kernel) else {
+            continue;
+        };
         let fits = of_packing(kernel) || has_copies && kernel == Kernel::I2sGemv;
-        ensure(gate, fits, || format!("kernel {} is listed, but no weights are packed for it: {name}", kernel.id()))?;
+        ensure(gate, fits, || {
+            format!(
+                "kernel {} is listed, but no weights are packed for it: {name}",
+                kernel.id()
+            )
+        })?;
         let macs = u128::from(count.macs) + u128::from(count.macs_skipped);
-        ensure(gate, macs > 0, || format!("kernel {} is listed, but multiplied nothing", kernel.id()))?;
+        ensure(gate, macs > 0, || {
+            format!("kernel {} is listed, but multiplied nothing", kernel.id())
+        })?;
         if of_packing(kernel) && Work::SingleRows.is_done_by(kernel) {
             of_lone_rows += macs;
         }
     }
     // A row that meets a layer's copies met its attention's output before.
-    let copies = receipt.count(Kernel::I2sGemv).filter(|_| !of_packing(Kernel::I2sGemv));
-    let copies = copies.map_or(0, |count| u128::from(count.macs) + u128::from(count.macs_skipped));
+    let copies = receipt
+        .count(Kernel::I2sGemv)
+        .filter(|_| !of_packing(Kernel::I2sGemv));
+    let copies = copies.map_or(0, |count| {
+        u128::from(count.macs) + u128::from(count.macs_skipped)
+    });
     let most = 3 * u128::from(ffn) * (of_lone_rows / u128::from(heads * head_dim));
     ensure(gate, copies <= most, || {
-        format!("i2s_gemv executed and skipped {copies} MACs, but copies of weights packed as {name} at most {most}")
+        format!(
+            "i2s_gemv executed and skipped {copies} MACs, but copies of weights packed as {name} at most {most}"
+        )
     })
 }
 
 /// Numbers and names of environment, model and run, each for itself.
 fn facts(receipt: &Receipt) -> Result<(), Refusal> {
     let schema = |holds, problem: String| ensure(ReceiptGate::Schema, holds, || problem);
-    let Receipt { environment, model, run, .. } = receipt;
-    schema(humantime::parse_rfc3339(&receipt.timestamp).is_ok(), format!("timestamp is {:?}", receipt.timestamp))?;
+    let Receipt {
+        environment,
+        model,
+        run,
+        ..
+    } = receipt;
+    schema(
+        humantime::parse_rfc3339(&receipt.timestamp).is_ok(),
+        format!("timestamp is {:?}", receipt.timestamp),
+    )?;
     for (name, text) in [
         ("BITNET_VERSION", &environment.bitnet_version),
         ("OS", &environment.os),
@@ -246,18 +348,54 @@ fn facts(receipt: &Receipt) -> Result<(), Refusal> {
     // Of several, each is named.
     let is_packing = |name: &str| Packing::by_name(name).is_some();
     for (name, value, is_known) in [
-        ("kv_type", &run.kv_type, [KvType::F16, KvType::F32].iter().any(|known| known.name() == run.kv_type)),
-        ("packing", &run.packing, run.packing.split('+').all(is_packing)),
+        (
+            "kv_type",
+            &run.kv_type,
+            [KvType::F16, KvType::F32]
+                .iter()
+                .any(|known| known.name() == run.kv_type),
+        ),
+        (
+            "packing",
+            &run.packing,
+            run.packing.split('+').all(is_packing),
+        ),
         // `auto` has become one or the other.
-        ("head", &run.head, [HeadMode::Full, HeadMode::Screened].iter().any(|known| known.name() == run.head)),
-        ("ffn_sparsity", &run.ffn_sparsity, FfnSparsity::by_name(&run.ffn_sparsity).is_some()),
-        ("i2_s_form", &run.i2_s_form, run.i2_s_form.parse::<I2sForm>().is_ok()),
+        (
+            "head",
+            &run.head,
+            [HeadMode::Full, HeadMode::Screened]
+                .iter()
+                .any(|known| known.name() == run.head),
+        ),
+        (
+            "ffn_sparsity",
+            &run.ffn_sparsity,
+            FfnSparsity::by_name(&run.ffn_sparsity).is_some(),
+        ),
+        (
+            "i2_s_form",
+            &run.i2_s_form,
+            run.i2_s_form.parse::<I2sForm>().is_ok(),
+        ),
     ] {
         schema(is_known, format!("{name} is {value:?}, which is not known"))?;
     }
     schema(environment.threads > 0, "no threads".to_owned())?;
-    schema(receipt.peak_rss_bytes != Some(0), "peak_rss_bytes is 0".to_owned())?;
-    let ModelRecord { layers, hidden, ffn, heads, kv_heads, head_dim, vocab, .. } = *model;
+    schema(
+        receipt.peak_rss_bytes != Some(0),
+        "peak_rss_bytes is 0".to_owned(),
+    )?;
+    let ModelRecord {
+        layers,
+        hidden,
+        ffn,
+        heads,
+        kv_heads,
+        head_dim,
+        vocab,
+        ..
+    } = *model;
     for (name, size) in [
         ("layers", layers),
         ("hidden", hidden),
@@ -269,83 +407,154 @@ fn facts(receipt: &Receipt) -> Result<(), Refusal> {
         ("vocab", vocab),
         ("prefill_chunk", run.prefill_chunk),
     ] {
-        schema((1..=DIMENSION_MAX).contains(&size), format!("{name} is {size}; 1 to {DIMENSION_MAX} is possible"))?;
+        schema(
+            (1..=DIMENSION_MAX).contains(&size),
+            format!("{name} is {size}; 1 to {DIMENSION_MAX} is possible"),
+        )?;
     }
-    schema(heads % kv_heads == 0, format!("{heads} heads are no multiple of {kv_heads} key/value heads"))?;
+    schema(
+        heads % kv_heads == 0,
+        format!("{heads} heads are no multiple of {kv_heads} key/value heads"),
+    )?;
     run.sampling
         .check(vocab as usize)
-        .map_err(|error| Refusal { gate: ReceiptGate::Schema, problem: error.to_string() })?;
-    let is_set =
-        environment.deterministic.as_deref().is_some_and(|text| !FALSE.contains(&text.to_lowercase().as_str()));
+        .map_err(|error| Refusal {
+            gate: ReceiptGate::Schema,
+            problem: error.to_string(),
+        })?;
+    let is_set = environment
+        .deterministic
+        .as_deref()
+        .is_some_and(|text| !FALSE.contains(&text.to_lowercase().as_str()));
     let fixed = run.sampling.temperature == 0.0 || environment.seed.is_some() || is_set;
-    schema(receipt.deterministic || !fixed, "deterministic is false, but the seed was fixed".to_owned())?;
+    schema(
+        receipt.deterministic || !fixed,
+        "deterministic is false, but the seed was fixed".to_owned(),
+    )?;
     receipt.parity.as_ref().map_or(Ok(()), |parity| {
         let compared = [parity.cosine.is_some(), parity.exact_match_rate.is_some()];
         let fits = compared == [parity.status != "rust_only"; 2];
-        schema(fits, format!("parity is {:?}, which its numbers do not fit", parity.status))
+        schema(
+            fits,
+            format!(
+                "parity is {:?}, which its numbers do not fit",
+                parity.status
+            ),
+        )
     })
 }
 
 fn rates(receipt: &Receipt) -> Result<(), Refusal> {
     let gate = ReceiptGate::Rates;
-    let Receipt { tokens_generated: generated, tokens_requested: requested, prefill_ms, decode_ms, .. } = *receipt;
-    ensure(gate, generated > 0, || "tokens_generated is 0: nothing ran".to_owned())?;
-    ensure(gate, generated <= requested && requested < TOKENS_MAX, || {
-        format!("tokens_generated is {generated}, tokens_requested {requested}")
+    let Receipt {
+        tokens_generated: generated,
+        tokens_requested: requested,
+        prefill_ms,
+        decode_ms,
+        ..
+    } = *receipt;
+    ensure(gate, generated > 0, || {
+        "tokens_generated is 0: nothing ran".to_owned()
     })?;
+    ensure(
+        gate,
+        generated <= requested && requested < TOKENS_MAX,
+        || format!("tokens_generated is {generated}, tokens_requested {requested}"),
+    )?;
     let reason = receipt.run.finish_reason.as_str();
-    ensure(gate, reason == "stop" || reason == "length" && generated == requested, || {
-        format!("finish_reason is {reason:?} after {generated} of {requested} tokens")
+    ensure(
+        gate,
+        reason == "stop" || reason == "length" && generated == requested,
+        || format!("finish_reason is {reason:?} after {generated} of {requested} tokens"),
+    )?;
+    ensure(gate, prefill_ms > 0.0, || {
+        format!("prefill_ms is {prefill_ms}")
     })?;
-    ensure(gate, prefill_ms > 0.0, || format!("prefill_ms is {prefill_ms}"))?;
     let first = receipt.first_token_ms;
-    ensure(gate, first >= prefill_ms, || format!("first_token_ms is {first}, less than prefill_ms {prefill_ms}"))?;
+    ensure(gate, first >= prefill_ms, || {
+        format!("first_token_ms is {first}, less than prefill_ms {prefill_ms}")
+    })?;
     match (generated, receipt.tokens_per_second) {
-        (1, None) => ensure(gate, decode_ms == 0.0, || format!("decode_ms is {decode_ms} for a single token"))?,
+        (1, None) => ensure(gate, decode_ms == 0.0, || {
+            format!("decode_ms is {decode_ms} for a single token")
+        })?,
         (1, Some(rate)) => {
             let problem = format!("tokens_per_second is {rate}, but a single token has no rate");
             return Err(Refusal { gate, problem });
         }
         (_, rate) => {
-            ensure(gate, decode_ms > 0.0, || format!("decode_ms is {decode_ms} for {generated} tokens"))?;
+            ensure(gate, decode_ms > 0.0, || {
+                format!("decode_ms is {decode_ms} for {generated} tokens")
+            })?;
             let expected = (generated - 1) as f64 / (decode_ms / 1e3);
-            let fits = rate.is_some_and(|rate| rate > 0.0 && (rate / expected - 1.0).abs() <= RATE_TOLERANCE);
+            let fits = rate
+                .is_some_and(|rate| rate > 0.0 && (rate / expected - 1.0).abs() <= RATE_TOLERANCE);
             let shown = rate.map_or_else(|| "null".to_owned(), |rate| rate.to_string());
             ensure(gate, fits, || {
-                format!("tokens_per_second is {shown}, but {generated} tokens in {decode_ms} ms make {expected:.3}")
+                format!(
+                    "tokens_per_second is {shown}, but {generated} tokens in {decode_ms} ms make {expected:.3}"
+                )
             })?;
         }
     }
-    let wanted = [(PREFILL, true, prefill_ms), (DECODE, generated > 1, decode_ms)];
+    let wanted = [
+        (PREFILL, true, prefill_ms),
+        (DECODE, generated > 1, decode_ms),
+    ];
     for (phase, ran, limit) in wanted {
         let time = match receipt.kernel_counts.get(phase) {
             Some(KernelRecord::Phase(time)) => Some(time.ms),
             _ => None,
         };
-        ensure(gate, time.is_some() == ran, || format!("{phase} and {generated} tokens do not go together"))?;
+        ensure(gate, time.is_some() == ran, || {
+            format!("{phase} and {generated} tokens do not go together")
+        })?;
         let ms = time.unwrap_or(limit);
-        ensure(gate, !ran || ms > 0.0 && ms <= limit, || format!("{phase} took {ms} ms of {limit} ms"))?;
+        ensure(gate, !ran || ms > 0.0 && ms <= limit, || {
+            format!("{phase} took {ms} ms of {limit} ms")
+        })?;
     }
     Ok(())
 }
 
 fn work_is_done(receipt: &Receipt) -> Result<(), Refusal> {
     let gate = ReceiptGate::Work;
-    let (prompt, cached) = (receipt.run.prompt_tokens.len() as u64, receipt.run.cached_tokens);
-    ensure(gate, prompt < TOKENS_MAX && cached < prompt, || format!("{cached} of {prompt} prompt tokens were cached"))?;
+    let (prompt, cached) = (
+        receipt.run.prompt_tokens.len() as u64,
+        receipt.run.cached_tokens,
+    );
+    ensure(gate, prompt < TOKENS_MAX && cached < prompt, || {
+        format!("{cached} of {prompt} prompt tokens were cached")
+    })?;
     let vocab = receipt.model.vocab;
-    let stray = receipt.run.prompt_tokens.iter().find(|token| u64::from(token.0) >= vocab);
-    ensure(gate, stray.is_none(), || format!("a prompt token is outside the vocabulary of {vocab}"))?;
+    let stray = receipt
+        .run
+        .prompt_tokens
+        .iter()
+        .find(|token| u64::from(token.0) >= vocab);
+    ensure(gate, stray.is_none(), || {
+        format!("a prompt token is outside the vocabulary of {vocab}")
+    })?;
     let run = &receipt.run;
     let (drafted, accepted) = (run.drafted_tokens, run.accepted_tokens);
     let fits = accepted < receipt.tokens_generated
         && accepted <= drafted
-        && drafted <= run.draft.saturating_mul(receipt.tokens_generated - 1 - accepted);
+        && drafted
+            <= run
+                .draft
+                .saturating_mul(receipt.tokens_generated - 1 - accepted);
     ensure(gate, fits && run.draft < TOKENS_MAX, || {
-        format!("{drafted} tokens guessed, at most {} in a step, {accepted} of them right", run.draft)
+        format!(
+            "{drafted} tokens guessed, at most {} in a step, {accepted} of them right",
+            run.draft
+        )
     })?;
     for work in Work::ALL {
-        let kernels = || Kernel::ALL.into_iter().filter(|kernel| work.is_done_by(*kernel));
+        let kernels = || {
+            Kernel::ALL
+                .into_iter()
+                .filter(|kernel| work.is_done_by(*kernel))
+        };
         let counts = kernels().filter_map(|kernel| receipt.count(kernel));
         let (mut executed, mut skipped, mut calls, mut bytes) = (0u128, 0u128, 0u128, 0u128);
         for count in counts {
@@ -357,21 +566,37 @@ fn work_is_done(receipt: &Receipt) -> Result<(), Refusal> {
         let ids = || kernels().map(Kernel::id).collect::<Vec<_>>().join(" and ");
         let (macs, expected) = (executed + skipped, work.macs(receipt));
         ensure(gate, expected.contains(&macs), || {
-            format!("{} executed and skipped {macs} MACs, but dimensions and tokens make {}", ids(), expected.end())
+            format!(
+                "{} executed and skipped {macs} MACs, but dimensions and tokens make {}",
+                ids(),
+                expected.end()
+            )
         })?;
         let skipped_max = work.skipped_max(receipt);
         ensure(gate, skipped <= skipped_max, || {
-            format!("{} skipped {skipped} MACs, of which at most {skipped_max} can add nothing", ids())
+            format!(
+                "{} skipped {skipped} MACs, of which at most {skipped_max} can add nothing",
+                ids()
+            )
         })?;
         let expected = work.bytes(receipt, executed);
         ensure(gate, expected.contains(&bytes), || {
-            format!("{} read {bytes} bytes, but {executed} MACs take {expected:?}", ids())
+            format!(
+                "{} read {bytes} bytes, but {executed} MACs take {expected:?}",
+                ids()
+            )
         })?;
         let expected = work.calls(receipt);
-        ensure(gate, expected.as_ref().is_none_or(|expected| expected.contains(&calls)), || {
-            let (least, most) = expected.map(RangeInclusive::into_inner).unwrap_or_default();
-            format!("{} was called {calls} times, not {least} to {most}", ids())
-        })?;
+        ensure(
+            gate,
+            expected
+                .as_ref()
+                .is_none_or(|expected| expected.contains(&calls)),
+            || {
+                let (least, most) = expected.map(RangeInclusive::into_inner).unwrap_or_default();
+                format!("{} was called {calls} times, not {least} to {most}", ids())
+            },
+        )?;
     }
     Ok(())
 }
@@ -384,12 +609,20 @@ fn hashes(receipt: &Receipt) -> Result<(), Refusal> {
         ("output_tokens_sha256", &receipt.output_tokens_sha256),
         ("digest", &receipt.digest),
     ] {
-        let well_formed = hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-        ensure(gate, well_formed, || format!("{name} is {hash:?}, which is no SHA-256"))?;
+        let well_formed = hash.len() == 64
+            && hash
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        ensure(gate, well_formed, || {
+            format!("{name} is {hash:?}, which is no SHA-256")
+        })?;
     }
     let expected = tokens_sha256(&receipt.run.prompt_tokens);
     ensure(gate, receipt.prompt_tokens_sha256 == expected, || {
-        format!("prompt_tokens_sha256 is {}, but that of the prompt is {expected}", receipt.prompt_tokens_sha256)
+        format!(
+            "prompt_tokens_sha256 is {}, but that of the prompt is {expected}",
+            receipt.prompt_tokens_sha256
+        )
     })
 }
 

@@ -1,9 +1,9 @@
-//! What a run must have computed: multiply-accumulates of each kernel, from the model's dimensions and the tokens alone;
-//! and what that reads of weights as they lie in memory and of the cache.
+//! What a run must have computed: multiply-accumulates of each kernel, from the model's dimensions
+//! and the tokens alone; and what that reads of weights as they lie in memory and of the cache.
 //!
-//! Positions, rows and passes are those of one request on an idle engine. All layers see every row that is not in the
-//! cache yet; after the last layer's keys and values only the rows whose logits are wanted go on: the last of the prompt,
-//! then each one decoded.
+//! Positions, rows and passes are those of one request on an idle engine. All layers see every row
+//! that is not in the cache yet; after the last layer's keys and values only the rows whose logits
+//! are wanted go on: the last of the prompt, then each one decoded.
 
 use std::ops::RangeInclusive;
 
@@ -29,7 +29,8 @@ pub(super) enum Work {
     Rotation,
     Attention,
     Logits,
-    /// Estimating which logits can matter. How many tries it takes to tell is no matter of dimensions.
+    /// Estimating which logits can matter. How many tries it takes to tell is no matter of
+    /// dimensions.
     Screening,
 }
 
@@ -68,9 +69,19 @@ impl Work {
 
     /// The multiply-accumulates of a run, those left out counted in: the least and the most.
     ///
-    /// The receipt's sizes must have been checked: with all below 2^24 and counts of tokens below 2^32 nothing overflows.
+    /// The receipt's sizes must have been checked: with all below 2^24 and counts of tokens below
+    /// 2^32 nothing overflows.
     pub(super) fn macs(self, receipt: &Receipt) -> RangeInclusive<u128> {
-        let ModelRecord { layers, hidden, ffn, heads, kv_heads, head_dim, vocab, .. } = receipt.model;
+        let ModelRecord {
+            layers,
+            hidden,
+            ffn,
+            heads,
+            kv_heads,
+            head_dim,
+            vocab,
+            ..
+        } = receipt.model;
         let [layers, hidden, ffn, heads, kv_heads, head_dim, vocab] =
             [layers, hidden, ffn, heads, kv_heads, head_dim, vocab].map(u128::from);
         let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
@@ -94,8 +105,10 @@ impl Work {
             Self::Products => exactly(all),
             Self::Rotation => exactly(2 * layers * rows.all() * (queries + keys)),
             Self::Attention => {
-                let seen = (layers - 1) * rows.keys_seen(rows.cached) + rows.keys_seen(rows.prompt - 1);
-                // A guess that did not come stood behind the prompt and at most a draft behind the answer.
+                let seen =
+                    (layers - 1) * rows.keys_seen(rows.cached) + rows.keys_seen(rows.prompt - 1);
+                // A guess that did not come stood behind the prompt and at most a draft behind the
+                // answer.
                 let guess = layers * rows.rejected();
                 let last = rows.prompt + rows.generated + rows.draft_max;
                 2 * queries * (seen + guess * rows.prompt)..=2 * queries * (seen + guess * last)
@@ -103,19 +116,28 @@ impl Work {
             // Of rows behind a guess that did not come, nobody asks.
             Self::Logits if is_screened => rows.generated * of_row..=rows.with_logits() * of_row,
             Self::Logits => exactly(rows.with_logits() * of_row),
-            // Two planes of each hidden state of which logits were left out; then at worst every logit in full, to no avail.
+            // Two planes of each hidden state of which logits were left out; then at worst every
+            // logit in full, to no avail.
             Self::Screening if is_screened => {
-                let skipped = receipt.count(Kernel::LogitsProjection).map_or(0, |count| count.macs_skipped);
+                let skipped = receipt
+                    .count(Kernel::LogitsProjection)
+                    .map_or(0, |count| count.macs_skipped);
                 2 * u128::from(skipped)..=3 * rows.with_logits() * of_row
             }
             Self::Screening => exactly(0),
         }
     }
 
-    /// The most of these multiply-accumulates that can add nothing: those of up, gate and down, and of logits that cannot
-    /// matter.
+    /// The most of these multiply-accumulates that can add nothing: those of up, gate and down, and
+    /// of logits that cannot matter.
     pub(super) fn skipped_max(self, receipt: &Receipt) -> u128 {
-        let ModelRecord { layers, hidden, ffn, vocab, .. } = receipt.model;
+        let ModelRecord {
+            layers,
+            hidden,
+            ffn,
+            vocab,
+            ..
+        } = receipt.model;
         let [layers, hidden, ffn, vocab] = [layers, hidden, ffn, vocab].map(u128::from);
         let rows = Rows::new(receipt);
         let of_networks = |all, with_logits| 3 * hidden * ffn * ((layers - 1) * all + with_logits);
@@ -125,8 +147,12 @@ impl Work {
             Self::SingleRows if rows.drafted == 0 => alone,
             Self::SeveralRows if rows.drafted == 0 => all - alone,
             Self::SingleRows | Self::SeveralRows | Self::Products => all,
-            Self::Logits if receipt.run.head == HeadMode::Screened.name() => rows.with_logits() * (vocab - 1) * hidden,
-            Self::Logits | Self::Embedding | Self::Rotation | Self::Attention | Self::Screening => 0,
+            Self::Logits if receipt.run.head == HeadMode::Screened.name() => {
+                rows.with_logits() * (vocab - 1) * hidden
+            }
+            Self::Logits | Self::Embedding | Self::Rotation | Self::Attention | Self::Screening => {
+                0
+            }
         }
     }
 
@@ -141,11 +167,22 @@ impl Work {
                 codes_min(receipt, macs) / rows_of_call..=codes_max(receipt)
             }
             Self::Attention => {
-                let ModelRecord { layers, kv_heads, head_dim, .. } = receipt.model;
+                let ModelRecord {
+                    layers,
+                    kv_heads,
+                    head_dim,
+                    ..
+                } = receipt.model;
                 let [layers, kv_heads, head_dim] = [layers, kv_heads, head_dim].map(u128::from);
-                let element_bytes = if receipt.run.kv_type == KvType::F16.name() { 2 } else { 4 };
+                let element_bytes = if receipt.run.kv_type == KvType::F16.name() {
+                    2
+                } else {
+                    4
+                };
                 let decoded = rows.keys_read_decoding();
-                let all = |decoded| (layers - 1) * (rows.keys_read_of_prompt() + decoded) + rows.prompt + decoded;
+                let all = |decoded| {
+                    (layers - 1) * (rows.keys_read_of_prompt() + decoded) + rows.prompt + decoded
+                };
                 let bytes = |keys| 2 * keys * kv_heads * head_dim * element_bytes;
                 bytes(all(*decoded.start()))..=bytes(all(*decoded.end()))
             }
@@ -167,13 +204,15 @@ impl Work {
             Self::Embedding => Some(rows.passes()..=rows.passes()),
             Self::Rotation => Some(layers * rows.passes()..=layers * rows.passes()),
             Self::Attention => Some(attentions..=attentions),
-            // q, k and v are one matrix or three, gate and up one or two; output and down stand alone.
+            // q, k and v are one matrix or three, gate and up one or two; output and down stand
+            // alone.
             Self::Products => {
                 let (least, most) = (layers * rows.passes(), 3 * layers * rows.passes());
                 Some(least + 3 * attentions..=most + 4 * attentions)
             }
             Self::Logits => Some(with_logits..=rows.with_logits()),
-            // One call estimates all rows of a pass; where that does not decide, logits one by one are another.
+            // One call estimates all rows of a pass; where that does not decide, logits one by one
+            // are another.
             Self::Screening if receipt.run.head == HeadMode::Screened.name() => {
                 Some(with_logits..=with_logits + rows.with_logits())
             }
@@ -185,17 +224,34 @@ impl Work {
 
 /// The least bytes of so many weights in the run's packings.
 fn codes_min(receipt: &Receipt, weights: u128) -> u128 {
-    let bytes = receipt.run.packings().map(|packing| packing.block_bytes(WHOLE_COLS)).min().unwrap_or(0);
+    let bytes = receipt
+        .run
+        .packings()
+        .map(|packing| packing.block_bytes(WHOLE_COLS))
+        .min()
+        .unwrap_or(0);
     weights * bytes as u128 / (BLOCK_ROWS * WHOLE_COLS) as u128
 }
 
 /// The bytes of weights that all passes read if each reads every matrix whole.
 fn codes_max(receipt: &Receipt) -> u128 {
-    let ModelRecord { layers, hidden, ffn, heads, kv_heads, head_dim, .. } = receipt.model;
+    let ModelRecord {
+        layers,
+        hidden,
+        ffn,
+        heads,
+        kv_heads,
+        head_dim,
+        ..
+    } = receipt.model;
     let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
     let packings: Vec<Packing> = receipt.run.packings().collect();
     let matrix = |rows: u64, cols: u64| {
-        let block_bytes = packings.iter().map(|packing| packing.block_bytes(cols as usize)).max().unwrap_or(0);
+        let block_bytes = packings
+            .iter()
+            .map(|packing| packing.block_bytes(cols as usize))
+            .max()
+            .unwrap_or(0);
         u128::from(rows.div_ceil(BLOCK_ROWS as u64)) * block_bytes as u128
     };
     // Copies of up by rows, of down by columns: 2 bits a weight, in lines of 64 bytes.
@@ -204,8 +260,10 @@ fn codes_max(receipt: &Receipt) -> u128 {
         _ => u128::from(ffn) * 64 * u128::from(hidden.div_ceil(256)),
     };
     let qkv = matrix(queries, hidden) + 2 * matrix(keys, hidden);
-    let rest =
-        matrix(hidden, queries) + matrix(ffn, hidden) + matrix(ffn, hidden).max(copy) + matrix(hidden, ffn).max(copy);
+    let rest = matrix(hidden, queries)
+        + matrix(ffn, hidden)
+        + matrix(ffn, hidden).max(copy)
+        + matrix(hidden, ffn).max(copy);
     let rows = Rows::new(receipt);
     let layers = u128::from(layers);
     rows.passes() * (layers * qkv + (layers - 1) * rest) + (1 + rows.decode_passes()) * rest
@@ -256,9 +314,14 @@ impl Rows {
         self.prefill().div_ceil(self.chunk) + self.decode_passes()
     }
 
-    /// Rows that go through the model by themselves if nothing is guessed: those decoded, and chunks with one token.
+    /// Rows that go through the model by themselves if nothing is guessed: those decoded, and
+    /// chunks with one token.
     fn alone(&self) -> u128 {
-        let of_prompt = if self.chunk == 1 { self.prefill() } else { u128::from(self.prefill() % self.chunk == 1) };
+        let of_prompt = if self.chunk == 1 {
+            self.prefill()
+        } else {
+            u128::from(self.prefill() % self.chunk == 1)
+        };
         of_prompt + self.generated - 1
     }
 
@@ -302,18 +365,48 @@ mod tests {
 
     #[test]
     fn rows_are_counted_as_they_run() {
-        for (prompt, cached, generated, chunk) in
-            [(1u64, 0u64, 1u64, 128u64), (7, 0, 5, 3), (8, 2, 4, 1), (9, 0, 1, 4), (6, 5, 9, 4)]
-        {
+        for (prompt, cached, generated, chunk) in [
+            (1u64, 0u64, 1u64, 128u64),
+            (7, 0, 5, 3),
+            (8, 2, 4, 1),
+            (9, 0, 1, 4),
+            (6, 5, 9, 4),
+        ] {
             let [p, c, g, k] = [prompt, cached, generated, chunk].map(u128::from);
-            let rows = Rows { prompt: p, cached: c, generated: g, chunk: k, drafted: 0, accepted: 0, draft_max: 0 };
+            let rows = Rows {
+                prompt: p,
+                cached: c,
+                generated: g,
+                chunk: k,
+                drafted: 0,
+                accepted: 0,
+                draft_max: 0,
+            };
             let chunks = (0..prompt - cached).collect::<Vec<_>>();
-            let alone = chunks.chunks(chunk as usize).filter(|chunk| chunk.len() == 1).count() as u64;
-            assert_eq!(rows.alone(), u128::from(alone + generated - 1), "{prompt} {cached} {generated} {chunk}");
-            assert_eq!(rows.passes(), chunks.chunks(chunk as usize).len() as u128 + g - 1);
-            let keys: u64 = (cached..prompt + generated - 1).map(|position| position + 1).sum();
-            assert_eq!(rows.keys_seen(c), u128::from(keys), "{prompt} {cached} {generated} {chunk}");
-            let ends = chunks.chunks(chunk as usize).map(|chunk| cached + chunk[chunk.len() - 1] + 1);
+            let alone = chunks
+                .chunks(chunk as usize)
+                .filter(|chunk| chunk.len() == 1)
+                .count() as u64;
+            assert_eq!(
+                rows.alone(),
+                u128::from(alone + generated - 1),
+                "{prompt} {cached} {generated} {chunk}"
+            );
+            assert_eq!(
+                rows.passes(),
+                chunks.chunks(chunk as usize).len() as u128 + g - 1
+            );
+            let keys: u64 = (cached..prompt + generated - 1)
+                .map(|position| position + 1)
+                .sum();
+            assert_eq!(
+                rows.keys_seen(c),
+                u128::from(keys),
+                "{prompt} {cached} {generated} {chunk}"
+            );
+            let ends = chunks
+                .chunks(chunk as usize)
+                .map(|chunk| cached + chunk[chunk.len() - 1] + 1);
             assert_eq!(rows.keys_read_of_prompt(), u128::from(ends.sum::<u64>()));
             let read = (prompt + 1..prompt + generated).map(u128::from).sum();
             assert_eq!(rows.keys_read_decoding(), read..=read);

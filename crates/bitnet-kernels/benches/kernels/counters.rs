@@ -1,5 +1,5 @@
-//! Counting one dispatch. A decode step of a 2B-4T shape makes some 180 of them in 25 ms: at a thousandth of the time, each
-//! may take 139 ns.
+//! Counting one dispatch. A decode step of a 2B-4T shape makes some 180 of them in 25 ms: at a
+//! thousandth of the time, each may take 139 ns.
 
 use std::hint::black_box;
 
@@ -12,6 +12,12 @@ pub fn bench(criterion: &mut Criterion) {
     let counters = Counters::default();
     let mut group = group(criterion, "counters");
     group.bench_function("add", |bencher| {
-        bencher.iter(|| counters.add(black_box(Kernel::I2sGemv), black_box(6_553_600), black_box(1_638_400)));
+        bencher.iter(|| {
+            counters.add(
+                black_box(Kernel::I2sGemv),
+                black_box(6_553_600),
+                black_box(1_638_400),
+            )
+        });
     });
 }

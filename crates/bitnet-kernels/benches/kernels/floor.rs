@@ -1,5 +1,6 @@
-//! What a bench could reach at best, measured beside it: bytes ÷ the rate at which memory is read, products ÷ the peak of
-//! the instruction set, whichever takes longer. After Criterion's lines comes one with the floor and the share of it.
+//! What a bench could reach at best, measured beside it: bytes ÷ the rate at which memory is read,
+//! products ÷ the peak of the instruction set, whichever takes longer. After Criterion's lines
+//! comes one with the floor and the share of it.
 
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -32,17 +33,26 @@ impl Machine {
     pub fn new(set: &'static KernelSet, num_threads: usize, read: Rc<ReadProbe>) -> Self {
         let cpu = Cpu::new(set, num_threads);
         let (peak_i8, peak_f32) = (cpu.peak_i8_macs_per_s(), cpu.peak_f32_macs_per_s());
-        Self { cpu, read, peak_i8, peak_f32 }
+        Self {
+            cpu,
+            read,
+            peak_i8,
+            peak_f32,
+        }
     }
 
     /// `avx512, 2 threads`
     pub fn name(&self) -> String {
         let n = self.cpu.pool().num_threads();
-        format!("{}, {n} thread{}", self.cpu.set().name, if n == 1 { "" } else { "s" })
+        format!(
+            "{}, {n} thread{}",
+            self.cpu.set().name,
+            if n == 1 { "" } else { "s" }
+        )
     }
 
-    /// Measures what `prepare` gives, and what the memory gives beside each sample where it reads memory. Nothing is
-    /// prepared for a bench that the command line filters out.
+    /// Measures what `prepare` gives, and what the memory gives beside each sample where it reads
+    /// memory. Nothing is prepared for a bench that the command line filters out.
     pub fn bench<R: FnMut(&Cpu)>(
         &self,
         group: &mut BenchmarkGroup<'_, WallTime>,
@@ -58,8 +68,15 @@ impl Machine {
                 let start = Instant::now();
                 (0..iterations).for_each(|_| run(&self.cpu));
                 let elapsed = start.elapsed();
-                let read = if work.bytes > 0 { self.read.bytes_per_s(self.cpu.pool()) } else { f64::INFINITY };
-                samples.push(Sample { seconds: elapsed.as_secs_f64() / iterations as f64, read });
+                let read = if work.bytes > 0 {
+                    self.read.bytes_per_s(self.cpu.pool())
+                } else {
+                    f64::INFINITY
+                };
+                samples.push(Sample {
+                    seconds: elapsed.as_secs_f64() / iterations as f64,
+                    read,
+                });
                 elapsed
             });
         });
@@ -76,20 +93,35 @@ impl Machine {
         let mut floors = Vec::new();
         if work.bytes > 0 {
             let read = median(samples.iter().map(|sample| sample.read));
-            let what = format!("{:.2} MB at {:.1} GB/s", work.bytes as f64 / 1e6, read / 1e9);
+            let what = format!(
+                "{:.2} MB at {:.1} GB/s",
+                work.bytes as f64 / 1e6,
+                read / 1e9
+            );
             floors.push((work.bytes as f64 / read, share_of_read(work, samples), what));
         }
-        for (macs, peak, kind) in [(work.i8_macs, self.peak_i8, "int8"), (work.f32_macs, self.peak_f32, "f32")] {
+        for (macs, peak, kind) in [
+            (work.i8_macs, self.peak_i8, "int8"),
+            (work.f32_macs, self.peak_f32, "f32"),
+        ] {
             if let Some(peak) = peak.filter(|_| macs > 0) {
                 let floor = macs as f64 / peak;
-                let what = format!("{:.2} M {kind} products at {:.0} G/s", macs as f64 / 1e6, peak / 1e9);
+                let what = format!(
+                    "{:.2} M {kind} products at {:.0} G/s",
+                    macs as f64 / 1e6,
+                    peak / 1e9
+                );
                 floors.push((floor, floor / seconds, what));
             }
         }
         floors.sort_by(|a, b| b.0.total_cmp(&a.0));
         if let Some((floor, share, what)) = floors.first() {
             let floor = Duration::from_secs_f64(*floor);
-            println!("{:24}floor: {floor:.2?}, {what}; {:.0} % of it reached\n", "", 100.0 * share);
+            println!(
+                "{:24}floor: {floor:.2?}, {what}; {:.0} % of it reached\n",
+                "",
+                100.0 * share
+            );
         }
     }
 }
@@ -102,20 +134,51 @@ struct Sample {
 
 /// What share of the rate of reading, measured beside each sample, the bench reached.
 fn share_of_read(work: Work, samples: &[Sample]) -> f64 {
-    median(samples.iter().map(|sample| work.bytes as f64 / sample.read / sample.seconds))
+    median(
+        samples
+            .iter()
+            .map(|sample| work.bytes as f64 / sample.read / sample.seconds),
+    )
 }
 
-/// Leaves the share beside Criterion's estimates of this run, where `xtask bench-compare` looks for it.
+/// Leaves the share beside Criterion's estimates of this run, where `xtask bench-compare` looks for
+/// it.
 fn record(id: &str, share: f64) {
     let home = std::env::var_os("CRITERION_HOME").map(PathBuf::from);
     // target/release/deps/kernels-…
-    let target = || Some(std::env::current_exe().ok()?.ancestors().nth(3)?.join("criterion"));
-    let Some(groups) = home.or_else(target).and_then(|home| std::fs::read_dir(home).ok()) else { return };
-    let written = |folder: &PathBuf| std::fs::metadata(folder.join("new/estimates.json")).ok()?.modified().ok();
+    let target = || {
+        Some(
+            std::env::current_exe()
+                .ok()?
+                .ancestors()
+                .nth(3)?
+                .join("criterion"),
+        )
+    };
+    let Some(groups) = home
+        .or_else(target)
+        .and_then(|home| std::fs::read_dir(home).ok())
+    else {
+        return;
+    };
+    let written = |folder: &PathBuf| {
+        std::fs::metadata(folder.join("new/estimates.json"))
+            .ok()?
+            .modified()
+            .ok()
+    };
     let folders = groups.flatten().map(|group| group.path().join(id));
-    let Some(folder) = folders.filter(|folder| written(folder).is_some()).max_by_key(written) else { return };
-    let arguments = std::env::args().flat_map(|argument| argument.split('=').map(str::to_owned).collect::<Vec<_>>());
-    let baseline = arguments.skip_while(|argument| argument != "--save-baseline").nth(1);
+    let Some(folder) = folders
+        .filter(|folder| written(folder).is_some())
+        .max_by_key(written)
+    else {
+        return;
+    };
+    let arguments = std::env::args()
+        .flat_map(|argument| argument.split('=').map(str::to_owned).collect::<Vec<_>>());
+    let baseline = arguments
+        .skip_while(|argument| argument != "--save-baseline")
+        .nth(1);
     for baseline in ["new", baseline.as_deref().unwrap_or("base")] {
         let probe = folder.join(baseline).join("read_probe.json");
         if let Err(error) = std::fs::write(&probe, format!("{{\"share\":{share}}}\n")) {

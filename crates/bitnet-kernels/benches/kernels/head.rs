@@ -17,7 +17,9 @@ pub fn bench(criterion: &mut Criterion, machines: &[Machine]) {
     }
     for rows in [1, 4] {
         for machine in machines {
-            machine.bench(&mut head, &format!("estimates, {rows} rows"), || estimate(&machine.cpu, rows));
+            machine.bench(&mut head, &format!("estimates, {rows} rows"), || {
+                estimate(&machine.cpu, rows)
+            });
         }
     }
 }
@@ -25,11 +27,23 @@ pub fn bench(criterion: &mut Criterion, machines: &[Machine]) {
 fn project() -> (Work, impl FnMut(&Cpu)) {
     let (vocab, hidden) = SHAPE;
     let mut table: Huge<u8> = Huge::zeros(2 * vocab * hidden);
-    let row: Vec<u8> = Rng(4).floats(hidden).into_iter().flat_map(|x| f16::from_f32(x).to_le_bytes()).collect();
-    table.chunks_exact_mut(2 * hidden).for_each(|to| to.copy_from_slice(&row));
+    let row: Vec<u8> = Rng(4)
+        .floats(hidden)
+        .into_iter()
+        .flat_map(|x| f16::from_f32(x).to_le_bytes())
+        .collect();
+    table
+        .chunks_exact_mut(2 * hidden)
+        .for_each(|to| to.copy_from_slice(&row));
     let (x, mut out) = (Rng(5).floats(hidden), vec![0.0; vocab]);
-    let work = Work { bytes: table.len(), i8_macs: 0, f32_macs: vocab * hidden };
-    (work, move |cpu: &Cpu| cpu.project_f16(&table, &x, hidden, &mut out))
+    let work = Work {
+        bytes: table.len(),
+        i8_macs: 0,
+        f32_macs: vocab * hidden,
+    };
+    (work, move |cpu: &Cpu| {
+        cpu.project_f16(&table, &x, hidden, &mut out)
+    })
 }
 
 fn estimate(cpu: &Cpu, rows: usize) -> (Work, impl FnMut(&Cpu)) {
@@ -41,7 +55,16 @@ fn estimate(cpu: &Cpu, rows: usize) -> (Work, impl FnMut(&Cpu)) {
     });
     let (x, mut scratch) = (Rng(7).floats(rows * hidden), ScreenScratch::default());
     // Each hidden state is two planes of int8.
-    let work = Work { bytes: table.num_bytes(), i8_macs: 2 * rows * vocab * hidden, f32_macs: 0 };
-    let run = move |cpu: &Cpu| assert!(cpu.screen(&table, &x, &mut scratch), "values that can be bounded");
+    let work = Work {
+        bytes: table.num_bytes(),
+        i8_macs: 2 * rows * vocab * hidden,
+        f32_macs: 0,
+    };
+    let run = move |cpu: &Cpu| {
+        assert!(
+            cpu.screen(&table, &x, &mut scratch),
+            "values that can be bounded"
+        )
+    };
     (work, run)
 }

@@ -1,7 +1,9 @@
-//! Every kernel, with its floor beside it: `cargo bench --no-default-features --features cpu,bench -- FILTER`.
+//! Every kernel, with its floor beside it: `cargo bench --no-default-features --features cpu,bench
+//! -- FILTER`.
 //!
-//! Shapes are those of BitNet b1.58 2B-4T, so that a figure can be held against a token's time. A kernel runs with every
-//! instruction set of this CPU but the scalar one, on one thread and on as many as there are cores.
+//! Shapes are those of BitNet b1.58 2B-4T, so that a figure can be held against a token's time. A
+//! kernel runs with every instruction set of this CPU but the scalar one, on one thread and on as
+//! many as there are cores.
 
 mod attention;
 mod counters;
@@ -41,14 +43,23 @@ fn machines(read: &Rc<ReadProbe>) -> Vec<Machine> {
     let mut threads = vec![1, default_threads()];
     threads.dedup();
     let sets = KernelSet::available().filter(|set| set.name != "scalar");
-    sets.flat_map(|set| threads.iter().map(|&n| Machine::new(set, n, Rc::clone(read))).collect::<Vec<_>>()).collect()
+    sets.flat_map(|set| {
+        threads
+            .iter()
+            .map(|&n| Machine::new(set, n, Rc::clone(read)))
+            .collect::<Vec<_>>()
+    })
+    .collect()
 }
 
-/// Few and short samples: there are many benches, and the machine's own changes are larger than what more would settle.
+/// Few and short samples: there are many benches, and the machine's own changes are larger than
+/// what more would settle.
 fn group<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
     let mut group = criterion.benchmark_group(name);
     group.sample_size(10).sampling_mode(SamplingMode::Flat);
-    group.warm_up_time(Duration::from_millis(100)).measurement_time(Duration::from_millis(300));
+    group
+        .warm_up_time(Duration::from_millis(100))
+        .measurement_time(Duration::from_millis(300));
     group
 }
 
@@ -65,6 +76,8 @@ impl Rng {
 
     /// Between −1 and 1.
     fn floats(&mut self, n: usize) -> Vec<f32> {
-        (0..n).map(|_| (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
+        (0..n)
+            .map(|_| (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0)
+            .collect()
     }
 }

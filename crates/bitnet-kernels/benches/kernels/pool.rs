@@ -8,7 +8,12 @@ use crate::group;
 
 pub fn bench(criterion: &mut Criterion, machines: &[Machine]) {
     let mut group = group(criterion, "pool");
-    if let Some(machine) = machines.iter().find(|machine| machine.cpu.pool().num_threads() > 1) {
-        machine.bench(&mut group, "join", || (Work::default(), |cpu: &Cpu| cpu.pool().run(&|_| {})));
+    if let Some(machine) = machines
+        .iter()
+        .find(|machine| machine.cpu.pool().num_threads() > 1)
+    {
+        machine.bench(&mut group, "join", || {
+            (Work::default(), |cpu: &Cpu| cpu.pool().run(&|_| {}))
+        });
     }
 }

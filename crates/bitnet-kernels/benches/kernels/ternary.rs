@@ -1,4 +1,5 @@
-//! The ternary product: one row from every level of the memory hierarchy, then more rows, where products bound it.
+//! The ternary product: one row from every level of the memory hierarchy, then more rows, where
+//! products bound it.
 
 use std::cell::LazyCell;
 use std::rc::Rc;
@@ -28,8 +29,12 @@ pub fn bench(criterion: &mut Criterion, machines: &[Machine]) {
     ] {
         for packing in Packing::ALL {
             let matrices = LazyCell::new(|| matrices(rows, cols, packing, from_memory));
-            for machine in at_home(machines, packing).filter(|machine| has_own_gemv(machine.cpu.set())) {
-                machine.bench(&mut gemv, &format!("{level}, {}", how(packing)), || product(&matrices, 1));
+            for machine in
+                at_home(machines, packing).filter(|machine| has_own_gemv(machine.cpu.set()))
+            {
+                machine.bench(&mut gemv, &format!("{level}, {}", how(packing)), || {
+                    product(&matrices, 1)
+                });
             }
         }
     }
@@ -47,23 +52,39 @@ pub fn bench(criterion: &mut Criterion, machines: &[Machine]) {
     }
 }
 
-/// A row quantized and multiplied by a matrix in the second cache, by every set on one thread: what the numbers look like,
-/// and where the row begins in memory, should make no difference. With as many samples as a baseline wants.
+/// A row quantized and multiplied by a matrix in the second cache, by every set on one thread: what
+/// the numbers look like, and where the row begins in memory, should make no difference. With as
+/// many samples as a baseline wants.
 pub fn patterns(criterion: &mut Criterion, read: &Rc<ReadProbe>) {
     const ROWS: usize = 1024;
     let mut group = criterion.benchmark_group("ternary patterns");
-    group.sample_size(100).warm_up_time(Duration::from_secs(3)).measurement_time(Duration::from_secs(2));
+    group
+        .sample_size(100)
+        .warm_up_time(Duration::from_secs(3))
+        .measurement_time(Duration::from_secs(2));
     for set in KernelSet::available().filter(|set| has_own_gemv(set)) {
         let machine = Machine::new(set, 1, Rc::clone(read));
         for (pattern, weight, value) in PATTERNS {
             let pool = Cpu::new(set, 1);
-            let unpack = |_: usize, rows: std::ops::Range<usize>, codes: &mut [i8]| -> Result<(), ()> {
-                let first = rows.start * COLS;
-                codes.iter_mut().enumerate().for_each(|(index, code)| *code = weight(mixed(first + index)));
-                Ok(())
-            };
-            let matrix =
-                TernaryMatrix::pack(pool.pool(), &[Part { rows: ROWS, scale: 1.0 }], COLS, set.packing, &unpack);
+            let unpack =
+                |_: usize, rows: std::ops::Range<usize>, codes: &mut [i8]| -> Result<(), ()> {
+                    let first = rows.start * COLS;
+                    codes
+                        .iter_mut()
+                        .enumerate()
+                        .for_each(|(index, code)| *code = weight(mixed(first + index)));
+                    Ok(())
+                };
+            let matrix = TernaryMatrix::pack(
+                pool.pool(),
+                &[Part {
+                    rows: ROWS,
+                    scale: 1.0,
+                }],
+                COLS,
+                set.packing,
+                &unpack,
+            );
             let matrix = matrix.expect("unpack never fails");
             // A line of a cache, in floats, more than is needed.
             let x: Vec<f32> = (0..COLS + 16).map(value).collect();
@@ -71,25 +92,45 @@ pub fn patterns(criterion: &mut Criterion, read: &Rc<ReadProbe>) {
             for (how, start) in [("aligned", aligned), ("4 bytes further", aligned + 1)] {
                 let (x, matrix) = (&x[start..start + COLS], &matrix);
                 machine.bench(&mut group, &format!("{pattern}, {how}"), || {
-                    let (mut activations, mut out) = (Activations::new(), vec![0.0; matrix.output_len()]);
+                    let (mut activations, mut out) =
+                        (Activations::new(), vec![0.0; matrix.output_len()]);
                     let run = move |cpu: &Cpu| {
                         cpu.quantize(x, COLS, COLS, None, &mut activations);
                         cpu.ternary_matmul(matrix, &activations, &mut out);
                     };
-                    (Work { i8_macs: ROWS * COLS, ..Work::default() }, run)
+                    (
+                        Work {
+                            i8_macs: ROWS * COLS,
+                            ..Work::default()
+                        },
+                        run,
+                    )
                 });
             }
         }
     }
 }
 
-/// What inputs look like: its name, a weight by a number as good as random or by its place, an activation by its place.
+/// What inputs look like: its name, a weight by a number as good as random or by its place, an
+/// activation by its place.
 type Pattern = (&'static str, fn((usize, u64)) -> i8, fn(usize) -> f32);
 const PATTERNS: [Pattern; 4] = [
-    ("random", |(_, random)| (random % 3) as i8 - 1, |at| mixed(at).1 as f32 / (1u64 << 44) as f32 - 0.5),
-    ("sparse", |(_, random)| [0, 0, 0, 0, 0, 0, 0, 0, 1, -1][(random % 10) as usize], |at| (at % 10 == 0).into()),
+    (
+        "random",
+        |(_, random)| (random % 3) as i8 - 1,
+        |at| mixed(at).1 as f32 / (1u64 << 44) as f32 - 0.5,
+    ),
+    (
+        "sparse",
+        |(_, random)| [0, 0, 0, 0, 0, 0, 0, 0, 1, -1][(random % 10) as usize],
+        |at| (at % 10 == 0).into(),
+    ),
     ("sequential", |(at, _)| (at % 3) as i8 - 1, |at| at as f32),
-    ("sine", |(_, random)| (random % 3) as i8 - 1, |at| (at as f32 * 0.01).sin()),
+    (
+        "sine",
+        |(_, random)| (random % 3) as i8 - 1,
+        |at| (at as f32 * 0.01).sin(),
+    ),
 ];
 
 /// A place, and a number that belongs to it.
@@ -112,8 +153,12 @@ fn is_looked_up(packing: Packing) -> bool {
 
 /// The machines whose kernels need not unpack such weights first.
 fn at_home(machines: &[Machine], packing: Packing) -> impl Iterator<Item = &Machine> {
-    let is_at_home = move |set: &KernelSet| packing == Packing::Two || is_looked_up(packing) || set.packing == packing;
-    machines.iter().filter(move |machine| is_at_home(machine.cpu.set()))
+    let is_at_home = move |set: &KernelSet| {
+        packing == Packing::Two || is_looked_up(packing) || set.packing == packing
+    };
+    machines
+        .iter()
+        .filter(move |machine| is_at_home(machine.cpu.set()))
 }
 
 /// Whether a set multiplies one row in a way of its own.
@@ -124,10 +169,22 @@ fn has_own_gemv(set: &KernelSet) -> bool {
 /// Multiplies `n` rows by one matrix after the other.
 fn product(matrices: &[TernaryMatrix], n: usize) -> (Work, impl FnMut(&Cpu)) {
     let (cols, mut next) = (matrices[0].cols(), 0);
-    let bytes = if matrices.len() > 1 { matrices[0].num_bytes() } else { 0 };
+    let bytes = if matrices.len() > 1 {
+        matrices[0].num_bytes()
+    } else {
+        0
+    };
     // What is looked up is not multiplied.
-    let i8_macs = if is_looked_up(matrices[0].packing()) { 0 } else { n * matrices[0].num_weights() };
-    let work = Work { bytes, i8_macs, f32_macs: 0 };
+    let i8_macs = if is_looked_up(matrices[0].packing()) {
+        0
+    } else {
+        n * matrices[0].num_weights()
+    };
+    let work = Work {
+        bytes,
+        i8_macs,
+        f32_macs: 0,
+    };
     let mut activations = Activations::new();
     let quantizer = Cpu::new(KernelSet::detect(), 1);
     quantizer.quantize(&Rng(9).floats(n * cols), cols, cols, None, &mut activations);
@@ -141,16 +198,33 @@ fn product(matrices: &[TernaryMatrix], n: usize) -> (Work, impl FnMut(&Cpu)) {
 
 /// One matrix, or as many as it takes to find each gone from the caches when its turn comes again.
 fn matrices(rows: usize, cols: usize, packing: Packing, from_memory: bool) -> Vec<TernaryMatrix> {
-    let count = if from_memory { (4 * MEMORY_BYTES).div_ceil(rows * cols) } else { 1 };
+    let count = if from_memory {
+        (4 * MEMORY_BYTES).div_ceil(rows * cols)
+    } else {
+        1
+    };
     let pool = Cpu::new(KernelSet::detect(), 2);
     let unpack = |_: usize, rows: std::ops::Range<usize>, codes: &mut [i8]| -> Result<(), ()> {
         let mut rng = Rng(rows.start as u64 + 1);
         for codes in codes.chunks_mut(16) {
             let random = rng.next();
-            codes.iter_mut().enumerate().for_each(|(index, code)| *code = (random >> (4 * index) & 15) as i8 % 3 - 1);
+            codes
+                .iter_mut()
+                .enumerate()
+                .for_each(|(index, code)| *code = (random >> (4 * index) & 15) as i8 % 3 - 1);
         }
         Ok(())
     };
-    let pack = |_| TernaryMatrix::pack(pool.pool(), &[Part { rows, scale: 1.0 }], cols, packing, &unpack);
-    (0..count).map(|index| pack(index).expect("unpack never fails")).collect()
+    let pack = |_| {
+        TernaryMatrix::pack(
+            pool.pool(),
+            &[Part { rows, scale: 1.0 }],
+            cols,
+            packing,
+            &unpack,
+        )
+    };
+    (0..count)
+        .map(|index| pack(index).expect("unpack never fails"))
+        .collect()
 }

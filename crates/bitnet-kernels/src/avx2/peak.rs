@@ -3,8 +3,8 @@
 use std::arch::x86_64::*;
 use std::hint::black_box;
 
-/// `vpmaddubsw` and the addition that goes with it on twelve chains. Each multiplies what it has, since the compiler
-/// would take a product that never changes out of the loop.
+/// `vpmaddubsw` and the addition that goes with it on twelve chains. Each multiplies what it has,
+/// since the compiler would take a product that never changes out of the loop.
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn i8(rounds: usize) -> usize {
     let mut acc = [_mm256_set1_epi16(black_box(1)); 12];
@@ -20,7 +20,10 @@ pub(super) fn i8(rounds: usize) -> usize {
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn f32(rounds: usize) -> usize {
     let mut acc = [_mm256_set1_ps(black_box(1.0)); 12];
-    let (half, one) = (_mm256_set1_ps(black_box(0.5)), _mm256_set1_ps(black_box(1.0)));
+    let (half, one) = (
+        _mm256_set1_ps(black_box(0.5)),
+        _mm256_set1_ps(black_box(1.0)),
+    );
     for _ in 0..rounds {
         acc = acc.map(|acc| _mm256_add_ps(_mm256_mul_ps(acc, half), one));
     }

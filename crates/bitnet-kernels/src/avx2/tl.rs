@@ -1,4 +1,5 @@
-//! Table lookup with `vpshufb`: 32 rows at a time, two shuffles for each pair or triple, and `vpsignb` for the signs.
+//! Table lookup with `vpshufb`: 32 rows at a time, two shuffles for each pair or triple, and
+//! `vpsignb` for the signs.
 
 use std::arch::x86_64::*;
 
@@ -6,7 +7,12 @@ use crate::matrix::BLOCK_ROWS;
 use crate::packing::Line;
 use crate::tl::{Cut, FIELDS, Lookup, PAIRS, RADIX, TRIPLES, Table, UNIT_COLS, Unit};
 
-pub(crate) const LOOKUP: Lookup = Lookup { triple_tables: 1, make_tables, add, finish };
+pub(crate) const LOOKUP: Lookup = Lookup {
+    triple_tables: 1,
+    make_tables,
+    add,
+    finish,
+};
 
 #[target_feature(enable = "avx2")]
 fn make_tables(values: &[i16], cut: Cut, tables: &mut [Table]) {
@@ -35,7 +41,10 @@ pub(crate) fn make_pair_tables(values: &[i16], tables: &mut [Table]) {
 pub(crate) fn table<const N: usize>(values: &[i16; N], weights: &[__m256i; N]) -> __m256i {
     let mut products = _mm256_setzero_si256();
     for (value, weights) in values.iter().zip(weights) {
-        products = _mm256_add_epi16(products, _mm256_sign_epi16(_mm256_set1_epi16(*value), *weights));
+        products = _mm256_add_epi16(
+            products,
+            _mm256_sign_epi16(_mm256_set1_epi16(*value), *weights),
+        );
     }
     // product / 31, rounded: 1057 / 32,768 is near enough, and no product lies half way.
     let high = _mm256_mulhrs_epi16(products, _mm256_set1_epi16(1057));
@@ -111,7 +120,12 @@ pub(crate) fn finish(sums: &[i32; BLOCK_ROWS], activation_scale: f32, scale: f32
     for (rows, out) in rows.into_iter().zip(out.as_chunks_mut::<8>().0) {
         let quotient = _mm256_div_ps(_mm256_cvtepi32_ps(rows), _mm256_set1_ps(activation_scale));
         // SAFETY: 8 writable floats; the store needs no alignment.
-        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_mul_ps(quotient, _mm256_set1_ps(scale))) };
+        unsafe {
+            _mm256_storeu_ps(
+                out.as_mut_ptr(),
+                _mm256_mul_ps(quotient, _mm256_set1_ps(scale)),
+            )
+        };
     }
 }
 
@@ -124,11 +138,16 @@ fn unit_sums(units: &[Unit], tables: &[Table]) -> Sums {
     let mask = _mm256_set1_epi8(0x0f);
     let one = _mm256_set1_epi8(1);
     let mut sums = [_mm256_setzero_si256(); 4];
-    for (units, tables) in units.chunks(UNITS).zip(tables.as_chunks::<FIELDS>().0.chunks(UNITS)) {
+    for (units, tables) in units
+        .chunks(UNITS)
+        .zip(tables.as_chunks::<FIELDS>().0.chunks(UNITS))
+    {
         let mut words = [_mm256_setzero_si256(); 2];
         for (unit, tables) in units.iter().zip(tables) {
             prefetch(unit);
-            let [runs @ .., signs] = unit.as_chunks().0 else { break };
+            let [runs @ .., signs] = unit.as_chunks().0 else {
+                break;
+            };
             // The sign of the field at hand is the top bit of each byte: field 7 first.
             let mut signs = load(signs);
             let (mut low, mut high) = (_mm256_setzero_si256(), _mm256_setzero_si256());
@@ -137,8 +156,14 @@ fn unit_sums(units: &[Unit], tables: &[Table]) -> Sums {
                 // Not zero, since `vpsignb` makes zeros of those.
                 let sign = _mm256_or_si256(signs, one);
                 let (lows, highs) = broadcast(table);
-                low = _mm256_add_epi8(low, _mm256_sign_epi8(_mm256_shuffle_epi8(lows, indices), sign));
-                high = _mm256_add_epi8(high, _mm256_sign_epi8(_mm256_shuffle_epi8(highs, indices), sign));
+                low = _mm256_add_epi8(
+                    low,
+                    _mm256_sign_epi8(_mm256_shuffle_epi8(lows, indices), sign),
+                );
+                high = _mm256_add_epi8(
+                    high,
+                    _mm256_sign_epi8(_mm256_shuffle_epi8(highs, indices), sign),
+                );
                 signs = _mm256_add_epi8(signs, signs);
             };
             for (run, [even, odd]) in runs.iter().zip(tables.as_chunks().0).rev() {
@@ -155,8 +180,8 @@ fn unit_sums(units: &[Unit], tables: &[Table]) -> Sums {
 
 /// What lines of pairs give to the sums of 32 rows.
 ///
-/// Never inlined into a function with AVX-512, where the compiler would take other instructions to load the tables: they
-/// occupy the shuffle units and cost a fifth of the speed.
+/// Never inlined into a function with AVX-512, where the compiler would take other instructions to
+/// load the tables: they occupy the shuffle units and cost a fifth of the speed.
 #[inline(never)]
 #[target_feature(enable = "avx2")]
 pub(crate) fn line_sums(lines: &[Line], tables: &[Table]) -> Sums {
@@ -164,7 +189,10 @@ pub(crate) fn line_sums(lines: &[Line], tables: &[Table]) -> Sums {
     const LINES: usize = 15;
     let mask = _mm256_set1_epi8(0x0f);
     let mut sums = [_mm256_setzero_si256(); 4];
-    for (lines, tables) in lines.chunks(LINES).zip(tables.as_chunks::<FIELDS>().0.chunks(LINES)) {
+    for (lines, tables) in lines
+        .chunks(LINES)
+        .zip(tables.as_chunks::<FIELDS>().0.chunks(LINES))
+    {
         let mut words = [_mm256_setzero_si256(); 2];
         for (line, tables) in lines.iter().zip(tables) {
             prefetch(line);
@@ -190,8 +218,8 @@ pub(crate) fn line_sums(lines: &[Line], tables: &[Table]) -> Sums {
 /// How far ahead of what is read the codes are prefetched.
 const PREFETCH_BYTES: usize = 2048;
 
-/// Prefetches what comes [`PREFETCH_BYTES`] after a unit or line. The hardware, which sees the tables pass by as well, does
-/// not look far enough ahead of the codes.
+/// Prefetches what comes [`PREFETCH_BYTES`] after a unit or line. The hardware, which sees the
+/// tables pass by as well, does not look far enough ahead of the codes.
 #[inline]
 #[target_feature(enable = "avx2")]
 pub(crate) fn prefetch(piece: &[u8]) {
@@ -212,9 +240,16 @@ pub(crate) fn load(run: &[u8; BLOCK_ROWS]) -> __m256i {
 #[target_feature(enable = "avx2")]
 fn broadcast(table: &Table) -> (__m256i, __m256i) {
     // SAFETY: 32 readable bytes, aligned to 32.
-    let (low, high) =
-        unsafe { (_mm_load_si128(table.0.as_ptr().cast()), _mm_load_si128(table.0.as_ptr().add(16).cast())) };
-    (_mm256_broadcastsi128_si256(low), _mm256_broadcastsi128_si256(high))
+    let (low, high) = unsafe {
+        (
+            _mm_load_si128(table.0.as_ptr().cast()),
+            _mm_load_si128(table.0.as_ptr().add(16).cast()),
+        )
+    };
+    (
+        _mm256_broadcastsi128_si256(low),
+        _mm256_broadcastsi128_si256(high),
+    )
 }
 
 /// Adds `RADIX · high + low` of 32 rows to their 16-bit sums: even rows, odd rows.

@@ -1,8 +1,9 @@
-//! Attention: a panel of f16 in 256-bit registers, since turning halves into floats costs least there, and one of f32 in
-//! registers of 512.
+//! Attention: a panel of f16 in 256-bit registers, since turning halves into floats costs least
+//! there, and one of f32 in registers of 512.
 //!
-//! A coefficient is multiplied straight from memory (`{1to8}`, `{1to16}`): broadcast into a register first, as the
-//! compiler would have it, the same sums take a sixth to a third longer on Zen 4. Hence the assembly.
+//! A coefficient is multiplied straight from memory (`{1to8}`, `{1to16}`): broadcast into a
+//! register first, as the compiler would have it, the same sums take a sixth to a third longer on
+//! Zen 4. Hence the assembly.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -12,13 +13,21 @@ use half::f16;
 use crate::segment::{self, Panel, Panels, Partial, Segment, SegmentScratch};
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
-pub(super) fn attend_f16(segment: &Segment<'_, f16>, scratch: &mut SegmentScratch, partial: &mut Partial<'_>) {
+pub(super) fn attend_f16(
+    segment: &Segment<'_, f16>,
+    scratch: &mut SegmentScratch,
+    partial: &mut Partial<'_>,
+) {
     // SAFETY: this function has all that the set's panels use.
     unsafe { segment::attend_f16::<Avx512>(segment, scratch, partial, widen) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
-pub(super) fn attend_f32(segment: &Segment<'_, f32>, scratch: &mut SegmentScratch, partial: &mut Partial<'_>) {
+pub(super) fn attend_f32(
+    segment: &Segment<'_, f32>,
+    scratch: &mut SegmentScratch,
+    partial: &mut Partial<'_>,
+) {
     // SAFETY: this function has all that the set's panels use.
     unsafe { segment::attend_f32::<Avx512>(segment, scratch, partial) }
 }
@@ -30,7 +39,8 @@ pub(super) fn round_f16(from: &[f32], to: &mut [f16]) {
     for (from, to) in from.iter().zip(to) {
         // SAFETY: 16 readable floats, 32 writable bytes; neither access needs alignment.
         unsafe {
-            let halves = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm512_loadu_ps(from.as_ptr()));
+            let halves =
+                _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm512_loadu_ps(from.as_ptr()));
             _mm256_storeu_si256(to.as_mut_ptr().cast(), halves);
         }
     }
@@ -42,9 +52,19 @@ pub(super) fn round_f16(from: &[f32], to: &mut [f16]) {
 /// The floats that the halves are; both have a multiple of 16 elements.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
 fn widen(from: &[f16], to: &mut [f32]) {
-    for (from, to) in from.as_chunks::<16>().0.iter().zip(to.as_chunks_mut::<16>().0) {
+    for (from, to) in from
+        .as_chunks::<16>()
+        .0
+        .iter()
+        .zip(to.as_chunks_mut::<16>().0)
+    {
         // SAFETY: 32 readable bytes, 16 writable floats; neither access needs alignment.
-        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast()))) }
+        unsafe {
+            _mm512_storeu_ps(
+                to.as_mut_ptr(),
+                _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())),
+            )
+        }
     }
 }
 
@@ -93,7 +113,8 @@ impl Panels<f32> for Avx512 {
     }
 }
 
-/// The panel of a type in registers of so many lanes: `C` registers of columns at once, the rest one register each.
+/// The panel of a type in registers of so many lanes: `C` registers of columns at once, the rest
+/// one register each.
 macro_rules! panel {
     ($name:ident, $columns:ident: $element:ty, $register:ty, $lanes:literal, $zero:ident, $load:ident, $store:ident, $add:ident,
      $times:ident, $element_load:expr) => {
@@ -112,11 +133,14 @@ macro_rules! panel {
             }
         }
 
-        /// `C` registers of columns from `column` on. Fetches a line of what comes next with each step, every set of
-        /// columns others.
+        /// `C` registers of columns from `column` on. Fetches a line of what comes next with each
+        /// step, every set of columns others.
         #[inline]
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
-        fn $columns<const Q: usize, const C: usize>(panel: &mut Panel<'_, $element>, column: usize) {
+        fn $columns<const Q: usize, const C: usize>(
+            panel: &mut Panel<'_, $element>,
+            column: usize,
+        ) {
             let mut sums = [[$zero(); C]; Q];
             if panel.adds {
                 for (q, sums) in sums.iter_mut().enumerate() {
@@ -127,12 +151,14 @@ macro_rules! panel {
                     }
                 }
             }
-            let coefs: [*const f32; Q] = std::array::from_fn(|q| panel.coefs[q * panel.coef_stride..].as_ptr());
+            let coefs: [*const f32; Q] =
+                std::array::from_fn(|q| panel.coefs[q * panel.coef_stride..].as_ptr());
             let mut fetch = segment::Fetch::new(panel.next, column / (C * $lanes) * panel.steps);
             for step in 0..panel.steps {
                 _mm_prefetch::<_MM_HINT_T1>(fetch.line());
                 let row = step * panel.stride + column;
-                // SAFETY: `check` found `width` elements in each row, and `column + C · lanes` is at most that.
+                // SAFETY: `check` found `width` elements in each row, and `column + C · lanes` is
+                // at most that.
                 let data: [$register; C] = std::array::from_fn(|c| unsafe {
                     let data = panel.data.as_ptr().add(row + c * $lanes);
                     $element_load(data)

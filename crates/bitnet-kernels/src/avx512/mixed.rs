@@ -1,21 +1,25 @@
-//! Ternary products of many rows, three eighths of them looked up while `vpdpbusd` computes the others.
+//! Ternary products of many rows, three eighths of them looked up while `vpdpbusd` computes the
+//! others.
 //!
-//! `vpdpbusd` gives 64 products a cycle and core on Zen 4: it takes two of the four vector ports, of which a register of 512
-//! bits keeps one for two cycles. `vpermw`, which looks up 32 words of 16 bits, can go to one that it leaves free, and the
-//! addition of what was found to another. A field of 1.67 bits is an index as it lies: one lookup is three products in
-//! each of 32 lanes. So there is a table for each three columns of each row of activations, of the 27 sums that their values
-//! can make: 64 bytes, made once for all blocks of a matrix that a thread multiplies, and read from the second cache.
+//! `vpdpbusd` gives 64 products a cycle and core on Zen 4: it takes two of the four vector ports,
+//! of which a register of 512 bits keeps one for two cycles. `vpermw`, which looks up 32 words of
+//! 16 bits, can go to one that it leaves free, and the addition of what was found to another. A
+//! field of 1.67 bits is an index as it lies: one lookup is three products in each of 32 lanes. So
+//! there is a table for each three columns of each row of activations, of the 27 sums that their
+//! values can make: 64 bytes, made once for all blocks of a matrix that a thread multiplies, and
+//! read from the second cache.
 //!
-//! Lanes are rows of weights: of the words that a line has for 16 rows, the lower ones of the first half of a block go to
-//! the even lanes of a register and those of its second half to the odd ones; so do the upper ones, for other columns.
+//! Lanes are rows of weights: of the words that a line has for 16 rows, the lower ones of the first
+//! half of a block go to the even lanes of a register and those of its second half to the odd ones;
+//! so do the upper ones, for other columns.
 
 use std::arch::{asm, x86_64::*};
 use std::cell::RefCell;
 use std::ops::Range;
 
 use super::ternary::{
-    GROUP_COLS, Masks, PREFETCH_BYTES, Place, Sums, activation_sums, add_lines_shifted, add_products, broadcast, field,
-    load_half, prefetch, shifted_field,
+    GROUP_COLS, Masks, PREFETCH_BYTES, Place, Sums, activation_sums, add_lines_shifted,
+    add_products, broadcast, field, load_half, prefetch, shifted_field,
 };
 use crate::activations::{Activations, Tile};
 use crate::matrix::TernaryMatrix;
@@ -29,7 +33,8 @@ const GROUP_TABLES: usize = 4 * LOOKED_UP;
 /// Groups whose looked up sums fit into 16 bits: 7 · 12 · 3 · 128 = 32,256.
 const RUN_GROUPS: usize = 7;
 
-/// The sums `Σ (ti − 1) · qi` for each index t0 + 3 t1 + 9 t2 of three weights; the last five mean nothing.
+/// The sums `Σ (ti − 1) · qi` for each index t0 + 3 t1 + 9 t2 of three weights; the last five mean
+/// nothing.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 struct Table([i16; 32]);
@@ -39,7 +44,8 @@ thread_local! {
     static TABLES: RefCell<Vec<Table>> = const { RefCell::new(Vec::new()) };
 }
 
-/// `y = Σ w · q / s · scale` for the given blocks of rows of a matrix of 1.67 bits and one tile of activation rows.
+/// `y = Σ w · q / s · scale` for the given blocks of rows of a matrix of 1.67 bits and one tile of
+/// activation rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
 pub(crate) fn ternary_tile(
     matrix: &TernaryMatrix,
@@ -74,7 +80,13 @@ fn multiply<const N: usize>(matrix: &TernaryMatrix, blocks: Range<usize>, place:
         let tables = &mut tables[..groups * GROUP_TABLES * N];
         let looked_up = make_tables::<N>(place.tile.values, tables);
         for block in blocks {
-            let sums = mixed::<N>(matrix.groups(block), &place.tile, tables, &looked_up, &masks);
+            let sums = mixed::<N>(
+                matrix.groups(block),
+                &place.tile,
+                tables,
+                &looked_up,
+                &masks,
+            );
             place.store(block, matrix.scale(block), &sums);
         }
     });
@@ -82,11 +94,15 @@ fn multiply<const N: usize>(matrix: &TernaryMatrix, blocks: Range<usize>, place:
 
 /// The weight −1, 0 or 1 at each place of a field.
 const fn weights(field: u8) -> [i8; 3] {
-    [(field % 3) as i8 - 1, (field / 3 % 3) as i8 - 1, (field / 9) as i8 - 1]
+    [
+        (field % 3) as i8 - 1,
+        (field / 3 % 3) as i8 - 1,
+        (field / 9) as i8 - 1,
+    ]
 }
 
-/// Signed factors of four bytes q0 + 128, q1 + 128 and q2 + 128, 128 for each index: of the first two, and of the others.
-/// Together they give w0 q0 + w1 q1 + w2 q2.
+/// Signed factors of four bytes q0 + 128, q1 + 128 and q2 + 128, 128 for each index: of the first
+/// two, and of the others. Together they give w0 q0 + w1 q1 + w2 q2.
 const FACTORS: [[[i8; 2]; 32]; 2] = {
     let mut factors = [[[0; 2]; 32]; 2];
     let mut index = 0;
@@ -99,7 +115,8 @@ const FACTORS: [[[i8; 2]; 32]; 2] = {
     factors
 };
 
-/// Fills the tables `[group, field and byte, row]` of a tile of `N` rows, and returns the sum of each row's values in them.
+/// Fills the tables `[group, field and byte, row]` of a tile of `N` rows, and returns the sum of
+/// each row's values in them.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
 fn make_tables<const N: usize>(values: &[i8], tables: &mut [Table]) -> [i32; N] {
     let factors = FACTORS.each_ref().map(|factors| load(factors));
@@ -107,11 +124,16 @@ fn make_tables<const N: usize>(values: &[i8], tables: &mut [Table]) -> [i32; N] 
     let pairs = _mm_setr_epi8(0, 4, 0, 4, 1, 5, 1, 5, 2, 6, 2, 6, 3, 7, 3, 7);
     let others = _mm_setr_epi8(8, 12, 8, 12, 9, 13, 9, 13, 10, 14, 10, 14, 11, 15, 11, 15);
     let mut sums = [_mm_setzero_si128(); N];
-    for (values, tables) in values.chunks_exact(GROUP_COLS * N).zip(tables.chunks_exact_mut(GROUP_TABLES * N)) {
+    for (values, tables) in values
+        .chunks_exact(GROUP_COLS * N)
+        .zip(tables.chunks_exact_mut(GROUP_TABLES * N))
+    {
         let (dwords, _) = values.as_chunks::<4>();
         for (field, tables) in tables.chunks_exact_mut(4 * N).enumerate() {
             for (row, sum) in sums.iter_mut().enumerate() {
-                let dword = |t: usize| i32::from_le_bytes(dwords[(3 * field + t) * N + row].map(i8::cast_unsigned));
+                let dword = |t: usize| {
+                    i32::from_le_bytes(dwords[(3 * field + t) * N + row].map(i8::cast_unsigned))
+                };
                 let signed = _mm_setr_epi32(dword(0), dword(1), dword(2), 0);
                 *sum = _mm_dpbusd_epi32(*sum, _mm_set1_epi8(1), signed);
                 let bytes = _mm_xor_si128(signed, _mm_set1_epi8(i8::MIN));
@@ -119,11 +141,18 @@ fn make_tables<const N: usize>(values: &[i8], tables: &mut [Table]) -> [i32; N] 
                 let (pairs, others) = (in_each_lane(pairs), in_each_lane(others));
                 macro_rules! table {
                     ($j:literal, $same:literal) => {
-                        let first = _mm512_maddubs_epi16(_mm512_shuffle_epi32::<$same>(pairs), factors[0]);
-                        let second = _mm512_maddubs_epi16(_mm512_shuffle_epi32::<$same>(others), factors[1]);
+                        let first =
+                            _mm512_maddubs_epi16(_mm512_shuffle_epi32::<$same>(pairs), factors[0]);
+                        let second =
+                            _mm512_maddubs_epi16(_mm512_shuffle_epi32::<$same>(others), factors[1]);
                         let table = &mut tables[$j * N + row].0;
                         // SAFETY: 64 writable bytes; the store needs no alignment.
-                        unsafe { _mm512_storeu_si512(table.as_mut_ptr().cast(), _mm512_add_epi16(first, second)) };
+                        unsafe {
+                            _mm512_storeu_si512(
+                                table.as_mut_ptr().cast(),
+                                _mm512_add_epi16(first, second),
+                            )
+                        };
                     };
                 }
                 table!(0, 0x00);
@@ -166,8 +195,8 @@ fn load<T>(from: &T) -> __m512i {
     unsafe { _mm512_loadu_si512(std::ptr::from_ref(from).cast()) }
 }
 
-/// What computes this register, and all that is read from memory, the compiler leaves before what follows: left to itself
-/// it looks up far ahead, and then has no registers for what it found.
+/// What computes this register, and all that is read from memory, the compiler leaves before what
+/// follows: left to itself it looks up far ahead, and then has no registers for what it found.
 macro_rules! in_this_order {
     ($register:expr) => {
         // SAFETY: no instruction.
@@ -175,7 +204,8 @@ macro_rules! in_this_order {
     };
 }
 
-/// `Σ w · q` of 32 rows with the `N` rows of a tile, of groups in 1.67 bits and lines of 2 bits after them.
+/// `Σ w · q` of 32 rows with the `N` rows of a tile, of groups in 1.67 bits and lines of 2 bits
+/// after them.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
 fn mixed<const N: usize>(
@@ -186,11 +216,17 @@ fn mixed<const N: usize>(
     masks: &Masks,
 ) -> [Sums; N] {
     let mut acc: [Sums; N] = [[_mm512_setzero_si512(); 2]; N];
-    for ((acc, sum), looked_up) in acc.iter_mut().zip(activation_sums::<N>(tile)).zip(looked_up) {
+    for ((acc, sum), looked_up) in acc
+        .iter_mut()
+        .zip(activation_sums::<N>(tile))
+        .zip(looked_up)
+    {
         *acc = [_mm512_set1_epi32(looked_up - sum); 2];
     }
     let (values, rest) = tile.values.split_at(groups.len() * GROUP_COLS * N);
-    let runs = groups.chunks(RUN_GROUPS).zip(values.chunks(RUN_GROUPS * GROUP_COLS * N));
+    let runs = groups
+        .chunks(RUN_GROUPS)
+        .zip(values.chunks(RUN_GROUPS * GROUP_COLS * N));
     for ((groups, values), tables) in runs.zip(tables.chunks(RUN_GROUPS * GROUP_TABLES * N)) {
         // Sums of 16 bits: rows 0–15 in the even lanes, rows 16–31 in the odd ones.
         let mut found = [_mm512_setzero_si512(); N];
@@ -200,9 +236,12 @@ fn mixed<const N: usize>(
                 _mm_prefetch::<_MM_HINT_T1>(half_line.as_ptr().wrapping_add(PREFETCH_BYTES).cast());
             }
             let half = |line: usize, half: usize| load_half(&group[line], half);
-            // The words of a field: those that hold bytes 0 and 1 of its dwords, then those with bytes 2 and 3.
-            let lower = |f| _mm512_mask_mov_epi16(_mm512_slli_epi32::<16>(half(f, 1)), EVEN, half(f, 0));
-            let upper = |f| _mm512_mask_mov_epi16(_mm512_srli_epi32::<16>(half(f, 0)), !EVEN, half(f, 1));
+            // The words of a field: those that hold bytes 0 and 1 of its dwords, then those with
+            // bytes 2 and 3.
+            let lower =
+                |f| _mm512_mask_mov_epi16(_mm512_slli_epi32::<16>(half(f, 1)), EVEN, half(f, 0));
+            let upper =
+                |f| _mm512_mask_mov_epi16(_mm512_srli_epi32::<16>(half(f, 0)), !EVEN, half(f, 1));
             let second = |words| _mm512_srli_epi16::<8>(words);
             // Multiplies by place $t of field $f, and looks $words up in the tables meanwhile.
             macro_rules! multiply {

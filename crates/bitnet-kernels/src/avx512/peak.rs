@@ -7,7 +7,10 @@ use std::hint::black_box;
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(super) fn i8(rounds: usize) -> usize {
     let mut acc = [_mm512_set1_epi32(black_box(1)); 12];
-    let (codes, q) = (_mm512_set1_epi8(black_box(1)), _mm512_set1_epi8(black_box(2)));
+    let (codes, q) = (
+        _mm512_set1_epi8(black_box(1)),
+        _mm512_set1_epi8(black_box(2)),
+    );
     for _ in 0..rounds {
         acc = acc.map(|acc| _mm512_dpbusd_epi32(acc, codes, q));
     }
@@ -19,7 +22,10 @@ pub(super) fn i8(rounds: usize) -> usize {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(super) fn f32(rounds: usize) -> usize {
     let mut acc = [_mm512_set1_ps(black_box(1.0)); 16];
-    let (half, one) = (_mm512_set1_ps(black_box(0.5)), _mm512_set1_ps(black_box(1.0)));
+    let (half, one) = (
+        _mm512_set1_ps(black_box(0.5)),
+        _mm512_set1_ps(black_box(1.0)),
+    );
     for _ in 0..rounds {
         acc = acc.map(|acc| _mm512_add_ps(_mm512_mul_ps(acc, half), one));
     }

@@ -17,13 +17,23 @@ pub(crate) fn screen_block(lines: &[u8], ahead: &[u8], tile: &Tile<'_>, sums: &m
     }
 }
 
-/// `Σ integer · q` of 32 rows with the `N` planes of a tile. The bytes are integers + 128, so 128 · Σ q too much.
+/// `Σ integer · q` of 32 rows with the `N` planes of a tile. The bytes are integers + 128, so 128 ·
+/// Σ q too much.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn screen_planes<const N: usize>(lines: &[u8], ahead: &[u8], tile: &Tile<'_>, sums: &mut ScreenSums) {
+fn screen_planes<const N: usize>(
+    lines: &[u8],
+    ahead: &[u8],
+    tile: &Tile<'_>,
+    sums: &mut ScreenSums,
+) {
     let step = ahead.len() * LINE_BYTES / lines.len();
     let mut acc = [[_mm512_setzero_si512(); 2]; N];
-    for (at, (line, values)) in lines.chunks_exact(LINE_BYTES).zip(tile.values.chunks_exact(4 * N)).enumerate() {
+    for (at, (line, values)) in lines
+        .chunks_exact(LINE_BYTES)
+        .zip(tile.values.chunks_exact(4 * N))
+        .enumerate()
+    {
         if !ahead.is_empty() {
             _mm_prefetch::<_MM_HINT_T1>(ahead.as_ptr().wrapping_add(at * step).cast());
         }
@@ -38,7 +48,9 @@ fn screen_planes<const N: usize>(lines: &[u8], ahead: &[u8], tile: &Tile<'_>, su
         let excess = _mm512_set1_epi32(128 * plane_sum);
         for (acc, sums) in acc.iter().zip(sums.as_chunks_mut::<16>().0) {
             // SAFETY: 16 writable integers; the store needs no alignment.
-            unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), _mm512_sub_epi32(*acc, excess)) };
+            unsafe {
+                _mm512_storeu_si512(sums.as_mut_ptr().cast(), _mm512_sub_epi32(*acc, excess))
+            };
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Ternary products with `vpdpbusd`.
 //!
-//! One row of activations is bound by memory; several are bound by `vpdpbusd`, which two of the four vector ports can do:
-//! masks, shifts and table lookups go to the other two. A field of codes is either masked where it lies, with an
-//! accumulator for each position s that ends as a multiple of 4^s (fewer instructions), or shifted down (fewer registers).
+//! One row of activations is bound by memory; several are bound by `vpdpbusd`, which two of the
+//! four vector ports can do: masks, shifts and table lookups go to the other two. A field of codes
+//! is either masked where it lies, with an accumulator for each position s that ends as a multiple
+//! of 4^s (fewer instructions), or shifted down (fewer registers).
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -17,8 +18,9 @@ use crate::set::Output;
 /// Columns in a group.
 pub(super) const GROUP_COLS: usize = GROUP_LINES * LINE_COLS;
 
-/// How far ahead a kernel prefetches that is not bound by memory: the hardware does not look far enough ahead of reads
-/// that are slow to come. For one that waits for memory all the time, prefetching is a loss.
+/// How far ahead a kernel prefetches that is not bound by memory: the hardware does not look far
+/// enough ahead of reads that are slow to come. For one that waits for memory all the time,
+/// prefetching is a loss.
 pub(super) const PREFETCH_BYTES: usize = 4096;
 
 /// The codes of a field, twice: only five of the six bits that `vpermb` looks at are the field's.
@@ -32,8 +34,8 @@ const TABLE: [u8; 64] = {
     table
 };
 
-/// Tiles from which on 1.67 bits are unpacked once for all of them: that takes as long as half a tile's products, and what
-/// it saves each tile is little, since those are bound by other ports.
+/// Tiles from which on 1.67 bits are unpacked once for all of them: that takes as long as half a
+/// tile's products, and what it saves each tile is little, since those are bound by other ports.
 const SPREAD_TILES_MIN: usize = 4;
 
 /// The sums of 32 rows of weights: rows 0–15 and 16–31.
@@ -41,7 +43,8 @@ pub(super) type Sums = [__m512i; 2];
 /// The same, for each position of a field in its byte.
 type MaskedSums = [[__m512i; 4]; 2];
 
-/// Stores the products of a tile with all blocks of `$run`, computed by the function that is made for its number of rows.
+/// Stores the products of a tile with all blocks of `$run`, computed by the function that is made
+/// for its number of rows.
 macro_rules! multiply {
     ($run:expr, $place:expr, $weights:expr, $masks:expr, $($n:literal: $sums:ident),* $(,)?) => {
         match $place.tile.scales.len() {
@@ -58,7 +61,12 @@ macro_rules! multiply {
 
 /// `y = (Σ code·q − Σ q) / s · scale` for the given blocks of rows and all activation rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-pub(crate) fn ternary(matrix: &TernaryMatrix, blocks: Range<usize>, activations: &Activations, output: &Output<'_>) {
+pub(crate) fn ternary(
+    matrix: &TernaryMatrix,
+    blocks: Range<usize>,
+    activations: &Activations,
+    output: &Output<'_>,
+) {
     let masks = Masks::new();
     let mut scratch = Scratch::take();
     for run in runs(blocks, activations, matrix.packing() == Packing::Two) {
@@ -68,7 +76,8 @@ pub(crate) fn ternary(matrix: &TernaryMatrix, blocks: Range<usize>, activations:
     }
 }
 
-/// The same, for which 1.67 bits need not be unpacked first: a tile takes the codes out of the groups as they pass by.
+/// The same, for which 1.67 bits need not be unpacked first: a tile takes the codes out of the
+/// groups as they pass by.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
 pub(crate) fn ternary_vbmi(
     matrix: &TernaryMatrix,
@@ -85,7 +94,14 @@ pub(crate) fn ternary_vbmi(
         let lines = scratch.lines(matrix.cols());
         for block in blocks {
             spread(matrix.groups(block), lines, &masks);
-            multiply_lines(matrix, block..block + 1, |_| &*lines, activations, output, &masks);
+            multiply_lines(
+                matrix,
+                block..block + 1,
+                |_| &*lines,
+                activations,
+                output,
+                &masks,
+            );
         }
         return;
     }
@@ -121,15 +137,29 @@ fn multiply_lines<'a>(
     }
 }
 
-/// The blocks that a tile is multiplied by before the next one: all if there is no other, so that nothing comes between the
-/// end of a block and the beginning of the next one; else one, which then stays in the cache.
-fn runs(blocks: Range<usize>, activations: &Activations, many: bool) -> impl Iterator<Item = Range<usize>> {
-    let step = if many && activations.num_tiles() == 1 { blocks.len().max(1) } else { 1 };
+/// The blocks that a tile is multiplied by before the next one: all if there is no other, so that
+/// nothing comes between the end of a block and the beginning of the next one; else one, which then
+/// stays in the cache.
+fn runs(
+    blocks: Range<usize>,
+    activations: &Activations,
+    many: bool,
+) -> impl Iterator<Item = Range<usize>> {
+    let step = if many && activations.num_tiles() == 1 {
+        blocks.len().max(1)
+    } else {
+        1
+    };
     let end = blocks.end;
-    blocks.step_by(step).map(move |first| first..end.min(first + step))
+    blocks
+        .step_by(step)
+        .map(move |first| first..end.min(first + step))
 }
 
-fn places<'a>(activations: &'a Activations, output: &'a Output<'a>) -> impl Iterator<Item = Place<'a>> {
+fn places<'a>(
+    activations: &'a Activations,
+    output: &'a Output<'a>,
+) -> impl Iterator<Item = Place<'a>> {
     (0..activations.num_tiles()).map(|tile| Place::new(tile, activations, output))
 }
 
@@ -142,7 +172,11 @@ pub(super) struct Place<'a> {
 
 impl<'a> Place<'a> {
     pub(super) fn new(tile: usize, activations: &'a Activations, output: &'a Output<'a>) -> Self {
-        Self { output, first_row: activations.tile_rows(tile).start, tile: activations.tile(tile) }
+        Self {
+            output,
+            first_row: activations.tile_rows(tile).start,
+            tile: activations.tile(tile),
+        }
     }
 
     /// Stores `sum / s · scale`, in that order.
@@ -153,7 +187,8 @@ impl<'a> Place<'a> {
             // SAFETY: each block of outputs is computed by one thread.
             let out = unsafe { self.output.block(self.first_row + index, block) };
             for (sums, out) in sums.iter().zip(out.chunks_exact_mut(16)) {
-                let quotient = _mm512_div_ps(_mm512_cvtepi32_ps(*sums), _mm512_set1_ps(*activation_scale));
+                let quotient =
+                    _mm512_div_ps(_mm512_cvtepi32_ps(*sums), _mm512_set1_ps(*activation_scale));
                 store16(out, _mm512_mul_ps(quotient, _mm512_set1_ps(scale)));
             }
         }
@@ -171,7 +206,9 @@ pub(super) fn activation_sums<const N: usize>(tile: &Tile<'_>) -> [i32; N] {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(super) fn broadcast(values: &[i8], dword: usize) -> __m512i {
     let v = &values[4 * dword..4 * dword + 4];
-    _mm512_set1_epi32(i32::from_le_bytes([v[0] as u8, v[1] as u8, v[2] as u8, v[3] as u8]))
+    _mm512_set1_epi32(i32::from_le_bytes([
+        v[0] as u8, v[1] as u8, v[2] as u8, v[3] as u8,
+    ]))
 }
 
 /// Rows `16 half` to `16 half + 15` of a line.
@@ -191,8 +228,8 @@ pub(super) fn prefetch(lines: &[Line]) {
     }
 }
 
-/// What codes are combined with. The compiler must not know these values: it would read them from memory at each use,
-/// and the ports that read are as busy as those that compute.
+/// What codes are combined with. The compiler must not know these values: it would read them from
+/// memory at each use, and the ports that read are as busy as those that compute.
 #[derive(Clone, Copy)]
 pub(super) struct Masks {
     /// Each field of a byte.
@@ -237,18 +274,32 @@ fn field_codes<const F: usize>(group: &Group, half: usize, masks: &Masks) -> __m
     _mm512_permutexvar_epi8(field::<F>(group, half, masks), masks.table)
 }
 
-/// Field `F` of half a group, in the lowest five bits of each byte; the uppermost two mean nothing, nor does the other.
+/// Field `F` of half a group, in the lowest five bits of each byte; the uppermost two mean nothing,
+/// nor does the other.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(super) fn field<const F: usize>(group: &Group, half: usize, masks: &Masks) -> __m512i {
     let line = |i: usize| load_half(&group[i], half);
     // The bits of `mask` from `a`, the others from `b`.
-    let select = |mask: __m512i, a: __m512i, b: __m512i| _mm512_ternarylogic_epi32::<0xca>(mask, a, b);
+    let select =
+        |mask: __m512i, a: __m512i, b: __m512i| _mm512_ternarylogic_epi32::<0xca>(mask, a, b);
     match F {
-        5 => select(masks.low3, _mm512_srli_epi16::<5>(line(0)), _mm512_srli_epi16::<2>(line(1))),
-        6 => select(masks.low3, _mm512_srli_epi16::<5>(line(2)), _mm512_srli_epi16::<2>(line(3))),
+        5 => select(
+            masks.low3,
+            _mm512_srli_epi16::<5>(line(0)),
+            _mm512_srli_epi16::<2>(line(1)),
+        ),
+        6 => select(
+            masks.low3,
+            _mm512_srli_epi16::<5>(line(2)),
+            _mm512_srli_epi16::<2>(line(3)),
+        ),
         7 => {
-            let high = select(masks.low4, _mm512_srli_epi16::<4>(line(1)), _mm512_srli_epi16::<3>(line(3)));
+            let high = select(
+                masks.low4,
+                _mm512_srli_epi16::<4>(line(1)),
+                _mm512_srli_epi16::<3>(line(3)),
+            );
             select(masks.low3, _mm512_srli_epi16::<5>(line(4)), high)
         }
         _ => line(F),
@@ -267,8 +318,18 @@ fn spread((groups, rest): (&[Group], &[Line]), lines: &mut [Line], masks: &Masks
                     field_codes::<$f>(group, half, masks)
                 };
             }
-            spread_fields([three!(0), three!(1), three!(2), three!(3)], &mut lines[..3], half, masks);
-            spread_fields([three!(4), three!(5), three!(6), three!(7)], &mut lines[3..], half, masks);
+            spread_fields(
+                [three!(0), three!(1), three!(2), three!(3)],
+                &mut lines[..3],
+                half,
+                masks,
+            );
+            spread_fields(
+                [three!(4), three!(5), three!(6), three!(7)],
+                &mut lines[3..],
+                half,
+                masks,
+            );
         }
     }
 }
@@ -278,12 +339,22 @@ fn spread((groups, rest): (&[Group], &[Line]), lines: &mut [Line], masks: &Masks
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
 fn spread_fields(three: [__m512i; 4], lines: &mut [Line], half: usize, masks: &Masks) {
     let [a, b, c, d] = three;
-    // The bits of `mask` from `a`, the others from `b`. What a shift moves into the next byte is never chosen.
-    let select = |mask: __m512i, a: __m512i, b: __m512i| _mm512_ternarylogic_epi32::<0xca>(mask, a, b);
+    // The bits of `mask` from `a`, the others from `b`. What a shift moves into the next byte is
+    // never chosen.
+    let select =
+        |mask: __m512i, a: __m512i, b: __m512i| _mm512_ternarylogic_epi32::<0xca>(mask, a, b);
     let fours = [
         select(masks.fields[3], _mm512_slli_epi16::<6>(b), a),
-        select(masks.low4, _mm512_srli_epi16::<2>(b), _mm512_slli_epi16::<4>(c)),
-        select(masks.fields[0], _mm512_srli_epi16::<4>(c), _mm512_slli_epi16::<2>(d)),
+        select(
+            masks.low4,
+            _mm512_srli_epi16::<2>(b),
+            _mm512_slli_epi16::<4>(c),
+        ),
+        select(
+            masks.fields[0],
+            _mm512_srli_epi16::<4>(c),
+            _mm512_slli_epi16::<2>(d),
+        ),
     ];
     for (line, four) in lines.iter_mut().zip(fours) {
         let bytes = &mut line[64 * half..64 * half + 64];
@@ -292,11 +363,11 @@ fn spread_fields(three: [__m512i; 4], lines: &mut [Line], half: usize, masks: &M
     }
 }
 
-// What follows are macros where functions would do, were they certain to be inlined: a call in a loop, with sixteen or more
-// registers to be saved, costs as much as the loop.
+// What follows are macros where functions would do, were they certain to be inlined: a call in a
+// loop, with sixteen or more registers to be saved, costs as much as the loop.
 
-/// Adds the products of 32 rows with the `N` rows of a tile, of one field in two half lines, `codes`: for row `i`, dword
-/// `$dword` of `$values` into `$acc[i][half]$at`.
+/// Adds the products of 32 rows with the `N` rows of a tile, of one field in two half lines,
+/// `codes`: for row `i`, dword `$dword` of `$values` into `$acc[i][half]$at`.
 macro_rules! add_products {
     ($acc:ident $([$at:literal])?, $codes:expr, $values:expr, $dword:expr) => {
         let codes: [__m512i; 2] = $codes;
@@ -313,10 +384,30 @@ macro_rules! add_lines_masked {
     ($acc:ident, $lines:expr, $values:expr, $masks:expr) => {
         for (line, values) in $lines.iter().zip($values.chunks_exact(LINE_COLS * N)) {
             let halves = [load_half(line, 0), load_half(line, 1)];
-            add_products!($acc[0], halves.map(|h| _mm512_and_si512(h, $masks.fields[0])), values, 0);
-            add_products!($acc[1], halves.map(|h| _mm512_and_si512(h, $masks.fields[1])), values, 1);
-            add_products!($acc[2], halves.map(|h| _mm512_and_si512(h, $masks.fields[2])), values, 2);
-            add_products!($acc[3], halves.map(|h| _mm512_and_si512(h, $masks.fields[3])), values, 3);
+            add_products!(
+                $acc[0],
+                halves.map(|h| _mm512_and_si512(h, $masks.fields[0])),
+                values,
+                0
+            );
+            add_products!(
+                $acc[1],
+                halves.map(|h| _mm512_and_si512(h, $masks.fields[1])),
+                values,
+                1
+            );
+            add_products!(
+                $acc[2],
+                halves.map(|h| _mm512_and_si512(h, $masks.fields[2])),
+                values,
+                2
+            );
+            add_products!(
+                $acc[3],
+                halves.map(|h| _mm512_and_si512(h, $masks.fields[3])),
+                values,
+                3
+            );
         }
     };
 }
@@ -327,17 +418,38 @@ macro_rules! add_lines_shifted {
         for (line, values) in $lines.iter().zip($values.chunks_exact(LINE_COLS * N)) {
             prefetch(std::slice::from_ref(line));
             let halves = [load_half(line, 0), load_half(line, 1)];
-            add_products!($acc, halves.map(|h| shifted_field::<0>(h, $masks)), values, 0);
-            add_products!($acc, halves.map(|h| shifted_field::<1>(h, $masks)), values, 1);
-            add_products!($acc, halves.map(|h| shifted_field::<2>(h, $masks)), values, 2);
-            add_products!($acc, halves.map(|h| shifted_field::<3>(h, $masks)), values, 3);
+            add_products!(
+                $acc,
+                halves.map(|h| shifted_field::<0>(h, $masks)),
+                values,
+                0
+            );
+            add_products!(
+                $acc,
+                halves.map(|h| shifted_field::<1>(h, $masks)),
+                values,
+                1
+            );
+            add_products!(
+                $acc,
+                halves.map(|h| shifted_field::<2>(h, $masks)),
+                values,
+                2
+            );
+            add_products!(
+                $acc,
+                halves.map(|h| shifted_field::<3>(h, $masks)),
+                values,
+                3
+            );
         }
     };
 }
 
 pub(super) use {add_lines_shifted, add_products};
 
-/// `[Sums; N]` of `[MaskedSums; N]`: what was masked at each position together, less `Σ q`, since codes are weights + 1.
+/// `[Sums; N]` of `[MaskedSums; N]`: what was masked at each position together, less `Σ q`, since
+/// codes are weights + 1.
 macro_rules! unite {
     ($acc:ident, $tile:expr) => {{
         let mut sums: [Sums; N] = [[_mm512_setzero_si512(); 2]; N];
@@ -390,16 +502,38 @@ fn shifted<const N: usize>(lines: &[Line], tile: &Tile<'_>, masks: &Masks) -> [S
 /// The same, of groups of lines in 1.67 bits and lines after them: few.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-fn grouped_masked<const N: usize>((groups, lines): (&[Group], &[Line]), tile: &Tile<'_>, masks: &Masks) -> [Sums; N] {
+fn grouped_masked<const N: usize>(
+    (groups, lines): (&[Group], &[Line]),
+    tile: &Tile<'_>,
+    masks: &Masks,
+) -> [Sums; N] {
     let mut acc: [MaskedSums; N] = [[[_mm512_setzero_si512(); 4]; 2]; N];
     let (values, rest) = tile.values.split_at(groups.len() * GROUP_COLS * N);
     for (group, values) in groups.iter().zip(values.chunks_exact(GROUP_COLS * N)) {
         macro_rules! field {
             ($f:literal) => {
-                let three = [field_codes::<$f>(group, 0, masks), field_codes::<$f>(group, 1, masks)];
-                add_products!(acc[0], three.map(|c| _mm512_and_si512(c, masks.fields[0])), values, 3 * $f);
-                add_products!(acc[1], three.map(|c| _mm512_and_si512(c, masks.fields[1])), values, (3 * $f + 1));
-                add_products!(acc[2], three.map(|c| _mm512_and_si512(c, masks.fields[2])), values, (3 * $f + 2));
+                let three = [
+                    field_codes::<$f>(group, 0, masks),
+                    field_codes::<$f>(group, 1, masks),
+                ];
+                add_products!(
+                    acc[0],
+                    three.map(|c| _mm512_and_si512(c, masks.fields[0])),
+                    values,
+                    3 * $f
+                );
+                add_products!(
+                    acc[1],
+                    three.map(|c| _mm512_and_si512(c, masks.fields[1])),
+                    values,
+                    (3 * $f + 1)
+                );
+                add_products!(
+                    acc[2],
+                    three.map(|c| _mm512_and_si512(c, masks.fields[2])),
+                    values,
+                    (3 * $f + 2)
+                );
             };
         }
         for_fields!(field);
@@ -411,7 +545,11 @@ fn grouped_masked<const N: usize>((groups, lines): (&[Group], &[Line]), tile: &T
 /// The same: many.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-fn grouped_shifted<const N: usize>((groups, lines): (&[Group], &[Line]), tile: &Tile<'_>, masks: &Masks) -> [Sums; N] {
+fn grouped_shifted<const N: usize>(
+    (groups, lines): (&[Group], &[Line]),
+    tile: &Tile<'_>,
+    masks: &Masks,
+) -> [Sums; N] {
     let mut acc: [Sums; N] = [[_mm512_setzero_si512(); 2]; N];
     for (acc, sum) in acc.iter_mut().zip(activation_sums::<N>(tile)) {
         *acc = [_mm512_set1_epi32(-sum); 2];
@@ -421,10 +559,28 @@ fn grouped_shifted<const N: usize>((groups, lines): (&[Group], &[Line]), tile: &
         prefetch(group);
         macro_rules! field {
             ($f:literal) => {
-                let three = [field_codes::<$f>(group, 0, masks), field_codes::<$f>(group, 1, masks)];
-                add_products!(acc, three.map(|c| shifted_field::<0>(c, masks)), values, 3 * $f);
-                add_products!(acc, three.map(|c| shifted_field::<1>(c, masks)), values, (3 * $f + 1));
-                add_products!(acc, three.map(|c| shifted_field::<2>(c, masks)), values, (3 * $f + 2));
+                let three = [
+                    field_codes::<$f>(group, 0, masks),
+                    field_codes::<$f>(group, 1, masks),
+                ];
+                add_products!(
+                    acc,
+                    three.map(|c| shifted_field::<0>(c, masks)),
+                    values,
+                    3 * $f
+                );
+                add_products!(
+                    acc,
+                    three.map(|c| shifted_field::<1>(c, masks)),
+                    values,
+                    (3 * $f + 1)
+                );
+                add_products!(
+                    acc,
+                    three.map(|c| shifted_field::<2>(c, masks)),
+                    values,
+                    (3 * $f + 2)
+                );
             };
         }
         for_fields!(field);

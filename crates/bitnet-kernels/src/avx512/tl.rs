@@ -1,13 +1,21 @@
-//! Table lookup with `vpermb` (VBMI), which finds the signed product of a triple in a table of 32, and `vpdpbusd`, which
-//! widens. Registers of 256 bits: their 32 bytes are the rows of a block, and all of them look into the same table.
+//! Table lookup with `vpermb` (VBMI), which finds the signed product of a triple in a table of 32,
+//! and `vpdpbusd`, which widens. Registers of 256 bits: their 32 bytes are the rows of a block, and
+//! all of them look into the same table.
 
 use std::arch::x86_64::*;
 
-use crate::avx2::tl::{add_to, finish, line_sums, load, load_words, make_pair_tables, prefetch, store, table};
+use crate::avx2::tl::{
+    add_to, finish, line_sums, load, load_words, make_pair_tables, prefetch, store, table,
+};
 use crate::matrix::BLOCK_ROWS;
 use crate::tl::{Cut, FIELDS, Lookup, RADIX, TRIPLES, Table, UNIT_COLS};
 
-pub(crate) const LOOKUP: Lookup = Lookup { triple_tables: 2, make_tables, add, finish };
+pub(crate) const LOOKUP: Lookup = Lookup {
+    triple_tables: 2,
+    make_tables,
+    add,
+    finish,
+};
 
 /// The tables of triples with both signs, since a lookup by five bits costs what one by four does.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
@@ -15,7 +23,12 @@ fn make_tables(values: &[i16], cut: Cut, tables: &mut [Table]) {
     let (triples, pairs) = values.split_at(cut.units * UNIT_COLS);
     let (triple_tables, pair_tables) = tables.split_at_mut(2 * FIELDS * cut.units);
     let weights = TRIPLES.map(|weights| load_words(&weights));
-    for (values, [lows, highs]) in triples.as_chunks().0.iter().zip(triple_tables.as_chunks_mut().0) {
+    for (values, [lows, highs]) in triples
+        .as_chunks()
+        .0
+        .iter()
+        .zip(triple_tables.as_chunks_mut().0)
+    {
         let plus = table(values, &weights);
         let minus = _mm256_sub_epi8(_mm256_setzero_si256(), plus);
         store(_mm256_permute2x128_si256::<0x20>(plus, minus), lows);
@@ -31,16 +44,28 @@ fn add(packed: &[u8], cut: Cut, tables: &[Table], sums: &mut [i32; BLOCK_ROWS]) 
     let (unit_tables, line_tables) = tables.split_at(2 * FIELDS * cut.units);
     let mask = _mm256_set1_epi8(0x0f);
     let mut unit_sums = [_mm256_setzero_si256(); 4];
-    for (unit, tables) in units.iter().zip(unit_tables.as_chunks::<{ 2 * FIELDS }>().0) {
+    for (unit, tables) in units
+        .iter()
+        .zip(unit_tables.as_chunks::<{ 2 * FIELDS }>().0)
+    {
         prefetch(unit);
-        let [runs @ .., signs] = unit.as_chunks::<BLOCK_ROWS>().0 else { break };
+        let [runs @ .., signs] = unit.as_chunks::<BLOCK_ROWS>().0 else {
+            break;
+        };
         let signs = load(signs);
         let (mut low, mut high) = (_mm256_setzero_si256(), _mm256_setzero_si256());
-        // `signs`: with those of the field in bit 4. `vpermb` takes five bits and does not see the others.
+        // `signs`: with those of the field in bit 4. `vpermb` takes five bits and does not see the
+        // others.
         let mut field = |field: usize, indices: __m256i, signs: __m256i| {
             let indices = _mm256_ternarylogic_epi32::<SELECT>(mask, indices, signs);
-            low = _mm256_add_epi8(low, _mm256_permutexvar_epi8(indices, load_table(&tables[2 * field])));
-            high = _mm256_add_epi8(high, _mm256_permutexvar_epi8(indices, load_table(&tables[2 * field + 1])));
+            low = _mm256_add_epi8(
+                low,
+                _mm256_permutexvar_epi8(indices, load_table(&tables[2 * field])),
+            );
+            high = _mm256_add_epi8(
+                high,
+                _mm256_permutexvar_epi8(indices, load_table(&tables[2 * field + 1])),
+            );
         };
         macro_rules! run {
             ($i:literal, $even_signs:expr, $odd_signs:expr) => {
@@ -49,10 +74,22 @@ fn add(packed: &[u8], cut: Cut, tables: &[Table], sums: &mut [i32; BLOCK_ROWS]) 
                 field(2 * $i + 1, _mm256_srli_epi16::<4>(indices), $odd_signs);
             };
         }
-        run!(0, _mm256_slli_epi16::<4>(signs), _mm256_slli_epi16::<3>(signs));
-        run!(1, _mm256_slli_epi16::<2>(signs), _mm256_slli_epi16::<1>(signs));
+        run!(
+            0,
+            _mm256_slli_epi16::<4>(signs),
+            _mm256_slli_epi16::<3>(signs)
+        );
+        run!(
+            1,
+            _mm256_slli_epi16::<2>(signs),
+            _mm256_slli_epi16::<1>(signs)
+        );
         run!(2, signs, _mm256_srli_epi16::<1>(signs));
-        run!(3, _mm256_srli_epi16::<2>(signs), _mm256_srli_epi16::<3>(signs));
+        run!(
+            3,
+            _mm256_srli_epi16::<2>(signs),
+            _mm256_srli_epi16::<3>(signs)
+        );
         widen(&mut unit_sums, low, high);
     }
     add_to(sums, unit_sums);

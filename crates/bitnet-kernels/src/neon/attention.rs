@@ -9,13 +9,21 @@ use super::{convert_f16, load_f32, store4};
 use crate::segment::{self, Panel, Panels, Partial, Segment, SegmentScratch};
 
 #[target_feature(enable = "neon")]
-pub(super) fn attend_f16(segment: &Segment<'_, f16>, scratch: &mut SegmentScratch, partial: &mut Partial<'_>) {
+pub(super) fn attend_f16(
+    segment: &Segment<'_, f16>,
+    scratch: &mut SegmentScratch,
+    partial: &mut Partial<'_>,
+) {
     // SAFETY: this function has all that the set's panels use.
     unsafe { segment::attend_f16::<Neon>(segment, scratch, partial, widen) }
 }
 
 #[target_feature(enable = "neon")]
-pub(super) fn attend_f32(segment: &Segment<'_, f32>, scratch: &mut SegmentScratch, partial: &mut Partial<'_>) {
+pub(super) fn attend_f32(
+    segment: &Segment<'_, f32>,
+    scratch: &mut SegmentScratch,
+    partial: &mut Partial<'_>,
+) {
     // SAFETY: this function has all that the set's panels use.
     unsafe { segment::attend_f32::<Neon>(segment, scratch, partial) }
 }
@@ -26,8 +34,8 @@ pub(super) fn round_f16(from: &[f32], to: &mut [f16]) {
     let (to, to_rest) = to.as_chunks_mut::<4>();
     for (from, to) in from.iter().zip(to) {
         let halves: uint16x4_t;
-        // SAFETY: 4 readable floats; then one instruction that touches nothing but these registers and that every CPU
-        // with NEON has; then 8 writable bytes. No access needs alignment.
+        // SAFETY: 4 readable floats; then one instruction that touches nothing but these registers
+        // and that every CPU with NEON has; then 8 writable bytes. No access needs alignment.
         unsafe {
             let floats = vld1q_f32(from.as_ptr());
             asm!(
@@ -47,7 +55,12 @@ pub(super) fn round_f16(from: &[f32], to: &mut [f16]) {
 /// The floats that the halves are; both have a multiple of 8 elements.
 #[target_feature(enable = "neon")]
 fn widen(from: &[f16], to: &mut [f32]) {
-    for (from, to) in from.as_chunks::<8>().0.iter().zip(to.as_chunks_mut::<8>().0) {
+    for (from, to) in from
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .zip(to.as_chunks_mut::<8>().0)
+    {
         // SAFETY: this function has NEON.
         let floats = unsafe { f16::load8(from) };
         for (floats, to) in floats.into_iter().zip(to.as_chunks_mut().0) {
@@ -99,7 +112,8 @@ impl<T: Load8> Panels<T> for Neon {
     }
 }
 
-/// Sixteen columns at once. Fetches a line of what comes next with each step, every set of columns others.
+/// Sixteen columns at once. Fetches a line of what comes next with each step, every set of columns
+/// others.
 #[target_feature(enable = "neon")]
 fn multiply<T: Load8, const Q: usize>(panel: Panel<'_, T>) {
     panel.check();
@@ -117,7 +131,9 @@ fn multiply<T: Load8, const Q: usize>(panel: Panel<'_, T>) {
         let mut fetch = segment::Fetch::new(panel.next, column / 16 * panel.steps);
         for step in 0..panel.steps {
             prefetch(fetch.line());
-            let row = panel.data[step * panel.stride + column..][..16].as_chunks::<8>().0;
+            let row = panel.data[step * panel.stride + column..][..16]
+                .as_chunks::<8>()
+                .0;
             // SAFETY: this function has NEON.
             let data: [[float32x4_t; 2]; 2] = std::array::from_fn(|c| unsafe { T::load8(&row[c]) });
             for (q, sums) in sums.iter_mut().enumerate() {
@@ -141,5 +157,7 @@ fn multiply<T: Load8, const Q: usize>(panel: Panel<'_, T>) {
 #[target_feature(enable = "neon")]
 fn prefetch(line: *const i8) {
     // SAFETY: a hint, which never faults and changes nothing that a program sees.
-    unsafe { asm!("prfm pldl2keep, [{line}]", line = in(reg) line, options(readonly, nostack, preserves_flags)) };
+    unsafe {
+        asm!("prfm pldl2keep, [{line}]", line = in(reg) line, options(readonly, nostack, preserves_flags))
+    };
 }

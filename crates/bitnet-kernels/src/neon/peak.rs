@@ -5,8 +5,8 @@ use std::hint::black_box;
 
 use super::ternary::dot;
 
-/// `smlal` on twelve chains. Each multiplies what it has, since the compiler would take a product that never changes out
-/// of the loop.
+/// `smlal` on twelve chains. Each multiplies what it has, since the compiler would take a product
+/// that never changes out of the loop.
 #[target_feature(enable = "neon")]
 pub(super) fn i8(rounds: usize) -> usize {
     let mut acc = [vdupq_n_s16(black_box(1)); 12];

@@ -1,21 +1,28 @@
-//! Products of few rows or few columns, 64 of them line by line; the same for CPUs with and without dot products.
+//! Products of few rows or few columns, 64 of them line by line; the same for CPUs with and without
+//! dot products.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
 
 use crate::scalar;
 use crate::sparse::{
-    RUN_LINE_BYTES, RUN_LINE_WEIGHTS, RUNS_AT_ONCE, SparseKernels, TernaryColumns, TernaryRows, starts, unrolled,
+    RUN_LINE_BYTES, RUN_LINE_WEIGHTS, RUNS_AT_ONCE, SparseKernels, TernaryColumns, TernaryRows,
+    starts, unrolled,
 };
 
-pub(super) const KERNELS: SparseKernels =
-    SparseKernels { positive: scalar::sparse::positive, nonzero: scalar::sparse::nonzero, active_rows, active_columns };
+pub(super) const KERNELS: SparseKernels = SparseKernels {
+    positive: scalar::sparse::positive,
+    nonzero: scalar::sparse::nonzero,
+    active_rows,
+    active_columns,
+};
 
 /// Asks for a line to be in the second-level cache when its turn comes.
 #[inline]
 #[target_feature(enable = "neon")]
 fn prefetch(line: &[u8; RUN_LINE_BYTES]) {
-    // SAFETY: one instruction that changes no register and no memory; any address may be prefetched.
+    // SAFETY: one instruction that changes no register and no memory; any address may be
+    // prefetched.
     unsafe {
         asm!("prfm pldl2keep, [{line}]", line = in(reg) line.as_ptr(), options(readonly, nostack, preserves_flags));
     }
@@ -40,18 +47,31 @@ fn fields(line: &[u8; RUN_LINE_BYTES], quarter: usize) -> [int8x16_t; 4] {
 ///
 /// A 16-bit lane takes 32 products of at most 2 · 127 a line, 8128, which then move to 32.
 #[target_feature(enable = "neon")]
-fn active_rows(matrix: &TernaryRows, active: &[u32], values: &[[i8; RUN_LINE_WEIGHTS]], sums: &mut [i32]) {
+fn active_rows(
+    matrix: &TernaryRows,
+    active: &[u32],
+    values: &[[i8; RUN_LINE_WEIGHTS]],
+    sums: &mut [i32],
+) {
     let (lines, run_lines) = (matrix.runs.lines(), matrix.runs.run_lines());
     let mut chunks = active.chunks(RUNS_AT_ONCE).peekable();
     let mut acc = [vdupq_n_s32(0); RUNS_AT_ONCE];
     for sums in sums.chunks_mut(RUNS_AT_ONCE) {
         let rows = chunks.next().unwrap_or_default();
-        let (now, next) = (starts(rows, run_lines), starts(chunks.peek().unwrap_or(&rows), run_lines));
+        let (now, next) = (
+            starts(rows, run_lines),
+            starts(chunks.peek().unwrap_or(&rows), run_lines),
+        );
         let acc = &mut acc[..rows.len().next_multiple_of(8)];
         acc.fill(vdupq_n_s32(0));
         for (index, values) in values.iter().enumerate() {
             let q = values.as_chunks::<16>().0;
-            let eights = acc.as_chunks_mut::<8>().0.iter_mut().zip(now.as_chunks::<8>().0).zip(next.as_chunks::<8>().0);
+            let eights = acc
+                .as_chunks_mut::<8>()
+                .0
+                .iter_mut()
+                .zip(now.as_chunks::<8>().0)
+                .zip(next.as_chunks::<8>().0);
             for ((acc, now), next) in eights {
                 unrolled!(J in 0 1 2 3 4 5 6 7 => {
                     prefetch(&lines[next[J] + index]);
@@ -74,7 +94,8 @@ fn active_rows(matrix: &TernaryRows, active: &[u32], values: &[[i8; RUN_LINE_WEI
     }
 }
 
-/// `Σ code · q` of all rows over the active columns: 64 rows in eight registers while 64 columns pass.
+/// `Σ code · q` of all rows over the active columns: 64 rows in eight registers while 64 columns
+/// pass.
 ///
 /// A 16-bit lane takes a product of at most 2 · 127 from each: 16,256.
 #[target_feature(enable = "neon")]
@@ -83,7 +104,10 @@ fn active_columns(matrix: &TernaryColumns, active: &[u32], values: &[i8], sums: 
     sums.fill(0);
     let mut chunks = active.chunks(RUNS_AT_ONCE).peekable();
     while let Some(columns) = chunks.next() {
-        let (now, next) = (starts(columns, run_lines), starts(chunks.peek().unwrap_or(&columns), run_lines));
+        let (now, next) = (
+            starts(columns, run_lines),
+            starts(chunks.peek().unwrap_or(&columns), run_lines),
+        );
         for (index, sums) in sums.chunks_exact_mut(RUN_LINE_WEIGHTS).enumerate() {
             next.iter().for_each(|next| prefetch(&lines[next + index]));
             for quarter in 0..4 {

@@ -17,8 +17,8 @@ pub(super) const LINE_REGISTERS: usize = BLOCK_ROWS / REGISTER_ROWS;
 
 /// Defines `y = (Σ code·q − Σ q) / s · scale` for the given blocks of rows and all activation rows.
 ///
-/// A lone row goes to `$row_sums`; the rows of a tile to `$tile_sums`, in the first group of `$n` rows by `$r` registers of
-/// weights that is not larger than what remains.
+/// A lone row goes to `$row_sums`; the rows of a tile to `$tile_sums`, in the first group of `$n`
+/// rows by `$r` registers of weights that is not larger than what remains.
 macro_rules! ternary {
     ($name:ident: $features:literal, $row_sums:path, $tile_sums:ident [$($n:literal by $r:literal),*]) => {
         #[target_feature(enable = $features)]
@@ -68,7 +68,10 @@ ternary!(ternary_dotprod: "neon,dotprod", row_sums_dotprod, tile_sums_dotprod [8
 #[target_feature(enable = "neon")]
 fn finish(sums: int32x4_t, activation_sum: i32, activation_scale: f32, scale: f32) -> float32x4_t {
     let sums = vcvtq_f32_s32(vsubq_s32(sums, vdupq_n_s32(activation_sum)));
-    vmulq_f32(vdivq_f32(sums, vdupq_n_f32(activation_scale)), vdupq_n_f32(scale))
+    vmulq_f32(
+        vdivq_f32(sums, vdupq_n_f32(activation_scale)),
+        vdupq_n_f32(scale),
+    )
 }
 
 /// Rows `4 register` to `4 (register + R) − 1` of a line.
@@ -76,7 +79,10 @@ fn finish(sums: int32x4_t, activation_sum: i32, activation_scale: f32, scale: f3
 #[target_feature(enable = "neon")]
 pub(super) fn load_registers<const R: usize>(line: &[u8], register: usize) -> [uint8x16_t; R] {
     let mut packed = [vdupq_n_u8(0); R];
-    for (packed, bytes) in packed.iter_mut().zip(line[16 * register..16 * (register + R)].as_chunks::<16>().0) {
+    for (packed, bytes) in packed
+        .iter_mut()
+        .zip(line[16 * register..16 * (register + R)].as_chunks::<16>().0)
+    {
         // SAFETY: 16 readable bytes; the load needs no alignment.
         *packed = unsafe { vld1q_u8(bytes.as_ptr()) };
     }
@@ -118,7 +124,9 @@ fn load_values(values: &[i8; 16]) -> int8x16_t {
 #[target_feature(enable = "neon")]
 pub(super) fn broadcast(values: &[i8], dword: usize) -> int8x16_t {
     let v = &values[4 * dword..4 * dword + 4];
-    vreinterpretq_s8_s32(vdupq_n_s32(i32::from_le_bytes([v[0] as u8, v[1] as u8, v[2] as u8, v[3] as u8])))
+    vreinterpretq_s8_s32(vdupq_n_s32(i32::from_le_bytes([
+        v[0] as u8, v[1] as u8, v[2] as u8, v[3] as u8,
+    ])))
 }
 
 /// `Σ code · q` of 32 rows with one row of activations.
@@ -129,9 +137,11 @@ fn row_sums(lines: &[Line], tile: &Tile<'_>) -> [int32x4_t; LINE_REGISTERS] {
     sums
 }
 
-/// `Σ code · q` of the `4 · R` rows of weights from `register` on with `N` rows of a tile from `first` on.
+/// `Σ code · q` of the `4 · R` rows of weights from `register` on with `N` rows of a tile from
+/// `first` on.
 ///
-/// A 16-bit lane takes four products of at most 3 · 128 a line, so sixteen lines give 24,576 at most.
+/// A 16-bit lane takes four products of at most 3 · 128 a line, so sixteen lines give 24,576 at
+/// most.
 #[inline]
 #[target_feature(enable = "neon")]
 fn tile_sums<const N: usize, const R: usize>(
@@ -175,7 +185,8 @@ fn tile_sums<const N: usize, const R: usize>(
     sums.map(|sums| sums.map(|[low, high]| vpaddq_s32(low, high)))
 }
 
-/// Adds to each lane the products of its four signed bytes of `codes` with bytes `4 LANE` to `4 LANE + 3` of `q`.
+/// Adds to each lane the products of its four signed bytes of `codes` with bytes `4 LANE` to `4
+/// LANE + 3` of `q`.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
 pub(super) fn dot<const LANE: i32>(acc: int32x4_t, codes: uint8x16_t, q: int8x16_t) -> int32x4_t {
@@ -194,9 +205,10 @@ pub(super) fn dot<const LANE: i32>(acc: int32x4_t, codes: uint8x16_t, q: int8x16
     sum
 }
 
-/// `Σ code · q` of 32 rows with one row of activations: bound by memory, so the codes of the lower three fields are masked
-/// where they lie instead of shifted down. Fields 0 and 3 share an accumulator, 1 and 2 have their own, which end as
-/// multiples of 4 and 16. (Field 3 cannot stay where it lies: `sdot` would take its upper bit for a sign.)
+/// `Σ code · q` of 32 rows with one row of activations: bound by memory, so the codes of the lower
+/// three fields are masked where they lie instead of shifted down. Fields 0 and 3 share an
+/// accumulator, 1 and 2 have their own, which end as multiples of 4 and 16. (Field 3 cannot stay
+/// where it lies: `sdot` would take its upper bit for a sign.)
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
 fn row_sums_dotprod(lines: &[Line], tile: &Tile<'_>) -> [int32x4_t; LINE_REGISTERS] {
@@ -204,7 +216,10 @@ fn row_sums_dotprod(lines: &[Line], tile: &Tile<'_>) -> [int32x4_t; LINE_REGISTE
     let mut acc = [[vdupq_n_s32(0); 3]; LINE_REGISTERS];
     for (line, values) in lines.iter().zip(tile.values.as_chunks::<LINE_COLS>().0) {
         let q = load_values(values);
-        for (packed, acc) in load_registers::<LINE_REGISTERS>(line, 0).into_iter().zip(&mut acc) {
+        for (packed, acc) in load_registers::<LINE_REGISTERS>(line, 0)
+            .into_iter()
+            .zip(&mut acc)
+        {
             acc[0] = dot::<0>(acc[0], vandq_u8(packed, masks[0]), q);
             acc[1] = dot::<1>(acc[1], vandq_u8(packed, masks[1]), q);
             acc[2] = dot::<2>(acc[2], vandq_u8(packed, masks[2]), q);
@@ -213,12 +228,16 @@ fn row_sums_dotprod(lines: &[Line], tile: &Tile<'_>) -> [int32x4_t; LINE_REGISTE
     }
     let mut sums = [vdupq_n_s32(0); LINE_REGISTERS];
     for (sum, [one, four, sixteen]) in sums.iter_mut().zip(acc) {
-        *sum = vaddq_s32(one, vaddq_s32(vshrq_n_s32::<2>(four), vshrq_n_s32::<4>(sixteen)));
+        *sum = vaddq_s32(
+            one,
+            vaddq_s32(vshrq_n_s32::<2>(four), vshrq_n_s32::<4>(sixteen)),
+        );
     }
     sums
 }
 
-/// `Σ code · q` of the `4 · R` rows of weights from `register` on with `N` rows of a tile from `first` on.
+/// `Σ code · q` of the `4 · R` rows of weights from `register` on with `N` rows of a tile from
+/// `first` on.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
 fn tile_sums_dotprod<const N: usize, const R: usize>(

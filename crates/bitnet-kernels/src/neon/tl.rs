@@ -1,11 +1,17 @@
-//! Table lookup with `tbl`: 16 rows at a time, two lookups for each pair or triple, and `mla` by ±1 for the signs.
+//! Table lookup with `tbl`: 16 rows at a time, two lookups for each pair or triple, and `mla` by ±1
+//! for the signs.
 
 use std::arch::aarch64::*;
 
 use crate::matrix::BLOCK_ROWS;
 use crate::tl::{self, Cut, FIELDS, Lookup, PAIRS, RADIX, TRIPLES, Table, UNIT_COLS};
 
-pub(crate) const LOOKUP: Lookup = Lookup { triple_tables: 1, make_tables, add, finish };
+pub(crate) const LOOKUP: Lookup = Lookup {
+    triple_tables: 1,
+    make_tables,
+    add,
+    finish,
+};
 
 /// Rows in a register of bytes.
 const HALF: usize = BLOCK_ROWS / 2;
@@ -70,9 +76,19 @@ fn add(packed: &[u8], cut: Cut, tables: &[Table], sums: &mut [i32; BLOCK_ROWS]) 
                 let mut bytes = [vdupq_n_s8(0); 2];
                 for run in (0..4).rev() {
                     let indices = load(&halves[2 * run + half]);
-                    add_signed(&mut bytes, vshrq_n_u8::<4>(indices), signs, &tables[2 * run + 1]);
+                    add_signed(
+                        &mut bytes,
+                        vshrq_n_u8::<4>(indices),
+                        signs,
+                        &tables[2 * run + 1],
+                    );
                     signs = vshlq_n_s8::<1>(signs);
-                    add_signed(&mut bytes, vandq_u8(indices, vdupq_n_u8(15)), signs, &tables[2 * run]);
+                    add_signed(
+                        &mut bytes,
+                        vandq_u8(indices, vdupq_n_u8(15)),
+                        signs,
+                        &tables[2 * run],
+                    );
                     signs = vshlq_n_s8::<1>(signs);
                 }
                 widen_bytes(&mut words, bytes);
@@ -86,7 +102,11 @@ fn add(packed: &[u8], cut: Cut, tables: &[Table], sums: &mut [i32; BLOCK_ROWS]) 
                 let mut bytes = [vdupq_n_s8(0); 2];
                 for run in 0..4 {
                     let indices = load(&halves[2 * run + half]);
-                    add_plain(&mut bytes, vandq_u8(indices, vdupq_n_u8(15)), &tables[2 * run]);
+                    add_plain(
+                        &mut bytes,
+                        vandq_u8(indices, vdupq_n_u8(15)),
+                        &tables[2 * run],
+                    );
                     add_plain(&mut bytes, vshrq_n_u8::<4>(indices), &tables[2 * run + 1]);
                 }
                 widen_bytes(&mut words, bytes);
@@ -95,7 +115,12 @@ fn add(packed: &[u8], cut: Cut, tables: &[Table], sums: &mut [i32; BLOCK_ROWS]) 
         }
         for (sums, dwords) in sums.as_chunks_mut::<4>().0.iter_mut().zip(dwords) {
             // SAFETY: 16 readable and writable bytes; neither access needs an alignment.
-            unsafe { vst1q_s32(sums.as_mut_ptr(), vaddq_s32(vld1q_s32(sums.as_ptr()), dwords)) };
+            unsafe {
+                vst1q_s32(
+                    sums.as_mut_ptr(),
+                    vaddq_s32(vld1q_s32(sums.as_ptr()), dwords),
+                )
+            };
         }
     }
 }
@@ -117,7 +142,12 @@ fn load(half: &[u8; HALF]) -> uint8x16_t {
 #[target_feature(enable = "neon")]
 fn load_table(table: &Table) -> [int8x16_t; 2] {
     // SAFETY: 32 readable bytes; the loads need no alignment.
-    unsafe { [vld1q_s8(table.0.as_ptr()), vld1q_s8(table.0.as_ptr().add(16))] }
+    unsafe {
+        [
+            vld1q_s8(table.0.as_ptr()),
+            vld1q_s8(table.0.as_ptr().add(16)),
+        ]
+    }
 }
 
 /// Adds what the indices stand for: low bytes, high bytes.
@@ -144,7 +174,11 @@ fn add_signed(bytes: &mut [int8x16_t; 2], indices: uint8x16_t, signs: int8x16_t,
 #[target_feature(enable = "neon")]
 fn widen_bytes(words: &mut [int16x8_t; 2], [low, high]: [int8x16_t; 2]) {
     let radix = vdupq_n_s8(RADIX as i8);
-    words[0] = vmlal_s8(vaddw_s8(words[0], vget_low_s8(low)), vget_low_s8(high), vget_low_s8(radix));
+    words[0] = vmlal_s8(
+        vaddw_s8(words[0], vget_low_s8(low)),
+        vget_low_s8(high),
+        vget_low_s8(radix),
+    );
     words[1] = vmlal_high_s8(vaddw_high_s8(words[1], low), high, radix);
 }
 

@@ -1,10 +1,16 @@
 //! Products of few rows or few columns.
 
 use crate::sparse::{
-    RUN_LINE_BYTES, RUN_LINE_WEIGHTS, SparseKernels, TernaryColumns, TernaryRows, positions, row_in_column_line,
+    RUN_LINE_BYTES, RUN_LINE_WEIGHTS, SparseKernels, TernaryColumns, TernaryRows, positions,
+    row_in_column_line,
 };
 
-pub(super) const KERNELS: SparseKernels = SparseKernels { positive, nonzero, active_rows, active_columns };
+pub(super) const KERNELS: SparseKernels = SparseKernels {
+    positive,
+    nonzero,
+    active_rows,
+    active_columns,
+};
 
 pub(crate) fn positive(values: &[f32], places: &mut [u32]) -> usize {
     positions(values, |value| *value > 0.0, places)
@@ -14,7 +20,12 @@ pub(crate) fn nonzero(values: &[i8], places: &mut [u32]) -> usize {
     positions(values, |value| *value != 0, places)
 }
 
-fn active_rows(matrix: &TernaryRows, active: &[u32], values: &[[i8; RUN_LINE_WEIGHTS]], sums: &mut [i32]) {
+fn active_rows(
+    matrix: &TernaryRows,
+    active: &[u32],
+    values: &[[i8; RUN_LINE_WEIGHTS]],
+    sums: &mut [i32],
+) {
     let run_lines = matrix.runs.run_lines();
     for (row, out) in active.iter().zip(sums) {
         let run = &matrix.runs.lines()[*row as usize * run_lines..][..run_lines];

@@ -3,7 +3,12 @@
 use crate::matrix::BLOCK_ROWS;
 use crate::tl::{self, Cut, FIELDS, Lookup, PAIRS, RADIX, TRIPLES, Table, UNIT_COLS};
 
-pub(crate) const LOOKUP: Lookup = Lookup { triple_tables: 1, make_tables, add, finish: tl::finish };
+pub(crate) const LOOKUP: Lookup = Lookup {
+    triple_tables: 1,
+    make_tables,
+    add,
+    finish: tl::finish,
+};
 
 fn make_tables(values: &[i16], cut: Cut, tables: &mut [Table]) {
     let (triples, pairs) = values.split_at(cut.units * UNIT_COLS);
@@ -16,7 +21,11 @@ fn make_tables(values: &[i16], cut: Cut, tables: &mut [Table]) {
 fn fill<const N: usize>(values: &[i16], weights: &[[i16; 16]; N], tables: &mut [Table]) {
     for (values, table) in values.as_chunks::<N>().0.iter().zip(tables) {
         for index in 0..16 {
-            let product = values.iter().zip(weights).map(|(value, weights)| value * weights[index]).sum::<i16>();
+            let product = values
+                .iter()
+                .zip(weights)
+                .map(|(value, weights)| value * weights[index])
+                .sum::<i16>();
             // Rounded to the nearest: half the radix is no whole number, so there is always one.
             let high = (product + RADIX / 2).div_euclid(RADIX);
             (table.0[index], table.0[16 + index]) = ((product - RADIX * high) as i8, high as i8);
@@ -32,11 +41,17 @@ fn add(packed: &[u8], cut: Cut, tables: &[Table], sums: &mut [i32; BLOCK_ROWS]) 
         for (unit, tables) in units.iter().zip(unit_tables) {
             for (field, table) in tables.iter().enumerate() {
                 let product = look_up(unit, row, field, table);
-                *sum += if unit[4 * BLOCK_ROWS + row] >> field & 1 == 1 { -product } else { product };
+                *sum += if unit[4 * BLOCK_ROWS + row] >> field & 1 == 1 {
+                    -product
+                } else {
+                    product
+                };
             }
         }
         for (line, tables) in lines.iter().zip(line_tables) {
-            *sum += (0..FIELDS).map(|field| look_up(line, row, field, &tables[field])).sum::<i32>();
+            *sum += (0..FIELDS)
+                .map(|field| look_up(line, row, field, &tables[field]))
+                .sum::<i32>();
         }
     }
 }

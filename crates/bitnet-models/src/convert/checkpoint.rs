@@ -1,4 +1,5 @@
-//! Writes a model as a Hugging Face directory: packed uint8 projections with a scale beside each, in one safetensors file.
+//! Writes a model as a Hugging Face directory: packed uint8 projections with a scale beside each,
+//! in one safetensors file.
 
 use std::fs::File;
 use std::io::Write;
@@ -10,8 +11,8 @@ use bitnet_quantization::hf_packed;
 use half::bf16;
 
 use super::{
-    BATCH_WEIGHTS, ConvertOptions, Input, Meter, Opened, Phase, ProgressFn, Report, TableType, norm_len, slots,
-    write_table,
+    BATCH_WEIGHTS, ConvertOptions, Input, Meter, Opened, Phase, ProgressFn, Report, TableType,
+    norm_len, slots, write_table,
 };
 use crate::checksum::Checksum;
 use crate::config::{Config, RopePairs};
@@ -24,7 +25,8 @@ use crate::output::{Output, Replace};
 use crate::source::{LayerSlot, Slot, Source, TernaryTensor};
 use crate::table::Table;
 
-/// The files that a converted directory can hold. [`to_checkpoint`] replaces a directory of these and of parts of weights.
+/// The files that a converted directory can hold. [`to_checkpoint`] replaces a directory of these
+/// and of parts of weights.
 pub const CHECKPOINT_FILES: &[&str] = &[
     CONFIG,
     SINGLE,
@@ -37,17 +39,19 @@ pub const CHECKPOINT_FILES: &[&str] = &[
 
 /// Whether a file is a part of a model: one of ours, or of weights in several files.
 fn is_part(name: &str) -> bool {
-    let is_shard = || name.starts_with("model-") && name.contains("-of-") && name.ends_with(".safetensors");
+    let is_shard =
+        || name.starts_with("model-") && name.contains("-of-") && name.ends_with(".safetensors");
     CHECKPOINT_FILES.contains(&name) || name == INDEX || is_shard()
 }
 
-/// Writes a model to the directory `path`: config.json, model.safetensors and `files`, such as a tokenizer's, by name.
+/// Writes a model to the directory `path`: config.json, model.safetensors and `files`, such as a
+/// tokenizer's, by name.
 ///
 /// Norms and scales are BF16 where that loses nothing, else F32.
 ///
 /// # Errors
-/// If the model cannot be loaded or this form cannot hold it, there is something of that name, or the system refuses.
-/// Nothing is left behind then.
+/// If the model cannot be loaded or this form cannot hold it, there is something of that name, or
+/// the system refuses. Nothing is left behind then.
 ///
 /// # Panics
 /// If a file has a name that is not in [`CHECKPOINT_FILES`].
@@ -59,14 +63,23 @@ pub fn to_checkpoint(
     pool: &Pool,
     progress: &mut ProgressFn<'_>,
 ) -> Result<Report> {
-    assert!(files.iter().all(|(name, _)| CHECKPOINT_FILES.contains(&&**name)), "a file of another name");
+    assert!(
+        files
+            .iter()
+            .all(|(name, _)| CHECKPOINT_FILES.contains(&&**name)),
+        "a file of another name"
+    );
     let opened = input.open()?;
     let source = opened.source();
     source.check_tensors()?;
     let config = source.config();
     let json = config_of(&opened, options)?;
     // Before the scales of floats are measured, which takes a while.
-    let replace = if options.force { Replace::Only(is_part) } else { Replace::Nothing };
+    let replace = if options.force {
+        Replace::Only(is_part)
+    } else {
+        Replace::Nothing
+    };
     let output = Output::directory(path, replace)?;
     let mut plan = Vec::new();
     for slot in slots(source) {
@@ -81,9 +94,17 @@ pub fn to_checkpoint(
         write_text(&output.partial().join(name), text)?;
     }
     let weights = output.partial().join(SINGLE);
-    let file = File::create(&weights).map_err(|source| Error::Write { path: weights.clone(), source })?;
+    let file = File::create(&weights).map_err(|source| Error::Write {
+        path: weights.clone(),
+        source,
+    })?;
     let mut writer = SafetensorsWriter::new(file, &weights, entries)?;
-    let mut meter = Meter { progress, phase: Phase::Writing, bytes_done: 0, bytes_total };
+    let mut meter = Meter {
+        progress,
+        phase: Phase::Writing,
+        bytes_done: 0,
+        bytes_total,
+    };
     for item in &plan {
         writer.begin_tensor()?;
         item.write(pool, &mut |bytes| {
@@ -94,12 +115,24 @@ pub fn to_checkpoint(
     let written = writer.finish()?;
     meter.start_checking();
     let rope_pairs = RopePairs::HalfSplit; // whatever the source has
-    read_back(output.partial(), &Config { rope_pairs, ..config.clone() }, &written, &mut meter)?;
+    read_back(
+        output.partial(),
+        &Config {
+            rope_pairs,
+            ..config.clone()
+        },
+        &written,
+        &mut meter,
+    )?;
     output.commit()?;
-    Ok(Report { tensor_bytes: bytes_total, ..Report::default() })
+    Ok(Report {
+        tensor_bytes: bytes_total,
+        ..Report::default()
+    })
 }
 
-/// The configuration: the source's own with another quantization, or one made of what a GGUF file says.
+/// The configuration: the source's own with another quantization, or one made of what a GGUF file
+/// says.
 fn config_of(opened: &Opened<'_>, options: &ConvertOptions) -> Result<serde_json::Value> {
     let mut json = match opened {
         Opened::Checkpoint(checkpoint) => {
@@ -112,14 +145,23 @@ fn config_of(opened: &Opened<'_>, options: &ConvertOptions) -> Result<serde_json
         Opened::Gguf(source) => {
             if source.rope_factors()?.is_some() {
                 let problem = "rope_freqs.weight: a config.json states how such factors are made, not what they are";
-                return Err(Error::Convert { problem: problem.to_owned() });
+                return Err(Error::Convert {
+                    problem: problem.to_owned(),
+                });
             }
-            let id = |name: &str| source.metadata().u32(&format!("tokenizer.ggml.{name}_token_id"));
+            let id = |name: &str| {
+                source
+                    .metadata()
+                    .u32(&format!("tokenizer.ggml.{name}_token_id"))
+            };
             config_json(source.config(), !source.has_head(), id("bos")?, id("eos")?)
         }
     };
     let name = match opened {
-        Opened::Gguf(source) => options.name.clone().or_else(|| source.config().name.clone()),
+        Opened::Gguf(source) => options
+            .name
+            .clone()
+            .or_else(|| source.config().name.clone()),
         Opened::Checkpoint(_) => options.name.clone(),
     };
     if let Some(name) = name {
@@ -128,7 +170,8 @@ fn config_of(opened: &Opened<'_>, options: &ConvertOptions) -> Result<serde_json
     Ok(json)
 }
 
-/// A tensor of the file to be and what it is made of. Small things are held; tables and weights lie in the source's files.
+/// A tensor of the file to be and what it is made of. Small things are held; tables and weights lie
+/// in the source's files.
 struct Item {
     entry: TensorEntry,
     content: Content,
@@ -142,45 +185,81 @@ enum Content {
 
 impl Item {
     /// The tensors of a slot: weights and scale for a projection, one for all others.
-    fn of(slot: Slot, source: &dyn Source, options: &ConvertOptions, pool: &Pool) -> Result<Vec<Self>> {
+    fn of(
+        slot: Slot,
+        source: &dyn Source,
+        options: &ConvertOptions,
+        pool: &Pool,
+    ) -> Result<Vec<Self>> {
         let config = source.config();
         let name = huggingface_name(slot);
-        let item = |name, dtype, shape, content| Self { entry: TensorEntry { name, dtype, shape }, content };
-        let floats =
-            |name, values: Vec<f32>| item(name, float_type(&values), vec![values.len()], Content::Floats(values));
+        let item = |name, dtype, shape, content| Self {
+            entry: TensorEntry { name, dtype, shape },
+            content,
+        };
+        let floats = |name, values: Vec<f32>| {
+            item(
+                name,
+                float_type(&values),
+                vec![values.len()],
+                Content::Floats(values),
+            )
+        };
         Ok(match slot {
             Slot::Embedding | Slot::Head => {
                 let (rows, cols) = (config.vocab_size, config.hidden_size);
                 let table = source.table(slot, rows, cols)?;
-                let (format, dtype) = match (options.tables.map(TableType::format), table.format()) {
+                let (format, dtype) = match (options.tables.map(TableType::format), table.format())
+                {
                     (Some(Dense::F16), _) | (None, Dense::F16) => (Dense::F16, DType::F16),
                     (Some(Dense::BF16), _) | (None, Dense::BF16) => (Dense::BF16, DType::BF16),
                     (Some(Dense::F32) | None, _) => (Dense::F32, DType::F32),
                     (Some(other), _) => {
-                        let problem = format!("{name}: safetensors files hold no {}; f16, bf16 or f32", other.name());
+                        let problem = format!(
+                            "{name}: safetensors files hold no {}; f16, bf16 or f32",
+                            other.name()
+                        );
                         return Err(Error::Convert { problem });
                     }
                 };
-                vec![item(name, dtype, vec![rows, cols], Content::Table(table, format))]
+                vec![item(
+                    name,
+                    dtype,
+                    vec![rows, cols],
+                    Content::Table(table, format),
+                )]
             }
             Slot::Layer(index, LayerSlot::Weight(projection)) => {
                 let (rows, cols) = projection.shape(config);
                 if !rows.is_multiple_of(4) {
-                    let problem = format!("{projection:?} has {rows} rows, which cannot be packed in fours");
+                    let problem =
+                        format!("{projection:?} has {rows} rows, which cannot be packed in fours");
                     return Err(Error::Convert { problem });
                 }
                 let tensor = source.projection(index, projection, rows, cols, pool)?;
                 let scale = floats(format!("{name}_scale"), vec![tensor.scale]);
-                vec![item(name, DType::U8, vec![rows / 4, cols], Content::Codes(tensor)), scale]
+                vec![
+                    item(
+                        name,
+                        DType::U8,
+                        vec![rows / 4, cols],
+                        Content::Codes(tensor),
+                    ),
+                    scale,
+                ]
             }
             Slot::OutputNorm => vec![floats(name, source.vector(slot, config.hidden_size)?)],
-            Slot::Layer(_, norm) => vec![floats(name, source.vector(slot, norm_len(norm, config))?)],
+            Slot::Layer(_, norm) => {
+                vec![floats(name, source.vector(slot, norm_len(norm, config))?)]
+            }
         })
     }
 
     fn write(&self, pool: &Pool, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         match &self.content {
-            Content::Table(table, format) => write_table(&self.entry.name, table, *format, pool, write),
+            Content::Table(table, format) => {
+                write_table(&self.entry.name, table, *format, pool, write)
+            }
             Content::Codes(tensor) => write_packed(&self.entry.name, tensor, write),
             Content::Floats(values) => write(&float_bytes(self.entry.dtype, values)),
         }
@@ -195,14 +274,24 @@ fn float_type(values: &[f32]) -> DType {
 
 fn float_bytes(dtype: DType, values: &[f32]) -> Vec<u8> {
     match dtype {
-        DType::BF16 => values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
+        DType::BF16 => values
+            .iter()
+            .flat_map(|x| bf16::from_f32(*x).to_le_bytes())
+            .collect(),
         _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
     }
 }
 
 /// Packs some rows at a time. A packed row holds four rows that lie a quarter of the matrix apart.
-fn write_packed(name: &str, tensor: &TernaryTensor, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    let of_tensor = |source| Error::Tensor { tensor: name.to_owned(), source };
+fn write_packed(
+    name: &str,
+    tensor: &TernaryTensor,
+    write: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let of_tensor = |source| Error::Tensor {
+        tensor: name.to_owned(),
+        source,
+    };
     let (cols, quarter) = (tensor.cols, tensor.rows / 4);
     let batch = (BATCH_WEIGHTS / 4 / cols).clamp(1, quarter);
     let (mut weights, mut packed) = (vec![0i8; 4 * batch * cols], vec![0u8; batch * cols]);
@@ -229,7 +318,10 @@ fn write_text(path: &Path, text: &str) -> Result<()> {
         file.write_all(text.as_bytes())?;
         file.sync_all()
     };
-    write().map_err(|source| Error::Write { path: path.to_owned(), source })
+    write().map_err(|source| Error::Write {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Opens the written directory and checks that it says and holds what was meant.
@@ -239,11 +331,18 @@ fn read_back(
     tensors: &[(TensorEntry, Checksum)],
     meter: &mut Meter<'_, '_>,
 ) -> Result<()> {
-    let wrong = |problem| Error::ReadBack { path: path.to_owned(), problem };
+    let wrong = |problem| Error::ReadBack {
+        path: path.to_owned(),
+        problem,
+    };
     let checkpoint = Checkpoint::open(path)?;
     checkpoint.check_tensors()?;
     if checkpoint.tensors().len() != tensors.len() {
-        return Err(wrong(format!("it has {} tensors, expected {}", checkpoint.tensors().len(), tensors.len())));
+        return Err(wrong(format!(
+            "it has {} tensors, expected {}",
+            checkpoint.tensors().len(),
+            tensors.len()
+        )));
     }
     for (entry, checksum) in tensors {
         let same = match checkpoint.stored(&entry.name) {
@@ -254,14 +353,23 @@ fn read_back(
             None => false,
         };
         if !same {
-            return Err(wrong(format!("tensor {} has other bytes", shown(&entry.name))));
+            return Err(wrong(format!(
+                "tensor {} has other bytes",
+                shown(&entry.name)
+            )));
         }
     }
     // What it is called is not what it is.
-    let plain = |config: &Config| Config { name: None, architecture_name: String::new(), ..config.clone() };
+    let plain = |config: &Config| Config {
+        name: None,
+        architecture_name: String::new(),
+        ..config.clone()
+    };
     let (found, expected) = (plain(checkpoint.config()), plain(config));
     if found != expected {
-        return Err(wrong(format!("its configuration is {found:?}, expected {expected:?}")));
+        return Err(wrong(format!(
+            "its configuration is {found:?}, expected {expected:?}"
+        )));
     }
     Ok(())
 }

@@ -10,8 +10,8 @@ use bitnet_quantization::tq::{self, Kind};
 use bitnet_quantization::{TernaryFormat, tl1, tl2};
 
 use super::{
-    BATCH_WEIGHTS, ConvertOptions, Input, Meter, Opened, Phase, ProgressFn, Report, WeightType, norm_len, slots,
-    write_table,
+    BATCH_WEIGHTS, ConvertOptions, Input, Meter, Opened, Phase, ProgressFn, Report, WeightType,
+    norm_len, slots, write_table,
 };
 use crate::checksum::Checksum;
 use crate::config::{Config, RopePairs};
@@ -27,12 +27,12 @@ type Pair = (String, MetadataValue);
 
 /// Writes a model to `path` as GGUF: projections and tables as the options say, norms in F32.
 ///
-/// `pairs` are metadata, such as a tokenizer's, that come before what a GGUF source has under the same keys; all its other
-/// pairs are kept. Reads the source once, float weights twice.
+/// `pairs` are metadata, such as a tokenizer's, that come before what a GGUF source has under the
+/// same keys; all its other pairs are kept. Reads the source once, float weights twice.
 ///
 /// # Errors
-/// If the model cannot be loaded or the types cannot hold it, the file exists, or the system refuses. Nothing is left
-/// behind then.
+/// If the model cannot be loaded or the types cannot hold it, the file exists, or the system
+/// refuses. Nothing is left behind then.
 pub fn to_gguf(
     input: Input<'_>,
     path: &Path,
@@ -41,7 +41,11 @@ pub fn to_gguf(
     pool: &Pool,
     progress: &mut ProgressFn<'_>,
 ) -> Result<Report> {
-    let replace = if options.force { Replace::Only(|_| false) } else { Replace::Nothing };
+    let replace = if options.force {
+        Replace::Only(|_| false)
+    } else {
+        Replace::Nothing
+    };
     let opened = input.open()?;
     let source = opened.source();
     source.check_tensors()?;
@@ -50,18 +54,41 @@ pub fn to_gguf(
     let keep_tables = matches!(opened, Opened::Gguf(_));
     let plan = plan(source, keep_tables, rope_factors.is_some(), options)?;
     let infos: Vec<TensorInfo> = plan.iter().map(|item| item.info.clone()).collect();
-    let bytes_total = infos.iter().map(TensorInfo::num_bytes).sum::<Result<usize>>()?;
+    let bytes_total = infos
+        .iter()
+        .map(TensorInfo::num_bytes)
+        .sum::<Result<usize>>()?;
     let metadata = metadata(&opened, options, &plan, pairs);
 
     let output = Output::file(path, replace)?;
     let writer = GgufWriter::new(output.handle()?, output.partial(), &metadata, infos)?;
-    let meter = Meter { progress, phase: Phase::Writing, bytes_done: 0, bytes_total };
-    let report = Report { tensor_bytes: bytes_total, ..Report::default() };
-    let mut job = Job { source, options, pool, writer, meter, report };
+    let meter = Meter {
+        progress,
+        phase: Phase::Writing,
+        bytes_done: 0,
+        bytes_total,
+    };
+    let report = Report {
+        tensor_bytes: bytes_total,
+        ..Report::default()
+    };
+    let mut job = Job {
+        source,
+        options,
+        pool,
+        writer,
+        meter,
+        report,
+    };
     for item in &plan {
         job.item(item, rope_factors.as_deref())?;
     }
-    let Job { writer, mut meter, report, .. } = job;
+    let Job {
+        writer,
+        mut meter,
+        report,
+        ..
+    } = job;
     let written = writer.finish()?;
     meter.start_checking();
     let expected = match opened {
@@ -102,7 +129,12 @@ impl Stored {
 }
 
 /// The tensors in the order they are written.
-fn plan(source: &dyn Source, keep_tables: bool, rope_factors: bool, options: &ConvertOptions) -> Result<Vec<Item>> {
+fn plan(
+    source: &dyn Source,
+    keep_tables: bool,
+    rope_factors: bool,
+    options: &ConvertOptions,
+) -> Result<Vec<Item>> {
     let config = source.config();
     let mut plan = Vec::new();
     for slot in slots(source) {
@@ -118,40 +150,78 @@ fn plan(source: &dyn Source, keep_tables: bool, rope_factors: bool, options: &Co
                         _ => Dense::F16,
                     },
                 };
-                (Stored::Floats(format), vec![config.hidden_size, config.vocab_size])
+                (
+                    Stored::Floats(format),
+                    vec![config.hidden_size, config.vocab_size],
+                )
             }
             Slot::OutputNorm => (Stored::Floats(Dense::F32), vec![config.hidden_size]),
             Slot::Layer(_, LayerSlot::Weight(projection)) => {
                 let (rows, cols) = projection.shape(config);
-                (stored_weights(options.weights, projection, rows, cols)?, vec![cols, rows])
+                (
+                    stored_weights(options.weights, projection, rows, cols)?,
+                    vec![cols, rows],
+                )
             }
             Slot::Layer(_, slot) => (Stored::Floats(Dense::F32), vec![norm_len(slot, config)]),
         };
         let Some(name) = gguf_name(slot) else {
-            let problem = "use_rms_norm: the GGUF graphs have no norm for each projection".to_owned();
+            let problem =
+                "use_rms_norm: the GGUF graphs have no norm for each projection".to_owned();
             return Err(Error::Convert { problem });
         };
-        plan.push(Item { slot: Some(slot), info: TensorInfo { name, dtype: stored.dtype(), dims }, stored });
+        plan.push(Item {
+            slot: Some(slot),
+            info: TensorInfo {
+                name,
+                dtype: stored.dtype(),
+                dims,
+            },
+            stored,
+        });
         if rope_factors && slot == Slot::Embedding {
             let stored = Stored::Floats(Dense::F32);
             let dims = vec![config.attention.head_dim / 2];
-            let info = TensorInfo { name: ROPE_FACTORS.to_owned(), dtype: stored.dtype(), dims };
-            plan.push(Item { slot: None, info, stored });
+            let info = TensorInfo {
+                name: ROPE_FACTORS.to_owned(),
+                dtype: stored.dtype(),
+                dims,
+            };
+            plan.push(Item {
+                slot: None,
+                info,
+                stored,
+            });
         }
     }
     Ok(plan)
 }
 
 /// How a type stores a projection, or why it cannot.
-fn stored_weights(weights: WeightType, projection: Projection, rows: usize, cols: usize) -> Result<Stored> {
-    let refuse = |what: String| Err(Error::Convert { problem: format!("{projection:?} {what}") });
+fn stored_weights(
+    weights: WeightType,
+    projection: Projection,
+    rows: usize,
+    cols: usize,
+) -> Result<Stored> {
+    let refuse = |what: String| {
+        Err(Error::Convert {
+            problem: format!("{projection:?} {what}"),
+        })
+    };
     let multiple = |format, multiple| match cols.is_multiple_of(multiple) {
         true => Ok(Stored::Ternary(format)),
-        false => refuse(format!("has {cols} columns, {} needs a multiple of {multiple}", weights.dtype())),
+        false => refuse(format!(
+            "has {cols} columns, {} needs a multiple of {multiple}",
+            weights.dtype()
+        )),
     };
     let tiled = |format: Option<TernaryFormat>| match format {
         Some(format) => Ok(Stored::Ternary(format)),
-        None => refuse(format!("has shape [{rows}, {cols}], which no tile of {} divides", weights.dtype())),
+        None => refuse(format!(
+            "has shape [{rows}, {cols}], which no tile of {} divides",
+            weights.dtype()
+        )),
     };
     match weights {
         WeightType::I2_S => multiple(TernaryFormat::I2_S(Form::Block128), 128),
@@ -166,21 +236,43 @@ fn stored_weights(weights: WeightType, projection: Projection, rows: usize, cols
 }
 
 /// All pairs of the file to be, in order.
-fn metadata(opened: &Opened<'_>, options: &ConvertOptions, plan: &[Item], pairs: &[Pair]) -> Vec<Pair> {
+fn metadata(
+    opened: &Opened<'_>,
+    options: &ConvertOptions,
+    plan: &[Item],
+    pairs: &[Pair],
+) -> Vec<Pair> {
     let mut set = vec![
-        ("general.file_type".to_owned(), MetadataValue::U32(options.weights.dtype().file_type())),
-        ("general.quantization_version".to_owned(), MetadataValue::U32(2)),
+        (
+            "general.file_type".to_owned(),
+            MetadataValue::U32(options.weights.dtype().file_type()),
+        ),
+        (
+            "general.quantization_version".to_owned(),
+            MetadataValue::U32(2),
+        ),
     ];
-    let name = |name: &str| ("general.name".to_owned(), MetadataValue::String(name.to_owned()));
+    let name = |name: &str| {
+        (
+            "general.name".to_owned(),
+            MetadataValue::String(name.to_owned()),
+        )
+    };
     let mut out: Vec<Pair> = match opened {
         Opened::Checkpoint(checkpoint) => {
-            set.push(name(&options.name.clone().unwrap_or_else(|| name_of(checkpoint))));
+            set.push(name(
+                &options.name.clone().unwrap_or_else(|| name_of(checkpoint)),
+            ));
             model_metadata(checkpoint.config())
         }
         Opened::Gguf(source) => {
             set.extend(options.name.as_deref().map(name));
-            let kept = source.metadata().iter().filter(|(key, _)| !is_about_the_file(key));
-            kept.map(|(key, value)| (key.to_owned(), value.into())).collect()
+            let kept = source
+                .metadata()
+                .iter()
+                .filter(|(key, _)| !is_about_the_file(key));
+            kept.map(|(key, value)| (key.to_owned(), value.into()))
+                .collect()
         }
     };
     for item in plan {
@@ -203,13 +295,23 @@ fn metadata(opened: &Opened<'_>, options: &ConvertOptions, plan: &[Item], pairs:
 
 /// Keys that speak of the source's own bytes.
 fn is_about_the_file(key: &str) -> bool {
-    key == "general.alignment" || ["split.", "bitnet.tl1.tile.", "bitnet.tl2.tile."].iter().any(|p| key.starts_with(p))
+    key == "general.alignment"
+        || ["split.", "bitnet.tl1.tile.", "bitnet.tl2.tile."]
+            .iter()
+            .any(|p| key.starts_with(p))
 }
 
 fn name_of(checkpoint: &Checkpoint) -> String {
     let directory = std::fs::canonicalize(checkpoint.path()).unwrap_or_default();
-    let directory = directory.file_name().map(|name| shown(&name.to_string_lossy()));
-    checkpoint.config().name.clone().or(directory).unwrap_or_else(|| "model".into())
+    let directory = directory
+        .file_name()
+        .map(|name| shown(&name.to_string_lossy()));
+    checkpoint
+        .config()
+        .name
+        .clone()
+        .or(directory)
+        .unwrap_or_else(|| "model".into())
 }
 
 /// The model's keys, as the converters of the field write them.
@@ -219,7 +321,10 @@ fn model_metadata(config: &Config) -> Vec<Pair> {
     let size = |size: usize| U32(u32::try_from(size).unwrap_or(u32::MAX)); // sizes were checked to be far below
     let attention = config.attention;
     let mut pairs = vec![
-        ("general.architecture".to_owned(), Text(architecture.to_owned())),
+        (
+            "general.architecture".to_owned(),
+            Text(architecture.to_owned()),
+        ),
         // Their values follow.
         ("general.name".to_owned(), Text(String::new())),
         ("general.file_type".to_owned(), U32(0)),
@@ -261,19 +366,31 @@ impl Job<'_, '_, '_> {
     fn item(&mut self, item: &Item, rope_factors: Option<&[f32]>) -> Result<()> {
         let info = self.writer.begin_tensor()?.clone();
         let config = self.source.config();
-        let Some(slot) = item.slot else { return self.floats(&info, rope_factors.unwrap_or_default()) };
+        let Some(slot) = item.slot else {
+            return self.floats(&info, rope_factors.unwrap_or_default());
+        };
         match (slot, item.stored) {
             (Slot::Embedding | Slot::Head, Stored::Floats(format)) => {
-                let table = self.source.table(slot, config.vocab_size, config.hidden_size)?;
+                let table = self
+                    .source
+                    .table(slot, config.vocab_size, config.hidden_size)?;
                 let pool = self.pool;
-                write_table(&info.name, &table, format, pool, &mut |bytes| self.write(&info, bytes))
+                write_table(&info.name, &table, format, pool, &mut |bytes| {
+                    self.write(&info, bytes)
+                })
             }
             (Slot::Layer(index, LayerSlot::Weight(projection)), stored) => {
                 let (rows, cols) = projection.shape(config);
-                let tensor = self.source.projection(index, projection, rows, cols, self.pool)?;
+                let tensor = self
+                    .source
+                    .projection(index, projection, rows, cols, self.pool)?;
                 let interleaves = config.architecture.gguf_rope_pairs() == RopePairs::Interleaved;
-                let interleave = (projection.is_rotated() && interleaves).then_some(config.attention.head_dim);
-                let weights = Weights { tensor: &tensor, interleave };
+                let interleave =
+                    (projection.is_rotated() && interleaves).then_some(config.attention.head_dim);
+                let weights = Weights {
+                    tensor: &tensor,
+                    interleave,
+                };
                 self.weights(&info, &weights, stored)
             }
             _ => {
@@ -289,12 +406,17 @@ impl Job<'_, '_, '_> {
     }
 
     fn floats(&mut self, info: &TensorInfo, values: &[f32]) -> Result<()> {
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let bytes: Vec<u8> = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
         self.write(info, &bytes)
     }
 
     fn weights(&mut self, info: &TensorInfo, weights: &Weights<'_>, stored: Stored) -> Result<()> {
-        let scale = self.report.note_scale(&info.name, self.options.weights, weights.tensor.scale)?;
+        let scale =
+            self.report
+                .note_scale(&info.name, self.options.weights, weights.tensor.scale)?;
         weights.tensor.data.advise_sequential();
         match stored {
             Stored::Ternary(TernaryFormat::TL1(tile)) => {
@@ -315,17 +437,27 @@ impl Job<'_, '_, '_> {
     }
 
     /// Packs tiles of rows into the bytes of the whole tensor, over which tiles are scattered.
-    fn tiles(&mut self, info: &TensorInfo, weights: &Weights<'_>, tile_rows: usize, pack: &PackRows<'_>) -> Result<()> {
+    fn tiles(
+        &mut self,
+        info: &TensorInfo,
+        weights: &Weights<'_>,
+        tile_rows: usize,
+        pack: &PackRows<'_>,
+    ) -> Result<()> {
         let (rows, cols) = (info.dims[1], info.dims[0]);
         let mut out = vec![0; info.num_bytes()?];
         let batch = (BATCH_WEIGHTS / cols / tile_rows).max(1) * tile_rows;
         weights.for_each_batch(batch, rows, cols, &mut |range, weights| {
-            pack(weights, range, &mut out).map_err(|source| Error::Tensor { tensor: info.name.clone(), source })
+            pack(weights, range, &mut out).map_err(|source| Error::Tensor {
+                tensor: info.name.clone(),
+                source,
+            })
         })?;
         self.write(info, &out)
     }
 
-    /// Packs some rows at a time: blocks do not straddle rows here, so the pieces are those of the whole.
+    /// Packs some rows at a time: blocks do not straddle rows here, so the pieces are those of the
+    /// whole.
     fn ternary_rows(
         &mut self,
         info: &TensorInfo,
@@ -334,11 +466,16 @@ impl Job<'_, '_, '_> {
         scale: f32,
     ) -> Result<()> {
         let (rows, cols) = (info.dims[1], info.dims[0]);
-        let of_tensor = |source| Error::Tensor { tensor: info.name.clone(), source };
+        let of_tensor = |source| Error::Tensor {
+            tensor: info.name.clone(),
+            source,
+        };
         let mut packed = Vec::new();
         weights.for_each_batch(BATCH_WEIGHTS / cols, rows, cols, &mut |range, weights| {
             packed.resize(format.size_bytes(range.len(), cols).map_err(of_tensor)?, 0);
-            format.pack(weights, range.len(), cols, scale, &mut packed).map_err(of_tensor)?;
+            format
+                .pack(weights, range.len(), cols, scale, &mut packed)
+                .map_err(of_tensor)?;
             let codes = match format {
                 // The scale comes once, behind all codes.
                 TernaryFormat::I2_S(_) if range.end < rows => range.len() * cols / 4,
@@ -348,9 +485,18 @@ impl Job<'_, '_, '_> {
         })
     }
 
-    fn float_rows(&mut self, info: &TensorInfo, weights: &Weights<'_>, format: Dense, scale: f32) -> Result<()> {
+    fn float_rows(
+        &mut self,
+        info: &TensorInfo,
+        weights: &Weights<'_>,
+        format: Dense,
+        scale: f32,
+    ) -> Result<()> {
         let (rows, cols) = (info.dims[1], info.dims[0]);
-        let of_tensor = |source| Error::Tensor { tensor: info.name.clone(), source };
+        let of_tensor = |source| Error::Tensor {
+            tensor: info.name.clone(),
+            source,
+        };
         let (mut values, mut bytes) = (Vec::new(), Vec::new());
         weights.for_each_batch(BATCH_WEIGHTS / cols, rows, cols, &mut |range, weights| {
             values.clear();
@@ -377,7 +523,13 @@ struct Weights<'a> {
 
 impl Weights<'_> {
     /// Calls `visit` with some rows after the other, at most `batch` but one at least.
-    fn for_each_batch(&self, batch: usize, rows: usize, cols: usize, visit: &mut VisitRows<'_>) -> Result<()> {
+    fn for_each_batch(
+        &self,
+        batch: usize,
+        rows: usize,
+        cols: usize,
+        visit: &mut VisitRows<'_>,
+    ) -> Result<()> {
         let batch = batch.clamp(1, rows);
         let mut weights = vec![0i8; batch * cols];
         for first in (0..rows).step_by(batch) {
@@ -385,7 +537,10 @@ impl Weights<'_> {
             let weights = &mut weights[..range.len() * cols];
             match self.interleave {
                 None => self.tensor.unpack_rows(range.clone(), weights)?,
-                Some(head_dim) => self.tensor.unpack_interleaved(range.clone(), head_dim, weights)?,
+                Some(head_dim) => {
+                    self.tensor
+                        .unpack_interleaved(range.clone(), head_dim, weights)?
+                }
             }
             self.tensor.data.advise_done();
             visit(range, weights)?;
@@ -402,19 +557,31 @@ fn read_back(
     tensors: &[(TensorInfo, Checksum)],
     meter: &mut Meter<'_, '_>,
 ) -> Result<()> {
-    let wrong = |problem| Error::ReadBack { path: path.to_owned(), problem };
+    let wrong = |problem| Error::ReadBack {
+        path: path.to_owned(),
+        problem,
+    };
     let gguf = Gguf::open(path)?;
     if gguf.metadata().len() != metadata.len() || gguf.tensors().len() != tensors.len() {
         let found = (gguf.metadata().len(), gguf.tensors().len());
         let expected = (metadata.len(), tensors.len());
-        return Err(wrong(format!("it has {found:?} metadata pairs and tensors, expected {expected:?}")));
+        return Err(wrong(format!(
+            "it has {found:?} metadata pairs and tensors, expected {expected:?}"
+        )));
     }
     for ((key, value), (found, _)) in metadata.iter().zip(gguf.metadata().iter()) {
         if key != found {
-            return Err(wrong(format!("metadata key {} is {}", shown(key), shown(found))));
+            return Err(wrong(format!(
+                "metadata key {} is {}",
+                shown(key),
+                shown(found)
+            )));
         }
         if !value.is(gguf.metadata().get(key)) {
-            return Err(wrong(format!("metadata key {} has another value", shown(key))));
+            return Err(wrong(format!(
+                "metadata key {} has another value",
+                shown(key)
+            )));
         }
     }
     for (tensor, checksum) in tensors {
@@ -425,10 +592,18 @@ fn read_back(
             return Err(wrong(format!("tensor {} has other bytes", tensor.name)));
         }
     }
-    let expected = Config { name: None, ..config.clone() };
-    let found = Config { name: None, ..Config::from_gguf(&gguf)? };
+    let expected = Config {
+        name: None,
+        ..config.clone()
+    };
+    let found = Config {
+        name: None,
+        ..Config::from_gguf(&gguf)?
+    };
     if found != expected {
-        return Err(wrong(format!("its configuration is {found:?}, expected {expected:?}")));
+        return Err(wrong(format!(
+            "its configuration is {found:?}, expected {expected:?}"
+        )));
     }
     Ok(())
 }

@@ -1,8 +1,9 @@
-//! Writes a model in another form: any source that can be loaded, as a GGUF file or as a Hugging Face directory.
+//! Writes a model in another form: any source that can be loaded, as a GGUF file or as a Hugging
+//! Face directory.
 //!
-//! Tensor by tensor and some rows at a time, so memory stays bounded whatever the model's size: by some megabytes, with TL1
-//! and TL2 by the packed size of the largest matrix. The result appears under its name only when it is complete and has
-//! been read back.
+//! Tensor by tensor and some rows at a time, so memory stays bounded whatever the model's size: by
+//! some megabytes, with TL1 and TL2 by the packed size of the largest matrix. The result appears
+//! under its name only when it is complete and has been read back.
 
 mod checkpoint;
 mod gguf;
@@ -35,7 +36,8 @@ const READ_BACK_BYTES: usize = 4 << 20;
 /// A model to convert.
 #[derive(Clone, Copy)]
 pub enum Input<'a> {
-    /// A Hugging Face directory. Float weights are quantized by the absmean formula, as the model's own code does.
+    /// A Hugging Face directory. Float weights are quantized by the absmean formula, as the model's
+    /// own code does.
     Checkpoint(&'a Checkpoint),
     /// A GGUF file, and how to read what it leaves unsaid.
     Gguf {
@@ -43,7 +45,8 @@ pub enum Input<'a> {
         gguf: &'a Arc<Gguf>,
         /// The rest.
         options: &'a LoadOptions,
-        /// Whether float projections that are not ternary are quantized by the absmean formula, or refused.
+        /// Whether float projections that are not ternary are quantized by the absmean formula, or
+        /// refused.
         quantize: bool,
     },
 }
@@ -52,8 +55,16 @@ impl<'a> Input<'a> {
     fn open(self) -> Result<Opened<'a>> {
         Ok(match self {
             Self::Checkpoint(checkpoint) => Opened::Checkpoint(checkpoint),
-            Self::Gguf { gguf, options, quantize } => {
-                let floats = if quantize { FloatRule::TernaryOrAbsmean } else { FloatRule::Ternary };
+            Self::Gguf {
+                gguf,
+                options,
+                quantize,
+            } => {
+                let floats = if quantize {
+                    FloatRule::TernaryOrAbsmean
+                } else {
+                    FloatRule::Ternary
+                };
                 Opened::Gguf(GgufSource::new(gguf, options)?.with_floats(floats))
             }
         })
@@ -157,8 +168,9 @@ impl TableType {
 pub struct ConvertOptions {
     /// How projections are stored in a GGUF file. A directory has them packed.
     pub weights: WeightType,
-    /// How embedding and head are stored. `None`: as a GGUF file has them; those of a directory as F16 in a GGUF file, or
-    /// as its projections if those are floats. A directory takes floats only, and F32 for what was quantized.
+    /// How embedding and head are stored. `None`: as a GGUF file has them; those of a directory as
+    /// F16 in a GGUF file, or as its projections if those are floats. A directory takes floats
+    /// only, and F32 for what was quantized.
     pub tables: Option<TableType>,
     /// Whether a file or directory of that name is replaced.
     pub force: bool,
@@ -183,7 +195,10 @@ impl Report {
         let kept = weights.rounded(scale);
         if !kept.is_finite() || (kept == 0.0 && scale != 0.0) {
             let problem = format!("its scale {scale} is beyond what {} keeps", weights.dtype());
-            return Err(Error::TensorValues { tensor: tensor.to_owned(), problem });
+            return Err(Error::TensorValues {
+                tensor: tensor.to_owned(),
+                problem,
+            });
         }
         if kept != scale {
             self.scales_rounded += 1;
@@ -214,7 +229,8 @@ pub enum Phase {
     Checking,
 }
 
-/// Called some times a second; [`ControlFlow::Break`] ends the conversion with [`Error::Interrupted`].
+/// Called some times a second; [`ControlFlow::Break`] ends the conversion with
+/// [`Error::Interrupted`].
 pub type ProgressFn<'a> = dyn FnMut(Progress<'_>) -> ControlFlow<()> + 'a;
 
 /// Counts bytes and tells the caller.
@@ -229,7 +245,12 @@ impl Meter<'_, '_> {
     fn advance(&mut self, tensor: &str, bytes: usize) -> Result<()> {
         self.bytes_done += bytes;
         let (phase, bytes_done, bytes_total) = (self.phase, self.bytes_done, self.bytes_total);
-        match (self.progress)(Progress { phase, tensor, bytes_done, bytes_total }) {
+        match (self.progress)(Progress {
+            phase,
+            tensor,
+            bytes_done,
+            bytes_total,
+        }) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(Error::Interrupted),
         }
@@ -240,8 +261,15 @@ impl Meter<'_, '_> {
         (self.phase, self.bytes_done) = (Phase::Checking, 0);
     }
 
-    /// Whether bytes read back have the checksum of those that were written. done: lets the system take back their memory.
-    fn check(&mut self, tensor: &str, bytes: &[u8], written: &Checksum, done: &dyn Fn()) -> Result<bool> {
+    /// Whether bytes read back have the checksum of those that were written. done: lets the system
+    /// take back their memory.
+    fn check(
+        &mut self,
+        tensor: &str,
+        bytes: &[u8],
+        written: &Checksum,
+        done: &dyn Fn(),
+    ) -> Result<bool> {
         let mut found = Checksum::default();
         for bytes in bytes.chunks(READ_BACK_BYTES) {
             found.update(bytes);
@@ -258,10 +286,22 @@ fn slots(source: &dyn Source) -> Vec<Slot> {
     let config = source.config();
     let mut slots = vec![Slot::Embedding];
     for index in 0..config.num_layers {
-        let [query, key, value, output, gate, up, down] = Projection::ALL.map(|p| [InputNorm(p), Weight(p)]);
-        let attention = [[AttentionNorm].as_slice(), &query, &key, &value, &[AttentionSubNorm], &output];
+        let [query, key, value, output, gate, up, down] =
+            Projection::ALL.map(|p| [InputNorm(p), Weight(p)]);
+        let attention = [
+            [AttentionNorm].as_slice(),
+            &query,
+            &key,
+            &value,
+            &[AttentionSubNorm],
+            &output,
+        ];
         let ffn = [[FfnNorm].as_slice(), &gate, &up, &[FfnSubNorm], &down];
-        let layer = attention.into_iter().chain(ffn).flatten().filter(|slot| slot.is_used(config));
+        let layer = attention
+            .into_iter()
+            .chain(ffn)
+            .flatten()
+            .filter(|slot| slot.is_used(config));
         slots.extend(layer.map(|slot| Slot::Layer(index, *slot)));
     }
     slots.push(Slot::OutputNorm);
@@ -287,7 +327,10 @@ fn write_table(
     pool: &Pool,
     write: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
-    let of_tensor = |source| Error::Tensor { tensor: name.to_owned(), source };
+    let of_tensor = |source| Error::Tensor {
+        tensor: name.to_owned(),
+        source,
+    };
     let cols = table.cols();
     let row_bytes = format.size_bytes(1, cols).map_err(of_tensor)?;
     let batch = (BATCH_WEIGHTS / cols).clamp(1, table.rows());
@@ -299,13 +342,20 @@ fn write_table(
         bytes.copy_from_slice(table.stored_row(index));
         match values.iter().position(|value| !value.is_finite()) {
             None => Ok(()),
-            Some(at) => Err(NotStored::Value { format: format.name(), index: at, value: values[at] }),
+            Some(at) => Err(NotStored::Value {
+                format: format.name(),
+                index: at,
+                value: values[at],
+            }),
         }
     };
     for first in (0..table.rows()).step_by(batch) {
         let num_rows = batch.min(table.rows() - first);
         let bytes = &mut bytes[..num_rows * row_bytes];
-        let rows: Vec<_> = bytes.chunks_exact_mut(row_bytes).map(|row| Mutex::new((row, Ok(())))).collect();
+        let rows: Vec<_> = bytes
+            .chunks_exact_mut(row_bytes)
+            .map(|row| Mutex::new((row, Ok(()))))
+            .collect();
         pool.split(num_rows, 1, &|share| {
             let mut values = vec![0.0; cols];
             for row in share {
@@ -316,12 +366,21 @@ fn write_table(
         });
         for (row, slot) in (first..).zip(rows) {
             // The index is to be that in the tensor.
-            slot.into_inner().unwrap_or_else(PoisonError::into_inner).1.map_err(|error| match error {
-                NotStored::Value { format, index, value } => {
-                    of_tensor(NotStored::Value { format, index: row * cols + index, value })
-                }
-                other => of_tensor(other),
-            })?;
+            slot.into_inner()
+                .unwrap_or_else(PoisonError::into_inner)
+                .1
+                .map_err(|error| match error {
+                    NotStored::Value {
+                        format,
+                        index,
+                        value,
+                    } => of_tensor(NotStored::Value {
+                        format,
+                        index: row * cols + index,
+                        value,
+                    }),
+                    other => of_tensor(other),
+                })?;
         }
         table.advise_done();
         write(bytes)?;

@@ -1,6 +1,8 @@
-//! The keys and values of a GGUF file: checked once at open, then read where they lie, with nothing copied.
+//! The keys and values of a GGUF file: checked once at open, then read where they lie, with nothing
+//! copied.
 //!
-//! A tokenizer's 128 thousand tokens and 280 thousand merges stay in the mapped file; asking for them gives an iterator.
+//! A tokenizer's 128 thousand tokens and 280 thousand merges stay in the mapped file; asking for
+//! them gives an iterator.
 
 use std::fmt;
 use std::ops::Range;
@@ -181,17 +183,29 @@ impl<'a> Value<'a> {
 
     /// The string.
     pub fn as_str(&self) -> Option<&'a str> {
-        if let Self::Str(v) = *self { Some(v) } else { None }
+        if let Self::Str(v) = *self {
+            Some(v)
+        } else {
+            None
+        }
     }
 
     /// The truth value.
     pub fn as_bool(&self) -> Option<bool> {
-        if let Self::Bool(v) = *self { Some(v) } else { None }
+        if let Self::Bool(v) = *self {
+            Some(v)
+        } else {
+            None
+        }
     }
 
     /// The array.
     pub fn as_array(&self) -> Option<Array<'a>> {
-        if let Self::Array(v) = *self { Some(v) } else { None }
+        if let Self::Array(v) = *self {
+            Some(v)
+        } else {
+            None
+        }
     }
 
     /// Appends the id of its type and the value, as a file has them.
@@ -222,7 +236,8 @@ impl<'a> Value<'a> {
     }
 }
 
-/// As `inspect` and error messages show it: strings quoted, escaped and cut, arrays by type and length.
+/// As `inspect` and error messages show it: strings quoted, escaped and cut, arrays by type and
+/// length.
 impl fmt::Display for Value<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -262,17 +277,25 @@ impl<'a> Array<'a> {
 
     /// Its strings in order; `None` if the elements are something else.
     pub fn strings(&self) -> Option<Strings<'a>> {
-        (self.kind == ValueKind::Str).then_some(Strings { bytes: self.bytes, left: self.len })
+        (self.kind == ValueKind::Str).then_some(Strings {
+            bytes: self.bytes,
+            left: self.len,
+        })
     }
 
     /// Its values in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Value<'a>> + Clone + use<'a> {
         let (kind, bytes) = (self.kind, self.bytes);
-        let mut strings = Strings { bytes, left: self.len };
+        let mut strings = Strings {
+            bytes,
+            left: self.len,
+        };
         (0..self.len).map(move |i| match kind {
             ValueKind::Str => Value::Str(strings.next().unwrap_or_default()),
             // The bytes were counted at open, so the default is never taken.
-            _ => kind.scalar(&bytes[i * kind.size_min()..]).unwrap_or(Value::U8(0)),
+            _ => kind
+                .scalar(&bytes[i * kind.size_min()..])
+                .unwrap_or(Value::U8(0)),
         })
     }
 }
@@ -297,7 +320,8 @@ impl<'a> Iterator for Strings<'a> {
         self.left = self.left.checked_sub(1)?;
         // Lengths and UTF-8 were checked at open.
         let (len, rest) = self.bytes.split_first_chunk()?;
-        let (text, rest) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*len)).ok()?)?;
+        let (text, rest) =
+            rest.split_at_checked(usize::try_from(u64::from_le_bytes(*len)).ok()?)?;
         self.bytes = rest;
         Some(std::str::from_utf8(text).unwrap_or_default())
     }
@@ -321,8 +345,8 @@ struct Pair {
 
 /// The metadata of a GGUF file.
 ///
-/// Every typed getter comes twice: `u32(key)` gives `None` for an absent key, `require_u32(key)` an error. A key that is
-/// there with another type is an error in both.
+/// Every typed getter comes twice: `u32(key)` gives `None` for an absent key, `require_u32(key)` an
+/// error. A key that is there with another type is an error in both.
 pub struct Metadata {
     bytes: Arc<ModelBytes>,
     /// In the order of the file.
@@ -333,8 +357,16 @@ pub struct Metadata {
 
 impl Metadata {
     /// Reads and checks `count` pairs.
-    pub(super) fn parse(bytes: Arc<ModelBytes>, reader: &mut Reader<'_>, count: u64) -> Result<Self> {
-        reader.expect_room(count, PAIR_BYTES_MIN, &format_args!("its {count} metadata pairs"))?;
+    pub(super) fn parse(
+        bytes: Arc<ModelBytes>,
+        reader: &mut Reader<'_>,
+        count: u64,
+    ) -> Result<Self> {
+        reader.expect_room(
+            count,
+            PAIR_BYTES_MIN,
+            &format_args!("its {count} metadata pairs"),
+        )?;
         let mut pairs = Vec::new();
         for index in 0..count {
             pairs.push(Pair::parse(reader, index)?);
@@ -344,11 +376,18 @@ impl Metadata {
         by_key.sort_unstable_by_key(key);
         if let Some(two) = by_key.windows(2).find(|two| key(&two[0]) == key(&two[1])) {
             return Err(Error::GgufMalformed {
-                culprit: format!("metadata key {}", shown(&String::from_utf8_lossy(key(&two[0])))),
+                culprit: format!(
+                    "metadata key {}",
+                    shown(&String::from_utf8_lossy(key(&two[0])))
+                ),
                 problem: "is there twice".into(),
             });
         }
-        Ok(Self { bytes, pairs, by_key })
+        Ok(Self {
+            bytes,
+            pairs,
+            by_key,
+        })
     }
 
     /// The number of pairs.
@@ -363,14 +402,19 @@ impl Metadata {
 
     /// Keys and values in the order of the file.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, Value<'_>)> {
-        self.pairs.iter().map(|pair| (self.text(&pair.key), self.value(pair)))
+        self.pairs
+            .iter()
+            .map(|pair| (self.text(&pair.key), self.value(pair)))
     }
 
     /// The value of a key.
     pub fn get(&self, key: &str) -> Option<Value<'_>> {
-        let found =
-            self.by_key.binary_search_by_key(&key.as_bytes(), |&i| &self.bytes[self.pairs[i as usize].key.clone()]);
-        found.ok().map(|at| self.value(&self.pairs[self.by_key[at] as usize]))
+        let found = self.by_key.binary_search_by_key(&key.as_bytes(), |&i| {
+            &self.bytes[self.pairs[i as usize].key.clone()]
+        });
+        found
+            .ok()
+            .map(|at| self.value(&self.pairs[self.by_key[at] as usize]))
     }
 
     /// A string.
@@ -385,7 +429,9 @@ impl Metadata {
 
     /// A number of any integer type, 0 to 2³²−1.
     pub fn u32(&self, key: &str) -> Result<Option<u32>> {
-        self.typed(key, "an integer from 0 to 4294967295", |v| v.as_integer()?.try_into().ok())
+        self.typed(key, "an integer from 0 to 4294967295", |v| {
+            v.as_integer()?.try_into().ok()
+        })
     }
 
     /// A number of any integer type, 0 to 2³²−1, that must be there.
@@ -395,7 +441,9 @@ impl Metadata {
 
     /// A number of any integer type, 0 to 2⁶⁴−1.
     pub fn u64(&self, key: &str) -> Result<Option<u64>> {
-        self.typed(key, "an integer not below 0", |v| v.as_integer()?.try_into().ok())
+        self.typed(key, "an integer not below 0", |v| {
+            v.as_integer()?.try_into().ok()
+        })
     }
 
     /// A number of either float type.
@@ -431,7 +479,8 @@ impl Metadata {
     /// An array of floats.
     pub fn f32s(&self, key: &str) -> Result<Option<impl ExactSizeIterator<Item = f32> + Clone>> {
         let array = self.typed(key, "an array of floats", |v| {
-            v.as_array().filter(|a| matches!(a.kind, ValueKind::F32 | ValueKind::F64))
+            v.as_array()
+                .filter(|a| matches!(a.kind, ValueKind::F32 | ValueKind::F64))
         })?;
         Ok(array.map(|a| a.iter().map(|v| v.as_f32().unwrap_or_default())))
     }
@@ -445,7 +494,8 @@ impl Metadata {
     pub fn i32s(&self, key: &str) -> Result<Option<impl ExactSizeIterator<Item = i32> + Clone>> {
         let small = |v: Value<'_>| i32::try_from(v.as_integer()?).ok();
         let array = self.typed(key, "an array of 32-bit integers", |v| {
-            v.as_array().filter(|a| a.iter().all(|v| small(v).is_some()))
+            v.as_array()
+                .filter(|a| a.iter().all(|v| small(v).is_some()))
         })?;
         Ok(array.map(|a| a.iter().map(move |v| small(v).unwrap_or_default())))
     }
@@ -478,9 +528,15 @@ impl Metadata {
         let (kind, len) = pair.elements;
         match pair.kind {
             ValueKind::Str => Value::Str(self.text(&pair.value)),
-            ValueKind::Array => Value::Array(Array { kind, len, bytes: &self.bytes[pair.value.clone()] }),
+            ValueKind::Array => Value::Array(Array {
+                kind,
+                len,
+                bytes: &self.bytes[pair.value.clone()],
+            }),
             // The bytes were counted at open, so the default is never taken.
-            scalar => scalar.scalar(&self.bytes[pair.value.clone()]).unwrap_or(Value::U8(0)),
+            scalar => scalar
+                .scalar(&self.bytes[pair.value.clone()])
+                .unwrap_or(Value::U8(0)),
         }
     }
 
@@ -499,11 +555,19 @@ impl Pair {
         let key = reader.string(&format_args!("the key of metadata pair {index}"))?;
         let key_end = reader.offset();
         let culprit = format_args!("metadata key {}", Shown(key));
-        let malformed = |problem: String| Error::GgufMalformed { culprit: culprit.to_string(), problem };
+        let malformed = |problem: String| Error::GgufMalformed {
+            culprit: culprit.to_string(),
+            problem,
+        };
         if key.len() as u64 > KEY_BYTES_MAX {
-            return Err(malformed(format!("has {} bytes, the format allows {KEY_BYTES_MAX}", key.len())));
+            return Err(malformed(format!(
+                "has {} bytes, the format allows {KEY_BYTES_MAX}",
+                key.len()
+            )));
         }
-        let kind_of = |id| ValueKind::from_id(id).ok_or_else(|| malformed(format!("has unknown value type {id}")));
+        let kind_of = |id| {
+            ValueKind::from_id(id).ok_or_else(|| malformed(format!("has unknown value type {id}")))
+        };
         let kind = kind_of(reader.u32(&culprit)?)?;
         let mut elements = (kind, 0);
         let value = match kind {
@@ -514,7 +578,9 @@ impl Pair {
             ValueKind::Array => {
                 let element = kind_of(reader.u32(&culprit)?)?;
                 if element == ValueKind::Array {
-                    return Err(malformed("is an array of arrays, which is not supported".into()));
+                    return Err(malformed(
+                        "is an array of arrays, which is not supported".into(),
+                    ));
                 }
                 let len = reader.u64(&culprit)?;
                 reader.expect_room(len, element.size_min() as u64, &culprit)?;
@@ -538,7 +604,12 @@ impl Pair {
                 start..reader.offset()
             }
         };
-        Ok(Self { key: key_end - key.len()..key_end, kind, value, elements })
+        Ok(Self {
+            key: key_end - key.len()..key_end,
+            kind,
+            value,
+            elements,
+        })
     }
 }
 

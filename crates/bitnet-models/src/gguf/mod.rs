@@ -1,8 +1,9 @@
 //! GGUF: a model file, checked completely when opened, then read where it lies.
 //!
-//! The first step of a model's life: `file → map → TensorView → packed weights`. What `open` accepts is sound: every
-//! range lies in the file, no two tensors overlap, every string is UTF-8, every size is the one its type and shape
-//! demand. So the rest of the crate indexes without asking again.
+//! The first step of a model's life: `file → map → TensorView → packed weights`. What `open`
+//! accepts is sound: every range lies in the file, no two tensors overlap, every string is UTF-8,
+//! every size is the one its type and shape demand. So the rest of the crate indexes without asking
+//! again.
 //!
 //! ```text
 //! "GGUF" | version u32 | tensor count u64 | pair count u64
@@ -32,8 +33,8 @@ use reader::Reader;
 use types::TypeDialect;
 
 const MAGIC: &[u8; 4] = b"GGUF";
-/// Tensors and metadata pairs a file can have: some ten times what the largest models have, so that what is kept of
-/// each cannot outgrow the file by more than a few megabytes.
+/// Tensors and metadata pairs a file can have: some ten times what the largest models have, so that
+/// what is kept of each cannot outgrow the file by more than a few megabytes.
 const COUNT_MAX: u64 = 65_536;
 /// Dimensions a tensor can have.
 const RANK_MAX: usize = 4;
@@ -65,14 +66,16 @@ struct Entry {
     data: TensorRange,
 }
 
-/// Where the bytes of a tensor lie in its file: a tensor remembered beyond a borrow of its [`Gguf`].
+/// Where the bytes of a tensor lie in its file: a tensor remembered beyond a borrow of its
+/// [`Gguf`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TensorRange {
     offset: usize,
     len: usize,
 }
 
-/// A tensor in a file. Only an open [`Gguf`] makes one, so its data always has the size that its type and shape demand.
+/// A tensor in a file. Only an open [`Gguf`] makes one, so its data always has the size that its
+/// type and shape demand.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct TensorView<'a> {
@@ -80,7 +83,8 @@ pub struct TensorView<'a> {
     pub name: &'a str,
     /// How its elements are stored.
     pub dtype: TensorType,
-    /// 1 to 4 dimensions, each at least 1, in the order of the file: `dims[0]` is the contiguous one.
+    /// 1 to 4 dimensions, each at least 1, in the order of the file: `dims[0]` is the contiguous
+    /// one.
     pub dims: &'a [usize],
     /// Its bytes. No alignment of their address is promised.
     pub data: &'a [u8],
@@ -105,7 +109,8 @@ impl TensorView<'_> {
 }
 
 impl Gguf {
-    /// Maps and checks a file. Costs some milliseconds for a metadata section of megabytes, whatever the file's size.
+    /// Maps and checks a file. Costs some milliseconds for a metadata section of megabytes,
+    /// whatever the file's size.
     pub fn open(path: &Path) -> Result<Self> {
         Self::parse(ModelBytes::map(path)?)
     }
@@ -147,15 +152,18 @@ impl Gguf {
 
     /// The tensor of a name.
     pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
-        let found = self
-            .by_name
-            .binary_search_by_key(&name.as_bytes(), |&i| &self.bytes[self.tensors[i as usize].name.clone()]);
-        found.ok().map(|at| self.view(&self.tensors[self.by_name[at] as usize]))
+        let found = self.by_name.binary_search_by_key(&name.as_bytes(), |&i| {
+            &self.bytes[self.tensors[i as usize].name.clone()]
+        });
+        found
+            .ok()
+            .map(|at| self.view(&self.tensors[self.by_name[at] as usize]))
     }
 
     /// The tensor of a name that must be there.
     pub fn require_tensor(&self, name: &str) -> Result<TensorView<'_>> {
-        self.tensor(name).ok_or_else(|| Error::TensorMissing { name: name.into() })
+        self.tensor(name)
+            .ok_or_else(|| Error::TensorMissing { name: name.into() })
     }
 
     /// The bytes of a tensor of this file.
@@ -168,12 +176,14 @@ impl Gguf {
         Extent::new(&self.bytes, range.offset, range.len)
     }
 
-    /// Tells the system that a tensor will be read once, front to back, soon. Advice: no effect on what is read.
+    /// Tells the system that a tensor will be read once, front to back, soon. Advice: no effect on
+    /// what is read.
     pub fn advise_sequential(&self, range: TensorRange) {
         self.bytes.advise_sequential(range.offset, range.len);
     }
 
-    /// Lets the system take back the memory of a tensor that has been repacked. It stays readable, from the file again.
+    /// Lets the system take back the memory of a tensor that has been repacked. It stays readable,
+    /// from the file again.
     pub fn advise_done(&self, range: TensorRange) {
         self.bytes.advise_done(range.offset, range.len);
     }
@@ -197,20 +207,36 @@ impl Gguf {
         let metadata = Metadata::parse(bytes.clone(), &mut reader, num_pairs)?;
         let alignment = read_alignment(&metadata)?;
 
-        reader.expect_room(num_tensors, ENTRY_BYTES_MIN, &format_args!("its {num_tensors} tensor entries"))?;
+        reader.expect_room(
+            num_tensors,
+            ENTRY_BYTES_MIN,
+            &format_args!("its {num_tensors} tensor entries"),
+        )?;
         let mut raw = Vec::new();
         for index in 0..num_tensors {
             raw.push(RawEntry::parse(&mut reader, index)?);
         }
         let data_start = reader.offset().next_multiple_of(alignment);
-        let dialect = TypeDialect::of(&metadata, raw.iter().any(|entry| matches!(entry.type_id, 36 | 38)));
+        let dialect = TypeDialect::of(
+            &metadata,
+            raw.iter().any(|entry| matches!(entry.type_id, 36 | 38)),
+        );
         refuse_iq4_nl_4_4(&metadata, &raw, &bytes, data_start, alignment)?;
-        let tensors: Vec<Entry> =
-            raw.iter().map(|entry| entry.place(&bytes, &dialect, data_start, alignment)).collect::<Result<_>>()?;
+        let tensors: Vec<Entry> = raw
+            .iter()
+            .map(|entry| entry.place(&bytes, &dialect, data_start, alignment))
+            .collect::<Result<_>>()?;
         drop(raw);
         refuse_overlaps(&bytes, &tensors)?;
         let by_name = sort_by_name(&bytes, &tensors)?;
-        Ok(Self { bytes, version, alignment, metadata, tensors, by_name })
+        Ok(Self {
+            bytes,
+            version,
+            alignment,
+            metadata,
+            tensors,
+            by_name,
+        })
     }
 }
 
@@ -218,12 +244,16 @@ impl Gguf {
 fn read_version(bytes: &[u8]) -> Result<u32> {
     let magic = &bytes[..bytes.len().min(4)];
     if magic != MAGIC {
-        return Err(Error::NotGguf { found: format!("\"{}\"", magic.escape_ascii()) });
+        return Err(Error::NotGguf {
+            found: format!("\"{}\"", magic.escape_ascii()),
+        });
     }
     let version = Reader::new(bytes, MAGIC.len()).u32(&"the version")?;
     match version {
         2 | 3 => Ok(version),
-        _ if (1..=0xff).contains(&version.swap_bytes()) => Err(Error::GgufBigEndian { version: version.swap_bytes() }),
+        _ if (1..=0xff).contains(&version.swap_bytes()) => Err(Error::GgufBigEndian {
+            version: version.swap_bytes(),
+        }),
         _ => Err(Error::GgufVersion { version }),
     }
 }
@@ -234,7 +264,10 @@ fn read_count(reader: &mut Reader<'_>, culprit: &str) -> Result<u64> {
         return Ok(count);
     }
     let problem = format!("is {count}, at most {COUNT_MAX} are supported");
-    Err(Error::GgufMalformed { culprit: culprit.into(), problem })
+    Err(Error::GgufMalformed {
+        culprit: culprit.into(),
+        problem,
+    })
 }
 
 fn read_alignment(metadata: &Metadata) -> Result<usize> {
@@ -264,46 +297,85 @@ impl<'a> RawEntry<'a> {
         let name = reader.string(&format_args!("the name of tensor {index}"))?;
         let name_start = reader.offset() - name.len();
         let culprit = format!("tensor {}", shown(name));
-        let malformed = |problem| Error::GgufMalformed { culprit: culprit.clone(), problem };
+        let malformed = |problem| Error::GgufMalformed {
+            culprit: culprit.clone(),
+            problem,
+        };
         if name.is_empty() || name.len() > NAME_BYTES_MAX {
-            return Err(malformed(format!("has a name of {} bytes, expected 1 to {NAME_BYTES_MAX}", name.len())));
+            return Err(malformed(format!(
+                "has a name of {} bytes, expected 1 to {NAME_BYTES_MAX}",
+                name.len()
+            )));
         }
         let rank = reader.u32(&culprit)? as usize;
         if !(1..=RANK_MAX).contains(&rank) {
-            return Err(malformed(format!("has {rank} dimensions, expected 1 to {RANK_MAX}")));
+            return Err(malformed(format!(
+                "has {rank} dimensions, expected 1 to {RANK_MAX}"
+            )));
         }
         let mut long = [1u64; RANK_MAX];
         for dim in &mut long[..rank] {
             *dim = reader.u64(&culprit)?;
         }
-        // isize: other readers count elements in a signed number too, and sizes below stay computable.
-        let num_elements = long.iter().try_fold(1isize, |n, &dim| n.checked_mul(isize::try_from(dim).ok()?));
+        // isize: other readers count elements in a signed number too, and sizes below stay
+        // computable.
+        let num_elements = long
+            .iter()
+            .try_fold(1isize, |n, &dim| n.checked_mul(isize::try_from(dim).ok()?));
         let dims = long.map(|dim| usize::try_from(dim).unwrap_or(0));
         if dims.contains(&0) || num_elements.is_none() {
-            return Err(malformed(format!("has impossible shape {:?}", &long[..rank])));
+            return Err(malformed(format!(
+                "has impossible shape {:?}",
+                &long[..rank]
+            )));
         }
         let type_id = reader.u32(&culprit)?;
         let offset = reader.u64(&culprit)?;
-        Ok(Self { name, name_start, dims, rank, type_id, offset })
+        Ok(Self {
+            name,
+            name_start,
+            dims,
+            rank,
+            type_id,
+            offset,
+        })
     }
 
     /// Settles type and size, and checks that the data lies aligned inside the file.
-    fn place(&self, bytes: &[u8], dialect: &TypeDialect, data_start: usize, alignment: usize) -> Result<Entry> {
-        let malformed = |problem| Error::GgufMalformed { culprit: format!("tensor {}", shown(self.name)), problem };
-        let dtype = dialect.read(self.type_id).ok_or_else(|| Error::TensorType {
-            tensor: shown(self.name),
-            found: types::unknown(self.type_id),
-            supported: types::supported(),
-        })?;
+    fn place(
+        &self,
+        bytes: &[u8],
+        dialect: &TypeDialect,
+        data_start: usize,
+        alignment: usize,
+    ) -> Result<Entry> {
+        let malformed = |problem| Error::GgufMalformed {
+            culprit: format!("tensor {}", shown(self.name)),
+            problem,
+        };
+        let dtype = dialect
+            .read(self.type_id)
+            .ok_or_else(|| Error::TensorType {
+                tensor: shown(self.name),
+                found: types::unknown(self.type_id),
+                supported: types::supported(),
+            })?;
         let shape = &self.dims[..self.rank];
         let rows = self.dims[1..].iter().product();
-        let len = dtype
-            .size_bytes(rows, self.dims[0])
-            .map_err(|why| malformed(format!("of type {dtype} has impossible shape {shape:?}: {why}")))?;
+        let len = dtype.size_bytes(rows, self.dims[0]).map_err(|why| {
+            malformed(format!(
+                "of type {dtype} has impossible shape {shape:?}: {why}"
+            ))
+        })?;
         if !self.offset.is_multiple_of(alignment as u64) {
-            return Err(malformed(format!("has offset {}, not a multiple of the alignment {alignment}", self.offset)));
+            return Err(malformed(format!(
+                "has offset {}, not a multiple of the alignment {alignment}",
+                self.offset
+            )));
         }
-        let start = usize::try_from(self.offset).ok().and_then(|offset| data_start.checked_add(offset));
+        let start = usize::try_from(self.offset)
+            .ok()
+            .and_then(|offset| data_start.checked_add(offset));
         match start.and_then(|start| Some((start, start.checked_add(len)?))) {
             Some((start, end)) if end <= bytes.len() => Ok(Entry {
                 name: self.name_start..self.name_start + self.name.len(),
@@ -321,8 +393,8 @@ impl<'a> RawEntry<'a> {
     }
 }
 
-/// Says what is really in a file of llama.cpp's that uses id 36 for its former IQ4_NL_4_4: 18 bytes for 32 weights,
-/// where I2_S has 8 bytes and 32 at the end.
+/// Says what is really in a file of llama.cpp's that uses id 36 for its former IQ4_NL_4_4: 18 bytes
+/// for 32 weights, where I2_S has 8 bytes and 32 at the end.
 fn refuse_iq4_nl_4_4(
     metadata: &Metadata,
     raw: &[RawEntry<'_>],
@@ -331,21 +403,31 @@ fn refuse_iq4_nl_4_4(
     alignment: usize,
 ) -> Result<()> {
     const IQ4_NL: i128 = 25;
-    let file_type = metadata.get("general.file_type").and_then(|v| v.as_integer());
+    let file_type = metadata
+        .get("general.file_type")
+        .and_then(|v| v.as_integer());
     let Some(suspect) = raw.iter().find(|entry| entry.type_id == 36) else {
         return Ok(());
     };
-    let gap = raw.iter().map(|entry| entry.offset).filter(|&offset| offset > suspect.offset).min();
+    let gap = raw
+        .iter()
+        .map(|entry| entry.offset)
+        .filter(|&offset| offset > suspect.offset)
+        .min();
     let room = match gap {
         Some(next) => next - suspect.offset,
         None => (bytes.len().saturating_sub(data_start) as u64).saturating_sub(suspect.offset),
     };
     let blocks = suspect.dims.iter().product::<usize>() as u64 / 32;
-    let is_iq4_nl = blocks.checked_mul(18).map(|len| len.next_multiple_of(alignment as u64)) == Some(room);
+    let is_iq4_nl = blocks
+        .checked_mul(18)
+        .map(|len| len.next_multiple_of(alignment as u64))
+        == Some(room);
     if file_type == Some(IQ4_NL) || (file_type != Some(40) && is_iq4_nl) {
         return Err(Error::TensorType {
             tensor: shown(suspect.name),
-            found: "36, which in this file of llama.cpp's is IQ4_NL_4_4 (removed) and not I2_S".into(),
+            found: "36, which in this file of llama.cpp's is IQ4_NL_4_4 (removed) and not I2_S"
+                .into(),
             supported: types::supported(),
         });
     }
@@ -377,7 +459,10 @@ fn sort_by_name(bytes: &[u8], tensors: &[Entry]) -> Result<Vec<u32>> {
     let name = |&i: &u32| &bytes[tensors[i as usize].name.clone()];
     let mut by_name: Vec<u32> = (0..tensors.len() as u32).collect();
     by_name.sort_unstable_by_key(name);
-    match by_name.windows(2).find(|two| name(&two[0]) == name(&two[1])) {
+    match by_name
+        .windows(2)
+        .find(|two| name(&two[0]) == name(&two[1]))
+    {
         None => Ok(by_name),
         Some(two) => Err(Error::GgufMalformed {
             culprit: format!("tensor {}", shown(&String::from_utf8_lossy(name(&two[0])))),

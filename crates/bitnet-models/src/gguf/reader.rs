@@ -1,4 +1,5 @@
-//! A cursor over untrusted bytes: every read is checked against what is left, and an error says where and of what.
+//! A cursor over untrusted bytes: every read is checked against what is left, and an error says
+//! where and of what.
 
 use std::fmt::Display;
 
@@ -38,10 +39,15 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Checks that `count` things of at least `size` bytes each can still follow, before any loop over them.
+    /// Checks that `count` things of at least `size` bytes each can still follow, before any loop
+    /// over them.
     pub(super) fn expect_room(&self, count: u64, size: u64, what: &dyn Display) -> Result<()> {
         let needed = count.saturating_mul(size);
-        if needed <= self.left() as u64 { Ok(()) } else { Err(self.truncated(needed, what)) }
+        if needed <= self.left() as u64 {
+            Ok(())
+        } else {
+            Err(self.truncated(needed, what))
+        }
     }
 
     /// The next little-endian u32.
@@ -75,6 +81,11 @@ impl<'a> Reader<'a> {
     }
 
     fn truncated(&self, needed: u64, what: &dyn Display) -> Error {
-        Error::GgufTruncated { what: what.to_string(), offset: self.offset, needed, left: self.left() }
+        Error::GgufTruncated {
+            what: what.to_string(),
+            offset: self.offset,
+            needed,
+            left: self.left(),
+        }
     }
 }

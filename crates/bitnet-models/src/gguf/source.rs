@@ -11,7 +11,9 @@ use super::{Gguf, Metadata, MetadataValue, TensorType, TensorView};
 use crate::config::{Config, RopePairs};
 use crate::error::{Error, Result};
 use crate::model::LoadOptions;
-use crate::source::{Codes, FloatRule, LayerSlot, Projection, Slot, Source, TernaryTensor, finite_values};
+use crate::source::{
+    Codes, FloatRule, LayerSlot, Projection, Slot, Source, TernaryTensor, finite_values,
+};
 use crate::table::Table;
 
 /// The names of a layer's tensors, between `blk.N.` and `.weight`.
@@ -21,7 +23,10 @@ const LAYER_NAMES: [(LayerSlot, &str); 11] = [
     (LayerSlot::Weight(Projection::Key), "attn_k"),
     (LayerSlot::Weight(Projection::Value), "attn_v"),
     (LayerSlot::AttentionSubNorm, "attn_sub_norm"),
-    (LayerSlot::Weight(Projection::AttentionOutput), "attn_output"),
+    (
+        LayerSlot::Weight(Projection::AttentionOutput),
+        "attn_output",
+    ),
     (LayerSlot::FfnNorm, "ffn_norm"),
     (LayerSlot::Weight(Projection::Gate), "ffn_gate"),
     (LayerSlot::Weight(Projection::Up), "ffn_up"),
@@ -51,13 +56,23 @@ fn tile_key(format: &str, rows: usize, cols: usize) -> String {
 }
 
 /// The pair that states the tile of a format that has one.
-pub(crate) fn tile_pair(format: TernaryFormat, rows: usize, cols: usize) -> Option<(String, MetadataValue)> {
+pub(crate) fn tile_pair(
+    format: TernaryFormat,
+    rows: usize,
+    cols: usize,
+) -> Option<(String, MetadataValue)> {
     let (name, sizes) = match format {
-        TernaryFormat::TL1(tile) => ("tl1", vec![tile.tile_rows, tile.block_cols, tile.inner_rows]),
+        TernaryFormat::TL1(tile) => (
+            "tl1",
+            vec![tile.tile_rows, tile.block_cols, tile.inner_rows],
+        ),
         TernaryFormat::TL2(tile) => ("tl2", vec![tile.tile_rows, tile.block_cols]),
         _ => return None,
     };
-    let sizes = sizes.into_iter().map(|size| i32::try_from(size).unwrap_or(i32::MAX)).collect();
+    let sizes = sizes
+        .into_iter()
+        .map(|size| i32::try_from(size).unwrap_or(i32::MAX))
+        .collect();
     Some((tile_key(name, rows, cols), MetadataValue::I32s(sizes)))
 }
 
@@ -71,7 +86,12 @@ pub(crate) struct GgufSource<'a> {
 
 impl<'a> GgufSource<'a> {
     pub(crate) fn new(gguf: &'a Arc<Gguf>, options: &'a LoadOptions) -> Result<Self> {
-        Ok(Self { gguf, options, floats: FloatRule::Ternary, config: Config::from_gguf(gguf)? })
+        Ok(Self {
+            gguf,
+            options,
+            floats: FloatRule::Ternary,
+            config: Config::from_gguf(gguf)?,
+        })
     }
 
     /// The same, with float projections taken by another rule than [`FloatRule::Ternary`].
@@ -91,7 +111,11 @@ impl<'a> GgufSource<'a> {
         let tensor = self.gguf.require_tensor(&name)?;
         let expected = (dims[0], dims[1..].iter().product::<usize>());
         if (tensor.cols(), tensor.rows()) != expected {
-            return Err(Error::Shape { tensor: name, found: tensor.dims.to_vec(), expected: dims.to_vec() });
+            return Err(Error::Shape {
+                tensor: name,
+                found: tensor.dims.to_vec(),
+                expected: dims.to_vec(),
+            });
         }
         Ok(tensor)
     }
@@ -121,12 +145,26 @@ impl<'a> GgufSource<'a> {
 
     fn tl1_tile(&self, tensor: &TensorView<'_>) -> Result<tl1::Tile> {
         let shape = (tensor.rows(), tensor.cols());
-        let given = self.options.tl1_tiles.iter().find(|(of, _)| *of == shape).map(|(_, tile)| *tile);
+        let given = self
+            .options
+            .tl1_tiles
+            .iter()
+            .find(|(of, _)| *of == shape)
+            .map(|(_, tile)| *tile);
         let stated = || {
             let numbers = self.tile_numbers("tl1", tensor)?;
-            Ok(numbers.map(|[tile_rows, block_cols, inner_rows]| tl1::Tile { tile_rows, block_cols, inner_rows }))
+            Ok(
+                numbers.map(|[tile_rows, block_cols, inner_rows]| tl1::Tile {
+                    tile_rows,
+                    block_cols,
+                    inner_rows,
+                }),
+            )
         };
-        match given.map_or_else(stated, |tile| Ok(Some(tile)))?.or_else(|| tl1::Tile::known(shape.0, shape.1)) {
+        match given
+            .map_or_else(stated, |tile| Ok(Some(tile)))?
+            .or_else(|| tl1::Tile::known(shape.0, shape.1))
+        {
             Some(tile) => Ok(tile),
             None => Err(self.tile_unknown("tl1", tensor)),
         }
@@ -134,59 +172,110 @@ impl<'a> GgufSource<'a> {
 
     fn tl2_tile(&self, tensor: &TensorView<'_>) -> Result<tl2::Tile> {
         let shape = (tensor.rows(), tensor.cols());
-        let given = self.options.tl2_tiles.iter().find(|(of, _)| *of == shape).map(|(_, tile)| *tile);
+        let given = self
+            .options
+            .tl2_tiles
+            .iter()
+            .find(|(of, _)| *of == shape)
+            .map(|(_, tile)| *tile);
         let stated = || {
             let numbers = self.tile_numbers("tl2", tensor)?;
-            Ok(numbers.map(|[tile_rows, block_cols]| tl2::Tile { tile_rows, block_cols }))
+            Ok(numbers.map(|[tile_rows, block_cols]| tl2::Tile {
+                tile_rows,
+                block_cols,
+            }))
         };
-        match given.map_or_else(stated, |tile| Ok(Some(tile)))?.or_else(|| tl2::Tile::known(shape.0, shape.1)) {
+        match given
+            .map_or_else(stated, |tile| Ok(Some(tile)))?
+            .or_else(|| tl2::Tile::known(shape.0, shape.1))
+        {
             Some(tile) => Ok(tile),
             None => Err(self.tile_unknown("tl2", tensor)),
         }
     }
 
     /// The tile that the file states for a tensor's shape.
-    fn tile_numbers<const N: usize>(&self, format: &str, tensor: &TensorView<'_>) -> Result<Option<[usize; N]>> {
+    fn tile_numbers<const N: usize>(
+        &self,
+        format: &str,
+        tensor: &TensorView<'_>,
+    ) -> Result<Option<[usize; N]>> {
         let key = tile_key(format, tensor.rows(), tensor.cols());
-        let Some(numbers) = self.gguf.metadata().i32s(&key)? else { return Ok(None) };
+        let Some(numbers) = self.gguf.metadata().i32s(&key)? else {
+            return Ok(None);
+        };
         let numbers: Vec<i32> = numbers.take(N + 1).collect();
-        let sizes: Vec<usize> = numbers.iter().filter_map(|&number| usize::try_from(number).ok()).collect();
+        let sizes: Vec<usize> = numbers
+            .iter()
+            .filter_map(|&number| usize::try_from(number).ok())
+            .collect();
         match sizes.try_into() {
             Ok(sizes) => Ok(Some(sizes)),
-            Err(_) => Err(Error::Config { key, problem: format!("{numbers:?}; {N} sizes are expected") }),
+            Err(_) => Err(Error::Config {
+                key,
+                problem: format!("{numbers:?}; {N} sizes are expected"),
+            }),
         }
     }
 
     fn tile_unknown(&self, format: &'static str, tensor: &TensorView<'_>) -> Error {
         let (rows, cols) = (tensor.rows(), tensor.cols());
         let key = tile_key(format, rows, cols);
-        Error::TileUnknown { tensor: tensor.name.to_owned(), format: tensor.dtype.name(), rows, cols, key }
+        Error::TileUnknown {
+            tensor: tensor.name.to_owned(),
+            format: tensor.dtype.name(),
+            rows,
+            cols,
+            key,
+        }
     }
 
-    /// What files in llama.cpp's style multiply a projection by, besides the scale inside the tensor.
+    /// What files in llama.cpp's style multiply a projection by, besides the scale inside the
+    /// tensor.
     fn outer_scale(&self, weight: &str) -> Result<f32> {
         let name = scale_name(weight);
-        let Some(tensor) = self.gguf.tensor(&name) else { return Ok(1.0) };
+        let Some(tensor) = self.gguf.tensor(&name) else {
+            return Ok(1.0);
+        };
         if (tensor.cols(), tensor.rows()) != (1, 1) {
-            return Err(Error::Shape { tensor: name, found: tensor.dims.to_vec(), expected: vec![1] });
+            return Err(Error::Shape {
+                tensor: name,
+                found: tensor.dims.to_vec(),
+                expected: vec![1],
+            });
         }
         Ok(finite_values(&name, dense(&tensor, "a scale")?, tensor.data, 1)?[0])
     }
 
     fn is_used(&self, name: &str) -> bool {
-        if matches!(name, "token_embd.weight" | "output.weight" | "output_norm.weight" | ROPE_FACTORS) {
+        if matches!(
+            name,
+            "token_embd.weight" | "output.weight" | "output_norm.weight" | ROPE_FACTORS
+        ) {
             return true;
         }
-        let Some((index, rest)) = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else { return false };
-        let Some((part, kind)) = rest.rsplit_once('.') else { return false };
-        let slot = LAYER_NAMES.iter().find(|(_, known)| *known == part).map(|(slot, _)| *slot);
+        let Some((index, rest)) = name
+            .strip_prefix("blk.")
+            .and_then(|rest| rest.split_once('.'))
+        else {
+            return false;
+        };
+        let Some((part, kind)) = rest.rsplit_once('.') else {
+            return false;
+        };
+        let slot = LAYER_NAMES
+            .iter()
+            .find(|(_, known)| *known == part)
+            .map(|(slot, _)| *slot);
         let has_kind = match slot {
             Some(LayerSlot::Weight(_)) => matches!(kind, "weight" | "scale"),
             _ => kind == "weight",
         };
         has_kind
             && slot.is_some_and(|slot| slot.is_used(&self.config))
-            && index.parse::<usize>().is_ok_and(|index| index < self.config.num_layers)
+            && index
+                .parse::<usize>()
+                .is_ok_and(|index| index < self.config.num_layers)
     }
 }
 
@@ -196,7 +285,11 @@ impl Source for GgufSource<'_> {
     }
 
     fn check_tensors(&self) -> Result<()> {
-        match self.gguf.tensors().find(|tensor| !self.is_used(tensor.name)) {
+        match self
+            .gguf
+            .tensors()
+            .find(|tensor| !self.is_used(tensor.name))
+        {
             None => Ok(()),
             Some(tensor) => Err(Error::TensorUnknown {
                 tensor: tensor.name.to_owned(),
@@ -219,7 +312,13 @@ impl Source for GgufSource<'_> {
     fn table(&self, slot: Slot, rows: usize, cols: usize) -> Result<Table> {
         let tensor = self.tensor(slot, &[cols, rows])?;
         let format = dense(&tensor, "an embedding or a head")?;
-        Table::new(tensor.name, self.gguf.extent(tensor.range()), format, rows, cols)
+        Table::new(
+            tensor.name,
+            self.gguf.extent(tensor.range()),
+            format,
+            rows,
+            cols,
+        )
     }
 
     fn projection(
@@ -230,21 +329,31 @@ impl Source for GgufSource<'_> {
         cols: usize,
         pool: &Pool,
     ) -> Result<TernaryTensor> {
-        let tensor = self.tensor(Slot::Layer(layer, LayerSlot::Weight(projection)), &[cols, rows])?;
+        let tensor = self.tensor(
+            Slot::Layer(layer, LayerSlot::Weight(projection)),
+            &[cols, rows],
+        )?;
         let floats = match tensor.dtype {
             TensorType::F32 => Some(Dense::F32),
             TensorType::F16 => Some(Dense::F16),
             TensorType::BF16 => Some(Dense::BF16),
             _ => None,
         };
-        let interleaved = projection.is_rotated() && self.config.rope_pairs == RopePairs::Interleaved;
+        let interleaved =
+            projection.is_rotated() && self.config.rope_pairs == RopePairs::Interleaved;
         let (codes, scale) = match floats {
             Some(format) => (Codes::Signs(format), 1.0), // until it is measured
             None => {
                 let format = self.ternary_format(&tensor)?;
                 let scale = format.scale(tensor.data, rows, cols);
-                let of_tensor = |source| Error::Tensor { tensor: tensor.name.to_owned(), source };
-                (Codes::Packed(format), scale.map_err(of_tensor)?.unwrap_or(1.0))
+                let of_tensor = |source| Error::Tensor {
+                    tensor: tensor.name.to_owned(),
+                    source,
+                };
+                (
+                    Codes::Packed(format),
+                    scale.map_err(of_tensor)?.unwrap_or(1.0),
+                )
             }
         };
         let mut ternary = TernaryTensor {
@@ -262,24 +371,36 @@ impl Source for GgufSource<'_> {
         ternary.scale *= self.outer_scale(tensor.name)?;
         if !ternary.scale.is_finite() {
             let problem = format!("its scale is {}", ternary.scale);
-            return Err(Error::TensorValues { tensor: ternary.name, problem });
+            return Err(Error::TensorValues {
+                tensor: ternary.name,
+                problem,
+            });
         }
         Ok(ternary)
     }
 
     fn rope_factors(&self) -> Result<Option<Vec<f32>>> {
-        let Some(tensor) = self.gguf.tensor(ROPE_FACTORS) else { return Ok(None) };
+        let Some(tensor) = self.gguf.tensor(ROPE_FACTORS) else {
+            return Ok(None);
+        };
         let half = self.config.attention.head_dim / 2;
         if (tensor.cols(), tensor.rows()) != (half, 1) {
             let found = tensor.dims.to_vec();
-            return Err(Error::Shape { tensor: ROPE_FACTORS.to_owned(), found, expected: vec![half] });
+            return Err(Error::Shape {
+                tensor: ROPE_FACTORS.to_owned(),
+                found,
+                expected: vec![half],
+            });
         }
         let factors = finite_values(ROPE_FACTORS, dense(&tensor, "a vector")?, tensor.data, half)?;
         match factors.iter().position(|factor| *factor <= 0.0) {
             None => Ok(Some(factors)),
             Some(at) => Err(Error::TensorValues {
                 tensor: ROPE_FACTORS.to_owned(),
-                problem: format!("element {at} is {}, a divisor of frequencies must be above 0", factors[at]),
+                problem: format!(
+                    "element {at} is {}, a divisor of frequencies must be above 0",
+                    factors[at]
+                ),
             }),
         }
     }

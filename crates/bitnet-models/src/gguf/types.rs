@@ -12,7 +12,8 @@ use super::metadata::Metadata;
 
 /// How the elements of a tensor are stored.
 ///
-/// Types with a known size can be listed; which of them the engine computes with is for the loader to say.
+/// Types with a known size can be listed; which of them the engine computes with is for the loader
+/// to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, non_camel_case_types, reason = "the field's own names")]
 pub enum TensorType {
@@ -130,8 +131,9 @@ impl TensorType {
         matches!(self, I2_S | TL1 | TL2 | TQ1_0 | TQ2_0)
     }
 
-    /// `general.file_type` of files whose projections have this type: without it TL2 cannot be told from another type of
-    /// its id. 0, which means F32, for types that projections are not written in.
+    /// `general.file_type` of files whose projections have this type: without it TL2 cannot be told
+    /// from another type of its id. 0, which means F32, for types that projections are not written
+    /// in.
     pub(crate) fn file_type(self) -> u32 {
         match self {
             F16 => 1,
@@ -163,9 +165,14 @@ impl TensorType {
             _ => {
                 let (.., block_len, block_bytes) = *self.row();
                 if !cols.is_multiple_of(block_len) {
-                    return Err(format!("{} needs a multiple of {block_len} columns, not {cols}", self.name()));
+                    return Err(format!(
+                        "{} needs a multiple of {block_len} columns, not {cols}",
+                        self.name()
+                    ));
                 }
-                rows.checked_mul(cols / block_len).and_then(|n| n.checked_mul(block_bytes)).ok_or_else(too_large)
+                rows.checked_mul(cols / block_len)
+                    .and_then(|n| n.checked_mul(block_bytes))
+                    .ok_or_else(too_large)
             }
         }
     }
@@ -216,8 +223,8 @@ fn too_large() -> String {
 
 /// What the ambiguous ids mean in one file.
 ///
-/// 39 was TL2 for Microsoft until July 2026 and is MXFP4 for everybody else; since then TL2 is 42. 36 is I2_S in
-/// Microsoft's files and was IQ4_NL_4_4 for a while in llama.cpp.
+/// 39 was TL2 for Microsoft until July 2026 and is MXFP4 for everybody else; since then TL2 is 42.
+/// 36 is I2_S in Microsoft's files and was IQ4_NL_4_4 for a while in llama.cpp.
 pub(super) struct TypeDialect {
     pub(super) tl2_is_39: bool,
 }
@@ -225,9 +232,18 @@ pub(super) struct TypeDialect {
 impl TypeDialect {
     /// Settles it by file type and architecture, and by whether other tensors are Microsoft's.
     pub(super) fn of(metadata: &Metadata, any_36_or_38: bool) -> Self {
-        let file_type = metadata.get("general.file_type").and_then(|v| v.as_integer());
-        let arch = metadata.get("general.architecture").and_then(|v| v.as_str()).unwrap_or_default();
-        Self { tl2_is_39: file_type == Some(39) || arch.starts_with("bitnet") || (arch == "llama" && any_36_or_38) }
+        let file_type = metadata
+            .get("general.file_type")
+            .and_then(|v| v.as_integer());
+        let arch = metadata
+            .get("general.architecture")
+            .and_then(|v| v.as_str())
+            .unwrap_or_default();
+        Self {
+            tl2_is_39: file_type == Some(39)
+                || arch.starts_with("bitnet")
+                || (arch == "llama" && any_36_or_38),
+        }
     }
 
     /// The type of an id.
@@ -251,7 +267,10 @@ pub(super) fn unknown(id: u32) -> String {
 
 /// The list for the refusal of an unknown type.
 pub(super) fn supported() -> String {
-    let names: Vec<String> = TABLE.iter().map(|(_, id, name, ..)| format!("{name} ({id})")).collect();
+    let names: Vec<String> = TABLE
+        .iter()
+        .map(|(_, id, name, ..)| format!("{name} ({id})"))
+        .collect();
     names.join(", ")
 }
 
@@ -273,8 +292,16 @@ mod tests {
         assert_eq!(I2_S.size_bytes(6912, 2560), Ok(6912 * 2560 / 4 + 32));
         assert_eq!(TL2.size_bytes(3200, 8640), Ok(5_794_176));
         assert_eq!(I8_S.size_bytes(3, 5), Ok(32));
-        assert!(Q8_0.size_bytes(1, 33).unwrap_err().contains("multiple of 32 columns"));
-        assert!(TL2.size_bytes(64, 128).unwrap_err().contains("at least 256 columns"));
+        assert!(
+            Q8_0.size_bytes(1, 33)
+                .unwrap_err()
+                .contains("multiple of 32 columns")
+        );
+        assert!(
+            TL2.size_bytes(64, 128)
+                .unwrap_err()
+                .contains("at least 256 columns")
+        );
         assert!(F32.size_bytes(usize::MAX / 2, 4).is_err());
     }
 }

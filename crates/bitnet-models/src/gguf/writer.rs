@@ -1,4 +1,5 @@
-//! [`GgufWriter`]: a GGUF file, written front to back, so that no more of a model is in memory than is being written.
+//! [`GgufWriter`]: a GGUF file, written front to back, so that no more of a model is in memory than
+//! is being written.
 
 use std::fs::File;
 use std::path::Path;
@@ -65,11 +66,15 @@ impl MetadataValue {
             }
             Self::I32s(values) => {
                 array(out, 5, values.len());
-                values.iter().for_each(|value| out.extend(value.to_le_bytes()));
+                values
+                    .iter()
+                    .for_each(|value| out.extend(value.to_le_bytes()));
             }
             Self::F32s(values) => {
                 array(out, 6, values.len());
-                values.iter().for_each(|value| out.extend(value.to_le_bytes()));
+                values
+                    .iter()
+                    .for_each(|value| out.extend(value.to_le_bytes()));
             }
         }
     }
@@ -98,13 +103,21 @@ impl TensorInfo {
     /// If the type cannot hold that shape.
     pub fn num_bytes(&self) -> Result<usize> {
         let rows = self.dims[1..].iter().product();
-        self.dtype.size_bytes(rows, self.dims[0]).map_err(|why| Error::Convert {
-            problem: format!("tensor {} of shape {:?} cannot be {}: {why}", shown(&self.name), self.dims, self.dtype),
-        })
+        self.dtype
+            .size_bytes(rows, self.dims[0])
+            .map_err(|why| Error::Convert {
+                problem: format!(
+                    "tensor {} of shape {:?} cannot be {}: {why}",
+                    shown(&self.name),
+                    self.dims,
+                    self.dtype
+                ),
+            })
     }
 }
 
-/// A file being written: first the metadata and the list of tensors, then each tensor's bytes in that order.
+/// A file being written: first the metadata and the list of tensors, then each tensor's bytes in
+/// that order.
 pub struct GgufWriter {
     pieces: Pieces,
     tensors: Vec<TensorInfo>,
@@ -115,9 +128,16 @@ impl GgufWriter {
     ///
     /// # Errors
     /// If the system does not allow it, or a tensor cannot have its shape.
-    pub fn create(path: &Path, metadata: &[(String, MetadataValue)], tensors: Vec<TensorInfo>) -> Result<Self> {
+    pub fn create(
+        path: &Path,
+        metadata: &[(String, MetadataValue)],
+        tensors: Vec<TensorInfo>,
+    ) -> Result<Self> {
         let file = File::options().write(true).create_new(true).open(path);
-        let file = file.map_err(|source| Error::Write { path: path.to_owned(), source })?;
+        let file = file.map_err(|source| Error::Write {
+            path: path.to_owned(),
+            source,
+        })?;
         Self::new(file, path, metadata, tensors)
     }
 
@@ -140,17 +160,23 @@ impl GgufWriter {
         for tensor in &tensors {
             write_string(&mut head, &tensor.name);
             head.extend((tensor.dims.len() as u32).to_le_bytes());
-            tensor.dims.iter().for_each(|dim| head.extend((*dim as u64).to_le_bytes()));
+            tensor
+                .dims
+                .iter()
+                .for_each(|dim| head.extend((*dim as u64).to_le_bytes()));
             head.extend(tensor.dtype.id().to_le_bytes());
             head.extend((offset as u64).to_le_bytes());
-            offset += tensor.num_bytes()?.next_multiple_of(ALIGNMENT_DEFAULT as usize);
+            offset += tensor
+                .num_bytes()?
+                .next_multiple_of(ALIGNMENT_DEFAULT as usize);
         }
         head.resize(head.len().next_multiple_of(ALIGNMENT_DEFAULT as usize), 0);
         let pieces = Pieces::new(file, path, &head, ALIGNMENT_DEFAULT as usize)?;
         Ok(Self { pieces, tensors })
     }
 
-    /// Begins the next tensor of the list and returns it; its bytes follow through [`GgufWriter::write`].
+    /// Begins the next tensor of the list and returns it; its bytes follow through
+    /// [`GgufWriter::write`].
     ///
     /// # Errors
     /// If the system does not allow it.
@@ -174,7 +200,8 @@ impl GgufWriter {
         self.pieces.write(bytes)
     }
 
-    /// Hands everything to the system and waits until it is stored. Returns the tensors with the checksums of their bytes.
+    /// Hands everything to the system and waits until it is stored. Returns the tensors with the
+    /// checksums of their bytes.
     ///
     /// # Errors
     /// If the system does not allow it.
@@ -182,7 +209,15 @@ impl GgufWriter {
     /// # Panics
     /// If a tensor is missing or not complete.
     pub fn finish(self) -> Result<Vec<(TensorInfo, Checksum)>> {
-        assert_eq!(self.pieces.num_begun(), self.tensors.len(), "tensors written and announced");
-        Ok(self.tensors.into_iter().zip(self.pieces.finish()?).collect())
+        assert_eq!(
+            self.pieces.num_begun(),
+            self.tensors.len(),
+            "tensors written and announced"
+        );
+        Ok(self
+            .tensors
+            .into_iter()
+            .zip(self.pieces.finish()?)
+            .collect())
     }
 }

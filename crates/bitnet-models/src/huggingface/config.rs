@@ -11,7 +11,8 @@ use crate::error::{Error, Result, shown};
 pub struct Quantization {
     /// What `weight_scale` does.
     pub weight_scale: WeightScale,
-    /// Whether the file holds float weights that are quantized at every use (`quantization_mode: "online"`).
+    /// Whether the file holds float weights that are quantized at every use (`quantization_mode:
+    /// "online"`).
     pub online: bool,
     /// Whether the logits come from the embedding; `None` if the file leaves it to the tensors.
     pub(super) tie_word_embeddings: Option<bool>,
@@ -43,7 +44,8 @@ pub(super) enum RopeScaling {
     },
 }
 
-/// Names and what they mean: the graph with squared ReLU and with SiLU, and the activation when none is stated.
+/// Names and what they mean: the graph with squared ReLU and with SiLU, and the activation when
+/// none is stated.
 const ARCHITECTURES: [(&str, Family, Gate); 3] = [
     ("BitNetForCausalLM", Family::Bitnet, Gate::Relu2),
     ("BitnetForCausalLM", Family::Bitnet, Gate::Silu),
@@ -59,7 +61,10 @@ enum Family {
 /// Reads a parsed `config.json`. num_tensors: a bound on the number of layers.
 pub(super) fn read(json: &Value, num_tensors: usize) -> Result<(Config, Quantization)> {
     let Some(object) = json.as_object() else {
-        return Err(Error::Config { key: "config.json".into(), problem: "not an object".into() });
+        return Err(Error::Config {
+            key: "config.json".into(),
+            problem: "not an object".into(),
+        });
     };
     let root = Keys { object, path: "" };
     let (name, family, default_gate) = architecture_name(&root)?;
@@ -68,14 +73,19 @@ pub(super) fn read(json: &Value, num_tensors: usize) -> Result<(Config, Quantiza
         Some("relu2") => Gate::Relu2,
         Some("silu" | "swish") => Gate::Silu,
         Some(other) => {
-            return Err(root.error("hidden_act", format!("{:?}; relu2 and silu are supported", shown(other))));
+            return Err(root.error(
+                "hidden_act",
+                format!("{:?}; relu2 and silu are supported", shown(other)),
+            ));
         }
     };
     let architecture = match (family, gate) {
         (Family::Bitnet, Gate::Relu2) => Architecture::BitnetB158,
         (Family::Bitnet, Gate::Silu) => Architecture::Bitnet,
         (Family::Llama, Gate::Silu) => Architecture::Llama,
-        (Family::Llama, Gate::Relu2) => return Err(root.error("hidden_act", format!("\"relu2\"; {name} uses silu"))),
+        (Family::Llama, Gate::Relu2) => {
+            return Err(root.error("hidden_act", format!("\"relu2\"; {name} uses silu")));
+        }
     };
     root.refuse_what_changes_the_graph()?;
     let quantization_config = root.object("quantization_config")?;
@@ -101,26 +111,43 @@ pub(super) fn read(json: &Value, num_tensors: usize) -> Result<(Config, Quantiza
     let config = Config {
         architecture,
         architecture_name: name.to_owned(),
-        name: root.str("_name_or_path")?.filter(|name| !name.is_empty()).map(shown),
+        name: root
+            .str("_name_or_path")?
+            .filter(|name| !name.is_empty())
+            .map(shown),
         vocab_size: root.size("vocab_size", 1 << 24)?,
         hidden_size,
         num_layers: root.size("num_hidden_layers", num_tensors.max(1))?,
         attention: AttentionShape {
             heads,
-            kv_heads: root.optional_size("num_key_value_heads", heads)?.unwrap_or(heads),
+            kv_heads: root
+                .optional_size("num_key_value_heads", heads)?
+                .unwrap_or(heads),
             head_dim,
         },
         ffn_size: root.size("intermediate_size", MAX_COLS)?,
         context_length: root.size("max_position_embeddings", u32::MAX as usize)?,
         rms_norm_eps: root.number("rms_norm_eps")?.map_or(1e-6, |eps| eps as f32),
         rope_theta: rope_theta as f32,
-        rope_scaling_factor: if let RopeScaling::Linear(factor) = rope { factor } else { 1.0 },
+        rope_scaling_factor: if let RopeScaling::Linear(factor) = rope {
+            factor
+        } else {
+            1.0
+        },
         rope_pairs: RopePairs::HalfSplit,
         input_norm_eps,
     }
     .checked()?;
     let tie_word_embeddings = root.bool("tie_word_embeddings")?;
-    Ok((config, Quantization { weight_scale, online, tie_word_embeddings, rope }))
+    Ok((
+        config,
+        Quantization {
+            weight_scale,
+            online,
+            tie_word_embeddings,
+            rope,
+        },
+    ))
 }
 
 fn architecture_name<'a>(root: &Keys<'a>) -> Result<(&'a str, Family, Gate)> {
@@ -129,17 +156,29 @@ fn architecture_name<'a>(root: &Keys<'a>) -> Result<(&'a str, Family, Gate)> {
     let found = match names.and_then(|names| names.first()?.as_str()) {
         Some(name) => name,
         None => {
-            let problem = format!("missing or not a list of names; supported are {}", supported());
+            let problem = format!(
+                "missing or not a list of names; supported are {}",
+                supported()
+            );
             return Err(root.error("architectures", problem));
         }
     };
     let known = ARCHITECTURES.iter().find(|(name, ..)| *name == found);
-    let unsupported = || Error::Architecture { found: shown(found), supported: supported() };
-    known.map(|(_, family, gate)| (found, *family, *gate)).ok_or_else(unsupported)
+    let unsupported = || Error::Architecture {
+        found: shown(found),
+        supported: supported(),
+    };
+    known
+        .map(|(_, family, gate)| (found, *family, *gate))
+        .ok_or_else(unsupported)
 }
 
-/// What `weight_scale` does, whether weights are quantized on load, and the epsilon of the projections' own norms.
-fn quantization(keys: &Keys<'_>, architecture: Architecture) -> Result<(WeightScale, bool, Option<f32>)> {
+/// What `weight_scale` does, whether weights are quantized on load, and the epsilon of the
+/// projections' own norms.
+fn quantization(
+    keys: &Keys<'_>,
+    architecture: Architecture,
+) -> Result<(WeightScale, bool, Option<f32>)> {
     let one_of = |key: &str, found: &str, supported: &str| {
         Err(keys.error(key, format!("{:?}; {supported} is supported", shown(found))))
     };
@@ -169,20 +208,27 @@ fn quantization(keys: &Keys<'_>, architecture: Architecture) -> Result<(WeightSc
         return Ok((weight_scale, online, None));
     }
     if architecture.has_sub_norms() {
-        let problem = "true, which is not supported for a graph that has norms before its output projections";
+        let problem =
+            "true, which is not supported for a graph that has norms before its output projections";
         return Err(keys.error("use_rms_norm", problem.into()));
     }
     let eps = keys.number("rms_norm_eps")?.unwrap_or(1e-6);
     Ok((weight_scale, online, Some(eps as f32)))
 }
 
-/// Base of the rotary frequencies and what changes them; newer files keep both in `rope_parameters`.
+/// Base of the rotary frequencies and what changes them; newer files keep both in
+/// `rope_parameters`.
 fn rope(root: &Keys<'_>) -> Result<(f64, RopeScaling)> {
     let parameters = match root.object("rope_parameters")? {
         Some(parameters) => Some(parameters),
         None => root.object("rope_scaling")?,
     };
-    let Some(keys) = parameters else { return Ok((root.number("rope_theta")?.unwrap_or(10_000.0), RopeScaling::None)) };
+    let Some(keys) = parameters else {
+        return Ok((
+            root.number("rope_theta")?.unwrap_or(10_000.0),
+            RopeScaling::None,
+        ));
+    };
     let theta = match keys.number("rope_theta")? {
         Some(theta) => theta,
         None => root.number("rope_theta")?.unwrap_or(10_000.0),
@@ -196,7 +242,10 @@ fn rope(root: &Keys<'_>) -> Result<(f64, RopeScaling)> {
         "linear" => RopeScaling::Linear(keys.positive("factor")? as f32),
         "llama3" => llama3(&keys)?,
         other => {
-            let problem = format!("{:?}; default, linear and llama3 are supported", shown(other));
+            let problem = format!(
+                "{:?}; default, linear and llama3 are supported",
+                shown(other)
+            );
             return Err(keys.error("rope_type", problem));
         }
     };
@@ -204,9 +253,15 @@ fn rope(root: &Keys<'_>) -> Result<(f64, RopeScaling)> {
 }
 
 fn llama3(keys: &Keys<'_>) -> Result<RopeScaling> {
-    let (low, high) = (keys.positive("low_freq_factor")?, keys.positive("high_freq_factor")?);
+    let (low, high) = (
+        keys.positive("low_freq_factor")?,
+        keys.positive("high_freq_factor")?,
+    );
     if low >= high {
-        return Err(keys.error("low_freq_factor", format!("{low}, not below high_freq_factor {high}")));
+        return Err(keys.error(
+            "low_freq_factor",
+            format!("{low}, not below high_freq_factor {high}"),
+        ));
     }
     Ok(RopeScaling::Llama3 {
         factor: keys.positive("factor")?,
@@ -227,9 +282,11 @@ pub(crate) fn packed_quantization(config: &Config) -> Value {
 
 /// A `config.json` for a model with packed weights whose configuration is not one already.
 ///
-/// tied: whether the logits come from the embedding; bos, eos: the tokens that begin and end a text.
+/// tied: whether the logits come from the embedding; bos, eos: the tokens that begin and end a
+/// text.
 pub(crate) fn write(config: &Config, tied: bool, bos: Option<u32>, eos: Option<u32>) -> Value {
-    // Both graphs with norms before their output projections are one class, told apart by its activation.
+    // Both graphs with norms before their output projections are one class, told apart by its
+    // activation.
     let (name, kind) = match config.architecture {
         Architecture::BitnetB158 | Architecture::Bitnet => ("BitNetForCausalLM", "bitnet"),
         Architecture::Llama => ("LlamaForCausalLM", "llama"),
@@ -264,7 +321,9 @@ pub(crate) fn write(config: &Config, tied: bool, bos: Option<u32>, eos: Option<u
 
 /// The shortest decimal that is this f32; as an f64 it would get digits that mean nothing.
 fn number(x: f32) -> Value {
-    x.to_string().parse::<f64>().map_or(Value::Null, Value::from)
+    x.to_string()
+        .parse::<f64>()
+        .map_or(Value::Null, Value::from)
 }
 
 /// An object of the file, with what precedes its keys in messages.
@@ -275,7 +334,10 @@ struct Keys<'a> {
 
 impl<'a> Keys<'a> {
     fn error(&self, key: &str, problem: String) -> Error {
-        Error::Config { key: format!("{}{key}", self.path), problem }
+        Error::Config {
+            key: format!("{}{key}", self.path),
+            problem,
+        }
     }
 
     fn wrong_type(&self, key: &str, value: &Value, wanted: &str) -> Error {
@@ -288,17 +350,29 @@ impl<'a> Keys<'a> {
     }
 
     fn str(&self, key: &str) -> Result<Option<&'a str>> {
-        let read = |value: &'a Value| value.as_str().ok_or_else(|| self.wrong_type(key, value, "a string"));
+        let read = |value: &'a Value| {
+            value
+                .as_str()
+                .ok_or_else(|| self.wrong_type(key, value, "a string"))
+        };
         self.get(key).map(read).transpose()
     }
 
     fn bool(&self, key: &str) -> Result<Option<bool>> {
-        let read = |value: &Value| value.as_bool().ok_or_else(|| self.wrong_type(key, value, "true or false"));
+        let read = |value: &Value| {
+            value
+                .as_bool()
+                .ok_or_else(|| self.wrong_type(key, value, "true or false"))
+        };
         self.get(key).map(read).transpose()
     }
 
     fn number(&self, key: &str) -> Result<Option<f64>> {
-        let read = |value: &Value| value.as_f64().ok_or_else(|| self.wrong_type(key, value, "a number"));
+        let read = |value: &Value| {
+            value
+                .as_f64()
+                .ok_or_else(|| self.wrong_type(key, value, "a number"))
+        };
         self.get(key).map(read).transpose()
     }
 
@@ -306,7 +380,10 @@ impl<'a> Keys<'a> {
     fn positive(&self, key: &str) -> Result<f64> {
         match self.number(key)? {
             Some(number) if number > 0.0 && number <= 1e12 => Ok(number),
-            Some(number) => Err(self.error(key, format!("{number}; more than 0 and at most 1e12 is possible"))),
+            Some(number) => Err(self.error(
+                key,
+                format!("{number}; more than 0 and at most 1e12 is possible"),
+            )),
             None => Err(self.error(key, "missing".into())),
         }
     }
@@ -325,15 +402,21 @@ impl<'a> Keys<'a> {
     }
 
     fn optional_size(&self, key: &str, max: usize) -> Result<Option<usize>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
         match value.as_u64() {
             Some(size) if (1..=max as u64).contains(&size) => Ok(Some(size as usize)),
-            _ => Err(self.error(key, format!("{}; 1 to {max} is possible", shown_value(value)))),
+            _ => Err(self.error(
+                key,
+                format!("{}; 1 to {max} is possible", shown_value(value)),
+            )),
         }
     }
 
     fn size(&self, key: &str, max: usize) -> Result<usize> {
-        self.optional_size(key, max)?.ok_or_else(|| self.error(key, "missing".into()))
+        self.optional_size(key, max)?
+            .ok_or_else(|| self.error(key, "missing".into()))
     }
 
     /// Options of the published model classes that would make another graph.
@@ -343,7 +426,11 @@ impl<'a> Keys<'a> {
                 return Err(self.error(key, "true; biases are not supported".into()));
             }
         }
-        for (key, only) in [("partial_rotary_factor", 1.0), ("input_bits", 8.0), ("weight_bits", 1.0)] {
+        for (key, only) in [
+            ("partial_rotary_factor", 1.0),
+            ("input_bits", 8.0),
+            ("weight_bits", 1.0),
+        ] {
             if let Some(found) = self.number(key)?
                 && found != only
             {
@@ -355,15 +442,28 @@ impl<'a> Keys<'a> {
 
     /// Modules that stay in floats: the head may, and whatever is not a projection.
     fn refuse_unconverted_projections(&self) -> Result<()> {
-        const PROJECTIONS: [&str; 9] =
-            ["self_attn", "mlp", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
-        let Some(value) = self.get("modules_to_not_convert") else { return Ok(()) };
+        const PROJECTIONS: [&str; 9] = [
+            "self_attn",
+            "mlp",
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+        ];
+        let Some(value) = self.get("modules_to_not_convert") else {
+            return Ok(());
+        };
         let not_names = || self.wrong_type("modules_to_not_convert", value, "a list of names");
         for name in value.as_array().ok_or_else(not_names)? {
             let name = name.as_str().ok_or_else(not_names)?;
             let parts: Vec<&str> = name.split('.').collect();
-            let whole_layers =
-                matches!(parts[..], ["model"] | ["model", "layers"] | ["model", "layers", _] | ["layers", ..]);
+            let whole_layers = matches!(
+                parts[..],
+                ["model"] | ["model", "layers"] | ["model", "layers", _] | ["layers", ..]
+            );
             if whole_layers || parts.iter().any(|part| PROJECTIONS.contains(part)) {
                 let problem = format!("{:?}; projections in floats are not supported", shown(name));
                 return Err(self.error("modules_to_not_convert", problem));

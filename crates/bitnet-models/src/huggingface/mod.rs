@@ -1,11 +1,13 @@
-//! Hugging Face checkpoints: a directory with `config.json` and one or many safetensors files, checked when opened.
+//! Hugging Face checkpoints: a directory with `config.json` and one or many safetensors files,
+//! checked when opened.
 //!
 //! ```text
 //! config.json                                        shapes, graph, how the weights are quantized
 //! model.safetensors                                  all tensors, or
 //! model.safetensors.index.json                       {"weight_map": {tensor: file, …}} and the files it names
 //! ```
-//! As with GGUF, what `open` accepts is sound: every tensor lies in its file and has the size of its type and shape.
+//! As with GGUF, what `open` accepts is sound: every tensor lies in its file and has the size of
+//! its type and shape.
 
 pub(crate) mod config;
 mod safetensors;
@@ -70,7 +72,12 @@ impl Checkpoint {
         // No name comes twice: a header repeats none, and an index lists each for one file.
         let tensors: BTreeMap<String, Tensor> = open_shards(path)?.into_iter().flatten().collect();
         let (config, quantization) = config::read(&json, tensors.len())?;
-        Ok(Self { path: path.to_owned(), config, quantization, tensors })
+        Ok(Self {
+            path: path.to_owned(),
+            config,
+            quantization,
+            tensors,
+        })
     }
 
     /// The directory.
@@ -105,7 +112,9 @@ impl Checkpoint {
 impl Checkpoint {
     /// Type, shape and bytes of a tensor.
     pub(crate) fn stored(&self, name: &str) -> Option<(DType, &[usize], &Extent)> {
-        self.tensors.get(name).map(|tensor| (tensor.dtype, &tensor.shape[..], &tensor.data))
+        self.tensors
+            .get(name)
+            .map(|tensor| (tensor.dtype, &tensor.shape[..], &tensor.data))
     }
 }
 
@@ -120,11 +129,19 @@ fn open_shards(path: &Path) -> Result<Vec<Shard>> {
     }
     let index_path = path.join(INDEX);
     if !index_path.exists() {
-        let problem = format!("there is neither {SINGLE} nor {INDEX}; other forms of weights are not supported");
-        return Err(Error::Checkpoint { path: path.to_owned(), problem });
+        let problem = format!(
+            "there is neither {SINGLE} nor {INDEX}; other forms of weights are not supported"
+        );
+        return Err(Error::Checkpoint {
+            path: path.to_owned(),
+            problem,
+        });
     }
     let index = read_json(&index_path)?;
-    let wrong = |problem| Error::Checkpoint { path: index_path.clone(), problem };
+    let wrong = |problem| Error::Checkpoint {
+        path: index_path.clone(),
+        problem,
+    };
     let Some(weight_map) = index.get("weight_map").and_then(|map| map.as_object()) else {
         return Err(wrong("there is no object \"weight_map\"".into()));
     };
@@ -132,23 +149,48 @@ fn open_shards(path: &Path) -> Result<Vec<Shard>> {
     for (name, file) in weight_map {
         let file = file.as_str().filter(|file| is_file_name(file));
         let Some(file) = file else {
-            return Err(wrong(format!("tensor {} is in no file of this directory", shown(name))));
+            return Err(wrong(format!(
+                "tensor {} is in no file of this directory",
+                shown(name)
+            )));
         };
         by_file.entry(file).or_default().insert(name);
     }
-    by_file.iter().map(|(file, listed)| open_listed_shard(path, &index_path, file, listed)).collect()
+    by_file
+        .iter()
+        .map(|(file, listed)| open_listed_shard(path, &index_path, file, listed))
+        .collect()
 }
 
 /// Opens a file of an index and checks that it has the tensors listed for it and no others.
-fn open_listed_shard(path: &Path, index: &Path, file: &str, listed: &HashSet<&str>) -> Result<Shard> {
-    let wrong = |problem| Error::Checkpoint { path: index.to_owned(), problem };
+fn open_listed_shard(
+    path: &Path,
+    index: &Path,
+    file: &str,
+    listed: &HashSet<&str>,
+) -> Result<Shard> {
+    let wrong = |problem| Error::Checkpoint {
+        path: index.to_owned(),
+        problem,
+    };
     let shard_path = path.join(file);
     if !shard_path.exists() {
-        return Err(wrong(format!("{} of its tensors are in {}, which is missing", listed.len(), shown(file))));
+        return Err(wrong(format!(
+            "{} of its tensors are in {}, which is missing",
+            listed.len(),
+            shown(file)
+        )));
     }
     let shard = open_shard(&shard_path)?;
-    let found: HashMap<&str, &Tensor> = shard.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    if let Some(name) = listed.iter().filter(|name| !found.contains_key(*name)).min() {
+    let found: HashMap<&str, &Tensor> = shard
+        .iter()
+        .map(|(name, tensor)| (name.as_str(), tensor))
+        .collect();
+    if let Some(name) = listed
+        .iter()
+        .filter(|name| !found.contains_key(*name))
+        .min()
+    {
         return Err(wrong(format!(
             "tensor {} is said to be in {}, which has no such tensor",
             shown(name),
@@ -156,7 +198,11 @@ fn open_listed_shard(path: &Path, index: &Path, file: &str, listed: &HashSet<&st
         )));
     }
     if let Some(name) = found.keys().filter(|name| !listed.contains(*name)).min() {
-        return Err(wrong(format!("tensor {} of {} is not listed for that file", shown(name), shown(file))));
+        return Err(wrong(format!(
+            "tensor {} of {} is not listed for that file",
+            shown(name),
+            shown(file)
+        )));
     }
     Ok(shard)
 }
@@ -166,7 +212,14 @@ fn open_shard(path: &Path) -> Result<Shard> {
     let entries = safetensors::parse(&file, path)?;
     let tensor = |entry: safetensors::Entry| {
         let data = Extent::new(&file, entry.offset, entry.len);
-        (entry.name, Tensor { dtype: entry.dtype, shape: entry.shape, data })
+        (
+            entry.name,
+            Tensor {
+                dtype: entry.dtype,
+                shape: entry.shape,
+                data,
+            },
+        )
     };
     Ok(entries.into_iter().map(tensor).collect())
 }
@@ -174,20 +227,37 @@ fn open_shard(path: &Path) -> Result<Shard> {
 /// A file of the same directory, whatever the index says.
 fn is_file_name(name: &str) -> bool {
     let mut parts = Path::new(name).components();
-    matches!((parts.next(), parts.next()), (Some(std::path::Component::Normal(_)), None)) && !name.contains(['/', '\\'])
+    matches!(
+        (parts.next(), parts.next()),
+        (Some(std::path::Component::Normal(_)), None)
+    ) && !name.contains(['/', '\\'])
 }
 
 /// Reads a JSON file of bounded size.
 pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value> {
-    let io = |source| Error::Io { path: path.to_owned(), source };
+    let io = |source| Error::Io {
+        path: path.to_owned(),
+        source,
+    };
     let metadata = std::fs::metadata(path).map_err(io)?;
     if !metadata.is_file() {
-        return Err(Error::NotAFile { path: path.to_owned() });
+        return Err(Error::NotAFile {
+            path: path.to_owned(),
+        });
     }
     if metadata.len() > JSON_BYTES_MAX {
-        let problem = format!("{} bytes of JSON; at most {JSON_BYTES_MAX} are read", metadata.len());
-        return Err(Error::Checkpoint { path: path.to_owned(), problem });
+        let problem = format!(
+            "{} bytes of JSON; at most {JSON_BYTES_MAX} are read",
+            metadata.len()
+        );
+        return Err(Error::Checkpoint {
+            path: path.to_owned(),
+            problem,
+        });
     }
     let text = std::fs::read(path).map_err(io)?;
-    serde_json::from_slice(&text).map_err(|source| Error::Json { path: path.to_owned(), source })
+    serde_json::from_slice(&text).map_err(|source| Error::Json {
+        path: path.to_owned(),
+        source,
+    })
 }

@@ -3,7 +3,8 @@
 //! ```text
 //! header length u64 | {"name": {"dtype": "BF16", "shape": [rows, cols], "data_offsets": [begin, end]}, …} | data
 //! ```
-//! Offsets count from the start of the data; together the tensors cover all of it. The entry `__metadata__` holds texts.
+//! Offsets count from the start of the data; together the tensors cover all of it. The entry
+//! `__metadata__` holds texts.
 
 use std::fmt;
 use std::path::Path;
@@ -13,7 +14,8 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use crate::error::{Error, Result, shown};
 
-/// The longest header that is read, in bytes; those of the largest models have some hundred thousand.
+/// The longest header that is read, in bytes; those of the largest models have some hundred
+/// thousand.
 const HEADER_BYTES_MAX: u64 = 16 << 20;
 /// Dimensions a tensor can have.
 const RANK_MAX: usize = 8;
@@ -58,12 +60,18 @@ impl DType {
     /// The name in files.
     #[must_use]
     pub fn name(self) -> &'static str {
-        DTYPES.iter().find(|row| row.0 == self).map_or("", |row| row.1)
+        DTYPES
+            .iter()
+            .find(|row| row.0 == self)
+            .map_or("", |row| row.1)
     }
 
     /// Bytes of an element.
     pub(crate) fn num_bytes(self) -> usize {
-        DTYPES.iter().find(|row| row.0 == self).map_or(0, |row| row.2)
+        DTYPES
+            .iter()
+            .find(|row| row.0 == self)
+            .map_or(0, |row| row.2)
     }
 }
 
@@ -79,36 +87,54 @@ pub(super) struct Entry {
 
 /// The tensors of a file, in the order of their bytes. path: for messages.
 pub(super) fn parse(file: &[u8], path: &Path) -> Result<Vec<Entry>> {
-    let wrong = |culprit: &str, problem| Error::Safetensors { path: path.to_owned(), culprit: culprit.into(), problem };
+    let wrong = |culprit: &str, problem| Error::Safetensors {
+        path: path.to_owned(),
+        culprit: culprit.into(),
+        problem,
+    };
     let Some((length, rest)) = file.split_first_chunk::<8>() else {
-        return Err(wrong("header", format!("needs 8 bytes for its length, the file has {}", file.len())));
+        return Err(wrong(
+            "header",
+            format!("needs 8 bytes for its length, the file has {}", file.len()),
+        ));
     };
     let length = u64::from_le_bytes(*length);
     if length > HEADER_BYTES_MAX || length > rest.len() as u64 {
-        let problem =
-            format!("has {length} bytes, {} follow in the file and {HEADER_BYTES_MAX} are the most read", rest.len());
+        let problem = format!(
+            "has {length} bytes, {} follow in the file and {HEADER_BYTES_MAX} are the most read",
+            rest.len()
+        );
         return Err(wrong("header", problem));
     }
     let (header, data) = rest.split_at(length as usize);
-    let header: Header =
-        serde_json::from_slice(header).map_err(|source| Error::Json { path: path.to_owned(), source })?;
+    let header: Header = serde_json::from_slice(header).map_err(|source| Error::Json {
+        path: path.to_owned(),
+        source,
+    })?;
     let data_start = file.len() - data.len();
     let mut entries = Vec::with_capacity(header.0.len());
     for (name, raw) in header.0 {
-        entries.push(raw.check(name, data_start, data.len()).map_err(|(name, problem)| wrong(&name, problem))?);
+        entries.push(
+            raw.check(name, data_start, data.len())
+                .map_err(|(name, problem)| wrong(&name, problem))?,
+        );
     }
     entries.sort_unstable_by_key(|a| (a.offset, a.len));
     let mut end = data_start;
     for entry in &entries {
         if entry.offset != end {
             let (found, expected) = (entry.offset - data_start, end - data_start);
-            let problem = format!("begins at byte {found} of the data, the one before it ends at {expected}");
+            let problem =
+                format!("begins at byte {found} of the data, the one before it ends at {expected}");
             return Err(wrong(&culprit(&entry.name), problem));
         }
         end += entry.len;
     }
     if end != file.len() {
-        return Err(wrong("data", format!("has {} bytes, its tensors {}", data.len(), end - data_start)));
+        return Err(wrong(
+            "data",
+            format!("has {} bytes, its tensors {}", data.len(), end - data_start),
+        ));
     }
     Ok(entries)
 }
@@ -129,22 +155,49 @@ struct RawEntry {
 
 impl RawEntry {
     /// The entry, or its culprit and problem.
-    fn check(self, name: String, data_start: usize, data_len: usize) -> std::result::Result<Entry, (String, String)> {
+    fn check(
+        self,
+        name: String,
+        data_start: usize,
+        data_len: usize,
+    ) -> std::result::Result<Entry, (String, String)> {
         let (begin, end) = self.data_offsets;
         let Some(&(dtype, _, element_bytes)) = DTYPES.iter().find(|row| row.1 == self.dtype) else {
             let known = DTYPES.map(|row| row.1).join(", ");
-            return Err((culprit(&name), format!("has type {}; known are {known}", shown(&self.dtype))));
+            return Err((
+                culprit(&name),
+                format!("has type {}; known are {known}", shown(&self.dtype)),
+            ));
         };
         if self.shape.len() > RANK_MAX {
-            return Err((culprit(&name), format!("has {} dimensions, at most {RANK_MAX} are read", self.shape.len())));
+            return Err((
+                culprit(&name),
+                format!(
+                    "has {} dimensions, at most {RANK_MAX} are read",
+                    self.shape.len()
+                ),
+            ));
         }
-        let bytes = self.shape.iter().try_fold(element_bytes as u64, |n, dim| n.checked_mul(*dim));
+        let bytes = self
+            .shape
+            .iter()
+            .try_fold(element_bytes as u64, |n, dim| n.checked_mul(*dim));
         let fits = begin <= end && end <= data_len as u64 && bytes == Some(end - begin);
-        let shape: Option<Vec<usize>> = self.shape.iter().map(|dim| usize::try_from(*dim).ok()).collect();
+        let shape: Option<Vec<usize>> = self
+            .shape
+            .iter()
+            .map(|dim| usize::try_from(*dim).ok())
+            .collect();
         match shape {
             Some(shape) if fits => {
                 let (offset, len) = (data_start + begin as usize, (end - begin) as usize);
-                Ok(Entry { name, dtype, shape, offset, len })
+                Ok(Entry {
+                    name,
+                    dtype,
+                    shape,
+                    offset,
+                    len,
+                })
             }
             _ => {
                 let needs = bytes.map_or("more than 2^64".into(), |bytes| bytes.to_string());
@@ -168,7 +221,10 @@ impl<'de> Deserialize<'de> for Header {
                 f.write_str("an object of tensors")
             }
 
-            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> std::result::Result<Header, M::Error> {
+            fn visit_map<M: MapAccess<'de>>(
+                self,
+                mut map: M,
+            ) -> std::result::Result<Header, M::Error> {
                 let mut entries = Vec::new();
                 let mut names = std::collections::HashSet::new();
                 while let Some(name) = map.next_key::<String>()? {
@@ -178,7 +234,10 @@ impl<'de> Deserialize<'de> for Header {
                     }
                     let entry = map.next_value()?;
                     if !names.insert(name.clone()) {
-                        return Err(serde::de::Error::custom(format!("{} is there twice", culprit(&name))));
+                        return Err(serde::de::Error::custom(format!(
+                            "{} is there twice",
+                            culprit(&name)
+                        )));
                     }
                     entries.push((name, entry));
                 }

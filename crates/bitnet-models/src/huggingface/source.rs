@@ -10,10 +10,13 @@ use super::config::RopeScaling;
 use super::{Checkpoint, DType, Tensor, WeightScale};
 use crate::config::Config;
 use crate::error::{Error, Result, shown};
-use crate::source::{Codes, FloatRule, LayerSlot, Projection, Slot, Source, TernaryTensor, finite_values};
+use crate::source::{
+    Codes, FloatRule, LayerSlot, Projection, Slot, Source, TernaryTensor, finite_values,
+};
 use crate::table::Table;
 
-/// The names of a layer's modules, between `model.layers.N.` and `.weight`; where there are two, older files use the second.
+/// The names of a layer's modules, between `model.layers.N.` and `.weight`; where there are two,
+/// older files use the second.
 const LAYER_NAMES: [(LayerSlot, &str); 13] = [
     (LayerSlot::AttentionNorm, "input_layernorm"),
     (LayerSlot::AttentionSubNorm, "self_attn.attn_sub_norm"),
@@ -24,7 +27,10 @@ const LAYER_NAMES: [(LayerSlot, &str); 13] = [
     (LayerSlot::Weight(Projection::Query), "self_attn.q_proj"),
     (LayerSlot::Weight(Projection::Key), "self_attn.k_proj"),
     (LayerSlot::Weight(Projection::Value), "self_attn.v_proj"),
-    (LayerSlot::Weight(Projection::AttentionOutput), "self_attn.o_proj"),
+    (
+        LayerSlot::Weight(Projection::AttentionOutput),
+        "self_attn.o_proj",
+    ),
     (LayerSlot::Weight(Projection::Gate), "mlp.gate_proj"),
     (LayerSlot::Weight(Projection::Up), "mlp.up_proj"),
     (LayerSlot::Weight(Projection::Down), "mlp.down_proj"),
@@ -43,7 +49,9 @@ fn names(slot: Slot) -> Vec<String> {
         other => (other, "weight"),
     };
     let known = LAYER_NAMES.iter().filter(|(known, _)| *known == module);
-    known.map(|(_, name)| format!("model.layers.{index}.{name}.{suffix}")).collect()
+    known
+        .map(|(_, name)| format!("model.layers.{index}.{name}.{suffix}"))
+        .collect()
 }
 
 /// The name that new files give a slot's tensor.
@@ -63,7 +71,12 @@ impl Checkpoint {
     }
 
     /// The tensor of a slot, which must have that shape and hold floats.
-    fn floats(&self, slot: Slot, shape: &[usize], used_as: &'static str) -> Result<(String, &Tensor, Dense)> {
+    fn floats(
+        &self,
+        slot: Slot,
+        shape: &[usize],
+        used_as: &'static str,
+    ) -> Result<(String, &Tensor, Dense)> {
         let (name, tensor) = self.tensor(slot)?;
         expect_shape(&name, tensor, shape)?;
         let Some(format) = dense(tensor.dtype) else {
@@ -80,13 +93,24 @@ impl Checkpoint {
     /// The number beside a projection's weights, if there is one.
     fn weight_scale(&self, weight: &str) -> Result<Option<f32>> {
         let name = format!("{weight}_scale");
-        let Some(tensor) = self.tensors.get(&name) else { return Ok(None) };
+        let Some(tensor) = self.tensors.get(&name) else {
+            return Ok(None);
+        };
         if tensor.shape.iter().product::<usize>() != 1 {
-            return Err(Error::Shape { tensor: name, found: tensor.shape.clone(), expected: vec![1] });
+            return Err(Error::Shape {
+                tensor: name,
+                found: tensor.shape.clone(),
+                expected: vec![1],
+            });
         }
         let Some(format) = dense(tensor.dtype) else {
             let found = tensor.dtype.name();
-            return Err(Error::TensorUse { tensor: name, found, used_as: "a scale", supported: "F32, F16 or BF16" });
+            return Err(Error::TensorUse {
+                tensor: name,
+                found,
+                used_as: "a scale",
+                supported: "F32, F16 or BF16",
+            });
         };
         let stored = finite_values(&name, format, &tensor.data, 1)?[0];
         let scale = match self.quantization.weight_scale {
@@ -96,23 +120,37 @@ impl Checkpoint {
         if stored > 0.0 && scale.is_finite() {
             return Ok(Some(scale));
         }
-        Err(Error::TensorValues { tensor: name, problem: format!("a scale of {stored} is not possible") })
+        Err(Error::TensorValues {
+            tensor: name,
+            problem: format!("a scale of {stored} is not possible"),
+        })
     }
 
     fn is_used(&self, name: &str) -> bool {
-        if matches!(name, "model.embed_tokens.weight" | "model.norm.weight" | "lm_head.weight") {
+        if matches!(
+            name,
+            "model.embed_tokens.weight" | "model.norm.weight" | "lm_head.weight"
+        ) {
             return true;
         }
-        let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
-        let Some((index, rest)) = layer else { return false };
-        let in_model = index.parse::<usize>().is_ok_and(|index| index < self.config.num_layers);
+        let layer = name
+            .strip_prefix("model.layers.")
+            .and_then(|rest| rest.split_once('.'));
+        let Some((index, rest)) = layer else {
+            return false;
+        };
+        let in_model = index
+            .parse::<usize>()
+            .is_ok_and(|index| index < self.config.num_layers);
         // The frequencies follow from the configuration; old files hold a copy.
         in_model && (rest == "self_attn.rotary_emb.inv_freq" || self.is_used_in_layer(rest))
     }
 
     fn is_used_in_layer(&self, name: &str) -> bool {
         LAYER_NAMES.iter().any(|(slot, module)| {
-            let Some(suffix) = name.strip_prefix(module) else { return false };
+            let Some(suffix) = name.strip_prefix(module) else {
+                return false;
+            };
             match (slot, suffix) {
                 (slot, ".weight") => slot.is_used(&self.config),
                 (LayerSlot::Weight(_), ".weight_scale") => true,
@@ -132,7 +170,9 @@ impl Source for Checkpoint {
 
     fn check_tensors(&self) -> Result<()> {
         if self.quantization.tie_word_embeddings == Some(false) && !self.has_head() {
-            return Err(Error::TensorMissing { name: "lm_head.weight (tie_word_embeddings is false)".into() });
+            return Err(Error::TensorMissing {
+                name: "lm_head.weight (tie_word_embeddings is false)".into(),
+            });
         }
         match self.tensors.keys().find(|name| !self.is_used(name)) {
             None => Ok(()),
@@ -171,14 +211,21 @@ impl Source for Checkpoint {
     ) -> Result<TernaryTensor> {
         let (name, tensor) = self.tensor(Slot::Layer(layer, LayerSlot::Weight(projection)))?;
         let scale = self.weight_scale(&name)?;
-        let wrong = |problem: &str| Error::TensorValues { tensor: name.clone(), problem: problem.to_owned() };
+        let wrong = |problem: &str| Error::TensorValues {
+            tensor: name.clone(),
+            problem: problem.to_owned(),
+        };
         let packed = tensor.dtype == DType::U8;
         let codes = match (dense(tensor.dtype), packed, scale) {
             (_, true, Some(_)) if self.quantization.online => {
-                return Err(wrong("packed weights, but quantization_mode is \"online\", which means float weights"));
+                return Err(wrong(
+                    "packed weights, but quantization_mode is \"online\", which means float weights",
+                ));
             }
             (_, true, Some(_)) => Codes::Packed(TernaryFormat::HfPacked),
-            (_, true, None) => return Err(wrong("packed weights without a weight_scale beside them")),
+            (_, true, None) => {
+                return Err(wrong("packed weights without a weight_scale beside them"));
+            }
             (Some(format), _, Some(_)) => Codes::Units(format),
             (Some(format), _, None) => Codes::Absmean { format, s: 1.0 },
             (None, ..) => {
@@ -210,14 +257,21 @@ impl Source for Checkpoint {
     }
 
     fn rope_factors(&self) -> Result<Option<Vec<f32>>> {
-        let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } =
-            self.quantization.rope
+        let RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_context,
+        } = self.quantization.rope
         else {
             return Ok(None);
         };
         let head_dim = self.config.attention.head_dim;
         let divisor = |i: usize| {
-            let frequency = math::pow_f64(f64::from(self.config.rope_theta), -((2 * i) as f64) / head_dim as f64);
+            let frequency = math::pow_f64(
+                f64::from(self.config.rope_theta),
+                -((2 * i) as f64) / head_dim as f64,
+            );
             // Turns that the pair makes over the context the model was first trained for.
             let turns = original_context * frequency / TAU;
             if turns > high_freq_factor {
@@ -237,7 +291,11 @@ fn expect_shape(name: &str, tensor: &Tensor, expected: &[usize]) -> Result<()> {
     if tensor.shape == expected {
         return Ok(());
     }
-    Err(Error::Shape { tensor: name.to_owned(), found: tensor.shape.clone(), expected: expected.to_vec() })
+    Err(Error::Shape {
+        tensor: name.to_owned(),
+        found: tensor.shape.clone(),
+        expected: expected.to_vec(),
+    })
 }
 
 fn dense(dtype: DType) -> Option<Dense> {

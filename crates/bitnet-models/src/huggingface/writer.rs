@@ -37,7 +37,8 @@ pub(crate) struct SafetensorsWriter {
 impl SafetensorsWriter {
     /// Writes the header into an empty file. path: its name, for messages.
     pub(crate) fn new(file: File, path: &Path, tensors: Vec<TensorEntry>) -> Result<Self> {
-        // Hugging Face's loader refuses files that do not say what kind of program they are from; all say this.
+        // Hugging Face's loader refuses files that do not say what kind of program they are from;
+        // all say this.
         let mut header = Map::from_iter([("__metadata__".to_owned(), json!({"format": "pt"}))]);
         let mut offset = 0;
         for tensor in &tensors {
@@ -49,7 +50,10 @@ impl SafetensorsWriter {
         let mut text = Value::from(header).to_string();
         text.push_str(&" ".repeat(text.len().next_multiple_of(8) - text.len()));
         let head = [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
-        Ok(Self { pieces: Pieces::new(file, path, &head, 1)?, tensors })
+        Ok(Self {
+            pieces: Pieces::new(file, path, &head, 1)?,
+            tensors,
+        })
     }
 
     /// Begins the next tensor of the list and returns it.
@@ -70,12 +74,21 @@ impl SafetensorsWriter {
         self.pieces.write(bytes)
     }
 
-    /// Hands everything to the system and waits until it is stored. Returns the tensors with the checksums of their bytes.
+    /// Hands everything to the system and waits until it is stored. Returns the tensors with the
+    /// checksums of their bytes.
     ///
     /// # Panics
     /// If a tensor is missing or not complete.
     pub(crate) fn finish(self) -> Result<Vec<(TensorEntry, Checksum)>> {
-        assert_eq!(self.pieces.num_begun(), self.tensors.len(), "tensors written and announced");
-        Ok(self.tensors.into_iter().zip(self.pieces.finish()?).collect())
+        assert_eq!(
+            self.pieces.num_begun(),
+            self.tensors.len(),
+            "tensors written and announced"
+        );
+        Ok(self
+            .tensors
+            .into_iter()
+            .zip(self.pieces.finish()?)
+            .collect())
     }
 }

@@ -1,4 +1,5 @@
-//! Checkpoint directories, good and broken: what is missing or contradicts something is named with the numbers.
+//! Checkpoint directories, good and broken: what is missing or contradicts something is named with
+//! the numbers.
 
 use std::error::Error as _;
 use std::path::{Path, PathBuf};
@@ -29,9 +30,21 @@ struct Directory(tempfile::TempDir);
 impl Directory {
     fn new(architecture: Architecture, weights: CheckpointWeights, num_shards: usize) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let shape = Shape { architecture, num_layers: 1, ..Shape::default() };
-        let shape = Shape { hidden_size: 128, heads: 2, kv_heads: 1, ffn_size: 256, ..shape };
-        SyntheticModel { shape, seed: 6 }.write_checkpoint(directory.path(), weights, num_shards).unwrap();
+        let shape = Shape {
+            architecture,
+            num_layers: 1,
+            ..Shape::default()
+        };
+        let shape = Shape {
+            hidden_size: 128,
+            heads: 2,
+            kv_heads: 1,
+            ffn_size: 256,
+            ..shape
+        };
+        SyntheticModel { shape, seed: 6 }
+            .write_checkpoint(directory.path(), weights, num_shards)
+            .unwrap();
         Self(directory)
     }
 
@@ -50,7 +63,12 @@ impl Directory {
         let bytes = std::fs::read(self.path(file)).unwrap();
         let len = u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
         let header = edit(String::from_utf8(bytes[8..8 + len].to_vec()).unwrap());
-        let edited = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &bytes[8 + len..]].concat();
+        let edited = [
+            &(header.len() as u64).to_le_bytes(),
+            header.as_bytes(),
+            &bytes[8 + len..],
+        ]
+        .concat();
         std::fs::write(self.path(file), edited).unwrap();
     }
 
@@ -69,7 +87,10 @@ impl Directory {
             message += &format!(": {cause}");
             source = cause.source();
         }
-        assert!(message.contains(expected), "{message:?} does not say {expected:?}");
+        assert!(
+            message.contains(expected),
+            "{message:?} does not say {expected:?}"
+        );
         assert!(!message.contains('\n'), "{message:?}");
     }
 }
@@ -90,15 +111,23 @@ fn shards_that_contradict_their_index_are_named() {
 
     let directory = sharded();
     let norm = "model.norm.weight";
-    directory.edit_json(INDEX, |json| json["weight_map"][norm] = "model-00001-of-00002.safetensors".into());
+    directory.edit_json(INDEX, |json| {
+        json["weight_map"][norm] = "model-00001-of-00002.safetensors".into()
+    });
     directory.refused("tensor model.norm.weight is said to be in model-00001-of-00002.safetensors, which has no such");
 
     let directory = sharded();
-    directory.edit_json(INDEX, |json| drop(json["weight_map"].as_object_mut().unwrap().remove(norm)));
-    directory.refused("tensor model.norm.weight of model-00002-of-00002.safetensors is not listed for that file");
+    directory.edit_json(INDEX, |json| {
+        drop(json["weight_map"].as_object_mut().unwrap().remove(norm))
+    });
+    directory.refused(
+        "tensor model.norm.weight of model-00002-of-00002.safetensors is not listed for that file",
+    );
 
     let directory = sharded();
-    directory.edit_json(INDEX, |json| json["weight_map"][norm] = "../elsewhere.safetensors".into());
+    directory.edit_json(INDEX, |json| {
+        json["weight_map"][norm] = "../elsewhere.safetensors".into()
+    });
     directory.refused("tensor model.norm.weight is in no file of this directory");
 
     let directory = sharded();
@@ -123,17 +152,44 @@ fn broken_safetensors_files_are_refused_with_the_numbers() {
         directory.edit_header(SINGLE, edit);
         directory.refused(expected);
     };
-    with(&|h| h.replace("\"U8\"", "\"U3\""), "has type U3; known are BOOL, U8");
-    with(&|h| h.replacen("[128]", "[129]", 1), "needs 258 bytes, it has bytes");
-    with(&|h| h.replacen("[128]", "[18446744073709551615, 18446744073709551615]", 1), "needs more than 2^64 bytes");
-    with(&|h| h.replacen("[128]", "[-1]", 1), "invalid value: integer `-1`");
-    with(&|h| h.replacen("[128]", "[1,1,1,1,1,1,1,1,128]", 1), "has 9 dimensions, at most 8 are read");
     with(
-        &|h| h.replacen("{", "{\"model.norm.weight\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]},", 1),
+        &|h| h.replace("\"U8\"", "\"U3\""),
+        "has type U3; known are BOOL, U8",
+    );
+    with(
+        &|h| h.replacen("[128]", "[129]", 1),
+        "needs 258 bytes, it has bytes",
+    );
+    with(
+        &|h| h.replacen("[128]", "[18446744073709551615, 18446744073709551615]", 1),
+        "needs more than 2^64 bytes",
+    );
+    with(
+        &|h| h.replacen("[128]", "[-1]", 1),
+        "invalid value: integer `-1`",
+    );
+    with(
+        &|h| h.replacen("[128]", "[1,1,1,1,1,1,1,1,128]", 1),
+        "has 9 dimensions, at most 8 are read",
+    );
+    with(
+        &|h| {
+            h.replacen(
+                "{",
+                "{\"model.norm.weight\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]},",
+                1,
+            )
+        },
         "twice",
     );
     with(
-        &|h| h.replacen("{", "{\"x\":{\"dtype\":\"U8\",\"shape\":[9],\"data_offsets\":[0,9]},", 1),
+        &|h| {
+            h.replacen(
+                "{",
+                "{\"x\":{\"dtype\":\"U8\",\"shape\":[9],\"data_offsets\":[0,9]},",
+                1,
+            )
+        },
         "the one before it ends at",
     );
     with(&|_| "[]".into(), "expected an object of tensors");
@@ -159,7 +215,10 @@ fn every_truncation_and_many_mutations_of_a_shard_are_clean_errors_or_clean_load
         std::fs::write(directory.path(SINGLE), bytes).unwrap();
         load(directory.0.path()).is_ok()
     };
-    for len in (0..header_len).step_by(7).chain((header_len..bytes.len()).step_by(9973)) {
+    for len in (0..header_len)
+        .step_by(7)
+        .chain((header_len..bytes.len()).step_by(9973))
+    {
         assert!(!opens(&bytes[..len]), "the first {len} bytes loaded");
     }
     let mut state = 0x2545_f491_4f6c_dd1du64;
@@ -181,7 +240,9 @@ fn every_truncation_and_many_mutations_of_a_shard_are_clean_errors_or_clean_load
 fn tensors_that_do_not_fit_the_configuration_are_named() {
     let directory = packed();
     directory.edit_json("config.json", |json| json["intermediate_size"] = 260.into());
-    directory.refused("tensor model.layers.0.mlp.gate_proj.weight has shape [64, 128], expected [65, 128]");
+    directory.refused(
+        "tensor model.layers.0.mlp.gate_proj.weight has shape [64, 128], expected [65, 128]",
+    );
 
     let directory = packed();
     directory.edit_json("config.json", |json| json["vocab_size"] = 511.into());
@@ -192,28 +253,44 @@ fn tensors_that_do_not_fit_the_configuration_are_named() {
     directory.refused("tensor model.layers.1.input_layernorm.weight is missing");
 
     let directory = packed();
-    directory.edit_header(SINGLE, |header| header.replace("self_attn.q_proj.weight\"", "self_attn.q_proj.bias_\""));
-    directory.refused("tensor model.layers.0.self_attn.q_proj.bias_ has no place in the BitNetForCausalLM graph");
+    directory.edit_header(SINGLE, |header| {
+        header.replace("self_attn.q_proj.weight\"", "self_attn.q_proj.bias_\"")
+    });
+    directory.refused(
+        "tensor model.layers.0.self_attn.q_proj.bias_ has no place in the BitNetForCausalLM graph",
+    );
 
     let directory = packed();
-    directory.edit_header(SINGLE, |header| header.replace("model.norm.weight", "lm_head.weight"));
+    directory.edit_header(SINGLE, |header| {
+        header.replace("model.norm.weight", "lm_head.weight")
+    });
     directory.refused("tensor model.norm.weight is missing");
 
     let directory = packed();
-    directory.edit_json("config.json", |json| json["tie_word_embeddings"] = false.into());
+    directory.edit_json("config.json", |json| {
+        json["tie_word_embeddings"] = false.into()
+    });
     directory.refused("tensor lm_head.weight (tie_word_embeddings is false) is missing");
 
     let directory = packed();
-    directory.edit_json("config.json", |json| json["quantization_config"]["quantization_mode"] = "online".into());
+    directory.edit_json("config.json", |json| {
+        json["quantization_config"]["quantization_mode"] = "online".into()
+    });
     directory.refused("q_proj.weight: packed weights, but quantization_mode is \"online\"");
 
     let directory = packed();
-    directory.edit_header(SINGLE, |header| header.replace("q_proj.weight_scale", "rotary_emb.inv_freq"));
+    directory.edit_header(SINGLE, |header| {
+        header.replace("q_proj.weight_scale", "rotary_emb.inv_freq")
+    });
     directory.refused("q_proj.weight: packed weights without a weight_scale beside them");
 
     let directory = packed();
-    directory
-        .edit_header(SINGLE, |header| header.replace("\"BF16\",\"shape\":[512,128]", "\"I16\",\"shape\":[512,128]"));
+    directory.edit_header(SINGLE, |header| {
+        header.replace(
+            "\"BF16\",\"shape\":[512,128]",
+            "\"I16\",\"shape\":[512,128]",
+        )
+    });
     directory.refused("tensor model.embed_tokens.weight has type I16; an embedding or a head can be F32, F16 or BF16");
 }
 
@@ -227,45 +304,92 @@ fn configurations_that_cannot_be_run_are_refused_by_name() {
     fn quantization(json: &mut Value) -> &mut Value {
         &mut json["quantization_config"]
     }
-    with(&|json| quantization(json)["quant_method"] = "gptq".into(), "quant_method is \"gptq\"; bitnet is supported");
-    with(&|json| quantization(json)["linear_class"] = "linear".into(), "linear_class is \"linear\"; bitlinear or");
-    with(&|json| quantization(json)["quantization_mode"] = "none".into(), "quantization_mode is \"none\"; offline or");
-    with(&|json| quantization(json)["use_rms_norm"] = true.into(), "use_rms_norm is true, which is not supported for");
     with(
-        &|json| quantization(json)["modules_to_not_convert"] = json!(["lm_head", "model.layers.0.mlp.up_proj"]),
+        &|json| quantization(json)["quant_method"] = "gptq".into(),
+        "quant_method is \"gptq\"; bitnet is supported",
+    );
+    with(
+        &|json| quantization(json)["linear_class"] = "linear".into(),
+        "linear_class is \"linear\"; bitlinear or",
+    );
+    with(
+        &|json| quantization(json)["quantization_mode"] = "none".into(),
+        "quantization_mode is \"none\"; offline or",
+    );
+    with(
+        &|json| quantization(json)["use_rms_norm"] = true.into(),
+        "use_rms_norm is true, which is not supported for",
+    );
+    with(
+        &|json| {
+            quantization(json)["modules_to_not_convert"] =
+                json!(["lm_head", "model.layers.0.mlp.up_proj"])
+        },
         "modules_to_not_convert is \"model.layers.0.mlp.up_proj\"; projections in floats are not supported",
     );
     with(
         &|json| json["architectures"] = json!(["Qwen3ForCausalLM"]),
         "\"Qwen3ForCausalLM\" is not supported; supported are",
     );
-    with(&|json| json["architectures"] = json!([]), "architectures is missing or not a list of names");
-    with(&|json| json["hidden_act"] = "gelu".into(), "hidden_act is \"gelu\"; relu2 and silu are supported");
-    with(&|json| json["attention_bias"] = true.into(), "attention_bias is true; biases are not supported");
+    with(
+        &|json| json["architectures"] = json!([]),
+        "architectures is missing or not a list of names",
+    );
+    with(
+        &|json| json["hidden_act"] = "gelu".into(),
+        "hidden_act is \"gelu\"; relu2 and silu are supported",
+    );
+    with(
+        &|json| json["attention_bias"] = true.into(),
+        "attention_bias is true; biases are not supported",
+    );
     with(
         &|json| json["hidden_size"] = json!(1u64 << 60),
         "hidden_size is 1152921504606846976; 1 to 131072 is possible",
     );
-    with(&|json| json["hidden_size"] = json!(-5), "hidden_size is -5; 1 to 131072 is possible");
+    with(
+        &|json| json["hidden_size"] = json!(-5),
+        "hidden_size is -5; 1 to 131072 is possible",
+    );
     with(
         &|json| json["num_hidden_layers"] = json!(1_000_000_000),
         "num_hidden_layers is 1000000000; 1 to 20 is possible",
     );
-    with(&|json| json["num_attention_heads"] = json!("2"), "num_attention_heads is \"2\"; 1 to 4096 is possible");
-    with(&|json| json["num_key_value_heads"] = json!(3), "num_key_value_heads is 3; 1 to 2 is possible");
-    with(&|json| json["head_dim"] = json!(63), "the head size is 63; even sizes");
+    with(
+        &|json| json["num_attention_heads"] = json!("2"),
+        "num_attention_heads is \"2\"; 1 to 4096 is possible",
+    );
+    with(
+        &|json| json["num_key_value_heads"] = json!(3),
+        "num_key_value_heads is 3; 1 to 2 is possible",
+    );
+    with(
+        &|json| json["head_dim"] = json!(63),
+        "the head size is 63; even sizes",
+    );
     with(&|json| json["rms_norm_eps"] = json!(0), "epsilon is 0");
-    with(&|json| json["rope_theta"] = json!(1e300), "the rotary base is inf");
+    with(
+        &|json| json["rope_theta"] = json!(1e300),
+        "the rotary base is inf",
+    );
     with(
         &|json| json["rope_scaling"] = json!({"type": "yarn"}),
         "rope_scaling.rope_type is \"yarn\"; default, linear and",
     );
-    with(&|json| json["rope_scaling"] = json!({"type": "linear"}), "rope_scaling.factor is missing");
-    with(&|json| drop(json.as_object_mut().unwrap().remove("vocab_size")), "vocab_size is missing");
+    with(
+        &|json| json["rope_scaling"] = json!({"type": "linear"}),
+        "rope_scaling.factor is missing",
+    );
+    with(
+        &|json| drop(json.as_object_mut().unwrap().remove("vocab_size")),
+        "vocab_size is missing",
+    );
     with(&|json| *json = json!(7), "config.json is not an object");
 
     let directory = Directory::new(Architecture::Llama, CheckpointWeights::Bf16, 1);
-    directory.edit_json("config.json", |json| drop(json.as_object_mut().unwrap().remove("quantization_config")));
+    directory.edit_json("config.json", |json| {
+        drop(json.as_object_mut().unwrap().remove("quantization_config"))
+    });
     directory.refused("quantization_config is missing, so the weights are not ternary");
 }
 
@@ -282,26 +406,48 @@ fn what_only_newer_or_older_files_say_means_the_same() {
         let theta = json["rope_theta"].take();
         json["rope_parameters"] = json!({"rope_type": "default", "rope_theta": theta});
     });
-    assert_same_bits("older names", &some_logits(&load(directory.0.path()).unwrap(), &cpu()), &expected);
+    assert_same_bits(
+        "older names",
+        &some_logits(&load(directory.0.path()).unwrap(), &cpu()),
+        &expected,
+    );
 
     let directory = Directory::new(Architecture::BitnetB158, CheckpointWeights::Bf16, 1);
     let expected = some_logits(&load(directory.0.path()).unwrap(), &cpu());
-    directory.edit_json("config.json", |json| drop(json.as_object_mut().unwrap().remove("quantization_config")));
-    assert_same_bits("no quantization", &some_logits(&load(directory.0.path()).unwrap(), &cpu()), &expected);
+    directory.edit_json("config.json", |json| {
+        drop(json.as_object_mut().unwrap().remove("quantization_config"))
+    });
+    assert_same_bits(
+        "no quantization",
+        &some_logits(&load(directory.0.path()).unwrap(), &cpu()),
+        &expected,
+    );
 }
 
 #[test]
 fn norms_of_each_projection_and_llama3_scaling_give_the_references_logits() {
-    let Some(folder) = golden("strict-rms") else { return };
+    let Some(folder) = golden("strict-rms") else {
+        return;
+    };
     let cpu = Cpu::new(KernelSet::detect(), 2);
     let tokens = read_tokens(&folder, "tokens");
-    for (form, expected) in [("hf-packed", "logits.npy"), ("hf-bf16", "logits-online.npy")] {
+    for (form, expected) in [
+        ("hf-packed", "logits.npy"),
+        ("hf-bf16", "logits-online.npy"),
+    ] {
         let model = load(&folder.join(form)).unwrap();
         for chunk in [64, 3] {
             let found = logits(&model, &cpu, &tokens, bitnet_models::KvType::F32, chunk);
             let expected = read_npy(&folder.join(expected));
-            let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert!(found.len() == expected.len() && worst <= 1e-5, "{form}: {worst:e}");
+            let worst = found
+                .iter()
+                .zip(&expected)
+                .map(|(a, b)| (a - b).abs())
+                .fold(0.0, f32::max);
+            assert!(
+                found.len() == expected.len() && worst <= 1e-5,
+                "{form}: {worst:e}"
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The promise of docs/determinism.md: the same logits, bit for bit, whatever threads, kernels, chunks and neighbours.
+//! The promise of docs/determinism.md: the same logits, bit for bit, whatever threads, kernels,
+//! chunks and neighbours.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -6,12 +7,15 @@ use std::sync::Arc;
 
 use bitnet_kernels::{Cpu, KernelSet, Packing};
 use bitnet_models::gguf::Gguf;
-use bitnet_models::{Chunk, FfnSparsity, KvCache, KvType, LanguageModel, LoadOptions, LogitRows, Workspace};
+use bitnet_models::{
+    Chunk, FfnSparsity, KvCache, KvType, LanguageModel, LoadOptions, LogitRows, Workspace,
+};
 
 use crate::golden;
 
 const THREADS: [usize; 3] = [1, 2, 3];
-/// Tokens that the other sequences of a batch bring to each pass; the first stands before ours, the rest behind it.
+/// Tokens that the other sequences of a batch bring to each pass; the first stands before ours, the
+/// rest behind it.
 const BATCHES: [&[usize]; 3] = [&[], &[3], &[1, 7]];
 
 /// How a sequence is computed.
@@ -26,7 +30,11 @@ struct Way {
 fn load(path: &Path, packing: Packing, ffn_sparsity: FfnSparsity) -> LanguageModel {
     let gguf = Arc::new(Gguf::open(path).expect("the file opens"));
     let cpu = Cpu::new(KernelSet::detect(), 2);
-    let options = LoadOptions { packing: Some(packing), ffn_sparsity, ..LoadOptions::default() };
+    let options = LoadOptions {
+        packing: Some(packing),
+        ffn_sparsity,
+        ..LoadOptions::default()
+    };
     LanguageModel::from_gguf(&gguf, &options, &cpu).expect("the file loads")
 }
 
@@ -44,7 +52,12 @@ impl Sequence {
     fn next(&self) -> Option<Chunk<'_>> {
         let end = self.tokens.len().min(self.done + self.step);
         let tokens = &self.tokens[self.done..end];
-        let chunk = Chunk { tokens, position: self.done, blocks: &self.blocks, logits: self.logits };
+        let chunk = Chunk {
+            tokens,
+            position: self.done,
+            blocks: &self.blocks,
+            logits: self.logits,
+        };
         (!tokens.is_empty()).then_some(chunk)
     }
 }
@@ -62,18 +75,35 @@ fn logits_hash(model: &LanguageModel, kv_type: KvType, len: usize, way: Way) -> 
         let blocks = (num_blocks..num_blocks + count).rev().collect();
         num_blocks += count;
         let tokens = (0..len as u32).map(|i| (seed + i * 37) % vocab).collect();
-        Sequence { tokens, step, blocks, done: 0, logits }
+        Sequence {
+            tokens,
+            step,
+            blocks,
+            done: 0,
+            logits,
+        }
     };
     let mut sequences = vec![sequence(5, len, way.chunk, LogitRows::All)];
     for (index, &step) in way.others.iter().enumerate() {
         let other = sequence(11 + index as u32, 40, step, LogitRows::Last);
         sequences.insert(if index == 0 { 0 } else { sequences.len() }, other);
     }
-    let mut cache = KvCache::new(config.attention, config.num_layers, kv_type, num_blocks as usize).expect("memory");
+    let mut cache = KvCache::new(
+        config.attention,
+        config.num_layers,
+        kv_type,
+        num_blocks as usize,
+    )
+    .expect("memory");
     let (mut workspace, mut hasher) = (Workspace::new(), DefaultHasher::new());
     loop {
         let chunks: Vec<Chunk<'_>> = sequences.iter().filter_map(Sequence::next).collect();
-        let Some(ours) = chunks.iter().position(|chunk| chunk.logits == LogitRows::All) else { break };
+        let Some(ours) = chunks
+            .iter()
+            .position(|chunk| chunk.logits == LogitRows::All)
+        else {
+            break;
+        };
         let rows = chunks[ours].tokens.len();
         let logits = model.forward(&cpu, &mut workspace, &mut cache, &chunks);
         // Before ours there is one row of each other sequence.
@@ -92,13 +122,21 @@ fn logits_hash(model: &LanguageModel, kv_type: KvType, len: usize, way: Way) -> 
 enum Batches {
     /// Each of them in every combination.
     All,
-    /// One in each combination, by turns: with each kernel set, thread count and chunk there is every batch.
+    /// One in each combination, by turns: with each kernel set, thread count and chunk there is
+    /// every batch.
     InTurns,
 }
 
-/// Every combination of threads, kernel sets, batches and the given chunks, for each type of cache and length of prompt;
-/// then every set and chunk with the given packings once more, with zeros left out and not.
-fn assert_one_hash(path: &Path, packings: &[Packing], batches: Batches, lengths: &[usize], chunks: &[usize]) {
+/// Every combination of threads, kernel sets, batches and the given chunks, for each type of cache
+/// and length of prompt; then every set and chunk with the given packings once more, with zeros
+/// left out and not.
+fn assert_one_hash(
+    path: &Path,
+    packings: &[Packing],
+    batches: Batches,
+    lengths: &[usize],
+    chunks: &[usize],
+) {
     let model = load(path, Packing::default(), FfnSparsity::Off);
     let ways = |threads: &[usize]| {
         let mut ways = Vec::new();
@@ -106,8 +144,17 @@ fn assert_one_hash(path: &Path, packings: &[Packing], batches: Batches, lengths:
             for &threads in threads {
                 for (j, &chunk) in chunks.iter().enumerate() {
                     let turn = (i + threads + j) % BATCHES.len();
-                    let chosen = if batches == Batches::All { &BATCHES[..] } else { &BATCHES[turn..][..1] };
-                    ways.extend(chosen.iter().map(|&others| Way { kernels: set.name, threads, chunk, others }));
+                    let chosen = if batches == Batches::All {
+                        &BATCHES[..]
+                    } else {
+                        &BATCHES[turn..][..1]
+                    };
+                    ways.extend(chosen.iter().map(|&others| Way {
+                        kernels: set.name,
+                        threads,
+                        chunk,
+                        others,
+                    }));
                 }
             }
         }
@@ -118,7 +165,10 @@ fn assert_one_hash(path: &Path, packings: &[Packing], batches: Batches, lengths:
         for ffn_sparsity in [FfnSparsity::Off, FfnSparsity::On] {
             let model = load(path, packing, ffn_sparsity);
             let packed = model.num_ternary_bytes() < plans[0].0.num_ternary_bytes();
-            assert_eq!(packed, matches!(packing, Packing::FiveThirds | Packing::Tl2));
+            assert_eq!(
+                packed,
+                matches!(packing, Packing::FiveThirds | Packing::Tl2)
+            );
             plans.push((model, ways(&[2])));
         }
     }
@@ -131,7 +181,12 @@ fn assert_one_hash(path: &Path, packings: &[Packing], batches: Batches, lengths:
                     let expected = *expected.get_or_insert(found);
                     let (packing, sparsity) = (model.packing(), model.ffn_sparsity().name());
                     let what = format!("packing {packing}, zeros left out: {sparsity}, {way:?}");
-                    assert_eq!(found, expected, "{}, {kv_type:?}, {len} tokens: {what}", path.display());
+                    assert_eq!(
+                        found,
+                        expected,
+                        "{}, {kv_type:?}, {len} tokens: {what}",
+                        path.display()
+                    );
                 }
             }
         }
@@ -139,7 +194,9 @@ fn assert_one_hash(path: &Path, packings: &[Packing], batches: Batches, lengths:
 }
 
 fn in_repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .join(path)
 }
 
 #[test]
@@ -150,8 +207,16 @@ fn a_golden_model_has_one_set_of_logits() {
 
 #[test]
 fn a_golden_llama_has_one_set_of_logits() {
-    let Some(folder) = golden("tiny-llama") else { return };
-    assert_one_hash(&folder.join("model-i2_s.gguf"), &Packing::ALL, Batches::InTurns, &[18], &[1, 7]);
+    let Some(folder) = golden("tiny-llama") else {
+        return;
+    };
+    assert_one_hash(
+        &folder.join("model-i2_s.gguf"),
+        &Packing::ALL,
+        Batches::InTurns,
+        &[18],
+        &[1, 7],
+    );
 }
 
 #[test]
@@ -162,5 +227,11 @@ fn a_prompt_longer_than_a_segment_of_attention_has_one_set_of_logits() {
 
 #[test]
 fn the_built_in_model_has_one_set_of_logits() {
-    assert_one_hash(&in_repository("models/stories/stories.gguf"), &Packing::ALL, Batches::InTurns, &[13], &[1, 8]);
+    assert_one_hash(
+        &in_repository("models/stories/stories.gguf"),
+        &Packing::ALL,
+        Batches::InTurns,
+        &[13],
+        &[1, 8],
+    );
 }

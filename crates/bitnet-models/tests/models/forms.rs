@@ -1,4 +1,5 @@
-//! One model in every form gives the same logits, bit for bit; what only looks like a model is refused with its name.
+//! One model in every form gives the same logits, bit for bit; what only looks like a model is
+//! refused with its name.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,8 +16,15 @@ use bitnet_quantization::{TernaryFormat, tl1, tl2};
 use crate::{assert_same_bits, some_logits};
 
 const I2_S: TernaryFormat = TernaryFormat::I2_S(Form::Block128);
-const TL1: TernaryFormat = TernaryFormat::TL1(tl1::Tile { tile_rows: 64, block_cols: 32, inner_rows: 32 });
-const TL2: TernaryFormat = TernaryFormat::TL2(tl2::Tile { tile_rows: 32, block_cols: 96 });
+const TL1: TernaryFormat = TernaryFormat::TL1(tl1::Tile {
+    tile_rows: 64,
+    block_cols: 32,
+    inner_rows: 32,
+});
+const TL2: TernaryFormat = TernaryFormat::TL2(tl2::Tile {
+    tile_rows: 32,
+    block_cols: 96,
+});
 
 fn cpu() -> Cpu {
     Cpu::new(KernelSet::detect(), 2)
@@ -24,11 +32,31 @@ fn cpu() -> Cpu {
 
 /// All shapes have columns that TQ blocks divide, unless `ffn_size` says otherwise.
 fn shapes() -> [(&'static str, Shape); 3] {
-    let shape = Shape { ffn_size: 512, ..Shape::default() };
+    let shape = Shape {
+        ffn_size: 512,
+        ..Shape::default()
+    };
     [
         ("b1.58", shape.clone()),
-        ("1bitllm", Shape { architecture: Architecture::Bitnet, head_dim: 96, heads: 8, kv_heads: 8, ..shape.clone() }),
-        ("llama", Shape { architecture: Architecture::Llama, tied: false, rope_theta: 1_000_042.0, ..shape }),
+        (
+            "1bitllm",
+            Shape {
+                architecture: Architecture::Bitnet,
+                head_dim: 96,
+                heads: 8,
+                kv_heads: 8,
+                ..shape.clone()
+            },
+        ),
+        (
+            "llama",
+            Shape {
+                architecture: Architecture::Llama,
+                tied: false,
+                rope_theta: 1_000_042.0,
+                ..shape
+            },
+        ),
     ]
 }
 
@@ -56,9 +84,20 @@ fn rewrite(path: &Path, change: impl FnOnce(&mut Parts)) {
         },
         other => panic!("{other}"),
     };
-    let pairs = gguf.metadata().iter().map(|(key, v)| (key.to_owned(), value(v))).collect();
-    let info = |name: &str, dtype, dims: &[usize]| TensorInfo { name: name.to_owned(), dtype, dims: dims.to_vec() };
-    let tensors = gguf.tensors().map(|t| (info(t.name, t.dtype, t.dims), t.data.to_vec())).collect();
+    let pairs = gguf
+        .metadata()
+        .iter()
+        .map(|(key, v)| (key.to_owned(), value(v)))
+        .collect();
+    let info = |name: &str, dtype, dims: &[usize]| TensorInfo {
+        name: name.to_owned(),
+        dtype,
+        dims: dims.to_vec(),
+    };
+    let tensors = gguf
+        .tensors()
+        .map(|t| (info(t.name, t.dtype, t.dims), t.data.to_vec()))
+        .collect();
     let mut parts = (pairs, tensors);
     change(&mut parts);
     std::fs::remove_file(path).unwrap();
@@ -79,10 +118,21 @@ fn every_form_of_a_model_gives_the_same_bits() {
         let architecture = shape.architecture;
         let model = SyntheticModel { shape, seed: 7 };
         let path = directory.path().join("packed");
-        model.write_checkpoint(&path, CheckpointWeights::Packed, 1).unwrap();
+        model
+            .write_checkpoint(&path, CheckpointWeights::Packed, 1)
+            .unwrap();
         let expected = some_logits(&load_checkpoint(&path, &cpu).unwrap(), &cpu);
-        assert!(expected.iter().any(|x| x.abs() > 0.1), "{name}: logits that say nothing");
-        let mut formats = vec![I2_S, TernaryFormat::I2_S(Form::Block64), TernaryFormat::I2_S(Form::Row4), TL1, TL2];
+        assert!(
+            expected.iter().any(|x| x.abs() > 0.1),
+            "{name}: logits that say nothing"
+        );
+        let mut formats = vec![
+            I2_S,
+            TernaryFormat::I2_S(Form::Block64),
+            TernaryFormat::I2_S(Form::Row4),
+            TL1,
+            TL2,
+        ];
         if architecture != Architecture::Llama {
             // A scale that was divided by is no f16 number.
             formats.extend([Kind::TQ1_0, Kind::TQ2_0].map(TernaryFormat::TQ));
@@ -107,18 +157,27 @@ fn matrices_of_one_shape_lie_in_memory_as_their_shape_says() {
     let cpu = cpu();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("packed");
-    SyntheticModel { shape: Shape::default(), seed: 5 }.write_checkpoint(&path, CheckpointWeights::Packed, 1).unwrap();
+    SyntheticModel {
+        shape: Shape::default(),
+        seed: 5,
+    }
+    .write_checkpoint(&path, CheckpointWeights::Packed, 1)
+    .unwrap();
     let checkpoint = Checkpoint::open(&path).unwrap();
     let shapes = matrix_shapes(checkpoint.config());
     assert_eq!(shapes, [(512, 256), (256, 256), (768, 256), (256, 384)]);
     let packings = vec![(shapes[0], Packing::Tl1), (shapes[3], Packing::Tl2)];
-    let options = LoadOptions { packings, ..LoadOptions::default() };
+    let options = LoadOptions {
+        packings,
+        ..LoadOptions::default()
+    };
     let model = LanguageModel::from_checkpoint(&checkpoint, &options, &cpu).unwrap();
     let expected = some_logits(&load_checkpoint(&path, &cpu).unwrap(), &cpu);
     cpu.counters().reset();
     assert_same_bits("some looked up", &some_logits(&model, &cpu), &expected);
     let layers = checkpoint.config().num_layers as u64;
-    let calls = [Kernel::I2sGemm, Kernel::Tl1Gemm, Kernel::Tl2Gemm].map(|kernel| cpu.counters().get(kernel).calls);
+    let calls = [Kernel::I2sGemm, Kernel::Tl1Gemm, Kernel::Tl2Gemm]
+        .map(|kernel| cpu.counters().get(kernel).calls);
     assert_eq!(calls, [2 * layers, layers, layers]);
 }
 
@@ -126,17 +185,35 @@ fn matrices_of_one_shape_lie_in_memory_as_their_shape_says() {
 fn shards_and_float_types_change_nothing() {
     let cpu = cpu();
     let directory = tempfile::tempdir().unwrap();
-    let model = SyntheticModel { shape: Shape::default(), seed: 3 };
+    let model = SyntheticModel {
+        shape: Shape::default(),
+        seed: 3,
+    };
     let logits = |weights, num_shards| {
         let path = directory.path().join(format!("{weights:?}-{num_shards}"));
         model.write_checkpoint(&path, weights, num_shards).unwrap();
         some_logits(&load_checkpoint(&path, &cpu).unwrap(), &cpu)
     };
-    let (packed, online) = (logits(CheckpointWeights::Packed, 1), logits(CheckpointWeights::Bf16, 1));
-    assert_same_bits("packed in three files", &logits(CheckpointWeights::Packed, 3), &packed);
-    assert_same_bits("f32 in two files", &logits(CheckpointWeights::F32, 2), &online);
+    let (packed, online) = (
+        logits(CheckpointWeights::Packed, 1),
+        logits(CheckpointWeights::Bf16, 1),
+    );
+    assert_same_bits(
+        "packed in three files",
+        &logits(CheckpointWeights::Packed, 3),
+        &packed,
+    );
+    assert_same_bits(
+        "f32 in two files",
+        &logits(CheckpointWeights::F32, 2),
+        &online,
+    );
     // The packed form rounds the scale to bf16, the online form does not.
-    let worst = packed.iter().zip(&online).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let worst = packed
+        .iter()
+        .zip(&online)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max);
     assert!(worst > 0.0 && worst < 0.5, "{worst}");
 }
 
@@ -144,16 +221,33 @@ fn shards_and_float_types_change_nothing() {
 fn columns_that_are_no_multiple_of_128_run_from_the_forms_that_hold_them() {
     let cpu = cpu();
     let directory = tempfile::tempdir().unwrap();
-    let model = SyntheticModel { shape: Shape { ffn_size: 544, ..Shape::default() }, seed: 1 };
+    let model = SyntheticModel {
+        shape: Shape {
+            ffn_size: 544,
+            ..Shape::default()
+        },
+        seed: 1,
+    };
     let path = directory.path().join("packed");
-    model.write_checkpoint(&path, CheckpointWeights::Packed, 1).unwrap();
+    model
+        .write_checkpoint(&path, CheckpointWeights::Packed, 1)
+        .unwrap();
     let expected = some_logits(&load_checkpoint(&path, &cpu).unwrap(), &cpu);
     for format in [TL1, TL2, I2_S] {
         let path = directory.path().join(format!("{format:?}.gguf"));
         // 544 rows are 17 times 32.
-        let tl1 = TernaryFormat::TL1(tl1::Tile { tile_rows: 32, block_cols: 32, inner_rows: 32 });
-        model.write_gguf(&path, &|_, _| if format == TL1 { tl1 } else { format }).unwrap();
-        let found = some_logits(&load_gguf(&path, &LoadOptions::default(), &cpu).unwrap(), &cpu);
+        let tl1 = TernaryFormat::TL1(tl1::Tile {
+            tile_rows: 32,
+            block_cols: 32,
+            inner_rows: 32,
+        });
+        model
+            .write_gguf(&path, &|_, _| if format == TL1 { tl1 } else { format })
+            .unwrap();
+        let found = some_logits(
+            &load_gguf(&path, &LoadOptions::default(), &cpu).unwrap(),
+            &cpu,
+        );
         assert_same_bits(&format!("{format:?}"), &found, &expected);
     }
 }
@@ -163,13 +257,27 @@ fn tiles_come_from_options_or_the_file_and_are_asked_for_otherwise() {
     let cpu = cpu();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("model.gguf");
-    let model = SyntheticModel { shape: Shape::default(), seed: 2 };
+    let model = SyntheticModel {
+        shape: Shape::default(),
+        seed: 2,
+    };
     for format in [TL1, TL2] {
         model.write_gguf(&path, &|_, _| format).unwrap();
-        let expected = some_logits(&load_gguf(&path, &LoadOptions::default(), &cpu).unwrap(), &cpu);
-        rewrite(&path, |(pairs, _)| pairs.retain(|(key, _)| !key.contains(".tile.")));
-        let error = load_gguf(&path, &LoadOptions::default(), &cpu).err().unwrap().to_string();
-        assert!(error.contains("whose tile is not known; metadata key bitnet.tl"), "{error}");
+        let expected = some_logits(
+            &load_gguf(&path, &LoadOptions::default(), &cpu).unwrap(),
+            &cpu,
+        );
+        rewrite(&path, |(pairs, _)| {
+            pairs.retain(|(key, _)| !key.contains(".tile."))
+        });
+        let error = load_gguf(&path, &LoadOptions::default(), &cpu)
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            error.contains("whose tile is not known; metadata key bitnet.tl"),
+            "{error}"
+        );
         let mut options = LoadOptions::default();
         for shape in [(256, 256), (128, 256), (384, 256), (256, 384)] {
             match format {
@@ -189,21 +297,42 @@ fn a_scale_beside_a_tensor_multiplies_the_one_in_it() {
     let cpu = cpu();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("model.gguf");
-    SyntheticModel { shape: Shape::default(), seed: 4 }.write_gguf(&path, &|_, _| I2_S).unwrap();
-    let expected = some_logits(&load_gguf(&path, &LoadOptions::default(), &cpu).unwrap(), &cpu);
+    SyntheticModel {
+        shape: Shape::default(),
+        seed: 4,
+    }
+    .write_gguf(&path, &|_, _| I2_S)
+    .unwrap();
+    let expected = some_logits(
+        &load_gguf(&path, &LoadOptions::default(), &cpu).unwrap(),
+        &cpu,
+    );
     rewrite(&path, |(_, tensors)| {
         let mut scales = vec![];
-        for (info, bytes) in tensors.iter_mut().filter(|(info, _)| info.dtype == TensorType::I2_S) {
+        for (info, bytes) in tensors
+            .iter_mut()
+            .filter(|(info, _)| info.dtype == TensorType::I2_S)
+        {
             let at = bytes.len() - 32;
             let name = info.name.replace(".weight", ".scale");
-            scales.push((TensorInfo { name, dtype: TensorType::F32, dims: vec![1] }, bytes[at..at + 4].to_vec()));
+            scales.push((
+                TensorInfo {
+                    name,
+                    dtype: TensorType::F32,
+                    dims: vec![1],
+                },
+                bytes[at..at + 4].to_vec(),
+            ));
             bytes[at..at + 4].copy_from_slice(&1.0f32.to_le_bytes());
         }
         tensors.append(&mut scales);
     });
     assert_same_bits(
         "scales",
-        &some_logits(&load_gguf(&path, &LoadOptions::default(), &cpu).unwrap(), &cpu),
+        &some_logits(
+            &load_gguf(&path, &LoadOptions::default(), &cpu).unwrap(),
+            &cpu,
+        ),
         &expected,
     );
 }
@@ -213,39 +342,87 @@ fn a_gguf_that_is_no_model_of_ours_is_refused_with_its_tensor() {
     let cpu = cpu();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("model.gguf");
-    let model = SyntheticModel { shape: Shape { ffn_size: 512, ..Shape::default() }, seed: 5 };
+    let model = SyntheticModel {
+        shape: Shape {
+            ffn_size: 512,
+            ..Shape::default()
+        },
+        seed: 5,
+    };
     let refused = |format, change: &dyn Fn(&mut Parts), expected: &str| {
         model.write_gguf(&path, &|_, _| format).unwrap();
         rewrite(&path, change);
-        let error = load_gguf(&path, &LoadOptions::default(), &cpu).err().expect("it loaded");
+        let error = load_gguf(&path, &LoadOptions::default(), &cpu)
+            .err()
+            .expect("it loaded");
         let message = std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source())
             .map(ToString::to_string)
             .collect::<Vec<_>>()
             .join(": ");
-        assert!(message.contains(expected), "{message:?} does not say {expected:?}");
+        assert!(
+            message.contains(expected),
+            "{message:?} does not say {expected:?}"
+        );
         std::fs::remove_file(&path).unwrap();
     };
     fn tensor<'a>(parts: &'a mut Parts, name: &str) -> &'a mut (TensorInfo, Vec<u8>) {
-        parts.1.iter_mut().find(|(info, _)| info.name == name).unwrap()
+        parts
+            .1
+            .iter_mut()
+            .find(|(info, _)| info.name == name)
+            .unwrap()
     }
     let float = |name: &str, len: usize| {
-        (TensorInfo { name: name.to_owned(), dtype: TensorType::F32, dims: vec![len] }, vec![0; 4 * len])
+        (
+            TensorInfo {
+                name: name.to_owned(),
+                dtype: TensorType::F32,
+                dims: vec![len],
+            },
+            vec![0; 4 * len],
+        )
     };
     let q = "blk.0.attn_q.weight";
-    refused(I2_S, &|parts| parts.1.push(float("blk.0.attn_q.bias", 256)), "blk.0.attn_q.bias has no place");
-    refused(I2_S, &|parts| parts.1.push(float("blk.2.attn_norm.weight", 256)), "blk.2.attn_norm.weight has no place");
-    refused(I2_S, &|parts| parts.1.retain(|(info, _)| info.name != q), "tensor blk.0.attn_q.weight is missing");
-    refused(I2_S, &|parts| tensor(parts, q).0.dims = vec![512, 128], "has shape [512, 128], expected [256, 256]");
+    refused(
+        I2_S,
+        &|parts| parts.1.push(float("blk.0.attn_q.bias", 256)),
+        "blk.0.attn_q.bias has no place",
+    );
+    refused(
+        I2_S,
+        &|parts| parts.1.push(float("blk.2.attn_norm.weight", 256)),
+        "blk.2.attn_norm.weight has no place",
+    );
+    refused(
+        I2_S,
+        &|parts| parts.1.retain(|(info, _)| info.name != q),
+        "tensor blk.0.attn_q.weight is missing",
+    );
+    refused(
+        I2_S,
+        &|parts| tensor(parts, q).0.dims = vec![512, 128],
+        "has shape [512, 128], expected [256, 256]",
+    );
     refused(
         I2_S,
         &|parts| tensor(parts, q).1[7] = 0xff,
         "tensor blk.0.attn_q.weight: I2_S code at row 0, column 7 is 3",
     );
-    refused(I2_S, &|parts| tensor(parts, "blk.1.ffn_norm.weight").1[..4].fill(0xff), "element 0 is NaN");
+    refused(
+        I2_S,
+        &|parts| tensor(parts, "blk.1.ffn_norm.weight").1[..4].fill(0xff),
+        "element 0 is NaN",
+    );
     refused(
         I2_S,
         &|parts| {
-            *tensor(parts, q) = (TensorInfo { dtype: TensorType::I8_S, ..tensor(parts, q).0.clone() }, vec![0; 65568])
+            *tensor(parts, q) = (
+                TensorInfo {
+                    dtype: TensorType::I8_S,
+                    ..tensor(parts, q).0.clone()
+                },
+                vec![0; 65568],
+            )
         },
         "type I8_S, int8 with a scale, which is not ternary; a projection can be I2_S, TL1",
     );
@@ -258,7 +435,8 @@ fn a_gguf_that_is_no_model_of_ours_is_refused_with_its_tensor() {
         TL1,
         &|parts| {
             let key = "bitnet.tl1.tile.256x256";
-            parts.0.iter_mut().find(|(k, _)| k == key).unwrap().1 = MetadataValue::I32s(vec![64, -32, 32]);
+            parts.0.iter_mut().find(|(k, _)| k == key).unwrap().1 =
+                MetadataValue::I32s(vec![64, -32, 32]);
         },
         "bitnet.tl1.tile.256x256 is [64, -32, 32]; 3 sizes are expected",
     );

@@ -15,8 +15,13 @@ use bitnet_models::{Chunk, FfnActivity, KvCache, KvType, LanguageModel, LogitRow
 /// The folder of a golden model: in `shared/` beside this repository, with all forms, or in it.
 fn golden(name: &str) -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let places = [root.join("../shared/golden").join(name), root.join("tests/data/golden").join(name)];
-    let found = places.into_iter().find(|path| path.join("logits.npy").exists());
+    let places = [
+        root.join("../shared/golden").join(name),
+        root.join("tests/data/golden").join(name),
+    ];
+    let found = places
+        .into_iter()
+        .find(|path| path.join("logits.npy").exists());
     if found.is_none() {
         eprintln!("skipped: no golden model {name} here");
     }
@@ -27,18 +32,35 @@ fn golden(name: &str) -> Option<PathBuf> {
 fn read_npy(path: &Path) -> Vec<f32> {
     let bytes = std::fs::read(path).expect("a readable npy file");
     let header = usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
-    bytes[10 + header..].as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    bytes[10 + header..]
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|b| f32::from_le_bytes(*b))
+        .collect()
 }
 
 /// The list of integers behind a key of `tokens.json`.
 fn read_tokens(folder: &Path, key: &str) -> Vec<u32> {
     let text = std::fs::read_to_string(folder.join("tokens.json")).expect("tokens.json");
     let start = text.find(&format!("\"{key}\": [")).expect("the key") + key.len() + 5;
-    text[start..].split(']').next().expect("a list").split(',').map(|n| n.trim().parse().expect("an id")).collect()
+    text[start..]
+        .split(']')
+        .next()
+        .expect("a list")
+        .split(',')
+        .map(|n| n.trim().parse().expect("an id"))
+        .collect()
 }
 
 /// Logits of all tokens, run in chunks of the given length.
-fn logits(model: &LanguageModel, cpu: &Cpu, tokens: &[u32], kv_type: KvType, chunk: usize) -> Vec<f32> {
+fn logits(
+    model: &LanguageModel,
+    cpu: &Cpu,
+    tokens: &[u32],
+    kv_type: KvType,
+    chunk: usize,
+) -> Vec<f32> {
     run(model, cpu, tokens, kv_type, chunk, &mut Workspace::new())
 }
 
@@ -58,11 +80,19 @@ fn run(
     workspace: &mut Workspace,
 ) -> Vec<f32> {
     let config = model.config();
-    let blocks: Vec<u32> = (0..tokens.len().div_ceil(KvCache::BLOCK) as u32).rev().collect();
-    let mut cache = KvCache::new(config.attention, config.num_layers, kv_type, blocks.len()).expect("memory");
+    let blocks: Vec<u32> = (0..tokens.len().div_ceil(KvCache::BLOCK) as u32)
+        .rev()
+        .collect();
+    let mut cache =
+        KvCache::new(config.attention, config.num_layers, kv_type, blocks.len()).expect("memory");
     let mut all = Vec::new();
     for (index, part) in tokens.chunks(chunk).enumerate() {
-        let chunk = Chunk { tokens: part, position: index * chunk, blocks: &blocks, logits: LogitRows::All };
+        let chunk = Chunk {
+            tokens: part,
+            position: index * chunk,
+            blocks: &blocks,
+            logits: LogitRows::All,
+        };
         all.extend_from_slice(model.forward(cpu, workspace, &mut cache, &[chunk]));
     }
     all
@@ -70,12 +100,22 @@ fn run(
 
 /// Logits of a model for some tokens, one chunk, on two threads.
 fn some_logits(model: &LanguageModel, cpu: &Cpu) -> Vec<f32> {
-    let tokens: Vec<u32> = (0..12).map(|i| i * 37 % model.config().vocab_size as u32).collect();
+    let tokens: Vec<u32> = (0..12)
+        .map(|i| i * 37 % model.config().vocab_size as u32)
+        .collect();
     logits(model, cpu, &tokens, KvType::F32, tokens.len())
 }
 
 fn assert_same_bits(name: &str, a: &[f32], b: &[f32]) {
     assert_eq!(a.len(), b.len(), "{name}");
-    let differs = a.iter().zip(b).position(|(a, b)| a.to_bits() != b.to_bits());
-    assert_eq!(differs, None, "{name}: the first logit that differs; {} of them", a.len());
+    let differs = a
+        .iter()
+        .zip(b)
+        .position(|(a, b)| a.to_bits() != b.to_bits());
+    assert_eq!(
+        differs,
+        None,
+        "{name}: the first logit that differs; {} of them",
+        a.len()
+    );
 }

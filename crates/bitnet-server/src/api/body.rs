@@ -20,14 +20,21 @@ pub(crate) async fn read(request: Request, limits: &Limits) -> Result<Bytes, Api
     let body: Limited<Body> = Limited::new(request.into_body(), limits.body_bytes);
     match timeout(limits.body_timeout, body.collect()).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::body_too_large(limits.body_bytes)),
-        Ok(Err(error)) => Err(ApiError::invalid_json(format!("Cannot read the request's body: {error}."))),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            Err(ApiError::body_too_large(limits.body_bytes))
+        }
+        Ok(Err(error)) => Err(ApiError::invalid_json(format!(
+            "Cannot read the request's body: {error}."
+        ))),
         Err(_) => Err(ApiError::body_too_slow()),
     }
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
-    let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let value = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
     let essence = value.split(';').next().unwrap_or_default().trim();
     essence.eq_ignore_ascii_case("application/json")
 }
@@ -35,8 +42,14 @@ fn is_json(headers: &HeaderMap) -> bool {
 /// Reads a request from JSON. Fields that nothing reads are an error, unless `is_lenient`.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], is_lenient: bool) -> Result<T, ApiError> {
     // Serde would take a list for the fields in their order.
-    if bytes.trim_ascii_start().first().is_some_and(|byte| *byte == b'[') {
-        return Err(ApiError::invalid_json("The request's body is a list, expected an object."));
+    if bytes
+        .trim_ascii_start()
+        .first()
+        .is_some_and(|byte| *byte == b'[')
+    {
+        return Err(ApiError::invalid_json(
+            "The request's body is a list, expected an object.",
+        ));
     }
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let mut track = serde_path_to_error::Track::new();
@@ -51,8 +64,11 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], is_lenient: bool) -> Resu
     let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
     let parsed = T::deserialize(serde_ignored::Deserializer::new(tracked, &mut note_unread));
     let value = parsed.map_err(|error| refusal(&error, &track.path().to_string()))?;
-    json.end()
-        .map_err(|error| ApiError::invalid_json(format!("The request's body is not one JSON value: {error}.")))?;
+    json.end().map_err(|error| {
+        ApiError::invalid_json(format!(
+            "The request's body is not one JSON value: {error}."
+        ))
+    })?;
     match unread {
         Some(field) if !is_lenient => Err(ApiError::unknown_field(&field)),
         _ => Ok(value),
@@ -79,7 +95,9 @@ fn refusal(error: &serde_json::Error, path: &str) -> ApiError {
         return ApiError::invalid(&field, format!("'{field}' is given twice."));
     }
     match path {
-        "" => ApiError::invalid_json(format!("The request's body is not what was expected: {text}.")),
+        "" => ApiError::invalid_json(format!(
+            "The request's body is not what was expected: {text}."
+        )),
         path => ApiError::invalid(path, format!("Invalid '{path}': {text}.")),
     }
 }
@@ -100,7 +118,9 @@ fn write_path(path: &serde_ignored::Path<'_>, out: &mut String) {
             }
             out.push_str(key);
         }
-        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => {
+        Path::Some { parent }
+        | Path::NewtypeStruct { parent }
+        | Path::NewtypeVariant { parent } => {
             write_path(parent, out);
         }
     }
@@ -128,7 +148,11 @@ mod tests {
     fn problem(json: &str, is_lenient: bool) -> Option<String> {
         let error = parse::<Outer>(json.as_bytes(), is_lenient).err()?;
         let body = serde_json::to_value(error.body()).expect("JSON");
-        Some(format!("{} {}", body["error"]["code"].as_str()?, body["error"]["param"].as_str().unwrap_or("-")))
+        Some(format!(
+            "{} {}",
+            body["error"]["code"].as_str()?,
+            body["error"]["param"].as_str().unwrap_or("-")
+        ))
     }
 
     #[test]
@@ -136,11 +160,17 @@ mod tests {
         assert_eq!(problem(r#"{"list":[{"name":"a"}],"n":null}"#, false), None);
         for (json, expected) in [
             (r#"{"m":1}"#, "unknown_parameter m"),
-            (r#"{"list":[{"name":"a"},{"name":"b","x":[]}]}"#, "unknown_parameter list[1].x"),
+            (
+                r#"{"list":[{"name":"a"},{"name":"b","x":[]}]}"#,
+                "unknown_parameter list[1].x",
+            ),
             (r#"{"n":"many"}"#, "invalid_value n"),
             (r#"{"n":-1}"#, "invalid_value n"),
             (r#"{"n":1.5}"#, "invalid_value n"),
-            (r#"{"list":[{}]}"#, "missing_required_parameter list[0].name"),
+            (
+                r#"{"list":[{}]}"#,
+                "missing_required_parameter list[0].name",
+            ),
             (r#"{"list":[{"name":1}]}"#, "invalid_value list[0].name"),
             (r#"{"list":{}}"#, "invalid_value list"),
             (r#"{"n":1,"n":2}"#, "invalid_value n"),
@@ -156,7 +186,13 @@ mod tests {
 
     #[test]
     fn a_lenient_server_leaves_fields_unread_but_no_nonsense() {
-        assert_eq!(problem(r#"{"m":1,"list":[{"name":"a","x":{"y":2}}]}"#, true), None);
-        assert_eq!(problem(r#"{"m":1,"n":"many"}"#, true).as_deref(), Some("invalid_value n"));
+        assert_eq!(
+            problem(r#"{"m":1,"list":[{"name":"a","x":{"y":2}}]}"#, true),
+            None
+        );
+        assert_eq!(
+            problem(r#"{"m":1,"n":"many"}"#, true).as_deref(),
+            Some("invalid_value n")
+        );
     }
 }

@@ -24,7 +24,8 @@ use crate::record::Record;
 use crate::state::{App, Conversation, Model, unix_time};
 
 generation_request! {
-    /// A conversation to continue. Fields that are unknown or cannot be honoured are refused by name.
+    /// A conversation to continue. Fields that are unknown or cannot be honoured are refused by
+    /// name.
     pub(crate) struct ChatRequest {
         /// The conversation so far.
         #[schema(min_items = 1)]
@@ -89,7 +90,9 @@ pub(crate) struct Message {
 
 impl Message {
     fn has_calls(&self) -> bool {
-        self.tool_calls.as_ref().is_some_and(|calls| !calls.is_empty())
+        self.tool_calls
+            .as_ref()
+            .is_some_and(|calls| !calls.is_empty())
     }
 }
 
@@ -108,7 +111,11 @@ impl ChatRequest {
         refuse_unless("modalities", self.modalities.as_ref(), &[json!(["text"])])?;
         refuse_unless("store", self.store.as_ref(), &[json!(false)])?;
         refuse_unless("metadata", self.metadata.as_ref(), &[json!({})])?;
-        refuse_unless("service_tier", self.service_tier.as_ref(), &[json!("auto"), json!("default")])?;
+        refuse_unless(
+            "service_tier",
+            self.service_tier.as_ref(),
+            &[json!("auto"), json!("default")],
+        )?;
         for (index, message) in self.messages.iter().enumerate() {
             let field = |name: &str| format!("messages[{index}].{name}");
             refuse_unless(&field("name"), message.name.as_ref(), &[])?;
@@ -127,11 +134,16 @@ impl ChatRequest {
             Some(TextOr::List(texts)) => !texts.is_empty(),
             None => false,
         };
-        let has_ids = self.stop_token_ids.as_ref().is_some_and(|ids| !ids.is_empty());
+        let has_ids = self
+            .stop_token_ids
+            .as_ref()
+            .is_some_and(|ids| !ids.is_empty());
         let must_call = tools.is_some_and(Tools::must_call);
         for (field, is_given) in [("stop", has_strings), ("stop_token_ids", has_ids)] {
             if must_call && is_given {
-                let message = format!("'{field}' could end the answer before the call that 'tool_choice' demands.");
+                let message = format!(
+                    "'{field}' could end the answer before the call that 'tool_choice' demands."
+                );
                 return Err(ApiError::invalid(field, message));
             }
         }
@@ -142,14 +154,19 @@ impl ChatRequest {
         match (self.logprobs, self.top_logprobs) {
             (Some(true), top) => logprobs::check_top("top_logprobs", top.unwrap_or(0)).map(Some),
             (_, None | Some(0)) => Ok(None),
-            (_, Some(_)) => Err(ApiError::invalid("top_logprobs", "'top_logprobs' needs 'logprobs' to be true.")),
+            (_, Some(_)) => Err(ApiError::invalid(
+                "top_logprobs",
+                "'top_logprobs' needs 'logprobs' to be true.",
+            )),
         }
     }
 
     fn max_tokens(&self) -> Result<Option<u32>, ApiError> {
         match (self.max_completion_tokens, self.max_tokens) {
             (Some(new), Some(old)) if new != old => {
-                let message = format!("'max_completion_tokens' is {new} and 'max_tokens' is {old}: give one of them.");
+                let message = format!(
+                    "'max_completion_tokens' is {new} and 'max_tokens' is {old}: give one of them."
+                );
                 Err(ApiError::invalid("max_tokens", message))
             }
             (new, old) => Ok(new.or(old)),
@@ -170,11 +187,18 @@ pub(crate) fn chat_messages(messages: &[Message]) -> Result<Vec<ChatMessage>, Ap
         let calls = tools::written(message.tool_calls.as_deref().unwrap_or_default(), index)?;
         let content = content + &calls;
         // The newer name of the same thing.
-        let role = if message.role == "developer" { "system" } else { &message.role };
+        let role = if message.role == "developer" {
+            "system"
+        } else {
+            &message.role
+        };
         out.push(ChatMessage::new(role, content));
     }
     if out.is_empty() {
-        return Err(ApiError::invalid("messages", "'messages' is empty: at least one message is needed."));
+        return Err(ApiError::invalid(
+            "messages",
+            "'messages' is empty: at least one message is needed.",
+        ));
     }
     Ok(out)
 }
@@ -185,9 +209,16 @@ fn joined(parts: &[ContentPart], message: usize) -> Result<String, ApiError> {
         let field = |name: &str| format!("messages[{message}].content[{index}].{name}");
         if part.r#type != "text" {
             let kind: String = part.r#type.chars().take(64).collect();
-            return Err(ApiError::unsupported(Some(&field("type")), format!("This model reads text, not '{kind}'.")));
+            return Err(ApiError::unsupported(
+                Some(&field("type")),
+                format!("This model reads text, not '{kind}'."),
+            ));
         }
-        texts.push(part.text.as_deref().ok_or_else(|| ApiError::missing(&field("text")))?);
+        texts.push(
+            part.text
+                .as_deref()
+                .ok_or_else(|| ApiError::missing(&field("text")))?,
+        );
     }
     Ok(texts.join("\n"))
 }
@@ -200,7 +231,8 @@ pub(crate) fn render_messages(
     add_generation_prompt: bool,
 ) -> Result<(String, Vec<TokenId>), ApiError> {
     let tokenizer = model.tokenizer()?;
-    let wrong = |error: bitnet_tokenizers::Error| ApiError::invalid("messages", format!("{error}."));
+    let wrong =
+        |error: bitnet_tokenizers::Error| ApiError::invalid("messages", format!("{error}."));
     match &model.conversation {
         Conversation::Template(template) => {
             let now = i64::try_from(unix_time()).ok();
@@ -211,16 +243,28 @@ pub(crate) fn render_messages(
                 Some(tools) => introduce(tools, messages.to_mut()),
                 None => {}
             }
-            let options = RenderOptions { add_generation_prompt, now, tools: tools_json.as_ref() };
+            let options = RenderOptions {
+                add_generation_prompt,
+                now,
+                tools: tools_json.as_ref(),
+            };
             let chat = template.render(&messages, options).map_err(wrong)?;
             let tokens = tokenizer.encode_chat(&chat).map_err(wrong)?;
             Ok((chat.text().to_owned(), tokens))
         }
         Conversation::ContinueLast => {
             let text = messages.last().map_or("", |message| message.content.trim());
-            Ok((text.to_owned(), tokenizer.encode(text, EncodeOptions::default()).map_err(wrong)?))
+            Ok((
+                text.to_owned(),
+                tokenizer
+                    .encode(text, EncodeOptions::default())
+                    .map_err(wrong)?,
+            ))
         }
-        Conversation::Unavailable(reason) => Err(ApiError::unsupported(Some("messages"), format!("{reason}."))),
+        Conversation::Unavailable(reason) => Err(ApiError::unsupported(
+            Some("messages"),
+            format!("{reason}."),
+        )),
     }
 }
 
@@ -228,7 +272,9 @@ pub(crate) fn render_messages(
 fn introduce(tools: &Tools, messages: &mut Vec<ChatMessage>) {
     let introduction = tools.introduction();
     match messages.first_mut() {
-        Some(first) if first.role == "system" => first.content = format!("{}\n\n{introduction}", first.content),
+        Some(first) if first.role == "system" => {
+            first.content = format!("{}\n\n{introduction}", first.content)
+        }
         _ => messages.insert(0, ChatMessage::new("system", introduction)),
     }
 }
@@ -250,12 +296,28 @@ fn prepare(app: &App, bytes: &[u8]) -> Result<Prepared, ApiError> {
     }
     let max_tokens = request.max_tokens()?;
     let num_logprobs = request.num_logprobs()?;
-    let tools = Tools::settle(request.tools.take(), request.tool_choice.as_ref(), request.parallel_tool_calls)?;
+    let tools = Tools::settle(
+        request.tools.take(),
+        request.tool_choice.as_ref(),
+        request.parallel_tool_calls,
+    )?;
     request.check_stops(tools.as_ref())?;
     let grammar = tools.as_ref().map(Tools::grammar).transpose()?;
-    let plan = request.common().settle(app, model, max_tokens, num_logprobs, grammar)?;
-    let (text, prompt) = render_messages(model, &chat_messages(&request.messages)?, tools.as_ref(), true)?;
-    Ok(Prepared { plan, text, prompt, calls_tools: tools.is_some() })
+    let plan = request
+        .common()
+        .settle(app, model, max_tokens, num_logprobs, grammar)?;
+    let (text, prompt) = render_messages(
+        model,
+        &chat_messages(&request.messages)?,
+        tools.as_ref(),
+        true,
+    )?;
+    Ok(Prepared {
+        plan,
+        text,
+        prompt,
+        calls_tools: tools.is_some(),
+    })
 }
 
 async fn read_and_prepare(app: &Arc<App>, request: Request) -> Result<Prepared, ApiError> {
@@ -280,14 +342,26 @@ pub(crate) async fn create(
     Extension(record): Extension<Arc<Record>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    // Whoever will be sent away is sent away before there is any work, and from a server that drains for good.
+    // Whoever will be sent away is sent away before there is any work, and from a server that
+    // drains for good.
     app.model()?;
     app.queue.check_room()?;
-    let Prepared { plan, prompt, calls_tools, .. } = read_and_prepare(&app, request).await?;
+    let Prepared {
+        plan,
+        prompt,
+        calls_tools,
+        ..
+    } = read_and_prepare(&app, request).await?;
     let model = app.model()?;
     let id = random_id("chatcmpl-");
     let prompts = [prompt];
-    let asked = Asked { plan: &plan, prompts: &prompts, param: "messages", operation: "chat", response_id: &id };
+    let asked = Asked {
+        plan: &plan,
+        prompts: &prompts,
+        param: "messages",
+        operation: "chat",
+        response_id: &id,
+    };
     let answers = generate::submit(&app, model, &asked, &record)?;
     let envelope = Envelope {
         id,
@@ -298,13 +372,21 @@ pub(crate) async fn create(
         return_token_ids: plan.return_token_ids,
         record,
         finders: if calls_tools {
-            std::iter::repeat_with(CallFinder::default).take(plan.n).collect()
+            std::iter::repeat_with(CallFinder::default)
+                .take(plan.n)
+                .collect()
         } else {
             Vec::new()
         },
     };
     if plan.is_stream {
-        return Ok(stream::response(answers, envelope, plan.n, plan.include_usage, plan.return_token_ids));
+        return Ok(stream::response(
+            answers,
+            envelope,
+            plan.n,
+            plan.include_usage,
+            plan.return_token_ids,
+        ));
     }
     envelope.whole(answers, plan.n).await
 }
@@ -318,10 +400,18 @@ pub(crate) async fn create(
     request_body = ChatRequest,
     responses((status = 200, description = "The prompt.", body = Rendered))
 )]
-pub(crate) async fn render(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+pub(crate) async fn render(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, ApiError> {
     let Prepared { text, prompt, .. } = read_and_prepare(&app, request).await?;
     let model = app.model()?.name().to_owned();
-    Ok(super::json(&Rendered { request_id: random_id("chatcmpl-"), model, prompt: Some(text), token_ids: prompt }))
+    Ok(super::json(&Rendered {
+        request_id: random_id("chatcmpl-"),
+        model,
+        prompt: Some(text),
+        token_ids: prompt,
+    }))
 }
 
 /// A whole answer.
@@ -441,8 +531,11 @@ impl Envelope {
     async fn whole(self, answers: Answers, num_answers: usize) -> Result<Response, ApiError> {
         let (answers, usage) = generate::collect(answers, num_answers).await?;
         let choice = |(index, answer): (usize, generate::Answer)| {
-            let (content, calls, is_cut) =
-                if self.finders.is_empty() { (answer.text.clone(), Vec::new(), false) } else { split(&answer.text) };
+            let (content, calls, is_cut) = if self.finders.is_empty() {
+                (answer.text.clone(), Vec::new(), false)
+            } else {
+                split(&answer.text)
+            };
             let is_call = !calls.is_empty();
             ChatChoice {
                 index,
@@ -471,8 +564,13 @@ impl Envelope {
 
     /// `None` where no token has any.
     fn logprobs<'a>(&self, tokens: impl Iterator<Item = &'a SampledToken>) -> Option<ChatLogprobs> {
-        let content: Vec<_> = tokens.filter_map(|token| TokenLogprob::new(self.tokenizer.as_deref(), token)).collect();
-        (!content.is_empty()).then_some(ChatLogprobs { content, refusal: None })
+        let content: Vec<_> = tokens
+            .filter_map(|token| TokenLogprob::new(self.tokenizer.as_deref(), token))
+            .collect();
+        (!content.is_empty()).then_some(ChatLogprobs {
+            content,
+            refusal: None,
+        })
     }
 
     fn write(&self, choices: Vec<ChatChunkChoice<'_>>, usage: Option<Option<Usage>>) -> String {
@@ -498,8 +596,15 @@ fn split(text: &str) -> (String, Vec<ToolCall>, bool) {
         match part {
             Found::Text(text) => content += &text,
             Found::Call { name, .. } => {
-                let function = FunctionCall { name, arguments: String::new() };
-                calls.push(ToolCall { id: random_id("call_"), r#type: "function".to_owned(), function });
+                let function = FunctionCall {
+                    name,
+                    arguments: String::new(),
+                };
+                calls.push(ToolCall {
+                    id: random_id("call_"),
+                    r#type: "function".to_owned(),
+                    function,
+                });
             }
             Found::Arguments { index, text } => calls[index].function.arguments += &text,
         }
@@ -530,27 +635,65 @@ impl Envelope {
         token: Option<&SampledToken>,
         finish_reason: Option<&'static str>,
     ) -> String {
-        let token_ids = token.filter(|_| self.return_token_ids).map(|token| [token.id]);
+        let token_ids = token
+            .filter(|_| self.return_token_ids)
+            .map(|token| [token.id]);
         let logprobs = self.logprobs(token.into_iter());
-        let choice = ChatChunkChoice { index: choice, delta, logprobs, finish_reason, token_ids };
+        let choice = ChatChunkChoice {
+            index: choice,
+            delta,
+            logprobs,
+            finish_reason,
+            token_ids,
+        };
         self.write(vec![choice], self.include_usage.then_some(None))
     }
 
     /// Chunks for what a text turned out to be; the first bears its token.
-    fn found_chunks(&self, choice: usize, found: &[Found], mut token: Option<&SampledToken>) -> Vec<String> {
+    fn found_chunks(
+        &self,
+        choice: usize,
+        found: &[Found],
+        mut token: Option<&SampledToken>,
+    ) -> Vec<String> {
         let chunk = |part: &Found| {
             let delta = match part {
-                Found::Text(text) => Delta { content: Some(text), ..Delta::default() },
+                Found::Text(text) => Delta {
+                    content: Some(text),
+                    ..Delta::default()
+                },
                 Found::Call { index, name } => {
-                    let function = DeltaFunction { name: Some(name), arguments: "" };
+                    let function = DeltaFunction {
+                        name: Some(name),
+                        arguments: "",
+                    };
                     let id = Some(random_id("call_"));
-                    let call = DeltaCall { index: *index, id, r#type: Some("function"), function };
-                    Delta { tool_calls: Some([call]), ..Delta::default() }
+                    let call = DeltaCall {
+                        index: *index,
+                        id,
+                        r#type: Some("function"),
+                        function,
+                    };
+                    Delta {
+                        tool_calls: Some([call]),
+                        ..Delta::default()
+                    }
                 }
                 Found::Arguments { index, text } => {
-                    let function = DeltaFunction { name: None, arguments: text };
-                    let call = DeltaCall { index: *index, id: None, r#type: None, function };
-                    Delta { tool_calls: Some([call]), ..Delta::default() }
+                    let function = DeltaFunction {
+                        name: None,
+                        arguments: text,
+                    };
+                    let call = DeltaCall {
+                        index: *index,
+                        id: None,
+                        r#type: None,
+                        function,
+                    };
+                    Delta {
+                        tool_calls: Some([call]),
+                        ..Delta::default()
+                    }
                 }
             };
             self.one_chunk(choice, delta, token.take(), None)
@@ -564,16 +707,25 @@ impl ChunkFormat for Envelope {
         let mut found = Vec::new();
         match part {
             Part::Begin => {
-                let delta = Delta { role: Some("assistant"), content: Some(""), tool_calls: None };
+                let delta = Delta {
+                    role: Some("assistant"),
+                    content: Some(""),
+                    tool_calls: None,
+                };
                 vec![self.one_chunk(choice, delta, None, None)]
             }
             Part::Text { text, token } => {
                 let Some(finder) = self.finders.get_mut(choice) else {
-                    let delta = Delta { content: Some(text), ..Delta::default() };
+                    let delta = Delta {
+                        content: Some(text),
+                        ..Delta::default()
+                    };
                     return vec![self.one_chunk(choice, delta, token, None)];
                 };
                 finder.push(text, &mut found);
-                if found.is_empty() && token.is_some_and(|token| self.return_token_ids || token.logprobs.is_some()) {
+                if found.is_empty()
+                    && token.is_some_and(|token| self.return_token_ids || token.logprobs.is_some())
+                {
                     found.push(Found::Text(String::new()));
                 }
                 self.found_chunks(choice, &found, token)
@@ -616,7 +768,11 @@ mod tests {
             (&format!("{whole}\n{cut}"), 1, "stop"),
         ] {
             let (_, calls, is_cut) = split(text);
-            assert_eq!((calls.len(), is_cut), (num_whole, text.ends_with(cut)), "{text}");
+            assert_eq!(
+                (calls.len(), is_cut),
+                (num_whole, text.ends_with(cut)),
+                "{text}"
+            );
             let mut envelope = Envelope {
                 id: String::new(),
                 created: 0,
@@ -624,7 +780,13 @@ mod tests {
                 tokenizer: None,
                 include_usage: false,
                 return_token_ids: false,
-                record: Arc::new(Record::new(Method::POST, String::new(), String::new(), String::new(), None)),
+                record: Arc::new(Record::new(
+                    Method::POST,
+                    String::new(),
+                    String::new(),
+                    String::new(),
+                    None,
+                )),
                 finders: vec![CallFinder::default()],
             };
             envelope.chunks(0, Part::Text { text, token: None });

@@ -24,7 +24,8 @@ use crate::state::{App, Model, unix_time};
 const DEFAULT_MAX_TOKENS: u32 = 16;
 
 generation_request! {
-    /// Texts or tokens to continue. Fields that are unknown or cannot be honoured are refused by name.
+    /// Texts or tokens to continue. Fields that are unknown or cannot be honoured are refused by
+    /// name.
     pub(crate) struct CompletionRequest {
         /// What to continue: a text, token ids, or a list of either.
         prompt: Prompt,
@@ -37,7 +38,8 @@ generation_request! {
         add_special_tokens: Option<bool>,
         /// Only the value of `n` is supported: every answer that is computed is given.
         best_of: Option<u32>,
-        /// Give the log-probability of each token, and of so many of the most probable ones; with `echo`, those of the prompt, too.
+        /// Give the log-probability of each token, and of so many of the most probable ones; with
+        /// `echo`, those of the prompt, too.
         #[schema(maximum = 20)]
         logprobs: Option<u32>,
         /// Only an empty text is supported.
@@ -49,7 +51,11 @@ impl CompletionRequest {
     /// Refuses what asks for something that this server does not do.
     fn check_support(&self) -> Result<(), ApiError> {
         refuse_unless("suffix", self.suffix.as_ref(), &[json!("")])?;
-        refuse_unless("best_of", self.best_of.map(Value::from).as_ref(), &[json!(self.n.unwrap_or(1))])
+        refuse_unless(
+            "best_of",
+            self.best_of.map(Value::from).as_ref(),
+            &[json!(self.n.unwrap_or(1))],
+        )
     }
 
     fn echoes_logprobs(&self) -> bool {
@@ -61,7 +67,9 @@ impl CompletionRequest {
             let message = "'logprobs' and 'echo' together are not supported in streams.";
             return Err(ApiError::unsupported(Some("logprobs"), message));
         }
-        self.logprobs.map(|top| logprobs::check_top("logprobs", top)).transpose()
+        self.logprobs
+            .map(|top| logprobs::check_top("logprobs", top))
+            .transpose()
     }
 
     /// The prompts as tokens.
@@ -75,7 +83,10 @@ impl CompletionRequest {
         };
         let tokenizer = model.tokenizer()?;
         let add_special = self.add_special_tokens.unwrap_or(true);
-        texts.iter().map(|text| encode(tokenizer, text, add_special)).collect()
+        texts
+            .iter()
+            .map(|text| encode(tokenizer, text, add_special))
+            .collect()
     }
 
     /// The prompts as texts.
@@ -96,12 +107,24 @@ impl CompletionRequest {
     }
 }
 
-/// The tokens of a text, with BOS where the model wants it. Control tokens that the text spells out are text.
-pub(crate) fn encode(tokenizer: &Tokenizer, text: &str, add_special: bool) -> Result<Vec<TokenId>, ApiError> {
-    let options = EncodeOptions { add_special: false, parse_special: false };
-    let mut tokens =
-        tokenizer.encode(text, options).map_err(|error| ApiError::invalid("prompt", format!("{error}.")))?;
-    if let Some(bos) = tokenizer.bos().filter(|_| add_special && tokenizer.adds_bos()) {
+/// The tokens of a text, with BOS where the model wants it. Control tokens that the text spells out
+/// are text.
+pub(crate) fn encode(
+    tokenizer: &Tokenizer,
+    text: &str,
+    add_special: bool,
+) -> Result<Vec<TokenId>, ApiError> {
+    let options = EncodeOptions {
+        add_special: false,
+        parse_special: false,
+    };
+    let mut tokens = tokenizer
+        .encode(text, options)
+        .map_err(|error| ApiError::invalid("prompt", format!("{error}.")))?;
+    if let Some(bos) = tokenizer
+        .bos()
+        .filter(|_| add_special && tokenizer.adds_bos())
+    {
         tokens.insert(0, bos);
     }
     Ok(tokens)
@@ -124,11 +147,21 @@ fn prepare(app: &App, bytes: &[u8]) -> Result<Prepared, ApiError> {
     }
     let max_tokens = request.max_tokens.or(Some(DEFAULT_MAX_TOKENS));
     let num_logprobs = request.num_logprobs()?;
-    let mut plan = request.common().settle(app, model, max_tokens, num_logprobs, None)?;
+    let mut plan = request
+        .common()
+        .settle(app, model, max_tokens, num_logprobs, None)?;
     plan.prompt_logprobs = request.echoes_logprobs();
     let prompts = request.encode(model)?;
-    let echoes = if request.echo.unwrap_or(false) { request.texts(model)? } else { Vec::new() };
-    Ok(Prepared { plan, prompts, echoes })
+    let echoes = if request.echo.unwrap_or(false) {
+        request.texts(model)?
+    } else {
+        Vec::new()
+    };
+    Ok(Prepared {
+        plan,
+        prompts,
+        echoes,
+    })
 }
 
 async fn read_and_prepare(app: &Arc<App>, request: Request) -> Result<Prepared, ApiError> {
@@ -153,14 +186,25 @@ pub(crate) async fn create(
     Extension(record): Extension<Arc<Record>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    // Whoever will be sent away is sent away before there is any work, and from a server that drains for good.
+    // Whoever will be sent away is sent away before there is any work, and from a server that
+    // drains for good.
     app.model()?;
     app.queue.check_room()?;
-    let Prepared { plan, prompts, echoes } = read_and_prepare(&app, request).await?;
+    let Prepared {
+        plan,
+        prompts,
+        echoes,
+    } = read_and_prepare(&app, request).await?;
     let model = app.model()?;
     let id = random_id("cmpl-");
     let operation = "text_completion";
-    let asked = Asked { plan: &plan, prompts: &prompts, param: "prompt", operation, response_id: &id };
+    let asked = Asked {
+        plan: &plan,
+        prompts: &prompts,
+        param: "prompt",
+        operation,
+        response_id: &id,
+    };
     let answers = generate::submit(&app, model, &asked, &record)?;
     let num_answers = prompts.len() * plan.n;
     let envelope = Envelope {
@@ -171,12 +215,22 @@ pub(crate) async fn create(
         include_usage: plan.include_usage,
         return_token_ids: plan.return_token_ids,
         n: plan.n,
-        echoed_tokens: if plan.prompt_logprobs { prompts } else { Vec::new() },
+        echoed_tokens: if plan.prompt_logprobs {
+            prompts
+        } else {
+            Vec::new()
+        },
         echoes,
         num_chars: vec![0; num_answers],
     };
     if plan.is_stream {
-        return Ok(stream::response(answers, envelope, num_answers, plan.include_usage, plan.return_token_ids));
+        return Ok(stream::response(
+            answers,
+            envelope,
+            num_answers,
+            plan.include_usage,
+            plan.return_token_ids,
+        ));
     }
     envelope.whole(answers, num_answers).await
 }
@@ -202,12 +256,21 @@ pub(crate) struct Rendered {
     request_body = CompletionRequest,
     responses((status = 200, description = "The prompts.", body = Vec<Rendered>))
 )]
-pub(crate) async fn render(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+pub(crate) async fn render(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, ApiError> {
     let Prepared { prompts, .. } = read_and_prepare(&app, request).await?;
     let model = app.model()?.name();
-    let rendered =
-        |token_ids| Rendered { request_id: random_id("cmpl-"), model: model.to_owned(), prompt: None, token_ids };
-    Ok(super::json(&prompts.into_iter().map(rendered).collect::<Vec<_>>()))
+    let rendered = |token_ids| Rendered {
+        request_id: random_id("cmpl-"),
+        model: model.to_owned(),
+        prompt: None,
+        token_ids,
+    };
+    Ok(super::json(
+        &prompts.into_iter().map(rendered).collect::<Vec<_>>(),
+    ))
 }
 
 /// Whole answers, or a chunk of streamed ones.
@@ -266,15 +329,20 @@ impl Envelope {
             finish_reason: Some(answer.reason.name()),
             token_ids: self.return_token_ids.then(|| answer.token_ids()),
         };
-        Ok(super::json(&self.completion(answers.into_iter().enumerate().map(choice).collect(), Some(Some(usage)))))
+        Ok(super::json(&self.completion(
+            answers.into_iter().enumerate().map(choice).collect(),
+            Some(Some(usage)),
+        )))
     }
 
     fn logprobs(&self, choice: usize, answer: &generate::Answer) -> Option<CompletionLogprobs> {
         let of_answer = CompletionLogprobs::new(self.tokenizer.as_deref(), &answer.tokens);
         match (&self.tokenizer, self.echoed_tokens.get(choice / self.n)) {
-            (Some(tokenizer), Some(prompt)) => {
-                Some(of_answer.unwrap_or_default().echo(tokenizer, prompt, &answer.prompt_logprobs))
-            }
+            (Some(tokenizer), Some(prompt)) => Some(of_answer.unwrap_or_default().echo(
+                tokenizer,
+                prompt,
+                &answer.prompt_logprobs,
+            )),
             _ => of_answer,
         }
     }
@@ -284,7 +352,11 @@ impl Envelope {
         self.echoes.get(choice / self.n).map_or("", String::as_str)
     }
 
-    fn completion(&self, choices: Vec<CompletionChoice>, usage: Option<Option<Usage>>) -> Completion<'_> {
+    fn completion(
+        &self,
+        choices: Vec<CompletionChoice>,
+        usage: Option<Option<Usage>>,
+    ) -> Completion<'_> {
         Completion {
             id: &self.id,
             object: "text_completion",
@@ -305,16 +377,30 @@ impl ChunkFormat for Envelope {
             Part::Text { text, token } => (text, None, token),
             Part::End(reason) => ("", Some(FinishReason::name(reason)), None),
         };
-        let token_ids = token.filter(|_| self.return_token_ids).map(|token| vec![token.id]);
+        let token_ids = token
+            .filter(|_| self.return_token_ids)
+            .map(|token| vec![token.id]);
         let logprobs = token.and_then(|token| {
-            CompletionLogprobs::new(self.tokenizer.as_deref(), &[(token.clone(), self.num_chars[choice])])
+            CompletionLogprobs::new(
+                self.tokenizer.as_deref(),
+                &[(token.clone(), self.num_chars[choice])],
+            )
         });
         let text = text.to_owned();
         if !matches!(part, Part::Begin) {
             self.num_chars[choice] += text.chars().count();
         }
-        let choice = CompletionChoice { index: choice, text, logprobs, finish_reason, token_ids };
-        vec![super::to_json(&self.completion(vec![choice], self.include_usage.then_some(None)))]
+        let choice = CompletionChoice {
+            index: choice,
+            text,
+            logprobs,
+            finish_reason,
+            token_ids,
+        };
+        vec![super::to_json(&self.completion(
+            vec![choice],
+            self.include_usage.then_some(None),
+        ))]
     }
 
     fn usage_chunk(&self, usage: Usage) -> String {

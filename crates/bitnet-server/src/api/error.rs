@@ -40,14 +40,33 @@ pub(crate) struct ErrorBody<'a> {
 }
 
 impl ApiError {
-    fn new(status: StatusCode, r#type: &'static str, code: &'static str, message: impl Into<String>) -> Self {
+    fn new(
+        status: StatusCode,
+        r#type: &'static str,
+        code: &'static str,
+        message: impl Into<String>,
+    ) -> Self {
         let message = shortened(message.into(), MESSAGE_CHARS_MAX);
-        let body = ErrorObject { message, r#type, param: None, code: Some(code) };
-        Self { status, body, retry_after_s: None }
+        let body = ErrorObject {
+            message,
+            r#type,
+            param: None,
+            code: Some(code),
+        };
+        Self {
+            status,
+            body,
+            retry_after_s: None,
+        }
     }
 
     fn bad_request(param: Option<&str>, code: &'static str, message: impl Into<String>) -> Self {
-        let mut error = Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", code, message);
+        let mut error = Self::new(
+            StatusCode::BAD_REQUEST,
+            "invalid_request_error",
+            code,
+            message,
+        );
         error.body.param = param.map(|param| shortened(param.to_owned(), PARAM_CHARS_MAX));
         error
     }
@@ -64,12 +83,20 @@ impl ApiError {
 
     /// A field that is needed is not there.
     pub(crate) fn missing(param: &str) -> Self {
-        Self::bad_request(Some(param), "missing_required_parameter", format!("Missing required parameter: '{param}'."))
+        Self::bad_request(
+            Some(param),
+            "missing_required_parameter",
+            format!("Missing required parameter: '{param}'."),
+        )
     }
 
     /// A field that no one reads.
     pub(crate) fn unknown_field(param: &str) -> Self {
-        Self::bad_request(Some(param), "unknown_parameter", format!("Unknown parameter: '{param}'."))
+        Self::bad_request(
+            Some(param),
+            "unknown_parameter",
+            format!("Unknown parameter: '{param}'."),
+        )
     }
 
     /// A field, or a value of it, that OpenAI has and this server or this model does not.
@@ -77,14 +104,20 @@ impl ApiError {
         Self::bad_request(param, "unsupported_parameter", message)
     }
 
-    /// The form that an answer must have was found on the way to be one that no answer has, or too much work.
+    /// The form that an answer must have was found on the way to be one that no answer has, or too
+    /// much work.
     pub(crate) fn form_failed(problem: &str) -> Self {
         let message = format!("The answer cannot have the form that was asked for: {problem}.");
         Self::bad_request(None, "form_failed", message)
     }
 
     /// Prompt and answer are longer together than the context.
-    pub(crate) fn context_length(param: &str, prompt: usize, max_tokens: Option<usize>, context: usize) -> Self {
+    pub(crate) fn context_length(
+        param: &str,
+        prompt: usize,
+        max_tokens: Option<usize>,
+        context: usize,
+    ) -> Self {
         let message = match max_tokens {
             Some(max_tokens) => format!(
                 "This model's maximum context length is {context} tokens. However, you requested {} tokens ({prompt} in \
@@ -100,56 +133,106 @@ impl ApiError {
     }
 
     pub(crate) fn unauthorized() -> Self {
-        let message =
-            "This server needs an API key, as the header `Authorization: Bearer KEY`; yours is missing or wrong.";
-        Self::new(StatusCode::UNAUTHORIZED, "invalid_request_error", "invalid_api_key", message)
+        let message = "This server needs an API key, as the header `Authorization: Bearer KEY`; yours is missing or wrong.";
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "invalid_request_error",
+            "invalid_api_key",
+            message,
+        )
     }
 
     pub(crate) fn unknown_model(name: &str, served: &str) -> Self {
         let message = format!("The model '{name}' does not exist; this server has '{served}'.");
-        let mut error = Self::new(StatusCode::NOT_FOUND, "invalid_request_error", "model_not_found", message);
+        let mut error = Self::new(
+            StatusCode::NOT_FOUND,
+            "invalid_request_error",
+            "model_not_found",
+            message,
+        );
         error.body.param = Some("model".to_owned());
         error
     }
 
     pub(crate) fn unknown_path(method: &Method, path: &str) -> Self {
         let message = format!("Unknown request URL: {method} {path}.");
-        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", "unknown_url", message)
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "invalid_request_error",
+            "unknown_url",
+            message,
+        )
     }
 
     pub(crate) fn wrong_method(method: &Method, path: &str) -> Self {
         let message = format!("{path} does not take {method}.");
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", "method_not_allowed", message)
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "invalid_request_error",
+            "method_not_allowed",
+            message,
+        )
     }
 
     pub(crate) fn wrong_content_type() -> Self {
         let message = "Expected a body in JSON, with the header `Content-Type: application/json`.";
-        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", "unsupported_media_type", message)
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "invalid_request_error",
+            "unsupported_media_type",
+            message,
+        )
     }
 
     pub(crate) fn body_too_large(limit: usize) -> Self {
         let message = format!("The request's body has more than {limit} bytes.");
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", "request_too_large", message)
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "invalid_request_error",
+            "request_too_large",
+            message,
+        )
     }
 
     pub(crate) fn body_too_slow() -> Self {
         let message = "The request's body took too long to arrive.";
-        Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", "request_timeout", message)
+        Self::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "invalid_request_error",
+            "request_timeout",
+            message,
+        )
     }
 
     pub(crate) fn answer_too_slow(limit_s: f64) -> Self {
         let message = format!("The answer was not complete after {limit_s} s, and was given up.");
-        Self::new(StatusCode::GATEWAY_TIMEOUT, "server_error", "answer_timeout", message)
+        Self::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "server_error",
+            "answer_timeout",
+            message,
+        )
     }
 
     pub(crate) fn too_many_requests(message: String, retry_after_s: u64) -> Self {
-        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "queue_full", message);
-        Self { retry_after_s: Some(retry_after_s), ..error }
+        let error = Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "rate_limit_error",
+            "queue_full",
+            message,
+        );
+        Self {
+            retry_after_s: Some(retry_after_s),
+            ..error
+        }
     }
 
     pub(crate) fn loading() -> Self {
         let error = Self::unavailable("loading", "the model is being loaded");
-        Self { retry_after_s: Some(LOADING_RETRY_S), ..error }
+        Self {
+            retry_after_s: Some(LOADING_RETRY_S),
+            ..error
+        }
     }
 
     /// There is no time after which this server would take the request: others may take it at once.
@@ -158,11 +241,21 @@ impl ApiError {
     }
 
     fn unavailable(code: &'static str, message: &str) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable_error", code, message)
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "service_unavailable_error",
+            code,
+            message,
+        )
     }
 
     pub(crate) fn internal(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", "internal_error", message)
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "server_error",
+            "internal_error",
+            message,
+        )
     }
 
     /// For programs.
@@ -185,7 +278,9 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, super::json(&self.body())).into_response();
         if let Some(seconds) = self.retry_after_s {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+            response
+                .headers_mut()
+                .insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         // For the record of the request.
         response.extensions_mut().insert(self);
@@ -200,5 +295,9 @@ pub(crate) fn shortened(text: String, chars_max: usize) -> String {
         return text;
     }
     let (start, end) = (chars_max / 2, chars_max - chars_max / 2 - 1);
-    text.chars().take(start).chain(['…']).chain(text.chars().skip(num_chars - end)).collect()
+    text.chars()
+        .take(start)
+        .chain(['…'])
+        .chain(text.chars().skip(num_chars - end))
+        .collect()
 }

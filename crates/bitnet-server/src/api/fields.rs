@@ -73,7 +73,9 @@ impl<'de> Deserialize<'de> for Element {
             }
 
             fn visit_u64<E: Error>(self, id: u64) -> Result<Element, E> {
-                u32::try_from(id).map(Element::Token).map_err(|_| E::invalid_value(Unexpected::Unsigned(id), &self))
+                u32::try_from(id)
+                    .map(Element::Token)
+                    .map_err(|_| E::invalid_value(Unexpected::Unsigned(id), &self))
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Element, A::Error> {
@@ -93,29 +95,58 @@ impl<'de> Deserialize<'de> for Prompt {
         let mixed = || D::Error::custom("its elements are of different kinds");
         let mut list = list.into_iter().peekable();
         match list.peek() {
-            None => Err(D::Error::invalid_length(0, &"at least one prompt or token id")),
+            None => Err(D::Error::invalid_length(
+                0,
+                &"at least one prompt or token id",
+            )),
             Some(Element::Text(_)) => {
-                let text = |element| if let Element::Text(text) = element { Ok(text) } else { Err(mixed()) };
+                let text = |element| {
+                    if let Element::Text(text) = element {
+                        Ok(text)
+                    } else {
+                        Err(mixed())
+                    }
+                };
                 list.map(text).collect::<Result<_, _>>().map(Self::Texts)
             }
             Some(Element::Token(_)) => {
-                let token = |element| if let Element::Token(token) = element { Ok(token) } else { Err(mixed()) };
+                let token = |element| {
+                    if let Element::Token(token) = element {
+                        Ok(token)
+                    } else {
+                        Err(mixed())
+                    }
+                };
                 list.map(token).collect::<Result<_, _>>().map(Self::Tokens)
             }
             Some(Element::Tokens(_)) => {
-                let tokens = |element| if let Element::Tokens(tokens) = element { Ok(tokens) } else { Err(mixed()) };
-                list.map(tokens).collect::<Result<_, _>>().map(Self::TokenLists)
+                let tokens = |element| {
+                    if let Element::Tokens(tokens) = element {
+                        Ok(tokens)
+                    } else {
+                        Err(mixed())
+                    }
+                };
+                list.map(tokens)
+                    .collect::<Result<_, _>>()
+                    .map(Self::TokenLists)
             }
         }
     }
 }
 
-/// Refuses a value of a field that OpenAI has and this server does not, unless it is one that asks for nothing.
-pub(crate) fn refuse_unless(field: &str, value: Option<&Value>, harmless: &[Value]) -> Result<(), ApiError> {
+/// Refuses a value of a field that OpenAI has and this server does not, unless it is one that asks
+/// for nothing.
+pub(crate) fn refuse_unless(
+    field: &str,
+    value: Option<&Value>,
+    harmless: &[Value],
+) -> Result<(), ApiError> {
     match value {
-        Some(value) if !value.is_null() && !harmless.contains(value) => {
-            Err(ApiError::unsupported(Some(field), format!("'{field}' is not supported by this server.")))
-        }
+        Some(value) if !value.is_null() && !harmless.contains(value) => Err(ApiError::unsupported(
+            Some(field),
+            format!("'{field}' is not supported by this server."),
+        )),
         _ => Ok(()),
     }
 }

@@ -1,4 +1,5 @@
-//! What form an answer must have: JSON, JSON of a schema, an expression, a grammar, one of some texts.
+//! What form an answer must have: JSON, JSON of a schema, an expression, a grammar, one of some
+//! texts.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -63,8 +64,10 @@ pub(crate) fn grammar(
     format: Option<&ResponseFormat>,
     outputs: Option<&StructuredOutputs>,
 ) -> Result<Option<(Grammar, &'static str)>, ApiError> {
-    let (from_format, from_outputs) =
-        (format.map(of_format).transpose()?.flatten(), outputs.map(of_outputs).transpose()?);
+    let (from_format, from_outputs) = (
+        format.map(of_format).transpose()?.flatten(),
+        outputs.map(of_outputs).transpose()?,
+    );
     match (from_format, from_outputs) {
         (Some(_), Some(_)) => {
             let message = "'response_format' and 'structured_outputs' cannot both say what the answer must be.";
@@ -77,16 +80,24 @@ pub(crate) fn grammar(
 }
 
 /// Whether they ask for JSON.
-pub(crate) fn is_json(format: Option<&ResponseFormat>, outputs: Option<&StructuredOutputs>) -> bool {
+pub(crate) fn is_json(
+    format: Option<&ResponseFormat>,
+    outputs: Option<&StructuredOutputs>,
+) -> bool {
     format.is_some_and(|format| matches!(&*format.r#type, "json_object" | "json_schema"))
-        || outputs.is_some_and(|outputs| outputs.json.is_some() || outputs.json_object == Some(true))
+        || outputs
+            .is_some_and(|outputs| outputs.json.is_some() || outputs.json_object == Some(true))
 }
 
 fn of_format(format: &ResponseFormat) -> Result<Option<Grammar>, ApiError> {
     let any_object = || Grammar::Schema(json!({ "type": "object" }));
     let kind = format.r#type.as_str();
-    let only_for =
-        |field: &str, kind: &str| Err(ApiError::invalid(field, format!("'{field}' is only for the type {kind}.")));
+    let only_for = |field: &str, kind: &str| {
+        Err(ApiError::invalid(
+            field,
+            format!("'{field}' is only for the type {kind}."),
+        ))
+    };
     if format.json_schema.is_some() && kind != "json_schema" {
         return only_for("response_format.json_schema", "json_schema");
     }
@@ -97,7 +108,12 @@ fn of_format(format: &ResponseFormat) -> Result<Option<Grammar>, ApiError> {
         "text" => Ok(None),
         "json_object" => Ok(Some(any_object())),
         "json_schema" => match &format.json_schema {
-            Some(schema) => Ok(Some(schema.schema.clone().map_or_else(any_object, Grammar::Schema))),
+            Some(schema) => Ok(Some(
+                schema
+                    .schema
+                    .clone()
+                    .map_or_else(any_object, Grammar::Schema),
+            )),
             None => Err(ApiError::missing("response_format.json_schema")),
         },
         "grammar" => match &format.grammar {
@@ -105,7 +121,8 @@ fn of_format(format: &ResponseFormat) -> Result<Option<Grammar>, ApiError> {
             None => Err(ApiError::missing("response_format.grammar")),
         },
         _ => {
-            let message = "'response_format.type' must be text, json_object, json_schema or grammar.";
+            let message =
+                "'response_format.type' must be text, json_object, json_schema or grammar.";
             Err(ApiError::invalid("response_format.type", message))
         }
     }
@@ -117,16 +134,27 @@ fn of_grammar(grammar: &GrammarFormat) -> Result<Grammar, ApiError> {
         "lark" => Ok(Grammar::Lark(grammar.definition.clone())),
         _ => {
             let field = "response_format.grammar.syntax";
-            Err(ApiError::invalid(field, format!("'{field}' must be regex or lark.")))
+            Err(ApiError::invalid(
+                field,
+                format!("'{field}' must be regex or lark."),
+            ))
         }
     }
 }
 
 fn of_outputs(outputs: &StructuredOutputs) -> Result<Grammar, ApiError> {
-    let StructuredOutputs { json, json_object, regex, grammar, choice } = outputs.clone();
+    let StructuredOutputs {
+        json,
+        json_object,
+        regex,
+        grammar,
+        choice,
+    } = outputs.clone();
     let given = [
         json.map(Grammar::Schema),
-        json_object.filter(|is_asked_for| *is_asked_for).map(|_| Grammar::Schema(json!({ "type": "object" }))),
+        json_object
+            .filter(|is_asked_for| *is_asked_for)
+            .map(|_| Grammar::Schema(json!({ "type": "object" }))),
         regex.map(Grammar::Regex),
         grammar.map(Grammar::Lark),
         choice.map(|texts| of_choice(&texts)).transpose()?,
@@ -144,7 +172,10 @@ fn of_outputs(outputs: &StructuredOutputs) -> Result<Grammar, ApiError> {
 fn of_choice(texts: &[String]) -> Result<Grammar, ApiError> {
     if texts.is_empty() || texts.iter().any(String::is_empty) {
         let field = "structured_outputs.choice";
-        return Err(ApiError::invalid(field, format!("'{field}' must be a list of texts that are not empty.")));
+        return Err(ApiError::invalid(
+            field,
+            format!("'{field}' must be a list of texts that are not empty."),
+        ));
     }
     // Strings in Lark are strings in JSON.
     let texts: Vec<_> = texts.iter().map(|text| json!(text).to_string()).collect();

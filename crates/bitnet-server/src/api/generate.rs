@@ -25,7 +25,8 @@ use crate::state::{App, Model};
 /// The most stop strings of a request, and the most bytes of each.
 const STOP_STRINGS_MAX: usize = 16;
 const STOP_STRING_BYTES_MAX: usize = 256;
-/// The most tokens that may have a bias: the logits of each are computed in full for each token of the answer.
+/// The most tokens that may have a bias: the logits of each are computed in full for each token of
+/// the answer.
 const BIASES_MAX: usize = 1024;
 /// The largest bias either way, as OpenAI has it.
 const BIAS_MAX: f32 = 100.0;
@@ -36,7 +37,8 @@ const NAME_CHARS_MAX: usize = 120;
 /// How a stream is sent.
 #[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
 pub(crate) struct StreamOptions {
-    /// Send a last chunk with the usage of the whole request, and `"usage": null` in those before it.
+    /// Send a last chunk with the usage of the whole request, and `"usage": null` in those before
+    /// it.
     #[serde(default)]
     pub(crate) include_usage: bool,
 }
@@ -75,16 +77,19 @@ macro_rules! generation_request {
             $($own)*
             /// A name of the model; the one that is served if not given.
             model: Option<String>,
-            /// How many answers to give to each prompt. Answer i is what a request with seed + i would get.
+            /// How many answers to give to each prompt. Answer i is what a request with seed + i
+            /// would get.
             #[schema(minimum = 1)]
             n: Option<u32>,
             /// Send the answer as it comes, as server-sent events.
             stream: Option<bool>,
             /// How to stream.
             stream_options: Option<crate::api::generate::StreamOptions>,
-            /// The same request with the same seed gets the same answer, on every machine and under any load.
+            /// The same request with the same seed gets the same answer, on every machine and under
+            /// any load.
             seed: Option<i64>,
-            /// Texts that end the answer and are no part of it; at most 16, of at most 256 bytes each.
+            /// Texts that end the answer and are no part of it; at most 16, of at most 256 bytes
+            /// each.
             stop: Option<crate::api::fields::TextOr<String>>,
             /// Tokens that end the answer, beside those that the model has for it.
             stop_token_ids: Option<Vec<u32>>,
@@ -102,24 +107,29 @@ macro_rules! generation_request {
             /// Choose among tokens with at least this share of the highest probability.
             #[schema(minimum = 0, maximum = 1)]
             min_p: Option<f32>,
-            /// Choose among the tokens closest to the expected surprise that reach this probability together.
+            /// Choose among the tokens closest to the expected surprise that reach this probability
+            /// together.
             #[schema(exclusive_minimum = 0, maximum = 1)]
             typical_p: Option<f32>,
-            /// Makes tokens that occurred less probable by this factor. The penalties look back at as many tokens as
-            /// the server was told to (64 if nothing was said), those of the prompt included.
+            /// Makes tokens that occurred less probable by this factor. The penalties look back at
+            /// as many tokens as the server was told to (64 if nothing was said), those of the
+            /// prompt included.
             #[schema(exclusive_minimum = 0, maximum = 100)]
             repetition_penalty: Option<f32>,
             /// Taken off the logits of tokens that occurred, where `repetition_penalty` looks.
             #[schema(minimum = -100, maximum = 100)]
             presence_penalty: Option<f32>,
-            /// Taken off the logits of tokens for each time they occurred, where `repetition_penalty` looks.
+            /// Taken off the logits of tokens for each time they occurred, where
+            /// `repetition_penalty` looks.
             #[schema(minimum = -100, maximum = 100)]
             frequency_penalty: Option<f32>,
-            /// Added to the logits of tokens, by their ids; from -100 to 100, for at most 1024 tokens.
+            /// Added to the logits of tokens, by their ids; from -100 to 100, for at most 1024
+            /// tokens.
             logit_bias: Option<std::collections::BTreeMap<String, f32>>,
             /// Give the ids of the tokens, too.
             return_token_ids: Option<bool>,
-            /// Only requests with the same salt share what is cached of their prompts; it changes no answer.
+            /// Only requests with the same salt share what is cached of their prompts; it changes
+            /// no answer.
             cache_salt: Option<String>,
             /// What form the answer must have.
             response_format: Option<crate::api::format::ResponseFormat>,
@@ -207,7 +217,10 @@ impl Common {
             return Err(ApiError::invalid("n", "'n' is 0, but must be at least 1."));
         }
         if max_tokens == Some(0) {
-            return Err(ApiError::invalid("max_tokens", "'max_tokens' is 0, but must be at least 1."));
+            return Err(ApiError::invalid(
+                "max_tokens",
+                "'max_tokens' is 0, but must be at least 1.",
+            ));
         }
         let stop_strings = match &self.stop {
             None => Vec::new(),
@@ -216,7 +229,10 @@ impl Common {
         };
         check_stop_strings(&stop_strings)?;
         let constraint = self.constraint(model, tools)?;
-        let is_json = format::is_json(self.response_format.as_ref(), self.structured_outputs.as_ref());
+        let is_json = format::is_json(
+            self.response_format.as_ref(),
+            self.structured_outputs.as_ref(),
+        );
         Ok(Plan {
             sampling: self.sampling(app, model)?,
             max_tokens: max_tokens.map(|max| max as usize),
@@ -230,13 +246,22 @@ impl Common {
             is_json,
             n,
             is_stream,
-            include_usage: self.stream_options.is_some_and(|options| options.include_usage),
+            include_usage: self
+                .stream_options
+                .is_some_and(|options| options.include_usage),
             return_token_ids: self.return_token_ids.unwrap_or(false),
         })
     }
 
-    fn constraint(&self, model: &Model, tools: Option<Grammar>) -> Result<Option<TokenConstraint>, ApiError> {
-        let form = format::grammar(self.response_format.as_ref(), self.structured_outputs.as_ref())?;
+    fn constraint(
+        &self,
+        model: &Model,
+        tools: Option<Grammar>,
+    ) -> Result<Option<TokenConstraint>, ApiError> {
+        let form = format::grammar(
+            self.response_format.as_ref(),
+            self.structured_outputs.as_ref(),
+        )?;
         let (grammar, field) = match (form, tools) {
             (None, None) => return Ok(None),
             (Some(form), None) => form,
@@ -267,15 +292,20 @@ impl Common {
         };
         let num_biases = self.logit_bias.as_ref().map_or(0, BTreeMap::len);
         if num_biases > BIASES_MAX {
-            let message = format!("'logit_bias' has {num_biases} tokens, but may have {BIASES_MAX} at most.");
+            let message =
+                format!("'logit_bias' has {num_biases} tokens, but may have {BIASES_MAX} at most.");
             return Err(ApiError::invalid("logit_bias", message));
         }
         let mut logit_bias = defaults.logit_bias.clone();
         for (id, &bias) in self.logit_bias.iter().flatten() {
             let field = format!("logit_bias.{id}");
-            let token = id.parse().map_err(|_| ApiError::invalid(&field, format!("'{id}' is no token id.")))?;
+            let token = id
+                .parse()
+                .map_err(|_| ApiError::invalid(&field, format!("'{id}' is no token id.")))?;
             if !(-BIAS_MAX..=BIAS_MAX).contains(&bias) {
-                let message = format!("The bias of token {id} is {bias}, but must be from -{BIAS_MAX} to {BIAS_MAX}.");
+                let message = format!(
+                    "The bias of token {id} is {bias}, but must be from -{BIAS_MAX} to {BIAS_MAX}."
+                );
                 return Err(ApiError::invalid(&field, message));
             }
             logit_bias.push((token, bias));
@@ -286,14 +316,22 @@ impl Common {
             top_p: self.top_p.unwrap_or(defaults.top_p),
             min_p: self.min_p.unwrap_or(defaults.min_p),
             typical_p: self.typical_p.unwrap_or(defaults.typical_p),
-            repetition_penalty: self.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+            repetition_penalty: self
+                .repetition_penalty
+                .unwrap_or(defaults.repetition_penalty),
             presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
             frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
             penalty_window: defaults.penalty_window,
             logit_bias,
-            seed: self.seed.map(|seed| seed as u64).or(app.options.seed).unwrap_or_else(id::random),
+            seed: self
+                .seed
+                .map(|seed| seed as u64)
+                .or(app.options.seed)
+                .unwrap_or_else(id::random),
         };
-        sampling.check(model.vocab_size).map_err(|error| refusal(&error))?;
+        sampling
+            .check(model.vocab_size)
+            .map_err(|error| refusal(&error))?;
         Ok(sampling)
     }
 
@@ -307,7 +345,10 @@ impl Common {
         // A set over the ids reaches to the largest of them.
         match stop_ids.iter().find(|id| id.0 as usize >= model.vocab_size) {
             Some(id) => {
-                let message = format!("Token {id} does not exist: the vocabulary has {}.", model.vocab_size);
+                let message = format!(
+                    "Token {id} does not exist: the vocabulary has {}.",
+                    model.vocab_size
+                );
                 Err(ApiError::invalid("stop_token_ids", message))
             }
             None => Ok(stop_ids),
@@ -327,13 +368,21 @@ pub(crate) fn check_model(name: Option<&str>, app: &App, model: &Model) -> Resul
 
 fn check_stop_strings(strings: &[String]) -> Result<(), ApiError> {
     if strings.len() > STOP_STRINGS_MAX {
-        let message = format!("'stop' has {} texts, but may have {STOP_STRINGS_MAX} at most.", strings.len());
+        let message = format!(
+            "'stop' has {} texts, but may have {STOP_STRINGS_MAX} at most.",
+            strings.len()
+        );
         return Err(ApiError::invalid("stop", message));
     }
-    match strings.iter().find(|text| text.is_empty() || text.len() > STOP_STRING_BYTES_MAX) {
+    match strings
+        .iter()
+        .find(|text| text.is_empty() || text.len() > STOP_STRING_BYTES_MAX)
+    {
         Some(text) => {
-            let message =
-                format!("A text of 'stop' has {} bytes, but must have from 1 to {STOP_STRING_BYTES_MAX}.", text.len());
+            let message = format!(
+                "A text of 'stop' has {} bytes, but must have from 1 to {STOP_STRING_BYTES_MAX}.",
+                text.len()
+            );
             Err(ApiError::invalid("stop", message))
         }
         None => Ok(()),
@@ -344,11 +393,20 @@ fn check_stop_strings(strings: &[String]) -> Result<(), ApiError> {
 fn refusal(error: &bitnet_inference::Error) -> ApiError {
     use bitnet_inference::Error;
     match error {
-        Error::Sampling { name, value, allowed } => {
+        Error::Sampling {
+            name,
+            value,
+            allowed,
+        } => {
             let field = name.replace([' ', '-'], "_");
-            ApiError::invalid(&field, format!("'{field}' is {value}, but must be {allowed}."))
+            ApiError::invalid(
+                &field,
+                format!("'{field}' is {value}, but must be {allowed}."),
+            )
         }
-        Error::BiasRange { token, .. } => ApiError::invalid(&format!("logit_bias.{token}"), format!("{error}.")),
+        Error::BiasRange { token, .. } => {
+            ApiError::invalid(&format!("logit_bias.{token}"), format!("{error}."))
+        }
         error => ApiError::invalid("prompt", format!("{error}.")),
     }
 }
@@ -383,7 +441,8 @@ pub(crate) struct Answers {
     stop_ids: Vec<TokenId>,
     /// Answers that have not ended.
     num_open: usize,
-    /// For each prompt, how many answers have not ended, and the tokens of the longest of the others.
+    /// For each prompt, how many answers have not ended, and the tokens of the longest of the
+    /// others.
     prompts: Vec<(usize, usize)>,
     n: usize,
     record: Arc<Record>,
@@ -426,20 +485,42 @@ pub(crate) struct Asked<'a> {
 }
 
 /// Puts `n` answers to each prompt into the queue.
-pub(crate) fn submit(app: &App, model: &Model, asked: &Asked<'_>, record: &Arc<Record>) -> Result<Answers, ApiError> {
-    let Asked { plan, prompts, param, operation, response_id } = *asked;
+pub(crate) fn submit(
+    app: &App,
+    model: &Model,
+    asked: &Asked<'_>,
+    record: &Arc<Record>,
+) -> Result<Answers, ApiError> {
+    let Asked {
+        plan,
+        prompts,
+        param,
+        operation,
+        response_id,
+    } = *asked;
     let num_answers = prompts.len().saturating_mul(plan.n);
     let limit = app.options.limits.choices;
     if num_answers > limit {
-        let message = format!("The request asks for {num_answers} answers, but may ask for {limit} at most.");
-        return Err(ApiError::invalid(if plan.n > 1 { "n" } else { param }, message));
+        let message =
+            format!("The request asks for {num_answers} answers, but may ask for {limit} at most.");
+        return Err(ApiError::invalid(
+            if plan.n > 1 { "n" } else { param },
+            message,
+        ));
     }
     for prompt in prompts {
         check_prompt(model, plan, prompt, param)?;
     }
-    let lengths: Vec<usize> = prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt.len(), plan.n)).collect();
+    let lengths: Vec<usize> = prompts
+        .iter()
+        .flat_map(|prompt| std::iter::repeat_n(prompt.len(), plan.n))
+        .collect();
     let tickets = app.queue.enter(&lengths)?;
-    let owner = record.details().owner.clone().filter(|_| app.options.separate_caches);
+    let owner = record
+        .details()
+        .owner
+        .clone()
+        .filter(|_| app.options.separate_caches);
     let cache_salt: Option<Arc<str>> = match (owner, &plan.cache_salt) {
         (Some(owner), Some(salt)) => Some(format!("{owner}\n{salt}").into()),
         (Some(owner), None) => Some(owner),
@@ -460,15 +541,28 @@ pub(crate) fn submit(app: &App, model: &Model, asked: &Asked<'_>, record: &Arc<R
             prompt_logprobs: plan.prompt_logprobs,
             cache_salt: cache_salt.clone(),
         };
-        Job { request, constraint: plan.constraint.clone(), choice, replies: sender.clone(), ticket, entered }
+        Job {
+            request,
+            constraint: plan.constraint.clone(),
+            choice,
+            replies: sender.clone(),
+            ticket,
+            entered,
+        }
     });
     let prompt_tokens = prompts.iter().map(Vec::len).sum();
     // Before the engine can say anything about it.
     record.details().generation = Some(Generation {
         operation,
         model: model.name().to_owned(),
-        asked_model: plan.model.clone().unwrap_or_else(|| model.name().to_owned()),
-        is_asked_ours: plan.model.as_ref().is_none_or(|name| model.names.contains(name)),
+        asked_model: plan
+            .model
+            .clone()
+            .unwrap_or_else(|| model.name().to_owned()),
+        is_asked_ours: plan
+            .model
+            .as_ref()
+            .is_none_or(|name| model.names.contains(name)),
         is_json: plan.is_json,
         response_id: response_id.to_owned(),
         is_stream: plan.is_stream,
@@ -476,7 +570,11 @@ pub(crate) fn submit(app: &App, model: &Model, asked: &Asked<'_>, record: &Arc<R
         sampling: plan.sampling.clone(),
         max_tokens: plan.max_tokens,
         stop_strings: plan.stop_strings.clone(),
-        usage: Usage { prompt_tokens, total_tokens: prompt_tokens, ..Usage::default() },
+        usage: Usage {
+            prompt_tokens,
+            total_tokens: prompt_tokens,
+            ..Usage::default()
+        },
         entered: entered - record.arrived(),
         started: None,
         first_token: None,
@@ -489,7 +587,9 @@ pub(crate) fn submit(app: &App, model: &Model, asked: &Asked<'_>, record: &Arc<R
     Ok(Answers {
         replies,
         metrics: Arc::clone(&app.metrics),
-        timers: (0..num_answers).map(|_| AnswerTimer::new(record.arrived())).collect(),
+        timers: (0..num_answers)
+            .map(|_| AnswerTimer::new(record.arrived()))
+            .collect(),
         deadline: tokio::time::Instant::now() + limit,
         limit,
         stop_ids: plan.stop_ids.clone(),
@@ -500,22 +600,42 @@ pub(crate) fn submit(app: &App, model: &Model, asked: &Asked<'_>, record: &Arc<R
     })
 }
 
-fn check_prompt(model: &Model, plan: &Plan, prompt: &[TokenId], param: &'static str) -> Result<(), ApiError> {
+fn check_prompt(
+    model: &Model,
+    plan: &Plan,
+    prompt: &[TokenId],
+    param: &'static str,
+) -> Result<(), ApiError> {
     if prompt.is_empty() {
-        return Err(ApiError::invalid(param, format!("'{param}' is empty: at least one token is needed.")));
+        return Err(ApiError::invalid(
+            param,
+            format!("'{param}' is empty: at least one token is needed."),
+        ));
     }
-    if let Some(token) = prompt.iter().find(|token| token.0 as usize >= model.vocab_size) {
-        let message = format!("Token {token} does not exist: the vocabulary has {}.", model.vocab_size);
+    if let Some(token) = prompt
+        .iter()
+        .find(|token| token.0 as usize >= model.vocab_size)
+    {
+        let message = format!(
+            "Token {token} does not exist: the vocabulary has {}.",
+            model.vocab_size
+        );
         return Err(ApiError::invalid(param, message));
     }
     if prompt.len().saturating_add(plan.max_tokens.unwrap_or(1)) > model.context {
-        return Err(ApiError::context_length(param, prompt.len(), plan.max_tokens, model.context));
+        return Err(ApiError::context_length(
+            param,
+            prompt.len(),
+            plan.max_tokens,
+            model.context,
+        ));
     }
     Ok(())
 }
 
 impl Answers {
-    /// The next piece and the answer it belongs to; `None` when all have ended. May be dropped and called anew.
+    /// The next piece and the answer it belongs to; `None` when all have ended. May be dropped and
+    /// called anew.
     pub(crate) async fn next(&mut self) -> Result<Option<(usize, Piece)>, ApiError> {
         let piece = self.next_piece().await;
         if let Err(error) = &piece {
@@ -527,7 +647,8 @@ impl Answers {
 
     async fn next_piece(&mut self) -> Result<Option<(usize, Piece)>, ApiError> {
         while self.num_open > 0 {
-            let Ok(reply) = tokio::time::timeout_at(self.deadline, self.replies.recv()).await else {
+            let Ok(reply) = tokio::time::timeout_at(self.deadline, self.replies.recv()).await
+            else {
                 return Err(ApiError::answer_too_slow(self.limit.as_secs_f64()));
             };
             let Some((choice, reply)) = reply else {
@@ -537,11 +658,19 @@ impl Answers {
                 Reply::Started { queued } => {
                     self.timers[choice].started(queued);
                     self.generation(|generation| {
-                        generation.started.get_or_insert(generation.entered + queued);
+                        generation
+                            .started
+                            .get_or_insert(generation.entered + queued);
                     });
                 }
-                Reply::Prompt { last, logprobs } => return Ok(Some((choice, Piece::Prompt { last, logprobs }))),
-                Reply::Token { token: id, text, logprobs } => {
+                Reply::Prompt { last, logprobs } => {
+                    return Ok(Some((choice, Piece::Prompt { last, logprobs })));
+                }
+                Reply::Token {
+                    token: id,
+                    text,
+                    logprobs,
+                } => {
                     let elapsed = self.timers[choice].token(&self.metrics);
                     self.generation(|generation| {
                         generation.first_token.get_or_insert(elapsed);
@@ -550,16 +679,26 @@ impl Answers {
                         generation.usage.total_tokens += 1;
                     });
                     let logprobs = logprobs.filter(|_| !self.stop_ids.contains(&id));
-                    return Ok(Some((choice, Piece::Token { token: SampledToken { id, logprobs }, text })));
+                    return Ok(Some((
+                        choice,
+                        Piece::Token {
+                            token: SampledToken { id, logprobs },
+                            text,
+                        },
+                    )));
                 }
                 Reply::Finished { text, finish } => {
                     self.count(choice, &finish);
                     return Ok(Some((choice, Piece::End { text, finish })));
                 }
                 Reply::Failed(Failure::Refused(error)) => return Err(refusal(&error)),
-                Reply::Failed(Failure::Constraint(problem)) => return Err(ApiError::form_failed(&problem)),
+                Reply::Failed(Failure::Constraint(problem)) => {
+                    return Err(ApiError::form_failed(&problem));
+                }
                 Reply::Failed(Failure::Panicked) => {
-                    return Err(ApiError::internal("a bug in the engine: this request made it panic"));
+                    return Err(ApiError::internal(
+                        "a bug in the engine: this request made it panic",
+                    ));
                 }
             }
         }
@@ -577,9 +716,12 @@ impl Answers {
         let is_first = choice.is_multiple_of(self.n);
         self.generation(|generation| {
             if is_first {
-                generation.usage.prompt_tokens_details.cached_tokens += finish.timings.cached_tokens;
+                generation.usage.prompt_tokens_details.cached_tokens +=
+                    finish.timings.cached_tokens;
             }
-            generation.finish_reasons.insert(choice, finish.reason.name());
+            generation
+                .finish_reasons
+                .insert(choice, finish.reason.name());
         });
     }
 
@@ -590,11 +732,14 @@ impl Answers {
 
     /// What has been used so far.
     pub(crate) fn usage(&self) -> Usage {
-        self.generation(|generation| generation.usage).unwrap_or_default()
+        self.generation(|generation| generation.usage)
+            .unwrap_or_default()
     }
 
     fn end(&mut self, outcome: Outcome) {
-        self.timers.iter_mut().for_each(|timer| timer.ended(&self.metrics, outcome));
+        self.timers
+            .iter_mut()
+            .for_each(|timer| timer.ended(&self.metrics, outcome));
     }
 }
 
@@ -622,9 +767,16 @@ impl Answer {
 }
 
 /// Waits for all answers.
-pub(crate) async fn collect(mut answers: Answers, num_answers: usize) -> Result<(Vec<Answer>, Usage), ApiError> {
-    let empty =
-        || Answer { text: String::new(), tokens: Vec::new(), prompt_logprobs: Vec::new(), reason: FinishReason::Stop };
+pub(crate) async fn collect(
+    mut answers: Answers,
+    num_answers: usize,
+) -> Result<(Vec<Answer>, Usage), ApiError> {
+    let empty = || Answer {
+        text: String::new(),
+        tokens: Vec::new(),
+        prompt_logprobs: Vec::new(),
+        reason: FinishReason::Stop,
+    };
     let mut whole: Vec<_> = std::iter::repeat_with(empty).take(num_answers).collect();
     let mut num_chars = vec![0; num_answers];
     while let Some((choice, piece)) = answers.next().await? {
@@ -633,7 +785,9 @@ pub(crate) async fn collect(mut answers: Answers, num_answers: usize) -> Result<
             Piece::Prompt { last, logprobs } => {
                 // What was told before an engine was lost comes once more.
                 let told = (answer.prompt_logprobs.len() + logprobs.len()).saturating_sub(last);
-                answer.prompt_logprobs.extend(logprobs.into_iter().skip(told));
+                answer
+                    .prompt_logprobs
+                    .extend(logprobs.into_iter().skip(told));
             }
             Piece::Token { token, text } => {
                 answer.tokens.push((token, num_chars[choice]));

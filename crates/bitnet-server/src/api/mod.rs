@@ -1,4 +1,5 @@
-//! What OpenAI's API has of it: requests in JSON, checked field by field, and answers in JSON or as a stream of it.
+//! What OpenAI's API has of it: requests in JSON, checked field by field, and answers in JSON or as
+//! a stream of it.
 
 mod body;
 pub(crate) mod chat;
@@ -27,8 +28,14 @@ const FINGERPRINT: &str = concat!("bitnet-", env!("CARGO_PKG_VERSION"));
 /// An answer in JSON.
 pub(crate) fn json(value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
-        Ok(bytes) => ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], bytes).into_response(),
-        Err(error) => ApiError::internal(format!("cannot write the answer: {error}")).into_response(),
+        Ok(bytes) => (
+            [(CONTENT_TYPE, HeaderValue::from_static("application/json"))],
+            bytes,
+        )
+            .into_response(),
+        Err(error) => {
+            ApiError::internal(format!("cannot write the answer: {error}")).into_response()
+        }
     }
 }
 

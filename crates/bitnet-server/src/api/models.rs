@@ -57,8 +57,15 @@ impl<'a> ModelCard<'a> {
 )]
 pub(crate) async fn list(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
     let model = app.model()?;
-    let data = model.names.iter().map(|name| ModelCard::new(model, name)).collect();
-    Ok(super::json(&ModelList { object: "list", data }))
+    let data = model
+        .names
+        .iter()
+        .map(|name| ModelCard::new(model, name))
+        .collect();
+    Ok(super::json(&ModelList {
+        object: "list",
+        data,
+    }))
 }
 
 /// One model.
@@ -75,7 +82,8 @@ pub(crate) async fn retrieve(
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
     let model = app.model()?;
-    let Path(name) = name.map_err(|_| ApiError::invalid("model", "The model's name is not UTF-8."))?;
+    let Path(name) =
+        name.map_err(|_| ApiError::invalid("model", "The model's name is not UTF-8."))?;
     match model.names.iter().find(|known| **known == name) {
         Some(name) => Ok(super::json(&ModelCard::new(model, name))),
         None => Err(ApiError::unknown_model(&name, model.name())),

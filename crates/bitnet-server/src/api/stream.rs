@@ -1,5 +1,5 @@
-//! An answer as server-sent events, chunk by chunk, as OpenAI sends it: what begins an answer, pieces of text, why it
-//! ended, the usage if that is asked for, `[DONE]`.
+//! An answer as server-sent events, chunk by chunk, as OpenAI sends it: what begins an answer,
+//! pieces of text, why it ended, the usage if that is asked for, `[DONE]`.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -14,7 +14,8 @@ use tokio::time::timeout;
 
 use crate::api::generate::{Answers, Piece, SampledToken, Usage};
 
-/// A comment is sent when nothing else was for so long, so that nobody between takes the connection for dead.
+/// A comment is sent when nothing else was for so long, so that nobody between takes the connection
+/// for dead.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// A part of an answer, for the format to put into a chunk.
@@ -58,7 +59,15 @@ pub(crate) fn response<F: ChunkFormat>(
 ) -> Response {
     let begun = vec![false; num_answers];
     let (events, is_over) = (VecDeque::new(), false);
-    let stream = Stream { answers, format, include_usage, return_token_ids, begun, events, is_over };
+    let stream = Stream {
+        answers,
+        format,
+        include_usage,
+        return_token_ids,
+        begun,
+        events,
+        is_over,
+    };
     let bytes = stream::unfold(stream, |mut stream| async move {
         let event = stream.next().await?;
         Some((Ok::<_, Infallible>(event), stream))
@@ -110,7 +119,13 @@ impl<F: ChunkFormat> Stream<F> {
             Piece::Prompt { .. } => {}
             Piece::Token { token, text } => {
                 if !text.is_empty() || self.return_token_ids || token.logprobs.is_some() {
-                    self.part(choice, Part::Text { text, token: Some(token) });
+                    self.part(
+                        choice,
+                        Part::Text {
+                            text,
+                            token: Some(token),
+                        },
+                    );
                 }
             }
             Piece::End { text, finish } => {
@@ -128,7 +143,8 @@ impl<F: ChunkFormat> Stream<F> {
     }
 
     fn send(&mut self, data: impl std::fmt::Display) {
-        self.events.push_back(Bytes::from(format!("data: {data}\n\n")));
+        self.events
+            .push_back(Bytes::from(format!("data: {data}\n\n")));
     }
 
     fn finish(&mut self) {

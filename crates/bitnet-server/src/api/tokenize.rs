@@ -66,23 +66,50 @@ pub(crate) struct DetokenizedText {
     request_body = TokenizeRequest,
     responses((status = 200, description = "The tokens.", body = Tokens))
 )]
-pub(crate) async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+pub(crate) async fn tokenize(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, ApiError> {
     read_and(&app, request, |app, bytes| {
         let model = app.model()?;
         let request: TokenizeRequest = body::parse(bytes, app.options.is_lenient)?;
         check_model(request.model.as_deref(), app, model)?;
         let tokenizer = model.tokenizer()?;
         let tokens = match (&request.prompt, &request.messages) {
-            (Some(prompt), None) => completions::encode(tokenizer, prompt, request.add_special_tokens.unwrap_or(true))?,
+            (Some(prompt), None) => completions::encode(
+                tokenizer,
+                prompt,
+                request.add_special_tokens.unwrap_or(true),
+            )?,
             (None, Some(messages)) => {
                 let add_generation_prompt = request.add_generation_prompt.unwrap_or(true);
-                chat::render_messages(model, &chat::chat_messages(messages)?, None, add_generation_prompt)?.1
+                chat::render_messages(
+                    model,
+                    &chat::chat_messages(messages)?,
+                    None,
+                    add_generation_prompt,
+                )?
+                .1
             }
-            _ => return Err(ApiError::invalid("prompt", "Give either 'prompt' or 'messages'.")),
+            _ => {
+                return Err(ApiError::invalid(
+                    "prompt",
+                    "Give either 'prompt' or 'messages'.",
+                ));
+            }
         };
-        let text = |token: &TokenId| String::from_utf8_lossy(tokenizer.token_bytes(*token)).into_owned();
-        let token_strs = request.return_token_strs.unwrap_or(false).then(|| tokens.iter().map(text).collect());
-        Ok(super::json(&Tokens { count: tokens.len(), max_model_len: model.context, tokens, token_strs }))
+        let text =
+            |token: &TokenId| String::from_utf8_lossy(tokenizer.token_bytes(*token)).into_owned();
+        let token_strs = request
+            .return_token_strs
+            .unwrap_or(false)
+            .then(|| tokens.iter().map(text).collect());
+        Ok(super::json(&Tokens {
+            count: tokens.len(),
+            max_model_len: model.context,
+            tokens,
+            token_strs,
+        }))
     })
     .await
 }
@@ -96,18 +123,32 @@ pub(crate) async fn tokenize(State(app): State<Arc<App>>, request: Request) -> R
     request_body = DetokenizeRequest,
     responses((status = 200, description = "The text.", body = DetokenizedText))
 )]
-pub(crate) async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+pub(crate) async fn detokenize(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, ApiError> {
     read_and(&app, request, |app, bytes| {
         let model = app.model()?;
         let request: DetokenizeRequest = body::parse(bytes, app.options.is_lenient)?;
         check_model(request.model.as_deref(), app, model)?;
         let tokens: Vec<_> = request.tokens.into_iter().map(TokenId).collect();
-        if let Some(index) = tokens.iter().position(|token| token.0 as usize >= model.vocab_size) {
-            let message = format!("Token {} does not exist: the vocabulary has {}.", tokens[index], model.vocab_size);
+        if let Some(index) = tokens
+            .iter()
+            .position(|token| token.0 as usize >= model.vocab_size)
+        {
+            let message = format!(
+                "Token {} does not exist: the vocabulary has {}.",
+                tokens[index], model.vocab_size
+            );
             return Err(ApiError::invalid(&format!("tokens[{index}]"), message));
         }
-        let options = DecodeOptions { show_special: true, ..DecodeOptions::default() };
-        Ok(super::json(&DetokenizedText { prompt: model.tokenizer()?.decode(&tokens, options) }))
+        let options = DecodeOptions {
+            show_special: true,
+            ..DecodeOptions::default()
+        };
+        Ok(super::json(&DetokenizedText {
+            prompt: model.tokenizer()?.decode(&tokens, options),
+        }))
     })
     .await
 }

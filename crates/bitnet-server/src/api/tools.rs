@@ -1,7 +1,9 @@
-//! Tools: functions that the model may ask for, how it is told of them, and its calls, found in what it writes.
+//! Tools: functions that the model may ask for, how it is told of them, and its calls, found in
+//! what it writes.
 //!
-//! A call is written `<tool_call>{"name": "NAME", "arguments": {…}}</tool_call>`. A grammar sees to it that whatever begins
-//! like one is one, of a tool that there is, with arguments that fit its schema.
+//! A call is written `<tool_call>{"name": "NAME", "arguments": {…}}</tool_call>`. A grammar sees to
+//! it that whatever begins like one is one, of a tool that there is, with arguments that fit its
+//! schema.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -93,7 +95,10 @@ impl Tools {
             check(tool, &tools[..index], index)?;
         }
         if tools.len() > TOOLS_MAX {
-            let message = format!("There are {} tools, but may be {TOOLS_MAX} at most.", tools.len());
+            let message = format!(
+                "There are {} tools, but may be {TOOLS_MAX} at most.",
+                tools.len()
+            );
             return Err(ApiError::invalid("tools", message));
         }
         let choice = match choice {
@@ -113,8 +118,13 @@ impl Tools {
             },
             Some(choice) => {
                 let name = choice["function"]["name"].as_str();
-                let has = |value: &Value, count| value.as_object().is_some_and(|fields| fields.len() == count);
-                let is_exact = has(choice, 2) && choice["type"] == "function" && has(&choice["function"], 1);
+                let has = |value: &Value, count| {
+                    value
+                        .as_object()
+                        .is_some_and(|fields| fields.len() == count)
+                };
+                let is_exact =
+                    has(choice, 2) && choice["type"] == "function" && has(&choice["function"], 1);
                 let named = name.filter(|_| is_exact).ok_or_else(|| {
                     let message = "'tool_choice' must be {\"type\": \"function\", \"function\": {\"name\": NAME}}.";
                     ApiError::invalid("tool_choice", message)
@@ -122,14 +132,24 @@ impl Tools {
                 let index = tools.iter().position(|tool| tool.function.name == named);
                 Choice::Named(index.ok_or_else(|| {
                     let named: String = named.chars().take(NAME_MAX).collect();
-                    ApiError::invalid("tool_choice", format!("'tool_choice' names '{named}', which is no tool."))
+                    ApiError::invalid(
+                        "tool_choice",
+                        format!("'tool_choice' names '{named}', which is no tool."),
+                    )
                 })?)
             }
         };
         if tools.is_empty() {
-            return Err(ApiError::invalid("tool_choice", "'tool_choice' asks for a tool, but there is none."));
+            return Err(ApiError::invalid(
+                "tool_choice",
+                "'tool_choice' asks for a tool, but there is none.",
+            ));
         }
-        Ok(Some(Self { tools, choice, is_parallel: is_parallel.unwrap_or(true) }))
+        Ok(Some(Self {
+            tools,
+            choice,
+            is_parallel: is_parallel.unwrap_or(true),
+        }))
     }
 
     /// The tools as a template takes them.
@@ -139,7 +159,11 @@ impl Tools {
 
     /// What a model is told of them whose template does not do so.
     pub(crate) fn introduction(&self) -> String {
-        let lines: Vec<_> = self.tools.iter().filter_map(|tool| serde_json::to_string(tool).ok()).collect();
+        let lines: Vec<_> = self
+            .tools
+            .iter()
+            .filter_map(|tool| serde_json::to_string(tool).ok())
+            .collect();
         format!(
             "You may call these functions:\n<tools>\n{}\n</tools>\nTo call one, answer with \
              {BEGIN}{NAME}NAME{ARGUMENTS}{{…}}{END}.",
@@ -154,25 +178,40 @@ impl Tools {
 
     /// What an answer must be: calls, or text that may end in calls.
     pub(crate) fn grammar(&self) -> Result<Grammar, ApiError> {
-        let calls = if self.is_parallel { "call (\"\\n\" call)*" } else { "call" };
+        let calls = if self.is_parallel {
+            "call (\"\\n\" call)*"
+        } else {
+            "call"
+        };
         let mut lark = match self.choice {
             Choice::Auto => {
-                format!("start: TEXT | TEXT calls\ncalls: {calls}\nTEXT: /(.|\\n)*/ & ~/(.|\\n)*{BEGIN}(.|\\n)*/\n")
+                format!(
+                    "start: TEXT | TEXT calls\ncalls: {calls}\nTEXT: /(.|\\n)*/ & ~/(.|\\n)*{BEGIN}(.|\\n)*/\n"
+                )
             }
             Choice::Required => format!("start: calls\ncalls: {calls}\n"),
             Choice::Named(_) => "start: call\n".to_owned(),
         };
-        let callable = self.tools.iter().enumerate().filter(|(index, _)| match self.choice {
-            Choice::Named(named) => named == *index,
-            Choice::Auto | Choice::Required => true,
-        });
+        let callable = self
+            .tools
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| match self.choice {
+                Choice::Named(named) => named == *index,
+                Choice::Auto | Choice::Required => true,
+            });
         let (mut names, mut rules) = (Vec::new(), String::new());
         for (index, tool) in callable {
             let beginning = json!(format!("{BEGIN}{NAME}{}{ARGUMENTS}", tool.function.name));
-            let schema = arguments_schema(tool.function.parameters.as_ref())
-                .map_err(|problem| ApiError::invalid(&format!("tools[{index}].function.parameters"), problem))?;
+            let schema =
+                arguments_schema(tool.function.parameters.as_ref()).map_err(|problem| {
+                    ApiError::invalid(&format!("tools[{index}].function.parameters"), problem)
+                })?;
             names.push(format!("call_{index}"));
-            rules += &format!("call_{index}: {beginning} arguments_{index} {}\n", json!(END));
+            rules += &format!(
+                "call_{index}: {beginning} arguments_{index} {}\n",
+                json!(END)
+            );
             rules += &format!("arguments_{index}: %json {schema}\n");
         }
         lark += &format!("call: {}\n{rules}", names.join(" | "));
@@ -184,17 +223,25 @@ fn check(tool: &Tool, earlier: &[Tool], index: usize) -> Result<(), ApiError> {
     if tool.r#type != "function" {
         let kind: String = tool.r#type.chars().take(NAME_MAX).collect();
         let field = format!("tools[{index}].type");
-        return Err(ApiError::unsupported(Some(&field), format!("Tools of type '{kind}' are not supported.")));
+        return Err(ApiError::unsupported(
+            Some(&field),
+            format!("Tools of type '{kind}' are not supported."),
+        ));
     }
     let name = &tool.function.name;
     let field = format!("tools[{index}].function.name");
-    let is_plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
+    let is_plain = name
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
     if !(1..=NAME_MAX).contains(&name.len()) || !is_plain {
         let message = format!("'{field}' must be 1 to {NAME_MAX} letters, digits, '_' or '-'.");
         return Err(ApiError::invalid(&field, message));
     }
     if earlier.iter().any(|other| other.function.name == *name) {
-        return Err(ApiError::invalid(&field, format!("There are two tools called '{name}'.")));
+        return Err(ApiError::invalid(
+            &field,
+            format!("There are two tools called '{name}'."),
+        ));
     }
     Ok(())
 }
@@ -202,7 +249,9 @@ fn check(tool: &Tool, earlier: &[Tool], index: usize) -> Result<(), ApiError> {
 /// Arguments are always an object.
 fn arguments_schema(parameters: Option<&Value>) -> Result<Value, String> {
     let Some(parameters) = parameters.filter(|parameters| !parameters.is_null()) else {
-        return with_options(&json!({ "type": "object", "properties": {}, "additionalProperties": false }));
+        return with_options(
+            &json!({ "type": "object", "properties": {}, "additionalProperties": false }),
+        );
     };
     let mut schema = with_options(parameters)?;
     if schema.get("type").is_none() {
@@ -330,7 +379,8 @@ impl CallFinder {
                     self.pending = self.pending.trim_start_matches('\n').to_owned();
                 }
                 let begin = self.pending.find(BEGIN);
-                let end = begin.unwrap_or_else(|| self.pending.len() - held_back(&self.pending, BEGIN));
+                let end =
+                    begin.unwrap_or_else(|| self.pending.len() - held_back(&self.pending, BEGIN));
                 let text: String = self.pending.drain(..end).collect();
                 if !text.is_empty() {
                     found.push(Found::Text(text));
@@ -342,19 +392,33 @@ impl CallFinder {
                 begin.is_some()
             }
             Place::Name => {
-                let Some(end) = self.pending.find(ARGUMENTS) else { return false };
-                let name = self.pending[..end].strip_prefix(NAME).unwrap_or_default().to_owned();
+                let Some(end) = self.pending.find(ARGUMENTS) else {
+                    return false;
+                };
+                let name = self.pending[..end]
+                    .strip_prefix(NAME)
+                    .unwrap_or_default()
+                    .to_owned();
                 self.pending.drain(..end + ARGUMENTS.len());
-                found.push(Found::Call { index: self.num_calls, name });
+                found.push(Found::Call {
+                    index: self.num_calls,
+                    name,
+                });
                 self.num_calls += 1;
                 self.place = Place::Arguments(Nesting::default());
                 true
             }
             Place::Arguments(nesting) => {
                 let end = self.pending.bytes().position(|byte| nesting.step(byte));
-                let text: String = self.pending.drain(..end.map_or(self.pending.len(), |end| end + 1)).collect();
+                let text: String = self
+                    .pending
+                    .drain(..end.map_or(self.pending.len(), |end| end + 1))
+                    .collect();
                 if !text.is_empty() {
-                    found.push(Found::Arguments { index: self.num_calls - 1, text });
+                    found.push(Found::Arguments {
+                        index: self.num_calls - 1,
+                        text,
+                    });
                 }
                 if end.is_some() {
                     self.place = Place::End;
@@ -375,14 +439,18 @@ impl CallFinder {
 
 /// The length of the longest end of `text` that begins `mark`.
 fn held_back(text: &str, mark: &str) -> usize {
-    (1..mark.len().min(text.len() + 1)).rev().find(|&len| text.ends_with(&mark[..len])).unwrap_or(0)
+    (1..mark.len().min(text.len() + 1))
+        .rev()
+        .find(|&len| text.ends_with(&mark[..len]))
+        .unwrap_or(0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// What a text is found to be, cut into pieces of so many characters; texts and arguments joined.
+    /// What a text is found to be, cut into pieces of so many characters; texts and arguments
+    /// joined.
     fn find(text: &str, size: usize) -> (String, Vec<(String, String)>) {
         let (mut finder, mut found) = (CallFinder::default(), Vec::new());
         let chars: Vec<char> = text.chars().collect();
@@ -407,15 +475,20 @@ mod tests {
 
     #[test]
     fn calls_are_found_however_the_text_is_cut() {
-        let one =
-            r#"<tool_call>{"name": "f", "arguments": {"a": "}</tool_call>\"é", "b": [1, {"c": {}}]}}</tool_call>"#;
+        let one = r#"<tool_call>{"name": "f", "arguments": {"a": "}</tool_call>\"é", "b": [1, {"c": {}}]}}</tool_call>"#;
         let two = r#"<tool_call>{"name": "g-2", "arguments": {}}</tool_call>"#;
         let text = format!("Let me see < <tool. {one}\n{two}");
         for size in 1..text.len() {
             let (said, calls) = find(&text, size);
             assert_eq!(said, "Let me see < <tool. ");
             let arguments = r#"{"a": "}</tool_call>\"é", "b": [1, {"c": {}}]}"#;
-            assert_eq!(calls, [("f".to_owned(), arguments.to_owned()), ("g-2".to_owned(), "{}".to_owned())]);
+            assert_eq!(
+                calls,
+                [
+                    ("f".to_owned(), arguments.to_owned()),
+                    ("g-2".to_owned(), "{}".to_owned())
+                ]
+            );
         }
     }
 
@@ -425,15 +498,18 @@ mod tests {
             assert_eq!(find(text, 1), (text.to_owned(), Vec::new()));
         }
         // Cut off by the limit of tokens.
-        assert_eq!(find(r#"x<tool_call>{"name": "f"#, 3), ("x".to_owned(), Vec::new()));
+        assert_eq!(
+            find(r#"x<tool_call>{"name": "f"#, 3),
+            ("x".to_owned(), Vec::new())
+        );
         let (_, calls) = find(r#"<tool_call>{"name": "f", "arguments": {"a": "b"#, 3);
         assert_eq!(calls, [("f".to_owned(), r#"{"a": "b"#.to_owned())]);
     }
 
     fn tool(name: &str) -> Tool {
-        let parameters =
-            json!({ "type": "object", "properties": { "city": { "type": "string" } }, "required": ["city"] });
-        let tool = json!({ "type": "function", "function": { "name": name, "parameters": parameters } });
+        let parameters = json!({ "type": "object", "properties": { "city": { "type": "string" } }, "required": ["city"] });
+        let tool =
+            json!({ "type": "function", "function": { "name": name, "parameters": parameters } });
         serde_json::from_value(tool).expect("a tool")
     }
 
@@ -441,14 +517,21 @@ mod tests {
     fn choices_are_settled_or_refused() {
         let settle = |names: &[&str], choice: Value| {
             let tools = names.iter().map(|name| tool(name)).collect();
-            Tools::settle(Some(tools), Some(&choice), None).map(|tools| tools.map(|tools| tools.choice))
+            Tools::settle(Some(tools), Some(&choice), None)
+                .map(|tools| tools.map(|tools| tools.choice))
         };
         let named = |name: &str| json!({ "type": "function", "function": { "name": name } });
         assert_eq!(settle(&[], json!(null)).ok(), Some(None));
         assert_eq!(settle(&["f"], json!("none")).ok(), Some(None));
         assert_eq!(settle(&["f"], json!(null)).ok(), Some(Some(Choice::Auto)));
-        assert_eq!(settle(&["f"], json!("required")).ok(), Some(Some(Choice::Required)));
-        assert_eq!(settle(&["f", "g"], named("g")).ok(), Some(Some(Choice::Named(1))));
+        assert_eq!(
+            settle(&["f"], json!("required")).ok(),
+            Some(Some(Choice::Required))
+        );
+        assert_eq!(
+            settle(&["f", "g"], named("g")).ok(),
+            Some(Some(Choice::Named(1)))
+        );
         for (names, choice) in [
             (&["f", "f"][..], json!("auto")),
             (&["f g"], json!("auto")),
@@ -457,7 +540,10 @@ mod tests {
             (&["f"], named("g")),
             (&["f"], json!("perhaps")),
             (&["f"], json!({ "type": "function" })),
-            (&["f"], json!({ "type": "function", "function": { "name": "f", "strict": true } })),
+            (
+                &["f"],
+                json!({ "type": "function", "function": { "name": "f", "strict": true } }),
+            ),
             (&["f"], json!(7)),
         ] {
             assert!(settle(names, choice.clone()).is_err(), "{names:?} {choice}");

@@ -23,7 +23,8 @@ pub fn shared_dir() -> Option<PathBuf> {
 /// The tokenizer of a vocabulary-only GGUF file.
 pub fn gguf_tokenizer(path: &Path) -> Tokenizer {
     let gguf = Gguf::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    Tokenizer::from_spec(&gguf_spec(&gguf)).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    Tokenizer::from_spec(&gguf_spec(&gguf))
+        .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// What a GGUF file says of its tokenizer.
@@ -42,8 +43,14 @@ pub fn gguf_spec(gguf: &Gguf) -> TokenizerSpec<'_> {
         model: text("tokenizer.ggml.model").unwrap_or_default(),
         pre: text("tokenizer.ggml.pre"),
         tokens: strings("tokens"),
-        scores: metadata.f32s(&key("scores")).expect("scores").map_or_else(Vec::new, Iterator::collect),
-        token_types: metadata.i32s(&key("token_type")).expect("types").map_or_else(Vec::new, Iterator::collect),
+        scores: metadata
+            .f32s(&key("scores"))
+            .expect("scores")
+            .map_or_else(Vec::new, Iterator::collect),
+        token_types: metadata
+            .i32s(&key("token_type"))
+            .expect("types")
+            .map_or_else(Vec::new, Iterator::collect),
         merges: strings("merges"),
         bos: id("bos_token_id"),
         eos: id("eos_token_id"),
@@ -58,14 +65,18 @@ pub fn gguf_spec(gguf: &Gguf) -> TokenizerSpec<'_> {
     }
 }
 
-/// The metadata of a byte-level tokenizer: the 256 bytes as tokens 0 to 255, `merges` with their unions, then `control`
-/// tokens.
+/// The metadata of a byte-level tokenizer: the 256 bytes as tokens 0 to 255, `merges` with their
+/// unions, then `control` tokens.
 pub fn small_spec(merges: &[&'static str], control: &[&'static str]) -> TokenizerSpec<'static> {
-    let mut tokens: Vec<_> = (0..=255u8).map(|byte| byte_char(byte).to_string().into()).collect();
+    let mut tokens: Vec<_> = (0..=255u8)
+        .map(|byte| byte_char(byte).to_string().into())
+        .collect();
     tokens.extend(merges.iter().map(|merge| merge.replacen(' ', "", 1).into()));
     let num_normal = tokens.len();
     tokens.extend(control.iter().map(|&name| name.into()));
-    let token_types = (0..tokens.len()).map(|id| if id < num_normal { 1 } else { 3 }).collect();
+    let token_types = (0..tokens.len())
+        .map(|id| if id < num_normal { 1 } else { 3 })
+        .collect();
     TokenizerSpec {
         architecture: "llama".into(),
         model: "gpt2".into(),

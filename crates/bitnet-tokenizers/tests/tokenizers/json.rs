@@ -5,7 +5,10 @@ use serde_json::{Value, json};
 
 use crate::common::shared_dir;
 
-const SPECIALS: EncodeOptions = EncodeOptions { add_special: true, parse_special: true };
+const SPECIALS: EncodeOptions = EncodeOptions {
+    add_special: true,
+    parse_special: true,
+};
 
 /// SentencePiece as BPE, in the form of Llama 2's file.
 fn sentence_piece() -> Value {
@@ -45,18 +48,32 @@ fn load(tokenizer: &Value, config: Option<Value>) -> Result<Tokenizer, String> {
 }
 
 fn ids(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
-    tokenizer.encode(text, SPECIALS).expect("an encodable text").into_iter().map(|id| id.0).collect()
+    tokenizer
+        .encode(text, SPECIALS)
+        .expect("an encodable text")
+        .into_iter()
+        .map(|id| id.0)
+        .collect()
 }
 
 #[test]
 fn sentence_piece_as_bpe_falls_back_to_bytes_then_to_unknown() {
     let tokenizer = load(&sentence_piece(), None).expect("a tokenizer");
-    assert_eq!(ids(&tokenizer, "ab é漢漢 <sep>b"), [1, 8, 4, 2, 3, 0, 9, 4, 6]);
+    assert_eq!(
+        ids(&tokenizer, "ab é漢漢 <sep>b"),
+        [1, 8, 4, 2, 3, 0, 9, 4, 6]
+    );
     let tokens = [1, 8, 4, 2, 3].map(TokenId);
     assert_eq!(tokenizer.decode(&tokens, DecodeOptions::default()), "ab é");
-    let spec_files = TokenizerFiles { tokenizer: sentence_piece().to_string(), ..TokenizerFiles::default() };
+    let spec_files = TokenizerFiles {
+        tokenizer: sentence_piece().to_string(),
+        ..TokenizerFiles::default()
+    };
     let spec = spec_files.to_spec("llama").expect("a GGUF description");
-    assert_eq!((&*spec.model, spec.add_bos, spec.add_space_prefix), ("llama", Some(true), Some(true)));
+    assert_eq!(
+        (&*spec.model, spec.add_bos, spec.add_space_prefix),
+        ("llama", Some(true), Some(true))
+    );
     assert_eq!(spec.token_types, [2, 3, 6, 6, 1, 1, 1, 1, 1, 4]);
     let from_spec = Tokenizer::from_spec(&spec).expect("a tokenizer");
     assert_eq!(ids(&from_spec, "ab é<s>b"), ids(&tokenizer, "ab é<s>b"));
@@ -75,12 +92,22 @@ fn the_configuration_names_the_special_tokens_and_the_template() {
         ..TokenizerFiles::default()
     };
     let tokenizer = Tokenizer::from_files(&files).expect("a tokenizer");
-    assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.padding()), (Some(TokenId(1)), Some(TokenId(9)), None));
+    assert_eq!(
+        (tokenizer.bos(), tokenizer.eos(), tokenizer.padding()),
+        (Some(TokenId(1)), Some(TokenId(9)), None)
+    );
     assert_eq!(tokenizer.stop_ids(), [TokenId(1), TokenId(9)]);
     assert_eq!(tokenizer.chat_template(), Some("d"));
-    assert_eq!(ids(&tokenizer, "ab"), [8], "add_bos_token comes before the post-processor's template");
+    assert_eq!(
+        ids(&tokenizer, "ab"),
+        [8],
+        "add_bos_token comes before the post-processor's template"
+    );
     let error = load(&sentence_piece(), Some(json!({"eos_token": "</nowhere>"}))).err();
-    assert_eq!(error.as_deref(), Some("eos_token \"</nowhere>\" is not in the vocabulary"));
+    assert_eq!(
+        error.as_deref(),
+        Some("eos_token \"</nowhere>\" is not in the vocabulary")
+    );
 }
 
 #[test]
@@ -90,27 +117,44 @@ fn what_is_not_supported_is_refused_by_name() {
         *file.pointer_mut(path).expect("a place in the file") = value;
         load(&file, None).err().expect("a refusal")
     };
-    assert_eq!(refused("/model/type", json!("Unigram")), "tokenizer.json: model Unigram is not supported");
-    assert_eq!(refused("/normalizer", json!({"type": "NFKC"})), "tokenizer.json: normalizer NFKC is not supported");
+    assert_eq!(
+        refused("/model/type", json!("Unigram")),
+        "tokenizer.json: model Unigram is not supported"
+    );
+    assert_eq!(
+        refused("/normalizer", json!({"type": "NFKC"})),
+        "tokenizer.json: normalizer NFKC is not supported"
+    );
     let whitespace = refused("/pre_tokenizer", json!({"type": "Whitespace"}));
-    assert_eq!(whitespace, "tokenizer.json: pre_tokenizer Whitespace is not supported");
+    assert_eq!(
+        whitespace,
+        "tokenizer.json: pre_tokenizer Whitespace is not supported"
+    );
     assert_eq!(
         refused("/decoder/decoders/1/type", json!("WordPiece")),
         "tokenizer.json: decoder WordPiece is not supported"
     );
     assert!(refused("/post_processor/type", json!("Bert")).contains("post_processor Bert"));
     let sparse = refused("/added_tokens/2/id", json!(4_000_000_000u64));
-    assert_eq!(sparse, "token \"<sep>\" has id 4000000000, but the file has only 12 tokens");
+    assert_eq!(
+        sparse,
+        "token \"<sep>\" has id 4000000000, but the file has only 12 tokens"
+    );
     assert!(refused("/model/merges/0", json!("ab")).starts_with("merge 0 is \"ab\""));
     assert!(refused("/model/vocab", json!([1, 2])).contains("a list for a vocabulary"));
-    assert!(refused("/model/merges/1", json!(["a"])).starts_with("tokenizer.json: invalid length 1"));
+    assert!(
+        refused("/model/merges/1", json!(["a"])).starts_with("tokenizer.json: invalid length 1")
+    );
 }
 
 #[test]
 fn every_truncation_of_a_file_is_an_error() {
     let text = sentence_piece().to_string();
     for end in (0..text.len()).filter(|&end| text.is_char_boundary(end)) {
-        let files = TokenizerFiles { tokenizer: text[..end].to_owned(), ..TokenizerFiles::default() };
+        let files = TokenizerFiles {
+            tokenizer: text[..end].to_owned(),
+            ..TokenizerFiles::default()
+        };
         assert!(Tokenizer::from_files(&files).is_err(), "cut at {end}");
     }
 }
@@ -119,10 +163,25 @@ fn every_truncation_of_a_file_is_an_error() {
 fn a_directory_is_read_and_its_control_tokens_are_known() {
     let Some(shared) = shared_dir() else { return };
     let tokenizer = Tokenizer::from_dir(&shared.join("tokenizers/llama3")).expect("a tokenizer");
-    assert_eq!((tokenizer.vocab_size(), tokenizer.pretokenizer_name()), (128_256, "llama-bpe"));
-    assert_eq!(tokenizer.special_token("<|eot_id|>"), Some(TokenId(128_009)));
-    assert_eq!(tokenizer.stop_ids(), [128_001, 128_008, 128_009].map(TokenId));
+    assert_eq!(
+        (tokenizer.vocab_size(), tokenizer.pretokenizer_name()),
+        (128_256, "llama-bpe")
+    );
+    assert_eq!(
+        tokenizer.special_token("<|eot_id|>"),
+        Some(TokenId(128_009))
+    );
+    assert_eq!(
+        tokenizer.stop_ids(),
+        [128_001, 128_008, 128_009].map(TokenId)
+    );
     assert_eq!(ids(&tokenizer, "<|begin_of_text|>Hello"), [128_000, 9906]);
-    let absent = Tokenizer::from_dir(&shared.join("tokenizers/nowhere")).err().expect("an error").to_string();
-    assert!(absent.contains("tokenizers/nowhere/tokenizer.json: No such file"), "{absent}");
+    let absent = Tokenizer::from_dir(&shared.join("tokenizers/nowhere"))
+        .err()
+        .expect("an error")
+        .to_string();
+    assert!(
+        absent.contains("tokenizers/nowhere/tokenizer.json: No such file"),
+        "{absent}"
+    );
 }

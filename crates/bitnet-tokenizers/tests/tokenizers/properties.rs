@@ -2,15 +2,20 @@
 
 use std::sync::{Arc, LazyLock};
 
-use bitnet_tokenizers::{DecodeOptions, Detokenizer, EncodeOptions, TokenId, Tokenizer, TokenizerSpec};
+use bitnet_tokenizers::{
+    DecodeOptions, Detokenizer, EncodeOptions, TokenId, Tokenizer, TokenizerSpec,
+};
 use proptest::prelude::*;
 
 use crate::common::{data_dir, gguf_tokenizer};
 
 static GPT_2: LazyLock<Arc<Tokenizer>> =
     LazyLock::new(|| Arc::new(gguf_tokenizer(&data_dir().join("ggml-vocab-gpt-2.gguf"))));
-static LLAMA_SPM: LazyLock<Arc<Tokenizer>> =
-    LazyLock::new(|| Arc::new(gguf_tokenizer(&data_dir().join("ggml-vocab-llama-spm.gguf"))));
+static LLAMA_SPM: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| {
+    Arc::new(gguf_tokenizer(
+        &data_dir().join("ggml-vocab-llama-spm.gguf"),
+    ))
+});
 
 /// Text of every kind: ASCII, white space, other scripts, control tokens.
 fn any_text() -> impl Strategy<Value = String> {

@@ -1,10 +1,14 @@
-//! The published vocabularies and their test vectors: every `.inp` text becomes the ids of its `.out` line.
+//! The published vocabularies and their test vectors: every `.inp` text becomes the ids of its
+//! `.out` line.
 
 use crate::common::{data_dir, gguf_spec, gguf_tokenizer, shared_dir};
 use bitnet_models::gguf::Gguf;
 use bitnet_tokenizers::{DecodeOptions, EncodeOptions, Tokenizer, TokenizerFiles, TokenizerSpec};
 
-const PLAIN: EncodeOptions = EncodeOptions { add_special: false, parse_special: false };
+const PLAIN: EncodeOptions = EncodeOptions {
+    add_special: false,
+    parse_special: false,
+};
 
 /// The texts and their ids of one pair of files.
 fn cases(name: &str) -> Vec<(String, Vec<u32>)> {
@@ -13,9 +17,16 @@ fn cases(name: &str) -> Vec<(String, Vec<u32>)> {
         std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     };
     let (inputs, outputs) = (read("inp"), read("out"));
-    let ids = |line: &str| line.split_whitespace().map(|id| id.parse().expect("an id")).collect();
-    let cases: Vec<_> =
-        inputs.split("\n__ggml_vocab_test__\n").map(str::to_owned).zip(outputs.lines().map(ids)).collect();
+    let ids = |line: &str| {
+        line.split_whitespace()
+            .map(|id| id.parse().expect("an id"))
+            .collect()
+    };
+    let cases: Vec<_> = inputs
+        .split("\n__ggml_vocab_test__\n")
+        .map(str::to_owned)
+        .zip(outputs.lines().map(ids))
+        .collect();
     assert!(cases.len() > 40, "{name}: only {} cases", cases.len());
     assert_eq!(outputs.lines().count(), cases.len(), "{name}");
     cases
@@ -26,53 +37,101 @@ fn check(name: &str, tokenizer: &Tokenizer) {
         let tokens = tokenizer.encode(&text, PLAIN).expect("an encodable text");
         let ids: Vec<_> = tokens.iter().map(|id| id.0).collect();
         assert_eq!(ids, expected, "{name}: {text:?}");
-        assert_eq!(tokenizer.decode(&tokens, DecodeOptions::default()), text, "{name}");
+        assert_eq!(
+            tokenizer.decode(&tokens, DecodeOptions::default()),
+            text,
+            "{name}"
+        );
     }
 }
 
 #[test]
 fn gpt_2_passes_its_vectors() {
-    check("gpt-2", &gguf_tokenizer(&data_dir().join("ggml-vocab-gpt-2.gguf")));
+    check(
+        "gpt-2",
+        &gguf_tokenizer(&data_dir().join("ggml-vocab-gpt-2.gguf")),
+    );
 }
 
 #[test]
 fn llama_spm_passes_its_vectors() {
-    check("llama-spm", &gguf_tokenizer(&data_dir().join("ggml-vocab-llama-spm.gguf")));
+    check(
+        "llama-spm",
+        &gguf_tokenizer(&data_dir().join("ggml-vocab-llama-spm.gguf")),
+    );
 }
 
 #[test]
 fn falcon_passes_its_vectors() {
     let Some(shared) = shared_dir() else { return };
-    check("falcon", &gguf_tokenizer(&shared.join("tokenizers/ggml-vocab-falcon.gguf")));
+    check(
+        "falcon",
+        &gguf_tokenizer(&shared.join("tokenizers/ggml-vocab-falcon.gguf")),
+    );
 }
 
 #[test]
 fn llama_3_passes_its_vectors_from_json_and_as_gguf_metadata() {
     let Some(shared) = shared_dir() else { return };
     let files = TokenizerFiles::read(&shared.join("tokenizers/llama3")).expect("readable files");
-    check("llama-bpe", &Tokenizer::from_files(&files).expect("a tokenizer"));
+    check(
+        "llama-bpe",
+        &Tokenizer::from_files(&files).expect("a tokenizer"),
+    );
     let mut spec = files.to_spec("llama").expect("a GGUF description");
-    assert_eq!((&*spec.model, spec.pre.as_deref()), ("gpt2", Some("llama-bpe")));
-    check("llama-bpe", &Tokenizer::from_spec(&spec).expect("a tokenizer"));
+    assert_eq!(
+        (&*spec.model, spec.pre.as_deref()),
+        ("gpt2", Some("llama-bpe"))
+    );
+    check(
+        "llama-bpe",
+        &Tokenizer::from_spec(&spec).expect("a tokenizer"),
+    );
     // The official BitNet file names no pre-tokenizer.
     (spec.architecture, spec.pre) = ("bitnet-b1.58".into(), None);
-    check("llama-bpe", &Tokenizer::from_spec(&spec).expect("a tokenizer"));
+    check(
+        "llama-bpe",
+        &Tokenizer::from_spec(&spec).expect("a tokenizer"),
+    );
 }
 
-/// The files of a GGUF file's tokenizer, which must pass its vectors and know the same special tokens.
+/// The files of a GGUF file's tokenizer, which must pass its vectors and know the same special
+/// tokens.
 fn check_files(name: &str, spec: &TokenizerSpec<'_>) -> TokenizerFiles {
     let files = spec.to_files().expect("files");
     let (found, expected) = (Tokenizer::from_files(&files), Tokenizer::from_spec(spec));
     let (found, expected) = (found.expect("a tokenizer"), expected.expect("a tokenizer"));
     check(name, &found);
-    let special = EncodeOptions { add_special: true, parse_special: true };
-    let bos = expected.bos().map(|id| String::from_utf8_lossy(expected.token_bytes(id)).into_owned());
+    let special = EncodeOptions {
+        add_special: true,
+        parse_special: true,
+    };
+    let bos = expected
+        .bos()
+        .map(|id| String::from_utf8_lossy(expected.token_bytes(id)).into_owned());
     let text = format!("a{} b\n", bos.unwrap_or_default());
-    assert_eq!(found.encode(&text, special).expect("ids"), expected.encode(&text, special).expect("ids"), "{name}");
-    let roles = |tokenizer: &Tokenizer| (tokenizer.bos(), tokenizer.eos(), tokenizer.padding(), tokenizer.adds_bos());
+    assert_eq!(
+        found.encode(&text, special).expect("ids"),
+        expected.encode(&text, special).expect("ids"),
+        "{name}"
+    );
+    let roles = |tokenizer: &Tokenizer| {
+        (
+            tokenizer.bos(),
+            tokenizer.eos(),
+            tokenizer.padding(),
+            tokenizer.adds_bos(),
+        )
+    };
     assert_eq!(roles(&found), roles(&expected), "{name}");
     assert_eq!(found.vocab_size(), expected.vocab_size(), "{name}");
-    assert!(expected.stop_ids().iter().all(|id| found.stop_ids().contains(id)), "{name}");
+    assert!(
+        expected
+            .stop_ids()
+            .iter()
+            .all(|id| found.stop_ids().contains(id)),
+        "{name}"
+    );
     files
 }
 
@@ -94,14 +153,33 @@ fn metadata_becomes_files_that_pass_the_vectors() {
     let again = check_files("llama-bpe", &spec);
     let vocabulary = |files: &TokenizerFiles| {
         let json: serde_json::Value = serde_json::from_str(&files.tokenizer).expect("JSON");
-        let merges = json["model"]["merges"].as_array().expect("a list").iter().map(|merge| match merge.as_str() {
-            Some(text) => text.to_owned(),
-            None => format!("{} {}", merge[0].as_str().expect("a piece"), merge[1].as_str().expect("a piece")),
-        });
-        (json["model"]["vocab"].clone(), merges.collect::<Vec<_>>(), json["model"]["ignore_merges"].clone())
+        let merges = json["model"]["merges"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|merge| match merge.as_str() {
+                Some(text) => text.to_owned(),
+                None => format!(
+                    "{} {}",
+                    merge[0].as_str().expect("a piece"),
+                    merge[1].as_str().expect("a piece")
+                ),
+            });
+        (
+            json["model"]["vocab"].clone(),
+            merges.collect::<Vec<_>>(),
+            json["model"]["ignore_merges"].clone(),
+        )
     };
-    assert!(vocabulary(&again) == vocabulary(&files), "the vocabulary of Llama 3 comes back as it was");
+    assert!(
+        vocabulary(&again) == vocabulary(&files),
+        "the vocabulary of Llama 3 comes back as it was"
+    );
     let mut duplicate = crate::common::small_spec(&["a b"], &[]);
     duplicate.tokens[0] = duplicate.tokens[1].clone();
-    assert!(duplicate.to_files().is_err_and(|error| error.to_string().contains("two tokens")));
+    assert!(
+        duplicate
+            .to_files()
+            .is_err_and(|error| error.to_string().contains("two tokens"))
+    );
 }
