@@ -17,45 +17,29 @@
 //! An instruction set is one module (`scalar`, `avx2`, `avx512`, `neon`), and the CPU is asked what
 //! it can do in one function, [`KernelSet::available`].
 
-mod activations;
-mod attention;
-#[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
-mod avx512;
-mod counters;
-mod cpu;
-mod disjoint;
-mod dispatch;
-pub mod math;
-mod matrix;
-mod memory;
-#[cfg(target_arch = "aarch64")]
-mod neon;
-mod packing;
-mod pool;
-mod portable;
-mod probe;
-mod scalar;
-mod screen;
-mod segment;
-mod set;
-mod sparse;
-mod tl;
+mod layout;
+mod ops;
+mod sets;
+mod threads;
+mod weights;
 
-pub use activations::{Activations, TILE_ROWS};
-pub use attention::{
+pub use sets::math;
+
+pub use layout::activations::{Activations, TILE_ROWS};
+pub use layout::packing::{LINE_COLS, Packing};
+pub use ops::attention::{
     AttentionScratch, AttentionShape, LayerCache, MAX_HEAD_DIM, Place, Places, Qkv,
 };
-pub use counters::{Count, Counters, Kernel};
-pub use cpu::{Cpu, Gate, InnerZeros, LiveNeurons, Neurons, Norm};
-pub use dispatch::Work;
-pub use matrix::{BLOCK_ROWS, MAX_COLS, Part, TernaryMatrix, Unpack};
-pub use memory::{Huge, Plain};
-pub use packing::{LINE_COLS, Packing};
-pub use pool::{Pool, default_threads};
-pub use probe::{READ_PROBE_BYTES, ReadProbe};
-pub use screen::{Estimates, ScreenScratch, ScreenTable};
-pub use segment::{CACHE_BLOCK, CacheElement, Partial, SEGMENT_KEYS, Segment, SegmentScratch};
-pub use set::KernelSet;
-pub use sparse::{SparseScratch, TernaryColumns, TernaryRows};
+pub use ops::cpu::{Cpu, Gate, InnerZeros, LiveNeurons, Neurons, Norm};
+pub use ops::screen::{Estimates, ScreenScratch, ScreenTable};
+pub use ops::sparse::{SparseScratch, TernaryColumns, TernaryRows};
+pub use sets::compiled::Work;
+pub use sets::segment::{
+    CACHE_BLOCK, CacheElement, Partial, SEGMENT_KEYS, Segment, SegmentScratch,
+};
+pub use sets::table::KernelSet;
+pub use threads::counters::{Count, Counters, Kernel};
+pub use threads::memory::{Huge, Plain};
+pub use threads::pool::{Pool, default_threads};
+pub use threads::probe::{READ_PROBE_BYTES, ReadProbe};
+pub use weights::matrix::{BLOCK_ROWS, MAX_COLS, Part, TernaryMatrix, Unpack};

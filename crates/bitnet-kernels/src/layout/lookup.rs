@@ -1,0 +1,393 @@
+//! Table lookup: ternary weights kept as the indices of pairs (TL1) or triples (TL2), and products
+//! that look them up.
+//!
+//! The products of two or three neighbouring activations with all their possible weights are few:
+//! they are computed once a row of activations, and a shuffle instruction finds them for 32 rows of
+//! weights at a time. Nothing is unpacked.
+//!
+//! ```text
+//! pairs:    index of the weights (a, b):     3a + b + 4,     0 to 8
+//! triples:  index of the weights (a, b, c):  |9a + 3b + c|,  0 to 13; and a sign, 1 if 9a + 3b + c < 0
+//!
+//! line of 16 columns, 128 bytes: four runs of 32 bytes; byte r of a run = row r of the block
+//!     low nibble of byte r of run i = pair 2i (columns 4i, 4i + 1), high nibble = pair 2i + 1
+//! unit of 24 columns, 160 bytes: four such runs of triples (columns 6i to 6i + 2, 6i + 3 to 6i + 5), then a run of signs
+//!     bit f of byte r = the sign of triple f (columns 3f to 3f + 2)
+//!
+//! columns:  TL1 = lines;  TL2 = units, then lines for the columns beyond the last whole unit
+//! chunk of a block of 32 rows:  up to 32 lines, or up to 16 units and, in the last chunk, the lines
+//! matrix:   the first chunk of all blocks, the second chunk of all blocks, …
+//! ```
+//!
+//! These are the codes of the file formats of those names, two bits a weight and one and two
+//! thirds; only the order of the runs is ours. Lines and units have eight fields (pairs or triples)
+//! each. A chunk is as wide as the tables of its columns leave room for the weights in the
+//! first-level cache: they stay there while one stream of weights passes by.
+//!
+//! What a table holds is exact: a product, 9 bits and a sign, is kept as two signed bytes, its
+//! rounded quotient by [`RADIX`] and the remainder, which are looked up and added apart. Eight of
+//! either fit into a byte: sums are widened once a line or unit.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use crate::layout::activations::Activations;
+use crate::layout::packing::{LINE_BYTES, LINE_COLS, Line};
+use crate::sets::table::Output;
+use crate::weights::matrix::{BLOCK_ROWS, TernaryMatrix};
+
+/// Columns of a unit of triples.
+pub(crate) const UNIT_COLS: usize = 24;
+/// Bytes of a unit.
+pub(crate) const UNIT_BYTES: usize = BLOCK_ROWS * UNIT_COLS * 5 / 24;
+/// Units in a chunk: their tables take 4 KiB, or 8 with signs.
+const CHUNK_UNITS: usize = 16;
+/// Lines in a chunk: their tables take 8 KiB.
+const CHUNK_LINES: usize = 32;
+/// The bytes of a unit.
+pub(crate) type Unit = [u8; UNIT_BYTES];
+/// Pairs in a line, triples in a unit.
+pub(crate) const FIELDS: usize = 8;
+/// What the high byte of a table entry weighs. An odd number, so that rounding leaves |low| ≤ 15:
+/// eight of them are at most
+/// 120. Products are at most 3 · 128 = 384, so |high| ≤ 12, and eight are at most 96.
+pub(crate) const RADIX: i16 = 31;
+
+/// How the columns of a block, or of a chunk of it, are cut up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cut {
+    /// Units of triples, which come first.
+    pub units: usize,
+    /// Lines of pairs.
+    pub lines: usize,
+}
+
+impl Cut {
+    /// TL1: pairs only.
+    pub fn pairs(cols: usize) -> Self {
+        Self {
+            units: 0,
+            lines: cols.div_ceil(LINE_COLS),
+        }
+    }
+
+    /// TL2: triples, and pairs for the rest.
+    pub fn triples(cols: usize) -> Self {
+        Self {
+            units: cols / UNIT_COLS,
+            lines: (cols % UNIT_COLS).div_ceil(LINE_COLS),
+        }
+    }
+
+    /// Bytes of 32 rows.
+    pub fn block_bytes(self) -> usize {
+        self.units * UNIT_BYTES + self.lines * LINE_BYTES
+    }
+
+    /// Columns, with those that fill up the last line.
+    pub fn cols(self) -> usize {
+        self.units * UNIT_COLS + self.lines * LINE_COLS
+    }
+
+    /// The chunks of a block.
+    pub fn chunks(self) -> impl Iterator<Item = Chunk> {
+        let mut rest = self;
+        let mut next = Chunk {
+            cut: Self { units: 0, lines: 0 },
+            first_col: 0,
+            first_byte: 0,
+        };
+        std::iter::from_fn(move || {
+            next.first_col += next.cut.cols();
+            next.first_byte += next.cut.block_bytes();
+            next.cut.units = rest.units.min(CHUNK_UNITS);
+            rest.units -= next.cut.units;
+            // Lines beside units are few: none but those of the last, incomplete unit.
+            next.cut.lines = if rest.units == 0 {
+                rest.lines.min(CHUNK_LINES)
+            } else {
+                0
+            };
+            rest.lines -= next.cut.lines;
+            (next.cut.cols() > 0).then_some(next)
+        })
+    }
+
+    /// The units and the lines of a chunk.
+    #[inline(always)]
+    pub fn split(self, packed: &[u8]) -> (&[Unit], &[Line]) {
+        let (units, lines) = packed.split_at(self.units * UNIT_BYTES);
+        (units.as_chunks().0, lines.as_chunks().0)
+    }
+}
+
+/// Some columns of every block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Chunk {
+    pub cut: Cut,
+    pub first_col: usize,
+    /// Bytes of the chunks before it, of one block.
+    first_byte: usize,
+}
+
+impl Chunk {
+    /// Where the chunk of a block lies in a matrix of so many blocks.
+    pub fn place(&self, block: usize, num_blocks: usize) -> Range<usize> {
+        let len = self.cut.block_bytes();
+        let start = self.first_byte * num_blocks + block * len;
+        start..start + len
+    }
+}
+
+/// Packs the columns of a chunk of `[BLOCK_ROWS, cols]` codes 0, 1, 2, a weight + 1.
+pub(crate) fn pack_chunk(codes: &[i8], cols: usize, chunk: &Chunk, packed: &mut [u8]) {
+    let Chunk { cut, first_col, .. } = *chunk;
+    let (units, lines) = packed.split_at_mut(cut.units * UNIT_BYTES);
+    for (row, codes) in codes.chunks_exact(cols).enumerate() {
+        let codes = &codes[first_col..cols.min(first_col + cut.cols())];
+        let (in_units, in_lines) = codes.split_at(cut.units * UNIT_COLS);
+        for (codes, unit) in in_units
+            .as_chunks()
+            .0
+            .iter()
+            .zip(units.as_chunks_mut::<UNIT_BYTES>().0)
+        {
+            pack_unit_row(codes, &mut unit[row..]);
+        }
+        let (whole, rest) = in_lines.as_chunks::<LINE_COLS>();
+        let mut lines = lines.as_chunks_mut::<LINE_BYTES>().0.iter_mut();
+        for (codes, line) in whole.iter().zip(&mut lines) {
+            pack_line_row(codes, &mut line[row..]);
+        }
+        for line in lines {
+            // Columns past the end are zero weights.
+            let mut codes = [1; LINE_COLS];
+            codes[..rest.len()].copy_from_slice(rest);
+            pack_line_row(&codes, &mut line[row..]);
+        }
+    }
+}
+
+/// Packs 24 codes of one row into every 32nd byte of `unit`.
+#[inline(always)]
+fn pack_unit_row(codes: &[i8; UNIT_COLS], unit: &mut [u8]) {
+    // 9a + 3b + c + 13.
+    let value = |field: usize| {
+        (9 * codes[3 * field] + 3 * codes[3 * field + 1] + codes[3 * field + 2]) as u8
+    };
+    let values: [u8; FIELDS] = std::array::from_fn(value);
+    for (run, pair) in values.as_chunks::<2>().0.iter().enumerate() {
+        unit[run * BLOCK_ROWS] = pair[0].abs_diff(13) | pair[1].abs_diff(13) << 4;
+    }
+    let signs = values.iter().enumerate().fold(0, |signs, (field, value)| {
+        signs | u8::from(*value < 13) << field
+    });
+    unit[4 * BLOCK_ROWS] = signs;
+}
+
+/// Packs 16 codes of one row into every 32nd byte of `line`.
+#[inline(always)]
+fn pack_line_row(codes: &[i8; LINE_COLS], line: &mut [u8]) {
+    for (run, four) in codes.as_chunks::<4>().0.iter().enumerate() {
+        // 3a + b + 4.
+        line[run * BLOCK_ROWS] = ((3 * four[0] + four[1]) | ((3 * four[2] + four[3]) << 4)) as u8;
+    }
+}
+
+/// Unpacks a chunk into the columns that it holds of `[BLOCK_ROWS, cols]` codes 0, 1, 2.
+pub(crate) fn unpack_chunk(packed: &[u8], cols: usize, chunk: &Chunk, codes: &mut [i8]) {
+    let Chunk { cut, first_col, .. } = *chunk;
+    let (units, lines) = cut.split(packed);
+    for (row, codes) in codes.chunks_exact_mut(cols).enumerate() {
+        let codes = &mut codes[first_col..cols.min(first_col + cut.cols())];
+        let (in_units, in_lines) = codes.split_at_mut(cut.units * UNIT_COLS);
+        for (codes, unit) in in_units
+            .as_chunks_mut::<UNIT_COLS>()
+            .0
+            .iter_mut()
+            .zip(units)
+        {
+            for (field, codes) in codes.as_chunks_mut::<3>().0.iter_mut().enumerate() {
+                let index = (unit[field / 2 * BLOCK_ROWS + row] >> (4 * (field % 2)) & 15) as i8;
+                let value = 13
+                    + if unit[4 * BLOCK_ROWS + row] >> field & 1 == 1 {
+                        -index
+                    } else {
+                        index
+                    };
+                *codes = [value / 9, value / 3 % 3, value % 3];
+            }
+        }
+        for (codes, line) in in_lines.chunks_mut(LINE_COLS).zip(lines) {
+            for (field, codes) in codes.chunks_mut(2).enumerate() {
+                let index = (line[field / 2 * BLOCK_ROWS + row] >> (4 * (field % 2)) & 15) as i8;
+                for (code, of_field) in codes.iter_mut().zip([index / 3, index % 3]) {
+                    *code = of_field;
+                }
+            }
+        }
+    }
+}
+
+/// The products of one field, `RADIX · high + low` of each index: 16 low bytes, then 16 high ones.
+///
+/// Two of them, where a set asks for signed tables, make a table of a triple: 32 low bytes, then 32
+/// high ones, the index with the sign as its fifth bit.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(32))]
+pub(crate) struct Table(pub [i8; 32]);
+
+/// The table lookup of an instruction set.
+#[derive(Clone, Copy)]
+pub(crate) struct Lookup {
+    /// Tables for a triple: 1, or 2 where they are signed.
+    pub triple_tables: usize,
+    /// Makes the tables of the units and lines of a chunk for one row of activations, [`Cut::cols`]
+    /// values.
+    pub make_tables: unsafe fn(&[i16], Cut, &mut [Table]),
+    /// Adds `Σ w · q` of each of the 32 rows of a chunk to their sums, which lie in an order of the
+    /// set's own, by the tables of one row of activations.
+    pub add: unsafe fn(&[u8], Cut, &[Table], &mut [i32; BLOCK_ROWS]),
+    /// `sum / s · scale` of 32 rows, given the sums, s, the scale and the place for 32 outputs.
+    pub finish: unsafe fn(&[i32; BLOCK_ROWS], f32, f32, &mut [f32]),
+}
+
+/// `sum / s · scale` of 32 rows, in that order: the body of [`Lookup::finish`] where sums lie in
+/// the order of the rows.
+#[inline(always)]
+pub(crate) fn finish(sums: &[i32; BLOCK_ROWS], activation_scale: f32, scale: f32, out: &mut [f32]) {
+    for (out, sum) in out.iter_mut().zip(sums) {
+        *out = *sum as f32 / activation_scale * scale;
+    }
+}
+
+/// The weights of each index: `[weight of the field, index]`.
+type Weights<const N: usize> = [[i16; 16]; N];
+
+pub(crate) const PAIRS: Weights<2> = {
+    let mut weights = [[0; 16]; 2];
+    let mut index = 0;
+    while index < 9 {
+        weights[0][index] = index as i16 / 3 - 1;
+        weights[1][index] = index as i16 % 3 - 1;
+        index += 1;
+    }
+    weights
+};
+
+pub(crate) const TRIPLES: Weights<3> = {
+    let mut weights = [[0; 16]; 3];
+    let mut index = 0;
+    while index < 14 {
+        let value = index as i16 + 13;
+        weights[0][index] = value / 9 - 1;
+        weights[1][index] = value / 3 % 3 - 1;
+        weights[2][index] = value % 3 - 1;
+        index += 1;
+    }
+    weights
+};
+
+/// What a thread needs for a product: a part of a row of activations, tables, sums. Kept, so that a
+/// decode step allocates nothing.
+#[derive(Default)]
+struct Scratch {
+    values: Vec<i16>,
+    tables: Vec<Table>,
+    sums: Vec<[i32; BLOCK_ROWS]>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Rows of activations whose tables stay in a core's second-level cache: at most 8 KiB each, 256
+/// KiB.
+const ROWS_AT_ONCE: usize = 32;
+
+/// `y = Σ w · q / s · scale` for the given blocks of rows and all activation rows.
+///
+/// Every thread makes all tables for itself: that takes less time than to wait for, and to fetch,
+/// what others made.
+///
+/// # Safety
+/// The CPU must have the instructions of `lookup`, and no other thread may hold the same blocks of
+/// outputs.
+pub(crate) unsafe fn multiply(
+    lookup: &Lookup,
+    matrix: &TernaryMatrix,
+    cut: Cut,
+    blocks: Range<usize>,
+    activations: &Activations,
+    output: &Output<'_>,
+) {
+    SCRATCH.with_borrow_mut(
+        |Scratch {
+             values,
+             tables,
+             sums,
+         }| {
+            for first in (0..activations.rows()).step_by(ROWS_AT_ONCE) {
+                let rows = first..activations.rows().min(first + ROWS_AT_ONCE);
+                sums.clear();
+                sums.resize(rows.len() * blocks.len(), [0; BLOCK_ROWS]);
+                for chunk in cut.chunks() {
+                    let Chunk { cut, first_col, .. } = chunk;
+                    let row_tables = FIELDS * (lookup.triple_tables * cut.units + cut.lines);
+                    values.resize(cut.cols(), 0);
+                    tables.resize(rows.len() * row_tables, Table([0; 32]));
+                    for (row, tables) in rows.clone().zip(tables.chunks_exact_mut(row_tables)) {
+                        activations.copy_row(row, first_col, values);
+                        // SAFETY: passed on to the caller.
+                        unsafe { (lookup.make_tables)(values, cut, tables) };
+                    }
+                    for (block, sums) in blocks.clone().zip(sums.chunks_exact_mut(rows.len())) {
+                        let packed = matrix.chunk(block, &chunk);
+                        for (tables, sums) in tables.chunks_exact(row_tables).zip(sums) {
+                            // SAFETY: passed on to the caller.
+                            unsafe { (lookup.add)(packed, cut, tables, sums) };
+                        }
+                    }
+                }
+                for (block, sums) in blocks.clone().zip(sums.chunks_exact(rows.len())) {
+                    for (row, sums) in rows.clone().zip(sums) {
+                        // SAFETY: passed on to the caller.
+                        let out = unsafe { output.block(row, block) };
+                        // SAFETY: passed on to the caller.
+                        unsafe {
+                            (lookup.finish)(sums, activations.scale(row), matrix.scale(block), out)
+                        };
+                    }
+                }
+            }
+        },
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn indices_stand_for_their_weights() {
+        let pairs = (0..9).map(|index| 3 * PAIRS[0][index] + PAIRS[1][index] + 4);
+        assert!(pairs.eq(0..9));
+        let triples =
+            (0..14).map(|index| 9 * TRIPLES[0][index] + 3 * TRIPLES[1][index] + TRIPLES[2][index]);
+        assert!(triples.eq(0..14));
+    }
+
+    #[test]
+    fn blocks_take_two_bits_a_weight_and_one_and_two_thirds() {
+        for cols in [48, 96, 2592, 6912, 8640] {
+            assert_eq!(Cut::pairs(cols).block_bytes(), BLOCK_ROWS * cols / 4);
+            assert_eq!(Cut::triples(cols).block_bytes(), BLOCK_ROWS * cols * 5 / 24);
+        }
+        // 106 units of 24 columns, and 16 columns in pairs.
+        assert_eq!(
+            Cut::triples(2560).block_bytes(),
+            BLOCK_ROWS * (2544 * 5 / 24 + 16 / 4)
+        );
+        assert_eq!(Cut::triples(23), Cut { units: 0, lines: 2 });
+    }
+}

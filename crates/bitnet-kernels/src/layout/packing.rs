@@ -1,0 +1,322 @@
+//! [`Packing`]: how the weights of a matrix lie in memory.
+//!
+//! **2 bits.** A line is 128 bytes, the weights of 32 rows in 16 columns:
+//!
+//! ```text
+//! dword r (0..32) = row r
+//!     byte j (0..4) of the dword, bits 2s..2s+1 (s 0..4)  =  weight + 1 of column 16 g + 4 s + j of line g
+//! ```
+//!
+//! **1.67 bits.** Three weights have 27 values, which fit into five bits; six lines of 2 bits
+//! become five. A byte column of the six, 24 weights, is eight fields of three:
+//!
+//! ```text
+//! F0 … F7 of dword r, byte j:   Ff  =  t0 + 3 t1 + 9 t2,   ti = weight + 1 of column 96 g + 4 (3 f + i) + j of group g
+//!
+//! bit          7      6      5    4  3  2  1  0
+//! line 0       F5.2   F5.1   F5.0      F0
+//! line 1       F7.3   F5.4   F5.3      F1
+//! line 2       F6.2   F6.1   F6.0      F2
+//! line 3       F7.4   F6.4   F6.3      F3
+//! line 4       F7.2   F7.1   F7.0      F4
+//! ```
+//!
+//! Five of the fields can so index a table of 64 bytes as they lie: `vpermb` looks at six bits of
+//! an index, and a table that says the same twice needs only five. What a table gives is three
+//! codes of 2 bits, as in a line of 2 bits. Columns that do not fill a group of 96 follow in lines
+//! of 2 bits.
+//!
+//! **TL1 and TL2** are for table lookup: `tl.rs` draws them.
+
+use std::cell::Cell;
+
+use crate::layout::lookup::Cut;
+use crate::threads::counters::Kernel;
+use crate::weights::matrix::{BLOCK_ROWS, TernaryMatrix};
+
+/// Columns in a line of 2 bits.
+pub const LINE_COLS: usize = 16;
+/// Bytes in a line.
+pub(crate) const LINE_BYTES: usize = BLOCK_ROWS * LINE_COLS / 4;
+
+/// Lines of 2 bits in a group.
+pub(crate) const GROUP_LINES: usize = 6;
+/// Lines that a group of them takes with 1.67 bits.
+const PACKED_LINES: usize = 5;
+
+/// The bytes of a line.
+pub(crate) type Line = [u8; LINE_BYTES];
+/// The lines of a group in 1.67 bits.
+pub(crate) type Group = [Line; PACKED_LINES];
+
+/// How weights lie in memory, and so how products with them are computed. Results do not depend on
+/// it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Packing {
+    /// 2: four weights in a byte.
+    #[default]
+    Two,
+    /// 1.67: three weights in five bits. A sixth less to read, more to compute.
+    FiveThirds,
+    /// Pairs as indices of 4 bits, 2 bits a weight, looked up.
+    Tl1,
+    /// Triples as an index of 4 bits and a sign, 1.67 bits a weight, looked up.
+    Tl2,
+}
+
+impl Packing {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Two, Self::FiveThirds, Self::Tl1, Self::Tl2];
+
+    /// What `--packing` or `--ternary-kernel` calls it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Two => "2",
+            Self::FiveThirds => "1.67",
+            Self::Tl1 => "tl1",
+            Self::Tl2 => "tl2",
+        }
+    }
+
+    /// The one of that name.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|packing| packing.name() == name)
+    }
+
+    /// What products count as: with a single row of activations, and with several.
+    #[must_use]
+    pub fn kernels(self) -> [Kernel; 2] {
+        match self {
+            Self::Two | Self::FiveThirds => [Kernel::I2sGemv, Kernel::I2sGemm],
+            Self::Tl1 => [Kernel::Tl1Gemv, Kernel::Tl1Gemm],
+            Self::Tl2 => [Kernel::Tl2Gemv, Kernel::Tl2Gemm],
+        }
+    }
+
+    /// Where weights are looked up: how their columns are cut into pairs and triples.
+    pub(crate) fn cut(self, cols: usize) -> Option<Cut> {
+        match self {
+            Self::Two | Self::FiveThirds => None,
+            Self::Tl1 => Some(Cut::pairs(cols)),
+            Self::Tl2 => Some(Cut::triples(cols)),
+        }
+    }
+
+    /// Bytes of a block, which is [`BLOCK_ROWS`] rows of `cols` columns.
+    #[must_use]
+    pub fn block_bytes(self, cols: usize) -> usize {
+        match self {
+            Self::Two => num_lines(cols) * LINE_BYTES,
+            Self::FiveThirds => {
+                let (groups, lines) = groups_and_lines(cols);
+                (groups * PACKED_LINES + lines) * LINE_BYTES
+            }
+            Self::Tl1 => Cut::pairs(cols).block_bytes(),
+            Self::Tl2 => Cut::triples(cols).block_bytes(),
+        }
+    }
+}
+
+/// Lines of 2 bits in a block of `cols` columns.
+fn num_lines(cols: usize) -> usize {
+    cols.div_ceil(LINE_COLS)
+}
+
+/// Groups of 1.67 bits, and lines of 2 bits after them, in a block of `cols` columns.
+fn groups_and_lines(cols: usize) -> (usize, usize) {
+    (num_lines(cols) / GROUP_LINES, num_lines(cols) % GROUP_LINES)
+}
+
+/// The groups of 1.67 bits and the lines of 2 bits after them.
+#[inline(always)]
+pub(crate) fn split(packed: &[u8], cols: usize) -> (&[Group], &[Line]) {
+    let (groups, _) = groups_and_lines(cols);
+    let (grouped, lines) = packed
+        .as_chunks::<LINE_BYTES>()
+        .0
+        .split_at(groups * PACKED_LINES);
+    (grouped.as_chunks().0, lines)
+}
+
+/// Turns the lines of a block, 2 bits a weight, into groups of 1.67 bits and the rest.
+pub(crate) fn squeeze(plain: &[Line], packed: &mut [u8]) {
+    let (groups, plain_rest) = plain.as_chunks::<GROUP_LINES>();
+    let (grouped, packed_rest) = packed
+        .as_chunks_mut::<LINE_BYTES>()
+        .0
+        .split_at_mut(groups.len() * PACKED_LINES);
+    packed_rest.copy_from_slice(plain_rest);
+    for (from, to) in groups.iter().zip(grouped.as_chunks_mut().0) {
+        squeeze_group(from, to);
+    }
+}
+
+/// Eight bytes at a time: portable, and the compiler makes vectors of it.
+#[inline(always)]
+fn squeeze_group(plain: &[Line; GROUP_LINES], packed: &mut Group) {
+    for at in 0..LINE_BYTES / 8 {
+        let line = |g: usize| load8(&plain[g], at);
+        // Three codes c = t0 + 4 t1 + 16 t2 a field.
+        let fields = [
+            line(0) & bytes(0x3f),
+            high(line(0), 6) | low(line(1), 4) << 2,
+            high(line(1), 4) | low(line(2), 2) << 4,
+            high(line(2), 2),
+            line(3) & bytes(0x3f),
+            high(line(3), 6) | low(line(4), 4) << 2,
+            high(line(4), 4) | low(line(5), 2) << 4,
+            high(line(5), 2),
+        ];
+        let f = fields.map(|c| c - (c >> 2 & bytes(3)) - 7 * high(c, 4));
+        store8(&mut packed[0], at, f[0] | low(f[5], 3) << 5);
+        store8(
+            &mut packed[1],
+            at,
+            f[1] | high(f[5], 3) << 5 | (f[7] >> 3 & bytes(1)) << 7,
+        );
+        store8(&mut packed[2], at, f[2] | low(f[6], 3) << 5);
+        store8(
+            &mut packed[3],
+            at,
+            f[3] | high(f[6], 3) << 5 | high(f[7], 4) << 7,
+        );
+        store8(&mut packed[4], at, f[4] | low(f[7], 3) << 5);
+    }
+}
+
+/// Turns groups of 1.67 bits and the rest into the lines of a block, 2 bits a weight.
+#[inline(always)]
+pub(crate) fn spread((grouped, packed_rest): (&[Group], &[Line]), plain: &mut [Line]) {
+    let (groups, plain_rest) = plain.as_chunks_mut::<GROUP_LINES>();
+    plain_rest.copy_from_slice(packed_rest);
+    for (from, to) in grouped.iter().zip(groups) {
+        spread_group(from, to);
+    }
+}
+
+/// Turns a group of 1.67 bits into its lines of 2 bits.
+#[inline(always)]
+pub(crate) fn spread_group(packed: &Group, plain: &mut [Line; GROUP_LINES]) {
+    for at in 0..LINE_BYTES / 8 {
+        let line = |z: usize| load8(&packed[z], at);
+        let fields = [
+            low(line(0), 5),
+            low(line(1), 5),
+            low(line(2), 5),
+            low(line(3), 5),
+            low(line(4), 5),
+            high(line(0), 5) | (line(1) >> 5 & bytes(3)) << 3,
+            high(line(2), 5) | (line(3) >> 5 & bytes(3)) << 3,
+            high(line(4), 5) | high(line(1), 7) << 3 | high(line(3), 7) << 4,
+        ];
+        let c = fields.map(|field| {
+            // Adding 128 − n sets the uppermost bit of a byte that is n or more.
+            let at_least = |x: u64, n: u8| high(x + bytes(128 - n), 7);
+            let t2 = at_least(field, 9) + at_least(field, 18);
+            let rest = field - 9 * t2;
+            field + at_least(rest, 3) + at_least(rest, 6) + 7 * t2
+        });
+        store8(&mut plain[0], at, c[0] | low(c[1], 2) << 6);
+        store8(&mut plain[1], at, high(c[1], 2) | low(c[2], 4) << 4);
+        store8(&mut plain[2], at, high(c[2], 4) | c[3] << 2);
+        store8(&mut plain[3], at, c[4] | low(c[5], 2) << 6);
+        store8(&mut plain[4], at, high(c[5], 2) | low(c[6], 4) << 4);
+        store8(&mut plain[5], at, high(c[6], 4) | c[7] << 2);
+    }
+}
+
+#[inline(always)]
+fn load8(line: &Line, at: usize) -> u64 {
+    u64::from_le_bytes(line.as_chunks().0[at])
+}
+
+#[inline(always)]
+fn store8(line: &mut Line, at: usize, value: u64) {
+    line.as_chunks_mut().0[at] = value.to_le_bytes();
+}
+
+/// The same byte eight times.
+#[inline(always)]
+const fn bytes(byte: u8) -> u64 {
+    u64::from_le_bytes([byte; 8])
+}
+
+/// The lowest `n` bits of each byte.
+#[inline(always)]
+fn low(x: u64, n: u32) -> u64 {
+    x & bytes((1 << n) - 1)
+}
+
+/// Each byte without its lowest `n` bits, shifted down.
+#[inline(always)]
+fn high(x: u64, n: u32) -> u64 {
+    x >> n & bytes(0xff >> n)
+}
+
+thread_local! {
+    static SCRATCH: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+}
+
+/// Memory of this thread for the lines of one block. Kept, so that a decode step allocates nothing.
+pub(crate) struct Scratch(Vec<Line>);
+
+impl Scratch {
+    pub(crate) fn take() -> Self {
+        Self(SCRATCH.take())
+    }
+
+    /// Room for a block of `cols` columns in 2 bits; what is in it is unspecified.
+    pub(crate) fn lines(&mut self, cols: usize) -> &mut [Line] {
+        let lines = num_lines(cols);
+        if self.0.len() < lines {
+            self.0.resize(lines, [0; LINE_BYTES]);
+        }
+        &mut self.0[..lines]
+    }
+
+    /// The lines of a block with 2 bits a weight, unpacked here; `None` if the matrix has them.
+    #[inline(always)]
+    pub(crate) fn unpack(&mut self, matrix: &TernaryMatrix, block: usize) -> Option<&[Line]> {
+        if matrix.packing() == Packing::Two {
+            return None;
+        }
+        let lines = self.lines(matrix.cols());
+        matrix.unpack(block, lines);
+        Some(lines)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        SCRATCH.set(std::mem::take(&mut self.0));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn squeezed_lines_come_back() {
+        for cols in [16, 80, 96, 112, 300] {
+            let lines = num_lines(cols);
+            let mut state = 1u32;
+            let mut code = || {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 16) as u8 % 3
+            };
+            let plain: Vec<Line> = (0..lines)
+                .map(|_| {
+                    [(); LINE_BYTES].map(|()| code() | code() << 2 | code() << 4 | code() << 6)
+                })
+                .collect();
+            let mut packed = vec![0xff; Packing::FiveThirds.block_bytes(cols)];
+            squeeze(&plain, &mut packed);
+            let mut back = vec![[0xff; LINE_BYTES]; lines];
+            spread(split(&packed, cols), &mut back);
+            assert_eq!(plain, back, "{cols} columns");
+        }
+    }
+}

@@ -1,0 +1,509 @@
+//! [`Cpu`]: the operations of a forward pass, each dispatched to all threads and counted.
+//!
+//! Threads share out rows of weights, rows of activations or heads. Which thread computes what
+//! never changes a bit of the result, since no float sum is ever split between two of them.
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::layout::activations::{Activations, TILE_ROWS, interleave};
+use crate::layout::lookup;
+use crate::layout::packing::Packing;
+use crate::sets::table::{KernelSet, Output};
+use crate::threads::counters::{Counters, Kernel};
+use crate::threads::disjoint::Disjoint;
+use crate::threads::pool::Pool;
+use crate::weights::matrix::{BLOCK_ROWS, TernaryMatrix};
+
+/// Rows from which on [`KernelSet::ternary_tile`] pays: with fewer, reading weights takes longer
+/// than computing.
+const TILE_KERNEL_ROWS_MIN: usize = 4;
+/// Blocks from which on it pays: what a thread prepares for a tile takes as long as is saved in
+/// six.
+const TILE_KERNEL_BLOCKS_MIN: usize = 8;
+
+/// A CPU's kernels, threads and counters. One job at a time: it may move between threads but not be
+/// shared.
+pub struct Cpu {
+    set: &'static KernelSet,
+    pool: Pool,
+    counters: Counters,
+}
+
+/// A root-mean-square norm: its weights and epsilon.
+#[derive(Clone, Copy)]
+pub struct Norm<'a> {
+    /// One for each column.
+    pub weight: &'a [f32],
+    /// Added to the mean of squares.
+    pub eps: f32,
+}
+
+/// What gates the FFN's inner values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// `relu(gate)² · up`
+    Relu2,
+    /// `gate · sigmoid(gate) · up`
+    Silu,
+}
+
+/// Where a row of gates and values holds those of a feed-forward network.
+#[derive(Clone, Debug)]
+pub struct Neurons<'a> {
+    /// The gates.
+    pub gates: Range<usize>,
+    /// The values they gate, as many.
+    pub ups: Range<usize>,
+    /// Which of the network's neurons these are, if not all.
+    pub live: Option<LiveNeurons<'a>>,
+}
+
+/// The neurons of a feed-forward network that can be other than zero.
+#[derive(Clone, Copy, Debug)]
+pub struct LiveNeurons<'a> {
+    /// Their positions among all, ascending.
+    pub positions: &'a [u32],
+    /// How many neurons there are.
+    pub num_neurons: usize,
+}
+
+/// How many inner values of a feed-forward network were zero, and how many had to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InnerZeros {
+    /// Gates that were not positive.
+    pub closed_gates: usize,
+    /// Int8 values that were zero.
+    pub zeros: usize,
+}
+
+/// Makes a quantized row: its index, scratch of two rows, the int8 row to fill. Returns its factor
+/// and its sum.
+type MakeRow<'a> = dyn Fn(usize, &mut [f32], &mut [i8]) -> (f32, i32) + Sync + 'a;
+
+thread_local! {
+    /// A row on its way to int8: two float rows, then the int8 row. Kept, so that a decode step
+    /// allocates nothing.
+    static ROW: RefCell<(Vec<f32>, Vec<i8>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+    /// The int8 values of all neurons, where only some are kept.
+    static ALL_NEURONS: RefCell<Vec<i8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Cpu {
+    /// The given instruction set on `num_threads` threads, the calling one counted in.
+    #[must_use]
+    pub fn new(set: &'static KernelSet, num_threads: usize) -> Self {
+        Self {
+            set,
+            pool: Pool::new(num_threads),
+            counters: Counters::default(),
+        }
+    }
+
+    /// The instruction set in use.
+    #[must_use]
+    pub fn set(&self) -> &'static KernelSet {
+        self.set
+    }
+
+    /// The threads in use.
+    #[must_use]
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// What ran so far.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Calls `work(index, row)` for each row of `rows`, `[n, row_len]`, on all threads.
+    ///
+    /// # Panics
+    /// If `row_len` is 0 or does not divide `rows`.
+    pub fn for_rows<T: Send>(
+        &self,
+        rows: &mut [T],
+        row_len: usize,
+        work: &(dyn Fn(usize, &mut [T]) + Sync),
+    ) {
+        assert!(
+            row_len > 0 && rows.len().is_multiple_of(row_len),
+            "{} elements in rows of {row_len}",
+            rows.len()
+        );
+        let num_rows = rows.len() / row_len;
+        let rows = Disjoint::new(rows);
+        self.pool.deal(num_rows, 1, &|share| {
+            for index in share {
+                // SAFETY: each row is in one thread's share.
+                work(index, unsafe {
+                    rows.slice(index * row_len..(index + 1) * row_len)
+                });
+            }
+        });
+    }
+
+    /// Quantizes the first `cols` values of each row of `x`, `[rows, stride]`, normalised first if
+    /// a norm is given.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn quantize(
+        &self,
+        x: &[f32],
+        stride: usize,
+        cols: usize,
+        norm: Option<Norm<'_>>,
+        to: &mut Activations,
+    ) {
+        let set = self.set;
+        self.fill(x.len() / stride, cols, cols, to, &|row, float, int8| {
+            let x = &x[row * stride..row * stride + cols];
+            normalize_and_quantize(set, x, norm, &mut float[..cols], int8)
+        });
+    }
+
+    /// The FFN's inner rows: gates `up` by `gate`, normalises if a norm is given, quantizes.
+    /// Returns how many were zero.
+    ///
+    /// Each row of `x` is of `stride`. Where only live neurons are there, norm and quantization
+    /// still see all, the others being zero, and `to` gets the live ones.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn gate_and_quantize(
+        &self,
+        gate: Gate,
+        x: &[f32],
+        stride: usize,
+        neurons: &Neurons<'_>,
+        norm: Option<Norm<'_>>,
+        to: &mut Activations,
+    ) -> InnerZeros {
+        let cols = neurons.gates.len();
+        let num_neurons = neurons.live.map_or(cols, |live| live.num_neurons);
+        let set = self.set;
+        let (closed_gates, zeros) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        self.fill(
+            x.len() / stride,
+            cols,
+            num_neurons,
+            to,
+            &|row, float, int8| {
+                let x = &x[row * stride..(row + 1) * stride];
+                let (gates, ups) = (&x[neurons.gates.clone()], &x[neurons.ups.clone()]);
+                let (inner, normed) = float.split_at_mut(num_neurons);
+                let multiply = |inner: &mut [f32]| match gate {
+                    Gate::Relu2 => set.relu2_mul(gates, ups, inner),
+                    Gate::Silu => set.silu_mul(gates, ups, inner),
+                };
+                let quantized = match neurons.live {
+                    None => {
+                        multiply(inner);
+                        normalize_and_quantize(set, inner, norm, normed, int8)
+                    }
+                    Some(LiveNeurons { positions, .. }) => ALL_NEURONS.with_borrow_mut(|all| {
+                        let live = &mut normed[..cols];
+                        multiply(live);
+                        inner.fill(0.0);
+                        positions
+                            .iter()
+                            .zip(live)
+                            .for_each(|(position, live)| inner[*position as usize] = *live);
+                        all.resize(num_neurons, 0);
+                        let quantized = normalize_and_quantize(set, inner, norm, normed, all);
+                        int8.fill(0);
+                        positions
+                            .iter()
+                            .zip(int8.iter_mut())
+                            .for_each(|(position, live)| *live = all[*position as usize]);
+                        quantized
+                    }),
+                };
+                // A NaN is no open gate.
+                let open_gates = gates.iter().filter(|gate| **gate > 0.0).count();
+                closed_gates.fetch_add(cols - open_gates, Ordering::Relaxed);
+                zeros.fetch_add(
+                    int8[..cols].iter().filter(|q| **q == 0).count(),
+                    Ordering::Relaxed,
+                );
+                quantized
+            },
+        );
+        InnerZeros {
+            closed_gates: closed_gates.into_inner(),
+            zeros: zeros.into_inner(),
+        }
+    }
+
+    /// Fills `to` with rows made by `make(row, float scratch [2 · scratch_cols], int8 row [padded
+    /// cols]) → (s, Σ q)`.
+    fn fill(
+        &self,
+        rows: usize,
+        cols: usize,
+        scratch_cols: usize,
+        to: &mut Activations,
+        make: &MakeRow<'_>,
+    ) {
+        to.reset(rows, cols);
+        let padded = to.padded_cols();
+        let all = to.all_mut();
+        let (values, scales, sums) = (
+            Disjoint::new(all.values),
+            Disjoint::new(all.scales),
+            Disjoint::new(all.sums),
+        );
+        // Whole tiles a thread: the rows of one share cache lines.
+        self.pool.deal(rows.div_ceil(TILE_ROWS), 1, &|tiles| {
+            ROW.with_borrow_mut(|(float, int8)| {
+                float.resize(float.len().max(2 * scratch_cols), 0.0);
+                int8.resize(int8.len().max(padded), 0);
+                let (float, int8) = (&mut float[..2 * scratch_cols], &mut int8[..padded]);
+                let tile_rows = tiles.start * TILE_ROWS..rows.min(tiles.end * TILE_ROWS);
+                for first in tile_rows.clone().step_by(TILE_ROWS) {
+                    let in_tile = first..tile_rows.end.min(first + TILE_ROWS);
+                    // SAFETY: each tile is in one thread's share.
+                    let (tile, scales, sums) = unsafe {
+                        (
+                            values.slice(in_tile.start * padded..in_tile.end * padded),
+                            scales.slice(in_tile.clone()),
+                            sums.slice(in_tile.clone()),
+                        )
+                    };
+                    if in_tile.len() == 1 {
+                        (scales[0], sums[0]) = make(first, float, tile);
+                        continue;
+                    }
+                    for (index, row) in in_tile.clone().enumerate() {
+                        (scales[index], sums[index]) = make(row, float, int8);
+                        interleave(int8, tile, in_tile.len(), index);
+                    }
+                }
+            });
+        });
+    }
+
+    /// `out[t] = W · activations[t]`, all rows of all parts of the stack; `out` is `[rows,
+    /// matrix.output_len()]`.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn ternary_matmul(
+        &self,
+        matrix: &TernaryMatrix,
+        activations: &Activations,
+        out: &mut [f32],
+    ) {
+        self.multiply_blocks(
+            matrix,
+            0..matrix.num_blocks(),
+            matrix.num_weights(),
+            activations,
+            out,
+        );
+    }
+
+    /// [`Cpu::ternary_matmul`] for one part of the stack; the other outputs of `out`, `[rows,
+    /// matrix.output_len()]`, are left as they are.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn ternary_matmul_part(
+        &self,
+        matrix: &TernaryMatrix,
+        part: usize,
+        activations: &Activations,
+        out: &mut [f32],
+    ) {
+        let num_weights = matrix.parts()[part].rows * matrix.cols();
+        self.multiply_blocks(
+            matrix,
+            matrix.part_blocks(part),
+            num_weights,
+            activations,
+            out,
+        );
+    }
+
+    /// Multiplies by the blocks of a matrix that hold `num_weights` weights.
+    fn multiply_blocks(
+        &self,
+        matrix: &TernaryMatrix,
+        blocks: Range<usize>,
+        num_weights: usize,
+        activations: &Activations,
+        out: &mut [f32],
+    ) {
+        let (rows, stride) = (activations.rows(), matrix.output_len());
+        assert_eq!(
+            activations.cols(),
+            matrix.cols(),
+            "columns of activations and weights"
+        );
+        assert_eq!(
+            out.len(),
+            rows * stride,
+            "outputs for {rows} rows of {stride}"
+        );
+        self.counters.add(
+            matrix.kernel(rows),
+            rows * num_weights,
+            blocks.len() * matrix.block_bytes(),
+        );
+        let output = Output::new(out, stride);
+        let multiply = |share: Range<usize>| {
+            let share = blocks.start + share.start..blocks.start + share.end;
+            // SAFETY: a set exists only on a CPU that can run it, and each block of outputs is in
+            // one thread's share.
+            unsafe {
+                match matrix.packing().cut(matrix.cols()) {
+                    None => (self.set.ternary)(matrix, share, activations, &output),
+                    Some(cut) => {
+                        lookup::multiply(&self.set.lookup, matrix, cut, share, activations, &output)
+                    }
+                }
+            }
+        };
+        let (tiles, threads) = (activations.num_tiles(), self.pool.num_threads());
+        let shares = if tiles == 1 { threads } else { 1 };
+        if let Some(multiply_tile) = self.set.ternary_tile
+            && matrix.packing() == Packing::FiveThirds
+            && rows >= TILE_KERNEL_ROWS_MIN
+            && blocks.len() >= TILE_KERNEL_BLOCKS_MIN * shares
+        {
+            let multiply = |tile: usize, share: Range<usize>| {
+                let share = blocks.start + share.start..blocks.start + share.end;
+                // SAFETY: as above.
+                unsafe { multiply_tile(matrix, share, tile, activations, &output) }
+            };
+            if tiles == 1 {
+                return self
+                    .pool
+                    .split(blocks.len(), 1, &|share| multiply(0, share));
+            }
+            // Tiles are dealt out, not blocks, since what a thread prepares for a tile serves all
+            // blocks it multiplies then.
+            let parts = (32 * threads)
+                .div_ceil(tiles)
+                .min(blocks.len() / TILE_KERNEL_BLOCKS_MIN);
+            return self.pool.deal(tiles * parts, 1, &|items| {
+                for tile in items.start / parts..items.end.div_ceil(parts) {
+                    let first = items.start.max(tile * parts) - tile * parts;
+                    let end = items.end.min((tile + 1) * parts) - tile * parts;
+                    let edge = |part| blocks.len() * part / parts;
+                    multiply(tile, edge(first)..edge(end));
+                }
+            });
+        }
+        // With few rows each thread reads one stream of weights, as fast as memory gives them.
+        if tiles > 1 {
+            self.pool.deal(blocks.len(), 1, &multiply);
+        } else {
+            self.pool.split(blocks.len(), 1, &multiply);
+        }
+    }
+
+    /// `out[t][v] = rows[v] · x[t]` for `num_rows` rows of `cols` in f16, little endian; x is `[n,
+    /// cols]`, out `[n, num_rows]`.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn project_f16(&self, rows: &[u8], x: &[f32], cols: usize, out: &mut [f32]) {
+        let set = self.set;
+        let row_bytes = 2 * cols;
+        if x.len() == cols {
+            let num_rows = out.len();
+            assert_eq!(
+                rows.len(),
+                num_rows * row_bytes,
+                "bytes of {num_rows} f16 rows of {cols}"
+            );
+            self.counters
+                .add(Kernel::LogitsProjection, num_rows * cols, rows.len());
+            let out = Disjoint::new(out);
+            self.pool.split(num_rows, BLOCK_ROWS, &|share| {
+                // SAFETY: each range of rows is one thread's share.
+                let out = unsafe { out.slice(share.clone()) };
+                set.matvec_f16(
+                    &rows[share.start * row_bytes..share.end * row_bytes],
+                    x,
+                    out,
+                );
+            });
+            return;
+        }
+        self.project(row_bytes, rows, x, cols, out, &|row, values| {
+            for (value, bytes) in values.iter_mut().zip(row.as_chunks::<2>().0) {
+                *value = half::f16::from_le_bytes(*bytes).to_f32();
+            }
+        });
+    }
+
+    /// Like [`Cpu::project_f16`] for rows of `row_bytes` in any format, which `decode` turns into
+    /// f32.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn project(
+        &self,
+        row_bytes: usize,
+        rows: &[u8],
+        x: &[f32],
+        cols: usize,
+        out: &mut [f32],
+        decode: &(dyn Fn(&[u8], &mut [f32]) + Sync),
+    ) {
+        let n = x.len() / cols;
+        if n == 0 {
+            return;
+        }
+        let num_rows = out.len() / n;
+        assert!(
+            n * cols == x.len() && n * num_rows == out.len(),
+            "{} inputs, {} outputs of {n} rows",
+            x.len(),
+            out.len()
+        );
+        assert_eq!(rows.len(), num_rows * row_bytes, "bytes of {num_rows} rows");
+        self.counters
+            .add(Kernel::LogitsProjection, n * num_rows * cols, rows.len());
+        let set = self.set;
+        let out = Disjoint::new(out);
+        self.pool.split(num_rows, BLOCK_ROWS, &|share| {
+            ROW.with_borrow_mut(|(float, _)| {
+                float.resize(float.len().max(cols), 0.0);
+                let values = &mut float[..cols];
+                for row in share {
+                    decode(&rows[row * row_bytes..(row + 1) * row_bytes], values);
+                    for (t, x) in x.chunks_exact(cols).enumerate() {
+                        // SAFETY: each column of `out` is one row of the matrix, which is in one
+                        // thread's share.
+                        let out = unsafe { out.slice(t * num_rows + row..t * num_rows + row + 1) };
+                        set.matvec_f32(values, x, out);
+                    }
+                }
+            });
+        });
+    }
+}
+
+/// Quantizes `x`, normalised into `normed` first if a norm is given.
+fn normalize_and_quantize(
+    set: &KernelSet,
+    x: &[f32],
+    norm: Option<Norm<'_>>,
+    normed: &mut [f32],
+    int8: &mut [i8],
+) -> (f32, i32) {
+    match norm {
+        None => set.quantize(x, int8),
+        Some(norm) => {
+            set.rms_norm(x, norm.weight, norm.eps, normed);
+            set.quantize(normed, int8)
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! [`ScreenTable`]: an 8-bit copy of the head, which tells at half the traffic which logits can
+//! matter.
+//!
+//! A logit is the product of a row `e` of the head and the hidden state `h`. Both are kept as 8-bit
+//! integers times a scale, the hidden state as the sum of two such planes, so that the estimate is
+//! an exact integer sum and two multiplications. With it comes a bound of its error, proved in
+//! `docs/screened-head.md`: whoever wants the largest logits computes in full only those whose
+//! upper bound reaches the lower bounds of the others, and loses none.
+//!
+//! Rows are taken 32 at a time, as in [`crate::TernaryMatrix`]:
+//!
+//! ```text
+//! line g of a block, 128 bytes:   dword r (0..32) = row r
+//!     byte j (0..4) of the dword  =  integer + 128 of column 4 g + j
+//! ```
+
+use crate::layout::activations::{Activations, TILE_ROWS};
+use crate::layout::packing::LINE_COLS;
+use crate::ops::cpu::Cpu;
+use crate::sets::table::KernelSet;
+use crate::threads::counters::Kernel;
+use crate::threads::disjoint::Disjoint;
+use crate::threads::memory::Huge;
+use crate::threads::pool::Pool;
+use crate::weights::matrix::{BLOCK_ROWS, MAX_COLS};
+
+/// Columns in a line.
+const SCREEN_LINE_COLS: usize = 4;
+/// Half a unit in the last place of 1: the relative error of one rounded operation.
+const UNIT: f32 = f32::EPSILON / 2.0;
+/// What is added to a sum of squares' root: more than squares below the smallest float can have
+/// lost.
+const NORM_FLOOR: f32 = 1e-15;
+/// What is added to every error bound: more than products below the smallest float can have lost.
+const ERROR_FLOOR: f32 = 1e-30;
+/// Norms beyond which nothing is screened: their products could overflow.
+const MAX_NORM: f32 = 1e15;
+
+/// Integer sums of a block of rows with the planes of a tile.
+pub(crate) type ScreenSums = [[i32; BLOCK_ROWS]; TILE_ROWS];
+
+/// The head in 8 bits, with what bounds the error of a logit estimated from it.
+pub struct ScreenTable {
+    rows: usize,
+    cols: usize,
+    lines: Huge<u8>,
+    bounds: Vec<BlockBounds>,
+}
+
+/// What each row of a block needs for its estimate: three numbers a row.
+#[derive(Clone)]
+struct BlockBounds {
+    /// What the row's integers are multiplied by.
+    scale: [f32; BLOCK_ROWS],
+    /// At least `‖e − scale · integers‖`; infinite for a row whose logit cannot be bounded.
+    residual: [f32; BLOCK_ROWS],
+    /// At least `‖e‖` and `‖scale · integers‖`.
+    norm: [f32; BLOCK_ROWS],
+}
+
+/// The hidden states of a pass as 8-bit planes, and their estimates. Grows to the most rows it
+/// meets.
+#[derive(Default)]
+pub struct ScreenScratch {
+    /// Rows 2t and 2t + 1 are the planes of hidden state t.
+    planes: Activations,
+    hidden: Vec<HiddenBounds>,
+    residual: Vec<f32>,
+    integers: Vec<i8>,
+    values: Vec<f32>,
+    errors: Vec<f32>,
+    stride: usize,
+}
+
+/// What a hidden state contributes to the error bounds.
+#[derive(Clone, Copy)]
+struct HiddenBounds {
+    /// What the two planes are multiplied by.
+    scales: [f32; 2],
+    /// What a row's `residual` is multiplied by: at least `‖h‖`.
+    of_residual: f32,
+    /// What a row's `norm` is multiplied by.
+    of_norm: f32,
+}
+
+/// Logits over the vocabulary, each with a bound: the true one is at most `errors[i]` from
+/// `values[i]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Estimates<'a> {
+    /// `[vocab]`
+    pub values: &'a [f32],
+    /// `[vocab]`, positive or infinite, and so large that the rounding of `value ± error` is
+    /// covered, too.
+    pub errors: &'a [f32],
+}
+
+/// A vector as integers times a scale.
+struct Quantized {
+    scale: f32,
+    sum: i32,
+    /// At least `‖x − scale · integers‖`.
+    residual: f32,
+    /// At least `‖x‖` and `‖scale · integers‖`.
+    norm: f32,
+}
+
+impl Quantized {
+    /// Whether nothing computed from it can overflow.
+    fn is_bounded(&self) -> bool {
+        self.norm <= MAX_NORM && self.residual <= MAX_NORM
+    }
+}
+
+/// Quantizes `x` into `integers` (the rest of which becomes zero), with norms rounded up by more
+/// than their sums can have lost: a sum of `n` squares in 64 lanes is off by a factor of at most `1
+/// + (n / 64 + 8) · 2⁻²⁴ < 1 + 2e-4`.
+fn quantize(set: &KernelSet, x: &[f32], integers: &mut [i8]) -> Quantized {
+    let (factor, sum) = set.quantize(x, integers);
+    let scale = 1.0 / factor;
+    // SAFETY: a set exists only on a CPU that can run it.
+    let [residual, norm, image] = unsafe { (set.residual_squares)(x, integers, scale) }
+        .map(|squares| squares.sqrt() * 1.000_2);
+    let norm = if image > norm { image } else { norm } + NORM_FLOOR;
+    // Each difference was rounded, and before it the product that was taken off.
+    let residual = residual + 2.0 * UNIT * norm + NORM_FLOOR;
+    Quantized {
+        scale,
+        sum,
+        residual,
+        norm,
+    }
+}
+
+impl ScreenTable {
+    /// Quantizes a table of `[rows, cols]`, on all threads of `pool`. `read_row(row, out)` gives
+    /// its rows, in any order.
+    ///
+    /// # Panics
+    /// If there are no columns or more than a ternary matrix may have.
+    #[must_use]
+    pub fn pack(
+        set: &KernelSet,
+        pool: &Pool,
+        rows: usize,
+        cols: usize,
+        read_row: &(dyn Fn(usize, &mut [f32]) + Sync),
+    ) -> Self {
+        assert!(
+            (1..=MAX_COLS).contains(&cols),
+            "a screened table of {cols} columns; 1 to {MAX_COLS} are possible"
+        );
+        let num_blocks = rows.div_ceil(BLOCK_ROWS);
+        let block_bytes = Self::block_bytes(cols);
+        let mut lines = Huge::zeros(num_blocks * block_bytes);
+        let zeros = BlockBounds {
+            scale: [0.0; BLOCK_ROWS],
+            residual: [0.0; BLOCK_ROWS],
+            norm: [0.0; BLOCK_ROWS],
+        };
+        let mut bounds = vec![zeros; num_blocks];
+        let (bytes, all_bounds) = (Disjoint::new(&mut lines), Disjoint::new(&mut bounds));
+        pool.split(num_blocks, 1, &|blocks| {
+            let mut row = vec![0.0; cols];
+            let padded = cols.next_multiple_of(LINE_COLS);
+            let mut integers = vec![0i8; BLOCK_ROWS * padded];
+            for block in blocks {
+                // SAFETY: each block is in one thread's share.
+                let (bytes, bounds) = unsafe {
+                    (
+                        bytes.slice(block * block_bytes..(block + 1) * block_bytes),
+                        all_bounds.slice(block..block + 1),
+                    )
+                };
+                for (lane, integers) in integers.chunks_exact_mut(padded).enumerate() {
+                    if block * BLOCK_ROWS + lane >= rows {
+                        integers.fill(0);
+                        continue;
+                    }
+                    read_row(block * BLOCK_ROWS + lane, &mut row);
+                    let quantized = quantize(set, &row, integers);
+                    if quantized.is_bounded() {
+                        bounds[0].scale[lane] = quantized.scale;
+                        bounds[0].residual[lane] = quantized.residual;
+                        bounds[0].norm[lane] = quantized.norm;
+                    } else {
+                        bounds[0].residual[lane] = f32::INFINITY;
+                    }
+                }
+                pack_block(&integers, padded, bytes);
+            }
+        });
+        Self {
+            rows,
+            cols,
+            lines,
+            bounds,
+        }
+    }
+
+    fn block_bytes(cols: usize) -> usize {
+        cols.next_multiple_of(LINE_COLS) * BLOCK_ROWS
+    }
+
+    /// Rows of the table.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Bytes kept: the integers and three numbers a row. One pass reads them all.
+    #[must_use]
+    pub fn num_bytes(&self) -> usize {
+        self.lines.len() + size_of_val(self.bounds.as_slice())
+    }
+}
+
+/// Packs `[BLOCK_ROWS, padded cols]` integers into the lines of one block, some lines at a time, so
+/// that what is written stays in the nearest cache until it is whole.
+fn pack_block(integers: &[i8], padded: usize, block: &mut [u8]) {
+    for (first, lines) in (0..padded)
+        .step_by(LINE_COLS)
+        .zip(block.chunks_exact_mut(LINE_COLS * BLOCK_ROWS))
+    {
+        for (lane, row) in integers.chunks_exact(padded).enumerate() {
+            for (four, line) in row[first..first + LINE_COLS]
+                .as_chunks::<SCREEN_LINE_COLS>()
+                .0
+                .iter()
+                .zip(lines.as_chunks_mut::<{ SCREEN_LINE_COLS * BLOCK_ROWS }>().0)
+            {
+                line[4 * lane..4 * lane + 4]
+                    .copy_from_slice(&four.map(|integer| integer as u8 ^ 0x80));
+            }
+        }
+    }
+}
+
+impl ScreenScratch {
+    /// The estimates of hidden state `index` of the last pass.
+    ///
+    /// # Panics
+    /// If there was no such state.
+    #[must_use]
+    pub fn estimates(&self, index: usize, vocab: usize) -> Estimates<'_> {
+        let range = index * self.stride..index * self.stride + vocab;
+        Estimates {
+            values: &self.values[range.clone()],
+            errors: &self.errors[range],
+        }
+    }
+
+    /// Splits each hidden state into two planes. False if one has values that cannot be bounded.
+    fn split(&mut self, set: &KernelSet, x: &[f32], cols: usize) -> bool {
+        let n = x.len() / cols;
+        self.planes.reset(2 * n, cols);
+        self.hidden.clear();
+        self.residual.resize(cols, 0.0);
+        self.integers.resize(self.planes.padded_cols(), 0);
+        for (index, x) in x.chunks_exact(cols).enumerate() {
+            let first = quantize(set, x, &mut self.integers);
+            self.planes
+                .set_row(2 * index, &self.integers, first.scale, first.sum);
+            for ((residual, x), integer) in self.residual.iter_mut().zip(x).zip(&self.integers) {
+                *residual = x - first.scale * f32::from(*integer);
+            }
+            let second = quantize(set, &self.residual, &mut self.integers);
+            self.planes
+                .set_row(2 * index + 1, &self.integers, second.scale, second.sum);
+            if !(first.is_bounded() && second.is_bounded()) {
+                return false;
+            }
+            // What is left of h: what the second plane left, and the rounding of what it was given.
+            let left = second.residual + 2.0 * UNIT * first.norm;
+            let of_sum = (cols.div_ceil(64) + 10) as f32 * UNIT;
+            let of_norm = left + of_sum * first.norm + 8.0 * UNIT * (first.norm + second.norm);
+            // One part in a million covers the roundings of this and of the two products that
+            // follow.
+            self.hidden.push(HiddenBounds {
+                scales: [first.scale, second.scale],
+                of_residual: first.norm * 1.000_001,
+                of_norm: of_norm * 1.000_001,
+            });
+        }
+        true
+    }
+}
+
+impl Cpu {
+    /// Estimates the logits of hidden states `x`, `[n, cols]`; `scratch` then holds them. False,
+    /// and nothing, if a hidden state is so large, or no number, that nothing can be said.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn screen(&self, table: &ScreenTable, x: &[f32], scratch: &mut ScreenScratch) -> bool {
+        let cols = table.cols;
+        assert!(
+            x.len().is_multiple_of(cols),
+            "{} values in rows of {cols}",
+            x.len()
+        );
+        let n = x.len() / cols;
+        if !scratch.split(self.set(), x, cols) {
+            self.counters().add(Kernel::LogitsScreen, 0, 0);
+            return false;
+        }
+        self.counters().add(
+            Kernel::LogitsScreen,
+            2 * n * table.rows * cols,
+            table.num_bytes(),
+        );
+        scratch.stride = table.bounds.len() * BLOCK_ROWS;
+        let len = n * scratch.stride;
+        scratch.values.resize(len.max(scratch.values.len()), 0.0);
+        scratch.errors.resize(len.max(scratch.errors.len()), 0.0);
+        let (stride, planes, hidden) = (scratch.stride, &scratch.planes, &scratch.hidden);
+        let (values, errors) = (
+            Disjoint::new(&mut scratch.values),
+            Disjoint::new(&mut scratch.errors),
+        );
+        let block_bytes = ScreenTable::block_bytes(cols);
+        let set = self.set();
+        let tiles = planes.num_tiles();
+        let part = block_bytes.div_ceil(tiles);
+        self.pool().split(table.bounds.len(), 1, &|blocks| {
+            let mut sums: ScreenSums = [[0; BLOCK_ROWS]; TILE_ROWS];
+            for block in blocks {
+                let lines = &table.lines[block * block_bytes..(block + 1) * block_bytes];
+                // One tile waits for memory all the time, and the hardware looks ahead; several
+                // wait only while the first of them is multiplied, unless each fetches its part of
+                // the next block.
+                let next = if tiles == 1 {
+                    &[]
+                } else {
+                    &table.lines[(block + 1) * block_bytes..]
+                };
+                for tile in 0..tiles {
+                    let ahead = next.get(tile * part..(tile + 1) * part).unwrap_or_default();
+                    // SAFETY: a set exists only on a CPU that can run it.
+                    unsafe { (set.screen_block)(lines, ahead, &planes.tile(tile), &mut sums) };
+                    let states = planes.tile_rows(tile);
+                    for (index, sums) in
+                        (states.start / 2..states.end / 2).zip(sums.as_chunks::<2>().0)
+                    {
+                        let range = index * stride + block * BLOCK_ROWS
+                            ..index * stride + (block + 1) * BLOCK_ROWS;
+                        // SAFETY: each block is in one thread's share.
+                        let (values, errors) =
+                            unsafe { (values.slice(range.clone()), errors.slice(range)) };
+                        table.bounds[block].estimate(&hidden[index], sums, values, errors);
+                    }
+                }
+            }
+        });
+        true
+    }
+}
+
+impl BlockBounds {
+    /// The estimates of a block of rows from the integer sums of both planes.
+    fn estimate(
+        &self,
+        hidden: &HiddenBounds,
+        sums: &[[i32; BLOCK_ROWS]; 2],
+        values: &mut [f32],
+        errors: &mut [f32],
+    ) {
+        let [first, second] = hidden.scales;
+        for (lane, (value, error)) in values.iter_mut().zip(errors).enumerate() {
+            let sum = first * sums[0][lane] as f32 + second * sums[1][lane] as f32;
+            *value = self.scale[lane] * sum;
+            *error = self.residual[lane] * hidden.of_residual
+                + self.norm[lane] * hidden.of_norm
+                + ERROR_FLOOR;
+        }
+    }
+}

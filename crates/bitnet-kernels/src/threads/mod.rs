@@ -1,0 +1,7 @@
+//! THREADS: the pool that shares work out, memory in huge pages, counters and probes.
+
+pub mod counters;
+pub mod disjoint;
+pub mod memory;
+pub mod pool;
+pub mod probe;

@@ -1,0 +1,342 @@
+//! [`TernaryMatrix`]: ternary weights in the order in which every instruction set streams them.
+//!
+//! Rows are taken 32 at a time. A block of 32 rows is a run of 128-byte lines, in which dword r is
+//! row r; which columns a line holds, and in how many bits, is its [`Packing`]. (Where weights are
+//! looked up, byte r is row r: see `tl.rs`.)
+//!
+//! So a thread reads one sequential stream (hardware prefetchers follow nothing else as well), a
+//! vector lane is a row and no horizontal sum is ever needed: with 512-bit registers a line is two
+//! loads, with 256-bit four, with 128-bit eight. Four consecutive activations, as one dword, meet
+//! the four bytes of a lane in a single dot-product instruction.
+
+use std::ops::Range;
+
+use crate::layout::lookup::{self, Chunk};
+use crate::layout::packing::{
+    GROUP_LINES, Group, LINE_COLS, Line, Packing, Scratch, split, spread, spread_group, squeeze,
+};
+use crate::threads::counters::Kernel;
+use crate::threads::memory::Huge;
+use crate::threads::pool::Pool;
+
+/// Rows in a block: also what the output of each part of a matrix is padded to.
+pub const BLOCK_ROWS: usize = 32;
+/// The most columns a matrix may have, so that no i32 accumulator can overflow: codes of the
+/// highest field weigh 2 · 4^3 = 128, activations at most 128, and a fourth of the columns is in
+/// that field: 2^17 / 4 · 2^14 = 2^29.
+pub const MAX_COLS: usize = 1 << 17;
+
+/// One matrix of a stack: so many output rows, all with one scale.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Part {
+    /// Output rows.
+    pub rows: usize,
+    /// What the integer sums of these rows are multiplied by.
+    pub scale: f32,
+}
+
+/// Fills `[rows, cols]` codes −1, 0, 1 with some rows of a part: the part, the rows, the codes.
+pub type Unpack<'a, E> = dyn Fn(usize, Range<usize>, &mut [i8]) -> Result<(), E> + Sync + 'a;
+
+/// Ternary matrices of equal width, stacked so that one pass multiplies them all by the same
+/// activations.
+///
+/// The parts (q, k and v, say) lie one after the other; each begins at a multiple of
+/// [`BLOCK_ROWS`], and so does its output. Rows that only fill up a block are zero.
+pub struct TernaryMatrix {
+    parts: Vec<Part>,
+    cols: usize,
+    packing: Packing,
+    /// One for each block of rows.
+    scales: Vec<f32>,
+    bytes: Huge<u8>,
+}
+
+impl TernaryMatrix {
+    /// Packs a stack of matrices, on all threads of `pool`.
+    ///
+    /// `unpack(part, rows, codes)` is called with up to [`BLOCK_ROWS`] rows of one part at a time,
+    /// from any thread and in any order, and fills `codes`, `[rows, cols]` row-major, with −1, 0 or
+    /// 1. Its first error ends the packing.
+    ///
+    /// # Errors
+    /// What `unpack` returned.
+    ///
+    /// # Panics
+    /// If there are no columns or more than [`MAX_COLS`], or if `unpack` gives another code.
+    pub fn pack<E: Send>(
+        pool: &Pool,
+        parts: &[Part],
+        cols: usize,
+        packing: Packing,
+        unpack: &Unpack<'_, E>,
+    ) -> Result<Self, E> {
+        assert!(
+            (1..=MAX_COLS).contains(&cols),
+            "a ternary matrix of {cols} columns; 1 to {MAX_COLS} are possible"
+        );
+        let block_bytes = packing.block_bytes(cols);
+        let blocks: Vec<(usize, usize)> = parts
+            .iter()
+            .enumerate()
+            .flat_map(|(index, part)| {
+                (0..part.rows.div_ceil(BLOCK_ROWS)).map(move |block| (index, block * BLOCK_ROWS))
+            })
+            .collect();
+        let mut bytes = Huge::zeros(blocks.len() * block_bytes);
+        let failure = std::sync::Mutex::new(None);
+        let output = crate::threads::disjoint::Disjoint::new(&mut bytes);
+        pool.split(blocks.len(), 1, &|share| {
+            let mut codes = vec![0i8; BLOCK_ROWS * cols];
+            let mut scratch = Scratch::take();
+            for index in share {
+                let (part, first_row) = blocks[index];
+                let rows = first_row..parts[part].rows.min(first_row + BLOCK_ROWS);
+                let used = rows.len() * cols;
+                codes[used..].fill(0);
+                if let Err(error) = unpack(part, rows, &mut codes[..used]) {
+                    *failure
+                        .lock()
+                        .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
+                    return;
+                }
+                add_one(&mut codes);
+                if let Some(cut) = packing.cut(cols) {
+                    for chunk in cut.chunks() {
+                        // SAFETY: each block index is in one thread's share, and chunks do not
+                        // overlap.
+                        let packed = unsafe { output.slice(chunk.place(index, blocks.len())) };
+                        lookup::pack_chunk(&codes, cols, &chunk, packed);
+                    }
+                    continue;
+                }
+                // SAFETY: each block index is in one thread's share, so no two threads hold the
+                // same range.
+                let block = unsafe { output.slice(index * block_bytes..(index + 1) * block_bytes) };
+                if packing == Packing::Two {
+                    pack_block(&codes, cols, block.as_chunks_mut().0);
+                } else {
+                    let plain = scratch.lines(cols);
+                    pack_block(&codes, cols, plain);
+                    squeeze(plain, block);
+                }
+            }
+        });
+        if let Some(error) = failure
+            .into_inner()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        {
+            return Err(error);
+        }
+        let scales = blocks.iter().map(|&(part, _)| parts[part].scale).collect();
+        Ok(Self {
+            parts: parts.to_vec(),
+            cols,
+            packing,
+            scales,
+            bytes,
+        })
+    }
+
+    /// The matrices of the stack.
+    #[must_use]
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// The length of an activation row.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// How the weights lie in memory.
+    #[must_use]
+    pub fn packing(&self) -> Packing {
+        self.packing
+    }
+
+    /// The length of an output row: each part's rows rounded up to [`BLOCK_ROWS`].
+    #[must_use]
+    pub fn output_len(&self) -> usize {
+        self.scales.len() * BLOCK_ROWS
+    }
+
+    /// Where a part's output lies in an output row.
+    #[must_use]
+    pub fn output_range(&self, part: usize) -> Range<usize> {
+        let start: usize = self.parts[..part]
+            .iter()
+            .map(|p| p.rows.next_multiple_of(BLOCK_ROWS))
+            .sum();
+        start..start + self.parts[part].rows
+    }
+
+    /// The blocks of rows that hold a part.
+    #[must_use]
+    pub fn part_blocks(&self, part: usize) -> Range<usize> {
+        let output = self.output_range(part);
+        output.start / BLOCK_ROWS..output.end.div_ceil(BLOCK_ROWS)
+    }
+
+    /// Weights of all parts, without padding.
+    #[must_use]
+    pub fn num_weights(&self) -> usize {
+        self.parts.iter().map(|part| part.rows * self.cols).sum()
+    }
+
+    /// Bytes of the packed weights, padding included: what one pass over the matrix reads.
+    #[must_use]
+    pub fn num_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Blocks of [`BLOCK_ROWS`] rows.
+    #[must_use]
+    pub fn num_blocks(&self) -> usize {
+        self.scales.len()
+    }
+
+    /// Bytes of one block.
+    #[must_use]
+    pub fn block_bytes(&self) -> usize {
+        self.packing.block_bytes(self.cols)
+    }
+
+    /// The same with 2 bits a weight if it is looked up, else `None`: [`Self::unpack_group`] has
+    /// its lines.
+    pub(crate) fn unpacked(&self, pool: &Pool) -> Option<Self> {
+        self.packing.cut(self.cols)?;
+        let packing = Packing::Two;
+        let block_bytes = packing.block_bytes(self.cols);
+        let mut bytes = Huge::zeros(self.num_blocks() * block_bytes);
+        let output = crate::threads::disjoint::Disjoint::new(&mut bytes);
+        pool.split(self.num_blocks(), 1, &|share| {
+            for block in share {
+                // SAFETY: each block index is in one thread's share.
+                let lines = unsafe { output.slice(block * block_bytes..(block + 1) * block_bytes) };
+                self.unpack(block, lines.as_chunks_mut().0);
+            }
+        });
+        Some(Self {
+            parts: self.parts.clone(),
+            cols: self.cols,
+            packing,
+            scales: self.scales.clone(),
+            bytes,
+        })
+    }
+
+    /// Lines `GROUP_LINES · group` and following of one block, in 2 bits; returns how many there
+    /// are.
+    pub(crate) fn unpack_group(
+        &self,
+        block: usize,
+        group: usize,
+        to: &mut [Line; GROUP_LINES],
+    ) -> usize {
+        let (lines, first) = match self.packing {
+            Packing::Two => (self.lines(block), group * GROUP_LINES),
+            _ => {
+                let (groups, rest) = self.groups(block);
+                if let Some(group) = groups.get(group) {
+                    spread_group(group, to);
+                    return GROUP_LINES;
+                }
+                (rest, 0)
+            }
+        };
+        let len = GROUP_LINES.min(lines.len() - first);
+        to[..len].copy_from_slice(&lines[first..first + len]);
+        len
+    }
+
+    /// Unpacks a block of a matrix that is packed otherwise into lines of 2 bits.
+    #[inline(always)]
+    pub(crate) fn unpack(&self, block: usize, lines: &mut [Line]) {
+        match self.packing.cut(self.cols) {
+            None => spread(self.groups(block), lines),
+            Some(cut) => {
+                let mut codes = vec![0; BLOCK_ROWS * self.cols];
+                for chunk in cut.chunks() {
+                    lookup::unpack_chunk(self.chunk(block, &chunk), self.cols, &chunk, &mut codes);
+                }
+                pack_block(&codes, self.cols, lines);
+            }
+        }
+    }
+
+    /// What a product with so many rows of activations counts as.
+    #[must_use]
+    pub fn kernel(&self, rows: usize) -> Kernel {
+        let [of_one, of_several] = self.packing.kernels();
+        if rows == 1 { of_one } else { of_several }
+    }
+
+    /// A chunk of one block of a matrix that is looked up.
+    pub(crate) fn chunk(&self, block: usize, chunk: &Chunk) -> &[u8] {
+        &self.bytes[chunk.place(block, self.num_blocks())]
+    }
+
+    #[inline(always)]
+    fn block(&self, index: usize) -> &[u8] {
+        let len = self.block_bytes();
+        &self.bytes[index * len..(index + 1) * len]
+    }
+
+    /// What the sums of the rows of one block are multiplied by.
+    #[inline(always)]
+    pub(crate) fn scale(&self, block: usize) -> f32 {
+        self.scales[block]
+    }
+
+    /// The lines of one block of a matrix of 2 bits.
+    #[inline(always)]
+    pub(crate) fn lines(&self, block: usize) -> &[Line] {
+        debug_assert!(self.packing == Packing::Two);
+        self.block(block).as_chunks().0
+    }
+
+    /// The groups of 1.67 bits, and the lines of 2 bits after them, of one block of a matrix of
+    /// 1.67 bits.
+    #[inline(always)]
+    pub(crate) fn groups(&self, block: usize) -> (&[Group], &[Line]) {
+        debug_assert!(self.packing == Packing::FiveThirds);
+        split(self.block(block), self.cols)
+    }
+}
+
+/// Turns codes −1, 0, 1 into 0, 1, 2.
+fn add_one(codes: &mut [i8]) {
+    let mut seen = 0u8;
+    for code in codes.iter_mut() {
+        *code = code.wrapping_add(1);
+        let byte = *code as u8;
+        // 0, 1 and 2 are possible: none has a bit above the second, or both of these.
+        seen |= byte & 0xfc | byte & byte >> 1;
+    }
+    assert!(seen == 0, "a ternary code outside −1, 0 and 1");
+}
+
+/// Packs `[BLOCK_ROWS, cols]` codes 0, 1, 2 into the lines of one block.
+fn pack_block(codes: &[i8], cols: usize, block: &mut [Line]) {
+    for (row, codes) in codes.chunks_exact(cols).enumerate() {
+        let (whole, rest) = codes.as_chunks::<LINE_COLS>();
+        for (line, cols) in whole.iter().enumerate() {
+            pack_line_row(cols, &mut block[line][4 * row..4 * row + 4]);
+        }
+        if !rest.is_empty() {
+            // Columns past the end are zero weights.
+            let mut cols = [1i8; LINE_COLS];
+            cols[..rest.len()].copy_from_slice(rest);
+            pack_line_row(&cols, &mut block[whole.len()][4 * row..4 * row + 4]);
+        }
+    }
+}
+
+#[inline(always)]
+fn pack_line_row(cols: &[i8; LINE_COLS], dword: &mut [u8]) {
+    let field = |s: usize| u32::from_le_bytes(std::array::from_fn(|j| cols[4 * s + j] as u8));
+    let packed = field(0) | field(1) << 2 | field(2) << 4 | field(3) << 6;
+    dword.copy_from_slice(&packed.to_le_bytes());
+}

@@ -1,0 +1,3 @@
+//! WEIGHTS: the containers that hold a model's matrices in one of the layouts.
+
+pub mod matrix;
