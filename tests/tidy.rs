@@ -45,17 +45,27 @@ const ROOT: &[&str] = &[
 const ARROWS: &[(&str, &[&str])] = &[
     ("bitnet-kernels", &[]),
     ("bitnet-quantization", &["bitnet-kernels"]),
-    ("bitnet-models", &["bitnet-kernels", "bitnet-quantization"]),
+    ("bitnet-files", &["bitnet-quantization"]),
+    (
+        "bitnet-models",
+        &["bitnet-files", "bitnet-kernels", "bitnet-quantization"],
+    ),
     ("bitnet-tokenizers", &[]),
     ("bitnet-hub", &[]),
     (
         "bitnet-inference",
-        &["bitnet-kernels", "bitnet-models", "bitnet-tokenizers"],
+        &[
+            "bitnet-files",
+            "bitnet-kernels",
+            "bitnet-models",
+            "bitnet-tokenizers",
+        ],
     ),
     ("bitnet-server", &["bitnet-inference", "bitnet-tokenizers"]),
     (
         "bitnet-cli",
         &[
+            "bitnet-files",
             "bitnet-hub",
             "bitnet-inference",
             "bitnet-kernels",
@@ -69,6 +79,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 
 /// The files that may say `unsafe`.
 const UNSAFE: &[&str] = &[
+    "crates/bitnet-files/src/mmap.rs",
     "crates/bitnet-inference/tests/allocations.rs",
     "crates/bitnet-kernels/src/layout/lookup.rs",
     "crates/bitnet-kernels/src/ops/attention.rs",
@@ -103,7 +114,6 @@ const UNSAFE: &[&str] = &[
     "crates/bitnet-kernels/src/threads/pool.rs",
     "crates/bitnet-kernels/src/threads/probe.rs",
     "crates/bitnet-kernels/src/weights/matrix.rs",
-    "crates/bitnet-models/src/mmap.rs",
 ];
 
 /// Public names that every library has.

@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use bitnet_kernels::{Cpu, KernelSet};
-use bitnet_models::gguf::Gguf;
+use bitnet_files::gguf::Gguf;
 use bitnet_models::{LanguageModel, LoadOptions};
 use libfuzzer_sys::fuzz_target;
 

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use anyhow::Context;
+use bitnet_files::Error as FileError;
+use bitnet_files::gguf::{Gguf, MetadataValue};
 use bitnet_inference::{NO_TOKENIZER, tokenizer_spec};
 use bitnet_kernels::{Pool, default_threads};
 use bitnet_models::convert::{
     CHECKPOINT_FILES, ConvertOptions, Input, Phase, Report, to_checkpoint, to_gguf,
 };
-use bitnet_models::gguf::{Gguf, MetadataValue};
 use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::{Error, LoadOptions};
 use bitnet_tokenizers::{ChatTemplate, Tokenizer, TokenizerFiles, TokenizerSpec};
@@ -110,7 +111,7 @@ fn write(
     if let Some((_, bar)) = bar {
         bar.finish_and_clear();
     }
-    let unforced = if matches!(report, Err(Error::OutputExists { .. })) {
+    let unforced = if matches!(report, Err(Error::File(FileError::OutputExists { .. }))) {
         " without --force"
     } else {
         ""
@@ -182,12 +183,10 @@ enum Opened {
 
 impl Opened {
     fn open(source: &Path) -> Result<Self, bitnet_models::Error> {
-        match source.is_dir() {
-            true => {
-                Checkpoint::open(source).map(|checkpoint| Self::Directory(Box::new(checkpoint)))
-            }
-            false => Gguf::open(source).map(|gguf| Self::File(Arc::new(gguf))),
-        }
+        Ok(match source.is_dir() {
+            true => Self::Directory(Box::new(Checkpoint::open(source)?)),
+            false => Self::File(Arc::new(Gguf::open(source)?)),
+        })
     }
 
     /// The metadata of a GGUF file that the model itself does not say: of a directory all of its

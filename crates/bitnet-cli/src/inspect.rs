@@ -5,8 +5,8 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
+use bitnet_files::gguf::{Array, Gguf, TensorType, TensorView, Value, ValueKind};
 use bitnet_inference::{Tokenization, likely_i2s_form, load_tokenization, tokenization_from_gguf};
-use bitnet_models::gguf::{Array, Gguf, TensorType, TensorView, Value, ValueKind};
 use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::{Config, I2sForm, Tl1Tile, Tl2Tile};
 use serde_json::json;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use bitnet_files::gguf::Gguf;
 use bitnet_inference::{
     Engine, EngineOptions, Event, FinishReason, Loaded, Request, Timings, Tokenization, load,
     load_embedded,
@@ -16,7 +17,6 @@ use bitnet_kernels::{Cpu, KernelSet, default_threads};
 use bitnet_models::Config;
 #[cfg(feature = "server")]
 use bitnet_models::LanguageModel;
-use bitnet_models::gguf::Gguf;
 use bitnet_models::huggingface::Checkpoint;
 use bitnet_tokenizers::TokenId;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -57,16 +57,16 @@ impl ModelSource {
 
     /// The shape of the model, without its weights.
     pub fn config(&self) -> anyhow::Result<Config> {
-        let config = match self {
-            Self::BuiltIn(bytes) => {
-                Gguf::from_static(bytes).and_then(|gguf| Config::from_gguf(&gguf))
-            }
-            Self::Path(path) if path.is_dir() => {
-                Checkpoint::open(path).map(|checkpoint| checkpoint.config().clone())
-            }
-            Self::Path(path) => Gguf::open(path).and_then(|gguf| Config::from_gguf(&gguf)),
-        };
-        config.with_context(|| format!("cannot open {self}"))
+        self.read_config()
+            .with_context(|| format!("cannot open {self}"))
+    }
+
+    fn read_config(&self) -> Result<Config, bitnet_models::Error> {
+        match self {
+            Self::BuiltIn(bytes) => Config::from_gguf(&Gguf::from_static(bytes)?),
+            Self::Path(path) if path.is_dir() => Ok(Checkpoint::open(path)?.config().clone()),
+            Self::Path(path) => Config::from_gguf(&Gguf::open(path)?),
+        }
     }
 
     /// The tokenizer and chat template, without the weights; `None` if there is no tokenizer.

@@ -4,8 +4,8 @@ use std::io::Write;
 use std::sync::Arc;
 
 use anyhow::Context;
+use bitnet_files::gguf::Gguf;
 use bitnet_inference::{load_tokenization, tokenization_from_gguf};
-use bitnet_models::gguf::Gguf;
 use bitnet_tokenizers::{EncodeOptions, TokenId, Tokenizer, TokenizerFiles};
 use serde_json::json;
 

@@ -5,7 +5,10 @@ use bitnet_tokenizers::TokenId;
 /// Why a request was refused or a model could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The model's file or configuration.
+    /// The model's file.
+    #[error(transparent)]
+    File(#[from] bitnet_files::Error),
+    /// The model's configuration or tensors.
     #[error(transparent)]
     Model(#[from] bitnet_models::Error),
     /// The tokenizer or chat template.

@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 
+use bitnet_files::gguf::{Gguf, TensorType};
 use bitnet_kernels::Cpu;
-use bitnet_models::gguf::{Gguf, TensorType};
 use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::{Config, I2sForm, LanguageModel, LoadOptions, likely_form};
 use bitnet_tokenizers::{ChatTemplate, Tokenizer, TokenizerSpec};

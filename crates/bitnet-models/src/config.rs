@@ -1,9 +1,9 @@
 //! [`Config`]: the shape of a model and the few things in which the published graphs differ.
 
+use bitnet_files::gguf::{Gguf, Metadata};
 use bitnet_kernels::{AttentionShape, Gate, MAX_COLS, MAX_HEAD_DIM};
 
 use crate::error::{Error, Result};
-use crate::gguf::{Gguf, Metadata};
 
 /// The graphs that can be run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

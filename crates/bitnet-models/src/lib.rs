@@ -1,25 +1,19 @@
-//! MODELS: files to checked views, configurations and the forward pass.
+//! MODELS: configurations, the forward pass and conversion.
 //!
-//! [`gguf::Gguf`] and [`huggingface::Checkpoint`] open and check files;
-//! [`LanguageModel::from_gguf`] and [`LanguageModel::from_checkpoint`] load them through one seam
+//! [`LanguageModel::from_gguf`] and [`LanguageModel::from_checkpoint`] load files through one seam
 //! (`source`); [`LanguageModel::forward`] turns token ids into logits, with the keys and values of
-//! past positions in a [`KvCache`]. [`convert`] writes one as the other, and [`synthetic`] makes
-//! random models of any shape in every form.
+//! past positions in a [`KvCache`]. [`convert`] writes a model in another form, and [`synthetic`]
+//! makes random models of any shape in every form.
 
 #![deny(unsafe_code)]
 
 mod cache;
-mod checksum;
 mod config;
 pub mod convert;
 pub mod error;
 mod forward;
-pub mod gguf;
 pub mod huggingface;
-mod mmap;
 mod model;
-mod output;
-mod pieces;
 mod source;
 mod sparsity;
 pub mod synthetic;

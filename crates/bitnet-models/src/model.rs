@@ -7,14 +7,14 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bitnet_files::gguf::Gguf;
 use bitnet_kernels::{BLOCK_ROWS, Cpu, Norm, Packing, Part, ScreenTable, TernaryMatrix, math};
 use bitnet_quantization::{i2_s, tl1, tl2};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::gguf::Gguf;
-use crate::gguf::source::GgufSource;
 use crate::huggingface::Checkpoint;
+use crate::source::gguf::GgufSource;
 use crate::source::{LayerSlot, Projection, Slot, Source, TernaryTensor};
 use crate::sparsity::{FfnSparsity, SparseCopies};
 use crate::table::Table;

@@ -3,6 +3,8 @@
 //! A [`Slot`] is a tensor's place in the graph; each source knows it by the names of its own
 //! format. Whatever a source gives has been checked against the shape asked for.
 
+pub(crate) mod gguf;
+
 use std::ops::Range;
 
 use bitnet_kernels::Pool;
@@ -12,8 +14,8 @@ use bitnet_quantization::dense::Dense;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::mmap::Extent;
 use crate::table::Table;
+use bitnet_files::Extent;
 
 /// A model's configuration and tensors.
 pub(crate) trait Source {

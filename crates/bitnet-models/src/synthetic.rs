@@ -8,6 +8,9 @@
 use std::fs::{self, File};
 use std::path::Path;
 
+use bitnet_files::Error as FileError;
+use bitnet_files::gguf::{GgufWriter, MetadataValue, TensorInfo, TensorType};
+use bitnet_files::safetensors::{DType, SafetensorsWriter, TensorEntry};
 use bitnet_kernels::{Cpu, Gate, KernelSet, default_threads};
 use bitnet_quantization::dense::Dense;
 use bitnet_quantization::{TernaryFormat, absmean};
@@ -16,10 +19,7 @@ use serde_json::{Map, Value, json};
 
 use crate::config::{Architecture, RopePairs};
 use crate::error::{Error, Result};
-use crate::gguf::source::tile_pair;
-use crate::gguf::{GgufWriter, MetadataValue, TensorInfo, TensorType};
-use crate::huggingface::DType;
-use crate::huggingface::writer::{SafetensorsWriter, TensorEntry};
+use crate::source::gguf::tile_pair;
 use crate::source::half_split_row;
 
 /// Special tokens at the end of the vocabulary.
@@ -179,12 +179,9 @@ impl SyntheticModel {
         let pack = |tensor: &Tensor, out: &mut GgufWriter| {
             let (weights, stored) = self.ternary(tensor);
             let weights = self.gguf_rows(tensor, weights);
-            out.write(&pack(
-                format(tensor.rows, tensor.cols),
-                &weights,
-                tensor,
-                self.multiplier(stored),
-            )?)
+            let format = format(tensor.rows, tensor.cols);
+            let bytes = pack(format, &weights, tensor, self.multiplier(stored))?;
+            Ok(out.write(&bytes)?)
         };
         let tile = |rows, cols| tile_pair(format(rows, cols), rows, cols);
         self.write_gguf_with(path, &|rows, cols| format(rows, cols).into(), &tile, &pack)
@@ -206,7 +203,7 @@ impl SyntheticModel {
                 };
                 let mut bytes = vec![0; format.size_bytes(1, tensor.cols).map_err(of_tensor)?];
                 format.quantize(&values, &mut bytes).map_err(of_tensor)?;
-                out.write(&bytes)
+                Ok(out.write(&bytes)?)
             })
         };
         self.write_gguf_with(path, &|_, _| format.into(), &|_, _| None, &write)
@@ -263,7 +260,8 @@ impl SyntheticModel {
                 Kind::Ternary => write(tensor, &mut writer)?,
             }
         }
-        writer.finish().map(|_| ())
+        writer.finish()?;
+        Ok(())
     }
 
     /// Writes a checkpoint directory: config.json, `num_shards` safetensors files, tokenizer.json,
@@ -281,7 +279,7 @@ impl SyntheticModel {
         num_shards: usize,
     ) -> Result<()> {
         assert!(num_shards > 0, "a checkpoint of no files");
-        let io = |source| Error::Write {
+        let io = |source| FileError::Write {
             path: directory.to_owned(),
             source,
         };
@@ -351,7 +349,7 @@ impl SyntheticModel {
             }
         }
         let names = entries.iter().map(|entry| entry.name.clone()).collect();
-        let file = File::create(path).map_err(|source| Error::Write {
+        let file = File::create(path).map_err(|source| FileError::Write {
             path: path.to_owned(),
             source,
         })?;
@@ -675,10 +673,10 @@ fn pack(format: TernaryFormat, weights: &[i8], tensor: &Tensor, scale: f32) -> R
 }
 
 fn write_text(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).map_err(|source| Error::Write {
+    Ok(fs::write(path, text).map_err(|source| FileError::Write {
         path: path.to_owned(),
         source,
-    })
+    })?)
 }
 
 /// A byte-level BPE vocabulary as GGUF metadata: the 256 bytes, pairs of them, and 256 special

@@ -3,11 +3,11 @@
 
 use std::cell::RefCell;
 
+use bitnet_files::Extent;
 use bitnet_kernels::{Cpu, KernelSet};
 use bitnet_quantization::dense::Dense;
 
 use crate::error::{Error, Result};
-use crate::mmap::Extent;
 
 /// Rows of floats or blocks, `[rows, cols]`.
 #[derive(Clone)]

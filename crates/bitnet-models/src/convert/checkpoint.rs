@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
+use bitnet_files::safetensors::{DType, INDEX, SINGLE, SafetensorsWriter, TensorEntry};
+use bitnet_files::{Checksum, Error as FileError, Output, Replace, read_json, shown};
 use bitnet_kernels::Pool;
 use bitnet_quantization::dense::Dense;
 use bitnet_quantization::hf_packed;
@@ -14,14 +16,11 @@ use super::{
     BATCH_WEIGHTS, ConvertOptions, Input, Meter, Opened, Phase, ProgressFn, Report, TableType,
     norm_len, slots, write_table,
 };
-use crate::checksum::Checksum;
 use crate::config::{Config, RopePairs};
-use crate::error::{Error, Result, shown};
+use crate::error::{Error, Result};
 use crate::huggingface::config::{packed_quantization, write as config_json};
 use crate::huggingface::source::name as huggingface_name;
-use crate::huggingface::writer::{SafetensorsWriter, TensorEntry};
-use crate::huggingface::{CONFIG, Checkpoint, DType, INDEX, SINGLE, read_json};
-use crate::output::{Output, Replace};
+use crate::huggingface::{CONFIG, Checkpoint};
 use crate::source::{LayerSlot, Slot, Source, TernaryTensor};
 use crate::table::Table;
 
@@ -94,7 +93,7 @@ pub fn to_checkpoint(
         write_text(&output.partial().join(name), text)?;
     }
     let weights = output.partial().join(SINGLE);
-    let file = File::create(&weights).map_err(|source| Error::Write {
+    let file = File::create(&weights).map_err(|source| FileError::Write {
         path: weights.clone(),
         source,
     })?;
@@ -318,10 +317,10 @@ fn write_text(path: &Path, text: &str) -> Result<()> {
         file.write_all(text.as_bytes())?;
         file.sync_all()
     };
-    write().map_err(|source| Error::Write {
+    Ok(write().map_err(|source| FileError::Write {
         path: path.to_owned(),
         source,
-    })
+    })?)
 }
 
 /// Opens the written directory and checks that it says and holds what was meant.

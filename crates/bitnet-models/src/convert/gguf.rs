@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::path::Path;
 
+use bitnet_files::gguf::{Gguf, GgufWriter, MetadataValue, TensorInfo, TensorType};
+use bitnet_files::{Checksum, Output, Replace, shown};
 use bitnet_kernels::Pool;
 use bitnet_quantization::dense::Dense;
 use bitnet_quantization::i2_s::Form;
@@ -13,13 +15,10 @@ use super::{
     BATCH_WEIGHTS, ConvertOptions, Input, Meter, Opened, Phase, ProgressFn, Report, WeightType,
     norm_len, slots, write_table,
 };
-use crate::checksum::Checksum;
 use crate::config::{Config, RopePairs};
-use crate::error::{Error, Result, shown};
-use crate::gguf::source::{ROPE_FACTORS, name as gguf_name, tile_pair};
-use crate::gguf::{Gguf, GgufWriter, MetadataValue, TensorInfo, TensorType};
+use crate::error::{Error, Result};
 use crate::huggingface::Checkpoint;
-use crate::output::{Output, Replace};
+use crate::source::gguf::{ROPE_FACTORS, name as gguf_name, tile_pair};
 use crate::source::{LayerSlot, Projection, Slot, Source, TernaryTensor};
 
 /// A metadata pair to write.
@@ -57,7 +56,7 @@ pub fn to_gguf(
     let bytes_total = infos
         .iter()
         .map(TensorInfo::num_bytes)
-        .sum::<Result<usize>>()?;
+        .sum::<bitnet_files::Result<usize>>()?;
     let metadata = metadata(&opened, options, &plan, pairs);
 
     let output = Output::file(path, replace)?;

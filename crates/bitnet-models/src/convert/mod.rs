@@ -11,17 +11,17 @@ mod gguf;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bitnet_files::Checksum;
+use bitnet_files::gguf::{Gguf, TensorType};
 use bitnet_kernels::Pool;
 use bitnet_quantization::Error as NotStored;
 use bitnet_quantization::dense::Dense;
 
-use crate::checksum::Checksum;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::gguf::source::GgufSource;
-use crate::gguf::{Gguf, TensorType};
 use crate::huggingface::Checkpoint;
 use crate::model::LoadOptions;
+use crate::source::gguf::GgufSource;
 use crate::source::{FloatRule, LayerSlot, Projection, Slot, Source};
 use crate::table::Table;
 

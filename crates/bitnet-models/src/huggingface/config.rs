@@ -1,10 +1,11 @@
 //! `config.json`: the shape of the model, and how its weights are quantized.
 
+use bitnet_files::shown;
 use bitnet_kernels::{AttentionShape, Gate, MAX_COLS, MAX_HEAD_DIM};
 use serde_json::{Map, Value, json};
 
 use crate::config::{Architecture, Config, RopePairs};
-use crate::error::{Error, Result, shown};
+use crate::error::{Error, Result};
 
 /// How a checkpoint's weights are quantized.
 #[derive(Clone, Debug, PartialEq)]

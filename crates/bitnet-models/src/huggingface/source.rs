@@ -2,14 +2,16 @@
 
 use std::f64::consts::TAU;
 
+use bitnet_files::safetensors::{DType, StoredTensor};
+use bitnet_files::{Error as FileError, shown};
 use bitnet_kernels::{Pool, math};
 use bitnet_quantization::TernaryFormat;
 use bitnet_quantization::dense::Dense;
 
 use super::config::RopeScaling;
-use super::{Checkpoint, DType, Tensor, WeightScale};
+use super::{Checkpoint, WeightScale};
 use crate::config::Config;
-use crate::error::{Error, Result, shown};
+use crate::error::{Error, Result};
 use crate::source::{
     Codes, FloatRule, LayerSlot, Projection, Slot, Source, TernaryTensor, finite_values,
 };
@@ -61,13 +63,13 @@ pub(crate) fn name(slot: Slot) -> String {
 
 impl Checkpoint {
     /// The tensor of a slot under the first of its names that is there.
-    fn tensor(&self, slot: Slot) -> Result<(String, &Tensor)> {
+    fn tensor(&self, slot: Slot) -> Result<(String, &StoredTensor)> {
         for name in names(slot) {
             if let Some(tensor) = self.tensors.get(&name) {
                 return Ok((name, tensor));
             }
         }
-        Err(Error::TensorMissing { name: name(slot) })
+        Err(FileError::TensorMissing { name: name(slot) }.into())
     }
 
     /// The tensor of a slot, which must have that shape and hold floats.
@@ -76,7 +78,7 @@ impl Checkpoint {
         slot: Slot,
         shape: &[usize],
         used_as: &'static str,
-    ) -> Result<(String, &Tensor, Dense)> {
+    ) -> Result<(String, &StoredTensor, Dense)> {
         let (name, tensor) = self.tensor(slot)?;
         expect_shape(&name, tensor, shape)?;
         let Some(format) = dense(tensor.dtype) else {
@@ -170,9 +172,10 @@ impl Source for Checkpoint {
 
     fn check_tensors(&self) -> Result<()> {
         if self.quantization.tie_word_embeddings == Some(false) && !self.has_head() {
-            return Err(Error::TensorMissing {
+            return Err(FileError::TensorMissing {
                 name: "lm_head.weight (tie_word_embeddings is false)".into(),
-            });
+            }
+            .into());
         }
         match self.tensors.keys().find(|name| !self.is_used(name)) {
             None => Ok(()),
@@ -287,7 +290,7 @@ impl Source for Checkpoint {
     }
 }
 
-fn expect_shape(name: &str, tensor: &Tensor, expected: &[usize]) -> Result<()> {
+fn expect_shape(name: &str, tensor: &StoredTensor, expected: &[usize]) -> Result<()> {
     if tensor.shape == expected {
         return Ok(());
     }

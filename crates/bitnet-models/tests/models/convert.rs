@@ -5,12 +5,14 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bitnet_files::Error as FileError;
+use bitnet_files::gguf::{Gguf, TensorType};
+use bitnet_files::safetensors::DType;
 use bitnet_kernels::{Cpu, KernelSet};
 use bitnet_models::convert::{
     ConvertOptions, Input, Phase, Report, TableType, WeightType, to_checkpoint, to_gguf,
 };
-use bitnet_models::gguf::{Gguf, TensorType};
-use bitnet_models::huggingface::{Checkpoint, DType};
+use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::synthetic::{CheckpointWeights, Shape, SyntheticModel, byte_level_tokenizer};
 use bitnet_models::{Architecture, Error, LanguageModel, LoadOptions};
 use bitnet_quantization::TernaryFormat;
@@ -472,7 +474,7 @@ fn a_scale_that_a_type_cannot_keep_is_reported() {
 
 #[test]
 fn whatever_a_file_says_of_itself_is_kept_but_what_was_about_its_bytes() {
-    use bitnet_models::gguf::{GgufWriter, MetadataValue, TensorInfo, Value};
+    use bitnet_files::gguf::{GgufWriter, MetadataValue, TensorInfo, Value};
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
     SyntheticModel {
@@ -615,7 +617,10 @@ fn nothing_is_overwritten_or_left_behind() {
     let out = directory.path().join("model.gguf");
     std::fs::write(&out, "precious").unwrap();
     let error = convert(&source, &out, &ConvertOptions::default()).unwrap_err();
-    assert!(matches!(error, Error::OutputExists { .. }), "{error}");
+    assert!(
+        matches!(error, Error::File(FileError::OutputExists { .. })),
+        "{error}"
+    );
     assert_eq!(std::fs::read(&out).unwrap(), b"precious");
 
     // A code 3 in the last ternary tensor: the failure comes when most is written.
@@ -722,7 +727,10 @@ fn what_a_killed_process_was_replacing_is_put_back() {
     convert(&source, &at("packed"), &ConvertOptions::default()).unwrap();
     std::fs::rename(at("packed"), at(".packed.replaced")).unwrap();
     let error = convert(&source, &at("packed"), &ConvertOptions::default()).unwrap_err();
-    assert!(matches!(error, Error::OutputExists { .. }), "{error}");
+    assert!(
+        matches!(error, Error::File(FileError::OutputExists { .. })),
+        "{error}"
+    );
     assert_eq!(files(directory.path()), ["packed", "source"]);
 
     std::fs::rename(at("packed"), at(".packed.replaced")).unwrap();
@@ -744,10 +752,16 @@ fn a_name_that_is_taken_is_told_before_weights_are_read() {
     std::fs::write(&weights, bytes).unwrap();
     let out = directory.path().join("packed");
     let error = convert(&source, &out, &ConvertOptions::default()).unwrap_err();
-    assert!(!matches!(error, Error::OutputExists { .. }), "{error}");
+    assert!(
+        !matches!(error, Error::File(FileError::OutputExists { .. })),
+        "{error}"
+    );
     std::fs::create_dir(&out).unwrap();
     let error = convert(&source, &out, &ConvertOptions::default()).unwrap_err();
-    assert!(matches!(error, Error::OutputExists { .. }), "{error}");
+    assert!(
+        matches!(error, Error::File(FileError::OutputExists { .. })),
+        "{error}"
+    );
 }
 
 #[cfg(unix)]
@@ -766,7 +780,10 @@ fn links_are_followed_and_devices_kept() {
     for name in ["model.gguf", "packed"] {
         symlink(Path::new("elsewhere").join(name), at(name)).unwrap();
         let error = convert(&source, &at(name), &ConvertOptions::default()).unwrap_err();
-        assert!(matches!(error, Error::OutputExists { .. }), "{error}");
+        assert!(
+            matches!(error, Error::File(FileError::OutputExists { .. })),
+            "{error}"
+        );
         convert(&source, &at(name), &force).unwrap();
         assert!(std::fs::symlink_metadata(at(name)).unwrap().is_symlink());
     }

@@ -5,8 +5,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bitnet_files::gguf::Gguf;
 use bitnet_kernels::{Cpu, KernelSet, Packing};
-use bitnet_models::gguf::Gguf;
 use bitnet_models::{
     Chunk, FfnSparsity, KvCache, KvType, LanguageModel, LoadOptions, LogitRows, Workspace,
 };

@@ -4,8 +4,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use bitnet_files::gguf::{Gguf, GgufWriter, MetadataValue, TensorInfo, TensorType, Value};
 use bitnet_kernels::{Cpu, Kernel, KernelSet, Packing};
-use bitnet_models::gguf::{Gguf, GgufWriter, MetadataValue, TensorInfo, TensorType, Value};
 use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::synthetic::{CheckpointWeights, Shape, SyntheticModel};
 use bitnet_models::{Architecture, Error, LanguageModel, LoadOptions, matrix_shapes};

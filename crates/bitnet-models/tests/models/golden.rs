@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use bitnet_files::gguf::Gguf;
 use bitnet_kernels::{Cpu, KernelSet};
-use bitnet_models::gguf::Gguf;
 use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::{KvType, LanguageModel, LoadOptions};
 

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use bitnet_files::gguf::Gguf;
 use bitnet_kernels::{Cpu, Kernel, KernelSet};
-use bitnet_models::gguf::Gguf;
 use bitnet_models::synthetic::{Shape, SyntheticModel};
 use bitnet_models::{
     Architecture, FfnActivity, FfnSparsity, I2sForm, KvType, LanguageModel, LoadOptions,

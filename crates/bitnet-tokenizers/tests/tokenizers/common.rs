@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use bitnet_models::gguf::Gguf;
+use bitnet_files::gguf::Gguf;
 use bitnet_tokenizers::{Tokenizer, TokenizerSpec};
 
 /// `tests/data/tokenizers` of the repository.

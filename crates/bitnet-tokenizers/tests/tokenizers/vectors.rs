@@ -2,7 +2,7 @@
 //! `.out` line.
 
 use crate::common::{data_dir, gguf_spec, gguf_tokenizer, shared_dir};
-use bitnet_models::gguf::Gguf;
+use bitnet_files::gguf::Gguf;
 use bitnet_tokenizers::{DecodeOptions, EncodeOptions, Tokenizer, TokenizerFiles, TokenizerSpec};
 
 const PLAIN: EncodeOptions = EncodeOptions {

@@ -38,7 +38,7 @@ impl From<Value<'_>> for MetadataValue {
 
 impl MetadataValue {
     /// Whether a file has this value, of this type.
-    pub(crate) fn is(&self, found: Option<Value<'_>>) -> bool {
+    pub fn is(&self, found: Option<Value<'_>>) -> bool {
         let (mut own, mut others) = (Vec::new(), Vec::new());
         self.write(&mut own);
         found.is_some_and(|found| {
@@ -105,13 +105,11 @@ impl TensorInfo {
         let rows = self.dims[1..].iter().product();
         self.dtype
             .size_bytes(rows, self.dims[0])
-            .map_err(|why| Error::Convert {
-                problem: format!(
-                    "tensor {} of shape {:?} cannot be {}: {why}",
-                    shown(&self.name),
-                    self.dims,
-                    self.dtype
-                ),
+            .map_err(|problem| Error::TensorSize {
+                tensor: shown(&self.name),
+                shape: self.dims.clone(),
+                dtype: self.dtype.name(),
+                problem,
             })
     }
 }
@@ -142,7 +140,7 @@ impl GgufWriter {
     }
 
     /// The same into an empty file. path: its name, for messages.
-    pub(crate) fn new(
+    pub fn new(
         file: File,
         path: &Path,
         metadata: &[(String, MetadataValue)],

@@ -134,7 +134,7 @@ impl TensorType {
     /// `general.file_type` of files whose projections have this type: without it TL2 cannot be told
     /// from another type of its id. 0, which means F32, for types that projections are not written
     /// in.
-    pub(crate) fn file_type(self) -> u32 {
+    pub fn file_type(self) -> u32 {
         match self {
             F16 => 1,
             Q4_0 => 2,

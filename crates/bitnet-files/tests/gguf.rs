@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use bitnet_models::Error;
-use bitnet_models::gguf::{Gguf, TensorType, Value};
+use bitnet_files::Error;
+use bitnet_files::gguf::{Gguf, TensorType, Value};
 
 /// A GGUF file being written: pairs and tensors as raw bytes, so that it can be wrong in every way.
 struct Writer {

@@ -12,7 +12,7 @@ pub struct Checksum {
 
 impl Checksum {
     /// Takes in the next bytes.
-    pub(crate) fn update(&mut self, mut bytes: &[u8]) {
+    pub fn update(&mut self, mut bytes: &[u8]) {
         if self.pending_len > 0 {
             let (head, rest) = bytes.split_at(bytes.len().min(8 - self.pending_len));
             self.pending[self.pending_len..self.pending_len + head.len()].copy_from_slice(head);

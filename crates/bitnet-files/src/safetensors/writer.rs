@@ -5,14 +5,14 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::safetensors::DType;
+use super::format::DType;
 use crate::checksum::Checksum;
 use crate::error::Result;
 use crate::pieces::Pieces;
 
 /// A tensor to write.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct TensorEntry {
+pub struct TensorEntry {
     /// Its name, such as `model.layers.0.self_attn.q_proj.weight`.
     pub name: String,
     /// How its elements are stored.
@@ -23,20 +23,20 @@ pub(crate) struct TensorEntry {
 
 impl TensorEntry {
     /// Its size.
-    pub(crate) fn num_bytes(&self) -> usize {
+    pub fn num_bytes(&self) -> usize {
         self.shape.iter().product::<usize>() * self.dtype.num_bytes()
     }
 }
 
 /// A file being written: the list of tensors, then each tensor's bytes in that order.
-pub(crate) struct SafetensorsWriter {
+pub struct SafetensorsWriter {
     pieces: Pieces,
     tensors: Vec<TensorEntry>,
 }
 
 impl SafetensorsWriter {
     /// Writes the header into an empty file. path: its name, for messages.
-    pub(crate) fn new(file: File, path: &Path, tensors: Vec<TensorEntry>) -> Result<Self> {
+    pub fn new(file: File, path: &Path, tensors: Vec<TensorEntry>) -> Result<Self> {
         // Hugging Face's loader refuses files that do not say what kind of program they are from;
         // all say this.
         let mut header = Map::from_iter([("__metadata__".to_owned(), json!({"format": "pt"}))]);
@@ -60,7 +60,7 @@ impl SafetensorsWriter {
     ///
     /// # Panics
     /// If the one before is not complete, or there is none left.
-    pub(crate) fn begin_tensor(&mut self) -> Result<&TensorEntry> {
+    pub fn begin_tensor(&mut self) -> Result<&TensorEntry> {
         let tensor = &self.tensors[self.pieces.num_begun()];
         self.pieces.begin(tensor.num_bytes())?;
         Ok(tensor)
@@ -70,7 +70,7 @@ impl SafetensorsWriter {
     ///
     /// # Panics
     /// If they are more than the tensor has.
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.pieces.write(bytes)
     }
 
@@ -79,7 +79,7 @@ impl SafetensorsWriter {
     ///
     /// # Panics
     /// If a tensor is missing or not complete.
-    pub(crate) fn finish(self) -> Result<Vec<(TensorEntry, Checksum)>> {
+    pub fn finish(self) -> Result<Vec<(TensorEntry, Checksum)>> {
         assert_eq!(
             self.pieces.num_begun(),
             self.tensors.len(),

@@ -15,9 +15,8 @@
 
 mod metadata;
 mod reader;
-pub(crate) mod source;
 mod types;
-pub(crate) mod writer;
+mod writer;
 
 use std::ops::Range;
 use std::path::Path;
@@ -172,7 +171,7 @@ impl Gguf {
     }
 
     /// A tensor's bytes, kept beyond a borrow of this file.
-    pub(crate) fn extent(&self, range: TensorRange) -> Extent {
+    pub fn extent(&self, range: TensorRange) -> Extent {
         Extent::new(&self.bytes, range.offset, range.len)
     }
 

@@ -67,7 +67,7 @@ impl DType {
     }
 
     /// Bytes of an element.
-    pub(crate) fn num_bytes(self) -> usize {
+    pub fn num_bytes(self) -> usize {
         DTYPES
             .iter()
             .find(|row| row.0 == self)

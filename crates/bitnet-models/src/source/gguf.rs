@@ -7,7 +7,6 @@ use bitnet_quantization::dense::Dense;
 use bitnet_quantization::tq::Kind;
 use bitnet_quantization::{TernaryFormat, tl1, tl2};
 
-use super::{Gguf, Metadata, MetadataValue, TensorType, TensorView};
 use crate::config::{Config, RopePairs};
 use crate::error::{Error, Result};
 use crate::model::LoadOptions;
@@ -15,6 +14,7 @@ use crate::source::{
     Codes, FloatRule, LayerSlot, Projection, Slot, Source, TernaryTensor, finite_values,
 };
 use crate::table::Table;
+use bitnet_files::gguf::{Gguf, Metadata, MetadataValue, TensorType, TensorView};
 
 /// The names of a layer's tensors, between `blk.N.` and `.weight`.
 const LAYER_NAMES: [(LayerSlot, &str); 11] = [
@@ -144,54 +144,52 @@ impl<'a> GgufSource<'a> {
     }
 
     fn tl1_tile(&self, tensor: &TensorView<'_>) -> Result<tl1::Tile> {
-        let shape = (tensor.rows(), tensor.cols());
-        let given = self
-            .options
-            .tl1_tiles
-            .iter()
-            .find(|(of, _)| *of == shape)
-            .map(|(_, tile)| *tile);
-        let stated = || {
-            let numbers = self.tile_numbers("tl1", tensor)?;
-            Ok(
-                numbers.map(|[tile_rows, block_cols, inner_rows]| tl1::Tile {
-                    tile_rows,
-                    block_cols,
-                    inner_rows,
-                }),
-            )
+        let tile = |[tile_rows, block_cols, inner_rows]: [usize; 3]| tl1::Tile {
+            tile_rows,
+            block_cols,
+            inner_rows,
         };
-        match given
-            .map_or_else(stated, |tile| Ok(Some(tile)))?
-            .or_else(|| tl1::Tile::known(shape.0, shape.1))
-        {
-            Some(tile) => Ok(tile),
-            None => Err(self.tile_unknown("tl1", tensor)),
-        }
+        self.tile(
+            "tl1",
+            tensor,
+            &self.options.tl1_tiles,
+            tile,
+            tl1::Tile::known,
+        )
     }
 
     fn tl2_tile(&self, tensor: &TensorView<'_>) -> Result<tl2::Tile> {
-        let shape = (tensor.rows(), tensor.cols());
-        let given = self
-            .options
-            .tl2_tiles
-            .iter()
-            .find(|(of, _)| *of == shape)
-            .map(|(_, tile)| *tile);
-        let stated = || {
-            let numbers = self.tile_numbers("tl2", tensor)?;
-            Ok(numbers.map(|[tile_rows, block_cols]| tl2::Tile {
-                tile_rows,
-                block_cols,
-            }))
+        let tile = |[tile_rows, block_cols]: [usize; 2]| tl2::Tile {
+            tile_rows,
+            block_cols,
         };
-        match given
-            .map_or_else(stated, |tile| Ok(Some(tile)))?
-            .or_else(|| tl2::Tile::known(shape.0, shape.1))
-        {
-            Some(tile) => Ok(tile),
-            None => Err(self.tile_unknown("tl2", tensor)),
+        self.tile(
+            "tl2",
+            tensor,
+            &self.options.tl2_tiles,
+            tile,
+            tl2::Tile::known,
+        )
+    }
+
+    /// The tile of a tensor: the one that the caller gives for its shape, else the one that the
+    /// file states, else the one of a published model.
+    fn tile<const N: usize, T: Copy>(
+        &self,
+        format: &'static str,
+        tensor: &TensorView<'_>,
+        given: &[((usize, usize), T)],
+        tile: impl Fn([usize; N]) -> T,
+        known: impl Fn(usize, usize) -> Option<T>,
+    ) -> Result<T> {
+        let (rows, cols) = (tensor.rows(), tensor.cols());
+        if let Some((_, tile)) = given.iter().find(|(shape, _)| *shape == (rows, cols)) {
+            return Ok(*tile);
         }
+        let stated = self.tile_numbers(format, tensor)?.map(tile);
+        stated
+            .or_else(|| known(rows, cols))
+            .ok_or_else(|| self.tile_unknown(format, tensor))
     }
 
     /// The tile that the file states for a tensor's shape.

@@ -16,15 +16,18 @@ use memmap2::Mmap;
 use crate::error::{Error, Result};
 
 /// The bytes of one model file, immutable for as long as they live.
-pub(crate) enum ModelBytes {
+pub enum ModelBytes {
+    /// A mapped file.
     Mapped(Mmap),
+    /// Bytes in the program itself.
     Static(&'static [u8]),
+    /// Bytes in memory.
     Owned(Vec<u8>),
 }
 
 impl ModelBytes {
     /// Maps a regular file read-only. Nothing is read yet; pages come in as they are touched.
-    pub(crate) fn map(path: &Path) -> Result<Self> {
+    pub fn map(path: &Path) -> Result<Self> {
         let io = |source| Error::Io {
             path: path.to_owned(),
             source,
@@ -48,7 +51,7 @@ impl ModelBytes {
 
     /// Tells the system that a range will be read once, front to back, soon. Advice only: failure
     /// changes nothing.
-    pub(crate) fn advise_sequential(&self, offset: usize, len: usize) {
+    pub fn advise_sequential(&self, offset: usize, len: usize) {
         #[cfg(unix)]
         if let Self::Mapped(map) = self {
             let _ = map.advise_range(memmap2::Advice::Sequential, offset, len);
@@ -60,7 +63,7 @@ impl ModelBytes {
 
     /// Lets the system take back the memory of a range. The bytes stay readable: they come from the
     /// file again.
-    pub(crate) fn advise_done(&self, offset: usize, len: usize) {
+    pub fn advise_done(&self, offset: usize, len: usize) {
         #[cfg(unix)]
         if let Self::Mapped(map) = self {
             // SAFETY: the mapping is shared, read-only and backed by the file, so dropping its
@@ -90,7 +93,7 @@ impl Deref for ModelBytes {
 /// A range of a file's bytes, kept beyond any borrow of the file. It was checked to lie within when
 /// it was made.
 #[derive(Clone)]
-pub(crate) struct Extent {
+pub struct Extent {
     file: Arc<ModelBytes>,
     offset: usize,
     len: usize,
@@ -101,7 +104,7 @@ impl Extent {
     ///
     /// # Panics
     /// If the file is shorter.
-    pub(crate) fn new(file: &Arc<ModelBytes>, offset: usize, len: usize) -> Self {
+    pub fn new(file: &Arc<ModelBytes>, offset: usize, len: usize) -> Self {
         assert!(
             offset <= file.len() && len <= file.len() - offset,
             "{len} bytes at {offset} of {}",
@@ -115,12 +118,12 @@ impl Extent {
     }
 
     /// Lets the system take back the memory of the range; see [`ModelBytes::advise_done`].
-    pub(crate) fn advise_done(&self) {
+    pub fn advise_done(&self) {
         self.file.advise_done(self.offset, self.len);
     }
 
     /// Tells the system that the range will be read once, front to back.
-    pub(crate) fn advise_sequential(&self) {
+    pub fn advise_sequential(&self) {
         self.file.advise_sequential(self.offset, self.len);
     }
 }

@@ -14,7 +14,7 @@ use crate::error::{Error, Result, shown};
 const LOCK: &str = ".lock";
 
 /// What is being written.
-pub(crate) struct Output {
+pub struct Output {
     /// The name it will have.
     path: PathBuf,
     /// The name it has until then.
@@ -28,7 +28,8 @@ pub(crate) struct Output {
 
 /// What may be there already. A link is followed, and what it leads to replaced.
 #[derive(Clone, Copy)]
-pub(crate) enum Replace {
+pub enum Replace {
+    /// Nothing may be there.
     Nothing,
     /// A file; or a directory that holds nothing but files of such names.
     Only(fn(&str) -> bool),
@@ -36,7 +37,7 @@ pub(crate) enum Replace {
 
 impl Output {
     /// Begins a file.
-    pub(crate) fn file(path: &Path, replace: Replace) -> Result<Self> {
+    pub fn file(path: &Path, replace: Replace) -> Result<Self> {
         let path = resolve(path, replace)?;
         check_name(&path, replace, false)?;
         let partial = partial_name(&path);
@@ -57,7 +58,7 @@ impl Output {
     }
 
     /// Begins a directory.
-    pub(crate) fn directory(path: &Path, replace: Replace) -> Result<Self> {
+    pub fn directory(path: &Path, replace: Replace) -> Result<Self> {
         let path = resolve(path, replace)?;
         check_name(&path, replace, true)?;
         let partial = partial_name(&path);
@@ -81,12 +82,12 @@ impl Output {
     }
 
     /// Where to write.
-    pub(crate) fn partial(&self) -> &Path {
+    pub fn partial(&self) -> &Path {
         &self.partial
     }
 
     /// The file itself, to be written from its start.
-    pub(crate) fn handle(&self) -> Result<File> {
+    pub fn handle(&self) -> Result<File> {
         self.file.try_clone().map_err(|source| Error::Write {
             path: self.partial.clone(),
             source,
@@ -94,7 +95,7 @@ impl Output {
     }
 
     /// Gives it its name. It must have been written and stored completely.
-    pub(crate) fn commit(mut self) -> Result<()> {
+    pub fn commit(mut self) -> Result<()> {
         check_name(&self.path, self.replace, self.is_directory)?;
         let io = |source| Error::Write {
             path: self.path.clone(),
