@@ -77,13 +77,23 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
 ];
 
+/// Crates that are built in storeys, the lowest first: a file uses its own storey and those below.
+const STOREYS: &[(&str, &[&str])] = &[(
+    "bitnet-kernels",
+    &["layout", "threads", "weights", "sets", "ops"],
+)];
+
+/// The most files of such a crate that may import one another in a circle.
+const CIRCLE_FILES_MAX: usize = 3;
+
 /// The files that may say `unsafe`.
 const UNSAFE: &[&str] = &[
     "crates/bitnet-files/src/mmap.rs",
     "crates/bitnet-inference/tests/allocations.rs",
-    "crates/bitnet-kernels/src/layout/lookup.rs",
     "crates/bitnet-kernels/src/ops/attention.rs",
     "crates/bitnet-kernels/src/ops/cpu.rs",
+    "crates/bitnet-kernels/src/ops/lookup.rs",
+    "crates/bitnet-kernels/src/ops/probe.rs",
     "crates/bitnet-kernels/src/ops/screen.rs",
     "crates/bitnet-kernels/src/ops/sparse.rs",
     "crates/bitnet-kernels/src/sets/avx2.rs",
@@ -92,6 +102,7 @@ const UNSAFE: &[&str] = &[
     "crates/bitnet-kernels/src/sets/avx2/sparse.rs",
     "crates/bitnet-kernels/src/sets/avx2/ternary.rs",
     "crates/bitnet-kernels/src/sets/avx2/tl.rs",
+    "crates/bitnet-kernels/src/sets/avx2/vector.rs",
     "crates/bitnet-kernels/src/sets/avx512.rs",
     "crates/bitnet-kernels/src/sets/avx512/attention.rs",
     "crates/bitnet-kernels/src/sets/avx512/mixed.rs",
@@ -99,20 +110,26 @@ const UNSAFE: &[&str] = &[
     "crates/bitnet-kernels/src/sets/avx512/sparse.rs",
     "crates/bitnet-kernels/src/sets/avx512/ternary.rs",
     "crates/bitnet-kernels/src/sets/avx512/tl.rs",
+    "crates/bitnet-kernels/src/sets/avx512/vector.rs",
+    "crates/bitnet-kernels/src/sets/checked.rs",
     "crates/bitnet-kernels/src/sets/compiled.rs",
+    "crates/bitnet-kernels/src/sets/lookup.rs",
     "crates/bitnet-kernels/src/sets/neon.rs",
     "crates/bitnet-kernels/src/sets/neon/attention.rs",
     "crates/bitnet-kernels/src/sets/neon/screen.rs",
     "crates/bitnet-kernels/src/sets/neon/sparse.rs",
     "crates/bitnet-kernels/src/sets/neon/ternary.rs",
     "crates/bitnet-kernels/src/sets/neon/tl.rs",
+    "crates/bitnet-kernels/src/sets/neon/vector.rs",
+    "crates/bitnet-kernels/src/sets/output.rs",
     "crates/bitnet-kernels/src/sets/scalar.rs",
     "crates/bitnet-kernels/src/sets/segment.rs",
+    "crates/bitnet-kernels/src/sets/sparse.rs",
     "crates/bitnet-kernels/src/sets/table.rs",
     "crates/bitnet-kernels/src/threads/disjoint.rs",
     "crates/bitnet-kernels/src/threads/memory.rs",
     "crates/bitnet-kernels/src/threads/pool.rs",
-    "crates/bitnet-kernels/src/threads/probe.rs",
+    "crates/bitnet-kernels/src/weights/columns.rs",
     "crates/bitnet-kernels/src/weights/matrix.rs",
 ];
 
@@ -726,6 +743,157 @@ fn the_arrows_hold(manifests: &[File]) -> Vec<String> {
     out
 }
 
+/// For each file of a package's `src` the files of it whose names its program words import.
+fn imports<'a>(sources: &'a [Source], package: &str) -> BTreeMap<&'a str, BTreeSet<&'a str>> {
+    let src = format!("crates/{package}/src/");
+    let inside: Vec<(Vec<&str>, &Source)> = sources
+        .iter()
+        .filter_map(|source| Some((source.file.path.strip_prefix(&*src)?, source)))
+        .map(|(path, source)| (module_path(path), source))
+        .collect();
+    let by_module: BTreeMap<&[&str], &str> = inside
+        .iter()
+        .map(|(module, source)| (&**module, &*source.file.path))
+        .collect();
+    let of_file = |(module, source): &(Vec<&'a str>, &'a Source)| {
+        let used = used_paths(source.program_words(), module, &by_module);
+        let files = used.iter().filter_map(|path| {
+            (0..=path.len())
+                .rev()
+                .find_map(|len| by_module.get(&path[..len]))
+                .copied()
+        });
+        let others = files.filter(|file| *file != source.file.path);
+        (&*source.file.path, others.collect())
+    };
+    inside.iter().map(of_file).collect()
+}
+
+/// The module that a file of `src` is: `a/b.rs` and `a/b/mod.rs` are `a::b`.
+fn module_path(path: &str) -> Vec<&str> {
+    let mut parts: Vec<_> = path.trim_end_matches(".rs").split('/').collect();
+    parts.pop_if(|last| ["mod", "lib", "main"].contains(last));
+    parts
+}
+
+/// The paths that begin with `crate`, `super` or a child of this module, from the crate's root.
+fn used_paths<'a>(
+    words: &'a [Word],
+    module: &[&'a str],
+    modules: &BTreeMap<&[&'a str], &str>,
+) -> Vec<Vec<&'a str>> {
+    let mut out = Vec::new();
+    for (at, word) in words.iter().enumerate() {
+        let is = |at: usize, text: &str| words.get(at).is_some_and(|word| word.text == text);
+        let begins_a_path = is(at + 1, ":") && is(at + 2, ":") && !(at > 0 && is(at - 1, ":"));
+        let child = [module, &[&*word.text]].concat();
+        let base = match &*word.text {
+            _ if !begins_a_path => continue,
+            "crate" => vec![],
+            "super" => module[..module.len().saturating_sub(1)].to_vec(),
+            _ if modules.contains_key(&*child) => child,
+            _ => continue,
+        };
+        expand(&words[at + 3..], base, &mut out);
+    }
+    out
+}
+
+/// Follows a path, and the braces of a `use`, from the word after its first `::`.
+fn expand<'a>(words: &'a [Word], mut path: Vec<&'a str>, out: &mut Vec<Vec<&'a str>>) {
+    let Some(first) = words.first() else { return };
+    if first.text == "{" {
+        let end = closing(words, 0);
+        let mut at = 1;
+        while at < end {
+            expand(&words[at..end], path.clone(), out);
+            let mut depth = 0;
+            while at < end && !(depth == 0 && words[at].text == ",") {
+                depth += i32::from(words[at].text == "{") - i32::from(words[at].text == "}");
+                at += 1;
+            }
+            at += 1;
+        }
+        return;
+    }
+    match &*first.text {
+        "super" => drop(path.pop()),
+        "self" => {}
+        name => path.push(name),
+    }
+    match words {
+        [_, a, b, rest @ ..] if a.text == ":" && b.text == ":" => expand(rest, path, out),
+        _ => out.push(path),
+    }
+}
+
+fn the_storeys_hold(sources: &[Source]) -> Vec<String> {
+    let mut out = Vec::new();
+    for (package, storeys) in STOREYS {
+        let src = format!("crates/{package}/src/");
+        let storey_of = |file: &str| {
+            let inside = file.strip_prefix(&*src)?;
+            storeys.iter().position(|storey| {
+                inside
+                    .strip_prefix(storey)
+                    .is_some_and(|rest| rest.starts_with('/'))
+            })
+        };
+        let imports = imports(sources, package);
+        for (file, used) in &imports {
+            for used in used {
+                if let (Some(own), Some(other)) = (storey_of(file), storey_of(used))
+                    && other > own
+                {
+                    out.push(format!(
+                        "{file}: uses {used}, a storey above it: move the code up or what it uses down"
+                    ));
+                }
+            }
+        }
+        for circle in circles(&imports) {
+            if circle.len() > CIRCLE_FILES_MAX {
+                let files: Vec<_> = circle.into_iter().collect();
+                out.push(format!(
+                    "{}: {} files import one another in a circle: move what they share to a file below them",
+                    files.join(", "),
+                    files.len()
+                ));
+            }
+        }
+    }
+    out
+}
+
+/// The sets of two or more files each of which reaches the others by imports.
+fn circles<'a>(imports: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> BTreeSet<BTreeSet<&'a str>> {
+    let reach = |from: &'a str| {
+        let (mut reached, mut open) = (BTreeSet::new(), vec![from]);
+        while let Some(file) = open.pop() {
+            for next in imports.get(file).into_iter().flatten() {
+                if reached.insert(*next) {
+                    open.push(next);
+                }
+            }
+        }
+        reached
+    };
+    let reached: BTreeMap<_, _> = imports.keys().map(|file| (*file, reach(file))).collect();
+    let circle_of = |(file, reached_from): (&&'a str, &BTreeSet<&'a str>)| {
+        let back = |other: &&&str| reached.get(**other).is_some_and(|set| set.contains(file));
+        reached_from
+            .iter()
+            .filter(back)
+            .copied()
+            .collect::<BTreeSet<_>>()
+    };
+    reached
+        .iter()
+        .map(circle_of)
+        .filter(|circle| circle.len() > 1)
+        .collect()
+}
+
 /// Cargo runs what has `harness = false` and, with the harness of its own, every library and
 /// program that does not say `bench = false`; that harness knows nothing of Criterion's arguments.
 fn criterion_alone_benches(manifests: &[File]) -> Vec<String> {
@@ -821,6 +989,19 @@ fn dependencies_say_what_they_are_for() {
 #[test]
 fn crates_depend_only_along_the_arrows() {
     assert_none(the_arrows_hold(&TREE.manifests));
+}
+
+#[test]
+fn storeys_use_what_is_below_them() {
+    for (package, _) in STOREYS {
+        let imports = imports(&TREE.sources, package);
+        let found: usize = imports.values().map(BTreeSet::len).sum();
+        assert!(
+            imports.len() > 20 && found > 50,
+            "{package}: {found} imports were found"
+        );
+    }
+    assert_none(the_storeys_hold(&TREE.sources));
 }
 
 #[test]
@@ -1079,6 +1260,72 @@ mod rules {
             criterion_alone_benches,
             &["[lib]\nbench = false\n"],
             &["[lib]\n", "[[bench]]\nharness = false\n"],
+        );
+    }
+
+    /// The complaints about files of the kernels' `src`.
+    fn storeys(files: &[(&str, &str)]) -> Vec<String> {
+        let source = |(path, text): &(&str, &str)| {
+            Source::new(&format!("crates/bitnet-kernels/src/{path}"), text)
+        };
+        the_storeys_hold(&files.iter().map(source).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn an_import_from_a_storey_above_is_found() {
+        let set = ("sets/avx2.rs", "");
+        for kept in [
+            "use crate::layout::lines;",
+            "#[cfg(test)]\nmod tests { use crate::ops::cpu::Cpu; }",
+            "// crate::ops::cpu::Cpu\nuse super::rows::B;",
+        ] {
+            let files = [
+                ("weights/a.rs", kept),
+                ("ops/cpu.rs", ""),
+                ("layout/lines.rs", ""),
+                set,
+            ];
+            assert_eq!(storeys(&files), [""; 0], "{kept}");
+        }
+        for broken in [
+            "use crate::ops::cpu::Cpu;",
+            "use crate::{layout::lines::A, ops::{cpu::{self, Cpu}}};",
+            "fn f() { crate::sets::avx2::g() }",
+            "use super::super::sets::avx2;",
+            "macro_rules! a { () => { $crate::ops::cpu::b() } }",
+        ] {
+            let files = [
+                ("weights/a.rs", broken),
+                ("ops/cpu.rs", ""),
+                ("layout/lines.rs", ""),
+                set,
+            ];
+            let complaints = storeys(&files);
+            assert!(
+                complaints.len() == 1 && complaints[0].contains("weights/a.rs: uses "),
+                "{broken}: {complaints:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_large_import_circle_is_found() {
+        let three = [
+            ("sets/a.rs", "mod b; use b::x;"),
+            ("sets/a/b.rs", "use crate::sets::c::{D, E};"),
+            ("sets/c.rs", "use super::a::F;"),
+        ];
+        assert_eq!(storeys(&three), [""; 0]);
+        let four = [
+            three[0],
+            three[1],
+            ("sets/c.rs", "fn f() { super::d::g() }"),
+            ("sets/d.rs", "use crate::{sets::a::F};"),
+        ];
+        let complaints = storeys(&four);
+        assert!(
+            complaints.len() == 1 && complaints[0].contains("4 files"),
+            "{complaints:?}"
         );
     }
 

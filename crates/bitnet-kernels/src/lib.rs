@@ -14,8 +14,18 @@
 //! - So every set, every number of threads and every number of rows at once gives the same bits.
 //!   `tests/agree.rs` compares each set with `scalar`, the reference, without tolerance.
 //!
-//! An instruction set is one module (`scalar`, `avx2`, `avx512`, `neon`), and the CPU is asked what
-//! it can do in one function, [`KernelSet::available`].
+//! An instruction set is one module (`scalar`, `avx2`, `avx512`, `neon`), and one function asks the
+//! CPU what it can do: [`KernelSet::available`].
+//!
+//! The crate has five storeys, and each uses only itself and those below it:
+//!
+//! ```text
+//! ops       operations of a forward pass, on all threads, counted
+//! sets      functions over slices for each instruction set, and the table that names them
+//! weights   containers that hold matrices in one of the layouts
+//! threads   the pool, memory in huge pages, counters, probes
+//! layout    bytes as they lie in memory, and the constants of that
+//! ```
 
 mod layout;
 mod ops;
@@ -26,20 +36,23 @@ mod weights;
 pub use sets::math;
 
 pub use layout::activations::{Activations, TILE_ROWS};
-pub use layout::packing::{LINE_COLS, Packing};
+pub use layout::cache::{CACHE_BLOCK, SEGMENT_KEYS};
+pub use layout::lines::{BLOCK_ROWS, LINE_COLS, MAX_COLS};
+pub use layout::packing::Packing;
 pub use ops::attention::{
     AttentionScratch, AttentionShape, LayerCache, MAX_HEAD_DIM, Place, Places, Qkv,
 };
 pub use ops::cpu::{Cpu, Gate, InnerZeros, LiveNeurons, Neurons, Norm};
-pub use ops::screen::{Estimates, ScreenScratch, ScreenTable};
-pub use ops::sparse::{SparseScratch, TernaryColumns, TernaryRows};
+pub use ops::screen::{Estimates, ScreenScratch};
+pub use ops::sparse::SparseScratch;
 pub use sets::compiled::Work;
-pub use sets::segment::{
-    CACHE_BLOCK, CacheElement, Partial, SEGMENT_KEYS, Segment, SegmentScratch,
-};
+pub use sets::segment::{CacheElement, Partial, Segment, SegmentScratch};
 pub use sets::table::KernelSet;
 pub use threads::counters::{Count, Counters, Kernel};
 pub use threads::memory::{Huge, Plain};
 pub use threads::pool::{Pool, default_threads};
 pub use threads::probe::{READ_PROBE_BYTES, ReadProbe};
-pub use weights::matrix::{BLOCK_ROWS, MAX_COLS, Part, TernaryMatrix, Unpack};
+pub use weights::columns::TernaryColumns;
+pub use weights::head::ScreenTable;
+pub use weights::matrix::{Part, TernaryMatrix, Unpack};
+pub use weights::rows::TernaryRows;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::layout::packing::LINE_COLS;
+use crate::layout::lines::LINE_COLS;
 
 /// Rows in a tile: the most that one step of a kernel multiplies by the same weights.
 pub const TILE_ROWS: usize = 8;

@@ -28,13 +28,9 @@
 //! rounded quotient by [`RADIX`] and the remainder, which are looked up and added apart. Eight of
 //! either fit into a byte: sums are widened once a line or unit.
 
-use std::cell::RefCell;
 use std::ops::Range;
 
-use crate::layout::activations::Activations;
-use crate::layout::packing::{LINE_BYTES, LINE_COLS, Line};
-use crate::sets::table::Output;
-use crate::weights::matrix::{BLOCK_ROWS, TernaryMatrix};
+use crate::layout::lines::{BLOCK_ROWS, LINE_BYTES, LINE_COLS, Line};
 
 /// Columns of a unit of triples.
 pub(crate) const UNIT_COLS: usize = 24;
@@ -229,38 +225,6 @@ pub(crate) fn unpack_chunk(packed: &[u8], cols: usize, chunk: &Chunk, codes: &mu
     }
 }
 
-/// The products of one field, `RADIX · high + low` of each index: 16 low bytes, then 16 high ones.
-///
-/// Two of them, where a set asks for signed tables, make a table of a triple: 32 low bytes, then 32
-/// high ones, the index with the sign as its fifth bit.
-#[derive(Clone, Copy, Debug)]
-#[repr(align(32))]
-pub(crate) struct Table(pub [i8; 32]);
-
-/// The table lookup of an instruction set.
-#[derive(Clone, Copy)]
-pub(crate) struct Lookup {
-    /// Tables for a triple: 1, or 2 where they are signed.
-    pub triple_tables: usize,
-    /// Makes the tables of the units and lines of a chunk for one row of activations, [`Cut::cols`]
-    /// values.
-    pub make_tables: unsafe fn(&[i16], Cut, &mut [Table]),
-    /// Adds `Σ w · q` of each of the 32 rows of a chunk to their sums, which lie in an order of the
-    /// set's own, by the tables of one row of activations.
-    pub add: unsafe fn(&[u8], Cut, &[Table], &mut [i32; BLOCK_ROWS]),
-    /// `sum / s · scale` of 32 rows, given the sums, s, the scale and the place for 32 outputs.
-    pub finish: unsafe fn(&[i32; BLOCK_ROWS], f32, f32, &mut [f32]),
-}
-
-/// `sum / s · scale` of 32 rows, in that order: the body of [`Lookup::finish`] where sums lie in
-/// the order of the rows.
-#[inline(always)]
-pub(crate) fn finish(sums: &[i32; BLOCK_ROWS], activation_scale: f32, scale: f32, out: &mut [f32]) {
-    for (out, sum) in out.iter_mut().zip(sums) {
-        *out = *sum as f32 / activation_scale * scale;
-    }
-}
-
 /// The weights of each index: `[weight of the field, index]`.
 type Weights<const N: usize> = [[i16; 16]; N];
 
@@ -287,82 +251,6 @@ pub(crate) const TRIPLES: Weights<3> = {
     }
     weights
 };
-
-/// What a thread needs for a product: a part of a row of activations, tables, sums. Kept, so that a
-/// decode step allocates nothing.
-#[derive(Default)]
-struct Scratch {
-    values: Vec<i16>,
-    tables: Vec<Table>,
-    sums: Vec<[i32; BLOCK_ROWS]>,
-}
-
-thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
-}
-
-/// Rows of activations whose tables stay in a core's second-level cache: at most 8 KiB each, 256
-/// KiB.
-const ROWS_AT_ONCE: usize = 32;
-
-/// `y = Σ w · q / s · scale` for the given blocks of rows and all activation rows.
-///
-/// Every thread makes all tables for itself: that takes less time than to wait for, and to fetch,
-/// what others made.
-///
-/// # Safety
-/// The CPU must have the instructions of `lookup`, and no other thread may hold the same blocks of
-/// outputs.
-pub(crate) unsafe fn multiply(
-    lookup: &Lookup,
-    matrix: &TernaryMatrix,
-    cut: Cut,
-    blocks: Range<usize>,
-    activations: &Activations,
-    output: &Output<'_>,
-) {
-    SCRATCH.with_borrow_mut(
-        |Scratch {
-             values,
-             tables,
-             sums,
-         }| {
-            for first in (0..activations.rows()).step_by(ROWS_AT_ONCE) {
-                let rows = first..activations.rows().min(first + ROWS_AT_ONCE);
-                sums.clear();
-                sums.resize(rows.len() * blocks.len(), [0; BLOCK_ROWS]);
-                for chunk in cut.chunks() {
-                    let Chunk { cut, first_col, .. } = chunk;
-                    let row_tables = FIELDS * (lookup.triple_tables * cut.units + cut.lines);
-                    values.resize(cut.cols(), 0);
-                    tables.resize(rows.len() * row_tables, Table([0; 32]));
-                    for (row, tables) in rows.clone().zip(tables.chunks_exact_mut(row_tables)) {
-                        activations.copy_row(row, first_col, values);
-                        // SAFETY: passed on to the caller.
-                        unsafe { (lookup.make_tables)(values, cut, tables) };
-                    }
-                    for (block, sums) in blocks.clone().zip(sums.chunks_exact_mut(rows.len())) {
-                        let packed = matrix.chunk(block, &chunk);
-                        for (tables, sums) in tables.chunks_exact(row_tables).zip(sums) {
-                            // SAFETY: passed on to the caller.
-                            unsafe { (lookup.add)(packed, cut, tables, sums) };
-                        }
-                    }
-                }
-                for (block, sums) in blocks.clone().zip(sums.chunks_exact(rows.len())) {
-                    for (row, sums) in rows.clone().zip(sums) {
-                        // SAFETY: passed on to the caller.
-                        let out = unsafe { output.block(row, block) };
-                        // SAFETY: passed on to the caller.
-                        unsafe {
-                            (lookup.finish)(sums, activations.scale(row), matrix.scale(block), out)
-                        };
-                    }
-                }
-            }
-        },
-    );
-}
 
 #[cfg(test)]
 mod tests {

@@ -1,5 +1,10 @@
-//! LAYOUT: how weights and activations lie in memory, byte by byte, and the constants of that.
+//! LAYOUT: how weights and activations lie in memory, byte by byte, and the constants of that. The
+//! lowest storey: it uses nothing above it.
 
 pub mod activations;
+pub mod cache;
+pub mod lines;
 pub mod lookup;
 pub mod packing;
+pub mod runs;
+pub mod screen;

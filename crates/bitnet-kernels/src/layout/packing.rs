@@ -26,26 +26,16 @@
 //! codes of 2 bits, as in a line of 2 bits. Columns that do not fill a group of 96 follow in lines
 //! of 2 bits.
 //!
-//! **TL1 and TL2** are for table lookup: `tl.rs` draws them.
+//! **TL1 and TL2** are for table lookup: `lookup.rs` draws them.
 
-use std::cell::Cell;
-
+use crate::layout::lines::{LINE_BYTES, LINE_COLS, Line};
 use crate::layout::lookup::Cut;
-use crate::threads::counters::Kernel;
-use crate::weights::matrix::{BLOCK_ROWS, TernaryMatrix};
-
-/// Columns in a line of 2 bits.
-pub const LINE_COLS: usize = 16;
-/// Bytes in a line.
-pub(crate) const LINE_BYTES: usize = BLOCK_ROWS * LINE_COLS / 4;
 
 /// Lines of 2 bits in a group.
 pub(crate) const GROUP_LINES: usize = 6;
 /// Lines that a group of them takes with 1.67 bits.
 const PACKED_LINES: usize = 5;
 
-/// The bytes of a line.
-pub(crate) type Line = [u8; LINE_BYTES];
 /// The lines of a group in 1.67 bits.
 pub(crate) type Group = [Line; PACKED_LINES];
 
@@ -85,16 +75,6 @@ impl Packing {
         Self::ALL.into_iter().find(|packing| packing.name() == name)
     }
 
-    /// What products count as: with a single row of activations, and with several.
-    #[must_use]
-    pub fn kernels(self) -> [Kernel; 2] {
-        match self {
-            Self::Two | Self::FiveThirds => [Kernel::I2sGemv, Kernel::I2sGemm],
-            Self::Tl1 => [Kernel::Tl1Gemv, Kernel::Tl1Gemm],
-            Self::Tl2 => [Kernel::Tl2Gemv, Kernel::Tl2Gemm],
-        }
-    }
-
     /// Where weights are looked up: how their columns are cut into pairs and triples.
     pub(crate) fn cut(self, cols: usize) -> Option<Cut> {
         match self {
@@ -120,7 +100,7 @@ impl Packing {
 }
 
 /// Lines of 2 bits in a block of `cols` columns.
-fn num_lines(cols: usize) -> usize {
+pub(crate) fn num_lines(cols: usize) -> usize {
     cols.div_ceil(LINE_COLS)
 }
 
@@ -255,43 +235,27 @@ fn high(x: u64, n: u32) -> u64 {
     x >> n & bytes(0xff >> n)
 }
 
-thread_local! {
-    static SCRATCH: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
-}
-
-/// Memory of this thread for the lines of one block. Kept, so that a decode step allocates nothing.
-pub(crate) struct Scratch(Vec<Line>);
-
-impl Scratch {
-    pub(crate) fn take() -> Self {
-        Self(SCRATCH.take())
-    }
-
-    /// Room for a block of `cols` columns in 2 bits; what is in it is unspecified.
-    pub(crate) fn lines(&mut self, cols: usize) -> &mut [Line] {
-        let lines = num_lines(cols);
-        if self.0.len() < lines {
-            self.0.resize(lines, [0; LINE_BYTES]);
+/// Packs `[BLOCK_ROWS, cols]` codes 0, 1, 2 into the lines of one block.
+pub(crate) fn pack_block(codes: &[i8], cols: usize, block: &mut [Line]) {
+    for (row, codes) in codes.chunks_exact(cols).enumerate() {
+        let (whole, rest) = codes.as_chunks::<LINE_COLS>();
+        for (line, cols) in whole.iter().enumerate() {
+            pack_line_row(cols, &mut block[line][4 * row..4 * row + 4]);
         }
-        &mut self.0[..lines]
-    }
-
-    /// The lines of a block with 2 bits a weight, unpacked here; `None` if the matrix has them.
-    #[inline(always)]
-    pub(crate) fn unpack(&mut self, matrix: &TernaryMatrix, block: usize) -> Option<&[Line]> {
-        if matrix.packing() == Packing::Two {
-            return None;
+        if !rest.is_empty() {
+            // Columns past the end are zero weights.
+            let mut cols = [1i8; LINE_COLS];
+            cols[..rest.len()].copy_from_slice(rest);
+            pack_line_row(&cols, &mut block[whole.len()][4 * row..4 * row + 4]);
         }
-        let lines = self.lines(matrix.cols());
-        matrix.unpack(block, lines);
-        Some(lines)
     }
 }
 
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        SCRATCH.set(std::mem::take(&mut self.0));
-    }
+#[inline(always)]
+fn pack_line_row(cols: &[i8; LINE_COLS], dword: &mut [u8]) {
+    let field = |s: usize| u32::from_le_bytes(std::array::from_fn(|j| cols[4 * s + j] as u8));
+    let packed = field(0) | field(1) << 2 | field(2) << 4 | field(3) << 6;
+    dword.copy_from_slice(&packed.to_le_bytes());
 }
 
 #[cfg(test)]

@@ -9,10 +9,9 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use crate::layout::cache::{CACHE_BLOCK, SEGMENT_KEYS};
 use crate::ops::cpu::Cpu;
-use crate::sets::segment::{
-    CACHE_BLOCK, CacheElement, Partial, SEGMENT_KEYS, Segment, SegmentScratch,
-};
+use crate::sets::segment::{CacheElement, Partial, Segment, SegmentScratch};
 use crate::sets::table::KernelSet;
 use crate::threads::counters::Kernel;
 use crate::threads::disjoint::Disjoint;

@@ -8,13 +8,15 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::layout::activations::{Activations, TILE_ROWS, interleave};
-use crate::layout::lookup;
+use crate::layout::lines::BLOCK_ROWS;
 use crate::layout::packing::Packing;
-use crate::sets::table::{KernelSet, Output};
+use crate::ops::lookup;
+use crate::sets::output::Output;
+use crate::sets::table::KernelSet;
 use crate::threads::counters::{Counters, Kernel};
 use crate::threads::disjoint::Disjoint;
 use crate::threads::pool::Pool;
-use crate::weights::matrix::{BLOCK_ROWS, TernaryMatrix};
+use crate::weights::matrix::TernaryMatrix;
 
 /// Rows from which on [`KernelSet::ternary_tile`] pays: with fewer, reading weights takes longer
 /// than computing.

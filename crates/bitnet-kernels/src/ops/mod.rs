@@ -1,6 +1,8 @@
-//! OPS: the operations of a forward pass, each on all threads and counted.
+//! OPS: the operations of a forward pass, each on all threads and counted. The top storey.
 
 pub mod attention;
 pub mod cpu;
+pub mod lookup;
+pub mod probe;
 pub mod screen;
 pub mod sparse;

@@ -6,26 +6,18 @@
 //! an exact integer sum and two multiplications. With it comes a bound of its error, proved in
 //! `docs/screened-head.md`: whoever wants the largest logits computes in full only those whose
 //! upper bound reaches the lower bounds of the others, and loses none.
-//!
-//! Rows are taken 32 at a time, as in [`crate::TernaryMatrix`]:
-//!
-//! ```text
-//! line g of a block, 128 bytes:   dword r (0..32) = row r
-//!     byte j (0..4) of the dword  =  integer + 128 of column 4 g + j
-//! ```
 
 use crate::layout::activations::{Activations, TILE_ROWS};
-use crate::layout::packing::LINE_COLS;
+use crate::layout::lines::{BLOCK_ROWS, LINE_COLS, MAX_COLS};
+use crate::layout::screen::{ScreenSums, pack_block};
 use crate::ops::cpu::Cpu;
 use crate::sets::table::KernelSet;
 use crate::threads::counters::Kernel;
 use crate::threads::disjoint::Disjoint;
 use crate::threads::memory::Huge;
 use crate::threads::pool::Pool;
-use crate::weights::matrix::{BLOCK_ROWS, MAX_COLS};
+use crate::weights::head::{BlockBounds, ScreenTable};
 
-/// Columns in a line.
-const SCREEN_LINE_COLS: usize = 4;
 /// Half a unit in the last place of 1: the relative error of one rounded operation.
 const UNIT: f32 = f32::EPSILON / 2.0;
 /// What is added to a sum of squares' root: more than squares below the smallest float can have
@@ -35,28 +27,6 @@ const NORM_FLOOR: f32 = 1e-15;
 const ERROR_FLOOR: f32 = 1e-30;
 /// Norms beyond which nothing is screened: their products could overflow.
 const MAX_NORM: f32 = 1e15;
-
-/// Integer sums of a block of rows with the planes of a tile.
-pub(crate) type ScreenSums = [[i32; BLOCK_ROWS]; TILE_ROWS];
-
-/// The head in 8 bits, with what bounds the error of a logit estimated from it.
-pub struct ScreenTable {
-    rows: usize,
-    cols: usize,
-    lines: Huge<u8>,
-    bounds: Vec<BlockBounds>,
-}
-
-/// What each row of a block needs for its estimate: three numbers a row.
-#[derive(Clone)]
-struct BlockBounds {
-    /// What the row's integers are multiplied by.
-    scale: [f32; BLOCK_ROWS],
-    /// At least `‖e − scale · integers‖`; infinite for a row whose logit cannot be bounded.
-    residual: [f32; BLOCK_ROWS],
-    /// At least `‖e‖` and `‖scale · integers‖`.
-    norm: [f32; BLOCK_ROWS],
-}
 
 /// The hidden states of a pass as 8-bit planes, and their estimates. Grows to the most rows it
 /// meets.
@@ -194,43 +164,6 @@ impl ScreenTable {
             cols,
             lines,
             bounds,
-        }
-    }
-
-    fn block_bytes(cols: usize) -> usize {
-        cols.next_multiple_of(LINE_COLS) * BLOCK_ROWS
-    }
-
-    /// Rows of the table.
-    #[must_use]
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Bytes kept: the integers and three numbers a row. One pass reads them all.
-    #[must_use]
-    pub fn num_bytes(&self) -> usize {
-        self.lines.len() + size_of_val(self.bounds.as_slice())
-    }
-}
-
-/// Packs `[BLOCK_ROWS, padded cols]` integers into the lines of one block, some lines at a time, so
-/// that what is written stays in the nearest cache until it is whole.
-fn pack_block(integers: &[i8], padded: usize, block: &mut [u8]) {
-    for (first, lines) in (0..padded)
-        .step_by(LINE_COLS)
-        .zip(block.chunks_exact_mut(LINE_COLS * BLOCK_ROWS))
-    {
-        for (lane, row) in integers.chunks_exact(padded).enumerate() {
-            for (four, line) in row[first..first + LINE_COLS]
-                .as_chunks::<SCREEN_LINE_COLS>()
-                .0
-                .iter()
-                .zip(lines.as_chunks_mut::<{ SCREEN_LINE_COLS * BLOCK_ROWS }>().0)
-            {
-                line[4 * lane..4 * lane + 4]
-                    .copy_from_slice(&four.map(|integer| integer as u8 ^ 0x80));
-            }
         }
     }
 }

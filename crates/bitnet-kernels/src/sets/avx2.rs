@@ -7,8 +7,11 @@ mod screen;
 pub(crate) mod sparse;
 mod ternary;
 pub(crate) mod tl;
+mod vector;
 
 use std::arch::x86_64::*;
+
+use vector::store8;
 
 use crate::layout::packing::Packing;
 use crate::sets::portable;
@@ -88,12 +91,4 @@ fn reduce(acc: [__m256; 8]) -> f32 {
     let v4 = _mm_add_ps(_mm256_castps256_ps128(v8), _mm256_extractf128_ps::<1>(v8));
     let v2 = _mm_add_ps(v4, _mm_movehl_ps(v4, v4));
     _mm_cvtss_f32(_mm_add_ss(v2, _mm_movehdup_ps(v2)))
-}
-
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-fn store8(out: &mut [f32], value: __m256) {
-    assert!(out.len() == 8);
-    // SAFETY: 8 writable floats; the store needs no alignment.
-    unsafe { _mm256_storeu_ps(out.as_mut_ptr(), value) }
 }

@@ -8,13 +8,15 @@ mod screen;
 mod sparse;
 mod ternary;
 mod tl;
+mod vector;
 
 use std::arch::x86_64::*;
 
+use vector::store16;
+
 use crate::layout::packing::Packing;
-use crate::sets::avx2;
-use crate::sets::portable;
 use crate::sets::table::{KernelSet, kernel_set};
+use crate::sets::{avx2, portable};
 
 kernel_set!(
     AVX512 = "avx512",
@@ -113,12 +115,4 @@ fn reduce(acc: [__m512; 4]) -> f32 {
     let v4 = _mm_add_ps(_mm256_castps256_ps128(v8), _mm256_extractf128_ps::<1>(v8));
     let v2 = _mm_add_ps(v4, _mm_movehl_ps(v4, v4));
     _mm_cvtss_f32(_mm_add_ss(v2, _mm_movehdup_ps(v2)))
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn store16(out: &mut [f32], value: __m512) {
-    assert!(out.len() == 16);
-    // SAFETY: 16 writable floats; the store needs no alignment.
-    unsafe { _mm512_storeu_ps(out.as_mut_ptr(), value) }
 }

@@ -1,15 +1,20 @@
 //! SETS: for each instruction set one module of functions over slices, and the table that names
-//! them.
+//! them. They use layout and read weights.
 
 #[cfg(target_arch = "x86_64")]
 pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
+pub mod checked;
 pub mod compiled;
+pub mod detect;
+pub mod lookup;
 pub mod math;
 #[cfg(target_arch = "aarch64")]
 pub mod neon;
+pub mod output;
 pub mod portable;
 pub mod scalar;
 pub mod segment;
+pub mod sparse;
 pub mod table;

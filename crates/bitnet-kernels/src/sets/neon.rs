@@ -12,9 +12,11 @@ mod screen;
 mod sparse;
 mod ternary;
 mod tl;
+mod vector;
 
 use std::arch::aarch64::*;
-use std::arch::asm;
+
+use vector::{convert_f16, load_f32, store4};
 
 use crate::layout::packing::Packing;
 use crate::sets::portable;
@@ -107,45 +109,4 @@ fn reduce(acc: &[float32x4_t]) -> f32 {
     );
     let v2 = vadd_f32(vget_low_f32(v4), vget_high_f32(v4));
     vpadds_f32(v2)
-}
-
-/// The bits of eight f16 as f32, exactly.
-#[inline]
-#[target_feature(enable = "neon")]
-fn convert_f16(bits: uint16x8_t) -> [float32x4_t; 2] {
-    let (low, high): (float32x4_t, float32x4_t);
-    // SAFETY: one instruction that touches nothing but these registers; every CPU with NEON has it.
-    unsafe {
-        asm!(
-            "fcvtl {low:v}.4s, {bits:v}.4h",
-            low = lateout(vreg) low,
-            bits = in(vreg) bits,
-            options(pure, nomem, nostack, preserves_flags)
-        );
-    }
-    // SAFETY: as above.
-    unsafe {
-        asm!(
-            "fcvtl2 {high:v}.4s, {bits:v}.8h",
-            high = lateout(vreg) high,
-            bits = in(vreg) bits,
-            options(pure, nomem, nostack, preserves_flags)
-        );
-    }
-    [low, high]
-}
-
-/// Eight floats.
-#[inline]
-#[target_feature(enable = "neon")]
-fn load_f32(from: &[f32; 8]) -> [float32x4_t; 2] {
-    // SAFETY: 8 readable floats; the loads need no alignment.
-    unsafe { [vld1q_f32(from.as_ptr()), vld1q_f32(from.as_ptr().add(4))] }
-}
-
-#[inline]
-#[target_feature(enable = "neon")]
-fn store4(out: &mut [f32; 4], value: float32x4_t) {
-    // SAFETY: 4 writable floats; the store needs no alignment.
-    unsafe { vst1q_f32(out.as_mut_ptr(), value) }
 }

@@ -7,14 +7,15 @@ mod tl;
 use std::ops::Range;
 
 use crate::layout::activations::{Activations, Tile};
-use crate::layout::packing::{LINE_COLS, Line, Packing, Scratch};
-use crate::ops::screen::ScreenSums;
+use crate::layout::cache::{CACHE_BLOCK, SEGMENT_KEYS};
+use crate::layout::lines::{BLOCK_ROWS, LINE_COLS, Line};
+use crate::layout::packing::Packing;
+use crate::layout::screen::ScreenSums;
+use crate::sets::output::Output;
 use crate::sets::portable;
-use crate::sets::segment::{
-    CACHE_BLOCK, CacheElement, Partial, SEGMENT_KEYS, Segment, SegmentScratch,
-};
-use crate::sets::table::{Output, kernel_set};
-use crate::weights::matrix::{BLOCK_ROWS, TernaryMatrix};
+use crate::sets::segment::{CacheElement, Partial, Segment, SegmentScratch};
+use crate::sets::table::kernel_set;
+use crate::weights::matrix::{LineScratch, TernaryMatrix};
 
 kernel_set!(
     SCALAR = "scalar",
@@ -41,7 +42,7 @@ fn ternary(
     activations: &Activations,
     output: &Output<'_>,
 ) {
-    let mut scratch = Scratch::take();
+    let mut scratch = LineScratch::take();
     for block in blocks {
         let scale = matrix.scale(block);
         let lines = scratch

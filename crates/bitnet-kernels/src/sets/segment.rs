@@ -6,14 +6,9 @@
 //! dimension; for values it has a row for each key. Every sum has one accumulator and goes through
 //! its terms in ascending order, so tiles, blocks and registers change no bit.
 
+use crate::layout::cache::{CACHE_BLOCK, SEGMENT_KEYS};
 use crate::sets::portable;
 use crate::sets::table::KernelSet;
-
-/// Key positions in a block of the key/value cache.
-pub const CACHE_BLOCK: usize = 32;
-/// Key positions in a segment: attention is computed for each segment on its own, then merged in
-/// ascending order.
-pub const SEGMENT_KEYS: usize = 256;
 
 /// An element of the key/value cache: f16 (its bits) or f32.
 pub trait CacheElement: Copy + Default + Send + Sync + private::Sealed + 'static {

@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
+use crate::threads::disjoint::Disjoint;
+
 /// How long a worker waits for the next job before it parks.
 pub const SPIN: Duration = Duration::from_millis(1);
 
@@ -184,6 +186,32 @@ impl Pool {
         });
     }
 
+    /// Splits the rows of `data`, `[rows, row_len]`, as [`Pool::split`] does, and runs `job(rows,
+    /// their elements)` on each share.
+    ///
+    /// # Panics
+    /// If `row_len` is 0 or does not divide `data`.
+    pub fn split_mut<T: Send>(
+        &self,
+        data: &mut [T],
+        row_len: usize,
+        unit: usize,
+        job: &(dyn Fn(Range<usize>, &mut [T]) + Sync),
+    ) {
+        assert!(
+            row_len > 0 && data.len().is_multiple_of(row_len),
+            "{} elements in rows of {row_len}",
+            data.len()
+        );
+        let rows = data.len() / row_len;
+        let data = Disjoint::new(data);
+        self.split(rows, unit, &|share| {
+            // SAFETY: each row is in one thread's share.
+            let part = unsafe { data.slice(share.start * row_len..share.end * row_len) };
+            job(share, part);
+        });
+    }
+
     /// Deals `0..len` out in pieces, multiples of `unit`, each to the thread that is free first,
     /// and runs `job(piece)`.
     ///
@@ -339,6 +367,20 @@ mod tests {
                     "{num_threads} threads, {len} items"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn every_row_is_given_to_one_share() {
+        for num_threads in [1, 3] {
+            let pool = Pool::new(num_threads);
+            let mut rows = vec![0; 3 * 37];
+            pool.split_mut(&mut rows, 3, 4, &|share, rows| {
+                for (index, row) in share.zip(rows.chunks_exact_mut(3)) {
+                    row.iter_mut().for_each(|value| *value += index);
+                }
+            });
+            assert!(rows.iter().enumerate().all(|(at, value)| *value == at / 3));
         }
     }
 

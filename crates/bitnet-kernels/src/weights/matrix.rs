@@ -2,29 +2,25 @@
 //!
 //! Rows are taken 32 at a time. A block of 32 rows is a run of 128-byte lines, in which dword r is
 //! row r; which columns a line holds, and in how many bits, is its [`Packing`]. (Where weights are
-//! looked up, byte r is row r: see `tl.rs`.)
+//! looked up, byte r is row r: see `layout/lookup.rs`.)
 //!
 //! So a thread reads one sequential stream (hardware prefetchers follow nothing else as well), a
 //! vector lane is a row and no horizontal sum is ever needed: with 512-bit registers a line is two
 //! loads, with 256-bit four, with 128-bit eight. Four consecutive activations, as one dword, meet
 //! the four bytes of a lane in a single dot-product instruction.
 
+use std::cell::Cell;
 use std::ops::Range;
 
+use crate::layout::lines::{BLOCK_ROWS, LINE_BYTES, Line, MAX_COLS};
 use crate::layout::lookup::{self, Chunk};
 use crate::layout::packing::{
-    GROUP_LINES, Group, LINE_COLS, Line, Packing, Scratch, split, spread, spread_group, squeeze,
+    GROUP_LINES, Group, Packing, num_lines, pack_block, split, spread, spread_group, squeeze,
 };
 use crate::threads::counters::Kernel;
+use crate::threads::disjoint::Disjoint;
 use crate::threads::memory::Huge;
 use crate::threads::pool::Pool;
-
-/// Rows in a block: also what the output of each part of a matrix is padded to.
-pub const BLOCK_ROWS: usize = 32;
-/// The most columns a matrix may have, so that no i32 accumulator can overflow: codes of the
-/// highest field weigh 2 · 4^3 = 128, activations at most 128, and a fourth of the columns is in
-/// that field: 2^17 / 4 · 2^14 = 2^29.
-pub const MAX_COLS: usize = 1 << 17;
 
 /// One matrix of a stack: so many output rows, all with one scale.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -85,10 +81,10 @@ impl TernaryMatrix {
             .collect();
         let mut bytes = Huge::zeros(blocks.len() * block_bytes);
         let failure = std::sync::Mutex::new(None);
-        let output = crate::threads::disjoint::Disjoint::new(&mut bytes);
+        let output = Disjoint::new(&mut bytes);
         pool.split(blocks.len(), 1, &|share| {
             let mut codes = vec![0i8; BLOCK_ROWS * cols];
-            let mut scratch = Scratch::take();
+            let mut scratch = LineScratch::take();
             for index in share {
                 let (part, first_row) = blocks[index];
                 let rows = first_row..parts[part].rows.min(first_row + BLOCK_ROWS);
@@ -210,11 +206,8 @@ impl TernaryMatrix {
         let packing = Packing::Two;
         let block_bytes = packing.block_bytes(self.cols);
         let mut bytes = Huge::zeros(self.num_blocks() * block_bytes);
-        let output = crate::threads::disjoint::Disjoint::new(&mut bytes);
-        pool.split(self.num_blocks(), 1, &|share| {
-            for block in share {
-                // SAFETY: each block index is in one thread's share.
-                let lines = unsafe { output.slice(block * block_bytes..(block + 1) * block_bytes) };
+        pool.split_mut(&mut bytes, block_bytes, 1, &|share, bytes| {
+            for (block, lines) in share.zip(bytes.chunks_exact_mut(block_bytes)) {
                 self.unpack(block, lines.as_chunks_mut().0);
             }
         });
@@ -306,6 +299,57 @@ impl TernaryMatrix {
     }
 }
 
+impl Packing {
+    /// What products count as: with a single row of activations, and with several.
+    #[must_use]
+    pub fn kernels(self) -> [Kernel; 2] {
+        match self {
+            Self::Two | Self::FiveThirds => [Kernel::I2sGemv, Kernel::I2sGemm],
+            Self::Tl1 => [Kernel::Tl1Gemv, Kernel::Tl1Gemm],
+            Self::Tl2 => [Kernel::Tl2Gemv, Kernel::Tl2Gemm],
+        }
+    }
+}
+
+thread_local! {
+    static SCRATCH: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+}
+
+/// Memory of this thread for the lines of one block. Kept, so that a decode step allocates nothing.
+pub(crate) struct LineScratch(Vec<Line>);
+
+impl LineScratch {
+    pub(crate) fn take() -> Self {
+        Self(SCRATCH.take())
+    }
+
+    /// Room for a block of `cols` columns in 2 bits; what is in it is unspecified.
+    pub(crate) fn lines(&mut self, cols: usize) -> &mut [Line] {
+        let lines = num_lines(cols);
+        if self.0.len() < lines {
+            self.0.resize(lines, [0; LINE_BYTES]);
+        }
+        &mut self.0[..lines]
+    }
+
+    /// The lines of a block with 2 bits a weight, unpacked here; `None` if the matrix has them.
+    #[inline(always)]
+    pub(crate) fn unpack(&mut self, matrix: &TernaryMatrix, block: usize) -> Option<&[Line]> {
+        if matrix.packing() == Packing::Two {
+            return None;
+        }
+        let lines = self.lines(matrix.cols());
+        matrix.unpack(block, lines);
+        Some(lines)
+    }
+}
+
+impl Drop for LineScratch {
+    fn drop(&mut self) {
+        SCRATCH.set(std::mem::take(&mut self.0));
+    }
+}
+
 /// Turns codes −1, 0, 1 into 0, 1, 2.
 fn add_one(codes: &mut [i8]) {
     let mut seen = 0u8;
@@ -316,27 +360,4 @@ fn add_one(codes: &mut [i8]) {
         seen |= byte & 0xfc | byte & byte >> 1;
     }
     assert!(seen == 0, "a ternary code outside −1, 0 and 1");
-}
-
-/// Packs `[BLOCK_ROWS, cols]` codes 0, 1, 2 into the lines of one block.
-fn pack_block(codes: &[i8], cols: usize, block: &mut [Line]) {
-    for (row, codes) in codes.chunks_exact(cols).enumerate() {
-        let (whole, rest) = codes.as_chunks::<LINE_COLS>();
-        for (line, cols) in whole.iter().enumerate() {
-            pack_line_row(cols, &mut block[line][4 * row..4 * row + 4]);
-        }
-        if !rest.is_empty() {
-            // Columns past the end are zero weights.
-            let mut cols = [1i8; LINE_COLS];
-            cols[..rest.len()].copy_from_slice(rest);
-            pack_line_row(&cols, &mut block[whole.len()][4 * row..4 * row + 4]);
-        }
-    }
-}
-
-#[inline(always)]
-fn pack_line_row(cols: &[i8; LINE_COLS], dword: &mut [u8]) {
-    let field = |s: usize| u32::from_le_bytes(std::array::from_fn(|j| cols[4 * s + j] as u8));
-    let packed = field(0) | field(1) << 2 | field(2) << 4 | field(3) << 6;
-    dword.copy_from_slice(&packed.to_le_bytes());
 }

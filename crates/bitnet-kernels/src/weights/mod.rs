@@ -1,3 +1,8 @@
-//! WEIGHTS: the containers that hold a model's matrices in one of the layouts.
+//! WEIGHTS: the containers that hold a model's matrices in one of the layouts. They use layout and
+//! threads.
 
+pub mod columns;
+pub mod head;
 pub mod matrix;
+pub mod rows;
+pub mod runs;

@@ -2,10 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use super::ternary::{broadcast, load_quarter};
+use super::vector::{broadcast, load_quarter};
 use crate::layout::activations::Tile;
-use crate::layout::packing::LINE_BYTES;
-use crate::ops::screen::ScreenSums;
+use crate::layout::lines::LINE_BYTES;
+use crate::layout::screen::ScreenSums;
 
 /// `Σ integer · q` of 32 rows with each plane of a tile, two planes at a time.
 ///

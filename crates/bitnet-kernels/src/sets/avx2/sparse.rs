@@ -2,10 +2,11 @@
 
 use std::arch::x86_64::*;
 
-use crate::ops::sparse::{
-    LIST_SLACK, RUN_LINE_BYTES, RUN_LINE_WEIGHTS, RUNS_AT_ONCE, Runs, SparseKernels,
-    TernaryColumns, TernaryRows, starts, unrolled,
-};
+use crate::layout::runs::{LIST_SLACK, RUN_LINE_BYTES, RUN_LINE_WEIGHTS, RUNS_AT_ONCE};
+use crate::sets::sparse::{SparseKernels, starts, unrolled};
+use crate::weights::columns::TernaryColumns;
+use crate::weights::rows::TernaryRows;
+use crate::weights::runs::Runs;
 
 pub(super) const KERNELS: SparseKernels = SparseKernels {
     positive,

@@ -11,11 +11,11 @@ use std::arch::x86_64::*;
 use std::cell::Cell;
 use std::ops::Range;
 
-use super::store8;
+use super::vector::{broadcast, load_quarter, store8};
 use crate::layout::activations::{Activations, Tile};
-use crate::layout::packing::{LINE_COLS, Line, Scratch};
-use crate::sets::table::Output;
-use crate::weights::matrix::TernaryMatrix;
+use crate::layout::lines::{LINE_COLS, Line};
+use crate::sets::output::Output;
+use crate::weights::matrix::{LineScratch, TernaryMatrix};
 
 /// The most rows for which codes are taken out of the lines as they pass by.
 const FEW_ROWS: usize = 4;
@@ -43,7 +43,7 @@ pub(crate) fn ternary(
     activations: &Activations,
     output: &Output<'_>,
 ) {
-    let mut scratch = Scratch::take();
+    let mut scratch = LineScratch::take();
     let mut sums = SUMS.take();
     sums.resize(
         sums.len().max(activations.rows()),
@@ -82,25 +82,6 @@ pub(crate) fn ternary(
         }
     }
     SUMS.set(sums);
-}
-
-/// Four activations, the same in every lane.
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-pub(super) fn broadcast(values: &[i8], dword: usize) -> __m256i {
-    let v = &values[4 * dword..4 * dword + 4];
-    _mm256_set1_epi32(i32::from_le_bytes([
-        v[0] as u8, v[1] as u8, v[2] as u8, v[3] as u8,
-    ]))
-}
-
-/// Rows `8 quarter` to `8 quarter + 7` of a line.
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-pub(super) fn load_quarter(line: &[u8], quarter: usize) -> __m256i {
-    let bytes = &line[32 * quarter..32 * quarter + 32];
-    // SAFETY: 32 readable bytes; the load needs no alignment.
-    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
 }
 
 /// The codes of the field at position `S`, shifted down.

@@ -3,9 +3,9 @@
 
 use std::arch::x86_64::*;
 
-use crate::layout::lookup::{Cut, FIELDS, Lookup, PAIRS, RADIX, TRIPLES, Table, UNIT_COLS, Unit};
-use crate::layout::packing::Line;
-use crate::weights::matrix::BLOCK_ROWS;
+use crate::layout::lines::{BLOCK_ROWS, Line};
+use crate::layout::lookup::{Cut, FIELDS, PAIRS, RADIX, TRIPLES, UNIT_COLS, Unit};
+use crate::sets::lookup::{Lookup, Table};
 
 pub(crate) const LOOKUP: Lookup = Lookup {
     triple_tables: 1,

@@ -18,12 +18,15 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::ternary::{
-    GROUP_COLS, Masks, PREFETCH_BYTES, Place, Sums, activation_sums, add_lines_shifted,
-    add_products, broadcast, field, load_half, prefetch, shifted_field,
+    GROUP_COLS, Masks, PREFETCH_BYTES, Sums, TilePlace, activation_sums, add_lines_shifted,
+    add_products, field, prefetch, shifted_field,
 };
+
+use super::vector::{broadcast, load_half};
 use crate::layout::activations::{Activations, Tile};
-use crate::layout::packing::{Group, LINE_COLS, Line};
-use crate::sets::table::Output;
+use crate::layout::lines::{LINE_COLS, Line};
+use crate::layout::packing::Group;
+use crate::sets::output::Output;
 use crate::weights::matrix::TernaryMatrix;
 
 /// Fields of a group that are looked up: the first ones.
@@ -54,7 +57,7 @@ pub(crate) fn ternary_tile(
     activations: &Activations,
     output: &Output<'_>,
 ) {
-    let place = Place::new(tile, activations, output);
+    let place = TilePlace::new(tile, activations, output);
     macro_rules! rows {
         ($($n:literal),*) => {
             match place.tile.scales.len() {
@@ -67,7 +70,7 @@ pub(crate) fn ternary_tile(
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-fn multiply<const N: usize>(matrix: &TernaryMatrix, blocks: Range<usize>, place: &Place<'_>) {
+fn multiply<const N: usize>(matrix: &TernaryMatrix, blocks: Range<usize>, place: &TilePlace<'_>) {
     if blocks.is_empty() {
         return;
     }

@@ -2,10 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use super::ternary::{broadcast, load_half};
+use super::vector::{broadcast, load_half};
 use crate::layout::activations::Tile;
-use crate::layout::packing::LINE_BYTES;
-use crate::ops::screen::ScreenSums;
+use crate::layout::lines::LINE_BYTES;
+use crate::layout::screen::ScreenSums;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(crate) fn screen_block(lines: &[u8], ahead: &[u8], tile: &Tile<'_>, sums: &mut ScreenSums) {

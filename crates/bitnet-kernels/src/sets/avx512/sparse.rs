@@ -2,11 +2,12 @@
 
 use std::arch::x86_64::*;
 
-use crate::ops::sparse::{
-    RUN_LINE_BYTES, RUN_LINE_WEIGHTS, RUNS_AT_ONCE, Runs, SparseKernels, TernaryColumns,
-    TernaryRows, starts, unrolled,
-};
+use crate::layout::runs::{RUN_LINE_BYTES, RUN_LINE_WEIGHTS, RUNS_AT_ONCE};
 use crate::sets::avx2;
+use crate::sets::sparse::{SparseKernels, starts, unrolled};
+use crate::weights::columns::TernaryColumns;
+use crate::weights::rows::TernaryRows;
+use crate::weights::runs::Runs;
 
 pub(super) const KERNELS: SparseKernels = SparseKernels {
     positive: avx2::sparse::positive,

@@ -8,12 +8,12 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::store16;
+use super::vector::{broadcast, load_half, store16};
 use crate::layout::activations::{Activations, Tile};
-use crate::layout::packing::{GROUP_LINES, Group, LINE_COLS, Line, Packing, Scratch};
-use crate::weights::matrix::TernaryMatrix;
-
-use crate::sets::table::Output;
+use crate::layout::lines::{LINE_COLS, Line};
+use crate::layout::packing::{GROUP_LINES, Group, Packing};
+use crate::sets::output::Output;
+use crate::weights::matrix::{LineScratch, TernaryMatrix};
 
 /// Columns in a group.
 pub(super) const GROUP_COLS: usize = GROUP_LINES * LINE_COLS;
@@ -68,7 +68,7 @@ pub(crate) fn ternary(
     output: &Output<'_>,
 ) {
     let masks = Masks::new();
-    let mut scratch = Scratch::take();
+    let mut scratch = LineScratch::take();
     for run in runs(blocks, activations, matrix.packing() == Packing::Two) {
         let lines = scratch.unpack(matrix, run.start);
         let lines = |block| lines.unwrap_or_else(|| matrix.lines(block));
@@ -90,7 +90,7 @@ pub(crate) fn ternary_vbmi(
     }
     let masks = Masks::new();
     if activations.num_tiles() >= SPREAD_TILES_MIN {
-        let mut scratch = Scratch::take();
+        let mut scratch = LineScratch::take();
         let lines = scratch.lines(matrix.cols());
         for block in blocks {
             spread(matrix.groups(block), lines, &masks);
@@ -159,18 +159,18 @@ fn runs(
 fn places<'a>(
     activations: &'a Activations,
     output: &'a Output<'a>,
-) -> impl Iterator<Item = Place<'a>> {
-    (0..activations.num_tiles()).map(|tile| Place::new(tile, activations, output))
+) -> impl Iterator<Item = TilePlace<'a>> {
+    (0..activations.num_tiles()).map(|tile| TilePlace::new(tile, activations, output))
 }
 
 /// A tile and where its products go.
-pub(super) struct Place<'a> {
+pub(super) struct TilePlace<'a> {
     output: &'a Output<'a>,
     first_row: usize,
     pub(super) tile: Tile<'a>,
 }
 
-impl<'a> Place<'a> {
+impl<'a> TilePlace<'a> {
     pub(super) fn new(tile: usize, activations: &'a Activations, output: &'a Output<'a>) -> Self {
         Self {
             output,
@@ -199,25 +199,6 @@ impl<'a> Place<'a> {
 #[inline]
 pub(super) fn activation_sums<const N: usize>(tile: &Tile<'_>) -> [i32; N] {
     std::array::from_fn(|i| tile.sums[i])
-}
-
-/// Four activations, the same in every lane.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-pub(super) fn broadcast(values: &[i8], dword: usize) -> __m512i {
-    let v = &values[4 * dword..4 * dword + 4];
-    _mm512_set1_epi32(i32::from_le_bytes([
-        v[0] as u8, v[1] as u8, v[2] as u8, v[3] as u8,
-    ]))
-}
-
-/// Rows `16 half` to `16 half + 15` of a line.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-pub(super) fn load_half(line: &[u8], half: usize) -> __m512i {
-    let bytes = &line[64 * half..64 * half + 64];
-    // SAFETY: 64 readable bytes; the load needs no alignment.
-    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
 }
 
 #[inline]

@@ -4,11 +4,12 @@
 
 use std::arch::x86_64::*;
 
-use crate::layout::lookup::{Cut, FIELDS, Lookup, RADIX, TRIPLES, Table, UNIT_COLS};
+use crate::layout::lines::BLOCK_ROWS;
+use crate::layout::lookup::{Cut, FIELDS, RADIX, TRIPLES, UNIT_COLS};
 use crate::sets::avx2::tl::{
     add_to, finish, line_sums, load, load_words, make_pair_tables, prefetch, store, table,
 };
-use crate::weights::matrix::BLOCK_ROWS;
+use crate::sets::lookup::{Lookup, Table};
 
 pub(crate) const LOOKUP: Lookup = Lookup {
     triple_tables: 2,

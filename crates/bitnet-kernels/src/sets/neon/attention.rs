@@ -5,7 +5,7 @@ use std::arch::asm;
 
 use half::f16;
 
-use super::{convert_f16, load_f32, store4};
+use super::vector::{convert_f16, load_f32, store4};
 use crate::sets::segment::{self, Panel, Panels, Partial, Segment, SegmentScratch};
 
 #[target_feature(enable = "neon")]

@@ -1,9 +1,8 @@
 //! How many products this set computes a second when nothing leaves the registers.
 
+use super::vector::dot;
 use std::arch::aarch64::*;
 use std::hint::black_box;
-
-use super::ternary::dot;
 
 /// `smlal` on twelve chains. Each multiplies what it has, since the compiler would take a product
 /// that never changes out of the loop.

@@ -2,10 +2,10 @@
 
 use std::arch::aarch64::*;
 
-use super::ternary::{LINE_REGISTERS, REGISTER_ROWS, broadcast, dot, load_registers};
+use super::vector::{LINE_REGISTERS, REGISTER_ROWS, broadcast, dot, load_registers};
 use crate::layout::activations::Tile;
-use crate::layout::packing::LINE_BYTES;
-use crate::ops::screen::ScreenSums;
+use crate::layout::lines::LINE_BYTES;
+use crate::layout::screen::ScreenSums;
 
 /// Defines `Σ integer · q` of 32 rows with each plane of a tile, two planes at a time; `$add` adds
 /// four products to a lane.

@@ -4,11 +4,11 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use crate::ops::sparse::{
-    RUN_LINE_BYTES, RUN_LINE_WEIGHTS, RUNS_AT_ONCE, SparseKernels, TernaryColumns, TernaryRows,
-    starts, unrolled,
-};
+use crate::layout::runs::{RUN_LINE_BYTES, RUN_LINE_WEIGHTS, RUNS_AT_ONCE};
 use crate::sets::scalar;
+use crate::sets::sparse::{SparseKernels, starts, unrolled};
+use crate::weights::columns::TernaryColumns;
+use crate::weights::rows::TernaryRows;
 
 pub(super) const KERNELS: SparseKernels = SparseKernels {
     positive: scalar::sparse::positive,

@@ -1,19 +1,13 @@
 //! Ternary products: by 16-bit sums with `smlal`, and with `sdot` where the CPU has it.
 
 use std::arch::aarch64::*;
-use std::arch::asm;
 use std::ops::Range;
 
-use super::store4;
+use super::vector::{LINE_REGISTERS, REGISTER_ROWS, broadcast, dot, load_registers, store4};
 use crate::layout::activations::{Activations, Tile};
-use crate::layout::packing::{LINE_COLS, Line, Scratch};
-use crate::sets::table::Output;
-use crate::weights::matrix::{BLOCK_ROWS, TernaryMatrix};
-
-/// Rows of weights in a register: 16 bytes of a line are 4 dwords.
-pub(super) const REGISTER_ROWS: usize = 4;
-/// Registers in a line.
-pub(super) const LINE_REGISTERS: usize = BLOCK_ROWS / REGISTER_ROWS;
+use crate::layout::lines::{LINE_COLS, Line};
+use crate::sets::output::Output;
+use crate::weights::matrix::{LineScratch, TernaryMatrix};
 
 /// Defines `y = (Σ code·q − Σ q) / s · scale` for the given blocks of rows and all activation rows.
 ///
@@ -23,7 +17,7 @@ macro_rules! ternary {
     ($name:ident: $features:literal, $row_sums:path, $tile_sums:ident [$($n:literal by $r:literal),*]) => {
         #[target_feature(enable = $features)]
         pub(crate) fn $name(matrix: &TernaryMatrix, blocks: Range<usize>, activations: &Activations, output: &Output<'_>) {
-            let mut scratch = Scratch::take();
+            let mut scratch = LineScratch::take();
             for block in blocks {
                 let scale = matrix.scale(block);
         let lines = scratch.unpack(matrix, block).unwrap_or_else(|| matrix.lines(block));
@@ -74,21 +68,6 @@ fn finish(sums: int32x4_t, activation_sum: i32, activation_scale: f32, scale: f3
     )
 }
 
-/// Rows `4 register` to `4 (register + R) − 1` of a line.
-#[inline]
-#[target_feature(enable = "neon")]
-pub(super) fn load_registers<const R: usize>(line: &[u8], register: usize) -> [uint8x16_t; R] {
-    let mut packed = [vdupq_n_u8(0); R];
-    for (packed, bytes) in packed
-        .iter_mut()
-        .zip(line[16 * register..16 * (register + R)].as_chunks::<16>().0)
-    {
-        // SAFETY: 16 readable bytes; the load needs no alignment.
-        *packed = unsafe { vld1q_u8(bytes.as_ptr()) };
-    }
-    packed
-}
-
 /// The codes of field 0.
 #[inline]
 #[target_feature(enable = "neon")]
@@ -117,16 +96,6 @@ fn shifted<const SHIFT: i32, const R: usize>(packed: [uint8x16_t; R]) -> [uint8x
 fn load_values(values: &[i8; 16]) -> int8x16_t {
     // SAFETY: 16 readable bytes; the load needs no alignment.
     unsafe { vld1q_s8(values.as_ptr()) }
-}
-
-/// Four activations, the same in every dword.
-#[inline]
-#[target_feature(enable = "neon")]
-pub(super) fn broadcast(values: &[i8], dword: usize) -> int8x16_t {
-    let v = &values[4 * dword..4 * dword + 4];
-    vreinterpretq_s8_s32(vdupq_n_s32(i32::from_le_bytes([
-        v[0] as u8, v[1] as u8, v[2] as u8, v[3] as u8,
-    ])))
 }
 
 /// `Σ code · q` of 32 rows with one row of activations.
@@ -183,26 +152,6 @@ fn tile_sums<const N: usize, const R: usize>(
         }
     }
     sums.map(|sums| sums.map(|[low, high]| vpaddq_s32(low, high)))
-}
-
-/// Adds to each lane the products of its four signed bytes of `codes` with bytes `4 LANE` to `4
-/// LANE + 3` of `q`.
-#[inline]
-#[target_feature(enable = "neon,dotprod")]
-pub(super) fn dot<const LANE: i32>(acc: int32x4_t, codes: uint8x16_t, q: int8x16_t) -> int32x4_t {
-    let mut sum = acc;
-    // SAFETY: one instruction that touches nothing but these registers; this function has dotprod.
-    unsafe {
-        asm!(
-            "sdot {sum:v}.4s, {codes:v}.16b, {q:v}.4b[{lane}]",
-            sum = inout(vreg) sum,
-            codes = in(vreg) codes,
-            q = in(vreg) q,
-            lane = const LANE,
-            options(pure, nomem, nostack, preserves_flags)
-        );
-    }
-    sum
 }
 
 /// `Σ code · q` of 32 rows with one row of activations: bound by memory, so the codes of the lower

@@ -3,8 +3,9 @@
 
 use std::arch::aarch64::*;
 
-use crate::layout::lookup::{self, Cut, FIELDS, Lookup, PAIRS, RADIX, TRIPLES, Table, UNIT_COLS};
-use crate::weights::matrix::BLOCK_ROWS;
+use crate::layout::lines::BLOCK_ROWS;
+use crate::layout::lookup::{Cut, FIELDS, PAIRS, RADIX, TRIPLES, UNIT_COLS};
+use crate::sets::lookup::{self, Lookup, Table};
 
 pub(crate) const LOOKUP: Lookup = Lookup {
     triple_tables: 1,

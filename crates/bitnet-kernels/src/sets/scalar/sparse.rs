@@ -1,9 +1,9 @@
 //! Products of few rows or few columns.
 
-use crate::ops::sparse::{
-    RUN_LINE_BYTES, RUN_LINE_WEIGHTS, SparseKernels, TernaryColumns, TernaryRows, positions,
-    row_in_column_line,
-};
+use crate::layout::runs::{RUN_LINE_BYTES, RUN_LINE_WEIGHTS, row_in_column_line};
+use crate::sets::sparse::{SparseKernels, positions};
+use crate::weights::columns::TernaryColumns;
+use crate::weights::rows::TernaryRows;
 
 pub(super) const KERNELS: SparseKernels = SparseKernels {
     positive,

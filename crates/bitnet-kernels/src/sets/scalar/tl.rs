@@ -1,13 +1,14 @@
 //! Table lookup, one row after the other.
 
-use crate::layout::lookup::{self, Cut, FIELDS, Lookup, PAIRS, RADIX, TRIPLES, Table, UNIT_COLS};
-use crate::weights::matrix::BLOCK_ROWS;
+use crate::layout::lines::BLOCK_ROWS;
+use crate::layout::lookup::{Cut, FIELDS, PAIRS, RADIX, TRIPLES, UNIT_COLS};
+use crate::sets::lookup::{Lookup, Table, finish};
 
 pub(crate) const LOOKUP: Lookup = Lookup {
     triple_tables: 1,
     make_tables,
     add,
-    finish: lookup::finish,
+    finish,
 };
 
 fn make_tables(values: &[i16], cut: Cut, tables: &mut [Table]) {

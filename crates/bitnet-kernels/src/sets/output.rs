@@ -1,0 +1,34 @@
+//! [`Output`]: where the threads of a matrix product write.
+
+use crate::layout::lines::BLOCK_ROWS;
+use crate::threads::disjoint::Disjoint;
+
+/// Where a matrix product goes: rows of `stride` floats.
+pub(crate) struct Output<'a> {
+    data: Disjoint<'a, f32>,
+    stride: usize,
+}
+
+impl<'a> Output<'a> {
+    pub(crate) fn new(data: &'a mut [f32], stride: usize) -> Self {
+        Self {
+            data: Disjoint::new(data),
+            stride,
+        }
+    }
+
+    /// Output `block` of `row`.
+    ///
+    /// # Safety
+    /// No other thread may hold the same block of the same row.
+    #[inline(always)]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "threads write different blocks, as the caller promises"
+    )]
+    pub(crate) unsafe fn block(&self, row: usize, block: usize) -> &mut [f32] {
+        let start = row * self.stride + block * BLOCK_ROWS;
+        // SAFETY: passed on to the caller.
+        unsafe { self.data.slice(start..start + BLOCK_ROWS) }
+    }
+}

@@ -1,0 +1,79 @@
+//! [`TernaryColumns`]: a matrix of which a step reads only the columns that matter.
+
+use crate::layout::lines::{LINE_BYTES, LINE_COLS};
+use crate::layout::packing::GROUP_LINES;
+use crate::layout::runs::{BLOCKS_OF_RUN_LINE, copy_columns};
+use crate::threads::disjoint::Disjoint;
+use crate::threads::pool::Pool;
+use crate::weights::matrix::TernaryMatrix;
+use crate::weights::runs::Runs;
+
+/// One matrix column by column, for activations of which few are not zero.
+pub struct TernaryColumns {
+    pub(crate) runs: Runs,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) scale: f32,
+}
+
+impl TernaryColumns {
+    /// Copies a matrix, on all threads of `pool`.
+    ///
+    /// # Panics
+    /// If it is a stack of several.
+    #[must_use]
+    pub fn new(pool: &Pool, matrix: &TernaryMatrix) -> Self {
+        assert!(
+            matrix.parts().len() == 1,
+            "columns of a stack of {} matrices",
+            matrix.parts().len()
+        );
+        let (rows, scale, cols) = (
+            matrix.parts()[0].rows,
+            matrix.parts()[0].scale,
+            matrix.cols(),
+        );
+        let unpacked = matrix.unpacked(pool);
+        let matrix = unpacked.as_ref().unwrap_or(matrix);
+        let num_lines = cols.div_ceil(LINE_COLS);
+        let mut runs = Runs::new(num_lines * LINE_COLS, rows);
+        let (run_lines, group_bytes) = (runs.run_lines(), LINE_COLS * runs.run_bytes());
+        let out = Disjoint::new(&mut runs.bytes);
+        pool.split(num_lines.div_ceil(GROUP_LINES), 1, &|share| {
+            let mut unpacked = [[[0; LINE_BYTES]; GROUP_LINES]; BLOCKS_OF_RUN_LINE];
+            for group in share {
+                for index in 0..run_lines {
+                    let blocks = BLOCKS_OF_RUN_LINE * index..matrix.num_blocks();
+                    let num_blocks = blocks.len().min(BLOCKS_OF_RUN_LINE);
+                    let lens = blocks
+                        .zip(&mut unpacked)
+                        .map(|(block, to)| matrix.unpack_group(block, group, to));
+                    let len = lens.fold(0, usize::max);
+                    for line in group * GROUP_LINES..group * GROUP_LINES + len {
+                        let of_block = |block: usize| &unpacked[block][line % GROUP_LINES];
+                        let lines = std::array::from_fn(|block| {
+                            (block < num_blocks).then(|| of_block(block))
+                        });
+                        // SAFETY: each group of lines is in one thread's share, and its columns are
+                        // those of no other.
+                        let out =
+                            unsafe { out.slice(line * group_bytes..(line + 1) * group_bytes) };
+                        copy_columns(&lines, out.as_chunks_mut().0, run_lines, index);
+                    }
+                }
+            }
+        });
+        Self {
+            runs,
+            rows,
+            cols,
+            scale,
+        }
+    }
+
+    /// Bytes of the weights, padding included.
+    #[must_use]
+    pub fn num_bytes(&self) -> usize {
+        self.runs.num_bytes()
+    }
+}

@@ -1,0 +1,49 @@
+//! [`TernaryRows`]: a matrix of which a step reads only the rows that matter.
+
+use crate::layout::lines::BLOCK_ROWS;
+use crate::layout::runs::copy_rows;
+use crate::threads::pool::Pool;
+use crate::weights::matrix::{LineScratch, TernaryMatrix};
+use crate::weights::runs::Runs;
+
+/// One matrix row by row, for products of which few rows are wanted.
+pub struct TernaryRows {
+    pub(crate) runs: Runs,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) scale: f32,
+}
+
+impl TernaryRows {
+    /// Copies one part of a stack, on all threads of `pool`.
+    #[must_use]
+    pub fn new(pool: &Pool, matrix: &TernaryMatrix, part: usize) -> Self {
+        let (rows, scale) = (matrix.parts()[part].rows, matrix.parts()[part].scale);
+        let first_block = matrix.part_blocks(part).start;
+        let mut runs = Runs::new(rows, matrix.cols());
+        let run_bytes = runs.run_bytes();
+        pool.split_mut(&mut runs.bytes, run_bytes, BLOCK_ROWS, &|share, out| {
+            let mut scratch = LineScratch::take();
+            for (block, out) in (first_block + share.start / BLOCK_ROWS..)
+                .zip(out.chunks_mut(BLOCK_ROWS * run_bytes))
+            {
+                let lines = scratch
+                    .unpack(matrix, block)
+                    .unwrap_or_else(|| matrix.lines(block));
+                copy_rows(lines, out, run_bytes);
+            }
+        });
+        Self {
+            runs,
+            rows,
+            cols: matrix.cols(),
+            scale,
+        }
+    }
+
+    /// Bytes of the weights, padding included.
+    #[must_use]
+    pub fn num_bytes(&self) -> usize {
+        self.runs.num_bytes()
+    }
+}
