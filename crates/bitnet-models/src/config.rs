@@ -1,6 +1,7 @@
 //! [`Config`]: the shape of a model and the few things in which the published graphs differ.
 
 use bitnet_files::gguf::{Gguf, Metadata};
+use bitnet_files::{Error as FileError, shown};
 use bitnet_kernels::{AttentionShape, Gate, MAX_COLS, MAX_HEAD_DIM};
 
 use crate::error::{Error, Result};
@@ -49,7 +50,7 @@ impl Architecture {
             .find(|(known, _)| *known == name)
             .map(|(_, architecture)| *architecture)
             .ok_or_else(|| Error::Architecture {
-                found: name.escape_debug().take(64).collect(),
+                found: shown(name),
                 supported: Self::NAMES.map(|(name, _)| name).join(", "),
             })
     }
@@ -139,12 +140,11 @@ impl Config {
         };
         let hidden_size = keys.size("embedding_length", MAX_COLS)?;
         let heads = keys.size("attention.head_count", 4096)?;
-        let kv_heads = match metadata.u32(&keys.key("attention.head_count_kv"))? {
-            Some(_) => keys.size("attention.head_count_kv", heads)?,
-            None => heads,
-        };
-        let head_dim = match metadata.u32(&keys.key("attention.key_length"))? {
-            Some(_) => keys.size("attention.key_length", MAX_HEAD_DIM)?,
+        let kv_heads = keys
+            .optional_size("attention.head_count_kv", heads)?
+            .unwrap_or(heads);
+        let head_dim = match keys.optional_size("attention.key_length", MAX_HEAD_DIM)? {
+            Some(head_dim) => head_dim,
             None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
             None => {
                 let problem = format!("{heads} heads do not divide embedding_length {hidden_size}");
@@ -163,17 +163,7 @@ impl Config {
                 ));
             }
         }
-        let rope_scaling_factor = match metadata.str(&keys.key("rope.scaling.type"))? {
-            None | Some("none") => 1.0,
-            Some("linear") => metadata.require_f32(&keys.key("rope.scaling.factor"))?,
-            Some(other) => {
-                let other: String = other.escape_debug().take(64).collect();
-                return Err(keys.error(
-                    "rope.scaling.type",
-                    format!("{other:?} is not supported; none and linear are"),
-                ));
-            }
-        };
+        keys.refuse_other_attention()?;
         let vocab_size = gguf.require_tensor("token_embd.weight")?.rows();
         if let Some(stated) = metadata.u32(&keys.key("vocab_size"))?
             && stated as usize != vocab_size
@@ -200,7 +190,7 @@ impl Config {
             rope_theta: metadata
                 .f32(&keys.key("rope.freq_base"))?
                 .unwrap_or(10_000.0),
-            rope_scaling_factor,
+            rope_scaling_factor: keys.rope_scaling_factor()?,
             rope_pairs: architecture.gguf_rope_pairs(),
             input_norm_eps: None,
             architecture_name,
@@ -288,13 +278,88 @@ impl Keys<'_> {
         }
     }
 
+    /// What positions are divided by. Without a type, a factor means linear scaling, and files
+    /// older than the type have their own key for it, as in llama.cpp.
+    fn rope_scaling_factor(&self) -> Result<f32> {
+        let factor = |key: &str| self.metadata.f32(&self.key(key));
+        let linear = || -> Result<Option<f32>> {
+            match factor("rope.scaling.factor")? {
+                Some(found) => Ok(Some(found)),
+                None => Ok(factor("rope.scale_linear")?),
+            }
+        };
+        match self.metadata.str(&self.key("rope.scaling.type"))? {
+            Some("none") => Ok(1.0),
+            // 0 states that there is no scaling.
+            None => Ok(linear()?.filter(|found| *found != 0.0).unwrap_or(1.0)),
+            Some("linear") => linear()?.ok_or_else(|| {
+                FileError::MetadataMissing {
+                    key: self.key("rope.scaling.factor"),
+                }
+                .into()
+            }),
+            Some(other) => {
+                let problem = format!("{:?}; none and linear are supported", shown(other));
+                Err(self.error("rope.scaling.type", problem))
+            }
+        }
+    }
+
+    /// Refuses keys that llama.cpp obeys and that no graph here has.
+    fn refuse_other_attention(&self) -> Result<()> {
+        if self.metadata.bool(&self.key("attention.causal"))? == Some(false) {
+            let problem = "false; only models whose tokens see no later ones are supported";
+            return Err(self.error("attention.causal", problem.into()));
+        }
+        match self.metadata.f32(&self.key("rope.scaling.attn_factor"))? {
+            Some(found) if found != 1.0 => {
+                let problem = format!("{found}; 1 is supported");
+                Err(self.error("rope.scaling.attn_factor", problem))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A required size of at least 1.
     fn size(&self, key: &str, max: usize) -> Result<usize> {
-        let found = self.metadata.require_u32(&self.key(key))? as usize;
-        if (1..=max).contains(&found) {
-            Ok(found)
-        } else {
-            Err(self.error(key, format!("{found}; 1 to {max} is possible")))
+        self.optional_size(key, max)?
+            .ok_or_else(|| FileError::MetadataMissing { key: self.key(key) }.into())
+    }
+
+    /// A size of at least 1, also as a list with the same size for every layer.
+    fn optional_size(&self, key: &str, max: usize) -> Result<Option<usize>> {
+        let name = self.key(key);
+        let found = match self.metadata.get(&name).and_then(|value| value.as_array()) {
+            Some(_) => self.of_all_layers(key)?,
+            None => self.metadata.u32(&name)?,
+        };
+        match found.map(|found| found as usize) {
+            Some(found) if !(1..=max).contains(&found) => {
+                Err(self.error(key, format!("{found}; 1 to {max} is possible")))
+            }
+            found => Ok(found),
         }
+    }
+
+    /// The number that a list repeats.
+    fn of_all_layers(&self, key: &str) -> Result<Option<u32>> {
+        let name = self.key(key);
+        let Some(mut list) = self.metadata.i32s(&name)? else {
+            return Ok(None);
+        };
+        let Some(first) = list.next() else {
+            return Err(self.error(key, "an empty list; a number is expected".into()));
+        };
+        if let Some(other) = list.find(|other| *other != first) {
+            let problem =
+                format!("a list with {first} and {other}; layers of one shape are supported");
+            return Err(self.error(key, problem));
+        }
+        u32::try_from(first).map(Some).map_err(|_| {
+            self.error(
+                key,
+                format!("a list of {first}; sizes above 0 are possible"),
+            )
+        })
     }
 }

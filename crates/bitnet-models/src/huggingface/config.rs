@@ -4,8 +4,11 @@ use bitnet_files::shown;
 use bitnet_kernels::{AttentionShape, Gate, MAX_COLS, MAX_HEAD_DIM};
 use serde_json::{Map, Value, json};
 
+use super::modules::ModulePattern;
+use super::source::module_name;
 use crate::config::{Architecture, Config, RopePairs};
 use crate::error::{Error, Result};
+use crate::source::Projection;
 
 /// How a checkpoint's weights are quantized.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,6 +18,9 @@ pub struct Quantization {
     /// Whether the file holds float weights that are quantized at every use (`quantization_mode:
     /// "online"`).
     pub online: bool,
+    /// Whether `config.json` says how the weights are quantized. Without it, transformers runs
+    /// float weights as they are.
+    pub is_stated: bool,
     /// Whether the logits come from the embedding; `None` if the file leaves it to the tensors.
     pub(super) tie_word_embeddings: Option<bool>,
     /// What changes the rotary frequencies.
@@ -45,19 +51,52 @@ pub(super) enum RopeScaling {
     },
 }
 
-/// Names and what they mean: the graph with squared ReLU and with SiLU, and the activation when
-/// none is stated.
-const ARCHITECTURES: [(&str, Family, Gate); 3] = [
-    ("BitNetForCausalLM", Family::Bitnet, Gate::Relu2),
-    ("BitnetForCausalLM", Family::Bitnet, Gate::Silu),
-    ("LlamaForCausalLM", Family::Llama, Gate::Silu),
-];
-
-#[derive(Clone, Copy, PartialEq)]
-enum Family {
-    Bitnet,
-    Llama,
+/// A class of models, and what its configuration means where `config.json` is silent.
+#[derive(Clone, Copy)]
+struct Class {
+    /// The name in `architectures`.
+    name: &'static str,
+    /// The name in `model_type`, which decides where `architectures` is missing.
+    model_type: Option<&'static str>,
+    is_llama: bool,
+    gate: Gate,
+    rope_theta: f64,
+    rms_norm_eps: f64,
+    /// `None`: as many as heads.
+    kv_heads: Option<usize>,
 }
+
+/// The classes that can be run, with the defaults of transformers' `BitNetConfig` and
+/// `LlamaConfig`. The 1bitLLM models bring their own code, whose defaults are Llama's.
+const CLASSES: [Class; 3] = [
+    Class {
+        name: "BitNetForCausalLM",
+        model_type: Some("bitnet"),
+        is_llama: false,
+        gate: Gate::Relu2,
+        rope_theta: 500_000.0,
+        rms_norm_eps: 1e-5,
+        kv_heads: Some(5),
+    },
+    Class {
+        name: "BitnetForCausalLM",
+        model_type: None,
+        is_llama: false,
+        gate: Gate::Silu,
+        rope_theta: 10_000.0,
+        rms_norm_eps: 1e-6,
+        kv_heads: None,
+    },
+    Class {
+        name: "LlamaForCausalLM",
+        model_type: Some("llama"),
+        is_llama: true,
+        gate: Gate::Silu,
+        rope_theta: 10_000.0,
+        rms_norm_eps: 1e-6,
+        kv_heads: None,
+    },
+];
 
 /// Reads a parsed `config.json`. num_tensors: a bound on the number of layers.
 pub(super) fn read(json: &Value, num_tensors: usize) -> Result<(Config, Quantization)> {
@@ -68,9 +107,9 @@ pub(super) fn read(json: &Value, num_tensors: usize) -> Result<(Config, Quantiza
         });
     };
     let root = Keys { object, path: "" };
-    let (name, family, default_gate) = architecture_name(&root)?;
+    let class = class(&root)?;
     let gate = match root.str("hidden_act")? {
-        None => default_gate,
+        None => class.gate,
         Some("relu2") => Gate::Relu2,
         Some("silu" | "swish") => Gate::Silu,
         Some(other) => {
@@ -80,25 +119,23 @@ pub(super) fn read(json: &Value, num_tensors: usize) -> Result<(Config, Quantiza
             ));
         }
     };
-    let architecture = match (family, gate) {
-        (Family::Bitnet, Gate::Relu2) => Architecture::BitnetB158,
-        (Family::Bitnet, Gate::Silu) => Architecture::Bitnet,
-        (Family::Llama, Gate::Silu) => Architecture::Llama,
-        (Family::Llama, Gate::Relu2) => {
-            return Err(root.error("hidden_act", format!("\"relu2\"; {name} uses silu")));
+    let architecture = match (class.is_llama, gate) {
+        (false, Gate::Relu2) => Architecture::BitnetB158,
+        (false, Gate::Silu) => Architecture::Bitnet,
+        (true, Gate::Silu) => Architecture::Llama,
+        (true, Gate::Relu2) => {
+            return Err(root.error("hidden_act", format!("\"relu2\"; {} uses silu", class.name)));
         }
     };
     root.refuse_what_changes_the_graph()?;
     let quantization_config = root.object("quantization_config")?;
+    let num_layers = root.size("num_hidden_layers", num_tensors.max(1))?;
     let (weight_scale, online, input_norm_eps) = match &quantization_config {
-        Some(keys) => quantization(keys, architecture)?,
-        None if family == Family::Llama => {
-            let problem = "missing, so the weights are not ternary; LlamaForCausalLM needs quant_method \"bitnet\"";
-            return Err(root.error("quantization_config", problem.into()));
-        }
+        Some(keys) => quantization(keys, architecture, num_layers)?,
         None => (WeightScale::Divides, true, None),
     };
-    let (rope_theta, rope) = rope(&root)?;
+    let context_length = root.size("max_position_embeddings", u32::MAX as usize)?;
+    let (rope_theta, rope) = rope(&root, class, context_length)?;
     let hidden_size = root.size("hidden_size", MAX_COLS)?;
     let heads = root.size("num_attention_heads", 4096)?;
     let head_dim = match root.optional_size("head_dim", MAX_HEAD_DIM)? {
@@ -111,24 +148,22 @@ pub(super) fn read(json: &Value, num_tensors: usize) -> Result<(Config, Quantiza
     };
     let config = Config {
         architecture,
-        architecture_name: name.to_owned(),
+        architecture_name: class.name.to_owned(),
         name: root
             .str("_name_or_path")?
             .filter(|name| !name.is_empty())
             .map(shown),
         vocab_size: root.size("vocab_size", 1 << 24)?,
         hidden_size,
-        num_layers: root.size("num_hidden_layers", num_tensors.max(1))?,
+        num_layers,
         attention: AttentionShape {
             heads,
-            kv_heads: root
-                .optional_size("num_key_value_heads", heads)?
-                .unwrap_or(heads),
+            kv_heads: kv_heads(&root, class, heads)?,
             head_dim,
         },
         ffn_size: root.size("intermediate_size", MAX_COLS)?,
-        context_length: root.size("max_position_embeddings", u32::MAX as usize)?,
-        rms_norm_eps: root.number("rms_norm_eps")?.map_or(1e-6, |eps| eps as f32),
+        context_length,
+        rms_norm_eps: root.number("rms_norm_eps")?.unwrap_or(class.rms_norm_eps) as f32,
         rope_theta: rope_theta as f32,
         rope_scaling_factor: if let RopeScaling::Linear(factor) = rope {
             factor
@@ -145,33 +180,56 @@ pub(super) fn read(json: &Value, num_tensors: usize) -> Result<(Config, Quantiza
         Quantization {
             weight_scale,
             online,
+            is_stated: quantization_config.is_some(),
             tie_word_embeddings,
             rope,
         },
     ))
 }
 
-fn architecture_name<'a>(root: &Keys<'a>) -> Result<(&'a str, Family, Gate)> {
-    let supported = || ARCHITECTURES.map(|(name, ..)| name).join(", ");
+/// The class that `architectures` names, or without it `model_type`.
+fn class(root: &Keys<'_>) -> Result<Class> {
+    let supported = || CLASSES.map(|class| class.name).join(", ");
     let names = root.object.get("architectures").and_then(Value::as_array);
-    let found = match names.and_then(|names| names.first()?.as_str()) {
-        Some(name) => name,
-        None => {
-            let problem = format!(
-                "missing or not a list of names; supported are {}",
-                supported()
-            );
-            return Err(root.error("architectures", problem));
-        }
-    };
-    let known = ARCHITECTURES.iter().find(|(name, ..)| *name == found);
-    let unsupported = || Error::Architecture {
+    let unsupported = |found: &str| Error::Architecture {
         found: shown(found),
         supported: supported(),
     };
-    known
-        .map(|(_, family, gate)| (found, *family, *gate))
-        .ok_or_else(unsupported)
+    if let Some(name) = names.and_then(|names| names.first()?.as_str()) {
+        let known = CLASSES.iter().find(|class| class.name == name);
+        return known.copied().ok_or_else(|| unsupported(name));
+    }
+    let Some(model_type) = root.str("model_type")? else {
+        let problem = format!(
+            "missing or not a list of names, and there is no model_type; supported are {}",
+            supported()
+        );
+        return Err(root.error("architectures", problem));
+    };
+    let known = CLASSES
+        .iter()
+        .find(|class| class.model_type == Some(model_type));
+    known.copied().ok_or_else(|| unsupported(model_type))
+}
+
+/// Key/value heads: null means as many as heads, a missing key the default of the class.
+fn kv_heads(root: &Keys<'_>, class: Class, heads: usize) -> Result<usize> {
+    if let Some(stated) = root.optional_size("num_key_value_heads", heads)? {
+        return Ok(stated);
+    }
+    let default = class
+        .kv_heads
+        .filter(|_| !root.object.contains_key("num_key_value_heads"));
+    match default {
+        Some(default) if default > heads => {
+            let problem = format!(
+                "missing; {} has {default} by default, more than {heads} heads",
+                class.name
+            );
+            Err(root.error("num_key_value_heads", problem))
+        }
+        default => Ok(default.unwrap_or(heads)),
+    }
 }
 
 /// What `weight_scale` does, whether weights are quantized on load, and the epsilon of the
@@ -179,6 +237,7 @@ fn architecture_name<'a>(root: &Keys<'a>) -> Result<(&'a str, Family, Gate)> {
 fn quantization(
     keys: &Keys<'_>,
     architecture: Architecture,
+    num_layers: usize,
 ) -> Result<(WeightScale, bool, Option<f32>)> {
     let one_of = |key: &str, found: &str, supported: &str| {
         Err(keys.error(key, format!("{:?}; {supported} is supported", shown(found))))
@@ -204,7 +263,7 @@ fn quantization(
             return Err(keys.error(key, format!("{bits}; {supported} is supported")));
         }
     }
-    keys.refuse_unconverted_projections()?;
+    keys.check_unconverted_modules(num_layers)?;
     if !keys.bool("use_rms_norm")?.unwrap_or(false) {
         return Ok((weight_scale, online, None));
     }
@@ -217,23 +276,22 @@ fn quantization(
     Ok((weight_scale, online, Some(eps as f32)))
 }
 
-/// Base of the rotary frequencies and what changes them; newer files keep both in
-/// `rope_parameters`.
-fn rope(root: &Keys<'_>) -> Result<(f64, RopeScaling)> {
-    let parameters = match root.object("rope_parameters")? {
-        Some(parameters) => Some(parameters),
-        None => root.object("rope_scaling")?,
+/// Base of the rotary frequencies and what changes them.
+///
+/// As in transformers: an object `rope_scaling` that is not empty replaces `rope_parameters`; the
+/// base is the one in that object, else the one beside it, else the class's default.
+fn rope(root: &Keys<'_>, class: Class, context_length: usize) -> Result<(f64, RopeScaling)> {
+    let scaling = root.object("rope_scaling")?;
+    let parameters = match scaling.filter(|scaling| !scaling.object.is_empty()) {
+        Some(scaling) => Some(scaling),
+        None => root.object("rope_parameters")?,
     };
+    let beside = root.number("rope_theta")?.unwrap_or(class.rope_theta);
     let Some(keys) = parameters else {
-        return Ok((
-            root.number("rope_theta")?.unwrap_or(10_000.0),
-            RopeScaling::None,
-        ));
+        return Ok((beside, RopeScaling::None));
     };
-    let theta = match keys.number("rope_theta")? {
-        Some(theta) => theta,
-        None => root.number("rope_theta")?.unwrap_or(10_000.0),
-    };
+    keys.refuse_other("partial_rotary_factor", 1.0)?;
+    let theta = keys.number("rope_theta")?.unwrap_or(beside);
     let kind = match keys.str("rope_type")? {
         Some(kind) => kind,
         None => keys.str("type")?.unwrap_or("default"),
@@ -241,7 +299,7 @@ fn rope(root: &Keys<'_>) -> Result<(f64, RopeScaling)> {
     let scaling = match kind {
         "default" => RopeScaling::None,
         "linear" => RopeScaling::Linear(keys.positive("factor")? as f32),
-        "llama3" => llama3(&keys)?,
+        "llama3" => llama3(&keys, root, context_length)?,
         other => {
             let problem = format!(
                 "{:?}; default, linear and llama3 are supported",
@@ -253,7 +311,9 @@ fn rope(root: &Keys<'_>) -> Result<(f64, RopeScaling)> {
     Ok((theta, scaling))
 }
 
-fn llama3(keys: &Keys<'_>) -> Result<RopeScaling> {
+/// The context that the model was first trained for is stated beside the object, or in it, or is
+/// the context length.
+fn llama3(keys: &Keys<'_>, root: &Keys<'_>, context_length: usize) -> Result<RopeScaling> {
     let (low, high) = (
         keys.positive("low_freq_factor")?,
         keys.positive("high_freq_factor")?,
@@ -264,11 +324,18 @@ fn llama3(keys: &Keys<'_>) -> Result<RopeScaling> {
             format!("{low}, not below high_freq_factor {high}"),
         ));
     }
+    const ORIGINAL_CONTEXT: &str = "original_max_position_embeddings";
+    let original_context = [root, keys]
+        .into_iter()
+        .find(|keys| keys.get(ORIGINAL_CONTEXT).is_some())
+        .map_or(Ok(context_length as f64), |keys| {
+            keys.positive(ORIGINAL_CONTEXT)
+        })?;
     Ok(RopeScaling::Llama3 {
         factor: keys.positive("factor")?,
         low_freq_factor: low,
         high_freq_factor: high,
-        original_context: keys.positive("original_max_position_embeddings")?,
+        original_context,
     })
 }
 
@@ -432,43 +499,54 @@ impl<'a> Keys<'a> {
             ("input_bits", 8.0),
             ("weight_bits", 1.0),
         ] {
-            if let Some(found) = self.number(key)?
-                && found != only
-            {
-                return Err(self.error(key, format!("{found}; {only} is supported")));
-            }
+            self.refuse_other(key, only)?;
         }
         Ok(())
     }
 
-    /// Modules that stay in floats: the head may, and whatever is not a projection.
-    fn refuse_unconverted_projections(&self) -> Result<()> {
-        const PROJECTIONS: [&str; 9] = [
-            "self_attn",
-            "mlp",
-            "q_proj",
-            "k_proj",
-            "v_proj",
-            "o_proj",
-            "gate_proj",
-            "up_proj",
-            "down_proj",
-        ];
-        let Some(value) = self.get("modules_to_not_convert") else {
+    /// Refuses a number that is there and is another.
+    fn refuse_other(&self, key: &str, only: f64) -> Result<()> {
+        match self.number(key)? {
+            Some(found) if found != only => {
+                Err(self.error(key, format!("{found}; {only} is supported")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks that the head is kept in floats and every projection is not: other models are not
+    /// supported. Where the list is missing, transformers keeps the head.
+    fn check_unconverted_modules(&self, num_layers: usize) -> Result<()> {
+        const KEY: &str = "modules_to_not_convert";
+        let Some(value) = self.get(KEY) else {
             return Ok(());
         };
-        let not_names = || self.wrong_type("modules_to_not_convert", value, "a list of names");
+        let not_names = || self.wrong_type(KEY, value, "a list of names");
+        let mut patterns = Vec::new();
         for name in value.as_array().ok_or_else(not_names)? {
             let name = name.as_str().ok_or_else(not_names)?;
-            let parts: Vec<&str> = name.split('.').collect();
-            let whole_layers = matches!(
-                parts[..],
-                ["model"] | ["model", "layers"] | ["model", "layers", _] | ["layers", ..]
-            );
-            if whole_layers || parts.iter().any(|part| PROJECTIONS.contains(part)) {
-                let problem = format!("{:?}; projections in floats are not supported", shown(name));
-                return Err(self.error("modules_to_not_convert", problem));
+            let pattern = ModulePattern::new(name)
+                .map_err(|why| self.error(KEY, format!("{:?}: {why}", shown(name))))?;
+            patterns.push(pattern);
+        }
+        for layer in 0..num_layers {
+            for projection in Projection::ALL {
+                let module = module_name(layer, projection);
+                if let Some(pattern) = patterns.iter().find(|pattern| pattern.keeps(&module)) {
+                    let problem = format!(
+                        "{:?}, which keeps {module} in floats; projections in floats are not supported",
+                        shown(pattern.text)
+                    );
+                    return Err(self.error(KEY, problem));
+                }
             }
+        }
+        if !patterns.iter().any(|pattern| pattern.keeps("lm_head")) {
+            let problem = format!(
+                "{}, without lm_head, so the head is quantized, too, which is not supported",
+                shown_value(value)
+            );
+            return Err(self.error(KEY, problem));
         }
         Ok(())
     }

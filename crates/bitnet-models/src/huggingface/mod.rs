@@ -10,10 +10,12 @@
 //! its type and shape.
 
 pub(crate) mod config;
+mod modules;
 pub(crate) mod source;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use bitnet_files::safetensors::{DType, StoredTensor, open_directory};
 use bitnet_files::{Extent, read_json};
@@ -32,6 +34,10 @@ pub struct Checkpoint {
     quantization: Quantization,
     /// By name.
     tensors: BTreeMap<String, StoredTensor>,
+    /// Whether float weights are rounded although `config.json` does not say that they are.
+    rounds_floats: bool,
+    /// Found on first use: it takes a comparison of two tables.
+    has_own_head: OnceLock<bool>,
 }
 
 /// A tensor of a checkpoint, as its file states it.
@@ -62,7 +68,19 @@ impl Checkpoint {
             config,
             quantization,
             tensors,
+            rounds_floats: false,
+            has_own_head: OnceLock::new(),
         })
+    }
+
+    /// The same, with float weights rounded by the absmean formula where `config.json` has no
+    /// `quantization_config`. Without this, such weights must be ternary.
+    #[must_use]
+    pub fn rounding_floats(self) -> Self {
+        Self {
+            rounds_floats: true,
+            ..self
+        }
     }
 
     /// The directory.

@@ -61,7 +61,37 @@ pub(crate) fn name(slot: Slot) -> String {
     names(slot).into_iter().next().unwrap_or_default() // every slot has one
 }
 
+/// The module of a projection, as `config.json` names it.
+pub(super) fn module_name(layer: usize, projection: Projection) -> String {
+    let name = name(Slot::Layer(layer, LayerSlot::Weight(projection)));
+    name.trim_end_matches(".weight").to_owned()
+}
+
 impl Checkpoint {
+    /// Whether the logits come from a head of its own.
+    ///
+    /// Where `tie_word_embeddings` is true, transformers 5 compares a stored head with the
+    /// embedding: it uses the head if the two differ.
+    fn has_own_head(&self) -> bool {
+        let stored = |slot| self.tensor(slot).ok().map(|(_, tensor)| tensor);
+        let Some(head) = stored(Slot::Head) else {
+            return false;
+        };
+        self.quantization.tie_word_embeddings != Some(true)
+            || stored(Slot::Embedding).is_some_and(|embedding| {
+                head.dtype != embedding.dtype || *head.data != *embedding.data
+            })
+    }
+
+    /// The slot that holds a table: with tied embeddings a stored head is the embedding, too.
+    fn table_slot(&self, slot: Slot) -> Slot {
+        let is_tied = self.quantization.tie_word_embeddings == Some(true);
+        match slot {
+            Slot::Embedding if is_tied && self.tensor(Slot::Embedding).is_err() => Slot::Head,
+            slot => slot,
+        }
+    }
+
     /// The tensor of a slot under the first of its names that is there.
     fn tensor(&self, slot: Slot) -> Result<(String, &StoredTensor)> {
         for name in names(slot) {
@@ -128,6 +158,16 @@ impl Checkpoint {
         })
     }
 
+    /// What float weights without a scale may be. transformers rounds them at every use if
+    /// `quantization_config` says that the model is BitNet's, and else runs them as they are.
+    fn float_rule(&self) -> FloatRule {
+        match (self.quantization.is_stated, self.rounds_floats) {
+            (true, _) => FloatRule::Absmean,
+            (false, true) => FloatRule::TernaryOrAbsmean,
+            (false, false) => FloatRule::Ternary,
+        }
+    }
+
     fn is_used(&self, name: &str) -> bool {
         if matches!(
             name,
@@ -190,8 +230,7 @@ impl Source for Checkpoint {
     }
 
     fn has_head(&self) -> bool {
-        // Where the two are tied the model's own code ignores a head in the file.
-        self.quantization.tie_word_embeddings != Some(true) && self.tensor(Slot::Head).is_ok()
+        *self.has_own_head.get_or_init(|| self.has_own_head())
     }
 
     fn vector(&self, slot: Slot, len: usize) -> Result<Vec<f32>> {
@@ -200,6 +239,7 @@ impl Source for Checkpoint {
     }
 
     fn table(&self, slot: Slot, rows: usize, cols: usize) -> Result<Table> {
+        let slot = self.table_slot(slot);
         let (name, tensor, format) = self.floats(slot, &[rows, cols], "an embedding or a head")?;
         Table::new(&name, tensor.data.clone(), format, rows, cols)
     }
@@ -254,7 +294,7 @@ impl Source for Checkpoint {
             interleaved_heads: None,
         };
         if let Codes::Absmean { format, .. } = codes {
-            ternary.measure(format, FloatRule::Absmean, pool)?;
+            ternary.measure(format, self.float_rule(), pool)?;
         }
         Ok(ternary)
     }

@@ -8,7 +8,7 @@ use bitnet_files::gguf::{Gguf, GgufWriter, MetadataValue, TensorInfo, TensorType
 use bitnet_kernels::{Cpu, Kernel, KernelSet, Packing};
 use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::synthetic::{CheckpointWeights, Shape, SyntheticModel};
-use bitnet_models::{Architecture, Error, LanguageModel, LoadOptions, matrix_shapes};
+use bitnet_models::{Architecture, Config, Error, LanguageModel, LoadOptions, matrix_shapes};
 use bitnet_quantization::i2_s::Form;
 use bitnet_quantization::tq::Kind;
 use bitnet_quantization::{TernaryFormat, tl1, tl2};
@@ -108,6 +108,104 @@ fn rewrite(path: &Path, change: impl FnOnce(&mut Parts)) {
         writer.write(bytes).unwrap();
     }
     writer.finish().unwrap();
+}
+
+/// The configuration of a small llama file with further pairs, or the error.
+fn config_with(pairs: &[(&str, MetadataValue)]) -> Result<Config, String> {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("model.gguf");
+    let shape = Shape {
+        architecture: Architecture::Llama,
+        num_layers: 1,
+        ..Shape::default()
+    };
+    SyntheticModel { shape, seed: 7 }
+        .write_gguf(&path, &|_, _| I2_S)
+        .unwrap();
+    rewrite(&path, |(all, _)| {
+        for (key, value) in pairs {
+            let key = format!("llama.{key}");
+            all.retain(|(known, _)| *known != key);
+            all.push((key, value.clone()));
+        }
+    });
+    Config::from_gguf(&Gguf::open(&path).unwrap()).map_err(|error| error.to_string())
+}
+
+#[test]
+fn rope_and_attention_keys_mean_what_llama_cpp_takes_them_to_mean() {
+    let text = |text: &str| MetadataValue::String(text.to_owned());
+    let (kind, factor, old) = (
+        "rope.scaling.type",
+        "rope.scaling.factor",
+        "rope.scale_linear",
+    );
+    let scaling = |pairs: &[(&str, MetadataValue)]| config_with(pairs).unwrap().rope_scaling_factor;
+    let four = || MetadataValue::F32(4.0);
+    assert_eq!(scaling(&[]), 1.0);
+    assert_eq!(scaling(&[(factor, four())]), 4.0);
+    assert_eq!(scaling(&[(old, four())]), 4.0);
+    assert_eq!(
+        scaling(&[(old, four()), (factor, MetadataValue::F32(2.0))]),
+        2.0
+    );
+    assert_eq!(scaling(&[(factor, MetadataValue::F32(0.0))]), 1.0);
+    assert_eq!(scaling(&[(kind, text("none")), (factor, four())]), 1.0);
+    assert_eq!(scaling(&[(kind, text("linear")), (old, four())]), 4.0);
+    assert_eq!(
+        scaling(&[("rope.scaling.attn_factor", MetadataValue::F32(1.0))]),
+        1.0
+    );
+    for (pairs, expected) in [
+        (
+            (kind, text("yarn")),
+            "llama.rope.scaling.type is \"yarn\"; none and linear are supported",
+        ),
+        (
+            (kind, text("linear")),
+            "metadata key llama.rope.scaling.factor is missing",
+        ),
+        (
+            ("rope.scaling.attn_factor", MetadataValue::F32(1.3)),
+            "rope.scaling.attn_factor is 1.3; 1 is supported",
+        ),
+        (
+            ("attention.causal", MetadataValue::Bool(false)),
+            "llama.attention.causal is false",
+        ),
+    ] {
+        let error = config_with(&[pairs]).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
+    config_with(&[("attention.causal", MetadataValue::Bool(true))]).unwrap();
+}
+
+#[test]
+fn sizes_may_be_lists_with_the_same_number_for_every_layer() {
+    let plain = config_with(&[]).unwrap();
+    let list = |numbers: &[usize]| {
+        MetadataValue::I32s(numbers.iter().map(|number| *number as i32).collect())
+    };
+    let lists = config_with(&[
+        ("attention.head_count", list(&[plain.attention.heads; 2])),
+        (
+            "attention.head_count_kv",
+            list(&[plain.attention.kv_heads; 2]),
+        ),
+        ("feed_forward_length", list(&[plain.ffn_size; 2])),
+    ]);
+    assert_eq!(lists.unwrap(), plain);
+    for (numbers, expected) in [
+        (
+            &[256, 512][..],
+            "feed_forward_length is a list with 256 and 512; layers of one shape",
+        ),
+        (&[], "feed_forward_length is an empty list"),
+        (&[0, 0], "feed_forward_length is 0; 1 to"),
+    ] {
+        let error = config_with(&[("feed_forward_length", list(numbers))]).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
 }
 
 #[test]

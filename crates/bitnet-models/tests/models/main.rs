@@ -6,6 +6,7 @@ mod determinism;
 mod forms;
 mod golden;
 mod sparsity;
+mod transformers;
 
 use std::path::{Path, PathBuf};
 
