@@ -8,6 +8,9 @@
 //! - A weight is −1, 0 or +1 and an activation an int8, so a matrix product is an exact integer
 //!   sum: [`TernaryMatrix`] holds the weights in the order in which all instruction sets stream
 //!   them, [`Activations`] the rows they meet.
+//! - [`GroupMatrix`] holds signs or codes of 2 bits with a scale for each 64 or 128 columns of a
+//!   row; [`GroupActivations`] are the rows they meet, with a scale for each run of inputs. Sums
+//!   within a run are exact, and those over runs and groups have one ascending order.
 //! - Float sums have one order, written down once in `portable`: a fixed number of virtual lanes
 //!   and one reduction tree, multiply then add, never fused. `math` has the elementary functions,
 //!   since the C library's differ between machines.
@@ -37,6 +40,8 @@ pub use sets::math;
 
 pub use layout::activations::{Activations, TILE_ROWS};
 pub use layout::cache::{CACHE_BLOCK, SEGMENT_KEYS};
+pub use layout::cells::GroupCodes;
+pub use layout::group_activations::GroupActivations;
 pub use layout::lines::{BLOCK_ROWS, LINE_COLS, MAX_COLS};
 pub use layout::packing::Packing;
 pub use ops::attention::{
@@ -53,6 +58,7 @@ pub use threads::memory::{Huge, Plain};
 pub use threads::pool::{Pool, default_threads};
 pub use threads::probe::{READ_PROBE_BYTES, ReadProbe};
 pub use weights::columns::TernaryColumns;
+pub use weights::groups::{GroupMatrix, UnpackGroups};
 pub use weights::head::ScreenTable;
 pub use weights::matrix::{Part, TernaryMatrix, Unpack};
 pub use weights::rows::TernaryRows;

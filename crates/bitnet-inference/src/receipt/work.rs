@@ -50,8 +50,16 @@ impl Work {
     fn of(kernel: Kernel) -> Self {
         match kernel {
             Kernel::EmbeddingLookup => Self::Embedding,
-            Kernel::I2sGemv | Kernel::Tl1Gemv | Kernel::Tl2Gemv => Self::SingleRows,
-            Kernel::I2sGemm | Kernel::Tl1Gemm | Kernel::Tl2Gemm => Self::SeveralRows,
+            Kernel::I2sGemv
+            | Kernel::Tl1Gemv
+            | Kernel::Tl2Gemv
+            | Kernel::SignGemv
+            | Kernel::TwoBitGemv => Self::SingleRows,
+            Kernel::I2sGemm
+            | Kernel::Tl1Gemm
+            | Kernel::Tl2Gemm
+            | Kernel::SignGemm
+            | Kernel::TwoBitGemm => Self::SeveralRows,
             Kernel::RopeApply => Self::Rotation,
             Kernel::AttentionReal => Self::Attention,
             Kernel::LogitsProjection => Self::Logits,

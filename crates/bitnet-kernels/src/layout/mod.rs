@@ -3,6 +3,8 @@
 
 pub mod activations;
 pub mod cache;
+pub mod cells;
+pub mod group_activations;
 pub mod lines;
 pub mod lookup;
 pub mod packing;

@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod cpu;
+pub mod groups;
 pub mod lookup;
 pub mod probe;
 pub mod screen;

@@ -2,6 +2,7 @@
 //! into 16 bits.
 
 mod attention;
+pub(crate) mod groups;
 mod peak;
 mod screen;
 pub(crate) mod sparse;
@@ -23,6 +24,7 @@ kernel_set!(
     own {
         screen_block: screen::screen_block,
         sparse: sparse::KERNELS,
+        groups: groups::KERNELS,
         ternary: ternary::ternary,
         ternary_tile: None,
         lookup: tl::LOOKUP,

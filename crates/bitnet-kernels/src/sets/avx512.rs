@@ -24,6 +24,7 @@ kernel_set!(
     own {
         screen_block: screen::screen_block,
         sparse: sparse::KERNELS,
+        groups: avx2::groups::KERNELS,
         ternary: ternary::ternary,
         ternary_tile: None,
         lookup: avx2::tl::LOOKUP,

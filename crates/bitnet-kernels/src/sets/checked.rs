@@ -69,6 +69,33 @@ impl KernelSet {
         unsafe { (self.quantize)(x, out) }
     }
 
+    /// Quantizes `x` to int8 in runs of `run_cols`: for each d = absmax / 127 and `q =
+    /// round_half_even(x / d)`; the last run may be shorter, and a run of zeros gives zeros.
+    /// `scales` gets the d, `sums` the `Σ q` of each run.
+    ///
+    /// # Panics
+    /// If a run has no columns, or the lengths do not fit together.
+    pub fn quantize_runs(
+        &self,
+        x: &[f32],
+        run_cols: usize,
+        q: &mut [i8],
+        scales: &mut [f32],
+        sums: &mut [i32],
+    ) {
+        let runs = x.len().div_ceil(run_cols);
+        assert!(
+            q.len() == x.len() && scales.len() == runs && sums.len() == runs,
+            "{} values in {runs} runs into {} values, {} scales and {} sums",
+            x.len(),
+            q.len(),
+            scales.len(),
+            sums.len()
+        );
+        // SAFETY: a set exists only on a CPU that can run it; the lengths were checked.
+        unsafe { (self.quantize_runs)(x, run_cols, q, scales, sums) }
+    }
+
     /// `out = relu(gate)² · up`.
     ///
     /// # Panics

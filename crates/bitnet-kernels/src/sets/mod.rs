@@ -8,6 +8,7 @@ pub mod avx512;
 pub mod checked;
 pub mod compiled;
 pub mod detect;
+pub mod groups;
 pub mod lookup;
 pub mod math;
 #[cfg(target_arch = "aarch64")]

@@ -19,8 +19,8 @@ use std::arch::aarch64::*;
 use vector::{convert_f16, load_f32, store4};
 
 use crate::layout::packing::Packing;
-use crate::sets::portable;
 use crate::sets::table::{KernelSet, kernel_set};
+use crate::sets::{portable, scalar};
 
 kernel_set!(
     NEON = "neon",
@@ -28,6 +28,7 @@ kernel_set!(
     own {
         screen_block: screen::screen_block,
         sparse: sparse::KERNELS,
+        groups: scalar::groups::KERNELS,
         ternary: ternary::ternary,
         ternary_tile: None,
         lookup: tl::LOOKUP,

@@ -7,13 +7,21 @@ use crate::threads::disjoint::Disjoint;
 pub(crate) struct Output<'a> {
     data: Disjoint<'a, f32>,
     stride: usize,
+    /// The block that lies first in a row.
+    first_block: usize,
 }
 
 impl<'a> Output<'a> {
     pub(crate) fn new(data: &'a mut [f32], stride: usize) -> Self {
+        Self::with_first_block(data, stride, 0)
+    }
+
+    /// Rows that begin with output `first_block`.
+    pub(crate) fn with_first_block(data: &'a mut [f32], stride: usize, first_block: usize) -> Self {
         Self {
             data: Disjoint::new(data),
             stride,
+            first_block,
         }
     }
 
@@ -27,7 +35,7 @@ impl<'a> Output<'a> {
         reason = "threads write different blocks, as the caller promises"
     )]
     pub(crate) unsafe fn block(&self, row: usize, block: usize) -> &mut [f32] {
-        let start = row * self.stride + block * BLOCK_ROWS;
+        let start = row * self.stride + (block - self.first_block) * BLOCK_ROWS;
         // SAFETY: passed on to the caller.
         unsafe { self.data.slice(start..start + BLOCK_ROWS) }
     }

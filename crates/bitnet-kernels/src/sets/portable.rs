@@ -102,6 +102,70 @@ pub(crate) fn quantize(x: &[f32], out: &mut [i8]) -> (f32, i32) {
     (scale, sum)
 }
 
+/// Quantizes a row to int8 in runs of `run_cols`, the last of which may be shorter: for each run `d
+/// = absmax / 127`, `q = round_half_even(x / d)`.
+///
+/// A run whose d is zero, since all its values are, gives zeros. q has the length of x; scales and
+/// sums, d and `Σ q` of each run, that of the runs.
+#[inline(always)]
+pub(crate) fn quantize_runs(
+    x: &[f32],
+    run_cols: usize,
+    q: &mut [i8],
+    scales: &mut [f32],
+    sums: &mut [i32],
+) {
+    let runs = x.chunks(run_cols).zip(q.chunks_mut(run_cols));
+    for ((x, q), (scale, sum)) in runs.zip(scales.iter_mut().zip(sums)) {
+        let mut lanes = [0.0f32; 32];
+        let (chunks, rest) = x.as_chunks::<32>();
+        for chunk in chunks {
+            for (lane, x) in lanes.iter_mut().zip(chunk) {
+                let x = x.abs();
+                *lane = if x > *lane { x } else { *lane };
+            }
+        }
+        for (lane, x) in lanes.iter_mut().zip(rest) {
+            let x = x.abs();
+            *lane = if x > *lane { x } else { *lane };
+        }
+        let absmax = lanes
+            .iter()
+            .fold(0.0f32, |max, lane| if *lane > max { *lane } else { max });
+        *scale = absmax / 127.0;
+        // Dividing by infinity gives the zeros that dividing by zero would not.
+        let divisor = if *scale > 0.0 { *scale } else { f32::INFINITY };
+        *sum = 0;
+        for (q, x) in q.iter_mut().zip(x) {
+            // d is rounded, and coarsely where it is subnormal: x / d can exceed 127.
+            let x = x / divisor;
+            let x = if x > 127.0 { 127.0 } else { x };
+            let x = if x < -127.0 { -127.0 } else { x };
+            // As in `quantize`.
+            *q = ((x + 12_582_912.0).to_bits() as i8).max(-127);
+            *sum += i32::from(*q);
+        }
+    }
+}
+
+/// The one rule for products with group scales, its inner half: adds the exact integer sum of a run
+/// of activations to those of the runs before it in the same group of weights.
+///
+/// `y = Σ_g (Σ_a float(sum_a) · d_a) · d_g`: groups g of weights and runs a of activations within
+/// them in ascending order, all in f32, each product rounded before it is added. Every set does
+/// these operations for each output; which rows, blocks and threads it takes together changes none
+/// of them.
+#[inline(always)]
+pub(crate) fn fold_run(of_runs: f32, sum: i32, scale: f32) -> f32 {
+    of_runs + sum as f32 * scale
+}
+
+/// The outer half of the rule: adds a group of weights to the output.
+#[inline(always)]
+pub(crate) fn fold_group(y: f32, of_runs: f32, scale: f32) -> f32 {
+    y + of_runs * scale
+}
+
 /// `[Σ (x − scale · q)², Σ x², Σ (scale · q)²]` over the lanes; `q` may be longer than `x`.
 #[inline(always)]
 pub(crate) fn residual_squares(x: &[f32], q: &[i8], scale: f32) -> [f32; 3] {

@@ -1,6 +1,7 @@
 //! The reference: every kernel in plain Rust, one element after the other. All other sets must give
 //! its bits.
 
+pub(crate) mod groups;
 pub(crate) mod sparse;
 mod tl;
 
@@ -25,6 +26,7 @@ kernel_set!(
         lookup: tl::LOOKUP,
         screen_block: screen_block,
         sparse: sparse::KERNELS,
+        groups: groups::KERNELS,
         packing: Packing::Two,
         matvec_f16: matvec_f16,
         round_f16: round_f16,

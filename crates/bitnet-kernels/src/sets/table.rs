@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::layout::activations::{Activations, Tile};
 use crate::layout::packing::Packing;
 use crate::layout::screen::ScreenSums;
+use crate::sets::groups::GroupKernels;
 use crate::sets::lookup::Lookup;
 use crate::sets::output::Output;
 use crate::sets::segment::AttendFn;
@@ -14,6 +15,10 @@ use crate::weights::matrix::TernaryMatrix;
 /// `y = Σ w · q / s · scale` for some blocks and one tile.
 pub(crate) type TernaryTile =
     unsafe fn(&TernaryMatrix, Range<usize>, usize, &Activations, &Output<'_>);
+
+/// Quantizes values by runs: values, inputs a run, int8 values, and the scale and the sum of each
+/// run.
+pub(crate) type QuantizeRuns = unsafe fn(&[f32], usize, &mut [i8], &mut [f32], &mut [i32]);
 
 /// The functions of one instruction set. A value of this type is the proof that this CPU can run
 /// them: only [`KernelSet::available`] gives any, and it asks the CPU.
@@ -31,10 +36,13 @@ pub struct KernelSet {
     pub(crate) ternary_tile: Option<TernaryTile>,
     pub(crate) lookup: Lookup,
     pub(crate) sparse: SparseKernels,
+    /// Products with group scales.
+    pub(crate) groups: GroupKernels,
     pub(crate) matvec_f16: unsafe fn(&[u8], &[f32], &mut [f32]),
     pub(crate) matvec_f32: unsafe fn(&[f32], &[f32], &mut [f32]),
     pub(crate) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     pub(crate) quantize: unsafe fn(&[f32], &mut [i8]) -> (f32, i32),
+    pub(crate) quantize_runs: QuantizeRuns,
     pub(crate) residual_squares: unsafe fn(&[f32], &[i8], f32) -> [f32; 3],
     /// A block, lines to be fetched meanwhile, a tile, its sums.
     pub(crate) screen_block: unsafe fn(&[u8], &[u8], &Tile<'_>, &mut ScreenSums),
@@ -62,7 +70,7 @@ macro_rules! kernel_set {
             name: $text,
             $($field: $own,)*
             rms_norm, relu2_mul, silu_mul, add, rope_half_split, merge_segment, matvec_f32, quantize,
-            residual_squares,
+            quantize_runs, residual_squares,
         };
         $(#[$features])?
         fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
@@ -71,6 +79,10 @@ macro_rules! kernel_set {
         $(#[$features])?
         fn quantize(x: &[f32], out: &mut [i8]) -> (f32, i32) {
             $crate::sets::portable::quantize(x, out)
+        }
+        $(#[$features])?
+        fn quantize_runs(x: &[f32], run_cols: usize, q: &mut [i8], scales: &mut [f32], sums: &mut [i32]) {
+            $crate::sets::portable::quantize_runs(x, run_cols, q, scales, sums);
         }
         $(#[$features])?
         fn residual_squares(x: &[f32], q: &[i8], scale: f32) -> [f32; 3] {

@@ -20,6 +20,14 @@ pub enum Kernel {
     Tl2Gemv,
     /// As [`Kernel::I2sGemm`], by lookup of triples.
     Tl2Gemm,
+    /// Signs with group scales times one row of int8 activations.
+    SignGemv,
+    /// Signs with group scales times several rows of int8 activations.
+    SignGemm,
+    /// Codes of 2 bits with group scales times one row of int8 activations.
+    TwoBitGemv,
+    /// Codes of 2 bits with group scales times several rows of int8 activations.
+    TwoBitGemm,
     /// Rotary position embedding of queries and keys.
     RopeApply,
     /// Attention over the key/value cache.
@@ -34,7 +42,7 @@ pub enum Kernel {
 
 impl Kernel {
     /// All of them, in the order in which a token meets them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 15] = [
         Self::EmbeddingLookup,
         Self::I2sGemv,
         Self::I2sGemm,
@@ -42,6 +50,10 @@ impl Kernel {
         Self::Tl1Gemm,
         Self::Tl2Gemv,
         Self::Tl2Gemm,
+        Self::SignGemv,
+        Self::SignGemm,
+        Self::TwoBitGemv,
+        Self::TwoBitGemm,
         Self::RopeApply,
         Self::AttentionReal,
         Self::LogitsScreen,
@@ -59,6 +71,10 @@ impl Kernel {
             Self::Tl1Gemm => "tl1_gemm",
             Self::Tl2Gemv => "tl2_gemv",
             Self::Tl2Gemm => "tl2_gemm",
+            Self::SignGemv => "sign_gemv",
+            Self::SignGemm => "sign_gemm",
+            Self::TwoBitGemv => "two_bit_gemv",
+            Self::TwoBitGemm => "two_bit_gemm",
             Self::RopeApply => "rope_apply",
             Self::AttentionReal => "attention_real",
             Self::LogitsScreen => "logits_screen",

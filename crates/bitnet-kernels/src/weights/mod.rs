@@ -2,6 +2,7 @@
 //! threads.
 
 pub mod columns;
+pub mod groups;
 pub mod head;
 pub mod matrix;
 pub mod rows;

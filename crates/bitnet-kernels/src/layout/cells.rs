@@ -1,0 +1,266 @@
+//! Cells: weights with one scale for a group of columns.
+//!
+//! Rows are taken 32 at a time. The columns of such a block are cut into groups of 64 or 128, the
+//! groups into cells of 32 (the last group may have fewer). After the cells of a group come the
+//! scales of its 32 rows in f16, so a thread reads codes and scales as one sequential stream:
+//!
+//! ```text
+//! group of a block:   cell 0, cell 1, …, then 32 scales of 2 bytes, that of row r at byte 2 r
+//!
+//! cell of 2 bits, 256 bytes: two lines of 16 columns
+//!     line g: dword r = row r;  byte j, bits 2s..2s+1  =  code of column 16 g + 4 s + j
+//!
+//! cell of signs, 128 bytes: four runs of 32 bytes, eight columns each
+//!     run i: byte p(r) = row r;  bit b  =  1 where the weight of column 8 i + b is positive
+//!     p(r) = 4 (r / 8) + r % 4, and 16 more where r % 8 is 4 or more
+//!
+//! 2 bits:  block 0, block 1, …
+//! signs:   the first 1024 columns of all blocks, the next 1024 columns of all blocks, …
+//! ```
+//!
+//! A code c of 2 bits is the weight c − 1, so −1, 0, 1 or 2. Signs are looked up: four of them are
+//! an index of 4 bits into the 16 sums that four activations can make, and a shuffle finds those of
+//! 32 rows. p(r) is chosen so that widening the bytes by twice interleaving halves of 128 bits
+//! leaves eight rows in order in each register of 256 bits. The tables of 1024 columns take 8 KiB
+//! and stay in the first cache while the weights of all blocks pass by.
+
+use half::f16;
+
+use crate::layout::lines::{BLOCK_ROWS, LINE_BYTES, LINE_COLS};
+
+/// Columns in a cell.
+pub(crate) const CELL_COLS: usize = 32;
+/// Bytes of the scales of a group.
+pub(crate) const SCALE_BYTES: usize = 2 * BLOCK_ROWS;
+/// Columns of signs whose tables a thread keeps in its first cache.
+const CHUNK_COLS: usize = 1024;
+/// Bytes of a run of signs, one for each row.
+pub(crate) const SIGN_RUN_BYTES: usize = BLOCK_ROWS;
+/// Columns of a run of signs.
+pub(crate) const SIGN_RUN_COLS: usize = 8;
+/// Lines in a cell of 2 bits.
+pub(crate) const CELL_LINES: usize = CELL_COLS / LINE_COLS;
+/// Runs in a cell of signs.
+pub(crate) const CELL_SIGN_RUNS: usize = CELL_COLS / SIGN_RUN_COLS;
+
+/// Eight columns of signs of 32 rows.
+pub(crate) type SignRun = [u8; SIGN_RUN_BYTES];
+
+/// What a code of a weight with a scale for its group can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupCodes {
+    /// 0 is −1 and 1 is +1; 1 bit a weight.
+    Signs,
+    /// 0 to 3 are −1, 0, +1 and +2; 2 bits a weight.
+    TwoBits,
+}
+
+impl GroupCodes {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Signs, Self::TwoBits];
+
+    /// Codes lie below this.
+    #[must_use]
+    pub fn num_codes(self) -> u8 {
+        match self {
+            Self::Signs => 2,
+            Self::TwoBits => 4,
+        }
+    }
+
+    /// The weight of a code, before its scale.
+    #[must_use]
+    pub fn weight(self, code: u8) -> i8 {
+        match self {
+            Self::Signs => 2 * code as i8 - 1,
+            Self::TwoBits => code as i8 - 1,
+        }
+    }
+
+    /// Bytes of a cell.
+    fn cell_bytes(self) -> usize {
+        match self {
+            Self::Signs => CELL_SIGN_RUNS * SIGN_RUN_BYTES,
+            Self::TwoBits => CELL_LINES * LINE_BYTES,
+        }
+    }
+}
+
+/// How the columns of a matrix with group scales are cut up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct GroupLayout {
+    pub codes: GroupCodes,
+    /// Columns of a row, without padding.
+    pub cols: usize,
+    /// Columns that share a scale.
+    pub group_cols: usize,
+}
+
+/// Some groups of every block, which lie one block after the other.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GroupChunk {
+    pub first_group: usize,
+    pub num_groups: usize,
+    /// Bytes of one block.
+    pub block_bytes: usize,
+    /// Bytes of the chunks before it, of one block.
+    first_byte: usize,
+}
+
+impl GroupChunk {
+    /// Where the chunk of a block begins in a matrix of `num_blocks` blocks.
+    pub fn start(&self, block: usize, num_blocks: usize) -> usize {
+        self.first_byte * num_blocks + block * self.block_bytes
+    }
+}
+
+impl GroupLayout {
+    /// Groups in a row.
+    pub fn num_groups(self) -> usize {
+        self.cols.div_ceil(self.group_cols)
+    }
+
+    /// Cells in a row.
+    pub fn num_cells(self) -> usize {
+        self.cols.div_ceil(CELL_COLS)
+    }
+
+    /// Cells in a group.
+    pub fn group_cells(self, group: usize) -> usize {
+        let whole = self.group_cols / CELL_COLS;
+        whole.min(self.num_cells() - group * whole)
+    }
+
+    /// Bytes of a whole group of a block, its scales included.
+    pub fn group_bytes(self) -> usize {
+        self.group_cols / CELL_COLS * self.codes.cell_bytes() + SCALE_BYTES
+    }
+
+    /// Bytes of a block.
+    pub fn block_bytes(self) -> usize {
+        self.num_cells() * self.codes.cell_bytes() + self.num_groups() * SCALE_BYTES
+    }
+
+    /// The chunks of a block, in the order of the columns.
+    pub fn chunks(self) -> impl Iterator<Item = GroupChunk> {
+        let step = match self.codes {
+            GroupCodes::Signs => CHUNK_COLS / self.group_cols,
+            GroupCodes::TwoBits => self.num_groups(),
+        };
+        let start = move |group: usize| {
+            if group < self.num_groups() {
+                group * self.group_bytes()
+            } else {
+                self.block_bytes()
+            }
+        };
+        (0..self.num_groups())
+            .step_by(step)
+            .map(move |first_group| {
+                let end = self.num_groups().min(first_group + step);
+                GroupChunk {
+                    first_group,
+                    num_groups: end - first_group,
+                    block_bytes: start(end) - start(first_group),
+                    first_byte: start(first_group),
+                }
+            })
+    }
+
+    /// Where a group of a block begins in a matrix of `num_blocks` blocks, and its bytes of codes.
+    pub fn group_place(self, block: usize, group: usize, num_blocks: usize) -> (usize, usize) {
+        let chunk = self
+            .chunks()
+            .find(|chunk| group < chunk.first_group + chunk.num_groups)
+            .expect("a group of the row");
+        let start =
+            chunk.start(block, num_blocks) + (group - chunk.first_group) * self.group_bytes();
+        (start, self.group_cells(group) * self.codes.cell_bytes())
+    }
+
+    /// Packs row `lane` of a group, at most `group_cols` codes and the scale, into its bytes.
+    pub fn pack_row(self, codes: &[u8], scale: f16, lane: usize, group: &mut [u8]) {
+        let (cells, scales) = group.split_at_mut(group.len() - SCALE_BYTES);
+        scales[2 * lane..2 * lane + 2].copy_from_slice(&scale.to_le_bytes());
+        for (col, code) in codes.iter().enumerate() {
+            let (byte, shift) = self.place(lane, col);
+            cells[byte] |= code << shift;
+        }
+        if self.codes == GroupCodes::TwoBits {
+            // Columns past the end are zero weights; signs meet activations that are zero.
+            for col in codes.len()..codes.len().next_multiple_of(CELL_COLS) {
+                let (byte, shift) = self.place(lane, col);
+                cells[byte] |= 1 << shift;
+            }
+        }
+    }
+
+    /// The code of a column of row `lane` of a group, from the group's bytes.
+    pub fn code(self, group: &[u8], lane: usize, col: usize) -> u8 {
+        let (byte, shift) = self.place(lane, col);
+        group[byte] >> shift & (self.codes.num_codes() - 1)
+    }
+
+    /// The byte of a group, and the bit of it, at which the code of a row and a column begins.
+    fn place(self, lane: usize, col: usize) -> (usize, usize) {
+        match self.codes {
+            GroupCodes::Signs => {
+                let run = col / SIGN_RUN_COLS;
+                (run * SIGN_RUN_BYTES + sign_byte(lane), col % SIGN_RUN_COLS)
+            }
+            GroupCodes::TwoBits => {
+                let (line, col) = (col / LINE_COLS, col % LINE_COLS);
+                (line * LINE_BYTES + 4 * lane + col % 4, 2 * (col / 4))
+            }
+        }
+    }
+}
+
+/// The scale of row `lane`, from the scales of a group.
+pub(crate) fn scale_of(scales: &[u8], lane: usize) -> f32 {
+    f16::from_le_bytes([scales[2 * lane], scales[2 * lane + 1]]).to_f32()
+}
+
+/// The byte of a run of signs that holds a row.
+pub(crate) const fn sign_byte(lane: usize) -> usize {
+    4 * (lane / 8) + lane % 4 + if lane % 8 < 4 { 0 } else { 16 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signs_take_one_and_an_eighth_bits_a_weight_and_two_bits_an_eighth_more() {
+        let bytes = |codes, cols, group_cols| {
+            GroupLayout {
+                codes,
+                cols,
+                group_cols,
+            }
+            .block_bytes()
+        };
+        for cols in [128, 2048, 6144, 12288] {
+            assert_eq!(bytes(GroupCodes::Signs, cols, 128), 32 * cols * 9 / 64);
+            assert_eq!(bytes(GroupCodes::TwoBits, cols, 128), 32 * cols * 17 / 64);
+            assert_eq!(bytes(GroupCodes::TwoBits, cols, 64), 32 * cols * 18 / 64);
+        }
+        assert_eq!(bytes(GroupCodes::TwoBits, 1, 64), 256 + 64);
+    }
+
+    #[test]
+    fn every_code_has_a_place_of_its_own() {
+        for codes in GroupCodes::ALL {
+            let layout = GroupLayout {
+                codes,
+                cols: 128,
+                group_cols: 128,
+            };
+            let mut seen = std::collections::BTreeSet::new();
+            for (lane, col) in (0..32).flat_map(|lane| (0..128).map(move |col| (lane, col))) {
+                let (byte, shift) = layout.place(lane, col);
+                assert!(byte < layout.group_bytes() - SCALE_BYTES && seen.insert((byte, shift)));
+            }
+        }
+    }
+}

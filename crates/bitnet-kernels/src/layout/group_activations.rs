@@ -1,0 +1,138 @@
+//! [`GroupActivations`]: rows quantized to int8 with a scale for each run of inputs.
+
+use std::ops::Range;
+
+use crate::layout::activations::TILE_ROWS;
+use crate::layout::cells::CELL_COLS;
+
+/// Rows of activations as int8, each run of 32, 64 or 128 inputs with a scale of its own.
+///
+/// A run begins at a multiple of its length; the last may be shorter. Its values are q, its scale
+/// is d = absmax / 127, and an input is about q · d. Rows are taken [`TILE_ROWS`] at a time and
+/// interleaved by dwords, as in [`crate::Activations`]; columns are padded with zeros to a multiple
+/// of 32.
+#[derive(Default)]
+pub struct GroupActivations {
+    rows: usize,
+    cols: usize,
+    run_cols: usize,
+    values: Vec<i8>,
+    /// For each tile `[runs, rows in the tile]`.
+    scales: Vec<f32>,
+    /// The same of the sums of a run's values.
+    sums: Vec<i32>,
+}
+
+/// The rows of one tile.
+#[derive(Clone, Copy)]
+pub(crate) struct GroupTile<'a> {
+    /// Rows in the tile.
+    pub rows: usize,
+    /// `[padded cols / 4, rows, 4]`
+    pub values: &'a [i8],
+    /// What the values of each run are multiplied by, `[runs, rows]`.
+    pub scales: &'a [f32],
+    /// The sum of each run's values, `[runs, rows]`.
+    pub sums: &'a [i32],
+}
+
+/// All rows, to be filled.
+pub(crate) struct GroupTileMut<'a> {
+    pub values: &'a mut [i8],
+    pub scales: &'a mut [f32],
+    pub sums: &'a mut [i32],
+}
+
+impl GroupActivations {
+    /// None yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Rows held.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Values in a row, without padding.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Inputs that share a scale.
+    #[must_use]
+    pub fn run_cols(&self) -> usize {
+        self.run_cols
+    }
+
+    /// Runs in a row.
+    #[must_use]
+    pub fn num_runs(&self) -> usize {
+        self.cols.div_ceil(self.run_cols.max(1))
+    }
+
+    /// The length of a row with its padding.
+    pub(crate) fn padded_cols(&self) -> usize {
+        self.cols.next_multiple_of(CELL_COLS)
+    }
+
+    /// Makes room for `rows` rows of `cols` in runs of `run_cols`; their values are unspecified
+    /// until written. Allocates only to grow.
+    pub(crate) fn reset(&mut self, rows: usize, cols: usize, run_cols: usize) {
+        (self.rows, self.cols, self.run_cols) = (rows, cols, run_cols);
+        let (values, runs) = (rows * self.padded_cols(), rows * self.num_runs());
+        self.values.resize(values.max(self.values.len()), 0);
+        self.scales.resize(runs.max(self.scales.len()), 0.0);
+        self.sums.resize(runs.max(self.sums.len()), 0);
+    }
+
+    /// How many tiles hold the rows.
+    pub(crate) fn num_tiles(&self) -> usize {
+        self.rows.div_ceil(TILE_ROWS)
+    }
+
+    /// The rows of a tile.
+    pub(crate) fn tile_rows(&self, tile: usize) -> Range<usize> {
+        tile * TILE_ROWS..self.rows.min((tile + 1) * TILE_ROWS)
+    }
+
+    pub(crate) fn tile(&self, tile: usize) -> GroupTile<'_> {
+        let rows = self.tile_rows(tile);
+        let (cols, runs) = (self.padded_cols(), self.num_runs());
+        GroupTile {
+            rows: rows.len(),
+            values: &self.values[rows.start * cols..rows.end * cols],
+            scales: &self.scales[rows.start * runs..rows.end * runs],
+            sums: &self.sums[rows.start * runs..rows.end * runs],
+        }
+    }
+
+    pub(crate) fn all_mut(&mut self) -> GroupTileMut<'_> {
+        let (cols, runs) = (self.padded_cols(), self.num_runs());
+        GroupTileMut {
+            values: &mut self.values[..self.rows * cols],
+            scales: &mut self.scales[..self.rows * runs],
+            sums: &mut self.sums[..self.rows * runs],
+        }
+    }
+
+    /// One row's int8 values in natural order, `[cols]`: for tests and inspection.
+    #[must_use]
+    pub fn row(&self, row: usize) -> Vec<i8> {
+        let tile = self.tile(row / TILE_ROWS);
+        let index = row % TILE_ROWS;
+        let at = |col: usize| tile.values[(col / 4 * tile.rows + index) * 4 + col % 4];
+        (0..self.cols).map(at).collect()
+    }
+
+    /// The scales of one row, `[runs]`: for tests and inspection.
+    #[must_use]
+    pub fn row_scales(&self, row: usize) -> Vec<f32> {
+        let tile = self.tile(row / TILE_ROWS);
+        let scales = tile.scales[row % TILE_ROWS..].iter();
+        scales.step_by(tile.rows).copied().collect()
+    }
+}

@@ -1,0 +1,258 @@
+//! Products with weights that have a scale for each group of columns, and the activations that they
+//! meet.
+
+use std::ops::Range;
+
+use crate::layout::activations::TILE_ROWS;
+use crate::layout::cells::GroupCodes;
+use crate::layout::group_activations::GroupActivations;
+use crate::layout::lines::BLOCK_ROWS;
+use crate::ops::cpu::{Cpu, Norm};
+use crate::sets::output::Output;
+use crate::sets::table::KernelSet;
+use crate::threads::counters::Kernel;
+use crate::threads::disjoint::Disjoint;
+use crate::weights::groups::GroupMatrix;
+
+/// Makes a row of activations: its index, the row to fill.
+type MakeRow<'a> = dyn Fn(usize, &mut [f32]) + Sync + 'a;
+
+/// What a thread needs for a row on its way to int8. Kept, so that a decode step allocates nothing.
+#[derive(Default)]
+struct RowScratch {
+    values: Vec<f32>,
+    int8: Vec<i8>,
+    scales: Vec<f32>,
+    sums: Vec<i32>,
+}
+
+thread_local! {
+    static ROW: std::cell::RefCell<RowScratch> = std::cell::RefCell::default();
+}
+
+impl Cpu {
+    /// Quantizes the first `cols` values of each row of `x`, `[rows, stride]`, in runs of
+    /// `run_cols` (32, 64 or 128), normalised first if a norm is given: d = absmax / 127, q = x / d
+    /// rounded half to even, a run of zeros gives zeros.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn quantize_groups(
+        &self,
+        x: &[f32],
+        stride: usize,
+        cols: usize,
+        run_cols: usize,
+        norm: Option<Norm<'_>>,
+        to: &mut GroupActivations,
+    ) {
+        let set = self.set();
+        self.fill_groups(x.len() / stride, cols, run_cols, to, &|row, values| {
+            let x = &x[row * stride..row * stride + cols];
+            match norm {
+                None => values.copy_from_slice(x),
+                Some(norm) => set.rms_norm(x, norm.weight, norm.eps, values),
+            }
+        });
+    }
+
+    /// Quantizes `rows` rows of `cols` that `make(row, values)` writes, in runs of `run_cols`, as
+    /// [`Cpu::quantize_groups`] does: for rows that are gated, say, or turned.
+    ///
+    /// # Panics
+    /// If a run is not of 32, 64 or 128 inputs.
+    pub fn fill_groups(
+        &self,
+        rows: usize,
+        cols: usize,
+        run_cols: usize,
+        to: &mut GroupActivations,
+        make: &MakeRow<'_>,
+    ) {
+        assert!(
+            [32, 64, 128].contains(&run_cols),
+            "activations in runs of {run_cols}; 32, 64 and 128 are possible"
+        );
+        to.reset(rows, cols, run_cols);
+        let (padded, runs, set) = (to.padded_cols(), to.num_runs(), self.set());
+        let all = to.all_mut();
+        let (values, scales, sums) = (
+            Disjoint::new(all.values),
+            Disjoint::new(all.scales),
+            Disjoint::new(all.sums),
+        );
+        self.pool().deal(rows.div_ceil(TILE_ROWS), 1, &|tiles| {
+            ROW.with_borrow_mut(|scratch| {
+                for first in tiles.map(|tile| tile * TILE_ROWS) {
+                    let in_tile = first..rows.min(first + TILE_ROWS);
+                    let (at_values, at_runs) = (
+                        in_tile.start * padded..in_tile.end * padded,
+                        in_tile.start * runs..in_tile.end * runs,
+                    );
+                    // SAFETY: each tile is in one thread's share.
+                    let (values, scales, sums) = unsafe {
+                        (
+                            values.slice(at_values),
+                            scales.slice(at_runs.clone()),
+                            sums.slice(at_runs),
+                        )
+                    };
+                    for (index, row) in in_tile.clone().enumerate() {
+                        scratch.quantize(set, cols, run_cols, &|values| make(row, values));
+                        let n = in_tile.len();
+                        scatter(&scratch.int8[..padded], 4, n, index, values);
+                        scatter(&scratch.scales[..runs], 1, n, index, scales);
+                        scatter(&scratch.sums[..runs], 1, n, index, sums);
+                    }
+                }
+            });
+        });
+    }
+
+    /// `out[t] = W · activations[t]`, all rows of all parts of the stack; `out` is `[rows,
+    /// matrix.output_len()]`.
+    ///
+    /// The result is y = Σ_g (Σ_a float(Σ w · q) · d_a) · d_g in f32, groups g of weights and runs
+    /// a of activations in ascending order, integer sums exact: the same bits for every instruction
+    /// set, number of threads and number of rows.
+    ///
+    /// # Panics
+    /// If the shapes do not fit, or a run of activations is longer than a group of weights.
+    pub fn group_matmul(
+        &self,
+        matrix: &GroupMatrix,
+        activations: &GroupActivations,
+        out: &mut [f32],
+    ) {
+        let (rows, stride) = (activations.rows(), matrix.output_len());
+        assert_eq!(
+            out.len(),
+            rows * stride,
+            "outputs for {rows} rows of {stride}"
+        );
+        self.counters().add(
+            matrix.kernel(rows),
+            rows * matrix.num_weights(),
+            matrix.num_bytes(),
+        );
+        self.multiply_groups(
+            matrix,
+            0..matrix.num_blocks(),
+            activations,
+            &Output::new(out, stride),
+        );
+    }
+
+    /// [`Cpu::group_matmul`] with a matrix of one part as the head: `out` is `[rows, vocabulary]`
+    /// without padding, and it counts as the projection to logits.
+    ///
+    /// # Panics
+    /// If the shapes do not fit, or the matrix is a stack of several.
+    pub fn group_logits(
+        &self,
+        matrix: &GroupMatrix,
+        activations: &GroupActivations,
+        out: &mut [f32],
+    ) {
+        let &[vocab] = matrix.parts() else {
+            panic!("logits of a stack of {} matrices", matrix.parts().len())
+        };
+        let rows = activations.rows();
+        assert_eq!(out.len(), rows * vocab, "logits for {rows} rows of {vocab}");
+        self.counters().add(
+            Kernel::LogitsProjection,
+            rows * matrix.num_weights(),
+            matrix.num_bytes(),
+        );
+        let whole = vocab / BLOCK_ROWS;
+        self.multiply_groups(matrix, 0..whole, activations, &Output::new(out, vocab));
+        if whole < matrix.num_blocks() {
+            // The last block reaches past the end of a row.
+            let mut last = vec![0.0; rows * BLOCK_ROWS];
+            let place = Output::with_first_block(&mut last, BLOCK_ROWS, whole);
+            self.multiply_groups(matrix, whole..whole + 1, activations, &place);
+            for (out, last) in out
+                .chunks_exact_mut(vocab)
+                .zip(last.chunks_exact(BLOCK_ROWS))
+            {
+                let rest = &mut out[whole * BLOCK_ROWS..];
+                rest.copy_from_slice(&last[..rest.len()]);
+            }
+        }
+    }
+
+    fn multiply_groups(
+        &self,
+        matrix: &GroupMatrix,
+        blocks: Range<usize>,
+        activations: &GroupActivations,
+        output: &Output<'_>,
+    ) {
+        assert_eq!(
+            activations.cols(),
+            matrix.cols(),
+            "columns of activations and weights"
+        );
+        assert!(
+            activations.run_cols() <= matrix.group_cols(),
+            "activations in runs of {} for weights in groups of {}",
+            activations.run_cols(),
+            matrix.group_cols()
+        );
+        let kernels = self.set().groups;
+        let multiply = match matrix.codes() {
+            GroupCodes::Signs => kernels.signs,
+            GroupCodes::TwoBits => kernels.two_bits,
+        };
+        let run = |share: Range<usize>| {
+            let share = blocks.start + share.start..blocks.start + share.end;
+            // SAFETY: a set exists only on a CPU that can run it, and each block of outputs is in
+            // one thread's share.
+            unsafe { multiply(matrix, share, activations, output) }
+        };
+        // With few rows each thread reads one stream of weights, as fast as memory gives them.
+        if activations.num_tiles() > 1 {
+            self.pool().deal(blocks.len(), 1, &run);
+        } else {
+            self.pool().split(blocks.len(), 1, &run);
+        }
+    }
+}
+
+impl RowScratch {
+    /// Quantizes a row that `make` writes.
+    fn quantize(
+        &mut self,
+        set: &KernelSet,
+        cols: usize,
+        run_cols: usize,
+        make: &dyn Fn(&mut [f32]),
+    ) {
+        let (padded, runs) = (cols.next_multiple_of(32), cols.div_ceil(run_cols));
+        self.values.resize(cols.max(self.values.len()), 0.0);
+        self.int8.resize(padded.max(self.int8.len()), 0);
+        self.scales.resize(runs.max(self.scales.len()), 0.0);
+        self.sums.resize(runs.max(self.sums.len()), 0);
+        let values = &mut self.values[..cols];
+        make(values);
+        self.int8[cols..padded].fill(0);
+        set.quantize_runs(
+            values,
+            run_cols,
+            &mut self.int8[..cols],
+            &mut self.scales[..runs],
+            &mut self.sums[..runs],
+        );
+    }
+}
+
+/// Spreads the values of a row, `unit` at a time, over those of a tile of `rows` rows, as row
+/// `index`.
+fn scatter<T: Copy>(row: &[T], unit: usize, rows: usize, index: usize, tile: &mut [T]) {
+    for (from, to) in row
+        .chunks_exact(unit)
+        .zip(tile.chunks_exact_mut(unit * rows))
+    {
+        to[unit * index..unit * (index + 1)].copy_from_slice(from);
+    }
+}

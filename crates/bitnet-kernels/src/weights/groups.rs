@@ -1,0 +1,250 @@
+//! [`GroupMatrix`]: weights with one scale for each group of columns of a row.
+
+use std::ops::Range;
+
+use half::f16;
+
+use crate::layout::cells::{CELL_COLS, GroupChunk, GroupCodes, GroupLayout, SCALE_BYTES, scale_of};
+use crate::layout::lines::{BLOCK_ROWS, MAX_COLS};
+use crate::threads::counters::Kernel;
+use crate::threads::disjoint::Disjoint;
+use crate::threads::memory::Huge;
+use crate::threads::pool::Pool;
+
+/// Fills the codes, `[rows, cols]`, and the scales, `[rows, groups]`, of some rows of a part.
+pub type UnpackGroups<'a, E> =
+    dyn Fn(usize, Range<usize>, &mut [u8], &mut [f16]) -> Result<(), E> + Sync + 'a;
+
+/// Matrices of equal width, stacked as in [`crate::TernaryMatrix`], of signs or codes of 2 bits
+/// with a scale for each 64 or 128 columns of a row.
+///
+/// A weight is [`GroupCodes::weight`] of its code times the scale of its group. The parts lie one
+/// after the other; each begins at a multiple of 32 rows, and so does its output. Rows that only
+/// fill up a block have scales of zero.
+pub struct GroupMatrix {
+    parts: Vec<usize>,
+    layout: GroupLayout,
+    num_blocks: usize,
+    bytes: Huge<u8>,
+}
+
+impl GroupMatrix {
+    /// Packs a stack of matrices of `parts[i]` rows, on all threads of `pool`.
+    ///
+    /// `unpack(part, rows, codes, scales)` is called with up to 32 rows of one part at a time, from
+    /// any thread and in any order. Its first error ends the packing.
+    ///
+    /// # Errors
+    /// What `unpack` returned.
+    ///
+    /// # Panics
+    /// If there are no columns or more than a ternary matrix may have, if a group is not of 32, 64
+    /// or 128 columns, or if `unpack` gives a code that `codes` does not have.
+    pub fn pack<E: Send>(
+        pool: &Pool,
+        parts: &[usize],
+        cols: usize,
+        codes: GroupCodes,
+        group_cols: usize,
+        unpack: &UnpackGroups<'_, E>,
+    ) -> Result<Self, E> {
+        assert!(
+            (1..=MAX_COLS).contains(&cols) && [32, 64, 128].contains(&group_cols),
+            "a matrix of {cols} columns in groups of {group_cols}; 1 to {MAX_COLS} in groups of 32, 64 or 128 are possible"
+        );
+        let layout = GroupLayout {
+            codes,
+            cols,
+            group_cols,
+        };
+        let blocks: Vec<(usize, usize)> = parts
+            .iter()
+            .enumerate()
+            .flat_map(|(part, rows)| (0..*rows).step_by(BLOCK_ROWS).map(move |row| (part, row)))
+            .collect();
+        let mut bytes = Huge::zeros(blocks.len() * layout.block_bytes());
+        let failure = std::sync::Mutex::new(None);
+        let output = Disjoint::new(&mut bytes);
+        pool.split(blocks.len(), 1, &|share| {
+            let mut codes = vec![0; BLOCK_ROWS * cols];
+            let mut scales = vec![f16::ZERO; BLOCK_ROWS * layout.num_groups()];
+            for block in share {
+                let (part, first_row) = blocks[block];
+                let rows = first_row..parts[part].min(first_row + BLOCK_ROWS);
+                let codes = &mut codes[..rows.len() * cols];
+                let scales = &mut scales[..rows.len() * layout.num_groups()];
+                if let Err(error) = unpack(part, rows, codes, scales) {
+                    *failure
+                        .lock()
+                        .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
+                    return;
+                }
+                assert!(
+                    codes.iter().all(|code| *code < layout.codes.num_codes()),
+                    "a code of {} or more",
+                    layout.codes.num_codes()
+                );
+                for chunk in layout.chunks() {
+                    let start = chunk.start(block, blocks.len());
+                    // SAFETY: each block is in one thread's share, and chunks do not overlap.
+                    let bytes = unsafe { output.slice(start..start + chunk.block_bytes) };
+                    pack_chunk(layout, &chunk, codes, scales, bytes);
+                }
+            }
+        });
+        match failure
+            .into_inner()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        {
+            Some(error) => Err(error),
+            None => Ok(Self {
+                parts: parts.to_vec(),
+                layout,
+                num_blocks: blocks.len(),
+                bytes,
+            }),
+        }
+    }
+
+    /// The rows of each matrix of the stack.
+    #[must_use]
+    pub fn parts(&self) -> &[usize] {
+        &self.parts
+    }
+
+    /// The length of an activation row.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.layout.cols
+    }
+
+    /// What its codes can be.
+    #[must_use]
+    pub fn codes(&self) -> GroupCodes {
+        self.layout.codes
+    }
+
+    /// Columns that share a scale.
+    #[must_use]
+    pub fn group_cols(&self) -> usize {
+        self.layout.group_cols
+    }
+
+    /// Scales of a row.
+    #[must_use]
+    pub fn num_groups(&self) -> usize {
+        self.layout.num_groups()
+    }
+
+    /// The length of an output row: each part's rows rounded up to a multiple of 32.
+    #[must_use]
+    pub fn output_len(&self) -> usize {
+        self.num_blocks * BLOCK_ROWS
+    }
+
+    /// Where a part's output lies in an output row.
+    #[must_use]
+    pub fn output_range(&self, part: usize) -> Range<usize> {
+        let before = self.parts[..part].iter();
+        let start: usize = before.map(|rows| rows.next_multiple_of(BLOCK_ROWS)).sum();
+        start..start + self.parts[part]
+    }
+
+    /// Weights of all parts, without padding.
+    #[must_use]
+    pub fn num_weights(&self) -> usize {
+        self.parts.iter().sum::<usize>() * self.cols()
+    }
+
+    /// Bytes of codes and scales, padding included: what one pass over the matrix reads.
+    #[must_use]
+    pub fn num_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Blocks of 32 rows.
+    #[must_use]
+    pub fn num_blocks(&self) -> usize {
+        self.num_blocks
+    }
+
+    /// What a product with `rows` rows of activations counts as.
+    #[must_use]
+    pub fn kernel(&self, rows: usize) -> Kernel {
+        match (self.layout.codes, rows) {
+            (GroupCodes::Signs, 1) => Kernel::SignGemv,
+            (GroupCodes::Signs, _) => Kernel::SignGemm,
+            (GroupCodes::TwoBits, 1) => Kernel::TwoBitGemv,
+            (GroupCodes::TwoBits, _) => Kernel::TwoBitGemm,
+        }
+    }
+
+    /// Writes row `row` of a part as f32, `[cols]`: each weight times its scale, exact but for
+    /// twice a scale beyond the largest f32, which f16 does not have.
+    ///
+    /// # Panics
+    /// If there is no such row, or `out` has another length.
+    pub fn read_row(&self, part: usize, row: usize, out: &mut [f32]) {
+        assert!(
+            row < self.parts[part] && out.len() == self.cols(),
+            "row {row} of {} into {} values of {}",
+            self.parts[part],
+            out.len(),
+            self.cols()
+        );
+        let at = self.output_range(part).start + row;
+        let (block, lane) = (at / BLOCK_ROWS, at % BLOCK_ROWS);
+        for (group, out) in out.chunks_mut(self.group_cols()).enumerate() {
+            let (start, code_bytes) = self.layout.group_place(block, group, self.num_blocks);
+            let (codes, scales) =
+                self.bytes[start..start + code_bytes + SCALE_BYTES].split_at(code_bytes);
+            let scale = scale_of(scales, lane);
+            for (col, out) in out.iter_mut().enumerate() {
+                let code = self.layout.code(codes, lane, col);
+                *out = f32::from(self.layout.codes.weight(code)) * scale;
+            }
+        }
+    }
+
+    /// Bytes that [`Self::read_row`] needs of a row: its codes and scales.
+    #[must_use]
+    pub fn row_bytes(&self) -> usize {
+        self.layout.block_bytes() / BLOCK_ROWS
+    }
+
+    pub(crate) fn layout(&self) -> GroupLayout {
+        self.layout
+    }
+
+    /// The groups of a chunk of one block, one after the other.
+    #[inline(always)]
+    pub(crate) fn chunk(&self, block: usize, chunk: &GroupChunk) -> &[u8] {
+        let start = chunk.start(block, self.num_blocks);
+        &self.bytes[start..start + chunk.block_bytes]
+    }
+}
+
+/// Packs the groups of a chunk of up to 32 rows of codes and scales.
+fn pack_chunk(
+    layout: GroupLayout,
+    chunk: &GroupChunk,
+    codes: &[u8],
+    scales: &[f16],
+    bytes: &mut [u8],
+) {
+    let rows = codes
+        .chunks_exact(layout.cols)
+        .zip(scales.chunks_exact(layout.num_groups()));
+    for (lane, (codes, scales)) in rows.enumerate() {
+        let first_col = chunk.first_group * layout.group_cols;
+        let groups = bytes.chunks_mut(layout.group_bytes());
+        for ((codes, scale), group) in codes[first_col..]
+            .chunks(layout.group_cols)
+            .zip(&scales[chunk.first_group..])
+            .zip(groups)
+        {
+            debug_assert!(group.len() >= codes.len().div_ceil(CELL_COLS) + SCALE_BYTES);
+            layout.pack_row(codes, *scale, lane, group);
+        }
+    }
+}
