@@ -599,7 +599,7 @@ fn a_run_leaves_its_receipt_though_nobody_reads_on() {
         drop(child.stdout.take());
         assert!(child.wait().expect("the program ends").success());
         let text = std::fs::read_to_string(&receipt).expect("a receipt");
-        bitnet_inference::receipt::verify(&text).expect("it verifies");
+        bitnet_receipts::verify(&text).expect("it verifies");
     }
 }
 
@@ -610,7 +610,7 @@ fn runs_leave_receipts() {
     let at = |name: &str| folder.path().join(name).display().to_string();
     let read = |name: &str| -> Value {
         let text = std::fs::read_to_string(folder.path().join(name)).expect("a receipt");
-        bitnet_inference::receipt::verify(&text).expect("it verifies");
+        bitnet_receipts::verify(&text).expect("it verifies");
         serde_json::from_str(&text).expect("JSON")
     };
     let answer = json(&[

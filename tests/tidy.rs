@@ -61,6 +61,15 @@ const ARROWS: &[(&str, &[&str])] = &[
             "bitnet-tokenizers",
         ],
     ),
+    (
+        "bitnet-receipts",
+        &[
+            "bitnet-inference",
+            "bitnet-kernels",
+            "bitnet-models",
+            "bitnet-tokenizers",
+        ],
+    ),
     ("bitnet-server", &["bitnet-inference", "bitnet-tokenizers"]),
     (
         "bitnet-cli",
@@ -71,6 +80,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "bitnet-kernels",
             "bitnet-models",
             "bitnet-quantization",
+            "bitnet-receipts",
             "bitnet-server",
             "bitnet-tokenizers",
         ],

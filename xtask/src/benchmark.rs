@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use bitnet_inference::receipt::{Provenance, Receipt, model_sha256};
 use bitnet_inference::{Request, SamplingParams};
 use bitnet_models::{LoadOptions, synthetic};
+use bitnet_receipts::{Provenance, Receipt, model_sha256};
 use bitnet_tokenizers::TokenId;
 use xtask::{Rejection, Verifier, read_signing_key, sign};
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail, ensure};
-use bitnet_inference::receipt::{Parity, model_sha256};
+use bitnet_receipts::{Parity, model_sha256};
 use bitnet_tokenizers::TokenId;
 use serde::Serialize;
 use xtask::Verifier;

@@ -7,7 +7,7 @@
 
 mod signature;
 
-use bitnet_inference::receipt::{Receipt, ReceiptGate, Refusal, verify};
+use bitnet_receipts::{Receipt, ReceiptGate, Refusal, verify};
 
 use signature::VerifyingKey;
 pub use signature::{read_signing_key, read_verifying_key, sign};

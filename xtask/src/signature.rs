@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::Context;
-use bitnet_inference::receipt::{Receipt, Signature};
+use bitnet_receipts::{Receipt, Signature};
 use ed25519_dalek::pkcs8::{DecodePrivateKey, DecodePublicKey};
 use ed25519_dalek::{Signer, SigningKey};
 

@@ -4,10 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use bitnet_inference::receipt::{KernelCount, Receipt, model_sha256, tokens_sha256};
 use bitnet_inference::{Engine, EngineOptions, Request};
 use bitnet_kernels::{Cpu, Kernel, Packing};
 use bitnet_models::{FfnSparsity, HeadMode, I2sForm, LoadOptions, Tl1Tile, Tl2Tile};
+use bitnet_receipts::{KernelCount, Receipt, model_sha256, tokens_sha256};
 use xtask::{Rejection, Verifier, read_verifying_key};
 
 use crate::model::{self, CpuOptions};
@@ -256,8 +256,8 @@ fn same_kernels(receipt: &Receipt, engine: &Engine) -> Result<(), Rejection> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bitnet_inference::receipt::verify;
     use bitnet_kernels::KernelSet;
+    use bitnet_receipts::verify;
 
     #[test]
     fn a_run_made_again_tells_kernels_of_another_packing() {

@@ -4,10 +4,10 @@
 
 use std::sync::LazyLock;
 
-use bitnet_inference::receipt::{Parity, Provenance, Receipt, ReceiptGate, digest, model_sha256};
 use bitnet_inference::{Engine, EngineOptions, Loaded, Request, SamplingParams, load};
 use bitnet_kernels::{Cpu, Kernel, KernelSet, Packing};
 use bitnet_models::{FfnSparsity, HeadMode, KvType, LoadOptions};
+use bitnet_receipts::{Parity, Provenance, Receipt, ReceiptGate, digest, model_sha256};
 use bitnet_tokenizers::TokenId;
 use proptest::prelude::*;
 use serde_json::{Value, json};

@@ -8,7 +8,6 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-use bitnet_inference::receipt::{Provenance, Receipt};
 use bitnet_inference::{
     Engine, EngineOptions, Event, Request, RequestId, SamplingParams, peak_rss_bytes,
 };
@@ -16,6 +15,7 @@ use bitnet_kernels::{
     Cpu, Kernel, KernelSet, Packing, READ_PROBE_BYTES, ReadProbe, default_threads,
 };
 use bitnet_models::synthetic;
+use bitnet_receipts::{Provenance, Receipt};
 use bitnet_tokenizers::TokenId;
 use serde_json::{Value, json};
 

@@ -115,7 +115,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             interrupt::EXIT_CODE
         }
         _ if error.is::<args::WrongUsage>() || report::is_wrong_parameter(error) => 2,
-        _ if error.is::<bitnet_inference::receipt::Refusal>() => 3,
+        _ if error.is::<bitnet_receipts::Refusal>() => 3,
         _ => 1,
     }
 }

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use anyhow::Context;
-use bitnet_inference::receipt::{Provenance, Receipt, model_sha256, sha256_hex};
 use bitnet_kernels::Cpu;
+use bitnet_receipts::{Provenance, Receipt, model_sha256, sha256_hex};
 
 use crate::args::{ModelArguments, WrongUsage};
 use crate::session::ModelSource;

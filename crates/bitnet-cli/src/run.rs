@@ -4,7 +4,7 @@ use std::io::{Error, ErrorKind, IsTerminal, Read, StdoutLock, Write};
 
 use anyhow::Context;
 use bitnet_inference::Finish;
-use bitnet_inference::receipt::Receipt;
+use bitnet_receipts::Receipt;
 use bitnet_tokenizers::{ChatMessage, DecodeOptions, EncodeOptions, RenderOptions, TokenId};
 use serde_json::json;
 

@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bias_text;
 mod block_pool;
 mod candidates;
 mod engine;
@@ -16,12 +17,12 @@ mod load;
 mod machine;
 pub mod perplexity;
 mod random;
-pub mod receipt;
 mod request;
 mod sampling;
 mod sequence;
 mod stop;
 
+pub use bias_text::parse_logit_bias;
 pub use engine::{DRAFT_MAX, Engine, EngineCounts, EngineOptions, HeadUse};
 pub use error::{Error, Result};
 pub use load::{

@@ -9,7 +9,7 @@ pub fn cpu_name() -> String {
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     name.map_or_else(
-        || env!("BITNET_OS").to_owned(),
+        || std::env::consts::ARCH.to_owned(),
         |(_, name)| name.trim().to_owned(),
     )
 }

@@ -11,10 +11,10 @@ use bitnet_kernels::math::{exp_f64, ln_f64};
 use bitnet_tokenizers::TokenId;
 use serde::{Deserialize, Serialize};
 
+use crate::bias_text;
 use crate::candidates::{Candidate, Candidates, Estimated, Logits, before};
 use crate::error::{Error, Result};
 use crate::random::Noise;
-use crate::receipt::bias_text;
 use crate::stop::TokenSet;
 
 /// How a token is chosen. The defaults are llama.cpp's.

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use bitnet_inference::receipt::{Provenance, Receipt, ReceiptGate, Refusal, model_sha256, verify};
 use bitnet_inference::{Engine, EngineOptions, Finish, Loaded, Request, SamplingParams, load};
 use bitnet_kernels::{Cpu, KernelSet, Packing};
 use bitnet_models::{FfnSparsity, HeadMode, KvType, LoadOptions};
+use bitnet_receipts::{Provenance, Receipt, ReceiptGate, Refusal, model_sha256, verify};
 use bitnet_tokenizers::TokenId;
 
 fn golden(name: &str) -> PathBuf {

@@ -10,14 +10,14 @@ use std::ops::RangeInclusive;
 use bitnet_kernels::{BLOCK_ROWS, Kernel, Packing};
 use bitnet_models::{FfnSparsity, HeadMode, KvType};
 
-use super::{ModelRecord, Receipt};
+use crate::record::{ModelRecord, Receipt};
 
 /// Columns that fill whole units of every packing: no shape has fewer bytes a weight.
 const WHOLE_COLS: usize = 96;
 
 /// What one or more kernels do together, each in its own way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Work {
+pub(crate) enum Work {
     /// Looking tokens up.
     Embedding,
     /// Ternary weights times a single row.
@@ -35,7 +35,7 @@ pub(super) enum Work {
 }
 
 impl Work {
-    pub(super) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Embedding,
         Self::SingleRows,
         Self::SeveralRows,
@@ -68,7 +68,7 @@ impl Work {
     }
 
     /// Whether a kernel has a part in it.
-    pub(super) fn is_done_by(self, kernel: Kernel) -> bool {
+    pub(crate) fn is_done_by(self, kernel: Kernel) -> bool {
         match (self, Self::of(kernel)) {
             (Self::Products, of) => matches!(of, Self::SingleRows | Self::SeveralRows),
             (whole, of) => whole == of,
@@ -79,7 +79,7 @@ impl Work {
     ///
     /// The receipt's sizes must have been checked: with all below 2^24 and counts of tokens below
     /// 2^32 nothing overflows.
-    pub(super) fn macs(self, receipt: &Receipt) -> RangeInclusive<u128> {
+    pub(crate) fn macs(self, receipt: &Receipt) -> RangeInclusive<u128> {
         let ModelRecord {
             layers,
             hidden,
@@ -138,7 +138,7 @@ impl Work {
 
     /// The most of these multiply-accumulates that can add nothing: those of up, gate and down, and
     /// of logits that cannot matter.
-    pub(super) fn skipped_max(self, receipt: &Receipt) -> u128 {
+    pub(crate) fn skipped_max(self, receipt: &Receipt) -> u128 {
         let ModelRecord {
             layers,
             hidden,
@@ -165,7 +165,7 @@ impl Work {
     }
 
     /// The bytes that so many multiply-accumulates read, each once a call: the least and the most.
-    pub(super) fn bytes(self, receipt: &Receipt, macs: u128) -> RangeInclusive<u128> {
+    pub(crate) fn bytes(self, receipt: &Receipt, macs: u128) -> RangeInclusive<u128> {
         let rows = Rows::new(receipt);
         let hidden = u128::from(receipt.model.hidden);
         match self {
@@ -203,7 +203,7 @@ impl Work {
     }
 
     /// How often it is dispatched: the least and the most.
-    pub(super) fn calls(self, receipt: &Receipt) -> Option<RangeInclusive<u128>> {
+    pub(crate) fn calls(self, receipt: &Receipt) -> Option<RangeInclusive<u128>> {
         let rows = Rows::new(receipt);
         let layers = u128::from(receipt.model.layers);
         let with_logits = 1 + rows.decode_passes();

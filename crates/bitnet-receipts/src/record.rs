@@ -5,38 +5,32 @@
 //! kernels that did not run; the digest tells of any later edit. A receipt that does not pass its
 //! own verification is never made.
 
-mod digest;
-mod verify;
-mod work;
-
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use bitnet_inference::{
+    Engine, Finish, FinishReason, Request, SamplingParams, cpu_name, peak_rss_bytes,
+};
 use bitnet_kernels::{Count, Kernel, KernelSet, Packing};
 use bitnet_models::{LoadOptions, Tl1Tile, Tl2Tile};
 use bitnet_tokenizers::TokenId;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use serde_json::ser::{Formatter, PrettyFormatter};
 
-use crate::engine::Engine;
-use crate::machine;
-use crate::request::{Finish, FinishReason, Request};
-use crate::sampling::SamplingParams;
-
-pub use digest::{digest, model_sha256, sha256_hex, tokens_sha256};
-pub use verify::{ReceiptGate, Refusal, verify};
+use crate::digest::{digest, tokens_sha256};
+use crate::verify::{Refusal, compute_path, verify};
 
 /// The version of the schema that is written and verified.
 pub const SCHEMA_VERSION: &str = "1.0.0";
 
 /// The phase in which the prompt went through the model.
-const PREFILL: &str = "prefill_forward";
+pub(crate) const PREFILL: &str = "prefill_forward";
 /// The phase in which tokens sampled before did, one at a time.
-const DECODE: &str = "decode_forward";
+pub(crate) const DECODE: &str = "decode_forward";
 
 /// What a run did. The fields are those of `docs/receipt.schema.json`, which says what each holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -227,7 +221,7 @@ pub struct Provenance {
 
 impl RunRecord {
     /// How weights lay in memory, each of several by its name.
-    fn packings(&self) -> impl Iterator<Item = Packing> {
+    pub(crate) fn packings(&self) -> impl Iterator<Item = Packing> {
         self.packing.split('+').filter_map(Packing::by_name)
     }
 }
@@ -275,7 +269,7 @@ impl Receipt {
         let mut receipt = Self {
             schema_version: SCHEMA_VERSION.to_owned(),
             timestamp: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
-            compute_path: verify::compute_path(kernels.iter().map(String::as_str)).to_owned(),
+            compute_path: compute_path(kernels.iter().map(String::as_str)).to_owned(),
             backend: "cpu".to_owned(),
             backend_summary: backend_summary(provenance.kernels_requested.as_deref(), kernel_set),
             kernel_set: kernel_set.to_owned(),
@@ -292,7 +286,7 @@ impl Receipt {
                 bitnet_version: env!("CARGO_PKG_VERSION").to_owned(),
                 os: env!("BITNET_OS").to_owned(),
                 rust_version: env!("BITNET_RUST_VERSION").to_owned(),
-                cpu: machine::cpu_name(),
+                cpu: cpu_name(),
                 threads: engine.cpu().pool().num_threads() as u64,
                 deterministic: provenance.bitnet_deterministic.clone(),
                 seed: provenance.bitnet_seed.clone(),
@@ -301,7 +295,7 @@ impl Receipt {
             run: run_record(engine, request, finish, &provenance.load),
             prompt_tokens_sha256: tokens_sha256(&request.prompt),
             output_tokens_sha256: tokens_sha256(output),
-            peak_rss_bytes: machine::peak_rss_bytes(),
+            peak_rss_bytes: peak_rss_bytes(),
             parity: None,
             digest: String::new(),
             signature: None,
@@ -519,32 +513,5 @@ impl Formatter for Layout {
 
     fn end_object_value<W: ?Sized + Write>(&mut self, out: &mut W) -> std::io::Result<()> {
         self.0.end_object_value(out)
-    }
-}
-
-/// Logit biases as they are typed, `15043+1.5` or `15043-inf`: JSON has no infinity.
-pub(crate) mod bias_text {
-    use super::{Deserialize, Deserializer, Serializer, TokenId, de};
-
-    pub fn serialize<S: Serializer>(biases: &[(TokenId, f32)], to: S) -> Result<S::Ok, S::Error> {
-        to.collect_seq(
-            biases
-                .iter()
-                .map(|(token, bias)| format!("{token}{bias:+}")),
-        )
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<Vec<(TokenId, f32)>, D::Error> {
-        let texts = Vec::<String>::deserialize(from)?;
-        let parse = |text: &String| {
-            let sign = text.find(['+', '-'])?;
-            Some((text[..sign].parse().ok()?, text[sign..].parse().ok()?))
-        };
-        let bias = |text| {
-            parse(text).ok_or_else(|| de::Error::custom(format_args!("{text:?} is no logit bias")))
-        };
-        texts.iter().map(bias).collect()
     }
 }

@@ -9,10 +9,9 @@ use std::ops::RangeInclusive;
 use bitnet_kernels::{Kernel, Packing};
 use bitnet_models::{FfnSparsity, HeadMode, I2sForm, KvType};
 
-use super::work::Work;
-use super::{
-    DECODE, KernelRecord, ModelRecord, PREFILL, Receipt, SCHEMA_VERSION, digest, tokens_sha256,
-};
+use crate::digest::{digest, tokens_sha256};
+use crate::record::{DECODE, KernelRecord, ModelRecord, PREFILL, Receipt, SCHEMA_VERSION};
+use crate::work::Work;
 
 /// The path of a run whose matrix products were those of the quantized weights.
 const REAL: &str = "real";
@@ -115,7 +114,7 @@ pub fn verify(text: &str) -> Result<Receipt, Refusal> {
 
 /// What the kernels that ran make of a run: `real`, `fallback` if weights were turned into floats,
 /// `none` if there was no product of quantized weights at all.
-pub(super) fn compute_path<'a>(kernels: impl Iterator<Item = &'a str>) -> &'static str {
+pub(crate) fn compute_path<'a>(kernels: impl Iterator<Item = &'a str>) -> &'static str {
     let mut path = "none";
     for id in kernels {
         if is_float_product(id) {

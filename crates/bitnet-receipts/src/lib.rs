@@ -1,0 +1,19 @@
+//! RECEIPTS: what a run did, made from the counters of the kernels that ran, and the gates that a
+//! receipt must pass.
+//!
+//! [`Receipt::new`] makes one, [`verify`] checks the text of one, [`digest()`] computes the hash
+//! that belongs to it.
+
+#![forbid(unsafe_code)]
+
+mod digest;
+mod record;
+mod verify;
+mod work;
+
+pub use digest::{digest, model_sha256, sha256_hex, tokens_sha256};
+pub use record::{
+    Environment, KernelCount, KernelRecord, ModelRecord, Parity, PhaseTime, Provenance, Receipt,
+    RunRecord, SCHEMA_VERSION, Signature,
+};
+pub use verify::{ReceiptGate, Refusal, verify};
