@@ -87,8 +87,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         bitnet_deterministic: variable("BITNET_DETERMINISTIC"),
         bitnet_seed: variable("BITNET_SEED"),
     };
-    let mut receipt =
-        Receipt::new(&engine, &request, &output, &finish, &provenance).map_err(Rejection::from)?;
+    let mut receipt = Receipt::new(&engine.facts(), &request, &output, &finish, &provenance)
+        .map_err(Rejection::from)?;
     if let Some(key) = key {
         receipt = sign(receipt, &key);
     }

@@ -55,7 +55,7 @@ fn receipt_of(load_options: &LoadOptions, options: EngineOptions, max_tokens: us
         bitnet_deterministic: Some("1".to_owned()),
         bitnet_seed: Some("7".to_owned()),
     };
-    Receipt::new(&engine, &request, &output, &finish, &provenance).expect("it verifies")
+    Receipt::new(&engine.facts(), &request, &output, &finish, &provenance).expect("it verifies")
 }
 
 fn value() -> Value {

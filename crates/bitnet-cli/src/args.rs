@@ -4,7 +4,7 @@ use std::path::PathBuf;
 #[cfg(feature = "server")]
 use std::time::Duration;
 
-use bitnet_inference::{DRAFT_MAX, SamplingParams};
+use bitnet_inference::{DRAFT_MAX, SamplingParams, parse_logit_bias};
 use bitnet_kernels::{Cpu, KernelSet, Packing};
 use bitnet_models::{FfnSparsity, HeadMode, KvType, LoadOptions, Tl1Tile, Tl2Tile};
 use bitnet_tokenizers::TokenId;
@@ -1027,11 +1027,8 @@ fn parse_window(text: &str) -> Result<usize, String> {
 
 /// `ID+BIAS` or `ID-BIAS`.
 fn parse_bias(text: &str) -> Result<(TokenId, f32), String> {
-    let wrong = || "expected ID+BIAS or ID-BIAS, such as 15043+1 or 15043-inf".to_owned();
-    let sign = text.find(['+', '-']).ok_or_else(wrong)?;
-    let id = text[..sign].parse().map_err(|_| wrong())?;
-    let bias = text[sign..].parse().map_err(|_| wrong())?;
-    Ok((id, bias))
+    parse_logit_bias(text)
+        .ok_or_else(|| "expected ID+BIAS or ID-BIAS, such as 15043+1 or 15043-inf".to_owned())
 }
 
 #[cfg(test)]

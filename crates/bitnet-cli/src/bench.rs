@@ -33,7 +33,11 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     let set = arguments.model.kernels.unwrap_or_else(KernelSet::detect);
     let start = Instant::now();
     let most = threads.iter().copied().max().unwrap_or(1);
-    let (model, source) = session::load_model(&arguments.model, &Cpu::new(set, most))?;
+    let session::LoadedModel {
+        loaded: model,
+        source,
+        load_options,
+    } = session::load_model(&arguments.model, &Cpu::new(set, most))?;
     let load_time = start.elapsed();
 
     let whats = whats(arguments);
@@ -78,8 +82,7 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     }
     bar.finish_and_clear();
     if let Some(path) = &arguments.receipt {
-        let provenance =
-            receipt::provenance(&source, machines[0].engine.cpu(), &arguments.model, true)?;
+        let provenance = receipt::provenance(&source, &load_options, &arguments.model, true)?;
         receipt::write(&machines[0].receipt(arguments, &provenance)?, path)?;
     }
 
@@ -344,7 +347,7 @@ impl Machine {
             self.engine.cpu().counters().reset();
             let (tokens, finish) = self.engine.complete(request.clone())?;
             receipts.push(Receipt::new(
-                &self.engine,
+                &self.engine.facts(),
                 &request,
                 &tokens,
                 &finish,

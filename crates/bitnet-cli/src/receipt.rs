@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
-use bitnet_kernels::Cpu;
+use bitnet_models::LoadOptions;
 use bitnet_receipts::{Provenance, Receipt, model_sha256, sha256_hex};
 
 use crate::args::{ModelArguments, WrongUsage};
@@ -24,11 +24,11 @@ pub fn check_place(path: Option<&Path>) -> anyhow::Result<()> {
     }
 }
 
-/// What a receipt says of model and environment; hashes the model's files. `seed_given`: whether
-/// the seed was not drawn at random.
+/// The facts of a receipt about model and environment; hashes the model's files. `load`: the
+/// options that loaded the model. `seed_given`: whether the user chose the seed.
 pub fn provenance(
     source: &ModelSource,
-    cpu: &Cpu,
+    load: &LoadOptions,
     arguments: &ModelArguments,
     seed_given: bool,
 ) -> anyhow::Result<Provenance> {
@@ -42,7 +42,7 @@ pub fn provenance(
     Ok(Provenance {
         model_path: source.to_string(),
         model_sha256,
-        load: arguments.load_options(cpu),
+        load: load.clone(),
         kernels_requested: arguments.kernels.map(|set| set.name.to_owned()),
         seed_given,
         bitnet_deterministic: variable("BITNET_DETERMINISTIC"),

@@ -75,10 +75,14 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
             reason,
             timings: answer.timings,
         };
-        let (cpu, seed_given) = (session.engine.cpu(), arguments.sampling.is_deterministic());
-        let provenance = receipt::provenance(&session.source, cpu, &arguments.model, seed_given)?;
+        let provenance = receipt::provenance(
+            &session.source,
+            &session.load_options,
+            &arguments.model,
+            arguments.sampling.is_deterministic(),
+        )?;
         let made = Receipt::new(
-            &session.engine,
+            &session.engine.facts(),
             &request,
             &answer.tokens,
             &finish,

@@ -14,10 +14,10 @@ use bitnet_inference::{
 #[cfg(feature = "server")]
 use bitnet_inference::{load_tokenization, tokenization_from_gguf};
 use bitnet_kernels::{Cpu, KernelSet, default_threads};
-use bitnet_models::Config;
 #[cfg(feature = "server")]
 use bitnet_models::LanguageModel;
 use bitnet_models::huggingface::Checkpoint;
+use bitnet_models::{Config, LoadOptions};
 use bitnet_tokenizers::TokenId;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -35,6 +35,8 @@ pub struct Session {
     /// `None` if the model came without a tokenizer.
     tokenization: Option<Tokenization>,
     pub source: ModelSource,
+    /// The options that loaded the model.
+    pub load_options: LoadOptions,
     pub load_time: Duration,
 }
 
@@ -110,14 +112,16 @@ pub fn open_with(
         arguments.kernels.unwrap_or_else(KernelSet::detect),
         num_threads(arguments)?,
     );
-    let (
-        Loaded {
-            model,
-            tokenization,
-            ..
-        },
+    let LoadedModel {
+        loaded,
         source,
-    ) = load_model(arguments, &cpu)?;
+        load_options,
+    } = load_model(arguments, &cpu)?;
+    let Loaded {
+        model,
+        tokenization,
+        ..
+    } = loaded;
     let context = context.unwrap_or_else(|| context_length(arguments, model.config()));
     let options = change(model.config(), engine_options(arguments, context))?;
     let tokenizer = tokenization
@@ -130,6 +134,7 @@ pub fn open_with(
         model,
         tokenization,
         source,
+        load_options,
         load_time: start.elapsed(),
     })
 }
@@ -155,14 +160,21 @@ pub fn context_length(arguments: &ModelArguments, config: &Config) -> usize {
     }
 }
 
+/// A model, where it comes from, and the options that loaded it.
+pub struct LoadedModel {
+    pub loaded: Loaded,
+    pub source: ModelSource,
+    pub load_options: LoadOptions,
+}
+
 /// Loads the model that the arguments name.
-pub fn load_model(arguments: &ModelArguments, cpu: &Cpu) -> anyhow::Result<(Loaded, ModelSource)> {
+pub fn load_model(arguments: &ModelArguments, cpu: &Cpu) -> anyhow::Result<LoadedModel> {
     let source = ModelSource::new(arguments.model.as_deref())?;
     let spinner = spinner(format!("loading {source}"));
-    let options = arguments.load_options(cpu);
+    let load_options = arguments.load_options(cpu);
     let loaded = match &source {
-        ModelSource::Path(path) => load(path, &options, cpu),
-        ModelSource::BuiltIn(bytes) => load_embedded(bytes, &options, cpu),
+        ModelSource::Path(path) => load(path, &load_options, cpu),
+        ModelSource::BuiltIn(bytes) => load_embedded(bytes, &load_options, cpu),
     };
     let loaded = loaded.with_context(|| format!("cannot load {source}"))?;
     spinner.finish_and_clear();
@@ -171,7 +183,11 @@ pub fn load_model(arguments: &ModelArguments, cpu: &Cpu) -> anyhow::Result<(Load
             "warning: the I2_S codes of {source} look as if they were arranged as {form}: try --i2-s-form {form}"
         );
     }
-    Ok((loaded, source))
+    Ok(LoadedModel {
+        loaded,
+        source,
+        load_options,
+    })
 }
 
 /// The engine's bounds, as far as the arguments say.

@@ -13,6 +13,7 @@ mod block_pool;
 mod candidates;
 mod engine;
 mod error;
+mod facts;
 mod load;
 mod machine;
 pub mod perplexity;
@@ -25,6 +26,7 @@ mod stop;
 pub use bias_text::parse_logit_bias;
 pub use engine::{DRAFT_MAX, Engine, EngineCounts, EngineOptions, HeadUse};
 pub use error::{Error, Result};
+pub use facts::EngineFacts;
 pub use load::{
     Loaded, NO_TOKENIZER, Tokenization, likely_i2s_form, load, load_embedded, load_tokenization,
     tokenization_from_gguf, tokenizer_spec,

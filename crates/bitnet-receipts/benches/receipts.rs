@@ -57,5 +57,5 @@ fn receipt() -> Receipt {
         bitnet_deterministic: None,
         bitnet_seed: None,
     };
-    Receipt::new(&engine, &request, &output, &finish, &provenance).expect("it verifies")
+    Receipt::new(&engine.facts(), &request, &output, &finish, &provenance).expect("it verifies")
 }

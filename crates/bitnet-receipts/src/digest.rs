@@ -9,10 +9,10 @@ use bitnet_tokenizers::TokenId;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-/// The fields that the digest leaves out: itself, and the signature, which signs it.
+/// The fields that the digest omits: the digest itself, and its signature.
 const OUTSIDE: [&str; 2] = ["digest", "signature"];
 
-/// The digest that belongs to a receipt.
+/// Computes the digest of a receipt: the SHA-256 of its canonical JSON, in hexadecimal.
 #[must_use]
 pub fn digest(receipt: &Value) -> String {
     let mut inside = receipt.clone();
@@ -24,8 +24,8 @@ pub fn digest(receipt: &Value) -> String {
     sha256_hex(text.as_bytes())
 }
 
-/// JSON with sorted keys and without spaces; numbers are the shortest that read back as the same
-/// double. In Python: `json.dumps(receipt, sort_keys=True, separators=(",", ":"),
+/// Writes JSON with sorted keys and without spaces; numbers have the fewest digits that read back
+/// as the same double. In Python: `json.dumps(receipt, sort_keys=True, separators=(",", ":"),
 /// ensure_ascii=False)`.
 fn write_canonical(value: &Value, out: &mut String) {
     match value {
@@ -62,7 +62,7 @@ fn write_canonical(value: &Value, out: &mut String) {
     }
 }
 
-/// The shortest digits that read back as the same double, as Python's `repr` puts them: with an
+/// Writes the fewest digits that read back as the same double, as Python's `repr` does: with an
 /// exponent below 1e-4 and from 1e16 on.
 fn write_float(x: f64, out: &mut String) {
     let scientific = format!("{x:e}");
@@ -79,7 +79,7 @@ fn write_float(x: f64, out: &mut String) {
     };
 }
 
-/// The SHA-256 of some bytes, in hexadecimal.
+/// The SHA-256 of `bytes`, in hexadecimal.
 #[must_use]
 pub fn sha256_hex(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
@@ -95,8 +95,8 @@ pub fn tokens_sha256(tokens: &[TokenId]) -> String {
     hex(&hash.finalize())
 }
 
-/// The SHA-256 of a model: of the file, or for a directory of the lines that `sha256sum` prints of
-/// its `.json` and `.safetensors` files in the order of their names. Takes as long as reading them.
+/// The SHA-256 of a model: the hash of the file, or for a directory the hash of the lines that
+/// `sha256sum` prints for its `.json` and `.safetensors` files, sorted by name. Reads all files.
 ///
 /// # Errors
 /// If a file cannot be read.
@@ -153,7 +153,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn canonical_json_is_pythons() {
+    fn canonical_json_equals_pythons() {
         let value = json!({ "b": [1, 2.5, -0.001, null, true], "a": { "z": "é\"\n", "y": 18_446_744_073_709_551_615u64 } });
         let mut text = String::new();
         write_canonical(&value, &mut text);
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn floats_are_pythons() {
+    fn floats_are_written_as_in_python() {
         for (x, expected) in [
             (0.0, "0.0"),
             (-0.0, "-0.0"),
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_leaves_out_itself_and_the_signature() {
+    fn the_digest_omits_itself_and_the_signature() {
         let bare = json!({ "a": 1 });
         assert_eq!(digest(&bare), sha256_hex(b"{\"a\":1}"));
         assert_eq!(

@@ -1,9 +1,9 @@
 //! [`Receipt`]: proof of what a run did, made from the counters of the kernels that ran.
 //!
-//! One request on an idle engine whose counters were set to zero before it. What the counters hold
-//! must be what the model's dimensions and the tokens demand (`work.rs`), so a receipt cannot name
-//! kernels that did not run; the digest tells of any later edit. A receipt that does not pass its
-//! own verification is never made.
+//! A receipt covers one request on an idle engine whose counters were zero before it. The counts
+//! must be the ones that the model's dimensions and the tokens demand (`work.rs`), so a receipt
+//! cannot name kernels that did not run, and the digest shows any later edit. A receipt that does
+//! not pass its own verification is never made.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use bitnet_inference::{
-    Engine, Finish, FinishReason, Request, SamplingParams, cpu_name, peak_rss_bytes,
+    EngineFacts, Finish, Request, SamplingParams, Timings, cpu_name, peak_rss_bytes,
 };
 use bitnet_kernels::{Count, Kernel, KernelSet, Packing};
 use bitnet_models::{LoadOptions, Tl1Tile, Tl2Tile};
@@ -22,17 +22,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::ser::{Formatter, PrettyFormatter};
 
 use crate::digest::{digest, tokens_sha256};
-use crate::verify::{Refusal, compute_path, verify};
+use crate::verify::{BACKEND, Refusal, compute_path, verify};
 
 /// The version of the schema that is written and verified.
 pub const SCHEMA_VERSION: &str = "1.0.0";
 
-/// The phase in which the prompt went through the model.
+/// The phase that runs the prompt through the model.
 pub(crate) const PREFILL: &str = "prefill_forward";
-/// The phase in which tokens sampled before did, one at a time.
+/// The phase that runs sampled tokens through the model, one at a time.
 pub(crate) const DECODE: &str = "decode_forward";
 
-/// What a run did. The fields are those of `docs/receipt.schema.json`, which says what each holds.
+/// What a run did. `docs/receipt.schema.json` describes the fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "the schema describes them")]
@@ -66,7 +66,7 @@ pub struct Receipt {
     pub signature: Option<Signature>,
 }
 
-/// What a kernel did, or what a phase took.
+/// The counts of a kernel, or the time of a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum KernelRecord {
@@ -76,7 +76,7 @@ pub enum KernelRecord {
     Phase(PhaseTime),
 }
 
-/// What a kernel did; see [`bitnet_kernels::Count`].
+/// The counts of a kernel; see [`bitnet_kernels::Count`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "the words of `Count`")]
@@ -105,7 +105,7 @@ impl From<Count> for KernelCount {
     }
 }
 
-/// What a phase took.
+/// The time of a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PhaseTime {
@@ -113,7 +113,7 @@ pub struct PhaseTime {
     pub ms: f64,
 }
 
-/// What the program ran in.
+/// The environment of the run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "the schema describes them")]
@@ -151,7 +151,7 @@ pub struct ModelRecord {
     pub tied: bool,
 }
 
-/// What was asked for, with all that the result follows from.
+/// The request, with everything that decides its result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "the schema describes them")]
@@ -175,18 +175,18 @@ pub struct RunRecord {
     pub tl2_tiles: Vec<[usize; 4]>,
 }
 
-/// How close the model's logits came to another engine's.
+/// How close the model's logits are to another engine's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Parity {
-    /// Where the other engine's logits came from.
+    /// The source of the other engine's logits.
     pub reference: String,
-    /// The least cosine of any position; `None` without a reference.
+    /// The smallest cosine over all positions; `None` without a reference.
     pub cosine: Option<f64>,
-    /// The share of positions at which both have the same most probable token; `None` without a
-    /// reference.
+    /// The share of positions where both engines have the same most probable token; `None` without
+    /// a reference.
     pub exact_match_rate: Option<f64>,
-    /// `ok`, `divergence`, or `rust_only` where there was nothing to compare with.
+    /// `ok`, `divergence`, or `rust_only` without a reference.
     pub status: String,
 }
 
@@ -194,85 +194,69 @@ pub struct Parity {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Signature {
-    /// Whose, 32 bytes in hexadecimal.
+    /// The signer's public key, 32 bytes in hexadecimal.
     pub public_key: String,
-    /// 64 bytes in hexadecimal.
+    /// The signature, 64 bytes in hexadecimal.
     pub value: String,
 }
 
-/// What the program knows of a run and the engine does not.
+/// Facts about a run that the program knows and the engine does not.
 #[derive(Clone, Debug)]
 pub struct Provenance {
-    /// Where the model came from.
+    /// The path of the model, or the name of the built-in one.
     pub model_path: String,
-    /// The hash of its file; see [`model_sha256`].
+    /// The hash of its files; see [`model_sha256`](crate::model_sha256).
     pub model_sha256: String,
-    /// How its file was read.
+    /// The options that loaded the model.
     pub load: LoadOptions,
-    /// The instruction set that was asked for by name.
+    /// The instruction set that the user asked for by name.
     pub kernels_requested: Option<String>,
-    /// Whether the seed was chosen by whoever started the run, not drawn at random.
+    /// Whether the user chose the seed; false if it was drawn at random.
     pub seed_given: bool,
-    /// The environment variable of that name.
+    /// The environment variable `BITNET_DETERMINISTIC`.
     pub bitnet_deterministic: Option<String>,
-    /// The environment variable of that name.
+    /// The environment variable `BITNET_SEED`.
     pub bitnet_seed: Option<String>,
 }
 
 impl RunRecord {
-    /// How weights lay in memory, each of several by its name.
+    /// The packings of the weights in memory.
     pub(crate) fn packings(&self) -> impl Iterator<Item = Packing> {
         self.packing.split('+').filter_map(Packing::by_name)
     }
 }
 
 impl Receipt {
-    /// The receipt of a request that has run alone, with the engine's counters at zero before it.
+    /// The receipt of a request that ran alone on an engine whose counters were zero before it.
+    /// `facts` are those of the engine right after the run.
     ///
     /// # Errors
-    /// If it would not pass verification, for instance because other requests were counted, too.
+    /// If the receipt does not pass verification, for instance because other requests were counted
+    /// too.
     pub fn new(
-        engine: &Engine,
+        facts: &EngineFacts,
         request: &Request,
         output: &[TokenId],
         finish: &Finish,
         provenance: &Provenance,
     ) -> Result<Self, Refusal> {
         let timings = &finish.timings;
-        let phases = [
-            (PREFILL, timings.prefill_forward),
-            (DECODE, timings.decode_forward),
-        ];
-        let phases = phases.into_iter().filter(|(_, time)| !time.is_zero());
-        let counters = engine.cpu().counters();
-        let counted = Kernel::ALL
-            .into_iter()
-            .map(|kernel| (kernel.id(), counters.get(kernel)));
-        let kernel_counts: BTreeMap<_, _> = counted
-            .filter(|(_, count)| count.calls > 0)
-            .map(|(id, count)| (id.to_owned(), KernelRecord::Kernel(count.into())))
-            .chain(phases.map(|(id, time)| {
-                (
-                    id.to_owned(),
-                    KernelRecord::Phase(PhaseTime { ms: ms(time) }),
-                )
-            }))
-            .collect();
+        let kernel_counts = kernel_counts(facts, timings);
         let kernels: Vec<String> = kernel_counts.keys().cloned().collect();
-
-        let options = engine.options();
-        let kernel_set = engine.cpu().set().name;
         let generated = output.len() as u64;
-        let room = options.context.saturating_sub(request.prompt.len());
+        let room = facts.options.context.saturating_sub(request.prompt.len());
         let per_second =
             (generated > 1).then(|| (generated - 1) as f64 / timings.decode.as_secs_f64());
         let mut receipt = Self {
             schema_version: SCHEMA_VERSION.to_owned(),
             timestamp: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
             compute_path: compute_path(kernels.iter().map(String::as_str)).to_owned(),
-            backend: "cpu".to_owned(),
-            backend_summary: backend_summary(provenance.kernels_requested.as_deref(), kernel_set),
-            kernel_set: kernel_set.to_owned(),
+            backend: BACKEND.to_owned(),
+            backend_summary: backend_summary(
+                provenance.kernels_requested.as_deref(),
+                facts.kernel_set,
+            ),
+            kernel_set: facts.kernel_set.to_owned(),
             deterministic: provenance.seed_given || request.sampling.temperature == 0.0,
             tokens_requested: request.max_tokens.unwrap_or(room) as u64,
             tokens_generated: generated,
@@ -282,17 +266,9 @@ impl Receipt {
             first_token_ms: ms(timings.first_token),
             kernels,
             kernel_counts,
-            environment: Environment {
-                bitnet_version: env!("CARGO_PKG_VERSION").to_owned(),
-                os: env!("BITNET_OS").to_owned(),
-                rust_version: env!("BITNET_RUST_VERSION").to_owned(),
-                cpu: cpu_name(),
-                threads: engine.cpu().pool().num_threads() as u64,
-                deterministic: provenance.bitnet_deterministic.clone(),
-                seed: provenance.bitnet_seed.clone(),
-            },
-            model: model_record(engine, provenance),
-            run: run_record(engine, request, finish, &provenance.load),
+            environment: environment(facts, provenance),
+            model: model_record(facts, provenance),
+            run: run_record(facts, request, finish, &provenance.load),
             prompt_tokens_sha256: tokens_sha256(&request.prompt),
             output_tokens_sha256: tokens_sha256(output),
             peak_rss_bytes: peak_rss_bytes(),
@@ -304,7 +280,7 @@ impl Receipt {
         verify(&receipt.to_json())
     }
 
-    /// What a kernel did, if it ran.
+    /// The counts of a kernel; `None` if it did not run.
     #[must_use]
     pub fn count(&self, kernel: Kernel) -> Option<&KernelCount> {
         match self.kernel_counts.get(kernel.id()) {
@@ -313,7 +289,7 @@ impl Receipt {
         }
     }
 
-    /// Puts in a comparison with another engine; the digest is made anew and a signature dropped.
+    /// Adds a comparison with another engine. Recomputes the digest and drops the signature.
     #[must_use]
     pub fn with_parity(mut self, parity: Parity) -> Self {
         self.parity = Some(parity);
@@ -321,31 +297,30 @@ impl Receipt {
         self
     }
 
-    /// Computes the digest, which a signature made before does not fit.
+    /// Recomputes the digest and drops the signature, which belongs to the old digest.
     fn seal(&mut self) {
         self.signature = None;
-        // By way of the text, where a number is what it will be to whoever reads it.
-        let value =
-            serde_json::from_str(&self.to_json()).expect("what was written as JSON can be read");
+        // Through the text, so that every number is the one that a reader will parse.
+        let value = serde_json::from_str(&self.to_json()).expect("we wrote this JSON");
         self.digest = digest(&value);
     }
 
-    /// The receipt as text for people: an object's fields one a line, lists on one.
+    /// The receipt as readable JSON: one line for each field, and each list on one line.
     #[must_use]
     pub fn to_json(&self) -> String {
         let mut text = Vec::new();
         let mut serializer = serde_json::Serializer::with_formatter(&mut text, Layout::default());
         self.serialize(&mut serializer)
-            .expect("no value of a receipt is refused by JSON");
+            .expect("JSON can hold every value of a receipt");
         text.push(b'\n');
         String::from_utf8(text).expect("JSON is UTF-8")
     }
 
-    /// Writes the receipt: whole under its name, or not at all. What a link leads to is replaced,
-    /// not the link; a pipe, a terminal or another device is written into.
+    /// Writes the receipt atomically: a reader finds the whole file or none. Replaces the target of
+    /// a symbolic link, not the link. Writes into pipes, terminals and other devices directly.
     ///
     /// # Errors
-    /// If the folder, or what is no file, cannot be written to, or a link leads nowhere.
+    /// If the folder or the device cannot be written to, or a link has no target.
     pub fn write(&self, path: &Path) -> std::io::Result<()> {
         let exists = std::fs::symlink_metadata(path).is_ok();
         if exists && !std::fs::metadata(path)?.is_file() {
@@ -382,13 +357,44 @@ fn backend_summary(requested: Option<&str>, selected: &str) -> String {
     )
 }
 
-fn model_record(engine: &Engine, provenance: &Provenance) -> ModelRecord {
-    let model = engine.model();
-    let config = model.config();
+/// The counts of the kernels that ran, and the time of each phase that took any.
+fn kernel_counts(facts: &EngineFacts, timings: &Timings) -> BTreeMap<String, KernelRecord> {
+    let counts = facts
+        .kernel_counts
+        .iter()
+        .map(|(kernel, count)| (kernel.id(), KernelRecord::Kernel((*count).into())));
+    let phases = [
+        (PREFILL, timings.prefill_forward),
+        (DECODE, timings.decode_forward),
+    ];
+    let times = phases
+        .into_iter()
+        .filter(|(_, time)| !time.is_zero())
+        .map(|(id, time)| (id, KernelRecord::Phase(PhaseTime { ms: ms(time) })));
+    counts
+        .chain(times)
+        .map(|(id, record)| (id.to_owned(), record))
+        .collect()
+}
+
+fn environment(facts: &EngineFacts, provenance: &Provenance) -> Environment {
+    Environment {
+        bitnet_version: env!("CARGO_PKG_VERSION").to_owned(),
+        os: env!("BITNET_OS").to_owned(),
+        rust_version: env!("BITNET_RUST_VERSION").to_owned(),
+        cpu: cpu_name(),
+        threads: facts.threads as u64,
+        deterministic: provenance.bitnet_deterministic.clone(),
+        seed: provenance.bitnet_seed.clone(),
+    }
+}
+
+fn model_record(facts: &EngineFacts, provenance: &Provenance) -> ModelRecord {
+    let config = &facts.config;
     ModelRecord {
         path: provenance.model_path.clone(),
         sha256: provenance.model_sha256.clone(),
-        quantization: model.quantization().to_owned(),
+        quantization: facts.quantization.clone(),
         layers: config.num_layers as u64,
         hidden: config.hidden_size as u64,
         ffn: config.ffn_size as u64,
@@ -396,17 +402,16 @@ fn model_record(engine: &Engine, provenance: &Provenance) -> ModelRecord {
         kv_heads: config.attention.kv_heads as u64,
         head_dim: config.attention.head_dim as u64,
         vocab: config.vocab_size as u64,
-        tied: model.is_tied(),
+        tied: facts.is_tied,
     }
 }
 
 fn run_record(
-    engine: &Engine,
+    facts: &EngineFacts,
     request: &Request,
     finish: &Finish,
     load: &LoadOptions,
 ) -> RunRecord {
-    let options = engine.options();
     let tl1_tile = |(shape, tile): &((usize, usize), Tl1Tile)| {
         [
             shape.0,
@@ -425,16 +430,13 @@ fn run_record(
         sampling: request.sampling.clone(),
         stop_ids: request.stop_ids.clone(),
         stop_strings: request.stop_strings.clone(),
-        finish_reason: match finish.reason {
-            FinishReason::Stop => "stop".to_owned(),
-            FinishReason::Length | FinishReason::Context => "length".to_owned(),
-        },
-        kv_type: options.kv_type.name().to_owned(),
-        packing: engine.model().packing(),
-        head: engine.model().head_mode().name().to_owned(),
-        ffn_sparsity: engine.model().ffn_sparsity().name().to_owned(),
-        prefill_chunk: options.prefill_chunk as u64,
-        draft: options.draft_max as u64,
+        finish_reason: finish.reason.name().to_owned(),
+        kv_type: facts.options.kv_type.name().to_owned(),
+        packing: facts.packing.clone(),
+        head: facts.head.name().to_owned(),
+        ffn_sparsity: facts.ffn_sparsity.name().to_owned(),
+        prefill_chunk: facts.options.prefill_chunk as u64,
+        draft: facts.options.draft_max as u64,
         drafted_tokens: finish.timings.drafted_tokens as u64,
         accepted_tokens: finish.timings.accepted_tokens as u64,
         i2_s_form: load.i2_s_form.name().to_owned(),
@@ -448,7 +450,7 @@ fn ms(duration: Duration) -> f64 {
     duration.as_nanos() as f64 / 1e6
 }
 
-/// A map that names nothing twice: of two entries, readers would see one or the other.
+/// Reads a map and rejects duplicate keys, of which each reader would see a different one.
 fn without_duplicates<'de, D: Deserializer<'de>>(
     from: D,
 ) -> Result<BTreeMap<String, KernelRecord>, D::Error> {
@@ -478,7 +480,7 @@ fn without_duplicates<'de, D: Deserializer<'de>>(
     from.deserialize_map(Entries)
 }
 
-/// Objects over several lines, lists on one.
+/// Formats objects over several lines and lists on one.
 #[derive(Default)]
 struct Layout(PrettyFormatter<'static>);
 

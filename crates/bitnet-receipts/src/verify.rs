@@ -1,7 +1,7 @@
 //! The gates that a receipt must pass.
 //!
-//! They find what is inconsistent, whoever recomputed the digest. A forgery that is consistent
-//! throughout passes them: only running it again, or a signature, tells.
+//! They find inconsistencies even if the forger recomputed the digest. A consistent forgery passes
+//! them: only a rerun or a signature detects it.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
@@ -13,58 +13,58 @@ use crate::digest::{digest, tokens_sha256};
 use crate::record::{DECODE, KernelRecord, ModelRecord, PREFILL, Receipt, SCHEMA_VERSION};
 use crate::work::Work;
 
-/// The path of a run whose matrix products were those of the quantized weights.
+/// The compute path of a run that multiplied by the quantized weights.
 const REAL: &str = "real";
-/// Beginnings of the ids of products with weights turned into floats.
+/// The only backend: all kernels run on the CPU.
+pub(crate) const BACKEND: &str = "cpu";
+/// Prefixes of the ids of products with weights converted to floats.
 const FLOAT_PRODUCTS: [&str; 3] = ["fp32_", "dequant_", "fallback_"];
-/// Beginnings of the ids of kernels that run on a GPU.
-const GPU: [&str; 2] = ["cuda_", "gpu_"];
-/// By what share rates may differ from what the times give.
+/// The largest relative difference between a rate and the rate that the times give.
 const RATE_TOLERANCE: f64 = 0.01;
-/// The most entries of the list of kernels, and characters of one.
+/// The maximum number of kernels in the list, and of characters in an id.
 const KERNELS_MAX: usize = 10_000;
 const ID_CHARS_MAX: usize = 128;
-/// What `BITNET_DETERMINISTIC` is set to by those who do not want it.
+/// The values of `BITNET_DETERMINISTIC` that turn it off.
 const FALSE: [&str; 7] = ["", "0", "f", "false", "n", "no", "off"];
-/// The largest dimension of a model, and the largest count of tokens: enough for any, and no
-/// formula overflows.
+/// The largest dimension of a model, and the largest count of tokens: no model exceeds them, and
+/// below them no formula overflows.
 const DIMENSION_MAX: u64 = 1 << 24;
 const TOKENS_MAX: u64 = 1 << 32;
 
 /// The checks, in the order of their numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReceiptGate {
-    /// Version, fields and their types.
+    /// The version, the fields and their types.
     Schema = 1,
-    /// The run is real, as its kernels show.
+    /// The compute path is `real`, and the kernels show it.
     ComputePath,
-    /// The list of kernels: those counted, all known, none that had to run missing.
+    /// The list of kernels is complete, and every kernel is known and counted.
     Kernels,
-    /// The names in that list.
+    /// The ids in that list are well-formed.
     Hygiene,
-    /// The backend has a kernel of its own among them.
+    /// The backend is known, and at least one of its kernels for quantized weights ran.
     Backend,
-    /// No product went through weights turned into floats.
+    /// No product used weights converted to floats.
     FloatProducts,
-    /// Tokens, times and rates fit together.
+    /// Tokens, times and rates are consistent.
     Rates,
-    /// Each kernel did what dimensions and tokens demand.
+    /// Each kernel did the work that dimensions and tokens demand.
     Work,
-    /// Hashes and the digest.
+    /// The hashes and the digest are right.
     Digest,
 }
 
-/// Why a receipt was refused.
+/// Why a receipt is invalid.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("gate {}: {problem}", *gate as u8)]
 pub struct Refusal {
-    /// The gate.
+    /// The gate that refused it.
     pub gate: ReceiptGate,
     /// The culprit and the numbers.
     pub problem: String,
 }
 
-/// Refuses at a gate unless the condition holds.
+/// Returns a refusal of `gate` unless `holds`.
 fn ensure(gate: ReceiptGate, holds: bool, problem: impl FnOnce() -> String) -> Result<(), Refusal> {
     if holds {
         Ok(())
@@ -76,18 +76,17 @@ fn ensure(gate: ReceiptGate, holds: bool, problem: impl FnOnce() -> String) -> R
     }
 }
 
-/// Verifies the text of a receipt: everything that can be told without the model. Well under a
-/// millisecond.
+/// Verifies the text of a receipt as far as that needs no model. Takes less than a millisecond.
 ///
 /// # Errors
-/// The first gate that it does not pass.
+/// The first gate that the receipt does not pass.
 pub fn verify(text: &str) -> Result<Receipt, Refusal> {
     let schema = |error: serde_json::Error| Refusal {
         gate: ReceiptGate::Schema,
         problem: error.to_string(),
     };
     let value: serde_json::Value = serde_json::from_str(text).map_err(schema)?;
-    // From the text, not the value: a field that stands twice is an error there.
+    // From the text, not from `value`: there, a duplicate field is an error.
     let receipt: Receipt = serde_json::from_str(text).map_err(schema)?;
     let version = &receipt.schema_version;
     ensure(ReceiptGate::Schema, version == SCHEMA_VERSION, || {
@@ -105,15 +104,15 @@ pub fn verify(text: &str) -> Result<Receipt, Refusal> {
     let expected = digest(&value);
     ensure(ReceiptGate::Digest, receipt.digest == expected, || {
         format!(
-            "digest is {:?}, but that of the content is {expected}",
+            "digest is {:?}, but the digest of the content is {expected}",
             receipt.digest
         )
     })?;
     Ok(receipt)
 }
 
-/// What the kernels that ran make of a run: `real`, `fallback` if weights were turned into floats,
-/// `none` if there was no product of quantized weights at all.
+/// The compute path of a run with these kernels: `real`, `fallback` if a product used weights
+/// converted to floats, or `none` if there was no product of quantized weights.
 pub(crate) fn compute_path<'a>(kernels: impl Iterator<Item = &'a str>) -> &'static str {
     let mut path = "none";
     for id in kernels {
@@ -139,13 +138,13 @@ fn hygiene(receipt: &Receipt) -> Result<(), Refusal> {
     ensure(ReceiptGate::Kernels, !kernels.is_empty(), || {
         "no kernel ran".to_owned()
     })?;
-    let fit = |problem: String| Refusal {
+    let refuse = |problem: String| Refusal {
         gate: ReceiptGate::Hygiene,
         problem,
     };
     if kernels.len() > KERNELS_MAX {
-        return Err(fit(format!(
-            "{} kernels, at most {KERNELS_MAX} are possible",
+        return Err(refuse(format!(
+            "{} kernels are listed, but at most {KERNELS_MAX} are allowed",
             kernels.len()
         )));
     }
@@ -153,15 +152,17 @@ fn hygiene(receipt: &Receipt) -> Result<(), Refusal> {
         let shown: String = id.chars().take(ID_CHARS_MAX).collect();
         match () {
             () if id.trim().is_empty() || id.contains(char::is_whitespace) => {
-                return Err(fit(format!("kernel {shown:?} has blanks in its name")));
+                return Err(refuse(format!(
+                    "kernel id {shown:?} is blank or has white space"
+                )));
             }
             () if id.chars().count() > ID_CHARS_MAX => {
-                return Err(fit(format!(
-                    "kernel {shown:?}… has a name of over {ID_CHARS_MAX} characters"
+                return Err(refuse(format!(
+                    "kernel id {shown:?}… has more than {ID_CHARS_MAX} characters"
                 )));
             }
             () if id.to_lowercase().contains("mock") => {
-                return Err(fit(format!("kernel {shown:?} is a mock")));
+                return Err(refuse(format!("kernel {shown:?} is a mock")));
             }
             () => {}
         }
@@ -172,7 +173,7 @@ fn hygiene(receipt: &Receipt) -> Result<(), Refusal> {
 fn compute_path_is_real(receipt: &Receipt) -> Result<(), Refusal> {
     if let Some(id) = receipt.kernels.iter().find(|id| is_float_product(id)) {
         let problem = format!(
-            "kernel {id} multiplies by weights turned into floats, so the run is not {REAL:?}"
+            "kernel {id} multiplies by weights converted to floats, so the run is not {REAL:?}"
         );
         return Err(Refusal {
             gate: ReceiptGate::FloatProducts,
@@ -186,23 +187,15 @@ fn compute_path_is_real(receipt: &Receipt) -> Result<(), Refusal> {
 }
 
 fn backend(receipt: &Receipt) -> Result<(), Refusal> {
-    let of_backend = match receipt.backend.as_str() {
-        "cpu" => compute_path(receipt.kernels.iter().map(String::as_str)) == REAL,
-        "gpu" => receipt
-            .kernels
-            .iter()
-            .any(|id| GPU.iter().any(|prefix| id.starts_with(prefix))),
-        other => {
-            return Err(Refusal {
-                gate: ReceiptGate::Backend,
-                problem: format!("backend is {other:?}, not cpu or gpu"),
-            });
-        }
-    };
-    ensure(ReceiptGate::Backend, of_backend, || {
+    let name = &receipt.backend;
+    ensure(ReceiptGate::Backend, name == BACKEND, || {
+        format!("backend is {name:?}, but the only known backend is {BACKEND:?}")
+    })?;
+    let path = compute_path(receipt.kernels.iter().map(String::as_str));
+    ensure(ReceiptGate::Backend, path == REAL, || {
         format!(
-            "backend is {}, but none of its kernels for quantized weights is in {:?}",
-            receipt.backend, receipt.kernels
+            "backend is {name:?}, but {:?} has none of its kernels for quantized weights",
+            receipt.kernels
         )
     })?;
     let summary = &receipt.backend_summary;
@@ -231,7 +224,7 @@ fn kernels(receipt: &Receipt) -> Result<(), Refusal> {
     for id in &listed {
         let is_phase = [PREFILL, DECODE].contains(id);
         let known = is_phase || Kernel::ALL.iter().any(|kernel| kernel.id() == *id);
-        ensure(gate, known, || format!("kernel {id:?} is not known"))?;
+        ensure(gate, known, || format!("kernel {id:?} is unknown"))?;
         let fits = match receipt.kernel_counts.get(*id) {
             Some(KernelRecord::Phase(_)) => is_phase,
             Some(KernelRecord::Kernel(count)) => !is_phase && count.calls > 0,
@@ -253,8 +246,8 @@ fn kernels(receipt: &Receipt) -> Result<(), Refusal> {
     })
 }
 
-/// The kernels of ternary products are those of the run's packings; copies for sparse activations,
-/// which only rows by themselves meet, have 2 bits whatever the packing.
+/// The kernels of ternary products must belong to the run's packings. Copies for sparse
+/// activations, which only single rows use, have 2 bits in every packing.
 fn products(receipt: &Receipt) -> Result<(), Refusal> {
     let gate = ReceiptGate::Kernels;
     let ModelRecord {
@@ -294,7 +287,7 @@ fn products(receipt: &Receipt) -> Result<(), Refusal> {
         let fits = of_packing(kernel) || has_copies && kernel == Kernel::I2sGemv;
         ensure(gate, fits, || {
             format!(
-                "kernel {} is listed, but no weights are packed for it: {name}",
+                "kernel {} is listed, but no weights are packed for it: packing is {name}",
                 kernel.id()
             )
         })?;
@@ -306,7 +299,8 @@ fn products(receipt: &Receipt) -> Result<(), Refusal> {
             of_lone_rows += macs;
         }
     }
-    // A row that meets a layer's copies met its attention's output before.
+    // A row that multiplies by the copies of a layer has multiplied by the layer's attention output
+    // before.
     let copies = receipt
         .count(Kernel::I2sGemv)
         .filter(|_| !of_packing(Kernel::I2sGemv));
@@ -316,12 +310,12 @@ fn products(receipt: &Receipt) -> Result<(), Refusal> {
     let most = 3 * u128::from(ffn) * (of_lone_rows / u128::from(heads * head_dim));
     ensure(gate, copies <= most, || {
         format!(
-            "i2s_gemv executed and skipped {copies} MACs, but copies of weights packed as {name} at most {most}"
+            "i2s_gemv executed and skipped {copies} MACs, but copies of weights packed as {name} allow at most {most}"
         )
     })
 }
 
-/// Numbers and names of environment, model and run, each for itself.
+/// The numbers and names of environment, model and run, each by itself.
 fn facts(receipt: &Receipt) -> Result<(), Refusal> {
     let schema = |holds, problem: String| ensure(ReceiptGate::Schema, holds, || problem);
     let Receipt {
@@ -332,7 +326,7 @@ fn facts(receipt: &Receipt) -> Result<(), Refusal> {
     } = receipt;
     schema(
         humantime::parse_rfc3339(&receipt.timestamp).is_ok(),
-        format!("timestamp is {:?}", receipt.timestamp),
+        format!("timestamp is {:?}, not RFC 3339", receipt.timestamp),
     )?;
     for (name, text) in [
         ("BITNET_VERSION", &environment.bitnet_version),
@@ -344,7 +338,7 @@ fn facts(receipt: &Receipt) -> Result<(), Refusal> {
     ] {
         schema(!text.trim().is_empty(), format!("{name} is blank"))?;
     }
-    // Of several, each is named.
+    // Several packings are joined by +.
     let is_packing = |name: &str| Packing::by_name(name).is_some();
     for (name, value, is_known) in [
         (
@@ -359,7 +353,7 @@ fn facts(receipt: &Receipt) -> Result<(), Refusal> {
             &run.packing,
             run.packing.split('+').all(is_packing),
         ),
-        // `auto` has become one or the other.
+        // `auto` is one of them at run time.
         (
             "head",
             &run.head,
@@ -378,9 +372,9 @@ fn facts(receipt: &Receipt) -> Result<(), Refusal> {
             run.i2_s_form.parse::<I2sForm>().is_ok(),
         ),
     ] {
-        schema(is_known, format!("{name} is {value:?}, which is not known"))?;
+        schema(is_known, format!("{name} is {value:?}, which is unknown"))?;
     }
-    schema(environment.threads > 0, "no threads".to_owned())?;
+    schema(environment.threads > 0, "threads is 0".to_owned())?;
     schema(
         receipt.peak_rss_bytes != Some(0),
         "peak_rss_bytes is 0".to_owned(),
@@ -408,12 +402,12 @@ fn facts(receipt: &Receipt) -> Result<(), Refusal> {
     ] {
         schema(
             (1..=DIMENSION_MAX).contains(&size),
-            format!("{name} is {size}; 1 to {DIMENSION_MAX} is possible"),
+            format!("{name} is {size}, but must be from 1 to {DIMENSION_MAX}"),
         )?;
     }
     schema(
         heads % kv_heads == 0,
-        format!("{heads} heads are no multiple of {kv_heads} key/value heads"),
+        format!("{heads} heads are not a multiple of {kv_heads} key/value heads"),
     )?;
     run.sampling
         .check(vocab as usize)
@@ -436,7 +430,7 @@ fn facts(receipt: &Receipt) -> Result<(), Refusal> {
         schema(
             fits,
             format!(
-                "parity is {:?}, which its numbers do not fit",
+                "parity status is {:?}, which contradicts its numbers",
                 parity.status
             ),
         )
@@ -506,7 +500,7 @@ fn rates(receipt: &Receipt) -> Result<(), Refusal> {
             _ => None,
         };
         ensure(gate, time.is_some() == ran, || {
-            format!("{phase} and {generated} tokens do not go together")
+            format!("{phase} contradicts {generated} generated tokens")
         })?;
         let ms = time.unwrap_or(limit);
         ensure(gate, !ran || ms > 0.0 && ms <= limit, || {
@@ -523,7 +517,7 @@ fn work_is_done(receipt: &Receipt) -> Result<(), Refusal> {
         receipt.run.cached_tokens,
     );
     ensure(gate, prompt < TOKENS_MAX && cached < prompt, || {
-        format!("{cached} of {prompt} prompt tokens were cached")
+        format!("{cached} of {prompt} prompt tokens were cached, but at least one is computed")
     })?;
     let vocab = receipt.model.vocab;
     let stray = receipt
@@ -532,7 +526,7 @@ fn work_is_done(receipt: &Receipt) -> Result<(), Refusal> {
         .iter()
         .find(|token| u64::from(token.0) >= vocab);
     ensure(gate, stray.is_none(), || {
-        format!("a prompt token is outside the vocabulary of {vocab}")
+        format!("a prompt token is outside the vocabulary of {vocab} tokens")
     })?;
     let run = &receipt.run;
     let (drafted, accepted) = (run.drafted_tokens, run.accepted_tokens);
@@ -544,7 +538,7 @@ fn work_is_done(receipt: &Receipt) -> Result<(), Refusal> {
                 .saturating_mul(receipt.tokens_generated - 1 - accepted);
     ensure(gate, fits && run.draft < TOKENS_MAX, || {
         format!(
-            "{drafted} tokens guessed, at most {} in a step, {accepted} of them right",
+            "{drafted} tokens were drafted and {accepted} accepted, with at most {} in a step",
             run.draft
         )
     })?;
@@ -566,7 +560,7 @@ fn work_is_done(receipt: &Receipt) -> Result<(), Refusal> {
         let (macs, expected) = (executed + skipped, work.macs(receipt));
         ensure(gate, expected.contains(&macs), || {
             format!(
-                "{} executed and skipped {macs} MACs, but dimensions and tokens make {}",
+                "{} executed and skipped {macs} MACs, but dimensions and tokens demand {}",
                 ids(),
                 expected.end()
             )
@@ -574,7 +568,7 @@ fn work_is_done(receipt: &Receipt) -> Result<(), Refusal> {
         let skipped_max = work.skipped_max(receipt);
         ensure(gate, skipped <= skipped_max, || {
             format!(
-                "{} skipped {skipped} MACs, of which at most {skipped_max} can add nothing",
+                "{} skipped {skipped} MACs, but at most {skipped_max} can be without effect",
                 ids()
             )
         })?;
@@ -613,13 +607,13 @@ fn hashes(receipt: &Receipt) -> Result<(), Refusal> {
                 .bytes()
                 .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         ensure(gate, well_formed, || {
-            format!("{name} is {hash:?}, which is no SHA-256")
+            format!("{name} is {hash:?}, which is not a SHA-256")
         })?;
     }
     let expected = tokens_sha256(&receipt.run.prompt_tokens);
     ensure(gate, receipt.prompt_tokens_sha256 == expected, || {
         format!(
-            "prompt_tokens_sha256 is {}, but that of the prompt is {expected}",
+            "prompt_tokens_sha256 is {}, but the hash of the prompt is {expected}",
             receipt.prompt_tokens_sha256
         )
     })
@@ -630,7 +624,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_is_what_its_kernels_make_it() {
+    fn the_kernels_decide_the_compute_path() {
         for (kernels, path) in [
             (&["embedding_lookup", "i2s_gemv"][..], "real"),
             (&["i2s_gemm"], "real"),

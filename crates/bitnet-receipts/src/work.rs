@@ -1,9 +1,9 @@
-//! What a run must have computed: multiply-accumulates of each kernel, from the model's dimensions
-//! and the tokens alone; and what that reads of weights as they lie in memory and of the cache.
+//! The work that a run must have done: the multiply-accumulates of each kernel, from the model's
+//! dimensions and the tokens alone, and the bytes of weights and cache that they read.
 //!
-//! Positions, rows and passes are those of one request on an idle engine. All layers see every row
-//! that is not in the cache yet; after the last layer's keys and values only the rows whose logits
-//! are wanted go on: the last of the prompt, then each one decoded.
+//! Positions, rows and passes are those of one request on an idle engine. All layers compute every
+//! row that is not in the cache. After the last layer's keys and values, only the rows whose logits
+//! are needed continue: the last row of the prompt, then each decoded one.
 
 use std::ops::RangeInclusive;
 
@@ -12,25 +12,25 @@ use bitnet_models::{FfnSparsity, HeadMode, KvType};
 
 use crate::record::{ModelRecord, Receipt};
 
-/// Columns that fill whole units of every packing: no shape has fewer bytes a weight.
+/// Columns that fill whole units of every packing: no shape takes fewer bytes for each weight.
 const WHOLE_COLS: usize = 96;
 
-/// What one or more kernels do together, each in its own way.
+/// A kind of work, done by one or several kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
-    /// Looking tokens up.
+    /// Looking up the embeddings of tokens.
     Embedding,
-    /// Ternary weights times a single row.
+    /// Ternary weights times a single row of activations.
     SingleRows,
-    /// Ternary weights times several rows.
+    /// Ternary weights times several rows of activations.
     SeveralRows,
-    /// Both together.
+    /// Both kinds of products together.
     Products,
     Rotation,
     Attention,
     Logits,
-    /// Estimating which logits can matter. How many tries it takes to tell is no matter of
-    /// dimensions.
+    /// Estimating which logits can matter. The dimensions do not decide how many estimates that
+    /// takes.
     Screening,
 }
 
@@ -46,7 +46,7 @@ impl Work {
         Self::Screening,
     ];
 
-    /// What a kernel does by itself.
+    /// The work of one kernel.
     fn of(kernel: Kernel) -> Self {
         match kernel {
             Kernel::EmbeddingLookup => Self::Embedding,
@@ -67,7 +67,7 @@ impl Work {
         }
     }
 
-    /// Whether a kernel has a part in it.
+    /// Whether a kernel does a part of this work.
     pub(crate) fn is_done_by(self, kernel: Kernel) -> bool {
         match (self, Self::of(kernel)) {
             (Self::Products, of) => matches!(of, Self::SingleRows | Self::SeveralRows),
@@ -75,10 +75,10 @@ impl Work {
         }
     }
 
-    /// The multiply-accumulates of a run, those left out counted in: the least and the most.
+    /// The least and the most multiply-accumulates of a run, executed and skipped ones together.
     ///
-    /// The receipt's sizes must have been checked: with all below 2^24 and counts of tokens below
-    /// 2^32 nothing overflows.
+    /// The caller has checked the receipt's sizes: with dimensions up to 2^24 and fewer than 2^32
+    /// tokens nothing overflows.
     pub(crate) fn macs(self, receipt: &Receipt) -> RangeInclusive<u128> {
         let ModelRecord {
             layers,
@@ -94,7 +94,8 @@ impl Work {
             [layers, hidden, ffn, heads, kv_heads, head_dim, vocab].map(u128::from);
         let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
         let rows = Rows::new(receipt);
-        // Weights that a row meets in each layer: q, k and v, then output, gate, up and down.
+        // The weights that each layer multiplies a row by: q, k and v, then output, gate, up and
+        // down.
         let qkv = hidden * (queries + 2 * keys);
         let rest = queries * hidden + 3 * hidden * ffn;
         let up_to_last_attention = layers * qkv + (layers - 1) * rest;
@@ -105,7 +106,8 @@ impl Work {
         let exactly = |macs| macs..=macs;
         match self {
             Self::Embedding => exactly(0),
-            // How many steps had a draft is not known, nor with it how many rows were alone.
+            // The receipt does not say how many steps had a draft, so the number of single rows is
+            // unknown.
             Self::SingleRows if rows.drafted > 0 => 0..=all,
             Self::SeveralRows if rows.drafted > 0 => 0..=all,
             Self::SingleRows => exactly(alone),
@@ -115,17 +117,17 @@ impl Work {
             Self::Attention => {
                 let seen =
                     (layers - 1) * rows.keys_seen(rows.cached) + rows.keys_seen(rows.prompt - 1);
-                // A guess that did not come stood behind the prompt and at most a draft behind the
+                // A rejected draft token stood after the prompt, and at most one draft after the
                 // answer.
                 let guess = layers * rows.rejected();
                 let last = rows.prompt + rows.generated + rows.draft_max;
                 2 * queries * (seen + guess * rows.prompt)..=2 * queries * (seen + guess * last)
             }
-            // Of rows behind a guess that did not come, nobody asks.
+            // Nothing needs the logits of rows after a rejected draft token.
             Self::Logits if is_screened => rows.generated * of_row..=rows.with_logits() * of_row,
             Self::Logits => exactly(rows.with_logits() * of_row),
-            // Two planes of each hidden state of which logits were left out; then at worst every
-            // logit in full, to no avail.
+            // Two planes of each hidden state whose logits were skipped; at worst, every logit was
+            // computed in full after that, without success.
             Self::Screening if is_screened => {
                 let skipped = receipt
                     .count(Kernel::LogitsProjection)
@@ -136,8 +138,8 @@ impl Work {
         }
     }
 
-    /// The most of these multiply-accumulates that can add nothing: those of up, gate and down, and
-    /// of logits that cannot matter.
+    /// The most of these multiply-accumulates that can be without effect: those of up, gate and
+    /// down, and those of logits that cannot matter.
     pub(crate) fn skipped_max(self, receipt: &Receipt) -> u128 {
         let ModelRecord {
             layers,
@@ -164,7 +166,7 @@ impl Work {
         }
     }
 
-    /// The bytes that so many multiply-accumulates read, each once a call: the least and the most.
+    /// The least and the most bytes that `macs` multiply-accumulates read, each byte once per call.
     pub(crate) fn bytes(self, receipt: &Receipt, macs: u128) -> RangeInclusive<u128> {
         let rows = Rows::new(receipt);
         let hidden = u128::from(receipt.model.hidden);
@@ -194,7 +196,7 @@ impl Work {
                 let bytes = |keys| 2 * keys * kv_heads * head_dim * element_bytes;
                 bytes(all(*decoded.start()))..=bytes(all(*decoded.end()))
             }
-            // No table has more than 4 bytes a number.
+            // No table takes more than 4 bytes for each number.
             Self::Embedding => 1..=4 * rows.all() * hidden,
             Self::Logits => 1..=4 * macs.max(1),
             Self::Rotation => 0..=0,
@@ -202,7 +204,7 @@ impl Work {
         }
     }
 
-    /// How often it is dispatched: the least and the most.
+    /// The least and the most calls; `None` if the dimensions do not decide them.
     pub(crate) fn calls(self, receipt: &Receipt) -> Option<RangeInclusive<u128>> {
         let rows = Rows::new(receipt);
         let layers = u128::from(receipt.model.layers);
@@ -212,15 +214,15 @@ impl Work {
             Self::Embedding => Some(rows.passes()..=rows.passes()),
             Self::Rotation => Some(layers * rows.passes()..=layers * rows.passes()),
             Self::Attention => Some(attentions..=attentions),
-            // q, k and v are one matrix or three, gate and up one or two; output and down stand
-            // alone.
+            // q, k and v are one matrix or three, gate and up are one or two, output and down are
+            // one each.
             Self::Products => {
                 let (least, most) = (layers * rows.passes(), 3 * layers * rows.passes());
                 Some(least + 3 * attentions..=most + 4 * attentions)
             }
             Self::Logits => Some(with_logits..=rows.with_logits()),
-            // One call estimates all rows of a pass; where that does not decide, logits one by one
-            // are another.
+            // One call estimates all rows of a pass; computing single logits after that is another
+            // call.
             Self::Screening if receipt.run.head == HeadMode::Screened.name() => {
                 Some(with_logits..=with_logits + rows.with_logits())
             }
@@ -230,7 +232,7 @@ impl Work {
     }
 }
 
-/// The least bytes of so many weights in the run's packings.
+/// The least bytes of `weights` weights in the run's packings.
 fn codes_min(receipt: &Receipt, weights: u128) -> u128 {
     let bytes = receipt
         .run
@@ -241,7 +243,7 @@ fn codes_min(receipt: &Receipt, weights: u128) -> u128 {
     weights * bytes as u128 / (BLOCK_ROWS * WHOLE_COLS) as u128
 }
 
-/// The bytes of weights that all passes read if each reads every matrix whole.
+/// The bytes of weights that all passes read if each pass reads every matrix completely.
 fn codes_max(receipt: &Receipt) -> u128 {
     let ModelRecord {
         layers,
@@ -262,7 +264,8 @@ fn codes_max(receipt: &Receipt) -> u128 {
             .unwrap_or(0);
         u128::from(rows.div_ceil(BLOCK_ROWS as u64)) * block_bytes as u128
     };
-    // Copies of up by rows, of down by columns: 2 bits a weight, in lines of 64 bytes.
+    // The copies of up by rows and of down by columns take 2 bits for each weight, in lines of 64
+    // bytes.
     let copy = match FfnSparsity::by_name(&receipt.run.ffn_sparsity) {
         Some(FfnSparsity::Off) => 0,
         _ => u128::from(ffn) * 64 * u128::from(hidden.div_ceil(256)),
@@ -283,7 +286,7 @@ struct Rows {
     cached: u128,
     generated: u128,
     chunk: u128,
-    /// Tokens guessed ahead, those of them that came, and the most in a step.
+    /// Drafted tokens, the accepted ones of them, and the most in a step.
     drafted: u128,
     accepted: u128,
     draft_max: u128,
@@ -303,7 +306,7 @@ impl Rows {
         }
     }
 
-    /// All rows. The token sampled last is not run through the model.
+    /// All rows. The last sampled token does not go through the model.
     fn all(&self) -> u128 {
         self.prefill() + self.decode_passes() + self.drafted
     }
@@ -312,7 +315,7 @@ impl Rows {
         self.prompt - self.cached
     }
 
-    /// Passes after the prompt: each gives one token more than guesses that came.
+    /// Passes after the prompt: each yields one token more than it accepts draft tokens.
     fn decode_passes(&self) -> u128 {
         self.generated - 1 - self.accepted
     }
@@ -322,8 +325,8 @@ impl Rows {
         self.prefill().div_ceil(self.chunk) + self.decode_passes()
     }
 
-    /// Rows that go through the model by themselves if nothing is guessed: those decoded, and
-    /// chunks with one token.
+    /// Rows that go through the model alone if nothing is drafted: decoded rows, and chunks of one
+    /// token.
     fn alone(&self) -> u128 {
         let of_prompt = if self.chunk == 1 {
             self.prefill()
@@ -333,7 +336,7 @@ impl Rows {
         of_prompt + self.generated - 1
     }
 
-    /// Rows that go on by themselves after the last layer's keys and values, if nothing is guessed.
+    /// Rows that continue alone after the last layer's keys and values if nothing is drafted.
     fn alone_with_logits(&self) -> u128 {
         self.generated
     }
@@ -342,25 +345,26 @@ impl Rows {
         1 + self.decode_passes() + self.drafted
     }
 
-    /// Rows of guesses that did not come.
+    /// Rows of rejected draft tokens.
     fn rejected(&self) -> u128 {
         self.drafted - self.accepted
     }
 
-    /// Σ keys that the passes over the prompt read: their rows read together what they share.
+    /// Σ keys that the passes over the prompt read: the rows of a pass read shared keys once.
     fn keys_read_of_prompt(&self) -> u128 {
         let whole = self.prefill().div_ceil(self.chunk) - 1;
         whole * self.cached + self.chunk * whole * (whole + 1) / 2 + self.prompt
     }
 
-    /// Σ keys that the passes after it read. How early guesses came is not known.
+    /// Σ keys that the passes after the prompt read. The receipt does not say when draft tokens were
+    /// accepted, so this is a range.
     fn keys_read_decoding(&self) -> RangeInclusive<u128> {
         let passes = self.decode_passes();
         let least = passes * self.prompt + passes * (passes + 1) / 2 + self.drafted;
         least..=least + self.accepted * passes.saturating_sub(1)
     }
 
-    /// Σ (position + 1) over the rows from `first` on, guesses that did not come left out.
+    /// Σ (position + 1) over the rows from `first` on, without rejected draft tokens.
     fn keys_seen(&self, first: u128) -> u128 {
         let end = self.prompt + self.generated - 1;
         (first + 1 + end) * (end - first) / 2
@@ -372,7 +376,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_counted_as_they_run() {
+    fn row_counts_equal_a_simulated_run() {
         for (prompt, cached, generated, chunk) in [
             (1u64, 0u64, 1u64, 128u64),
             (7, 0, 5, 3),

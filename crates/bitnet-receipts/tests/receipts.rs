@@ -1,4 +1,4 @@
-//! Receipts of real runs: they verify, whatever ran, and what is edited does not.
+//! Receipts of real runs verify, and edited ones do not.
 
 use std::path::{Path, PathBuf};
 
@@ -33,7 +33,7 @@ fn request(prompt: impl IntoIterator<Item = u32>, max_tokens: Option<usize>) -> 
     }
 }
 
-/// Runs a request alone, with fresh counters.
+/// Runs a request alone, with the counters at zero.
 fn run(engine: &mut Engine, request: &Request) -> (Vec<TokenId>, Finish) {
     engine.cpu().counters().reset();
     engine.complete(request.clone()).expect("a good request")
@@ -50,11 +50,11 @@ fn receipt(engine: &mut Engine, request: &Request, path: &Path) -> Result<Receip
         bitnet_deterministic: None,
         bitnet_seed: None,
     };
-    Receipt::new(engine, request, &tokens, &finish, &provenance)
+    Receipt::new(&engine.facts(), request, &tokens, &finish, &provenance)
 }
 
 #[test]
-fn the_formula_is_what_runs_count_in_every_graph_and_form() {
+fn runs_of_every_graph_and_format_count_what_the_formula_says() {
     for (name, prompt, generate, prefill_chunk, kv_type) in [
         ("strict-b158/model-i2_s.gguf", 1, 1, 128, KvType::F16),
         ("strict-b158/model-i2_s.gguf", 9, 12, 4, KvType::F32),
@@ -81,7 +81,7 @@ fn the_formula_is_what_runs_count_in_every_graph_and_form() {
 }
 
 #[test]
-fn every_way_to_run_leaves_a_receipt_that_verifies() {
+fn receipts_of_all_packings_and_modes_verify() {
     let path = golden("strict-b158/model-i2_s.gguf");
     let mut packings: Vec<_> = Packing::ALL
         .map(|packing| (Some(packing), Vec::new()))
@@ -134,12 +134,12 @@ fn every_way_to_run_leaves_a_receipt_that_verifies() {
     }
     assert!(
         with_copies > 0,
-        "no row met a copy for sparse activations: the test shows nothing of them"
+        "no row used a copy for sparse activations, so this test does not cover them"
     );
 }
 
 #[test]
-fn a_prompt_kept_from_before_counts_what_was_computed_anew() {
+fn cached_prompt_tokens_are_not_counted_as_computed() {
     let path = golden("strict-b158/model-i2_s.gguf");
     let mut engine = engine(
         &path,
@@ -159,7 +159,7 @@ fn a_prompt_kept_from_before_counts_what_was_computed_anew() {
 }
 
 #[test]
-fn guesses_are_counted_whether_they_came_or_not() {
+fn accepted_and_rejected_draft_tokens_are_counted() {
     let path = golden("strict-b158/model-i2_s.gguf");
     let (mut right, mut wrong) = (0, 0);
     for (seed, head) in (0..6).zip([HeadMode::Full, HeadMode::Screened].into_iter().cycle()) {
@@ -184,12 +184,12 @@ fn guesses_are_counted_whether_they_came_or_not() {
     }
     assert!(
         right > 0 && wrong > 0,
-        "{right} guesses right, {wrong} wrong: the test shows nothing"
+        "{right} accepted, {wrong} rejected: this test needs both"
     );
 }
 
 #[test]
-fn the_scalar_set_is_real_and_says_so() {
+fn a_run_with_the_scalar_kernels_is_real() {
     let path = golden("strict-b158/model-i2_s.gguf");
     let scalar = KernelSet::by_name("scalar").expect("always there");
     let mut engine = engine(&path, scalar, EngineOptions::default());
@@ -216,7 +216,7 @@ fn the_scalar_set_is_real_and_says_so() {
 }
 
 #[test]
-fn products_that_are_looked_up_are_named() {
+fn receipts_name_the_table_lookup_kernels() {
     let path = golden("strict-b158/model-i2_s.gguf");
     for (packing, of_one, of_several) in [
         (Packing::Tl1, "tl1_gemv", "tl1_gemm"),
@@ -245,7 +245,7 @@ fn products_that_are_looked_up_are_named() {
 }
 
 #[test]
-fn an_answer_that_ends_at_the_context_or_a_stop_token_verifies() {
+fn answers_that_end_at_the_context_or_at_a_stop_token_verify() {
     let path = golden("strict-b158/model-i2_s.gguf");
     let mut engine = engine(
         &path,
@@ -268,7 +268,7 @@ fn an_answer_that_ends_at_the_context_or_a_stop_token_verifies() {
 }
 
 #[test]
-fn work_that_others_did_is_no_part_of_a_receipt() {
+fn a_receipt_with_the_work_of_others_is_refused() {
     let path = golden("strict-b158/model-i2_s.gguf");
     let mut engine = engine(&path, KernelSet::detect(), EngineOptions::default());
     let request = request(0..5, Some(3));
@@ -287,13 +287,13 @@ fn work_that_others_did_is_no_part_of_a_receipt() {
         bitnet_deterministic: None,
         bitnet_seed: None,
     };
-    let refusal = Receipt::new(&engine, &request, &tokens, &finish, &provenance)
+    let refusal = Receipt::new(&engine.facts(), &request, &tokens, &finish, &provenance)
         .expect_err("too much was counted");
     assert_eq!(refusal.gate, ReceiptGate::Work, "{refusal}");
 }
 
 #[test]
-fn a_receipt_reads_back_as_it_was_written() {
+fn a_written_receipt_reads_back_equal() {
     let path = golden("strict-b158/model-i2_s.gguf");
     let mut engine = engine(&path, KernelSet::detect(), EngineOptions::default());
     let mut request = request(0..5, Some(3));
@@ -313,13 +313,13 @@ fn a_receipt_reads_back_as_it_was_written() {
     assert_eq!(
         std::fs::read_dir(folder.path()).expect("a folder").count(),
         1,
-        "nothing temporary is left"
+        "the temporary file is gone"
     );
 }
 
 #[cfg(unix)]
 #[test]
-fn links_and_devices_are_not_replaced_by_a_receipt() {
+fn writing_a_receipt_keeps_links_and_devices() {
     use std::os::unix::fs::FileTypeExt;
 
     let path = golden("strict-b158/model-i2_s.gguf");
