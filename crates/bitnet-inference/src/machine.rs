@@ -1,6 +1,14 @@
 //! What the machine says of itself, where the system tells: its CPU, and the memory this process
 //! has used.
 
+const ARCHITECTURE: &str = if cfg!(target_arch = "x86_64") {
+    "x86_64"
+} else if cfg!(target_arch = "aarch64") {
+    "aarch64"
+} else {
+    "unknown"
+};
+
 /// The name of the CPU; that of its architecture where the system does not tell.
 #[must_use]
 pub fn cpu_name() -> String {
@@ -9,7 +17,7 @@ pub fn cpu_name() -> String {
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     name.map_or_else(
-        || std::env::consts::ARCH.to_owned(),
+        || ARCHITECTURE.to_owned(),
         |(_, name)| name.trim().to_owned(),
     )
 }
