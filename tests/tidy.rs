@@ -27,7 +27,6 @@ const ROOT: &[&str] = &[
     "README.md",
     "SECURITY.md",
     "benchmarks",
-    "ci",
     "crates",
     "deny.toml",
     "docs",

@@ -1,5 +1,5 @@
-//! What `verify-receipt` takes: `cargo bench -p xtask --features bench`. Less than 5 ms, the
-//! schema's compilation counted in.
+//! The time of `receipt verify`: `cargo bench -p xtask --features bench`. Required: less than 5 ms,
+//! including the compilation of the schema.
 
 use std::hint::black_box;
 use std::path::Path;
@@ -11,7 +11,7 @@ criterion_group!(benches, verify_receipt);
 criterion_main!(benches);
 
 fn verify_receipt(criterion: &mut Criterion) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ci/inference.json");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../benchmarks/receipts/inference.json");
     let text = std::fs::read_to_string(path).expect("the repository's receipt");
     let verifier = Verifier::new();
     let mut group = criterion.benchmark_group("verify_receipt");

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Logits of a model directory as Hugging Face's transformers compute them, for `xtask crossval --reference OUT`.
+"""Logits of a model directory as Hugging Face's transformers compute them, for `xtask model crossval --reference OUT`.
 
 hf_reference.py MODEL_DIR OUT [--tokens 1,2,3 | --tokens-file FILE.json | --text TEXT] [--as-is]
 

@@ -1,12 +1,10 @@
-//! The regression bands: how much worse a figure may become before somebody has to look.
-//!
-//! A change of up to 5 % is accepted, up to 10 % it is watched, above that investigated and above
-//! 20 % escalated. Where the same program measured twice differs by more than a limit, that noise
-//! is the limit.
+//! Regression bands: up to 5 % is accepted, up to 10 % watched, up to 20 % investigated, above that
+//! escalated. If two measurements of one program differ by more than a limit, that noise replaces the
+//! limit.
 
 use std::process::ExitCode;
 
-/// What a change asks for, from least to most.
+/// The reaction that a change asks for, in rising order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Band {
     Accepted,
@@ -16,9 +14,9 @@ pub enum Band {
 }
 
 impl Band {
-    /// The band of a figure that got worse by `change`, a share of its baseline; negative if it got
-    /// better. `noise` is the share by which two measurements of one program differ. What is no
-    /// number is escalated.
+    /// The band of a figure that got worse by `change`, a share of its baseline (negative if it
+    /// improved). `noise` is the share by which two measurements of one program differ. NaN is
+    /// escalated.
     pub fn of(change: f64, noise: f64) -> Self {
         let within = |limit: f64| change <= limit.max(noise);
         match () {
@@ -29,7 +27,7 @@ impl Band {
         }
     }
 
-    /// What reports call it.
+    /// The name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Accepted => "ok",
@@ -39,7 +37,8 @@ impl Band {
         }
     }
 
-    /// The exit code of a comparison whose worst figure is in this band; 2 is left to wrong usage.
+    /// The exit code of a comparison whose worst figure is in this band. 2 is reserved for wrong
+    /// usage.
     pub fn exit_code(self) -> ExitCode {
         match self {
             Self::Accepted | Self::Watch => ExitCode::SUCCESS,
@@ -57,12 +56,12 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// By what share of the baseline a figure that should be small, a time or a size, got worse.
+    /// The regression of a figure that should be small (a time, a size), as a share of the baseline.
     pub fn growth(self) -> f64 {
         (self.current - self.baseline) / self.baseline
     }
 
-    /// By what share of the baseline a figure that should be large, a rate, got worse.
+    /// The regression of a figure that should be large (a rate), as a share of the baseline.
     pub fn loss(self) -> f64 {
         (self.baseline - self.current) / self.baseline
     }
@@ -90,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn noise_widens_the_bands_it_exceeds() {
+    fn noise_widens_the_bands_that_it_exceeds() {
         assert_eq!(Band::of(0.12, 0.12), Band::Accepted);
         assert_eq!(Band::of(0.13, 0.12), Band::Investigate);
         assert_eq!(Band::of(0.25, 0.30), Band::Accepted);
@@ -99,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn worse_is_longer_for_times_and_less_for_rates() {
+    fn times_regress_upwards_and_rates_downwards() {
         let pair = Pair {
             baseline: 10.0,
             current: 12.0,

@@ -1,5 +1,6 @@
-//! What a record was made with and on.
+//! When, with what and on what machine a record was made.
 
+use std::fmt;
 use std::path::Path;
 use std::process::Command;
 use std::time::SystemTime;
@@ -7,13 +8,13 @@ use std::time::SystemTime;
 use anyhow::{Context, ensure};
 use serde::Serialize;
 
-/// When, from what, with what, on what.
+/// Date, commit, compiler and machine of a record.
 #[derive(Serialize)]
 pub struct Circumstances {
     /// UTC.
     pub date: String,
     pub commit: String,
-    /// Whether the tree held changes that the commit does not.
+    /// Whether the tree had uncommitted changes.
     pub modified: bool,
     pub rustc: String,
     pub cpu: String,
@@ -21,7 +22,19 @@ pub struct Circumstances {
 }
 
 impl Circumstances {
-    /// Those of this moment.
+    /// The date without the time: `2026-01-31`.
+    pub fn day(&self) -> &str {
+        self.date.split('T').next().unwrap_or(&self.date)
+    }
+
+    /// `commit 0123456789ab with changes`
+    pub fn commit(&self) -> String {
+        let commit = &self.commit[..self.commit.len().min(12)];
+        let changes = if self.modified { " with changes" } else { "" };
+        format!("commit {commit}{changes}")
+    }
+
+    /// The present ones.
     pub fn now(root: &Path) -> anyhow::Result<Self> {
         Ok(Self {
             date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
@@ -34,7 +47,21 @@ impl Circumstances {
     }
 }
 
-/// What a command prints, trimmed.
+impl fmt::Display for Circumstances {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let commit = self.commit();
+        let Self {
+            date,
+            rustc,
+            cpu,
+            threads,
+            ..
+        } = self;
+        write!(f, "{date}, {commit}, {rustc}, {cpu}, {threads} threads")
+    }
+}
+
+/// The trimmed output of a command.
 fn output(root: &Path, program: &str, arguments: &[&str]) -> anyhow::Result<String> {
     let output = Command::new(program)
         .current_dir(root)

@@ -1,7 +1,6 @@
-//! The verification of receipts as maintainers run it: the library's gates, the JSON Schema, the
-//! signature.
+//! Verification of receipts: the gates of `bitnet-inference`, the JSON Schema and the signature.
 //!
-//! A library, so that the benchmark times what the command does.
+//! A library, so that the benchmark times the same code as the command.
 #![forbid(unsafe_code)]
 #![cfg(feature = "inference")]
 
@@ -12,33 +11,33 @@ use bitnet_receipts::{Receipt, ReceiptGate, Refusal, verify};
 use signature::VerifyingKey;
 pub use signature::{read_signing_key, read_verifying_key, sign};
 
-/// The schema that receipts are checked against.
+/// The JSON Schema of receipts.
 pub const SCHEMA: &str = include_str!("../../docs/receipt.schema.json");
 
-/// What receipts are checked with.
+/// Checks receipts.
 pub struct Verifier {
     schema: jsonschema::Validator,
 }
 
-/// Why a receipt is not accepted.
+/// The reason why a receipt is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum Rejection {
-    /// One of the gates.
+    /// A gate failed.
     #[error(transparent)]
     Gate(#[from] Refusal),
-    /// The signature, or that there is none.
+    /// The signature is wrong or missing.
     #[error("signature: {0}")]
     Signature(String),
-    /// The model at hand is not the one of the receipt.
+    /// The given model is not the receipt's.
     #[error("model: {0}")]
     Model(String),
-    /// The run, made again, gave something else.
+    /// The repeated run gave another result.
     #[error("rerun: {0}")]
     Rerun(String),
 }
 
 impl Rejection {
-    /// The exit code that says which check failed.
+    /// The exit code of the failed check.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -51,10 +50,10 @@ impl Rejection {
 }
 
 impl Verifier {
-    /// A verifier with the schema compiled.
+    /// A verifier with a compiled schema.
     ///
     /// # Panics
-    /// If the schema in the repository is no schema.
+    /// If the schema in the repository is invalid.
     #[must_use]
     pub fn new() -> Self {
         let schema = serde_json::from_str(SCHEMA).expect("docs/receipt.schema.json is JSON");
@@ -64,11 +63,11 @@ impl Verifier {
         }
     }
 
-    /// Verifies the text of a receipt: schema, gates and the signature, which must be of `key` if
-    /// one is given.
+    /// Verifies the text of a receipt: schema, gates and signature. With `key`, the receipt must be
+    /// signed by that key.
     ///
     /// # Errors
-    /// The first check that it does not pass.
+    /// The first failed check.
     pub fn verify(&self, text: &str, key: Option<&VerifyingKey>) -> Result<Receipt, Rejection> {
         let refuse = |problem: String| Refusal {
             gate: ReceiptGate::Schema,

@@ -1,5 +1,5 @@
-//! Signatures of receipts: ed25519 over the 32 bytes of the digest, with keys as OpenSSL writes
-//! them.
+//! Signatures of receipts: ed25519 over the 32 bytes of the digest, with keys in OpenSSL's PEM
+//! format.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ pub use ed25519_dalek::VerifyingKey;
 /// Reads a private key, as `openssl genpkey -algorithm ed25519` writes it.
 ///
 /// # Errors
-/// If the file cannot be read or holds no such key.
+/// If the file cannot be read or has no such key.
 pub fn read_signing_key(path: &Path) -> anyhow::Result<SigningKey> {
     read_key(path, "private", SigningKey::from_pkcs8_pem)
 }
@@ -23,7 +23,7 @@ pub fn read_signing_key(path: &Path) -> anyhow::Result<SigningKey> {
 /// Reads a public key, as `openssl pkey -in KEY -pubout` writes it.
 ///
 /// # Errors
-/// If the file cannot be read or holds no such key.
+/// If the file cannot be read or has no such key.
 pub fn read_verifying_key(path: &Path) -> anyhow::Result<VerifyingKey> {
     read_key(path, "public", VerifyingKey::from_public_key_pem)
 }
@@ -31,18 +31,17 @@ pub fn read_verifying_key(path: &Path) -> anyhow::Result<VerifyingKey> {
 fn read_key<K, E>(path: &Path, half: &str, parse: fn(&str) -> Result<K, E>) -> anyhow::Result<K> {
     let text =
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    parse(&text)
-        .map_err(|_| anyhow::anyhow!("{} holds no ed25519 {half} key (PEM)", path.display()))
+    parse(&text).map_err(|_| anyhow::anyhow!("{} has no ed25519 {half} key (PEM)", path.display()))
 }
 
 /// Signs a finished receipt.
 ///
 /// # Panics
-/// If its digest is not one; a receipt that was verified has one.
+/// If the digest is malformed. A verified receipt has a valid one.
 #[must_use]
 pub fn sign(mut receipt: Receipt, key: &SigningKey) -> Receipt {
     let digest: [u8; 32] =
-        from_hex(&receipt.digest).expect("a receipt that was verified has a digest");
+        from_hex(&receipt.digest).expect("a verified receipt has a valid digest");
     receipt.signature = Some(Signature {
         public_key: to_hex(key.verifying_key().as_bytes()),
         value: to_hex(&key.sign(&digest).to_bytes()),
@@ -50,8 +49,8 @@ pub fn sign(mut receipt: Receipt, key: &SigningKey) -> Receipt {
     receipt
 }
 
-/// Checks the signature: one that is there must be right, and of `key` if that is given; then there
-/// must be one.
+/// Checks the signature. A present signature must be valid; with `key`, there must be one by that
+/// key.
 pub(crate) fn check(receipt: &Receipt, key: Option<&VerifyingKey>) -> Result<(), Rejection> {
     let wrong = |problem: &str| Err(Rejection::Signature(problem.to_owned()));
     let Some(Signature { public_key, value }) = &receipt.signature else {
@@ -67,7 +66,7 @@ pub(crate) fn check(receipt: &Receipt, key: Option<&VerifyingKey>) -> Result<(),
         from_hex::<64>(value),
         from_hex::<32>(&receipt.digest),
     ) else {
-        return wrong("its key or value is malformed");
+        return wrong("its public key or value is malformed");
     };
     if key.is_some_and(|key| *key != stated) {
         return wrong("it was made with another key");

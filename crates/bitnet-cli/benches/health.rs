@@ -3,7 +3,7 @@
 //!
 //! `health/idle`: `GET /health` of a server that has nothing else to do. `health/busy`: while
 //! clients keep its engine busy on the same CPUs; less than 5 ms. What the server itself takes of
-//! that, and the 99th percentile, tells `xtask health-latency`.
+//! that, and the 99th percentile, tells `xtask check health-latency`.
 
 #[path = "../../../tests/serve/client.rs"]
 #[expect(dead_code, reason = "the tests use the rest")]

@@ -141,7 +141,7 @@ fn share_of_read(work: Work, samples: &[Sample]) -> f64 {
     )
 }
 
-/// Leaves the share beside Criterion's estimates of this run, where `xtask bench-compare` looks for
+/// Leaves the share beside Criterion's estimates of this run, where `xtask bench compare` looks for
 /// it.
 fn record(id: &str, share: f64) {
     let home = std::env::var_os("CRITERION_HOME").map(PathBuf::from);

@@ -1,0 +1,214 @@
+//! The tests in Python: clients of the server and comparisons of chat templates, with the released
+//! packages that they need.
+//!
+//! `tests/FOLDER/test_NAME.py` runs with `requirements-NAME.txt` if that file exists, else with
+//! `requirements.txt`, each in an environment of its own under `target/tools`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+
+use super::steps::{Step, names, on_path, shown, skipped, step, succeed};
+
+/// Folders below `tests` with tests in Python.
+const FOLDERS: [&str; 2] = ["clients", "templates"];
+
+/// Runs all test files. Returns the versions of the packages that the requirements name, by
+/// environment.
+pub fn run(root: &Path, steps: &mut Vec<Step>) -> anyhow::Result<BTreeMap<String, Vec<String>>> {
+    let program = build(root)?;
+    let browser = chromium();
+    let mut versions = BTreeMap::new();
+    for folder in FOLDERS {
+        let path = root.join("tests").join(folder);
+        if !path.is_dir() {
+            println!("\n== tests/{folder} does not exist, skipped");
+            continue;
+        }
+        for name in names(&path, "test_", "py")? {
+            let requirements = requirements(&path, &name);
+            let environment = Environment::open(root, folder, &requirements)?;
+            versions.insert(environment.name.clone(), environment.versions()?);
+            let mut command = Command::new(&environment.python);
+            command.current_dir(root).env("BITNET", &program);
+            command.args(["-m", "pytest", "-q", "-p", "no:cacheprovider"]);
+            command.arg(format!("tests/{folder}/{name}.py"));
+            if name == "test_page" {
+                match &browser {
+                    Ok(browser) => drop(command.env("CHROMIUM", browser)),
+                    Err(problem) => {
+                        steps.push(skipped(&command, format!("{problem:#}")));
+                        continue;
+                    }
+                }
+            }
+            steps.push(step(&mut command));
+        }
+    }
+    Ok(versions)
+}
+
+/// Builds `bitnet` in release mode. Returns its path, which only Cargo knows.
+fn build(root: &Path) -> anyhow::Result<PathBuf> {
+    let mut command = Command::new("cargo");
+    command.current_dir(root);
+    command.args(["build", "--release", "--locked", "-p", "bitnet-cli"]);
+    command.args(["--message-format", "json-render-diagnostics"]);
+    let output = command.stderr(Stdio::inherit()).output();
+    let output = output.context("running cargo")?;
+    ensure!(
+        output.status.success(),
+        "{} failed: {}",
+        shown(&command),
+        output.status
+    );
+    let messages = String::from_utf8(output.stdout).context("reading the output of cargo")?;
+    let messages = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    messages
+        .filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?)))
+        .next_back()
+        .context("cargo built no program")
+}
+
+/// The requirements file of a test file.
+fn requirements(folder: &Path, test: &str) -> PathBuf {
+    let name = test.trim_start_matches("test_").replace('_', "-");
+    let own = folder.join(format!("requirements-{name}.txt"));
+    match own.is_file() {
+        true => own,
+        false => folder.join("requirements.txt"),
+    }
+}
+
+/// A Python environment with the packages of a requirements file.
+struct Environment {
+    name: String,
+    python: PathBuf,
+    requirements: String,
+}
+
+impl Environment {
+    /// Opens the environment; makes it if it is missing or the requirements have changed.
+    fn open(root: &Path, folder: &str, requirements: &Path) -> anyhow::Result<Self> {
+        let read = |path: &Path| {
+            fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
+        };
+        let stem = requirements
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy();
+        let name = format!("{folder}-{stem}");
+        let place = root.join("target/tools").join(&name);
+        let environment = Self {
+            name,
+            python: place.join("bin/python"),
+            requirements: read(requirements)?,
+        };
+        let installed = place.join("installed.txt");
+        if read(&installed).is_ok_and(|installed| installed == environment.requirements) {
+            return Ok(environment);
+        }
+        succeed(
+            Command::new("python3")
+                .args(["-m", "venv", "--clear"])
+                .arg(&place),
+        )?;
+        let mut install = Command::new(&environment.python);
+        install.args(["-m", "pip", "install", "-q", "--disable-pip-version-check"]);
+        succeed(install.arg("-r").arg(requirements))?;
+        fs::write(&installed, &environment.requirements)
+            .with_context(|| format!("writing {}", installed.display()))?;
+        Ok(environment)
+    }
+
+    /// `NAME==VERSION` of each package that the requirements name.
+    fn versions(&self) -> anyhow::Result<Vec<String>> {
+        let mut list = Command::new(&self.python);
+        list.args(["-m", "pip", "list", "--format=freeze"]);
+        let output = list.arg("--disable-pip-version-check").output();
+        let output = output.with_context(|| format!("running {}", shown(&list)))?;
+        ensure!(output.status.success(), "{} failed", shown(&list));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        Ok(named_versions(&text, &self.requirements))
+    }
+}
+
+/// The lines `NAME==VERSION` whose package the requirements name.
+fn named_versions(installed: &str, requirements: &str) -> Vec<String> {
+    let normal = |name: &str| name.to_ascii_lowercase().replace(['_', '.'], "-");
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let named: Vec<String> = requirements
+        .lines()
+        .map(|line| line.trim().split(|c| !is_name(c)).next().unwrap_or(""))
+        .filter(|name| !name.is_empty())
+        .map(normal)
+        .collect();
+    let is_named = |line: &&str| {
+        line.split_once("==")
+            .is_some_and(|(name, _)| named.contains(&normal(name)))
+    };
+    installed
+        .lines()
+        .filter(is_named)
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Path of Chromium: on PATH, or from Debian's package if it can be installed.
+fn chromium() -> anyhow::Result<PathBuf> {
+    let known = || {
+        ["chromium", "chromium-browser", "google-chrome"]
+            .into_iter()
+            .find_map(|name| on_path(name, None))
+    };
+    if let Some(found) = known() {
+        return Ok(found);
+    }
+    on_path("apt-get", None).context("there is no Chromium, and no apt-get to install it")?;
+    let mut install = Command::new("apt-get");
+    install.env("DEBIAN_FRONTEND", "noninteractive");
+    install.args([
+        "install",
+        "-y",
+        "-qq",
+        "--no-install-recommends",
+        "chromium",
+    ]);
+    succeed(Command::new("apt-get").args(["update", "-qq"]))
+        .and_then(|()| succeed(&mut install))
+        .context("Chromium is missing and cannot be installed")?;
+    known().context("the package chromium has no Chromium")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_listed_for_the_packages_that_the_requirements_name() {
+        let installed = "anyio==4.9.0\nLangChain_OpenAI==1.2.0\nopenai==3.1.0\npytest==8.4.0\n";
+        let requirements = "# why\nlangchain-openai==1.*\nopenai[extra]>=3 # newest\n\npytest\n";
+        assert_eq!(
+            named_versions(installed, requirements),
+            ["LangChain_OpenAI==1.2.0", "openai==3.1.0", "pytest==8.4.0"]
+        );
+    }
+
+    #[test]
+    fn a_test_file_uses_its_own_requirements_if_there_are_some() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = folder.path().join("requirements-lm-eval.txt");
+        fs::write(&own, "").unwrap();
+        assert_eq!(requirements(folder.path(), "test_lm_eval"), own);
+        assert_eq!(
+            requirements(folder.path(), "test_openai"),
+            folder.path().join("requirements.txt")
+        );
+    }
+}
