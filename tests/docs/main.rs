@@ -1,0 +1,98 @@
+//! The documentation names commands and options that exist, and figures that were measured.
+
+mod commands;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use commands::{complaints, documented, in_text};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// The help of a subcommand of `bitnet`.
+fn help(subcommand: &[&str]) -> Option<String> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bitnet"));
+    let output = command.args(subcommand).arg("--help").output();
+    let output = output.expect("bitnet runs");
+    let text = || String::from_utf8(output.stdout).expect("UTF-8");
+    output.status.success().then(text)
+}
+
+#[test]
+fn documented_commands_and_options_exist() {
+    let lines: Vec<_> = documented(&root())
+        .into_iter()
+        .filter(|line| !line.is_xtask)
+        .collect();
+    let in_readme = lines.iter().filter(|line| line.at.starts_with("README.md"));
+    assert!(in_readme.count() > 15, "README.md names commands");
+    let found: Vec<String> = lines
+        .iter()
+        .flat_map(|line| complaints(line, &help))
+        .collect();
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn every_command_is_in_the_readme() {
+    let text = help(&[]).expect("bitnet --help");
+    let (_, commands) = text.split_once("Commands:\n").expect("a list of commands");
+    let commands = commands.split("\n\n").next().unwrap_or(commands);
+    let readme = fs::read_to_string(root().join("README.md")).expect("README.md");
+    let names = commands.lines().filter(|line| !line.starts_with("   "));
+    for command in names.filter_map(|line| line.split_whitespace().next()) {
+        let named = readme.contains(&format!("`bitnet {command}"));
+        assert!(
+            named || command == "help",
+            "README.md does not name {command}"
+        );
+    }
+}
+
+#[test]
+fn an_unknown_command_or_option_is_found() {
+    let text = "`bitnet run --tempo 1`\n```\nbitnet walk\ncargo run --release -- chat -m X \\\n  --jsn  # --y\n```\n";
+    let lines = in_text("a.md", text);
+    let found: Vec<String> = lines
+        .iter()
+        .flat_map(|line| complaints(line, &help))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            "a.md:1: run has no option --tempo",
+            "a.md:3: there is no command walk",
+            "a.md:5: chat has no option --jsn"
+        ]
+    );
+}
+
+#[test]
+fn speeds_in_the_readme_are_those_measured() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).expect("the file can be read");
+    let (readme, engines) = (read("README.md"), read("benchmarks/engines.md"));
+    let (_, speed) = readme.split_once("## Speed\n").expect("a section on speed");
+    let rows = speed.lines().filter(|line| line.starts_with("| "));
+    let rows: Vec<Vec<&str>> = rows
+        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+        .filter(|cells: &Vec<&str>| !cells[0].is_empty())
+        .collect();
+    assert!(rows.len() >= 5, "a table of engines");
+    for cells in rows {
+        let [name, prefill, decode] = cells[..] else {
+            panic!("{cells:?} is not an engine with two speeds")
+        };
+        let measured = engines
+            .lines()
+            .find(|line| line.starts_with(&format!("| {name} |")));
+        let measured = measured.unwrap_or_else(|| panic!("benchmarks/engines.md has no {name}"));
+        let expected = [format!("| {prefill} ("), format!("| {decode} (")];
+        assert!(
+            expected.iter().all(|part| measured.contains(part)),
+            "{measured}"
+        );
+    }
+}
