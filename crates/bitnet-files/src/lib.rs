@@ -21,3 +21,8 @@ pub use error::{Error, Result, shown};
 pub use json::read_json;
 pub use mmap::{Extent, ModelBytes};
 pub use output::{Output, Replace};
+
+/// Compiles and runs the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -26,3 +26,8 @@ pub use client::Hub;
 pub use error::{Error, Result};
 pub use name::{ModelName, SHORT_NAMES};
 pub use pull::{PullPhase, PullProgress, pull};
+
+/// Compiles and runs the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

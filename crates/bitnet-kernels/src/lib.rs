@@ -62,3 +62,8 @@ pub use weights::groups::{GroupMatrix, UnpackGroups};
 pub use weights::head::ScreenTable;
 pub use weights::matrix::{Part, TernaryMatrix, Unpack};
 pub use weights::rows::TernaryRows;
+
+/// Compiles and runs the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

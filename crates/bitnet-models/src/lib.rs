@@ -33,3 +33,8 @@ pub use bitnet_quantization::i2_s::{Form as I2sForm, likely_form};
 
 /// The tiles of TL1 and TL2 tensors, which files may leave unsaid.
 pub use bitnet_quantization::{tl1::Tile as Tl1Tile, tl2::Tile as Tl2Tile};
+
+/// Compiles and runs the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

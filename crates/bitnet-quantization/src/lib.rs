@@ -35,3 +35,8 @@ pub use block::BlockForm;
 pub use error::{Error, Result};
 pub use format::TernaryFormat;
 pub use scaling::Scaling;
+
+/// Compiles and runs the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -62,3 +62,8 @@ impl FromStr for TokenId {
         text.trim().parse().map(TokenId)
     }
 }
+
+/// Compiles and runs the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
