@@ -1,4 +1,4 @@
-//! Verification of receipts: the gates of `bitnet-inference`, the JSON Schema and the signature.
+//! Verification of receipts: the gates of `bitnet-receipts`, the JSON Schema and the signature.
 //!
 //! A library, so that the benchmark times the same code as the command.
 #![forbid(unsafe_code)]
