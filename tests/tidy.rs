@@ -104,6 +104,7 @@ const UNSAFE: &[&str] = &[
     "crates/bitnet-kernels/src/ops/groups.rs",
     "crates/bitnet-kernels/src/ops/lookup.rs",
     "crates/bitnet-kernels/src/ops/probe.rs",
+    "crates/bitnet-kernels/src/ops/rows.rs",
     "crates/bitnet-kernels/src/ops/screen.rs",
     "crates/bitnet-kernels/src/ops/sparse.rs",
     "crates/bitnet-kernels/src/sets/avx2.rs",

@@ -4,8 +4,8 @@
 
 use std::sync::LazyLock;
 
-use bitnet_inference::{Engine, EngineOptions, Loaded, Request, SamplingParams, load};
-use bitnet_kernels::{Cpu, Kernel, KernelSet, Packing};
+use bitnet_inference::{Device, Engine, EngineOptions, Loaded, Request, SamplingParams, load};
+use bitnet_kernels::{Kernel, Packing};
 use bitnet_models::{FfnSparsity, HeadMode, KvType, LoadOptions};
 use bitnet_receipts::{Parity, Provenance, Receipt, ReceiptGate, digest, model_sha256};
 use bitnet_tokenizers::TokenId;
@@ -30,9 +30,9 @@ static RECEIPT: LazyLock<Receipt> = LazyLock::new(|| {
 fn receipt_of(load_options: &LoadOptions, options: EngineOptions, max_tokens: usize) -> Receipt {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../tests/data/golden/strict-b158/model-i2_s.gguf");
-    let cpu = Cpu::new(KernelSet::detect(), 1);
-    let Loaded { model, .. } = load(&path, load_options, &cpu).expect("the golden model loads");
-    let mut engine = Engine::new(model, None, cpu, options).expect("memory for the cache");
+    let device = Device::cpu(1);
+    let Loaded { model, .. } = load(&path, load_options, device).expect("the golden model loads");
+    let mut engine = Engine::new(model, None, device, options).expect("memory for the cache");
     let request = Request {
         prompt: (1..8).map(TokenId).collect(),
         sampling: SamplingParams {
@@ -44,7 +44,7 @@ fn receipt_of(load_options: &LoadOptions, options: EngineOptions, max_tokens: us
         stop_strings: vec!["never".to_owned()],
         ..Request::default()
     };
-    engine.cpu().counters().reset();
+    engine.counters().reset();
     let (output, finish) = engine.complete(request.clone()).expect("a good request");
     let provenance = Provenance {
         model_path: path.display().to_string(),

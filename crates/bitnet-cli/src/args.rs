@@ -4,8 +4,8 @@ use std::path::PathBuf;
 #[cfg(feature = "server")]
 use std::time::Duration;
 
-use bitnet_inference::{DRAFT_MAX, SamplingParams, parse_logit_bias};
-use bitnet_kernels::{Cpu, KernelSet, Packing};
+use bitnet_inference::{DRAFT_MAX, Device, SamplingParams, parse_logit_bias};
+use bitnet_kernels::{KernelSet, Packing};
 use bitnet_models::{FfnSparsity, HeadMode, KvType, LoadOptions, Tl1Tile, Tl2Tile};
 use bitnet_tokenizers::TokenId;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -799,14 +799,14 @@ pub struct ModelArguments {
 
 impl ModelArguments {
     /// How to load the model for this CPU.
-    pub fn load_options(&self, cpu: &Cpu) -> LoadOptions {
+    pub fn load_options(&self, device: Device) -> LoadOptions {
         let i2s = match self.packing {
             PackingArgument::Two => Packing::Two,
             PackingArgument::FiveThirds => Packing::FiveThirds,
-            PackingArgument::Auto => cpu.set().packing,
+            PackingArgument::Auto => device.kernels().packing,
         };
         let packings = match (self.ternary_kernel, self.packing) {
-            (TernaryKernel::Auto, PackingArgument::Auto) => tune::fastest_packings(cpu),
+            (TernaryKernel::Auto, PackingArgument::Auto) => tune::fastest_packings(device),
             _ => Vec::new(),
         };
         let mut options = LoadOptions {

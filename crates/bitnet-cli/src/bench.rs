@@ -9,11 +9,10 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use bitnet_inference::{
-    Engine, EngineOptions, Event, Request, RequestId, SamplingParams, peak_rss_bytes,
+    Device, DeviceProbe, Engine, EngineOptions, Event, Request, RequestId, SamplingParams,
+    peak_rss_bytes,
 };
-use bitnet_kernels::{
-    Cpu, Kernel, KernelSet, Packing, READ_PROBE_BYTES, ReadProbe, default_threads,
-};
+use bitnet_kernels::{Kernel, KernelSet, Packing, READ_PROBE_BYTES, ReadProbe, default_threads};
 use bitnet_models::synthetic;
 use bitnet_receipts::{Provenance, Receipt};
 use bitnet_tokenizers::TokenId;
@@ -37,21 +36,24 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
         loaded: model,
         source,
         load_options,
-    } = session::load_model(&arguments.model, &Cpu::new(set, most))?;
+    } = session::load_model(&arguments.model, Device::with_kernels(set, most))?;
     let load_time = start.elapsed();
 
     let whats = whats(arguments);
     let options = engine_options(arguments, &whats);
     let machine = |n| -> anyhow::Result<Machine> {
-        let engine = Engine::new(model.model.clone(), None, Cpu::new(set, n), options)?;
+        let device = Device::with_kernels(set, n);
+        let engine = Engine::new(model.model.clone(), None, device, options)?;
+        let probe = device.probe();
         // Products that are looked up are not what the instruction set multiplies at that peak.
         let is_looked_up = [Packing::Tl1, Packing::Tl2]
             .iter()
-            .any(|packing| model.model.packing().contains(packing.name()));
-        let peak = engine.cpu().peak_i8_macs_per_s().filter(|_| !is_looked_up);
-        let join = engine.cpu().join_latency();
+            .any(|packing| model.model.info().packing.contains(packing.name()));
+        let peak = probe.peak_i8_macs_per_s().filter(|_| !is_looked_up);
+        let join = probe.join_latency();
         Ok(Machine {
             engine,
+            probe,
             peak,
             join,
             num_prefills: 0,
@@ -88,7 +90,7 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
 
     // The buffer of the probe is no part of what running a model takes.
     let memory = peak_rss_bytes().map(|bytes| bytes.saturating_sub(READ_PROBE_BYTES as u64));
-    let model = &model.model;
+    let model = model.model.info();
     let mut out = std::io::stdout().lock();
     if arguments.json {
         let runs_json: Vec<Value> = runs
@@ -102,8 +104,8 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
             "runs": runs_json,
             "threads": machines[0].num_threads(),
             "kernels": set.name,
-            "packing": model.packing(),
-            "ternary_bytes": model.num_ternary_bytes(),
+            "packing": model.packing,
+            "ternary_bytes": model.num_ternary_bytes,
             "head": report::head_json(&machines[0].engine),
             "ffn_sparsity": report::ffn_sparsity_json(&machines[0].engine),
             "model": report::model_json(&source, model),
@@ -116,9 +118,9 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     writeln!(
         out,
         "{source} · {} · {} kernels · packing {} · loaded in {:.2} s",
-        model.config().architecture_name,
+        model.config.architecture_name,
         set.name,
-        model.packing(),
+        model.packing,
         load_time.as_secs_f64()
     )?;
     for (index, machine) in machines.iter().enumerate() {
@@ -233,6 +235,7 @@ const RECEIPT_SEED: usize = 1 << 20;
 /// A number of threads, and what they can do.
 struct Machine {
     engine: Engine,
+    probe: DeviceProbe,
     /// Products of int8 a second.
     peak: Option<f64>,
     join: Duration,
@@ -255,7 +258,7 @@ struct Sample {
 
 impl Machine {
     fn num_threads(&self) -> usize {
-        self.engine.cpu().pool().num_threads()
+        self.engine.device().threads()
     }
 
     fn measure(&mut self, what: What, read: &ReadProbe) -> anyhow::Result<Sample> {
@@ -320,7 +323,7 @@ impl Machine {
 
     /// A prompt of made-up tokens. Of one seed, a shorter prompt is the beginning of a longer one.
     fn request(&self, seed: usize, len: usize) -> Request {
-        let vocab = self.engine.model().config().vocab_size;
+        let vocab = self.engine.model().config.vocab_size;
         Request {
             prompt: synthetic::tokens(len, vocab, seed).map(TokenId).collect(),
             sampling: SamplingParams {
@@ -344,7 +347,7 @@ impl Machine {
                 max_tokens: Some(arguments.predict + 1),
                 ..self.request(RECEIPT_SEED + round, arguments.prompt)
             };
-            self.engine.cpu().counters().reset();
+            self.engine.counters().reset();
             let (tokens, finish) = self.engine.complete(request.clone())?;
             receipts.push(Receipt::new(
                 &self.engine.facts(),
@@ -365,14 +368,14 @@ impl Machine {
         read: &ReadProbe,
         work: impl FnOnce(&mut Engine, &mut Vec<Event>),
     ) -> Sample {
-        let read = read.bytes_per_s(self.engine.cpu().pool());
-        self.engine.cpu().counters().reset();
+        let read = self.probe.read_bytes_per_s(read);
+        self.engine.counters().reset();
         let steps_before = self.engine.counts().steps;
         let mut events = Vec::new();
         let start = Instant::now();
         work(&mut self.engine, &mut events);
         let seconds = start.elapsed().as_secs_f64();
-        let counters = self.engine.cpu().counters();
+        let counters = self.engine.counters();
         let products = [Packing::Two, Packing::Tl1, Packing::Tl2];
         Sample {
             seconds,

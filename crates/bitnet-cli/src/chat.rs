@@ -108,7 +108,7 @@ impl Chat {
         match &self.template {
             None => println!("{}", built_in::BANNER),
             Some(template) => {
-                let name = self.session.engine.model().config().name.clone();
+                let name = self.session.engine.model().config.name.clone();
                 println!(
                     "{} · {} template",
                     name.unwrap_or_else(|| self.session.source.to_string()),

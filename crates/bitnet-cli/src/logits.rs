@@ -12,7 +12,7 @@ use crate::{report, session};
 /// Runs the tokens through the model and writes f32 `[tokens, vocab]` as a NumPy file.
 pub fn logits(arguments: &LogitsArguments) -> anyhow::Result<()> {
     let mut session = session::open(&arguments.model, Some(arguments.tokens.len()))?;
-    let vocab = session.engine.model().config().vocab_size;
+    let vocab = session.engine.model().config.vocab_size;
     let shape = [arguments.tokens.len(), vocab];
     let path = &arguments.output;
     let start = std::time::Instant::now();

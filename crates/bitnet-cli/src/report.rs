@@ -2,7 +2,7 @@
 
 use bitnet_inference::{Engine, Timings};
 use bitnet_kernels::Gate;
-use bitnet_models::{Config, FfnActivity, LanguageModel};
+use bitnet_models::{Config, FfnActivity, ModelInfo};
 use serde_json::{Value, json};
 
 use crate::session::ModelSource;
@@ -82,11 +82,11 @@ pub fn config_json(config: &Config, tied: bool) -> Value {
 }
 
 /// The loaded model for `--json`: its shape, and where and what it is.
-pub fn model_json(source: &ModelSource, model: &LanguageModel) -> Value {
-    let mut object = config_json(model.config(), model.is_tied());
+pub fn model_json(source: &ModelSource, model: &ModelInfo) -> Value {
+    let mut object = config_json(&model.config, model.is_tied);
     object["path"] = source.to_string().into();
     object["parameters"] = num_parameters(model).into();
-    object["embedding"] = model.embedding().format().name().into();
+    object["embedding"] = model.embedding_format.into();
     object
 }
 
@@ -94,12 +94,12 @@ pub fn model_json(source: &ModelSource, model: &LanguageModel) -> Value {
 pub fn head_json(engine: &Engine) -> Value {
     let head_use = engine.head_use();
     json!({
-        "mode": engine.model().head_mode().name(),
+        "mode": engine.model().head_mode.name(),
         "screened_tokens": head_use.screened,
         "fell_back_tokens": head_use.fell_back,
         "exact_logits": head_use.exact_logits,
         "wasted_logits": head_use.wasted_logits,
-        "screen_bytes": engine.model().screen_bytes(),
+        "screen_bytes": engine.model().screen_bytes,
     })
 }
 
@@ -113,7 +113,7 @@ pub fn ffn_sparsity_json(engine: &Engine) -> Value {
             .copied()
             .unwrap_or_default()
     };
-    let layers = model.ffn_layers().enumerate().map(|(index, layer)| {
+    let layers = model.ffn_layers.iter().enumerate().map(|(index, layer)| {
         json!({
             "closed_gates": closed_gates(model, seen(index)),
             "zeros": seen(index).zeros(),
@@ -125,18 +125,18 @@ pub fn ffn_sparsity_json(engine: &Engine) -> Value {
     let layers: Vec<Value> = layers.collect();
     let all: FfnActivity = engine.ffn_activity().iter().copied().sum();
     json!({
-        "mode": model.ffn_sparsity().name(),
+        "mode": model.ffn_sparsity.name(),
         "closed_gates": closed_gates(model, all),
         "zeros": all.zeros(),
-        "dead_neurons": model.ffn_layers().map(|layer| layer.num_dead_neurons).sum::<usize>(),
+        "dead_neurons": model.ffn_layers.iter().map(|layer| layer.num_dead_neurons).sum::<usize>(),
         "copy_bytes": model.ffn_copy_bytes(),
         "layers": layers,
     })
 }
 
 /// The share of gates that were not positive, where that makes zeros.
-fn closed_gates(model: &LanguageModel, seen: FfnActivity) -> Option<f64> {
-    (model.config().architecture.gate() == Gate::Relu2)
+fn closed_gates(model: &ModelInfo, seen: FfnActivity) -> Option<f64> {
+    (model.config.architecture.gate() == Gate::Relu2)
         .then(|| seen.closed_gates())
         .flatten()
 }
@@ -150,7 +150,8 @@ pub fn ffn_sparsity_line(engine: &Engine) -> Option<String> {
         closed_gates(model, all).map(|share| format!("{:.1} % of the gates, ", 100.0 * share));
     let zeros = format!("{:.1} % of the int8 values", 100.0 * all.zeros()?);
     let num_layers = model
-        .ffn_layers()
+        .ffn_layers
+        .iter()
         .filter(|layer| layer.up_copy_bytes.or(layer.down_copy_bytes).is_some())
         .count();
     let copies = match num_layers {
@@ -164,10 +165,10 @@ pub fn ffn_sparsity_line(engine: &Engine) -> Option<String> {
 }
 
 /// Weights of embedding, head and projections.
-fn num_parameters(model: &LanguageModel) -> usize {
-    let config = model.config();
-    let tables = if model.is_tied() { 1 } else { 2 };
-    tables * config.vocab_size * config.hidden_size + model.num_ternary_weights()
+fn num_parameters(model: &ModelInfo) -> usize {
+    let config = &model.config;
+    let tables = if model.is_tied { 1 } else { 2 };
+    tables * config.vocab_size * config.hidden_size + model.num_ternary_weights
 }
 
 /// Whether an error is about a parameter that was typed, not about a file or the system.

@@ -38,7 +38,7 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
             .decode(&prompt, DecodeOptions::default());
         show(&mut out, &text)?;
     }
-    session.engine.cpu().counters().reset();
+    session.engine.counters().reset();
     let answer = session.answer(request.clone(), &|| false, |text| {
         if !arguments.json {
             show(&mut out, text)?;
@@ -55,7 +55,7 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
             "text": answer.text,
             "finish_reason": reason.name(),
             "seed": seed,
-            "packing": session.engine.model().packing(),
+            "packing": session.engine.model().packing,
             "head": report::head_json(&session.engine),
             "ffn_sparsity": report::ffn_sparsity_json(&session.engine),
             "timings": report::timings_json(&answer.timings, session.load_time),

@@ -253,7 +253,7 @@ fn name(session: &Session) -> String {
         session
             .engine
             .model()
-            .config()
+            .config
             .name
             .clone()
             .filter(|name| !name.is_empty())

@@ -8,14 +8,12 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use bitnet_files::gguf::Gguf;
 use bitnet_inference::{
-    Engine, EngineOptions, Event, FinishReason, Loaded, Request, Timings, Tokenization, load,
-    load_embedded,
+    Device, Engine, EngineOptions, Event, FinishReason, Loaded, Request, Timings, Tokenization,
+    load, load_embedded,
 };
 #[cfg(feature = "server")]
-use bitnet_inference::{load_tokenization, tokenization_from_gguf};
-use bitnet_kernels::{Cpu, KernelSet, default_threads};
-#[cfg(feature = "server")]
-use bitnet_models::LanguageModel;
+use bitnet_inference::{Model, load_tokenization, tokenization_from_gguf};
+use bitnet_kernels::{KernelSet, default_threads};
 use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::{Config, LoadOptions};
 use bitnet_tokenizers::TokenId;
@@ -31,7 +29,7 @@ const DEFAULT_CONTEXT: usize = 4096;
 pub struct Session {
     pub engine: Engine,
     #[cfg(feature = "server")]
-    model: Arc<LanguageModel>,
+    model: Arc<dyn Model>,
     /// `None` if the model came without a tokenizer.
     tokenization: Option<Tokenization>,
     pub source: ModelSource,
@@ -108,7 +106,7 @@ pub fn open_with(
     change: impl FnOnce(&Config, EngineOptions) -> anyhow::Result<EngineOptions>,
 ) -> anyhow::Result<Session> {
     let start = Instant::now();
-    let cpu = Cpu::new(
+    let device = Device::with_kernels(
         arguments.kernels.unwrap_or_else(KernelSet::detect),
         num_threads(arguments)?,
     );
@@ -116,18 +114,18 @@ pub fn open_with(
         loaded,
         source,
         load_options,
-    } = load_model(arguments, &cpu)?;
+    } = load_model(arguments, device)?;
     let Loaded {
         model,
         tokenization,
         ..
     } = loaded;
-    let context = context.unwrap_or_else(|| context_length(arguments, model.config()));
-    let options = change(model.config(), engine_options(arguments, context))?;
+    let context = context.unwrap_or_else(|| context_length(arguments, &model.info().config));
+    let options = change(&model.info().config, engine_options(arguments, context))?;
     let tokenizer = tokenization
         .as_ref()
         .map(|tokenization| Arc::clone(&tokenization.tokenizer));
-    let engine = Engine::new(Arc::clone(&model), tokenizer, cpu, options)?;
+    let engine = Engine::new(Arc::clone(&model), tokenizer, device, options)?;
     Ok(Session {
         engine,
         #[cfg(feature = "server")]
@@ -168,13 +166,13 @@ pub struct LoadedModel {
 }
 
 /// Loads the model that the arguments name.
-pub fn load_model(arguments: &ModelArguments, cpu: &Cpu) -> anyhow::Result<LoadedModel> {
+pub fn load_model(arguments: &ModelArguments, device: Device) -> anyhow::Result<LoadedModel> {
     let source = ModelSource::new(arguments.model.as_deref())?;
     let spinner = spinner(format!("loading {source}"));
-    let load_options = arguments.load_options(cpu);
+    let load_options = arguments.load_options(device);
     let loaded = match &source {
-        ModelSource::Path(path) => load(path, &load_options, cpu),
-        ModelSource::BuiltIn(bytes) => load_embedded(bytes, &load_options, cpu),
+        ModelSource::Path(path) => load(path, &load_options, device),
+        ModelSource::BuiltIn(bytes) => load_embedded(bytes, &load_options, device),
     };
     let loaded = loaded.with_context(|| format!("cannot load {source}"))?;
     spinner.finish_and_clear();
@@ -251,18 +249,8 @@ impl Session {
             .tokenization
             .as_ref()
             .map(|tokenization| Arc::clone(&tokenization.tokenizer));
-        let (set, threads) = (
-            self.engine.cpu().set(),
-            self.engine.cpu().pool().num_threads(),
-        );
-        move || {
-            Engine::new(
-                Arc::clone(&model),
-                tokenizer.clone(),
-                Cpu::new(set, threads),
-                options,
-            )
-        }
+        let device = self.engine.device();
+        move || Engine::new(Arc::clone(&model), tokenizer.clone(), device, options)
     }
 
     /// How an answer is asked for.

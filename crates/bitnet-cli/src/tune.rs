@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
+use bitnet_inference::Device;
 use bitnet_kernels::{Activations, Cpu, KernelSet, Packing, Part, TernaryMatrix, default_threads};
 use bitnet_models::matrix_shapes;
 use serde::{Deserialize, Serialize};
@@ -48,16 +49,16 @@ struct Shape {
 }
 
 impl Machine {
-    fn is_this(&self, cpu: &Cpu) -> bool {
+    fn is_this(&self, device: Device) -> bool {
         self.cpu == cpu_name()
-            && self.kernels == cpu.set().name
-            && self.threads == cpu.pool().num_threads()
+            && self.kernels == device.kernels().name
+            && self.threads == device.threads()
     }
 }
 
 /// What `bitnet tune` found to be the fastest on this machine, by shape; nothing where it did not
 /// run.
-pub fn fastest_packings(cpu: &Cpu) -> Vec<((usize, usize), Packing)> {
+pub fn fastest_packings(device: Device) -> Vec<((usize, usize), Packing)> {
     let tuning = match cache_path().map(|path| read(&path)) {
         Some(Ok(Some(tuning))) => tuning,
         Some(Ok(None)) | None => return Vec::new(),
@@ -67,14 +68,17 @@ pub fn fastest_packings(cpu: &Cpu) -> Vec<((usize, usize), Packing)> {
             return Vec::new();
         }
     };
-    let machine = tuning.machines.iter().find(|machine| machine.is_this(cpu));
+    let machine = tuning
+        .machines
+        .iter()
+        .find(|machine| machine.is_this(device));
     let shapes = machine.map_or(&[][..], |machine| &machine.shapes);
     shapes
         .iter()
         .map(|shape| {
             (
                 (shape.rows, shape.cols),
-                shape.fastest.packing(cpu.set().packing),
+                shape.fastest.packing(device.kernels().packing),
             )
         })
         .collect()
@@ -84,10 +88,8 @@ pub fn fastest_packings(cpu: &Cpu) -> Vec<((usize, usize), Packing)> {
 pub fn tune(arguments: &TuneArguments) -> anyhow::Result<()> {
     let config = ModelSource::new(arguments.model.as_deref())?.config()?;
     let set = arguments.kernels.unwrap_or_else(KernelSet::detect);
-    let cpu = Cpu::new(
-        set,
-        arguments.threads.map_or_else(default_threads, usize::from),
-    );
+    let threads = arguments.threads.map_or_else(default_threads, usize::from);
+    let (device, cpu) = (Device::with_kernels(set, threads), Cpu::new(set, threads));
     let mut shapes = matrix_shapes(&config);
     shapes.sort_unstable();
     shapes.dedup();
@@ -98,7 +100,7 @@ pub fn tune(arguments: &TuneArguments) -> anyhow::Result<()> {
     let path = cache_path().context(
         "there is no place for what was measured: neither XDG_CACHE_HOME nor HOME is set",
     )?;
-    remember(&path, &cpu, &shapes).with_context(|| format!("cannot write {}", path.display()))?;
+    remember(&path, device, &shapes).with_context(|| format!("cannot write {}", path.display()))?;
     print(arguments, &cpu, &shapes, &path)
 }
 
@@ -229,16 +231,16 @@ fn made_up_matrix(cpu: &Cpu, rows: usize, cols: usize, packing: Packing) -> Tern
 }
 
 /// Puts what was measured beside, or in place of, what is remembered of this machine.
-fn remember(path: &Path, cpu: &Cpu, shapes: &[Shape]) -> anyhow::Result<()> {
+fn remember(path: &Path, device: Device, shapes: &[Shape]) -> anyhow::Result<()> {
     // A file that is damaged or another version's is replaced.
     let mut tuning = read(path).ok().flatten().unwrap_or_default();
     env!("CARGO_PKG_VERSION").clone_into(&mut tuning.version);
     let index = tuning
         .machines
         .iter()
-        .position(|machine| machine.is_this(cpu))
+        .position(|machine| machine.is_this(device))
         .unwrap_or_else(|| {
-            let (kernels, threads) = (cpu.set().name.to_owned(), cpu.pool().num_threads());
+            let (kernels, threads) = (device.kernels().name.to_owned(), device.threads());
             tuning.machines.push(Machine {
                 cpu: cpu_name(),
                 kernels,

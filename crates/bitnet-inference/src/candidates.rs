@@ -1,10 +1,10 @@
-//! Which tokens are in the running: found from the logits, or from estimates of them with bounds.
+//! The tokens that may be sampled, found from the logits or from estimates of them with bounds.
 //!
-//! A logit that is only estimated lies between a lower and an upper bound. A token can be among the
-//! `k` most probable only if its upper bound reaches the `k`-th largest lower bound; the logits of
-//! those tokens are computed in full, and all decisions are made on full logits. Where bounds
-//! exclude too few, or cannot decide, the answer is `None`: all logits are then needed. So what is
-//! sampled never depends on whether logits were estimated.
+//! An estimated logit lies between a lower and an upper bound. A token can be among the `k` most
+//! probable only if its upper bound reaches the `k`-th largest lower bound. The exact logits of
+//! these tokens are computed in rounds, each for a list of tokens, and all decisions use exact
+//! logits. Where the bounds exclude too few tokens, or cannot decide, the answer is `None`: all
+//! logits are then needed. So the sampled token never depends on whether logits were estimated.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ use bitnet_tokenizers::TokenId;
 use crate::random::Noise;
 use crate::stop::TokenSet;
 
-/// A token in the running, with its logit.
+/// A token that may be sampled, with its logit; NaN until it is computed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Candidate {
     pub token: u32,
@@ -44,9 +44,9 @@ pub(crate) trait Logits {
     fn lower(&self, token: usize) -> f32;
     /// The most that the logit can be.
     fn upper(&self, token: usize) -> f32;
-    /// The logit itself.
-    fn exact(&self, token: usize) -> f32;
-    /// The most tokens whose logits may be computed one by one.
+    /// The logits of some tokens: `out` becomes `[tokens]`.
+    fn exact(&self, tokens: &[u32], out: &mut Vec<f32>);
+    /// The most tokens whose exact logits may be computed; usize::MAX if all are known.
     fn exact_max(&self) -> usize;
     /// The largest of the lower bounds, of the upper bounds of a run of tokens.
     fn largest_bounds(&self, run: Range<usize>) -> [f32; 2];
@@ -78,8 +78,9 @@ impl Logits for &[f32] {
     fn upper(&self, token: usize) -> f32 {
         self[token]
     }
-    fn exact(&self, token: usize) -> f32 {
-        self[token]
+    fn exact(&self, tokens: &[u32], out: &mut Vec<f32>) {
+        out.clear();
+        out.extend(tokens.iter().map(|token| self[*token as usize]));
     }
     fn exact_max(&self) -> usize {
         usize::MAX
@@ -90,10 +91,10 @@ impl Logits for &[f32] {
     }
 }
 
-/// Estimates, and how a token's logit is computed in full.
+/// Estimates, and how a round of exact logits is computed.
 pub(crate) struct Estimated<'a> {
     pub estimates: Estimates<'a>,
-    pub exact: &'a dyn Fn(u32) -> f32,
+    pub exact: &'a dyn Fn(&[u32], &mut Vec<f32>),
 }
 
 impl Logits for Estimated<'_> {
@@ -106,12 +107,11 @@ impl Logits for Estimated<'_> {
     fn upper(&self, token: usize) -> f32 {
         self.estimates.values[token] + self.estimates.errors[token]
     }
-    fn exact(&self, token: usize) -> f32 {
-        (self.exact)(token as u32)
+    fn exact(&self, tokens: &[u32], out: &mut Vec<f32>) {
+        (self.exact)(tokens, out);
     }
     fn exact_max(&self) -> usize {
-        // Rows one by one cost more than all in order long before they are all: about four times as
-        // much each.
+        // A row of the head read by itself costs about four times as much as one read in order.
         (self.len() / 16).max(256)
     }
     fn largest_bounds(&self, run: Range<usize>) -> [f32; 2] {
@@ -126,21 +126,61 @@ impl Logits for Estimated<'_> {
     }
 }
 
+/// A round of exact logits: the tokens asked for, and the answers. Keeps its buffers.
+#[derive(Default)]
+struct Round {
+    tokens: Vec<u32>,
+    logits: Vec<f32>,
+}
+
+impl Round {
+    /// Computes the logits of the items that have none yet.
+    fn fill<T>(
+        &mut self,
+        logits: &impl Logits,
+        items: &mut [T],
+        candidate: impl Fn(&mut T) -> &mut Candidate,
+    ) {
+        self.tokens.clear();
+        for item in items.iter_mut() {
+            let candidate = candidate(item);
+            if candidate.logit.is_nan() {
+                self.tokens.push(candidate.token);
+            }
+        }
+        if self.tokens.is_empty() {
+            return;
+        }
+        logits.exact(&self.tokens, &mut self.logits);
+        let missing = items.iter_mut().map(candidate);
+        let missing = missing.filter(|candidate| candidate.logit.is_nan());
+        for (candidate, logit) in missing.zip(&self.logits) {
+            candidate.logit = *logit;
+        }
+    }
+}
+
 /// The tokens that may be chosen. Keeps its buffers.
 #[derive(Default)]
 pub(crate) struct Candidates {
-    /// What was found.
+    /// The tokens that the last search found.
     pub found: Vec<Candidate>,
-    /// Tokens whose logits were changed, by ascending id: they are in the running with these.
+    /// Tokens with changed logits, by ascending id; they compete with these logits.
     pub changed: Vec<Candidate>,
     /// Runs of tokens that may be chosen and were not changed.
     unchanged: Vec<Range<usize>>,
     largest: Vec<f32>,
-    /// Tokens and the most that their scores can be.
+    /// Tokens, with upper bounds of their scores.
     contenders: Vec<(Candidate, f64)>,
+    round: Round,
 }
 
 impl Candidates {
+    /// Computes the logits of the changed tokens, which are then ready to be changed.
+    pub fn fill_changed(&mut self, logits: &impl Logits) {
+        self.round.fill(logits, &mut self.changed, |c| c);
+    }
+
     /// Settles which tokens there are: all of the vocabulary, or those allowed. `changed` must be
     /// by ascending id.
     pub fn reset(&mut self, vocab: usize, allowed: Option<&TokenSet>) {
@@ -240,9 +280,7 @@ impl Candidates {
                 }
             }
         }
-        for c in found.iter_mut().filter(|c| c.logit.is_nan()) {
-            c.logit = logits.exact(c.token as usize);
-        }
+        self.round.fill(logits, found, |c| c);
         Some(threshold)
     }
 
@@ -280,9 +318,8 @@ impl Candidates {
                 if most > 1e9 {
                     return None;
                 }
-                // What was found is known: it is taken out of the bounds and added as it is. The
-                // functions' own errors, up to a few units of f32 of arguments up to 88, are
-                // covered by the last factors.
+                // Exact logits replace their bounds in the sum. The last factors cover the errors
+                // of the exponential itself, up to a few units of f32 for arguments up to 88.
                 for c in &self.found {
                     if self
                         .changed
@@ -402,13 +439,11 @@ impl Candidates {
             }
         }
         contenders.retain(|(_, upper)| *upper >= best);
+        self.round.fill(logits, contenders, |(c, _)| c);
         let mut winner: Option<(f64, u32)> = None;
-        for (c, upper) in contenders.iter() {
+        for (c, _) in contenders.iter() {
             let token = c.token;
-            let score = match c.logit.is_nan() {
-                true => f64::from(logits.exact(token as usize)) / temperature + noise.gumbel(token),
-                false => *upper,
-            };
+            let score = f64::from(c.logit) / temperature + noise.gumbel(token);
             if winner.is_none_or(|(top, id)| score > top || score == top && token < id)
                 && !score.is_nan()
             {

@@ -18,13 +18,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bitnet_kernels::Cpu;
-use bitnet_models::{Chunk, FfnActivity, KvCache, KvType, LanguageModel, LogitRows, Workspace};
+use bitnet_kernels::Counters;
+use bitnet_models::{Chunk, FfnActivity, KvCache, KvType, LogitRows, ModelInfo};
 use bitnet_tokenizers::{TokenId, Tokenizer};
 
 use crate::block_pool::BlockPool;
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::request::{Constraint, Event, Finish, Request, RequestId, Timings};
+use crate::runner::{Model, Runner};
 use crate::sequence::{Sequence, logprobs};
 use crate::stop::TokenSet;
 
@@ -60,6 +62,14 @@ impl Default for EngineOptions {
             running_max: 64,
             draft_max: 0,
         }
+    }
+}
+
+impl EngineOptions {
+    /// Blocks of the key/value cache.
+    #[must_use]
+    pub fn num_blocks(&self) -> usize {
+        self.cache.max(self.context).div_ceil(KvCache::BLOCK)
     }
 }
 
@@ -115,9 +125,6 @@ pub const DRAFT_MAX: usize = 16;
 /// The most sequences decoding at once for which drafts are checked: with more, the rows pay as
 /// they are.
 const DRAFTING_MAX: usize = 2;
-/// Ternary products of 8 bits that take as long as one product of attention, in floats: with
-/// AVX-512 and VNNI, about.
-const ATTENTION_MAC_COST: usize = 4;
 
 /// The part of a sequence that a step computes.
 #[derive(Clone, Copy)]
@@ -130,13 +137,10 @@ struct Planned {
 
 /// Runs requests on one model.
 pub struct Engine {
-    model: Arc<LanguageModel>,
+    runner: Box<dyn Runner>,
     tokenizer: Option<Arc<Tokenizer>>,
-    cpu: Cpu,
     options: EngineOptions,
-    cache: KvCache,
     blocks: BlockPool,
-    workspace: Workspace,
     waiting: VecDeque<Sequence>,
     /// In the order of their arrival.
     running: Vec<Sequence>,
@@ -154,6 +158,8 @@ pub struct Engine {
     step_tokens: Vec<u32>,
     /// Rows whose logits are all needed from the start.
     full_rows: Vec<usize>,
+    /// Their logits, `[full rows, vocab]`.
+    full_logits: Vec<f32>,
     /// All logits of one row, for which estimates did not do.
     row_logits: Vec<f32>,
     allowed: TokenSet,
@@ -161,38 +167,37 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine with its cache. Without a tokenizer, answers are tokens only.
+    /// An engine for a model on a device, with a cache of its own. Without a tokenizer, answers are
+    /// tokens only.
     ///
     /// # Errors
-    /// If there is no memory for the cache.
+    /// If there is not enough memory for the cache.
     pub fn new(
-        model: Arc<LanguageModel>,
+        model: Arc<dyn Model>,
         tokenizer: Option<Arc<Tokenizer>>,
-        cpu: Cpu,
+        device: Device,
         options: EngineOptions,
     ) -> Result<Self> {
-        let config = model.config();
-        let num_blocks = options.cache.max(options.context).div_ceil(KvCache::BLOCK);
-        let cache = KvCache::new(
-            config.attention,
-            config.num_layers,
-            options.kv_type,
-            num_blocks,
-        )?;
-        let attention_macs =
-            2 * config.num_layers * config.attention.heads * config.attention.head_dim;
-        let halfway = model.num_ternary_weights() / (ATTENTION_MAC_COST * attention_macs);
-        Ok(Self {
-            model,
+        let num_blocks = options.num_blocks();
+        let runner = model.runner(device, options.kv_type, num_blocks)?;
+        Ok(Self::with_runner(runner, tokenizer, options))
+    }
+
+    /// An engine for a runner whose cache has [`EngineOptions::num_blocks`] blocks.
+    #[must_use]
+    pub fn with_runner(
+        runner: Box<dyn Runner>,
+        tokenizer: Option<Arc<Tokenizer>>,
+        options: EngineOptions,
+    ) -> Self {
+        Self {
+            halfway: runner.halfway(),
+            runner,
             tokenizer,
-            cpu,
+            blocks: BlockPool::new(options.num_blocks()),
             options,
-            cache,
-            blocks: BlockPool::new(num_blocks),
-            workspace: Workspace::new(),
             waiting: VecDeque::new(),
             running: Vec::new(),
-            halfway: halfway.max(1),
             num_requests: 0,
             head_use: HeadUse::default(),
             counts: EngineCounts::default(),
@@ -200,22 +205,29 @@ impl Engine {
             prefilling: Vec::new(),
             step_tokens: Vec::new(),
             full_rows: Vec::new(),
+            full_logits: Vec::new(),
             row_logits: Vec::new(),
             allowed: TokenSet::default(),
             ended: Vec::new(),
-        })
+        }
     }
 
-    /// The model.
+    /// Facts about the model.
     #[must_use]
-    pub fn model(&self) -> &LanguageModel {
-        &self.model
+    pub fn model(&self) -> &ModelInfo {
+        self.runner.model()
     }
 
-    /// Kernels, threads and counters.
+    /// Where the model runs.
     #[must_use]
-    pub fn cpu(&self) -> &Cpu {
-        &self.cpu
+    pub fn device(&self) -> Device {
+        self.runner.device()
+    }
+
+    /// The kernels that ran so far.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        self.runner.counters()
     }
 
     /// The engine's bounds.
@@ -233,7 +245,7 @@ impl Engine {
     /// What went through the feed-forward network of each layer so far; empty if nothing did.
     #[must_use]
     pub fn ffn_activity(&self) -> &[FfnActivity] {
-        self.workspace.ffn_activity()
+        self.runner.ffn_activity()
     }
 
     /// What was done so far.
@@ -294,7 +306,7 @@ impl Engine {
             });
         }
         let id = RequestId(self.num_requests);
-        let vocab_size = self.model.config().vocab_size;
+        let vocab_size = self.model().config.vocab_size;
         let sequence = Sequence::new(
             id,
             request,
@@ -309,7 +321,7 @@ impl Engine {
     }
 
     fn check_tokens(&self, tokens: &[TokenId]) -> Result<()> {
-        let vocab_size = self.model.config().vocab_size;
+        let vocab_size = self.model().config.vocab_size;
         if tokens.is_empty() {
             return Err(Error::EmptyPrompt);
         }
@@ -524,10 +536,7 @@ impl Engine {
 
     fn forward(&mut self) {
         let Self {
-            model,
-            cpu,
-            cache,
-            workspace,
+            runner,
             running,
             plan,
             step_tokens,
@@ -543,7 +552,7 @@ impl Engine {
         counts.steps += 1;
         counts.computed_tokens += step_tokens.len() as u64;
         let mut rest = step_tokens.as_slice();
-        let chunks = plan.iter().map(|planned| {
+        let mut chunks = plan.iter().map(|planned| {
             let sequence = &running[planned.index];
             let (tokens, others) = rest.split_at(planned.tokens + sequence.draft.len());
             rest = others;
@@ -563,7 +572,7 @@ impl Engine {
                 logits,
             }
         });
-        model.hidden_states(cpu, workspace, cache, chunks);
+        runner.step(&mut chunks);
     }
 
     /// Samples for the sequences whose tokens are all computed, and ends what has come to its end.
@@ -577,9 +586,9 @@ impl Engine {
             let is_complete = sequence.pending() == planned.tokens;
             let mut logprobs = Vec::new();
             if sequence.tells_prompt() {
-                let vocab = self.model.config().vocab_size;
+                let vocab = self.runner.model().config.vocab_size;
                 let place = self.full_rows.partition_point(|full| *full < row);
-                let rows = self.workspace.logits()[place * vocab..]
+                let rows = self.full_logits[place * vocab..]
                     .chunks_exact(vocab)
                     .take(planned.tokens);
                 logprobs = sequence.tell_prompt(sequence.computed, rows);
@@ -637,12 +646,11 @@ impl Engine {
     /// is asked or will not do.
     fn project(&mut self) {
         let Self {
-            model,
-            cpu,
-            workspace,
+            runner,
             running,
             plan,
             full_rows,
+            full_logits,
             ..
         } = self;
         full_rows.clear();
@@ -659,12 +667,12 @@ impl Engine {
             }
             num_rows += rows;
         }
-        if full_rows.len() < num_rows && !model.estimate(cpu, workspace) {
+        if full_rows.len() < num_rows && !runner.estimate() {
             full_rows.clear();
             full_rows.extend(0..num_rows);
         }
         if !full_rows.is_empty() {
-            model.logits(cpu, workspace, full_rows.iter().copied());
+            runner.logits(full_rows, full_logits);
         }
     }
 
@@ -672,17 +680,16 @@ impl Engine {
     /// the sequence.
     fn sample(&mut self, index: usize, row: usize, events: &mut Vec<Event>) -> Option<TokenId> {
         let Self {
-            model,
-            cpu,
-            workspace,
+            runner,
             running,
             full_rows,
+            full_logits,
             row_logits,
             allowed,
             head_use,
             ..
         } = self;
-        let vocab = model.config().vocab_size;
+        let vocab = runner.model().config.vocab_size;
         let sequence = &mut running[index];
         let allowed = match &mut sequence.constraint {
             None => None,
@@ -698,7 +705,7 @@ impl Engine {
             },
         };
         let (token, logprobs) = if let Ok(place) = full_rows.binary_search(&row) {
-            let logits = &workspace.logits()[place * vocab..(place + 1) * vocab];
+            let logits = &full_logits[place * vocab..(place + 1) * vocab];
             let token = sequence.sampler.sample(logits, &sequence.tokens, allowed);
             (
                 token,
@@ -706,20 +713,20 @@ impl Engine {
             )
         } else {
             let num_exact = Cell::new(0);
-            let exact = |token| {
-                num_exact.set(num_exact.get() + 1);
-                model.logit(cpu, workspace, row, token)
+            let exact = |tokens: &[u32], logits: &mut Vec<f32>| {
+                num_exact.set(num_exact.get() + tokens.len());
+                runner.exact(row, tokens, logits);
             };
-            let estimates = workspace.estimates(row, vocab);
-            let token =
-                sequence
-                    .sampler
-                    .sample_estimated(estimates, &exact, &sequence.tokens, allowed);
-            model.count_logits(cpu, num_exact.get(), token.is_some());
+            let token = sequence.sampler.sample_estimated(
+                runner.estimates(row),
+                &exact,
+                &sequence.tokens,
+                allowed,
+            );
+            runner.count_exact(num_exact.get(), token.is_some());
             head_use.add(num_exact.get() as u64, token.is_some());
             let token = token.unwrap_or_else(|| {
-                row_logits.resize(vocab, 0.0);
-                model.logits_of_row(cpu, workspace, row, row_logits);
+                runner.logits(&[row], row_logits);
                 sequence
                     .sampler
                     .sample(row_logits, &sequence.tokens, allowed)
@@ -771,11 +778,12 @@ impl Engine {
                 blocks: &blocks,
                 logits,
             };
-            let rows =
-                self.model
-                    .forward(&self.cpu, &mut self.workspace, &mut self.cache, &[chunk]);
-            if !rows.is_empty() {
-                result = use_rows(position, rows);
+            let num_rows = self.runner.step(&mut std::iter::once(chunk));
+            if num_rows > 0 {
+                self.full_rows.clear();
+                self.full_rows.extend(0..num_rows);
+                self.runner.logits(&self.full_rows, &mut self.full_logits);
+                result = use_rows(position, &self.full_logits);
             }
             if result.is_err() {
                 break;

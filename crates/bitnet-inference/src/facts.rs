@@ -35,18 +35,18 @@ impl Engine {
     /// The facts of this engine now.
     #[must_use]
     pub fn facts(&self) -> EngineFacts {
-        let (model, cpu) = (self.model(), self.cpu());
-        let counts = Kernel::ALL.map(|kernel| (kernel, cpu.counters().get(kernel)));
+        let (model, device) = (self.model(), self.device());
+        let counts = Kernel::ALL.map(|kernel| (kernel, self.counters().get(kernel)));
         EngineFacts {
-            config: model.config().clone(),
-            quantization: model.quantization().to_owned(),
-            is_tied: model.is_tied(),
-            packing: model.packing(),
-            head: model.head_mode(),
-            ffn_sparsity: model.ffn_sparsity(),
+            config: model.config.clone(),
+            quantization: model.quantization.clone(),
+            is_tied: model.is_tied,
+            packing: model.packing.clone(),
+            head: model.head_mode,
+            ffn_sparsity: model.ffn_sparsity,
             options: self.options(),
-            kernel_set: cpu.set().name,
-            threads: cpu.pool().num_threads(),
+            kernel_set: device.kernels().name,
+            threads: device.threads(),
             kernel_counts: counts
                 .into_iter()
                 .filter(|(_, count)| count.calls > 0)

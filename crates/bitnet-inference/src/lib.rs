@@ -11,6 +11,7 @@
 mod bias_text;
 mod block_pool;
 mod candidates;
+mod device;
 mod engine;
 mod error;
 mod facts;
@@ -19,11 +20,13 @@ mod machine;
 pub mod perplexity;
 mod random;
 mod request;
+mod runner;
 mod sampling;
 mod sequence;
 mod stop;
 
 pub use bias_text::parse_logit_bias;
+pub use device::{Device, DeviceProbe};
 pub use engine::{DRAFT_MAX, Engine, EngineCounts, EngineOptions, HeadUse};
 pub use error::{Error, Result};
 pub use facts::EngineFacts;
@@ -34,5 +37,6 @@ pub use load::{
 pub use machine::{cpu_name, peak_rss_bytes};
 pub use perplexity::Likelihood;
 pub use request::{Constraint, Event, Finish, FinishReason, Logprobs, Request, RequestId, Timings};
+pub use runner::{Model, Runner};
 pub use sampling::{Sampler, SamplingParams};
 pub use stop::TokenSet;

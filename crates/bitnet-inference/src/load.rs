@@ -5,12 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bitnet_files::gguf::{Gguf, TensorType};
-use bitnet_kernels::Cpu;
 use bitnet_models::huggingface::Checkpoint;
-use bitnet_models::{Config, I2sForm, LanguageModel, LoadOptions, likely_form};
+use bitnet_models::{Config, I2sForm, LoadOptions, likely_form};
 use bitnet_tokenizers::{ChatTemplate, Tokenizer, TokenizerSpec};
 
+use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::runner::Model;
 
 /// What `tokenizer.ggml.model` is in files without a tokenizer.
 pub const NO_TOKENIZER: &str = "no_vocab";
@@ -26,7 +27,7 @@ pub struct Tokenization {
 /// A model, ready to run.
 pub struct Loaded {
     /// The weights.
-    pub model: Arc<LanguageModel>,
+    pub model: Arc<dyn Model>,
     /// Its tokenizer and chat template. Without one, a model takes and gives token ids only.
     pub tokenization: Option<Tokenization>,
     /// How the I2_S codes seem to be arranged, if otherwise than they were read.
@@ -37,9 +38,9 @@ pub struct Loaded {
 ///
 /// # Errors
 /// If there is no model, or it is damaged or not supported.
-pub fn load(path: &Path, options: &LoadOptions, cpu: &Cpu) -> Result<Loaded> {
+pub fn load(path: &Path, options: &LoadOptions, device: Device) -> Result<Loaded> {
     if !path.is_dir() {
-        return load_gguf(&Arc::new(Gguf::open(path)?), options, cpu);
+        return load_gguf(&Arc::new(Gguf::open(path)?), options, device);
     }
     let checkpoint = Checkpoint::open(path)?;
     let architecture = checkpoint.config().architecture.gguf_name();
@@ -49,7 +50,7 @@ pub fn load(path: &Path, options: &LoadOptions, cpu: &Cpu) -> Result<Loaded> {
         false => None,
     };
     loaded(
-        LanguageModel::from_checkpoint(&checkpoint, options, cpu)?,
+        device.load_checkpoint(&checkpoint, options)?,
         tokenization,
         None,
     )
@@ -59,18 +60,22 @@ pub fn load(path: &Path, options: &LoadOptions, cpu: &Cpu) -> Result<Loaded> {
 ///
 /// # Errors
 /// If it is damaged or not supported.
-pub fn load_embedded(bytes: &'static [u8], options: &LoadOptions, cpu: &Cpu) -> Result<Loaded> {
-    load_gguf(&Arc::new(Gguf::from_static(bytes)?), options, cpu)
+pub fn load_embedded(
+    bytes: &'static [u8],
+    options: &LoadOptions,
+    device: Device,
+) -> Result<Loaded> {
+    load_gguf(&Arc::new(Gguf::from_static(bytes)?), options, device)
 }
 
-fn load_gguf(gguf: &Arc<Gguf>, options: &LoadOptions, cpu: &Cpu) -> Result<Loaded> {
+fn load_gguf(gguf: &Arc<Gguf>, options: &LoadOptions, device: Device) -> Result<Loaded> {
     let tokenization = match tokenization_from_gguf(gguf) {
         Err(Error::NoTokenizer) => None,
         result => Some(result?),
     };
-    let model = LanguageModel::from_gguf(gguf, options, cpu)?;
-    let config = model.config();
-    let hint = likely_i2s_form(gguf, config).filter(|form| *form != options.i2_s_form);
+    let model = device.load_gguf(gguf, options)?;
+    let hint =
+        likely_i2s_form(gguf, &model.info().config).filter(|form| *form != options.i2_s_form);
     loaded(model, tokenization, hint)
 }
 
@@ -104,14 +109,14 @@ pub fn likely_i2s_form(gguf: &Gguf, config: &Config) -> Option<I2sForm> {
 }
 
 fn loaded(
-    model: LanguageModel,
+    model: Arc<dyn Model>,
     tokenization: Option<Tokenization>,
     i2_s_hint: Option<I2sForm>,
 ) -> Result<Loaded> {
     let tokens = tokenization
         .as_ref()
         .map_or(0, |tokenization| tokenization.tokenizer.vocab_size());
-    let rows = model.config().vocab_size;
+    let rows = model.info().config.vocab_size;
     if tokens > rows {
         return Err(Error::VocabularySize {
             tokenizer: tokens,
@@ -119,7 +124,7 @@ fn loaded(
         });
     }
     Ok(Loaded {
-        model: Arc::new(model),
+        model,
         tokenization,
         i2_s_hint,
     })

@@ -94,7 +94,7 @@ impl Engine {
     /// # Errors
     /// If a token is outside the vocabulary or there are more than the engine's context.
     pub fn likelihood_of_window(&mut self, tokens: &[TokenId], skip: usize) -> Result<Likelihood> {
-        let vocab_size = self.model().config().vocab_size;
+        let vocab_size = self.model().config.vocab_size;
         let mut total = Likelihood::default();
         self.evaluate(tokens, skip.saturating_sub(1), |first, rows| {
             for (index, row) in rows.chunks_exact(vocab_size).enumerate() {

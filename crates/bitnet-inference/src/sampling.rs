@@ -182,15 +182,16 @@ impl Sampler {
         }
     }
 
-    /// The same from estimates; `exact` computes the logit of a token in full. `None` if it takes
-    /// all logits to decide.
+    /// The same from estimates. `exact(tokens, logits)` computes the exact logits of a list of
+    /// tokens, a few times at most: `logits` becomes `[tokens]`. `None` if the decision needs all
+    /// logits.
     ///
     /// # Panics
     /// If there are no estimates.
     pub fn sample_estimated(
         &mut self,
         estimates: Estimates<'_>,
-        exact: &dyn Fn(u32) -> f32,
+        exact: &dyn Fn(&[u32], &mut Vec<f32>),
         tokens: &[TokenId],
         allowed: Option<&TokenSet>,
     ) -> Option<TokenId> {
@@ -281,9 +282,8 @@ impl Sampler {
         if changed.len() > logits.exact_max() {
             return None;
         }
-        for c in changed.iter_mut() {
-            c.logit = logits.exact(c.token as usize);
-        }
+        self.candidates.fill_changed(logits);
+        let changed = &mut self.candidates.changed;
         for &(token, bias) in &params.logit_bias {
             if let Ok(index) = changed.binary_search_by_key(&token.0, |c| c.token) {
                 changed[index].logit += bias;
@@ -593,7 +593,10 @@ mod tests {
                         values: &values,
                         errors: &errors,
                     };
-                    let exact = |token: u32| logits[token as usize];
+                    let exact = |tokens: &[u32], out: &mut Vec<f32>| {
+                        out.clear();
+                        out.extend(tokens.iter().map(|token| logits[*token as usize]));
+                    };
                     match sampler.sample_estimated(estimates, &exact, &tokens, allowed.as_ref()) {
                         Some(found) => assert_eq!(found, expected, "{params:?}"),
                         None => undecided += 1,
@@ -628,9 +631,10 @@ mod tests {
     fn no_logits_are_computed_one_by_one_where_a_bias_needs_too_many() {
         let (values, errors) = ([0.0f32; 3000], [0.1f32; 3000]);
         let num_exact = std::cell::Cell::new(0);
-        let exact = |token: u32| {
-            num_exact.set(num_exact.get() + 1);
-            token as f32
+        let exact = |tokens: &[u32], out: &mut Vec<f32>| {
+            num_exact.set(num_exact.get() + tokens.len());
+            out.clear();
+            out.extend(tokens.iter().map(|token| *token as f32));
         };
         for (num_biases, expected) in [(256, Some(TokenId(255))), (257, None)] {
             let logit_bias = (0..num_biases)

@@ -9,8 +9,7 @@ use std::cell::Cell;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bitnet_inference::{Engine, EngineOptions, Loaded, Request, SamplingParams, load};
-use bitnet_kernels::{Cpu, KernelSet};
+use bitnet_inference::{Device, Engine, EngineOptions, Loaded, Request, SamplingParams, load};
 use bitnet_models::{HeadMode, KvCache, LoadOptions};
 use bitnet_tokenizers::TokenId;
 
@@ -70,18 +69,18 @@ fn allocations(
 ) -> (Vec<usize>, usize) {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../tests/data/golden/strict-b158/model-i2_s.gguf");
-    let cpu = Cpu::new(KernelSet::detect(), 2);
+    let device = Device::cpu(2);
     let options = LoadOptions {
         head,
         ..LoadOptions::default()
     };
-    let Loaded { model, .. } = load(&golden, &options, &cpu).expect("the golden model loads");
+    let Loaded { model, .. } = load(&golden, &options, device).expect("the golden model loads");
     let options = EngineOptions {
         context: 256,
         cache: 256 * batch as usize,
         ..EngineOptions::default()
     };
-    let mut engine = Engine::new(model, None, cpu, options).expect("memory for the cache");
+    let mut engine = Engine::new(model, None, device, options).expect("memory for the cache");
     for first in 0..batch {
         let prompt = vec![TokenId(first), TokenId(1), TokenId(2)];
         let request = Request {

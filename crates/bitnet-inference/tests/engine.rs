@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bitnet_inference::{
-    Constraint, Engine, EngineOptions, Error, Event, FinishReason, Loaded, Request, RequestId,
-    SamplingParams, TokenSet, load,
+    Constraint, Device, Engine, EngineOptions, Error, Event, FinishReason, Loaded, Request,
+    RequestId, SamplingParams, TokenSet, load,
 };
-use bitnet_kernels::{Cpu, Kernel, KernelSet};
+use bitnet_kernels::Kernel;
 use bitnet_models::LoadOptions;
 use bitnet_tokenizers::TokenId;
 
@@ -30,15 +30,9 @@ fn engine_with(options: EngineOptions) -> Engine {
         model,
         tokenization,
         ..
-    } = load(
-        &golden(),
-        &LoadOptions::default(),
-        &Cpu::new(KernelSet::detect(), 1),
-    )
-    .expect("the golden model loads");
+    } = load(&golden(), &LoadOptions::default(), Device::cpu(1)).expect("the golden model loads");
     let tokenizer = tokenization.map(|tokenization| Arc::clone(&tokenization.tokenizer));
-    Engine::new(model, tokenizer, Cpu::new(KernelSet::detect(), 2), options)
-        .expect("memory for the cache")
+    Engine::new(model, tokenizer, Device::cpu(2), options).expect("memory for the cache")
 }
 
 fn request(prompt: &[u32], seed: u64, max_tokens: usize) -> Request {
@@ -273,11 +267,11 @@ fn a_cached_prompt_saves_exactly_the_work_of_its_tokens() {
             cache_salt: salt.map(Into::into),
             ..request(&prompt, 4, 6)
         };
-        engine.cpu().counters().reset();
+        engine.counters().reset();
         let id = engine.submit(request).expect("a good request");
         let cached_before = engine.counts().cached_tokens;
         let tokens = finish(&mut engine, &[id]);
-        let macs = |kernel| engine.cpu().counters().get(kernel).macs;
+        let macs = |kernel| engine.counters().get(kernel).macs;
         let ternary = macs(Kernel::I2sGemm) + macs(Kernel::I2sGemv);
         (
             tokens,
@@ -293,10 +287,10 @@ fn a_cached_prompt_saves_exactly_the_work_of_its_tokens() {
     assert_eq!(all_macs, other_macs);
     // The last layer computes keys and values alone for all tokens but those whose logits are
     // wanted.
-    let config = engine.model().config();
+    let config = &engine.model().config;
     let width = config.attention.heads * config.attention.head_dim;
     let after_qkv = config.hidden_size * (width + 3 * config.ffn_size);
-    let a_token = engine.model().num_ternary_weights() - after_qkv;
+    let a_token = engine.model().num_ternary_weights - after_qkv;
     assert_eq!(all_macs - some_macs, cached * a_token as u64);
 }
 

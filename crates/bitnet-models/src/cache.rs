@@ -1,4 +1,4 @@
-//! [`KvCache`]: keys and values of past positions, in blocks that sequences are given from a pool.
+//! [`KvCache`]: keys and values of past positions, in blocks that a pool hands out to sequences.
 
 use bitnet_kernels::{AttentionShape, CACHE_BLOCK, LayerCache};
 use half::f16;
@@ -51,6 +51,19 @@ pub struct KvCache {
     map: MmapMut,
 }
 
+/// What a cache has to hold.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheShape {
+    /// The heads of each layer.
+    pub attention: AttentionShape,
+    /// Layers with keys and values.
+    pub num_layers: usize,
+    /// The element type.
+    pub kv_type: KvType,
+    /// Blocks of [`CACHE_BLOCK`] positions.
+    pub num_blocks: usize,
+}
+
 impl KvCache {
     /// Positions in a block.
     pub const BLOCK: usize = CACHE_BLOCK;
@@ -58,13 +71,32 @@ impl KvCache {
     /// A cache of `num_blocks` blocks.
     ///
     /// # Errors
-    /// If the system does not give that much memory.
+    /// If the system does not have that much memory.
     pub fn new(
-        shape: AttentionShape,
+        attention: AttentionShape,
         num_layers: usize,
         kv_type: KvType,
         num_blocks: usize,
     ) -> Result<Self> {
+        Self::with_shape(&CacheShape {
+            attention,
+            num_layers,
+            kv_type,
+            num_blocks,
+        })
+    }
+
+    /// A cache of the given shape.
+    ///
+    /// # Errors
+    /// If the system does not have that much memory.
+    pub fn with_shape(shape: &CacheShape) -> Result<Self> {
+        let CacheShape {
+            attention: shape,
+            num_layers,
+            kv_type,
+            num_blocks,
+        } = *shape;
         let bytes = Self::block_bytes(shape, num_layers, kv_type).checked_mul(num_blocks);
         let map = match bytes {
             Some(bytes) => MmapMut::map_anon(bytes.max(1)).map_err(|error| Some((bytes, error))),

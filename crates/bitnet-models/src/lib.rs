@@ -7,22 +7,27 @@
 
 #![deny(unsafe_code)]
 
+pub mod backend;
 mod cache;
 mod config;
 pub mod convert;
+mod cpu;
 pub mod error;
 mod forward;
 pub mod huggingface;
+mod info;
 mod model;
 mod source;
 mod sparsity;
 pub mod synthetic;
 mod table;
 
-pub use cache::{KvCache, KvType};
+pub use backend::Backend;
+pub use cache::{CacheShape, KvCache, KvType};
 pub use config::{Architecture, Config, RopePairs};
 pub use error::{Error, Result};
 pub use forward::{Chunk, LogitRows, Workspace};
+pub use info::ModelInfo;
 pub use model::{HeadMode, LanguageModel, LoadOptions, matrix_shapes};
 pub use sparsity::{FfnActivity, FfnLayer, FfnSparsity};
 pub use table::Table;

@@ -1,5 +1,4 @@
-//! [`LanguageModel`]: a model's weights, in the layout that the kernels stream, and how they come
-//! out of a file.
+//! [`LanguageModel`]: a model's weights on a backend, and how they come out of a file.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -8,16 +7,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bitnet_files::gguf::Gguf;
-use bitnet_kernels::{BLOCK_ROWS, Cpu, Norm, Packing, Part, ScreenTable, TernaryMatrix, math};
+use bitnet_kernels::{BLOCK_ROWS, Packing, Part, Unpack, math};
 use bitnet_quantization::{i2_s, tl1, tl2};
 
+use crate::backend::{Backend, HeadColumns, NeuronColumns, RmsNorm, Stack};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::huggingface::Checkpoint;
 use crate::source::gguf::GgufSource;
 use crate::source::{LayerSlot, Projection, Slot, Source, TernaryTensor};
-use crate::sparsity::{FfnSparsity, SparseCopies};
-use crate::table::Table;
+use crate::sparsity::FfnSparsity;
 
 /// How to read what a model's files leave unsaid.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +36,14 @@ pub struct LoadOptions {
     pub packings: Vec<((usize, usize), Packing)>,
     /// Whether feed-forward networks leave out what adds nothing.
     pub ffn_sparsity: FfnSparsity,
+}
+
+impl LoadOptions {
+    /// The layout asked for a matrix, by its shape in [`matrix_shapes`].
+    pub(crate) fn packing(&self, shape: (usize, usize)) -> Option<Packing> {
+        let of_shape = self.packings.iter().find(|(known, _)| *known == shape);
+        of_shape.map(|(_, packing)| *packing).or(self.packing)
+    }
 }
 
 /// How the logits that sampling needs are computed; what is sampled does not depend on it.
@@ -70,139 +77,111 @@ impl HeadMode {
     pub fn by_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|mode| mode.name() == name)
     }
-
-    /// The 8-bit copy of a head that it asks for.
-    fn screen(self, head: &Table, cpu: &Cpu) -> Option<ScreenTable> {
-        let is_large = head.rows() * head.row_bytes() >= SCREENED_BYTES;
-        if self == Self::Full || self == Self::Auto && !is_large {
-            return None;
-        }
-        let screen = ScreenTable::pack(
-            cpu.set(),
-            cpu.pool(),
-            head.rows(),
-            head.cols(),
-            &|row, out| head.read_row(row, out),
-        );
-        head.advise_done();
-        Some(screen)
-    }
 }
 
-/// From this size on a head is screened: it would have to come from memory for every token.
-const SCREENED_BYTES: usize = 16 << 20;
-
 /// A model, ready to run.
-pub struct LanguageModel {
+pub struct LanguageModel<B: Backend> {
     pub(crate) config: Config,
     /// `[vocab, hidden]`
-    pub(crate) embedding: Table,
-    pub(crate) layers: Vec<Layer>,
+    pub(crate) embedding: B::Table,
+    pub(crate) layers: Vec<Layer<B>>,
     pub(crate) ffn_sparsity: FfnSparsity,
     /// `[hidden]`
-    pub(crate) output_norm: RmsNorm,
+    pub(crate) output_norm: RmsNorm<B>,
     /// `[vocab, hidden]`; the embedding again if the two are tied.
-    pub(crate) head: Option<Table>,
-    /// The head in 8 bits, where logits are estimated from it first.
-    pub(crate) screen: Option<ScreenTable>,
+    head: Option<B::Table>,
     /// The angle a position turns each pair of a head by, `[head_dim / 2]`.
-    pub(crate) rope_frequencies: Vec<f32>,
+    pub(crate) rope_frequencies: B::Vector,
     /// How the source holds the ternary weights.
     quantization: String,
 }
 
 /// One transformer block.
-pub(crate) struct Layer {
+pub(crate) struct Layer<B: Backend> {
     /// `[hidden]`
-    pub attention_norm: RmsNorm,
+    pub attention_norm: RmsNorm<B>,
     /// Queries, keys and values: `[hidden] → [heads · head_dim], [kv_heads · head_dim] twice`
-    pub qkv: Projections,
+    pub qkv: Projections<B>,
+    /// Where the output of `qkv` has them.
+    pub heads: HeadColumns,
     /// `[heads · head_dim]`
-    pub attention_output_norm: Option<RmsNorm>,
+    pub attention_output_norm: Option<RmsNorm<B>>,
     /// `[heads · head_dim] → [hidden]`
-    pub attention_output: TernaryMatrix,
+    pub attention_output: B::Matrix,
     /// `[hidden]`
-    pub ffn_norm: RmsNorm,
+    pub ffn_norm: RmsNorm<B>,
     /// `[hidden] → [ffn], [ffn]`
-    pub gate_up: Projections,
+    pub gate_up: Projections<B>,
+    /// Where the output of `gate_up` has them, and which neurons they are.
+    pub neurons: NeuronColumns,
     /// `[ffn]`
-    pub ffn_down_norm: Option<RmsNorm>,
+    pub ffn_down_norm: Option<RmsNorm<B>>,
     /// `[ffn] → [hidden]`
-    pub ffn_down: TernaryMatrix,
-    /// The neurons, ascending, that gate, up and down have rows and columns for, if not all: the
-    /// others are always zero.
-    pub live_neurons: Option<Vec<u32>>,
-    pub sparse: SparseCopies,
+    pub ffn_down: B::Matrix,
 }
 
-/// A root-mean-square norm.
-pub(crate) struct RmsNorm {
-    pub weight: Vec<f32>,
-    pub eps: f32,
+/// Projections of one input.
+pub(crate) struct Projections<B: Backend> {
+    /// The columns of each projection's output. Each begins at a multiple of [`BLOCK_ROWS`].
+    pub columns: Vec<Range<usize>>,
+    /// The length of an output row.
+    pub output_len: usize,
+    pub products: Products<B>,
 }
 
-impl RmsNorm {
-    /// As the kernels take it.
-    pub(crate) fn view(&self) -> Norm<'_> {
-        Norm {
-            weight: &self.weight,
-            eps: self.eps,
+/// How projections of one input are multiplied.
+pub(crate) enum Products<B: Backend> {
+    /// All take the same rounded input: one product.
+    Stacked(B::Matrix),
+    /// Each normalises the input once more, with weights of its own.
+    Normed(Vec<(RmsNorm<B>, B::Matrix)>),
+}
+
+impl<B: Backend> Projections<B> {
+    /// Projections with these numbers of rows.
+    fn new(rows: impl Iterator<Item = usize>, products: Products<B>) -> Self {
+        let (mut columns, mut output_len) = (Vec::new(), 0);
+        for rows in rows {
+            columns.push(output_len..output_len + rows);
+            output_len += rows.next_multiple_of(BLOCK_ROWS);
+        }
+        Self {
+            columns,
+            output_len,
+            products,
         }
     }
-}
 
-/// Projections of one input. Their outputs lie one after the other, each padded to [`BLOCK_ROWS`].
-pub(crate) enum Projections {
-    /// All see the same quantized input: one pass.
-    Stacked(TernaryMatrix),
-    /// Each normalises the input once more, with weights of its own, and so quantizes it by itself.
-    Normed(Vec<(RmsNorm, TernaryMatrix)>),
-}
-
-impl Projections {
-    fn matrices(&self) -> impl Iterator<Item = &TernaryMatrix> {
-        let (stacked, normed) = match self {
-            Self::Stacked(matrix) => (Some(matrix), &[][..]),
-            Self::Normed(matrices) => (None, &matrices[..]),
+    fn matrices(&self) -> impl Iterator<Item = &B::Matrix> {
+        let (stacked, normed) = match &self.products {
+            Products::Stacked(matrix) => (Some(matrix), &[][..]),
+            Products::Normed(products) => (None, &products[..]),
         };
         stacked
             .into_iter()
             .chain(normed.iter().map(|(_, matrix)| matrix))
     }
 
-    /// The length of an output row.
-    pub(crate) fn output_len(&self) -> usize {
-        self.matrices().map(TernaryMatrix::output_len).sum()
-    }
-
-    /// Where a projection's output lies in an output row.
-    pub(crate) fn output_range(&self, index: usize) -> Range<usize> {
-        match self {
-            Self::Stacked(matrix) => matrix.output_range(index),
-            Self::Normed(matrices) => {
-                let start: usize = matrices[..index]
-                    .iter()
-                    .map(|(_, matrix)| matrix.output_len())
-                    .sum();
-                debug_assert!(start.is_multiple_of(BLOCK_ROWS));
-                start..start + matrices[index].1.parts()[0].rows
-            }
+    /// The matrix of all projections, if they are stacked.
+    pub(crate) fn stacked(&self) -> Option<&B::Matrix> {
+        match &self.products {
+            Products::Stacked(matrix) => Some(matrix),
+            Products::Normed(_) => None,
         }
     }
 }
 
-impl LanguageModel {
-    /// Loads the model of a GGUF file: checks every shape, then repacks the ternary weights on all
-    /// threads of `cpu`.
+impl<B: Backend> LanguageModel<B> {
+    /// Loads the model of a GGUF file: checks every shape, then packs the weights for `backend`.
     ///
-    /// Embedding and head stay in the mapped file; the pages of the repacked tensors are given back
+    /// Embedding and head stay in the mapped file; the pages of the packed tensors are given back
     /// to the system.
     ///
     /// # Errors
     /// If a tensor is missing, superfluous, misshapen or of a type that is not supported, or the
     /// configuration is.
-    pub fn from_gguf(gguf: &Arc<Gguf>, options: &LoadOptions, cpu: &Cpu) -> Result<Self> {
-        Self::load(&GgufSource::new(gguf, options)?, options, cpu, true)
+    pub fn from_gguf(gguf: &Arc<Gguf>, options: &LoadOptions, backend: &B) -> Result<Self> {
+        Self::load(&GgufSource::new(gguf, options)?, options, backend, true)
     }
 
     /// Loads the model of a Hugging Face directory, in the same way. Float weights are quantized as
@@ -213,17 +192,17 @@ impl LanguageModel {
     pub fn from_checkpoint(
         checkpoint: &Checkpoint,
         options: &LoadOptions,
-        cpu: &Cpu,
+        backend: &B,
     ) -> Result<Self> {
-        Self::load(checkpoint, options, cpu, true)
+        Self::load(checkpoint, options, backend, true)
     }
 
-    /// `drops_dead`: whether neurons that are always zero are left out, which changes nothing but
-    /// the time.
-    fn load(
+    /// `drops_dead`: whether the backend may leave out neurons that are always zero, which changes
+    /// nothing but the time.
+    pub(crate) fn load(
         source: &dyn Source,
         options: &LoadOptions,
-        cpu: &Cpu,
+        backend: &B,
         drops_dead: bool,
     ) -> Result<Self> {
         source.check_tensors()?;
@@ -233,23 +212,23 @@ impl LanguageModel {
             source,
             config: &config,
             options,
-            cpu,
-            drops_dead,
+            backend,
+            drops_dead: drops_dead && backend.leaves_out_dead_neurons(),
             formats: RefCell::default(),
+        };
+        let table = |slot, gives_logits| {
+            let table = source.table(slot, vocab, hidden)?;
+            Ok::<_, Error>(backend.table(table, gives_logits, options))
         };
         let head = source
             .has_head()
-            .then(|| source.table(Slot::Head, vocab, hidden))
+            .then(|| table(Slot::Head, true))
             .transpose()?;
-        let embedding = source.table(Slot::Embedding, vocab, hidden)?;
         let mut model = Self {
-            screen: options
-                .head
-                .screen(head.as_ref().unwrap_or(&embedding), cpu),
-            embedding,
+            embedding: table(Slot::Embedding, head.is_none())?,
             head,
             output_norm: loader.norm(Slot::OutputNorm, hidden)?,
-            rope_frequencies: loader.rope_frequencies()?,
+            rope_frequencies: backend.vector(loader.rope_frequencies()?),
             layers: (0..config.num_layers)
                 .map(|index| loader.layer(index))
                 .collect::<Result<_>>()?,
@@ -262,7 +241,7 @@ impl LanguageModel {
                 .join(" + "),
             config,
         };
-        model.make_sparse_copies(cpu)?;
+        backend.finish(&mut model)?;
         Ok(model)
     }
 
@@ -280,30 +259,23 @@ impl LanguageModel {
 
     /// The table that gives logits.
     #[must_use]
-    pub fn head(&self) -> &Table {
+    pub fn head(&self) -> &B::Table {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
     /// How logits are computed: in full or screened.
     #[must_use]
     pub fn head_mode(&self) -> HeadMode {
-        if self.screen.is_some() {
+        if B::table_facts(self.head()).screen_bytes.is_some() {
             HeadMode::Screened
         } else {
             HeadMode::Full
         }
     }
 
-    /// Whether logits are estimated from an 8-bit copy of the head first, and the bytes of that
-    /// copy.
-    #[must_use]
-    pub fn screen_bytes(&self) -> Option<usize> {
-        self.screen.as_ref().map(ScreenTable::num_bytes)
-    }
-
     /// The table that tokens are looked up in.
     #[must_use]
-    pub fn embedding(&self) -> &Table {
+    pub fn embedding(&self) -> &B::Table {
         &self.embedding
     }
 
@@ -317,24 +289,26 @@ impl LanguageModel {
     /// How ternary weights are packed: `1.67`; `1.67+tl2` where it is not the same for all.
     #[must_use]
     pub fn packing(&self) -> String {
-        let is_used =
-            |packing: &Packing| self.matrices().any(|matrix| matrix.packing() == *packing);
-        Packing::ALL
-            .into_iter()
-            .filter(is_used)
-            .map(Packing::name)
-            .collect::<Vec<_>>()
-            .join("+")
+        let names: BTreeSet<&str> = self
+            .matrices()
+            .map(|matrix| B::matrix_facts(matrix).packing)
+            .collect();
+        let mut names: Vec<&str> = names.into_iter().collect();
+        // In the order in which all packings are listed.
+        names.sort_by_key(|name| Packing::ALL.iter().position(|known| known.name() == *name));
+        names.join("+")
     }
 
-    /// Bytes of the packed ternary weights, padding included: what a dense pass over the model
-    /// reads of them.
+    /// Bytes of the packed ternary weights, padding included: a dense pass over the model reads
+    /// them once.
     #[must_use]
     pub fn num_ternary_bytes(&self) -> usize {
-        self.matrices().map(TernaryMatrix::num_bytes).sum()
+        self.matrices()
+            .map(|matrix| B::matrix_facts(matrix).num_bytes)
+            .sum()
     }
 
-    fn matrices(&self) -> impl Iterator<Item = &TernaryMatrix> {
+    fn matrices(&self) -> impl Iterator<Item = &B::Matrix> {
         self.layers.iter().flat_map(|layer| {
             let stacks = layer.qkv.matrices().chain(layer.gate_up.matrices());
             stacks.chain([&layer.attention_output, &layer.ffn_down])
@@ -348,6 +322,9 @@ impl LanguageModel {
         self.config.num_layers * shapes.iter().map(|(rows, cols)| rows * cols).sum::<usize>()
     }
 }
+
+/// Gate and up, down, and the positions of the neurons that they hold, if not all.
+type FeedForward<B> = (Projections<B>, <B as Backend>::Matrix, Option<Vec<u32>>);
 
 /// What shares an input, and so is multiplied at once unless each has an input norm of its own.
 const QKV: [Projection; 3] = [Projection::Query, Projection::Key, Projection::Value];
@@ -384,18 +361,18 @@ pub fn matrix_shapes(config: &Config) -> Vec<(usize, usize)> {
 }
 
 /// Takes a model out of its source.
-struct Loader<'a> {
+struct Loader<'a, B> {
     source: &'a dyn Source,
     config: &'a Config,
     options: &'a LoadOptions,
-    cpu: &'a Cpu,
+    backend: &'a B,
     drops_dead: bool,
-    /// The formats of the ternary tensors met so far.
+    /// The formats of the ternary tensors read so far.
     formats: RefCell<BTreeSet<String>>,
 }
 
-impl Loader<'_> {
-    fn layer(&self, index: usize) -> Result<Layer> {
+impl<B: Backend> Loader<'_, B> {
+    fn layer(&self, index: usize) -> Result<Layer<B>> {
         let hidden = self.config.hidden_size;
         let norm = |slot| self.norm(Slot::Layer(index, slot), hidden);
         let attention_norm = norm(LayerSlot::AttentionNorm)?;
@@ -407,29 +384,40 @@ impl Loader<'_> {
         )?;
         let attention_output = self.stack(index, &[Projection::AttentionOutput])?;
         let ffn_norm = norm(LayerSlot::FfnNorm)?;
-        let (gate_up, ffn_down, live_neurons) = self.feed_forward(index)?;
+        let (gate_up, ffn_down, live) = self.feed_forward(index)?;
         Ok(Layer {
             attention_norm,
+            heads: HeadColumns {
+                shape: self.config.attention,
+                queries: qkv.columns[0].clone(),
+                keys: qkv.columns[1].clone(),
+                values: qkv.columns[2].clone(),
+            },
             qkv,
             attention_output_norm,
             attention_output,
             ffn_norm,
+            neurons: NeuronColumns {
+                gate: self.config.architecture.gate(),
+                gates: gate_up.columns[0].clone(),
+                ups: gate_up.columns[1].clone(),
+                num_neurons: self.config.ffn_size,
+                live,
+            },
             gate_up,
             ffn_down_norm: self.inner_norm(index, LayerSlot::FfnSubNorm, Projection::Down)?,
             ffn_down,
-            live_neurons,
-            sparse: SparseCopies::default(),
         })
     }
 
     /// A norm with the model's epsilon, or the projection's own where it is one's input norm.
-    fn norm(&self, slot: Slot, len: usize) -> Result<RmsNorm> {
+    fn norm(&self, slot: Slot, len: usize) -> Result<RmsNorm<B>> {
         let eps = match slot {
             Slot::Layer(_, LayerSlot::InputNorm(_)) => self.config.input_norm_eps,
             _ => None,
         };
         Ok(RmsNorm {
-            weight: self.source.vector(slot, len)?,
+            weight: self.backend.vector(self.source.vector(slot, len)?),
             eps: eps.unwrap_or(self.config.rms_norm_eps),
         })
     }
@@ -441,7 +429,7 @@ impl Loader<'_> {
         index: usize,
         sub_norm: LayerSlot,
         projection: Projection,
-    ) -> Result<Option<RmsNorm>> {
+    ) -> Result<Option<RmsNorm<B>>> {
         let (_, len) = projection.shape(self.config);
         let slots = [sub_norm, LayerSlot::InputNorm(projection)];
         let slot = slots.into_iter().find(|slot| slot.is_used(self.config));
@@ -450,57 +438,46 @@ impl Loader<'_> {
     }
 
     /// Projections of one input: stacked, unless each has a norm of its own.
-    fn projections(&self, index: usize, projections: &[Projection]) -> Result<Projections> {
+    fn projections(&self, index: usize, projections: &[Projection]) -> Result<Projections<B>> {
+        let rows = projections
+            .iter()
+            .map(|projection| projection.shape(self.config).0);
         if self.config.input_norm_eps.is_none() {
-            return Ok(Projections::Stacked(self.stack(index, projections)?));
+            let products = Products::Stacked(self.stack(index, projections)?);
+            return Ok(Projections::new(rows, products));
         }
         let normed = projections.iter().map(|&projection| {
             let (_, len) = projection.shape(self.config);
             let norm = self.norm(Slot::Layer(index, LayerSlot::InputNorm(projection)), len)?;
             Ok((norm, self.stack(index, &[projection])?))
         });
-        Ok(Projections::Normed(normed.collect::<Result<_>>()?))
+        let products = Products::Normed(normed.collect::<Result<_>>()?);
+        Ok(Projections::new(rows, products))
     }
 
     /// Gate and up, down, and which neurons they have, if not all.
     ///
-    /// A neuron whose row of gate or of up is all zero gives zero whatever comes in: trained models
+    /// A neuron whose row of gate or of up is all zero gives zero for any input: trained models
     /// have hundreds in some layers. Where they would fill a block, the rows of gate and up and the
-    /// columns of down are those of the others.
-    fn feed_forward(&self, index: usize) -> Result<(Projections, TernaryMatrix, Option<Vec<u32>>)> {
+    /// columns of down are those of the other neurons only.
+    fn feed_forward(&self, index: usize) -> Result<FeedForward<B>> {
         if self.config.input_norm_eps.is_some() {
             let gate_up = self.projections(index, &GATE_UP)?;
             return Ok((gate_up, self.stack(index, &[Projection::Down])?, None));
         }
-        let (ffn, hidden) = (self.config.ffn_size, self.config.hidden_size);
+        let ffn = self.config.ffn_size;
         let gate_up = self.tensors(index, &GATE_UP)?;
         let down = self.tensors(index, &[Projection::Down])?;
         let is_dead: Vec<AtomicBool> = (0..ffn).map(|_| AtomicBool::new(false)).collect();
-        let parts = |rows| {
-            gate_up
-                .iter()
-                .map(|tensor| Part {
-                    rows,
-                    scale: tensor.scale,
-                })
-                .collect::<Vec<_>>()
-        };
-        let packing = self.packing(2 * ffn, hidden);
-        let mut stack = TernaryMatrix::pack(
-            self.cpu.pool(),
-            &parts(ffn),
-            hidden,
-            packing,
-            &|part, rows, codes| {
-                gate_up[part].unpack_rows(rows.clone(), codes)?;
-                for (row, codes) in rows.zip(codes.chunks_exact(hidden)) {
-                    if codes.iter().all(|code| *code == 0) {
-                        is_dead[row].store(true, Ordering::Relaxed);
-                    }
+        let mut stack = self.gate_up(&gate_up, ffn, &|part, rows, codes| {
+            gate_up[part].unpack_rows(rows.clone(), codes)?;
+            for (row, codes) in rows.zip(codes.chunks_exact(self.config.hidden_size)) {
+                if codes.iter().all(|code| *code == 0) {
+                    is_dead[row].store(true, Ordering::Relaxed);
                 }
-                Ok::<_, Error>(())
-            },
-        )?;
+            }
+            Ok(())
+        })?;
         let mut live: Vec<u32> = (0..ffn as u32)
             .filter(|row| !is_dead[*row as usize].load(Ordering::Relaxed))
             .collect();
@@ -508,69 +485,76 @@ impl Loader<'_> {
             live.push(0);
         }
         let has_block = self.drops_dead && ffn - live.len() >= BLOCK_ROWS;
-        if has_block {
-            stack = TernaryMatrix::pack(
-                self.cpu.pool(),
-                &parts(live.len()),
-                hidden,
-                packing,
-                &|part, rows, codes| {
-                    for (row, codes) in live[rows].iter().zip(codes.chunks_exact_mut(hidden)) {
-                        let row = *row as usize;
-                        gate_up[part].unpack_rows(row..row + 1, codes)?;
-                    }
-                    Ok::<_, Error>(())
-                },
-            )?;
-        }
-        let part = [Part {
-            rows: hidden,
-            scale: down[0].scale,
-        }];
-        let down_cols = if has_block { live.len() } else { ffn };
-        let packing = self.packing(hidden, ffn);
-        let down_stack = TernaryMatrix::pack(
-            self.cpu.pool(),
-            &part,
-            down_cols,
-            packing,
-            &|_, rows, codes| {
-                if !has_block {
-                    return down[0].unpack_rows(rows, codes);
-                }
-                let mut all = vec![0; rows.len() * ffn];
-                down[0].unpack_rows(rows, &mut all)?;
-                for (all, codes) in all.chunks_exact(ffn).zip(codes.chunks_exact_mut(down_cols)) {
-                    codes
-                        .iter_mut()
-                        .zip(&live)
-                        .for_each(|(code, col)| *code = all[*col as usize]);
+        let live = has_block.then_some(live);
+        if let Some(live) = &live {
+            stack = self.gate_up(&gate_up, live.len(), &|part, rows, codes| {
+                let codes = codes.chunks_exact_mut(self.config.hidden_size);
+                for (row, codes) in live[rows].iter().zip(codes) {
+                    let row = *row as usize;
+                    gate_up[part].unpack_rows(row..row + 1, codes)?;
                 }
                 Ok(())
-            },
-        )?;
+            })?;
+        }
+        let ffn_down = self.down(&down[0], live.as_deref())?;
         gate_up
             .iter()
             .chain(&down)
             .for_each(|tensor| tensor.data.advise_done());
-        Ok((
-            Projections::Stacked(stack),
-            down_stack,
-            has_block.then_some(live),
-        ))
+        let rows = [live.as_ref().map_or(ffn, Vec::len); 2].into_iter();
+        let gate_up = Projections::new(rows, Products::Stacked(stack));
+        Ok((gate_up, ffn_down, live))
     }
 
-    /// How a matrix lies in memory, by its shape in [`matrix_shapes`].
-    fn packing(&self, rows: usize, cols: usize) -> Packing {
-        let of_shape = self
-            .options
-            .packings
-            .iter()
-            .find(|(shape, _)| *shape == (rows, cols));
-        let packing = of_shape
-            .map(|(_, packing)| *packing)
-            .or(self.options.packing);
-        packing.unwrap_or(self.cpu.set().packing)
+    /// Gate and up of `num_live` neurons, stacked.
+    fn gate_up(
+        &self,
+        tensors: &[TernaryTensor],
+        num_live: usize,
+        unpack: &Unpack<'_, Error>,
+    ) -> Result<B::Matrix> {
+        let (ffn, hidden) = (self.config.ffn_size, self.config.hidden_size);
+        let part = |tensor: &TernaryTensor| Part {
+            rows: num_live,
+            scale: tensor.scale,
+        };
+        let stack = Stack {
+            parts: &tensors.iter().map(part).collect::<Vec<_>>(),
+            cols: hidden,
+            shape: (2 * ffn, hidden),
+            num_left_out: 2 * (ffn - num_live) * hidden,
+        };
+        self.backend.matrix(&stack, self.options, unpack)
+    }
+
+    /// The columns of down that belong to the live neurons, or all.
+    fn down(&self, tensor: &TernaryTensor, live: Option<&[u32]>) -> Result<B::Matrix> {
+        let (ffn, hidden) = (self.config.ffn_size, self.config.hidden_size);
+        let cols = live.map_or(ffn, <[u32]>::len);
+        let stack = Stack {
+            parts: &[Part {
+                rows: hidden,
+                scale: tensor.scale,
+            }],
+            cols,
+            shape: (hidden, ffn),
+            num_left_out: (ffn - cols) * hidden,
+        };
+        self.backend
+            .matrix(&stack, self.options, &|_, rows, codes| {
+                let Some(live) = live else {
+                    return tensor.unpack_rows(rows, codes);
+                };
+                let mut all = vec![0; rows.len() * ffn];
+                tensor.unpack_rows(rows, &mut all)?;
+                for (all, codes) in all.chunks_exact(ffn).zip(codes.chunks_exact_mut(cols)) {
+                    codes
+                        .iter_mut()
+                        .zip(live)
+                        .for_each(|(code, col)| *code = all[*col as usize]);
+                }
+                Ok(())
+            })
     }
 
     /// The tensors of some projections of a layer, about to be read.
@@ -578,7 +562,7 @@ impl Loader<'_> {
         let tensor = |&projection: &Projection| {
             let (rows, cols) = projection.shape(self.config);
             self.source
-                .projection(index, projection, rows, cols, self.cpu.pool())
+                .projection(index, projection, rows, cols, self.backend.pool())
         };
         let tensors = projections.iter().map(tensor).collect::<Result<Vec<_>>>()?;
         tensors
@@ -590,8 +574,8 @@ impl Loader<'_> {
         Ok(tensors)
     }
 
-    /// Ternary tensors of equal width, stacked and repacked.
-    fn stack(&self, index: usize, projections: &[Projection]) -> Result<TernaryMatrix> {
+    /// Ternary tensors of equal width, stacked and packed.
+    fn stack(&self, index: usize, projections: &[Projection]) -> Result<B::Matrix> {
         let tensors = self.tensors(index, projections)?;
         let parts: Vec<Part> = tensors
             .iter()
@@ -600,15 +584,18 @@ impl Loader<'_> {
                 scale: tensor.scale,
             })
             .collect();
-        let (rows, cols) = (parts.iter().map(|part| part.rows).sum(), tensors[0].cols);
-        let packing = self.packing(rows, cols);
-        let matrix = TernaryMatrix::pack(
-            self.cpu.pool(),
-            &parts,
+        let cols = tensors[0].cols;
+        let stack = Stack {
+            parts: &parts,
             cols,
-            packing,
-            &|part, rows, codes| tensors[part].unpack_rows(rows, codes),
-        )?;
+            shape: (parts.iter().map(|part| part.rows).sum(), cols),
+            num_left_out: 0,
+        };
+        let matrix = self
+            .backend
+            .matrix(&stack, self.options, &|part, rows, codes| {
+                tensors[part].unpack_rows(rows, codes)
+            })?;
         tensors.iter().for_each(|tensor| tensor.data.advise_done());
         Ok(matrix)
     }
@@ -633,7 +620,7 @@ impl Loader<'_> {
 
 #[cfg(test)]
 mod tests {
-    use bitnet_kernels::{Kernel, KernelSet};
+    use bitnet_kernels::{Cpu, Kernel, KernelSet};
     use bitnet_quantization::TernaryFormat;
 
     use super::*;
@@ -645,7 +632,7 @@ mod tests {
 
     /// Logits of 33 tokens, a chunk of 32 and one alone, and the multiply-accumulates executed and
     /// skipped.
-    fn run(model: &LanguageModel, cpu: &Cpu) -> (Vec<u32>, u64, u64) {
+    fn run(model: &LanguageModel<Cpu>, cpu: &Cpu) -> (Vec<u32>, u64, u64) {
         let config = model.config();
         let mut cache =
             KvCache::new(config.attention, config.num_layers, KvType::F16, 2).expect("memory");

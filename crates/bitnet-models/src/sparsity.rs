@@ -9,10 +9,12 @@
 
 use bitnet_kernels::{Cpu, Gate, InnerZeros, TernaryColumns, TernaryRows};
 
+use crate::backend::Backend;
 use crate::cache::{KvCache, KvType};
+use crate::cpu::{SparseCopy, SparseWeights};
 use crate::error::Result;
 use crate::forward::{Chunk, LogitRows, Workspace};
-use crate::model::{LanguageModel, Layer, Projections};
+use crate::model::{LanguageModel, Products};
 
 /// Whether decode steps leave out what adds nothing in the feed-forward networks; the text does not
 /// depend on it.
@@ -62,15 +64,6 @@ const TRIAL_SHARE_MAX: f32 = 0.55;
 const COPIED_BYTES_MIN: usize = 1 << 20;
 /// Tokens of a trial, a small batch: 0.1 s for a 2B model on two cores.
 const TRIAL_TOKENS: usize = 24;
-
-/// A layer's copies.
-#[derive(Default)]
-pub(crate) struct SparseCopies {
-    /// `[hidden] → [ffn]`, row by row.
-    pub up: Option<TernaryRows>,
-    /// `[ffn] → [hidden]`, column by column.
-    pub down: Option<TernaryColumns>,
-}
 
 /// What went through the feed-forward network of a layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -124,13 +117,16 @@ pub struct FfnLayer {
     pub down_copy_bytes: Option<usize>,
 }
 
-impl LanguageModel {
+impl<B: Backend> LanguageModel<B> {
     /// How the feed-forward network of each layer is held.
     pub fn ffn_layers(&self) -> impl Iterator<Item = FfnLayer> {
         self.layers.iter().map(|layer| FfnLayer {
-            num_dead_neurons: self.config.ffn_size - layer.num_live_neurons(),
-            up_copy_bytes: layer.sparse.up.as_ref().map(TernaryRows::num_bytes),
-            down_copy_bytes: layer.sparse.down.as_ref().map(TernaryColumns::num_bytes),
+            num_dead_neurons: layer.neurons.num_neurons - layer.neurons.num_live(),
+            up_copy_bytes: layer
+                .gate_up
+                .stacked()
+                .and_then(|matrix| B::matrix_facts(matrix).copy_bytes),
+            down_copy_bytes: B::matrix_facts(&layer.ffn_down).copy_bytes,
         })
     }
 
@@ -139,24 +135,20 @@ impl LanguageModel {
     pub fn ffn_sparsity(&self) -> FfnSparsity {
         self.ffn_sparsity
     }
+}
 
-    /// Bytes of all copies.
-    #[must_use]
-    pub fn ffn_copy_bytes(&self) -> usize {
-        self.ffn_layers()
-            .map(|layer| layer.up_copy_bytes.unwrap_or(0) + layer.down_copy_bytes.unwrap_or(0))
-            .sum()
-    }
-
-    /// How many of `len` rows or columns may be active for a step to take those alone.
-    pub(crate) fn active_max(&self, len: usize) -> usize {
-        match self.ffn_sparsity {
-            FfnSparsity::On => len,
-            FfnSparsity::Off => 0,
-            FfnSparsity::Auto => (SHARE_MAX * len as f32) as usize,
+impl FfnSparsity {
+    /// The most of `len` rows or columns that a step reads one by one.
+    fn active_max(self, len: usize) -> usize {
+        match self {
+            Self::On => len,
+            Self::Off => 0,
+            Self::Auto => (SHARE_MAX * len as f32) as usize,
         }
     }
+}
 
+impl LanguageModel<Cpu> {
     /// Makes the copies that the model's `ffn_sparsity` asks for.
     ///
     /// # Errors
@@ -170,7 +162,7 @@ impl LanguageModel {
                 if self
                     .layers
                     .iter()
-                    .all(|layer| layer.ffn_down.num_bytes() < COPIED_BYTES_MIN) =>
+                    .all(|layer| layer.ffn_down.weights.num_bytes() < COPIED_BYTES_MIN) =>
             {
                 return Ok(());
             }
@@ -185,17 +177,23 @@ impl LanguageModel {
             }
         };
         for (layer, [up, down]) in self.layers.iter_mut().zip(wanted) {
-            layer.sparse = SparseCopies {
-                // Projections with norms of their own have no activations in common, so nothing
-                // tells which rows count.
-                up: match &layer.gate_up {
-                    Projections::Stacked(matrix) if up => {
-                        Some(TernaryRows::new(cpu.pool(), matrix, 1))
-                    }
-                    _ => None,
-                },
-                down: down.then(|| TernaryColumns::new(cpu.pool(), &layer.ffn_down)),
+            let active_max = self.ffn_sparsity.active_max(layer.neurons.num_live());
+            let copy = |weights| SparseCopy {
+                weights,
+                active_max,
             };
+            // Projections with norms of their own do not share their input, so the gates of one
+            // cannot choose rows of the other before both are rounded.
+            if let Products::Stacked(matrix) = &mut layer.gate_up.products
+                && up
+            {
+                let rows = TernaryRows::new(cpu.pool(), &matrix.weights, 1);
+                matrix.copy = Some(copy(SparseWeights::GatedRows(rows)));
+            }
+            if down {
+                let columns = TernaryColumns::new(cpu.pool(), &layer.ffn_down.weights);
+                layer.ffn_down.copy = Some(copy(SparseWeights::Columns(columns)));
+            }
         }
         Ok(())
     }
@@ -221,12 +219,5 @@ impl LanguageModel {
         self.hidden_states(cpu, &mut workspace, &mut cache, std::iter::once(chunk));
         cpu.counters().reset();
         Ok(workspace.ffn_activity().to_vec())
-    }
-}
-
-impl Layer {
-    /// Neurons of the feed-forward network that are computed.
-    pub(crate) fn num_live_neurons(&self) -> usize {
-        self.ffn_down.cols()
     }
 }

@@ -5,8 +5,7 @@
 use std::hint::black_box;
 use std::path::Path;
 
-use bitnet_inference::{Engine, EngineOptions, Loaded, Request, load};
-use bitnet_kernels::{Cpu, KernelSet};
+use bitnet_inference::{Device, Engine, EngineOptions, Loaded, Request, load};
 use bitnet_models::LoadOptions;
 use bitnet_receipts::{Provenance, Receipt, digest, tokens_sha256, verify};
 use bitnet_tokenizers::TokenId;
@@ -36,17 +35,17 @@ fn receipts(criterion: &mut Criterion) {
 fn receipt() -> Receipt {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../tests/data/golden/strict-b158/model-i2_s.gguf");
-    let cpu = Cpu::new(KernelSet::detect(), 1);
+    let device = Device::cpu(1);
     let Loaded { model, .. } =
-        load(&path, &LoadOptions::default(), &cpu).expect("the golden model loads");
+        load(&path, &LoadOptions::default(), device).expect("the golden model loads");
     let mut engine =
-        Engine::new(model, None, cpu, EngineOptions::default()).expect("memory for the cache");
+        Engine::new(model, None, device, EngineOptions::default()).expect("memory for the cache");
     let request = Request {
         prompt: (0..128).map(TokenId).collect(),
         max_tokens: Some(128),
         ..Request::default()
     };
-    engine.cpu().counters().reset();
+    engine.counters().reset();
     let (output, finish) = engine.complete(request.clone()).expect("a good request");
     let provenance = Provenance {
         model_path: path.display().to_string(),

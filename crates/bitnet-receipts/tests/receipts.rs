@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use bitnet_inference::{Engine, EngineOptions, Finish, Loaded, Request, SamplingParams, load};
-use bitnet_kernels::{Cpu, KernelSet, Packing};
+use bitnet_inference::{
+    Device, Engine, EngineOptions, Finish, Loaded, Request, SamplingParams, load,
+};
+use bitnet_kernels::{KernelSet, Packing};
 use bitnet_models::{FfnSparsity, HeadMode, KvType, LoadOptions};
 use bitnet_receipts::{Provenance, Receipt, ReceiptGate, Refusal, model_sha256, verify};
 use bitnet_tokenizers::TokenId;
@@ -15,10 +17,10 @@ fn golden(name: &str) -> PathBuf {
 }
 
 fn engine(path: &Path, kernels: &'static KernelSet, options: EngineOptions) -> Engine {
-    let cpu = Cpu::new(kernels, 2);
+    let device = Device::with_kernels(kernels, 2);
     let Loaded { model, .. } =
-        load(path, &LoadOptions::default(), &cpu).expect("a golden model loads");
-    Engine::new(model, None, cpu, options).expect("memory for the cache")
+        load(path, &LoadOptions::default(), device).expect("a golden model loads");
+    Engine::new(model, None, device, options).expect("memory for the cache")
 }
 
 fn request(prompt: impl IntoIterator<Item = u32>, max_tokens: Option<usize>) -> Request {
@@ -35,7 +37,7 @@ fn request(prompt: impl IntoIterator<Item = u32>, max_tokens: Option<usize>) -> 
 
 /// Runs a request alone, with the counters at zero.
 fn run(engine: &mut Engine, request: &Request) -> (Vec<TokenId>, Finish) {
-    engine.cpu().counters().reset();
+    engine.counters().reset();
     engine.complete(request.clone()).expect("a good request")
 }
 
@@ -104,8 +106,7 @@ fn receipts_of_all_packings_and_modes_verify() {
                 ..LoadOptions::default()
             };
             let Loaded { model, .. } =
-                load(&path, &load_options, &Cpu::new(KernelSet::detect(), 2))
-                    .expect("a golden model loads");
+                load(&path, &load_options, Device::cpu(2)).expect("a golden model loads");
             for (draft_max, kv_type) in [(0, KvType::F16), (0, KvType::F32), (3, KvType::F16)] {
                 for prefill_chunk in [1, 4, 128] {
                     let options = EngineOptions {
@@ -114,8 +115,8 @@ fn receipts_of_all_packings_and_modes_verify() {
                         prefill_chunk,
                         ..EngineOptions::default()
                     };
-                    let cpu = Cpu::new(KernelSet::detect(), 2);
-                    let mut engine = Engine::new(model.clone(), None, cpu, options)
+                    let device = Device::cpu(2);
+                    let mut engine = Engine::new(model.clone(), None, device, options)
                         .expect("memory for the cache");
                     let request = request((0..21).map(|i| i % 5), Some(12));
                     let receipt = receipt(&mut engine, &request, &path).unwrap_or_else(|refusal| {
@@ -167,14 +168,15 @@ fn accepted_and_rejected_draft_tokens_are_counted() {
             head,
             ..LoadOptions::default()
         };
-        let cpu = Cpu::new(KernelSet::detect(), 2);
-        let Loaded { model, .. } = load(&path, &load_options, &cpu).expect("a golden model loads");
+        let device = Device::cpu(2);
+        let Loaded { model, .. } =
+            load(&path, &load_options, device).expect("a golden model loads");
         let options = EngineOptions {
             draft_max: 3,
             prefill_chunk: 7,
             ..EngineOptions::default()
         };
-        let mut engine = Engine::new(model, None, cpu, options).expect("memory for the cache");
+        let mut engine = Engine::new(model, None, device, options).expect("memory for the cache");
         let mut request = request((0..30).map(|i| (i + seed) % 5), Some(40));
         request.sampling.temperature = 0.0;
         let receipt = receipt(&mut engine, &request, &path).expect("it verifies");
@@ -222,14 +224,15 @@ fn receipts_name_the_table_lookup_kernels() {
         (Packing::Tl1, "tl1_gemv", "tl1_gemm"),
         (Packing::Tl2, "tl2_gemv", "tl2_gemm"),
     ] {
-        let cpu = Cpu::new(KernelSet::detect(), 2);
+        let device = Device::cpu(2);
         let load_options = LoadOptions {
             packing: Some(packing),
             ..LoadOptions::default()
         };
-        let Loaded { model, .. } = load(&path, &load_options, &cpu).expect("a golden model loads");
-        let mut engine =
-            Engine::new(model, None, cpu, EngineOptions::default()).expect("memory for the cache");
+        let Loaded { model, .. } =
+            load(&path, &load_options, device).expect("a golden model loads");
+        let mut engine = Engine::new(model, None, device, EngineOptions::default())
+            .expect("memory for the cache");
         let receipt = receipt(&mut engine, &request(0..5, Some(3)), &path).expect("it verifies");
         assert_eq!(
             (receipt.run.packing.as_str(), receipt.compute_path.as_str()),

@@ -428,8 +428,7 @@ mod tests {
     use std::path::Path;
     use std::sync::mpsc;
 
-    use bitnet_inference::{EngineOptions, FinishReason, Loaded, SamplingParams, load};
-    use bitnet_kernels::{Cpu, KernelSet};
+    use bitnet_inference::{Device, EngineOptions, FinishReason, Loaded, SamplingParams, load};
     use bitnet_models::LoadOptions;
     use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -439,25 +438,14 @@ mod tests {
     fn remake() -> RemakeEngine {
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../../tests/data/golden/strict-b158/model-i2_s.gguf");
-        let Loaded { model, .. } = load(
-            &path,
-            &LoadOptions::default(),
-            &Cpu::new(KernelSet::detect(), 1),
-        )
-        .expect("the golden model loads");
+        let Loaded { model, .. } =
+            load(&path, &LoadOptions::default(), Device::cpu(1)).expect("the golden model loads");
         let options = EngineOptions {
             context: 64,
             cache: 256,
             ..EngineOptions::default()
         };
-        Box::new(move || {
-            Engine::new(
-                Arc::clone(&model),
-                None,
-                Cpu::new(KernelSet::detect(), 1),
-                options,
-            )
-        })
+        Box::new(move || Engine::new(Arc::clone(&model), None, Device::cpu(1), options))
     }
 
     /// What became of a job: its tokens, and why it ended.

@@ -306,8 +306,7 @@ impl Constraint for TokenConstraint {
 
 #[cfg(test)]
 mod tests {
-    use bitnet_inference::{Loaded, load};
-    use bitnet_kernels::{Cpu, KernelSet};
+    use bitnet_inference::{Device, Loaded, load};
     use bitnet_models::LoadOptions;
 
     use super::*;
@@ -315,9 +314,9 @@ mod tests {
     fn tokenizer() -> Arc<Tokenizer> {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../../models/stories/stories.gguf");
-        let cpu = Cpu::new(KernelSet::detect(), 1);
+        let device = Device::cpu(1);
         let Loaded { tokenization, .. } =
-            load(&path, &LoadOptions::default(), &cpu).expect("the built-in model");
+            load(&path, &LoadOptions::default(), device).expect("the built-in model");
         tokenization.expect("a tokenizer").tokenizer
     }
 

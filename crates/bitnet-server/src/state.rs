@@ -156,7 +156,7 @@ impl App {
             [] => vec![name],
             names => names.to_vec(),
         };
-        let vocab_size = engine.model().config().vocab_size;
+        let vocab_size = engine.model().config.vocab_size;
         let context = engine.options().context;
         let model = Model {
             names,

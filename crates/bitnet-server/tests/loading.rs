@@ -7,8 +7,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use bitnet_inference::{Engine, EngineOptions, Loaded, SamplingParams, load};
-use bitnet_kernels::{Cpu, KernelSet};
+use bitnet_inference::{Device, Engine, EngineOptions, Loaded, SamplingParams, load};
 use bitnet_models::LoadOptions;
 use bitnet_server::{
     Conversation, CorsOrigins, Error, Limits, ServeOptions, ServedModel, ServerEvent, serve,
@@ -51,15 +50,15 @@ fn options() -> ServeOptions {
 fn served() -> ServedModel {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../tests/data/golden/strict-b158/model-i2_s.gguf");
-    let cpu = || Cpu::new(KernelSet::detect(), 1);
+    let device = || Device::cpu(1);
     let Loaded { model, .. } =
-        load(&path, &LoadOptions::default(), &cpu()).expect("the golden model loads");
+        load(&path, &LoadOptions::default(), device()).expect("the golden model loads");
     let options = EngineOptions {
         context: 64,
         cache: 256,
         ..EngineOptions::default()
     };
-    let remake = Box::new(move || Engine::new(Arc::clone(&model), None, cpu(), options));
+    let remake = Box::new(move || Engine::new(Arc::clone(&model), None, device(), options));
     ServedModel {
         engine: remake().expect("an engine"),
         remake,

@@ -14,7 +14,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
-use bitnet_kernels::{Cpu, KernelSet, READ_PROBE_BYTES, ReadProbe};
+use bitnet_inference::Device;
+use bitnet_kernels::{READ_PROBE_BYTES, ReadProbe};
 use serde_json::Value;
 
 use crate::circumstances::Circumstances;
@@ -263,10 +264,10 @@ pub(crate) fn peers(peers: &[Named], figures: &[Named]) -> anyhow::Result<Vec<En
 fn run_round(setup: &Setup, threads: usize, index: usize, read: &ReadProbe) -> Round {
     let probe = || {
         // Dropped before the engine starts, because its waiting threads would take CPU time.
-        let cpu = Cpu::new(KernelSet::detect(), threads);
+        let probe = Device::cpu(threads).probe();
         Probe {
-            read: read.bytes_per_s(cpu.pool()),
-            join: cpu.join_latency(),
+            read: probe.read_bytes_per_s(read),
+            join: probe.join_latency(),
         }
     };
     let mut round = Round {

@@ -51,7 +51,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         }
     }
 
-    let counters = engine.cpu().counters();
+    let counters = engine.counters();
     // Counted were the prompt's step and one step of each pair.
     let events = Kernel::ALL
         .into_iter()
@@ -95,9 +95,9 @@ fn is_counting(step: usize) -> bool {
 /// The seconds of each decode step after a short prompt. Counters hold the prompt's step and every
 /// other step.
 fn run_once(engine: &mut Engine) -> anyhow::Result<Vec<f64>> {
-    let vocab_size = engine.model().config().vocab_size;
-    engine.cpu().counters().set_counting(true);
-    engine.cpu().counters().reset();
+    let vocab_size = engine.model().config.vocab_size;
+    engine.counters().set_counting(true);
+    engine.counters().reset();
     engine.submit(Request {
         prompt: synthetic::tokens(8, vocab_size, 0).map(TokenId).collect(),
         sampling: SamplingParams {
@@ -110,7 +110,7 @@ fn run_once(engine: &mut Engine) -> anyhow::Result<Vec<f64>> {
     let (mut events, mut times) = (Vec::new(), Vec::new());
     engine.step(&mut events);
     for step in 0..RUN_TOKENS {
-        engine.cpu().counters().set_counting(is_counting(step));
+        engine.counters().set_counting(is_counting(step));
         let start = Instant::now();
         engine.step(&mut events);
         times.push(start.elapsed().as_secs_f64());

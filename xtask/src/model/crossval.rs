@@ -106,7 +106,7 @@ pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
     );
 
     let mut engine = options.model.open(tokens.len())?;
-    let ours = engine.model().config().vocab_size;
+    let ours = engine.model().config.vocab_size;
     ensure!(
         ours == vocab,
         "{} has logits of {vocab} tokens, the model of {ours}",

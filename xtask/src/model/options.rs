@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use bitnet_inference::{Engine, EngineOptions, Loaded, load};
-use bitnet_kernels::{Cpu, KernelSet, default_threads};
+use bitnet_inference::{Device, Engine, EngineOptions, Loaded, load};
+use bitnet_kernels::{KernelSet, default_threads};
 use bitnet_models::{KvType, LoadOptions};
 
 use crate::repository;
@@ -19,7 +19,7 @@ pub struct ModelOptions {
     #[arg(short, long, value_name = "FILE")]
     model: Option<PathBuf>,
     #[command(flatten)]
-    cpu: CpuOptions,
+    device: DeviceOptions,
     /// Element type of the key/value cache: f16 or f32
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = parse_kv_type)]
     kv_type: KvType,
@@ -30,7 +30,7 @@ pub struct ModelOptions {
 
 /// The CPU and its threads.
 #[derive(clap::Args)]
-pub struct CpuOptions {
+pub struct DeviceOptions {
     /// Threads (default: the number of physical cores this process may use)
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -39,10 +39,10 @@ pub struct CpuOptions {
     pub kernels: Option<&'static KernelSet>,
 }
 
-impl CpuOptions {
-    pub fn start(&self) -> Cpu {
+impl DeviceOptions {
+    pub fn device(&self) -> Device {
         let threads = self.threads.map_or_else(default_threads, usize::from);
-        Cpu::new(self.kernels.unwrap_or_else(KernelSet::detect), threads)
+        Device::with_kernels(self.kernels.unwrap_or_else(KernelSet::detect), threads)
     }
 }
 
@@ -59,7 +59,7 @@ impl ModelOptions {
 
     /// The instruction set given by name.
     pub fn kernels(&self) -> Option<&'static KernelSet> {
-        self.cpu.kernels
+        self.device.kernels
     }
 
     /// Loads the model, with room for `context` positions.
@@ -74,7 +74,7 @@ impl ModelOptions {
         open(
             &self.path(),
             &LoadOptions::default(),
-            self.cpu.start(),
+            self.device.device(),
             options,
         )
     }
@@ -89,13 +89,13 @@ pub fn built_in() -> PathBuf {
 pub fn open(
     path: &Path,
     load_options: &LoadOptions,
-    cpu: Cpu,
+    device: Device,
     options: EngineOptions,
 ) -> anyhow::Result<Engine> {
-    let loaded = load(path, load_options, &cpu)
+    let loaded = load(path, load_options, device)
         .with_context(|| format!("cannot load {}", path.display()))?;
     let Loaded { model, .. } = loaded;
-    Ok(Engine::new(model, None, cpu, options)?)
+    Ok(Engine::new(model, None, device, options)?)
 }
 
 pub fn parse_kv_type(name: &str) -> Result<KvType, String> {

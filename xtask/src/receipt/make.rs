@@ -51,7 +51,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     }
     let (prompt, tokens) = (options.prompt as usize, options.tokens as usize);
     let mut engine = options.model.open(prompt + tokens)?;
-    let vocab_size = engine.model().config().vocab_size;
+    let vocab_size = engine.model().config.vocab_size;
     let request = |round, max_tokens| Request {
         prompt: synthetic::tokens(prompt, vocab_size, round)
             .map(TokenId)
@@ -66,7 +66,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     };
     engine.complete(request(0, tokens.min(8)))?;
     let request = request(1, tokens);
-    engine.cpu().counters().reset();
+    engine.counters().reset();
     let (output, finish) = engine.complete(request.clone())?;
 
     let model = options.model.path();

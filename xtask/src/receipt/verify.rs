@@ -4,14 +4,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use bitnet_inference::{Engine, EngineOptions, Request};
-use bitnet_kernels::{Cpu, Kernel, Packing};
+use bitnet_inference::{Device, Engine, EngineOptions, Request};
+use bitnet_kernels::{Kernel, Packing};
 use bitnet_models::{FfnSparsity, HeadMode, I2sForm, LoadOptions, Tl1Tile, Tl2Tile};
 use bitnet_receipts::{KernelCount, Receipt, model_sha256, tokens_sha256};
 use xtask::{Rejection, Verifier, read_verifying_key};
 
 use super::to_read;
-use crate::model::options::{self, CpuOptions};
+use crate::model::options::{self, DeviceOptions};
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -28,7 +28,7 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     verify_key: Option<PathBuf>,
     #[command(flatten)]
-    cpu: CpuOptions,
+    device: DeviceOptions,
 }
 
 /// Verifies a receipt. The error names the check that failed.
@@ -54,7 +54,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
             .clone()
             .map_or_else(|| find_model(&receipt), Ok)?;
         same_file(&receipt, &model).with_context(|| path.display().to_string())?;
-        let mut engine = open(&receipt, &model, options.cpu.start())?;
+        let mut engine = open(&receipt, &model, options.device.device())?;
         same_dimensions(&receipt, &engine).with_context(|| path.display().to_string())?;
         checked.push("model");
         if options.rerun {
@@ -96,7 +96,7 @@ fn same_file(receipt: &Receipt, model: &Path) -> anyhow::Result<()> {
 }
 
 /// An engine with the model, loaded and run with the receipt's settings.
-fn open(receipt: &Receipt, model: &Path, cpu: Cpu) -> anyhow::Result<Engine> {
+fn open(receipt: &Receipt, model: &Path, device: Device) -> anyhow::Result<Engine> {
     let run = &receipt.run;
     let form: I2sForm = run
         .i2_s_form
@@ -148,11 +148,11 @@ fn open(receipt: &Receipt, model: &Path, cpu: Cpu) -> anyhow::Result<Engine> {
         draft_max: run.draft as usize,
         ..EngineOptions::default()
     };
-    self::options::open(model, &load, cpu, options)
+    self::options::open(model, &load, device, options)
 }
 
 fn same_dimensions(receipt: &Receipt, engine: &Engine) -> Result<(), Rejection> {
-    let (config, stated) = (engine.model().config(), &receipt.model);
+    let (config, stated) = (&engine.model().config, &receipt.model);
     let attention = config.attention;
     for (name, found, stated) in [
         ("layers", config.num_layers, stated.layers),
@@ -164,7 +164,7 @@ fn same_dimensions(receipt: &Receipt, engine: &Engine) -> Result<(), Rejection> 
         ("vocab", config.vocab_size, stated.vocab),
         (
             "tied",
-            usize::from(engine.model().is_tied()),
+            usize::from(engine.model().is_tied),
             u64::from(stated.tied),
         ),
     ] {
@@ -174,7 +174,7 @@ fn same_dimensions(receipt: &Receipt, engine: &Engine) -> Result<(), Rejection> 
             )));
         }
     }
-    let (found, stated) = (engine.model().quantization(), &stated.quantization);
+    let (found, stated) = (&engine.model().quantization, &stated.quantization);
     if found == stated {
         return Ok(());
     }
@@ -186,7 +186,7 @@ fn same_dimensions(receipt: &Receipt, engine: &Engine) -> Result<(), Rejection> 
 fn same_output(receipt: &Receipt, engine: &mut Engine) -> anyhow::Result<()> {
     let run = &receipt.run;
     // Stop strings need a tokenizer. The tokens before a match are the same without one.
-    engine.cpu().counters().reset();
+    engine.counters().reset();
     let max_tokens = if run.stop_strings.is_empty() {
         receipt.tokens_requested
     } else {
@@ -217,7 +217,7 @@ fn same_output(receipt: &Receipt, engine: &mut Engine) -> anyhow::Result<()> {
     }
     // Rows are grouped differently if a part of the prompt was cached or the token limit differs.
     let same_rows = run.cached_tokens == 0 && (run.draft == 0 || run.stop_strings.is_empty());
-    if same_rows && engine.model().packing() == run.packing {
+    if same_rows && engine.model().packing == run.packing {
         same_kernels(receipt, engine)?;
     }
     Ok(())
@@ -229,7 +229,7 @@ fn same_output(receipt: &Receipt, engine: &mut Engine) -> anyhow::Result<()> {
 fn same_kernels(receipt: &Receipt, engine: &Engine) -> Result<(), Rejection> {
     let is_same_version = receipt.environment.bitnet_version == env!("CARGO_PKG_VERSION");
     for kernel in Kernel::ALL {
-        let (id, found) = (kernel.id(), engine.cpu().counters().get(kernel));
+        let (id, found) = (kernel.id(), engine.counters().get(kernel));
         let stated = receipt.count(kernel);
         if stated.is_some() != (found.calls > 0) {
             let problem = if stated.is_some() {
@@ -252,18 +252,12 @@ fn same_kernels(receipt: &Receipt, engine: &Engine) -> Result<(), Rejection> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bitnet_kernels::KernelSet;
     use bitnet_receipts::verify;
 
     #[test]
     fn a_repeated_run_detects_kernels_of_another_packing() {
         let rerun = |receipt: &Receipt| {
-            let mut engine = open(
-                receipt,
-                &options::built_in(),
-                Cpu::new(KernelSet::detect(), 1),
-            )
-            .unwrap();
+            let mut engine = open(receipt, &options::built_in(), Device::cpu(1)).unwrap();
             same_output(receipt, &mut engine)
         };
         let text = std::fs::read_to_string(to_read(None)).unwrap();

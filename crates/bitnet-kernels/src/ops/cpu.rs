@@ -121,33 +121,6 @@ impl Cpu {
         &self.counters
     }
 
-    /// Calls `work(index, row)` for each row of `rows`, `[n, row_len]`, on all threads.
-    ///
-    /// # Panics
-    /// If `row_len` is 0 or does not divide `rows`.
-    pub fn for_rows<T: Send>(
-        &self,
-        rows: &mut [T],
-        row_len: usize,
-        work: &(dyn Fn(usize, &mut [T]) + Sync),
-    ) {
-        assert!(
-            row_len > 0 && rows.len().is_multiple_of(row_len),
-            "{} elements in rows of {row_len}",
-            rows.len()
-        );
-        let num_rows = rows.len() / row_len;
-        let rows = Disjoint::new(rows);
-        self.pool.deal(num_rows, 1, &|share| {
-            for index in share {
-                // SAFETY: each row is in one thread's share.
-                work(index, unsafe {
-                    rows.slice(index * row_len..(index + 1) * row_len)
-                });
-            }
-        });
-    }
-
     /// Quantizes the first `cols` values of each row of `x`, `[rows, stride]`, normalised first if
     /// a norm is given.
     ///

@@ -5,5 +5,6 @@ pub mod cpu;
 pub mod groups;
 pub mod lookup;
 pub mod probe;
+pub mod rows;
 pub mod screen;
 pub mod sparse;

@@ -20,7 +20,7 @@ pub(crate) fn cpu() -> Cpu {
     Cpu::new(KernelSet::detect(), 1)
 }
 
-pub(crate) fn load(path: &Path) -> Result<LanguageModel, Error> {
+pub(crate) fn load(path: &Path) -> Result<LanguageModel<Cpu>, Error> {
     LanguageModel::from_checkpoint(&Checkpoint::open(path)?, &LoadOptions::default(), &cpu())
 }
 

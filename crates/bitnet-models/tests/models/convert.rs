@@ -86,7 +86,7 @@ fn convert(source: &Path, out: &Path, options: &ConvertOptions) -> Result<Report
     convert_with(source, out, options, false)
 }
 
-fn load(path: &Path, cpu: &Cpu) -> Result<LanguageModel, Error> {
+fn load(path: &Path, cpu: &Cpu) -> Result<LanguageModel<Cpu>, Error> {
     if path.is_dir() {
         return LanguageModel::from_checkpoint(
             &Checkpoint::open(path)?,
@@ -357,8 +357,8 @@ fn tables_are_kept_or_quantized_as_asked() {
     };
     let embedding = |path: &Path| {
         let model = load(path, &cpu()).unwrap();
-        let mut row = vec![0.0; model.embedding().cols()];
-        model.embedding().read_row(7, &mut row);
+        let mut row = vec![0.0; model.embedding().rows().cols()];
+        model.embedding().rows().read_row(7, &mut row);
         row
     };
     let exact = embedding(&at("f16.gguf"));

@@ -27,7 +27,7 @@ struct Way {
     others: &'static [usize],
 }
 
-fn load(path: &Path, packing: Packing, ffn_sparsity: FfnSparsity) -> LanguageModel {
+fn load(path: &Path, packing: Packing, ffn_sparsity: FfnSparsity) -> LanguageModel<Cpu> {
     let gguf = Arc::new(Gguf::open(path).expect("the file opens"));
     let cpu = Cpu::new(KernelSet::detect(), 2);
     let options = LoadOptions {
@@ -63,7 +63,7 @@ impl Sequence {
 }
 
 /// A hash of the logits of every position of a sequence of `len` tokens.
-fn logits_hash(model: &LanguageModel, kv_type: KvType, len: usize, way: Way) -> u64 {
+fn logits_hash(model: &LanguageModel<Cpu>, kv_type: KvType, len: usize, way: Way) -> u64 {
     let set = KernelSet::by_name(way.kernels).expect("a set of this CPU");
     let cpu = Cpu::new(set, way.threads);
     let config = model.config();

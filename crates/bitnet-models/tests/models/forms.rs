@@ -60,11 +60,11 @@ fn shapes() -> [(&'static str, Shape); 3] {
     ]
 }
 
-fn load_gguf(path: &Path, options: &LoadOptions, cpu: &Cpu) -> Result<LanguageModel, Error> {
+fn load_gguf(path: &Path, options: &LoadOptions, cpu: &Cpu) -> Result<LanguageModel<Cpu>, Error> {
     LanguageModel::from_gguf(&Arc::new(Gguf::open(path)?), options, cpu)
 }
 
-fn load_checkpoint(path: &Path, cpu: &Cpu) -> Result<LanguageModel, Error> {
+fn load_checkpoint(path: &Path, cpu: &Cpu) -> Result<LanguageModel<Cpu>, Error> {
     LanguageModel::from_checkpoint(&Checkpoint::open(path)?, &LoadOptions::default(), cpu)
 }
 

@@ -10,13 +10,16 @@ use bitnet_models::{KvType, LanguageModel, LoadOptions};
 
 use crate::{golden, logits, read_npy, read_tokens};
 
-fn load(folder: &Path, cpu: &Cpu) -> LanguageModel {
+fn load(folder: &Path, cpu: &Cpu) -> LanguageModel<Cpu> {
     let gguf = Arc::new(Gguf::open(&folder.join("model-i2_s.gguf")).expect("a golden file opens"));
     LanguageModel::from_gguf(&gguf, &LoadOptions::default(), cpu).expect("a golden file loads")
 }
 
 /// The model in all its forms that are here: each with the file of its logits.
-fn load_all_forms(folder: &Path, cpu: &Cpu) -> Vec<(&'static str, LanguageModel, &'static str)> {
+fn load_all_forms(
+    folder: &Path,
+    cpu: &Cpu,
+) -> Vec<(&'static str, LanguageModel<Cpu>, &'static str)> {
     let mut models = vec![("gguf", load(folder, cpu), "logits.npy")];
     for (form, logits) in [
         ("hf-packed", "logits.npy"),

@@ -56,7 +56,7 @@ fn read_tokens(folder: &Path, key: &str) -> Vec<u32> {
 
 /// Logits of all tokens, run in chunks of the given length.
 fn logits(
-    model: &LanguageModel,
+    model: &LanguageModel<Cpu>,
     cpu: &Cpu,
     tokens: &[u32],
     kv_type: KvType,
@@ -66,19 +66,24 @@ fn logits(
 }
 
 /// What goes through the feed-forward networks with these tokens.
-fn activity(model: &LanguageModel, cpu: &Cpu, tokens: &[u32], chunk: usize) -> Vec<FfnActivity> {
+fn activity(
+    model: &LanguageModel<Cpu>,
+    cpu: &Cpu,
+    tokens: &[u32],
+    chunk: usize,
+) -> Vec<FfnActivity> {
     let mut workspace = Workspace::new();
     run(model, cpu, tokens, KvType::F16, chunk, &mut workspace);
     workspace.ffn_activity().to_vec()
 }
 
 fn run(
-    model: &LanguageModel,
+    model: &LanguageModel<Cpu>,
     cpu: &Cpu,
     tokens: &[u32],
     kv_type: KvType,
     chunk: usize,
-    workspace: &mut Workspace,
+    workspace: &mut Workspace<Cpu>,
 ) -> Vec<f32> {
     let config = model.config();
     let blocks: Vec<u32> = (0..tokens.len().div_ceil(KvCache::BLOCK) as u32)
@@ -100,7 +105,7 @@ fn run(
 }
 
 /// Logits of a model for some tokens, one chunk, on two threads.
-fn some_logits(model: &LanguageModel, cpu: &Cpu) -> Vec<f32> {
+fn some_logits(model: &LanguageModel<Cpu>, cpu: &Cpu) -> Vec<f32> {
     let tokens: Vec<u32> = (0..12)
         .map(|i| i * 37 % model.config().vocab_size as u32)
         .collect();

@@ -13,7 +13,7 @@ use bitnet_quantization::TernaryFormat;
 
 use crate::{assert_same_bits, golden, logits, read_tokens};
 
-fn load(path: &Path, ffn_sparsity: FfnSparsity, cpu: &Cpu) -> LanguageModel {
+fn load(path: &Path, ffn_sparsity: FfnSparsity, cpu: &Cpu) -> LanguageModel<Cpu> {
     let options = LoadOptions {
         ffn_sparsity,
         ..LoadOptions::default()

@@ -1,0 +1,125 @@
+//! [`Device`]: where a model runs. The one place between programs and backends: everything above
+//! it names a device, everything below it a backend.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bitnet_files::gguf::Gguf;
+use bitnet_kernels::{Cpu, KernelSet, ReadProbe, default_threads};
+use bitnet_models::huggingface::Checkpoint;
+use bitnet_models::{LanguageModel, LoadOptions};
+
+use crate::error::Result;
+use crate::runner::{Model, SharedModel};
+
+/// Where a model runs, and with what.
+#[derive(Clone, Copy)]
+pub struct Device {
+    kernels: &'static KernelSet,
+    threads: usize,
+}
+
+impl Default for Device {
+    fn default() -> Self {
+        Self::cpu(default_threads())
+    }
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} ({}, {} threads)",
+            self.backend(),
+            self.kernels.name,
+            self.threads
+        )
+    }
+}
+
+impl Device {
+    /// The CPU with its best kernels on `threads` threads, the caller's included.
+    #[must_use]
+    pub fn cpu(threads: usize) -> Self {
+        Self::with_kernels(KernelSet::detect(), threads)
+    }
+
+    /// The CPU with the given kernels on `threads` threads, the caller's included.
+    #[must_use]
+    pub fn with_kernels(kernels: &'static KernelSet, threads: usize) -> Self {
+        Self { kernels, threads }
+    }
+
+    /// The backend's name, as receipts have it.
+    #[must_use]
+    pub fn backend(&self) -> &'static str {
+        "cpu"
+    }
+
+    /// The kernels in use.
+    #[must_use]
+    pub fn kernels(&self) -> &'static KernelSet {
+        self.kernels
+    }
+
+    /// The threads in use.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Starts threads that measure what the device can do.
+    #[must_use]
+    pub fn probe(&self) -> DeviceProbe {
+        DeviceProbe(self.start())
+    }
+
+    pub(crate) fn load_gguf(
+        self,
+        gguf: &Arc<Gguf>,
+        options: &LoadOptions,
+    ) -> Result<Arc<dyn Model>> {
+        let model = LanguageModel::from_gguf(gguf, options, &self.start())?;
+        Ok(self.share(model))
+    }
+
+    pub(crate) fn load_checkpoint(
+        self,
+        checkpoint: &Checkpoint,
+        options: &LoadOptions,
+    ) -> Result<Arc<dyn Model>> {
+        let model = LanguageModel::from_checkpoint(checkpoint, options, &self.start())?;
+        Ok(self.share(model))
+    }
+
+    fn share(self, model: LanguageModel<Cpu>) -> Arc<dyn Model> {
+        Arc::new(SharedModel::new(model, |device| device.start()))
+    }
+
+    fn start(self) -> Cpu {
+        Cpu::new(self.kernels, self.threads)
+    }
+}
+
+/// Measures what a device can do: the floors that benchmarks compare with.
+pub struct DeviceProbe(Cpu);
+
+impl DeviceProbe {
+    /// Products of int8 a second at the most; `None` where the kernels have no such loop.
+    #[must_use]
+    pub fn peak_i8_macs_per_s(&self) -> Option<f64> {
+        self.0.peak_i8_macs_per_s()
+    }
+
+    /// The median time to run an empty job on all threads.
+    #[must_use]
+    pub fn join_latency(&self) -> Duration {
+        self.0.join_latency()
+    }
+
+    /// Bytes a second at which all threads together read the buffer of `probe` once.
+    #[must_use]
+    pub fn read_bytes_per_s(&self, probe: &ReadProbe) -> f64 {
+        probe.bytes_per_s(self.0.pool())
+    }
+}

@@ -1,0 +1,199 @@
+//! [`Runner`]: what an engine asks of a model. Object-safe, so that the engine knows neither the
+//! backend nor its buffers; crossed a few times a step, so that this costs nothing.
+//!
+//! A step is: [`Runner::step`] with the chunks of all sequences; then [`Runner::estimate`] or
+//! [`Runner::logits`]; then, for each sampled token, [`Runner::exact`] in a few rounds.
+
+use std::sync::Arc;
+
+use bitnet_kernels::{Counters, Estimates};
+use bitnet_models::{
+    Backend, CacheShape, Chunk, FfnActivity, KvType, LanguageModel, ModelInfo, Workspace,
+};
+
+use crate::device::Device;
+use crate::error::Result;
+
+/// A model on a device, with its cache.
+pub trait Runner: Send {
+    /// Facts about the model.
+    fn model(&self) -> &ModelInfo;
+
+    /// Where it runs.
+    fn device(&self) -> Device;
+
+    /// The position at which attention takes as long as the rest of a token's work: a token there
+    /// takes twice the time of the first. At least 1.
+    fn halfway(&self) -> usize;
+
+    /// Runs chunks of different sequences through the model; returns the number of rows whose
+    /// logits the chunks ask for. The cache then holds the keys and values of all their tokens.
+    ///
+    /// # Panics
+    /// If a token is outside the vocabulary, a chunk is empty, or a block table is too short.
+    fn step<'a>(&mut self, chunks: &mut dyn Iterator<Item = Chunk<'a>>) -> usize;
+
+    /// All logits of some rows of the last step: `out` becomes `[rows, vocab]`.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    fn logits(&self, rows: &[usize], out: &mut Vec<f32>);
+
+    /// Estimates the logits of all rows of the last step. False if the model cannot: only
+    /// [`Runner::logits`] will do.
+    fn estimate(&mut self) -> bool;
+
+    /// The estimated logits of a row, `[vocab]`, after [`Runner::estimate`] returned true.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    fn estimates(&self, row: usize) -> Estimates<'_>;
+
+    /// The exact logits of some tokens for a row of the last step: `out` becomes `[tokens]`.
+    ///
+    /// # Panics
+    /// If there is no such row or token.
+    fn exact(&self, row: usize, tokens: &[u32], out: &mut Vec<f32>);
+
+    /// Counts the logits that [`Runner::exact`] computed for one row. `decided`: they were enough
+    /// to choose a token; otherwise they were wasted.
+    fn count_exact(&self, num_exact: usize, decided: bool);
+
+    /// The kernels that ran so far.
+    fn counters(&self) -> &Counters;
+
+    /// What went through the feed-forward network of each layer so far; empty before the first
+    /// step.
+    fn ffn_activity(&self) -> &[FfnActivity];
+}
+
+/// A loaded model: engines make their runners from it and share its weights.
+pub trait Model: Send + Sync {
+    /// Facts about the model.
+    fn info(&self) -> &ModelInfo;
+
+    /// Makes a runner with a cache of `num_blocks` blocks of its own.
+    ///
+    /// # Errors
+    /// If there is not enough memory for the cache.
+    fn runner(&self, device: Device, kv_type: KvType, num_blocks: usize)
+    -> Result<Box<dyn Runner>>;
+}
+
+/// A model of one backend that runners share.
+pub(crate) struct SharedModel<B: Backend> {
+    model: Arc<LanguageModel<B>>,
+    info: Arc<ModelInfo>,
+    start: fn(Device) -> B,
+}
+
+impl<B: Backend> SharedModel<B> {
+    /// `start` starts the backend on a device of its kind.
+    pub fn new(model: LanguageModel<B>, start: fn(Device) -> B) -> Self {
+        Self {
+            info: Arc::new(model.info()),
+            model: Arc::new(model),
+            start,
+        }
+    }
+}
+
+impl<B: Backend> Model for SharedModel<B> {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn runner(
+        &self,
+        device: Device,
+        kv_type: KvType,
+        num_blocks: usize,
+    ) -> Result<Box<dyn Runner>> {
+        let (backend, config) = ((self.start)(device), &self.info.config);
+        let cache = backend.cache(&CacheShape {
+            attention: config.attention,
+            num_layers: config.num_layers,
+            kv_type,
+            num_blocks,
+        })?;
+        Ok(Box::new(ModelRunner {
+            model: Arc::clone(&self.model),
+            info: Arc::clone(&self.info),
+            device,
+            backend,
+            cache,
+            workspace: Workspace::new(),
+        }))
+    }
+}
+
+/// A model with what one engine needs to run it.
+struct ModelRunner<B: Backend> {
+    model: Arc<LanguageModel<B>>,
+    info: Arc<ModelInfo>,
+    device: Device,
+    backend: B,
+    cache: B::Cache,
+    workspace: Workspace<B>,
+}
+
+/// Ternary products of 8 bits that take about as long as one product of attention, in floats, with
+/// AVX-512 and VNNI.
+const ATTENTION_MAC_COST: usize = 4;
+
+impl<B: Backend> Runner for ModelRunner<B> {
+    fn model(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn device(&self) -> Device {
+        self.device
+    }
+
+    fn halfway(&self) -> usize {
+        let config = &self.info.config;
+        let attention_macs =
+            2 * config.num_layers * config.attention.heads * config.attention.head_dim;
+        (self.info.num_ternary_weights / (ATTENTION_MAC_COST * attention_macs)).max(1)
+    }
+
+    fn step<'a>(&mut self, chunks: &mut dyn Iterator<Item = Chunk<'a>>) -> usize {
+        let Self {
+            model,
+            backend,
+            cache,
+            workspace,
+            ..
+        } = self;
+        model.hidden_states(backend, workspace, cache, chunks)
+    }
+
+    fn logits(&self, rows: &[usize], out: &mut Vec<f32>) {
+        self.model.logits(&self.backend, &self.workspace, rows, out);
+    }
+
+    fn estimate(&mut self) -> bool {
+        self.model.estimate(&self.backend, &mut self.workspace)
+    }
+
+    fn estimates(&self, row: usize) -> Estimates<'_> {
+        self.workspace.estimates(row, self.info.config.vocab_size)
+    }
+
+    fn exact(&self, row: usize, tokens: &[u32], out: &mut Vec<f32>) {
+        self.model
+            .exact(&self.backend, &self.workspace, row, tokens, out);
+    }
+
+    fn count_exact(&self, num_exact: usize, decided: bool) {
+        self.model.count_exact(&self.backend, num_exact, decided);
+    }
+
+    fn counters(&self) -> &Counters {
+        self.backend.counters()
+    }
+
+    fn ffn_activity(&self) -> &[FfnActivity] {
+        self.workspace.ffn_activity()
+    }
+}

@@ -1,0 +1,283 @@
+//! [`Backend`]: what a device must offer to run a model.
+//!
+//! The forward pass (`forward.rs`) names operations and buffers only. A backend owns the memory
+//! behind both: packed weights, tables, activations and the cache. Nothing in the pass reads a
+//! buffer's contents, so a backend may queue its operations and run them later; it has to finish
+//! only in [`Backend::logits`], [`Backend::estimate`] and [`Backend::exact`], which return numbers
+//! to the host.
+//!
+//! `docs/determinism.md` lists what a backend must promise about the bits of its results.
+
+use std::ops::Range;
+
+use bitnet_kernels::{AttentionShape, Counters, Estimates, Gate, Part, Place, Pool, Unpack};
+
+use crate::cache::CacheShape;
+use crate::error::{Error, Result};
+use crate::model::{LanguageModel, LoadOptions};
+use crate::sparsity::FfnActivity;
+use crate::table::Table;
+
+/// The memory and the operations of one kind of device.
+///
+/// Operations on rows compute each row from that row alone (attention: from its sequence alone), so
+/// the rows of one batch never influence each other. An operation that writes a buffer of the type
+/// [`Backend::Rows`] or [`Backend::Int8`] also sets its shape, and allocates only if the buffer was
+/// never that large before.
+pub trait Backend: Sized + Send + 'static {
+    /// Constants, such as the weights of a norm.
+    type Vector: Send + Sync;
+    /// Ternary matrices of one input, stacked.
+    type Matrix: Send + Sync;
+    /// The embedding or the head, `[vocab, hidden]`.
+    type Table: Send + Sync;
+    /// Activations in f32, `[rows, cols]`.
+    type Rows: Default + Send;
+    /// Activations in int8 with their scales, `[rows, cols]`.
+    type Int8: Default + Send;
+    /// The tokens of a batch's rows and their places in their sequences.
+    type Batch: Default + Send;
+    /// Estimated logits with bounds on their errors.
+    type Estimated: Default + Send;
+    /// Keys and values of past positions, and recurrent states, of all layers.
+    type Cache: Send;
+
+    // Loading.
+
+    /// Threads of the host, which read and check files.
+    fn pool(&self) -> &Pool;
+
+    /// Copies constants to the device.
+    fn vector(&self, values: Vec<f32>) -> Self::Vector;
+
+    /// Packs a stack of ternary matrices.
+    ///
+    /// # Errors
+    /// The first error of `unpack`.
+    fn matrix(
+        &self,
+        stack: &Stack<'_>,
+        options: &LoadOptions,
+        unpack: &Unpack<'_, Error>,
+    ) -> Result<Self::Matrix>;
+
+    /// Takes the embedding or the head. `gives_logits`: the table is the head.
+    fn table(&self, table: Table, gives_logits: bool, options: &LoadOptions) -> Self::Table;
+
+    /// Makes a cache.
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    fn cache(&self, shape: &CacheShape) -> Result<Self::Cache>;
+
+    /// Whether the loader should leave out neurons that are always zero.
+    fn leaves_out_dead_neurons(&self) -> bool {
+        false
+    }
+
+    /// Called once after a model is loaded: the backend may change how it holds the weights.
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    fn finish(&self, _model: &mut LanguageModel<Self>) -> Result<()> {
+        Ok(())
+    }
+
+    /// How a matrix is held.
+    fn matrix_facts(matrix: &Self::Matrix) -> MatrixFacts;
+
+    /// How a table is held.
+    fn table_facts(table: &Self::Table) -> TableFacts;
+
+    // The forward pass, in the order in which a token meets it.
+
+    /// Begins a pass: copies the plan of its rows to the device.
+    fn begin(&self, plan: &RowPlan, batch: &mut Self::Batch);
+
+    /// `x = table[token]`
+    fn embed(&self, table: &Self::Table, batch: &Self::Batch, x: &mut Self::Rows);
+
+    /// Cosines and sines of `position · frequency` for each row.
+    fn angles(&self, frequencies: &Self::Vector, batch: &Self::Batch, angles: &mut Self::Rows);
+
+    /// `out = norm(x)`
+    fn rms_norm(&self, x: &Self::Rows, norm: &RmsNorm<Self>, out: &mut Self::Rows);
+
+    /// `out = int8(norm(x))`, rounded in the way that `matrix` takes its input.
+    fn quantize(
+        &self,
+        x: &Self::Rows,
+        norm: Option<&RmsNorm<Self>>,
+        matrix: &Self::Matrix,
+        out: &mut Self::Int8,
+    );
+
+    /// `out = matrix · x`. The output of each part of the stack begins at a multiple of
+    /// [`bitnet_kernels::BLOCK_ROWS`].
+    fn multiply(&self, matrix: &Self::Matrix, x: &Self::Int8, out: &mut Self::Rows);
+
+    /// Copies `part` into the columns of `out` from `start` on; `out` then has `cols` columns.
+    fn put_columns(&self, part: &Self::Rows, start: usize, cols: usize, out: &mut Self::Rows);
+
+    /// Rotates queries and keys by the angles of their rows.
+    fn rotate(&self, qkv: &mut Self::Rows, heads: &HeadColumns, angles: &Self::Rows);
+
+    /// Writes the keys and values of each row to the cache of a layer, rounded to its type.
+    fn store_kv(
+        &self,
+        qkv: &Self::Rows,
+        heads: &HeadColumns,
+        batch: &Self::Batch,
+        cache: &mut Self::Cache,
+        layer: usize,
+    );
+
+    /// Keeps only the rows that [`RowPlan::wanted`] lists, in the batch and in each of `buffers`.
+    fn keep_wanted(&self, batch: &mut Self::Batch, buffers: &mut [&mut Self::Rows]);
+
+    /// `out = softmax(q · keys / √head_dim) · values` over the positions of the row's sequence up
+    /// to its own.
+    fn attention(
+        &self,
+        qkv: &Self::Rows,
+        heads: &HeadColumns,
+        batch: &mut Self::Batch,
+        cache: &mut Self::Cache,
+        layer: usize,
+        out: &mut Self::Rows,
+    );
+
+    /// `out = int8(norm(act(gate) · up))`, rounded in the way that `matrix` takes its input. Adds
+    /// to `seen` how many values were zero, if the backend counts them.
+    fn gate_and_quantize(
+        &self,
+        gate_up: &Self::Rows,
+        neurons: &NeuronColumns,
+        norm: Option<&RmsNorm<Self>>,
+        matrix: &Self::Matrix,
+        out: &mut Self::Int8,
+        seen: &mut FfnActivity,
+    );
+
+    /// `x += delta`; `delta` may have more columns than `x`, which do not count.
+    fn add(&self, x: &mut Self::Rows, delta: &Self::Rows);
+
+    // The head. Rows are those of `hidden`.
+
+    /// All logits of some rows: `out` becomes `[rows, vocab]`.
+    fn logits(&self, head: &Self::Table, hidden: &Self::Rows, rows: &[usize], out: &mut Vec<f32>);
+
+    /// Estimates all logits of all rows. False if the backend cannot: only
+    /// [`Backend::logits`] will do.
+    fn estimate(&self, head: &Self::Table, hidden: &Self::Rows, to: &mut Self::Estimated) -> bool;
+
+    /// The estimates of one row.
+    fn estimates(estimated: &Self::Estimated, row: usize, vocab: usize) -> Estimates<'_>;
+
+    /// The logits of some tokens for one row, in full: `out` becomes `[tokens]`. Not counted until
+    /// [`Backend::count_exact`].
+    fn exact(
+        &self,
+        head: &Self::Table,
+        hidden: &Self::Rows,
+        row: usize,
+        tokens: &[u32],
+        out: &mut Vec<f32>,
+    );
+
+    /// Counts the logits that [`Backend::exact`] computed for a row. `decided`: they were enough to
+    /// choose a token, so the row's other logits were left out; otherwise they were wasted.
+    fn count_exact(&self, head: &Self::Table, num_exact: usize, decided: bool);
+
+    /// What ran so far.
+    fn counters(&self) -> &Counters;
+}
+
+/// Ternary matrices of one input, as the loader asks for them.
+pub struct Stack<'a> {
+    /// Their rows and scales.
+    pub parts: &'a [Part],
+    /// The length of the input.
+    pub cols: usize,
+    /// Rows and columns by which [`LoadOptions::packings`] knows the matrix.
+    pub shape: (usize, usize),
+    /// Weights of the model that these matrices leave out because they add nothing.
+    pub num_left_out: usize,
+}
+
+/// A root-mean-square norm.
+pub struct RmsNorm<B: Backend> {
+    /// One for each column.
+    pub weight: B::Vector,
+    /// Added to the mean of the squares.
+    pub eps: f32,
+}
+
+/// The columns of a row of projections that hold queries, keys and values.
+#[derive(Clone, Debug)]
+pub struct HeadColumns {
+    /// How many heads there are, and how long.
+    pub shape: AttentionShape,
+    /// `heads · head_dim` columns.
+    pub queries: Range<usize>,
+    /// `kv_heads · head_dim` columns.
+    pub keys: Range<usize>,
+    /// `kv_heads · head_dim` columns.
+    pub values: Range<usize>,
+}
+
+/// The columns of a row of projections that hold the inner values of a feed-forward network.
+#[derive(Clone, Debug)]
+pub struct NeuronColumns {
+    /// The function of the gates.
+    pub gate: Gate,
+    /// The gates.
+    pub gates: Range<usize>,
+    /// The values that they gate.
+    pub ups: Range<usize>,
+    /// The neurons of the network, those left out included.
+    pub num_neurons: usize,
+    /// The positions, ascending, of the neurons that these columns hold, if not all.
+    pub live: Option<Vec<u32>>,
+}
+
+impl NeuronColumns {
+    /// How many neurons have columns.
+    #[must_use]
+    pub fn num_live(&self) -> usize {
+        self.gates.len()
+    }
+}
+
+/// The rows of a pass: consecutive tokens of one or more sequences.
+#[derive(Default)]
+pub struct RowPlan {
+    /// One for each row.
+    pub tokens: Vec<u32>,
+    /// The position of each row and where [`RowPlan::blocks`] lists the blocks of its sequence.
+    pub places: Vec<Place>,
+    /// The block tables of all sequences.
+    pub blocks: Vec<u32>,
+    /// The rows whose logits are wanted, ascending.
+    pub wanted: Vec<usize>,
+}
+
+/// How a backend holds a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MatrixFacts {
+    /// The name of the layout of the weights.
+    pub packing: &'static str,
+    /// Bytes that a dense product reads, padding included.
+    pub num_bytes: usize,
+    /// Bytes of the copy that steps with few active rows or columns read instead, if there is one.
+    pub copy_bytes: Option<usize>,
+}
+
+/// How a backend holds a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableFacts {
+    /// The name of the format of the rows.
+    pub format: &'static str,
+    /// Bytes of the 8-bit copy that logits are estimated from, if there is one.
+    pub screen_bytes: Option<usize>,
+}

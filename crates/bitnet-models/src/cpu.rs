@@ -1,0 +1,483 @@
+//! The CPU as a [`Backend`]: buffers are vectors, operations are those of
+//! [`bitnet_kernels::Cpu`].
+
+use std::cell::RefCell;
+
+use bitnet_kernels::{
+    Activations, AttentionScratch, Counters, Cpu, Estimates, Kernel, LiveNeurons, Neurons, Norm,
+    Place, Places, Pool, Qkv, ScreenScratch, ScreenTable, SparseScratch, TernaryColumns,
+    TernaryMatrix, TernaryRows, Unpack,
+};
+
+use crate::backend::{
+    Backend, HeadColumns, MatrixFacts, NeuronColumns, RmsNorm, RowPlan, Stack, TableFacts,
+};
+use crate::cache::{CacheShape, KvCache, KvType};
+use crate::error::{Error, Result};
+use crate::model::{HeadMode, LanguageModel, LoadOptions};
+use crate::sparsity::FfnActivity;
+use crate::table::Table;
+
+/// From this size on a head is screened: it is too large for a processor's cache, so every token
+/// would read it from memory.
+const SCREENED_BYTES: usize = 16 << 20;
+
+thread_local! {
+    /// The hidden states of some rows, side by side. Kept, so that a decode step allocates nothing.
+    static PICKED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Rows of f32, `[rows, cols]`.
+#[derive(Default)]
+pub struct FloatRows {
+    values: Vec<f32>,
+    cols: usize,
+}
+
+impl FloatRows {
+    /// Gives the buffer a shape; its contents are unspecified then. Allocates only to grow beyond
+    /// the largest size so far.
+    fn shape(&mut self, rows: usize, cols: usize) -> &mut [f32] {
+        self.cols = cols;
+        self.values.resize(rows * cols, 0.0);
+        &mut self.values
+    }
+
+    fn rows(&self) -> usize {
+        self.values.len().checked_div(self.cols).unwrap_or(0)
+    }
+
+    fn row(&self, row: usize) -> &[f32] {
+        &self.values[row * self.cols..(row + 1) * self.cols]
+    }
+}
+
+/// Int8 rows, and what products with few active rows or columns prepare from them.
+#[derive(Default)]
+pub struct Int8Rows {
+    rows: Activations,
+    scratch: RefCell<SparseScratch>,
+}
+
+/// The rows of a pass.
+#[derive(Default)]
+pub struct CpuBatch {
+    tokens: Vec<u32>,
+    places: Vec<Place>,
+    blocks: Vec<u32>,
+    wanted: Vec<usize>,
+    scratch: AttentionScratch,
+}
+
+impl CpuBatch {
+    fn places(&self) -> Places<'_> {
+        Places {
+            rows: &self.places,
+            blocks: &self.blocks,
+        }
+    }
+}
+
+/// Packed ternary weights, perhaps with a copy for steps in which few of them matter.
+pub struct CpuMatrix {
+    pub(crate) weights: TernaryMatrix,
+    /// See [`Stack::num_left_out`].
+    num_left_out: usize,
+    pub(crate) copy: Option<SparseCopy>,
+}
+
+/// A copy of weights for products of a single row that need only some of them, used while these
+/// are at most `active_max`.
+pub(crate) struct SparseCopy {
+    pub weights: SparseWeights,
+    pub active_max: usize,
+}
+
+/// Weights whose rows or columns can be read one by one.
+pub(crate) enum SparseWeights {
+    /// The second part of a stack of gates and ups: its rows count only where the gate, which is
+    /// the first part's output, is positive.
+    GatedRows(TernaryRows),
+    /// All weights: columns count only where the activation is not zero.
+    Columns(TernaryColumns),
+}
+
+impl SparseWeights {
+    fn num_bytes(&self) -> usize {
+        match self {
+            Self::GatedRows(rows) => rows.num_bytes(),
+            Self::Columns(columns) => columns.num_bytes(),
+        }
+    }
+}
+
+/// A table, with its 8-bit copy if logits are estimated from one.
+pub struct CpuTable {
+    pub(crate) rows: Table,
+    screen: Option<ScreenTable>,
+}
+
+impl CpuTable {
+    /// The rows as the file stores them.
+    #[must_use]
+    pub fn rows(&self) -> &Table {
+        &self.rows
+    }
+}
+
+impl Backend for Cpu {
+    type Vector = Vec<f32>;
+    type Matrix = CpuMatrix;
+    type Table = CpuTable;
+    type Rows = FloatRows;
+    type Int8 = Int8Rows;
+    type Batch = CpuBatch;
+    type Estimated = ScreenScratch;
+    type Cache = KvCache;
+
+    fn pool(&self) -> &Pool {
+        self.pool()
+    }
+
+    fn vector(&self, values: Vec<f32>) -> Vec<f32> {
+        values
+    }
+
+    fn matrix(
+        &self,
+        stack: &Stack<'_>,
+        options: &LoadOptions,
+        unpack: &Unpack<'_, Error>,
+    ) -> Result<CpuMatrix> {
+        let packing = options.packing(stack.shape).unwrap_or(self.set().packing);
+        let weights = TernaryMatrix::pack(self.pool(), stack.parts, stack.cols, packing, unpack)?;
+        Ok(CpuMatrix {
+            weights,
+            num_left_out: stack.num_left_out,
+            copy: None,
+        })
+    }
+
+    fn table(&self, table: Table, gives_logits: bool, options: &LoadOptions) -> CpuTable {
+        let is_large = table.rows() * table.row_bytes() >= SCREENED_BYTES;
+        let is_screened = match options.head {
+            HeadMode::Full => false,
+            HeadMode::Screened => gives_logits,
+            HeadMode::Auto => gives_logits && is_large,
+        };
+        let screen = is_screened.then(|| {
+            let read_row = |row: usize, out: &mut [f32]| table.read_row(row, out);
+            let screen = ScreenTable::pack(
+                self.set(),
+                self.pool(),
+                table.rows(),
+                table.cols(),
+                &read_row,
+            );
+            table.advise_done();
+            screen
+        });
+        CpuTable {
+            rows: table,
+            screen,
+        }
+    }
+
+    fn cache(&self, shape: &CacheShape) -> Result<KvCache> {
+        KvCache::with_shape(shape)
+    }
+
+    fn leaves_out_dead_neurons(&self) -> bool {
+        true
+    }
+
+    fn finish(&self, model: &mut LanguageModel<Self>) -> Result<()> {
+        model.make_sparse_copies(self)
+    }
+
+    fn matrix_facts(matrix: &CpuMatrix) -> MatrixFacts {
+        MatrixFacts {
+            packing: matrix.weights.packing().name(),
+            num_bytes: matrix.weights.num_bytes(),
+            copy_bytes: matrix.copy.as_ref().map(|copy| copy.weights.num_bytes()),
+        }
+    }
+
+    fn table_facts(table: &CpuTable) -> TableFacts {
+        TableFacts {
+            format: table.rows.format().name(),
+            screen_bytes: table.screen.as_ref().map(ScreenTable::num_bytes),
+        }
+    }
+
+    fn begin(&self, plan: &RowPlan, batch: &mut CpuBatch) {
+        batch.tokens.clone_from(&plan.tokens);
+        batch.places.clone_from(&plan.places);
+        batch.blocks.clone_from(&plan.blocks);
+        batch.wanted.clone_from(&plan.wanted);
+    }
+
+    fn embed(&self, table: &CpuTable, batch: &CpuBatch, x: &mut FloatRows) {
+        let (cols, row_bytes) = (table.rows.cols(), table.rows.row_bytes());
+        let read_row = |token: usize, out: &mut [f32]| table.rows.read_row(token, out);
+        let x = x.shape(batch.tokens.len(), cols);
+        self.embed(&batch.tokens, cols, row_bytes, &read_row, x);
+    }
+
+    fn angles(&self, frequencies: &Vec<f32>, batch: &CpuBatch, angles: &mut FloatRows) {
+        let angles = angles.shape(batch.places.len(), 2 * frequencies.len());
+        self.angles(&batch.places, frequencies, angles);
+    }
+
+    fn rms_norm(&self, x: &FloatRows, norm: &RmsNorm<Self>, out: &mut FloatRows) {
+        let out = out.shape(x.rows(), x.cols);
+        self.rms_norm(&x.values, view(norm), out);
+    }
+
+    fn quantize(
+        &self,
+        x: &FloatRows,
+        norm: Option<&RmsNorm<Self>>,
+        _matrix: &CpuMatrix,
+        out: &mut Int8Rows,
+    ) {
+        self.quantize(&x.values, x.cols, x.cols, norm.map(view), &mut out.rows);
+    }
+
+    fn multiply(&self, matrix: &CpuMatrix, x: &Int8Rows, out: &mut FloatRows) {
+        let rows = x.rows.rows();
+        let out = out.shape(rows, matrix.weights.output_len());
+        let mut kernel = matrix.weights.kernel(rows);
+        match &matrix.copy {
+            Some(copy) if rows == 1 => {
+                if multiply_active(self, matrix, copy, x, out) {
+                    kernel = Kernel::I2sGemv;
+                }
+            }
+            _ => self.ternary_matmul(&matrix.weights, &x.rows, out),
+        }
+        self.counters().skip(kernel, rows * matrix.num_left_out);
+    }
+
+    fn put_columns(&self, part: &FloatRows, start: usize, cols: usize, out: &mut FloatRows) {
+        let out = out.shape(part.rows(), cols);
+        let rows = out.chunks_exact_mut(cols);
+        for (out, part) in rows.zip(part.values.chunks_exact(part.cols)) {
+            out[start..start + part.len()].copy_from_slice(part);
+        }
+    }
+
+    fn rotate(&self, qkv: &mut FloatRows, heads: &HeadColumns, angles: &FloatRows) {
+        let columns = [heads.queries.clone(), heads.keys.clone()];
+        let head_dim = heads.shape.head_dim;
+        self.rotate(
+            &mut qkv.values,
+            qkv.cols,
+            &columns,
+            &angles.values,
+            head_dim,
+        );
+    }
+
+    fn store_kv(
+        &self,
+        qkv: &FloatRows,
+        heads: &HeadColumns,
+        batch: &CpuBatch,
+        cache: &mut KvCache,
+        layer: usize,
+    ) {
+        let (shape, qkv, places) = (heads.shape, view_qkv(qkv, heads), batch.places());
+        match cache.kv_type() {
+            KvType::F16 => self.store_kv(shape, qkv, places, &mut cache.layer_f16(layer)),
+            KvType::F32 => self.store_kv(shape, qkv, places, &mut cache.layer_f32(layer)),
+        }
+    }
+
+    fn keep_wanted(&self, batch: &mut CpuBatch, buffers: &mut [&mut FloatRows]) {
+        for (to, &from) in batch.wanted.iter().enumerate() {
+            batch.places[to] = batch.places[from];
+        }
+        batch.places.truncate(batch.wanted.len());
+        for FloatRows { values, cols } in buffers {
+            for (to, from) in batch.wanted.iter().enumerate() {
+                values.copy_within(from * *cols..(from + 1) * *cols, to * *cols);
+            }
+            values.truncate(batch.wanted.len() * *cols);
+        }
+    }
+
+    fn attention(
+        &self,
+        qkv: &FloatRows,
+        heads: &HeadColumns,
+        batch: &mut CpuBatch,
+        cache: &mut KvCache,
+        layer: usize,
+        out: &mut FloatRows,
+    ) {
+        let shape = heads.shape;
+        let out = out.shape(batch.places.len(), shape.heads * shape.head_dim);
+        let qkv = view_qkv(qkv, heads);
+        let places = Places {
+            rows: &batch.places,
+            blocks: &batch.blocks,
+        };
+        let scratch = &mut batch.scratch;
+        match cache.kv_type() {
+            KvType::F16 => {
+                self.attention(shape, qkv, places, &cache.layer_f16(layer), scratch, out)
+            }
+            KvType::F32 => {
+                self.attention(shape, qkv, places, &cache.layer_f32(layer), scratch, out)
+            }
+        }
+    }
+
+    fn gate_and_quantize(
+        &self,
+        gate_up: &FloatRows,
+        neurons: &NeuronColumns,
+        norm: Option<&RmsNorm<Self>>,
+        _matrix: &CpuMatrix,
+        out: &mut Int8Rows,
+        seen: &mut FfnActivity,
+    ) {
+        let live = neurons.live.as_deref().map(|positions| LiveNeurons {
+            positions,
+            num_neurons: neurons.num_neurons,
+        });
+        let columns = Neurons {
+            gates: neurons.gates.clone(),
+            ups: neurons.ups.clone(),
+            live,
+        };
+        let zeros = self.gate_and_quantize(
+            neurons.gate,
+            &gate_up.values,
+            gate_up.cols,
+            &columns,
+            norm.map(view),
+            &mut out.rows,
+        );
+        seen.add(gate_up.rows() * neurons.num_live(), zeros);
+    }
+
+    fn add(&self, x: &mut FloatRows, delta: &FloatRows) {
+        self.add(&mut x.values, x.cols, &delta.values, delta.cols);
+    }
+
+    fn logits(&self, head: &CpuTable, hidden: &FloatRows, rows: &[usize], out: &mut Vec<f32>) {
+        out.resize(rows.len() * head.rows.rows(), 0.0);
+        let is_all = rows.len() == hidden.rows() && rows.is_sorted() && rows.first() == Some(&0);
+        match rows {
+            [] => {}
+            [row] => head.rows.project(self, hidden.row(*row), out),
+            _ if is_all => head.rows.project(self, &hidden.values, out),
+            _ => PICKED.with_borrow_mut(|picked| {
+                picked.clear();
+                rows.iter()
+                    .for_each(|row| picked.extend_from_slice(hidden.row(*row)));
+                head.rows.project(self, picked, out);
+            }),
+        }
+    }
+
+    fn estimate(&self, head: &CpuTable, hidden: &FloatRows, to: &mut ScreenScratch) -> bool {
+        head.screen
+            .as_ref()
+            .is_some_and(|screen| self.screen(screen, &hidden.values, to))
+    }
+
+    fn estimates(estimated: &ScreenScratch, row: usize, vocab: usize) -> Estimates<'_> {
+        estimated.estimates(row, vocab)
+    }
+
+    fn exact(
+        &self,
+        head: &CpuTable,
+        hidden: &FloatRows,
+        row: usize,
+        tokens: &[u32],
+        out: &mut Vec<f32>,
+    ) {
+        let hidden = hidden.row(row);
+        out.clear();
+        out.extend(
+            tokens
+                .iter()
+                .map(|token| head.rows.dot(self.set(), *token as usize, hidden)),
+        );
+    }
+
+    fn count_exact(&self, head: &CpuTable, num_exact: usize, decided: bool) {
+        let (vocab, hidden) = (head.rows.rows(), head.rows.cols());
+        let kernel = if decided {
+            Kernel::LogitsProjection
+        } else {
+            Kernel::LogitsScreen
+        };
+        let counters = self.counters();
+        counters.add(
+            kernel,
+            num_exact * hidden,
+            num_exact * head.rows.row_bytes(),
+        );
+        if decided {
+            let num_left_out = vocab.saturating_sub(num_exact);
+            counters.skip(Kernel::LogitsProjection, num_left_out * hidden);
+        }
+    }
+
+    fn counters(&self) -> &Counters {
+        self.counters()
+    }
+}
+
+/// A norm as the kernels take it.
+fn view(norm: &RmsNorm<Cpu>) -> Norm<'_> {
+    Norm {
+        weight: &norm.weight,
+        eps: norm.eps,
+    }
+}
+
+/// Queries, keys and values as the kernels take them.
+fn view_qkv<'a>(qkv: &'a FloatRows, heads: &HeadColumns) -> Qkv<'a> {
+    Qkv {
+        data: &qkv.values,
+        stride: qkv.cols,
+        offsets: [heads.queries.start, heads.keys.start, heads.values.start],
+    }
+}
+
+/// `out = W · x` for a single row, reading only the weights that matter if they are few; otherwise
+/// all. True if all of the product that can leave weights out did.
+fn multiply_active(
+    cpu: &Cpu,
+    matrix: &CpuMatrix,
+    copy: &SparseCopy,
+    x: &Int8Rows,
+    out: &mut [f32],
+) -> bool {
+    let (weights, x, scratch) = (&matrix.weights, &x.rows, &mut *x.scratch.borrow_mut());
+    match &copy.weights {
+        SparseWeights::Columns(columns) => {
+            let is_sparse = cpu.active_columns_matvec(columns, copy.active_max, x, scratch, out);
+            if !is_sparse {
+                cpu.ternary_matmul(weights, x, out);
+            }
+            is_sparse
+        }
+        SparseWeights::GatedRows(rows) => {
+            cpu.ternary_matmul_part(weights, 0, x, out);
+            let (gates, ups) = out.split_at_mut(weights.output_range(1).start);
+            let gates = &gates[weights.output_range(0)];
+            if !cpu.gated_rows_matvec(rows, gates, copy.active_max, x, scratch, ups) {
+                cpu.ternary_matmul_part(weights, 1, x, out);
+            }
+            // The gates themselves always come from the packed weights.
+            false
+        }
+    }
+}

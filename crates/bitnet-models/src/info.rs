@@ -1,0 +1,67 @@
+//! [`ModelInfo`]: facts about a loaded model, for an engine, receipts and reports.
+
+use crate::backend::Backend;
+use crate::config::Config;
+use crate::model::{HeadMode, LanguageModel};
+use crate::sparsity::{FfnLayer, FfnSparsity};
+
+/// Facts about a loaded model.
+#[derive(Clone, Debug)]
+pub struct ModelInfo {
+    /// The shape of the model.
+    pub config: Config,
+    /// Whether the head is the embedding.
+    pub is_tied: bool,
+    /// How the files hold the ternary weights: `I2_S`, for instance; several formats joined by
+    /// ` + `.
+    pub quantization: String,
+    /// How the backend packs the ternary weights: `1.67`; `1.67+tl2` where it is not the same for
+    /// all matrices.
+    pub packing: String,
+    /// How logits are computed: in full or screened.
+    pub head_mode: HeadMode,
+    /// Bytes of the 8-bit copy of the head, if logits are estimated from one first.
+    pub screen_bytes: Option<usize>,
+    /// The name of the format of the embedding's rows.
+    pub embedding_format: &'static str,
+    /// Ternary weights, those of dead neurons included.
+    pub num_ternary_weights: usize,
+    /// Bytes of the packed ternary weights, padding included: a dense pass reads them once.
+    pub num_ternary_bytes: usize,
+    /// Whether decode steps leave out products with zeros.
+    pub ffn_sparsity: FfnSparsity,
+    /// How the feed-forward network of each layer is held.
+    pub ffn_layers: Vec<FfnLayer>,
+}
+
+impl ModelInfo {
+    /// Bytes of all copies of feed-forward weights.
+    #[must_use]
+    pub fn ffn_copy_bytes(&self) -> usize {
+        let bytes = |copy: Option<usize>| copy.unwrap_or(0);
+        let layers = self.ffn_layers.iter();
+        layers
+            .map(|layer| bytes(layer.up_copy_bytes) + bytes(layer.down_copy_bytes))
+            .sum()
+    }
+}
+
+impl<B: Backend> LanguageModel<B> {
+    /// Facts about this model.
+    #[must_use]
+    pub fn info(&self) -> ModelInfo {
+        ModelInfo {
+            config: self.config().clone(),
+            is_tied: self.is_tied(),
+            quantization: self.quantization().to_owned(),
+            packing: self.packing(),
+            head_mode: self.head_mode(),
+            screen_bytes: B::table_facts(self.head()).screen_bytes,
+            embedding_format: B::table_facts(self.embedding()).format,
+            num_ternary_weights: self.num_ternary_weights(),
+            num_ternary_bytes: self.num_ternary_bytes(),
+            ffn_sparsity: self.ffn_sparsity(),
+            ffn_layers: self.ffn_layers().collect(),
+        }
+    }
+}
