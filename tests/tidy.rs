@@ -42,9 +42,10 @@ const ROOT: &[&str] = &[
 /// The crates, each with those of ours that its code may use (its tests may use any). `xtask` and
 /// `fuzz` use what they like, and nothing uses them.
 const ARROWS: &[(&str, &[&str])] = &[
+    ("bitnet-guard", &[]),
     ("bitnet-kernels", &[]),
     ("bitnet-quantization", &["bitnet-kernels"]),
-    ("bitnet-files", &["bitnet-quantization"]),
+    ("bitnet-files", &["bitnet-guard", "bitnet-quantization"]),
     (
         "bitnet-models",
         &["bitnet-files", "bitnet-kernels", "bitnet-quantization"],
@@ -69,11 +70,15 @@ const ARROWS: &[(&str, &[&str])] = &[
             "bitnet-tokenizers",
         ],
     ),
-    ("bitnet-server", &["bitnet-inference", "bitnet-tokenizers"]),
+    (
+        "bitnet-server",
+        &["bitnet-guard", "bitnet-inference", "bitnet-tokenizers"],
+    ),
     (
         "bitnet-cli",
         &[
             "bitnet-files",
+            "bitnet-guard",
             "bitnet-hub",
             "bitnet-inference",
             "bitnet-kernels",
@@ -98,6 +103,9 @@ const CIRCLE_FILES_MAX: usize = 3;
 /// The files that may say `unsafe`.
 const UNSAFE: &[&str] = &[
     "crates/bitnet-files/src/mmap.rs",
+    "crates/bitnet-guard/src/mapped.rs",
+    "crates/bitnet-guard/src/memory.rs",
+    "crates/bitnet-guard/tests/mapped.rs",
     "crates/bitnet-inference/tests/allocations.rs",
     "crates/bitnet-kernels/src/ops/attention.rs",
     "crates/bitnet-kernels/src/ops/cpu.rs",

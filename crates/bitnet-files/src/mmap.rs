@@ -11,14 +11,15 @@ use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 
+use bitnet_guard::MappedFile;
 use memmap2::Mmap;
 
 use crate::error::{Error, Result};
 
 /// The bytes of one model file, immutable for as long as they live.
 pub enum ModelBytes {
-    /// A mapped file.
-    Mapped(Mmap),
+    /// A mapped file. The watch comes first, so that it is dropped before the mapping.
+    Mapped(MappedFile, Mmap),
     /// Bytes in the program itself.
     Static(&'static [u8]),
     /// Bytes in memory.
@@ -42,18 +43,19 @@ impl ModelBytes {
         if file.metadata().map_err(io)?.len() == 0 {
             return Ok(Self::Owned(Vec::new())); // some systems refuse to map nothing
         }
-        // SAFETY: the mapping is read-only and lives as long as the value. Like every program that
-        // maps its models, we rely on nobody truncating or rewriting the file in place meanwhile;
-        // replacing it by rename is harmless.
+        // SAFETY: the mapping is read-only and lives as long as the value. Replacing the file by
+        // renaming is harmless. A program that truncates or rewrites it in place changes the bytes
+        // under us; `MappedFile` notices that, and maps zeros where no bytes are left.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        Ok(Self::Mapped(map))
+        let watch = MappedFile::watch(path, file, map.as_ptr_range()).map_err(io)?;
+        Ok(Self::Mapped(watch, map))
     }
 
     /// Tells the system that a range will be read once, front to back, soon. Advice only: failure
     /// changes nothing.
     pub fn advise_sequential(&self, offset: usize, len: usize) {
         #[cfg(unix)]
-        if let Self::Mapped(map) = self {
+        if let Self::Mapped(_, map) = self {
             let _ = map.advise_range(memmap2::Advice::Sequential, offset, len);
             let _ = map.advise_range(memmap2::Advice::WillNeed, offset, len);
         }
@@ -65,7 +67,7 @@ impl ModelBytes {
     /// file again.
     pub fn advise_done(&self, offset: usize, len: usize) {
         #[cfg(unix)]
-        if let Self::Mapped(map) = self {
+        if let Self::Mapped(_, map) = self {
             // SAFETY: the mapping is shared, read-only and backed by the file, so dropping its
             // pages loses nothing: a later read, through a borrow older than this call too, faults
             // the same bytes in again.
@@ -83,7 +85,7 @@ impl Deref for ModelBytes {
 
     fn deref(&self) -> &[u8] {
         match self {
-            Self::Mapped(map) => map,
+            Self::Mapped(_, map) => map,
             Self::Static(bytes) => bytes,
             Self::Owned(bytes) => bytes,
         }

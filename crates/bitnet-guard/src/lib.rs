@@ -1,0 +1,25 @@
+//! GUARD: what keeps the process whole, whatever a file or a client brings.
+//!
+//! - [`Contained`] runs foreign input (schemas, grammars, chat templates) in helper processes whose
+//!   stack, memory and time are limited. A helper that breaks its limits ends; this process does
+//!   not.
+//! - [`MappedFile`] watches a file whose bytes are mapped into memory: a file that is cut or
+//!   rewritten in place becomes an error that names it, not a signal that ends the process.
+//! - [`give_memory_back`] returns freed memory to the system after a burst.
+//!
+//! This crate knows neither models nor HTTP.
+
+mod contained;
+mod helper;
+mod mapped;
+mod memory;
+
+pub use contained::{Breach, Cancel, Contained, HelperProgram};
+pub use helper::{HelperLimits, answer_jobs};
+pub use mapped::{FileProblem, MappedFile, file_problems};
+pub use memory::{address_space_left, give_memory_back, is_hangup_ignored, open_files_limit};
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

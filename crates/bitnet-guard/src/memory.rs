@@ -1,0 +1,80 @@
+//! Memory and files as the system counts them.
+
+#![expect(
+    unsafe_code,
+    reason = "the allocator gives memory back through a C function"
+)]
+
+/// Gives freed memory back to the system. Takes milliseconds where there is much, so this is for
+/// the time after a burst.
+pub fn give_memory_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: the function has no preconditions; it locks the allocator's arenas itself.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Bytes of addresses, and of memory that can be written to, that this process has now; `None` where
+/// the system does not tell.
+pub(crate) fn in_use() -> Option<(u64, u64)> {
+    let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let mut pages = pages.split_whitespace().map(str::parse::<u64>);
+    let (addresses, data) = (pages.next()?.ok()?, pages.nth(4)?.ok()?);
+    Some((addresses * page_bytes(), data * page_bytes()))
+}
+
+#[cfg(unix)]
+fn page_bytes() -> u64 {
+    rustix::param::page_size() as u64
+}
+
+#[cfg(not(unix))]
+fn page_bytes() -> u64 {
+    4096
+}
+
+/// Bytes of address space that this process may still take; `None` where there is no limit.
+pub fn address_space_left() -> Option<u64> {
+    #[cfg(unix)]
+    {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::As).current?;
+        Some(limit.saturating_sub(in_use()?.0))
+    }
+    #[cfg(not(unix))]
+    None
+}
+
+/// Whether this process was started with the signal SIGHUP ignored, as `nohup` does.
+pub fn is_hangup_ignored() -> bool {
+    const SIGHUP_BIT: u64 = 1;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask & SIGHUP_BIT != 0)
+}
+
+/// Raises the number of files that this process may open to `wanted`, as far as the system lets
+/// it, and returns the limit there is now; `None` if there is none.
+pub fn open_files_limit(wanted: u64) -> Option<u64> {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let limit = getrlimit(Resource::Nofile);
+        let current = limit.current?;
+        let raised = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted));
+        if raised <= current {
+            return Some(current);
+        }
+        let new = Rlimit {
+            current: Some(raised),
+            maximum: limit.maximum,
+        };
+        Some(setrlimit(Resource::Nofile, new).map_or(current, |()| raised))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = wanted;
+        None
+    }
+}
