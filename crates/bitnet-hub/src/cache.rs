@@ -375,6 +375,7 @@ impl RepoFolder {
             path: path.clone(),
             source,
         };
+        refuse_special(&path)?;
         let lock = File::options()
             .write(true)
             .create(true)
@@ -503,6 +504,19 @@ fn repo_of_folder(folder: &str) -> Option<String> {
         .ok()
         .filter(|name| name.repo == repo)
         .map(|name| name.repo)
+}
+
+/// Refuses a pipe, a device or a folder where a file is expected: opening a pipe would wait for its
+/// other end.
+pub(crate) fn refuse_special(path: &Path) -> Result<()> {
+    match fs::metadata(path) {
+        Ok(metadata) if !metadata.is_file() => Err(Error::Io {
+            path: path.to_owned(),
+            source: io::Error::other("it is not a regular file"),
+        }),
+        // Opening it says what is wrong, if anything is.
+        _ => Ok(()),
+    }
 }
 
 pub(crate) fn make_parent(path: &Path) -> Result<()> {

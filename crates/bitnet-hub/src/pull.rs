@@ -9,7 +9,7 @@ use std::time::Duration;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use crate::cache::{Cache, INCOMPLETE, Model, RepoFolder, make_parent};
+use crate::cache::{Cache, INCOMPLETE, Model, RepoFolder, make_parent, refuse_special};
 use crate::client::{Hash, Hub, RemoteFile};
 use crate::error::{Error, Result};
 use crate::name::ModelName;
@@ -125,7 +125,7 @@ impl Attempts {
     }
 }
 
-/// Sees to it that a blob is there, whole and right.
+/// Makes sure that a blob is there, whole and right.
 fn fetch(
     hub: &Hub,
     repo: &RepoFolder,
@@ -134,6 +134,7 @@ fn fetch(
     progress: &mut ProgressFn<'_>,
 ) -> Result<()> {
     let blob = repo.blob(remote.hash.hex());
+    refuse_special(&blob)?;
     if let Ok(file) = File::open(&blob) {
         let mut there = Partial::new(file, &blob, remote);
         if there.check_what_is_there(progress)? && there.hash_is_right() {
@@ -150,6 +151,7 @@ fn fetch(
     path.push(INCOMPLETE);
     let path = PathBuf::from(path);
     make_parent(&path)?;
+    refuse_special(&path)?;
     let io = |source| Error::Io {
         path: path.clone(),
         source,

@@ -337,6 +337,22 @@ fn hash_link(hash: &str) -> u64 {
     (link + COMMIT.len()) as u64
 }
 
+#[cfg(unix)]
+#[test]
+fn a_pipe_in_the_place_of_a_file_is_refused() {
+    let bytes = content(1000);
+    let server = one_file(bytes.clone());
+    for end in ["", ".incomplete"] {
+        let place = Place::new();
+        fs::create_dir_all(place.at("blobs")).expect("a folder");
+        let path = place.at(&format!("blobs/{}{end}", sha256(&bytes)));
+        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        assert!(made.expect("mkfifo runs").success());
+        let refused = place.pull(&server, REPO).expect_err("a pipe").to_string();
+        assert!(refused.contains(&sha256(&bytes)), "{refused}");
+    }
+}
+
 #[test]
 fn what_was_broken_off_is_gone_on_with() {
     let bytes = content(1_000_000);
