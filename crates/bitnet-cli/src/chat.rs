@@ -177,18 +177,16 @@ impl Chat {
             .unwrap_or((command, ""));
         let rest = rest.trim();
         match command {
-            "help" => println!("{HELP}"),
+            "help" => say(HELP)?,
             "clear" => self.messages.clear(),
-            "system" if rest.is_empty() => {
-                println!("{}", self.system.as_deref().unwrap_or("(nothing)"))
-            }
+            "system" if rest.is_empty() => say(self.system.as_deref().unwrap_or("(nothing)"))?,
             "system" => self.system = Some(rest.to_owned()),
             "save" | "load" if rest.is_empty() => {
                 anyhow::bail!("/{command} needs the name of a file")
             }
             "save" => self.save(Path::new(rest))?,
             "load" => self.load(Path::new(rest))?,
-            "stats" => self.stats(),
+            "stats" => self.stats()?,
             "quit" | "exit" => return Ok(true),
             _ => anyhow::bail!("there is no command /{command}; /help lists them"),
         }
@@ -290,12 +288,11 @@ impl Chat {
         let file = std::fs::File::create_new(path)
             .with_context(|| format!("cannot save to {}", path.display()))?;
         serde_json::to_writer_pretty(file, &saved)?;
-        println!(
+        say(format!(
             "saved {} messages to {}",
             saved.messages.len(),
             path.display()
-        );
-        Ok(())
+        ))
     }
 
     fn load(&mut self, path: &Path) -> anyhow::Result<()> {
@@ -312,25 +309,31 @@ impl Chat {
             .first()
             .is_some_and(|m| m.role == "system")
             .then(|| messages.remove(0).content);
-        println!("loaded {} messages from {}", messages.len(), path.display());
+        let num_messages = messages.len();
         self.system = system;
         self.messages = messages;
-        Ok(())
+        say(format!(
+            "loaded {num_messages} messages from {}",
+            path.display()
+        ))
     }
 
-    fn stats(&self) {
-        match &self.timings {
-            None => println!("no answer yet"),
-            Some(timings) => {
-                println!("{}", report::timings_line(timings));
-                let used = timings.prompt_tokens + timings.generated_tokens;
-                println!(
-                    "context {used} of {} tokens",
-                    self.session.engine.options().context
-                );
-            }
-        }
+    fn stats(&self) -> anyhow::Result<()> {
+        let Some(timings) = &self.timings else {
+            return say("no answer yet");
+        };
+        let used = timings.prompt_tokens + timings.generated_tokens;
+        say(format!(
+            "{}\ncontext {used} of {} tokens",
+            report::timings_line(timings),
+            self.session.engine.options().context
+        ))
     }
+}
+
+/// Writes a line to standard output; the standard `println!` panics where that is closed.
+fn say(line: impl std::fmt::Display) -> anyhow::Result<()> {
+    Ok(writeln!(std::io::stdout(), "{line}")?)
 }
 
 /// Where the lines typed so far are kept.

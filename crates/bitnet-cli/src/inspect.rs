@@ -12,7 +12,7 @@ use bitnet_models::{Config, I2sForm, Tl1Tile, Tl2Tile};
 use serde_json::json;
 
 use crate::args::InspectArguments;
-use crate::report::config_json;
+use crate::report::{Printable, config_json};
 use crate::session::model_path;
 
 /// How many elements of a metadata array are shown.
@@ -35,10 +35,10 @@ pub fn inspect(arguments: &InspectArguments) -> anyhow::Result<()> {
     let config = Config::from_gguf(&gguf);
     let tokenization = tokenization_from_gguf(&gguf);
     let odd = oddities(&gguf, config.as_ref().ok(), tokenization.as_ref().ok());
-    let mut out = std::io::stdout().lock();
+    let mut out = Printable::new(std::io::stdout().lock());
     if arguments.json {
         writeln!(
-            out,
+            out.exact(),
             "{}",
             to_json(
                 &path,
@@ -121,7 +121,7 @@ fn inspect_directory(path: &Path, arguments: &InspectArguments) -> anyhow::Resul
         let total = types.entry(tensor.dtype.name()).or_default();
         *total = (total.0 + 1, total.1 + tensor.num_bytes);
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = Printable::new(std::io::stdout().lock());
     if arguments.json {
         let types: BTreeMap<&str, serde_json::Value> = types
             .into_iter()
@@ -140,7 +140,7 @@ fn inspect_directory(path: &Path, arguments: &InspectArguments) -> anyhow::Resul
                 .map(|t| json!({ "name": t.name, "type": t.dtype.name(), "dims": t.shape, "bytes": t.num_bytes }));
             object["tensors"] = list.collect();
         }
-        writeln!(out, "{object}")?;
+        writeln!(out.exact(), "{object}")?;
         return Ok(());
     }
     writeln!(out, "{}", path.display())?;

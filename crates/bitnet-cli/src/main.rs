@@ -2,6 +2,14 @@
 
 #![forbid(unsafe_code)]
 
+/// `eprintln!` that ignores a standard error that cannot be written; the standard one panics.
+macro_rules! eprintln {
+    ($($message:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($message)*);
+    }};
+}
+
 mod args;
 mod bench;
 #[cfg(feature = "server")]
@@ -13,6 +21,8 @@ mod convert;
 mod hub;
 mod inspect;
 mod interrupt;
+#[cfg(feature = "server")]
+mod log;
 mod logits;
 mod perplexity;
 mod receipt;
@@ -28,29 +38,51 @@ mod tune;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::CommandFactory;
 
 use args::{Arguments, Command};
 
 fn main() -> ExitCode {
+    report_missing_memory();
     match arguments().and_then(dispatch) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            // The whole chain on one line, whatever a file or a system put into it.
-            let message = format!("{error:#}").replace(['\n', '\r'], " ");
-            eprintln!(
-                "{}: {message}",
-                if std::io::stderr().is_terminal() {
-                    "\x1b[1;31merror\x1b[0m"
-                } else {
-                    "error"
-                }
-            );
+            print_error(report::one_line(&format!("{error:#}")));
             ExitCode::from(exit_code(&error))
         }
     }
+}
+
+/// Makes a panic for want of memory one line and exit code 1, as other errors are; a backtrace would
+/// need memory itself. `serve` has a hook of its own.
+fn report_missing_memory() {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let message = panic.payload_as_str().unwrap_or_default();
+        if message.starts_with("no memory for ") {
+            eprintln!("error: {message}");
+            std::process::exit(1);
+        }
+        default(panic);
+    }));
+}
+
+/// Prints an error on standard error, and gives up after a second if nobody reads that.
+fn print_error(message: String) {
+    let (done, is_done) = std::sync::mpsc::sync_channel(1);
+    std::thread::spawn(move || {
+        let label = match std::io::stderr().is_terminal() {
+            true => "\x1b[1;31merror\x1b[0m",
+            false => "error",
+        };
+        eprintln!("{label}: {message}");
+        // `print_error` may have stopped waiting.
+        let _ = done.send(());
+    });
+    let _ = is_done.recv_timeout(Duration::from_secs(1));
 }
 
 #[cfg(feature = "server")]
@@ -83,6 +115,8 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Perplexity(arguments) => perplexity::perplexity(&arguments),
         #[cfg(feature = "server")]
         Command::Serve(arguments) => serve::serve(*arguments),
+        #[cfg(feature = "server")]
+        Command::FormHelper(arguments) => serve::form_helper(&arguments),
         #[cfg(feature = "server")]
         Command::BenchServer(arguments) => bench_server::bench_server(&arguments),
         Command::Completions { shell } => {

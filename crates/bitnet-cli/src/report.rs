@@ -7,6 +7,93 @@ use serde_json::{Value, json};
 
 use crate::session::ModelSource;
 
+/// Maximum number of characters of a text from a file in a message.
+const FOREIGN_CHARS_MAX: usize = 4096;
+
+/// A text as one line of a terminal: control characters, which could move the cursor or change
+/// colours, are escaped, and a text that is too long loses its middle.
+pub fn one_line(text: &str) -> String {
+    let num_chars = text.chars().count();
+    let (head, tail) = match num_chars > FOREIGN_CHARS_MAX {
+        true => (FOREIGN_CHARS_MAX / 2, FOREIGN_CHARS_MAX / 2),
+        false => (num_chars, 0),
+    };
+    let mut out = String::with_capacity(text.len().min(4 * FOREIGN_CHARS_MAX));
+    let mut push = |c: char| match c {
+        '\n' | '\r' => out.push(' '),
+        c if c.is_control() => out.extend(c.escape_default()),
+        c => out.push(c),
+    };
+    text.chars().take(head).for_each(&mut push);
+    if tail > 0 {
+        " … ".chars().for_each(&mut push);
+        text.chars().skip(num_chars - tail).for_each(&mut push);
+    }
+    out
+}
+
+/// Maximum number of bytes of a line that [`Printable`] writes.
+const LINE_BYTES_MAX: usize = 16 << 10;
+
+/// Writes text to a terminal, without the control characters that names and values in a file may
+/// have, and without the ends of lines that are too long.
+pub struct Printable<W> {
+    out: W,
+    line_bytes: usize,
+    /// The first byte of a control character of two bytes was left out.
+    is_after_c2: bool,
+}
+
+impl<W> Printable<W> {
+    pub fn new(out: W) -> Self {
+        Self {
+            out,
+            line_bytes: 0,
+            is_after_c2: false,
+        }
+    }
+
+    /// For text that escapes control characters itself, as JSON does.
+    pub fn exact(&mut self) -> &mut W {
+        &mut self.out
+    }
+}
+
+impl<W: std::io::Write> std::io::Write for Printable<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let mut text = Vec::with_capacity(bytes.len());
+        for &byte in bytes {
+            // U+0080 to U+009F are control characters, too: C2 80 to C2 9F in UTF-8.
+            let is_c1 = self.is_after_c2 && (0x80..0xa0).contains(&byte);
+            if std::mem::take(&mut self.is_after_c2) && !is_c1 {
+                text.push(0xc2);
+            }
+            self.line_bytes = if byte == b'\n' {
+                0
+            } else {
+                self.line_bytes + 1
+            };
+            match byte {
+                b'\n' => text.push(byte),
+                _ if self.line_bytes > LINE_BYTES_MAX + 1 => {}
+                _ if self.line_bytes > LINE_BYTES_MAX => text.extend_from_slice("…".as_bytes()),
+                0xc2 => self.is_after_c2 = true,
+                _ if is_c1 => text.extend_from_slice(format!("\\u{{{byte:x}}}").as_bytes()),
+                byte if byte.is_ascii_control() => {
+                    text.extend_from_slice(format!("\\u{{{byte:x}}}").as_bytes());
+                }
+                byte => text.push(byte),
+            }
+        }
+        self.out.write_all(&text)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
+    }
+}
+
 /// Milliseconds, with fractions.
 fn ms(duration: std::time::Duration) -> f64 {
     duration.as_secs_f64() * 1e3
@@ -183,4 +270,38 @@ pub fn is_wrong_parameter(error: &anyhow::Error) -> bool {
                 | Error::TokenRange { .. }
         )
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_printed_has_no_control_characters_and_lines_end() {
+        use std::io::Write;
+        let print = |text: &str| {
+            let mut out = Printable::new(Vec::new());
+            // Each byte by itself, so that a character is cut.
+            for byte in text.bytes() {
+                out.write_all(&[byte]).expect("a vector takes it");
+            }
+            String::from_utf8_lossy(&out.out).into_owned()
+        };
+        assert_eq!(
+            print("a\u{1b}]0;t\u{7}\n\u{9b}2J é ©\n"),
+            "a\\u{1b}]0;t\\u{7}\n\\u{9b}2J é ©\n"
+        );
+        let long = print(&format!("{}\nb\n", "x".repeat(1 << 20)));
+        assert_eq!(long.len(), LINE_BYTES_MAX + "…\nb\n".len());
+    }
+
+    #[test]
+    fn a_line_has_no_control_characters_and_an_end() {
+        assert_eq!(
+            one_line("a\nb\u{1b}[31mc\u{9b}d é"),
+            "a b\\u{1b}[31mc\\u{9b}d é"
+        );
+        let long = one_line(&"x".repeat(5_000_000));
+        assert_eq!(long.chars().count(), FOREIGN_CHARS_MAX + 3);
+    }
 }

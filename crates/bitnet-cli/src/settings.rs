@@ -57,7 +57,7 @@ pub fn parse() -> anyhow::Result<Arguments> {
             let list = found
                 .iter()
                 .map(|setting| format!("  --{} from {}\n", setting.name, setting.origin));
-            eprint!(
+            eprintln!(
                 "{}\nThese settings were not typed:\n{}",
                 error.render(),
                 list.collect::<String>()
