@@ -29,11 +29,9 @@ impl Server {
 
     /// Starts one, with variables in its environment; it may not be ready.
     pub fn start_with(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        Self::start_as(
-            Command::new(env!("CARGO_BIN_EXE_bitnet")),
-            arguments,
-            environment,
-        )
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bitnet"));
+        command.stderr(Stdio::piped());
+        Self::start_as(command, arguments, environment)
     }
 
     /// Starts one from a shell that runs a command first; it may not be ready.
@@ -45,7 +43,18 @@ impl Server {
             &format!("{first}; exec \"$0\" \"$@\""),
             env!("CARGO_BIN_EXE_bitnet"),
         ]);
+        command.stderr(Stdio::piped());
         Self::start_as(command, arguments, &[])
+    }
+
+    /// Starts one that logs to `stderr`, and waits until it is ready; [`log`](Self::log) stays
+    /// empty.
+    pub fn start_logging_to(stderr: impl Into<Stdio>, arguments: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bitnet"));
+        command.stderr(stderr);
+        let server = Self::start_as(command, arguments, &[]);
+        server.wait_until("ready", || server.get("/readyz").status == 200);
+        server
     }
 
     fn start_as(mut command: Command, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
@@ -59,7 +68,6 @@ impl Server {
             .env("BITNET_SERVE_LOG_LEVEL", "debug")
             .envs(environment.iter().copied())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
             .spawn()
             .expect("the program starts");
         let mut line = String::new();
@@ -67,14 +75,15 @@ impl Server {
             .read_line(&mut line)
             .expect("a line");
         let log = Arc::new(Mutex::new(Vec::new()));
-        let stderr = BufReader::new(child.stderr.take().expect("a pipe"));
-        let lines = Arc::clone(&log);
-        std::thread::spawn(move || {
-            for line in stderr.lines().map_while(Result::ok) {
-                let entry = serde_json::from_str(&line).unwrap_or(Value::String(line));
-                lines.lock().expect("a log").push(entry);
-            }
-        });
+        if let Some(stderr) = child.stderr.take() {
+            let lines = Arc::clone(&log);
+            std::thread::spawn(move || {
+                for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                    let entry = serde_json::from_str(&line).unwrap_or(Value::String(line));
+                    lines.lock().expect("a log").push(entry);
+                }
+            });
+        }
         let address = line
             .trim()
             .strip_prefix("listening on http://")
@@ -257,7 +266,7 @@ pub fn write_request(
     headers: &[(&str, &str)],
     body: &[u8],
 ) -> std::io::Result<()> {
-    let mut head = format!("{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n");
+    let mut head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n");
     for (name, value) in headers {
         head += &format!("{name}: {value}\r\n");
     }

@@ -1,7 +1,8 @@
 //! Clients that hang up, dawdle, stall, or are too many: each is dealt with, and nobody else
 //! notices.
 
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -189,6 +190,82 @@ fn a_reader_that_takes_nothing_is_given_up() {
     assert_eq!(server.post(CHAT, &chat("Once", json!({}))).status, 200);
 }
 
+/// Answers stay whole while `server` logs more than its reader takes: 600 requests with a line
+/// each, beside 4 streams. The server still stops when it is told to.
+#[cfg(target_os = "linux")]
+fn answers_are_whole(server: Server) {
+    let more = json!({ "stream": true, "ignore_eos": true, "max_tokens": 200 });
+    std::thread::scope(|scope| {
+        let streams: Vec<_> = (0..4)
+            .map(|_| scope.spawn(|| server.post(CHAT, &chat("Once upon a time", more.clone()))))
+            .collect();
+        for _ in 0..600 {
+            assert_eq!(server.get("/health").status, 200);
+        }
+        for stream in streams {
+            let events = stream.join().expect("no panic").events();
+            let last = events.last().expect("chunks");
+            assert_eq!(last["choices"][0]["finish_reason"], "length", "{last}");
+        }
+    });
+    server.signal("TERM");
+    assert!(server.wait().success());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_log_on_a_full_disk_changes_no_answer_and_its_lost_lines_are_counted() {
+    let full = std::fs::File::options().write(true).open("/dev/full");
+    let server = Server::start_logging_to(full.expect("a full disk"), &[]);
+    assert_eq!(server.post(CHAT, &chat("Once", json!({}))).status, 200);
+    server.wait_until("counted", || {
+        server.sample("bitnet_log_lines_lost_total") > 1.0
+    });
+    answers_are_whole(server);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_log_whose_reader_has_gone_changes_no_answer() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let server = Server::start_logging_to(writer, &[]);
+    drop(reader);
+    answers_are_whole(server);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_log_whose_reader_sleeps_changes_no_answer() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    // A line of the log has some 200 bytes, so the 64 KiB of the pipe are full after 300.
+    answers_are_whole(Server::start_logging_to(writer, &["--log-level", "debug"]));
+    drop(reader);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn commands_whose_errors_cannot_be_written_end_with_their_exit_code() {
+    let full = || {
+        std::fs::File::options()
+            .write(true)
+            .open("/dev/full")
+            .expect("a full disk")
+    };
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bitnet"));
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(full());
+        command.status().expect("the program runs").code()
+    };
+    assert_eq!(run(&["run", "-m", "no/model.gguf", "Once"]), Some(1));
+    assert_eq!(run(&["chat", "-m", "no/model.gguf"]), Some(1));
+    assert_eq!(run(&["run", "--temp", "-1", "Once"]), Some(2));
+    assert_eq!(run(&["run", "-n", "2", "Once"]), Some(0));
+}
+
 /// How long a server is overloaded, from the variable BITNET_SOAK_SECONDS: `cargo run -p xtask --
 /// ci --full` gives it two minutes. Only then are times held to a limit, for only then does nothing
 /// else run.
@@ -361,4 +438,254 @@ fn overload_is_answers_and_refusals_in_flat_memory() {
         "{before} MiB resident, then {after} MiB"
     );
     server.wait_until("free", || server.sample("vllm:kv_cache_usage_perc") == 0.0);
+}
+
+/// A schema that needs some work: `count` fields.
+fn many_fields(count: usize) -> Value {
+    let fields = (0..count).map(|index| (format!("field{index}"), json!({ "type": "string" })));
+    let fields: serde_json::Map<_, _> = fields.collect();
+    json!({ "structured_outputs": { "json": { "type": "object", "properties": fields } } })
+}
+
+/// Checks that a server with low limits refuses a form for the reason `words`, that an answer under
+/// way stays whole, and that forms and texts are still answered.
+#[track_caller]
+fn refuses_one_form(arguments: &[&str], words: &str, takes_small_forms: bool) {
+    let server = Server::start(arguments);
+    let more = json!({ "stream": true, "ignore_eos": true, "max_tokens": 300 });
+    let stream = server.open(CHAT, &chat("Once upon a time", more));
+    let refused = server.post(CHAT, &chat("Once", many_fields(300)));
+    let message = refused.json()["error"]["message"].to_string();
+    assert_eq!(refused.status, 400, "{message}");
+    assert!(message.contains(words), "{message}");
+    let events = stream.finish().events();
+    let last = events.last().expect("chunks");
+    assert_eq!(last["choices"][0]["finish_reason"], "length", "{last}");
+    server.answer(CHAT, &chat("Once", json!({})));
+    if takes_small_forms {
+        let small = json!({ "structured_outputs": { "choice": ["yes", "no"] } });
+        server.answer(CHAT, &chat("Once", small));
+    }
+    assert!(
+        server
+            .log()
+            .iter()
+            .all(|line| !line["message"].to_string().contains("panicked"))
+    );
+}
+
+#[test]
+fn a_form_that_takes_too_long_to_compile_is_refused_alone() {
+    refuses_one_form(
+        &["--form-timeout", "0.001"],
+        "takes longer than 0.001 s",
+        false,
+    );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_form_that_takes_too_much_memory_is_refused_alone() {
+    refuses_one_form(&["--form-memory", "1M"], "or 1024 KiB of memory", true);
+}
+
+#[test]
+fn a_form_that_overflows_its_stack_is_refused_alone() {
+    refuses_one_form(&["--form-stack", "48K"], "more than 48 KiB of stack", false);
+}
+
+#[test]
+fn a_form_seen_before_goes_to_no_helper() {
+    let server = Server::start(&[]);
+    let form = json!({ "structured_outputs": { "choice": ["yes", "no"] } });
+    server.answer(CHAT, &chat("Once", form.clone()));
+    let num_helpers = || server.sample("bitnet_forms_compiled_total");
+    assert_eq!(num_helpers(), 1.0);
+    server.answer(CHAT, &chat("Twice", form));
+    assert_eq!(num_helpers(), 1.0);
+}
+
+#[test]
+fn probes_are_answered_when_every_connection_is_busy() {
+    let server = Server::start(&["--ctx-size", "100000", "--connections", "4"]);
+    let busy: Vec<_> = (0..4)
+        .map(|_| server.open(CHAT, &endless(json!({ "stream": true }))))
+        .collect();
+    assert_eq!(server.get("/livez").status, 200);
+    assert_eq!(server.get("/readyz").status, 200);
+    assert_eq!(server.sample("bitnet_connections"), 5.0);
+    let (status, code, _) = server.refusal(CHAT, &chat("Once", json!({})));
+    assert_eq!((status, &*code), (503, "too_many_connections"));
+    drop(busy);
+    server.wait_until("room", || {
+        server.post(CHAT, &chat("Once", json!({}))).status == 200
+    });
+}
+
+#[test]
+fn idle_connections_make_room_for_others() {
+    let server = Server::start(&["--connections", "4"]);
+    // Some say nothing, some have asked before and are kept alive.
+    let silent: Vec<_> = (0..8).map(|_| server.connect()).collect();
+    let alive: Vec<_> = (0..8)
+        .map(|_| {
+            let mut stream = server.connect();
+            let request = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n";
+            stream.write_all(request).expect("it is sent");
+            Response::read(stream)
+        })
+        .collect();
+    assert!(alive.iter().all(|open| open.response.status == 200));
+    server.answer(CHAT, &chat("Once", json!({})));
+    assert!(server.sample("bitnet_connections_closed_idle_total") >= 8.0);
+    drop((silent, alive));
+}
+
+/// The story-teller as a file of its own, and a server that serves it.
+fn with_model_file() -> (tempfile::TempDir, std::path::PathBuf, Server) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.gguf");
+    let story_teller = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../models/stories/stories.gguf"
+    );
+    std::fs::copy(story_teller, &path).expect("a copy");
+    let server = Server::start(&["-m", path.to_str().expect("a path")]);
+    (folder, path, server)
+}
+
+const COMPLETIONS: &str = "/v1/completions";
+
+#[cfg(unix)]
+#[test]
+fn a_model_file_that_is_cut_ends_requests_with_its_name() {
+    let (_folder, path, server) = with_model_file();
+    let ask = || {
+        server.post(
+            COMPLETIONS,
+            &crate::client::completion("Once upon", json!({})),
+        )
+    };
+    assert_eq!(ask().status, 200);
+    let file = std::fs::File::options()
+        .write(true)
+        .open(&path)
+        .expect("a file");
+    file.set_len(100_000).expect("a cut");
+    let refused = ask();
+    let message = refused.json()["error"]["message"].to_string();
+    assert_eq!(refused.status, 500, "{message}");
+    assert!(
+        message.contains("model.gguf of the model was changed"),
+        "{message}"
+    );
+    server.wait_until("noticed", || server.get("/livez").status == 503);
+    assert_eq!(server.get("/livez").json()["status"], "model changed");
+    assert_eq!(server.sample("bitnet_model_file_changed"), 1.0);
+    assert_eq!(ask().status, 500);
+    let log = format!("{:?}", server.log());
+    assert!(log.contains("model.gguf was cut"), "{log}");
+}
+
+#[test]
+fn a_model_file_that_is_written_to_fails_the_probe_of_life() {
+    let (_folder, path, server) = with_model_file();
+    assert_eq!(server.get("/livez").status, 200);
+    let mut file = std::fs::File::options()
+        .write(true)
+        .open(&path)
+        .expect("a file");
+    file.seek(std::io::SeekFrom::End(-1)).expect("its end");
+    file.write_all(b"x").expect("a byte");
+    let later = std::time::SystemTime::now() + Duration::from_secs(2);
+    file.set_modified(later).expect("a time");
+    server.wait_until("noticed", || server.get("/livez").status == 503);
+    assert_eq!(server.get("/readyz").json()["status"], "model changed");
+}
+
+#[test]
+fn bodies_of_all_requests_together_are_bounded() {
+    let server = Server::start(&["--body-bytes", "1M", "--inflight-bytes", "1M"]);
+    let large = chat(&"x".repeat(700_000), json!({})).to_string();
+    let withheld = large.len() - 1;
+    let mut first = server.connect();
+    let length = large.len().to_string();
+    let headers = [
+        ("content-type", "application/json"),
+        ("content-length", &*length),
+    ];
+    write_request(&mut first, "POST", CHAT, &headers, b"").expect("a head");
+    first
+        .write_all(&large.as_bytes()[..withheld])
+        .expect("most of a body");
+    server.wait_until("read", || {
+        server.sample("bitnet_inflight_body_bytes") == withheld as f64
+    });
+    let (status, code, _) = server.refusal(CHAT, &chat(&"x".repeat(700_000), json!({})));
+    assert_eq!((status, &*code), (429, "queue_full"));
+    server.answer(CHAT, &chat("Once", json!({})));
+    drop(first);
+    server.wait_until("given back", || {
+        server.sample("bitnet_inflight_body_bytes") == 0.0
+    });
+}
+
+#[test]
+fn a_body_that_is_announced_too_large_is_not_asked_for() {
+    let server = Server::start(&["--body-bytes", "1K"]);
+    for length in ["1025", "9223372036854775807"] {
+        let mut stream = server.connect();
+        let headers = [
+            ("content-type", "application/json"),
+            ("content-length", length),
+            ("expect", "100-continue"),
+        ];
+        write_request(&mut stream, "POST", CHAT, &headers, b"").expect("a head");
+        // The first line is the answer, not an invitation to send.
+        assert_eq!(Response::read(stream).finish().status, 413, "{length}");
+    }
+}
+
+#[test]
+fn transfer_codings_but_chunked_are_refused() {
+    let server = Server::start(&[]);
+    for (coding, status) in [("gzip, chunked", 501), ("chunked, chunked", 400)] {
+        let headers = [
+            ("content-type", "application/json"),
+            ("transfer-encoding", coding),
+        ];
+        let response = server.send("POST", CHAT, &headers, b"");
+        assert_eq!(response.status, status, "{coding}: {}", response.text());
+        assert_eq!(response.header("connection"), Some("close"));
+    }
+}
+
+#[test]
+fn a_burst_of_one_client_does_not_hold_up_another() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let keys = folder.path().join("keys");
+    // SHA-256 of `secret` and of `other`.
+    let hashes = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b alice\n\
+                  d9298a10d1b0735837dc4bd85dac641b0f3cef27a47e5d53a54f2f3f5b2fcffa bob\n";
+    std::fs::write(&keys, hashes).expect("a file");
+    let keys = keys.to_str().expect("a path");
+    let server = Server::start(&["--running", "1", "--api-key-file", keys]);
+    let ask = |key: &str, more: Value| {
+        let body = crate::client::with(
+            chat("Once upon a time", json!({ "ignore_eos": true })),
+            more,
+        );
+        let key = format!("Bearer {key}");
+        server.post_with(CHAT, &body, &[("authorization", &key)])
+    };
+    std::thread::scope(|scope| {
+        let burst = scope.spawn(|| ask("secret", json!({ "n": 16, "max_tokens": 300 })));
+        server.wait_until("running", || {
+            server.sample("vllm:num_requests_running") == 1.0
+        });
+        assert_eq!(ask("other", json!({ "max_tokens": 2 })).status, 200);
+        let waiting = server.sample("vllm:num_requests_waiting");
+        assert!(waiting > 8.0, "{waiting} of the burst still wait");
+        assert_eq!(burst.join().expect("no panic").status, 200);
+    });
 }

@@ -963,3 +963,152 @@ fn logs_in_json_are_objects_one_a_line() {
     assert_eq!(ready.len(), 1);
     assert_eq!(ready[0]["model"], "stories");
 }
+
+#[test]
+fn names_that_pages_of_the_web_point_at_us_are_refused() {
+    let server = Server::start(&["--allowed-host", "gpu.lan"]);
+    let status = |head: &str| {
+        let mut stream = server.connect();
+        let request = format!("GET /v1/models {head}connection: close\r\n\r\n");
+        std::io::Write::write_all(&mut stream, request.as_bytes()).expect("it is sent");
+        Response::read(stream).finish().status
+    };
+    for (head, expected) in [
+        ("HTTP/1.1\r\nhost: localhost:8080\r\n", 200),
+        ("HTTP/1.1\r\nhost: 127.0.0.1\r\n", 200),
+        ("HTTP/1.1\r\nhost: gpu.lan:80\r\n", 200),
+        ("HTTP/1.1\r\nhost: evil.example:8080\r\n", 403),
+        ("HTTP/1.1\r\n", 400),
+        ("HTTP/1.1\r\nhost: localhost\r\nhost: localhost\r\n", 400),
+        ("HTTP/1.0\r\n", 200),
+    ] {
+        assert_eq!(status(head), expected, "{head}");
+    }
+}
+
+#[test]
+fn a_server_with_keys_answers_under_every_name() {
+    let folder = folder();
+    let server = Server::start(&["--api-key-file", &file(&folder, "keys", KEYS)]);
+    let headers = [("authorization", "Bearer secret"), ("host", "gpu.example")];
+    let mut stream = server.connect();
+    let head = "GET /v1/models HTTP/1.1\r\nconnection: close\r\n";
+    let lines: String = headers
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect();
+    std::io::Write::write_all(&mut stream, format!("{head}{lines}\r\n").as_bytes()).expect("sent");
+    assert_eq!(Response::read(stream).finish().status, 200);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_key_file_that_is_a_pipe_for_a_while_freezes_nothing() {
+    let folder = folder();
+    let (alice, other) = KEYS.split_at(KEYS.find("d9298a").expect("a second key"));
+    let path = file(&folder, "keys", alice);
+    let server = Server::start(&["--api-key-file", &path]);
+    let status = |key: &str| {
+        let key = format!("Bearer {key}");
+        server
+            .send("GET", "/v1/models", &[("authorization", &key)], b"")
+            .status
+    };
+    std::fs::remove_file(&path).expect("a file");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&path)
+            .status()
+            .expect("mkfifo runs")
+            .success()
+    );
+    server.wait_until("told", || {
+        let log = server.log();
+        log.iter()
+            .any(|line| line["error"] == "it is not a regular file")
+    });
+    assert_eq!(
+        (status("secret"), status("other")),
+        (200, 401),
+        "what was read last counts"
+    );
+    std::fs::remove_file(&path).expect("a pipe");
+    std::fs::write(&path, other).expect("a file");
+    server.wait_until("read again", || status("other") == 200);
+    assert_eq!(status("secret"), 401);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_terminal_that_closes_drains_and_other_signals_change_nothing() {
+    let server = Server::start(&[]);
+    let endless = json!({ "stream": true, "ignore_eos": true, "max_tokens": null });
+    let mut stream = server.open(CHAT, &chat("Once upon a time", endless));
+    stream.read_chunk();
+    server.signal("USR1");
+    server.signal("USR2");
+    assert_eq!(server.get("/readyz").status, 200);
+    server.signal("HUP");
+    // A server that was started under `nohup`, as these tests may be, ignores that.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.map(|mask| u64::from_str_radix(mask.trim(), 16).expect("a mask"));
+    if ignored.is_some_and(|mask| mask & 1 == 1) {
+        assert_eq!(server.get("/readyz").status, 200);
+        server.signal("QUIT");
+    }
+    let events = stream.finish().events();
+    let last = events.last().expect("chunks");
+    assert_eq!(last["choices"][0]["finish_reason"], "length");
+    assert!(server.wait().success());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn few_file_descriptors_are_told_at_the_start() {
+    let mut command = Command::new("sh");
+    let script = "ulimit -n 40; exec \"$0\" serve --port 0";
+    let output = command
+        .args(["-c", script, env!("CARGO_BIN_EXE_bitnet")])
+        .output();
+    let output = output.expect("a shell");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("may open 40 files"), "{message}");
+    let server = Server::start_under("ulimit -n 100", &[]);
+    server.wait_until("ready", || server.get("/readyz").status == 200);
+    let log = server.log();
+    let is_told = |line: &Value| line["message"].to_string().contains("--connections is 36");
+    assert!(log.iter().any(is_told), "{log:#?}");
+    // More clients than descriptors: the idle ones make room.
+    let _idle: Vec<_> = (0..150).map(|_| server.connect()).collect();
+    assert_eq!(server.post(CHAT, &chat("Once", json!({}))).status, 200);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn little_memory_is_an_error_of_one_sentence() {
+    for (limit_mib, command) in [
+        (96, "serve --port 0"),
+        (400, "serve --port 0"),
+        (96, "run -n 1 x"),
+    ] {
+        let limit_kib = limit_mib << 10;
+        let script = format!("ulimit -v {limit_kib}; exec \"$0\" {command}");
+        let mut shell = Command::new("sh");
+        let output = shell
+            .args(["-c", &script, env!("CARGO_BIN_EXE_bitnet")])
+            .output();
+        let output = output.expect("a shell");
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(
+            output.status.code(),
+            Some(1),
+            "{limit_mib} {command}: {message}"
+        );
+        assert!(
+            message.contains("memory"),
+            "{limit_mib} {command}: {message}"
+        );
+    }
+}

@@ -77,6 +77,10 @@ pub enum Command {
     /// Measure how long a server keeps its clients waiting
     #[cfg(feature = "server")]
     BenchServer(BenchServerArguments),
+    /// Compile forms for `serve`, which starts this command itself
+    #[cfg(feature = "server")]
+    #[command(hide = true)]
+    FormHelper(FormHelperArguments),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -456,6 +460,11 @@ pub struct ServeArguments {
     /// than once
     #[arg(long, value_name = "ORIGIN", value_delimiter = ',')]
     pub cors_origin: Vec<String>,
+    /// Answer requests whose header Host has this name; may be given more than once, * for every
+    /// name. Addresses and localhost are always allowed. Not given: every name, but on a loopback
+    /// address without keys no other
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub allowed_host: Vec<String>,
     /// What the model is called; may be given more than once, the first name being the one that
     /// answers bear
     #[arg(
@@ -516,9 +525,24 @@ pub struct ServeArguments {
     /// Seconds without a finished step of the engine after which /livez fails
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = crate::serve::parse_seconds)]
     pub stall_timeout: Duration,
-    /// Open connections
+    /// Bytes of the bodies of all requests together that are read or wait to be read
+    #[arg(long, value_name = "BYTES", default_value = "256M", value_parser = crate::serve::parse_bytes)]
+    pub inflight_bytes: usize,
+    /// Open connections, beside 16 that answer probes only
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = parse_count)]
     pub connections: usize,
+    /// Open connections of one address; seven eighths of all if not given
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    pub connections_per_address: Option<usize>,
+    /// Seconds that compiling a schema, an expression or a grammar may take
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = crate::serve::parse_seconds)]
+    pub form_timeout: Duration,
+    /// Memory that compiling a schema, an expression or a grammar may take
+    #[arg(long, value_name = "BYTES", default_value = "256M", value_parser = crate::serve::parse_bytes)]
+    pub form_memory: usize,
+    /// Stack that compiling a schema, an expression or a grammar may take
+    #[arg(long, value_name = "BYTES", default_value = "4M", hide = true, value_parser = crate::serve::parse_form_stack)]
+    pub form_stack: usize,
     /// How the log is written, on standard error; auto is text on a terminal, else JSON
     #[arg(long, value_enum, default_value_t = LogFormat::Auto)]
     pub log_format: LogFormat,
@@ -535,6 +559,18 @@ pub struct ServeArguments {
     pub sampling: SamplingArguments,
     #[command(flatten)]
     pub model: ModelArguments,
+}
+
+/// The limits of a process that compiles forms.
+#[cfg(feature = "server")]
+#[derive(Args)]
+pub struct FormHelperArguments {
+    /// Bytes of stack
+    #[arg(long)]
+    pub stack: usize,
+    /// Bytes of memory
+    #[arg(long)]
+    pub memory: usize,
 }
 
 #[cfg(feature = "server")]

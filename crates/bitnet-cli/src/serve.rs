@@ -1,28 +1,38 @@
 //! `bitnet serve`: the model behind OpenAI's API.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::net::ToSocketAddrs;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use bitnet_guard::{HelperLimits, HelperProgram};
 use bitnet_inference::{EngineOptions, Tokenization};
 use bitnet_models::{Config, KvCache};
 use bitnet_server::{
-    ApiKeys, Conversation, CorsOrigins, Ended, Limits, ServeOptions, ServedModel, ServerEvent,
+    AllowedHosts, ApiKeys, Conversation, CorsOrigins, Ended, FormHelper, Limits, ServeOptions,
+    ServedModel, ServerEvent,
 };
 
-use crate::args::{CacheSalt, LogFormat, ServeArguments, WrongUsage};
+use crate::args::{CacheSalt, FormHelperArguments, ServeArguments, WrongUsage};
+use crate::log::Log;
 use crate::session::{self, ModelSource, Session};
 use crate::{built_in, chat, settings};
 
 /// Serves until the process is told to stop.
 pub fn serve(arguments: ServeArguments) -> anyhow::Result<()> {
-    let options = options(&arguments)?;
+    check_headroom()?;
+    let mut options = options(&arguments)?;
     if arguments.check_config {
         return check(&arguments);
     }
-    start_log(&arguments);
+    let log = Log::start(arguments.log_format, arguments.log_level)
+        .context("cannot start the thread of the log")?;
+    options.lost_log_lines = log.lost_lines();
+    let limits = &mut options.limits;
+    limits.connections = affordable_connections(limits.connections)?;
+    limits.connections_per_address = limits.connections_per_address.min(limits.connections);
     match bitnet_server::serve(options, move || Ok(load(&arguments)?), tell)? {
         Ended::Drained => tracing::info!("stopped"),
         Ended::Cut { unfinished: 0 } => tracing::info!("stopped at once"),
@@ -87,10 +97,14 @@ fn options(arguments: &ServeArguments) -> anyhow::Result<ServeOptions> {
             Some(ApiKeys::read(path).with_context(|| format!("API keys in {}", path.display()))?)
         }
     };
+    let address = addresses
+        .next()
+        .with_context(|| format!("{host} has no address"))?;
+    let connections = arguments.connections;
     Ok(ServeOptions {
-        address: addresses
-            .next()
-            .with_context(|| format!("{host} has no address"))?,
+        address,
+        allowed_hosts: allowed_hosts(arguments, address.ip().is_loopback())?,
+        form_helper: Some(form_helper_program(arguments)?),
         model_names: arguments.model_name.clone(),
         api_keys,
         cors_origins: CorsOrigins::new(&arguments.cors_origin)
@@ -114,11 +128,86 @@ fn options(arguments: &ServeArguments) -> anyhow::Result<ServeOptions> {
             body_timeout: arguments.body_timeout,
             write_timeout: arguments.write_timeout,
             request_timeout: arguments.request_timeout,
-            connections: arguments.connections,
+            inflight_bytes: arguments.inflight_bytes.max(arguments.body_bytes),
+            connections,
+            connections_per_address: arguments
+                .connections_per_address
+                .unwrap_or(connections - connections / 8),
         },
         drain_timeout: arguments.drain_timeout,
         stall_timeout: arguments.stall_timeout,
+        lost_log_lines: Arc::default(),
     })
+}
+
+/// The names that requests may call the server by. On a loopback address without keys these must be
+/// told, for pages of the web can point names of their own at it.
+fn allowed_hosts(arguments: &ServeArguments, is_loopback: bool) -> anyhow::Result<AllowedHosts> {
+    let is_open = arguments.api_key_file.is_some() || !is_loopback;
+    if arguments.allowed_host.is_empty() && is_open {
+        return Ok(AllowedHosts::any());
+    }
+    let hosts = AllowedHosts::new(&arguments.allowed_host);
+    Ok(hosts.map_err(|error| WrongUsage(error.to_string()))?)
+}
+
+/// This program as the one that compiles forms.
+fn form_helper_program(arguments: &ServeArguments) -> anyhow::Result<FormHelper> {
+    // The program that runs, even after its file was replaced.
+    let this = Path::new("/proc/self/exe");
+    let path = match this.exists() {
+        true => this.to_owned(),
+        false => std::env::current_exe().context("cannot find the file of this program")?,
+    };
+    let limits = HelperLimits {
+        stack_bytes: arguments.form_stack,
+        memory_bytes: arguments.form_memory,
+        time: arguments.form_timeout,
+    };
+    let arguments = [
+        "form-helper".to_owned(),
+        format!("--stack={}", limits.stack_bytes),
+        format!("--memory={}", limits.memory_bytes),
+    ];
+    let program = HelperProgram {
+        path,
+        arguments: arguments.to_vec(),
+    };
+    Ok(FormHelper { program, limits })
+}
+
+/// Compiles forms for the server that started this process.
+pub fn form_helper(arguments: &FormHelperArguments) -> ! {
+    bitnet_server::answer_forms(HelperLimits {
+        stack_bytes: arguments.stack,
+        memory_bytes: arguments.memory,
+        // The server looks at the clock.
+        time: Duration::MAX,
+    })
+}
+
+/// File descriptors that the server needs beside those of connections.
+const OTHER_FILES: usize = 64;
+
+/// The number of connections that file descriptors last for: `wanted` where the system allows it.
+fn affordable_connections(wanted: usize) -> anyhow::Result<usize> {
+    let needed = wanted.saturating_add(OTHER_FILES);
+    let Some(limit) = bitnet_guard::open_files_limit(needed as u64) else {
+        return Ok(wanted);
+    };
+    let affordable = usize::try_from(limit).unwrap_or(usize::MAX);
+    let affordable = affordable.saturating_sub(OTHER_FILES);
+    ensure!(
+        affordable > 0,
+        "this process may open {limit} files, but the server needs more than {OTHER_FILES}: raise the limit (ulimit -n)"
+    );
+    if affordable < wanted {
+        tracing::warn!(
+            limit,
+            "this process may open few files: --connections is {affordable} instead of {wanted}"
+        );
+    }
+    Ok(affordable.min(wanted))
 }
 
 /// What is sent to OpenTelemetry, as its specification has the variables: off until an endpoint is
@@ -162,6 +251,7 @@ fn load(arguments: &ServeArguments) -> anyhow::Result<ServedModel> {
     let session = session::open_with(&arguments.model, None, |config, options| {
         sized(config, options, arguments)
     })?;
+    check_headroom()?;
     let template = arguments.chat_template.as_deref();
     let conversation = conversation(&session.source, session.tokenization().ok(), template)?;
     let name = name(&session);
@@ -178,6 +268,22 @@ fn load(arguments: &ServeArguments) -> anyhow::Result<ServedModel> {
         name,
         block_size: KvCache::BLOCK,
     })
+}
+
+/// Addresses that serving takes beside the model and its cache: stacks of threads, requests, and
+/// what the allocator sets aside for each thread.
+const HEADROOM_BYTES: u64 = 512 << 20;
+
+/// Refuses to serve where a limit on addresses (`ulimit -v`) would end the process under load.
+fn check_headroom() -> anyhow::Result<()> {
+    let left = bitnet_guard::address_space_left().unwrap_or(u64::MAX);
+    ensure!(
+        left >= HEADROOM_BYTES,
+        "the limit on memory addresses (ulimit -v) leaves {} MiB beside the model and its cache, but serving takes {} MiB",
+        left >> 20,
+        HEADROOM_BYTES >> 20
+    );
+    Ok(())
 }
 
 /// Refuses what every request without a say of its own would be refused for.
@@ -308,26 +414,6 @@ fn in_toml(value: &str) -> String {
     }
 }
 
-fn start_log(arguments: &ServeArguments) {
-    let is_terminal = std::io::stderr().is_terminal();
-    let log = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(is_terminal)
-        .with_target(false)
-        .with_max_level(arguments.log_level);
-    let is_json = match arguments.log_format {
-        LogFormat::Auto => !is_terminal,
-        LogFormat::Json => true,
-        LogFormat::Text => false,
-    };
-    if is_json {
-        log.json().flatten_event(true).init();
-    } else {
-        log.init();
-    }
-    std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
-}
-
 /// Seconds, as they are typed.
 pub fn parse_seconds(text: &str) -> Result<Duration, String> {
     let seconds = text
@@ -337,6 +423,18 @@ pub fn parse_seconds(text: &str) -> Result<Duration, String> {
     seconds
         .map(Duration::from_secs_f64)
         .ok_or_else(|| "expected seconds, more than 0, such as 30 or 0.5".to_owned())
+}
+
+/// Bytes of stack for compiling forms: what the server's own threads are made for, or less.
+pub fn parse_form_stack(text: &str) -> Result<usize, String> {
+    let bytes = parse_bytes(text)?;
+    match bytes <= FormHelper::STACK_BYTES {
+        true => Ok(bytes),
+        false => Err(format!(
+            "expected {} bytes at most",
+            FormHelper::STACK_BYTES
+        )),
+    }
 }
 
 /// Bytes, as they are typed: a number, or one with K, M or G behind it.

@@ -176,6 +176,7 @@ pub fn load_model(arguments: &ModelArguments, device: Device) -> anyhow::Result<
     };
     let loaded = loaded.with_context(|| format!("cannot load {source}"))?;
     spinner.finish_and_clear();
+    check_files()?;
     if let Some(form) = loaded.i2_s_hint {
         eprintln!(
             "warning: the I2_S codes of {source} look as if they were arranged as {form}: try --i2-s-form {form}"
@@ -186,6 +187,14 @@ pub fn load_model(arguments: &ModelArguments, device: Device) -> anyhow::Result<
         source,
         load_options,
     })
+}
+
+/// Fails if a file of the model was cut while it is in use: what was read is not the model.
+fn check_files() -> anyhow::Result<()> {
+    match bitnet_guard::file_problems(false).into_iter().next() {
+        Some(problem) => Err(problem.into()),
+        None => Ok(()),
+    }
 }
 
 /// The engine's bounds, as far as the arguments say.
@@ -303,6 +312,7 @@ impl Session {
                 return Ok(answer);
             }
             self.engine.step(&mut events);
+            check_files()?;
             for event in events.drain(..) {
                 let text = match event {
                     Event::Prefill { done, total, .. } => {

@@ -57,8 +57,20 @@ impl ApiKeys {
 }
 
 fn read(path: &Path) -> Result<String> {
+    // Asked before opening: opening a pipe would wait for its writer.
+    if !std::fs::metadata(path)
+        .map_err(Error::ApiKeyFile)?
+        .is_file()
+    {
+        return Err(Error::ApiKeyFileKind);
+    }
     std::fs::read_to_string(path).map_err(Error::ApiKeyFile)
 }
+
+/// How the names of keys without a name begin.
+const UNNAMED: &str = "sha256:";
+/// Number of hexadecimal digits of such a name: 64 bits tell any two keys of a file apart.
+const UNNAMED_DIGITS: usize = 16;
 
 /// The hashes of the keys, each with the name of its owner.
 #[derive(Debug, PartialEq)]
@@ -73,9 +85,18 @@ impl Keys {
                 continue;
             }
             let (digits, name) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-            let hash = parse_hash(digits).ok_or(Error::ApiKeyLine { line: index + 1 })?;
+            let line = index + 1;
+            let hash = parse_hash(digits).ok_or(Error::ApiKeyLine { line })?;
             let name = match name.trim() {
-                "" | "-" => format!("key {}", keys.len() + 1),
+                // From the key itself, so that it stays the same when other lines go.
+                "" | "-" => {
+                    let digits = digits[..UNNAMED_DIGITS].to_ascii_lowercase();
+                    format!("{UNNAMED}{digits}")
+                }
+                name if name.starts_with(UNNAMED) => {
+                    let prefix = UNNAMED;
+                    return Err(Error::ApiKeyName { line, prefix });
+                }
                 name => name.to_owned(),
             };
             keys.push((hash, name.into()));
@@ -135,7 +156,10 @@ mod tests {
 
     #[test]
     fn a_key_has_an_owner_and_nothing_else_has() {
-        assert_eq!(owner("Bearer secret").as_deref(), Some("key 1"));
+        assert_eq!(
+            owner("Bearer secret").as_deref(),
+            Some("sha256:2bb80d537b1da3e3")
+        );
         assert_eq!(
             owner("bearer  other").as_deref(),
             Some("alice from accounts")
@@ -157,6 +181,35 @@ mod tests {
                 .owner(&HeaderMap::new()),
             None
         );
+    }
+
+    #[test]
+    fn a_key_without_a_name_keeps_its_identity_when_another_line_goes() {
+        let owner = |file: &str| {
+            let value = "Bearer other".parse().expect("a header's value");
+            let headers = HeaderMap::from_iter([(axum::http::header::AUTHORIZATION, value)]);
+            Keys::parse(file).expect("keys").owner(&headers)
+        };
+        let unnamed = FILE.replace("alice from accounts", "-");
+        let (_, last_line) = unnamed.split_once("  -\n").expect("two lines");
+        assert_eq!(owner(&unnamed).as_deref(), Some("sha256:d9298a10d1b07358"));
+        assert_eq!(owner(&unnamed), owner(last_line));
+        let taken = FILE.replace("alice from accounts", "sha256:2bb80d537b1da3e3");
+        assert!(matches!(
+            Keys::parse(&taken),
+            Err(Error::ApiKeyName { line: 4, .. })
+        ));
+    }
+
+    #[test]
+    fn only_a_regular_file_is_read() {
+        let folder = std::env::temp_dir();
+        assert!(matches!(ApiKeys::read(&folder), Err(Error::ApiKeyFileKind)));
+        #[cfg(unix)]
+        assert!(matches!(
+            ApiKeys::read(Path::new("/dev/zero")),
+            Err(Error::ApiKeyFileKind)
+        ));
     }
 
     #[test]

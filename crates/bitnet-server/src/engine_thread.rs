@@ -16,10 +16,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
+use bitnet_guard::FileProblem;
 use bitnet_inference::{Constraint, Engine, Event, Finish, Logprobs, Request, RequestId};
 use bitnet_tokenizers::TokenId;
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::backlog::{Backlog, InEngine, Owner};
 use crate::grammar::TokenConstraint;
 use crate::metrics::Metrics;
 use crate::queue::Ticket;
@@ -32,6 +34,8 @@ pub(crate) struct Job {
     pub(crate) request: Request,
     /// The beginning of an answer under the grammar that constrains it.
     pub(crate) constraint: Option<TokenConstraint>,
+    /// Who shares the engine with others: see [`Backlog`].
+    pub(crate) owner: Owner,
     /// Which answer of those that share `replies`.
     pub(crate) choice: usize,
     /// Holds no more than the answer has tokens, which the context bounds.
@@ -71,6 +75,8 @@ pub(crate) enum Failure {
     Panicked,
     /// What constrains its tokens could not go on.
     Constraint(String),
+    /// A file of the model was changed while it is in use.
+    File(FileProblem),
 }
 
 /// Whether the thread is at work, and since when on the same step.
@@ -117,6 +123,8 @@ pub(crate) struct EngineThread<S> {
     pulse: Arc<Pulse>,
     metrics: Arc<Metrics>,
     step: S,
+    /// Jobs that the engine does not have yet.
+    backlog: Backlog<Flight>,
     in_flight: HashMap<RequestId, Flight>,
     /// Those that were under way when a step panicked, to be run one by one.
     suspects: VecDeque<Flight>,
@@ -125,9 +133,11 @@ pub(crate) struct EngineThread<S> {
     events: Vec<Event>,
 }
 
-/// A job the engine has.
+/// A job, and how far it has come.
 struct Flight {
     job: Job,
+    /// Counts for the owner's share while the engine has the job.
+    _in_engine: Option<InEngine>,
     /// Tokens sampled since it was last submitted.
     sampled: usize,
     /// Tokens sent.
@@ -155,6 +165,7 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineThread<S> {
             pulse,
             metrics,
             step,
+            backlog: Backlog::new(),
             in_flight,
             suspects,
             is_alone: false,
@@ -191,7 +202,7 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineThread<S> {
             }
             self.cancel_abandoned(engine);
             if self.in_flight.is_empty() {
-                if !self.suspects.is_empty() {
+                if !self.suspects.is_empty() || !self.backlog.is_empty() {
                     continue;
                 }
                 self.pulse.rest();
@@ -200,16 +211,7 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineThread<S> {
                 let Ok(job) = self.jobs.recv() else {
                     return Stopped::NoMoreJobs;
                 };
-                if !self.submit(
-                    engine,
-                    Flight {
-                        job,
-                        sampled: 0,
-                        sent: 0,
-                    },
-                ) {
-                    return Stopped::Panicked;
-                }
+                self.wait_for_engine(job);
                 continue;
             }
             self.pulse.beat();
@@ -220,11 +222,14 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineThread<S> {
                 return Stopped::Panicked;
             }
             self.metrics.step(engine);
+            if let Some(problem) = bitnet_guard::file_problems(false).first() {
+                self.fail_all(engine, problem);
+            }
             self.send_events();
         }
     }
 
-    /// Submits what has come, or the next suspect; false if that panicked.
+    /// Takes jobs, and submits what is next, or the next suspect; false if that panicked.
     fn take_jobs(&mut self, engine: &mut Engine) -> bool {
         if self.in_flight.is_empty() {
             self.is_alone = false;
@@ -239,21 +244,43 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineThread<S> {
                 );
             }
         }
+        while let Ok(job) = self.jobs.try_recv() {
+            self.wait_for_engine(job);
+        }
+        let running_max = engine.options().running_max.max(1);
         while !self.is_alone
-            && let Ok(job) = self.jobs.try_recv()
+            && self.in_flight.len() < running_max
+            && let Some((in_engine, flight)) = self.backlog.next()
         {
-            if !self.submit(
-                engine,
-                Flight {
-                    job,
-                    sampled: 0,
-                    sent: 0,
-                },
-            ) {
+            let flight = Flight {
+                _in_engine: Some(in_engine),
+                ..flight
+            };
+            if !self.submit(engine, flight) {
                 return false;
             }
         }
         true
+    }
+
+    fn wait_for_engine(&mut self, job: Job) {
+        let owner = Arc::clone(&job.owner);
+        let flight = Flight {
+            job,
+            _in_engine: None,
+            sampled: 0,
+            sent: 0,
+        };
+        self.backlog.push(owner, flight);
+    }
+
+    /// Ends every answer under way: what the engine has computed may be wrong.
+    fn fail_all(&mut self, engine: &mut Engine, problem: &FileProblem) {
+        self.events.clear();
+        for (id, flight) in self.in_flight.drain() {
+            engine.cancel(id);
+            flight.fail(Failure::File(problem.clone()));
+        }
     }
 
     /// False if that panicked.
@@ -321,6 +348,8 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineThread<S> {
             is_wanted
         });
         self.suspects
+            .retain(|flight| !flight.job.replies.is_closed());
+        self.backlog
             .retain(|flight| !flight.job.replies.is_closed());
     }
 
@@ -417,7 +446,8 @@ impl Flight {
     }
 }
 
-fn message(panic: &(dyn Any + Send)) -> &str {
+/// The message of a panic.
+pub(crate) fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("(no message)")
@@ -462,6 +492,7 @@ mod tests {
                 Reply::Failed(Failure::Refused(_)) => return (tokens, Err("refused")),
                 Reply::Failed(Failure::Panicked) => return (tokens, Err("panicked")),
                 Reply::Failed(Failure::Constraint(_)) => return (tokens, Err("constraint")),
+                Reply::Failed(Failure::File(_)) => return (tokens, Err("file")),
             }
         }
         (tokens, Err("dropped"))
@@ -493,6 +524,7 @@ mod tests {
             let job = Job {
                 request,
                 constraint: None,
+                owner: "".into(),
                 choice: 0,
                 replies,
                 ticket,
@@ -585,6 +617,7 @@ mod tests {
         let job = Job {
             request,
             constraint: None,
+            owner: "".into(),
             choice: 0,
             replies,
             ticket,

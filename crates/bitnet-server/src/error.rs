@@ -23,6 +23,9 @@ pub enum Error {
     /// What the loader of the model returned.
     #[error(transparent)]
     Load(Box<dyn std::error::Error + Send + Sync>),
+    /// The loader of the model panicked, as it does where there is no memory.
+    #[error("cannot load the model: {0}")]
+    LoadPanicked(String),
     /// An address that the load generator cannot use.
     #[error(
         "{url:?} is no address that requests can be sent to: expected http://host[:port][/path] (https is not supported)"
@@ -46,12 +49,40 @@ pub enum Error {
     /// An API key file without keys, which would lock everyone out.
     #[error("there are no keys in it")]
     NoApiKeys,
+    /// An API key file that is a directory, a pipe or a device: reading it could take for ever.
+    #[error("it is not a regular file")]
+    ApiKeyFileKind,
+    /// A name of an owner that keys without a name have.
+    #[error("line {line}: names that begin with {prefix:?} are for keys without a name")]
+    ApiKeyName {
+        /// Counted from 1.
+        line: usize,
+        /// How those names begin.
+        prefix: &'static str,
+    },
+    /// An allowed host that is no name.
+    #[error("{host:?} is no name of a host: expected * or a name without a port")]
+    Host {
+        /// The text that was given.
+        host: String,
+    },
     /// A CORS origin that no browser would send.
     #[error("{origin:?} is no origin: expected * or scheme://host[:port] without a path")]
     Origin {
         /// What was given.
         origin: String,
     },
+}
+
+/// An error with its sources, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
 }
 
 /// The crate's results.

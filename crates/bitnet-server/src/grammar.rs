@@ -6,17 +6,18 @@
 //! refused: no answer is given without the constraint that was asked for.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bitnet_inference::{Constraint, TokenSet};
-use bitnet_tokenizers::{TokenId, TokenKind, Tokenizer};
+use bitnet_tokenizers::TokenId;
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{SimpleVob, TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
 use llguidance::{Matcher, ParserFactory};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// The longest token that a grammar uses, in bytes; longer ones are never needed.
-const TOKEN_BYTES_MAX: usize = 200;
+use crate::vocabulary::Vocabulary;
+
 /// The most digits in a row in JSON, give or take a token, where its form does not demand more: a
 /// number that a model does not end has no other end.
 const DIGITS_MAX: usize = 32;
@@ -26,7 +27,7 @@ const KEPT_MAX: usize = 16;
 const COMPLAINT_MAX: usize = 500;
 
 /// What constrains an answer.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Grammar {
     /// JSON of a schema.
     Schema(Value),
@@ -48,7 +49,10 @@ pub(crate) struct Grammars {
 }
 
 /// The beginning of an answer, or what is wrong with a grammar.
-type Compiled = Result<TokenConstraint, String>;
+pub(crate) type Compiled = Result<TokenConstraint, GrammarError>;
+
+/// What is wrong with a grammar.
+pub(crate) type GrammarError = String;
 
 /// The tokens, as llguidance wants them.
 struct Tokens {
@@ -70,24 +74,16 @@ impl TokenizerEnv for Tokens {
 }
 
 impl Grammars {
-    /// Some hundred milliseconds for a vocabulary of 128,000 tokens.
-    pub(crate) fn new(tokenizer: &Tokenizer) -> Result<Self, String> {
-        let stop_ids: Vec<u32> = tokenizer.stop_ids().iter().map(|id| id.0).collect();
-        let Some(&eos) = stop_ids.first() else {
-            return Err(
-                "this model has no token that ends an answer, which a grammar needs".to_owned(),
-            );
-        };
-        let vocab_size = tokenizer.vocab_size() as u32;
-        let words: Vec<_> = (0..vocab_size)
-            .map(|id| word(tokenizer, TokenId(id)))
-            .collect();
+    /// Takes some hundred milliseconds for a vocabulary of 128,000 tokens.
+    pub(crate) fn new(vocabulary: &Vocabulary) -> Result<Self, String> {
+        let Vocabulary { stop_ids, words } = vocabulary;
+        let vocab_size = words.len() as u32;
         let is_digit = |word: &Vec<u8>| word.first().is_some_and(u8::is_ascii_digit);
-        let trie =
-            TokTrie::from(&TokRxInfo::new(vocab_size, eos), &words).with_eos_tokens(&stop_ids);
+        let trie = TokTrie::from(&TokRxInfo::new(vocab_size, stop_ids[0]), words)
+            .with_eos_tokens(stop_ids);
         let mut digits = trie.alloc_token_set();
         (0..vocab_size)
-            .zip(&words)
+            .zip(words)
             .filter(|(_, word)| is_digit(word))
             .for_each(|(id, _)| digits.allow_token(id));
         let tokens: TokEnv = Arc::new(Tokens { trie });
@@ -111,21 +107,38 @@ impl Grammars {
         })
     }
 
-    /// The beginning of an answer under a grammar.
-    pub(crate) fn compile(&self, grammar: &Grammar) -> Compiled {
-        // Each change is complete before anything could panic.
-        let kept = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = |kept: &mut VecDeque<(Grammar, Compiled)>| {
-            let index = kept.iter().position(|(known, _)| known == grammar)?;
-            kept.remove(index)
-        };
-        let entry = found(&mut kept());
-        let (_, compiled) = entry.unwrap_or_else(|| (grammar.clone(), self.compile_anew(grammar)));
-        let mut kept = kept();
-        // Another thread may have been at the same.
-        drop(found(&mut kept));
-        kept.push_front((grammar.clone(), compiled.clone()));
+    /// What a grammar came to that was compiled lately.
+    pub(crate) fn known(&self, grammar: &Grammar) -> Option<Compiled> {
+        let mut kept = self.kept();
+        let index = kept.iter().position(|(known, _)| known == grammar)?;
+        let entry = kept.remove(index)?;
+        let compiled = entry.1.clone();
+        kept.push_front(entry);
+        Some(compiled)
+    }
+
+    /// Keeps what a grammar came to.
+    pub(crate) fn keep(&self, grammar: &Grammar, compiled: Compiled) {
+        let mut kept = self.kept();
+        // Another thread may have compiled the same.
+        kept.retain(|(known, _)| known != grammar);
+        kept.push_front((grammar.clone(), compiled));
         kept.truncate(KEPT_MAX);
+    }
+
+    fn kept(&self) -> MutexGuard<'_, VecDeque<(Grammar, Compiled)>> {
+        // Each change is complete before anything could panic.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The beginning of an answer under a grammar. In a process that serves, the grammar must have
+    /// been compiled by a helper process before; see [`Forms`](crate::forms::Forms).
+    pub(crate) fn compile(&self, grammar: &Grammar) -> Compiled {
+        if let Some(known) = self.known(grammar) {
+            return known;
+        }
+        let compiled = self.compile_anew(grammar);
+        self.keep(grammar, compiled.clone());
         compiled
     }
 
@@ -166,19 +179,6 @@ fn next_tokens(matcher: &mut Matcher) -> Result<SimpleVob, String> {
         Err("the grammar allows no token of this model here".to_owned())
     } else {
         Ok(mask)
-    }
-}
-
-/// The bytes of a token; control tokens are marked as such, and never part of a text.
-fn word(tokenizer: &Tokenizer, id: TokenId) -> Vec<u8> {
-    let bytes = tokenizer.token_bytes(id);
-    match tokenizer.kind(id) {
-        _ if bytes.len() > TOKEN_BYTES_MAX => Vec::new(),
-        TokenKind::Unused => Vec::new(),
-        TokenKind::Control | TokenKind::Unknown => {
-            [&[TokTrie::SPECIAL_TOKEN_MARKER], bytes].concat()
-        }
-        _ => bytes.to_vec(),
     }
 }
 
@@ -308,8 +308,13 @@ impl Constraint for TokenConstraint {
 mod tests {
     use bitnet_inference::{Device, Loaded, load};
     use bitnet_models::LoadOptions;
+    use bitnet_tokenizers::Tokenizer;
 
     use super::*;
+
+    fn grammars(tokenizer: &Tokenizer) -> Grammars {
+        Grammars::new(&Vocabulary::new(tokenizer).expect("a vocabulary")).expect("grammars")
+    }
 
     fn tokenizer() -> Arc<Tokenizer> {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -341,7 +346,7 @@ mod tests {
     #[test]
     fn grammars_accept_what_they_describe_and_nothing_else() {
         let tokenizer = tokenizer();
-        let grammars = Grammars::new(&tokenizer).expect("grammars");
+        let grammars = grammars(&tokenizer);
         let person = Grammar::Schema(json!({
             "type": "object",
             "properties": { "name": { "type": "string" }, "age": { "type": "integer" }, "tags": { "$ref": "#/$defs/tags" } },
@@ -390,7 +395,7 @@ mod tests {
     #[test]
     fn a_number_in_json_has_an_end() {
         let tokenizer = tokenizer();
-        let grammars = Grammars::new(&tokenizer).expect("grammars");
+        let grammars = grammars(&tokenizer);
         let number = Grammar::Schema(json!({ "type": "number" }));
         let any = Grammar::Schema(json!({ "type": "object" }));
         let demanded = Grammar::Schema(json!({ "type": "string", "pattern": "^[0-9]{80}$" }));
@@ -427,7 +432,7 @@ mod tests {
 
     #[test]
     fn what_is_no_grammar_is_refused() {
-        let grammars = Grammars::new(&tokenizer()).expect("grammars");
+        let grammars = grammars(&tokenizer());
         for wrong in [
             Grammar::Schema(json!(7)),
             Grammar::Schema(json!({ "type": "nonsense" })),
@@ -457,7 +462,7 @@ mod tests {
     #[test]
     fn a_grammar_is_compiled_once_and_stays_at_its_beginning() {
         let tokenizer = tokenizer();
-        let grammars = Grammars::new(&tokenizer).expect("grammars");
+        let grammars = grammars(&tokenizer);
         let numbered = |index: usize| Grammar::Regex(format!("a{{{index}}}b"));
         let kept = |wanted: &Grammar| {
             grammars
@@ -488,7 +493,7 @@ mod tests {
     #[test]
     fn exactly_one_of_several_kinds_is_kept_to_or_refused() {
         let tokenizer = tokenizer();
-        let grammars = Grammars::new(&tokenizer).expect("grammars");
+        let grammars = grammars(&tokenizer);
         let pet = |name: &str| json!({ "type": "object", "properties": { "is": { "const": name } }, "required": ["is"] });
         let disjoint =
             Grammar::Schema(json!({ "oneOf": [pet("cat"), pet("dog"), { "type": "null" }] }));
@@ -516,7 +521,7 @@ mod tests {
 
     #[test]
     fn a_grammar_whose_first_token_is_too_much_work_is_refused() {
-        let grammars = Grammars::new(&tokenizer()).expect("grammars");
+        let grammars = grammars(&tokenizer());
         let properties = |count: usize| -> Grammar {
             let properties =
                 (0..count).map(|index| (format!("p{index}"), json!({ "type": "string" })));

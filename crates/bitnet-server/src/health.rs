@@ -17,17 +17,20 @@ use crate::state::{App, Phase};
 /// How the server is.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Health {
-    /// `ok`, `loading`, `draining`, or `stalled` where the engine has not finished a step for too
-    /// long.
+    /// `ok`, `loading`, `draining`; `stalled` where the engine has not finished a step for too
+    /// long; `text stalled` where no request has been read for too long; `model changed` where a
+    /// file of the model was changed while it is in use.
     status: &'static str,
 }
 
 fn answer(app: &App, is_ok: bool) -> Response {
-    let status = match (app.stalled(), app.phase()) {
-        (Some(_), _) => "stalled",
-        (None, Phase::Loading) => "loading",
-        (None, Phase::Ready) => "ok",
-        (None, Phase::Draining) => "draining",
+    let status = match app.phase() {
+        _ if app.damage().is_some() => "model changed",
+        _ if app.stalled().is_some() => "stalled",
+        _ if is_text_stalled(app) => "text stalled",
+        Phase::Loading => "loading",
+        Phase::Ready => "ok",
+        Phase::Draining => "draining",
     };
     let code = if is_ok {
         StatusCode::OK
@@ -35,6 +38,16 @@ fn answer(app: &App, is_ok: bool) -> Response {
         StatusCode::SERVICE_UNAVAILABLE
     };
     (code, crate::api::json(&Health { status })).into_response()
+}
+
+/// Whether no text of a request has been read for too long.
+fn is_text_stalled(app: &App) -> bool {
+    app.text.stalled(app.options.stall_timeout).is_some()
+}
+
+/// Whether the process works as it should: a restart would not help.
+fn is_alive(app: &App) -> bool {
+    app.stalled().is_none() && app.damage().is_none()
 }
 
 /// Whether requests are answered now.
@@ -49,7 +62,8 @@ fn answer(app: &App, is_ok: bool) -> Response {
     )
 )]
 pub(crate) async fn health(State(app): State<Arc<App>>) -> Response {
-    answer(&app, app.phase() == Phase::Ready && app.stalled().is_none())
+    let is_ready = app.phase() == Phase::Ready && is_alive(&app) && !is_text_stalled(&app);
+    answer(&app, is_ready)
 }
 
 /// The same, by the name that Kubernetes has for it.
@@ -72,7 +86,8 @@ pub(crate) async fn ready(State(app): State<Arc<App>>) -> Response {
     health(State(app)).await
 }
 
-/// Whether the process works: not where the engine is stuck, and a restart would help.
+/// Whether the process works. It does not where a restart would help: the engine is stuck, or a
+/// file of the model was changed.
 #[utoipa::path(
     get,
     path = "/livez",
@@ -80,11 +95,11 @@ pub(crate) async fn ready(State(app): State<Arc<App>>) -> Response {
     tag = "health",
     responses(
         (status = 200, description = "It works.", body = Health),
-        (status = 503, description = "The engine has not finished a step for too long.", body = Health),
+        (status = 503, description = "The engine has not finished a step for too long, or a file of the model was changed.", body = Health),
     )
 )]
 pub(crate) async fn live(State(app): State<Arc<App>>) -> Response {
-    answer(&app, app.stalled().is_none())
+    answer(&app, is_alive(&app))
 }
 
 /// Whether the model has been loaded.

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::header::{CONNECTION, CONTENT_TYPE, EXPECT, HeaderName, WWW_AUTHENTICATE};
-use axum::http::{HeaderValue, Method, StatusCode};
+use axum::http::header::{
+    CONNECTION, CONTENT_TYPE, EXPECT, HeaderName, TRANSFER_ENCODING, WWW_AUTHENTICATE,
+};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -16,7 +18,9 @@ use futures_util::FutureExt;
 
 use crate::api::{ApiError, chat, completions, models, tokenize};
 use crate::cors::CorsOrigins;
+use crate::door::Peer;
 use crate::health;
+use crate::hosts::HostProblem;
 use crate::id::{self, TraceParent};
 use crate::openapi;
 use crate::page;
@@ -28,6 +32,9 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Load reports for balancers, in the form of ORCA.
 const LOAD: HeaderName = HeaderName::from_static("endpoint-load-metrics");
 const LOAD_FORMAT: HeaderName = HeaderName::from_static("endpoint-load-metrics-format");
+
+/// What a connection in a reserved place is answered.
+const PROBES: [&str; 5] = ["/health", "/livez", "/metrics", "/readyz", "/startupz"];
 
 /// Everything the server answers.
 pub(crate) fn router(app: Arc<App>) -> Router {
@@ -96,6 +103,37 @@ async fn unknown_path(request: Request) -> ApiError {
     ApiError::unknown_path(request.method(), request.uri().path())
 }
 
+/// Refuses a request for what is wrong with it on the level of HTTP.
+fn refuse(app: &App, request: &Request, route: &str, peer: Option<&Peer>) -> Option<ApiError> {
+    let headers = request.headers();
+    match app.options.allowed_hosts.check(headers, request.version()) {
+        Ok(()) => {}
+        Err(HostProblem::NotOne) => return Some(ApiError::not_one_host()),
+        Err(HostProblem::NotAllowed) => return Some(ApiError::host_not_allowed()),
+    }
+    if peer.is_some_and(|peer| peer.is_reserved) && !PROBES.contains(&route) {
+        return Some(ApiError::too_many_connections());
+    }
+    transfer_coding_problem(headers)
+}
+
+/// Refuses transfer codings that are not `chunked`, once: the HTTP library reads others as if they
+/// were, and a proxy might read them otherwise.
+fn transfer_coding_problem(headers: &HeaderMap) -> Option<ApiError> {
+    let values = headers.get_all(TRANSFER_ENCODING).iter();
+    let codings: Vec<String> = values
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(|coding| String::from_utf8_lossy(coding.trim_ascii()).to_ascii_lowercase())
+        .collect();
+    let num_chunked = codings.iter().filter(|coding| *coding == "chunked").count();
+    match &codings[..] {
+        [] => None,
+        [one] if one == "chunked" => None,
+        _ if num_chunked > 1 => Some(ApiError::chunked_twice()),
+        _ => Some(ApiError::unknown_transfer_coding()),
+    }
+}
+
 /// Lets pass whoever has a key.
 async fn authenticate(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     if let Some(keys) = &app.options.api_keys {
@@ -120,6 +158,7 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
         .get::<MatchedPath>()
         .map_or("unknown", MatchedPath::as_str)
         .to_owned();
+    let peer = request.extensions().get::<Arc<Peer>>().cloned();
     let headers = request.headers();
     let trace = TraceParent::from_headers(headers);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
@@ -130,13 +169,17 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
         id::request_id(headers),
         trace,
     ));
+    record.details().address = peer.as_ref().map(|peer| peer.address);
     let mut recording = Recording {
         record: Arc::clone(&record),
         app: Arc::clone(&app),
         status: None,
         is_complete: false,
         _under_way: app.count_request(),
+        _peer: peer.as_ref().map(Peer::request),
     };
+    let refusal = refuse(&app, &request, record.route(), peer.as_deref());
+    let is_last = refusal.is_some();
     let cors = app.options.cors_origins.headers(headers);
     let preflight = CorsOrigins::is_preflight(&request)
         .then(|| app.options.cors_origins.preflight_headers(headers));
@@ -149,9 +192,10 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     let mut request = Request::from_parts(parts, Body::new(body.clone()));
     request.extensions_mut().insert(Arc::clone(&record));
 
-    let mut response = match preflight {
-        Some(headers) => (StatusCode::NO_CONTENT, headers).into_response(),
-        None => AssertUnwindSafe(next.run(request))
+    let mut response = match (refusal, preflight) {
+        (Some(refusal), _) => refusal.into_response(),
+        (None, Some(headers)) => (StatusCode::NO_CONTENT, headers).into_response(),
+        (None, None) => AssertUnwindSafe(next.run(request))
             .catch_unwind()
             .await
             .unwrap_or_else(|_| {
@@ -164,6 +208,8 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     if (status.is_client_error() || status.is_server_error())
         && status != StatusCode::REQUEST_TIMEOUT
         && !may_refuse_unread
+        // Reserved places must be free again at once.
+        && !peer.is_some_and(|peer| peer.is_reserved)
     {
         body.drain(app.options.limits.body_bytes).await;
     }
@@ -172,7 +218,7 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     }
     let headers = response.headers_mut();
     headers.extend(cors);
-    if app.phase() == Phase::Draining {
+    if is_last || app.phase() == Phase::Draining {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     if let Ok(value) = HeaderValue::from_str(&record.request_id) {

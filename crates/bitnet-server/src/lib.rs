@@ -15,14 +15,19 @@
 
 mod api;
 mod auth;
+mod backlog;
 mod connection;
 mod cors;
+mod door;
 mod engine_thread;
 mod error;
+mod forms;
 mod grammar;
 mod health;
+mod hosts;
 mod http;
 mod id;
+mod inflight;
 mod load;
 mod metrics;
 mod openapi;
@@ -39,10 +44,14 @@ mod state;
 #[cfg(feature = "bench")]
 mod telemetry_cost;
 mod text;
+mod vocabulary;
+mod watch;
 
 pub use auth::ApiKeys;
 pub use cors::CorsOrigins;
 pub use error::{Error, Result};
+pub use forms::{FormHelper, answer_forms};
+pub use hosts::AllowedHosts;
 pub use load::{Arrivals, LoadEndpoint, LoadGeneratorOptions, LoadReport, RequestTimes, run_load};
 pub use options::{Limits, ServeOptions};
 #[cfg(feature = "otlp")]

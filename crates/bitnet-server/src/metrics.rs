@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use bitnet_inference::{Engine, EngineCounts, Finish, HeadUse};
 
+use crate::door::Connections;
 use crate::queue;
+use crate::text::TextUse;
 
 /// Seconds to a first token.
 const FIRST_TOKEN_S: &[f64] = &[
@@ -217,6 +219,12 @@ pub(crate) struct Scene<'a> {
     pub(crate) model: &'a str,
     pub(crate) block_size: usize,
     pub(crate) queue: queue::Counts,
+    pub(crate) lost_log_lines: u64,
+    pub(crate) text: TextUse,
+    pub(crate) connections: &'a Connections,
+    pub(crate) inflight_bytes: usize,
+    /// Whether a file of the model was changed while it is in use.
+    pub(crate) is_damaged: bool,
 }
 
 impl Metrics {
@@ -409,6 +417,80 @@ impl Writer<'_> {
     fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
         self.head(name, "histogram", help);
         histogram.write(&mut self.out, name, self.labels);
+    }
+}
+
+impl Writer<'_> {
+    /// What the process does beside the engine.
+    fn process(&mut self, scene: &Scene<'_>) {
+        let Connections {
+            closed_idle,
+            refused,
+            accept_failures,
+            ..
+        } = scene.connections;
+        self.gauge(
+            "bitnet_connections",
+            "Open connections.",
+            scene.connections.num_open(),
+        );
+        self.counter(
+            "bitnet_connections_closed_idle_total",
+            "Idle connections that were closed to make room for others.",
+            closed_idle.load(Ordering::Relaxed),
+        );
+        self.counter(
+            "bitnet_connections_refused_total",
+            "Connections that found no place.",
+            refused.load(Ordering::Relaxed),
+        );
+        self.counter(
+            "bitnet_accept_failures_total",
+            "Connections that the system could not hand over.",
+            accept_failures.load(Ordering::Relaxed),
+        );
+        self.gauge(
+            "bitnet_inflight_body_bytes",
+            "Bytes of request bodies in memory.",
+            scene.inflight_bytes,
+        );
+        let TextUse {
+            reading,
+            compiling,
+            forms_waiting,
+            num_forms,
+            oldest,
+        } = scene.text;
+        self.gauge(
+            "bitnet_text_running",
+            "Requests whose text is read now.",
+            reading,
+        );
+        self.gauge(
+            "bitnet_forms_compiling",
+            "Forms of answers that are compiled now.",
+            compiling,
+        );
+        self.gauge(
+            "bitnet_forms_waiting",
+            "Forms of answers that wait to be compiled.",
+            forms_waiting,
+        );
+        self.counter(
+            "bitnet_forms_compiled_total",
+            "Forms of answers that were compiled; those known from before are not.",
+            num_forms,
+        );
+        self.gauge(
+            "bitnet_text_oldest_seconds",
+            "How long the oldest of these has been at it.",
+            oldest.as_secs_f64(),
+        );
+        self.gauge(
+            "bitnet_model_file_changed",
+            "1 if a file of the model was changed while it is in use.",
+            u8::from(scene.is_damaged),
+        );
     }
 }
 
@@ -671,6 +753,12 @@ impl Metrics {
             );
             histogram.write(&mut w.out, name, &labels);
         }
+        w.process(scene);
+        w.counter(
+            "bitnet_log_lines_lost_total",
+            "Log lines that could not be written: a full disk, or a reader that sleeps.",
+            scene.lost_log_lines,
+        );
         w.head("bitnet_build_info", "gauge", "The version of the program.");
         w.value(
             "bitnet_build_info",
@@ -741,6 +829,11 @@ mod tests {
         timer.ended(&metrics, Outcome::Abort);
         timer.ended(&metrics, Outcome::Error);
         let scene = Scene {
+            lost_log_lines: 0,
+            text: TextUse::default(),
+            connections: &Connections::default(),
+            inflight_bytes: 0,
+            is_damaged: false,
             model: "a\"b",
             block_size: 32,
             queue: queue::Counts::default(),

@@ -1,12 +1,16 @@
 //! [`ServeOptions`]: what the program settles before it serves.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bitnet_inference::SamplingParams;
 
 use crate::auth::ApiKeys;
 use crate::cors::CorsOrigins;
+use crate::forms::FormHelper;
+use crate::hosts::AllowedHosts;
 #[cfg(feature = "otlp")]
 use crate::otlp::OtlpSignals;
 
@@ -22,6 +26,11 @@ pub struct ServeOptions {
     pub api_keys: Option<ApiKeys>,
     /// Pages of which sites may ask.
     pub cors_origins: CorsOrigins,
+    /// Under which names the server answers.
+    pub allowed_hosts: AllowedHosts,
+    /// How forms of answers are compiled; `None` compiles them in this process, where one that
+    /// overflows the stack ends it.
+    pub form_helper: Option<FormHelper>,
     /// Whether fields that are unknown or not supported are left unread, and any model's name is
     /// taken for ours.
     pub is_lenient: bool,
@@ -40,6 +49,8 @@ pub struct ServeOptions {
     pub drain_timeout: Duration,
     /// The server counts as stuck when the engine has not finished a step for so long.
     pub stall_timeout: Duration,
+    /// The number of log lines that could not be written; the program counts, `/metrics` shows it.
+    pub lost_log_lines: Arc<AtomicU64>,
 }
 
 /// What is too much, too long or too slow.
@@ -63,6 +74,32 @@ pub struct Limits {
     pub write_timeout: Duration,
     /// From a request's body to the end of its answer.
     pub request_timeout: Duration,
-    /// Open connections; more wait to be accepted.
+    /// Bytes of all bodies that are read or waiting to be read.
+    pub inflight_bytes: usize,
+    /// Open connections, beside some that answer probes only.
     pub connections: usize,
+    /// Open connections of one address.
+    pub connections_per_address: usize,
+}
+
+#[cfg(test)]
+impl Limits {
+    /// Large ones.
+    pub(crate) fn for_tests() -> Self {
+        let minute = Duration::from_secs(60);
+        Self {
+            queue_requests: 100,
+            queue_tokens: 100_000,
+            choices: 100,
+            body_bytes: 1 << 20,
+            header_bytes: 8192,
+            header_timeout: minute,
+            body_timeout: minute,
+            write_timeout: minute,
+            request_timeout: minute,
+            inflight_bytes: 1 << 30,
+            connections: 100,
+            connections_per_address: 100,
+        }
+    }
 }

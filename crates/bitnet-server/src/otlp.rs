@@ -171,10 +171,13 @@ impl Otlp {
             KeyValue::new("http.request.method", record.method().to_owned()),
             KeyValue::new("http.route", record.route().to_owned()),
             KeyValue::new("http.response.status_code", i64::from(status)),
-            KeyValue::new("url.path", record.path().to_owned()),
             KeyValue::new("url.scheme", "http"),
             KeyValue::new("bitnet.request_id", record.request_id.clone()),
         ];
+        // Other paths have parts that the client made up.
+        let path = record.path();
+        attributes
+            .extend((path == record.route()).then(|| KeyValue::new("url.path", path.to_owned())));
         attributes.extend(self.server.iter().cloned());
         attributes.extend(
             error
@@ -216,7 +219,8 @@ impl Otlp {
         let mut span = tracer
             .span_builder(format!(
                 "{} {}",
-                generation.operation, generation.asked_model
+                generation.operation,
+                asked_model(generation)
             ))
             .with_kind(SpanKind::Internal)
             .with_start_time(arrival + generation.entered)
@@ -405,13 +409,8 @@ impl Instruments {
             attributes.extend(error);
             return self.request.record(duration, &attributes);
         };
-        // Names that anybody can make up are no labels.
-        let asked = if generation.is_asked_ours {
-            &generation.asked_model
-        } else {
-            &generation.model
-        };
-        attributes.push(KeyValue::new("gen_ai.request.model", asked.clone()));
+        let asked = asked_model(generation).to_owned();
+        attributes.push(KeyValue::new("gen_ai.request.model", asked));
         attributes.push(KeyValue::new(
             "gen_ai.response.model",
             generation.model.clone(),
@@ -443,13 +442,22 @@ fn operation(record: &Record) -> Option<&'static str> {
     }
 }
 
+/// The name that the request gave the model, if it is one of ours: a lenient server takes names that
+/// clients make up, and these are neither labels nor told.
+fn asked_model(generation: &Generation) -> &str {
+    match generation.is_asked_ours {
+        true => &generation.asked_model,
+        false => &generation.model,
+    }
+}
+
 fn generation_attributes(generation: &Generation) -> Vec<KeyValue> {
     let sampling = &generation.sampling;
     let strings = |list: Vec<StringValue>| Value::Array(list.into());
     let mut attributes = vec![
         KeyValue::new("gen_ai.operation.name", generation.operation),
         KeyValue::new("gen_ai.provider.name", PROVIDER),
-        KeyValue::new("gen_ai.request.model", generation.asked_model.clone()),
+        KeyValue::new("gen_ai.request.model", asked_model(generation).to_owned()),
         KeyValue::new("gen_ai.response.model", generation.model.clone()),
         KeyValue::new("gen_ai.response.id", generation.response_id.clone()),
         KeyValue::new(
@@ -501,17 +509,6 @@ fn generation_attributes(generation: &Generation) -> Vec<KeyValue> {
             .max_tokens
             .map(|max| KeyValue::new("gen_ai.request.max_tokens", max as i64)),
     );
-    if !generation.stop_strings.is_empty() {
-        let stops = generation
-            .stop_strings
-            .iter()
-            .map(|stop| stop.clone().into())
-            .collect();
-        attributes.push(KeyValue::new(
-            "gen_ai.request.stop_sequences",
-            strings(stops),
-        ));
-    }
     let first = generation.first_token.filter(|_| generation.is_stream);
     let first = first
         .map(|first| KeyValue::new("gen_ai.response.time_to_first_chunk", first.as_secs_f64()));

@@ -4,6 +4,7 @@
 //! gone: the body of the answer carries it ([`RecordedBody`]), and dropping the body ends it.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -16,6 +17,8 @@ use bitnet_inference::SamplingParams;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::api::{ApiError, Usage};
+use crate::backlog::Owner;
+use crate::door::PeerRequest;
 use crate::id::TraceParent;
 use crate::state::{App, UnderWay};
 
@@ -41,10 +44,23 @@ pub(crate) struct Record {
 pub(crate) struct Details {
     /// Whose key it came with.
     pub(crate) owner: Option<Arc<str>>,
+    /// Where it comes from.
+    pub(crate) address: Option<IpAddr>,
     /// If it came as far as the queue.
     pub(crate) generation: Option<Generation>,
     /// What went wrong.
     pub(crate) error: Option<ApiError>,
+}
+
+impl Details {
+    /// Who shares the engine with others: the owner of the key, or else the address.
+    pub(crate) fn share(&self) -> Owner {
+        match (&self.owner, self.address) {
+            (Some(owner), _) => Arc::clone(owner),
+            (None, Some(address)) => address.to_string().into(),
+            (None, None) => Owner::from(""),
+        }
+    }
 }
 
 /// What a request asked of the engine, and what came of it. Times are from the request's arrival.
@@ -71,7 +87,6 @@ pub(crate) struct Generation {
     /// Of the first answer.
     pub(crate) sampling: SamplingParams,
     pub(crate) max_tokens: Option<usize>,
-    pub(crate) stop_strings: Vec<String>,
     /// So far.
     pub(crate) usage: Usage,
     /// When it was let in.
@@ -145,6 +160,7 @@ impl Record {
             owner,
             generation,
             error,
+            ..
         } = self.details().clone();
         let generation = generation.as_ref();
         let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
@@ -183,7 +199,7 @@ impl Record {
                         .copied()),
                     // Not the message, which quotes what was asked.
                     error = error.as_ref().map(ApiError::code),
-                    param = error.as_ref().and_then(ApiError::param),
+                    param = error.as_ref().and_then(ApiError::known_param),
                     "request"
                 )
             };
@@ -219,6 +235,8 @@ pub(crate) struct Recording {
     pub(crate) status: Option<StatusCode>,
     pub(crate) is_complete: bool,
     pub(crate) _under_way: UnderWay,
+    /// Marks the connection as busy.
+    pub(crate) _peer: Option<PeerRequest>,
 }
 
 impl Drop for Recording {

@@ -1,43 +1,35 @@
 //! [`serve`]: from an address to the end of the last answer.
 
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+#[cfg(feature = "otlp")]
 use std::time::Duration;
 
-use axum::Router;
 use bitnet_inference::Engine;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::runtime::Builder;
-use tokio::sync::{oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::auth::ApiKeys;
-use crate::connection::Connection;
-use crate::engine_thread::{EngineThread, Job};
+use crate::door::Door;
+use crate::engine_thread::{EngineThread, Job, message as panic_message};
 use crate::error::{Error, Result};
-use crate::http::router;
-use crate::options::{Limits, ServeOptions};
+use crate::options::ServeOptions;
 #[cfg(feature = "otlp")]
 use crate::otlp::Otlp;
 use crate::queue::Counts;
 use crate::state::{App, ServedModel};
-use crate::text::TEXT_THREADS;
+use crate::text::{THREAD_STACK_BYTES, THREADS_MAX};
+use crate::watch;
 
 /// Threads that read and write HTTP. Text is little work beside tokens, and the engine wants the
 /// cores.
 const HTTP_THREADS: usize = 2;
-/// From one look at the file of API keys to the next.
-const KEYS_PAUSE: Duration = Duration::from_secs(1);
-/// From one look at the engine to the next, at most.
-const WATCH_PAUSE: Duration = Duration::from_secs(1);
-/// After an accept that failed, for want of file descriptors say.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Stack of the engine's thread in bytes. It follows grammars that were compiled on a stack of
+/// [`THREAD_STACK_BYTES`] at most.
+const ENGINE_STACK_BYTES: usize = 2 * THREAD_STACK_BYTES;
 
 /// For the last telemetry to be sent, and where everything must end at once.
 #[cfg(feature = "otlp")]
@@ -89,7 +81,8 @@ pub fn serve(
     let mut builder = Builder::new_multi_thread();
     builder
         .worker_threads(HTTP_THREADS)
-        .max_blocking_threads(TEXT_THREADS)
+        .max_blocking_threads(THREADS_MAX)
+        .thread_stack_size(THREAD_STACK_BYTES)
         .thread_name("bitnet-http")
         .enable_all();
     let runtime = builder.build().map_err(Error::Threads)?;
@@ -124,10 +117,7 @@ async fn run(
         ended.unwrap_or_else(|_| Error::EngineLost("it panicked".to_owned()))
     };
     let mut door = Door::new(listener, &app);
-    tokio::spawn(watch(Arc::clone(&app)));
-    if let Some(keys) = app.options.api_keys.clone() {
-        tokio::spawn(watch_keys(keys));
-    }
+    watch::start(&app).map_err(Error::Threads)?;
 
     let told = async {
         tokio::select! {
@@ -182,56 +172,6 @@ async fn run(
     Ok(Ended::Cut { unfinished })
 }
 
-/// Reads the API keys again, so that those that were added are taken and those that were removed
-/// are not.
-async fn watch_keys(keys: ApiKeys) {
-    let mut last_problem = None;
-    loop {
-        tokio::time::sleep(KEYS_PAUSE).await;
-        let file = keys.clone();
-        let Ok(result) = tokio::task::spawn_blocking(move || file.read_again()).await else {
-            return;
-        };
-        let path = keys.path().display();
-        let problem = match result {
-            Ok(true) => {
-                tracing::info!(%path, "the API keys have changed");
-                None
-            }
-            Ok(false) => None,
-            Err(error) => Some(chain(&error)),
-        };
-        // Once, not every second.
-        if let Some(error) = problem
-            .as_ref()
-            .filter(|problem| last_problem.as_ref() != Some(*problem))
-        {
-            tracing::error!(%path, error, "the API keys cannot be read again: those that were read last count");
-        }
-        last_problem = problem;
-    }
-}
-
-/// Logs when the engine gets stuck, and when it goes on.
-async fn watch(app: Arc<App>) {
-    let mut was_stalled = false;
-    loop {
-        tokio::time::sleep(app.options.stall_timeout.min(WATCH_PAUSE)).await;
-        let stalled = app.stalled();
-        match stalled {
-            Some(time) if !was_stalled => {
-                tracing::error!(
-                    seconds = time.as_secs_f64(),
-                    "the engine is stuck: it has not finished its step"
-                )
-            }
-            None if was_stalled => tracing::warn!("the engine goes on"),
-            _ => {}
-        }
-        was_stalled = stalled.is_some();
-    }
-}
-
 #[cfg(feature = "otlp")]
 fn start_otlp(app: &App, address: SocketAddr) -> Result<()> {
     let signals = app.options.otlp;
@@ -263,10 +203,16 @@ fn start_engine(
     let (ended, has_ended) = oneshot::channel();
     std::thread::Builder::new()
         .name("bitnet-engine".to_owned())
+        .stack_size(ENGINE_STACK_BYTES)
         .spawn(move || {
-            let served = match load() {
-                Ok(served) => served,
-                Err(error) => return drop(ended.send(Error::Load(error))),
+            let served = match catch_unwind(AssertUnwindSafe(load)) {
+                Ok(Ok(served)) => served,
+                Ok(Err(error)) => return drop(ended.send(Error::Load(error))),
+                // The hook has logged where.
+                Err(panic) => {
+                    let error = Error::LoadPanicked(panic_message(&*panic).to_owned());
+                    return drop(ended.send(error));
+                }
             };
             let (pulse, metrics) = (Arc::clone(&app.pulse), Arc::clone(&app.metrics));
             let (engine, remake) = app.set_model(served);
@@ -284,126 +230,20 @@ fn start_engine(
     Ok(has_ended)
 }
 
-/// Where connections come in.
-struct Door {
-    listener: TcpListener,
-    router: Router,
-    limits: Limits,
-    connections: JoinSet<()>,
-    /// True tells connections to close after the answer they are at.
-    closing: watch::Sender<bool>,
-}
-
-impl Door {
-    fn new(listener: TcpListener, app: &Arc<App>) -> Self {
-        Self {
-            listener,
-            router: router(Arc::clone(app)),
-            limits: app.options.limits,
-            connections: JoinSet::new(),
-            closing: watch::Sender::new(false),
-        }
-    }
-
-    /// Lets connections in until something has come about.
-    async fn open_until<T>(&mut self, come_about: impl Future<Output = T>) -> T {
-        let mut come_about = pin!(come_about);
-        loop {
-            tokio::select! {
-                biased;
-                what = &mut come_about => return what,
-                Some(_) = self.connections.join_next() => {}
-                accepted = self.listener.accept(), if self.connections.len() < self.limits.connections => match accepted {
-                    Ok((stream, _)) => {
-                        let connection = talk(stream, self.router.clone(), self.limits, self.closing.subscribe());
-                        self.connections.spawn(connection);
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot accept a connection");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Lets nobody in any more, and lets those who are in read the last bytes of their answers if
-    /// these are complete.
-    async fn close(self, is_drained: bool) {
-        let Self {
-            listener,
-            mut connections,
-            closing,
-            limits,
-            ..
-        } = self;
-        drop(listener);
-        if !is_drained {
-            // Answers that are given up end here, each with its line in the log.
-            connections.shutdown().await;
-            return;
-        }
-        closing.send_replace(true);
-        let last_bytes = async { while connections.join_next().await.is_some() {} };
-        if timeout(limits.write_timeout.min(Duration::from_secs(5)), last_bytes)
-            .await
-            .is_err()
-        {
-            tracing::warn!("some connections did not take the end of their answers");
-        }
-    }
-}
-
-/// Answers the requests of one connection.
-async fn talk(
-    stream: TcpStream,
-    router: Router,
-    limits: Limits,
-    mut closing: watch::Receiver<bool>,
-) {
-    // Pieces of an answer are small and must not wait for each other.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "a connection was gone at once");
-        return;
-    }
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(limits.header_timeout)
-        .max_header_size(limits.header_bytes)
-        // At least what hyper needs.
-        .max_buf_size(limits.header_bytes.max(8192));
-    let io = TokioIo::new(Connection::new(stream, limits.write_timeout));
-    let mut connection = pin!(http.serve_connection(io, TowerToHyperService::new(router)));
-    let closes = async { drop(closing.wait_for(|closing| *closing).await) };
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = closes => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = result {
-        tracing::debug!(error = chain(&error), "a connection ended badly");
-    }
-}
-
-/// An error with what it came from.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
-}
-
 /// What tells the process to stop.
 struct StopSignals {
     #[cfg(unix)]
     terminate: tokio::signal::unix::Signal,
     #[cfg(unix)]
     interrupt: tokio::signal::unix::Signal,
+    #[cfg(unix)]
+    quit: tokio::signal::unix::Signal,
+    /// A terminal that closes; not there where `nohup` has asked to ignore that.
+    #[cfg(unix)]
+    hangup: Option<tokio::signal::unix::Signal>,
+    /// Without a meaning here. Listening for them keeps them from ending the process.
+    #[cfg(unix)]
+    _user: [tokio::signal::unix::Signal; 2],
 }
 
 impl StopSignals {
@@ -413,14 +253,31 @@ impl StopSignals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+            hangup: match bitnet_guard::is_hangup_ignored() {
+                true => None,
+                false => Some(signal(SignalKind::hangup())?),
+            },
+            _user: [
+                signal(SignalKind::user_defined1())?,
+                signal(SignalKind::user_defined2())?,
+            ],
         })
     }
 
     #[cfg(unix)]
     async fn received(&mut self) {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+            _ = self.quit.recv() => {}
+            _ = hangup => {}
         }
     }
 

@@ -1,16 +1,22 @@
 //! [`App`]: what all requests share. [`ServedModel`]: what the program's loader brings.
 
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bitnet_guard::FileProblem;
 use bitnet_inference::Engine;
 use bitnet_tokenizers::{ChatTemplate, Tokenizer};
 use tokio::sync::watch;
 
 use crate::api::ApiError;
+use crate::door::Connections;
 use crate::engine_thread::{Job, Pulse, RemakeEngine};
-use crate::grammar::{Grammar, Grammars, TokenConstraint};
+use crate::forms::FormHelper;
+use crate::forms::Forms;
+use crate::grammar::{Grammar, TokenConstraint};
+use crate::inflight::Inflight;
 use crate::metrics::{Metrics, Scene};
 use crate::options::ServeOptions;
 #[cfg(feature = "otlp")]
@@ -58,8 +64,9 @@ pub(crate) struct Model {
     /// Seconds since 1970 at which it was loaded.
     pub(crate) created: u64,
     block_size: usize,
-    /// Made when the first grammar comes.
-    grammars: OnceLock<Result<Grammars, String>>,
+    /// Made for the first form.
+    forms: OnceLock<Result<Forms, String>>,
+    form_helper: Option<FormHelper>,
 }
 
 impl Model {
@@ -70,13 +77,13 @@ impl Model {
         field: &str,
     ) -> Result<TokenConstraint, ApiError> {
         let tokenizer = self.tokenizer()?;
-        let grammars = self.grammars.get_or_init(|| Grammars::new(tokenizer));
-        let grammars = grammars
+        let forms = self
+            .forms
+            .get_or_init(|| Forms::new(tokenizer, self.form_helper.as_ref()));
+        forms
             .as_ref()
-            .map_err(|problem| ApiError::unsupported(Some(field), problem.clone()))?;
-        grammars
-            .compile(grammar)
-            .map_err(|problem| ApiError::invalid(field, format!("'{field}': {problem}.")))
+            .map_err(|problem| ApiError::unsupported(Some(field), problem.clone()))?
+            .compile(grammar, field)
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -111,6 +118,10 @@ pub(crate) struct App {
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) probers: Probers,
+    pub(crate) connections: Connections,
+    pub(crate) inflight: Arc<Inflight>,
+    /// What became of a file of the model, if it was changed while it is in use.
+    damage: OnceLock<FileProblem>,
     phase: watch::Sender<Phase>,
     model: OnceLock<Model>,
     jobs: Sender<Job>,
@@ -132,6 +143,9 @@ impl App {
             pulse: Arc::new(Pulse::new()),
             metrics: Arc::new(Metrics::new()),
             probers: Probers::default(),
+            connections: Connections::default(),
+            inflight: Inflight::new(options.limits.inflight_bytes),
+            damage: OnceLock::new(),
             phase: watch::Sender::new(Phase::Loading),
             model: OnceLock::new(),
             jobs,
@@ -166,7 +180,8 @@ impl App {
             context,
             created: unix_time(),
             block_size,
-            grammars: OnceLock::new(),
+            forms: OnceLock::new(),
+            form_helper: self.options.form_helper.clone(),
         };
         self.metrics.step(&engine);
         // Set once, by the one thread that loads.
@@ -194,6 +209,22 @@ impl App {
         Some(self.pulse.step_time()).filter(|time| *time > self.options.stall_timeout)
     }
 
+    /// A file of the model was changed while it is in use: what the engine computes is not what
+    /// the model would.
+    pub(crate) fn model_damaged(&self, problem: &FileProblem) {
+        if self.damage.set(problem.clone()).is_ok() {
+            tracing::error!(
+                %problem,
+                "a file of the model was changed in place; start the server again, and replace model files by renaming"
+            );
+        }
+    }
+
+    /// What became of the files of the model, if anything.
+    pub(crate) fn damage(&self) -> Option<&FileProblem> {
+        self.damage.get()
+    }
+
     /// Begins nothing new from now on.
     pub(crate) fn drain(&self) {
         self.phase.send_replace(Phase::Draining);
@@ -202,7 +233,10 @@ impl App {
     /// The model, if requests may be begun.
     pub(crate) fn model(&self) -> Result<&Model, ApiError> {
         match (self.phase(), self.model.get()) {
-            (Phase::Ready, Some(model)) => Ok(model),
+            (Phase::Ready, Some(model)) => match self.damage() {
+                Some(problem @ FileProblem::Cut(_)) => Err(ApiError::model_file(problem)),
+                _ => Ok(model),
+            },
             (Phase::Draining, _) => Err(ApiError::draining()),
             _ => Err(ApiError::loading()),
         }
@@ -215,9 +249,14 @@ impl App {
             .map(Model::name)
             .or(self.options.model_names.first().map(String::as_str));
         Scene {
+            lost_log_lines: self.options.lost_log_lines.load(Ordering::Relaxed),
             model: name.unwrap_or_default(),
             block_size: model.map_or(0, |model| model.block_size),
             queue: self.queue.counts(),
+            text: self.text.in_use(),
+            connections: &self.connections,
+            inflight_bytes: self.inflight.bytes(),
+            is_damaged: self.damage().is_some(),
         }
     }
 

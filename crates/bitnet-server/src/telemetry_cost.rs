@@ -40,6 +40,11 @@ pub fn event_costs() -> crate::Result<EventCosts> {
     let mut steps = EngineCounts::default();
     let finish = finish();
     let scene = Scene {
+        lost_log_lines: 0,
+        text: Default::default(),
+        connections: &Default::default(),
+        inflight_bytes: 0,
+        is_damaged: false,
         model: "stories",
         block_size: 32,
         queue: Counts::default(),
@@ -118,7 +123,6 @@ fn record() -> Record {
         n: 1,
         sampling: SamplingParams::default(),
         max_tokens: Some(64),
-        stop_strings: Vec::new(),
         usage: Usage {
             prompt_tokens: 128,
             completion_tokens: 64,

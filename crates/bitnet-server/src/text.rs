@@ -1,57 +1,176 @@
-//! [`TextThreads`]: work on text, which may take long and may panic, beside the threads that serve.
+//! [`TextThreads`]: work on text, which may take long and may panic, on threads of its own.
 //!
-//! Work that has begun cannot be called off, so whoever waits for a thread does so before it
-//! begins, where hanging up is the end of it; and no more may wait than for the engine.
+//! Most work takes milliseconds and cannot be called off once it runs; a request whose client goes
+//! away before that costs nothing. Compiling a form is different: it may take seconds. So it holds
+//! none of the places for text while it runs ([`as_form`]), has a few places of its own, and is
+//! called off when the client goes away.
 
-use std::sync::Arc;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
+use bitnet_guard::Cancel;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::api::ApiError;
 
-/// Threads that turn text into tokens.
-pub(crate) const TEXT_THREADS: usize = 2;
-/// When whoever finds too many waiting should come again, in seconds. Nobody knows how long their
-/// work takes.
+/// Number of requests whose text is turned into tokens at once.
+const TEXT_PLACES: usize = 2;
+/// Number of forms that are compiled at once.
+const FORM_PLACES: usize = 2;
+/// Maximum number of forms that wait to be compiled; each holds a thread.
+const FORMS_WAITING_MAX: usize = 8;
+/// Number of threads for all of these and for looks at files.
+pub(crate) const THREADS_MAX: usize = TEXT_PLACES + FORM_PLACES + FORMS_WAITING_MAX + 4;
+/// Stack of each thread, in bytes: four times that of a helper process, so that what a helper has
+/// compiled can be compiled here.
+pub(crate) const THREAD_STACK_BYTES: usize = 4 * FORM_STACK_BYTES;
+/// Stack of a helper process that compiles forms, in bytes.
+pub(crate) const FORM_STACK_BYTES: usize = 4 << 20;
+/// `Retry-After` of a request that finds too many waiting, in seconds.
 const RETRY_AFTER_S: u64 = 1;
 
-/// The threads, and who waits for them.
+/// The places on the threads, and the requests that wait for one.
 pub(crate) struct TextThreads {
-    idle: Arc<Semaphore>,
-    places: Semaphore,
+    shared: Arc<Shared>,
+    waiting: Semaphore,
     waiting_max: usize,
 }
 
+struct Shared {
+    text: Arc<Semaphore>,
+    forms: Arc<Semaphore>,
+    forms_waiting: Semaphore,
+    /// Forms that got a place so far.
+    num_forms: AtomicU64,
+    /// When each piece of work that runs has begun, by its number.
+    running: Mutex<(u64, BTreeMap<u64, Instant>)>,
+}
+
+/// What the threads are doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct TextUse {
+    /// Requests whose text is read now.
+    pub(crate) reading: usize,
+    /// Forms that are compiled now.
+    pub(crate) compiling: usize,
+    /// Forms that wait to be compiled.
+    pub(crate) forms_waiting: usize,
+    /// Forms that were compiled so far, or refused by the compiler.
+    pub(crate) num_forms: u64,
+    /// How long the oldest of these has been at it.
+    pub(crate) oldest: Duration,
+}
+
+/// The work of one request, on the thread that runs it.
+struct Current {
+    shared: Arc<Shared>,
+    cancel: Cancel,
+    gone: watch::Receiver<()>,
+    place: Option<OwnedSemaphorePermit>,
+}
+
+thread_local! {
+    /// The request that this thread works for: forms are compiled deep inside that work.
+    static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
+}
+
+/// Calls work off when the request that waits for it is dropped.
+struct CallOff {
+    cancel: Cancel,
+    _gone: watch::Sender<()>,
+}
+
+impl Drop for CallOff {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+/// Notes that work runs, until it is dropped.
+struct Running {
+    shared: Arc<Shared>,
+    number: u64,
+}
+
+impl Running {
+    fn new(shared: &Arc<Shared>) -> Self {
+        let mut running = shared.running();
+        running.0 += 1;
+        let number = running.0;
+        running.1.insert(number, Instant::now());
+        drop(running);
+        Self {
+            shared: Arc::clone(shared),
+            number,
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.shared.running().1.remove(&self.number);
+    }
+}
+
+impl Shared {
+    fn running(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Instant>)> {
+        // Each change is complete before anything could panic.
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl TextThreads {
-    /// At most `waiting_max` wait, but one always may.
+    /// At most `waiting_max` requests wait for a thread, and at least one may.
     pub(crate) fn new(waiting_max: usize) -> Self {
         let waiting_max = waiting_max.clamp(1, Semaphore::MAX_PERMITS);
         Self {
-            idle: Arc::new(Semaphore::new(TEXT_THREADS)),
-            places: Semaphore::new(waiting_max),
+            shared: Arc::new(Shared {
+                text: Arc::new(Semaphore::new(TEXT_PLACES)),
+                forms: Arc::new(Semaphore::new(FORM_PLACES)),
+                forms_waiting: Semaphore::new(FORMS_WAITING_MAX),
+                num_forms: AtomicU64::new(0),
+                running: Mutex::default(),
+            }),
+            waiting: Semaphore::new(waiting_max),
             waiting_max,
         }
     }
 
-    /// Runs work on one of the threads, when one is idle.
+    /// Runs work on one of the threads, when one is free.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let stopped = |_| ApiError::internal("the threads for text have stopped");
-        let thread = match Arc::clone(&self.idle).try_acquire_owned() {
-            Ok(thread) => thread,
+        let place = match Arc::clone(&self.shared.text).try_acquire_owned() {
+            Ok(place) => place,
             Err(_) => {
-                let _place = self.places.try_acquire().map_err(|_| self.full())?;
-                Arc::clone(&self.idle)
-                    .acquire_owned()
-                    .await
-                    .map_err(stopped)?
+                let _waiting = self.waiting.try_acquire().map_err(|_| self.full())?;
+                let place = Arc::clone(&self.shared.text).acquire_owned().await;
+                place.map_err(|_| stopped())?
             }
         };
+        let cancel = Cancel::default();
+        let (sender, gone) = watch::channel(());
+        let current = Current {
+            shared: Arc::clone(&self.shared),
+            cancel: cancel.clone(),
+            gone,
+            place: Some(place),
+        };
+        // Dropped with this future, when the client goes away.
+        let _call_off = CallOff {
+            cancel,
+            _gone: sender,
+        };
         let work = move || {
+            let _running = Running::new(&current.shared);
             // Until the work is done, not until nobody waits for it any more.
-            let _thread = thread;
+            CURRENT.set(Some(current));
+            let _clear = Clear;
             work()
         };
         match tokio::task::spawn_blocking(work).await {
@@ -62,28 +181,131 @@ impl TextThreads {
         }
     }
 
+    /// What the threads are doing.
+    pub(crate) fn in_use(&self) -> TextUse {
+        let shared = &self.shared;
+        let now = Instant::now();
+        let oldest = shared.running().1.values().min().copied();
+        TextUse {
+            reading: TEXT_PLACES - shared.text.available_permits().min(TEXT_PLACES),
+            compiling: FORM_PLACES - shared.forms.available_permits().min(FORM_PLACES),
+            forms_waiting: FORMS_WAITING_MAX
+                - shared
+                    .forms_waiting
+                    .available_permits()
+                    .min(FORMS_WAITING_MAX),
+            num_forms: shared.num_forms.load(Ordering::Relaxed),
+            oldest: oldest.map_or(Duration::ZERO, |oldest| {
+                now.saturating_duration_since(oldest)
+            }),
+        }
+    }
+
+    /// How long all places for text have been taken by the same work, if that is longer than
+    /// `limit`: then no request with text is answered.
+    pub(crate) fn stalled(&self, limit: Duration) -> Option<Duration> {
+        let in_use = self.in_use();
+        (in_use.reading == TEXT_PLACES && in_use.oldest > limit).then_some(in_use.oldest)
+    }
+
     fn full(&self) -> ApiError {
         let message = format!(
-            "{} requests wait to be read, which is the most; try again in {RETRY_AFTER_S} s",
+            "{} requests wait to be read, which is the maximum; try again in {RETRY_AFTER_S} s",
             self.waiting_max
         );
         ApiError::too_many_requests(message, RETRY_AFTER_S)
     }
 }
 
+/// Ends the work of the thread's request, also when it panics.
+struct Clear;
+
+impl Drop for Clear {
+    fn drop(&mut self) {
+        CURRENT.set(None);
+    }
+}
+
+fn stopped() -> ApiError {
+    ApiError::internal("the threads for text have stopped")
+}
+
+/// Compiles a form for the request that this thread works for: gives the place for text to others
+/// meanwhile, and waits for a place for forms. The work gets what calls it off.
+pub(crate) fn as_form<T>(work: impl FnOnce(&Cancel) -> Result<T, ApiError>) -> Result<T, ApiError> {
+    let Some(mut current) = CURRENT.take() else {
+        // A thread that no request waits for, in tests.
+        return work(&Cancel::default());
+    };
+    current.place = None;
+    let result = current.run_form(work);
+    let again = Arc::clone(&current.shared.text).acquire_owned();
+    current.place = current.wait(again);
+    CURRENT.set(Some(current));
+    result
+}
+
+impl Current {
+    fn run_form<T>(
+        &self,
+        work: impl FnOnce(&Cancel) -> Result<T, ApiError>,
+    ) -> Result<T, ApiError> {
+        let Ok(waiting) = self.shared.forms_waiting.try_acquire() else {
+            let message = format!(
+                "{FORMS_WAITING_MAX} forms wait to be compiled, which is the maximum; try again in {RETRY_AFTER_S} s"
+            );
+            return Err(ApiError::too_many_requests(message, RETRY_AFTER_S));
+        };
+        let place = self.wait(Arc::clone(&self.shared.forms).acquire_owned());
+        drop(waiting);
+        match place {
+            Some(_place) => {
+                self.shared.num_forms.fetch_add(1, Ordering::Relaxed);
+                work(&self.cancel)
+            }
+            None => Err(ApiError::internal("the client has gone")),
+        }
+    }
+
+    /// Waits for a place, unless the client goes away.
+    fn wait<E>(
+        &self,
+        place: impl Future<Output = Result<OwnedSemaphorePermit, E>>,
+    ) -> Option<OwnedSemaphorePermit> {
+        let mut gone = self.gone.clone();
+        Handle::current().block_on(async {
+            tokio::select! {
+                place = place => place.ok(),
+                // Only an error can come: nothing is ever sent.
+                _ = gone.changed() => None,
+            }
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
     use std::sync::mpsc;
 
     use super::*;
 
-    #[test]
-    fn whoever_goes_away_costs_nothing_and_whoever_is_too_many_is_told() {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .build()
-            .expect("threads");
+            .expect("threads")
+    }
+
+    fn wait_until(is_so: &dyn Fn() -> bool) {
+        while !is_so() {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_request_whose_client_goes_away_costs_nothing_and_one_too_many_is_refused() {
+        let runtime = runtime();
         let threads = Arc::new(TextThreads::new(50));
         let num_done = Arc::new(AtomicUsize::new(0));
         let (release, released) = mpsc::channel::<()>();
@@ -105,15 +327,10 @@ mod tests {
                 threads.run(work).await
             })
         };
-        let wait_until = |is_so: &dyn Fn() -> bool| {
-            while !is_so() {
-                std::thread::yield_now();
-            }
-        };
-        let held: Vec<_> = (0..TEXT_THREADS).map(|_| start(true)).collect();
-        wait_until(&|| threads.idle.available_permits() == 0);
+        let held: Vec<_> = (0..TEXT_PLACES).map(|_| start(true)).collect();
+        wait_until(&|| threads.in_use().reading == TEXT_PLACES);
         let waiting: Vec<_> = (0..50).map(|_| start(false)).collect();
-        wait_until(&|| threads.places.available_permits() == 0);
+        wait_until(&|| threads.waiting.available_permits() == 0);
         let refused = runtime
             .block_on(start(false))
             .expect("no panic")
@@ -121,22 +338,58 @@ mod tests {
         let told = serde_json::to_string(&refused.body()).expect("JSON");
         assert!(told.contains("50 requests wait"), "{told}");
         waiting.iter().for_each(|waiting| waiting.abort());
-        wait_until(&|| threads.places.available_permits() == 50);
-        // One that goes away while its work runs keeps the thread until that is done.
+        wait_until(&|| threads.waiting.available_permits() == 50);
+        // A request that goes away while its work runs keeps the thread until that is done.
         held[0].abort();
         let last = start(false);
-        wait_until(&|| threads.places.available_permits() == 49);
+        wait_until(&|| threads.waiting.available_permits() == 49);
         assert_eq!(num_done.load(Ordering::Relaxed), 0);
-        (0..TEXT_THREADS).for_each(|_| release.send(()).expect("somebody listens"));
+        assert!(threads.stalled(Duration::ZERO).is_some());
+        (0..TEXT_PLACES).for_each(|_| release.send(()).expect("a receiver"));
         runtime
             .block_on(last)
             .expect("no panic")
             .expect("it is done");
-        wait_until(&|| threads.idle.available_permits() == TEXT_THREADS);
+        wait_until(&|| threads.in_use() == TextUse::default());
+        assert!(threads.stalled(Duration::ZERO).is_none());
+        let done = num_done.load(Ordering::Relaxed);
+        assert_eq!(done, TEXT_PLACES + 1, "those that waited did not run");
+    }
+
+    #[test]
+    fn forms_keep_no_text_waiting_and_are_called_off_with_their_request() {
+        let runtime = runtime();
+        let threads = Arc::new(TextThreads::new(50));
+        let form = || {
+            let threads = Arc::clone(&threads);
+            runtime.spawn(async move {
+                let work = || {
+                    as_form(|cancel| {
+                        while !cancel.is_cancelled() {
+                            std::thread::yield_now();
+                        }
+                        Ok(())
+                    })
+                };
+                threads.run(work).await
+            })
+        };
+        let running: Vec<_> = (0..FORM_PLACES).map(|_| form()).collect();
+        wait_until(&|| threads.in_use().compiling == FORM_PLACES);
+        let waiting: Vec<_> = (0..FORMS_WAITING_MAX).map(|_| form()).collect();
+        wait_until(&|| threads.in_use().forms_waiting == FORMS_WAITING_MAX);
+        let refused = runtime.block_on(form()).expect("no panic");
+        let told = serde_json::to_string(&refused.expect_err("too many").body()).expect("JSON");
+        assert!(told.contains("8 forms wait"), "{told}");
         assert_eq!(
-            num_done.load(Ordering::Relaxed),
-            TEXT_THREADS + 1,
-            "those that went away"
+            runtime.block_on(threads.run(|| Ok(7))).ok(),
+            Some(7),
+            "text is read"
         );
+        waiting.iter().for_each(|form| form.abort());
+        wait_until(&|| threads.in_use().forms_waiting == 0);
+        running.iter().for_each(|form| form.abort());
+        wait_until(&|| threads.in_use().compiling == 0);
+        assert_eq!(threads.in_use().num_forms, FORM_PLACES as u64);
     }
 }

@@ -10,13 +10,17 @@ use std::time::Duration;
 use bitnet_inference::{Device, Engine, EngineOptions, Loaded, SamplingParams, load};
 use bitnet_models::LoadOptions;
 use bitnet_server::{
-    Conversation, CorsOrigins, Error, Limits, ServeOptions, ServedModel, ServerEvent, serve,
+    AllowedHosts, Conversation, CorsOrigins, Error, Limits, ServeOptions, ServedModel, ServerEvent,
+    serve,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
 
 fn options() -> ServeOptions {
     ServeOptions {
+        lost_log_lines: Default::default(),
+        allowed_hosts: AllowedHosts::any(),
+        form_helper: None,
         address: SocketAddr::from(([127, 0, 0, 1], 0)),
         model_names: Vec::new(),
         api_keys: None,
@@ -40,7 +44,9 @@ fn options() -> ServeOptions {
             body_timeout: MINUTE,
             write_timeout: MINUTE,
             request_timeout: MINUTE,
+            inflight_bytes: 1 << 20,
             connections: 8,
+            connections_per_address: 8,
         },
         drain_timeout: MINUTE,
         stall_timeout: MINUTE,

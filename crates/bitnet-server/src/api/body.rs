@@ -1,33 +1,87 @@
 //! From the bytes of a body to a request, naming the field that is wrong.
 
-use axum::body::{Body, Bytes};
+use std::sync::Arc;
+
+use axum::body::Body;
 use axum::extract::Request;
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body::Body as _;
+use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use crate::api::ApiError;
+use crate::inflight::{BodyBytes, Inflight};
 use crate::options::Limits;
 
+/// `Retry-After` of a request that finds too many bytes under way, in seconds.
+const INFLIGHT_RETRY_S: u64 = 1;
+
 /// Reads a body whole, and no longer than it may take.
-pub(crate) async fn read(request: Request, limits: &Limits) -> Result<Bytes, ApiError> {
+pub(crate) async fn read(
+    request: Request,
+    limits: &Limits,
+    inflight: &Arc<Inflight>,
+) -> Result<WholeBody, ApiError> {
     // Pages of other sites can send text without asking, JSON they cannot.
     if !is_json(request.headers()) {
         return Err(ApiError::wrong_content_type());
     }
-    let body: Limited<Body> = Limited::new(request.into_body(), limits.body_bytes);
-    match timeout(limits.body_timeout, body.collect()).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            Err(ApiError::body_too_large(limits.body_bytes))
-        }
-        Ok(Err(error)) => Err(ApiError::invalid_json(format!(
-            "Cannot read the request's body: {error}."
-        ))),
+    let body = request.into_body();
+    // Before the first byte is asked for, so that a client that waits to be told does not send.
+    if body.size_hint().lower() > limits.body_bytes as u64 {
+        return Err(ApiError::body_too_large(limits.body_bytes));
+    }
+    let whole = collect(body, limits.body_bytes, inflight);
+    match timeout(limits.body_timeout, whole).await {
+        Ok(result) => result,
         Err(_) => Err(ApiError::body_too_slow()),
     }
+}
+
+/// A body in memory, counted until it is dropped.
+pub(crate) struct WholeBody {
+    bytes: Vec<u8>,
+    _counted: BodyBytes,
+}
+
+impl WholeBody {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+async fn collect(
+    mut body: Body,
+    bytes_max: usize,
+    inflight: &Arc<Inflight>,
+) -> Result<WholeBody, ApiError> {
+    let mut counted = inflight.body();
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            ApiError::invalid_json(format!("Cannot read the request's body: {error}."))
+        })?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        if bytes.len() + data.len() > bytes_max {
+            return Err(ApiError::body_too_large(bytes_max));
+        }
+        if !counted.add(data.len()) {
+            let message = format!(
+                "the bodies of all requests together have more than {} bytes; try again in {INFLIGHT_RETRY_S} s",
+                inflight.max()
+            );
+            return Err(ApiError::too_many_requests(message, INFLIGHT_RETRY_S));
+        }
+        bytes.extend_from_slice(&data);
+    }
+    Ok(WholeBody {
+        bytes,
+        _counted: counted,
+    })
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

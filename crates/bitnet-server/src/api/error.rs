@@ -3,6 +3,7 @@
 use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
+use bitnet_guard::FileProblem;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -142,6 +143,44 @@ impl ApiError {
         )
     }
 
+    /// HTTP/1.1 demands one header `Host`.
+    pub(crate) fn not_one_host() -> Self {
+        let message = "A request needs exactly one header `Host`.";
+        Self::bad_request(None, "invalid_host", message)
+    }
+
+    /// The header `Host` names a host that is not allowed.
+    pub(crate) fn host_not_allowed() -> Self {
+        let message = "This server does not answer under the name in the header `Host`; \
+                       start it with --allowed-host NAME to allow it.";
+        let kind = "invalid_request_error";
+        Self::new(StatusCode::FORBIDDEN, kind, "host_not_allowed", message)
+    }
+
+    /// A body that is chunked twice.
+    pub(crate) fn chunked_twice() -> Self {
+        let message = "The header `Transfer-Encoding` has `chunked` more than once.";
+        Self::bad_request(None, "invalid_transfer_encoding", message)
+    }
+
+    /// A transfer coding that the server does not know.
+    pub(crate) fn unknown_transfer_coding() -> Self {
+        let message = "The only transfer coding that the server knows is `chunked`.";
+        let kind = "invalid_request_error";
+        let code = "unknown_transfer_encoding";
+        Self::new(StatusCode::NOT_IMPLEMENTED, kind, code, message)
+    }
+
+    /// All connections are in use, and this one is kept for probes.
+    pub(crate) fn too_many_connections() -> Self {
+        let message = "all connections are in use";
+        let error = Self::unavailable("too_many_connections", message);
+        Self {
+            retry_after_s: Some(1),
+            ..error
+        }
+    }
+
     pub(crate) fn unknown_model(name: &str, served: &str) -> Self {
         let message = format!("The model '{name}' does not exist; this server has '{served}'.");
         let mut error = Self::new(
@@ -258,6 +297,16 @@ impl ApiError {
         )
     }
 
+    /// A file of the model was changed while it is in use; without its folder, which is no client's
+    /// business.
+    pub(crate) fn model_file(problem: &FileProblem) -> Self {
+        let name = problem.path().file_name().unwrap_or_default();
+        let name = name.to_string_lossy();
+        Self::internal(format!(
+            "the file {name} of the model was changed while it is in use"
+        ))
+    }
+
     /// For programs.
     pub(crate) fn code(&self) -> &'static str {
         self.body.code.unwrap_or(self.body.r#type)
@@ -266,6 +315,17 @@ impl ApiError {
     /// The field that is wrong.
     pub(crate) fn param(&self) -> Option<&str> {
         self.body.param.as_deref()
+    }
+
+    /// The field that is wrong, for the log: without names that the client made up.
+    pub(crate) fn known_param(&self) -> Option<&str> {
+        let param = self
+            .param()
+            .filter(|_| self.code() != "unknown_parameter")?;
+        match param.starts_with("logit_bias") {
+            true => Some("logit_bias"),
+            false => Some(param),
+        }
     }
 
     /// The error as a body, for streams that have begun.

@@ -526,6 +526,7 @@ pub(crate) fn submit(
         (Some(owner), None) => Some(owner),
         (None, salt) => salt.as_deref().map(Into::into),
     };
+    let share = record.details().share();
     let (sender, replies) = tokio::sync::mpsc::unbounded_channel();
     let entered = Instant::now();
     let jobs = tickets.into_iter().enumerate().map(|(choice, ticket)| {
@@ -544,6 +545,7 @@ pub(crate) fn submit(
         Job {
             request,
             constraint: plan.constraint.clone(),
+            owner: Arc::clone(&share),
             choice,
             replies: sender.clone(),
             ticket,
@@ -569,7 +571,6 @@ pub(crate) fn submit(
         n: plan.n,
         sampling: plan.sampling.clone(),
         max_tokens: plan.max_tokens,
-        stop_strings: plan.stop_strings.clone(),
         usage: Usage {
             prompt_tokens,
             total_tokens: prompt_tokens,
@@ -695,6 +696,9 @@ impl Answers {
                 Reply::Failed(Failure::Constraint(problem)) => {
                     return Err(ApiError::form_failed(&problem));
                 }
+                Reply::Failed(Failure::File(problem)) => {
+                    return Err(ApiError::model_file(&problem));
+                }
                 Reply::Failed(Failure::Panicked) => {
                     return Err(ApiError::internal(
                         "a bug in the engine: this request made it panic",
@@ -809,7 +813,7 @@ pub(crate) async fn read_and<T: Send + 'static>(
     request: HttpRequest,
     work: impl FnOnce(&App, &[u8]) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    let bytes = body::read(request, &app.options.limits).await?;
+    let body = body::read(request, &app.options.limits, &app.inflight).await?;
     let shared = Arc::clone(app);
-    app.text.run(move || work(&shared, &bytes)).await
+    app.text.run(move || work(&shared, body.bytes())).await
 }

@@ -1,0 +1,147 @@
+//! [`Backlog`]: work that waits outside the engine, and which of it is next.
+//!
+//! The engine runs what it has in the order in which it came. So that a burst of one client does
+//! not make all others wait for its end, the engine gets no more than it can run at once; the rest
+//! waits here. Next is the oldest piece of the owner that has the fewest in the engine; among equals,
+//! of the one that was served longest ago. An owner is that of an API key, or an address where there
+//! are no keys.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Whose work it is.
+pub(crate) type Owner = Arc<str>;
+
+/// Work that waits, by its owner.
+pub(crate) struct Backlog<T> {
+    shares: BTreeMap<Owner, Share<T>>,
+    last_number: u64,
+    last_turn: u64,
+}
+
+struct Share<T> {
+    /// With the number of its arrival.
+    waiting: VecDeque<(u64, T)>,
+    /// Pieces that the engine has.
+    running: Arc<AtomicUsize>,
+    /// The turn at which it was served last; 0 before the first.
+    last_turn: u64,
+}
+
+/// One piece of work of an owner in the engine, until it is dropped.
+pub(crate) struct InEngine(Arc<AtomicUsize>);
+
+impl Drop for InEngine {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl<T> Share<T> {
+    fn running(&self) -> usize {
+        self.running.load(Ordering::Relaxed)
+    }
+}
+
+impl<T> Backlog<T> {
+    pub(crate) fn new() -> Self {
+        Self {
+            shares: BTreeMap::new(),
+            last_number: 0,
+            last_turn: 0,
+        }
+    }
+
+    pub(crate) fn push(&mut self, owner: Owner, work: T) {
+        self.retain(|_| true);
+        self.last_number += 1;
+        let share = self.shares.entry(owner).or_insert_with(|| Share {
+            waiting: VecDeque::new(),
+            running: Arc::default(),
+            last_turn: 0,
+        });
+        share.waiting.push_back((self.last_number, work));
+    }
+
+    /// Takes the piece that is next.
+    pub(crate) fn next(&mut self) -> Option<(InEngine, T)> {
+        let candidates = self.shares.values_mut().filter_map(|share| {
+            let (number, _) = share.waiting.front()?;
+            Some(((share.running(), share.last_turn, *number), share))
+        });
+        let (_, share) = candidates.min_by_key(|(rank, _)| *rank)?;
+        self.last_turn += 1;
+        share.last_turn = self.last_turn;
+        let (_, work) = share.waiting.pop_front()?;
+        share.running.fetch_add(1, Ordering::Relaxed);
+        Some((InEngine(Arc::clone(&share.running)), work))
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.shares.values().all(|share| share.waiting.is_empty())
+    }
+
+    /// Forgets waiting work that is not wanted any more, and owners without work.
+    pub(crate) fn retain(&mut self, is_wanted: impl Fn(&T) -> bool) {
+        self.shares.retain(|_, share| {
+            share.waiting.retain(|(_, work)| is_wanted(work));
+            share.running() > 0 || !share.waiting.is_empty()
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pushes work in order, as `owner` and a number, and takes it out again, `running` at once.
+    fn order(work: &[(&str, u32)], running_max: usize) -> Vec<u32> {
+        let mut backlog = Backlog::new();
+        for (owner, number) in work {
+            backlog.push((*owner).into(), *number);
+        }
+        let (mut running, mut out) = (VecDeque::new(), Vec::new());
+        loop {
+            if running.len() == running_max {
+                running.pop_front();
+            }
+            let Some((in_engine, number)) = backlog.next() else {
+                return out;
+            };
+            running.push_back(in_engine);
+            out.push(number);
+        }
+    }
+
+    #[test]
+    fn one_owner_is_served_in_order() {
+        assert_eq!(order(&[("a", 1), ("a", 2), ("a", 3)], 2), [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_burst_of_one_owner_does_not_hold_up_another() {
+        let burst: Vec<_> = (1..=6).map(|number| ("a", number)).collect();
+        let work = [&burst[..], &[("b", 7), ("b", 8)]].concat();
+        assert_eq!(order(&work, 1), [1, 7, 2, 8, 3, 4, 5, 6]);
+        assert_eq!(order(&work, 2), [1, 7, 2, 8, 3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn owners_without_work_are_forgotten() {
+        let mut backlog = Backlog::new();
+        backlog.push("a".into(), 1);
+        backlog.push("b".into(), 2);
+        let (in_engine, _) = backlog.next().expect("work");
+        backlog.retain(|work| *work != 2);
+        assert!(backlog.is_empty() && backlog.next().is_none());
+        assert_eq!(
+            backlog.shares.len(),
+            1,
+            "the first owner has work in the engine"
+        );
+        drop(in_engine);
+        backlog.retain(|_| true);
+        assert!(backlog.shares.is_empty());
+    }
+}

@@ -1,0 +1,399 @@
+//! [`Door`]: which connections are let in, so that probes always get an answer.
+//!
+//! Up to [`Limits::connections`](crate::Limits) are open. When that many are, the one that has been
+//! idle for longest is closed for the next one. When none is idle, the next one takes a reserved
+//! place, from which only health and metrics are answered. One address may hold a part of all.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::connection::Connection;
+use crate::error::chain;
+use crate::http::router;
+use crate::options::Limits;
+use crate::state::App;
+
+/// Places above [`Limits::connections`](crate::Limits) for probes.
+pub(crate) const RESERVED: usize = 16;
+/// How long a connection in a reserved place may take to ask.
+const RESERVED_TIME: Duration = Duration::from_secs(5);
+/// After an accept that failed, for want of file descriptors for example.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// From one line of the log about connections to the next, at least.
+const LOG_PAUSE: Duration = Duration::from_secs(10);
+
+/// Where connections come in.
+pub(crate) struct Door {
+    listener: TcpListener,
+    app: Arc<App>,
+    router: Router,
+    limits: Limits,
+    tasks: JoinSet<()>,
+    /// True tells connections to close after the answer they are at.
+    closing: watch::Sender<bool>,
+    last_logged: Option<Instant>,
+}
+
+/// The connections that are open, and counts of those that were not let in or had to go.
+#[derive(Default)]
+pub(crate) struct Connections {
+    open: Mutex<Open>,
+    pub(crate) closed_idle: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    pub(crate) accept_failures: AtomicU64,
+}
+
+/// By the order in which they came.
+#[derive(Default)]
+struct Open {
+    last_number: u64,
+    peers: BTreeMap<u64, Arc<Peer>>,
+}
+
+/// One open connection.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    number: u64,
+    /// Where it comes from.
+    pub(crate) address: IpAddr,
+    /// Whether it has a place for probes only.
+    pub(crate) is_reserved: bool,
+    requests: Mutex<Requests>,
+    /// Tells the connection to close at once.
+    close: Notify,
+}
+
+#[derive(Debug)]
+struct Requests {
+    /// Requests under way: from the end of the headers to the end of the answer.
+    num: usize,
+    /// Since when there has been none.
+    idle_since: Instant,
+}
+
+/// A request under way on a connection, until it is dropped.
+pub(crate) struct PeerRequest(Arc<Peer>);
+
+impl Peer {
+    /// Counts a request until the result is dropped.
+    pub(crate) fn request(self: &Arc<Self>) -> PeerRequest {
+        self.requests().num += 1;
+        PeerRequest(Arc::clone(self))
+    }
+
+    fn idle_since(&self) -> Option<Instant> {
+        let requests = self.requests();
+        (requests.num == 0).then_some(requests.idle_since)
+    }
+
+    fn requests(&self) -> MutexGuard<'_, Requests> {
+        lock(&self.requests)
+    }
+}
+
+impl Drop for PeerRequest {
+    fn drop(&mut self) {
+        let mut requests = self.0.requests();
+        requests.num -= 1;
+        requests.idle_since = Instant::now();
+    }
+}
+
+/// Each change of what these locks guard is complete before anything could panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Connections {
+    /// The number of open connections.
+    pub(crate) fn num_open(&self) -> usize {
+        lock(&self.open).peers.len()
+    }
+
+    /// Lets a connection from `address` in, closing idle ones where that is needed; `None` if
+    /// there is no place.
+    fn admit(&self, address: IpAddr, limits: &Limits) -> Option<Arc<Peer>> {
+        let address = address.to_canonical();
+        let mut open = lock(&self.open);
+        let ordinary = |peer: &Peer| !peer.is_reserved;
+        let of_address = |peer: &Peer| ordinary(peer) && peer.address == address;
+        let is_full = |open: &Open, places: usize, counts: &dyn Fn(&Peer) -> bool| {
+            open.peers.values().filter(|peer| counts(peer)).count() >= places
+        };
+        let mut has_place = !is_full(&open, limits.connections_per_address, &of_address)
+            || self.close_idle(&mut open, &of_address);
+        has_place = has_place
+            && (!is_full(&open, limits.connections, &ordinary)
+                || self.close_idle(&mut open, &ordinary));
+        let reserved = |peer: &Peer| peer.is_reserved;
+        if !has_place
+            && is_full(&open, RESERVED, &reserved)
+            && !self.close_idle(&mut open, &reserved)
+        {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        open.last_number += 1;
+        let peer = Arc::new(Peer {
+            number: open.last_number,
+            address,
+            is_reserved: !has_place,
+            requests: Mutex::new(Requests {
+                num: 0,
+                idle_since: Instant::now(),
+            }),
+            close: Notify::new(),
+        });
+        open.peers.insert(peer.number, Arc::clone(&peer));
+        Some(peer)
+    }
+
+    /// Closes the connection that has been idle for longest of those that are `wanted`; false if
+    /// none is idle.
+    fn close_idle(&self, open: &mut Open, wanted: &dyn Fn(&Peer) -> bool) -> bool {
+        let idle = open.peers.values().filter(|peer| wanted(peer));
+        let idle = idle.filter_map(|peer| Some((peer.idle_since()?, peer.number)));
+        let Some((_, number)) = idle.min() else {
+            return false;
+        };
+        if let Some(peer) = open.peers.remove(&number) {
+            peer.close.notify_one();
+            self.closed_idle.fetch_add(1, Ordering::Relaxed);
+        }
+        true
+    }
+
+    fn leave(&self, peer: &Peer) {
+        lock(&self.open).peers.remove(&peer.number);
+    }
+}
+
+impl Door {
+    pub(crate) fn new(listener: TcpListener, app: &Arc<App>) -> Self {
+        Self {
+            listener,
+            app: Arc::clone(app),
+            router: router(Arc::clone(app)),
+            limits: app.options.limits,
+            tasks: JoinSet::new(),
+            closing: watch::Sender::new(false),
+            last_logged: None,
+        }
+    }
+
+    /// Lets connections in until `ended` is ready.
+    pub(crate) async fn open_until<T>(&mut self, ended: impl Future<Output = T>) -> T {
+        let mut ended = pin!(ended);
+        loop {
+            tokio::select! {
+                biased;
+                ended = &mut ended => return ended,
+                Some(_) = self.tasks.join_next() => {}
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, address)) => self.let_in(stream, address.ip()),
+                    Err(error) => self.accept_failed(&error).await,
+                }
+            }
+        }
+    }
+
+    fn let_in(&mut self, stream: TcpStream, address: IpAddr) {
+        let connections = &self.app.connections;
+        let Some(peer) = connections.admit(address, &self.limits) else {
+            self.log_limit("every place is taken: a connection was refused");
+            return;
+        };
+        if peer.is_reserved {
+            self.log_limit("every place is taken: only probes are answered on further connections");
+        }
+        let (router, limits) = (self.router.clone(), self.limits);
+        let (app, closing) = (Arc::clone(&self.app), self.closing.subscribe());
+        self.tasks.spawn(async move {
+            talk(stream, router, limits, closing, &peer).await;
+            app.connections.leave(&peer);
+        });
+    }
+
+    /// Frees a file descriptor if one can be spared, and waits a little.
+    async fn accept_failed(&mut self, error: &std::io::Error) {
+        let connections = &self.app.connections;
+        connections.accept_failures.fetch_add(1, Ordering::Relaxed);
+        let mut open = lock(&connections.open);
+        connections.close_idle(&mut open, &|_| true);
+        drop(open);
+        self.log_limit(&format!("cannot accept a connection: {error}"));
+        tokio::time::sleep(ACCEPT_PAUSE).await;
+    }
+
+    /// Logs that connections are at a limit, but not too often.
+    fn log_limit(&mut self, problem: &str) {
+        let now = Instant::now();
+        if self.last_logged.is_some_and(|last| now - last < LOG_PAUSE) {
+            return;
+        }
+        self.last_logged = Some(now);
+        let connections = &self.app.connections;
+        tracing::warn!(
+            open = connections.num_open(),
+            closed_idle = connections.closed_idle.load(Ordering::Relaxed),
+            refused = connections.refused.load(Ordering::Relaxed),
+            "{problem}"
+        );
+    }
+
+    /// Lets no more connections in, and lets the clients of complete answers read their last bytes.
+    pub(crate) async fn close(self, is_drained: bool) {
+        let Self {
+            listener,
+            mut tasks,
+            closing,
+            limits,
+            ..
+        } = self;
+        drop(listener);
+        if !is_drained {
+            // Answers that are given up end here, each with its line in the log.
+            tasks.shutdown().await;
+            return;
+        }
+        closing.send_replace(true);
+        let last_bytes = async { while tasks.join_next().await.is_some() {} };
+        if timeout(limits.write_timeout.min(Duration::from_secs(5)), last_bytes)
+            .await
+            .is_err()
+        {
+            tracing::warn!("some connections did not take the end of their answers");
+        }
+    }
+}
+
+/// Answers the requests of one connection.
+async fn talk(
+    stream: TcpStream,
+    router: Router,
+    limits: Limits,
+    mut closing: watch::Receiver<bool>,
+    peer: &Arc<Peer>,
+) {
+    // Pieces of an answer are small and must not wait for each other.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "a connection was gone at once");
+        return;
+    }
+    let header_timeout = match peer.is_reserved {
+        true => limits.header_timeout.min(RESERVED_TIME),
+        false => limits.header_timeout,
+    };
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(header_timeout)
+        .max_header_size(limits.header_bytes)
+        // At least what hyper needs.
+        .max_buf_size(limits.header_bytes.max(8192));
+    let io = TokioIo::new(Connection::new(stream, limits.write_timeout));
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(|mut request: Request<Incoming>| {
+        request.extensions_mut().insert(Arc::clone(peer));
+        router.call(request)
+    });
+    let mut connection = pin!(http.serve_connection(io, service));
+    let closes = async { drop(closing.wait_for(|closing| *closing).await) };
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        // It is idle, and another one needs its place.
+        () = peer.close.notified() => return,
+        () = closes => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(error = chain(&error), "a connection ended badly");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(last: u8) -> IpAddr {
+        IpAddr::from([10, 0, 0, last])
+    }
+
+    fn limits(connections: usize, connections_per_address: usize) -> Limits {
+        Limits {
+            connections,
+            connections_per_address,
+            ..Limits::for_tests()
+        }
+    }
+
+    #[test]
+    fn the_longest_idle_connection_makes_room() {
+        let (connections, limits) = (Connections::default(), limits(2, 2));
+        let [first, second] = [1, 2].map(|last| {
+            std::thread::sleep(Duration::from_millis(2));
+            connections.admit(address(last), &limits).expect("a place")
+        });
+        let busy = first.request();
+        let third = connections.admit(address(3), &limits).expect("a place");
+        assert!(!third.is_reserved, "the second was idle");
+        assert_eq!(connections.num_open(), 2);
+        let _busy = third.request();
+        let fourth = connections.admit(address(4), &limits).expect("a place");
+        assert!(fourth.is_reserved, "nobody is idle");
+        drop(busy);
+        let fifth = connections.admit(address(5), &limits).expect("a place");
+        assert!(!fifth.is_reserved, "the first is idle again");
+        for peer in [first, second, third, fourth, fifth] {
+            connections.leave(&peer);
+        }
+        assert_eq!(connections.num_open(), 0);
+    }
+
+    #[test]
+    fn one_address_cannot_take_all_places() {
+        let (connections, limits) = (Connections::default(), limits(8, 3));
+        let busy: Vec<_> = (0..20)
+            .filter_map(|_| connections.admit(address(1), &limits))
+            .map(|peer| (peer.is_reserved, peer.request()))
+            .collect();
+        let ordinary = busy.iter().filter(|(is_reserved, _)| !is_reserved);
+        assert_eq!(ordinary.count(), 3);
+        assert_eq!(busy.len(), 3 + RESERVED);
+        assert_eq!(connections.refused.load(Ordering::Relaxed), 1);
+        let other = connections.admit(address(2), &limits).expect("a place");
+        assert!(!other.is_reserved);
+    }
+
+    #[test]
+    fn silent_connections_in_reserved_places_make_room_for_a_probe() {
+        let (connections, limits) = (Connections::default(), limits(1, 1));
+        let busy = connections.admit(address(1), &limits).expect("a place");
+        let _busy = busy.request();
+        for _ in 0..5 * RESERVED {
+            assert!(
+                connections
+                    .admit(address(1), &limits)
+                    .is_some_and(|peer| peer.is_reserved)
+            );
+        }
+        assert_eq!(connections.num_open(), 1 + RESERVED);
+    }
+}
