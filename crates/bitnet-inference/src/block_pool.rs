@@ -1,11 +1,11 @@
-//! [`BlockPool`]: who holds which block of the key/value cache, and what is in those that nobody
-//! holds. Ids only, no tensors.
+//! [`BlockPool`]: which sequences hold which block of the key/value cache, and what the other blocks
+//! contain. Ids only, no tensors.
 //!
 //! A full block is known by the tokens in it and the block before it, so the known blocks form a
-//! tree, and a prompt that begins like an earlier one finds its blocks by walking down. The tokens
-//! themselves are compared, not only a hash, so a block can never be taken for another. Blocks that
-//! nobody holds stay known until their room is needed: those unused for longest go first, and none
-//! before those that follow it.
+//! tree, and a prompt that begins like an earlier one finds its blocks by walking down. The pool
+//! compares the tokens themselves, not only a hash, so it never confuses two blocks. A block that no
+//! sequence holds stays known until its room is needed: the least recently used goes first, and none
+//! before the blocks that follow it.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -16,15 +16,15 @@ use bitnet_tokenizers::TokenId;
 /// Positions in a block.
 const BLOCK: usize = KvCache::BLOCK;
 
-/// What a block holds: its tokens and all before them.
+/// The content of a block: its tokens and all before them.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Content {
     before: Before,
     tokens: [TokenId; BLOCK],
 }
 
-/// What comes before a block: another block, or nothing. Prompts with different salts share
-/// nothing.
+/// The block before a block, or the beginning of a sequence. Sequences with different salts share
+/// no blocks.
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Before {
     Block(u32),
@@ -50,9 +50,9 @@ impl Content {
 
 #[derive(Clone, Default)]
 struct Block {
-    /// Sequences that hold it.
+    /// Number of sequences that hold it.
     holders: u32,
-    /// Known blocks that follow it.
+    /// Number of known blocks that follow it.
     followers: u32,
     content: Option<Arc<Content>>,
     /// When it was last given back.
@@ -65,11 +65,13 @@ pub(crate) struct BlockPool {
     /// Blocks with nothing known in them; the next one to be given out is the last.
     free: Vec<u32>,
     known: HashMap<Arc<Content>, u32>,
-    /// Known blocks that nobody holds and nothing follows, by when they were last used.
+    /// Known blocks that no sequence holds and no known block follows, by when they were last used.
     evictable: BTreeSet<(u64, u32)>,
-    /// Blocks that nobody holds.
+    /// Blocks that no sequence holds.
     num_available: usize,
     clock: u64,
+    /// Blocks whose content was forgotten, for the caller to take notice of and clear.
+    pub forgotten: Vec<u32>,
 }
 
 impl BlockPool {
@@ -83,10 +85,11 @@ impl BlockPool {
             known: HashMap::new(),
             evictable: BTreeSet::new(),
             clock: 0,
+            forgotten: Vec::new(),
         }
     }
 
-    /// Blocks nobody holds, known ones counted in.
+    /// Blocks that no sequence holds, known ones included.
     pub fn num_available(&self) -> usize {
         self.num_available
     }
@@ -96,21 +99,34 @@ impl BlockPool {
         self.blocks.len()
     }
 
-    /// Takes the known blocks that `tokens` begin with, in order, to the end of `held`.
+    /// Takes the known blocks that `tokens` begin with, in order, to the end of `held`, which must
+    /// be empty.
     pub fn take_known(&mut self, salt: Option<&Arc<str>>, tokens: &[TokenId], held: &mut Vec<u32>) {
-        let mut before = Before::Start(salt.cloned());
-        for tokens in tokens.as_chunks::<BLOCK>().0 {
+        held.extend(self.known_after(salt, tokens, &[]));
+        held.iter().for_each(|id| self.hold(*id));
+    }
+
+    /// The known blocks that continue a sequence of `tokens` after its first blocks.
+    pub fn known_after<'a>(
+        &'a self,
+        salt: Option<&Arc<str>>,
+        tokens: &'a [TokenId],
+        first: &[u32],
+    ) -> impl Iterator<Item = u32> + use<'a> {
+        let mut before = match first.last() {
+            None => Before::Start(salt.cloned()),
+            Some(last) => Before::Block(*last),
+        };
+        let rest = &tokens.as_chunks::<BLOCK>().0[first.len()..];
+        rest.iter().map_while(move |tokens| {
             let content = Content {
-                before,
+                before: before.clone(),
                 tokens: *tokens,
             };
-            let Some(&id) = self.known.get(&content) else {
-                return;
-            };
-            self.hold(id);
-            held.push(id);
+            let id = *self.known.get(&content)?;
             before = Before::Block(id);
-        }
+            Some(id)
+        })
     }
 
     /// Takes `count` blocks to the end of `held`; none, and false, if fewer are available.
@@ -120,7 +136,7 @@ impl BlockPool {
         }
         for _ in 0..count {
             let Some(id) = self.free.pop().or_else(|| self.evict()) else {
-                unreachable!("of the blocks that nobody holds, one is free or followed by nothing")
+                unreachable!("an available block is free, or the last of its sequence")
             };
             self.num_available -= 1;
             self.blocks[id as usize].holders = 1;
@@ -129,8 +145,8 @@ impl BlockPool {
         true
     }
 
-    /// Says that block `index` of a sequence is full. If its content is known in another block, the
-    /// sequence gets that one.
+    /// Records that block `index` of a sequence is full. If another block is known to have the same
+    /// content, the sequence gets that one.
     pub fn fill(
         &mut self,
         salt: Option<&Arc<str>>,
@@ -151,8 +167,8 @@ impl BlockPool {
         self.known.insert(content, id);
     }
 
-    /// Gives a sequence the block that is known to hold what its block `index` is to hold, before
-    /// that is full; false if there is none.
+    /// Replaces block `index` of a sequence, which is not full yet, by a known block with the content
+    /// that it will have; false if there is none.
     pub fn take_over(
         &mut self,
         salt: Option<&Arc<str>>,
@@ -186,13 +202,6 @@ impl BlockPool {
         }
     }
 
-    /// Forgets all that is known of blocks that nobody holds.
-    pub fn forget(&mut self) {
-        while let Some(id) = self.evict() {
-            self.free.push(id);
-        }
-    }
-
     fn hold(&mut self, id: u32) {
         let block = &mut self.blocks[id as usize];
         if block.holders == 0 {
@@ -221,9 +230,10 @@ impl BlockPool {
         }
     }
 
-    /// Forgets the block unused for longest, and gives its id.
+    /// Forgets the content of the least recently used block, and returns its id.
     fn evict(&mut self) -> Option<u32> {
         let (_, id) = self.evictable.pop_first()?;
+        self.forgotten.push(id);
         if let Some(content) = self.blocks[id as usize].content.take() {
             self.known.remove(&content);
             if let Before::Block(before) = content.before {
@@ -268,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn what_began_alike_is_found_again() {
+    fn a_known_beginning_is_found_again() {
         let mut pool = BlockPool::new(10);
         assert_eq!(run(&mut pool, None, &[1, 2, 3]), 0);
         assert_eq!(run(&mut pool, None, &[1, 2, 3, 4]), 3);
@@ -279,8 +289,6 @@ mod tests {
             "the same tokens at another place"
         );
         assert_eq!(pool.num_available(), 10);
-        pool.forget();
-        assert_eq!(run(&mut pool, None, &[1]), 0);
     }
 
     #[test]
@@ -294,18 +302,19 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_what_is_unused_for_longest_goes_first() {
+    fn the_last_block_of_the_least_recently_used_sequence_goes_first() {
         let mut pool = BlockPool::new(4);
         run(&mut pool, None, &[1, 2]);
         run(&mut pool, None, &[3, 4]);
         assert_eq!(run(&mut pool, None, &[5]), 0);
+        assert_eq!(pool.forgotten.len(), 1);
         // The room came from 2; 1, 3 and 4 are still there.
         assert_eq!(run(&mut pool, None, &[3, 4]), 2);
         assert_eq!(run(&mut pool, None, &[1]), 1);
     }
 
     #[test]
-    fn two_that_compute_the_same_end_with_the_same_blocks() {
+    fn two_sequences_of_the_same_tokens_end_with_the_same_blocks() {
         let mut pool = BlockPool::new(8);
         let tokens = tokens(&[1, 2]);
         let (mut a, mut b) = (Vec::new(), Vec::new());
@@ -323,20 +332,20 @@ mod tests {
     }
 
     #[test]
-    fn what_another_has_filled_is_taken_over() {
+    fn a_block_that_another_sequence_filled_is_taken_over() {
         let mut pool = BlockPool::new(8);
         let tokens = tokens(&[1, 2]);
         let (mut a, mut b) = (Vec::new(), Vec::new());
         assert!(pool.take(2, &mut a) && pool.take(2, &mut b));
         assert!(
             !pool.take_over(None, &tokens, &mut b, 0),
-            "nobody has filled it"
+            "no sequence has filled it"
         );
         pool.fill(None, &tokens, &mut a, 0);
         let salt = "mine".into();
         assert!(
             !pool.take_over(Some(&salt), &tokens, &mut b, 0),
-            "not of others"
+            "not with another salt"
         );
         assert!(
             pool.take_over(None, &tokens, &mut b, 0) && !pool.take_over(None, &tokens, &mut b, 1)

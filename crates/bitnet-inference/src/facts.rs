@@ -4,7 +4,8 @@
 use bitnet_kernels::{Count, Kernel};
 use bitnet_models::{Config, FfnSparsity, HeadMode};
 
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::Engine;
+use crate::options::EngineOptions;
 
 /// What an engine is, and what its kernels have counted since the counters were last reset.
 #[derive(Clone, Debug)]

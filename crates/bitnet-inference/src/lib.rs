@@ -11,23 +11,29 @@
 mod bias_text;
 mod block_pool;
 mod candidates;
+mod counts;
 mod device;
 mod engine;
 mod error;
 mod facts;
 mod load;
 mod machine;
+mod memory;
+mod options;
 pub mod perplexity;
 mod random;
 mod request;
 mod runner;
 mod sampling;
+mod scheduler;
 mod sequence;
+mod states;
 mod stop;
 
 pub use bias_text::parse_logit_bias;
+pub use counts::{EngineCounts, HeadUse};
 pub use device::{Device, DeviceProbe};
-pub use engine::{DRAFT_MAX, Engine, EngineCounts, EngineOptions, HeadUse};
+pub use engine::Engine;
 pub use error::{Error, Result};
 pub use facts::EngineFacts;
 pub use load::{
@@ -35,8 +41,9 @@ pub use load::{
     tokenization_from_gguf, tokenizer_spec,
 };
 pub use machine::{cpu_name, peak_rss_bytes};
+pub use options::{DRAFT_MAX, EngineOptions};
 pub use perplexity::Likelihood;
 pub use request::{Constraint, Event, Finish, FinishReason, Logprobs, Request, RequestId, Timings};
-pub use runner::{Model, Runner};
+pub use runner::{Model, ModelRunner, Runner};
 pub use sampling::{Sampler, SamplingParams};
 pub use stop::TokenSet;

@@ -1,4 +1,4 @@
-//! What an engine is asked, and what it answers.
+//! Requests to an engine, and the events that answer them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,29 +21,28 @@ pub struct Request {
     pub stop_ids: Vec<TokenId>,
     /// Strings that end the answer; they are not part of its text.
     pub stop_strings: Vec<String>,
-    /// For each token of the answer, its log-probability and those of so many of the most probable
-    /// tokens.
+    /// For each token of the answer, report its log-probability and the n most probable tokens.
     pub logprobs: Option<usize>,
-    /// With `logprobs`, those of the prompt's tokens, too. Nothing of the prompt is taken from the
-    /// cache then.
+    /// With `logprobs`, also report log-probabilities of the prompt's tokens. The prompt is then
+    /// computed in full, without the cache.
     pub prompt_logprobs: bool,
     /// Only requests with the same salt share what is cached of their prompts.
     pub cache_salt: Option<Arc<str>>,
 }
 
-/// Which tokens may come next, as a grammar has it. Asked before each token, and told which one it
-/// was.
+/// Which tokens may come next, by a grammar for instance. The engine calls `allowed` before it
+/// samples a token and `accept` with the token.
 pub trait Constraint: Send {
     /// The tokens that may come now, those that end the answer included; at least one.
     ///
     /// # Errors
-    /// Why none can be told: the request then fails.
+    /// The reason why no token can be allowed; the request then fails.
     fn allowed(&mut self, allowed: &mut TokenSet) -> std::result::Result<(), String>;
 
-    /// The token that came.
+    /// Takes the sampled token.
     ///
     /// # Errors
-    /// Why it cannot be: the request then fails.
+    /// The reason why the token is invalid; the request then fails.
     fn accept(&mut self, token: TokenId) -> std::result::Result<(), String>;
 }
 
@@ -83,13 +82,13 @@ impl FinishReason {
     }
 }
 
-/// What a request took.
+/// The tokens and times of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timings {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Those of them that did not have to be computed: they were in the cache, from earlier
-    /// requests or from others that ran at the same time.
+    /// Tokens of the prompt that came from the cache, computed by earlier requests or by others that
+    /// ran at the same time.
     pub cached_tokens: usize,
     /// Tokens sampled, the stop token included.
     pub generated_tokens: usize,
@@ -99,13 +98,13 @@ pub struct Timings {
     pub decode: Duration,
     /// From the request's arrival to the first sampled token.
     pub first_token: Duration,
-    /// What of `prefill` the forward passes took.
+    /// The part of `prefill` that forward passes took.
     pub prefill_forward: Duration,
-    /// What of `decode` the forward passes took.
+    /// The part of `decode` that forward passes took.
     pub decode_forward: Duration,
     /// Tokens guessed ahead.
     pub drafted_tokens: usize,
-    /// Those of them that came.
+    /// Drafted tokens that were right.
     pub accepted_tokens: usize,
 }
 
@@ -114,50 +113,50 @@ pub struct Timings {
 pub struct Finish {
     /// Why.
     pub reason: FinishReason,
-    /// What it took.
+    /// Its tokens and times.
     pub timings: Timings,
 }
 
-/// What a step brought.
+/// A result of a step.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// So many tokens of a prompt have been computed.
+    /// Some tokens of a prompt have been computed.
     Prefill {
-        /// Whose.
+        /// The request.
         id: RequestId,
         /// Tokens done.
         done: usize,
         /// Tokens of the prompt.
         total: usize,
-        /// If asked for, those of more of the prompt's tokens, in order, the second being the first
-        /// that has any.
+        /// If the request asks for them: log-probabilities of further tokens of the prompt, in
+        /// order. The prompt's first token has none.
         logprobs: Vec<Logprobs>,
     },
     /// A token was sampled.
     Token {
-        /// Whose.
+        /// The request.
         id: RequestId,
         /// The token.
         token: TokenId,
         /// The text that is certain now: whole characters, none that may belong to a stop string.
         text: String,
-        /// If asked for.
+        /// If the request asks for them.
         logprobs: Option<Logprobs>,
     },
     /// An answer has ended.
     Finished {
-        /// Whose.
+        /// The request.
         id: RequestId,
         /// Text that had been held back.
         text: String,
-        /// Why it ended, and what it took.
+        /// The reason, tokens and times.
         finish: Finish,
     },
     /// A request's constraint could not go on. It has ended.
     Failed {
-        /// Whose.
+        /// The request.
         id: RequestId,
-        /// What the constraint said.
+        /// The constraint's reason.
         problem: String,
     },
 }

@@ -7,12 +7,11 @@
 use std::sync::Arc;
 
 use bitnet_kernels::{Counters, Estimates};
-use bitnet_models::{
-    Backend, CacheShape, Chunk, FfnActivity, KvType, LanguageModel, ModelInfo, Workspace,
-};
+use bitnet_models::{Backend, CacheShape, Chunk, FfnActivity, LanguageModel, ModelInfo, Workspace};
 
 use crate::device::Device;
 use crate::error::Result;
+use crate::options::EngineOptions;
 
 /// A model on a device, with its cache.
 pub trait Runner: Send {
@@ -25,6 +24,15 @@ pub trait Runner: Send {
     /// The position at which attention takes as long as the rest of a token's work: a token there
     /// takes twice the time of the first. At least 1.
     fn halfway(&self) -> usize;
+
+    /// Bytes of one sequence's recurrent state; 0 for a model without recurrent layers.
+    fn state_bytes(&self) -> usize;
+
+    /// Copies a recurrent state from one slot to another.
+    ///
+    /// # Panics
+    /// If there is no such slot.
+    fn copy_state(&mut self, from: u32, to: u32);
 
     /// Runs chunks of different sequences through the model; returns the number of rows whose
     /// logits the chunks ask for. The cache then holds the keys and values of all their tokens.
@@ -72,18 +80,17 @@ pub trait Model: Send + Sync {
     /// Facts about the model.
     fn info(&self) -> &ModelInfo;
 
-    /// Makes a runner with a cache of `num_blocks` blocks of its own.
+    /// Makes a runner with a cache of its own, as large as an engine with these options needs.
     ///
     /// # Errors
     /// If there is not enough memory for the cache.
-    fn runner(&self, device: Device, kv_type: KvType, num_blocks: usize)
-    -> Result<Box<dyn Runner>>;
+    fn runner(&self, device: Device, options: &EngineOptions) -> Result<Box<dyn Runner>>;
 }
 
 /// A model of one backend that runners share.
 pub(crate) struct SharedModel<B: Backend> {
     model: Arc<LanguageModel<B>>,
-    info: Arc<ModelInfo>,
+    info: ModelInfo,
     start: fn(Device) -> B,
 }
 
@@ -91,7 +98,7 @@ impl<B: Backend> SharedModel<B> {
     /// `start` starts the backend on a device of its kind.
     pub fn new(model: LanguageModel<B>, start: fn(Device) -> B) -> Self {
         Self {
-            info: Arc::new(model.info()),
+            info: model.info(),
             model: Arc::new(model),
             start,
         }
@@ -103,34 +110,16 @@ impl<B: Backend> Model for SharedModel<B> {
         &self.info
     }
 
-    fn runner(
-        &self,
-        device: Device,
-        kv_type: KvType,
-        num_blocks: usize,
-    ) -> Result<Box<dyn Runner>> {
-        let (backend, config) = ((self.start)(device), &self.info.config);
-        let cache = backend.cache(&CacheShape {
-            attention: config.attention,
-            num_layers: config.num_layers,
-            kv_type,
-            num_blocks,
-        })?;
-        Ok(Box::new(ModelRunner {
-            model: Arc::clone(&self.model),
-            info: Arc::clone(&self.info),
-            device,
-            backend,
-            cache,
-            workspace: Workspace::new(),
-        }))
+    fn runner(&self, device: Device, options: &EngineOptions) -> Result<Box<dyn Runner>> {
+        let (model, backend) = (Arc::clone(&self.model), (self.start)(device));
+        Ok(Box::new(ModelRunner::new(model, backend, device, options)?))
     }
 }
 
-/// A model with what one engine needs to run it.
-struct ModelRunner<B: Backend> {
+/// A model on a backend, with the cache and buffers of one engine.
+pub struct ModelRunner<B: Backend> {
     model: Arc<LanguageModel<B>>,
-    info: Arc<ModelInfo>,
+    info: ModelInfo,
     device: Device,
     backend: B,
     cache: B::Cache,
@@ -140,6 +129,38 @@ struct ModelRunner<B: Backend> {
 /// Ternary products of 8 bits that take about as long as one product of attention, in floats, with
 /// AVX-512 and VNNI.
 const ATTENTION_MAC_COST: usize = 4;
+
+impl<B: Backend> ModelRunner<B> {
+    /// A runner with a cache as large as an engine with these options needs. `backend` was started
+    /// on `device`.
+    ///
+    /// # Errors
+    /// If there is not enough memory for the cache.
+    pub fn new(
+        model: Arc<LanguageModel<B>>,
+        backend: B,
+        device: Device,
+        options: &EngineOptions,
+    ) -> Result<Self> {
+        let info = model.info();
+        let cache = backend.cache(&CacheShape {
+            attention: info.config.attention,
+            num_layers: info.config.num_layers,
+            kv_type: options.kv_type,
+            num_blocks: options.num_blocks(),
+            state_len: info.state_len,
+            num_states: options.num_states(),
+        })?;
+        Ok(Self {
+            model,
+            info,
+            device,
+            backend,
+            cache,
+            workspace: Workspace::new(),
+        })
+    }
+}
 
 impl<B: Backend> Runner for ModelRunner<B> {
     fn model(&self) -> &ModelInfo {
@@ -155,6 +176,14 @@ impl<B: Backend> Runner for ModelRunner<B> {
         let attention_macs =
             2 * config.num_layers * config.attention.heads * config.attention.head_dim;
         (self.info.num_ternary_weights / (ATTENTION_MAC_COST * attention_macs)).max(1)
+    }
+
+    fn state_bytes(&self) -> usize {
+        B::state_bytes(&self.cache)
+    }
+
+    fn copy_state(&mut self, from: u32, to: u32) {
+        self.backend.copy_state(&mut self.cache, from, to);
     }
 
     fn step<'a>(&mut self, chunks: &mut dyn Iterator<Item = Chunk<'a>>) -> usize {

@@ -23,7 +23,7 @@ use crate::stop::TokenSet;
 pub struct SamplingParams {
     /// Logits are divided by it; 0 takes the most probable token.
     pub temperature: f32,
-    /// Only so many of the most probable tokens; 0 for all.
+    /// Keep only this number of the most probable tokens; 0 for all.
     pub top_k: usize,
     /// Only the most probable tokens that together have at least this probability; 1 for all.
     pub top_p: f32,

@@ -1,4 +1,4 @@
-//! [`Sequence`]: one request on its way: its tokens, its blocks, the text they have become.
+//! [`Sequence`]: a request in progress: its tokens, its memory, its text.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,15 +7,15 @@ use bitnet_kernels::math::{exp_f64, ln_f64};
 use bitnet_models::KvCache;
 use bitnet_tokenizers::{DecodeOptions, Detokenizer, TokenId, Tokenizer};
 
-use crate::block_pool::BlockPool;
 use crate::error::Result;
+use crate::memory::{Holding, Memory};
 use crate::request::{
     Constraint, Event, Finish, FinishReason, Logprobs, Request, RequestId, Timings,
 };
 use crate::sampling::Sampler;
 use crate::stop::{StopStrings, TokenSet};
 
-/// What is generated goes on from the prompt, so a space at its beginning is meant.
+/// Generated text continues the prompt, so a space at its beginning counts.
 const CONTINUES_A_TEXT: DecodeOptions = DecodeOptions {
     show_special: false,
     strip_space_prefix: false,
@@ -24,26 +24,23 @@ const CONTINUES_A_TEXT: DecodeOptions = DecodeOptions {
 /// The longest and shortest run of tokens that a draft is looked up by.
 const DRAFT_KEY: std::ops::RangeInclusive<usize> = 2..=4;
 
-/// One request on its way.
+/// A request in progress.
 pub(crate) struct Sequence {
     pub id: RequestId,
-    /// The prompt, then what was sampled.
+    /// The prompt, then the sampled tokens.
     pub tokens: Vec<TokenId>,
-    /// Tokens whose keys and values are in the cache.
-    pub computed: usize,
-    pub blocks: Vec<u32>,
-    /// Blocks whose content the pool knows.
-    num_known: usize,
-    /// It gave its blocks up once: what it computes again is not counted again.
+    /// Its part of the cache.
+    pub held: Holding,
+    /// It gave up its memory once: tokens that it computes again are not counted again.
     pub was_preempted: bool,
-    cache_salt: Option<Arc<str>>,
-    /// The most tokens it may come to.
+    /// Tokens before the last that the next step computes again, after a refused draft.
+    redo: usize,
+    /// The most tokens it may have.
     pub tokens_max: usize,
     limit: FinishReason,
     pub sampler: Sampler,
     pub logprobs: Option<usize>,
-    /// The first token of the prompt whose log-probability is wanted and was not told yet, if there
-    /// is one.
+    /// The first token of the prompt whose log-probability is asked for and not reported yet.
     untold: Option<usize>,
     pub constraint: Option<Box<dyn Constraint>>,
     stop_ids: TokenSet,
@@ -73,17 +70,15 @@ impl Sequence {
             Some(n) => (prompt_tokens + n, FinishReason::Length),
             None => (context, FinishReason::Context),
         };
-        // Room for the whole answer, so that no step has to make any.
+        // Room for the whole answer, so that no step allocates.
         let mut tokens = request.prompt;
         tokens.reserve_exact(tokens_max - prompt_tokens);
         Ok(Self {
             id,
             tokens,
-            computed: 0,
-            blocks: Vec::with_capacity(tokens_max.div_ceil(KvCache::BLOCK)),
-            num_known: 0,
+            held: Holding::new(request.cache_salt, tokens_max),
             was_preempted: false,
-            cache_salt: request.cache_salt,
+            redo: 0,
             tokens_max,
             limit,
             sampler: Sampler::new(request.sampling, vocab_size)?,
@@ -107,71 +102,52 @@ impl Sequence {
 
     /// Tokens that are not in the cache yet.
     pub fn pending(&self) -> usize {
-        self.tokens.len() - self.computed
+        self.tokens.len() - self.held.computed
     }
 
     /// Whether its next step gives a token from one that was sampled.
     pub fn is_decoding(&self) -> bool {
-        self.timings.generated_tokens > 0 && self.pending() == 1
+        self.timings.generated_tokens > 0 && self.pending() == 1 + self.redo
     }
 
-    /// Takes blocks for all its tokens, those known from before first; false, and none, if there
-    /// are too few.
-    pub fn admit(&mut self, pool: &mut BlockPool) -> bool {
-        // The last token is always computed, since its logits are needed.
-        let reusable = if self.tells_prompt() {
-            &[]
-        } else {
-            &self.tokens[..self.tokens.len() - 1]
-        };
-        pool.take_known(self.cache_salt.as_ref(), reusable, &mut self.blocks);
-        let known = self.blocks.len();
-        if !pool.take(
-            self.tokens.len().div_ceil(KvCache::BLOCK) - known,
-            &mut self.blocks,
-        ) {
-            pool.give_back(&mut self.blocks);
-            return false;
-        }
-        self.num_known = known;
-        self.computed = known * KvCache::BLOCK;
-        true
+    /// Takes memory for all its tokens, known blocks first; false, and none, if there is too
+    /// little.
+    pub fn admit(&mut self, memory: &mut Memory) -> bool {
+        let reusable = self.reusable();
+        memory.admit(&mut self.held, &self.tokens, reusable)
     }
 
-    /// Takes over the next blocks as far as others have computed them since.
-    pub fn take_over(&mut self, pool: &mut BlockPool) {
-        while let Some(end) = self.next_reusable()
-            && pool.take_over(
-                self.cache_salt.as_ref(),
-                &self.tokens,
-                &mut self.blocks,
-                self.num_known,
-            )
-        {
-            self.num_known += 1;
-            self.computed = end;
-        }
+    /// Takes over the next blocks as far as other sequences have computed them since.
+    pub fn take_over(&mut self, memory: &mut Memory) {
+        let reusable = self.reusable();
+        memory.take_over(&mut self.held, &self.tokens, reusable);
     }
 
-    /// Whether `other` is at the block that comes next here, too: it will be there to be taken
-    /// over.
+    /// Whether `other` computes the block that comes next here, too: it will soon be there to be
+    /// taken over.
     pub fn can_wait_for(&self, other: &Self) -> bool {
-        let Some(end) = self.next_reusable() else {
-            return false;
-        };
-        let (known, next) = (self.num_known, end - KvCache::BLOCK..end);
-        // Where it is one and the same block that comes before, so is all that comes before that.
-        other.num_known == known
-            && self.cache_salt == other.cache_salt
-            && self.blocks[..known].last() == other.blocks[..known].last()
+        let (known, theirs) = (self.held.num_known, &other.held);
+        let next = known * KvCache::BLOCK..(known + 1) * KvCache::BLOCK;
+        // If the block before is the same, so are all blocks before that.
+        next.end <= self.reusable()
+            && theirs.num_known == known
+            && self.held.salt == theirs.salt
+            && self.held.blocks[..known].last() == theirs.blocks[..known].last()
             && other.tokens.get(next.clone()) == Some(&self.tokens[next])
     }
 
-    /// The end of the first block that is not known, if it need not be computed here: the last
-    /// token always is, since its logits are needed.
-    fn next_reusable(&self) -> Option<usize> {
-        let end = (self.num_known + 1) * KvCache::BLOCK;
-        (end < self.tokens.len() && !self.tells_prompt()).then_some(end)
+    /// How many tokens may come from known blocks: not the last, since its logits are needed.
+    fn reusable(&self) -> usize {
+        if self.tells_prompt() {
+            0
+        } else {
+            self.tokens.len() - 1
+        }
+    }
+
+    /// How many of at most `n` pending tokens to compute in one step.
+    pub fn step_len(&self, n: usize) -> usize {
+        Memory::step_len(&self.held, n.min(self.pending()))
     }
 
     /// Whether log-probabilities of its prompt are still to be told, for which all its rows are
@@ -201,33 +177,49 @@ impl Sequence {
         told
     }
 
-    /// Gives its blocks back; what it has computed has to be computed again, as far as it is not
-    /// found in the pool then.
-    pub fn give_up_blocks(&mut self, pool: &mut BlockPool) {
-        pool.give_back(&mut self.blocks);
-        (self.computed, self.num_known) = (0, 0);
+    /// Gives back its memory; its tokens have to be computed again, as far as they are not in known
+    /// blocks then.
+    pub fn give_up_memory(&mut self, memory: &mut Memory) {
+        memory.give_back(&mut self.held);
+        self.redo = 0;
         self.was_preempted = true;
     }
 
     /// `n` more tokens are in the cache.
-    pub fn advance(&mut self, n: usize, pool: &mut BlockPool, step_start: Instant) {
+    pub fn advance(&mut self, n: usize, memory: &mut Memory, step_start: Instant) {
         self.started.get_or_insert(step_start);
-        self.computed += n;
-        while (self.num_known + 1) * KvCache::BLOCK <= self.computed {
-            pool.fill(
-                self.cache_salt.as_ref(),
-                &self.tokens,
-                &mut self.blocks,
-                self.num_known,
-            );
-            self.num_known += 1;
+        self.redo = 0;
+        let prompt_tokens = self.timings.prompt_tokens;
+        memory.advance(&mut self.held, &self.tokens, n, prompt_tokens);
+    }
+
+    /// Ends the check of a draft after token `start`: if a part was refused, a model with a state
+    /// computes the accepted tokens again.
+    pub fn end_draft(&mut self, start: usize, memory: &mut Memory) {
+        memory.end_draft(&mut self.held, start);
+        self.redo = self.pending() - 1;
+    }
+
+    /// Finds a draft of at most `most` tokens to check in this step, if there is memory for it.
+    pub fn find_draft(&mut self, most: usize, memory: &mut Memory) {
+        self.draft.clear();
+        if most == 0 || self.constraint.is_some() || self.redo > 0 {
+            return;
+        }
+        self.look_up_draft(most);
+        let room = self.held.blocks.len() * KvCache::BLOCK - self.held.computed - 1;
+        self.draft.truncate(room);
+        // A draft ends where the state may have to be saved.
+        let len = Memory::step_len(&self.held, 1 + self.draft.len()) - 1;
+        self.draft.truncate(len);
+        if !self.draft.is_empty() && !memory.begin_draft(&mut self.held) {
+            self.draft.clear();
         }
     }
 
-    /// Looks up what followed the last tokens when they came before (prompt lookup, Saxena 2023):
-    /// at most `most` tokens, the longest match first, the latest among equals.
-    pub fn find_draft(&mut self, most: usize) {
-        self.draft.clear();
+    /// Looks up the tokens that followed an earlier occurrence of the last tokens (prompt lookup,
+    /// Saxena 2023): at most `most`, the longest match first, the latest among equals.
+    fn look_up_draft(&mut self, most: usize) {
         // The token after the draft is sampled, too.
         let most = most.min(self.tokens_max.saturating_sub(self.tokens.len() + 1));
         if most == 0 {
@@ -317,7 +309,7 @@ impl Sequence {
     }
 }
 
-/// The log-probability of a token, and those of the `top` most probable ones, ties by lowest id.
+/// The log-probability of a token and the `top` most probable tokens, ties by lowest id.
 pub(crate) fn logprobs(logits: &[f32], token: TokenId, top: usize) -> Logprobs {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits

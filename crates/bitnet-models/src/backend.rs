@@ -70,6 +70,15 @@ pub trait Backend: Sized + Send + 'static {
     /// If there is not enough memory.
     fn cache(&self, shape: &CacheShape) -> Result<Self::Cache>;
 
+    /// Bytes of one sequence's recurrent state, all layers together; 0 without recurrent layers.
+    fn state_bytes(cache: &Self::Cache) -> usize;
+
+    /// Copies the recurrent state of all layers from one slot to another.
+    ///
+    /// # Panics
+    /// If there is no such slot.
+    fn copy_state(&self, cache: &mut Self::Cache, from: u32, to: u32);
+
     /// Whether the loader should leave out neurons that are always zero.
     fn leaves_out_dead_neurons(&self) -> bool {
         false
@@ -260,6 +269,19 @@ pub struct RowPlan {
     pub blocks: Vec<u32>,
     /// The rows whose logits are wanted, ascending.
     pub wanted: Vec<usize>,
+    /// The rows of each sequence, which a recurrent layer walks in order.
+    pub runs: Vec<Run>,
+}
+
+/// Consecutive rows of one sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The rows.
+    pub rows: Range<usize>,
+    /// The position of the first row; a state at position 0 is zeros.
+    pub position: usize,
+    /// The slot of the sequence's state.
+    pub state: u32,
 }
 
 /// How a backend holds a matrix.

@@ -2,7 +2,7 @@
 
 use bitnet_kernels::{AttentionShape, CACHE_BLOCK, LayerCache};
 use half::f16;
-use memmap2::MmapMut;
+use memmap2::{MmapMut, MmapOptions};
 
 use crate::error::{Error, Result};
 
@@ -49,6 +49,9 @@ pub struct KvCache {
     num_layers: usize,
     num_blocks: usize,
     map: MmapMut,
+    /// Recurrent states, `[slots, state_len]`.
+    states: MmapMut,
+    state_len: usize,
 }
 
 /// What a cache has to hold.
@@ -62,6 +65,10 @@ pub struct CacheShape {
     pub kv_type: KvType,
     /// Blocks of [`CACHE_BLOCK`] positions.
     pub num_blocks: usize,
+    /// Numbers of one sequence's recurrent state, all layers together; 0 without recurrent layers.
+    pub state_len: usize,
+    /// Slots for states.
+    pub num_states: usize,
 }
 
 impl KvCache {
@@ -83,6 +90,8 @@ impl KvCache {
             num_layers,
             kv_type,
             num_blocks,
+            state_len: 0,
+            num_states: 0,
         })
     }
 
@@ -96,6 +105,8 @@ impl KvCache {
             num_layers,
             kv_type,
             num_blocks,
+            state_len,
+            num_states,
         } = *shape;
         let bytes = Self::block_bytes(shape, num_layers, kv_type).checked_mul(num_blocks);
         let map = match bytes {
@@ -119,6 +130,8 @@ impl KvCache {
             num_layers,
             num_blocks,
             map,
+            states: map_states(state_len, num_states)?,
+            state_len,
         })
     }
 
@@ -146,6 +159,32 @@ impl KvCache {
         self.map.len()
     }
 
+    /// Numbers of one sequence's recurrent state.
+    #[must_use]
+    pub fn state_len(&self) -> usize {
+        self.state_len
+    }
+
+    /// The recurrent state in a slot, `[state_len]`; zeros if it was never written.
+    ///
+    /// # Panics
+    /// If there is no such slot.
+    pub fn state_mut(&mut self, slot: u32) -> &mut [f32] {
+        let start = slot as usize * self.state_len;
+        let states: &mut [f32] = bytemuck::cast_slice_mut(&mut self.states);
+        &mut states[start..start + self.state_len]
+    }
+
+    /// Copies a recurrent state from one slot to another.
+    ///
+    /// # Panics
+    /// If there is no such slot.
+    pub fn copy_state(&mut self, from: u32, to: u32) {
+        let (from, to) = (from as usize * self.state_len, to as usize * self.state_len);
+        let states: &mut [f32] = bytemuck::cast_slice_mut(&mut self.states);
+        states.copy_within(from..from + self.state_len, to);
+    }
+
     /// The cache of one layer, if its elements are f16.
     pub(crate) fn layer_f16(&mut self, layer: usize) -> LayerCache<'_, f16> {
         self.layer(layer)
@@ -169,5 +208,65 @@ impl KvCache {
             offset: layer * pair,
             stride: self.num_layers * pair,
         }
+    }
+}
+
+/// Reserves memory for recurrent states; a slot takes memory when it is first written.
+fn map_states(state_len: usize, num_states: usize) -> Result<MmapMut> {
+    let failed = |bytes, source| Error::StateMemory {
+        num_states,
+        bytes,
+        source,
+    };
+    let bytes = state_len
+        .checked_mul(size_of::<f32>())
+        .and_then(|bytes| bytes.checked_mul(num_states))
+        .ok_or_else(|| failed(usize::MAX, std::io::ErrorKind::OutOfMemory.into()))?;
+    MmapOptions::new()
+        .len(bytes.max(size_of::<f32>()))
+        .no_reserve_swap()
+        .map_anon()
+        .map_err(|error| failed(bytes, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cache(state_len: usize, num_states: usize) -> Result<KvCache> {
+        KvCache::with_shape(&CacheShape {
+            attention: AttentionShape {
+                heads: 1,
+                kv_heads: 1,
+                head_dim: 16,
+            },
+            num_layers: 1,
+            kv_type: KvType::F16,
+            num_blocks: 1,
+            state_len,
+            num_states,
+        })
+    }
+
+    #[test]
+    fn a_copied_state_has_the_same_bits_and_other_slots_stay() {
+        let mut cache = cache(3, 4).expect("memory");
+        let state = [1.5, f32::MIN_POSITIVE / 2.0, -0.0];
+        cache.state_mut(1).copy_from_slice(&state);
+        cache.copy_state(1, 3);
+        let bits = |state: &[f32]| state.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(cache.state_mut(3)), bits(&state));
+        assert_eq!(bits(cache.state_mut(1)), bits(&state));
+        for slot in [0, 2] {
+            assert_eq!(cache.state_mut(slot), [0.0; 3]);
+        }
+    }
+
+    #[test]
+    fn more_states_than_memory_can_hold_are_an_error_with_their_number() {
+        let Err(error) = cache(usize::MAX / 4, 9) else {
+            panic!("no machine has that memory")
+        };
+        assert!(error.to_string().contains("9 recurrent states"), "{error}");
     }
 }

@@ -9,6 +9,8 @@ use bitnet_kernels::{
     TernaryMatrix, TernaryRows, Unpack,
 };
 
+use bitnet_quantization::dense::Dense;
+
 use crate::backend::{
     Backend, HeadColumns, MatrixFacts, NeuronColumns, RmsNorm, RowPlan, Stack, TableFacts,
 };
@@ -16,7 +18,7 @@ use crate::cache::{CacheShape, KvCache, KvType};
 use crate::error::{Error, Result};
 use crate::model::{HeadMode, LanguageModel, LoadOptions};
 use crate::sparsity::FfnActivity;
-use crate::table::Table;
+use crate::table::{Table, decode};
 
 /// From this size on a head is screened: it is too large for a processor's cache, so every token
 /// would read it from memory.
@@ -25,6 +27,8 @@ const SCREENED_BYTES: usize = 16 << 20;
 thread_local! {
     /// The hidden states of some rows, side by side. Kept, so that a decode step allocates nothing.
     static PICKED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// A row of a table as f32, kept for the same reason.
+    static ROW: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Rows of f32, `[rows, cols]`.
@@ -49,6 +53,14 @@ impl FloatRows {
 
     fn row(&self, row: usize) -> &[f32] {
         &self.values[row * self.cols..(row + 1) * self.cols]
+    }
+
+    /// One row, `[cols]`.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn row_mut(&mut self, row: usize) -> &mut [f32] {
+        &mut self.values[row * self.cols..(row + 1) * self.cols]
     }
 }
 
@@ -125,6 +137,37 @@ impl CpuTable {
     }
 }
 
+impl CpuTable {
+    /// `out[t] = rows · x[t]`; x: `[n, cols]`, out: `[n, rows]`.
+    fn project(&self, cpu: &Cpu, x: &[f32], out: &mut [f32]) {
+        let (table, cols, row_bytes) = (&self.rows, self.rows.cols(), self.rows.row_bytes());
+        let rows = table.stored_rows();
+        match table.format() {
+            Dense::F16 => cpu.project_f16(rows, x, cols, out),
+            format => cpu.project(row_bytes, rows, x, cols, out, &|row, values| {
+                decode(format, row, values)
+            }),
+        }
+    }
+
+    /// `row · x` with the same bits as [`CpuTable::project`]; x: `[cols]`.
+    fn dot(&self, cpu: &Cpu, token: u32, x: &[f32]) -> f32 {
+        let (table, set) = (&self.rows, cpu.set());
+        let bytes = table.stored_row(token as usize);
+        let mut out = [0.0];
+        if table.format() == Dense::F16 {
+            set.matvec_f16(bytes, x, &mut out);
+        } else {
+            ROW.with_borrow_mut(|row| {
+                row.resize(table.cols(), 0.0);
+                decode(table.format(), bytes, row);
+                set.matvec_f32(row, x, &mut out);
+            });
+        }
+        out[0]
+    }
+}
+
 impl Backend for Cpu {
     type Vector = Vec<f32>;
     type Matrix = CpuMatrix;
@@ -185,6 +228,14 @@ impl Backend for Cpu {
 
     fn cache(&self, shape: &CacheShape) -> Result<KvCache> {
         KvCache::with_shape(shape)
+    }
+
+    fn state_bytes(cache: &KvCache) -> usize {
+        cache.state_len() * size_of::<f32>()
+    }
+
+    fn copy_state(&self, cache: &mut KvCache, from: u32, to: u32) {
+        cache.copy_state(from, to);
     }
 
     fn leaves_out_dead_neurons(&self) -> bool {
@@ -372,13 +423,13 @@ impl Backend for Cpu {
         let is_all = rows.len() == hidden.rows() && rows.is_sorted() && rows.first() == Some(&0);
         match rows {
             [] => {}
-            [row] => head.rows.project(self, hidden.row(*row), out),
-            _ if is_all => head.rows.project(self, &hidden.values, out),
+            [row] => head.project(self, hidden.row(*row), out),
+            _ if is_all => head.project(self, &hidden.values, out),
             _ => PICKED.with_borrow_mut(|picked| {
                 picked.clear();
                 rows.iter()
                     .for_each(|row| picked.extend_from_slice(hidden.row(*row)));
-                head.rows.project(self, picked, out);
+                head.project(self, picked, out);
             }),
         }
     }
@@ -403,11 +454,7 @@ impl Backend for Cpu {
     ) {
         let hidden = hidden.row(row);
         out.clear();
-        out.extend(
-            tokens
-                .iter()
-                .map(|token| head.rows.dot(self.set(), *token as usize, hidden)),
-        );
+        out.extend(tokens.iter().map(|token| head.dot(self, *token, hidden)));
     }
 
     fn count_exact(&self, head: &CpuTable, num_exact: usize, decided: bool) {

@@ -119,6 +119,16 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// No memory for recurrent states.
+    #[error("no memory for {num_states} recurrent states ({bytes} bytes)")]
+    StateMemory {
+        /// Slots asked for.
+        num_states: usize,
+        /// Bytes of all slots.
+        bytes: usize,
+        /// The system's error.
+        source: std::io::Error,
+    },
 }
 
 /// The crate's results.

@@ -18,7 +18,7 @@
 
 use bitnet_kernels::{Estimates, Place};
 
-use crate::backend::{Backend, RmsNorm, RowPlan};
+use crate::backend::{Backend, RmsNorm, RowPlan, Run};
 use crate::cache::KvCache;
 use crate::model::{LanguageModel, Layer, Products, Projections};
 use crate::sparsity::FfnActivity;
@@ -43,6 +43,9 @@ pub struct Chunk<'a> {
     pub position: usize,
     /// The sequence's blocks of the cache, enough for its last position.
     pub blocks: &'a [u32],
+    /// The slot of the sequence's recurrent state, which stands at `position`; any number for a
+    /// model without recurrent layers. At position 0 the state is zeros, whatever the slot holds.
+    pub state: u32,
     /// Which logits to compute.
     pub logits: LogitRows,
 }
@@ -302,6 +305,7 @@ impl RowPlan {
         self.places.clear();
         self.blocks.clear();
         self.wanted.clear();
+        self.runs.clear();
         for chunk in chunks {
             let end = chunk.position + chunk.tokens.len();
             assert!(!chunk.tokens.is_empty(), "an empty chunk");
@@ -312,6 +316,11 @@ impl RowPlan {
             );
             let table = self.blocks.len();
             self.blocks.extend_from_slice(chunk.blocks);
+            self.runs.push(Run {
+                rows: self.tokens.len()..self.tokens.len() + chunk.tokens.len(),
+                position: chunk.position,
+                state: chunk.state,
+            });
             for (index, &token) in chunk.tokens.iter().enumerate() {
                 assert!(
                     (token as usize) < vocab_size,

@@ -28,6 +28,8 @@ pub struct ModelInfo {
     pub num_ternary_weights: usize,
     /// Bytes of the packed ternary weights, padding included: a dense pass reads them once.
     pub num_ternary_bytes: usize,
+    /// Numbers of a sequence's recurrent state, all layers together; 0 without recurrent layers.
+    pub state_len: usize,
     /// Whether decode steps leave out products with zeros.
     pub ffn_sparsity: FfnSparsity,
     /// How the feed-forward network of each layer is held.
@@ -60,6 +62,7 @@ impl<B: Backend> LanguageModel<B> {
             embedding_format: B::table_facts(self.embedding()).format,
             num_ternary_weights: self.num_ternary_weights(),
             num_ternary_bytes: self.num_ternary_bytes(),
+            state_len: 0, // No layer of these graphs is recurrent.
             ffn_sparsity: self.ffn_sparsity(),
             ffn_layers: self.ffn_layers().collect(),
         }

@@ -1,11 +1,12 @@
-//! Exact activation sparsity of the feed-forward networks: which layers have copies of `up` and
-//! `down` that let a decode step leave out what adds nothing, and how much of that there is.
+//! Exact activation sparsity of the feed-forward networks on the CPU: which layers have copies of
+//! `up` and `down` that let a decode step skip weights that add nothing, and how many of these there
+//! are.
 //!
-//! With `relu(gate)² · up`, rows of `up` whose gate is not positive are not needed; with any gate,
-//! nor are columns of `down` whose int8 activation is zero. The copies hold a row or a column in
-//! one piece (`TernaryRows`, `TernaryColumns`), so they come on top of the matrices that prompts
-//! and dense steps use: 4.4 MB each in a layer of a 2B model. What is computed does not depend on
-//! them.
+//! With `relu(gate)² · up`, a step does not need the rows of `up` whose gate is not positive; with
+//! any gate, it does not need the columns of `down` whose int8 activation is zero. The copies hold
+//! each row or column in one piece (`TernaryRows`, `TernaryColumns`). They need memory beside the
+//! matrices that prompts and dense steps use: 4.4 MB each in a layer of a 2B model. Results do not
+//! depend on them.
 
 use bitnet_kernels::{Cpu, Gate, InnerZeros, TernaryColumns, TernaryRows};
 
@@ -16,24 +17,24 @@ use crate::error::Result;
 use crate::forward::{Chunk, LogitRows, Workspace};
 use crate::model::{LanguageModel, Products};
 
-/// Whether decode steps leave out what adds nothing in the feed-forward networks; the text does not
-/// depend on it.
+/// Whether decode steps skip weights of the feed-forward networks that add nothing; the text does
+/// not depend on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FfnSparsity {
     /// Always, with copies for all layers.
     On,
     /// Never, without copies.
     Off,
-    /// With copies where a short trial shows that it pays, in the steps where it does.
+    /// With copies where a short trial shows a gain, in the steps that gain.
     #[default]
     Auto,
 }
 
 impl FfnSparsity {
-    /// All of them.
+    /// All modes.
     pub const ALL: [Self; 3] = [Self::On, Self::Off, Self::Auto];
 
-    /// What `--ffn-sparsity` calls it.
+    /// Its name for `--ffn-sparsity`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -43,32 +44,32 @@ impl FfnSparsity {
         }
     }
 
-    /// The one of that name.
+    /// The mode of that name.
     #[must_use]
     pub fn by_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|mode| mode.name() == name)
     }
 }
 
-/// The share of rows or columns up to which a step takes those alone.
+/// The largest share of rows or columns that a step reads one by one.
 ///
 /// Measured with a 2B model on two Zen 4 cores: when memory gives 35 GB/s, half of them take 0.6 of
 /// the time of all, and 70 % take 0.83; when it gives 60 GB/s, so that arithmetic weighs more, half
 /// take 0.83.
 const SHARE_MAX: f32 = 0.6;
-/// The share that a trial must find at most for copies to be made: a layer near the limit would
-/// gain nothing.
+/// The largest share in a trial for which a layer gets copies: a layer near the limit would gain
+/// nothing.
 const TRIAL_SHARE_MAX: f32 = 0.55;
-/// The smallest matrix that is copied: smaller ones come out of a cache, and the lists and joins
-/// take longer than that.
+/// The smallest matrix that is copied: a smaller one stays in a processor's cache, and reading it
+/// takes less time than listing active rows and joining threads.
 const COPIED_BYTES_MIN: usize = 1 << 20;
 /// Tokens of a trial, a small batch: 0.1 s for a 2B model on two cores.
 const TRIAL_TOKENS: usize = 24;
 
-/// What went through the feed-forward network of a layer.
+/// Counts of the inner values of a layer's feed-forward network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FfnActivity {
-    /// Inner values, one a neuron and row, without those of dead neurons.
+    /// Inner values, one for each row and neuron, without dead neurons.
     pub num_values: u64,
     /// Gates that were not positive.
     pub num_closed_gates: u64,
@@ -130,7 +131,7 @@ impl<B: Backend> LanguageModel<B> {
         })
     }
 
-    /// Whether decode steps leave out what adds nothing.
+    /// Whether decode steps skip weights that add nothing.
     #[must_use]
     pub fn ffn_sparsity(&self) -> FfnSparsity {
         self.ffn_sparsity
@@ -198,12 +199,11 @@ impl LanguageModel<Cpu> {
         Ok(())
     }
 
-    /// Runs made-up tokens through the layers to see how much of each is zero. It leaves the
-    /// counters at zero.
+    /// Runs made-up tokens through the layers to count the zeros of each. Resets the counters.
     fn trial(&self, cpu: &Cpu) -> Result<Vec<FfnActivity>> {
         let config = &self.config;
         let num_tokens = TRIAL_TOKENS.min(config.context_length).max(1);
-        // Any tokens do, as long as they are spread over the vocabulary and always the same.
+        // Any tokens will do if they are spread over the vocabulary and always the same.
         let token = |index: usize| (index.wrapping_mul(0x9e37_79b9) % config.vocab_size) as u32;
         let tokens: Vec<u32> = (0..num_tokens).map(token).collect();
         let num_blocks = num_tokens.div_ceil(KvCache::BLOCK);
@@ -214,10 +214,118 @@ impl LanguageModel<Cpu> {
             tokens: &tokens,
             position: 0,
             blocks: &blocks,
+            state: 0,
             logits: LogitRows::All,
         };
         self.hidden_states(cpu, &mut workspace, &mut cache, std::iter::once(chunk));
         cpu.counters().reset();
         Ok(workspace.ffn_activity().to_vec())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bitnet_files::gguf::Gguf;
+    use bitnet_kernels::{Kernel, KernelSet};
+    use bitnet_quantization::{TernaryFormat, i2_s};
+
+    use super::*;
+    use crate::config::Architecture;
+    use crate::model::LoadOptions;
+    use crate::source::gguf::GgufSource;
+    use crate::synthetic::{Shape, SyntheticModel};
+
+    /// Logits of 33 tokens, a chunk of 32 and one alone, and the multiply-accumulates executed and
+    /// skipped.
+    fn run(model: &LanguageModel<Cpu>, cpu: &Cpu) -> (Vec<u32>, u64, u64) {
+        let config = model.config();
+        let mut cache =
+            KvCache::new(config.attention, config.num_layers, KvType::F16, 2).expect("memory");
+        let mut workspace = Workspace::new();
+        let tokens: Vec<u32> = (0..33).map(|i| i * 37 % 512).collect();
+        cpu.counters().reset();
+        let mut bits = Vec::new();
+        for (tokens, position) in [(&tokens[..32], 0), (&tokens[32..], 32)] {
+            let chunk = Chunk {
+                tokens,
+                position,
+                blocks: &[1, 0],
+                state: 0,
+                logits: LogitRows::All,
+            };
+            let logits = model.forward(cpu, &mut workspace, &mut cache, &[chunk]);
+            bits.extend(logits.iter().map(|logit| logit.to_bits()));
+        }
+        let counts = [Kernel::I2sGemm, Kernel::I2sGemv].map(|kernel| cpu.counters().get(kernel));
+        (
+            bits,
+            counts.iter().map(|count| count.macs).sum(),
+            counts.iter().map(|count| count.macs_skipped).sum(),
+        )
+    }
+
+    #[test]
+    fn leaving_out_dead_neurons_changes_no_logit() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (architecture, ffn_size) in
+            [(Architecture::BitnetB158, 416), (Architecture::Llama, 384)]
+        {
+            let shape = Shape {
+                architecture,
+                ffn_size,
+                dead_neurons_percent: 40,
+                ..Shape::default()
+            };
+            let path = folder.path().join(format!("{ffn_size}.gguf"));
+            let format = |_, _| TernaryFormat::I2_S(i2_s::Form::Block128);
+            SyntheticModel { shape, seed: 5 }
+                .write_gguf(&path, &format)
+                .expect("a file");
+            let gguf = Arc::new(Gguf::open(&path).expect("it opens"));
+            let load = |ffn_sparsity, drops_dead, cpu: &Cpu| {
+                let options = LoadOptions {
+                    ffn_sparsity,
+                    ..LoadOptions::default()
+                };
+                let source = GgufSource::new(&gguf, &options).expect("a model");
+                LanguageModel::load(&source, &options, cpu, drops_dead).expect("it loads")
+            };
+            let cpu = Cpu::new(KernelSet::detect(), 2);
+            let whole = load(FfnSparsity::Off, false, &cpu);
+            assert!(whole.ffn_layers().all(|layer| layer.num_dead_neurons == 0));
+            let (expected, dense_macs, skipped) = run(&whole, &cpu);
+            assert_eq!(skipped, 0);
+            for set in KernelSet::available() {
+                for (threads, ffn_sparsity) in [
+                    (1, FfnSparsity::Off),
+                    (2, FfnSparsity::On),
+                    (3, FfnSparsity::On),
+                ] {
+                    let cpu = Cpu::new(set, threads);
+                    let model = load(ffn_sparsity, true, &cpu);
+                    for layer in model.ffn_layers() {
+                        let dead = layer.num_dead_neurons * 100 / ffn_size;
+                        assert!(
+                            (30..50).contains(&dead),
+                            "{dead} of a hundred neurons are dead"
+                        );
+                    }
+                    assert_eq!(model.num_ternary_weights(), whole.num_ternary_weights());
+                    let (found, macs, skipped) = run(&model, &cpu);
+                    assert!(
+                        found == expected,
+                        "{architecture:?} {}, {ffn_sparsity:?} on {threads} threads",
+                        set.name
+                    );
+                    assert_eq!(
+                        macs + skipped,
+                        dense_macs,
+                        "executed and skipped products are the dense ones"
+                    );
+                }
+            }
+        }
     }
 }

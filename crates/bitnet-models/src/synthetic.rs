@@ -11,7 +11,7 @@ use std::path::Path;
 use bitnet_files::Error as FileError;
 use bitnet_files::gguf::{GgufWriter, MetadataValue, TensorInfo, TensorType};
 use bitnet_files::safetensors::{DType, SafetensorsWriter, TensorEntry};
-use bitnet_kernels::{Cpu, Gate, KernelSet, default_threads};
+use bitnet_kernels::{Gate, Pool, default_threads};
 use bitnet_quantization::dense::Dense;
 use bitnet_quantization::{TernaryFormat, absmean};
 use half::{bf16, f16};
@@ -526,23 +526,25 @@ impl SyntheticModel {
     /// The weights of a tensor, and its scale as a packed checkpoint stores it. Nothing but the
     /// weights is ever whole.
     fn ternary(&self, tensor: &Tensor) -> (Vec<i8>, bf16) {
-        let cpu = Cpu::new(KernelSet::detect(), default_threads());
+        let pool = Pool::new(default_threads());
         let mut sums = vec![0.0; tensor.rows];
-        cpu.for_rows(&mut sums, 1, &|row, sum| {
-            sum[0] = self
-                .row(tensor, row)
-                .iter()
-                .map(|x| f64::from(x.abs()))
-                .sum();
+        pool.split_mut(&mut sums, 1, 1, &|rows, sums| {
+            for (row, sum) in rows.zip(sums) {
+                let magnitudes = self.row(tensor, row).into_iter();
+                *sum = magnitudes.map(|x| f64::from(x.abs())).sum();
+            }
         });
         let s = absmean::inverse_scale(sums.iter().sum(), tensor.rows * tensor.cols);
         let mut weights = vec![0; tensor.rows * tensor.cols];
-        cpu.for_rows(&mut weights, tensor.cols, &|row, weights| {
+        pool.split_mut(&mut weights, tensor.cols, 1, &|rows, weights| {
             let rounded = |x: f32| (x * s).round_ties_even().clamp(-1.0, 1.0) as i8;
-            weights
-                .iter_mut()
-                .zip(self.row(tensor, row))
-                .for_each(|(w, x)| *w = rounded(x));
+            for (row, weights) in rows.zip(weights.chunks_exact_mut(tensor.cols)) {
+                let floats = self.row(tensor, row).into_iter();
+                weights
+                    .iter_mut()
+                    .zip(floats)
+                    .for_each(|(w, x)| *w = rounded(x));
+            }
         });
         (
             weights,

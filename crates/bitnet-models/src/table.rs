@@ -1,10 +1,7 @@
-//! [`Table`]: a matrix with a row for each token, as the embedding and the head are stored: read
-//! where it lies in the file.
-
-use std::cell::RefCell;
+//! [`Table`]: a matrix with a row for each token, as files store the embedding and the head. Its rows
+//! stay in the mapped file.
 
 use bitnet_files::Extent;
-use bitnet_kernels::{Cpu, KernelSet};
 use bitnet_quantization::dense::Dense;
 
 use crate::error::{Error, Result};
@@ -77,6 +74,11 @@ impl Table {
         self.row_bytes
     }
 
+    /// All rows as they are stored, `[rows, row_bytes]`.
+    pub(crate) fn stored_rows(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Lets the system take back the memory of rows that were read; they stay readable, from the
     /// file again.
     pub(crate) fn advise_done(&self) {
@@ -97,31 +99,6 @@ impl Table {
         decode(self.format, self.stored_row(index), out);
     }
 
-    /// `row · x`, as [`Table::project`] computes it; x: `[cols]`.
-    ///
-    /// # Panics
-    /// If there is no such row, or `x` is not as long as one.
-    pub fn dot(&self, set: &KernelSet, index: usize, x: &[f32]) -> f32 {
-        assert!(
-            index < self.rows && x.len() == self.cols,
-            "row {index} of {} by {}",
-            self.rows,
-            x.len()
-        );
-        let bytes = self.stored_row(index);
-        let mut out = [0.0];
-        if self.format == Dense::F16 {
-            set.matvec_f16(bytes, x, &mut out);
-        } else {
-            ROW.with_borrow_mut(|row| {
-                row.resize(self.cols, 0.0);
-                decode(self.format, bytes, row);
-                set.matvec_f32(row, x, &mut out);
-            });
-        }
-        out[0]
-    }
-
     /// Row `index` as it is stored.
     ///
     /// # Panics
@@ -129,29 +106,10 @@ impl Table {
     pub(crate) fn stored_row(&self, index: usize) -> &[u8] {
         &self.bytes[index * self.row_bytes..(index + 1) * self.row_bytes]
     }
-
-    /// `out[t] = rows · x[t]`, x: `[n, cols]`, out: `[n, rows]`.
-    ///
-    /// # Panics
-    /// If the shapes do not fit.
-    pub fn project(&self, cpu: &Cpu, x: &[f32], out: &mut [f32]) {
-        let bytes = &*self.bytes;
-        match self.format {
-            Dense::F16 => cpu.project_f16(bytes, x, self.cols, out),
-            format => cpu.project(self.row_bytes, bytes, x, self.cols, out, &|row, values| {
-                decode(format, row, values)
-            }),
-        }
-    }
 }
 
-thread_local! {
-    /// A row as f32. Kept, so that a decode step allocates nothing.
-    static ROW: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
-
-/// A row as f32. Its length was checked when the table was made.
-fn decode(format: Dense, row: &[u8], out: &mut [f32]) {
+/// A row as f32. [`Table::new`] has checked its length.
+pub(crate) fn decode(format: Dense, row: &[u8], out: &mut [f32]) {
     if let Err(error) = format.dequantize(row, out) {
         unreachable!("a row of a checked table: {error}");
     }

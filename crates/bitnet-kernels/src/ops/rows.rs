@@ -15,7 +15,7 @@ impl Cpu {
     ///
     /// # Panics
     /// If `row_len` is 0 or does not divide `rows`.
-    pub fn for_rows<T: Send>(
+    fn for_rows<T: Send>(
         &self,
         rows: &mut [T],
         row_len: usize,

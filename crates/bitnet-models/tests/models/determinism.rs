@@ -56,6 +56,7 @@ impl Sequence {
             tokens,
             position: self.done,
             blocks: &self.blocks,
+            state: 0,
             logits: self.logits,
         };
         (!tokens.is_empty()).then_some(chunk)

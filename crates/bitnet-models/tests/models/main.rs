@@ -97,6 +97,7 @@ fn run(
             tokens: part,
             position: index * chunk,
             blocks: &blocks,
+            state: 0,
             logits: LogitRows::All,
         };
         all.extend_from_slice(model.forward(cpu, workspace, &mut cache, &[chunk]));

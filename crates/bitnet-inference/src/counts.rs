@@ -1,0 +1,50 @@
+//! [`EngineCounts`] and [`HeadUse`]: counts of an engine's work since its start.
+
+use crate::options::DRAFT_MAX;
+
+/// How often estimated logits decided which token came next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeadUse {
+    /// Tokens for which the sampler tried estimates.
+    pub screened: u64,
+    /// Tokens for which estimates could not decide, so that all logits were computed.
+    pub fell_back: u64,
+    /// Exact logits of single tokens.
+    pub exact_logits: u64,
+    /// Exact logits of single tokens that did not help, because estimates could not decide.
+    pub wasted_logits: u64,
+}
+
+impl HeadUse {
+    pub(crate) fn add(&mut self, num_exact: u64, decided: bool) {
+        self.screened += 1;
+        self.exact_logits += num_exact;
+        if !decided {
+            self.fell_back += 1;
+            self.wasted_logits += num_exact;
+        }
+    }
+}
+
+/// Counts since the engine's start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EngineCounts {
+    /// Steps that ran tokens through the model.
+    pub steps: u64,
+    /// Tokens run through the model, drafts included.
+    pub computed_tokens: u64,
+    /// Tokens of prompts of started requests.
+    pub prompt_tokens: u64,
+    /// Tokens of these prompts that came from the cache.
+    pub cached_tokens: u64,
+    /// Times that a sequence gave up its memory.
+    pub preemptions: u64,
+    /// Drafts, each some tokens guessed ahead.
+    pub drafts: u64,
+    /// Tokens of all drafts.
+    pub drafted_tokens: u64,
+    /// Drafted tokens that were right.
+    pub accepted_tokens: u64,
+    /// The same, by place in the draft.
+    pub accepted_by_place: [u64; DRAFT_MAX],
+}

@@ -1,0 +1,282 @@
+//! [`Memory`]: what sequences hold of a runner's cache: blocks of keys and values, and, for models
+//! with recurrent layers, a state each. Ids only, no tensors.
+//!
+//! Keys and values exist for every position, so a beginning can be shared at every block border. A
+//! recurrent state exists only for the position that its sequence has reached, so a beginning can
+//! be shared only where a state was saved. States are saved at block borders, each with the block
+//! that ends there: at the newest border of each sequence, at the end of its prompt, and where
+//! sequences part. Their number is bounded; the least recently used is dropped first.
+//!
+//! A model without recurrent layers has no states, and every block border will do.
+
+use std::sync::Arc;
+
+use bitnet_models::{Chunk, KvCache, LogitRows};
+use bitnet_tokenizers::TokenId;
+
+use crate::block_pool::BlockPool;
+use crate::states::StatePool;
+
+/// Positions in a block.
+const BLOCK: usize = KvCache::BLOCK;
+
+/// The blocks and states of a cache.
+pub(crate) struct Memory {
+    pub blocks: BlockPool,
+    /// `None` for a model without recurrent layers.
+    states: Option<StatePool>,
+}
+
+/// What one sequence holds.
+#[derive(Default)]
+pub(crate) struct Holding {
+    /// Only sequences with the same salt share beginnings.
+    pub salt: Option<Arc<str>>,
+    /// Blocks, in the order of their positions.
+    pub blocks: Vec<u32>,
+    /// Blocks whose content the pool knows.
+    pub num_known: usize,
+    /// Tokens whose keys and values, and whose state, are computed.
+    pub computed: usize,
+    /// The slot of its state, if the model has states.
+    pub state: Option<u32>,
+    /// The position of the state in that slot; more than `computed` while a draft is checked.
+    pub state_end: usize,
+    /// A copy of the state from before a draft.
+    checkpoint: Option<u32>,
+    /// The block with the newest state that this sequence saved.
+    newest: Option<u32>,
+    /// The number of blocks after which it parts from a known beginning without a saved state.
+    parting: usize,
+}
+
+impl Holding {
+    /// Nothing, for a sequence of at most `tokens_max` tokens.
+    pub fn new(salt: Option<Arc<str>>, tokens_max: usize) -> Self {
+        Self {
+            salt,
+            blocks: Vec::with_capacity(tokens_max.div_ceil(BLOCK)),
+            ..Self::default()
+        }
+    }
+
+    /// The next tokens of the sequence, for a step.
+    pub fn chunk<'a>(&'a self, tokens: &'a [u32], logits: LogitRows) -> Chunk<'a> {
+        Chunk {
+            tokens,
+            position: self.computed,
+            blocks: &self.blocks,
+            state: self.state.unwrap_or(0),
+            logits,
+        }
+    }
+}
+
+impl Memory {
+    /// A cache of `num_blocks` blocks and, if `num_states` is not 0, as many states, of which at
+    /// most `saved_max` are saved ones.
+    pub fn new(num_blocks: usize, num_states: usize, saved_max: usize) -> Self {
+        Self {
+            blocks: BlockPool::new(num_blocks),
+            states: (num_states > 0).then(|| StatePool::new(num_states, saved_max)),
+        }
+    }
+
+    /// Takes what a sequence of these tokens needs: known blocks first, as far as a state is saved
+    /// for them; false, and nothing, if there is not enough. `reusable`: how many of the tokens may
+    /// come from known blocks.
+    pub fn admit(&mut self, held: &mut Holding, tokens: &[TokenId], reusable: usize) -> bool {
+        let salt = held.salt.clone();
+        let blocks = &mut held.blocks;
+        self.blocks
+            .take_known(salt.as_ref(), &tokens[..reusable], blocks);
+        let (mut known, mut saved) = (blocks.len(), None);
+        if let Some(states) = &mut self.states {
+            held.parting = known;
+            while known > 0 && saved.is_none() {
+                saved = states.saved_at(blocks[known - 1]);
+                known -= usize::from(saved.is_none());
+            }
+            let mut unused = blocks.split_off(known);
+            self.blocks.give_back(&mut unused);
+        }
+        let num_blocks = tokens.len().div_ceil(BLOCK);
+        let has_room = self.take_blocks(num_blocks - known, held);
+        if !has_room || !self.take_state(held, saved) {
+            self.give_back(held);
+            return false;
+        }
+        held.num_known = known;
+        held.computed = known * BLOCK;
+        held.state_end = held.computed;
+        true
+    }
+
+    /// Takes `count` more blocks for a sequence; none, and false, if fewer are available.
+    pub fn take_blocks(&mut self, count: usize, held: &mut Holding) -> bool {
+        let has_room = self.blocks.take(count, &mut held.blocks);
+        // A state is of no use without the block that ends at it.
+        for block in self.blocks.forgotten.drain(..) {
+            if let Some(states) = &mut self.states {
+                states.drop_saved(block);
+            }
+        }
+        has_room
+    }
+
+    /// Takes a slot for the state of a sequence and copies the saved one into it, if there is one;
+    /// false if there is no slot.
+    pub fn take_state(&mut self, held: &mut Holding, saved: Option<u32>) -> bool {
+        let Some(states) = &mut self.states else {
+            return true;
+        };
+        held.state = states.take();
+        if let (Some(from), Some(to)) = (saved, held.state) {
+            states.copies.push((from, to));
+        }
+        held.state.is_some()
+    }
+
+    /// Takes over the next blocks as far as other sequences have computed them since, up to
+    /// `reusable` tokens.
+    pub fn take_over(&mut self, held: &mut Holding, tokens: &[TokenId], reusable: usize) {
+        let num_blocks = match &mut self.states {
+            None => reusable / BLOCK,
+            Some(states) => {
+                let known = self.blocks.known_after(
+                    held.salt.as_ref(),
+                    &tokens[..reusable],
+                    &held.blocks[..held.num_known],
+                );
+                // The last of them that a state is saved for.
+                let (mut followed, mut end, mut saved) = (held.num_known, 0, None);
+                for block in known {
+                    followed += 1;
+                    if let Some(slot) = states.saved_at(block) {
+                        (end, saved) = (followed, Some(slot));
+                    }
+                }
+                held.parting = held.parting.max(followed);
+                if let (Some(from), Some(to)) = (saved, held.state) {
+                    states.copies.push((from, to));
+                    held.state_end = end * BLOCK;
+                }
+                end
+            }
+        };
+        while held.num_known < num_blocks
+            && self
+                .blocks
+                .take_over(held.salt.as_ref(), tokens, &mut held.blocks, held.num_known)
+        {
+            held.num_known += 1;
+            held.computed = held.num_known * BLOCK;
+        }
+    }
+
+    /// `n` more tokens of a sequence are computed; `prompt_tokens`: the length of its prompt.
+    pub fn advance(
+        &mut self,
+        held: &mut Holding,
+        tokens: &[TokenId],
+        n: usize,
+        prompt_tokens: usize,
+    ) {
+        held.computed += n;
+        while (held.num_known + 1) * BLOCK <= held.computed {
+            self.blocks
+                .fill(held.salt.as_ref(), tokens, &mut held.blocks, held.num_known);
+            held.num_known += 1;
+        }
+        self.save(held, prompt_tokens);
+    }
+
+    /// Saves the state of a sequence that is at a block border.
+    fn save(&mut self, held: &mut Holding, prompt_tokens: usize) {
+        let (Some(states), Some(slot)) = (&mut self.states, held.state) else {
+            return;
+        };
+        let num_blocks = held.computed / BLOCK;
+        let is_border = held.computed == num_blocks * BLOCK && num_blocks > 0;
+        if !is_border || held.computed != held.state_end {
+            return;
+        }
+        let block = held.blocks[num_blocks - 1];
+        let is_kept = num_blocks == prompt_tokens / BLOCK || num_blocks == held.parting;
+        states.save(block, slot, is_kept);
+        if let Some(older) = held.newest.replace(block)
+            && older != block
+        {
+            states.supersede(older);
+        }
+    }
+
+    /// How many of the next `n` tokens of a sequence to compute in one step: with a state, a step
+    /// ends at a block border if it comes to one, so that the state can be saved there.
+    pub fn step_len(held: &Holding, n: usize) -> usize {
+        if held.state.is_none() {
+            return n;
+        }
+        let (start, end) = (held.computed, held.computed + n);
+        let border = end / BLOCK * BLOCK;
+        let end = if border > start { border } else { end };
+        let parting = held.parting * BLOCK;
+        let is_inside = start < parting && parting < end;
+        (if is_inside { parting } else { end }) - start
+    }
+
+    /// Prepares for a draft, which may be refused; false if there is no room for a copy of the
+    /// state.
+    pub fn begin_draft(&mut self, held: &mut Holding) -> bool {
+        let (Some(states), Some(state)) = (&mut self.states, held.state) else {
+            return true;
+        };
+        if held.checkpoint.is_none() {
+            held.checkpoint = states.take();
+        }
+        let Some(checkpoint) = held.checkpoint else {
+            return false;
+        };
+        states.copies.push((state, checkpoint));
+        true
+    }
+
+    /// Ends a draft that began at position `start`. If a part of it was refused, the state returns
+    /// to where it was, and the tokens since then are to be computed again.
+    pub fn end_draft(&mut self, held: &mut Holding, start: usize) {
+        let (Some(states), Some(state)) = (&mut self.states, held.state) else {
+            return;
+        };
+        if let Some(checkpoint) = held.checkpoint.take() {
+            if held.state_end != held.computed {
+                states.copies.push((checkpoint, state));
+                (held.computed, held.state_end) = (start, start);
+            }
+            states.give_back(checkpoint);
+        }
+    }
+
+    /// Takes back all that a sequence holds. Known blocks and saved states stay known.
+    pub fn give_back(&mut self, held: &mut Holding) {
+        self.blocks.give_back(&mut held.blocks);
+        if let Some(states) = &mut self.states {
+            let slots = [held.state.take(), held.checkpoint.take()];
+            slots
+                .into_iter()
+                .flatten()
+                .for_each(|slot| states.give_back(slot));
+        }
+        *held = Holding {
+            salt: held.salt.take(),
+            blocks: std::mem::take(&mut held.blocks),
+            ..Holding::default()
+        };
+    }
+
+    /// Copies of states to make, in order, before the next step: from slot, to slot.
+    pub fn copies(&mut self) -> impl Iterator<Item = (u32, u32)> {
+        self.states
+            .iter_mut()
+            .flat_map(|states| states.copies.drain(..))
+    }
+}

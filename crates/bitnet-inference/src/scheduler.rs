@@ -1,0 +1,232 @@
+//! [`Scheduler`]: decides which tokens of which sequences a step computes. Plain data: it knows
+//! neither the model nor time.
+//!
+//! A step takes the next tokens of every running sequence, so that weights are read once: first one
+//! token of each sequence that is decoding, then prompts, in chunks: long ones while no sequence
+//! decodes, short ones otherwise, so that a long prompt does not delay the others. Half of a chunk
+//! is for the prompt that came first, the rest for the prompts with the fewest tokens left, so that
+//! a short prompt does not wait for a long one. If prompts begin alike, one computes the beginning;
+//! the others wait and take it over, block by block.
+//!
+//! A sequence starts when there is memory for its prompt, and takes more as it grows. If none is
+//! left, the sequence that came last gives up its memory and computes its tokens again later.
+//! Neither that, nor the other sequences, nor what is still in the cache changes a bit of an
+//! answer: rows do not influence each other.
+
+use std::collections::VecDeque;
+
+use bitnet_models::KvCache;
+
+use crate::counts::EngineCounts;
+use crate::memory::Memory;
+use crate::options::{DRAFT_MAX, DRAFTING_MAX, EngineOptions};
+use crate::request::{RequestId, Timings};
+use crate::sequence::Sequence;
+
+/// The part of a sequence that a step computes.
+#[derive(Clone, Copy)]
+pub(crate) struct Planned {
+    /// Its index among the running sequences.
+    pub index: usize,
+    /// Tokens to compute, without its draft.
+    pub tokens: usize,
+}
+
+/// The sequences of an engine, and what the next step computes of them.
+pub(crate) struct Scheduler {
+    options: EngineOptions,
+    pub memory: Memory,
+    pub waiting: VecDeque<Sequence>,
+    /// In the order of their arrival.
+    pub running: Vec<Sequence>,
+    /// See [`crate::Runner::halfway`].
+    halfway: usize,
+    pub counts: EngineCounts,
+    // The fields below belong to one step; they are kept so that a step allocates nothing.
+    pub plan: Vec<Planned>,
+    /// Indices of the sequences whose prompts are being computed, in the order in which they get
+    /// their share of the step.
+    prefilling: Vec<usize>,
+}
+
+impl Scheduler {
+    /// Without sequences.
+    pub fn new(options: EngineOptions, memory: Memory, halfway: usize) -> Self {
+        Self {
+            options,
+            memory,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            halfway,
+            counts: EngineCounts::default(),
+            plan: Vec::new(),
+            prefilling: Vec::new(),
+        }
+    }
+
+    /// Whether any sequence is waiting or running.
+    pub fn is_busy(&self) -> bool {
+        !self.waiting.is_empty() || !self.running.is_empty()
+    }
+
+    /// Removes a sequence; its memory is free at once. Returns its timings so far; `None` if there
+    /// is no such sequence.
+    pub fn remove(&mut self, id: RequestId) -> Option<Timings> {
+        if let Some(index) = self.waiting.iter().position(|sequence| sequence.id == id) {
+            return self.waiting.remove(index).map(|sequence| sequence.timings);
+        }
+        let index = self.running.iter().position(|sequence| sequence.id == id)?;
+        Some(self.end(index))
+    }
+
+    /// Removes a running sequence; its memory is free at once.
+    pub fn end(&mut self, index: usize) -> Timings {
+        let mut sequence = self.running.remove(index);
+        sequence.give_up_memory(&mut self.memory);
+        sequence.timings
+    }
+
+    /// Plans a step: starts waiting sequences, then decides which tokens the step computes and takes
+    /// memory for them.
+    pub fn schedule(&mut self) {
+        self.admit();
+        self.plan.clear();
+        self.schedule_decoding();
+        self.schedule_prompts();
+    }
+
+    /// Starts waiting sequences, in order, while there is room for them.
+    fn admit(&mut self) {
+        while self.running.len() < self.options.running_max.max(1) {
+            let Some(sequence) = self.waiting.front_mut() else {
+                return;
+            };
+            if !sequence.admit(&mut self.memory) {
+                return;
+            }
+            let cached = sequence.held.computed;
+            if !sequence.was_preempted {
+                sequence.timings.cached_tokens = cached;
+                self.counts.prompt_tokens += sequence.timings.prompt_tokens as u64;
+                self.counts.cached_tokens += cached as u64;
+            }
+            self.running.extend(self.waiting.pop_front());
+        }
+    }
+
+    /// Plans the next token of each decoding sequence, with its draft.
+    fn schedule_decoding(&mut self) {
+        let num_decoding = self
+            .running
+            .iter()
+            .filter(|sequence| sequence.is_decoding())
+            .count();
+        // Rows that are checked together with the first cost little as long as they are few.
+        let draft_max = if num_decoding <= DRAFTING_MAX {
+            self.options.draft_max.min(DRAFT_MAX)
+        } else {
+            0
+        };
+        let mut index = 0;
+        while index < self.running.len() {
+            let sequence = &mut self.running[index];
+            sequence.draft.clear();
+            if sequence.is_decoding() {
+                let room = sequence.held.blocks.len() * KvCache::BLOCK;
+                if sequence.tokens.len() > room && !self.grow(index) {
+                    // It has given up its own memory, and was the last.
+                    break;
+                }
+                let sequence = &mut self.running[index];
+                sequence.find_draft(draft_max, &mut self.memory);
+                let tokens = sequence.pending();
+                self.plan.push(Planned { index, tokens });
+            }
+            index += 1;
+        }
+    }
+
+    /// Shares out the part of the step that is for prompts. While no sequence decodes that is a
+    /// number of tokens. Otherwise it is the time of that number of tokens at the beginning of a
+    /// prompt, which is enough for fewer tokens further on.
+    fn schedule_prompts(&mut self) {
+        self.take_over();
+        let Some((_, others)) = self.prefilling.split_first_mut() else {
+            return;
+        };
+        let running = &self.running;
+        others.sort_unstable_by_key(|&index| (running[index].pending(), index));
+        let (is_mixed, first) = (!self.plan.is_empty(), self.plan.len());
+        let budget = if is_mixed {
+            self.options.mixed_chunk
+        } else {
+            self.options.prefill_chunk
+        }
+        .max(1);
+        // In parts of the time of a token at the beginning, each `1 / halfway` of it.
+        let halfway = self.halfway;
+        let mut time = budget * halfway;
+        let cost =
+            |sequence: &Sequence| halfway + if is_mixed { sequence.held.computed } else { 0 };
+        let affordable =
+            |time: usize, sequence: &Sequence| (time + cost(sequence) / 2) / cost(sequence);
+        for &index in &self.prefilling {
+            let sequence = &running[index];
+            let mut planned = self.plan[first..].iter();
+            if planned.any(|planned| sequence.can_wait_for(&running[planned.index])) {
+                continue;
+            }
+            let tokens = if self.plan.len() == first {
+                // The first prompt always goes on.
+                affordable(budget.div_ceil(2) * halfway, sequence).max(1)
+            } else {
+                affordable(time, sequence)
+            };
+            let tokens = sequence.step_len(tokens);
+            if tokens > 0 {
+                self.plan.push(Planned { index, tokens });
+                time = time.saturating_sub(tokens * cost(sequence));
+            }
+        }
+        // The first prompt also gets the time that the others leave.
+        let Planned { index, tokens } = &mut self.plan[first];
+        let sequence = &running[*index];
+        *tokens = sequence.step_len(*tokens + affordable(time, sequence));
+    }
+
+    /// Lists the sequences whose prompts are being computed; each takes over the blocks that others
+    /// have computed for it since.
+    fn take_over(&mut self) {
+        self.prefilling.clear();
+        for (index, sequence) in self.running.iter_mut().enumerate() {
+            if sequence.is_decoding() {
+                continue;
+            }
+            let before = sequence.held.computed;
+            sequence.take_over(&mut self.memory);
+            if !sequence.was_preempted {
+                let taken = sequence.held.computed.saturating_sub(before);
+                sequence.timings.cached_tokens += taken;
+                self.counts.cached_tokens += taken as u64;
+            }
+            self.prefilling.push(index);
+        }
+    }
+
+    /// Takes one more block for a running sequence. While there is none, the sequence that came
+    /// last gives up its memory; false if that was this one.
+    fn grow(&mut self, index: usize) -> bool {
+        while !self.memory.take_blocks(1, &mut self.running[index].held) {
+            let Some(mut last) = self.running.pop() else {
+                unreachable!("a running sequence")
+            };
+            last.give_up_memory(&mut self.memory);
+            self.counts.preemptions += 1;
+            self.waiting.push_front(last);
+            if index == self.running.len() {
+                return false;
+            }
+        }
+        true
+    }
+}

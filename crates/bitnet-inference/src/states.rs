@@ -1,0 +1,180 @@
+//! [`StatePool`]: the slots for recurrent states: which are free, and which hold a state saved at
+//! the end of which block. Ids only: it lists the copies that a runner has to make.
+
+use std::collections::HashMap;
+
+/// The slots for recurrent states.
+pub(crate) struct StatePool {
+    /// Slots without a state; the next one to be given out is the last.
+    free: Vec<u32>,
+    /// Saved states by the block that ends at their position.
+    saved: HashMap<u32, Saved>,
+    /// The most states that may be saved.
+    saved_max: usize,
+    clock: u64,
+    /// Copies to make before the next step, in order: from slot, to slot.
+    pub copies: Vec<(u32, u32)>,
+}
+
+struct Saved {
+    slot: u32,
+    /// When it was last saved or used.
+    used: u64,
+    /// Whether it stays when its sequence saves a newer one.
+    is_kept: bool,
+}
+
+impl StatePool {
+    /// All of `num_states` slots free.
+    pub fn new(num_states: usize, saved_max: usize) -> Self {
+        Self {
+            free: (0..u32::try_from(num_states).unwrap_or(u32::MAX))
+                .rev()
+                .collect(),
+            saved: HashMap::new(),
+            saved_max,
+            clock: 0,
+            copies: Vec::new(),
+        }
+    }
+
+    /// Takes a slot, in place of the least recently used saved state if none is free.
+    pub fn take(&mut self) -> Option<u32> {
+        if self.free.is_empty() {
+            self.drop_oldest();
+        }
+        self.free.pop()
+    }
+
+    /// Takes a slot back.
+    pub fn give_back(&mut self, slot: u32) {
+        debug_assert!(!self.free.contains(&slot), "slot {slot} given back twice");
+        self.free.push(slot);
+    }
+
+    /// The slot with the state at the end of a block, if one is saved.
+    pub fn saved_at(&mut self, block: u32) -> Option<u32> {
+        self.clock += 1;
+        let saved = self.saved.get_mut(&block)?;
+        saved.used = self.clock;
+        Some(saved.slot)
+    }
+
+    /// Saves the state in `slot` as the one at the end of a block, in place of the least recently
+    /// used one if there are as many as there may be.
+    pub fn save(&mut self, block: u32, slot: u32, is_kept: bool) {
+        if self.saved_at(block).is_none() {
+            if self.saved.len() >= self.saved_max {
+                self.drop_oldest();
+            }
+            if self.saved.len() >= self.saved_max {
+                return;
+            }
+            let Some(to) = self.take() else { return };
+            self.copies.push((slot, to));
+            let (used, is_kept) = (self.clock, false);
+            self.saved.insert(
+                block,
+                Saved {
+                    slot: to,
+                    used,
+                    is_kept,
+                },
+            );
+        }
+        if let Some(saved) = self.saved.get_mut(&block) {
+            saved.is_kept |= is_kept;
+        }
+    }
+
+    /// Drops the state saved at the end of a block because its sequence has saved a newer one.
+    pub fn supersede(&mut self, block: u32) {
+        if self.saved.get(&block).is_some_and(|saved| !saved.is_kept) {
+            self.drop_saved(block);
+        }
+    }
+
+    /// Drops the state saved at the end of a block, if there is one.
+    pub fn drop_saved(&mut self, block: u32) {
+        if let Some(saved) = self.saved.remove(&block) {
+            self.free.push(saved.slot);
+        }
+    }
+
+    /// Slots that no sequence holds, saved states included.
+    #[cfg(test)]
+    pub fn num_available(&self) -> usize {
+        self.free.len() + self.saved.len()
+    }
+
+    fn drop_oldest(&mut self) {
+        let oldest = self.saved.iter().min_by_key(|(_, saved)| saved.used);
+        if let Some(block) = oldest.map(|(block, _)| *block) {
+            self.drop_saved(block);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn saving_copies_a_state_once_and_finds_it_by_its_block() {
+        let mut pool = StatePool::new(4, 2);
+        let live = pool.take().expect("a slot");
+        pool.save(7, live, true);
+        pool.save(7, live, false);
+        let saved = pool.saved_at(7).expect("a saved state");
+        assert_eq!(pool.copies, [(live, saved)]);
+        assert_ne!(live, saved);
+        assert_eq!(pool.saved_at(8), None);
+    }
+
+    #[test]
+    fn the_least_recently_used_saved_state_makes_room() {
+        let mut pool = StatePool::new(4, 2);
+        let live = pool.take().expect("a slot");
+        pool.save(1, live, true);
+        pool.save(2, live, true);
+        assert!(pool.saved_at(1).is_some());
+        pool.save(3, live, true);
+        assert!(pool.saved_at(1).is_some() && pool.saved_at(3).is_some());
+        assert_eq!(pool.saved_at(2), None);
+        assert_eq!(pool.num_available(), 3);
+    }
+
+    #[test]
+    fn a_newer_state_replaces_an_older_one_unless_that_is_kept() {
+        let mut pool = StatePool::new(4, 3);
+        let live = pool.take().expect("a slot");
+        pool.save(1, live, false);
+        pool.save(2, live, true);
+        pool.supersede(1);
+        pool.supersede(2);
+        assert_eq!(pool.saved_at(1), None);
+        assert!(pool.saved_at(2).is_some());
+    }
+
+    #[test]
+    fn sequences_get_slots_before_saved_states_do() {
+        let mut pool = StatePool::new(2, 2);
+        let live = pool.take().expect("a slot");
+        pool.save(1, live, true);
+        let second = pool.take().expect("the slot of the saved state");
+        assert_eq!(pool.saved_at(1), None);
+        pool.save(2, live, true);
+        assert_eq!(pool.saved_at(2), None, "no slot is free");
+        assert_eq!(pool.take(), None);
+        pool.give_back(second);
+        assert_eq!(pool.take(), Some(second));
+    }
+
+    #[test]
+    fn without_room_for_saved_states_none_is_saved() {
+        let mut pool = StatePool::new(2, 0);
+        let live = pool.take().expect("a slot");
+        pool.save(1, live, true);
+        assert!(pool.saved_at(1).is_none() && pool.copies.is_empty());
+    }
+}
