@@ -1,5 +1,5 @@
-//! I2S-32 and QK256, whose codes go down to −2: any bytes are numbers or an error, and floats come
-//! back from being quantized again.
+//! I2S-32 and QK256, whose codes go down to −2: any bytes give numbers or an error, and floats
+//! survive quantizing again.
 #![no_main]
 
 use bitnet_fuzz::{WEIGHTS_MAX, filled, floats, scaling, shape};
@@ -55,7 +55,7 @@ fn try_again(
 ) {
     let there_and_back = through(weights, scaling);
     assert!(there_and_back.is_none() || weights.iter().all(|w| w.is_finite()));
-    // −2 is only used where a scale is given.
+    // −2 occurs only with a given scale.
     if let Some(ternary) = there_and_back.filter(|_| !matches!(scaling, Scaling::Given(_))) {
         assert!(through(&ternary, Scaling::AbsMax).as_ref() == Some(&ternary));
     }

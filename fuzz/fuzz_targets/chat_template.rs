@@ -1,7 +1,7 @@
 //! A chat template in Jinja: it ends, in bounds, and what it renders becomes tokens.
 //!
-//! An input is the template and the contents of the messages, with NUL between them; users and
-//! assistant take turns.
+//! An input is the template and the contents of the messages, separated by NUL; user and assistant
+//! take turns.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -39,8 +39,8 @@ fuzz_target!(init: forgive_minijinja(), |input: &str| {
     }
 });
 
-/// A panic inside minijinja may unwind to whoever called it; the fuzzer's own hook aborts at every
-/// panic. What nobody catches still counts as a crash.
+/// A panic inside minijinja may unwind to its caller, but the fuzzer's own hook aborts at every
+/// panic. An uncaught panic still counts as a crash.
 fn forgive_minijinja() {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {

@@ -1,5 +1,5 @@
-//! F32, F16, BF16, Q8_0, Q6_K and Q4_0: any bytes are numbers, and what was quantized is as long as
-//! it should be.
+//! F32, F16, BF16, Q8_0, Q6_K and Q4_0: any bytes give numbers, and quantized data have the right
+//! length.
 #![no_main]
 
 use bitnet_fuzz::{WEIGHTS_MAX, filled, floats, shape};

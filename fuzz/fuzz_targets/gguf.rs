@@ -1,4 +1,5 @@
-//! A GGUF file: whatever opens can be read to its last byte, and loads as a model or says why not.
+//! A GGUF file: a file that opens can be read to its last byte, and loads as a model or gives an
+//! error.
 #![no_main]
 
 use std::hint::black_box;

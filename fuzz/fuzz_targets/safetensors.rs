@@ -1,4 +1,4 @@
-//! A checkpoint directory: whatever opens can be described, and loads as a model or says why not.
+//! A checkpoint directory: one that opens can be described, and loads as a model or gives an error.
 //!
 //! An input is `config.json` and `model.safetensors`, with NUL between them.
 #![no_main]
@@ -13,7 +13,7 @@ use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::{LanguageModel, LoadOptions};
 use libfuzzer_sys::fuzz_target;
 
-/// Where the two files are put for each input; it stays behind, two small files of the last one.
+/// The folder of each input's two files. The last input's files stay behind.
 static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
     let folder = env::temp_dir().join(format!("bitnet-fuzz-safetensors-{}", process::id()));
     fs::create_dir_all(&folder).expect("a folder for temporary files");
@@ -25,7 +25,7 @@ fuzz_target!(|input: &[u8]| {
         return;
     };
     fs::write(FOLDER.join("config.json"), &input[..end]).expect("config.json is written");
-    // A new file, for the last one may still be mapped.
+    // A new file, because the last one may still be mapped.
     let weights = FOLDER.join("model.safetensors");
     drop(fs::remove_file(&weights));
     fs::write(weights, &input[end + 1..]).expect("model.safetensors is written");

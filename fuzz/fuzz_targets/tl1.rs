@@ -1,4 +1,4 @@
-//! TL1, with the tile that suits the shape and with any.
+//! TL1, with the tile for the shape and with any tile.
 #![no_main]
 
 use bitnet_fuzz::try_format;

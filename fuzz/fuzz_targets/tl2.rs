@@ -1,4 +1,4 @@
-//! TL2, with the tile that suits the shape and with any.
+//! TL2, with the tile for the shape and with any tile.
 #![no_main]
 
 use bitnet_fuzz::try_format;

@@ -1,5 +1,5 @@
-//! The tokenizer in a GGUF file's metadata: whatever builds can write any text, and read back what
-//! it wrote.
+//! The tokenizer in a GGUF file's metadata: a tokenizer that builds can encode any text and decode
+//! the result.
 //!
 //! An input is four paragraphs with an empty line between them: settings (`model gpt2`, `eos 3`),
 //! tokens (`score type text` a line), merges, and the text.

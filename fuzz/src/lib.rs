@@ -1,23 +1,23 @@
-//! What the targets of the ternary formats have in common: bytes to weights and back, floats to
-//! bytes and back.
+//! Shared parts of the targets for ternary formats: bytes to weights and back, floats to bytes and
+//! back.
 //!
-//! An input is two numbers for the shape, one of switches, then the bytes of the tensor, or of the
-//! floats. Whatever shape and bytes are: an error, or weights −1, 0, 1 that come back from being
-//! packed again, and floats that come back from being quantized again.
+//! An input is two numbers for the shape, one for switches, then the bytes of the tensor or of the
+//! floats. Every input gives an error, or weights −1, 0, 1 that survive packing, and floats that
+//! survive quantizing again.
 
 use bitnet_kernels::Pool;
 use bitnet_quantization::{Scaling, TernaryFormat};
 
-/// The largest matrix that is tried.
+/// The largest matrix tried.
 pub const WEIGHTS_MAX: usize = 1 << 15;
 
-/// The shape that an input asks for, its switches, and its bytes.
+/// The shape, switches and bytes of an input.
 pub fn shape(input: &[u8]) -> Option<(usize, usize, u8, &[u8])> {
     let [rows, cols, switches, bytes @ ..] = input else {
         return None;
     };
     let (rows, cols) = (usize::from(*rows), usize::from(*cols));
-    // Most formats hold no odd shapes, and all must refuse the ones beyond memory.
+    // Most formats reject odd shapes, and all must reject shapes beyond memory.
     Some(match switches & 3 {
         0 => (rows, cols, *switches, bytes),
         1 => (4 * rows, 32 * cols, *switches, bytes),
@@ -26,7 +26,7 @@ pub fn shape(input: &[u8]) -> Option<(usize, usize, u8, &[u8])> {
     })
 }
 
-/// The quantizer that an input asks for.
+/// The quantizer that an input selects.
 pub fn scaling(switches: u8, bytes: &[u8]) -> Scaling {
     match switches >> 2 & 3 {
         0 => Scaling::AbsMean,
@@ -35,7 +35,7 @@ pub fn scaling(switches: u8, bytes: &[u8]) -> Scaling {
     }
 }
 
-/// The bytes, over and over, up to the length.
+/// The bytes, repeated up to the length.
 pub fn filled(bytes: &[u8], len: usize) -> Vec<u8> {
     bytes
         .iter()
@@ -46,7 +46,7 @@ pub fn filled(bytes: &[u8], len: usize) -> Vec<u8> {
         .collect()
 }
 
-/// The bytes as floats, over and over.
+/// The bytes as floats, repeated up to the length.
 pub fn floats(bytes: &[u8], len: usize) -> Vec<f32> {
     let bytes = filled(bytes, bytes.len().next_multiple_of(4).max(4));
     bytes
@@ -84,7 +84,7 @@ pub fn try_format(input: &[u8], format: impl Fn(usize, usize, u8) -> Option<Tern
     if rows * cols > WEIGHTS_MAX {
         return;
     }
-    // As they are: too long or too short, but for rare luck.
+    // Unchanged, so usually too long or too short.
     drop(format.unpack_rows(bytes, rows, cols, 0..rows, &mut vec![0; rows * cols]));
     unpack_and_pack(format, &filled(bytes, size), rows, cols, &pool);
     quantize_and_dequantize(

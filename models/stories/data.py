@@ -1,7 +1,7 @@
 """Text files to batches: the tokenizer, the mixture, and packing.
 
 A data file is UTF-8 text whose documents are separated by lines `<|endoftext|>`. On the command line it is written
-`FILE` or `FILE:SHARE`; SHARE is the part of its documents, drawn anew, that each epoch takes (1 if it is not given).
+`FILE` or `FILE:SHARE`; SHARE is the part of its documents that each epoch draws at random (default 1).
 """
 import random
 import re

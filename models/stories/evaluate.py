@@ -17,7 +17,7 @@ from model import quantize_activations
 
 
 def windows(ids, context):
-    """(tokens, how many at the front only give context) for one document."""
+    """(tokens, number of leading tokens that only give context) for one document."""
     yield ids[:context], 1
     start = 0
     while start + context < len(ids):

@@ -1,4 +1,4 @@
-"""What the program's tests compare the shipped model with: Hugging Face's own numbers, in float32.
+"""Reference numbers for the program's tests of the shipped model: Hugging Face's, in float32.
 
     python reference.py --model exported/hf-packed --text tinystories-valid.txt --out ../../tests/data/stories
 

@@ -61,7 +61,7 @@ def schedule(step, a):
 
 
 def bits_per_byte(model, documents, num_bytes, a):
-    """Bits per byte of documents (BOS first, no EOS), each alone; what is longer than the context starts anew."""
+    """Bits per byte of documents (BOS first, no EOS), each alone; text beyond the context continues in a new window."""
     pieces = [d[i:i + a.context + 1] for d in documents for i in range(0, len(d) - 1, a.context)]
     nats = 0.0
     while pieces:

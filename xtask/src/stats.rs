@@ -30,13 +30,11 @@ fn sorted(values: impl IntoIterator<Item = f64>) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     #[test]
     fn the_median_of_an_even_number_of_values_is_the_mean_of_the_middle_two() {
-        assert_eq!(median([4.0, 1.0, 3.0]), Some(3.0));
-        assert_eq!(median([4.0, 1.0, 3.0, 9.0]), Some(3.5));
-        assert_eq!(median([]), None);
+        assert_eq!(super::median([4.0, 1.0, 3.0]), Some(3.0));
+        assert_eq!(super::median([4.0, 1.0, 3.0, 9.0]), Some(3.5));
+        assert_eq!(super::median([]), None);
     }
 
     #[test]
@@ -44,8 +42,8 @@ mod tests {
         // Of 100 values, the 41st and the 61st enclose the median with 95 % (binomial
         // distribution).
         let values = (0..100).rev().map(f64::from);
-        assert_eq!(median_interval(values), Some([40.0, 60.0]));
-        assert_eq!(median_interval([3.0]), Some([3.0, 3.0]));
-        assert_eq!(median_interval([]), None);
+        assert_eq!(super::median_interval(values), Some([40.0, 60.0]));
+        assert_eq!(super::median_interval([3.0]), Some([3.0, 3.0]));
+        assert_eq!(super::median_interval([]), None);
     }
 }

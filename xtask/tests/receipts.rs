@@ -26,7 +26,7 @@ static RECEIPT: LazyLock<Receipt> = LazyLock::new(|| {
     })
 });
 
-/// The receipt of a real run that is set up in some way.
+/// The receipt of a real run with these settings.
 fn receipt_of(load_options: &LoadOptions, options: EngineOptions, max_tokens: usize) -> Receipt {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../tests/data/golden/strict-b158/model-i2_s.gguf");
@@ -66,13 +66,13 @@ fn check(receipt: &Value) -> Result<Receipt, Rejection> {
     VERIFIER.verify(&receipt.to_string(), None)
 }
 
-/// With the digest of what it says now.
+/// The receipt with a new digest.
 fn resealed(mut receipt: Value) -> Value {
     receipt["digest"] = digest(&receipt).into();
     receipt
 }
 
-/// Pointers to everything inside a value: fields, items and what holds them.
+/// JSON pointers to all fields, items and containers inside a value.
 fn pointers(value: &Value, at: &str, out: &mut Vec<String>) {
     let inside: Vec<(String, &Value)> = match value {
         Value::Object(fields) => fields
@@ -98,7 +98,8 @@ fn all_pointers() -> Vec<String> {
     out
 }
 
-/// Other values for a field: all of its names if it has any, some of its type, some of another.
+/// Other values for a field: all its names if it has a list of names, some values of its type, some
+/// of other types.
 fn others(pointer: &str, value: &Value) -> Vec<Value> {
     let mut others = vec![Value::Null, json!({}), json!("x"), json!(-1)];
     let names: Vec<&str> = match pointer {
@@ -155,8 +156,7 @@ fn others(pointer: &str, value: &Value) -> Vec<Value> {
     others
 }
 
-/// The fields that nothing else in a receipt follows from: only the digest guards them, or running
-/// again.
+/// The fields that no other field of a receipt determines. Only the digest protects them, or --rerun.
 const FREE: &[&str] = &[
     "/timestamp",
     "/deterministic",
@@ -177,8 +177,7 @@ const FREE: &[&str] = &[
 ];
 
 fn is_free(pointer: &str) -> bool {
-    // Of times and bytes there are bounds; how often products are called depends on how many
-    // matrices are kept as one.
+    // Times and bytes have bounds. The calls of products depend on the number of merged matrices.
     let bounded = ["/bytes", "/ms", "/i2s_gemv/calls", "/i2s_gemm/calls"]
         .iter()
         .any(|end| pointer.ends_with(end));
@@ -195,7 +194,7 @@ fn is_free(pointer: &str) -> bool {
         || FREE.iter().any(|free| pointer.starts_with(free))
 }
 
-/// Whether a number is the field's own within what rates and times may differ by.
+/// Whether a number equals the field's within the tolerance of rates and times.
 fn is_close(number: &Value, pointer: &str) -> bool {
     let old = value().pointer(pointer).and_then(Value::as_f64);
     let is_rate = ["/tokens_per_second", "/decode_ms"].contains(&pointer);
@@ -207,12 +206,12 @@ fn is_close(number: &Value, pointer: &str) -> bool {
 }
 
 #[test]
-fn a_receipt_is_accepted_as_it_was_made() {
+fn an_unedited_receipt_is_accepted() {
     assert_eq!(check(&value()).expect("it verifies"), *RECEIPT);
 }
 
 #[test]
-fn no_edit_of_any_field_is_accepted() {
+fn an_edit_of_any_field_is_rejected() {
     for pointer in all_pointers() {
         for other in others(&pointer, value().pointer(&pointer).expect("it is there")) {
             let mut edited = value();
@@ -223,7 +222,7 @@ fn no_edit_of_any_field_is_accepted() {
 }
 
 #[test]
-fn no_field_can_be_taken_out_or_put_in() {
+fn removed_and_added_fields_are_rejected() {
     for pointer in all_pointers() {
         let (parent, name) = pointer.rsplit_once('/').expect("a pointer");
         let mut edited = value();
@@ -239,7 +238,7 @@ fn no_field_can_be_taken_out_or_put_in() {
         let resealed = check(&resealed(edited));
         assert!(
             resealed.is_err() || is_optional,
-            "without {pointer}, digest made anew"
+            "without {pointer}, with a new digest"
         );
         let mut edited = value();
         if let Value::Object(fields) = edited.pointer_mut(parent).expect("it is there") {
@@ -253,7 +252,7 @@ fn no_field_can_be_taken_out_or_put_in() {
 }
 
 #[test]
-fn an_inconsistent_edit_is_not_accepted_with_its_digest_made_anew() {
+fn an_inconsistent_edit_with_a_new_digest_is_rejected() {
     for pointer in all_pointers()
         .iter()
         .filter(|pointer| !is_free(pointer) && *pointer != "/digest")
@@ -270,7 +269,7 @@ fn an_inconsistent_edit_is_not_accepted_with_its_digest_made_anew() {
 }
 
 #[test]
-fn no_kernel_that_did_not_run_can_be_named() {
+fn kernels_that_did_not_run_are_rejected() {
     let refused = |edited: Value, what: &str| {
         let run = edited["run"].clone();
         assert!(
@@ -353,7 +352,7 @@ fn no_kernel_that_did_not_run_can_be_named() {
         }
         for other in Packing::ALL.into_iter().filter(|other| *other != packing) {
             if is_sparse && [packing, other] == [Packing::Two, Packing::FiveThirds] {
-                // The same kernels, and so few bytes that the smaller packing would do.
+                // The same kernels, and few enough bytes for the smaller packing.
                 continue;
             }
             let mut edited = value.clone();
@@ -363,7 +362,7 @@ fn no_kernel_that_did_not_run_can_be_named() {
     }
 }
 
-/// Says that a kernel left out all it should have done.
+/// Edits a kernel's count as if it had skipped all its work.
 fn skip_all(receipt: &mut Value, kernel: &str) {
     let count = &mut receipt["kernel_counts"][kernel];
     count["macs_skipped"] = json!(
@@ -373,7 +372,7 @@ fn skip_all(receipt: &mut Value, kernel: &str) {
 }
 
 #[test]
-fn doctored_receipts_are_refused_at_their_gate() {
+fn doctored_receipts_are_rejected_by_the_right_gate() {
     type Doctor = fn(&mut Value);
     let cases: [(&str, ReceiptGate, Doctor); 29] = [
         ("nothing generated at no speed", ReceiptGate::Rates, |r| {
@@ -533,7 +532,7 @@ fn doctored_receipts_are_refused_at_their_gate() {
 }
 
 #[test]
-fn a_field_that_stands_twice_is_refused() {
+fn a_repeated_field_is_rejected() {
     let text = value().to_string();
     for (field, twice) in [
         (
@@ -569,7 +568,7 @@ fn the_receipts_in_the_repository_are_accepted() {
 
 #[test]
 fn a_consistent_forgery_is_accepted() {
-    // What no check of the text alone can tell; running again does.
+    // No check of the text alone can detect this; --rerun does.
     let mut forged = value();
     forged["output_tokens_sha256"] = json!("0".repeat(64));
     for field in ["prefill_ms", "decode_ms", "first_token_ms"] {
@@ -580,7 +579,7 @@ fn a_consistent_forgery_is_accepted() {
     }
     forged["tokens_per_second"] =
         json!(forged["tokens_per_second"].as_f64().expect("a rate") * 2.0);
-    check(&resealed(forged)).expect("nothing in it contradicts itself");
+    check(&resealed(forged)).expect("it is consistent");
 }
 
 #[test]
@@ -656,8 +655,7 @@ fn signatures_are_checked() {
         |text: &str, key| matches!(VERIFIER.verify(text, key), Err(Rejection::Signature(_)));
     assert!(refused(&signed, Some(&other)), "another key");
     assert!(refused(&RECEIPT.to_json(), Some(&key)), "no signature");
-    // The digest is not of the signature: who took it out, or signed anew, is found out by the key
-    // alone.
+    // The digest does not cover the signature. Only the key detects a removed or replaced one.
     let signing = xtask::read_signing_key(&other_private).expect("a key");
     for signed_otherwise in [
         RECEIPT.to_json(),
@@ -665,14 +663,14 @@ fn signatures_are_checked() {
     ] {
         VERIFIER
             .verify(&signed_otherwise, None)
-            .expect("nothing in it contradicts itself");
+            .expect("it is consistent");
         assert!(refused(&signed_otherwise, Some(&key)));
     }
     let mut edited: Value = serde_json::from_str(&signed).expect("JSON");
     edited["environment"]["CPU"] = json!("a faster one");
     assert!(
         refused(&resealed(edited).to_string(), None),
-        "the digest made anew"
+        "with a new digest"
     );
     let mut edited: Value = serde_json::from_str(&signed).expect("JSON");
     edited["signature"]["value"] = json!("0".repeat(128));
@@ -683,7 +681,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_number_can_be_another(
+    fn a_changed_number_is_rejected(
         pick in any::<prop::sample::Index>(),
         integer in any::<u64>(),
         float in any::<f64>().prop_filter("a number", |x| x.is_finite()),
@@ -705,9 +703,9 @@ proptest! {
     }
 
     #[test]
-    fn no_letter_can_be_another(at in any::<prop::sample::Index>(), letter in "[ -~]") {
-        // Of the file itself, where a change is one of meaning: not of space, nor to another way to
-        // write a number.
+    fn a_changed_character_is_rejected(at in any::<prop::sample::Index>(), letter in "[ -~]") {
+        // Edits of the file itself that change its meaning: not white space, not another form of a
+        // number.
         let text = RECEIPT.to_json();
         let at = at.index(text.len());
         let mut edited = text.clone();

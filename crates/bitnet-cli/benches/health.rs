@@ -1,9 +1,9 @@
-//! How long a probe of a server waits, with its connection: `cargo bench --no-default-features
+//! Latency of a server's health probe, connection included: `cargo bench --no-default-features
 //! --features cpu,bench -- health`.
 //!
-//! `health/idle`: `GET /health` of a server that has nothing else to do. `health/busy`: while
-//! clients keep its engine busy on the same CPUs; less than 5 ms. What the server itself takes of
-//! that, and the 99th percentile, tells `xtask check health-latency`.
+//! `health/idle`: `GET /health` of an idle server. `health/busy`: while clients keep its engine busy
+//! on the same CPUs; less than 5 ms. `xtask check health-latency` reports the server's own share and
+//! the 99th percentile.
 
 #[path = "../../../tests/serve/client.rs"]
 #[expect(dead_code, reason = "the tests use the rest")]

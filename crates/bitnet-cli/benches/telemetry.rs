@@ -1,12 +1,14 @@
-//! What telemetry costs a server: events × cost ÷ time of a request, and a server that exports
-//! beside one that does not.
+//! The cost of telemetry in a server: events × cost ÷ time of a request, and a server that exports
+//! compared with one that does not.
 //!
 //! `cargo bench -p bitnet-cli --features bench --bench telemetry [-- [--model FILE] [--rounds N]]`;
-//! the built-in model, whose tokens are quickest and for which recording is therefore dearest, if
-//! none is given. Linux only: it reads the threads' times.
+//! the default is the built-in model, whose fast tokens make recording relatively most expensive.
+//! Linux only: it reads the threads' times.
 
 #[path = "../../../tests/serve/collector.rs"]
 mod collector;
+#[path = "../../../xtask/src/stats.rs"]
+mod stats;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -19,21 +21,21 @@ use bitnet_server::{
 
 use collector::Collector;
 
-/// The share of a request's time that recording may take, and of a core's that exporting may.
+/// Maximum share of a request's time for recording, and of a core for exporting.
 const RECORDING_MAX: f64 = 1e-3;
 const EXPORTING_MAX: f64 = 1e-2;
-/// Milliseconds between exports: a sixtieth of what the default is, so that the cost shows.
+/// Milliseconds between exports: a sixtieth of the default, so that the cost is measurable.
 const EXPORT_INTERVAL_MS: &str = "1000";
 const CONCURRENCY: usize = 4;
 
-/// A `bitnet serve` of our own.
+/// A `bitnet serve` process.
 struct Server {
     process: Child,
     url: String,
 }
 
 impl Server {
-    /// Starts one that exports to this collector, or none.
+    /// Starts a server that exports to this collector, if any.
     fn start(model: Option<&str>, collector: Option<&Collector>) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_bitnet"));
         command.args(["serve", "--port", "0", "--log-level", "warn"]);
@@ -90,7 +92,7 @@ impl Server {
         report
     }
 
-    /// Seconds of a core that the threads took whose names begin so.
+    /// CPU seconds of the threads whose names have this beginning.
     fn thread_seconds(&self, beginning: &str) -> f64 {
         let threads = fs::read_dir(format!("/proc/{}/task", self.process.id())).expect("threads");
         let nanoseconds = |thread: std::io::Result<fs::DirEntry>| {
@@ -106,7 +108,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // One that has ended by itself has shown so in its answers.
+        // It may have ended already; its failed answers have reported that.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -125,7 +127,7 @@ fn main() {
                     .and_then(|rounds| rounds.parse().ok())
                     .expect("a number of rounds")
             }
-            // Of the other suites, which are filtered and kept as baselines.
+            // Options for the other suites: filters and baselines.
             _ => return,
         }
     }
@@ -148,12 +150,12 @@ fn main() {
         Server::start(model, None),
         Server::start(model, Some(&collector)),
     );
-    // So many requests that a run takes a second or two.
+    // The number of requests for which a run takes a second or two.
     let start = Instant::now();
     let probe = silent.run(2 * CONCURRENCY);
     let num_requests = (3.0 / start.elapsed().as_secs_f64()).ceil() as usize * CONCURRENCY;
 
-    // What a request waits for: its tokens, as many steps, its answer and its end.
+    // A request includes its tokens, as many steps, its answer and its end.
     let tokens = probe
         .answered
         .iter()
@@ -196,7 +198,8 @@ fn main() {
         }
         differences.push(times[1] / times[0] - 1.0);
     }
-    let (middle, low, high) = median(&mut differences);
+    let [low, high] = stats::median_interval(differences.iter().copied()).expect("a round");
+    let middle = stats::median(differences).expect("a round");
     println!(
         "exporting every second against not at all, {rounds} pairs of {num_requests} requests: {:+.2} % of a request's time \
          (95 % interval {:+.2} % to {:+.2} %)",
@@ -204,8 +207,8 @@ fn main() {
         low * 100.0,
         high * 100.0
     );
-    // Its own threads, also while the other server ran, and what carrying it took of those that
-    // carry everything.
+    // Its own threads, also while the other server ran, and its share of the threads that serve
+    // everything.
     let carrying =
         (http(&exporting) - before[1]) / spent[1] - (http(&silent) - before[2]) / spent[0];
     let own = (own(&exporting) - before[0]) / (spent[0] + spent[1]);
@@ -225,17 +228,4 @@ fn main() {
         "exporting takes {:.2} % of a core",
         own * 100.0
     );
-}
-
-/// The median, and what it lies between with 95 % confidence: two of the values, by the binomial
-/// distribution.
-fn median(values: &mut [f64]) -> (f64, f64, f64) {
-    values.sort_by(f64::total_cmp);
-    let n = values.len() as f64;
-    let outside = (n / 2.0 - 0.98 * n.sqrt()).floor().max(0.0) as usize;
-    (
-        values[values.len() / 2],
-        values[outside],
-        values[values.len() - 1 - outside],
-    )
 }

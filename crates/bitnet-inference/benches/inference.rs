@@ -1,7 +1,7 @@
-//! What the engine does between forward passes: `cargo bench --no-default-features --features
+//! The engine's work between forward passes: `cargo bench --no-default-features --features
 //! cpu,bench -- FILTER`.
 //!
-//! `stop_tokens`: whether a token ends an answer, asked once for each token: less than 10 ns.
+//! `stop_tokens`: looking up whether a token ends an answer, once per token: less than 10 ns.
 
 use std::hint::black_box;
 
@@ -12,7 +12,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 criterion_group!(benches, stop_tokens);
 criterion_main!(benches);
 
-/// Tokens asked about in one iteration, all over a vocabulary of 128,256.
+/// Tokens looked up in one iteration, spread over a vocabulary of 128,256.
 const NUM_TOKENS: u32 = 4096;
 
 fn stop_tokens(criterion: &mut Criterion) {

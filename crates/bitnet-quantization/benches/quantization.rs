@@ -1,10 +1,10 @@
 //! Floats to packed weights and back: `cargo bench --no-default-features --features cpu,bench --
 //! quantization`.
 //!
-//! On one thread, but for the group `quantization_threads`, from where the figure above which
-//! threads share the work was taken. Rates are weights a second. The aims, from 16,384 weights on
-//! and for a core with AVX-512: 1 Gelem/s to quantize and 2 to dequantize I2_S and I2S-32, 0.3 and
-//! 1 for the tiled TL1 and TL2; and time that grows as the size does.
+//! On one thread, except the group `quantization_threads`, which gives the size from which threads
+//! share the work. Rates are weights per second. The aims, from 16,384 weights on and for a core with
+//! AVX-512: 1 Gelem/s to quantize and 2 to dequantize I2_S and I2S-32, 0.3 and 1 for the tiled TL1 and
+//! TL2; and time proportional to size.
 
 use std::f32::consts::TAU;
 
@@ -51,7 +51,7 @@ fn sizes(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Inputs that differ in how often neighbours are alike: no time should depend on it.
+/// Inputs that differ in the similarity of neighbours; times should not depend on it.
 fn patterns(criterion: &mut Criterion) {
     let pool = Pool::new(1);
     let inputs: [(&str, Vec<f32>); 4] = [
@@ -128,7 +128,7 @@ fn formats(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Where the scale comes from.
+/// The source of the scale.
 fn quantizers(criterion: &mut Criterion) {
     let (pool, weights) = (Pool::new(1), gaussian(SIZE));
     let mut group = criterion.benchmark_group("quantization_scalings");
@@ -163,7 +163,7 @@ fn quantizers(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// One thread and all, around the size from which on they share the work.
+/// One thread and all threads, around the size from which they share the work.
 fn threads(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("quantization_threads");
     let mut counts = vec![1, default_threads()];
@@ -178,7 +178,7 @@ fn threads(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A format with a shape of the size to be measured.
+/// A format with a shape of the measured size.
 struct Codec {
     name: &'static str,
     shape: (usize, usize),
@@ -278,7 +278,7 @@ impl Codec {
     }
 }
 
-/// I2_S, TL1 and, from 8,192 weights on, TL2: 32 rows of 256 are the smallest matrix it can hold.
+/// I2_S, TL1 and, from 8,192 weights on, TL2: 32 rows of 256 are its smallest matrix.
 fn published(size: usize) -> Vec<Codec> {
     let (rows, cols) = shape(size);
     let tl1 = tl1::Tile::choose(rows, cols).expect("multiples of 32");
@@ -301,7 +301,7 @@ fn shape(size: usize) -> (usize, usize) {
     (rows, size / rows)
 }
 
-/// Weights with mean 0 and deviation 1.
+/// Weights with mean 0 and standard deviation 1.
 fn gaussian(size: usize) -> Vec<f32> {
     let mut x = 0x2545_f491_4f6c_dd1d_u64;
     let mut uniform = || {
@@ -310,7 +310,7 @@ fn gaussian(size: usize) -> Vec<f32> {
         x ^= x << 17;
         (x >> 40) as f32 / (1 << 24) as f32
     };
-    // Box and Muller's way; 1 − u is never 0.
+    // Box–Muller transform; 1 − u is never 0.
     (0..size)
         .map(|_| (-2.0 * (1.0 - uniform()).ln()).sqrt() * (TAU * uniform()).cos())
         .collect()

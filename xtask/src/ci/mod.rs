@@ -31,14 +31,14 @@ const FUZZ_INPUT_BYTES_MAX: u32 = 1 << 16;
 /// Printed below the options.
 const STEPS: &str = "\
 Without --full: .ci/run
-  tests, rustfmt, clippy, rustdoc, release build, ARM under qemu, cargo deny    about 15 min
+  tests, rustfmt, clippy, rustdoc, release build, ARM under qemu, cargo deny    about 22 min
 
 With --full, also:
-  tests/clients    real clients against `bitnet serve`, each file with pytest   about 10 min
+  tests/clients    real clients against `bitnet serve`, each file with pytest   about 5 min
   tests/templates  chat templates compared with jinja2, if the folder exists    about 2 min
-  determinism      the matrix of docs/determinism.md 20 times under load        about 5 min
-  serve faults     a server overloaded for 2 minutes                            about 4 min
-  serve fuzz       5000 random bodies for each endpoint                         about 3 min
+  determinism      the matrix of docs/determinism.md 20 times under load        about 11 min
+  serve faults     a server overloaded for 2 minutes                            about 5 min
+  serve fuzz       5000 random bodies for each endpoint                         about 2 min
   fuzz             each target of fuzz/ for --fuzz-seconds                      about 10 min
 
 Times are for two cores, after a first build. Python packages are installed into target/tools from

@@ -1,5 +1,4 @@
-//! Attention: one row over a cache that lies in memory, then the rows of a prompt; and the writing
-//! of the cache.
+//! Attention: one row over a cache in memory, then the rows of a prompt; and writing to the cache.
 
 use bitnet_kernels::{
     AttentionScratch, AttentionShape, CACHE_BLOCK, Cpu, Huge, LayerCache, Place, Places, Qkv,
@@ -38,7 +37,7 @@ const SHAPES: [(&str, AttentionShape); 3] = [
         },
     ),
 ];
-/// More bytes of caches than any cache of the CPU holds.
+/// Bytes of key/value caches: more than any CPU cache has.
 const MEMORY_BYTES: usize = 160 << 20;
 
 pub fn bench(criterion: &mut Criterion, machines: &[Machine]) {
@@ -143,8 +142,8 @@ impl Layers {
 fn attend(shape: AttentionShape, context: usize, rows: usize) -> (Work, impl FnMut(&Cpu)) {
     let keys_seen: usize = (context - rows + 1..=context).sum();
     let cache_bytes = 2 * context * shape.kv_heads * shape.head_dim * size_of::<f16>();
-    // One row finds another layer's cache each time; the rows of a prompt find what their
-    // forerunners read.
+    // One row reads another layer's cache each time; the rows of a prompt reuse what earlier rows
+    // read.
     let (bytes, layers) = if rows == 1 {
         (cache_bytes, MEMORY_BYTES.div_ceil(cache_bytes))
     } else {
@@ -165,8 +164,8 @@ fn attend(shape: AttentionShape, context: usize, rows: usize) -> (Work, impl FnM
     (work, run)
 }
 
-/// Rows into the caches of as many layers as a model has: the blocks have left the caches since
-/// their last row.
+/// Writes rows to the caches of as many layers as a model has, so that the blocks have left the CPU's
+/// caches since their last row.
 fn store_kv(shape: AttentionShape, rows: usize) -> (Work, impl FnMut(&Cpu)) {
     let mut layers = Layers::new(shape, 4096, rows, 16);
     let run = move |cpu: &Cpu| {

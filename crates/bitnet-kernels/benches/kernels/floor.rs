@@ -1,6 +1,10 @@
-//! What a bench could reach at best, measured beside it: bytes ÷ the rate at which memory is read,
-//! products ÷ the peak of the instruction set, whichever takes longer. After Criterion's lines
-//! comes one with the floor and the share of it.
+//! The floor of a bench, measured beside it: bytes ÷ the read rate of memory or products ÷ the peak
+//! of the instruction set, the longer of the two. A line with the floor and the share reached follows
+//! Criterion's lines.
+
+#[path = "../../../../xtask/src/stats.rs"]
+#[expect(dead_code, reason = "benches need no interval")]
+mod stats;
 
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -10,10 +14,10 @@ use bitnet_kernels::{Cpu, KernelSet, ReadProbe};
 use criterion::BenchmarkGroup;
 use criterion::measurement::WallTime;
 
-/// The least that a call must do.
+/// The least work of a call.
 #[derive(Clone, Copy, Default)]
 pub struct Work {
-    /// Bytes that come from memory; 0 where all is in a cache.
+    /// Bytes read from memory; 0 if all are in a cache.
     pub bytes: usize,
     /// Products of int8.
     pub i8_macs: usize,
@@ -51,8 +55,8 @@ impl Machine {
         )
     }
 
-    /// Measures what `prepare` gives, and what the memory gives beside each sample where it reads
-    /// memory. Nothing is prepared for a bench that the command line filters out.
+    /// Measures the function that `prepare` returns, and the memory's rate beside each sample if it
+    /// reads memory. Benches that the command line filters out are not prepared.
     pub fn bench<R: FnMut(&Cpu)>(
         &self,
         group: &mut BenchmarkGroup<'_, WallTime>,
@@ -128,11 +132,11 @@ impl Machine {
 
 struct Sample {
     seconds: f64,
-    /// Bytes a second, measured right after.
+    /// Bytes per second, measured right after.
     read: f64,
 }
 
-/// What share of the rate of reading, measured beside each sample, the bench reached.
+/// The share of the read rate, measured beside each sample, that the bench reached.
 fn share_of_read(work: Work, samples: &[Sample]) -> f64 {
     median(
         samples
@@ -141,8 +145,7 @@ fn share_of_read(work: Work, samples: &[Sample]) -> f64 {
     )
 }
 
-/// Leaves the share beside Criterion's estimates of this run, where `xtask bench compare` looks for
-/// it.
+/// Writes the share beside Criterion's estimates of this run, where `xtask bench compare` reads it.
 fn record(id: &str, share: f64) {
     let home = std::env::var_os("CRITERION_HOME").map(PathBuf::from);
     // target/release/deps/kernels-…
@@ -187,8 +190,7 @@ fn record(id: &str, share: f64) {
     }
 }
 
+/// The median of at least one value.
 fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    stats::median(values).expect("a sample")
 }

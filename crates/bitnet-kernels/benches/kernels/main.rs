@@ -1,9 +1,9 @@
 //! Every kernel, with its floor beside it: `cargo bench --no-default-features --features cpu,bench
 //! -- FILTER`.
 //!
-//! Shapes are those of BitNet b1.58 2B-4T, so that a figure can be held against a token's time. A
-//! kernel runs with every instruction set of this CPU but the scalar one, on one thread and on as
-//! many as there are cores.
+//! Shapes are those of BitNet b1.58 2B-4T, so that figures can be compared with a token's time. A
+//! kernel runs with every instruction set of this CPU except the scalar one, on one thread and on one
+//! thread per core.
 
 mod attention;
 mod counters;
@@ -28,7 +28,7 @@ fn main() {
     let mut machines = machines(&read);
     ternary::bench(&mut criterion, &machines);
     ternary::patterns(&mut criterion, &read);
-    // The sets with VBMI differ from that without only in their products with ternary weights.
+    // The sets with and without VBMI differ only in products with ternary weights.
     machines.retain(|machine| machine.cpu.set().packing == Packing::Two);
     attention::bench(&mut criterion, &machines);
     head::bench(&mut criterion, &machines);
@@ -52,8 +52,8 @@ fn machines(read: &Rc<ReadProbe>) -> Vec<Machine> {
     .collect()
 }
 
-/// Few and short samples: there are many benches, and the machine's own changes are larger than
-/// what more would settle.
+/// Few and short samples: there are many benches, and changes of the machine exceed what more
+/// samples would resolve.
 fn group<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
     let mut group = criterion.benchmark_group(name);
     group.sample_size(10).sampling_mode(SamplingMode::Flat);

@@ -1,4 +1,4 @@
-//! Fork and join of an empty job: a token is some hundred of them.
+//! Fork and join of an empty job: a token takes some hundreds of them.
 
 use bitnet_kernels::Cpu;
 use criterion::Criterion;

@@ -1,4 +1,4 @@
-//! What is done to rows of activations between the products: norms, gates and quantization, all in
+//! Operations on rows of activations between the products: norms, gates and quantization, all in
 //! caches.
 
 use bitnet_kernels::{Activations, Cpu, Gate, Neurons, Norm};
@@ -29,8 +29,8 @@ pub fn bench(criterion: &mut Criterion, machines: &[Machine]) {
     }
 }
 
-/// Products of f32 by value, each with an addition, that there is no way around: the square and its
-/// sum, the factor, the weight; for int8 the scale and the rounding.
+/// The least f32 products per value, each with an addition: the square and its sum, the factor, the
+/// weight; for int8 the scale and the rounding.
 const NORM_MACS: usize = 3;
 const QUANTIZE_MACS: usize = 1;
 /// `relu(gate)² · up`

@@ -1,5 +1,5 @@
-//! The ternary product: one row from every level of the memory hierarchy, then more rows, where
-//! products bound it.
+//! The ternary product: one row from every level of the memory hierarchy, then more rows, which are
+//! bound by products.
 
 use std::cell::LazyCell;
 use std::rc::Rc;
@@ -11,9 +11,9 @@ use criterion::Criterion;
 use crate::floor::{Machine, Work};
 use crate::{Rng, group};
 
-/// Columns of all but the FFN's output projection.
+/// Columns of all matrices except the FFN's output projection.
 const COLS: usize = 2560;
-/// More bytes of matrices than any cache holds.
+/// Bytes of matrices: more than any cache has.
 const MEMORY_BYTES: usize = 160 << 20;
 
 pub fn bench(criterion: &mut Criterion, machines: &[Machine]) {
@@ -52,9 +52,8 @@ pub fn bench(criterion: &mut Criterion, machines: &[Machine]) {
     }
 }
 
-/// A row quantized and multiplied by a matrix in the second cache, by every set on one thread: what
-/// the numbers look like, and where the row begins in memory, should make no difference. With as
-/// many samples as a baseline wants.
+/// A row quantized and multiplied by a matrix in the second-level cache, by every set on one thread.
+/// Values and alignment of the row should make no difference. With the sample count of a baseline.
 pub fn patterns(criterion: &mut Criterion, read: &Rc<ReadProbe>) {
     const ROWS: usize = 1024;
     let mut group = criterion.benchmark_group("ternary patterns");
@@ -111,8 +110,8 @@ pub fn patterns(criterion: &mut Criterion, read: &Rc<ReadProbe>) {
     }
 }
 
-/// What inputs look like: its name, a weight by a number as good as random or by its place, an
-/// activation by its place.
+/// A kind of input: its name, a weight by a pseudorandom number or by its position, an activation by
+/// its position.
 type Pattern = (&'static str, fn((usize, u64)) -> i8, fn(usize) -> f32);
 const PATTERNS: [Pattern; 4] = [
     (
@@ -133,7 +132,7 @@ const PATTERNS: [Pattern; 4] = [
     ),
 ];
 
-/// A place, and a number that belongs to it.
+/// A position, and a pseudorandom number for it.
 fn mixed(at: usize) -> (usize, u64) {
     let mut rng = Rng(at as u64 + 1);
     rng.next();
@@ -151,7 +150,7 @@ fn is_looked_up(packing: Packing) -> bool {
     matches!(packing, Packing::Tl1 | Packing::Tl2)
 }
 
-/// The machines whose kernels need not unpack such weights first.
+/// The machines whose kernels use such weights without unpacking them first.
 fn at_home(machines: &[Machine], packing: Packing) -> impl Iterator<Item = &Machine> {
     let is_at_home = move |set: &KernelSet| {
         packing == Packing::Two || is_looked_up(packing) || set.packing == packing
@@ -161,7 +160,7 @@ fn at_home(machines: &[Machine], packing: Packing) -> impl Iterator<Item = &Mach
         .filter(move |machine| is_at_home(machine.cpu.set()))
 }
 
-/// Whether a set multiplies one row in a way of its own.
+/// Whether a set has its own kernel for one row.
 fn has_own_gemv(set: &KernelSet) -> bool {
     set.name != "avx512-zen"
 }
@@ -174,7 +173,7 @@ fn product(matrices: &[TernaryMatrix], n: usize) -> (Work, impl FnMut(&Cpu)) {
     } else {
         0
     };
-    // What is looked up is not multiplied.
+    // Looked-up products are not multiplied.
     let i8_macs = if is_looked_up(matrices[0].packing()) {
         0
     } else {
@@ -196,7 +195,7 @@ fn product(matrices: &[TernaryMatrix], n: usize) -> (Work, impl FnMut(&Cpu)) {
     (work, run)
 }
 
-/// One matrix, or as many as it takes to find each gone from the caches when its turn comes again.
+/// One matrix, or enough of them that each has left the caches when its turn comes again.
 fn matrices(rows: usize, cols: usize, packing: Packing, from_memory: bool) -> Vec<TernaryMatrix> {
     let count = if from_memory {
         (4 * MEMORY_BYTES).div_ceil(rows * cols)
