@@ -207,6 +207,8 @@ impl Server {
             .unwrap_or_else(|| panic!("{name} is missing in\n{text}"))
     }
 
+    /// Sends a signal by name: `TERM`, `INT`.
+    #[cfg(unix)]
     pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         let sent = Command::new("kill")

@@ -333,6 +333,7 @@ fn what_was_asked_and_answered_is_not_logged() {
     );
 }
 
+#[cfg(unix)]
 #[test]
 fn a_server_that_drains_finishes_what_it_began_and_begins_nothing() {
     let server = Server::start(&[]);
@@ -365,6 +366,7 @@ fn a_server_that_drains_finishes_what_it_began_and_begins_nothing() {
     assert!(server.wait().success());
 }
 
+#[cfg(unix)]
 #[test]
 fn connections_stay_open_until_whoever_balances_knows_of_the_drain() {
     let server = Server::start(&[]);
@@ -400,6 +402,7 @@ fn connections_stay_open_until_whoever_balances_knows_of_the_drain() {
     assert!(server.wait().success());
 }
 
+#[cfg(unix)]
 #[test]
 fn a_drain_under_load_breaks_no_answer() {
     let server = Server::start(&["--running", "4"]);
@@ -455,6 +458,7 @@ fn an_engine_that_is_stuck_is_reported_until_it_goes_on() {
     server.wait_until("logged", || is_logged("is stuck") && is_logged("goes on"));
 }
 
+#[cfg(unix)]
 #[test]
 fn a_second_signal_stops_at_once() {
     let server = Server::start(&["--ctx-size", "100000"]);
@@ -484,6 +488,7 @@ fn a_second_signal_stops_at_once() {
     assert_eq!(server.wait().code(), Some(1));
 }
 
+#[cfg(unix)]
 #[test]
 fn an_answer_that_takes_too_long_to_drain_is_cut() {
     let server = Server::start(&["--ctx-size", "100000", "--drain-timeout", "0.2"]);

@@ -629,6 +629,7 @@ fn a_trace_that_is_not_sampled_is_not_sent() {
     assert!(!has(other));
 }
 
+#[cfg(unix)]
 #[test]
 fn what_is_left_is_sent_at_the_end() {
     let collector = Collector::start();
@@ -653,6 +654,7 @@ fn what_is_left_is_sent_at_the_end() {
     );
 }
 
+#[cfg(unix)]
 #[test]
 fn nothing_is_sent_unless_asked_for_and_only_what_is_asked_for() {
     let collector = Collector::start();
@@ -671,6 +673,7 @@ fn nothing_is_sent_unless_asked_for_and_only_what_is_asked_for() {
     assert!(collector.collected.metrics().is_empty() && !collector.collected.traces().is_empty());
 }
 
+#[cfg(unix)]
 #[test]
 fn a_collector_that_is_not_there_hinders_nobody() {
     let endpoint = "http://127.0.0.1:9";
