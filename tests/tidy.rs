@@ -1,9 +1,11 @@
-//! The house rules that a compiler does not check: what lies where, who may use whom, which words
-//! are not written.
+//! A linter of the tree, for rules that a compiler does not check: where files lie, which crate uses
+//! which, which words do not appear.
 //!
-//! Each rule is a function from sources to complaints, run over the whole tree by a test named for
-//! what must hold; the tests in `rules` show on small inputs that it can fail. A complaint says
-//! where, and what to do.
+//! Each rule is a function from sources to complaints. One test runs it over the whole tree; the
+//! tests in `rules` show on small inputs that it can fail. A complaint says where and what to do.
+
+#[path = "tidy/prose.rs"]
+mod prose;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -11,10 +13,11 @@ use std::sync::LazyLock;
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-/// What the root of the repository holds, beside what `.gitignore` names.
+/// The entries of the repository's root, besides the ignored ones.
 const ROOT: &[&str] = &[
     ".ci",
     ".git",
+    ".gitattributes",
     ".github",
     ".gitignore",
     "ARCHITECTURE.md",
@@ -39,8 +42,8 @@ const ROOT: &[&str] = &[
     "xtask",
 ];
 
-/// The crates, each with those of ours that its code may use (its tests may use any). `xtask` and
-/// `fuzz` use what they like, and nothing uses them.
+/// The crates, each with the crates of ours that its code may use (its tests may use any). `xtask`
+/// and `fuzz` may use all, and nothing uses them.
 const ARROWS: &[(&str, &[&str])] = &[
     ("bitnet-guard", &[]),
     ("bitnet-kernels", &[]),
@@ -91,13 +94,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Crates that are built in storeys, the lowest first: a file uses its own storey and those below.
+/// Crates with storeys, the lowest first: a file uses its own storey and lower ones.
 const STOREYS: &[(&str, &[&str])] = &[(
     "bitnet-kernels",
     &["layout", "threads", "weights", "sets", "ops"],
 )];
 
-/// The most files of such a crate that may import one another in a circle.
+/// Maximum number of files of such a crate that import one another in a circle.
 const CIRCLE_FILES_MAX: usize = 3;
 
 /// The files that may say `unsafe`.
@@ -156,7 +159,7 @@ const UNSAFE: &[&str] = &[
     "crates/bitnet-kernels/src/weights/matrix.rs",
 ];
 
-/// Public names that every library has.
+/// Public names that every library may have.
 const SHARED_TYPES: &[&str] = &["Error", "Result"];
 
 // ---- the tree ----
@@ -167,14 +170,14 @@ struct File {
     text: String,
 }
 
-/// A Rust file as the compiler's words, without comments.
+/// A Rust file as tokens, without comments.
 struct Source {
     file: File,
-    /// `Err` where the text is no Rust.
+    /// `Err` if the text is not Rust.
     words: Result<Vec<Word>, String>,
 }
 
-/// An identifier, a literal, a sign or a bracket.
+/// A token: an identifier, a literal, a sign or a bracket.
 #[derive(Debug)]
 struct Word {
     text: String,
@@ -204,7 +207,7 @@ impl Source {
         self.words.as_deref().unwrap_or_default()
     }
 
-    /// The words that are built into the program: those before the unit tests, which come last.
+    /// The tokens before the unit tests, which come last.
     fn program_words(&self) -> &[Word] {
         let tests = self
             .sequences(&["#", "[", "cfg", "(", "test", ")", "]", "mod"])
@@ -212,7 +215,7 @@ impl Source {
         &self.words()[..tests.unwrap_or(self.words().len())]
     }
 
-    /// Where a sequence of words begins.
+    /// The indices where a sequence of tokens begins.
     fn sequences<'a>(&'a self, sequence: &'a [&str]) -> impl Iterator<Item = usize> + 'a {
         let words = self.words().windows(sequence.len()).enumerate();
         words
@@ -225,7 +228,7 @@ impl Source {
             .map(|(at, _)| at)
     }
 
-    /// The words of each `#[…]` and `#![…]`, brackets excluded.
+    /// The tokens of each `#[…]` and `#![…]`, without the brackets.
     fn attributes(&self) -> impl Iterator<Item = &[Word]> {
         let words = self.words();
         words
@@ -288,10 +291,12 @@ fn closing(words: &[Word], open: usize) -> usize {
     words.len()
 }
 
-/// Every Rust file and every manifest of the repository.
+/// The files of the repository that the rules read.
 struct Tree {
     sources: Vec<Source>,
     manifests: Vec<File>,
+    /// Other text: documentation and scripts.
+    documents: Vec<File>,
     root_entries: Vec<String>,
     ignored: Vec<String>,
 }
@@ -307,6 +312,7 @@ static TREE: LazyLock<Tree> = LazyLock::new(|| {
     let mut tree = Tree {
         sources: vec![],
         manifests: vec![],
+        documents: vec![],
         root_entries: list(&root),
         ignored,
     };
@@ -332,11 +338,12 @@ fn read(tree: &mut Tree, folder: &Path, prefix: &str) {
         }
         if on_disk.is_dir() {
             read(tree, &on_disk, &format!("{path}/"));
-        } else if name.ends_with(".rs") || name == "Cargo.toml" {
+        } else if prose::has_prose(&path) {
             let text = std::fs::read_to_string(&on_disk).expect("the file can be read");
-            match name.ends_with(".rs") {
-                true => tree.sources.push(Source::new(&path, &text)),
-                false => tree.manifests.push(File { path, text }),
+            match &*name {
+                "Cargo.toml" => tree.manifests.push(File { path, text }),
+                name if name.ends_with(".rs") => tree.sources.push(Source::new(&path, &text)),
+                _ => tree.documents.push(File { path, text }),
             }
         }
     }
@@ -403,7 +410,7 @@ fn every_file_is_reached(sources: &[Source], manifests: &[File]) -> Vec<String> 
     .collect()
 }
 
-/// The roots that Cargo finds in a package by itself, and those that the manifest names.
+/// The crate roots that Cargo finds by itself, and the ones that the manifest names.
 fn crate_roots(manifest: &File, sources: &[Source]) -> Vec<String> {
     let package = manifest
         .path
@@ -456,7 +463,7 @@ fn joined(folder: &str, path: &str) -> String {
     out.to_str().expect("made of strings").to_owned()
 }
 
-/// The files that the `mod name;` of a file may mean.
+/// The files that `mod name;` in a file can refer to.
 fn modules(source: &Source, is_root: bool) -> Vec<String> {
     let (folder, name) = source
         .file
@@ -661,13 +668,13 @@ fn no_two_public_types_share_a_name(sources: &[Source]) -> Vec<String> {
     clashes.map(complaint).collect()
 }
 
-/// A line of a manifest that says what a package depends on.
+/// A dependency in a manifest.
 struct Dependency<'a> {
     line: usize,
     /// `dev-dependencies`, for instance.
     section: &'a str,
     name: &'a str,
-    /// Whether a comment stands beside or above it, or is not needed: the crate is ours, or the
+    /// Whether it has a comment beside or above it, or needs none because the crate is ours or the
     /// workspace has the comment.
     has_reason: bool,
 }
@@ -766,7 +773,7 @@ fn the_arrows_hold(manifests: &[File]) -> Vec<String> {
     out
 }
 
-/// For each file of a package's `src` the files of it whose names its program words import.
+/// For each file of a package's `src`, the files of `src` that it imports.
 fn imports<'a>(sources: &'a [Source], package: &str) -> BTreeMap<&'a str, BTreeSet<&'a str>> {
     let src = format!("crates/{package}/src/");
     let inside: Vec<(Vec<&str>, &Source)> = sources
@@ -792,14 +799,14 @@ fn imports<'a>(sources: &'a [Source], package: &str) -> BTreeMap<&'a str, BTreeS
     inside.iter().map(of_file).collect()
 }
 
-/// The module that a file of `src` is: `a/b.rs` and `a/b/mod.rs` are `a::b`.
+/// The module path of a file of `src`: `a::b` for `a/b.rs` and `a/b/mod.rs`.
 fn module_path(path: &str) -> Vec<&str> {
     let mut parts: Vec<_> = path.trim_end_matches(".rs").split('/').collect();
     parts.pop_if(|last| ["mod", "lib", "main"].contains(last));
     parts
 }
 
-/// The paths that begin with `crate`, `super` or a child of this module, from the crate's root.
+/// The paths that begin with `crate`, `super` or a child of this module, relative to the crate's root.
 fn used_paths<'a>(
     words: &'a [Word],
     module: &[&'a str],
@@ -888,7 +895,7 @@ fn the_storeys_hold(sources: &[Source]) -> Vec<String> {
     out
 }
 
-/// The sets of two or more files each of which reaches the others by imports.
+/// The sets of two or more files that reach each other by imports.
 fn circles<'a>(imports: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> BTreeSet<BTreeSet<&'a str>> {
     let reach = |from: &'a str| {
         let (mut reached, mut open) = (BTreeSet::new(), vec![from]);
@@ -917,8 +924,8 @@ fn circles<'a>(imports: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> BTreeSet<BTree
         .collect()
 }
 
-/// Cargo runs what has `harness = false` and, with the harness of its own, every library and
-/// program that does not say `bench = false`; that harness knows nothing of Criterion's arguments.
+/// `cargo bench` also runs every library and program without `bench = false`, with Cargo's own
+/// harness, which rejects Criterion's arguments.
 fn criterion_alone_benches(manifests: &[File]) -> Vec<String> {
     let crates = manifests
         .iter()
@@ -935,7 +942,29 @@ fn criterion_alone_benches(manifests: &[File]) -> Vec<String> {
         .collect()
 }
 
-// ---- the rules, held against the tree ----
+fn every_package_has_a_readme(manifests: &[File], documents: &[File]) -> Vec<String> {
+    let folders = manifests.iter().filter_map(|manifest| {
+        let folder = manifest.path.strip_suffix("Cargo.toml")?;
+        (!folder.is_empty()).then_some(folder)
+    });
+    let has_readme = |folder: &&str| {
+        let readme = format!("{folder}README.md");
+        documents.iter().any(|file| file.path == readme)
+    };
+    folders
+        .filter(|folder| !has_readme(folder))
+        .map(|folder| format!("{folder}README.md: say what the package is for, with an example"))
+        .collect()
+}
+
+fn prose_is_plain(files: &[&File]) -> Vec<String> {
+    let plain = files.iter().filter(|file| prose::is_plain(&file.path));
+    plain
+        .flat_map(|file| prose::mannered_words(&file.path, &file.text))
+        .collect()
+}
+
+// ---- the rules, run over the tree ----
 
 #[track_caller]
 fn assert_none(complaints: Vec<String>) {
@@ -1032,7 +1061,19 @@ fn cargo_bench_takes_the_arguments_of_criterion() {
     assert_none(criterion_alone_benches(&TREE.manifests));
 }
 
-/// Each rule on a text that keeps it and on texts that break it.
+#[test]
+fn every_package_says_what_it_is_for() {
+    assert_none(every_package_has_a_readme(&TREE.manifests, &TREE.documents));
+}
+
+#[test]
+fn prose_avoids_mannered_words() {
+    let sources = TREE.sources.iter().map(|source| &source.file);
+    let others = TREE.manifests.iter().chain(&TREE.documents);
+    assert_none(prose_is_plain(&sources.chain(others).collect::<Vec<_>>()));
+}
+
+/// Each rule on texts that follow it and on texts that break it.
 mod rules {
     use super::*;
 
@@ -1350,6 +1391,31 @@ mod rules {
             complaints.len() == 1 && complaints[0].contains("4 files"),
             "{complaints:?}"
         );
+    }
+
+    #[test]
+    fn a_package_without_a_readme_is_found() {
+        let file = |path: &str| File {
+            path: path.to_owned(),
+            text: String::new(),
+        };
+        let manifests = ["Cargo.toml", "a/Cargo.toml", "b/Cargo.toml"].map(file);
+        let documents = ["README.md", "a/README.md"].map(file);
+        let complaints = every_package_has_a_readme(&manifests, &documents);
+        assert!(
+            complaints.len() == 1 && complaints[0].starts_with("b/README.md: "),
+            "{complaints:?}"
+        );
+    }
+
+    #[test]
+    fn mannered_prose_is_found_where_the_rule_holds() {
+        let file = |path: &str| File {
+            path: path.to_owned(),
+            text: "Whoever reads this".to_owned(),
+        };
+        let (plain, other) = (file("README.md"), file("notes/README.md"));
+        assert_eq!(prose_is_plain(&[&plain, &other]).len(), 1);
     }
 
     #[test]

@@ -17,3 +17,8 @@ pub use record::{
     RunRecord, SCHEMA_VERSION, Signature,
 };
 pub use verify::{ReceiptGate, Refusal, verify};
+
+/// Compiles and runs the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

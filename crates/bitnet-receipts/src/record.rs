@@ -228,7 +228,7 @@ impl RunRecord {
 
 impl Receipt {
     /// The receipt of a request that ran alone on an engine whose counters were zero before it.
-    /// `facts` are those of the engine right after the run.
+    /// `facts` describe the engine right after the run.
     ///
     /// # Errors
     /// If the receipt does not pass verification, for instance because other requests were counted
