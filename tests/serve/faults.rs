@@ -391,7 +391,18 @@ fn overload_is_answers_and_refusals_in_flat_memory() {
         while start.elapsed() < soak {
             let words = 10 + 10 * (index % 5);
             let more = json!({ "stream": is_stream, "max_tokens": 30, "seed": index + 100 * num_answered });
-            let response = server.post(CHAT, &chat(&"a big dog ".repeat(words), more));
+            let body = chat(&"a big dog ".repeat(words), more);
+            if index % 7 == 6 {
+                // Some hang up at any moment.
+                let mut stream = server.connect();
+                let headers = [("content-type", "application/json")];
+                let body = body.to_string();
+                // The server may refuse the request before it is whole.
+                let _ = write_request(&mut stream, "POST", CHAT, &headers, body.as_bytes());
+                std::thread::sleep(Duration::from_millis(index as u64));
+                continue;
+            }
+            let response = server.post(CHAT, &body);
             match response.status {
                 200 if is_stream => {
                     let last = response.events().pop().expect("chunks");

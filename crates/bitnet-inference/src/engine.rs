@@ -457,9 +457,17 @@ impl Engine {
                 }
             },
         };
+        // A number that is none makes all that come after it so.
+        let has_nan = Cell::new(false);
+        let check = |logits: &[f32]| {
+            if logits.iter().any(|logit| logit.is_nan()) {
+                has_nan.set(true);
+            }
+        };
         let (token, logprobs) = if let Ok(place) = full_rows.binary_search(&row) {
             let logits = &full_logits[place * vocab..(place + 1) * vocab];
             let token = sequence.sampler.sample(logits, &sequence.tokens, allowed);
+            check(&logits[token.0 as usize..][..1]);
             (
                 token,
                 sequence.logprobs.map(|top| logprobs(logits, token, top)),
@@ -469,6 +477,7 @@ impl Engine {
             let exact = |tokens: &[u32], logits: &mut Vec<f32>| {
                 num_exact.set(num_exact.get() + tokens.len());
                 runner.exact(row, tokens, logits);
+                check(logits);
             };
             let token = sequence.sampler.sample_estimated(
                 runner.estimates(row),
@@ -480,12 +489,22 @@ impl Engine {
             head_use.add(num_exact.get() as u64, token.is_some());
             let token = token.unwrap_or_else(|| {
                 runner.logits(&[row], row_logits);
-                sequence
+                let token = sequence
                     .sampler
-                    .sample(row_logits, &sequence.tokens, allowed)
+                    .sample(row_logits, &sequence.tokens, allowed);
+                check(&row_logits[token.0 as usize..][..1]);
+                token
             });
             (token, None)
         };
+        if has_nan.get() {
+            events.push(Event::Failed {
+                id: sequence.id,
+                problem: "the model's logits are not numbers (NaN): a tensor of the file is broken"
+                    .to_owned(),
+            });
+            return None;
+        }
         (!sequence.push(token, logprobs, events)).then_some(token)
     }
 

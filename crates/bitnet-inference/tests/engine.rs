@@ -700,3 +700,45 @@ fn constraints_are_kept_and_their_failures_end_the_request_alone() {
     );
     assert_eq!(engine.free_blocks().0, engine.free_blocks().1);
 }
+
+#[test]
+fn a_model_whose_embedding_has_no_numbers_fails_its_requests() {
+    let mut file = std::fs::read(golden()).expect("the golden model");
+    let gguf = bitnet_files::gguf::Gguf::open(&golden()).expect("the golden model");
+    let embedding = gguf.tensor("token_embd.weight").expect("an embedding");
+    assert_eq!(embedding.dtype.name(), "F16");
+    let data = embedding.data;
+    let start = file
+        .windows(data.len())
+        .position(|bytes| bytes == data)
+        .expect("the embedding's bytes");
+    // NaN in 16 bits.
+    for value in file[start..start + data.len()].chunks_exact_mut(2) {
+        value.copy_from_slice(&0x7e00u16.to_le_bytes());
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.gguf");
+    std::fs::write(&path, file).expect("a file");
+    let Loaded { model, .. } =
+        load(&path, &LoadOptions::default(), Device::cpu(1)).expect("the shapes are right");
+    let options = EngineOptions {
+        context: 64,
+        cache: 64,
+        ..EngineOptions::default()
+    };
+    let mut engine = Engine::new(model, None, Device::cpu(1), options).expect("memory");
+    for (temperature, logprobs) in [(0.0, None), (0.8, None), (0.8, Some(2))] {
+        let mut request = request(&[1, 2, 3], 7, 5);
+        request.sampling.temperature = temperature;
+        request.logprobs = logprobs;
+        engine.submit(request).expect("a place");
+        let mut events = Vec::new();
+        while engine.is_busy() {
+            engine.step(&mut events);
+        }
+        let failed = events.iter().any(|event| {
+            matches!(event, Event::Failed { problem, .. } if problem.contains("not numbers"))
+        });
+        assert!(failed, "temperature {temperature}: {events:?}");
+    }
+}

@@ -77,6 +77,8 @@ pub(crate) enum Failure {
     Constraint(String),
     /// A file of the model was changed while it is in use.
     File(FileProblem),
+    /// What the model computes is of no use.
+    Model(String),
 }
 
 /// Whether the thread is at work, and since when on the same step.
@@ -399,7 +401,11 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineThread<S> {
                 }
                 Event::Failed { problem, .. } => {
                     if let Some(flight) = self.in_flight.remove(&id) {
-                        flight.fail(Failure::Constraint(problem));
+                        let failure = match flight.job.constraint {
+                            Some(_) => Failure::Constraint(problem),
+                            None => Failure::Model(problem),
+                        };
+                        flight.fail(failure);
                     }
                 }
             }
@@ -492,7 +498,9 @@ mod tests {
                 Reply::Failed(Failure::Refused(_)) => return (tokens, Err("refused")),
                 Reply::Failed(Failure::Panicked) => return (tokens, Err("panicked")),
                 Reply::Failed(Failure::Constraint(_)) => return (tokens, Err("constraint")),
-                Reply::Failed(Failure::File(_)) => return (tokens, Err("file")),
+                Reply::Failed(Failure::File(_) | Failure::Model(_)) => {
+                    return (tokens, Err("model"));
+                }
             }
         }
         (tokens, Err("dropped"))

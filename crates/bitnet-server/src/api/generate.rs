@@ -699,6 +699,7 @@ impl Answers {
                 Reply::Failed(Failure::File(problem)) => {
                     return Err(ApiError::model_file(&problem));
                 }
+                Reply::Failed(Failure::Model(problem)) => return Err(ApiError::internal(problem)),
                 Reply::Failed(Failure::Panicked) => {
                     return Err(ApiError::internal(
                         "a bug in the engine: this request made it panic",
