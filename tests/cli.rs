@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use bitnet_files::gguf::{Gguf, GgufWriter, MetadataValue, TensorInfo};
 use serde_json::Value;
 
 /// A file of the test data.
@@ -331,6 +332,37 @@ fn chat_answers_lines_and_obeys_commands() {
     assert!(message.contains("chatml"), "{message}");
 }
 
+#[cfg(unix)]
+#[test]
+fn logits_go_into_a_pipe_and_errors_are_not_about_the_file() {
+    use std::os::unix::fs::FileTypeExt;
+    let directory = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| directory.path().join(name);
+    let (pipe, file) = (at("pipe"), at("file.npy").display().to_string());
+    let made = Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("mkfifo runs").success());
+    let reader = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || std::fs::read(pipe).expect("a pipe")
+    });
+    let (model, name) = (golden(), pipe.display().to_string());
+    output(&["logits", "-m", &model, "--tokens", "1,2", "-o", &name]);
+    output(&["logits", "-m", &model, "--tokens", "1,2", "-o", &file]);
+    let from_pipe = reader.join().expect("the reader ends");
+    assert_eq!(from_pipe, std::fs::read(&file).expect("a file"));
+    let kind = std::fs::symlink_metadata(&pipe)
+        .expect("still there")
+        .file_type();
+    assert!(kind.is_fifo());
+
+    let result = bitnet(&["logits", "-m", &model, "--tokens", "1,99999", "-o", &file]);
+    let error = text(&result.stderr);
+    assert_eq!(result.status.code(), Some(2), "{error}");
+    assert!(error.contains("prompt token 1 is 99999"), "{error}");
+    assert!(!error.contains("cannot write"), "{error}");
+    assert_eq!(from_pipe, std::fs::read(&file).expect("the old file"));
+}
+
 #[test]
 fn a_directory_and_its_conversion_give_the_same_logits() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -398,6 +430,135 @@ fn inspect_tells_what_is_there_and_what_is_odd() {
         model
     });
     assert!(output(&["inspect", &directory, "--tensors"]).contains("model.embed_tokens.weight"));
+}
+
+/// Writes a model to `path` with some pairs replaced or added, and without the pairs and tensors
+/// whose names begin with `without`.
+fn rewrite(source: &str, path: &Path, pairs: &[(&str, MetadataValue)], without: &str) -> String {
+    let gguf = Gguf::open(Path::new(source)).expect("the model");
+    let mut all: Vec<(String, MetadataValue)> = gguf
+        .metadata()
+        .iter()
+        .map(|(key, value)| (key.to_owned(), value.into()))
+        .collect();
+    all.retain(|(key, _)| !key.starts_with(without));
+    for (key, value) in pairs {
+        all.retain(|(known, _)| known != key);
+        all.push(((*key).to_owned(), value.clone()));
+    }
+    let kept = || {
+        gguf.tensors()
+            .filter(|tensor| !tensor.name.starts_with(without))
+    };
+    let infos = kept().map(|tensor| TensorInfo {
+        name: tensor.name.to_owned(),
+        dtype: tensor.dtype,
+        dims: tensor.dims.to_vec(),
+    });
+    let mut writer = GgufWriter::create(path, &all, infos.collect()).expect("a new file");
+    for tensor in kept() {
+        writer.begin_tensor().expect("room");
+        writer.write(tensor.data).expect("room");
+    }
+    writer.finish().expect("room");
+    path.display().to_string()
+}
+
+#[test]
+fn inspect_says_under_odd_what_keeps_a_file_from_being_used() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = |text: &str| MetadataValue::String(text.to_owned());
+    for (name, pairs, without, expected) in [
+        (
+            "block",
+            vec![],
+            "blk.1.ffn_up",
+            "the model cannot be run: tensor blk.1.ffn_up.weight is missing",
+        ),
+        (
+            "template",
+            vec![("tokenizer.chat_template", text("{% if x %}"))],
+            "-",
+            "the chat template cannot be used, so every chat fails: ",
+        ),
+        (
+            "eos",
+            vec![("tokenizer.ggml.eos_token_id", MetadataValue::U32(u32::MAX))],
+            "-",
+            "tokenizer.ggml.eos_token_id is 4294967295, but the vocabulary ends at ",
+        ),
+        (
+            "tokens",
+            vec![],
+            "tokenizer.ggml.tokens",
+            "the tokenizer cannot be used: metadata key tokenizer.ggml.tokens is missing",
+        ),
+        (
+            "name",
+            vec![("general.name", text("Ternary-Bonsai-2-2B"))],
+            "-",
+            "the keys prism.hadamard.* are missing",
+        ),
+        (
+            "top_p",
+            vec![("general.sampling.top_p", MetadataValue::F32(7.0))],
+            "-",
+            "the recommended sampling cannot be used: model configuration: general.sampling.*: the top_p is 7",
+        ),
+    ] {
+        let path = rewrite(&golden(), &folder.path().join(name), &pairs, without);
+        let odd = json(&["inspect", &path, "--json"])["odd"].to_string();
+        assert!(odd.contains(expected), "{name}: {odd}");
+        let plain = output(&["inspect", &path]);
+        let (_, odd) = plain.split_once("\nOdd\n").expect("the section");
+        assert!(odd.contains(expected), "{name}: {odd}");
+    }
+}
+
+#[test]
+fn inspect_shows_the_sampling_that_a_model_recommends() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let pairs = [
+        ("general.sampling.temp", MetadataValue::F32(0.6)),
+        ("general.sampling.top_k", MetadataValue::I32(20)),
+    ];
+    let path = rewrite(&golden(), &folder.path().join("model.gguf"), &pairs, "-");
+    let sampling = &json(&["inspect", &path, "--json"])["sampling"];
+    assert_eq!(
+        *sampling,
+        serde_json::json!({"temperature": 0.6, "top_k": 20.0})
+    );
+    assert!(
+        output(&["inspect", &path]).contains("Recommended sampling\n  temperature        0.6\n")
+    );
+    assert_eq!(
+        json(&["inspect", &golden(), "--json"])["sampling"],
+        serde_json::json!({})
+    );
+}
+
+#[test]
+fn the_models_sampling_comes_after_the_options_and_before_the_defaults() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let stories = data("../../models/stories/stories.gguf")
+        .display()
+        .to_string();
+    let pairs = [("general.sampling.temp", MetadataValue::F32(0.0))];
+    let greedy = rewrite(&stories, &folder.path().join("model.gguf"), &pairs, "-");
+    let tokens = |model: &str, options: &[&str]| {
+        let arguments = [
+            "run", "-m", model, "Once", "-n", "16", "--json", "--seed", "3",
+        ];
+        json(&[&arguments, options].concat())["tokens"].clone()
+    };
+    let (recommended, hot) = (tokens(&greedy, &[]), tokens(&greedy, &["--temp", "1.5"]));
+    assert_eq!(recommended, tokens(&stories, &["--temp", "0"]));
+    assert_eq!(hot, tokens(&stories, &["--temp", "1.5"]));
+    assert_ne!(recommended, hot);
+    assert_eq!(
+        tokens(&stories, &[]),
+        tokens(&stories, &["--temp", "0.8", "--top-k", "40"])
+    );
 }
 
 #[test]

@@ -107,8 +107,10 @@ fn the_story_teller_tells_the_same_story_in_every_form() {
     for form in [
         "tq2_0",
         "tl1",
+        "pq2_0",
         "f32",
         "tl2",
+        "ptq1_0",
         "tq1_0",
         "bf16",
         "i2_s",
@@ -197,6 +199,167 @@ fn a_directory_brings_its_tokenizer_and_takes_it_along() {
 }
 
 #[test]
+fn sampling_and_stop_tokens_go_along() {
+    let folder = Folder::new();
+    let shape = Shape {
+        vocab_size: 1024,
+        ..Shape::default()
+    };
+    let source = folder.at("source");
+    SyntheticModel { shape, seed: 23 }
+        .write_checkpoint(&folder.path("source"), CheckpointWeights::Packed, 1)
+        .expect("a directory");
+    let generation = "{\"eos_token_id\": [900, 901, 902, 903, 904], \"do_sample\": true, \
+                      \"temperature\": 0.6, \"top_k\": 20, \"top_p\": 0.9, \"repetition_penalty\": 1.1}";
+    std::fs::write(folder.path("source/generation_config.json"), generation).expect("a file");
+    let expected = serde_json::json!(
+        {"temperature": 0.6, "top_k": 20.0, "top_p": 0.9, "repetition_penalty": 1.1}
+    );
+    let inspected = |model: &str| json(&["inspect", model, "--json"]);
+    assert_eq!(inspected(&source)["sampling"], expected);
+
+    let (file, again) = (folder.at("file.gguf"), folder.at("again"));
+    let (_, said) = output(&["convert", &source, "-o", &file]);
+    assert!(
+        said.contains("GGUF has no place for all tokens that end an answer: "),
+        "{said}"
+    );
+    assert_eq!(inspected(&file)["sampling"], expected);
+    let stops = inspected(&file)["tokenizer"]["stop_ids"].to_string();
+    assert!(stops.contains("900") && stops.contains("901"), "{stops}");
+    output(&["convert", &file, "--type", "safetensors", "-o", &again]);
+    assert_eq!(inspected(&again)["sampling"], expected);
+    let text = std::fs::read(folder.path("again/generation_config.json")).expect("a file");
+    let json: Value = serde_json::from_slice(&text).expect("JSON");
+    assert_eq!(
+        (&json["do_sample"], &json["top_k"]),
+        (&true.into(), &20.into())
+    );
+}
+
+#[test]
+fn directories_say_what_other_loaders_look_for() {
+    let folder = Folder::new();
+    let shape = Shape {
+        architecture: Architecture::Llama,
+        tied: false,
+        vocab_size: 1024,
+        ..Shape::default()
+    };
+    let model = SyntheticModel { shape, seed: 24 };
+    model
+        .write_checkpoint(&folder.path("source"), CheckpointWeights::Bf16, 1)
+        .expect("a directory");
+    let path = folder.path("source/config.json");
+    let mut config: Value =
+        serde_json::from_slice(&std::fs::read(&path).expect("a file")).expect("JSON");
+    config["rope_parameters"] = serde_json::json!({"rope_type": "default", "rope_theta": 5000.0});
+    config
+        .as_object_mut()
+        .expect("an object")
+        .remove("rope_theta");
+    std::fs::write(&path, config.to_string()).expect("a file");
+    let (source, file) = (folder.at("source"), folder.at("file.gguf"));
+    output(&["convert", &source, "-o", &file]);
+    for (source, out) in [(&source, "packed"), (&file, "from-file")] {
+        let out = folder.at(out);
+        let arguments = [
+            "convert",
+            source,
+            "--type",
+            "safetensors",
+            "--bf16-scales",
+            "-o",
+            &out,
+        ];
+        let (_, said) = output(&arguments);
+        assert!(
+            said.contains("scales were rounded to the 16 bits"),
+            "{said}"
+        );
+        let text = std::fs::read(Path::new(&out).join("config.json")).expect("a file");
+        let config: Value = serde_json::from_slice(&text).expect("JSON");
+        assert_eq!(
+            config["quantization_config"]["modules_to_not_convert"],
+            serde_json::json!(["lm_head"])
+        );
+        assert_eq!(
+            (
+                &config["rope_theta"],
+                &config["rope_parameters"]["rope_theta"]
+            ),
+            (&5000.0.into(), &5000.0.into())
+        );
+        let tensors = json(&["inspect", &out, "--tensors", "--json"])["tensors"].clone();
+        let scales = tensors.as_array().expect("a list").iter();
+        let scales =
+            scales.filter(|tensor| tensor["name"].as_str().expect("a name").ends_with("_scale"));
+        assert!(scales.clone().count() > 0 && scales.clone().all(|scale| scale["type"] == "BF16"));
+    }
+}
+
+#[test]
+fn a_directory_of_floats_without_a_quantization_config_is_quantized_on_request() {
+    let folder = Folder::new();
+    let model = SyntheticModel {
+        shape: Shape {
+            vocab_size: 1024,
+            ..Shape::default()
+        },
+        seed: 25,
+    };
+    let (source, expected, out) = (
+        folder.at("source"),
+        folder.at("expected.gguf"),
+        folder.at("out.gguf"),
+    );
+    model
+        .write_checkpoint(&folder.path("source"), CheckpointWeights::Bf16, 1)
+        .expect("a directory");
+    output(&["convert", &source, "-o", &expected]);
+    let path = folder.path("source/config.json");
+    let mut config: Value =
+        serde_json::from_slice(&std::fs::read(&path).expect("a file")).expect("JSON");
+    config
+        .as_object_mut()
+        .expect("an object")
+        .remove("quantization_config");
+    std::fs::write(&path, config.to_string()).expect("a file");
+    let message = failure(&["convert", &source, "-o", &out]);
+    assert!(
+        message.contains("so they are not ternary; `bitnet quantize` rounds them"),
+        "{message}"
+    );
+    let odd = json(&["inspect", &source, "--json"])["odd"].to_string();
+    assert!(
+        odd.contains("config.json has no quantization_config"),
+        "{odd}"
+    );
+    output(&["quantize", &source, "-o", &out]);
+    assert!(std::fs::read(&out).expect("a file") == std::fs::read(&expected).expect("a file"));
+}
+
+#[test]
+fn convert_says_which_programs_cannot_run_the_result() {
+    let folder = Folder::new();
+    for form in ["tq2_0", "q2_0", "i2_s"] {
+        let (_, said) = output(&[
+            "convert",
+            &stories(),
+            "--type",
+            form,
+            "-o",
+            &folder.at(form),
+        ]);
+        assert_eq!(
+            said.contains("llama.cpp has no graph with squared ReLU"),
+            form != "i2_s",
+            "{said}"
+        );
+    }
+}
+
+#[test]
 fn quantize_rounds_what_is_not_ternary_and_only_that() {
     let folder = Folder::new();
     let shape = Shape {
@@ -259,7 +422,7 @@ mod signals {
 
     #[derive(Clone, Copy, Debug, PartialEq)]
     enum Signal {
-        /// What nobody can catch.
+        /// A signal that cannot be caught.
         Kill,
         /// Ctrl-C.
         Interrupt,

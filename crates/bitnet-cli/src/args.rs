@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use bitnet_inference::{DRAFT_MAX, Device, SamplingParams, parse_logit_bias};
 use bitnet_kernels::{KernelSet, Packing};
-use bitnet_models::{FfnSparsity, HeadMode, KvType, LoadOptions, Tl1Tile, Tl2Tile};
+use bitnet_models::{
+    FfnSparsity, HeadMode, KvType, LoadOptions, SamplingDefaults, Tl1Tile, Tl2Tile,
+};
 use bitnet_tokenizers::TokenId;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -184,8 +186,8 @@ pub struct ConvertArguments {
 
 #[derive(Args)]
 pub struct QuantizeArguments {
-    /// A GGUF file with F32, F16 or BF16 weights
-    #[arg(value_name = "MODEL.gguf")]
+    /// A GGUF file or a Hugging Face directory with F32, F16 or BF16 weights
+    #[arg(value_name = "MODEL")]
     pub source: PathBuf,
     /// How projections are stored
     #[arg(long = "type", value_enum, default_value_t = OutputType::I2S)]
@@ -203,6 +205,10 @@ pub struct OutputArguments {
     /// exact for checkpoints in bf16
     #[arg(long, value_enum)]
     pub tables: Option<TableTypeArgument>,
+    /// Round the scales of a directory to bf16, as mlx-lm needs them; they stay f32 otherwise where
+    /// bf16 would lose digits
+    #[arg(long)]
+    pub bf16_scales: bool,
     /// What the file calls the model
     #[arg(long)]
     pub name: Option<String>,
@@ -228,6 +234,15 @@ pub enum OutputType {
     /// 2.06 bits a weight, as llama.cpp has it
     #[value(name = "tq2_0")]
     Tq2_0,
+    /// 2.25 bits a weight, a scale for 64 columns, as llama.cpp has it
+    #[value(name = "q2_0")]
+    Q2_0,
+    /// 2.125 bits a weight, a scale for 128 columns, as Prism's files have it
+    #[value(name = "pq2_0")]
+    Pq2_0,
+    /// 1.75 bits a weight, a scale for 128 columns, as Prism's files have it
+    #[value(name = "ptq1_0")]
+    Ptq1_0,
     /// Two bits a weight in tiles for table lookup on ARM
     Tl1,
     /// 1.67 bits a weight in tiles for table lookup on x86
@@ -250,6 +265,9 @@ impl OutputType {
             Self::I2S => WeightType::I2_S,
             Self::Tq1_0 => WeightType::TQ1_0,
             Self::Tq2_0 => WeightType::TQ2_0,
+            Self::Q2_0 => WeightType::Q2_0,
+            Self::Pq2_0 => WeightType::PQ2_0,
+            Self::Ptq1_0 => WeightType::PTQ1_0,
             Self::Tl1 => WeightType::TL1,
             Self::Tl2 => WeightType::TL2,
             Self::F16 => WeightType::F16,
@@ -674,34 +692,26 @@ pub struct GenerationArguments {
 
 #[derive(Args)]
 pub struct SamplingArguments {
-    /// Temperature; 0 always takes the most probable token
+    /// Temperature; 0 always takes the most probable token. 0.8 if neither this nor the model says
+    /// otherwise
     #[arg(
         long,
         visible_alias = "temperature",
         value_name = "T",
-        default_value_t = 0.8,
         allow_negative_numbers = true
     )]
-    pub temp: f32,
-    /// Choose among the K most probable tokens; 0 for all
-    #[arg(long, value_name = "K", default_value_t = 40)]
-    pub top_k: usize,
-    /// Choose among the most probable tokens that reach probability P together; 1 for all
-    #[arg(
-        long,
-        value_name = "P",
-        default_value_t = 0.95,
-        allow_negative_numbers = true
-    )]
-    pub top_p: f32,
-    /// Choose among tokens with at least this share of the highest probability; 0 for all
-    #[arg(
-        long,
-        value_name = "P",
-        default_value_t = 0.05,
-        allow_negative_numbers = true
-    )]
-    pub min_p: f32,
+    pub temp: Option<f32>,
+    /// Choose among the K most probable tokens; 0 for all. The model's, else 40, if not given
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Choose among the most probable tokens that reach probability P together; 1 for all. The
+    /// model's, else 0.95, if not given
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub top_p: Option<f32>,
+    /// Choose among tokens with at least this share of the highest probability; 0 for all. The
+    /// model's, else 0.05, if not given
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub min_p: Option<f32>,
     /// Choose among the tokens closest to the expected surprise that reach probability P together;
     /// 1 for all
     #[arg(
@@ -712,14 +722,10 @@ pub struct SamplingArguments {
         allow_negative_numbers = true
     )]
     pub typical_p: f32,
-    /// Make tokens that occurred less probable by this factor; 1 for no penalty
-    #[arg(
-        long,
-        value_name = "F",
-        default_value_t = 1.0,
-        allow_negative_numbers = true
-    )]
-    pub repeat_penalty: f32,
+    /// Make tokens that occurred less probable by this factor; 1 for no penalty. The model's, else
+    /// 1, if not given
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    pub repeat_penalty: Option<f32>,
     /// Take this off the logits of tokens that occurred
     #[arg(
         long,
@@ -736,9 +742,9 @@ pub struct SamplingArguments {
         allow_negative_numbers = true
     )]
     pub frequency_penalty: f32,
-    /// Tokens that the penalties look back at
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    pub repeat_last_n: usize,
+    /// Tokens that the penalties look back at; the model's number, else 64, if not given
+    #[arg(long, value_name = "N")]
+    pub repeat_last_n: Option<usize>,
     /// Add BIAS to the logit of a token, as in 15043+1 or 15043-inf; may be given more than once
     #[arg(long, value_name = "ID±BIAS", value_parser = parse_bias, allow_hyphen_values = true)]
     pub logit_bias: Vec<(TokenId, f32)>,
@@ -756,8 +762,10 @@ impl SamplingArguments {
         self.seed.is_some() || self.deterministic
     }
 
-    /// The parameters, with a seed.
-    pub fn params(&self) -> SamplingParams {
+    /// The parameters, with a seed: what the arguments say, else what the model recommends, else
+    /// the defaults.
+    pub fn params(&self, model: &SamplingDefaults) -> SamplingParams {
+        let default = SamplingParams::recommended(model);
         let random = || {
             use std::hash::BuildHasher;
             // The standard library seeds its hash maps from the system's randomness. 53 bits
@@ -765,15 +773,15 @@ impl SamplingArguments {
             std::hash::RandomState::new().hash_one(std::process::id()) >> 11
         };
         SamplingParams {
-            temperature: self.temp,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
+            temperature: self.temp.unwrap_or(default.temperature),
+            top_k: self.top_k.unwrap_or(default.top_k),
+            top_p: self.top_p.unwrap_or(default.top_p),
+            min_p: self.min_p.unwrap_or(default.min_p),
             typical_p: self.typical_p,
-            repetition_penalty: self.repeat_penalty,
+            repetition_penalty: self.repeat_penalty.unwrap_or(default.repetition_penalty),
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
-            penalty_window: self.repeat_last_n,
+            penalty_window: self.repeat_last_n.unwrap_or(default.penalty_window),
             logit_bias: self.logit_bias.clone(),
             seed: self
                 .seed

@@ -15,7 +15,7 @@ use bitnet_models::convert::{
     CHECKPOINT_FILES, ConvertOptions, Input, Phase, Report, to_checkpoint, to_gguf,
 };
 use bitnet_models::huggingface::Checkpoint;
-use bitnet_models::{Error, LoadOptions};
+use bitnet_models::{Architecture, Config, Error, LoadOptions, SamplingDefaults};
 use bitnet_tokenizers::{ChatTemplate, Tokenizer, TokenizerFiles, TokenizerSpec};
 use clap::ValueEnum;
 use indicatif::ProgressBar;
@@ -27,7 +27,7 @@ use crate::{interrupt, session};
 /// Metadata that a GGUF file gets.
 type Pairs = Vec<(String, MetadataValue)>;
 
-/// Converts a directory or a file and says what was written.
+/// Converts a directory or a file and prints a summary.
 pub fn convert(arguments: &ConvertArguments) -> anyhow::Result<()> {
     let options = arguments.reading.load_options();
     write(
@@ -39,7 +39,7 @@ pub fn convert(arguments: &ConvertArguments) -> anyhow::Result<()> {
     )
 }
 
-/// Quantizes a file of floats and says what was written.
+/// Quantizes a file or directory of floats and prints a summary.
 pub fn quantize(arguments: &QuantizeArguments) -> anyhow::Result<()> {
     write(
         &arguments.source,
@@ -59,8 +59,9 @@ fn write(
 ) -> anyhow::Result<()> {
     let source = &session::model_path(Some(source))?;
     let output = &arguments.output;
-    let opened =
-        Opened::open(source).with_context(|| format!("cannot open {}", source.display()))?;
+    let opened = Opened::open(source, quantize)
+        .with_context(|| format!("cannot open {}", source.display()))?;
+    opened.warn_of_readers(weights);
     let input = match &opened {
         Opened::Directory(checkpoint) => Input::Checkpoint(checkpoint),
         Opened::File(gguf) => Input::Gguf {
@@ -72,6 +73,7 @@ fn write(
     let options = ConvertOptions {
         weights: weights.weights().unwrap_or_default(),
         tables: arguments.tables.map(Into::into),
+        bf16_scales: arguments.bf16_scales,
         force: arguments.force,
         name: arguments.name.clone(),
     };
@@ -175,18 +177,43 @@ fn print(
     Ok(())
 }
 
-/// What is converted.
+/// The model to convert.
 enum Opened {
     Directory(Box<Checkpoint>),
     File(Arc<Gguf>),
 }
 
 impl Opened {
-    fn open(source: &Path) -> Result<Self, bitnet_models::Error> {
-        Ok(match source.is_dir() {
-            true => Self::Directory(Box::new(Checkpoint::open(source)?)),
-            false => Self::File(Arc::new(Gguf::open(source)?)),
-        })
+    /// quantize: whether float weights that no configuration declares to be BitNet's are rounded.
+    fn open(source: &Path, quantize: bool) -> Result<Self, bitnet_models::Error> {
+        if !source.is_dir() {
+            return Ok(Self::File(Arc::new(Gguf::open(source)?)));
+        }
+        let checkpoint = Checkpoint::open(source)?;
+        Ok(Self::Directory(Box::new(match quantize {
+            true => checkpoint.rounding_floats(),
+            false => checkpoint,
+        })))
+    }
+
+    /// Says if the programs that know the type do not know the model's graph.
+    fn warn_of_readers(&self, weights: OutputType) {
+        let architecture = match self {
+            Self::Directory(checkpoint) => Some(checkpoint.config().architecture),
+            Self::File(gguf) => Config::from_gguf(gguf)
+                .ok()
+                .map(|config| config.architecture),
+        };
+        let is_llama_cpp = matches!(
+            weights,
+            OutputType::Tq1_0 | OutputType::Tq2_0 | OutputType::Q2_0
+        );
+        if is_llama_cpp && architecture == Some(Architecture::BitnetB158) {
+            eprintln!(
+                "note: llama.cpp has no graph with squared ReLU, so it cannot run this model (architecture \
+                 bitnet-b1.58); this program and ik_llama.cpp can"
+            );
+        }
     }
 
     /// The metadata of a GGUF file that the model itself does not say: of a directory all of its
@@ -206,8 +233,13 @@ impl Opened {
                 };
                 let of_source = || format!("the tokenizer of {}", source.display());
                 let mut spec = files.to_spec(architecture).with_context(of_source)?;
+                let tokenizer = Tokenizer::from_files(&files).with_context(of_source)?;
+                keep_stop_tokens(&mut spec, &tokenizer).with_context(of_source)?;
+                note_lost_flags(&files);
                 correct_template(&mut spec).with_context(of_source)?;
-                Ok(metadata(&spec))
+                let mut pairs = metadata(&spec);
+                pairs.extend(SamplingDefaults::from_directory(source)?.metadata());
+                Ok(pairs)
             }
             Self::File(gguf) => {
                 let mut pairs = Vec::new();
@@ -238,7 +270,7 @@ impl Opened {
     fn files(&self, source: &Path) -> anyhow::Result<Vec<(String, String)>> {
         match self {
             Self::Directory(_) => {
-                // Those that are there, as they are; the model's own two are written anew.
+                // The existing ones are copied; the model's own two are written by the conversion.
                 let names = CHECKPOINT_FILES
                     .iter()
                     .filter(|name| !matches!(**name, "config.json" | "model.safetensors"));
@@ -268,10 +300,14 @@ impl Opened {
                         return Ok(Vec::new());
                     }
                 };
+                let generation = files
+                    .generation_config
+                    .map(|text| with_sampling(&text, &SamplingDefaults::from_gguf(gguf)?))
+                    .transpose()?;
                 let named = [
                     ("tokenizer.json", Some(files.tokenizer)),
                     ("tokenizer_config.json", files.tokenizer_config),
-                    ("generation_config.json", files.generation_config),
+                    ("generation_config.json", generation),
                 ];
                 Ok(named
                     .into_iter()
@@ -281,8 +317,8 @@ impl Opened {
         }
     }
 
-    /// The tokenizer of a file, if it has one that is understood; otherwise the person is told,
-    /// with the consequence.
+    /// The tokenizer of a file, if it has one that can be read; otherwise prints a warning with the
+    /// consequence.
     fn known_tokenizer<'a>(
         &self,
         gguf: &'a Gguf,
@@ -306,7 +342,7 @@ impl Opened {
     }
 }
 
-/// The tokenizer files of a directory, if there are any; otherwise the person is told, with the
+/// The tokenizer files of a directory, if there are any; otherwise prints a warning with the
 /// consequence.
 fn read_tokenizer_files(
     source: &Path,
@@ -322,13 +358,78 @@ fn read_tokenizer_files(
     Ok(None)
 }
 
-/// Puts the right chat template in place of one that is known to be wrong or missing.
+/// A `generation_config.json` with the sampling that a GGUF file recommends.
+fn with_sampling(text: &str, sampling: &SamplingDefaults) -> anyhow::Result<String> {
+    let mut json = serde_json::from_str(text)?;
+    sampling.write_into(&mut json);
+    Ok(format!("{json:#}\n"))
+}
+
+/// Gives the stop tokens of a directory that a reader of the file would not know by their text the
+/// two further roles that GGUF has, and says which are left.
+fn keep_stop_tokens(spec: &mut TokenizerSpec<'_>, original: &Tokenizer) -> anyhow::Result<()> {
+    let known = Tokenizer::from_spec(spec)?;
+    let mut lost = original
+        .stop_ids()
+        .iter()
+        .filter(|id| !known.stop_ids().contains(id))
+        .map(|id| id.0)
+        .collect::<Vec<_>>()
+        .into_iter();
+    for role in [&mut spec.eot, &mut spec.eom] {
+        if role.is_none() {
+            *role = lost.next();
+        }
+    }
+    let left: Vec<u32> = lost.collect();
+    if !left.is_empty() {
+        eprintln!(
+            "note: GGUF has no place for all tokens that end an answer: {left:?} will not end one"
+        );
+    }
+    Ok(())
+}
+
+/// Says which flags of added tokens GGUF cannot hold.
+fn note_lost_flags(files: &TokenizerFiles) {
+    let json: serde_json::Value = serde_json::from_str(&files.tokenizer).unwrap_or_default();
+    let has_flags = |token: &&serde_json::Value| {
+        ["lstrip", "rstrip", "single_word"]
+            .iter()
+            .any(|flag| token[*flag] == true)
+    };
+    let tokens = json["added_tokens"]
+        .as_array()
+        .map_or(&[][..], Vec::as_slice);
+    let names: Vec<String> = tokens
+        .iter()
+        .filter(has_flags)
+        .map(|token| token["content"].to_string())
+        .collect();
+    if !names.is_empty() {
+        eprintln!(
+            "note: GGUF does not hold lstrip, rstrip and single_word, which {} added tokens have: {}",
+            names.len(),
+            names[..names.len().min(4)].join(", ")
+        );
+    }
+}
+
+/// Puts the right chat template in place of one that is known to be wrong or missing, and says so.
 fn correct_template(spec: &mut TokenizerSpec<'_>) -> anyhow::Result<()> {
     let tokenizer = Tokenizer::from_spec(spec)?;
-    // A template that does not compile is the file's own affair and stays.
+    // A template that does not compile stays as it is.
     if let Ok(Some(template)) = ChatTemplate::detect(&spec.architecture, &tokenizer)
         && let Some(correction) = template.correction()
+        && spec.chat_template.as_deref() != Some(correction)
     {
+        if spec.chat_template.is_some() {
+            eprintln!(
+                "note: the chat template is replaced by {}: {}",
+                template.name(),
+                template.reason()
+            );
+        }
         spec.chat_template = Some(correction.into());
     }
     Ok(())

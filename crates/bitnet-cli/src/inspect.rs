@@ -1,14 +1,15 @@
-//! `bitnet inspect`: what is in a model file, and what is odd about it.
+//! `bitnet inspect`: shows a model's files, and lists oddities.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context;
 use bitnet_files::gguf::{Array, Gguf, TensorType, TensorView, Value, ValueKind};
 use bitnet_inference::{Tokenization, likely_i2s_form, load_tokenization, tokenization_from_gguf};
 use bitnet_models::huggingface::Checkpoint;
-use bitnet_models::{Config, I2sForm, Tl1Tile, Tl2Tile};
+use bitnet_models::{Config, I2sForm, LoadOptions, SamplingDefaults, Tl1Tile, Tl2Tile, check_gguf};
 use serde_json::json;
 
 use crate::args::InspectArguments;
@@ -20,7 +21,7 @@ const SHOWN_ELEMENTS: usize = 4;
 /// How many characters of a metadata string are shown.
 const SHOWN_CHARACTERS: usize = 72;
 
-/// Prints architecture, shapes, types, sizes, tokenizer, template, and what is odd.
+/// Prints architecture, shapes, types, sizes, tokenizer, template and oddities.
 pub fn inspect(arguments: &InspectArguments) -> anyhow::Result<()> {
     let path = model_path(
         arguments
@@ -32,9 +33,20 @@ pub fn inspect(arguments: &InspectArguments) -> anyhow::Result<()> {
         return inspect_directory(&path, arguments);
     }
     let gguf = Gguf::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    let gguf = Arc::new(gguf);
     let config = Config::from_gguf(&gguf);
     let tokenization = tokenization_from_gguf(&gguf);
-    let odd = oddities(&gguf, config.as_ref().ok(), tokenization.as_ref().ok());
+    let sampling = SamplingDefaults::from_gguf(&gguf);
+    let mut odd = faults(&config, &tokenization, &sampling);
+    if config.is_ok() {
+        let check = check_gguf(&gguf, &LoadOptions::default());
+        odd.extend(check.err().map(cannot_run));
+    }
+    odd.extend(oddities(
+        &gguf,
+        config.as_ref().ok(),
+        tokenization.as_ref().ok(),
+    ));
     let mut out = Printable::new(std::io::stdout().lock());
     if arguments.json {
         writeln!(
@@ -45,6 +57,7 @@ pub fn inspect(arguments: &InspectArguments) -> anyhow::Result<()> {
                 &gguf,
                 &config,
                 &tokenization,
+                &sampling,
                 &odd,
                 arguments.tensors
             )
@@ -80,6 +93,7 @@ pub fn inspect(arguments: &InspectArguments) -> anyhow::Result<()> {
             .as_ref()
             .map_err(|error| error as &dyn std::error::Error),
     )?;
+    write_sampling(&mut out, &sampling)?;
     writeln!(out, "\nMetadata")?;
     for (key, value) in metadata.iter() {
         writeln!(out, "  {key} = {}", show(&value))?;
@@ -97,14 +111,106 @@ pub fn inspect(arguments: &InspectArguments) -> anyhow::Result<()> {
             )?;
         }
     }
+    write_odd(&mut out, &odd)
+}
+
+fn write_odd(out: &mut impl Write, odd: &[String]) -> anyhow::Result<()> {
     writeln!(out, "\nOdd")?;
     if odd.is_empty() {
         writeln!(out, "  nothing")?;
     }
-    for line in &odd {
+    for line in odd {
         writeln!(out, "  {line}")?;
     }
     Ok(())
+}
+
+fn write_sampling(
+    out: &mut impl Write,
+    sampling: &Result<SamplingDefaults, bitnet_models::Error>,
+) -> std::io::Result<()> {
+    match sampling {
+        Ok(sampling) if sampling.is_empty() => return Ok(()),
+        Ok(sampling) => {
+            writeln!(out, "\nRecommended sampling")?;
+            for (name, value) in sampling.named() {
+                writeln!(out, "  {name:18} {value}")?;
+            }
+        }
+        Err(error) => writeln!(out, "\nRecommended sampling: cannot be used: {error}")?,
+    }
+    Ok(())
+}
+
+fn sampling_json(sampling: &Result<SamplingDefaults, bitnet_models::Error>) -> serde_json::Value {
+    match sampling {
+        Ok(sampling) => sampling
+            .named()
+            .into_iter()
+            .map(|(name, value)| (name, json!(value)))
+            .collect(),
+        Err(error) => json!({ "error": error.to_string() }),
+    }
+}
+
+fn cannot_run(error: bitnet_models::Error) -> String {
+    format!("the model cannot be run: {}", chain(&error))
+}
+
+/// An error and its causes in a line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    line
+}
+
+/// What keeps a model, its tokenizer or its template from being used.
+fn faults(
+    config: &Result<Config, bitnet_models::Error>,
+    tokenization: &bitnet_inference::Result<Tokenization>,
+    sampling: &Result<SamplingDefaults, bitnet_models::Error>,
+) -> Vec<String> {
+    let mut faults = Vec::new();
+    if let Err(error) = config {
+        faults.push(format!("the model cannot be run: {}", chain(error)));
+    }
+    match tokenization {
+        Err(bitnet_inference::Error::NoTokenizer) => {
+            faults.push("there is no tokenizer: the model takes and gives token ids only".into());
+        }
+        Err(error) => faults.push(format!("the tokenizer cannot be used: {}", chain(error))),
+        Ok(Tokenization {
+            tokenizer,
+            chat_template,
+        }) => {
+            if let Err(error) = chat_template {
+                let error = chain(error);
+                faults.push(format!(
+                    "the chat template cannot be used, so every chat fails: {error}"
+                ));
+            }
+            let tokens = tokenizer.vocab_size();
+            if let Ok(config) = config
+                && tokens > config.vocab_size
+            {
+                let rows = config.vocab_size;
+                faults.push(format!(
+                    "the tokenizer has {tokens} tokens, but the model only {rows}, so it cannot be loaded"
+                ));
+            }
+        }
+    }
+    if let Err(error) = sampling {
+        faults.push(format!(
+            "the recommended sampling cannot be used: {}",
+            chain(error)
+        ));
+    }
+    faults
 }
 
 /// A directory as Hugging Face has them.
@@ -112,9 +218,20 @@ fn inspect_directory(path: &Path, arguments: &InspectArguments) -> anyhow::Resul
     let checkpoint =
         Checkpoint::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let tokenization = load_tokenization(path);
-    let tied = !checkpoint
-        .tensors()
-        .any(|tensor| tensor.name == "lm_head.weight");
+    let tied = checkpoint.is_tied();
+    let sampling = SamplingDefaults::from_directory(path);
+    let config = Ok(checkpoint.config().clone());
+    let mut odd = faults(&config, &tokenization, &sampling);
+    odd.extend(checkpoint.check().err().map(cannot_run));
+    if let Ok(tokenization) = &tokenization {
+        let has_own = path.join("chat_template.jinja").exists();
+        odd.extend(template_in_place_of_another(has_own, tokenization));
+    }
+    if !checkpoint.quantization().is_stated {
+        let line = "config.json has no quantization_config: transformers runs the weights as floats; here they \
+                    must hold zeros and one magnitude, and `bitnet quantize` rounds others";
+        odd.push(line.to_owned());
+    }
     let bytes: usize = checkpoint.tensors().map(|tensor| tensor.num_bytes).sum();
     let mut types: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
     for tensor in checkpoint.tensors() {
@@ -133,6 +250,8 @@ fn inspect_directory(path: &Path, arguments: &InspectArguments) -> anyhow::Resul
             "model": config_json(checkpoint.config(), tied),
             "types": types,
             "tokenizer": tokenizer_json(&tokenization),
+            "sampling": sampling_json(&sampling),
+            "odd": odd,
         });
         if arguments.tensors {
             let list = checkpoint
@@ -160,6 +279,7 @@ fn inspect_directory(path: &Path, arguments: &InspectArguments) -> anyhow::Resul
             .as_ref()
             .map_err(|error| error as &dyn std::error::Error),
     )?;
+    write_sampling(&mut out, &sampling)?;
     if arguments.tensors {
         writeln!(out, "\nTensors")?;
         for t in checkpoint.tensors() {
@@ -173,7 +293,7 @@ fn inspect_directory(path: &Path, arguments: &InspectArguments) -> anyhow::Resul
             )?;
         }
     }
-    Ok(())
+    write_odd(&mut out, &odd)
 }
 
 fn write_config(out: &mut impl Write, config: &Config, tied: bool) -> std::io::Result<()> {
@@ -284,7 +404,7 @@ fn totals(gguf: &Gguf) -> BTreeMap<&'static str, Total> {
     totals
 }
 
-/// What a person who made or got this file may want to know.
+/// Oddities that do not keep the file from running.
 fn oddities(
     gguf: &Gguf,
     config: Option<&Config>,
@@ -302,18 +422,23 @@ fn oddities(
         let used = tokenization.map_or("unknown", |t| t.tokenizer.pretokenizer_name());
         odd.push(format!("tokenizer.ggml.pre is missing: {used} is used"));
     }
-    if let Some(Tokenization {
-        chat_template: Ok(Some(template)),
-        ..
-    }) = tokenization
-        && is("tokenizer.chat_template")
-        && template.name() != "jinja"
-    {
-        odd.push(format!(
-            "the file's own chat template is not used: {} is, {}",
-            template.name(),
-            template.reason()
+    if let Some(tokenization) = tokenization {
+        odd.extend(template_in_place_of_another(
+            is("tokenizer.chat_template"),
+            tokenization,
         ));
+    }
+    odd.extend(token_ids_out_of_range(gguf));
+    let is_bonsai_2 = metadata
+        .get("general.name")
+        .and_then(|value| value.as_str())
+        .is_some_and(|name| name.contains("Bonsai-2") || name.contains("Bonsai 2"));
+    if is_bonsai_2 && !is("prism.hadamard.version") {
+        odd.push(
+            "the name says Bonsai 2, whose weights are rotated, but the keys prism.hadamard.* are missing: \
+             the text will be fluent nonsense"
+                .to_owned(),
+        );
     }
     if let Some(head) = gguf.tensor("output.weight") {
         let same = gguf
@@ -327,9 +452,11 @@ fn oddities(
         }
     }
     for name in ["token_embd.weight", "output.weight"] {
-        if let Some(tensor) = gguf.tensor(name).filter(|tensor| tensor.dtype.is_ternary()) {
+        let has_one_scale =
+            |tensor: &TensorView<'_>| tensor.dtype.is_ternary() && tensor.dtype.group().is_none();
+        if let Some(tensor) = gguf.tensor(name).filter(has_one_scale) {
             odd.push(format!(
-                "{name} is {}: no published model has ternary embeddings, so the conversion was wrong",
+                "{name} is {}: no published model has embeddings of this type, so the conversion was wrong",
                 tensor.dtype.name()
             ));
         }
@@ -351,6 +478,36 @@ fn oddities(
         ));
     }
     odd
+}
+
+/// Whether a built-in format takes the place of the file's own template.
+fn template_in_place_of_another(has_own: bool, tokenization: &Tokenization) -> Option<String> {
+    let template = tokenization.chat_template.as_ref().ok()?.as_ref()?;
+    (has_own && template.name() != "jinja").then(|| {
+        format!(
+            "the file's own chat template is not used: {} is, {}",
+            template.name(),
+            template.reason()
+        )
+    })
+}
+
+/// The ids of special tokens that the vocabulary does not have.
+fn token_ids_out_of_range(gguf: &Gguf) -> Vec<String> {
+    let metadata = gguf.metadata();
+    let tokens = metadata
+        .get("tokenizer.ggml.tokens")
+        .and_then(|value| value.as_array())
+        .map_or(0, |tokens| tokens.len());
+    let ids = metadata
+        .iter()
+        .filter(|(key, _)| key.starts_with("tokenizer.ggml.") && key.ends_with("_token_id"));
+    ids.filter_map(|(key, value)| {
+        let id = value.as_integer()?;
+        let is_beyond = tokens > 0 && !(0..tokens as i128).contains(&id);
+        is_beyond.then(|| format!("{key} is {id}, but the vocabulary ends at {}", tokens - 1))
+    })
+    .collect()
 }
 
 /// The shapes of TL tensors whose tile is neither stated nor known.
@@ -432,6 +589,7 @@ fn to_json(
     gguf: &Gguf,
     config: &Result<Config, bitnet_models::Error>,
     tokenization: &bitnet_inference::Result<Tokenization>,
+    sampling: &Result<SamplingDefaults, bitnet_models::Error>,
     odd: &[String],
     tensors: bool,
 ) -> serde_json::Value {
@@ -460,6 +618,7 @@ fn to_json(
         "model": model,
         "types": types,
         "tokenizer": tokenizer_json(tokenization),
+        "sampling": sampling_json(sampling),
         "metadata": metadata,
         "odd": odd,
     });

@@ -1,9 +1,9 @@
 //! `bitnet logits`: the logits of every position, for comparing with other engines.
 
 use std::io::{BufWriter, Write};
-use std::path::Path;
 
 use anyhow::Context;
+use bitnet_files::Output;
 use serde_json::json;
 
 use crate::args::LogitsArguments;
@@ -16,17 +16,20 @@ pub fn logits(arguments: &LogitsArguments) -> anyhow::Result<()> {
     let shape = [arguments.tokens.len(), vocab];
     let path = &arguments.output;
     let start = std::time::Instant::now();
-    write_npy(path, shape, |out| {
-        session
-            .engine
-            .evaluate(&arguments.tokens, 0, |_, rows| -> anyhow::Result<()> {
-                for value in rows {
-                    out.write_all(&value.to_le_bytes())?;
-                }
-                Ok(())
-            })
-    })
-    .with_context(|| format!("cannot write {}", path.display()))?;
+    // Before time goes into a run: a place that cannot be written is refused at once.
+    let cannot_write = || format!("cannot write {}", path.display());
+    let output = Output::replacing(path).with_context(cannot_write)?;
+    let mut file = BufWriter::new(output.handle()?);
+    write_header(&mut file, shape).with_context(cannot_write)?;
+    session
+        .engine
+        .evaluate(&arguments.tokens, 0, |_, rows| -> anyhow::Result<()> {
+            let bytes = rows.iter().flat_map(|value| value.to_le_bytes());
+            let bytes: Vec<u8> = bytes.collect();
+            file.write_all(&bytes).with_context(cannot_write)
+        })?;
+    file.flush().with_context(cannot_write)?;
+    output.commit()?;
     if arguments.json {
         let object = json!({
             "output": path.display().to_string(),
@@ -39,20 +42,9 @@ pub fn logits(arguments: &LogitsArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes the header and what `fill` writes under a temporary name, which gets the real one once
-/// all is there.
-fn write_npy(
-    path: &Path,
-    shape: [usize; 2],
-    fill: impl FnOnce(&mut dyn Write) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let directory = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let mut file = BufWriter::new(tempfile::NamedTempFile::new_in(directory)?);
-    // Magic, version 1.0, length of the header; the header is padded so that the data begins at a
-    // multiple of 64.
+/// Writes the header of a NumPy file: magic, version 1.0, its length, and a text that is padded so
+/// that the data begins at a multiple of 64.
+fn write_header(out: &mut impl Write, shape: [usize; 2]) -> std::io::Result<()> {
     let mut header = format!(
         "{{'descr': '<f4', 'fortran_order': False, 'shape': ({}, {}), }}",
         shape[0], shape[1]
@@ -60,28 +52,11 @@ fn write_npy(
     let padded = (header.len() + 11).next_multiple_of(64) - 11;
     header.push_str(&" ".repeat(padded - header.len()));
     header.push('\n');
-    file.write_all(b"\x93NUMPY\x01\x00")?;
-    file.write_all(&u16::try_from(header.len())?.to_le_bytes())?;
-    file.write_all(header.as_bytes())?;
-    fill(&mut file)?;
-    let file = file
-        .into_inner()
-        .map_err(std::io::IntoInnerError::into_error)?;
-    set_usual_permissions(&file);
-    file.persist(path)?;
-    Ok(())
-}
-
-/// Temporary files are private; an output is readable as any other file is.
-fn set_usual_permissions(file: &tempfile::NamedTempFile) {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // If the system refuses, the file stays private, which harms nobody.
-        let _ = file
-            .as_file()
-            .set_permissions(std::fs::Permissions::from_mode(0o644));
-    }
-    #[cfg(not(unix))]
-    let _ = file;
+    out.write_all(b"\x93NUMPY\x01\x00")?;
+    out.write_all(
+        &u16::try_from(header.len())
+            .unwrap_or(u16::MAX)
+            .to_le_bytes(),
+    )?; // some 80 bytes
+    out.write_all(header.as_bytes())
 }

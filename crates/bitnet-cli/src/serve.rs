@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use bitnet_guard::{HelperLimits, HelperProgram};
 use bitnet_inference::{EngineOptions, Tokenization};
-use bitnet_models::{Config, KvCache};
+use bitnet_models::{Config, KvCache, SamplingDefaults};
 use bitnet_server::{
     AllowedHosts, ApiKeys, Conversation, CorsOrigins, Ended, FormHelper, Limits, ServeOptions,
     ServedModel, ServerEvent,
@@ -87,6 +87,8 @@ fn options(arguments: &ServeArguments) -> anyhow::Result<ServeOptions> {
         )
     );
     check_sampling(arguments, usize::MAX)?;
+    let recommended = ModelSource::new(arguments.model.model.as_deref())?.sampling()?;
+    let params = arguments.sampling.params(&recommended);
     let host = format!("{}:{}", arguments.host, arguments.port);
     let mut addresses = (arguments.host.as_str(), arguments.port)
         .to_socket_addrs()
@@ -110,11 +112,8 @@ fn options(arguments: &ServeArguments) -> anyhow::Result<ServeOptions> {
         cors_origins: CorsOrigins::new(&arguments.cors_origin)
             .map_err(|error| WrongUsage(error.to_string()))?,
         is_lenient: arguments.lenient,
-        sampling: arguments.sampling.params(),
-        seed: arguments
-            .sampling
-            .is_deterministic()
-            .then(|| arguments.sampling.params().seed),
+        sampling: params.clone(),
+        seed: arguments.sampling.is_deterministic().then_some(params.seed),
         separate_caches: arguments.cache_salt == CacheSalt::Key,
         #[cfg(feature = "otlp")]
         otlp: otlp_signals()?,
@@ -290,7 +289,7 @@ fn check_headroom() -> anyhow::Result<()> {
 fn check_sampling(arguments: &ServeArguments, vocab_size: usize) -> anyhow::Result<()> {
     Ok(arguments
         .sampling
-        .params()
+        .params(&SamplingDefaults::default())
         .check(vocab_size)
         .map_err(|error| WrongUsage(error.to_string()))?)
 }

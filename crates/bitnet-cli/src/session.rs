@@ -15,7 +15,7 @@ use bitnet_inference::{
 use bitnet_inference::{Model, load_tokenization, tokenization_from_gguf};
 use bitnet_kernels::{KernelSet, default_threads};
 use bitnet_models::huggingface::Checkpoint;
-use bitnet_models::{Config, LoadOptions};
+use bitnet_models::{Config, LoadOptions, SamplingDefaults};
 use bitnet_tokenizers::TokenId;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -32,6 +32,8 @@ pub struct Session {
     model: Arc<dyn Model>,
     /// `None` if the model came without a tokenizer.
     tokenization: Option<Tokenization>,
+    /// The sampling that the model recommends.
+    sampling: SamplingDefaults,
     pub source: ModelSource,
     /// The options that loaded the model.
     pub load_options: LoadOptions,
@@ -66,6 +68,22 @@ impl ModelSource {
             Self::BuiltIn(bytes) => Config::from_gguf(&Gguf::from_static(bytes)?),
             Self::Path(path) if path.is_dir() => Ok(Checkpoint::open(path)?.config().clone()),
             Self::Path(path) => Config::from_gguf(&Gguf::open(path)?),
+        }
+    }
+
+    /// The sampling that the model recommends, without the weights.
+    #[cfg(feature = "server")]
+    pub fn sampling(&self) -> anyhow::Result<SamplingDefaults> {
+        self.read_sampling()
+            .with_context(|| format!("cannot open {self}"))
+    }
+
+    #[cfg(feature = "server")]
+    fn read_sampling(&self) -> Result<SamplingDefaults, bitnet_models::Error> {
+        match self {
+            Self::BuiltIn(bytes) => SamplingDefaults::from_gguf(&Gguf::from_static(bytes)?),
+            Self::Path(path) if path.is_dir() => SamplingDefaults::from_directory(path),
+            Self::Path(path) => SamplingDefaults::from_gguf(&Gguf::open(path)?),
         }
     }
 
@@ -118,6 +136,7 @@ pub fn open_with(
     let Loaded {
         model,
         tokenization,
+        sampling,
         ..
     } = loaded;
     let context = context.unwrap_or_else(|| context_length(arguments, &model.info().config));
@@ -131,6 +150,7 @@ pub fn open_with(
         #[cfg(feature = "server")]
         model,
         tokenization,
+        sampling,
         source,
         load_options,
         load_time: start.elapsed(),
@@ -275,7 +295,7 @@ impl Session {
         };
         Request {
             prompt,
-            sampling: sampling.params(),
+            sampling: sampling.params(&self.sampling),
             max_tokens: usize::try_from(generation.predict).ok(),
             stop_ids: stop_ids.to_vec(),
             stop_strings: generation.stop.clone(),

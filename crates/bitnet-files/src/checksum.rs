@@ -1,17 +1,17 @@
-//! [`Checksum`]: enough of a hash to find a byte that did not reach the disk, at the speed of
-//! memory.
+//! [`Checksum`]: a fast hash that detects bytes that did not reach the disk. It is not
+//! cryptographic.
 
-/// A hash of bytes that come in pieces; how they are cut changes nothing.
+/// A hash of bytes that arrive in pieces. The cuts do not change it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checksum {
     hash: u64,
-    /// The last bytes, fewer than eight, and how many they are.
+    /// The last bytes, fewer than eight, and their number.
     pending: [u8; 8],
     pending_len: usize,
 }
 
 impl Checksum {
-    /// Takes in the next bytes.
+    /// Hashes the next bytes.
     pub fn update(&mut self, mut bytes: &[u8]) {
         if self.pending_len > 0 {
             let (head, rest) = bytes.split_at(bytes.len().min(8 - self.pending_len));

@@ -22,6 +22,15 @@ pub enum Error {
         /// The path as given.
         path: PathBuf,
     },
+    /// A pointer that Git LFS leaves in place of a large file.
+    #[error(
+        "{} is a Git LFS pointer, not the file itself; `git lfs pull` in its repository downloads it",
+        path.display()
+    )]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file does not begin with the four bytes `GGUF`.
     #[error("not a GGUF file: begins with {found}, expected \"GGUF\"")]
     NotGguf {
@@ -40,7 +49,7 @@ pub enum Error {
         /// The version in the file.
         version: u32,
     },
-    /// The file ends before what its header promises.
+    /// The file ends before data that its header announces.
     #[error("GGUF file ends inside {what}: {needed} bytes needed at byte {offset}, {left} left")]
     GgufTruncated {
         /// What was being read.
@@ -60,6 +69,14 @@ pub enum Error {
         /// What is wrong with it, with the numbers.
         problem: String,
     },
+    /// A part of a split model that is missing or does not fit the others.
+    #[error("{}: {problem}", path.display())]
+    GgufSplit {
+        /// The part.
+        path: PathBuf,
+        /// What is wrong with it, with the numbers.
+        problem: String,
+    },
     /// A tensor of a type whose size is not known.
     #[error("tensor {tensor} has type {found}, which is not supported; supported are {supported}")]
     TensorType {
@@ -69,6 +86,22 @@ pub enum Error {
         found: String,
         /// The names and ids of the types that can be read.
         supported: String,
+    },
+    /// A tensor whose type id is used for several formats, none of which has its size.
+    #[error(
+        "tensor {tensor} of shape {shape:?} has type id {id} and {room} bytes up to the next tensor; of that id fit: {sizes}"
+    )]
+    TensorSizes {
+        /// The tensor's name.
+        tensor: String,
+        /// The type id in the file.
+        id: u32,
+        /// Its dimensions, the contiguous one first.
+        shape: Vec<usize>,
+        /// Bytes from its start to the next tensor or the end of the file.
+        room: u64,
+        /// Each format of that id and the bytes that it needs.
+        sizes: String,
     },
     /// A metadata key that must be there is not.
     #[error("metadata key {key} is missing")]
@@ -100,7 +133,7 @@ pub enum Error {
         /// What is missing or contradicts what, with the numbers.
         problem: String,
     },
-    /// A file that should be JSON is not, or does not say what it must.
+    /// A file that is not JSON, or whose JSON lacks a required value.
     #[error("cannot understand {}", path.display())]
     Json {
         /// The file.

@@ -16,6 +16,9 @@ use memmap2::Mmap;
 
 use crate::error::{Error, Result};
 
+/// How Git LFS begins the text that it leaves in place of a large file.
+const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+
 /// The bytes of one model file, immutable for as long as they live.
 pub enum ModelBytes {
     /// A mapped file. The watch comes first, so that it is dropped before the mapping.
@@ -48,6 +51,11 @@ impl ModelBytes {
         // under us; `MappedFile` notices that, and maps zeros where no bytes are left.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
         let watch = MappedFile::watch(path, file, map.as_ptr_range()).map_err(io)?;
+        if map.starts_with(LFS_POINTER) {
+            return Err(Error::LfsPointer {
+                path: path.to_owned(),
+            });
+        }
         Ok(Self::Mapped(watch, map))
     }
 

@@ -1,8 +1,8 @@
 //! [`Output`]: a file or directory that appears under its name only when it is complete.
 //!
-//! It is written as `.NAME.partial` beside it, under a lock, and renamed at the end. A failure
-//! removes what was written; what a killed process left behind is taken over by the next one that
-//! writes the same name, so there is never more than one.
+//! It is written as `.NAME.partial` in the same folder, under a lock, and renamed at the end. A
+//! failure removes the partial output. If the process is killed, the next one that writes the same
+//! name takes the partial output over, so there is never more than one.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -13,25 +13,25 @@ use crate::error::{Error, Result, shown};
 /// The lock in a directory being written.
 const LOCK: &str = ".lock";
 
-/// What is being written.
+/// A file or directory that is being written.
 pub struct Output {
     /// The name it will have.
     path: PathBuf,
     /// The name it has until then.
     partial: PathBuf,
     replace: Replace,
-    /// The file, or a directory's lock; open, and so locked, until the end.
+    /// The file, or a directory's lock. It stays open, and thus locked, until the end.
     file: File,
     is_directory: bool,
     committed: bool,
 }
 
-/// What may be there already. A link is followed, and what it leads to replaced.
+/// What an output may replace. A link is followed, and its target replaced.
 #[derive(Clone, Copy)]
 pub enum Replace {
-    /// Nothing may be there.
+    /// Nothing: the name must be free.
     Nothing,
-    /// A file; or a directory that holds nothing but files of such names.
+    /// A file, or a directory that holds only files with names that the function accepts.
     Only(fn(&str) -> bool),
 }
 
@@ -54,6 +54,30 @@ impl Output {
             file,
             is_directory: false,
             committed: false,
+        })
+    }
+
+    /// Begins a file that replaces one of that name, also behind a link. A device or a pipe of that
+    /// name is opened and written through instead: it is never replaced.
+    ///
+    /// # Errors
+    /// If the name is a directory's, or the system refuses.
+    pub fn replacing(path: &Path) -> Result<Self> {
+        let is_stream = fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir());
+        if !is_stream {
+            return Self::file(path, Replace::Only(|_| false));
+        }
+        let file = File::options().write(true).open(path);
+        Ok(Self {
+            path: path.to_owned(),
+            partial: path.to_owned(),
+            replace: Replace::Nothing,
+            file: file.map_err(|source| Error::Write {
+                path: path.to_owned(),
+                source,
+            })?,
+            is_directory: false,
+            committed: true, // there is nothing to rename or remove
         })
     }
 
@@ -81,12 +105,12 @@ impl Output {
         Ok(output)
     }
 
-    /// Where to write.
+    /// The path to write to until the commit.
     pub fn partial(&self) -> &Path {
         &self.partial
     }
 
-    /// The file itself, to be written from its start.
+    /// The open file, at its start.
     pub fn handle(&self) -> Result<File> {
         self.file.try_clone().map_err(|source| Error::Write {
             path: self.partial.clone(),
@@ -94,20 +118,22 @@ impl Output {
         })
     }
 
-    /// Gives it its name. It must have been written and stored completely.
+    /// Gives the output its name. It must be written and stored completely.
     pub fn commit(mut self) -> Result<()> {
+        if self.committed {
+            return Ok(());
+        }
         check_name(&self.path, self.replace, self.is_directory)?;
         let io = |source| Error::Write {
             path: self.path.clone(),
             source,
         };
         if self.is_directory && self.path.exists() {
-            // Directories cannot be exchanged in one step: for an instant there is none of that
-            // name.
+            // Directories cannot be exchanged in one step: for an instant the name is free.
             let old = self.replaced();
             fs::rename(&self.path, &old).map_err(io)?;
             if let Err(error) = fs::rename(&self.partial, &self.path) {
-                let _ = fs::rename(&old, &self.path); // the first error is what the caller hears of
+                let _ = fs::rename(&old, &self.path); // the first error is returned
                 return Err(io(error));
             }
             fs::remove_dir_all(&old).map_err(|source| Error::Write {
@@ -119,25 +145,25 @@ impl Output {
         }
         self.committed = true;
         if self.is_directory {
-            // Not before: without its lock the directory would have been anybody's.
+            // Not earlier: without its lock another process could take the directory over.
             fs::remove_file(self.path.join(LOCK)).map_err(|source| Error::Write {
                 path: self.path.clone(),
                 source,
             })?;
         }
         if let Ok(parent) = File::open(parent_of(&self.path)) {
-            let _ = parent.sync_all(); // the name, too, outlives a power failure where the system can do that
+            let _ = parent.sync_all(); // so that the name survives a power failure, where the system supports it
         }
         Ok(())
     }
 
-    /// Where a directory lies while another takes its name.
+    /// Where the old directory is while the new one takes its name.
     fn replaced(&self) -> PathBuf {
         self.partial.with_extension("replaced")
     }
 
-    /// Gives a directory its name back that a process left behind which was killed while it
-    /// replaced it, or removes it if only that was still to do.
+    /// Repairs a replacement that was interrupted by a kill: gives the old directory its name back,
+    /// or removes it if the new one has the name already.
     fn put_back(&self) -> Result<()> {
         let old = self.replaced();
         if !old.exists() {
@@ -153,7 +179,7 @@ impl Output {
         check_name(&self.path, self.replace, self.is_directory)
     }
 
-    /// Removes the files of the directory being written, except some.
+    /// Removes the files in the directory that is being written, except the named ones.
     fn remove_files(&self, except: &[&str]) -> Result<()> {
         let io = |source| Error::Write {
             path: self.partial.clone(),
@@ -171,8 +197,8 @@ impl Output {
 
 impl Drop for Output {
     fn drop(&mut self) {
-        // Whoever failed says why; what cannot be removed is taken over by the next to write that
-        // name.
+        // The failure itself is reported elsewhere. If removing fails, the next output of that name
+        // takes the files over.
         match (self.committed, self.is_directory) {
             (true, _) => {}
             (false, true) => {
@@ -186,7 +212,7 @@ impl Drop for Output {
     }
 }
 
-/// `.NAME.partial` in the directory of `path`, so that renaming moves no bytes.
+/// `.NAME.partial` in the folder of `path`, so that renaming moves no bytes.
 fn partial_name(path: &Path) -> PathBuf {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
@@ -200,7 +226,7 @@ fn parent_of(path: &Path) -> &Path {
         .unwrap_or(Path::new("."))
 }
 
-/// What a link that may be replaced leads to.
+/// The path to write: the target of a link, if it may be replaced.
 fn resolve(path: &Path, replace: Replace) -> Result<PathBuf> {
     let is_link = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink());
     match replace {
@@ -212,7 +238,7 @@ fn resolve(path: &Path, replace: Replace) -> Result<PathBuf> {
     }
 }
 
-/// Refuses a name that is taken.
+/// Refuses a name that is taken by something that must not be replaced.
 fn check_name(path: &Path, replace: Replace, directory: bool) -> Result<()> {
     let refuse = |problem: String| {
         Err(Error::OutputKept {
@@ -273,13 +299,13 @@ fn locked(path: &Path) -> io::Result<File> {
             Err(TryLockError::WouldBlock) => {
                 return Err(io::Error::other("another process is writing it"));
             }
-            // Some file systems know no locks.
+            // Some file systems have no locks.
             Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
                 return Ok(file);
             }
             Err(TryLockError::Error(error)) => return Err(error),
         }
-        // Whoever held the lock may have given the file its final name between the two calls.
+        // The former owner of the lock may have renamed the file between the two calls.
         if is_still_there(&file, path)? {
             return Ok(file);
         }

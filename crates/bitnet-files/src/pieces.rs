@@ -7,16 +7,16 @@ use std::path::{Path, PathBuf};
 use crate::checksum::Checksum;
 use crate::error::{Error, Result};
 
-/// What both kinds of model files are: a head, then tensors, each padded to an alignment.
+/// The layout of both kinds of model files: a head, then tensors, each padded to an alignment.
 pub(crate) struct Pieces {
     path: PathBuf,
     out: BufWriter<File>,
     alignment: usize,
-    /// One for each piece begun.
+    /// One per piece that has begun.
     checksums: Vec<Checksum>,
-    /// Bytes of the piece begun last that are still to come.
+    /// Bytes that the current piece still lacks.
     left: usize,
-    /// Bytes that align what follows it.
+    /// Padding after the current piece.
     padding: usize,
 }
 
@@ -37,7 +37,7 @@ impl Pieces {
         Ok(pieces)
     }
 
-    /// Pieces begun so far.
+    /// Pieces that have begun.
     pub(crate) fn num_begun(&self) -> usize {
         self.checksums.len()
     }
@@ -45,7 +45,7 @@ impl Pieces {
     /// Begins the next piece, of `len` bytes.
     ///
     /// # Panics
-    /// If the one before is not complete.
+    /// If the piece before is incomplete.
     pub(crate) fn begin(&mut self, len: usize) -> Result<()> {
         self.end()?;
         self.left = len;
@@ -54,10 +54,10 @@ impl Pieces {
         Ok(())
     }
 
-    /// Some bytes of the piece begun last.
+    /// Appends bytes to the current piece.
     ///
     /// # Panics
-    /// If they are more than it has.
+    /// If the piece has less room.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         assert!(
             bytes.len() <= self.left,
@@ -72,11 +72,10 @@ impl Pieces {
         self.write_all(bytes)
     }
 
-    /// Hands everything to the system and waits until it is stored. Returns the checksums of the
-    /// pieces.
+    /// Flushes everything to the disk. Returns the checksums of the pieces.
     ///
     /// # Panics
-    /// If the last piece is not complete.
+    /// If the last piece is incomplete.
     pub(crate) fn finish(mut self) -> Result<Vec<Checksum>> {
         self.end()?;
         let io = |source| Error::Write {

@@ -331,6 +331,177 @@ fn broken_tensors_are_refused_with_their_name_and_the_numbers() {
     );
 }
 
+/// The type of a tensor of id 42 when the next tensor begins after `bytes` bytes.
+fn dtype_of_id_42(bytes: usize) -> TensorType {
+    let next = bytes.next_multiple_of(32);
+    let file = Writer::new()
+        .tensor("t", &[384, 32], 42, 0)
+        .tensor("u", &[1], 0, next as u64)
+        .data(next + 4);
+    file.open().unwrap().require_tensor("t").unwrap().dtype
+}
+
+#[test]
+fn ids_of_group_formats_are_believed_only_if_the_size_fits() {
+    for (id, dtype, bytes) in [
+        (41, TensorType::Q1_0, 1728),
+        (142, TensorType::PQ2_0, 3264),
+        (143, TensorType::PTQ1_0, 2688),
+    ] {
+        let with = |bytes| Writer::new().tensor("t", &[384, 32], id, 0).data(bytes);
+        let gguf = with(bytes).open().unwrap();
+        let tensor = gguf.require_tensor("t").unwrap();
+        assert_eq!((tensor.dtype, tensor.data.len()), (dtype, bytes));
+        for other in [bytes - 1, bytes + 32] {
+            refused(&with(other), &format!("of that id fit: {dtype} {bytes}"));
+        }
+    }
+    refused(
+        &Writer::new().tensor("t", &[384, 32], 42, 0).data(8064),
+        "tensor t of shape [384, 32] has type id 42 and 8064 bytes up to the next tensor; of that id fit: \
+         Q2_0 3456, Q2_0 in groups of 128 3264, TL2",
+    );
+    refused(
+        &Writer::new().tensor("t", &[96, 2], 41, 0).data(64),
+        "Q1_0 none (Q1_0 needs a multiple of 128 columns, not 96)",
+    );
+}
+
+/// Writes the parts of a model `m` of one tensor a part, named after its part.
+fn write_parts(directory: &Path, count: u32, total: u64) {
+    for no in 0..count {
+        let mut part = Writer::new()
+            .pair("split.no", 2, &(no as u16).to_le_bytes())
+            .pair("split.count", 2, &(count as u16).to_le_bytes());
+        if no == 0 {
+            part = part.pair("split.tensors.count", 5, &(total as u32).to_le_bytes());
+        }
+        let part = part
+            .tensor(&format!("t{no}"), &[4], 0, 0)
+            .data(16 + no as usize);
+        std::fs::write(part_path(directory, no, count), part.bytes()).unwrap();
+    }
+}
+
+fn part_path(directory: &Path, no: u32, count: u32) -> PathBuf {
+    directory.join(format!("m-{:05}-of-{count:05}.gguf", no + 1))
+}
+
+#[test]
+fn the_parts_of_a_split_model_are_opened_together() {
+    let directory = tempfile::tempdir().unwrap();
+    write_parts(directory.path(), 3, 3);
+    let gguf = Gguf::open(&part_path(directory.path(), 0, 3)).unwrap();
+    let names: Vec<&str> = gguf.tensors().map(|tensor| tensor.name).collect();
+    assert_eq!(names, ["t0", "t1", "t2"]);
+    for name in names {
+        let tensor = gguf.require_tensor(name).unwrap();
+        assert_eq!(tensor.data, (0..16).collect::<Vec<u8>>());
+        assert_eq!(gguf.bytes(tensor.range()), tensor.data);
+        assert_eq!(&*gguf.extent(tensor.range()), tensor.data);
+        gguf.advise_done(tensor.range());
+    }
+}
+
+#[test]
+fn parts_that_do_not_fit_together_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |no| part_path(directory.path(), no, 3);
+    let error = |no| Gguf::open(&at(no)).err().expect("it opened").to_string();
+    write_parts(directory.path(), 3, 4);
+    assert!(
+        error(0).contains("have 3 tensors, split.tensors.count is 4"),
+        "{}",
+        error(0)
+    );
+    assert!(
+        error(1).contains("it is part 2 of 3; open the first part"),
+        "{}",
+        error(1)
+    );
+    write_parts(directory.path(), 3, 3);
+    std::fs::copy(at(2), at(1)).unwrap();
+    assert!(
+        error(0).contains("it says that it is part 3 of 3, expected 2 of 3"),
+        "{}",
+        error(0)
+    );
+    std::fs::remove_file(at(1)).unwrap();
+    assert!(error(0).contains("m-00002-of-00003.gguf: it is part 2 of 3 and is missing"));
+    let elsewhere = directory.path().join("m.gguf");
+    std::fs::rename(at(0), &elsewhere).unwrap();
+    let error = Gguf::open(&elsewhere).err().expect("it opened").to_string();
+    assert!(
+        error.contains("whose name must end in -00001-of-00003.gguf"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_golden_models_with_group_scales_open_with_their_types() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/golden-group");
+    if !folder.exists() {
+        eprintln!("skipped: no golden models with group scales here");
+        return;
+    }
+    for (name, dtype) in [
+        ("qwen3-q1_0", TensorType::Q1_0),
+        ("qwen3-q2_0", TensorType::Q2_0),
+        ("qwen3-q2_0-g128", TensorType::Q2_0_G128),
+        ("qwen3-pq2_0", TensorType::PQ2_0),
+        ("qwen3-ptq1_0", TensorType::PTQ1_0),
+        ("qwen35-q2_0-rot128-tiled", TensorType::Q2_0),
+        ("qwen35-ptq1_0-rot128", TensorType::PTQ1_0),
+    ] {
+        let gguf = Gguf::open(&folder.join(name).join("model.gguf")).unwrap();
+        let tensors = gguf
+            .tensors()
+            .filter(|tensor| tensor.dtype.group().is_some());
+        let mut count = 0;
+        for tensor in tensors {
+            assert_eq!(tensor.dtype, dtype, "{name}: {}", tensor.name);
+            let format = dtype.group().unwrap();
+            let (rows, cols) = (tensor.rows(), tensor.cols());
+            let (mut codes, mut scales) = (
+                vec![0; rows * cols],
+                vec![0.0; rows * cols / format.group_len()],
+            );
+            format
+                .unpack_rows(tensor.data, rows, cols, 0..rows, &mut codes, &mut scales)
+                .unwrap();
+            let mut packed = vec![0; tensor.data.len()];
+            format
+                .pack(&codes, &scales, rows, cols, &mut packed)
+                .unwrap();
+            assert!(packed == tensor.data, "{name}: {}", tensor.name);
+            count += 1;
+        }
+        assert!(count > 14, "{name}: {count} tensors");
+        assert!(
+            gguf.require_tensor("token_embd.weight")
+                .unwrap()
+                .dtype
+                .group()
+                .is_some()
+        );
+    }
+}
+
+#[test]
+fn a_git_lfs_pointer_is_called_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("model.gguf");
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n";
+    std::fs::write(&path, pointer).unwrap();
+    let error = Gguf::open(&path).err().expect("it opened");
+    assert!(matches!(error, Error::LfsPointer { .. }), "{error}");
+    assert!(
+        error
+            .to_string()
+            .ends_with("`git lfs pull` in its repository downloads it")
+    );
+}
+
 #[test]
 fn the_ambiguous_type_ids_are_settled_by_the_file() {
     let dtype = |arch: &str, id: u32| {
@@ -344,7 +515,12 @@ fn the_ambiguous_type_ids_are_settled_by_the_file() {
     };
     assert_eq!(dtype("bitnet", 39), TensorType::TL2);
     assert_eq!(dtype("llama", 39), TensorType::MXFP4);
-    assert_eq!(dtype("llama", 42), TensorType::TL2);
+    assert_eq!(dtype_of_id_42(3456), TensorType::Q2_0);
+    assert_eq!(dtype_of_id_42(3264), TensorType::Q2_0_G128);
+    assert_eq!(
+        dtype_of_id_42(TensorType::TL2.size_bytes(32, 384).unwrap()),
+        TensorType::TL2
+    );
     // 18 bytes for 32 weights and not 8: llama.cpp's former meaning of 36.
     let iq4 = Writer::new()
         .tensor("t", &[256, 4], 36, 0)

@@ -395,7 +395,7 @@ impl RepoFolder {
         }
     }
 
-    /// Takes all locks there are, so that nobody downloads meanwhile.
+    /// Takes all locks, so that no process downloads meanwhile.
     fn lock_all(&self, repo: &str) -> Result<Vec<File>> {
         let names = files_in(&self.locks);
         let hashes = names.iter().filter_map(|name| name.strip_suffix(".lock"));

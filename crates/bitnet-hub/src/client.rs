@@ -246,7 +246,7 @@ impl Hub {
         })
     }
 
-    /// A file's bytes from `start` on, and where they really start: servers may begin anew.
+    /// A file's bytes from `start` on, and where they really start: a server may restart at 0.
     pub(crate) fn bytes(&self, file: &RemoteFile, start: u64) -> Result<(u64, Response<Body>)> {
         let range = (start > 0).then(|| format!("bytes={start}-"));
         let response = self.get(&file.url, range.as_deref())?;

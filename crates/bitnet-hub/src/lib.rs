@@ -8,7 +8,7 @@
 //!                  /blobs/HASH.incomplete  the first part of them
 //!                  /snapshots/COMMIT/FILE  a link to them
 //!                  /refs/REVISION          the commit that a branch or tag is at
-//! .locks/models--ORG--NAME/HASH.lock       held by whoever downloads
+//! .locks/models--ORG--NAME/HASH.lock       held by the process that downloads
 //! ```
 //! What a server says is not trusted: names stay inside the cache, and a file gets its name only
 //! when its hash is right.

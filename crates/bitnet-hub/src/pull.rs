@@ -303,15 +303,15 @@ impl<'a> Partial<'a> {
         Ok(())
     }
 
-    /// Fetches what is missing. What came before a connection broke stays.
+    /// Fetches the missing bytes. Bytes that arrived before a connection broke are kept.
     fn download(
         &mut self,
         hub: &Hub,
         attempts: &mut Attempts,
         progress: &mut ProgressFn<'_>,
     ) -> Result<()> {
-        // Of a server that begins anew each time, only what goes beyond all attempts before is
-        // progress.
+        // If the server restarts the download each time, only bytes past the furthest attempt count
+        // as progress.
         let mut most = self.len;
         while self.len < self.remote.size {
             match self.download_once(hub, progress) {

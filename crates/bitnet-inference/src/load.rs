@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bitnet_files::gguf::{Gguf, TensorType};
 use bitnet_models::huggingface::Checkpoint;
-use bitnet_models::{Config, I2sForm, LoadOptions, likely_form};
+use bitnet_models::{Config, I2sForm, LoadOptions, SamplingDefaults, likely_form};
 use bitnet_tokenizers::{ChatTemplate, Tokenizer, TokenizerSpec};
 
 use crate::device::Device;
@@ -32,6 +32,8 @@ pub struct Loaded {
     pub tokenization: Option<Tokenization>,
     /// How the I2_S codes seem to be arranged, if otherwise than they were read.
     pub i2_s_hint: Option<I2sForm>,
+    /// The sampling settings that its files recommend.
+    pub sampling: SamplingDefaults,
 }
 
 /// Loads the model at `path`: a GGUF file, or a directory as Hugging Face has them.
@@ -49,11 +51,9 @@ pub fn load(path: &Path, options: &LoadOptions, device: Device) -> Result<Loaded
         true => Some(with_template(Tokenizer::from_dir(path)?, architecture)),
         false => None,
     };
-    loaded(
-        device.load_checkpoint(&checkpoint, options)?,
-        tokenization,
-        None,
-    )
+    let sampling = SamplingDefaults::from_directory(path)?;
+    let model = device.load_checkpoint(&checkpoint, options)?;
+    loaded(model, tokenization, None, sampling)
 }
 
 /// Loads a model that is embedded in the program.
@@ -73,10 +73,11 @@ fn load_gguf(gguf: &Arc<Gguf>, options: &LoadOptions, device: Device) -> Result<
         Err(Error::NoTokenizer) => None,
         result => Some(result?),
     };
+    let sampling = SamplingDefaults::from_gguf(gguf)?;
     let model = device.load_gguf(gguf, options)?;
     let hint =
         likely_i2s_form(gguf, &model.info().config).filter(|form| *form != options.i2_s_form);
-    loaded(model, tokenization, hint)
+    loaded(model, tokenization, hint, sampling)
 }
 
 /// How the I2_S codes of a file seem to be arranged, told by the dead neurons of its first layers;
@@ -112,6 +113,7 @@ fn loaded(
     model: Arc<dyn Model>,
     tokenization: Option<Tokenization>,
     i2_s_hint: Option<I2sForm>,
+    sampling: SamplingDefaults,
 ) -> Result<Loaded> {
     let tokens = tokenization
         .as_ref()
@@ -127,6 +129,7 @@ fn loaded(
         model,
         tokenization,
         i2_s_hint,
+        sampling,
     })
 }
 
@@ -180,7 +183,10 @@ pub fn tokenizer_spec(gguf: &Gguf) -> Result<TokenizerSpec<'_>> {
             .ok_or(Error::NoTokenizer)?
             .into(),
         pre: metadata.str(&key("pre"))?.map(Cow::Borrowed),
-        tokens: strings("tokens")?,
+        tokens: metadata
+            .require_strings(&key("tokens"))?
+            .map(Cow::Borrowed)
+            .collect(),
         scores: metadata
             .f32s(&key("scores"))?
             .into_iter()

@@ -8,6 +8,7 @@
 
 use bitnet_kernels::Estimates;
 use bitnet_kernels::math::{exp_f64, ln_f64};
+use bitnet_models::SamplingDefaults;
 use bitnet_tokenizers::TokenId;
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +47,25 @@ pub struct SamplingParams {
     pub logit_bias: Vec<(TokenId, f32)>,
     /// What makes the draws differ.
     pub seed: u64,
+}
+
+impl SamplingParams {
+    /// The model's recommendations, and where it has none the defaults.
+    #[must_use]
+    pub fn recommended(model: &SamplingDefaults) -> Self {
+        let default = Self::default();
+        Self {
+            temperature: model.temperature.unwrap_or(default.temperature),
+            top_k: model.top_k.unwrap_or(default.top_k),
+            top_p: model.top_p.unwrap_or(default.top_p),
+            min_p: model.min_p.unwrap_or(default.min_p),
+            repetition_penalty: model
+                .repetition_penalty
+                .unwrap_or(default.repetition_penalty),
+            penalty_window: model.penalty_window.unwrap_or(default.penalty_window),
+            ..default
+        }
+    }
 }
 
 impl Default for SamplingParams {

@@ -101,7 +101,7 @@ pub enum Error {
         /// What it cannot hold, with the numbers.
         problem: String,
     },
-    /// A file read back after writing is not what was written.
+    /// A written file has other contents when it is read back.
     #[error("{} was not written correctly: {problem}", path.display())]
     ReadBack {
         /// The file.

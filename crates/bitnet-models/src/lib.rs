@@ -17,6 +17,7 @@ mod forward;
 pub mod huggingface;
 mod info;
 mod model;
+mod sampling;
 mod source;
 mod sparsity;
 pub mod synthetic;
@@ -29,6 +30,8 @@ pub use error::{Error, Result};
 pub use forward::{Chunk, LogitRows, Workspace};
 pub use info::ModelInfo;
 pub use model::{HeadMode, LanguageModel, LoadOptions, matrix_shapes};
+pub use sampling::SamplingDefaults;
+pub use source::gguf::check_gguf;
 pub use sparsity::{FfnActivity, FfnLayer, FfnSparsity};
 pub use table::Table;
 

@@ -2,8 +2,7 @@
 //! download may be needed.
 //!
 //! A model is its [`Shape`] and a seed. Each number follows from the seed, its tensor's name and
-//! its index, so a model is the same in all forms and is written a tensor at a time, whatever its
-//! size.
+//! its index, so a model is the same in all forms and is written a tensor at a time at any size.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -42,8 +41,8 @@ pub struct Shape {
     pub rope_theta: f32,
     /// Whether the logits come from the embedding.
     pub tied: bool,
-    /// About so many of a hundred neurons of each feed-forward network are dead: their row of gate
-    /// or of up is zero.
+    /// Percentage of neurons of each feed-forward network that are dead: their row of gate or of up
+    /// is zero.
     pub dead_neurons_percent: u64,
 }
 
@@ -166,7 +165,7 @@ enum Kind {
 
 impl SyntheticModel {
     /// Writes a GGUF file whose ternary tensors have the format given for their shape (rows, cols),
-    /// with the tables in F16 and the norms in F32. Its scales are those of the packed checkpoint;
+    /// with the tables in F16 and the norms in F32. Its scales are the packed checkpoint's;
     /// TQ and Q4_0 round them to f16.
     ///
     /// # Errors

@@ -11,7 +11,8 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use crate::error::{Error, Result, expect_len, num_weights};
-use crate::q6_k;
+use crate::group::GroupFormat;
+use crate::{kquants, q6_k};
 
 /// How a row of numbers is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,38 +25,56 @@ pub enum Dense {
     Q8_0,
     Q6_K,
     Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q2_K,
+    Q3_K,
+    Q4_K,
+    Q5_K,
+    IQ4_NL,
+    IQ4_XS,
+    MXFP4,
+    /// Signs or trits with a scale for each group.
+    Group(GroupFormat),
 }
 
 impl Dense {
     /// The format's name.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "F32",
-            Self::F16 => "F16",
-            Self::BF16 => "BF16",
-            Self::Q8_0 => "Q8_0",
-            Self::Q6_K => "Q6_K",
-            Self::Q4_0 => "Q4_0",
-        }
+        self.layout().0
     }
 
     /// Values of a block; 1 for plain floats.
     pub fn block_len(self) -> usize {
-        match self {
-            Self::F32 | Self::F16 | Self::BF16 => 1,
-            Self::Q8_0 | Self::Q4_0 => 32,
-            Self::Q6_K => 256,
-        }
+        self.layout().1
     }
 
     /// Bytes of a block.
     pub fn block_bytes(self) -> usize {
+        self.layout().2
+    }
+
+    /// Name, values and bytes of a block.
+    fn layout(self) -> (&'static str, usize, usize) {
         match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
-            Self::Q8_0 => 34,
-            Self::Q6_K => 210,
-            Self::Q4_0 => 18,
+            Self::F32 => ("F32", 1, 4),
+            Self::F16 => ("F16", 1, 2),
+            Self::BF16 => ("BF16", 1, 2),
+            Self::Q8_0 => ("Q8_0", 32, 34),
+            Self::Q6_K => ("Q6_K", 256, 210),
+            Self::Q4_0 => ("Q4_0", 32, 18),
+            Self::Q4_1 => ("Q4_1", 32, 20),
+            Self::Q5_0 => ("Q5_0", 32, 22),
+            Self::Q5_1 => ("Q5_1", 32, 24),
+            Self::Q2_K => ("Q2_K", 256, 84),
+            Self::Q3_K => ("Q3_K", 256, 110),
+            Self::Q4_K => ("Q4_K", 256, 144),
+            Self::Q5_K => ("Q5_K", 256, 176),
+            Self::IQ4_NL => ("IQ4_NL", 32, 18),
+            Self::IQ4_XS => ("IQ4_XS", 256, 136),
+            Self::MXFP4 => ("MXFP4", 32, 17),
+            Self::Group(group) => (group.name(), group.group_len(), group.group_bytes()),
         }
     }
 
@@ -109,6 +128,17 @@ impl Dense {
                 }
             }),
             Self::Q6_K => each_block::<210, 256>(bytes, out, dequantize_q6_k),
+            Self::Q4_1 => each_block::<20, 32>(bytes, out, kquants::q4_1),
+            Self::Q5_0 => each_block::<22, 32>(bytes, out, kquants::q5_0),
+            Self::Q5_1 => each_block::<24, 32>(bytes, out, kquants::q5_1),
+            Self::Q2_K => each_block::<84, 256>(bytes, out, kquants::q2_k),
+            Self::Q3_K => each_block::<110, 256>(bytes, out, kquants::q3_k),
+            Self::Q4_K => each_block::<144, 256>(bytes, out, kquants::q4_k),
+            Self::Q5_K => each_block::<176, 256>(bytes, out, kquants::q5_k),
+            Self::IQ4_NL => each_block::<18, 32>(bytes, out, kquants::iq4_nl),
+            Self::IQ4_XS => each_block::<136, 256>(bytes, out, kquants::iq4_xs),
+            Self::MXFP4 => each_block::<17, 32>(bytes, out, kquants::mxfp4),
+            Self::Group(group) => group.dequantize(bytes, out),
         }
         Ok(())
     }
@@ -119,8 +149,8 @@ impl Dense {
     /// `size_bytes(1, values.len())`.
     ///
     /// F32 is exact, F16 and BF16 round half to even. A value that is not finite, or not in the
-    /// format, is an error naming its index. Q4_0, which only holds ternary weights here, is
-    /// written by [`crate::q4_0::pack`].
+    /// format, is an error naming its index, and so are the formats that are only read; Q4_0 is
+    /// written from ternary weights, by [`crate::q4_0::pack`].
     pub fn quantize(self, values: &[f32], bytes: &mut [u8]) -> Result<()> {
         expect_len(
             self.name(),
@@ -156,8 +186,8 @@ impl Dense {
             }
             Self::Q8_0 => each_row_block::<34, 32>(values, bytes, quantize_q8_0),
             Self::Q6_K => each_row_block::<210, 256>(values, bytes, q6_k::quantize),
-            Self::Q4_0 => {
-                let rule = "Q4_0 is written from ternary weights only";
+            _ => {
+                let rule = "tables are read from this format, not written in it";
                 return Err(Error::Shape {
                     format: self.name(),
                     rows: 1,

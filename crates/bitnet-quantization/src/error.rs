@@ -63,6 +63,18 @@ pub enum Error {
         /// The weight.
         value: i8,
     },
+    /// A code that a format with scales of groups does not hold.
+    #[error("code at row {row}, column {col} is {code}, which {format} does not hold")]
+    GroupCode {
+        /// The format's name.
+        format: &'static str,
+        /// Its row.
+        row: usize,
+        /// Its column.
+        col: usize,
+        /// The code: a weight in units of its group's scale.
+        code: i8,
+    },
     /// A weight to quantize, or a scale, is infinite or not a number.
     #[error("{what} {index} is {value}, which is not finite")]
     NotFinite {

@@ -1,12 +1,13 @@
-//! The ternary formats as one type: what a loader asks of a tensor whatever its format.
+//! The ternary formats as one type, for loaders that do not care which format a tensor has.
 
 use std::ops::Range;
 
 use bitnet_kernels::Pool;
 
 use crate::error::{Error, Result, expect_len, expect_rows};
+use crate::group::{self, GroupFormat};
 use crate::pieces::for_each_piece;
-use crate::scaling::{Scaling, scale_codes};
+use crate::scaling::{Scaling, round_rows, scale_codes};
 use crate::vectorized::vectorized;
 use crate::{hf_packed, i2_s, q4_0, tl1, tl2, tq};
 
@@ -16,7 +17,7 @@ const BATCH_WEIGHTS: usize = 1 << 14;
 /// Rows that are fastest unpacked together: TL2's groups, and two of TL1's.
 const ROW_GROUP: usize = 32;
 
-/// A ternary format with all that its files leave unsaid.
+/// A ternary format, with the parameters that files do not state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(non_camel_case_types, reason = "the field's own names")]
 pub enum TernaryFormat {
@@ -30,6 +31,8 @@ pub enum TernaryFormat {
     TQ(tq::Kind),
     /// Blocks of 32 with a scale each.
     Q4_0,
+    /// Signs or trits with a scale for each group, which must all be the same.
+    Group(GroupFormat),
     /// Two bits a weight, the scale elsewhere.
     HfPacked,
 }
@@ -43,6 +46,7 @@ impl TernaryFormat {
             Self::TL2(_) => "TL2",
             Self::TQ(kind) => kind.name(),
             Self::Q4_0 => "Q4_0",
+            Self::Group(format) => format.name(),
             Self::HfPacked => "packed uint8",
         }
     }
@@ -55,6 +59,7 @@ impl TernaryFormat {
             Self::TL2(_) => tl2::size_bytes(rows, cols),
             Self::TQ(kind) => kind.size_bytes(rows, cols),
             Self::Q4_0 => q4_0::size_bytes(rows, cols),
+            Self::Group(format) => format.size_bytes(rows, cols),
             Self::HfPacked => hf_packed::size_bytes(rows, cols),
         }
     }
@@ -78,6 +83,12 @@ impl TernaryFormat {
                 kind.unpack_rows(bytes, rows, cols, range, out, &mut scales)
             }
             Self::Q4_0 => q4_0::unpack_rows(bytes, rows, cols, range, out),
+            Self::Group(format) => {
+                let mut scales = vec![0.0; out.len() / format.group_len()];
+                let first = range.start;
+                format.unpack_rows(bytes, rows, cols, range, out, &mut scales)?;
+                group::expect_trits(format, first, cols, out, &scales)
+            }
             Self::HfPacked => hf_packed::unpack_rows(bytes, rows, cols, range, out),
         }
     }
@@ -117,6 +128,10 @@ impl TernaryFormat {
                 kind.pack(weights, &scales, rows, cols, out)
             }
             Self::Q4_0 => q4_0::pack(weights, rows, cols, scale, out),
+            Self::Group(format) => {
+                let scales = vec![scale; weights.len() / format.group_len()];
+                format.pack(weights, &scales, rows, cols, out)
+            }
             Self::HfPacked => hf_packed::pack(weights, rows, cols, out),
         }
     }
@@ -152,6 +167,12 @@ impl TernaryFormat {
             Self::TL2(tile) => tl2::quantize(weights, tile, rows, cols, rounding, out, pool),
             Self::TQ(kind) => kind.quantize(weights, rounding, out, pool),
             Self::Q4_0 => q4_0::quantize(weights, rounding, out, pool),
+            Self::Group(format) => {
+                let mut codes = vec![0; weights.len()];
+                round_rows(weights, rounding.one, &mut codes);
+                let scales = vec![rounding.scale; weights.len() / format.group_len()];
+                format.pack(&codes, &scales, rows, cols, out)
+            }
             Self::HfPacked => hf_packed::quantize(weights, rounding, out, pool),
         }?;
         Ok(rounding.scale)
@@ -221,7 +242,7 @@ impl TernaryFormat {
     /// The scale that multiplies the weights of a whole tensor; `None` where the format keeps it
     /// elsewhere.
     ///
-    /// TQ1_0, TQ2_0 and Q4_0 have a scale a block: blocks that disagree are an error, for then the
+    /// TQ1_0, TQ2_0, Q4_0 and the group formats have a scale a block: blocks that disagree are an error, for then the
     /// tensor was not ternary with one scale before it was packed.
     pub fn scale(self, bytes: &[u8], rows: usize, cols: usize) -> Result<Option<f32>> {
         match self {
@@ -232,6 +253,7 @@ impl TernaryFormat {
                 tq::uniform_scale(kind.name(), &kind.scales(bytes, rows, cols)?).map(Some)
             }
             Self::Q4_0 => q4_0::scale(bytes, rows, cols).map(Some),
+            Self::Group(format) => format.scale(bytes, rows, cols).map(Some),
             Self::HfPacked => Ok(None),
         }
     }

@@ -30,7 +30,7 @@ const FORMAT: &str = "I2_S";
 /// How the codes of an I2_S tensor are arranged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Form {
-    /// Blocks of 128: every official download, and whatever is quantized on x86.
+    /// Blocks of 128: every official download, and files quantized on x86.
     #[default]
     Block128,
     /// Blocks of 64: files quantized on ARM by releases since November 2025.

@@ -15,9 +15,11 @@ mod codes;
 pub mod dense;
 mod error;
 mod format;
+pub mod group;
 pub mod hf_packed;
 pub mod i2_s;
 pub mod i2s_32;
+mod kquants;
 mod pieces;
 pub mod q4_0;
 mod q6_k;
@@ -34,6 +36,7 @@ mod golden;
 pub use block::BlockForm;
 pub use error::{Error, Result};
 pub use format::TernaryFormat;
+pub use group::GroupFormat;
 pub use scaling::Scaling;
 
 /// Compiles and runs the example of the README.

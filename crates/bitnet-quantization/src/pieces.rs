@@ -66,7 +66,7 @@ pub(crate) fn for_each_piece<P: Send>(
     }
 }
 
-/// A panic elsewhere is reported by the pool; what it left is not used.
+/// Ignores poisoning: the pool reports the panic, and the data are not used afterwards.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_piece_that_fails_is_told_whichever_failed_first() {
+    fn the_error_of_the_first_piece_is_returned_whichever_failed_first() {
         let (failed, has_failed) = mpsc::channel();
         let has_failed = Mutex::new(has_failed);
         let result = for_each_piece(

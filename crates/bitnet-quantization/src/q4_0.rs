@@ -6,7 +6,7 @@
 //! ```
 //! The quantizer takes d so that the first weight of the largest magnitude becomes −8, so ternary
 //! weights ±s come out as −8d and, clamped, +7d, with s = 8·|d|. Read by those two numbers the
-//! weights would be lopsided; here they are what they were before. A writer that takes d = s itself
+//! weights would be lopsided; this reader restores ±s. A writer that takes d = s itself
 //! leaves −1, 0, +1, which are read too. Whatever else a block holds was not ternary and is an
 //! error.
 

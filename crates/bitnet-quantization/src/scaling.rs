@@ -22,7 +22,7 @@ pub enum Scaling {
     /// to even, limited to −1…1; the scale is `1 / s`.
     AbsMean,
     /// The scale is max|w|, and weights of at least half of it are ±1: exact for weights that are
-    /// ternary times a scale, whatever that is. The scale of zeros is 0.
+    /// ternary times any scale. The scale of zeros is 0.
     AbsMax,
     /// This scale, finite and above 0, and each weight's nearest code, ties to the even one.
     /// Formats with a code −2 use it.

@@ -242,7 +242,7 @@ pub fn pack(
 }
 
 /// Packs `range` of the rows, which begins and ends at multiples of sixteen, and the scale into a
-/// tensor's bytes; those of other rows stay. weights: `[range.len(), cols]`; out: the whole tensor,
+/// tensor's bytes; other rows stay. weights: `[range.len(), cols]`; out: the whole tensor,
 /// `size_bytes(rows, cols)`.
 pub fn pack_rows(
     weights: &[i8],

@@ -114,6 +114,18 @@ impl Kind {
         Ok(())
     }
 
+    /// The codes of one block, with 2 for a code 3, and its scale, unchecked.
+    pub(crate) fn decode(self, block: &[u8], codes: &mut [i8]) -> f32 {
+        let (packed, d) = block.split_at(self.block_bytes() - 2);
+        if let Some(codes) = codes.as_chunks_mut::<BLOCK_LEN>().0.first_mut() {
+            match self {
+                Self::TQ1_0 => decode_digits(packed, codes),
+                Self::TQ2_0 => drop(decode_bits(packed, codes)),
+            }
+        }
+        f16::from_le_bytes([d[0], d[1]]).to_f32()
+    }
+
     /// The scales of all blocks of a tensor, `[rows, cols / 256]`.
     pub fn scales(self, bytes: &[u8], rows: usize, cols: usize) -> Result<Vec<f32>> {
         expect_len(
@@ -186,7 +198,7 @@ impl Kind {
     }
 }
 
-fn scale_to_f16(scale: f32, block: usize) -> Result<f16> {
+pub(crate) fn scale_to_f16(scale: f32, block: usize) -> Result<f16> {
     let d = f16::from_f32(scale);
     if d.is_finite() {
         Ok(d)
@@ -200,7 +212,7 @@ fn scale_to_f16(scale: f32, block: usize) -> Result<f16> {
 }
 
 vectorized! {
-    /// Rounds and packs blocks of `LEN` bytes: those of TQ1_0 or of TQ2_0.
+    /// Rounds and packs blocks of `LEN` bytes: 54 mean TQ1_0, 66 mean TQ2_0.
     fn quantize_blocks<'a, const LEN: usize>(weights: &'a [f32], one: f32, d: [u8; 2], out: &'a mut [u8]) -> () {
         for (weights, block) in weights.as_chunks::<BLOCK_LEN>().0.iter().zip(out.as_chunks_mut::<LEN>().0) {
             let mut codes = [0; BLOCK_LEN];
@@ -250,7 +262,7 @@ fn decode_digits(codes: &[u8], out: &mut [i8; BLOCK_LEN]) {
 }
 
 #[inline(always)]
-fn decode_part<const LEN: usize>(codes: &[u8], out: &mut [i8]) {
+pub(crate) fn decode_part<const LEN: usize>(codes: &[u8], out: &mut [i8]) {
     let mut power = 1u8;
     for out in out.as_chunks_mut::<LEN>().0 {
         for (w, code) in out.iter_mut().zip(codes) {
@@ -270,7 +282,7 @@ fn encode_digits(weights: &[i8; BLOCK_LEN], codes: &mut [u8]) {
 }
 
 #[inline(always)]
-fn encode_part<const LEN: usize>(weights: &[i8], codes: &mut [u8]) {
+pub(crate) fn encode_part<const LEN: usize>(weights: &[i8], codes: &mut [u8]) {
     let mut numbers = [0u16; LEN];
     let digits = weights.as_chunks::<LEN>().0;
     for weights in digits {

@@ -1,7 +1,12 @@
-//! The dequantizers of embeddings and heads, against the formulas written out value by value.
+//! The dequantizers of embeddings and heads, against the formulas written out value by value and
+//! against other programs' values.
 
-use bitnet_quantization::{Error, dense::Dense};
+use bitnet_quantization::GroupFormat::{PQ2_0, PTQ1_0, Q1_0, Q2_0, TQ};
+use bitnet_quantization::dense::Dense::{self, Group};
+use bitnet_quantization::tq::Kind;
+use bitnet_quantization::{Error, GroupFormat};
 use half::{bf16, f16};
+use sha2::{Digest, Sha256};
 
 fn random_bytes(len: usize) -> Vec<u8> {
     let mut x = 0x2545_f491_4f6c_dd1du64;
@@ -218,4 +223,161 @@ fn sizes_are_checked() {
         .dequantize(&[0; 33], &mut [0.0; 32])
         .unwrap_err();
     assert_eq!(error.to_string(), "Q8_0 row has 33 elements, expected 34");
+}
+
+/// Format, where its f16 fields are, and SHA-256 of the f32 values of five blocks of
+/// [`lcg_blocks`], from the Python package gguf 0.19 (`quants.dequantize`), and for the group
+/// formats of a numpy program written from their description.
+const REFERENCE: [(Dense, &[usize], &str); 18] = [
+    (
+        Dense::Q8_0,
+        &[0],
+        "4f2a5fe4d57be86f628bf985c09d79c81f78a11210192c47126ee67b8aa2bc77",
+    ),
+    (
+        Dense::Q6_K,
+        &[208],
+        "ebe2e41682d51eecb10ebddf809b2180216cd93474ff0981645dfd12177fe794",
+    ),
+    (
+        Dense::Q4_1,
+        &[0, 2],
+        "f829c0797c22849f20662f9fcc2fc4be22b947423598d8b909cb43c6a0b46632",
+    ),
+    (
+        Dense::Q5_0,
+        &[0],
+        "ffcfcc416d16895e4b9089b8c03c4617e9476fb31e53bb01cab0225151511bb1",
+    ),
+    (
+        Dense::Q5_1,
+        &[0, 2],
+        "5b74c28cb77da0c2132ccdfecd4d54c79e78f3aa31fbc8dbec88f656f2eff7f9",
+    ),
+    (
+        Dense::Q2_K,
+        &[80, 82],
+        "60b8fa16874507d5160b77fe3029bf74f343ae171834f3b7dd43e2d6be5b948a",
+    ),
+    (
+        Dense::Q3_K,
+        &[108],
+        "eb96a6395e421cc6695d50ea563c3567f60abfdd7db5e043fe6cbb7f5f0e8266",
+    ),
+    (
+        Dense::Q4_K,
+        &[0, 2],
+        "6f45fdc87571811b869155d4c38753528d0a0e20ed9191bdd3293b1e2e0ef824",
+    ),
+    (
+        Dense::Q5_K,
+        &[0, 2],
+        "d3bf834c649311869b2d888147f2b2440e7b22bba90708cf93b975a0c30816b7",
+    ),
+    (
+        Dense::IQ4_NL,
+        &[0],
+        "e59f793e8074c85e5af7d3d9b66883cd3a8955c0ccbd145215194d7b76fe40d9",
+    ),
+    (
+        Dense::IQ4_XS,
+        &[0],
+        "be8c4b25afae53fbc97428425ec6ae0d6f7dcdd639e52e4a1ee5698e22566959",
+    ),
+    (
+        Dense::MXFP4,
+        &[],
+        "9e4da26b34455168e6707be8b23597fa8b8d8b3f7e8f803e0f01369a0849a28a",
+    ),
+    (
+        Dense::Group(TQ(Kind::TQ1_0)),
+        &[52],
+        "c4707141d2f89ceb23940f784eb5eddfb3ff7cebc83fbd131e4e6b7d245b48a3",
+    ),
+    (
+        Dense::Group(TQ(Kind::TQ2_0)),
+        &[64],
+        "27ef19491ab9e7b5d94f98d8dc574b0cef025b1992b07552c93aba763992e75f",
+    ),
+    (
+        Dense::Group(Q1_0),
+        &[0],
+        "a8ce6c06e86792ce9655ebe034b65c534f471aab43d0d3f6cbc5eabef9335ea4",
+    ),
+    (
+        Dense::Group(Q2_0),
+        &[0],
+        "41baf1a7e2f5c7d9fb85eee33f36ce1b295d1fab443e97c31745591b591c5b3b",
+    ),
+    (
+        Dense::Group(PQ2_0),
+        &[0],
+        "9b435393941df748b61232946cdd4235c883093cc2d2b861c520d3795c81dc55",
+    ),
+    (
+        Dense::Group(PTQ1_0),
+        &[26],
+        "feef5584f5ce4984faf93606d4b367f9689d69178f6cb65fda731e8258995ca8",
+    ),
+];
+
+/// Five blocks from the generator of the format descriptions, with f16 fields of ordinary size.
+fn lcg_blocks(block_bytes: usize, f16_at: &[usize]) -> Vec<u8> {
+    let mut x = 12345u32;
+    let next = || {
+        x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (x >> 24) as u8
+    };
+    let mut bytes: Vec<u8> = std::iter::repeat_with(next).take(5 * block_bytes).collect();
+    for block in bytes.chunks_exact_mut(block_bytes) {
+        for at in f16_at {
+            block[at + 1] = block[at + 1] & 0x83 | 0x28;
+        }
+        if f16_at.is_empty() {
+            block[0] &= 0x7f; // an exponent
+        }
+    }
+    bytes
+}
+
+#[test]
+fn every_format_gives_the_references_values() {
+    for (format, f16_at, expected) in REFERENCE {
+        let bytes = lcg_blocks(format.block_bytes(), f16_at);
+        let values = dequantized(format, &bytes, 5 * format.block_len());
+        // Zeros have no sign here.
+        let values: Vec<u8> = values
+            .iter()
+            .flat_map(|x| (x + 0.0).to_le_bytes())
+            .collect();
+        let found: String = Sha256::digest(&values)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        assert_eq!(found, expected, "{}", format.name());
+    }
+}
+
+#[test]
+fn formats_that_are_only_read_refuse_to_be_written() {
+    let only_read = REFERENCE
+        .into_iter()
+        .filter(|(format, ..)| !matches!(format, Dense::Q8_0 | Dense::Q6_K));
+    for (format, ..) in only_read {
+        let values = vec![0.5; format.block_len()];
+        let error = format
+            .quantize(&values, &mut vec![0; format.block_bytes()])
+            .unwrap_err();
+        assert!(error.to_string().contains("not written in it"), "{error}");
+    }
+}
+
+#[test]
+fn group_formats_name_themselves_in_both_lists() {
+    for format in GroupFormat::ALL {
+        assert!(
+            REFERENCE.iter().any(|(dense, ..)| *dense == Group(format)),
+            "{format:?}"
+        );
+    }
 }

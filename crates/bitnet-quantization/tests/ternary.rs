@@ -111,7 +111,7 @@ proptest! {
 
 #[test]
 fn tiles_are_chosen_for_every_shape_that_can_have_one_and_packed_a_tile_at_a_time() {
-    // Those of 2B-4T and Falcon3, narrow ones, and one whose rows are a prime times sixteen.
+    // Shapes of 2B-4T and Falcon3, narrow ones, and one whose rows are a prime times sixteen.
     let shapes = [
         (2560, 2560),
         (640, 2560),

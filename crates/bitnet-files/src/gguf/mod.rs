@@ -1,9 +1,8 @@
 //! GGUF: a model file, checked completely when opened, then read where it lies.
 //!
-//! The first step of a model's life: `file → map → TensorView → packed weights`. What `open`
-//! accepts is sound: every range lies in the file, no two tensors overlap, every string is UTF-8,
-//! every size is the one its type and shape demand. So the rest of the crate indexes without asking
-//! again.
+//! The first step of loading: `file → map → TensorView → packed weights`. A file that opens is
+//! sound: every range lies in the file, no two tensors overlap, every string is UTF-8, and every
+//! size follows from its type and shape. Later code indexes without further checks.
 //!
 //! ```text
 //! "GGUF" | version u32 | tensor count u64 | pair count u64
@@ -15,6 +14,7 @@
 
 mod metadata;
 mod reader;
+mod split;
 mod types;
 mod writer;
 
@@ -29,15 +29,16 @@ pub use writer::{CopiedValue, GgufWriter, MetadataValue, TensorInfo};
 use crate::error::{Error, Result, shown};
 use crate::mmap::{Extent, ModelBytes};
 use reader::Reader;
+use split::Split;
 use types::TypeDialect;
 
 const MAGIC: &[u8; 4] = b"GGUF";
-/// Tensors and metadata pairs a file can have: some ten times what the largest models have, so that
-/// what is kept of each cannot outgrow the file by more than a few megabytes.
+/// Maximum number of tensors and of metadata pairs: about ten times that of the largest models. It
+/// bounds the memory of the index.
 const COUNT_MAX: u64 = 65_536;
-/// Dimensions a tensor can have.
+/// Maximum number of dimensions.
 const RANK_MAX: usize = 4;
-/// Bytes of a tensor's name; the writers allow 64.
+/// Maximum length of a tensor's name in bytes; writers allow 64.
 const NAME_BYTES_MAX: usize = 255;
 /// The shortest tensor entry: an empty name's length, rank, one dimension, type, offset.
 const ENTRY_BYTES_MIN: u64 = 8 + 4 + 8 + 4 + 8;
@@ -46,7 +47,8 @@ const ALIGNMENT_MAX: u32 = 1 << 20;
 
 /// An open GGUF file. Opening reads the metadata and the tensor list, no tensor data.
 pub struct Gguf {
-    bytes: Arc<ModelBytes>,
+    /// The file, or the parts of a split model in order; metadata are the first one's.
+    files: Vec<Arc<ModelBytes>>,
     version: u32,
     alignment: usize,
     metadata: Metadata,
@@ -56,8 +58,9 @@ pub struct Gguf {
     by_name: Vec<u32>,
 }
 
-/// A tensor's place in the file.
+/// A tensor's type, shape and place in the file.
 struct Entry {
+    /// In the file of `data`.
     name: Range<usize>,
     dtype: TensorType,
     dims: [usize; RANK_MAX],
@@ -65,16 +68,17 @@ struct Entry {
     data: TensorRange,
 }
 
-/// Where the bytes of a tensor lie in its file: a tensor remembered beyond a borrow of its
-/// [`Gguf`].
+/// Where the bytes of a tensor are in its file. Outlives a borrow of the [`Gguf`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TensorRange {
+    /// The index of the file, 0 but for a split model.
+    file: usize,
     offset: usize,
     len: usize,
 }
 
-/// A tensor in a file. Only an open [`Gguf`] makes one, so its data always has the size that its
-/// type and shape demand.
+/// A tensor in a file. Only an open [`Gguf`] makes one, so the size of its data always fits its
+/// type and shape.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct TensorView<'a> {
@@ -85,7 +89,7 @@ pub struct TensorView<'a> {
     /// 1 to 4 dimensions, each at least 1, in the order of the file: `dims[0]` is the contiguous
     /// one.
     pub dims: &'a [usize],
-    /// Its bytes. No alignment of their address is promised.
+    /// Its bytes, at any alignment.
     pub data: &'a [u8],
     range: TensorRange,
 }
@@ -109,9 +113,16 @@ impl TensorView<'_> {
 
 impl Gguf {
     /// Maps and checks a file. Costs some milliseconds for a metadata section of megabytes,
-    /// whatever the file's size.
+    /// independent of the file's size.
+    ///
+    /// Of a split model `path` is the first part, `NAME-00001-of-0000N.gguf`; the others are opened
+    /// beside it.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::parse(ModelBytes::map(path)?)
+        let first = Self::parse(ModelBytes::map(path)?)?;
+        match Split::of(&first)? {
+            None => Ok(first),
+            Some(split) => split::join(first, path, split),
+        }
     }
 
     /// Checks a model that is embedded in the program.
@@ -119,7 +130,7 @@ impl Gguf {
         Self::parse(ModelBytes::Static(bytes))
     }
 
-    /// Checks a model that was read or made in memory.
+    /// Checks a model that was read or made in memory; of a split model that is one part.
     pub fn from_vec(bytes: Vec<u8>) -> Result<Self> {
         Self::parse(ModelBytes::Owned(bytes))
     }
@@ -129,9 +140,9 @@ impl Gguf {
         self.version
     }
 
-    /// The file's length in bytes.
+    /// The length in bytes, of all parts of a split model.
     pub fn file_len(&self) -> usize {
-        self.bytes.len()
+        self.files.iter().map(|file| file.len()).sum()
     }
 
     /// The alignment of the tensor data, in bytes.
@@ -152,14 +163,14 @@ impl Gguf {
     /// The tensor of a name.
     pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
         let found = self.by_name.binary_search_by_key(&name.as_bytes(), |&i| {
-            &self.bytes[self.tensors[i as usize].name.clone()]
+            self.tensors[i as usize].name(&self.files)
         });
         found
             .ok()
             .map(|at| self.view(&self.tensors[self.by_name[at] as usize]))
     }
 
-    /// The tensor of a name that must be there.
+    /// The tensor of a name, or an error if there is none.
     pub fn require_tensor(&self, name: &str) -> Result<TensorView<'_>> {
         self.tensor(name)
             .ok_or_else(|| Error::TensorMissing { name: name.into() })
@@ -167,29 +178,28 @@ impl Gguf {
 
     /// The bytes of a tensor of this file.
     pub fn bytes(&self, range: TensorRange) -> &[u8] {
-        &self.bytes[range.offset..range.offset + range.len]
+        &self.files[range.file][range.offset..range.offset + range.len]
     }
 
     /// A tensor's bytes, kept beyond a borrow of this file.
     pub fn extent(&self, range: TensorRange) -> Extent {
-        Extent::new(&self.bytes, range.offset, range.len)
+        Extent::new(&self.files[range.file], range.offset, range.len)
     }
 
-    /// Tells the system that a tensor will be read once, front to back, soon. Advice: no effect on
-    /// what is read.
+    /// Advises the system that a tensor will soon be read once, front to back.
     pub fn advise_sequential(&self, range: TensorRange) {
-        self.bytes.advise_sequential(range.offset, range.len);
+        self.files[range.file].advise_sequential(range.offset, range.len);
     }
 
-    /// Lets the system take back the memory of a tensor that has been repacked. It stays readable,
-    /// from the file again.
+    /// Lets the system release the memory of a tensor. It stays readable: the bytes come from the
+    /// file again.
     pub fn advise_done(&self, range: TensorRange) {
-        self.bytes.advise_done(range.offset, range.len);
+        self.files[range.file].advise_done(range.offset, range.len);
     }
 
     fn view<'a>(&'a self, entry: &'a Entry) -> TensorView<'a> {
         TensorView {
-            name: std::str::from_utf8(&self.bytes[entry.name.clone()]).unwrap_or_default(), // checked at open
+            name: std::str::from_utf8(entry.name(&self.files)).unwrap_or_default(), // checked at open
             dtype: entry.dtype,
             dims: &entry.dims[..entry.rank],
             data: self.bytes(entry.data),
@@ -221,15 +231,23 @@ impl Gguf {
             raw.iter().any(|entry| matches!(entry.type_id, 36 | 38)),
         );
         refuse_iq4_nl_4_4(&metadata, &raw, &bytes, data_start, alignment)?;
+        let layout = DataLayout {
+            dialect,
+            data_start,
+            alignment,
+            file_len: bytes.len(),
+            offsets: sorted_offsets(&raw),
+        };
         let tensors: Vec<Entry> = raw
             .iter()
-            .map(|entry| entry.place(&bytes, &dialect, data_start, alignment))
+            .map(|entry| entry.place(&layout))
             .collect::<Result<_>>()?;
         drop(raw);
         refuse_overlaps(&bytes, &tensors)?;
-        let by_name = sort_by_name(&bytes, &tensors)?;
+        let files = vec![bytes];
+        let by_name = sort_by_name(&files, &tensors)?;
         Ok(Self {
-            bytes,
+            files,
             version,
             alignment,
             metadata,
@@ -341,24 +359,13 @@ impl<'a> RawEntry<'a> {
     }
 
     /// Settles type and size, and checks that the data lies aligned inside the file.
-    fn place(
-        &self,
-        bytes: &[u8],
-        dialect: &TypeDialect,
-        data_start: usize,
-        alignment: usize,
-    ) -> Result<Entry> {
+    fn place(&self, layout: &DataLayout) -> Result<Entry> {
         let malformed = |problem| Error::GgufMalformed {
             culprit: format!("tensor {}", shown(self.name)),
             problem,
         };
-        let dtype = dialect
-            .read(self.type_id)
-            .ok_or_else(|| Error::TensorType {
-                tensor: shown(self.name),
-                found: types::unknown(self.type_id),
-                supported: types::supported(),
-            })?;
+        let (data_start, alignment) = (layout.data_start, layout.alignment);
+        let dtype = self.settle_type(layout)?;
         let shape = &self.dims[..self.rank];
         let rows = self.dims[1..].iter().product();
         let len = dtype.size_bytes(rows, self.dims[0]).map_err(|why| {
@@ -376,24 +383,93 @@ impl<'a> RawEntry<'a> {
             .ok()
             .and_then(|offset| data_start.checked_add(offset));
         match start.and_then(|start| Some((start, start.checked_add(len)?))) {
-            Some((start, end)) if end <= bytes.len() => Ok(Entry {
+            Some((start, end)) if end <= layout.file_len => Ok(Entry {
                 name: self.name_start..self.name_start + self.name.len(),
                 dtype,
                 dims: self.dims,
                 rank: self.rank,
-                data: TensorRange { offset: start, len },
+                data: TensorRange {
+                    file: 0,
+                    offset: start,
+                    len,
+                },
             }),
             _ => Err(malformed(format!(
                 "{dtype} {shape:?} needs {len} bytes at offset {} of the data section at byte {data_start}, the file has {} bytes",
-                self.offset,
-                bytes.len()
+                self.offset, layout.file_len
             ))),
         }
     }
+
+    /// The type that the id means here: of several, and of ids that others use for something else,
+    /// the one whose size fits the room up to the next tensor.
+    fn settle_type(&self, layout: &DataLayout) -> Result<TensorType> {
+        let candidates = layout.dialect.candidates(self.type_id);
+        let [.., last] = candidates[..] else {
+            return Err(Error::TensorType {
+                tensor: shown(self.name),
+                found: types::unknown(self.type_id),
+                supported: types::supported(),
+            });
+        };
+        if !types::is_contested(self.type_id) {
+            return Ok(last);
+        }
+        let (rows, cols) = (self.dims[1..].iter().product(), self.dims[0]);
+        let room = layout.room_at(self.offset);
+        let fits = |dtype: &TensorType| {
+            let size = dtype.size_bytes(rows, cols);
+            size.is_ok_and(|size| {
+                let left = room.checked_sub(size as u64);
+                left.is_some_and(|left| left < layout.alignment.max(32) as u64)
+            })
+        };
+        candidates.iter().copied().find(fits).ok_or_else(|| {
+            let size = |dtype: &TensorType| match dtype.size_bytes(rows, cols) {
+                Ok(size) => format!("{dtype} {size}"),
+                Err(why) => format!("{dtype} none ({why})"),
+            };
+            Error::TensorSizes {
+                tensor: shown(self.name),
+                id: self.type_id,
+                shape: self.dims[..self.rank].to_vec(),
+                room,
+                sizes: candidates.iter().map(size).collect::<Vec<_>>().join(", "),
+            }
+        })
+    }
 }
 
-/// Says what is really in a file of llama.cpp's that uses id 36 for its former IQ4_NL_4_4: 18 bytes
-/// for 32 weights, where I2_S has 8 bytes and 32 at the end.
+/// What settles the types and places of tensors.
+struct DataLayout {
+    dialect: TypeDialect,
+    data_start: usize,
+    alignment: usize,
+    file_len: usize,
+    /// Of all tensors, ascending.
+    offsets: Vec<u64>,
+}
+
+impl DataLayout {
+    /// Bytes from an offset to the next tensor, or to the end of the file.
+    fn room_at(&self, offset: u64) -> u64 {
+        let after = self.offsets.partition_point(|other| *other <= offset);
+        let end = match self.offsets.get(after) {
+            Some(next) => *next,
+            None => self.file_len.saturating_sub(self.data_start) as u64,
+        };
+        end.saturating_sub(offset)
+    }
+}
+
+fn sorted_offsets(raw: &[RawEntry<'_>]) -> Vec<u64> {
+    let mut offsets: Vec<u64> = raw.iter().map(|entry| entry.offset).collect();
+    offsets.sort_unstable();
+    offsets
+}
+
+/// Refuses files of llama.cpp that use id 36 for its former type IQ4_NL_4_4: it has 18 bytes for 32
+/// weights, where I2_S has 8 bytes and 32 more at the end.
 fn refuse_iq4_nl_4_4(
     metadata: &Metadata,
     raw: &[RawEntry<'_>],
@@ -454,8 +530,14 @@ fn refuse_overlaps(bytes: &[u8], tensors: &[Entry]) -> Result<()> {
     Ok(())
 }
 
-fn sort_by_name(bytes: &[u8], tensors: &[Entry]) -> Result<Vec<u32>> {
-    let name = |&i: &u32| &bytes[tensors[i as usize].name.clone()];
+impl Entry {
+    fn name<'a>(&self, files: &'a [Arc<ModelBytes>]) -> &'a [u8] {
+        &files[self.data.file][self.name.clone()]
+    }
+}
+
+fn sort_by_name(files: &[Arc<ModelBytes>], tensors: &[Entry]) -> Result<Vec<u32>> {
+    let name = |&i: &u32| tensors[i as usize].name(files);
     let mut by_name: Vec<u32> = (0..tensors.len() as u32).collect();
     by_name.sort_unstable_by_key(name);
     match by_name

@@ -1,5 +1,5 @@
-//! A cursor over untrusted bytes: every read is checked against what is left, and an error says
-//! where and of what.
+//! A cursor over untrusted bytes: every read is checked against the bytes left, and an error says
+//! where and in which field.
 
 use std::fmt::Display;
 
@@ -39,8 +39,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Checks that `count` things of at least `size` bytes each can still follow, before any loop
-    /// over them.
+    /// Checks that `count` items of at least `size` bytes each can still follow, before a loop over
+    /// them.
     pub(super) fn expect_room(&self, count: u64, size: u64, what: &dyn Display) -> Result<()> {
         let needed = count.saturating_mul(size);
         if needed <= self.left() as u64 {

@@ -1,19 +1,19 @@
 //! The tensor types of GGUF: ids, names, and how many bytes a tensor of each has.
 //!
-//! Some ids mean different things to different writers; [`TypeDialect`] settles that once a file.
+//! Some ids mean different things to different writers; [`TypeDialect`] settles that once a file,
+//! and for ids of several sizes by the size of each tensor.
 
 use std::fmt;
 
 use bitnet_quantization::dense::Dense;
 use bitnet_quantization::tq::Kind;
-use bitnet_quantization::{TernaryFormat, i2_s, tl1, tl2};
+use bitnet_quantization::{GroupFormat, TernaryFormat, i2_s, tl1, tl2};
 
 use super::metadata::Metadata;
 
 /// How the elements of a tensor are stored.
 ///
-/// Types with a known size can be listed; which of them the engine computes with is for the loader
-/// to say.
+/// These are the types with a known size; the loader decides which ones it computes with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, non_camel_case_types, reason = "the field's own names")]
 pub enum TensorType {
@@ -48,6 +48,17 @@ pub enum TensorType {
     MXFP4,
     TQ1_0,
     TQ2_0,
+    /// Signs, a scale for 128 columns.
+    Q1_0,
+    /// Two bits, a scale for 64 columns.
+    Q2_0,
+    /// Two bits, a scale for 128 columns, under the id of [`TensorType::Q2_0`]: older files of
+    /// Prism.
+    Q2_0_G128,
+    /// The same under an id of its own.
+    PQ2_0,
+    /// Trits, a scale for 128 columns.
+    PTQ1_0,
     /// Ternary, two bits a weight, one scale a tensor.
     I2_S,
     /// int8, one scale a tensor.
@@ -61,7 +72,7 @@ pub enum TensorType {
 use TensorType::*;
 
 /// Type, id, name, and for block types the elements and bytes of a block of one row.
-const TABLE: [(TensorType, u32, &str, usize, usize); 35] = [
+const TABLE: [(TensorType, u32, &str, usize, usize); 40] = [
     (F32, 0, "F32", 1, 4),
     (F16, 1, "F16", 1, 2),
     (Q4_0, 2, "Q4_0", 32, 18),
@@ -97,10 +108,15 @@ const TABLE: [(TensorType, u32, &str, usize, usize); 35] = [
     (TL1, 38, "TL1", 0, 0),
     (TL2, 39, "TL2", 0, 0),
     (MXFP4, 39, "MXFP4", 32, 17),
+    (Q1_0, 41, "Q1_0", 128, 18),
+    (Q2_0, 42, "Q2_0", 64, 18),
+    (Q2_0_G128, 42, "Q2_0 in groups of 128", 128, 34),
+    (PQ2_0, 142, "PQ2_0", 128, 34),
+    (PTQ1_0, 143, "PTQ1_0", 128, 28),
 ];
 
-/// Ids that other engines write and whose sizes are not known here.
-const OTHERS: [(u32, &str); 12] = [
+/// Ids that other engines write, without a known size.
+const OTHERS: [(u32, &str); 11] = [
     (4, "Q4_2, long removed"),
     (5, "Q4_3, long removed"),
     (9, "Q8_1"),
@@ -108,7 +124,6 @@ const OTHERS: [(u32, &str); 12] = [
     (32, "Q4_0_4_8, removed"),
     (33, "Q4_0_8_8, removed"),
     (40, "NVFP4"),
-    (41, "Q1_0"),
     (134, "IQ1_BN of ik_llama.cpp"),
     (135, "IQ2_BN of ik_llama.cpp"),
     (136, "Q8_K64 of ik_llama.cpp"),
@@ -143,6 +158,8 @@ impl TensorType {
             BF16 => 32,
             TQ1_0 => 36,
             TQ2_0 => 37,
+            PQ2_0 => 141,
+            PTQ1_0 => 143,
             TL1 => 38,
             TL2 => 39,
             I2_S => 40,
@@ -192,6 +209,7 @@ impl From<TernaryFormat> for TensorType {
             TernaryFormat::TQ(Kind::TQ1_0) => TQ1_0,
             TernaryFormat::TQ(Kind::TQ2_0) => TQ2_0,
             TernaryFormat::Q4_0 => Q4_0,
+            TernaryFormat::Group(format) => format.into(),
             // GGUF has no type for it: bytes without a scale.
             TernaryFormat::HfPacked => I8,
         }
@@ -207,7 +225,72 @@ impl From<Dense> for TensorType {
             Dense::Q8_0 => Q8_0,
             Dense::Q6_K => Q6_K,
             Dense::Q4_0 => Q4_0,
+            Dense::Q4_1 => Q4_1,
+            Dense::Q5_0 => Q5_0,
+            Dense::Q5_1 => Q5_1,
+            Dense::Q2_K => Q2_K,
+            Dense::Q3_K => Q3_K,
+            Dense::Q4_K => Q4_K,
+            Dense::Q5_K => Q5_K,
+            Dense::IQ4_NL => IQ4_NL,
+            Dense::IQ4_XS => IQ4_XS,
+            Dense::MXFP4 => MXFP4,
+            Dense::Group(format) => format.into(),
         }
+    }
+}
+
+impl From<GroupFormat> for TensorType {
+    fn from(format: GroupFormat) -> Self {
+        match format {
+            GroupFormat::Q1_0 => Q1_0,
+            GroupFormat::Q2_0 => Q2_0,
+            GroupFormat::PQ2_0 => PQ2_0,
+            GroupFormat::PTQ1_0 => PTQ1_0,
+            GroupFormat::TQ(Kind::TQ1_0) => TQ1_0,
+            GroupFormat::TQ(Kind::TQ2_0) => TQ2_0,
+        }
+    }
+}
+
+impl TensorType {
+    /// The format of values that can be read as floats; `None` where there is a scale for a whole
+    /// tensor, or no reader.
+    #[must_use]
+    pub fn dense(self) -> Option<Dense> {
+        Some(match self {
+            F32 => Dense::F32,
+            F16 => Dense::F16,
+            BF16 => Dense::BF16,
+            Q8_0 => Dense::Q8_0,
+            Q6_K => Dense::Q6_K,
+            Q4_0 => Dense::Q4_0,
+            Q4_1 => Dense::Q4_1,
+            Q5_0 => Dense::Q5_0,
+            Q5_1 => Dense::Q5_1,
+            Q2_K => Dense::Q2_K,
+            Q3_K => Dense::Q3_K,
+            Q4_K => Dense::Q4_K,
+            Q5_K => Dense::Q5_K,
+            IQ4_NL => Dense::IQ4_NL,
+            IQ4_XS => Dense::IQ4_XS,
+            MXFP4 => Dense::MXFP4,
+            other => Dense::Group(other.group()?),
+        })
+    }
+
+    /// The format of weights with a scale for each group of columns.
+    #[must_use]
+    pub fn group(self) -> Option<GroupFormat> {
+        Some(match self {
+            Q1_0 => GroupFormat::Q1_0,
+            Q2_0 => GroupFormat::Q2_0,
+            Q2_0_G128 | PQ2_0 => GroupFormat::PQ2_0,
+            PTQ1_0 => GroupFormat::PTQ1_0,
+            TQ1_0 => GroupFormat::TQ(Kind::TQ1_0),
+            TQ2_0 => GroupFormat::TQ(Kind::TQ2_0),
+            _ => return None,
+        })
     }
 }
 
@@ -223,8 +306,9 @@ fn too_large() -> String {
 
 /// What the ambiguous ids mean in one file.
 ///
-/// 39 was TL2 for Microsoft until July 2026 and is MXFP4 for everybody else; since then TL2 is 42.
-/// 36 is I2_S in Microsoft's files and was IQ4_NL_4_4 for a while in llama.cpp.
+/// 39 was TL2 for Microsoft until July 2026 and is MXFP4 in other files; since then TL2 is 42,
+/// which llama.cpp uses for Q2_0, and Prism's older files for Q2_0 in groups of 128. 36 is I2_S in
+/// Microsoft's files and was IQ4_NL_4_4 for a while in llama.cpp.
 pub(super) struct TypeDialect {
     pub(super) tl2_is_39: bool,
 }
@@ -246,18 +330,28 @@ impl TypeDialect {
         }
     }
 
-    /// The type of an id.
-    pub(super) fn read(&self, id: u32) -> Option<TensorType> {
+    /// The types that an id may mean, the likeliest first; none if it is unknown.
+    pub(super) fn candidates(&self, id: u32) -> Vec<TensorType> {
         match id {
-            39 if self.tl2_is_39 => Some(TL2),
-            39 => Some(MXFP4),
-            42 => Some(TL2),
-            _ => TABLE.iter().find(|row| row.1 == id).map(|row| row.0),
+            39 if self.tl2_is_39 => vec![TL2],
+            39 => vec![MXFP4],
+            42 => vec![Q2_0, Q2_0_G128, TL2],
+            _ => TABLE
+                .iter()
+                .filter(|row| row.1 == id)
+                .map(|row| row.0)
+                .collect(),
         }
     }
 }
 
-/// `41 (Q1_0)`, or the bare id.
+/// Whether other programs use this id for something of another size, so that the size of a tensor
+/// must be looked at.
+pub(super) fn is_contested(id: u32) -> bool {
+    matches!(id, 41 | 42 | 142 | 143)
+}
+
+/// `40 (NVFP4)`, or the bare id.
 pub(super) fn unknown(id: u32) -> String {
     match OTHERS.iter().find(|other| other.0 == id) {
         Some((_, name)) => format!("{id} ({name})"),

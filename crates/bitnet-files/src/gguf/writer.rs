@@ -1,5 +1,5 @@
-//! [`GgufWriter`]: a GGUF file, written front to back, so that no more of a model is in memory than
-//! is being written.
+//! [`GgufWriter`]: writes a GGUF file front to back, so that only the current piece of a model is in
+//! memory.
 
 use std::fs::File;
 use std::path::Path;
@@ -14,17 +14,18 @@ use crate::pieces::Pieces;
 #[expect(missing_docs, reason = "the variants are the types they hold")]
 pub enum MetadataValue {
     U32(u32),
+    I32(i32),
     F32(f32),
     Bool(bool),
     String(String),
     Strings(Vec<String>),
     I32s(Vec<i32>),
     F32s(Vec<f32>),
-    /// A value of another file, whatever its type.
+    /// A value of any type, copied from another file.
     Copied(CopiedValue),
 }
 
-/// The id of a type and a value of it, as they lie in a file.
+/// A type id and a value, as a file stores them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CopiedValue(Vec<u8>);
 
@@ -37,7 +38,7 @@ impl From<Value<'_>> for MetadataValue {
 }
 
 impl MetadataValue {
-    /// Whether a file has this value, of this type.
+    /// Whether a value found in a file has the same type and bytes.
     pub fn is(&self, found: Option<Value<'_>>) -> bool {
         let (mut own, mut others) = (Vec::new(), Vec::new());
         self.write(&mut own);
@@ -56,6 +57,7 @@ impl MetadataValue {
         }
         match self {
             Self::U32(value) => Value::U32(*value).write(out),
+            Self::I32(value) => Value::I32(*value).write(out),
             Self::F32(value) => Value::F32(*value).write(out),
             Self::Bool(value) => Value::Bool(*value).write(out),
             Self::String(value) => Value::Str(value).write(out),
@@ -114,15 +116,15 @@ impl TensorInfo {
     }
 }
 
-/// A file being written: first the metadata and the list of tensors, then each tensor's bytes in
-/// that order.
+/// A file that is being written: metadata and tensor list first, then each tensor's bytes in the
+/// order of the list.
 pub struct GgufWriter {
     pieces: Pieces,
     tensors: Vec<TensorInfo>,
 }
 
 impl GgufWriter {
-    /// Makes the file, which must not exist, and writes everything before the data.
+    /// Creates the file, which must not exist, and writes everything before the data.
     ///
     /// # Errors
     /// If the system does not allow it, or a tensor cannot have its shape.
@@ -139,7 +141,7 @@ impl GgufWriter {
         Self::new(file, path, metadata, tensors)
     }
 
-    /// The same into an empty file. path: its name, for messages.
+    /// Like [`GgufWriter::create`], into an empty open file. path: its name, for messages.
     pub fn new(
         file: File,
         path: &Path,
@@ -180,32 +182,31 @@ impl GgufWriter {
     /// If the system does not allow it.
     ///
     /// # Panics
-    /// If the one before is not complete, or there is none left.
+    /// If the tensor before is incomplete, or all are written.
     pub fn begin_tensor(&mut self) -> Result<&TensorInfo> {
         let tensor = &self.tensors[self.pieces.num_begun()];
         self.pieces.begin(tensor.num_bytes()?)?;
         Ok(tensor)
     }
 
-    /// Some bytes of the tensor begun last.
+    /// Appends bytes to the current tensor.
     ///
     /// # Errors
     /// If the system does not allow it.
     ///
     /// # Panics
-    /// If they are more than the tensor has.
+    /// If the tensor has less room.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.pieces.write(bytes)
     }
 
-    /// Hands everything to the system and waits until it is stored. Returns the tensors with the
-    /// checksums of their bytes.
+    /// Flushes everything to the disk. Returns the tensors with the checksums of their bytes.
     ///
     /// # Errors
     /// If the system does not allow it.
     ///
     /// # Panics
-    /// If a tensor is missing or not complete.
+    /// If a tensor is missing or incomplete.
     pub fn finish(self) -> Result<Vec<(TensorInfo, Checksum)>> {
         assert_eq!(
             self.pieces.num_begun(),

@@ -14,10 +14,9 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use crate::error::{Error, Result, shown};
 
-/// The longest header that is read, in bytes; those of the largest models have some hundred
-/// thousand.
+/// Maximum length of a header in bytes; the largest models have some hundred thousand.
 const HEADER_BYTES_MAX: u64 = 16 << 20;
-/// Dimensions a tensor can have.
+/// Maximum number of dimensions.
 const RANK_MAX: usize = 8;
 
 /// How the elements of a tensor are stored.

@@ -151,7 +151,7 @@ fn open_shard(path: &Path) -> Result<Shard> {
     Ok(entries.into_iter().map(tensor).collect())
 }
 
-/// A file of the same directory, whatever the index says.
+/// Whether a name is a file name in the same directory, not a path.
 fn is_file_name(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     matches!(

@@ -28,7 +28,7 @@ impl TensorEntry {
     }
 }
 
-/// A file being written: the list of tensors, then each tensor's bytes in that order.
+/// A file that is being written: the tensor list, then each tensor's bytes in its order.
 pub struct SafetensorsWriter {
     pieces: Pieces,
     tensors: Vec<TensorEntry>,
@@ -37,8 +37,7 @@ pub struct SafetensorsWriter {
 impl SafetensorsWriter {
     /// Writes the header into an empty file. path: its name, for messages.
     pub fn new(file: File, path: &Path, tensors: Vec<TensorEntry>) -> Result<Self> {
-        // Hugging Face's loader refuses files that do not say what kind of program they are from;
-        // all say this.
+        // Hugging Face's loader refuses files without a known format here.
         let mut header = Map::from_iter([("__metadata__".to_owned(), json!({"format": "pt"}))]);
         let mut offset = 0;
         for tensor in &tensors {
@@ -59,26 +58,25 @@ impl SafetensorsWriter {
     /// Begins the next tensor of the list and returns it.
     ///
     /// # Panics
-    /// If the one before is not complete, or there is none left.
+    /// If the tensor before is incomplete, or all are written.
     pub fn begin_tensor(&mut self) -> Result<&TensorEntry> {
         let tensor = &self.tensors[self.pieces.num_begun()];
         self.pieces.begin(tensor.num_bytes())?;
         Ok(tensor)
     }
 
-    /// Some bytes of the tensor begun last.
+    /// Appends bytes to the current tensor.
     ///
     /// # Panics
-    /// If they are more than the tensor has.
+    /// If the tensor has less room.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.pieces.write(bytes)
     }
 
-    /// Hands everything to the system and waits until it is stored. Returns the tensors with the
-    /// checksums of their bytes.
+    /// Flushes everything to the disk. Returns the tensors with the checksums of their bytes.
     ///
     /// # Panics
-    /// If a tensor is missing or not complete.
+    /// If a tensor is missing or incomplete.
     pub fn finish(self) -> Result<Vec<(TensorEntry, Checksum)>> {
         assert_eq!(
             self.pieces.num_begun(),

@@ -14,11 +14,11 @@ use half::bf16;
 
 use super::{
     BATCH_WEIGHTS, ConvertOptions, Input, Meter, Opened, Phase, ProgressFn, Report, TableType,
-    norm_len, slots, write_table,
+    WeightType, norm_len, slots, write_table,
 };
 use crate::config::{Config, RopePairs};
 use crate::error::{Error, Result};
-use crate::huggingface::config::{packed_quantization, write as config_json};
+use crate::huggingface::config::{packed_quantization, repeat_rope_theta, write as config_json};
 use crate::huggingface::source::name as huggingface_name;
 use crate::huggingface::{CONFIG, Checkpoint};
 use crate::source::{LayerSlot, Slot, Source, TernaryTensor};
@@ -46,7 +46,8 @@ fn is_part(name: &str) -> bool {
 /// Writes a model to the directory `path`: config.json, model.safetensors and `files`, such as a
 /// tokenizer's, by name.
 ///
-/// Norms and scales are BF16 where that loses nothing, else F32.
+/// Norms and scales are BF16 where that loses nothing, else F32, unless the options ask for BF16
+/// scales.
 ///
 /// # Errors
 /// If the model cannot be loaded or this form cannot hold it, there is something of that name, or
@@ -113,7 +114,7 @@ pub fn to_checkpoint(
     }
     let written = writer.finish()?;
     meter.start_checking();
-    let rope_pairs = RopePairs::HalfSplit; // whatever the source has
+    let rope_pairs = RopePairs::HalfSplit; // in every directory
     read_back(
         output.partial(),
         &Config {
@@ -124,10 +125,18 @@ pub fn to_checkpoint(
         &mut meter,
     )?;
     output.commit()?;
-    Ok(Report {
+    let mut report = Report {
         tensor_bytes: bytes_total,
         ..Report::default()
-    })
+    };
+    if options.bf16_scales {
+        for item in &plan {
+            if let Content::Codes(tensor) = &item.content {
+                report.note_scale(&item.entry.name, WeightType::BF16, tensor.scale)?;
+            }
+        }
+    }
+    Ok(report)
 }
 
 /// The configuration: the source's own with another quantization, or one made of what a GGUF file
@@ -137,13 +146,14 @@ fn config_of(opened: &Opened<'_>, options: &ConvertOptions) -> Result<serde_json
         Opened::Checkpoint(checkpoint) => {
             let mut json = read_json(&checkpoint.path().join(CONFIG))?;
             json["quantization_config"] = packed_quantization(checkpoint.config());
+            repeat_rope_theta(&mut json, checkpoint.config());
             // Code of the original repository, which is not copied.
             json.as_object_mut().map(|object| object.remove("auto_map"));
             json
         }
         Opened::Gguf(source) => {
             if source.rope_factors()?.is_some() {
-                let problem = "rope_freqs.weight: a config.json states how such factors are made, not what they are";
+                let problem = "rope_freqs.weight: a config.json cannot state rotary factors, only rules that make them";
                 return Err(Error::Convert {
                     problem: problem.to_owned(),
                 });
@@ -169,8 +179,8 @@ fn config_of(opened: &Opened<'_>, options: &ConvertOptions) -> Result<serde_json
     Ok(json)
 }
 
-/// A tensor of the file to be and what it is made of. Small things are held; tables and weights lie
-/// in the source's files.
+/// A tensor to write and its source. Small tensors are in memory; tables and weights stay in the
+/// source's files.
 struct Item {
     entry: TensorEntry,
     content: Content,
@@ -236,7 +246,11 @@ impl Item {
                     return Err(Error::Convert { problem });
                 }
                 let tensor = source.projection(index, projection, rows, cols, pool)?;
-                let scale = floats(format!("{name}_scale"), vec![tensor.scale]);
+                let scale = match options.bf16_scales {
+                    true => bf16::from_f32(tensor.scale).to_f32(),
+                    false => tensor.scale,
+                };
+                let scale = floats(format!("{name}_scale"), vec![scale]);
                 vec![
                     item(
                         name,
@@ -323,7 +337,7 @@ fn write_text(path: &Path, text: &str) -> Result<()> {
     })?)
 }
 
-/// Opens the written directory and checks that it says and holds what was meant.
+/// Opens the written directory and compares it with the source.
 fn read_back(
     path: &Path,
     config: &Config,
@@ -358,7 +372,7 @@ fn read_back(
             )));
         }
     }
-    // What it is called is not what it is.
+    // Names may differ.
     let plain = |config: &Config| Config {
         name: None,
         architecture_name: String::new(),

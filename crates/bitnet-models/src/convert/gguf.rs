@@ -9,7 +9,7 @@ use bitnet_kernels::Pool;
 use bitnet_quantization::dense::Dense;
 use bitnet_quantization::i2_s::Form;
 use bitnet_quantization::tq::{self, Kind};
-use bitnet_quantization::{TernaryFormat, tl1, tl2};
+use bitnet_quantization::{GroupFormat, TernaryFormat, tl1, tl2};
 
 use super::{
     BATCH_WEIGHTS, ConvertOptions, Input, Meter, Opened, Phase, ProgressFn, Report, WeightType,
@@ -215,6 +215,7 @@ fn stored_weights(
             weights.dtype()
         )),
     };
+    let group = |format: GroupFormat| multiple(TernaryFormat::Group(format), format.group_len());
     let tiled = |format: Option<TernaryFormat>| match format {
         Some(format) => Ok(Stored::Ternary(format)),
         None => refuse(format!(
@@ -226,6 +227,9 @@ fn stored_weights(
         WeightType::I2_S => multiple(TernaryFormat::I2_S(Form::Block128), 128),
         WeightType::TQ1_0 => multiple(TernaryFormat::TQ(Kind::TQ1_0), tq::BLOCK_LEN),
         WeightType::TQ2_0 => multiple(TernaryFormat::TQ(Kind::TQ2_0), tq::BLOCK_LEN),
+        WeightType::Q2_0 => group(GroupFormat::Q2_0),
+        WeightType::PQ2_0 => group(GroupFormat::PQ2_0),
+        WeightType::PTQ1_0 => group(GroupFormat::PTQ1_0),
         WeightType::TL1 => tiled(tl1::Tile::choose(rows, cols).map(TernaryFormat::TL1)),
         WeightType::TL2 => tiled(tl2::Tile::choose(rows, cols).map(TernaryFormat::TL2)),
         WeightType::F16 => Ok(Stored::Floats(Dense::F16)),
@@ -292,7 +296,7 @@ fn metadata(
     out
 }
 
-/// Keys that speak of the source's own bytes.
+/// Whether a key describes the source file itself, not the model.
 fn is_about_the_file(key: &str) -> bool {
     key == "general.alignment"
         || ["split.", "bitnet.tl1.tile.", "bitnet.tl2.tile."]
@@ -455,8 +459,8 @@ impl Job<'_, '_, '_> {
         self.write(info, &out)
     }
 
-    /// Packs some rows at a time: blocks do not straddle rows here, so the pieces are those of the
-    /// whole.
+    /// Packs some rows at a time: blocks do not straddle rows here, so the pieces join without
+    /// seams.
     fn ternary_rows(
         &mut self,
         info: &TensorInfo,
@@ -548,7 +552,7 @@ impl Weights<'_> {
     }
 }
 
-/// Opens the written file and checks that it says and holds what was meant.
+/// Opens the written file and compares it with the source.
 fn read_back(
     path: &Path,
     config: &Config,

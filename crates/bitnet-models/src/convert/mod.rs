@@ -1,9 +1,9 @@
 //! Writes a model in another form: any source that can be loaded, as a GGUF file or as a Hugging
 //! Face directory.
 //!
-//! Tensor by tensor and some rows at a time, so memory stays bounded whatever the model's size: by
-//! some megabytes, with TL1 and TL2 by the packed size of the largest matrix. The result appears
-//! under its name only when it is complete and has been read back.
+//! It goes tensor by tensor, some rows at a time, so memory use does not depend on the model's size:
+//! some megabytes, with TL1 and TL2 the packed size of the largest matrix. The result gets its name
+//! only when it is complete and has been read back.
 
 mod checkpoint;
 mod gguf;
@@ -28,9 +28,9 @@ use crate::table::Table;
 pub use checkpoint::{CHECKPOINT_FILES, to_checkpoint};
 pub use gguf::to_gguf;
 
-/// Weights that are unpacked at once.
+/// Number of weights to unpack at once.
 const BATCH_WEIGHTS: usize = 1 << 20;
-/// Bytes that are read back at once.
+/// Number of bytes to read back at once.
 const READ_BACK_BYTES: usize = 4 << 20;
 
 /// A model to convert.
@@ -39,7 +39,7 @@ pub enum Input<'a> {
     /// A Hugging Face directory. Float weights are quantized by the absmean formula, as the model's
     /// own code does.
     Checkpoint(&'a Checkpoint),
-    /// A GGUF file, and how to read what it leaves unsaid.
+    /// A GGUF file, and options for things that it does not state.
     Gguf {
         /// The file.
         gguf: &'a Arc<Gguf>,
@@ -97,6 +97,12 @@ pub enum WeightType {
     TQ1_0,
     /// 2.06 bits a weight, an f16 scale for each 256.
     TQ2_0,
+    /// 2.25 bits a weight, an f16 scale for each 64.
+    Q2_0,
+    /// 2.125 bits a weight, an f16 scale for each 128.
+    PQ2_0,
+    /// 1.75 bits a weight, an f16 scale for each 128.
+    PTQ1_0,
     /// Two bits a weight in tiles for table lookup on ARM.
     TL1,
     /// 1.67 bits a weight in tiles for table lookup on x86.
@@ -117,6 +123,9 @@ impl WeightType {
             Self::I2_S => TensorType::I2_S,
             Self::TQ1_0 => TensorType::TQ1_0,
             Self::TQ2_0 => TensorType::TQ2_0,
+            Self::Q2_0 => TensorType::Q2_0,
+            Self::PQ2_0 => TensorType::PQ2_0,
+            Self::PTQ1_0 => TensorType::PTQ1_0,
             Self::TL1 => TensorType::TL1,
             Self::TL2 => TensorType::TL2,
             Self::F16 => TensorType::F16,
@@ -129,7 +138,9 @@ impl WeightType {
     fn rounded(self, scale: f32) -> f32 {
         match self {
             Self::I2_S | Self::TL1 | Self::TL2 | Self::F32 => scale,
-            Self::TQ1_0 | Self::TQ2_0 | Self::F16 => half::f16::from_f32(scale).to_f32(),
+            Self::TQ1_0 | Self::TQ2_0 | Self::Q2_0 | Self::PQ2_0 | Self::PTQ1_0 | Self::F16 => {
+                half::f16::from_f32(scale).to_f32()
+            }
             Self::BF16 => half::bf16::from_f32(scale).to_f32(),
         }
     }
@@ -168,10 +179,13 @@ impl TableType {
 pub struct ConvertOptions {
     /// How projections are stored in a GGUF file. A directory has them packed.
     pub weights: WeightType,
-    /// How embedding and head are stored. `None`: as a GGUF file has them; those of a directory as
+    /// How embedding and head are stored. `None`: as a GGUF file has them; tables of a directory as
     /// F16 in a GGUF file, or as its projections if those are floats. A directory takes floats
     /// only, and F32 for what was quantized.
     pub tables: Option<TableType>,
+    /// Whether the scales in a directory are rounded to BF16, as mlx-lm needs them beside BF16
+    /// tables.
+    pub bf16_scales: bool,
     /// Whether a file or directory of that name is replaced.
     pub force: bool,
     /// `general.name`; the source's own or the directory's name if `None`.
@@ -183,14 +197,14 @@ pub struct ConvertOptions {
 pub struct Report {
     /// Bytes of all tensors.
     pub tensor_bytes: usize,
-    /// Ternary tensors whose scale was rounded to what the format keeps of it.
+    /// Ternary tensors whose scale the format rounds.
     pub scales_rounded: usize,
     /// The most that one of them changed, as a share of it.
     pub scale_change_max: f32,
 }
 
 impl Report {
-    /// Takes note of a scale and of what a type keeps of it. Errs if that is nothing.
+    /// Records a scale and returns it as a type stores it. Errs if the type cannot store it.
     fn note_scale(&mut self, tensor: &str, weights: WeightType, scale: f32) -> Result<f32> {
         let kept = weights.rounded(scale);
         if !kept.is_finite() || (kept == 0.0 && scale != 0.0) {
@@ -233,7 +247,7 @@ pub enum Phase {
 /// [`Error::Interrupted`].
 pub type ProgressFn<'a> = dyn FnMut(Progress<'_>) -> ControlFlow<()> + 'a;
 
-/// Counts bytes and tells the caller.
+/// Counts bytes and reports progress.
 struct Meter<'a, 'b> {
     progress: &'a mut ProgressFn<'b>,
     phase: Phase,
@@ -261,8 +275,8 @@ impl Meter<'_, '_> {
         (self.phase, self.bytes_done) = (Phase::Checking, 0);
     }
 
-    /// Whether bytes read back have the checksum of those that were written. done: lets the system
-    /// take back their memory.
+    /// Whether bytes that were read back have the checksum of the written ones. done: releases their
+    /// memory.
     fn check(
         &mut self,
         tensor: &str,
@@ -281,7 +295,7 @@ impl Meter<'_, '_> {
 }
 
 /// The tensors of a model in the order they are written, without rope factors.
-fn slots(source: &dyn Source) -> Vec<Slot> {
+pub(crate) fn slots(source: &dyn Source) -> Vec<Slot> {
     use LayerSlot::{AttentionNorm, AttentionSubNorm, FfnNorm, FfnSubNorm, InputNorm, Weight};
     let config = source.config();
     let mut slots = vec![Slot::Embedding];
@@ -310,7 +324,7 @@ fn slots(source: &dyn Source) -> Vec<Slot> {
 }
 
 /// The length of a norm's weights.
-fn norm_len(slot: LayerSlot, config: &Config) -> usize {
+pub(crate) fn norm_len(slot: LayerSlot, config: &Config) -> usize {
     match slot {
         LayerSlot::AttentionSubNorm => config.attention.heads * config.attention.head_dim,
         LayerSlot::FfnSubNorm => config.ffn_size,
@@ -365,7 +379,7 @@ fn write_table(
             }
         });
         for (row, slot) in (first..).zip(rows) {
-            // The index is to be that in the tensor.
+            // Report the index within the whole tensor.
             slot.into_inner()
                 .unwrap_or_else(PoisonError::into_inner)
                 .1

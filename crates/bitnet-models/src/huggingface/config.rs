@@ -51,7 +51,7 @@ pub(super) enum RopeScaling {
     },
 }
 
-/// A class of models, and what its configuration means where `config.json` is silent.
+/// A class of models and the defaults of its configuration.
 #[derive(Clone, Copy)]
 struct Class {
     /// The name in `architectures`.
@@ -341,7 +341,13 @@ fn llama3(keys: &Keys<'_>, root: &Keys<'_>, context_length: usize) -> Result<Rop
 
 /// How a directory says that its weights are packed and that their scales multiply.
 pub(crate) fn packed_quantization(config: &Config) -> Value {
-    let mut object = json!({"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline"});
+    let mut object = json!({
+        "quant_method": "bitnet",
+        "linear_class": "autobitlinear",
+        "quantization_mode": "offline",
+        // What transformers takes a missing list to be; mlx-lm would quantize an untied head.
+        "modules_to_not_convert": ["lm_head"],
+    });
     if let Some(eps) = config.input_norm_eps {
         (object["use_rms_norm"], object["rms_norm_eps"]) = (true.into(), number(eps));
     }
@@ -380,11 +386,24 @@ pub(crate) fn write(config: &Config, tied: bool, bos: Option<u32>, eos: Option<u
         "eos_token_id": eos,
         "quantization_config": packed_quantization(config),
     });
+    // Newer readers take `rope_parameters`, older ones and mlx-lm the keys beside it.
+    let mut rope = json!({"rope_type": "default", "rope_theta": number(config.rope_theta)});
     if config.rope_scaling_factor != 1.0 {
         let factor = number(config.rope_scaling_factor);
+        rope["rope_type"] = "linear".into();
+        rope["factor"] = factor.clone();
         object["rope_scaling"] = json!({"rope_type": "linear", "type": "linear", "factor": factor});
     }
+    object["rope_parameters"] = rope;
     object
+}
+
+/// Repeats the base of the rotary frequencies beside `rope_parameters`, where older readers look
+/// for it.
+pub(crate) fn repeat_rope_theta(json: &mut Value, config: &Config) {
+    if json["rope_theta"].is_null() {
+        json["rope_theta"] = number(config.rope_theta);
+    }
 }
 
 /// The shortest decimal that is this f32; as an f64 it would get digits that mean nothing.

@@ -22,7 +22,9 @@ use bitnet_files::{Extent, read_json};
 pub use config::{Quantization, WeightScale};
 
 use crate::config::Config;
+use crate::convert::{norm_len, slots};
 use crate::error::Result;
+use crate::source::{LayerSlot, Slot, Source};
 
 /// The configuration.
 pub(crate) const CONFIG: &str = "config.json";
@@ -99,6 +101,32 @@ impl Checkpoint {
     #[must_use]
     pub fn quantization(&self) -> &Quantization {
         &self.quantization
+    }
+
+    /// Whether the logits come from the embedding.
+    #[must_use]
+    pub fn is_tied(&self) -> bool {
+        !self.has_head()
+    }
+
+    /// Checks that the directory has every tensor of its graph, and no others. Reads no weights.
+    ///
+    /// # Errors
+    /// What loading the model would fail with.
+    pub fn check(&self) -> Result<()> {
+        self.check_tensors()?;
+        let config = &self.config;
+        for slot in slots(self) {
+            match slot {
+                Slot::Embedding | Slot::Head => {
+                    drop(self.table(slot, config.vocab_size, config.hidden_size)?);
+                }
+                Slot::OutputNorm => drop(self.vector(slot, config.hidden_size)?),
+                Slot::Layer(_, LayerSlot::Weight(_)) => self.expect_tensor(slot)?,
+                Slot::Layer(_, norm) => drop(self.vector(slot, norm_len(norm, config))?),
+            }
+        }
+        Ok(())
     }
 
     /// Its tensors by name.

@@ -102,6 +102,11 @@ impl Checkpoint {
         Err(FileError::TensorMissing { name: name(slot) }.into())
     }
 
+    /// Errs unless the tensor of a slot is there.
+    pub(super) fn expect_tensor(&self, slot: Slot) -> Result<()> {
+        self.tensor(slot).map(|_| ())
+    }
+
     /// The tensor of a slot, which must have that shape and hold floats.
     fn floats(
         &self,

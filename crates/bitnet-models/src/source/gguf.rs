@@ -1,4 +1,4 @@
-//! A GGUF file as a [`Source`]: its tensor names, types and what they leave unsaid.
+//! A GGUF file as a [`Source`]: tensor names, types, and parameters that files do not state.
 
 use std::sync::Arc;
 
@@ -8,6 +8,7 @@ use bitnet_quantization::tq::Kind;
 use bitnet_quantization::{TernaryFormat, tl1, tl2};
 
 use crate::config::{Config, RopePairs};
+use crate::convert::{norm_len, slots};
 use crate::error::{Error, Result};
 use crate::model::LoadOptions;
 use crate::source::{
@@ -76,7 +77,7 @@ pub(crate) fn tile_pair(
     Some((tile_key(name, rows, cols), MetadataValue::I32s(sizes)))
 }
 
-/// A GGUF file and how to read what it leaves unsaid.
+/// A GGUF file, and options for things that it does not state.
 pub(crate) struct GgufSource<'a> {
     gguf: &'a Arc<Gguf>,
     options: &'a LoadOptions,
@@ -130,6 +131,9 @@ impl<'a> GgufSource<'a> {
             TensorType::TQ2_0 => TernaryFormat::TQ(Kind::TQ2_0),
             TensorType::Q4_0 => TernaryFormat::Q4_0,
             other => {
+                if let Some(format) = other.group() {
+                    return Ok(TernaryFormat::Group(format));
+                }
                 return Err(Error::TensorUse {
                     tensor: tensor.name.to_owned(),
                     found: match other {
@@ -137,7 +141,8 @@ impl<'a> GgufSource<'a> {
                         other => other.name(),
                     },
                     used_as: "a projection",
-                    supported: "I2_S, TL1, TL2, TQ1_0, TQ2_0 or, with ternary weights, Q4_0, F16, BF16, F32",
+                    supported: "I2_S, TL1, TL2, TQ1_0, TQ2_0, Q1_0, Q2_0, PQ2_0, PTQ1_0 or, with ternary weights, \
+                                F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL, IQ4_XS, MXFP4",
                 });
             }
         })
@@ -331,16 +336,11 @@ impl Source for GgufSource<'_> {
             Slot::Layer(layer, LayerSlot::Weight(projection)),
             &[cols, rows],
         )?;
-        let floats = match tensor.dtype {
-            TensorType::F32 => Some(Dense::F32),
-            TensorType::F16 => Some(Dense::F16),
-            TensorType::BF16 => Some(Dense::BF16),
-            _ => None,
-        };
+        let floats = float_like(tensor.dtype);
         let interleaved =
             projection.is_rotated() && self.config.rope_pairs == RopePairs::Interleaved;
         let (codes, scale) = match floats {
-            Some(format) => (Codes::Signs(format), 1.0), // until it is measured
+            Some(format) => (Codes::Signs { format, zero: 0.0 }, 1.0), // until it is measured
             None => {
                 let format = self.ternary_format(&tensor)?;
                 let scale = format.scale(tensor.data, rows, cols);
@@ -364,7 +364,10 @@ impl Source for GgufSource<'_> {
             interleaved_heads: interleaved.then_some(self.config.attention.head_dim),
         };
         if let Some(format) = floats {
-            ternary.measure(format, self.floats, pool)?;
+            match format.block_len() {
+                1 => ternary.measure(format, self.floats, pool)?,
+                _ => ternary.recover(format, self.floats, pool)?,
+            }
         }
         ternary.scale *= self.outer_scale(tensor.name)?;
         if !ternary.scale.is_finite() {
@@ -404,27 +407,58 @@ impl Source for GgufSource<'_> {
     }
 }
 
+/// Checks that a file has every tensor of its graph, in a type and shape that can be used, and no
+/// others. Reads no weights, so weights that contradict their type are not found.
+///
+/// # Errors
+/// What loading the file would fail with.
+pub fn check_gguf(gguf: &Arc<Gguf>, options: &LoadOptions) -> Result<()> {
+    let source = GgufSource::new(gguf, options)?;
+    source.check_tensors()?;
+    let config = source.config();
+    for slot in slots(&source) {
+        match slot {
+            Slot::Embedding | Slot::Head => {
+                let dims = [config.hidden_size, config.vocab_size];
+                dense(&source.tensor(slot, &dims)?, "an embedding or a head")?;
+            }
+            Slot::OutputNorm => drop(source.tensor(slot, &[config.hidden_size])?),
+            Slot::Layer(_, LayerSlot::Weight(projection)) => {
+                let (rows, cols) = projection.shape(config);
+                let tensor = source.tensor(slot, &[cols, rows])?;
+                if float_like(tensor.dtype).is_none() {
+                    source.ternary_format(&tensor)?;
+                }
+            }
+            Slot::Layer(_, norm) => drop(source.tensor(slot, &[norm_len(norm, config)])?),
+        }
+    }
+    Ok(())
+}
+
 /// `blk.0.attn_q.scale` of `blk.0.attn_q.weight`.
 fn scale_name(weight: &str) -> String {
     format!("{}.scale", weight.strip_suffix(".weight").unwrap_or(weight))
 }
 
-/// The format of a tensor that is not ternary.
+/// The format of a tensor that is read as floats.
 fn dense(tensor: &TensorView<'_>, used_as: &'static str) -> Result<Dense> {
-    Ok(match tensor.dtype {
-        TensorType::F32 => Dense::F32,
-        TensorType::F16 => Dense::F16,
-        TensorType::BF16 => Dense::BF16,
-        TensorType::Q8_0 => Dense::Q8_0,
-        TensorType::Q6_K => Dense::Q6_K,
-        TensorType::Q4_0 => Dense::Q4_0,
-        other => {
-            return Err(Error::TensorUse {
-                tensor: tensor.name.to_owned(),
-                found: other.name(),
-                used_as,
-                supported: "F32, F16, BF16, Q8_0, Q6_K or Q4_0",
-            });
-        }
+    tensor.dtype.dense().ok_or_else(|| Error::TensorUse {
+        tensor: tensor.name.to_owned(),
+        found: tensor.dtype.name(),
+        used_as,
+        supported: TABLE_TYPES,
     })
+}
+
+/// The types that [`TensorType::dense`] reads.
+const TABLE_TYPES: &str = "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL, IQ4_XS, MXFP4, \
+     TQ1_0, TQ2_0, Q1_0, Q2_0, PQ2_0 or PTQ1_0";
+
+/// The format of projections that are floats, or that a quantizer for floats wrote: they run if
+/// they hold three values.
+fn float_like(dtype: TensorType) -> Option<Dense> {
+    // Q4_0 stores ternary tensors exactly, so it has a reader of its own.
+    let is_other = dtype.is_ternary() || dtype.group().is_some() || dtype == TensorType::Q4_0;
+    dtype.dense().filter(|_| !is_other)
 }
