@@ -18,7 +18,7 @@ use crate::source::gguf::GgufSource;
 use crate::source::{LayerSlot, Projection, Slot, Source, TernaryTensor};
 use crate::sparsity::FfnSparsity;
 
-/// How to read what a model's files leave unsaid.
+/// How to read and hold a model: facts that its files leave out, and choices that change no result.
 #[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
     /// The arrangement of the codes in I2_S tensors, which no file states.
@@ -30,11 +30,11 @@ pub struct LoadOptions {
     pub tl2_tiles: Vec<((usize, usize), tl2::Tile)>,
     /// How logits are computed.
     pub head: HeadMode,
-    /// How ternary weights are packed; as the kernels in use like it best if not given.
+    /// How ternary weights are packed; if not given, as suits the kernels in use best.
     pub packing: Option<Packing>,
     /// The same for matrices of one shape ([`matrix_shapes`]), before `packing`.
     pub packings: Vec<((usize, usize), Packing)>,
-    /// Whether feed-forward networks leave out what adds nothing.
+    /// Whether feed-forward networks skip weights that add nothing.
     pub ffn_sparsity: FfnSparsity,
 }
 
@@ -46,12 +46,12 @@ impl LoadOptions {
     }
 }
 
-/// How the logits that sampling needs are computed; what is sampled does not depend on it.
+/// How the logits that sampling needs are computed; the sampled tokens do not depend on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HeadMode {
     /// All, in full.
     Full,
-    /// Estimated from an 8-bit copy of the head; those that can matter then in full.
+    /// Estimated from an 8-bit copy of the head; then exactly for the tokens that can matter.
     Screened,
     /// Screened if the head is too large for a cache.
     #[default]
@@ -59,10 +59,10 @@ pub enum HeadMode {
 }
 
 impl HeadMode {
-    /// All of them.
+    /// All modes.
     pub const ALL: [Self; 3] = [Self::Full, Self::Screened, Self::Auto];
 
-    /// What `--head` calls it.
+    /// Its name for `--head`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -90,7 +90,7 @@ pub struct LanguageModel<B: Backend> {
     pub(crate) output_norm: RmsNorm<B>,
     /// `[vocab, hidden]`; the embedding again if the two are tied.
     head: Option<B::Table>,
-    /// The angle a position turns each pair of a head by, `[head_dim / 2]`.
+    /// The angle by which one position rotates each pair of a head, `[head_dim / 2]`.
     pub(crate) rope_frequencies: B::Vector,
     /// How the source holds the ternary weights.
     quantization: String,
@@ -326,7 +326,7 @@ impl<B: Backend> LanguageModel<B> {
 /// Gate and up, down, and the positions of the neurons that they hold, if not all.
 type FeedForward<B> = (Projections<B>, <B as Backend>::Matrix, Option<Vec<u32>>);
 
-/// What shares an input, and so is multiplied at once unless each has an input norm of its own.
+/// Projections with the same input: one product, unless each has an input norm of its own.
 const QKV: [Projection; 3] = [Projection::Query, Projection::Key, Projection::Value];
 const GATE_UP: [Projection; 2] = [Projection::Gate, Projection::Up];
 

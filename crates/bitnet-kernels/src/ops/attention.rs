@@ -16,7 +16,7 @@ use crate::sets::table::KernelSet;
 use crate::threads::counters::Kernel;
 use crate::threads::disjoint::Disjoint;
 
-/// The longest head that there is.
+/// The longest head that the kernels take.
 pub const MAX_HEAD_DIM: usize = 512;
 
 /// The shape of the attention of a model.
@@ -82,7 +82,7 @@ pub struct LayerCache<'a, T> {
     pub stride: usize,
 }
 
-/// Where a row stands in its sequence, and where the blocks of that sequence are listed.
+/// The position of a row in its sequence, and where the blocks of that sequence are listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     /// From 0.

@@ -1,7 +1,7 @@
 //! [`Cpu`]: the operations of a forward pass, each dispatched to all threads and counted.
 //!
-//! Threads share out rows of weights, rows of activations or heads. Which thread computes what
-//! never changes a bit of the result, since no float sum is ever split between two of them.
+//! Threads share rows of weights, rows of activations or heads. No float sum is split between two
+//! threads, so the division of work never changes a bit of the result.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -18,15 +18,15 @@ use crate::threads::disjoint::Disjoint;
 use crate::threads::pool::Pool;
 use crate::weights::matrix::TernaryMatrix;
 
-/// Rows from which on [`KernelSet::ternary_tile`] pays: with fewer, reading weights takes longer
-/// than computing.
+/// The fewest rows for which [`KernelSet::ternary_tile`] is faster: with fewer, reading weights takes
+/// longer than computing.
 const TILE_KERNEL_ROWS_MIN: usize = 4;
-/// Blocks from which on it pays: what a thread prepares for a tile takes as long as is saved in
-/// six.
+/// The fewest blocks for which it is faster: preparing a tile takes a thread as long as it saves in
+/// six blocks.
 const TILE_KERNEL_BLOCKS_MIN: usize = 8;
 
-/// A CPU's kernels, threads and counters. One job at a time: it may move between threads but not be
-/// shared.
+/// A CPU's kernels, threads and counters. It runs one job at a time: it may move between threads but
+/// cannot be shared.
 pub struct Cpu {
     set: &'static KernelSet,
     pool: Pool,
@@ -42,7 +42,7 @@ pub struct Norm<'a> {
     pub eps: f32,
 }
 
-/// What gates the FFN's inner values.
+/// The function that gates a feed-forward network's inner values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gate {
     /// `relu(gate)² · up`
@@ -51,18 +51,18 @@ pub enum Gate {
     Silu,
 }
 
-/// Where a row of gates and values holds those of a feed-forward network.
+/// The columns of a row that hold the gates and values of a feed-forward network.
 #[derive(Clone, Debug)]
 pub struct Neurons<'a> {
     /// The gates.
     pub gates: Range<usize>,
-    /// The values they gate, as many.
+    /// The values that they gate, one for each gate.
     pub ups: Range<usize>,
-    /// Which of the network's neurons these are, if not all.
+    /// The network's neurons that have columns, if not all.
     pub live: Option<LiveNeurons<'a>>,
 }
 
-/// The neurons of a feed-forward network that can be other than zero.
+/// The neurons of a feed-forward network that are not always zero.
 #[derive(Clone, Copy, Debug)]
 pub struct LiveNeurons<'a> {
     /// Their positions among all, ascending.
@@ -71,7 +71,7 @@ pub struct LiveNeurons<'a> {
     pub num_neurons: usize,
 }
 
-/// How many inner values of a feed-forward network were zero, and how many had to be.
+/// Counts of the zeros among the inner values of a feed-forward network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InnerZeros {
     /// Gates that were not positive.
@@ -80,20 +80,20 @@ pub struct InnerZeros {
     pub zeros: usize,
 }
 
-/// Makes a quantized row: its index, scratch of two rows, the int8 row to fill. Returns its factor
-/// and its sum.
+/// Makes a quantized row from its index, scratch of two rows and the int8 row to fill. Returns the
+/// row's factor and sum.
 type MakeRow<'a> = dyn Fn(usize, &mut [f32], &mut [i8]) -> (f32, i32) + Sync + 'a;
 
 thread_local! {
-    /// A row on its way to int8: two float rows, then the int8 row. Kept, so that a decode step
+    /// Buffers to quantize a row: two float rows and the int8 row. Kept, so that a decode step
     /// allocates nothing.
     static ROW: RefCell<(Vec<f32>, Vec<i8>)> = const { RefCell::new((Vec::new(), Vec::new())) };
-    /// The int8 values of all neurons, where only some are kept.
+    /// The int8 values of all neurons, of which a matrix with left-out neurons keeps some.
     static ALL_NEURONS: RefCell<Vec<i8>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Cpu {
-    /// The given instruction set on `num_threads` threads, the calling one counted in.
+    /// The given instruction set on `num_threads` threads, the caller's included.
     #[must_use]
     pub fn new(set: &'static KernelSet, num_threads: usize) -> Self {
         Self {
@@ -115,7 +115,7 @@ impl Cpu {
         &self.pool
     }
 
-    /// What ran so far.
+    /// The kernels that ran so far.
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.counters
@@ -141,11 +141,11 @@ impl Cpu {
         });
     }
 
-    /// The FFN's inner rows: gates `up` by `gate`, normalises if a norm is given, quantizes.
-    /// Returns how many were zero.
+    /// The inner rows of a feed-forward network: gates `up` by `gate`, normalises if a norm is given,
+    /// quantizes. Returns the number of zeros.
     ///
-    /// Each row of `x` is of `stride`. Where only live neurons are there, norm and quantization
-    /// still see all, the others being zero, and `to` gets the live ones.
+    /// x: `[rows, stride]`. If columns exist for live neurons only, norm and quantization treat the
+    /// other neurons as zeros, and `to` gets the live ones.
     ///
     /// # Panics
     /// If the shapes do not fit.
@@ -198,7 +198,7 @@ impl Cpu {
                         quantized
                     }),
                 };
-                // A NaN is no open gate.
+                // A NaN does not count as an open gate.
                 let open_gates = gates.iter().filter(|gate| **gate > 0.0).count();
                 closed_gates.fetch_add(cols - open_gates, Ordering::Relaxed);
                 zeros.fetch_add(
@@ -232,7 +232,7 @@ impl Cpu {
             Disjoint::new(all.scales),
             Disjoint::new(all.sums),
         );
-        // Whole tiles a thread: the rows of one share cache lines.
+        // A thread takes whole tiles, because the rows of a tile share cache lines.
         self.pool.deal(rows.div_ceil(TILE_ROWS), 1, &|tiles| {
             ROW.with_borrow_mut(|(float, int8)| {
                 float.resize(float.len().max(2 * scratch_cols), 0.0);
@@ -360,8 +360,8 @@ impl Cpu {
                     .pool
                     .split(blocks.len(), 1, &|share| multiply(0, share));
             }
-            // Tiles are dealt out, not blocks, since what a thread prepares for a tile serves all
-            // blocks it multiplies then.
+            // Threads take tiles, not blocks, because a thread prepares a tile once for all blocks
+            // that it multiplies.
             let parts = (32 * threads)
                 .div_ceil(tiles)
                 .min(blocks.len() / TILE_KERNEL_BLOCKS_MIN);
@@ -374,7 +374,7 @@ impl Cpu {
                 }
             });
         }
-        // With few rows each thread reads one stream of weights, as fast as memory gives them.
+        // With few rows, each thread reads one sequential stream of weights at memory speed.
         if tiles > 1 {
             self.pool.deal(blocks.len(), 1, &multiply);
         } else {
