@@ -1,5 +1,5 @@
-//! Clients that hang up, dawdle, stall, or are too many: each is dealt with, and nobody else
-//! notices.
+//! Clients that hang up, are slow, stall, or are too many; disks, files and readers that fail: no
+//! other client notices.
 
 use std::io::{Read, Seek, Write};
 use std::process::{Command, Stdio};
@@ -23,7 +23,7 @@ fn endless(more: Value) -> Value {
 }
 
 #[test]
-fn whoever_hangs_up_is_forgotten_in_every_phase() {
+fn a_client_that_hangs_up_is_forgotten_in_every_phase() {
     let server = Server::start(&["--ctx-size", "100000", "--running", "1"]);
     let long_prompt = "Once upon a time there was a dog. ".repeat(2000);
     let bodies = [
@@ -66,7 +66,7 @@ fn whoever_hangs_up_is_forgotten_in_every_phase() {
 }
 
 #[test]
-fn a_full_queue_says_when_to_come_again() {
+fn a_full_queue_says_when_to_try_again() {
     let server = Server::start(&[
         "--ctx-size",
         "100000",
@@ -125,7 +125,7 @@ fn an_answer_that_takes_too_long_is_given_up() {
         events.last().expect("chunks")["error"]["code"],
         "answer_timeout"
     );
-    assert!(events.len() > 2, "what came before was sent");
+    assert!(events.len() > 2, "earlier tokens were sent");
 }
 
 #[test]
@@ -329,7 +329,7 @@ fn two_hundred_clients_that_hang_up_leave_a_server_that_answers() {
 }
 
 #[test]
-fn forms_that_take_long_to_compile_delay_nobody_once_their_clients_have_gone() {
+fn forms_that_take_long_to_compile_delay_no_one_once_their_clients_have_gone() {
     let server = Server::start(&["--ctx-size", "2048"]);
     let form = |index: usize| {
         let one = |i: usize, j: usize| json!({ "properties": { format!("p{index}_{i}_{j}"): { "type": "integer" } } });

@@ -1,4 +1,4 @@
-//! Telemetry: every number is of something that took place, under the names that others read.
+//! Metrics: every one counts real events, under the names that dashboards read.
 
 use std::collections::BTreeMap;
 
@@ -53,7 +53,7 @@ pub fn samples(server: &Server) -> BTreeMap<String, f64> {
 }
 
 #[test]
-fn what_is_counted_is_what_was_answered() {
+fn counts_match_the_answers() {
     let server = Server::start(&["--kv-memory", "16M"]);
     let long = "Once upon a time there was a little girl who had a red ball. ".repeat(6);
     let mut usage = [0.0; 3];
@@ -186,7 +186,7 @@ fn what_is_counted_is_what_was_answered() {
 }
 
 #[test]
-fn what_runs_and_waits_is_seen_while_it_does() {
+fn running_and_waiting_requests_are_shown_meanwhile() {
     let server = Server::start(&["--ctx-size", "100000", "--running", "1"]);
     let endless = json!({ "stream": true, "ignore_eos": true, "max_tokens": 90_000 });
     let mut running = server.open(CHAT, &chat("Once upon a time", endless.clone()));
@@ -224,7 +224,7 @@ fn what_runs_and_waits_is_seen_while_it_does() {
 }
 
 #[test]
-fn drafts_are_counted_with_what_came_of_them_by_position() {
+fn drafts_are_counted_with_accepted_tokens_by_position() {
     let server = Server::start(&["--draft", "4"]);
     // Greedy answers of the small model repeat themselves.
     let more = json!({ "temperature": 0, "max_tokens": 300, "ignore_eos": true });

@@ -1,4 +1,4 @@
-//! What whoever runs a server relies on: settings, keys, health, logs, and how it starts and stops.
+//! The operator's side: settings, keys, health, logs, starting and stopping.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -11,7 +11,7 @@ const CHAT: &str = "/v1/chat/completions";
 
 /// SHA-256 of `secret` and of `other`.
 const KEYS: &str = "\
-# who may ask
+# keys
 2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b alice
 d9298a10d1b0735837dc4bd85dac641b0f3cef27a47e5d53a54f2f3f5b2fcffa -
 ";
@@ -27,7 +27,7 @@ fn folder() -> tempfile::TempDir {
 }
 
 #[test]
-fn only_whoever_has_a_key_is_answered() {
+fn only_requests_with_a_key_are_answered() {
     let folder = folder();
     let server = Server::start(&["--api-key-file", &file(&folder, "keys", KEYS)]);
     let ask = |headers: &[(&str, &str)]| server.post_with(CHAT, &chat("Once", json!({})), headers);
@@ -62,7 +62,7 @@ fn only_whoever_has_a_key_is_answered() {
 }
 
 #[test]
-fn a_refusal_reaches_whoever_is_still_sending() {
+fn a_refusal_reaches_a_client_that_is_still_sending() {
     let folder = folder();
     let arguments = [
         "--api-key-file",
@@ -276,7 +276,7 @@ fn a_request_is_logged_under_its_name_and_trace() {
 }
 
 #[test]
-fn what_was_asked_and_answered_is_not_logged() {
+fn prompts_and_answers_are_not_logged() {
     let server = Server::start(&["--log-level", "trace"]);
     let secret = "TOPSECRET ".repeat(1000);
     let word = &secret[..9];
@@ -368,7 +368,7 @@ fn a_server_that_drains_finishes_what_it_began_and_begins_nothing() {
 
 #[cfg(unix)]
 #[test]
-fn connections_stay_open_until_whoever_balances_knows_of_the_drain() {
+fn connections_stay_open_until_balancers_know_of_the_drain() {
     let server = Server::start(&[]);
     assert_eq!(
         server.get("/readyz").status,
@@ -474,7 +474,7 @@ fn a_second_signal_stops_at_once() {
             .iter()
             .any(|line| line.to_string().contains("1 requests were answered"))
     });
-    // An answer that nobody may wait for to end is given up, whoever reads it.
+    // An answer that cannot be completed in time is given up, even if its client still reads.
     let log = server.log();
     assert!(
         !log.iter()
@@ -581,7 +581,7 @@ fn settings_can_be_checked_without_serving() {
             "{line:?} is missing in\n{text}"
         );
     }
-    // What is printed is a file that says the same.
+    // The output is a file with the same settings.
     let again = file(&folder, "again.toml", &text);
     let output = check(&["--config", &again], &[]);
     assert!(
@@ -829,7 +829,7 @@ fn a_limit_on_memory_is_an_error_and_no_crash() {
 }
 
 #[test]
-fn the_page_talks_with_nobody_else() {
+fn the_page_talks_only_with_its_server() {
     let server = Server::start(&[]);
     let page = server.get("/");
     assert_eq!(

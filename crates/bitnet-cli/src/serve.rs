@@ -20,7 +20,7 @@ use crate::log::Log;
 use crate::session::{self, ModelSource, Session};
 use crate::{built_in, chat, settings};
 
-/// Serves until the process is told to stop.
+/// Serves until a signal tells the process to stop.
 pub fn serve(arguments: ServeArguments) -> anyhow::Result<()> {
     check_headroom()?;
     let mut options = options(&arguments)?;
@@ -43,11 +43,11 @@ pub fn serve(arguments: ServeArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Tells whoever started the process, on its output and as systemd wants to be told.
+/// Reports changes of state on standard output, and to systemd.
 fn tell(event: ServerEvent) {
     if let ServerEvent::Listening(address) = event {
         let mut out = std::io::stdout();
-        // Whoever started the server may have closed its output.
+        // The parent may have closed it.
         let _ = writeln!(out, "listening on http://{address}").and_then(|()| out.flush());
     }
     #[cfg(unix)]
@@ -185,7 +185,7 @@ pub fn form_helper(arguments: &FormHelperArguments) -> ! {
     })
 }
 
-/// File descriptors that the server needs beside those of connections.
+/// File descriptors that the server needs beside its connections.
 const OTHER_FILES: usize = 64;
 
 /// The number of connections that file descriptors last for: `wanted` where the system allows it.
@@ -285,7 +285,7 @@ fn check_headroom() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Refuses what every request without a say of its own would be refused for.
+/// Refuses default sampling parameters that every request without its own would fail with.
 fn check_sampling(arguments: &ServeArguments, vocab_size: usize) -> anyhow::Result<()> {
     Ok(arguments
         .sampling
@@ -294,7 +294,7 @@ fn check_sampling(arguments: &ServeArguments, vocab_size: usize) -> anyhow::Resu
         .map_err(|error| WrongUsage(error.to_string()))?)
 }
 
-/// The cache that the memory for it holds, for a model that the settings fit.
+/// Sizes the cache from `--kv-memory`, and checks the settings against the model.
 fn sized(
     config: &Config,
     options: EngineOptions,
@@ -320,10 +320,10 @@ fn sized(
     })
 }
 
-/// The cache where nothing is said, if the context needs no more.
+/// Default memory of the cache, if the context needs no more.
 const DEFAULT_KV_BYTES: usize = 1 << 30;
 
-/// What becomes of messages: as in `bitnet chat`.
+/// How messages become a prompt: as in `bitnet chat`.
 fn conversation(
     source: &ModelSource,
     tokenization: Option<&Tokenization>,
@@ -344,7 +344,7 @@ fn conversation(
     }
 }
 
-/// What the model is called where no `--model-name` says it.
+/// The model's name without `--model-name`.
 fn name(session: &Session) -> String {
     let stem = |path: &std::path::Path| {
         path.file_stem()
@@ -368,8 +368,8 @@ fn name(session: &Session) -> String {
         .unwrap_or_else(|| "model".to_owned())
 }
 
-/// Holds the settings against the model, as far as that goes without its weights, and prints them
-/// as a file that would say the same.
+/// Checks the settings against the model, as far as possible without its weights, and prints them
+/// as a file of settings.
 fn check(arguments: &ServeArguments) -> anyhow::Result<()> {
     let source = ModelSource::new(arguments.model.model.as_deref())?;
     let (config, tokenization) = (source.config()?, source.tokenization()?);
@@ -398,8 +398,8 @@ fn check(arguments: &ServeArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A value as TOML has it: without quotes where it reads the same without them, as numbers do, but
-/// not `.5` or `1e5`.
+/// A value in TOML: without quotes where TOML reads the same value without them, as for numbers,
+/// but not for `.5` or `1e5`.
 fn in_toml(value: &str) -> String {
     use toml::Value;
     let read = format!("value = {value}").parse::<toml::Table>().ok();
@@ -467,7 +467,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_toml_would_read_otherwise_is_quoted() {
+    fn values_that_toml_reads_differently_are_quoted() {
         for (value, expected) in [
             ("80", "80"),
             ("0.5", "0.5"),

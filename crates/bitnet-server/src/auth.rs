@@ -1,5 +1,5 @@
-//! [`ApiKeys`]: who may ask. The file holds hashes only, and looking a key up takes the same time
-//! whichever it is.
+//! [`ApiKeys`]: the keys that give access. The file holds hashes only, and looking a key up takes
+//! the same time for every key.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -10,7 +10,7 @@ use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
 use crate::error::{Error, Result};
 
-/// The keys in a file, as they were when it was last read.
+/// The keys of a file, as of its last reading.
 #[derive(Clone, Debug)]
 pub struct ApiKeys {
     path: PathBuf,
@@ -20,10 +20,10 @@ pub struct ApiKeys {
 impl ApiKeys {
     /// Reads a file: lines of 64 hexadecimal digits, the SHA-256 of a key, each followed by a name
     /// for the logs, which is what `printf %s "$KEY" | sha256sum` prints, where `-` may be replaced
-    /// by the name. Empty lines and those that begin with `#` say nothing.
+    /// by the name. Empty lines and lines that begin with `#` are skipped.
     ///
     /// # Errors
-    /// If it cannot be read, a line is something else, or there are no keys.
+    /// If the file cannot be read, a line is invalid, or there are no keys.
     pub fn read(path: &Path) -> Result<Self> {
         let keys = Keys::parse(&read(path)?)?;
         Ok(Self {
@@ -32,8 +32,7 @@ impl ApiKeys {
         })
     }
 
-    /// Reads the file again; true if it has other keys now. If there is anything wrong with it, all
-    /// stays as it was.
+    /// Reads the file again; true if it has other keys now. On an error the former keys stay valid.
     pub(crate) fn read_again(&self) -> Result<bool> {
         let keys = Keys::parse(&read(&self.path)?)?;
         let mut known = self.keys.write().unwrap_or_else(PoisonError::into_inner);
@@ -142,7 +141,7 @@ mod tests {
 
     /// SHA-256 of `secret` and of `other`, from sha256sum.
     const FILE: &str = "
-        # who may ask
+        # keys
         2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b  -
         d9298a10d1b0735837dc4bd85dac641b0f3cef27a47e5d53a54f2f3f5b2fcffa alice from accounts
     ";
@@ -213,8 +212,8 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_holds_something_else_is_refused() {
-        assert!(matches!(Keys::parse("# nobody\n\n"), Err(Error::NoApiKeys)));
+    fn an_invalid_file_is_refused() {
+        assert!(matches!(Keys::parse("# none\n\n"), Err(Error::NoApiKeys)));
         for wrong in ["secret", &FILE[..60], &format!("{FILE}0"), &"é".repeat(32)] {
             assert!(Keys::parse(wrong).is_err(), "{wrong}");
         }

@@ -1,8 +1,8 @@
 //! [`Connection`]: a TCP connection that gives up on a peer that takes nothing.
 //!
-//! An answer that its reader does not take would keep its place in memory, and in the engine, for
-//! as long as TCP hopes; here a write that makes no progress for a while fails instead, which drops
-//! the answer and cancels its request.
+//! TCP waits very long for a peer that does not read, and the answer would stay in memory and in
+//! the engine meanwhile. Here a write that makes no progress for a while fails, which drops the
+//! answer and cancels its request.
 
 use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::pin::Pin;
@@ -30,7 +30,7 @@ impl Connection {
         }
     }
 
-    /// Passes on what a write came to, unless it has waited for too long.
+    /// Passes on the result of a write, or fails if the write has waited for too long.
     fn limit<T>(&mut self, written: Poll<Result<T>>, context: &mut Context<'_>) -> Poll<Result<T>> {
         if written.is_ready() {
             self.patience = None;

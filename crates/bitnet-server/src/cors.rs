@@ -1,5 +1,4 @@
-//! [`CorsOrigins`]: pages of which sites may use the server from a browser. None, unless it is
-//! told.
+//! [`CorsOrigins`]: the sites whose pages may use the server from a browser; none by default.
 
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
@@ -36,7 +35,7 @@ impl CorsOrigins {
         })
     }
 
-    /// Whether a browser asks what it may do, before it does so.
+    /// Whether a request is a preflight: a browser asks what it may send.
     pub(crate) fn is_preflight<B>(request: &Request<B>) -> bool {
         let headers = request.headers();
         request.method() == Method::OPTIONS
@@ -44,8 +43,7 @@ impl CorsOrigins {
             && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
     }
 
-    /// What an answer to a request with these headers must say for the page that sent it to read
-    /// it.
+    /// The headers that let the page that sent a request read its answer.
     pub(crate) fn headers(&self, request: &HeaderMap) -> HeaderMap {
         let mut headers = HeaderMap::new();
         if self.origins.is_empty() && !self.is_any {
@@ -75,8 +73,7 @@ impl CorsOrigins {
             );
             headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
             if let Some(wanted) = request.get(ACCESS_CONTROL_REQUEST_HEADERS) {
-                // Clients send a dozen of their own; who may read answers at all is decided by
-                // origin and key.
+                // Clients send a dozen headers of their own. Origin and key decide about access.
                 headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, wanted.clone());
             }
         }
@@ -114,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn only_pages_of_listed_sites_may_ask() {
+    fn only_pages_of_listed_sites_get_access() {
         let page = "http://localhost:3000";
         assert_eq!(allowed(&[], page), None);
         assert_eq!(allowed(&["https://example.org"], page), None);
@@ -126,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_origin_is_refused() {
+    fn an_invalid_origin_is_refused() {
         for wrong in [
             "example.org",
             "https://example.org/",

@@ -1,8 +1,8 @@
-//! Why a server could not start, or ended before it was told to.
+//! Errors that keep a server from starting, or end it.
 
 use std::net::SocketAddr;
 
-/// Why there is no server.
+/// Why a server did not start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The address is taken, not ours, or needs rights.

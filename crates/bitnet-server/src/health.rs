@@ -1,7 +1,6 @@
-//! Is the server alive, has it started, may it be sent requests? For whatever starts, stops and
-//! balances servers.
+//! Probes for programs that start, stop and balance servers: is it alive, started, ready?
 //!
-//! All four answer from memory alone: nothing waits for the engine.
+//! All four answer from memory; none waits for the engine.
 
 use std::sync::Arc;
 use std::time::Instant;

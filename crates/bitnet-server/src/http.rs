@@ -1,5 +1,4 @@
-//! The routes, and what goes around every request: its name, its record, who may ask, and a net
-//! under panics.
+//! The routes, and the steps around every request: its id, its record, access, and catching panics.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -29,14 +28,14 @@ use crate::shared_body::SharedBody;
 use crate::state::{App, Phase};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Load reports for balancers, in the form of ORCA.
+/// Load reports for balancers, as ORCA defines them.
 const LOAD: HeaderName = HeaderName::from_static("endpoint-load-metrics");
 const LOAD_FORMAT: HeaderName = HeaderName::from_static("endpoint-load-metrics-format");
 
-/// What a connection in a reserved place is answered.
+/// The routes that are answered on reserved connections.
 const PROBES: [&str; 5] = ["/health", "/livez", "/metrics", "/readyz", "/startupz"];
 
-/// Everything the server answers.
+/// All routes of the server.
 pub(crate) fn router(app: Arc<App>) -> Router {
     let guarded = Router::new()
         .route("/v1/chat/completions", post(chat::create))
@@ -67,7 +66,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-/// What happened, for Prometheus.
+/// `/metrics`.
 async fn metrics(State(app): State<Arc<App>>) -> Response {
     let text = app.metrics.text(&app.scene());
     (
@@ -77,7 +76,7 @@ async fn metrics(State(app): State<Arc<App>>) -> Response {
         .into_response()
 }
 
-/// How much there is to do, if the format is one that we know.
+/// The load report in a format that a client asks for; `None` for unknown formats.
 fn load_report(app: &App, format: &HeaderValue) -> Option<HeaderValue> {
     let (usage, waiting) = (app.metrics.cache_usage(), app.queue.counts().waiting);
     let text = match format.as_bytes() {
@@ -103,7 +102,7 @@ async fn unknown_path(request: Request) -> ApiError {
     ApiError::unknown_path(request.method(), request.uri().path())
 }
 
-/// Refuses a request for what is wrong with it on the level of HTTP.
+/// Refuses a request that is invalid HTTP, or may not be answered on this connection.
 fn refuse(app: &App, request: &Request, route: &str, peer: Option<&Peer>) -> Option<ApiError> {
     let headers = request.headers();
     match app.options.allowed_hosts.check(headers, request.version()) {
@@ -134,7 +133,7 @@ fn transfer_coding_problem(headers: &HeaderMap) -> Option<ApiError> {
     }
 }
 
-/// Lets pass whoever has a key.
+/// Refuses requests without a valid API key.
 async fn authenticate(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     if let Some(keys) = &app.options.api_keys {
         let Some(owner) = keys.owner(request.headers()) else {
@@ -185,7 +184,7 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
         .then(|| app.options.cors_origins.preflight_headers(headers));
     let is_head = request.method() == Method::HEAD;
     let load_format = headers.get(LOAD_FORMAT).cloned();
-    // Such a client sends its body only if it is asked for.
+    // Such a client sends its body only after `100 Continue`.
     let may_refuse_unread = headers.contains_key(EXPECT);
     let (parts, body) = request.into_parts();
     let body = SharedBody::new(body);

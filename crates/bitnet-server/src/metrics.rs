@@ -1,8 +1,8 @@
-//! What happened, counted: for Prometheus at `/metrics`, under vLLM's names where vLLM has one.
+//! Counters for Prometheus at `/metrics`, under vLLM's names where vLLM has one.
 //!
-//! Every number comes from something that took place: the engine's thread counts steps
+//! Every metric counts real events: the engine's thread counts steps
 //! ([`Metrics::step`]), the handlers count answers as their clients get them ([`AnswerTimer`]).
-//! Counting is a few atomic additions; text is written only when somebody asks for it.
+//! Counting is a few atomic additions; the text is written when it is asked for.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -124,7 +124,7 @@ impl Histogram {
 pub(crate) enum Outcome {
     Stop,
     Length,
-    /// Whoever asked has gone.
+    /// The client has gone.
     Abort,
     Error,
 }
@@ -169,10 +169,10 @@ pub(crate) struct Metrics {
     engine: Mutex<EngineState>,
 }
 
-/// What the engine's thread saw last.
+/// The engine's counts after its last step.
 #[derive(Clone, Copy, Default)]
 struct EngineState {
-    /// Of engines that are no more.
+    /// Of earlier engines, which panicked.
     earlier: Totals,
     now: Totals,
     free_blocks: usize,
@@ -214,7 +214,7 @@ impl Totals {
     }
 }
 
-/// What a scrape needs beside the counts.
+/// State of the server that a scrape shows beside the counts.
 pub(crate) struct Scene<'a> {
     pub(crate) model: &'a str,
     pub(crate) block_size: usize,
@@ -253,12 +253,12 @@ impl Metrics {
         }
     }
 
-    /// After a step of the engine, or what else changes its blocks.
+    /// Takes the engine's counts, after a step or another change of its blocks.
     pub(crate) fn step(&self, engine: &Engine) {
         self.step_seen(engine.counts(), engine.head_use(), engine.free_blocks());
     }
 
-    /// A step, as an engine told of it.
+    /// Takes the counts of an engine.
     pub(crate) fn step_seen(
         &self,
         counts: EngineCounts,
@@ -280,7 +280,7 @@ impl Metrics {
         }
     }
 
-    /// The engine has panicked, and another begins to count anew.
+    /// Notes that the engine has panicked; the next one counts from 0.
     pub(crate) fn engine_lost(&self) {
         let mut state = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
         state.earlier = state.earlier.plus(state.now);
@@ -288,7 +288,7 @@ impl Metrics {
         state.now = Totals::default();
     }
 
-    /// An HTTP request has come to its end.
+    /// Counts an HTTP request that has ended.
     pub(crate) fn http(&self, route: &str, method: &str, status: u16, duration: Duration) {
         let mut http = self.http.lock().unwrap_or_else(PoisonError::into_inner);
         let kind = (route.to_owned(), method.to_owned(), status);
@@ -297,7 +297,7 @@ impl Metrics {
             .observe_duration(duration);
     }
 
-    /// A request has been let in that asks for `n` answers to each prompt.
+    /// Counts an admitted request for `n` answers to each prompt.
     pub(crate) fn asked(&self, n: usize, max_tokens: Option<usize>) {
         self.answers_asked.observe(n as f64);
         if let Some(max_tokens) = max_tokens {
@@ -305,7 +305,7 @@ impl Metrics {
         }
     }
 
-    /// All answers to a prompt are whole.
+    /// Counts a prompt whose answers are all complete.
     pub(crate) fn answered(&self, longest_tokens: usize) {
         self.longest_answer.observe(longest_tokens as f64);
     }
@@ -329,12 +329,12 @@ impl AnswerTimer {
         }
     }
 
-    /// The engine has begun, after so long in the queue.
+    /// Notes that the engine has begun, after `queued`.
     pub(crate) fn started(&mut self, queued: Duration) {
         self.queued = queued;
     }
 
-    /// A token has come; tells how long after the request.
+    /// Counts a token; returns the time since the request's arrival.
     pub(crate) fn token(&mut self, metrics: &Metrics) -> Duration {
         let now = Instant::now();
         metrics.generated_tokens.add(1);
@@ -345,7 +345,7 @@ impl AnswerTimer {
         now - self.arrived
     }
 
-    /// The answer is whole.
+    /// Counts a complete answer.
     pub(crate) fn finished(&mut self, metrics: &Metrics, finish: &Finish) {
         let outcome = if finish.reason.name() == "stop" {
             Outcome::Stop
@@ -375,7 +375,7 @@ impl AnswerTimer {
         }
     }
 
-    /// There will be no more of it.
+    /// Counts the end of the answer, once.
     pub(crate) fn ended(&mut self, metrics: &Metrics, outcome: Outcome) {
         if !std::mem::replace(&mut self.has_ended, true) {
             metrics.outcomes[outcome as usize].add(1);
@@ -503,7 +503,7 @@ fn quoted(value: &str) -> String {
 }
 
 impl Metrics {
-    /// What all engines did so far.
+    /// The counts of all engines so far.
     #[cfg(feature = "otlp")]
     pub(crate) fn engine_counts(&self) -> EngineCounts {
         let state = *self.engine.lock().unwrap_or_else(PoisonError::into_inner);
@@ -530,7 +530,7 @@ impl Metrics {
         }
     }
 
-    /// All of it, as Prometheus reads it.
+    /// All metrics in Prometheus' text format.
     pub(crate) fn text(&self, scene: &Scene<'_>) -> String {
         let labels = format!("model_name=\"{}\",engine=\"0\"", quoted(scene.model));
         let mut w = Writer {
@@ -547,12 +547,12 @@ impl Metrics {
         let queue = scene.queue;
         w.gauge(
             "vllm:num_requests_running",
-            "Answers the engine is working on.",
+            "Answers that the engine computes.",
             queue.running,
         );
         w.gauge(
             "vllm:num_requests_waiting",
-            "Answers the engine has not begun.",
+            "Answers that the engine has not begun.",
             queue.waiting,
         );
         w.gauge(
@@ -614,7 +614,7 @@ impl Metrics {
         );
         w.counter(
             "vllm:prefix_cache_hits_total",
-            "Those that were found.",
+            "Prompt tokens found in the cache.",
             counts.cached_tokens,
         );
         w.counter(
@@ -629,11 +629,15 @@ impl Metrics {
         );
         w.counter(
             "vllm:spec_decode_num_accepted_tokens_total",
-            "Those that came.",
+            "Guessed tokens that were accepted.",
             counts.accepted_tokens,
         );
         let name = "vllm:spec_decode_num_accepted_tokens_per_pos_total";
-        w.head(name, "counter", "The same by their position in the draft.");
+        w.head(
+            name,
+            "counter",
+            "Accepted tokens by their position in the draft.",
+        );
         for (place, accepted) in counts.accepted_by_place.iter().enumerate() {
             w.value(name, &format!("position=\"{place}\""), accepted);
         }
@@ -649,7 +653,7 @@ impl Metrics {
         );
         w.counter(
             "bitnet_engine_panics_total",
-            "Times the engine panicked and was made anew.",
+            "Times that the engine panicked and was replaced.",
             panics,
         );
         w.counter(
@@ -659,7 +663,7 @@ impl Metrics {
         );
         w.counter(
             "bitnet_head_fallback_tokens_total",
-            "Those for which all logits were needed.",
+            "Tokens for which all logits were computed.",
             head.fell_back,
         );
 
@@ -687,7 +691,7 @@ impl Metrics {
         );
         w.histogram(
             "vllm:request_queue_time_seconds",
-            "From the queue's door to the engine's beginning.",
+            "From admission to the engine's beginning.",
             &self.queued,
         );
         w.histogram(
@@ -702,7 +706,7 @@ impl Metrics {
         );
         w.histogram(
             "vllm:request_inference_time_seconds",
-            "Both.",
+            "From the engine's beginning to the last token.",
             &self.inference,
         );
         w.histogram(
@@ -722,12 +726,12 @@ impl Metrics {
         );
         w.histogram(
             "vllm:request_params_n",
-            "Answers asked for to each prompt.",
+            "Requested answers to each prompt.",
             &self.answers_asked,
         );
         w.histogram(
             "vllm:request_params_max_tokens",
-            "The most tokens asked for.",
+            "Requested maximum of tokens.",
             &self.max_tokens_asked,
         );
         w.histogram(
@@ -786,7 +790,7 @@ impl Metrics {
     }
 }
 
-/// Memory of this process, where the system tells.
+/// Resident memory of this process in bytes, where the system reports it.
 fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status

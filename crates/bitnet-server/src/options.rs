@@ -1,4 +1,4 @@
-//! [`ServeOptions`]: what the program settles before it serves.
+//! [`ServeOptions`]: the settings of a server.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,19 +14,19 @@ use crate::hosts::AllowedHosts;
 #[cfg(feature = "otlp")]
 use crate::otlp::OtlpSignals;
 
-/// How to serve.
+/// Settings of a server.
 #[derive(Clone, Debug)]
 pub struct ServeOptions {
-    /// Where to listen; port 0 takes one that is free.
+    /// Address to listen on; port 0 takes a free one.
     pub address: SocketAddr,
-    /// Names under which requests may ask for the model, the first being the one that answers bear;
-    /// without any, the name the model has by itself.
+    /// Names of the model in requests; the first is the name in answers. Without any, the model's
+    /// own name.
     pub model_names: Vec<String>,
-    /// Who may ask; `None` for everyone.
+    /// Valid API keys; `None` accepts every request.
     pub api_keys: Option<ApiKeys>,
-    /// Pages of which sites may ask.
+    /// Sites whose pages may use the server.
     pub cors_origins: CorsOrigins,
-    /// Under which names the server answers.
+    /// Host names that the server answers to.
     pub allowed_hosts: AllowedHosts,
     /// How forms of answers are compiled; `None` compiles them in this process, where one that
     /// overflows the stack ends it.
@@ -34,33 +34,33 @@ pub struct ServeOptions {
     /// Whether fields that are unknown or not supported are left unread, and any model's name is
     /// taken for ours.
     pub is_lenient: bool,
-    /// How tokens are chosen where a request does not say.
+    /// Defaults of the sampling parameters.
     pub sampling: SamplingParams,
-    /// The seed of requests that bring none; `None` for a random one each.
+    /// Seed of requests without one; `None` for a random one each.
     pub seed: Option<u64>,
-    /// Whether the owners of different keys share nothing of what is cached of their prompts.
+    /// Whether each owner of API keys has a prompt cache of their own.
     pub separate_caches: bool,
-    /// What is sent to OpenTelemetry.
+    /// Signals that are sent to OpenTelemetry.
     #[cfg(feature = "otlp")]
     pub otlp: OtlpSignals,
-    /// What is too much.
+    /// Limits of requests and connections.
     pub limits: Limits,
-    /// How long requests under way may take to finish once the server is told to stop.
+    /// Maximum time for requests under way after a signal to stop.
     pub drain_timeout: Duration,
-    /// The server counts as stuck when the engine has not finished a step for so long.
+    /// The server counts as stuck when a step of the engine takes longer.
     pub stall_timeout: Duration,
     /// The number of log lines that could not be written; the program counts, `/metrics` shows it.
     pub lost_log_lines: Arc<AtomicU64>,
 }
 
-/// What is too much, too long or too slow.
+/// Limits of requests and connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Requests that wait for the engine.
+    /// Maximum number of answers that wait for the engine.
     pub queue_requests: usize,
-    /// Prompt tokens of the requests that wait. One request may wait alone however long it is.
+    /// Maximum number of their prompt tokens. One request of any length may wait alone.
     pub queue_tokens: usize,
-    /// Answers that one HTTP request may ask for: prompts × `n`.
+    /// Maximum number of answers of one HTTP request: prompts × `n`.
     pub choices: usize,
     /// Bytes of a request's body.
     pub body_bytes: usize,

@@ -1,9 +1,8 @@
-//! [`Probers`]: whoever asks again and again whether the server is ready, so as to send requests or
-//! not.
+//! [`Probers`]: balancers that ask `/readyz` again and again to decide where to send requests.
 //!
-//! A balancer holds connections to send the next request on. If the server closed them as soon as
-//! it has nothing more to do, a request could be under way on one of them, and nobody could say
-//! whether it was heard. So they stay open until those who ask know that the server stops.
+//! A balancer keeps connections open for its next requests. If a server that drains closed them at
+//! once, a request could be on its way on one of them, and the balancer could not tell whether the
+//! server had read it. So connections stay open until the balancers know that the server stops.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,46 +10,45 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-/// The longest time to wait for the next question: twice the pause between those before, and within
-/// these bounds. The lower one is for whoever has just begun to ask, when no pause of its own has
-/// been seen.
+/// Bounds of the time to wait for the next probe, which is twice the pause between earlier ones.
+/// The lower bound is for a prober that has just begun, whose pause is not known.
 const WAIT_MIN: Duration = Duration::from_secs(5);
 const WAIT_MAX: Duration = Duration::from_secs(10);
-/// For requests that were sent before the answer to it arrived.
+/// Time for requests that were sent before the answer to the last probe arrived.
 const LAST_REQUESTS: Duration = Duration::from_millis(500);
 
-/// What they asked and what they were told.
+/// The probes and their answers so far.
 #[derive(Default)]
 pub(crate) struct Probers {
     ready: Mutex<Ready>,
     told_to_leave: watch::Sender<bool>,
 }
 
-/// When they were told that the server is ready.
+/// The probes that were answered with "ready".
 #[derive(Clone, Copy, Default)]
 struct Ready {
     last: Option<Instant>,
-    /// From one question to the next: the longest of the latest. None before the second question.
+    /// The longest recent pause between two probes; `None` before the second probe.
     pause: Option<Duration>,
 }
 
 impl Probers {
-    /// They were told that the server is ready.
+    /// Notes that a probe was answered with "ready".
     pub(crate) fn told_ready(&self, now: Instant) {
         let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(last) = ready.last {
-            // Several may ask, each at its own times.
+            // There may be several probers, each with a pause of its own.
             ready.pause = Some((now - last).max(ready.pause.unwrap_or_default() * 3 / 4));
         }
         ready.last = Some(now);
     }
 
-    /// They were told that it stops.
+    /// Notes that a probe was answered with "not ready".
     pub(crate) fn told_to_leave(&self) {
         self.told_to_leave.send_replace(true);
     }
 
-    /// How long it may take until they ask again, if anyone still does.
+    /// The longest time until the next probe; `None` if no prober is left.
     fn next_question(&self, now: Instant) -> Option<Duration> {
         let Ready { last, pause } = *self.ready.lock().unwrap_or_else(PoisonError::into_inner);
         let longest = (2 * pause?).clamp(WAIT_MIN, WAIT_MAX);
@@ -58,8 +56,7 @@ impl Probers {
         still_ask.then_some(longest)
     }
 
-    /// Waits until those who still ask know that the server stops, and what they sent before has
-    /// come.
+    /// Waits until the probers know that the server stops, and their earlier requests have arrived.
     pub(crate) async fn know(&self) {
         let Some(longest) = self.next_question(Instant::now()) else {
             return;
@@ -76,15 +73,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_asks_again_and_again_is_waited_for() {
+    fn a_prober_that_asks_regularly_is_waited_for() {
         let (start, second) = (Instant::now(), Duration::from_secs(1));
         let probers = Probers::default();
-        assert_eq!(probers.next_question(start), None, "nobody has asked");
+        assert_eq!(probers.next_question(start), None, "no probe yet");
         probers.told_ready(start);
         assert_eq!(
             probers.next_question(start),
             None,
-            "whoever waited for the server to start"
+            "one that waited for the server to start"
         );
         probers.told_ready(start + second / 10);
         assert_eq!(probers.next_question(start + second), Some(WAIT_MIN));
@@ -103,7 +100,7 @@ mod tests {
         assert_eq!(
             probers.next_question(start + 10 * second),
             None,
-            "nobody asks any more"
+            "no prober is left"
         );
         probers.told_to_leave();
         assert_eq!(

@@ -1,19 +1,17 @@
-//! [`Queue`]: how much may wait for the engine, and how long whoever finds it full should stay
-//! away.
+//! [`Queue`]: counts what waits for the engine, and computes `Retry-After` when that is too much.
 //!
-//! The engine keeps the order; here is only the counting. A [`Ticket`] stands for one answer that
-//! is wanted, from the moment it is let in until the engine is done with it, whatever becomes of
-//! it.
+//! The [`Backlog`](crate::backlog::Backlog) keeps the order; this file only counts. A [`Ticket`]
+//! stands for one answer, from its admission until the engine is done with it or it is dropped.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The longest time that anyone is sent away for, in seconds.
+/// Maximum of `Retry-After`, in seconds.
 const RETRY_AFTER_MAX_S: f64 = 600.0;
-/// The weight of the latest answer in the mean time that one takes.
+/// Weight of the latest answer in the mean duration of answers.
 const LATEST_WEIGHT: f64 = 0.2;
 
-/// What waits and what runs.
+/// Counts of waiting and running answers, and their limits.
 pub(crate) struct Queue {
     requests_max: usize,
     tokens_max: usize,
@@ -22,24 +20,24 @@ pub(crate) struct Queue {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Counts {
-    /// Answers the engine has not begun.
+    /// Answers that the engine has not begun.
     pub(crate) waiting: usize,
     /// Tokens of their prompts.
     pub(crate) waiting_tokens: usize,
-    /// Answers it is working on.
+    /// Answers that the engine computes.
     pub(crate) running: usize,
-    /// The mean time from an answer's beginning to its end, in seconds; 0 before the first.
+    /// Mean time from an answer's beginning to its end, in seconds; 0 before the first has ended.
     service_s: f64,
-    /// Since when some have run without a pause; `None` if none runs.
+    /// Since when at least one answer has been running; `None` if none runs.
     busy_since: Option<Instant>,
 }
 
-/// Why a request was not let in.
+/// The queue has no room for a request.
 #[derive(Debug, PartialEq)]
 pub(crate) struct QueueFull {
     pub(crate) waiting: usize,
     pub(crate) waiting_tokens: usize,
-    /// When there should be room.
+    /// Seconds until there should be room.
     pub(crate) retry_after_s: u64,
 }
 
@@ -61,8 +59,8 @@ impl Queue {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets in one answer for each prompt length, or none of them. An empty queue takes whatever
-    /// comes, as long as the engine can run it at all.
+    /// Admits one answer for each prompt length, or none of them. An empty queue admits a request
+    /// of any size.
     pub(crate) fn enter(
         self: &Arc<Self>,
         prompt_tokens: &[usize],
@@ -80,8 +78,8 @@ impl Queue {
         Ok(prompt_tokens.iter().map(ticket).collect())
     }
 
-    /// Whether one more would be sent away however short it is: asked before any work is done for
-    /// it.
+    /// Fails if the queue would refuse even the shortest request. Called before any work is done
+    /// for a request.
     pub(crate) fn check_room(&self) -> Result<(), QueueFull> {
         self.check(&self.lock(), 1, 1)
     }
@@ -99,13 +97,12 @@ impl Queue {
         if waiting == 0 || requests_over == 0 && tokens_over == 0 {
             return Ok(());
         }
-        // So many must begin before there is room; they do at the rate at which running ones end.
+        // This many answers must begin before there is room. They begin as running ones end.
         let mean_tokens = (waiting_tokens as f64 / waiting as f64).max(1.0);
         let must_begin = (requests_over as f64)
             .max((tokens_over as f64 / mean_tokens).ceil())
             .min(waiting as f64);
-        // Before the first answer has ended, one takes at least as long as the first has taken so
-        // far.
+        // Before the first answer has ended, assume the time that it has taken so far.
         let so_far = || busy_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
         let service_s = if service_s > 0.0 { service_s } else { so_far() };
         let wait_s = must_begin * service_s / running.max(1) as f64;
@@ -117,7 +114,7 @@ impl Queue {
     }
 }
 
-/// The place of one answer.
+/// One admitted answer.
 pub(crate) struct Ticket {
     queue: Arc<Queue>,
     prompt_tokens: usize,
@@ -125,7 +122,7 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
-    /// The engine has begun; true the first time it is said.
+    /// Notes that the engine has begun; true the first time.
     pub(crate) fn start(&mut self) -> bool {
         if self.started.is_some() {
             return false;
@@ -139,7 +136,7 @@ impl Ticket {
         true
     }
 
-    /// The engine has come to the answer's end: its time counts for the mean.
+    /// Notes that the answer is complete, and counts its duration for the mean.
     pub(crate) fn finish(self) {
         if let Some(started) = self.started {
             self.queue.lock().learn(started.elapsed());
@@ -211,7 +208,7 @@ mod tests {
     #[test]
     fn an_empty_queue_takes_what_is_larger_than_itself() {
         let queue = queue();
-        let mut tickets = queue.enter(&[101; 5]).expect("nobody waits");
+        let mut tickets = queue.enter(&[101; 5]).expect("an empty queue");
         assert!(queue.enter(&[1]).is_err());
         assert!(tickets.iter_mut().all(Ticket::start) && !tickets[0].start());
         assert_eq!(queue.counts().running, 5);
@@ -221,7 +218,7 @@ mod tests {
     #[test]
     fn the_time_to_stay_away_is_what_the_excess_takes() {
         let queue = queue();
-        let mut running = queue.enter(&[10, 10]).expect("nobody waits");
+        let mut running = queue.enter(&[10, 10]).expect("an empty queue");
         assert!(running.iter_mut().all(Ticket::start));
         let _waiting = queue.enter(&[20; 4]).expect("room for four");
         assert_eq!(

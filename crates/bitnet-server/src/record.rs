@@ -1,6 +1,6 @@
-//! [`Record`]: what is known of one HTTP request when it ends, and the line of the log it becomes.
+//! [`Record`]: the facts about one HTTP request, and its line in the log.
 //!
-//! A record ends when the last byte of the answer has been handed over, or when whoever asked has
+//! A record ends when the last byte of the answer has been handed over, or when the client has
 //! gone: the body of the answer carries it ([`RecordedBody`]), and dropping the body ends it.
 
 use std::collections::BTreeMap;
@@ -28,10 +28,10 @@ pub(crate) struct Record {
     method: Method,
     /// The route that answered, such as `/v1/models/{model}`.
     route: String,
-    /// What was asked for, without its query.
+    /// The path, without its query.
     #[cfg_attr(
         not(feature = "otlp"),
-        expect(dead_code, reason = "told over OTLP only")
+        expect(dead_code, reason = "sent over OTLP only")
     )]
     path: String,
     pub(crate) request_id: String,
@@ -39,16 +39,16 @@ pub(crate) struct Record {
     details: Mutex<Details>,
 }
 
-/// What is learnt on the way.
+/// Facts that handlers add.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Details {
-    /// Whose key it came with.
+    /// The owner of the key.
     pub(crate) owner: Option<Arc<str>>,
-    /// Where it comes from.
+    /// The client's address.
     pub(crate) address: Option<IpAddr>,
-    /// If it came as far as the queue.
+    /// The work for the engine, if the request came as far as the queue.
     pub(crate) generation: Option<Generation>,
-    /// What went wrong.
+    /// The error of the answer.
     pub(crate) error: Option<ApiError>,
 }
 
@@ -63,18 +63,18 @@ impl Details {
     }
 }
 
-/// What a request asked of the engine, and what came of it. Times are from the request's arrival.
+/// A request's work for the engine, and its results. Times count from the request's arrival.
 #[derive(Clone, Debug)]
 #[cfg_attr(
     not(feature = "otlp"),
-    expect(dead_code, reason = "a part of it is told over OTLP only")
+    expect(dead_code, reason = "a part of it is sent over OTLP only")
 )]
 pub(crate) struct Generation {
     /// `chat` or `text_completion`.
     pub(crate) operation: &'static str,
-    /// The name that answers bear.
+    /// The model's name in answers.
     pub(crate) model: String,
-    /// The name that was asked for.
+    /// The model's name in the request.
     pub(crate) asked_model: String,
     /// Whether that is one of the model's names: a lenient server answers to any.
     pub(crate) is_asked_ours: bool,
@@ -82,14 +82,14 @@ pub(crate) struct Generation {
     pub(crate) is_json: bool,
     pub(crate) response_id: String,
     pub(crate) is_stream: bool,
-    /// Answers to each prompt.
+    /// Number of answers to each prompt.
     pub(crate) n: usize,
     /// Of the first answer.
     pub(crate) sampling: SamplingParams,
     pub(crate) max_tokens: Option<usize>,
     /// So far.
     pub(crate) usage: Usage,
-    /// When it was let in.
+    /// When the queue admitted it.
     pub(crate) entered: Duration,
     /// When the engine began with the first answer.
     pub(crate) started: Option<Duration>,
@@ -127,7 +127,7 @@ impl Record {
         &self.path
     }
 
-    /// The method's name, or that of all unknown ones: names that anybody can make up are no
+    /// The method's name, or one name for all unknown ones: names that clients make up are no
     /// labels.
     pub(crate) fn method(&self) -> &str {
         match self.method {
@@ -197,7 +197,7 @@ impl Record {
                         .values()
                         .next()
                         .copied()),
-                    // Not the message, which quotes what was asked.
+                    // Not the message, which quotes the request.
                     error = error.as_ref().map(ApiError::code),
                     param = error.as_ref().and_then(ApiError::known_param),
                     "request"
@@ -231,7 +231,7 @@ const CLIENT_GONE: u16 = 499;
 pub(crate) struct Recording {
     pub(crate) record: Arc<Record>,
     pub(crate) app: Arc<App>,
-    /// `None` if the request went away before there was an answer.
+    /// `None` if the client went away before there was an answer.
     pub(crate) status: Option<StatusCode>,
     pub(crate) is_complete: bool,
     pub(crate) _under_way: UnderWay,
@@ -242,7 +242,7 @@ pub(crate) struct Recording {
 impl Drop for Recording {
     fn drop(&mut self) {
         let record = &self.record;
-        // Measured once, so that log, Prometheus and OpenTelemetry tell the same.
+        // Measured once, so that log, Prometheus and OpenTelemetry show the same number.
         let duration = record.elapsed();
         record.log(self.status, self.is_complete, duration);
         let status = self.status.map_or(CLIENT_GONE, |status| status.as_u16());

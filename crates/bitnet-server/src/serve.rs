@@ -1,4 +1,4 @@
-//! [`serve`]: from an address to the end of the last answer.
+//! [`serve`]: runs a server from binding its address to the end of the last answer.
 
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,49 +24,50 @@ use crate::state::{App, ServedModel};
 use crate::text::{THREAD_STACK_BYTES, THREADS_MAX};
 use crate::watch;
 
-/// Threads that read and write HTTP. Text is little work beside tokens, and the engine wants the
+/// Threads that read and write HTTP. Text is little work beside tokens, and the engine needs the
 /// cores.
 const HTTP_THREADS: usize = 2;
 /// Stack of the engine's thread in bytes. It follows grammars that were compiled on a stack of
 /// [`THREAD_STACK_BYTES`] at most.
 const ENGINE_STACK_BYTES: usize = 2 * THREAD_STACK_BYTES;
 
-/// For the last telemetry to be sent, and where everything must end at once.
+/// Time to send the last telemetry: after a drain, and when the server must stop at once.
 #[cfg(feature = "otlp")]
 const OTLP_LAST_WORDS: Duration = Duration::from_secs(5);
 #[cfg(feature = "otlp")]
 const OTLP_LAST_WORDS_AT_ONCE: Duration = Duration::from_millis(500);
 
-/// What a loader returns.
+/// Result of a loader.
 type Loaded = std::result::Result<ServedModel, Box<dyn std::error::Error + Send + Sync>>;
 
-/// How a server ended that was told to.
+/// How a server stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// Everything that was under way has been answered.
+    /// All requests under way were answered.
     Drained,
-    /// It took too long, or the server was told a second time.
+    /// The drain took too long, or a second signal came.
     Cut {
         /// Requests that were not answered to their end.
         unfinished: usize,
     },
 }
 
-/// What becomes of a server, for whoever started it.
+/// Changes of state that the program reports to its parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServerEvent {
     /// The address is bound, and connections are accepted.
     Listening(SocketAddr),
     /// The model is loaded, and requests are answered.
     Ready,
-    /// The server was told to stop, and finishes what is under way.
+    /// The server got a signal to stop, and finishes the requests under way.
     Draining,
 }
 
-/// Who is told.
+/// Called at each event.
 type Tell = Arc<dyn Fn(ServerEvent) + Send + Sync>;
 
-/// Serves until the process is told to stop (SIGTERM, SIGINT), then finishes what is under way.
+/// Serves until a signal tells the process to stop (SIGTERM, SIGINT, SIGQUIT, SIGHUP), then
+/// finishes the requests under way.
 ///
 /// `load` is called on the thread that will own the engine; until it returns, the server is there
 /// but not ready.
@@ -87,7 +88,7 @@ pub fn serve(
         .enable_all();
     let runtime = builder.build().map_err(Error::Threads)?;
     let ended = runtime.block_on(run(options, load, Arc::new(tell)));
-    // Whatever is left has been given up.
+    // Tasks that are left were given up.
     runtime.shutdown_background();
     ended
 }
@@ -108,7 +109,7 @@ async fn run(
     #[cfg(feature = "otlp")]
     start_otlp(&app, address)?;
     if app.options.api_keys.is_none() && !address.ip().is_loopback() {
-        tracing::warn!(%address, "whoever reaches this address can use the server: there are no API keys");
+        tracing::warn!(%address, "every client that reaches this address can use the server: there are no API keys");
     }
     tell(ServerEvent::Listening(address));
     let mut engine_ended = start_engine(Arc::clone(&app), received, load, Arc::clone(&tell))
@@ -135,7 +136,7 @@ async fn run(
     tracing::info!(
         running,
         waiting,
-        "draining: what is under way is finished, nothing new is begun"
+        "draining: requests under way are finished, new ones are refused"
     );
     let drained = async {
         tokio::select! {
@@ -177,13 +178,13 @@ fn start_otlp(app: &App, address: SocketAddr) -> Result<()> {
     let signals = app.options.otlp;
     if signals.metrics || signals.traces {
         let otlp = Otlp::start(signals, address, &app.metrics, &app.queue).map_err(Error::Otlp)?;
-        // Nobody has set it before.
+        // It is set here only.
         let _ = app.otlp.set(otlp);
     }
     Ok(())
 }
 
-/// Sends what is left, for as long as a process that is told to stop may take.
+/// Sends the rest of the telemetry, for `patience` at most.
 #[cfg(feature = "otlp")]
 async fn stop_otlp(app: Arc<App>, patience: Duration) {
     let stopped = tokio::task::spawn_blocking(move || app.otlp.get().map(Otlp::stop));
@@ -192,8 +193,8 @@ async fn stop_otlp(app: Arc<App>, patience: Duration) {
     }
 }
 
-/// Starts the thread that loads the model and owns the engine. It tells why it ended before it was
-/// told to.
+/// Starts the thread that loads the model and owns the engine. The result gets an error if the
+/// thread ends early.
 fn start_engine(
     app: Arc<App>,
     jobs: Receiver<Job>,
@@ -220,7 +221,7 @@ fn start_engine(
                 tracing::info!(model = model.name(), context = model.context, "ready");
                 tell(ServerEvent::Ready);
             }
-            // The channel of jobs ends when nobody else holds the other end.
+            // The channel of jobs ends when the last sender is dropped.
             drop(app);
             let thread = EngineThread::new(jobs, pulse, metrics, Engine::step);
             if let Err(error) = thread.run(engine, remake) {
@@ -230,7 +231,7 @@ fn start_engine(
     Ok(has_ended)
 }
 
-/// What tells the process to stop.
+/// The signals that tell the process to stop.
 struct StopSignals {
     #[cfg(unix)]
     terminate: tokio::signal::unix::Signal,

@@ -1,8 +1,7 @@
-//! [`SharedBody`]: a request's body of which the rest can be read after whoever was to read it has
-//! refused.
+//! [`SharedBody`]: a request's body whose rest can be read after a handler has refused it.
 //!
-//! A connection that closes while its client still sends is broken for the client, which then often
-//! does not see the answer that says why.
+//! If a connection closes while its client still sends, the client sees a broken connection and
+//! often not the answer that says why.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,10 +13,10 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{BodyExt, Limited};
 use tokio::time::timeout;
 
-/// For a client to send what nobody wants.
+/// Time for a client to send the rest of a refused body.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 
-/// A body that two hold, of whom one reads at a time.
+/// A body with two owners, of whom one reads at a time.
 #[derive(Clone)]
 pub(crate) struct SharedBody(Arc<Mutex<Body>>);
 
@@ -30,12 +29,12 @@ impl SharedBody {
     pub(crate) async fn drain(self, bytes_max: usize) {
         let mut rest = Limited::new(self, bytes_max);
         let drained = async { while let Some(Ok(_)) = rest.frame().await {} };
-        // Whoever takes longer has to live without the answer.
+        // A client that takes longer may not see the answer.
         let _ = timeout(DRAIN_TIME, drained).await;
     }
 
     fn lock(&self) -> MutexGuard<'_, Body> {
-        // A body that panicked is not polled again by whoever saw that, and ends by itself.
+        // A body that panicked ends by itself.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! [`App`]: what all requests share. [`ServedModel`]: what the program's loader brings.
+//! [`App`]: the state that all requests share. [`ServedModel`]: the result of the program's loader.
 
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
@@ -27,15 +27,15 @@ use crate::text::TextThreads;
 
 /// A model that is ready to be served.
 pub struct ServedModel {
-    /// What runs it.
+    /// The engine that runs it.
     pub engine: Engine,
-    /// Makes another engine like it, should that one panic.
+    /// Makes another engine like it after a panic.
     pub remake: Box<dyn FnMut() -> bitnet_inference::Result<Engine>>,
-    /// Without one, prompts and answers are token ids.
+    /// Without a tokenizer, prompts and answers are token ids.
     pub tokenizer: Option<Arc<Tokenizer>>,
-    /// What becomes of the messages of a chat.
+    /// How the messages of a chat become a prompt.
     pub conversation: Conversation,
-    /// What the model is called where the options do not name it.
+    /// The model's name where the options give none.
     pub name: String,
     /// Positions of a block of the key/value cache.
     pub block_size: usize,
@@ -43,25 +43,25 @@ pub struct ServedModel {
 
 /// How messages become a prompt.
 pub enum Conversation {
-    /// As the model was trained to see them.
+    /// With the template that the model was trained on.
     Template(Arc<ChatTemplate>),
     /// The answer continues the text of the last message: for a model that tells stories and was
-    /// never taught to talk.
+    /// not trained on conversations.
     ContinueLast,
-    /// Not at all, and why.
+    /// Not at all, for this reason.
     Unavailable(String),
 }
 
 /// The model as handlers see it.
 pub(crate) struct Model {
-    /// The first is the one that answers bear.
+    /// The first is the name in answers.
     pub(crate) names: Vec<String>,
     pub(crate) tokenizer: Option<Arc<Tokenizer>>,
     pub(crate) conversation: Conversation,
     pub(crate) vocab_size: usize,
-    /// The most positions that a request may have, prompt and answer together.
+    /// Maximum number of positions of a request, prompt and answer together.
     pub(crate) context: usize,
-    /// Seconds since 1970 at which it was loaded.
+    /// When it was loaded, in seconds since 1970.
     pub(crate) created: u64,
     block_size: usize,
     /// Made for the first form.
@@ -101,16 +101,16 @@ impl Model {
     }
 }
 
-/// Where the server is in its life.
+/// State of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     Loading,
     Ready,
-    /// Told to stop: what is under way is finished, nothing new is begun.
+    /// Requests under way are finished, new ones are refused.
     Draining,
 }
 
-/// What all requests share.
+/// The state that all requests share.
 pub(crate) struct App {
     pub(crate) options: ServeOptions,
     pub(crate) queue: Arc<Queue>,
@@ -120,7 +120,7 @@ pub(crate) struct App {
     pub(crate) probers: Probers,
     pub(crate) connections: Connections,
     pub(crate) inflight: Arc<Inflight>,
-    /// What became of a file of the model, if it was changed while it is in use.
+    /// The problem of a model file that was changed while it is in use.
     damage: OnceLock<FileProblem>,
     phase: watch::Sender<Phase>,
     model: OnceLock<Model>,
@@ -204,7 +204,7 @@ impl App {
         self.model.get().is_some()
     }
 
-    /// How long the engine has been stuck in one step, if that is longer than it may be.
+    /// How long the engine has been in one step, if that is longer than `stall_timeout`.
     pub(crate) fn stalled(&self) -> Option<Duration> {
         Some(self.pulse.step_time()).filter(|time| *time > self.options.stall_timeout)
     }
@@ -220,17 +220,17 @@ impl App {
         }
     }
 
-    /// What became of the files of the model, if anything.
+    /// The problem of the model's files, if there is one.
     pub(crate) fn damage(&self) -> Option<&FileProblem> {
         self.damage.get()
     }
 
-    /// Begins nothing new from now on.
+    /// Refuses new requests from now on.
     pub(crate) fn drain(&self) {
         self.phase.send_replace(Phase::Draining);
     }
 
-    /// The model, if requests may be begun.
+    /// The model, if new requests are accepted.
     pub(crate) fn model(&self) -> Result<&Model, ApiError> {
         match (self.phase(), self.model.get()) {
             (Phase::Ready, Some(model)) => match self.damage() {
@@ -242,7 +242,7 @@ impl App {
         }
     }
 
-    /// What a scrape of the metrics needs beside them.
+    /// The state that a scrape of the metrics shows.
     pub(crate) fn scene(&self) -> Scene<'_> {
         let model = self.model.get();
         let name = model
@@ -260,7 +260,7 @@ impl App {
         }
     }
 
-    /// Counts an HTTP request until what is returned is dropped.
+    /// Counts an HTTP request until the result is dropped.
     pub(crate) fn count_request(&self) -> UnderWay {
         self.under_way.send_modify(|count| *count += 1);
         UnderWay(Arc::clone(&self.under_way))
