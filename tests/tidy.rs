@@ -128,6 +128,7 @@ const UNSAFE: &[&str] = &[
     "crates/bitnet-kernels/src/sets/avx2/vector.rs",
     "crates/bitnet-kernels/src/sets/avx512.rs",
     "crates/bitnet-kernels/src/sets/avx512/attention.rs",
+    "crates/bitnet-kernels/src/sets/avx512/groups.rs",
     "crates/bitnet-kernels/src/sets/avx512/mixed.rs",
     "crates/bitnet-kernels/src/sets/avx512/screen.rs",
     "crates/bitnet-kernels/src/sets/avx512/sparse.rs",

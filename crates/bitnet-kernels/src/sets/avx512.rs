@@ -2,6 +2,7 @@
 //! them by fours.
 
 mod attention;
+mod groups;
 mod mixed;
 mod peak;
 mod screen;
@@ -24,7 +25,7 @@ kernel_set!(
     own {
         screen_block: screen::screen_block,
         sparse: sparse::KERNELS,
-        groups: avx2::groups::KERNELS,
+        groups: groups::KERNELS,
         ternary: ternary::ternary,
         ternary_tile: None,
         lookup: avx2::tl::LOOKUP,

@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::vector::{broadcast, load_quarter, store8};
 use crate::layout::activations::TILE_ROWS;
 use crate::layout::cells::{
-    CELL_COLS, CELL_LINES, CELL_SIGN_RUNS, GroupChunk, SCALE_BYTES, SignRun,
+    CELL_COLS, CELL_LINES, CELL_SIGN_RUNS, GroupLayout, SCALE_BYTES, SignRun,
 };
 use crate::layout::group_activations::{GroupActivations, GroupTile};
 use crate::layout::lines::{BLOCK_ROWS, Line};
@@ -49,107 +49,158 @@ fn two_bits(
     activations: &GroupActivations,
     output: &Output<'_>,
 ) {
-    let chunks: Vec<GroupChunk> = matrix.layout().chunks().collect();
+    let Some(chunk) = matrix.layout().chunks().next() else {
+        return;
+    };
     for block in blocks {
+        let bytes = matrix.chunk(block, &chunk);
         for tile in 0..activations.num_tiles() {
-            let first_row = tile * TILE_ROWS;
+            let place = Place {
+                output,
+                first_row: tile * TILE_ROWS,
+                block,
+            };
             let tile = activations.tile(tile);
-            macro_rules! of_rows {
-                ($($n:literal)*) => {
-                    match tile.rows {
-                        $($n => {
-                            let mut sums = [[_mm256_setzero_ps(); QUARTERS]; $n];
-                            for chunk in &chunks {
-                                let bytes = matrix.chunk(block, chunk);
-                                add_two_bits::<$n>(matrix, bytes, &tile, activations.run_cols(), &mut sums);
-                            }
-                            for (row, sums) in (first_row..).zip(&sums) {
-                                // SAFETY: each block of outputs is computed by one thread.
-                                let out = unsafe { output.block(row, block) };
-                                for (out, sum) in out.chunks_exact_mut(8).zip(sums) {
-                                    store8(out, *sum);
-                                }
-                            }
-                        })*
-                        rows => unreachable!("a tile of {rows} rows"),
-                    }
-                };
+            match activations.run_cols() / CELL_COLS {
+                1 => tile_products::<1>(matrix, bytes, &tile, &place),
+                2 => tile_products::<2>(matrix, bytes, &tile, &place),
+                _ => tile_products::<4>(matrix, bytes, &tile, &place),
             }
-            of_rows!(1 2 3 4 5 6 7 8);
         }
     }
 }
 
-/// Adds all groups of a block to the sums of 32 rows with the `N` rows of a tile.
+/// Where the products of a tile with a block go.
+struct Place<'a> {
+    output: &'a Output<'a>,
+    first_row: usize,
+    block: usize,
+}
+
+/// Stores the products of a block with the rows of a tile, whose runs are of `R` cells.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn add_two_bits<const N: usize>(
+fn tile_products<const R: usize>(
     matrix: &GroupMatrix,
     block: &[u8],
     tile: &GroupTile<'_>,
-    run_cols: usize,
-    sums: &mut [[__m256; QUARTERS]; N],
+    place: &Place<'_>,
 ) {
-    let layout = matrix.layout();
-    let run_cells = run_cols / CELL_COLS;
-    let group_runs = layout.group_cols / run_cols;
-    let groups = block.chunks(layout.group_bytes()).enumerate();
-    for (group, bytes) in groups {
-        let (cells, scales) = bytes.split_at(bytes.len() - SCALE_BYTES);
-        let lines: &[Line] = cells.as_chunks().0;
+    macro_rules! of_rows {
+        ($($n:literal)*) => {
+            match tile.rows {
+                $($n => place.store(&block_sums::<$n, R>(matrix, block, tile)),)*
+                rows => unreachable!("a tile of {rows} rows"),
+            }
+        };
+    }
+    of_rows!(1 2 3 4 5 6 7 8);
+}
+
+impl Place<'_> {
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    fn store<const N: usize>(&self, sums: &[[__m256; QUARTERS]; N]) {
+        for (row, sums) in (self.first_row..).zip(sums) {
+            // SAFETY: each block of outputs is computed by one thread.
+            let out = unsafe { self.output.block(row, self.block) };
+            for (out, sum) in out.chunks_exact_mut(8).zip(sums) {
+                store8(out, *sum);
+            }
+        }
+    }
+}
+
+/// The outputs of 32 rows with the `N` rows of a tile, by the rule of `portable`.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn block_sums<const N: usize, const R: usize>(
+    matrix: &GroupMatrix,
+    block: &[u8],
+    tile: &GroupTile<'_>,
+) -> [[__m256; QUARTERS]; N] {
+    let mut sums = [[_mm256_setzero_ps(); QUARTERS]; N];
+    let mut runs = RunsOfTile::<N, R>::new(tile);
+    for bytes in block.chunks(matrix.layout().group_bytes()) {
+        let (codes, scales) = bytes.split_at(bytes.len() - SCALE_BYTES);
+        let lines: &[Line] = codes.as_chunks().0;
+        let num_runs = lines.len().div_ceil(R * CELL_LINES);
         for quarter in 0..QUARTERS {
             let mut of_runs = [_mm256_setzero_ps(); N];
-            let runs = lines.chunks(run_cells * CELL_LINES);
-            for (run, lines) in (group * group_runs..).zip(runs) {
-                let first = run * run_cells * CELL_DWORDS;
-                let products = run_products::<N>(lines, quarter, first, tile);
-                for (i, (of_runs, product)) in of_runs.iter_mut().zip(products).enumerate() {
-                    let sum = _mm256_madd_epi16(product, _mm256_set1_epi16(1));
-                    let sum = _mm256_sub_epi32(sum, _mm256_set1_epi32(tile.sums[run * N + i]));
-                    let scale = _mm256_set1_ps(tile.scales[run * N + i]);
-                    *of_runs = fold(*of_runs, _mm256_cvtepi32_ps(sum), scale);
-                }
+            for (run, lines) in lines.chunks(R * CELL_LINES).enumerate() {
+                runs.add(run, lines, quarter, &mut of_runs);
             }
             let scales = load_scales(scales, quarter);
             for (sums, of_runs) in sums.iter_mut().zip(of_runs) {
                 sums[quarter] = fold(sums[quarter], of_runs, scales);
             }
         }
+        runs.skip(num_runs);
     }
+    sums
 }
 
-/// `Σ code · q` of 8 rows over the lines of a run, in 16 bits, by twos of products.
-///
-/// A lane takes 2 products of at most 3 · 127 for each four columns: 64 of them, 24,384, in the 128
-/// columns that a run has at most.
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-fn run_products<const N: usize>(
-    lines: &[Line],
-    quarter: usize,
-    first_dword: usize,
-    tile: &GroupTile<'_>,
-) -> [__m256i; N] {
-    let mask = _mm256_set1_epi8(3);
-    let mut acc = [_mm256_setzero_si256(); N];
-    for (index, line) in lines.iter().enumerate() {
-        let codes = load_quarter(line, quarter);
-        let fields = [
-            _mm256_and_si256(codes, mask),
-            _mm256_and_si256(_mm256_srli_epi16::<2>(codes), mask),
-            _mm256_and_si256(_mm256_srli_epi16::<4>(codes), mask),
-            _mm256_and_si256(_mm256_srli_epi16::<6>(codes), mask),
-        ];
-        let dwords = (first_dword + 4 * index) * N;
-        let values = &tile.values[4 * dwords..4 * (dwords + 4 * N)];
-        for (s, field) in fields.into_iter().enumerate() {
-            for (i, acc) in acc.iter_mut().enumerate() {
-                let q = broadcast(values, s * N + i);
-                *acc = _mm256_add_epi16(*acc, _mm256_maddubs_epi16(field, q));
-            }
+/// What is left of a tile of `N` rows in runs of `R` cells.
+struct RunsOfTile<'a, const N: usize, const R: usize> {
+    values: &'a [i8],
+    scales: &'a [[f32; N]],
+    sums: &'a [[i32; N]],
+}
+
+impl<'a, const N: usize, const R: usize> RunsOfTile<'a, N, R> {
+    /// Bytes of the activations of a run.
+    const RUN_VALUES: usize = R * CELL_COLS * N;
+
+    fn new(tile: &GroupTile<'a>) -> Self {
+        Self {
+            values: tile.values,
+            scales: tile.scales.as_chunks().0,
+            sums: tile.sums.as_chunks().0,
         }
     }
-    acc
+
+    /// Leaves out the first `num_runs` runs.
+    #[inline(always)]
+    fn skip(&mut self, num_runs: usize) {
+        let values = (num_runs * Self::RUN_VALUES).min(self.values.len());
+        self.values = &self.values[values..];
+        self.scales = &self.scales[num_runs..];
+        self.sums = &self.sums[num_runs..];
+    }
+
+    /// Adds run `run`, whose codes are in `lines`, to the sums of 8 rows.
+    ///
+    /// A lane of 16 bits takes 2 products of at most 3 · 127 for each four columns: 64 of them,
+    /// 24,384, in the 128 columns that a run has at most. `Σ code · q − Σ q` is exact, since a code
+    /// is a weight + 1.
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    fn add(&self, run: usize, lines: &[Line], quarter: usize, of_runs: &mut [__m256; N]) {
+        let mask = _mm256_set1_epi8(3);
+        let mut acc = [_mm256_setzero_si256(); N];
+        let values = &self.values[run * Self::RUN_VALUES..];
+        for (line, values) in lines.iter().zip(values.chunks_exact(16 * N)) {
+            let codes = load_quarter(line, quarter);
+            let fields = [
+                _mm256_and_si256(codes, mask),
+                _mm256_and_si256(_mm256_srli_epi16::<2>(codes), mask),
+                _mm256_and_si256(_mm256_srli_epi16::<4>(codes), mask),
+                _mm256_and_si256(_mm256_srli_epi16::<6>(codes), mask),
+            ];
+            for (s, field) in fields.into_iter().enumerate() {
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    let q = broadcast(values, s * N + i);
+                    *acc = _mm256_add_epi16(*acc, _mm256_maddubs_epi16(field, q));
+                }
+            }
+        }
+        for (i, (of_runs, acc)) in of_runs.iter_mut().zip(acc).enumerate() {
+            let sum = _mm256_madd_epi16(acc, _mm256_set1_epi16(1));
+            let sum = _mm256_sub_epi32(sum, _mm256_set1_epi32(self.sums[run][i]));
+            let scale = _mm256_set1_ps(self.scales[run][i]);
+            *of_runs = fold(*of_runs, _mm256_cvtepi32_ps(sum), scale);
+        }
+    }
 }
 
 // ---- signs ----
@@ -157,19 +208,32 @@ fn run_products<const N: usize>(
 /// The sums that four activations make with all 16 choices of signs, + [`BIAS`]: 16 low parts of 5
 /// bits, then 16 high ones.
 type SignTable = [u8; 32];
+/// The tables of the columns of a cell.
+type CellTables = [SignTable; CELL_COLS / 4];
+/// The signs of a cell.
+type SignCell = [SignRun; CELL_SIGN_RUNS];
 
 /// What is added to a sum of four activations, so that both parts of it are not negative.
 const BIAS: i32 = 512;
-/// Tables that a cell takes.
-const CELL_TABLES: usize = CELL_COLS / 4;
 /// Rows of activations whose tables stay in a core's second cache: at most 8 KiB each.
 const ROWS_AT_ONCE: usize = 32;
 /// Blocks that meet the tables of one row of activations while those are in the first cache.
 const BLOCKS_AT_ONCE: usize = 4;
 
+/// What some rows of activations bring to the products with a chunk of columns.
+#[derive(Default)]
+struct SignScratch {
+    /// `[rows, cells]`
+    tables: Vec<CellTables>,
+    /// `[rows, runs]`
+    scales: Vec<f32>,
+}
+
 thread_local! {
     /// Kept, so that a decode step allocates nothing.
-    static TABLES: Cell<Vec<SignTable>> = const { Cell::new(Vec::new()) };
+    static SCRATCH: Cell<SignScratch> = const {
+        Cell::new(SignScratch { tables: Vec::new(), scales: Vec::new() })
+    };
 }
 
 /// See [`crate::sets::groups::GroupMultiply`].
@@ -183,40 +247,90 @@ pub(crate) fn signs(
     activations: &GroupActivations,
     output: &Output<'_>,
 ) {
+    match activations.run_cols() / CELL_COLS {
+        1 => signs_in_runs::<1>(matrix, blocks, activations, output),
+        2 => signs_in_runs::<2>(matrix, blocks, activations, output),
+        _ => signs_in_runs::<4>(matrix, blocks, activations, output),
+    }
+}
+
+/// The same for runs of `R` cells: with their number known, the loops over them are unrolled, and
+/// little is left between the lookups.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn signs_in_runs<const R: usize>(
+    matrix: &GroupMatrix,
+    blocks: Range<usize>,
+    activations: &GroupActivations,
+    output: &Output<'_>,
+) {
     let layout = matrix.layout();
-    let mut tables = TABLES.take();
+    let group_cells = layout.group_cols / CELL_COLS;
+    let mut scratch = SCRATCH.take();
     for first in (0..activations.rows()).step_by(ROWS_AT_ONCE) {
         let rows = first..activations.rows().min(first + ROWS_AT_ONCE);
         for chunk in layout.chunks() {
-            let first_cell = chunk.first_group * layout.group_cols / CELL_COLS;
+            let first_cell = chunk.first_group * group_cells;
             let end_cell = layout
                 .num_cells()
-                .min((chunk.first_group + chunk.num_groups) * layout.group_cols / CELL_COLS);
-            let row_tables = (end_cell - first_cell) * CELL_TABLES;
-            tables.resize((rows.len() * row_tables).max(tables.len()), [0; 32]);
-            for (row, tables) in rows.clone().zip(tables.chunks_exact_mut(row_tables)) {
-                let (tile, index) = (activations.tile(row / TILE_ROWS), row % TILE_ROWS);
-                for (at, table) in (first_cell * CELL_TABLES..).zip(tables) {
-                    make_table(broadcast(tile.values, at * tile.rows + index), table);
-                }
-            }
+                .min(first_cell + chunk.num_groups * group_cells);
+            let cells = first_cell..end_cell;
+            scratch.fill::<R>(rows.clone(), cells.clone(), activations);
             for some in blocks.clone().step_by(BLOCKS_AT_ONCE) {
                 let some = some..blocks.end.min(some + BLOCKS_AT_ONCE);
-                for (row, tables) in rows.clone().zip(tables.chunks_exact(row_tables)) {
+                for (index, row) in rows.clone().enumerate() {
+                    let (tables, scales) = scratch.row::<R>(index, cells.len());
                     for block in some.clone() {
                         // SAFETY: each block of outputs is computed by one thread.
                         let out = unsafe { output.block(row, block) };
                         if chunk.first_group == 0 {
                             out.fill(0.0);
                         }
-                        let bytes = matrix.chunk(block, &chunk);
-                        add_signs(matrix, &chunk, bytes, tables, activations, row, out);
+                        add_signs::<R>(layout, matrix.chunk(block, &chunk), tables, scales, out);
                     }
                 }
             }
         }
     }
-    TABLES.set(tables);
+    SCRATCH.set(scratch);
+}
+
+impl SignScratch {
+    /// Makes the tables of some cells for some rows of activations, and copies the scales of their
+    /// runs of `R` cells.
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    fn fill<const R: usize>(
+        &mut self,
+        rows: Range<usize>,
+        cells: Range<usize>,
+        activations: &GroupActivations,
+    ) {
+        self.tables.clear();
+        self.scales.clear();
+        for row in rows {
+            let (tile, index) = (activations.tile(row / TILE_ROWS), row % TILE_ROWS);
+            for cell in cells.clone() {
+                let mut tables = [[0; 32]; CELL_COLS / 4];
+                for (dword, table) in (cell * CELL_DWORDS..).zip(&mut tables) {
+                    make_table(broadcast(tile.values, dword * tile.rows + index), table);
+                }
+                self.tables.push(tables);
+            }
+            let runs = cells.start / R..cells.end.div_ceil(R);
+            let scales = runs.map(|run| tile.scales[run * tile.rows + index]);
+            self.scales.extend(scales);
+        }
+    }
+
+    /// The tables and the scales of one of the rows.
+    fn row<const R: usize>(&self, index: usize, cells: usize) -> (&[CellTables], &[f32]) {
+        let runs = cells.div_ceil(R);
+        (
+            &self.tables[index * cells..(index + 1) * cells],
+            &self.scales[index * runs..(index + 1) * runs],
+        )
+    }
 }
 
 /// The table of four activations, which are the same in every dword of `q`.
@@ -259,37 +373,38 @@ fn make_table(q: __m256i, table: &mut SignTable) {
 /// Adds a chunk of a block to the sums of its 32 rows with one row of activations.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn add_signs(
-    matrix: &GroupMatrix,
-    chunk: &GroupChunk,
+fn add_signs<const R: usize>(
+    layout: GroupLayout,
     bytes: &[u8],
-    tables: &[SignTable],
-    activations: &GroupActivations,
-    row: usize,
+    mut tables: &[CellTables],
+    scales: &[f32],
     out: &mut [f32],
 ) {
-    let layout = matrix.layout();
-    let run_cells = activations.run_cols() / CELL_COLS;
-    let group_runs = layout.group_cols / activations.run_cols();
-    let (tile, index) = (activations.tile(row / TILE_ROWS), row % TILE_ROWS);
+    let group_bytes = layout.group_bytes();
+    let mut scales = scales.iter();
     let out: &mut [f32; BLOCK_ROWS] = out.try_into().expect("a block of outputs");
     let mut sums = load32(out);
-    let groups = bytes.chunks(layout.group_bytes());
-    let of_groups = tables.chunks(layout.group_cols / 4);
-    for ((group, bytes), tables) in (chunk.first_group..).zip(groups).zip(of_groups) {
-        let (cells, scales) = bytes.split_at(bytes.len() - SCALE_BYTES);
-        let signs: &[SignRun] = cells.as_chunks().0;
+    for bytes in bytes.chunks(group_bytes) {
+        let (cells, of_rows) = bytes.split_at(bytes.len() - SCALE_BYTES);
+        let cells: &[SignCell] = cells.as_chunks().0.as_chunks().0;
+        let (of_group, rest) = tables.split_at(cells.len());
+        tables = rest;
         let mut of_runs = [_mm256_setzero_ps(); QUARTERS];
-        let runs = signs.chunks(run_cells * CELL_SIGN_RUNS);
-        let of_run = tables.chunks(run_cells * CELL_TABLES);
-        for ((run, signs), tables) in (group * group_runs..).zip(runs).zip(of_run) {
-            let scale = _mm256_set1_ps(tile.scales[run * tile.rows + index]);
-            for (of_runs, sum) in of_runs.iter_mut().zip(run_sums(signs, tables)) {
-                *of_runs = fold(*of_runs, sum, scale);
-            }
+        let ((runs, last_run), (of_runs_tables, of_last_run)) =
+            (cells.as_chunks::<R>(), of_group.as_chunks::<R>());
+        for ((cells, tables), scale) in runs.iter().zip(of_runs_tables).zip(&mut scales) {
+            fold_run(&mut of_runs, run_words(cells, tables), R, *scale);
+        }
+        if let (false, Some(scale)) = (last_run.is_empty(), scales.as_slice().first()) {
+            fold_run(
+                &mut of_runs,
+                run_words(last_run, of_last_run),
+                last_run.len(),
+                *scale,
+            );
         }
         for (quarter, (sums, of_runs)) in sums.iter_mut().zip(of_runs).enumerate() {
-            *sums = fold(*sums, of_runs, load_scales(scales, quarter));
+            *sums = fold(*sums, of_runs, load_scales(of_rows, quarter));
         }
     }
     for (out, sum) in out.as_chunks_mut::<8>().0.iter_mut().zip(sums) {
@@ -308,42 +423,52 @@ fn load32(from: &[f32; BLOCK_ROWS]) -> [__m256; QUARTERS] {
     out
 }
 
-/// `Σ ±q` of 32 rows over the cells of a run, exactly.
+/// `Σ ±q` of 32 rows over the cells of a run, and [`BIAS`] for each table, in 16 bits: those hold
+/// four cells, 4 · 8 · 1020 = 32,640.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn run_sums(signs: &[SignRun], tables: &[SignTable]) -> [__m256; QUARTERS] {
-    // Sixteen bits hold four cells: 4 · 8 · 1020 = 32,640.
+fn run_words(cells: &[SignCell], tables: &[CellTables]) -> [__m256i; 2] {
+    let weights = _mm256_set1_epi16(1 | 32 << 8);
     let mut words = [_mm256_setzero_si256(); 2];
-    let cells = signs.chunks_exact(CELL_SIGN_RUNS);
-    let of_cells = tables.chunks_exact(CELL_TABLES);
-    let num_cells = cells.len();
-    for (signs, tables) in cells.zip(of_cells) {
-        let [low, high] = cell_sums(signs, tables);
-        let weights = _mm256_set1_epi16(1 | 32 << 8);
-        for (words, parts) in words.iter_mut().zip([
+    for (cell, tables) in cells.iter().zip(tables) {
+        let [low, high] = cell_sums(cell, tables);
+        let parts = [
             _mm256_unpacklo_epi8(low, high),
             _mm256_unpackhi_epi8(low, high),
-        ]) {
+        ];
+        for (words, parts) in words.iter_mut().zip(parts) {
             *words = _mm256_add_epi16(*words, _mm256_maddubs_epi16(parts, weights));
         }
     }
-    // 2^23 in the upper half of a float makes the word below it an integer of that float, exactly:
-    // less than an instruction to widen and one to convert, and the biases go with it.
+    words
+}
+
+/// Adds the exact sums of a run of `num_cells` cells times its scale.
+///
+/// 2^23 in the upper half of a float makes the word below it an integer of that float, exactly:
+/// less than an instruction to widen and one to convert, and the biases go with it.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn fold_run(of_runs: &mut [__m256; QUARTERS], words: [__m256i; 2], num_cells: usize, scale: f32) {
     let float = _mm256_set1_epi16(0x4b00);
-    let bias = _mm256_set1_ps((8_388_608 + BIAS * (CELL_TABLES * num_cells) as i32) as f32);
-    [
+    let bias = (1 << 23) + BIAS * (CELL_DWORDS * num_cells) as i32;
+    let (bias, scale) = (_mm256_set1_ps(bias as f32), _mm256_set1_ps(scale));
+    let bits = [
         _mm256_unpacklo_epi16(words[0], float),
         _mm256_unpackhi_epi16(words[0], float),
         _mm256_unpacklo_epi16(words[1], float),
         _mm256_unpackhi_epi16(words[1], float),
-    ]
-    .map(|bits| _mm256_sub_ps(_mm256_castsi256_ps(bits), bias))
+    ];
+    for (of_runs, bits) in of_runs.iter_mut().zip(bits) {
+        let sum = _mm256_sub_ps(_mm256_castsi256_ps(bits), bias);
+        *of_runs = fold(*of_runs, sum, scale);
+    }
 }
 
 /// The low and the high parts of a cell's sums, a byte for each row.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn cell_sums(signs: &[SignRun], tables: &[SignTable]) -> [__m256i; 2] {
+fn cell_sums(signs: &SignCell, tables: &CellTables) -> [__m256i; 2] {
     let mask = _mm256_set1_epi8(15);
     let mut sums = [_mm256_setzero_si256(); 2];
     for (signs, tables) in signs.iter().zip(tables.as_chunks::<2>().0) {
