@@ -141,6 +141,7 @@ const UNSAFE: &[&str] = &[
     "crates/bitnet-kernels/src/sets/lookup.rs",
     "crates/bitnet-kernels/src/sets/neon.rs",
     "crates/bitnet-kernels/src/sets/neon/attention.rs",
+    "crates/bitnet-kernels/src/sets/neon/groups.rs",
     "crates/bitnet-kernels/src/sets/neon/screen.rs",
     "crates/bitnet-kernels/src/sets/neon/sparse.rs",
     "crates/bitnet-kernels/src/sets/neon/ternary.rs",

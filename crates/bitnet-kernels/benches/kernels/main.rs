@@ -8,6 +8,7 @@
 mod attention;
 mod counters;
 mod floor;
+mod groups;
 mod head;
 mod pool;
 mod rows;
@@ -30,6 +31,7 @@ fn main() {
     ternary::patterns(&mut criterion, &read);
     // The sets with and without VBMI differ only in products with ternary weights.
     machines.retain(|machine| machine.cpu.set().packing == Packing::Two);
+    groups::bench(&mut criterion, &machines);
     attention::bench(&mut criterion, &machines);
     head::bench(&mut criterion, &machines);
     rows::bench(&mut criterion, &machines);

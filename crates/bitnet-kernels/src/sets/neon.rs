@@ -7,6 +7,7 @@
 //! compiles with.
 
 mod attention;
+mod groups;
 mod peak;
 mod screen;
 mod sparse;
@@ -19,8 +20,8 @@ use std::arch::aarch64::*;
 use vector::{convert_f16, load_f32, store4};
 
 use crate::layout::packing::Packing;
+use crate::sets::portable;
 use crate::sets::table::{KernelSet, kernel_set};
-use crate::sets::{portable, scalar};
 
 kernel_set!(
     NEON = "neon",
@@ -28,7 +29,7 @@ kernel_set!(
     own {
         screen_block: screen::screen_block,
         sparse: sparse::KERNELS,
-        groups: scalar::groups::KERNELS,
+        groups: groups::KERNELS,
         ternary: ternary::ternary,
         ternary_tile: None,
         lookup: tl::LOOKUP,
@@ -46,6 +47,7 @@ kernel_set!(
 pub(crate) static NEON_DOTPROD: KernelSet = KernelSet {
     name: "neon-dotprod",
     ternary: ternary::ternary_dotprod,
+    groups: groups::KERNELS_DOTPROD,
     screen_block: screen::screen_block_dotprod,
     peak_i8: Some(peak::i8_dotprod),
     ..NEON

@@ -313,7 +313,10 @@ impl SignScratch {
             for cell in cells.clone() {
                 let mut tables = [[0; 32]; CELL_COLS / 4];
                 for (dword, table) in (cell * CELL_DWORDS..).zip(&mut tables) {
-                    make_table(broadcast(tile.values, dword * tile.rows + index), table);
+                    let at = 4 * (dword * tile.rows + index);
+                    let parts = sums_of_four(&tile.values[at..at + 4]);
+                    // SAFETY: 32 writable bytes; the store needs no alignment.
+                    unsafe { _mm256_storeu_si256(table.as_mut_ptr().cast(), parts) };
                 }
                 self.tables.push(tables);
             }
@@ -333,10 +336,12 @@ impl SignScratch {
     }
 }
 
-/// The table of four activations, which are the same in every dword of `q`.
+/// The sums that four activations make with all 16 choices of signs, + [`BIAS`]: 16 low parts, then
+/// 16 high ones.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn make_table(q: __m256i, table: &mut SignTable) {
+fn sums_of_four(q: &[i8]) -> __m256i {
+    let q = broadcast(q, 0);
     // Dword i of the first half has the signs of index 0 to 3 and 8 to 11, of the second those of 4
     // to 7 and 12 to 15, so that packing brings them into order.
     const SIGNS: [[i8; 32]; 2] = {
@@ -365,9 +370,7 @@ fn make_table(q: __m256i, table: &mut SignTable) {
     let sums = _mm256_add_epi16(sums, _mm256_set1_epi16(BIAS as i16));
     let low = _mm256_and_si256(sums, _mm256_set1_epi16(31));
     let parts = _mm256_packus_epi16(low, _mm256_srli_epi16::<5>(sums));
-    let parts = _mm256_permute4x64_epi64::<0b11_01_10_00>(parts);
-    // SAFETY: 32 writable bytes; the store needs no alignment.
-    unsafe { _mm256_storeu_si256(table.as_mut_ptr().cast(), parts) }
+    _mm256_permute4x64_epi64::<0b11_01_10_00>(parts)
 }
 
 /// Adds a chunk of a block to the sums of its 32 rows with one row of activations.

@@ -1,25 +1,23 @@
-//! Products with group scales: codes of 2 bits with `vpdpbusd`; signs are looked up as with AVX2,
-//! where the same ports take 256 bits as often as twice as many.
+//! Products with group scales with `vpdpbusd`. A lone row of activations meets signs by table lookup,
+//! as with AVX2: the same ports take 256 bits as often as twice as many.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::vector::{broadcast, load_half, store16};
 use crate::layout::activations::TILE_ROWS;
-use crate::layout::cells::{CELL_COLS, CELL_LINES, SCALE_BYTES};
+use crate::layout::cells::{CELL_COLS, GroupChunk, SCALE_BYTES};
 use crate::layout::group_activations::{GroupActivations, GroupTile};
-use crate::layout::lines::Line;
+use crate::layout::lines::{BLOCK_ROWS, LINE_BYTES, LINE_COLS};
 use crate::sets::avx2;
 use crate::sets::groups::GroupKernels;
 use crate::sets::output::Output;
 use crate::weights::groups::GroupMatrix;
 
-pub(crate) const KERNELS: GroupKernels = GroupKernels {
-    signs: avx2::groups::signs,
-    two_bits,
-};
+pub(crate) const KERNELS: GroupKernels = GroupKernels { signs, two_bits };
 
-/// The sums of 32 rows: rows 0–15 and 16–31.
+/// The sums of 32 rows: rows 0–15 and 16–31 for codes of 2 bits; for signs the first four of each
+/// eight, and the others.
 type HalfSums = [__m512; 2];
 
 /// See [`crate::sets::groups::GroupMultiply`].
@@ -30,95 +28,137 @@ fn two_bits(
     activations: &GroupActivations,
     output: &Output<'_>,
 ) {
-    let Some(chunk) = matrix.layout().chunks().next() else {
-        return;
-    };
+    products::<false>(matrix, blocks, activations, output);
+}
+
+/// See [`crate::sets::groups::GroupMultiply`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+fn signs(
+    matrix: &GroupMatrix,
+    blocks: Range<usize>,
+    activations: &GroupActivations,
+    output: &Output<'_>,
+) {
+    match activations.rows() {
+        1 => avx2::groups::signs(matrix, blocks, activations, output),
+        _ => products::<true>(matrix, blocks, activations, output),
+    }
+}
+
+/// The products with signs, or with codes of 2 bits.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+fn products<const SIGNS: bool>(
+    matrix: &GroupMatrix,
+    blocks: Range<usize>,
+    activations: &GroupActivations,
+    output: &Output<'_>,
+) {
+    let chunks: Vec<GroupChunk> = matrix.layout().chunks().collect();
     for block in blocks {
-        let bytes = matrix.chunk(block, &chunk);
         for tile in 0..activations.num_tiles() {
-            let place = Place {
+            let product = Product {
+                matrix,
+                chunks: &chunks,
+                block,
                 output,
                 first_row: tile * TILE_ROWS,
-                block,
             };
             let tile = activations.tile(tile);
             match activations.run_cols() / CELL_COLS {
-                1 => tile_products::<1>(matrix, bytes, &tile, &place),
-                2 => tile_products::<2>(matrix, bytes, &tile, &place),
-                _ => tile_products::<4>(matrix, bytes, &tile, &place),
+                1 => product.of_tile::<1, SIGNS>(&tile),
+                2 => product.of_tile::<2, SIGNS>(&tile),
+                _ => product.of_tile::<4, SIGNS>(&tile),
             }
         }
     }
 }
 
-/// Where the products of a tile with a block go.
-struct Place<'a> {
+/// A block, and where its products with a tile go.
+struct Product<'a> {
+    matrix: &'a GroupMatrix,
+    chunks: &'a [GroupChunk],
+    block: usize,
     output: &'a Output<'a>,
     first_row: usize,
-    block: usize,
 }
 
-/// Stores the products of a block with the rows of a tile, whose runs are of `R` cells.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn tile_products<const R: usize>(
-    matrix: &GroupMatrix,
-    block: &[u8],
-    tile: &GroupTile<'_>,
-    place: &Place<'_>,
-) {
-    macro_rules! of_rows {
-        ($($n:literal)*) => {
-            match tile.rows {
-                $($n => place.store(&block_sums::<$n, R>(matrix, block, tile)),)*
-                rows => unreachable!("a tile of {rows} rows"),
-            }
-        };
-    }
-    of_rows!(1 2 3 4 5 6 7 8);
-}
-
-impl Place<'_> {
+impl Product<'_> {
+    /// Stores the products with the rows of a tile, whose runs are of `R` cells.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    fn store<const N: usize>(&self, sums: &[HalfSums; N]) {
+    fn of_tile<const R: usize, const SIGNS: bool>(&self, tile: &GroupTile<'_>) {
+        macro_rules! of_rows {
+            ($($n:literal)*) => {
+                match tile.rows {
+                    $($n => self.store::<$n, SIGNS>(&self.sums::<$n, R, SIGNS>(tile)),)*
+                    rows => unreachable!("a tile of {rows} rows"),
+                }
+            };
+        }
+        of_rows!(1 2 3 4 5 6 7 8);
+    }
+
+    /// The outputs of 32 rows with the `N` rows of a tile, by the rule of `portable`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    fn sums<const N: usize, const R: usize, const SIGNS: bool>(
+        &self,
+        tile: &GroupTile<'_>,
+    ) -> [HalfSums; N] {
+        let line_bytes = if SIGNS { LINE_BYTES / 2 } else { LINE_BYTES };
+        let run_bytes = R * CELL_COLS / LINE_COLS * line_bytes;
+        let group_bytes = self.matrix.layout().group_bytes();
+        let mut sums = [[_mm512_setzero_ps(); 2]; N];
+        let mut runs = RunsOfTile::<N, R>::new(tile);
+        for chunk in self.chunks {
+            for bytes in self.matrix.chunk(self.block, chunk).chunks(group_bytes) {
+                let (codes, scales) = bytes.split_at(bytes.len() - SCALE_BYTES);
+                let scales = load_scales::<SIGNS>(scales);
+                for half in 0..2 {
+                    let mut of_runs = [_mm512_setzero_ps(); N];
+                    for (run, codes) in codes.chunks(run_bytes).enumerate() {
+                        runs.add::<SIGNS>(run, codes, half, &mut of_runs);
+                    }
+                    for (sums, of_runs) in sums.iter_mut().zip(of_runs) {
+                        sums[half] = fold(sums[half], of_runs, scales[half]);
+                    }
+                }
+                runs.skip(codes.len().div_ceil(run_bytes));
+            }
+        }
+        sums
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    fn store<const N: usize, const SIGNS: bool>(&self, sums: &[HalfSums; N]) {
         for (row, sums) in (self.first_row..).zip(sums) {
             // SAFETY: each block of outputs is computed by one thread.
             let out = unsafe { self.output.block(row, self.block) };
-            for (out, sum) in out.chunks_exact_mut(16).zip(sums) {
-                store16(out, *sum);
-            }
+            let (first, second) = out.split_at_mut(BLOCK_ROWS / 2);
+            let [a, b] = if SIGNS {
+                interleave_fours(*sums)
+            } else {
+                *sums
+            };
+            store16(first, a);
+            store16(second, b);
         }
     }
 }
 
-/// The outputs of 32 rows with the `N` rows of a tile, by the rule of `portable`.
+/// Rows 0–15 and 16–31, of the first four of each eight and the others.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn block_sums<const N: usize, const R: usize>(
-    matrix: &GroupMatrix,
-    block: &[u8],
-    tile: &GroupTile<'_>,
-) -> [HalfSums; N] {
-    let mut sums = [[_mm512_setzero_ps(); 2]; N];
-    let mut runs = RunsOfTile::<N, R>::new(tile);
-    for bytes in block.chunks(matrix.layout().group_bytes()) {
-        let (codes, scales) = bytes.split_at(bytes.len() - SCALE_BYTES);
-        let lines: &[Line] = codes.as_chunks().0;
-        let num_runs = lines.len().div_ceil(R * CELL_LINES);
-        for half in 0..2 {
-            let mut of_runs = [_mm512_setzero_ps(); N];
-            for (run, lines) in lines.chunks(R * CELL_LINES).enumerate() {
-                runs.add(run, lines, half, &mut of_runs);
-            }
-            let scales = load_scales(scales, half);
-            for (sums, of_runs) in sums.iter_mut().zip(of_runs) {
-                sums[half] = fold(sums[half], of_runs, scales);
-            }
-        }
-        runs.skip(num_runs);
-    }
-    sums
+fn interleave_fours([a, b]: HalfSums) -> HalfSums {
+    let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
+    let first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+    let second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    [
+        _mm512_castpd_ps(_mm512_permutex2var_pd(a, first, b)),
+        _mm512_castpd_ps(_mm512_permutex2var_pd(a, second, b)),
+    ]
 }
 
 /// What is left of a tile of `N` rows in runs of `R` cells.
@@ -149,22 +189,33 @@ impl<'a, const N: usize, const R: usize> RunsOfTile<'a, N, R> {
         self.sums = &self.sums[num_runs..];
     }
 
-    /// Adds run `run`, whose codes are in `lines`, to the sums of 16 rows: `Σ code · q − Σ q` is
-    /// exact, since a code is a weight + 1.
+    /// Adds run `run`, whose codes are in `codes`, to the sums of 16 rows.
+    ///
+    /// `Σ code · q − Σ q` is exact: a code of 2 bits is a weight + 1, and so is a sign as 0 or 2.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    fn add(&self, run: usize, lines: &[Line], half: usize, of_runs: &mut [__m512; N]) {
-        let mask = _mm512_set1_epi8(3);
-        let mut acc = self.sums[run].map(|sum| _mm512_set1_epi32(-sum));
+    fn add<const SIGNS: bool>(
+        &self,
+        run: usize,
+        codes: &[u8],
+        half: usize,
+        of_runs: &mut [__m512; N],
+    ) {
+        let line_bytes = if SIGNS { LINE_BYTES / 2 } else { LINE_BYTES };
+        let mut acc = [_mm512_setzero_si512(); N];
+        for (acc, sum) in acc.iter_mut().zip(self.sums[run]) {
+            *acc = _mm512_set1_epi32(-sum);
+        }
         let values = &self.values[run * Self::RUN_VALUES..];
-        for (line, values) in lines.iter().zip(values.chunks_exact(16 * N)) {
-            let codes = load_half(line, half);
-            let fields = [
-                _mm512_and_si512(codes, mask),
-                _mm512_and_si512(_mm512_srli_epi16::<2>(codes), mask),
-                _mm512_and_si512(_mm512_srli_epi16::<4>(codes), mask),
-                _mm512_and_si512(_mm512_srli_epi16::<6>(codes), mask),
-            ];
+        for (line, values) in codes
+            .chunks_exact(line_bytes)
+            .zip(values.chunks_exact(LINE_COLS * N))
+        {
+            let fields = if SIGNS {
+                sign_fields(line, half)
+            } else {
+                two_bit_fields(line, half)
+            };
             for (s, field) in fields.into_iter().enumerate() {
                 for (i, acc) in acc.iter_mut().enumerate() {
                     *acc = _mm512_dpbusd_epi32(*acc, field, broadcast(values, s * N + i));
@@ -177,6 +228,54 @@ impl<'a, const N: usize, const R: usize> RunsOfTile<'a, N, R> {
     }
 }
 
+/// The codes of 16 rows in 16 columns, four columns each.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+fn two_bit_fields(line: &[u8], half: usize) -> [__m512i; 4] {
+    let mask = _mm512_set1_epi8(3);
+    let codes = load_half(line, half);
+    [
+        _mm512_and_si512(codes, mask),
+        _mm512_and_si512(_mm512_srli_epi16::<2>(codes), mask),
+        _mm512_and_si512(_mm512_srli_epi16::<4>(codes), mask),
+        _mm512_and_si512(_mm512_srli_epi16::<6>(codes), mask),
+    ]
+}
+
+/// The same of signs, as 0 and 2: the four bits of a row are an index, of which `vpermd` looks at no
+/// others, into 16 dwords.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+fn sign_fields(line: &[u8], half: usize) -> [__m512i; 4] {
+    const SIGNS: [u32; 16] = {
+        let mut signs = [0; 16];
+        let mut at = 0;
+        while at < 64 {
+            signs[at / 4] |= (((at / 4) >> (at % 4) & 1) as u32 * 2) << (8 * (at % 4));
+            at += 1;
+        }
+        signs
+    };
+    // SAFETY: 64 readable bytes; the load needs no alignment.
+    let table = unsafe { _mm512_loadu_si512(SIGNS.as_ptr().cast()) };
+    let mut fields = [_mm512_setzero_si512(); 4];
+    for (fields, run) in fields
+        .as_chunks_mut::<2>()
+        .0
+        .iter_mut()
+        .zip(line.as_chunks::<BLOCK_ROWS>().0)
+    {
+        let bytes = &run.as_chunks::<16>().0[half];
+        // SAFETY: 16 readable bytes; the load needs no alignment.
+        let bits = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) });
+        *fields = [
+            _mm512_permutexvar_epi32(bits, table),
+            _mm512_permutexvar_epi32(_mm512_srli_epi32::<4>(bits), table),
+        ];
+    }
+    fields
+}
+
 /// `acc + sum · scale`, as `portable::fold_run` and `portable::fold_group` say.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
@@ -184,11 +283,18 @@ fn fold(acc: __m512, sum: __m512, scale: __m512) -> __m512 {
     _mm512_add_ps(acc, _mm512_mul_ps(sum, scale))
 }
 
-/// The scales of rows `16 half` to `16 half + 15`.
+/// The scales of a group, in the order of [`HalfSums`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn load_scales(scales: &[u8], half: usize) -> __m512 {
-    let bytes = &scales[32 * half..32 * half + 32];
-    // SAFETY: 32 readable bytes; the load needs no alignment.
-    _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) })
+fn load_scales<const SIGNS: bool>(scales: &[u8]) -> HalfSums {
+    assert!(scales.len() == SCALE_BYTES);
+    // SAFETY: 64 readable bytes; the load needs no alignment.
+    let mut bits = unsafe { _mm512_loadu_si512(scales.as_ptr().cast()) };
+    if SIGNS {
+        bits = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), bits);
+    }
+    [
+        _mm512_cvtph_ps(_mm512_castsi512_si256(bits)),
+        _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(bits)),
+    ]
 }
