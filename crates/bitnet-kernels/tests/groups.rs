@@ -119,7 +119,7 @@ fn multiply(cpu: &Cpu, matrix: &GroupMatrix, x: &[f32], run_cols: usize) -> Vec<
 fn agree(matrix: &GroupMatrix, x: &[f32], run_cols: usize) {
     let expected = bits(&multiply(&Cpu::new(scalar(), 1), matrix, x, run_cols));
     for set in KernelSet::available() {
-        for threads in [1, 2, 3] {
+        for threads in [1, 3] {
             let found = bits(&multiply(&Cpu::new(set, threads), matrix, x, run_cols));
             assert!(
                 expected == found,
@@ -281,19 +281,20 @@ fn products_equal_the_definition() {
 fn products_agree() {
     for codes in GroupCodes::ALL {
         for (group_cols, run_cols) in GROUPS_AND_RUNS {
-            for cols in [5, 32, 64, 192, 320, 448, 1100, 2304] {
-                let matrix = Plain::new(&[70, 33], cols, codes, group_cols).pack();
-                for n in [1, 2, 3, 4, 5, 6, 7, 8, 9, 17] {
-                    agree(
-                        &matrix,
-                        &Rng::new((n * cols) as u64).floats(n * cols),
-                        run_cols,
-                    );
+            // Columns that fill no cell, some cells, groups, and more than one chunk of signs.
+            for cols in [5, 64, 192, 448, 1100] {
+                let matrix = Plain::new(&[33, 20], cols, codes, group_cols).pack();
+                for n in (1..=9).chain([17]) {
+                    let x = Rng::new((n * cols) as u64).floats(n * cols);
+                    agree(&matrix, &x, run_cols);
                 }
             }
-            let matrix = Plain::new(&[200], 1280, codes, group_cols).pack();
-            agree(&matrix, &Rng::new(9).floats(70 * 1280), run_cols);
         }
+        // More rows than one round of tables, and more blocks.
+        let matrix = Plain::new(&[200], 1280, codes, 128).pack();
+        agree(&matrix, &Rng::new(9).floats(35 * 1280), 32);
+        let matrix = Plain::new(&[64], 6144, codes, 128).pack();
+        agree(&matrix, &Rng::new(10).floats(2 * 6144), 64);
     }
 }
 
@@ -302,7 +303,7 @@ fn the_largest_sums_do_not_overflow() {
     for codes in GroupCodes::ALL {
         for (code, sign) in [(0, 1.0), (0, -1.0), (codes.num_codes() - 1, 1.0)] {
             for (group_cols, run_cols) in GROUPS_AND_RUNS {
-                let cols = 4096;
+                let cols = 1152;
                 let unpack = |_, _, codes: &mut [u8], scales: &mut [f16]| {
                     codes.fill(code);
                     scales.fill(f16::ONE);
@@ -311,7 +312,7 @@ fn the_largest_sums_do_not_overflow() {
                 let pool = Pool::new(2);
                 let matrix = GroupMatrix::pack(&pool, &[32], cols, codes, group_cols, &unpack)
                     .expect("unpack never fails");
-                for n in [1, 3, 8, 9] {
+                for n in [1, 3, 8] {
                     let x = vec![sign; n * cols];
                     let expected = f32::from(codes.weight(code)) * sign * cols as f32;
                     for y in multiply(&Cpu::new(scalar(), 1), &matrix, &x, run_cols) {
@@ -339,11 +340,11 @@ fn runs_of_zeros_and_tiny_values_agree() {
 }
 
 proptest::proptest! {
-    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(48))]
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(32))]
     #[test]
     fn products_of_any_shape_agree(
         parts in proptest::collection::vec(1usize..70, 1..4),
-        cols in 1usize..1500,
+        cols in 1usize..1300,
         n in 1usize..20,
         lens in 0usize..6,
         signs: bool,

@@ -27,6 +27,7 @@
 use half::f16;
 
 use crate::layout::lines::{BLOCK_ROWS, LINE_BYTES, LINE_COLS};
+use crate::layout::packing::pack_line_row;
 
 /// Columns in a cell.
 pub(crate) const CELL_COLS: usize = 32;
@@ -182,16 +183,9 @@ impl GroupLayout {
     pub fn pack_row(self, codes: &[u8], scale: f16, lane: usize, group: &mut [u8]) {
         let (cells, scales) = group.split_at_mut(group.len() - SCALE_BYTES);
         scales[2 * lane..2 * lane + 2].copy_from_slice(&scale.to_le_bytes());
-        for (col, code) in codes.iter().enumerate() {
-            let (byte, shift) = self.place(lane, col);
-            cells[byte] |= code << shift;
-        }
-        if self.codes == GroupCodes::TwoBits {
-            // Columns past the end are zero weights; signs meet activations that are zero.
-            for col in codes.len()..codes.len().next_multiple_of(CELL_COLS) {
-                let (byte, shift) = self.place(lane, col);
-                cells[byte] |= 1 << shift;
-            }
+        match self.codes {
+            GroupCodes::Signs => pack_sign_row(codes, lane, cells),
+            GroupCodes::TwoBits => pack_two_bit_row(codes, lane, cells),
         }
     }
 
@@ -219,6 +213,31 @@ impl GroupLayout {
 /// The scale of row `lane`, from the scales of a group.
 pub(crate) fn scale_of(scales: &[u8], lane: usize) -> f32 {
     f16::from_le_bytes([scales[2 * lane], scales[2 * lane + 1]]).to_f32()
+}
+
+/// Signs past the end meet activations that are zero.
+fn pack_sign_row(codes: &[u8], lane: usize, cells: &mut [u8]) {
+    let runs = cells.as_chunks_mut::<SIGN_RUN_BYTES>().0;
+    for (codes, run) in codes.chunks(SIGN_RUN_COLS).zip(runs) {
+        let mut eight = [0; SIGN_RUN_COLS];
+        eight[..codes.len()].copy_from_slice(codes);
+        // Byte i, which is 0 or 1, times 2^(56 - 7 i) is bit i of the uppermost byte; no two of the
+        // products fall on one bit.
+        let bits = u64::from_le_bytes(eight).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+        run[sign_byte(lane)] = bits as u8;
+    }
+}
+
+/// Columns past the end are zero weights, code 1.
+fn pack_two_bit_row(codes: &[u8], lane: usize, cells: &mut [u8]) {
+    let mut of_lines = codes.chunks(LINE_COLS);
+    for line in cells.as_chunks_mut::<LINE_BYTES>().0 {
+        let mut sixteen = [1; LINE_COLS];
+        for (to, code) in sixteen.iter_mut().zip(of_lines.next().unwrap_or_default()) {
+            *to = *code as i8;
+        }
+        pack_line_row(&sixteen, &mut line[4 * lane..4 * lane + 4]);
+    }
 }
 
 /// The byte of a run of signs that holds a row.

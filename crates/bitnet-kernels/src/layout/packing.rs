@@ -252,7 +252,7 @@ pub(crate) fn pack_block(codes: &[i8], cols: usize, block: &mut [Line]) {
 }
 
 #[inline(always)]
-fn pack_line_row(cols: &[i8; LINE_COLS], dword: &mut [u8]) {
+pub(crate) fn pack_line_row(cols: &[i8; LINE_COLS], dword: &mut [u8]) {
     let field = |s: usize| u32::from_le_bytes(std::array::from_fn(|j| cols[4 * s + j] as u8));
     let packed = field(0) | field(1) << 2 | field(2) << 4 | field(3) << 6;
     dword.copy_from_slice(&packed.to_le_bytes());

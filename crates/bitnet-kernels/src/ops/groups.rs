@@ -1,6 +1,7 @@
 //! Products with weights that have a scale for each group of columns, and the activations that they
 //! meet.
 
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 
 use crate::layout::activations::TILE_ROWS;
@@ -27,7 +28,9 @@ struct RowScratch {
 }
 
 thread_local! {
-    static ROW: std::cell::RefCell<RowScratch> = std::cell::RefCell::default();
+    static ROW: RefCell<RowScratch> = RefCell::default();
+    /// The outputs of a last block that reaches past the end of a row.
+    static LAST_BLOCK: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
 impl Cpu {
@@ -168,7 +171,9 @@ impl Cpu {
         self.multiply_groups(matrix, 0..whole, activations, &Output::new(out, vocab));
         if whole < matrix.num_blocks() {
             // The last block reaches past the end of a row.
-            let mut last = vec![0.0; rows * BLOCK_ROWS];
+            let mut last = LAST_BLOCK.take();
+            last.clear();
+            last.resize(rows * BLOCK_ROWS, 0.0);
             let place = Output::with_first_block(&mut last, BLOCK_ROWS, whole);
             self.multiply_groups(matrix, whole..whole + 1, activations, &place);
             for (out, last) in out
@@ -178,6 +183,7 @@ impl Cpu {
                 let rest = &mut out[whole * BLOCK_ROWS..];
                 rest.copy_from_slice(&last[..rest.len()]);
             }
+            LAST_BLOCK.set(last);
         }
     }
 

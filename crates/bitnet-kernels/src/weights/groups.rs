@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use half::f16;
 
-use crate::layout::cells::{CELL_COLS, GroupChunk, GroupCodes, GroupLayout, SCALE_BYTES, scale_of};
+use crate::layout::cells::{GroupChunk, GroupCodes, GroupLayout, SCALE_BYTES, scale_of};
 use crate::layout::lines::{BLOCK_ROWS, MAX_COLS};
 use crate::threads::counters::Kernel;
 use crate::threads::disjoint::Disjoint;
@@ -243,7 +243,6 @@ fn pack_chunk(
             .zip(&scales[chunk.first_group..])
             .zip(groups)
         {
-            debug_assert!(group.len() >= codes.len().div_ceil(CELL_COLS) + SCALE_BYTES);
             layout.pack_row(codes, *scale, lane, group);
         }
     }

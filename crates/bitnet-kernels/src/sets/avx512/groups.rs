@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::vector::{broadcast, load_half, store16};
 use crate::layout::activations::TILE_ROWS;
-use crate::layout::cells::{CELL_COLS, GroupChunk, SCALE_BYTES};
+use crate::layout::cells::{CELL_COLS, SCALE_BYTES};
 use crate::layout::group_activations::{GroupActivations, GroupTile};
 use crate::layout::lines::{BLOCK_ROWS, LINE_BYTES, LINE_COLS};
 use crate::sets::avx2;
@@ -54,12 +54,10 @@ fn products<const SIGNS: bool>(
     activations: &GroupActivations,
     output: &Output<'_>,
 ) {
-    let chunks: Vec<GroupChunk> = matrix.layout().chunks().collect();
     for block in blocks {
         for tile in 0..activations.num_tiles() {
             let product = Product {
                 matrix,
-                chunks: &chunks,
                 block,
                 output,
                 first_row: tile * TILE_ROWS,
@@ -77,7 +75,6 @@ fn products<const SIGNS: bool>(
 /// A block, and where its products with a tile go.
 struct Product<'a> {
     matrix: &'a GroupMatrix,
-    chunks: &'a [GroupChunk],
     block: usize,
     output: &'a Output<'a>,
     first_row: usize,
@@ -111,8 +108,8 @@ impl Product<'_> {
         let group_bytes = self.matrix.layout().group_bytes();
         let mut sums = [[_mm512_setzero_ps(); 2]; N];
         let mut runs = RunsOfTile::<N, R>::new(tile);
-        for chunk in self.chunks {
-            for bytes in self.matrix.chunk(self.block, chunk).chunks(group_bytes) {
+        for chunk in self.matrix.layout().chunks() {
+            for bytes in self.matrix.chunk(self.block, &chunk).chunks(group_bytes) {
                 let (codes, scales) = bytes.split_at(bytes.len() - SCALE_BYTES);
                 let scales = load_scales::<SIGNS>(scales);
                 for half in 0..2 {
