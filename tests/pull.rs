@@ -222,15 +222,26 @@ fn a_short_name_is_pulled_run_listed_and_removed() {
         [0],
         "what is there is not fetched again"
     );
-    let mut offline = home.command(&["pull", "2b4t"]);
-    let result = offline
-        .env("HF_HUB_OFFLINE", "1")
-        .output()
-        .expect("the program runs");
+    let offline = |arguments: &[&str]| {
+        let mut command = home.command(arguments);
+        command
+            .env("HF_HUB_OFFLINE", "1")
+            .output()
+            .expect("the program runs")
+    };
+    let result = offline(&["pull", "2b4t", "https://huggingface.co/microsoft/other"]);
     assert!(
-        String::from_utf8_lossy(&result.stderr).contains("offline"),
+        String::from_utf8_lossy(&result.stderr)
+            .contains("microsoft/other cannot be downloaded: offline"),
         "{result:?}"
     );
+    let result = offline(&["pull", "2b4t", "--json"]);
+    assert!(
+        result.status.success(),
+        "what is here needs no network: {result:?}"
+    );
+    let place: Value = serde_json::from_slice(&result.stdout).expect("JSON");
+    assert_eq!(place, home.json(&["pull", "2b4t", "--json"]));
     let mut offline = home.command(&story);
     assert!(
         offline

@@ -104,7 +104,7 @@ class Full(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_whoever_a_full_server_sends_away_is_answered_by_the_other_at_once(envoy):
+def test_a_request_that_a_full_server_refuses_is_answered_by_the_other_at_once(envoy):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Full) as full, Server() as idle:
         threading.Thread(target=full.serve_forever, daemon=True).start()
         url = envoy([full.server_port, int(idle.url.rsplit(":", 1)[1])])

@@ -1,4 +1,4 @@
-"""The page at /, in headless Chromium: chat, stop, settings, light and dark, a phone, and nobody else is asked anything.
+"""The page at /, in headless Chromium: chat, stop, settings, light and dark, a phone, and no other host is asked anything.
 
 With SCREENSHOTS=FOLDER, what it looks like is left there.
 """

@@ -284,6 +284,112 @@ fn stop_bias_and_penalties_do_what_they_say() {
 }
 
 #[test]
+fn an_answer_does_not_end_before_min_tokens() {
+    let server = Server::start(&[]);
+    let ask = |more: Value| {
+        let ask = json!({ "temperature": 0, "max_tokens": 20, "return_token_ids": true });
+        server.answer(
+            COMPLETIONS,
+            &completion("Once upon a time", with(ask, more)),
+        )
+    };
+    let free = ask(json!({}));
+    let ids = free["choices"][0]["token_ids"].clone();
+    let ended = |answer: &Value| {
+        answer["usage"]["completion_tokens"]
+            .as_u64()
+            .expect("a number")
+    };
+    let stop = json!({ "stop_token_ids": [ids[2]] });
+    assert_eq!(ended(&ask(stop.clone())), 3);
+    let longer = ask(with(stop, json!({ "min_tokens": 10 })));
+    assert!(ended(&longer) > 10);
+    let first = longer["choices"][0]["token_ids"].as_array().expect("ids")[..10].to_vec();
+    assert!(!first.contains(&ids[2]), "{longer}");
+    let word = text(&free).split_whitespace().nth(1).expect("some words");
+    let stop = json!({ "stop": word });
+    assert!(!text(&ask(stop.clone())).contains(word));
+    let longer = ask(with(stop, json!({ "min_tokens": 10 })));
+    assert!(
+        ended(&longer) > 10 && text(&longer).contains(word),
+        "{longer}"
+    );
+}
+
+#[test]
+fn control_tokens_appear_in_the_text_if_asked_for() {
+    let server = Server::start(&[]);
+    let tokens = server.answer("/tokenize", &json!({ "prompt": "" }));
+    let bos = tokens["tokens"][0].to_string();
+    let ask = |skip: bool| {
+        let ask = json!({ "logit_bias": { &bos: 100 }, "max_tokens": 2, "ignore_eos": true,
+            "skip_special_tokens": skip });
+        let answer = server.answer(COMPLETIONS, &completion("Once", ask));
+        text(&answer).to_owned()
+    };
+    assert_eq!(ask(true), "");
+    let shown = ask(false);
+    let (first, second) = shown.split_at(shown.len() / 2);
+    assert!(!first.is_empty() && first == second, "{shown}");
+}
+
+#[test]
+fn usage_comes_with_each_chunk_if_asked_for() {
+    let server = Server::start(&[]);
+    let options = json!({ "include_usage": true, "continuous_usage_stats": true });
+    let ask = json!({ "stream": true, "stream_options": options, "ignore_eos": true });
+    for (path, body) in [
+        (CHAT, chat("Once upon a time", ask.clone())),
+        (COMPLETIONS, completion("Once upon a time", ask)),
+    ] {
+        let events = server.post(path, &body).events();
+        let counts: Vec<u64> = events
+            .iter()
+            .map(|event| {
+                event["usage"]["completion_tokens"]
+                    .as_u64()
+                    .expect("a number")
+            })
+            .collect();
+        assert!(
+            counts.is_sorted() && counts.last() == Some(&24),
+            "{counts:?}"
+        );
+        assert!(counts[counts.len() / 2] < 24, "{counts:?}");
+        let prompt = &events[0]["usage"]["prompt_tokens"];
+        assert!(prompt.as_u64() > Some(0) && *prompt == events[5]["usage"]["prompt_tokens"]);
+    }
+    let alone = json!({ "stream": true, "stream_options": { "continuous_usage_stats": true } });
+    let events = server.post(CHAT, &chat("Once", alone)).events();
+    assert!(events.iter().all(|event| event.get("usage").is_none()));
+}
+
+#[test]
+fn a_prompt_is_scored_without_an_answer() {
+    let server = Server::start(&[]);
+    let ask = |max_tokens: u32| {
+        let ask =
+            json!({ "max_tokens": max_tokens, "echo": true, "logprobs": 2, "temperature": 0 });
+        server.answer(COMPLETIONS, &completion("Once upon a time", ask))
+    };
+    let (none, one) = (ask(0), ask(1));
+    assert_eq!(text(&none), "Once upon a time");
+    assert_eq!(none["choices"][0]["finish_reason"], "length");
+    assert_eq!(none["usage"]["completion_tokens"], 0);
+    for name in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        let list = |answer: &Value| {
+            let list = answer["choices"][0]["logprobs"][name].as_array();
+            list.expect("a list").clone()
+        };
+        let (none, one) = (list(&none), list(&one));
+        assert_eq!(none[..], one[..one.len() - 1], "{name}");
+    }
+    let plain = json!({ "max_tokens": 0, "echo": true, "n": 2 });
+    let plain = server.answer(COMPLETIONS, &completion("Once upon a time", plain));
+    assert_eq!(plain["choices"][1]["text"], "Once upon a time");
+}
+
+#[test]
 fn log_probabilities_are_those_of_the_tokens() {
     let server = Server::start(&[]);
     let ask = json!({ "temperature": 0, "max_tokens": 8, "logprobs": true, "top_logprobs": 3 });
@@ -336,16 +442,20 @@ fn log_probabilities_are_those_of_the_tokens() {
             (&lists["tokens"][index], &lists["token_logprobs"][index]),
             (&entry["token"], &entry["logprob"])
         );
-        assert_eq!(
-            lists["top_logprobs"][index]
-                .as_object()
-                .expect("an object")
-                .len(),
-            2
-        );
+        let top = lists["top_logprobs"][index].as_object().expect("an object");
+        let top: Vec<_> = top.iter().collect();
+        assert_eq!(top.len(), 2);
+        for (place, (token, logprob)) in top.into_iter().enumerate() {
+            let expected = &entry["top_logprobs"][place];
+            assert_eq!(
+                (&json!(token), logprob),
+                (&expected["token"], &expected["logprob"])
+            );
+        }
     }
+    // From the beginning of the prompt, as OpenAI counts.
     let offsets: Vec<u64> = serde_json::from_value(lists["text_offset"].clone()).expect("numbers");
-    assert!(offsets[0] == 0 && offsets.is_sorted());
+    assert!(offsets[0] == 16 && offsets.is_sorted());
     let events = server
         .post(COMPLETIONS, &with(ask, json!({ "stream": true })))
         .events();
@@ -353,6 +463,61 @@ fn log_probabilities_are_those_of_the_tokens() {
         .iter()
         .filter_map(|event| event["choices"][0]["logprobs"]["text_offset"][0].as_u64());
     assert_eq!(streamed.collect::<Vec<_>>(), offsets);
+}
+
+#[test]
+fn a_sampled_token_is_among_its_most_probable_ones() {
+    let server = Server::start(&[]);
+    let ask = |logprobs: u32| {
+        let ask = json!({ "temperature": 2, "max_tokens": 12, "seed": 4, "logprobs": logprobs });
+        let answer = server.answer(COMPLETIONS, &completion("Once", ask));
+        answer["choices"][0]["logprobs"].clone()
+    };
+    let lists = ask(1);
+    let mut num_others = 0;
+    for (index, token) in lists["tokens"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .enumerate()
+    {
+        let top = &lists["top_logprobs"][index];
+        let token = token.as_str().expect("a text");
+        assert_eq!(top[token], lists["token_logprobs"][index], "{top}");
+        num_others += top.as_object().expect("an object").len() - 1;
+    }
+    assert!(
+        num_others > 0,
+        "a token that is not the most probable one is added"
+    );
+    assert!(ask(0)["top_logprobs"].is_null() && ask(0)["token_logprobs"].is_array());
+}
+
+#[test]
+fn tokens_that_are_no_characters_are_told_apart() {
+    let server = Server::start(&[]);
+    let tokens = server.answer(
+        "/tokenize",
+        &json!({ "prompt": "\u{1f600}", "add_special_tokens": false }),
+    );
+    let ids = tokens["tokens"].as_array().expect("a list");
+    assert!(
+        ids.len() > 1,
+        "the vocabulary has no token for this character"
+    );
+    let bias: serde_json::Map<_, _> = ids.iter().map(|id| (id.to_string(), json!(100))).collect();
+    let ask = json!({ "logit_bias": bias, "logprobs": 20, "max_tokens": 3 });
+    let answer = server.answer(COMPLETIONS, &completion("Once", ask));
+    for token in answer["choices"][0]["logprobs"]["tokens"]
+        .as_array()
+        .expect("a list")
+    {
+        let token = token.as_str().expect("a text");
+        assert!(
+            token.starts_with("bytes:\\x") && token.len() % 4 == 2,
+            "{token}"
+        );
+    }
 }
 
 #[test]
@@ -412,7 +577,7 @@ fn echoed_prompts_have_log_probabilities() {
 }
 
 #[test]
-fn what_cannot_be_honoured_is_refused_by_name() {
+fn a_request_that_cannot_be_honoured_is_refused_by_field() {
     let server = Server::start(&[]);
     let unsupported = "unsupported_parameter";
     let many_biases: Value = (0..1025)
@@ -463,7 +628,7 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         (
             json!({ "response_format": { "type": "json_schema", "json_schema": { "schema": { "type": "odd" } } } }),
             "invalid_value",
-            "response_format",
+            "response_format.json_schema.schema",
         ),
         (
             json!({ "response_format": { "type": "grammar", "grammar": { "syntax": "gbnf", "definition": "" } } }),
@@ -516,7 +681,21 @@ fn what_cannot_be_honoured_is_refused_by_name() {
             unsupported,
             "service_tier",
         ),
-        (json!({ "metadata": { "a": "b" } }), unsupported, "metadata"),
+        (
+            json!({ "metadata": { "a": 1 } }),
+            "invalid_value",
+            "metadata.a",
+        ),
+        (
+            json!({ "min_tokens": 25, "max_tokens": 24 }),
+            "invalid_value",
+            "min_tokens",
+        ),
+        (
+            json!({ "prediction": { "type": "content", "content": "x" } }),
+            unsupported,
+            "prediction",
+        ),
         (json!({ "n": 0 }), "invalid_value", "n"),
         (json!({ "n": 65 }), "invalid_value", "n"),
         (json!({ "n": 4_294_967_296_u64 }), "invalid_value", "n"),
@@ -606,9 +785,9 @@ fn what_cannot_be_honoured_is_refused_by_name() {
             "messages[0].content[0].type",
         ),
         (
-            json!({ "messages": [{ "role": "user", "content": "x", "name": "Tom" }] }),
+            json!({ "messages": [{ "role": "assistant", "content": "x", "audio": { "id": "a" } }] }),
             unsupported,
-            "messages[0].name",
+            "messages[0].audio",
         ),
     ] {
         let expected = (400, code.to_owned(), Some(field.to_owned()));
@@ -635,6 +814,7 @@ fn what_cannot_be_honoured_is_refused_by_name() {
             "prompt",
         ),
         (json!({ "suffix": "the end" }), unsupported, "suffix"),
+        (json!({ "max_tokens": 0 }), "invalid_value", "max_tokens"),
         (json!({ "best_of": 3 }), unsupported, "best_of"),
         (
             json!({ "logprobs": 1, "echo": true, "stream": true }),
@@ -652,20 +832,28 @@ fn what_cannot_be_honoured_is_refused_by_name() {
 }
 
 #[test]
-fn what_asks_for_nothing_special_is_taken() {
+fn fields_that_ask_for_nothing_are_accepted() {
     let server = Server::start(&[]);
     // What clients send without being asked to, and an earlier answer as it was given.
     let harmless = json!({
-        "model": "stories", "logprobs": false, "tools": [], "tool_choice": "none", "parallel_tool_calls": true, "store": false,
-        "metadata": {}, "service_tier": "auto", "modalities": ["text"], "response_format": { "type": "text" },
-        "user": "me", "safety_identifier": "me", "prompt_cache_key": "x", "logit_bias": {}, "n": 1, "stop": [],
-        "messages": [
-            { "role": "system", "content": "Tell stories." },
-            { "role": "user", "content": [{ "type": "text", "text": "Once" }, { "type": "text", "text": "upon" }] },
-            { "role": "assistant", "content": "a", "refusal": null, "annotations": [], "tool_calls": null, "audio": null },
-            { "role": "user", "content": "Once upon" },
-        ],
+           "model": "stories", "logprobs": false, "tools": [], "tool_choice": "none", "parallel_tool_calls": true, "store": false,
+           "metadata": { "a": "b" }, "service_tier": "auto", "prediction": null, "audio": null, "functions": [],
+    "modalities": ["text"], "response_format": { "type": "text" },
+           "user": "me", "safety_identifier": "me", "prompt_cache_key": "x", "logit_bias": {}, "n": 1, "stop": [],
+           "messages": [
+               { "role": "system", "content": "Tell stories." },
+               { "role": "user", "name": "Tom", "content": [
+                   { "type": "text", "text": "Once", "cache_control": { "type": "ephemeral" } }, { "type": "text", "text": "upon" },
+               ] },
+               { "role": "assistant", "content": "a", "reasoning_content": "b", "reasoning": null, "refusal": null, "annotations": [], "tool_calls": null, "audio": null },
+               { "role": "user", "content": "Once upon" },
+           ],
+       });
+    let neutral = json!({
+        "best_of": 1, "prompt_logprobs": null, "min_tokens": 0, "skip_special_tokens": true, "verbosity": "medium",
+        "use_beam_search": false, "length_penalty": 1.0, "mirostat": 0,
     });
+    let harmless = with(harmless, neutral);
     let answer = server.answer(CHAT, &chat("", harmless));
     assert_eq!(
         text(&answer),
@@ -674,10 +862,10 @@ fn what_asks_for_nothing_special_is_taken() {
 }
 
 #[test]
-fn a_lenient_server_leaves_unread_what_it_does_not_know() {
+fn a_lenient_server_ignores_fields_that_it_does_not_support() {
     let server = Server::start(&["--lenient"]);
     let odd = json!({ "frobnicate": { "deep": 1 }, "store": true, "model": "gpt-4o", "messages": [
-        { "role": "user", "content": "Once upon", "mood": "good", "name": "Tom" },
+        { "role": "user", "content": "Once upon", "mood": "good", "audio": { "id": "a" } },
     ] });
     let answer = server.answer(CHAT, &chat("", odd));
     assert_eq!(
@@ -823,6 +1011,15 @@ fn tokens_are_the_same_wherever_they_are_told() {
             .map(Vec::len)
             .expect("a list")
     );
+    let info = server.get("/tokenizer_info").json();
+    assert_eq!(info["add_bos_token"], true);
+    assert_eq!(info["model_max_length"], tokens["max_model_len"]);
+    let bos = json!({ "tokens": [tokens["tokens"][0]] });
+    assert_eq!(
+        server.answer("/detokenize", &bos)["prompt"],
+        info["bos_token"]
+    );
+    assert!(info["eos_token"].is_string() && info["chat_template"].is_null());
     assert_eq!(server.refusal("/tokenize", &json!({})).0, 400);
     assert_eq!(
         server
@@ -896,6 +1093,11 @@ fn what_is_no_request_is_answered_as_an_error() {
     );
     assert_eq!(
         code("POST", CHAT, &[], "{}"),
+        (415, "unsupported_media_type".to_owned())
+    );
+    let gzip = [json_type[0], ("content-encoding", "gzip")];
+    assert_eq!(
+        code("POST", CHAT, &gzip, "{}"),
         (415, "unsupported_media_type".to_owned())
     );
     for body in ["", "{", "{\"messages\":[]} x", "[]", "7", "\u{1}"] {

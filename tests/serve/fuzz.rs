@@ -1,5 +1,4 @@
-//! Bodies that nobody would write: whatever comes, the answer is one that the document describes,
-//! and the server lives.
+//! Random bodies: each answer is one that the OpenAPI document describes, and the server goes on.
 //!
 //! PROPTEST_CASES sets how many bodies each endpoint gets; `cargo run -p xtask -- ci --full` sends
 //! many.

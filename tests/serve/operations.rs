@@ -328,7 +328,7 @@ fn prompts_and_answers_are_not_logged() {
     assert!(
         message
             .as_str()
-            .is_some_and(|message| message.contains("expected a sequence")),
+            .is_some_and(|message| message.contains("expected a list")),
         "{message}"
     );
 }

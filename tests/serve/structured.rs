@@ -162,7 +162,7 @@ fn a_form_that_no_answer_has_is_the_fault_of_the_request() {
         server.refusal(CHAT, &body).2.as_deref(),
         Some("structured_outputs")
     );
-    // Whatever a form costs, it is bounded, and nobody else pays for it.
+    // The work on a form is bounded, and other requests do not pay for it.
     let regex = format!("({}){{1,3000}}", "(a|b|c)*a(a|b|c){1,50}|".repeat(20) + "x");
     let response = server.post(
         CHAT,
@@ -293,43 +293,149 @@ fn tools_that_must_be_called_are_called_with_arguments_that_fit() {
 }
 
 #[test]
-fn a_call_that_must_come_comes_whole_or_not_at_all() {
+fn a_call_that_is_cut_off_has_part_of_its_arguments() {
     let server = Server::start(&[]);
-    let must_call = json!({ "tools": tools(), "tool_choice": "required", "n": 4, "max_tokens": 40, "temperature": 1.5 });
-    for (field, value) in [
-        ("stop", json!("days")),
-        ("stop", json!(["days"])),
-        ("stop_token_ids", json!([7])),
-    ] {
-        let (status, _, param) = server.refusal(
-            CHAT,
-            &chat("Once", with(must_call.clone(), json!({ field: value }))),
-        );
-        assert_eq!((status, param.as_deref()), (400, Some(field)));
-    }
-    server.answer(
-        CHAT,
-        &chat(
-            "Once",
-            with(
-                must_call.clone(),
-                json!({ "stop": [], "stop_token_ids": [] }),
-            ),
-        ),
-    );
+    let must_call =
+        json!({ "tools": tools(), "tool_choice": "required", "n": 4, "temperature": 1.5 });
     for max_tokens in [20, 30, 40, 50] {
         let ask = with(must_call.clone(), json!({ "max_tokens": max_tokens }));
         let answer = server.answer(CHAT, &chat("Once", ask));
         for choice in answer["choices"].as_array().expect("answers") {
-            if choice["message"]["tool_calls"].is_array() {
+            if choice["finish_reason"] == "tool_calls" {
                 calls(&choice["message"])
                     .iter()
                     .for_each(|(name, arguments)| check_call(name, arguments));
-            } else {
-                assert_eq!(choice["finish_reason"], "length", "{choice}");
+                continue;
+            }
+            assert_eq!(choice["finish_reason"], "length", "{choice}");
+            for call in choice["message"]["tool_calls"]
+                .as_array()
+                .into_iter()
+                .flatten()
+            {
+                let arguments = call["function"]["arguments"].as_str().expect("a text");
+                assert!(
+                    arguments.is_empty() || arguments.starts_with('{'),
+                    "{choice}"
+                );
             }
         }
     }
+    // Where a call has begun, the client sees it.
+    let named = json!({ "type": "function", "function": { "name": "get_weather" } });
+    let ask = |max_tokens: u64| {
+        let ask = json!({ "tools": tools(), "tool_choice": named, "max_tokens": max_tokens, "temperature": 0 });
+        server.answer(CHAT, &chat("Once", ask))
+    };
+    let whole = ask(200)["usage"]["completion_tokens"]
+        .as_u64()
+        .expect("a number");
+    // Within the last argument: what is behind the arguments takes fewer tokens.
+    let choice = ask(whole - 16)["choices"][0].clone();
+    assert_eq!(choice["finish_reason"], "length", "{choice}");
+    let function = &choice["message"]["tool_calls"][0]["function"];
+    assert_eq!(function["name"], "get_weather", "{choice}");
+    let arguments = function["arguments"].as_str().expect("a text");
+    assert!(
+        arguments.starts_with("{") && serde_json::from_str::<Value>(arguments).is_err(),
+        "{choice}"
+    );
+}
+
+#[test]
+fn stops_do_not_apply_to_a_call_that_must_come() {
+    let server = Server::start(&[]);
+    let must_call = json!({ "tools": tools(), "tool_choice": "required", "parallel_tool_calls": false,
+        "max_tokens": 200, "seed": 3 });
+    let plain = server.answer(CHAT, &chat("Once", must_call.clone()));
+    let expected = calls(&plain["choices"][0]["message"]);
+    for stop in [
+        json!({ "stop": "name" }),
+        json!({ "stop": ["Observation:", "\""] }),
+        json!({ "stop": [], "stop_token_ids": [7] }),
+    ] {
+        let answer = server.answer(CHAT, &chat("Once", with(must_call.clone(), stop.clone())));
+        assert_eq!(calls(&answer["choices"][0]["message"]), expected, "{stop}");
+        assert_eq!(answer["choices"][0]["finish_reason"], "tool_calls");
+    }
+}
+
+#[test]
+fn objects_are_closed_in_tools_and_strict_forms() {
+    let server = Server::start(&[]);
+    // As Pydantic writes it: nothing is said of further properties.
+    let open = json!({ "type": "object", "required": ["ok", "n"], "properties": {
+        "ok": { "type": "boolean" }, "n": { "type": "integer", "minimum": 0, "maximum": 9 },
+    } });
+    let form = json!({ "type": "json_schema", "json_schema": { "strict": true, "schema": open } });
+    let tool = json!([{ "type": "function", "function": { "name": "f", "parameters": open } }]);
+    for seed in 0..6 {
+        let ask = json!({ "seed": seed, "max_tokens": 120, "temperature": 1.2 });
+        let format = with(ask.clone(), json!({ "response_format": form }));
+        let answer = server.answer(CHAT, &chat("Once upon a time", format));
+        assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{answer}");
+        let value: Value = serde_json::from_str(content(&answer)).expect("JSON");
+        assert_eq!(value.as_object().map(serde_json::Map::len), Some(2));
+        let call =
+            json!({ "tools": tool, "tool_choice": "required", "parallel_tool_calls": false });
+        let answer = server.answer(CHAT, &chat("Once upon a time", with(ask, call)));
+        let (_, arguments) = calls(&answer["choices"][0]["message"]).remove(0);
+        assert_eq!(arguments.as_object().map(serde_json::Map::len), Some(2));
+    }
+}
+
+#[test]
+fn errors_in_schemas_name_field_place_and_keyword() {
+    let server = Server::start(&[]);
+    let schema = |p: Value| json!({ "type": "object", "properties": { "p": p } });
+    let message = |more: Value| {
+        let answer = server.post(CHAT, &chat("Once", more)).json();
+        let error = &answer["error"];
+        let text = |name: &str| error[name].as_str().unwrap_or_default().to_owned();
+        (text("param"), text("message"))
+    };
+    for (wrong, place, keyword) in [
+        (json!({ "type": "str" }), "/type'", "\"str\""),
+        (json!({ "$ref": "#/$defs/none" }), "/$ref'", "names nothing"),
+        (json!({ "type": "string", "pattern": "(" }), "'", "regex"),
+        (
+            json!({ "type": "integer", "minimum": 2, "maximum": 1 }),
+            "'",
+            "'minimum' is 2",
+        ),
+    ] {
+        let place = format!("at '#/properties/p{place}");
+        let right = json!({ "type": "function", "function": { "name": "f" } });
+        let tool = json!({ "type": "function", "function": { "name": "g", "parameters": schema(wrong.clone()) } });
+        let (param, text) = message(json!({ "tools": [right, tool] }));
+        assert_eq!(param, "tools[1].function.parameters", "{text}");
+        assert!(text.contains(&place) && text.contains(keyword), "{text}");
+        let (param, text) = message(json!({ "structured_outputs": { "json": schema(wrong) } }));
+        assert!(param.starts_with("structured_outputs"), "{param}: {text}");
+        assert!(text.contains(&place) && text.contains(keyword), "{text}");
+    }
+    // Annotations of a tool, refused by name where they are asserted.
+    let odd = schema(json!({ "type": "string", "format": "path", "not": { "const": "" } }));
+    for (strict, expected) in [
+        (json!(false), None),
+        (json!(null), None),
+        (json!(true), Some("'path'")),
+    ] {
+        let tool = json!({ "type": "function", "function": { "name": "f", "parameters": odd, "strict": strict } });
+        let (_, text) = message(json!({ "tools": [tool], "max_tokens": 1 }));
+        assert!(
+            expected.map_or(text.is_empty(), |name| text.contains(name)),
+            "{text}"
+        );
+    }
+    let form =
+        json!({ "type": "json_schema", "json_schema": { "schema": schema(json!({ "not": {} })) } });
+    let (param, text) = message(json!({ "response_format": form }));
+    assert_eq!(param, "response_format.json_schema.schema");
+    assert!(
+        text.contains("at '#/properties/p/not'") && text.contains("'not'"),
+        "{text}"
+    );
 }
 
 #[test]

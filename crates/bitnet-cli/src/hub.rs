@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context;
-use bitnet_hub::{Cache, Hub, ModelName, PullPhase, SHORT_NAMES, pull as pull_model};
+use bitnet_hub::{Cache, Hub, ModelName, Proxies, PullPhase, SHORT_NAMES, pull as pull_model};
 use indicatif::ProgressBar;
 use serde_json::json;
 
@@ -28,13 +28,10 @@ pub fn pull(arguments: &PullArguments) -> anyhow::Result<()> {
         .iter()
         .map(|name| parse(name))
         .collect::<anyhow::Result<Vec<_>>>()?;
-    if is_set("HF_HUB_OFFLINE") {
-        return Err(bitnet_hub::Error::Offline {
-            name: names[0].to_string(),
-        }
-        .into());
-    }
     let cache = cache()?;
+    if is_set("HF_HUB_OFFLINE") {
+        return pulled(&cache, &names, arguments.json);
+    }
     let hub = hub()?;
     let interrupted = interrupt::watch()?;
     for name in names {
@@ -70,11 +67,28 @@ pub fn pull(arguments: &PullArguments) -> anyhow::Result<()> {
             bar.finish_and_clear();
         }
         let path = path.with_context(|| format!("cannot pull {name}"))?;
-        let mut out = std::io::stdout().lock();
-        match arguments.json {
-            true => writeln!(out, "{}", json!({ "name": name.to_string(), "path": path }))?,
-            false => writeln!(out, "{name} is at {}", path.display())?,
-        }
+        print_place(&name, &path, arguments.json)?;
+    }
+    Ok(())
+}
+
+/// Says where models are that were pulled before; nothing else can be pulled in offline mode.
+fn pulled(cache: &Cache, names: &[ModelName], is_json: bool) -> anyhow::Result<()> {
+    for name in names {
+        let path = cache.find(name).map_err(|error| match error {
+            bitnet_hub::Error::NotPulled { name, .. } => bitnet_hub::Error::Offline { name },
+            error => error,
+        })?;
+        print_place(name, &path, is_json)?;
+    }
+    Ok(())
+}
+
+fn print_place(name: &ModelName, path: &Path, is_json: bool) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match is_json {
+        true => writeln!(out, "{}", json!({ "name": name.to_string(), "path": path }))?,
+        false => writeln!(out, "{name} is at {}", path.display())?,
     }
     Ok(())
 }
@@ -234,5 +248,24 @@ fn hub() -> anyhow::Result<Hub> {
                 .with_context(|| format!("cannot read the certificates in {}", path.display()))
         })
         .transpose()?;
-    Ok(Hub::new(&endpoint, token, certificates.as_deref())?)
+    // Both cases are in use; the lower one goes first, as in curl.
+    let proxy = |name: &str| text(name).or_else(|| text(&name.to_uppercase()));
+    let all = proxy("all_proxy");
+    let proxies = Proxies::new(
+        proxy("http_proxy")
+            .as_ref()
+            .or(all.as_ref())
+            .map(String::as_str),
+        proxy("https_proxy")
+            .as_ref()
+            .or(all.as_ref())
+            .map(String::as_str),
+        &proxy("no_proxy").unwrap_or_default(),
+    )?;
+    Ok(Hub::new(
+        &endpoint,
+        token,
+        certificates.as_deref(),
+        proxies,
+    )?)
 }

@@ -10,6 +10,7 @@ use ureq::{Agent, Body};
 
 use crate::error::{Error, Result, shown};
 use crate::name::{ModelName, is_commit, is_lower_hex, is_safe_path};
+use crate::proxies::Proxies;
 
 /// How long a connection may take, and an answer to begin.
 const CONNECT_SECONDS: u64 = 10;
@@ -27,6 +28,7 @@ pub struct Hub {
     /// Without a slash at the end.
     endpoint: String,
     token: Option<String>,
+    proxies: Proxies,
     agent: Agent,
 }
 
@@ -95,7 +97,12 @@ impl Hub {
     ///
     /// # Errors
     /// If the endpoint is no address or the certificates are none.
-    pub fn new(endpoint: &str, token: Option<String>, certificates: Option<&[u8]>) -> Result<Self> {
+    pub fn new(
+        endpoint: &str,
+        token: Option<String>,
+        certificates: Option<&[u8]>,
+        proxies: Proxies,
+    ) -> Result<Self> {
         let endpoint = endpoint.trim_end_matches('/').to_owned();
         let wrong = |problem: &str| Error::Answer {
             url: shown(&endpoint),
@@ -126,6 +133,7 @@ impl Hub {
         let seconds = |seconds| Some(Duration::from_secs(seconds));
         let config = Agent::config_builder()
             .http_status_as_error(false)
+            .proxy(None)
             .max_redirects(0)
             .max_redirects_will_error(false)
             .timeout_connect(seconds(CONNECT_SECONDS))
@@ -137,6 +145,7 @@ impl Hub {
         Ok(Self {
             endpoint,
             token,
+            proxies,
             agent: config.into(),
         })
     }
@@ -317,6 +326,7 @@ impl Hub {
         {
             request = request.header("authorization", format!("Bearer {token}"));
         }
+        let request = request.config().proxy(self.proxies.of(url)).build();
         request.call().map_err(|error| Error::Network {
             url: without_parameters(url),
             problem: error.to_string(),

@@ -43,6 +43,14 @@ pub enum Error {
         /// The model.
         name: String,
     },
+    /// A proxy that is no address.
+    #[error("the proxy {proxy:?} cannot be used: {problem}")]
+    Proxy {
+        /// What was given, without user and password.
+        proxy: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The server refused.
     #[error("{url}: the server says {status}{hint}")]
     Status {

@@ -19,12 +19,14 @@ mod cache;
 mod client;
 mod error;
 mod name;
+mod proxies;
 mod pull;
 
 pub use cache::{Cache, Cached};
 pub use client::Hub;
 pub use error::{Error, Result};
 pub use name::{ModelName, SHORT_NAMES};
+pub use proxies::Proxies;
 pub use pull::{PullPhase, PullProgress, pull};
 
 /// Compiles and runs the example of the README.

@@ -59,6 +59,11 @@ impl FromStr for ModelName {
             name: shown(name),
             problem: problem.to_owned(),
         };
+        if let Some(path) = page_path(name) {
+            return name_of_page(path)
+                .ok_or_else(|| wrong("expected the page of a model"))?
+                .parse();
+        }
         if let Some((_, long)) = SHORT_NAMES.iter().find(|(short, _)| *short == name) {
             return long.parse();
         }
@@ -98,6 +103,30 @@ impl fmt::Display for ModelName {
             Some(file) => write!(f, ":{file}"),
             None => Ok(()),
         }
+    }
+}
+
+/// The path of an address on the Hub's own site, such as `https://huggingface.co/ORG/NAME`.
+fn page_path(name: &str) -> Option<&str> {
+    let name = name.strip_prefix("https://").unwrap_or(name);
+    let path = name
+        .strip_prefix("huggingface.co/")
+        .or_else(|| name.strip_prefix("hf.co/"))?;
+    path.split(['?', '#']).next()
+}
+
+/// The name of the model, the revision or the file that a page shows: `ORG/NAME`, behind it perhaps
+/// `/tree/REVISION`, or `/blob/REVISION/FILE` and the like.
+fn name_of_page(path: &str) -> Option<String> {
+    let mut parts = path.trim_end_matches('/').splitn(5, '/');
+    let (org, repo) = (parts.next()?, parts.next()?);
+    match (parts.next(), parts.next(), parts.next()) {
+        (None, ..) => Some(format!("{org}/{repo}")),
+        (Some("tree"), Some(revision), None) => Some(format!("{org}/{repo}@{revision}")),
+        (Some("blob" | "resolve"), Some(revision), Some(file)) => {
+            Some(format!("{org}/{repo}@{revision}:{file}"))
+        }
+        _ => None,
     }
 }
 
@@ -175,6 +204,40 @@ mod tests {
             .parse::<ModelName>()
             .map(|name| name.to_string());
         assert_eq!(named.ok().as_deref(), Some("org/name:f"));
+    }
+
+    #[test]
+    fn addresses_of_pages_are_names() {
+        for (page, name) in [
+            ("https://huggingface.co/org/name", "org/name"),
+            ("https://huggingface.co/org/name/", "org/name"),
+            ("huggingface.co/org/name?library=x", "org/name"),
+            ("hf.co/org/name:a.gguf", "org/name:a.gguf"),
+            ("https://hf.co/org/name/tree/main", "org/name"),
+            ("https://hf.co/org/name/tree/v1", "org/name@v1"),
+            (
+                "https://huggingface.co/org/name/blob/main/a/b.gguf",
+                "org/name:a/b.gguf",
+            ),
+            (
+                "https://huggingface.co/org/name/resolve/v1/a.gguf?download=true",
+                "org/name@v1:a.gguf",
+            ),
+        ] {
+            let parsed = page.parse::<ModelName>().map(|name| name.to_string());
+            assert_eq!(parsed.ok().as_deref(), Some(name), "{page}");
+        }
+        for wrong in [
+            "https://huggingface.co/",
+            "https://huggingface.co/org",
+            "https://huggingface.co/datasets/org/name",
+            "https://huggingface.co/org/name/discussions/1",
+            "https://huggingface.co/org/name/blob/main",
+            "https://example.org/org/name",
+            "https://huggingface.co/org/name/blob/main/../x",
+        ] {
+            assert!(wrong.parse::<ModelName>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bitnet_hub::{Cache, Error, Hub, ModelName, PullPhase, pull};
+use bitnet_hub::{Cache, Error, Hub, ModelName, Proxies, PullPhase, pull};
 use sha2::{Digest, Sha256};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -84,7 +84,13 @@ impl Server {
     }
 
     fn hub(&self) -> Hub {
-        Hub::new(&self.endpoint, Some("secret".into()), None).expect("a hub")
+        Hub::new(
+            &self.endpoint,
+            Some("secret".into()),
+            None,
+            Proxies::default(),
+        )
+        .expect("a hub")
     }
 }
 
@@ -912,6 +918,14 @@ fn refusals_say_what_may_help() {
         Err(Error::Status { status: 503, .. })
     ));
     assert_eq!(server.requests().len(), 5);
-    assert!(Hub::new("ftp://example.org", None, None).is_err());
-    assert!(Hub::new("https://example.org/", None, Some(b"no certificates")).is_err());
+    assert!(Hub::new("ftp://example.org", None, None, Proxies::default()).is_err());
+    assert!(
+        Hub::new(
+            "https://example.org/",
+            None,
+            Some(b"no certificates"),
+            Proxies::default()
+        )
+        .is_err()
+    );
 }

@@ -170,16 +170,8 @@ impl Engine {
         request: Request,
         constraint: Option<Box<dyn Constraint>>,
     ) -> Result<RequestId> {
-        self.check_tokens(&request.prompt)?;
-        let (prompt, context) = (request.prompt.len(), self.options.context);
-        let generate = request.max_tokens.unwrap_or(1);
-        if prompt.saturating_add(generate) > context {
-            return Err(Error::ContextLength {
-                prompt,
-                generate,
-                context,
-            });
-        }
+        self.check(&request)?;
+        let context = self.options.context;
         let id = RequestId(self.num_requests);
         let vocab_size = self.model().config.vocab_size;
         let sequence = Sequence::new(
@@ -193,6 +185,24 @@ impl Engine {
         self.num_requests += 1;
         self.scheduler.waiting.push_back(sequence);
         Ok(id)
+    }
+
+    /// What [`Engine::submit`] would refuse, without taking the request.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`].
+    pub fn check(&self, request: &Request) -> Result<()> {
+        self.check_tokens(&request.prompt)?;
+        let (prompt, context) = (request.prompt.len(), self.options.context);
+        let generate = request.max_tokens.unwrap_or(1);
+        if prompt.saturating_add(generate) > context {
+            return Err(Error::ContextLength {
+                prompt,
+                generate,
+                context,
+            });
+        }
+        request.sampling.check(self.model().config.vocab_size)
     }
 
     fn check_tokens(&self, tokens: &[TokenId]) -> Result<()> {
@@ -342,7 +352,11 @@ impl Engine {
             } else {
                 sequence.timings.decode_forward += forward;
             }
-            if is_complete {
+            if is_complete && self.scheduler.running[planned.index].is_full() {
+                self.scheduler.running[planned.index].end_unsampled(events);
+                self.ended.push(planned.index);
+                row += 1;
+            } else if is_complete {
                 row += self.sample_all(planned.index, row, start, step_start, events);
             }
         }
@@ -444,10 +458,10 @@ impl Engine {
         } = self;
         let vocab = runner.model().config.vocab_size;
         let sequence = &mut scheduler.running[index];
-        let allowed = match &mut sequence.constraint {
-            None => None,
-            Some(constraint) => match constraint.allowed(allowed) {
-                Ok(()) => Some(&*allowed),
+        let is_constrained = sequence.constraint.is_some();
+        if let Some(constraint) = &mut sequence.constraint {
+            match constraint.allowed(allowed) {
+                Ok(()) => {}
                 Err(problem) => {
                     events.push(Event::Failed {
                         id: sequence.id,
@@ -455,8 +469,16 @@ impl Engine {
                     });
                     return None;
                 }
-            },
-        };
+            }
+        }
+        let forbidden = sequence.forbidden();
+        if let Some(forbidden) = forbidden {
+            if !is_constrained {
+                allowed.fill(vocab);
+            }
+            allowed.remove(forbidden);
+        }
+        let allowed = (is_constrained || forbidden.is_some()).then_some(&*allowed);
         // A number that is none makes all that come after it so.
         let has_nan = Cell::new(false);
         let check = |logits: &[f32]| {

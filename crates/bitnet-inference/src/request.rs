@@ -15,12 +15,18 @@ pub struct Request {
     pub prompt: Vec<TokenId>,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
-    /// The most tokens to generate; `None` for as many as the context has room for.
+    /// The most tokens to generate; `None` for as many as the context has room for. With 0 the
+    /// prompt is computed and nothing is sampled.
     pub max_tokens: Option<usize>,
+    /// Until this many tokens are generated, no stop token is sampled and no stop string is looked
+    /// for.
+    pub min_tokens: usize,
     /// Tokens that end the answer; they are not part of its text.
     pub stop_ids: Vec<TokenId>,
     /// Strings that end the answer; they are not part of its text.
     pub stop_strings: Vec<String>,
+    /// Whether control tokens appear in the text, by their names.
+    pub show_special: bool,
     /// For each token of the answer, report its log-probability and the n most probable tokens.
     pub logprobs: Option<usize>,
     /// With `logprobs`, also report log-probabilities of the prompt's tokens. The prompt is then

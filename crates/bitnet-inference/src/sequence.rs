@@ -37,6 +37,7 @@ pub(crate) struct Sequence {
     redo: usize,
     /// The most tokens it may have.
     pub tokens_max: usize,
+    min_tokens: usize,
     limit: FinishReason,
     pub sampler: Sampler,
     pub logprobs: Option<usize>,
@@ -66,6 +67,10 @@ impl Sequence {
         tokenizer: Option<Arc<Tokenizer>>,
     ) -> Result<Self> {
         let prompt_tokens = request.prompt.len();
+        let decode = DecodeOptions {
+            show_special: request.show_special,
+            ..CONTINUES_A_TEXT
+        };
         let (tokens_max, limit) = match request.max_tokens {
             Some(n) => (prompt_tokens + n, FinishReason::Length),
             None => (context, FinishReason::Context),
@@ -80,6 +85,7 @@ impl Sequence {
             was_preempted: false,
             redo: 0,
             tokens_max,
+            min_tokens: request.min_tokens,
             limit,
             sampler: Sampler::new(request.sampling, vocab_size)?,
             logprobs: request.logprobs,
@@ -88,7 +94,7 @@ impl Sequence {
             constraint,
             stop_ids: TokenSet::new(&request.stop_ids),
             stop_strings: StopStrings::new(request.stop_strings)?,
-            detokenizer: tokenizer.map(|tokenizer| Detokenizer::new(tokenizer, CONTINUES_A_TEXT)),
+            detokenizer: tokenizer.map(|tokenizer| Detokenizer::new(tokenizer, decode)),
             timings: Timings {
                 prompt_tokens,
                 ..Timings::default()
@@ -241,6 +247,30 @@ impl Sequence {
         }
     }
 
+    /// Whether the answer ends with its prompt: nothing is to be sampled.
+    pub fn is_full(&self) -> bool {
+        self.tokens.len() >= self.tokens_max
+    }
+
+    /// Tokens that must not be sampled yet.
+    pub fn forbidden(&self) -> Option<&TokenSet> {
+        (self.timings.generated_tokens < self.min_tokens).then_some(&self.stop_ids)
+    }
+
+    /// Ends an answer of which nothing is to be sampled.
+    pub fn end_unsampled(&mut self, events: &mut Vec<Event>) {
+        let now = Instant::now();
+        self.timings.prefill = now - self.started.unwrap_or(now);
+        events.push(Event::Finished {
+            id: self.id,
+            text: String::new(),
+            finish: Finish {
+                reason: self.limit,
+                timings: self.timings,
+            },
+        });
+    }
+
     /// Takes the token that was sampled; true if that ends the sequence.
     pub fn push(
         &mut self,
@@ -271,9 +301,14 @@ impl Sequence {
         let is_stop = self.stop_ids.contains(token);
         let (text, found) = match is_stop {
             true => (String::new(), false),
-            false => self
-                .stop_strings
-                .push(self.detokenizer.as_mut().map_or("", |d| d.push(token))),
+            false => {
+                let text = self.detokenizer.as_mut().map_or("", |d| d.push(token));
+                if self.timings.generated_tokens <= self.min_tokens {
+                    (text.to_owned(), false)
+                } else {
+                    self.stop_strings.push(text)
+                }
+            }
         };
         events.push(Event::Token {
             id: self.id,

@@ -61,6 +61,33 @@ impl TokenSet {
         self.bits.extend(words.chunks(2).map(halves));
     }
 
+    /// Makes it the set of all ids below `len`.
+    pub(crate) fn fill(&mut self, len: usize) {
+        self.bits.clear();
+        self.bits.resize(len / 64, u64::MAX);
+        if !len.is_multiple_of(64) {
+            self.bits.push((1 << (len % 64)) - 1);
+        }
+    }
+
+    /// Removes the ids of `others`, unless that would leave none.
+    pub(crate) fn remove(&mut self, others: &Self) {
+        let left = |(word, other): (&u64, u64)| word & !other;
+        let others = || others.bits.iter().copied().chain(std::iter::repeat(0));
+        if self
+            .bits
+            .iter()
+            .zip(others())
+            .map(left)
+            .all(|word| word == 0)
+        {
+            return;
+        }
+        for (word, other) in self.bits.iter_mut().zip(others()) {
+            *word &= !other;
+        }
+    }
+
     /// Whether the id is in the set.
     #[must_use]
     pub fn contains(&self, id: TokenId) -> bool {

@@ -100,6 +100,74 @@ fn requests_together_give_the_tokens_they_give_alone() {
 }
 
 #[test]
+fn an_answer_of_no_tokens_computes_its_prompt_and_samples_nothing() {
+    let mut engine = engine(512, 16);
+    let alone = engine
+        .complete(request(&[256, 9, 9], 2, 6))
+        .expect("a good request")
+        .0;
+    let none = request(&[5; 40], 1, 0);
+    let told = Request {
+        logprobs: Some(1),
+        prompt_logprobs: true,
+        ..none.clone()
+    };
+    // Beside one that is sampled, whose rows are among theirs.
+    let requests = [none, request(&[256, 9, 9], 2, 6), told];
+    let ids = requests.map(|request| engine.submit(request).expect("a good request"));
+    let (mut events, mut told, mut reasons) = (Vec::new(), 0, Vec::new());
+    let mut tokens = vec![Vec::new(); 3];
+    while engine.is_busy() {
+        engine.step(&mut events);
+    }
+    for event in events {
+        match event {
+            Event::Prefill { logprobs, .. } => told += logprobs.len(),
+            Event::Token { id, token, .. } => tokens[(id == ids[1]) as usize].push(token),
+            Event::Finished { finish, .. } => {
+                reasons.push((finish.reason, finish.timings.generated_tokens));
+            }
+            Event::Failed { problem, .. } => panic!("{problem}"),
+        }
+    }
+    assert_eq!((&tokens[0][..], &tokens[1]), (&[][..], &alone));
+    assert_eq!(told, 39);
+    reasons.sort_by_key(|(_, generated)| *generated);
+    let length = FinishReason::Length;
+    assert_eq!(reasons, [(length, 0), (length, 0), (length, 6)]);
+    assert_eq!(engine.free_blocks().0, engine.free_blocks().1);
+}
+
+#[test]
+fn nothing_ends_an_answer_before_its_least_number_of_tokens() {
+    let mut engine = engine(512, 16);
+    let free = request(&[256, 1, 2, 3], 1, 12);
+    let tokens = engine.complete(free.clone()).expect("a good request").0;
+    let stopped = Request {
+        stop_ids: vec![tokens[2]],
+        ..free
+    };
+    assert_eq!(
+        engine
+            .complete(stopped.clone())
+            .expect("a good request")
+            .0
+            .len(),
+        3
+    );
+    let longer = Request {
+        min_tokens: 6,
+        ..stopped
+    };
+    let longer = engine.complete(longer).expect("a good request").0;
+    assert_eq!(longer[..2], tokens[..2]);
+    assert!(
+        longer.len() > 6 && !longer[..6].contains(&tokens[2]),
+        "{longer:?}"
+    );
+}
+
+#[test]
 fn a_prompt_that_continues_the_last_one_is_not_computed_again() {
     let mut engine = engine(512, 64);
     let first = engine

@@ -5,9 +5,14 @@ use axum::http::header::{
     ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS,
     ACCESS_CONTROL_REQUEST_METHOD, ORIGIN, VARY,
 };
-use axum::http::{HeaderMap, HeaderValue, Method, Request};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 
 use crate::error::{Error, Result};
+
+const REQUEST_PRIVATE_NETWORK: HeaderName =
+    HeaderName::from_static("access-control-request-private-network");
+const ALLOW_PRIVATE_NETWORK: HeaderName =
+    HeaderName::from_static("access-control-allow-private-network");
 
 /// The sites.
 #[derive(Clone, Debug, Default)]
@@ -76,6 +81,13 @@ impl CorsOrigins {
                 // Clients send a dozen headers of their own. Origin and key decide about access.
                 headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, wanted.clone());
             }
+            // A page of the public network asks whether it may use a server of a private one.
+            if request
+                .get(REQUEST_PRIVATE_NETWORK)
+                .is_some_and(|value| value == "true")
+            {
+                headers.insert(ALLOW_PRIVATE_NETWORK, HeaderValue::from_static("true"));
+            }
         }
         headers
     }
@@ -120,6 +132,30 @@ mod tests {
             Some(page)
         );
         assert_eq!(allowed(&["*"], page).as_deref(), Some(page));
+    }
+
+    #[test]
+    fn a_page_of_a_listed_site_may_use_a_server_of_a_private_network() {
+        let page = "https://example.org";
+        let allowed = |origins: &[&str], asks: bool| {
+            let origins: Vec<String> = origins.iter().map(|&origin| origin.to_owned()).collect();
+            let mut request =
+                HeaderMap::from_iter([(ORIGIN, page.parse().expect("a header's value"))]);
+            if asks {
+                request.insert(REQUEST_PRIVATE_NETWORK, HeaderValue::from_static("true"));
+            }
+            let origins = CorsOrigins::new(&origins).expect("origins");
+            origins
+                .preflight_headers(&request)
+                .remove(ALLOW_PRIVATE_NETWORK)
+        };
+        assert_eq!(
+            allowed(&[page], true),
+            Some(HeaderValue::from_static("true"))
+        );
+        assert_eq!(allowed(&[page], false), None);
+        assert_eq!(allowed(&["https://example.com"], true), None);
+        assert_eq!(allowed(&[], true), None);
     }
 
     #[test]

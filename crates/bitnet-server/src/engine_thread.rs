@@ -290,7 +290,7 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineThread<S> {
         let request = flight.job.request.clone();
         let constraint = flight.job.constraint.as_ref();
         let constraint =
-            constraint.map(|beginning| Box::new(beginning.anew()) as Box<dyn Constraint>);
+            constraint.map(|beginning| Box::new(beginning.restarted()) as Box<dyn Constraint>);
         match catch_unwind(AssertUnwindSafe(|| {
             engine.submit_constrained(request, constraint)
         })) {

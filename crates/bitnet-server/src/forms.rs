@@ -72,12 +72,14 @@ impl Forms {
         grammar: &Grammar,
         field: &str,
     ) -> Result<TokenConstraint, ApiError> {
-        let refused =
-            |problem: GrammarError| ApiError::invalid(field, format!("'{field}': {problem}."));
+        let refused = |GrammarError { param, problem }| {
+            let field = param.as_deref().unwrap_or(field);
+            ApiError::invalid(field, format!("'{field}': {problem}."))
+        };
         if let Some(known) = self.grammars.known(grammar) {
             return known.map_err(refused);
         }
-        measure(grammar).map_err(|problem| refused(problem))?;
+        measure(grammar).map_err(|problem| refused(problem.into()))?;
         text::as_form(|cancel| {
             let verdict = match &self.helpers {
                 None => Verdict::Compiles,
@@ -86,7 +88,7 @@ impl Forms {
                         tracing::error!(%breach, "a form cannot be compiled");
                         ApiError::internal("the helper process for forms cannot be started")
                     }
-                    breach => refused(breach.to_string()),
+                    breach => refused(breach.to_string().into()),
                 })?,
             };
             match verdict {
@@ -118,7 +120,7 @@ pub fn answer_forms(limits: HelperLimits) -> ! {
         Ok(move |job: &[u8]| {
             let verdict = match serde_json::from_slice(job) {
                 Ok(grammar) => grammars.compile(&grammar).map(|_| ()),
-                Err(error) => Err(error.to_string()),
+                Err(error) => Err(error.to_string().into()),
             };
             let verdict = match verdict {
                 Ok(()) => Verdict::Compiles,
@@ -141,8 +143,9 @@ fn measure(grammar: &Grammar) -> Result<(), String> {
             }
             (text.len(), bracket_depth(text))
         }
-        Grammar::Calls(lark) => (lark.len(), 0),
+        Grammar::Calls(calls) => (calls.lark.len(), 0),
         Grammar::Schema(schema) => {
+            let schema = schema.value();
             let (depth, width) = extent(schema);
             if width > WIDTH_MAX {
                 return Err(format!(

@@ -1,58 +1,85 @@
-//! [`Grammars`]: which tokens may come next, so that an answer is JSON of a schema, matches an
-//! expression, or calls a tool.
+//! [`Grammars`]: constrain answers to JSON of a schema, to a regular expression, or to text with
+//! calls of tools.
 //!
-//! A grammar is compiled, within limits, on the threads for text, and followed on the engine's
-//! thread, token by token. What cannot be compiled, or has no first token within the limits, is
-//! refused: no answer is given without the constraint that was asked for.
+//! A grammar is compiled, within limits, on the threads for text. The engine's thread then follows
+//! it token by token. A grammar that does not compile, or has no first token within the limits, is
+//! refused: an answer never lacks the constraint that the request asked for.
 
 use std::collections::VecDeque;
+use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bitnet_inference::{Constraint, TokenSet};
 use bitnet_tokenizers::TokenId;
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{SimpleVob, TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
-use llguidance::{Matcher, ParserFactory};
+use llguidance::{GrammarBuilder, JsonCompileOptions, Matcher, ParserFactory};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use crate::schema::Schema;
 use crate::vocabulary::Vocabulary;
 
-/// The most digits in a row in JSON, give or take a token, where its form does not demand more: a
-/// number that a model does not end has no other end.
+/// Maximum number of digits in a row in JSON, give or take a token, where the schema does not demand
+/// more: nothing else ends a number that the model does not end.
 const DIGITS_MAX: usize = 32;
-/// What became of so many grammars is kept: programs ask for the same again and again.
+/// Maximum number of digits of an exponent in JSON: with [`DIGITS_MAX`] digits before it, the number
+/// is one that an `f64` can hold. Parsers in Go and Rust refuse larger ones.
+const EXPONENT_DIGITS_MAX: usize = 2;
+/// Number of compiled grammars that are kept: programs ask for the same ones again and again.
 const KEPT_MAX: usize = 16;
-/// The most characters of a complaint about a grammar.
+/// Maximum number of characters of a complaint about a grammar.
 const COMPLAINT_MAX: usize = 500;
 
 /// What constrains an answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Grammar {
     /// JSON of a schema.
-    Schema(Value),
+    Schema(Schema),
     /// A regular expression, which the whole answer matches.
     Regex(String),
     /// A grammar in llguidance's dialect of Lark.
     Lark(String),
-    /// Such a grammar of our own, of text and calls with arguments in JSON.
-    Calls(String),
+    /// Text and calls of tools with arguments in JSON.
+    Calls(CallsGrammar),
+}
+
+/// A grammar of text and calls.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct CallsGrammar {
+    /// In llguidance's dialect of Lark, with the schemas in it.
+    pub(crate) lark: String,
+    /// The schemas of arguments, each with the field of the request that has it.
+    pub(crate) arguments: Vec<(String, Schema)>,
+}
+
+/// What is wrong with a grammar.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct GrammarError {
+    /// The field of the request that is wrong, where it is known more precisely than by the caller.
+    pub(crate) param: Option<String>,
+    pub(crate) problem: String,
+}
+
+impl From<String> for GrammarError {
+    fn from(problem: String) -> Self {
+        Self {
+            param: None,
+            problem,
+        }
+    }
 }
 
 /// Compiles grammars for the tokens of one model.
 pub(crate) struct Grammars {
     factory: ParserFactory,
-    /// Tokens that begin with a digit.
-    digits: Arc<SimpleVob>,
-    /// What became of the latest grammars, the last one used first.
+    numbers: Arc<NumberTokens>,
+    /// The latest results, the last one used first.
     kept: Mutex<VecDeque<(Grammar, Compiled)>>,
 }
 
 /// The beginning of an answer, or what is wrong with a grammar.
 pub(crate) type Compiled = Result<TokenConstraint, GrammarError>;
-
-/// What is wrong with a grammar.
-pub(crate) type GrammarError = String;
 
 /// The tokens, as llguidance wants them.
 struct Tokens {
@@ -74,40 +101,35 @@ impl TokenizerEnv for Tokens {
 }
 
 impl Grammars {
-    /// Takes some hundred milliseconds for a vocabulary of 128,000 tokens.
+    /// Takes a few hundred milliseconds for a vocabulary of 128,000 tokens.
     pub(crate) fn new(vocabulary: &Vocabulary) -> Result<Self, String> {
         let Vocabulary { stop_ids, words } = vocabulary;
         let vocab_size = words.len() as u32;
-        let is_digit = |word: &Vec<u8>| word.first().is_some_and(u8::is_ascii_digit);
         let trie = TokTrie::from(&TokRxInfo::new(vocab_size, stop_ids[0]), words)
             .with_eos_tokens(stop_ids);
-        let mut digits = trie.alloc_token_set();
-        (0..vocab_size)
-            .zip(words)
-            .filter(|(_, word)| is_digit(word))
-            .for_each(|(id, _)| digits.allow_token(id));
+        let numbers = NumberTokens::new(&trie, words);
         let tokens: TokEnv = Arc::new(Tokens { trie });
         let mut factory = ParserFactory::new_simple(&tokens).map_err(|error| complaint(&error))?;
         factory.quiet();
         *factory.limits_mut() = ParserLimits {
             // A kilobyte or two each.
             max_lexer_states: 20_000,
-            // Forms of a few kilobytes that come to more take a second and longer; 500 fields come
-            // to some 20,000.
+            // A schema of 500 fields has some 20,000; a few kilobytes that have more take a second
+            // and longer.
             max_grammar_size: 50_000,
             initial_lexer_fuel: 300_000,
-            // What is in the prompt stays out of errors.
+            // Errors do not quote the prompt.
             verbose_errors: false,
             ..ParserLimits::default()
         };
         Ok(Self {
             factory,
-            digits: Arc::new(digits),
+            numbers: Arc::new(numbers),
             kept: Mutex::new(VecDeque::new()),
         })
     }
 
-    /// What a grammar came to that was compiled lately.
+    /// The result of a grammar that was compiled lately.
     pub(crate) fn known(&self, grammar: &Grammar) -> Option<Compiled> {
         let mut kept = self.kept();
         let index = kept.iter().position(|(known, _)| known == grammar)?;
@@ -117,7 +139,7 @@ impl Grammars {
         Some(compiled)
     }
 
-    /// Keeps what a grammar came to.
+    /// Keeps the result of a grammar.
     pub(crate) fn keep(&self, grammar: &Grammar, compiled: Compiled) {
         let mut kept = self.kept();
         // Another thread may have compiled the same.
@@ -137,20 +159,23 @@ impl Grammars {
         if let Some(known) = self.known(grammar) {
             return known;
         }
-        let compiled = self.compile_anew(grammar);
+        let compiled = self.compile_new(grammar);
+        let compiled = compiled.map_err(|problem| self.explain(grammar, problem));
         self.keep(grammar, compiled.clone());
         compiled
     }
 
-    fn compile_anew(&self, grammar: &Grammar) -> Compiled {
+    fn compile_new(&self, grammar: &Grammar) -> Result<TokenConstraint, String> {
         let top = match grammar {
-            Grammar::Schema(schema) => TopLevelGrammar::from_json_schema(with_options(schema)?),
+            Grammar::Schema(schema) => TopLevelGrammar::from_json_schema(schema.value().clone()),
             Grammar::Regex(expression) => TopLevelGrammar::from_regex(expression),
-            Grammar::Lark(text) | Grammar::Calls(text) => TopLevelGrammar::from_lark(text.clone()),
+            Grammar::Lark(lark) | Grammar::Calls(CallsGrammar { lark, .. }) => {
+                TopLevelGrammar::from_lark(lark.clone())
+            }
         };
         let mut matcher = Matcher::new(self.factory.create_parser(top));
-        // Here, where it keeps nobody waiting and whoever asked can still be refused: the first
-        // tokens, and those behind what all answers begin with, such as the fields of an object.
+        // On this thread, where the request can still be refused and others do not wait: the first
+        // tokens, and those after the beginning that all answers share, such as `{"name": `.
         next_tokens(&mut matcher)?;
         let mut ahead = matcher.deep_clone();
         let forced = ahead.compute_ff_bytes();
@@ -160,13 +185,40 @@ impl Grammars {
             .map_err(|error| complaint(&error))?;
         next_tokens(&mut ahead)?;
         let is_json = matches!(grammar, Grammar::Schema(_) | Grammar::Calls(_));
-        let digits = is_json.then(|| Digits {
-            tokens: Arc::clone(self.factory.tok_env()),
-            more: Arc::clone(&self.digits),
+        let numbers = is_json.then(|| NumberLimit {
+            trie: Arc::clone(self.factory.tok_env()),
+            tokens: Arc::clone(&self.numbers),
             has_text: matches!(grammar, Grammar::Calls(_)),
-            in_a_row: 0,
+            digits_in_a_row: 0,
+            place: JsonPlace::Other,
         });
-        Ok(TokenConstraint { matcher, digits })
+        Ok(TokenConstraint { matcher, numbers })
+    }
+
+    /// Finds the part of a schema that is wrong, if it is one.
+    fn explain(&self, grammar: &Grammar, problem: String) -> GrammarError {
+        let blame = |schema: &Schema| schema.blame(|schema| self.check_schema(schema));
+        let (param, found) = match grammar {
+            Grammar::Schema(schema) => (None, blame(schema)),
+            Grammar::Calls(calls) => {
+                let mut found = calls.arguments.iter().filter_map(|(param, schema)| {
+                    blame(schema).map(|error| (Some(param.clone()), Some(error)))
+                });
+                found.next().unwrap_or_default()
+            }
+            Grammar::Regex(_) | Grammar::Lark(_) => (None, None),
+        };
+        let problem = found.map_or(problem, |error| error.to_string());
+        GrammarError { param, problem }
+    }
+
+    /// Whether the grammar engine reads a schema.
+    fn check_schema(&self, schema: &Value) -> Result<(), String> {
+        let tokens = Some(Arc::clone(self.factory.tok_env()));
+        let builder = GrammarBuilder::new(tokens, self.factory.limits().clone());
+        let options = JsonCompileOptions::default();
+        let read = options.json_to_llg_with_overrides(builder, schema.clone());
+        read.map(|_| ()).map_err(|error| complaint(&error))
     }
 }
 
@@ -182,43 +234,25 @@ fn next_tokens(matcher: &mut Matcher) -> Result<SimpleVob, String> {
     }
 }
 
-/// A schema with how it is to be read: at most one line end and its indentation between two things,
-/// so that no answer is space without end. Where a value must be of exactly one kind of several,
-/// these must be seen to exclude each other. Of kinds that are defined elsewhere that cannot be
-/// seen, and programs write them so that they do: then it is enough that a value is of one of them.
-pub(crate) fn with_options(schema: &Value) -> Result<Value, String> {
-    let mut schema = match schema {
-        Value::Object(_) => schema.clone(),
-        Value::Bool(true) => json!({}),
-        _ => return Err("a JSON schema is an object".to_owned()),
-    };
-    let coerce_one_of = has_named_kinds(&schema);
-    schema["x-guidance"] =
-        json!({ "whitespace_pattern": r"( |\n[ ]{0,16})?", "coerce_one_of": coerce_one_of });
-    Ok(schema)
-}
-
-/// Whether anything in a schema is exactly one of several kinds that are defined elsewhere.
-fn has_named_kinds(schema: &Value) -> bool {
-    let is_named = |kind: &Value| kind.get("$ref").is_some();
-    match schema {
-        Value::Object(fields) => {
-            let kinds = fields.get("oneOf").and_then(Value::as_array);
-            kinds.is_some_and(|kinds| kinds.iter().any(is_named))
-                || fields.values().any(has_named_kinds)
-        }
-        Value::Array(values) => values.iter().any(has_named_kinds),
-        _ => false,
-    }
-}
-
-fn complaint(error: &impl std::fmt::Display) -> String {
+/// What is wrong, in our words where the engine's name its own options or states.
+fn complaint(error: &impl Display) -> String {
     let text = error.to_string();
-    if text.contains("coerce_one_of") {
-        return "the kinds of a 'oneOf' are not seen to exclude each other; 'anyOf' takes such"
+    if text.starts_with("oneOf constraints are not supported") {
+        return "the schemas of 'oneOf' are not seen to exclude each other; 'anyOf' takes such"
             .to_owned();
     }
-    text.trim().chars().take(COMPLAINT_MAX).collect()
+    if text.starts_with("NoExtension") {
+        return "no answer fits it".to_owned();
+    }
+    let text = text
+        .split("\n  while processing")
+        .next()
+        .unwrap_or_default();
+    let text = text.trim_end_matches("<non-verbose/>").trim();
+    text.trim_end_matches('.')
+        .chars()
+        .take(COMPLAINT_MAX)
+        .collect()
 }
 
 /// A grammar on its way through one answer; from [`Grammars::compile`] at its beginning, which
@@ -226,65 +260,149 @@ fn complaint(error: &impl std::fmt::Display) -> String {
 #[derive(Clone)]
 pub(crate) struct TokenConstraint {
     matcher: Matcher,
-    digits: Option<Digits>,
+    numbers: Option<NumberLimit>,
 }
 
 impl TokenConstraint {
     /// The same for another answer.
-    pub(crate) fn anew(&self) -> Self {
+    pub(crate) fn restarted(&self) -> Self {
         Self {
             matcher: self.matcher.deep_clone(),
-            digits: self.digits.clone(),
+            numbers: self.numbers.clone(),
         }
     }
 }
 
-/// How many digits an answer in JSON ends in.
-#[derive(Clone)]
-struct Digits {
-    tokens: TokEnv,
-    /// Tokens that begin with a digit.
-    more: Arc<SimpleVob>,
-    /// Where the answer may end, it is at text.
-    has_text: bool,
-    in_a_row: usize,
+/// Tokens that make numbers longer.
+struct NumberTokens {
+    /// Those that begin with a digit.
+    digits: SimpleVob,
+    /// Those that begin with at least one, two and three digits, behind a sign or without.
+    exponents: [SimpleVob; EXPONENT_DIGITS_MAX + 1],
+    /// Those with an exponent in them that is too long.
+    long_exponents: SimpleVob,
 }
 
-impl Digits {
-    /// Takes away what adds to too many digits, if anything else may come.
-    fn limit(&self, mask: &mut SimpleVob) {
-        let is_text = self.has_text && mask.is_allowed(self.tokens.tok_trie().eos_token());
-        if self.in_a_row < DIGITS_MAX || is_text {
+impl NumberTokens {
+    fn new(trie: &TokTrie, words: &[Vec<u8>]) -> Self {
+        let with = |is_in: &dyn Fn(&[u8]) -> bool| {
+            let mut set = trie.alloc_token_set();
+            (0..)
+                .zip(words)
+                .filter(|(_, word)| is_in(word))
+                .for_each(|(id, _)| set.allow_token(id));
+            set
+        };
+        let exponents = [1, 2, 3].map(|least| with(&|word| exponent_digits(word) >= least));
+        let has_long_exponent = |word: &[u8]| {
+            let is_mark = |byte: &u8| matches!(byte, b'e' | b'E');
+            let mut marks = (0..word.len()).filter(|&at| is_mark(&word[at]));
+            marks.any(|at| exponent_digits(&word[at + 1..]) > EXPONENT_DIGITS_MAX)
+        };
+        Self {
+            digits: with(&|word| word.first().is_some_and(u8::is_ascii_digit)),
+            exponents,
+            long_exponents: with(&has_long_exponent),
+        }
+    }
+}
+
+/// The number of digits at the beginning, behind a sign or without.
+fn exponent_digits(word: &[u8]) -> usize {
+    let digits = match word {
+        [b'+' | b'-', digits @ ..] => digits,
+        digits => digits,
+    };
+    digits
+        .iter()
+        .take_while(|byte| byte.is_ascii_digit())
+        .count()
+}
+
+/// Where in JSON an answer is, as far as exponents need it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum JsonPlace {
+    Other,
+    String {
+        is_escaped: bool,
+    },
+    /// After a digit or the point of a number.
+    Number,
+    /// After the `e`, with this many digits.
+    Exponent(usize),
+}
+
+impl JsonPlace {
+    fn step(self, byte: u8) -> Self {
+        match (self, byte) {
+            (Self::String { is_escaped: true }, _) => Self::String { is_escaped: false },
+            (Self::String { .. }, b'\\') => Self::String { is_escaped: true },
+            (Self::String { .. }, b'"') => Self::Other,
+            (Self::String { .. }, _) => self,
+            (_, b'"') => Self::String { is_escaped: false },
+            (Self::Exponent(digits), b'0'..=b'9') => Self::Exponent(digits + 1),
+            (_, b'0'..=b'9') | (Self::Number, b'.') => Self::Number,
+            (Self::Number, b'e' | b'E') => Self::Exponent(0),
+            (Self::Exponent(0), b'+' | b'-') => self,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Ends the numbers of an answer in JSON before they are too long.
+#[derive(Clone)]
+struct NumberLimit {
+    trie: TokEnv,
+    tokens: Arc<NumberTokens>,
+    /// Where the answer may end, it is at text.
+    has_text: bool,
+    digits_in_a_row: usize,
+    place: JsonPlace,
+}
+
+impl NumberLimit {
+    /// Removes the tokens that add too many digits, if others are left.
+    fn limit(&mut self, mask: &mut SimpleVob) {
+        if self.has_text && mask.is_allowed(self.trie.tok_trie().eos_token()) {
+            self.place = JsonPlace::Other;
             return;
         }
         let mut shorter = mask.clone();
-        shorter.sub(&self.more);
+        if self.digits_in_a_row >= DIGITS_MAX {
+            shorter.sub(&self.tokens.digits);
+        }
+        if let JsonPlace::Exponent(digits) = self.place {
+            let room = EXPONENT_DIGITS_MAX.saturating_sub(digits);
+            shorter.sub(&self.tokens.exponents[room]);
+        }
+        if !matches!(self.place, JsonPlace::String { .. }) {
+            shorter.sub(&self.tokens.long_exponents);
+        }
         if !shorter.is_zero() {
             *mask = shorter;
         }
     }
 
     fn count(&mut self, token: TokenId) {
-        let bytes = self.tokens.tok_trie().token(token.0);
-        let at_end = bytes
+        let bytes = self.trie.tok_trie().token(token.0);
+        self.place = bytes
             .iter()
-            .rev()
-            .take_while(|byte| byte.is_ascii_digit())
-            .count();
-        let before = if at_end == bytes.len() {
-            self.in_a_row
+            .fold(self.place, |place, &byte| place.step(byte));
+        let is_digit = |byte: &&u8| byte.is_ascii_digit();
+        let at_end = bytes.iter().rev().take_while(is_digit).count();
+        if at_end == bytes.len() {
+            self.digits_in_a_row += at_end;
         } else {
-            0
-        };
-        self.in_a_row = before + at_end;
+            self.digits_in_a_row = at_end;
+        }
     }
 }
 
 impl Constraint for TokenConstraint {
     fn allowed(&mut self, allowed: &mut TokenSet) -> Result<(), String> {
         let mut mask = next_tokens(&mut self.matcher)?;
-        if let Some(digits) = &self.digits {
-            digits.limit(&mut mask);
+        if let Some(numbers) = &mut self.numbers {
+            numbers.limit(&mut mask);
         }
         allowed.assign(mask.as_slice());
         Ok(())
@@ -295,8 +413,8 @@ impl Constraint for TokenConstraint {
         if self.matcher.is_stopped() {
             return Ok(());
         }
-        if let Some(digits) = &mut self.digits {
-            digits.count(token);
+        if let Some(numbers) = &mut self.numbers {
+            numbers.count(token);
         }
         self.matcher
             .consume_token(token.0)
@@ -309,8 +427,20 @@ mod tests {
     use bitnet_inference::{Device, Loaded, load};
     use bitnet_models::LoadOptions;
     use bitnet_tokenizers::Tokenizer;
+    use serde_json::json;
 
     use super::*;
+    use crate::schema::Strictness;
+
+    fn schema(schema: Value) -> Grammar {
+        Grammar::Schema(Schema::new(&schema, Strictness::Form).expect("a schema"))
+    }
+
+    /// A grammar of one tool with these parameters, whose calls are the arguments alone.
+    fn tool(parameters: Value) -> Grammar {
+        let schema = Schema::of_arguments(Some(&parameters), false).expect("a schema");
+        Grammar::Schema(schema)
+    }
 
     fn grammars(tokenizer: &Tokenizer) -> Grammars {
         Grammars::new(&Vocabulary::new(tokenizer).expect("a vocabulary")).expect("grammars")
@@ -327,7 +457,7 @@ mod tests {
 
     /// Whether a text can be an answer under a grammar.
     fn accepts(grammars: &Grammars, tokenizer: &Tokenizer, grammar: &Grammar, text: &str) -> bool {
-        let mut constraint = grammars.compile(grammar).expect("a grammar").anew();
+        let mut constraint = grammars.compile(grammar).expect("a grammar").restarted();
         let mut allowed = TokenSet::default();
         let options = bitnet_tokenizers::EncodeOptions {
             add_special: false,
@@ -347,14 +477,14 @@ mod tests {
     fn grammars_accept_what_they_describe_and_nothing_else() {
         let tokenizer = tokenizer();
         let grammars = grammars(&tokenizer);
-        let person = Grammar::Schema(json!({
+        let person = schema(json!({
             "type": "object",
             "properties": { "name": { "type": "string" }, "age": { "type": "integer" }, "tags": { "$ref": "#/$defs/tags" } },
             "required": ["name", "age"],
             "additionalProperties": false,
             "$defs": { "tags": { "type": "array", "items": { "enum": ["a", "b"] } } },
         }));
-        let object = Grammar::Schema(json!({ "type": "object" }));
+        let object = schema(json!({ "type": "object" }));
         let number = Grammar::Regex(r"[1-9][0-9]{0,3}".to_owned());
         let choice = Grammar::Lark("start: \"yes\" | \"no\\n\"".to_owned());
         for (grammar, text, expected) in [
@@ -396,13 +526,16 @@ mod tests {
     fn a_number_in_json_has_an_end() {
         let tokenizer = tokenizer();
         let grammars = grammars(&tokenizer);
-        let number = Grammar::Schema(json!({ "type": "number" }));
-        let any = Grammar::Schema(json!({ "type": "object" }));
-        let demanded = Grammar::Schema(json!({ "type": "string", "pattern": "^[0-9]{80}$" }));
+        let number = schema(json!({ "type": "number" }));
+        let any = schema(json!({ "type": "object" }));
+        let demanded = schema(json!({ "type": "string", "pattern": "^[0-9]{80}$" }));
         let lark = "start: TEXT | \"<\" arguments \">\"\nTEXT: /[^<]*/\narguments: %json { \"type\": \"integer\" }\n";
         let [text, calls] = [
             Grammar::Lark(lark.to_owned()),
-            Grammar::Calls(lark.to_owned()),
+            Grammar::Calls(CallsGrammar {
+                lark: lark.to_owned(),
+                arguments: Vec::new(),
+            }),
         ];
         let (few, many) = ("1".repeat(30), "1".repeat(80));
         for (grammar, before, after, takes_many) in [
@@ -434,10 +567,7 @@ mod tests {
     fn what_is_no_grammar_is_refused() {
         let grammars = grammars(&tokenizer());
         for wrong in [
-            Grammar::Schema(json!(7)),
-            Grammar::Schema(json!({ "type": "nonsense" })),
-            Grammar::Schema(json!({ "$ref": "#/$defs/missing" })),
-            Grammar::Schema(json!({ "type": "string", "pattern": "(" })),
+            schema(json!({ "type": "string", "pattern": "(" })),
             Grammar::Regex("(".to_owned()),
             Grammar::Lark("start: missing".to_owned()),
             Grammar::Lark(String::new()),
@@ -452,6 +582,7 @@ mod tests {
                 .compile(&wrong)
                 .err()
                 .unwrap_or_else(|| panic!("{shown} was taken"));
+            let complaint = complaint.problem;
             assert!(
                 !complaint.is_empty() && complaint.len() <= 4 * COMPLAINT_MAX,
                 "{shown}: {complaint}"
@@ -495,8 +626,7 @@ mod tests {
         let tokenizer = tokenizer();
         let grammars = grammars(&tokenizer);
         let pet = |name: &str| json!({ "type": "object", "properties": { "is": { "const": name } }, "required": ["is"] });
-        let disjoint =
-            Grammar::Schema(json!({ "oneOf": [pet("cat"), pet("dog"), { "type": "null" }] }));
+        let disjoint = schema(json!({ "oneOf": [pet("cat"), pet("dog"), { "type": "null" }] }));
         assert!(accepts(
             &grammars,
             &tokenizer,
@@ -508,14 +638,15 @@ mod tests {
         assert!(accepts(
             &grammars,
             &tokenizer,
-            &Grammar::Schema(named),
+            &schema(named),
             r#"{"is": "cat"}"#
         ));
         let overlapping = json!({ "oneOf": [{ "type": "integer" }, { "type": "number" }] });
         let complaint = grammars
-            .compile(&Grammar::Schema(overlapping))
+            .compile(&schema(overlapping))
             .err()
             .expect("a refusal");
+        let complaint = complaint.problem;
         assert!(complaint.contains("exclude each other"), "{complaint}");
     }
 
@@ -526,9 +657,151 @@ mod tests {
             let properties =
                 (0..count).map(|index| (format!("p{index}"), json!({ "type": "string" })));
             let properties: serde_json::Map<_, _> = properties.collect();
-            Grammar::Schema(json!({ "type": "object", "properties": properties }))
+            schema(json!({ "type": "object", "properties": properties }))
         };
         assert!(grammars.compile(&properties(100)).is_ok());
         assert!(grammars.compile(&properties(3000)).is_err());
+    }
+
+    #[test]
+    fn exponents_are_what_an_f64_can_hold() {
+        let tokenizer = tokenizer();
+        let grammars = grammars(&tokenizer);
+        let number = schema(json!({ "type": "number" }));
+        let any = schema(json!({}));
+        let calls =
+            "start: TEXT | TEXT \"<\" arguments \">\"\nTEXT: /[^<]*/\narguments: %json {}\n";
+        let calls = Grammar::Calls(CallsGrammar {
+            lark: calls.to_owned(),
+            arguments: Vec::new(),
+        });
+        for (grammar, text, expected) in [
+            (&number, "6.3e+54", true),
+            (&number, "-1E5", true),
+            (&number, "0e-00", true),
+            (&number, "6.3e+541", false),
+            (&number, "1e5413", false),
+            (&any, "[1e5413]", false),
+            (&any, "[1e54, 2e13]", true),
+            (&any, r#"["1e5413", "\"1e5413", "12e4567"]"#, true),
+            (&any, r#"{"1e5413": 1e99}"#, true),
+            (&any, r#"{"1e5413": 1e100}"#, false),
+            (&calls, "1e5413", true),
+            (&calls, "\"<1e5413>", false),
+            (&calls, "\"<1e54>", true),
+        ] {
+            assert_eq!(
+                accepts(&grammars, &tokenizer, grammar, text),
+                expected,
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn schemas_accept_what_the_normalized_ones_do() {
+        let tokenizer = tokenizer();
+        let grammars = grammars(&tokenizer);
+        let int64 = json!({ "type": "integer", "minimum": i64::MIN, "maximum": i64::MAX });
+        let snowflake = json!({ "type": "integer", "minimum": 1_000_000_000_000_000_001_i64 });
+        let escaped = json!({ "$ref": "#/$defs/a~1b", "$defs": { "a/b": { "const": 1 } } });
+        let parts = json!({
+            "allOf": [{ "$ref": "#/$defs/a" }, { "properties": { "b": { "type": "null" } } }],
+            "required": ["a", "b"], "$defs": { "a": { "properties": { "a": { "const": 1 } } } },
+        });
+        let union = json!({ "properties": { "a": { "const": 1 } }, "required": ["a"],
+            "anyOf": [{ "properties": { "b": { "const": 2 } } }, { "required": ["a"] }] });
+        let either = json!({ "properties": { "a": { "anyOf": [
+            { "type": "object", "properties": { "x": { "const": 1 } } }, { "type": "null" },
+        ] } } });
+        let tree = json!({ "properties": { "c": { "type": "array", "items": { "$ref": "#" } } } });
+        let double = json!({ "type": "number", "minimum": -f64::MAX, "maximum": f64::MAX });
+        let large = json!({ "type": "number", "minimum": -1e20, "maximum": 1e20 });
+        for (grammar, text, expected) in [
+            (schema(double), "-1.5e3", true),
+            (schema(large.clone()), "-999999999999999871.5", true),
+            (schema(large), "0.5", true),
+            (schema(int64.clone()), "-9223372036854774784", true),
+            (schema(int64.clone()), "9223372036854774784", true),
+            (schema(int64.clone()), "9223372036854775808", false),
+            (schema(int64.clone()), "-9223372036854775809", false),
+            (schema(int64), "0", true),
+            (schema(snowflake.clone()), "1234567890123456789", true),
+            (schema(snowflake), "1000000000000000000", false),
+            (schema(escaped), "1", true),
+            (tool(parts.clone()), r#"{"a": 1, "b": null}"#, true),
+            (tool(parts.clone()), r#"{"a": 1, "b": null, "c": 3}"#, false),
+            (schema(parts), r#"{"a": 1, "b": null, "c": 3}"#, true),
+            (tool(union.clone()), r#"{"a": 1, "b": 2}"#, true),
+            (tool(union.clone()), r#"{"a": 1, "b": 3}"#, false),
+            (tool(union), r#"{"a": 1, "c": 3}"#, false),
+            (tool(either.clone()), r#"{"a": {"x": 1}}"#, true),
+            (tool(either.clone()), r#"{"a": null}"#, true),
+            (tool(either), r#"{"a": {"y": 1}}"#, false),
+            (tool(tree.clone()), r#"{"c": [{"c": []}, {}]}"#, true),
+            (tool(tree), r#"{"c": [{"d": 1}]}"#, false),
+            (
+                schema(json!({ "properties": { "a": true } })),
+                "null",
+                false,
+            ),
+            (
+                schema(json!({ "properties": { "a": true } })),
+                r#"{"b": 1}"#,
+                true,
+            ),
+        ] {
+            let is_accepted = accepts(&grammars, &tokenizer, &grammar, text);
+            assert_eq!(is_accepted, expected, "{grammar:?} {text}");
+        }
+    }
+
+    #[test]
+    fn what_the_engine_refuses_is_named_with_its_place() {
+        let grammars = grammars(&tokenizer());
+        let within = |p: Value| {
+            json!({ "properties": {
+                "first": { "type": "string" },
+                "list": { "type": "array", "items": { "$ref": "#/$defs/entry" } },
+            }, "$defs": { "entry": { "properties": { "p": p }, "required": ["p"] } } })
+        };
+        for (wrong, expected) in [
+            (json!({ "type": "string", "pattern": "(" }), "regex"),
+            (
+                json!({ "type": "integer", "exclusiveMinimum": 1, "maximum": 1 }),
+                "exclusiveMinimum (1)",
+            ),
+            (
+                json!({ "oneOf": [{ "type": "integer" }, { "type": "number" }] }),
+                "exclude each",
+            ),
+        ] {
+            let error = grammars.compile(&schema(within(wrong.clone()))).err();
+            let problem = error.expect("a refusal").problem;
+            let place = "at '#/$defs/entry/properties/p': ";
+            assert!(
+                problem.starts_with(place) && problem.contains(expected),
+                "{problem}"
+            );
+        }
+        let wrong = Schema::of_arguments(
+            Some(&within(json!({ "type": "string", "pattern": "(" }))),
+            false,
+        );
+        let wrong = wrong.expect("a schema");
+        let right = Schema::of_arguments(None, false).expect("a schema");
+        let lark = format!(
+            "start: a | b\na: %json {}\nb: %json {}\n",
+            right.value(),
+            wrong.value()
+        );
+        let arguments = vec![
+            ("tools[0]".to_owned(), right),
+            ("tools[1]".to_owned(), wrong),
+        ];
+        let error = grammars
+            .compile(&Grammar::Calls(CallsGrammar { lark, arguments }))
+            .err();
+        assert_eq!(error.expect("a refusal").param.as_deref(), Some("tools[1]"));
     }
 }

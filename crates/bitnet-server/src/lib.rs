@@ -38,6 +38,7 @@ mod page;
 mod probers;
 mod queue;
 mod record;
+mod schema;
 mod serve;
 mod shared_body;
 mod state;

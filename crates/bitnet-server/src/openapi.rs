@@ -28,6 +28,7 @@ use crate::health;
         api::models::retrieve,
         api::tokenize::tokenize,
         api::tokenize::detokenize,
+        api::tokenize::tokenizer_info,
         health::health,
         health::ready,
         health::live,
@@ -38,13 +39,14 @@ use crate::health;
 struct Document;
 
 /// What clients send: there, fields that are not listed are refused.
-const REQUESTS: [&str; 15] = [
+const REQUESTS: [&str; 16] = [
     "ChatRequest",
     "CompletionRequest",
     "TokenizeRequest",
     "DetokenizeRequest",
     "Message",
     "ContentPart",
+    "CacheControl",
     "StreamOptions",
     "ResponseFormat",
     "JsonSchemaFormat",
@@ -92,7 +94,7 @@ fn document() -> Value {
         json!({ "application/json": { "schema": { "$ref": "#/components/schemas/ErrorBody" } } });
     for (path, operations) in document["paths"].as_object_mut().into_iter().flatten() {
         for (method, operation) in operations.as_object_mut().into_iter().flatten() {
-            if path.starts_with("/v1/") || method == "post" {
+            if path.starts_with("/v1/") || path == "/tokenizer_info" || method == "post" {
                 // A key is needed where the server has a file of keys.
                 operation["security"] = json!([{}, { "key": [] }]);
                 let all = REFUSALS.iter();

@@ -34,7 +34,7 @@ Without --full: .ci/run
   tests, rustfmt, clippy, rustdoc, release build, ARM under qemu, cargo deny    about 22 min
 
 With --full, also:
-  tests/clients    real clients against `bitnet serve`, each file with pytest   about 5 min
+  tests/clients    real clients against `bitnet serve`, each file with pytest   about 20 min
   tests/templates  chat templates compared with jinja2, if the folder exists    about 2 min
   determinism      the matrix of docs/determinism.md 20 times under load        about 11 min
   serve faults     a server overloaded for 2 minutes                            about 5 min
@@ -42,8 +42,9 @@ With --full, also:
   fuzz             each target of fuzz/ for --fuzz-seconds                      about 10 min
 
 Times are for two cores, after a first build. Python packages are installed into target/tools from
-the requirements files; their versions are printed. Chromium is installed with apt-get if missing;
-without it the test of the chat page is skipped. The record goes to ci/receipts/DATE.json, which git
+the requirements files (about 8 GB, most of it torch for lm-eval), npm packages from
+tests/clients/package.json; their versions are printed. Chromium is installed with apt-get if
+missing; without it, or without npm, the tests that need it are skipped. The record goes to ci/receipts/DATE.json, which git
 ignores.";
 
 #[derive(clap::Args)]

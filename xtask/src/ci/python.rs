@@ -22,7 +22,11 @@ const FOLDERS: [&str; 2] = ["clients", "templates"];
 pub fn run(root: &Path, steps: &mut Vec<Step>) -> anyhow::Result<BTreeMap<String, Vec<String>>> {
     let program = build(root)?;
     let browser = chromium();
+    let packages = npm_packages(root);
     let mut versions = BTreeMap::new();
+    if let Ok(packages) = &packages {
+        versions.insert("clients-npm".to_owned(), npm_versions(packages)?);
+    }
     for folder in FOLDERS {
         let path = root.join("tests").join(folder);
         if !path.is_dir() {
@@ -37,14 +41,18 @@ pub fn run(root: &Path, steps: &mut Vec<Step>) -> anyhow::Result<BTreeMap<String
             command.current_dir(root).env("BITNET", &program);
             command.args(["-m", "pytest", "-q", "-p", "no:cacheprovider"]);
             command.arg(format!("tests/{folder}/{name}.py"));
-            if name == "test_page" {
-                match &browser {
-                    Ok(browser) => drop(command.env("CHROMIUM", browser)),
-                    Err(problem) => {
-                        steps.push(skipped(&command, format!("{problem:#}")));
-                        continue;
-                    }
+            let needs = match &*name {
+                "test_page" => Some(("CHROMIUM", &browser)),
+                "test_ai_sdk" => Some(("AI_SDK", &packages)),
+                _ => None,
+            };
+            match needs {
+                Some((variable, Ok(place))) => drop(command.env(variable, place)),
+                Some((_, Err(problem))) => {
+                    steps.push(skipped(&command, format!("{problem:#}")));
+                    continue;
                 }
+                None => {}
             }
             steps.push(step(&mut command));
         }
@@ -112,6 +120,10 @@ impl Environment {
         };
         let installed = place.join("installed.txt");
         if read(&installed).is_ok_and(|installed| installed == environment.requirements) {
+            // The newest releases are what users install today.
+            if let Err(error) = succeed(environment.install(requirements).arg("--upgrade")) {
+                println!("kept the versions that are installed: {error:#}");
+            }
             return Ok(environment);
         }
         succeed(
@@ -119,12 +131,18 @@ impl Environment {
                 .args(["-m", "venv", "--clear"])
                 .arg(&place),
         )?;
-        let mut install = Command::new(&environment.python);
-        install.args(["-m", "pip", "install", "-q", "--disable-pip-version-check"]);
-        succeed(install.arg("-r").arg(requirements))?;
+        succeed(&mut environment.install(requirements))?;
         fs::write(&installed, &environment.requirements)
             .with_context(|| format!("writing {}", installed.display()))?;
         Ok(environment)
+    }
+
+    /// The command that installs what a requirements file names.
+    fn install(&self, requirements: &Path) -> Command {
+        let mut install = Command::new(&self.python);
+        install.args(["-m", "pip", "install", "-q", "--disable-pip-version-check"]);
+        install.arg("-r").arg(requirements);
+        install
     }
 
     /// `NAME==VERSION` of each package that the requirements name.
@@ -157,6 +175,39 @@ fn named_versions(installed: &str, requirements: &str) -> Vec<String> {
         .lines()
         .filter(is_named)
         .map(str::to_owned)
+        .collect()
+}
+
+/// A folder with the packages of `tests/clients/package.json`, in their newest releases.
+fn npm_packages(root: &Path) -> anyhow::Result<PathBuf> {
+    let npm = on_path("npm", None).context("there is no npm")?;
+    let place = root.join("target/tools/clients-npm");
+    fs::create_dir_all(&place).with_context(|| format!("creating {}", place.display()))?;
+    let list = root.join("tests/clients/package.json");
+    fs::copy(&list, place.join("package.json"))
+        .with_context(|| format!("copying {}", list.display()))?;
+    let mut install = Command::new(npm);
+    install.current_dir(&place);
+    install.args(["update", "--silent", "--no-audit", "--no-fund"]);
+    succeed(&mut install)?;
+    Ok(place)
+}
+
+/// `NAME==VERSION` of each package that `package.json` names.
+fn npm_versions(place: &Path) -> anyhow::Result<Vec<String>> {
+    let read = |path: PathBuf| -> anyhow::Result<Value> {
+        let text = fs::read_to_string(&path);
+        let text = text.with_context(|| format!("reading {}", path.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))
+    };
+    let list = read(place.join("package.json"))?;
+    let names = list["dependencies"].as_object().into_iter().flatten();
+    names
+        .map(|(name, _)| {
+            let package = read(place.join("node_modules").join(name).join("package.json"))?;
+            let version = package["version"].as_str().unwrap_or("?");
+            Ok(format!("{name}=={version}"))
+        })
         .collect()
 }
 
@@ -197,6 +248,20 @@ mod tests {
         assert_eq!(
             named_versions(installed, requirements),
             ["LangChain_OpenAI==1.2.0", "openai==3.1.0", "pytest==8.4.0"]
+        );
+    }
+
+    #[test]
+    fn versions_of_npm_packages_are_listed() {
+        let folder = tempfile::tempdir().unwrap();
+        let package = folder.path().join("node_modules/@ai-sdk/openai");
+        fs::create_dir_all(&package).unwrap();
+        fs::write(package.join("package.json"), r#"{"version": "4.0.118"}"#).unwrap();
+        let list = r#"{"dependencies": {"@ai-sdk/openai": "*"}}"#;
+        fs::write(folder.path().join("package.json"), list).unwrap();
+        assert_eq!(
+            npm_versions(folder.path()).unwrap(),
+            ["@ai-sdk/openai==4.0.118"]
         );
     }
 

@@ -1,33 +1,36 @@
-//! From the bytes of a body to a request, naming the field that is wrong.
+//! From the bytes of a body to a request. An error names the field that is wrong.
 
 use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::Request;
 use axum::http::HeaderMap;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::time::timeout;
 
 use crate::api::ApiError;
+use crate::api::fields::{self, Support};
 use crate::inflight::{BodyBytes, Inflight};
 use crate::options::Limits;
 
 /// `Retry-After` of a request that finds too many bytes under way, in seconds.
 const INFLIGHT_RETRY_S: u64 = 1;
 
-/// Reads a body whole, and no longer than it may take.
+/// Reads a whole body, within the limits of size and time.
 pub(crate) async fn read(
     request: Request,
     limits: &Limits,
     inflight: &Arc<Inflight>,
 ) -> Result<WholeBody, ApiError> {
-    // Pages of other sites can send text without asking, JSON they cannot.
+    // Pages of other sites can send text without asking, but not JSON.
     if !is_json(request.headers()) {
         return Err(ApiError::wrong_content_type());
     }
+    check_encoding(request.headers())?;
     let body = request.into_body();
     // Before the first byte is asked for, so that a client that waits to be told does not send.
     if body.size_hint().lower() > limits.body_bytes as u64 {
@@ -93,7 +96,21 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence.eq_ignore_ascii_case("application/json")
 }
 
-/// Reads a request from JSON. Fields that nothing reads are an error, unless `is_lenient`.
+/// Refuses compressed bodies, as RFC 9110 §15.5.16 says.
+fn check_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
+    for value in headers.get_all(CONTENT_ENCODING) {
+        let value = value.to_str().unwrap_or("?");
+        let mut codings = value.split(',').map(str::trim);
+        let is_plain = |coding: &str| coding.is_empty() || coding.eq_ignore_ascii_case("identity");
+        if let Some(coding) = codings.find(|coding| !is_plain(coding)) {
+            return Err(ApiError::wrong_encoding(coding));
+        }
+    }
+    Ok(())
+}
+
+/// Reads a request from JSON. Fields that this server does not know are an error, and those that it
+/// knows and does not support, unless their value asks for nothing; `is_lenient` ignores both.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], is_lenient: bool) -> Result<T, ApiError> {
     // Serde would take a list for the fields in their order.
     if bytes
@@ -107,14 +124,8 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], is_lenient: bool) -> Resu
     }
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let mut track = serde_path_to_error::Track::new();
-    let mut unread = None;
-    let mut note_unread = |path: serde_ignored::Path<'_>| {
-        unread.get_or_insert_with(|| {
-            let mut text = String::new();
-            write_path(&path, &mut text);
-            text
-        });
-    };
+    let mut unread = Vec::new();
+    let mut note_unread = |path: serde_ignored::Path<'_>| unread.push(steps(&path));
     let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
     let parsed = T::deserialize(serde_ignored::Deserializer::new(tracked, &mut note_unread));
     let value = parsed.map_err(|error| refusal(&error, &track.path().to_string()))?;
@@ -123,10 +134,32 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], is_lenient: bool) -> Resu
             "The request's body is not one JSON value: {error}."
         ))
     })?;
-    match unread {
-        Some(field) if !is_lenient => Err(ApiError::unknown_field(&field)),
-        _ => Ok(value),
+    if !is_lenient && !unread.is_empty() {
+        check_unread(bytes, &unread)?;
     }
+    Ok(value)
+}
+
+/// Refuses the first unread field that asks for something.
+fn check_unread(bytes: &[u8], unread: &[Vec<Step>]) -> Result<(), ApiError> {
+    let body: Value = serde_json::from_slice(bytes)
+        .map_err(|error| ApiError::invalid_json(format!("{error}.")))?;
+    for steps in unread {
+        let value = steps.iter().fold(&body, |value, step| match step {
+            Step::Field(name) => &value[name],
+            Step::Index(index) => &value[index],
+        });
+        let field = written(steps, |index| index.to_string());
+        match fields::support(&written(steps, |_| String::new()), value) {
+            Support::AsksNothing => {}
+            Support::Unsupported => {
+                let message = format!("'{field}' is not supported by this server.");
+                return Err(ApiError::unsupported(Some(&field), message));
+            }
+            Support::Unknown => return Err(ApiError::unknown_field(&field)),
+        }
+    }
+    Ok(())
 }
 
 /// What was wrong at `path`, which is `.` where there is none.
@@ -152,32 +185,66 @@ fn refusal(error: &serde_json::Error, path: &str) -> ApiError {
         "" => ApiError::invalid_json(format!(
             "The request's body is not what was expected: {text}."
         )),
-        path => ApiError::invalid(path, format!("Invalid '{path}': {text}.")),
+        path => ApiError::invalid(
+            path,
+            format!("Invalid '{path}': {}.", in_terms_of_json(&text)),
+        ),
     }
 }
 
-/// `messages[0].content`, as OpenAI writes it.
-fn write_path(path: &serde_ignored::Path<'_>, out: &mut String) {
+/// Serde's text for a value of the wrong type, without the place in the body and with JSON's types
+/// in place of Rust's.
+fn in_terms_of_json(text: &str) -> String {
+    let text = text.split(" at line ").next().unwrap_or_default();
+    let Some((found, expected)) = text.rsplit_once("expected ") else {
+        return text.to_owned();
+    };
+    let expected = match expected {
+        "u32" => "an integer from 0 to 4294967295",
+        "u64" | "usize" => "an integer of at least 0",
+        "i64" => "an integer of 64 bits",
+        "f32" | "f64" => "a number",
+        "a sequence" => "a list",
+        "a map" => "an object",
+        expected if expected.starts_with("struct ") => "an object",
+        expected => expected,
+    };
+    format!("{found}expected {expected}").replace("sequence, expected", "list, expected")
+}
+
+/// A step on the way to a field.
+#[derive(Debug)]
+enum Step {
+    Field(String),
+    Index(usize),
+}
+
+fn steps(path: &serde_ignored::Path<'_>) -> Vec<Step> {
     use serde_ignored::Path;
-    match path {
-        Path::Root => {}
-        Path::Seq { parent, index } => {
-            write_path(parent, out);
-            out.push_str(&format!("[{index}]"));
-        }
-        Path::Map { parent, key } => {
-            write_path(parent, out);
-            if !out.is_empty() {
-                out.push('.');
-            }
-            out.push_str(key);
-        }
+    let (parent, step) = match path {
+        Path::Root => return Vec::new(),
+        Path::Seq { parent, index } => (parent, Some(Step::Index(*index))),
+        Path::Map { parent, key } => (parent, Some(Step::Field(key.clone()))),
         Path::Some { parent }
         | Path::NewtypeStruct { parent }
-        | Path::NewtypeVariant { parent } => {
-            write_path(parent, out);
+        | Path::NewtypeVariant { parent } => (parent, None),
+    };
+    let mut steps = steps(parent);
+    steps.extend(step);
+    steps
+}
+
+/// `messages[0].content`, as OpenAI writes it.
+fn written(steps: &[Step], index: impl Fn(usize) -> String) -> String {
+    let mut out = String::new();
+    for step in steps {
+        match step {
+            Step::Field(name) if out.is_empty() => out.push_str(name),
+            Step::Field(name) => out.extend([".", name]),
+            Step::Index(at) => out.extend(["[", &index(*at), "]"]),
         }
     }
+    out
 }
 
 #[cfg(test)]
@@ -210,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_with_its_place() {
+    fn an_error_names_the_field_that_is_wrong() {
         assert_eq!(problem(r#"{"list":[{"name":"a"}],"n":null}"#, false), None);
         for (json, expected) in [
             (r#"{"m":1}"#, "unknown_parameter m"),
@@ -239,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lenient_server_leaves_fields_unread_but_no_nonsense() {
+    fn a_lenient_server_ignores_unknown_fields_and_refuses_wrong_values() {
         assert_eq!(
             problem(r#"{"m":1,"list":[{"name":"a","x":{"y":2}}]}"#, true),
             None
@@ -248,5 +315,68 @@ mod tests {
             problem(r#"{"m":1,"n":"many"}"#, true).as_deref(),
             Some("invalid_value n")
         );
+    }
+
+    #[test]
+    fn values_of_the_wrong_type_are_told_in_terms_of_json() {
+        let message = |json: &str| {
+            let error = parse::<Outer>(json.as_bytes(), false)
+                .err()
+                .expect("an error");
+            let body = serde_json::to_value(error.body()).expect("JSON");
+            body["error"]["message"]
+                .as_str()
+                .expect("a text")
+                .to_owned()
+        };
+        for (json, expected) in [
+            (
+                r#"{"n":-1}"#,
+                "Invalid 'n': invalid value: integer `-1`, expected an integer from 0 to 4294967295.",
+            ),
+            (
+                r#"{"n":"many"}"#,
+                "Invalid 'n': invalid type: string \"many\", expected an integer from 0 to 4294967295.",
+            ),
+            (
+                r#"{"list":{}}"#,
+                "Invalid 'list': invalid type: map, expected a list.",
+            ),
+        ] {
+            assert_eq!(message(json), expected);
+        }
+    }
+
+    #[test]
+    fn unsupported_fields_may_ask_for_nothing() {
+        for (json, expected) in [
+            (r#"{"audio":null}"#, None),
+            (r#"{"functions":[],"prediction":null}"#, None),
+            (r#"{"functions":[],"m":null}"#, Some("unknown_parameter m")),
+            (
+                r#"{"prediction":{"type":"content"}}"#,
+                Some("unsupported_parameter prediction"),
+            ),
+            (r#"{"best_of":1}"#, None),
+            (r#"{"best_of":2}"#, Some("unsupported_parameter best_of")),
+        ] {
+            assert_eq!(problem(json, false).as_deref(), expected, "{json}");
+            assert_eq!(problem(json, true), None, "{json}");
+        }
+    }
+
+    #[test]
+    fn compressed_bodies_are_refused() {
+        let check = |coding: &'static str| {
+            let headers =
+                HeaderMap::from_iter([(CONTENT_ENCODING, coding.parse().expect("ASCII"))]);
+            check_encoding(&headers).map_err(|error| error.code())
+        };
+        for coding in ["identity", "", "Identity"] {
+            assert!(check(coding).is_ok(), "{coding}");
+        }
+        for coding in ["gzip", "br", "identity, gzip", "zstd"] {
+            assert_eq!(check(coding), Err("unsupported_media_type"), "{coding}");
+        }
     }
 }

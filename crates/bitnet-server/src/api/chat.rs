@@ -1,6 +1,7 @@
 //! `/v1/chat/completions`: the next message of a conversation.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Extension;
@@ -9,14 +10,14 @@ use axum::response::Response;
 use bitnet_inference::FinishReason;
 use bitnet_tokenizers::{ChatMessage, EncodeOptions, RenderOptions, TokenId, Tokenizer};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::api::completions::Rendered;
-use crate::api::fields::{TextOr, refuse_unless};
+use crate::api::fields::TextOr;
 use crate::api::generate::{self, Answers, Asked, Plan, SampledToken, Usage, generation_request};
 use crate::api::logprobs::{self, ChatLogprobs, TokenLogprob};
-use crate::api::stream::{self, ChunkFormat, Part};
+use crate::api::stream::{self, ChunkFormat, ChunkUsage, Part};
 use crate::api::tools::{self, CallFinder, Found, FunctionCall, Tool, ToolCall, Tools};
 use crate::api::{ApiError, body};
 use crate::id::random_id;
@@ -30,15 +31,15 @@ generation_request! {
         /// The conversation so far.
         #[schema(min_items = 1)]
         messages: Vec<Message>,
-        /// The most tokens to generate; as many as the context has room for if not given.
+        /// Maximum number of tokens to generate; without it the context is the limit.
         #[schema(minimum = 1)]
         max_completion_tokens: Option<u32>,
         /// The older name of `max_completion_tokens`.
         #[schema(minimum = 1)]
         max_tokens: Option<u32>,
-        /// Give the log-probability of each token.
+        /// Return the log-probability of each token.
         logprobs: Option<bool>,
-        /// Give those of so many of the most probable tokens, too; needs `logprobs`.
+        /// Return the log-probabilities of this many of the most probable tokens; needs `logprobs`.
         #[schema(maximum = 20)]
         top_logprobs: Option<u32>,
         /// Functions that the model may ask for.
@@ -47,15 +48,10 @@ generation_request! {
         tool_choice: Option<Value>,
         /// Whether several tools may be called at once; true if not given.
         parallel_tool_calls: Option<bool>,
-        /// Only `["text"]` is supported.
-        modalities: Option<Value>,
-        /// Only false is supported: nothing is stored.
-        store: Option<Value>,
-        /// Only an empty object is supported: nothing is stored.
-        metadata: Option<Value>,
-        /// Only `auto` and `default` are supported.
-        service_tier: Option<Value>,
-        /// Who asks, for the records of whoever runs the server; it changes nothing.
+        /// Tags of the client. They change nothing.
+        #[expect(dead_code, reason = "accepted, and of no consequence")]
+        metadata: Option<BTreeMap<String, String>>,
+        /// Names the user, for the records of the operator. It changes nothing.
         #[expect(dead_code, reason = "accepted, and of no consequence")]
         safety_identifier: Option<String>,
         /// A hint that the cache does not need.
@@ -71,21 +67,20 @@ pub(crate) struct Message {
     role: String,
     /// A text, or a list of parts of one.
     content: Option<TextOr<ContentPart>>,
-    /// Only null is supported.
-    name: Option<Value>,
+    /// The name of the participant.
+    #[expect(dead_code, reason = "templates get role and content")]
+    name: Option<String>,
+    /// What the model thought before it answered.
+    #[expect(dead_code, reason = "templates get role and content")]
+    reasoning_content: Option<String>,
+    /// Another name of `reasoning_content`.
+    #[expect(dead_code, reason = "templates get role and content")]
+    reasoning: Option<String>,
     /// The tools that an assistant called.
     tool_calls: Option<Vec<ToolCall>>,
     /// The call that a message of the role `tool` answers.
     #[expect(dead_code, reason = "templates know the order only")]
     tool_call_id: Option<String>,
-    /// Only null is supported.
-    function_call: Option<Value>,
-    /// Only null is supported, as answers have it.
-    refusal: Option<Value>,
-    /// Only null is supported, as answers have it.
-    audio: Option<Value>,
-    /// Only null and an empty list are supported, as answers have it.
-    annotations: Option<Value>,
 }
 
 impl Message {
@@ -102,54 +97,18 @@ pub(crate) struct ContentPart {
     /// Only `text` is supported.
     r#type: String,
     text: Option<String>,
+    /// A hint that the cache does not need.
+    cache_control: Option<CacheControl>,
+}
+
+/// A hint of Anthropic's API for caching.
+#[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
+struct CacheControl {
+    r#type: Option<String>,
+    ttl: Option<String>,
 }
 
 impl ChatRequest {
-    /// Refuses what asks for something that this server does not do.
-    fn check_support(&self) -> Result<(), ApiError> {
-        let empty = [json!([])];
-        refuse_unless("modalities", self.modalities.as_ref(), &[json!(["text"])])?;
-        refuse_unless("store", self.store.as_ref(), &[json!(false)])?;
-        refuse_unless("metadata", self.metadata.as_ref(), &[json!({})])?;
-        refuse_unless(
-            "service_tier",
-            self.service_tier.as_ref(),
-            &[json!("auto"), json!("default")],
-        )?;
-        for (index, message) in self.messages.iter().enumerate() {
-            let field = |name: &str| format!("messages[{index}].{name}");
-            refuse_unless(&field("name"), message.name.as_ref(), &[])?;
-            refuse_unless(&field("function_call"), message.function_call.as_ref(), &[])?;
-            refuse_unless(&field("refusal"), message.refusal.as_ref(), &[])?;
-            refuse_unless(&field("audio"), message.audio.as_ref(), &[])?;
-            refuse_unless(&field("annotations"), message.annotations.as_ref(), &empty)?;
-        }
-        Ok(())
-    }
-
-    /// Refuses what would end an answer before the call that must come.
-    fn check_stops(&self, tools: Option<&Tools>) -> Result<(), ApiError> {
-        let has_strings = match &self.stop {
-            Some(TextOr::Text(_)) => true,
-            Some(TextOr::List(texts)) => !texts.is_empty(),
-            None => false,
-        };
-        let has_ids = self
-            .stop_token_ids
-            .as_ref()
-            .is_some_and(|ids| !ids.is_empty());
-        let must_call = tools.is_some_and(Tools::must_call);
-        for (field, is_given) in [("stop", has_strings), ("stop_token_ids", has_ids)] {
-            if must_call && is_given {
-                let message = format!(
-                    "'{field}' could end the answer before the call that 'tool_choice' demands."
-                );
-                return Err(ApiError::invalid(field, message));
-            }
-        }
-        Ok(())
-    }
-
     fn num_logprobs(&self) -> Result<Option<usize>, ApiError> {
         match (self.logprobs, self.top_logprobs) {
             (Some(true), top) => logprobs::check_top("top_logprobs", top.unwrap_or(0)).map(Some),
@@ -167,6 +126,10 @@ impl ChatRequest {
                 let message = format!(
                     "'max_completion_tokens' is {new} and 'max_tokens' is {old}: give one of them."
                 );
+                Err(ApiError::invalid("max_tokens", message))
+            }
+            (Some(0), _) | (None, Some(0)) => {
+                let message = "'max_tokens' is 0, but must be at least 1.";
                 Err(ApiError::invalid("max_tokens", message))
             }
             (new, old) => Ok(new.or(old)),
@@ -291,9 +254,6 @@ fn prepare(app: &App, bytes: &[u8]) -> Result<Prepared, ApiError> {
     let model = app.model()?;
     let is_lenient = app.options.is_lenient;
     let mut request: ChatRequest = body::parse(bytes, is_lenient)?;
-    if !is_lenient {
-        request.check_support()?;
-    }
     let max_tokens = request.max_tokens()?;
     let num_logprobs = request.num_logprobs()?;
     let tools = Tools::settle(
@@ -301,7 +261,10 @@ fn prepare(app: &App, bytes: &[u8]) -> Result<Prepared, ApiError> {
         request.tool_choice.as_ref(),
         request.parallel_tool_calls,
     )?;
-    request.check_stops(tools.as_ref())?;
+    if tools.as_ref().is_some_and(Tools::must_call) {
+        // The answer is a call, which they would cut.
+        (request.stop, request.stop_token_ids) = (None, None);
+    }
     let grammar = tools.as_ref().map(Tools::grammar).transpose()?;
     let plan = request
         .common()
@@ -342,8 +305,8 @@ pub(crate) async fn create(
     Extension(record): Extension<Arc<Record>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    // Whoever will be sent away is sent away before there is any work, and from a server that
-    // drains for good.
+    // Refuse before any work: while the model is loaded, while the server drains, and when the
+    // queue is full.
     app.model()?;
     app.queue.check_room()?;
     let Prepared {
@@ -368,7 +331,6 @@ pub(crate) async fn create(
         created: unix_time(),
         model: model.name().to_owned(),
         tokenizer: model.tokenizer.clone(),
-        include_usage: plan.include_usage,
         return_token_ids: plan.return_token_ids,
         record,
         finders: if calls_tools {
@@ -384,7 +346,7 @@ pub(crate) async fn create(
             answers,
             envelope,
             plan.n,
-            plan.include_usage,
+            plan.usage,
             plan.return_token_ids,
         ));
     }
@@ -441,7 +403,7 @@ pub(crate) struct ChatChoice {
     token_ids: Option<Vec<TokenId>>,
 }
 
-/// What the model says.
+/// The message of the model.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct AssistantMessage {
     /// `assistant`
@@ -480,7 +442,7 @@ pub(crate) struct ChatChunkChoice<'a> {
     token_ids: Option<[TokenId; 1]>,
 }
 
-/// What is added.
+/// An addition to the message.
 #[derive(Default, Serialize, ToSchema)]
 pub(crate) struct Delta<'a> {
     /// `assistant`, in the first chunk.
@@ -520,7 +482,6 @@ struct Envelope {
     created: u64,
     model: String,
     tokenizer: Option<Arc<Tokenizer>>,
-    include_usage: bool,
     return_token_ids: bool,
     record: Arc<Record>,
     /// One for each answer, if there are tools.
@@ -573,7 +534,7 @@ impl Envelope {
         })
     }
 
-    fn write(&self, choices: Vec<ChatChunkChoice<'_>>, usage: Option<Option<Usage>>) -> String {
+    fn write(&self, choices: Vec<ChatChunkChoice<'_>>, usage: ChunkUsage) -> String {
         super::to_json(&ChatChunk {
             id: &self.id,
             object: "chat.completion.chunk",
@@ -586,7 +547,7 @@ impl Envelope {
     }
 }
 
-/// A text as what it says and the whole calls in it, and whether there is one more, cut off.
+/// A text as what it says and the calls in it, and whether the arguments of the last are cut off.
 fn split(text: &str) -> (String, Vec<ToolCall>, bool) {
     let (mut finder, mut found) = (CallFinder::default(), Vec::new());
     finder.push(text, &mut found);
@@ -601,6 +562,7 @@ fn split(text: &str) -> (String, Vec<ToolCall>, bool) {
                     arguments: String::new(),
                 };
                 calls.push(ToolCall {
+                    index: None,
                     id: random_id("call_"),
                     r#type: "function".to_owned(),
                     function,
@@ -609,14 +571,11 @@ fn split(text: &str) -> (String, Vec<ToolCall>, bool) {
             Found::Arguments { index, text } => calls[index].function.arguments += &text,
         }
     }
-    if finder.is_cut() {
-        calls.pop();
-    }
     (content, calls, finder.is_cut())
 }
 
 impl Envelope {
-    /// What the client is told, and so the record.
+    /// The reason for the client, which goes into the record, too.
     fn finish_reason(&self, choice: usize, reason: FinishReason, is_call: bool) -> &'static str {
         let reason = match reason {
             FinishReason::Stop if is_call => "tool_calls",
@@ -634,6 +593,7 @@ impl Envelope {
         delta: Delta<'_>,
         token: Option<&SampledToken>,
         finish_reason: Option<&'static str>,
+        usage: ChunkUsage,
     ) -> String {
         let token_ids = token
             .filter(|_| self.return_token_ids)
@@ -646,7 +606,7 @@ impl Envelope {
             finish_reason,
             token_ids,
         };
-        self.write(vec![choice], self.include_usage.then_some(None))
+        self.write(vec![choice], usage)
     }
 
     /// Chunks for what a text turned out to be; the first bears its token.
@@ -655,6 +615,7 @@ impl Envelope {
         choice: usize,
         found: &[Found],
         mut token: Option<&SampledToken>,
+        usage: ChunkUsage,
     ) -> Vec<String> {
         let chunk = |part: &Found| {
             let delta = match part {
@@ -696,14 +657,14 @@ impl Envelope {
                     }
                 }
             };
-            self.one_chunk(choice, delta, token.take(), None)
+            self.one_chunk(choice, delta, token.take(), None, usage)
         };
         found.iter().map(chunk).collect()
     }
 }
 
 impl ChunkFormat for Envelope {
-    fn chunks(&mut self, choice: usize, part: Part<'_>) -> Vec<String> {
+    fn chunks(&mut self, choice: usize, part: Part<'_>, usage: ChunkUsage) -> Vec<String> {
         let mut found = Vec::new();
         match part {
             Part::Begin => {
@@ -712,7 +673,7 @@ impl ChunkFormat for Envelope {
                     content: Some(""),
                     tool_calls: None,
                 };
-                vec![self.one_chunk(choice, delta, None, None)]
+                vec![self.one_chunk(choice, delta, None, None, usage)]
             }
             Part::Text { text, token } => {
                 let Some(finder) = self.finders.get_mut(choice) else {
@@ -720,7 +681,7 @@ impl ChunkFormat for Envelope {
                         content: Some(text),
                         ..Delta::default()
                     };
-                    return vec![self.one_chunk(choice, delta, token, None)];
+                    return vec![self.one_chunk(choice, delta, token, None, usage)];
                 };
                 finder.push(text, &mut found);
                 if found.is_empty()
@@ -728,7 +689,7 @@ impl ChunkFormat for Envelope {
                 {
                     found.push(Found::Text(String::new()));
                 }
-                self.found_chunks(choice, &found, token)
+                self.found_chunks(choice, &found, token, usage)
             }
             Part::End(reason) => {
                 let mut is_call = false;
@@ -736,9 +697,9 @@ impl ChunkFormat for Envelope {
                     finder.finish(&mut found);
                     is_call = finder.num_calls() > 0 && !finder.is_cut();
                 }
-                let mut chunks = self.found_chunks(choice, &found, None);
+                let mut chunks = self.found_chunks(choice, &found, None, usage);
                 let reason = self.finish_reason(choice, reason, is_call);
-                chunks.push(self.one_chunk(choice, Delta::default(), None, Some(reason)));
+                chunks.push(self.one_chunk(choice, Delta::default(), None, Some(reason), usage));
                 chunks
             }
         }
@@ -756,43 +717,53 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_that_is_cut_off_is_none() {
+    fn a_call_that_is_cut_off_has_what_there_is_of_its_arguments() {
         let whole = r#"<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>"#;
         let cut = r#"<tool_call>{"name": "f", "arguments": {"a": "b"#;
-        for (text, num_whole, expected) in [
-            ("plain", 0, "stop"),
-            (whole, 1, "tool_calls"),
-            // What is behind the arguments has no part in them.
-            (&whole[..whole.len() - 5], 1, "tool_calls"),
-            (cut, 0, "stop"),
-            (&format!("{whole}\n{cut}"), 1, "stop"),
+        let both = format!("{whole}\n{cut}");
+        for (text, arguments, is_cut, reason) in [
+            ("plain", &[][..], false, "length"),
+            (whole, &[r#"{"a": 1}"#], false, "length"),
+            (cut, &[r#"{"a": "b"#], true, "length"),
+            (&both, &[r#"{"a": 1}"#, r#"{"a": "b"#], true, "length"),
         ] {
-            let (_, calls, is_cut) = split(text);
-            assert_eq!(
-                (calls.len(), is_cut),
-                (num_whole, text.ends_with(cut)),
-                "{text}"
-            );
-            let mut envelope = Envelope {
-                id: String::new(),
-                created: 0,
-                model: String::new(),
-                tokenizer: None,
-                include_usage: false,
-                return_token_ids: false,
-                record: Arc::new(Record::new(
-                    Method::POST,
-                    String::new(),
-                    String::new(),
-                    String::new(),
-                    None,
-                )),
-                finders: vec![CallFinder::default()],
-            };
-            envelope.chunks(0, Part::Text { text, token: None });
-            let chunks = envelope.chunks(0, Part::End(FinishReason::Stop));
-            let last: Value = serde_json::from_str(chunks.last().expect("an end")).expect("JSON");
-            assert_eq!(last["choices"][0]["finish_reason"], expected, "{text}");
+            let (_, calls, ends_cut) = split(text);
+            let found: Vec<_> = calls.iter().map(|call| &*call.function.arguments).collect();
+            assert_eq!((&found[..], ends_cut), (arguments, is_cut), "{text}");
+            assert_eq!(last_reason(text, FinishReason::Length), reason, "{text}");
         }
+        // What is behind the arguments has no part in them.
+        assert_eq!(
+            last_reason(&whole[..whole.len() - 5], FinishReason::Stop),
+            "tool_calls"
+        );
+        assert_eq!(last_reason(whole, FinishReason::Stop), "tool_calls");
+        assert_eq!(last_reason(cut, FinishReason::Stop), "stop");
+    }
+
+    /// The `finish_reason` of a stream that brings a text.
+    fn last_reason(text: &str, reason: FinishReason) -> String {
+        let mut envelope = Envelope {
+            id: String::new(),
+            created: 0,
+            model: String::new(),
+            tokenizer: None,
+            return_token_ids: false,
+            record: Arc::new(Record::new(
+                Method::POST,
+                String::new(),
+                String::new(),
+                String::new(),
+                None,
+            )),
+            finders: vec![CallFinder::default()],
+        };
+        envelope.chunks(0, Part::Text { text, token: None }, None);
+        let chunks = envelope.chunks(0, Part::End(reason), None);
+        let last: Value = serde_json::from_str(chunks.last().expect("an end")).expect("JSON");
+        last["choices"][0]["finish_reason"]
+            .as_str()
+            .expect("a reason")
+            .to_owned()
     }
 }

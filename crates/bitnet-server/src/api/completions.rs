@@ -8,19 +8,18 @@ use axum::response::Response;
 use bitnet_inference::FinishReason;
 use bitnet_tokenizers::{DecodeOptions, EncodeOptions, TokenId, Tokenizer};
 use serde::Serialize;
-use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use crate::api::fields::{Prompt, refuse_unless};
-use crate::api::generate::{self, Answers, Asked, Plan, Usage, generation_request};
+use crate::api::fields::Prompt;
+use crate::api::generate::{self, Answers, Asked, Plan, SampledToken, Usage, generation_request};
 use crate::api::logprobs::{self, CompletionLogprobs};
-use crate::api::stream::{self, ChunkFormat, Part};
+use crate::api::stream::{self, ChunkFormat, ChunkUsage, Part};
 use crate::api::{ApiError, body};
 use crate::id::random_id;
 use crate::record::Record;
 use crate::state::{App, Model, unix_time};
 
-/// The most tokens of an answer where a request does not say, as OpenAI has it.
+/// Maximum number of tokens of an answer if the request does not say, as in OpenAI's API.
 const DEFAULT_MAX_TOKENS: u32 = 16;
 
 generation_request! {
@@ -29,8 +28,7 @@ generation_request! {
     pub(crate) struct CompletionRequest {
         /// What to continue: a text, token ids, or a list of either.
         prompt: Prompt,
-        /// The most tokens to generate.
-        #[schema(minimum = 1)]
+        /// Maximum number of tokens to generate. With 0 and `echo` the prompt is the answer.
         max_tokens: Option<u32>,
         /// Begin the answer with the prompt.
         echo: Option<bool>,
@@ -38,24 +36,25 @@ generation_request! {
         add_special_tokens: Option<bool>,
         /// Only the value of `n` is supported: every answer that is computed is given.
         best_of: Option<u32>,
-        /// Give the log-probability of each token, and of so many of the most probable ones; with
-        /// `echo`, those of the prompt, too.
+        /// Return the log-probability of each token, and of this many of the most probable ones;
+        /// with `echo` also for the prompt.
         #[schema(maximum = 20)]
         logprobs: Option<u32>,
-        /// Only an empty text is supported.
-        suffix: Option<Value>,
     }
 }
 
 impl CompletionRequest {
-    /// Refuses what asks for something that this server does not do.
-    fn check_support(&self) -> Result<(), ApiError> {
-        refuse_unless("suffix", self.suffix.as_ref(), &[json!("")])?;
-        refuse_unless(
-            "best_of",
-            self.best_of.map(Value::from).as_ref(),
-            &[json!(self.n.unwrap_or(1))],
-        )
+    /// Refuses `best_of`, unless it is what is done anyway.
+    fn check_best_of(&self) -> Result<(), ApiError> {
+        let n = self.n.unwrap_or(1);
+        match self.best_of {
+            Some(best_of) if best_of != n => {
+                let message =
+                    format!("'best_of' is {best_of}, but only {n}, like 'n', is supported.");
+                Err(ApiError::unsupported(Some("best_of"), message))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn echoes_logprobs(&self) -> bool {
@@ -136,6 +135,10 @@ struct Prepared {
     prompts: Vec<Vec<TokenId>>,
     /// What answers begin with, a text for each prompt; empty without `echo`.
     echoes: Vec<String>,
+    /// Characters of each prompt; empty without `logprobs`.
+    prompt_chars: Vec<usize>,
+    /// How many of the most probable tokens are asked for.
+    top_logprobs: usize,
 }
 
 fn prepare(app: &App, bytes: &[u8]) -> Result<Prepared, ApiError> {
@@ -143,9 +146,13 @@ fn prepare(app: &App, bytes: &[u8]) -> Result<Prepared, ApiError> {
     let is_lenient = app.options.is_lenient;
     let mut request: CompletionRequest = body::parse(bytes, is_lenient)?;
     if !is_lenient {
-        request.check_support()?;
+        request.check_best_of()?;
     }
     let max_tokens = request.max_tokens.or(Some(DEFAULT_MAX_TOKENS));
+    if max_tokens == Some(0) && request.echo != Some(true) {
+        let message = "'max_tokens' is 0, which needs 'echo': there is no other answer.";
+        return Err(ApiError::invalid("max_tokens", message));
+    }
     let num_logprobs = request.num_logprobs()?;
     let mut plan = request
         .common()
@@ -157,10 +164,19 @@ fn prepare(app: &App, bytes: &[u8]) -> Result<Prepared, ApiError> {
     } else {
         Vec::new()
     };
+    let prompt_chars = match num_logprobs {
+        Some(_) if model.tokenizer.is_some() => {
+            let texts = request.texts(model)?;
+            texts.iter().map(|text| text.chars().count()).collect()
+        }
+        _ => Vec::new(),
+    };
     Ok(Prepared {
         plan,
         prompts,
         echoes,
+        prompt_chars,
+        top_logprobs: num_logprobs.unwrap_or(0),
     })
 }
 
@@ -186,14 +202,16 @@ pub(crate) async fn create(
     Extension(record): Extension<Arc<Record>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    // Whoever will be sent away is sent away before there is any work, and from a server that
-    // drains for good.
+    // Refuse before any work: while the model is loaded, while the server drains, and when the
+    // queue is full.
     app.model()?;
     app.queue.check_room()?;
     let Prepared {
         plan,
         prompts,
         echoes,
+        prompt_chars,
+        top_logprobs,
     } = read_and_prepare(&app, request).await?;
     let model = app.model()?;
     let id = random_id("cmpl-");
@@ -212,7 +230,6 @@ pub(crate) async fn create(
         created: unix_time(),
         model: model.name().to_owned(),
         tokenizer: model.tokenizer.clone(),
-        include_usage: plan.include_usage,
         return_token_ids: plan.return_token_ids,
         n: plan.n,
         echoed_tokens: if plan.prompt_logprobs {
@@ -221,6 +238,8 @@ pub(crate) async fn create(
             Vec::new()
         },
         echoes,
+        prompt_chars,
+        top_logprobs,
         num_chars: vec![0; num_answers],
     };
     if plan.is_stream {
@@ -228,7 +247,7 @@ pub(crate) async fn create(
             answers,
             envelope,
             num_answers,
-            plan.include_usage,
+            plan.usage,
             plan.return_token_ids,
         ));
     }
@@ -284,7 +303,7 @@ pub(crate) struct Completion<'a> {
     model: &'a str,
     system_fingerprint: &'static str,
     choices: Vec<CompletionChoice>,
-    /// In a stream that was asked for it null, until the last chunk.
+    /// In a stream with `include_usage` null, until the last chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<Usage>>,
 }
@@ -309,10 +328,11 @@ struct Envelope {
     created: u64,
     model: String,
     tokenizer: Option<Arc<Tokenizer>>,
-    include_usage: bool,
     return_token_ids: bool,
     n: usize,
     echoes: Vec<String>,
+    prompt_chars: Vec<usize>,
+    top_logprobs: usize,
     /// The tokens of each prompt, if their log-probabilities are wanted.
     echoed_tokens: Vec<Vec<TokenId>>,
     /// Characters sent of each answer, without the prompt.
@@ -336,9 +356,10 @@ impl Envelope {
     }
 
     fn logprobs(&self, choice: usize, answer: &generate::Answer) -> Option<CompletionLogprobs> {
-        let of_answer = CompletionLogprobs::new(self.tokenizer.as_deref(), &answer.tokens);
+        let of_answer = self.logprobs_of(choice, &answer.tokens);
+        let empty = || CompletionLogprobs::empty(self.top_logprobs);
         match (&self.tokenizer, self.echoed_tokens.get(choice / self.n)) {
-            (Some(tokenizer), Some(prompt)) => Some(of_answer.unwrap_or_default().echo(
+            (Some(tokenizer), Some(prompt)) => Some(of_answer.unwrap_or_else(empty).echo(
                 tokenizer,
                 prompt,
                 &answer.prompt_logprobs,
@@ -347,16 +368,21 @@ impl Envelope {
         }
     }
 
-    /// What an answer begins with.
+    fn logprobs_of(
+        &self,
+        choice: usize,
+        tokens: &[(SampledToken, usize)],
+    ) -> Option<CompletionLogprobs> {
+        let start = self.prompt_chars.get(choice / self.n).copied().unwrap_or(0);
+        CompletionLogprobs::new(self.tokenizer.as_deref(), tokens, start, self.top_logprobs)
+    }
+
+    /// The beginning of an answer: its prompt, with `echo`.
     fn echo(&self, choice: usize) -> &str {
         self.echoes.get(choice / self.n).map_or("", String::as_str)
     }
 
-    fn completion(
-        &self,
-        choices: Vec<CompletionChoice>,
-        usage: Option<Option<Usage>>,
-    ) -> Completion<'_> {
+    fn completion(&self, choices: Vec<CompletionChoice>, usage: ChunkUsage) -> Completion<'_> {
         Completion {
             id: &self.id,
             object: "text_completion",
@@ -370,7 +396,7 @@ impl Envelope {
 }
 
 impl ChunkFormat for Envelope {
-    fn chunks(&mut self, choice: usize, part: Part<'_>) -> Vec<String> {
+    fn chunks(&mut self, choice: usize, part: Part<'_>, usage: ChunkUsage) -> Vec<String> {
         let (text, finish_reason, token) = match part {
             Part::Begin if self.echo(choice).is_empty() => return Vec::new(),
             Part::Begin => (self.echo(choice), None, None),
@@ -380,12 +406,8 @@ impl ChunkFormat for Envelope {
         let token_ids = token
             .filter(|_| self.return_token_ids)
             .map(|token| vec![token.id]);
-        let logprobs = token.and_then(|token| {
-            CompletionLogprobs::new(
-                self.tokenizer.as_deref(),
-                &[(token.clone(), self.num_chars[choice])],
-            )
-        });
+        let logprobs = token
+            .and_then(|token| self.logprobs_of(choice, &[(token.clone(), self.num_chars[choice])]));
         let text = text.to_owned();
         if !matches!(part, Part::Begin) {
             self.num_chars[choice] += text.chars().count();
@@ -397,10 +419,7 @@ impl ChunkFormat for Envelope {
             finish_reason,
             token_ids,
         };
-        vec![super::to_json(&self.completion(
-            vec![choice],
-            self.include_usage.then_some(None),
-        ))]
+        vec![super::to_json(&self.completion(vec![choice], usage))]
     }
 
     fn usage_chunk(&self, usage: Usage) -> String {

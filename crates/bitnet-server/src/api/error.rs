@@ -1,4 +1,4 @@
-//! [`ApiError`]: what is wrong with a request, as OpenAI's clients expect to be told.
+//! [`ApiError`]: what is wrong with a request, in the form that OpenAI's clients read.
 
 use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderValue, Method, StatusCode};
@@ -7,9 +7,9 @@ use bitnet_guard::FileProblem;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// When whoever finds the model being loaded should ask again, in seconds.
+/// `Retry-After` while the model is loaded, in seconds.
 const LOADING_RETRY_S: u64 = 5;
-/// The most characters of a message, and of a field's name: both quote what was sent.
+/// Maximum number of characters of a message and of a field's name: both quote the request.
 const MESSAGE_CHARS_MAX: usize = 500;
 const PARAM_CHARS_MAX: usize = 120;
 
@@ -91,7 +91,7 @@ impl ApiError {
         )
     }
 
-    /// A field that no one reads.
+    /// A field that this server does not know.
     pub(crate) fn unknown_field(param: &str) -> Self {
         Self::bad_request(
             Some(param),
@@ -215,6 +215,19 @@ impl ApiError {
 
     pub(crate) fn wrong_content_type() -> Self {
         let message = "Expected a body in JSON, with the header `Content-Type: application/json`.";
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "invalid_request_error",
+            "unsupported_media_type",
+            message,
+        )
+    }
+
+    pub(crate) fn wrong_encoding(coding: &str) -> Self {
+        let coding: String = coding.chars().take(PARAM_CHARS_MAX).collect();
+        let message = format!(
+            "The request's body is encoded with '{coding}'; this server takes bodies as they are."
+        );
         Self::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "invalid_request_error",
@@ -348,7 +361,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// A text without its middle, if it is too long: what was expected often stands at its end.
+/// Cuts the middle out of a text that is too long: the end often says what was expected.
 pub(crate) fn shortened(text: String, chars_max: usize) -> String {
     let num_chars = text.chars().count();
     if num_chars <= chars_max {

@@ -9,8 +9,6 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::api::ApiError;
-
 /// A text, or a list of things.
 #[derive(Clone, Debug, PartialEq, ToSchema)]
 #[serde(untagged)]
@@ -135,18 +133,112 @@ impl<'de> Deserialize<'de> for Prompt {
     }
 }
 
-/// Refuses a value of a field that OpenAI has and this server does not, unless it is one that asks
-/// for nothing.
-pub(crate) fn refuse_unless(
-    field: &str,
-    value: Option<&Value>,
-    harmless: &[Value],
-) -> Result<(), ApiError> {
-    match value {
-        Some(value) if !value.is_null() && !harmless.contains(value) => Err(ApiError::unsupported(
-            Some(field),
-            format!("'{field}' is not supported by this server."),
-        )),
-        _ => Ok(()),
+/// How a field is supported that no request type reads.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Support {
+    /// Known, with a value that asks for nothing.
+    AsksNothing,
+    /// Known, with a value that would change the answer.
+    Unsupported,
+    Unknown,
+}
+
+/// Fields of other servers that this one does not support, each with the values that ask for
+/// nothing, as JSON. Null asks for nothing everywhere. `[]` stands for any index.
+const UNSUPPORTED: &[(&str, &[&str])] = &[
+    // OpenAI
+    ("audio", &[]),
+    ("best_of", &["1"]),
+    ("function_call", &["\"none\"", "\"auto\""]),
+    ("functions", &["[]"]),
+    ("messages[].annotations", &["[]"]),
+    ("messages[].audio", &[]),
+    ("messages[].function_call", &[]),
+    ("messages[].refusal", &[]),
+    ("modalities", &["[\"text\"]"]),
+    ("moderation", &[]),
+    ("prediction", &[]),
+    (
+        "prompt_cache_retention",
+        &["\"in_memory\"", "\"in-memory\""],
+    ),
+    ("service_tier", &["\"auto\"", "\"default\""]),
+    ("store", &["false"]),
+    ("stream_options.include_obfuscation", &["false"]),
+    ("suffix", &["\"\""]),
+    ("verbosity", &["\"medium\""]),
+    ("web_search_options", &[]),
+    // vLLM
+    ("allowed_token_ids", &[]),
+    ("bad_words", &["[]"]),
+    ("chat_template", &[]),
+    ("echo", &["false"]),
+    ("guided_choice", &[]),
+    ("guided_decoding_backend", &[]),
+    ("guided_grammar", &[]),
+    ("guided_json", &[]),
+    ("guided_regex", &[]),
+    ("include_reasoning", &["true"]),
+    ("include_stop_str_in_output", &["false"]),
+    ("kv_transfer_params", &[]),
+    ("length_penalty", &["1", "1.0"]),
+    ("logits_processors", &["[]"]),
+    ("mm_processor_kwargs", &["{}"]),
+    ("priority", &["0"]),
+    ("prompt_embeds", &[]),
+    ("prompt_logprobs", &[]),
+    ("return_tokens_as_token_ids", &["false"]),
+    ("spaces_between_special_tokens", &["true"]),
+    ("truncate_prompt_tokens", &["-1"]),
+    ("use_beam_search", &["false"]),
+    ("vllm_xargs", &["{}"]),
+    // llama.cpp
+    ("cache_prompt", &["true"]),
+    ("dry_multiplier", &["0", "0.0"]),
+    ("dynatemp_range", &["0", "0.0"]),
+    ("grammar", &["\"\""]),
+    ("json_schema", &[]),
+    ("mirostat", &["0"]),
+    ("repeat_penalty", &["1", "1.0"]),
+    ("samplers", &[]),
+    ("timings_per_token", &["false"]),
+    ("top_n_sigma", &["-1", "-1.0"]),
+    ("xtc_probability", &["0", "0.0"]),
+];
+
+/// How a field is supported that no request type reads. `field`: its name with `[]` for indexes.
+pub(crate) fn support(field: &str, value: &Value) -> Support {
+    let Some((_, neutral)) = UNSUPPORTED.iter().find(|(name, _)| *name == field) else {
+        return Support::Unknown;
+    };
+    if value.is_null() || neutral.contains(&&*value.to_string()) {
+        Support::AsksNothing
+    } else {
+        Support::Unsupported
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn unsupported_fields_are_listed_once_with_values_in_json() {
+        for (index, (name, neutral)) in UNSUPPORTED.iter().enumerate() {
+            assert!(
+                UNSUPPORTED[..index].iter().all(|(other, _)| other != name),
+                "{name}"
+            );
+            for text in *neutral {
+                let value: Value = serde_json::from_str(text).expect("JSON");
+                assert_eq!(value.to_string(), *text);
+                assert_eq!(support(name, &value), Support::AsksNothing);
+            }
+            assert_eq!(support(name, &Value::Null), Support::AsksNothing);
+            assert_eq!(support(name, &json!({ "a": 1 })), Support::Unsupported);
+        }
+        assert_eq!(support("frobnicate", &Value::Null), Support::Unknown);
     }
 }

@@ -7,8 +7,9 @@ use utoipa::ToSchema;
 
 use crate::api::ApiError;
 use crate::grammar::Grammar;
+use crate::schema::{Schema, Strictness};
 
-/// The form of the answer, as OpenAI has it.
+/// The form of the answer, as in OpenAI's API.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub(crate) struct ResponseFormat {
     /// `text`, `json_object`, `json_schema` or `grammar`
@@ -19,7 +20,7 @@ pub(crate) struct ResponseFormat {
     grammar: Option<GrammarFormat>,
 }
 
-/// A grammar, as OpenAI writes those of custom tools.
+/// A grammar, as OpenAI writes grammars of custom tools.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub(crate) struct GrammarFormat {
     /// `regex`, or `lark` for llguidance's dialect of it
@@ -38,12 +39,12 @@ pub(crate) struct JsonSchemaFormat {
     /// The schema; any object if not given.
     #[schema(value_type = Option<Object>)]
     schema: Option<Value>,
-    /// Answers always fit the schema, whatever is said here.
-    #[expect(dead_code, reason = "accepted, and of no consequence")]
+    /// Objects that declare properties have no others, unless the schema says otherwise. Answers
+    /// always fit the schema.
     strict: Option<bool>,
 }
 
-/// The form of the answer, as vLLM has it: one of these.
+/// The form of the answer, as in vLLM: one of these.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub(crate) struct StructuredOutputs {
     /// A JSON schema.
@@ -90,7 +91,6 @@ pub(crate) fn is_json(
 }
 
 fn of_format(format: &ResponseFormat) -> Result<Option<Grammar>, ApiError> {
-    let any_object = || Grammar::Schema(json!({ "type": "object" }));
     let kind = format.r#type.as_str();
     let only_for = |field: &str, kind: &str| {
         Err(ApiError::invalid(
@@ -106,14 +106,9 @@ fn of_format(format: &ResponseFormat) -> Result<Option<Grammar>, ApiError> {
     }
     match kind {
         "text" => Ok(None),
-        "json_object" => Ok(Some(any_object())),
+        "json_object" => Ok(Some(Grammar::Schema(Schema::any_object()))),
         "json_schema" => match &format.json_schema {
-            Some(schema) => Ok(Some(
-                schema
-                    .schema
-                    .clone()
-                    .map_or_else(any_object, Grammar::Schema),
-            )),
+            Some(format) => of_json_schema(format).map(Some),
             None => Err(ApiError::missing("response_format.json_schema")),
         },
         "grammar" => match &format.grammar {
@@ -125,6 +120,24 @@ fn of_format(format: &ResponseFormat) -> Result<Option<Grammar>, ApiError> {
                 "'response_format.type' must be text, json_object, json_schema or grammar.";
             Err(ApiError::invalid("response_format.type", message))
         }
+    }
+}
+
+fn of_json_schema(format: &JsonSchemaFormat) -> Result<Grammar, ApiError> {
+    let strictness = match format.strict {
+        Some(true) => Strictness::Strict,
+        _ => Strictness::Form,
+    };
+    match &format.schema {
+        Some(schema) => of_schema(schema, strictness, "response_format.json_schema.schema"),
+        None => Ok(Grammar::Schema(Schema::any_object())),
+    }
+}
+
+fn of_schema(schema: &Value, strictness: Strictness, field: &str) -> Result<Grammar, ApiError> {
+    match Schema::new(schema, strictness) {
+        Ok(schema) => Ok(Grammar::Schema(schema)),
+        Err(error) => Err(ApiError::invalid(field, format!("'{field}': {error}."))),
     }
 }
 
@@ -150,11 +163,12 @@ fn of_outputs(outputs: &StructuredOutputs) -> Result<Grammar, ApiError> {
         grammar,
         choice,
     } = outputs.clone();
+    let of_json = |schema| of_schema(&schema, Strictness::Form, "structured_outputs.json");
     let given = [
-        json.map(Grammar::Schema),
+        json.map(of_json).transpose()?,
         json_object
             .filter(|is_asked_for| *is_asked_for)
-            .map(|_| Grammar::Schema(json!({ "type": "object" }))),
+            .map(|_| Grammar::Schema(Schema::any_object())),
         regex.map(Grammar::Regex),
         grammar.map(Grammar::Lark),
         choice.map(|texts| of_choice(&texts)).transpose()?,

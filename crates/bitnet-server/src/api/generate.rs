@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 use crate::api::error::shortened;
 use crate::api::fields::TextOr;
 use crate::api::format::{self, ResponseFormat, StructuredOutputs};
+use crate::api::stream::UsageChunks;
 use crate::api::{ApiError, body};
 use crate::engine_thread::{Failure, Job, Reply};
 use crate::grammar::{Grammar, TokenConstraint};
@@ -22,16 +23,16 @@ use crate::metrics::{AnswerTimer, Metrics, Outcome};
 use crate::record::{Generation, Record};
 use crate::state::{App, Model};
 
-/// The most stop strings of a request, and the most bytes of each.
+/// Maximum number of stop strings of a request, and of bytes of each.
 const STOP_STRINGS_MAX: usize = 16;
 const STOP_STRING_BYTES_MAX: usize = 256;
-/// The most tokens that may have a bias: the logits of each are computed in full for each token of
-/// the answer.
+/// Maximum number of tokens with a bias: the engine computes the logits of each in full for each
+/// token of the answer.
 const BIASES_MAX: usize = 1024;
-/// The largest bias either way, as OpenAI has it.
+/// The largest bias in either direction, as in OpenAI's API.
 const BIAS_MAX: f32 = 100.0;
 
-/// The most characters of a model's name that are told: a lenient server takes any.
+/// Maximum number of characters of a model's name in records: a lenient server takes any name.
 const NAME_CHARS_MAX: usize = 120;
 
 /// How a stream is sent.
@@ -39,8 +40,23 @@ const NAME_CHARS_MAX: usize = 120;
 pub(crate) struct StreamOptions {
     /// Send a last chunk with the usage of the whole request, and `"usage": null` in those before
     /// it.
-    #[serde(default)]
-    pub(crate) include_usage: bool,
+    include_usage: Option<bool>,
+    /// With `include_usage`, send what has been used so far in each chunk.
+    continuous_usage_stats: Option<bool>,
+}
+
+impl StreamOptions {
+    fn usage(self) -> UsageChunks {
+        let is_set = |option: Option<bool>| option.unwrap_or(false);
+        match (
+            is_set(self.include_usage),
+            is_set(self.continuous_usage_stats),
+        ) {
+            (false, _) => UsageChunks::None,
+            (true, false) => UsageChunks::Last,
+            (true, true) => UsageChunks::All,
+        }
+    }
 }
 
 /// The fields that chat and completions share, as the requests have them.
@@ -53,6 +69,8 @@ pub(crate) struct Common {
     pub(crate) stop: Option<TextOr<String>>,
     pub(crate) stop_token_ids: Option<Vec<u32>>,
     pub(crate) ignore_eos: Option<bool>,
+    pub(crate) min_tokens: Option<u32>,
+    pub(crate) skip_special_tokens: Option<bool>,
     pub(crate) temperature: Option<f32>,
     pub(crate) top_k: Option<i64>,
     pub(crate) top_p: Option<f32>,
@@ -91,14 +109,18 @@ macro_rules! generation_request {
             /// Texts that end the answer and are no part of it; at most 16, of at most 256 bytes
             /// each.
             stop: Option<crate::api::fields::TextOr<String>>,
-            /// Tokens that end the answer, beside those that the model has for it.
+            /// Tokens that end the answer, beside the model's own.
             stop_token_ids: Option<Vec<u32>>,
             /// Go on after the tokens that the model ends its answers with.
             ignore_eos: Option<bool>,
-            /// What logits are divided by; 0 takes the most probable token.
+            /// Until this many tokens are generated, nothing ends the answer but `max_tokens`.
+            min_tokens: Option<u32>,
+            /// Leave control tokens out of the text; true if not given.
+            skip_special_tokens: Option<bool>,
+            /// Divides the logits; 0 takes the most probable token.
             #[schema(minimum = 0, maximum = 100)]
             temperature: Option<f32>,
-            /// Choose among so many of the most probable tokens; 0 or -1 for all.
+            /// Choose among this many of the most probable tokens; 0 or -1 for all.
             #[schema(minimum = -1)]
             top_k: Option<i64>,
             /// Choose among the most probable tokens that reach this probability together.
@@ -112,8 +134,7 @@ macro_rules! generation_request {
             #[schema(exclusive_minimum = 0, maximum = 1)]
             typical_p: Option<f32>,
             /// Makes tokens that occurred less probable by this factor. The penalties look back at
-            /// as many tokens as the server was told to (64 if nothing was said), those of the
-            /// prompt included.
+            /// the last tokens, with the prompt: 64, or as many as `--repeat-last-n` says.
             #[schema(exclusive_minimum = 0, maximum = 100)]
             repetition_penalty: Option<f32>,
             /// Taken off the logits of tokens that occurred, where `repetition_penalty` looks.
@@ -128,14 +149,13 @@ macro_rules! generation_request {
             logit_bias: Option<std::collections::BTreeMap<String, f32>>,
             /// Give the ids of the tokens, too.
             return_token_ids: Option<bool>,
-            /// Only requests with the same salt share what is cached of their prompts; it changes
-            /// no answer.
+            /// Only requests with the same salt share cached prompts. It changes no answer.
             cache_salt: Option<String>,
-            /// What form the answer must have.
+            /// The form of the answer, as in OpenAI's API.
             response_format: Option<crate::api::format::ResponseFormat>,
-            /// What form the answer must have, in other words.
+            /// The form of the answer, as in vLLM.
             structured_outputs: Option<crate::api::format::StructuredOutputs>,
-            /// Who asks, for the records of whoever runs the server; it changes nothing.
+            /// Names the user, for the records of the operator. It changes nothing.
             #[expect(dead_code, reason = "accepted, and of no consequence")]
             user: Option<String>,
         }
@@ -152,6 +172,8 @@ macro_rules! generation_request {
                     stop: self.stop.take(),
                     stop_token_ids: self.stop_token_ids.take(),
                     ignore_eos: self.ignore_eos,
+                    min_tokens: self.min_tokens,
+                    skip_special_tokens: self.skip_special_tokens,
                     temperature: self.temperature,
                     top_k: self.top_k,
                     top_p: self.top_p,
@@ -172,27 +194,29 @@ macro_rules! generation_request {
 }
 pub(crate) use generation_request;
 
-/// A request, settled: what the engine is to do, and how the answer is sent.
+/// A checked request: the work of the engine, and how the answer is sent.
 #[derive(Clone)]
 pub(crate) struct Plan {
     /// How tokens are chosen, for the first answer to a prompt.
     sampling: SamplingParams,
     max_tokens: Option<usize>,
+    min_tokens: usize,
+    show_special: bool,
     stop_ids: Vec<TokenId>,
     stop_strings: Vec<String>,
-    /// Log-probabilities of each token, and of so many of the most probable ones.
+    /// Log-probabilities of each token, and of this many of the most probable ones.
     logprobs: Option<usize>,
-    /// Those of the prompt's tokens, too.
+    /// Also log-probabilities of the prompt's tokens.
     pub(crate) prompt_logprobs: bool,
     cache_salt: Option<String>,
     constraint: Option<TokenConstraint>,
-    /// The name of the model that was asked for, if one was.
+    /// The name of the model in the request, if there is one.
     model: Option<String>,
     is_json: bool,
     /// Answers to each prompt.
     pub(crate) n: usize,
     pub(crate) is_stream: bool,
-    pub(crate) include_usage: bool,
+    pub(crate) usage: UsageChunks,
     pub(crate) return_token_ids: bool,
 }
 
@@ -216,11 +240,11 @@ impl Common {
         if n == 0 {
             return Err(ApiError::invalid("n", "'n' is 0, but must be at least 1."));
         }
-        if max_tokens == Some(0) {
-            return Err(ApiError::invalid(
-                "max_tokens",
-                "'max_tokens' is 0, but must be at least 1.",
-            ));
+        let min_tokens = self.min_tokens.unwrap_or(0);
+        if let Some(max_tokens) = max_tokens.filter(|max_tokens| min_tokens > *max_tokens) {
+            let message =
+                format!("'min_tokens' is {min_tokens}, more than 'max_tokens', {max_tokens}.");
+            return Err(ApiError::invalid("min_tokens", message));
         }
         let stop_strings = match &self.stop {
             None => Vec::new(),
@@ -236,6 +260,8 @@ impl Common {
         Ok(Plan {
             sampling: self.sampling(app, model)?,
             max_tokens: max_tokens.map(|max| max as usize),
+            min_tokens: min_tokens as usize,
+            show_special: self.skip_special_tokens == Some(false),
             stop_ids: self.stop_ids(model)?,
             stop_strings,
             logprobs,
@@ -246,9 +272,10 @@ impl Common {
             is_json,
             n,
             is_stream,
-            include_usage: self
+            usage: self
                 .stream_options
-                .is_some_and(|options| options.include_usage),
+                .map(StreamOptions::usage)
+                .unwrap_or_default(),
             return_token_ids: self.return_token_ids.unwrap_or(false),
         })
     }
@@ -389,7 +416,7 @@ fn check_stop_strings(strings: &[String]) -> Result<(), ApiError> {
     }
 }
 
-/// What the engine has against a request, in terms of its fields.
+/// An error of the engine, in terms of the request's fields.
 fn refusal(error: &bitnet_inference::Error) -> ApiError {
     use bitnet_inference::Error;
     match error {
@@ -411,12 +438,12 @@ fn refusal(error: &bitnet_inference::Error) -> ApiError {
     }
 }
 
-/// What became of the tokens.
+/// Counts of tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, ToSchema)]
 pub(crate) struct Usage {
     /// Tokens of the prompts, each counted once.
     pub(crate) prompt_tokens: usize,
-    /// Tokens generated, those that ended an answer included.
+    /// Generated tokens, with those that end an answer.
     pub(crate) completion_tokens: usize,
     /// Both.
     pub(crate) total_tokens: usize,
@@ -427,7 +454,7 @@ pub(crate) struct Usage {
 /// More about the prompts' tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, ToSchema)]
 pub(crate) struct PromptTokensDetails {
-    /// Those that did not have to be computed.
+    /// Tokens that were in the cache.
     pub(crate) cached_tokens: usize,
 }
 
@@ -450,7 +477,7 @@ pub(crate) struct Answers {
 
 /// A piece of one answer.
 pub(crate) enum Piece {
-    /// Log-probabilities of tokens of the prompt, of which the last is at `last`.
+    /// Log-probabilities of tokens of the prompt up to the one at `last`.
     Prompt {
         last: usize,
         logprobs: Vec<Logprobs>,
@@ -469,11 +496,11 @@ pub(crate) enum Piece {
 #[derive(Clone, Debug)]
 pub(crate) struct SampledToken {
     pub(crate) id: TokenId,
-    /// If asked for; the token that ends an answer has none.
+    /// If the request asks for them; the token that ends an answer has none.
     pub(crate) logprobs: Option<Logprobs>,
 }
 
-/// What is asked, of an endpoint.
+/// A request to an endpoint.
 pub(crate) struct Asked<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) prompts: &'a [Vec<TokenId>],
@@ -536,6 +563,8 @@ pub(crate) fn submit(
             prompt: prompts[choice / plan.n].clone(),
             sampling,
             max_tokens: plan.max_tokens,
+            min_tokens: plan.min_tokens,
+            show_special: plan.show_special,
             stop_ids: plan.stop_ids.clone(),
             stop_strings: plan.stop_strings.clone(),
             logprobs: plan.logprobs,
@@ -636,7 +665,7 @@ fn check_prompt(
 
 impl Answers {
     /// The next piece and the answer it belongs to; `None` when all have ended. May be dropped and
-    /// called anew.
+    /// called again.
     pub(crate) async fn next(&mut self) -> Result<Option<(usize, Piece)>, ApiError> {
         let piece = self.next_piece().await;
         if let Err(error) = &piece {
@@ -730,7 +759,7 @@ impl Answers {
         });
     }
 
-    /// Notes what came of the request.
+    /// Changes the record of the request.
     fn generation<T>(&self, note: impl FnOnce(&mut Generation) -> T) -> Option<T> {
         self.record.details().generation.as_mut().map(note)
     }
@@ -750,7 +779,7 @@ impl Answers {
 
 impl Drop for Answers {
     fn drop(&mut self) {
-        // Those that have not ended by themselves have lost whoever asked.
+        // Answers that have not ended have lost their client.
         self.end(Outcome::Abort);
     }
 }
@@ -760,7 +789,7 @@ pub(crate) struct Answer {
     pub(crate) text: String,
     /// Each with the place in `text` at which what it adds begins, in characters.
     pub(crate) tokens: Vec<(SampledToken, usize)>,
-    /// Those of the prompt's tokens after the first, if asked for.
+    /// Log-probabilities of the prompt's tokens after the first, if the request asks for them.
     pub(crate) prompt_logprobs: Vec<Logprobs>,
     pub(crate) reason: FinishReason,
 }

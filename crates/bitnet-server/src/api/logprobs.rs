@@ -27,14 +27,14 @@ pub(crate) fn check_top(field: &str, top: u32) -> Result<usize, ApiError> {
     Ok(top as usize)
 }
 
-/// Those of an answer to a chat.
+/// Log-probabilities of an answer to a chat.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct ChatLogprobs {
     pub(crate) content: Vec<TokenLogprob>,
     pub(crate) refusal: Option<Vec<TokenLogprob>>,
 }
 
-/// That of one token, and those of the most probable ones in its place.
+/// The log-probability of one token, and of the most probable ones in its place.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct TokenLogprob {
     #[serde(flatten)]
@@ -79,59 +79,90 @@ impl TokenLogprob {
     }
 }
 
-/// Those of an answer to a completion: lists with an entry for each token.
-#[derive(Default, Serialize, ToSchema)]
+/// Log-probabilities of an answer to a completion: lists with an entry for each token.
+#[derive(Serialize, ToSchema)]
 pub(crate) struct CompletionLogprobs {
+    /// The tokens as texts; one whose bytes are not whole characters is `bytes:` with `\\x` and two
+    /// hexadecimal digits for each.
     tokens: Vec<String>,
     /// Null for the first token of a prompt.
     token_logprobs: Vec<Option<f32>>,
-    top_logprobs: Vec<Option<BTreeMap<String, f32>>>,
-    /// Where in the answer's text, and before it the prompt's if that is echoed, the tokens begin,
-    /// in characters.
+    /// Null if no most probable tokens were asked for.
+    top_logprobs: Option<Vec<Option<TopLogprobs>>>,
+    /// Where the tokens begin, in characters from the beginning of the prompt.
     text_offset: Vec<usize>,
 }
 
+/// The most probable tokens, and the one that was sampled, with their log-probabilities.
+#[derive(Debug, PartialEq)]
+struct TopLogprobs(Vec<(String, f32)>);
+
+impl Serialize for TopLogprobs {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(token, logprob)| (token, logprob)))
+    }
+}
+
+impl utoipa::PartialSchema for TopLogprobs {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        BTreeMap::<String, f32>::schema()
+    }
+}
+
+impl ToSchema for TopLogprobs {}
+
 impl CompletionLogprobs {
-    /// Of tokens and the places where they begin; `None` where no token has any.
+    /// Without a token; `top`: how many of the most probable tokens are asked for.
+    pub(crate) fn empty(top: usize) -> Self {
+        Self {
+            tokens: Vec::new(),
+            token_logprobs: Vec::new(),
+            top_logprobs: (top > 0).then(Vec::new),
+            text_offset: Vec::new(),
+        }
+    }
+
+    /// Of tokens and the places where they begin, after `start` characters; `None` where no token
+    /// has any.
     pub(crate) fn new(
         tokenizer: Option<&Tokenizer>,
         tokens: &[(SampledToken, usize)],
+        start: usize,
+        top: usize,
     ) -> Option<Self> {
-        let mut out = Self::default();
+        let mut out = Self::empty(top);
         for (token, offset) in tokens.iter().filter(|(token, _)| token.logprobs.is_some()) {
-            out.push(tokenizer, token.id, token.logprobs.as_ref(), *offset);
+            out.push(tokenizer, token.id, token.logprobs.as_ref(), start + offset);
         }
         (!out.tokens.is_empty()).then_some(out)
     }
 
-    /// Puts the tokens of the prompt before those of the answer; the first of them has none.
+    /// Puts the tokens of the prompt before the tokens of the answer. The first has no
+    /// log-probability.
     pub(crate) fn echo(
-        mut self,
+        self,
         tokenizer: &Arc<Tokenizer>,
         prompt: &[TokenId],
         logprobs: &[Logprobs],
     ) -> Self {
-        let answer = std::mem::take(&mut self);
+        let mut out = Self {
+            top_logprobs: self.top_logprobs.as_ref().map(|_| Vec::new()),
+            ..Self::empty(0)
+        };
         let mut detokenizer = Detokenizer::new(Arc::clone(tokenizer), DecodeOptions::default());
         let mut offset = 0;
-        for (&id, logprobs) in prompt
-            .iter()
-            .zip([None].into_iter().chain(logprobs.iter().map(Some)))
-        {
-            self.push(Some(tokenizer), id, logprobs, offset);
+        let logprobs = [None].into_iter().chain(logprobs.iter().map(Some));
+        for (&id, logprobs) in prompt.iter().zip(logprobs) {
+            out.push(Some(tokenizer), id, logprobs, offset);
             offset += detokenizer.push(id).chars().count();
         }
-        offset += detokenizer.finish().chars().count();
-        self.tokens.extend(answer.tokens);
-        self.token_logprobs.extend(answer.token_logprobs);
-        self.top_logprobs.extend(answer.top_logprobs);
-        self.text_offset.extend(
-            answer
-                .text_offset
-                .into_iter()
-                .map(|of_answer| offset + of_answer),
-        );
-        self
+        out.tokens.extend(self.tokens);
+        out.token_logprobs.extend(self.token_logprobs);
+        if let Some((out, answer)) = out.top_logprobs.as_mut().zip(self.top_logprobs) {
+            out.extend(answer);
+        }
+        out.text_offset.extend(self.text_offset);
+        out
     }
 
     fn push(
@@ -141,14 +172,28 @@ impl CompletionLogprobs {
         logprobs: Option<&Logprobs>,
         offset: usize,
     ) {
-        self.tokens.push(token_text(tokenizer, id));
+        self.tokens.push(distinct_text(tokenizer, id));
         self.token_logprobs
             .push(logprobs.map(|logprobs| logprobs.token.max(LEAST)));
-        let text =
-            |&(id, logprob): &(TokenId, f32)| (token_text(tokenizer, id), logprob.max(LEAST));
-        self.top_logprobs
-            .push(logprobs.map(|logprobs| logprobs.top.iter().map(text).collect()));
+        if let Some(top) = &mut self.top_logprobs {
+            top.push(logprobs.map(|logprobs| TopLogprobs::new(tokenizer, id, logprobs)));
+        }
         self.text_offset.push(offset);
+    }
+}
+
+impl TopLogprobs {
+    /// In the order of their probabilities; of tokens with the same text the first.
+    fn new(tokenizer: Option<&Tokenizer>, id: TokenId, logprobs: &Logprobs) -> Self {
+        let mut top = Vec::with_capacity(logprobs.top.len() + 1);
+        let own = (id, logprobs.token);
+        for &(id, logprob) in logprobs.top.iter().chain([&own]) {
+            let text = distinct_text(tokenizer, id);
+            if top.iter().all(|(other, _)| *other != text) {
+                top.push((text, logprob.max(LEAST)));
+            }
+        }
+        Self(top)
     }
 }
 
@@ -156,5 +201,16 @@ fn token_text(tokenizer: Option<&Tokenizer>, id: TokenId) -> String {
     match tokenizer {
         Some(tokenizer) => String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned(),
         None => format!("token_id:{id}"),
+    }
+}
+
+/// The text of a token; where its bytes are not whole characters, the bytes, as OpenAI writes them.
+fn distinct_text(tokenizer: Option<&Tokenizer>, id: TokenId) -> String {
+    match tokenizer.map(|tokenizer| tokenizer.token_bytes(id)) {
+        Some(bytes) if std::str::from_utf8(bytes).is_err() => {
+            let bytes = bytes.iter().map(|byte| format!("\\x{byte:02x}"));
+            "bytes:".to_owned() + &bytes.collect::<String>()
+        }
+        _ => token_text(tokenizer, id),
     }
 }

@@ -1,4 +1,4 @@
-//! `/v1/models`: what is served.
+//! `/v1/models`: the model under its names.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ pub(crate) struct ModelCard<'a> {
     owned_by: &'static str,
     /// The name that answers bear.
     root: &'a str,
-    /// The most tokens of a prompt and its answer together.
+    /// Maximum number of tokens of a prompt and its answer together.
     max_model_len: usize,
 }
 

@@ -14,8 +14,7 @@ use tokio::time::timeout;
 
 use crate::api::generate::{Answers, Piece, SampledToken, Usage};
 
-/// A comment is sent when nothing else was for so long, so that nobody between takes the connection
-/// for dead.
+/// After this time without a chunk a comment is sent, so that proxies keep the connection open.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// A part of an answer, for the format to put into a chunk.
@@ -29,10 +28,24 @@ pub(crate) enum Part<'a> {
     End(FinishReason),
 }
 
+/// Which chunks tell the usage of the request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum UsageChunks {
+    #[default]
+    None,
+    /// A last one; the others have null.
+    Last,
+    /// All, with what has been used so far.
+    All,
+}
+
+/// The field `usage` of a chunk: left out, null, or what has been used so far.
+pub(crate) type ChunkUsage = Option<Option<Usage>>;
+
 /// How an endpoint writes its chunks.
 pub(crate) trait ChunkFormat: Send + 'static {
     /// The chunks for a part, in JSON.
-    fn chunks(&mut self, choice: usize, part: Part<'_>) -> Vec<String>;
+    fn chunks(&mut self, choice: usize, part: Part<'_>, usage: ChunkUsage) -> Vec<String>;
 
     /// The last chunk, with the usage of the whole request.
     fn usage_chunk(&self, usage: Usage) -> String;
@@ -41,7 +54,7 @@ pub(crate) trait ChunkFormat: Send + 'static {
 struct Stream<F> {
     answers: Answers,
     format: F,
-    include_usage: bool,
+    usage: UsageChunks,
     return_token_ids: bool,
     /// Which answers have begun.
     begun: Vec<bool>,
@@ -54,7 +67,7 @@ pub(crate) fn response<F: ChunkFormat>(
     answers: Answers,
     format: F,
     num_answers: usize,
-    include_usage: bool,
+    usage: UsageChunks,
     return_token_ids: bool,
 ) -> Response {
     let begun = vec![false; num_answers];
@@ -62,7 +75,7 @@ pub(crate) fn response<F: ChunkFormat>(
     let stream = Stream {
         answers,
         format,
-        include_usage,
+        usage,
         return_token_ids,
         begun,
         events,
@@ -96,7 +109,7 @@ impl<F: ChunkFormat> Stream<F> {
             match piece {
                 Ok(Some((choice, piece))) => self.push(choice, &piece),
                 Ok(None) => {
-                    if self.include_usage {
+                    if self.usage != UsageChunks::None {
                         let usage = self.format.usage_chunk(self.answers.usage());
                         self.send(usage);
                     }
@@ -138,7 +151,12 @@ impl<F: ChunkFormat> Stream<F> {
     }
 
     fn part(&mut self, choice: usize, part: Part<'_>) {
-        let chunks = self.format.chunks(choice, part);
+        let usage = match self.usage {
+            UsageChunks::None => None,
+            UsageChunks::Last => Some(None),
+            UsageChunks::All => Some(Some(self.answers.usage())),
+        };
+        let chunks = self.format.chunks(choice, part, usage);
         chunks.into_iter().for_each(|chunk| self.send(chunk));
     }
 

@@ -1,4 +1,4 @@
-//! `/tokenize` and `/detokenize`: text to tokens and back, as vLLM has them.
+//! `/tokenize`, `/detokenize` and `/tokenizer_info`: text to tokens and back, as vLLM has them.
 
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ pub(crate) struct TokenizeRequest {
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Tokens {
     count: usize,
-    /// The most tokens of a prompt and its answer together.
+    /// Maximum number of tokens of a prompt and its answer together.
     max_model_len: usize,
     #[schema(value_type = Vec<u32>)]
     tokens: Vec<TokenId>,
@@ -151,4 +151,46 @@ pub(crate) async fn detokenize(
         }))
     })
     .await
+}
+
+/// What a client needs to know of the tokenizer, with the names of `tokenizer_config.json`.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct TokenizerInfo {
+    /// `PreTrainedTokenizerFast`
+    tokenizer_class: &'static str,
+    /// Each of the four is null where the model has none.
+    bos_token: Option<String>,
+    eos_token: Option<String>,
+    pad_token: Option<String>,
+    unk_token: Option<String>,
+    /// Whether prompts begin with `bos_token` unless a request says otherwise.
+    add_bos_token: bool,
+    /// Maximum number of tokens of a prompt and its answer together.
+    model_max_length: usize,
+    /// In Jinja; null where the model has none.
+    chat_template: Option<String>,
+}
+
+/// The tokenizer's special tokens and chat template.
+#[utoipa::path(
+    get,
+    path = "/tokenizer_info",
+    operation_id = "tokenizerInfo",
+    tag = "vLLM",
+    responses((status = 200, description = "The tokenizer.", body = TokenizerInfo))
+)]
+pub(crate) async fn tokenizer_info(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+    let model = app.model()?;
+    let tokenizer = model.tokenizer()?;
+    let text = |id: TokenId| String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned();
+    Ok(super::json(&TokenizerInfo {
+        tokenizer_class: "PreTrainedTokenizerFast",
+        bos_token: tokenizer.bos().map(text),
+        eos_token: tokenizer.eos().map(text),
+        pad_token: tokenizer.padding().map(text),
+        unk_token: tokenizer.unknown().map(text),
+        add_bos_token: tokenizer.adds_bos(),
+        model_max_length: model.context,
+        chat_template: tokenizer.chat_template().map(str::to_owned),
+    }))
 }

@@ -1,4 +1,4 @@
-//! Tools: functions that the model may ask for, how it is told of them, and its calls, found in
+//! Tools: functions that the model may ask for, how it learns of them, and its calls, found in
 //! what it writes.
 //!
 //! A call is written `<tool_call>{"name": "NAME", "arguments": {…}}</tool_call>`. A grammar sees to
@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use crate::api::ApiError;
-use crate::grammar::{Grammar, with_options};
+use crate::grammar::{CallsGrammar, Grammar};
+use crate::schema::Schema;
 
 const BEGIN: &str = "<tool_call>";
 const NAME: &str = "{\"name\": \"";
@@ -41,15 +42,18 @@ pub(crate) struct Function {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     parameters: Option<Value>,
-    /// Arguments always fit the schema, whatever is said here.
+    /// Refuse keywords of the schema that cannot be enforced. Arguments always fit those that can.
     #[serde(skip_serializing)]
-    #[expect(dead_code, reason = "accepted, and of no consequence")]
     strict: Option<bool>,
 }
 
 /// A call of a tool.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub(crate) struct ToolCall {
+    /// Which call of the message, as streams number them.
+    #[serde(skip_serializing)]
+    #[expect(dead_code, reason = "the order of the calls says the same")]
+    pub(crate) index: Option<usize>,
     pub(crate) id: String,
     /// `function`
     pub(crate) r#type: String,
@@ -157,7 +161,7 @@ impl Tools {
         serde_json::to_value(&self.tools).unwrap_or_default()
     }
 
-    /// What a model is told of them whose template does not do so.
+    /// The introduction of the tools for a model whose template does not have one.
     pub(crate) fn introduction(&self) -> String {
         let lines: Vec<_> = self
             .tools
@@ -200,22 +204,20 @@ impl Tools {
                 Choice::Named(named) => named == *index,
                 Choice::Auto | Choice::Required => true,
             });
-        let (mut names, mut rules) = (Vec::new(), String::new());
+        let (mut names, mut rules, mut arguments) = (Vec::new(), String::new(), Vec::new());
         for (index, tool) in callable {
             let beginning = json!(format!("{BEGIN}{NAME}{}{ARGUMENTS}", tool.function.name));
-            let schema =
-                arguments_schema(tool.function.parameters.as_ref()).map_err(|problem| {
-                    ApiError::invalid(&format!("tools[{index}].function.parameters"), problem)
-                })?;
+            let (field, schema) = arguments_schema(index, &tool.function)?;
             names.push(format!("call_{index}"));
             rules += &format!(
                 "call_{index}: {beginning} arguments_{index} {}\n",
                 json!(END)
             );
-            rules += &format!("arguments_{index}: %json {schema}\n");
+            rules += &format!("arguments_{index}: %json {}\n", schema.value());
+            arguments.push((field, schema));
         }
         lark += &format!("call: {}\n{rules}", names.join(" | "));
-        Ok(Grammar::Calls(lark))
+        Ok(Grammar::Calls(CallsGrammar { lark, arguments }))
     }
 }
 
@@ -246,21 +248,17 @@ fn check(tool: &Tool, earlier: &[Tool], index: usize) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Arguments are always an object.
-fn arguments_schema(parameters: Option<&Value>) -> Result<Value, String> {
-    let Some(parameters) = parameters.filter(|parameters| !parameters.is_null()) else {
-        return with_options(
-            &json!({ "type": "object", "properties": {}, "additionalProperties": false }),
-        );
-    };
-    let mut schema = with_options(parameters)?;
-    if schema.get("type").is_none() {
-        schema["type"] = json!("object");
+/// The schema of a function's arguments, and the field of the request that has it.
+fn arguments_schema(index: usize, function: &Function) -> Result<(String, Schema), ApiError> {
+    let field = format!("tools[{index}].function.parameters");
+    let is_strict = function.strict.unwrap_or(false);
+    match Schema::of_arguments(function.parameters.as_ref(), is_strict) {
+        Ok(schema) => Ok((field, schema)),
+        Err(error) => {
+            let message = format!("'{field}': {error}.");
+            Err(ApiError::invalid(&field, message))
+        }
     }
-    if schema["type"] != "object" {
-        return Err("The arguments of a function are an object.".to_owned());
-    }
-    Ok(schema)
 }
 
 /// Calls as the model wrote them, for a conversation that goes on.
@@ -269,6 +267,12 @@ pub(crate) fn written(calls: &[ToolCall], message: usize) -> Result<String, ApiE
     for (index, call) in calls.iter().enumerate() {
         let field = format!("messages[{message}].tool_calls[{index}].function.arguments");
         let FunctionCall { name, arguments } = &call.function;
+        // Some servers write none where a function has none.
+        let arguments = if arguments.is_empty() {
+            "{}"
+        } else {
+            arguments
+        };
         if serde_json::from_str::<Value>(arguments).is_err() {
             return Err(ApiError::invalid(&field, format!("'{field}' is not JSON.")));
         }
@@ -449,7 +453,7 @@ fn held_back(text: &str, mark: &str) -> usize {
 mod tests {
     use super::*;
 
-    /// What a text is found to be, cut into pieces of so many characters; texts and arguments
+    /// What a text is found to be, cut into pieces of `size` characters; texts and arguments
     /// joined.
     fn find(text: &str, size: usize) -> (String, Vec<(String, String)>) {
         let (mut finder, mut found) = (CallFinder::default(), Vec::new());
