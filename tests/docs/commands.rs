@@ -12,9 +12,16 @@ pub struct CommandLine {
     pub words: Vec<String>,
 }
 
-/// All command lines in the repository's documentation.
-pub fn documented(root: &Path) -> Vec<CommandLine> {
-    let mut files = vec!["README.md".to_owned(), "CONTRIBUTING.md".to_owned()];
+/// The documentation's Markdown files, relative to the root.
+pub fn files(root: &Path) -> Vec<String> {
+    let mut files: Vec<String> = [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+    ]
+    .map(str::to_owned)
+    .into();
     for folder in ["docs", "benchmarks", "models/stories"] {
         let entries = fs::read_dir(root.join(folder)).expect("the folder can be listed");
         let names = entries.map(|entry| entry.expect("an entry").file_name());
@@ -22,8 +29,13 @@ pub fn documented(root: &Path) -> Vec<CommandLine> {
         files.extend(names.filter(|name| name.ends_with(".md")));
     }
     files.sort();
-    let read = |file: &String| fs::read_to_string(root.join(file)).expect("the file can be read");
     files
+}
+
+/// All command lines in the repository's documentation.
+pub fn documented(root: &Path) -> Vec<CommandLine> {
+    let read = |file: &String| fs::read_to_string(root.join(file)).expect("the file can be read");
+    files(root)
         .iter()
         .flat_map(|file| in_text(file, &read(file)))
         .collect()

@@ -96,3 +96,63 @@ fn speeds_in_the_readme_are_those_measured() {
         );
     }
 }
+
+/// Folders whose paths in code spans are checked.
+const FOLDERS: [&str; 8] = [
+    "crates/",
+    "xtask/",
+    "tests/",
+    "docs/",
+    "benchmarks/",
+    "fuzz/",
+    "models/",
+    ".ci/",
+];
+
+/// The paths that a Markdown text refers to, relative to the root: link targets and code spans.
+fn referred_paths(file: &str, text: &str) -> Vec<String> {
+    let folder = file.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let links = text.split("](").skip(1).filter_map(|rest| {
+        let target = rest.split(')').next()?.split('#').next()?;
+        let is_local = !target.is_empty() && !target.contains("://");
+        is_local.then(|| format!("{folder}/{target}"))
+    });
+    let spans = text.split('`').skip(1).step_by(2).filter_map(|span| {
+        let is_path = FOLDERS.iter().any(|folder| span.starts_with(folder));
+        let is_literal = span
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c));
+        let has_placeholder =
+            span.contains(|c: char| c.is_ascii_uppercase()) && !span.contains(".md");
+        (is_path && is_literal && !has_placeholder).then(|| span.to_owned())
+    });
+    links.chain(spans).collect()
+}
+
+#[test]
+fn documented_paths_exist() {
+    let root = root();
+    // Former places of receipts, and an optional copy of Criterion's folder.
+    let absent = ["docs/baselines/", "benchmarks/baselines/"];
+    let mut lost = Vec::new();
+    for file in commands::files(&root) {
+        let text = fs::read_to_string(root.join(&file)).expect("the file can be read");
+        let paths = referred_paths(&file, &text).into_iter();
+        lost.extend(
+            paths
+                .filter(|path| !root.join(path.trim_start_matches('/')).exists())
+                .filter(|path| !absent.iter().any(|absent| path.starts_with(absent)))
+                .map(|path| format!("{file}: {path} does not exist")),
+        );
+    }
+    assert!(lost.is_empty(), "{}", lost.join("\n"));
+}
+
+#[test]
+fn links_and_paths_are_found() {
+    let text = "[a](b.md#c) [d](https://e) `crates/x/src/f.rs` `tests/data/NAME` `cargo test`";
+    assert_eq!(
+        referred_paths("docs/y.md", text),
+        ["docs/b.md", "crates/x/src/f.rs"]
+    );
+}
