@@ -140,8 +140,8 @@ pub struct ChatArguments {
     /// What the model is told before the conversation
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
-    /// Use this chat template instead of the model's
-    #[arg(long, value_name = "NAME")]
+    /// Use this chat template instead of the model's: a built-in one or a file in Jinja
+    #[arg(long, value_name = "NAME|FILE")]
     pub chat_template: Option<String>,
     #[command(flatten)]
     pub generation: GenerationArguments,
@@ -492,8 +492,8 @@ pub struct ServeArguments {
         value_delimiter = ','
     )]
     pub model_name: Vec<String>,
-    /// Use this chat template instead of the model's
-    #[arg(long, value_name = "NAME")]
+    /// Use this chat template instead of the model's: a built-in one or a file in Jinja
+    #[arg(long, value_name = "NAME|FILE")]
     pub chat_template: Option<String>,
     /// Leave fields of requests unread that are unknown or not supported, and answer to every
     /// model's name

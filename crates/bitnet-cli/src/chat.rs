@@ -25,18 +25,13 @@ const HELP: &str = "\
 /stats         speed of the last answer, and how full the context is
 /quit          leave (so does Ctrl-D); Ctrl-C stops an answer";
 
-/// The template to use: the one named, else the model's.
+/// The template to use: the named one or the one in the named file, else the model's.
 pub fn template(
     tokenization: &Tokenization,
     name: Option<&str>,
 ) -> anyhow::Result<Arc<ChatTemplate>> {
     if let Some(name) = name {
-        return ChatTemplate::by_name(name, &tokenization.tokenizer)
-            .map(Arc::new)
-            .map_err(|error| {
-                let names: Vec<&str> = ChatTemplate::names().collect();
-                WrongUsage(format!("{error}; there are {}", names.join(", "))).into()
-            });
+        return named_template(name, tokenization).map(Arc::new);
     }
     match &tokenization.chat_template {
         Ok(Some(template)) => Ok(Arc::clone(template)),
@@ -49,16 +44,29 @@ pub fn template(
     }
 }
 
+/// A built-in template, or one in Jinja from a file.
+fn named_template(name: &str, tokenization: &Tokenization) -> anyhow::Result<ChatTemplate> {
+    let tokenizer = &tokenization.tokenizer;
+    if ChatTemplate::names().any(|known| known == name) {
+        return Ok(ChatTemplate::by_name(name, tokenizer)?);
+    }
+    let path = Path::new(name);
+    if !path.is_file() {
+        let names: Vec<&str> = ChatTemplate::names().collect();
+        let message = format!(
+            "--chat-template {name}: no such file, and no such template (known: {})",
+            names.join(", ")
+        );
+        return Err(WrongUsage(message).into());
+    }
+    let source = std::fs::read_to_string(path).with_context(|| format!("cannot read {name}"))?;
+    ChatTemplate::from_jinja(&source, tokenizer).with_context(|| name.to_owned())
+}
+
 /// A conversation as `/save` writes it: the messages as OpenAI's API has them.
 #[derive(Serialize, Deserialize)]
 struct SavedChat {
-    messages: Vec<SavedMessage>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct SavedMessage {
-    role: String,
-    content: String,
+    messages: Vec<ChatMessage>,
 }
 
 struct Chat {
@@ -220,8 +228,8 @@ impl Chat {
             let beginning = self
                 .messages
                 .last()
-                .map_or("", |message| message.content.trim());
-            return Ok(tokenizer.encode(beginning, EncodeOptions::default())?);
+                .map_or_else(String::new, ChatMessage::text);
+            return Ok(tokenizer.encode(beginning.trim(), EncodeOptions::default())?);
         };
         let rendered = template.render(&self.conversation(), RenderOptions::default())?;
         Ok(tokenizer.encode_chat(&rendered)?)
@@ -240,13 +248,11 @@ impl Chat {
         let json = self.arguments.json;
         let mut out = std::io::stdout().lock();
         if self.template.is_none() && !json {
-            write!(
-                out,
-                "{}",
-                self.messages
-                    .last()
-                    .map_or("", |message| message.content.trim())
-            )?;
+            let beginning = self
+                .messages
+                .last()
+                .map_or_else(String::new, ChatMessage::text);
+            write!(out, "{}", beginning.trim())?;
         }
         let answer =
             self.session
@@ -277,12 +283,8 @@ impl Chat {
     }
 
     fn save(&self, path: &Path) -> anyhow::Result<()> {
-        let message = |m: &ChatMessage| SavedMessage {
-            role: m.role.clone(),
-            content: m.content.clone(),
-        };
         let saved = SavedChat {
-            messages: self.conversation().iter().map(message).collect(),
+            messages: self.conversation(),
         };
         // A name that is taken is someone's file.
         let file = std::fs::File::create_new(path)
@@ -300,15 +302,11 @@ impl Chat {
             .with_context(|| format!("cannot load {}", path.display()))?;
         let saved: SavedChat = serde_json::from_str(&text)
             .with_context(|| format!("{} is no saved conversation", path.display()))?;
-        let mut messages: Vec<ChatMessage> = saved
-            .messages
-            .into_iter()
-            .map(|m| ChatMessage::new(m.role, m.content))
-            .collect();
+        let mut messages = saved.messages;
         let system = messages
             .first()
-            .is_some_and(|m| m.role == "system")
-            .then(|| messages.remove(0).content);
+            .is_some_and(|message| message.role() == "system")
+            .then(|| messages.remove(0).text());
         let num_messages = messages.len();
         self.system = system;
         self.messages = messages;

@@ -481,5 +481,16 @@ fn metadata(spec: &TokenizerSpec<'_>) -> Pairs {
     if let Some(template) = &spec.chat_template {
         pairs.push(("tokenizer.chat_template".to_owned(), text(template)));
     }
+    if !spec.named_chat_templates.is_empty() {
+        let names: Vec<_> = spec
+            .named_chat_templates
+            .iter()
+            .map(|(name, _)| name.clone())
+            .collect();
+        pairs.push(("tokenizer.chat_templates".to_owned(), texts(&names)));
+    }
+    for (name, template) in &spec.named_chat_templates {
+        pairs.push((format!("tokenizer.chat_template.{name}"), text(template)));
+    }
     pairs
 }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 
-use bitnet_files::gguf::{Gguf, TensorType};
+use bitnet_files::gguf::{Gguf, Metadata, TensorType};
 use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::{Config, I2sForm, LoadOptions, SamplingDefaults, likely_form};
 use bitnet_tokenizers::{ChatTemplate, Tokenizer, TokenizerSpec};
@@ -208,7 +208,17 @@ pub fn tokenizer_spec(gguf: &Gguf) -> Result<TokenizerSpec<'_>> {
         add_eos: metadata.bool(&key("add_eos_token"))?,
         add_space_prefix: metadata.bool(&key("add_space_prefix"))?,
         chat_template: metadata.str("tokenizer.chat_template")?.map(Cow::Borrowed),
+        named_chat_templates: named_chat_templates(metadata),
     })
+}
+
+/// `tokenizer.chat_template.NAME` of all NAMEs.
+fn named_chat_templates(metadata: &Metadata) -> Vec<(Cow<'_, str>, Cow<'_, str>)> {
+    let named = metadata.iter().filter_map(|(key, value)| {
+        let name = key.strip_prefix("tokenizer.chat_template.")?;
+        Some((name.into(), value.as_str()?.into()))
+    });
+    named.collect()
 }
 
 fn with_template(tokenizer: Tokenizer, architecture: &str) -> Tokenization {

@@ -12,7 +12,7 @@ use crate::vocabulary::{NO_TOKEN, Spelling, Vocabulary, push_spelled};
 pub(crate) struct Bpe {
     /// (left id, right id) → (rank, id of the union).
     merges: HashMap<u64, (u32, u32)>,
-    /// A word that is a token as a whole is that token, whatever the merges say.
+    /// A word that is a token as a whole becomes that token without merging.
     ignore_merges: bool,
     /// What stands for text that has no token and no bytes.
     unknown: Option<u32>,
@@ -28,7 +28,7 @@ pub(crate) struct BpeSettings {
 }
 
 impl Bpe {
-    /// Takes the merges, best first. Pieces that are no tokens become intermediate pieces of
+    /// Takes the merges, best first. Pieces that are not tokens become intermediate pieces of
     /// `vocabulary`; of a pair given twice the first rank counts.
     pub(crate) fn new<'a>(
         vocabulary: &mut Vocabulary,
@@ -152,7 +152,7 @@ pub(crate) fn push_piece(
     true
 }
 
-/// The error for text that cannot be said in a vocabulary.
+/// The error for text that the vocabulary cannot encode.
 pub(crate) fn no_token_for(text: &[u8]) -> Error {
     Error::NoTokenFor {
         text: quoted(&String::from_utf8_lossy(text)),

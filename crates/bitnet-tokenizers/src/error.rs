@@ -132,7 +132,7 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// A chat role that is no plain word.
+    /// A chat role that is not a plain word.
     #[error("chat role {role:?} is not 1 to 64 letters, digits, '_' or '-'")]
     BadRole {
         /// The role, cut to 64 characters.
@@ -149,7 +149,21 @@ pub enum Error {
     /// A conversation of no messages.
     #[error("the conversation is empty: at least one message is needed")]
     NoMessages,
-    /// A Jinja chat template that does not compile, raises an exception, or runs too long.
+    /// A message without a role.
+    #[error("a message has no role")]
+    NoRole,
+    /// A conversation whose last message is to be continued, but has no text, or its template does
+    /// not write that text.
+    #[error("the last message has no text that can be continued")]
+    NothingToContinue,
+    /// A variable for a template with the name of something that every template gets.
+    #[error("template variable {name:?} cannot be set: it is part of the conversation")]
+    ReservedVariable {
+        /// The name.
+        name: String,
+    },
+    /// A Jinja chat template that does not compile, raises an exception, or uses more than its
+    /// limits.
     #[error("chat template: {0}")]
     Template(String),
 }

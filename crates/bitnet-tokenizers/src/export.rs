@@ -36,7 +36,7 @@ impl TokenizerSpec<'_> {
             "unk_token": text(roles.unknown),
             "pad_token": text(roles.padding),
             "clean_up_tokenization_spaces": false,
-            "chat_template": definition.chat_template,
+            "chat_template": chat_templates(&definition),
         });
         let generation = json!({
             "bos_token_id": roles.bos,
@@ -53,8 +53,24 @@ impl TokenizerSpec<'_> {
             special_tokens_map: None,
             generation_config: Some(pretty(&generation)),
             chat_template: None,
+            named_chat_templates: Vec::new(),
         })
     }
+}
+
+/// The template as a string; several as a list with their names.
+fn chat_templates(definition: &Definition<'_>) -> Value {
+    if definition.named_chat_templates.is_empty() {
+        return json!(definition.chat_template);
+    }
+    let default = definition
+        .chat_template
+        .iter()
+        .map(|source| ("default", &**source));
+    let named = definition.named_chat_templates.iter();
+    let all = default.chain(named.map(|(name, source)| (&**name, &**source)));
+    all.map(|(name, source)| json!({"name": name, "template": source}))
+        .collect()
 }
 
 fn pretty(value: &Value) -> String {
@@ -276,6 +292,9 @@ fn step_json(step: Step) -> Result<Value> {
         }
         Step::Llama3 { max_digits: 3 } => split(&llama_3(r"\p{N}{1,3}")),
         Step::Llama3 { max_digits: 1 } => split(&llama_3(r"\p{N}")),
+        Step::Qwen35 => split(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ),
         Step::PunctuationRuns { backtick: true } => split(r"[\p{P}\$\+<=>\^~\|`]+"),
         Step::PunctuationRuns { backtick: false } => split(r"[\p{P}\$\+<=>\^~\|]+"),
         Step::Punctuation => Ok(json!({"type": "Punctuation", "behavior": "Isolated"})),

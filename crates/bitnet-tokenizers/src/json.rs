@@ -25,6 +25,7 @@ const CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
+const MORE_CHAT_TEMPLATES: &str = "additional_chat_templates";
 
 /// The most bytes that are read of tokenizer.json, and of each file beside it.
 const MAX_BYTES: [u64; 2] = [256 << 20, 16 << 20];
@@ -42,6 +43,9 @@ pub struct TokenizerFiles {
     pub generation_config: Option<String>,
     /// `chat_template.jinja`, which comes before the template in the configuration.
     pub chat_template: Option<String>,
+    /// `additional_chat_templates/NAME.jinja`: further templates by NAME, in its order. Where there
+    /// is one, the templates in the configuration are not read.
+    pub named_chat_templates: Vec<(String, String)>,
 }
 
 impl TokenizerFiles {
@@ -64,6 +68,7 @@ impl TokenizerFiles {
             special_tokens_map: beside(SPECIAL_TOKENS_MAP)?,
             generation_config: beside(GENERATION_CONFIG)?,
             chat_template: beside(CHAT_TEMPLATE)?,
+            named_chat_templates: named_chat_templates(&directory.join(MORE_CHAT_TEMPLATES))?,
         })
     }
 
@@ -90,9 +95,9 @@ impl Tokenizer {
 
     /// Builds a tokenizer from the contents of Hugging Face's files.
     ///
-    /// BOS is added to texts as `add_bos_token` of the configuration says, or where it is silent as
-    /// the post-processor of tokenizer.json does. An added token that is `special` becomes a
-    /// control token, another a user-defined one.
+    /// BOS and EOS are added to texts as the post-processor of tokenizer.json says. As in
+    /// transformers 5, `add_bos_token` and `add_eos_token` of the configuration are not read. An
+    /// added token that is `special` becomes a control token, another a user-defined one.
     ///
     /// # Errors
     /// Names the component that is not supported, or what cannot be understood.
@@ -112,6 +117,36 @@ fn read(directory: &Path, name: &str, max_bytes: u64) -> Result<String> {
     length
         .and_then(|()| std::fs::read_to_string(&path))
         .map_err(|source| Error::Io { path, source })
+}
+
+/// The files of the folder `NAME.jinja`, if there is such a folder.
+fn named_chat_templates(directory: &Path) -> Result<Vec<(String, String)>> {
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => {
+            let path = directory.to_owned();
+            return Err(Error::Io { path, source });
+        }
+    };
+    let mut templates = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|source| Error::Io {
+            path: directory.to_owned(),
+            source,
+        })?;
+        let file_name = path.file_name();
+        let Some(name) = file_name
+            .to_str()
+            .and_then(|name| name.strip_suffix(".jinja"))
+        else {
+            continue;
+        };
+        let template = read(directory, &format!("{name}.jinja"), MAX_BYTES[1])?;
+        templates.push((name.to_owned(), template));
+    }
+    templates.sort();
+    Ok(templates)
 }
 
 // ---- the shape of tokenizer.json ----
@@ -143,6 +178,9 @@ struct AddedToken<'a> {
     lstrip: bool,
     #[serde(default)]
     rstrip: bool,
+    /// The token is looked for in normalized text.
+    #[serde(default)]
+    normalized: bool,
     #[serde(default)]
     special: bool,
 }
@@ -304,8 +342,9 @@ fn definition(files: &TokenizerFiles) -> Result<Definition<'_>> {
     };
     let (bos, eos) = (role("bos_token")?, role("eos_token")?);
     let (before, after) = template_tokens(&file.post_processor)?;
-    let bos = bos.or_else(|| before.as_deref().and_then(id_of));
-    let eos = eos.or_else(|| after.as_deref().and_then(id_of));
+    // What the post-processor puts around a text, if anything, is what begins and ends it.
+    let bos = before.as_deref().and_then(id_of).or(bos);
+    let eos = after.as_deref().and_then(id_of).or(eos);
     let roles = Roles {
         bos,
         eos,
@@ -324,15 +363,18 @@ fn definition(files: &TokenizerFiles) -> Result<Definition<'_>> {
             lstrip: strip_left,
             rstrip: strip_right,
             single_word,
+            normalized: is_normalized,
             ..
         } = *token;
-        (strip_left || strip_right || single_word).then_some(Added {
+        (strip_left || strip_right || single_word || is_normalized).then_some(Added {
             id: token.id as u32,
             strip_left,
             strip_right,
             single_word,
+            is_normalized,
         })
     });
+    let (chat_template, named_chat_templates) = chat_templates(files, &config);
     Ok(Definition {
         spelling: components.spelling,
         added: sorted_by_id(added.collect()),
@@ -341,16 +383,35 @@ fn definition(files: &TokenizerFiles) -> Result<Definition<'_>> {
         nfc: components.nfc,
         pretokenizer: components.steps,
         space_prefix: components.space_prefix,
-        add_bos: config.flag("add_bos_token")?.unwrap_or(before.is_some()),
+        add_bos: before.is_some(),
         add_bos_is_explicit: false,
-        add_eos: config.flag("add_eos_token")?.unwrap_or(after.is_some()) && eos.is_some(),
-        chat_template: match &files.chat_template {
-            Some(template) => Some(Cow::Borrowed(template)),
-            None => config.chat_template().map(Cow::Owned),
-        },
+        add_eos: after.is_some() && eos.is_some(),
+        chat_template,
+        named_chat_templates,
         roles,
         tokens,
     })
+}
+
+type Named<'a> = Vec<(Cow<'a, str>, Cow<'a, str>)>;
+
+/// The template and those with other names. Files of their own hide what the configuration says.
+fn chat_templates<'a>(
+    files: &'a TokenizerFiles,
+    config: &Config,
+) -> (Option<Cow<'a, str>>, Named<'a>) {
+    if files.chat_template.is_some() || !files.named_chat_templates.is_empty() {
+        let named = files.named_chat_templates.iter();
+        let named = named.map(|(name, source)| (Cow::from(name), Cow::from(source)));
+        return (
+            files.chat_template.as_deref().map(Cow::Borrowed),
+            named.collect(),
+        );
+    }
+    let mut named = config.chat_templates();
+    let default = named.iter().position(|(name, _)| name == "default");
+    let default = default.map(|index| named.remove(index).1);
+    (default, named)
 }
 
 fn sorted_by_id(mut added: Vec<Added>) -> Vec<Added> {
@@ -629,6 +690,10 @@ fn split_step(split: &Value) -> Result<Step> {
         | r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+" => {
             Step::Llama3 { max_digits: 1 }
         }
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        | r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+" => {
+            Step::Qwen35
+        }
         r"[\p{P}\$\+<=>\^~\|`]+" => Step::PunctuationRuns { backtick: true },
         r"[\p{P}\$\+<=>\^~\|]+" => Step::PunctuationRuns { backtick: false },
         r"[0-9][0-9][0-9]" | r"[0-9]{3}" => Step::AsciiDigits { count: 3 },
@@ -642,7 +707,7 @@ fn split_step(split: &Value) -> Result<Step> {
             ));
         }
     };
-    let covers_all = matches!(step, Step::Gpt2 | Step::Llama3 { .. });
+    let covers_all = matches!(step, Step::Gpt2 | Step::Llama3 { .. } | Step::Qwen35);
     match (
         split["behavior"].as_str(),
         split["invert"].as_bool().unwrap_or(false),
@@ -749,17 +814,6 @@ impl Config {
         Ok(None)
     }
 
-    fn flag(&self, name: &str) -> Result<Option<bool>> {
-        match &self.config[name] {
-            Value::Null => Ok(None),
-            Value::Bool(flag) => Ok(Some(*flag)),
-            _ => Err(Error::BadField {
-                file: CONFIG,
-                what: format!("{name} is neither true nor false"),
-            }),
-        }
-    }
-
     /// `eos_token_id` of generation_config.json, one or several.
     fn stop_ids(&self) -> Vec<u32> {
         let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
@@ -769,19 +823,21 @@ impl Config {
         }
     }
 
-    /// The template, or of several the one named `default`.
-    fn chat_template(&self) -> Option<String> {
+    /// The chat templates by their names; one alone is `default`.
+    fn chat_templates(&self) -> Named<'static> {
         match &self.config["chat_template"] {
-            Value::String(template) => Some(template.clone()),
+            Value::String(template) => vec![("default".into(), template.clone().into())],
             Value::Array(templates) => {
-                let default = templates
-                    .iter()
-                    .find(|template| template["name"] == "default");
-                default
-                    .and_then(|template| template["template"].as_str())
-                    .map(str::to_owned)
+                let template = |template: &Value| {
+                    let name = template["name"].as_str()?.to_owned();
+                    Some((
+                        name.into(),
+                        template["template"].as_str()?.to_owned().into(),
+                    ))
+                };
+                templates.iter().filter_map(template).collect()
             }
-            _ => None,
+            _ => Vec::new(),
         }
     }
 }
@@ -839,6 +895,7 @@ fn to_spec<'a>(definition: Definition<'a>, architecture: &'a str) -> Result<Toke
         add_eos: Some(definition.add_eos),
         add_space_prefix: unless_byte_level(definition.space_prefix != SpacePrefix::Never),
         chat_template: definition.chat_template,
+        named_chat_templates: definition.named_chat_templates,
     })
 }
 

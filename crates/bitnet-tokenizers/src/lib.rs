@@ -7,8 +7,8 @@
 //! A [`Tokenizer`] is built from the metadata of a GGUF file ([`TokenizerSpec`], filled in by the
 //! caller: this crate knows nothing of GGUF) or from Hugging Face's JSON files
 //! ([`TokenizerFiles`]). Two models are known: byte-level or SentencePiece-like BPE, driven by
-//! merge ranks, and SentencePiece's unigram-scored merging as llama.cpp does it. Whatever cannot be
-//! done exactly is refused by name.
+//! merge ranks, and SentencePiece's unigram-scored merging as llama.cpp does it. A file that needs
+//! anything else is refused, and the error names what it needs.
 #![forbid(unsafe_code)]
 
 mod alphabet;
@@ -33,7 +33,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-pub use chat::{ChatMessage, ChatTemplate, RenderOptions, RenderedChat};
+pub use chat::{
+    ChatMessage, ChatTemplate, ReasoningSplitter, ReasoningTags, RenderOptions, RenderedChat,
+    SplitText,
+};
 pub use detokenizer::{DecodeOptions, Detokenizer};
 pub use error::{Error, Result};
 pub use json::TokenizerFiles;

@@ -1,7 +1,7 @@
 //! Merging neighbours, best pair first: the loop that BPE and SentencePiece have in common.
 //!
 //! Symbols form a linked list over one array, candidate pairs a heap, so a word of n symbols costs
-//! O(n log n) whatever is in it. Of equally good pairs the leftmost goes first.
+//! O(n log n) for every text. Of equally good pairs the leftmost goes first.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

@@ -19,6 +19,9 @@ pub(crate) enum Step {
         /// The most digits in a piece.
         max_digits: usize,
     },
+    /// As `Llama3` with single digits, but combining marks are letters: `[\p{L}\p{M}]+` for
+    /// `\p{L}+`, `[^\s\p{L}\p{M}\p{N}]+` for `[^\s\p{L}\p{N}]+`.
+    Qwen35,
     /// `[\p{P}$+<=>^~|]+`, with the backtick or without
     PunctuationRuns {
         /// Whether the backtick is punctuation.
@@ -94,6 +97,7 @@ const NAMED: &[(&[&str], &[Step])] = &[
         ],
         &[Step::Llama3 { max_digits: 1 }],
     ),
+    (&["qwen35"], &[Step::Qwen35]),
     (
         &[
             "gpt-2",
@@ -234,7 +238,10 @@ impl Ends<'_> {
 fn cut_text(text: &str, step: Step, mut ends: Ends<'_>) {
     match step {
         Step::Gpt2 => cut_by(text, gpt2_len, ends),
-        Step::Llama3 { max_digits } => cut_by(text, |rest| llama3_len(rest, max_digits), ends),
+        Step::Llama3 { max_digits } => {
+            cut_by(text, |rest| llama3_len(rest, max_digits, class), ends)
+        }
+        Step::Qwen35 => cut_by(text, |rest| llama3_len(rest, 1, class_with_marks), ends),
         Step::PunctuationRuns { backtick } => {
             cut_matches(
                 text,
@@ -338,7 +345,7 @@ fn gpt2_len(text: &str) -> usize {
     }
 }
 
-fn llama3_len(text: &str, max_digits: usize) -> usize {
+fn llama3_len(text: &str, max_digits: usize, class: impl Fn(char) -> Class) -> usize {
     if let Some(len) = contraction_len(text, |byte| byte.to_ascii_lowercase()) {
         return len;
     }
@@ -350,7 +357,7 @@ fn llama3_len(text: &str, max_digits: usize) -> usize {
         Class::Space | Class::Other if !is_newline(first) => first.len_utf8(),
         _ => text.len(),
     };
-    let letters = run_len(&text[prefix..], is_letter);
+    let letters = run_len(&text[prefix..], |c| class(c) == Class::Letter);
     if letters > 0 {
         return prefix + letters;
     }
@@ -358,7 +365,7 @@ fn llama3_len(text: &str, max_digits: usize) -> usize {
         return text
             .chars()
             .take(max_digits)
-            .take_while(|c| c.is_numeric())
+            .take_while(|c| class(*c) == Class::Number)
             .map(char::len_utf8)
             .sum();
     }
@@ -429,6 +436,15 @@ enum Class {
     /// `\s`
     Space,
     Other,
+}
+
+/// As [`class`], but combining marks are letters.
+fn class_with_marks(c: char) -> Class {
+    use GeneralCategory::{EnclosingMark, NonspacingMark, SpacingMark};
+    match get_general_category(c) {
+        EnclosingMark | NonspacingMark | SpacingMark => Class::Letter,
+        _ => class(c),
+    }
 }
 
 fn class(c: char) -> Class {
@@ -535,6 +551,16 @@ mod tests {
             ["I", "'LL", " ", "123", "45", " x", "!?\n\n", "  \n", " y"]
         );
         assert_eq!(cut("qwen2", " 12\t(a"), [" ", "1", "2", "\t", "(a"]);
+    }
+
+    #[test]
+    fn qwen35_keeps_combining_marks_with_their_letters() {
+        assert_eq!(
+            cut("qwen2", "नमस्ते x\u{304}!"),
+            ["नमस", "्त", "े", " x", "\u{304}!"]
+        );
+        assert_eq!(cut("qwen35", "नमस्ते x\u{304}!"), ["नमस्ते", " x\u{304}", "!"]);
+        assert_eq!(cut("qwen35", "\u{304}a12"), ["\u{304}a", "1", "2"]);
     }
 
     #[test]

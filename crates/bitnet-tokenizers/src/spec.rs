@@ -52,6 +52,8 @@ pub struct TokenizerSpec<'a> {
     pub add_space_prefix: Option<bool>,
     /// `tokenizer.chat_template`
     pub chat_template: Option<Cow<'a, str>>,
+    /// `tokenizer.chat_template.NAME` for each NAME of `tokenizer.chat_templates`, with its name.
+    pub named_chat_templates: Vec<(Cow<'a, str>, Cow<'a, str>)>,
 }
 
 /// Whether `general.architecture` is one of BitNet's.
@@ -59,7 +61,7 @@ pub(crate) fn is_bitnet_architecture(name: &str) -> bool {
     name == "bitnet" || is_bitnet_b158_architecture(name)
 }
 
-/// Whether `general.architecture` is one of those of BitNet b1.58 2B4T.
+/// Whether `general.architecture` is a name of BitNet b1.58 2B4T.
 pub(crate) fn is_bitnet_b158_architecture(name: &str) -> bool {
     matches!(
         name,
@@ -75,7 +77,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// Names what the metadata has wrong: an unsupported model or pre-tokenizer, lists of different
-    /// lengths, ids outside the vocabulary, merges that are no pairs. Never panics, whatever the
+    /// lengths, ids outside the vocabulary, merges that are not pairs. Never panics, whatever the
     /// metadata holds.
     pub fn from_spec(spec: &TokenizerSpec<'_>) -> Result<Self> {
         Self::build(spec.definition()?)
@@ -159,7 +161,7 @@ fn sentence_piece<'a>(spec: &'a TokenizerSpec<'_>) -> Definition<'a> {
         },
         ..common(spec, Spelling::SpaceEscaped, true)
     };
-    // SentencePiece's own numbering, which old files leave unsaid.
+    // SentencePiece's own numbering, which old files leave out.
     for (role, id) in [
         (&mut definition.roles.unknown, 0),
         (&mut definition.roles.bos, 1),
@@ -206,5 +208,6 @@ fn common<'a>(spec: &'a TokenizerSpec<'_>, spelling: Spelling, add_bos: bool) ->
         add_bos_is_explicit: spec.add_bos.is_some(),
         add_eos: spec.add_eos.unwrap_or(false),
         chat_template: spec.chat_template.as_deref().map(Cow::Borrowed),
+        named_chat_templates: spec.named_chat_templates.clone(),
     }
 }

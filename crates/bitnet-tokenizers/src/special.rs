@@ -12,8 +12,10 @@ pub(crate) struct SpecialToken {
     pub(crate) strip_left: bool,
     /// The token swallows the white space after it.
     pub(crate) strip_right: bool,
-    /// The token is none inside a word.
+    /// The token does not count inside a word.
     pub(crate) single_word: bool,
+    /// The token is looked for in normalized text, too.
+    pub(crate) is_normalized: bool,
 }
 
 impl SpecialToken {
@@ -47,17 +49,6 @@ impl SpecialTokens {
         }
     }
 
-    /// Those of the tokens that `keep` is true for.
-    pub(crate) fn retain(&self, keep: impl Fn(&SpecialToken) -> bool) -> Self {
-        Self::new(
-            self.tokens
-                .iter()
-                .filter(|token| keep(token))
-                .cloned()
-                .collect(),
-        )
-    }
-
     /// The token with this text.
     pub(crate) fn get(&self, text: &str) -> Option<&SpecialToken> {
         let index = self
@@ -89,27 +80,8 @@ impl SpecialTokens {
             })
     }
 
-    /// The places in `text` where a guarded token begins, be it whole or cut off by the end of the
-    /// text.
-    pub(crate) fn guarded_starts(&self, text: &str) -> Vec<usize> {
-        let bytes = text.as_bytes();
-        (0..bytes.len())
-            .filter(|&place| self.first_bytes[usize::from(bytes[place])])
-            .filter(|&place| {
-                let mut found = false;
-                let cut_off = self.walk(&bytes[place..], |token| found |= token.is_guarded());
-                found || cut_off.iter().any(SpecialToken::is_guarded)
-            })
-            .collect()
-    }
-
-    /// Calls `found` for each token that `bytes` begins with, shortest first; returns the tokens
-    /// that begin with all of `bytes`.
-    fn walk<'a>(
-        &'a self,
-        bytes: &[u8],
-        mut found: impl FnMut(&'a SpecialToken),
-    ) -> &'a [SpecialToken] {
+    /// Calls `found` for each token that `bytes` begins with, shortest first.
+    fn walk<'a>(&'a self, bytes: &[u8], mut found: impl FnMut(&'a SpecialToken)) {
         let mut range = &self.tokens[..];
         for (depth, &byte) in bytes.iter().enumerate() {
             let byte_at = |token: &SpecialToken| token.text.as_bytes()[depth];
@@ -120,12 +92,11 @@ impl SpecialTokens {
             let to = range.partition_point(|token| byte_at(token) <= byte);
             range = &range[from..to];
             match range.first() {
-                None => return &[],
+                None => return,
                 Some(token) if token.text.len() == depth + 1 => found(token),
                 Some(_) => {}
             }
         }
-        range
     }
 }
 
@@ -141,6 +112,7 @@ mod tests {
             strip_left: false,
             strip_right: false,
             single_word: false,
+            is_normalized: false,
         };
         SpecialTokens::new(texts.iter().enumerate().map(token).collect())
     }
@@ -156,14 +128,5 @@ mod tests {
         assert_eq!(found(&["<a>", "<a>>", "<b>"], "x<a>>"), Some((1, 1)));
         assert_eq!(found(&["<a>", "<a>>", "<b>"], "x<b<a>"), Some((0, 3)));
         assert_eq!(found(&["<a>", ""], "x<a"), None);
-    }
-
-    #[test]
-    fn a_token_cut_off_by_the_end_is_a_guarded_start() {
-        assert_eq!(
-            tokens(&["<|end|>"]).guarded_starts("<x <|end|> <|en"),
-            [3, 11]
-        );
-        assert_eq!(tokens(&["aa"]).guarded_starts("baaab"), [1, 2]);
     }
 }

@@ -71,6 +71,7 @@ pub struct Tokenizer {
     add_eos: bool,
     stop_ids: Vec<TokenId>,
     chat_template: Option<String>,
+    named_chat_templates: Vec<(String, String)>,
 }
 
 enum Model {
@@ -107,10 +108,12 @@ pub(crate) struct Definition<'a> {
     pub(crate) space_prefix: SpacePrefix,
     pub(crate) roles: Roles,
     pub(crate) add_bos: bool,
-    /// Whether `add_bos` was said or is a default, which gives way where there is no such token.
+    /// Whether the file sets `add_bos`. A default does not apply where there is no such token.
     pub(crate) add_bos_is_explicit: bool,
     pub(crate) add_eos: bool,
     pub(crate) chat_template: Option<Cow<'a, str>>,
+    /// Further templates by their names.
+    pub(crate) named_chat_templates: Vec<(Cow<'a, str>, Cow<'a, str>)>,
 }
 
 /// How a token's surroundings matter, for tokens where they do.
@@ -119,6 +122,8 @@ pub(crate) struct Added {
     pub(crate) strip_left: bool,
     pub(crate) strip_right: bool,
     pub(crate) single_word: bool,
+    /// The token is looked for in normalized text.
+    pub(crate) is_normalized: bool,
 }
 
 /// The merges of a BPE, best first.
@@ -244,6 +249,11 @@ impl Tokenizer {
             add_bos,
             add_eos,
             chat_template: definition.chat_template.map(Cow::into_owned),
+            named_chat_templates: definition
+                .named_chat_templates
+                .into_iter()
+                .map(|(name, source)| (name.into_owned(), source.into_owned()))
+                .collect(),
         })
     }
 
@@ -252,7 +262,7 @@ impl Tokenizer {
     /// User-defined tokens are always found in the text, as llama.cpp and Hugging Face do it;
     /// control tokens and the unknown token only with [`EncodeOptions::parse_special`], else they
     /// are spelled out like any other text. At each place the longest such token counts. Time and
-    /// memory are proportional to `text.len() · log(text.len())` whatever the text is.
+    /// memory are proportional to `text.len() · log(text.len())` for every text.
     ///
     /// # Errors
     /// The text is longer than 4 GiB, or has a character that the vocabulary can say in no way.
@@ -345,6 +355,45 @@ impl Tokenizer {
         scratch: &mut Scratch,
         out: &mut Vec<TokenId>,
     ) -> Result<()> {
+        if self.nfc && !unicode_normalization::is_nfc(text) {
+            let text: String = text.nfc().collect();
+            return self.encode_composed(&text, at_start, scratch, out);
+        }
+        self.encode_words(text, at_start, scratch, out)
+    }
+
+    /// Appends the tokens of text that has just become NFC, with the user-defined tokens that are
+    /// looked for in such text.
+    fn encode_composed(
+        &self,
+        text: &str,
+        at_start: bool,
+        scratch: &mut Scratch,
+        out: &mut Vec<TokenId>,
+    ) -> Result<()> {
+        let mut start = 0;
+        let allowed = |token: &SpecialToken, place: usize| {
+            let range = place..place + token.text.len();
+            token.is_normalized
+                && !token.is_guarded()
+                && (!token.single_word || is_whole_word(text, range))
+        };
+        while let Some((token, place)) = self.special.find(text, start, allowed) {
+            self.encode_words(&text[start..place], at_start && start == 0, scratch, out)?;
+            out.push(TokenId(token.id));
+            start = place + token.text.len();
+        }
+        self.encode_words(&text[start..], at_start && start == 0, scratch, out)
+    }
+
+    /// Appends the tokens of text without special tokens.
+    fn encode_words(
+        &self,
+        text: &str,
+        at_start: bool,
+        scratch: &mut Scratch,
+        out: &mut Vec<TokenId>,
+    ) -> Result<()> {
         if text.is_empty() {
             return Ok(());
         }
@@ -363,9 +412,6 @@ impl Tokenizer {
 
     fn normalized<'a>(&self, text: &'a str, at_start: bool) -> Cow<'a, str> {
         let mut text = Cow::Borrowed(text);
-        if self.nfc && !text.is_ascii() {
-            text = Cow::Owned(text.nfc().collect());
-        }
         // The sign for a space and the space are one in these vocabularies.
         if self.vocabulary.spelling() == Spelling::SpaceEscaped && text.contains(ESCAPED_SPACE) {
             text = Cow::Owned(text.replace(ESCAPED_SPACE, " "));
@@ -386,7 +432,7 @@ impl Tokenizer {
         }
     }
 
-    /// The text of tokens; bytes that are no UTF-8 become U+FFFD.
+    /// The text of tokens; bytes that are not UTF-8 become U+FFFD.
     pub fn decode(&self, tokens: &[TokenId], options: DecodeOptions) -> String {
         decode(self, tokens, options)
     }
@@ -408,7 +454,7 @@ impl Tokenizer {
         self.vocabulary.kind(id.0)
     }
 
-    /// Whether a token is no text: a control token or the unknown token.
+    /// Whether a token is a control token or the unknown token, which stand for no text.
     pub fn is_special(&self, id: TokenId) -> bool {
         matches!(self.kind(id), TokenKind::Control | TokenKind::Unknown)
     }
@@ -460,6 +506,14 @@ impl Tokenizer {
         self.chat_template.as_deref()
     }
 
+    /// A further chat template of the file by its name, such as `tool_use`.
+    pub fn named_chat_template(&self, name: &str) -> Option<&str> {
+        let mut templates = self.named_chat_templates.iter();
+        templates
+            .find(|(other, _)| other == name)
+            .map(|(_, source)| source.as_str())
+    }
+
     /// What kind of tokenizer this is, for people: `byte-level BPE`, `BPE with byte fallback` or
     /// `SentencePiece`.
     pub fn model_name(&self) -> &'static str {
@@ -482,10 +536,6 @@ impl Tokenizer {
     /// Whether decoding takes away a space that encoding has put first.
     pub(crate) fn has_space_prefix(&self) -> bool {
         self.space_prefix != SpacePrefix::Never
-    }
-
-    pub(crate) fn special_tokens(&self) -> &SpecialTokens {
-        &self.special
     }
 }
 
@@ -528,6 +578,7 @@ fn special_tokens(tokens: &[(Cow<'_, str>, TokenKind)], added: &[Added]) -> Spec
             strip_left: false,
             strip_right: false,
             single_word: false,
+            is_normalized: false,
         })
         .collect();
     for added in added {
@@ -535,6 +586,7 @@ fn special_tokens(tokens: &[(Cow<'_, str>, TokenKind)], added: &[Added]) -> Spec
             special[index].strip_left = added.strip_left;
             special[index].strip_right = added.strip_right;
             special[index].single_word = added.single_word;
+            special[index].is_normalized = added.is_normalized;
         }
     }
     SpecialTokens::new(special)

@@ -19,12 +19,12 @@ pub enum TokenKind {
     Normal = 1,
     /// Stands for what the vocabulary cannot say.
     Unknown = 2,
-    /// Steers the model and is no text: `<s>`, `<|eot_id|>`. Found in a text only where the caller
+    /// Steers the model and does not stand for text: `<s>`, `<|eot_id|>`. Found in a text only where the caller
     /// allows it.
     Control = 3,
     /// Text that is always one token, wherever it stands.
     UserDefined = 4,
-    /// A row nobody uses.
+    /// A row without a token.
     Unused = 5,
     /// One byte, written `<0x0A>`.
     Byte = 6,

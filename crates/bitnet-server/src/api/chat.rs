@@ -1,6 +1,5 @@
 //! `/v1/chat/completions`: the next message of a conversation.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -8,21 +7,22 @@ use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use bitnet_inference::FinishReason;
-use bitnet_tokenizers::{ChatMessage, EncodeOptions, RenderOptions, TokenId, Tokenizer};
+use bitnet_tokenizers::{TokenId, Tokenizer};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::api::completions::Rendered;
+use crate::api::conversation::{chat_messages, render_messages};
 use crate::api::fields::TextOr;
 use crate::api::generate::{self, Answers, Asked, Plan, SampledToken, Usage, generation_request};
 use crate::api::logprobs::{self, ChatLogprobs, TokenLogprob};
 use crate::api::stream::{self, ChunkFormat, ChunkUsage, Part};
-use crate::api::tools::{self, CallFinder, Found, FunctionCall, Tool, ToolCall, Tools};
+use crate::api::tools::{CallFinder, Found, FunctionCall, Tool, ToolCall, Tools};
 use crate::api::{ApiError, body};
 use crate::id::random_id;
 use crate::record::Record;
-use crate::state::{App, Conversation, Model, unix_time};
+use crate::state::{App, unix_time};
 
 generation_request! {
     /// A conversation to continue. Fields that are unknown or cannot be honoured are refused by
@@ -64,27 +64,23 @@ generation_request! {
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct Message {
     /// `system` or `developer`, `user`, `assistant`, or what else the model's template knows.
-    role: String,
+    pub(crate) role: String,
     /// A text, or a list of parts of one.
-    content: Option<TextOr<ContentPart>>,
+    pub(crate) content: Option<TextOr<ContentPart>>,
     /// The name of the participant.
-    #[expect(dead_code, reason = "templates get role and content")]
-    name: Option<String>,
+    pub(crate) name: Option<String>,
     /// What the model thought before it answered.
-    #[expect(dead_code, reason = "templates get role and content")]
-    reasoning_content: Option<String>,
+    pub(crate) reasoning_content: Option<String>,
     /// Another name of `reasoning_content`.
-    #[expect(dead_code, reason = "templates get role and content")]
-    reasoning: Option<String>,
+    pub(crate) reasoning: Option<String>,
     /// The tools that an assistant called.
-    tool_calls: Option<Vec<ToolCall>>,
+    pub(crate) tool_calls: Option<Vec<ToolCall>>,
     /// The call that a message of the role `tool` answers.
-    #[expect(dead_code, reason = "templates know the order only")]
-    tool_call_id: Option<String>,
+    pub(crate) tool_call_id: Option<String>,
 }
 
 impl Message {
-    fn has_calls(&self) -> bool {
+    pub(crate) fn has_calls(&self) -> bool {
         self.tool_calls
             .as_ref()
             .is_some_and(|calls| !calls.is_empty())
@@ -95,8 +91,8 @@ impl Message {
 #[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
 pub(crate) struct ContentPart {
     /// Only `text` is supported.
-    r#type: String,
-    text: Option<String>,
+    pub(crate) r#type: String,
+    pub(crate) text: Option<String>,
     /// A hint that the cache does not need.
     cache_control: Option<CacheControl>,
 }
@@ -134,111 +130,6 @@ impl ChatRequest {
             }
             (new, old) => Ok(new.or(old)),
         }
-    }
-}
-
-/// The messages as templates take them.
-pub(crate) fn chat_messages(messages: &[Message]) -> Result<Vec<ChatMessage>, ApiError> {
-    let mut out = Vec::with_capacity(messages.len());
-    for (index, message) in messages.iter().enumerate() {
-        let content = match &message.content {
-            Some(TextOr::Text(text)) => text.clone(),
-            Some(TextOr::List(parts)) => joined(parts, index)?,
-            None if message.has_calls() => String::new(),
-            None => return Err(ApiError::missing(&format!("messages[{index}].content"))),
-        };
-        let calls = tools::written(message.tool_calls.as_deref().unwrap_or_default(), index)?;
-        let content = content + &calls;
-        // The newer name of the same thing.
-        let role = if message.role == "developer" {
-            "system"
-        } else {
-            &message.role
-        };
-        out.push(ChatMessage::new(role, content));
-    }
-    if out.is_empty() {
-        return Err(ApiError::invalid(
-            "messages",
-            "'messages' is empty: at least one message is needed.",
-        ));
-    }
-    Ok(out)
-}
-
-fn joined(parts: &[ContentPart], message: usize) -> Result<String, ApiError> {
-    let mut texts = Vec::with_capacity(parts.len());
-    for (index, part) in parts.iter().enumerate() {
-        let field = |name: &str| format!("messages[{message}].content[{index}].{name}");
-        if part.r#type != "text" {
-            let kind: String = part.r#type.chars().take(64).collect();
-            return Err(ApiError::unsupported(
-                Some(&field("type")),
-                format!("This model reads text, not '{kind}'."),
-            ));
-        }
-        texts.push(
-            part.text
-                .as_deref()
-                .ok_or_else(|| ApiError::missing(&field("text")))?,
-        );
-    }
-    Ok(texts.join("\n"))
-}
-
-/// A conversation as the text and the tokens that the model continues.
-pub(crate) fn render_messages(
-    model: &Model,
-    messages: &[ChatMessage],
-    tools: Option<&Tools>,
-    add_generation_prompt: bool,
-) -> Result<(String, Vec<TokenId>), ApiError> {
-    let tokenizer = model.tokenizer()?;
-    let wrong =
-        |error: bitnet_tokenizers::Error| ApiError::invalid("messages", format!("{error}."));
-    match &model.conversation {
-        Conversation::Template(template) => {
-            let now = i64::try_from(unix_time()).ok();
-            let mut messages = Cow::Borrowed(messages);
-            let mut tools_json = None;
-            match tools {
-                Some(tools) if template.reads_tools() => tools_json = Some(tools.json()),
-                Some(tools) => introduce(tools, messages.to_mut()),
-                None => {}
-            }
-            let options = RenderOptions {
-                add_generation_prompt,
-                now,
-                tools: tools_json.as_ref(),
-            };
-            let chat = template.render(&messages, options).map_err(wrong)?;
-            let tokens = tokenizer.encode_chat(&chat).map_err(wrong)?;
-            Ok((chat.text().to_owned(), tokens))
-        }
-        Conversation::ContinueLast => {
-            let text = messages.last().map_or("", |message| message.content.trim());
-            Ok((
-                text.to_owned(),
-                tokenizer
-                    .encode(text, EncodeOptions::default())
-                    .map_err(wrong)?,
-            ))
-        }
-        Conversation::Unavailable(reason) => Err(ApiError::unsupported(
-            Some("messages"),
-            format!("{reason}."),
-        )),
-    }
-}
-
-/// Tells a model of its tools before anything else is said.
-fn introduce(tools: &Tools, messages: &mut Vec<ChatMessage>) {
-    let introduction = tools.introduction();
-    match messages.first_mut() {
-        Some(first) if first.role == "system" => {
-            first.content = format!("{}\n\n{introduction}", first.content)
-        }
-        _ => messages.insert(0, ChatMessage::new("system", introduction)),
     }
 }
 

@@ -34,6 +34,8 @@ generation_request! {
         echo: Option<bool>,
         /// Put the tokens before a text that the model expects there; true if not given.
         add_special_tokens: Option<bool>,
+        /// Read control tokens that a text spells out, such as `<|eot_id|>`; true if not given.
+        parse_special: Option<bool>,
         /// Only the value of `n` is supported: every answer that is computed is given.
         best_of: Option<u32>,
         /// Return the log-probability of each token, and of this many of the most probable ones;
@@ -81,10 +83,13 @@ impl CompletionRequest {
             Prompt::Texts(texts) => texts,
         };
         let tokenizer = model.tokenizer()?;
-        let add_special = self.add_special_tokens.unwrap_or(true);
+        let options = EncodeOptions {
+            add_special: self.add_special_tokens.unwrap_or(true),
+            parse_special: self.parse_special.unwrap_or(true),
+        };
         texts
             .iter()
-            .map(|text| encode(tokenizer, text, add_special))
+            .map(|text| encode(tokenizer, text, options))
             .collect()
     }
 
@@ -106,23 +111,22 @@ impl CompletionRequest {
     }
 }
 
-/// The tokens of a text, with BOS where the model wants it. Control tokens that the text spells out
-/// are text.
+/// The tokens of a text, with BOS where the model wants it and the text does not begin with it.
 pub(crate) fn encode(
     tokenizer: &Tokenizer,
     text: &str,
-    add_special: bool,
+    options: EncodeOptions,
 ) -> Result<Vec<TokenId>, ApiError> {
-    let options = EncodeOptions {
+    let bare = EncodeOptions {
         add_special: false,
-        parse_special: false,
+        ..options
     };
     let mut tokens = tokenizer
-        .encode(text, options)
+        .encode(text, bare)
         .map_err(|error| ApiError::invalid("prompt", format!("{error}.")))?;
-    if let Some(bos) = tokenizer
-        .bos()
-        .filter(|_| add_special && tokenizer.adds_bos())
+    let adds_bos = options.add_special && tokenizer.adds_bos();
+    if let Some(bos) = tokenizer.bos().filter(|_| adds_bos)
+        && tokens.first() != Some(&bos)
     {
         tokens.insert(0, bos);
     }

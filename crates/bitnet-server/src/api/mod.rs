@@ -4,6 +4,7 @@
 mod body;
 pub(crate) mod chat;
 pub(crate) mod completions;
+pub(crate) mod conversation;
 mod error;
 mod fields;
 mod format;

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::response::Response;
-use bitnet_tokenizers::{DecodeOptions, TokenId};
+use bitnet_tokenizers::{DecodeOptions, EncodeOptions, TokenId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::api::chat::{self, Message};
+use crate::api::chat::Message;
+use crate::api::conversation;
 use crate::api::generate::{check_model, read_and};
 use crate::api::{ApiError, body, completions};
 use crate::state::App;
@@ -24,6 +25,8 @@ pub(crate) struct TokenizeRequest {
     messages: Option<Vec<Message>>,
     /// Put the tokens before a prompt that the model expects there; true if not given.
     add_special_tokens: Option<bool>,
+    /// Read control tokens that the prompt spells out; true if not given.
+    parse_special: Option<bool>,
     /// End a conversation with the beginning of the answer; true if not given.
     add_generation_prompt: Option<bool>,
     /// Give the tokens as texts, too.
@@ -76,16 +79,18 @@ pub(crate) async fn tokenize(
         check_model(request.model.as_deref(), app, model)?;
         let tokenizer = model.tokenizer()?;
         let tokens = match (&request.prompt, &request.messages) {
-            (Some(prompt), None) => completions::encode(
-                tokenizer,
-                prompt,
-                request.add_special_tokens.unwrap_or(true),
-            )?,
+            (Some(prompt), None) => {
+                let options = EncodeOptions {
+                    add_special: request.add_special_tokens.unwrap_or(true),
+                    parse_special: request.parse_special.unwrap_or(true),
+                };
+                completions::encode(tokenizer, prompt, options)?
+            }
             (None, Some(messages)) => {
                 let add_generation_prompt = request.add_generation_prompt.unwrap_or(true);
-                chat::render_messages(
+                conversation::render_messages(
                     model,
-                    &chat::chat_messages(messages)?,
+                    &conversation::chat_messages(messages)?,
                     None,
                     add_generation_prompt,
                 )?

@@ -261,24 +261,30 @@ fn arguments_schema(index: usize, function: &Function) -> Result<(String, Schema
     }
 }
 
-/// Calls as the model wrote them, for a conversation that goes on.
-pub(crate) fn written(calls: &[ToolCall], message: usize) -> Result<String, ApiError> {
-    let mut out = Vec::with_capacity(calls.len());
+/// Refuses calls of an earlier message whose arguments are not JSON.
+pub(crate) fn check_arguments(calls: &[ToolCall], message: usize) -> Result<(), ApiError> {
     for (index, call) in calls.iter().enumerate() {
         let field = format!("messages[{message}].tool_calls[{index}].function.arguments");
-        let FunctionCall { name, arguments } = &call.function;
+        let arguments = call.function.arguments.trim();
         // Some servers write none where a function has none.
-        let arguments = if arguments.is_empty() {
-            "{}"
-        } else {
-            arguments
-        };
-        if serde_json::from_str::<Value>(arguments).is_err() {
+        if !arguments.is_empty() && serde_json::from_str::<Value>(arguments).is_err() {
             return Err(ApiError::invalid(&field, format!("'{field}' is not JSON.")));
         }
-        out.push(format!("{BEGIN}{NAME}{name}{ARGUMENTS}{arguments}{END}"));
     }
-    Ok(out.join("\n"))
+    Ok(())
+}
+
+/// Calls of an earlier message as the model wrote them, for templates that do not read them.
+pub(crate) fn written(calls: &[Value]) -> String {
+    let call = |call: &Value| {
+        let name = call["function"]["name"].as_str().unwrap_or_default();
+        let arguments = match call["function"]["arguments"].as_str().map(str::trim) {
+            None | Some("") => "{}",
+            Some(arguments) => arguments,
+        };
+        format!("{BEGIN}{NAME}{name}{ARGUMENTS}{arguments}{END}")
+    };
+    calls.iter().map(call).collect::<Vec<_>>().join("\n")
 }
 
 /// What an answer turns out to be.

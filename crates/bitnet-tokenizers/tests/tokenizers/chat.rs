@@ -4,6 +4,7 @@ use bitnet_tokenizers::{
     ChatMessage, ChatTemplate, EncodeOptions, RenderOptions, TokenId, Tokenizer,
 };
 use proptest::prelude::*;
+use serde_json::json;
 
 use crate::common::small_spec;
 
@@ -91,68 +92,118 @@ fn the_built_in_formats_are_those_the_models_were_trained_with() {
 }
 
 #[test]
-fn the_template_is_chosen_by_what_it_renders_then_by_architecture_then_by_vocabulary() {
-    assert_eq!(
-        detected("llama", &tokenizer(LLAMA_3, Some(LLAMA_3_JINJA))),
-        Some("llama3")
-    );
-    assert_eq!(
-        detected("qwen2", &tokenizer(CHAT_ML, Some(CHAT_ML_JINJA))),
-        Some("chatml")
-    );
-    assert_eq!(
-        detected("bitnet", &tokenizer(LLAMA_3, Some(BITNET_JINJA))),
-        Some("bitnet-2b4t")
-    );
+fn the_built_in_formats_render_as_published_templates_do() {
+    for (name, control, source) in [
+        ("bitnet-2b4t", LLAMA_3, BITNET_JINJA),
+        ("llama3", LLAMA_3, LLAMA_3_JINJA),
+        ("chatml", CHAT_ML, CHAT_ML_JINJA),
+    ] {
+        let tokenizer = tokenizer(control, None);
+        let built_in = ChatTemplate::by_name(name, &tokenizer).expect("a known name");
+        let published = ChatTemplate::from_jinja(source, &tokenizer).expect("a template");
+        for messages in [
+            &conversation()[..],
+            &conversation()[1..2],
+            &conversation()[1..],
+        ] {
+            assert_eq!(
+                text(&built_in, messages),
+                text(&published, messages),
+                "{name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_files_own_template_is_used_unless_it_is_known_to_be_wrong() {
+    for template in [LLAMA_3_JINJA, BITNET_JINJA] {
+        for architecture in ["llama", "bitnet", "bitnet-b1.58"] {
+            let tokenizer = tokenizer(LLAMA_3, Some(template));
+            assert_eq!(
+                detected(architecture, &tokenizer),
+                Some("jinja"),
+                "{architecture}"
+            );
+        }
+    }
     // The official GGUF carries a template of another model.
     assert_eq!(
         detected("bitnet-b1.58", &tokenizer(LLAMA_3, Some(LEFTOVER_JINJA))),
         Some("bitnet-2b4t")
     );
     assert_eq!(
-        detected("bitnet-25", &tokenizer(LLAMA_3, None)),
-        Some("bitnet-2b4t")
-    );
-    assert_eq!(
         detected("llama", &tokenizer(LLAMA_3, Some(LEFTOVER_JINJA))),
         Some("jinja")
     );
-    assert_eq!(detected("llama", &tokenizer(LLAMA_3, None)), Some("llama3"));
-    assert_eq!(detected("llama", &tokenizer(CHAT_ML, None)), Some("chatml"));
-    assert_eq!(
-        detected("llama", &tokenizer(FALCON_3, None)),
-        Some("falcon3")
-    );
-    assert_eq!(
-        detected("bitnet-b1.58", &tokenizer(&["<|endoftext|>"], None)),
-        None
-    );
-    let broken = ChatTemplate::detect("llama", &tokenizer(LLAMA_3, Some("{% for %}")))
-        .err()
-        .expect("an error");
-    assert!(
-        broken.to_string().starts_with("chat template: "),
-        "{broken}"
-    );
+    let broken = ChatTemplate::detect("llama", &tokenizer(LLAMA_3, Some("{% for %}")));
+    let broken = broken.err().expect("an error").to_string();
+    assert_eq!(broken, "chat template: expected a name, got '%}' (line 1)");
 }
 
 #[test]
-fn what_a_file_should_say_renders_as_what_is_used() {
-    let correction = |architecture: &str, template: Option<&'static str>| {
-        let detected =
-            ChatTemplate::detect(architecture, &tokenizer(LLAMA_3, template)).expect("a template");
-        detected.expect("a template").correction()
+fn without_a_template_the_architecture_and_then_the_vocabulary_decide() {
+    for (architecture, control, name) in [
+        ("bitnet-25", LLAMA_3, Some("bitnet-2b4t")),
+        ("llama", LLAMA_3, Some("llama3")),
+        ("llama", CHAT_ML, Some("chatml")),
+        ("llama", FALCON_3, Some("falcon3")),
+        ("bitnet-b1.58", &["<|endoftext|>"], None),
+    ] {
+        assert_eq!(
+            detected(architecture, &tokenizer(control, None)),
+            name,
+            "{architecture}"
+        );
+    }
+}
+
+#[test]
+fn a_wrong_template_is_named_and_has_a_correction() {
+    let detect = |architecture: &str, template: Option<&'static str>| {
+        let detected = ChatTemplate::detect(architecture, &tokenizer(LLAMA_3, template));
+        detected.expect("a template").expect("a template")
     };
-    let leftover = correction("bitnet-b1.58", Some(LEFTOVER_JINJA)).expect("the right one");
-    assert_eq!(correction("bitnet-25", None), Some(leftover));
+    let leftover = detect("bitnet-b1.58", Some(LEFTOVER_JINJA));
     assert_eq!(
-        detected("llama", &tokenizer(LLAMA_3, Some(leftover))),
-        Some("bitnet-2b4t")
+        leftover.reason(),
+        "architecture bitnet-b1.58 with the vocabulary of Llama 3; the template in the file is \
+         another model's and is not used"
     );
-    assert_eq!(correction("bitnet-b1.58", Some(leftover)), None);
-    assert_eq!(correction("bitnet-b1.58", Some(BITNET_JINJA)), None);
-    assert_eq!(correction("llama", Some(LEFTOVER_JINJA)), None);
-    assert_eq!(correction("llama", None), None);
+    let correction = leftover.correction().expect("the right one");
+    assert_eq!(detect("bitnet-25", None).correction(), Some(correction));
+    let corrected = ChatTemplate::from_jinja(correction, &tokenizer(LLAMA_3, None));
+    let corrected = text(&corrected.expect("a template"), &conversation());
+    assert_eq!(corrected, text(&leftover, &conversation()));
+    for (architecture, template) in [
+        ("bitnet-b1.58", Some(correction)),
+        ("bitnet-b1.58", Some(BITNET_JINJA)),
+        ("llama", Some(LEFTOVER_JINJA)),
+        ("llama", None),
+    ] {
+        assert_eq!(
+            detect(architecture, template).correction(),
+            None,
+            "{architecture}"
+        );
+    }
+}
+
+#[test]
+fn conversations_with_tools_have_a_template_of_their_own_where_there_is_one() {
+    let mut spec = small_spec(&["a b"], CHAT_ML);
+    spec.chat_template = Some("plain".into());
+    spec.named_chat_templates = vec![("tool_use".into(), "{{ tools | length }} tools".into())];
+    let tokenizer = Tokenizer::from_spec(&spec).expect("a tokenizer");
+    let template = ChatTemplate::detect("llama", &tokenizer).expect("a template");
+    let template = template.expect("a template");
+    assert!(template.reads_tools());
+    assert_eq!(text(&template, &conversation()), "plain");
+    let tools = json!([{}, {}]);
+    assert_eq!(
+        rendered(&template, &conversation(), with_tools(&tools)),
+        "2 tools"
+    );
 }
 
 #[test]
@@ -185,7 +236,7 @@ fn jinja_templates_run_as_transformers_run_them() {
     let rendered = template
         .render(&conversation(), options)
         .expect("a rendered chat");
-    let expected = "<|begin_of_text|>{\"n\": [1, true, null], \"name\": \"f<1>\"}\n01 Mar 1970USER: Hi\n\nASSISTANT:Hello!\nUSER:Bye\n";
+    let expected = "<|begin_of_text|>{\"name\": \"f<1>\", \"n\": [1, true, null]}\n01 Mar 1970USER: Hi\n\nASSISTANT:Hello!\nUSER:Bye\n";
     assert_eq!(rendered.text(), expected);
     let error = template
         .render(&conversation(), RenderOptions::default())
@@ -211,7 +262,11 @@ fn a_template_that_never_ends_or_writes_without_end_is_stopped() {
             .to_string()
     };
     let loops = "{% for a in range(10000) %}{% for b in range(10000) %}{% endfor %}{% endfor %}";
-    assert!(render(loops).contains("fuel"), "{}", render(loops));
+    assert!(
+        render(loops).contains("too many steps"),
+        "{}",
+        render(loops)
+    );
     let writes = "{% for a in range(10000) %}{{ 'x' * 10000 }}{% endfor %}";
     assert!(
         render(writes).contains("writes more than"),
@@ -220,31 +275,185 @@ fn a_template_that_never_ends_or_writes_without_end_is_stopped() {
     );
     let recurses = "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}";
     assert!(
-        render(recurses).contains("recursion"),
+        render(recurses).contains("nests deeper than 400 levels"),
         "{}",
         render(recurses)
+    );
+    let grows = "{% set ns = namespace(s='x') %}{% for a in range(40) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}";
+    assert!(render(grows).contains("a value of"), "{}", render(grows));
+    let keeps = "{% set ns = namespace(l=[]) %}{% for a in range(200) %}{% set ns.l = ns.l + ['x' * 1000000] %}{% endfor %}";
+    assert!(render(keeps).contains("bytes in all"), "{}", render(keeps));
+    let nests = "{% set ns = namespace(l=[]) %}{% for a in range(300) %}{% set ns.l = [ns.l] %}{% endfor %}";
+    assert!(
+        render(nests).contains("deeper than 256 levels"),
+        "{}",
+        render(nests)
+    );
+}
+
+/// A message from JSON.
+fn message(fields: serde_json::Value) -> ChatMessage {
+    serde_json::from_value(fields).expect("a message")
+}
+
+fn jinja(source: &str) -> ChatTemplate {
+    ChatTemplate::from_jinja(source, &tokenizer(LLAMA_3, None)).expect("a template")
+}
+
+fn rendered(
+    template: &ChatTemplate,
+    messages: &[ChatMessage],
+    options: RenderOptions<'_>,
+) -> String {
+    template
+        .render(messages, options)
+        .expect("a rendered chat")
+        .text()
+        .to_owned()
+}
+
+fn with_tools(tools: &serde_json::Value) -> RenderOptions<'_> {
+    RenderOptions {
+        tools: Some(tools),
+        ..RenderOptions::default()
+    }
+}
+
+/// A question, a call and its result, with the arguments as they are given.
+fn calling(arguments: serde_json::Value) -> [ChatMessage; 3] {
+    let function = json!({"name": "f", "arguments": arguments});
+    let call = json!({"id": "c1", "type": "function", "function": function});
+    [
+        message(json!({"role": "user", "content": "a"})),
+        message(json!({"role": "assistant", "content": null, "tool_calls": [call]})),
+        message(json!({"role": "tool", "tool_call_id": "c1", "content": "ok"})),
+    ]
+}
+
+#[test]
+fn messages_reach_templates_as_transformers_pass_them() {
+    let source = "{% for m in messages %}[{{ m.role }}|{{ m.tool_calls is defined }}|\
+        {{ m.tool_call_id }}|{{ m.content }}|{{ m.keys() | list }}]{% endfor %}";
+    assert_eq!(
+        text(&jinja(source), &calling(json!("{}"))),
+        "[user|False||a|['role', 'content']][assistant|True|||['role', 'tool_calls']]\
+         [tool|False|c1|ok|['role', 'tool_call_id', 'content']]"
+    );
+    let thinking = message(json!({"role": "assistant", "reasoning": "r", "content": "c"}));
+    assert_eq!(
+        text(&jinja("{{ messages[0] | tojson }}"), &[thinking]),
+        "{\"thinking\": \"r\", \"role\": \"assistant\", \"reasoning\": \"r\", \"content\": \"c\", \
+         \"reasoning_content\": \"r\"}"
     );
 }
 
 #[test]
-fn a_template_that_makes_the_interpreter_panic_is_an_error() {
-    let tokenizer = tokenizer(LLAMA_3, None);
-    let template = ChatTemplate::from_jinja(
-        "{% set t = '' %}{% for m in t[::-1] %}{{ m }}{% endfor %}",
-        &tokenizer,
+fn arguments_of_calls_are_objects_unless_the_template_needs_strings() {
+    let each = |expression: &str| {
+        let calls = "{% for c in m.tool_calls or [] %}";
+        jinja(&format!(
+            "{{% for m in messages %}}{calls}{{{{ {expression} }}}}{{% endfor %}}{{% endfor %}}"
+        ))
+    };
+    let given = [json!({"b": 1, "a": [2]}), json!("{\"b\": 1, \"a\": [2]}")];
+    for arguments in given {
+        let messages = calling(arguments);
+        for expression in [
+            "c.function.arguments | tojson",
+            "'' + c.function.arguments",
+            "c.function.arguments",
+        ] {
+            let written = text(&each(expression), &messages);
+            assert_eq!(written, "{\"b\": 1, \"a\": [2]}", "{expression}");
+        }
+    }
+    assert_eq!(
+        text(&each("c.function.arguments | tojson"), &calling(json!(""))),
+        "{}"
     );
-    let rendered = template
-        .expect("a template")
-        .render(&conversation(), RenderOptions::default());
-    // An interpreter that has been mended renders nothing.
-    assert!(rendered.is_err() || rendered.is_ok_and(|rendered| rendered.text().is_empty()));
-    let template =
-        ChatTemplate::from_jinja("{{ messages[::-1] | length }}", &tokenizer).expect("a template");
+}
+
+#[test]
+fn parts_of_contents_are_given_to_templates_that_read_them_and_joined_for_others() {
+    let parts = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]);
+    let messages = [message(json!({"role": "user", "content": parts}))];
+    assert_eq!(text(&jinja("{{ messages[0].content }}"), &messages), "a\nb");
+    let reads = "{% set c = messages[0].content %}{% if c is string %}{{ c }}{% else %}\
+        {% for part in c %}{{ part.text }}{% endfor %}{% endif %}";
+    assert_eq!(text(&jinja(reads), &messages), "ab");
+}
+
+#[test]
+fn a_late_system_message_joins_the_first_where_the_template_refuses_it() {
+    let refuses = "{% for m in messages %}{% if m.role == 'system' and not loop.first %}\
+        {{ raise_exception('late') }}{% endif %}{{ m.role[0] }}:{{ m.content }};{% endfor %}";
+    let allows = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}";
+    let messages = [
+        ("system", "x"),
+        ("user", "a"),
+        ("system", "y"),
+        ("user", "b"),
+    ]
+    .map(|(role, content)| ChatMessage::new(role, content));
+    assert_eq!(text(&jinja(refuses), &messages), "s:x\n\ny;u:a;u:b;");
+    assert_eq!(text(&jinja(allows), &messages), "s:x;u:a;s:y;u:b;");
+    assert_eq!(text(&jinja(refuses), &messages[1..3]), "s:y;u:a;");
+}
+
+#[test]
+fn variables_and_documents_reach_templates_and_cannot_replace_the_conversation() {
+    let template = jinja("{{ enable_thinking }} {{ documents[0].title }} {{ tools is none }}");
+    let variables = json!({"enable_thinking": false});
+    let documents = json!([{"title": "T"}]);
+    let options = RenderOptions {
+        variables: variables.as_object(),
+        documents: Some(&documents),
+        ..RenderOptions::default()
+    };
+    assert_eq!(
+        rendered(&template, &conversation(), options),
+        "False T True"
+    );
+    let variables = json!({"messages": []});
+    let options = RenderOptions {
+        variables: variables.as_object(),
+        ..RenderOptions::default()
+    };
     let error = template
-        .render(&[], RenderOptions::default())
-        .expect_err("no messages")
-        .to_string();
-    assert!(error.contains("empty"), "{error}");
+        .render(&conversation(), options)
+        .expect_err("a reserved name");
+    assert_eq!(
+        error.to_string(),
+        "template variable \"messages\" cannot be set: it is part of the conversation"
+    );
+}
+
+#[test]
+fn a_last_message_can_be_left_open() {
+    let options = RenderOptions {
+        add_generation_prompt: false,
+        continue_final_message: true,
+        ..RenderOptions::default()
+    };
+    let messages = &conversation()[1..3];
+    let open = rendered(&jinja(LLAMA_3_JINJA), messages, options);
+    assert!(
+        open.ends_with("assistant<|end_header_id|>\n\nHello!"),
+        "{open}"
+    );
+    let tokenizer = tokenizer(CHAT_ML, None);
+    let built_in = ChatTemplate::by_name("chatml", &tokenizer).expect("a known name");
+    assert_eq!(
+        rendered(&built_in, messages, options),
+        "<|im_start|>user\n Hi\n<|im_end|>\n<|im_start|>assistant\nHello!"
+    );
+    let error = jinja("nothing")
+        .render(messages, options)
+        .expect_err("nothing to continue");
+    assert_eq!(
+        error.to_string(),
+        "the last message has no text that can be continued"
+    );
 }
 
 #[test]
@@ -346,7 +555,7 @@ proptest! {
                 tokens.into_iter().filter(|&id| tokenizer.is_special(id)).collect()
             };
             prop_assert_eq!(control_tokens(&contents), control_tokens(&honest));
-            // Nothing of what is said is lost or changed.
+            // Every content is in the text, unchanged.
             let chat = template.render(&messages(&contents), RenderOptions::default()).expect("a rendered chat");
             for content in &contents {
                 prop_assert!(chat.text().contains(content.trim()));

@@ -62,6 +62,7 @@ pub fn gguf_spec(gguf: &Gguf) -> TokenizerSpec<'_> {
         add_eos: flag("add_eos_token"),
         add_space_prefix: flag("add_space_prefix"),
         chat_template: text("tokenizer.chat_template"),
+        named_chat_templates: Vec::new(),
     }
 }
 
@@ -89,7 +90,7 @@ pub fn small_spec(merges: &[&'static str], control: &[&'static str]) -> Tokenize
 }
 
 /// The character that byte-level vocabularies write for a byte.
-fn byte_char(byte: u8) -> char {
+pub fn byte_char(byte: u8) -> char {
     let printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     if printable(&byte) {
         return char::from(byte);

@@ -3,7 +3,7 @@
 use bitnet_tokenizers::{DecodeOptions, EncodeOptions, TokenId, Tokenizer, TokenizerFiles};
 use serde_json::{Value, json};
 
-use crate::common::shared_dir;
+use crate::common::{byte_char, shared_dir};
 
 const SPECIALS: EncodeOptions = EncodeOptions {
     add_special: true,
@@ -98,10 +98,11 @@ fn the_configuration_names_the_special_tokens_and_the_template() {
     );
     assert_eq!(tokenizer.stop_ids(), [TokenId(1), TokenId(9)]);
     assert_eq!(tokenizer.chat_template(), Some("d"));
+    assert_eq!(tokenizer.named_chat_template("rag"), Some("r"));
     assert_eq!(
-        ids(&tokenizer, "ab"),
-        [8],
-        "add_bos_token comes before the post-processor's template"
+        ids(&tokenizer, "ab")[0],
+        1,
+        "the post-processor decides about BOS, not add_bos_token"
     );
     let error = load(&sentence_piece(), Some(json!({"eos_token": "</nowhere>"}))).err();
     assert_eq!(
@@ -184,4 +185,44 @@ fn a_directory_is_read_and_its_control_tokens_are_known() {
         absent.contains("tokenizers/nowhere/tokenizer.json: No such file"),
         "{absent}"
     );
+}
+
+/// The ids are those of transformers 5.24 for these files.
+#[test]
+fn normalized_added_tokens_are_found_in_decomposed_text() {
+    let mut alphabet: Vec<char> = (0..=255).map(byte_char).collect();
+    alphabet.sort_unstable();
+    let vocab: serde_json::Map<String, Value> = alphabet
+        .iter()
+        .enumerate()
+        .map(|(id, c)| (c.to_string(), json!(id)))
+        .collect();
+    let file = json!({
+        "added_tokens": [
+            {"id": 256, "content": "<s>", "special": true},
+            {"id": 257, "content": "é!", "special": false, "normalized": true},
+            {"id": 258, "content": "è!", "special": false, "normalized": false},
+        ],
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "use_regex": true},
+        "post_processor": {"type": "ByteLevel"},
+        "decoder": {"type": "ByteLevel"},
+        "model": {"type": "BPE", "vocab": vocab, "merges": []},
+    });
+    let config = json!({"bos_token": "<s>", "add_bos_token": true});
+    let files = TokenizerFiles {
+        tokenizer: file.to_string(),
+        tokenizer_config: Some(config.to_string()),
+        ..TokenizerFiles::default()
+    };
+    let tokenizer = Tokenizer::from_files(&files).expect("a tokenizer");
+    for (text, expected) in [
+        ("xé!y", &[87, 257, 88][..]),
+        ("xe\u{301}!y", &[87, 257, 88]),
+        ("xè!y", &[87, 258, 88]),
+        ("xe\u{300}!y", &[87, 127, 101, 0, 88]),
+        ("<s>a", &[256, 64]),
+    ] {
+        assert_eq!(ids(&tokenizer, text), expected, "{text:?}");
+    }
 }

@@ -81,8 +81,8 @@ fn wrong_metadata_is_refused_with_the_culprit_and_the_numbers() {
 #[test]
 fn odd_metadata_that_files_do_have_is_read() {
     let mut spec = small_spec(&["a b", "x y"], &["<s>"]);
-    // Empty and duplicate tokens, merges of strings that are no tokens, ids of −1, token types
-    // nobody knows.
+    // Empty and duplicate tokens, merges of strings that are not tokens, ids of −1, unknown
+    // token types.
     spec.tokens.extend(["", "ab", ""].map(Into::into));
     spec.token_types.extend([1, 99, -7]);
     spec.merges.extend(["c d", "cd e", "漢 字"].map(Into::into));

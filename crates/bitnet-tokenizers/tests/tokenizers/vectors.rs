@@ -183,3 +183,35 @@ fn metadata_becomes_files_that_pass_the_vectors() {
             .is_err_and(|error| error.to_string().contains("two tokens"))
     );
 }
+
+/// The cases of the models with group scales: vocabularies of Qwen's form, special tokens parsed.
+#[test]
+fn qwen_vocabularies_give_the_ids_of_llama_cpp() {
+    #[derive(serde::Deserialize)]
+    struct Case {
+        text: String,
+        ids: Vec<u32>,
+    }
+    let Some(shared) = shared_dir() else { return };
+    let options = EncodeOptions {
+        add_special: false,
+        parse_special: true,
+    };
+    for model in ["qwen3-q2_0", "qwen35-q2_0"] {
+        let folder = shared.join("golden-group").join(model);
+        // Files in this format are read only where another format does not have its number.
+        let Ok(gguf) = Gguf::open(&folder.join("model.gguf")) else {
+            println!("skipped: {model} cannot be opened");
+            continue;
+        };
+        let tokenizer = Tokenizer::from_spec(&gguf_spec(&gguf)).expect("a tokenizer");
+        let cases = std::fs::read_to_string(folder.join("text.json")).expect("the cases");
+        let cases: Vec<Case> = serde_json::from_str(&cases).expect("cases");
+        assert!(cases.len() > 8, "{model}: only {} cases", cases.len());
+        for Case { text, ids } in cases {
+            let tokens = tokenizer.encode(&text, options).expect("an encodable text");
+            let tokens: Vec<_> = tokens.iter().map(|id| id.0).collect();
+            assert_eq!(tokens, ids, "{model}: {text:?}");
+        }
+    }
+}

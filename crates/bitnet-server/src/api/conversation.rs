@@ -1,0 +1,161 @@
+//! From the messages and tools of a request to a prompt, through the model's template.
+
+use std::borrow::Cow;
+
+use bitnet_tokenizers::{ChatMessage, ChatTemplate, EncodeOptions, RenderOptions, TokenId};
+use serde_json::{Map, Value, json};
+
+use crate::api::ApiError;
+use crate::api::chat::{ContentPart, Message};
+use crate::api::fields::TextOr;
+use crate::api::tools::{self, Tools};
+use crate::state::{Conversation, Model, unix_time};
+
+/// The messages as templates take them.
+pub(crate) fn chat_messages(messages: &[Message]) -> Result<Vec<ChatMessage>, ApiError> {
+    if messages.is_empty() {
+        return Err(ApiError::invalid(
+            "messages",
+            "'messages' is empty: at least one message is needed.",
+        ));
+    }
+    let messages = messages.iter().enumerate();
+    messages
+        .map(|(index, message)| chat_message(message, index))
+        .collect()
+}
+
+fn chat_message(message: &Message, index: usize) -> Result<ChatMessage, ApiError> {
+    let mut fields = Map::new();
+    // The newer name of the same thing.
+    let role = match message.role.as_str() {
+        "developer" => "system",
+        role => role,
+    };
+    fields.insert("role".to_owned(), json!(role));
+    match &message.content {
+        Some(content) => {
+            fields.insert("content".to_owned(), content_json(content, index)?);
+        }
+        None if message.has_calls() => {}
+        None => return Err(ApiError::missing(&format!("messages[{index}].content"))),
+    }
+    let texts = [
+        ("name", &message.name),
+        ("reasoning_content", &message.reasoning_content),
+        ("reasoning", &message.reasoning),
+    ];
+    for (name, text) in texts {
+        if let Some(text) = text {
+            fields.insert(name.to_owned(), json!(text));
+        }
+    }
+    if message.has_calls() {
+        let calls = message.tool_calls.as_deref().unwrap_or_default();
+        tools::check_arguments(calls, index)?;
+        fields.insert("tool_calls".to_owned(), json!(calls));
+    }
+    if let Some(id) = &message.tool_call_id {
+        fields.insert("tool_call_id".to_owned(), json!(id));
+    }
+    let field = format!("messages[{index}].role");
+    ChatMessage::from_fields(fields).map_err(|error| ApiError::invalid(&field, format!("{error}.")))
+}
+
+/// A content as it was sent: a text, or a list of parts, which are texts.
+fn content_json(content: &TextOr<ContentPart>, message: usize) -> Result<Value, ApiError> {
+    let parts = match content {
+        TextOr::Text(text) => return Ok(json!(text)),
+        TextOr::List(parts) => parts,
+    };
+    let parts = parts.iter().enumerate().map(|(index, part)| {
+        let field = |name: &str| format!("messages[{message}].content[{index}].{name}");
+        if part.r#type != "text" {
+            let kind: String = part.r#type.chars().take(64).collect();
+            return Err(ApiError::unsupported(
+                Some(&field("type")),
+                format!("This model reads text, not '{kind}'."),
+            ));
+        }
+        match &part.text {
+            Some(text) => Ok(json!({ "type": "text", "text": text })),
+            None => Err(ApiError::missing(&field("text"))),
+        }
+    });
+    parts.collect()
+}
+
+/// A conversation as the text and the tokens that the model continues.
+pub(crate) fn render_messages(
+    model: &Model,
+    messages: &[ChatMessage],
+    tools: Option<&Tools>,
+    add_generation_prompt: bool,
+) -> Result<(String, Vec<TokenId>), ApiError> {
+    let tokenizer = model.tokenizer()?;
+    let wrong =
+        |error: bitnet_tokenizers::Error| ApiError::invalid("messages", format!("{error}."));
+    match &model.conversation {
+        Conversation::Template(template) => {
+            let tools_json = tools.map(Tools::json);
+            let options = RenderOptions {
+                add_generation_prompt,
+                now: i64::try_from(unix_time()).ok(),
+                tools: tools_json.as_ref().filter(|_| template.reads_tools()),
+                ..RenderOptions::default()
+            };
+            let messages = readable(messages, template, tools);
+            let chat = template.render(&messages, options).map_err(wrong)?;
+            let tokens = tokenizer.encode_chat(&chat).map_err(wrong)?;
+            Ok((chat.text().to_owned(), tokens))
+        }
+        Conversation::ContinueLast => {
+            let text = messages.last().map_or_else(String::new, ChatMessage::text);
+            let text = text.trim().to_owned();
+            let tokens = tokenizer
+                .encode(&text, EncodeOptions::default())
+                .map_err(wrong)?;
+            Ok((text, tokens))
+        }
+        Conversation::Unavailable(reason) => Err(ApiError::unsupported(
+            Some("messages"),
+            format!("{reason}."),
+        )),
+    }
+}
+
+/// The messages with everything in their contents that the template would leave out: calls, and
+/// what there is to call.
+fn readable<'m>(
+    messages: &'m [ChatMessage],
+    template: &ChatTemplate,
+    tools: Option<&Tools>,
+) -> Cow<'m, [ChatMessage]> {
+    let mut messages = Cow::Borrowed(messages);
+    let has_calls = messages
+        .iter()
+        .any(|message| !message.tool_calls().is_empty());
+    if has_calls && !template.reads_tool_calls(tools.is_some()) {
+        for message in messages.to_mut() {
+            let calls = tools::written(message.tool_calls());
+            message.set_text(message.text() + &calls);
+            message.remove("tool_calls");
+        }
+    }
+    if let Some(tools) = tools.filter(|_| !template.reads_tools()) {
+        introduce(tools, messages.to_mut());
+    }
+    messages
+}
+
+/// Tells a model of its tools before anything else is said.
+fn introduce(tools: &Tools, messages: &mut Vec<ChatMessage>) {
+    let introduction = tools.introduction();
+    match messages
+        .first_mut()
+        .filter(|first| first.role() == "system")
+    {
+        Some(first) => first.set_text(format!("{}\n\n{introduction}", first.text())),
+        None => messages.insert(0, ChatMessage::new("system", introduction)),
+    }
+}

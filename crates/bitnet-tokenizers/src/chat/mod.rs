@@ -1,0 +1,326 @@
+//! Chat templates: a conversation as the text that a model was trained to continue.
+//!
+//! # What a message cannot do
+//! The control tokens of a prompt come from its template alone. A [`RenderedChat`] carries, beside
+//! the text, the ranges in which no control token may be read ([`RenderedChat::guards`]): everything
+//! that comes from messages, tools and other inputs. So `<|eot_id|>` in a message reaches the model
+//! as the characters it consists of. Roles are plain words.
+
+mod formats;
+mod message;
+mod reasoning;
+mod render;
+
+use std::ops::Range;
+
+use serde_json::{Map, Value};
+
+use crate::Tokenizer;
+use crate::error::{Error, Result, quoted};
+use crate::spec::is_bitnet_b158_architecture;
+
+use formats::Format;
+pub use message::ChatMessage;
+pub use reasoning::{ReasoningSplitter, ReasoningTags, SplitText};
+use render::Jinja;
+
+/// How a conversation is rendered.
+#[derive(Clone, Copy, Debug)]
+pub struct RenderOptions<'a> {
+    /// End with the beginning of the assistant's answer.
+    pub add_generation_prompt: bool,
+    /// End within the last message, which the model continues. Leave `add_generation_prompt` out.
+    pub continue_final_message: bool,
+    /// The tools that the model may call, as JSON; only Jinja templates read them.
+    pub tools: Option<&'a Value>,
+    /// Documents to answer from, as JSON; only Jinja templates read them.
+    pub documents: Option<&'a Value>,
+    /// More variables of Jinja templates, such as `enable_thinking`.
+    pub variables: Option<&'a Map<String, Value>>,
+    /// The time for `strftime_now` of Jinja templates, in seconds since 1970 (UTC). Without it a
+    /// template that asks for the time is an error, for this crate reads no clock.
+    pub now: Option<i64>,
+}
+
+impl Default for RenderOptions<'_> {
+    /// The assistant is to answer; no tools, no clock.
+    fn default() -> Self {
+        Self {
+            add_generation_prompt: true,
+            continue_final_message: false,
+            tools: None,
+            documents: None,
+            variables: None,
+            now: None,
+        }
+    }
+}
+
+/// A rendered conversation; [`Tokenizer::encode_chat`] makes tokens of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RenderedChat {
+    text: String,
+    guards: Vec<Range<usize>>,
+}
+
+impl RenderedChat {
+    /// `guards` in ascending order, not overlapping.
+    pub(crate) fn new(text: String, guards: Vec<Range<usize>>) -> Self {
+        Self { text, guards }
+    }
+
+    /// The text. Encoding it with `parse_special` would obey what messages say: see the module.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The byte ranges of the text in which no control token may be read, ascending.
+    pub fn guards(&self) -> &[Range<usize>] {
+        &self.guards
+    }
+
+    fn push(&mut self, text: &str) {
+        self.text.push_str(text);
+    }
+
+    fn push_content(&mut self, content: &str) {
+        if !content.is_empty() {
+            let start = self.text.len();
+            self.text.push_str(content);
+            self.guards.push(start..self.text.len());
+        }
+    }
+
+    /// The first `end` bytes.
+    fn cut(mut self, end: usize) -> Self {
+        self.text.truncate(end);
+        self.guards.retain_mut(|guard| {
+            guard.end = guard.end.min(end);
+            guard.start < guard.end
+        });
+        self
+    }
+}
+
+/// The chat template of a model, and why it was chosen.
+pub struct ChatTemplate {
+    template: Template,
+    /// For conversations with tools, where the model has another one for them.
+    tool_use: Option<Jinja>,
+    reason: String,
+    /// In Jinja, where it was chosen although the file has another or none.
+    correction: Option<&'static str>,
+}
+
+/// The format of BitNet b1.58 2B4T for those who read templates out of files.
+const BITNET_JINJA: &str = "{% for message in messages %}{% set content = message['role'] | capitalize + ': ' \
+    + message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}\
+    {% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}";
+
+/// What only the template of the official 2B-4T GGUF file says, which is a leftover of another
+/// model.
+const LEFTOVER_MARK: &str = "BITNETAssistant";
+
+enum Template {
+    BuiltIn { format: Format, bos: String },
+    Jinja(Box<Jinja>),
+}
+
+impl ChatTemplate {
+    /// Chooses the template of a model of `architecture` (as in `general.architecture`); none if
+    /// nothing tells.
+    ///
+    /// In this order:
+    /// 1. The format of BitNet b1.58 2B4T, for its architecture with Llama 3's vocabulary, where the
+    ///    file has no template or the one that the official GGUF file has, which is known to be
+    ///    wrong.
+    /// 2. The file's own template.
+    /// 3. The format that the vocabulary's control tokens are made for.
+    ///
+    /// # Errors
+    /// The file's template does not compile.
+    pub fn detect(architecture: &str, tokenizer: &Tokenizer) -> Result<Option<Self>> {
+        let source = tokenizer.chat_template();
+        let is_leftover = source.is_some_and(|source| source.contains(LEFTOVER_MARK));
+        let is_bitnet = is_bitnet_b158_architecture(architecture) && has_llama_3(tokenizer);
+        let mut chosen = if is_bitnet && (source.is_none() || is_leftover) {
+            let leftover = match is_leftover {
+                true => "; the template in the file is another model's and is not used",
+                false => "",
+            };
+            let reason =
+                format!("architecture {architecture} with the vocabulary of Llama 3{leftover}");
+            Some(Self {
+                correction: Some(BITNET_JINJA),
+                ..Self::built_in(Format::BitNet, tokenizer, reason)
+            })
+        } else if let Some(source) = source {
+            Some(Self::jinja(source, tokenizer, "the file's own template")?)
+        } else {
+            let reason = "the file has no template; its control tokens are these".to_owned();
+            by_vocabulary(tokenizer).map(|format| Self::built_in(format, tokenizer, reason))
+        };
+        if let (Some(chosen), Some(source)) =
+            (&mut chosen, tokenizer.named_chat_template("tool_use"))
+        {
+            chosen.tool_use = Some(Jinja::new(source, tokenizer)?);
+        }
+        Ok(chosen)
+    }
+
+    /// The built-in template with this name: one of [`names`](Self::names).
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn by_name(name: &str, tokenizer: &Tokenizer) -> Result<Self> {
+        match Format::ALL.into_iter().find(|format| format.name() == name) {
+            Some(format) => Ok(Self::built_in(
+                format,
+                tokenizer,
+                "asked for by name".to_owned(),
+            )),
+            None => Err(Error::UnknownTemplate {
+                name: quoted(name),
+                known: Self::names().collect::<Vec<_>>().join(", "),
+            }),
+        }
+    }
+
+    /// A template in Jinja.
+    ///
+    /// # Errors
+    /// It does not compile.
+    pub fn from_jinja(source: &str, tokenizer: &Tokenizer) -> Result<Self> {
+        Self::jinja(source, tokenizer, "given as Jinja")
+    }
+
+    fn jinja(source: &str, tokenizer: &Tokenizer, reason: &str) -> Result<Self> {
+        Ok(Self {
+            template: Template::Jinja(Box::new(Jinja::new(source, tokenizer)?)),
+            tool_use: None,
+            reason: reason.to_owned(),
+            correction: None,
+        })
+    }
+
+    /// The names of the built-in templates.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        Format::ALL.into_iter().map(Format::name)
+    }
+
+    fn built_in(format: Format, tokenizer: &Tokenizer, reason: String) -> Self {
+        let bos = tokenizer
+            .bos()
+            .map_or(&[][..], |id| tokenizer.token_bytes(id));
+        let bos = String::from_utf8_lossy(bos).into_owned();
+        Self {
+            template: Template::BuiltIn { format, bos },
+            tool_use: None,
+            reason,
+            correction: None,
+        }
+    }
+
+    /// The name of the template: that of a built-in one, or `jinja`.
+    pub fn name(&self) -> &'static str {
+        match &self.template {
+            Template::BuiltIn { format, .. } => format.name(),
+            Template::Jinja(_) => "jinja",
+        }
+    }
+
+    /// Why this template was chosen, as a clause for people.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// What a file of this model should say, in Jinja, where [`detect`](Self::detect) knows better
+    /// than the file does.
+    pub fn correction(&self) -> Option<&'static str> {
+        self.correction
+    }
+
+    /// The template in Jinja that renders conversations, with tools or without; none for a built-in
+    /// format.
+    pub fn source(&self, with_tools: bool) -> Option<&str> {
+        self.chosen(with_tools).map(Jinja::source)
+    }
+
+    fn chosen(&self, with_tools: bool) -> Option<&Jinja> {
+        match (&self.template, &self.tool_use) {
+            (_, Some(jinja)) if with_tools => Some(jinja),
+            (Template::Jinja(jinja), _) => Some(jinja),
+            (Template::BuiltIn { .. }, _) => None,
+        }
+    }
+
+    /// Whether the template tells the model of its tools. The built-in ones do not.
+    pub fn reads_tools(&self) -> bool {
+        self.source(true)
+            .is_some_and(|source| source.contains("tools"))
+    }
+
+    /// Whether the template writes the `tool_calls` of messages, in conversations with tools or
+    /// without. Where it does not, they must stand in the content.
+    pub fn reads_tool_calls(&self, with_tools: bool) -> bool {
+        self.source(with_tools)
+            .is_some_and(|source| source.contains("tool_calls"))
+    }
+
+    /// The tags between which the model's reasoning stands, if the template has any.
+    pub fn reasoning_tags(&self) -> Option<ReasoningTags> {
+        self.source(false).and_then(ReasoningTags::of_template)
+    }
+
+    /// The conversation as the model is to see it.
+    ///
+    /// # Errors
+    /// There are no messages; a role is not a plain word; a variable has the name of something that
+    /// every template gets; the last message has no text to continue; a Jinja template raises an
+    /// exception or uses more than its limits.
+    pub fn render(
+        &self,
+        messages: &[ChatMessage],
+        options: RenderOptions<'_>,
+    ) -> Result<RenderedChat> {
+        if messages.is_empty() {
+            return Err(Error::NoMessages);
+        }
+        messages.iter().try_for_each(ChatMessage::check_role)?;
+        render::check_variables(options.variables)?;
+        match (self.chosen(options.tools.is_some()), &self.template) {
+            (Some(jinja), _) => jinja.render(messages, options),
+            (None, Template::BuiltIn { format, bos }) if options.continue_final_message => {
+                Ok(format.render_open(bos, messages))
+            }
+            (None, Template::BuiltIn { format, bos }) => {
+                Ok(format.render(bos, messages, options.add_generation_prompt))
+            }
+            (None, Template::Jinja(jinja)) => jinja.render(messages, options),
+        }
+    }
+}
+
+fn has_llama_3(tokenizer: &Tokenizer) -> bool {
+    has_all(tokenizer, &["<|begin_of_text|>", "<|eot_id|>"])
+}
+
+fn has_all(tokenizer: &Tokenizer, tokens: &[&str]) -> bool {
+    tokens
+        .iter()
+        .all(|text| tokenizer.special_token(text).is_some())
+}
+
+/// The format that the control tokens are made for.
+fn by_vocabulary(tokenizer: &Tokenizer) -> Option<Format> {
+    let header = ["<|start_header_id|>", "<|end_header_id|>"];
+    if has_llama_3(tokenizer) && has_all(tokenizer, &header) {
+        Some(Format::Llama3)
+    } else if has_all(tokenizer, &["<|im_start|>", "<|im_end|>"]) {
+        Some(Format::ChatMl)
+    } else if has_all(tokenizer, &["<|user|>", "<|assistant|>", "<|endoftext|>"]) {
+        Some(Format::Falcon3)
+    } else {
+        None
+    }
+}

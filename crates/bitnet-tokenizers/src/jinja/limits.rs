@@ -1,0 +1,153 @@
+//! What a template may use, and an account of what it has used.
+//!
+//! A template comes from a file, and what it is given from a client; neither may end the process or
+//! fill its memory. So everything is counted: the template's size and nesting when it is parsed;
+//! steps, bytes built, bytes written, and depth of calls and of values when it runs.
+
+use std::cell::Cell;
+
+use super::{Fault, Outcome};
+
+/// The bounds of one template.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Bytes of the template.
+    pub(crate) source_bytes: usize,
+    /// How deep expressions and blocks may nest in the template.
+    pub(crate) nesting: usize,
+    /// How deep evaluation may nest when the template runs: expressions, blocks and calls together.
+    pub(crate) depth: usize,
+    /// Steps that a rendering may take, and as many more for each message.
+    pub(crate) steps: u64,
+    pub(crate) steps_per_message: u64,
+    /// Bytes of any one value and of the rendered text, beside [`RATIO`](Self::RATIO) times the
+    /// bytes of the input.
+    pub(crate) value_bytes: usize,
+    /// Bytes of all values built during a rendering, beside [`TOTAL_RATIO`](Self::TOTAL_RATIO)
+    /// times the bytes of the input.
+    pub(crate) total_bytes: usize,
+}
+
+impl Limits {
+    pub(crate) const RATIO: usize = 8;
+    pub(crate) const TOTAL_RATIO: usize = 64;
+    /// How deep lists and maps may nest in each other. `serde_json` reads 128 levels.
+    pub(crate) const VALUE_DEPTH: usize = 256;
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            source_bytes: 1 << 20,
+            nesting: 100,
+            depth: 400,
+            steps: 1_000_000,
+            steps_per_message: 20_000,
+            value_bytes: 1 << 20,
+            total_bytes: 64 << 20,
+        }
+    }
+}
+
+/// What is left to one rendering.
+pub(crate) struct Budget {
+    steps: Cell<u64>,
+    bytes: Cell<usize>,
+    value_bytes: usize,
+    total_bytes: usize,
+    depth: Cell<usize>,
+    depth_max: usize,
+}
+
+impl Budget {
+    /// For a rendering of `num_messages` messages, with `input_bytes` of input.
+    pub(crate) fn new(limits: &Limits, num_messages: usize, input_bytes: usize) -> Self {
+        let more_steps = limits.steps_per_message.saturating_mul(num_messages as u64);
+        // Long inputs take steps in proportion: one for each 64 bytes read.
+        let more_steps = more_steps.saturating_add(input_bytes as u64);
+        let total_bytes = input_bytes.saturating_mul(Limits::TOTAL_RATIO);
+        let total_bytes = total_bytes.saturating_add(limits.total_bytes);
+        Self {
+            steps: Cell::new(limits.steps.saturating_add(more_steps)),
+            bytes: Cell::new(total_bytes),
+            value_bytes: input_bytes
+                .saturating_mul(Limits::RATIO)
+                .saturating_add(limits.value_bytes),
+            total_bytes,
+            depth: Cell::new(0),
+            depth_max: limits.depth,
+        }
+    }
+
+    /// Counts `count` steps.
+    pub(crate) fn step(&self, count: usize) -> Outcome<()> {
+        match self.steps.get().checked_sub(count as u64) {
+            Some(left) => {
+                self.steps.set(left);
+                Ok(())
+            }
+            None => Err(Fault::new("the template takes too many steps")),
+        }
+    }
+
+    /// Counts the steps of reading `bytes`.
+    pub(crate) fn read(&self, bytes: usize) -> Outcome<()> {
+        self.step(1 + bytes / 64)
+    }
+
+    /// Checks that a value of `bytes` may be built. Operations whose result can be much larger than
+    /// their inputs ask first.
+    pub(crate) fn check(&self, bytes: usize) -> Outcome<()> {
+        if bytes > self.value_bytes {
+            let most = self.value_bytes;
+            return Err(Fault::new(format!(
+                "the template builds a value of {bytes} bytes, the most is {most}"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Checks that the rendered text may have `bytes`.
+    pub(crate) fn check_output(&self, bytes: usize) -> Outcome<()> {
+        if bytes > self.value_bytes {
+            let most = self.value_bytes;
+            return Err(Fault::new(format!(
+                "the template writes more than {most} bytes"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Counts a value of `bytes` that was built.
+    pub(crate) fn built(&self, bytes: usize) -> Outcome<()> {
+        self.check(bytes)?;
+        self.read(bytes)?;
+        match self.bytes.get().checked_sub(bytes) {
+            Some(left) => {
+                self.bytes.set(left);
+                Ok(())
+            }
+            None => Err(Fault::new(format!(
+                "the template builds more than {} bytes in all",
+                self.total_bytes
+            ))),
+        }
+    }
+
+    /// Goes one level deeper; [`leave`](Self::leave) goes back.
+    pub(crate) fn enter(&self) -> Outcome<()> {
+        let depth = self.depth.get() + 1;
+        if depth > self.depth_max {
+            let most = self.depth_max;
+            return Err(Fault::new(format!(
+                "the template's evaluation nests deeper than {most} levels"
+            )));
+        }
+        self.depth.set(depth);
+        Ok(())
+    }
+
+    pub(crate) fn leave(&self) {
+        self.depth.set(self.depth.get().saturating_sub(1));
+    }
+}

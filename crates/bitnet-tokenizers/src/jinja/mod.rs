@@ -1,0 +1,161 @@
+//! Jinja as chat templates use it: a parser and an interpreter that give the text that jinja2 gives
+//! in the sandbox of transformers.
+//!
+//! Why not a library: a template's text must be that of jinja2 to the byte, for it is what a model
+//! was trained on; a template and its inputs come from strangers, so that bytes, depth and steps of
+//! every operation must be bounded; and the text must tell which of its bytes come from messages.
+//! minijinja, which was used before, has other rules for strings and maps in places, bounds steps
+//! alone, and does not know where text comes from.
+//!
+//! Read [`parser`] for the language, [`machine`] for what statements and expressions do, and
+//! [`limits`] for the bounds. The rest is Python's library: methods, filters, tests, formats.
+//!
+//! Known differences: text is escaped by `escape` only where that is written, and then is plain
+//! text; integers have 128 bits; `random` is not random; the time is UTC.
+
+mod arguments;
+mod ast;
+mod attributes;
+mod clock;
+mod filters;
+mod format;
+mod json;
+mod lexer;
+mod limits;
+mod machine;
+mod methods;
+mod operators;
+mod parser;
+mod predicates;
+mod repr;
+mod scope;
+mod sequences;
+mod strings;
+mod text;
+mod value;
+mod wrapping;
+
+use std::fmt;
+
+use indexmap::IndexMap;
+
+pub(crate) use limits::Limits;
+pub(crate) use text::Text;
+pub(crate) use value::{Key, Value};
+
+/// The result of everything in here.
+pub(crate) type Outcome<T> = Result<T, Fault>;
+
+/// Why a template cannot be parsed or rendered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Fault {
+    message: String,
+    line: Option<u32>,
+}
+
+impl Fault {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            line: None,
+        }
+    }
+
+    /// With the line of the template, if none is known yet.
+    fn at(mut self, line: u32) -> Self {
+        self.line = self.line.or(Some(line));
+        self
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        match self.line {
+            Some(line) => write!(f, " (line {line})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A parsed template.
+#[derive(Debug)]
+pub(crate) struct Template {
+    body: ast::Block,
+    source: String,
+    limits: Limits,
+}
+
+/// What a template is rendered with.
+pub(crate) struct Inputs {
+    /// The variables that it sees.
+    pub(crate) variables: Vec<(&'static str, Value)>,
+    /// More of them, with names from outside.
+    pub(crate) more: Vec<(String, Value)>,
+    /// The time for `strftime_now`, seconds since 1970.
+    pub(crate) now: Option<i64>,
+    /// The number of messages and the bytes of everything, for the limits.
+    pub(crate) num_messages: usize,
+    pub(crate) bytes: usize,
+}
+
+impl Template {
+    /// Parses `source`.
+    pub(crate) fn new(source: &str, limits: Limits) -> Outcome<Self> {
+        Ok(Self {
+            body: parser::parse(source, &limits)?,
+            source: source.to_owned(),
+            limits,
+        })
+    }
+
+    pub(crate) fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Runs the template.
+    pub(crate) fn render(&self, inputs: Inputs) -> Outcome<Text> {
+        machine::Machine::new(inputs, &self.limits).run(&self.body)
+    }
+}
+
+/// JSON as a value whose texts, keys too, are foreign.
+pub(crate) fn foreign_value(json: &serde_json::Value) -> Outcome<Value> {
+    use serde_json::Value as Json;
+    match json {
+        Json::Null => Ok(Value::None),
+        Json::Bool(flag) => Ok(Value::Bool(*flag)),
+        Json::Number(number) => Ok(match (number.as_i64(), number.as_u64()) {
+            (Some(number), _) => Value::Int(number.into()),
+            (_, Some(number)) => Value::Int(number.into()),
+            _ => Value::Float(number.as_f64().unwrap_or(f64::NAN)),
+        }),
+        Json::String(text) => Ok(Value::Text(Text::foreign(&**text))),
+        Json::Array(items) => Value::list(items.iter().map(foreign_value).collect::<Outcome<_>>()?),
+        Json::Object(entries) => {
+            let entry = |(key, item): (&String, &Json)| {
+                Ok((
+                    Key(Value::Text(Text::foreign(&**key))),
+                    foreign_value(item)?,
+                ))
+            };
+            let entries = entries
+                .iter()
+                .map(entry)
+                .collect::<Outcome<IndexMap<_, _>>>()?;
+            Value::dict(entries)
+        }
+    }
+}
+
+/// A value as `json.dumps` writes it by default.
+pub(crate) fn plain_json(value: &Value, limits: &Limits, bytes: usize) -> Outcome<Text> {
+    let layout = json::Layout {
+        is_ascii: false,
+        indent: None,
+        item_separator: Text::own(", "),
+        key_separator: Text::own(": "),
+        sorts_keys: false,
+    };
+    json::dumps(value, &layout, &limits::Budget::new(limits, 0, bytes))
+}
