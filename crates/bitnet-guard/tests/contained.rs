@@ -175,16 +175,18 @@ fn a_panic_ends_its_job_alone() {
 }
 
 fn a_job_that_is_called_off_ends_at_once() {
-    let contained = contained(LIMITS, "hello ");
+    let time = Duration::from_secs(3600);
+    let contained = contained(HelperLimits { time, ..LIMITS }, "hello ");
     let cancel = Cancel::default();
     let start = Instant::now();
     std::thread::scope(|scope| {
-        let job = scope.spawn(|| contained.run(b"sleep 600000", &cancel));
+        let job = scope.spawn(|| contained.run(b"sleep 400000", &cancel));
         std::thread::sleep(Duration::from_millis(300));
         cancel.cancel();
         let breach = job.join().expect("no panic").expect_err("called off");
         assert!(matches!(breach, Breach::Cancelled), "{breach}");
     });
+    // The job would take 400 s.
     assert!(start.elapsed() < Duration::from_secs(300), "not to its end");
     let breach = contained
         .run(b"echo x", &cancel)
