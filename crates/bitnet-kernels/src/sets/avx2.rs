@@ -2,9 +2,10 @@
 //! into 16 bits.
 
 mod attention;
-pub(crate) mod groups;
+mod groups;
 mod peak;
 mod screen;
+pub(crate) mod signs;
 pub(crate) mod sparse;
 mod ternary;
 pub(crate) mod tl;

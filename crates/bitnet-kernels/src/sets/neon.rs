@@ -10,6 +10,7 @@ mod attention;
 mod groups;
 mod peak;
 mod screen;
+mod signs;
 mod sparse;
 mod ternary;
 mod tl;

@@ -1,4 +1,4 @@
-//! Loads and stores of registers.
+//! Loads and stores of registers, and the step of the sums with group scales.
 
 use std::arch::x86_64::*;
 
@@ -27,4 +27,20 @@ pub(super) fn store8(out: &mut [f32], value: __m256) {
     assert!(out.len() == 8);
     // SAFETY: 8 writable floats; the store needs no alignment.
     unsafe { _mm256_storeu_ps(out.as_mut_ptr(), value) }
+}
+
+/// `acc + sum · scale`, as `portable::fold_run` and `portable::fold_group` say.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn fold(acc: __m256, sum: __m256, scale: __m256) -> __m256 {
+    _mm256_add_ps(acc, _mm256_mul_ps(sum, scale))
+}
+
+/// The scales of rows `8 quarter` to `8 quarter + 7`.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn load_scales(scales: &[u8], quarter: usize) -> __m256 {
+    let bytes = &scales[16 * quarter..16 * quarter + 16];
+    // SAFETY: 16 readable bytes; the load needs no alignment.
+    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
 }

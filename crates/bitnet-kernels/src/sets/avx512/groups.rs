@@ -40,7 +40,7 @@ fn signs(
     output: &Output<'_>,
 ) {
     match activations.rows() {
-        1 => avx2::groups::signs(matrix, blocks, activations, output),
+        1 => avx2::signs::signs(matrix, blocks, activations, output),
         _ => products::<true>(matrix, blocks, activations, output),
     }
 }

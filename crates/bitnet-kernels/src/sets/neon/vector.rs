@@ -96,3 +96,41 @@ pub(super) fn load_f32(from: &[f32; 8]) -> [float32x4_t; 2] {
     // SAFETY: 8 readable floats; the loads need no alignment.
     unsafe { [vld1q_f32(from.as_ptr()), vld1q_f32(from.as_ptr().add(4))] }
 }
+
+/// The sums of 32 rows: register r holds rows `4 r` to `4 r + 3`.
+pub(super) type RowSums = [float32x4_t; LINE_REGISTERS];
+
+/// `acc + sum · scale`, as `portable::fold_run` and `portable::fold_group` say.
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) fn fold(acc: float32x4_t, sum: float32x4_t, scale: float32x4_t) -> float32x4_t {
+    vaddq_f32(acc, vmulq_f32(sum, scale))
+}
+
+/// Adds what the runs of a group gave, times the scales of the 32 rows.
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) fn fold_group(sums: &mut RowSums, of_runs: &RowSums, scales: &[u8]) {
+    let registers = sums.as_chunks_mut::<2>().0.iter_mut();
+    let eights = of_runs
+        .as_chunks::<2>()
+        .0
+        .iter()
+        .zip(scales.as_chunks::<16>().0);
+    for (sums, (of_runs, scales)) in registers.zip(eights) {
+        // SAFETY: 16 readable bytes; the load needs no alignment.
+        let bits = unsafe { vld1q_u8(scales.as_ptr()) };
+        let scales = convert_f16(vreinterpretq_u16_u8(bits));
+        for ((sum, of_runs), scale) in sums.iter_mut().zip(of_runs).zip(scales) {
+            *sum = fold(*sum, *of_runs, scale);
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) fn store_rows(sums: &RowSums, out: &mut [f32]) {
+    for (out, sum) in out.as_chunks_mut::<4>().0.iter_mut().zip(sums) {
+        store4(out, *sum);
+    }
+}

@@ -1,0 +1,305 @@
+//! Products of signs with group scales, by table lookup with `vpshufb`.
+
+use std::arch::x86_64::*;
+use std::cell::Cell;
+use std::ops::Range;
+
+use super::vector::{broadcast, fold, load_quarter, load_scales, store8};
+use crate::layout::activations::TILE_ROWS;
+use crate::layout::cells::{CELL_COLS, CELL_SIGN_RUNS, GroupLayout, SCALE_BYTES, SignRun};
+use crate::layout::group_activations::GroupActivations;
+use crate::layout::lines::BLOCK_ROWS;
+use crate::sets::output::Output;
+use crate::weights::groups::GroupMatrix;
+
+/// Eight rows of weights a register, 32 rows a block.
+const QUARTERS: usize = 4;
+/// Dwords of activations that a cell meets.
+const CELL_DWORDS: usize = CELL_COLS / 4;
+
+/// The sums that four activations make with all 16 choices of signs, + [`BIAS`]: 16 low parts of 5
+/// bits, then 16 high ones.
+type SignTable = [u8; 32];
+/// The tables of the columns of a cell.
+type CellTables = [SignTable; CELL_COLS / 4];
+/// The signs of a cell.
+type SignCell = [SignRun; CELL_SIGN_RUNS];
+
+/// What is added to a sum of four activations, so that both parts of it are not negative.
+const BIAS: i32 = 512;
+/// Rows of activations whose tables stay in a core's second cache: at most 8 KiB each.
+const ROWS_AT_ONCE: usize = 32;
+/// Blocks that meet the tables of one row of activations while those are in the first cache.
+const BLOCKS_AT_ONCE: usize = 4;
+
+/// What some rows of activations bring to the products with a chunk of columns.
+#[derive(Default)]
+struct SignScratch {
+    /// `[rows, cells]`
+    tables: Vec<CellTables>,
+    /// `[rows, runs]`
+    scales: Vec<f32>,
+}
+
+thread_local! {
+    /// Kept, so that a decode step allocates nothing.
+    static SCRATCH: Cell<SignScratch> = const {
+        Cell::new(SignScratch { tables: Vec::new(), scales: Vec::new() })
+    };
+}
+
+/// See [`crate::sets::groups::GroupMultiply`].
+///
+/// A table lookup finds four products of 32 rows at once, and the sums of eight lookups still fit
+/// into bytes: at most 8 · 31. So a cell is widened once. Each thread makes all tables for itself.
+#[target_feature(enable = "avx2,f16c")]
+pub(crate) fn signs(
+    matrix: &GroupMatrix,
+    blocks: Range<usize>,
+    activations: &GroupActivations,
+    output: &Output<'_>,
+) {
+    match activations.run_cols() / CELL_COLS {
+        1 => signs_in_runs::<1>(matrix, blocks, activations, output),
+        2 => signs_in_runs::<2>(matrix, blocks, activations, output),
+        _ => signs_in_runs::<4>(matrix, blocks, activations, output),
+    }
+}
+
+/// The same for runs of `R` cells: with their number known, the loops over them are unrolled, and
+/// little is left between the lookups.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn signs_in_runs<const R: usize>(
+    matrix: &GroupMatrix,
+    blocks: Range<usize>,
+    activations: &GroupActivations,
+    output: &Output<'_>,
+) {
+    let layout = matrix.layout();
+    let group_cells = layout.group_cols / CELL_COLS;
+    let mut scratch = SCRATCH.take();
+    for first in (0..activations.rows()).step_by(ROWS_AT_ONCE) {
+        let rows = first..activations.rows().min(first + ROWS_AT_ONCE);
+        for chunk in layout.chunks() {
+            let first_cell = chunk.first_group * group_cells;
+            let end_cell = layout
+                .num_cells()
+                .min(first_cell + chunk.num_groups * group_cells);
+            let cells = first_cell..end_cell;
+            scratch.fill::<R>(rows.clone(), cells.clone(), activations);
+            for some in blocks.clone().step_by(BLOCKS_AT_ONCE) {
+                let some = some..blocks.end.min(some + BLOCKS_AT_ONCE);
+                for (index, row) in rows.clone().enumerate() {
+                    let (tables, scales) = scratch.row::<R>(index, cells.len());
+                    for block in some.clone() {
+                        // SAFETY: each block of outputs is computed by one thread.
+                        let out = unsafe { output.block(row, block) };
+                        if chunk.first_group == 0 {
+                            out.fill(0.0);
+                        }
+                        add_signs::<R>(layout, matrix.chunk(block, &chunk), tables, scales, out);
+                    }
+                }
+            }
+        }
+    }
+    SCRATCH.set(scratch);
+}
+
+impl SignScratch {
+    /// Makes the tables of some cells for some rows of activations, and copies the scales of their
+    /// runs of `R` cells.
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    fn fill<const R: usize>(
+        &mut self,
+        rows: Range<usize>,
+        cells: Range<usize>,
+        activations: &GroupActivations,
+    ) {
+        self.tables.clear();
+        self.scales.clear();
+        for row in rows {
+            let (tile, index) = (activations.tile(row / TILE_ROWS), row % TILE_ROWS);
+            for cell in cells.clone() {
+                let mut tables = [[0; 32]; CELL_COLS / 4];
+                for (dword, table) in (cell * CELL_DWORDS..).zip(&mut tables) {
+                    let at = 4 * (dword * tile.rows + index);
+                    let parts = sums_of_four(&tile.values[at..at + 4]);
+                    // SAFETY: 32 writable bytes; the store needs no alignment.
+                    unsafe { _mm256_storeu_si256(table.as_mut_ptr().cast(), parts) };
+                }
+                self.tables.push(tables);
+            }
+            let runs = cells.start / R..cells.end.div_ceil(R);
+            let scales = runs.map(|run| tile.scales[run * tile.rows + index]);
+            self.scales.extend(scales);
+        }
+    }
+
+    /// The tables and the scales of one of the rows.
+    fn row<const R: usize>(&self, index: usize, cells: usize) -> (&[CellTables], &[f32]) {
+        let runs = cells.div_ceil(R);
+        (
+            &self.tables[index * cells..(index + 1) * cells],
+            &self.scales[index * runs..(index + 1) * runs],
+        )
+    }
+}
+
+/// The sums that four activations make with all 16 choices of signs, + [`BIAS`]: 16 low parts, then
+/// 16 high ones.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn sums_of_four(q: &[i8]) -> __m256i {
+    let q = broadcast(q, 0);
+    // Dword i of the first half has the signs of index 0 to 3 and 8 to 11, of the second those of 4
+    // to 7 and 12 to 15, so that packing brings them into order.
+    const SIGNS: [[i8; 32]; 2] = {
+        let mut signs = [[-1; 32]; 2];
+        let mut index = 0;
+        while index < 16 {
+            let mut bit = 0;
+            while bit < 4 {
+                if index >> bit & 1 == 1 {
+                    signs[index / 4 % 2][4 * (index % 4 + 4 * (index / 8)) + bit] = 1;
+                }
+                bit += 1;
+            }
+            index += 1;
+        }
+        signs
+    };
+    let ones = _mm256_set1_epi8(1);
+    let [low, high] = SIGNS.map(|signs| {
+        // SAFETY: 32 readable bytes; the load needs no alignment.
+        let signs = unsafe { _mm256_loadu_si256(signs.as_ptr().cast()) };
+        let pairs = _mm256_maddubs_epi16(ones, _mm256_sign_epi8(q, signs));
+        _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
+    });
+    let sums = _mm256_packs_epi32(low, high);
+    let sums = _mm256_add_epi16(sums, _mm256_set1_epi16(BIAS as i16));
+    let low = _mm256_and_si256(sums, _mm256_set1_epi16(31));
+    let parts = _mm256_packus_epi16(low, _mm256_srli_epi16::<5>(sums));
+    _mm256_permute4x64_epi64::<0b11_01_10_00>(parts)
+}
+
+/// Adds a chunk of a block to the sums of its 32 rows with one row of activations.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn add_signs<const R: usize>(
+    layout: GroupLayout,
+    bytes: &[u8],
+    mut tables: &[CellTables],
+    scales: &[f32],
+    out: &mut [f32],
+) {
+    let group_bytes = layout.group_bytes();
+    let mut scales = scales.iter();
+    let out: &mut [f32; BLOCK_ROWS] = out.try_into().expect("a block of outputs");
+    let mut sums = load32(out);
+    for bytes in bytes.chunks(group_bytes) {
+        let (cells, of_rows) = bytes.split_at(bytes.len() - SCALE_BYTES);
+        let cells: &[SignCell] = cells.as_chunks().0.as_chunks().0;
+        let (of_group, rest) = tables.split_at(cells.len());
+        tables = rest;
+        let mut of_runs = [_mm256_setzero_ps(); QUARTERS];
+        let ((runs, last_run), (of_runs_tables, of_last_run)) =
+            (cells.as_chunks::<R>(), of_group.as_chunks::<R>());
+        for ((cells, tables), scale) in runs.iter().zip(of_runs_tables).zip(&mut scales) {
+            fold_run(&mut of_runs, run_words(cells, tables), R, *scale);
+        }
+        if let (false, Some(scale)) = (last_run.is_empty(), scales.as_slice().first()) {
+            fold_run(
+                &mut of_runs,
+                run_words(last_run, of_last_run),
+                last_run.len(),
+                *scale,
+            );
+        }
+        for (quarter, (sums, of_runs)) in sums.iter_mut().zip(of_runs).enumerate() {
+            *sums = fold(*sums, of_runs, load_scales(of_rows, quarter));
+        }
+    }
+    for (out, sum) in out.as_chunks_mut::<8>().0.iter_mut().zip(sums) {
+        store8(out, sum);
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn load32(from: &[f32; BLOCK_ROWS]) -> [__m256; QUARTERS] {
+    let mut out = [_mm256_setzero_ps(); QUARTERS];
+    for (out, from) in out.iter_mut().zip(from.as_chunks::<8>().0) {
+        // SAFETY: 8 readable floats; the load needs no alignment.
+        *out = unsafe { _mm256_loadu_ps(from.as_ptr()) };
+    }
+    out
+}
+
+/// `Σ ±q` of 32 rows over the cells of a run, and [`BIAS`] for each table, in 16 bits: those hold
+/// four cells, 4 · 8 · 1020 = 32,640.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn run_words(cells: &[SignCell], tables: &[CellTables]) -> [__m256i; 2] {
+    let weights = _mm256_set1_epi16(1 | 32 << 8);
+    let mut words = [_mm256_setzero_si256(); 2];
+    for (cell, tables) in cells.iter().zip(tables) {
+        let [low, high] = cell_sums(cell, tables);
+        let parts = [
+            _mm256_unpacklo_epi8(low, high),
+            _mm256_unpackhi_epi8(low, high),
+        ];
+        for (words, parts) in words.iter_mut().zip(parts) {
+            *words = _mm256_add_epi16(*words, _mm256_maddubs_epi16(parts, weights));
+        }
+    }
+    words
+}
+
+/// Adds the exact sums of a run of `num_cells` cells times its scale.
+///
+/// 2^23 in the upper half of a float makes the word below it an integer of that float, exactly:
+/// less than an instruction to widen and one to convert, and the biases go with it.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn fold_run(of_runs: &mut [__m256; QUARTERS], words: [__m256i; 2], num_cells: usize, scale: f32) {
+    let float = _mm256_set1_epi16(0x4b00);
+    let bias = (1 << 23) + BIAS * (CELL_DWORDS * num_cells) as i32;
+    let (bias, scale) = (_mm256_set1_ps(bias as f32), _mm256_set1_ps(scale));
+    let bits = [
+        _mm256_unpacklo_epi16(words[0], float),
+        _mm256_unpackhi_epi16(words[0], float),
+        _mm256_unpacklo_epi16(words[1], float),
+        _mm256_unpackhi_epi16(words[1], float),
+    ];
+    for (of_runs, bits) in of_runs.iter_mut().zip(bits) {
+        let sum = _mm256_sub_ps(_mm256_castsi256_ps(bits), bias);
+        *of_runs = fold(*of_runs, sum, scale);
+    }
+}
+
+/// The low and the high parts of a cell's sums, a byte for each row.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn cell_sums(signs: &SignCell, tables: &CellTables) -> [__m256i; 2] {
+    let mask = _mm256_set1_epi8(15);
+    let mut sums = [_mm256_setzero_si256(); 2];
+    for (signs, tables) in signs.iter().zip(tables.as_chunks::<2>().0) {
+        let signs = load_quarter(signs, 0);
+        let indices = [
+            _mm256_and_si256(signs, mask),
+            _mm256_and_si256(_mm256_srli_epi16::<4>(signs), mask),
+        ];
+        for (index, table) in indices.into_iter().zip(tables) {
+            for (sum, part) in sums.iter_mut().zip(table.as_chunks::<16>().0) {
+                // SAFETY: 16 readable bytes; the load needs no alignment.
+                let part = unsafe { _mm_loadu_si128(part.as_ptr().cast()) };
+                let part = _mm256_broadcastsi128_si256(part);
+                *sum = _mm256_add_epi8(*sum, _mm256_shuffle_epi8(part, index));
+            }
+        }
+    }
+    sums
+}
