@@ -3,7 +3,7 @@
 #     floats: the docstring of replace_with_bitnet_linear in transformers gives this very entry as
 #     its example.
 # Seen: the entry matches no module, so the head is quantized like every other linear layer. Entries
-#     are matched with the names of modules ("lm_head"), never with those of parameters.
+#     are matched with the names of modules ("lm_head"), never with the names of parameters.
 # We depend on it in: crates/bitnet-models/src/huggingface/modules.rs, which refuses a list that does
 #     not keep the head.
 set -euo pipefail
