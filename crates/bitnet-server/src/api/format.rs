@@ -39,8 +39,8 @@ pub(crate) struct JsonSchemaFormat {
     /// The schema; any object if not given.
     #[schema(value_type = Option<Object>)]
     schema: Option<Value>,
-    /// Objects that declare properties have no others, unless the schema says otherwise. Answers
-    /// always fit the schema.
+    /// Answers always fit the schema, with this or without.
+    #[expect(dead_code, reason = "accepted, and of no consequence")]
     strict: Option<bool>,
 }
 
@@ -124,12 +124,12 @@ fn of_format(format: &ResponseFormat) -> Result<Option<Grammar>, ApiError> {
 }
 
 fn of_json_schema(format: &JsonSchemaFormat) -> Result<Grammar, ApiError> {
-    let strictness = match format.strict {
-        Some(true) => Strictness::Strict,
-        _ => Strictness::Form,
-    };
     match &format.schema {
-        Some(schema) => of_schema(schema, strictness, "response_format.json_schema.schema"),
+        Some(schema) => of_schema(
+            schema,
+            Strictness::Strict,
+            "response_format.json_schema.schema",
+        ),
         None => Ok(Grammar::Schema(Schema::any_object())),
     }
 }

@@ -45,13 +45,14 @@ const TYPES: [&str; 7] = [
 /// How a schema is read.
 ///
 /// A closed object is one without properties but the declared ones. An object that declares
-/// `properties` is closed if it is part of a tool or of a `strict` form, unless its schema has
+/// `properties` is closed in a tool and in `response_format`, unless its schema has
 /// `additionalProperties` (or `unevaluatedProperties`) and so says otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Strictness {
-    /// A form of an answer: all keywords are enforced or refused, objects are open.
+    /// `structured_outputs`: all keywords are enforced or refused, objects are open.
     Form,
-    /// A form or a tool with `strict`: all keywords are enforced or refused, objects are closed.
+    /// `response_format`, and a tool with `strict`: all keywords are enforced or refused, objects
+    /// are closed.
     Strict,
     /// A tool without `strict`: keywords that cannot be enforced are annotations, objects are
     /// closed.
