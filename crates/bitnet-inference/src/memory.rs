@@ -280,3 +280,92 @@ impl Memory {
             .flat_map(|states| states.copies.drain(..))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokens(first: u32) -> Vec<TokenId> {
+        (first..first + 80).map(TokenId).collect()
+    }
+
+    /// A sequence of these tokens, admitted.
+    fn admitted(memory: &mut Memory, tokens: &[TokenId]) -> Holding {
+        let mut held = Holding::new(None, tokens.len());
+        assert!(memory.admit(&mut held, tokens, tokens.len() - 1));
+        held
+    }
+
+    /// Computes `n` more tokens, the state being at `state_end` then; the number of states saved.
+    fn advance(
+        memory: &mut Memory,
+        held: &mut Holding,
+        tokens: &[TokenId],
+        n: usize,
+        state_end: usize,
+    ) -> usize {
+        held.state_end = state_end;
+        memory.advance(held, tokens, n, tokens.len());
+        memory.copies().count()
+    }
+
+    #[test]
+    fn a_state_is_saved_only_at_the_border_where_it_stands() {
+        let mut memory = Memory::new(16, 6, 1);
+        let (tokens, others) = (tokens(0), tokens(1000));
+        let mut held = admitted(&mut memory, &tokens);
+        assert_eq!(advance(&mut memory, &mut held, &tokens, 32, 32), 1);
+        // Another sequence takes the only place for a saved state.
+        let mut other = admitted(&mut memory, &others);
+        assert_eq!(advance(&mut memory, &mut other, &others, 32, 32), 1);
+        assert_eq!(advance(&mut memory, &mut held, &tokens, 1, 33), 0, "at 33");
+        assert_eq!(advance(&mut memory, &mut held, &tokens, 31, 70), 0, "at 70");
+    }
+
+    #[test]
+    fn a_step_with_a_state_ends_at_a_border_or_where_sequences_part() {
+        let mut held = Holding {
+            computed: 20,
+            ..Holding::default()
+        };
+        assert_eq!(Memory::step_len(&held, 100), 100, "without a state");
+        held.state = Some(0);
+        assert_eq!(Memory::step_len(&held, 11), 11);
+        assert_eq!(Memory::step_len(&held, 100), 76, "to 96");
+        held.parting = 2;
+        assert_eq!(Memory::step_len(&held, 100), 44, "to 64");
+    }
+
+    #[test]
+    fn a_beginning_is_reused_up_to_the_last_saved_state() {
+        let mut memory = Memory::new(16, 6, 4);
+        let tokens = tokens(0);
+        let mut held = admitted(&mut memory, &tokens);
+        advance(&mut memory, &mut held, &tokens, 32, 32);
+        // Keys and values up to 64 are known, a state only up to 32.
+        advance(&mut memory, &mut held, &tokens, 40, 75);
+        memory.give_back(&mut held);
+        let again = admitted(&mut memory, &tokens);
+        assert_eq!((again.computed, again.parting), (32, 2));
+        assert_eq!(memory.copies().count(), 1);
+        let mut stateless = Memory::new(16, 0, 0);
+        let mut held = admitted(&mut stateless, &tokens);
+        advance(&mut stateless, &mut held, &tokens, 72, 0);
+        stateless.give_back(&mut held);
+        assert_eq!(admitted(&mut stateless, &tokens).computed, 64);
+    }
+
+    #[test]
+    fn a_sequence_that_ends_leaves_no_block_or_slot_behind() {
+        let mut memory = Memory::new(16, 6, 4);
+        let tokens = tokens(0);
+        for _ in 0..20 {
+            let mut held = admitted(&mut memory, &tokens);
+            assert!(memory.begin_draft(&mut held));
+            memory.give_back(&mut held);
+        }
+        let states = memory.states.as_ref().expect("states");
+        assert_eq!(states.num_available(), 6);
+        assert_eq!(memory.blocks.num_available(), 16);
+    }
+}
