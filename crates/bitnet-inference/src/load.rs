@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bitnet_files::gguf::{Gguf, Metadata, TensorType};
-use bitnet_models::huggingface::Checkpoint;
+use bitnet_models::huggingface::{Checkpoint, end_tokens};
 use bitnet_models::{Config, I2sForm, LoadOptions, SamplingDefaults, likely_form};
-use bitnet_tokenizers::{ChatTemplate, Tokenizer, TokenizerSpec};
+use bitnet_tokenizers::{ChatTemplate, TokenId, Tokenizer, TokenizerSpec};
 
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -48,7 +48,7 @@ pub fn load(path: &Path, options: &LoadOptions, device: Device) -> Result<Loaded
     let architecture = checkpoint.config().architecture.gguf_name();
     // A tokenizer that does not work is found before seconds go into the weights.
     let tokenization = match path.join("tokenizer.json").exists() {
-        true => Some(with_template(Tokenizer::from_dir(path)?, architecture)),
+        true => Some(with_template(tokenizer_of(path)?, architecture)),
         false => None,
     };
     let sampling = SamplingDefaults::from_directory(path)?;
@@ -139,9 +139,21 @@ fn loaded(
 /// If there is none, or it is damaged or not supported.
 pub fn load_tokenization(path: &Path) -> Result<Tokenization> {
     if path.is_dir() {
-        return Ok(with_template(Tokenizer::from_dir(path)?, ""));
+        return Ok(with_template(tokenizer_of(path)?, ""));
     }
     tokenization_from_gguf(&Gguf::open(path)?)
+}
+
+/// The tokenizer of a directory. As in transformers, its answers end at the `eos_token_id`, one or
+/// several, of `generation_config.json`, or else of `config.json`; where neither has one, at the
+/// tokenizer's own end.
+fn tokenizer_of(directory: &Path) -> Result<Tokenizer> {
+    let tokenizer = Tokenizer::from_dir(directory)?;
+    let ids = end_tokens(directory)?;
+    Ok(match ids.is_empty() {
+        true => tokenizer,
+        false => tokenizer.with_stop_ids(ids.into_iter().map(TokenId).collect()),
+    })
 }
 
 /// The tokenizer in the metadata of a GGUF file.

@@ -501,6 +501,18 @@ impl Tokenizer {
         &self.stop_ids
     }
 
+    /// The same tokenizer with exactly these tokens ending an answer, except ids beyond the
+    /// vocabulary.
+    #[must_use]
+    pub fn with_stop_ids(mut self, mut ids: Vec<TokenId>) -> Self {
+        let tokens = self.vocab_size();
+        ids.retain(|id| (id.0 as usize) < tokens);
+        ids.sort_unstable();
+        ids.dedup();
+        self.stop_ids = ids;
+        self
+    }
+
     /// The chat template of the file this tokenizer came from, in Jinja.
     pub fn chat_template(&self) -> Option<&str> {
         self.chat_template.as_deref()

@@ -20,6 +20,7 @@ use std::sync::OnceLock;
 use bitnet_files::safetensors::{DType, StoredTensor, open_directory};
 use bitnet_files::{Extent, read_json};
 pub use config::{Quantization, WeightScale};
+use serde_json::Value;
 
 use crate::config::Config;
 use crate::convert::{norm_len, slots};
@@ -147,4 +148,28 @@ impl Checkpoint {
             .get(name)
             .map(|tensor| (tensor.dtype, &tensor.shape[..], &tensor.data))
     }
+}
+
+/// The ids of the tokens that end a text, one or several: `eos_token_id` of
+/// `generation_config.json`, else of `config.json`; none if neither has one.
+///
+/// # Errors
+/// If one of the files is there and cannot be read, or is not JSON.
+pub fn end_tokens(directory: &Path) -> Result<Vec<u32>> {
+    for name in ["generation_config.json", CONFIG] {
+        let path = directory.join(name);
+        if !path.exists() {
+            continue;
+        }
+        let json = read_json(&path)?;
+        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        let ids: Vec<u32> = match &json["eos_token_id"] {
+            Value::Array(ids) => ids.iter().filter_map(id).collect(),
+            value => id(value).into_iter().collect(),
+        };
+        if !ids.is_empty() {
+            return Ok(ids);
+        }
+    }
+    Ok(Vec::new())
 }
