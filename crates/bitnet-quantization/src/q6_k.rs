@@ -125,7 +125,7 @@ mod tests {
     use crate::golden::hex_sha256;
 
     #[test]
-    fn blocks_are_those_of_llama_cpp() {
+    fn blocks_equal_llama_cpps_blocks() {
         // Runs of every size from 2⁻¹¹ to 2¹¹, some of them zero.
         let mut state = 88_172_645_463_325_252_u64;
         let values = (0..256 * 256).map(|i| {

@@ -78,7 +78,7 @@ fn codes_and_scales_come_back_as_they_were_packed() {
 }
 
 #[test]
-fn the_bytes_are_those_of_the_description() {
+fn the_bytes_follow_the_description() {
     let mut signs = [-1; 128];
     (signs[0], signs[9], signs[127]) = (1, 1, 1);
     let bytes = packed(Q1_0, &signs, &[1.0], 1, 128);

@@ -684,7 +684,7 @@ fn dead_neurons_tell_the_form_of_a_layer() {
 }
 
 #[test]
-fn forms_are_told_by_their_names() {
+fn forms_have_their_names() {
     for (form, name) in Form::ALL.into_iter().zip(["block128", "block64", "row4"]) {
         assert_eq!((form.to_string().as_str(), name.parse()), (name, Ok(form)));
     }

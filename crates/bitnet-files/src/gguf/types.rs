@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_those_of_the_formats() {
+    fn sizes_follow_the_formats() {
         assert_eq!(F16.size_bytes(128_256, 2560), Ok(656_670_720));
         assert_eq!(Q6_K.size_bytes(128_256, 2560), Ok(269_337_600));
         assert_eq!(I2_S.size_bytes(6912, 2560), Ok(6912 * 2560 / 4 + 32));
