@@ -115,6 +115,7 @@ const UNSAFE: &[&str] = &[
     "crates/bitnet-kernels/src/ops/groups.rs",
     "crates/bitnet-kernels/src/ops/lookup.rs",
     "crates/bitnet-kernels/src/ops/probe.rs",
+    "crates/bitnet-kernels/src/ops/recurrent.rs",
     "crates/bitnet-kernels/src/ops/rows.rs",
     "crates/bitnet-kernels/src/ops/screen.rs",
     "crates/bitnet-kernels/src/ops/sparse.rs",

@@ -32,10 +32,12 @@ pub(crate) enum Work {
     /// Estimating which logits can matter. The dimensions do not decide how many estimates that
     /// takes.
     Screening,
+    /// What only hybrid models do, which have no receipts yet.
+    Recurrence,
 }
 
 impl Work {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Embedding,
         Self::SingleRows,
         Self::SeveralRows,
@@ -44,6 +46,7 @@ impl Work {
         Self::Attention,
         Self::Logits,
         Self::Screening,
+        Self::Recurrence,
     ];
 
     /// The work of one kernel.
@@ -64,6 +67,7 @@ impl Work {
             Kernel::AttentionReal => Self::Attention,
             Kernel::LogitsProjection => Self::Logits,
             Kernel::LogitsScreen => Self::Screening,
+            Kernel::FloatGemm | Kernel::DeltaNet => Self::Recurrence,
         }
     }
 
@@ -134,7 +138,7 @@ impl Work {
                     .map_or(0, |count| count.macs_skipped);
                 2 * u128::from(skipped)..=3 * rows.with_logits() * of_row
             }
-            Self::Screening => exactly(0),
+            Self::Screening | Self::Recurrence => exactly(0),
         }
     }
 
@@ -160,9 +164,12 @@ impl Work {
             Self::Logits if receipt.run.head == HeadMode::Screened.name() => {
                 rows.with_logits() * (vocab - 1) * hidden
             }
-            Self::Logits | Self::Embedding | Self::Rotation | Self::Attention | Self::Screening => {
-                0
-            }
+            Self::Logits
+            | Self::Embedding
+            | Self::Rotation
+            | Self::Attention
+            | Self::Screening
+            | Self::Recurrence => 0,
         }
     }
 
@@ -199,7 +206,7 @@ impl Work {
             // No table takes more than 4 bytes for each number.
             Self::Embedding => 1..=4 * rows.all() * hidden,
             Self::Logits => 1..=4 * macs.max(1),
-            Self::Rotation => 0..=0,
+            Self::Rotation | Self::Recurrence => 0..=0,
             Self::Screening => 0..=u128::MAX,
         }
     }
@@ -226,7 +233,7 @@ impl Work {
             Self::Screening if receipt.run.head == HeadMode::Screened.name() => {
                 Some(with_logits..=with_logits + rows.with_logits())
             }
-            Self::Screening => Some(0..=0),
+            Self::Screening | Self::Recurrence => Some(0..=0),
             Self::SingleRows | Self::SeveralRows => None,
         }
     }

@@ -57,6 +57,15 @@ pub enum GroupCodes {
 }
 
 impl GroupCodes {
+    /// What reports call weights of these codes.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Signs => "signs",
+            Self::TwoBits => "2-bit groups",
+        }
+    }
+
     /// Both.
     pub const ALL: [Self; 2] = [Self::Signs, Self::TwoBits];
 

@@ -187,6 +187,76 @@ impl Cpu {
         }
     }
 
+    /// [`Cpu::group_matmul`] with inputs in f32, `[rows, cols]`: each row of weights is turned into
+    /// f32 first. Slow: a reference for what rounding the inputs costs.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn group_matmul_floats(&self, matrix: &GroupMatrix, x: &[f32], out: &mut [f32]) {
+        let rows = x.len() / matrix.cols();
+        assert_eq!(
+            out.len(),
+            rows * matrix.output_len(),
+            "outputs for {rows} rows of {}",
+            matrix.output_len()
+        );
+        self.counters().add(
+            Kernel::FloatGemm,
+            rows * matrix.num_weights(),
+            matrix.num_bytes(),
+        );
+        out.fill(0.0);
+        for part in 0..matrix.parts().len() {
+            let place = matrix.output_range(part);
+            self.multiply_row_by_row(matrix, part, x, out, matrix.output_len(), place.start);
+        }
+    }
+
+    /// [`Cpu::group_logits`] with inputs in f32, as [`Cpu::group_matmul_floats`].
+    ///
+    /// # Panics
+    /// If the shapes do not fit, or the matrix is a stack of several.
+    pub fn group_logits_floats(&self, matrix: &GroupMatrix, x: &[f32], out: &mut [f32]) {
+        let &[vocab] = matrix.parts() else {
+            panic!("logits of a stack of {} matrices", matrix.parts().len())
+        };
+        let rows = x.len() / matrix.cols();
+        assert_eq!(out.len(), rows * vocab, "logits for {rows} rows of {vocab}");
+        self.counters().add(
+            Kernel::LogitsProjection,
+            rows * matrix.num_weights(),
+            matrix.num_bytes(),
+        );
+        self.multiply_row_by_row(matrix, 0, x, out, vocab, 0);
+    }
+
+    /// Products of one part with rows of f32; the outputs of a row begin at `first` of every
+    /// `stride`.
+    fn multiply_row_by_row(
+        &self,
+        matrix: &GroupMatrix,
+        part: usize,
+        x: &[f32],
+        out: &mut [f32],
+        stride: usize,
+        first: usize,
+    ) {
+        let (set, cols) = (self.set(), matrix.cols());
+        let out = Disjoint::new(out);
+        self.pool()
+            .split(matrix.parts()[part], BLOCK_ROWS, &|share| {
+                let mut weights = vec![0.0; cols];
+                for row in share {
+                    matrix.read_row(part, row, &mut weights);
+                    for (t, x) in x.chunks_exact(cols).enumerate() {
+                        let at = t * stride + first + row;
+                        // SAFETY: each row of the matrix is in one thread's share.
+                        set.matvec_f32(&weights, x, unsafe { out.slice(at..at + 1) });
+                    }
+                }
+            });
+    }
+
     fn multiply_groups(
         &self,
         matrix: &GroupMatrix,

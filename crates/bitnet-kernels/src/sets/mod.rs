@@ -9,12 +9,14 @@ pub mod checked;
 pub mod compiled;
 pub mod detect;
 pub mod groups;
+pub mod hadamard;
 pub mod lookup;
 pub mod math;
 #[cfg(target_arch = "aarch64")]
 pub mod neon;
 pub mod output;
 pub mod portable;
+pub mod recurrent;
 pub mod scalar;
 pub mod segment;
 pub mod sparse;

@@ -32,6 +32,11 @@ pub enum Kernel {
     RopeApply,
     /// Attention over the key/value cache.
     AttentionReal,
+    /// A small matrix of f32 times rows of f32.
+    FloatGemm,
+    /// Gated DeltaNet: the convolution and the recurrence of each row; bytes are those of the
+    /// states.
+    DeltaNet,
     /// Estimates of all logits from the 8-bit copy of the head: two planes of 8 bits for each
     /// hidden state.
     LogitsScreen,
@@ -42,7 +47,7 @@ pub enum Kernel {
 
 impl Kernel {
     /// All of them, in the order in which a token meets them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::EmbeddingLookup,
         Self::I2sGemv,
         Self::I2sGemm,
@@ -56,6 +61,8 @@ impl Kernel {
         Self::TwoBitGemm,
         Self::RopeApply,
         Self::AttentionReal,
+        Self::FloatGemm,
+        Self::DeltaNet,
         Self::LogitsScreen,
         Self::LogitsProjection,
     ];
@@ -77,6 +84,8 @@ impl Kernel {
             Self::TwoBitGemm => "two_bit_gemm",
             Self::RopeApply => "rope_apply",
             Self::AttentionReal => "attention_real",
+            Self::FloatGemm => "float_gemm",
+            Self::DeltaNet => "delta_net",
             Self::LogitsScreen => "logits_screen",
             Self::LogitsProjection => "logits_projection",
         }
