@@ -7,7 +7,7 @@ use std::time::Duration;
 use bitnet_inference::{DRAFT_MAX, Device, SamplingParams, parse_logit_bias};
 use bitnet_kernels::{KernelSet, Packing};
 use bitnet_models::{
-    FfnSparsity, HeadMode, KvType, LoadOptions, SamplingDefaults, Tl1Tile, Tl2Tile,
+    FfnSparsity, HeadMode, InputRounding, KvType, LoadOptions, SamplingDefaults, Tl1Tile, Tl2Tile,
 };
 use bitnet_tokenizers::TokenId;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -834,6 +834,10 @@ pub struct ModelArguments {
     /// the others from copies: on for all layers, auto where it pays; the text is the same
     #[arg(long, value_name = "on|off|auto", default_value = "auto", value_parser = parse_ffn_sparsity)]
     pub ffn_sparsity: FfnSparsity,
+    /// How inputs of weights with group scales are rounded: int8 in runs of 32, 64 or 128, or not
+    /// (f32, a slow reference)
+    #[arg(long, value_name = "int8-32|int8-64|int8-128|f32", default_value = "int8-32", value_parser = parse_group_inputs)]
+    pub group_inputs: InputRounding,
     /// fast keeps copies of weights where that makes decoding faster, low keeps none
     #[arg(long, value_enum, default_value_t = MemoryArgument::Fast)]
     pub memory: MemoryArgument,
@@ -858,6 +862,7 @@ impl ModelArguments {
             packing: Some(self.ternary_kernel.packing(i2s)),
             packings,
             ffn_sparsity: self.ffn_sparsity,
+            group_inputs: self.group_inputs,
             ..self.reading.load_options()
         };
         if self.memory == MemoryArgument::Low && options.head == HeadMode::Auto {
@@ -1029,6 +1034,11 @@ fn parse_head(name: &str) -> Result<HeadMode, String> {
         let names = HeadMode::ALL.map(HeadMode::name);
         format!("expected one of {}", names.join(", "))
     })
+}
+
+fn parse_group_inputs(name: &str) -> Result<InputRounding, String> {
+    let names = InputRounding::ALL.map(InputRounding::name).join(", ");
+    InputRounding::by_name(name).ok_or_else(|| format!("expected one of {names}"))
 }
 
 fn parse_ffn_sparsity(name: &str) -> Result<FfnSparsity, String> {

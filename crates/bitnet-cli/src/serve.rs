@@ -301,7 +301,11 @@ fn sized(
     arguments: &ServeArguments,
 ) -> anyhow::Result<EngineOptions> {
     check_sampling(arguments, config.vocab_size)?;
-    let block_bytes = KvCache::block_bytes(config.attention, config.num_layers, options.kv_type);
+    let block_bytes = KvCache::block_bytes(
+        config.attention,
+        config.num_attention_layers(),
+        options.kv_type,
+    );
     let needed = options.context.div_ceil(KvCache::BLOCK) * block_bytes;
     let cache = match arguments.kv_memory {
         None => DEFAULT_KV_BYTES.max(needed) / block_bytes * KvCache::BLOCK,

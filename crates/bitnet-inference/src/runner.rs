@@ -145,7 +145,7 @@ impl<B: Backend> ModelRunner<B> {
         let info = model.info();
         let cache = backend.cache(&CacheShape {
             attention: info.config.attention,
-            num_layers: info.config.num_layers,
+            num_layers: info.config.num_attention_layers(),
             kv_type: options.kv_type,
             num_blocks: options.num_blocks(),
             state_len: info.state_len,
@@ -174,7 +174,7 @@ impl<B: Backend> Runner for ModelRunner<B> {
     fn halfway(&self) -> usize {
         let config = &self.info.config;
         let attention_macs =
-            2 * config.num_layers * config.attention.heads * config.attention.head_dim;
+            2 * config.num_attention_layers() * config.attention.heads * config.attention.head_dim;
         (self.info.num_ternary_weights / (ATTENTION_MAC_COST * attention_macs)).max(1)
     }
 

@@ -10,11 +10,16 @@
 
 use std::ops::Range;
 
-use bitnet_kernels::{AttentionShape, Counters, Estimates, Gate, Part, Place, Pool, Unpack};
+use bitnet_kernels::{
+    AttentionShape, Counters, DeltaShape, Estimates, Gate, GroupCodes, Part, Place, Pool, Unpack,
+    UnpackGroups,
+};
 
 use crate::cache::CacheShape;
 use crate::error::{Error, Result};
 use crate::model::{LanguageModel, LoadOptions};
+use crate::rotation::Rotation;
+use crate::source::GroupTensor;
 use crate::sparsity::FfnActivity;
 use crate::table::Table;
 
@@ -61,6 +66,28 @@ pub trait Backend: Sized + Send + 'static {
         unpack: &Unpack<'_, Error>,
     ) -> Result<Self::Matrix>;
 
+    /// Packs a stack of matrices with a scale for each group of columns.
+    ///
+    /// # Errors
+    /// The first error of `unpack`.
+    fn group_matrix(
+        &self,
+        stack: &GroupStack<'_>,
+        options: &LoadOptions,
+        unpack: &UnpackGroups<'_, Error>,
+    ) -> Result<Self::Matrix>;
+
+    /// Takes an embedding or a head with a scale for each group of columns.
+    ///
+    /// # Errors
+    /// If its bytes contradict its format.
+    fn group_table(
+        &self,
+        table: GroupTensor,
+        uses: &TableUses,
+        options: &LoadOptions,
+    ) -> Result<Self::Table>;
+
     /// Takes the embedding or the head. `gives_logits`: the table is the head.
     fn table(&self, table: Table, gives_logits: bool, options: &LoadOptions) -> Self::Table;
 
@@ -106,8 +133,8 @@ pub trait Backend: Sized + Send + 'static {
     /// `x = table[token]`
     fn embed(&self, table: &Self::Table, batch: &Self::Batch, x: &mut Self::Rows);
 
-    /// Cosines and sines of `position · frequency` for each row.
-    fn angles(&self, frequencies: &Self::Vector, batch: &Self::Batch, angles: &mut Self::Rows);
+    /// Cosines and sines of `position · frequency` for each row, times the factor.
+    fn angles(&self, rotary: &Rotary<Self>, batch: &Self::Batch, angles: &mut Self::Rows);
 
     /// `out = norm(x)`
     fn rms_norm(&self, x: &Self::Rows, norm: &RmsNorm<Self>, out: &mut Self::Rows);
@@ -128,7 +155,11 @@ pub trait Backend: Sized + Send + 'static {
     /// Copies `part` into the columns of `out` from `start` on; `out` then has `cols` columns.
     fn put_columns(&self, part: &Self::Rows, start: usize, cols: usize, out: &mut Self::Rows);
 
-    /// Rotates queries and keys by the angles of their rows.
+    /// Normalises each head in some columns of `x` by itself.
+    fn normalize_heads(&self, x: &mut Self::Rows, columns: &Range<usize>, norm: &RmsNorm<Self>);
+
+    /// Rotates queries and keys by the angles of their rows: of each head the first elements, as
+    /// many as there are angles for.
     fn rotate(&self, qkv: &mut Self::Rows, heads: &HeadColumns, angles: &Self::Rows);
 
     /// Writes the keys and values of each row to the cache of a layer, rounded to its type.
@@ -153,6 +184,23 @@ pub trait Backend: Sized + Send + 'static {
         batch: &mut Self::Batch,
         cache: &mut Self::Cache,
         layer: usize,
+        out: &mut Self::Rows,
+    );
+
+    /// `x = x · sigmoid(gates)`; the gates are columns of `projected`.
+    fn gate(&self, x: &mut Self::Rows, projected: &Self::Rows, gates: &Range<usize>);
+
+    /// `out = weights · x` in f32; weights: `[outputs, x's columns]`.
+    fn multiply_floats(&self, weights: &Self::Vector, x: &Self::Rows, out: &mut Self::Rows);
+
+    /// Gated DeltaNet: convolves queries, keys and values, advances the states of the batch's
+    /// sequences in the order of their rows, and writes normalised, gated outputs.
+    fn delta_net(
+        &self,
+        input: &DeltaRows<'_, Self>,
+        layer: &DeltaLayer<Self>,
+        batch: &mut Self::Batch,
+        cache: &mut Self::Cache,
         out: &mut Self::Rows,
     );
 
@@ -212,6 +260,67 @@ pub struct Stack<'a> {
     pub shape: (usize, usize),
     /// Weights of the model that these matrices leave out because they add nothing.
     pub num_left_out: usize,
+}
+
+/// Matrices of one input with scales for groups of columns, as the loader asks for them.
+pub struct GroupStack<'a> {
+    /// The rows of each matrix.
+    pub parts: &'a [usize],
+    /// The length of the input.
+    pub cols: usize,
+    /// What their codes can be.
+    pub codes: GroupCodes,
+    /// Columns that share a scale.
+    pub group_cols: usize,
+    /// How the input is rotated before it is rounded, if it is.
+    pub rotation: Option<Rotation>,
+}
+
+/// What a table is used for.
+#[derive(Clone, Debug, Default)]
+pub struct TableUses {
+    /// Whether it is the head.
+    pub gives_logits: bool,
+    /// How the rows that are looked up are rotated back, if they are.
+    pub rows_rotation: Option<Rotation>,
+    /// How the input of the head is rotated, if it is.
+    pub input_rotation: Option<Rotation>,
+}
+
+/// The rotary position embedding.
+pub struct Rotary<B: Backend> {
+    /// The angle by which a position turns each pair of a head, `[rotary_dim / 2]`.
+    pub frequencies: B::Vector,
+    /// What cosines and sines are multiplied by.
+    pub factor: f32,
+}
+
+/// The constants of a Gated DeltaNet layer.
+pub struct DeltaLayer<B: Backend> {
+    /// The heads.
+    pub shape: DeltaShape,
+    /// Where the layer's state begins among those of a sequence, in numbers.
+    pub state_start: usize,
+    /// `[4 taps, channels]`; the last tap meets the newest token.
+    pub conv: B::Vector,
+    /// `[value heads]`: the logarithm of the decay for a unit of time, negative.
+    pub decay: B::Vector,
+    /// `[value heads]`: added to the times.
+    pub time_bias: B::Vector,
+    /// The norm of each head's output, `[head_dim]`.
+    pub norm: RmsNorm<B>,
+}
+
+/// The inputs of a Gated DeltaNet layer.
+pub struct DeltaRows<'a, B: Backend> {
+    /// Rows of projections.
+    pub projected: &'a B::Rows,
+    /// The columns of queries, keys and values.
+    pub qkv: Range<usize>,
+    /// The columns of the output's gates.
+    pub gate: Range<usize>,
+    /// `[rows, 2 · value heads]`: times of the decay, then how strongly a token is written.
+    pub times: &'a B::Rows,
 }
 
 /// A root-mean-square norm.

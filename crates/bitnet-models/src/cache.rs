@@ -175,6 +175,11 @@ impl KvCache {
         &mut states[start..start + self.state_len]
     }
 
+    /// All recurrent states, `[slots, state_len]`, and `state_len`.
+    pub(crate) fn states_mut(&mut self) -> (&mut [f32], usize) {
+        (bytemuck::cast_slice_mut(&mut self.states), self.state_len)
+    }
+
     /// Copies a recurrent state from one slot to another.
     ///
     /// # Panics

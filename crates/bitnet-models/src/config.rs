@@ -2,7 +2,7 @@
 
 use bitnet_files::gguf::{Gguf, Metadata};
 use bitnet_files::{Error as FileError, shown};
-use bitnet_kernels::{AttentionShape, Gate, MAX_COLS, MAX_HEAD_DIM};
+use bitnet_kernels::{AttentionShape, CONV_TAPS, DeltaShape, Gate, MAX_COLS, MAX_HEAD_DIM, math};
 
 use crate::error::{Error, Result};
 
@@ -15,6 +15,11 @@ pub enum Architecture {
     Bitnet,
     /// Llama with ternary projections: SiLU, no extra norms.
     Llama,
+    /// Qwen3: as Llama, with a norm over each head of queries and keys.
+    Qwen3,
+    /// Qwen3.5: three of four layers are Gated DeltaNet, the others attention as in Qwen3 with a
+    /// gate over its output and a rotation of a part of each head.
+    Qwen35,
 }
 
 /// Where a file keeps the two elements of each pair that the rotary embedding rotates.
@@ -30,7 +35,7 @@ pub enum RopePairs {
 
 impl Architecture {
     /// The names in `general.architecture` that mean each graph.
-    const NAMES: [(&'static str, Self); 7] = [
+    const NAMES: [(&'static str, Self); 9] = [
         ("bitnet-b1.58", Self::BitnetB158),
         ("bitnet_b1_58", Self::BitnetB158),
         ("bitnet-25", Self::BitnetB158),
@@ -38,6 +43,8 @@ impl Architecture {
         ("bitnet158", Self::BitnetB158),
         ("bitnet", Self::Bitnet),
         ("llama", Self::Llama),
+        ("qwen3", Self::Qwen3),
+        ("qwen35", Self::Qwen35),
     ];
 
     /// The graph that a file calls by this name.
@@ -60,7 +67,7 @@ impl Architecture {
     pub fn gate(self) -> Gate {
         match self {
             Self::BitnetB158 => Gate::Relu2,
-            Self::Bitnet | Self::Llama => Gate::Silu,
+            Self::Bitnet | Self::Llama | Self::Qwen3 | Self::Qwen35 => Gate::Silu,
         }
     }
 
@@ -68,14 +75,27 @@ impl Architecture {
     /// normalised.
     #[must_use]
     pub fn has_sub_norms(self) -> bool {
-        self != Self::Llama
+        matches!(self, Self::BitnetB158 | Self::Bitnet)
+    }
+
+    /// Whether each head of queries and keys is normalised before it is rotated.
+    #[must_use]
+    pub fn has_head_norms(self) -> bool {
+        matches!(self, Self::Qwen3 | Self::Qwen35)
+    }
+
+    /// Whether the output of attention is multiplied by the sigmoid of gates, which the query
+    /// projection gives beside the queries.
+    #[must_use]
+    pub fn gates_attention(self) -> bool {
+        self == Self::Qwen35
     }
 
     /// Where GGUF files of this architecture keep the pairs that the rotary embedding rotates.
     #[must_use]
     pub fn gguf_rope_pairs(self) -> RopePairs {
         match self {
-            Self::BitnetB158 | Self::Bitnet => RopePairs::HalfSplit,
+            Self::BitnetB158 | Self::Bitnet | Self::Qwen3 | Self::Qwen35 => RopePairs::HalfSplit,
             Self::Llama => RopePairs::Interleaved,
         }
     }
@@ -87,6 +107,8 @@ impl Architecture {
             Self::BitnetB158 => "bitnet-b1.58",
             Self::Bitnet => "bitnet",
             Self::Llama => "llama",
+            Self::Qwen3 => "qwen3",
+            Self::Qwen35 => "qwen35",
         }
     }
 }
@@ -123,9 +145,95 @@ pub struct Config {
     /// Epsilon of the norms that each projection has of its own (`use_rms_norm`); `None` where
     /// projections have none.
     pub input_norm_eps: Option<f32>,
+    /// Elements of each head that are rotated by position, from the first on.
+    pub rotary_dim: usize,
+    /// How rotary frequencies are stretched for long contexts, if they are.
+    pub yarn: Option<Yarn>,
+    /// The layers of linear attention, in hybrid models.
+    pub linear: Option<LinearAttention>,
+}
+
+/// YaRN (Peng et al. 2023): high frequencies stay, low ones are divided by `factor`, those between
+/// change over.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Yarn {
+    /// What low frequencies are divided by.
+    pub factor: f32,
+    /// Positions that the model was trained for before it was stretched.
+    pub original_context: f32,
+    /// Weight of the change, 1 but in odd files.
+    pub ext_factor: f32,
+    /// Multiplies the cosines and sines beside YaRN's own factor.
+    pub attn_factor: f32,
+    /// Turns within the original context above which a frequency stays.
+    pub beta_fast: f32,
+    /// Turns below which it is divided by `factor`.
+    pub beta_slow: f32,
+}
+
+impl Yarn {
+    /// The frequencies stretched, and what cosines and sines are multiplied by.
+    ///
+    /// frequencies: `theta^(−2i/n)`, `[n / 2]`.
+    pub(crate) fn stretch(&self, frequencies: Vec<f32>, theta: f32) -> (Vec<f32>, f32) {
+        let n = 2.0 * frequencies.len() as f64;
+        let theta = math::ln_f64(f64::from(theta));
+        // The pair that turns this many times within the original context.
+        let pair = |turns: f32| {
+            let wavelength =
+                f64::from(self.original_context) / (2.0 * std::f64::consts::PI * f64::from(turns));
+            n * math::ln_f64(wavelength) / (2.0 * theta)
+        };
+        let low = pair(self.beta_fast).floor().max(0.0);
+        let high = pair(self.beta_slow).ceil().min(n - 1.0);
+        let stretched = frequencies.into_iter().enumerate().map(|(i, frequency)| {
+            let ramp = (i as f64 - low) / (high - low).max(0.001);
+            let interpolated = ramp.clamp(0.0, 1.0) * f64::from(self.ext_factor)
+                + (1.0 - f64::from(self.ext_factor));
+            let frequency = f64::from(frequency);
+            let slow = frequency / f64::from(self.factor);
+            (frequency * (1.0 - interpolated) + slow * interpolated) as f32
+        });
+        let factor = 1.0 + 0.1 * math::ln_f64(f64::from(self.factor));
+        let factor = (factor * f64::from(self.attn_factor)) as f32;
+        (stretched.collect(), factor)
+    }
+}
+
+/// Layers of Gated DeltaNet in a hybrid model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LinearAttention {
+    /// Heads of a layer.
+    pub shape: DeltaShape,
+    /// For each layer, whether it is linear attention.
+    pub is_linear: Vec<bool>,
 }
 
 impl Config {
+    /// The shape of a layer's linear attention; `None` for a layer of full attention.
+    #[must_use]
+    pub fn linear_layer(&self, layer: usize) -> Option<DeltaShape> {
+        let linear = self.linear.as_ref()?;
+        linear.is_linear[layer].then_some(linear.shape)
+    }
+
+    /// Layers that keep keys and values.
+    #[must_use]
+    pub fn num_attention_layers(&self) -> usize {
+        (0..self.num_layers)
+            .filter(|layer| self.linear_layer(*layer).is_none())
+            .count()
+    }
+
+    /// Numbers in the recurrent state of a sequence, all layers together; 0 without linear layers.
+    #[must_use]
+    pub fn state_len(&self) -> usize {
+        (0..self.num_layers)
+            .filter_map(|layer| self.linear_layer(layer))
+            .map(|shape| shape.state_len())
+            .sum()
+    }
+
     /// Reads the configuration in the metadata of a GGUF file.
     ///
     /// # Errors
@@ -151,19 +259,20 @@ impl Config {
                 return Err(keys.error("attention.head_count", problem));
             }
         };
-        for key in ["rope.dimension_count", "attention.value_length"] {
-            if let Some(found) = metadata.u32(&keys.key(key))?
-                && found as usize != head_dim
-            {
-                return Err(keys.error(
-                    key,
-                    format!(
-                        "{found}, but a head has {head_dim}; partial rotation and unequal lengths are not supported"
-                    ),
-                ));
-            }
+        if let Some(found) = metadata.u32(&keys.key("attention.value_length"))?
+            && found as usize != head_dim
+        {
+            let problem =
+                format!("{found}, but a head has {head_dim}; unequal lengths are not supported");
+            return Err(keys.error("attention.value_length", problem));
         }
+        let rotary_dim = keys.rotary_dim(architecture, head_dim)?;
         keys.refuse_other_attention()?;
+        let num_layers = keys.num_layers(gguf.tensors().len())?;
+        let linear = match architecture {
+            Architecture::Qwen35 => Some(keys.linear_attention(num_layers)?),
+            _ => None,
+        };
         let vocab_size = gguf.require_tensor("token_embd.weight")?.rows();
         if let Some(stated) = metadata.u32(&keys.key("vocab_size"))?
             && stated as usize != vocab_size
@@ -178,7 +287,7 @@ impl Config {
             name: metadata.str("general.name")?.map(str::to_owned),
             vocab_size,
             hidden_size,
-            num_layers: keys.size("block_count", gguf.tensors().len())?,
+            num_layers,
             attention: AttentionShape {
                 heads,
                 kv_heads,
@@ -190,9 +299,12 @@ impl Config {
             rope_theta: metadata
                 .f32(&keys.key("rope.freq_base"))?
                 .unwrap_or(10_000.0),
-            rope_scaling_factor: keys.rope_scaling_factor()?,
+            rope_scaling_factor: keys.rope_scaling_factor(architecture)?,
             rope_pairs: architecture.gguf_rope_pairs(),
             input_norm_eps: None,
+            rotary_dim,
+            yarn: keys.yarn()?,
+            linear,
             architecture_name,
         }
         .checked()
@@ -280,7 +392,7 @@ impl Keys<'_> {
 
     /// What positions are divided by. Without a type, a factor means linear scaling, and files
     /// older than the type have their own key for it, as in llama.cpp.
-    fn rope_scaling_factor(&self) -> Result<f32> {
+    fn rope_scaling_factor(&self, architecture: Architecture) -> Result<f32> {
         let factor = |key: &str| self.metadata.f32(&self.key(key));
         let linear = || -> Result<Option<f32>> {
             match factor("rope.scaling.factor")? {
@@ -290,6 +402,7 @@ impl Keys<'_> {
         };
         match self.metadata.str(&self.key("rope.scaling.type"))? {
             Some("none") => Ok(1.0),
+            Some("yarn") if architecture.has_head_norms() => Ok(1.0),
             // 0 states that there is no scaling.
             None => Ok(linear()?.filter(|found| *found != 0.0).unwrap_or(1.0)),
             Some("linear") => linear()?.ok_or_else(|| {
@@ -303,6 +416,131 @@ impl Keys<'_> {
                 Err(self.error("rope.scaling.type", problem))
             }
         }
+    }
+
+    /// The numbers of YaRN, where the file asks for it.
+    fn yarn(&self) -> Result<Option<Yarn>> {
+        let name = |key: &str| format!("rope.scaling.{key}");
+        if self.metadata.str(&self.key(&name("type")))? != Some("yarn") {
+            return Ok(None);
+        }
+        let number = |key: &str, default: f32| -> Result<f32> {
+            let found = self.metadata.f32(&self.key(&name(key)))?.unwrap_or(default);
+            if found.is_finite() && found > 0.0 && found <= 1e9 {
+                return Ok(found);
+            }
+            let problem = format!("{found}; more than 0 and at most 1e9 is possible");
+            Err(self.error(&name(key), problem))
+        };
+        let original = self.size(&name("original_context_length"), u32::MAX as usize)?;
+        Ok(Some(Yarn {
+            factor: self.metadata.require_f32(&self.key(&name("factor")))?,
+            original_context: original as f32,
+            ext_factor: number("yarn_ext_factor", 1.0)?,
+            attn_factor: number("yarn_attn_factor", 1.0)?,
+            beta_fast: number("yarn_beta_fast", 32.0)?,
+            beta_slow: number("yarn_beta_slow", 1.0)?,
+        }))
+    }
+
+    /// How much of a head is rotated: all of it, but in graphs that rotate a part.
+    fn rotary_dim(&self, architecture: Architecture, head_dim: usize) -> Result<usize> {
+        let key = "rope.dimension_count";
+        let Some(found) = self.optional_size(key, MAX_HEAD_DIM)? else {
+            return Ok(head_dim);
+        };
+        let is_possible = if architecture == Architecture::Qwen35 {
+            found <= head_dim && found.is_multiple_of(2)
+        } else {
+            found == head_dim
+        };
+        if is_possible {
+            return Ok(found);
+        }
+        let problem = format!("{found}, but a head has {head_dim}");
+        Err(self.error(key, problem))
+    }
+
+    /// Layers of the main pass: those that predict further tokens come after them and count as
+    /// blocks, too.
+    fn num_layers(&self, max: usize) -> Result<usize> {
+        let blocks = self.size("block_count", max)?;
+        let key = "nextn_predict_layers";
+        let nextn = self.metadata.u32(&self.key(key))?.unwrap_or(0) as usize;
+        if nextn >= blocks {
+            return Err(self.error(key, format!("{nextn} of {blocks} blocks")));
+        }
+        Ok(blocks - nextn)
+    }
+
+    /// Which layers are linear attention, and their heads.
+    fn linear_attention(&self, num_layers: usize) -> Result<LinearAttention> {
+        let size = |key: &str| self.size(key, MAX_COLS);
+        let head_dim = size("ssm.state_size")?;
+        let shape = DeltaShape {
+            key_heads: size("ssm.group_count")?,
+            value_heads: size("ssm.time_step_rank")?,
+            head_dim,
+        };
+        let product = |heads: usize| heads.checked_mul(head_dim).filter(|n| *n <= MAX_COLS);
+        let widths = (product(shape.value_heads), product(2 * shape.key_heads));
+        let (Some(inner), Some(_)) = widths else {
+            let problem = format!(
+                "{head_dim}, for {shape:?}; at most {MAX_COLS} numbers a row are supported"
+            );
+            return Err(self.error("ssm.state_size", problem));
+        };
+        if size("ssm.inner_size")? != inner {
+            let problem = format!(
+                "{}, but {} heads of {head_dim} are {inner}",
+                size("ssm.inner_size")?,
+                shape.value_heads
+            );
+            return Err(self.error("ssm.inner_size", problem));
+        }
+        if !shape.value_heads.is_multiple_of(shape.key_heads) {
+            let problem = format!(
+                "{}, no multiple of {} key heads",
+                shape.value_heads, shape.key_heads
+            );
+            return Err(self.error("ssm.time_step_rank", problem));
+        }
+        let taps = size("ssm.conv_kernel")?;
+        if taps != CONV_TAPS {
+            return Err(self.error(
+                "ssm.conv_kernel",
+                format!("{taps}; {CONV_TAPS} is supported"),
+            ));
+        }
+        Ok(LinearAttention {
+            shape,
+            is_linear: self.linear_layers(num_layers)?,
+        })
+    }
+
+    /// The kinds of the layers: as listed, else every fourth is full attention, or every n-th if
+    /// the file says so.
+    fn linear_layers(&self, num_layers: usize) -> Result<Vec<bool>> {
+        let key = "attention.recurrent_layers";
+        if let Some(list) = self.metadata.get(&self.key(key)) {
+            let kinds: Option<Vec<bool>> = list
+                .as_array()
+                .and_then(|list| list.iter().map(|kind| kind.as_bool()).collect());
+            return match kinds {
+                Some(kinds) if kinds.len() >= num_layers => Ok(kinds[..num_layers].to_vec()),
+                Some(kinds) => {
+                    let problem = format!("a list of {} for {num_layers} layers", kinds.len());
+                    Err(self.error(key, problem))
+                }
+                None => Err(self.error(key, "not a list of true and false".into())),
+            };
+        }
+        let interval = self
+            .optional_size("full_attention_interval", 1 << 16)?
+            .unwrap_or(4);
+        Ok((0..num_layers)
+            .map(|layer| !(layer + 1).is_multiple_of(interval))
+            .collect())
     }
 
     /// Refuses keys that llama.cpp obeys and that no graph here has.

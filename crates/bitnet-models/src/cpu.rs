@@ -2,21 +2,26 @@
 //! [`bitnet_kernels::Cpu`].
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use bitnet_kernels::{
-    Activations, AttentionScratch, Counters, Cpu, Estimates, Kernel, LiveNeurons, Neurons, Norm,
-    Place, Places, Pool, Qkv, ScreenScratch, ScreenTable, SparseScratch, TernaryColumns,
-    TernaryMatrix, TernaryRows, Unpack,
+    Activations, AttentionScratch, Counters, Cpu, DeltaInput, DeltaScratch, DeltaWeights,
+    Estimates, Kernel, KernelSet, LiveNeurons, Neurons, Norm, Place, Places, Pool, Qkv,
+    ScreenScratch, ScreenTable, SparseScratch, StateRows, TernaryColumns, TernaryMatrix,
+    TernaryRows, Unpack, UnpackGroups,
 };
 
 use bitnet_quantization::dense::Dense;
 
 use crate::backend::{
-    Backend, HeadColumns, MatrixFacts, NeuronColumns, RmsNorm, RowPlan, Stack, TableFacts,
+    Backend, DeltaLayer, DeltaRows, GroupStack, HeadColumns, MatrixFacts, NeuronColumns, RmsNorm,
+    Rotary, RowPlan, Run, Stack, TableFacts, TableUses,
 };
 use crate::cache::{CacheShape, KvCache, KvType};
 use crate::error::{Error, Result};
+use crate::grouped::{GroupRows, GroupTable, GroupWeights};
 use crate::model::{HeadMode, LanguageModel, LoadOptions};
+use crate::source::GroupTensor;
 use crate::sparsity::FfnActivity;
 use crate::table::{Table, decode};
 
@@ -67,7 +72,10 @@ impl FloatRows {
 /// Int8 rows, and what products with few active rows or columns prepare from them.
 #[derive(Default)]
 pub struct Int8Rows {
+    /// With one scale a row.
     rows: Activations,
+    /// With a scale for each run of inputs.
+    groups: GroupRows,
     scratch: RefCell<SparseScratch>,
 }
 
@@ -78,7 +86,9 @@ pub struct CpuBatch {
     places: Vec<Place>,
     blocks: Vec<u32>,
     wanted: Vec<usize>,
+    runs: Vec<Run>,
     scratch: AttentionScratch,
+    delta_scratch: DeltaScratch,
 }
 
 impl CpuBatch {
@@ -90,8 +100,26 @@ impl CpuBatch {
     }
 }
 
+/// Packed weights.
+pub enum CpuMatrix {
+    /// With one scale a matrix.
+    Ternary(TernaryWeights),
+    /// With a scale for each group of columns.
+    Grouped(GroupWeights),
+}
+
+impl CpuMatrix {
+    /// The weights with one scale a matrix, if they are such.
+    pub(crate) fn ternary_mut(&mut self) -> Option<&mut TernaryWeights> {
+        match self {
+            Self::Ternary(weights) => Some(weights),
+            Self::Grouped(_) => None,
+        }
+    }
+}
+
 /// Packed ternary weights, perhaps with a copy for steps in which few of them matter.
-pub struct CpuMatrix {
+pub struct TernaryWeights {
     pub(crate) weights: TernaryMatrix,
     /// See [`Stack::num_left_out`].
     num_left_out: usize,
@@ -123,21 +151,71 @@ impl SparseWeights {
     }
 }
 
-/// A table, with its 8-bit copy if logits are estimated from one.
-pub struct CpuTable {
-    pub(crate) rows: Table,
+/// A table with a row for each token.
+pub enum CpuTable {
+    /// Floats or blocks of them, read where they lie in the file.
+    Stored(StoredTable),
+    /// Codes with a scale for each group of columns.
+    Grouped(GroupTable),
+}
+
+/// A table as the file stores it, with its 8-bit copy if logits are estimated from one.
+pub struct StoredTable {
+    rows: Table,
     screen: Option<ScreenTable>,
 }
 
 impl CpuTable {
-    /// The rows as the file stores them.
+    /// The rows, if they are read as the file stores them.
     #[must_use]
-    pub fn rows(&self) -> &Table {
-        &self.rows
+    pub fn rows(&self) -> Option<&Table> {
+        match self {
+            Self::Stored(table) => Some(&table.rows),
+            Self::Grouped(_) => None,
+        }
+    }
+
+    /// Rows: one for each token.
+    fn vocab(&self) -> usize {
+        match self {
+            Self::Stored(table) => table.rows.rows(),
+            Self::Grouped(table) => table.rows(),
+        }
+    }
+
+    fn row_bytes(&self) -> usize {
+        match self {
+            Self::Stored(table) => table.rows.row_bytes(),
+            Self::Grouped(table) => table.row_bytes(),
+        }
+    }
+
+    /// Numbers in a row.
+    fn cols(&self) -> usize {
+        match self {
+            Self::Stored(table) => table.rows.cols(),
+            Self::Grouped(table) => table.cols(),
+        }
+    }
+
+    /// The row of a token as f32.
+    fn read_row(&self, set: &KernelSet, token: usize, out: &mut [f32]) {
+        match self {
+            Self::Stored(table) => table.rows.read_row(token, out),
+            Self::Grouped(table) => table.read_row(set, token, out),
+        }
+    }
+
+    /// `out[t] = table · x[t]`
+    fn project(&self, cpu: &Cpu, x: &[f32], out: &mut [f32]) {
+        match self {
+            Self::Stored(table) => table.project(cpu, x, out),
+            Self::Grouped(table) => table.project(cpu, x, out),
+        }
     }
 }
 
-impl CpuTable {
+impl StoredTable {
     /// `out[t] = rows · x[t]`; x: `[n, cols]`, out: `[n, rows]`.
     fn project(&self, cpu: &Cpu, x: &[f32], out: &mut [f32]) {
         let (table, cols, row_bytes) = (&self.rows, self.rows.cols(), self.rows.row_bytes());
@@ -150,7 +228,7 @@ impl CpuTable {
         }
     }
 
-    /// `row · x` with the same bits as [`CpuTable::project`]; x: `[cols]`.
+    /// `row · x` with the same bits as [`StoredTable::project`]; x: `[cols]`.
     fn dot(&self, cpu: &Cpu, token: u32, x: &[f32]) -> f32 {
         let (table, set) = (&self.rows, cpu.set());
         let bytes = table.stored_row(token as usize);
@@ -194,11 +272,33 @@ impl Backend for Cpu {
     ) -> Result<CpuMatrix> {
         let packing = options.packing(stack.shape).unwrap_or(self.set().packing);
         let weights = TernaryMatrix::pack(self.pool(), stack.parts, stack.cols, packing, unpack)?;
-        Ok(CpuMatrix {
+        Ok(CpuMatrix::Ternary(TernaryWeights {
             weights,
             num_left_out: stack.num_left_out,
             copy: None,
-        })
+        }))
+    }
+
+    fn group_matrix(
+        &self,
+        stack: &GroupStack<'_>,
+        options: &LoadOptions,
+        unpack: &UnpackGroups<'_, Error>,
+    ) -> Result<CpuMatrix> {
+        Ok(CpuMatrix::Grouped(GroupWeights::pack(
+            self, stack, options, unpack,
+        )?))
+    }
+
+    fn group_table(
+        &self,
+        table: GroupTensor,
+        uses: &TableUses,
+        options: &LoadOptions,
+    ) -> Result<CpuTable> {
+        Ok(CpuTable::Grouped(GroupTable::new(
+            self, table, uses, options,
+        )?))
     }
 
     fn table(&self, table: Table, gives_logits: bool, options: &LoadOptions) -> CpuTable {
@@ -220,10 +320,10 @@ impl Backend for Cpu {
             table.advise_done();
             screen
         });
-        CpuTable {
+        CpuTable::Stored(StoredTable {
             rows: table,
             screen,
-        }
+        })
     }
 
     fn cache(&self, shape: &CacheShape) -> Result<KvCache> {
@@ -247,17 +347,26 @@ impl Backend for Cpu {
     }
 
     fn matrix_facts(matrix: &CpuMatrix) -> MatrixFacts {
-        MatrixFacts {
-            packing: matrix.weights.packing().name(),
-            num_bytes: matrix.weights.num_bytes(),
-            copy_bytes: matrix.copy.as_ref().map(|copy| copy.weights.num_bytes()),
+        match matrix {
+            CpuMatrix::Ternary(matrix) => MatrixFacts {
+                packing: matrix.weights.packing().name(),
+                num_bytes: matrix.weights.num_bytes(),
+                copy_bytes: matrix.copy.as_ref().map(|copy| copy.weights.num_bytes()),
+            },
+            CpuMatrix::Grouped(weights) => weights.facts(),
         }
     }
 
     fn table_facts(table: &CpuTable) -> TableFacts {
-        TableFacts {
-            format: table.rows.format().name(),
-            screen_bytes: table.screen.as_ref().map(ScreenTable::num_bytes),
+        match table {
+            CpuTable::Stored(table) => TableFacts {
+                format: table.rows.format().name(),
+                screen_bytes: table.screen.as_ref().map(ScreenTable::num_bytes),
+            },
+            CpuTable::Grouped(table) => TableFacts {
+                format: table.format_name(),
+                screen_bytes: None,
+            },
         }
     }
 
@@ -266,18 +375,20 @@ impl Backend for Cpu {
         batch.places.clone_from(&plan.places);
         batch.blocks.clone_from(&plan.blocks);
         batch.wanted.clone_from(&plan.wanted);
+        batch.runs.clone_from(&plan.runs);
     }
 
     fn embed(&self, table: &CpuTable, batch: &CpuBatch, x: &mut FloatRows) {
-        let (cols, row_bytes) = (table.rows.cols(), table.rows.row_bytes());
-        let read_row = |token: usize, out: &mut [f32]| table.rows.read_row(token, out);
+        let (cols, row_bytes) = (table.cols(), table.row_bytes());
+        let set = self.set();
+        let read_row = |token: usize, out: &mut [f32]| table.read_row(set, token, out);
         let x = x.shape(batch.tokens.len(), cols);
         self.embed(&batch.tokens, cols, row_bytes, &read_row, x);
     }
 
-    fn angles(&self, frequencies: &Vec<f32>, batch: &CpuBatch, angles: &mut FloatRows) {
-        let angles = angles.shape(batch.places.len(), 2 * frequencies.len());
-        self.angles(&batch.places, frequencies, angles);
+    fn angles(&self, rotary: &Rotary<Self>, batch: &CpuBatch, angles: &mut FloatRows) {
+        let angles = angles.shape(batch.places.len(), 2 * rotary.frequencies.len());
+        self.angles(&batch.places, &rotary.frequencies, rotary.factor, angles);
     }
 
     fn rms_norm(&self, x: &FloatRows, norm: &RmsNorm<Self>, out: &mut FloatRows) {
@@ -289,13 +400,27 @@ impl Backend for Cpu {
         &self,
         x: &FloatRows,
         norm: Option<&RmsNorm<Self>>,
-        _matrix: &CpuMatrix,
+        matrix: &CpuMatrix,
         out: &mut Int8Rows,
     ) {
-        self.quantize(&x.values, x.cols, x.cols, norm.map(view), &mut out.rows);
+        match matrix {
+            CpuMatrix::Ternary(_) => {
+                self.quantize(&x.values, x.cols, x.cols, norm.map(view), &mut out.rows);
+            }
+            CpuMatrix::Grouped(weights) => {
+                weights.round(self, &x.values, norm.map(view), &mut out.groups);
+            }
+        }
     }
 
     fn multiply(&self, matrix: &CpuMatrix, x: &Int8Rows, out: &mut FloatRows) {
+        let matrix = match matrix {
+            CpuMatrix::Ternary(matrix) => matrix,
+            CpuMatrix::Grouped(weights) => {
+                let out = out.shape(x.groups.rows(), weights.output_len());
+                return weights.multiply(self, &x.groups, out);
+            }
+        };
         let rows = x.rows.rows();
         let out = out.shape(rows, matrix.weights.output_len());
         let mut kernel = matrix.weights.kernel(rows);
@@ -316,6 +441,10 @@ impl Backend for Cpu {
         for (out, part) in rows.zip(part.values.chunks_exact(part.cols)) {
             out[start..start + part.len()].copy_from_slice(part);
         }
+    }
+
+    fn normalize_heads(&self, x: &mut FloatRows, columns: &Range<usize>, norm: &RmsNorm<Self>) {
+        self.normalize_heads(&mut x.values, x.cols, columns.clone(), view(norm));
     }
 
     fn rotate(&self, qkv: &mut FloatRows, heads: &HeadColumns, angles: &FloatRows) {
@@ -390,10 +519,14 @@ impl Backend for Cpu {
         gate_up: &FloatRows,
         neurons: &NeuronColumns,
         norm: Option<&RmsNorm<Self>>,
-        _matrix: &CpuMatrix,
+        matrix: &CpuMatrix,
         out: &mut Int8Rows,
         seen: &mut FfnActivity,
     ) {
+        if let CpuMatrix::Grouped(weights) = matrix {
+            let (values, stride) = (&gate_up.values, gate_up.cols);
+            return weights.gate_and_round(self, values, stride, neurons, &mut out.groups);
+        }
         let live = neurons.live.as_deref().map(|positions| LiveNeurons {
             positions,
             num_neurons: neurons.num_neurons,
@@ -414,12 +547,75 @@ impl Backend for Cpu {
         seen.add(gate_up.rows() * neurons.num_live(), zeros);
     }
 
+    fn gate(&self, x: &mut FloatRows, projected: &FloatRows, gates: &Range<usize>) {
+        self.gate_rows(
+            &mut x.values,
+            &projected.values,
+            projected.cols,
+            gates.clone(),
+        );
+    }
+
+    fn multiply_floats(&self, weights: &Vec<f32>, x: &FloatRows, out: &mut FloatRows) {
+        let outputs = weights.len() / x.cols;
+        let out = out.shape(x.rows(), outputs);
+        self.multiply_floats(weights, &x.values, x.cols, out);
+    }
+
+    fn delta_net(
+        &self,
+        input: &DeltaRows<'_, Self>,
+        layer: &DeltaLayer<Self>,
+        batch: &mut CpuBatch,
+        cache: &mut KvCache,
+        out: &mut FloatRows,
+    ) {
+        let out = out.shape(input.projected.rows(), layer.shape.output_len());
+        let (states, state_len) = cache.states_mut();
+        let sequences: Vec<StateRows> = batch
+            .runs
+            .iter()
+            .map(|run| StateRows {
+                rows: run.rows.clone(),
+                state: run.state as usize * state_len + layer.state_start,
+            })
+            .collect();
+        for (run, sequence) in batch.runs.iter().zip(&sequences) {
+            if run.position == 0 {
+                states[sequence.state..sequence.state + layer.shape.state_len()].fill(0.0);
+            }
+        }
+        let weights = DeltaWeights {
+            conv: &layer.conv,
+            decay: &layer.decay,
+            time_bias: &layer.time_bias,
+            norm: view(&layer.norm),
+        };
+        let input = DeltaInput {
+            projected: &input.projected.values,
+            stride: input.projected.cols,
+            qkv: input.qkv.clone(),
+            gate: input.gate.clone(),
+            times: &input.times.values,
+        };
+        let scratch = &mut batch.delta_scratch;
+        self.delta_net(
+            layer.shape,
+            &weights,
+            &input,
+            &sequences,
+            states,
+            scratch,
+            out,
+        );
+    }
+
     fn add(&self, x: &mut FloatRows, delta: &FloatRows) {
         self.add(&mut x.values, x.cols, &delta.values, delta.cols);
     }
 
     fn logits(&self, head: &CpuTable, hidden: &FloatRows, rows: &[usize], out: &mut Vec<f32>) {
-        out.resize(rows.len() * head.rows.rows(), 0.0);
+        out.resize(rows.len() * head.vocab(), 0.0);
         let is_all = rows.len() == hidden.rows() && rows.is_sorted() && rows.first() == Some(&0);
         match rows {
             [] => {}
@@ -435,9 +631,13 @@ impl Backend for Cpu {
     }
 
     fn estimate(&self, head: &CpuTable, hidden: &FloatRows, to: &mut ScreenScratch) -> bool {
-        head.screen
-            .as_ref()
-            .is_some_and(|screen| self.screen(screen, &hidden.values, to))
+        match head {
+            CpuTable::Stored(StoredTable {
+                screen: Some(screen),
+                ..
+            }) => self.screen(screen, &hidden.values, to),
+            _ => false,
+        }
     }
 
     fn estimates(estimated: &ScreenScratch, row: usize, vocab: usize) -> Estimates<'_> {
@@ -454,22 +654,27 @@ impl Backend for Cpu {
     ) {
         let hidden = hidden.row(row);
         out.clear();
-        out.extend(tokens.iter().map(|token| head.dot(self, *token, hidden)));
+        match head {
+            CpuTable::Stored(table) => {
+                out.extend(tokens.iter().map(|token| table.dot(self, *token, hidden)))
+            }
+            CpuTable::Grouped(table) => {
+                let mut all = vec![0.0; table.rows()];
+                table.project(self, hidden, &mut all);
+                out.extend(tokens.iter().map(|token| all[*token as usize]));
+            }
+        }
     }
 
     fn count_exact(&self, head: &CpuTable, num_exact: usize, decided: bool) {
-        let (vocab, hidden) = (head.rows.rows(), head.rows.cols());
+        let (vocab, hidden) = (head.vocab(), head.cols());
         let kernel = if decided {
             Kernel::LogitsProjection
         } else {
             Kernel::LogitsScreen
         };
         let counters = self.counters();
-        counters.add(
-            kernel,
-            num_exact * hidden,
-            num_exact * head.rows.row_bytes(),
-        );
+        counters.add(kernel, num_exact * hidden, num_exact * head.row_bytes());
         if decided {
             let num_left_out = vocab.saturating_sub(num_exact);
             counters.skip(Kernel::LogitsProjection, num_left_out * hidden);
@@ -502,7 +707,7 @@ fn view_qkv<'a>(qkv: &'a FloatRows, heads: &HeadColumns) -> Qkv<'a> {
 /// all. True if all of the product that can leave weights out did.
 fn multiply_active(
     cpu: &Cpu,
-    matrix: &CpuMatrix,
+    matrix: &TernaryWeights,
     copy: &SparseCopy,
     x: &Int8Rows,
     out: &mut [f32],

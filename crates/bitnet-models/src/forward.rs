@@ -4,7 +4,8 @@
 //! x = embedding[token]
 //! for each layer:
 //!     q, k, v = BitLinear(rms_norm(x));  rotate q and k;  k, v to the cache
-//!     x += BitLinear(sub_norm(attention(q, cache)))
+//!     x += BitLinear(sub_norm(attention(q, cache)))       or, in layers of linear attention,
+//!     x += BitLinear(delta_net(BitLinear(rms_norm(x)), state))
 //!     gate, up = BitLinear(rms_norm(x))
 //!     x += BitLinear(sub_norm(act(gate) · up))
 //! logits = head · rms_norm(x)
@@ -18,9 +19,9 @@
 
 use bitnet_kernels::{Estimates, Place};
 
-use crate::backend::{Backend, RmsNorm, RowPlan, Run};
+use crate::backend::{Backend, DeltaRows, RmsNorm, RowPlan, Run};
 use crate::cache::KvCache;
-use crate::model::{LanguageModel, Layer, Products, Projections};
+use crate::model::{Attention, LanguageModel, Layer, Linear, Mixer, Products, Projections};
 use crate::sparsity::FfnActivity;
 
 /// Which rows of a chunk logits are wanted for.
@@ -65,10 +66,12 @@ pub struct Workspace<B: Backend> {
     int8: B::Int8,
     /// Output of one projection among several, or what a block adds to the residual stream.
     delta: B::Rows,
-    /// Queries, keys and values, `[rows, qkv.output_len]`.
+    /// Queries, keys, values and gates, `[rows, qkv.output_len]`.
     qkv: B::Rows,
-    /// Attention output, `[rows, heads · head_dim]`.
-    attention: B::Rows,
+    /// Times of the decay and strengths of linear attention, `[rows, 2 · value heads]`.
+    times: B::Rows,
+    /// What the mixer gives, `[rows, mixed]`.
+    mixed: B::Rows,
     /// `[rows, gate_up.output_len]`
     gate_up: B::Rows,
     /// Hidden states of the rows whose logits are wanted, `[logit rows, hidden]`.
@@ -118,54 +121,102 @@ impl<B: Backend> LanguageModel<B> {
             .resize(self.layers.len(), FfnActivity::default());
         b.begin(&w.plan, &mut w.batch);
         b.embed(&self.embedding, &w.batch, &mut w.x);
-        b.angles(&self.rope_frequencies, &w.batch, &mut w.angles);
+        b.angles(&self.rotary, &w.batch, &mut w.angles);
         let last = self.layers.len() - 1;
         for (index, layer) in self.layers.iter().enumerate() {
-            self.project_qkv(b, w, layer);
-            b.store_kv(&w.qkv, &layer.heads, &w.batch, cache, index);
-            if index == last {
-                // After the last layer's keys and values only the rows with logits matter.
-                b.keep_wanted(&mut w.batch, &mut [&mut w.x, &mut w.qkv]);
-                if w.plan.wanted.is_empty() {
-                    return 0;
+            let is_last = index == last;
+            match &layer.mixer {
+                Mixer::Attention(attention) => {
+                    self.attend(b, w, layer, attention, cache, is_last);
                 }
+                Mixer::Linear(linear) => self.recur(b, w, layer, linear, cache, is_last),
             }
-            b.attention(
-                &w.qkv,
-                &layer.heads,
-                &mut w.batch,
-                cache,
-                index,
-                &mut w.attention,
-            );
-            self.add_attention(b, w, layer);
+            if is_last && w.plan.wanted.is_empty() {
+                return 0;
+            }
+            self.add_mixed(b, w, layer);
             self.add_feed_forward(b, w, layer, index);
         }
         b.rms_norm(&w.x, &self.output_norm, &mut w.hidden);
         w.plan.wanted.len()
     }
 
-    /// `q, k, v = BitLinear(norm(x))`, q and k rotated.
-    fn project_qkv(&self, b: &B, w: &mut Workspace<B>, layer: &Layer<B>) {
+    /// `mixed = attention(q, cache)`, with `q, k, v = BitLinear(norm(x))`, q and k rotated, k and v
+    /// stored in the cache first.
+    fn attend(
+        &self,
+        b: &B,
+        w: &mut Workspace<B>,
+        layer: &Layer<B>,
+        attention: &Attention<B>,
+        cache: &mut B::Cache,
+        is_last: bool,
+    ) {
+        let Attention {
+            qkv,
+            heads,
+            gates,
+            head_norms,
+            cache_layer,
+        } = attention;
         let buffers = (&mut w.int8, &mut w.normed, &mut w.delta);
-        project(
-            b,
-            &w.x,
-            &layer.attention_norm,
-            &layer.qkv,
-            buffers,
-            &mut w.qkv,
+        project(b, &w.x, &layer.attention_norm, qkv, buffers, &mut w.qkv);
+        if let Some([query_norm, key_norm]) = head_norms {
+            b.normalize_heads(&mut w.qkv, &heads.queries, query_norm);
+            b.normalize_heads(&mut w.qkv, &heads.keys, key_norm);
+        }
+        b.rotate(&mut w.qkv, heads, &w.angles);
+        b.store_kv(&w.qkv, heads, &w.batch, cache, *cache_layer);
+        if is_last {
+            // After the last layer's keys and values only the rows with logits matter.
+            b.keep_wanted(&mut w.batch, &mut [&mut w.x, &mut w.qkv]);
+            if w.plan.wanted.is_empty() {
+                return;
+            }
+        }
+        b.attention(
+            &w.qkv,
+            heads,
+            &mut w.batch,
+            cache,
+            *cache_layer,
+            &mut w.mixed,
         );
-        b.rotate(&mut w.qkv, &layer.heads, &w.angles);
+        if let Some(gates) = gates {
+            b.gate(&mut w.mixed, &w.qkv, gates);
+        }
     }
 
-    /// `x += BitLinear(sub_norm(attention))`
-    fn add_attention(&self, b: &B, w: &mut Workspace<B>, layer: &Layer<B>) {
-        let (norm, output) = (
-            layer.attention_output_norm.as_ref(),
-            &layer.attention_output,
-        );
-        b.quantize(&w.attention, norm, output, &mut w.int8);
+    /// `mixed = delta_net(BitLinear(norm(x)))`, advancing the state of each sequence.
+    fn recur(
+        &self,
+        b: &B,
+        w: &mut Workspace<B>,
+        layer: &Layer<B>,
+        linear: &Linear<B>,
+        cache: &mut B::Cache,
+        is_last: bool,
+    ) {
+        b.rms_norm(&w.x, &layer.attention_norm, &mut w.normed);
+        b.multiply_floats(&linear.times, &w.normed, &mut w.times);
+        b.quantize(&w.normed, None, &linear.projections, &mut w.int8);
+        b.multiply(&linear.projections, &w.int8, &mut w.qkv);
+        let input = DeltaRows {
+            projected: &w.qkv,
+            qkv: linear.qkv.clone(),
+            gate: linear.gate.clone(),
+            times: &w.times,
+        };
+        b.delta_net(&input, &linear.layer, &mut w.batch, cache, &mut w.mixed);
+        if is_last {
+            b.keep_wanted(&mut w.batch, &mut [&mut w.x, &mut w.mixed]);
+        }
+    }
+
+    /// `x += BitLinear(sub_norm(mixed))`
+    fn add_mixed(&self, b: &B, w: &mut Workspace<B>, layer: &Layer<B>) {
+        let (norm, output) = (layer.mixer_output_norm.as_ref(), &layer.mixer_output);
+        b.quantize(&w.mixed, norm, output, &mut w.int8);
         b.multiply(output, &w.int8, &mut w.delta);
         b.add(&mut w.x, &w.delta);
     }
@@ -272,7 +323,8 @@ impl<B: Backend> Workspace<B> {
             int8: B::Int8::default(),
             delta: B::Rows::default(),
             qkv: B::Rows::default(),
-            attention: B::Rows::default(),
+            times: B::Rows::default(),
+            mixed: B::Rows::default(),
             gate_up: B::Rows::default(),
             hidden: B::Rows::default(),
             estimated: B::Estimated::default(),

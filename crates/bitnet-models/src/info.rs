@@ -62,7 +62,7 @@ impl<B: Backend> LanguageModel<B> {
             embedding_format: B::table_facts(self.embedding()).format,
             num_ternary_weights: self.num_ternary_weights(),
             num_ternary_bytes: self.num_ternary_bytes(),
-            state_len: 0, // No layer of these graphs is recurrent.
+            state_len: self.config().state_len(),
             ffn_sparsity: self.ffn_sparsity(),
             ffn_layers: self.ffn_layers().collect(),
         }

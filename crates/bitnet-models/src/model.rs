@@ -7,15 +7,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bitnet_files::gguf::Gguf;
-use bitnet_kernels::{BLOCK_ROWS, Packing, Part, Unpack, math};
+use bitnet_kernels::{BLOCK_ROWS, CONV_TAPS, DeltaShape, GroupCodes, Packing, Part, Unpack, math};
 use bitnet_quantization::{i2_s, tl1, tl2};
+use half::f16;
 
-use crate::backend::{Backend, HeadColumns, NeuronColumns, RmsNorm, Stack};
+use crate::backend::{
+    Backend, DeltaLayer, GroupStack, HeadColumns, NeuronColumns, RmsNorm, Rotary, Stack, TableUses,
+};
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::grouped::InputRounding;
 use crate::huggingface::Checkpoint;
 use crate::source::gguf::GgufSource;
-use crate::source::{LayerSlot, Projection, Slot, Source, TernaryTensor};
+use crate::source::{GroupTensor, LayerSlot, LinearSlot, Projection, Slot, Source, TernaryTensor};
 use crate::sparsity::FfnSparsity;
 
 /// How to read and hold a model: facts that its files leave out, and choices that change no result.
@@ -36,6 +40,8 @@ pub struct LoadOptions {
     pub packings: Vec<((usize, usize), Packing)>,
     /// Whether feed-forward networks skip weights that add nothing.
     pub ffn_sparsity: FfnSparsity,
+    /// How inputs of matrices with group scales are rounded.
+    pub group_inputs: InputRounding,
 }
 
 impl LoadOptions {
@@ -90,8 +96,8 @@ pub struct LanguageModel<B: Backend> {
     pub(crate) output_norm: RmsNorm<B>,
     /// `[vocab, hidden]`; the embedding again if the two are tied.
     head: Option<B::Table>,
-    /// The angle by which one position rotates each pair of a head, `[head_dim / 2]`.
-    pub(crate) rope_frequencies: B::Vector,
+    /// The rotary position embedding.
+    pub(crate) rotary: Rotary<B>,
     /// How the source holds the ternary weights.
     quantization: String,
 }
@@ -100,14 +106,12 @@ pub struct LanguageModel<B: Backend> {
 pub(crate) struct Layer<B: Backend> {
     /// `[hidden]`
     pub attention_norm: RmsNorm<B>,
-    /// Queries, keys and values: `[hidden] → [heads · head_dim], [kv_heads · head_dim] twice`
-    pub qkv: Projections<B>,
-    /// Where the output of `qkv` has them.
-    pub heads: HeadColumns,
-    /// `[heads · head_dim]`
-    pub attention_output_norm: Option<RmsNorm<B>>,
-    /// `[heads · head_dim] → [hidden]`
-    pub attention_output: B::Matrix,
+    /// What tokens tell each other.
+    pub mixer: Mixer<B>,
+    /// `[mixed] → [hidden]`
+    pub mixer_output: B::Matrix,
+    /// The norm of its input, `[mixed]`.
+    pub mixer_output_norm: Option<RmsNorm<B>>,
     /// `[hidden]`
     pub ffn_norm: RmsNorm<B>,
     /// `[hidden] → [ffn], [ffn]`
@@ -118,6 +122,43 @@ pub(crate) struct Layer<B: Backend> {
     pub ffn_down_norm: Option<RmsNorm<B>>,
     /// `[ffn] → [hidden]`
     pub ffn_down: B::Matrix,
+}
+
+/// How a layer mixes the tokens of a sequence.
+pub(crate) enum Mixer<B: Backend> {
+    /// Softmax attention over the cache.
+    Attention(Attention<B>),
+    /// Gated DeltaNet over a state.
+    Linear(Linear<B>),
+}
+
+/// The weights of softmax attention.
+pub(crate) struct Attention<B: Backend> {
+    /// Queries, keys and values: `[hidden] → [heads · head_dim], [kv_heads · head_dim] twice`, then
+    /// the gates of the output, `[heads · head_dim]`, if there are any.
+    pub qkv: Projections<B>,
+    /// Where the output of `qkv` has queries, keys and values.
+    pub heads: HeadColumns,
+    /// Where it has the gates.
+    pub gates: Option<Range<usize>>,
+    /// The norms over each head of queries and of keys, `[head_dim]`.
+    pub head_norms: Option<[RmsNorm<B>; 2]>,
+    /// Which of the layers with keys and values this is.
+    pub cache_layer: usize,
+}
+
+/// The weights of linear attention.
+pub(crate) struct Linear<B: Backend> {
+    /// Queries, keys and values, then gates: `[hidden] → [channels], [mixed]`.
+    pub projections: B::Matrix,
+    /// Where the output of `projections` has queries, keys and values.
+    pub qkv: Range<usize>,
+    /// Where it has the gates.
+    pub gate: Range<usize>,
+    /// Times of the decay, then strengths: `[2 · value heads, hidden]`.
+    pub times: B::Vector,
+    /// The constants of the recurrence.
+    pub layer: DeltaLayer<B>,
 }
 
 /// Projections of one input.
@@ -207,7 +248,7 @@ impl<B: Backend> LanguageModel<B> {
     ) -> Result<Self> {
         source.check_tensors()?;
         let config = source.config().clone();
-        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+        let hidden = config.hidden_size;
         let loader = Loader {
             source,
             config: &config,
@@ -216,10 +257,7 @@ impl<B: Backend> LanguageModel<B> {
             drops_dead: drops_dead && backend.leaves_out_dead_neurons(),
             formats: RefCell::default(),
         };
-        let table = |slot, gives_logits| {
-            let table = source.table(slot, vocab, hidden)?;
-            Ok::<_, Error>(backend.table(table, gives_logits, options))
-        };
+        let table = |slot, gives_logits| loader.table(slot, gives_logits);
         let head = source
             .has_head()
             .then(|| table(Slot::Head, true))
@@ -228,7 +266,7 @@ impl<B: Backend> LanguageModel<B> {
             embedding: table(Slot::Embedding, head.is_none())?,
             head,
             output_norm: loader.norm(Slot::OutputNorm, hidden)?,
-            rope_frequencies: backend.vector(loader.rope_frequencies()?),
+            rotary: loader.rotary()?,
             layers: (0..config.num_layers)
                 .map(|index| loader.layer(index))
                 .collect::<Result<_>>()?,
@@ -310,16 +348,25 @@ impl<B: Backend> LanguageModel<B> {
 
     fn matrices(&self) -> impl Iterator<Item = &B::Matrix> {
         self.layers.iter().flat_map(|layer| {
-            let stacks = layer.qkv.matrices().chain(layer.gate_up.matrices());
-            stacks.chain([&layer.attention_output, &layer.ffn_down])
+            let (attention, linear) = match &layer.mixer {
+                Mixer::Attention(attention) => (Some(attention.qkv.matrices()), None),
+                Mixer::Linear(linear) => (None, Some(&linear.projections)),
+            };
+            let mixer = attention.into_iter().flatten().chain(linear);
+            let rest = [&layer.mixer_output, &layer.ffn_down];
+            mixer.chain(layer.gate_up.matrices()).chain(rest)
         })
     }
 
     /// Ternary weights of the model, those of dead neurons included.
     #[must_use]
     pub fn num_ternary_weights(&self) -> usize {
-        let shapes = Projection::ALL.map(|projection| projection.shape(&self.config));
-        self.config.num_layers * shapes.iter().map(|(rows, cols)| rows * cols).sum::<usize>()
+        let of_layer = |layer| {
+            let shapes = projections_of(&self.config, layer).iter();
+            let shapes = shapes.map(|projection| projection.shape(&self.config));
+            shapes.map(|(rows, cols)| rows * cols).sum::<usize>()
+        };
+        (0..self.config.num_layers).map(of_layer).sum()
     }
 }
 
@@ -329,6 +376,22 @@ type FeedForward<B> = (Projections<B>, <B as Backend>::Matrix, Option<Vec<u32>>)
 /// Projections with the same input: one product, unless each has an input norm of its own.
 const QKV: [Projection; 3] = [Projection::Query, Projection::Key, Projection::Value];
 const GATE_UP: [Projection; 2] = [Projection::Gate, Projection::Up];
+const LINEAR: [Projection; 2] = [Projection::LinearQkv, Projection::LinearGate];
+
+/// The matrices of a layer.
+fn projections_of(config: &Config, layer: usize) -> &'static [Projection] {
+    match config.linear_layer(layer) {
+        None => &Projection::ALL,
+        Some(_) => &[
+            Projection::LinearQkv,
+            Projection::LinearGate,
+            Projection::LinearOutput,
+            Projection::Gate,
+            Projection::Up,
+            Projection::Down,
+        ],
+    }
+}
 
 /// The shapes (rows, cols) of the matrices of a layer, in the order in which a token meets them;
 /// projections that are multiplied at once are one matrix.
@@ -360,6 +423,12 @@ pub fn matrix_shapes(config: &Config) -> Vec<(usize, usize)> {
         .collect()
 }
 
+/// Fills rows of a part of a stack with group scales: part, rows, codes and columns of a group that
+/// are wanted, codes, scales.
+type UnpackParts<'a> = dyn Fn(usize, Range<usize>, (GroupCodes, usize), &mut [u8], &mut [f16]) -> Result<()>
+    + Sync
+    + 'a;
+
 /// Takes a model out of its source.
 struct Loader<'a, B> {
     source: &'a dyn Source,
@@ -376,26 +445,25 @@ impl<B: Backend> Loader<'_, B> {
         let hidden = self.config.hidden_size;
         let norm = |slot| self.norm(Slot::Layer(index, slot), hidden);
         let attention_norm = norm(LayerSlot::AttentionNorm)?;
-        let qkv = self.projections(index, &QKV)?;
-        let attention_output_norm = self.inner_norm(
-            index,
-            LayerSlot::AttentionSubNorm,
-            Projection::AttentionOutput,
-        )?;
-        let attention_output = self.stack(index, &[Projection::AttentionOutput])?;
+        let (mixer, output) = match self.config.linear_layer(index) {
+            Some(shape) => (
+                Mixer::Linear(self.linear(index, shape)?),
+                Projection::LinearOutput,
+            ),
+            None => (
+                Mixer::Attention(self.attention(index)?),
+                Projection::AttentionOutput,
+            ),
+        };
+        let mixer_output_norm = self.inner_norm(index, LayerSlot::AttentionSubNorm, output)?;
+        let mixer_output = self.stack(index, &[output])?;
         let ffn_norm = norm(LayerSlot::FfnNorm)?;
         let (gate_up, ffn_down, live) = self.feed_forward(index)?;
         Ok(Layer {
             attention_norm,
-            heads: HeadColumns {
-                shape: self.config.attention,
-                queries: qkv.columns[0].clone(),
-                keys: qkv.columns[1].clone(),
-                values: qkv.columns[2].clone(),
-            },
-            qkv,
-            attention_output_norm,
-            attention_output,
+            mixer,
+            mixer_output,
+            mixer_output_norm,
             ffn_norm,
             neurons: NeuronColumns {
                 gate: self.config.architecture.gate(),
@@ -408,6 +476,214 @@ impl<B: Backend> Loader<'_, B> {
             ffn_down_norm: self.inner_norm(index, LayerSlot::FfnSubNorm, Projection::Down)?,
             ffn_down,
         })
+    }
+
+    fn attention(&self, index: usize) -> Result<Attention<B>> {
+        let shape = self.config.attention;
+        let slot = |slot| Slot::Layer(index, slot);
+        let (qkv, gates) = if self.config.architecture.gates_attention() {
+            let qkv = self.gated_queries(index)?;
+            let gates = qkv.columns[1].clone();
+            (qkv, Some(gates))
+        } else {
+            (self.projections(index, &QKV)?, None)
+        };
+        let first = usize::from(gates.is_some());
+        let head_norms = self.config.architecture.has_head_norms().then(|| {
+            let norm = |name| self.norm(slot(name), shape.head_dim);
+            Ok::<_, Error>([norm(LayerSlot::QueryNorm)?, norm(LayerSlot::KeyNorm)?])
+        });
+        Ok(Attention {
+            heads: HeadColumns {
+                shape,
+                queries: qkv.columns[0].clone(),
+                keys: qkv.columns[first + 1].clone(),
+                values: qkv.columns[first + 2].clone(),
+            },
+            qkv,
+            gates,
+            head_norms: head_norms.transpose()?,
+            cache_layer: (0..index)
+                .filter(|layer| self.config.linear_layer(*layer).is_none())
+                .count(),
+        })
+    }
+
+    /// Queries, gates, keys and values, of files whose query projection has a head of queries and
+    /// a head of gates in turns.
+    fn gated_queries(&self, index: usize) -> Result<Projections<B>> {
+        let shape = self.config.attention;
+        let head_dim = shape.head_dim;
+        let width = shape.heads * head_dim;
+        let tensors = self
+            .grouped(index, &QKV)?
+            .ok_or_else(|| self.not_grouped(index))?;
+        let parts = [width, width, tensors[1].rows, tensors[2].rows];
+        let matrix = self.group_stack(&tensors, &parts, &|part, rows, to, codes, scales| {
+            if part > 1 {
+                return tensors[part - 1].unpack_rows(rows, to.0, to.1, codes, scales);
+            }
+            let (cols, groups) = (tensors[0].cols, scales.len() / rows.len());
+            let codes = codes.chunks_exact_mut(cols);
+            for ((row, codes), scales) in rows.zip(codes).zip(scales.chunks_exact_mut(groups)) {
+                let stored = row / head_dim * 2 * head_dim + part * head_dim + row % head_dim;
+                tensors[0].unpack_rows(stored..stored + 1, to.0, to.1, codes, scales)?;
+            }
+            Ok(())
+        })?;
+        Ok(Projections::new(
+            parts.into_iter(),
+            Products::Stacked(matrix),
+        ))
+    }
+
+    fn linear(&self, index: usize, shape: DeltaShape) -> Result<Linear<B>> {
+        let hidden = self.config.hidden_size;
+        let slot = |slot| Slot::Layer(index, LayerSlot::Linear(slot));
+        let vector = |name, len| self.source.vector(slot(name), len);
+        let projections = self.projections(index, &LINEAR)?;
+        let (qkv, gate) = (
+            projections.columns[0].clone(),
+            projections.columns[1].clone(),
+        );
+        let Products::Stacked(projections) = projections.products else {
+            unreachable!("no hybrid model has norms of its own for each projection")
+        };
+        let mut times = self
+            .source
+            .floats(slot(LinearSlot::Time), shape.value_heads, hidden)?;
+        let strengths = slot(LinearSlot::Strength);
+        times.extend(self.source.floats(strengths, shape.value_heads, hidden)?);
+        let channels = shape.channels();
+        let conv = self
+            .source
+            .floats(slot(LinearSlot::Convolution), channels, CONV_TAPS)?;
+        // The file has the taps of a channel side by side; the kernels take channels side by side.
+        let conv = (0..CONV_TAPS * channels)
+            .map(|i| conv[i % channels * CONV_TAPS + i / channels])
+            .collect();
+        let state_start = (0..index).filter_map(|layer| self.config.linear_layer(layer));
+        let backend = self.backend;
+        Ok(Linear {
+            projections,
+            qkv,
+            gate,
+            times: backend.vector(times),
+            layer: DeltaLayer {
+                shape,
+                state_start: state_start.map(|shape| shape.state_len()).sum(),
+                conv: backend.vector(conv),
+                decay: backend.vector(vector(LinearSlot::Decay, shape.value_heads)?),
+                time_bias: backend.vector(vector(LinearSlot::TimeBias, shape.value_heads)?),
+                norm: self.norm(slot(LinearSlot::Norm), shape.head_dim)?,
+            },
+        })
+    }
+
+    /// The embedding or the head.
+    fn table(&self, slot: Slot, gives_logits: bool) -> Result<B::Table> {
+        let (vocab, hidden) = (self.config.vocab_size, self.config.hidden_size);
+        let Some(table) = self.source.grouped(slot, vocab, hidden)? else {
+            let table = self.source.table(slot, vocab, hidden)?;
+            return Ok(self.backend.table(table, gives_logits, self.options));
+        };
+        let rotations = self.source.rotations()?;
+        let uses = TableUses {
+            gives_logits,
+            rows_rotation: match slot {
+                Slot::Embedding => rotations.of_embedding(hidden),
+                _ => None,
+            },
+            input_rotation: match slot {
+                Slot::Embedding => rotations.of_tied_head(hidden),
+                _ => table.rotation.clone(),
+            },
+        };
+        self.backend.group_table(table, &uses, self.options)
+    }
+
+    /// The tensors of projections that have group scales and share an input, if all have.
+    fn grouped(
+        &self,
+        index: usize,
+        projections: &[Projection],
+    ) -> Result<Option<Vec<GroupTensor>>> {
+        let tensor = |&projection: &Projection| {
+            let (rows, cols) = projection.shape(self.config);
+            let slot = Slot::Layer(index, LayerSlot::Weight(projection));
+            self.source.grouped(slot, rows, cols)
+        };
+        let tensors: Vec<Option<GroupTensor>> =
+            projections.iter().map(tensor).collect::<Result<_>>()?;
+        let num_grouped = tensors.iter().flatten().count();
+        if num_grouped == 0 {
+            return Ok(None);
+        }
+        if num_grouped < tensors.len() {
+            return Err(self.mixed(index, projections));
+        }
+        let tensors: Vec<GroupTensor> = tensors.into_iter().flatten().collect();
+        if let Some(other) = tensors
+            .iter()
+            .find(|other| other.rotation != tensors[0].rotation)
+        {
+            let problem = format!(
+                "rotated otherwise than {}, which takes the same input",
+                tensors[0].name
+            );
+            return Err(Error::TensorValues {
+                tensor: other.name.clone(),
+                problem,
+            });
+        }
+        tensors
+            .iter()
+            .for_each(|tensor| tensor.data.advise_sequential());
+        let names = tensors.iter().map(|tensor| tensor.format.name().to_owned());
+        self.formats.borrow_mut().extend(names);
+        Ok(Some(tensors))
+    }
+
+    fn mixed(&self, index: usize, projections: &[Projection]) -> Error {
+        Error::TensorValues {
+            tensor: format!("blk.{index}, {projections:?}"),
+            problem: "weights with group scales beside weights without; one kind for all projections of an input is supported".into(),
+        }
+    }
+
+    fn not_grouped(&self, index: usize) -> Error {
+        Error::TensorValues {
+            tensor: format!("blk.{index}.attn_q.weight"),
+            problem: format!(
+                "no scales for groups of columns, which projections of the {} graph need",
+                self.config.architecture_name
+            ),
+        }
+    }
+
+    /// Tensors with group scales as one matrix of `parts`; `unpack(part, rows, (codes, columns of a
+    /// group), …)` fills rows of a part.
+    fn group_stack(
+        &self,
+        tensors: &[GroupTensor],
+        parts: &[usize],
+        unpack: &UnpackParts<'_>,
+    ) -> Result<B::Matrix> {
+        let (codes, group_cols) = GroupTensor::common(tensors);
+        let stack = GroupStack {
+            parts,
+            cols: tensors[0].cols,
+            codes,
+            group_cols,
+            rotation: tensors[0].rotation.clone(),
+        };
+        let matrix =
+            self.backend
+                .group_matrix(&stack, self.options, &|part, rows, to, scales| {
+                    unpack(part, rows, (codes, group_cols), to, scales)
+                })?;
+        tensors.iter().for_each(|tensor| tensor.data.advise_done());
+        Ok(matrix)
     }
 
     /// A norm with the model's epsilon, or the projection's own where it is one's input norm.
@@ -461,7 +737,8 @@ impl<B: Backend> Loader<'_, B> {
     /// have hundreds in some layers. Where they would fill a block, the rows of gate and up and the
     /// columns of down are those of the other neurons only.
     fn feed_forward(&self, index: usize) -> Result<FeedForward<B>> {
-        if self.config.input_norm_eps.is_some() {
+        let has_groups = self.grouped(index, &[Projection::Down])?.is_some();
+        if self.config.input_norm_eps.is_some() || has_groups {
             let gate_up = self.projections(index, &GATE_UP)?;
             return Ok((gate_up, self.stack(index, &[Projection::Down])?, None));
         }
@@ -576,6 +853,12 @@ impl<B: Backend> Loader<'_, B> {
 
     /// Ternary tensors of equal width, stacked and packed.
     fn stack(&self, index: usize, projections: &[Projection]) -> Result<B::Matrix> {
+        if let Some(tensors) = self.grouped(index, projections)? {
+            let parts: Vec<usize> = tensors.iter().map(|tensor| tensor.rows).collect();
+            return self.group_stack(&tensors, &parts, &|part, rows, to, codes, scales| {
+                tensors[part].unpack_rows(rows, to.0, to.1, codes, scales)
+            });
+        }
         let tensors = self.tensors(index, projections)?;
         let parts: Vec<Part> = tensors
             .iter()
@@ -600,17 +883,28 @@ impl<B: Backend> Loader<'_, B> {
         Ok(matrix)
     }
 
-    /// `1 / theta^(2i / head_dim)` with the roundings to f32 that Hugging Face's implementation
+    fn rotary(&self) -> Result<Rotary<B>> {
+        let frequencies = self.rope_frequencies()?;
+        let (frequencies, factor) = match &self.config.yarn {
+            None => (frequencies, 1.0),
+            Some(yarn) => yarn.stretch(frequencies, self.config.rope_theta),
+        };
+        Ok(Rotary {
+            frequencies: self.backend.vector(frequencies),
+            factor,
+        })
+    }
+
+    /// `1 / theta^(2i / rotary_dim)` with the roundings to f32 that Hugging Face's implementation
     /// has, divided by the linear scaling factor and by the model's own factors where it has them.
     fn rope_frequencies(&self) -> Result<Vec<f32>> {
         let config = self.config;
-        let head_dim = config.attention.head_dim;
         let factors = self
             .source
             .rope_factors()?
-            .unwrap_or_else(|| vec![1.0; head_dim / 2]);
+            .unwrap_or_else(|| vec![1.0; config.rotary_dim / 2]);
         let frequency = |(i, factor): (usize, &f32)| {
-            let exponent = (2 * i) as f32 / head_dim as f32;
+            let exponent = (2 * i) as f32 / config.rotary_dim as f32;
             let power = math::pow_f64(f64::from(config.rope_theta), f64::from(exponent)) as f32;
             1.0 / power / factor / config.rope_scaling_factor
         };

@@ -8,15 +8,17 @@ pub(crate) mod gguf;
 
 use std::ops::Range;
 
-use bitnet_kernels::Pool;
-use bitnet_quantization::TernaryFormat;
+use bitnet_kernels::{GroupCodes, Pool};
 use bitnet_quantization::absmean;
 use bitnet_quantization::dense::Dense;
+use bitnet_quantization::{GroupFormat, TernaryFormat};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::rotation::{Rotation, Rotations};
 use crate::table::Table;
 use bitnet_files::Extent;
+use half::f16;
 
 /// A model's configuration and tensors.
 pub(crate) trait Source {
@@ -33,6 +35,12 @@ pub(crate) trait Source {
     /// A norm's weights, `[len]`.
     fn vector(&self, slot: Slot, len: usize) -> Result<Vec<f32>>;
 
+    /// A small matrix that multiplies in f32, `[rows, cols]`.
+    fn floats(&self, slot: Slot, rows: usize, cols: usize) -> Result<Vec<f32>> {
+        debug_assert!(cols > 0);
+        self.vector(slot, rows * cols)
+    }
+
     /// The embedding or the head, `[rows, cols]`.
     fn table(&self, slot: Slot, rows: usize, cols: usize) -> Result<Table>;
 
@@ -46,6 +54,18 @@ pub(crate) trait Source {
         cols: usize,
         pool: &Pool,
     ) -> Result<TernaryTensor>;
+
+    /// The weights of a layer's projection, if they have a scale for each group of columns and do
+    /// not run as ternary weights with one scale.
+    fn grouped(&self, slot: Slot, rows: usize, cols: usize) -> Result<Option<GroupTensor>> {
+        let _ = (slot, rows, cols);
+        Ok(None)
+    }
+
+    /// Which inputs are rotated.
+    fn rotations(&self) -> Result<Rotations> {
+        Ok(Rotations::default())
+    }
 
     /// What each rotary frequency is divided by, `[head_dim / 2]`, where the model has such
     /// factors.
@@ -74,7 +94,29 @@ pub(crate) enum LayerSlot {
     FfnSubNorm,
     /// The norm that a projection has of its own, over its input.
     InputNorm(Projection),
+    /// The norm over each head of queries.
+    QueryNorm,
+    /// The norm over each head of keys.
+    KeyNorm,
     Weight(Projection),
+    Linear(LinearSlot),
+}
+
+/// The constants of a layer of linear attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LinearSlot {
+    /// `[channels, 4 taps]`
+    Convolution,
+    /// `[value heads]`
+    Decay,
+    /// `[value heads]`
+    TimeBias,
+    /// `[value heads, hidden]`
+    Time,
+    /// `[value heads, hidden]`
+    Strength,
+    /// `[head_dim]`
+    Norm,
 }
 
 /// The ternary matrices of a layer.
@@ -87,9 +129,15 @@ pub(crate) enum Projection {
     Gate,
     Up,
     Down,
+    /// Queries, keys and values of linear attention.
+    LinearQkv,
+    /// The gates of its output.
+    LinearGate,
+    LinearOutput,
 }
 
 impl Projection {
+    /// Those of layers of full attention.
     pub(crate) const ALL: [Self; 7] = [
         Self::Query,
         Self::Key,
@@ -108,7 +156,15 @@ impl Projection {
             attention.kv_heads * attention.head_dim,
         );
         let (hidden, ffn) = (config.hidden_size, config.ffn_size);
+        let linear = config.linear.as_ref().map(|linear| linear.shape);
+        let (channels, inner) =
+            linear.map_or((0, 0), |shape| (shape.channels(), shape.output_len()));
         match self {
+            // With the gates of the output, a head of queries and a head of gates in turns.
+            Self::Query if config.architecture.gates_attention() => (2 * query, hidden),
+            Self::LinearQkv => (channels, hidden),
+            Self::LinearGate => (inner, hidden),
+            Self::LinearOutput => (hidden, inner),
             Self::Query => (query, hidden),
             Self::Key | Self::Value => (key, hidden),
             Self::AttentionOutput => (hidden, query),
@@ -129,8 +185,91 @@ impl LayerSlot {
         match self {
             Self::AttentionSubNorm | Self::FfnSubNorm => config.architecture.has_sub_norms(),
             Self::InputNorm(_) => config.input_norm_eps.is_some(),
+            Self::QueryNorm | Self::KeyNorm => config.architecture.has_head_norms(),
+            Self::Linear(_) => config.linear.is_some(),
+            Self::Weight(
+                Projection::LinearQkv | Projection::LinearGate | Projection::LinearOutput,
+            ) => config.linear.is_some(),
             Self::AttentionNorm | Self::FfnNorm | Self::Weight(_) => true,
         }
+    }
+}
+
+/// A matrix with a scale for each group of columns as it lies in a file, `[rows, cols]`.
+pub struct GroupTensor {
+    /// What the file calls it.
+    pub name: String,
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs, a multiple of the group.
+    pub cols: usize,
+    /// How codes and scales lie in `data`.
+    pub format: GroupFormat,
+    /// The bytes of the tensor.
+    pub data: Extent,
+    /// How its input is rotated, if it is.
+    pub rotation: Option<Rotation>,
+}
+
+impl GroupTensor {
+    /// Codes and columns of a group in which all these tensors can be stacked.
+    pub(crate) fn common(tensors: &[Self]) -> (GroupCodes, usize) {
+        let are_signs = tensors
+            .iter()
+            .all(|tensor| tensor.format == GroupFormat::Q1_0);
+        let codes = if are_signs {
+            GroupCodes::Signs
+        } else {
+            GroupCodes::TwoBits
+        };
+        let lens = tensors.iter().map(|tensor| tensor.format.group_len());
+        // Kernels know groups of up to 128 columns; longer ones become several.
+        (codes, lens.min().unwrap_or(128).min(128))
+    }
+
+    /// Unpacks `range` of the rows into codes of `codes`, `[range.len(), cols]`, and scales of
+    /// groups of `group_cols` columns, which must divide the file's groups.
+    pub(crate) fn unpack_rows(
+        &self,
+        range: Range<usize>,
+        codes: GroupCodes,
+        group_cols: usize,
+        out: &mut [u8],
+        scales: &mut [f16],
+    ) -> Result<()> {
+        let (num_rows, len) = (range.len(), self.format.group_len());
+        let mut signed = vec![0; num_rows * self.cols];
+        let mut stored = vec![0.0; signed.len() / len];
+        self.format
+            .unpack_rows(
+                &self.data,
+                self.rows,
+                self.cols,
+                range,
+                &mut signed,
+                &mut stored,
+            )
+            .map_err(|source| Error::Tensor {
+                tensor: self.name.clone(),
+                source,
+            })?;
+        for (out, code) in out.iter_mut().zip(&signed) {
+            *out = match codes {
+                GroupCodes::Signs => u8::from(*code > 0),
+                GroupCodes::TwoBits => (code + 1) as u8,
+            };
+        }
+        let repeats = len / group_cols;
+        for (index, scale) in scales.iter_mut().enumerate() {
+            *scale = f16::from_f32(stored[index / repeats]);
+        }
+        Ok(())
+    }
+
+    /// As rows that can be looked up.
+    pub(crate) fn into_table(self) -> Result<Table> {
+        let format = Dense::Group(self.format);
+        Table::new(&self.name, self.data, format, self.rows, self.cols)
     }
 }
 

@@ -12,10 +12,10 @@ use bitnet_kernels::{Cpu, Gate, InnerZeros, TernaryColumns, TernaryRows};
 
 use crate::backend::Backend;
 use crate::cache::{KvCache, KvType};
-use crate::cpu::{SparseCopy, SparseWeights};
+use crate::cpu::{CpuMatrix, SparseCopy, SparseWeights};
 use crate::error::Result;
 use crate::forward::{Chunk, LogitRows, Workspace};
-use crate::model::{LanguageModel, Products};
+use crate::model::{LanguageModel, Layer, Products};
 
 /// Whether decode steps skip weights of the feed-forward networks that add nothing; the text does
 /// not depend on it.
@@ -155,15 +155,19 @@ impl LanguageModel<Cpu> {
     /// # Errors
     /// If there is no memory for the trial's cache.
     pub(crate) fn make_sparse_copies(&mut self, cpu: &Cpu) -> Result<()> {
+        let is_grouped = |layer: &Layer<Cpu>| matches!(layer.ffn_down, CpuMatrix::Grouped(_));
+        if self.layers.iter().any(is_grouped) {
+            // Copies hold one scale a matrix.
+            return Ok(());
+        }
         let relu = self.config.architecture.gate() == Gate::Relu2;
         let wanted: Vec<[bool; 2]> = match self.ffn_sparsity {
             FfnSparsity::Off => return Ok(()),
             FfnSparsity::On => vec![[relu, true]; self.layers.len()],
             FfnSparsity::Auto
-                if self
-                    .layers
-                    .iter()
-                    .all(|layer| layer.ffn_down.weights.num_bytes() < COPIED_BYTES_MIN) =>
+                if self.layers.iter().all(|layer| {
+                    Cpu::matrix_facts(&layer.ffn_down).num_bytes < COPIED_BYTES_MIN
+                }) =>
             {
                 return Ok(());
             }
@@ -186,14 +190,17 @@ impl LanguageModel<Cpu> {
             // Projections with norms of their own do not share their input, so the gates of one
             // cannot choose rows of the other before both are rounded.
             if let Products::Stacked(matrix) = &mut layer.gate_up.products
+                && let Some(matrix) = matrix.ternary_mut()
                 && up
             {
                 let rows = TernaryRows::new(cpu.pool(), &matrix.weights, 1);
                 matrix.copy = Some(copy(SparseWeights::GatedRows(rows)));
             }
-            if down {
-                let columns = TernaryColumns::new(cpu.pool(), &layer.ffn_down.weights);
-                layer.ffn_down.copy = Some(copy(SparseWeights::Columns(columns)));
+            if let Some(matrix) = layer.ffn_down.ternary_mut()
+                && down
+            {
+                let columns = TernaryColumns::new(cpu.pool(), &matrix.weights);
+                matrix.copy = Some(copy(SparseWeights::Columns(columns)));
             }
         }
         Ok(())

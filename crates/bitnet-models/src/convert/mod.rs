@@ -65,7 +65,17 @@ impl<'a> Input<'a> {
                 } else {
                     FloatRule::Ternary
                 };
-                Opened::Gguf(GgufSource::new(gguf, options)?.with_floats(floats))
+                let source = GgufSource::new(gguf, options)?.with_floats(floats);
+                if source.config().architecture.has_head_norms() {
+                    let found = &source.config().architecture_name;
+                    return Err(Error::Config {
+                        key: "general.architecture".into(),
+                        problem: format!(
+                            "{found}; models of this graph run, but cannot be converted"
+                        ),
+                    });
+                }
+                Opened::Gguf(source)
             }
         })
     }

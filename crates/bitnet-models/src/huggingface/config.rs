@@ -172,6 +172,9 @@ pub(super) fn read(json: &Value, num_tensors: usize) -> Result<(Config, Quantiza
         },
         rope_pairs: RopePairs::HalfSplit,
         input_norm_eps,
+        rotary_dim: head_dim,
+        yarn: None,
+        linear: None,
     }
     .checked()?;
     let tie_word_embeddings = root.bool("tie_word_embeddings")?;
@@ -364,6 +367,8 @@ pub(crate) fn write(config: &Config, tied: bool, bos: Option<u32>, eos: Option<u
     let (name, kind) = match config.architecture {
         Architecture::BitnetB158 | Architecture::Bitnet => ("BitNetForCausalLM", "bitnet"),
         Architecture::Llama => ("LlamaForCausalLM", "llama"),
+        Architecture::Qwen3 => ("Qwen3ForCausalLM", "qwen3"),
+        Architecture::Qwen35 => ("Qwen3_5ForCausalLM", "qwen3_5_text"),
     };
     let mut object = json!({
         "architectures": [name],

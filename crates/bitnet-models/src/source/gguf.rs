@@ -1,24 +1,27 @@
 //! A GGUF file as a [`Source`]: tensor names, types, and parameters that files do not state.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use bitnet_kernels::Pool;
+use bitnet_kernels::{CONV_TAPS, DeltaShape, Pool};
 use bitnet_quantization::dense::Dense;
 use bitnet_quantization::tq::Kind;
 use bitnet_quantization::{TernaryFormat, tl1, tl2};
 
-use crate::config::{Config, RopePairs};
+use crate::config::{Architecture, Config, RopePairs};
 use crate::convert::{norm_len, slots};
 use crate::error::{Error, Result};
 use crate::model::LoadOptions;
+use crate::rotation::Rotations;
 use crate::source::{
-    Codes, FloatRule, LayerSlot, Projection, Slot, Source, TernaryTensor, finite_values,
+    Codes, FloatRule, GroupTensor, LayerSlot, LinearSlot, Projection, Slot, Source, TernaryTensor,
+    finite_values,
 };
 use crate::table::Table;
 use bitnet_files::gguf::{Gguf, Metadata, MetadataValue, TensorType, TensorView};
 
 /// The names of a layer's tensors, between `blk.N.` and `.weight`.
-const LAYER_NAMES: [(LayerSlot, &str); 11] = [
+const LAYER_NAMES: [(LayerSlot, &str); 20] = [
     (LayerSlot::AttentionNorm, "attn_norm"),
     (LayerSlot::Weight(Projection::Query), "attn_q"),
     (LayerSlot::Weight(Projection::Key), "attn_k"),
@@ -33,6 +36,46 @@ const LAYER_NAMES: [(LayerSlot, &str); 11] = [
     (LayerSlot::Weight(Projection::Up), "ffn_up"),
     (LayerSlot::FfnSubNorm, "ffn_sub_norm"),
     (LayerSlot::Weight(Projection::Down), "ffn_down"),
+    (LayerSlot::QueryNorm, "attn_q_norm"),
+    (LayerSlot::KeyNorm, "attn_k_norm"),
+    (LayerSlot::Weight(Projection::LinearQkv), "attn_qkv"),
+    (LayerSlot::Weight(Projection::LinearGate), "attn_gate"),
+    (LayerSlot::Weight(Projection::LinearOutput), "ssm_out"),
+    (LayerSlot::Linear(LinearSlot::Convolution), "ssm_conv1d"),
+    (LayerSlot::Linear(LinearSlot::Time), "ssm_alpha"),
+    (LayerSlot::Linear(LinearSlot::Strength), "ssm_beta"),
+    (LayerSlot::Linear(LinearSlot::Norm), "ssm_norm"),
+];
+
+/// The slots of a layer of linear attention in the order in which a token meets them.
+const LINEAR_SLOTS: [LayerSlot; 13] = [
+    LayerSlot::AttentionNorm,
+    LayerSlot::Weight(Projection::LinearQkv),
+    LayerSlot::Weight(Projection::LinearGate),
+    LayerSlot::Linear(LinearSlot::Convolution),
+    LayerSlot::Linear(LinearSlot::Time),
+    LayerSlot::Linear(LinearSlot::Strength),
+    LayerSlot::Linear(LinearSlot::Decay),
+    LayerSlot::Linear(LinearSlot::TimeBias),
+    LayerSlot::Linear(LinearSlot::Norm),
+    LayerSlot::FfnNorm,
+    LayerSlot::Weight(Projection::LinearOutput),
+    LayerSlot::Weight(Projection::Gate),
+    LayerSlot::Weight(Projection::Up),
+];
+
+/// The slots of a layer of full attention of Qwen's graphs.
+const ATTENTION_SLOTS: [LayerSlot; 10] = [
+    LayerSlot::AttentionNorm,
+    LayerSlot::Weight(Projection::Query),
+    LayerSlot::Weight(Projection::Key),
+    LayerSlot::Weight(Projection::Value),
+    LayerSlot::QueryNorm,
+    LayerSlot::KeyNorm,
+    LayerSlot::Weight(Projection::AttentionOutput),
+    LayerSlot::FfnNorm,
+    LayerSlot::Weight(Projection::Gate),
+    LayerSlot::Weight(Projection::Up),
 ];
 
 /// What rotary frequencies are divided by.
@@ -83,6 +126,7 @@ pub(crate) struct GgufSource<'a> {
     options: &'a LoadOptions,
     floats: FloatRule,
     config: Config,
+    rotations: Rotations,
 }
 
 impl<'a> GgufSource<'a> {
@@ -92,7 +136,97 @@ impl<'a> GgufSource<'a> {
             options,
             floats: FloatRule::Ternary,
             config: Config::from_gguf(gguf)?,
+            rotations: Rotations::from_gguf(gguf)?,
         })
+    }
+
+    /// The name of a tensor in files of this architecture.
+    fn name(&self, slot: Slot) -> Option<String> {
+        let is_hybrid = self.config.architecture == Architecture::Qwen35;
+        match slot {
+            Slot::Layer(index, LayerSlot::FfnNorm) if is_hybrid => {
+                Some(format!("blk.{index}.post_attention_norm.weight"))
+            }
+            // Two constants have names without `.weight`.
+            Slot::Layer(index, LayerSlot::Linear(LinearSlot::Decay)) => {
+                Some(format!("blk.{index}.ssm_a"))
+            }
+            Slot::Layer(index, LayerSlot::Linear(LinearSlot::TimeBias)) => {
+                Some(format!("blk.{index}.ssm_dt.bias"))
+            }
+            slot => name(slot),
+        }
+    }
+
+    /// All tensors of Qwen's graphs.
+    fn qwen_slots(&self) -> Vec<Slot> {
+        let of_layer = |layer: usize| {
+            let slots = match self.config.linear_layer(layer) {
+                Some(_) => &LINEAR_SLOTS[..],
+                None => &ATTENTION_SLOTS[..],
+            };
+            let down = LayerSlot::Weight(Projection::Down);
+            let slots = slots.iter().copied().chain([down]);
+            slots.map(move |slot| Slot::Layer(layer, slot))
+        };
+        let layers = (0..self.config.num_layers).flat_map(of_layer);
+        let head = self.has_head().then_some(Slot::Head);
+        layers
+            .chain([Slot::Embedding, Slot::OutputNorm])
+            .chain(head)
+            .collect()
+    }
+
+    /// The dimensions of a tensor of Qwen's graphs, the contiguous one first.
+    fn qwen_dims(&self, slot: Slot) -> Vec<usize> {
+        let config = &self.config;
+        let linear = config.linear.as_ref().map(|linear| linear.shape);
+        let linear = |dims: fn(DeltaShape, usize) -> Vec<usize>| {
+            linear.map_or_else(Vec::new, |shape| dims(shape, config.hidden_size))
+        };
+        match slot {
+            Slot::Embedding | Slot::Head => vec![config.hidden_size, config.vocab_size],
+            Slot::Layer(_, LayerSlot::Weight(projection)) => {
+                let (rows, cols) = projection.shape(config);
+                vec![cols, rows]
+            }
+            Slot::Layer(_, LayerSlot::QueryNorm | LayerSlot::KeyNorm) => {
+                vec![config.attention.head_dim]
+            }
+            Slot::Layer(_, LayerSlot::Linear(slot)) => linear(match slot {
+                LinearSlot::Convolution => |shape, _| vec![CONV_TAPS, shape.channels()],
+                LinearSlot::Time | LinearSlot::Strength => {
+                    |shape, hidden| vec![hidden, shape.value_heads]
+                }
+                LinearSlot::Decay | LinearSlot::TimeBias => |shape, _| vec![shape.value_heads],
+                LinearSlot::Norm => |shape, _| vec![shape.head_dim],
+            }),
+            _ => vec![config.hidden_size],
+        }
+    }
+
+    /// Refuses tensors that Qwen's graphs leave unused, but for the layers that predict further
+    /// tokens, which the main pass does not need.
+    fn check_qwen_tensors(&self) -> Result<()> {
+        let slots = self.qwen_slots().into_iter();
+        let names: BTreeSet<String> = slots.filter_map(|slot| self.name(slot)).collect();
+        let is_known = |name: &str| {
+            let layer = name
+                .strip_prefix("blk.")
+                .and_then(|rest| rest.split_once('.'));
+            let layer = layer.and_then(|(index, _)| index.parse::<usize>().ok());
+            names.contains(name) || layer.is_some_and(|layer| layer >= self.config.num_layers)
+        };
+        match self.gguf.tensors().find(|tensor| !is_known(tensor.name)) {
+            None => Ok(()),
+            Some(tensor) => Err(Error::TensorUnknown {
+                tensor: tensor.name.to_owned(),
+                architecture: self.config.architecture_name.clone(),
+                used: "token_embd, output, output_norm and in each layer attn_norm, attn_q, attn_k, attn_v, attn_q_norm, \
+                       attn_k_norm, attn_output or attn_qkv, attn_gate, ssm_conv1d, ssm_alpha, ssm_beta, ssm_a, ssm_dt, \
+                       ssm_norm, ssm_out, then ffn_norm or post_attention_norm, ffn_gate, ffn_up, ffn_down",
+            }),
+        }
     }
 
     /// The same, with float projections taken by another rule than [`FloatRule::Ternary`].
@@ -108,7 +242,7 @@ impl<'a> GgufSource<'a> {
     /// The tensor of a slot, which must have the given shape, contiguous dimension first.
     fn tensor(&self, slot: Slot, dims: &[usize]) -> Result<TensorView<'a>> {
         // Only norms of each projection have no name, and these files' graphs have none of them.
-        let name = name(slot).unwrap_or_else(|| format!("{slot:?}"));
+        let name = self.name(slot).unwrap_or_else(|| format!("{slot:?}"));
         let tensor = self.gguf.require_tensor(&name)?;
         let expected = (dims[0], dims[1..].iter().product::<usize>());
         if (tensor.cols(), tensor.rows()) != expected {
@@ -288,6 +422,9 @@ impl Source for GgufSource<'_> {
     }
 
     fn check_tensors(&self) -> Result<()> {
+        if self.config.architecture.has_head_norms() {
+            return self.check_qwen_tensors();
+        }
         match self
             .gguf
             .tensors()
@@ -310,6 +447,43 @@ impl Source for GgufSource<'_> {
     fn vector(&self, slot: Slot, len: usize) -> Result<Vec<f32>> {
         let tensor = self.tensor(slot, &[len])?;
         finite_values(tensor.name, dense(&tensor, "a vector")?, tensor.data, len)
+    }
+
+    fn floats(&self, slot: Slot, rows: usize, cols: usize) -> Result<Vec<f32>> {
+        let tensor = self.tensor(slot, &[cols, rows])?;
+        let format = dense(&tensor, "a matrix of floats")?;
+        finite_values(tensor.name, format, tensor.data, rows * cols)
+    }
+
+    fn rotations(&self) -> Result<Rotations> {
+        Ok(self.rotations.clone())
+    }
+
+    fn grouped(&self, slot: Slot, rows: usize, cols: usize) -> Result<Option<GroupTensor>> {
+        let tensor = self.tensor(slot, &[cols, rows])?;
+        let Some(format) = tensor.dtype.group() else {
+            return Ok(None);
+        };
+        // Weights with one scale run as ternary ones: fewer bits, and a scale a row of inputs.
+        let runs_as_ternary = || {
+            let scale = TernaryFormat::Group(format).scale(tensor.data, rows, cols);
+            !matches!(slot, Slot::Embedding | Slot::Head) && scale.is_ok()
+        };
+        if !self.config.architecture.has_head_norms() && runs_as_ternary() {
+            return Ok(None);
+        }
+        Ok(Some(GroupTensor {
+            name: tensor.name.to_owned(),
+            rows,
+            cols,
+            format,
+            data: self.gguf.extent(tensor.range()),
+            rotation: self.rotations.of_input(
+                tensor.name,
+                cols,
+                self.config.linear.as_ref().map(|linear| linear.shape),
+            ),
+        }))
     }
 
     fn table(&self, slot: Slot, rows: usize, cols: usize) -> Result<Table> {
@@ -416,6 +590,12 @@ pub fn check_gguf(gguf: &Arc<Gguf>, options: &LoadOptions) -> Result<()> {
     let source = GgufSource::new(gguf, options)?;
     source.check_tensors()?;
     let config = source.config();
+    if config.architecture.has_head_norms() {
+        for slot in source.qwen_slots() {
+            source.tensor(slot, &source.qwen_dims(slot))?;
+        }
+        return Ok(());
+    }
     for slot in slots(&source) {
         match slot {
             Slot::Embedding | Slot::Head => {

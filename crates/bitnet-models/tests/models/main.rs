@@ -5,13 +5,17 @@ mod convert;
 mod determinism;
 mod forms;
 mod golden;
+mod groups;
+mod rotation;
 mod sparsity;
 mod transformers;
 
 use std::path::{Path, PathBuf};
 
 use bitnet_kernels::Cpu;
-use bitnet_models::{Chunk, FfnActivity, KvCache, KvType, LanguageModel, LogitRows, Workspace};
+use bitnet_models::{
+    CacheShape, Chunk, FfnActivity, KvCache, KvType, LanguageModel, LogitRows, Workspace,
+};
 
 /// The folder of a golden model: in `shared/` beside this repository, with all forms, or in it.
 fn golden(name: &str) -> Option<PathBuf> {
@@ -89,8 +93,15 @@ fn run(
     let blocks: Vec<u32> = (0..tokens.len().div_ceil(KvCache::BLOCK) as u32)
         .rev()
         .collect();
-    let mut cache =
-        KvCache::new(config.attention, config.num_layers, kv_type, blocks.len()).expect("memory");
+    let shape = CacheShape {
+        attention: config.attention,
+        num_layers: config.num_attention_layers(),
+        kv_type,
+        num_blocks: blocks.len(),
+        state_len: config.state_len(),
+        num_states: 1,
+    };
+    let mut cache = KvCache::with_shape(&shape).expect("memory");
     let mut all = Vec::new();
     for (index, part) in tokens.chunks(chunk).enumerate() {
         let chunk = Chunk {

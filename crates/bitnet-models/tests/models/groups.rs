@@ -1,0 +1,160 @@
+//! Models with a scale for each group of weights, hybrid and rotated ones too: their logits are the
+//! reference's, and the same bits whatever the chunks, threads and instruction set.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bitnet_files::gguf::Gguf;
+use bitnet_kernels::{Cpu, KernelSet};
+use bitnet_models::{InputRounding, KvType, LanguageModel, LoadOptions};
+
+use crate::{assert_same_bits, logits, read_npy};
+
+/// The golden models that are here: all of `shared/` beside this repository, or those in it.
+fn golden_models() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let places = [
+        root.join("../shared/golden-group"),
+        root.join("tests/data/golden-group"),
+    ];
+    let Some(folder) = places.into_iter().find(|folder| folder.exists()) else {
+        eprintln!("skipped: no golden models with group scales here");
+        return Vec::new();
+    };
+    let entries = std::fs::read_dir(folder).expect("a readable folder");
+    let mut models: Vec<PathBuf> = entries
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.join("model.gguf").exists())
+        .collect();
+    models.sort();
+    models
+}
+
+/// The golden model of that name.
+pub fn golden_model(name: &str) -> Option<PathBuf> {
+    golden_models()
+        .into_iter()
+        .find(|folder| folder.ends_with(name))
+}
+
+fn load(folder: &Path, group_inputs: InputRounding, cpu: &Cpu) -> LanguageModel<Cpu> {
+    let gguf = Gguf::open(&folder.join("model.gguf")).expect("a golden file opens");
+    let options = LoadOptions {
+        group_inputs,
+        ..LoadOptions::default()
+    };
+    LanguageModel::from_gguf(&Arc::new(gguf), &options, cpu).expect("a golden file loads")
+}
+
+/// A list of integers, perhaps behind a key.
+fn integers(path: &Path, key: Option<&str>) -> Vec<u32> {
+    let text = std::fs::read_to_string(path).expect("a readable file");
+    let start = key.map_or(0, |key| text.find(&format!("\"{key}\":")).expect("the key"));
+    let list = text[start..].split_once('[').expect("a list").1;
+    let list = list.split_once(']').expect("its end").0;
+    list.split(',')
+        .map(|id| id.trim().parse().expect("an id"))
+        .collect()
+}
+
+fn name(folder: &Path) -> String {
+    folder
+        .file_name()
+        .expect("a name")
+        .to_string_lossy()
+        .into_owned()
+}
+
+#[test]
+fn logits_are_the_references_for_every_rounding_of_inputs() {
+    let cpu = Cpu::new(KernelSet::detect(), 2);
+    let mut failures = Vec::new();
+    for folder in golden_models() {
+        let tokens = integers(&folder.join("tokens.json"), Some("tokens"));
+        for rounding in InputRounding::ALL {
+            let expected = match rounding {
+                InputRounding::Int8(run) => format!("logits-int8-{run}.npy"),
+                InputRounding::None => "logits.npy".to_owned(),
+            };
+            let is_shortened = rounding == InputRounding::Int8(128)
+                && name(&folder).contains("q2_0")
+                && !name(&folder).contains("pq2_0")
+                && !name(&folder).contains("g128");
+            if is_shortened {
+                // A run of inputs is never longer than a group of weights, 64 here.
+                continue;
+            }
+            let model = load(&folder, rounding, &cpu);
+            let found = logits(&model, &cpu, &tokens, KvType::F32, 13);
+            let expected = read_npy(&folder.join(expected));
+            assert_eq!(found.len(), expected.len(), "{}", name(&folder));
+            let differences = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
+            let worst = differences.fold(0.0, f32::max);
+            eprintln!(
+                "{} {}: largest difference {worst:e}",
+                name(&folder),
+                rounding.name()
+            );
+            if worst > 1e-4 {
+                let first = found
+                    .iter()
+                    .zip(&expected)
+                    .position(|(a, b)| (a - b).abs() > 1e-4);
+                failures.push(format!(
+                    "{} {}: {worst:e} from position {} on",
+                    name(&folder),
+                    rounding.name(),
+                    first.unwrap_or(0) / model.config().vocab_size
+                ));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
+#[test]
+fn greedy_text_is_the_references() {
+    let cpu = Cpu::new(KernelSet::detect(), 2);
+    for folder in golden_models() {
+        let model = load(&folder, InputRounding::default(), &cpu);
+        let vocab = model.config().vocab_size;
+        let mut tokens = integers(&folder.join("greedy.json"), Some("prompt"));
+        let text = std::fs::read_to_string(folder.join("greedy.json")).expect("greedy.json");
+        let rounded = text.split_once("\"int8-32\"").expect("the rounding").1;
+        let list = rounded.split_once('[').expect("a list").1;
+        let list = list.split_once(']').expect("its end").0;
+        let expected: Vec<u32> = list
+            .split(',')
+            .map(|id| id.trim().parse().expect("an id"))
+            .collect();
+        let prompt = tokens.len();
+        for _ in &expected {
+            let all = logits(&model, &cpu, &tokens, KvType::F32, 7);
+            let last = &all[all.len() - vocab..];
+            let best = (0..vocab).fold(0, |best, i| if last[i] > last[best] { i } else { best });
+            tokens.push(best as u32);
+        }
+        assert_eq!(tokens[prompt..], expected, "{}", name(&folder));
+    }
+}
+
+#[test]
+fn chunks_threads_and_sets_change_no_bit() {
+    for folder in golden_models() {
+        let tokens = integers(&folder.join("tokens.json"), Some("tokens"));
+        let reference = {
+            let cpu = Cpu::new(KernelSet::by_name("scalar").expect("the reference"), 1);
+            let model = load(&folder, InputRounding::default(), &cpu);
+            logits(&model, &cpu, &tokens, KvType::F16, tokens.len())
+        };
+        for (index, set) in KernelSet::available().enumerate() {
+            for (threads, chunk) in [(1, 1), (2, 5), (3, 48)] {
+                let cpu = Cpu::new(set, threads);
+                let model = load(&folder, InputRounding::default(), &cpu);
+                let found = logits(&model, &cpu, &tokens, KvType::F16, chunk + index);
+                let name = format!("{} {set:?} {threads} {chunk}", name(&folder));
+                assert_same_bits(&name, &found, &reference);
+            }
+        }
+    }
+}
