@@ -59,6 +59,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "bitnet-inference",
         &[
             "bitnet-files",
+            "bitnet-guard",
             "bitnet-kernels",
             "bitnet-models",
             "bitnet-tokenizers",

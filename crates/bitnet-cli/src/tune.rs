@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
-use bitnet_inference::Device;
+use bitnet_inference::{Device, cpu_name};
 use bitnet_kernels::{Activations, Cpu, KernelSet, Packing, Part, TernaryMatrix, default_threads};
 use bitnet_models::matrix_shapes;
 use serde::{Deserialize, Serialize};
@@ -284,17 +284,5 @@ fn cache_path() -> Option<PathBuf> {
             .filter(|path| path.is_absolute())
             .or_else(home)?
             .join("bitnet/tuning.json"),
-    )
-}
-
-/// The name of the CPU; that of its architecture where the system does not tell.
-fn cpu_name() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = text
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    name.map_or_else(
-        || std::env::consts::ARCH.to_owned(),
-        |(_, name)| name.trim().to_owned(),
     )
 }

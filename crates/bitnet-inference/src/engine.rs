@@ -17,7 +17,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::memory::{Holding, Memory};
 use crate::options::EngineOptions;
-use crate::request::{Constraint, Event, Finish, Request, RequestId, Timings};
+use crate::request::{Constraint, Event, Request, RequestId, Timings};
 use crate::runner::{Model, Runner};
 use crate::scheduler::Scheduler;
 use crate::sequence::{Sequence, logprobs};
@@ -227,36 +227,6 @@ impl Engine {
     /// ended already.
     pub fn cancel(&mut self, id: RequestId) -> Option<Timings> {
         self.scheduler.remove(id)
-    }
-
-    /// Runs a request to its end, alone; returns the sampled tokens and how it ended.
-    ///
-    /// # Errors
-    /// As [`Engine::submit`].
-    ///
-    /// # Panics
-    /// If other requests are waiting or running: their events would be lost.
-    pub fn complete(&mut self, request: Request) -> Result<(Vec<TokenId>, Finish)> {
-        assert!(
-            !self.is_busy(),
-            "other requests: {:?} wait and run",
-            self.num_requests()
-        );
-        self.submit(request)?;
-        let (mut tokens, mut events) = (Vec::new(), Vec::new());
-        loop {
-            self.step(&mut events);
-            for event in events.drain(..) {
-                match event {
-                    Event::Prefill { .. } => {}
-                    Event::Token { token, .. } => tokens.push(token),
-                    Event::Finished { finish, .. } => return Ok((tokens, finish)),
-                    Event::Failed { problem, .. } => {
-                        unreachable!("without a constraint: {problem}")
-                    }
-                }
-            }
-        }
     }
 
     /// Runs one step and adds its events to `events`.

@@ -76,6 +76,13 @@ pub enum Error {
         /// The largest id there is.
         last: usize,
     },
+    /// A file of the model changed while it is in use, so the tokens may be wrong.
+    #[error("{0}")]
+    ModelFile(bitnet_guard::FileProblem),
+    /// The thread of a [`Driver`](crate::Driver) has ended: its engine panicked and could not be
+    /// replaced.
+    #[error("the engine has stopped")]
+    EngineStopped,
 }
 
 /// The crate's results.

@@ -8,11 +8,13 @@
 
 #![forbid(unsafe_code)]
 
+mod backlog;
 mod bias_text;
 mod block_pool;
 mod candidates;
 mod counts;
 mod device;
+mod driver;
 mod engine;
 mod error;
 mod facts;
@@ -30,9 +32,15 @@ mod sequence;
 mod states;
 mod stop;
 
+pub use backlog::Owner;
 pub use bias_text::parse_logit_bias;
 pub use counts::{EngineCounts, HeadUse};
 pub use device::{Device, DeviceProbe};
+pub use driver::{
+    Completion, Driver, EngineLoop, EngineMonitor, EngineStats, Failure, Job, MakeConstraint,
+    Observation, PanickedTask, Piece, RemakeEngine, Reply, ReplySink, ReplyStream, Token,
+    panic_message,
+};
 pub use engine::Engine;
 pub use error::{Error, Result};
 pub use facts::EngineFacts;
@@ -40,7 +48,7 @@ pub use load::{
     Loaded, NO_TOKENIZER, Tokenization, likely_i2s_form, load, load_embedded, load_tokenization,
     tokenization_from_gguf, tokenizer_spec,
 };
-pub use machine::{cpu_name, peak_rss_bytes};
+pub use machine::{cpu_name, peak_rss_bytes, rss_bytes};
 pub use options::{DRAFT_MAX, EngineOptions};
 pub use perplexity::Likelihood;
 pub use request::{Constraint, Event, Finish, FinishReason, Logprobs, Request, RequestId, Timings};

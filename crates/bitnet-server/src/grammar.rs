@@ -264,7 +264,7 @@ pub(crate) struct TokenConstraint {
 }
 
 impl TokenConstraint {
-    /// The same for another answer.
+    /// The constraint at its beginning, for another answer.
     pub(crate) fn restarted(&self) -> Self {
         Self {
             matcher: self.matcher.deep_clone(),

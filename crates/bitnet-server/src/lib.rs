@@ -1,10 +1,11 @@
 //! SERVER: the engine behind HTTP, as OpenAI's API.
 //!
-//! [`serve`] binds an address, loads a model on the one thread that owns the
-//! [`Engine`](bitnet_inference::Engine), and answers until it is told to stop. A request is read
-//! and checked here, turned into tokens, put into a bounded queue and handed to the engine's
-//! thread; what the engine brings comes back over a channel, as a whole answer or piece by piece.
-//! Whoever hangs up closes that channel, which cancels the request.
+//! [`serve`] binds an address, loads a model on the thread that runs the
+//! [`Engine`](bitnet_inference::Engine), and answers requests until the process gets a signal to
+//! stop. A handler reads and checks a request, turns it into tokens, takes a place in a bounded
+//! queue and submits it to the [`Driver`](bitnet_inference::Driver). The pieces of the answer come
+//! back over a channel, and leave as one response or as a stream. A client that hangs up closes
+//! that channel, which cancels the request.
 //!
 //! [`run_load`] is the other side: many clients at once, and how long each was kept waiting.
 //!
@@ -13,13 +14,12 @@
 
 #![forbid(unsafe_code)]
 
+mod answer_sink;
 mod api;
 mod auth;
-mod backlog;
 mod connection;
 mod cors;
 mod door;
-mod engine_thread;
 mod error;
 mod forms;
 mod grammar;

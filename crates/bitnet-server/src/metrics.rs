@@ -1,16 +1,18 @@
 //! Counters for Prometheus at `/metrics`, under vLLM's names where vLLM has one.
 //!
-//! Every metric counts real events: the engine's thread counts steps
-//! ([`Metrics::step`]), the handlers count answers as their clients get them ([`AnswerTimer`]).
-//! Counting is a few atomic additions; the text is written when it is asked for.
+//! Every number counts a real event: the engine's thread counts steps ([`EngineMonitor`]), the
+//! handlers count answers as their clients get them ([`AnswerTimer`]). Counting takes a few atomic
+//! additions; only a scrape writes text.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bitnet_inference::{Engine, EngineCounts, Finish, HeadUse};
+#[cfg(feature = "otlp")]
+use bitnet_inference::EngineCounts;
+use bitnet_inference::{EngineMonitor, EngineStats, Finish, FinishReason, rss_bytes};
 
 use crate::door::Connections;
 use crate::queue;
@@ -166,52 +168,7 @@ pub(crate) struct Metrics {
     max_tokens_asked: Histogram,
     step_tokens: Histogram,
     http: Mutex<BTreeMap<HttpKind, Histogram>>,
-    engine: Mutex<EngineState>,
-}
-
-/// The engine's counts after its last step.
-#[derive(Clone, Copy, Default)]
-struct EngineState {
-    /// Of earlier engines, which panicked.
-    earlier: Totals,
-    now: Totals,
-    free_blocks: usize,
-    num_blocks: usize,
-}
-
-#[derive(Clone, Copy, Default)]
-struct Totals {
-    counts: EngineCounts,
-    head: HeadUse,
-    panics: u64,
-}
-
-impl Totals {
-    fn plus(self, other: Self) -> Self {
-        let (a, b, c, d) = (self.counts, other.counts, self.head, other.head);
-        Self {
-            counts: EngineCounts {
-                steps: a.steps + b.steps,
-                computed_tokens: a.computed_tokens + b.computed_tokens,
-                prompt_tokens: a.prompt_tokens + b.prompt_tokens,
-                cached_tokens: a.cached_tokens + b.cached_tokens,
-                preemptions: a.preemptions + b.preemptions,
-                drafts: a.drafts + b.drafts,
-                drafted_tokens: a.drafted_tokens + b.drafted_tokens,
-                accepted_tokens: a.accepted_tokens + b.accepted_tokens,
-                accepted_by_place: std::array::from_fn(|place| {
-                    a.accepted_by_place[place] + b.accepted_by_place[place]
-                }),
-            },
-            head: HeadUse {
-                screened: c.screened + d.screened,
-                fell_back: c.fell_back + d.fell_back,
-                exact_logits: c.exact_logits + d.exact_logits,
-                wasted_logits: c.wasted_logits + d.wasted_logits,
-            },
-            panics: self.panics + other.panics,
-        }
-    }
+    engine: Arc<EngineMonitor>,
 }
 
 /// State of the server that a scrape shows beside the counts.
@@ -228,7 +185,7 @@ pub(crate) struct Scene<'a> {
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(engine: Arc<EngineMonitor>) -> Self {
         Self {
             started: std::time::SystemTime::now(),
             outcomes: Default::default(),
@@ -249,43 +206,13 @@ impl Metrics {
             max_tokens_asked: Histogram::new(TOKENS),
             step_tokens: Histogram::new(STEP_TOKENS),
             http: Mutex::default(),
-            engine: Mutex::default(),
+            engine,
         }
     }
 
-    /// Takes the engine's counts, after a step or another change of its blocks.
-    pub(crate) fn step(&self, engine: &Engine) {
-        self.step_seen(engine.counts(), engine.head_use(), engine.free_blocks());
-    }
-
-    /// Takes the counts of an engine.
-    pub(crate) fn step_seen(
-        &self,
-        counts: EngineCounts,
-        head: HeadUse,
-        (free_blocks, num_blocks): (usize, usize),
-    ) {
-        let mut state = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = state.now.counts;
-        state.now = Totals {
-            counts,
-            head,
-            panics: 0,
-        };
-        (state.free_blocks, state.num_blocks) = (free_blocks, num_blocks);
-        drop(state);
-        if counts.steps > before.steps {
-            self.step_tokens
-                .observe((counts.computed_tokens - before.computed_tokens) as f64);
-        }
-    }
-
-    /// Notes that the engine has panicked; the next one counts from 0.
-    pub(crate) fn engine_lost(&self) {
-        let mut state = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
-        state.earlier = state.earlier.plus(state.now);
-        state.earlier.panics += 1;
-        state.now = Totals::default();
+    /// A step of the engine has run `tokens` tokens through the model.
+    pub(crate) fn stepped(&self, tokens: u64) {
+        self.step_tokens.observe(tokens as f64);
     }
 
     /// Counts an HTTP request that has ended.
@@ -347,10 +274,9 @@ impl AnswerTimer {
 
     /// Counts a complete answer.
     pub(crate) fn finished(&mut self, metrics: &Metrics, finish: &Finish) {
-        let outcome = if finish.reason.name() == "stop" {
-            Outcome::Stop
-        } else {
-            Outcome::Length
+        let outcome = match finish.reason {
+            FinishReason::Stop => Outcome::Stop,
+            FinishReason::Length | FinishReason::Context => Outcome::Length,
         };
         self.ended(metrics, outcome);
         let timings = finish.timings;
@@ -506,8 +432,7 @@ impl Metrics {
     /// The counts of all engines so far.
     #[cfg(feature = "otlp")]
     pub(crate) fn engine_counts(&self) -> EngineCounts {
-        let state = *self.engine.lock().unwrap_or_else(PoisonError::into_inner);
-        state.earlier.plus(state.now).counts
+        self.engine.stats().counts
     }
 
     /// Tokens generated so far.
@@ -518,11 +443,11 @@ impl Metrics {
 
     /// Part of the cache that requests hold, from 0 to 1.
     pub(crate) fn cache_usage(&self) -> f64 {
-        let EngineState {
+        let EngineStats {
             free_blocks,
             num_blocks,
             ..
-        } = *self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+        } = self.engine.stats();
         if num_blocks == 0 {
             0.0
         } else {
@@ -537,12 +462,13 @@ impl Metrics {
             out: String::with_capacity(16 << 10),
             labels: &labels,
         };
-        let state = *self.engine.lock().unwrap_or_else(PoisonError::into_inner);
-        let Totals {
+        let EngineStats {
             counts,
-            head,
+            head_use: head,
+            num_blocks,
             panics,
-        } = state.earlier.plus(state.now);
+            ..
+        } = self.engine.stats();
 
         let queue = scene.queue;
         w.gauge(
@@ -575,7 +501,7 @@ impl Metrics {
         );
         let config = format!(
             "block_size=\"{}\",num_gpu_blocks=\"{}\"",
-            scene.block_size, state.num_blocks
+            scene.block_size, num_blocks
         );
         w.value("vllm:cache_config_info", &config, 1);
 
@@ -779,7 +705,7 @@ impl Metrics {
             "When the server started, in seconds since 1970.",
             started,
         );
-        if let Some(bytes) = resident_bytes() {
+        if let Some(bytes) = rss_bytes() {
             w.gauge(
                 "process_resident_memory_bytes",
                 "Memory that is resident.",
@@ -788,22 +714,6 @@ impl Metrics {
         }
         w.out
     }
-}
-
-/// Resident memory of this process in bytes, where the system reports it.
-fn resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
-    Some(
-        line.trim()
-            .strip_suffix(" kB")?
-            .trim()
-            .parse::<u64>()
-            .ok()?
-            * 1024,
-    )
 }
 
 #[cfg(test)]
@@ -825,7 +735,7 @@ mod tests {
 
     #[test]
     fn an_answer_ends_once_and_is_timed_by_its_tokens() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::new(Arc::default());
         let mut timer = AnswerTimer::new(Instant::now());
         for _ in 0..3 {
             timer.token(&metrics);

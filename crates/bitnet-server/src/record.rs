@@ -13,11 +13,10 @@ use std::time::{Duration, Instant};
 use axum::BoxError;
 use axum::body::{Body, Bytes};
 use axum::http::{Method, StatusCode};
-use bitnet_inference::SamplingParams;
+use bitnet_inference::{Owner, SamplingParams};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::api::{ApiError, Usage};
-use crate::backlog::Owner;
 use crate::door::PeerRequest;
 use crate::id::TraceParent;
 use crate::state::{App, UnderWay};

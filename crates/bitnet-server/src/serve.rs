@@ -3,19 +3,19 @@
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
 #[cfg(feature = "otlp")]
 use std::time::Duration;
 
-use bitnet_inference::Engine;
+use bitnet_inference::{Driver, EngineLoop, panic_message};
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use crate::answer_sink::observe;
 use crate::door::Door;
-use crate::engine_thread::{EngineThread, Job, message as panic_message};
 use crate::error::{Error, Result};
+use crate::metrics::Metrics;
 use crate::options::ServeOptions;
 #[cfg(feature = "otlp")]
 use crate::otlp::Otlp;
@@ -103,8 +103,13 @@ async fn run(
     let listener = TcpListener::bind(address).await.map_err(cannot_bind)?;
     let mut stop = StopSignals::new().map_err(Error::Threads)?;
     let drain_timeout = options.drain_timeout;
-    let (jobs, received) = std::sync::mpsc::channel();
-    let app = Arc::new(App::new(options, jobs));
+    let (driver, engine_loop) = Driver::new();
+    let metrics = Arc::new(Metrics::new(Arc::clone(driver.monitor())));
+    let engine_loop = engine_loop.observed({
+        let metrics = Arc::clone(&metrics);
+        move |observation| observe(&metrics, observation)
+    });
+    let app = Arc::new(App::new(options, driver, metrics));
     let address = listener.local_addr().map_err(cannot_bind)?;
     #[cfg(feature = "otlp")]
     start_otlp(&app, address)?;
@@ -112,7 +117,7 @@ async fn run(
         tracing::warn!(%address, "every client that reaches this address can use the server: there are no API keys");
     }
     tell(ServerEvent::Listening(address));
-    let mut engine_ended = start_engine(Arc::clone(&app), received, load, Arc::clone(&tell))
+    let mut engine_ended = start_engine(Arc::clone(&app), engine_loop, load, Arc::clone(&tell))
         .map_err(Error::Threads)?;
     let engine_lost = |ended: std::result::Result<Error, _>| {
         ended.unwrap_or_else(|_| Error::EngineLost("it panicked".to_owned()))
@@ -197,7 +202,7 @@ async fn stop_otlp(app: Arc<App>, patience: Duration) {
 /// thread ends early.
 fn start_engine(
     app: Arc<App>,
-    jobs: Receiver<Job>,
+    engine_loop: EngineLoop,
     load: impl FnOnce() -> Loaded + Send + 'static,
     tell: Tell,
 ) -> std::io::Result<oneshot::Receiver<Error>> {
@@ -215,16 +220,16 @@ fn start_engine(
                     return drop(ended.send(error));
                 }
             };
-            let (pulse, metrics) = (Arc::clone(&app.pulse), Arc::clone(&app.metrics));
+            // Before the server is ready, so that a first scrape finds the cache's size.
+            engine_loop.publish(&served.engine);
             let (engine, remake) = app.set_model(served);
             if let Ok(model) = app.model() {
                 tracing::info!(model = model.name(), context = model.context, "ready");
                 tell(ServerEvent::Ready);
             }
-            // The channel of jobs ends when the last sender is dropped.
+            // The loop ends when all drivers are gone, and `app` holds one.
             drop(app);
-            let thread = EngineThread::new(jobs, pulse, metrics, Engine::step);
-            if let Err(error) = thread.run(engine, remake) {
+            if let Err(error) = engine_loop.run(engine, remake) {
                 drop(ended.send(Error::EngineLost(error.to_string())));
             }
         })?;

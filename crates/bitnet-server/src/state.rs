@@ -1,18 +1,16 @@
 //! [`App`]: the state that all requests share. [`ServedModel`]: the result of the program's loader.
 
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bitnet_guard::FileProblem;
-use bitnet_inference::Engine;
+use bitnet_inference::{Driver, Engine, Job, RemakeEngine};
 use bitnet_tokenizers::{ChatTemplate, Tokenizer};
 use tokio::sync::watch;
 
 use crate::api::ApiError;
 use crate::door::Connections;
-use crate::engine_thread::{Job, Pulse, RemakeEngine};
 use crate::forms::FormHelper;
 use crate::forms::Forms;
 use crate::grammar::{Grammar, TokenConstraint};
@@ -30,7 +28,7 @@ pub struct ServedModel {
     /// The engine that runs it.
     pub engine: Engine,
     /// Makes another engine like it after a panic.
-    pub remake: Box<dyn FnMut() -> bitnet_inference::Result<Engine>>,
+    pub remake: RemakeEngine,
     /// Without a tokenizer, prompts and answers are token ids.
     pub tokenizer: Option<Arc<Tokenizer>>,
     /// How the messages of a chat become a prompt.
@@ -115,7 +113,7 @@ pub(crate) struct App {
     pub(crate) options: ServeOptions,
     pub(crate) queue: Arc<Queue>,
     pub(crate) text: TextThreads,
-    pub(crate) pulse: Arc<Pulse>,
+    driver: Driver,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) probers: Probers,
     pub(crate) connections: Connections,
@@ -124,7 +122,6 @@ pub(crate) struct App {
     damage: OnceLock<FileProblem>,
     phase: watch::Sender<Phase>,
     model: OnceLock<Model>,
-    jobs: Sender<Job>,
     /// HTTP requests whose answer has not been written to its end.
     under_way: Arc<watch::Sender<usize>>,
     /// Set once, if at all, before the first request.
@@ -133,22 +130,21 @@ pub(crate) struct App {
 }
 
 impl App {
-    pub(crate) fn new(options: ServeOptions, jobs: Sender<Job>) -> Self {
+    pub(crate) fn new(options: ServeOptions, driver: Driver, metrics: Arc<Metrics>) -> Self {
         Self {
             queue: Arc::new(Queue::new(
                 options.limits.queue_requests,
                 options.limits.queue_tokens,
             )),
             text: TextThreads::new(options.limits.queue_requests),
-            pulse: Arc::new(Pulse::new()),
-            metrics: Arc::new(Metrics::new()),
+            driver,
+            metrics,
             probers: Probers::default(),
             connections: Connections::default(),
             inflight: Inflight::new(options.limits.inflight_bytes),
             damage: OnceLock::new(),
             phase: watch::Sender::new(Phase::Loading),
             model: OnceLock::new(),
-            jobs,
             under_way: Arc::new(watch::Sender::new(0)),
             #[cfg(feature = "otlp")]
             otlp: OnceLock::new(),
@@ -183,7 +179,6 @@ impl App {
             forms: OnceLock::new(),
             form_helper: self.options.form_helper.clone(),
         };
-        self.metrics.step(&engine);
         // Set once, by the one thread that loads.
         let _ = self.model.set(model);
         self.phase.send_if_modified(|phase| {
@@ -206,7 +201,7 @@ impl App {
 
     /// How long the engine has been in one step, if that is longer than `stall_timeout`.
     pub(crate) fn stalled(&self) -> Option<Duration> {
-        Some(self.pulse.step_time()).filter(|time| *time > self.options.stall_timeout)
+        Some(self.driver.monitor().step_time()).filter(|time| *time > self.options.stall_timeout)
     }
 
     /// A file of the model was changed while it is in use: what the engine computes is not what
@@ -278,11 +273,11 @@ impl App {
         *self.under_way.borrow()
     }
 
-    /// Hands jobs to the engine's thread.
+    /// Submits jobs to the engine.
     pub(crate) fn send_jobs(&self, jobs: impl Iterator<Item = Job>) -> Result<(), ApiError> {
         for job in jobs {
-            self.jobs
-                .send(job)
+            self.driver
+                .submit(job)
                 .map_err(|_| ApiError::internal("the engine has stopped"))?;
         }
         Ok(())

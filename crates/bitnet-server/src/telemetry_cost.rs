@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::http::Method;
-use bitnet_inference::{EngineCounts, Finish, FinishReason, HeadUse, SamplingParams, Timings};
+use bitnet_inference::{EngineMonitor, EngineStats, Finish, FinishReason, SamplingParams, Timings};
 
 use crate::api::Usage;
 use crate::metrics::{AnswerTimer, Metrics, Scene};
@@ -34,10 +34,11 @@ pub struct EventCosts {
 /// # Errors
 /// If the exporters cannot be made.
 pub fn event_costs() -> crate::Result<EventCosts> {
-    let metrics = Arc::new(Metrics::new());
+    let monitor = Arc::new(EngineMonitor::default());
+    let metrics = Arc::new(Metrics::new(Arc::clone(&monitor)));
     let record = record();
     let mut timer = AnswerTimer::new(record.arrived());
-    let mut steps = EngineCounts::default();
+    let mut stats = EngineStats::default();
     let finish = finish();
     let scene = Scene {
         lost_log_lines: 0,
@@ -52,9 +53,10 @@ pub fn event_costs() -> crate::Result<EventCosts> {
     Ok(EventCosts {
         token: seconds(1_000_000, || timer.token(&metrics)),
         step: seconds(1_000_000, || {
-            steps.steps += 1;
-            steps.computed_tokens += 8;
-            metrics.step_seen(steps, HeadUse::default(), (10, 20));
+            stats.counts.steps += 1;
+            stats.counts.computed_tokens += 8;
+            monitor.record(stats);
+            metrics.stepped(8);
         }),
         answer: seconds(200_000, || {
             AnswerTimer::new(record.arrived()).finished(&metrics, &finish)

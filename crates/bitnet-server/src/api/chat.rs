@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use bitnet_inference::FinishReason;
+use bitnet_inference::{FinishReason, Token};
 use bitnet_tokenizers::{TokenId, Tokenizer};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -15,9 +15,9 @@ use utoipa::ToSchema;
 use crate::api::completions::Rendered;
 use crate::api::conversation::{chat_messages, render_messages};
 use crate::api::fields::TextOr;
-use crate::api::generate::{self, Answers, Asked, Plan, SampledToken, Usage, generation_request};
+use crate::api::generate::{self, Answers, Asked, Plan, Usage, generation_request};
 use crate::api::logprobs::{self, ChatLogprobs, TokenLogprob};
-use crate::api::stream::{self, ChunkFormat, ChunkUsage, Part};
+use crate::api::stream::{self, ChunkFormat, ChunkUsage};
 use crate::api::tools::{CallFinder, Found, FunctionCall, Tool, ToolCall, Tools};
 use crate::api::{ApiError, body};
 use crate::id::random_id;
@@ -223,7 +223,6 @@ pub(crate) async fn create(
         model: model.name().to_owned(),
         tokenizer: model.tokenizer.clone(),
         return_token_ids: plan.return_token_ids,
-        record,
         finders: if calls_tools {
             std::iter::repeat_with(CallFinder::default)
                 .take(plan.n)
@@ -374,14 +373,13 @@ struct Envelope {
     model: String,
     tokenizer: Option<Arc<Tokenizer>>,
     return_token_ids: bool,
-    record: Arc<Record>,
     /// One for each answer, if there are tools.
     finders: Vec<CallFinder>,
 }
 
 impl Envelope {
-    async fn whole(self, answers: Answers, num_answers: usize) -> Result<Response, ApiError> {
-        let (answers, usage) = generate::collect(answers, num_answers).await?;
+    async fn whole(self, mut answers: Answers, num_answers: usize) -> Result<Response, ApiError> {
+        let (whole, usage) = generate::collect(&mut answers, num_answers).await?;
         let choice = |(index, answer): (usize, generate::Answer)| {
             let (content, calls, is_cut) = if self.finders.is_empty() {
                 (answer.text.clone(), Vec::new(), false)
@@ -389,10 +387,12 @@ impl Envelope {
                 split(&answer.text)
             };
             let is_call = !calls.is_empty();
+            let finish_reason = finish_reason(answer.reason, is_call && !is_cut);
+            answers.finished(index, finish_reason);
             ChatChoice {
                 index,
                 logprobs: self.logprobs(answer.tokens.iter().map(|(token, _)| token)),
-                finish_reason: self.finish_reason(index, answer.reason, is_call && !is_cut),
+                finish_reason,
                 token_ids: self.return_token_ids.then(|| answer.token_ids()),
                 message: AssistantMessage {
                     role: "assistant",
@@ -402,7 +402,7 @@ impl Envelope {
                 },
             }
         };
-        let choices = answers.into_iter().enumerate().map(choice).collect();
+        let choices = whole.into_iter().enumerate().map(choice).collect();
         Ok(super::json(&ChatCompletion {
             id: self.id,
             object: "chat.completion",
@@ -415,7 +415,7 @@ impl Envelope {
     }
 
     /// `None` where no token has any.
-    fn logprobs<'a>(&self, tokens: impl Iterator<Item = &'a SampledToken>) -> Option<ChatLogprobs> {
+    fn logprobs<'a>(&self, tokens: impl Iterator<Item = &'a Token>) -> Option<ChatLogprobs> {
         let content: Vec<_> = tokens
             .filter_map(|token| TokenLogprob::new(self.tokenizer.as_deref(), token))
             .collect();
@@ -465,24 +465,20 @@ fn split(text: &str) -> (String, Vec<ToolCall>, bool) {
     (content, calls, finder.is_cut())
 }
 
-impl Envelope {
-    /// The reason for the client, which goes into the record, too.
-    fn finish_reason(&self, choice: usize, reason: FinishReason, is_call: bool) -> &'static str {
-        let reason = match reason {
-            FinishReason::Stop if is_call => "tool_calls",
-            reason => reason.name(),
-        };
-        if let Some(generation) = &mut self.record.details().generation {
-            generation.finish_reasons.insert(choice, reason);
-        }
-        reason
+/// The finish reason that the client gets.
+fn finish_reason(reason: FinishReason, is_call: bool) -> &'static str {
+    match reason {
+        FinishReason::Stop if is_call => "tool_calls",
+        reason => reason.name(),
     }
+}
 
+impl Envelope {
     fn one_chunk(
         &self,
         choice: usize,
         delta: Delta<'_>,
-        token: Option<&SampledToken>,
+        token: Option<&Token>,
         finish_reason: Option<&'static str>,
         usage: ChunkUsage,
     ) -> String {
@@ -505,7 +501,7 @@ impl Envelope {
         &self,
         choice: usize,
         found: &[Found],
-        mut token: Option<&SampledToken>,
+        mut token: Option<&Token>,
         usage: ChunkUsage,
     ) -> Vec<String> {
         let chunk = |part: &Found| {
@@ -555,45 +551,54 @@ impl Envelope {
 }
 
 impl ChunkFormat for Envelope {
-    fn chunks(&mut self, choice: usize, part: Part<'_>, usage: ChunkUsage) -> Vec<String> {
+    fn begin(&mut self, choice: usize, usage: ChunkUsage) -> Vec<String> {
+        let delta = Delta {
+            role: Some("assistant"),
+            content: Some(""),
+            tool_calls: None,
+        };
+        vec![self.one_chunk(choice, delta, None, None, usage)]
+    }
+
+    fn text(
+        &mut self,
+        choice: usize,
+        text: &str,
+        token: Option<&Token>,
+        usage: ChunkUsage,
+    ) -> Vec<String> {
+        let Some(finder) = self.finders.get_mut(choice) else {
+            let delta = Delta {
+                content: Some(text),
+                ..Delta::default()
+            };
+            return vec![self.one_chunk(choice, delta, token, None, usage)];
+        };
         let mut found = Vec::new();
-        match part {
-            Part::Begin => {
-                let delta = Delta {
-                    role: Some("assistant"),
-                    content: Some(""),
-                    tool_calls: None,
-                };
-                vec![self.one_chunk(choice, delta, None, None, usage)]
-            }
-            Part::Text { text, token } => {
-                let Some(finder) = self.finders.get_mut(choice) else {
-                    let delta = Delta {
-                        content: Some(text),
-                        ..Delta::default()
-                    };
-                    return vec![self.one_chunk(choice, delta, token, None, usage)];
-                };
-                finder.push(text, &mut found);
-                if found.is_empty()
-                    && token.is_some_and(|token| self.return_token_ids || token.logprobs.is_some())
-                {
-                    found.push(Found::Text(String::new()));
-                }
-                self.found_chunks(choice, &found, token, usage)
-            }
-            Part::End(reason) => {
-                let mut is_call = false;
-                if let Some(finder) = self.finders.get_mut(choice) {
-                    finder.finish(&mut found);
-                    is_call = finder.num_calls() > 0 && !finder.is_cut();
-                }
-                let mut chunks = self.found_chunks(choice, &found, None, usage);
-                let reason = self.finish_reason(choice, reason, is_call);
-                chunks.push(self.one_chunk(choice, Delta::default(), None, Some(reason), usage));
-                chunks
-            }
+        finder.push(text, &mut found);
+        if found.is_empty()
+            && token.is_some_and(|token| self.return_token_ids || token.logprobs.is_some())
+        {
+            found.push(Found::Text(String::new()));
         }
+        self.found_chunks(choice, &found, token, usage)
+    }
+
+    fn end(
+        &mut self,
+        choice: usize,
+        reason: FinishReason,
+        usage: ChunkUsage,
+    ) -> (Vec<String>, &'static str) {
+        let (mut found, mut is_call) = (Vec::new(), false);
+        if let Some(finder) = self.finders.get_mut(choice) {
+            finder.finish(&mut found);
+            is_call = finder.num_calls() > 0 && !finder.is_cut();
+        }
+        let mut chunks = self.found_chunks(choice, &found, None, usage);
+        let reason = finish_reason(reason, is_call);
+        chunks.push(self.one_chunk(choice, Delta::default(), None, Some(reason), usage));
+        (chunks, reason)
     }
 
     fn usage_chunk(&self, usage: Usage) -> String {
@@ -603,8 +608,6 @@ impl ChunkFormat for Envelope {
 
 #[cfg(test)]
 mod tests {
-    use axum::http::Method;
-
     use super::*;
 
     #[test]
@@ -640,21 +643,12 @@ mod tests {
             model: String::new(),
             tokenizer: None,
             return_token_ids: false,
-            record: Arc::new(Record::new(
-                Method::POST,
-                String::new(),
-                String::new(),
-                String::new(),
-                None,
-            )),
             finders: vec![CallFinder::default()],
         };
-        envelope.chunks(0, Part::Text { text, token: None }, None);
-        let chunks = envelope.chunks(0, Part::End(reason), None);
+        envelope.text(0, text, None, None);
+        let (chunks, reason) = envelope.end(0, reason, None);
         let last: Value = serde_json::from_str(chunks.last().expect("an end")).expect("JSON");
-        last["choices"][0]["finish_reason"]
-            .as_str()
-            .expect("a reason")
-            .to_owned()
+        assert_eq!(last["choices"][0]["finish_reason"], reason);
+        reason.to_owned()
     }
 }

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use bitnet_inference::FinishReason;
+use bitnet_inference::{FinishReason, Token};
 use bitnet_tokenizers::{DecodeOptions, EncodeOptions, TokenId, Tokenizer};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::api::fields::Prompt;
-use crate::api::generate::{self, Answers, Asked, Plan, SampledToken, Usage, generation_request};
+use crate::api::generate::{self, Answers, Asked, Plan, Usage, generation_request};
 use crate::api::logprobs::{self, CompletionLogprobs};
-use crate::api::stream::{self, ChunkFormat, ChunkUsage, Part};
+use crate::api::stream::{self, ChunkFormat, ChunkUsage};
 use crate::api::{ApiError, body};
 use crate::id::random_id;
 use crate::record::Record;
@@ -344,23 +344,28 @@ struct Envelope {
 }
 
 impl Envelope {
-    async fn whole(self, answers: Answers, num_answers: usize) -> Result<Response, ApiError> {
-        let (answers, usage) = generate::collect(answers, num_answers).await?;
-        let choice = |(index, answer): (usize, generate::Answer)| CompletionChoice {
-            index,
-            text: self.echo(index).to_owned() + &answer.text,
-            logprobs: self.logprobs(index, &answer),
-            finish_reason: Some(answer.reason.name()),
-            token_ids: self.return_token_ids.then(|| answer.token_ids()),
+    async fn whole(self, mut answers: Answers, num_answers: usize) -> Result<Response, ApiError> {
+        let (whole, usage) = generate::collect(&mut answers, num_answers).await?;
+        let choice = |(index, answer): (usize, generate::Answer)| {
+            let finish_reason = answer.reason.name();
+            answers.finished(index, finish_reason);
+            CompletionChoice {
+                index,
+                text: self.echo(index).to_owned() + &answer.text,
+                logprobs: self.logprobs(index, &answer),
+                finish_reason: Some(finish_reason),
+                token_ids: self.return_token_ids.then(|| answer.token_ids()),
+            }
         };
         Ok(super::json(&self.completion(
-            answers.into_iter().enumerate().map(choice).collect(),
+            whole.into_iter().enumerate().map(choice).collect(),
             Some(Some(usage)),
         )))
     }
 
     fn logprobs(&self, choice: usize, answer: &generate::Answer) -> Option<CompletionLogprobs> {
-        let of_answer = self.logprobs_of(choice, &answer.tokens);
+        let tokens = answer.tokens.iter().map(|(token, start)| (token, *start));
+        let of_answer = self.logprobs_of(choice, tokens);
         let empty = || CompletionLogprobs::empty(self.top_logprobs);
         match (&self.tokenizer, self.echoed_tokens.get(choice / self.n)) {
             (Some(tokenizer), Some(prompt)) => Some(of_answer.unwrap_or_else(empty).echo(
@@ -372,10 +377,10 @@ impl Envelope {
         }
     }
 
-    fn logprobs_of(
+    fn logprobs_of<'a>(
         &self,
         choice: usize,
-        tokens: &[(SampledToken, usize)],
+        tokens: impl Iterator<Item = (&'a Token, usize)>,
     ) -> Option<CompletionLogprobs> {
         let start = self.prompt_chars.get(choice / self.n).copied().unwrap_or(0);
         CompletionLogprobs::new(self.tokenizer.as_deref(), tokens, start, self.top_logprobs)
@@ -400,33 +405,63 @@ impl Envelope {
 }
 
 impl ChunkFormat for Envelope {
-    fn chunks(&mut self, choice: usize, part: Part<'_>, usage: ChunkUsage) -> Vec<String> {
-        let (text, finish_reason, token) = match part {
-            Part::Begin if self.echo(choice).is_empty() => return Vec::new(),
-            Part::Begin => (self.echo(choice), None, None),
-            Part::Text { text, token } => (text, None, token),
-            Part::End(reason) => ("", Some(FinishReason::name(reason)), None),
-        };
-        let token_ids = token
-            .filter(|_| self.return_token_ids)
-            .map(|token| vec![token.id]);
-        let logprobs = token
-            .and_then(|token| self.logprobs_of(choice, &[(token.clone(), self.num_chars[choice])]));
-        let text = text.to_owned();
-        if !matches!(part, Part::Begin) {
-            self.num_chars[choice] += text.chars().count();
+    fn begin(&mut self, choice: usize, usage: ChunkUsage) -> Vec<String> {
+        match self.echo(choice) {
+            "" => Vec::new(),
+            echo => vec![self.chunk(choice, echo, None, None, usage)],
         }
-        let choice = CompletionChoice {
-            index: choice,
-            text,
-            logprobs,
-            finish_reason,
-            token_ids,
-        };
-        vec![super::to_json(&self.completion(vec![choice], usage))]
+    }
+
+    fn text(
+        &mut self,
+        choice: usize,
+        text: &str,
+        token: Option<&Token>,
+        usage: ChunkUsage,
+    ) -> Vec<String> {
+        let chunk = self.chunk(choice, text, None, token, usage);
+        self.num_chars[choice] += text.chars().count();
+        vec![chunk]
+    }
+
+    fn end(
+        &mut self,
+        choice: usize,
+        reason: FinishReason,
+        usage: ChunkUsage,
+    ) -> (Vec<String>, &'static str) {
+        let reason = reason.name();
+        (
+            vec![self.chunk(choice, "", Some(reason), None, usage)],
+            reason,
+        )
     }
 
     fn usage_chunk(&self, usage: Usage) -> String {
         super::to_json(&self.completion(Vec::new(), Some(Some(usage))))
+    }
+}
+
+impl Envelope {
+    fn chunk(
+        &self,
+        choice: usize,
+        text: &str,
+        finish_reason: Option<&'static str>,
+        token: Option<&Token>,
+        usage: ChunkUsage,
+    ) -> String {
+        let token_ids = token
+            .filter(|_| self.return_token_ids)
+            .map(|token| vec![token.id]);
+        let tokens = token.map(|token| (token, self.num_chars[choice]));
+        let choice = CompletionChoice {
+            index: choice,
+            text: text.to_owned(),
+            logprobs: self.logprobs_of(choice, tokens.into_iter()),
+            finish_reason,
+            token_ids,
+        };
+        super::to_json(&self.completion(vec![choice], usage))
     }
 }

@@ -5,18 +5,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::extract::Request as HttpRequest;
-use bitnet_inference::{Finish, FinishReason, Logprobs, Request, SamplingParams};
+use bitnet_inference::{
+    Constraint, Failure, Finish, FinishReason, Job, Logprobs, MakeConstraint, Piece, Reply,
+    Request, SamplingParams, Token,
+};
 use bitnet_tokenizers::TokenId;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::UnboundedReceiver;
 use utoipa::ToSchema;
 
+use crate::answer_sink::AnswerSink;
 use crate::api::error::shortened;
 use crate::api::fields::TextOr;
 use crate::api::format::{self, ResponseFormat, StructuredOutputs};
 use crate::api::stream::UsageChunks;
 use crate::api::{ApiError, body};
-use crate::engine_thread::{Failure, Job, Reply};
 use crate::grammar::{Grammar, TokenConstraint};
 use crate::id;
 use crate::metrics::{AnswerTimer, Metrics, Outcome};
@@ -416,6 +419,20 @@ fn check_stop_strings(strings: &[String]) -> Result<(), ApiError> {
     }
 }
 
+/// Why an answer failed, for the client.
+fn failed(failure: Failure) -> ApiError {
+    match failure {
+        Failure::Refused(error) => refusal(&error),
+        Failure::Constraint(problem) => ApiError::form_failed(&problem),
+        Failure::File(problem) => ApiError::model_file(&problem),
+        Failure::Model(problem) => ApiError::internal(problem),
+        Failure::Panicked(_) => {
+            ApiError::internal("a bug in the engine: this request made it panic")
+        }
+        Failure::Cancelled(_) | Failure::Stopped => ApiError::internal("the engine has stopped"),
+    }
+}
+
 /// An error of the engine, in terms of the request's fields.
 fn refusal(error: &bitnet_inference::Error) -> ApiError {
     use bitnet_inference::Error;
@@ -473,31 +490,6 @@ pub(crate) struct Answers {
     prompts: Vec<(usize, usize)>,
     n: usize,
     record: Arc<Record>,
-}
-
-/// A piece of one answer.
-pub(crate) enum Piece {
-    /// Log-probabilities of tokens of the prompt up to the one at `last`.
-    Prompt {
-        last: usize,
-        logprobs: Vec<Logprobs>,
-    },
-    Token {
-        token: SampledToken,
-        text: String,
-    },
-    End {
-        text: String,
-        finish: Finish,
-    },
-}
-
-/// A token of an answer.
-#[derive(Clone, Debug)]
-pub(crate) struct SampledToken {
-    pub(crate) id: TokenId,
-    /// If the request asks for them; the token that ends an answer has none.
-    pub(crate) logprobs: Option<Logprobs>,
 }
 
 /// A request to an endpoint.
@@ -573,12 +565,9 @@ pub(crate) fn submit(
         };
         Job {
             request,
-            constraint: plan.constraint.clone(),
+            constraint: plan.constraint.clone().map(restarting),
             owner: Arc::clone(&share),
-            choice,
-            replies: sender.clone(),
-            ticket,
-            entered,
+            sink: Box::new(AnswerSink::new(choice, sender.clone(), ticket)),
         }
     });
     let prompt_tokens = prompts.iter().map(Vec::len).sum();
@@ -628,6 +617,11 @@ pub(crate) fn submit(
         n: plan.n,
         record: Arc::clone(record),
     })
+}
+
+/// Starts the constraint again for each run of an answer.
+fn restarting(constraint: TokenConstraint) -> MakeConstraint {
+    Box::new(move || Box::new(constraint.restarted()) as Box<dyn Constraint>)
 }
 
 fn check_prompt(
@@ -682,61 +676,45 @@ impl Answers {
                 return Err(ApiError::answer_too_slow(self.limit.as_secs_f64()));
             };
             let Some((choice, reply)) = reply else {
-                return Err(ApiError::internal("the engine has stopped"));
+                return Err(failed(Failure::Stopped));
             };
             match reply {
-                Reply::Started { queued } => {
-                    self.timers[choice].started(queued);
-                    self.generation(|generation| {
-                        generation
-                            .started
-                            .get_or_insert(generation.entered + queued);
-                    });
+                Reply::Started { queued } => self.started(choice, queued),
+                Reply::Piece(mut piece) => {
+                    match &mut piece {
+                        Piece::Prompt { .. } => {}
+                        Piece::Token(token) => self.sampled(choice, token),
+                        Piece::End { finish, .. } => self.count(choice, finish),
+                    }
+                    return Ok(Some((choice, piece)));
                 }
-                Reply::Prompt { last, logprobs } => {
-                    return Ok(Some((choice, Piece::Prompt { last, logprobs })));
-                }
-                Reply::Token {
-                    token: id,
-                    text,
-                    logprobs,
-                } => {
-                    let elapsed = self.timers[choice].token(&self.metrics);
-                    self.generation(|generation| {
-                        generation.first_token.get_or_insert(elapsed);
-                        generation.last_token = Some(elapsed);
-                        generation.usage.completion_tokens += 1;
-                        generation.usage.total_tokens += 1;
-                    });
-                    let logprobs = logprobs.filter(|_| !self.stop_ids.contains(&id));
-                    return Ok(Some((
-                        choice,
-                        Piece::Token {
-                            token: SampledToken { id, logprobs },
-                            text,
-                        },
-                    )));
-                }
-                Reply::Finished { text, finish } => {
-                    self.count(choice, &finish);
-                    return Ok(Some((choice, Piece::End { text, finish })));
-                }
-                Reply::Failed(Failure::Refused(error)) => return Err(refusal(&error)),
-                Reply::Failed(Failure::Constraint(problem)) => {
-                    return Err(ApiError::form_failed(&problem));
-                }
-                Reply::Failed(Failure::File(problem)) => {
-                    return Err(ApiError::model_file(&problem));
-                }
-                Reply::Failed(Failure::Model(problem)) => return Err(ApiError::internal(problem)),
-                Reply::Failed(Failure::Panicked) => {
-                    return Err(ApiError::internal(
-                        "a bug in the engine: this request made it panic",
-                    ));
-                }
+                Reply::Failed(failure) => return Err(failed(failure)),
             }
         }
         Ok(None)
+    }
+
+    fn started(&mut self, choice: usize, queued: Duration) {
+        self.timers[choice].started(queued);
+        self.generation(|generation| {
+            generation
+                .started
+                .get_or_insert(generation.entered + queued);
+        });
+    }
+
+    /// Times a token. Clients do not get the log-probabilities of a token that ends an answer.
+    fn sampled(&mut self, choice: usize, token: &mut Token) {
+        let elapsed = self.timers[choice].token(&self.metrics);
+        self.generation(|generation| {
+            generation.first_token.get_or_insert(elapsed);
+            generation.last_token = Some(elapsed);
+            generation.usage.completion_tokens += 1;
+            generation.usage.total_tokens += 1;
+        });
+        if self.stop_ids.contains(&token.id) {
+            token.logprobs = None;
+        }
     }
 
     fn count(&mut self, choice: usize, finish: &Finish) {
@@ -753,10 +731,12 @@ impl Answers {
                 generation.usage.prompt_tokens_details.cached_tokens +=
                     finish.timings.cached_tokens;
             }
-            generation
-                .finish_reasons
-                .insert(choice, finish.reason.name());
         });
+    }
+
+    /// Records the finish reason that the client gets.
+    pub(crate) fn finished(&self, choice: usize, reason: &'static str) {
+        self.generation(|generation| generation.finish_reasons.insert(choice, reason));
     }
 
     /// Changes the record of the request.
@@ -784,17 +764,26 @@ impl Drop for Answers {
     }
 }
 
-/// An answer, whole.
+/// A whole answer.
 pub(crate) struct Answer {
     pub(crate) text: String,
-    /// Each with the place in `text` at which what it adds begins, in characters.
-    pub(crate) tokens: Vec<(SampledToken, usize)>,
+    /// Each token with the index in `text` where its text begins, in characters.
+    pub(crate) tokens: Vec<(Token, usize)>,
     /// Log-probabilities of the prompt's tokens after the first, if the request asks for them.
     pub(crate) prompt_logprobs: Vec<Logprobs>,
     pub(crate) reason: FinishReason,
 }
 
 impl Answer {
+    fn new() -> Self {
+        Self {
+            text: String::new(),
+            tokens: Vec::new(),
+            prompt_logprobs: Vec::new(),
+            reason: FinishReason::Stop,
+        }
+    }
+
     pub(crate) fn token_ids(&self) -> Vec<TokenId> {
         self.tokens.iter().map(|(token, _)| token.id).collect()
     }
@@ -802,31 +791,33 @@ impl Answer {
 
 /// Waits for all answers.
 pub(crate) async fn collect(
-    mut answers: Answers,
+    answers: &mut Answers,
     num_answers: usize,
 ) -> Result<(Vec<Answer>, Usage), ApiError> {
-    let empty = || Answer {
-        text: String::new(),
-        tokens: Vec::new(),
-        prompt_logprobs: Vec::new(),
-        reason: FinishReason::Stop,
-    };
-    let mut whole: Vec<_> = std::iter::repeat_with(empty).take(num_answers).collect();
+    let mut whole: Vec<_> = std::iter::repeat_with(Answer::new)
+        .take(num_answers)
+        .collect();
     let mut num_chars = vec![0; num_answers];
     while let Some((choice, piece)) = answers.next().await? {
         let answer = &mut whole[choice];
         match piece {
-            Piece::Prompt { last, logprobs } => {
-                // What was told before an engine was lost comes once more.
-                let told = (answer.prompt_logprobs.len() + logprobs.len()).saturating_sub(last);
+            Piece::Prompt {
+                done,
+                total,
+                logprobs,
+            } => {
+                // A rerun after a panic sends the first ones again.
+                let last = done.min(total - 1);
+                let known = (answer.prompt_logprobs.len() + logprobs.len()).saturating_sub(last);
                 answer
                     .prompt_logprobs
-                    .extend(logprobs.into_iter().skip(told));
+                    .extend(logprobs.into_iter().skip(known));
             }
-            Piece::Token { token, text } => {
-                answer.tokens.push((token, num_chars[choice]));
-                answer.text.push_str(&text);
-                num_chars[choice] += text.chars().count();
+            Piece::Token(token) => {
+                let start = num_chars[choice];
+                num_chars[choice] += token.text.chars().count();
+                answer.text.push_str(&token.text);
+                answer.tokens.push((token, start));
             }
             Piece::End { text, finish } => {
                 answer.text.push_str(&text);

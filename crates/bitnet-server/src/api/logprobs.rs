@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bitnet_inference::Logprobs;
+use bitnet_inference::{Logprobs, Token};
 use bitnet_tokenizers::{DecodeOptions, Detokenizer, TokenId, Tokenizer};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::api::ApiError;
-use crate::api::generate::SampledToken;
 
 /// The most tokens whose log-probabilities are given beside each that was sampled.
 const TOP_MAX: u32 = 20;
@@ -65,7 +64,7 @@ impl Logprob {
 
 impl TokenLogprob {
     /// `None` for a token without log-probabilities.
-    pub(crate) fn new(tokenizer: Option<&Tokenizer>, token: &SampledToken) -> Option<Self> {
+    pub(crate) fn new(tokenizer: Option<&Tokenizer>, token: &Token) -> Option<Self> {
         let logprobs = token.logprobs.as_ref()?;
         let top = logprobs
             .top
@@ -124,14 +123,14 @@ impl CompletionLogprobs {
 
     /// Of tokens and the places where they begin, after `start` characters; `None` where no token
     /// has any.
-    pub(crate) fn new(
+    pub(crate) fn new<'a>(
         tokenizer: Option<&Tokenizer>,
-        tokens: &[(SampledToken, usize)],
+        tokens: impl Iterator<Item = (&'a Token, usize)>,
         start: usize,
         top: usize,
     ) -> Option<Self> {
         let mut out = Self::empty(top);
-        for (token, offset) in tokens.iter().filter(|(token, _)| token.logprobs.is_some()) {
+        for (token, offset) in tokens.filter(|(token, _)| token.logprobs.is_some()) {
             out.push(tokenizer, token.id, token.logprobs.as_ref(), start + offset);
         }
         (!out.tokens.is_empty()).then_some(out)

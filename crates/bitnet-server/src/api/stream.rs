@@ -8,25 +8,14 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
 use axum::response::{IntoResponse, Response};
-use bitnet_inference::FinishReason;
+use bitnet_inference::{FinishReason, Piece, Token};
 use futures_util::stream;
 use tokio::time::timeout;
 
-use crate::api::generate::{Answers, Piece, SampledToken, Usage};
+use crate::api::generate::{Answers, Usage};
 
 /// After this time without a chunk a comment is sent, so that proxies keep the connection open.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-
-/// A part of an answer, for the format to put into a chunk.
-pub(crate) enum Part<'a> {
-    /// Before the first token.
-    Begin,
-    Text {
-        text: &'a str,
-        token: Option<&'a SampledToken>,
-    },
-    End(FinishReason),
-}
 
 /// Which chunks tell the usage of the request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,8 +33,26 @@ pub(crate) type ChunkUsage = Option<Option<Usage>>;
 
 /// How an endpoint writes its chunks.
 pub(crate) trait ChunkFormat: Send + 'static {
-    /// The chunks for a part, in JSON.
-    fn chunks(&mut self, choice: usize, part: Part<'_>, usage: ChunkUsage) -> Vec<String>;
+    /// The chunks before the first token of an answer, in JSON.
+    fn begin(&mut self, choice: usize, usage: ChunkUsage) -> Vec<String>;
+
+    /// The chunks for text and the token that completed it; no token completes the text that was
+    /// held back until the end.
+    fn text(
+        &mut self,
+        choice: usize,
+        text: &str,
+        token: Option<&Token>,
+        usage: ChunkUsage,
+    ) -> Vec<String>;
+
+    /// The chunks at the end of an answer, and the finish reason in them.
+    fn end(
+        &mut self,
+        choice: usize,
+        reason: FinishReason,
+        usage: ChunkUsage,
+    ) -> (Vec<String>, &'static str);
 
     /// The last chunk, with the usage of the whole request.
     fn usage_chunk(&self, usage: Usage) -> String;
@@ -88,7 +95,7 @@ pub(crate) fn response<F: ChunkFormat>(
     let headers = [
         (CONTENT_TYPE, "text/event-stream; charset=utf-8"),
         (CACHE_CONTROL, "no-cache"),
-        // Or nginx would keep pieces back.
+        // Stops nginx from buffering the pieces.
         (HeaderName::from_static("x-accel-buffering"), "no"),
     ];
     (headers, Body::from_stream(bytes)).into_response()
@@ -124,39 +131,37 @@ impl<F: ChunkFormat> Stream<F> {
     }
 
     fn push(&mut self, choice: usize, piece: &Piece) {
-        if !std::mem::replace(&mut self.begun[choice], true) {
-            self.part(choice, Part::Begin);
-        }
-        match piece {
-            // Streams do not have them.
-            Piece::Prompt { .. } => {}
-            Piece::Token { token, text } => {
-                if !text.is_empty() || self.return_token_ids || token.logprobs.is_some() {
-                    self.part(
-                        choice,
-                        Part::Text {
-                            text,
-                            token: Some(token),
-                        },
-                    );
-                }
-            }
-            Piece::End { text, finish } => {
-                if !text.is_empty() {
-                    self.part(choice, Part::Text { text, token: None });
-                }
-                self.part(choice, Part::End(finish.reason));
-            }
-        }
-    }
-
-    fn part(&mut self, choice: usize, part: Part<'_>) {
         let usage = match self.usage {
             UsageChunks::None => None,
             UsageChunks::Last => Some(None),
             UsageChunks::All => Some(Some(self.answers.usage())),
         };
-        let chunks = self.format.chunks(choice, part, usage);
+        if !std::mem::replace(&mut self.begun[choice], true) {
+            let chunks = self.format.begin(choice, usage);
+            self.send_all(chunks);
+        }
+        match piece {
+            // Streams do not have the log-probabilities of prompts.
+            Piece::Prompt { .. } => {}
+            Piece::Token(token) => {
+                if !token.text.is_empty() || self.return_token_ids || token.logprobs.is_some() {
+                    let chunks = self.format.text(choice, &token.text, Some(token), usage);
+                    self.send_all(chunks);
+                }
+            }
+            Piece::End { text, finish } => {
+                if !text.is_empty() {
+                    let chunks = self.format.text(choice, text, None, usage);
+                    self.send_all(chunks);
+                }
+                let (chunks, reason) = self.format.end(choice, finish.reason, usage);
+                self.answers.finished(choice, reason);
+                self.send_all(chunks);
+            }
+        }
+    }
+
+    fn send_all(&mut self, chunks: Vec<String>) {
         chunks.into_iter().for_each(|chunk| self.send(chunk));
     }
 

@@ -1,17 +1,16 @@
-//! [`Backlog`]: work that waits outside the engine, and which of it is next.
+//! [`Backlog`]: work that waits for the engine, and the order in which the engine gets it.
 //!
-//! The engine runs what it has in the order in which it came. So that a burst of one client does
-//! not make all others wait for its end, the engine gets no more than it can run at once; the rest
-//! waits here. Next is the oldest piece of the owner that has the fewest in the engine; among equals,
-//! of the one that was served longest ago. An owner is that of an API key, or an address where there
-//! are no keys.
+//! An engine runs its requests in the order of their arrival. So that a burst of one client does not
+//! delay all other clients, the engine gets only as many requests as it can run at once, and the
+//! others wait here. Next is the oldest request of the owner with the fewest requests in the engine;
+//! among equals, of the owner that was served longest ago.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Whose work it is.
-pub(crate) type Owner = Arc<str>;
+/// The name of a client. Clients share the engine equally.
+pub type Owner = Arc<str>;
 
 /// Work that waits, by its owner.
 pub(crate) struct Backlog<T> {
@@ -84,10 +83,21 @@ impl<T> Backlog<T> {
 
     /// Forgets waiting work that is not wanted any more, and owners without work.
     pub(crate) fn retain(&mut self, is_wanted: impl Fn(&T) -> bool) {
+        drop(self.take_unwanted(is_wanted));
+    }
+
+    /// Removes the waiting work that is not wanted, and owners without work.
+    pub(crate) fn take_unwanted(&mut self, is_wanted: impl Fn(&T) -> bool) -> Vec<T> {
+        let mut unwanted = Vec::new();
         self.shares.retain(|_, share| {
-            share.waiting.retain(|(_, work)| is_wanted(work));
+            for index in (0..share.waiting.len()).rev() {
+                if !is_wanted(&share.waiting[index].1) {
+                    unwanted.extend(share.waiting.remove(index).map(|(_, work)| work));
+                }
+            }
             share.running() > 0 || !share.waiting.is_empty()
         });
+        unwanted
     }
 }
 
