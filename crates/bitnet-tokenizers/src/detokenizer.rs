@@ -60,11 +60,6 @@ impl Detokenizer {
         self.state.strip_next = self.state.strips(&self.tokenizer);
         &self.state.text
     }
-
-    /// Whether bytes of an unfinished character are held back.
-    pub fn has_pending(&self) -> bool {
-        !self.state.pending.is_empty()
-    }
 }
 
 /// The text of all tokens.

@@ -461,19 +461,9 @@ impl Metadata {
         self.typed(key, "a bool", |v| v.as_bool())
     }
 
-    /// A truth value that must be there.
-    pub fn require_bool(&self, key: &str) -> Result<bool> {
-        required(key, self.bool(key)?)
-    }
-
     /// An array of strings.
     pub fn strings(&self, key: &str) -> Result<Option<Strings<'_>>> {
         self.typed(key, "an array of strings", |v| v.as_array()?.strings())
-    }
-
-    /// An array of strings that must be there.
-    pub fn require_strings(&self, key: &str) -> Result<Strings<'_>> {
-        required(key, self.strings(key)?)
     }
 
     /// An array of floats.
@@ -485,11 +475,6 @@ impl Metadata {
         Ok(array.map(|a| a.iter().map(|v| v.as_f32().unwrap_or_default())))
     }
 
-    /// An array of floats that must be there.
-    pub fn require_f32s(&self, key: &str) -> Result<impl ExactSizeIterator<Item = f32> + Clone> {
-        required(key, self.f32s(key)?)
-    }
-
     /// An array of any integer type, each element within an i32.
     pub fn i32s(&self, key: &str) -> Result<Option<impl ExactSizeIterator<Item = i32> + Clone>> {
         let small = |v: Value<'_>| i32::try_from(v.as_integer()?).ok();
@@ -498,11 +483,6 @@ impl Metadata {
                 .filter(|a| a.iter().all(|v| small(v).is_some()))
         })?;
         Ok(array.map(|a| a.iter().map(move |v| small(v).unwrap_or_default())))
-    }
-
-    /// An array of any integer type, each element within an i32, that must be there.
-    pub fn require_i32s(&self, key: &str) -> Result<impl ExactSizeIterator<Item = i32> + Clone> {
-        required(key, self.i32s(key)?)
     }
 
     fn typed<'a, T>(
