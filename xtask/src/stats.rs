@@ -2,13 +2,7 @@
 
 /// The median: the middle value, or the mean of the two middle ones. `None` without values.
 pub fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
-    let values = sorted(values);
-    let middle = values.len() / 2;
-    match values.len() {
-        0 => None,
-        n if n % 2 == 1 => Some(values[middle]),
-        _ => Some((values[middle - 1] + values[middle]) / 2.0),
-    }
+    bitnet_kernels::math::median(&mut values.into_iter().collect::<Vec<_>>())
 }
 
 /// The 95 % confidence interval of the median, from order statistics, so valid for any

@@ -1,42 +1,38 @@
-//! Randomness without state: a number for each (seed, position, token), the same on every machine
-//! and in every batch.
+//! Randomness without state: one number for each (seed, position, token), which is the same on
+//! every machine and in every batch.
 
-use bitnet_kernels::math::ln_f64;
+use bitnet_kernels::math::{ln_f64, mix64};
 
-/// The finaliser of splitmix64 (Steele, Lea & Flood 2014): every input bit reaches every output
-/// bit.
-fn mix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
-}
-
+/// The increment of splitmix64: 2^64 divided by the golden ratio.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// The noise of one position of one request.
+/// The noise for one position of one request.
 #[derive(Clone, Copy)]
 pub(crate) struct Noise {
     base: u64,
 }
 
 impl Noise {
-    /// Less than any noise: −ln(−ln 2⁻⁵³) = −3.604.
+    /// A lower bound of the noise: −ln(−ln 2⁻⁵³) = −3.604.
     pub const GUMBEL_MIN: f64 = -3.61;
 
     pub fn new(seed: u64, position: u64) -> Self {
         Self {
-            base: mix(mix(seed.wrapping_add(GOLDEN)).wrapping_add(position.wrapping_mul(GOLDEN))),
+            base: mix64(
+                mix64(seed.wrapping_add(GOLDEN)).wrapping_add(position.wrapping_mul(GOLDEN)),
+            ),
         }
     }
 
-    /// 64 random bits of a token.
+    /// 64 random bits for `token`.
     fn bits(self, token: u32) -> u64 {
-        mix(self
-            .base
-            .wrapping_add((u64::from(token) + 1).wrapping_mul(GOLDEN)))
+        mix64(
+            self.base
+                .wrapping_add((u64::from(token) + 1).wrapping_mul(GOLDEN)),
+        )
     }
 
-    /// A number from the standard Gumbel distribution for a token, between −3.6 and 36.8.
+    /// A number from the standard Gumbel distribution for `token`, between −3.6 and 36.8.
     ///
     /// The token with the largest `logit + gumbel` is a sample of softmax(logits) (the Gumbel-max
     /// trick).

@@ -10,6 +10,7 @@ use std::path::Path;
 use bitnet_files::Error as FileError;
 use bitnet_files::gguf::{GgufWriter, MetadataValue, TensorInfo, TensorType};
 use bitnet_files::safetensors::{DType, SafetensorsWriter, TensorEntry};
+use bitnet_kernels::math::mix64;
 use bitnet_kernels::{Gate, Pool, default_threads};
 use bitnet_quantization::dense::Dense;
 use bitnet_quantization::{TernaryFormat, absmean};
@@ -651,12 +652,9 @@ impl SyntheticModel {
     }
 }
 
-/// The finalizer of SplitMix64: every bit of the result depends on every bit of the argument.
-fn mix(mut x: u64) -> u64 {
-    x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ x >> 31
+/// A step of SplitMix64: every bit of the result depends on every bit of the argument.
+fn mix(x: u64) -> u64 {
+    mix64(x.wrapping_add(0x9e37_79b9_7f4a_7c15))
 }
 
 /// Packs a tensor's weights in any format.

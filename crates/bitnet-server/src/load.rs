@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 use axum::http::{Method, Request};
+use bitnet_inference::mix64;
 use futures_util::future::join_all;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -199,7 +200,7 @@ async fn open(target: &Arc<Target>, num_requests: usize, rate: f64, seed: u64) -
         let target = Arc::clone(target);
         requests.push(tokio::spawn(async move { target.request(index).await }));
         // In (0, 1], so that the logarithm is finite.
-        let uniform = ((mix(seed ^ mix(index as u64)) >> 11) + 1) as f64 / (1u64 << 53) as f64;
+        let uniform = ((mix64(seed ^ mix64(index as u64)) >> 11) + 1) as f64 / (1u64 << 53) as f64;
         due += Duration::from_secs_f64(-uniform.ln() / rate);
     }
     join_all(requests)
@@ -207,13 +208,6 @@ async fn open(target: &Arc<Target>, num_requests: usize, rate: f64, seed: u64) -
         .into_iter()
         .map(|result| result.unwrap_or_else(|error| Err(error.to_string())))
         .collect()
-}
-
-/// The finaliser of splitmix64.
-fn mix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }
 
 /// Whom to ask, and what.
@@ -441,9 +435,9 @@ fn places(
         let stream = if place < num_shared {
             0
         } else {
-            mix(index + 1)
+            mix64(index + 1)
         };
-        mix(mix(seed ^ stream).wrapping_add(place as u64)) >> 1
+        mix64(mix64(seed ^ stream).wrapping_add(place as u64)) >> 1
     })
 }
 
