@@ -4,16 +4,13 @@ use std::path::PathBuf;
 #[cfg(feature = "server")]
 use std::time::Duration;
 
-use bitnet_inference::{DRAFT_MAX, Device, SamplingParams, parse_logit_bias};
+use bitnet_inference::{DRAFT_MAX, SamplingParams, parse_logit_bias};
 use bitnet_kernels::{KernelSet, Packing};
 use bitnet_models::{
     FfnSparsity, HeadMode, InputRounding, KvType, LoadOptions, SamplingDefaults, Tl1Tile, Tl2Tile,
 };
 use bitnet_tokenizers::TokenId;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use serde::{Deserialize, Serialize};
-
-use crate::tune;
 
 /// An argument that cannot be used: exit code 2.
 #[derive(Debug)]
@@ -820,8 +817,8 @@ pub struct ModelArguments {
     /// tables, with weights in memory as the formats of those names have them, whatever the file
     /// has; auto is what `bitnet tune` found to be the fastest for each matrix on this machine, i2s
     /// where it did not run; the text is the same
-    #[arg(long, value_enum, default_value_t = TernaryKernel::Auto)]
-    pub ternary_kernel: TernaryKernel,
+    #[arg(long, value_enum, default_value_t = TernaryKernelArgument::Auto)]
+    pub ternary_kernel: TernaryKernelArgument,
     /// Bits that a ternary weight takes in memory for i2s; auto is what the kernels in use like
     /// best; the text is the same
     #[arg(long, value_enum, default_value_t = PackingArgument::Auto)]
@@ -846,21 +843,11 @@ pub struct ModelArguments {
 }
 
 impl ModelArguments {
-    /// How to load the model for this CPU.
-    pub fn load_options(&self, device: Device) -> LoadOptions {
-        let i2s = match self.packing {
-            PackingArgument::Two => Packing::Two,
-            PackingArgument::FiveThirds => Packing::FiveThirds,
-            PackingArgument::Auto => device.kernels().packing,
-        };
-        let packings = match (self.ternary_kernel, self.packing) {
-            (TernaryKernel::Auto, PackingArgument::Auto) => tune::fastest_packings(device),
-            _ => Vec::new(),
-        };
+    /// How to load the model. `packing` is `None` if the arguments leave it to the machine.
+    pub fn load_options(&self) -> LoadOptions {
         let mut options = LoadOptions {
             head: self.head,
-            packing: Some(self.ternary_kernel.packing(i2s)),
-            packings,
+            packing: self.packing(),
             ffn_sparsity: self.ffn_sparsity,
             group_inputs: self.group_inputs,
             ..self.reading.load_options()
@@ -872,6 +859,20 @@ impl ModelArguments {
             options.ffn_sparsity = FfnSparsity::Off;
         }
         options
+    }
+
+    fn packing(&self) -> Option<Packing> {
+        let i2s = match self.packing {
+            PackingArgument::Two => Packing::Two,
+            PackingArgument::FiveThirds => Packing::FiveThirds,
+            PackingArgument::Auto => self.kernels.unwrap_or_else(KernelSet::detect).packing,
+        };
+        match (self.ternary_kernel, self.packing) {
+            (TernaryKernelArgument::Auto, PackingArgument::Auto) => None,
+            (TernaryKernelArgument::Auto | TernaryKernelArgument::I2s, _) => Some(i2s),
+            (TernaryKernelArgument::Tl1, _) => Some(Packing::Tl1),
+            (TernaryKernelArgument::Tl2, _) => Some(Packing::Tl2),
+        }
     }
 }
 
@@ -966,35 +967,12 @@ pub enum KvTypeArgument {
     F32,
 }
 
-/// How ternary weights are multiplied by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TernaryKernel {
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TernaryKernelArgument {
     Auto,
     I2s,
     Tl1,
     Tl2,
-}
-
-impl TernaryKernel {
-    /// What the option calls it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::I2s => "i2s",
-            Self::Tl1 => "tl1",
-            Self::Tl2 => "tl2",
-        }
-    }
-
-    /// How weights lie in memory for it; `i2s` where they are not looked up.
-    pub fn packing(self, i2s: Packing) -> Packing {
-        match self {
-            Self::Auto | Self::I2s => i2s,
-            Self::Tl1 => Packing::Tl1,
-            Self::Tl2 => Packing::Tl2,
-        }
-    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

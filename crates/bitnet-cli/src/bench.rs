@@ -6,12 +6,14 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bitnet_inference::{
     Device, DeviceProbe, Engine, EngineOptions, Event, Request, RequestId, SamplingParams,
     peak_rss_bytes,
 };
+use bitnet_kernels::math::median;
 use bitnet_kernels::{Kernel, KernelSet, Packing, READ_PROBE_BYTES, ReadProbe, default_threads};
 use bitnet_models::synthetic;
 use bitnet_receipts::{Provenance, Receipt};
@@ -24,7 +26,7 @@ use crate::{receipt, report, session};
 /// Runs made-up prompts some times and prints medians.
 pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     check(arguments)?;
-    receipt::check_place(arguments.receipt.as_deref())?;
+    receipt::check_folder(arguments.receipt.as_deref())?;
     let threads = match &arguments.model.threads[..] {
         [] => vec![default_threads()],
         counts => counts.iter().map(|&n| usize::from(n)).collect(),
@@ -32,23 +34,20 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     let set = arguments.model.kernels.unwrap_or_else(KernelSet::detect);
     let start = Instant::now();
     let most = threads.iter().copied().max().unwrap_or(1);
-    let session::LoadedModel {
-        loaded: model,
-        source,
-        load_options,
-    } = session::load_model(&arguments.model, Device::with_kernels(set, most))?;
+    let opened = session::open_model(&arguments.model, Device::with_kernels(set, most))?;
+    let (model, source) = (opened.info(), &opened.source);
     let load_time = start.elapsed();
 
     let whats = whats(arguments);
     let options = engine_options(arguments, &whats);
     let machine = |n| -> anyhow::Result<Machine> {
         let device = Device::with_kernels(set, n);
-        let engine = Engine::new(model.model.clone(), None, device, options)?;
+        let engine = Engine::new(Arc::clone(&opened.model), None, device, options)?;
         let probe = device.probe();
         // Products that are looked up are not what the instruction set multiplies at that peak.
         let is_looked_up = [Packing::Tl1, Packing::Tl2]
             .iter()
-            .any(|packing| model.model.info().packing.contains(packing.name()));
+            .any(|packing| model.packing.contains(packing.name()));
         let peak = probe.peak_i8_macs_per_s().filter(|_| !is_looked_up);
         let join = probe.join_latency();
         Ok(Machine {
@@ -84,13 +83,13 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     }
     bar.finish_and_clear();
     if let Some(path) = &arguments.receipt {
-        let provenance = receipt::provenance(&source, &load_options, &arguments.model, true)?;
+        let provenance = receipt::provenance(&opened, &arguments.model, true)?;
         receipt::write(&machines[0].receipt(arguments, &provenance)?, path)?;
     }
 
     // The buffer of the probe is no part of what running a model takes.
     let memory = peak_rss_bytes().map(|bytes| bytes.saturating_sub(READ_PROBE_BYTES as u64));
-    let model = model.model.info();
+    let facts = machines[0].engine.facts();
     let mut out = std::io::stdout().lock();
     if arguments.json {
         let runs_json: Vec<Value> = runs
@@ -106,9 +105,9 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
             "kernels": set.name,
             "packing": model.packing,
             "ternary_bytes": model.num_ternary_bytes,
-            "head": report::head_json(&machines[0].engine),
-            "ffn_sparsity": report::ffn_sparsity_json(&machines[0].engine),
-            "model": report::model_json(&source, model),
+            "head": report::head_json(&facts),
+            "ffn_sparsity": report::ffn_sparsity_json(&facts),
+            "model": report::model_json(source, model),
             "load_ms": load_time.as_secs_f64() * 1e3,
             "peak_rss_bytes": memory,
         });
@@ -127,7 +126,7 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
         let runs: Vec<&Run> = runs.iter().filter(|run| run.machine == index).collect();
         write!(out, "{}", table(machine, &runs)?)?;
     }
-    if let Some(line) = report::ffn_sparsity_line(&machines[0].engine) {
+    if let Some(line) = report::ffn_sparsity_line(&facts) {
         writeln!(out, "zeros in feed-forward networks: {line}")?;
     }
     if let Some(bytes) = memory {
@@ -273,14 +272,7 @@ impl Machine {
                     ..self.request(0, tokens)
                 };
                 let id = self.engine.submit(request)?;
-                let sample = self.time(read, |engine, events| {
-                    while events
-                        .iter()
-                        .all(|event| !matches!(event, Event::Token { .. }))
-                    {
-                        engine.step(events);
-                    }
-                });
+                let sample = self.time(read, |engine, events| step_until_tokens(engine, 1, events));
                 self.engine.cancel(id);
                 Ok(Sample { tokens, ..sample })
             }
@@ -299,17 +291,7 @@ impl Machine {
                     .into_iter()
                     .map(|request| self.engine.submit(request));
                 let ids = ids.collect::<Result<Vec<RequestId>, _>>()?;
-                let mut started = Vec::new();
-                let mut events = Vec::new();
-                while started.len() < batch {
-                    self.engine.step(&mut events);
-                    for event in events.drain(..) {
-                        match event {
-                            Event::Token { id, .. } if !started.contains(&id) => started.push(id),
-                            _ => {}
-                        }
-                    }
-                }
+                step_until_tokens(&mut self.engine, batch, &mut Vec::new());
                 let sample = self.time(read, |engine, events| {
                     (0..steps).for_each(|_| engine.step(events))
                 });
@@ -398,7 +380,22 @@ impl Machine {
     }
 }
 
-/// What is measured with one machine, and what came out.
+/// Steps until `num_requests` requests have sampled a token each.
+fn step_until_tokens(engine: &mut Engine, num_requests: usize, events: &mut Vec<Event>) {
+    let (mut started, mut num_seen) = (Vec::new(), 0);
+    while started.len() < num_requests {
+        engine.step(events);
+        for event in &events[num_seen..] {
+            match event {
+                Event::Token { id, .. } if !started.contains(id) => started.push(*id),
+                _ => {}
+            }
+        }
+        num_seen = events.len();
+    }
+}
+
+/// The samples of one measurement on one machine.
 struct Run {
     machine: usize,
     what: What,
@@ -408,13 +405,8 @@ struct Run {
 impl Run {
     fn summary(&self, figure: impl Fn(&Sample) -> f64) -> Summary {
         let mut values: Vec<f64> = self.samples.iter().map(figure).collect();
-        values.sort_by(f64::total_cmp);
-        let middle = values.len() / 2;
-        let median = if values.len() % 2 == 1 {
-            values[middle]
-        } else {
-            (values[middle - 1] + values[middle]) / 2.0
-        };
+        // There is at least one repetition.
+        let median = median(&mut values).unwrap_or(f64::NAN);
         Summary {
             median,
             min: values[0],

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
-use bitnet_inference::{FinishReason, Timings, Tokenization};
-use bitnet_tokenizers::{ChatMessage, ChatTemplate, EncodeOptions, RenderOptions, TokenId};
+use bitnet_inference::{FinishReason, ModelSource, Timings, Tokenization};
+use bitnet_tokenizers::{ChatMessage, ChatTemplate, PromptBos, RenderOptions, TokenId};
 use rustyline::error::ReadlineError;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::args::{ChatArguments, WrongUsage};
-use crate::session::{ModelSource, Session};
+use crate::session::Session;
 use crate::{built_in, interrupt, report, session};
 
 const HELP: &str = "\
@@ -83,8 +83,8 @@ struct Chat {
 /// Talks until the input ends.
 pub fn chat(arguments: ChatArguments) -> anyhow::Result<()> {
     let session = session::open(&arguments.model, None)?;
-    let is_story_teller =
-        matches!(session.source, ModelSource::BuiltIn(_)) && arguments.chat_template.is_none();
+    let is_story_teller = matches!(session.model.source, ModelSource::Embedded { .. })
+        && arguments.chat_template.is_none();
     let template = match is_story_teller {
         true => None,
         false => Some(template(
@@ -116,10 +116,10 @@ impl Chat {
         match &self.template {
             None => println!("{}", built_in::BANNER),
             Some(template) => {
-                let name = self.session.engine.model().config.name.clone();
+                let name = self.session.model.info().config.name.clone();
                 println!(
                     "{} · {} template",
-                    name.unwrap_or_else(|| self.session.source.to_string()),
+                    name.unwrap_or_else(|| self.session.model.source.to_string()),
                     template.name()
                 );
             }
@@ -229,7 +229,7 @@ impl Chat {
                 .messages
                 .last()
                 .map_or_else(String::new, ChatMessage::text);
-            return Ok(tokenizer.encode(beginning.trim(), EncodeOptions::default())?);
+            return Ok(tokenizer.encode_prompt(beginning.trim(), PromptBos::AsModel, false)?);
         };
         let rendered = template.render(&self.conversation(), RenderOptions::default())?;
         Ok(tokenizer.encode_chat(&rendered)?)
@@ -324,7 +324,7 @@ impl Chat {
         say(format!(
             "{}\ncontext {used} of {} tokens",
             report::timings_line(timings),
-            self.session.engine.options().context
+            self.session.context
         ))
     }
 }

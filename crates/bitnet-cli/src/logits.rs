@@ -11,30 +11,30 @@ use crate::{report, session};
 
 /// Runs the tokens through the model and writes f32 `[tokens, vocab]` as a NumPy file.
 pub fn logits(arguments: &LogitsArguments) -> anyhow::Result<()> {
-    let mut session = session::open(&arguments.model, Some(arguments.tokens.len()))?;
-    let vocab = session.engine.model().config.vocab_size;
+    let session = session::open(&arguments.model, Some(arguments.tokens.len()))?;
+    let vocab = session.model.info().config.vocab_size;
     let shape = [arguments.tokens.len(), vocab];
     let path = &arguments.output;
     let start = std::time::Instant::now();
-    // Before time goes into a run: a place that cannot be written is refused at once.
-    let cannot_write = || format!("cannot write {}", path.display());
-    let output = Output::replacing(path).with_context(cannot_write)?;
+    // First, so that an output that cannot be written is refused before the run takes time.
+    let problem = format!("cannot write {}", path.display());
+    let output = Output::replacing(path).with_context(|| problem.clone())?;
     let mut file = BufWriter::new(output.handle()?);
-    write_header(&mut file, shape).with_context(cannot_write)?;
-    session
-        .engine
-        .evaluate(&arguments.tokens, 0, |_, rows| -> anyhow::Result<()> {
-            let bytes = rows.iter().flat_map(|value| value.to_le_bytes());
-            let bytes: Vec<u8> = bytes.collect();
-            file.write_all(&bytes).with_context(cannot_write)
+    write_header(&mut file, shape).with_context(|| problem.clone())?;
+    let tokens = arguments.tokens.clone();
+    session.driver.call(move |engine| -> anyhow::Result<()> {
+        engine.evaluate(&tokens, 0, |_, rows| -> anyhow::Result<()> {
+            let bytes: Vec<u8> = rows.iter().flat_map(|value| value.to_le_bytes()).collect();
+            file.write_all(&bytes).with_context(|| problem.clone())
         })?;
-    file.flush().with_context(cannot_write)?;
+        file.flush().with_context(|| problem.clone())
+    })??;
     output.commit()?;
     if arguments.json {
         let object = json!({
             "output": path.display().to_string(),
             "shape": shape,
-            "model": report::model_json(&session.source, session.engine.model()),
+            "model": report::model_json(&session.model.source, session.model.info()),
             "seconds": start.elapsed().as_secs_f64(),
         });
         writeln!(std::io::stdout(), "{object}")?;

@@ -6,7 +6,7 @@ use std::ops::Range;
 use anyhow::Context;
 use bitnet_inference::Likelihood;
 use bitnet_inference::perplexity::{chunks, strides};
-use bitnet_tokenizers::{EncodeOptions, TokenId};
+use bitnet_tokenizers::{PromptBos, TokenId};
 use serde_json::json;
 
 use crate::args::{PerplexityArguments, WrongUsage};
@@ -27,13 +27,13 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<()> {
             WrongUsage(format!("--stride {stride} is too long for --ctx {context}")).into(),
         );
     }
-    let mut session = session::open(&arguments.model, Some(context + stride / 2))?;
+    let session = session::open(&arguments.model, Some(context + stride / 2))?;
     let (total, documents, bytes) = match arguments.stride {
-        _ if arguments.documents => documents_likelihood(&mut session, &text, context)?,
-        Some(stride) => windows_likelihood(&mut session, &text, false, |len| {
-            strides(len, context, stride)
-        })?,
-        None => windows_likelihood(&mut session, &text, true, |len| chunks(len, context))?,
+        _ if arguments.documents => documents_likelihood(&session, &text, context)?,
+        Some(stride) => {
+            windows_likelihood(&session, &text, false, |len| strides(len, context, stride))?
+        }
+        None => windows_likelihood(&session, &text, true, |len| chunks(len, context))?,
     };
     if total.tokens == 0 {
         return Err(WrongUsage(format!(
@@ -54,7 +54,7 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<()> {
             "bits_per_byte": bits_per_byte,
             "context": context,
             "stride": arguments.stride,
-            "model": report::model_json(&session.source, session.engine.model()),
+            "model": report::model_json(&session.model.source, session.model.info()),
         });
         writeln!(out, "{object}")?;
         return Ok(());
@@ -71,7 +71,7 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<()> {
 /// Each document alone, BOS first, every later token counted; long ones in windows that move by
 /// half the context.
 fn documents_likelihood(
-    session: &mut session::Session,
+    session: &session::Session,
     text: &str,
     context: usize,
 ) -> anyhow::Result<(Likelihood, usize, usize)> {
@@ -79,8 +79,13 @@ fn documents_likelihood(
     let bar = session::bar(documents.len(), "documents");
     let (mut total, mut bytes) = (Likelihood::default(), 0);
     for document in &documents {
-        let tokens = encode(session, document)?;
-        total.add(session.engine.likelihood(&tokens, context)?);
+        // BOS even if the model's files do not ask for it: the first token needs a context.
+        let tokenizer = &session.tokenization()?.tokenizer;
+        let tokens = tokenizer.encode_prompt(document, PromptBos::Always, false)?;
+        let likelihood = session
+            .driver
+            .call(move |engine| engine.likelihood(&tokens, context))??;
+        total.add(likelihood);
         bytes += document.len();
         bar.inc(1);
     }
@@ -92,21 +97,14 @@ fn documents_likelihood(
 /// counted. The text begins with BOS where the model's texts do. In the chunked form the first
 /// token of each chunk gives way to BOS, too.
 fn windows_likelihood<W: ExactSizeIterator<Item = (Range<usize>, usize)>>(
-    session: &mut session::Session,
+    session: &session::Session,
     text: &str,
     bos_in_each: bool,
     windows: impl FnOnce(usize) -> W,
 ) -> anyhow::Result<(Likelihood, usize, usize)> {
     let tokenizer = std::sync::Arc::clone(&session.tokenization()?.tokenizer);
     let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
-    let mut tokens = tokenizer.encode(
-        text,
-        EncodeOptions {
-            add_special: false,
-            parse_special: false,
-        },
-    )?;
-    tokens.splice(0..0, bos);
+    let tokens = tokenizer.encode_prompt(text, PromptBos::AsModel, false)?;
     let windows = windows(tokens.len());
     let bar = session::bar(windows.len(), "chunks");
     let (mut total, mut bytes) = (Likelihood::default(), 0);
@@ -115,11 +113,14 @@ fn windows_likelihood<W: ExactSizeIterator<Item = (Range<usize>, usize)>>(
         if let Some(bos) = bos.filter(|_| bos_in_each) {
             window[0] = bos;
         }
-        total.add(session.engine.likelihood_of_window(&window, skip)?);
         bytes += window[skip..]
             .iter()
             .map(|id| tokenizer.token_bytes(*id).len())
             .sum::<usize>();
+        let likelihood = session
+            .driver
+            .call(move |engine| engine.likelihood_of_window(&window, skip))??;
+        total.add(likelihood);
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -137,18 +138,4 @@ fn documents(text: &str) -> impl Iterator<Item = &str> {
     text.split(SEPARATOR)
         .map(str::trim)
         .filter(|document| !document.is_empty())
-}
-
-/// The tokens of a text, BOS first where the model has one, whatever the file says of adding it.
-fn encode(session: &session::Session, text: &str) -> anyhow::Result<Vec<TokenId>> {
-    let tokenizer = &session.tokenization()?.tokenizer;
-    let mut tokens = tokenizer.encode(
-        text,
-        EncodeOptions {
-            add_special: false,
-            parse_special: false,
-        },
-    )?;
-    tokens.splice(0..0, tokenizer.bos());
-    Ok(tokens)
 }

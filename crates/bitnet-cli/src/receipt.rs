@@ -1,16 +1,15 @@
-//! `--receipt FILE`: what ran, written down so that others can check it.
+//! `--receipt FILE`: writes a record of the run that others can check.
 
 use std::path::Path;
 
 use anyhow::Context;
-use bitnet_models::LoadOptions;
+use bitnet_inference::{ModelSource, OpenModel};
 use bitnet_receipts::{Provenance, Receipt, model_sha256, sha256_hex};
 
 use crate::args::{ModelArguments, WrongUsage};
-use crate::session::ModelSource;
 
-/// Refuses a place where no receipt can be written, before any time goes into a run.
-pub fn check_place(path: Option<&Path>) -> anyhow::Result<()> {
+/// Checks that the folder of a receipt exists, before a run takes any time.
+pub fn check_folder(path: Option<&Path>) -> anyhow::Result<()> {
     let folder = path
         .and_then(Path::parent)
         .filter(|folder| !folder.as_os_str().is_empty());
@@ -24,25 +23,24 @@ pub fn check_place(path: Option<&Path>) -> anyhow::Result<()> {
     }
 }
 
-/// The facts of a receipt about model and environment; hashes the model's files. `load`: the
-/// options that loaded the model. `seed_given`: whether the user chose the seed.
+/// The facts of a receipt about model and environment. Hashes the model's files. `seed_given`:
+/// whether the user chose the seed.
 pub fn provenance(
-    source: &ModelSource,
-    load: &LoadOptions,
+    model: &OpenModel,
     arguments: &ModelArguments,
     seed_given: bool,
 ) -> anyhow::Result<Provenance> {
-    let model_sha256 = match source {
+    let model_sha256 = match &model.source {
         ModelSource::Path(path) => {
             model_sha256(path).with_context(|| format!("cannot read {}", path.display()))?
         }
-        ModelSource::BuiltIn(bytes) => sha256_hex(bytes),
+        ModelSource::Embedded { bytes, .. } => sha256_hex(bytes),
     };
     let variable = |name: &str| std::env::var(name).ok();
     Ok(Provenance {
-        model_path: source.to_string(),
+        model_path: model.source.to_string(),
         model_sha256,
-        load: load.clone(),
+        load: model.load_options.clone(),
         kernels_requested: arguments.kernels.map(|set| set.name.to_owned()),
         seed_given,
         bitnet_deterministic: variable("BITNET_DETERMINISTIC"),

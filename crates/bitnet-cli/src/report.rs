@@ -1,11 +1,9 @@
 //! What commands print about themselves: timings, the model in a line, memory.
 
-use bitnet_inference::{Engine, Timings};
+use bitnet_inference::{EngineFacts, ModelSource, Timings};
 use bitnet_kernels::Gate;
 use bitnet_models::{Config, FfnActivity, ModelInfo};
 use serde_json::{Value, json};
-
-use crate::session::ModelSource;
 
 /// Maximum number of characters of a text from a file in a message.
 const FOREIGN_CHARS_MAX: usize = 4096;
@@ -178,28 +176,22 @@ pub fn model_json(source: &ModelSource, model: &ModelInfo) -> Value {
 }
 
 /// How logits were computed for `--json`.
-pub fn head_json(engine: &Engine) -> Value {
-    let head_use = engine.head_use();
+pub fn head_json(facts: &EngineFacts) -> Value {
+    let head_use = facts.head_use;
     json!({
-        "mode": engine.model().head_mode.name(),
+        "mode": facts.model.head_mode.name(),
         "screened_tokens": head_use.screened,
         "fell_back_tokens": head_use.fell_back,
         "exact_logits": head_use.exact_logits,
         "wasted_logits": head_use.wasted_logits,
-        "screen_bytes": engine.model().screen_bytes,
+        "screen_bytes": facts.model.screen_bytes,
     })
 }
 
 /// What the feed-forward networks left out, and what was zero in them, for `--json`.
-pub fn ffn_sparsity_json(engine: &Engine) -> Value {
-    let model = engine.model();
-    let seen = |layer: usize| {
-        engine
-            .ffn_activity()
-            .get(layer)
-            .copied()
-            .unwrap_or_default()
-    };
+pub fn ffn_sparsity_json(facts: &EngineFacts) -> Value {
+    let model = &facts.model;
+    let seen = |layer: usize| facts.ffn_activity.get(layer).copied().unwrap_or_default();
     let layers = model.ffn_layers.iter().enumerate().map(|(index, layer)| {
         json!({
             "closed_gates": closed_gates(model, seen(index)),
@@ -210,7 +202,7 @@ pub fn ffn_sparsity_json(engine: &Engine) -> Value {
         })
     });
     let layers: Vec<Value> = layers.collect();
-    let all: FfnActivity = engine.ffn_activity().iter().copied().sum();
+    let all: FfnActivity = facts.ffn_activity.iter().copied().sum();
     json!({
         "mode": model.ffn_sparsity.name(),
         "closed_gates": closed_gates(model, all),
@@ -230,9 +222,9 @@ fn closed_gates(model: &ModelInfo, seen: FfnActivity) -> Option<f64> {
 
 /// What was zero in the feed-forward networks in a line for people; `None` if nothing went through
 /// them.
-pub fn ffn_sparsity_line(engine: &Engine) -> Option<String> {
-    let model = engine.model();
-    let all: FfnActivity = engine.ffn_activity().iter().copied().sum();
+pub fn ffn_sparsity_line(facts: &EngineFacts) -> Option<String> {
+    let model = &facts.model;
+    let all: FfnActivity = facts.ffn_activity.iter().copied().sum();
     let gates =
         closed_gates(model, all).map(|share| format!("{:.1} % of the gates, ", 100.0 * share));
     let zeros = format!("{:.1} % of the int8 values", 100.0 * all.zeros()?);

@@ -5,7 +5,7 @@ use std::io::{Error, ErrorKind, IsTerminal, Read, StdoutLock, Write};
 use anyhow::Context;
 use bitnet_inference::Finish;
 use bitnet_receipts::Receipt;
-use bitnet_tokenizers::{ChatMessage, DecodeOptions, EncodeOptions, RenderOptions, TokenId};
+use bitnet_tokenizers::{ChatMessage, DecodeOptions, PromptBos, RenderOptions, TokenId};
 use serde_json::json;
 
 use crate::args::{RunArguments, WrongUsage};
@@ -14,11 +14,11 @@ use crate::{receipt, report, session};
 
 /// Continues a prompt and prints text as it comes, or one JSON object at the end.
 pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
-    // Read before the model is loaded: a missing file should be told at once.
-    session::ModelSource::new(arguments.model.model.as_deref())?;
-    receipt::check_place(arguments.receipt.as_deref())?;
+    // Before the model is loaded, so that the user learns of a missing file at once.
+    session::source(arguments.model.model.as_deref())?;
+    receipt::check_folder(arguments.receipt.as_deref())?;
     let prompt = read_prompt(&arguments)?;
-    let mut session = session::open(&arguments.model, None)?;
+    let session = session::open(&arguments.model, None)?;
     let prompt = encode(&prompt, &session, &arguments)?;
     let request = session.request(prompt.clone(), &arguments.generation, &arguments.sampling);
     let seed = request.sampling.seed;
@@ -40,7 +40,7 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
             .decode(&prompt, DecodeOptions::default());
         show(&mut out, &text)?;
     }
-    session.engine.counters().reset();
+    session.driver.call(|engine| engine.counters().reset())?;
     let answer = session.answer(request.clone(), &|| false, |text| {
         if !arguments.json {
             show(&mut out, text)?;
@@ -50,6 +50,7 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
     let Some(reason) = answer.reason else {
         unreachable!("nothing interrupts this command")
     };
+    let facts = session.driver.call(|engine| engine.facts())?;
     if arguments.json {
         let object = json!({
             "prompt_tokens": prompt,
@@ -57,9 +58,9 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
             "text": answer.text,
             "finish_reason": reason.name(),
             "seed": seed,
-            "packing": session.engine.model().packing,
-            "head": report::head_json(&session.engine),
-            "ffn_sparsity": report::ffn_sparsity_json(&session.engine),
+            "packing": facts.model.packing,
+            "head": report::head_json(&facts),
+            "ffn_sparsity": report::ffn_sparsity_json(&facts),
             "timings": report::timings_json(&answer.timings, session.load_time),
         });
         show(&mut out, &format!("{object}\n"))?;
@@ -77,19 +78,9 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
             reason,
             timings: answer.timings,
         };
-        let provenance = receipt::provenance(
-            &session.source,
-            &session.load_options,
-            &arguments.model,
-            arguments.sampling.is_deterministic(),
-        )?;
-        let made = Receipt::new(
-            &session.engine.facts(),
-            &request,
-            &answer.tokens,
-            &finish,
-            &provenance,
-        )?;
+        let seed_given = arguments.sampling.is_deterministic();
+        let provenance = receipt::provenance(&session.model, &arguments.model, seed_given)?;
+        let made = Receipt::new(&facts, &request, &answer.tokens, &finish, &provenance)?;
         receipt::write(&made, path)?;
     }
     Ok(())
@@ -142,6 +133,15 @@ pub fn read_stdin(what: &str) -> anyhow::Result<String> {
     Ok(text)
 }
 
+/// What `--no-bos` means.
+pub fn prompt_bos(no_bos: bool) -> PromptBos {
+    if no_bos {
+        PromptBos::Never
+    } else {
+        PromptBos::AsModel
+    }
+}
+
 fn encode(
     prompt: &Prompt,
     session: &Session,
@@ -161,19 +161,5 @@ fn encode(
         )?;
         return Ok(tokenizer.encode_chat(&chat)?);
     }
-    let options = EncodeOptions {
-        add_special: false,
-        parse_special: arguments.parse_special,
-    };
-    let mut tokens = tokenizer.encode(text, options)?;
-    if let Some(bos) = tokenizer
-        .bos()
-        .filter(|_| tokenizer.adds_bos() && !arguments.no_bos)
-    {
-        // The text may spell it out itself.
-        if tokens.first() != Some(&bos) {
-            tokens.insert(0, bos);
-        }
-    }
-    Ok(tokens)
+    Ok(tokenizer.encode_prompt(text, prompt_bos(arguments.no_bos), arguments.parse_special)?)
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bitnet_guard::{HelperLimits, HelperProgram};
-use bitnet_inference::{EngineOptions, Tokenization};
+use bitnet_inference::{EngineOptions, ModelSource, OpenModel, Tokenization, context_length};
 use bitnet_models::{Config, KvCache, SamplingDefaults};
 use bitnet_server::{
     AllowedHosts, ApiKeys, Conversation, CorsOrigins, Ended, FormHelper, Limits, ServeOptions,
@@ -17,8 +17,7 @@ use bitnet_server::{
 
 use crate::args::{CacheSalt, FormHelperArguments, ServeArguments, WrongUsage};
 use crate::log::Log;
-use crate::session::{self, ModelSource, Session};
-use crate::{built_in, chat, settings};
+use crate::{built_in, chat, session, settings};
 
 /// Serves until a signal tells the process to stop.
 pub fn serve(arguments: ServeArguments) -> anyhow::Result<()> {
@@ -87,7 +86,10 @@ fn options(arguments: &ServeArguments) -> anyhow::Result<ServeOptions> {
         )
     );
     check_sampling(arguments, usize::MAX)?;
-    let recommended = ModelSource::new(arguments.model.model.as_deref())?.sampling()?;
+    let source = session::source(arguments.model.model.as_deref())?;
+    let recommended = source
+        .sampling()
+        .with_context(|| format!("cannot open {source}"))?;
     let params = arguments.sampling.params(&recommended);
     let host = format!("{}:{}", arguments.host, arguments.port);
     let mut addresses = (arguments.host.as_str(), arguments.port)
@@ -247,24 +249,20 @@ fn otlp_signals() -> anyhow::Result<bitnet_server::OtlpSignals> {
 
 /// Loads the model; on the thread that will own the engine.
 fn load(arguments: &ServeArguments) -> anyhow::Result<ServedModel> {
-    let session = session::open_with(&arguments.model, None, |config, options| {
-        sized(config, options, arguments)
-    })?;
+    let model = session::open_model(&arguments.model, session::device(&arguments.model)?)?;
+    let config = &model.info().config;
+    let context = context_length(config, arguments.model.ctx_size);
+    let options = session::engine_options(&arguments.model, context);
+    let options = sized(config, options, arguments)?;
+    let engine = model.engine(options)?;
     check_headroom()?;
     let template = arguments.chat_template.as_deref();
-    let conversation = conversation(&session.source, session.tokenization().ok(), template)?;
-    let name = name(&session);
-    let remake = Box::new(session.remake());
-    let tokenizer = session
-        .tokenization()
-        .ok()
-        .map(|tokenization| Arc::clone(&tokenization.tokenizer));
     Ok(ServedModel {
-        engine: session.engine,
-        remake,
-        tokenizer,
-        conversation,
-        name,
+        engine,
+        remake: model.remake(options),
+        tokenizer: model.tokenizer().cloned(),
+        conversation: conversation(&model.source, model.tokenization.as_ref(), template)?,
+        name: name(&model),
         block_size: KvCache::BLOCK,
     })
 }
@@ -338,7 +336,7 @@ fn conversation(
             "this model has no tokenizer".to_owned(),
         ));
     };
-    if template.is_none() && matches!(source, ModelSource::BuiltIn(_)) {
+    if template.is_none() && matches!(source, ModelSource::Embedded { .. }) {
         return Ok(Conversation::ContinueLast);
     }
     match chat::template(tokenization, template) {
@@ -349,23 +347,18 @@ fn conversation(
 }
 
 /// The model's name without `--model-name`.
-fn name(session: &Session) -> String {
+fn name(model: &OpenModel) -> String {
     let stem = |path: &std::path::Path| {
         path.file_stem()
             .map(|stem| stem.to_string_lossy().into_owned())
     };
-    let from_source = || match &session.source {
+    let from_source = || match &model.source {
         ModelSource::Path(path) => stem(path),
-        ModelSource::BuiltIn(_) => Some(built_in::SERVED_NAME.to_owned()),
+        ModelSource::Embedded { .. } => Some(built_in::SERVED_NAME.to_owned()),
     };
     let from_file = || {
-        session
-            .engine
-            .model()
-            .config
-            .name
-            .clone()
-            .filter(|name| !name.is_empty())
+        let name = model.info().config.name.clone();
+        name.filter(|name| !name.is_empty())
     };
     from_source()
         .or_else(from_file)
@@ -375,10 +368,15 @@ fn name(session: &Session) -> String {
 /// Checks the settings against the model, as far as possible without its weights, and prints them
 /// as a file of settings.
 fn check(arguments: &ServeArguments) -> anyhow::Result<()> {
-    let source = ModelSource::new(arguments.model.model.as_deref())?;
-    let (config, tokenization) = (source.config()?, source.tokenization()?);
-    session::num_threads(&arguments.model)?;
-    let context = session::context_length(&arguments.model, &config);
+    let source = session::source(arguments.model.model.as_deref())?;
+    let config = source
+        .config()
+        .with_context(|| format!("cannot open {source}"))?;
+    let tokenization = source
+        .tokenization()
+        .with_context(|| format!("cannot load {source}"))?;
+    session::device(&arguments.model)?;
+    let context = context_length(&config, arguments.model.ctx_size);
     sized(
         &config,
         session::engine_options(&arguments.model, context),

@@ -1,212 +1,67 @@
-//! Settles the options that all commands share: opens the model, starts the threads, makes the
-//! engine.
+//! What the commands share: from the arguments to an open model, a running engine and an answer.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use bitnet_files::gguf::Gguf;
 use bitnet_inference::{
-    Device, Engine, EngineOptions, Event, FinishReason, Loaded, Request, Timings, Tokenization,
-    load, load_embedded,
+    Device, Driver, EngineOptions, Failure, FinishReason, ModelSource, OpenModel, Piece, Request,
+    Timings, Token, Tokenization, context_length,
 };
-#[cfg(feature = "server")]
-use bitnet_inference::{Model, load_tokenization, tokenization_from_gguf};
 use bitnet_kernels::{KernelSet, default_threads};
-use bitnet_models::huggingface::Checkpoint;
-use bitnet_models::{Config, LoadOptions, SamplingDefaults};
 use bitnet_tokenizers::TokenId;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::args::{GenerationArguments, ModelArguments, SamplingArguments, WrongUsage};
-use crate::built_in;
+use crate::{built_in, tune};
 
-/// The context that is used where none is asked for and the model has more.
-const DEFAULT_CONTEXT: usize = 4096;
+/// The time between two checks for Ctrl-C while an answer is computed.
+const INTERRUPT_PAUSE: Duration = Duration::from_millis(20);
 
-/// An engine with a model, and what loading it took.
+/// A model with its engine.
 pub struct Session {
-    pub engine: Engine,
-    #[cfg(feature = "server")]
-    model: Arc<dyn Model>,
-    /// `None` if the model came without a tokenizer.
-    tokenization: Option<Tokenization>,
-    /// The sampling that the model recommends.
-    sampling: SamplingDefaults,
-    pub source: ModelSource,
-    /// The options that loaded the model.
-    pub load_options: LoadOptions,
+    pub model: OpenModel,
+    pub driver: Driver,
+    /// The positions of the context.
+    pub context: usize,
     pub load_time: Duration,
 }
 
-/// Where the model comes from.
-pub enum ModelSource {
-    /// A file or directory.
-    Path(PathBuf),
-    /// Inside the program.
-    BuiltIn(&'static [u8]),
-}
-
-impl ModelSource {
-    /// What the arguments name: without a path the built-in model, if there is one.
-    pub fn new(path: Option<&Path>) -> anyhow::Result<Self> {
-        match (path, built_in::model()) {
-            (None, Some(bytes)) => Ok(Self::BuiltIn(bytes)),
-            (path, _) => Ok(Self::Path(model_path(path)?)),
-        }
-    }
-
-    /// The shape of the model, without its weights.
-    pub fn config(&self) -> anyhow::Result<Config> {
-        self.read_config()
-            .with_context(|| format!("cannot open {self}"))
-    }
-
-    fn read_config(&self) -> Result<Config, bitnet_models::Error> {
-        match self {
-            Self::BuiltIn(bytes) => Config::from_gguf(&Gguf::from_static(bytes)?),
-            Self::Path(path) if path.is_dir() => Ok(Checkpoint::open(path)?.config().clone()),
-            Self::Path(path) => Config::from_gguf(&Gguf::open(path)?),
-        }
-    }
-
-    /// The sampling that the model recommends, without the weights.
-    #[cfg(feature = "server")]
-    pub fn sampling(&self) -> anyhow::Result<SamplingDefaults> {
-        self.read_sampling()
-            .with_context(|| format!("cannot open {self}"))
-    }
-
-    #[cfg(feature = "server")]
-    fn read_sampling(&self) -> Result<SamplingDefaults, bitnet_models::Error> {
-        match self {
-            Self::BuiltIn(bytes) => SamplingDefaults::from_gguf(&Gguf::from_static(bytes)?),
-            Self::Path(path) if path.is_dir() => SamplingDefaults::from_directory(path),
-            Self::Path(path) => SamplingDefaults::from_gguf(&Gguf::open(path)?),
-        }
-    }
-
-    /// The tokenizer and chat template, without the weights; `None` if there is no tokenizer.
-    #[cfg(feature = "server")]
-    pub fn tokenization(&self) -> anyhow::Result<Option<Tokenization>> {
-        let tokenization = match self {
-            Self::BuiltIn(bytes) => tokenization_from_gguf(&Gguf::from_static(bytes)?),
-            Self::Path(path) => load_tokenization(path),
-        };
-        match tokenization {
-            Err(bitnet_inference::Error::NoTokenizer) => Ok(None),
-            tokenization => tokenization
-                .map(Some)
-                .with_context(|| format!("cannot load {self}")),
-        }
-    }
-}
-
-impl std::fmt::Display for ModelSource {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Path(path) => path.display().fmt(f),
-            Self::BuiltIn(_) => f.write_str(built_in::NAME),
-        }
-    }
-}
-
-/// Opens the model that the arguments name. `context`: positions needed, where the command knows.
+/// Opens the model that the arguments name, and starts its engine. `context`: the number of
+/// positions, if the command knows it.
 pub fn open(arguments: &ModelArguments, context: Option<usize>) -> anyhow::Result<Session> {
-    open_with(arguments, context, |_, options| Ok(options))
-}
-
-/// The same, with an engine whose options depend on the model.
-pub fn open_with(
-    arguments: &ModelArguments,
-    context: Option<usize>,
-    change: impl FnOnce(&Config, EngineOptions) -> anyhow::Result<EngineOptions>,
-) -> anyhow::Result<Session> {
     let start = Instant::now();
-    let device = Device::with_kernels(
-        arguments.kernels.unwrap_or_else(KernelSet::detect),
-        num_threads(arguments)?,
-    );
-    let LoadedModel {
-        loaded,
-        source,
-        load_options,
-    } = load_model(arguments, device)?;
-    let Loaded {
-        model,
-        tokenization,
-        sampling,
-        ..
-    } = loaded;
-    let context = context.unwrap_or_else(|| context_length(arguments, &model.info().config));
-    let options = change(&model.info().config, engine_options(arguments, context))?;
-    let tokenizer = tokenization
-        .as_ref()
-        .map(|tokenization| Arc::clone(&tokenization.tokenizer));
-    let engine = Engine::new(Arc::clone(&model), tokenizer, device, options)?;
+    let model = open_model(arguments, device(arguments)?)?;
+    let context =
+        context.unwrap_or_else(|| context_length(&model.info().config, arguments.ctx_size));
+    let driver = model.start(engine_options(arguments, context))?;
     Ok(Session {
-        engine,
-        #[cfg(feature = "server")]
         model,
-        tokenization,
-        sampling,
-        source,
-        load_options,
+        driver,
+        context,
         load_time: start.elapsed(),
     })
 }
 
-/// The threads of the engine.
-pub fn num_threads(arguments: &ModelArguments) -> anyhow::Result<usize> {
-    match arguments.threads[..] {
-        [] => Ok(default_threads()),
-        [n] => Ok(usize::from(n)),
-        _ => Err(WrongUsage(
-            "one number of threads (-t), not several: only bench compares them".into(),
-        )
-        .into()),
-    }
-}
-
-/// The positions of the context, where the command does not know.
-pub fn context_length(arguments: &ModelArguments, config: &Config) -> usize {
-    match arguments.ctx_size {
-        Some(0) => config.context_length,
-        Some(context) => context,
-        None => config.context_length.min(DEFAULT_CONTEXT),
-    }
-}
-
-/// A model, where it comes from, and the options that loaded it.
-pub struct LoadedModel {
-    pub loaded: Loaded,
-    pub source: ModelSource,
-    pub load_options: LoadOptions,
-}
-
 /// Loads the model that the arguments name.
-pub fn load_model(arguments: &ModelArguments, device: Device) -> anyhow::Result<LoadedModel> {
-    let source = ModelSource::new(arguments.model.as_deref())?;
+pub fn open_model(arguments: &ModelArguments, device: Device) -> anyhow::Result<OpenModel> {
+    let source = source(arguments.model.as_deref())?;
+    let mut options = arguments.load_options();
+    if options.packing.is_none() {
+        options.packings = tune::fastest_packings(device);
+    }
     let spinner = spinner(format!("loading {source}"));
-    let load_options = arguments.load_options(device);
-    let loaded = match &source {
-        ModelSource::Path(path) => load(path, &load_options, device),
-        ModelSource::BuiltIn(bytes) => load_embedded(bytes, &load_options, device),
-    };
-    let loaded = loaded.with_context(|| format!("cannot load {source}"))?;
+    let model = OpenModel::open(source.clone(), device, options)
+        .with_context(|| format!("cannot load {source}"))?;
     spinner.finish_and_clear();
     check_files()?;
-    if let Some(form) = loaded.i2_s_hint {
+    if let Some(form) = model.i2_s_hint {
         eprintln!(
-            "warning: the I2_S codes of {source} look as if they were arranged as {form}: try --i2-s-form {form}"
+            "warning: the I2_S codes of {source} seem to be arranged as {form}: try --i2-s-form {form}"
         );
     }
-    Ok(LoadedModel {
-        loaded,
-        source,
-        load_options,
-    })
+    Ok(model)
 }
 
 /// Fails if a file of the model was cut while it is in use: what was read is not the model.
@@ -217,7 +72,32 @@ fn check_files() -> anyhow::Result<()> {
     }
 }
 
-/// The engine's bounds, as far as the arguments say.
+/// The model at `path`, or the built-in one if there is no path.
+pub fn source(path: Option<&Path>) -> anyhow::Result<ModelSource> {
+    match (path, built_in::model()) {
+        (None, Some(bytes)) => Ok(ModelSource::Embedded {
+            name: built_in::NAME,
+            bytes,
+        }),
+        (path, _) => Ok(ModelSource::Path(model_path(path)?)),
+    }
+}
+
+/// The device that the arguments name.
+pub fn device(arguments: &ModelArguments) -> anyhow::Result<Device> {
+    let threads = match arguments.threads[..] {
+        [] => default_threads(),
+        [n] => usize::from(n),
+        _ => {
+            let message = "-t takes one number of threads: only bench compares several";
+            return Err(WrongUsage(message.to_owned()).into());
+        }
+    };
+    let kernels = arguments.kernels.unwrap_or_else(KernelSet::detect);
+    Ok(Device::with_kernels(kernels, threads))
+}
+
+/// The engine's bounds for one sequence of `context` positions.
 pub fn engine_options(arguments: &ModelArguments, context: usize) -> EngineOptions {
     EngineOptions {
         context,
@@ -229,7 +109,7 @@ pub fn engine_options(arguments: &ModelArguments, context: usize) -> EngineOptio
     }
 }
 
-/// The path of a model that a person names, or how to get one.
+/// The path of the model that the user names. Without a name, an error that says how to get one.
 pub fn model_path(path: Option<&Path>) -> anyhow::Result<PathBuf> {
     let path = path.ok_or_else(|| {
         WrongUsage(
@@ -244,18 +124,21 @@ pub fn model_path(path: Option<&Path>) -> anyhow::Result<PathBuf> {
     Ok(path.to_owned())
 }
 
-/// A spinner on a terminal; nothing in a pipe.
-fn spinner(message: String) -> ProgressBar {
-    let spinner = ProgressBar::new_spinner().with_message(message);
-    spinner.enable_steady_tick(Duration::from_millis(100));
-    spinner
+/// The tokenizer and chat template of a model, which text needs.
+pub fn tokenization(model: &OpenModel) -> anyhow::Result<&Tokenization> {
+    model.tokenization.as_ref().ok_or_else(|| {
+        anyhow::anyhow!(
+            "{} has no tokenizer, so it takes and returns token ids only (--prompt-tokens with --json)",
+            model.source
+        )
+    })
 }
 
-/// An answer, whole.
+/// A whole answer.
 pub struct Answer {
     pub tokens: Vec<TokenId>,
     pub text: String,
-    /// `None` if it was interrupted.
+    /// `None` if the user interrupted it.
     pub reason: Option<FinishReason>,
     pub timings: Timings,
 }
@@ -263,39 +146,23 @@ pub struct Answer {
 impl Session {
     /// The tokenizer and chat template, which text needs.
     pub fn tokenization(&self) -> anyhow::Result<&Tokenization> {
-        let message =
-            "has no tokenizer, so it takes and gives token ids only (--prompt-tokens with --json)";
-        self.tokenization
-            .as_ref()
-            .ok_or_else(|| anyhow::anyhow!("{} {message}", self.source))
+        tokenization(&self.model)
     }
 
-    /// Makes further engines like this one.
-    #[cfg(feature = "server")]
-    pub fn remake(&self) -> impl FnMut() -> bitnet_inference::Result<Engine> + 'static {
-        let (model, options) = (Arc::clone(&self.model), self.engine.options());
-        let tokenizer = self
-            .tokenization
-            .as_ref()
-            .map(|tokenization| Arc::clone(&tokenization.tokenizer));
-        let device = self.engine.device();
-        move || Engine::new(Arc::clone(&model), tokenizer.clone(), device, options)
-    }
-
-    /// How an answer is asked for.
+    /// A request for an answer to `prompt`.
     pub fn request(
         &self,
         prompt: Vec<TokenId>,
         generation: &GenerationArguments,
         sampling: &SamplingArguments,
     ) -> Request {
-        let stop_ids = match &self.tokenization {
-            Some(tokenization) if !generation.ignore_eos => tokenization.tokenizer.stop_ids(),
+        let stop_ids = match self.model.tokenizer() {
+            Some(tokenizer) if !generation.ignore_eos => tokenizer.stop_ids(),
             _ => &[],
         };
         Request {
             prompt,
-            sampling: sampling.params(&self.sampling),
+            sampling: sampling.params(&self.model.sampling),
             max_tokens: usize::try_from(generation.predict).ok(),
             stop_ids: stop_ids.to_vec(),
             stop_strings: generation.stop.clone(),
@@ -303,89 +170,94 @@ impl Session {
         }
     }
 
-    /// Runs a request to its end, or until `interrupted` says so. `show` gets each piece of text as
-    /// soon as it is certain.
+    /// Runs a request to its end, or until `interrupted` returns true. Calls `show` for each piece
+    /// of text.
     pub fn answer(
-        &mut self,
+        &self,
         request: Request,
         interrupted: &dyn Fn() -> bool,
         mut show: impl FnMut(&str) -> anyhow::Result<()>,
     ) -> anyhow::Result<Answer> {
-        // A prompt that takes no time needs no bar.
+        // A short prompt takes too little time for a bar.
         let bar = if request.prompt.len() > 256 {
             bar(request.prompt.len(), "prompt tokens")
         } else {
             ProgressBar::hidden()
         };
-        let id = self.engine.submit(request)?;
         let mut answer = Answer {
             tokens: Vec::new(),
             text: String::new(),
             reason: None,
             timings: Timings::default(),
         };
-        let mut events = Vec::new();
-        while answer.reason.is_none() {
+        let mut stream = self.driver.stream(request)?;
+        loop {
             if interrupted() {
-                answer.timings = self.engine.cancel(id).unwrap_or_default();
-                bar.finish_and_clear();
-                return Ok(answer);
+                stream.cancel();
             }
-            self.engine.step(&mut events);
-            check_files()?;
-            for event in events.drain(..) {
-                let text = match event {
-                    Event::Prefill { done, total, .. } => {
-                        bar.set_position(done as u64);
-                        if done == total {
-                            bar.finish_and_clear();
-                        }
-                        continue;
-                    }
-                    Event::Token { token, text, .. } => {
-                        answer.tokens.push(token);
-                        text
-                    }
-                    Event::Failed { problem, .. } => {
-                        anyhow::bail!("the answer could not go on: {problem}")
-                    }
-                    Event::Finished { text, finish, .. } => {
-                        answer.reason = Some(finish.reason);
-                        answer.timings = finish.timings;
-                        text
-                    }
-                };
-                if !text.is_empty() {
-                    show(&text)?;
-                    answer.text.push_str(&text);
+            let piece = match stream.poll_timeout(INTERRUPT_PAUSE) {
+                Poll::Pending => continue,
+                Poll::Ready(None) => break,
+                Poll::Ready(Some(Ok(piece))) => piece,
+                Poll::Ready(Some(Err(Failure::Cancelled(timings)))) => {
+                    answer.timings = timings;
+                    break;
                 }
+                // A wrong parameter has an exit code of its own.
+                Poll::Ready(Some(Err(Failure::Refused(error)))) => return Err(error.into()),
+                Poll::Ready(Some(Err(failure))) => return Err(failure.into()),
+            };
+            let text = match piece {
+                Piece::Prompt { done, total, .. } => {
+                    bar.set_position(done as u64);
+                    if done == total {
+                        bar.finish_and_clear();
+                    }
+                    continue;
+                }
+                Piece::Token(Token { id, text, .. }) => {
+                    answer.tokens.push(id);
+                    text
+                }
+                Piece::End { text, finish } => {
+                    answer.reason = Some(finish.reason);
+                    answer.timings = finish.timings;
+                    text
+                }
+            };
+            if !text.is_empty() {
+                show(&text)?;
+                answer.text.push_str(&text);
             }
         }
+        bar.finish_and_clear();
         Ok(answer)
     }
 }
 
-/// A bar on a terminal that counts bytes, with their speed; nothing in a pipe.
+/// A spinner on a terminal; nothing in a pipe.
+fn spinner(message: String) -> ProgressBar {
+    let spinner = ProgressBar::new_spinner().with_message(message);
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    spinner
+}
+
+/// A bar on a terminal that counts bytes and shows their rate; nothing in a pipe.
 #[cfg(feature = "hub")]
 pub fn byte_bar(len: u64, what: String) -> ProgressBar {
-    let style = ProgressStyle::with_template(
-        "{msg} {wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
-    );
-    let bar = ProgressBar::new(len).with_message(what);
-    if let Ok(style) = style {
-        bar.with_style(style)
-    } else {
-        bar
-    }
+    let template = "{msg} {wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+    styled(ProgressBar::new(len).with_message(what), template)
 }
 
 /// A bar on a terminal that counts to `len`; nothing in a pipe.
 pub fn bar(len: usize, what: &'static str) -> ProgressBar {
-    let style = ProgressStyle::with_template("{wide_bar} {pos} of {len} {msg}, {eta} left");
-    let bar = ProgressBar::new(len as u64).with_message(what);
-    if let Ok(style) = style {
-        bar.with_style(style)
-    } else {
-        bar
+    let template = "{wide_bar} {pos} of {len} {msg}, {eta} left";
+    styled(ProgressBar::new(len as u64).with_message(what), template)
+}
+
+fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
     }
 }

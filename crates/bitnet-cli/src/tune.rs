@@ -1,113 +1,72 @@
 //! `bitnet tune`: measures which ternary kernel is the fastest for each matrix of a model, and
-//! remembers it for this machine; and what `--ternary-kernel auto` makes of what is remembered.
+//! remembers it for this machine. `--ternary-kernel auto` follows these measurements.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
-use bitnet_inference::{Device, cpu_name};
+use bitnet_inference::{Device, TernaryKernel, TunedShape, Tuning, cpu_name};
+use bitnet_kernels::math::median;
 use bitnet_kernels::{Activations, Cpu, KernelSet, Packing, Part, TernaryMatrix, default_threads};
 use bitnet_models::matrix_shapes;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::args::{TernaryKernel, TuneArguments};
-use crate::session::ModelSource;
+use crate::args::TuneArguments;
+use crate::session;
 
-/// Weights of a shape that a round multiplies by: too many for a cache, as those of a model are.
+/// The number of weights of a shape that a round multiplies by: like those of a model, they do not
+/// fit into a CPU cache.
 const ROUND_WEIGHTS: usize = 256 << 20;
-/// Times that each kernel's turn comes; the median counts.
+/// The rounds in which each kernel is timed; the median counts.
 const ROUNDS: usize = 7;
 
-/// What is remembered: a machine for each CPU, instruction set and number of threads.
-#[derive(Default, Serialize, Deserialize)]
-struct Tuning {
-    /// Of the program that measured. Another's kernels may be faster or slower: what it measured is
-    /// not used.
-    version: String,
-    machines: Vec<Machine>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Machine {
-    cpu: String,
-    kernels: String,
-    threads: usize,
-    shapes: Vec<Shape>,
-}
-
-/// A matrix, the kernel to multiply by it with, and the time that each took.
-#[derive(Clone, Serialize, Deserialize)]
-struct Shape {
-    rows: usize,
-    cols: usize,
-    fastest: TernaryKernel,
-    i2s_us: f64,
-    tl1_us: f64,
-    tl2_us: f64,
-}
-
-impl Machine {
-    fn is_this(&self, device: Device) -> bool {
-        self.cpu == cpu_name()
-            && self.kernels == device.kernels().name
-            && self.threads == device.threads()
+/// The packings that `bitnet tune` found to be the fastest on this machine, by shape; empty if it
+/// has not run.
+pub fn fastest_packings(device: Device) -> Vec<((usize, usize), Packing)> {
+    match tuning_path().map(|path| Tuning::read(&path)) {
+        Some(Ok(tuning)) => tuning.packings(device),
+        None => Vec::new(),
+        Some(Err(error)) => {
+            // The model runs without the file, and the results are the same.
+            let error = anyhow::Error::from(error);
+            eprintln!("warning: {error:#}; bitnet tune replaces it");
+            Vec::new()
+        }
     }
 }
 
-/// What `bitnet tune` found to be the fastest on this machine, by shape; nothing where it did not
-/// run.
-pub fn fastest_packings(device: Device) -> Vec<((usize, usize), Packing)> {
-    let tuning = match cache_path().map(|path| read(&path)) {
-        Some(Ok(Some(tuning))) => tuning,
-        Some(Ok(None)) | None => return Vec::new(),
-        Some(Err(error)) => {
-            // Not a reason not to run: results do not depend on it.
-            eprintln!("warning: {error:#}; bitnet tune writes it anew");
-            return Vec::new();
-        }
-    };
-    let machine = tuning
-        .machines
-        .iter()
-        .find(|machine| machine.is_this(device));
-    let shapes = machine.map_or(&[][..], |machine| &machine.shapes);
-    shapes
-        .iter()
-        .map(|shape| {
-            (
-                (shape.rows, shape.cols),
-                shape.fastest.packing(device.kernels().packing),
-            )
-        })
-        .collect()
-}
-
-/// Measures, prints and remembers.
+/// Measures the kernels, remembers the result and prints it.
 pub fn tune(arguments: &TuneArguments) -> anyhow::Result<()> {
-    let config = ModelSource::new(arguments.model.as_deref())?.config()?;
+    let source = session::source(arguments.model.as_deref())?;
+    let config = source
+        .config()
+        .with_context(|| format!("cannot open {source}"))?;
     let set = arguments.kernels.unwrap_or_else(KernelSet::detect);
     let threads = arguments.threads.map_or_else(default_threads, usize::from);
     let (device, cpu) = (Device::with_kernels(set, threads), Cpu::new(set, threads));
     let mut shapes = matrix_shapes(&config);
     shapes.sort_unstable();
     shapes.dedup();
-    let shapes: Vec<Shape> = shapes
+    let shapes: Vec<TunedShape> = shapes
         .into_iter()
         .map(|(rows, cols)| measure(&cpu, rows, cols, config.num_layers))
         .collect();
-    let path = cache_path().context(
-        "there is no place for what was measured: neither XDG_CACHE_HOME nor HOME is set",
-    )?;
-    remember(&path, device, &shapes).with_context(|| format!("cannot write {}", path.display()))?;
+    let path = tuning_path()
+        .context("no folder for the measurements: neither XDG_CACHE_HOME nor HOME is set")?;
+    // A damaged file is replaced.
+    let mut tuning = Tuning::read(&path).unwrap_or_default();
+    tuning.add(device, &shapes);
+    tuning
+        .write(&path)
+        .context("cannot write the measurements")?;
     print(arguments, &cpu, &shapes, &path)
 }
 
 fn print(
     arguments: &TuneArguments,
     cpu: &Cpu,
-    shapes: &[Shape],
+    shapes: &[TunedShape],
     path: &Path,
 ) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
@@ -133,7 +92,7 @@ fn print(
         out,
         "  rows x cols          i2s         tl1         tl2   fastest"
     )?;
-    for Shape {
+    for TunedShape {
         rows,
         cols,
         fastest,
@@ -156,11 +115,11 @@ fn print(
     Ok(())
 }
 
-/// Multiplies one row of activations by matrices of a shape, as many as it takes to fetch each from
-/// memory, though not more than the model has; each kernel in turn.
-fn measure(cpu: &Cpu, rows: usize, cols: usize, num_layers: usize) -> Shape {
+/// Times each kernel in turn on one row of activations. Multiplies by enough matrices of the shape
+/// that each comes from memory, but by at most as many as the model has.
+fn measure(cpu: &Cpu, rows: usize, cols: usize, num_layers: usize) -> TunedShape {
     let count = ROUND_WEIGHTS.div_ceil(rows * cols).min(num_layers);
-    let kernels = [TernaryKernel::I2s, TernaryKernel::Tl1, TernaryKernel::Tl2];
+    let kernels = TernaryKernel::ALL;
     let matrices = kernels.map(|kernel| {
         let packing = kernel.packing(cpu.set().packing);
         (0..count)
@@ -183,15 +142,13 @@ fn measure(cpu: &Cpu, rows: usize, cols: usize, num_layers: usize) -> Shape {
             seconds.push(start.elapsed().as_secs_f64() / count as f64);
         }
     }
-    let [i2s_us, tl1_us, tl2_us] = seconds.map(|mut seconds| {
-        seconds.sort_by(f64::total_cmp);
-        seconds[ROUNDS / 2] * 1e6
-    });
+    let [i2s_us, tl1_us, tl2_us] =
+        seconds.map(|mut seconds| 1e6 * median(&mut seconds).unwrap_or(f64::NAN));
     let times = [i2s_us, tl1_us, tl2_us];
     let fastest = (0..3)
         .min_by(|a, b| times[*a].total_cmp(&times[*b]))
         .map_or(TernaryKernel::I2s, |i| kernels[i]);
-    Shape {
+    TunedShape {
         rows,
         cols,
         fastest,
@@ -201,7 +158,7 @@ fn measure(cpu: &Cpu, rows: usize, cols: usize, num_layers: usize) -> Shape {
     }
 }
 
-/// A matrix of weights that follow no pattern.
+/// A matrix of weights without a pattern.
 fn made_up_matrix(cpu: &Cpu, rows: usize, cols: usize, packing: Packing) -> TernaryMatrix {
     let unpack = |_: usize,
                   rows: std::ops::Range<usize>,
@@ -230,53 +187,8 @@ fn made_up_matrix(cpu: &Cpu, rows: usize, cols: usize, packing: Packing) -> Tern
     matrix
 }
 
-/// Puts what was measured beside, or in place of, what is remembered of this machine.
-fn remember(path: &Path, device: Device, shapes: &[Shape]) -> anyhow::Result<()> {
-    // A file that is damaged or another version's is replaced.
-    let mut tuning = read(path).ok().flatten().unwrap_or_default();
-    env!("CARGO_PKG_VERSION").clone_into(&mut tuning.version);
-    let index = tuning
-        .machines
-        .iter()
-        .position(|machine| machine.is_this(device))
-        .unwrap_or_else(|| {
-            let (kernels, threads) = (device.kernels().name.to_owned(), device.threads());
-            tuning.machines.push(Machine {
-                cpu: cpu_name(),
-                kernels,
-                threads,
-                shapes: Vec::new(),
-            });
-            tuning.machines.len() - 1
-        });
-    let known = &mut tuning.machines[index].shapes;
-    known.retain(|old| {
-        !shapes
-            .iter()
-            .any(|new| (new.rows, new.cols) == (old.rows, old.cols))
-    });
-    known.extend_from_slice(shapes);
-    let directory = path.parent().context("the path of a file has a parent")?;
-    std::fs::create_dir_all(directory)?;
-    let mut file = tempfile::NamedTempFile::new_in(directory)?;
-    serde_json::to_writer_pretty(&mut file, &tuning)?;
-    file.persist(path)?;
-    Ok(())
-}
-
-/// What is remembered; `None` if there is no file, or it is another version's.
-fn read(path: &Path) -> anyhow::Result<Option<Tuning>> {
-    let text = match std::fs::read(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        text => text.with_context(|| format!("cannot read {}", path.display()))?,
-    };
-    let tuning: Tuning =
-        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
-    Ok((tuning.version == env!("CARGO_PKG_VERSION")).then_some(tuning))
-}
-
-/// Where what is measured is kept.
-fn cache_path() -> Option<PathBuf> {
+/// The file of the measurements.
+fn tuning_path() -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     Some(

@@ -893,7 +893,8 @@ impl Engine {
     /// Runs a request to its end on the calling thread: the sampled tokens, and how it ended.
     ///
     /// # Errors
-    /// As [`Engine::submit`], or if a file of the model changes during the run.
+    /// As [`Engine::submit`], or if a file of the model changes during the run, or the model is
+    /// broken.
     ///
     /// # Panics
     /// If other requests are waiting or running: their results would be lost.
@@ -913,6 +914,7 @@ impl Engine {
             Ok(Completion { tokens, finish, .. }) => Ok((tokens, finish)),
             Err(Failure::Refused(error)) => Err(error),
             Err(Failure::File(problem)) => Err(Error::ModelFile(problem)),
+            Err(Failure::Model(problem)) => Err(Error::BrokenModel(problem)),
             Err(failure) => unreachable!("the request has no constraint and runs here: {failure}"),
         }
     }

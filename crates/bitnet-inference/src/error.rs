@@ -79,10 +79,32 @@ pub enum Error {
     /// A file of the model changed while it is in use, so the tokens may be wrong.
     #[error("{0}")]
     ModelFile(bitnet_guard::FileProblem),
+    /// The model computes nothing useful, for this reason.
+    #[error("{0}")]
+    BrokenModel(String),
     /// The thread of a [`Driver`](crate::Driver) has ended: its engine panicked and could not be
     /// replaced.
     #[error("the engine has stopped")]
     EngineStopped,
+    /// The system cannot start the thread of a [`Driver`](crate::Driver).
+    #[error("cannot start the engine's thread")]
+    Thread(#[source] std::io::Error),
+    /// The file of a [`Tuning`](crate::Tuning) is damaged.
+    #[error("{} is damaged", path.display())]
+    DamagedTuning {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// The file of a [`Tuning`](crate::Tuning) cannot be read or written.
+    #[error("cannot read or write {}", path.display())]
+    TuningFile {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What went wrong.
+        source: std::io::Error,
+    },
 }
 
 /// The crate's results.

@@ -21,6 +21,7 @@ mod facts;
 mod load;
 mod machine;
 mod memory;
+mod open;
 mod options;
 pub mod perplexity;
 mod random;
@@ -31,9 +32,11 @@ mod scheduler;
 mod sequence;
 mod states;
 mod stop;
+mod tuning;
 
 pub use backlog::Owner;
 pub use bias_text::parse_logit_bias;
+pub use bitnet_kernels::math::mix64;
 pub use counts::{EngineCounts, HeadUse};
 pub use device::{Device, DeviceProbe};
 pub use driver::{
@@ -49,9 +52,11 @@ pub use load::{
     tokenization_from_gguf, tokenizer_spec,
 };
 pub use machine::{cpu_name, peak_rss_bytes, rss_bytes};
+pub use open::{ModelSource, OpenModel, context_length};
 pub use options::{DRAFT_MAX, EngineOptions};
 pub use perplexity::Likelihood;
 pub use request::{Constraint, Event, Finish, FinishReason, Logprobs, Request, RequestId, Timings};
 pub use runner::{Model, ModelRunner, Runner};
 pub use sampling::{Sampler, SamplingParams};
 pub use stop::TokenSet;
+pub use tuning::{TernaryKernel, TunedShape, Tuning};

@@ -254,9 +254,9 @@ impl Receipt {
             backend: BACKEND.to_owned(),
             backend_summary: backend_summary(
                 provenance.kernels_requested.as_deref(),
-                facts.kernel_set,
+                facts.device.kernels().name,
             ),
-            kernel_set: facts.kernel_set.to_owned(),
+            kernel_set: facts.device.kernels().name.to_owned(),
             deterministic: provenance.seed_given || request.sampling.temperature == 0.0,
             tokens_requested: request.max_tokens.unwrap_or(room) as u64,
             tokens_generated: generated,
@@ -383,18 +383,18 @@ fn environment(facts: &EngineFacts, provenance: &Provenance) -> Environment {
         os: env!("BITNET_OS").to_owned(),
         rust_version: env!("BITNET_RUST_VERSION").to_owned(),
         cpu: cpu_name(),
-        threads: facts.threads as u64,
+        threads: facts.device.threads() as u64,
         deterministic: provenance.bitnet_deterministic.clone(),
         seed: provenance.bitnet_seed.clone(),
     }
 }
 
 fn model_record(facts: &EngineFacts, provenance: &Provenance) -> ModelRecord {
-    let config = &facts.config;
+    let config = &facts.model.config;
     ModelRecord {
         path: provenance.model_path.clone(),
         sha256: provenance.model_sha256.clone(),
-        quantization: facts.quantization.clone(),
+        quantization: facts.model.quantization.clone(),
         layers: config.num_layers as u64,
         hidden: config.hidden_size as u64,
         ffn: config.ffn_size as u64,
@@ -402,7 +402,7 @@ fn model_record(facts: &EngineFacts, provenance: &Provenance) -> ModelRecord {
         kv_heads: config.attention.kv_heads as u64,
         head_dim: config.attention.head_dim as u64,
         vocab: config.vocab_size as u64,
-        tied: facts.is_tied,
+        tied: facts.model.is_tied,
     }
 }
 
@@ -432,9 +432,9 @@ fn run_record(
         stop_strings: request.stop_strings.clone(),
         finish_reason: finish.reason.name().to_owned(),
         kv_type: facts.options.kv_type.name().to_owned(),
-        packing: facts.packing.clone(),
-        head: facts.head.name().to_owned(),
-        ffn_sparsity: facts.ffn_sparsity.name().to_owned(),
+        packing: facts.model.packing.clone(),
+        head: facts.model.head_mode.name().to_owned(),
+        ffn_sparsity: facts.model.ffn_sparsity.name().to_owned(),
         prefill_chunk: facts.options.prefill_chunk as u64,
         draft: facts.options.draft_max as u64,
         drafted_tokens: finish.timings.drafted_tokens as u64,

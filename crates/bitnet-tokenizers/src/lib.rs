@@ -41,7 +41,7 @@ pub use detokenizer::{DecodeOptions, Detokenizer};
 pub use error::{Error, Result};
 pub use json::TokenizerFiles;
 pub use spec::TokenizerSpec;
-pub use tokenizer::{EncodeOptions, Tokenizer};
+pub use tokenizer::{EncodeOptions, PromptBos, Tokenizer};
 pub use vocabulary::TokenKind;
 
 /// The id of a token: its row in the vocabulary, and in the embedding of the model that goes with

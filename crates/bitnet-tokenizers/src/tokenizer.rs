@@ -56,6 +56,18 @@ impl Default for EncodeOptions {
     }
 }
 
+/// Whether a prompt begins with BOS, the token that begins a text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PromptBos {
+    /// If the model's files ask for it ([`Tokenizer::adds_bos`]).
+    #[default]
+    AsModel,
+    /// If the vocabulary has one.
+    Always,
+    /// Only if the text spells it out and control tokens are read as tokens.
+    Never,
+}
+
 /// A vocabulary and the rules to write text with it.
 ///
 /// Deterministic, and immutable once built: share it between threads as an `Arc`.
@@ -282,6 +294,39 @@ impl Tokenizer {
         Ok(out)
     }
 
+    /// The tokens of a prompt: a text that a model is to continue. Adds no EOS, and BOS at most
+    /// once: not if the text begins with it.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_prompt(
+        &self,
+        text: &str,
+        bos: PromptBos,
+        parse_special: bool,
+    ) -> Result<Vec<TokenId>> {
+        let options = EncodeOptions {
+            add_special: false,
+            parse_special,
+        };
+        let mut out = self.encode(text, options)?;
+        self.put_bos_first(bos, &mut out);
+        Ok(out)
+    }
+
+    fn put_bos_first(&self, wanted: PromptBos, tokens: &mut Vec<TokenId>) {
+        let is_wanted = match wanted {
+            PromptBos::Never => false,
+            PromptBos::AsModel => self.add_bos,
+            PromptBos::Always => true,
+        };
+        if let Some(bos) = self.bos().filter(|_| is_wanted)
+            && tokens.first() != Some(&bos)
+        {
+            tokens.insert(0, bos);
+        }
+    }
+
     /// The tokens of a rendered chat, with the control tokens of its template and none from its
     /// contents.
     ///
@@ -298,12 +343,7 @@ impl Tokenizer {
             let next = guards.partition_point(|guard| guard.end <= start);
             guards.get(next).is_none_or(|guard| end <= guard.start)
         })?;
-        if let Some(bos) = self.roles.bos.map(TokenId)
-            && self.add_bos
-            && out.first() != Some(&bos)
-        {
-            out.insert(0, bos);
-        }
+        self.put_bos_first(PromptBos::AsModel, &mut out);
         Ok(out)
     }
 

@@ -466,6 +466,11 @@ impl Metadata {
         self.typed(key, "an array of strings", |v| v.as_array()?.strings())
     }
 
+    /// An array of strings that must be there.
+    pub fn require_strings(&self, key: &str) -> Result<Strings<'_>> {
+        required(key, self.strings(key)?)
+    }
+
     /// An array of floats.
     pub fn f32s(&self, key: &str) -> Result<Option<impl ExactSizeIterator<Item = f32> + Clone>> {
         let array = self.typed(key, "an array of floats", |v| {

@@ -6,7 +6,7 @@ use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use bitnet_inference::{FinishReason, Token};
-use bitnet_tokenizers::{DecodeOptions, EncodeOptions, TokenId, Tokenizer};
+use bitnet_tokenizers::{DecodeOptions, EncodeOptions, PromptBos, TokenId, Tokenizer};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -117,20 +117,14 @@ pub(crate) fn encode(
     text: &str,
     options: EncodeOptions,
 ) -> Result<Vec<TokenId>, ApiError> {
-    let bare = EncodeOptions {
-        add_special: false,
-        ..options
+    let bos = if options.add_special {
+        PromptBos::AsModel
+    } else {
+        PromptBos::Never
     };
-    let mut tokens = tokenizer
-        .encode(text, bare)
-        .map_err(|error| ApiError::invalid("prompt", format!("{error}.")))?;
-    let adds_bos = options.add_special && tokenizer.adds_bos();
-    if let Some(bos) = tokenizer.bos().filter(|_| adds_bos)
-        && tokens.first() != Some(&bos)
-    {
-        tokens.insert(0, bos);
-    }
-    Ok(tokens)
+    tokenizer
+        .encode_prompt(text, bos, options.parse_special)
+        .map_err(|error| ApiError::invalid("prompt", format!("{error}.")))
 }
 
 /// A request with its prompts.

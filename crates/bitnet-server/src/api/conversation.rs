@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use bitnet_tokenizers::{ChatMessage, ChatTemplate, EncodeOptions, RenderOptions, TokenId};
+use bitnet_tokenizers::{ChatMessage, ChatTemplate, PromptBos, RenderOptions, TokenId};
 use serde_json::{Map, Value, json};
 
 use crate::api::ApiError;
@@ -113,7 +113,7 @@ pub(crate) fn render_messages(
             let text = messages.last().map_or_else(String::new, ChatMessage::text);
             let text = text.trim().to_owned();
             let tokens = tokenizer
-                .encode(&text, EncodeOptions::default())
+                .encode_prompt(&text, PromptBos::AsModel, false)
                 .map_err(wrong)?;
             Ok((text, tokens))
         }

@@ -1,7 +1,7 @@
 //! Chat templates: which is chosen, what it renders, and what a message cannot do.
 
 use bitnet_tokenizers::{
-    ChatMessage, ChatTemplate, EncodeOptions, RenderOptions, TokenId, Tokenizer,
+    ChatMessage, ChatTemplate, EncodeOptions, PromptBos, RenderOptions, TokenId, Tokenizer,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -477,6 +477,34 @@ fn bos_is_put_first_once() {
             1,
             "{name}"
         );
+    }
+}
+
+#[test]
+fn prompts_get_bos_at_most_once_and_no_eos() {
+    let bos = TokenId(257);
+    let mut spec = small_spec(&["a b"], LLAMA_3);
+    (spec.bos, spec.add_bos) = (Some(257), Some(true));
+    (spec.eos, spec.add_eos) = (Some(258), Some(true));
+    let tokenizer = Tokenizer::from_spec(&spec).expect("a tokenizer");
+    let encode = |text: &str, wanted, parse_special| {
+        let tokens = tokenizer.encode_prompt(text, wanted, parse_special);
+        tokens.expect("an encodable text")
+    };
+    let plain = encode("a b", PromptBos::Never, false);
+    assert!(!plain.contains(&bos) && !plain.contains(&TokenId(258)));
+    let with_bos = [&[bos], &plain[..]].concat();
+    assert_eq!(encode("a b", PromptBos::AsModel, false), with_bos);
+    assert_eq!(encode("a b", PromptBos::Always, false), with_bos);
+    let text = String::from_utf8_lossy(tokenizer.token_bytes(bos)).into_owned() + "a b";
+    assert_eq!(encode(&text, PromptBos::AsModel, true), with_bos);
+    assert_eq!(encode(&text, PromptBos::Never, true), with_bos);
+
+    spec.add_bos = Some(false);
+    let tokenizer = Tokenizer::from_spec(&spec).expect("a tokenizer");
+    for (wanted, expected) in [(PromptBos::AsModel, &plain), (PromptBos::Always, &with_bos)] {
+        let tokens = tokenizer.encode_prompt("a b", wanted, false);
+        assert_eq!(&tokens.expect("an encodable text"), expected, "{wanted:?}");
     }
 }
 
