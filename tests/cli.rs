@@ -1,4 +1,4 @@
-//! The real program, driven from outside: what people and scripts rely on.
+//! The real program, tested from outside.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -20,16 +20,16 @@ fn golden() -> String {
         .to_string()
 }
 
-/// Runs the program with these arguments and this on its standard input.
+/// Runs the program with these arguments and this standard input.
 fn bitnet_with_input(arguments: &[&str], input: &str) -> Output {
     bitnet_with_cache(Path::new(env!("CARGO_TARGET_TMPDIR")), arguments, input)
 }
 
-/// The same, with this directory for what the program wants to remember.
+/// The same, with this cache directory.
 fn bitnet_with_cache(cache: &Path, arguments: &[&str], input: &str) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_bitnet"))
         .args(arguments)
-        // What this machine was tuned to is no part of what is tested.
+        // The tests must not depend on the tuning of this machine.
         .env("XDG_CACHE_HOME", cache)
         .env_remove("BITNET_SEED")
         .env_remove("BITNET_DETERMINISTIC")
@@ -38,7 +38,7 @@ fn bitnet_with_cache(cache: &Path, arguments: &[&str], input: &str) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .expect("the program starts");
-    // A program that fails early closes its input before it has read it.
+    // A program that fails early closes its input before it has read all of it.
     let _ = child
         .stdin
         .take()
@@ -55,7 +55,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).expect("UTF-8")
 }
 
-/// What a command that must work prints.
+/// The output of a command that must succeed.
 fn output(arguments: &[&str]) -> String {
     let result = bitnet(arguments);
     assert!(
@@ -71,7 +71,7 @@ fn json(arguments: &[&str]) -> Value {
     serde_json::from_str(&output(arguments)).expect("one JSON object")
 }
 
-/// The exit code and the one line on standard error of a command that must fail.
+/// The exit code and the line on standard error of a command that must fail.
 fn failure(arguments: &[&str]) -> (i32, String) {
     let result = bitnet(arguments);
     let message = text(&result.stderr);
@@ -96,7 +96,7 @@ fn list(tokens: &Value) -> String {
 }
 
 #[test]
-fn greedy_text_is_the_references() {
+fn greedy_text_equals_the_reference() {
     let tokens = tokens_json();
     let prompt = list(&tokens["greedy_prompt"]);
     let expected = &tokens["greedy_continuation"];
@@ -127,7 +127,7 @@ fn greedy_text_is_the_references() {
 }
 
 #[test]
-fn logits_files_are_identical_whatever_computes_them() {
+fn logits_are_identical_for_all_kernels_threads_and_chunks() {
     let folder = tempfile::tempdir().expect("a folder");
     let tokens = list(&tokens_json()["tokens"]);
     let write = |name: &str, options: &[&str]| {
@@ -265,7 +265,7 @@ fn stop_strings_end_an_answer_before_themselves() {
 }
 
 #[test]
-fn tokenize_reads_anything_with_a_tokenizer() {
+fn tokenize_reads_every_format_with_a_tokenizer() {
     let gpt2 = data("tokenizers/ggml-vocab-gpt-2.gguf")
         .display()
         .to_string();
@@ -289,7 +289,18 @@ fn tokenize_reads_anything_with_a_tokenizer() {
 }
 
 #[test]
-fn chat_answers_lines_and_obeys_commands() {
+fn tokenize_shows_the_ids_that_run_uses() {
+    let golden = golden();
+    for options in [&["-m", &golden][..], &["-m", &golden, "--no-bos"], &[]] {
+        let text = "ab ab";
+        let shown = json(&[&["tokenize", text, "--json"], options].concat());
+        let used = json(&[&["run", text, "-n", "1", "--json"], options].concat());
+        assert_eq!(shown["tokens"], used["prompt_tokens"], "{options:?}");
+    }
+}
+
+#[test]
+fn chat_answers_lines_and_runs_commands() {
     let golden = golden();
     let arguments = [
         "chat",
@@ -316,7 +327,7 @@ fn chat_answers_lines_and_obeys_commands() {
     assert_eq!(answers.len(), 3);
     assert_eq!(
         answers[0]["tokens"], answers[2]["tokens"],
-        "a cleared conversation begins anew"
+        "a cleared conversation starts again"
     );
     let cached = |answer: &Value| {
         answer["timings"]["cached_tokens"]
@@ -375,7 +386,7 @@ fn a_directory_and_its_conversion_give_the_same_logits() {
     assert!(result.status.success(), "{}", text(&result.stderr));
     assert!(
         text(&result.stderr).contains("tokenizer.json"),
-        "what is missing is said"
+        "the warning names the missing file"
     );
     let tokens = list(&tokens_json()["tokens"]);
     for (model, file) in [(&directory, at("a.npy")), (&converted, at("b.npy"))] {
@@ -390,7 +401,7 @@ fn a_directory_and_its_conversion_give_the_same_logits() {
     assert!(code == 1 && message.contains("converted.gguf"), "{message}");
     assert!(
         std::fs::read(&converted).expect("the file") == before,
-        "what was there stays"
+        "the existing file stays"
     );
     assert!(
         bitnet(&["convert", &directory, "-o", &converted, "--force"])
@@ -409,7 +420,7 @@ fn a_directory_and_its_conversion_give_the_same_logits() {
 }
 
 #[test]
-fn inspect_tells_what_is_there_and_what_is_odd() {
+fn inspect_shows_the_contents_and_warns_about_problems() {
     let report = json(&["inspect", &golden(), "--tensors", "--json"]);
     assert_eq!(report["model"]["architecture"], "bitnet-b1.58");
     assert_eq!(report["model"]["layers"], 2);
@@ -617,7 +628,7 @@ fn bench_reports_both_phases() {
 }
 
 #[test]
-fn bench_counts_products_that_are_looked_up_and_holds_them_against_no_peak_of_others() {
+fn bench_counts_table_lookups_and_shows_no_peak_for_them() {
     for kernel in ["tl1", "tl2"] {
         let arguments = [
             "bench",
@@ -657,7 +668,7 @@ fn read_npy(path: &Path) -> Vec<f32> {
 }
 
 #[test]
-fn perplexity_is_what_the_logits_say() {
+fn perplexity_follows_from_the_logits() {
     let golden = golden();
     let folder = tempfile::tempdir().expect("a folder");
     let at = |name: &str| folder.path().join(name).display().to_string();
@@ -734,7 +745,7 @@ fn perplexity_is_what_the_logits_say() {
 }
 
 #[test]
-fn a_run_leaves_its_receipt_though_nobody_reads_on() {
+fn a_run_writes_its_receipt_even_if_its_output_is_closed() {
     let folder = tempfile::tempdir().expect("a folder");
     for (name, more) in [("text", &[][..]), ("json", &["--json"])] {
         let receipt = folder.path().join(name);
@@ -765,7 +776,7 @@ fn a_run_leaves_its_receipt_though_nobody_reads_on() {
 }
 
 #[test]
-fn runs_leave_receipts() {
+fn runs_write_receipts() {
     let golden = golden();
     let folder = tempfile::tempdir().expect("a folder");
     let at = |name: &str| folder.path().join(name).display().to_string();
@@ -962,7 +973,7 @@ fn wrong_usage_is_exit_code_2() {
 
 #[cfg(not(feature = "built-in-model"))]
 #[test]
-fn without_a_model_it_says_how_to_get_one() {
+fn without_a_model_the_error_says_how_to_get_one() {
     let (code, message) = failure(&["run", "hello"]);
     assert_eq!(code, 2);
     assert!(
@@ -1077,7 +1088,7 @@ fn completions_and_manual_pages_are_printed() {
 }
 
 #[test]
-fn what_was_tuned_is_remembered_and_followed() {
+fn run_uses_the_kernels_that_tune_found() {
     let cache = tempfile::tempdir().expect("a folder");
     let golden = golden();
     let run = |arguments: &[&str]| {

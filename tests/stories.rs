@@ -43,7 +43,7 @@ fn read_npy(path: &Path) -> Vec<f32> {
 }
 
 #[test]
-fn greedy_text_is_hugging_faces() {
+fn greedy_text_equals_hugging_faces() {
     let expected = read_json("greedy.json");
     let prompt = expected["prompt"].as_str().expect("a prompt");
     let options = [
@@ -87,8 +87,7 @@ fn logits_are_close_to_hugging_faces() {
     ]);
     let (found, expected) = (read_npy(&file), read_npy(&data("logits.npy")));
     assert_eq!(found.len(), expected.len());
-    // Its sums of floats may differ in the last bit, which can flip the rounding of an activation
-    // here and there.
+    // Its float sums can differ in the last bit, which can change the rounding of an activation.
     let vocab = found.len() / tokens.len();
     for (position, (a, b)) in found.chunks(vocab).zip(expected.chunks(vocab)).enumerate() {
         let dot = |x: &[f32], y: &[f32]| {
@@ -103,7 +102,7 @@ fn logits_are_close_to_hugging_faces() {
 }
 
 #[test]
-fn perplexity_is_hugging_faces() {
+fn perplexity_equals_hugging_faces() {
     let expected = read_json("perplexity.json");
     let file = data("valid.txt").display().to_string();
     let found = bitnet(&[
@@ -128,7 +127,7 @@ fn perplexity_is_hugging_faces() {
 }
 
 #[test]
-fn a_screened_head_gives_the_text_of_the_full_one() {
+fn a_screened_head_generates_the_same_text_as_the_full_head() {
     let options: [&[&str]; 6] = [
         &["--temp", "0"],
         &[],

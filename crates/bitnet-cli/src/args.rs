@@ -1,4 +1,4 @@
-//! What can be typed: commands, options and their help.
+//! The command line: commands, options and their help.
 
 use std::path::PathBuf;
 #[cfg(feature = "server")]
@@ -12,7 +12,7 @@ use bitnet_models::{
 use bitnet_tokenizers::TokenId;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-/// An argument that cannot be used: exit code 2.
+/// An invalid argument: exit code 2.
 #[derive(Debug)]
 pub struct WrongUsage(pub String);
 
@@ -24,7 +24,7 @@ impl std::fmt::Display for WrongUsage {
 
 impl std::error::Error for WrongUsage {}
 
-/// Ternary language models (BitNet b1.58) on CPUs: exact, fast, from the files people have.
+/// Run ternary language models (BitNet b1.58) on CPUs
 #[derive(Parser)]
 #[command(
     name = "bitnet",
@@ -41,42 +41,41 @@ pub struct Arguments {
 pub enum Command {
     /// Continue a prompt
     Run(RunArguments),
-    /// Talk with a model
+    /// Chat with a model
     Chat(ChatArguments),
-    /// Show what is in a model file, and what is odd about it
+    /// Show what a model file contains, and warn about problems
     Inspect(InspectArguments),
-    /// Write a model in another form: GGUF files of any type, Hugging Face directories
+    /// Convert a model to a GGUF file or a Hugging Face directory
     Convert(ConvertArguments),
     /// Round the weights of a GGUF file to -1, 0 and 1 (absmean, as BitNet b1.58 does)
     Quantize(QuantizeArguments),
-    /// Download a model from the Hugging Face Hub, into the cache that its own tools use
+    /// Download a model from the Hugging Face Hub into the cache that its own tools use
     #[cfg(feature = "hub")]
     Pull(PullArguments),
-    /// List the models in that cache
+    /// List the models in the cache of the Hugging Face Hub
     #[cfg(feature = "hub")]
     List(ListArguments),
-    /// Remove a model from that cache
+    /// Remove a model from the cache of the Hugging Face Hub
     #[cfg(feature = "hub")]
     Rm(RemoveArguments),
-    /// Turn text into token ids
+    /// Show the token ids of a text
     Tokenize(TokenizeArguments),
     /// Write the logits of every position to a .npy file
     Logits(LogitsArguments),
     /// Measure prefill and decode speed
     Bench(BenchArguments),
-    /// Measure which ternary kernel is the fastest for each matrix of a model, and remember it for
-    /// this machine
+    /// Find the fastest ternary kernel for each matrix of a model, and remember it for this machine
     Tune(TuneArguments),
     /// Measure how well a model predicts a text
     Perplexity(PerplexityArguments),
-    /// Serve a model over HTTP, as OpenAI's API
+    /// Serve a model over HTTP with OpenAI's API
     #[cfg(feature = "server")]
     #[command(after_long_help = SERVE_HELP)]
     Serve(Box<ServeArguments>),
-    /// Measure how long a server keeps its clients waiting
+    /// Measure the latency of a server under load
     #[cfg(feature = "server")]
     BenchServer(BenchServerArguments),
-    /// Compile forms for `serve`, which starts this command itself
+    /// Compile schemas and grammars for `serve`, which starts this command itself
     #[cfg(feature = "server")]
     #[command(hide = true)]
     FormHelper(FormHelperArguments),
@@ -87,35 +86,35 @@ pub enum Command {
     },
     /// Print the manual page
     Man {
-        /// Of this command only
+        /// The command; all commands if not given
         command: Option<String>,
     },
 }
 
 #[derive(Args)]
 pub struct RunArguments {
-    /// The text to continue; without it, standard input is read
+    /// Text to continue; read from standard input if not given
     #[arg(conflicts_with_all = ["prompt_option", "file", "prompt_tokens"])]
     pub prompt: Option<String>,
-    /// The text to continue (as llama.cpp's option)
+    /// Text to continue (the option of llama.cpp)
     #[arg(short = 'p', long = "prompt", value_name = "PROMPT", conflicts_with_all = ["file", "prompt_tokens"])]
     pub prompt_option: Option<String>,
-    /// Read the text from a file; - is standard input
+    /// Read the text from a file; - for standard input
     #[arg(short, long, value_name = "FILE", conflicts_with = "prompt_tokens")]
     pub file: Option<PathBuf>,
-    /// Token ids to continue, used as they are
+    /// Token ids to continue; no BOS is added
     #[arg(long, value_name = "ID,ID,…", value_delimiter = ',')]
     pub prompt_tokens: Option<Vec<TokenId>>,
-    /// Put the text as a user's message into the model's chat template
+    /// Put the text into the model's chat template as the message of a user
     #[arg(long, conflicts_with = "prompt_tokens")]
     pub chat: bool,
-    /// Do not begin with the BOS token
+    /// Do not add the BOS token
     #[arg(long)]
     pub no_bos: bool,
     /// Read control tokens such as <|eot_id|> in the prompt as tokens
     #[arg(long)]
     pub parse_special: bool,
-    /// Print only what was generated
+    /// Print the generated text only, without the prompt
     #[arg(long)]
     pub no_display_prompt: bool,
     #[command(flatten)]
@@ -127,14 +126,14 @@ pub struct RunArguments {
     /// Print one JSON object instead of text
     #[arg(long)]
     pub json: bool,
-    /// Write a receipt of what ran (docs/receipts.md)
+    /// Write a receipt of the run (docs/receipts.md)
     #[arg(long, value_name = "FILE")]
     pub receipt: Option<PathBuf>,
 }
 
 #[derive(Args)]
 pub struct ChatArguments {
-    /// What the model is told before the conversation
+    /// System message at the start of the conversation
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
     /// Use this chat template instead of the model's: a built-in one or a file in Jinja
@@ -153,10 +152,10 @@ pub struct ChatArguments {
 
 #[derive(Args)]
 pub struct InspectArguments {
-    /// The model: a GGUF file, a Hugging Face directory or what was pulled
+    /// Model: a GGUF file, a Hugging Face directory or the name of a pulled model
     #[arg(value_name = "MODEL", required_unless_present = "model_option")]
     pub model: Option<PathBuf>,
-    /// The model: a GGUF file, a Hugging Face directory or what was pulled
+    /// Model: a GGUF file, a Hugging Face directory or the name of a pulled model
     #[arg(short, long = "model", value_name = "MODEL", conflicts_with = "model")]
     pub model_option: Option<PathBuf>,
     /// List every tensor
@@ -169,10 +168,10 @@ pub struct InspectArguments {
 
 #[derive(Args)]
 pub struct ConvertArguments {
-    /// A GGUF file, or a directory with config.json and safetensors files
+    /// GGUF file, or directory with config.json and safetensors files
     #[arg(value_name = "MODEL")]
     pub source: PathBuf,
-    /// How projections are stored
+    /// Format of the projections
     #[arg(long = "type", value_enum, default_value_t = OutputType::I2S)]
     pub weights: OutputType,
     #[command(flatten)]
@@ -183,10 +182,10 @@ pub struct ConvertArguments {
 
 #[derive(Args)]
 pub struct QuantizeArguments {
-    /// A GGUF file or a Hugging Face directory with F32, F16 or BF16 weights
+    /// GGUF file or Hugging Face directory with F32, F16 or BF16 weights
     #[arg(value_name = "MODEL")]
     pub source: PathBuf,
-    /// How projections are stored
+    /// Format of the projections
     #[arg(long = "type", value_enum, default_value_t = OutputType::I2S)]
     pub weights: OutputType,
     #[command(flatten)]
@@ -195,24 +194,24 @@ pub struct QuantizeArguments {
 
 #[derive(Args)]
 pub struct OutputArguments {
-    /// The file to write, or with --type safetensors the directory
+    /// File to write, or directory with --type safetensors
     #[arg(short, long, value_name = "FILE.gguf")]
     pub output: PathBuf,
-    /// How embedding and head are stored; as a GGUF file has them, or f16, if not given. bf16 is
-    /// exact for checkpoints in bf16
+    /// Format of embedding and head; if not given, that of the source GGUF file, or else f16. bf16
+    /// is exact for checkpoints in bf16
     #[arg(long, value_enum)]
     pub tables: Option<TableTypeArgument>,
-    /// Round the scales of a directory to bf16, as mlx-lm needs them; they stay f32 otherwise where
+    /// Round the scales of a directory to bf16, as mlx-lm needs them; otherwise scales stay f32 if
     /// bf16 would lose digits
     #[arg(long)]
     pub bf16_scales: bool,
-    /// What the file calls the model
+    /// Name of the model in the file
     #[arg(long)]
     pub name: Option<String>,
-    /// Replace a file, or a directory of a model, of that name
+    /// Replace an existing file or model directory of that name
     #[arg(long)]
     pub force: bool,
-    /// Threads; as many as there are physical cores this process may use
+    /// Number of threads; the physical cores that this process may use if not given
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
     /// Print one JSON object
@@ -222,35 +221,35 @@ pub struct OutputArguments {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum OutputType {
-    /// Two bits a weight, one scale a tensor: Microsoft's format
+    /// 2 bits per weight, one scale per tensor: Microsoft's format
     #[value(name = "i2_s")]
     I2S,
-    /// 1.69 bits a weight, as llama.cpp has it
+    /// 1.69 bits per weight: llama.cpp's format
     #[value(name = "tq1_0")]
     Tq1_0,
-    /// 2.06 bits a weight, as llama.cpp has it
+    /// 2.06 bits per weight: llama.cpp's format
     #[value(name = "tq2_0")]
     Tq2_0,
-    /// 2.25 bits a weight, a scale for 64 columns, as llama.cpp has it
+    /// 2.25 bits per weight, a scale for each 64 columns: llama.cpp's format
     #[value(name = "q2_0")]
     Q2_0,
-    /// 2.125 bits a weight, a scale for 128 columns, as Prism's files have it
+    /// 2.125 bits per weight, a scale for each 128 columns: Prism's format
     #[value(name = "pq2_0")]
     Pq2_0,
-    /// 1.75 bits a weight, a scale for 128 columns, as Prism's files have it
+    /// 1.75 bits per weight, a scale for each 128 columns: Prism's format
     #[value(name = "ptq1_0")]
     Ptq1_0,
-    /// Two bits a weight in tiles for table lookup on ARM
+    /// 2 bits per weight, in tiles for table lookup on ARM
     Tl1,
-    /// 1.67 bits a weight in tiles for table lookup on x86
+    /// 1.67 bits per weight, in tiles for table lookup on x86
     Tl2,
-    /// Ternary weights as floats of 16 bits
+    /// Ternary weights as 16-bit floats
     F16,
-    /// The same with the exponent of 32 bits
+    /// Ternary weights as 16-bit floats with the exponent of 32-bit floats
     Bf16,
-    /// The same in 32 bits, which loses nothing of a scale
+    /// Ternary weights as 32-bit floats, with exact scales
     F32,
-    /// Not a GGUF file but a Hugging Face directory: two bits a weight, the scales beside
+    /// A Hugging Face directory instead of a GGUF file: 2 bits per weight, scales apart
     Safetensors,
 }
 
@@ -280,10 +279,10 @@ pub enum TableTypeArgument {
     F16,
     Bf16,
     F32,
-    /// 8.5 bits a value
+    /// 8.5 bits per value
     #[value(name = "q8_0")]
     Q8_0,
-    /// 6.6 bits a value
+    /// 6.6 bits per value
     #[value(name = "q6_k")]
     Q6K,
 }
@@ -300,7 +299,7 @@ impl From<TableTypeArgument> for bitnet_models::convert::TableType {
     }
 }
 
-/// What `pull` and `rm` say of names.
+/// The help of `pull` and `rm` about names.
 #[cfg(feature = "hub")]
 fn names_help() -> String {
     let short = bitnet_hub::SHORT_NAMES
@@ -308,8 +307,8 @@ fn names_help() -> String {
         .map(|(short, long)| format!("  {short:13} {long}\n"));
     format!(
         "NAME is ORG/REPO, ORG/REPO:FILE or ORG/REPO@REVISION:FILE on the Hub, or one of\n{}\n\
-         Whatever was pulled can be given as a model by that name: bitnet chat -m 2b4t\n\
-         HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE and HF_HUB_OFFLINE mean what they mean to Hugging Face's tools.",
+         Other commands take the name of a pulled model as model: bitnet chat -m 2b4t\n\
+         HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE and HF_HUB_OFFLINE work as in Hugging Face's tools.",
         short.collect::<String>()
     )
 }
@@ -318,10 +317,10 @@ fn names_help() -> String {
 #[derive(Args)]
 #[command(after_help = names_help())]
 pub struct PullArguments {
-    /// What to download
+    /// Models to download
     #[arg(value_name = "NAME", required = true)]
     pub names: Vec<String>,
-    /// Print a JSON object for each
+    /// Print a JSON object for each model
     #[arg(long)]
     pub json: bool,
 }
@@ -338,23 +337,23 @@ pub struct ListArguments {
 #[derive(Args)]
 #[command(after_help = names_help())]
 pub struct RemoveArguments {
-    /// What to remove: a file, or all that is here of a repository or of one of its revisions
+    /// Models to remove: a file, or all files of a repository or of one of its revisions
     #[arg(value_name = "NAME", required = true)]
     pub names: Vec<String>,
-    /// Print a JSON object for each
+    /// Print a JSON object for each model
     #[arg(long)]
     pub json: bool,
 }
 
 #[derive(Args)]
 pub struct TokenizeArguments {
-    /// The text; without it, standard input is read
+    /// Text; read from standard input if not given
     pub text: Option<String>,
-    /// A GGUF file, a directory with tokenizer.json, or a tokenizer.json; the built-in
-    /// story-teller's if not given
+    /// GGUF file, directory with tokenizer.json, or a tokenizer.json; the built-in story-teller if
+    /// not given
     #[arg(short, long, value_name = "MODEL")]
     pub model: Option<PathBuf>,
-    /// Do not begin with the BOS token
+    /// Do not add the BOS token
     #[arg(long)]
     pub no_bos: bool,
     /// Read control tokens such as <|eot_id|> in the text as tokens
@@ -367,10 +366,10 @@ pub struct TokenizeArguments {
 
 #[derive(Args)]
 pub struct LogitsArguments {
-    /// The token ids, used as they are
+    /// Token ids; no BOS is added
     #[arg(long, value_name = "ID,ID,…", value_delimiter = ',', required = true)]
     pub tokens: Vec<TokenId>,
-    /// Where to write them: f32, [tokens, vocab]
+    /// File to write: f32, [tokens, vocab]
     #[arg(short, long, value_name = "FILE.npy")]
     pub output: PathBuf,
     #[command(flatten)]
@@ -382,19 +381,19 @@ pub struct LogitsArguments {
 
 #[derive(Args)]
 pub struct BenchArguments {
-    /// Tokens of the prompt
+    /// Length of the prompt in tokens
     #[arg(short, long, value_name = "N", default_value_t = 128)]
     pub prompt: usize,
-    /// Tokens to generate; 0 measures prefill alone
+    /// Tokens to generate; 0 to measure prefill only
     #[arg(short = 'n', long, value_name = "N", default_value_t = 64)]
     pub predict: usize,
-    /// Rounds; one more comes first and is not counted
+    /// Number of rounds, after one that does not count
     #[arg(short, long, value_name = "N", default_value_t = 5)]
     pub repetitions: usize,
-    /// Decode after so many tokens, instead of after the prompt's
+    /// Context lengths to measure decoding at; the prompt's if not given
     #[arg(long, value_name = "N,N,…", value_delimiter = ',')]
     pub context: Vec<usize>,
-    /// Decode so many sequences at once, too, each after a prompt of its own
+    /// Also decode batches of N sequences, each after a prompt of its own
     #[arg(long, value_name = "N,N,…", value_delimiter = ',')]
     pub batch: Vec<usize>,
     #[command(flatten)]
@@ -402,25 +401,25 @@ pub struct BenchArguments {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
-    /// Write a receipt of the round that took the median time (docs/receipts.md)
+    /// Write a receipt of the round with the median time (docs/receipts.md)
     #[arg(long, value_name = "FILE")]
     pub receipt: Option<PathBuf>,
 }
 
 #[derive(Args)]
 #[command(after_help = "\
-Takes some seconds and, for a 2B model, some 200 MB of memory. What it finds is for this CPU, instruction set, number of \
-threads and version of the program; it is kept in $XDG_CACHE_HOME/bitnet/tuning.json (~/.cache if not set), and \
---ternary-kernel auto follows it. It compares the time of decoding, one token at a time: prompts, many tokens at a time, \
-are fastest with i2s.")]
+Takes some seconds and, for a 2B model, about 200 MB of memory. The result holds for this CPU, instruction set, number of \
+threads and version of the program. It is stored in $XDG_CACHE_HOME/bitnet/tuning.json (~/.cache if not set), and \
+--ternary-kernel auto follows it. The command times decoding, one token at a time: prompts, many tokens at a time, are \
+fastest with i2s.")]
 pub struct TuneArguments {
-    /// The model: a GGUF file or a Hugging Face directory; the built-in story-teller if not given
+    /// Model: a GGUF file or a Hugging Face directory; the built-in story-teller if not given
     #[arg(short, long, value_name = "MODEL")]
     pub model: Option<PathBuf>,
-    /// Threads; as many as there are physical cores this process may use
+    /// Number of threads; the physical cores that this process may use if not given
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Instruction set; the best this CPU has if not given
+    /// Instruction set; the best one of this CPU if not given
     #[arg(long, value_name = "NAME", value_parser = parse_kernels)]
     pub kernels: Option<&'static KernelSet>,
     /// Print one JSON object
@@ -430,17 +429,17 @@ pub struct TuneArguments {
 
 #[derive(Args)]
 pub struct PerplexityArguments {
-    /// The text
+    /// File with the text
     #[arg(short, long, value_name = "FILE")]
     pub file: PathBuf,
-    /// The text is documents separated by lines <|endoftext|>: read each alone, count all its
-    /// tokens
+    /// The text has documents separated by lines <|endoftext|>: evaluate each one alone, and count
+    /// all its tokens
     #[arg(long)]
     pub documents: bool,
-    /// Tokens of a chunk, or of a window over a long document
+    /// Length in tokens of a chunk, or of a window over a long document
     #[arg(long = "ctx", value_name = "N", default_value_t = 512, value_parser = parse_window)]
     pub context: usize,
-    /// Read windows of N/2 more tokens that move by N, and count the last N of each (as llama.cpp's
+    /// Move windows, N/2 tokens longer, by N tokens, and count the last N of each (llama.cpp's
     /// --ppl-stride)
     #[arg(long, value_name = "N", value_parser = parse_window, conflicts_with = "documents")]
     pub stride: Option<usize>,
@@ -453,35 +452,34 @@ pub struct PerplexityArguments {
 
 #[cfg(feature = "server")]
 const SERVE_HELP: &str = "\
-Every option can also be a variable (BITNET_SERVE_PORT=80) or stand in a TOML file (port = 80) that --config or
-BITNET_SERVE_CONFIG names. What is typed goes before the environment, and the environment before the file.
+Every option can also be set by an environment variable (BITNET_SERVE_PORT=80) or in a TOML file (port = 80) that
+--config or BITNET_SERVE_CONFIG names. The command line overrides the environment, which overrides the file.
 
-SIGTERM and SIGINT finish what is under way and begin nothing new; a second one stops at once.";
+On SIGTERM or SIGINT the server finishes running requests and takes no new ones; a second signal stops it at once.";
 
 #[cfg(feature = "server")]
 #[derive(Args)]
 pub struct ServeArguments {
-    /// The address to listen on; 0.0.0.0 or :: for all of the machine's
+    /// Address to listen on; 0.0.0.0 or :: for all addresses of the machine
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     pub host: String,
-    /// The port to listen on; 0 for one that is free
+    /// Port to listen on; 0 for any free port
     #[arg(long, value_name = "N", default_value_t = 8080)]
     pub port: u16,
-    /// Answer only to requests with a key from this file: lines of `sha256 name`; it is read again
-    /// when it changes
+    /// Accept only requests with a key from this file: lines of `sha256 name`; the server reads the
+    /// file again when it changes
     #[arg(long, value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,
-    /// Let pages of this site use the server from a browser: an origin, or *; may be given more
+    /// Allow browsers to use the server from pages of this origin, or * for any; may be given more
     /// than once
     #[arg(long, value_name = "ORIGIN", value_delimiter = ',')]
     pub cors_origin: Vec<String>,
-    /// Answer requests whose header Host has this name; may be given more than once, * for every
-    /// name. Addresses and localhost are always allowed. Not given: every name, but on a loopback
-    /// address without keys no other
+    /// Accept requests whose Host header has this name, or * for any; may be given more than once.
+    /// IP addresses and localhost are always accepted. If not given, any name is accepted, except
+    /// on a loopback address without keys
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub allowed_host: Vec<String>,
-    /// What the model is called; may be given more than once, the first name being the one that
-    /// answers bear
+    /// Name of the model; may be given more than once. Responses have the first name
     #[arg(
         long,
         value_name = "NAME",
@@ -492,82 +490,79 @@ pub struct ServeArguments {
     /// Use this chat template instead of the model's: a built-in one or a file in Jinja
     #[arg(long, value_name = "NAME|FILE")]
     pub chat_template: Option<String>,
-    /// Leave fields of requests unread that are unknown or not supported, and answer to every
-    /// model's name
+    /// Ignore unknown and unsupported fields of requests, and accept any model name
     #[arg(long)]
     pub lenient: bool,
-    /// Requests that may wait; whoever comes then is told when to come again (429)
+    /// Maximum number of queued requests; further ones get 429 with Retry-After
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = parse_count)]
     pub queue_requests: usize,
-    /// Prompt tokens of the requests that may wait
+    /// Maximum number of prompt tokens of all queued requests
     #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = parse_count)]
     pub queue_tokens: usize,
-    /// Requests that may run at once
+    /// Maximum number of requests that run at once
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_count)]
     pub running: usize,
-    /// Memory for keys and values, as in 2G; what the context needs and at least 1G if not given
+    /// Memory for the key/value cache, such as 2G; if not given, 1G or more if the context needs it
     #[arg(long, value_name = "BYTES", value_parser = crate::serve::parse_bytes)]
     pub kv_memory: Option<usize>,
-    /// Between whom cached prompts are shared: all, or only requests with the API key of the same
-    /// owner
+    /// Which requests share cached prompts: all, or only those with the API key of the same owner
     #[arg(long, value_enum, default_value_t = CacheSalt::None)]
     pub cache_salt: CacheSalt,
-    /// Answers that one request may ask for: prompts × n
+    /// Maximum number of answers to one request: prompts × n
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_count)]
     pub choices: usize,
-    /// Bytes of a request's body
+    /// Maximum size of a request body in bytes
     #[arg(long, value_name = "BYTES", default_value = "2M", value_parser = crate::serve::parse_bytes)]
     pub body_bytes: usize,
-    /// Bytes of a request's headers
+    /// Maximum size of request headers in bytes
     #[arg(long, value_name = "BYTES", default_value = "16K", value_parser = crate::serve::parse_bytes)]
     pub header_bytes: usize,
-    /// Seconds for a request's headers to arrive, and for a connection to stay open without a
-    /// request
+    /// Seconds until request headers must arrive, and until an idle connection is closed
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = crate::serve::parse_seconds)]
     pub header_timeout: Duration,
-    /// Seconds for a request's body to arrive
+    /// Seconds until a request body must arrive
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = crate::serve::parse_seconds)]
     pub body_timeout: Duration,
-    /// Seconds that a client may take nothing of its answer
+    /// Seconds until a connection is closed if the client reads nothing of its answer
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = crate::serve::parse_seconds)]
     pub write_timeout: Duration,
-    /// Seconds that an answer may take
+    /// Maximum time of an answer in seconds
     #[arg(long, value_name = "SECONDS", default_value = "1800", value_parser = crate::serve::parse_seconds)]
     pub request_timeout: Duration,
-    /// Seconds that requests under way may take to finish after SIGTERM
+    /// Seconds that running requests may take to finish after SIGTERM
     #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = crate::serve::parse_seconds)]
     pub drain_timeout: Duration,
-    /// Seconds without a finished step of the engine after which /livez fails
+    /// Seconds without a finished engine step until /livez fails
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = crate::serve::parse_seconds)]
     pub stall_timeout: Duration,
-    /// Bytes of the bodies of all requests together that are read or wait to be read
+    /// Maximum size in bytes of all request bodies that are being read, together
     #[arg(long, value_name = "BYTES", default_value = "256M", value_parser = crate::serve::parse_bytes)]
     pub inflight_bytes: usize,
-    /// Open connections, beside 16 that answer probes only
+    /// Maximum number of open connections; 16 more answer probes only
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = parse_count)]
     pub connections: usize,
-    /// Open connections of one address; seven eighths of all if not given
+    /// Maximum number of open connections of one address; seven eighths of all if not given
     #[arg(long, value_name = "N", value_parser = parse_count)]
     pub connections_per_address: Option<usize>,
-    /// Seconds that compiling a schema, an expression or a grammar may take
+    /// Maximum time in seconds to compile a schema, a regular expression or a grammar
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = crate::serve::parse_seconds)]
     pub form_timeout: Duration,
-    /// Memory that compiling a schema, an expression or a grammar may take
+    /// Maximum memory to compile a schema, a regular expression or a grammar
     #[arg(long, value_name = "BYTES", default_value = "256M", value_parser = crate::serve::parse_bytes)]
     pub form_memory: usize,
-    /// Stack that compiling a schema, an expression or a grammar may take
+    /// Maximum stack to compile a schema, a regular expression or a grammar
     #[arg(long, value_name = "BYTES", default_value = "4M", hide = true, value_parser = crate::serve::parse_form_stack)]
     pub form_stack: usize,
-    /// How the log is written, on standard error; auto is text on a terminal, else JSON
+    /// Format of the log on standard error; auto is text on a terminal and JSON elsewhere
     #[arg(long, value_enum, default_value_t = LogFormat::Auto)]
     pub log_format: LogFormat,
-    /// What is logged: error, warn, info, debug or trace
+    /// Lowest level of logged events: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: tracing::level_filters::LevelFilter,
-    /// Read settings from a TOML file: options by their names, without dashes before them
+    /// Read settings from a TOML file, by the names of the options without leading dashes
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Print the settings and where each came from, and end: exit code 0 if all is well
+    /// Check the settings, print each with its origin, and exit
     #[arg(long)]
     pub check_config: bool,
     #[command(flatten)]
@@ -591,15 +586,15 @@ pub struct FormHelperArguments {
 #[cfg(feature = "server")]
 #[derive(Args)]
 pub struct BenchServerArguments {
-    /// Where the server is: `http://host[:port]`
+    /// URL of the server: `http://host[:port]`
     pub url: String,
-    /// What is asked
+    /// Endpoint to send requests to
     #[arg(long, value_enum, default_value_t = EndpointArgument::Completions)]
     pub endpoint: EndpointArgument,
-    /// The model's name, for servers that need one
+    /// Name of the model, for servers that need one
     #[arg(short, long, value_name = "NAME")]
     pub model: Option<String>,
-    /// The API key, for servers that need one
+    /// API key, for servers that need one
     #[arg(
         long,
         value_name = "KEY",
@@ -607,41 +602,40 @@ pub struct BenchServerArguments {
         hide_env_values = true
     )]
     pub api_key: Option<String>,
-    /// Clients, each sending the next request when the last is answered
+    /// Number of clients; each sends its next request after the answer to the last one
     #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = parse_count, conflicts_with = "rate")]
     pub concurrency: usize,
-    /// Requests a second, whether or not earlier ones are answered
+    /// Requests per second, sent without waiting for earlier answers
     #[arg(short, long, value_name = "R", value_parser = parse_rate)]
     pub rate: Option<f64>,
-    /// Requests
+    /// Number of requests
     #[arg(short = 'n', long, value_name = "N", default_value_t = 16, value_parser = parse_count)]
     pub requests: usize,
-    /// Requests before those, which do not count
+    /// Number of requests before those, which do not count
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub warmup: usize,
-    /// Words of a prompt, about as many tokens
+    /// Length of a prompt in words, which are about as many tokens
     #[arg(short, long, value_name = "N", default_value_t = 128, value_parser = parse_count)]
     pub prompt_words: usize,
-    /// Words at the beginning that all prompts share
+    /// Number of words at the beginning that all prompts share
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub shared_words: usize,
-    /// Send token ids in place of words: exactly as many tokens, for completions
+    /// Send token ids instead of words, for an exact number of tokens; completions only
     #[arg(long)]
     pub token_ids: bool,
-    /// Tokens of an answer
+    /// Length of an answer in tokens
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_count)]
     pub max_tokens: usize,
-    /// Let answers end where the model ends them: without the field ignore_eos, which not every
-    /// server has
+    /// Let the model end its answers: do not send the field ignore_eos, which some servers lack
     #[arg(long)]
     pub keep_eos: bool,
     /// Temperature
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     pub temp: f64,
-    /// Makes the same prompts each time
+    /// Seed of the prompts
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Seconds that an answer may take
+    /// Maximum time of an answer in seconds
     #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = crate::serve::parse_seconds)]
     pub timeout: Duration,
     /// Print one JSON object
@@ -659,9 +653,9 @@ pub enum EndpointArgument {
 #[cfg(feature = "server")]
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum CacheSalt {
-    /// All requests share what is cached
+    /// All requests share the cache
     None,
-    /// Each owner of an API key has a cache of their own
+    /// Each owner of an API key has a separate cache
     Key,
 }
 
@@ -675,22 +669,21 @@ pub enum LogFormat {
 
 #[derive(Args)]
 pub struct GenerationArguments {
-    /// The most tokens to generate; -1 for no limit but the context
+    /// Maximum number of tokens to generate; -1 for as many as the context has room for
     #[arg(short = 'n', long = "predict", value_name = "N", default_value_t = -1, allow_negative_numbers = true,
           value_parser = clap::value_parser!(i64).range(-1..))]
     pub predict: i64,
     /// End the answer before this text; may be given more than once
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
-    /// Go on after the model's end-of-text tokens
+    /// Continue after the model's end-of-text tokens
     #[arg(long)]
     pub ignore_eos: bool,
 }
 
 #[derive(Args)]
 pub struct SamplingArguments {
-    /// Temperature; 0 always takes the most probable token. 0.8 if neither this nor the model says
-    /// otherwise
+    /// Temperature; 0 to always choose the most probable token; the model's, else 0.8, if not given
     #[arg(
         long,
         visible_alias = "temperature",
@@ -698,19 +691,19 @@ pub struct SamplingArguments {
         allow_negative_numbers = true
     )]
     pub temp: Option<f32>,
-    /// Choose among the K most probable tokens; 0 for all. The model's, else 40, if not given
+    /// Choose among the K most probable tokens; 0 for all; the model's, else 40, if not given
     #[arg(long, value_name = "K")]
     pub top_k: Option<usize>,
-    /// Choose among the most probable tokens that reach probability P together; 1 for all. The
+    /// Choose among the most probable tokens whose probabilities add up to P; 1 for all; the
     /// model's, else 0.95, if not given
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f32>,
-    /// Choose among tokens with at least this share of the highest probability; 0 for all. The
+    /// Choose among tokens with at least this share of the highest probability; 0 for all; the
     /// model's, else 0.05, if not given
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub min_p: Option<f32>,
-    /// Choose among the tokens closest to the expected surprise that reach probability P together;
-    /// 1 for all
+    /// Choose among the tokens closest to the expected surprise whose probabilities add up to P; 1
+    /// for all
     #[arg(
         long,
         visible_alias = "typical",
@@ -719,11 +712,11 @@ pub struct SamplingArguments {
         allow_negative_numbers = true
     )]
     pub typical_p: f32,
-    /// Make tokens that occurred less probable by this factor; 1 for no penalty. The model's, else
-    /// 1, if not given
+    /// Make tokens that have occurred less probable by this factor; 1 for no penalty; the model's,
+    /// else 1, if not given
     #[arg(long, value_name = "F", allow_negative_numbers = true)]
     pub repeat_penalty: Option<f32>,
-    /// Take this off the logits of tokens that occurred
+    /// Subtract this from the logits of tokens that have occurred
     #[arg(
         long,
         value_name = "F",
@@ -731,7 +724,7 @@ pub struct SamplingArguments {
         allow_negative_numbers = true
     )]
     pub presence_penalty: f32,
-    /// Take this off the logits of tokens for each time they occurred
+    /// Subtract this from the logits of tokens for each time they have occurred
     #[arg(
         long,
         value_name = "F",
@@ -739,28 +732,28 @@ pub struct SamplingArguments {
         allow_negative_numbers = true
     )]
     pub frequency_penalty: f32,
-    /// Tokens that the penalties look back at; the model's number, else 64, if not given
+    /// Number of last tokens that the penalties apply to; the model's, else 64, if not given
     #[arg(long, value_name = "N")]
     pub repeat_last_n: Option<usize>,
     /// Add BIAS to the logit of a token, as in 15043+1 or 15043-inf; may be given more than once
     #[arg(long, value_name = "ID±BIAS", value_parser = parse_bias, allow_hyphen_values = true)]
     pub logit_bias: Vec<(TokenId, f32)>,
-    /// Makes the same choices for the same request everywhere; random if not given
+    /// Seed: the same request with the same seed gives the same text; random if not given
     #[arg(short, long, value_name = "N", env = "BITNET_SEED")]
     pub seed: Option<u64>,
-    /// Use seed 0 where none is given
+    /// Use seed 0 if no seed is given
     #[arg(long, env = "BITNET_DETERMINISTIC", value_parser = clap::builder::FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
     pub deterministic: bool,
 }
 
 impl SamplingArguments {
-    /// Whether the same command makes the same choices again.
+    /// Whether the user has chosen the seed.
     pub fn is_deterministic(&self) -> bool {
         self.seed.is_some() || self.deterministic
     }
 
-    /// The parameters, with a seed: what the arguments say, else what the model recommends, else
-    /// the defaults.
+    /// The parameters: the arguments, else the model's recommendation, else the defaults. Draws a
+    /// seed if the user has not chosen one.
     pub fn params(&self, model: &SamplingDefaults) -> SamplingParams {
         let default = SamplingParams::recommended(model);
         let random = || {
@@ -789,53 +782,52 @@ impl SamplingArguments {
 
 #[derive(Args)]
 pub struct ModelArguments {
-    /// The model: a GGUF file, a Hugging Face directory or what was pulled; the built-in
+    /// Model: a GGUF file, a Hugging Face directory or the name of a pulled model; the built-in
     /// story-teller if not given
     #[arg(short, long, value_name = "MODEL")]
     pub model: Option<PathBuf>,
-    /// Threads; as many as there are physical cores this process may use. bench takes several, with
-    /// commas between them
+    /// Number of threads; the physical cores that this process may use if not given. bench takes
+    /// several, separated by commas
     #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Vec<u16>,
-    /// Positions of the context; 0 for the model's own, at most 4096 if not given
+    /// Context length in tokens; 0 for the model's own; the model's, but at most 4096, if not given
     #[arg(short, long = "ctx-size", value_name = "N")]
     pub ctx_size: Option<usize>,
     /// Element type of the key/value cache
     #[arg(long, value_enum, default_value_t = KvTypeArgument::F16)]
     pub kv_type: KvTypeArgument,
-    /// The most tokens run through the model at once
+    /// Maximum number of tokens in one pass through the model
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = parse_chunk)]
     pub prefill_chunk: usize,
-    /// Guess up to N tokens ahead from what was said before and check them in the same step; the
-    /// text is the same
+    /// Draft up to N tokens from earlier text, and check them in one step; the text is the same
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_draft)]
     pub draft: usize,
-    /// Instruction set; the best this CPU has if not given
+    /// Instruction set; the best one of this CPU if not given
     #[arg(long, value_name = "NAME", value_parser = parse_kernels)]
     pub kernels: Option<&'static KernelSet>,
-    /// How ternary weights are multiplied by: i2s multiplies, tl1 and tl2 look products up in
-    /// tables, with weights in memory as the formats of those names have them, whatever the file
-    /// has; auto is what `bitnet tune` found to be the fastest for each matrix on this machine, i2s
-    /// where it did not run; the text is the same
+    /// Kernel for products with ternary weights: i2s multiplies, tl1 and tl2 look products up in
+    /// tables. Weights are repacked for the kernel. auto is the fastest kernel for each matrix that
+    /// `bitnet tune` found on this machine, or i2s if it has not run. The text is the same
     #[arg(long, value_enum, default_value_t = TernaryKernelArgument::Auto)]
     pub ternary_kernel: TernaryKernelArgument,
-    /// Bits that a ternary weight takes in memory for i2s; auto is what the kernels in use like
-    /// best; the text is the same
+    /// Bits per ternary weight in memory for i2s; auto is the best for the kernels in use. The text
+    /// is the same
     #[arg(long, value_enum, default_value_t = PackingArgument::Auto)]
     pub packing: PackingArgument,
-    /// How logits are computed: all in full, or estimated from an 8-bit copy of the head and in
-    /// full where they can matter; what is sampled is the same
+    /// How to compute logits: full computes all exactly; screened estimates them from an 8-bit copy
+    /// of the head, and computes only those exactly that can matter. The text is the same
     #[arg(long, value_name = "full|screened|auto", default_value = "auto", value_parser = parse_head)]
     pub head: HeadMode,
-    /// Whether decoding leaves out the weights of feed-forward networks that meet zeros, reading
-    /// the others from copies: on for all layers, auto where it pays; the text is the same
+    /// Whether decoding skips the weights of feed-forward networks that meet zeros, and reads the
+    /// others from copies: on for all layers, auto for layers where it is faster. The text is the
+    /// same
     #[arg(long, value_name = "on|off|auto", default_value = "auto", value_parser = parse_ffn_sparsity)]
     pub ffn_sparsity: FfnSparsity,
     /// How inputs of weights with group scales are rounded: int8 in runs of 32, 64 or 128, or not
     /// (f32, a slow reference)
     #[arg(long, value_name = "int8-32|int8-64|int8-128|f32", default_value = "int8-32", value_parser = parse_group_inputs)]
     pub group_inputs: InputRounding,
-    /// fast keeps copies of weights where that makes decoding faster, low keeps none
+    /// Memory for speed: fast keeps copies of weights that make decoding faster, low keeps none
     #[arg(long, value_enum, default_value_t = MemoryArgument::Fast)]
     pub memory: MemoryArgument,
     #[command(flatten)]
@@ -878,18 +870,17 @@ impl ModelArguments {
 
 #[derive(Args)]
 pub struct ReadingArguments {
-    /// How the codes of I2_S tensors are arranged: block128, block64 (files quantized on ARM) or
-    /// row4
+    /// Arrangement of the codes in I2_S tensors: block128, block64 (files quantized on ARM) or row4
     #[arg(long, value_name = "FORM", default_value = "block128")]
     pub i2_s_form: bitnet_models::I2sForm,
-    /// Tile of the TL1 (BM,BK,bm) or TL2 (BM,BK) tensors of a shape, for files that do not state
+    /// Tile of the TL1 (BM,BK,bm) or TL2 (BM,BK) tensors of one shape, for files that do not name
     /// it; may be given more than once
     #[arg(long, value_name = "ROWSxCOLS=BM,BK[,bm]", value_parser = parse_tile)]
     pub tl_tile: Vec<TlTile>,
 }
 
 impl ReadingArguments {
-    /// How to read what the file leaves unsaid.
+    /// The load options that files do not contain.
     pub fn load_options(&self) -> LoadOptions {
         let mut options = LoadOptions {
             i2_s_form: self.i2_s_form,
@@ -1003,7 +994,7 @@ fn parse_kernels(name: &str) -> Result<&'static KernelSet, String> {
 fn parse_draft(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n) if n <= DRAFT_MAX => Ok(n),
-        _ => Err(format!("0 to {DRAFT_MAX} is possible")),
+        _ => Err(format!("0 to {DRAFT_MAX} is allowed")),
     }
 }
 
@@ -1030,7 +1021,7 @@ fn parse_ffn_sparsity(name: &str) -> Result<FfnSparsity, String> {
 fn parse_count(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n) if (1..=1 << 30).contains(&n) => Ok(n),
-        _ => Err("1 to 1073741824 is possible".to_owned()),
+        _ => Err("1 to 1073741824 is allowed".to_owned()),
     }
 }
 
@@ -1046,14 +1037,14 @@ fn parse_rate(text: &str) -> Result<f64, String> {
 fn parse_chunk(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n) if (1..=65_536).contains(&n) => Ok(n),
-        _ => Err("1 to 65536 is possible".to_owned()),
+        _ => Err("1 to 65536 is allowed".to_owned()),
     }
 }
 
 fn parse_window(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n) if (4..=1 << 20).contains(&n) => Ok(n),
-        _ => Err("4 to 1048576 is possible".to_owned()),
+        _ => Err("4 to 1048576 is allowed".to_owned()),
     }
 }
 

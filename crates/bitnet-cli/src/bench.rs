@@ -1,8 +1,8 @@
-//! `bitnet bench`: how fast a model runs, and what share that is of what the machine allows.
+//! `bitnet bench`: measures how fast a model runs, as a share of the machine's limits.
 //!
-//! Prefill is held against the peak of the instruction set's int8 products, decoding against the
-//! rate at which memory is read. On shared machines that rate changes by the minute, so it is
-//! measured before each run, and the runs take turns.
+//! The limit of prefill is the peak rate of int8 products; the limit of decoding is the rate at
+//! which memory is read. On shared machines that rate changes by the minute, so it is measured
+//! before each run, and the runs take turns.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use crate::args::{BenchArguments, WrongUsage};
 use crate::{receipt, report, session};
 
-/// Runs made-up prompts some times and prints medians.
+/// Times runs of synthetic prompts and prints medians.
 pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     check(arguments)?;
     receipt::check_folder(arguments.receipt.as_deref())?;
@@ -44,7 +44,7 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
         let device = Device::with_kernels(set, n);
         let engine = Engine::new(Arc::clone(&opened.model), None, device, options)?;
         let probe = device.probe();
-        // Products that are looked up are not what the instruction set multiplies at that peak.
+        // The peak is that of multiplications, so it says nothing about table lookups.
         let is_looked_up = [Packing::Tl1, Packing::Tl2]
             .iter()
             .any(|packing| model.packing.contains(packing.name()));
@@ -87,7 +87,7 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
         receipt::write(&machines[0].receipt(arguments, &provenance)?, path)?;
     }
 
-    // The buffer of the probe is no part of what running a model takes.
+    // Running a model does not need the buffer of the probe.
     let memory = peak_rss_bytes().map(|bytes| bytes.saturating_sub(READ_PROBE_BYTES as u64));
     let facts = machines[0].engine.facts();
     let mut out = std::io::stdout().lock();
@@ -149,12 +149,12 @@ fn check(arguments: &BenchArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is measured.
+/// A measurement.
 #[derive(Clone, Copy, PartialEq)]
 enum What {
-    /// A prompt of so many tokens, to its first token.
+    /// A prompt of `tokens` tokens, to its first sampled token.
     Prefill { tokens: usize },
-    /// So many steps of so many sequences at once, each after a prompt of so many tokens.
+    /// `steps` steps of `batch` sequences at once, each after a prompt of `context` tokens.
     Decode {
         context: usize,
         batch: usize,
@@ -190,7 +190,7 @@ fn whats(arguments: &BenchArguments) -> Vec<What> {
     whats
 }
 
-/// Room for everything that is measured, so that no prompt is computed twice.
+/// Bounds with room for all measurements, so that no prompt is computed twice.
 fn engine_options(arguments: &BenchArguments, whats: &[What]) -> EngineOptions {
     let room = |what: &What| match *what {
         What::Prefill { tokens } => (tokens + 1, 1),
@@ -213,35 +213,35 @@ fn engine_options(arguments: &BenchArguments, whats: &[What]) -> EngineOptions {
             .unwrap_or(0);
     EngineOptions {
         context,
-        // Blocks are whole, and some are kept that will not be needed again.
+        // Sequences take whole blocks, and the cache keeps some that nothing needs again.
         cache: 2 * cache + running_max * 2 * bitnet_models::KvCache::BLOCK,
         running_max,
-        // Prompts that are still to be computed come first.
+        // Finish prompts before decoding.
         mixed_chunk: arguments.model.prefill_chunk,
         ..session::engine_options(&arguments.model, context)
     }
 }
 
-/// Enough that no sequence ends while it is measured: the first ones decode while the last ones'
-/// prompts are computed.
+/// Enough tokens that no sequence ends during a measurement: the first sequences decode while the
+/// prompts of the last ones are computed.
 fn max_tokens(draft: usize, batch: usize, steps: usize) -> usize {
     (steps + 4 * batch + 4) * (1 + draft)
 }
 
-/// Above the seeds of all that is measured.
+/// Larger than the seed of any measurement.
 const RECEIPT_SEED: usize = 1 << 20;
 
-/// A number of threads, and what they can do.
+/// An engine with a number of threads, and the limits of the machine with those threads.
 struct Machine {
     engine: Engine,
     probe: DeviceProbe,
-    /// Products of int8 a second.
+    /// int8 products per second.
     peak: Option<f64>,
     join: Duration,
     num_prefills: usize,
 }
 
-/// One measurement.
+/// The result of one measurement.
 #[derive(Clone, Copy)]
 struct Sample {
     seconds: f64,
@@ -249,9 +249,9 @@ struct Sample {
     steps: usize,
     /// Products of weights and activations.
     macs: u64,
-    /// Bytes of weights, embedding rows and cache that were read.
+    /// Bytes read of weights, embedding rows and cache.
     bytes: u64,
-    /// Bytes a second that were read from memory just before.
+    /// The rate of memory reads just before, in bytes per second.
     read: f64,
 }
 
@@ -263,7 +263,7 @@ impl Machine {
     fn measure(&mut self, what: What, read: &ReadProbe) -> anyhow::Result<Sample> {
         match what {
             What::Prefill { tokens } => {
-                // With a salt of its own it finds nothing of an earlier one.
+                // With a salt of its own, the prompt finds nothing in the cache.
                 self.num_prefills += 1;
                 let salt = Some(self.num_prefills.to_string().into());
                 let request = Request {
@@ -303,7 +303,8 @@ impl Machine {
         }
     }
 
-    /// A prompt of made-up tokens. Of one seed, a shorter prompt is the beginning of a longer one.
+    /// A request with a synthetic prompt. With the same seed, a shorter prompt is the beginning of
+    /// a longer one.
     fn request(&self, seed: usize, len: usize) -> Request {
         let vocab = self.engine.model().config.vocab_size;
         Request {
@@ -316,7 +317,7 @@ impl Machine {
         }
     }
 
-    /// Answers whole requests and gives the receipt of the one that took the median time.
+    /// Runs whole requests and returns the receipt of the one with the median time.
     fn receipt(
         &mut self,
         arguments: &BenchArguments,
@@ -324,7 +325,7 @@ impl Machine {
     ) -> anyhow::Result<Receipt> {
         let mut receipts = Vec::new();
         for round in 0..arguments.repetitions {
-            // No prompt has been seen before, and the first token comes out of the prefill.
+            // Each prompt is new, and the prefill yields the first token.
             let request = Request {
                 max_tokens: Some(arguments.predict + 1),
                 ..self.request(RECEIPT_SEED + round, arguments.prompt)
@@ -433,7 +434,7 @@ impl Run {
             .median
     }
 
-    /// The rate of its reads by the rate that was probed beside each.
+    /// The median ratio of the rate of reads to the rate measured just before.
     fn share_of_read(&self) -> f64 {
         self.summary(|sample| sample.bytes as f64 / sample.seconds / sample.read)
             .median
@@ -473,14 +474,14 @@ impl Run {
     }
 }
 
-/// Median, least and greatest.
+/// Median, minimum and maximum.
 struct Summary {
     median: f64,
     min: f64,
     max: f64,
 }
 
-/// The runs of one machine for people.
+/// The runs of one machine as a table.
 fn table(machine: &Machine, runs: &[&Run]) -> Result<String, std::fmt::Error> {
     let mut out = String::new();
     let n = machine.num_threads();

@@ -1,4 +1,4 @@
-//! `bitnet bench-server`: load on a server, and what its clients feel.
+//! `bitnet bench-server`: puts load on a server and measures the latency for its clients.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::args::{BenchServerArguments, EndpointArgument, WrongUsage};
 
-/// Sends requests and prints how long they took. Fails if any of them did.
+/// Sends requests and prints their latencies. Fails if any request failed.
 pub fn bench_server(arguments: &BenchServerArguments) -> anyhow::Result<()> {
     anyhow::ensure!(
         !arguments.token_ids || arguments.endpoint == EndpointArgument::Completions,
@@ -57,7 +57,7 @@ pub fn bench_server(arguments: &BenchServerArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What each figure is called, and its values.
+/// The name of each figure, and its values.
 fn figures(answered: &[RequestTimes]) -> [(&'static str, Vec<Duration>); 4] {
     let of =
         |time: fn(&RequestTimes) -> Option<Duration>| answered.iter().filter_map(time).collect();
@@ -75,7 +75,7 @@ fn figures(answered: &[RequestTimes]) -> [(&'static str, Vec<Duration>); 4] {
     ]
 }
 
-/// The value that a share of all values does not exceed.
+/// The smallest value that at least a share of all values does not exceed.
 fn percentile(sorted: &[Duration], share: f64) -> Duration {
     let rank = (share * sorted.len() as f64).ceil() as usize;
     sorted[rank.clamp(1, sorted.len()) - 1]

@@ -1,17 +1,17 @@
-//! The model inside the program: a small story-teller, used where no model is given.
+//! The model inside the program: a small story-teller, used if no model is given.
 
-/// What it is called in place of a path.
+/// Its name in messages and receipts.
 pub const NAME: &str = "built-in story-teller";
 
-/// What a server calls it.
+/// Its name in the API of a server.
 #[cfg(feature = "server")]
 pub const SERVED_NAME: &str = "stories";
 
-/// What a person who talks with it should know.
+/// The introduction that `bitnet chat` prints.
 pub const BANNER: &str = "\
 This is the built-in story-teller, a BitNet model of 5.8 million parameters trained on children's stories.
-Type how a story begins and it goes on from there, each time anew. It knows nothing of the world, cannot
-answer questions or follow instructions, and makes everything up. For those, bring a model with -m FILE.";
+Type the beginning of a story, and it continues. Each line starts a new story. It knows nothing about the
+world and cannot answer questions or follow instructions. For those, name another model with -m FILE.";
 
 /// The GGUF file, if this program was built with it.
 #[must_use]

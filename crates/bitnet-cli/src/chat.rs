@@ -19,13 +19,13 @@ use crate::{built_in, interrupt, report, session};
 const HELP: &str = "\
 /help          this list
 /clear         forget the conversation
-/system TEXT   tell the model something before the conversation; without TEXT show it
+/system TEXT   set the system message; without TEXT show it
 /save FILE     write the conversation to a file
-/load FILE     go on with a saved conversation
+/load FILE     continue a saved conversation
 /stats         speed of the last answer, and how full the context is
 /quit          leave (so does Ctrl-D); Ctrl-C stops an answer";
 
-/// The template to use: the named one or the one in the named file, else the model's.
+/// The chat template called `name` or in the file `name`, or the model's own for `None`.
 pub fn template(
     tokenization: &Tokenization,
     name: Option<&str>,
@@ -63,7 +63,7 @@ fn named_template(name: &str, tokenization: &Tokenization) -> anyhow::Result<Cha
     ChatTemplate::from_jinja(&source, tokenizer).with_context(|| name.to_owned())
 }
 
-/// A conversation as `/save` writes it: the messages as OpenAI's API has them.
+/// A conversation in a file of `/save`: messages as in OpenAI's API.
 #[derive(Serialize, Deserialize)]
 struct SavedChat {
     messages: Vec<ChatMessage>,
@@ -71,7 +71,7 @@ struct SavedChat {
 
 struct Chat {
     session: Session,
-    /// `None` for the built-in story-teller, for whom every line is the beginning of a story.
+    /// `None` for the built-in story-teller: it continues each line as a story.
     template: Option<Arc<ChatTemplate>>,
     arguments: ChatArguments,
     system: Option<String>,
@@ -80,7 +80,7 @@ struct Chat {
     interrupted: Arc<AtomicBool>,
 }
 
-/// Talks until the input ends.
+/// Chats until the input ends.
 pub fn chat(arguments: ChatArguments) -> anyhow::Result<()> {
     let session = session::open(&arguments.model, None)?;
     let is_story_teller = matches!(session.model.source, ModelSource::Embedded { .. })
@@ -111,7 +111,7 @@ pub fn chat(arguments: ChatArguments) -> anyhow::Result<()> {
 }
 
 impl Chat {
-    /// With a person at a terminal.
+    /// Chats on a terminal.
     fn talk(&mut self) -> anyhow::Result<()> {
         match &self.template {
             None => println!("{}", built_in::BANNER),
@@ -128,7 +128,7 @@ impl Chat {
         let mut editor = rustyline::DefaultEditor::new()?;
         let history = history_path();
         if let Some(path) = &history {
-            // There is none yet the first time.
+            // The first time, there is no file.
             let _ = editor.load_history(path);
         }
         loop {
@@ -139,7 +139,7 @@ impl Chat {
                     match self.line(&line) {
                         Ok(true) => break,
                         Ok(false) => {}
-                        // Whatever a line asked for, the conversation goes on.
+                        // An error does not end the conversation.
                         Err(error) => eprintln!("\x1b[31m{error:#}\x1b[0m"),
                     }
                 }
@@ -163,7 +163,7 @@ impl Chat {
         Ok(())
     }
 
-    /// From a pipe: every line is a message or a command; the first error ends it.
+    /// Chats through a pipe: every line is a message or a command, and the first error ends it.
     fn answer_lines(&mut self) -> anyhow::Result<()> {
         for line in std::io::stdin().lock().lines() {
             let line = line.context("cannot read standard input")?;
@@ -174,7 +174,7 @@ impl Chat {
         Ok(())
     }
 
-    /// Handles one line; true to leave.
+    /// Handles one line. Returns true to leave.
     fn line(&mut self, line: &str) -> anyhow::Result<bool> {
         let Some(command) = line.trim().strip_prefix('/') else {
             self.ask(line)?;
@@ -201,7 +201,7 @@ impl Chat {
         Ok(false)
     }
 
-    /// The conversation as the template gets it.
+    /// The messages for the template.
     fn conversation(&self) -> Vec<ChatMessage> {
         let system = self
             .system
@@ -214,7 +214,7 @@ impl Chat {
         self.messages.push(ChatMessage::new("user", text));
         let result = self.answer();
         if result.is_err() {
-            // The question was not answered, so it is not part of the conversation.
+            // A question without an answer is not part of the conversation.
             self.messages.pop();
         }
         result
@@ -286,7 +286,7 @@ impl Chat {
         let saved = SavedChat {
             messages: self.conversation(),
         };
-        // A name that is taken is someone's file.
+        // Do not overwrite a file of the user.
         let file = std::fs::File::create_new(path)
             .with_context(|| format!("cannot save to {}", path.display()))?;
         serde_json::to_writer_pretty(file, &saved)?;
@@ -334,7 +334,7 @@ fn say(line: impl std::fmt::Display) -> anyhow::Result<()> {
     Ok(writeln!(std::io::stdout(), "{line}")?)
 }
 
-/// Where the lines typed so far are kept.
+/// The file with the history of lines.
 fn history_path() -> Option<PathBuf> {
     let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));

@@ -1,6 +1,6 @@
-//! `bitnet pull`, `list` and `rm`, and what a model's name means where a path is expected.
+//! `bitnet pull`, `list` and `rm`, and the names of pulled models in place of paths.
 //!
-//! All settings are those of Hugging Face's own tools, so that both share what was downloaded.
+//! All settings are those of Hugging Face's own tools, so that both share downloaded files.
 
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -16,12 +16,12 @@ use serde_json::json;
 use crate::args::{ListArguments, PullArguments, RemoveArguments, WrongUsage};
 use crate::{interrupt, session};
 
-/// Waiting after the first attempt that brought nothing.
+/// The pause after the first failed attempt.
 const WAIT: Duration = Duration::from_secs(1);
-/// Where models come from unless something else is said.
+/// The default server.
 const ENDPOINT: &str = "https://huggingface.co";
 
-/// Downloads models and says where they are.
+/// Downloads models and prints their paths.
 pub fn pull(arguments: &PullArguments) -> anyhow::Result<()> {
     let names = arguments
         .names
@@ -93,7 +93,7 @@ fn print_place(name: &ModelName, path: &Path, is_json: bool) -> anyhow::Result<(
     Ok(())
 }
 
-/// Lists what is in the cache.
+/// Lists the models in the cache.
 pub fn list(arguments: &ListArguments) -> anyhow::Result<()> {
     let cache = cache()?;
     let models = cache.list().context("cannot list the models")?;
@@ -167,8 +167,8 @@ pub fn remove(arguments: &RemoveArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a person means who types this for a model: a path, or else the name of a model that was
-/// pulled.
+/// The path of a model: `path` itself if it exists, or else the path of the pulled model with that
+/// name.
 pub fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
     let is_file_name = path
         .extension()
@@ -178,7 +178,7 @@ pub fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
         .filter(|_| !path.exists())
         .and_then(|name| name.parse::<ModelName>().ok());
     match name {
-        // `ORG/NAME:FILE.gguf` ends like a file, too.
+        // `ORG/NAME:FILE.gguf` also ends like a file.
         Some(name) if !is_file_name || name.file().is_some() => Ok(cache()?.find(&name)?),
         _ => Ok(path.to_owned()),
     }
@@ -189,14 +189,14 @@ fn parse(name: &str) -> anyhow::Result<ModelName> {
         .map_err(|error: bitnet_hub::Error| WrongUsage(error.to_string()).into())
 }
 
-/// A variable that is there and not empty.
+/// The value of an environment variable, if it is set and not empty.
 fn variable(name: &str) -> Option<PathBuf> {
     std::env::var_os(name)
         .filter(|value| !value.is_empty())
         .map(PathBuf::from)
 }
 
-/// A switch, in the words that Hugging Face's tools know.
+/// Whether a variable has one of the values that mean "on" to Hugging Face's tools.
 fn is_set(name: &str) -> bool {
     let value = std::env::var(name).unwrap_or_default().to_uppercase();
     matches!(&*value, "1" | "ON" | "YES" | "TRUE")
@@ -207,7 +207,7 @@ fn home() -> anyhow::Result<PathBuf> {
     let user = || variable("HOME").or_else(|| variable("USERPROFILE"));
     let caches = || variable("XDG_CACHE_HOME").or_else(|| user().map(|home| home.join(".cache")));
     let home = variable("HF_HOME").or_else(|| caches().map(|caches| caches.join("huggingface")));
-    home.context("there is no home folder to keep models in; set HF_HOME")
+    home.context("cannot find a home folder for models; set HF_HOME")
 }
 
 fn cache() -> anyhow::Result<Cache> {

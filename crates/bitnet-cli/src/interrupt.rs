@@ -1,14 +1,14 @@
-//! Ctrl-C: the first asks the program to come to an end, the second ends it.
+//! Ctrl-C: the first asks the program to stop, the second ends it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 
-/// What a shell reports of a program that Ctrl-C ended.
+/// The exit code that shells use for a program that Ctrl-C ended.
 pub const EXIT_CODE: u8 = 130;
 
-/// A flag that Ctrl-C sets. May be called once in a program.
+/// Returns a flag that Ctrl-C sets. Can be called only once.
 pub fn watch() -> anyhow::Result<Arc<AtomicBool>> {
     let asked = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&asked);

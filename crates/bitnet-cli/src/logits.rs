@@ -1,4 +1,4 @@
-//! `bitnet logits`: the logits of every position, for comparing with other engines.
+//! `bitnet logits`: writes the logits of every position, to compare with other engines.
 
 use std::io::{BufWriter, Write};
 

@@ -1,4 +1,4 @@
-//! The `bitnet` program: arguments settled once, at the edge, then one function for each command.
+//! The `bitnet` program: reads the arguments, then calls one function for each command.
 
 #![forbid(unsafe_code)]
 
@@ -140,7 +140,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
     }
 }
 
-/// 2 for what was typed wrongly, 3 for a run whose receipt does not verify, 1 for the rest.
+/// 2 for wrong usage, 3 for a run whose receipt does not verify, 1 for other errors.
 fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref() {
         Some(bitnet_models::Error::Interrupted) => interrupt::EXIT_CODE,
@@ -154,7 +154,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// Whether whoever read our output went away, as `head` does: no failure of ours.
+/// Whether the reader of the output has closed it, as `head` does. This is not a failure.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let io = error
         .chain()

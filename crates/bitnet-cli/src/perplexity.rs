@@ -1,4 +1,4 @@
-//! `bitnet perplexity`: how well a model predicts a text.
+//! `bitnet perplexity`: measures how well a model predicts a text.
 
 use std::io::Write;
 use std::ops::Range;
@@ -12,10 +12,10 @@ use serde_json::json;
 use crate::args::{PerplexityArguments, WrongUsage};
 use crate::{report, session};
 
-/// Separates documents, on a line of its own.
+/// The line that separates documents.
 const SEPARATOR: &str = "<|endoftext|>";
 
-/// Reads a text, computes the likelihood of its tokens, prints perplexity and bits a byte.
+/// Reads a text, computes the likelihood of its tokens, and prints perplexity and bits per byte.
 pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<()> {
     let path = &arguments.file;
     let text =
@@ -68,8 +68,8 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Each document alone, BOS first, every later token counted; long ones in windows that move by
-/// half the context.
+/// Evaluates each document alone, after BOS, and counts all its tokens. Reads long documents in
+/// windows that move by half the context.
 fn documents_likelihood(
     session: &session::Session,
     text: &str,
@@ -93,9 +93,9 @@ fn documents_likelihood(
     Ok((total, documents.len(), bytes))
 }
 
-/// llama.cpp's definitions: windows over the text, each with some tokens at its front that are not
-/// counted. The text begins with BOS where the model's texts do. In the chunked form the first
-/// token of each chunk gives way to BOS, too.
+/// Evaluates windows over the text, as llama.cpp defines them: the first tokens of each window are
+/// not counted. The text starts with BOS if the model asks for it. With `bos_in_each`, BOS also
+/// replaces the first token of each window.
 fn windows_likelihood<W: ExactSizeIterator<Item = (Range<usize>, usize)>>(
     session: &session::Session,
     text: &str,

@@ -92,18 +92,17 @@ impl<W: std::io::Write> std::io::Write for Printable<W> {
     }
 }
 
-/// Milliseconds, with fractions.
+/// A duration in milliseconds, with fractions.
 fn ms(duration: std::time::Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// Events a second; `None` if there were none or they took no time.
+/// Events per second; `None` without events or time.
 pub fn per_second(count: usize, duration: std::time::Duration) -> Option<f64> {
     (count > 0 && !duration.is_zero()).then(|| count as f64 / duration.as_secs_f64())
 }
 
-/// The speed of prefill and of decode, in tokens a second. The first token comes out of the
-/// prefill.
+/// The speed of prefill and of decoding, in tokens per second. Prefill yields the first token.
 pub fn speeds(timings: &Timings) -> (Option<f64>, Option<f64>) {
     let prefill = per_second(
         timings.prompt_tokens - timings.cached_tokens,
@@ -128,7 +127,7 @@ pub fn timings_json(timings: &Timings, load: std::time::Duration) -> Value {
     })
 }
 
-/// Timings in a line for people.
+/// Timings in one readable line.
 pub fn timings_line(timings: &Timings) -> String {
     let speed = |speed: Option<f64>| {
         speed.map_or(String::new(), |speed| format!(" at {speed:.1} tokens/s"))
@@ -188,7 +187,7 @@ pub fn head_json(facts: &EngineFacts) -> Value {
     })
 }
 
-/// What the feed-forward networks left out, and what was zero in them, for `--json`.
+/// What the feed-forward networks skipped, and the shares of zeros, for `--json`.
 pub fn ffn_sparsity_json(facts: &EngineFacts) -> Value {
     let model = &facts.model;
     let seen = |layer: usize| facts.ffn_activity.get(layer).copied().unwrap_or_default();
@@ -213,15 +212,14 @@ pub fn ffn_sparsity_json(facts: &EngineFacts) -> Value {
     })
 }
 
-/// The share of gates that were not positive, where that makes zeros.
+/// The share of gates that are not positive, if the activation makes them zero.
 fn closed_gates(model: &ModelInfo, seen: FfnActivity) -> Option<f64> {
     (model.config.architecture.gate() == Gate::Relu2)
         .then(|| seen.closed_gates())
         .flatten()
 }
 
-/// What was zero in the feed-forward networks in a line for people; `None` if nothing went through
-/// them.
+/// The shares of zeros in the feed-forward networks in one readable line; `None` if nothing has run.
 pub fn ffn_sparsity_line(facts: &EngineFacts) -> Option<String> {
     let model = &facts.model;
     let all: FfnActivity = facts.ffn_activity.iter().copied().sum();
@@ -243,14 +241,14 @@ pub fn ffn_sparsity_line(facts: &EngineFacts) -> Option<String> {
     Some(format!("{}{zeros}{copies}", gates.unwrap_or_default()))
 }
 
-/// Weights of embedding, head and projections.
+/// The number of weights of embedding, head and projections.
 fn num_parameters(model: &ModelInfo) -> usize {
     let config = &model.config;
     let tables = if model.is_tied { 1 } else { 2 };
     tables * config.vocab_size * config.hidden_size + model.num_ternary_weights
 }
 
-/// Whether an error is about a parameter that was typed, not about a file or the system.
+/// Whether an error is about an argument, not about a file or the system.
 pub fn is_wrong_parameter(error: &anyhow::Error) -> bool {
     use bitnet_inference::Error;
     matches!(

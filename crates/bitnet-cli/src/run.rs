@@ -12,7 +12,7 @@ use crate::args::{RunArguments, WrongUsage};
 use crate::session::Session;
 use crate::{receipt, report, session};
 
-/// Continues a prompt and prints text as it comes, or one JSON object at the end.
+/// Continues a prompt. Prints text as soon as it is certain, or one JSON object at the end.
 pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
     // Before the model is loaded, so that the user learns of a missing file at once.
     session::source(arguments.model.model.as_deref())?;
@@ -28,7 +28,7 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     let show = |out: &mut StdoutLock<'_>, text: &str| {
         let shown = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-        // Whoever read along may have gone away, but the receipt is wanted.
+        // The reader may close the output, but the receipt still needs the whole run.
         let goes_on =
             |error: &Error| arguments.receipt.is_some() && error.kind() == ErrorKind::BrokenPipe;
         shown.or_else(|error| if goes_on(&error) { Ok(()) } else { Err(error) })
@@ -86,7 +86,7 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What to continue.
+/// The prompt.
 enum Prompt {
     Text(String),
     Tokens(Vec<TokenId>),
@@ -108,13 +108,13 @@ fn read_prompt(arguments: &RunArguments) -> anyhow::Result<Prompt> {
             .with_context(|| format!("cannot read the prompt from {}", path.display()))?,
         None if std::io::stdin().is_terminal() => {
             return Err(WrongUsage(
-                "no prompt: give one as argument, with -f FILE, or on standard input".to_owned(),
+                "no prompt: pass it as argument, with -f FILE, or on standard input".to_owned(),
             )
             .into());
         }
         _ => read_stdin("the prompt")?,
     };
-    // An editor's last line end is not part of the text.
+    // Editors add a line end that is not part of the text.
     Ok(Prompt::Text(
         text.strip_suffix('\n')
             .map_or(text.as_str(), |text| {
@@ -124,7 +124,7 @@ fn read_prompt(arguments: &RunArguments) -> anyhow::Result<Prompt> {
     ))
 }
 
-/// All of standard input, which must be text.
+/// Reads all of standard input as text.
 pub fn read_stdin(what: &str) -> anyhow::Result<String> {
     let mut text = String::new();
     std::io::stdin()
@@ -133,7 +133,7 @@ pub fn read_stdin(what: &str) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// What `--no-bos` means.
+/// The meaning of `--no-bos`.
 pub fn prompt_bos(no_bos: bool) -> PromptBos {
     if no_bos {
         PromptBos::Never

@@ -1,10 +1,9 @@
-//! The command line, completed: what was not typed for `bitnet serve` may stand in the environment
-//! or in a file.
+//! Settings of `bitnet serve` from the environment and from a file.
 //!
-//! Every option of the command is a key of the file (`queue-requests = 64`) and a variable
-//! (`BITNET_SERVE_QUEUE_REQUESTS`). Whatever is found there is put behind what was typed, as an
-//! option, so that there is one list of settings, one way to read them, and one text for what is
-//! wrong with them. What is typed goes before the environment, and that before the file.
+//! Every option of the command is also a key of the file (`queue-requests = 64`) and an environment
+//! variable (`BITNET_SERVE_QUEUE_REQUESTS`). Settings found there are appended to the command line
+//! as options, so that there is one list of settings, one parser and one set of error messages. The
+//! command line overrides the environment, which overrides the file.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -16,23 +15,24 @@ use toml::Value;
 
 use crate::args::{Arguments, WrongUsage};
 
-/// The command whose options are completed.
+/// The command that has settings.
 const COMMAND: &str = "serve";
-/// How the variables begin that hold settings.
+/// The prefix of the environment variables.
 const PREFIX: &str = "BITNET_SERVE_";
-/// Options that say where settings are, or what to do with them.
+/// Options that are not settings.
 const NOT_SETTINGS: [&str; 4] = ["config", "check-config", "help", "version"];
 
-/// A setting that came from somewhere.
+/// A setting and its origin.
 pub struct Setting {
-    /// The option, without its dashes.
+    /// The name of the option, without dashes.
     pub name: String,
     pub values: Vec<String>,
-    /// Where it was found, for people.
+    /// The origin, for messages.
     pub origin: String,
 }
 
-/// The arguments of this process, completed; the process ends where they are wrong or ask for help.
+/// The arguments of this process, with the settings. Ends the process if they are wrong or ask for
+/// help.
 pub fn parse() -> anyhow::Result<Arguments> {
     let typed: Vec<OsString> = std::env::args_os().collect();
     let command = Arguments::command();
@@ -53,12 +53,12 @@ pub fn parse() -> anyhow::Result<Arguments> {
     let completed = command
         .try_get_matches_from(typed.iter().cloned().chain(added))
         .unwrap_or_else(|error| {
-            // What is wrong was not typed.
+            // The error may be in a setting that the user did not type.
             let list = found
                 .iter()
                 .map(|setting| format!("  --{} from {}\n", setting.name, setting.origin));
             eprintln!(
-                "{}\nThese settings were not typed:\n{}",
+                "{}\nThese settings are not from the command line:\n{}",
                 error.render(),
                 list.collect::<String>()
             );
@@ -67,7 +67,7 @@ pub fn parse() -> anyhow::Result<Arguments> {
     Ok(Arguments::from_arg_matches(&completed)?)
 }
 
-/// Every setting of the command and its origin, those with a default included.
+/// Every setting of the command with its origin, defaults included.
 pub fn effective() -> anyhow::Result<Vec<Setting>> {
     let command = Arguments::command();
     let matches = command.clone().get_matches();
@@ -100,7 +100,7 @@ pub fn effective() -> anyhow::Result<Vec<Setting>> {
     Ok(out)
 }
 
-/// The options that may be set, by their long names.
+/// The options that are settings, by their long names.
 fn settings(command: &Command) -> impl Iterator<Item = (String, &Arg)> {
     let arguments = command
         .find_subcommand(COMMAND)
@@ -110,7 +110,7 @@ fn settings(command: &Command) -> impl Iterator<Item = (String, &Arg)> {
     named.filter(|(name, _)| !NOT_SETTINGS.contains(&name.as_str()))
 }
 
-/// What the environment and the file say of settings that were not typed.
+/// The settings from the environment and the file that are not on the command line.
 fn found_settings(command: &Command, typed: &ArgMatches) -> anyhow::Result<Vec<Setting>> {
     check_variables(command)?;
     let from_environment = std::env::var_os(variable("config")).map(Into::into);
@@ -149,7 +149,7 @@ fn found_settings(command: &Command, typed: &ArgMatches) -> anyhow::Result<Vec<S
     }
     if let (Some(name), Some(path)) = (file.keys().next(), &path) {
         let message = format!(
-            "{}: there is no setting {name:?}; `bitnet serve --help` lists them",
+            "{}: unknown setting {name:?}; `bitnet serve --help` lists all settings",
             path.display()
         );
         return Err(WrongUsage(message).into());
@@ -157,7 +157,7 @@ fn found_settings(command: &Command, typed: &ArgMatches) -> anyhow::Result<Vec<S
     Ok(out)
 }
 
-/// Refuses variables that nothing reads: their names are mistyped.
+/// Rejects variables that no setting reads: their names are misspelled.
 fn check_variables(command: &Command) -> anyhow::Result<()> {
     let known: Vec<String> = settings(command)
         .map(|(name, _)| variable(&name))
@@ -169,9 +169,8 @@ fn check_variables(command: &Command) -> anyhow::Result<()> {
         .find(|name| !known.contains(name))
     {
         Some(name) => {
-            let message = format!(
-                "there is no setting for the variable {name}; `bitnet serve --help` lists them"
-            );
+            let message =
+                format!("unknown variable {name}; `bitnet serve --help` lists all settings");
             Err(WrongUsage(message).into())
         }
         None => Ok(()),
@@ -191,7 +190,7 @@ fn read(path: &Path) -> anyhow::Result<toml::Table> {
         .map_err(|error| WrongUsage(format!("{}: {error}", path.display())))?)
 }
 
-/// The values of a key of the file, as they would be typed.
+/// The values of a key of the file, as command line arguments.
 fn texts(value: &Value, name: &str, origin: &str) -> anyhow::Result<Vec<String>> {
     let text = |value: &Value| match value {
         Value::String(text) => Ok(text.clone()),

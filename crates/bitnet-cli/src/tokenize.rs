@@ -1,4 +1,4 @@
-//! `bitnet tokenize`: text to token ids.
+//! `bitnet tokenize`: shows the token ids of a text.
 
 use std::io::Write;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! From a path to a model with its tokenizer and chat template.
+//! Loads models with their tokenizers and chat templates.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -13,30 +13,30 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::runner::Model;
 
-/// What `tokenizer.ggml.model` is in files without a tokenizer.
+/// The value of `tokenizer.ggml.model` in files without a tokenizer.
 pub const NO_TOKENIZER: &str = "no_vocab";
 
-/// How a model's text becomes ids and back.
+/// The tokenizer and the chat template of a model.
 pub struct Tokenization {
     /// The tokenizer.
     pub tokenizer: Arc<Tokenizer>,
-    /// The chat template, if the model has one; or why it cannot be used.
+    /// The chat template, `None` if the model has none, or why it cannot be used.
     pub chat_template: std::result::Result<Option<Arc<ChatTemplate>>, bitnet_tokenizers::Error>,
 }
 
-/// A model, ready to run.
+/// A loaded model.
 pub struct Loaded {
     /// The weights.
     pub model: Arc<dyn Model>,
-    /// Its tokenizer and chat template. Without one, a model takes and gives token ids only.
+    /// Its tokenizer and chat template. A model without them takes and returns token ids only.
     pub tokenization: Option<Tokenization>,
-    /// How the I2_S codes seem to be arranged, if otherwise than they were read.
+    /// How the I2_S codes seem to be arranged, if that differs from how they were read.
     pub i2_s_hint: Option<I2sForm>,
     /// The sampling settings that its files recommend.
     pub sampling: SamplingDefaults,
 }
 
-/// Loads the model at `path`: a GGUF file, or a directory as Hugging Face has them.
+/// Loads the model at `path`: a GGUF file, or a directory in Hugging Face's layout.
 ///
 /// # Errors
 /// If there is no model, or it is damaged or not supported.
@@ -46,7 +46,7 @@ pub fn load(path: &Path, options: &LoadOptions, device: Device) -> Result<Loaded
     }
     let checkpoint = Checkpoint::open(path)?;
     let architecture = checkpoint.config().architecture.gguf_name();
-    // A tokenizer that does not work is found before seconds go into the weights.
+    // First the tokenizer: an error in it is found before loading the weights takes seconds.
     let tokenization = match path.join("tokenizer.json").exists() {
         true => Some(with_template(tokenizer_of(path)?, architecture)),
         false => None,
@@ -80,8 +80,8 @@ fn load_gguf(gguf: &Arc<Gguf>, options: &LoadOptions, device: Device) -> Result<
     loaded(model, tokenization, hint, sampling)
 }
 
-/// How the I2_S codes of a file seem to be arranged, told by the dead neurons of its first layers;
-/// `None` where they do not tell, as in random models. Some ten milliseconds a layer of a 2B model.
+/// How the I2_S codes of a file seem to be arranged, from the dead neurons of its first layers;
+/// `None` without dead neurons, as in random models. Takes about 10 ms per layer of a 2B model.
 #[must_use]
 pub fn likely_i2s_form(gguf: &Gguf, config: &Config) -> Option<I2sForm> {
     let tensor = |layer: usize, part: &str| gguf.tensor(&format!("blk.{layer}.{part}.weight"));
@@ -136,7 +136,7 @@ fn loaded(
 /// The tokenizer at `path`: a GGUF file of any architecture, or a directory with `tokenizer.json`.
 ///
 /// # Errors
-/// If there is none, or it is damaged or not supported.
+/// If there is no tokenizer, or it is damaged or not supported.
 pub fn load_tokenization(path: &Path) -> Result<Tokenization> {
     if path.is_dir() {
         return Ok(with_template(tokenizer_of(path)?, ""));
@@ -159,7 +159,7 @@ fn tokenizer_of(directory: &Path) -> Result<Tokenizer> {
 /// The tokenizer in the metadata of a GGUF file.
 ///
 /// # Errors
-/// If there is none, or it is damaged or not supported.
+/// If there is no tokenizer, or it is damaged or not supported.
 pub fn tokenization_from_gguf(gguf: &Gguf) -> Result<Tokenization> {
     let spec = tokenizer_spec(gguf)?;
     Ok(with_template(
@@ -168,10 +168,10 @@ pub fn tokenization_from_gguf(gguf: &Gguf) -> Result<Tokenization> {
     ))
 }
 
-/// What the metadata of a GGUF file says of its tokenizer.
+/// The description of the tokenizer in the metadata of a GGUF file.
 ///
 /// # Errors
-/// If there is none, or a key has another type than it should.
+/// If there is no tokenizer, or a key has the wrong type.
 pub fn tokenizer_spec(gguf: &Gguf) -> Result<TokenizerSpec<'_>> {
     let metadata = gguf.metadata();
     let key = |name: &str| format!("tokenizer.ggml.{name}");

@@ -1,4 +1,4 @@
-//! How well a model predicts a text: the negative log-likelihood of its tokens.
+//! Measures how well a model predicts a text: the negative log-likelihood of its tokens.
 
 use std::ops::Range;
 
@@ -8,12 +8,12 @@ use bitnet_tokenizers::TokenId;
 use crate::engine::Engine;
 use crate::error::Result;
 
-/// Tokens predicted, and how surprising they were.
+/// A number of predicted tokens, and their negative log-likelihood.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Likelihood {
-    /// Tokens whose probability was counted.
+    /// The number of tokens.
     pub tokens: usize,
-    /// The sum of their −ln p.
+    /// The sum of −ln p over the tokens.
     pub nats: f64,
 }
 
@@ -24,16 +24,16 @@ impl Likelihood {
         (self.nats / self.tokens as f64).exp()
     }
 
-    /// Both together.
+    /// Adds the tokens of another text.
     pub fn add(&mut self, other: Self) {
         self.tokens += other.tokens;
         self.nats += other.nats;
     }
 }
 
-/// The windows over a text of `len` tokens, and how many tokens at the front of each only give
-/// context: a text that fits into `context` is one window, a longer one is read in windows that
-/// move by half of it. Every token but the first is counted once.
+/// The windows over a text of `len` tokens, each with the number of its first tokens that only give
+/// context. A text that fits into `context` is one window; windows over a longer text move by half
+/// of `context`. Every token except the first is counted once.
 fn windows(len: usize, context: usize) -> impl Iterator<Item = (Range<usize>, usize)> {
     let stride = (context / 2).max(1);
     let later = (1..)
@@ -44,23 +44,21 @@ fn windows(len: usize, context: usize) -> impl Iterator<Item = (Range<usize>, us
         .chain(later.map(move |start| (start..len.min(start + context), context - stride)))
 }
 
-/// The chunks of llama.cpp's perplexity: as many as fit, one behind the other, `context` tokens
-/// each. Counted are the tokens after the one in the middle, so that each has half a chunk before
-/// it.
+/// The chunks of llama.cpp's perplexity: all that fit one after the other, with `context` tokens
+/// each. The tokens after the middle one count, so that half a chunk precedes each of them.
 ///
-/// Returns the chunks, and how many tokens at the front of each are not counted.
+/// Returns each chunk with the number of its first tokens that do not count.
 pub fn chunks(len: usize, context: usize) -> impl ExactSizeIterator<Item = (Range<usize>, usize)> {
     (0..len / context).map(move |i| (i * context..(i + 1) * context, context / 2 + 1))
 }
 
-/// The windows of llama.cpp's strided perplexity: `context + stride / 2` tokens each, every one
-/// `stride` further on. Counted are the last `stride` tokens of each, so that no token is counted
-/// twice.
+/// The windows of llama.cpp's strided perplexity: `context + stride / 2` tokens each, at distances of
+/// `stride`. The last `stride` tokens of each count, so that no token counts twice.
 ///
-/// Returns the windows, and how many tokens at the front of each are not counted.
+/// Returns each window with the number of its first tokens that do not count.
 ///
 /// # Panics
-/// If `stride` is 0, or the windows are not longer.
+/// If `stride` is 0, or not shorter than the windows.
 pub fn strides(
     len: usize,
     context: usize,
@@ -76,8 +74,8 @@ pub fn strides(
 }
 
 impl Engine {
-    /// The likelihood of every token of a text after its first (its BOS, usually), read in windows
-    /// of `context` tokens.
+    /// The likelihood of every token of a text after the first one (usually BOS), in windows of
+    /// `context` tokens.
     ///
     /// # Errors
     /// If a token is outside the vocabulary or `context` is more than the engine's.
@@ -89,7 +87,7 @@ impl Engine {
         Ok(total)
     }
 
-    /// The likelihood of the tokens from `skip` on, given all before them.
+    /// The likelihood of the tokens from `skip` on, each given all tokens before it.
     ///
     /// # Errors
     /// If a token is outside the vocabulary or there are more than the engine's context.
@@ -98,7 +96,7 @@ impl Engine {
         let mut total = Likelihood::default();
         self.evaluate(tokens, skip.saturating_sub(1), |first, rows| {
             for (index, row) in rows.chunks_exact(vocab_size).enumerate() {
-                // The logits of a position are of the token after it.
+                // The logits of a position predict the next token.
                 let next = first + index + 1;
                 if next >= skip.max(1) && next < tokens.len() {
                     total.tokens += 1;
@@ -123,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn windows_count_every_token_but_the_first_once() {
+    fn windows_count_every_token_except_the_first_once() {
         for context in [2, 3, 4, 7, 8] {
             for len in 1..40 {
                 let mut counted = vec![0; len];
@@ -143,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_and_strides_are_llama_cpps() {
+    fn chunks_and_strides_equal_those_of_llama_cpp() {
         let chunks: Vec<_> = chunks(25, 8).collect();
         assert_eq!(chunks, [(0..8, 5), (8..16, 5), (16..24, 5)]);
         assert_eq!(super::chunks(7, 8).len(), 0);
