@@ -9,7 +9,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context;
-use bitnet_hub::{Cache, Hub, ModelName, Proxies, PullPhase, SHORT_NAMES, pull as pull_model};
+use bitnet_hub::{
+    Cache, Hub, ModelName, Proxies, PullPhase, SHORT_NAMES, home_folder, pull as pull_model,
+};
 use indicatif::ProgressBar;
 use serde_json::json;
 
@@ -170,17 +172,9 @@ pub fn remove(arguments: &RemoveArguments) -> anyhow::Result<()> {
 /// The path of a model: `path` itself if it exists, or else the path of the pulled model with that
 /// name.
 pub fn resolve(path: &Path) -> anyhow::Result<PathBuf> {
-    let is_file_name = path
-        .extension()
-        .is_some_and(|extension| extension == "gguf" || extension == "json");
-    let name = path
-        .to_str()
-        .filter(|_| !path.exists())
-        .and_then(|name| name.parse::<ModelName>().ok());
-    match name {
-        // `ORG/NAME:FILE.gguf` also ends like a file.
-        Some(name) if !is_file_name || name.file().is_some() => Ok(cache()?.find(&name)?),
-        _ => Ok(path.to_owned()),
+    match ModelName::from_path(path) {
+        Some(name) => Ok(cache()?.find(&name)?),
+        None => Ok(path.to_owned()),
     }
 }
 
@@ -202,22 +196,8 @@ fn is_set(name: &str) -> bool {
     matches!(&*value, "1" | "ON" | "YES" | "TRUE")
 }
 
-/// The folder of Hugging Face's tools.
-fn home() -> anyhow::Result<PathBuf> {
-    let user = || variable("HOME").or_else(|| variable("USERPROFILE"));
-    let caches = || variable("XDG_CACHE_HOME").or_else(|| user().map(|home| home.join(".cache")));
-    let home = variable("HF_HOME").or_else(|| caches().map(|caches| caches.join("huggingface")));
-    home.context("cannot find a home folder for models; set HF_HOME")
-}
-
 fn cache() -> anyhow::Result<Cache> {
-    let named = ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"]
-        .into_iter()
-        .find_map(variable);
-    Ok(Cache::new(match named {
-        Some(folder) => folder,
-        None => home()?.join("hub"),
-    }))
+    Cache::from_variables(variable).context("cannot find a home folder for models; set HF_HOME")
 }
 
 fn hub() -> anyhow::Result<Hub> {
@@ -229,7 +209,7 @@ fn hub() -> anyhow::Result<Hub> {
     let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
     let file = || {
         let path =
-            variable("HF_TOKEN_PATH").or_else(|| home().ok().map(|home| home.join("token")))?;
+            variable("HF_TOKEN_PATH").or_else(|| Some(home_folder(variable)?.join("token")))?;
         std::fs::read_to_string(path).ok()
     };
     let is_implicit = !is_set("HF_HUB_DISABLE_IMPLICIT_TOKEN");

@@ -23,7 +23,10 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
     let request = session.request(prompt.clone(), &arguments.generation, &arguments.sampling);
     let seed = request.sampling.seed;
     // Before the prompt is printed: an error would stand behind it on its line.
-    session.engine.check(&request)?;
+    let checked = request.clone();
+    session
+        .driver
+        .call(move |engine| engine.check(&checked))??;
 
     let mut out = std::io::stdout().lock();
     let show = |out: &mut StdoutLock<'_>, text: &str| {

@@ -110,11 +110,28 @@ impl Model {
     }
 }
 
+/// The folder of Hugging Face's tools, by their environment variables. `variable` returns the value
+/// of a variable that is set and not empty.
+pub fn home_folder(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
+    let user = || variable("HOME").or_else(|| variable("USERPROFILE"));
+    let caches = || variable("XDG_CACHE_HOME").or_else(|| Some(user()?.join(".cache")));
+    variable("HF_HOME").or_else(|| Some(caches()?.join("huggingface")))
+}
+
 impl Cache {
     /// The cache in a folder, which need not exist.
     #[must_use]
     pub fn new(root: PathBuf) -> Self {
         Self { root }
+    }
+
+    /// The cache that Hugging Face's tools use, by their environment variables. `variable` returns
+    /// the value of a variable that is set and not empty. `None` if the variables name no folder.
+    #[must_use]
+    pub fn from_variables(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<Self> {
+        let named = variable("HF_HUB_CACHE").or_else(|| variable("HUGGINGFACE_HUB_CACHE"));
+        let root = named.or_else(|| Some(home_folder(variable)?.join("hub")))?;
+        Some(Self::new(root))
     }
 
     /// The folder.
@@ -597,4 +614,38 @@ fn link_or_copy(target: &Path, blob: &Path, link: &Path) -> io::Result<()> {
 #[cfg(not(unix))]
 fn link_or_copy(_: &Path, blob: &Path, link: &Path) -> io::Result<()> {
     fs::copy(blob, link).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cache_follows_the_variables_of_hugging_faces_tools() {
+        for (variables, root) in [
+            (&[("HOME", "/h")][..], Some("/h/.cache/huggingface/hub")),
+            (&[("USERPROFILE", "/u")], Some("/u/.cache/huggingface/hub")),
+            (
+                &[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")],
+                Some("/x/huggingface/hub"),
+            ),
+            (&[("HOME", "/h"), ("HF_HOME", "/f")], Some("/f/hub")),
+            (
+                &[("HF_HOME", "/f"), ("HUGGINGFACE_HUB_CACHE", "/old")],
+                Some("/old"),
+            ),
+            (
+                &[("HUGGINGFACE_HUB_CACHE", "/old"), ("HF_HUB_CACHE", "/c")],
+                Some("/c"),
+            ),
+            (&[], None),
+        ] {
+            let cache = Cache::from_variables(|name| {
+                let found = variables.iter().find(|(known, _)| *known == name);
+                found.map(|(_, value)| PathBuf::from(value))
+            });
+            let found = cache.as_ref().map(Cache::root);
+            assert_eq!(found, root.map(Path::new), "{variables:?}");
+        }
+    }
 }

@@ -22,7 +22,7 @@ mod name;
 mod proxies;
 mod pull;
 
-pub use cache::{Cache, Cached};
+pub use cache::{Cache, Cached, home_folder};
 pub use client::Hub;
 pub use error::{Error, Result};
 pub use name::{ModelName, SHORT_NAMES};

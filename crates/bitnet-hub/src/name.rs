@@ -1,6 +1,7 @@
 //! [`ModelName`]: what people type for a model.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use crate::error::{Error, Result, shown};
@@ -38,6 +39,18 @@ pub struct ModelName {
 }
 
 impl ModelName {
+    /// The name that `path` is, if nothing exists at that path and it does not look like a file.
+    #[must_use]
+    pub fn from_path(path: &Path) -> Option<Self> {
+        let is_file_name = path
+            .extension()
+            .is_some_and(|extension| extension == "gguf" || extension == "json");
+        let name = path.to_str().filter(|_| !path.exists())?;
+        let name = name.parse::<Self>().ok()?;
+        // `ORG/NAME:FILE.gguf` also ends like a file.
+        (!is_file_name || name.file.is_some()).then_some(name)
+    }
+
     /// `ORG/NAME`
     #[must_use]
     pub fn repo(&self) -> &str {
@@ -173,6 +186,22 @@ pub(crate) fn is_lower_hex(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_that_exist_or_look_like_files_are_not_names() {
+        for (path, is_name) in [
+            ("2b4t", true),
+            ("org/name", true),
+            ("org/name:model.gguf", true),
+            ("org/model.gguf", false),
+            ("tokenizer.json", false),
+            ("/no/such/folder", false),
+            (env!("CARGO_MANIFEST_DIR"), false),
+        ] {
+            let name = ModelName::from_path(Path::new(path));
+            assert_eq!(name.is_some(), is_name, "{path}");
+        }
+    }
 
     #[test]
     fn names_are_read_and_shown_alike() {
