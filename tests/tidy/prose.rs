@@ -39,6 +39,8 @@ const PLAIN: &[&str] = &[
     "crates/bitnet-receipts/README.md",
     "crates/bitnet-receipts/benches/",
     "crates/bitnet-server/README.md",
+    "crates/bitnet-server/src/schema/",
+    "crates/bitnet-server/tests/",
     "crates/bitnet-tokenizers/README.md",
     "deny.toml",
     "docs/conversion.md",

@@ -41,12 +41,12 @@ impl ApiKeys {
         Ok(is_changed)
     }
 
-    /// Where the file is.
+    /// The file's path.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The name of the owner of the key that a request brings, as `Authorization: Bearer KEY`.
+    /// The name of the owner of a request's key, sent as `Authorization: Bearer KEY`.
     pub(crate) fn owner(&self, headers: &HeaderMap) -> Option<Arc<str>> {
         self.keys
             .read()
@@ -56,7 +56,7 @@ impl ApiKeys {
 }
 
 fn read(path: &Path) -> Result<String> {
-    // Asked before opening: opening a pipe would wait for its writer.
+    // Check the type before opening: opening a pipe would wait for its writer.
     if !std::fs::metadata(path)
         .map_err(Error::ApiKeyFile)?
         .is_file()
@@ -66,7 +66,7 @@ fn read(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).map_err(Error::ApiKeyFile)
 }
 
-/// How the names of keys without a name begin.
+/// Prefix of the names that unnamed keys get.
 const UNNAMED: &str = "sha256:";
 /// Number of hexadecimal digits of such a name: 64 bits tell any two keys of a file apart.
 const UNNAMED_DIGITS: usize = 16;
@@ -87,7 +87,8 @@ impl Keys {
             let line = index + 1;
             let hash = parse_hash(digits).ok_or(Error::ApiKeyLine { line })?;
             let name = match name.trim() {
-                // From the key itself, so that it stays the same when other lines go.
+                // Derived from the key itself, so that it stays the same when other lines are
+                // removed.
                 "" | "-" => {
                     let digits = digits[..UNNAMED_DIGITS].to_ascii_lowercase();
                     format!("{UNNAMED}{digits}")
@@ -154,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_has_an_owner_and_nothing_else_has() {
+    fn only_a_listed_key_has_an_owner() {
         assert_eq!(
             owner("Bearer secret").as_deref(),
             Some("sha256:2bb80d537b1da3e3")
@@ -183,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_without_a_name_keeps_its_identity_when_another_line_goes() {
+    fn an_unnamed_key_keeps_its_owner_when_another_line_is_removed() {
         let owner = |file: &str| {
             let value = "Bearer other".parse().expect("a header's value");
             let headers = HeaderMap::from_iter([(axum::http::header::AUTHORIZATION, value)]);

@@ -1,8 +1,8 @@
-//! [`Connection`]: a TCP connection that gives up on a peer that takes nothing.
+//! [`Connection`]: a TCP connection that fails when its peer stops reading.
 //!
-//! TCP waits very long for a peer that does not read, and the answer would stay in memory and in
-//! the engine meanwhile. Here a write that makes no progress for a while fails, which drops the
-//! answer and cancels its request.
+//! TCP waits very long for a peer that does not read. Meanwhile the answer would stay in memory and
+//! in the engine. Here a write fails if it makes no progress for a while; this drops the answer and
+//! cancels its request.
 
 use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::pin::Pin;

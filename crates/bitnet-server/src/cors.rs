@@ -25,7 +25,7 @@ impl CorsOrigins {
     /// The origins, such as `https://example.org`, or `*` for all.
     ///
     /// # Errors
-    /// If one is no origin as browsers send them.
+    /// If one is not an origin as browsers send it.
     pub fn new(origins: &[String]) -> Result<Self> {
         let is_any = origins.iter().any(|origin| origin == "*");
         let named = origins.iter().filter(|origin| *origin != "*");

@@ -1,8 +1,9 @@
-//! [`Door`]: which connections are let in, so that probes always get an answer.
+//! [`Door`]: admits connections, and always leaves room for probes.
 //!
-//! Up to [`Limits::connections`](crate::Limits) are open. When that many are, the one that has been
-//! idle for longest is closed for the next one. When none is idle, the next one takes a reserved
-//! place, from which only health and metrics are answered. One address may hold a part of all.
+//! Up to [`Limits::connections`](crate::Limits) connections are open. At this limit, a new
+//! connection closes the one that has been idle for longest. If none is idle, the new one takes a
+//! reserved place, where the server answers only health and metrics. One address may hold only a
+//! part of all connections.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -31,26 +32,26 @@ use crate::state::App;
 
 /// Places above [`Limits::connections`](crate::Limits) for probes.
 pub(crate) const RESERVED: usize = 16;
-/// How long a connection in a reserved place may take to ask.
+/// Maximum time until a connection in a reserved place has sent its request.
 const RESERVED_TIME: Duration = Duration::from_secs(5);
-/// After an accept that failed, for want of file descriptors for example.
+/// Pause after a failed accept, for example without free file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// From one line of the log about connections to the next, at least.
+/// Minimum time between two log lines about connections.
 const LOG_PAUSE: Duration = Duration::from_secs(10);
 
-/// Where connections come in.
+/// Accepts connections.
 pub(crate) struct Door {
     listener: TcpListener,
     app: Arc<App>,
     router: Router,
     limits: Limits,
     tasks: JoinSet<()>,
-    /// True tells connections to close after the answer they are at.
+    /// True tells connections to close after their current answer.
     closing: watch::Sender<bool>,
     last_logged: Option<Instant>,
 }
 
-/// The connections that are open, and counts of those that were not let in or had to go.
+/// The open connections, and counts of refused and closed ones.
 #[derive(Default)]
 pub(crate) struct Connections {
     open: Mutex<Open>,
@@ -59,7 +60,7 @@ pub(crate) struct Connections {
     pub(crate) accept_failures: AtomicU64,
 }
 
-/// By the order in which they came.
+/// In the order of arrival.
 #[derive(Default)]
 struct Open {
     last_number: u64,
@@ -70,9 +71,9 @@ struct Open {
 #[derive(Debug)]
 pub(crate) struct Peer {
     number: u64,
-    /// Where it comes from.
+    /// The client's address.
     pub(crate) address: IpAddr,
-    /// Whether it has a place for probes only.
+    /// Whether it holds a reserved place, for probes only.
     pub(crate) is_reserved: bool,
     requests: Mutex<Requests>,
     /// Tells the connection to close at once.
@@ -83,7 +84,7 @@ pub(crate) struct Peer {
 struct Requests {
     /// Requests under way: from the end of the headers to the end of the answer.
     num: usize,
-    /// Since when there has been none.
+    /// Start of the time without requests.
     idle_since: Instant,
 }
 
@@ -115,7 +116,7 @@ impl Drop for PeerRequest {
     }
 }
 
-/// Each change of what these locks guard is complete before anything could panic.
+/// Lock poisoning is harmless: no change under these locks can panic halfway.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -126,8 +127,8 @@ impl Connections {
         lock(&self.open).peers.len()
     }
 
-    /// Lets a connection from `address` in, closing idle ones where that is needed; `None` if
-    /// there is no place.
+    /// Admits a connection from `address`, and closes idle ones if needed; `None` if there is no
+    /// place.
     fn admit(&self, address: IpAddr, limits: &Limits) -> Option<Arc<Peer>> {
         let address = address.to_canonical();
         let mut open = lock(&self.open);
@@ -164,8 +165,7 @@ impl Connections {
         Some(peer)
     }
 
-    /// Closes the connection that has been idle for longest of those that are `wanted`; false if
-    /// none is idle.
+    /// Closes the longest idle connection among the `wanted` ones; false if none is idle.
     fn close_idle(&self, open: &mut Open, wanted: &dyn Fn(&Peer) -> bool) -> bool {
         let idle = open.peers.values().filter(|peer| wanted(peer));
         let idle = idle.filter_map(|peer| Some((peer.idle_since()?, peer.number)));
@@ -197,7 +197,7 @@ impl Door {
         }
     }
 
-    /// Lets connections in until `ended` is ready.
+    /// Accepts connections until `ended` is ready.
     pub(crate) async fn open_until<T>(&mut self, ended: impl Future<Output = T>) -> T {
         let mut ended = pin!(ended);
         loop {
@@ -230,7 +230,7 @@ impl Door {
         });
     }
 
-    /// Frees a file descriptor if one can be spared, and waits a little.
+    /// Closes an idle connection, if there is one, to free a file descriptor, and waits a little.
     async fn accept_failed(&mut self, error: &std::io::Error) {
         let connections = &self.app.connections;
         connections.accept_failures.fetch_add(1, Ordering::Relaxed);
@@ -257,7 +257,7 @@ impl Door {
         );
     }
 
-    /// Lets no more connections in, and lets the clients of complete answers read their last bytes.
+    /// Stops accepting connections, and lets clients read the last bytes of complete answers.
     pub(crate) async fn close(self, is_drained: bool) {
         let Self {
             listener,
@@ -268,7 +268,7 @@ impl Door {
         } = self;
         drop(listener);
         if !is_drained {
-            // Answers that are given up end here, each with its line in the log.
+            // Abandoned answers end here; each one logs its line.
             tasks.shutdown().await;
             return;
         }
@@ -304,7 +304,7 @@ async fn talk(
     http.timer(TokioTimer::new())
         .header_read_timeout(header_timeout)
         .max_header_size(limits.header_bytes)
-        // At least what hyper needs.
+        // The minimum that hyper needs.
         .max_buf_size(limits.header_bytes.max(8192));
     let io = TokioIo::new(Connection::new(stream, limits.write_timeout));
     let router = TowerToHyperService::new(router);
@@ -357,7 +357,7 @@ mod tests {
         assert_eq!(connections.num_open(), 2);
         let _busy = third.request();
         let fourth = connections.admit(address(4), &limits).expect("a place");
-        assert!(fourth.is_reserved, "nobody is idle");
+        assert!(fourth.is_reserved, "no connection is idle");
         drop(busy);
         let fifth = connections.admit(address(5), &limits).expect("a place");
         assert!(!fifth.is_reserved, "the first is idle again");

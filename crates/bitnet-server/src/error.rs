@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 /// Why a server did not start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The address is taken, not ours, or needs rights.
+    /// The address is in use, is not local, or needs privileges.
     #[error("cannot listen on {address}")]
     Bind {
         /// Where.
@@ -16,14 +16,14 @@ pub enum Error {
     /// The system gives no threads, timers or signals.
     #[error("cannot start the server's threads")]
     Threads(#[source] std::io::Error),
-    /// The exporters of OpenTelemetry do not like their configuration.
+    /// The configuration of the OpenTelemetry exporters is invalid.
     #[cfg(feature = "otlp")]
     #[error("cannot send to OpenTelemetry")]
     Otlp(#[source] opentelemetry_otlp::ExporterBuildError),
-    /// What the loader of the model returned.
+    /// The error that the model's loader returned.
     #[error(transparent)]
     Load(Box<dyn std::error::Error + Send + Sync>),
-    /// The loader of the model panicked, as it does where there is no memory.
+    /// The model's loader panicked, for example without enough memory.
     #[error("cannot load the model: {0}")]
     LoadPanicked(String),
     /// An address that the load generator cannot use.
@@ -31,13 +31,13 @@ pub enum Error {
         "{url:?} is no address that requests can be sent to: expected http://host[:port][/path] (https is not supported)"
     )]
     Url {
-        /// What was given.
+        /// The given text.
         url: String,
     },
-    /// The engine failed in a way that it cannot go on from.
+    /// The engine failed and cannot continue.
     #[error("the engine's thread has ended: {0}")]
     EngineLost(String),
-    /// An API key file that is not there, or is not for us to read.
+    /// An API key file that does not exist or is not readable.
     #[error("cannot read it")]
     ApiKeyFile(#[source] std::io::Error),
     /// A line of an API key file that holds no hash.
@@ -46,21 +46,21 @@ pub enum Error {
         /// Counted from 1.
         line: usize,
     },
-    /// An API key file without keys, which would lock everyone out.
+    /// An API key file without keys; it would refuse every client.
     #[error("there are no keys in it")]
     NoApiKeys,
-    /// An API key file that is a directory, a pipe or a device: reading it could take for ever.
+    /// An API key file that is a directory, a pipe or a device: reading it could block forever.
     #[error("it is not a regular file")]
     ApiKeyFileKind,
-    /// A name of an owner that keys without a name have.
+    /// An owner name that is reserved for keys without a name.
     #[error("line {line}: names that begin with {prefix:?} are for keys without a name")]
     ApiKeyName {
         /// Counted from 1.
         line: usize,
-        /// How those names begin.
+        /// The reserved prefix.
         prefix: &'static str,
     },
-    /// An allowed host that is no name.
+    /// An allowed host that is not a host name.
     #[error("{host:?} is no name of a host: expected * or a name without a port")]
     Host {
         /// The text that was given.
@@ -69,7 +69,7 @@ pub enum Error {
     /// A CORS origin that no browser would send.
     #[error("{origin:?} is no origin: expected * or scheme://host[:port] without a path")]
     Origin {
-        /// What was given.
+        /// The given text.
         origin: String,
     },
 }

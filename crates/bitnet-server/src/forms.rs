@@ -1,10 +1,10 @@
 //! [`Forms`]: compiles the forms that clients demand of answers (schemas, expressions, grammars),
 //! without danger to the process.
 //!
-//! The library that compiles them recurses, allocates and computes as its input makes it. So a form
-//! is first compiled by a helper process with limits on stack, memory and time; see
-//! [`bitnet_guard::Contained`]. Only what passes there is compiled here, on a thread with four times
-//! the stack. A form that was compiled lately is known and goes to no helper.
+//! The library that compiles them recurses, allocates and computes without bounds, depending on its
+//! input. So a form is first compiled by a helper process with limits on stack, memory and time;
+//! see [`bitnet_guard::Contained`]. Only a form that passes there is compiled here, on a thread
+//! with four times the stack. Results of recent forms are cached and need no helper.
 
 use bitnet_guard::{Breach, Contained, HelperLimits, HelperProgram};
 use bitnet_tokenizers::Tokenizer;
@@ -45,7 +45,7 @@ pub(crate) struct Forms {
     helpers: Option<Contained>,
 }
 
-/// What a helper says to a form.
+/// A helper's result for a form.
 #[derive(Serialize, Deserialize)]
 enum Verdict {
     Compiles,
@@ -66,7 +66,7 @@ impl Forms {
         })
     }
 
-    /// The beginning of an answer that has a form, which came in `field`.
+    /// The initial state of an answer with a form from the request's `field`.
     pub(crate) fn compile(
         &self,
         grammar: &Grammar,
@@ -131,7 +131,7 @@ pub fn answer_forms(limits: HelperLimits) -> ! {
     })
 }
 
-/// Refuses forms whose size alone says that they are too much work.
+/// Refuses forms that are too much work by their size alone.
 fn measure(grammar: &Grammar) -> Result<(), String> {
     let (bytes, depth) = match grammar {
         Grammar::Regex(text) | Grammar::Lark(text) => {
@@ -164,7 +164,7 @@ fn measure(grammar: &Grammar) -> Result<(), String> {
     Ok(())
 }
 
-/// The most brackets that are open at once, escaped ones and those in quotes too.
+/// The maximum number of brackets open at once; escaped and quoted brackets count.
 fn bracket_depth(text: &str) -> usize {
     let (mut depth, mut deepest) = (0usize, 0);
     for byte in text.bytes() {

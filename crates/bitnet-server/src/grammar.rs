@@ -20,18 +20,18 @@ use serde_json::Value;
 use crate::schema::Schema;
 use crate::vocabulary::Vocabulary;
 
-/// Maximum number of digits in a row in JSON, give or take a token, where the schema does not demand
-/// more: nothing else ends a number that the model does not end.
+/// Maximum number of digits in a row in JSON, plus or minus one token, unless the schema demands
+/// more. Without this limit, a model may never end a number.
 const DIGITS_MAX: usize = 32;
 /// Maximum number of digits of an exponent in JSON: with [`DIGITS_MAX`] digits before it, the number
 /// is one that an `f64` can hold. Parsers in Go and Rust refuse larger ones.
 const EXPONENT_DIGITS_MAX: usize = 2;
-/// Number of compiled grammars that are kept: programs ask for the same ones again and again.
+/// Number of compiled grammars in the cache: clients often repeat the same ones.
 const KEPT_MAX: usize = 16;
 /// Maximum number of characters of a complaint about a grammar.
 const COMPLAINT_MAX: usize = 500;
 
-/// What constrains an answer.
+/// The constraint of an answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Grammar {
     /// JSON of a schema.
@@ -53,7 +53,7 @@ pub(crate) struct CallsGrammar {
     pub(crate) arguments: Vec<(String, Schema)>,
 }
 
-/// What is wrong with a grammar.
+/// An error in a grammar.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct GrammarError {
     /// The field of the request that is wrong, where it is known more precisely than by the caller.
@@ -78,10 +78,10 @@ pub(crate) struct Grammars {
     kept: Mutex<VecDeque<(Grammar, Compiled)>>,
 }
 
-/// The beginning of an answer, or what is wrong with a grammar.
+/// The initial state of an answer, or the error in its grammar.
 pub(crate) type Compiled = Result<TokenConstraint, GrammarError>;
 
-/// The tokens, as llguidance wants them.
+/// The tokens in llguidance's form.
 struct Tokens {
     trie: TokTrie,
 }
@@ -129,7 +129,7 @@ impl Grammars {
         })
     }
 
-    /// The result of a grammar that was compiled lately.
+    /// The cached result of a grammar that was compiled recently.
     pub(crate) fn known(&self, grammar: &Grammar) -> Option<Compiled> {
         let mut kept = self.kept();
         let index = kept.iter().position(|(known, _)| known == grammar)?;
@@ -149,12 +149,12 @@ impl Grammars {
     }
 
     fn kept(&self) -> MutexGuard<'_, VecDeque<(Grammar, Compiled)>> {
-        // Each change is complete before anything could panic.
+        // Lock poisoning is harmless: no change can panic halfway.
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The beginning of an answer under a grammar. In a process that serves, the grammar must have
-    /// been compiled by a helper process before; see [`Forms`](crate::forms::Forms).
+    /// The initial state of an answer under a grammar. In a process that serves, the grammar must
+    /// have been compiled by a helper process before; see [`Forms`](crate::forms::Forms).
     pub(crate) fn compile(&self, grammar: &Grammar) -> Compiled {
         if let Some(known) = self.known(grammar) {
             return known;
@@ -174,8 +174,9 @@ impl Grammars {
             }
         };
         let mut matcher = Matcher::new(self.factory.create_parser(top));
-        // On this thread, where the request can still be refused and others do not wait: the first
-        // tokens, and those after the beginning that all answers share, such as `{"name": `.
+        // Compute the first tokens, and the tokens after the common beginning of all answers, such
+        // as `{"name": `, on this thread: the request can still be refused, and no other request
+        // waits.
         next_tokens(&mut matcher)?;
         let mut ahead = matcher.deep_clone();
         let forced = ahead.compute_ff_bytes();
@@ -195,7 +196,7 @@ impl Grammars {
         Ok(TokenConstraint { matcher, numbers })
     }
 
-    /// Finds the part of a schema that is wrong, if it is one.
+    /// Finds the invalid part of a schema, if the grammar is a schema.
     fn explain(&self, grammar: &Grammar, problem: String) -> GrammarError {
         let blame = |schema: &Schema| schema.blame(|schema| self.check_schema(schema));
         let (param, found) = match grammar {
@@ -234,7 +235,7 @@ fn next_tokens(matcher: &mut Matcher) -> Result<SimpleVob, String> {
     }
 }
 
-/// What is wrong, in our words where the engine's name its own options or states.
+/// The error message; in our words where the engine's message names its own options or states.
 fn complaint(error: &impl Display) -> String {
     let text = error.to_string();
     if text.starts_with("oneOf constraints are not supported") {
@@ -255,7 +256,7 @@ fn complaint(error: &impl Display) -> String {
         .collect()
 }
 
-/// A grammar on its way through one answer; from [`Grammars::compile`] at its beginning, which
+/// The state of a grammar within one answer. [`Grammars::compile`] returns the initial state, which
 /// clones share.
 #[derive(Clone)]
 pub(crate) struct TokenConstraint {
@@ -275,11 +276,11 @@ impl TokenConstraint {
 
 /// Tokens that make numbers longer.
 struct NumberTokens {
-    /// Those that begin with a digit.
+    /// Tokens that begin with a digit.
     digits: SimpleVob,
-    /// Those that begin with at least one, two and three digits, behind a sign or without.
+    /// Tokens that begin with at least one, two and three digits, after an optional sign.
     exponents: [SimpleVob; EXPONENT_DIGITS_MAX + 1],
-    /// Those with an exponent in them that is too long.
+    /// Tokens that contain too long an exponent.
     long_exponents: SimpleVob,
 }
 
@@ -307,7 +308,7 @@ impl NumberTokens {
     }
 }
 
-/// The number of digits at the beginning, behind a sign or without.
+/// The number of digits at the beginning, after an optional sign.
 fn exponent_digits(word: &[u8]) -> usize {
     let digits = match word {
         [b'+' | b'-', digits @ ..] => digits,
@@ -319,7 +320,7 @@ fn exponent_digits(word: &[u8]) -> usize {
         .count()
 }
 
-/// Where in JSON an answer is, as far as exponents need it.
+/// The position of an answer within JSON, as far as exponents need it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum JsonPlace {
     Other,
@@ -474,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn grammars_accept_what_they_describe_and_nothing_else() {
+    fn grammars_accept_only_the_texts_they_describe() {
         let tokenizer = tokenizer();
         let grammars = grammars(&tokenizer);
         let person = schema(json!({
@@ -523,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_in_json_has_an_end() {
+    fn numbers_in_json_have_a_bounded_length() {
         let tokenizer = tokenizer();
         let grammars = grammars(&tokenizer);
         let number = schema(json!({ "type": "number" }));
@@ -564,7 +565,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_grammar_is_refused() {
+    fn invalid_grammars_are_refused() {
         let grammars = grammars(&tokenizer());
         for wrong in [
             schema(json!({ "type": "string", "pattern": "(" })),
@@ -591,7 +592,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grammar_is_compiled_once_and_stays_at_its_beginning() {
+    fn a_grammar_is_compiled_once_and_its_cached_state_stays_initial() {
         let tokenizer = tokenizer();
         let grammars = grammars(&tokenizer);
         let numbered = |index: usize| Grammar::Regex(format!("a{{{index}}}b"));
@@ -622,7 +623,7 @@ mod tests {
     }
 
     #[test]
-    fn exactly_one_of_several_kinds_is_kept_to_or_refused() {
+    fn one_of_is_enforced_or_refused() {
         let tokenizer = tokenizer();
         let grammars = grammars(&tokenizer);
         let pet = |name: &str| json!({ "type": "object", "properties": { "is": { "const": name } }, "required": ["is"] });
@@ -699,7 +700,7 @@ mod tests {
     }
 
     #[test]
-    fn schemas_accept_what_the_normalized_ones_do() {
+    fn normalized_schemas_accept_the_same_values() {
         let tokenizer = tokenizer();
         let grammars = grammars(&tokenizer);
         let int64 = json!({ "type": "integer", "minimum": i64::MIN, "maximum": i64::MAX });
@@ -757,7 +758,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_engine_refuses_is_named_with_its_place() {
+    fn errors_of_the_grammar_engine_name_their_place() {
         let grammars = grammars(&tokenizer());
         let within = |p: Value| {
             json!({ "properties": {

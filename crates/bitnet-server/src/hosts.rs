@@ -1,8 +1,8 @@
-//! [`AllowedHosts`]: under which names the server answers.
+//! [`AllowedHosts`]: the host names under which the server answers.
 //!
 //! A page on the web can point a name of its own at 127.0.0.1 (DNS rebinding). Browsers then take
 //! the server for a part of that page's site, so that neither CORS nor the content type stops the
-//! page. What gives it away is the name in the header `Host`.
+//! page. The header `Host` reveals the page's name.
 
 use std::net::IpAddr;
 
@@ -18,7 +18,7 @@ pub struct AllowedHosts {
     names: Option<Vec<String>>,
 }
 
-/// What is wrong with the header `Host` of a request.
+/// A problem with the header `Host` of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum HostProblem {
     /// HTTP/1.1 demands exactly one.
@@ -32,11 +32,11 @@ impl AllowedHosts {
         Self { names: None }
     }
 
-    /// Allows `localhost`, names below it, addresses (which nobody can point elsewhere), and
-    /// `names`; every name if `*` is among these.
+    /// Allows `localhost`, names below it, IP addresses (DNS cannot redirect them), and `names`;
+    /// every name if `*` is among these.
     ///
     /// # Errors
-    /// A name is none: it has a port, a path or other characters.
+    /// If a name has a port, a path or invalid characters.
     pub fn new(names: &[String]) -> Result<Self> {
         if names.iter().any(|name| name == "*") {
             return Ok(Self::any());
@@ -58,7 +58,7 @@ impl AllowedHosts {
         let mut hosts = headers.get_all(HOST).iter();
         let host = match (hosts.next(), hosts.next()) {
             (Some(host), None) => host,
-            // Older than the header.
+            // HTTP/1.0 is older than the header.
             (None, _) if version < Version::HTTP_11 => return Ok(()),
             _ => return Err(HostProblem::NotOne),
         };
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_others_can_point_at_us_are_not_ours() {
+    fn foreign_names_that_may_resolve_to_this_server_are_refused() {
         for host in [
             "localhost",
             "LocalHost:8080",
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_with_a_port_or_a_path_is_no_name() {
+    fn an_allowed_host_with_a_port_or_a_path_is_invalid() {
         for wrong in ["a:80", "http://a", "a/b", "", "a b"] {
             assert!(AllowedHosts::new(&[wrong.to_owned()]).is_err(), "{wrong}");
         }

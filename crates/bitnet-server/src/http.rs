@@ -117,8 +117,8 @@ fn refuse(app: &App, request: &Request, route: &str, peer: Option<&Peer>) -> Opt
     transfer_coding_problem(headers)
 }
 
-/// Refuses transfer codings that are not `chunked`, once: the HTTP library reads others as if they
-/// were, and a proxy might read them otherwise.
+/// Accepts only a single `chunked` transfer coding. The HTTP library treats others as `chunked`,
+/// and a proxy might interpret them differently.
 fn transfer_coding_problem(headers: &HeaderMap) -> Option<ApiError> {
     let values = headers.get_all(TRANSFER_ENCODING).iter();
     let codings: Vec<String> = values

@@ -1,4 +1,4 @@
-//! Names of requests: random, and those of W3C trace contexts.
+//! Ids of requests: random ids, and ids from W3C trace contexts.
 
 use std::hash::BuildHasher;
 
@@ -16,8 +16,8 @@ pub(crate) fn random_id(prefix: &str) -> String {
     format!("{prefix}{:016x}{:016x}", random(), random())
 }
 
-/// The name under which a request is logged: the one that came with it, if it can be printed, else
-/// a random one.
+/// The id under which a request is logged: the client's `x-request-id` if it is printable, else a
+/// random one.
 pub(crate) fn request_id(headers: &HeaderMap) -> String {
     let given = headers
         .get("x-request-id")
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_keeps_a_name_that_can_be_printed() {
+    fn a_request_keeps_a_printable_id() {
         assert_eq!(request_id(&headers("x-request-id", "abc-1")), "abc-1");
         for other in ["with space", "", &"x".repeat(129)] {
             assert!(

@@ -1,4 +1,4 @@
-//! [`Inflight`]: how many bytes of request bodies are in memory, of all requests together.
+//! [`Inflight`]: the number of bytes of request bodies in memory, over all requests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub(crate) struct Inflight {
     max: usize,
     bytes: AtomicUsize,
-    /// The most since memory was last given back.
+    /// Maximum since memory was last returned to the system.
     peak: AtomicUsize,
 }
 
-/// Bytes of one body, until it is dropped.
+/// Counts the bytes of one body until it is dropped.
 pub(crate) struct BodyBytes {
     inflight: Arc<Inflight>,
     bytes: usize,
@@ -36,7 +36,7 @@ impl Inflight {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// A body without bytes so far.
+    /// Starts a body with 0 bytes.
     pub(crate) fn body(self: &Arc<Self>) -> BodyBytes {
         BodyBytes {
             inflight: Arc::clone(self),
@@ -44,7 +44,7 @@ impl Inflight {
         }
     }
 
-    /// Whether a burst of at least `bytes` has come and gone; true once for each.
+    /// Whether a burst of at least `bytes` has ended; true once for each burst.
     pub(crate) fn is_over(&self, bytes: usize) -> bool {
         let is_over = self.peak.load(Ordering::Relaxed) >= bytes && self.bytes() < bytes / 4;
         if is_over {
@@ -76,14 +76,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bodies_share_what_there_is_and_give_it_back() {
+    fn bodies_share_the_maximum_and_release_their_bytes() {
         let inflight = Inflight::new(100);
         let (mut first, mut second) = (inflight.body(), inflight.body());
         assert!(first.add(60) && second.add(40) && !first.add(1));
         drop(first);
         assert_eq!(inflight.bytes(), 40);
         assert!(second.add(60));
-        assert!(!inflight.is_over(90), "it is still there");
+        assert!(!inflight.is_over(90), "the body is still in memory");
         drop(second);
         assert_eq!(inflight.bytes(), 0);
         assert!(inflight.is_over(90) && !inflight.is_over(90), "once");

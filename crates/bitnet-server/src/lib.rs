@@ -7,7 +7,7 @@
 //! back over a channel, and leave as one response or as a stream. A client that hangs up closes
 //! that channel, which cancels the request.
 //!
-//! [`run_load`] is the other side: many clients at once, and how long each was kept waiting.
+//! [`run_load`] is the client side: it runs many clients at once and measures their waiting times.
 //!
 //! This crate knows text and JSON, no tensors. It reads neither arguments nor the environment: the
 //! program settles [`ServeOptions`].

@@ -1,5 +1,5 @@
-//! [`run_load`]: many clients at once, and how long each was kept waiting. Works with every server
-//! that has OpenAI's API, without TLS.
+//! [`run_load`]: a load generator that runs many clients at once and measures their waiting times.
+//! Works with every server that offers OpenAI's API without TLS.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,15 +19,15 @@ use tokio::time::{sleep_until, timeout};
 
 use crate::error::{Error, Result};
 
-/// The most bytes of an error that a report quotes.
+/// Maximum bytes of an error that a report quotes.
 const QUOTED_MAX: usize = 200;
 
-/// What to ask, how often and of whom.
+/// Settings of the load generator.
 #[derive(Clone, Debug)]
 pub struct LoadGeneratorOptions {
     /// Where the server is: `http://host[:port]`, with or without `/v1`.
     pub url: String,
-    /// What is asked.
+    /// The endpoint that requests use.
     pub endpoint: LoadEndpoint,
     /// The model's name, if the server needs one.
     pub model: Option<String>,
@@ -35,13 +35,13 @@ pub struct LoadGeneratorOptions {
     pub api_key: Option<String>,
     /// When requests are sent.
     pub arrivals: Arrivals,
-    /// Requests that count.
+    /// Number of measured requests.
     pub num_requests: usize,
-    /// Requests before those, one after the other.
+    /// Number of warm-up requests before the measured ones, sent one at a time.
     pub num_warmup: usize,
-    /// Words of a prompt; about as many tokens.
+    /// Words per prompt; about one token each.
     pub prompt_words: usize,
-    /// How many of them, from the beginning, all prompts share.
+    /// Number of words at the beginning that all prompts share.
     pub shared_words: usize,
     /// Send token ids instead of words, so that there are exactly as many tokens; completions only.
     pub as_token_ids: bool,
@@ -52,13 +52,13 @@ pub struct LoadGeneratorOptions {
     pub ignore_eos: bool,
     /// The sampling temperature.
     pub temperature: f64,
-    /// What makes prompts and arrivals differ from those of another run.
+    /// Seed of prompts and arrival times; runs with different seeds differ.
     pub seed: u64,
-    /// The longest that one request may take.
+    /// Maximum time of one request.
     pub timeout: Duration,
 }
 
-/// What is asked.
+/// The endpoint that requests use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoadEndpoint {
     /// `/v1/chat/completions`
@@ -70,37 +70,37 @@ pub enum LoadEndpoint {
 /// When requests are sent.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Arrivals {
-    /// So many clients, each sending the next request when the last is answered.
+    /// A fixed number of clients; each sends its next request after the last answer.
     Closed {
         /// Clients.
         concurrency: usize,
     },
-    /// At times that do not depend on answers, with exponentially distributed gaps.
+    /// Requests at times that do not depend on answers, with exponentially distributed gaps.
     Open {
         /// Requests a second.
         rate: f64,
     },
 }
 
-/// What a request took.
+/// Measurements of one request.
 #[derive(Clone, Debug)]
 pub struct RequestTimes {
-    /// From its sending to the first piece of text.
+    /// Time from sending to the first piece of text.
     pub first_token: Duration,
-    /// From piece to piece.
+    /// Times between pieces.
     pub gaps: Vec<Duration>,
-    /// From its sending to the end of the answer.
+    /// Time from sending to the end of the answer.
     pub total: Duration,
-    /// Tokens of the prompt, as the server tells.
+    /// Prompt tokens, as the server reports.
     pub prompt_tokens: usize,
-    /// Of those, how many the server had in its cache, as it tells.
+    /// Prompt tokens from the server's cache, as it reports.
     pub cached_tokens: usize,
-    /// Tokens of the answer, as the server tells, else its pieces.
+    /// Answer tokens, as the server reports, else the number of pieces.
     pub output_tokens: usize,
 }
 
 impl RequestTimes {
-    /// From token to token, on average; `None` for answers of one token.
+    /// Mean time between tokens; `None` for answers of one token.
     #[must_use]
     pub fn token_time(&self) -> Option<Duration> {
         let others = u32::try_from(self.output_tokens)
@@ -112,12 +112,12 @@ impl RequestTimes {
     }
 }
 
-/// What all of them took.
+/// Measurements of all requests.
 #[derive(Clone, Debug)]
 pub struct LoadReport {
-    /// Those that were answered.
+    /// The answered requests.
     pub answered: Vec<RequestTimes>,
-    /// What was wrong with the others.
+    /// The errors of the failed requests.
     pub failed: Vec<String>,
     /// From the first request to the last answer.
     pub elapsed: Duration,
@@ -126,7 +126,7 @@ pub struct LoadReport {
 /// Sends requests and waits for the answers.
 ///
 /// # Errors
-/// If the address is none, there are no threads to be had, or the first request fails.
+/// If the URL is invalid, the runtime cannot start, or the first request fails.
 pub fn run_load(options: &LoadGeneratorOptions) -> Result<LoadReport> {
     let target = Arc::new(Target::new(options)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -135,7 +135,7 @@ pub fn run_load(options: &LoadGeneratorOptions) -> Result<LoadReport> {
         .build();
     runtime.map_err(Error::Threads)?.block_on(async {
         for index in 0..options.num_warmup {
-            // Other prompts than those that count.
+            // Warm-up prompts differ from the measured ones.
             let warmup = target.request(usize::MAX / 2 + index).await;
             warmup.map_err(|problem| {
                 Error::Load(format!("the first request failed: {problem}").into())
@@ -210,7 +210,7 @@ async fn open(target: &Arc<Target>, num_requests: usize, rate: f64, seed: u64) -
         .collect()
 }
 
-/// Whom to ask, and what.
+/// The server and the request to send.
 struct Target {
     host: String,
     path: String,
@@ -423,8 +423,8 @@ const WORDS: [&str; 32] = [
 const TOKEN_ID_MIN: u64 = 300;
 const NUM_TOKEN_IDS: u64 = 2000;
 
-/// What the words of a prompt are drawn by, the first of which are the same for every `index`; the
-/// others differ from the first on.
+/// Random numbers that choose the words of a prompt. The first `num_shared` are the same for every
+/// `index`; the others differ.
 fn places(
     num_words: usize,
     num_shared: usize,
@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_read_with_and_without_their_parts() {
+    fn urls_are_parsed_with_and_without_optional_parts() {
         let found = |host: &str, path: &str| Some((host.to_owned(), path.to_owned()));
         assert_eq!(
             target("http://a:8080"),
@@ -489,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn prompts_share_what_they_shall_and_nothing_else() {
+    fn prompts_share_only_their_common_prefix() {
         let drawn = |seed, index| places(40, 20, seed, index).collect::<Vec<_>>();
         let (a, b) = (drawn(1, 0), drawn(1, 1));
         assert_eq!((a.len(), &a[..20]), (40, &b[..20]));

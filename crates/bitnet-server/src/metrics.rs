@@ -52,7 +52,7 @@ const HTTP_S: &[f64] = &[
     120.0, 300.0, 600.0, 1800.0,
 ];
 
-/// Adds up.
+/// A counter.
 #[derive(Default)]
 pub(crate) struct Counter(AtomicU64);
 
@@ -69,7 +69,7 @@ impl Counter {
 /// Counts values by the first bound that they do not exceed.
 pub(crate) struct Histogram {
     bounds: &'static [f64],
-    /// One more than there are bounds.
+    /// One count more than there are bounds.
     buckets: Box<[Counter]>,
     /// The bits of an `f64`.
     sum: AtomicU64,
@@ -126,7 +126,7 @@ impl Histogram {
 pub(crate) enum Outcome {
     Stop,
     Length,
-    /// The client has gone.
+    /// The client disconnected.
     Abort,
     Error,
 }
@@ -147,7 +147,7 @@ impl Outcome {
 /// A kind of HTTP request: route, method and status.
 type HttpKind = (String, String, u16);
 
-/// Everything that is counted.
+/// All counters.
 pub(crate) struct Metrics {
     started: std::time::SystemTime,
     outcomes: [Counter; 4],
@@ -312,7 +312,7 @@ impl AnswerTimer {
 /// Writes Prometheus' text format.
 struct Writer<'a> {
     out: String,
-    /// On everything about the model.
+    /// Labels on all metrics of the model.
     labels: &'a str,
 }
 
@@ -347,7 +347,7 @@ impl Writer<'_> {
 }
 
 impl Writer<'_> {
-    /// What the process does beside the engine.
+    /// Metrics of the process outside the engine.
     fn process(&mut self, scene: &Scene<'_>) {
         let Connections {
             closed_idle,
@@ -721,7 +721,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_histogram_counts_up_to_and_with_its_bounds() {
+    fn histogram_buckets_include_their_upper_bound() {
         let histogram = Histogram::new(&[0.5, 1.0]);
         for value in [0.5, 0.75, 1.0, 3.0, 0.0] {
             histogram.observe(value);

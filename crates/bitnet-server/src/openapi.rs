@@ -38,7 +38,7 @@ use crate::health;
 )]
 struct Document;
 
-/// What clients send: there, fields that are not listed are refused.
+/// The types that clients send; the server refuses unlisted fields in them.
 const REQUESTS: [&str; 16] = [
     "ChatRequest",
     "CompletionRequest",
@@ -58,7 +58,7 @@ const REQUESTS: [&str; 16] = [
     "FunctionCall",
 ];
 
-/// What any request with a body may be answered.
+/// Error responses of any request with a body.
 const REFUSALS: [(&str, &str); 9] = [
     (
         "400",

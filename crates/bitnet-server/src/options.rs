@@ -19,8 +19,8 @@ use crate::otlp::OtlpSignals;
 pub struct ServeOptions {
     /// Address to listen on; port 0 takes a free one.
     pub address: SocketAddr,
-    /// Names of the model in requests; the first is the name in answers. Without any, the model's
-    /// own name.
+    /// Names of the model in requests; the first is the name in answers. If empty, the model's own
+    /// name.
     pub model_names: Vec<String>,
     /// Valid API keys; `None` accepts every request.
     pub api_keys: Option<ApiKeys>,
@@ -28,17 +28,16 @@ pub struct ServeOptions {
     pub cors_origins: CorsOrigins,
     /// Host names that the server answers to.
     pub allowed_hosts: AllowedHosts,
-    /// How forms of answers are compiled; `None` compiles them in this process, where one that
-    /// overflows the stack ends it.
+    /// How forms are compiled. `None` compiles them in this process, where a stack overflow ends
+    /// the server.
     pub form_helper: Option<FormHelper>,
-    /// Whether fields that are unknown or not supported are left unread, and any model's name is
-    /// taken for ours.
+    /// Whether to ignore unknown and unsupported fields, and to accept any model name.
     pub is_lenient: bool,
     /// Defaults of the sampling parameters.
     pub sampling: SamplingParams,
     /// Seed of requests without one; `None` for a random one each.
     pub seed: Option<u64>,
-    /// Whether each owner of API keys has a prompt cache of their own.
+    /// Whether each owner of API keys has a separate prompt cache.
     pub separate_caches: bool,
     /// Signals that are sent to OpenTelemetry.
     #[cfg(feature = "otlp")]
@@ -66,13 +65,14 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Bytes of a request's line and headers.
     pub header_bytes: usize,
-    /// From the opening of a connection, or its last answer, to the end of a request's headers.
+    /// Maximum time from the opening of a connection, or its last answer, to the end of a request's
+    /// headers.
     pub header_timeout: Duration,
-    /// From a request's headers to the end of its body.
+    /// Maximum time from a request's headers to the end of its body.
     pub body_timeout: Duration,
-    /// Without a byte of an answer being taken.
+    /// Maximum time in which a client takes no byte of an answer.
     pub write_timeout: Duration,
-    /// From a request's body to the end of its answer.
+    /// Maximum time from a request's body to the end of its answer.
     pub request_timeout: Duration,
     /// Bytes of all bodies that are read or waiting to be read.
     pub inflight_bytes: usize,
@@ -84,7 +84,7 @@ pub struct Limits {
 
 #[cfg(test)]
 impl Limits {
-    /// Large ones.
+    /// Large limits.
     pub(crate) fn for_tests() -> Self {
         let minute = Duration::from_secs(60);
         Self {

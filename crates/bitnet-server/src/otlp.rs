@@ -1,8 +1,8 @@
 //! Metrics and traces for OpenTelemetry, over OTLP (gRPC), by its semantic conventions for HTTP and
 //! for generative AI.
 //!
-//! Everything is told when a request has ended, from its [`Record`]: nothing of this is on the way
-//! of a token. The SDK's own threads send it, metrics every 60 s, as the `OTEL_*` variables say.
+//! Metrics and spans are recorded from the [`Record`] when a request has ended, so no token waits
+//! for them. The SDK's own threads send it, metrics every 60 s, as the `OTEL_*` variables say.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::queue::Queue;
 use crate::record::{Details, Ended, Generation, Record};
 
-/// How the conventions call whatever runs the model.
+/// The conventions' name for the software that runs the model.
 const PROVIDER: &str = "bitnet";
 const SCOPE: &str = "bitnet-server";
 
@@ -47,7 +47,7 @@ const HTTP_S: [f64; 14] = [
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
 ];
 
-/// What is sent.
+/// The signals to send.
 #[derive(Clone, Copy, Debug)]
 pub struct OtlpSignals {
     /// Send metrics.
@@ -56,7 +56,7 @@ pub struct OtlpSignals {
     pub traces: bool,
 }
 
-/// What sends it.
+/// The exporters.
 pub(crate) struct Otlp {
     meters: Option<SdkMeterProvider>,
     instruments: Option<Instruments>,
@@ -115,7 +115,7 @@ impl Otlp {
         Ok(otlp)
     }
 
-    /// Sends what is left. Blocks; not for threads of the runtime.
+    /// Sends the remaining data. Blocks; not for threads of the runtime.
     pub(crate) fn stop(&self) {
         if let Some(Err(error)) = self.meters.as_ref().map(SdkMeterProvider::shutdown) {
             tracing::warn!(%error, "the last metrics could not be sent");
@@ -174,7 +174,7 @@ impl Otlp {
             KeyValue::new("url.scheme", "http"),
             KeyValue::new("bitnet.request_id", record.request_id.clone()),
         ];
-        // Other paths have parts that the client made up.
+        // Other paths contain text from the client.
         let path = record.path();
         attributes
             .extend((path == record.route()).then(|| KeyValue::new("url.path", path.to_owned())));
@@ -258,7 +258,7 @@ impl Otlp {
     }
 }
 
-/// Who sends: `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`, else `bitnet`.
+/// Name of the sender: `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`, else `bitnet`.
 fn resource() -> Resource {
     let found = Resource::builder().build();
     let name = found
@@ -275,7 +275,7 @@ fn resource() -> Resource {
     }
 }
 
-/// What the conventions call the reason of a failure.
+/// The conventions' name for the reason of a failure.
 fn error_type(details: &Details, ended: &Ended) -> Option<StringValue> {
     match &details.error {
         Some(error) => Some(error.code().into()),
@@ -285,7 +285,7 @@ fn error_type(details: &Details, ended: &Ended) -> Option<StringValue> {
     }
 }
 
-/// What is so at the time it is asked for.
+/// Registers gauges, whose values are read at each export.
 fn observe(meter: &Meter, metrics: &Arc<Metrics>, queue: &Arc<Queue>) {
     let gauge = |name: &'static str,
                  unit: &'static str,
@@ -405,7 +405,7 @@ impl Instruments {
         ];
         attributes.extend_from_slice(server);
         let Some(generation) = &details.generation else {
-            // It did not come as far as the queue.
+            // The request did not reach the queue.
             attributes.extend(error);
             return self.request.record(duration, &attributes);
         };
@@ -415,7 +415,7 @@ impl Instruments {
             "gen_ai.response.model",
             generation.model.clone(),
         ));
-        // The two others are of requests that succeeded.
+        // The two others count only requests that succeeded.
         if let (None, Some(first)) = (&error, generation.first_token) {
             let first = first.as_secs_f64();
             self.first_token.record(first, &attributes);
@@ -433,7 +433,7 @@ impl Instruments {
     }
 }
 
-/// What the conventions call what a request asks for, if it asks the model.
+/// The conventions' name for the operation, if the request uses the model.
 fn operation(record: &Record) -> Option<&'static str> {
     match (record.method(), record.route()) {
         ("POST", "/v1/chat/completions") => Some("chat"),
@@ -442,8 +442,8 @@ fn operation(record: &Record) -> Option<&'static str> {
     }
 }
 
-/// The name that the request gave the model, if it is one of ours: a lenient server takes names that
-/// clients make up, and these are neither labels nor told.
+/// The model's name in the request, if it is one of ours. A lenient server accepts any name, but
+/// text from clients must not become a label.
 fn asked_model(generation: &Generation) -> &str {
     match generation.is_asked_ours {
         true => &generation.asked_model,

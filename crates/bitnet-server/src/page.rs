@@ -5,7 +5,7 @@ use axum::http::header::{
 };
 use axum::response::{IntoResponse, Response};
 
-/// The page may talk with this server and with nobody else, and nobody may put it into a frame.
+/// The page may connect only to this server, and no other page may embed it in a frame.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
                       img-src data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
 

@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prober_that_asks_regularly_is_waited_for() {
+    fn drain_waits_for_a_regular_prober() {
         let (start, second) = (Instant::now(), Duration::from_secs(1));
         let probers = Probers::default();
         assert_eq!(probers.next_question(start), None, "no probe yet");

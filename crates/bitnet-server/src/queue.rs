@@ -1,4 +1,5 @@
-//! [`Queue`]: counts what waits for the engine, and computes `Retry-After` when that is too much.
+//! [`Queue`]: counts the answers that wait for the engine, and computes `Retry-After` when there
+//! are too many.
 //!
 //! The [`Backlog`](crate::backlog::Backlog) keeps the order; this file only counts. A [`Ticket`]
 //! stands for one answer, from its admission until the engine is done with it or it is dropped.
@@ -55,7 +56,7 @@ impl Queue {
     }
 
     fn lock(&self) -> MutexGuard<'_, Counts> {
-        // Each change below is complete before anything could panic.
+        // Lock poisoning is harmless: no change below can panic halfway.
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_and_tokens_are_bounded_and_come_back() {
+    fn requests_and_tokens_are_bounded_and_released() {
         let queue = queue();
         let tickets = queue.enter(&[30, 30, 30]).expect("room for three");
         assert!(queue.enter(&[11]).is_err(), "too many tokens");
@@ -206,17 +207,17 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_queue_takes_what_is_larger_than_itself() {
+    fn an_empty_queue_accepts_a_request_above_its_limits() {
         let queue = queue();
         let mut tickets = queue.enter(&[101; 5]).expect("an empty queue");
         assert!(queue.enter(&[1]).is_err());
         assert!(tickets.iter_mut().all(Ticket::start) && !tickets[0].start());
         assert_eq!(queue.counts().running, 5);
-        assert!(queue.enter(&[1]).is_ok(), "those that run do not wait");
+        assert!(queue.enter(&[1]).is_ok(), "running answers do not wait");
     }
 
     #[test]
-    fn the_time_to_stay_away_is_what_the_excess_takes() {
+    fn retry_after_is_the_time_to_serve_the_excess() {
         let queue = queue();
         let mut running = queue.enter(&[10, 10]).expect("an empty queue");
         assert!(running.iter_mut().all(Ticket::start));
@@ -224,7 +225,7 @@ mod tests {
         assert_eq!(
             queue.check_room().map_err(|full| full.retry_after_s),
             Err(1),
-            "nothing is known yet"
+            "no answer has ended yet"
         );
         let begun = Instant::now()
             .checked_sub(Duration::from_secs(40))
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mean_time_follows_the_answers() {
+    fn the_mean_service_time_follows_recent_answers() {
         let mut counts = Counts::default();
         counts.learn(Duration::from_secs(10));
         assert_eq!(counts.service_s, 10.0);

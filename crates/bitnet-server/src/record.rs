@@ -1,7 +1,7 @@
 //! [`Record`]: the facts about one HTTP request, and its line in the log.
 //!
-//! A record ends when the last byte of the answer has been handed over, or when the client has
-//! gone: the body of the answer carries it ([`RecordedBody`]), and dropping the body ends it.
+//! A record ends when the last byte of the answer has been sent, or when the client disconnects.
+//! The body of the answer holds the record ([`RecordedBody`]), and dropping the body ends it.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -45,14 +45,14 @@ pub(crate) struct Details {
     pub(crate) owner: Option<Arc<str>>,
     /// The client's address.
     pub(crate) address: Option<IpAddr>,
-    /// The work for the engine, if the request came as far as the queue.
+    /// The work for the engine, if the request reached the queue.
     pub(crate) generation: Option<Generation>,
     /// The error of the answer.
     pub(crate) error: Option<ApiError>,
 }
 
 impl Details {
-    /// Who shares the engine with others: the owner of the key, or else the address.
+    /// The owner for fair scheduling: the owner of the key, else the client's address.
     pub(crate) fn share(&self) -> Owner {
         match (&self.owner, self.address) {
             (Some(owner), _) => Arc::clone(owner),
@@ -75,7 +75,7 @@ pub(crate) struct Generation {
     pub(crate) model: String,
     /// The model's name in the request.
     pub(crate) asked_model: String,
-    /// Whether that is one of the model's names: a lenient server answers to any.
+    /// Whether that is one of the model's names; a lenient server accepts any name.
     pub(crate) is_asked_ours: bool,
     /// Whether answers must be JSON.
     pub(crate) is_json: bool,
@@ -94,7 +94,7 @@ pub(crate) struct Generation {
     pub(crate) started: Option<Duration>,
     pub(crate) first_token: Option<Duration>,
     pub(crate) last_token: Option<Duration>,
-    /// Why answers ended, by their index.
+    /// Finish reasons of the answers, by index.
     pub(crate) finish_reasons: BTreeMap<usize, &'static str>,
 }
 
@@ -126,8 +126,8 @@ impl Record {
         &self.path
     }
 
-    /// The method's name, or one name for all unknown ones: names that clients make up are no
-    /// labels.
+    /// The method's name, or one name for all unknown methods: text from clients must not become a
+    /// label.
     pub(crate) fn method(&self) -> &str {
         match self.method {
             Method::GET
@@ -196,7 +196,7 @@ impl Record {
                         .values()
                         .next()
                         .copied()),
-                    // Not the message, which quotes the request.
+                    // The message is not logged, since it quotes the request.
                     error = error.as_ref().map(ApiError::code),
                     param = error.as_ref().and_then(ApiError::known_param),
                     "request"
@@ -205,7 +205,7 @@ impl Record {
         }
         match status {
             Some(status) if status.is_server_error() && generation.is_some() => line!(warn),
-            // Probes come every second.
+            // Probes arrive every second.
             _ if self.method == Method::GET => line!(debug),
             _ => line!(info),
         }
@@ -216,21 +216,21 @@ impl Record {
 #[cfg(feature = "otlp")]
 pub(crate) struct Ended {
     pub(crate) status: u16,
-    /// Whether the answer was taken to its end.
+    /// Whether the client received the whole answer.
     pub(crate) is_complete: bool,
     /// From the request's headers to the end of its answer.
     pub(crate) duration: Duration,
 }
 
-/// The status that is recorded for requests whose client went away before there was an answer, as
-/// nginx has it.
+/// Recorded status of a request whose client disconnected before the answer began; nginx uses the
+/// same.
 const CLIENT_GONE: u16 = 499;
 
 /// Ends the record when it is dropped.
 pub(crate) struct Recording {
     pub(crate) record: Arc<Record>,
     pub(crate) app: Arc<App>,
-    /// `None` if the client went away before there was an answer.
+    /// `None` if the client disconnected before the answer began.
     pub(crate) status: Option<StatusCode>,
     pub(crate) is_complete: bool,
     pub(crate) _under_way: UnderWay,

@@ -24,8 +24,8 @@ use crate::state::{App, ServedModel};
 use crate::text::{THREAD_STACK_BYTES, THREADS_MAX};
 use crate::watch;
 
-/// Threads that read and write HTTP. Text is little work beside tokens, and the engine needs the
-/// cores.
+/// Threads that read and write HTTP. HTTP is little work compared to tokens, and the engine needs
+/// the cores.
 const HTTP_THREADS: usize = 2;
 /// Stack of the engine's thread in bytes. It follows grammars that were compiled on a stack of
 /// [`THREAD_STACK_BYTES`] at most.
@@ -47,7 +47,7 @@ pub enum Ended {
     Drained,
     /// The drain took too long, or a second signal came.
     Cut {
-        /// Requests that were not answered to their end.
+        /// Number of requests whose answers were cut off.
         unfinished: usize,
     },
 }
@@ -69,11 +69,11 @@ type Tell = Arc<dyn Fn(ServerEvent) + Send + Sync>;
 /// Serves until a signal tells the process to stop (SIGTERM, SIGINT, SIGQUIT, SIGHUP), then
 /// finishes the requests under way.
 ///
-/// `load` is called on the thread that will own the engine; until it returns, the server is there
-/// but not ready.
+/// `load` is called on the thread that will own the engine; until it returns, the server listens
+/// but is not ready.
 ///
 /// # Errors
-/// If the address cannot be bound, the model not be loaded, or the engine is lost.
+/// If the address cannot be bound, the model cannot be loaded, or the engine's thread ends.
 pub fn serve(
     options: ServeOptions,
     load: impl FnOnce() -> Loaded + Send + 'static,
@@ -88,7 +88,7 @@ pub fn serve(
         .enable_all();
     let runtime = builder.build().map_err(Error::Threads)?;
     let ended = runtime.block_on(run(options, load, Arc::new(tell)));
-    // Tasks that are left were given up.
+    // The remaining tasks are abandoned.
     runtime.shutdown_background();
     ended
 }
@@ -214,7 +214,7 @@ fn start_engine(
             let served = match catch_unwind(AssertUnwindSafe(load)) {
                 Ok(Ok(served)) => served,
                 Ok(Err(error)) => return drop(ended.send(Error::Load(error))),
-                // The hook has logged where.
+                // The panic hook has logged the location.
                 Err(panic) => {
                     let error = Error::LoadPanicked(panic_message(&*panic).to_owned());
                     return drop(ended.send(error));
@@ -244,10 +244,10 @@ struct StopSignals {
     interrupt: tokio::signal::unix::Signal,
     #[cfg(unix)]
     quit: tokio::signal::unix::Signal,
-    /// A terminal that closes; not there where `nohup` has asked to ignore that.
+    /// SIGHUP, sent when a terminal closes; `None` if `nohup` made the process ignore it.
     #[cfg(unix)]
     hangup: Option<tokio::signal::unix::Signal>,
-    /// Without a meaning here. Listening for them keeps them from ending the process.
+    /// Signals without an effect. Listening for them keeps them from ending the process.
     #[cfg(unix)]
     _user: [tokio::signal::unix::Signal; 2],
 }
@@ -295,7 +295,7 @@ impl StopSignals {
     #[cfg(not(unix))]
     async fn received(&mut self) {
         if tokio::signal::ctrl_c().await.is_err() {
-            // There is no such signal here, so it never comes.
+            // This system has no such signal, so it never arrives.
             std::future::pending().await
         }
     }

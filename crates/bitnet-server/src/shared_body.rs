@@ -16,7 +16,7 @@ use tokio::time::timeout;
 /// Time for a client to send the rest of a refused body.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 
-/// A body with two owners, of whom one reads at a time.
+/// A body with two owners; one reads at a time.
 #[derive(Clone)]
 pub(crate) struct SharedBody(Arc<Mutex<Body>>);
 
@@ -25,7 +25,7 @@ impl SharedBody {
         Self(Arc::new(Mutex::new(body)))
     }
 
-    /// Reads what is left, `bytes_max` at most, and forgets it.
+    /// Reads and discards the rest of the body, at most `bytes_max`.
     pub(crate) async fn drain(self, bytes_max: usize) {
         let mut rest = Limited::new(self, bytes_max);
         let drained = async { while let Some(Ok(_)) = rest.frame().await {} };

@@ -46,7 +46,7 @@ pub enum Conversation {
     /// The answer continues the text of the last message: for a model that tells stories and was
     /// not trained on conversations.
     ContinueLast,
-    /// Not at all, for this reason.
+    /// Chats are not supported, for this reason.
     Unavailable(String),
 }
 
@@ -62,13 +62,13 @@ pub(crate) struct Model {
     /// When it was loaded, in seconds since 1970.
     pub(crate) created: u64,
     block_size: usize,
-    /// Made for the first form.
+    /// Built when the first form is compiled.
     forms: OnceLock<Result<Forms, String>>,
     form_helper: Option<FormHelper>,
 }
 
 impl Model {
-    /// The beginning of an answer under a grammar that came in `field`.
+    /// The initial state of an answer under a grammar from the request's `field`.
     pub(crate) fn compile(
         &self,
         grammar: &Grammar,
@@ -104,7 +104,7 @@ impl Model {
 pub(crate) enum Phase {
     Loading,
     Ready,
-    /// Requests under way are finished, new ones are refused.
+    /// The server finishes requests under way and refuses new ones.
     Draining,
 }
 
@@ -122,7 +122,7 @@ pub(crate) struct App {
     damage: OnceLock<FileProblem>,
     phase: watch::Sender<Phase>,
     model: OnceLock<Model>,
-    /// HTTP requests whose answer has not been written to its end.
+    /// HTTP requests whose answer is not fully written.
     under_way: Arc<watch::Sender<usize>>,
     /// Set once, if at all, before the first request.
     #[cfg(feature = "otlp")]
@@ -152,7 +152,8 @@ impl App {
         }
     }
 
-    /// Takes the model: the server is ready. Returns what the engine's thread needs.
+    /// Stores the model and marks the server as ready. Returns the engine and the function that
+    /// remakes it.
     pub(crate) fn set_model(&self, served: ServedModel) -> (Engine, RemakeEngine) {
         let ServedModel {
             engine,
@@ -204,8 +205,8 @@ impl App {
         Some(self.driver.monitor().step_time()).filter(|time| *time > self.options.stall_timeout)
     }
 
-    /// A file of the model was changed while it is in use: what the engine computes is not what
-    /// the model would.
+    /// Records that a file of the model was changed while it is in use: the engine's results are no
+    /// longer the model's.
     pub(crate) fn model_damaged(&self, problem: &FileProblem) {
         if self.damage.set(problem.clone()).is_ok() {
             tracing::error!(
@@ -284,7 +285,7 @@ impl App {
     }
 }
 
-/// An HTTP request that has not been answered to its end.
+/// An HTTP request whose answer is not complete.
 pub(crate) struct UnderWay(Arc<watch::Sender<usize>>);
 
 impl Drop for UnderWay {

@@ -1,4 +1,4 @@
-//! What recording an event takes: for the bench that multiplies it by the events of a request.
+//! The cost of recording events, for the bench that multiplies it by the events of a request.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,10 +29,10 @@ pub struct EventCosts {
     pub scrape: f64,
 }
 
-/// Times each kind of event, over and over.
+/// Times each kind of event repeatedly.
 ///
 /// # Errors
-/// If the exporters cannot be made.
+/// If the exporters cannot be created.
 pub fn event_costs() -> crate::Result<EventCosts> {
     let monitor = Arc::new(EngineMonitor::default());
     let metrics = Arc::new(Metrics::new(Arc::clone(&monitor)));
@@ -82,7 +82,7 @@ fn seconds<T>(calls: u32, mut call: impl FnMut() -> T) -> f64 {
     start.elapsed().as_secs_f64() / f64::from(calls)
 }
 
-/// With exporters that find nobody: what a request waits for is the same.
+/// Uses exporters that reach no collector: a request waits for the same work.
 #[cfg(feature = "otlp")]
 fn otlp(metrics: &Arc<Metrics>, record: &Record) -> crate::Result<f64> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -103,7 +103,7 @@ fn otlp(metrics: &Arc<Metrics>, record: &Record) -> crate::Result<f64> {
         is_complete: true,
         duration: Duration::from_millis(5),
     };
-    // Five spans each: fewer than the queue of those that wait to be sent holds.
+    // Five spans each: fewer than the exporter's queue holds.
     let cost = seconds(300, || otlp.ended(record, &ended));
     otlp.stop();
     Ok(cost)

@@ -1,9 +1,9 @@
-//! [`TextThreads`]: work on text, which may take long and may panic, on threads of its own.
+//! [`TextThreads`]: runs work on text, which may be slow and may panic, on separate threads.
 //!
-//! Most work takes milliseconds and cannot be called off once it runs; a request whose client goes
-//! away before that costs nothing. Compiling a form is different: it may take seconds. So it holds
-//! none of the places for text while it runs ([`as_form`]), has a few places of its own, and is
-//! called off when the client goes away.
+//! Most work takes milliseconds and cannot be cancelled once it runs; if the client disconnects
+//! before that, the work never runs. Compiling a form is different: it may take seconds. So it
+//! releases its place for text while it runs ([`as_form`]), uses separate places for forms, and is
+//! cancelled when the client disconnects.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -17,20 +17,20 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::api::ApiError;
 
-/// Number of requests whose text is turned into tokens at once.
+/// Maximum number of requests whose text is tokenized at once.
 const TEXT_PLACES: usize = 2;
-/// Number of forms that are compiled at once.
+/// Maximum number of forms that are compiled at once.
 const FORM_PLACES: usize = 2;
 /// Maximum number of forms that wait to be compiled; each holds a thread.
 const FORMS_WAITING_MAX: usize = 8;
-/// Number of threads for all of these and for looks at files.
+/// Number of threads for text, for forms, and for checks of files.
 pub(crate) const THREADS_MAX: usize = TEXT_PLACES + FORM_PLACES + FORMS_WAITING_MAX + 4;
-/// Stack of each thread, in bytes: four times that of a helper process, so that what a helper has
-/// compiled can be compiled here.
+/// Stack of each thread, in bytes: four times the stack of a helper process, so that every form
+/// that a helper could compile can be compiled here.
 pub(crate) const THREAD_STACK_BYTES: usize = 4 * FORM_STACK_BYTES;
 /// Stack of a helper process that compiles forms, in bytes.
 pub(crate) const FORM_STACK_BYTES: usize = 4 << 20;
-/// `Retry-After` of a request that finds too many waiting, in seconds.
+/// `Retry-After` in seconds, for a request that finds too many others waiting.
 const RETRY_AFTER_S: u64 = 1;
 
 /// The places on the threads, and the requests that wait for one.
@@ -46,22 +46,22 @@ struct Shared {
     forms_waiting: Semaphore,
     /// Forms that got a place so far.
     num_forms: AtomicU64,
-    /// When each piece of work that runs has begun, by its number.
+    /// Start time of each running piece of work, by its number.
     running: Mutex<(u64, BTreeMap<u64, Instant>)>,
 }
 
-/// What the threads are doing.
+/// Current use of the threads.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct TextUse {
-    /// Requests whose text is read now.
+    /// Number of requests whose text is being read.
     pub(crate) reading: usize,
-    /// Forms that are compiled now.
+    /// Number of forms that are being compiled.
     pub(crate) compiling: usize,
-    /// Forms that wait to be compiled.
+    /// Number of forms that wait to be compiled.
     pub(crate) forms_waiting: usize,
-    /// Forms that were compiled so far, or refused by the compiler.
+    /// Number of forms that the compiler has accepted or refused so far.
     pub(crate) num_forms: u64,
-    /// How long the oldest of these has been at it.
+    /// Time since the oldest running text or form has begun.
     pub(crate) oldest: Duration,
 }
 
@@ -78,7 +78,7 @@ thread_local! {
     static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
 }
 
-/// Calls work off when the request that waits for it is dropped.
+/// Cancels the work when its request is dropped.
 struct CallOff {
     cancel: Cancel,
     _gone: watch::Sender<()>,
@@ -90,7 +90,7 @@ impl Drop for CallOff {
     }
 }
 
-/// Notes that work runs, until it is dropped.
+/// Marks work as running until it is dropped.
 struct Running {
     shared: Arc<Shared>,
     number: u64,
@@ -118,7 +118,7 @@ impl Drop for Running {
 
 impl Shared {
     fn running(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Instant>)> {
-        // Each change is complete before anything could panic.
+        // Lock poisoning is harmless: no change can panic halfway.
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -168,7 +168,7 @@ impl TextThreads {
         };
         let work = move || {
             let _running = Running::new(&current.shared);
-            // Until the work is done, not until nobody waits for it any more.
+            // Keep the place until the work is done, even if its client has disconnected.
             CURRENT.set(Some(current));
             let _clear = Clear;
             work()
@@ -181,7 +181,7 @@ impl TextThreads {
         }
     }
 
-    /// What the threads are doing.
+    /// Current use of the threads.
     pub(crate) fn in_use(&self) -> TextUse {
         let shared = &self.shared;
         let now = Instant::now();
@@ -201,8 +201,8 @@ impl TextThreads {
         }
     }
 
-    /// How long all places for text have been taken by the same work, if that is longer than
-    /// `limit`: then no request with text is answered.
+    /// How long the same work has held all places for text, if longer than `limit`. Meanwhile the
+    /// server answers no request with text.
     pub(crate) fn stalled(&self, limit: Duration) -> Option<Duration> {
         let in_use = self.in_use();
         (in_use.reading == TEXT_PLACES && in_use.oldest > limit).then_some(in_use.oldest)
@@ -230,11 +230,11 @@ fn stopped() -> ApiError {
     ApiError::internal("the threads for text have stopped")
 }
 
-/// Compiles a form for the request that this thread works for: gives the place for text to others
-/// meanwhile, and waits for a place for forms. The work gets what calls it off.
+/// Compiles a form for the request that this thread works for: releases the place for text
+/// meanwhile, and waits for a place for forms. The work receives its cancellation signal.
 pub(crate) fn as_form<T>(work: impl FnOnce(&Cancel) -> Result<T, ApiError>) -> Result<T, ApiError> {
     let Some(mut current) = CURRENT.take() else {
-        // A thread that no request waits for, in tests.
+        // In tests, a thread may run without a request.
         return work(&Cancel::default());
     };
     current.place = None;
@@ -267,7 +267,7 @@ impl Current {
         }
     }
 
-    /// Waits for a place, unless the client goes away.
+    /// Waits for a place, unless the client disconnects.
     fn wait<E>(
         &self,
         place: impl Future<Output = Result<OwnedSemaphorePermit, E>>,
@@ -276,7 +276,7 @@ impl Current {
         Handle::current().block_on(async {
             tokio::select! {
                 place = place => place.ok(),
-                // Only an error can come: nothing is ever sent.
+                // The channel carries no value; it can only close.
                 _ = gone.changed() => None,
             }
         })
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_whose_client_goes_away_costs_nothing_and_one_too_many_is_refused() {
+    fn cancelled_requests_never_run_and_excess_requests_are_refused() {
         let runtime = runtime();
         let threads = Arc::new(TextThreads::new(50));
         let num_done = Arc::new(AtomicUsize::new(0));
@@ -339,7 +339,8 @@ mod tests {
         assert!(told.contains("50 requests wait"), "{told}");
         waiting.iter().for_each(|waiting| waiting.abort());
         wait_until(&|| threads.waiting.available_permits() == 50);
-        // A request that goes away while its work runs keeps the thread until that is done.
+        // If the client disconnects while its work runs, the work keeps the thread until it is
+        // done.
         held[0].abort();
         let last = start(false);
         wait_until(&|| threads.waiting.available_permits() == 49);
@@ -353,11 +354,11 @@ mod tests {
         wait_until(&|| threads.in_use() == TextUse::default());
         assert!(threads.stalled(Duration::ZERO).is_none());
         let done = num_done.load(Ordering::Relaxed);
-        assert_eq!(done, TEXT_PLACES + 1, "those that waited did not run");
+        assert_eq!(done, TEXT_PLACES + 1, "cancelled requests did not run");
     }
 
     #[test]
-    fn forms_keep_no_text_waiting_and_are_called_off_with_their_request() {
+    fn forms_do_not_block_text_and_are_cancelled_with_their_request() {
         let runtime = runtime();
         let threads = Arc::new(TextThreads::new(50));
         let form = || {

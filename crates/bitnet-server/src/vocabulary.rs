@@ -1,4 +1,4 @@
-//! [`Vocabulary`]: the tokens of a model as the grammar engine wants them, also as bytes for a
+//! [`Vocabulary`]: a model's tokens in the form that the grammar engine needs, and as bytes for a
 //! helper process.
 
 use bitnet_tokenizers::{TokenId, TokenKind, Tokenizer};

@@ -1,8 +1,8 @@
-//! Looks at what may change or get stuck while the server runs: the file of API keys, the files of
-//! the model, the engine, and the memory that a burst has left behind.
+//! Watches the file of API keys, the files of the model, the engine, and the memory that a burst
+//! leaves behind.
 //!
-//! Looks at files have a thread of their own: a file on a network disk may let a look hang. Then a
-//! line of the log says so, and everything else goes on.
+//! Checks of files run on a separate thread, since a file on a network disk may block them. The
+//! server then logs a line and continues.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,14 +12,14 @@ use crate::auth::ApiKeys;
 use crate::error::chain;
 use crate::state::App;
 
-/// From one look to the next, at most.
+/// Maximum time between two checks.
 const PAUSE: Duration = Duration::from_secs(1);
-/// A look at a file that takes longer is logged.
+/// A check of a file that takes longer is logged.
 const SLOW_LOOK: Duration = Duration::from_secs(5);
-/// Memory is given back after bodies of this size have come and gone.
+/// Memory is returned to the system after bodies of at least this total size have ended.
 const BURST_BYTES: usize = 16 << 20;
 
-/// When the present look has begun, in milliseconds since the start and 1; 0 between looks.
+/// Start of the current check, in milliseconds since the server's start, plus 1; 0 between checks.
 struct Looks {
     start: Instant,
     since: AtomicU64,
@@ -45,10 +45,10 @@ impl Looks {
     }
 }
 
-/// Starts the looks at files; they end with the process.
+/// Starts the thread that checks files; it ends with the process.
 ///
 /// # Errors
-/// The system gives no thread.
+/// If the system cannot start a thread.
 pub(crate) fn start(app: &Arc<App>) -> std::io::Result<()> {
     let looks = Arc::new(Looks {
         start: Instant::now(),
@@ -78,7 +78,7 @@ fn look_at_files(app: &App, keys: Option<ApiKeys>, looks: &Looks) {
     }
 }
 
-/// Reads the API keys again, so that added keys are taken and removed ones are not.
+/// Reads the API keys again: added keys become valid, removed keys become invalid.
 fn look_at_keys(keys: &ApiKeys, last_problem: &mut Option<String>) {
     let path = keys.path().display();
     let problem = match keys.read_again() {
@@ -89,14 +89,14 @@ fn look_at_keys(keys: &ApiKeys, last_problem: &mut Option<String>) {
         Ok(false) => None,
         Err(error) => Some(chain(&error)),
     };
-    // Once, not every second.
+    // Logged once, not every second.
     if let Some(error) = problem.as_ref().filter(|_| *last_problem != problem) {
         tracing::error!(%path, error, "the API keys cannot be read again: those that were read last count");
     }
     *last_problem = problem;
 }
 
-/// Logs what gets stuck and what goes on, and gives memory back.
+/// Logs when something gets stuck or recovers, and returns memory to the system.
 async fn watch(app: Arc<App>, looks: Arc<Looks>) {
     let mut engine = Stuck::new("the engine is stuck: it has not finished its step");
     let mut text = Stuck::new("the threads for text are stuck: no request is read");
@@ -114,7 +114,7 @@ async fn watch(app: Arc<App>, looks: Arc<Looks>) {
     }
 }
 
-/// Logs the beginning and the end of a trouble once each.
+/// Logs the beginning and the end of a problem once each.
 struct Stuck {
     what: &'static str,
     was_stuck: bool,

@@ -1,4 +1,4 @@
-//! Before the model is there: the server is alive, and says that it is not ready.
+//! While the model loads, the server is alive and reports that it is not ready.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

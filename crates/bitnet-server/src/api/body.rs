@@ -32,7 +32,8 @@ pub(crate) async fn read(
     }
     check_encoding(request.headers())?;
     let body = request.into_body();
-    // Before the first byte is asked for, so that a client that waits to be told does not send.
+    // Checked before the first byte is read, so that a client that waits for `100 Continue` does
+    // not send its body.
     if body.size_hint().lower() > limits.body_bytes as u64 {
         return Err(ApiError::body_too_large(limits.body_bytes));
     }
@@ -110,9 +111,9 @@ fn check_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
 }
 
 /// Reads a request from JSON. Fields that this server does not know are an error, and those that it
-/// knows and does not support, unless their value asks for nothing; `is_lenient` ignores both.
+/// knows and does not support, unless their value has no effect; `is_lenient` ignores both.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], is_lenient: bool) -> Result<T, ApiError> {
-    // Serde would take a list for the fields in their order.
+    // Serde would read a list as the fields in their order.
     if bytes
         .trim_ascii_start()
         .first()
@@ -140,7 +141,7 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], is_lenient: bool) -> Resu
     Ok(value)
 }
 
-/// Refuses the first unread field that asks for something.
+/// Refuses the first unread field whose value would have an effect.
 fn check_unread(bytes: &[u8], unread: &[Vec<Step>]) -> Result<(), ApiError> {
     let body: Value = serde_json::from_slice(bytes)
         .map_err(|error| ApiError::invalid_json(format!("{error}.")))?;
@@ -162,14 +163,14 @@ fn check_unread(bytes: &[u8], unread: &[Vec<Step>]) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// What was wrong at `path`, which is `.` where there is none.
+/// The error at `path`; `.` means that there is no path.
 fn refusal(error: &serde_json::Error, path: &str) -> ApiError {
     if !error.is_data() {
         return ApiError::invalid_json(format!("The request's body is not valid JSON: {error}."));
     }
     let path = if path == "." { "" } else { path };
     let text = error.to_string();
-    // Serde names these fields in the text alone.
+    // Serde names these fields only in its message.
     let named = |prefix: &str| {
         let field = text.strip_prefix(prefix)?.split('`').next()?;
         let dot = if path.is_empty() { "" } else { "." };
@@ -318,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn values_of_the_wrong_type_are_told_in_terms_of_json() {
+    fn type_errors_use_the_terms_of_json() {
         let message = |json: &str| {
             let error = parse::<Outer>(json.as_bytes(), false)
                 .err()
@@ -348,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn unsupported_fields_may_ask_for_nothing() {
+    fn unsupported_fields_are_accepted_with_values_without_effect() {
         for (json, expected) in [
             (r#"{"audio":null}"#, None),
             (r#"{"functions":[],"prediction":null}"#, None),

@@ -496,7 +496,7 @@ impl Envelope {
         self.write(vec![choice], usage)
     }
 
-    /// Chunks for what a text turned out to be; the first bears its token.
+    /// Chunks for the parsed parts of a text; the first carries its token.
     fn found_chunks(
         &self,
         choice: usize,
@@ -611,7 +611,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_that_is_cut_off_has_what_there_is_of_its_arguments() {
+    fn a_call_that_is_cut_off_has_the_first_part_of_its_arguments() {
         let whole = r#"<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>"#;
         let cut = r#"<tool_call>{"name": "f", "arguments": {"a": "b"#;
         let both = format!("{whole}\n{cut}");
@@ -626,7 +626,7 @@ mod tests {
             assert_eq!((&found[..], ends_cut), (arguments, is_cut), "{text}");
             assert_eq!(last_reason(text, FinishReason::Length), reason, "{text}");
         }
-        // What is behind the arguments has no part in them.
+        // Text after the arguments is not part of them.
         assert_eq!(
             last_reason(&whole[..whole.len() - 5], FinishReason::Stop),
             "tool_calls"

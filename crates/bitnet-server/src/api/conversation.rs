@@ -124,8 +124,7 @@ pub(crate) fn render_messages(
     }
 }
 
-/// The messages with everything in their contents that the template would leave out: calls, and
-/// what there is to call.
+/// The messages, with the calls and tools that the template does not read written into their texts.
 fn readable<'m>(
     messages: &'m [ChatMessage],
     template: &ChatTemplate,
@@ -148,7 +147,7 @@ fn readable<'m>(
     messages
 }
 
-/// Tells a model of its tools before anything else is said.
+/// Puts the introduction of the tools before all messages.
 fn introduce(tools: &Tools, messages: &mut Vec<ChatMessage>) {
     let introduction = tools.introduction();
     match messages

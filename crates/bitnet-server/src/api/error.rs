@@ -77,7 +77,7 @@ impl ApiError {
         Self::bad_request(Some(param), "invalid_value", message)
     }
 
-    /// The body is no JSON.
+    /// The body is not JSON.
     pub(crate) fn invalid_json(message: impl Into<String>) -> Self {
         Self::bad_request(None, "invalid_json", message)
     }
@@ -105,8 +105,7 @@ impl ApiError {
         Self::bad_request(param, "unsupported_parameter", message)
     }
 
-    /// The form that an answer must have was found on the way to be one that no answer has, or too
-    /// much work.
+    /// During an answer, its form turned out to be impossible or too much work.
     pub(crate) fn form_failed(problem: &str) -> Self {
         let message = format!("The answer cannot have the form that was asked for: {problem}.");
         Self::bad_request(None, "form_failed", message)
@@ -287,7 +286,7 @@ impl ApiError {
         }
     }
 
-    /// There is no time after which this server would take the request: others may take it at once.
+    /// Has no `Retry-After`: this server accepts no more requests, but another server may.
     pub(crate) fn draining() -> Self {
         Self::unavailable("draining", "the server is about to stop")
     }
@@ -310,8 +309,8 @@ impl ApiError {
         )
     }
 
-    /// A file of the model was changed while it is in use; without its folder, which is no client's
-    /// business.
+    /// A file of the model was changed while it is in use; the message leaves out its folder, which
+    /// clients need not know.
     pub(crate) fn model_file(problem: &FileProblem) -> Self {
         let name = problem.path().file_name().unwrap_or_default();
         let name = name.to_string_lossy();
@@ -330,7 +329,7 @@ impl ApiError {
         self.body.param.as_deref()
     }
 
-    /// The field that is wrong, for the log: without names that the client made up.
+    /// The field that is wrong, for the log; unknown names from the client are left out.
     pub(crate) fn known_param(&self) -> Option<&str> {
         let param = self
             .param()

@@ -136,15 +136,15 @@ impl<'de> Deserialize<'de> for Prompt {
 /// How a field is supported that no request type reads.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Support {
-    /// Known, with a value that asks for nothing.
+    /// Known, with a value that has no effect.
     AsksNothing,
     /// Known, with a value that would change the answer.
     Unsupported,
     Unknown,
 }
 
-/// Fields of other servers that this one does not support, each with the values that ask for
-/// nothing, as JSON. Null asks for nothing everywhere. `[]` stands for any index.
+/// Fields of other servers that this one does not support, each with the values that have no
+/// effect, as JSON. Null never has an effect. `[]` stands for any index.
 const UNSUPPORTED: &[(&str, &[&str])] = &[
     // OpenAI
     ("audio", &[]),

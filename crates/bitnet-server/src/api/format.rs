@@ -1,5 +1,4 @@
-//! What form an answer must have: JSON, JSON of a schema, an expression, a grammar, one of some
-//! texts.
+//! The form of an answer: JSON, JSON of a schema, an expression, a grammar, one of some texts.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -60,7 +59,7 @@ pub(crate) struct StructuredOutputs {
     choice: Option<Vec<String>>,
 }
 
-/// The grammar of both fields, and the name of the one it came from; `None` where any text will do.
+/// The grammar of both fields, and the name of the one it came from; `None` if any text is valid.
 pub(crate) fn grammar(
     format: Option<&ResponseFormat>,
     outputs: Option<&StructuredOutputs>,

@@ -12,7 +12,7 @@ use crate::api::ApiError;
 
 /// The most tokens whose log-probabilities are given beside each that was sampled.
 const TOP_MAX: u32 = 20;
-/// In place of minus infinity, which JSON cannot say.
+/// In place of minus infinity, which JSON cannot represent.
 const LEAST: f32 = -9999.0;
 
 /// Checks how many of the most probable tokens are asked for.
@@ -182,7 +182,7 @@ impl CompletionLogprobs {
 }
 
 impl TopLogprobs {
-    /// In the order of their probabilities; of tokens with the same text the first.
+    /// Sorted by probability; of several tokens with the same text, only the first is kept.
     fn new(tokenizer: Option<&Tokenizer>, id: TokenId, logprobs: &Logprobs) -> Self {
         let mut top = Vec::with_capacity(logprobs.top.len() + 1);
         let own = (id, logprobs.token);

@@ -1,5 +1,5 @@
-//! What OpenAI's API has of it: requests in JSON, checked field by field, and answers in JSON or as
-//! a stream of it.
+//! OpenAI's API: requests in JSON, checked field by field, and answers as JSON or as a stream of
+//! JSON.
 
 mod body;
 pub(crate) mod chat;
@@ -23,7 +23,8 @@ use serde::Serialize;
 pub(crate) use error::{ApiError, ErrorBody};
 pub(crate) use generate::Usage;
 
-/// What computed an answer: with the same fingerprint and the same seed, the same answer.
+/// Identifies the software that computed an answer: the same fingerprint and seed give the same
+/// answer.
 const FINGERPRINT: &str = concat!("bitnet-", env!("CARGO_PKG_VERSION"));
 
 /// An answer in JSON.
@@ -40,7 +41,7 @@ pub(crate) fn json(value: &impl Serialize) -> Response {
     }
 }
 
-/// A value in JSON, as a string. Our types have nothing that JSON has not.
+/// A value in JSON, as a string. JSON can represent every value of our types.
 fn to_json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }

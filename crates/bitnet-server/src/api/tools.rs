@@ -1,9 +1,9 @@
-//! Tools: functions that the model may ask for, how it learns of them, and its calls, found in
-//! what it writes.
+//! Tools: functions that the model may call, their introduction in the prompt, and the parser of
+//! calls in its output.
 //!
-//! A call is written `<tool_call>{"name": "NAME", "arguments": {…}}</tool_call>`. A grammar sees to
-//! it that whatever begins like one is one, of a tool that there is, with arguments that fit its
-//! schema.
+//! A call is written `<tool_call>{"name": "NAME", "arguments": {…}}</tool_call>`. A grammar ensures
+//! that text that begins like a call is a whole call of an existing tool, with arguments that fit
+//! its schema.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -79,7 +79,7 @@ enum Choice {
     Named(usize),
 }
 
-/// The tools of a request, settled.
+/// The resolved tools of a request.
 #[derive(Clone, Debug)]
 pub(crate) struct Tools {
     tools: Vec<Tool>,
@@ -175,12 +175,12 @@ impl Tools {
         )
     }
 
-    /// Whether a call must come.
+    /// Whether the answer must contain a call.
     pub(crate) fn must_call(&self) -> bool {
         self.choice != Choice::Auto
     }
 
-    /// What an answer must be: calls, or text that may end in calls.
+    /// The grammar of an answer: calls, or text that may end in calls.
     pub(crate) fn grammar(&self) -> Result<Grammar, ApiError> {
         let calls = if self.is_parallel {
             "call (\"\\n\" call)*"
@@ -266,7 +266,7 @@ pub(crate) fn check_arguments(calls: &[ToolCall], message: usize) -> Result<(), 
     for (index, call) in calls.iter().enumerate() {
         let field = format!("messages[{message}].tool_calls[{index}].function.arguments");
         let arguments = call.function.arguments.trim();
-        // Some servers write none where a function has none.
+        // Some servers omit the arguments of a function without parameters.
         if !arguments.is_empty() && serde_json::from_str::<Value>(arguments).is_err() {
             return Err(ApiError::invalid(&field, format!("'{field}' is not JSON.")));
         }
@@ -287,7 +287,7 @@ pub(crate) fn written(calls: &[Value]) -> String {
     calls.iter().map(call).collect::<Vec<_>>().join("\n")
 }
 
-/// What an answer turns out to be.
+/// A parsed part of an answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Found {
     Text(String),
@@ -306,7 +306,7 @@ pub(crate) enum Found {
 /// Finds calls in a text that comes in pieces.
 #[derive(Debug, Default)]
 pub(crate) struct CallFinder {
-    /// What cannot be told yet.
+    /// Text that cannot be classified yet.
     pending: String,
     place: Place,
     num_calls: usize,
@@ -319,7 +319,7 @@ enum Place {
     /// Between the beginning of a call and its arguments.
     Name,
     Arguments(Nesting),
-    /// Behind the arguments.
+    /// After the arguments.
     End,
 }
 
@@ -357,30 +357,30 @@ impl Nesting {
 }
 
 impl CallFinder {
-    /// How many calls there were so far.
+    /// Number of calls so far.
     pub(crate) fn num_calls(&self) -> usize {
         self.num_calls
     }
 
-    /// Whether the text ends within the arguments of the last call, which then are no JSON.
+    /// Whether the text ends within the arguments of the last call, which then are invalid JSON.
     pub(crate) fn is_cut(&self) -> bool {
         matches!(self.place, Place::Arguments(_))
     }
 
-    /// Takes more text, and adds what it turns out to be.
+    /// Parses more text, and appends its parts to `found`.
     pub(crate) fn push(&mut self, text: &str, found: &mut Vec<Found>) {
         self.pending.push_str(text);
         while self.step(found) {}
     }
 
-    /// No more text comes.
+    /// Parses the end of the text.
     pub(crate) fn finish(&mut self, found: &mut Vec<Found>) {
         if matches!(self.place, Place::Text) && !self.pending.is_empty() {
             found.push(Found::Text(std::mem::take(&mut self.pending)));
         }
     }
 
-    /// Goes on as far as one place; false where more text is needed.
+    /// Parses one step; false if it needs more text.
     fn step(&mut self, found: &mut Vec<Found>) -> bool {
         match &mut self.place {
             Place::Text => {
@@ -459,8 +459,7 @@ fn held_back(text: &str, mark: &str) -> usize {
 mod tests {
     use super::*;
 
-    /// What a text is found to be, cut into pieces of `size` characters; texts and arguments
-    /// joined.
+    /// Parses a text in pieces of `size` characters; joins texts and arguments.
     fn find(text: &str, size: usize) -> (String, Vec<(String, String)>) {
         let (mut finder, mut found) = (CallFinder::default(), Vec::new());
         let chars: Vec<char> = text.chars().collect();
@@ -503,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_call_is_text() {
+    fn text_that_is_not_a_call_stays_text() {
         for text in ["", "a < b", "<tool", "<tool_cal", "é<"] {
             assert_eq!(find(text, 1), (text.to_owned(), Vec::new()));
         }
@@ -524,7 +523,7 @@ mod tests {
     }
 
     #[test]
-    fn choices_are_settled_or_refused() {
+    fn tool_choices_are_resolved_or_refused() {
         let settle = |names: &[&str], choice: Value| {
             let tools = names.iter().map(|name| tool(name)).collect();
             Tools::settle(Some(tools), Some(&choice), None)

@@ -49,7 +49,7 @@ impl Schema {
                     refused.push((part, inner));
                 }
             }
-            // A part that no value fits is not the reason where values can do without it.
+            // An optional part that no value fits is not the cause.
             let is_likely = |(part, inner): &(Part<'_>, String)| {
                 !part.is_optional || !inner.starts_with("Unsatisfiable")
             };

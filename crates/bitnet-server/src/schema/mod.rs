@@ -1,4 +1,5 @@
-//! [`Schema`]: a JSON schema as the grammar engine reads it, made from one as clients write it.
+//! [`Schema`]: a JSON schema in the form that the grammar engine reads, made from a client's
+//! schema.
 //!
 //! llguidance reads a part of JSON Schema and does not say where an error is. This pass
 //!
@@ -44,9 +45,9 @@ const TYPES: [&str; 7] = [
 
 /// How a schema is read.
 ///
-/// A closed object is one without properties but the declared ones. An object that declares
-/// `properties` is closed in a tool and in `response_format`, unless its schema has
-/// `additionalProperties` (or `unevaluatedProperties`) and so says otherwise.
+/// A closed object has only the declared properties. An object that declares `properties` is closed
+/// in a tool and in `response_format`, unless its schema has `additionalProperties` (or
+/// `unevaluatedProperties`) and so says otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Strictness {
     /// `structured_outputs`: all keywords are enforced or refused, objects are open.
@@ -59,7 +60,7 @@ pub(crate) enum Strictness {
     Tool,
 }
 
-/// What is wrong with a schema, and where.
+/// An error in a schema, and its place.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("at '#{pointer}': {problem}")]
 pub(crate) struct SchemaError {
@@ -184,7 +185,7 @@ fn has_named_kinds(schema: &Value) -> bool {
     }
 }
 
-/// What a keyword has as its value.
+/// The kind of value that a keyword has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Keyword {
     /// A schema.
@@ -343,11 +344,12 @@ impl Declared {
 /// Whether objects are closed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Closing {
-    /// Neither this object nor those within it.
+    /// Neither this object nor the objects within it are closed.
     Never,
-    /// Those within it. This one is a part of another schema, which is closed as a whole.
+    /// The objects within it are closed. This one is a part of another schema, which is closed as a
+    /// whole.
     Within,
-    /// This one, and those within it. These properties are declared beside it.
+    /// This object and the objects within it are closed. These properties are declared beside it.
     Here(Declared),
 }
 
@@ -723,7 +725,7 @@ fn elements<'v>(
     elements.map(move |(index, part)| (here.child(&index.to_string()).entered(part), part))
 }
 
-/// Properties that a schema declares by itself, those included that it requires.
+/// Properties that a schema itself declares or requires.
 fn declared_here(schema: &Value) -> Declared {
     let keys = |name: &str| {
         let fields = schema.get(name).and_then(Value::as_object);
@@ -772,7 +774,7 @@ fn close(schema: &mut Map<String, Value>, declared: &Declared) {
     schema.insert("additionalProperties".to_owned(), json!(false));
 }
 
-/// Refuses ranges that hold nothing: the engine would leave out an optional property with one.
+/// Refuses empty ranges: the engine would leave out an optional property with one.
 fn check_ranges(place: &Place, schema: &Map<String, Value>) -> Result<(), SchemaError> {
     for (lower, upper) in [
         ("minimum", "maximum"),
@@ -840,8 +842,8 @@ fn bound_integers(place: &Place, schema: &mut Map<String, Value>) -> Result<(), 
     Ok(())
 }
 
-/// The largest bound of a number: the largest `f64` below 10¹⁸. The grammar engine has no more
-/// digits for what is before the point.
+/// The largest bound of a number: the largest `f64` below 10¹⁸. The grammar engine supports no more
+/// digits before the point.
 const NUMBER_MAX: f64 = 999_999_999_999_999_872.0;
 /// No number of an answer is as large: see the limits on digits and exponents in `grammar.rs`.
 const NUMBER_UNREACHED: f64 = 1e160;
@@ -853,7 +855,7 @@ fn bound_numbers(schema: &mut Map<String, Value>) {
         let Some(bound) = schema.get(name).and_then(Value::as_f64) else {
             continue;
         };
-        // How far it leaves room on its own side of zero.
+        // Distance between zero and the bound, on the side that the bound allows.
         let room = -sign * bound;
         if room >= NUMBER_UNREACHED {
             schema.shift_remove(name);

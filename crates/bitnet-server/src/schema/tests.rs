@@ -1,4 +1,4 @@
-//! What schemas of clients become.
+//! Tests of the normalization of clients' schemas.
 
 use serde_json::{Value, json};
 
@@ -83,7 +83,7 @@ fn an_error_names_the_keyword_and_its_place() {
 }
 
 #[test]
-fn ranges_that_hold_nothing_are_refused() {
+fn empty_ranges_are_refused() {
     for (lower, upper) in [
         ("minimum", "maximum"),
         ("minLength", "maxLength"),
@@ -343,7 +343,7 @@ fn bounds_of_integers_are_kept_within_64_bits() {
 }
 
 #[test]
-fn bounds_of_numbers_that_no_number_reaches_are_left_out() {
+fn unreachable_bounds_of_numbers_are_left_out() {
     let all = json!({ "type": "number", "minimum": -f64::MAX, "exclusiveMaximum": f64::MAX });
     assert_eq!(
         normalized(&all, Strictness::Strict),
@@ -360,7 +360,7 @@ fn bounds_of_numbers_that_no_number_reaches_are_left_out() {
 }
 
 #[test]
-fn integers_that_would_be_written_wrongly_are_refused() {
+fn integers_that_f64_cannot_hold_are_refused() {
     let odd = 9_007_199_254_740_993_i64;
     assert_eq!(
         problem(&json!({ "const": odd }), Strictness::Tool).0,
