@@ -7,10 +7,10 @@
 //!
 //! - A weight is −1, 0 or +1 and an activation an int8, so a matrix product is an exact integer
 //!   sum: [`TernaryMatrix`] holds the weights in the order in which all instruction sets stream
-//!   them, [`Activations`] the rows they meet.
+//!   them, and [`Activations`] holds the rows of activations.
 //! - [`GroupMatrix`] holds signs or codes of 2 bits with a scale for each 64 or 128 columns of a
-//!   row; [`GroupActivations`] are the rows they meet, with a scale for each run of inputs. Sums
-//!   within a run are exact, and those over runs and groups have one ascending order.
+//!   row; [`GroupActivations`] holds the rows of activations, with a scale for each run of inputs.
+//!   Sums within a run are exact, and those over runs and groups have one ascending order.
 //! - Float sums have one order, written down once in `portable`: a fixed number of virtual lanes
 //!   and one reduction tree, multiply then add, never fused. `math` has the elementary functions,
 //!   since the C library's differ between machines.
@@ -27,7 +27,7 @@
 //! sets      functions over slices for each instruction set, and the table that names them
 //! weights   containers that hold matrices in one of the layouts
 //! threads   the pool, memory in huge pages, counters, probes
-//! layout    bytes as they lie in memory, and the constants of that
+//! layout    bytes as they lie in memory, with the constants of each layout
 //! ```
 
 mod layout;

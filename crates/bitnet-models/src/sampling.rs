@@ -11,6 +11,9 @@ use crate::error::{Error, Result};
 /// The file in a Hugging Face directory.
 const GENERATION_CONFIG: &str = "generation_config.json";
 
+/// A setting: its name, its value, whether a value is valid, the valid values in words.
+type Rule<'a> = (&'a str, Option<f32>, &'a dyn Fn(f32) -> bool, &'a str);
+
 /// The sampling settings that a model's files recommend; `None` for those that they leave out.
 ///
 /// GGUF files have them as `general.sampling.*`, directories in `generation_config.json`. They come
@@ -103,7 +106,7 @@ impl SamplingDefaults {
     fn checked(self, whose: &str) -> Result<Self> {
         let share = |x: f32| (0.0..=1.0).contains(&x);
         let above_0 = |x: f32| x > 0.0 && x.is_finite();
-        let rules: [(&str, Option<f32>, &dyn Fn(f32) -> bool, &str); 4] = [
+        let rules: [Rule; 4] = [
             (
                 "temperature",
                 self.temperature,

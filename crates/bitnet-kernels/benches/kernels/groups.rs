@@ -16,7 +16,7 @@ const HIDDEN: usize = 2048;
 const FFN: usize = 6144;
 /// Columns that share a scale in the published files.
 const GROUP_COLS: usize = 128;
-/// Inputs that share a scale: as few as it takes to lose no more than 8-bit blocks of 32 do.
+/// Inputs that share a scale: 32, so the rounding loses no more than 8-bit blocks of 32 do.
 const RUN_COLS: usize = 32;
 /// More bytes of matrices than any cache holds.
 const MEMORY_BYTES: usize = 160 << 20;
@@ -107,7 +107,7 @@ fn activations(n: usize) -> (Work, impl FnMut(&Cpu)) {
     (work, run)
 }
 
-/// As many matrices as it takes to find each gone from the caches when its turn comes again.
+/// Enough matrices that each has left the caches before it is used again.
 fn matrices(codes: GroupCodes, rows: usize, cols: usize) -> Vec<GroupMatrix> {
     let pool = Cpu::new(KernelSet::detect(), 2);
     let unpack = |_: usize, rows: Range<usize>, to: &mut [u8], scales: &mut [f16]| {

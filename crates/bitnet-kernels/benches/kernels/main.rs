@@ -1,9 +1,9 @@
 //! Every kernel, with its floor beside it: `cargo bench --no-default-features --features cpu,bench
 //! -- FILTER`.
 //!
-//! Shapes are those of BitNet b1.58 2B-4T, so that figures can be compared with a token's time. A
-//! kernel runs with every instruction set of this CPU except the scalar one, on one thread and on one
-//! thread per core.
+//! The shapes come from BitNet b1.58 2B-4T, so figures can be compared with the time of one token.
+//! A kernel runs with every instruction set of this CPU except the scalar one, on one thread and on
+//! one thread per core.
 
 mod attention;
 mod counters;
@@ -40,7 +40,7 @@ fn main() {
     criterion.final_summary();
 }
 
-/// Each set but the last, which is the reference, with one thread and with all.
+/// Every set except the last, the scalar reference, with one thread and with all threads.
 fn machines(read: &Rc<ReadProbe>) -> Vec<Machine> {
     let mut threads = vec![1, default_threads()];
     threads.dedup();

@@ -85,7 +85,7 @@ pub fn patterns(criterion: &mut Criterion, read: &Rc<ReadProbe>) {
                 &unpack,
             );
             let matrix = matrix.expect("unpack never fails");
-            // A line of a cache, in floats, more than is needed.
+            // One cache line of floats more than needed, so that the start can be aligned.
             let x: Vec<f32> = (0..COLS + 16).map(value).collect();
             let aligned = x.as_ptr().align_offset(64);
             for (how, start) in [("aligned", aligned), ("4 bytes further", aligned + 1)] {
@@ -173,7 +173,7 @@ fn product(matrices: &[TernaryMatrix], n: usize) -> (Work, impl FnMut(&Cpu)) {
     } else {
         0
     };
-    // Looked-up products are not multiplied.
+    // A set that looks products up does not multiply.
     let i8_macs = if is_looked_up(matrices[0].packing()) {
         0
     } else {
@@ -195,7 +195,7 @@ fn product(matrices: &[TernaryMatrix], n: usize) -> (Work, impl FnMut(&Cpu)) {
     (work, run)
 }
 
-/// One matrix, or enough of them that each has left the caches when its turn comes again.
+/// One matrix, or enough matrices that each has left the caches before it is used again.
 fn matrices(rows: usize, cols: usize, packing: Packing, from_memory: bool) -> Vec<TernaryMatrix> {
     let count = if from_memory {
         (4 * MEMORY_BYTES).div_ceil(rows * cols)

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::layout::lines::LINE_COLS;
 
-/// Rows in a tile: the most that one step of a kernel multiplies by the same weights.
+/// Rows in a tile: the maximum number that one step of a kernel multiplies by the same weights.
 pub const TILE_ROWS: usize = 8;
 
 /// Rows of activations as int8, each with the factor it was multiplied by and the sum of its
@@ -12,7 +12,7 @@ pub const TILE_ROWS: usize = 8;
 ///
 /// Rows are taken [`TILE_ROWS`] at a time. A tile of `n` rows (the last may be smaller) interleaves
 /// them by dwords: four consecutive values of row 0, the same four of row 1, … row n − 1, then the
-/// next four of each. A single row is so in its natural order. Columns are padded with zeros to a
+/// next four of each. So a single row keeps its natural order. Columns are padded with zeros to a
 /// multiple of 16.
 #[derive(Default)]
 pub struct Activations {
@@ -28,13 +28,13 @@ pub struct Activations {
 pub(crate) struct Tile<'a> {
     /// `[padded cols / 4, rows, 4]`
     pub values: &'a [i8],
-    /// What each row was multiplied by before rounding.
+    /// The factor that each row was multiplied by before rounding.
     pub scales: &'a [f32],
     /// The sum of each row's int8 values.
     pub sums: &'a [i32],
 }
 
-/// A tile to be filled.
+/// A tile that the caller fills.
 pub(crate) struct TileMut<'a> {
     pub values: &'a mut [i8],
     pub scales: &'a mut [f32],
@@ -42,7 +42,7 @@ pub(crate) struct TileMut<'a> {
 }
 
 impl Activations {
-    /// None yet.
+    /// No rows yet.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -81,7 +81,7 @@ impl Activations {
         }
     }
 
-    /// How many tiles hold the rows.
+    /// Number of tiles that hold the rows.
     pub(crate) fn num_tiles(&self) -> usize {
         self.rows.div_ceil(TILE_ROWS)
     }
@@ -101,7 +101,7 @@ impl Activations {
         }
     }
 
-    /// Everything to be filled: values, scales and sums of all rows.
+    /// The buffers that the caller fills: values, scales and sums of all rows.
     pub(crate) fn all_mut(&mut self) -> TileMut<'_> {
         let cols = self.padded_cols();
         TileMut {

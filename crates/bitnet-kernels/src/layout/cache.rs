@@ -1,4 +1,4 @@
-//! The measures of the key/value cache.
+//! The block and segment sizes of the key/value cache.
 
 /// Key positions in a block of the key/value cache.
 pub const CACHE_BLOCK: usize = 32;

@@ -18,11 +18,12 @@
 //! signs:   the first 1024 columns of all blocks, the next 1024 columns of all blocks, …
 //! ```
 //!
-//! A code c of 2 bits is the weight c − 1, so −1, 0, 1 or 2. Signs are looked up: four of them are
-//! an index of 4 bits into the 16 sums that four activations can make, and a shuffle finds those of
-//! 32 rows. p(r) is chosen so that widening the bytes by twice interleaving halves of 128 bits
-//! leaves eight rows in order in each register of 256 bits. The tables of 1024 columns take 8 KiB
-//! and stay in the first cache while the weights of all blocks pass by.
+//! A code c of 2 bits is the weight c − 1, so −1, 0, 1 or 2. Kernels look signs up instead of
+//! multiplying: four activations have only 16 signed sums, four sign bits are the index of one of
+//! them, and a shuffle instruction looks up the sums of 32 rows at once. The sums of a run are
+//! bytes; interleaving the 128-bit halves twice widens them, and p(r) is chosen so that this leaves
+//! eight rows in order in each 256-bit register. The tables of 1024 columns take 8 KiB, so they
+//! stay in the first-level cache while a thread reads the weights of all blocks.
 
 use half::f16;
 
@@ -33,7 +34,7 @@ use crate::layout::packing::pack_line_row;
 pub(crate) const CELL_COLS: usize = 32;
 /// Bytes of the scales of a group.
 pub(crate) const SCALE_BYTES: usize = 2 * BLOCK_ROWS;
-/// Columns of signs whose tables a thread keeps in its first cache.
+/// Columns of signs whose tables fit into a thread's first-level cache.
 const CHUNK_COLS: usize = 1024;
 /// Bytes of a run of signs, one for each row.
 pub(crate) const SIGN_RUN_BYTES: usize = BLOCK_ROWS;
@@ -47,7 +48,7 @@ pub(crate) const CELL_SIGN_RUNS: usize = CELL_COLS / SIGN_RUN_COLS;
 /// Eight columns of signs of 32 rows.
 pub(crate) type SignRun = [u8; SIGN_RUN_BYTES];
 
-/// What a code of a weight with a scale for its group can be.
+/// The set of codes of weights that have a scale for each group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GroupCodes {
     /// 0 is −1 and 1 is +1; 1 bit a weight.
@@ -57,7 +58,7 @@ pub enum GroupCodes {
 }
 
 impl GroupCodes {
-    /// What reports call weights of these codes.
+    /// The name of these codes in reports.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -69,7 +70,7 @@ impl GroupCodes {
     /// Both.
     pub const ALL: [Self; 2] = [Self::Signs, Self::TwoBits];
 
-    /// Codes lie below this.
+    /// The number of different codes: all codes are below it.
     #[must_use]
     pub fn num_codes(self) -> u8 {
         match self {
@@ -96,7 +97,7 @@ impl GroupCodes {
     }
 }
 
-/// How the columns of a matrix with group scales are cut up.
+/// How the columns of a matrix with group scales are split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct GroupLayout {
     pub codes: GroupCodes,
@@ -106,14 +107,14 @@ pub(crate) struct GroupLayout {
     pub group_cols: usize,
 }
 
-/// Some groups of every block, which lie one block after the other.
+/// Consecutive groups of every block. The chunk stores them block by block.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GroupChunk {
     pub first_group: usize,
     pub num_groups: usize,
     /// Bytes of one block.
     pub block_bytes: usize,
-    /// Bytes of the chunks before it, of one block.
+    /// Bytes of one block in all chunks before this one.
     first_byte: usize,
 }
 
@@ -230,8 +231,8 @@ fn pack_sign_row(codes: &[u8], lane: usize, cells: &mut [u8]) {
     for (codes, run) in codes.chunks(SIGN_RUN_COLS).zip(runs) {
         let mut eight = [0; SIGN_RUN_COLS];
         eight[..codes.len()].copy_from_slice(codes);
-        // Byte i, which is 0 or 1, times 2^(56 - 7 i) is bit i of the uppermost byte; no two of the
-        // products fall on one bit.
+        // Byte i, which is 0 or 1, times 2^(56 - 7 i) is bit i of the highest byte. The other
+        // products fall on bits of their own, so one multiplication gathers all eight bits.
         let bits = u64::from_le_bytes(eight).wrapping_mul(0x0102_0408_1020_4080) >> 56;
         run[sign_byte(lane)] = bits as u8;
     }
@@ -277,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn every_code_has_a_place_of_its_own() {
+    fn every_code_has_its_own_place() {
         for codes in GroupCodes::ALL {
             let layout = GroupLayout {
                 codes,

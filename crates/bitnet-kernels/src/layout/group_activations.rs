@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::layout::activations::TILE_ROWS;
 use crate::layout::cells::CELL_COLS;
 
-/// Rows of activations as int8, each run of 32, 64 or 128 inputs with a scale of its own.
+/// Rows of activations as int8. Each run of 32, 64 or 128 inputs has its own scale.
 ///
 /// A run begins at a multiple of its length; the last may be shorter. Its values are q, its scale
 /// is d = absmax / 127, and an input is about q · d. Rows are taken [`TILE_ROWS`] at a time and
@@ -19,7 +19,7 @@ pub struct GroupActivations {
     values: Vec<i8>,
     /// For each tile `[runs, rows in the tile]`.
     scales: Vec<f32>,
-    /// The same of the sums of a run's values.
+    /// `[runs, rows in the tile]` for each tile: the sum of each run's values.
     sums: Vec<i32>,
 }
 
@@ -30,13 +30,13 @@ pub(crate) struct GroupTile<'a> {
     pub rows: usize,
     /// `[padded cols / 4, rows, 4]`
     pub values: &'a [i8],
-    /// What the values of each run are multiplied by, `[runs, rows]`.
+    /// The factor of each run's values, `[runs, rows]`.
     pub scales: &'a [f32],
     /// The sum of each run's values, `[runs, rows]`.
     pub sums: &'a [i32],
 }
 
-/// All rows, to be filled.
+/// The buffers of all rows, which the caller fills.
 pub(crate) struct GroupTileMut<'a> {
     pub values: &'a mut [i8],
     pub scales: &'a mut [f32],
@@ -44,7 +44,7 @@ pub(crate) struct GroupTileMut<'a> {
 }
 
 impl GroupActivations {
-    /// None yet.
+    /// No rows yet.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -89,7 +89,7 @@ impl GroupActivations {
         self.sums.resize(runs.max(self.sums.len()), 0);
     }
 
-    /// How many tiles hold the rows.
+    /// Number of tiles that hold the rows.
     pub(crate) fn num_tiles(&self) -> usize {
         self.rows.div_ceil(TILE_ROWS)
     }

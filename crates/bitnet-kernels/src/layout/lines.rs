@@ -1,6 +1,6 @@
-//! Blocks of rows and lines: the measures that every layout of weights shares.
+//! The sizes of blocks and lines, which every layout of weights shares.
 
-/// Rows in a block: also what the output of each part of a matrix is padded to.
+/// Rows in a block. The output of each part of a matrix is padded to a multiple of it.
 pub const BLOCK_ROWS: usize = 32;
 
 /// The most columns a matrix may have, so that no i32 accumulator can overflow: codes of the

@@ -1,9 +1,10 @@
 //! Table lookup: ternary weights kept as the indices of pairs (TL1) or triples (TL2), and products
 //! that look them up.
 //!
-//! The products of two or three neighbouring activations with all their possible weights are few:
-//! they are computed once a row of activations, and a shuffle instruction finds them for 32 rows of
-//! weights at a time. Nothing is unpacked.
+//! Two ternary weights have 9 combinations and three have 27, so two or three neighbouring
+//! activations have only that many products. A kernel computes them once for each row of
+//! activations, and a shuffle instruction looks them up for 32 rows of weights at a time. The
+//! weights are never unpacked.
 //!
 //! ```text
 //! pairs:    index of the weights (a, b):     3a + b + 4,     0 to 8
@@ -19,14 +20,15 @@
 //! matrix:   the first chunk of all blocks, the second chunk of all blocks, …
 //! ```
 //!
-//! These are the codes of the file formats of those names, two bits a weight and one and two
-//! thirds; only the order of the runs is ours. Lines and units have eight fields (pairs or triples)
-//! each. A chunk is as wide as the tables of its columns leave room for the weights in the
-//! first-level cache: they stay there while one stream of weights passes by.
+//! The codes equal those in the TL1 and TL2 file formats: 2 bits and 1⅔ bits a weight. Only the
+//! order of the runs differs. Lines and units have eight fields (pairs or triples) each. The width
+//! of a chunk is chosen so that the tables of its columns fit into the first-level cache and leave
+//! room for the weights: the tables stay there while the thread reads one stream of weights.
 //!
-//! What a table holds is exact: a product, 9 bits and a sign, is kept as two signed bytes, its
-//! rounded quotient by [`RADIX`] and the remainder, which are looked up and added apart. Eight of
-//! either fit into a byte: sums are widened once a line or unit.
+//! The tables are exact. A product has 9 bits and a sign, so it is stored as two signed bytes: its
+//! rounded quotient by [`RADIX`] and the remainder. Kernels look the two up and add them
+//! separately. A byte holds the sum of eight quotients or eight remainders, so sums are widened
+//! once for each line or unit.
 
 use std::ops::Range;
 
@@ -49,7 +51,7 @@ pub(crate) const FIELDS: usize = 8;
 /// 120. Products are at most 3 · 128 = 384, so |high| ≤ 12, and eight are at most 96.
 pub(crate) const RADIX: i16 = 31;
 
-/// How the columns of a block, or of a chunk of it, are cut up.
+/// How the columns of a block or chunk are split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cut {
     /// Units of triples, which come first.
@@ -80,7 +82,7 @@ impl Cut {
         self.units * UNIT_BYTES + self.lines * LINE_BYTES
     }
 
-    /// Columns, with those that fill up the last line.
+    /// Columns, including the padding of the last line.
     pub fn cols(self) -> usize {
         self.units * UNIT_COLS + self.lines * LINE_COLS
     }
@@ -98,7 +100,7 @@ impl Cut {
             next.first_byte += next.cut.block_bytes();
             next.cut.units = rest.units.min(CHUNK_UNITS);
             rest.units -= next.cut.units;
-            // Lines beside units are few: none but those of the last, incomplete unit.
+            // Only the last, incomplete unit leaves columns for lines.
             next.cut.lines = if rest.units == 0 {
                 rest.lines.min(CHUNK_LINES)
             } else {
@@ -117,17 +119,17 @@ impl Cut {
     }
 }
 
-/// Some columns of every block.
+/// Consecutive columns of every block.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Chunk {
     pub cut: Cut,
     pub first_col: usize,
-    /// Bytes of the chunks before it, of one block.
+    /// Bytes of one block in all chunks before this one.
     first_byte: usize,
 }
 
 impl Chunk {
-    /// Where the chunk of a block lies in a matrix of so many blocks.
+    /// Where the chunk of a block lies in a matrix of `num_blocks` blocks.
     pub fn place(&self, block: usize, num_blocks: usize) -> Range<usize> {
         let len = self.cut.block_bytes();
         let start = self.first_byte * num_blocks + block * len;

@@ -1,5 +1,5 @@
-//! LAYOUT: how weights and activations lie in memory, byte by byte, and the constants of that. The
-//! lowest storey: it uses nothing above it.
+//! LAYOUT: how weights and activations lie in memory, byte by byte, with the constants of each
+//! layout. The lowest storey: it uses nothing above it.
 
 pub mod activations;
 pub mod cache;

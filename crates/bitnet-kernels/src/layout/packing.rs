@@ -21,10 +21,10 @@
 //! line 4       F7.2   F7.1   F7.0      F4
 //! ```
 //!
-//! Five of the fields can so index a table of 64 bytes as they lie: `vpermb` looks at six bits of
-//! an index, and a table that says the same twice needs only five. What a table gives is three
-//! codes of 2 bits, as in a line of 2 bits. Columns that do not fill a group of 96 follow in lines
-//! of 2 bits.
+//! F0 to F4 sit in the low bits of their bytes, so they index a table of 64 bytes without any shift
+//! or mask: `vpermb` reads six bits of each index, and a table that repeats its 32 entries ignores
+//! the sixth. Each table entry is three codes of 2 bits, as in a line of 2 bits. Columns that do
+//! not fill a group of 96 follow in lines of 2 bits.
 //!
 //! **TL1 and TL2** are for table lookup: `lookup.rs` draws them.
 
@@ -39,14 +39,13 @@ const PACKED_LINES: usize = 5;
 /// The lines of a group in 1.67 bits.
 pub(crate) type Group = [Line; PACKED_LINES];
 
-/// How weights lie in memory, and so how products with them are computed. Results do not depend on
-/// it.
+/// How weights lie in memory. It decides how products are computed, never their results.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Packing {
     /// 2: four weights in a byte.
     #[default]
     Two,
-    /// 1.67: three weights in five bits. A sixth less to read, more to compute.
+    /// 1.67: three weights in five bits. Reads a sixth less memory, computes more.
     FiveThirds,
     /// Pairs as indices of 4 bits, 2 bits a weight, looked up.
     Tl1,
@@ -55,10 +54,10 @@ pub enum Packing {
 }
 
 impl Packing {
-    /// All of them.
+    /// All packings.
     pub const ALL: [Self; 4] = [Self::Two, Self::FiveThirds, Self::Tl1, Self::Tl2];
 
-    /// What `--packing` or `--ternary-kernel` calls it.
+    /// Its name in `--packing` and `--ternary-kernel`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -69,13 +68,13 @@ impl Packing {
         }
     }
 
-    /// The one of that name.
+    /// The packing with this name.
     #[must_use]
     pub fn by_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|packing| packing.name() == name)
     }
 
-    /// Where weights are looked up: how their columns are cut into pairs and triples.
+    /// How the columns are split into pairs and triples; `None` for packings without lookup.
     pub(crate) fn cut(self, cols: usize) -> Option<Cut> {
         match self {
             Self::Two | Self::FiveThirds => None,
@@ -133,7 +132,7 @@ pub(crate) fn squeeze(plain: &[Line], packed: &mut [u8]) {
     }
 }
 
-/// Eight bytes at a time: portable, and the compiler makes vectors of it.
+/// Eight bytes at a time in a u64: portable, and the compiler vectorises it.
 #[inline(always)]
 fn squeeze_group(plain: &[Line; GROUP_LINES], packed: &mut Group) {
     for at in 0..LINE_BYTES / 8 {
@@ -192,7 +191,7 @@ pub(crate) fn spread_group(packed: &Group, plain: &mut [Line; GROUP_LINES]) {
             high(line(4), 5) | high(line(1), 7) << 3 | high(line(3), 7) << 4,
         ];
         let c = fields.map(|field| {
-            // Adding 128 − n sets the uppermost bit of a byte that is n or more.
+            // Adding 128 − n sets the highest bit of each byte that is at least n.
             let at_least = |x: u64, n: u8| high(x + bytes(128 - n), 7);
             let t2 = at_least(field, 9) + at_least(field, 18);
             let rest = field - 9 * t2;
@@ -263,7 +262,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn squeezed_lines_come_back() {
+    fn squeezing_lines_and_expanding_them_gives_the_same_lines() {
         for cols in [16, 80, 96, 112, 300] {
             let lines = num_lines(cols);
             let mut state = 1u32;

@@ -18,11 +18,11 @@ pub(crate) const RUN_LINE_BYTES: usize = 64;
 pub(crate) const RUN_LINE_WEIGHTS: usize = 4 * RUN_LINE_BYTES;
 /// Runs that a kernel takes at a time.
 pub(crate) const RUNS_AT_ONCE: usize = 64;
-/// Lines of a block of rows that one line of each of its rows is made of.
+/// Lines of a block of rows from which one line of each row is built.
 pub(crate) const LINES_OF_RUN_LINE: usize = RUN_LINE_WEIGHTS / LINE_COLS;
-/// Blocks of rows that one line of a column is made of.
+/// Blocks of rows from which one line of a column is built.
 pub(crate) const BLOCKS_OF_RUN_LINE: usize = RUN_LINE_WEIGHTS / BLOCK_ROWS;
-/// Positions that a set may write past the last one it counts.
+/// Positions that a set may write past the last one that it reports.
 pub(crate) const LIST_SLACK: usize = 8;
 
 /// The row of a matrix, less `256 b`, that a field of a byte of line `b` of a column holds.
@@ -84,8 +84,8 @@ pub(crate) fn copy_columns(
     }
 }
 
-/// The activations that the fields of each line of a row meet: 64 for field 0, 64 for field 1, …;
-/// zeros past the end.
+/// The activations in the order of the fields of each line of a row: 64 for field 0, 64 for field
+/// 1, …; zeros past the end.
 pub(crate) fn arrange(
     activations: &[i8],
     run_lines: usize,

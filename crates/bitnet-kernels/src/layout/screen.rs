@@ -17,7 +17,7 @@ pub(crate) const SCREEN_LINE_COLS: usize = 4;
 pub(crate) type ScreenSums = [[i32; BLOCK_ROWS]; TILE_ROWS];
 
 /// Packs `[BLOCK_ROWS, padded cols]` integers into the lines of one block, some lines at a time, so
-/// that what is written stays in the nearest cache until it is whole.
+/// that the written lines stay in the first-level cache until they are complete.
 pub(crate) fn pack_block(integers: &[i8], padded: usize, block: &mut [u8]) {
     for (first, lines) in (0..padded)
         .step_by(LINE_COLS)

@@ -133,14 +133,14 @@ impl<'a> Qkv<'a> {
     }
 }
 
-/// Partial results kept between the two steps of an attention whose rows are split between threads.
+/// Partial results of rows that several threads share, kept until they are merged.
 #[derive(Default)]
 pub struct AttentionScratch {
     partials: Vec<f32>,
 }
 
-/// Queries that one pass over a segment takes at most, if they are of several rows: as many as make
-/// it worth while to turn the segment into f32, few enough for their sums to stay in a cache.
+/// Maximum number of queries of several rows in one pass over a segment: enough to pay for
+/// converting the segment to f32, few enough that their sums stay in a cache.
 const RUN_QUERIES: usize = 64;
 
 /// Where one thread's share of the work ends and the next one's begins. The work is ordered by
@@ -152,7 +152,7 @@ struct Cut {
     segment: usize,
 }
 
-/// Some consecutive rows of a sequence with one key/value head, over some of their segments.
+/// Consecutive rows of a sequence with one key/value head, over a range of their segments.
 struct Piece {
     kv_head: usize,
     rows: Range<usize>,
@@ -164,7 +164,7 @@ thread_local! {
     static BUFFERS: RefCell<Buffers> = RefCell::default();
 }
 
-/// What a thread works on.
+/// The buffers of one thread.
 #[derive(Default)]
 struct Buffers {
     /// The queries of a piece, `[rows · group, head_dim]`.
@@ -173,12 +173,12 @@ struct Buffers {
     num_keys: Vec<usize>,
     /// The merged results of the segments so far.
     merged: Results,
-    /// The result of the next one.
+    /// The result of the next segment.
     later: Results,
     segment: SegmentScratch,
 }
 
-/// Partial results of some queries.
+/// Partial results of several queries.
 #[derive(Default)]
 struct Results {
     max: Vec<f32>,
@@ -188,7 +188,7 @@ struct Results {
 }
 
 impl Results {
-    /// Those of the queries of a range.
+    /// The partial results of a range of queries.
     fn part(&mut self, queries: Range<usize>, value_dim: usize) -> Partial<'_> {
         grow(&mut self.max, queries.end);
         grow(&mut self.sum, queries.end);
@@ -201,7 +201,7 @@ impl Results {
     }
 }
 
-/// Makes room for `len` elements, and keeps what was ever needed.
+/// Makes room for `len` elements. Never shrinks.
 fn grow(buffer: &mut Vec<f32>, len: usize) {
     if buffer.len() < len {
         buffer.resize(len, 0.0);
@@ -261,9 +261,9 @@ impl Cpu {
         }
     }
 
-    /// Attends each row's queries over the cache up to and with the row's own position (causal);
-    /// `out` is `[rows, heads · head_dim]`. Query head `h` reads key/value head `h · kv_heads /
-    /// heads`.
+    /// Attends each row's queries over the cache up to and including the row's own position
+    /// (causal); `out` is `[rows, heads · head_dim]`. Query head `h` reads key/value head `h ·
+    /// kv_heads / heads`.
     ///
     /// Reads the cached bytes of one row once. Consecutive rows of a sequence read them together.
     ///
@@ -350,7 +350,7 @@ impl<T: CacheElement> Job<'_, T> {
         self.shape.heads / self.shape.kv_heads
     }
 
-    /// Keys of all rows.
+    /// Keys of all rows together.
     fn keys_seen(&self) -> usize {
         self.places
             .rows
@@ -359,7 +359,7 @@ impl<T: CacheElement> Job<'_, T> {
             .sum()
     }
 
-    /// The same, but what consecutive rows of a sequence share counted once.
+    /// The same, but counts keys that consecutive rows of a sequence share once.
     fn keys_read(&self) -> usize {
         let mut index = 0;
         let mut keys = 0;
@@ -385,8 +385,8 @@ impl<T: CacheElement> Job<'_, T> {
                 .count()
     }
 
-    /// Whether shares may end inside a row: with few rows, whole ones would not share out evenly
-    /// over the threads.
+    /// Whether shares may end inside a row: a few whole rows cannot be divided evenly among the
+    /// threads.
     fn cuts_rows(&self) -> bool {
         self.num_threads > 1 && self.places.rows.len() * self.shape.kv_heads < 16 * self.num_threads
     }
@@ -403,8 +403,7 @@ impl<T: CacheElement> Job<'_, T> {
             .unwrap_or(0)
     }
 
-    /// Where a thread's share begins; the share of the last thread ends where that of one more
-    /// would begin.
+    /// Where a thread's share begins. Index `num_threads` gives the end of the last share.
     fn cut(&self, thread: usize) -> Cut {
         let per_head = self.keys_seen();
         let before = self.shape.kv_heads * per_head * thread / self.num_threads;
@@ -413,7 +412,7 @@ impl<T: CacheElement> Job<'_, T> {
         for (row, place) in self.places.rows.iter().enumerate() {
             let keys = place.position + 1;
             if rest < keys {
-                // To the nearest border there is.
+                // Round to the nearest allowed border.
                 let segment = match self.cuts_rows() {
                     true => (rest + SEGMENT_KEYS / 2) / SEGMENT_KEYS,
                     false if 2 * rest < keys => 0,
@@ -458,7 +457,7 @@ impl<T: CacheElement> Job<'_, T> {
             } = at;
             let ends_here = kv_head == end.kv_head;
             let piece = if segment > 0 || ends_here && row == end.row {
-                // A row that another thread has begun or will end.
+                // Another thread begins or ends this row.
                 let last = if ends_here && row == end.row {
                     end.segment
                 } else {
@@ -503,9 +502,9 @@ impl<T: CacheElement> Job<'_, T> {
         }
     }
 
-    /// Computes a piece. The rows of a whole one are written to `out`. Of a cut row the thread that
-    /// has its beginning leaves what it merged in `slot(0)`, and the others leave the results of
-    /// their segments, each by itself, in `slot(1)` and on, since they are to be merged in
+    /// Computes a piece. A piece of whole rows is written to `out`. Of a row that threads share,
+    /// the thread with the row's beginning stores its merged result in `slot(0)`; the others store
+    /// the result of each segment separately from `slot(1)` on, because segments must be merged in
     /// ascending order.
     fn attend<'s>(
         &self,
@@ -560,7 +559,7 @@ impl<T: CacheElement> Job<'_, T> {
             && piece.segments.end == self.places.rows[piece.rows.end - 1].num_segments()
         {
             for (index, row) in piece.rows.clone().enumerate() {
-                // SAFETY: pieces differ in rows or heads, and only whole ones write here.
+                // SAFETY: pieces differ in rows or heads, and only pieces of whole rows write here.
                 let out = unsafe { out.slice(self.output_range(row, piece.kv_head)) };
                 let queries = index * group..(index + 1) * group;
                 let acc = &merged.acc[queries.start * value_dim..queries.end * value_dim];
@@ -587,7 +586,7 @@ impl<T: CacheElement> Job<'_, T> {
         }
     }
 
-    /// The partial results of some queries over one segment.
+    /// The partial results of the queries of a piece over one segment.
     fn attend_segment(
         &self,
         piece: &Piece,
@@ -604,7 +603,8 @@ impl<T: CacheElement> Job<'_, T> {
         let keys = |block, kv_head| &self.cache.data[self.shape.keys(pair(block), kv_head)];
         let is_there = |i: &usize| segment * BLOCKS + i < num_blocks;
         let block = |i: usize| Some(i).filter(is_there).map(|i| segment * BLOCKS + i);
-        // What this thread reads next: the next segment, or the first of the next head.
+        // Prefetch the segment that this thread reads next: the next one, or the first of the next
+        // head.
         let next = match () {
             () if segment + 1 < piece.segments.end => keys((segment + 1) * BLOCKS, piece.kv_head),
             () if piece.kv_head + 1 < self.shape.kv_heads => keys(0, piece.kv_head + 1),
@@ -629,7 +629,7 @@ impl<T: CacheElement> Job<'_, T> {
         self.set.attend(&segment, scratch, partial);
     }
 
-    /// Merges the results of a later segment into those of the earlier ones.
+    /// Merges the results of a later segment into the results of the earlier segments.
     fn merge(&self, merged: &mut Partial<'_>, later: &Partial<'_>) {
         let value_dim = self.shape.value_dim();
         let accs = merged

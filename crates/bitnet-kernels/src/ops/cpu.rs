@@ -25,8 +25,7 @@ const TILE_KERNEL_ROWS_MIN: usize = 4;
 /// six blocks.
 const TILE_KERNEL_BLOCKS_MIN: usize = 8;
 
-/// A CPU's kernels, threads and counters. It runs one job at a time: it may move between threads but
-/// cannot be shared.
+/// A CPU's kernels, threads and counters. Runs one job at a time: it is `Send`, not `Sync`.
 pub struct Cpu {
     set: &'static KernelSet,
     pool: Pool,
@@ -36,7 +35,7 @@ pub struct Cpu {
 /// A root-mean-square norm: its weights and epsilon.
 #[derive(Clone, Copy)]
 pub struct Norm<'a> {
-    /// One for each column.
+    /// One weight for each column.
     pub weight: &'a [f32],
     /// Added to the mean of squares.
     pub eps: f32,
@@ -56,9 +55,9 @@ pub enum Gate {
 pub struct Neurons<'a> {
     /// The gates.
     pub gates: Range<usize>,
-    /// The values that they gate, one for each gate.
+    /// The gated values, one for each gate.
     pub ups: Range<usize>,
-    /// The network's neurons that have columns, if not all.
+    /// The neurons that have columns; `None` if all have.
     pub live: Option<LiveNeurons<'a>>,
 }
 
@@ -67,7 +66,7 @@ pub struct Neurons<'a> {
 pub struct LiveNeurons<'a> {
     /// Their positions among all, ascending.
     pub positions: &'a [u32],
-    /// How many neurons there are.
+    /// Number of all neurons.
     pub num_neurons: usize,
 }
 
@@ -88,12 +87,12 @@ thread_local! {
     /// Buffers to quantize a row: two float rows and the int8 row. Kept, so that a decode step
     /// allocates nothing.
     static ROW: RefCell<(Vec<f32>, Vec<i8>)> = const { RefCell::new((Vec::new(), Vec::new())) };
-    /// The int8 values of all neurons, of which a matrix with left-out neurons keeps some.
+    /// The int8 values of all neurons; a matrix without dead neurons keeps only some of them.
     static ALL_NEURONS: RefCell<Vec<i8>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Cpu {
-    /// The given instruction set on `num_threads` threads, the caller's included.
+    /// Uses the given instruction set on `num_threads` threads, including the caller's.
     #[must_use]
     pub fn new(set: &'static KernelSet, num_threads: usize) -> Self {
         Self {
@@ -360,8 +359,8 @@ impl Cpu {
                     .pool
                     .split(blocks.len(), 1, &|share| multiply(0, share));
             }
-            // Threads take tiles, not blocks, because a thread prepares a tile once for all blocks
-            // that it multiplies.
+            // Threads share tiles, not blocks, because a thread prepares a tile once for all
+            // blocks.
             let parts = (32 * threads)
                 .div_ceil(tiles)
                 .min(blocks.len() / TILE_KERNEL_BLOCKS_MIN);

@@ -1,5 +1,5 @@
-//! Products with weights that have a scale for each group of columns, and the activations that they
-//! meet.
+//! Products with weights that have a scale for each group of columns, and quantization of their
+//! activations.
 
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
@@ -18,7 +18,7 @@ use crate::weights::groups::GroupMatrix;
 /// Makes a row of activations: its index, the row to fill.
 type MakeRow<'a> = dyn Fn(usize, &mut [f32]) + Sync + 'a;
 
-/// What a thread needs for a row on its way to int8. Kept, so that a decode step allocates nothing.
+/// A thread's buffers to quantize a row. Kept, so that a decode step allocates nothing.
 #[derive(Default)]
 struct RowScratch {
     values: Vec<f32>,
@@ -60,7 +60,8 @@ impl Cpu {
     }
 
     /// Quantizes `rows` rows of `cols` that `make(row, values)` writes, in runs of `run_cols`, as
-    /// [`Cpu::quantize_groups`] does: for rows that are gated, say, or turned.
+    /// [`Cpu::quantize_groups`] does. For rows that the caller computes, such as gated or rotated
+    /// ones.
     ///
     /// # Panics
     /// If a run is not of 32, 64 or 128 inputs.
@@ -188,7 +189,7 @@ impl Cpu {
     }
 
     /// [`Cpu::group_matmul`] with inputs in f32, `[rows, cols]`: each row of weights is turned into
-    /// f32 first. Slow: a reference for what rounding the inputs costs.
+    /// f32 first. Slow: a reference that shows the error of rounded inputs.
     ///
     /// # Panics
     /// If the shapes do not fit.
@@ -322,8 +323,8 @@ impl RowScratch {
     }
 }
 
-/// Spreads the values of a row, `unit` at a time, over those of a tile of `rows` rows, as row
-/// `index`.
+/// Interleaves the values of row `index`, `unit` at a time, with the other rows of a tile of
+/// `rows`.
 fn scatter<T: Copy>(row: &[T], unit: usize, rows: usize, index: usize, tile: &mut [T]) {
     for (from, to) in row
         .chunks_exact(unit)

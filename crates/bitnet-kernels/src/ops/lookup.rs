@@ -1,5 +1,5 @@
-//! Products with matrices whose weights are looked up: tables for some columns at a time, then all
-//! blocks by them.
+//! Products by table lookup: builds the tables of one chunk of columns, multiplies all blocks with
+//! them, then goes to the next chunk.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -11,7 +11,7 @@ use crate::sets::lookup::{Lookup, Table};
 use crate::sets::output::Output;
 use crate::weights::matrix::TernaryMatrix;
 
-/// What a thread needs for a product: a part of a row of activations, tables, sums. Kept, so that a
+/// A thread's buffers for a product: a part of a row of activations, tables, sums. Kept, so that a
 /// decode step allocates nothing.
 #[derive(Default)]
 struct LookupScratch {
@@ -30,8 +30,8 @@ const ROWS_AT_ONCE: usize = 32;
 
 /// `y = Σ w · q / s · scale` for the given blocks of rows and all activation rows.
 ///
-/// Every thread makes all tables for itself: that takes less time than to wait for, and to fetch,
-/// what others made.
+/// Every thread builds all tables itself: waiting for another thread and fetching its tables would
+/// take longer.
 ///
 /// # Safety
 /// The CPU must have the instructions of `lookup`, and no other thread may hold the same blocks of

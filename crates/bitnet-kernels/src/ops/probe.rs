@@ -1,4 +1,5 @@
-//! What a set and its threads can do at best, measured: products in registers, the cost of a join.
+//! Measures the peak of a set and its threads: the rate of products in registers, the cost of a
+//! join.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -9,9 +10,9 @@ use crate::ops::cpu::Cpu;
 const PEAK_ROUNDS: usize = 20_000;
 
 impl Cpu {
-    /// Products of int8 a second that all threads together add up when nothing leaves the
-    /// registers, at best of a few tries; `None` for the scalar set, whose loops are the
-    /// compiler's.
+    /// The rate of int8 products of all threads together in products per second, with all operands
+    /// in registers; the best of a few tries. `None` for the scalar set, whose loops the compiler
+    /// chooses.
     #[must_use]
     pub fn peak_i8_macs_per_s(&self) -> Option<f64> {
         self.set().peak_i8.map(|peak| self.best_rate(peak))
@@ -38,14 +39,15 @@ impl Cpu {
         best
     }
 
-    /// What it takes to run a job on all threads, each of which ends as soon as all have begun, and
-    /// to wait for its end: the median of some hundreds.
+    /// The time to run a job on all threads and wait for its end: the median of some hundred runs.
+    /// Each thread ends its share as soon as all threads have begun theirs.
     #[must_use]
     pub fn join_latency(&self) -> Duration {
         let run = |_| {
             let (begun, num_workers) = (AtomicUsize::new(0), self.pool().num_threads() - 1);
             let start = Instant::now();
-            // The calling thread would run the shares that nobody has begun when its own is done.
+            // Without this wait, the calling thread would run shares that no other thread has
+            // begun.
             self.pool().run(&|index| match index {
                 0 => {
                     while begun.load(Ordering::Relaxed) < num_workers {

@@ -1,10 +1,10 @@
 //! Linear attention with a recurrent state: [`Cpu::delta_net`].
 //!
-//! A sequence's state in one layer has a fixed size, however long the sequence is:
+//! A sequence's state in one layer has a fixed size that does not depend on the sequence's length:
 //!
 //! ```text
 //! [3 tokens][channels]                      inputs of the convolution, the oldest token first
-//! [value heads][head_dim keys][head_dim values]   what each head remembers
+//! [value heads][head_dim keys][head_dim values]   the memory of each head
 //! ```
 
 use std::ops::Range;
@@ -41,7 +41,7 @@ impl DeltaShape {
         self.value_heads * self.head_dim
     }
 
-    /// Numbers in the part of a state that the convolution keeps.
+    /// Numbers in the convolution's part of a state.
     #[must_use]
     fn conv_len(&self) -> usize {
         (CONV_TAPS - 1) * self.channels()
@@ -78,8 +78,8 @@ pub struct DeltaInput<'a> {
     pub qkv: Range<usize>,
     /// Columns of the gates of the output.
     pub gate: Range<usize>,
-    /// `[rows, 2 · value heads]`: times of the decay before bias and softplus, then how strongly a
-    /// token is written, before the sigmoid.
+    /// `[rows, 2 · value heads]`: times of the decay before bias and softplus, then the strengths
+    /// with which a token is written, before the sigmoid.
     pub times: &'a [f32],
 }
 
@@ -92,7 +92,7 @@ pub struct StateRows {
     pub state: usize,
 }
 
-/// Memory of [`Cpu::delta_net`] between its steps.
+/// Buffers of [`Cpu::delta_net`] between its steps.
 #[derive(Default)]
 pub struct DeltaScratch {
     /// `[rows, channels]`: queries, keys and values after the convolution.

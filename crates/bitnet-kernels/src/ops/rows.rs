@@ -15,7 +15,7 @@ use crate::threads::disjoint::Disjoint;
 const FLOAT_OUTPUTS: usize = 8;
 
 thread_local! {
-    /// A head on its way through a norm. Kept, so that a decode step allocates nothing.
+    /// A buffer for a head while it is normalised. Kept, so that a decode step allocates nothing.
     static HEAD: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 

@@ -1,11 +1,11 @@
-//! [`ScreenTable`]: an 8-bit copy of the head, which tells at half the traffic which logits can
-//! matter.
+//! [`ScreenTable`]: an 8-bit copy of the head, which shows with half the memory traffic which
+//! logits can matter.
 //!
 //! A logit is the product of a row `e` of the head and the hidden state `h`. Both are kept as 8-bit
 //! integers times a scale, the hidden state as the sum of two such planes, so that the estimate is
-//! an exact integer sum and two multiplications. With it comes a bound of its error, proved in
-//! `docs/screened-head.md`: whoever wants the largest logits computes in full only those whose
-//! upper bound reaches the lower bounds of the others, and loses none.
+//! an exact integer sum and two multiplications. Each estimate has an error bound, proved in
+//! `docs/screened-head.md`. To find the largest logits, the sampler computes in full only the
+//! logits whose upper bound reaches the lower bounds of the others, so it never misses one.
 
 use crate::layout::activations::{Activations, TILE_ROWS};
 use crate::layout::lines::{BLOCK_ROWS, LINE_COLS, MAX_COLS};
@@ -20,16 +20,15 @@ use crate::weights::head::{BlockBounds, ScreenTable};
 
 /// Half a unit in the last place of 1: the relative error of one rounded operation.
 const UNIT: f32 = f32::EPSILON / 2.0;
-/// What is added to a sum of squares' root: more than squares below the smallest float can have
-/// lost.
+/// Added to the root of a sum of squares: more than squares below the smallest float can lose.
 const NORM_FLOOR: f32 = 1e-15;
-/// What is added to every error bound: more than products below the smallest float can have lost.
+/// Added to every error bound: more than products below the smallest float can lose.
 const ERROR_FLOOR: f32 = 1e-30;
-/// Norms beyond which nothing is screened: their products could overflow.
+/// Maximum norm for screening: products of larger norms could overflow.
 const MAX_NORM: f32 = 1e15;
 
-/// The hidden states of a pass as 8-bit planes, and their estimates. Grows to the most rows it
-/// meets.
+/// The hidden states of a pass as 8-bit planes, and their estimates. Grows to the largest number of
+/// rows so far.
 #[derive(Default)]
 pub struct ScreenScratch {
     /// Rows 2t and 2t + 1 are the planes of hidden state t.
@@ -42,14 +41,14 @@ pub struct ScreenScratch {
     stride: usize,
 }
 
-/// What a hidden state contributes to the error bounds.
+/// The terms of a hidden state in the error bounds.
 #[derive(Clone, Copy)]
 struct HiddenBounds {
-    /// What the two planes are multiplied by.
+    /// The scales of the two planes.
     scales: [f32; 2],
-    /// What a row's `residual` is multiplied by: at least `‖h‖`.
+    /// The factor of a row's `residual`: at least `‖h‖`.
     of_residual: f32,
-    /// What a row's `norm` is multiplied by.
+    /// The factor of a row's `norm`.
     of_norm: f32,
 }
 
@@ -91,7 +90,7 @@ fn quantize(set: &KernelSet, x: &[f32], integers: &mut [i8]) -> Quantized {
     let [residual, norm, image] = unsafe { (set.residual_squares)(x, integers, scale) }
         .map(|squares| squares.sqrt() * 1.000_2);
     let norm = if image > norm { image } else { norm } + NORM_FLOOR;
-    // Each difference was rounded, and before it the product that was taken off.
+    // Each product was rounded, and then each difference.
     let residual = residual + 2.0 * UNIT * norm + NORM_FLOOR;
     Quantized {
         scale,
@@ -202,7 +201,8 @@ impl ScreenScratch {
             if !(first.is_bounded() && second.is_bounded()) {
                 return false;
             }
-            // What is left of h: what the second plane left, and the rounding of what it was given.
+            // The rest of h: the residual of the second plane, and the rounding of the second
+            // plane's input.
             let left = second.residual + 2.0 * UNIT * first.norm;
             let of_sum = (cols.div_ceil(64) + 10) as f32 * UNIT;
             let of_norm = left + of_sum * first.norm + 8.0 * UNIT * (first.norm + second.norm);
@@ -219,8 +219,8 @@ impl ScreenScratch {
 }
 
 impl Cpu {
-    /// Estimates the logits of hidden states `x`, `[n, cols]`; `scratch` then holds them. False,
-    /// and nothing, if a hidden state is so large, or no number, that nothing can be said.
+    /// Estimates the logits of hidden states `x`, `[n, cols]`; `scratch` then holds them. Returns
+    /// false and estimates nothing if a hidden state is too large for a bound or not a number.
     ///
     /// # Panics
     /// If the shapes do not fit.
@@ -258,9 +258,9 @@ impl Cpu {
             let mut sums: ScreenSums = [[0; BLOCK_ROWS]; TILE_ROWS];
             for block in blocks {
                 let lines = &table.lines[block * block_bytes..(block + 1) * block_bytes];
-                // One tile waits for memory all the time, and the hardware looks ahead; several
-                // wait only while the first of them is multiplied, unless each fetches its part of
-                // the next block.
+                // With one tile the loop always waits for memory, and the hardware prefetcher keeps
+                // up. With several, only the first tile of a block would wait, so each tile
+                // prefetches its part of the next block.
                 let next = if tiles == 1 {
                     &[]
                 } else {

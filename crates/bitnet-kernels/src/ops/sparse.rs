@@ -1,10 +1,10 @@
-//! Products of few rows or few columns: what meets a zero is left out, and the sums are the same
-//! integers.
+//! Products of few rows or few columns: weights that are multiplied by zero are skipped, and the
+//! integer sums stay the same.
 //!
-//! Where a gate is not positive, `relu(gate)² · up` is zero whatever that row of `up` gives; where
-//! an int8 activation is zero, its column of `down` adds nothing. A product of one row of
+//! Where a gate is not positive, `relu(gate)² · up` is zero for any result of that row of `up`;
+//! where an int8 activation is zero, its column of `down` adds nothing. A product of one row of
 //! activations reads a copy of the weights in which each row ([`TernaryRows`]) or each column
-//! ([`TernaryColumns`]) lies by itself.
+//! ([`TernaryColumns`]) is contiguous.
 
 use crate::layout::activations::Activations;
 use crate::layout::runs::{LIST_SLACK, RUN_LINE_WEIGHTS, arrange};
@@ -16,9 +16,9 @@ use crate::weights::columns::TernaryColumns;
 use crate::weights::rows::TernaryRows;
 use crate::weights::runs::Runs;
 
-/// Threads share the active runs out in multiples of so many.
+/// Each thread's share of the active runs is a multiple of this number.
 const SHARE_UNIT: usize = 4;
-/// What products of few rows or columns need beside their result. Grows to the largest it meets.
+/// Buffers for products of few rows or columns. Grow to the largest product so far.
 #[derive(Default)]
 pub struct SparseScratch {
     /// The active rows or columns, ascending.
@@ -133,7 +133,7 @@ impl Cpu {
             return false;
         }
         self.count_runs(&matrix.runs, active.len(), cols, rows);
-        // Each thread adds up columns of its own; integer sums do not depend on who adds what.
+        // Each thread adds up its own columns; integer sums do not depend on the division of work.
         let num_sums = matrix.runs.run_lines() * RUN_LINE_WEIGHTS;
         let num_threads = self.pool().num_threads();
         sums.resize(num_threads * num_sums, 0);

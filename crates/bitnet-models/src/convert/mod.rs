@@ -75,7 +75,7 @@ impl<'a> Input<'a> {
                         ),
                     });
                 }
-                Opened::Gguf(source)
+                Opened::Gguf(Box::new(source))
             }
         })
     }
@@ -84,14 +84,14 @@ impl<'a> Input<'a> {
 /// The source of an input.
 enum Opened<'a> {
     Checkpoint(&'a Checkpoint),
-    Gguf(GgufSource<'a>),
+    Gguf(Box<GgufSource<'a>>),
 }
 
 impl Opened<'_> {
     fn source(&self) -> &dyn Source {
         match self {
             Self::Checkpoint(checkpoint) => *checkpoint,
-            Self::Gguf(source) => source,
+            Self::Gguf(source) => source.as_ref(),
         }
     }
 }

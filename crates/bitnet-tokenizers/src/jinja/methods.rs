@@ -88,11 +88,11 @@ impl Machine {
                 args.none(name)?;
                 Ok(Value::Bool(number.fract() == 0.0))
             }
-            _ => self.from_keys(args),
+            _ => self.dict_from_keys(args),
         }
     }
 
-    fn from_keys(&mut self, args: Args) -> Outcome<Value> {
+    fn dict_from_keys(&mut self, args: Args) -> Outcome<Value> {
         let [keys, value] = args.bind("fromkeys", ["iterable", "value"])?;
         let keys = required(keys, "fromkeys", "iterable")?;
         let value = value.unwrap_or(Value::None);
