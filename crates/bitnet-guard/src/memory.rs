@@ -15,8 +15,8 @@ pub fn give_memory_back() {
     }
 }
 
-/// Bytes of addresses, and of memory that can be written to, that this process has now; `None` where
-/// the system does not tell.
+/// Bytes of addresses, and of memory that can be written to, that this process has now; `None`
+/// where the system does not tell.
 pub(crate) fn in_use() -> Option<(u64, u64)> {
     let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
     let mut pages = pages.split_whitespace().map(str::parse::<u64>);

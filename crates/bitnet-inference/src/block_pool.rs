@@ -1,11 +1,11 @@
-//! [`BlockPool`]: which sequences hold which block of the key/value cache, and what the other blocks
-//! contain. Ids only, no tensors.
+//! [`BlockPool`]: which sequences hold which block of the key/value cache, and what the other
+//! blocks contain. Ids only, no tensors.
 //!
 //! A full block is known by the tokens in it and the block before it, so the known blocks form a
 //! tree, and a prompt that begins like an earlier one finds its blocks by walking down. The pool
-//! compares the tokens themselves, not only a hash, so it never confuses two blocks. A block that no
-//! sequence holds stays known until its room is needed: the least recently used goes first, and none
-//! before the blocks that follow it.
+//! compares the tokens themselves, not only a hash, so it never confuses two blocks. A block that
+//! no sequence holds stays known until its room is needed: the least recently used goes first, and
+//! none before the blocks that follow it.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -167,8 +167,8 @@ impl BlockPool {
         self.known.insert(content, id);
     }
 
-    /// Replaces block `index` of a sequence, which is not full yet, by a known block with the content
-    /// that it will have; false if there is none.
+    /// Replaces block `index` of a sequence, which is not full yet, by a known block with the
+    /// content that it will have; false if there is none.
     pub fn take_over(
         &mut self,
         salt: Option<&Arc<str>>,

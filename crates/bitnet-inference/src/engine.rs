@@ -61,8 +61,8 @@ impl Engine {
         Ok(Self::with_runner(runner, tokenizer, options))
     }
 
-    /// An engine for a runner whose cache has [`EngineOptions::num_blocks`] blocks and, if the model
-    /// has recurrent layers, [`EngineOptions::num_states`] states.
+    /// An engine for a runner whose cache has [`EngineOptions::num_blocks`] blocks and, if the
+    /// model has recurrent layers, [`EngineOptions::num_states`] states.
     #[must_use]
     pub fn with_runner(
         runner: Box<dyn Runner>,

@@ -93,8 +93,8 @@ impl FinishReason {
 pub struct Timings {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Tokens of the prompt that came from the cache, computed by earlier requests or by others that
-    /// ran at the same time.
+    /// Tokens of the prompt that came from the cache, computed by earlier requests or by others
+    /// that ran at the same time.
     pub cached_tokens: usize,
     /// Tokens sampled, the stop token included.
     pub generated_tokens: usize,

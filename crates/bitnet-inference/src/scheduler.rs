@@ -86,8 +86,8 @@ impl Scheduler {
         sequence.timings
     }
 
-    /// Plans a step: starts waiting sequences, then decides which tokens the step computes and takes
-    /// memory for them.
+    /// Plans a step: starts waiting sequences, then decides which tokens the step computes and
+    /// takes memory for them.
     pub fn schedule(&mut self) {
         self.admit();
         self.plan.clear();

@@ -1,5 +1,5 @@
-//! A hybrid model, whose layers of linear attention keep a state for each sequence: chunks, batches,
-//! preemption, drafts and shared beginnings change no bit of an answer.
+//! A hybrid model, whose layers of linear attention keep a state for each sequence: chunks,
+//! batches, preemption, drafts and shared beginnings change no bit of an answer.
 //!
 //! The golden model has six such layers and two of attention, so keys and values of later layers
 //! depend on the states, too. That its logits are right is a test of `bitnet-models`.

@@ -75,7 +75,8 @@ fn multiply(cpu: &Cpu, matrix: &TernaryMatrix, x: &[f32]) -> Vec<f32> {
     out
 }
 
-/// One matrix in each packing: the bits must be those of the first with the scalar set.
+/// One matrix in each packing: every packing must give the bits of the first one with the scalar
+/// set.
 fn agree_in_all_packings(what: &str, matrices: &[TernaryMatrix], x: &[f32]) {
     let expected = bits(&multiply(&Cpu::new(scalar(), 1), &matrices[0], x));
     for matrix in matrices {
@@ -196,7 +197,7 @@ proptest::proptest! {
 
 #[test]
 fn the_largest_sums_do_not_overflow() {
-    // Every weight +1 or −1 and every activation ±127: the largest magnitudes there are, over many
+    // Every weight +1 or −1 and every activation ±127: the largest possible magnitudes, over many
     // lines.
     let cols = 16_384;
     for (weight, sign) in [(1, 1.0), (1, -1.0), (-1, 1.0)] {
@@ -226,8 +227,8 @@ fn the_largest_sums_do_not_overflow() {
 
 #[test]
 fn products_with_many_blocks_agree() {
-    // So many that threads prepare for a tile what they then multiply all blocks with, whole groups
-    // and columns after them.
+    // Enough blocks that threads prepare each tile once for all blocks; whole groups, and columns
+    // after them.
     let parts = [
         Part {
             rows: 480,
@@ -321,7 +322,7 @@ fn parts_of_a_stack_equal_the_whole() {
 }
 
 #[test]
-fn rows_of_a_batch_equal_rows_alone() {
+fn rows_of_a_batch_equal_single_rows() {
     let cols = 640;
     let matrix = pack(
         &[Part {
@@ -354,7 +355,7 @@ fn rows_of_a_batch_equal_rows_alone() {
     }
 }
 
-/// Activations of which a share is zero, the others of any size.
+/// Activations with the given share of zeros; the others have any size.
 fn thinned(rng: &mut Rng, cols: usize, zeros_of_100: u64) -> Vec<f32> {
     (0..cols)
         .map(|_| {
@@ -455,7 +456,7 @@ fn products_of_gated_rows_equal_the_dense_ones() {
 }
 
 #[test]
-fn products_that_could_overflow_are_left_to_the_dense_path() {
+fn products_that_could_overflow_use_the_dense_path() {
     let matrix = pack(
         &[Part {
             rows: 3,
@@ -543,7 +544,7 @@ fn products_of_active_columns_equal_the_dense_ones() {
 }
 
 #[test]
-fn the_largest_sparse_sums_do_not_overflow() {
+fn the_largest_sums_of_active_runs_do_not_overflow() {
     for (weight, sign) in [(1, 1.0), (1, -1.0), (-1, 1.0)] {
         let compute = |cpu: &Cpu, rows: usize, cols: usize| {
             let matrix = pack(
@@ -642,7 +643,7 @@ fn norms_gates_and_quantization_agree() {
 }
 
 #[test]
-fn neurons_left_out_are_zeros() {
+fn skipped_neurons_count_as_zeros() {
     for (num_neurons, stride) in [(3, 2), (40, 3), (300, 7), (1000, 2)] {
         let positions: Vec<u32> = (1..num_neurons as u32).step_by(stride).collect();
         let (live, mut rng) = (positions.len(), Rng(num_neurons as u64));
@@ -829,13 +830,13 @@ fn attend<T: CacheElement>(
         })
         .collect();
     let size = 2 * num_blocks + 1;
-    // What no position has written must not matter: not the keys, and not the values of other
-    // positions.
+    // Positions that were never written must not change the result: neither their keys nor their
+    // values.
     let (key_len, pair_len) = (
         shape.key_block_len(),
         shape.key_block_len() + shape.value_block_len(),
     );
-    // The second of three layers, a little into the buffer.
+    // The second of three layers, with an offset into the buffer.
     let mut cached = vec![T::default(); 3 * size * pair_len + 7];
     for pair in cached[7..].chunks_exact_mut(pair_len) {
         cpu.set()
@@ -921,7 +922,7 @@ fn attention_agrees_and_does_not_depend_on_chunks_or_blocks() {
 }
 
 #[test]
-fn attention_of_a_long_row_does_not_depend_on_how_many_threads_share_it() {
+fn attention_of_a_long_row_does_not_depend_on_the_number_of_threads() {
     // Some threads begin and end in the middle of a row, some have no share at all.
     let shape = AttentionShape {
         heads: 4,

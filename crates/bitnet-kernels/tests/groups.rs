@@ -134,7 +134,7 @@ fn agree(matrix: &GroupMatrix, x: &[f32], run_cols: usize) {
     }
 }
 
-/// Each length of a group with each length of a run that it can meet.
+/// Each length of a group with each length of a run that fits into it.
 const GROUPS_AND_RUNS: [(usize, usize); 6] = [
     (32, 32),
     (64, 32),
@@ -144,7 +144,7 @@ const GROUPS_AND_RUNS: [(usize, usize); 6] = [
     (128, 128),
 ];
 
-/// `0.5 · round(2 x)` goes the other way: halves to even.
+/// Rounds halves to even; `f64::round` would round them away from zero.
 fn round_half_even(x: f64) -> f64 {
     let floor = x.floor();
     match x - floor {
@@ -356,7 +356,7 @@ proptest::proptest! {
 }
 
 #[test]
-fn rows_of_a_batch_equal_rows_alone() {
+fn rows_of_a_batch_equal_single_rows() {
     let cols = 640;
     for codes in GroupCodes::ALL {
         let matrix = Plain::new(&[64], cols, codes, 128).pack();
@@ -454,7 +454,7 @@ fn products_are_counted_with_the_bytes_of_the_scales() {
 }
 
 #[test]
-fn codes_that_do_not_exist_are_refused() {
+fn invalid_codes_are_refused() {
     for (codes, wrong) in [(GroupCodes::Signs, 2), (GroupCodes::TwoBits, 4)] {
         let unpack = |_, _, codes: &mut [u8], _: &mut [f16]| {
             codes[3] = wrong;

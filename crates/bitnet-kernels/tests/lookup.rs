@@ -115,7 +115,7 @@ fn every_shape_gives_the_exact_sums() {
 }
 
 #[test]
-fn many_rows_and_long_rows_are_taken_some_at_a_time() {
+fn many_rows_and_long_rows_give_the_exact_sums() {
     let x = activations(40, 8640, |row, col| {
         (row * 131 + col * 7919) as i32 % 255 - 127
     });
@@ -129,8 +129,8 @@ fn the_largest_sums_do_not_overflow() {
             for sign in [1, -1] {
                 let x = activations(2, cols, |_, _| 127 * sign);
                 assert_exact("extreme values", 32, cols, &move |_, _| weight, &x);
-                // The signs of weights and values equal everywhere, in every order there is among
-                // three.
+                // Weights and values have equal signs everywhere; every sign pattern of three
+                // occurs.
                 let x = activations(
                     2,
                     cols,
@@ -150,7 +150,7 @@ fn the_largest_sums_do_not_overflow() {
 }
 
 #[test]
-fn every_product_that_a_table_can_hold_is_exact_eight_times_over() {
+fn eight_additions_of_every_table_product_are_exact() {
     // Triples of activations whose sum is each of -381 to 381 in turn, the same in all eight fields
     // of a unit and more.
     let rows = 9;
@@ -167,7 +167,7 @@ fn every_product_that_a_table_can_hold_is_exact_eight_times_over() {
 }
 
 #[test]
-fn counters_tell_the_bytes_of_the_codes() {
+fn counters_give_the_bytes_of_the_codes() {
     let cpu = Cpu::new(KernelSet::detect(), 2);
     let count = |packing: Packing, rows: usize, kernel: Kernel| {
         let matrix = pack(packing, 64, 2592, &weight);

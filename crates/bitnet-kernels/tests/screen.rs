@@ -71,7 +71,7 @@ fn check(table: &[f32], x: &[f32], cols: usize) {
     }
 }
 
-/// A value whose magnitude is anything a row of a head may hold, and some that none does.
+/// A value of any magnitude that a row of a head may hold, and of some larger ones.
 fn value() -> impl Strategy<Value = f32> {
     prop_oneof![8 => -1.0f32..1.0, 2 => -1e-3f32..1e-3, 1 => -60.0f32..60.0, 1 => Just(0.0), 1 => -1e-30f32..1e-30, 1 => -1e9f32..1e9]
 }
@@ -104,7 +104,8 @@ fn adversarial_rows_stay_inside_their_bounds() {
         }
     };
     // Every value half a step off its integer; one outlier that takes all the precision; cancelling
-    // halves; rounding in one direction; a single value; values that square to nothing; zeros.
+    // halves; rounding in one direction; a single value; values whose squares underflow to zero;
+    // zeros.
     let half_steps = row(&|i| {
         if i == 0 {
             127.0
@@ -135,7 +136,7 @@ fn adversarial_rows_stay_inside_their_bounds() {
 }
 
 #[test]
-fn what_cannot_be_bounded_is_said_to_be_unbounded() {
+fn logits_without_a_bound_are_reported_as_unbounded() {
     let set = KernelSet::detect();
     let table = [
         [1.0f32, 2.0],

@@ -1,11 +1,11 @@
-//! [`Rotations`]: which inputs of a model's matrices are rotated, as `prism.hadamard.*` keys of GGUF
-//! files declare it.
+//! [`Rotations`]: which inputs of a model's matrices are rotated, as `prism.hadamard.*` keys of
+//! GGUF files declare it.
 //!
 //! Models such as Bonsai 2 keep their weights in a rotated basis, in which outliers are spread and
-//! rounding costs less. An input `x` of a folded matrix becomes `H(s ⊙ x)` before it is rounded: signs
-//! first, then the normalised Walsh-Hadamard transform of each run of `block_size` values. A row
-//! that is looked up in a folded embedding becomes `s ⊙ H(row)`. A model that is run without its
-//! rotation writes fluent nonsense, so everything that is not known here is an error.
+//! rounding costs less. An input `x` of a folded matrix becomes `H(s ⊙ x)` before it is rounded:
+//! signs first, then the normalised Walsh-Hadamard transform of each run of `block_size` values. A
+//! row that is looked up in a folded embedding becomes `s ⊙ H(row)`. A model that is run without
+//! its rotation writes fluent nonsense, so everything that is not known here is an error.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -43,8 +43,8 @@ pub struct Rotation {
     pub block_size: usize,
     /// What the input is multiplied by first, `[cols]`, each 1 or −1.
     pub signs: Arc<[f32]>,
-    /// Heads of keys and of values, if the input is heads of values in tiled order that are put into
-    /// grouped order before: head `k + K·r` becomes head `r + (V/K)·k`.
+    /// Heads of keys and of values, if the input is heads of values in tiled order that are put
+    /// into grouped order before: head `k + K·r` becomes head `r + (V/K)·k`.
     pub value_heads: Option<(usize, usize)>,
 }
 

@@ -1,6 +1,6 @@
 //! Exact activation sparsity of the feed-forward networks on the CPU: which layers have copies of
-//! `up` and `down` that let a decode step skip weights that add nothing, and how many of these there
-//! are.
+//! `up` and `down` that let a decode step skip weights that add nothing, and how many of these
+//! there are.
 //!
 //! With `relu(gate)² · up`, a step does not need the rows of `up` whose gate is not positive; with
 //! any gate, it does not need the columns of `down` whose int8 activation is zero. The copies hold

@@ -1,5 +1,5 @@
-//! [`Table`]: a matrix with a row for each token, as files store the embedding and the head. Its rows
-//! stay in the mapped file.
+//! [`Table`]: a matrix with a row for each token, as files store the embedding and the head. Its
+//! rows stay in the mapped file.
 
 use bitnet_files::Extent;
 use bitnet_quantization::dense::Dense;

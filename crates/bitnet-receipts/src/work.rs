@@ -363,8 +363,8 @@ impl Rows {
         whole * self.cached + self.chunk * whole * (whole + 1) / 2 + self.prompt
     }
 
-    /// Σ keys that the passes after the prompt read. The receipt does not say when draft tokens were
-    /// accepted, so this is a range.
+    /// Σ keys that the passes after the prompt read. The receipt does not say when draft tokens
+    /// were accepted, so this is a range.
     fn keys_read_decoding(&self) -> RangeInclusive<u128> {
         let passes = self.decode_passes();
         let least = passes * self.prompt + passes * (passes + 1) / 2 + self.drafted;

@@ -19,8 +19,8 @@ pub enum TokenKind {
     Normal = 1,
     /// Stands for what the vocabulary cannot say.
     Unknown = 2,
-    /// Steers the model and does not stand for text: `<s>`, `<|eot_id|>`. Found in a text only where the caller
-    /// allows it.
+    /// Steers the model and does not stand for text: `<s>`, `<|eot_id|>`. Found in a text only
+    /// where the caller allows it.
     Control = 3,
     /// Text that is always one token, wherever it stands.
     UserDefined = 4,

@@ -164,8 +164,8 @@ fn attend(shape: AttentionShape, context: usize, rows: usize) -> (Work, impl FnM
     (work, run)
 }
 
-/// Writes rows to the caches of as many layers as a model has, so that the blocks have left the CPU's
-/// caches since their last row.
+/// Writes rows to the caches of as many layers as a model has, so that the blocks have left the
+/// CPU's caches since their last row.
 fn store_kv(shape: AttentionShape, rows: usize) -> (Work, impl FnMut(&Cpu)) {
     let mut layers = Layers::new(shape, 4096, rows, 16);
     let run = move |cpu: &Cpu| {

@@ -1,5 +1,5 @@
-//! Counting one dispatch. A decode step of a 2B-4T shape makes about 180 of them in 25 ms, so each may
-//! take 139 ns for a thousandth of the time.
+//! Counting one dispatch. A decode step of a 2B-4T shape makes about 180 of them in 25 ms, so each
+//! may take 139 ns for a thousandth of the time.
 
 use std::hint::black_box;
 

@@ -1,6 +1,6 @@
 //! The floor of a bench, measured beside it: bytes ÷ the read rate of memory or products ÷ the peak
-//! of the instruction set, the longer of the two. A line with the floor and the share reached follows
-//! Criterion's lines.
+//! of the instruction set, the longer of the two. A line with the floor and the share reached
+//! follows Criterion's lines.
 
 #[path = "../../../../xtask/src/stats.rs"]
 #[expect(dead_code, reason = "benches need no interval")]

@@ -52,8 +52,9 @@ pub fn bench(criterion: &mut Criterion, machines: &[Machine]) {
     }
 }
 
-/// A row quantized and multiplied by a matrix in the second-level cache, by every set on one thread.
-/// Values and alignment of the row should make no difference. With the sample count of a baseline.
+/// A row quantized and multiplied by a matrix in the second-level cache, by every set on one
+/// thread. Values and alignment of the row should make no difference. With the sample count of a
+/// baseline.
 pub fn patterns(criterion: &mut Criterion, read: &Rc<ReadProbe>) {
     const ROWS: usize = 1024;
     let mut group = criterion.benchmark_group("ternary patterns");
@@ -110,8 +111,8 @@ pub fn patterns(criterion: &mut Criterion, read: &Rc<ReadProbe>) {
     }
 }
 
-/// A kind of input: its name, a weight by a pseudorandom number or by its position, an activation by
-/// its position.
+/// A kind of input: its name, a weight by a pseudorandom number or by its position, an activation
+/// by its position.
 type Pattern = (&'static str, fn((usize, u64)) -> i8, fn(usize) -> f32);
 const PATTERNS: [Pattern; 4] = [
     (

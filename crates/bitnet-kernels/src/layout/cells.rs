@@ -67,7 +67,7 @@ impl GroupCodes {
         }
     }
 
-    /// Both.
+    /// Both sets of codes.
     pub const ALL: [Self; 2] = [Self::Signs, Self::TwoBits];
 
     /// The number of different codes: all codes are below it.
@@ -225,7 +225,7 @@ pub(crate) fn scale_of(scales: &[u8], lane: usize) -> f32 {
     f16::from_le_bytes([scales[2 * lane], scales[2 * lane + 1]]).to_f32()
 }
 
-/// Signs past the end meet activations that are zero.
+/// Signs past the end have any value: the activations there are zero.
 fn pack_sign_row(codes: &[u8], lane: usize, cells: &mut [u8]) {
     let runs = cells.as_chunks_mut::<SIGN_RUN_BYTES>().0;
     for (codes, run) in codes.chunks(SIGN_RUN_COLS).zip(runs) {

@@ -46,9 +46,9 @@ const CHUNK_LINES: usize = 32;
 pub(crate) type Unit = [u8; UNIT_BYTES];
 /// Pairs in a line, triples in a unit.
 pub(crate) const FIELDS: usize = 8;
-/// What the high byte of a table entry weighs. An odd number, so that rounding leaves |low| ≤ 15:
-/// eight of them are at most
-/// 120. Products are at most 3 · 128 = 384, so |high| ≤ 12, and eight are at most 96.
+/// The weight of the high byte of a table entry. It is odd, so rounding leaves |low| ≤ 15, and
+/// eight low bytes add up to at most 120. Products are at most 3 · 128 = 384, so |high| ≤ 12, and
+/// eight high bytes add up to at most 96.
 pub(crate) const RADIX: i16 = 31;
 
 /// How the columns of a block or chunk are split.

@@ -403,7 +403,7 @@ impl<T: CacheElement> Job<'_, T> {
             .unwrap_or(0)
     }
 
-    /// Where a thread's share begins. Index `num_threads` gives the end of the last share.
+    /// Where a thread's share begins. `thread == num_threads` gives the end of the last share.
     fn cut(&self, thread: usize) -> Cut {
         let per_head = self.keys_seen();
         let before = self.shape.kv_heads * per_head * thread / self.num_threads;

@@ -18,8 +18,8 @@ use crate::threads::disjoint::Disjoint;
 use crate::threads::pool::Pool;
 use crate::weights::matrix::TernaryMatrix;
 
-/// The fewest rows for which [`KernelSet::ternary_tile`] is faster: with fewer, reading weights takes
-/// longer than computing.
+/// The fewest rows for which [`KernelSet::ternary_tile`] is faster: with fewer, reading weights
+/// takes longer than computing.
 const TILE_KERNEL_ROWS_MIN: usize = 4;
 /// The fewest blocks for which it is faster: preparing a tile takes a thread as long as it saves in
 /// six blocks.
@@ -140,8 +140,8 @@ impl Cpu {
         });
     }
 
-    /// The inner rows of a feed-forward network: gates `up` by `gate`, normalises if a norm is given,
-    /// quantizes. Returns the number of zeros.
+    /// The inner rows of a feed-forward network: gates `up` by `gate`, normalises if a norm is
+    /// given, quantizes. Returns the number of zeros.
     ///
     /// x: `[rows, stride]`. If columns exist for live neurons only, norm and quantization treat the
     /// other neurons as zeros, and `to` gets the live ones.

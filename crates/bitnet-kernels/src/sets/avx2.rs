@@ -1,5 +1,5 @@
-//! AVX2: 8 lanes of f32, and `vpmaddubsw`, which multiplies 32 pairs of bytes and adds them by twos
-//! into 16 bits.
+//! AVX2: 8 lanes of f32, and `vpmaddubsw`, which multiplies 32 pairs of bytes and adds neighbouring
+//! products into sixteen 16-bit lanes.
 
 mod attention;
 mod groups;

@@ -1,5 +1,5 @@
 //! AVX-512 with VNNI: 16 lanes of f32, and `vpdpbusd`, which multiplies 64 pairs of bytes and adds
-//! them by fours.
+//! the products of each four to a 32-bit lane.
 
 mod attention;
 mod groups;
@@ -48,16 +48,16 @@ pub(crate) static AVX512_VBMI: KernelSet = KernelSet {
     ..AVX512
 };
 
-/// The same for CPUs of which the ports that look up are not all taken by products, as those of AMD
-/// (Zen 4 and later): with many rows they do both at once.
+/// The same for CPUs that can look up on ports that products leave free, such as AMD's since Zen 4:
+/// with many rows they look up and multiply at the same time.
 pub(crate) static AVX512_ZEN: KernelSet = KernelSet {
     name: "avx512-zen",
     ternary_tile: Some(mixed::ternary_tile),
     ..AVX512_VBMI
 };
 
-/// Whether AMD made this CPU. Others can run [`AVX512_ZEN`], too, but it is their first choice only
-/// once somebody has measured that it is faster there.
+/// Whether AMD made this CPU. Other CPUs can run [`AVX512_ZEN`], too, but no measurement shows yet
+/// that it is faster there.
 pub(crate) fn made_by_amd() -> bool {
     let vendor = __cpuid(0);
     [vendor.ebx, vendor.edx, vendor.ecx]

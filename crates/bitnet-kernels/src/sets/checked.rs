@@ -1,4 +1,4 @@
-//! The functions of a set for all who hold one: each checks the shapes, then calls.
+//! The safe functions of a set: each checks the shapes, then calls the function of the table.
 
 use crate::layout::cache::{CACHE_BLOCK, SEGMENT_KEYS};
 use crate::sets::segment::{CacheElement, Partial, Segment, SegmentScratch};
@@ -213,7 +213,8 @@ impl KernelSet {
         unsafe { T::round(self)(from, to) }
     }
 
-    /// Merges the partial result of a later segment of one head into that of the earlier ones.
+    /// Merges the partial result of a later segment of one head into the result of the earlier
+    /// segments.
     ///
     /// # Panics
     /// If the lengths differ.

@@ -6,14 +6,14 @@ use crate::sets::table::KernelSet;
 #[cfg(target_arch = "x86_64")]
 use crate::sets::{avx2, avx512};
 
-/// Loops to be compiled for each instruction set.
+/// Loops that are compiled for each instruction set.
 pub trait Work {
-    /// What they give.
+    /// The result of the loops.
     type Output;
 
-    /// Runs them. Must be `#[inline(always)]`, and so must what it calls in its loops: only what
-    /// ends up inside [`KernelSet::run`] is compiled for the set. Anything else runs all the same,
-    /// at the speed of the baseline.
+    /// Runs the loops. It must be `#[inline(always)]`, and so must every function that its loops
+    /// call: only code that is inlined into [`KernelSet::run`] is compiled for the set. Other code
+    /// gives the same result at the baseline's speed.
     fn run(self) -> Self::Output;
 }
 

@@ -1,4 +1,4 @@
-//! The one place where the CPU is asked what it can do.
+//! The one place that detects the CPU's features.
 
 use std::sync::LazyLock;
 
@@ -33,7 +33,7 @@ impl KernelSet {
                 }
             }
         }
-        // The kernels take four bytes in memory for a dword of a register, lowest byte first.
+        // The kernels need little endian: they read four bytes in memory as one dword.
         #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
         {
             if std::arch::is_aarch64_feature_detected!("neon") {
@@ -49,14 +49,14 @@ impl KernelSet {
     /// The best set for this CPU.
     #[must_use]
     pub fn detect() -> &'static KernelSet {
-        // Found once: asking for the name of the CPU's maker leaves a virtual machine, which takes
-        // 8 µs.
+        // Detected once: a virtual machine traps the instruction that gives the CPU's vendor, which
+        // takes 8 µs.
         static BEST: LazyLock<&KernelSet> =
             LazyLock::new(|| KernelSet::available().next().unwrap_or(&scalar::SCALAR));
         &BEST
     }
 
-    /// The set of that name, if this CPU can run it.
+    /// The set with this name, if this CPU can run it.
     #[must_use]
     pub fn by_name(name: &str) -> Option<&'static KernelSet> {
         Self::available().find(|set| set.name == name)

@@ -1,4 +1,4 @@
-//! Products with weights that have a scale for each group of columns: what a set does for them.
+//! Products with weights that have a scale for each group of columns: the functions of a set.
 
 use std::ops::Range;
 

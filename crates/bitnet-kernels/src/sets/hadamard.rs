@@ -8,7 +8,8 @@
 use crate::sets::compiled::Work;
 use crate::sets::table::KernelSet;
 
-/// Values whose passes stay within one 512-bit register or two of 256.
+/// Values that fit into one 512-bit register or two of 256 bits, so that their passes need no
+/// memory.
 const LANES: usize = 16;
 
 /// The transform of each block, in place.
@@ -22,7 +23,8 @@ struct Transform<'a> {
 fn pass_in_lanes<const STRIDE: usize>(x: &mut [f32; LANES]) {
     let old = *x;
     for (i, x) in x.iter_mut().enumerate() {
-        // Branches on a constant: the compiler makes a shuffle, an addition and a subtraction.
+        // The stride is a constant, so the compiler turns the branches into a shuffle, an addition
+        // and a subtraction.
         *x = if i & STRIDE == 0 {
             old[i] + old[i ^ STRIDE]
         } else {

@@ -1,5 +1,5 @@
-//! SETS: for each instruction set one module of functions over slices, and the table that names
-//! them. They use layout and read weights.
+//! SETS: for each instruction set one module of functions over slices and the table that names
+//! them. This storey uses layout and reads weights.
 
 #[cfg(target_arch = "x86_64")]
 pub mod avx2;

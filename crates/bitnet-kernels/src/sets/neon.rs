@@ -1,6 +1,6 @@
-//! NEON: 4 lanes of f32, and two sets. `neon` needs no more than every 64-bit ARM has and
-//! multiplies bytes into 16 bits; `neon-dotprod` has `sdot`, which multiplies 16 pairs of bytes and
-//! adds them by fours into 32 bits.
+//! NEON: 4 lanes of f32, and two sets. `neon` runs on every 64-bit ARM CPU and multiplies bytes
+//! into 16 bits; `neon-dotprod` uses `sdot`, which multiplies 16 pairs of bytes and adds the
+//! products of each four to a 32-bit lane.
 //!
 //! Everything but the ternary product is the same in both. `sdot` and `fcvtl` (f16 to f32) are
 //! written as assembly: their intrinsics are not stable in every Rust version that this crate

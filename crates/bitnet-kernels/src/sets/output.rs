@@ -3,7 +3,7 @@
 use crate::layout::lines::BLOCK_ROWS;
 use crate::threads::disjoint::Disjoint;
 
-/// Where a matrix product goes: rows of `stride` floats.
+/// The destination of a matrix product: rows of `stride` floats.
 pub(crate) struct Output<'a> {
     data: Disjoint<'a, f32>,
     stride: usize,

@@ -3,13 +3,13 @@
 //!
 //! Each function is inlined into a function of the instruction set that may use its registers; the
 //! compiler then vectorises these loops, which it may do only without changing a bit, since no
-//! operation may be reassociated or fused. Where it does that badly, a set has its own version with
+//! operation may be reassociated or fused. Where it does so badly, a set has its own version with
 //! intrinsics, and the tests compare the two.
 //!
 //! Sums run over [`SUM_LANES`] virtual lanes: element `i` is added to lane `i % 64` in ascending
 //! order, and the lanes are added by one tree: first quarters `(a + b) + (c + d)` to 16, then
 //! halves 16 → 8 → 4 → 2 → 1. That is four 512-bit registers, or eight of 256 bits, or sixteen of
-//! 128; whoever computes it gets the same bits.
+//! 128; the bits are the same in each case.
 
 use crate::sets::math;
 
@@ -71,7 +71,8 @@ pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
 /// `out` may be longer than `x`; the rest becomes zero. Returns `s` and `Σ q`.
 #[inline(always)]
 pub(crate) fn quantize(x: &[f32], out: &mut [i8]) -> (f32, i32) {
-    // The largest magnitude does not depend on the order, so any number of lanes will do.
+    // The largest magnitude does not depend on the order, so any number of lanes gives the same
+    // result.
     let mut lanes = [0.0f32; 64];
     let (chunks, rest) = x.as_chunks::<64>();
     for chunk in chunks {
@@ -92,8 +93,8 @@ pub(crate) fn quantize(x: &[f32], out: &mut [i8]) -> (f32, i32) {
     let (used, padding) = out.split_at_mut(x.len());
     for (out, x) in used.iter_mut().zip(x) {
         // 1.5 · 2^23: adding it rounds to an integer, half to even, and leaves that integer in the
-        // low bits. No number gives −128, but the bits of a NaN can; 16-bit sums of products count
-        // on 127.
+        // low bits. No number gives −128, but the bits of a NaN can, and the 16-bit sums of
+        // products are safe only up to 127.
         let q = ((x * scale + 12_582_912.0).to_bits() as i8).max(-127);
         *out = q;
         sum += i32::from(q);
@@ -148,13 +149,12 @@ pub(crate) fn quantize_runs(
     }
 }
 
-/// The one rule for products with group scales, its inner half: adds the exact integer sum of a run
-/// of activations to those of the runs before it in the same group of weights.
+/// The inner half of the one rule for products with group scales: adds the exact integer sum of a
+/// run of activations, times its scale, to the earlier runs in the same group of weights.
 ///
 /// `y = Σ_g (Σ_a float(sum_a) · d_a) · d_g`: groups g of weights and runs a of activations within
 /// them in ascending order, all in f32, each product rounded before it is added. Every set does
-/// these operations for each output; which rows, blocks and threads it takes together changes none
-/// of them.
+/// these operations for each output, however it combines rows, blocks and threads.
 #[inline(always)]
 pub(crate) fn fold_run(of_runs: f32, sum: i32, scale: f32) -> f32 {
     of_runs + sum as f32 * scale
@@ -266,8 +266,8 @@ pub(crate) fn softmax_segment(scores: &mut [f32], scale: f32) -> (f32, f32) {
     (max, halve(lanes, |a, b| a + b))
 }
 
-/// Adds the partial result of a later segment to that of the earlier ones: `max`, `sum` and `acc`
-/// of one head.
+/// Adds the partial result of a later segment to the result of the earlier segments: `max`, `sum`
+/// and `acc` of one head.
 #[inline(always)]
 pub(crate) fn merge_segment(
     max: &mut f32,

@@ -2,7 +2,7 @@
 //!
 //! The functions are plain Rust that [`KernelSet::run`] compiles for each instruction set. Every
 //! sum has one order, so all sets give the same bits; and a token's result depends only on the
-//! state that the token before it left, so chunks and batches change nothing.
+//! state after the token before it, so chunks and batches change nothing.
 
 use crate::sets::compiled::Work;
 use crate::sets::math;
@@ -183,7 +183,7 @@ impl KernelSet {
         self.run(Convolve { past, x, taps, out });
     }
 
-    /// Scales a query or key to length `scale`, but for the epsilon.
+    /// Scales a query or key to length `scale`, except for the epsilon.
     pub(crate) fn l2_normalize(&self, x: &mut [f32], scale: f32) {
         self.run(Normalize { x, scale });
     }
@@ -282,7 +282,7 @@ mod tests {
             .collect()
     }
 
-    /// The formula in f64, word for word.
+    /// The formula in f64, as the paper states it.
     fn delta_step_f64(
         state: &mut [f64],
         [q, k, v]: [&[f32]; 3],
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_convolution_meets_the_newest_token_with_its_last_tap() {
+    fn the_last_tap_of_a_convolution_multiplies_the_newest_token() {
         let n = 19;
         let taps: Vec<Vec<f32>> = (0..4).map(|tap| values(n, 5 + tap)).collect();
         let inputs: Vec<Vec<f32>> = (0..6).map(|token| values(n, 100 + token)).collect();

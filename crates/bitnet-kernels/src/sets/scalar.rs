@@ -109,7 +109,8 @@ fn matvec_f16(rows: &[u8], x: &[f32], out: &mut [f32]) {
     }
 }
 
-/// Scores by one sum a key in ascending dimension; softmax; values added in ascending key.
+/// Scores: one sum for each key, in ascending dimension. Then softmax. Then values, added in
+/// ascending key.
 fn attend<T: CacheElement>(
     segment: &Segment<'_, T>,
     _: &mut SegmentScratch,

@@ -1,5 +1,5 @@
-//! Attention of some queries over one segment of keys: what the sets are given, and what the vector
-//! sets share.
+//! Attention of some queries over one segment of keys: the arguments of the sets' functions, and
+//! the code that the vector sets share.
 //!
 //! Scores and weighted sums of values are one shape of product, a [`Panel`]: `out[q] += Σ_i
 //! coefs[q][i] · data[i]`. For scores `data` is a block of transposed keys, a row for each
@@ -66,7 +66,8 @@ impl CacheElement for f32 {
 pub struct Segment<'a, T> {
     /// `[queries, head_dim]`
     pub queries: &'a [f32],
-    /// For each query how many keys it attends to: the first so many of the segment, at least 1.
+    /// For each query the number n of keys that it attends to: the first n of the segment; at least
+    /// 1.
     pub num_keys: &'a [usize],
     /// Length of a query and of a key.
     pub head_dim: usize,
@@ -77,13 +78,13 @@ pub struct Segment<'a, T> {
     pub keys: [&'a [T]; SEGMENT_KEYS / CACHE_BLOCK],
     /// For each block of values `[CACHE_BLOCK, value_dim]`.
     pub values: [&'a [T]; SEGMENT_KEYS / CACHE_BLOCK],
-    /// What a product of query and key is multiplied by, `1/√head_dim`.
+    /// The factor of the product of a query and a key, `1/√head_dim`.
     pub scale: f32,
-    /// What will be read after this segment, to be fetched meanwhile. May be empty.
+    /// The data that is read after this segment, to prefetch. May be empty.
     pub next: &'a [T],
 }
 
-/// What a segment gives for each query, before it is divided by the sum.
+/// The result of a segment for each query, before the division by the sum.
 pub struct Partial<'a> {
     /// The largest score, `[queries]`.
     pub max: &'a mut [f32],
@@ -93,7 +94,7 @@ pub struct Partial<'a> {
     pub acc: &'a mut [f32],
 }
 
-/// Buffers of one thread. They grow to what they are used for, so a decode step allocates nothing.
+/// Buffers of one thread. They grow to the largest use so far, so a decode step allocates nothing.
 #[derive(Default)]
 pub struct SegmentScratch {
     /// Scores, then weights, of the queries of a tile, `[queries, SCORES_STRIDE]`.
@@ -105,18 +106,18 @@ pub struct SegmentScratch {
 /// Bytes of a line of the CPU's caches.
 const LINE: usize = 64;
 
-/// The scores of a query, and some more, so that those of several queries do not fall on the same
-/// lines of a cache.
+/// The distance between the scores of two queries: the scores of one query and some padding, so
+/// that the scores of several queries use different sets of a cache.
 const SCORES_STRIDE: usize = SEGMENT_KEYS + 16;
 
-/// `out[q][j] = Σ_i coefs[q][i] · data[i][j]`, from zero or added to what is there.
+/// `out[q][j] = Σ_i coefs[q][i] · data[i][j]`, from zero or added to the present values.
 pub(crate) struct Panel<'a, T> {
     /// `[steps, stride]`
     pub data: &'a [T],
     pub stride: usize,
-    /// Elements of a row of `data` that count, a multiple of 16.
+    /// Elements of a row of `data` that are used, a multiple of 16.
     pub width: usize,
-    /// `[queries, coef_stride]`, of which the first `steps` count.
+    /// `[queries, coef_stride]`; the first `steps` of each row are used.
     pub coefs: &'a [f32],
     pub coef_stride: usize,
     /// `i` runs below this.
@@ -126,14 +127,14 @@ pub(crate) struct Panel<'a, T> {
     /// `[queries, out_stride]`
     pub out: &'a mut [f32],
     pub out_stride: usize,
-    /// Whether the sums go on from what `out` holds.
+    /// Whether to add to the present values of `out`.
     pub adds: bool,
-    /// What will be read next, to be fetched meanwhile: a line each step.
+    /// The data that is read next, to prefetch: one line at each step.
     pub next: &'a [T],
 }
 
 impl<T> Panel<'_, T> {
-    /// Panics if a row of `data`, `coefs` or `out` is not there.
+    /// Panics if `data`, `coefs` or `out` is too short for its rows.
     #[inline(always)]
     pub(crate) fn check(&self) {
         let Self {
@@ -164,15 +165,15 @@ impl<T> Panel<'_, T> {
     }
 }
 
-/// Addresses to fetch, line by line, of what comes next.
+/// The addresses of the next data, to prefetch line by line.
 pub(crate) struct Fetch {
     line: *const i8,
     step: usize,
 }
 
 impl Fetch {
-    /// From the `first`-th line on. Beyond the end the last line is named again: a fetch of what is
-    /// there costs nothing.
+    /// From the `first`-th line on. Past the end it repeats the last line: prefetching a line that
+    /// is in the cache costs nothing.
     #[inline(always)]
     pub(crate) fn new<T>(next: &[T], first: usize) -> Self {
         let bytes = size_of_val(next);
@@ -187,7 +188,8 @@ impl Fetch {
         }
     }
 
-    /// The next line's address, to be fetched only: the last ones may lie beyond what `next` holds.
+    /// The next line's address, only for prefetching: the last addresses may lie past the end of
+    /// `next`.
     #[inline(always)]
     pub(crate) fn line(&mut self) -> *const i8 {
         let line = self.line;
@@ -206,8 +208,8 @@ pub(crate) trait Panels<T> {
     unsafe fn panel(panel: Panel<'_, T>);
 }
 
-/// Attention of a vector set over f16. Where one tile does not hold all queries, the segment is
-/// turned into f32 once.
+/// Attention of a vector set over f16. If the queries need several tiles, the segment is converted
+/// to f32 once.
 ///
 /// # Safety
 /// The CPU must have the instruction set.

@@ -1,22 +1,22 @@
-//! Products of few rows or few columns: what a set does for them, and what the sets share.
+//! Products of few rows or few columns: the functions of a set, and the code that the sets share.
 //!
-//! A hardware prefetcher that sees a run of lines fetches on past its end, into what was to be
-//! skipped: naive skipping gains nothing until most is skipped. So the kernels take 64 runs at a
-//! time and read line 0 of each, then line 1 of each, and so on, and ask for the same line of the
-//! next 64 meanwhile. Then the time falls with the number of active runs.
+//! A hardware prefetcher that sees a run of lines fetches past its end, into lines that the kernel
+//! skips: simple skipping gains nothing until most lines are skipped. So the kernels take 64 runs
+//! at a time and read line 0 of each, then line 1 of each, and so on, and prefetch the same line of
+//! the next 64 at the same time. Then the time falls with the number of active runs.
 
 use crate::layout::runs::{RUN_LINE_WEIGHTS, RUNS_AT_ONCE};
 use crate::weights::columns::TernaryColumns;
 use crate::weights::rows::TernaryRows;
 
-/// Activations in the order in which the fields of a row's lines meet them, `[run_lines, 4, 64]`.
+/// Activations in the order of the fields of a row's lines, `[run_lines, 4, 64]`.
 type Arranged = [[i8; RUN_LINE_WEIGHTS]];
 
-/// What an instruction set does for products of few rows or columns.
+/// The functions of an instruction set for products of few rows or columns.
 #[derive(Clone, Copy)]
 pub(crate) struct SparseKernels {
-    /// Lists the positions of numbers above zero in places that are [`LIST_SLACK`] more; returns
-    /// how many there are.
+    /// Lists the positions of numbers above zero and returns their count. The list must have
+    /// [`LIST_SLACK`] places more than there are numbers.
     pub positive: unsafe fn(&[f32], &mut [u32]) -> usize,
     /// The same of int8 values that are not zero.
     pub nonzero: unsafe fn(&[i8], &mut [u32]) -> usize,
@@ -39,11 +39,12 @@ pub(crate) fn starts(runs: &[u32], run_lines: usize) -> [usize; RUNS_AT_ONCE] {
     starts
 }
 
-/// Writes a step of a loop once for each value, so that each load is an instruction of its own.
+/// Repeats a step of a loop in the source, once for each value, so that each load is its own
+/// instruction.
 ///
-/// Prefetchers learn each instruction's strides: in those of a single load over all runs they make
-/// out a pattern, and fetch what is skipped. At 50 % sparsity that would cost half the gain; with
-/// eight loads it does not happen.
+/// Prefetchers learn the strides of each load instruction. A single load over all runs shows them a
+/// pattern, and they fetch the skipped lines, which costs half the gain at 50 % sparsity. Eight
+/// loads avoid this.
 macro_rules! unrolled {
     ($name:ident in $($value:literal)* => $step:block) => {
         $({
@@ -54,16 +55,16 @@ macro_rules! unrolled {
 }
 pub(crate) use unrolled;
 
-/// Lists the positions of what is active in places of at least [`LIST_SLACK`] more, and returns how
-/// many there are.
+/// Lists the positions of the active values and returns their count. The list must have at least
+/// [`LIST_SLACK`] places more than there are values.
 #[inline(always)]
 pub(crate) fn positions<T>(
     values: &[T],
     is_active: impl Fn(&T) -> bool,
     places: &mut [u32],
 ) -> usize {
-    // No branches, which would be mispredicted half the time: every position is written, and kept
-    // if the next is not written over it.
+    // Without branches, which would be mispredicted half the time: the loop writes every position
+    // and advances only past active ones, so the next write replaces an inactive position.
     let mut len = 0;
     for (index, value) in values.iter().enumerate() {
         places[len] = index as u32;

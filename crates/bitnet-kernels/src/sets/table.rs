@@ -16,8 +16,8 @@ use crate::weights::matrix::TernaryMatrix;
 pub(crate) type TernaryTile =
     unsafe fn(&TernaryMatrix, Range<usize>, usize, &Activations, &Output<'_>);
 
-/// Quantizes values by runs: values, inputs a run, int8 values, and the scale and the sum of each
-/// run.
+/// Quantizes values by runs. Arguments: the values, the inputs in a run, the int8 values, the scale
+/// and the sum of each run.
 pub(crate) type QuantizeRuns = unsafe fn(&[f32], usize, &mut [i8], &mut [f32], &mut [i32]);
 
 /// The functions of one instruction set. A value of this type is the proof that this CPU can run
@@ -25,14 +25,14 @@ pub(crate) type QuantizeRuns = unsafe fn(&[f32], usize, &mut [i8], &mut [f32], &
 ///
 /// Every set gives the same bits for the same input; `tests/agree.rs` holds them to it.
 pub struct KernelSet {
-    /// What `--kernels` calls it.
+    /// Its name in `--kernels`.
     pub name: &'static str,
-    /// The packing it reads without unpacking it first, and multiplies by fastest where weights
-    /// come from memory.
+    /// The packing that it reads without unpacking, and that is fastest when weights come from
+    /// memory.
     pub packing: Packing,
     pub(crate) ternary: unsafe fn(&TernaryMatrix, Range<usize>, &Activations, &Output<'_>),
-    /// Products with one tile of activations, the given one, if there is a faster way for many rows
-    /// and 1.67 bits.
+    /// Products with the given tile of activations; `Some` if the set has a faster way for many
+    /// rows and 1.67 bits.
     pub(crate) ternary_tile: Option<TernaryTile>,
     pub(crate) lookup: Lookup,
     pub(crate) sparse: SparseKernels,
@@ -44,7 +44,7 @@ pub struct KernelSet {
     pub(crate) quantize: unsafe fn(&[f32], &mut [i8]) -> (f32, i32),
     pub(crate) quantize_runs: QuantizeRuns,
     pub(crate) residual_squares: unsafe fn(&[f32], &[i8], f32) -> [f32; 3],
-    /// A block, lines to be fetched meanwhile, a tile, its sums.
+    /// Arguments: a block, lines to prefetch, a tile, its sums.
     pub(crate) screen_block: unsafe fn(&[u8], &[u8], &Tile<'_>, &mut ScreenSums),
     pub(crate) relu2_mul: unsafe fn(&[f32], &[f32], &mut [f32]),
     pub(crate) silu_mul: unsafe fn(&[f32], &[f32], &mut [f32]),
@@ -54,8 +54,8 @@ pub struct KernelSet {
     pub(crate) attend_f16: AttendFn<half::f16>,
     pub(crate) attend_f32: AttendFn<f32>,
     pub(crate) merge_segment: unsafe fn(&mut f32, &mut f32, &mut [f32], f32, f32, &[f32]),
-    /// So many rounds of the set's fastest int8 products, all in registers; returns how many
-    /// products that were.
+    /// Runs n rounds of the set's fastest int8 products, all in registers; returns the number of
+    /// products.
     pub(crate) peak_i8: Option<unsafe fn(usize) -> usize>,
     /// The same for products of f32, multiplied, then added.
     pub(crate) peak_f32: Option<unsafe fn(usize) -> usize>,

@@ -1,5 +1,4 @@
-//! What ran: calls, multiply-accumulates and bytes of each kernel, counted where the work is
-//! dispatched.
+//! Counts calls, multiply-accumulates and bytes of each kernel where the work is dispatched.
 
 use std::cell::Cell;
 
@@ -34,19 +33,19 @@ pub enum Kernel {
     AttentionReal,
     /// A small matrix of f32 times rows of f32.
     FloatGemm,
-    /// Gated DeltaNet: the convolution and the recurrence of each row; bytes are those of the
-    /// states.
+    /// Gated DeltaNet: the convolution and the recurrence of each row; its bytes are the bytes of
+    /// the states.
     DeltaNet,
     /// Estimates of all logits from the 8-bit copy of the head: two planes of 8 bits for each
     /// hidden state.
     LogitsScreen,
-    /// Hidden states to logits: of the whole vocabulary, or of the tokens that the estimates left
-    /// in the running.
+    /// Hidden states to logits: of the whole vocabulary, or of the tokens that the estimates could
+    /// not exclude.
     LogitsProjection,
 }
 
 impl Kernel {
-    /// All of them, in the order in which a token meets them.
+    /// All kernels, in the order of the forward pass.
     pub const ALL: [Self; 17] = [
         Self::EmbeddingLookup,
         Self::I2sGemv,
@@ -92,17 +91,17 @@ impl Kernel {
     }
 }
 
-/// What one kernel did.
+/// The counts of one kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
     /// Times it was dispatched.
     pub calls: u64,
     /// Multiply-accumulates it executed, padding not counted.
     pub macs: u64,
-    /// Multiply-accumulates it left out because they add nothing. With `macs` they make the dense
+    /// Multiply-accumulates that it skipped because they add nothing. `macs` plus this is the dense
     /// product.
     pub macs_skipped: u64,
-    /// Bytes of weights, embedding rows or cache it read, each byte once a call.
+    /// Bytes of weights, embedding rows or cache that it read, each byte once per call.
     pub bytes: u64,
 }
 
@@ -113,7 +112,7 @@ pub struct Counters {
     is_off: Cell<bool>,
 }
 
-/// A [`Count`] whose fields are added to one by one: as a whole it would be loaded and stored for
+/// A [`Count`] with one cell for each field: a single cell would load and store the whole count for
 /// each event.
 #[derive(Default)]
 struct Cells {
@@ -141,7 +140,7 @@ impl Counters {
         all_bytes.set(all_bytes.get() + bytes as u64);
     }
 
-    /// Adds multiply-accumulates that calls counted already have left out.
+    /// Adds multiply-accumulates that earlier, already counted calls skipped.
     #[inline]
     pub fn skip(&self, kernel: Kernel, macs: usize) {
         if self.is_off.get() {
@@ -151,7 +150,7 @@ impl Counters {
         skipped.set(skipped.get() + macs as u64);
     }
 
-    /// What a kernel did so far.
+    /// The counts of a kernel so far.
     #[must_use]
     pub fn get(&self, kernel: Kernel) -> Count {
         let Cells {
@@ -168,8 +167,8 @@ impl Counters {
         }
     }
 
-    /// Stops or resumes counting, so that what it costs can be measured. What runs meanwhile leaves
-    /// no receipt.
+    /// Stops or resumes counting, so that its cost can be measured. Work that runs while counting
+    /// is stopped appears in no receipt.
     pub fn set_counting(&self, on: bool) {
         self.is_off.set(!on);
     }

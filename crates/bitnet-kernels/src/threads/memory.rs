@@ -1,5 +1,5 @@
-//! [`Huge`]: memory for what a token reads from end to end, in huge pages where the system gives
-//! them.
+//! [`Huge`]: memory for data that every token reads completely, in huge pages if the system
+//! provides them.
 //!
 //! With pages of 4 KiB a CPU spends much of its time looking addresses up: on a virtual machine
 //! with Zen 4 cores one thread reads 22 GB/s from such pages and 31 from pages of 2 MiB. Most
@@ -17,10 +17,10 @@ use memmap2::{MmapMut, MmapRaw};
 const HUGE_PAGE: usize = 2 << 20;
 /// Bytes of a chunk, unless a slice needs more. A page takes no memory before it is written to.
 const CHUNK: usize = 32 * HUGE_PAGE;
-/// What every slice begins at a multiple of: two cache lines, since CPUs fetch them in pairs.
+/// The alignment of every slice: two cache lines, since CPUs fetch them in pairs.
 const ALIGN: usize = 128;
 
-/// What a [`Huge`] slice can consist of: numbers, for which any bytes are a value.
+/// An element type of a [`Huge`] slice: numbers, for which any bytes are a valid value.
 pub trait Plain: Copy + private::Sealed + 'static {}
 mod private {
     pub trait Sealed {}
@@ -48,7 +48,7 @@ struct Chunk {
 }
 
 thread_local! {
-    /// The chunk that this thread cuts from, as long as one of its slices lives, and the bytes
+    /// The chunk that this thread cuts from while one of its slices lives, and the number of bytes
     /// already cut off.
     static CURRENT: RefCell<(Weak<Chunk>, usize)> = const { RefCell::new((Weak::new(), 0)) };
 }
@@ -57,7 +57,7 @@ impl<T: Plain> Huge<T> {
     /// `len` zeros.
     ///
     /// # Panics
-    /// If there is no memory, as when an allocator finds none.
+    /// If the system has no memory, as an allocation does.
     #[must_use]
     pub fn zeros(len: usize) -> Self {
         let bytes = (len * size_of::<T>()).next_multiple_of(ALIGN);
@@ -111,7 +111,7 @@ impl<T: Plain> Deref for Huge<T> {
     fn deref(&self) -> &[T] {
         // SAFETY: inside the chunk, which `self` keeps alive, at a multiple of `ALIGN`; mapped
         // memory is zeros at first, and any bytes are a `T`. No other slice has these bytes, since
-        // what is cut off a chunk is never cut off again.
+        // each byte of a chunk is cut off only once.
         unsafe { std::slice::from_raw_parts(self.start(), self.len) }
     }
 }
@@ -125,7 +125,7 @@ impl<T: Plain> DerefMut for Huge<T> {
 
 // SAFETY: like a `Vec<T>`, it is the only owner of its bytes. `MmapRaw` is Send and Sync itself.
 unsafe impl<T: Plain + Send> Send for Huge<T> {}
-// SAFETY: shared, it only gives shared slices.
+// SAFETY: a shared reference gives shared slices only.
 unsafe impl<T: Plain + Sync> Sync for Huge<T> {}
 
 #[cfg(test)]
@@ -152,7 +152,7 @@ mod tests {
             );
             slice.fill(i as f32);
         }
-        // What a dropped slice had is not given out while its chunk lives.
+        // The bytes of a dropped slice are not reused while its chunk lives.
         drop(slices.remove(1));
         slices.push(Huge::zeros(1000));
         for (slice, i) in slices.iter().zip([0, 2, 3, 4, 5, 6, 7]) {

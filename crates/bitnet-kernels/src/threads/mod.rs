@@ -1,4 +1,4 @@
-//! THREADS: the pool that shares work out, memory in huge pages, counters and probes.
+//! THREADS: the pool that divides work among threads, memory in huge pages, counters and probes.
 
 pub mod counters;
 pub mod disjoint;

@@ -1,13 +1,13 @@
 //! A thread pool for work of a few microseconds: fork and join in less than one.
 //!
 //! Workers spin on a counter between jobs, since a token is hundreds of short jobs a few
-//! microseconds apart, and park when nothing came for [`SPIN`], so that an idle program keeps no
-//! core busy. With more threads than CPUs they park almost at once, because a spinning thread would
-//! then keep a working one from running.
+//! microseconds apart, and park after [`SPIN`] without a job, so that an idle program keeps no core
+//! busy. With more threads than CPUs they park almost at once, because a spinning thread would then
+//! keep a working one from running.
 //!
-//! A worker may be late: asleep, or without a CPU because other programs have them all. So whoever
-//! begins a share claims it first, and the calling thread, done with its own, runs those that
-//! nobody has begun. It waits for no one who has not.
+//! A worker may be late: asleep, or without a CPU because other programs have them all. So each
+//! thread claims a share before it begins it, and the calling thread, when its own share is done,
+//! claims and runs the shares that no worker has begun. It waits only for workers that have begun.
 
 use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
@@ -38,9 +38,9 @@ struct Padded<T>(T);
 struct Shared {
     /// Grows by one with each job.
     epoch: Padded<AtomicU32>,
-    /// The last epoch of which somebody has begun each worker's share.
+    /// For each worker the last epoch in which a thread claimed its share.
     claimed: Vec<Padded<AtomicU32>>,
-    /// The last epoch of which each worker's share is finished.
+    /// For each worker the last epoch in which its share finished.
     done: Vec<Padded<AtomicU32>>,
     /// Whether each worker is parked, or about to be.
     parked: Vec<Padded<AtomicBool>>,
@@ -52,14 +52,15 @@ struct Shared {
 
 // SAFETY: `job` is written only by the thread that owns the pool, while no worker is between
 // claiming a share and finishing it; the store and load of `epoch` order that write before the
-// workers' reads. All else is atomic.
+// workers' reads. All other fields are atomic.
 unsafe impl Sync for Shared {}
-// SAFETY: the raw pointer in `job` is only dereferenced while `Pool::run`, which borrows what it
-// points to, is waiting.
+// SAFETY: the raw pointer in `job` is only dereferenced while `Pool::run`, which borrows the job,
+// is waiting.
 unsafe impl Send for Shared {}
 
 impl Shared {
-    /// Whether a worker's share of an epoch is the caller's to run: it is for the first who asks.
+    /// Claims a worker's share of an epoch: true for the first thread that calls this, false for
+    /// all others.
     fn claim(&self, worker: usize, epoch: u32) -> bool {
         let before = epoch.wrapping_sub(1);
         self.claimed[worker]
@@ -122,14 +123,14 @@ impl Pool {
         }
     }
 
-    /// How many threads run a job: fewer than asked for if the system refused to start more.
+    /// Number of threads that run a job: fewer than requested if the system refused to start more.
     #[must_use]
     pub fn num_threads(&self) -> usize {
         self.threads.len() + 1
     }
 
     /// Runs `job(0)`, `job(1)`, … one for each thread, and returns when all have finished. The
-    /// calling thread runs `job(0)`, and those that no other has begun by then.
+    /// calling thread runs `job(0)`, then the shares that no other thread has begun by then.
     ///
     /// # Panics
     /// If the job panicked on any thread.
@@ -139,9 +140,9 @@ impl Pool {
         }
         let shared = &*self.shared;
         // SAFETY: only the lifetime changes. `JoinOnDrop` below waits for every worker that has
-        // claimed a share to finish with the pointer, and claims what is left, before this function
-        // returns or unwinds. No worker reads `job` now: all shares of the last epoch are finished,
-        // and none of this one can be claimed yet.
+        // claimed a share to finish with the pointer, and claims the remaining shares, before this
+        // function returns or unwinds. No worker reads `job` now: all shares of the last epoch are
+        // finished, and none of this one can be claimed yet.
         unsafe {
             *shared.job.get() = Some(std::mem::transmute::<
                 *const (dyn Fn(usize) + Sync + '_),
@@ -212,11 +213,12 @@ impl Pool {
         });
     }
 
-    /// Deals `0..len` out in pieces, multiples of `unit`, each to the thread that is free first,
+    /// Splits `0..len` into pieces, multiples of `unit`, gives each piece to the first free thread,
     /// and runs `job(piece)`.
     ///
-    /// For long jobs that need not stream: cores differ in speed, and other programs take time from
-    /// some of them. Pieces get smaller towards the end, so that all threads finish together.
+    /// For long jobs that need no sequential stream of memory: cores differ in speed, and other
+    /// programs take time from some of them. Pieces get smaller towards the end, so that all
+    /// threads finish together.
     pub fn deal(&self, len: usize, unit: usize, job: &(dyn Fn(Range<usize>) + Sync)) {
         let num_threads = self.num_threads();
         if num_threads == 1 || len <= unit {
@@ -242,8 +244,8 @@ impl Pool {
     }
 }
 
-/// Waits for the workers also when a share panics on the calling thread, since they borrow from its
-/// frame.
+/// Waits for the workers even if a share panics on the calling thread, since they borrow from its
+/// stack frame.
 struct JoinOnDrop<'a> {
     pool: &'a Pool,
     epoch: u32,
@@ -253,7 +255,7 @@ impl Drop for JoinOnDrop<'_> {
     fn drop(&mut self) {
         for worker in 0..self.pool.threads.len() {
             if self.pool.shared.claim(worker, self.epoch) {
-                // After a panic: nobody runs it.
+                // After a panic this share does not run.
                 self.pool.shared.done[worker]
                     .0
                     .store(self.epoch, Ordering::Relaxed);
@@ -280,7 +282,7 @@ impl Drop for Pool {
         for (thread, handle) in &mut self.threads {
             thread.unpark();
             if let Some(handle) = handle.take() {
-                // A worker catches what its jobs throw, so there is nothing to report here.
+                // A worker catches the panics of its jobs, so there is nothing to report here.
                 let _ = handle.join();
             }
         }
@@ -336,8 +338,8 @@ fn wait_for_job(shared: &Shared, worker: usize, seen: u32) -> u32 {
     epoch
 }
 
-/// The number of threads that pays: physical cores, but no more than the process's CPU affinity and
-/// cgroup quota allow.
+/// The default number of threads: one for each physical core, but no more than the process's CPU
+/// affinity and cgroup quota allow.
 #[must_use]
 pub fn default_threads() -> usize {
     let allowed = std::thread::available_parallelism().map_or(1, usize::from);
@@ -349,7 +351,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_item_is_run_once_whatever_the_thread_count() {
+    fn every_item_is_run_once_with_any_number_of_threads() {
         for num_threads in [1, 2, 3, 7] {
             let pool = Pool::new(num_threads);
             for len in [0, 1, 31, 32, 33, 1000] {
@@ -398,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_on_a_worker_reaches_the_caller_and_the_pool_lives_on() {
+    fn a_panic_on_a_worker_reaches_the_caller_and_the_pool_stays_usable() {
         let pool = Pool::new(2);
         let result = catch_unwind(AssertUnwindSafe(|| {
             pool.run(&|index| assert!(index == 0, "worker"))

@@ -1,6 +1,5 @@
-//! What this machine can do, measured: the rate at which memory is read, multiply-accumulates in
-//! registers, the cost of a join. Floors are made of these, and a figure means little on a machine
-//! whose memory changes its speed by the minute unless they were measured beside it.
+//! Measures the machine: the rate of reading memory. Benchmarks derive floors from it and measure
+//! it beside each figure, because on some machines the speed of memory changes by the minute.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -15,7 +14,7 @@ pub const READ_PROBE_BYTES: usize = 256 << 20;
 pub struct ReadProbe(Huge<u8>);
 
 impl ReadProbe {
-    /// A buffer of `num_bytes`, written once, so that every page of it is there.
+    /// A buffer of `num_bytes`, written once, so that every page is resident.
     #[must_use]
     pub fn new(num_bytes: usize) -> Self {
         let mut lines = Huge::zeros(num_bytes);

@@ -1,4 +1,4 @@
-//! [`TernaryColumns`]: a matrix of which a step reads only the columns that matter.
+//! [`TernaryColumns`]: a matrix by columns, for steps that read only some columns.
 
 use crate::layout::lines::{LINE_BYTES, LINE_COLS};
 use crate::layout::packing::GROUP_LINES;
@@ -8,7 +8,7 @@ use crate::threads::pool::Pool;
 use crate::weights::matrix::TernaryMatrix;
 use crate::weights::runs::Runs;
 
-/// One matrix column by column, for activations of which few are not zero.
+/// One matrix column by column, for activations that are mostly zero.
 pub struct TernaryColumns {
     pub(crate) runs: Runs,
     pub(crate) rows: usize,
@@ -54,8 +54,8 @@ impl TernaryColumns {
                         let lines = std::array::from_fn(|block| {
                             (block < num_blocks).then(|| of_block(block))
                         });
-                        // SAFETY: each group of lines is in one thread's share, and its columns are
-                        // those of no other.
+                        // SAFETY: each group of lines is in one thread's share, and no other group
+                        // has its columns.
                         let out =
                             unsafe { out.slice(line * group_bytes..(line + 1) * group_bytes) };
                         copy_columns(&lines, out.as_chunks_mut().0, run_lines, index);

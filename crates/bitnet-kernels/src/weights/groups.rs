@@ -35,7 +35,7 @@ impl GroupMatrix {
     /// any thread and in any order. Its first error ends the packing.
     ///
     /// # Errors
-    /// What `unpack` returned.
+    /// The first error of `unpack`.
     ///
     /// # Panics
     /// If there are no columns or more than a ternary matrix may have, if a group is not of 32, 64
@@ -118,7 +118,7 @@ impl GroupMatrix {
         self.layout.cols
     }
 
-    /// What its codes can be.
+    /// The set of its codes.
     #[must_use]
     pub fn codes(&self) -> GroupCodes {
         self.layout.codes
@@ -156,7 +156,7 @@ impl GroupMatrix {
         self.parts.iter().sum::<usize>() * self.cols()
     }
 
-    /// Bytes of codes and scales, padding included: what one pass over the matrix reads.
+    /// Bytes of codes and scales, padding included: one pass over the matrix reads all of them.
     #[must_use]
     pub fn num_bytes(&self) -> usize {
         self.bytes.len()
@@ -168,7 +168,7 @@ impl GroupMatrix {
         self.num_blocks
     }
 
-    /// What a product with `rows` rows of activations counts as.
+    /// The kernel that counts a product with `rows` rows of activations.
     #[must_use]
     pub fn kernel(&self, rows: usize) -> Kernel {
         match (self.layout.codes, rows) {
@@ -179,8 +179,8 @@ impl GroupMatrix {
         }
     }
 
-    /// Writes row `row` of a part as f32, `[cols]`: each weight times its scale, exact but for
-    /// twice a scale beyond the largest f32, which f16 does not have.
+    /// Writes row `row` of a part as f32, `[cols]`: each weight times its scale, exactly: a scale
+    /// is an f16, so twice a scale never exceeds f32.
     ///
     /// # Panics
     /// If there is no such row, or `out` has another length.

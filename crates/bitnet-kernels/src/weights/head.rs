@@ -3,7 +3,7 @@
 use crate::layout::lines::{BLOCK_ROWS, LINE_COLS};
 use crate::threads::memory::Huge;
 
-/// The head in 8 bits, with what bounds the error of a logit estimated from it.
+/// The head in 8 bits, with the numbers that bound the error of an estimated logit.
 pub struct ScreenTable {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
@@ -11,10 +11,10 @@ pub struct ScreenTable {
     pub(crate) bounds: Vec<BlockBounds>,
 }
 
-/// What each row of a block needs for its estimate: three numbers a row.
+/// The numbers for the estimates of a block: three for each row.
 #[derive(Clone)]
 pub(crate) struct BlockBounds {
-    /// What the row's integers are multiplied by.
+    /// The factor of the row's integers.
     pub(crate) scale: [f32; BLOCK_ROWS],
     /// At least `‖e − scale · integers‖`; infinite for a row whose logit cannot be bounded.
     pub(crate) residual: [f32; BLOCK_ROWS],

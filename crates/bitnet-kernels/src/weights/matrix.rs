@@ -1,13 +1,13 @@
 //! [`TernaryMatrix`]: ternary weights in the order in which every instruction set streams them.
 //!
 //! Rows are taken 32 at a time. A block of 32 rows is a run of 128-byte lines, in which dword r is
-//! row r; which columns a line holds, and in how many bits, is its [`Packing`]. (Where weights are
-//! looked up, byte r is row r: see `layout/lookup.rs`.)
+//! row r; which columns a line holds, and in how many bits, is its [`Packing`]. (In the packings
+//! for table lookup, byte r is row r: see `layout/lookup.rs`.)
 //!
-//! So a thread reads one sequential stream (hardware prefetchers follow nothing else as well), a
-//! vector lane is a row and no horizontal sum is ever needed: with 512-bit registers a line is two
-//! loads, with 256-bit four, with 128-bit eight. Four consecutive activations, as one dword, meet
-//! the four bytes of a lane in a single dot-product instruction.
+//! So a thread reads one sequential stream, which hardware prefetchers follow best. A vector lane
+//! is a row, so no horizontal sum is needed: a line takes two loads with 512-bit registers, four
+//! with 256-bit and eight with 128-bit. A single dot-product instruction multiplies the four bytes
+//! of a lane by four consecutive activations, broadcast as one dword.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -22,12 +22,12 @@ use crate::threads::disjoint::Disjoint;
 use crate::threads::memory::Huge;
 use crate::threads::pool::Pool;
 
-/// One matrix of a stack: so many output rows, all with one scale.
+/// One matrix of a stack: its output rows share one scale.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Part {
     /// Output rows.
     pub rows: usize,
-    /// What the integer sums of these rows are multiplied by.
+    /// The factor of the integer sums of these rows.
     pub scale: f32,
 }
 
@@ -56,7 +56,7 @@ impl TernaryMatrix {
     /// 1. Its first error ends the packing.
     ///
     /// # Errors
-    /// What `unpack` returned.
+    /// The first error of `unpack`.
     ///
     /// # Panics
     /// If there are no columns or more than [`MAX_COLS`], or if `unpack` gives another code.
@@ -181,7 +181,7 @@ impl TernaryMatrix {
         self.parts.iter().map(|part| part.rows * self.cols).sum()
     }
 
-    /// Bytes of the packed weights, padding included: what one pass over the matrix reads.
+    /// Bytes of the packed weights, padding included: one pass over the matrix reads all of them.
     #[must_use]
     pub fn num_bytes(&self) -> usize {
         self.bytes.len()
@@ -199,8 +199,8 @@ impl TernaryMatrix {
         self.packing.block_bytes(self.cols)
     }
 
-    /// The same with 2 bits a weight if it is looked up, else `None`: [`Self::unpack_group`] has
-    /// its lines.
+    /// The same matrix with 2 bits a weight if its packing is for table lookup, else `None`:
+    /// [`Self::unpack_group`] gives its lines.
     pub(crate) fn unpacked(&self, pool: &Pool) -> Option<Self> {
         self.packing.cut(self.cols)?;
         let packing = Packing::Two;
@@ -244,7 +244,7 @@ impl TernaryMatrix {
         len
     }
 
-    /// Unpacks a block of a matrix that is packed otherwise into lines of 2 bits.
+    /// Unpacks a block of a matrix in another packing into lines of 2 bits.
     #[inline(always)]
     pub(crate) fn unpack(&self, block: usize, lines: &mut [Line]) {
         match self.packing.cut(self.cols) {
@@ -259,14 +259,14 @@ impl TernaryMatrix {
         }
     }
 
-    /// What a product with so many rows of activations counts as.
+    /// The kernel that counts a product with `rows` rows of activations.
     #[must_use]
     pub fn kernel(&self, rows: usize) -> Kernel {
         let [of_one, of_several] = self.packing.kernels();
         if rows == 1 { of_one } else { of_several }
     }
 
-    /// A chunk of one block of a matrix that is looked up.
+    /// A chunk of one block of a matrix whose packing is for table lookup.
     pub(crate) fn chunk(&self, block: usize, chunk: &Chunk) -> &[u8] {
         &self.bytes[chunk.place(block, self.num_blocks())]
     }
@@ -277,7 +277,7 @@ impl TernaryMatrix {
         &self.bytes[index * len..(index + 1) * len]
     }
 
-    /// What the sums of the rows of one block are multiplied by.
+    /// The factor of the sums of the rows of one block.
     #[inline(always)]
     pub(crate) fn scale(&self, block: usize) -> f32 {
         self.scales[block]
@@ -300,7 +300,7 @@ impl TernaryMatrix {
 }
 
 impl Packing {
-    /// What products count as: with a single row of activations, and with several.
+    /// The kernels that count products: with a single row of activations, and with several.
     #[must_use]
     pub fn kernels(self) -> [Kernel; 2] {
         match self {
@@ -315,7 +315,7 @@ thread_local! {
     static SCRATCH: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
 }
 
-/// Memory of this thread for the lines of one block. Kept, so that a decode step allocates nothing.
+/// A thread's buffer for the lines of one block. Kept, so that a decode step allocates nothing.
 pub(crate) struct LineScratch(Vec<Line>);
 
 impl LineScratch {
@@ -323,7 +323,7 @@ impl LineScratch {
         Self(SCRATCH.take())
     }
 
-    /// Room for a block of `cols` columns in 2 bits; what is in it is unspecified.
+    /// Room for a block of `cols` columns in 2 bits; its contents are unspecified.
     pub(crate) fn lines(&mut self, cols: usize) -> &mut [Line] {
         let lines = num_lines(cols);
         if self.0.len() < lines {
@@ -332,7 +332,8 @@ impl LineScratch {
         &mut self.0[..lines]
     }
 
-    /// The lines of a block with 2 bits a weight, unpacked here; `None` if the matrix has them.
+    /// Unpacks the lines of a block with 2 bits a weight; `None` if the matrix already has such
+    /// lines.
     #[inline(always)]
     pub(crate) fn unpack(&mut self, matrix: &TernaryMatrix, block: usize) -> Option<&[Line]> {
         if matrix.packing() == Packing::Two {
@@ -356,7 +357,7 @@ fn add_one(codes: &mut [i8]) {
     for code in codes.iter_mut() {
         *code = code.wrapping_add(1);
         let byte = *code as u8;
-        // 0, 1 and 2 are possible: none has a bit above the second, or both of these.
+        // 0, 1 and 2 are valid: no bit above the second is set, and not both of the two lowest.
         seen |= byte & 0xfc | byte & byte >> 1;
     }
     assert!(seen == 0, "a ternary code outside −1, 0 and 1");

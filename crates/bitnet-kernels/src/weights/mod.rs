@@ -1,5 +1,5 @@
-//! WEIGHTS: the containers that hold a model's matrices in one of the layouts. They use layout and
-//! threads.
+//! WEIGHTS: the containers that hold a model's matrices in one of the layouts. This storey uses
+//! layout and threads.
 
 pub mod columns;
 pub mod groups;

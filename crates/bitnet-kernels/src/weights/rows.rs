@@ -1,4 +1,4 @@
-//! [`TernaryRows`]: a matrix of which a step reads only the rows that matter.
+//! [`TernaryRows`]: a matrix by rows, for steps that read only some rows.
 
 use crate::layout::lines::BLOCK_ROWS;
 use crate::layout::runs::copy_rows;
@@ -6,7 +6,7 @@ use crate::threads::pool::Pool;
 use crate::weights::matrix::{LineScratch, TernaryMatrix};
 use crate::weights::runs::Runs;
 
-/// One matrix row by row, for products of which few rows are wanted.
+/// One matrix row by row, for products that need only few rows.
 pub struct TernaryRows {
     pub(crate) runs: Runs,
     pub(crate) rows: usize,

@@ -19,7 +19,7 @@ impl Runs {
         }
     }
 
-    /// All lines, those of run `i` from `i · run_lines` on.
+    /// All lines; the lines of run `i` begin at `i · run_lines`.
     #[inline(always)]
     pub(crate) fn lines(&self) -> &[[u8; RUN_LINE_BYTES]] {
         self.bytes.as_chunks().0

@@ -1,9 +1,9 @@
 //! Writes a model in another form: any source that can be loaded, as a GGUF file or as a Hugging
 //! Face directory.
 //!
-//! It goes tensor by tensor, some rows at a time, so memory use does not depend on the model's size:
-//! some megabytes, with TL1 and TL2 the packed size of the largest matrix. The result gets its name
-//! only when it is complete and has been read back.
+//! It goes tensor by tensor, some rows at a time, so memory use does not depend on the model's
+//! size: some megabytes, with TL1 and TL2 the packed size of the largest matrix. The result gets
+//! its name only when it is complete and has been read back.
 
 mod checkpoint;
 mod gguf;
@@ -285,8 +285,8 @@ impl Meter<'_, '_> {
         (self.phase, self.bytes_done) = (Phase::Checking, 0);
     }
 
-    /// Whether bytes that were read back have the checksum of the written ones. done: releases their
-    /// memory.
+    /// Whether bytes that were read back have the checksum of the written ones. done: releases
+    /// their memory.
     fn check(
         &mut self,
         tensor: &str,

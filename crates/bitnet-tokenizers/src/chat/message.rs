@@ -53,8 +53,8 @@ impl ChatMessage {
         &self.fields
     }
 
-    /// The text of the message: the content, or the texts of its parts with a line end between; empty where
-    /// there is none.
+    /// The text of the message: the content, or the texts of its parts with a line end between;
+    /// empty where there is none.
     pub fn text(&self) -> String {
         match self.fields.get("content") {
             Some(Value::String(text)) => text.clone(),

@@ -2,9 +2,9 @@
 //!
 //! # What a message cannot do
 //! The control tokens of a prompt come from its template alone. A [`RenderedChat`] carries, beside
-//! the text, the ranges in which no control token may be read ([`RenderedChat::guards`]): everything
-//! that comes from messages, tools and other inputs. So `<|eot_id|>` in a message reaches the model
-//! as the characters it consists of. Roles are plain words.
+//! the text, the ranges in which no control token may be read ([`RenderedChat::guards`]):
+//! everything that comes from messages, tools and other inputs. So `<|eot_id|>` in a message
+//! reaches the model as the characters it consists of. Roles are plain words.
 
 mod formats;
 mod message;
@@ -131,8 +131,8 @@ impl ChatTemplate {
     /// nothing tells.
     ///
     /// In this order:
-    /// 1. The format of BitNet b1.58 2B4T, for its architecture with Llama 3's vocabulary, where the
-    ///    file has no template or the one that the official GGUF file has, which is known to be
+    /// 1. The format of BitNet b1.58 2B4T, for its architecture with Llama 3's vocabulary, where
+    ///    the file has no template or the one that the official GGUF file has, which is known to be
     ///    wrong.
     /// 2. The file's own template.
     /// 3. The format that the vocabulary's control tokens are made for.

@@ -190,7 +190,8 @@ fn held_back(text: &str, mark: &str) -> usize {
 mod tests {
     use super::*;
 
-    /// The reasoning and the content of `text` after `prompt`, cut into pieces of `size` characters.
+    /// The reasoning and the content of `text` after `prompt`, cut into pieces of `size`
+    /// characters.
     fn split(prompt: &str, text: &str, size: usize) -> (String, String) {
         let mut splitter = ReasoningSplitter::new(TAGS[0], prompt);
         let chars: Vec<char> = text.chars().collect();

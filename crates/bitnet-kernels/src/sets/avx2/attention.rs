@@ -1,4 +1,5 @@
-//! Attention: panels of four queries by sixteen columns, as many sums as sixteen registers hold.
+//! Attention: panels of four queries by sixteen columns. Their sums take eight of the sixteen
+//! registers and leave room for data and coefficients.
 
 use std::arch::x86_64::*;
 
@@ -12,7 +13,7 @@ pub(super) fn attend_f16(
     scratch: &mut SegmentScratch,
     partial: &mut Partial<'_>,
 ) {
-    // SAFETY: this function has all that the set's panels use.
+    // SAFETY: this function enables every feature that the set's panels use.
     unsafe { segment::attend_f16::<Avx2>(segment, scratch, partial, widen) }
 }
 
@@ -22,7 +23,7 @@ pub(super) fn attend_f32(
     scratch: &mut SegmentScratch,
     partial: &mut Partial<'_>,
 ) {
-    // SAFETY: this function has all that the set's panels use.
+    // SAFETY: this function enables every feature that the set's panels use.
     unsafe { segment::attend_f32::<Avx2>(segment, scratch, partial) }
 }
 
@@ -43,7 +44,7 @@ pub(super) fn round_f16(from: &[f32], to: &mut [f16]) {
     }
 }
 
-/// The floats that the halves are; both have a multiple of 8 elements.
+/// Converts f16 to f32; both slices have a multiple of 8 elements.
 #[target_feature(enable = "avx2,f16c")]
 fn widen(from: &[f16], to: &mut [f32]) {
     for (from, to) in from
@@ -65,7 +66,7 @@ impl<T: Load8> Panels<T> for Avx2 {
 
     #[inline(always)]
     unsafe fn panel(panel: Panel<'_, T>) {
-        // SAFETY: the caller vouches for the CPU.
+        // SAFETY: the caller promises that the CPU has the features.
         unsafe {
             match panel.queries {
                 1 => multiply::<T, 1, 4>(panel),
@@ -87,8 +88,8 @@ trait Load8: Copy {
 impl Load8 for f16 {
     #[inline(always)]
     unsafe fn load8(from: *const Self) -> __m256 {
-        // SAFETY: 16 readable bytes, says the caller, who vouches for the CPU, too; the load needs
-        // no alignment.
+        // SAFETY: the caller promises 16 readable bytes and the CPU's features; the load needs no
+        // alignment.
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
     }
 }
@@ -96,8 +97,8 @@ impl Load8 for f16 {
 impl Load8 for f32 {
     #[inline(always)]
     unsafe fn load8(from: *const Self) -> __m256 {
-        // SAFETY: 8 readable floats, says the caller, who vouches for the CPU, too; the load needs
-        // no alignment.
+        // SAFETY: the caller promises 8 readable floats and the CPU's features; the load needs no
+        // alignment.
         unsafe { _mm256_loadu_ps(from) }
     }
 }
@@ -118,8 +119,8 @@ fn multiply<T: Load8, const Q: usize, const C: usize>(mut panel: Panel<'_, T>) {
     }
 }
 
-/// `C` registers of columns from `column` on. Fetches a line of what comes next with each step,
-/// every set of columns others.
+/// `C` registers of columns from `column` on. Each step also prefetches one line of the next data;
+/// each set of columns prefetches other lines.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn multiply_columns<T: Load8, const Q: usize, const C: usize>(

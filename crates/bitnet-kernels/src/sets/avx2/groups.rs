@@ -117,7 +117,7 @@ fn block_sums<const N: usize, const R: usize>(
     sums
 }
 
-/// What is left of a tile of `N` rows in runs of `R` cells.
+/// The remaining runs, of `R` cells each, of a tile of `N` rows.
 struct RunsOfTile<'a, const N: usize, const R: usize> {
     values: &'a [i8],
     scales: &'a [[f32; N]],
@@ -136,7 +136,7 @@ impl<'a, const N: usize, const R: usize> RunsOfTile<'a, N, R> {
         }
     }
 
-    /// Leaves out the first `num_runs` runs.
+    /// Skips the first `num_runs` runs.
     #[inline(always)]
     fn skip(&mut self, num_runs: usize) {
         let values = (num_runs * Self::RUN_VALUES).min(self.values.len());

@@ -1,10 +1,10 @@
-//! How many products this set computes a second when nothing leaves the registers.
+//! Loops that measure this set's peak rate of products, with all operands in registers.
 
 use std::arch::x86_64::*;
 use std::hint::black_box;
 
-/// `vpmaddubsw` and the addition that goes with it on twelve chains. Each multiplies what it has,
-/// since the compiler would take a product that never changes out of the loop.
+/// `vpmaddubsw` and its addition on twelve independent chains. Each chain multiplies its own sum,
+/// since the compiler would move a constant product out of the loop.
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn i8(rounds: usize) -> usize {
     let mut acc = [_mm256_set1_epi16(black_box(1)); 12];

@@ -9,8 +9,9 @@ use crate::layout::screen::ScreenSums;
 
 /// `Σ integer · q` of 32 rows with each plane of a tile, two planes at a time.
 ///
-/// `vpmaddubsw` wants one side unsigned: the magnitude of the integers, whose signs go to the
-/// activations. Two products are then at most 2 · 127 · 127 = 32,258, so 16 bits hold them.
+/// `vpmaddubsw` needs one unsigned operand: it gets the magnitudes of the integers, and `vpsignb`
+/// moves their signs to the activations. Two products are then at most 2 · 127 · 127 = 32,258, so
+/// 16 bits hold them.
 #[target_feature(enable = "avx2,f16c")]
 pub(crate) fn screen_block(lines: &[u8], _ahead: &[u8], tile: &Tile<'_>, sums: &mut ScreenSums) {
     let planes = tile.scales.len();

@@ -14,7 +14,7 @@ use crate::weights::groups::GroupMatrix;
 
 /// Eight rows of weights a register, 32 rows a block.
 const QUARTERS: usize = 4;
-/// Dwords of activations that a cell meets.
+/// Dwords of activations for one cell.
 const CELL_DWORDS: usize = CELL_COLS / 4;
 
 /// The sums that four activations make with all 16 choices of signs, + [`BIAS`]: 16 low parts of 5
@@ -25,14 +25,15 @@ type CellTables = [SignTable; CELL_COLS / 4];
 /// The signs of a cell.
 type SignCell = [SignRun; CELL_SIGN_RUNS];
 
-/// What is added to a sum of four activations, so that both parts of it are not negative.
+/// Added to a sum of four activations, so that neither part of it is negative.
 const BIAS: i32 = 512;
-/// Rows of activations whose tables stay in a core's second cache: at most 8 KiB each.
+/// Rows of activations whose tables stay in a core's second-level cache: at most 8 KiB each.
 const ROWS_AT_ONCE: usize = 32;
-/// Blocks that meet the tables of one row of activations while those are in the first cache.
+/// Blocks that use the tables of one row of activations while the tables are in the first-level
+/// cache.
 const BLOCKS_AT_ONCE: usize = 4;
 
-/// What some rows of activations bring to the products with a chunk of columns.
+/// The tables and scales of some rows of activations for the products with a chunk of columns.
 #[derive(Default)]
 struct SignScratch {
     /// `[rows, cells]`
@@ -51,7 +52,8 @@ thread_local! {
 /// See [`crate::sets::groups::GroupMultiply`].
 ///
 /// A table lookup finds four products of 32 rows at once, and the sums of eight lookups still fit
-/// into bytes: at most 8 · 31. So a cell is widened once. Each thread makes all tables for itself.
+/// into bytes: at most 8 · 31. So the sums of a cell are widened once. Each thread builds all
+/// tables itself.
 #[target_feature(enable = "avx2,f16c")]
 pub(crate) fn signs(
     matrix: &GroupMatrix,
@@ -66,8 +68,8 @@ pub(crate) fn signs(
     }
 }
 
-/// The same for runs of `R` cells: with their number known, the loops over them are unrolled, and
-/// little is left between the lookups.
+/// The same for runs of `R` cells. `R` is a constant, so the compiler unrolls the loops over cells,
+/// and few instructions remain between the lookups.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn signs_in_runs<const R: usize>(
@@ -154,8 +156,9 @@ impl SignScratch {
 #[target_feature(enable = "avx2,f16c")]
 fn sums_of_four(q: &[i8]) -> __m256i {
     let q = broadcast(q, 0);
-    // Dword i of the first half has the signs of index 0 to 3 and 8 to 11, of the second those of 4
-    // to 7 and 12 to 15, so that packing brings them into order.
+    // The first half has the signs of indices 0 to 3 and 8 to 11, the second half has the signs of
+    // indices 4 to 7 and 12 to 15. Packing, which works on each 128-bit half, then brings them into
+    // order.
     const SIGNS: [[i8; 32]; 2] = {
         let mut signs = [[-1; 32]; 2];
         let mut index = 0;
@@ -238,8 +241,8 @@ fn load32(from: &[f32; BLOCK_ROWS]) -> [__m256; QUARTERS] {
     out
 }
 
-/// `Σ ±q` of 32 rows over the cells of a run, and [`BIAS`] for each table, in 16 bits: those hold
-/// four cells, 4 · 8 · 1020 = 32,640.
+/// `Σ ±q` of 32 rows over the cells of a run, and [`BIAS`] for each table, in 16 bits: 16 bits hold
+/// four cells, at most 4 · 8 · 1020 = 32,640.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn run_words(cells: &[SignCell], tables: &[CellTables]) -> [__m256i; 2] {
@@ -260,8 +263,9 @@ fn run_words(cells: &[SignCell], tables: &[CellTables]) -> [__m256i; 2] {
 
 /// Adds the exact sums of a run of `num_cells` cells times its scale.
 ///
-/// 2^23 in the upper half of a float makes the word below it an integer of that float, exactly:
-/// less than an instruction to widen and one to convert, and the biases go with it.
+/// To convert a 16-bit sum to f32, the kernel puts the bit pattern of 2^23 into the upper half of a
+/// float and the sum into the lower half: the float is then exactly 2^23 + sum, and one subtraction
+/// removes 2^23 and the biases. That is faster than widening and converting.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn fold_run(of_runs: &mut [__m256; QUARTERS], words: [__m256i; 2], num_cells: usize, scale: f32) {

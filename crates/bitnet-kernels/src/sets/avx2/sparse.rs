@@ -1,4 +1,5 @@
-//! Products of few rows or few columns, 64 of them line by line.
+//! Products of few rows or few columns: reads line 0 of 64 of them, then line 1 of all 64, and so
+//! on.
 
 use std::arch::x86_64::*;
 
@@ -15,14 +16,14 @@ pub(super) const KERNELS: SparseKernels = SparseKernels {
     active_columns,
 };
 
-/// Asks for a line to be in the second-level cache when its turn comes.
+/// Prefetches a line into the second-level cache.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn prefetch(line: &[u8; RUN_LINE_BYTES]) {
     _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
 }
 
-/// Asks for all lines of the first runs, which nothing else has asked for.
+/// Prefetches all lines of the first runs, which no earlier step has prefetched.
 #[target_feature(enable = "avx2,f16c")]
 fn prefetch_first(runs: &Runs, active: &[u32]) {
     let first = &active[..active.len().min(RUNS_AT_ONCE)];
@@ -62,10 +63,11 @@ fn fields(codes: __m256i) -> [__m256i; 4] {
     ]
 }
 
-/// `Σ code · q` of each active row: an accumulator a row, which stays in the first-level cache.
+/// `Σ code · q` of each active row, with one accumulator for each row; the accumulators stay in the
+/// first-level cache.
 ///
-/// A 16-bit lane takes two products of at most 2 · 127 from each of eight registers a line: 4064,
-/// which then moves to 32.
+/// A 16-bit lane takes two products of at most 2 · 127 from each of eight registers a line: 4064.
+/// It is then added to a 32-bit lane.
 #[target_feature(enable = "avx2,f16c")]
 fn active_rows(
     matrix: &TernaryRows,
@@ -203,7 +205,7 @@ fn add_to(sums: &mut [i32], more: __m256i) {
     }
 }
 
-/// For each set of eight lanes the numbers of those in it, ascending, as bytes.
+/// For each mask of eight lanes the indices of its lanes, ascending, as bytes.
 static LANES: [u64; 256] = {
     let mut table = [0; 256];
     let mut set = 0;
@@ -221,7 +223,7 @@ static LANES: [u64; 256] = {
     table
 };
 
-/// How many lanes each set has.
+/// Number of lanes in each mask.
 static NUM_LANES: [u8; 256] = {
     let mut table = [0; 256];
     let mut set = 0;
@@ -232,7 +234,7 @@ static NUM_LANES: [u8; 256] = {
     table
 };
 
-/// Lists `first` + the number of each lane of a set at `places[len..]` and returns the new length.
+/// Writes `first` + the index of each lane of a mask to `places[len..]` and returns the new length.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn list_lanes(lanes: u8, first: usize, places: &mut [u32], len: usize) -> usize {

@@ -1,11 +1,11 @@
 //! Ternary products with `vpmaddubsw`.
 //!
-//! Sixteen bits hold few products, so sums move to 32 bits often enough that no input can overflow
-//! them.
+//! A 16-bit lane holds few products, so its sums are added to 32-bit lanes before any input can
+//! overflow it.
 //!
-//! A few rows of activations take the codes out of the lines as they pass by. For more, the codes
-//! of some columns are unpacked to bytes, a panel that stays in the first cache while all rows go
-//! by, and then those of the next columns.
+//! For a few rows of activations the kernel extracts the codes from each line as it reads it. For
+//! more rows it unpacks the codes of some columns to bytes, a panel that stays in the first-level
+//! cache while all rows are multiplied by it; then it goes on to the next columns.
 
 use std::arch::x86_64::*;
 use std::cell::Cell;
@@ -17,7 +17,7 @@ use crate::layout::lines::{LINE_COLS, Line};
 use crate::sets::output::Output;
 use crate::weights::matrix::{LineScratch, TernaryMatrix};
 
-/// The most rows for which codes are taken out of the lines as they pass by.
+/// Maximum number of rows for which codes are extracted as lines are read.
 const FEW_ROWS: usize = 4;
 
 /// Lines in a panel. A 16-bit lane takes eight products of 0–2 by at most 127 a line: 2032, so
@@ -31,7 +31,7 @@ type UnpackedLine = [[__m256i; 4]; LINE_COLS / 4];
 type Sums = [__m256i; 4];
 
 thread_local! {
-    /// Sums on their way, one for each row of activations. Kept, so that a step allocates nothing.
+    /// Running sums, one for each row of activations. Kept, so that a step allocates nothing.
     static SUMS: Cell<Vec<Sums>> = const { Cell::new(Vec::new()) };
 }
 
@@ -97,7 +97,7 @@ fn field<const S: usize>(codes: __m256i) -> __m256i {
     _mm256_and_si256(down, _mm256_set1_epi8(3))
 }
 
-/// The same of the rows of a whole line.
+/// The same for all rows of a line.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn fields<const S: usize>(quarters: [__m256i; 4]) -> [__m256i; 4] {

@@ -129,11 +129,11 @@ pub(crate) fn finish(sums: &[i32; BLOCK_ROWS], activation_scale: f32, scale: f32
     }
 }
 
-/// What units of triples give to the sums of 32 rows.
+/// The sums of 32 rows over units of triples.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn unit_sums(units: &[Unit], tables: &[Table]) -> Sums {
-    // Ten units whose sums fit into 16 bits: 10 · 8 · 384 = 30,720 at most.
+    // The sums of ten units fit into 16 bits: 10 · 8 · 384 = 30,720 at most.
     const UNITS: usize = 10;
     let mask = _mm256_set1_epi8(0x0f);
     let one = _mm256_set1_epi8(1);
@@ -148,12 +148,13 @@ fn unit_sums(units: &[Unit], tables: &[Table]) -> Sums {
             let [runs @ .., signs] = unit.as_chunks().0 else {
                 break;
             };
-            // The sign of the field at hand is the top bit of each byte: field 7 first.
+            // The sign of the current field is the highest bit of each byte; field 7 comes first.
             let mut signs = load(signs);
             let (mut low, mut high) = (_mm256_setzero_si256(), _mm256_setzero_si256());
             let mut field = |indices: __m256i, table: &Table| {
                 let indices = _mm256_and_si256(indices, mask);
-                // Not zero, since `vpsignb` makes zeros of those.
+                // Set the lowest bit, since `vpsignb` turns its operand to zero where the sign is
+                // zero.
                 let sign = _mm256_or_si256(signs, one);
                 let (lows, highs) = broadcast(table);
                 low = _mm256_add_epi8(
@@ -178,14 +179,14 @@ fn unit_sums(units: &[Unit], tables: &[Table]) -> Sums {
     sums
 }
 
-/// What lines of pairs give to the sums of 32 rows.
+/// The sums of 32 rows over lines of pairs.
 ///
-/// Never inlined into a function with AVX-512, where the compiler would take other instructions to
-/// load the tables: they occupy the shuffle units and cost a fifth of the speed.
+/// Never inlined into a function with AVX-512: there the compiler would load the tables with
+/// instructions that occupy the shuffle units, which costs a fifth of the speed.
 #[inline(never)]
 #[target_feature(enable = "avx2")]
 pub(crate) fn line_sums(lines: &[Line], tables: &[Table]) -> Sums {
-    // Fifteen lines whose sums fit into 16 bits: 15 · 8 · 256 = 30,720 at most.
+    // The sums of fifteen lines fit into 16 bits: 15 · 8 · 256 = 30,720 at most.
     const LINES: usize = 15;
     let mask = _mm256_set1_epi8(0x0f);
     let mut sums = [_mm256_setzero_si256(); 4];
@@ -215,11 +216,11 @@ pub(crate) fn line_sums(lines: &[Line], tables: &[Table]) -> Sums {
     sums
 }
 
-/// How far ahead of what is read the codes are prefetched.
+/// How far ahead of the current position the codes are prefetched.
 const PREFETCH_BYTES: usize = 2048;
 
-/// Prefetches what comes [`PREFETCH_BYTES`] after a unit or line. The hardware, which sees the
-/// tables pass by as well, does not look far enough ahead of the codes.
+/// Prefetches the codes [`PREFETCH_BYTES`] after a unit or line. The hardware prefetcher also
+/// follows the reads of the tables and does not run far enough ahead of the codes.
 #[inline]
 #[target_feature(enable = "avx2")]
 pub(crate) fn prefetch(piece: &[u8]) {
@@ -263,7 +264,7 @@ fn widen_bytes(words: &mut [__m256i; 2], low: __m256i, high: __m256i) {
     }
 }
 
-/// Adds the 16-bit sums to those of 32 bits.
+/// Adds the 16-bit sums to the 32-bit sums.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn widen_words(sums: &mut Sums, words: [__m256i; 2]) {

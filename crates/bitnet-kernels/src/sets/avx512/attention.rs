@@ -1,9 +1,9 @@
 //! Attention: a panel of f16 in 256-bit registers, since turning halves into floats costs least
 //! there, and one of f32 in registers of 512.
 //!
-//! A coefficient is multiplied straight from memory (`{1to8}`, `{1to16}`): broadcast into a
-//! register first, as the compiler would have it, the same sums take a sixth to a third longer on
-//! Zen 4. Hence the assembly.
+//! The multiplication reads each coefficient from memory and broadcasts it itself (`{1to8}`,
+//! `{1to16}`). The compiler would broadcast it into a register first, and then the same sums take a
+//! sixth to a third longer on Zen 4. This is why the multiplication is assembly.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -18,7 +18,7 @@ pub(super) fn attend_f16(
     scratch: &mut SegmentScratch,
     partial: &mut Partial<'_>,
 ) {
-    // SAFETY: this function has all that the set's panels use.
+    // SAFETY: this function enables every feature that the set's panels use.
     unsafe { segment::attend_f16::<Avx512>(segment, scratch, partial, widen) }
 }
 
@@ -28,7 +28,7 @@ pub(super) fn attend_f32(
     scratch: &mut SegmentScratch,
     partial: &mut Partial<'_>,
 ) {
-    // SAFETY: this function has all that the set's panels use.
+    // SAFETY: this function enables every feature that the set's panels use.
     unsafe { segment::attend_f32::<Avx512>(segment, scratch, partial) }
 }
 
@@ -49,7 +49,7 @@ pub(super) fn round_f16(from: &[f32], to: &mut [f16]) {
     }
 }
 
-/// The floats that the halves are; both have a multiple of 16 elements.
+/// Converts f16 to f32; both slices have a multiple of 16 elements.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
 fn widen(from: &[f16], to: &mut [f32]) {
     for (from, to) in from
@@ -76,7 +76,7 @@ impl Panels<f16> for Avx512 {
 
     #[inline(always)]
     unsafe fn panel(panel: Panel<'_, f16>) {
-        // SAFETY: the caller vouches for the CPU.
+        // SAFETY: the caller promises that the CPU has the features.
         unsafe {
             match panel.queries {
                 1 => panel_f16::<1, 4>(panel),
@@ -97,7 +97,7 @@ impl Panels<f32> for Avx512 {
 
     #[inline(always)]
     unsafe fn panel(panel: Panel<'_, f32>) {
-        // SAFETY: the caller vouches for the CPU.
+        // SAFETY: the caller promises that the CPU has the features.
         unsafe {
             match panel.queries {
                 1 => panel_f32::<1, 4>(panel),
@@ -113,8 +113,8 @@ impl Panels<f32> for Avx512 {
     }
 }
 
-/// The panel of a type in registers of so many lanes: `C` registers of columns at once, the rest
-/// one register each.
+/// The panel of a type in registers of `lanes` lanes: takes `C` registers of columns at once, and
+/// the remaining columns one register at a time.
 macro_rules! panel {
     ($name:ident, $columns:ident: $element:ty, $register:ty, $lanes:literal, $zero:ident, $load:ident, $store:ident, $add:ident,
      $times:ident, $element_load:expr) => {
@@ -133,8 +133,8 @@ macro_rules! panel {
             }
         }
 
-        /// `C` registers of columns from `column` on. Fetches a line of what comes next with each
-        /// step, every set of columns others.
+        /// `C` registers of columns from `column` on. Each step also prefetches one line of the
+        /// next data; each set of columns prefetches other lines.
         #[inline]
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
         fn $columns<const Q: usize, const C: usize>(
@@ -198,7 +198,8 @@ panel!(
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
 unsafe fn times8(data: __m256, coefs: *const f32, index: usize) -> __m256 {
     let product;
-    // SAFETY: one instruction that reads these registers and the float that the caller vouches for.
+    // SAFETY: one instruction that reads these registers and a float that the caller promises is
+    // readable.
     unsafe {
         asm!(
             "vmulps {product}, {data}, dword ptr [{coefs} + 4 * {index}]{{1to8}}",
@@ -220,7 +221,8 @@ unsafe fn times8(data: __m256, coefs: *const f32, index: usize) -> __m256 {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
 unsafe fn times16(data: __m512, coefs: *const f32, index: usize) -> __m512 {
     let product;
-    // SAFETY: one instruction that reads these registers and the float that the caller vouches for.
+    // SAFETY: one instruction that reads these registers and a float that the caller promises is
+    // readable.
     unsafe {
         asm!(
             "vmulps {product}, {data}, dword ptr [{coefs} + 4 * {index}]{{1to16}}",

@@ -1,5 +1,6 @@
-//! Products with group scales with `vpdpbusd`. A lone row of activations meets signs by table lookup,
-//! as with AVX2: the same ports take 256 bits as often as twice as many.
+//! Products with group scales with `vpdpbusd`. Products of signs with a single row of activations
+//! use the table lookup of AVX2: the ports that look up process 256 bits as often as 512, so lookup
+//! gains nothing from wider registers.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -72,7 +73,7 @@ fn products<const SIGNS: bool>(
     }
 }
 
-/// A block, and where its products with a tile go.
+/// A block, and where to write its products with a tile.
 struct Product<'a> {
     matrix: &'a GroupMatrix,
     block: usize,
@@ -158,7 +159,7 @@ fn interleave_fours([a, b]: HalfSums) -> HalfSums {
     ]
 }
 
-/// What is left of a tile of `N` rows in runs of `R` cells.
+/// The remaining runs, of `R` cells each, of a tile of `N` rows.
 struct RunsOfTile<'a, const N: usize, const R: usize> {
     values: &'a [i8],
     scales: &'a [[f32; N]],
@@ -177,7 +178,7 @@ impl<'a, const N: usize, const R: usize> RunsOfTile<'a, N, R> {
         }
     }
 
-    /// Leaves out the first `num_runs` runs.
+    /// Skips the first `num_runs` runs.
     #[inline(always)]
     fn skip(&mut self, num_runs: usize) {
         let values = (num_runs * Self::RUN_VALUES).min(self.values.len());
@@ -239,8 +240,8 @@ fn two_bit_fields(line: &[u8], half: usize) -> [__m512i; 4] {
     ]
 }
 
-/// The same of signs, as 0 and 2: the four bits of a row are an index, of which `vpermd` looks at no
-/// others, into 16 dwords.
+/// The same for signs, as codes 0 and 2: `vpermd` reads only four bits of each index, here the four
+/// sign bits of a row, and finds the four codes in a table of 16 dwords.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn sign_fields(line: &[u8], half: usize) -> [__m512i; 4] {

@@ -1,17 +1,19 @@
-//! Ternary products of many rows, three eighths of them looked up while `vpdpbusd` computes the
-//! others.
+//! Ternary products of many rows: looks up three eighths of the products while `vpdpbusd` computes
+//! the others.
 //!
-//! `vpdpbusd` gives 64 products a cycle and core on Zen 4: it takes two of the four vector ports,
-//! of which a register of 512 bits keeps one for two cycles. `vpermw`, which looks up 32 words of
-//! 16 bits, can go to one that it leaves free, and the addition of what was found to another. A
-//! field of 1.67 bits is an index as it lies: one lookup is three products in each of 32 lanes. So
-//! there is a table for each three columns of each row of activations, of the 27 sums that their
-//! values can make: 64 bytes, made once for all blocks of a matrix that a thread multiplies, and
-//! read from the second cache.
+//! `vpdpbusd` computes 64 products per cycle and core on Zen 4: it runs on two of the four vector
+//! ports, and a 512-bit instruction occupies a port for two cycles. `vpermw`, which looks up 32
+//! words of 16 bits, can run on a port that `vpdpbusd` leaves free, and the addition of the result
+//! on another. A field of 1.67 bits is an index without further decoding: one lookup gives the sum
+//! of three products in each of 32 lanes. So each three columns of each row of activations have a
+//! table of the 27 sums that their values can form. A table takes 64 bytes. A thread builds the
+//! tables once for all blocks of a matrix that it multiplies, and reads them from the second-level
+//! cache.
 //!
-//! Lanes are rows of weights: of the words that a line has for 16 rows, the lower ones of the first
-//! half of a block go to the even lanes of a register and those of its second half to the odd ones;
-//! so do the upper ones, for other columns.
+//! Lanes are rows of weights. A line has a dword for each row, which is a lower and an upper word
+//! for different columns. A register takes the lower words of rows 0–15 in its even lanes and the
+//! lower words of rows 16–31 in its odd lanes; another register takes the upper words in the same
+//! way.
 
 use std::arch::{asm, x86_64::*};
 use std::cell::RefCell;
@@ -33,11 +35,11 @@ use crate::weights::matrix::TernaryMatrix;
 const LOOKED_UP: usize = 3;
 /// Tables of a row of activations for a group: one for each byte of a dword in these fields.
 const GROUP_TABLES: usize = 4 * LOOKED_UP;
-/// Groups whose looked up sums fit into 16 bits: 7 · 12 · 3 · 128 = 32,256.
+/// Number of groups whose looked-up sums fit into 16 bits: 7 · 12 · 3 · 128 = 32,256.
 const RUN_GROUPS: usize = 7;
 
-/// The sums `Σ (ti − 1) · qi` for each index t0 + 3 t1 + 9 t2 of three weights; the last five mean
-/// nothing.
+/// The sums `Σ (ti − 1) · qi` for each index t0 + 3 t1 + 9 t2 of three weights; the last five
+/// entries are unused.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 struct Table([i16; 32]);
@@ -104,8 +106,9 @@ const fn weights(field: u8) -> [i8; 3] {
     ]
 }
 
-/// Signed factors of four bytes q0 + 128, q1 + 128 and q2 + 128, 128 for each index: of the first
-/// two, and of the others. Together they give w0 q0 + w1 q1 + w2 q2.
+/// Signed factors, for each index, of the four bytes q0 + 128, q1 + 128 and q2 + 128, 128: first
+/// the factors of the first two bytes, then of the other two. The two sums together are w0 q0 + w1
+/// q1 + w2 q2.
 const FACTORS: [[[i8; 2]; 32]; 2] = {
     let mut factors = [[[0; 2]; 32]; 2];
     let mut index = 0;
@@ -123,7 +126,7 @@ const FACTORS: [[[i8; 2]; 32]; 2] = {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
 fn make_tables<const N: usize>(values: &[i8], tables: &mut [Table]) -> [i32; N] {
     let factors = FACTORS.each_ref().map(|factors| load(factors));
-    // Of the bytes of three dwords and one of zeros: byte j of two of them, twice, for each j.
+    // From three dwords and one dword of zeros, for each j: byte j of two of them, twice.
     let pairs = _mm_setr_epi8(0, 4, 0, 4, 1, 5, 1, 5, 2, 6, 2, 6, 3, 7, 3, 7);
     let others = _mm_setr_epi8(8, 12, 8, 12, 9, 13, 9, 13, 10, 14, 10, 14, 11, 15, 11, 15);
     let mut sums = [_mm_setzero_si128(); N];
@@ -198,8 +201,9 @@ fn load<T>(from: &T) -> __m512i {
     unsafe { _mm512_loadu_si512(std::ptr::from_ref(from).cast()) }
 }
 
-/// What computes this register, and all that is read from memory, the compiler leaves before what
-/// follows: left to itself it looks up far ahead, and then has no registers for what it found.
+/// A barrier for the compiler: the computation of this register and all reads before it stay before
+/// the code that follows. Without it the compiler moves lookups far ahead and runs out of registers
+/// for their results.
 macro_rules! in_this_order {
     ($register:expr) => {
         // SAFETY: no instruction.
@@ -246,7 +250,8 @@ fn mixed<const N: usize>(
             let upper =
                 |f| _mm512_mask_mov_epi16(_mm512_srli_epi32::<16>(half(f, 0)), !EVEN, half(f, 1));
             let second = |words| _mm512_srli_epi16::<8>(words);
-            // Multiplies by place $t of field $f, and looks $words up in the tables meanwhile.
+            // Multiplies by place $t of field $f and at the same time looks $words up in the
+            // tables.
             macro_rules! multiply {
                 ($fields:ident, $f:literal, $t:literal $(, $words:expr, $table:literal)?) => {
                     let codes = $fields.map(|fields| _mm512_permutexvar_epi8(fields, load(&CODES[$t])));

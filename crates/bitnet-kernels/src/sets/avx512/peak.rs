@@ -1,4 +1,4 @@
-//! How many products this set computes a second when nothing leaves the registers.
+//! Loops that measure this set's peak rate of products, with all operands in registers.
 
 use std::arch::x86_64::*;
 use std::hint::black_box;

@@ -17,8 +17,8 @@ pub(crate) fn screen_block(lines: &[u8], ahead: &[u8], tile: &Tile<'_>, sums: &m
     }
 }
 
-/// `Σ integer · q` of 32 rows with the `N` planes of a tile. The bytes are integers + 128, so 128 ·
-/// Σ q too much.
+/// `Σ integer · q` of 32 rows with the `N` planes of a tile. The bytes are integers + 128, so the
+/// kernel subtracts 128 · Σ q from each sum.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn screen_planes<const N: usize>(

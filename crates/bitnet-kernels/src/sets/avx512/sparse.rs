@@ -1,4 +1,5 @@
-//! Products of few rows or few columns, 64 of them line by line.
+//! Products of few rows or few columns: reads line 0 of 64 of them, then line 1 of all 64, and so
+//! on.
 
 use std::arch::x86_64::*;
 
@@ -16,14 +17,14 @@ pub(super) const KERNELS: SparseKernels = SparseKernels {
     active_columns,
 };
 
-/// Asks for a line to be in the second-level cache when its turn comes.
+/// Prefetches a line into the second-level cache.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn prefetch(line: &[u8; RUN_LINE_BYTES]) {
     _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
 }
 
-/// Asks for all lines of the first runs, which nothing else has asked for.
+/// Prefetches all lines of the first runs, which no earlier step has prefetched.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn prefetch_first(runs: &Runs, active: &[u32]) {
     let first = &active[..active.len().min(RUNS_AT_ONCE)];
@@ -57,7 +58,8 @@ fn store_sums(sums: &mut [i32; 16], value: __m512i) {
     unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), value) }
 }
 
-/// `Σ code · q` of each active row: an accumulator a row, which stays in the first-level cache.
+/// `Σ code · q` of each active row, with one accumulator for each row; the accumulators stay in the
+/// first-level cache.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn active_rows(
     matrix: &TernaryRows,
@@ -113,8 +115,8 @@ fn active_rows(
 /// pass.
 ///
 /// Bytes of four columns are interleaved, so that a dword holds the same row of each; the fields
-/// are masked where they lie, and end as multiples of 4^s. The largest is 2 · 64 · 127 · 2^17
-/// columns, which 32 bits hold.
+/// are masked without a shift, so the sums of field s are multiples of 4^s. The largest sum is 2 ·
+/// 64 · 127 · 2^17 for 2^17 columns, which 32 bits hold.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn active_columns(matrix: &TernaryColumns, active: &[u32], values: &[i8], sums: &mut [i32]) {
     let (lines, run_lines) = (matrix.runs.lines(), matrix.runs.run_lines());

@@ -1,9 +1,10 @@
 //! Ternary products with `vpdpbusd`.
 //!
-//! One row of activations is bound by memory; several are bound by `vpdpbusd`, which two of the
-//! four vector ports can do: masks, shifts and table lookups go to the other two. A field of codes
-//! is either masked where it lies, with an accumulator for each position s that ends as a multiple
-//! of 4^s (fewer instructions), or shifted down (fewer registers).
+//! Memory bounds the product of one row of activations. `vpdpbusd`, which runs on two of the four
+//! vector ports, bounds the product of several rows; masks, shifts and table lookups run on the
+//! other two ports. A field of codes is either masked without a shift (fewer instructions), and
+//! then each position s needs its own accumulator whose sums are multiples of 4^s, or shifted down
+//! first (fewer registers).
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -18,12 +19,13 @@ use crate::weights::matrix::{LineScratch, TernaryMatrix};
 /// Columns in a group.
 pub(super) const GROUP_COLS: usize = GROUP_LINES * LINE_COLS;
 
-/// How far ahead a kernel prefetches that is not bound by memory: the hardware does not look far
-/// enough ahead of reads that are slow to come. For one that waits for memory all the time,
-/// prefetching is a loss.
+/// Prefetch distance of kernels that memory does not bound: between their slow reads the hardware
+/// prefetcher does not run far enough ahead. A kernel that always waits for memory loses speed by
+/// prefetching.
 pub(super) const PREFETCH_BYTES: usize = 4096;
 
-/// The codes of a field, twice: only five of the six bits that `vpermb` looks at are the field's.
+/// The codes of a field, twice: `vpermb` reads six bits of an index, and only five belong to the
+/// field.
 const TABLE: [u8; 64] = {
     let mut table = [0; 64];
     let mut i = 0;
@@ -34,8 +36,9 @@ const TABLE: [u8; 64] = {
     table
 };
 
-/// Tiles from which on 1.67 bits are unpacked once for all of them: that takes as long as half a
-/// tile's products, and what it saves each tile is little, since those are bound by other ports.
+/// Number of tiles from which weights of 1.67 bits are unpacked once for all tiles. Unpacking takes
+/// as long as half a tile's products and saves each tile little, since other ports bound the
+/// products.
 const SPREAD_TILES_MIN: usize = 4;
 
 /// The sums of 32 rows of weights: rows 0–15 and 16–31.
@@ -43,8 +46,8 @@ pub(super) type Sums = [__m512i; 2];
 /// The same, for each position of a field in its byte.
 type MaskedSums = [[__m512i; 4]; 2];
 
-/// Stores the products of a tile with all blocks of `$run`, computed by the function that is made
-/// for its number of rows.
+/// Stores the products of a tile with all blocks of `$run`, using the function for the tile's
+/// number of rows.
 macro_rules! multiply {
     ($run:expr, $place:expr, $weights:expr, $masks:expr, $($n:literal: $sums:ident),* $(,)?) => {
         match $place.tile.scales.len() {
@@ -76,8 +79,8 @@ pub(crate) fn ternary(
     }
 }
 
-/// The same, for which 1.67 bits need not be unpacked first: a tile takes the codes out of the
-/// groups as they pass by.
+/// The same without unpacking 1.67 bits first: each tile extracts the codes from the groups as it
+/// reads them.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
 pub(crate) fn ternary_vbmi(
     matrix: &TernaryMatrix,
@@ -117,7 +120,7 @@ pub(crate) fn ternary_vbmi(
     }
 }
 
-/// Multiplies some blocks, of whose lines there are 2 bits a weight, with all rows of activations.
+/// Multiplies some blocks, given as lines of 2 bits a weight, by all rows of activations.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn multiply_lines<'a>(
@@ -137,9 +140,9 @@ fn multiply_lines<'a>(
     }
 }
 
-/// The blocks that a tile is multiplied by before the next one: all if there is no other, so that
-/// nothing comes between the end of a block and the beginning of the next one; else one, which then
-/// stays in the cache.
+/// Number of blocks that a tile is multiplied by before the next tile: all blocks for a single
+/// tile, so that the loop never stops between blocks; else one block, which stays in the cache for
+/// the next tile.
 fn runs(
     blocks: Range<usize>,
     activations: &Activations,
@@ -163,7 +166,7 @@ fn places<'a>(
     (0..activations.num_tiles()).map(|tile| TilePlace::new(tile, activations, output))
 }
 
-/// A tile and where its products go.
+/// A tile and where to write its products.
 pub(super) struct TilePlace<'a> {
     output: &'a Output<'a>,
     first_row: usize,
@@ -195,7 +198,7 @@ impl<'a> TilePlace<'a> {
     }
 }
 
-/// `Σ q` of each row. An array, for the compiler to know where loops over the rows end.
+/// `Σ q` of each row. An array, so that the compiler knows the length of loops over the rows.
 #[inline]
 pub(super) fn activation_sums<const N: usize>(tile: &Tile<'_>) -> [i32; N] {
     std::array::from_fn(|i| tile.sums[i])
@@ -209,8 +212,8 @@ pub(super) fn prefetch(lines: &[Line]) {
     }
 }
 
-/// What codes are combined with. The compiler must not know these values: it would read them from
-/// memory at each use, and the ports that read are as busy as those that compute.
+/// The masks and constants of the kernels. They are hidden from the compiler: otherwise it reads
+/// them from memory at each use, and the load ports are as busy as the compute ports.
 #[derive(Clone, Copy)]
 pub(super) struct Masks {
     /// Each field of a byte.
@@ -255,8 +258,8 @@ fn field_codes<const F: usize>(group: &Group, half: usize, masks: &Masks) -> __m
     _mm512_permutexvar_epi8(field::<F>(group, half, masks), masks.table)
 }
 
-/// Field `F` of half a group, in the lowest five bits of each byte; the uppermost two mean nothing,
-/// nor does the other.
+/// Field `F` of half a group, in the lowest five bits of each byte; the upper three bits are
+/// unspecified.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(super) fn field<const F: usize>(group: &Group, half: usize, masks: &Masks) -> __m512i {
@@ -320,8 +323,8 @@ fn spread((groups, rest): (&[Group], &[Line]), lines: &mut [Line], masks: &Masks
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
 fn spread_fields(three: [__m512i; 4], lines: &mut [Line], half: usize, masks: &Masks) {
     let [a, b, c, d] = three;
-    // The bits of `mask` from `a`, the others from `b`. What a shift moves into the next byte is
-    // never chosen.
+    // The bits of `mask` from `a`, the others from `b`. The mask excludes bits that a shift moves
+    // into the next byte.
     let select =
         |mask: __m512i, a: __m512i, b: __m512i| _mm512_ternarylogic_epi32::<0xca>(mask, a, b);
     let fours = [
@@ -344,8 +347,8 @@ fn spread_fields(three: [__m512i; 4], lines: &mut [Line], half: usize, masks: &M
     }
 }
 
-// What follows are macros where functions would do, were they certain to be inlined: a call in a
-// loop, with sixteen or more registers to be saved, costs as much as the loop.
+// These are macros, not functions, because the compiler might not inline a function, and a call
+// that saves sixteen or more registers costs as much as the loop around it.
 
 /// Adds the products of 32 rows with the `N` rows of a tile, of one field in two half lines,
 /// `codes`: for row `i`, dword `$dword` of `$values` into `$acc[i][half]$at`.
@@ -429,7 +432,7 @@ macro_rules! add_lines_shifted {
 
 pub(super) use {add_lines_shifted, add_products};
 
-/// `[Sums; N]` of `[MaskedSums; N]`: what was masked at each position together, less `Σ q`, since
+/// `[Sums; N]` of `[MaskedSums; N]`: adds the sums of all positions and subtracts `Σ q`, since
 /// codes are weights + 1.
 macro_rules! unite {
     ($acc:ident, $tile:expr) => {{
@@ -459,7 +462,7 @@ macro_rules! for_fields {
     };
 }
 
-/// `Σ w · q` of 32 rows with the `N` rows of a tile: few.
+/// `Σ w · q` of 32 rows with the `N` rows of a tile, for small `N`: masks fields without shifts.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn masked<const N: usize>(lines: &[Line], tile: &Tile<'_>, masks: &Masks) -> [Sums; N] {
@@ -468,7 +471,7 @@ fn masked<const N: usize>(lines: &[Line], tile: &Tile<'_>, masks: &Masks) -> [Su
     unite!(acc, tile)
 }
 
-/// The same: many.
+/// The same for large `N`: shifts each field down first.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn shifted<const N: usize>(lines: &[Line], tile: &Tile<'_>, masks: &Masks) -> [Sums; N] {
@@ -480,7 +483,7 @@ fn shifted<const N: usize>(lines: &[Line], tile: &Tile<'_>, masks: &Masks) -> [S
     acc
 }
 
-/// The same, of groups of lines in 1.67 bits and lines after them: few.
+/// The same for groups of 1.67 bits and the lines after them, for small `N`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
 fn grouped_masked<const N: usize>(
@@ -523,7 +526,7 @@ fn grouped_masked<const N: usize>(
     unite!(acc, tile)
 }
 
-/// The same: many.
+/// The same for large `N`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
 fn grouped_shifted<const N: usize>(
@@ -583,7 +586,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_field_is_three_codes() {
+    fn a_field_expands_to_three_codes() {
         for field in 0..27 {
             let [t0, t1, t2] = [field % 3, field / 3 % 3, field / 9];
             assert_eq!(three_codes(field), t0 | t1 << 2 | t2 << 4, "{field}");

@@ -1,6 +1,6 @@
-//! Table lookup with `vpermb` (VBMI), which finds the signed product of a triple in a table of 32,
-//! and `vpdpbusd`, which widens. Registers of 256 bits: their 32 bytes are the rows of a block, and
-//! all of them look into the same table.
+//! Table lookup with `vpermb` (VBMI), which looks up the signed product of a triple in a table of
+//! 32 entries, and `vpdpbusd`, which widens the sums. Registers of 256 bits: their 32 bytes are the
+//! rows of a block, and all of them look into the same table.
 
 use std::arch::x86_64::*;
 
@@ -18,7 +18,8 @@ pub(crate) const LOOKUP: Lookup = Lookup {
     finish,
 };
 
-/// The tables of triples with both signs, since a lookup by five bits costs what one by four does.
+/// The tables of triples hold both signs, since a lookup by five bits costs the same as one by
+/// four.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
 fn make_tables(values: &[i16], cut: Cut, tables: &mut [Table]) {
     let (triples, pairs) = values.split_at(cut.units * UNIT_COLS);
@@ -55,8 +56,8 @@ fn add(packed: &[u8], cut: Cut, tables: &[Table], sums: &mut [i32; BLOCK_ROWS]) 
         };
         let signs = load(signs);
         let (mut low, mut high) = (_mm256_setzero_si256(), _mm256_setzero_si256());
-        // `signs`: with those of the field in bit 4. `vpermb` takes five bits and does not see the
-        // others.
+        // `signs` has the signs of the field in bit 4. `vpermb` reads five bits of each index and
+        // ignores the others.
         let mut field = |field: usize, indices: __m256i, signs: __m256i| {
             let indices = _mm256_ternarylogic_epi32::<SELECT>(mask, indices, signs);
             low = _mm256_add_epi8(
@@ -99,7 +100,7 @@ fn add(packed: &[u8], cut: Cut, tables: &[Table], sums: &mut [i32; BLOCK_ROWS]) 
     }
 }
 
-/// Bits of the first operand choose: the second's where they are 1, the third's elsewhere.
+/// Selects bits: where the first operand's bit is 1 the second operand's, else the third's.
 const SELECT: i32 = 0xca;
 
 #[inline]
@@ -109,7 +110,7 @@ fn load_table(table: &Table) -> __m256i {
     unsafe { _mm256_load_si256(table.0.as_ptr().cast()) }
 }
 
-/// Adds `RADIX · high + low` of 32 rows to their sums, which lie as AVX2's do.
+/// Adds `RADIX · high + low` of 32 rows to their sums, in the same order as AVX2's.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
 fn widen(sums: &mut [__m256i; 4], low: __m256i, high: __m256i) {

@@ -14,7 +14,7 @@ pub(super) fn attend_f16(
     scratch: &mut SegmentScratch,
     partial: &mut Partial<'_>,
 ) {
-    // SAFETY: this function has all that the set's panels use.
+    // SAFETY: this function enables every feature that the set's panels use.
     unsafe { segment::attend_f16::<Neon>(segment, scratch, partial, widen) }
 }
 
@@ -24,7 +24,7 @@ pub(super) fn attend_f32(
     scratch: &mut SegmentScratch,
     partial: &mut Partial<'_>,
 ) {
-    // SAFETY: this function has all that the set's panels use.
+    // SAFETY: this function enables every feature that the set's panels use.
     unsafe { segment::attend_f32::<Neon>(segment, scratch, partial) }
 }
 
@@ -52,7 +52,7 @@ pub(super) fn round_f16(from: &[f32], to: &mut [f16]) {
     }
 }
 
-/// The floats that the halves are; both have a multiple of 8 elements.
+/// Converts f16 to f32; both slices have a multiple of 8 elements.
 #[target_feature(enable = "neon")]
 fn widen(from: &[f16], to: &mut [f32]) {
     for (from, to) in from
@@ -79,7 +79,8 @@ trait Load8: Copy {
 impl Load8 for f16 {
     #[inline(always)]
     unsafe fn load8(from: &[Self; 8]) -> [float32x4_t; 2] {
-        // SAFETY: 16 readable bytes; the load needs no alignment. The caller vouches for the CPU.
+        // SAFETY: 16 readable bytes; the load needs no alignment. The caller promises that the CPU
+        // has NEON.
         unsafe { convert_f16(vld1q_u16(from.as_ptr().cast())) }
     }
 }
@@ -87,7 +88,7 @@ impl Load8 for f16 {
 impl Load8 for f32 {
     #[inline(always)]
     unsafe fn load8(from: &[Self; 8]) -> [float32x4_t; 2] {
-        // SAFETY: the caller vouches for the CPU.
+        // SAFETY: the caller promises that the CPU has NEON.
         unsafe { load_f32(from) }
     }
 }
@@ -100,7 +101,7 @@ impl<T: Load8> Panels<T> for Neon {
 
     #[inline(always)]
     unsafe fn panel(panel: Panel<'_, T>) {
-        // SAFETY: the caller vouches for the CPU.
+        // SAFETY: the caller promises that the CPU has NEON.
         unsafe {
             match panel.queries {
                 1 => multiply::<T, 1>(panel),
@@ -112,8 +113,8 @@ impl<T: Load8> Panels<T> for Neon {
     }
 }
 
-/// Sixteen columns at once. Fetches a line of what comes next with each step, every set of columns
-/// others.
+/// Sixteen columns at once. Each step also prefetches one line of the next data; each set of
+/// columns prefetches other lines.
 #[target_feature(enable = "neon")]
 fn multiply<T: Load8, const Q: usize>(panel: Panel<'_, T>) {
     panel.check();
@@ -152,7 +153,7 @@ fn multiply<T: Load8, const Q: usize>(panel: Panel<'_, T>) {
     }
 }
 
-/// Has the line of an address fetched, which need not be readable.
+/// Prefetches the line of an address. The address need not be readable.
 #[inline]
 #[target_feature(enable = "neon")]
 fn prefetch(line: *const i8) {

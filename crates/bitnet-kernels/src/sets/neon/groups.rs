@@ -1,5 +1,5 @@
-//! Products of codes of 2 bits with group scales: by 16-bit sums with `smlal`, and with `sdot` where
-//! the CPU has it.
+//! Products of codes of 2 bits with group scales: by 16-bit sums with `smlal`, and with `sdot`
+//! where the CPU has it.
 
 use std::arch::aarch64::*;
 use std::ops::Range;

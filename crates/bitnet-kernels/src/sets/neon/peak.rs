@@ -1,11 +1,11 @@
-//! How many products this set computes a second when nothing leaves the registers.
+//! Loops that measure this set's peak rate of products, with all operands in registers.
 
 use super::vector::dot;
 use std::arch::aarch64::*;
 use std::hint::black_box;
 
-/// `smlal` on twelve chains. Each multiplies what it has, since the compiler would take a product
-/// that never changes out of the loop.
+/// `smlal` on twelve independent chains. Each chain multiplies its own sum, since the compiler
+/// would move a constant product out of the loop.
 #[target_feature(enable = "neon")]
 pub(super) fn i8(rounds: usize) -> usize {
     let mut acc = [vdupq_n_s16(black_box(1)); 12];

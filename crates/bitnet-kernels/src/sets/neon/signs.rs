@@ -18,9 +18,9 @@ type SignTable = [uint8x16_t; 2];
 /// The tables of the columns of a cell.
 type CellTables = [SignTable; CELL_COLS / 4];
 
-/// What is added to a sum of four activations, so that both parts of it are not negative.
+/// Added to a sum of four activations, so that neither part of it is negative.
 const BIAS: i16 = 512;
-/// Rows of activations whose tables stay in a core's second cache: at most 8 KiB each.
+/// Rows of activations whose tables stay in a core's second-level cache: at most 8 KiB each.
 const ROWS_AT_ONCE: usize = 32;
 
 thread_local! {
@@ -31,7 +31,8 @@ thread_local! {
 /// See [`crate::sets::groups::GroupMultiply`].
 ///
 /// A table lookup finds four products of 16 rows at once, and the sums of eight lookups still fit
-/// into bytes: at most 8 · 31. So a cell is widened once. Each thread makes all tables for itself.
+/// into bytes: at most 8 · 31. So the sums of a cell are widened once. Each thread builds all
+/// tables itself.
 #[target_feature(enable = "neon")]
 pub(super) fn signs(
     matrix: &GroupMatrix,
@@ -111,8 +112,8 @@ fn make_table(q: &[i8; 4]) -> SignTable {
     [vandq_u8(low, vdupq_n_u8(31)), high]
 }
 
-/// Adds a chunk of a block to the sums of its 32 rows with one row of activations, whose tables and
-/// scales are those of the chunk.
+/// Adds a chunk of a block to the sums of its 32 rows with one row of activations, given the row's
+/// tables and scales for this chunk.
 #[inline]
 #[target_feature(enable = "neon")]
 fn add_signs<'a>(

@@ -1,5 +1,5 @@
-//! Products of few rows or few columns, 64 of them line by line; the same for CPUs with and without
-//! dot products.
+//! Products of few rows or few columns: reads line 0 of 64 of them, then line 1 of all 64, and so
+//! on. CPUs with and without dot products use the same functions.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -17,7 +17,7 @@ pub(super) const KERNELS: SparseKernels = SparseKernels {
     active_columns,
 };
 
-/// Asks for a line to be in the second-level cache when its turn comes.
+/// Prefetches a line into the second-level cache.
 #[inline]
 #[target_feature(enable = "neon")]
 fn prefetch(line: &[u8; RUN_LINE_BYTES]) {
@@ -43,9 +43,11 @@ fn fields(line: &[u8; RUN_LINE_BYTES], quarter: usize) -> [int8x16_t; 4] {
     ]
 }
 
-/// `Σ code · q` of each active row: an accumulator a row, which stays in the first-level cache.
+/// `Σ code · q` of each active row, with one accumulator for each row; the accumulators stay in the
+/// first-level cache.
 ///
-/// A 16-bit lane takes 32 products of at most 2 · 127 a line, 8128, which then move to 32.
+/// A 16-bit lane takes 32 products of at most 2 · 127 a line, 8128. They are then added to a 32-bit
+/// lane.
 #[target_feature(enable = "neon")]
 fn active_rows(
     matrix: &TernaryRows,

@@ -12,7 +12,7 @@ use crate::weights::matrix::{LineScratch, TernaryMatrix};
 /// Defines `y = (Σ code·q − Σ q) / s · scale` for the given blocks of rows and all activation rows.
 ///
 /// A lone row goes to `$row_sums`; the rows of a tile to `$tile_sums`, in the first group of `$n`
-/// rows by `$r` registers of weights that is not larger than what remains.
+/// rows by `$r` registers of weights that is not larger than the remaining rows.
 macro_rules! ternary {
     ($name:ident: $features:literal, $row_sums:path, $tile_sums:ident [$($n:literal by $r:literal),*]) => {
         #[target_feature(enable = $features)]
@@ -155,9 +155,9 @@ fn tile_sums<const N: usize, const R: usize>(
 }
 
 /// `Σ code · q` of 32 rows with one row of activations: bound by memory, so the codes of the lower
-/// three fields are masked where they lie instead of shifted down. Fields 0 and 3 share an
-/// accumulator, 1 and 2 have their own, which end as multiples of 4 and 16. (Field 3 cannot stay
-/// where it lies: `sdot` would take its upper bit for a sign.)
+/// three fields are masked without a shift. Fields 0 and 3 share an accumulator, fields 1 and 2
+/// have their own, whose sums are multiples of 4 and 16. (Field 3 must be shifted: `sdot` would
+/// read its upper bit as a sign.)
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
 fn row_sums_dotprod(lines: &[Line], tile: &Tile<'_>) -> [int32x4_t; LINE_REGISTERS] {

@@ -16,7 +16,8 @@ pub(crate) const LOOKUP: Lookup = Lookup {
 
 /// Rows in a register of bytes.
 const HALF: usize = BLOCK_ROWS / 2;
-/// Units or lines whose sums 16 bits can hold: ten units give 10 · 8 · 384 = 30,720 at most.
+/// Number of units or lines whose sums fit into 16 bits: ten units give 10 · 8 · 384 = 30,720 at
+/// most.
 const PIECES: usize = 10;
 
 #[target_feature(enable = "neon")]
@@ -72,7 +73,8 @@ fn add(packed: &[u8], cut: Cut, tables: &[Table], sums: &mut [i32; BLOCK_ROWS]) 
             let mut words = [vdupq_n_s16(0); 2];
             for (unit, tables) in units.iter().zip(tables) {
                 let halves = unit.as_chunks::<HALF>().0;
-                // The sign of the field at hand is the top bit of each byte: field 7 first.
+                // The sign of the current field is the highest bit of each byte; field 7 comes
+                // first.
                 let mut signs = vreinterpretq_s8_u8(load(&halves[8 + half]));
                 let mut bytes = [vdupq_n_s8(0); 2];
                 for run in (0..4).rev() {
@@ -151,7 +153,7 @@ fn load_table(table: &Table) -> [int8x16_t; 2] {
     }
 }
 
-/// Adds what the indices stand for: low bytes, high bytes.
+/// Adds the table entries of the indices to the low and high bytes.
 #[inline]
 #[target_feature(enable = "neon")]
 fn add_plain(bytes: &mut [int8x16_t; 2], indices: uint8x16_t, table: &Table) {
@@ -160,7 +162,7 @@ fn add_plain(bytes: &mut [int8x16_t; 2], indices: uint8x16_t, table: &Table) {
     }
 }
 
-/// The same, subtracting it where the top bit of `signs` is set.
+/// The same, but subtracts the entry where the highest bit of `signs` is set.
 #[inline]
 #[target_feature(enable = "neon")]
 fn add_signed(bytes: &mut [int8x16_t; 2], indices: uint8x16_t, signs: int8x16_t, table: &Table) {
@@ -183,7 +185,7 @@ fn widen_bytes(words: &mut [int16x8_t; 2], [low, high]: [int8x16_t; 2]) {
     words[1] = vmlal_high_s8(vaddw_high_s8(words[1], low), high, radix);
 }
 
-/// Adds the 16-bit sums to those of 32 bits.
+/// Adds the 16-bit sums to the 32-bit sums.
 #[inline]
 #[target_feature(enable = "neon")]
 fn widen_words(dwords: &mut [int32x4_t; 4], words: [int16x8_t; 2]) {

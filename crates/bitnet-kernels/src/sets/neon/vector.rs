@@ -107,7 +107,7 @@ pub(super) fn fold(acc: float32x4_t, sum: float32x4_t, scale: float32x4_t) -> fl
     vaddq_f32(acc, vmulq_f32(sum, scale))
 }
 
-/// Adds what the runs of a group gave, times the scales of the 32 rows.
+/// Adds the sums over the runs of a group times the scales of the 32 rows.
 #[inline]
 #[target_feature(enable = "neon")]
 pub(super) fn fold_group(sums: &mut RowSums, of_runs: &RowSums, scales: &[u8]) {
