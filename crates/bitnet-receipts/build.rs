@@ -1,4 +1,4 @@
-//! Tells the crate what built it, for receipts.
+//! Passes the compiler's version and target to the crate, for receipts.
 
 use std::process::Command;
 

@@ -3,7 +3,7 @@
 //! A stack overflow or a failed allocation ends a process, and a library that loops cannot be
 //! stopped inside it. So the library runs in a helper: the same program, started again. This
 //! process waits for the answer, and kills the helper when it takes too long or the request is
-//! called off.
+//! cancelled.
 
 use std::io::Error;
 use std::path::PathBuf;
@@ -18,8 +18,8 @@ use crate::helper::{HelperLimits, PANICKED, read_frame, write_frame};
 const IDLE_MAX: usize = 2;
 /// How long a helper may take to start and prepare, on a machine that has other work.
 const START_TIME: Duration = Duration::from_secs(60);
-/// How often a job is given to a new helper after one was ended from outside, by a signal to all
-/// processes of a service for example.
+/// Maximum number of times that a job moves to a new helper because something else ended its
+/// helper, for example a signal to all processes of a service.
 const TRIES: usize = 3;
 
 /// How to start a helper: a program that calls [`answer_jobs`](crate::answer_jobs).
@@ -31,7 +31,7 @@ pub struct HelperProgram {
     pub arguments: Vec<String>,
 }
 
-/// A pool of helpers that are all prepared alike. Helpers start when they are needed.
+/// A pool of equally prepared helpers. The pool starts helpers when it needs them.
 #[derive(Debug)]
 pub struct Contained {
     program: HelperProgram,
@@ -43,15 +43,15 @@ pub struct Contained {
 /// Why there is no answer to a job.
 #[derive(Debug)]
 pub enum Breach {
-    /// The job took longer than it may.
+    /// The job exceeded its time limit.
     Time(Duration),
-    /// The helper ended: the job needed more stack or memory than it may have.
+    /// The helper ended: the job exceeded its limit of stack or memory.
     Memory(HelperLimits),
     /// The library panicked.
     Panic,
-    /// The job was called off.
+    /// The job was cancelled.
     Cancelled,
-    /// No helper can be started.
+    /// The system cannot start a helper.
     Start(String),
 }
 
@@ -74,7 +74,7 @@ impl std::fmt::Display for Breach {
 
 impl std::error::Error for Breach {}
 
-/// Calls work off: kills the helper that runs it. Clones call off the same work.
+/// Cancels work: kills the helper that runs it. Clones cancel the same work.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<Mutex<CancelState>>);
 
@@ -85,7 +85,7 @@ struct CancelState {
 }
 
 impl Cancel {
-    /// Calls the work off. What has not begun does not begin.
+    /// Cancels the work. Jobs that have not begun never begin.
     pub fn cancel(&self) {
         let mut state = lock(&self.0);
         state.is_cancelled = true;
@@ -94,12 +94,12 @@ impl Cancel {
         }
     }
 
-    /// Whether the work was called off.
+    /// Whether the work was cancelled.
     pub fn is_cancelled(&self) -> bool {
         lock(&self.0).is_cancelled
     }
 
-    /// Sets the helper that runs the work; false if the work was called off before.
+    /// Sets the helper that runs the work; false if the work was cancelled before.
     fn set(&self, child: Option<&Arc<Mutex<Child>>>) -> bool {
         let mut state = lock(&self.0);
         state.child = child.filter(|_| !state.is_cancelled).cloned();
@@ -131,10 +131,10 @@ impl Contained {
         self.limits
     }
 
-    /// Runs one job, and blocks until it is answered, breaks a limit, or is called off.
+    /// Runs one job, and blocks until it is answered, breaks a limit, or is cancelled.
     ///
     /// # Errors
-    /// There is no answer; the job alone is to blame, except for [`Breach::Start`].
+    /// If there is no answer. The job is the cause, except for [`Breach::Start`].
     pub fn run(&self, job: &[u8], cancel: &Cancel) -> Result<Vec<u8>, Breach> {
         let mut tries = 0;
         loop {
@@ -146,7 +146,7 @@ impl Contained {
             if !cancel.set(Some(&helper.child)) {
                 return Err(Breach::Cancelled);
             }
-            // A helper that has ended does not read; what it does not answer tells why.
+            // The write fails if the helper has ended; the missing answer below gives the reason.
             let _ = write_frame(&mut helper.input, job);
             let answer = helper.answers.recv_timeout(self.limits.time);
             let is_cancelled = !cancel.set(None);
@@ -169,7 +169,7 @@ impl Contained {
         }
     }
 
-    /// A helper that waits for a job and has not ended meanwhile.
+    /// A helper that waits for a job and is still running.
     fn idle_helper(&self) -> Option<Helper> {
         loop {
             let helper = lock(&self.idle).pop()?;
@@ -185,12 +185,12 @@ impl Contained {
         let mut command = Command::new(&self.program.path);
         command
             .args(&self.program.arguments)
-            // Nothing that the environment tells is for foreign input.
+            // Foreign input must not see the environment.
             .env_clear()
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
-        // Ctrl-C at a terminal is for this process alone.
+        // Ctrl-C at a terminal must reach this process only.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut child = command.spawn().map_err(io)?;
@@ -249,7 +249,7 @@ impl Drop for Helper {
     }
 }
 
-/// Ends a process at once and takes its status, so that no zombie stays.
+/// Kills a process and reads its status, so that no zombie remains.
 fn kill(child: &Mutex<Child>) {
     let mut child = lock(child);
     // It may have ended already.
@@ -267,7 +267,7 @@ fn is_from_outside(status: ExitStatus) -> bool {
     status.success()
 }
 
-/// Every change of what these locks guard is complete before anything could panic.
+/// Ignores poisoning: every change under these locks is complete before anything can panic.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,8 +1,8 @@
 //! The helper's side: a process that limits itself, then answers jobs from standard input on
 //! standard output until the input ends.
 //!
-//! A frame is its length in 4 bytes (little endian) and so many bytes. The first frame prepares the
-//! helper; each further one is a job. Every frame is answered by one frame.
+//! A frame is a length n in 4 bytes (little endian), then n bytes. The first frame prepares the
+//! helper; each further one is a job. The helper answers every frame with one frame.
 
 use std::io::{Read, Result, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,7 +14,7 @@ const FRAME_BYTES_MAX: usize = 256 << 20;
 /// A helper ends by itself after this number of jobs, so that memory that a library never frees
 /// does not add up.
 const JOBS_MAX: usize = 256;
-/// Addresses that the allocator may set aside.
+/// Bytes of address space that the allocator may reserve.
 #[cfg(unix)]
 const RESERVED_BYTES: u64 = 256 << 20;
 /// The exit code of a helper whose job panicked.
@@ -25,17 +25,16 @@ pub(crate) const PANICKED: i32 = 101;
 pub struct HelperLimits {
     /// Bytes of stack.
     pub stack_bytes: usize,
-    /// Bytes of memory that jobs may take, beside what the preparation took.
+    /// Bytes of memory that jobs may take, besides the memory of the preparation.
     pub memory_bytes: usize,
-    /// Time of one job, by the clock.
+    /// Wall-clock time of one job.
     pub time: Duration,
 }
 
 /// Answers jobs until standard input ends, and never returns. `prepare` gets the first frame and
 /// returns the function that answers jobs, or the message of an error.
 ///
-/// The main thread only reads, so the process ends at once when its parent goes away, even during
-/// a job.
+/// The main thread only reads, so the process ends at once when its parent ends, even during a job.
 pub fn answer_jobs<F>(
     limits: HelperLimits,
     prepare: impl FnOnce(&[u8]) -> std::result::Result<F, String> + Send + 'static,
@@ -75,7 +74,7 @@ fn work<F: FnMut(&[u8]) -> Vec<u8>>(
     let mut answer = match prepare(&first) {
         Ok(answer) => answer,
         Err(problem) => {
-            // The parent reads why; if it has gone, this process ends anyway.
+            // The parent reads the reason; if the parent has ended, this process ends anyway.
             let _ = write_frame(&mut out, problem.as_bytes());
             return;
         }
@@ -92,9 +91,9 @@ fn work<F: FnMut(&[u8]) -> Vec<u8>>(
     }
 }
 
-/// Allows `bytes` more of memory that can be written to than there is now, and no core dumps.
+/// Limits writable memory to `bytes` more than now, and disables core dumps.
 ///
-/// The allocator sets addresses aside before it uses them, so the limit on addresses is wider.
+/// The allocator reserves addresses before it uses them, so the limit on addresses is higher.
 #[cfg(unix)]
 fn limit_memory(bytes: usize) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -108,7 +107,7 @@ fn limit_memory(bytes: usize) {
     for (resource, wanted) in limits {
         let limit = getrlimit(resource);
         let current = Some(limit.current.map_or(wanted, |limit| limit.min(wanted)));
-        // A system that refuses leaves the limits that it has.
+        // If the system refuses, the present limits remain.
         let _ = setrlimit(
             resource,
             Rlimit {

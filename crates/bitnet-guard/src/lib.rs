@@ -1,10 +1,10 @@
-//! GUARD: what keeps the process whole, whatever a file or a client brings.
+//! GUARD: keeps the process alive and its memory intact for any input from files and clients.
 //!
 //! - [`Contained`] runs foreign input (schemas, grammars, chat templates) in helper processes whose
 //!   stack, memory and time are limited. A helper that breaks its limits ends; this process does
 //!   not.
-//! - [`MappedFile`] watches a file whose bytes are mapped into memory: a file that is cut or
-//!   rewritten in place becomes an error that names it, not a signal that ends the process.
+//! - [`MappedFile`] watches a file whose bytes are mapped into memory: truncating or rewriting such
+//!   a file causes an error that names it, not a signal that ends the process.
 //! - [`give_memory_back`] returns freed memory to the system after a burst.
 //!
 //! This crate knows neither models nor HTTP.

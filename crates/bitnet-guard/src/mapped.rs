@@ -1,10 +1,10 @@
 //! [`MappedFile`]: a file whose bytes are mapped into memory, watched while they are used.
 //!
-//! Another program may cut the file or write into it. Then the mapping has other bytes, or none: a
-//! read behind the file's new end is answered by the signal SIGBUS, which ends a process. Here a
-//! handler of that signal maps zeros where the file has no bytes any more, and marks the file. The
-//! computation that reads the zeros goes on with wrong numbers, so whoever computes must ask
-//! [`file_problems`] before results leave; the check reads one number where nothing is wrong.
+//! Another program may truncate the file or write into it. Then the mapping has other bytes, or
+//! none: a read past the file's new end raises the signal SIGBUS, which ends a process. This
+//! module's handler of that signal maps zeros where the file no longer has bytes, and marks the
+//! file. The computation that reads the zeros continues with wrong numbers, so the caller must
+//! check [`file_problems`] before it returns results; without a problem the check reads one number.
 //!
 //! A file that is replaced by renaming another one over it is not affected: the mapping keeps the
 //! old file.
@@ -21,10 +21,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
-/// Maximum number of mappings watched by the handler; further ones are watched for changes only.
+/// Maximum number of mappings watched by the handler; further ones are watched only for changes of
+/// size and time.
 const SLOTS: usize = 256;
 
-/// A mapping as the signal handler sees it: without locks. `start` is 0 in a free slot.
+/// A mapping that the signal handler can read without locks. `start` is 0 in a free slot.
 struct Slot {
     start: AtomicUsize,
     end: AtomicUsize,
@@ -42,13 +43,13 @@ static SLOT: [Slot; SLOTS] = [const {
 /// The number of mappings that lost bytes.
 static NUM_CUT: AtomicUsize = AtomicUsize::new(0);
 
-/// All files that are watched.
+/// All watched files.
 static WATCHED: Mutex<Vec<Watched>> = Mutex::new(Vec::new());
 
 struct Watched {
     id: usize,
     path: PathBuf,
-    /// The open file itself, whatever its name stands for now.
+    /// The open file itself, even if its name now refers to another file.
     file: File,
     size: u64,
     modified: Option<SystemTime>,
@@ -61,12 +62,12 @@ pub struct MappedFile {
     id: usize,
 }
 
-/// What became of a file that is in use.
+/// A problem of a file that is in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FileProblem {
-    /// Bytes that were needed are gone.
+    /// The file was truncated and lost bytes that were read.
     Cut(PathBuf),
-    /// Its size or its time of modification is another one.
+    /// Its size or modification time has changed.
     Changed(PathBuf),
 }
 
@@ -98,7 +99,7 @@ impl MappedFile {
     /// Watches `file`, opened from `path`, which is mapped read-only at the addresses `range`.
     ///
     /// # Errors
-    /// The system does not tell the file's size, or takes no handler of SIGBUS.
+    /// If the system does not give the file's size or refuses the handler of SIGBUS.
     pub fn watch(path: &Path, file: File, range: Range<*const u8>) -> std::io::Result<Self> {
         static NEXT_ID: AtomicUsize = AtomicUsize::new(0);
         let metadata = file.metadata()?;
@@ -138,7 +139,7 @@ impl Watched {
         }
         let is_same =
             |now: Metadata| now.len() == self.size && now.modified().ok() == self.modified;
-        // A file system that does not answer says nothing about the bytes.
+        // If the file system does not answer, the bytes may still be intact.
         let is_changed = self.file.metadata().is_ok_and(|now| !is_same(now));
         is_changed.then(|| FileProblem::Changed(self.path.clone()))
     }
@@ -149,8 +150,8 @@ impl Watched {
     }
 }
 
-/// The problems of all mapped files. With `looks` each file is asked for its size and time, which
-/// a network disk may take long for; without, only what the signal handler found is told, at the
+/// The problems of all mapped files. With `looks` it reads each file's size and time, which may
+/// take long on a network disk. Without, it reports only what the signal handler has found, at the
 /// cost of reading one number.
 pub fn file_problems(looks: bool) -> Vec<FileProblem> {
     if !looks && NUM_CUT.load(Ordering::Relaxed) == 0 {
@@ -168,11 +169,11 @@ pub fn file_problems(looks: bool) -> Vec<FileProblem> {
 }
 
 fn watched() -> std::sync::MutexGuard<'static, Vec<Watched>> {
-    // Each change is complete before anything could panic.
+    // Each change is complete before anything can panic.
     WATCHED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Shows a mapping to the handler; `None` if all slots are taken.
+/// Registers a mapping with the handler; `None` if all slots are taken.
 fn take_slot(range: &Range<*const u8>) -> Option<usize> {
     let (start, end) = (range.start.addr(), range.end.addr());
     SLOT.iter().position(|slot| {
@@ -194,11 +195,11 @@ mod handler {
 
     use super::{NUM_CUT, SLOT};
 
-    /// What was to happen on SIGBUS before; null pointers and numbers, no memory of ours.
+    /// The action for SIGBUS before ours; holds no pointers to our memory.
     static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
     static PAGE_BYTES: OnceLock<usize> = OnceLock::new();
 
-    /// Installs the handler once in a process; true if it is there.
+    /// Installs the handler once per process; true if it is installed.
     pub fn install() -> std::io::Result<bool> {
         static INSTALLED: std::sync::Mutex<bool> = std::sync::Mutex::new(false);
         let mut is_installed = INSTALLED
@@ -212,16 +213,16 @@ mod handler {
         let (mut action, mut previous): (libc::sigaction, libc::sigaction) =
             unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
         action.sa_sigaction = on_fault as extern "C" fn(_, _, _) as usize;
-        // On the stack that Rust gives each thread for signals, as its own handler is.
+        // Runs on the signal stack that Rust gives each thread, as Rust's own handler does.
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
         // SAFETY: asks for the present action only; `previous` outlives the call.
         if unsafe { libc::sigaction(libc::SIGBUS, std::ptr::null(), &raw mut previous) } != 0 {
             return Err(std::io::Error::last_os_error());
         }
-        // Before the handler can run.
+        // Stored before the handler can run.
         PREVIOUS.get_or_init(|| previous);
-        // SAFETY: `on_fault` has the signature that SA_SIGINFO asks for and calls only what may be
-        // called in a signal handler; `action` outlives the call.
+        // SAFETY: `on_fault` has the signature that SA_SIGINFO needs and calls only functions that
+        // are safe in a signal handler; `action` outlives the call.
         if unsafe { libc::sigaction(libc::SIGBUS, &raw const action, std::ptr::null_mut()) } != 0 {
             return Err(std::io::Error::last_os_error());
         }
@@ -229,10 +230,10 @@ mod handler {
         Ok(true)
     }
 
-    /// Maps zeros from the page of a fault to the end of the mapping that it lies in: behind the
-    /// end of a file nothing is left. A fault elsewhere is left to the action before ours.
+    /// Maps zeros from the page of a fault to the end of its mapping, since past the end of a file
+    /// there are no bytes. Restores the earlier action for a fault outside all mappings.
     ///
-    /// Only atomics and two system calls: it may interrupt any code, also an allocation.
+    /// Uses only atomics and two system calls, since it may interrupt any code, even an allocation.
     extern "C" fn on_fault(
         _signal: libc::c_int,
         info: *mut libc::siginfo_t,
@@ -251,8 +252,8 @@ mod handler {
             }
             let page = address & !(page_bytes - 1);
             // SAFETY: replaces pages of a read-only mapping that `MappedFile` keeps a place for, so
-            // the range is ours; the pages had no readable bytes, for the first of them faulted and
-            // those behind it lie further behind the file's end.
+            // the range is ours; the pages had no readable bytes, because the first of them faulted
+            // and the others lie further past the file's end.
             let mapped = unsafe {
                 libc::mmap(
                     std::ptr::without_provenance_mut(page),
@@ -271,7 +272,7 @@ mod handler {
             }
         }
         if let Some(previous) = PREVIOUS.get() {
-            // SAFETY: `previous` is what the system gave; the fault occurs again, under it.
+            // SAFETY: the system returned `previous`; the fault occurs again under that action.
             unsafe { libc::sigaction(libc::SIGBUS, previous, std::ptr::null_mut()) };
         }
     }
@@ -279,7 +280,7 @@ mod handler {
 
 #[cfg(not(unix))]
 mod handler {
-    /// Other systems let nobody cut a file that is mapped.
+    /// Other systems do not allow truncating a mapped file.
     pub fn install() -> std::io::Result<bool> {
         Ok(false)
     }

@@ -1,12 +1,12 @@
-//! Memory and files as the system counts them.
+//! Memory and limits, as the system reports them.
 
 #![expect(
     unsafe_code,
     reason = "the allocator gives memory back through a C function"
 )]
 
-/// Gives freed memory back to the system. Takes milliseconds where there is much, so this is for
-/// the time after a burst.
+/// Gives freed memory back to the system. Takes milliseconds if there is much, so call it after a
+/// burst.
 pub fn give_memory_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: the function has no preconditions; it locks the allocator's arenas itself.
@@ -15,8 +15,8 @@ pub fn give_memory_back() {
     }
 }
 
-/// Bytes of addresses, and of memory that can be written to, that this process has now; `None`
-/// where the system does not tell.
+/// Bytes of address space and of writable memory that this process has now; `None` where the system
+/// does not report them.
 pub(crate) fn in_use() -> Option<(u64, u64)> {
     let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
     let mut pages = pages.split_whitespace().map(str::parse::<u64>);
@@ -54,8 +54,8 @@ pub fn is_hangup_ignored() -> bool {
     ignored.is_some_and(|mask| mask & SIGHUP_BIT != 0)
 }
 
-/// Raises the number of files that this process may open to `wanted`, as far as the system lets
-/// it, and returns the limit there is now; `None` if there is none.
+/// Raises the number of files that this process may open to `wanted`, as far as the system allows,
+/// and returns the new limit; `None` if there is none.
 pub fn open_files_limit(wanted: u64) -> Option<u64> {
     #[cfg(unix)]
     {

@@ -1,5 +1,5 @@
-//! A program that starts itself again as its own helper, and checks that a job that breaks a limit
-//! ends alone. The jobs are faults of our own making.
+//! A program that starts itself again as its own helper. It checks that a job that breaks a limit
+//! ends only its own helper. The jobs cause the faults on purpose.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -101,7 +101,7 @@ fn answer(first: &[u8], job: &[u8]) -> Vec<u8> {
     }
 }
 
-/// Takes a kilobyte of stack for each step down.
+/// Takes a kilobyte of stack for each level of recursion.
 fn recurse(depth: usize) -> usize {
     let frame = std::hint::black_box([depth; 128]);
     match depth {

@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use bitnet_guard::{FileProblem, MappedFile, file_problems};
 use memmap2::Mmap;
 
-/// The problems are those of the whole process, so one test runs at a time.
+/// The list of problems belongs to the whole process, so one test runs at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 const BYTES: usize = 1 << 20;
@@ -20,7 +20,7 @@ fn map(folder: &tempfile::TempDir) -> (PathBuf, Mmap, MappedFile) {
     let path = folder.path().join("model");
     std::fs::write(&path, vec![1; BYTES]).expect("a file");
     let file = File::open(&path).expect("a file");
-    // SAFETY: read-only; what happens when the file is cut is what these tests are about.
+    // SAFETY: read-only; truncation of the file is the subject of these tests.
     let map = unsafe { Mmap::map(&file) }.expect("a mapping");
     let watch = MappedFile::watch(&path, file, map.as_ptr_range()).expect("a watch");
     (path, map, watch)
@@ -35,7 +35,7 @@ fn open(path: &Path) -> File {
 }
 
 #[test]
-fn a_file_that_is_cut_reads_as_zeros_and_is_named() {
+fn a_truncated_file_reads_as_zeros_and_is_named() {
     let _one = ONE_AT_A_TIME.lock();
     let folder = tempfile::tempdir().expect("a folder");
     let (path, map, watch) = self::map(&folder);
@@ -50,7 +50,7 @@ fn a_file_that_is_cut_reads_as_zeros_and_is_named() {
 }
 
 #[test]
-fn a_file_that_is_written_to_is_named() {
+fn a_modified_file_is_named() {
     let _one = ONE_AT_A_TIME.lock();
     let folder = tempfile::tempdir().expect("a folder");
     let (path, _map, _watch) = map(&folder);
@@ -63,7 +63,7 @@ fn a_file_that_is_written_to_is_named() {
 }
 
 #[test]
-fn a_file_that_is_replaced_or_deleted_has_no_problem() {
+fn a_replaced_or_deleted_file_has_no_problem() {
     let _one = ONE_AT_A_TIME.lock();
     let folder = tempfile::tempdir().expect("a folder");
     let (path, map, _watch) = map(&folder);

@@ -1,9 +1,9 @@
 //! [`Backlog`]: work that waits for the engine, and the order in which the engine gets it.
 //!
-//! An engine runs its requests in the order of their arrival. So that a burst of one client does not
-//! delay all other clients, the engine gets only as many requests as it can run at once, and the
-//! others wait here. Next is the oldest request of the owner with the fewest requests in the engine;
-//! among equals, of the owner that was served longest ago.
+//! An engine runs its requests in the order of their arrival. So that a burst of one client does
+//! not delay all other clients, the engine gets only as many requests as it can run at once, and
+//! the others wait here. Next is the oldest request of the owner with the fewest requests in the
+//! engine; among equals, of the owner that was served longest ago.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! [`BlockPool`]: which sequences hold which block of the key/value cache, and what the other
-//! blocks contain. Ids only, no tensors.
+//! [`BlockPool`]: tracks which sequences hold which block of the key/value cache, and the contents
+//! of the other blocks. Ids only, no tensors.
 //!
 //! A full block is known by the tokens in it and the block before it, so the known blocks form a
 //! tree, and a prompt that begins like an earlier one finds its blocks by walking down. The pool
@@ -16,7 +16,7 @@ use bitnet_tokenizers::TokenId;
 /// Positions in a block.
 const BLOCK: usize = KvCache::BLOCK;
 
-/// The content of a block: its tokens and all before them.
+/// The content of a block: its tokens and all tokens before them.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Content {
     before: Before,
@@ -32,7 +32,7 @@ enum Before {
 }
 
 impl Content {
-    /// What block `index` of a sequence holds once it is full.
+    /// The content of block `index` of a sequence once it is full.
     fn new(salt: Option<&Arc<str>>, tokens: &[TokenId], held: &[u32], index: usize) -> Self {
         let before = match index {
             0 => Before::Start(salt.cloned()),
@@ -55,27 +55,28 @@ struct Block {
     /// Number of known blocks that follow it.
     followers: u32,
     content: Option<Arc<Content>>,
-    /// When it was last given back.
+    /// The time when it was last returned.
     used: u64,
 }
 
 /// The blocks of a cache.
 pub(crate) struct BlockPool {
     blocks: Vec<Block>,
-    /// Blocks with nothing known in them; the next one to be given out is the last.
+    /// Blocks without known content; the pool takes the last one next.
     free: Vec<u32>,
     known: HashMap<Arc<Content>, u32>,
-    /// Known blocks that no sequence holds and no known block follows, by when they were last used.
+    /// Known blocks that no sequence holds and no known block follows, by the time of their last
+    /// use.
     evictable: BTreeSet<(u64, u32)>,
     /// Blocks that no sequence holds.
     num_available: usize,
     clock: u64,
-    /// Blocks whose content was forgotten, for the caller to take notice of and clear.
+    /// Blocks whose content was forgotten; the caller reads and clears the list.
     pub forgotten: Vec<u32>,
 }
 
 impl BlockPool {
-    /// All of `num_blocks` free.
+    /// A pool of `num_blocks` free blocks.
     pub fn new(num_blocks: usize) -> Self {
         let ids = 0..u32::try_from(num_blocks).unwrap_or(u32::MAX);
         Self {
@@ -99,8 +100,8 @@ impl BlockPool {
         self.blocks.len()
     }
 
-    /// Takes the known blocks that `tokens` begin with, in order, to the end of `held`, which must
-    /// be empty.
+    /// Takes the known blocks that `tokens` begin with, in order, and appends them to `held`, which
+    /// must be empty.
     pub fn take_known(&mut self, salt: Option<&Arc<str>>, tokens: &[TokenId], held: &mut Vec<u32>) {
         held.extend(self.known_after(salt, tokens, &[]));
         held.iter().for_each(|id| self.hold(*id));
@@ -129,7 +130,8 @@ impl BlockPool {
         })
     }
 
-    /// Takes `count` blocks to the end of `held`; none, and false, if fewer are available.
+    /// Takes `count` blocks and appends them to `held`; takes none and returns false if fewer are
+    /// available.
     pub fn take(&mut self, count: usize, held: &mut Vec<u32>) -> bool {
         if count > self.num_available {
             return false;
@@ -145,7 +147,7 @@ impl BlockPool {
         true
     }
 
-    /// Records that block `index` of a sequence is full. If another block is known to have the same
+    /// Records that block `index` of a sequence is full. If another known block has the same
     /// content, the sequence gets that one.
     pub fn fill(
         &mut self,
@@ -167,8 +169,8 @@ impl BlockPool {
         self.known.insert(content, id);
     }
 
-    /// Replaces block `index` of a sequence, which is not full yet, by a known block with the
-    /// content that it will have; false if there is none.
+    /// Replaces block `index` of a sequence, which is not full yet, by a known block with the same
+    /// future content; false if there is none.
     pub fn take_over(
         &mut self,
         salt: Option<&Arc<str>>,
@@ -193,10 +195,10 @@ impl BlockPool {
         true
     }
 
-    /// Takes blocks back. What is known of them stays known.
+    /// Takes blocks back. Their known content stays known.
     pub fn give_back(&mut self, held: &mut Vec<u32>) {
         self.clock += 1;
-        // The last first: what follows a block is forgotten before it.
+        // The last block first, so that the pool forgets a block's successors before the block.
         while let Some(id) = held.pop() {
             self.release(id);
         }
@@ -308,7 +310,7 @@ mod tests {
         run(&mut pool, None, &[3, 4]);
         assert_eq!(run(&mut pool, None, &[5]), 0);
         assert_eq!(pool.forgotten.len(), 1);
-        // The room came from 2; 1, 3 and 4 are still there.
+        // The pool dropped 2; 1, 3 and 4 remain.
         assert_eq!(run(&mut pool, None, &[3, 4]), 2);
         assert_eq!(run(&mut pool, None, &[1]), 1);
     }
@@ -332,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_that_another_sequence_filled_is_taken_over() {
+    fn a_sequence_reuses_a_block_that_another_sequence_filled() {
         let mut pool = BlockPool::new(8);
         let tokens = tokens(&[1, 2]);
         let (mut a, mut b) = (Vec::new(), Vec::new());

@@ -40,9 +40,9 @@ pub(crate) fn before(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
 pub(crate) trait Logits {
     /// Tokens of the vocabulary.
     fn len(&self) -> usize;
-    /// The least that the logit can be.
+    /// The lower bound of a token's logit.
     fn lower(&self, token: usize) -> f32;
-    /// The most that the logit can be.
+    /// The upper bound of a token's logit.
     fn upper(&self, token: usize) -> f32;
     /// The logits of some tokens: `out` becomes `[tokens]`.
     fn exact(&self, tokens: &[u32], out: &mut Vec<f32>);
@@ -91,7 +91,7 @@ impl Logits for &[f32] {
     }
 }
 
-/// Estimates, and how a round of exact logits is computed.
+/// Estimates, and a function that computes exact logits.
 pub(crate) struct Estimated<'a> {
     pub estimates: Estimates<'a>,
     pub exact: &'a dyn Fn(&[u32], &mut Vec<f32>),
@@ -111,7 +111,7 @@ impl Logits for Estimated<'_> {
         (self.exact)(tokens, out);
     }
     fn exact_max(&self) -> usize {
-        // A row of the head read by itself costs about four times as much as one read in order.
+        // A single row of the head costs about four times as much to read as a row in sequence.
         (self.len() / 16).max(256)
     }
     fn largest_bounds(&self, run: Range<usize>) -> [f32; 2] {
@@ -134,7 +134,7 @@ struct Round {
 }
 
 impl Round {
-    /// Computes the logits of the items that have none yet.
+    /// Computes the logits of the items that do not have one yet.
     fn fill<T>(
         &mut self,
         logits: &impl Logits,
@@ -176,13 +176,13 @@ pub(crate) struct Candidates {
 }
 
 impl Candidates {
-    /// Computes the logits of the changed tokens, which are then ready to be changed.
+    /// Computes the logits of the changed tokens, before the caller changes them.
     pub fn fill_changed(&mut self, logits: &impl Logits) {
         self.round.fill(logits, &mut self.changed, |c| c);
     }
 
-    /// Settles which tokens there are: all of the vocabulary, or those allowed. `changed` must be
-    /// by ascending id.
+    /// Sets the tokens that may be chosen: the whole vocabulary or the allowed tokens. `changed`
+    /// must be in ascending order of ids.
     pub fn reset(&mut self, vocab: usize, allowed: Option<&TokenSet>) {
         if let Some(allowed) = allowed {
             self.changed.retain(|c| allowed.contains(TokenId(c.token)));
@@ -212,7 +212,7 @@ impl Candidates {
             .unwrap_or(0)
     }
 
-    /// The `k`-th largest lower bound, or −∞ if there are fewer: what an upper bound must reach.
+    /// The `k`-th largest lower bound, or −∞ if there are fewer. An upper bound must reach it.
     fn threshold(&mut self, logits: &impl Logits, k: usize) -> f32 {
         let largest = &mut self.largest;
         largest.clear();
@@ -250,8 +250,8 @@ impl Candidates {
     }
 
     /// Finds every token that may be among the `k` most probable, or whose logit may be within
-    /// `margin` (negative) of the largest; returns the logit from which on none is missing. `found`
-    /// is in no particular order.
+    /// `margin` (negative) of the largest; returns a logit: every token with at least this logit
+    /// was found. `found` is in no particular order.
     pub fn find(&mut self, logits: &impl Logits, k: usize, margin: f64) -> Option<f32> {
         let threshold = (f64::from(self.threshold(logits, k)) + margin) as f32;
         // The sum was rounded, perhaps up.
@@ -284,7 +284,8 @@ impl Candidates {
         Some(threshold)
     }
 
-    /// The most probable token, the lowest id among equals; `None` where bounds leave too many.
+    /// The most probable token, the lowest id among equals; `None` if the bounds leave too many
+    /// tokens.
     pub fn most_probable(&mut self, logits: &impl Logits) -> Option<u32> {
         self.find(logits, 1, 0.0)?;
         Some(
@@ -298,9 +299,9 @@ impl Candidates {
     /// The most probable tokens that together have at least the share `p` of the probability of
     /// all, in order.
     ///
-    /// The total is the sum of `exp(logit − largest)`, as f32 each, in f64 by ascending id. Where
-    /// logits are estimated it is only known to lie between two numbers; where these give different
-    /// answers, more logits are computed in full.
+    /// The total is the sum of `exp(logit − largest)`, as f32 each, in f64 by ascending id. With
+    /// estimated logits only a lower and an upper bound of the total are known; while the two give
+    /// different answers, it computes more logits in full.
     pub fn nucleus(&mut self, logits: &impl Logits, p: f32) -> Option<()> {
         let is_exact = logits.exact_max() == usize::MAX;
         let mut k = 64;
@@ -313,8 +314,7 @@ impl Candidates {
             let weight = |logit: f32| f64::from(bitnet_kernels::math::exp(logit - largest));
             let (mut least, mut most) = self.weights_between(logits, largest);
             if !is_exact {
-                // Bounds this wide would leave nothing but rounding errors when they are taken off
-                // again.
+                // Subtracting bounds this wide would leave only rounding errors.
                 if most > 1e9 {
                     return None;
                 }
@@ -360,7 +360,7 @@ impl Candidates {
         }
     }
 
-    /// Between which numbers the sum of `exp(logit − largest)` lies.
+    /// The lower and upper bound of the sum of `exp(logit − largest)`.
     fn weights_between(&self, logits: &impl Logits, largest: f32) -> (f64, f64) {
         let weight = |logit: f32| f64::from(bitnet_kernels::math::exp(logit - largest));
         let is_exact = logits.exact_max() == usize::MAX;
@@ -409,7 +409,7 @@ impl Candidates {
             for token in run.clone() {
                 let upper = f64::from(logits.upper(token));
                 // The bound of the noise costs a few instructions, the noise itself two logarithms.
-                // What the product is more or less than the quotient is far below what is added.
+                // The product differs from the quotient by far less than the added slack.
                 let scaled = upper * inverse;
                 if scaled + scaled.abs() * 1e-9 + noise.gumbel_at_most(token as u32) < best {
                     continue;
@@ -454,14 +454,14 @@ impl Candidates {
     }
 }
 
-/// Tokens looked at together: a chunk without any of interest costs little.
+/// Number of tokens to check at once: a chunk without candidates costs little.
 const CHUNK: usize = 64;
 
 fn max(a: f32, b: f32) -> f32 {
     if b > a { b } else { a }
 }
 
-/// The `k` largest, the least of them last; there must be as many.
+/// Keeps the `k` largest; the smallest of them is last. There must be at least `k`.
 fn keep_largest(values: &mut Vec<f32>, k: usize) {
     values.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
     values.truncate(k);

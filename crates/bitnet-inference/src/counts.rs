@@ -2,7 +2,7 @@
 
 use crate::options::DRAFT_MAX;
 
-/// How often estimated logits decided which token came next.
+/// Counts how often estimated logits decided the next token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HeadUse {
     /// Tokens for which the sampler tried estimates.
@@ -37,14 +37,14 @@ pub struct EngineCounts {
     pub prompt_tokens: u64,
     /// Tokens of these prompts that came from the cache.
     pub cached_tokens: u64,
-    /// Times that a sequence gave up its memory.
+    /// Number of times that a sequence gave up its memory.
     pub preemptions: u64,
-    /// Drafts, each some tokens guessed ahead.
+    /// Number of drafts; each is a few tokens guessed ahead.
     pub drafts: u64,
     /// Tokens of all drafts.
     pub drafted_tokens: u64,
     /// Drafted tokens that were right.
     pub accepted_tokens: u64,
-    /// The same, by place in the draft.
+    /// The same, by position in the draft.
     pub accepted_by_place: [u64; DRAFT_MAX],
 }

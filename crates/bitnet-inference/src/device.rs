@@ -12,7 +12,7 @@ use bitnet_models::{LanguageModel, LoadOptions};
 use crate::error::Result;
 use crate::runner::{Model, SharedModel};
 
-/// Where a model runs, and with what.
+/// The device, kernels and threads that run a model.
 #[derive(Clone, Copy)]
 pub struct Device {
     kernels: &'static KernelSet,
@@ -38,13 +38,13 @@ impl std::fmt::Debug for Device {
 }
 
 impl Device {
-    /// The CPU with its best kernels on `threads` threads, the caller's included.
+    /// The CPU with its best kernels on `threads` threads, including the caller's.
     #[must_use]
     pub fn cpu(threads: usize) -> Self {
         Self::with_kernels(KernelSet::detect(), threads)
     }
 
-    /// The CPU with the given kernels on `threads` threads, the caller's included.
+    /// The CPU with the given kernels on `threads` threads, including the caller's.
     #[must_use]
     pub fn with_kernels(kernels: &'static KernelSet, threads: usize) -> Self {
         Self { kernels, threads }
@@ -68,7 +68,7 @@ impl Device {
         self.threads
     }
 
-    /// Starts threads that measure what the device can do.
+    /// Starts threads that measure the device's peak rates.
     #[must_use]
     pub fn probe(&self) -> DeviceProbe {
         DeviceProbe(self.start())
@@ -101,11 +101,11 @@ impl Device {
     }
 }
 
-/// Measures what a device can do: the floors that benchmarks compare with.
+/// Measures a device's peak rates, from which benchmarks compute floors.
 pub struct DeviceProbe(Cpu);
 
 impl DeviceProbe {
-    /// Products of int8 a second at the most; `None` where the kernels have no such loop.
+    /// The peak rate of int8 products per second; `None` if the kernels have no such loop.
     #[must_use]
     pub fn peak_i8_macs_per_s(&self) -> Option<f64> {
         self.0.peak_i8_macs_per_s()
@@ -117,7 +117,8 @@ impl DeviceProbe {
         self.0.join_latency()
     }
 
-    /// Bytes a second at which all threads together read the buffer of `probe` once.
+    /// The rate, in bytes per second, at which all threads together read the buffer of `probe`
+    /// once.
     #[must_use]
     pub fn read_bytes_per_s(&self, probe: &ReadProbe) -> f64 {
         probe.bytes_per_s(self.0.pool())

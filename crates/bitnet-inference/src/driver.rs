@@ -1,4 +1,4 @@
-//! [`Driver`]: an engine on a thread of its own, used from any number of other threads.
+//! [`Driver`]: an engine on its own thread, used from any number of other threads.
 //!
 //! The thread takes requests between steps, runs [`Engine::step`], and passes each request's
 //! results to the [`ReplySink`] that came with it. A sink may feed a blocking channel, as
@@ -67,7 +67,7 @@ pub enum Piece {
     End {
         /// Text that was held back because it could have begun a stop string.
         text: String,
-        /// Why the answer ended, and what it took.
+        /// The reason why the answer ended, its tokens and times.
         finish: Finish,
     },
 }
@@ -95,7 +95,7 @@ pub enum Failure {
     /// The request made the engine panic, with this message.
     #[error("a bug in the engine: this request made it panic: {0}")]
     Panicked(String),
-    /// The constraint on the tokens could not go on, for this reason.
+    /// The constraint on the tokens failed, for this reason.
     #[error("the answer could not go on: {0}")]
     Constraint(String),
     /// A file of the model changed while it is in use, so the tokens may be wrong.
@@ -104,7 +104,7 @@ pub enum Failure {
     /// The model computes nothing useful, for this reason.
     #[error("{0}")]
     Model(String),
-    /// The request was cancelled after it had taken this.
+    /// The request was cancelled; these are its tokens and times so far.
     #[error("the request was cancelled")]
     Cancelled(Timings),
     /// The engine's thread has ended.
@@ -112,16 +112,17 @@ pub enum Failure {
     Stopped,
 }
 
-/// Where the replies to one request go. The engine's thread calls it, so it must not block.
+/// The receiver of the replies to one request. The engine's thread calls it, so it must not block.
 pub trait ReplySink: Send {
     /// Takes the next reply.
     fn send(&mut self, reply: Reply);
 
-    /// Whether nobody reads the replies any more. The engine's thread then cancels the request.
+    /// Whether the client no longer reads the replies. The engine's thread then cancels the
+    /// request.
     fn is_closed(&self) -> bool;
 }
 
-/// A request, and where its replies go.
+/// A request and the sink of its replies.
 pub struct Job {
     /// The request.
     pub request: Request,
@@ -133,7 +134,7 @@ pub struct Job {
     pub sink: Box<dyn ReplySink>,
 }
 
-/// What all engines of a driver have done since its start, and the state of the last one.
+/// Counts of all engines of a driver since its start, and the state of the last one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EngineStats {
     /// Steps and tokens.
@@ -148,7 +149,7 @@ pub struct EngineStats {
     pub panics: u64,
 }
 
-/// Tells any thread how the engine is doing.
+/// Reports the engine's statistics to any thread.
 #[derive(Debug)]
 pub struct EngineMonitor {
     epoch: Instant,
@@ -190,8 +191,8 @@ pub enum PanickedTask {
     Call,
 }
 
-/// The handle of an engine that runs on a thread of its own. Clones share the engine. The thread
-/// ends when all handles are gone and all requests have ended.
+/// The handle of an engine that runs on its own thread. Clones share the engine. The thread ends
+/// when all handles are gone and all requests have ended.
 ///
 /// ```
 /// use bitnet_inference::{Device, Driver, Engine, EngineOptions, Piece, Request, load};
@@ -228,7 +229,7 @@ pub struct Driver {
     monitor: Arc<EngineMonitor>,
 }
 
-/// What a driver sends to its thread.
+/// A command from a driver to its thread.
 enum Command {
     Submit { job: Job, submitted: Instant },
     Call(Box<dyn FnOnce(&mut Engine) -> CallResult + Send>),
@@ -353,7 +354,7 @@ impl Driver {
         }
     }
 
-    /// Tells how the engine is doing. Does not keep the thread alive.
+    /// Reports the engine's statistics. Does not keep the thread alive.
     #[must_use]
     pub fn monitor(&self) -> &Arc<EngineMonitor> {
         &self.monitor
@@ -381,7 +382,7 @@ pub struct Completion {
     pub tokens: Vec<TokenId>,
     /// The text; empty for a model without a tokenizer.
     pub text: String,
-    /// Why the answer ended, and what it took.
+    /// The reason why the answer ended, its tokens and times.
     pub finish: Finish,
 }
 

@@ -115,19 +115,19 @@ impl Engine {
         self.options
     }
 
-    /// How often estimates of logits decided so far.
+    /// Counts how often estimated logits decided so far.
     #[must_use]
     pub fn head_use(&self) -> HeadUse {
         self.head_use
     }
 
-    /// What went through the feed-forward network of each layer so far; empty if nothing did.
+    /// Counts of the feed-forward network of each layer so far; empty before the first step.
     #[must_use]
     pub fn ffn_activity(&self) -> &[FfnActivity] {
         self.runner.ffn_activity()
     }
 
-    /// What was done so far.
+    /// Counts of the engine's work so far.
     #[must_use]
     pub fn counts(&self) -> EngineCounts {
         self.scheduler.counts
@@ -187,7 +187,7 @@ impl Engine {
         Ok(id)
     }
 
-    /// What [`Engine::submit`] would refuse, without taking the request.
+    /// Checks a request as [`Engine::submit`] does, without queueing it.
     ///
     /// # Errors
     /// As [`Engine::submit`].
@@ -449,7 +449,7 @@ impl Engine {
             allowed.remove(forbidden);
         }
         let allowed = (is_constrained || forbidden.is_some()).then_some(&*allowed);
-        // A number that is none makes all that come after it so.
+        // A NaN makes everything that is computed after it NaN, so the request fails.
         let has_nan = Cell::new(false);
         let check = |logits: &[f32]| {
             if logits.iter().any(|logit| logit.is_nan()) {
@@ -505,8 +505,8 @@ impl Engine {
     /// few rows before `first` may be among them. Stops at the first error that `use_rows` returns.
     ///
     /// # Errors
-    /// If tokens are outside the vocabulary or do not fit into the free blocks; or what `use_rows`
-    /// returned.
+    /// If tokens are outside the vocabulary or do not fit into the free blocks; or the error of
+    /// `use_rows`.
     pub fn evaluate<E: From<Error>>(
         &mut self,
         tokens: &[TokenId],

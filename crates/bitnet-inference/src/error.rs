@@ -1,4 +1,4 @@
-//! What can be wrong with a request or a model.
+//! Errors of requests and of loading models.
 
 use bitnet_tokenizers::TokenId;
 
@@ -31,11 +31,11 @@ pub enum Error {
     /// A token id outside the vocabulary.
     #[error("prompt token {index} is {token}, but the vocabulary ends at {last}")]
     TokenRange {
-        /// Its place in the prompt, from 0.
+        /// Its index in the prompt, from 0.
         index: usize,
         /// The id.
         token: TokenId,
-        /// The largest id there is.
+        /// The largest valid id.
         last: usize,
     },
     /// More positions than the context has.
@@ -45,9 +45,9 @@ pub enum Error {
     ContextLength {
         /// Tokens of the prompt.
         prompt: usize,
-        /// Tokens asked for; at least one.
+        /// Requested tokens; at least one.
         generate: usize,
-        /// Positions there are.
+        /// Positions in the context.
         context: usize,
     },
     /// A sampling parameter out of range.
@@ -57,15 +57,15 @@ pub enum Error {
         name: &'static str,
         /// Its value.
         value: f64,
-        /// What it may be.
+        /// The valid values.
         allowed: &'static str,
     },
     /// An empty stop string, or more of them than are allowed.
     #[error("stop string {index}: {problem}")]
     StopString {
-        /// Its place in the list, from 0.
+        /// Its index in the list, from 0.
         index: usize,
-        /// What is wrong with it.
+        /// The problem.
         problem: &'static str,
     },
     /// A bias for a token that does not exist.
@@ -73,7 +73,7 @@ pub enum Error {
     BiasRange {
         /// The id.
         token: TokenId,
-        /// The largest id there is.
+        /// The largest valid id.
         last: usize,
     },
     /// A file of the model changed while it is in use, so the tokens may be wrong.
@@ -94,7 +94,7 @@ pub enum Error {
     DamagedTuning {
         /// The file.
         path: std::path::PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         source: serde_json::Error,
     },
     /// The file of a [`Tuning`](crate::Tuning) cannot be read or written.

@@ -1,5 +1,5 @@
-//! [`EngineFacts`]: what an engine is and what it has counted, as plain values that outlive the
-//! engine and can cross threads.
+//! [`EngineFacts`]: the model, options and counts of an engine, as plain values that outlive the
+//! engine and can move between threads.
 
 use bitnet_kernels::{Count, Kernel};
 use bitnet_models::{FfnActivity, ModelInfo};
@@ -9,7 +9,7 @@ use crate::device::Device;
 use crate::engine::Engine;
 use crate::options::EngineOptions;
 
-/// What an engine is, and what it has counted.
+/// The model, options and counts of an engine.
 #[derive(Clone, Debug)]
 pub struct EngineFacts {
     /// Facts about the model.

@@ -2,9 +2,9 @@
 //!
 //! [`load`](load()) opens a model with its tokenizer; an [`Engine`] takes [`Request`]s and, step by
 //! step, gives [`Event`]s: each step runs the next tokens of every sequence through the model,
-//! samples one token for each sequence whose prompt is done, and says what text it completes.
-//! Synchronous and deterministic: no clocks decide anything, and a request gives the same tokens
-//! whatever else runs beside it.
+//! samples one token for each sequence whose prompt is done, and reports the text that it
+//! completes. Synchronous and deterministic: no decision depends on a clock, and other requests
+//! never change the tokens of a request.
 
 #![forbid(unsafe_code)]
 

@@ -1,13 +1,13 @@
-//! [`Memory`]: what sequences hold of a runner's cache: blocks of keys and values, and, for models
-//! with recurrent layers, a state each. Ids only, no tensors.
+//! [`Memory`]: the parts of a runner's cache that sequences hold: blocks of keys and values, and,
+//! for models with recurrent layers, one state each. Ids only, no tensors.
 //!
-//! Keys and values exist for every position, so a beginning can be shared at every block border. A
-//! recurrent state exists only for the position that its sequence has reached, so a beginning can
-//! be shared only where a state was saved. States are saved at block borders, each with the block
-//! that ends there: at the newest border of each sequence, at the end of its prompt, and where
-//! sequences part. Their number is bounded; the least recently used is dropped first.
+//! Keys and values exist for every position, so sequences can share a prefix that ends at any block
+//! border. A recurrent state exists only for the position that its sequence has reached, so
+//! sequences can share a prefix only up to a saved state. States are saved at block borders, each
+//! with the block that ends there: at the newest border of each sequence, at the end of its prompt,
+//! and where sequences diverge. Their number is bounded; the least recently used is dropped first.
 //!
-//! A model without recurrent layers has no states, and every block border will do.
+//! A model without recurrent layers has no states, and can share prefixes at every block border.
 
 use std::sync::Arc;
 
@@ -27,14 +27,14 @@ pub(crate) struct Memory {
     states: Option<StatePool>,
 }
 
-/// What one sequence holds.
+/// The memory of one sequence.
 #[derive(Default)]
 pub(crate) struct Holding {
-    /// Only sequences with the same salt share beginnings.
+    /// Only sequences with the same salt share prefixes.
     pub salt: Option<Arc<str>>,
     /// Blocks, in the order of their positions.
     pub blocks: Vec<u32>,
-    /// Blocks whose content the pool knows.
+    /// Number of blocks whose content the pool knows.
     pub num_known: usize,
     /// Tokens whose keys and values, and whose state, are computed.
     pub computed: usize,
@@ -46,12 +46,12 @@ pub(crate) struct Holding {
     checkpoint: Option<u32>,
     /// The block with the newest state that this sequence saved.
     newest: Option<u32>,
-    /// The number of blocks after which it parts from a known beginning without a saved state.
+    /// The number of blocks after which it diverges from a known prefix without a saved state.
     parting: usize,
 }
 
 impl Holding {
-    /// Nothing, for a sequence of at most `tokens_max` tokens.
+    /// Holds nothing yet, with room for a sequence of at most `tokens_max` tokens.
     pub fn new(salt: Option<Arc<str>>, tokens_max: usize) -> Self {
         Self {
             salt,
@@ -82,9 +82,9 @@ impl Memory {
         }
     }
 
-    /// Takes what a sequence of these tokens needs: known blocks first, as far as a state is saved
-    /// for them; false, and nothing, if there is not enough. `reusable`: how many of the tokens may
-    /// come from known blocks.
+    /// Takes the memory for a sequence of these tokens: first known blocks, up to the last saved
+    /// state. Takes nothing and returns false if there is not enough. `reusable`: maximum number of
+    /// tokens to take from known blocks.
     pub fn admit(&mut self, held: &mut Holding, tokens: &[TokenId], reusable: usize) -> bool {
         let salt = held.salt.clone();
         let blocks = &mut held.blocks;
@@ -112,7 +112,8 @@ impl Memory {
         true
     }
 
-    /// Takes `count` more blocks for a sequence; none, and false, if fewer are available.
+    /// Takes `count` more blocks for a sequence; takes none and returns false if fewer are
+    /// available.
     pub fn take_blocks(&mut self, count: usize, held: &mut Holding) -> bool {
         let has_room = self.blocks.take(count, &mut held.blocks);
         // A state is of no use without the block that ends at it.
@@ -148,7 +149,7 @@ impl Memory {
                     &tokens[..reusable],
                     &held.blocks[..held.num_known],
                 );
-                // The last of them that a state is saved for.
+                // The last of these blocks with a saved state.
                 let (mut followed, mut end, mut saved) = (held.num_known, 0, None);
                 for block in known {
                     followed += 1;
@@ -211,7 +212,7 @@ impl Memory {
         }
     }
 
-    /// How many of the next `n` tokens of a sequence to compute in one step: with a state, a step
+    /// Number of the next `n` tokens of a sequence to compute in one step: with a state, a step
     /// ends at a block border if it comes to one, so that the state can be saved there.
     pub fn step_len(held: &Holding, n: usize) -> usize {
         if held.state.is_none() {
@@ -225,8 +226,8 @@ impl Memory {
         (if is_inside { parting } else { end }) - start
     }
 
-    /// Prepares for a draft, which may be refused; false if there is no room for a copy of the
-    /// state.
+    /// Saves the state before a draft, which may be rejected; false if there is no room for a copy
+    /// of the state.
     pub fn begin_draft(&mut self, held: &mut Holding) -> bool {
         let (Some(states), Some(state)) = (&mut self.states, held.state) else {
             return true;
@@ -241,8 +242,8 @@ impl Memory {
         true
     }
 
-    /// Ends a draft that began at position `start`. If a part of it was refused, the state returns
-    /// to where it was, and the tokens since then are to be computed again.
+    /// Ends a draft that began at position `start`. If part of it was rejected, the state goes back
+    /// to `start`, and the tokens since then must be computed again.
     pub fn end_draft(&mut self, held: &mut Holding, start: usize) {
         let (Some(states), Some(state)) = (&mut self.states, held.state) else {
             return;
@@ -296,7 +297,8 @@ mod tests {
         held
     }
 
-    /// Computes `n` more tokens, the state being at `state_end` then; the number of states saved.
+    /// Computes `n` more tokens, after which the state is at `state_end`; returns the number of
+    /// saved states.
     fn advance(
         memory: &mut Memory,
         held: &mut Holding,
@@ -310,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_is_saved_only_at_the_border_where_it_stands() {
+    fn a_state_is_saved_only_at_its_own_block_border() {
         let mut memory = Memory::new(16, 6, 1);
         let (tokens, others) = (tokens(0), tokens(1000));
         let mut held = admitted(&mut memory, &tokens);
@@ -323,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_with_a_state_ends_at_a_border_or_where_sequences_part() {
+    fn a_step_with_a_state_ends_at_a_border_or_where_sequences_diverge() {
         let mut held = Holding {
             computed: 20,
             ..Holding::default()
@@ -337,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_beginning_is_reused_up_to_the_last_saved_state() {
+    fn a_prefix_is_reused_up_to_the_last_saved_state() {
         let mut memory = Memory::new(16, 6, 4);
         let tokens = tokens(0);
         let mut held = admitted(&mut memory, &tokens);
@@ -356,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sequence_that_ends_leaves_no_block_or_slot_behind() {
+    fn a_sequence_that_ends_frees_all_blocks_and_slots() {
         let mut memory = Memory::new(16, 6, 4);
         let tokens = tokens(0);
         for _ in 0..20 {

@@ -2,32 +2,32 @@
 
 use bitnet_models::{KvCache, KvType};
 
-/// The most tokens that are guessed ahead.
+/// Maximum number of tokens to guess ahead.
 pub const DRAFT_MAX: usize = 16;
-/// The most sequences decoding at once for which drafts are checked: with more, a step has enough
+/// Maximum number of decoding sequences with which drafts are checked: with more, a step has enough
 /// rows without drafts.
 pub(crate) const DRAFTING_MAX: usize = 2;
 
 /// The engine's bounds.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineOptions {
-    /// The most positions that a sequence may have.
+    /// Maximum number of positions of a sequence.
     pub context: usize,
     /// Positions that the key/value cache holds for all sequences together, at least `context`.
     pub cache: usize,
     /// Element type of the cache.
     pub kv_type: KvType,
-    /// The most tokens of prompts in a step in which no sequence decodes.
+    /// Maximum number of prompt tokens in a step in which no sequence decodes.
     pub prefill_chunk: usize,
-    /// The most tokens of prompts in a step in which sequences decode; fewer far into a prompt,
-    /// where a token takes longer.
+    /// Maximum number of prompt tokens in a step in which sequences decode; fewer far into a
+    /// prompt, where a token takes longer.
     pub mixed_chunk: usize,
-    /// The most sequences that run at once.
+    /// Maximum number of sequences that run at once.
     pub running_max: usize,
-    /// The most tokens guessed ahead of each sequence from its earlier tokens, and checked in the
-    /// same step; 0 for none.
+    /// Maximum number of tokens to guess ahead for each sequence from its earlier tokens and to
+    /// check in the same step; 0 for none.
     pub draft_max: usize,
-    /// The most recurrent states saved for requests with the same beginning, if the model has
+    /// Maximum number of recurrent states saved for requests with the same prefix, if the model has
     /// recurrent layers.
     pub saved_states_max: usize,
 }

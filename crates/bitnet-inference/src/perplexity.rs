@@ -52,8 +52,8 @@ pub fn chunks(len: usize, context: usize) -> impl ExactSizeIterator<Item = (Rang
     (0..len / context).map(move |i| (i * context..(i + 1) * context, context / 2 + 1))
 }
 
-/// The windows of llama.cpp's strided perplexity: `context + stride / 2` tokens each, at distances of
-/// `stride`. The last `stride` tokens of each count, so that no token counts twice.
+/// The windows of llama.cpp's strided perplexity: `context + stride / 2` tokens each, at distances
+/// of `stride`. The last `stride` tokens of each count, so that no token counts twice.
 ///
 /// Returns each window with the number of its first tokens that do not count.
 ///
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_and_strides_equal_those_of_llama_cpp() {
+    fn chunks_and_strides_equal_llama_cpps() {
         let chunks: Vec<_> = chunks(25, 8).collect();
         assert_eq!(chunks, [(0..8, 5), (8..16, 5), (16..24, 5)]);
         assert_eq!(super::chunks(7, 8).len(), 0);

@@ -8,14 +8,14 @@ use bitnet_tokenizers::TokenId;
 use crate::sampling::SamplingParams;
 use crate::stop::TokenSet;
 
-/// Tokens to continue, and how.
+/// A prompt to continue, with its parameters.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
     /// At least one.
     pub prompt: Vec<TokenId>,
-    /// How tokens are chosen.
+    /// The sampling parameters.
     pub sampling: SamplingParams,
-    /// The most tokens to generate; `None` for as many as the context has room for. With 0 the
+    /// Maximum number of tokens to generate; `None` for as many as fit into the context. With 0 the
     /// prompt is computed and nothing is sampled.
     pub max_tokens: Option<usize>,
     /// Until this many tokens are generated, no stop token is sampled and no stop string is looked
@@ -36,10 +36,10 @@ pub struct Request {
     pub cache_salt: Option<Arc<str>>,
 }
 
-/// Which tokens may come next, by a grammar for instance. The engine calls `allowed` before it
+/// Restricts the next tokens, for example by a grammar. The engine calls `allowed` before it
 /// samples a token and `accept` with the token.
 pub trait Constraint: Send {
-    /// The tokens that may come now, those that end the answer included; at least one.
+    /// The tokens that may come next, including tokens that end the answer; at least one.
     ///
     /// # Errors
     /// The reason why no token can be allowed; the request then fails.
@@ -56,7 +56,7 @@ pub trait Constraint: Send {
 /// temperature).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Logprobs {
-    /// Of the token itself.
+    /// The log-probability of the token itself.
     pub token: f32,
     /// The most probable tokens, in order.
     pub top: Vec<(TokenId, f32)>,
@@ -66,12 +66,12 @@ pub struct Logprobs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub(crate) u64);
 
-/// Why an answer ended.
+/// The reason why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
     /// A stop token or stop string.
     Stop,
-    /// The limit of tokens asked for.
+    /// The requested limit of tokens.
     Length,
     /// The context is full.
     Context,
@@ -108,7 +108,7 @@ pub struct Timings {
     pub prefill_forward: Duration,
     /// The part of `decode` that forward passes took.
     pub decode_forward: Duration,
-    /// Tokens guessed ahead.
+    /// Drafted tokens.
     pub drafted_tokens: usize,
     /// Drafted tokens that were right.
     pub accepted_tokens: usize,
@@ -117,7 +117,7 @@ pub struct Timings {
 /// The end of an answer.
 #[derive(Clone, Debug)]
 pub struct Finish {
-    /// Why.
+    /// The reason.
     pub reason: FinishReason,
     /// Its tokens and times.
     pub timings: Timings,
@@ -144,9 +144,9 @@ pub enum Event {
         id: RequestId,
         /// The token.
         token: TokenId,
-        /// The text that is certain now: whole characters, none that may belong to a stop string.
+        /// The new text that is final: whole characters that cannot belong to a stop string.
         text: String,
-        /// If the request asks for them.
+        /// Present if the request asks for them.
         logprobs: Option<Logprobs>,
     },
     /// An answer has ended.
@@ -158,7 +158,7 @@ pub enum Event {
         /// The reason, tokens and times.
         finish: Finish,
     },
-    /// A request's constraint could not go on. It has ended.
+    /// A request's constraint failed. The request has ended.
     Failed {
         /// The request.
         id: RequestId,

@@ -1,5 +1,6 @@
-//! [`Runner`]: what an engine asks of a model. Object-safe, so that the engine knows neither the
-//! backend nor its buffers; crossed a few times a step, so that this costs nothing.
+//! [`Runner`]: the interface between an engine and a model. Object-safe, so that the engine knows
+//! neither the backend nor its buffers; called only a few times per step, so dynamic dispatch costs
+//! nothing.
 //!
 //! A step is: [`Runner::step`] with the chunks of all sequences; then [`Runner::estimate`] or
 //! [`Runner::logits`]; then, for each sampled token, [`Runner::exact`] in a few rounds.
@@ -18,7 +19,7 @@ pub trait Runner: Send {
     /// Facts about the model.
     fn model(&self) -> &ModelInfo;
 
-    /// Where it runs.
+    /// The device that runs it.
     fn device(&self) -> Device;
 
     /// The position at which attention takes as long as the rest of a token's work: a token there
@@ -70,17 +71,16 @@ pub trait Runner: Send {
     /// The kernels that ran so far.
     fn counters(&self) -> &Counters;
 
-    /// What went through the feed-forward network of each layer so far; empty before the first
-    /// step.
+    /// Counts of the feed-forward network of each layer so far; empty before the first step.
     fn ffn_activity(&self) -> &[FfnActivity];
 }
 
-/// A loaded model: engines make their runners from it and share its weights.
+/// A loaded model: engines create their runners from it and share its weights.
 pub trait Model: Send + Sync {
     /// Facts about the model.
     fn info(&self) -> &ModelInfo;
 
-    /// Makes a runner with a cache of its own, as large as an engine with these options needs.
+    /// Creates a runner with its own cache, as large as an engine with these options needs.
     ///
     /// # Errors
     /// If there is not enough memory for the cache.
@@ -126,8 +126,8 @@ pub struct ModelRunner<B: Backend> {
     workspace: Workspace<B>,
 }
 
-/// Ternary products of 8 bits that take about as long as one product of attention, in floats, with
-/// AVX-512 and VNNI.
+/// Number of 8-bit ternary products that take as long as one f32 product of attention, measured
+/// with AVX-512 and VNNI.
 const ATTENTION_MAC_COST: usize = 4;
 
 impl<B: Backend> ModelRunner<B> {

@@ -1,10 +1,10 @@
 //! Logits to a token: bias, penalties, top-k, typical-p, top-p, min-p, temperature, in llama.cpp's
 //! order.
 //!
-//! The draw is the largest `logit / temperature + Gumbel noise` among the candidates that are left,
-//! which is a sample of their softmax. The noise depends on seed, position and token alone, so it
-//! matters neither in what order candidates stand nor which ones were cut off below the winner.
-//! Equal values go to the lowest id.
+//! The draw is the largest `logit / temperature + Gumbel noise` among the remaining candidates,
+//! which is a sample of their softmax. The noise depends on seed, position and token alone, so
+//! neither the order of the candidates nor the removal of candidates below the winner changes the
+//! result. Equal values go to the lowest id.
 
 use bitnet_kernels::Estimates;
 use bitnet_kernels::math::{exp_f64, ln_f64};
@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::random::Noise;
 use crate::stop::TokenSet;
 
-/// How a token is chosen. The defaults are llama.cpp's.
+/// The parameters that choose a token. The defaults are llama.cpp's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SamplingParams {
@@ -36,21 +36,21 @@ pub struct SamplingParams {
     /// Divides positive and multiplies negative logits of tokens that occurred in the last
     /// [`Self::penalty_window`]; 1 is none.
     pub repetition_penalty: f32,
-    /// Taken off the logit of each token that occurred there.
+    /// Subtracted from the logit of each token that occurred there.
     pub presence_penalty: f32,
-    /// Taken off as often as it occurred there.
+    /// Subtracted once for each time that the token occurred there.
     pub frequency_penalty: f32,
-    /// Tokens that the penalties look back at.
+    /// Number of last tokens that the penalties consider.
     pub penalty_window: usize,
-    /// Added to the logits of these tokens before all else.
+    /// Added to the logits of these tokens first.
     #[serde(with = "bias_text")]
     pub logit_bias: Vec<(TokenId, f32)>,
-    /// What makes the draws differ.
+    /// The seed of the random draws.
     pub seed: u64,
 }
 
 impl SamplingParams {
-    /// The model's recommendations, and where it has none the defaults.
+    /// The model's recommendations, and the defaults where it has none.
     #[must_use]
     pub fn recommended(model: &SamplingDefaults) -> Self {
         let default = Self::default();
@@ -90,7 +90,7 @@ impl SamplingParams {
     /// Checks every parameter.
     ///
     /// # Errors
-    /// The first that is out of range, with its value and what it may be.
+    /// The first parameter that is out of range, with its value and the valid values.
     pub fn check(&self, vocab_size: usize) -> Result<()> {
         let range = |name, value: f32, ok: bool, allowed| match ok {
             true => Ok(()),
@@ -381,7 +381,7 @@ impl Sampler {
         self.candidates.found.truncate(kept.max(1));
     }
 
-    /// How many candidates, taken in `order`, it takes to reach a probability; at least one.
+    /// Number of candidates, taken in `order`, that together reach a probability; at least one.
     fn prefix_with(&self, probability: f32, order: impl Iterator<Item = usize>) -> usize {
         let mut sum = 0.0;
         let mut kept = 0;
@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn each_cut_keeps_what_it_says() {
+    fn each_cut_keeps_the_documented_tokens() {
         // Probabilities 1/2, 1/4, 1/8, … (of 255/256 in all).
         assert_eq!(seen(sampler(|p| p.top_k = 3)), [0, 1, 2]);
         assert_eq!(seen(sampler(|p| p.top_p = 0.76)), [0, 1, 2]);
@@ -504,7 +504,7 @@ mod tests {
         );
     }
 
-    /// Every way to choose, with and without changed logits and a set of allowed tokens.
+    /// Every sampling method, with and without changed logits and a set of allowed tokens.
     fn all_kinds() -> Vec<SamplingParams> {
         let plain = SamplingParams {
             top_k: 0,
@@ -648,7 +648,7 @@ mod tests {
     }
 
     #[test]
-    fn no_logits_are_computed_one_by_one_where_a_bias_needs_too_many() {
+    fn a_bias_on_too_many_tokens_computes_no_single_logits() {
         let (values, errors) = ([0.0f32; 3000], [0.1f32; 3000]);
         let num_exact = std::cell::Cell::new(0);
         let exact = |tokens: &[u32], out: &mut Vec<f32>| {
@@ -679,7 +679,7 @@ mod tests {
     }
 
     #[test]
-    fn logits_that_are_no_numbers_still_give_a_token() {
+    fn nan_logits_still_give_a_token() {
         for params in all_kinds() {
             let params = SamplingParams {
                 logit_bias: Vec::new(),

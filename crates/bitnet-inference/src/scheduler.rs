@@ -4,14 +4,14 @@
 //! A step takes the next tokens of every running sequence, so that weights are read once: first one
 //! token of each sequence that is decoding, then prompts, in chunks: long ones while no sequence
 //! decodes, short ones otherwise, so that a long prompt does not delay the others. Half of a chunk
-//! is for the prompt that came first, the rest for the prompts with the fewest tokens left, so that
-//! a short prompt does not wait for a long one. If prompts begin alike, one computes the beginning;
-//! the others wait and take it over, block by block.
+//! is for the oldest prompt, the rest for the prompts with the fewest tokens left, so that a short
+//! prompt does not wait for a long one. If prompts have the same prefix, one sequence computes it;
+//! the others wait and reuse its blocks.
 //!
 //! A sequence starts when there is memory for its prompt, and takes more as it grows. If none is
-//! left, the sequence that came last gives up its memory and computes its tokens again later.
-//! Neither that, nor the other sequences, nor what is still in the cache changes a bit of an
-//! answer: rows do not influence each other.
+//! left, the newest sequence gives up its memory and computes its tokens again later. Neither
+//! preemption, nor other sequences, nor the contents of the cache change a bit of an answer: rows
+//! do not influence each other.
 
 use std::collections::VecDeque;
 
@@ -32,7 +32,7 @@ pub(crate) struct Planned {
     pub tokens: usize,
 }
 
-/// The sequences of an engine, and what the next step computes of them.
+/// The sequences of an engine, and the plan of the next step.
 pub(crate) struct Scheduler {
     options: EngineOptions,
     pub memory: Memory,
@@ -134,7 +134,7 @@ impl Scheduler {
             if sequence.is_decoding() {
                 let room = sequence.held.blocks.len() * KvCache::BLOCK;
                 if sequence.tokens.len() > room && !self.grow(index) {
-                    // It has given up its own memory, and was the last.
+                    // This sequence has given up its own memory, and it was the last one.
                     break;
                 }
                 let sequence = &mut self.running[index];
@@ -146,9 +146,9 @@ impl Scheduler {
         }
     }
 
-    /// Shares out the part of the step that is for prompts. While no sequence decodes that is a
-    /// number of tokens. Otherwise it is the time of that number of tokens at the beginning of a
-    /// prompt, which is enough for fewer tokens further on.
+    /// Divides the prompts' part of the step. While no sequence decodes, the part is a number of
+    /// tokens. Otherwise it is the time that this number of tokens takes at the beginning of a
+    /// prompt; further on the same time is enough for fewer tokens.
     fn schedule_prompts(&mut self) {
         self.take_over();
         let Some((_, others)) = self.prefilling.split_first_mut() else {
@@ -163,7 +163,7 @@ impl Scheduler {
             self.options.prefill_chunk
         }
         .max(1);
-        // In parts of the time of a token at the beginning, each `1 / halfway` of it.
+        // The unit is `1 / halfway` of the time of a token at the beginning.
         let halfway = self.halfway;
         let mut time = budget * halfway;
         let cost =
@@ -177,7 +177,7 @@ impl Scheduler {
                 continue;
             }
             let tokens = if self.plan.len() == first {
-                // The first prompt always goes on.
+                // The first prompt always makes progress.
                 affordable(budget.div_ceil(2) * halfway, sequence).max(1)
             } else {
                 affordable(time, sequence)
@@ -188,14 +188,14 @@ impl Scheduler {
                 time = time.saturating_sub(tokens * cost(sequence));
             }
         }
-        // The first prompt also gets the time that the others leave.
+        // The first prompt also gets the time that the others do not use.
         let Planned { index, tokens } = &mut self.plan[first];
         let sequence = &running[*index];
         *tokens = sequence.step_len(*tokens + affordable(time, sequence));
     }
 
-    /// Lists the sequences whose prompts are being computed; each takes over the blocks that others
-    /// have computed for it since.
+    /// Lists the sequences whose prompts are being computed; each reuses the blocks that others
+    /// have computed since.
     fn take_over(&mut self) {
         self.prefilling.clear();
         for (index, sequence) in self.running.iter_mut().enumerate() {
@@ -213,8 +213,8 @@ impl Scheduler {
         }
     }
 
-    /// Takes one more block for a running sequence. While there is none, the sequence that came
-    /// last gives up its memory; false if that was this one.
+    /// Takes one more block for a running sequence. While there is none, the newest sequence gives
+    /// up its memory; false if that was this one.
     fn grow(&mut self, index: usize) -> bool {
         while !self.memory.take_blocks(1, &mut self.running[index].held) {
             let Some(mut last) = self.running.pop() else {

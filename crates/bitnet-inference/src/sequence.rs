@@ -21,7 +21,7 @@ const CONTINUES_A_TEXT: DecodeOptions = DecodeOptions {
     strip_space_prefix: false,
 };
 
-/// The longest and shortest run of tokens that a draft is looked up by.
+/// The longest and shortest run of tokens that is the key of a draft lookup.
 const DRAFT_KEY: std::ops::RangeInclusive<usize> = 2..=4;
 
 /// A request in progress.
@@ -31,17 +31,17 @@ pub(crate) struct Sequence {
     pub tokens: Vec<TokenId>,
     /// Its part of the cache.
     pub held: Holding,
-    /// It gave up its memory once: tokens that it computes again are not counted again.
+    /// Whether it gave up its memory: tokens that it computes again are not counted again.
     pub was_preempted: bool,
-    /// Tokens before the last that the next step computes again, after a refused draft.
+    /// Tokens before the last one that the next step computes again after a rejected draft.
     redo: usize,
-    /// The most tokens it may have.
+    /// Maximum number of tokens.
     pub tokens_max: usize,
     min_tokens: usize,
     limit: FinishReason,
     pub sampler: Sampler,
     pub logprobs: Option<usize>,
-    /// The first token of the prompt whose log-probability is asked for and not reported yet.
+    /// The first token of the prompt whose requested log-probability is not reported yet.
     untold: Option<usize>,
     pub constraint: Option<Box<dyn Constraint>>,
     stop_ids: TokenSet,
@@ -52,7 +52,7 @@ pub(crate) struct Sequence {
     submitted: Instant,
     started: Option<Instant>,
     first_token: Option<Instant>,
-    /// Tokens that may follow, to be checked in this step.
+    /// The draft: tokens that may follow; this step checks them.
     pub draft: Vec<TokenId>,
 }
 
@@ -111,30 +111,30 @@ impl Sequence {
         self.tokens.len() - self.held.computed
     }
 
-    /// Whether its next step gives a token from one that was sampled.
+    /// Whether its next step decodes: it computes the token after a sampled one.
     pub fn is_decoding(&self) -> bool {
         self.timings.generated_tokens > 0 && self.pending() == 1 + self.redo
     }
 
-    /// Takes memory for all its tokens, known blocks first; false, and none, if there is too
-    /// little.
+    /// Takes memory for all its tokens, known blocks first; takes none and returns false if there
+    /// is too little.
     pub fn admit(&mut self, memory: &mut Memory) -> bool {
         let reusable = self.reusable();
         memory.admit(&mut self.held, &self.tokens, reusable)
     }
 
-    /// Takes over the next blocks as far as other sequences have computed them since.
+    /// Reuses the next blocks as far as other sequences have computed them since.
     pub fn take_over(&mut self, memory: &mut Memory) {
         let reusable = self.reusable();
         memory.take_over(&mut self.held, &self.tokens, reusable);
     }
 
-    /// Whether `other` computes the block that comes next here, too: it will soon be there to be
-    /// taken over.
+    /// Whether `other` also computes the next block of this sequence, so that this sequence can
+    /// soon reuse it.
     pub fn can_wait_for(&self, other: &Self) -> bool {
         let (known, theirs) = (self.held.num_known, &other.held);
         let next = known * KvCache::BLOCK..(known + 1) * KvCache::BLOCK;
-        // If the block before is the same, so are all blocks before that.
+        // If the block before is the same, all earlier blocks are the same.
         next.end <= self.reusable()
             && theirs.num_known == known
             && self.held.salt == theirs.salt
@@ -142,7 +142,7 @@ impl Sequence {
             && other.tokens.get(next.clone()) == Some(&self.tokens[next])
     }
 
-    /// How many tokens may come from known blocks: not the last, since its logits are needed.
+    /// Maximum number of tokens from known blocks: all but the last, whose logits are needed.
     fn reusable(&self) -> usize {
         if self.tells_prompt() {
             0
@@ -151,13 +151,12 @@ impl Sequence {
         }
     }
 
-    /// How many of at most `n` pending tokens to compute in one step.
+    /// Number of pending tokens, at most `n`, to compute in one step.
     pub fn step_len(&self, n: usize) -> usize {
         Memory::step_len(&self.held, n.min(self.pending()))
     }
 
-    /// Whether log-probabilities of its prompt are still to be told, for which all its rows are
-    /// needed.
+    /// Whether log-probabilities of its prompt are not reported yet; they need all its rows.
     pub fn tells_prompt(&self) -> bool {
         self.untold.is_some()
     }
@@ -170,7 +169,7 @@ impl Sequence {
     ) -> Vec<Logprobs> {
         let mut told = Vec::new();
         for (position, logits) in (first + 1..self.timings.prompt_tokens).zip(rows) {
-            // What comes before was told before the blocks were given up.
+            // The earlier ones were reported before the sequence gave up its blocks.
             if self.untold == Some(position) {
                 told.push(logprobs(
                     logits,
@@ -183,8 +182,7 @@ impl Sequence {
         told
     }
 
-    /// Gives back its memory; its tokens have to be computed again, as far as they are not in known
-    /// blocks then.
+    /// Gives back its memory. Later it computes its tokens again, except the ones in known blocks.
     pub fn give_up_memory(&mut self, memory: &mut Memory) {
         memory.give_back(&mut self.held);
         self.redo = 0;
@@ -199,8 +197,8 @@ impl Sequence {
         memory.advance(&mut self.held, &self.tokens, n, prompt_tokens);
     }
 
-    /// Ends the check of a draft after token `start`: if a part was refused, a model with a state
-    /// computes the accepted tokens again.
+    /// Ends the check of a draft after token `start`: if part of it was rejected, a model with a
+    /// state computes the accepted tokens again.
     pub fn end_draft(&mut self, start: usize, memory: &mut Memory) {
         memory.end_draft(&mut self.held, start);
         self.redo = self.pending() - 1;
@@ -215,7 +213,7 @@ impl Sequence {
         self.look_up_draft(most);
         let room = self.held.blocks.len() * KvCache::BLOCK - self.held.computed - 1;
         self.draft.truncate(room);
-        // A draft ends where the state may have to be saved.
+        // A draft ends at a position where the state may be saved.
         let len = Memory::step_len(&self.held, 1 + self.draft.len()) - 1;
         self.draft.truncate(len);
         if !self.draft.is_empty() && !memory.begin_draft(&mut self.held) {
@@ -247,7 +245,7 @@ impl Sequence {
         }
     }
 
-    /// Whether the answer ends with its prompt: nothing is to be sampled.
+    /// Whether the answer has no tokens: nothing is sampled after the prompt.
     pub fn is_full(&self) -> bool {
         self.tokens.len() >= self.tokens_max
     }
@@ -257,7 +255,7 @@ impl Sequence {
         (self.timings.generated_tokens < self.min_tokens).then_some(&self.stop_ids)
     }
 
-    /// Ends an answer of which nothing is to be sampled.
+    /// Ends an answer without sampling.
     pub fn end_unsampled(&mut self, events: &mut Vec<Event>) {
         let now = Instant::now();
         self.timings.prefill = now - self.started.unwrap_or(now);

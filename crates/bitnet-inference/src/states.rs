@@ -1,15 +1,15 @@
-//! [`StatePool`]: the slots for recurrent states: which are free, and which hold a state saved at
-//! the end of which block. Ids only: it lists the copies that a runner has to make.
+//! [`StatePool`]: tracks the slots for recurrent states: the free ones, and the saved states with
+//! the block at whose end each was saved. Ids only: it lists the copies that a runner must make.
 
 use std::collections::HashMap;
 
 /// The slots for recurrent states.
 pub(crate) struct StatePool {
-    /// Slots without a state; the next one to be given out is the last.
+    /// Slots without a state; the pool takes the last one next.
     free: Vec<u32>,
     /// Saved states by the block that ends at their position.
     saved: HashMap<u32, Saved>,
-    /// The most states that may be saved.
+    /// Maximum number of saved states.
     saved_max: usize,
     clock: u64,
     /// Copies to make before the next step, in order: from slot, to slot.
@@ -18,14 +18,14 @@ pub(crate) struct StatePool {
 
 struct Saved {
     slot: u32,
-    /// When it was last saved or used.
+    /// The time when it was last saved or used.
     used: u64,
-    /// Whether it stays when its sequence saves a newer one.
+    /// Whether it remains when its sequence saves a newer one.
     is_kept: bool,
 }
 
 impl StatePool {
-    /// All of `num_states` slots free.
+    /// A pool of `num_states` free slots.
     pub fn new(num_states: usize, saved_max: usize) -> Self {
         Self {
             free: (0..u32::try_from(num_states).unwrap_or(u32::MAX))
@@ -61,7 +61,7 @@ impl StatePool {
     }
 
     /// Saves the state in `slot` as the one at the end of a block, in place of the least recently
-    /// used one if there are as many as there may be.
+    /// used one if the maximum is reached.
     pub fn save(&mut self, block: u32, slot: u32, is_kept: bool) {
         if self.saved_at(block).is_none() {
             if self.saved.len() >= self.saved_max {
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_recently_used_saved_state_makes_room() {
+    fn the_least_recently_used_saved_state_is_dropped_first() {
         let mut pool = StatePool::new(4, 2);
         let live = pool.take().expect("a slot");
         pool.save(1, live, true);
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn sequences_get_slots_before_saved_states_do() {
+    fn sequences_take_slots_from_saved_states() {
         let mut pool = StatePool::new(2, 2);
         let live = pool.take().expect("a slot");
         pool.save(1, live, true);

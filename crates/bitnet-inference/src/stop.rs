@@ -1,5 +1,5 @@
-//! When to stop: token ids in a set with constant-time look-up, and strings found across token
-//! borders.
+//! Stop conditions: a set of token ids with constant-time look-up, and strings that may span
+//! tokens.
 
 use std::ops::Range;
 
@@ -7,7 +7,7 @@ use bitnet_tokenizers::TokenId;
 
 use crate::error::{Error, Result};
 
-/// A set of token ids; asking it costs one load and one shift.
+/// A set of token ids; a look-up costs one load and one shift.
 #[derive(Clone, Debug, Default)]
 pub struct TokenSet {
     bits: Vec<u64>,
@@ -53,7 +53,7 @@ impl TokenSet {
         Self { bits }
     }
 
-    /// Makes it the set of the ids whose bits are set, lowest bit first.
+    /// Replaces the set by the ids whose bits are set, lowest bit first.
     pub fn assign(&mut self, words: &[u32]) {
         self.bits.clear();
         let halves =
@@ -61,7 +61,7 @@ impl TokenSet {
         self.bits.extend(words.chunks(2).map(halves));
     }
 
-    /// Makes it the set of all ids below `len`.
+    /// Replaces the set by all ids below `len`.
     pub(crate) fn fill(&mut self, len: usize) {
         self.bits.clear();
         self.bits.resize(len / 64, u64::MAX);
@@ -70,7 +70,7 @@ impl TokenSet {
         }
     }
 
-    /// Removes the ids of `others`, unless that would leave none.
+    /// Removes the ids of `others`, unless the set would be empty.
     pub(crate) fn remove(&mut self, others: &Self) {
         let left = |(word, other): (&u64, u64)| word & !other;
         let others = || others.bits.iter().copied().chain(std::iter::repeat(0));
@@ -97,7 +97,7 @@ impl TokenSet {
     }
 }
 
-/// The most stop strings of one request.
+/// Maximum number of stop strings of one request.
 const STOP_STRINGS_MAX: usize = 64;
 
 /// Looks for stop strings in text that comes in pieces. Text that may be the beginning of one is
@@ -128,8 +128,7 @@ impl StopStrings {
         }
     }
 
-    /// Adds text. Returns what can be shown now, and whether a stop string was found right behind
-    /// it.
+    /// Adds text. Returns the text that is final, and whether a stop string directly follows it.
     pub fn push(&mut self, text: &str) -> (String, bool) {
         if self.strings.is_empty() {
             return (text.to_owned(), false);
@@ -154,13 +153,13 @@ impl StopStrings {
         (std::mem::replace(&mut self.pending, rest), false)
     }
 
-    /// What was held back, once no more text comes.
+    /// The held-back text, at the end of the answer.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.pending)
     }
 }
 
-/// The length of the longest end of `text` that begins `stop`.
+/// The length of the longest suffix of `text` that is a prefix of `stop`.
 fn overlap(text: &str, stop: &str) -> usize {
     let (text, stop) = (text.as_bytes(), stop.as_bytes());
     (1..stop.len().min(text.len() + 1))
@@ -203,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_set_holds_what_was_put_in() {
+    fn a_stop_set_holds_exactly_its_ids() {
         let set = TokenSet::new(&[TokenId(0), TokenId(63), TokenId(64), TokenId(128_009)]);
         for id in [0, 63, 64, 128_009] {
             assert!(set.contains(TokenId(id)));
@@ -215,7 +214,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn text_ends_before_the_first_stop_string_however_it_is_cut(
+        fn text_ends_before_the_first_stop_string_in_pieces_of_any_size(
             text in "[abé]{0,40}",
             stops in prop::collection::vec("[abé]{1,4}", 0..4),
             cuts in prop::collection::vec(0usize..40, 0..10),

@@ -1,8 +1,8 @@
 //! A decode step allocates nothing, on any thread: counted by the allocator.
 //!
-//! A thread that helps makes its buffers with its first shares of the work, and keeps them. Which
-//! step that is depends on when the system lets it run, so its allocations are counted over all
-//! steps, the calling thread's for each.
+//! A helping thread creates its buffers with its first shares of the work and keeps them. The step
+//! in which this happens depends on the system's scheduler, so the test counts its allocations over
+//! all steps, and the calling thread's allocations for each step.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -13,7 +13,7 @@ use bitnet_inference::{Device, Engine, EngineOptions, Loaded, Request, SamplingP
 use bitnet_models::{HeadMode, KvCache, LoadOptions};
 use bitnet_tokenizers::TokenId;
 
-/// The system's allocator, with a count of what is asked of it.
+/// The system's allocator with a count of allocations.
 struct Counting;
 
 static BY_CALLER: AtomicUsize = AtomicUsize::new(0);
@@ -32,7 +32,7 @@ fn count() {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// The most that a helping thread allocates in all: its buffers, some of them grown once.
+/// Maximum number of allocations of a helping thread: its buffers, some of which grow once.
 const BY_OTHERS_MAX: usize = 16;
 
 #[global_allocator]
@@ -91,7 +91,7 @@ fn allocations(
         };
         engine.submit(request).expect("a good request");
     }
-    // Room for what the steps report; a caller empties it after each.
+    // Room for the events of the steps; a caller clears it after each step.
     let mut events = Vec::with_capacity(4 * batch as usize);
     let by_others = BY_OTHERS.load(Ordering::Relaxed);
     let mut step = || {
@@ -130,8 +130,8 @@ fn a_decode_step_allocates_nothing() {
                     by_others <= BY_OTHERS_MAX,
                     "{head:?}, {batch} rows, {sampling:?}: {by_others} by others"
                 );
-                // The pool notes what is in a block that has become full, and a sequence takes
-                // another one.
+                // The pool records the content of a full block, and the sequence takes another
+                // block.
                 let free = counts.iter().filter(|count| **count == 0).count();
                 let borders = 2 * counts.len() / KvCache::BLOCK;
                 assert!(

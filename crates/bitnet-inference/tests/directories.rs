@@ -1,4 +1,4 @@
-//! What the files of a Hugging Face directory say beside its weights.
+//! Settings that the files of a Hugging Face directory state besides the weights.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ fn stop_ids(directory: &Path) -> Vec<u32> {
 
 /// Expected values: the tokens at which `generate` of transformers 5.24 stops.
 #[test]
-fn answers_end_at_the_tokens_that_generation_config_or_config_names() {
+fn answers_end_at_the_tokens_named_in_generation_config_or_config() {
     let directory = tempfile::tempdir().expect("a folder");
     let path = directory.path();
     let model = SyntheticModel {

@@ -1,4 +1,5 @@
-//! Requests together and alone, cancelled, refused: the engine's promises, on a small model.
+//! The engine's guarantees for requests that run together, run alone, are cancelled or are refused,
+//! on a small model.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -67,7 +68,7 @@ fn finish(engine: &mut Engine, ids: &[RequestId]) -> Vec<Vec<TokenId>> {
 }
 
 #[test]
-fn requests_together_give_the_tokens_they_give_alone() {
+fn requests_that_run_together_give_the_same_tokens_as_alone() {
     let requests = [
         request(&[256, 1, 2, 3], 1, 12),
         request(&[256, 9], 2, 20),
@@ -139,7 +140,7 @@ fn an_answer_of_no_tokens_computes_its_prompt_and_samples_nothing() {
 }
 
 #[test]
-fn nothing_ends_an_answer_before_its_least_number_of_tokens() {
+fn nothing_ends_an_answer_before_its_minimum_number_of_tokens() {
     let mut engine = engine(512, 16);
     let free = request(&[256, 1, 2, 3], 1, 12);
     let tokens = engine.complete(free.clone()).expect("a good request").0;
@@ -243,7 +244,7 @@ fn cancelled_requests_free_their_blocks_and_disturb_no_other() {
 }
 
 #[test]
-fn what_cannot_be_done_is_refused_with_the_numbers() {
+fn invalid_requests_are_refused_with_the_numbers() {
     let mut engine = engine(64, 16);
     let refused = |engine: &mut Engine, request| engine.submit(request).expect_err("a refusal");
     assert!(matches!(
@@ -272,7 +273,7 @@ fn what_cannot_be_done_is_refused_with_the_numbers() {
 }
 
 #[test]
-fn an_answer_without_a_limit_ends_where_the_context_does() {
+fn an_answer_without_a_limit_ends_at_the_end_of_the_context() {
     let mut engine = engine(64, 16);
     let id = engine
         .submit(Request {
@@ -407,7 +408,7 @@ fn greedy() -> SamplingParams {
 }
 
 #[test]
-fn a_long_prompt_keeps_nobody_waiting() {
+fn a_long_prompt_does_not_delay_other_requests() {
     let mut engine = engine(512, 128);
     let mut events = Vec::new();
     let first = engine
@@ -430,9 +431,9 @@ fn a_long_prompt_keeps_nobody_waiting() {
         chunks.push(engine.counts().computed_tokens - computed - 1);
         assert_eq!(of(&events, first), before + 1, "step {}", chunks.len());
     }
-    // Of this model attention over 240 positions takes as long as everything else, so that there a
-    // token costs twice the time: of what 8 take at the beginning, so many are there for further
-    // on, each number in so many steps.
+    // In this model attention over 240 positions takes as long as the rest of the work, so a token
+    // there takes twice the time. Each pair is the number of prompt tokens in a step, for the time
+    // of 8 tokens at the beginning, and the number of steps with this many tokens.
     let steps_of = [(8, 3), (7, 5), (6, 9), (5, 15), (4, 3)];
     let expected: Vec<u64> = steps_of
         .into_iter()
@@ -477,15 +478,15 @@ fn a_short_prompt_does_not_wait_for_a_long_one() {
     assert_eq!(
         done(&events, long),
         before + 4 * half,
-        "which gets all that nobody else needs"
+        "which gets all the time that no other sequence needs"
     );
 }
 
 #[test]
-fn prompts_that_begin_alike_are_computed_once() {
+fn common_prefixes_of_prompts_are_computed_once() {
     let prompt: Vec<u32> = (0..150).map(|i| i * 7 % 256).collect();
     let mut requests: Vec<Request> = (0..8).map(|seed| request(&prompt, seed, 6)).collect();
-    // It leaves the others after two blocks.
+    // It differs from the others after two blocks.
     requests.push(request(&[&prompt[..70], &[9; 30]].concat(), 8, 6));
     let expected = alone(&requests);
     for prefill_chunk in [128, 40, 7] {
@@ -530,7 +531,7 @@ fn prompts_that_begin_alike_are_computed_once() {
             expected,
             "chunks of {prefill_chunk}"
         );
-        // Each computes what is behind the last whole block itself.
+        // Each computes the tokens after the last whole block itself.
         assert_eq!(cached.iter().sum::<usize>() as u64, counts.cached_tokens);
         let computed = counts.prompt_tokens - counts.cached_tokens;
         assert!(
@@ -543,7 +544,7 @@ fn prompts_that_begin_alike_are_computed_once() {
 }
 
 #[test]
-fn what_a_request_computes_again_does_not_count_as_cached() {
+fn tokens_that_a_request_computes_again_do_not_count_as_cached() {
     // Six blocks: one for each of the first two, which soon need another, and four for the long
     // prompt.
     let options = EngineOptions {
@@ -580,7 +581,7 @@ fn what_a_request_computes_again_does_not_count_as_cached() {
 }
 
 #[test]
-fn log_probabilities_are_those_of_the_logits() {
+fn log_probabilities_equal_the_softmax_of_the_logits() {
     let mut engine = engine(512, 64);
     let with = Request {
         logprobs: Some(3),
@@ -634,7 +635,7 @@ fn log_probabilities_are_those_of_the_logits() {
 }
 
 #[test]
-fn prompts_have_log_probabilities_however_they_are_computed() {
+fn prompts_have_the_same_log_probabilities_in_any_schedule() {
     let prompt: Vec<u32> = (0..100).map(|i| i * 7 % 256).collect();
     let plain = request(&prompt, 5, 6);
     let telling = Request {
@@ -657,8 +658,8 @@ fn prompts_have_log_probabilities_however_they_are_computed() {
             Ok(())
         })
         .expect("good tokens");
-    // Alone; in small chunks beside others with the prompt in the cache; and with too few blocks,
-    // so that it starts anew.
+    // Alone; in small chunks beside other requests with the prompt in the cache; and with too few
+    // blocks, so that it starts again.
     for (cache, prefill_chunk, others) in [(512, 64, 0), (512, 16, 3), (192, 64, 2)] {
         let mut engine = engine_with(EngineOptions {
             context: 128,
@@ -709,7 +710,7 @@ fn prompts_have_log_probabilities_however_they_are_computed() {
     }
 }
 
-/// Allows tokens that are larger than the last by at most 20, so many times.
+/// Allows tokens that are larger than the last one by at most 20, n times.
 struct Rising {
     last: u32,
     left: usize,
@@ -770,7 +771,7 @@ fn constraints_are_kept_and_their_failures_end_the_request_alone() {
 }
 
 #[test]
-fn a_model_whose_embedding_has_no_numbers_fails_its_requests() {
+fn a_model_with_nan_embeddings_fails_its_requests() {
     let mut file = std::fs::read(golden()).expect("the golden model");
     let gguf = bitnet_files::gguf::Gguf::open(&golden()).expect("the golden model");
     let embedding = gguf.tensor("token_embd.weight").expect("an embedding");

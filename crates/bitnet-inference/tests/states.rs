@@ -1,8 +1,8 @@
 //! A hybrid model, whose layers of linear attention keep a state for each sequence: chunks,
-//! batches, preemption, drafts and shared beginnings change no bit of an answer.
+//! batches, preemption, drafts and shared prefixes change no bit of an answer.
 //!
 //! The golden model has six such layers and two of attention, so keys and values of later layers
-//! depend on the states, too. That its logits are right is a test of `bitnet-models`.
+//! depend on the states, too. Tests of `bitnet-models` check its logits.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -82,7 +82,7 @@ fn run(engine: &mut Engine, requests: &[Request]) -> Vec<(Vec<TokenId>, usize)> 
     ids.into_iter().map(answer).collect()
 }
 
-/// The tokens of a request in an engine of its own.
+/// The tokens of a request that runs alone in an engine.
 fn alone(request: &Request) -> Vec<TokenId> {
     run(&mut engine(roomy()), std::slice::from_ref(request))
         .remove(0)
@@ -140,7 +140,7 @@ fn refused_drafts_restore_the_state() {
         },
         ..request
     };
-    // Answers of two tokens repeat themselves often, and as often do not.
+    // Answers over two tokens often repeat themselves and often do not.
     let of_two_tokens = |mut request: Request| {
         request.sampling.logit_bias = vec![(TokenId(40), 100.0), (TokenId(41), 100.0)];
         request
@@ -187,7 +187,7 @@ fn a_longer_conversation_computes_at_most_one_block_again() {
 }
 
 #[test]
-fn a_beginning_is_shared_where_requests_part_for_the_second_time() {
+fn a_prefix_is_shared_from_the_second_time_that_requests_diverge_at_it() {
     let mut engine = engine(roomy());
     let beginning = prompt(5, 70);
     let ask = |engine: &mut Engine, end: u32| {
@@ -207,7 +207,7 @@ fn a_beginning_is_shared_where_requests_part_for_the_second_time() {
 }
 
 #[test]
-fn prompts_with_a_common_beginning_compute_it_once() {
+fn prompts_with_a_common_prefix_compute_it_once() {
     let common = prompt(9, 150);
     let mut requests: Vec<Request> = (0..6).map(|seed| request(&common, seed, 6)).collect();
     requests.push(request(

@@ -1,8 +1,7 @@
-//! RECEIPTS: what a run did, made from the counters of the kernels that ran, and the gates that a
+//! RECEIPTS: records of runs, made from the counters of the kernels that ran, and the gates that a
 //! receipt must pass.
 //!
-//! [`Receipt::new`] makes one, [`verify`] checks the text of one, [`digest()`] computes the hash
-//! that belongs to it.
+//! [`Receipt::new`] makes one, [`verify`] checks the text of one, [`digest()`] computes its hash.
 
 #![forbid(unsafe_code)]
 

@@ -1,9 +1,9 @@
-//! [`Receipt`]: proof of what a run did, made from the counters of the kernels that ran.
+//! [`Receipt`]: the record of a run, made from the counters of the kernels that ran.
 //!
 //! A receipt covers one request on an idle engine whose counters were zero before it. The counts
-//! must be the ones that the model's dimensions and the tokens demand (`work.rs`), so a receipt
-//! cannot name kernels that did not run, and the digest shows any later edit. A receipt that does
-//! not pass its own verification is never made.
+//! must match the model's dimensions and the tokens (`work.rs`), so a receipt cannot name kernels
+//! that did not run, and the digest shows any later edit. A receipt that does not pass its own
+//! verification is never made.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -32,7 +32,7 @@ pub(crate) const PREFILL: &str = "prefill_forward";
 /// The phase that runs sampled tokens through the model, one at a time.
 pub(crate) const DECODE: &str = "decode_forward";
 
-/// What a run did. `docs/receipt.schema.json` describes the fields.
+/// The record of a run. `docs/receipt.schema.json` describes the fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "the schema describes them")]
@@ -300,7 +300,7 @@ impl Receipt {
     /// Recomputes the digest and drops the signature, which belongs to the old digest.
     fn seal(&mut self) {
         self.signature = None;
-        // Through the text, so that every number is the one that a reader will parse.
+        // Computed from the text, so that every number equals the one that a reader parses.
         let value = serde_json::from_str(&self.to_json()).expect("we wrote this JSON");
         self.digest = digest(&value);
     }
@@ -450,7 +450,7 @@ fn ms(duration: Duration) -> f64 {
     duration.as_nanos() as f64 / 1e6
 }
 
-/// Reads a map and rejects duplicate keys, of which each reader would see a different one.
+/// Reads a map and rejects duplicate keys, because readers differ in which one they use.
 fn without_duplicates<'de, D: Deserializer<'de>>(
     from: D,
 ) -> Result<BTreeMap<String, KernelRecord>, D::Error> {

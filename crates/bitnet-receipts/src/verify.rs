@@ -19,7 +19,7 @@ const REAL: &str = "real";
 pub(crate) const BACKEND: &str = "cpu";
 /// Prefixes of the ids of products with weights converted to floats.
 const FLOAT_PRODUCTS: [&str; 3] = ["fp32_", "dequant_", "fallback_"];
-/// The largest relative difference between a rate and the rate that the times give.
+/// Maximum relative difference between a stated rate and the rate computed from the times.
 const RATE_TOLERANCE: f64 = 0.01;
 /// The maximum number of kernels in the list, and of characters in an id.
 const KERNELS_MAX: usize = 10_000;
@@ -48,7 +48,7 @@ pub enum ReceiptGate {
     FloatProducts,
     /// Tokens, times and rates are consistent.
     Rates,
-    /// Each kernel did the work that dimensions and tokens demand.
+    /// Each kernel did the work that follows from the dimensions and tokens.
     Work,
     /// The hashes and the digest are right.
     Digest,
@@ -76,7 +76,8 @@ fn ensure(gate: ReceiptGate, holds: bool, problem: impl FnOnce() -> String) -> R
     }
 }
 
-/// Verifies the text of a receipt as far as that needs no model. Takes less than a millisecond.
+/// Verifies the text of a receipt with all checks that need no model. Takes less than a
+/// millisecond.
 ///
 /// # Errors
 /// The first gate that the receipt does not pass.
@@ -299,8 +300,7 @@ fn products(receipt: &Receipt) -> Result<(), Refusal> {
             of_lone_rows += macs;
         }
     }
-    // A row that multiplies by the copies of a layer has multiplied by the layer's attention output
-    // before.
+    // Each row that uses the copies of a layer has first used the layer's attention output.
     let copies = receipt
         .count(Kernel::I2sGemv)
         .filter(|_| !of_packing(Kernel::I2sGemv));
@@ -315,7 +315,7 @@ fn products(receipt: &Receipt) -> Result<(), Refusal> {
     })
 }
 
-/// The numbers and names of environment, model and run, each by itself.
+/// The numbers and names of environment, model and run, each on its own.
 fn facts(receipt: &Receipt) -> Result<(), Refusal> {
     let schema = |holds, problem: String| ensure(ReceiptGate::Schema, holds, || problem);
     let Receipt {

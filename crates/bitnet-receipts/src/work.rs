@@ -1,9 +1,9 @@
-//! The work that a run must have done: the multiply-accumulates of each kernel, from the model's
-//! dimensions and the tokens alone, and the bytes of weights and cache that they read.
+//! Computes the work of a run: the multiply-accumulates of each kernel, from the model's dimensions
+//! and the tokens alone, and the bytes of weights and cache that they read.
 //!
-//! Positions, rows and passes are those of one request on an idle engine. All layers compute every
-//! row that is not in the cache. After the last layer's keys and values, only the rows whose logits
-//! are needed continue: the last row of the prompt, then each decoded one.
+//! Positions, rows and passes belong to one request on an idle engine. All layers compute every row
+//! that is not in the cache. After the last layer's keys and values, only the rows whose logits are
+//! needed continue: the last row of the prompt, then each decoded one.
 
 use std::ops::RangeInclusive;
 
@@ -18,7 +18,7 @@ const WHOLE_COLS: usize = 96;
 /// A kind of work, done by one or several kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
-    /// Looking up the embeddings of tokens.
+    /// Looking up token embeddings.
     Embedding,
     /// Ternary weights times a single row of activations.
     SingleRows,
@@ -29,10 +29,9 @@ pub(crate) enum Work {
     Rotation,
     Attention,
     Logits,
-    /// Estimating which logits can matter. The dimensions do not decide how many estimates that
-    /// takes.
+    /// Estimating which logits can matter. The dimensions do not determine the number of estimates.
     Screening,
-    /// What only hybrid models do, which have no receipts yet.
+    /// Work of hybrid models only, which have no receipts yet.
     Recurrence,
 }
 
@@ -71,7 +70,7 @@ impl Work {
         }
     }
 
-    /// Whether a kernel does a part of this work.
+    /// Whether a kernel does part of this work.
     pub(crate) fn is_done_by(self, kernel: Kernel) -> bool {
         match (self, Self::of(kernel)) {
             (Self::Products, of) => matches!(of, Self::SingleRows | Self::SeveralRows),
@@ -121,8 +120,8 @@ impl Work {
             Self::Attention => {
                 let seen =
                     (layers - 1) * rows.keys_seen(rows.cached) + rows.keys_seen(rows.prompt - 1);
-                // A rejected draft token stood after the prompt, and at most one draft after the
-                // answer.
+                // A rejected draft token has a position after the prompt, and at most one draft
+                // reaches past the answer.
                 let guess = layers * rows.rejected();
                 let last = rows.prompt + rows.generated + rows.draft_max;
                 2 * queries * (seen + guess * rows.prompt)..=2 * queries * (seen + guess * last)
@@ -142,8 +141,8 @@ impl Work {
         }
     }
 
-    /// The most of these multiply-accumulates that can be without effect: those of up, gate and
-    /// down, and those of logits that cannot matter.
+    /// Maximum number of these multiply-accumulates that can be skipped: the products of up, gate
+    /// and down with zeros, and the logits that cannot matter.
     pub(crate) fn skipped_max(self, receipt: &Receipt) -> u128 {
         let ModelRecord {
             layers,
@@ -211,7 +210,7 @@ impl Work {
         }
     }
 
-    /// The least and the most calls; `None` if the dimensions do not decide them.
+    /// The least and the most calls; `None` if the dimensions do not determine them.
     pub(crate) fn calls(self, receipt: &Receipt) -> Option<RangeInclusive<u128>> {
         let rows = Rows::new(receipt);
         let layers = u128::from(receipt.model.layers);

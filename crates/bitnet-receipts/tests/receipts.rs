@@ -56,7 +56,7 @@ fn receipt(engine: &mut Engine, request: &Request, path: &Path) -> Result<Receip
 }
 
 #[test]
-fn runs_of_every_graph_and_format_count_what_the_formula_says() {
+fn counts_of_every_graph_and_format_match_the_formula() {
     for (name, prompt, generate, prefill_chunk, kv_type) in [
         ("strict-b158/model-i2_s.gguf", 1, 1, 128, KvType::F16),
         ("strict-b158/model-i2_s.gguf", 9, 12, 4, KvType::F32),
@@ -271,7 +271,7 @@ fn answers_that_end_at_the_context_or_at_a_stop_token_verify() {
 }
 
 #[test]
-fn a_receipt_with_the_work_of_others_is_refused() {
+fn a_receipt_with_the_work_of_other_requests_is_refused() {
     let path = golden("strict-b158/model-i2_s.gguf");
     let mut engine = engine(&path, KernelSet::detect(), EngineOptions::default());
     let request = request(0..5, Some(3));
@@ -364,7 +364,10 @@ fn writing_a_receipt_keeps_links_and_devices() {
             .is_fifo()
     );
     assert_eq!(
-        reader.join().expect("no panic").expect("what came through"),
+        reader
+            .join()
+            .expect("no panic")
+            .expect("the received bytes"),
         receipt.to_json()
     );
 
