@@ -1,5 +1,5 @@
-//! `bitnet convert` and `bitnet quantize` from outside: what goes in comes out, and no signal
-//! leaves half of it.
+//! Runs `bitnet convert` and `bitnet quantize`: conversions keep the model, and no signal leaves a
+//! partial output.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -31,7 +31,7 @@ fn bitnet(arguments: &[&str]) -> Output {
     command(arguments).output().expect("the program runs")
 }
 
-/// What a command that must work prints, and what it says beside.
+/// The stdout and stderr of a command that must succeed.
 fn output(arguments: &[&str]) -> (String, String) {
     let result = bitnet(arguments);
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8");
@@ -53,7 +53,7 @@ fn failure(arguments: &[&str]) -> String {
     String::from_utf8(result.stderr).expect("UTF-8")
 }
 
-/// A folder and the paths in it as text.
+/// A temporary folder, and the paths in it as text.
 struct Folder(tempfile::TempDir);
 
 impl Folder {
@@ -86,7 +86,7 @@ impl Folder {
 }
 
 #[test]
-fn the_story_teller_tells_the_same_story_in_every_form() {
+fn every_format_of_the_built_in_model_gives_the_same_story() {
     let folder = Folder::new();
     let story = |model: &str| {
         json(&[
@@ -144,11 +144,15 @@ fn the_story_teller_tells_the_same_story_in_every_form() {
         source = out;
     }
     let tensors = |model: &str| json(&["inspect", model, "--tensors", "--json"])["tensors"].clone();
-    assert_eq!(tensors(&source), tensors(&stories()), "back where it began");
+    assert_eq!(
+        tensors(&source),
+        tensors(&stories()),
+        "the tensors equal the original ones"
+    );
 }
 
 #[test]
-fn a_directory_brings_its_tokenizer_and_takes_it_along() {
+fn a_conversion_from_and_to_a_directory_keeps_the_tokenizer() {
     let folder = Folder::new();
     let model = SyntheticModel {
         shape: Shape {
@@ -199,7 +203,7 @@ fn a_directory_brings_its_tokenizer_and_takes_it_along() {
 }
 
 #[test]
-fn sampling_and_stop_tokens_go_along() {
+fn a_conversion_keeps_sampling_defaults_and_stop_tokens() {
     let folder = Folder::new();
     let shape = Shape {
         vocab_size: 1024,
@@ -238,7 +242,7 @@ fn sampling_and_stop_tokens_go_along() {
 }
 
 #[test]
-fn directories_say_what_other_loaders_look_for() {
+fn directories_have_the_fields_that_other_loaders_read() {
     let folder = Folder::new();
     let shape = Shape {
         architecture: Architecture::Llama,
@@ -340,7 +344,7 @@ fn a_directory_of_floats_without_a_quantization_config_is_quantized_on_request()
 }
 
 #[test]
-fn convert_says_which_programs_cannot_run_the_result() {
+fn convert_names_the_programs_that_cannot_run_the_result() {
     let folder = Folder::new();
     for form in ["tq2_0", "q2_0", "i2_s"] {
         let (_, said) = output(&[
@@ -360,7 +364,7 @@ fn convert_says_which_programs_cannot_run_the_result() {
 }
 
 #[test]
-fn quantize_rounds_what_is_not_ternary_and_only_that() {
+fn quantize_rounds_only_weights_that_are_not_ternary() {
     let folder = Folder::new();
     let shape = Shape {
         architecture: Architecture::Llama,
@@ -415,7 +419,7 @@ fn quantize_rounds_what_is_not_ternary_and_only_that() {
     );
 }
 
-/// Where no signal can be sent, none can interrupt.
+/// Runs only on systems that can send signals.
 #[cfg(unix)]
 mod signals {
     use super::*;
@@ -428,14 +432,14 @@ mod signals {
         Interrupt,
     }
 
-    /// Runs a program and sends it a signal after a while; its exit code, if it has one.
+    /// Runs a program and sends it a signal after a delay. Returns its exit code, if it has one.
     fn strike(arguments: &[&str], after: Duration, signal: Signal) -> Option<i32> {
         let mut child = command(arguments).spawn().expect("the program starts");
         std::thread::sleep(after);
         match signal {
             Signal::Kill => child.kill().expect("a signal"),
             Signal::Interrupt => {
-                // It may have ended by itself.
+                // The process may have ended already.
                 let _ = Command::new("kill")
                     .args(["-INT", &child.id().to_string()])
                     .stderr(Stdio::null())
@@ -445,9 +449,8 @@ mod signals {
         child.wait().expect("the program ends").code()
     }
 
-    /// Interrupts a command at twenty moments of its run with each signal. `out` never has anything
-    /// but what it has at the end, and what is left behind does not keep the next run from getting
-    /// there.
+    /// Interrupts a command at twenty moments of its run with each signal. `out` is either absent
+    /// or complete, and files left behind do not break the next run.
     fn survives(folder: &Folder, arguments: &[&str], out: &str) {
         let before = folder.names();
         let start = Instant::now();
@@ -483,7 +486,7 @@ mod signals {
                     "{signal:?}: {left:?}"
                 );
                 if signal == Signal::Interrupt && !finished {
-                    // Before it watches for signals, one ends it as any program.
+                    // Before the program handles signals, a signal ends it with the default action.
                     assert!(matches!(code, Some(130) | None), "{code:?}");
                     assert_eq!(others.count(), 0);
                 }
@@ -503,7 +506,7 @@ mod signals {
         );
     }
 
-    /// Some millions of weights, so that a conversion has a middle.
+    /// A model with some million weights, so that a conversion takes long enough to interrupt.
     fn model() -> SyntheticModel {
         let shape = Shape {
             hidden_size: 512,

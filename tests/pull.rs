@@ -1,4 +1,4 @@
-//! `bitnet pull`, `list` and `rm` from outside, against a server in this process; and a name in
+//! Runs `bitnet pull`, `list` and `rm` against a server in this process, and uses a model's name in
 //! place of a path.
 
 use std::io::{BufRead, BufReader, Write};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 const COMMIT: &str = "89abcdef0123456789abcdef0123456789abcdef";
-/// What a short name stands for, with the built-in model in the place of the real one.
+/// The repository of a short name, with the built-in model in place of the real one.
 const NAME: &str = "microsoft/bitnet-b1.58-2B-4T-gguf:ggml-model-i2_s.gguf";
 
 fn model() -> Vec<u8> {
@@ -20,11 +20,11 @@ fn model() -> Vec<u8> {
     std::fs::read(path).expect("the built-in model")
 }
 
-/// Where the downloads that a server saw began.
+/// The start offsets of the downloads that a server saw.
 type Starts = Arc<Mutex<Vec<usize>>>;
 
-/// A Hub with one file, which it sends in pieces with pauses between; its address and the places
-/// where downloads began.
+/// Starts a Hub with one file, which it sends in pieces with pauses. Returns its address and the
+/// start offsets of downloads.
 fn serve(pause: Duration) -> (String, Starts) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
@@ -96,7 +96,7 @@ fn answer(
     Some(())
 }
 
-/// A home for downloads, and the program with it.
+/// A home folder for downloads, and the program that uses it.
 struct Home {
     folder: tempfile::TempDir,
     endpoint: String,
@@ -265,7 +265,7 @@ fn a_short_name_is_pulled_run_listed_and_removed() {
     assert!(code == Some(2) && message.contains("2b4t"), "{message}");
 }
 
-/// Where no signal can be sent, none can interrupt.
+/// Runs only on systems that can send signals.
 #[cfg(unix)]
 #[test]
 fn a_download_can_be_killed_at_any_moment() {
@@ -291,7 +291,7 @@ fn a_download_can_be_killed_at_any_moment() {
                 .spawn()
                 .expect("the program starts");
             std::thread::sleep(whole * moment / 20);
-            // It may have ended by itself.
+            // The process may have ended already.
             let _ = Command::new("kill")
                 .args([signal, &child.id().to_string()])
                 .stderr(Stdio::null())
@@ -304,8 +304,8 @@ fn a_download_can_be_killed_at_any_moment() {
                 );
             }
             if pointer.exists() {
-                // Every run goes on where the last one was, so that they all come to an end: begin
-                // anew.
+                // Each run continues the last download, which would soon be complete: restart from
+                // nothing.
                 std::fs::remove_dir_all(home.repo()).expect("it was there");
             } else {
                 unfinished += 1;

@@ -1,4 +1,4 @@
-//! The built-in model, which is trained, against Hugging Face's own numbers
+//! Compares the built-in model, which is trained, with Hugging Face's results
 //! (`models/stories/reference.py` made them).
 #![cfg(feature = "built-in-model")]
 

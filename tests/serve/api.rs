@@ -1,4 +1,4 @@
-//! The API: what is asked is what is answered, in the form that OpenAI's clients read.
+//! The API: answers follow the request's fields, in the form that OpenAI's clients read.
 
 use std::process::Command;
 
@@ -18,7 +18,7 @@ fn text(answer: &Value) -> &str {
 }
 
 #[test]
-fn a_chat_is_the_same_whole_and_in_pieces() {
+fn a_streamed_chat_equals_the_whole_chat() {
     let server = Server::start(&[]);
     let whole = server.answer(CHAT, &chat("Once upon a time", json!({})));
     assert_eq!(whole["object"], "chat.completion");
@@ -97,7 +97,7 @@ fn a_chat_is_the_same_whole_and_in_pieces() {
 }
 
 #[test]
-fn a_completion_is_what_the_command_line_prints() {
+fn a_completion_equals_the_output_of_the_command_line() {
     let server = Server::start(&[]);
     let output = Command::new(env!("CARGO_BIN_EXE_bitnet"))
         .args(["run", "The little dog", "-n", "20", "--seed", "5", "--json"])
@@ -122,7 +122,7 @@ fn a_completion_is_what_the_command_line_prints() {
         assert_eq!(both["choices"][index]["text"], expected);
     }
     assert_eq!(both["usage"]["completion_tokens"], 40);
-    // Where nothing is said, an answer has 16 tokens.
+    // By default an answer has 16 tokens.
     let short = server.answer(
         COMPLETIONS,
         &json!({ "prompt": "The little dog", "ignore_eos": true }),
@@ -131,7 +131,7 @@ fn a_completion_is_what_the_command_line_prints() {
 }
 
 #[test]
-fn a_streamed_completion_begins_with_what_it_echoes() {
+fn a_streamed_completion_begins_with_the_echoed_prompt() {
     let server = Server::start(&[]);
     let ask = json!({ "n": 2, "echo": true });
     let whole = server.answer(
@@ -164,7 +164,7 @@ fn a_streamed_completion_begins_with_what_it_echoes() {
 }
 
 #[test]
-fn answer_i_is_what_seed_plus_i_gets() {
+fn answer_i_equals_an_answer_with_seed_plus_i() {
     let server = Server::start(&[]);
     let four = server.answer(CHAT, &chat("Lily found", json!({ "n": 4, "seed": 100 })));
     let texts: Vec<&str> = (0..4)
@@ -193,8 +193,8 @@ fn answer_i_is_what_seed_plus_i_gets() {
 }
 
 #[test]
-fn an_answer_is_the_same_to_the_bit_alone_and_among_others() {
-    // Room for a few of the sequences only, so that some are preempted on their way.
+fn an_answer_has_the_same_bits_alone_and_in_a_batch() {
+    // The cache holds only a few of the sequences, so that some are preempted.
     let server = Server::start(&["--ctx-size", "256", "--kv-memory", "3M"]);
     let ask = json!({ "logprobs": true, "top_logprobs": 5, "temperature": 1.2, "max_tokens": 100, "ignore_eos": true });
     let body = |seed: u64| {
@@ -225,7 +225,7 @@ fn an_answer_is_the_same_to_the_bit_alone_and_among_others() {
 }
 
 #[test]
-fn stop_bias_and_penalties_do_what_they_say() {
+fn stop_bias_and_penalties_take_effect() {
     let server = Server::start(&[]);
     let ask = |more| {
         server.answer(
@@ -242,7 +242,7 @@ fn stop_bias_and_penalties_do_what_they_say() {
         text(&full).split_once(word).expect("the word").0
     );
     assert_eq!(text(&ask(json!({ "stop": word }))), text(&stopped));
-    // The first token of the greedy answer is forbidden, then demanded.
+    // The bias first forbids the first token of the greedy answer, then forces it.
     let ids = ask(json!({ "return_token_ids": true }))["choices"][0]["token_ids"].clone();
     let first = ids[0].to_string();
     let forbidden = ask(json!({ "logit_bias": { &first: -100 }, "return_token_ids": true }));
@@ -317,7 +317,7 @@ fn an_answer_does_not_end_before_min_tokens() {
 }
 
 #[test]
-fn control_tokens_appear_in_the_text_if_asked_for() {
+fn control_tokens_appear_in_the_text_if_requested() {
     let server = Server::start(&[]);
     let tokens = server.answer("/tokenize", &json!({ "prompt": "" }));
     let bos = tokens["tokens"][0].to_string();
@@ -334,7 +334,7 @@ fn control_tokens_appear_in_the_text_if_asked_for() {
 }
 
 #[test]
-fn usage_comes_with_each_chunk_if_asked_for() {
+fn each_chunk_has_the_usage_if_requested() {
     let server = Server::start(&[]);
     let options = json!({ "include_usage": true, "continuous_usage_stats": true });
     let ask = json!({ "stream": true, "stream_options": options, "ignore_eos": true });
@@ -390,7 +390,7 @@ fn a_prompt_is_scored_without_an_answer() {
 }
 
 #[test]
-fn log_probabilities_are_those_of_the_tokens() {
+fn log_probabilities_belong_to_their_tokens() {
     let server = Server::start(&[]);
     let ask = json!({ "temperature": 0, "max_tokens": 8, "logprobs": true, "top_logprobs": 3 });
     let answer = server.answer(CHAT, &chat("Once upon a time", ask.clone()));
@@ -453,7 +453,7 @@ fn log_probabilities_are_those_of_the_tokens() {
             );
         }
     }
-    // From the beginning of the prompt, as OpenAI counts.
+    // Offsets count from the beginning of the prompt, as in OpenAI's API.
     let offsets: Vec<u64> = serde_json::from_value(lists["text_offset"].clone()).expect("numbers");
     assert!(offsets[0] == 16 && offsets.is_sorted());
     let events = server
@@ -494,7 +494,7 @@ fn a_sampled_token_is_among_its_most_probable_ones() {
 }
 
 #[test]
-fn tokens_that_are_no_characters_are_told_apart() {
+fn tokens_with_partial_characters_have_distinct_texts() {
     let server = Server::start(&[]);
     let tokens = server.answer(
         "/tokenize",
@@ -561,7 +561,7 @@ fn echoed_prompts_have_log_probabilities() {
             .all(|value| value.as_f64().is_some_and(|value| value <= 0.0))
     );
     assert_eq!(list("text_offset")[num_prompt], text_of.chars().count());
-    // The answer's log-probabilities are those that its tokens have as a prompt.
+    // The tokens have the same log-probabilities in an answer as in a prompt.
     let longer = ask(&(text_of.clone() + text(&plain)), true);
     let again = longer["choices"][0]["logprobs"]["token_logprobs"]
         .as_array()
@@ -577,7 +577,7 @@ fn echoed_prompts_have_log_probabilities() {
 }
 
 #[test]
-fn a_request_that_cannot_be_honoured_is_refused_by_field() {
+fn a_refused_request_gets_an_error_with_its_field() {
     let server = Server::start(&[]);
     let unsupported = "unsupported_parameter";
     let many_biases: Value = (0..1025)
@@ -832,9 +832,9 @@ fn a_request_that_cannot_be_honoured_is_refused_by_field() {
 }
 
 #[test]
-fn fields_that_ask_for_nothing_are_accepted() {
+fn fields_without_effect_are_accepted() {
     let server = Server::start(&[]);
-    // What clients send without being asked to, and an earlier answer as it was given.
+    // Fields that clients send by default, and an earlier answer as a message.
     let harmless = json!({
            "model": "stories", "logprobs": false, "tools": [], "tool_choice": "none", "parallel_tool_calls": true, "store": false,
            "metadata": { "a": "b" }, "service_tier": "auto", "prediction": null, "audio": null, "functions": [],
@@ -872,7 +872,7 @@ fn a_lenient_server_ignores_fields_that_it_does_not_support() {
         text(&answer),
         text(&server.answer(CHAT, &chat("Once upon", json!({}))))
     );
-    // What is wrong stays wrong.
+    // Invalid values are still refused.
     assert_eq!(
         server.refusal(CHAT, &chat("x", json!({ "top_p": 7 }))).0,
         400
@@ -917,7 +917,7 @@ fn a_prompt_that_is_too_long_is_refused_with_both_numbers() {
         told.contains(" 64 tokens") && told.contains("resulted in"),
         "{told}"
     );
-    // What just fits is answered, and ends with the context.
+    // A prompt that just fits gets an answer that ends with the context.
     let fits = server.answer(
         CHAT,
         &chat("the cat", json!({ "max_tokens": null, "ignore_eos": true })),
@@ -964,7 +964,7 @@ fn models_are_listed_under_their_names() {
 }
 
 #[test]
-fn tokens_are_the_same_wherever_they_are_told() {
+fn all_endpoints_report_the_same_tokens() {
     let server = Server::start(&[]);
     let tokens = server.answer(
         "/tokenize",
@@ -1031,7 +1031,7 @@ fn tokens_are_the_same_wherever_they_are_told() {
 }
 
 #[test]
-fn a_chat_template_that_is_named_is_used() {
+fn the_server_uses_the_chat_template_of_its_option() {
     let server = Server::start(&["--chat-template", "chatml"]);
     let messages = json!([{ "role": "developer", "content": "Be kind." }, { "role": "user", "content": "Hi" }]);
     let rendered = server.answer(
@@ -1048,7 +1048,7 @@ fn a_chat_template_that_is_named_is_used() {
 }
 
 #[test]
-fn what_is_cached_is_told_and_changes_nothing() {
+fn cached_tokens_are_reported_and_change_no_answer() {
     let server = Server::start(&[]);
     let long = "Once upon a time there was a little girl who had a red ball. ".repeat(6);
     let ask = |more| server.answer(COMPLETIONS, &completion(long.as_str(), more));
@@ -1066,7 +1066,7 @@ fn what_is_cached_is_told_and_changes_nothing() {
 }
 
 #[test]
-fn what_is_no_request_is_answered_as_an_error() {
+fn invalid_http_requests_get_an_error() {
     let server = Server::start(&["--body-bytes", "1000"]);
     let code = |method: &str, path: &str, headers: &[(&str, &str)], body: &str| {
         let response = server.send(method, path, headers, body.as_bytes());

@@ -1,5 +1,4 @@
-//! A small HTTP client that does what it is told, also what a good one would not, and a server to
-//! talk with.
+//! A small HTTP client that can also misbehave, and a server under test.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -9,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-/// The longest that anything here may take, on a machine that has other things to do.
+/// Maximum time of any step in these tests, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A `bitnet serve` of our own, on a port of its own.
+/// A `bitnet serve` process on a free port.
 pub struct Server {
     child: Child,
     pub address: SocketAddr,
@@ -20,21 +19,21 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts one with the built-in model, and waits until it is ready.
+    /// Starts a server with the built-in model, and waits until it is ready.
     pub fn start(arguments: &[&str]) -> Self {
         let server = Self::start_with(arguments, &[]);
         server.wait_until("ready", || server.get("/readyz").status == 200);
         server
     }
 
-    /// Starts one, with variables in its environment; it may not be ready.
+    /// Starts a server with environment variables. Does not wait until it is ready.
     pub fn start_with(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_bitnet"));
         command.stderr(Stdio::piped());
         Self::start_as(command, arguments, environment)
     }
 
-    /// Starts one from a shell that runs a command first; it may not be ready.
+    /// Starts a server from a shell that runs a command first. Does not wait until it is ready.
     #[cfg(target_os = "linux")]
     pub fn start_under(first: &str, arguments: &[&str]) -> Self {
         let mut command = Command::new("sh");
@@ -47,7 +46,7 @@ impl Server {
         Self::start_as(command, arguments, &[])
     }
 
-    /// Starts one that logs to `stderr`, and waits until it is ready; [`log`](Self::log) stays
+    /// Starts a server that logs to `stderr`, and waits until it is ready; [`log`](Self::log) stays
     /// empty.
     pub fn start_logging_to(stderr: impl Into<Stdio>, arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_bitnet"));
@@ -63,7 +62,7 @@ impl Server {
             .args(arguments)
             .env_remove("BITNET_SEED")
             .env_remove("BITNET_DETERMINISTIC")
-            // What the arguments may say otherwise.
+            // Defaults that the arguments may override.
             .env("BITNET_SERVE_THREADS", "1")
             .env("BITNET_SERVE_LOG_LEVEL", "debug")
             .envs(environment.iter().copied())
@@ -136,7 +135,7 @@ impl Server {
         body: &[u8],
     ) -> Response {
         let mut stream = self.connect();
-        // A server that has heard enough may close before it has read all.
+        // A server may refuse the request and close before it has read all of it.
         let _ = write_request(&mut stream, method, path, headers, body);
         Response::read(stream).finish()
     }
@@ -162,7 +161,7 @@ impl Server {
         stream
     }
 
-    /// The answer to a request that must work.
+    /// The answer to a request that must succeed.
     #[track_caller]
     pub fn answer(&self, path: &str, body: &Value) -> Value {
         let response = self.post(path, body);
@@ -190,7 +189,7 @@ impl Server {
         )
     }
 
-    /// A sample of /metrics about the model, without labels of its own.
+    /// A sample of /metrics with only the model's label.
     #[track_caller]
     pub fn sample(&self, name: &str) -> f64 {
         let text = self.get("/metrics").text();
@@ -240,7 +239,7 @@ impl Server {
         self.log.lock().expect("a log").clone()
     }
 
-    /// The line of the log for the request with this id, once it is there.
+    /// Waits for the log line of the request with this id.
     #[track_caller]
     pub fn record(&self, request_id: &str) -> Value {
         let find = || {
@@ -255,7 +254,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -334,7 +333,7 @@ impl Response {
             .unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 
-    /// The data of server-sent events, `[DONE]` left out, which must be the last.
+    /// The data of server-sent events. The last must be `[DONE]`, which is left out.
     #[track_caller]
     pub fn events(&self) -> Vec<Value> {
         assert_eq!(
@@ -395,7 +394,7 @@ impl Open {
     }
 }
 
-/// A chat of one message.
+/// A chat request with one message.
 pub fn chat(text: &str, more: Value) -> Value {
     with(
         json!({ "messages": [{ "role": "user", "content": text }], "seed": 7, "max_tokens": 24 }),
@@ -411,7 +410,7 @@ pub fn completion(prompt: impl Into<Value>, more: Value) -> Value {
     )
 }
 
-/// An object with the fields of another in addition; null takes a field away.
+/// An object with the fields of another added; null removes a field.
 pub fn with(mut object: Value, more: Value) -> Value {
     let (Value::Object(fields), Value::Object(more)) = (&mut object, more) else {
         panic!("two objects")

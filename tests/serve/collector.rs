@@ -1,4 +1,4 @@
-//! An OpenTelemetry collector: takes metrics and traces over gRPC and keeps them.
+//! An OpenTelemetry collector that receives metrics and traces over gRPC and stores them.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -17,7 +17,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 };
 use tonic::{Request, Response, Status};
 
-/// What has come.
+/// The received exports.
 #[derive(Clone, Default)]
 pub struct Collected {
     metrics: Arc<Mutex<Vec<ExportMetricsServiceRequest>>>,
@@ -62,7 +62,7 @@ impl TraceService for Collected {
     }
 }
 
-/// Listens on a port of its own until it is dropped.
+/// Listens on a free port until it is dropped.
 pub struct Collector {
     pub address: SocketAddr,
     pub collected: Collected,
@@ -96,7 +96,7 @@ impl Collector {
         }
     }
 
-    /// What an exporter must be told to send everything here.
+    /// The endpoint for exporters that send to this collector.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }

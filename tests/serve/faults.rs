@@ -1,5 +1,5 @@
-//! Clients that hang up, are slow, stall, or are too many; disks, files and readers that fail: no
-//! other client notices.
+//! Faults of clients (slow, stalled, disconnected, too many), disks, files and readers do not
+//! affect other clients.
 
 use std::io::{Read, Seek, Write};
 use std::process::{Command, Stdio};
@@ -23,12 +23,12 @@ fn endless(more: Value) -> Value {
 }
 
 #[test]
-fn a_client_that_hangs_up_is_forgotten_in_every_phase() {
+fn a_disconnected_client_is_cancelled_in_every_phase() {
     let server = Server::start(&["--ctx-size", "100000", "--running", "1"]);
     let long_prompt = "Once upon a time there was a dog. ".repeat(2000);
     let bodies = [
-        // While it decodes, streaming or not; while its prompt is computed; while it waits for
-        // those.
+        // Clients disconnect during decoding (streamed or not), during prefill, and while they wait
+        // in the queue.
         endless(json!({ "stream": true })),
         endless(json!({})),
         chat(&long_prompt, json!({ "max_tokens": 8 })),
@@ -79,7 +79,7 @@ fn a_full_queue_says_when_to_try_again() {
     ]);
     let mut running = server.open(CHAT, &endless(json!({ "stream": true })));
     running.read_chunk();
-    // A stream's headers are sent once it is in the queue.
+    // A stream's headers are sent when the queue admits it.
     let first = server.open(CHAT, &endless(json!({ "stream": true })));
     let many_tokens = chat(&"the dog ".repeat(300), json!({}));
     for refused in [
@@ -111,7 +111,7 @@ fn a_full_queue_says_when_to_try_again() {
 }
 
 #[test]
-fn an_answer_that_takes_too_long_is_given_up() {
+fn an_answer_that_exceeds_the_time_limit_is_cancelled() {
     let server = Server::start(&["--ctx-size", "100000", "--request-timeout", "0.5"]);
     let refused = server.post(CHAT, &endless(json!({})));
     assert_eq!(
@@ -129,7 +129,7 @@ fn an_answer_that_takes_too_long_is_given_up() {
 }
 
 #[test]
-fn slow_senders_are_not_waited_for() {
+fn slow_senders_time_out() {
     let server = Server::start(&["--header-timeout", "0.3", "--body-timeout", "0.3"]);
     let mut silent = server.connect();
     let mut halting = server.connect();
@@ -138,7 +138,7 @@ fn slow_senders_are_not_waited_for() {
         .expect("half a request");
     for stream in [&mut silent, &mut halting] {
         let mut rest = Vec::new();
-        // Closed, with or without a word.
+        // The server closes the connection, with or without a response.
         let _ = stream.read_to_end(&mut rest);
         assert!(!String::from_utf8_lossy(&rest).contains(" 200 "));
     }
@@ -174,9 +174,9 @@ fn headers_without_end_are_refused() {
 }
 
 #[test]
-fn a_reader_that_takes_nothing_is_given_up() {
+fn a_stalled_reader_is_disconnected() {
     let server = Server::start(&["--ctx-size", "100000", "--write-timeout", "0.3"]);
-    // Events of the log-probabilities of 20 tokens fill the buffers of a connection soon.
+    // Events with the log-probabilities of 20 tokens fill the buffers of a connection quickly.
     let body = endless(json!({ "stream": true, "logprobs": true, "top_logprobs": 20 }));
     let stalled = server.open(CHAT, &body);
     assert_eq!(stalled.response.status, 200);
@@ -190,8 +190,8 @@ fn a_reader_that_takes_nothing_is_given_up() {
     assert_eq!(server.post(CHAT, &chat("Once", json!({}))).status, 200);
 }
 
-/// Answers stay whole while `server` logs more than its reader takes: 600 requests with a line
-/// each, beside 4 streams. The server still stops when it is told to.
+/// Answers stay whole while `server` logs more than its reader reads: 600 requests with a line
+/// each, beside 4 streams. The server still stops after a signal.
 #[cfg(target_os = "linux")]
 fn answers_are_whole(server: Server) {
     let more = json!({ "stream": true, "ignore_eos": true, "max_tokens": 200 });
@@ -226,7 +226,7 @@ fn a_log_on_a_full_disk_changes_no_answer_and_its_lost_lines_are_counted() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_log_whose_reader_has_gone_changes_no_answer() {
+fn a_log_with_a_closed_reader_changes_no_answer() {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     let server = Server::start_logging_to(writer, &[]);
     drop(reader);
@@ -235,7 +235,7 @@ fn a_log_whose_reader_has_gone_changes_no_answer() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_log_whose_reader_sleeps_changes_no_answer() {
+fn a_log_with_a_stalled_reader_changes_no_answer() {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     // A line of the log has some 200 bytes, so the 64 KiB of the pipe are full after 300.
     answers_are_whole(Server::start_logging_to(writer, &["--log-level", "debug"]));
@@ -267,14 +267,14 @@ fn commands_whose_errors_cannot_be_written_end_with_their_exit_code() {
 }
 
 /// How long a server is overloaded, from the variable BITNET_SOAK_SECONDS: `cargo run -p xtask --
-/// ci --full` gives it two minutes. Only then are times held to a limit, for only then does nothing
-/// else run.
+/// ci --full` gives it two minutes. Times have a limit only in that run, since nothing else runs
+/// beside it.
 fn soak_seconds() -> Option<u64> {
     std::env::var("BITNET_SOAK_SECONDS").ok()?.parse().ok()
 }
 
 #[test]
-fn two_hundred_clients_that_hang_up_leave_a_server_that_answers() {
+fn the_server_still_answers_after_200_clients_hang_up() {
     let server = Server::start(&["--ctx-size", "2048", "--kv-memory", "64M"]);
     assert_eq!(server.sample("vllm:kv_cache_usage_perc"), 0.0);
     let mut streams = Vec::new();
@@ -329,7 +329,7 @@ fn two_hundred_clients_that_hang_up_leave_a_server_that_answers() {
 }
 
 #[test]
-fn forms_that_take_long_to_compile_delay_no_one_once_their_clients_have_gone() {
+fn cancelled_slow_forms_delay_no_other_client() {
     let server = Server::start(&["--ctx-size", "2048"]);
     let form = |index: usize| {
         let one = |i: usize, j: usize| json!({ "properties": { format!("p{index}_{i}_{j}"): { "type": "integer" } } });
@@ -360,7 +360,7 @@ fn forms_that_take_long_to_compile_delay_no_one_once_their_clients_have_gone() {
     drop(streams);
     let start = Instant::now();
     server.answer(CHAT, &chat("Once upon a time", json!({})));
-    // All of them would take some minutes.
+    // All of the forms together would take some minutes.
     assert!(
         start.elapsed() < Duration::from_secs(30),
         "answered after {:?}",
@@ -369,7 +369,7 @@ fn forms_that_take_long_to_compile_delay_no_one_once_their_clients_have_gone() {
 }
 
 #[test]
-fn overload_is_answers_and_refusals_in_flat_memory() {
+fn under_overload_memory_stays_flat_and_each_request_gets_an_answer_or_a_refusal() {
     let arguments = [
         "--ctx-size",
         "512",
@@ -393,7 +393,7 @@ fn overload_is_answers_and_refusals_in_flat_memory() {
             let more = json!({ "stream": is_stream, "max_tokens": 30, "seed": index + 100 * num_answered });
             let body = chat(&"a big dog ".repeat(words), more);
             if index % 7 == 6 {
-                // Some hang up at any moment.
+                // Some clients hang up at a random moment.
                 let mut stream = server.connect();
                 let headers = [("content-type", "application/json")];
                 let body = body.to_string();
@@ -506,7 +506,7 @@ fn a_form_that_overflows_its_stack_is_refused_alone() {
 }
 
 #[test]
-fn a_form_seen_before_goes_to_no_helper() {
+fn a_cached_form_needs_no_helper() {
     let server = Server::start(&[]);
     let form = json!({ "structured_outputs": { "choice": ["yes", "no"] } });
     server.answer(CHAT, &chat("Once", form.clone()));
@@ -536,7 +536,7 @@ fn probes_are_answered_when_every_connection_is_busy() {
 #[test]
 fn idle_connections_make_room_for_others() {
     let server = Server::start(&["--connections", "4"]);
-    // Some say nothing, some have asked before and are kept alive.
+    // Some connections send nothing; others are kept alive after a request.
     let silent: Vec<_> = (0..8).map(|_| server.connect()).collect();
     let alive: Vec<_> = (0..8)
         .map(|_| {
@@ -552,7 +552,7 @@ fn idle_connections_make_room_for_others() {
     drop((silent, alive));
 }
 
-/// The story-teller as a file of its own, and a server that serves it.
+/// A copy of the built-in model, and a server that serves it.
 fn with_model_file() -> (tempfile::TempDir, std::path::PathBuf, Server) {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("model.gguf");
@@ -569,7 +569,7 @@ const COMPLETIONS: &str = "/v1/completions";
 
 #[cfg(unix)]
 #[test]
-fn a_model_file_that_is_cut_ends_requests_with_its_name() {
+fn a_truncated_model_file_fails_requests_with_its_name() {
     let (_folder, path, server) = with_model_file();
     let ask = || {
         server.post(
@@ -599,7 +599,7 @@ fn a_model_file_that_is_cut_ends_requests_with_its_name() {
 }
 
 #[test]
-fn a_model_file_that_is_written_to_fails_the_probe_of_life() {
+fn a_changed_model_file_fails_the_liveness_probe() {
     let (_folder, path, server) = with_model_file();
     assert_eq!(server.get("/livez").status, 200);
     let mut file = std::fs::File::options()
@@ -642,7 +642,7 @@ fn bodies_of_all_requests_together_are_bounded() {
 }
 
 #[test]
-fn a_body_that_is_announced_too_large_is_not_asked_for() {
+fn a_body_with_too_large_a_content_length_gets_no_continue() {
     let server = Server::start(&["--body-bytes", "1K"]);
     for length in ["1025", "9223372036854775807"] {
         let mut stream = server.connect();
@@ -652,13 +652,13 @@ fn a_body_that_is_announced_too_large_is_not_asked_for() {
             ("expect", "100-continue"),
         ];
         write_request(&mut stream, "POST", CHAT, &headers, b"").expect("a head");
-        // The first line is the answer, not an invitation to send.
+        // The first line is the error, not `100 Continue`.
         assert_eq!(Response::read(stream).finish().status, 413, "{length}");
     }
 }
 
 #[test]
-fn transfer_codings_but_chunked_are_refused() {
+fn transfer_codings_other_than_chunked_are_refused() {
     let server = Server::start(&[]);
     for (coding, status) in [("gzip, chunked", 501), ("chunked, chunked", 400)] {
         let headers = [
@@ -672,7 +672,7 @@ fn transfer_codings_but_chunked_are_refused() {
 }
 
 #[test]
-fn a_burst_of_one_client_does_not_hold_up_another() {
+fn a_burst_from_one_client_does_not_delay_another() {
     let folder = tempfile::tempdir().expect("a folder");
     let keys = folder.path().join("keys");
     // SHA-256 of `secret` and of `other`.

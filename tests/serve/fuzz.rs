@@ -1,4 +1,4 @@
-//! Random bodies: each answer is one that the OpenAPI document describes, and the server goes on.
+//! Random bodies: the OpenAPI document describes each answer, and the server keeps running.
 //!
 //! PROPTEST_CASES sets how many bodies each endpoint gets; `cargo run -p xtask -- ci --full` sends
 //! many.
@@ -10,10 +10,10 @@ use serde_json::{Map, Value, json};
 
 use crate::client::Server;
 
-/// Bodies for each endpoint where nothing is said.
+/// Default number of bodies for each endpoint.
 const CASES: u32 = 48;
 
-/// Any JSON, with the numbers and texts that programs stumble over among it.
+/// Any JSON, including numbers and texts that are often handled wrongly.
 fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -44,18 +44,18 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-/// What is done to a good body.
+/// A change of a valid body.
 #[derive(Clone, Debug)]
 enum Change {
-    /// A value becomes another.
+    /// Replaces a value.
     Replace(Index, Value),
-    /// A field or an element goes.
+    /// Removes a field or an element.
     Remove(Index),
-    /// A field comes.
+    /// Adds a field.
     Add(Index, String, Value),
-    /// The text ends early.
+    /// Truncates the text.
     Cut(Index),
-    /// A byte becomes another.
+    /// Replaces a byte.
     Flip(Index, u8),
 }
 

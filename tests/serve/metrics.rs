@@ -8,8 +8,8 @@ use crate::client::{Server, chat, completion, with};
 
 const CHAT: &str = "/v1/chat/completions";
 
-/// Samples of the text format, by name and labels as they are written, without those on everything
-/// about the model.
+/// Samples of the text format, by name and labels as written, without the labels that all metrics
+/// of the model share.
 pub fn samples(server: &Server) -> BTreeMap<String, f64> {
     let response = server.get("/metrics");
     assert_eq!(
@@ -53,7 +53,7 @@ pub fn samples(server: &Server) -> BTreeMap<String, f64> {
 }
 
 #[test]
-fn counts_match_the_answers() {
+fn metrics_match_the_answers() {
     let server = Server::start(&["--kv-memory", "16M"]);
     let long = "Once upon a time there was a little girl who had a red ball. ".repeat(6);
     let mut usage = [0.0; 3];
@@ -116,7 +116,7 @@ fn counts_match_the_answers() {
         ),
         (longest as f64, 3.0)
     );
-    // Under two names each.
+    // Each metric has two names.
     for (name, older) in [
         (
             "inter_token_latency_seconds_count",
@@ -175,7 +175,7 @@ fn counts_match_the_answers() {
         ))
     };
     assert_eq!((http(200), http(400)), (3.0, 1.0));
-    // Buckets add up.
+    // Buckets are cumulative.
     for (name, count) in all.iter().filter(|(name, _)| name.contains("le=\"+Inf\"")) {
         let total = name
             .replace("_bucket", "_count")
@@ -186,7 +186,7 @@ fn counts_match_the_answers() {
 }
 
 #[test]
-fn running_and_waiting_requests_are_shown_meanwhile() {
+fn metrics_show_running_and_waiting_requests() {
     let server = Server::start(&["--ctx-size", "100000", "--running", "1"]);
     let endless = json!({ "stream": true, "ignore_eos": true, "max_tokens": 90_000 });
     let mut running = server.open(CHAT, &chat("Once upon a time", endless.clone()));

@@ -1,4 +1,4 @@
-//! The operator's side: settings, keys, health, logs, starting and stopping.
+//! Operation of the server: settings, keys, health, logs, start and stop.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -162,7 +162,7 @@ fn keys_are_added_and_removed_while_the_server_runs() {
 }
 
 #[test]
-fn owners_of_different_keys_share_no_cache_if_they_must_not() {
+fn cache_isolation_separates_the_owners_of_keys() {
     let folder = folder();
     let server = Server::start(&[
         "--cache-salt",
@@ -226,7 +226,7 @@ fn pages_of_listed_sites_may_ask_and_others_may_not() {
 }
 
 #[test]
-fn a_request_is_logged_under_its_name_and_trace() {
+fn a_request_is_logged_with_its_id_and_trace() {
     let server = Server::start(&[]);
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let traceparent = format!("00-{trace}-00f067aa0ba902b7-01");
@@ -335,7 +335,7 @@ fn prompts_and_answers_are_not_logged() {
 
 #[cfg(unix)]
 #[test]
-fn a_server_that_drains_finishes_what_it_began_and_begins_nothing() {
+fn a_draining_server_finishes_its_requests_and_refuses_new_ones() {
     let server = Server::start(&[]);
     let endless = json!({ "stream": true, "ignore_eos": true, "max_tokens": null });
     let mut stream = server.open(CHAT, &chat("Once upon a time", endless));
@@ -368,7 +368,7 @@ fn a_server_that_drains_finishes_what_it_began_and_begins_nothing() {
 
 #[cfg(unix)]
 #[test]
-fn connections_stay_open_until_balancers_know_of_the_drain() {
+fn connections_stay_open_until_balancers_see_the_drain() {
     let server = Server::start(&[]);
     assert_eq!(
         server.get("/readyz").status,
@@ -436,8 +436,8 @@ fn a_drain_under_load_breaks_no_answer() {
 }
 
 #[test]
-fn an_engine_that_is_stuck_is_reported_until_it_goes_on() {
-    // A step may take longer than that.
+fn a_stuck_engine_is_reported_until_it_continues() {
+    // A step may take longer than that timeout.
     let server = Server::start(&["--stall-timeout", "0.0001"]);
     let asked = json!({ "ignore_eos": true, "max_tokens": 200, "stream": true });
     std::thread::scope(|scope| {
@@ -474,7 +474,7 @@ fn a_second_signal_stops_at_once() {
             .iter()
             .any(|line| line.to_string().contains("1 requests were answered"))
     });
-    // An answer that cannot be completed in time is given up, even if its client still reads.
+    // The server cuts off an answer that is not complete in time, even if its client still reads.
     let log = server.log();
     assert!(
         !log.iter()
@@ -601,7 +601,7 @@ fn settings_can_be_checked_without_serving() {
 }
 
 #[test]
-fn settings_that_are_wrong_are_named_with_their_origin() {
+fn invalid_settings_are_named_with_their_source() {
     let folder = folder();
     let missing = Path::new("no").join("file").display().to_string();
     for (arguments, environment, exit_code, words) in [
@@ -733,7 +733,7 @@ fn settings_that_are_wrong_are_named_with_their_origin() {
 
 #[cfg(feature = "otlp")]
 #[test]
-fn a_protocol_that_telemetry_cannot_be_sent_by_is_refused() {
+fn an_unsupported_telemetry_protocol_is_refused() {
     let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9");
     for (name, value, is_refused) in [
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf", true),
@@ -777,7 +777,7 @@ fn a_protocol_that_telemetry_cannot_be_sent_by_is_refused() {
 }
 
 #[test]
-fn a_server_that_cannot_start_says_why() {
+fn a_server_that_cannot_start_reports_the_cause() {
     let run = |arguments: &[&str]| {
         let output = Command::new(env!("CARGO_BIN_EXE_bitnet"))
             .arg("serve")
@@ -807,7 +807,7 @@ fn a_server_that_cannot_start_says_why() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_limit_on_memory_is_an_error_and_no_crash() {
+fn a_memory_limit_causes_an_error_and_no_crash() {
     let run = |limit_kib: u32, arguments: &[&str]| {
         let script = format!("ulimit -v {limit_kib}; exec \"$0\" serve --port 0 \"$@\"");
         let mut command = Command::new("sh");
@@ -829,7 +829,7 @@ fn a_limit_on_memory_is_an_error_and_no_crash() {
 }
 
 #[test]
-fn the_page_talks_only_with_its_server() {
+fn the_page_connects_only_to_its_server() {
     let server = Server::start(&[]);
     let page = server.get("/");
     assert_eq!(
@@ -970,7 +970,7 @@ fn logs_in_json_are_objects_one_a_line() {
 }
 
 #[test]
-fn names_that_pages_of_the_web_point_at_us_are_refused() {
+fn foreign_host_names_are_refused() {
     let server = Server::start(&["--allowed-host", "gpu.lan"]);
     let status = |head: &str| {
         let mut stream = server.connect();
@@ -1008,7 +1008,7 @@ fn a_server_with_keys_answers_under_every_name() {
 
 #[cfg(unix)]
 #[test]
-fn a_key_file_that_is_a_pipe_for_a_while_freezes_nothing() {
+fn a_key_file_that_becomes_a_pipe_does_not_block_the_server() {
     let folder = folder();
     let (alice, other) = KEYS.split_at(KEYS.find("d9298a").expect("a second key"));
     let path = file(&folder, "keys", alice);
@@ -1045,7 +1045,7 @@ fn a_key_file_that_is_a_pipe_for_a_while_freezes_nothing() {
 
 #[cfg(unix)]
 #[test]
-fn a_terminal_that_closes_drains_and_other_signals_change_nothing() {
+fn sighup_drains_and_other_signals_have_no_effect() {
     let server = Server::start(&[]);
     let endless = json!({ "stream": true, "ignore_eos": true, "max_tokens": null });
     let mut stream = server.open(CHAT, &chat("Once upon a time", endless));
@@ -1070,7 +1070,7 @@ fn a_terminal_that_closes_drains_and_other_signals_change_nothing() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn few_file_descriptors_are_told_at_the_start() {
+fn the_server_warns_at_start_about_few_file_descriptors() {
     let mut command = Command::new("sh");
     let script = "ulimit -n 40; exec \"$0\" serve --port 0";
     let output = command
@@ -1083,8 +1083,8 @@ fn few_file_descriptors_are_told_at_the_start() {
     let server = Server::start_under("ulimit -n 100", &[]);
     server.wait_until("ready", || server.get("/readyz").status == 200);
     let log = server.log();
-    let is_told = |line: &Value| line["message"].to_string().contains("--connections is 36");
-    assert!(log.iter().any(is_told), "{log:#?}");
+    let warns = |line: &Value| line["message"].to_string().contains("--connections is 36");
+    assert!(log.iter().any(warns), "{log:#?}");
     // More clients than descriptors: the idle ones make room.
     let _idle: Vec<_> = (0..150).map(|_| server.connect()).collect();
     assert_eq!(server.post(CHAT, &chat("Once", json!({}))).status, 200);
@@ -1092,7 +1092,7 @@ fn few_file_descriptors_are_told_at_the_start() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn little_memory_is_an_error_of_one_sentence() {
+fn too_little_memory_is_a_one_line_error() {
     for (limit_mib, command) in [
         (96, "serve --port 0"),
         (400, "serve --port 0"),

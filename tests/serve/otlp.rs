@@ -1,5 +1,5 @@
-//! OpenTelemetry: what a collector, a process of its own, is sent, held against what clients, log
-//! and Prometheus say.
+//! OpenTelemetry: compares the data that a collector receives with clients' measurements, the log
+//! and Prometheus.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ const CHAT: &str = "/v1/chat/completions";
 const TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT_ID: &str = "00f067aa0ba902b7";
 
-/// A server that sends to this collector, soon.
+/// A server that exports to this collector at short intervals.
 fn start(collector: &Collector, more: &[(&str, &str)]) -> Server {
     let endpoint = collector.endpoint();
     let environment = [
@@ -51,7 +51,7 @@ fn value(any: Option<Any>) -> Value {
             .into_iter()
             .map(|any| value(Some(any)))
             .collect(),
-        Some(other) => panic!("nobody sends {other:?}"),
+        Some(other) => panic!("unexpected value {other:?}"),
     }
 }
 
@@ -145,12 +145,12 @@ fn seconds(span: &Span) -> f64 {
     (span.end_time_unix_nano - span.start_time_unix_nano) as f64 * 1e-9
 }
 
-/// Whether two times are the same but for what is lost in writing them down.
+/// Whether two times are equal up to rounding in their text form.
 fn is_same(a: f64, b: f64) -> bool {
     (a - b).abs() < 2e-6
 }
 
-/// What a client measured of a streamed answer.
+/// A client's measurements of a streamed answer.
 struct Measured {
     request_id: String,
     first_chunk: f64,
@@ -170,8 +170,8 @@ fn stream(server: &Server, seed: u64) -> Measured {
         .header("x-request-id")
         .expect("an id")
         .to_owned();
-    // The first tells the role, and is sent when the request has been let in; the second is the
-    // first token's.
+    // The first chunk has the role, and is sent when the queue admits the request; the second has
+    // the first token.
     open.read_chunk();
     open.read_chunk();
     let first_chunk = start.elapsed().as_secs_f64();
@@ -185,7 +185,7 @@ fn stream(server: &Server, seed: u64) -> Measured {
 }
 
 #[test]
-fn metrics_are_what_clients_measured_under_the_conventions_names() {
+fn metrics_match_clients_measurements_under_the_conventions_names() {
     let collector = Collector::start();
     let server = start(&collector, &[]);
     let measured: Vec<Measured> = (0..5).map(|seed| stream(&server, seed)).collect();
@@ -239,7 +239,7 @@ fn metrics_are_what_clients_measured_under_the_conventions_names() {
         one("gen_ai.server.time_to_first_token"),
         one("gen_ai.server.time_per_output_token"),
     );
-    // Requests that were refused have no model yet.
+    // Refused requests have no model yet.
     let mut refusals: Vec<Value> = Vec::new();
     for point in points(&found, "gen_ai.server.request.duration") {
         let attributes = attributes(&point.attributes);
@@ -258,7 +258,7 @@ fn metrics_are_what_clients_measured_under_the_conventions_names() {
         json!(["text_completion", "context_length_exceeded"]),
     ];
     assert_eq!(refusals, expected);
-    // The buckets of the conventions, and more at their ends.
+    // The buckets of the conventions, and further ones at both ends.
     assert_eq!(
         request.explicit_bounds[..14],
         [
@@ -279,7 +279,7 @@ fn metrics_are_what_clients_measured_under_the_conventions_names() {
         ]
     );
 
-    // One measurement, told by the log, by Prometheus and here.
+    // The log, Prometheus and OpenTelemetry report the same measurement.
     let sum = |name: &str| {
         records
             .iter()
@@ -305,7 +305,7 @@ fn metrics_are_what_clients_measured_under_the_conventions_names() {
         all["vllm:time_to_first_token_seconds_sum"],
         sum("first_token_ms")
     ));
-    // And what the clients measured from further away, one by one.
+    // The clients' measurements are longer, one by one.
     for (measured, record) in measured.iter().zip(&records) {
         let told = |name: &str| record[name].as_f64().expect("a number") * 1e-3;
         assert!(
@@ -399,7 +399,7 @@ fn metrics_are_what_clients_measured_under_the_conventions_names() {
 }
 
 #[test]
-fn a_trace_shows_where_the_time_went() {
+fn a_trace_shows_the_time_of_each_phase() {
     let collector = Collector::start();
     let server = start(&collector, &[]);
     let parent = format!("00-{TRACE_ID}-{PARENT_ID}-01");
@@ -441,7 +441,8 @@ fn a_trace_shows_where_the_time_went() {
             (SpanKind::Internal as i32, &operation.span_id)
         );
     }
-    // Each begins where the last ended, and all lie in the operation, and that in the request.
+    // Each phase begins where the last one ended; all lie within the operation, which lies within
+    // the request.
     let [queue, prefill, decode] = phases;
     assert_eq!(operation.start_time_unix_nano, queue.start_time_unix_nano);
     assert_eq!(queue.end_time_unix_nano, prefill.start_time_unix_nano);
@@ -508,7 +509,7 @@ fn a_trace_shows_where_the_time_went() {
         "server.port": server.address.port(),
     });
     assert_eq!(json!(about), expected);
-    // What was said is not told.
+    // Spans do not contain prompts or answers.
     let everything = format!(
         "{:?} {:?}",
         collector.collected.traces(),
@@ -518,7 +519,7 @@ fn a_trace_shows_where_the_time_went() {
 }
 
 #[test]
-fn what_is_told_is_what_was_asked_for_and_what_the_client_got() {
+fn spans_have_the_fields_of_the_request_and_the_answer() {
     let collector = Collector::start();
     let server = start(
         &collector,
@@ -540,7 +541,7 @@ fn what_is_told_is_what_was_asked_for_and_what_the_client_got() {
             "text",
             "tool_calls",
         ),
-        // A name that a client made up is not told.
+        // Unknown names from a client are not exported.
         (form, "a", "json", "length"),
         (json!({ "max_tokens": 2 }), "a", "text", "length"),
     ] {
@@ -593,7 +594,7 @@ fn what_is_told_is_what_was_asked_for_and_what_the_client_got() {
             })
             .collect()
     };
-    // Names that anybody can make up are no labels.
+    // Arbitrary text from clients must not become a label.
     let expected = BTreeMap::from([("\"a\"".to_owned(), 2), ("\"b\"".to_owned(), 2)]);
     server.wait_until("counted", || counts() == expected);
 }
@@ -631,9 +632,9 @@ fn a_trace_that_is_not_sampled_is_not_sent() {
 
 #[cfg(unix)]
 #[test]
-fn what_is_left_is_sent_at_the_end() {
+fn remaining_telemetry_is_sent_at_shutdown() {
     let collector = Collector::start();
-    // Later than anybody waits.
+    // Longer than this test waits.
     let late = [
         ("OTEL_METRIC_EXPORT_INTERVAL", "3600000"),
         ("OTEL_BSP_SCHEDULE_DELAY", "3600000"),
@@ -656,7 +657,7 @@ fn what_is_left_is_sent_at_the_end() {
 
 #[cfg(unix)]
 #[test]
-fn nothing_is_sent_unless_asked_for_and_only_what_is_asked_for() {
+fn only_configured_signals_are_sent() {
     let collector = Collector::start();
     let silent = Server::start(&["--kv-memory", "16M"]);
     silent.answer(CHAT, &chat("Once", json!({ "max_tokens": 2 })));
@@ -675,7 +676,7 @@ fn nothing_is_sent_unless_asked_for_and_only_what_is_asked_for() {
 
 #[cfg(unix)]
 #[test]
-fn a_collector_that_is_not_there_hinders_nobody() {
+fn a_missing_collector_does_not_affect_requests() {
     let endpoint = "http://127.0.0.1:9";
     let environment = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint),

@@ -1,4 +1,4 @@
-//! Answers that have a form: JSON, schemas, expressions, grammars, and calls of tools.
+//! Structured answers: JSON, schemas, expressions, grammars, and tool calls.
 
 use serde_json::{Value, json};
 
@@ -13,7 +13,7 @@ fn content(answer: &Value) -> &str {
 }
 
 #[test]
-fn json_is_json_of_the_schema() {
+fn json_answers_fit_the_schema() {
     let server = Server::start(&[]);
     let schema = json!({
         "type": "object",
@@ -77,7 +77,7 @@ fn json_is_json_of_the_schema() {
 }
 
 #[test]
-fn other_forms_are_kept_to_as_well() {
+fn answers_fit_expressions_grammars_and_choices() {
     let server = Server::start(&[]);
     let ask = |outputs: Value| {
         let body = completion(
@@ -131,7 +131,7 @@ fn other_forms_are_kept_to_as_well() {
 }
 
 #[test]
-fn a_form_that_no_answer_has_is_the_fault_of_the_request() {
+fn an_impossible_form_is_a_client_error() {
     let server = Server::start(&[]);
     for outputs in [
         json!({ "grammar": "start: NONE\nNONE: /a+/ & /b+/" }),
@@ -149,7 +149,7 @@ fn a_form_that_no_answer_has_is_the_fault_of_the_request() {
             "{outputs}: {status} {code}"
         );
     }
-    // Its first token is too much work: found before a stream begins.
+    // The first token is too much work; the error is found before a stream begins.
     let properties: serde_json::Map<_, _> = (0..3000)
         .map(|index| (format!("p{index}"), json!({ "type": "string" })))
         .collect();
@@ -162,7 +162,7 @@ fn a_form_that_no_answer_has_is_the_fault_of_the_request() {
         server.refusal(CHAT, &body).2.as_deref(),
         Some("structured_outputs")
     );
-    // The work on a form is bounded, and other requests do not pay for it.
+    // The work on a form is bounded, and does not slow down other requests.
     let regex = format!("({}){{1,3000}}", "(a|b|c)*a(a|b|c){1,50}|".repeat(20) + "x");
     let response = server.post(
         CHAT,
@@ -226,7 +226,7 @@ fn check_call(name: &str, arguments: &Value) {
 }
 
 #[test]
-fn tools_that_must_be_called_are_called_with_arguments_that_fit() {
+fn required_tools_are_called_with_valid_arguments() {
     let server = Server::start(&[]);
     for seed in 0..6 {
         let ask = json!({ "tools": tools(), "tool_choice": "required", "parallel_tool_calls": false, "max_tokens": 200 });
@@ -283,7 +283,7 @@ fn tools_that_must_be_called_are_called_with_arguments_that_fit() {
     let many = json!({ "tools": tools(), "tool_choice": "required", "max_tokens": 400, "n": 4, "temperature": 1.5 });
     let answer = server.answer(CHAT, &chat("Once", many));
     for choice in answer["choices"].as_array().expect("answers") {
-        // Only a whole answer has whole calls.
+        // Calls are whole only in a whole answer.
         if choice["finish_reason"] == "tool_calls" {
             calls(&choice["message"])
                 .iter()
@@ -321,7 +321,7 @@ fn a_call_that_is_cut_off_has_part_of_its_arguments() {
             }
         }
     }
-    // Where a call has begun, the client sees it.
+    // The client sees a call once it has begun.
     let named = json!({ "type": "function", "function": { "name": "get_weather" } });
     let ask = |max_tokens: u64| {
         let ask = json!({ "tools": tools(), "tool_choice": named, "max_tokens": max_tokens, "temperature": 0 });
@@ -330,7 +330,7 @@ fn a_call_that_is_cut_off_has_part_of_its_arguments() {
     let whole = ask(200)["usage"]["completion_tokens"]
         .as_u64()
         .expect("a number");
-    // Within the last argument: what is behind the arguments takes fewer tokens.
+    // The cut is within the last argument, since the text after the arguments takes fewer tokens.
     let choice = ask(whole - 16)["choices"][0].clone();
     assert_eq!(choice["finish_reason"], "length", "{choice}");
     let function = &choice["message"]["tool_calls"][0]["function"];
@@ -343,7 +343,7 @@ fn a_call_that_is_cut_off_has_part_of_its_arguments() {
 }
 
 #[test]
-fn stops_do_not_apply_to_a_call_that_must_come() {
+fn stop_strings_do_not_apply_to_a_required_call() {
     let server = Server::start(&[]);
     let must_call = json!({ "tools": tools(), "tool_choice": "required", "parallel_tool_calls": false,
         "max_tokens": 200, "seed": 3 });
@@ -363,7 +363,7 @@ fn stops_do_not_apply_to_a_call_that_must_come() {
 #[test]
 fn objects_are_closed_in_tools_and_response_formats() {
     let server = Server::start(&[]);
-    // As Pydantic writes it: nothing is said of further properties.
+    // Pydantic writes schemas like this, without a rule for further properties.
     let open = json!({ "type": "object", "required": ["ok", "n"], "properties": {
         "ok": { "type": "boolean" }, "n": { "type": "integer", "minimum": 0, "maximum": 9 },
     } });
@@ -417,7 +417,7 @@ fn errors_in_schemas_name_field_place_and_keyword() {
         assert!(param.starts_with("structured_outputs"), "{param}: {text}");
         assert!(text.contains(&place) && text.contains(keyword), "{text}");
     }
-    // Annotations of a tool, refused by name where they are asserted.
+    // Annotations in a tool; refused by name if the request asserts them.
     let odd = schema(json!({ "type": "string", "format": "path", "not": { "const": "" } }));
     for (strict, expected) in [
         (json!(false), None),
@@ -442,7 +442,7 @@ fn errors_in_schemas_name_field_place_and_keyword() {
 }
 
 #[test]
-fn tools_that_may_be_called_change_nothing_where_they_are_not() {
+fn optional_tools_do_not_change_answers_without_calls() {
     let server = Server::start(&[]);
     let plain = server.answer(CHAT, &chat("Once upon a time", json!({})));
     for choice in ["auto", "none"] {
@@ -474,7 +474,7 @@ fn tools_that_may_be_called_change_nothing_where_they_are_not() {
 }
 
 #[test]
-fn a_conversation_goes_on_after_a_call() {
+fn a_conversation_continues_after_a_call() {
     let server = Server::start(&["--chat-template", "chatml"]);
     let call = json!({ "id": "call_1", "type": "function", "function": { "name": "stop", "arguments": "{}" } });
     let messages = json!([
@@ -501,7 +501,7 @@ fn a_conversation_goes_on_after_a_call() {
 }
 
 #[test]
-fn no_constraint_of_one_request_touches_another() {
+fn constraints_of_one_request_do_not_affect_another() {
     let server = Server::start(&[]);
     let plain = chat("Once upon a time", json!({ "max_tokens": 60 }));
     let expected = content(&server.answer(CHAT, &plain)).to_owned();

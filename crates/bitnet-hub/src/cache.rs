@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result, shown};
 use crate::name::{MAIN, ModelName, is_commit, is_safe_path};
 
-/// The files of a model in a directory, besides its weights.
+/// The files of a model directory besides its weights.
 const BESIDE_WEIGHTS: [&str; 7] = [
     "config.json",
     "generation_config.json",
@@ -19,7 +19,7 @@ const BESIDE_WEIGHTS: [&str; 7] = [
     "model.safetensors.index.json",
 ];
 
-/// How the name of a blob ends that has not come whole.
+/// Suffix of a blob that is not complete.
 pub(crate) const INCOMPLETE: &str = ".incomplete";
 
 /// The cache.
@@ -31,19 +31,19 @@ pub struct Cache {
 /// A model that is in the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cached {
-    /// What it is called: with this, [`Cache::find`] finds it.
+    /// Its name, which [`Cache::find`] accepts.
     pub name: String,
     /// The GGUF file, or the directory.
     pub path: PathBuf,
     /// Bytes of its files.
     pub bytes: u64,
-    /// The commit it is from.
+    /// Its commit.
     pub commit: String,
-    /// Whether this is all there is of it; otherwise a download has begun.
+    /// Whether all of its files are complete; otherwise a download has begun.
     pub is_complete: bool,
 }
 
-/// What a repository has to run.
+/// The model in a repository.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Model {
     /// One GGUF file.
@@ -53,8 +53,8 @@ pub(crate) enum Model {
 }
 
 impl Model {
-    /// Chooses among the files of a repository: those of a directory if it has the weights of one,
-    /// else its only GGUF file.
+    /// Chooses among the files of a repository: a model directory if its weights are there, else
+    /// the only GGUF file.
     pub(crate) fn choose(name: &ModelName, files: &[String]) -> Result<Self> {
         if let Some(file) = &name.file {
             return Ok(Self::File(file.clone()));
@@ -69,8 +69,7 @@ impl Model {
             .cloned();
         let weights: Vec<String> = weights.collect();
         if !weights.is_empty() && files.iter().any(|file| file == BESIDE_WEIGHTS[0]) {
-            // The small files first: whatever they say is wrong is found before gigabytes have
-            // come.
+            // The small files come first: errors in them are found before gigabytes are downloaded.
             let beside = BESIDE_WEIGHTS
                 .iter()
                 .filter(|known| files.iter().any(|file| file == *known));
@@ -140,10 +139,10 @@ impl Cache {
         &self.root
     }
 
-    /// Where a model that was pulled lies: a GGUF file or a directory.
+    /// The path of a pulled model: a GGUF file or a directory.
     ///
     /// # Errors
-    /// If it is not here, or the name does not say which of several is meant.
+    /// If the cache does not have the model, or the name fits several models.
     pub fn find(&self, name: &ModelName) -> Result<PathBuf> {
         let not_pulled = || Error::NotPulled {
             name: name.to_string(),
@@ -170,7 +169,8 @@ impl Cache {
         }
     }
 
-    /// All models here, by name: of each branch or tag, and of commits that none is at.
+    /// All models in the cache, by name: for each branch or tag, and for commits without a branch
+    /// or tag.
     ///
     /// # Errors
     /// If the cache cannot be read.
@@ -210,14 +210,15 @@ impl Cache {
         Ok(models)
     }
 
-    /// Removes a model: the named file, or all of the repository if none is named; of the named
-    /// revision, or of all that are here if that is `main`. Returns the bytes freed.
+    /// Removes a model: the named file, or the whole repository if the name has no file. If the
+    /// revision is `main`, removes it from all revisions in the cache, else from the named one.
+    /// Returns the bytes freed.
     ///
-    /// What another branch or tag is at, or another snapshot links to, stays; so does what has
-    /// begun to come of other files.
+    /// Keeps snapshots that another branch or tag points to, blobs that another snapshot links to,
+    /// and partial downloads of other files.
     ///
     /// # Errors
-    /// If it is not here, is being downloaded, or the system refuses.
+    /// If the cache does not have the model, a process downloads it, or the system refuses.
     pub fn remove(&self, name: &ModelName) -> Result<u64> {
         let repo = self.repo(name);
         if !repo.path.is_dir() {
@@ -256,8 +257,8 @@ impl Cache {
         Ok(before.saturating_sub(size_of(&repo.path)))
     }
 
-    /// Removes a branch or tag with the snapshot that it alone is at, or a snapshot with all
-    /// branches and tags that are at it. False if there is no such snapshot.
+    /// Removes a branch or tag, and its snapshot if no other one points to it; or a snapshot with
+    /// all branches and tags that point to it. False if there is no such snapshot.
     fn remove_revision(&self, name: &ModelName, commits: &[String]) -> Result<bool> {
         let repo = self.repo(name);
         let Some(commit) = commits.first() else {
@@ -294,7 +295,7 @@ impl Cache {
         }
     }
 
-    /// The commit that a name means here.
+    /// The commit that a name refers to in the cache.
     fn commit(&self, name: &ModelName) -> Option<String> {
         if is_commit(&name.revision) {
             return Some(name.revision.clone());
@@ -312,7 +313,7 @@ pub(crate) struct RepoFolder {
 }
 
 impl RepoFolder {
-    /// Where the bytes of that hash lie.
+    /// The path of the blob with this hash.
     pub(crate) fn blob(&self, hash: &str) -> PathBuf {
         self.path.join("blobs").join(hash)
     }
@@ -404,7 +405,7 @@ impl RepoFolder {
             Err(TryLockError::WouldBlock) => Err(Error::Busy {
                 file: file.to_owned(),
             }),
-            // Some file systems know no locks.
+            // Some file systems do not support locks.
             Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
                 Ok(lock)
             }
@@ -419,8 +420,8 @@ impl RepoFolder {
         hashes.map(|hash| self.lock(hash, repo)).collect()
     }
 
-    /// Links a file of a snapshot to its blob; where there are no links, copies it. Returns its
-    /// path.
+    /// Links a file of a snapshot to its blob; copies it if the file system has no links. Returns
+    /// its path.
     pub(crate) fn link(&self, commit: &str, file: &str, hash: &str) -> Result<PathBuf> {
         debug_assert!(is_commit(commit) && is_safe_path(file));
         let pointer = self.snapshot(commit).join(file);
@@ -434,17 +435,17 @@ impl RepoFolder {
             path: pointer.clone(),
             source,
         };
-        // Under another name first, so that the pointer's never shows anything but a whole file.
+        // Created under a temporary name first, so that the final name always has a whole file.
         let mut temporary = pointer.clone().into_os_string();
         temporary.push(".link");
         let temporary = PathBuf::from(temporary);
-        let _ = fs::remove_file(&temporary); // of a process that was killed here
+        let _ = fs::remove_file(&temporary); // left by a killed process
         link_or_copy(&target, &self.blob(hash), &temporary).map_err(io)?;
         fs::rename(&temporary, &pointer).map_err(io)?;
         Ok(pointer)
     }
 
-    /// Writes down that a branch or tag is at a commit.
+    /// Records that a branch or tag points to a commit.
     pub(crate) fn set_reference(&self, revision: &str, commit: &str) -> Result<()> {
         let path = self.path.join("refs").join(revision);
         make_parent(&path)?;
@@ -474,8 +475,8 @@ impl RepoFolder {
         Ok(found)
     }
 
-    /// Removes the blobs that no snapshot links to, but not the beginnings of those that are to
-    /// come: nothing says of which file they are.
+    /// Removes the blobs that no snapshot links to. Keeps partial downloads, since their files are
+    /// not known.
     fn remove_unused_blobs(&self) -> Result<()> {
         let snapshots = self.path.join("snapshots");
         let used: BTreeSet<PathBuf> = files_in(&snapshots)
@@ -531,7 +532,7 @@ pub(crate) fn refuse_special(path: &Path) -> Result<()> {
             path: path.to_owned(),
             source: io::Error::other("it is not a regular file"),
         }),
-        // Opening it says what is wrong, if anything is.
+        // Opening the file reports any error.
         _ => Ok(()),
     }
 }
@@ -564,8 +565,8 @@ fn entries(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The files under a folder as paths from it, sorted; links count as files. What cannot be read is
-/// not there.
+/// The files under a folder as paths from it, sorted; links count as files. Unreadable folders
+/// count as empty.
 fn files_in(folder: &Path) -> Vec<String> {
     let mut files = Vec::new();
     for name in entries(folder).unwrap_or_default() {
@@ -603,7 +604,7 @@ fn remove_all(folder: &Path) -> Result<()> {
 #[cfg(unix)]
 fn link_or_copy(target: &Path, blob: &Path, link: &Path) -> io::Result<()> {
     match std::os::unix::fs::symlink(target, link) {
-        // Some file systems know no links.
+        // Some file systems do not support links.
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             fs::copy(blob, link).map(|_| ())
         }

@@ -1,4 +1,4 @@
-//! [`Hub`]: the few questions that are put to a server of the Hub.
+//! [`Hub`]: a client for the few requests that the Hub's servers get.
 
 use std::io::Read;
 use std::time::Duration;
@@ -12,18 +12,18 @@ use crate::error::{Error, Result, shown};
 use crate::name::{ModelName, is_commit, is_lower_hex, is_safe_path};
 use crate::proxies::Proxies;
 
-/// How long a connection may take, and an answer to begin.
+/// Timeout for a connection, and for the start of a response.
 const CONNECT_SECONDS: u64 = 10;
 const RESPONSE_SECONDS: u64 = 30;
-/// How long a body is read before it is asked for again from where it is: so a connection that died
-/// is noticed.
+/// Maximum time to read one body before the client requests the rest again: this detects dead
+/// connections.
 const BODY_SECONDS: u64 = 60;
-/// Redirections that are followed.
+/// Maximum number of redirections to follow.
 const REDIRECTS_MAX: usize = 8;
-/// The longest description of a repository that is read, in bytes.
+/// Maximum size of a repository's description, in bytes.
 const JSON_BYTES_MAX: u64 = 16 << 20;
 
-/// A server that has models.
+/// A server with models.
 pub struct Hub {
     /// Without a slash at the end.
     endpoint: String,
@@ -37,11 +37,11 @@ pub struct Hub {
 pub(crate) struct RemoteFile {
     /// Its name.
     pub path: String,
-    /// Where it is.
+    /// Its address.
     pub url: String,
     /// Bytes.
     pub size: u64,
-    /// What its bytes hash to.
+    /// The hash of its bytes.
     pub hash: Hash,
 }
 
@@ -55,7 +55,7 @@ pub(crate) enum Hash {
 }
 
 impl Hash {
-    /// As the cache names the blob.
+    /// The name of the blob in the cache.
     pub(crate) fn hex(&self) -> &str {
         match self {
             Self::Sha256(hex) | Self::GitSha1(hex) => hex,
@@ -73,7 +73,7 @@ impl Hash {
     }
 }
 
-/// What a repository has at a commit.
+/// The files of a repository at a commit.
 pub(crate) struct Snapshot {
     pub commit: String,
     pub files: Vec<String>,
@@ -96,7 +96,7 @@ impl Hub {
     /// are built in.
     ///
     /// # Errors
-    /// If the endpoint is no address or the certificates are none.
+    /// If the endpoint or the certificates are invalid.
     pub fn new(
         endpoint: &str,
         token: Option<String>,
@@ -150,7 +150,7 @@ impl Hub {
         })
     }
 
-    /// The commit that a name means, and the files that are there.
+    /// The commit that a name refers to, and its files.
     pub(crate) fn snapshot(&self, name: &ModelName) -> Result<Snapshot> {
         let url = format!(
             "{}/api/models/{}/revision/{}",
@@ -218,7 +218,7 @@ impl Hub {
             let linked = header("x-linked-etag");
             let status = response.status().as_u16();
             match (status, header("location")) {
-                // Where the bytes lie is another matter; the Hub itself says what they are.
+                // The bytes may be stored elsewhere, but size and hash come from the Hub itself.
                 (300..=399, Some(_)) if linked.is_some() => {}
                 // Another place on the Hub, such as that of a renamed repository.
                 (300..=399, Some(location)) => {
@@ -255,7 +255,7 @@ impl Hub {
         })
     }
 
-    /// A file's bytes from `start` on, and where they really start: a server may restart at 0.
+    /// A file's bytes from `start` on, and their actual start: a server may restart at 0.
     pub(crate) fn bytes(&self, file: &RemoteFile, start: u64) -> Result<(u64, Response<Body>)> {
         let range = (start > 0).then(|| format!("bytes={start}-"));
         let response = self.get(&file.url, range.as_deref())?;
@@ -315,12 +315,12 @@ impl Hub {
         } else {
             self.agent.get(url)
         };
-        // Of compressed bytes there would be neither size nor place.
+        // Compressed bytes have neither the right size nor the right positions.
         request = request.header("accept-encoding", "identity");
         if let Some(range) = range {
             request = request.header("range", range);
         }
-        // The token is for the Hub alone, not for the storage it points to.
+        // Only the Hub gets the token, not the storage that it points to.
         if let Some(token) = &self.token
             && scheme_and_host(url) == scheme_and_host(&self.endpoint)
         {
@@ -350,7 +350,7 @@ fn check_status(url: &str, status: u16) -> Result<()> {
     })
 }
 
-/// Signed addresses have secrets behind the question mark.
+/// Signed addresses have secrets after the question mark.
 fn without_parameters(url: &str) -> String {
     shown(url.split('?').next().unwrap_or_default())
 }
@@ -366,7 +366,7 @@ fn scheme_and_host(url: &str) -> Option<&str> {
     (host_len > 0).then_some(&url[..scheme.len() + host_len])
 }
 
-/// Where a redirection leads; never from https to http.
+/// The target of a redirection; never from https to http.
 fn resolved(from: &str, location: &str) -> Option<String> {
     if location.starts_with('/') && !location.starts_with("//") {
         return Some(format!("{}{location}", scheme_and_host(from)?));
@@ -376,7 +376,7 @@ fn resolved(from: &str, location: &str) -> Option<String> {
     (!is_downgrade).then(|| location.to_owned())
 }
 
-/// A path with everything escaped that means something in an address; slashes too, unless they are
+/// A path with all characters escaped that are special in an address; slashes too, unless they are
 /// kept.
 fn escaped(path: &str, keep_slashes: bool) -> String {
     let mut out = String::new();
@@ -397,7 +397,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_cut_and_joined() {
+    fn urls_are_split_and_resolved() {
         assert_eq!(scheme_and_host("http://a:1/b?c"), Some("http://a:1"));
         assert_eq!(scheme_and_host("https://a"), Some("https://a"));
         assert!(
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn only_hashes_are_hashes() {
+    fn only_valid_hashes_are_accepted() {
         let sha256 = "ab".repeat(32);
         assert_eq!(
             Hash::from_etag(&format!("W/\"{sha256}\"")),

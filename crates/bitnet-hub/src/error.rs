@@ -1,22 +1,22 @@
-//! The one error of this crate: what could not be found, fetched or kept.
+//! The error type of this crate.
 
 use std::path::PathBuf;
 
-/// What can go wrong between a name and a file.
+/// An error on the way from a name to a file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nothing that names a model.
+    /// A name that is not a model's name.
     #[error("{name:?} names no model: {problem}")]
     Name {
-        /// What was given, escaped.
+        /// The given text, escaped.
         name: String,
-        /// What is wrong with it.
+        /// The problem.
         problem: String,
     },
-    /// A name from a server, or for one, that could lead out of the cache.
+    /// A name that could lead out of the cache, from or for a server.
     #[error("{what} {name:?} is not safe to use as a path")]
     UnsafePath {
-        /// What it names.
+        /// The kind of name.
         what: &'static str,
         /// The name, escaped.
         name: String,
@@ -34,7 +34,7 @@ pub enum Error {
     Choice {
         /// The repository.
         repo: String,
-        /// What there is, and how to name it.
+        /// The models there are, and how to name one.
         found: String,
     },
     /// A download in offline mode.
@@ -43,48 +43,48 @@ pub enum Error {
         /// The model.
         name: String,
     },
-    /// A proxy that is no address.
+    /// A proxy that is not a valid address.
     #[error("the proxy {proxy:?} cannot be used: {problem}")]
     Proxy {
-        /// What was given, without user and password.
+        /// The given text, without user and password.
         proxy: String,
-        /// What is wrong with it.
+        /// The problem.
         problem: String,
     },
     /// The server refused.
     #[error("{url}: the server says {status}{hint}")]
     Status {
-        /// What was asked for, without parameters.
+        /// The requested address, without parameters.
         url: String,
         /// The HTTP status.
         status: u16,
-        /// What may help.
+        /// A hint for the user.
         hint: &'static str,
     },
-    /// No answer, or an unreadable one.
+    /// No response, or an unreadable one.
     #[error("cannot reach {url}: {problem}")]
     Network {
-        /// What was asked for, without parameters.
+        /// The requested address, without parameters.
         url: String,
-        /// What went wrong.
+        /// The cause.
         problem: String,
     },
-    /// An answer that does not say what it must.
+    /// A response without a required part.
     #[error("{url}: {problem}")]
     Answer {
-        /// What was asked for, without parameters.
+        /// The requested address, without parameters.
         url: String,
-        /// What is missing or wrong.
+        /// The missing or wrong part.
         problem: String,
     },
-    /// The bytes that came are not those that were promised.
-    #[error("{file} has hash {found}, expected {expected}; what came was thrown away")]
+    /// The downloaded bytes do not have the expected hash.
+    #[error("{file} has hash {found}, expected {expected}; the downloaded bytes are deleted")]
     WrongBytes {
         /// The file.
         file: String,
-        /// The hash of what came.
+        /// The hash of the downloaded bytes.
         found: String,
-        /// The hash that was promised.
+        /// The expected hash.
         expected: String,
     },
     /// Another process has the lock.
@@ -101,7 +101,7 @@ pub enum Error {
     Io {
         /// The file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
 }
@@ -109,7 +109,7 @@ pub enum Error {
 /// The crate's results.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A name from outside as a message may show it: cut at 120 characters; `{:?}` escapes it.
+/// An untrusted name for a message: cut at 120 characters; `{:?}` escapes it.
 pub(crate) fn shown(name: &str) -> String {
     let mut text: String = name.chars().take(120).collect();
     if text.len() < name.len() {

@@ -1,7 +1,8 @@
 //! HUB: models from the Hugging Face Hub.
 //!
-//! A [`ModelName`] says which; [`Cache::find`] gives the path of one that is here, [`pull`] brings
-//! one that is not. The cache is the one of Hugging Face's own tools, file for file:
+//! A [`ModelName`] names a model; [`Cache::find`] returns the path of a model in the cache, and
+//! [`pull`] downloads one. The cache is the same as that of Hugging Face's own tools, file for
+//! file:
 //!
 //! ```text
 //! models--ORG--NAME/blobs/HASH             a file's bytes, under the hash that they must have
@@ -10,7 +11,7 @@
 //!                  /refs/REVISION          the commit that a branch or tag is at
 //! .locks/models--ORG--NAME/HASH.lock       held by the process that downloads
 //! ```
-//! What a server says is not trusted: names stay inside the cache, and a file gets its name only
+//! Responses of servers are not trusted: names stay inside the cache, and a file gets its name only
 //! when its hash is right.
 
 #![forbid(unsafe_code)]

@@ -1,4 +1,4 @@
-//! [`ModelName`]: what people type for a model.
+//! [`ModelName`]: the name that a user types for a model.
 
 use std::fmt;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use crate::error::{Error, Result, shown};
 
-/// Names of published models that are short enough to remember, and what they stand for.
+/// Short names of published models, and their full names.
 pub const SHORT_NAMES: &[(&str, &str)] = &[
     (
         "2b4t",
@@ -23,7 +23,7 @@ pub const SHORT_NAMES: &[(&str, &str)] = &[
     ("falcon-e-3b", "tiiuae/Falcon-E-3B-Instruct"),
 ];
 
-/// The revision that is meant where none is named.
+/// The default revision.
 pub(crate) const MAIN: &str = "main";
 
 /// A model on the Hub: `ORG/NAME`, `ORG/NAME@REVISION`, `ORG/NAME:FILE`, `ORG/NAME@REVISION:FILE`
@@ -34,7 +34,7 @@ pub struct ModelName {
     pub(crate) repo: String,
     /// A branch, a tag or a commit.
     pub(crate) revision: String,
-    /// A file in it; without one, whatever model there is.
+    /// A file in it; without one, the only model.
     pub(crate) file: Option<String>,
 }
 
@@ -57,7 +57,7 @@ impl ModelName {
         &self.repo
     }
 
-    /// The file that is named, if one is.
+    /// The named file, if there is one.
     #[must_use]
     pub fn file(&self) -> Option<&str> {
         self.file.as_deref()
@@ -143,7 +143,7 @@ fn name_of_page(path: &str) -> Option<String> {
     }
 }
 
-/// Whether this can be a repository: two words as the Hub allows them.
+/// Whether this can be a repository: two words that the Hub allows.
 fn is_repo(repo: &str) -> bool {
     let is_word = |word: &str| {
         (1..=96).contains(&word.len())
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_read_and_shown_alike() {
+    fn a_displayed_name_parses_to_the_same_name() {
         for name in [
             "org/name",
             "org/na.me-1_x@v1",
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_pages_are_names() {
+    fn page_addresses_are_parsed_as_names() {
         for (page, name) in [
             ("https://huggingface.co/org/name", "org/name"),
             ("https://huggingface.co/org/name/", "org/name"),
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_lead_out_of_the_cache_is_no_name() {
+    fn names_that_lead_out_of_the_cache_are_invalid() {
         let wrong = [
             "",
             "name",

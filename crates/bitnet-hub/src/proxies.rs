@@ -1,4 +1,4 @@
-//! [`Proxies`]: which requests go through which proxy.
+//! [`Proxies`]: chooses the proxy of each request.
 
 use std::net::IpAddr;
 
@@ -15,16 +15,16 @@ pub struct Proxies {
     direct: Vec<Direct>,
 }
 
-/// Hosts that are asked without a proxy.
+/// Hosts that requests reach without a proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Direct {
     All,
-    /// A host and those below it.
+    /// A host and its subdomains.
     Host {
         name: String,
         port: Option<u16>,
     },
-    /// Addresses that have these first bits in common.
+    /// Addresses with these first bits.
     Network {
         address: IpAddr,
         bits: u32,
@@ -36,7 +36,7 @@ impl Proxies {
     /// (those below them included), addresses and networks such as `10.0.0.0/8`, or `*`.
     ///
     /// # Errors
-    /// If a proxy is no address.
+    /// If a proxy is not a valid address.
     pub fn new(http: Option<&str>, https: Option<&str>, direct: &str) -> Result<Self> {
         let proxy = |text: Option<&str>| {
             let proxy = |text: &str| {
@@ -108,7 +108,7 @@ impl Direct {
     }
 }
 
-/// How many of their first bits two addresses have in common; none if they are of different kinds.
+/// The number of equal first bits of two addresses; 0 if they are of different kinds.
 fn common_bits(a: IpAddr, b: IpAddr) -> u32 {
     match (a, b) {
         (IpAddr::V4(a), IpAddr::V4(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros(),
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn the_scheme_of_the_address_chooses_the_proxy() {
+    fn the_scheme_of_the_url_chooses_the_proxy() {
         assert_eq!(proxy_of("https://a/b", "").as_deref(), Some("secure"));
         assert_eq!(proxy_of("http://a/b", "").as_deref(), Some("plain"));
         let only_https = Proxies::new(None, Some("http://secure:2"), "").expect("proxies");
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_addresses_and_networks_are_asked_directly() {
+    fn listed_hosts_addresses_and_networks_need_no_proxy() {
         for (direct, host, is_direct) in [
             ("*", "a.example", true),
             ("example.com", "example.com", true),

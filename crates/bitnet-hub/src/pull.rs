@@ -1,4 +1,4 @@
-//! [`pull`]: a model from the Hub into the cache.
+//! [`pull`]: downloads a model from the Hub into the cache.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -14,41 +14,41 @@ use crate::client::{Hash, Hub, RemoteFile};
 use crate::error::{Error, Result};
 use crate::name::ModelName;
 
-/// Bytes that are read at once.
+/// Bytes per read.
 const BUFFER_BYTES: usize = 256 << 10;
-/// Attempts in a row that may bring nothing.
+/// Maximum number of consecutive attempts without progress.
 const ATTEMPTS: u32 = 5;
 
-/// How far a download is.
+/// Progress of a download.
 #[derive(Clone, Copy, Debug)]
 pub struct PullProgress<'a> {
-    /// What is done.
+    /// The current phase.
     pub phase: PullPhase,
     /// The file.
     pub file: &'a str,
-    /// Bytes of it that are here.
+    /// Number of its bytes in the cache.
     pub bytes_done: u64,
     /// Bytes of it.
     pub bytes_total: u64,
 }
 
-/// What is done with a file.
+/// A phase of the work on a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PullPhase {
-    /// What was here already is hashed.
+    /// Hashes the bytes that are already in the cache.
     Checking,
-    /// The rest comes.
+    /// Downloads the rest.
     Downloading,
 }
 
 /// Called for each piece; [`ControlFlow::Break`] ends with [`Error::Interrupted`].
 type ProgressFn<'a> = dyn FnMut(PullProgress<'_>) -> ControlFlow<()> + 'a;
 
-/// Brings a model into the cache and returns its path: a GGUF file, or a directory.
+/// Downloads a model into the cache and returns its path: a GGUF file, or a directory.
 ///
-/// Files that are there are hashed, not fetched again; a file that came in part is gone on with.
-/// Each gets its name only when its hash is right, and the revision points to them only when all
-/// are there. `wait` comes between attempts that bring nothing, then twice that, and so on.
+/// Complete files are hashed, not downloaded again; a partial file is continued. Each gets its name
+/// only when its hash is right, and the revision points to them only when all are complete. After
+/// attempts without progress the pause is `wait`, then twice that, and so on.
 ///
 /// # Errors
 /// If there is no such model, the server cannot be reached or sends something else, or the system
@@ -90,7 +90,7 @@ pub fn pull(
     }
 }
 
-/// How often something that failed is tried again.
+/// Counts and delays attempts after failures.
 struct Attempts {
     wait: Duration,
     left: u32,
@@ -109,7 +109,7 @@ impl Attempts {
         }
     }
 
-    /// Waits, or gives up with the error.
+    /// Waits, or returns the error after too many failures.
     fn after(&mut self, error: Error) -> Result<()> {
         let may_pass = match &error {
             Error::Network { .. } => true,
@@ -125,7 +125,7 @@ impl Attempts {
     }
 }
 
-/// Makes sure that a blob is there, whole and right.
+/// Ensures that a blob is complete and has the right hash.
 fn fetch(
     hub: &Hub,
     repo: &RepoFolder,
@@ -180,7 +180,7 @@ fn fetch(
             fs::remove_file(&path).map_err(io)?;
             return Err(wrong);
         }
-        // What was here before may have been something else's; once from the start.
+        // The earlier bytes may belong to another file: download once from the start.
         resumed = false;
     }
     partial.file.sync_all().map_err(io)?;
@@ -190,7 +190,7 @@ fn fetch(
     })
 }
 
-/// The hash of bytes that come one after the other.
+/// The hash of a sequence of byte blocks.
 #[derive(Clone)]
 enum Hasher {
     Sha256(Sha256),
@@ -223,7 +223,7 @@ impl Hasher {
     }
 }
 
-/// The part of a file that is here.
+/// The part of a file in the cache.
 struct Partial<'a> {
     file: File,
     path: &'a Path,
@@ -263,7 +263,7 @@ impl<'a> Partial<'a> {
         }
     }
 
-    /// Hashes what is in the file; false if that is more than the whole.
+    /// Hashes the bytes in the file; false if they are more than the whole.
     fn check_what_is_there(&mut self, progress: &mut ProgressFn<'_>) -> Result<bool> {
         let mut buffer = vec![0; BUFFER_BYTES];
         loop {
@@ -293,7 +293,7 @@ impl<'a> Partial<'a> {
         }
     }
 
-    /// Forgets what is there.
+    /// Discards the bytes in the file.
     fn restart(&mut self) -> Result<()> {
         self.file.set_len(0).map_err(|source| self.io(source))?;
         self.file
@@ -352,7 +352,7 @@ impl<'a> Partial<'a> {
                     self.len, self.remote.size
                 )));
             }
-            // Whether more comes than was promised does not matter: the hash decides.
+            // Extra bytes do no harm: the hash decides.
             let bytes = &buffer
                 [..read.min(usize::try_from(self.remote.size - self.len).unwrap_or(usize::MAX))];
             self.file

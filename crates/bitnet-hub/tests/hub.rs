@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const REPO: &str = "org/model-1.58";
 
-/// A request as it came.
+/// A received request.
 #[derive(Clone, Debug)]
 struct Request {
     method: String,
@@ -29,7 +29,7 @@ impl Request {
         self.headers.get(name).map(String::as_str)
     }
 
-    /// Where it asks to begin.
+    /// The first byte of the requested range.
     fn start(&self) -> usize {
         let range = self
             .header("range")
@@ -49,8 +49,8 @@ struct Reply {
 
 type Answer = dyn Fn(&Request, usize) -> Reply + Send + Sync;
 
-/// A server that answers as it is told, once for each connection; the number counts the requests
-/// before.
+/// A server that gives one scripted reply per connection. The closure gets the number of earlier
+/// requests.
 struct Server {
     endpoint: String,
     log: Arc<Mutex<Vec<Request>>>,
@@ -94,7 +94,7 @@ impl Server {
     }
 }
 
-/// Answers one request; whoever hangs up early is not our concern.
+/// Answers one request. Errors are ignored, since a client may hang up early.
 fn serve(stream: &TcpStream, log: &Mutex<Vec<Request>>, answer: &Answer) -> Option<()> {
     let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
     let first = lines.next()?;
@@ -146,7 +146,7 @@ fn sha256(bytes: &[u8]) -> String {
         .collect()
 }
 
-/// Bytes in which every place differs from its neighbours.
+/// Bytes in which every byte differs from its neighbours.
 fn content(len: usize) -> Vec<u8> {
     (0..len as u64)
         .map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
@@ -168,7 +168,7 @@ fn description(commit: &str, files: &[&str]) -> Reply {
     }
 }
 
-/// A large file as the Hub answers for it, whole or from where it is asked for.
+/// The Hub's reply for a large file: the whole file or the requested range.
 fn large(request: &Request, bytes: &[u8]) -> Reply {
     let start = request.start();
     let mut headers = vec![
@@ -207,7 +207,7 @@ fn one_file(bytes: Vec<u8>) -> Server {
     })
 }
 
-/// A cache in a folder of its own.
+/// A cache in its own temporary folder.
 struct Place {
     folder: tempfile::TempDir,
     cache: Cache,
@@ -259,7 +259,7 @@ impl Place {
 }
 
 #[test]
-fn a_model_comes_into_the_cache_as_hugging_faces_tools_keep_it() {
+fn a_pulled_model_has_the_cache_layout_of_hugging_faces_tools() {
     let bytes = content(700_000);
     let (server, place, hash) = (one_file(bytes.clone()), Place::new(), sha256(&bytes));
     let path = place.pull(&server, REPO).expect("a path");
@@ -345,7 +345,7 @@ fn hash_link(hash: &str) -> u64 {
 
 #[cfg(unix)]
 #[test]
-fn a_pipe_in_the_place_of_a_file_is_refused() {
+fn a_pipe_in_place_of_a_file_is_refused() {
     let bytes = content(1000);
     let server = one_file(bytes.clone());
     for end in ["", ".incomplete"] {
@@ -360,10 +360,10 @@ fn a_pipe_in_the_place_of_a_file_is_refused() {
 }
 
 #[test]
-fn what_was_broken_off_is_gone_on_with() {
+fn a_broken_download_continues() {
     let bytes = content(1_000_000);
     let (served, place) = (bytes.clone(), Place::new());
-    // Some hundred thousand bytes at a time, then nothing, then a failure of the server.
+    // The server sends some hundred thousand bytes at a time, then nothing, then an error.
     let server = Server::start(move |request, count| match &*request.path {
         path if path.starts_with("/api/") && count == 0 => Reply {
             status: 503,
@@ -393,12 +393,12 @@ fn what_was_broken_off_is_gone_on_with() {
     assert!(starts.len() > 9 && starts.is_sorted(), "{starts:?}");
     assert!(
         starts.iter().filter(|start| **start > 0).count() >= 9,
-        "it never begins anew: {starts:?}"
+        "it never restarts at 0: {starts:?}"
     );
 }
 
 #[test]
-fn a_server_that_brings_nothing_is_given_up_and_what_came_is_kept() {
+fn a_pull_without_progress_fails_and_keeps_its_bytes() {
     let bytes = content(300_000);
     let (served, place) = (bytes.clone(), Place::new());
     let server = Server::start(move |request, _| match &*request.path {
@@ -465,7 +465,7 @@ fn wrong_bytes_never_get_a_name() {
     assert_eq!(server.downloads().len(), 1);
     let path = place.pull(&one_file(bytes.clone()), REPO).expect("a path");
 
-    // A blob that rots on the disk, and a part that is of something else.
+    // A blob that is damaged on the disk, and a partial file that belongs to another blob.
     let mut rotten = bytes.clone();
     rotten[7] ^= 0x40;
     fs::write(fs::canonicalize(&path).expect("the blob"), rotten).expect("a file");
@@ -495,7 +495,7 @@ fn wrong_bytes_never_get_a_name() {
 }
 
 #[test]
-fn a_server_without_ranges_begins_anew() {
+fn a_server_without_ranges_restarts_the_download() {
     let bytes = content(400_000);
     let (served, place) = (bytes.clone(), Place::new());
     let server = Server::start(move |request, count| match &*request.path {
@@ -516,7 +516,7 @@ fn a_server_without_ranges_begins_anew() {
 }
 
 #[test]
-fn an_interrupted_pull_goes_on_where_it_was() {
+fn an_interrupted_pull_continues_where_it_stopped() {
     let bytes = content(3_000_000);
     let (server, place) = (one_file(bytes.clone()), Place::new());
     let name: ModelName = REPO.parse().expect("a name");
@@ -547,7 +547,7 @@ fn an_interrupted_pull_goes_on_where_it_was() {
 }
 
 #[test]
-fn a_directory_comes_with_its_small_files_and_points_to_itself_when_all_are_there() {
+fn a_directory_has_its_small_files_and_a_reference_once_complete() {
     let shards = [content(200_000), content(100_000)];
     let index = serde_json::json!({"weight_map": {
         "a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}});
@@ -685,7 +685,7 @@ fn names_that_lead_out_of_the_cache_are_refused() {
         );
         assert!(place.files().is_empty());
     }
-    // A reference in the cache that somebody else wrote.
+    // A reference in the cache that another program wrote.
     let place = Place::new();
     fs::create_dir_all(place.at("refs")).expect("a folder");
     fs::write(place.at("refs/main"), "../../../../etc").expect("a file");
@@ -696,7 +696,7 @@ fn names_that_lead_out_of_the_cache_are_refused() {
 }
 
 #[test]
-fn the_token_is_for_the_hub_alone() {
+fn only_the_hub_gets_the_token() {
     let bytes = content(50_000);
     let served = bytes.clone();
     let storage = Server::start(move |request, _| large(request, &served));
@@ -744,7 +744,7 @@ fn the_token_is_for_the_hub_alone() {
 }
 
 #[test]
-fn whoever_downloads_has_the_lock() {
+fn a_pull_holds_the_lock_of_its_blob() {
     let bytes = content(10_000);
     let (server, place) = (one_file(bytes.clone()), Place::new());
     let lock = place.cache.root().join(format!(
@@ -766,7 +766,7 @@ fn whoever_downloads_has_the_lock() {
 }
 
 #[test]
-fn what_another_snapshot_links_to_stays_when_one_is_removed() {
+fn removing_a_snapshot_keeps_the_blobs_of_others() {
     let bytes = content(20_000);
     let served = bytes.clone();
     let place = Place::new();
@@ -815,7 +815,7 @@ fn what_another_snapshot_links_to_stays_when_one_is_removed() {
 }
 
 #[test]
-fn a_revision_is_removed_by_itself() {
+fn a_revision_can_be_removed_alone() {
     let (bytes, other) = (content(20_000), "f".repeat(40));
     let (served, commit) = (bytes.clone(), other.clone());
     let server = Server::start(move |request, _| match &*request.path {
@@ -870,7 +870,7 @@ fn a_revision_is_removed_by_itself() {
 }
 
 #[test]
-fn what_has_begun_to_come_of_another_file_stays() {
+fn removing_a_model_keeps_partial_downloads_of_other_files() {
     let (server, place) = (one_file(content(10_000)), Place::new());
     place.pull(&server, REPO).expect("a path");
     let begun = place
@@ -891,7 +891,7 @@ fn what_has_begun_to_come_of_another_file_stays() {
 }
 
 #[test]
-fn refusals_say_what_may_help() {
+fn refusals_give_a_hint() {
     let place = Place::new();
     for (status, said) in [(401, "HF_TOKEN"), (404, "no such repository")] {
         let server = Server::start(move |_, _| Reply {

@@ -265,7 +265,7 @@ pub(crate) struct TokenConstraint {
 }
 
 impl TokenConstraint {
-    /// The constraint at its beginning, for another answer.
+    /// A copy in the initial state, for another answer.
     pub(crate) fn restarted(&self) -> Self {
         Self {
             matcher: self.matcher.deep_clone(),

@@ -4,7 +4,7 @@
 //! [`Engine`](bitnet_inference::Engine), and answers requests until the process gets a signal to
 //! stop. A handler reads and checks a request, turns it into tokens, takes a place in a bounded
 //! queue and submits it to the [`Driver`](bitnet_inference::Driver). The pieces of the answer come
-//! back over a channel, and leave as one response or as a stream. A client that hangs up closes
+//! back over a channel, and leave as one response or as a stream. A client that disconnects closes
 //! that channel, which cancels the request.
 //!
 //! [`run_load`] is the client side: it runs many clients at once and measures their waiting times.
