@@ -415,7 +415,7 @@ fn quantize_rounds_only_weights_that_are_not_ternary() {
     ]);
     assert!(
         said.contains("scales"),
-        "what was rounded is said: {said:?}"
+        "the output names the rounded tensors: {said:?}"
     );
 }
 
@@ -498,7 +498,7 @@ mod signals {
                 "after {signal:?}"
             );
             std::fs::remove_file(folder.path(out)).expect("the file");
-            assert_eq!(folder.names(), before, "nothing is left");
+            assert_eq!(folder.names(), before, "no file is left behind");
         }
         assert!(
             unfinished >= 10,

@@ -220,7 +220,7 @@ fn a_short_name_is_pulled_run_listed_and_removed() {
     assert_eq!(
         *starts.lock().expect("the log"),
         [0],
-        "what is there is not fetched again"
+        "complete files are not downloaded again"
     );
     let offline = |arguments: &[&str]| {
         let mut command = home.command(arguments);
@@ -238,7 +238,7 @@ fn a_short_name_is_pulled_run_listed_and_removed() {
     let result = offline(&["pull", "2b4t", "--json"]);
     assert!(
         result.status.success(),
-        "what is here needs no network: {result:?}"
+        "a cached model needs no network: {result:?}"
     );
     let place: Value = serde_json::from_slice(&result.stdout).expect("JSON");
     assert_eq!(place, home.json(&["pull", "2b4t", "--json"]));

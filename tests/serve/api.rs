@@ -74,7 +74,7 @@ fn a_streamed_chat_equals_the_whole_chat() {
         (&json!({}), &json!("length"))
     );
     let middle = &chunks[1..chunks.len() - 1];
-    assert!(middle.len() > 8, "the answer comes in pieces");
+    assert!(middle.len() > 8, "the answer is streamed in several chunks");
     assert!(
         middle
             .iter()
@@ -147,7 +147,10 @@ fn a_streamed_completion_begins_with_the_echoed_prompt() {
     for chunk in server.post(COMPLETIONS, &stream).events() {
         let choice = &chunk["choices"][0];
         let index = choice["index"].as_u64().expect("a number") as usize;
-        assert!(reasons[index].is_null(), "nothing comes after the end");
+        assert!(
+            reasons[index].is_null(),
+            "no chunk follows the finish reason"
+        );
         texts[index] += choice["text"].as_str().expect("a text");
         reasons[index] = choice["finish_reason"].clone();
     }
@@ -272,7 +275,7 @@ fn stop_bias_and_penalties_take_effect() {
     let penalized =
         ask(json!({ "repetition_penalty": 2, "presence_penalty": 1, "frequency_penalty": 1 }));
     assert_ne!(text(&penalized), text(&full));
-    // One token to choose from is no choice.
+    // With a single candidate token, sampling equals greedy decoding.
     assert_eq!(
         text(&ask(json!({ "temperature": 2, "top_k": 1 }))),
         text(&full)

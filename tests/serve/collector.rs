@@ -26,11 +26,11 @@ pub struct Collected {
 
 impl Collected {
     pub fn metrics(&self) -> Vec<ExportMetricsServiceRequest> {
-        self.metrics.lock().expect("what has come").clone()
+        self.metrics.lock().expect("the exports").clone()
     }
 
     pub fn traces(&self) -> Vec<ExportTraceServiceRequest> {
-        self.traces.lock().expect("what has come").clone()
+        self.traces.lock().expect("the exports").clone()
     }
 }
 
@@ -42,7 +42,7 @@ impl MetricsService for Collected {
     ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
         self.metrics
             .lock()
-            .expect("what has come")
+            .expect("the exports")
             .push(request.into_inner());
         Ok(Response::new(ExportMetricsServiceResponse::default()))
     }
@@ -56,7 +56,7 @@ impl TraceService for Collected {
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
         self.traces
             .lock()
-            .expect("what has come")
+            .expect("the exports")
             .push(request.into_inner());
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }

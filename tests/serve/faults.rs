@@ -11,7 +11,7 @@ use crate::client::{Response, Server, chat, write_request};
 
 const CHAT: &str = "/v1/chat/completions";
 
-/// An answer that goes on for minutes.
+/// An answer that takes minutes.
 fn endless(more: Value) -> Value {
     crate::client::with(
         chat(
@@ -186,7 +186,7 @@ fn a_stalled_reader_is_disconnected() {
             .iter()
             .any(|line| line["outcome"] == "client gone")
     };
-    server.wait_until("given up", gone);
+    server.wait_until("cancelled", gone);
     assert_eq!(server.post(CHAT, &chat("Once", json!({}))).status, 200);
 }
 

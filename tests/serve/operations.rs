@@ -149,13 +149,13 @@ fn keys_are_added_and_removed_while_the_server_runs() {
             .any(|line| line["error"].as_str().is_some_and(|e| e.contains(text)))
     };
     write("nonsense");
-    server.wait_until("told", || is_logged("line 1"));
+    server.wait_until("logged", || is_logged("line 1"));
     std::fs::remove_file(&path).expect("a file");
-    server.wait_until("told", || is_logged("cannot read it"));
+    server.wait_until("logged", || is_logged("cannot read it"));
     assert_eq!(
         (status("other"), status("secret")),
         (200, 401),
-        "what was read last counts"
+        "the keys that were read last stay valid"
     );
     write(alice);
     server.wait_until("read again", || status("secret") == 200);
@@ -420,7 +420,7 @@ fn a_drain_under_load_breaks_no_answer() {
             .collect();
         let of = |name: &str| server.sample(name);
         let let_in = || of("vllm:num_requests_running") + of("vllm:num_requests_waiting") == 12.0;
-        server.wait_until("let in", let_in);
+        server.wait_until("admitted", let_in);
         server.signal("TERM");
         for (answer, body) in answers.into_iter().zip(&bodies) {
             let response = answer.join().expect("an answer");
@@ -468,7 +468,7 @@ fn a_second_signal_stops_at_once() {
     server.signal("TERM");
     server.wait_until("draining", || server.get("/readyz").status == 503);
     server.signal("INT");
-    server.wait_until("told why", || {
+    server.wait_until("logged the cause", || {
         server
             .log()
             .iter()
@@ -1027,7 +1027,7 @@ fn a_key_file_that_becomes_a_pipe_does_not_block_the_server() {
             .expect("mkfifo runs")
             .success()
     );
-    server.wait_until("told", || {
+    server.wait_until("logged", || {
         let log = server.log();
         log.iter()
             .any(|line| line["error"] == "it is not a regular file")
@@ -1035,7 +1035,7 @@ fn a_key_file_that_becomes_a_pipe_does_not_block_the_server() {
     assert_eq!(
         (status("secret"), status("other")),
         (200, 401),
-        "what was read last counts"
+        "the keys that were read last stay valid"
     );
     std::fs::remove_file(&path).expect("a pipe");
     std::fs::write(&path, other).expect("a file");
@@ -1054,7 +1054,7 @@ fn sighup_drains_and_other_signals_have_no_effect() {
     server.signal("USR2");
     assert_eq!(server.get("/readyz").status, 200);
     server.signal("HUP");
-    // A server that was started under `nohup`, as these tests may be, ignores that.
+    // A server that was started under `nohup`, as in some test runs, ignores SIGHUP.
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let ignored = ignored.map(|mask| u64::from_str_radix(mask.trim(), 16).expect("a mask"));

@@ -256,7 +256,7 @@ fn required_tools_are_called_with_valid_arguments() {
                 assert_eq!(
                     call["id"].is_string(),
                     name.is_empty(),
-                    "the id comes once, with the name"
+                    "only the chunk with the name has the id"
                 );
                 name += call["function"]["name"].as_str().unwrap_or_default();
                 arguments += call["function"]["arguments"].as_str().expect("a piece");

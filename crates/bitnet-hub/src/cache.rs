@@ -1,4 +1,4 @@
-//! [`Cache`]: the folder where Hugging Face's tools keep what they download.
+//! [`Cache`]: the folder where Hugging Face's tools store downloads.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
@@ -459,7 +459,7 @@ impl RepoFolder {
         fs::rename(&temporary, &path).map_err(io)
     }
 
-    /// Removes a file of some snapshots. False if none has it.
+    /// Removes a file of some snapshots. False if no snapshot has it.
     fn remove_file(&self, file: &str, commits: &[String]) -> Result<bool> {
         let mut found = false;
         for commit in commits {
@@ -545,7 +545,7 @@ pub(crate) fn make_parent(path: &Path) -> Result<()> {
     })
 }
 
-/// The names in a folder, sorted; none if there is no such folder.
+/// The names in a folder, sorted; empty if the folder does not exist.
 fn entries(folder: &Path) -> Result<Vec<String>> {
     let io = |source| Error::Io {
         path: folder.to_owned(),

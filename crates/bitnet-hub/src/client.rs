@@ -125,7 +125,7 @@ impl Hub {
                 });
                 let certificates: Vec<_> = certificates.collect();
                 if certificates.is_empty() {
-                    return Err(wrong("there are no certificates in the file that is named"));
+                    return Err(wrong("the named file has no certificates"));
                 }
                 RootCerts::new_with_certs(&certificates)
             }
@@ -176,7 +176,7 @@ impl Hub {
         let json: RepoJson = serde_json::from_slice(&text)
             .map_err(|error| answer(format!("not understood: {error}")))?;
         if !is_commit(&json.sha) {
-            return Err(answer(format!("{:?} is no commit", shown(&json.sha))));
+            return Err(answer(format!("{:?} is not a commit", shown(&json.sha))));
         }
         let files: Vec<String> = json
             .siblings
@@ -233,7 +233,7 @@ impl Hub {
             let etag = linked.or_else(|| header("etag"));
             let Some(hash) = etag.and_then(Hash::from_etag) else {
                 return Err(answer(
-                    "no hash (ETag), so what comes could not be checked".to_owned(),
+                    "no hash (ETag), so the downloaded bytes could not be verified".to_owned(),
                 ));
             };
             let size = header("x-linked-size")

@@ -29,7 +29,7 @@ pub enum Error {
         /// The cache.
         cache: PathBuf,
     },
-    /// A repository with several models or none.
+    /// A repository with no model or several models.
     #[error("{repo} has {found}")]
     Choice {
         /// The repository.
@@ -94,7 +94,7 @@ pub enum Error {
         file: String,
     },
     /// The caller stopped it.
-    #[error("interrupted; the next pull goes on from here")]
+    #[error("interrupted; the next pull continues from here")]
     Interrupted,
     /// The system refused.
     #[error("cannot use {}", path.display())]

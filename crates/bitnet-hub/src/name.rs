@@ -93,10 +93,10 @@ impl FromStr for ModelName {
             )));
         }
         if !is_safe_path(revision) {
-            return Err(wrong("the revision is none"));
+            return Err(wrong("the revision is not valid"));
         }
         if file.is_some_and(|file| !is_safe_path(file)) {
-            return Err(wrong("the file is none of a repository"));
+            return Err(wrong("the file is not a valid path in a repository"));
         }
         Ok(Self {
             repo: repo.to_owned(),
@@ -128,8 +128,8 @@ fn page_path(name: &str) -> Option<&str> {
     path.split(['?', '#']).next()
 }
 
-/// The name of the model, the revision or the file that a page shows: `ORG/NAME`, behind it perhaps
-/// `/tree/REVISION`, or `/blob/REVISION/FILE` and the like.
+/// The name of the model, the revision or the file that a page shows: `ORG/NAME`, optionally
+/// followed by `/tree/REVISION`, or by `/blob/REVISION/FILE` and similar paths.
 fn name_of_page(path: &str) -> Option<String> {
     let mut parts = path.trim_end_matches('/').splitn(5, '/');
     let (org, repo) = (parts.next()?, parts.next()?);

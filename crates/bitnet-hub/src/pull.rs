@@ -51,7 +51,7 @@ type ProgressFn<'a> = dyn FnMut(PullProgress<'_>) -> ControlFlow<()> + 'a;
 /// attempts without progress the pause is `wait`, then twice that, and so on.
 ///
 /// # Errors
-/// If there is no such model, the server cannot be reached or sends something else, or the system
+/// If the model does not exist, the server cannot be reached or sends wrong bytes, or the system
 /// refuses.
 pub fn pull(
     hub: &Hub,
@@ -337,7 +337,7 @@ impl<'a> Partial<'a> {
         if first != self.len {
             self.restart()?;
             if first != 0 {
-                return Err(broken(format!("bytes from {first} on came")));
+                return Err(broken(format!("the server sent bytes from {first} on")));
             }
         }
         let mut reader = response.body_mut().as_reader();

@@ -319,7 +319,7 @@ fn a_pulled_model_has_the_cache_layout_of_hugging_faces_tools() {
     assert_eq!(
         server.downloads().len(),
         1,
-        "what is there is not fetched again"
+        "complete files are not downloaded again"
     );
     assert_eq!(
         place
@@ -906,7 +906,7 @@ fn refusals_give_a_hint() {
         assert_eq!(
             server.requests().len(),
             1,
-            "what will not change is not asked again"
+            "permanent errors are not retried"
         );
     }
     let server = Server::start(|_, _| Reply {

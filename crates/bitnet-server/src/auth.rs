@@ -19,8 +19,8 @@ pub struct ApiKeys {
 
 impl ApiKeys {
     /// Reads a file: lines of 64 hexadecimal digits, the SHA-256 of a key, each followed by a name
-    /// for the logs, which is what `printf %s "$KEY" | sha256sum` prints, where `-` may be replaced
-    /// by the name. Empty lines and lines that begin with `#` are skipped.
+    /// for the logs, in the format that `printf %s "$KEY" | sha256sum` prints, where `-` may be
+    /// replaced by the name. Empty lines and lines that begin with `#` are skipped.
     ///
     /// # Errors
     /// If the file cannot be read, a line is invalid, or there are no keys.
@@ -68,7 +68,7 @@ fn read(path: &Path) -> Result<String> {
 
 /// Prefix of the names that unnamed keys get.
 const UNNAMED: &str = "sha256:";
-/// Number of hexadecimal digits of such a name: 64 bits tell any two keys of a file apart.
+/// Number of hexadecimal digits of such a name: 64 bits distinguish any two keys of a file.
 const UNNAMED_DIGITS: usize = 16;
 
 /// The hashes of the keys, each with the name of its owner.

@@ -41,7 +41,7 @@ impl Connection {
             .get_or_insert_with(|| Box::pin(sleep(self.write_timeout)));
         std::task::ready!(patience.as_mut().poll(context));
         let message = format!(
-            "nothing of the answer was taken for {} s",
+            "the client read nothing of the answer for {} s",
             self.write_timeout.as_secs_f64()
         );
         Poll::Ready(Err(Error::new(ErrorKind::TimedOut, message)))

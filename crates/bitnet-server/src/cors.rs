@@ -40,7 +40,7 @@ impl CorsOrigins {
         })
     }
 
-    /// Whether a request is a preflight: a browser asks what it may send.
+    /// Whether a request is a preflight: a browser asks for permission to send a request.
     pub(crate) fn is_preflight<B>(request: &Request<B>) -> bool {
         let headers = request.headers();
         request.method() == Method::OPTIONS
@@ -93,7 +93,7 @@ impl CorsOrigins {
     }
 }
 
-/// `scheme://host[:port]`, and nothing behind it.
+/// `scheme://host[:port]`, and nothing after it.
 fn parse(origin: &str) -> Option<HeaderValue> {
     let (scheme, host) = origin.split_once("://")?;
     let is_plain = |part: &str, others: &[char]| {

@@ -76,7 +76,7 @@ pub(crate) struct Peer {
     /// Whether it holds a reserved place, for probes only.
     pub(crate) is_reserved: bool,
     requests: Mutex<Requests>,
-    /// Tells the connection to close at once.
+    /// Tells the connection to close immediately.
     close: Notify,
 }
 
@@ -293,7 +293,7 @@ async fn talk(
 ) {
     // Pieces of an answer are small and must not wait for each other.
     if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "a connection was gone at once");
+        tracing::debug!(%error, "a connection closed immediately");
         return;
     }
     let header_timeout = match peer.is_reserved {

@@ -28,7 +28,7 @@ pub enum Error {
     LoadPanicked(String),
     /// An address that the load generator cannot use.
     #[error(
-        "{url:?} is no address that requests can be sent to: expected http://host[:port][/path] (https is not supported)"
+        "{url:?} is not a valid server address: expected http://host[:port][/path] (https is not supported)"
     )]
     Url {
         /// The given text.
@@ -61,13 +61,13 @@ pub enum Error {
         prefix: &'static str,
     },
     /// An allowed host that is not a host name.
-    #[error("{host:?} is no name of a host: expected * or a name without a port")]
+    #[error("{host:?} is not a host name: expected * or a name without a port")]
     Host {
         /// The text that was given.
         host: String,
     },
     /// A CORS origin that no browser would send.
-    #[error("{origin:?} is no origin: expected * or scheme://host[:port] without a path")]
+    #[error("{origin:?} is not an origin: expected * or scheme://host[:port] without a path")]
     Origin {
         /// The given text.
         origin: String,

@@ -159,7 +159,9 @@ fn measure(grammar: &Grammar) -> Result<(), String> {
         return Err(format!("it has {bytes} bytes, but may have {BYTES_MAX}"));
     }
     if depth > DEPTH_MAX {
-        return Err(format!("it is nested {depth} deep, but may be {DEPTH_MAX}"));
+        return Err(format!(
+            "it is nested {depth} deep, but may be at most {DEPTH_MAX}"
+        ));
     }
     Ok(())
 }

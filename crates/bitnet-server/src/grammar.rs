@@ -410,7 +410,7 @@ impl Constraint for TokenConstraint {
     }
 
     fn accept(&mut self, token: TokenId) -> Result<(), String> {
-        // The token that ends an answer comes when the grammar is at its end already.
+        // The grammar has already ended when the stop token arrives.
         if self.matcher.is_stopped() {
             return Ok(());
         }

@@ -1,8 +1,8 @@
 //! [`AllowedHosts`]: the host names under which the server answers.
 //!
-//! A page on the web can point a name of its own at 127.0.0.1 (DNS rebinding). Browsers then take
-//! the server for a part of that page's site, so that neither CORS nor the content type stops the
-//! page. The header `Host` reveals the page's name.
+//! A web page can resolve its own host name to 127.0.0.1 (DNS rebinding). Browsers then take the
+//! server for a part of that page's site, so that neither CORS nor the content type stops the page.
+//! The header `Host` reveals the page's name.
 
 use std::net::IpAddr;
 
@@ -80,7 +80,7 @@ impl AllowedHosts {
     }
 }
 
-/// The host of `host[:port]`; `None` if the port is no number.
+/// The host of `host[:port]`; `None` if the port is not a number.
 fn without_port(host: &str) -> Option<&str> {
     let end_of_address = host.find(']').map_or(0, |end| end + 1);
     match host[end_of_address..].rfind(':') {

@@ -208,7 +208,7 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     if (status.is_client_error() || status.is_server_error())
         && status != StatusCode::REQUEST_TIMEOUT
         && !may_refuse_unread
-        // Reserved places must be free again at once.
+        // A reserved place must become free immediately.
         && !peer.is_some_and(|peer| peer.is_reserved)
     {
         body.drain(app.options.limits.body_bytes).await;

@@ -9,8 +9,8 @@
 //!
 //! [`run_load`] is the client side: it runs many clients at once and measures their waiting times.
 //!
-//! This crate knows text and JSON, no tensors. It reads neither arguments nor the environment: the
-//! program settles [`ServeOptions`].
+//! This crate handles text and JSON, not tensors. It reads neither arguments nor the environment:
+//! the program settles [`ServeOptions`].
 
 #![forbid(unsafe_code)]
 

@@ -419,7 +419,7 @@ const WORDS: [&str; 32] = [
     "your", "which", "their", "said", "if",
 ];
 
-/// Ids that most vocabularies have, and that mean nothing special there.
+/// Ids that most vocabularies use for ordinary tokens.
 const TOKEN_ID_MIN: u64 = 300;
 const NUM_TOKEN_IDS: u64 = 2000;
 

@@ -1,6 +1,6 @@
 //! The OpenAPI document, made from the types that are read and written.
 //!
-//! `docs/openapi.json` is the same document; a test holds it to what is served.
+//! `docs/openapi.json` is the same document; a test compares it with the served document.
 
 use std::sync::LazyLock;
 

@@ -76,9 +76,9 @@ pub struct Limits {
     pub request_timeout: Duration,
     /// Bytes of all bodies that are read or waiting to be read.
     pub inflight_bytes: usize,
-    /// Open connections, beside some that answer probes only.
+    /// Maximum number of open connections, in addition to some that answer only probes.
     pub connections: usize,
-    /// Open connections of one address.
+    /// Maximum number of open connections of one address.
     pub connections_per_address: usize,
 }
 

@@ -419,7 +419,7 @@ impl Instruments {
         if let (None, Some(first)) = (&error, generation.first_token) {
             let first = first.as_secs_f64();
             self.first_token.record(first, &attributes);
-            // Of one answer: the tokens of several come together.
+            // Only for a single answer: the tokens of several answers arrive together.
             if let (1, further @ 1..) = (
                 generation.finish_reasons.len(),
                 generation.usage.completion_tokens.saturating_sub(1),

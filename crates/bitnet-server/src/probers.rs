@@ -37,7 +37,7 @@ impl Probers {
     pub(crate) fn told_ready(&self, now: Instant) {
         let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(last) = ready.last {
-            // There may be several probers, each with a pause of its own.
+            // There may be several probers, each with a different pause.
             ready.pause = Some((now - last).max(ready.pause.unwrap_or_default() * 3 / 4));
         }
         ready.last = Some(now);

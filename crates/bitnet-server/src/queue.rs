@@ -29,7 +29,7 @@ pub(crate) struct Counts {
     pub(crate) running: usize,
     /// Mean time from an answer's beginning to its end, in seconds; 0 before the first has ended.
     service_s: f64,
-    /// Since when at least one answer has been running; `None` if none runs.
+    /// Start of the time in which at least one answer runs; `None` if no answer runs.
     busy_since: Option<Instant>,
 }
 

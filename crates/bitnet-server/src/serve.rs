@@ -31,7 +31,7 @@ const HTTP_THREADS: usize = 2;
 /// [`THREAD_STACK_BYTES`] at most.
 const ENGINE_STACK_BYTES: usize = 2 * THREAD_STACK_BYTES;
 
-/// Time to send the last telemetry: after a drain, and when the server must stop at once.
+/// Time to send the last telemetry: after a drain, and when the server must stop immediately.
 #[cfg(feature = "otlp")]
 const OTLP_LAST_WORDS: Duration = Duration::from_secs(5);
 #[cfg(feature = "otlp")]
@@ -45,7 +45,7 @@ type Loaded = std::result::Result<ServedModel, Box<dyn std::error::Error + Send 
 pub enum Ended {
     /// All requests under way were answered.
     Drained,
-    /// The drain took too long, or a second signal came.
+    /// The drain took too long, or a second signal arrived.
     Cut {
         /// Number of requests whose answers were cut off.
         unfinished: usize,

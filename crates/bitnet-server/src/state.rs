@@ -33,7 +33,7 @@ pub struct ServedModel {
     pub tokenizer: Option<Arc<Tokenizer>>,
     /// How the messages of a chat become a prompt.
     pub conversation: Conversation,
-    /// The model's name where the options give none.
+    /// The model's name if the options have no name.
     pub name: String,
     /// Positions of a block of the key/value cache.
     pub block_size: usize,

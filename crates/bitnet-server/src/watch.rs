@@ -91,7 +91,7 @@ fn look_at_keys(keys: &ApiKeys, last_problem: &mut Option<String>) {
     };
     // Logged once, not every second.
     if let Some(error) = problem.as_ref().filter(|_| *last_problem != problem) {
-        tracing::error!(%path, error, "the API keys cannot be read again: those that were read last count");
+        tracing::error!(%path, error, "the API keys cannot be read again: the keys that were read last stay valid");
     }
     *last_problem = problem;
 }

@@ -139,7 +139,7 @@ fn a_server_that_loads_is_alive_but_not_ready() {
     for path in ["/readyz", "/startupz", "/health", "/v1/models"] {
         assert_eq!(ask(address, "GET", path, "").0, 200, "{path}");
     }
-    // Tokens in, tokens out, where there is no tokenizer.
+    // Without a tokenizer, prompts and answers are token ids.
     let (status, text) = ask(address, "POST", "/v1/completions", tokens);
     assert!(
         status == 200 && text.contains(r#""completion_tokens":2"#),

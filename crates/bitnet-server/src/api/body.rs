@@ -110,8 +110,8 @@ fn check_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Reads a request from JSON. Fields that this server does not know are an error, and those that it
-/// knows and does not support, unless their value has no effect; `is_lenient` ignores both.
+/// Reads a request from JSON. Unknown fields are an error. Known but unsupported fields are an
+/// error, too, unless their value has no effect; `is_lenient` ignores both.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], is_lenient: bool) -> Result<T, ApiError> {
     // Serde would read a list as the fields in their order.
     if bytes
@@ -184,7 +184,7 @@ fn refusal(error: &serde_json::Error, path: &str) -> ApiError {
     }
     match path {
         "" => ApiError::invalid_json(format!(
-            "The request's body is not what was expected: {text}."
+            "The request's body does not have the expected form: {text}."
         )),
         path => ApiError::invalid(
             path,

@@ -366,7 +366,7 @@ pub(crate) struct DeltaFunction<'a> {
     arguments: &'a str,
 }
 
-/// What all chunks of an answer have in common.
+/// The fields that all chunks of an answer share.
 struct Envelope {
     id: String,
     created: u64,
@@ -438,7 +438,7 @@ impl Envelope {
     }
 }
 
-/// A text as what it says and the calls in it, and whether the arguments of the last are cut off.
+/// Splits a text into plain text and calls; true if the arguments of the last call are cut off.
 fn split(text: &str) -> (String, Vec<ToolCall>, bool) {
     let (mut finder, mut found) = (CallFinder::default(), Vec::new());
     finder.push(text, &mut found);

@@ -46,7 +46,7 @@ generation_request! {
 }
 
 impl CompletionRequest {
-    /// Refuses `best_of`, unless it is what is done anyway.
+    /// Refuses `best_of`, unless it equals `n`.
     fn check_best_of(&self) -> Result<(), ApiError> {
         let n = self.n.unwrap_or(1);
         match self.best_of {
@@ -131,11 +131,11 @@ pub(crate) fn encode(
 struct Prepared {
     plan: Plan,
     prompts: Vec<Vec<TokenId>>,
-    /// What answers begin with, a text for each prompt; empty without `echo`.
+    /// The echoed text of each prompt; empty without `echo`.
     echoes: Vec<String>,
     /// Characters of each prompt; empty without `logprobs`.
     prompt_chars: Vec<usize>,
-    /// How many of the most probable tokens are asked for.
+    /// The number of requested most probable tokens.
     top_logprobs: usize,
 }
 
@@ -320,7 +320,7 @@ pub(crate) struct CompletionChoice {
     token_ids: Option<Vec<TokenId>>,
 }
 
-/// What all chunks of an answer have in common.
+/// The fields that all chunks of an answer share.
 struct Envelope {
     id: String,
     created: u64,

@@ -1,4 +1,4 @@
-//! [`ApiError`]: what is wrong with a request, in the form that OpenAI's clients read.
+//! [`ApiError`]: an error response, in the form that OpenAI's clients read.
 
 use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderValue, Method, StatusCode};
@@ -164,7 +164,7 @@ impl ApiError {
 
     /// A transfer coding that the server does not know.
     pub(crate) fn unknown_transfer_coding() -> Self {
-        let message = "The only transfer coding that the server knows is `chunked`.";
+        let message = "The only supported transfer coding is `chunked`.";
         let kind = "invalid_request_error";
         let code = "unknown_transfer_encoding";
         Self::new(StatusCode::NOT_IMPLEMENTED, kind, code, message)
@@ -256,7 +256,7 @@ impl ApiError {
     }
 
     pub(crate) fn answer_too_slow(limit_s: f64) -> Self {
-        let message = format!("The answer was not complete after {limit_s} s, and was given up.");
+        let message = format!("The answer was not complete after {limit_s} s, and was cancelled.");
         Self::new(
             StatusCode::GATEWAY_TIMEOUT,
             "server_error",
@@ -360,7 +360,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// Cuts the middle out of a text that is too long: the end often says what was expected.
+/// Cuts the middle out of a text that is too long: the end often has the expected value.
 pub(crate) fn shortened(text: String, chars_max: usize) -> String {
     let num_chars = text.chars().count();
     if num_chars <= chars_max {

@@ -59,7 +59,7 @@ pub(crate) struct StructuredOutputs {
     choice: Option<Vec<String>>,
 }
 
-/// The grammar of both fields, and the name of the one it came from; `None` if any text is valid.
+/// The grammar of both fields, and the name of its field; `None` if any text is valid.
 pub(crate) fn grammar(
     format: Option<&ResponseFormat>,
     outputs: Option<&StructuredOutputs>,
@@ -70,7 +70,7 @@ pub(crate) fn grammar(
     );
     match (from_format, from_outputs) {
         (Some(_), Some(_)) => {
-            let message = "'response_format' and 'structured_outputs' cannot both say what the answer must be.";
+            let message = "'response_format' and 'structured_outputs' cannot both set the form of the answer.";
             Err(ApiError::invalid("structured_outputs", message))
         }
         (Some(grammar), None) => Ok(Some((grammar, "response_format"))),

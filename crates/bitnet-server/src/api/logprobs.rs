@@ -10,12 +10,12 @@ use utoipa::ToSchema;
 
 use crate::api::ApiError;
 
-/// The most tokens whose log-probabilities are given beside each that was sampled.
+/// Maximum number of most probable tokens to report for each sampled token.
 const TOP_MAX: u32 = 20;
 /// In place of minus infinity, which JSON cannot represent.
 const LEAST: f32 = -9999.0;
 
-/// Checks how many of the most probable tokens are asked for.
+/// Checks the requested number of most probable tokens.
 pub(crate) fn check_top(field: &str, top: u32) -> Result<usize, ApiError> {
     if top > TOP_MAX {
         return Err(ApiError::invalid(
@@ -111,7 +111,7 @@ impl utoipa::PartialSchema for TopLogprobs {
 impl ToSchema for TopLogprobs {}
 
 impl CompletionLogprobs {
-    /// Without a token; `top`: how many of the most probable tokens are asked for.
+    /// Starts without tokens; `top`: the requested number of most probable tokens.
     pub(crate) fn empty(top: usize) -> Self {
         Self {
             tokens: Vec::new(),

@@ -71,9 +71,9 @@ pub(crate) struct FunctionCall {
 /// Whether the model calls tools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Choice {
-    /// As it likes.
+    /// The model may call tools.
     Auto,
-    /// At least one.
+    /// The model must call at least one tool.
     Required,
     /// This one.
     Named(usize),
@@ -100,7 +100,7 @@ impl Tools {
         }
         if tools.len() > TOOLS_MAX {
             let message = format!(
-                "There are {} tools, but may be {TOOLS_MAX} at most.",
+                "'tools' has {} tools, but may have at most {TOOLS_MAX}.",
                 tools.len()
             );
             return Err(ApiError::invalid("tools", message));
@@ -138,7 +138,7 @@ impl Tools {
                     let named: String = named.chars().take(NAME_MAX).collect();
                     ApiError::invalid(
                         "tool_choice",
-                        format!("'tool_choice' names '{named}', which is no tool."),
+                        format!("'tool_choice' names '{named}', which is not in 'tools'."),
                     )
                 })?)
             }
@@ -146,7 +146,7 @@ impl Tools {
         if tools.is_empty() {
             return Err(ApiError::invalid(
                 "tool_choice",
-                "'tool_choice' asks for a tool, but there is none.",
+                "'tool_choice' requires a tool, but 'tools' is empty.",
             ));
         }
         Ok(Some(Self {
@@ -303,7 +303,7 @@ pub(crate) enum Found {
     },
 }
 
-/// Finds calls in a text that comes in pieces.
+/// Finds calls in a text that arrives in pieces.
 #[derive(Debug, Default)]
 pub(crate) struct CallFinder {
     /// Text that cannot be classified yet.

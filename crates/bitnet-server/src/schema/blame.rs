@@ -19,7 +19,7 @@ struct Part<'a> {
 impl Schema {
     /// The innermost part that `check` refuses, if it refuses the schema.
     ///
-    /// `check`: whether the grammar engine reads a schema, or what its problem is.
+    /// `check`: returns the grammar engine's error for a schema, if there is one.
     pub(crate) fn blame(
         &self,
         check: impl Fn(&Value) -> Result<(), String>,
@@ -93,7 +93,7 @@ impl Schema {
         subschemas(schema).into_iter().filter_map(part).collect()
     }
 
-    /// What a reference names.
+    /// The target of a reference.
     fn definition<'a>(&'a self, schema: &Value) -> Option<Part<'a>> {
         let name = schema.get("$ref")?.as_str()?.strip_prefix("#/$defs/")?;
         let index: usize = name.strip_prefix('d')?.parse().ok()?;

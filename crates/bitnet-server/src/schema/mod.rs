@@ -171,7 +171,7 @@ fn options(coerces: bool) -> Value {
 }
 
 /// Whether a `oneOf` has an element that is defined elsewhere. Programs write such schemas so that
-/// the elements exclude each other; the grammar engine does not look behind references.
+/// the elements exclude each other; the grammar engine does not follow references.
 fn has_named_kinds(schema: &Value) -> bool {
     let is_named = |kind: &Value| kind.get("$ref").is_some();
     match schema {
@@ -324,7 +324,7 @@ struct Declared {
     patterns: BTreeSet<String>,
     /// Whether it has `properties`, if only empty ones.
     has_properties: bool,
-    /// Whether it says by itself which others there may be.
+    /// Whether the schema itself has a rule for other properties.
     says_otherwise: bool,
 }
 
@@ -384,13 +384,13 @@ struct Normalizer<'a> {
 
 /// How the parts of a schema are closed.
 struct Closings {
-    /// Elements of `allOf`, and what `$ref` names.
+    /// Elements of `allOf`, and the target of `$ref`.
     all: Closing,
     /// Elements of `anyOf` and `oneOf`.
     any: Closing,
     /// Values of properties, and elements of lists.
     values: Closing,
-    /// What is declared elsewhere, if this schema itself gets `additionalProperties`.
+    /// Properties that are declared elsewhere, if this schema itself gets `additionalProperties`.
     own: Option<Declared>,
 }
 
@@ -440,7 +440,7 @@ impl<'a> Normalizer<'a> {
         closing: &Closing,
         closings: &Closings,
     ) -> Result<Value, SchemaError> {
-        // A reference alone: what it names is closed where it is defined.
+        // A reference alone: its target is closed at its definition.
         let is_reference = |name: &String| keyword(name) != Keyword::Annotation;
         if fields.contains_key("$ref") && fields.keys().filter(|key| is_reference(key)).count() == 1
         {
@@ -579,7 +579,7 @@ impl<'a> Normalizer<'a> {
         Ok(Value::Object(out))
     }
 
-    /// The reference to the definition of what `value` names.
+    /// The reference to the definition that `value` names.
     fn reference(
         &mut self,
         place: &Place,
@@ -631,8 +631,8 @@ impl<'a> Normalizer<'a> {
         Ok(())
     }
 
-    /// Schemas that a value of this one must fit as well: elements of `allOf`, and what `$ref`
-    /// names.
+    /// Schemas that a value of this one must fit as well: elements of `allOf`, and the target of
+    /// `$ref`.
     fn conjuncts(&self, place: &Place, schema: &'a Value) -> Vec<(Place, &'a Value)> {
         let named = schema.get("$ref").and_then(Value::as_str);
         let named = named.and_then(|reference| self.references.resolve(reference, &place.base));

@@ -16,7 +16,7 @@ const DEFAULT_BASE: &str = "json-schema:///";
 pub(super) struct Place {
     /// Its JSON pointer within the document, with `~0` and `~1`; empty for the root.
     pub(super) pointer: String,
-    /// What references in it are relative to: the nearest `$id` around it, without a fragment.
+    /// The base URI of references in it: the nearest `$id` around it, without a fragment.
     pub(super) base: String,
 }
 
@@ -94,7 +94,8 @@ impl<'a> References<'a> {
         }
     }
 
-    /// What `reference` names from a schema with this base; `None` if there is no such place here.
+    /// The target of `reference` from a schema with this base; `None` if the document has no such
+    /// place.
     pub(super) fn resolve(&self, reference: &str, base: &str) -> Option<(Place, &'a Value)> {
         let (uri, fragment) = reference.split_once('#').unwrap_or((reference, ""));
         let uri = if uri.is_empty() {
@@ -135,7 +136,7 @@ pub(super) fn escaped(step: &str) -> String {
     step.replace('~', "~0").replace('/', "~1")
 }
 
-/// The URI that a schema has of its own, if it has one: `$id`, or `id` in draft 4.
+/// The URI that a schema declares for itself, if any: `$id`, or `id` in draft 4.
 fn declared_id(schema: &Value) -> Option<&str> {
     let is_draft_4 = |schema: &Value| {
         let draft = schema.get("$schema").and_then(Value::as_str);
@@ -153,7 +154,7 @@ fn declared_base(schema: &Value, base: &str) -> Option<String> {
     resolved(uri, base)
 }
 
-/// A URI reference against a base, as RFC 3986 §5 says; `None` if it is no reference.
+/// A URI reference against a base, as RFC 3986 §5 says; `None` if it is not a valid reference.
 fn resolved(uri: &str, base: &str) -> Option<String> {
     let base = Iri::parse(base).ok()?;
     let uri = IriRef::parse(uri).ok()?.resolve_against(&base).ok()?;
