@@ -35,7 +35,7 @@ const PLAIN: &[&str] = &[
     "crates/bitnet-quantization/",
     "crates/bitnet-receipts/",
     "crates/bitnet-server/",
-    "crates/bitnet-tokenizers/README.md",
+    "crates/bitnet-tokenizers/",
     "deny.toml",
     "docs/conversion.md",
     "docs/determinism.md",

@@ -1,6 +1,6 @@
-//! Renders chats that come as lines of JSON; for comparisons with other implementations.
+//! Renders chats given as lines of JSON, to compare with other implementations.
 //!
-//! A line is an object with `template`, `messages` and, if wanted, `tools`, `documents`,
+//! A line is an object with `template`, `messages` and, optionally, `tools`, `documents`,
 //! `variables`, `add_generation_prompt`, `continue_final_message`, `now`, `bos_token` and
 //! `eos_token`. The answer is a line with `text`, or with `error`.
 
@@ -44,7 +44,7 @@ fn render(request: &Value) -> anyhow::Result<String> {
     Ok(template.render(&messages, options)?.text().to_owned())
 }
 
-/// A tokenizer of bytes, with the special tokens that the template gets.
+/// A byte tokenizer with the special tokens that the template receives.
 fn tokenizer(request: &Value) -> anyhow::Result<Tokenizer> {
     let bytes = (0..=255).map(|byte| (format!("<0x{byte:02X}>"), 6));
     let special = ["bos_token", "eos_token"].map(|name| request[name].as_str());

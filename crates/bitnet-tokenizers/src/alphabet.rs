@@ -1,11 +1,11 @@
 //! The alphabet of byte-level BPE: a printable character for each of the 256 bytes.
 //!
-//! Vocabularies and merges are written in it (a space is `Ġ`, a newline `Ċ`); bytes that are
-//! printable in Latin-1 stand for themselves, the others are numbered from U+0100 on, in order.
+//! Vocabularies and merges use it (a space is `Ġ`, a newline `Ċ`). Bytes that are printable in
+//! Latin-1 stand for themselves; the others map to U+0100 and up, in order.
 
 use std::sync::LazyLock;
 
-/// Characters from here on are in no alphabet.
+/// The first character past the alphabet.
 const END: usize = 0x144;
 const NONE: u16 = u16::MAX;
 

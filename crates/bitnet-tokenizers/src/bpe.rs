@@ -1,5 +1,4 @@
-//! Byte-pair encoding: of all neighbouring pieces, the pair with the lowest merge rank is joined
-//! first.
+//! Byte-pair encoding: merges the neighbouring pair with the lowest merge rank first.
 
 use hashbrown::HashMap;
 
@@ -8,15 +7,15 @@ use crate::error::{Error, Result, quoted};
 use crate::merge::Merger;
 use crate::vocabulary::{NO_TOKEN, Spelling, Vocabulary, push_spelled};
 
-/// The merges of a vocabulary and how a word starts out.
+/// The merges of a vocabulary and the rules for the first pieces of a word.
 pub(crate) struct Bpe {
     /// (left id, right id) → (rank, id of the union).
     merges: HashMap<u64, (u32, u32)>,
-    /// A word that is a token as a whole becomes that token without merging.
+    /// Whether a word that is a token becomes that token without merging.
     ignore_merges: bool,
-    /// What stands for text that has no token and no bytes.
+    /// The token for text that has no token and no bytes.
     unknown: Option<u32>,
-    /// Several unknowns in a row are one token.
+    /// Whether several unknown pieces in a row become one token.
     fuse_unknown: bool,
 }
 
@@ -29,7 +28,7 @@ pub(crate) struct BpeSettings {
 
 impl Bpe {
     /// Takes the merges, best first. Pieces that are not tokens become intermediate pieces of
-    /// `vocabulary`; of a pair given twice the first rank counts.
+    /// `vocabulary`; for a pair that occurs twice the first rank counts.
     pub(crate) fn new<'a>(
         vocabulary: &mut Vocabulary,
         merges: impl ExactSizeIterator<Item = Result<(&'a str, &'a str)>>,
@@ -47,7 +46,7 @@ impl Bpe {
             push_spelled(vocabulary.spelling(), right, &mut text);
             let left = vocabulary.intern(&text[..middle])?;
             let right = vocabulary.intern(&text[middle..])?;
-            // Vocabularies are numbered in the order of their merges, or nearly so.
+            // Most vocabularies number their tokens in the order of the merges.
             let likely = [last_merged, last_merged + 1]
                 .into_iter()
                 .find(|&id| vocabulary.spells(id, &text));
@@ -117,7 +116,7 @@ impl Bpe {
     }
 }
 
-/// A merge is cut at the first space that is not its first character.
+/// A merge is split at the first space that is not its first character.
 pub(crate) fn split_merge(index: usize, merge: &str) -> Result<(&str, &str)> {
     let first = merge.chars().next().map_or(0, char::len_utf8);
     match merge[first..].split_once(' ') {
@@ -129,8 +128,8 @@ pub(crate) fn split_merge(index: usize, merge: &str) -> Result<(&str, &str)> {
     }
 }
 
-/// Appends a token, or for text that is none the tokens of its bytes; false if there are no such
-/// tokens.
+/// Appends the token of a text, or the tokens of its bytes if it has none; false if the bytes have
+/// no tokens.
 pub(crate) fn push_piece(
     vocabulary: &Vocabulary,
     id: u32,

@@ -5,14 +5,13 @@ use std::sync::Arc;
 use crate::vocabulary::TokenKind;
 use crate::{TokenId, Tokenizer};
 
-/// How tokens become text.
+/// Options for turning tokens into text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DecodeOptions {
-    /// Show control tokens and the unknown token by their names; else they give no text.
+    /// Show control tokens and the unknown token by their names; otherwise they give no text.
     pub show_special: bool,
-    /// Take away the space that a SentencePiece-like tokenizer puts before a text, where the text
-    /// begins with one. Set it for whole texts; leave it out for text that continues another, as a
-    /// completion continues its prompt.
+    /// Remove the space that a SentencePiece-like tokenizer puts before a text. Set it for whole
+    /// texts, not for text that continues another, such as a completion.
     pub strip_space_prefix: bool,
 }
 
@@ -29,8 +28,8 @@ impl Default for DecodeOptions {
 /// Turns a stream of tokens into a stream of text.
 ///
 /// A token's bytes may end in the middle of a character: these are held back until the next token
-/// completes it. The texts of all pushes and of [`finish`](Self::finish) joined are what
-/// [`Tokenizer::decode`] gives for all tokens.
+/// completes it. The texts of all pushes and of [`finish`](Self::finish) joined equal the result of
+/// [`Tokenizer::decode`] for all tokens.
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
     state: State,
@@ -43,7 +42,7 @@ impl Detokenizer {
         Self { tokenizer, state }
     }
 
-    /// The text that `id` completes: whole characters, possibly none. Bytes that can begin no
+    /// The text that `id` completes: whole characters, possibly none. Bytes that cannot begin a
     /// character become U+FFFD.
     ///
     /// Allocates only while its buffer grows to the longest token.
@@ -53,7 +52,7 @@ impl Detokenizer {
         &self.state.text
     }
 
-    /// What is held back, as U+FFFD, and the end of the text; the next push begins another text.
+    /// Ends the text: returns held-back bytes as U+FFFD. The next push begins another text.
     pub fn finish(&mut self) -> &str {
         self.state.text.clear();
         self.state.flush();
@@ -74,9 +73,9 @@ pub(crate) fn decode(tokenizer: &Tokenizer, tokens: &[TokenId], options: DecodeO
 
 struct State {
     options: DecodeOptions,
-    /// The text has not begun, and the space before it is to be taken away.
+    /// Whether the text has not begun and a space at its beginning must be removed.
     strip_next: bool,
-    /// Bytes not yet text: after each push the beginning of one character at most.
+    /// Bytes that are not text yet: after each push at most the beginning of one character.
     pending: Vec<u8>,
     text: String,
 }

@@ -1,24 +1,24 @@
-//! What can be wrong with a tokenizer's files, with a text, or with a chat template.
+//! Errors in a tokenizer's files, in a text, or in a chat template.
 
 use std::path::PathBuf;
 
-/// The result of everything in this crate that reads a file or a request.
+/// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, with the culprit and the numbers.
+/// An error, with the culprit and the numbers.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A vocabulary without tokens.
     #[error("the vocabulary has no tokens")]
     NoTokens,
-    /// `tokenizer.ggml.model` names something else than `gpt2` or `llama`.
+    /// `tokenizer.ggml.model` is neither `gpt2` nor `llama`.
     #[error("tokenizer model {name:?} is not supported (supported: gpt2, llama)")]
     UnsupportedModel {
         /// The model named by the file.
         name: String,
     },
-    /// `tokenizer.ggml.pre` names a pre-tokenizer this crate does not have.
+    /// `tokenizer.ggml.pre` names a pre-tokenizer that this crate does not support.
     #[error("pre-tokenizer {name:?} is not supported (supported: {supported})")]
     UnsupportedPretokenizer {
         /// The pre-tokenizer named by the file.
@@ -26,18 +26,18 @@ pub enum Error {
         /// The names that are supported, separated by commas.
         supported: String,
     },
-    /// A part of tokenizer.json this crate does not have.
+    /// A component of tokenizer.json that this crate does not support.
     #[error("tokenizer.json: {component} {name} is not supported")]
     Unsupported {
-        /// Which part: `normalizer`, `pre_tokenizer`, `model`, …
+        /// The component: `normalizer`, `pre_tokenizer`, `model`, …
         component: &'static str,
         /// Its type, or the property that is not supported.
         name: String,
     },
-    /// A list with an entry for each token has another length than the vocabulary.
+    /// A list with an entry for each token does not have the length of the vocabulary.
     #[error("{what} has {len} entries, expected {vocab_size} (one a token)")]
     LengthMismatch {
-        /// Which list.
+        /// The list.
         what: &'static str,
         /// Its length.
         len: usize,
@@ -54,14 +54,14 @@ pub enum Error {
         /// The number of tokens.
         vocab_size: usize,
     },
-    /// Token ids so sparse that a table of them would be far larger than the file.
+    /// Token ids are so sparse that a table of them would be far larger than the file.
     #[error("token {token:?} has id {id}, but the file has only {count} tokens")]
     SparseIds {
         /// The token.
         token: String,
         /// Its id.
         id: u64,
-        /// How many tokens the file lists.
+        /// Number of tokens that the file lists.
         count: usize,
     },
     /// A merge that is not two non-empty pieces separated by a space.
@@ -72,23 +72,23 @@ pub enum Error {
         /// The merge, cut to 64 characters.
         merge: String,
     },
-    /// A byte-level vocabulary without merges, which would spell every text byte by byte.
+    /// A byte-level vocabulary without merges, which would encode every text byte by byte.
     #[error("a byte-level vocabulary of {vocab_size} tokens needs merges, the file has none")]
     NoMerges {
         /// The number of tokens.
         vocab_size: usize,
     },
-    /// The vocabulary, or a text, is larger than 32-bit offsets can say.
+    /// The vocabulary or a text exceeds 32-bit offsets.
     #[error("{what} has {len} bytes, the most is {max}")]
     TooLarge {
-        /// What is too large.
+        /// The item that is too large.
         what: &'static str,
         /// Its length in bytes.
         len: usize,
         /// The bound in bytes.
         max: usize,
     },
-    /// The metadata asks for a token before or after every text and does not say which.
+    /// The metadata requires a token before or after every text, but does not name it.
     #[error("the tokenizer adds {what} to every text, but names no such token")]
     MissingToken {
         /// `bos` or `eos`.
@@ -108,12 +108,12 @@ pub enum Error {
         /// The character, or the bytes of one.
         text: String,
     },
-    /// A JSON file that cannot be understood.
+    /// A JSON file that cannot be parsed.
     #[error("{file}: {source}")]
     Json {
         /// The file's name.
         file: &'static str,
-        /// What is wrong, with line and column.
+        /// The problem, with line and column.
         source: serde_json::Error,
     },
     /// A property of a JSON file has the wrong type or is missing.
@@ -121,7 +121,7 @@ pub enum Error {
     BadField {
         /// The file's name.
         file: &'static str,
-        /// What is wrong.
+        /// The problem.
         what: String,
     },
     /// A file that cannot be read.
@@ -129,7 +129,7 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: std::io::Error,
     },
     /// A chat role that is not a plain word.
@@ -138,12 +138,12 @@ pub enum Error {
         /// The role, cut to 64 characters.
         role: String,
     },
-    /// A name that is none of the built-in chat templates.
+    /// A name that no built-in chat template has.
     #[error("chat template {name:?} is not known (known: {known})")]
     UnknownTemplate {
         /// The name.
         name: String,
-        /// The names that are known, separated by commas.
+        /// The known names, separated by commas.
         known: String,
     },
     /// A conversation of no messages.
@@ -152,18 +152,17 @@ pub enum Error {
     /// A message without a role.
     #[error("a message has no role")]
     NoRole,
-    /// A conversation whose last message is to be continued, but has no text, or its template does
+    /// A conversation whose last message cannot be continued: it has no text, or its template does
     /// not write that text.
     #[error("the last message has no text that can be continued")]
     NothingToContinue,
-    /// A variable for a template with the name of something that every template gets.
+    /// A variable for a template with a reserved name.
     #[error("template variable {name:?} cannot be set: it is part of the conversation")]
     ReservedVariable {
         /// The name.
         name: String,
     },
-    /// A Jinja chat template that does not compile, raises an exception, or uses more than its
-    /// limits.
+    /// A Jinja chat template that does not compile, raises an exception, or exceeds its limits.
     #[error("chat template: {0}")]
     Template(String),
 }

@@ -1,8 +1,8 @@
-//! What a GGUF file says of a tokenizer, as Hugging Face's files.
+//! Writes a tokenizer from a GGUF file as Hugging Face's files.
 //!
-//! Byte-level BPE becomes what it was. SentencePiece becomes BPE with byte fallback, as Hugging
-//! Face's own converter does it: each way in which a token is made of two others is a merge,
-//! ordered by the token's score.
+//! Byte-level BPE keeps its form. SentencePiece becomes BPE with byte fallback, as in Hugging
+//! Face's own converter: each split of a token into two other tokens is a merge, ordered by the
+//! token's score.
 
 use std::borrow::Cow;
 
@@ -21,7 +21,7 @@ impl TokenizerSpec<'_> {
     /// The tokenizer as tokenizer.json, tokenizer_config.json and generation_config.json.
     ///
     /// # Errors
-    /// As [`Tokenizer::from_spec`]; or tokenizer.json has no form for it.
+    /// As [`Tokenizer::from_spec`], or if tokenizer.json cannot express it.
     pub fn to_files(&self) -> Result<TokenizerFiles> {
         let tokenizer = Tokenizer::from_spec(self)?; // which checks everything
         let definition = self.definition()?;
@@ -106,7 +106,7 @@ struct Model<'a> {
     merges: Vec<Merge<'a>>,
 }
 
-/// A map whose entries stay in the order of the ids, as people expect to find them.
+/// A map that keeps its entries in the order of the ids, as readers expect.
 fn in_order<S: Serializer>(
     entries: &[(&str, usize)],
     serializer: S,
@@ -114,13 +114,14 @@ fn in_order<S: Serializer>(
     serializer.collect_map(entries.iter().copied())
 }
 
-/// Two pieces that become one.
+/// Two pieces that merge into one.
 struct Merge<'a>(Cow<'a, str>, Cow<'a, str>);
 
 impl Serialize for Merge<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         let Self(left, right) = self;
-        // Old readers know only the form with a space, which cannot say a piece that has one.
+        // Old readers know only the form with a space, which cannot express a piece that contains
+        // one.
         match left.contains(' ') || right.contains(' ') {
             true => (left, right).serialize(serializer),
             false => serializer.collect_str(&format_args!("{left} {right}")),
@@ -148,7 +149,7 @@ impl<'a> File<'a> {
             json!({"id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false,
                    "normalized": false, "special": kind != TokenKind::UserDefined})
         });
-        // SentencePiece's own files have their control tokens in the vocabulary, too.
+        // SentencePiece's own files also list their control tokens in the vocabulary.
         let vocab = tokens().filter(|(.., kind)| !(is_byte_level && is_added(*kind)));
         let vocab: Vec<(&str, usize)> = vocab.map(|(id, text, _)| (text, id)).collect();
         let mut seen = hashbrown::HashSet::with_capacity(vocab.len());
@@ -209,7 +210,7 @@ impl<'a> File<'a> {
 }
 
 /// All pairs of tokens whose union is a token, by the score of the union, then by the ids of the
-/// two.
+/// two tokens.
 fn merges_of_scores<'a>(tokens: &'a [(Cow<'_, str>, TokenKind)], scores: &[f32]) -> Vec<Merge<'a>> {
     let pieces = || {
         tokens
@@ -261,7 +262,7 @@ fn byte_level(use_regex: bool) -> Value {
     json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex})
 }
 
-/// All cuts as expressions, then bytes to characters; GPT-2's own cut comes with the latter.
+/// All splits as expressions, then bytes to characters; GPT-2's own split is part of the latter.
 fn byte_level_pre_tokenizer(steps: &[Step]) -> Result<Value> {
     if steps == [Step::Gpt2] {
         return Ok(byte_level(true));
@@ -274,7 +275,7 @@ fn byte_level_pre_tokenizer(steps: &[Step]) -> Result<Value> {
     Ok(json!({"type": "Sequence", "pretokenizers": list}))
 }
 
-/// In the words that the reader of tokenizer.json knows.
+/// Uses the terms of tokenizer.json.
 fn step_json(step: Step) -> Result<Value> {
     let split = |pattern: &str| {
         Ok(

@@ -1,7 +1,7 @@
 //! Hugging Face's JSON files: tokenizer.json and the configurations beside it.
 //!
 //! Byte-level BPE (Llama 3, Falcon 3, Qwen) and SentencePiece written as BPE with byte fallback
-//! (Llama 2, Gemma) are read; a component that would need anything else is refused by name.
+//! (Llama 2, Gemma) are supported; any other component causes an error that names it.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -27,24 +27,24 @@ const GENERATION_CONFIG: &str = "generation_config.json";
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
 const MORE_CHAT_TEMPLATES: &str = "additional_chat_templates";
 
-/// The most bytes that are read of tokenizer.json, and of each file beside it.
+/// Maximum size in bytes of tokenizer.json, and of each other file.
 const MAX_BYTES: [u64; 2] = [256 << 20, 16 << 20];
 
-/// The contents of the files that make up a tokenizer; all but the first may be missing.
+/// The contents of a tokenizer's files; all but the first are optional.
 #[derive(Clone, Debug, Default)]
 pub struct TokenizerFiles {
     /// `tokenizer.json`: the vocabulary and the rules.
     pub tokenizer: String,
     /// `tokenizer_config.json`: BOS, EOS and whether they are added, and the chat template.
     pub tokenizer_config: Option<String>,
-    /// `special_tokens_map.json`: BOS and EOS, where the configuration does not say.
+    /// `special_tokens_map.json`: BOS and EOS, if the configuration does not name them.
     pub special_tokens_map: Option<String>,
     /// `generation_config.json`: the tokens that end a generation.
     pub generation_config: Option<String>,
-    /// `chat_template.jinja`, which comes before the template in the configuration.
+    /// `chat_template.jinja`, which has priority over the template in the configuration.
     pub chat_template: Option<String>,
-    /// `additional_chat_templates/NAME.jinja`: further templates by NAME, in its order. Where there
-    /// is one, the templates in the configuration are not read.
+    /// `additional_chat_templates/NAME.jinja`: further templates, sorted by NAME. If there is one,
+    /// the templates in the configuration are not read.
     pub named_chat_templates: Vec<(String, String)>,
 }
 
@@ -52,8 +52,7 @@ impl TokenizerFiles {
     /// Reads the files of a directory.
     ///
     /// # Errors
-    /// `tokenizer.json` cannot be read, or another file is there and cannot be; a file is absurdly
-    /// large or no UTF-8.
+    /// If `tokenizer.json` or another existing file cannot be read, is too large or is not UTF-8.
     pub fn read(directory: &Path) -> Result<Self> {
         let tokenizer = read(directory, TOKENIZER, MAX_BYTES[0])?;
         let beside = |name| match read(directory, name, MAX_BYTES[1]) {
@@ -74,11 +73,11 @@ impl TokenizerFiles {
 
     /// The tokenizer as a GGUF file would describe it, for `architecture`.
     ///
-    /// SentencePiece's scores are not in tokenizer.json; each token is given the negated rank of
-    /// the first merge that makes it, which orders merges the same way.
+    /// SentencePiece's scores are not in tokenizer.json; each token gets the negated rank of the
+    /// first merge that produces it, which orders merges the same way.
     ///
     /// # Errors
-    /// As [`Tokenizer::from_files`]; or the rules have no name in GGUF.
+    /// As [`Tokenizer::from_files`], or if GGUF has no name for the rules.
     pub fn to_spec<'a>(&'a self, architecture: &'a str) -> Result<TokenizerSpec<'a>> {
         to_spec(definition(self)?, architecture)
     }
@@ -100,7 +99,7 @@ impl Tokenizer {
     /// added token that is `special` becomes a control token, another a user-defined one.
     ///
     /// # Errors
-    /// Names the component that is not supported, or what cannot be understood.
+    /// If a component is not supported or a file cannot be parsed; the error names it.
     pub fn from_files(files: &TokenizerFiles) -> Result<Self> {
         Self::build(definition(files)?)
     }
@@ -178,7 +177,7 @@ struct AddedToken<'a> {
     lstrip: bool,
     #[serde(default)]
     rstrip: bool,
-    /// The token is looked for in normalized text.
+    /// Whether to search for the token in normalized text.
     #[serde(default)]
     normalized: bool,
     #[serde(default)]
@@ -208,7 +207,7 @@ struct ModelFile<'a> {
 /// A string that borrows from the file unless it has escapes.
 struct Text<'a>(Cow<'a, str>);
 
-/// The tokens and their ids; `None` for a list, which other models than BPE have.
+/// The tokens and their ids; `None` for a list, which models other than BPE have.
 struct Vocab<'a>(Option<Vec<(Cow<'a, str>, u64)>>);
 
 /// A merge as `"a b"` or `["a", "b"]`.
@@ -342,7 +341,7 @@ fn definition(files: &TokenizerFiles) -> Result<Definition<'_>> {
     };
     let (bos, eos) = (role("bos_token")?, role("eos_token")?);
     let (before, after) = template_tokens(&file.post_processor)?;
-    // What the post-processor puts around a text, if anything, is what begins and ends it.
+    // The tokens that the post-processor puts around a text are BOS and EOS.
     let bos = before.as_deref().and_then(id_of).or(bos);
     let eos = after.as_deref().and_then(id_of).or(eos);
     let roles = Roles {
@@ -395,7 +394,7 @@ fn definition(files: &TokenizerFiles) -> Result<Definition<'_>> {
 
 type Named<'a> = Vec<(Cow<'a, str>, Cow<'a, str>)>;
 
-/// The template and those with other names. Files of their own hide what the configuration says.
+/// The template and the named templates. Template files replace the configuration's templates.
 fn chat_templates<'a>(
     files: &'a TokenizerFiles,
     config: &Config,
@@ -444,7 +443,7 @@ fn check_model(model: &ModelFile<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The tokens in the order of their ids, with the added ones among them.
+/// The tokens in the order of their ids, including the added tokens.
 fn tokens<'a>(file: &File<'a>, spelling: Spelling) -> Result<Vec<(Cow<'a, str>, TokenKind)>> {
     let Some(vocab) = &file.model.vocab.0 else {
         return Err(unsupported("model", "BPE with a list for a vocabulary"));
@@ -462,7 +461,7 @@ fn tokens<'a>(file: &File<'a>, spelling: Spelling) -> Result<Vec<(Cow<'a, str>, 
     let Some((token, id)) = highest else {
         return Err(Error::NoTokens);
     };
-    // Ids may leave holes, but a table of all ids must not be much larger than the file.
+    // Ids may have gaps, but a table of all ids must not be much larger than the file.
     if id >= count as u64 * 2 + 1024 {
         return Err(Error::SparseIds {
             token: quoted(token),
@@ -511,7 +510,7 @@ fn merges(merges: Vec<Merge<'_>>) -> Result<Vec<MergePair<'_>>> {
 
 // ---- normalizer, pre_tokenizer, decoder, post_processor ----
 
-/// What the components around the model come to.
+/// The combined rules of the components around the model.
 struct Components {
     spelling: Spelling,
     nfc: bool,
@@ -611,7 +610,7 @@ impl Components {
                 },
             ),
             "Metaspace" if !byte_level => self.metaspace_step(pre_tokenizer)?,
-            // Spaces have become "▁" before, so there is nothing to split at.
+            // The normalizer has replaced spaces by "▁", so there is nothing to split at.
             "Split" if !byte_level && pre_tokenizer["pattern"]["String"] == " " => None,
             name => return Err(unsupported("pre_tokenizer", name)),
         };
@@ -627,8 +626,8 @@ impl Components {
         }
     }
 
-    /// Whether a ByteLevel has come before, so that what follows sees bytes as characters of its
-    /// alphabet.
+    /// Whether a ByteLevel component came earlier, so that later components see bytes as characters
+    /// of its alphabet.
     fn reads_mapped_bytes(&self) -> bool {
         self.steps.contains(&Step::Gpt2)
     }
@@ -754,7 +753,7 @@ fn template_tokens(post_processor: &Value) -> Result<(Option<String>, Option<Str
     Ok((before, after))
 }
 
-/// The components of a `Sequence`, the component itself if it is none, nothing for null.
+/// The components of a `Sequence`; any other component alone; none for null.
 fn members<'v>(component: &'v Value, list: &str) -> &'v [Value] {
     match component {
         Value::Null => &[],
@@ -771,7 +770,7 @@ fn kind_of(component: &Value) -> &str {
 
 // ---- the configurations ----
 
-/// The files beside tokenizer.json.
+/// The other files of the directory.
 struct Config {
     config: Value,
     special_tokens_map: Value,
@@ -823,7 +822,7 @@ impl Config {
         }
     }
 
-    /// The chat templates by their names; one alone is `default`.
+    /// The chat templates by their names; a single one is `default`.
     fn chat_templates(&self) -> Named<'static> {
         match &self.config["chat_template"] {
             Value::String(template) => vec![("default".into(), template.clone().into())],
@@ -899,8 +898,8 @@ fn to_spec<'a>(definition: Definition<'a>, architecture: &'a str) -> Result<Toke
     })
 }
 
-/// A score a token: the negated rank of the first merge that makes it, below all ranks for tokens
-/// that none makes.
+/// A score for each token: the negated rank of the first merge that produces it, or a score below
+/// all ranks if no merge does.
 fn scores(tokens: &[(Cow<'_, str>, TokenKind)], merges: &[MergePair<'_>]) -> Vec<f32> {
     let mut ranks = hashbrown::HashMap::with_capacity(merges.len());
     for (rank, (left, right)) in merges.iter().enumerate() {

@@ -1,14 +1,14 @@
 //! TEXT to IDS: tokenizers, incremental detokenization and chat templates.
 //!
-//! In the life of a token this crate stands at both ends: [`ChatTemplate::render`] and
+//! This crate is the first and the last step in the life of a token: [`ChatTemplate::render`] and
 //! [`Tokenizer::encode`] turn a request into token ids, [`Detokenizer::push`] turns each new id
 //! back into whole characters.
 //!
 //! A [`Tokenizer`] is built from the metadata of a GGUF file ([`TokenizerSpec`], filled in by the
 //! caller: this crate knows nothing of GGUF) or from Hugging Face's JSON files
-//! ([`TokenizerFiles`]). Two models are known: byte-level or SentencePiece-like BPE, driven by
-//! merge ranks, and SentencePiece's unigram-scored merging as llama.cpp does it. A file that needs
-//! anything else is refused, and the error names what it needs.
+//! ([`TokenizerFiles`]). It supports two models: byte-level or SentencePiece-like BPE, driven by
+//! merge ranks, and SentencePiece's score-driven merging as in llama.cpp. Any other file causes an
+//! error that names the unsupported part.
 #![forbid(unsafe_code)]
 
 mod alphabet;
@@ -44,10 +44,9 @@ pub use spec::TokenizerSpec;
 pub use tokenizer::{EncodeOptions, PromptBos, Tokenizer};
 pub use vocabulary::TokenKind;
 
-/// The id of a token: its row in the vocabulary, and in the embedding of the model that goes with
-/// it.
+/// The id of a token: its row in the vocabulary and in the model's embedding.
 ///
-/// Any `u32` can be one; whether a vocabulary has it is the vocabulary's to say.
+/// Any `u32` can be an id; only a vocabulary knows whether it is valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct TokenId(pub u32);

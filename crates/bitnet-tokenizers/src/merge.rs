@@ -1,14 +1,15 @@
-//! Merging neighbours, best pair first: the loop that BPE and SentencePiece have in common.
+//! Merges neighbours, best pair first: the loop that BPE and SentencePiece share.
 //!
-//! Symbols form a linked list over one array, candidate pairs a heap, so a word of n symbols costs
-//! O(n log n) for every text. Of equally good pairs the leftmost goes first.
+//! Symbols form a linked list over one array and candidate pairs a heap, so a word of n symbols
+//! costs O(n log n) in the worst case. Among equally good pairs the leftmost merges first.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 const NONE: u32 = u32::MAX;
 
-/// A stretch of a word: `len` bytes from `start`; `len` is 0 once it has been merged away.
+/// A part of a word: `len` bytes from `start`; `len` is 0 once it has merged into its left
+/// neighbour.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Symbol {
     pub(crate) id: u32,
@@ -18,14 +19,14 @@ pub(crate) struct Symbol {
     next: u32,
 }
 
-/// A pair that may be merged. The order of the fields is the order of the heap.
+/// A candidate pair. The order of the fields is the order of the heap.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Candidate {
     /// Lower is better.
     priority: u32,
     left: u32,
     right: u32,
-    /// The bytes of both together: a candidate whose symbols have grown since is stale.
+    /// The bytes of both symbols together: if a symbol has grown since, the candidate is stale.
     len: u32,
     merged: u32,
 }
@@ -38,7 +39,7 @@ pub(crate) struct Merger {
 }
 
 impl Merger {
-    /// Forgets the word before.
+    /// Clears the previous word.
     pub(crate) fn clear(&mut self) {
         self.symbols.clear();
         self.heap.clear();
@@ -111,7 +112,7 @@ impl Merger {
         }
     }
 
-    /// What is left of the word, in order.
+    /// The remaining symbols of the word, in order.
     pub(crate) fn symbols(&self) -> impl Iterator<Item = &Symbol> {
         self.symbols.iter().filter(|symbol| symbol.len > 0)
     }

@@ -1,14 +1,14 @@
-//! Cutting text into the words that byte-pair encoding works on.
+//! Splits text into the words that byte-pair encoding works on.
 //!
-//! The published pre-tokenizers are regular expressions; each is matched here by hand, in one pass
-//! and in time linear in the text. A pre-tokenizer is a list of [`Step`]s, each of which cuts the
-//! pieces left by the one before.
+//! The published pre-tokenizers are regular expressions. Handwritten code matches each of them in
+//! one pass, in time linear in the text. A pre-tokenizer is a list of [`Step`]s; each step splits
+//! the pieces of the step before.
 
 use std::ops::Range;
 
 use unicode_general_category::{GeneralCategory, get_general_category};
 
-/// One way of cutting.
+/// A rule to split text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// ``'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+``
@@ -16,7 +16,7 @@ pub(crate) enum Step {
     /// ``(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,n}|
     /// ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+``
     Llama3 {
-        /// The most digits in a piece.
+        /// Maximum number of digits in a piece.
         max_digits: usize,
     },
     /// As `Llama3` with single digits, but combining marks are letters: `[\p{L}\p{M}]+` for
@@ -38,8 +38,8 @@ pub(crate) enum Step {
         /// Digits in a piece.
         count: usize,
     },
-    /// Digits as Hugging Face finds them after the byte-level step, where bytes have become
-    /// characters of Latin-1: the bytes of `²³¹¼½¾` count as digits too.
+    /// Digits as Hugging Face finds them after the byte-level step, which turns bytes into
+    /// characters of Latin-1: the bytes of `²³¹¼½¾` also count as digits.
     ByteDigits {
         /// Each digit by itself.
         individual: bool,
@@ -57,8 +57,7 @@ pub(crate) enum Step {
 }
 
 impl Step {
-    /// Whether the step may cut a character in two, so that no step that reads characters can
-    /// follow.
+    /// Whether the step may split a character, so that no step that reads characters can follow.
     pub(crate) fn cuts_bytes(self) -> bool {
         matches!(self, Self::ByteDigits { .. })
     }
@@ -69,8 +68,7 @@ impl Step {
     }
 }
 
-/// The names of `tokenizer.ggml.pre`, with the steps they stand for; names that mean the same share
-/// a row.
+/// The names of `tokenizer.ggml.pre`, with their steps; names with equal steps share a row.
 const NAMED: &[(&[&str], &[Step])] = &[
     (
         &[
@@ -159,7 +157,7 @@ const NAMED: &[(&[&str], &[Step])] = &[
     ),
 ];
 
-/// The steps that a name of `tokenizer.ggml.pre` stands for.
+/// The steps of a name of `tokenizer.ggml.pre`.
 pub(crate) fn named(name: &str) -> Option<&'static [Step]> {
     NAMED
         .iter()
@@ -167,7 +165,7 @@ pub(crate) fn named(name: &str) -> Option<&'static [Step]> {
         .map(|&(_, steps)| steps)
 }
 
-/// The first name that stands for these steps.
+/// The first name with these steps.
 pub(crate) fn name_of(steps: &[Step]) -> Option<&'static str> {
     NAMED
         .iter()
@@ -184,7 +182,7 @@ pub(crate) fn supported_names() -> String {
     names.join(", ")
 }
 
-/// The pieces of a text as byte ranges, and room for the next step's.
+/// The pieces of a text as byte ranges, and a buffer for the next step's pieces.
 #[derive(Default)]
 pub(crate) struct Pieces {
     pieces: Vec<Range<usize>>,
@@ -192,8 +190,8 @@ pub(crate) struct Pieces {
 }
 
 impl Pieces {
-    /// Cuts `text` by all steps in turn. The pieces are in order, not empty, and together are the
-    /// text.
+    /// Splits `text` by all steps in turn. The pieces are in order, not empty, and together equal
+    /// the text.
     pub(crate) fn cut(&mut self, text: &str, steps: &[Step]) -> &[Range<usize>] {
         self.pieces.clear();
         if !text.is_empty() {
@@ -218,10 +216,10 @@ impl Pieces {
     }
 }
 
-/// Collects the pieces that one piece is cut into.
+/// Collects the parts of one piece.
 struct Ends<'a> {
     next: &'a mut Vec<Range<usize>>,
-    /// Where the piece being cut begins, then where its uncut rest begins.
+    /// The start of the rest of the piece that is not split yet.
     start: usize,
 }
 
@@ -303,8 +301,8 @@ fn cut_bytes(bytes: &[u8], step: Step, mut ends: Ends<'_>) {
     ends.push(bytes.len() - start);
 }
 
-/// Cuts by an expression that matches everywhere; `len` is the length of its match at the start of
-/// a text, at least one character.
+/// Splits by an expression that matches everywhere; `len` is the length of its match at the start
+/// of a text, at least one character.
 fn cut_by(text: &str, len: impl Fn(&str) -> usize, mut ends: Ends<'_>) {
     let mut rest = text;
     while !rest.is_empty() {
@@ -314,8 +312,8 @@ fn cut_by(text: &str, len: impl Fn(&str) -> usize, mut ends: Ends<'_>) {
     }
 }
 
-/// Cuts out the matches of an expression and leaves what is between them; `len` is 0 where it does
-/// not match.
+/// Splits off the matches of an expression and keeps the text between them as pieces; `len` is 0
+/// where it does not match.
 fn cut_matches(text: &str, len: impl Fn(&str) -> usize, mut ends: Ends<'_>) {
     let (mut start, mut place) = (0, 0);
     while let Some(c) = text[place..].chars().next() {
@@ -426,7 +424,7 @@ fn spaced_run_len(text: &str, in_run: impl Fn(char) -> bool) -> usize {
     }
 }
 
-/// What the expressions tell apart.
+/// The character classes of the expressions.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Class {
     /// `\p{L}`
@@ -463,7 +461,7 @@ fn is_newline(c: char) -> bool {
     matches!(c, '\r' | '\n')
 }
 
-/// `\p{L}`, which is less than what Unicode calls alphabetic.
+/// `\p{L}`, which is a subset of Unicode's `Alphabetic`.
 fn is_letter(c: char) -> bool {
     use GeneralCategory as G;
     if c.is_ascii() {

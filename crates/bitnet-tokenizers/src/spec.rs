@@ -1,4 +1,4 @@
-//! What the metadata of a GGUF file says of a tokenizer, and how it is settled.
+//! A tokenizer's metadata in a GGUF file, and the rules for absent keys.
 
 use std::borrow::Cow;
 
@@ -14,14 +14,14 @@ use crate::vocabulary::{Spelling, TokenKind, byte_of_name};
 /// Ids are positions in `tokens`. An id of `u32::MAX` (the −1 of some converters) counts as absent.
 #[derive(Clone, Debug, Default)]
 pub struct TokenizerSpec<'a> {
-    /// `general.architecture`: decides what an absent `pre` means.
+    /// `general.architecture`: decides the meaning of an absent `pre`.
     pub architecture: Cow<'a, str>,
     /// `tokenizer.ggml.model`: `gpt2` (byte-level BPE) or `llama` (SentencePiece).
     pub model: Cow<'a, str>,
     /// `tokenizer.ggml.pre`, the pre-tokenizer of a byte-level BPE.
     ///
-    /// Where it is absent, a file of a BitNet architecture (the official one has none) is read as
-    /// `llama-bpe`, any other as `default`, as llama.cpp does.
+    /// If it is absent, as in the official BitNet file, a BitNet architecture means `llama-bpe` and
+    /// any other means `default`, as in llama.cpp.
     pub pre: Option<Cow<'a, str>>,
     /// `tokenizer.ggml.tokens`: byte-level tokens in their alphabet, SentencePiece's with `▁` for a
     /// space.
@@ -76,16 +76,16 @@ impl Tokenizer {
     /// about 20 MB.
     ///
     /// # Errors
-    /// Names what the metadata has wrong: an unsupported model or pre-tokenizer, lists of different
-    /// lengths, ids outside the vocabulary, merges that are not pairs. Never panics, whatever the
-    /// metadata holds.
+    /// If the metadata is invalid: an unsupported model or pre-tokenizer, lists of different
+    /// lengths, ids outside the vocabulary, merges that are not pairs. The error names the culprit.
+    /// Never panics for any metadata.
     pub fn from_spec(spec: &TokenizerSpec<'_>) -> Result<Self> {
         Self::build(spec.definition()?)
     }
 }
 
 impl TokenizerSpec<'_> {
-    /// What the metadata comes to; ids are not checked yet.
+    /// The meaning of the metadata; ids are not checked yet.
     pub(crate) fn definition(&self) -> Result<Definition<'_>> {
         let vocab_size = self.tokens.len();
         check_len("tokenizer.ggml.scores", self.scores.len(), vocab_size)?;
@@ -161,7 +161,7 @@ fn sentence_piece<'a>(spec: &'a TokenizerSpec<'_>) -> Definition<'a> {
         },
         ..common(spec, Spelling::SpaceEscaped, true)
     };
-    // SentencePiece's own numbering, which old files leave out.
+    // SentencePiece's own ids, which old files do not state.
     for (role, id) in [
         (&mut definition.roles.unknown, 0),
         (&mut definition.roles.bos, 1),

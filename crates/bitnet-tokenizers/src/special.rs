@@ -1,40 +1,40 @@
-//! Finding special tokens in a text: at each place the longest one, from left to right.
+//! Finds special tokens in a text: at each position the longest one, from left to right.
 
 use crate::vocabulary::TokenKind;
 
-/// A token that is found by its text before the text is cut into words.
+/// A token that is found by its text before the text is split into words.
 #[derive(Clone, Debug)]
 pub(crate) struct SpecialToken {
     pub(crate) id: u32,
     pub(crate) text: Box<str>,
     pub(crate) kind: TokenKind,
-    /// The token swallows the white space before it.
+    /// Whether the token absorbs the white space before it.
     pub(crate) strip_left: bool,
-    /// The token swallows the white space after it.
+    /// Whether the token absorbs the white space after it.
     pub(crate) strip_right: bool,
-    /// The token does not count inside a word.
+    /// Whether the token does not match inside a word.
     pub(crate) single_word: bool,
-    /// The token is looked for in normalized text, too.
+    /// Whether to search for the token in normalized text, too.
     pub(crate) is_normalized: bool,
 }
 
 impl SpecialToken {
-    /// Whether the token counts only where the caller allows special tokens.
+    /// Whether the token matches only where the caller allows special tokens.
     pub(crate) fn is_guarded(&self) -> bool {
         self.kind != TokenKind::UserDefined
     }
 }
 
-/// All special tokens of a vocabulary, sorted by their text: the tokens that begin like a text form
-/// a narrowing range.
+/// All special tokens of a vocabulary, sorted by their text: the tokens that share a prefix form a
+/// range, which narrows with each byte.
 pub(crate) struct SpecialTokens {
     tokens: Vec<SpecialToken>,
     first_bytes: Box<[bool; 256]>,
 }
 
 impl SpecialTokens {
-    /// Takes the tokens in any order; empty texts are left out, and of two with one text the higher
-    /// id counts.
+    /// Takes the tokens in any order; empty texts are dropped, and of two tokens with the same text
+    /// the higher id counts.
     pub(crate) fn new(mut tokens: Vec<SpecialToken>) -> Self {
         tokens.retain(|token| !token.text.is_empty());
         tokens.sort_by(|a, b| a.text.cmp(&b.text).then(b.id.cmp(&a.id)));
@@ -58,8 +58,8 @@ impl SpecialTokens {
         Some(&self.tokens[index])
     }
 
-    /// The first place at or after `start` where a token stands that `allowed(token, place)` lets
-    /// through: the token and the place of its first byte.
+    /// The first token at or after `start` for which `allowed(token, place)` is true, and the
+    /// position of its first byte.
     pub(crate) fn find(
         &self,
         text: &str,

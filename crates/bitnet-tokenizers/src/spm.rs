@@ -1,5 +1,5 @@
-//! SentencePiece as llama.cpp does it: neighbours are joined to the token with the highest score,
-//! and characters that are in no token are spelled in bytes.
+//! SentencePiece as in llama.cpp: merges the neighbours whose union has the highest score, and
+//! encodes characters without a token as bytes.
 
 use crate::TokenId;
 use crate::bpe::{char_ranges, no_token_for, push_piece};
@@ -9,7 +9,7 @@ use crate::vocabulary::{NO_TOKEN, Vocabulary};
 
 /// The scores of a vocabulary.
 pub(crate) struct Spm {
-    /// One a token, turned around so that lower is better.
+    /// One for each token, inverted so that lower is better.
     priorities: Vec<u32>,
     unknown: Option<u32>,
 }
@@ -70,7 +70,7 @@ mod tests {
     use super::priority;
 
     #[test]
-    fn a_higher_score_goes_first() {
+    fn a_higher_score_merges_first() {
         let scores = [f32::INFINITY, 2.5, 0.0, -1.0, -1000.0, f32::NEG_INFINITY];
         assert!(
             scores

@@ -16,7 +16,7 @@ use crate::special::{SpecialToken, SpecialTokens};
 use crate::spm::Spm;
 use crate::vocabulary::{ESCAPED_SPACE, Spelling, TokenKind, Vocabulary};
 
-/// Tokens that end a generation wherever they are, by the names the field gives them.
+/// The usual names of tokens that end a generation.
 const STOP_NAMES: &[&str] = &[
     "<|eot_id|>",
     "<|eom_id|>",
@@ -35,19 +35,19 @@ const STOP_NAMES: &[&str] = &[
     "<｜end▁of▁sentence｜>",
 ];
 
-/// How a text is encoded.
+/// Options for encoding a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EncodeOptions {
-    /// Put the tokens before and after that the metadata asks for: [`Tokenizer::bos`] and
+    /// Add the tokens before and after the text that the metadata requires: [`Tokenizer::bos`] and
     /// [`Tokenizer::eos`].
     pub add_special: bool,
-    /// Read control tokens written out in the text (`<|eot_id|>`) as those tokens. Never allow it
-    /// for text from outside: see [`Tokenizer::encode_chat`].
+    /// Read control tokens written out in the text (`<|eot_id|>`) as those tokens. Never set it for
+    /// untrusted text: see [`Tokenizer::encode_chat`].
     pub parse_special: bool,
 }
 
 impl Default for EncodeOptions {
-    /// What the metadata asks for is added; control tokens in the text are plain text.
+    /// Adds the tokens that the metadata requires; control tokens in the text are plain text.
     fn default() -> Self {
         Self {
             add_special: true,
@@ -68,7 +68,7 @@ pub enum PromptBos {
     Never,
 }
 
-/// A vocabulary and the rules to write text with it.
+/// A vocabulary and the rules to encode text with it.
 ///
 /// Deterministic, and immutable once built: share it between threads as an `Arc`.
 pub struct Tokenizer {
@@ -91,23 +91,23 @@ enum Model {
     Spm(Spm),
 }
 
-/// When a space is put before a text.
+/// When encoding adds a space before a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SpacePrefix {
     Never,
-    /// Before the first text, and each that follows a special token.
+    /// Before the first text, and each text after a special token.
     AfterSpecial {
-        /// A text that begins with a space gets no other.
+        /// Whether a text that begins with a space gets no second one.
         unless_present: bool,
     },
     /// Before a text at the very beginning.
     First {
-        /// A text that begins with a space gets no other.
+        /// Whether a text that begins with a space gets no second one.
         unless_present: bool,
     },
 }
 
-/// Everything a tokenizer is made of, as the readers of its file forms settle it.
+/// The parts of a tokenizer, as the readers of its file formats produce them.
 pub(crate) struct Definition<'a> {
     pub(crate) spelling: Spelling,
     /// In the order of their ids.
@@ -124,28 +124,28 @@ pub(crate) struct Definition<'a> {
     pub(crate) add_bos_is_explicit: bool,
     pub(crate) add_eos: bool,
     pub(crate) chat_template: Option<Cow<'a, str>>,
-    /// Further templates by their names.
+    /// Named templates.
     pub(crate) named_chat_templates: Vec<(Cow<'a, str>, Cow<'a, str>)>,
 }
 
-/// How a token's surroundings matter, for tokens where they do.
+/// The rules for the text around a token, for tokens that have such rules.
 pub(crate) struct Added {
     pub(crate) id: u32,
     pub(crate) strip_left: bool,
     pub(crate) strip_right: bool,
     pub(crate) single_word: bool,
-    /// The token is looked for in normalized text.
+    /// Whether to search for the token in normalized text.
     pub(crate) is_normalized: bool,
 }
 
 /// The merges of a BPE, best first.
 pub(crate) enum Merges<'a> {
-    /// Two pieces with a space between.
+    /// Two pieces separated by a space.
     Joined(&'a [Cow<'a, str>]),
     Pairs(Vec<MergePair<'a>>),
 }
 
-/// Two pieces that become one.
+/// Two pieces that merge into one.
 pub(crate) type MergePair<'a> = (Cow<'a, str>, Cow<'a, str>);
 
 impl Merges<'_> {
@@ -168,7 +168,7 @@ impl Merges<'_> {
 
 pub(crate) enum ModelSettings {
     Bpe(BpeSettings),
-    /// The scores, one a token.
+    /// The scores, one for each token.
     Spm(Vec<f32>),
 }
 
@@ -271,13 +271,13 @@ impl Tokenizer {
 
     /// The tokens of a text.
     ///
-    /// User-defined tokens are always found in the text, as llama.cpp and Hugging Face do it;
-    /// control tokens and the unknown token only with [`EncodeOptions::parse_special`], else they
-    /// are spelled out like any other text. At each place the longest such token counts. Time and
-    /// memory are proportional to `text.len() · log(text.len())` for every text.
+    /// User-defined tokens in the text always match, as in llama.cpp and Hugging Face; control
+    /// tokens and the unknown token match only with [`EncodeOptions::parse_special`], otherwise
+    /// they are plain text. At each position the longest token matches. Time and memory are at most
+    /// proportional to `text.len() · log(text.len())`.
     ///
     /// # Errors
-    /// The text is longer than 4 GiB, or has a character that the vocabulary can say in no way.
+    /// If the text is longer than 4 GiB, or has a character that the vocabulary cannot encode.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<TokenId>> {
         let mut out = Vec::with_capacity(text.len() / 4 + 2);
         let bos = self
@@ -330,9 +330,9 @@ impl Tokenizer {
     /// The tokens of a rendered chat, with the control tokens of its template and none from its
     /// contents.
     ///
-    /// What a message says is plain text wherever the template puts it: a control token written out
-    /// in it is spelled, not obeyed. BOS is put first where the metadata asks for it and the
-    /// template has not done so.
+    /// Text from a message is plain text wherever the template puts it: the name of a control token
+    /// in it is encoded as characters. BOS comes first if the metadata requires it and the template
+    /// has not written it.
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
@@ -347,14 +347,15 @@ impl Tokenizer {
         Ok(out)
     }
 
-    /// Appends the tokens of `text`; `allowed(start, end)` says where control tokens count.
+    /// Appends the tokens of `text`; `allowed(start, end)`: whether a control token may match
+    /// there.
     fn encode_into(
         &self,
         text: &str,
         out: &mut Vec<TokenId>,
         allowed: impl Fn(usize, usize) -> bool,
     ) -> Result<()> {
-        // One byte for the space that may be put before.
+        // One byte for the added space.
         let max = u32::MAX as usize - 1;
         if text.len() > max {
             return Err(Error::TooLarge {
@@ -402,8 +403,8 @@ impl Tokenizer {
         self.encode_words(text, at_start, scratch, out)
     }
 
-    /// Appends the tokens of text that has just become NFC, with the user-defined tokens that are
-    /// looked for in such text.
+    /// Appends the tokens of text that has just become NFC, with the user-defined tokens that match
+    /// in such text.
     fn encode_composed(
         &self,
         text: &str,
@@ -452,7 +453,7 @@ impl Tokenizer {
 
     fn normalized<'a>(&self, text: &'a str, at_start: bool) -> Cow<'a, str> {
         let mut text = Cow::Borrowed(text);
-        // The sign for a space and the space are one in these vocabularies.
+        // These vocabularies do not distinguish a space from the sign for a space.
         if self.vocabulary.spelling() == Spelling::SpaceEscaped && text.contains(ESCAPED_SPACE) {
             text = Cow::Owned(text.replace(ESCAPED_SPACE, " "));
         }
@@ -477,8 +478,8 @@ impl Tokenizer {
         decode(self, tokens, options)
     }
 
-    /// The bytes a token stands for, which need not be whole characters; empty for an id outside
-    /// the vocabulary.
+    /// The bytes of a token, which need not be whole characters; empty for an id outside the
+    /// vocabulary.
     ///
     /// The bytes of a control token are its name.
     pub fn token_bytes(&self, id: TokenId) -> &[u8] {
@@ -494,7 +495,7 @@ impl Tokenizer {
         self.vocabulary.kind(id.0)
     }
 
-    /// Whether a token is a control token or the unknown token, which stand for no text.
+    /// Whether a token is a control token or the unknown token, which have no text.
     pub fn is_special(&self, id: TokenId) -> bool {
         matches!(self.kind(id), TokenKind::Control | TokenKind::Unknown)
     }
@@ -519,29 +520,29 @@ impl Tokenizer {
         self.roles.eos.map(TokenId)
     }
 
-    /// The token that stands for what the vocabulary cannot say, if it names one.
+    /// The token for text that the vocabulary cannot encode, if it names one.
     pub fn unknown(&self) -> Option<TokenId> {
         self.roles.unknown.map(TokenId)
     }
 
-    /// The token that fills up batches, if the vocabulary names one.
+    /// The padding token, if the vocabulary names one.
     pub fn padding(&self) -> Option<TokenId> {
         self.roles.padding.map(TokenId)
     }
 
-    /// Whether [`bos`](Self::bos) is put before a text.
+    /// Whether encoding adds [`bos`](Self::bos) before a text.
     pub fn adds_bos(&self) -> bool {
         self.add_bos
     }
 
-    /// The tokens that end a generation, ascending: those of the metadata (EOS, end of turn, end of
-    /// message) and those that bear one of the names the field uses for them, such as `<|eot_id|>`,
+    /// The tokens that end a generation, ascending: the tokens that the metadata names (EOS, end of
+    /// turn, end of message) and tokens with one of the usual names, such as `<|eot_id|>`,
     /// `<|im_end|>` or `</s>`.
     pub fn stop_ids(&self) -> &[TokenId] {
         &self.stop_ids
     }
 
-    /// The same tokenizer with exactly these tokens ending an answer, except ids beyond the
+    /// The same tokenizer, but exactly these tokens end an answer. Ignores ids outside the
     /// vocabulary.
     #[must_use]
     pub fn with_stop_ids(mut self, mut ids: Vec<TokenId>) -> Self {
@@ -553,7 +554,7 @@ impl Tokenizer {
         self
     }
 
-    /// The chat template of the file this tokenizer came from, in Jinja.
+    /// The Jinja chat template of this tokenizer's file.
     pub fn chat_template(&self) -> Option<&str> {
         self.chat_template.as_deref()
     }
@@ -566,7 +567,7 @@ impl Tokenizer {
             .map(|(_, source)| source.as_str())
     }
 
-    /// What kind of tokenizer this is, for people: `byte-level BPE`, `BPE with byte fallback` or
+    /// The kind of tokenizer, for people: `byte-level BPE`, `BPE with byte fallback` or
     /// `SentencePiece`.
     pub fn model_name(&self) -> &'static str {
         match (&self.model, self.vocabulary.spelling()) {
@@ -576,8 +577,8 @@ impl Tokenizer {
         }
     }
 
-    /// The pre-tokenizer by its name in GGUF files; `none` where text is not cut, `custom` where it
-    /// has no name.
+    /// The pre-tokenizer by its name in GGUF files; `none` if text is not split, `custom` if it has
+    /// no name.
     pub fn pretokenizer_name(&self) -> &'static str {
         if self.pretokenizer.is_empty() {
             return "none";
@@ -585,7 +586,7 @@ impl Tokenizer {
         pretokenize::name_of(&self.pretokenizer).unwrap_or("custom")
     }
 
-    /// Whether decoding takes away a space that encoding has put first.
+    /// Whether decoding removes the space that encoding adds first.
     pub(crate) fn has_space_prefix(&self) -> bool {
         self.space_prefix != SpacePrefix::Never
     }
@@ -659,7 +660,7 @@ fn stop_ids(roles: &Roles, special: &SpecialTokens) -> Vec<TokenId> {
     ids
 }
 
-/// Whether no word character touches the range.
+/// Whether no word character is next to the range.
 fn is_whole_word(text: &str, range: Range<usize>) -> bool {
     !text[..range.start]
         .chars()

@@ -1,4 +1,4 @@
-//! The tokens of a vocabulary as bytes, and the way back from bytes to ids.
+//! Maps the tokens of a vocabulary to bytes, and bytes back to ids.
 //!
 //! The bytes of all tokens lie in one buffer and the table from bytes to ids holds ids only, so a
 //! vocabulary of 128,256 tokens costs about 2 MB.
@@ -11,18 +11,18 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use crate::alphabet;
 use crate::error::{Error, Result};
 
-/// What a token is for. The discriminants are those of `tokenizer.ggml.token_type`.
+/// The kind of a token. The discriminants are the numbers in `tokenizer.ggml.token_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum TokenKind {
     /// A piece of text.
     Normal = 1,
-    /// Stands for what the vocabulary cannot say.
+    /// Stands for text that the vocabulary cannot encode.
     Unknown = 2,
-    /// Steers the model and does not stand for text: `<s>`, `<|eot_id|>`. Found in a text only
-    /// where the caller allows it.
+    /// Controls the model and has no text: `<s>`, `<|eot_id|>`. Matches in a text only if the
+    /// caller allows it.
     Control = 3,
-    /// Text that is always one token, wherever it stands.
+    /// Text that is always one token, at any position.
     UserDefined = 4,
     /// A row without a token.
     Unused = 5,
@@ -43,13 +43,13 @@ impl TokenKind {
         }
     }
 
-    /// Whether the tokens of this kind are what plain text is spelled with.
+    /// Whether plain text is encoded with tokens of this kind.
     fn spells_text(self) -> bool {
         matches!(self, Self::Normal | Self::Unused)
     }
 }
 
-/// How the tokens of a vocabulary are written.
+/// The spelling of the tokens of a vocabulary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Spelling {
     /// In the alphabet of byte-level BPE.
@@ -65,8 +65,8 @@ pub(crate) const NO_TOKEN: u32 = u32::MAX;
 
 /// See the module.
 ///
-/// Ids from `len()` on are *intermediate* pieces: merges may pass through strings that are no
-/// tokens, and these get ids too, which are never given out.
+/// Ids from `len()` on are *intermediate* pieces: merges may pass through strings that are not
+/// tokens; these get ids too, but encoding never returns them.
 pub(crate) struct Vocabulary {
     spelling: Spelling,
     bytes: Vec<u8>,
@@ -77,7 +77,7 @@ pub(crate) struct Vocabulary {
     hasher: DefaultHashBuilder,
     byte_ids: Box<[u32; 256]>,
     max_piece_len: usize,
-    /// Two tokens spell the same text.
+    /// Whether two tokens have the same text.
     has_duplicates: bool,
 }
 
@@ -136,7 +136,7 @@ impl Vocabulary {
         self.kinds.push(kind);
         if kind.spells_text() && self.bytes.len() > start {
             self.max_piece_len = self.max_piece_len.max(self.bytes.len() - start);
-            // Of two tokens with the same text the later is the one in use, as in llama.cpp.
+            // Of two tokens with the same text the later one is used, as in llama.cpp.
             match self.entry(id) {
                 Entry::Occupied(mut entry) => {
                     *entry.get_mut() = id;
@@ -171,7 +171,7 @@ impl Vocabulary {
         )
     }
 
-    /// The id of the piece that `text` spells, made an intermediate one where there is none.
+    /// The id of the piece `text`; adds an intermediate piece if there is none.
     pub(crate) fn intern(&mut self, text: &[u8]) -> Result<u32> {
         if let Some(id) = self.any_id(text) {
             return Ok(id);
@@ -183,7 +183,8 @@ impl Vocabulary {
         Ok(id)
     }
 
-    /// Whether [`id`](Self::id) of `text` is `id`, without looking it up; may say no where it is.
+    /// Whether [`id`](Self::id) of `text` is `id`, without looking it up; may return false although
+    /// it is.
     pub(crate) fn spells(&self, id: u32, text: &[u8]) -> bool {
         !self.has_duplicates
             && self.has(id)
@@ -206,7 +207,7 @@ impl Vocabulary {
         self.spelling
     }
 
-    /// The bytes of a piece, empty where there is none.
+    /// The bytes of a piece; empty if there is none.
     pub(crate) fn piece(&self, id: u32) -> &[u8] {
         if (id as usize) < self.ends.len() {
             piece(&self.bytes, &self.ends, id)
@@ -228,12 +229,12 @@ impl Vocabulary {
         Some(self.byte_ids[usize::from(byte)]).filter(|&id| id != NO_TOKEN)
     }
 
-    /// The token that `text` spells, among those that plain text is spelled with.
+    /// The token `text`, among the tokens for plain text.
     pub(crate) fn id(&self, text: &[u8]) -> Option<u32> {
         self.any_id(text).filter(|&id| self.has(id))
     }
 
-    /// The token or intermediate piece that `text` spells.
+    /// The token or intermediate piece `text`.
     pub(crate) fn any_id(&self, text: &[u8]) -> Option<u32> {
         self.ids
             .find(self.hasher.hash_one(text), |&id| {
@@ -242,7 +243,7 @@ impl Vocabulary {
             .copied()
     }
 
-    /// The length in bytes of the longest token that plain text is spelled with.
+    /// The length in bytes of the longest token for plain text.
     pub(crate) fn max_piece_len(&self) -> usize {
         self.max_piece_len
     }
@@ -254,7 +255,7 @@ fn piece<'a>(bytes: &'a [u8], ends: &[u32], id: u32) -> &'a [u8] {
     &bytes[start..ends[id] as usize]
 }
 
-/// Appends the bytes that a token or one side of a merge stands for.
+/// Appends the bytes of a token or of one side of a merge.
 pub(crate) fn push_spelled(spelling: Spelling, text: &str, out: &mut Vec<u8>) {
     match spelling {
         Spelling::ByteLevel => alphabet::push_decoded(text, out),

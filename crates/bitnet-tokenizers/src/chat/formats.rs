@@ -1,4 +1,4 @@
-//! The chat formats known by heart, for files without a template.
+//! The built-in chat formats, for files without a template.
 
 use super::{ChatMessage, RenderedChat};
 
@@ -59,7 +59,7 @@ impl Format {
         out
     }
 
-    /// Renders messages up to the end of what the last one says.
+    /// Renders messages up to the end of the last one's content.
     pub(crate) fn render_open(self, bos: &str, messages: &[ChatMessage]) -> RenderedChat {
         let rendered = self.render(bos, messages, false);
         let end = rendered

@@ -1,14 +1,13 @@
-//! Messages, as clients send them and templates get them.
+//! Messages, as clients send them and templates read them.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result, quoted};
 
-/// One message of a conversation: a JSON object with a `role`, its other fields in the order in
-/// which they were given.
+/// One message of a conversation: a JSON object with a `role`, its other fields keep their order.
 ///
-/// Templates read what they know: `content` (a text or a list of parts), `tool_calls`,
+/// Templates read the fields that they know: `content` (a text or a list of parts), `tool_calls`,
 /// `tool_call_id`, `name`, `reasoning_content`, or fields of their own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Map<String, Value>", into = "Map<String, Value>")]
@@ -18,7 +17,7 @@ pub struct ChatMessage {
 }
 
 impl ChatMessage {
-    /// A message of `role` that says `content`.
+    /// A message with this `role` and `content`.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         let role = role.into();
         let mut fields = Map::new();
@@ -27,11 +26,10 @@ impl ChatMessage {
         Self { role, fields }
     }
 
-    /// A message with these fields. Fields that are null are left out, as transformers leave them
-    /// out.
+    /// A message with these fields. Null fields are dropped, as in transformers.
     ///
     /// # Errors
-    /// There is no `role`, or it is not a string.
+    /// If there is no `role`, or it is not a string.
     pub fn from_fields(mut fields: Map<String, Value>) -> Result<Self> {
         fields.retain(|_, value| !value.is_null());
         match fields.get("role") {
@@ -43,18 +41,18 @@ impl ChatMessage {
         }
     }
 
-    /// `system`, `user`, `assistant`, `tool`, or what else the template knows.
+    /// `system`, `user`, `assistant`, `tool`, or another role that the template knows.
     pub fn role(&self) -> &str {
         &self.role
     }
 
-    /// All fields, `role` among them.
+    /// All fields, including `role`.
     pub fn fields(&self) -> &Map<String, Value> {
         &self.fields
     }
 
-    /// The text of the message: the content, or the texts of its parts with a line end between;
-    /// empty where there is none.
+    /// The text of the message: the content, or the texts of its parts joined by newlines; empty if
+    /// there is none.
     pub fn text(&self) -> String {
         match self.fields.get("content") {
             Some(Value::String(text)) => text.clone(),
@@ -72,12 +70,12 @@ impl ChatMessage {
             .insert("content".to_owned(), Value::String(text.into()));
     }
 
-    /// Takes a field away.
+    /// Removes a field.
     pub fn remove(&mut self, field: &str) -> Option<Value> {
         self.fields.shift_remove(field)
     }
 
-    /// The calls of an assistant's message.
+    /// The tool calls of an assistant's message.
     pub fn tool_calls(&self) -> &[Value] {
         self.fields
             .get("tool_calls")
@@ -89,7 +87,7 @@ impl ChatMessage {
         &mut self.fields
     }
 
-    /// The bytes of all fields, about.
+    /// The approximate size of all fields, in bytes.
     pub(crate) fn num_bytes(&self) -> usize {
         self.fields
             .iter()
@@ -98,7 +96,7 @@ impl ChatMessage {
     }
 
     /// # Errors
-    /// The role is not a plain word.
+    /// If the role is not a plain word.
     pub(crate) fn check_role(&self) -> Result<()> {
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
         match (1..=64).contains(&self.role.len()) && self.role.bytes().all(is_plain) {
@@ -110,7 +108,7 @@ impl ChatMessage {
     }
 }
 
-/// The bytes of the texts in `value`, and a few for everything else.
+/// The bytes of the texts in `value`, plus a few for every other value.
 pub(crate) fn json_bytes(value: &Value) -> usize {
     8 + match value {
         Value::String(text) => text.len(),

@@ -1,10 +1,10 @@
 //! Chat templates: a conversation as the text that a model was trained to continue.
 //!
 //! # What a message cannot do
-//! The control tokens of a prompt come from its template alone. A [`RenderedChat`] carries, beside
-//! the text, the ranges in which no control token may be read ([`RenderedChat::guards`]):
-//! everything that comes from messages, tools and other inputs. So `<|eot_id|>` in a message
-//! reaches the model as the characters it consists of. Roles are plain words.
+//! The control tokens of a prompt come from its template alone. Besides the text, a
+//! [`RenderedChat`] holds the ranges in which text is never parsed as control tokens
+//! ([`RenderedChat::guards`]): all text from messages, tools and other inputs. So `<|eot_id|>` in a
+//! message reaches the model as its characters. Roles are plain words.
 
 mod formats;
 mod message;
@@ -24,7 +24,7 @@ pub use message::ChatMessage;
 pub use reasoning::{ReasoningSplitter, ReasoningTags, SplitText};
 use render::Jinja;
 
-/// How a conversation is rendered.
+/// Options for rendering a conversation.
 #[derive(Clone, Copy, Debug)]
 pub struct RenderOptions<'a> {
     /// End with the beginning of the assistant's answer.
@@ -38,12 +38,12 @@ pub struct RenderOptions<'a> {
     /// More variables of Jinja templates, such as `enable_thinking`.
     pub variables: Option<&'a Map<String, Value>>,
     /// The time for `strftime_now` of Jinja templates, in seconds since 1970 (UTC). Without it a
-    /// template that asks for the time is an error, for this crate reads no clock.
+    /// template that uses the time fails, since this crate reads no clock.
     pub now: Option<i64>,
 }
 
 impl Default for RenderOptions<'_> {
-    /// The assistant is to answer; no tools, no clock.
+    /// The assistant answers; no tools, no clock.
     fn default() -> Self {
         Self {
             add_generation_prompt: true,
@@ -56,7 +56,7 @@ impl Default for RenderOptions<'_> {
     }
 }
 
-/// A rendered conversation; [`Tokenizer::encode_chat`] makes tokens of it.
+/// A rendered conversation; [`Tokenizer::encode_chat`] turns it into tokens.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RenderedChat {
     text: String,
@@ -69,12 +69,13 @@ impl RenderedChat {
         Self { text, guards }
     }
 
-    /// The text. Encoding it with `parse_special` would obey what messages say: see the module.
+    /// The text. Encoding it with `parse_special` would parse control tokens in messages: see the
+    /// module.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// The byte ranges of the text in which no control token may be read, ascending.
+    /// The byte ranges of the text that are never parsed as control tokens, ascending.
     pub fn guards(&self) -> &[Range<usize>] {
         &self.guards
     }
@@ -102,23 +103,23 @@ impl RenderedChat {
     }
 }
 
-/// The chat template of a model, and why it was chosen.
+/// The chat template of a model, and the reason for choosing it.
 pub struct ChatTemplate {
     template: Template,
-    /// For conversations with tools, where the model has another one for them.
+    /// The template for conversations with tools, if the model has a separate one.
     tool_use: Option<Jinja>,
     reason: String,
-    /// In Jinja, where it was chosen although the file has another or none.
+    /// Jinja source to write on conversion, if this template overrides the file's.
     correction: Option<&'static str>,
 }
 
-/// The format of BitNet b1.58 2B4T for those who read templates out of files.
+/// The format of BitNet b1.58 2B4T in Jinja, for programs that read templates from files.
 const BITNET_JINJA: &str = "{% for message in messages %}{% set content = message['role'] | capitalize + ': ' \
     + message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}\
     {% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}";
 
-/// What only the template of the official 2B-4T GGUF file says, which is a leftover of another
-/// model.
+/// A text that occurs only in the template of the official 2B-4T GGUF file, which belongs to
+/// another model.
 const LEFTOVER_MARK: &str = "BITNETAssistant";
 
 enum Template {
@@ -127,18 +128,17 @@ enum Template {
 }
 
 impl ChatTemplate {
-    /// Chooses the template of a model of `architecture` (as in `general.architecture`); none if
-    /// nothing tells.
+    /// Chooses the template of a model of `architecture` (as in `general.architecture`); `None` if
+    /// no rule applies.
     ///
     /// In this order:
-    /// 1. The format of BitNet b1.58 2B4T, for its architecture with Llama 3's vocabulary, where
-    ///    the file has no template or the one that the official GGUF file has, which is known to be
-    ///    wrong.
+    /// 1. The format of BitNet b1.58 2B4T, for its architecture with Llama 3's vocabulary, if the
+    ///    file has no template, or the template of the official GGUF file, which is wrong.
     /// 2. The file's own template.
-    /// 3. The format that the vocabulary's control tokens are made for.
+    /// 3. The format that the vocabulary's control tokens belong to.
     ///
     /// # Errors
-    /// The file's template does not compile.
+    /// If the file's template does not compile.
     pub fn detect(architecture: &str, tokenizer: &Tokenizer) -> Result<Option<Self>> {
         let source = tokenizer.chat_template();
         let is_leftover = source.is_some_and(|source| source.contains(LEFTOVER_MARK));
@@ -171,7 +171,7 @@ impl ChatTemplate {
     /// The built-in template with this name: one of [`names`](Self::names).
     ///
     /// # Errors
-    /// There is none.
+    /// If there is none.
     pub fn by_name(name: &str, tokenizer: &Tokenizer) -> Result<Self> {
         match Format::ALL.into_iter().find(|format| format.name() == name) {
             Some(format) => Ok(Self::built_in(
@@ -189,7 +189,7 @@ impl ChatTemplate {
     /// A template in Jinja.
     ///
     /// # Errors
-    /// It does not compile.
+    /// If it does not compile.
     pub fn from_jinja(source: &str, tokenizer: &Tokenizer) -> Result<Self> {
         Self::jinja(source, tokenizer, "given as Jinja")
     }
@@ -221,7 +221,7 @@ impl ChatTemplate {
         }
     }
 
-    /// The name of the template: that of a built-in one, or `jinja`.
+    /// The name of a built-in template, or `jinja`.
     pub fn name(&self) -> &'static str {
         match &self.template {
             Template::BuiltIn { format, .. } => format.name(),
@@ -229,18 +229,18 @@ impl ChatTemplate {
         }
     }
 
-    /// Why this template was chosen, as a clause for people.
+    /// The reason for choosing this template, as a clause for people.
     pub fn reason(&self) -> &str {
         &self.reason
     }
 
-    /// What a file of this model should say, in Jinja, where [`detect`](Self::detect) knows better
-    /// than the file does.
+    /// The correct template in Jinja for a file of this model, if [`detect`](Self::detect)
+    /// overrides the file's template.
     pub fn correction(&self) -> Option<&'static str> {
         self.correction
     }
 
-    /// The template in Jinja that renders conversations, with tools or without; none for a built-in
+    /// The Jinja source that renders conversations, with tools or without; `None` for a built-in
     /// format.
     pub fn source(&self, with_tools: bool) -> Option<&str> {
         self.chosen(with_tools).map(Jinja::source)
@@ -254,30 +254,30 @@ impl ChatTemplate {
         }
     }
 
-    /// Whether the template tells the model of its tools. The built-in ones do not.
+    /// Whether the template lists the tools. The built-in templates do not.
     pub fn reads_tools(&self) -> bool {
         self.source(true)
             .is_some_and(|source| source.contains("tools"))
     }
 
     /// Whether the template writes the `tool_calls` of messages, in conversations with tools or
-    /// without. Where it does not, they must stand in the content.
+    /// without. If it does not, the content must hold the calls.
     pub fn reads_tool_calls(&self, with_tools: bool) -> bool {
         self.source(with_tools)
             .is_some_and(|source| source.contains("tool_calls"))
     }
 
-    /// The tags between which the model's reasoning stands, if the template has any.
+    /// The tags around the model's reasoning, if the template has any.
     pub fn reasoning_tags(&self) -> Option<ReasoningTags> {
         self.source(false).and_then(ReasoningTags::of_template)
     }
 
-    /// The conversation as the model is to see it.
+    /// Renders the conversation as text for the model.
     ///
     /// # Errors
-    /// There are no messages; a role is not a plain word; a variable has the name of something that
-    /// every template gets; the last message has no text to continue; a Jinja template raises an
-    /// exception or uses more than its limits.
+    /// If there are no messages; a role is not a plain word; a variable has a reserved name; the
+    /// last message has no text to continue; a Jinja template raises an exception or exceeds its
+    /// limits.
     pub fn render(
         &self,
         messages: &[ChatMessage],
@@ -311,7 +311,7 @@ fn has_all(tokenizer: &Tokenizer, tokens: &[&str]) -> bool {
         .all(|text| tokenizer.special_token(text).is_some())
 }
 
-/// The format that the control tokens are made for.
+/// The format that the control tokens belong to.
 fn by_vocabulary(tokenizer: &Tokenizer) -> Option<Format> {
     let header = ["<|start_header_id|>", "<|end_header_id|>"];
     if has_llama_3(tokenizer) && has_all(tokenizer, &header) {

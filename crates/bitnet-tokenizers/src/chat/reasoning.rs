@@ -1,6 +1,6 @@
-//! What a model thinks before it answers, apart from the answer.
+//! Separates a model's reasoning from its answer.
 
-/// The tags between which reasoning stands.
+/// The tags around reasoning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReasoningTags {
     /// `<think>`
@@ -47,26 +47,26 @@ impl ReasoningTags {
 /// A piece of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SplitText {
-    /// What the model thinks.
+    /// Reasoning.
     Reasoning(String),
-    /// What it says.
+    /// The content of the answer.
     Content(String),
 }
 
-/// Splits an answer that comes in pieces into reasoning and content.
+/// Splits an answer that arrives in pieces into reasoning and content.
 ///
 /// The tags themselves, and white space around them, are in neither part.
 #[derive(Clone, Debug)]
 pub struct ReasoningSplitter {
     tags: ReasoningTags,
     place: Place,
-    /// Text that is not classified yet: more is needed.
+    /// Text that cannot be classified until more text arrives.
     pending: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// Nothing but white space came so far.
+    /// Only white space arrived so far.
     Start,
     /// White space after the opening tag may follow.
     BeforeReasoning,
@@ -77,7 +77,7 @@ enum Place {
 }
 
 impl ReasoningSplitter {
-    /// For an answer to `prompt`, which may end with the opening tag.
+    /// A splitter for an answer to `prompt`, which may end with the opening tag.
     pub fn new(tags: ReasoningTags, prompt: &str) -> Self {
         let prompt = prompt.trim_end();
         let place = if prompt.ends_with(tags.begin) {
@@ -94,7 +94,7 @@ impl ReasoningSplitter {
         }
     }
 
-    /// Takes more text; returns what it turns out to be.
+    /// Takes more text; returns the pieces that are classified now.
     pub fn push(&mut self, text: &str) -> Vec<SplitText> {
         self.pending.push_str(text);
         let mut out = Vec::new();
@@ -102,7 +102,7 @@ impl ReasoningSplitter {
         out
     }
 
-    /// Ends the answer; returns what was held back.
+    /// Ends the answer; returns the held-back text.
     pub fn finish(&mut self) -> Vec<SplitText> {
         let rest = std::mem::take(&mut self.pending);
         match self.place {
@@ -117,7 +117,7 @@ impl ReasoningSplitter {
         }
     }
 
-    /// Goes on as far as one place; false where more text is needed.
+    /// Advances by one state; false if it needs more text.
     fn step(&mut self, out: &mut Vec<SplitText>) -> bool {
         match self.place {
             Place::Start => {
@@ -161,7 +161,7 @@ impl ReasoningSplitter {
             Some(end) => &self.pending[..end],
             None => &self.pending[..self.pending.len() - held_back(&self.pending, self.tags.end)],
         };
-        // White space may be the last before the tag.
+        // This white space may directly precede the tag.
         let text = known.trim_end().to_owned();
         if !text.is_empty() {
             self.pending.drain(..text.len());
@@ -177,7 +177,7 @@ impl ReasoningSplitter {
     }
 }
 
-/// The length of the longest end of `text` that begins `mark`.
+/// The length of the longest suffix of `text` that is a prefix of `mark`.
 fn held_back(text: &str, mark: &str) -> usize {
     let lengths = (1..mark.len().min(text.len() + 1)).rev();
     lengths
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn reasoning_and_content_are_split_however_the_text_is_cut() {
+    fn reasoning_and_content_are_split_in_pieces_of_any_size() {
         let expect = |reasoning: &str, content: &str| (reasoning.to_owned(), content.to_owned());
         for size in 1..40 {
             let both = split(
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tags_are_those_of_the_template() {
+    fn the_tags_come_from_the_template() {
         let begin = |source| ReasoningTags::of_template(source).map(|tags| tags.begin);
         assert_eq!(begin("{{ x.split('</think>') }}"), Some("<think>"));
         assert_eq!(begin("[THINK]{{ x }}[/THINK]"), Some("[THINK]"));

@@ -1,4 +1,4 @@
-//! A Jinja chat template, given messages as transformers give them.
+//! A Jinja chat template that receives messages as in transformers.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -10,30 +10,30 @@ use crate::error::{Error, Result, quoted};
 use crate::jinja::{Fault, Inputs, Key, Limits, Template, Text, Value, foreign_value};
 use crate::{TokenId, Tokenizer};
 
-/// The names under which a message's reasoning is sent. Templates read the first.
+/// The field names that clients use for a message's reasoning. Templates read the first.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
-/// What a template reads a name for, so that no option can take it.
+/// Reserved variables: templates use these names, so no option may set them.
 const RESERVED: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
 
-/// Stands at the end of a message that is to be continued, until the text is cut there.
+/// Marks the end of a message to continue, until the text is cut there.
 const CONTINUE_HERE: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 
-/// A compiled template, the special tokens that it may write, and what it was seen to do.
+/// A compiled template, the special tokens that it may write, and its observed features.
 pub(crate) struct Jinja {
     template: Template,
     tokens: Vec<(&'static str, String)>,
     traits: Traits,
 }
 
-/// What a template does with messages, found out by rendering small ones.
+/// The features of a template, found by rendering small conversations.
 #[derive(Clone, Copy, Debug, Default)]
 struct Traits {
-    /// It takes contents that are lists of parts.
+    /// It accepts contents that are lists of parts.
     reads_parts: bool,
-    /// It takes no others.
+    /// It accepts only such contents.
     wants_parts: bool,
-    /// It writes the arguments of calls right only where they are a string.
+    /// It writes the arguments of calls correctly only if they are a string.
     wants_argument_texts: bool,
 }
 
@@ -63,15 +63,15 @@ impl Jinja {
         Ok(this)
     }
 
-    /// The template as it was given.
+    /// The source of the template.
     pub(crate) fn source(&self) -> &str {
         self.template.source()
     }
 
     /// Renders messages whose roles are plain words.
     ///
-    /// A template that raises for system messages behind the first message gets them joined to the
-    /// first.
+    /// If the template raises an exception for system messages after the first message, they are
+    /// joined to the first.
     pub(crate) fn render(
         &self,
         messages: &[ChatMessage],
@@ -234,7 +234,7 @@ impl Traits {
         message
     }
 
-    /// Arguments come as a string of JSON or as an object; most templates are written for objects.
+    /// Clients send arguments as a string of JSON or as an object; most templates expect objects.
     fn convert_arguments(self, arguments: &mut Json) {
         match arguments {
             Json::String(text) if !self.wants_argument_texts => {
@@ -251,7 +251,7 @@ impl Traits {
     }
 }
 
-/// Runs the template engine. A panic in it is a fault of ours; it must end this request alone.
+/// Runs the template engine. A panic in it is our bug; it must end only this request.
 fn guarded<T>(run: impl FnOnce() -> std::result::Result<T, Fault>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(result) => result.map_err(|fault| Error::Template(fault.to_string())),
@@ -259,7 +259,7 @@ fn guarded<T>(run: impl FnOnce() -> std::result::Result<T, Fault>) -> Result<T> 
     }
 }
 
-/// A message as a value: its role is a plain word, everything else is from outside.
+/// A message as a value: its role is a plain word, all other fields are foreign.
 fn message_value(message: &ChatMessage) -> std::result::Result<Value, Fault> {
     let entry = |(name, value): (&String, &Json)| {
         let value = match name.as_str() {
@@ -286,7 +286,7 @@ fn more_variables(
         .collect()
 }
 
-/// Refuses options that would replace what the conversation itself is.
+/// Refuses options that would replace the conversation itself.
 pub(crate) fn check_variables(variables: Option<&Map<String, Json>>) -> Result<()> {
     let mut names = variables.into_iter().flat_map(Map::keys);
     match names.find(|name| RESERVED.contains(&name.as_str())) {
@@ -295,8 +295,8 @@ pub(crate) fn check_variables(variables: Option<&Map<String, Json>>) -> Result<(
     }
 }
 
-/// As transformers do it: reasoning of any name is copied to `reasoning_content`, and to
-/// `thinking` if that was not given.
+/// As transformers do it: reasoning of any name is copied to `reasoning_content`, and to `thinking`
+/// if the message has no such field.
 fn alias_reasoning(message: &mut ChatMessage) {
     let fields = message.fields_mut();
     let Some(reasoning) = REASONING.iter().find_map(|name| fields.get(*name)).cloned() else {
@@ -308,7 +308,7 @@ fn alias_reasoning(message: &mut ChatMessage) {
     fields.insert("reasoning_content".to_owned(), reasoning);
 }
 
-/// The messages with all system messages joined to the first message, if one stands further behind.
+/// The messages with all system messages joined to the first message, if one comes after the first.
 fn with_one_system_message(messages: &[ChatMessage]) -> Option<Vec<ChatMessage>> {
     let is_system = |message: &&ChatMessage| message.role() == "system";
     messages.iter().skip(1).find(is_system)?;
@@ -388,9 +388,9 @@ mod tests {
         rendered.expect_err("an error").to_string()
     }
 
-    /// The function is there in tests only and panics.
+    /// The function exists only in tests, and panics.
     #[test]
-    fn a_panic_in_the_engine_is_an_error_of_that_chat_alone() {
+    fn a_panic_in_the_engine_fails_only_that_chat() {
         let error = problem("{{ panic_for_test() }}", Limits::default());
         assert_eq!(error, "chat template: the template engine failed");
         let fine = Jinja::new("{{ messages[0].content }}", &tokenizer()).expect("a template");
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn each_limit_holds_and_is_named() {
+    fn each_limit_is_enforced_and_named() {
         let limits = Limits::default();
         let source_bytes = Limits {
             source_bytes: 4,
@@ -459,8 +459,8 @@ mod tests {
         }
     }
 
-    /// Half of the stack that Rust gives a thread. The deepest templates that are allowed, and some
-    /// that are refused.
+    /// Half of the stack that Rust gives a thread. The deepest allowed templates, and some that are
+    /// refused.
     #[test]
     fn templates_at_the_limits_fit_into_a_small_stack() {
         let brackets =

@@ -1,4 +1,4 @@
-//! The arguments of a call, and how they meet parameters.
+//! The arguments of a call, and their binding to parameters.
 
 use super::ast::Name;
 use super::text::Text;
@@ -20,10 +20,10 @@ impl Args {
         }
     }
 
-    /// The arguments in the order of `parameters`; `None` for those not given.
+    /// The arguments in the order of `parameters`; `None` for missing ones.
     ///
     /// # Errors
-    /// There are too many, one is given twice, or one has a name that is no parameter.
+    /// If there are too many, one is given twice, or one has a name that is no parameter.
     pub(crate) fn bind<const N: usize>(
         self,
         function: &str,
@@ -71,7 +71,7 @@ pub(crate) fn int(value: &Value, what: &str) -> Outcome<i64> {
     i64::try_from(number).map_err(|_| Fault::new(format!("{what} is too large: {number}")))
 }
 
-/// A whole number, or `default` if it is not given.
+/// A whole number, or `default` if it is missing.
 pub(crate) fn int_or(value: Option<&Value>, default: i64, what: &str) -> Outcome<i64> {
     value.map_or(Ok(default), |value| int(value, what))
 }
@@ -95,12 +95,12 @@ pub(crate) fn text<'v>(value: &'v Value, what: &str) -> Outcome<&'v Text> {
     }
 }
 
-/// What must be given.
+/// A required argument.
 pub(crate) fn required(value: Option<Value>, function: &str, what: &str) -> Outcome<Value> {
     value.ok_or_else(|| Fault::new(format!("{function}() misses its argument '{what}'")))
 }
 
-/// Truth, or `default` if it is not given.
+/// The truth of the argument, or `default` if it is missing.
 pub(crate) fn flag(value: Option<&Value>, default: bool) -> bool {
     value.map_or(default, Value::is_true)
 }

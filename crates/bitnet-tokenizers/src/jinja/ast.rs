@@ -1,4 +1,4 @@
-//! A template as its parser leaves it: statements and expressions.
+//! The syntax tree of a template: statements and expressions.
 
 use std::sync::Arc;
 
@@ -73,7 +73,7 @@ pub(crate) enum Comparison {
     NotIn,
 }
 
-/// The arguments of a call, as written.
+/// The unevaluated arguments of a call.
 #[derive(Debug, Default)]
 pub(crate) struct Arguments {
     pub(crate) positional: Vec<Expr>,
@@ -84,7 +84,7 @@ pub(crate) struct Arguments {
     pub(crate) more_named: Option<Box<Expr>>,
 }
 
-/// What a value can be assigned to.
+/// The target of an assignment.
 #[derive(Debug)]
 pub(crate) enum Target {
     Name(Name),
@@ -98,7 +98,7 @@ pub(crate) enum Statement {
     Text(Arc<str>),
     Print(Expr),
     If {
-        /// Conditions with what they guard, in order.
+        /// Conditions with their bodies, in order.
         branches: Vec<(Expr, Block)>,
         otherwise: Block,
     },
@@ -125,7 +125,7 @@ pub(crate) enum Statement {
         assignments: Vec<(Target, Expr)>,
         body: Block,
     },
-    /// `{% generation %}` and `{% block %}`: a body with a scope of its own.
+    /// `{% generation %}` and `{% block %}`: a body with its own scope.
     Scope(Block),
     Break,
     Continue,
@@ -141,7 +141,7 @@ pub(crate) struct For {
     pub(crate) body: Block,
     pub(crate) otherwise: Block,
     pub(crate) is_recursive: bool,
-    /// Whether the body says `loop`.
+    /// Whether the body uses `loop`.
     pub(crate) uses_loop: bool,
 }
 
@@ -151,7 +151,8 @@ pub(crate) struct Macro {
     /// The last parameters may have defaults.
     pub(crate) parameters: Vec<(Name, Option<Expr>)>,
     pub(crate) body: Block,
-    /// Whether the body says `varargs`, `kwargs`, `caller`: only then such arguments are taken.
+    /// Whether the body uses `varargs`, `kwargs`, `caller`: only then the macro accepts such
+    /// arguments.
     pub(crate) takes_varargs: bool,
     pub(crate) takes_kwargs: bool,
     pub(crate) takes_caller: bool,

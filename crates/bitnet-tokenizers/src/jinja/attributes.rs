@@ -1,8 +1,8 @@
 //! `object.name` and `object[index]`.
 //!
-//! As in jinja2, `.` looks for an attribute first and for an item then; `[]` the other way round.
-//! What is found in neither place is undefined. Names that begin with `_`, and methods that would
-//! change a list or a map, are unsafe and so undefined.
+//! As in jinja2, `.` looks for an attribute first, then for an item; `[]` looks for an item first.
+//! A name that is neither is undefined. Names that begin with `_`, and methods that would change a
+//! list or a map, are unsafe and so undefined.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ impl Machine {
     /// `object.name`
     pub(crate) fn attribute(&mut self, object: &Value, name: &Name) -> Outcome<Value> {
         if let Value::Undefined(problem) = object {
-            // What Python itself keeps in every object is unsafe, and so undefined.
+            // Python's own attributes of every object are unsafe, and so undefined.
             return match name.starts_with("__") {
                 true => Ok(missing(object, name)),
                 false => Err(Fault::new(&**problem)),
@@ -69,7 +69,7 @@ impl Machine {
         }
     }
 
-    /// What Python's `getattr` finds.
+    /// The result of Python's `getattr`.
     fn own_attribute(&self, object: &Value, name: &Name) -> Outcome<Option<Value>> {
         if methods::has(object, name) {
             let method = (object.clone(), Arc::clone(name));
@@ -182,13 +182,13 @@ impl Machine {
 }
 
 impl SeqKind {
-    /// Whether items can be reached by their index.
+    /// Whether the items have indexes.
     pub(crate) fn has_indexes(self) -> bool {
         !matches!(self, Self::Keys | Self::Values | Self::Items)
     }
 }
 
-/// The place that an index, from the end if negative, stands for.
+/// The position of an index; a negative index counts from the end.
 fn place(index: &Value, length: usize) -> Option<usize> {
     let index = match index {
         Value::Bool(flag) => i128::from(*flag),

@@ -29,7 +29,7 @@ const DAYS: [&str; 7] = [
     "Saturday",
 ];
 
-/// A moment, taken apart.
+/// A point in time, split into its fields.
 struct Moment {
     /// Since 1970.
     seconds: i64,
@@ -103,7 +103,7 @@ fn days_before(year: i64) -> i64 {
     365 * years + years.div_euclid(4) - years.div_euclid(100) + years.div_euclid(400) - 719_162
 }
 
-/// How many weeks of ISO 8601 `year` has.
+/// Number of ISO 8601 weeks in `year`.
 fn weeks_in(year: i64) -> i64 {
     let first = (days_before(year) + 3).rem_euclid(7); // from Monday
     let is_leap = days_before(year + 1) - days_before(year) == 366;
@@ -114,7 +114,7 @@ fn weeks_in(year: i64) -> i64 {
     }
 }
 
-/// How a number is filled up to its width.
+/// The padding of a number.
 #[derive(Clone, Copy)]
 enum Padding {
     Zeros,
@@ -122,7 +122,7 @@ enum Padding {
     None,
 }
 
-/// The moment `now`, seconds since 1970, in `format`.
+/// Formats `now`, in seconds since 1970, by `format`.
 pub(crate) fn strftime(now: Option<i64>, format: &str) -> Outcome<String> {
     let now = now.ok_or_else(|| Fault::new("strftime_now: the time was not given"))?;
     let moment = Moment::new(now);
@@ -192,7 +192,7 @@ impl Moment {
         })
     }
 
-    /// A directive that is a number, with its width and what usually fills it up.
+    /// A numeric directive, with its width and default padding.
     fn number(&self, directive: char) -> Option<(i64, usize, Padding)> {
         let monday_weekday = (self.weekday + 6) % 7;
         let (number, width) = match directive {
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn dates_are_those_of_the_calendar() {
+    fn dates_match_the_gregorian_calendar() {
         assert_eq!(
             at(0, "%A %d %B %Y %H:%M:%S"),
             "Thursday 01 January 1970 00:00:00"
@@ -244,9 +244,9 @@ mod tests {
         assert!(strftime(None, "%Y").is_err());
     }
 
-    /// The right sides are Python's, of `datetime.datetime(2027, 1, 3, 9, 5, 7)`.
+    /// Expected values: Python's `strftime` of `datetime.datetime(2027, 1, 3, 9, 5, 7)`.
     #[test]
-    fn directives_are_those_of_python() {
+    fn directives_match_python() {
         let now = 1_798_967_107;
         for (format, text) in [
             ("%j|%-d|%-m|%_d|%C|%G|%g|%V", "003|3|1| 3|20|2026|26|53"),

@@ -1,4 +1,4 @@
-//! `value | filter`: jinja2's filters, and `tojson` as transformers have it.
+//! `value | filter`: jinja2's filters, and `tojson` as transformers defines it.
 
 use super::arguments::{Args, flag, int, int_or, required, text, width};
 use super::ast::Name;
@@ -8,7 +8,7 @@ use super::text::Text;
 use super::value::{Number, Value};
 use super::{Fault, Outcome, format, json, operators, strings};
 
-/// The filters there are.
+/// The names of all filters.
 const NAMES: &[&str] = &[
     "abs",
     "attr",
@@ -517,7 +517,7 @@ fn escaped(text: &str) -> String {
     out
 }
 
-/// Without comments and tags, white space single, and the common entities as characters.
+/// Removes comments and tags, collapses white space, and decodes the common entities.
 fn strip_tags(text: &str) -> String {
     let mut out = text.to_owned();
     for (open, close) in [("<!--", "-->"), ("<", ">")] {

@@ -8,10 +8,10 @@ use super::text::{Text, TextBuilder};
 use super::value::{Key, Number, SeqKind, Value};
 use super::{Fault, Outcome};
 
-/// The widest field that a format may ask for; [`Budget`] has the last word.
+/// Maximum width of a field; [`Budget`] also limits the result.
 const MAX_WIDTH: usize = 1 << 20;
 
-/// A conversion: how one value is written.
+/// A conversion specification for one value.
 #[derive(Clone, Default)]
 struct Spec {
     fill: Option<char>,
@@ -198,7 +198,7 @@ impl<'t> SpecParser<'t> {
             .ok_or_else(|| Fault::new("a width is negative or too large"))
     }
 
-    /// What stands after the colon in braces.
+    /// The specification after the colon in braces.
     fn brace_spec(&mut self) -> Outcome<Spec> {
         let mut spec = Spec::default();
         let is_align = |c: char| matches!(c, '<' | '>' | '^' | '=');
@@ -247,7 +247,7 @@ fn percent_value(value: &Value, spec: &Spec, budget: &Budget) -> Outcome<Text> {
                     .ok()
                     .and_then(char::from_u32);
                 let c = code.ok_or_else(|| Fault::new("%c arg not in range(0x110000)"))?;
-                // A character out of a number may be foreign for all that can be told.
+                // A character made from a number may come from foreign text.
                 Text::foreign(c.to_string())
             }
         },
@@ -316,7 +316,7 @@ pub(crate) fn braces(machine: &mut Machine, format: &Text, args: &Args) -> Outco
     Ok(out.finish())
 }
 
-/// The place of the brace that closes the one that `text` begins with.
+/// The position of the brace that closes the first brace of `text`.
 fn field_end(text: &str) -> Option<usize> {
     let mut depth = 0_usize;
     text.char_indices().find_map(|(at, c)| {
@@ -379,7 +379,7 @@ fn braces_once(
     Ok(out + rest)
 }
 
-/// The value that `name.attribute[item]` stands for; without a name, that of the next argument.
+/// The value of `name.attribute[item]`; without a name, the next argument.
 fn field_value(
     machine: &mut Machine,
     target: &str,
@@ -490,7 +490,7 @@ fn padded(text: &Text, spec: &Spec, align: char) -> Text {
     out.finish()
 }
 
-/// A number with its sign, digits in groups, and filled up to its width.
+/// A number with its sign, grouped digits, and padding.
 fn written_number(number: Number, spec: &Spec) -> Outcome<String> {
     let (is_negative, prefix, digits) = match number {
         Number::Int(number) => match spec.kind {
@@ -550,7 +550,7 @@ fn integer_digits(number: u128, spec: &Spec) -> (&'static str, String) {
     (if spec.is_alternate { prefix } else { "" }, digits)
 }
 
-/// Whether a float is negative, nothing, and its digits.
+/// The sign, an empty prefix and the digits of a float.
 fn float_parts(number: f64, spec: &Spec) -> Outcome<(bool, &'static str, String)> {
     let is_negative = number.is_sign_negative() && !number.is_nan();
     let size = number.abs();

@@ -9,7 +9,7 @@ use super::{Fault, Outcome};
 /// The arguments of `json.dumps` that templates use.
 pub(crate) struct Layout {
     pub(crate) is_ascii: bool,
-    /// What one level is indented by; one line without.
+    /// The indentation of one level; `None` writes one line.
     pub(crate) indent: Option<Text>,
     pub(crate) item_separator: Text,
     pub(crate) key_separator: Text,
@@ -78,7 +78,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// What stands before item `index`.
+    /// The separator before item `index`.
     fn separate(&mut self, index: usize, depth: usize) -> Outcome<()> {
         if index > 0 {
             self.out.push(&self.layout.item_separator);

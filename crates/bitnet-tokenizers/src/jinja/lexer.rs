@@ -1,4 +1,5 @@
-//! A template's source as tokens, with the white space rules of `trim_blocks` and `lstrip_blocks`.
+//! Splits a template's source into tokens, with the white space rules of `trim_blocks` and
+//! `lstrip_blocks`.
 
 use std::sync::Arc;
 
@@ -50,7 +51,7 @@ struct Lexer<'s> {
     place: usize,
     line: u32,
     tokens: Vec<(Token, u32)>,
-    /// Whether the tag before ended with a line end, or there is none.
+    /// Whether the previous tag consumed a line end, or there is no previous tag.
     after_newline: bool,
 }
 
@@ -67,7 +68,7 @@ impl<'s> Lexer<'s> {
         Err(Fault::new(message).at(self.line))
     }
 
-    /// Goes over `len` bytes.
+    /// Advances by `len` bytes.
     fn advance(&mut self, len: usize) {
         let passed = &self.rest()[..len];
         self.line += passed.matches('\n').count() as u32;
@@ -116,7 +117,7 @@ impl<'s> Lexer<'s> {
         }
     }
 
-    /// What is left of the text before a tag.
+    /// The text before a tag, after trimming.
     fn before_tag<'t>(&self, text: &'t str, sign: Option<char>, is_variable: bool) -> &'t str {
         if sign == Some('-') {
             return text.trim_end_matches(is_space);
@@ -148,7 +149,7 @@ impl<'s> Lexer<'s> {
         }
     }
 
-    /// The white space that the end of a block or comment takes with it.
+    /// The white space that is removed after a block or comment.
     fn after_tag(&mut self, sign: Option<char>) {
         match sign {
             Some('-') => self.skip_space(),
@@ -230,7 +231,7 @@ impl<'s> Lexer<'s> {
             }
             self.skip_space();
             if self.rest().is_empty() {
-                // The parser says what it misses.
+                // The parser reports the missing part.
                 return Ok(());
             }
             if open.is_empty() && self.at_end(end_text, is_block) {
@@ -251,7 +252,7 @@ impl<'s> Lexer<'s> {
         unsigned.starts_with(end_text)
     }
 
-    /// One token inside a tag; `open` has the closing brackets that are due.
+    /// One token inside a tag; `open` holds the expected closing brackets.
     fn token(&mut self, open: &mut Vec<char>) -> Outcome<()> {
         let rest = self.rest();
         let first = rest.chars().next().unwrap_or_default();
@@ -420,6 +421,6 @@ fn code_point(chars: &mut std::iter::Peekable<std::str::Chars<'_>>, len: usize) 
         let digit = chars.next().and_then(|c| c.to_digit(16));
         code = code * 16 + digit.ok_or_else(|| Fault::new("truncated escape in a string"))?;
     }
-    // Half a surrogate pair is no character here.
+    // Half a surrogate pair is not a character.
     char::from_u32(code).ok_or_else(|| Fault::new(format!("\\u{code:04x} is no character")))
 }

@@ -1,7 +1,7 @@
-//! What a template may use, and an account of what it has used.
+//! The limits of a template, and the budget of a rendering.
 //!
-//! A template comes from a file, and what it is given from a client; neither may end the process or
-//! fill its memory. So everything is counted: the template's size and nesting when it is parsed;
+//! A template comes from a file and its inputs from a client; neither may end the process or fill
+//! its memory. So all resources are counted: the template's size and nesting when it is parsed;
 //! steps, bytes built, bytes written, and depth of calls and of values when it runs.
 
 use std::cell::Cell;
@@ -13,25 +13,25 @@ use super::{Fault, Outcome};
 pub(crate) struct Limits {
     /// Bytes of the template.
     pub(crate) source_bytes: usize,
-    /// How deep expressions and blocks may nest in the template.
+    /// Maximum nesting of expressions and blocks in the template.
     pub(crate) nesting: usize,
-    /// How deep evaluation may nest when the template runs: expressions, blocks and calls together.
+    /// Maximum nesting of evaluation: expressions, blocks and calls together.
     pub(crate) depth: usize,
-    /// Steps that a rendering may take, and as many more for each message.
+    /// Maximum number of steps of a rendering, plus the same number for each message.
     pub(crate) steps: u64,
     pub(crate) steps_per_message: u64,
-    /// Bytes of any one value and of the rendered text, beside [`RATIO`](Self::RATIO) times the
+    /// Maximum bytes of one value and of the rendered text, plus [`RATIO`](Self::RATIO) times the
     /// bytes of the input.
     pub(crate) value_bytes: usize,
-    /// Bytes of all values built during a rendering, beside [`TOTAL_RATIO`](Self::TOTAL_RATIO)
-    /// times the bytes of the input.
+    /// Maximum bytes of all values built during a rendering, plus
+    /// [`TOTAL_RATIO`](Self::TOTAL_RATIO) times the bytes of the input.
     pub(crate) total_bytes: usize,
 }
 
 impl Limits {
     pub(crate) const RATIO: usize = 8;
     pub(crate) const TOTAL_RATIO: usize = 64;
-    /// How deep lists and maps may nest in each other. `serde_json` reads 128 levels.
+    /// Maximum nesting of lists and maps. `serde_json` reads 128 levels.
     pub(crate) const VALUE_DEPTH: usize = 256;
 }
 
@@ -49,7 +49,7 @@ impl Default for Limits {
     }
 }
 
-/// What is left to one rendering.
+/// The remaining resources of one rendering.
 pub(crate) struct Budget {
     steps: Cell<u64>,
     bytes: Cell<usize>,
@@ -60,10 +60,10 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// For a rendering of `num_messages` messages, with `input_bytes` of input.
+    /// The budget of a rendering of `num_messages` messages with `input_bytes` of input.
     pub(crate) fn new(limits: &Limits, num_messages: usize, input_bytes: usize) -> Self {
         let more_steps = limits.steps_per_message.saturating_mul(num_messages as u64);
-        // Long inputs take steps in proportion: one for each 64 bytes read.
+        // Long inputs get more steps: one for each 64 bytes.
         let more_steps = more_steps.saturating_add(input_bytes as u64);
         let total_bytes = input_bytes.saturating_mul(Limits::TOTAL_RATIO);
         let total_bytes = total_bytes.saturating_add(limits.total_bytes);
@@ -96,7 +96,7 @@ impl Budget {
     }
 
     /// Checks that a value of `bytes` may be built. Operations whose result can be much larger than
-    /// their inputs ask first.
+    /// their inputs call it first.
     pub(crate) fn check(&self, bytes: usize) -> Outcome<()> {
         if bytes > self.value_bytes {
             let most = self.value_bytes;

@@ -16,7 +16,7 @@ use super::text::{Text, TextBuilder};
 use super::value::{Closure, Function, Key, Loop, SeqKind, Value};
 use super::{Fault, Inputs, Outcome, clock, operators};
 
-/// The most items of `range`, as in jinja2's sandbox.
+/// Maximum number of items of `range`, as in jinja2's sandbox.
 const MAX_RANGE: i64 = 100_000;
 
 /// One rendering of a template.
@@ -24,16 +24,17 @@ pub(crate) struct Machine {
     pub(crate) budget: Budget,
     inputs: HashMap<String, Value>,
     now: Option<i64>,
-    /// The variables of the template's outermost level, which macros see as they are when called.
+    /// The variables of the template's outermost level. Macros see their values at the time of the
+    /// call.
     root: Scope,
     /// The scopes inside it, innermost last.
     scopes: Vec<Rc<Scope>>,
     pub(crate) namespaces: Vec<IndexMap<Key, Value>>,
-    /// What is written: the rendered text, and what blocks capture.
+    /// The outputs: the rendered text, then the captures of open blocks.
     outputs: Vec<TextBuilder>,
 }
 
-/// What a statement does to the loop around it.
+/// The effect of a statement on the loop around it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Flow {
     Next,
@@ -149,7 +150,7 @@ impl Machine {
     }
 
     fn with_statement(&mut self, assignments: &[(Target, Expr)], body: &Block) -> Outcome<Flow> {
-        // The values are those outside.
+        // The values are evaluated in the outer scope.
         let values = assignments.iter().map(|(_, expr)| self.eval(expr));
         let values = values.collect::<Outcome<Vec<_>>>()?;
         self.scopes.push(Rc::default());
@@ -168,12 +169,12 @@ impl Machine {
         flow
     }
 
-    /// What `body` writes, in a scope of its own.
+    /// The output of `body`, which runs in its own scope.
     fn captured_scope(&mut self, body: &Block) -> Outcome<Text> {
         self.captured(|this| this.scoped(Scope::default(), body).map(|_| ()))
     }
 
-    /// What `run` writes.
+    /// The output of `run`.
     fn captured(&mut self, run: impl FnOnce(&mut Self) -> Outcome<()>) -> Outcome<Text> {
         self.outputs.push(TextBuilder::default());
         run(self)?;
@@ -206,7 +207,7 @@ impl Machine {
 
     fn run_loop(&mut self, node: &Arc<For>, iterable: &Value, depth: usize) -> Outcome<()> {
         let mut items = iterable.items(&self.budget)?.into_owned();
-        // A loop that never looks at its own state tests each item when it comes to it.
+        // A loop that does not use `loop` tests each item just before its round.
         let tests_late = node.condition.is_some() && !node.uses_loop;
         if !tests_late {
             items = self.passing(node, items)?;
@@ -232,14 +233,14 @@ impl Machine {
                 Flow::Next => completed = true,
             }
         }
-        // As in jinja2, a loop whose every round was cut short counts as empty.
+        // As in jinja2, a loop counts as empty if `break` or `continue` ended every round.
         if !completed && !node.otherwise.is_empty() {
             self.scoped(Scope::default(), &node.otherwise)?;
         }
         Ok(())
     }
 
-    /// The items that the loop's condition lets through.
+    /// The items that meet the loop's condition.
     fn passing(&mut self, node: &For, items: Vec<Value>) -> Outcome<Vec<Value>> {
         if node.condition.is_none() {
             return Ok(items);
@@ -326,7 +327,7 @@ impl Machine {
             return value.clone();
         }
         let function = match name {
-            // The template itself, which has nothing to read.
+            // The template itself, which has no readable attributes.
             "self" => return Value::Dict(Rc::default()),
             "range" => Function::Range,
             "dict" => Function::Dict,
@@ -777,7 +778,7 @@ fn range(args: Args) -> Outcome<Value> {
     Value::seq(SeqKind::Range { start, stop, step }, items.collect())
 }
 
-/// Refuses what transformers refuse.
+/// Refuses calls that transformers refuse.
 fn check_attribute(name: &str) -> Outcome<()> {
     match name.starts_with('_') {
         true => Err(Fault::new(format!(

@@ -1,4 +1,4 @@
-//! The methods of strings, lists and maps that Python has and the sandbox allows.
+//! Python's methods of strings, lists and maps that the sandbox allows.
 
 use indexmap::IndexMap;
 
@@ -58,7 +58,7 @@ const TEXT: &[&str] = &[
 ];
 const DICT: &[&str] = &["copy", "get", "items", "keys", "values"];
 
-/// Whether a value has a method of that name.
+/// Whether a value has a method with this name.
 pub(crate) fn has(object: &Value, name: &str) -> bool {
     match object {
         Value::Text(_) => TEXT.contains(&name),
@@ -380,7 +380,7 @@ impl Machine {
                 .saturating_add(missing.saturating_mul(fill.len())),
         )?;
         let left = match name {
-            // As CPython shares out an odd rest.
+            // As CPython divides an odd rest.
             "center" => missing / 2 + (missing & to & 1),
             "ljust" => 0,
             _ => missing,
@@ -398,7 +398,7 @@ impl Machine {
     }
 }
 
-/// A place in a list of `length` items, from its end if negative.
+/// A position in a list of `length` items; a negative one counts from the end.
 fn from_end(index: i64, length: usize) -> usize {
     let index = if index < 0 {
         index.saturating_add(length as i64)

@@ -1,17 +1,17 @@
-//! Jinja as chat templates use it: a parser and an interpreter that give the text that jinja2 gives
-//! in the sandbox of transformers.
+//! Jinja for chat templates: a parser and an interpreter that give the same text as jinja2 in the
+//! sandbox of transformers.
 //!
-//! Why not a library: a template's text must be that of jinja2 to the byte, for it is what a model
-//! was trained on; a template and its inputs come from strangers, so that bytes, depth and steps of
-//! every operation must be bounded; and the text must tell which of its bytes come from messages.
-//! minijinja, which was used before, has other rules for strings and maps in places, bounds steps
-//! alone, and does not know where text comes from.
+//! Why not a library: a template's text must equal jinja2's to the byte, because the model was
+//! trained on it; templates and inputs are untrusted, so bytes, depth and steps of every operation
+//! must be bounded; and the result must record which of its bytes come from messages. minijinja
+//! differs from jinja2 in some rules for strings and maps, bounds only steps, and does not track
+//! the origin of text.
 //!
-//! Read [`parser`] for the language, [`machine`] for what statements and expressions do, and
+//! Read [`parser`] for the language, [`machine`] for the meaning of statements and expressions, and
 //! [`limits`] for the bounds. The rest is Python's library: methods, filters, tests, formats.
 //!
-//! Known differences: text is escaped by `escape` only where that is written, and then is plain
-//! text; integers have 128 bits; `random` is not random; the time is UTC.
+//! Known differences: only an explicit `escape` escapes text, and its result is plain text;
+//! integers have 128 bits; `random` is not random; the time is UTC.
 
 mod arguments;
 mod ast;
@@ -43,10 +43,10 @@ pub(crate) use limits::Limits;
 pub(crate) use text::Text;
 pub(crate) use value::{Key, Value};
 
-/// The result of everything in here.
+/// The result type of this module.
 pub(crate) type Outcome<T> = Result<T, Fault>;
 
-/// Why a template cannot be parsed or rendered.
+/// The reason why a template cannot be parsed or rendered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Fault {
     message: String,
@@ -61,7 +61,7 @@ impl Fault {
         }
     }
 
-    /// With the line of the template, if none is known yet.
+    /// Adds the line of the template, if none is known yet.
     fn at(mut self, line: u32) -> Self {
         self.line = self.line.or(Some(line));
         self
@@ -86,11 +86,11 @@ pub(crate) struct Template {
     limits: Limits,
 }
 
-/// What a template is rendered with.
+/// The inputs of a rendering.
 pub(crate) struct Inputs {
-    /// The variables that it sees.
+    /// The template's variables.
     pub(crate) variables: Vec<(&'static str, Value)>,
-    /// More of them, with names from outside.
+    /// More variables, with names from the client.
     pub(crate) more: Vec<(String, Value)>,
     /// The time for `strftime_now`, seconds since 1970.
     pub(crate) now: Option<i64>,
@@ -148,7 +148,7 @@ pub(crate) fn foreign_value(json: &serde_json::Value) -> Outcome<Value> {
     }
 }
 
-/// A value as `json.dumps` writes it by default.
+/// Formats a value as `json.dumps` does by default.
 pub(crate) fn plain_json(value: &Value, limits: &Limits, bytes: usize) -> Outcome<Text> {
     let layout = json::Layout {
         is_ascii: false,

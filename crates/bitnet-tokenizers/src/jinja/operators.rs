@@ -203,7 +203,7 @@ fn floats(operator: Binary, a: f64, b: f64) -> Outcome<f64> {
     })
 }
 
-/// `object[start:stop:step]`; what has no slices is undefined.
+/// `object[start:stop:step]`; undefined for objects without slices.
 pub(crate) fn slice(object: &Value, bounds: &[Value; 3]) -> Outcome<Value> {
     if let Value::Undefined(problem) = object {
         return Err(Fault::new(&**problem));
@@ -248,7 +248,7 @@ pub(crate) fn slice(object: &Value, bounds: &[Value; 3]) -> Outcome<Value> {
     }
 }
 
-/// The places that a slice takes, in order.
+/// The positions of a slice, in order.
 struct Indexes {
     start: i128,
     step: i128,

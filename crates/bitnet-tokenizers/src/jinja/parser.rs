@@ -31,7 +31,7 @@ pub(crate) fn parse(source: &str, limits: &Limits) -> Outcome<Block> {
     Ok(block)
 }
 
-/// Which of the names that a macro gets without declaring them were seen.
+/// The special names that a macro body uses without declaring them.
 #[derive(Clone, Copy, Default)]
 struct Implicit {
     varargs: bool,
@@ -44,14 +44,14 @@ struct Parser {
     next: usize,
     depth: usize,
     depth_max: usize,
-    /// How often the name `loop` was read so far.
+    /// Number of uses of the name `loop` so far.
     num_loop_names: usize,
     implicit: Implicit,
-    /// How many loops are open that `break` may end.
+    /// Number of open loops that `break` may end.
     loops: usize,
 }
 
-/// The tags that do not stand alone but continue or end another.
+/// The tags that continue or end another tag.
 const ENDS: &[&str] = &[
     "elif",
     "else",
@@ -167,8 +167,8 @@ impl Parser {
 
     // ---- statements ----
 
-    /// Statements up to a tag that `ends` names, which is taken and returned, or to the end of the
-    /// template where there is none.
+    /// Parses statements up to a tag in `ends`, which it consumes and returns, or to the end of the
+    /// template.
     fn block(&mut self, ends: &[&str]) -> Outcome<(Block, Name)> {
         self.nested(|this| this.block_inner(ends))
     }
@@ -274,7 +274,7 @@ impl Parser {
         if !self.skip_name("in") {
             return self.unexpected("'in'");
         }
-        // A condition is the loop's, not the expression's.
+        // The `if` belongs to the loop, not to the expression.
         let iterable = self.tuple_of(|this| this.or_expression(), false)?;
         let condition = match self.skip_name("if") {
             true => Some(self.expression()?),
@@ -334,7 +334,7 @@ impl Parser {
         )))
     }
 
-    /// The body of a macro, with what it takes without declaring it.
+    /// The body of a macro, with the special names that it uses.
     fn macro_body(
         &mut self,
         name: Name,
@@ -423,7 +423,7 @@ impl Parser {
         Ok(Statement::With { assignments, body })
     }
 
-    /// Marks what the assistant says, for training; the text is that of the body.
+    /// Marks the assistant's text, for training; the result is the text of the body.
     fn generation_statement(&mut self) -> Outcome<Statement> {
         self.expect_block_end()?;
         // As the body of a macro it cannot end a loop around it.
@@ -452,7 +452,7 @@ impl Parser {
         Ok(Statement::Scope(body))
     }
 
-    /// What a value is assigned to; several names only if `with_tuple`.
+    /// The target of an assignment; several names only if `with_tuple`.
     fn target(&mut self, with_tuple: bool) -> Outcome<Target> {
         self.nested(|this| this.target_inner(with_tuple))
     }
@@ -525,8 +525,8 @@ impl Parser {
         Ok(expression)
     }
 
-    /// Operands with operators between, joined from the left. A chain counts as nesting, for it is
-    /// evaluated by recursion.
+    /// Operands with operators between, joined from the left. A chain counts as nesting, because
+    /// evaluation recurses into it.
     fn chain(
         &mut self,
         operand: impl Fn(&mut Self) -> Outcome<Expr>,
@@ -548,8 +548,8 @@ impl Parser {
 
     fn deepen(&mut self) -> Outcome<()> {
         self.depth += 1;
-        // Chains are evaluated with one level for each link, so they may be longer than brackets
-        // are deep.
+        // Evaluation needs only one level for each link of a chain, so chains may be longer than
+        // the limit for brackets.
         match self.depth > 2 * self.depth_max {
             true => self.fault(format!(
                 "the template has an expression of more than {} links",
@@ -758,7 +758,7 @@ impl Parser {
         }
     }
 
-    /// Things with commas between up to `end`; the last may have a comma, too.
+    /// Items separated by commas, up to `end`; a trailing comma is allowed.
     fn items<T>(&mut self, end: &str, item: impl Fn(&mut Self) -> Outcome<T>) -> Outcome<Vec<T>> {
         let mut items = Vec::new();
         while !self.is_operator(end) {
@@ -780,7 +780,7 @@ impl Parser {
         Ok((key, self.expression()?))
     }
 
-    /// One expression, or several with commas between, which are a tuple. It may be empty inside
+    /// One expression, or several separated by commas, which form a tuple. It may be empty inside
     /// parentheses.
     fn tuple(&mut self, may_be_empty: bool) -> Outcome<Expr> {
         self.tuple_of(Self::expression, may_be_empty)
@@ -953,7 +953,7 @@ impl Parser {
         }
     }
 
-    /// `|name(arguments)`, as often as it stands there.
+    /// `|name(arguments)`, any number of times.
     fn filters(&mut self, mut node: Option<Expr>) -> Outcome<Expr> {
         while self.skip_operator("|") {
             node = Some(self.one_filter(node)?);

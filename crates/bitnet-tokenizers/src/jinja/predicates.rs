@@ -7,7 +7,7 @@ use super::operators::{self, binary};
 use super::value::{Number, Value};
 use super::{Fault, Outcome, filters, strings};
 
-/// The tests there are, beside the operators.
+/// The names of all tests except the operators.
 const NAMES: &[&str] = &[
     "boolean",
     "callable",

@@ -7,7 +7,7 @@ use super::value::{Dict, Key, Seq, SeqKind, Value};
 use super::{Fault, Outcome};
 
 impl Value {
-    /// As Python's `str`; nothing for what is undefined.
+    /// As Python's `str`; empty for an undefined value.
     pub(crate) fn to_text(&self, budget: &Budget) -> Outcome<Text> {
         match self {
             Self::Text(text) => Ok(text.clone()),

@@ -1,4 +1,4 @@
-//! Variables, in the scope they belong to.
+//! Variables and their scopes.
 
 use hashbrown::HashMap;
 

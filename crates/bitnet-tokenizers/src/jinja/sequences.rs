@@ -12,7 +12,7 @@ use super::text::Text;
 use super::value::{Key, SeqKind, Value};
 use super::{Fault, Outcome, operators};
 
-/// The way from an item to the value that a filter looks at.
+/// The path from an item to the value that a filter uses.
 struct Getter {
     /// Each a chain of attributes; several are compared one after the other.
     paths: Vec<Vec<Value>>,
@@ -125,7 +125,7 @@ impl Machine {
             );
         }
         let items = value.items(&self.budget)?;
-        // `random` is the first: a chat must render the same way every time.
+        // `random` returns the first item: a chat must render the same way every time.
         let item = if name == "last" {
             items.last()
         } else {
@@ -242,7 +242,7 @@ impl Machine {
         Value::generator(selected)
     }
 
-    /// Sorts by `key`, keeping the order of equals.
+    /// Sorts by `key`; the sort is stable.
     fn sort_by(&self, keyed: &mut [(Value, Value)], is_reverse: bool) -> Outcome<()> {
         self.budget.step(keyed.len().saturating_mul(16))?;
         let mut failed = Ok(());

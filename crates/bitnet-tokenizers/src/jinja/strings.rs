@@ -1,8 +1,8 @@
-//! What Python knows of characters and strings.
+//! Python's classification of characters and its string functions.
 
 use unicode_general_category::{GeneralCategory as Category, get_general_category};
 
-/// As `str.isspace` of one character, and what `str.strip` takes away.
+/// As `str.isspace` of one character; `str.strip` removes these characters.
 pub(crate) fn is_space(c: char) -> bool {
     c.is_whitespace() || matches!(c, '\u{1c}'..='\u{1f}')
 }
@@ -43,7 +43,7 @@ pub(crate) fn is_decimal(c: char) -> bool {
     get_general_category(c) == Category::DecimalNumber
 }
 
-/// As `str.isnumeric` of one character, but for letters that stand for numbers.
+/// As `str.isnumeric` of one character, except for letters that stand for numbers.
 pub(crate) fn is_numeric(c: char) -> bool {
     use Category::{DecimalNumber, LetterNumber, OtherNumber};
     matches!(
@@ -100,7 +100,7 @@ pub(crate) fn capitalize(text: &str) -> String {
     }
 }
 
-/// A character as it begins a word.
+/// A character in title case.
 fn titlecase(c: char) -> String {
     match c {
         'ß' => "Ss".to_owned(),
@@ -141,7 +141,7 @@ pub(crate) fn swapcase(text: &str) -> String {
     out
 }
 
-/// As `str.casefold`, for the letters whose folding is not their small form.
+/// As `str.casefold`, for the letters whose folding is not their lower case.
 pub(crate) fn casefold(text: &str) -> String {
     text.to_lowercase()
         .replace('ß', "ss")
@@ -173,7 +173,7 @@ pub(crate) fn is_title(text: &str) -> bool {
     has_word
 }
 
-/// The byte place of the character at `index`; the end where there are fewer.
+/// The byte offset of the character at `index`; the end if there are fewer characters.
 pub(crate) fn byte_place(text: &str, index: usize) -> usize {
     if text.is_ascii() {
         return index.min(text.len());

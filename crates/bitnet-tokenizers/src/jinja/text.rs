@@ -1,8 +1,8 @@
 //! Text that remembers which of its bytes come from outside the template.
 //!
-//! Messages, tools and other inputs are *foreign*; what the template writes itself is not. Every
-//! operation keeps the two apart, so that the rendered chat knows where no control token may be
-//! read. An operation that cannot tell makes its whole result foreign.
+//! Messages, tools and other inputs are *foreign*; the template's own text is not. Every operation
+//! keeps the two apart, so that the rendered chat knows which text must not be parsed as control
+//! tokens. An operation that cannot separate them makes its whole result foreign.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -59,7 +59,8 @@ impl Text {
         self.foreign.as_deref().unwrap_or_default()
     }
 
-    /// `text` made from `self` in a way that does not tell which byte is whose.
+    /// `text` derived from `self` without a mapping of bytes: all foreign if `self` has foreign
+    /// bytes.
     pub(crate) fn derive(&self, text: impl Into<Arc<str>>) -> Self {
         if self.is_foreign() {
             Self::foreign(text)
@@ -78,7 +79,7 @@ impl Text {
         out.finish()
     }
 
-    /// Each run of own or foreign bytes mapped by `map`.
+    /// Applies `map` to each run of own or foreign bytes.
     pub(crate) fn map(&self, map: impl Fn(&str) -> String) -> Self {
         let mut out = TextBuilder::default();
         for (range, is_foreign) in self.runs() {
@@ -87,7 +88,7 @@ impl Text {
         out.finish()
     }
 
-    /// The text cut at every change between own and foreign.
+    /// The text split at every change between own and foreign.
     fn runs(&self) -> Vec<(Range<usize>, bool)> {
         let (mut runs, mut end) = (Vec::new(), 0);
         for range in self.foreign_ranges() {
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn slices_and_joins_keep_own_and_foreign_apart() {
+    fn slices_and_joins_keep_own_and_foreign_text_apart() {
         let mut built = TextBuilder::default();
         built.push_own("ab");
         built.push(&Text::foreign("cd"));

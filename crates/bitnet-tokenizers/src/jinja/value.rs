@@ -19,7 +19,7 @@ use super::{Fault, Outcome};
 /// A value. Lists, tuples and maps do not change once they are made.
 #[derive(Clone)]
 pub(crate) enum Value {
-    /// What is missing, as an error says it.
+    /// An undefined value, with the description for errors.
     Undefined(Rc<str>),
     None,
     Bool(bool),
@@ -28,7 +28,7 @@ pub(crate) enum Value {
     Text(Text),
     Seq(Rc<Seq>),
     Dict(Rc<Dict>),
-    /// Items that can be taken once.
+    /// Items that can be iterated once.
     Generator(Rc<Generator>),
     /// The index of a namespace in the machine that runs the template.
     Namespace(usize),
@@ -103,7 +103,7 @@ pub(crate) struct Loop {
     pub(crate) node: Arc<For>,
     pub(crate) items: Vec<Value>,
     pub(crate) index: Cell<usize>,
-    /// How many recursive loops are around this one.
+    /// Number of recursive loops around this one.
     pub(crate) depth: usize,
     pub(crate) last_changed: RefCell<Option<Vec<Value>>>,
     value_depth: usize,
@@ -121,7 +121,7 @@ pub(crate) struct Joiner {
 }
 
 impl Value {
-    /// What there is none of, in words such as `'x' is undefined`.
+    /// An undefined value, described in words such as `'x' is undefined`.
     pub(crate) fn undefined(problem: impl Into<Rc<str>>) -> Self {
         Self::Undefined(problem.into())
     }
@@ -131,7 +131,7 @@ impl Value {
     }
 
     /// # Errors
-    /// The items nest too deep.
+    /// If the items nest too deeply.
     pub(crate) fn seq(kind: SeqKind, items: Vec<Value>) -> Outcome<Self> {
         let depth = depth_above(items.iter())?;
         Ok(Self::Seq(Rc::new(Seq { kind, items, depth })))
@@ -240,7 +240,7 @@ impl Value {
         }
     }
 
-    /// The items that Python would iterate over. Those of a generator are gone afterwards.
+    /// The items that Python would iterate over. A generator is empty afterwards.
     pub(crate) fn items(&self, budget: &Budget) -> Outcome<Cow<'_, [Value]>> {
         let items: Vec<Value> = match self {
             Self::Undefined(_) => Vec::new(),
@@ -337,7 +337,7 @@ impl Value {
         }
     }
 
-    /// As Python's `<` and its kin: numbers, texts, and lists or tuples of such.
+    /// As Python's `<`, `<=`, `>` and `>=`: for numbers, texts, and lists or tuples of them.
     pub(crate) fn compare(&self, other: &Self, budget: &Budget) -> Outcome<Option<Ordering>> {
         if let (Some(a), Some(b)) = (self.number(), other.number()) {
             return Ok(a.compare(b));
@@ -381,7 +381,7 @@ impl Value {
                 other.type_name()
             ))),
             (Self::Dict(dict), key) => Ok(dict.entries.contains_key(&Key::new(key)?)),
-            // Items behind the one that is found stay.
+            // Items after the match stay in the generator.
             (Self::Generator(generator), item) => loop {
                 budget.step(1)?;
                 let next = generator.items.borrow_mut().pop_front();
@@ -493,7 +493,7 @@ impl Number {
     }
 }
 
-/// A value that can be a key of a map: anything but lists, maps and the like.
+/// A value that can be a key of a map: any hashable value, so no lists or maps.
 #[derive(Clone)]
 pub(crate) struct Key(pub(crate) Value);
 
@@ -557,7 +557,7 @@ impl Hash for Key {
     }
 }
 
-// Texts can be looked up without making a value of them.
+// Allows looking up a text without building a value.
 impl indexmap::Equivalent<Key> for str {
     fn equivalent(&self, key: &Key) -> bool {
         matches!(&key.0, Value::Text(text) if text.as_str() == self)

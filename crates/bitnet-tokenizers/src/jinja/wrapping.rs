@@ -1,4 +1,4 @@
-//! The filters that lay out text: `indent`, `truncate`, `wordwrap`.
+//! The filters `indent`, `truncate` and `wordwrap`.
 
 use super::arguments::{Args, flag, int_or, text, width};
 use super::machine::Machine;
@@ -15,7 +15,7 @@ impl Machine {
         args: Args,
     ) -> Outcome<Value> {
         let object = match value {
-            // These of jinja2 take the value as it is.
+            // In jinja2 these filters do not convert the value to a string.
             Value::Text(text) => text.clone(),
             other => {
                 return Err(Fault::new(format!(
@@ -43,7 +43,7 @@ impl Machine {
             }
         };
         let (first, blank) = (flag(first.as_ref(), false), flag(blank.as_ref(), false));
-        // A line end is put behind the text before it is cut, so that the last line counts.
+        // jinja2 appends a line end before it splits the text, so that the last line counts.
         let mut all = TextBuilder::default();
         all.push(object);
         all.push_own("\n");
@@ -136,7 +136,7 @@ fn truncate(object: &Text, args: Args) -> Outcome<Text> {
     Ok(out.finish())
 }
 
-/// How lines are wrapped.
+/// Options for wrapping lines.
 struct Wrap {
     columns: usize,
     breaks_long: bool,

@@ -1,4 +1,4 @@
-//! Chat templates: which is chosen, what it renders, and what a message cannot do.
+//! Chat templates: their selection, their text, and the limits on messages.
 
 use bitnet_tokenizers::{
     ChatMessage, ChatTemplate, EncodeOptions, PromptBos, RenderOptions, TokenId, Tokenizer,
@@ -61,7 +61,7 @@ fn detected(architecture: &str, tokenizer: &Tokenizer) -> Option<&'static str> {
 }
 
 #[test]
-fn the_built_in_formats_are_those_the_models_were_trained_with() {
+fn the_built_in_formats_match_the_training_of_the_models() {
     let rendered = |name, control| {
         let tokenizer = tokenizer(control, None);
         text(
@@ -190,7 +190,7 @@ fn a_wrong_template_is_named_and_has_a_correction() {
 }
 
 #[test]
-fn conversations_with_tools_have_a_template_of_their_own_where_there_is_one() {
+fn conversations_with_tools_use_the_tool_template_if_there_is_one() {
     let mut spec = small_spec(&["a b"], CHAT_ML);
     spec.chat_template = Some("plain".into());
     spec.named_chat_templates = vec![("tool_use".into(), "{{ tools | length }} tools".into())];
@@ -207,7 +207,7 @@ fn conversations_with_tools_have_a_template_of_their_own_where_there_is_one() {
 }
 
 #[test]
-fn jinja_templates_run_as_transformers_run_them() {
+fn jinja_templates_run_as_in_transformers() {
     let tokenizer = tokenizer(LLAMA_3, None);
     let source = "\
 {%- if messages[0]['role'] == 'system' %}
@@ -319,7 +319,7 @@ fn with_tools(tools: &serde_json::Value) -> RenderOptions<'_> {
     }
 }
 
-/// A question, a call and its result, with the arguments as they are given.
+/// A question, a call with the given arguments, and its result.
 fn calling(arguments: serde_json::Value) -> [ChatMessage; 3] {
     let function = json!({"name": "f", "arguments": arguments});
     let call = json!({"id": "c1", "type": "function", "function": function});
@@ -331,7 +331,7 @@ fn calling(arguments: serde_json::Value) -> [ChatMessage; 3] {
 }
 
 #[test]
-fn messages_reach_templates_as_transformers_pass_them() {
+fn messages_reach_templates_as_in_transformers() {
     let source = "{% for m in messages %}[{{ m.role }}|{{ m.tool_calls is defined }}|\
         {{ m.tool_call_id }}|{{ m.content }}|{{ m.keys() | list }}]{% endfor %}";
     assert_eq!(
@@ -374,7 +374,7 @@ fn arguments_of_calls_are_objects_unless_the_template_needs_strings() {
 }
 
 #[test]
-fn parts_of_contents_are_given_to_templates_that_read_them_and_joined_for_others() {
+fn content_parts_reach_templates_that_read_them_and_are_joined_for_others() {
     let parts = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]);
     let messages = [message(json!({"role": "user", "content": parts}))];
     assert_eq!(text(&jinja("{{ messages[0].content }}"), &messages), "a\nb");
@@ -429,7 +429,7 @@ fn variables_and_documents_reach_templates_and_cannot_replace_the_conversation()
 }
 
 #[test]
-fn a_last_message_can_be_left_open() {
+fn the_last_message_can_be_continued() {
     let options = RenderOptions {
         add_generation_prompt: false,
         continue_final_message: true,
@@ -457,7 +457,7 @@ fn a_last_message_can_be_left_open() {
 }
 
 #[test]
-fn bos_is_put_first_once() {
+fn bos_comes_first_exactly_once() {
     let mut spec = small_spec(&["a b"], LLAMA_3);
     (spec.bos, spec.add_bos) = (Some(257), Some(true));
     let tokenizer = Tokenizer::from_spec(&spec).expect("a tokenizer");
@@ -531,7 +531,7 @@ fn a_role_is_a_plain_word() {
 }
 
 #[test]
-fn a_chat_without_control_tokens_in_its_contents_encodes_as_its_text_does() {
+fn a_chat_without_control_tokens_in_its_contents_encodes_like_its_text() {
     for (name, control) in [
         ("bitnet-2b4t", LLAMA_3),
         ("llama3", LLAMA_3),

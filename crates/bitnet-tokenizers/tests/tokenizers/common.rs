@@ -1,4 +1,4 @@
-//! Where the test vocabularies lie, and how their GGUF metadata becomes a tokenizer.
+//! Finds the test vocabularies and builds tokenizers from their GGUF metadata.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ pub fn data_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/tokenizers")
 }
 
-/// The folder of larger test data beside the checkout; says so where there is none.
+/// The folder of larger test data beside the checkout; reports if there is none.
 pub fn shared_dir() -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
     if !path.is_dir() {
@@ -27,7 +27,7 @@ pub fn gguf_tokenizer(path: &Path) -> Tokenizer {
         .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// What a GGUF file says of its tokenizer.
+/// The tokenizer metadata of a GGUF file.
 pub fn gguf_spec(gguf: &Gguf) -> TokenizerSpec<'_> {
     let metadata = gguf.metadata();
     let key = |name: &str| format!("tokenizer.ggml.{name}");

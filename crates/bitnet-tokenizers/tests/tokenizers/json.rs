@@ -112,7 +112,7 @@ fn the_configuration_names_the_special_tokens_and_the_template() {
 }
 
 #[test]
-fn what_is_not_supported_is_refused_by_name() {
+fn unsupported_components_are_refused_by_name() {
     let refused = |path: &str, value: Value| {
         let mut file = sentence_piece();
         *file.pointer_mut(path).expect("a place in the file") = value;
@@ -187,7 +187,7 @@ fn a_directory_is_read_and_its_control_tokens_are_known() {
     );
 }
 
-/// The ids are those of transformers 5.24 for these files.
+/// Expected ids: transformers 5.24 with these files.
 #[test]
 fn normalized_added_tokens_are_found_in_decomposed_text() {
     let mut alphabet: Vec<char> = (0..=255).map(byte_char).collect();

@@ -1,4 +1,4 @@
-//! What must hold of the tokenizers, seen from outside.
+//! Tests of the tokenizers through the public interface.
 
 mod chat;
 mod common;

@@ -1,4 +1,4 @@
-//! GGUF metadata, good and hostile.
+//! GGUF metadata, valid and hostile.
 
 use bitnet_tokenizers::{
     DecodeOptions, EncodeOptions, Error, TokenId, TokenKind, Tokenizer, TokenizerSpec,
@@ -79,7 +79,7 @@ fn wrong_metadata_is_refused_with_the_culprit_and_the_numbers() {
 }
 
 #[test]
-fn odd_metadata_that_files_do_have_is_read() {
+fn odd_metadata_in_published_files_is_accepted() {
     let mut spec = small_spec(&["a b", "x y"], &["<s>"]);
     // Empty and duplicate tokens, merges of strings that are not tokens, ids of −1, unknown
     // token types.
@@ -138,7 +138,7 @@ fn an_absent_pre_is_llama_bpe_for_bitnet_and_default_for_others() {
 }
 
 #[test]
-fn control_tokens_count_only_where_the_caller_allows_them() {
+fn control_tokens_match_only_if_the_caller_allows_them() {
     let mut spec = small_spec(&["a b"], &["<s>", "</s>", "<tool>"]);
     (spec.bos, spec.eos, spec.add_eos) = (Some(257), Some(258), Some(true));
     spec.token_types[259] = 4;
@@ -175,7 +175,7 @@ fn control_tokens_count_only_where_the_caller_allows_them() {
 fn tokens_that_end_a_generation_are_known_by_role_and_by_name() {
     let mut spec = small_spec(&["a b"], &["<|eot_id|>", "<|x|>", "<|im_end|>", "<|y|>"]);
     spec.eos = Some(258);
-    // A converter took the name for plain text.
+    // Some converters mark the name as plain text.
     spec.token_types[259] = 1;
     let tokenizer = Tokenizer::from_spec(&spec).expect("a tokenizer");
     assert_eq!(
@@ -186,7 +186,7 @@ fn tokens_that_end_a_generation_are_known_by_role_and_by_name() {
 }
 
 #[test]
-fn sentence_piece_puts_a_space_before_text_and_takes_it_away_again() {
+fn sentence_piece_adds_a_space_before_text_and_removes_it_again() {
     let tokenizer = gguf_tokenizer(&data_dir().join("ggml-vocab-llama-spm.gguf"));
     let tokens = tokenizer
         .encode("Hello</s>Hello", SPECIALS)
@@ -213,7 +213,7 @@ fn sentence_piece_puts_a_space_before_text_and_takes_it_away_again() {
 }
 
 #[test]
-fn a_word_of_a_megabyte_takes_no_longer_than_its_length_says() {
+fn a_word_of_a_megabyte_does_not_take_quadratic_time() {
     let tokenizer = gguf_tokenizer(&data_dir().join("ggml-vocab-gpt-2.gguf"));
     for text in [
         "a".repeat(1 << 20),
@@ -231,7 +231,7 @@ fn a_word_of_a_megabyte_takes_no_longer_than_its_length_says() {
 }
 
 #[test]
-fn text_a_vocabulary_cannot_say_is_an_error_unless_it_has_an_unknown_token() {
+fn text_without_tokens_is_an_error_unless_there_is_an_unknown_token() {
     let mut spec = TokenizerSpec {
         model: "llama".into(),
         tokens: ["<unk>", "▁", "a", "▁a"].map(Into::into).to_vec(),

@@ -1,4 +1,4 @@
-//! What holds of every text and every sequence of tokens.
+//! Properties of every text and every sequence of tokens.
 
 use std::sync::{Arc, LazyLock};
 
@@ -41,14 +41,14 @@ fn incremental(tokenizer: &Arc<Tokenizer>, tokens: &[TokenId], options: DecodeOp
 
 proptest! {
     #[test]
-    fn byte_level_text_comes_back_unchanged(text in any_text(), parse_special: bool) {
+    fn byte_level_text_decodes_to_itself(text in any_text(), parse_special: bool) {
         let tokens = GPT_2.encode(&text, EncodeOptions { add_special: false, parse_special }).expect("encodable");
         let options = DecodeOptions { show_special: true, ..DecodeOptions::default() };
         prop_assert_eq!(GPT_2.decode(&tokens, options), text);
     }
 
     #[test]
-    fn sentence_piece_text_comes_back_unchanged(text in any_text()) {
+    fn sentence_piece_text_decodes_to_itself(text in any_text()) {
         // Its sign for a space is a space.
         let text = text.replace('▁', "_");
         let tokens = LLAMA_SPM.encode(&text, EncodeOptions::default()).expect("encodable");
@@ -120,7 +120,7 @@ proptest! {
 }
 
 #[test]
-fn no_half_character_is_given_out() {
+fn no_partial_character_is_returned() {
     let mut detokenizer = Detokenizer::new(Arc::clone(&LLAMA_SPM), DecodeOptions::default());
     let bytes = "é漢🦙".bytes().map(|byte| TokenId(3 + u32::from(byte)));
     let texts: Vec<_> = bytes.map(|id| detokenizer.push(id).to_owned()).collect();

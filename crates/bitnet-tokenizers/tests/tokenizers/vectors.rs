@@ -95,7 +95,7 @@ fn llama_3_passes_its_vectors_from_json_and_as_gguf_metadata() {
     );
 }
 
-/// The files of a GGUF file's tokenizer, which must pass its vectors and know the same special
+/// Converts a GGUF file's tokenizer to files, which must pass its vectors and have the same special
 /// tokens.
 fn check_files(name: &str, spec: &TokenizerSpec<'_>) -> TokenizerFiles {
     let files = spec.to_files().expect("files");
@@ -199,7 +199,7 @@ fn qwen_vocabularies_give_the_ids_of_llama_cpp() {
     };
     for model in ["qwen3-q2_0", "qwen35-q2_0"] {
         let folder = shared.join("golden-group").join(model);
-        // Files in this format are read only where another format does not have its number.
+        // Files in this format are only readable if no other format has its type number.
         let Ok(gguf) = Gguf::open(&folder.join("model.gguf")) else {
             println!("skipped: {model} cannot be opened");
             continue;
