@@ -6,7 +6,8 @@
 //! only in [`Backend::logits`], [`Backend::estimate`] and [`Backend::exact`], which return numbers
 //! to the host.
 //!
-//! `docs/determinism.md` lists what a backend must promise about the bits of its results.
+//! `docs/determinism.md` lists the guarantees that a backend must give about the bits of its
+//! results.
 
 use std::ops::Range;
 
@@ -119,13 +120,13 @@ pub trait Backend: Sized + Send + 'static {
         Ok(())
     }
 
-    /// How a matrix is held.
+    /// Describes how the backend holds a matrix.
     fn matrix_facts(matrix: &Self::Matrix) -> MatrixFacts;
 
-    /// How a table is held.
+    /// Describes how the backend holds a table.
     fn table_facts(table: &Self::Table) -> TableFacts;
 
-    // The forward pass, in the order in which a token meets it.
+    // The operations of the forward pass, in order.
 
     /// Begins a pass: copies the plan of its rows to the device.
     fn begin(&self, plan: &RowPlan, batch: &mut Self::Batch);
@@ -219,7 +220,7 @@ pub trait Backend: Sized + Send + 'static {
     /// `x += delta`; `delta` may have more columns than `x`, which do not count.
     fn add(&self, x: &mut Self::Rows, delta: &Self::Rows);
 
-    // The head. Rows are those of `hidden`.
+    // The head. Rows are the rows of `hidden`.
 
     /// All logits of some rows: `out` becomes `[rows, vocab]`.
     fn logits(&self, head: &Self::Table, hidden: &Self::Rows, rows: &[usize], out: &mut Vec<f32>);
@@ -246,7 +247,7 @@ pub trait Backend: Sized + Send + 'static {
     /// choose a token, so the row's other logits were left out; otherwise they were wasted.
     fn count_exact(&self, head: &Self::Table, num_exact: usize, decided: bool);
 
-    /// What ran so far.
+    /// The counts of all kernels so far.
     fn counters(&self) -> &Counters;
 }
 
@@ -268,7 +269,7 @@ pub struct GroupStack<'a> {
     pub parts: &'a [usize],
     /// The length of the input.
     pub cols: usize,
-    /// What their codes can be.
+    /// The set of their codes.
     pub codes: GroupCodes,
     /// Columns that share a scale.
     pub group_cols: usize,
@@ -276,7 +277,7 @@ pub struct GroupStack<'a> {
     pub rotation: Option<Rotation>,
 }
 
-/// What a table is used for.
+/// The uses of a table.
 #[derive(Clone, Debug, Default)]
 pub struct TableUses {
     /// Whether it is the head.
@@ -291,7 +292,7 @@ pub struct TableUses {
 pub struct Rotary<B: Backend> {
     /// The angle by which a position turns each pair of a head, `[rotary_dim / 2]`.
     pub frequencies: B::Vector,
-    /// What cosines and sines are multiplied by.
+    /// The factor of cosines and sines.
     pub factor: f32,
 }
 
@@ -299,7 +300,7 @@ pub struct Rotary<B: Backend> {
 pub struct DeltaLayer<B: Backend> {
     /// The heads.
     pub shape: DeltaShape,
-    /// Where the layer's state begins among those of a sequence, in numbers.
+    /// The offset of the layer's state in the states of a sequence, in numbers.
     pub state_start: usize,
     /// `[4 taps, channels]`; the last tap meets the newest token.
     pub conv: B::Vector,
@@ -334,7 +335,7 @@ pub struct RmsNorm<B: Backend> {
 /// The columns of a row of projections that hold queries, keys and values.
 #[derive(Clone, Debug)]
 pub struct HeadColumns {
-    /// How many heads there are, and how long.
+    /// The number of heads and their length.
     pub shape: AttentionShape,
     /// `heads · head_dim` columns.
     pub queries: Range<usize>,
@@ -351,9 +352,9 @@ pub struct NeuronColumns {
     pub gate: Gate,
     /// The gates.
     pub gates: Range<usize>,
-    /// The values that they gate.
+    /// The gated values.
     pub ups: Range<usize>,
-    /// The neurons of the network, those left out included.
+    /// The neurons of the network, including dead neurons.
     pub num_neurons: usize,
     /// The positions, ascending, of the neurons that these columns hold, if not all.
     pub live: Option<Vec<u32>>,
@@ -376,7 +377,7 @@ pub struct RowPlan {
     pub places: Vec<Place>,
     /// The block tables of all sequences.
     pub blocks: Vec<u32>,
-    /// The rows whose logits are wanted, ascending.
+    /// The rows that need logits, ascending.
     pub wanted: Vec<usize>,
     /// The rows of each sequence, which a recurrent layer walks in order.
     pub runs: Vec<Run>,

@@ -26,7 +26,7 @@ impl KvType {
         }
     }
 
-    /// What `--kv-type` calls it.
+    /// Its name in `--kv-type`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -41,8 +41,8 @@ impl KvType {
 ///
 /// Memory is reserved at once and becomes resident as blocks are first written. It is asked for in
 /// huge pages: attention reads pieces of a few kilobytes, and with small pages a third of its time
-/// goes to finding them. That is why all layers of a block lie together: layer by layer, the first
-/// position would make a huge page of every layer resident.
+/// goes to address translation. All layers of a block lie together, because separate layers would
+/// make one huge page per layer resident at the first position.
 pub struct KvCache {
     shape: AttentionShape,
     kv_type: KvType,
@@ -54,7 +54,7 @@ pub struct KvCache {
     state_len: usize,
 }
 
-/// What a cache has to hold.
+/// The contents of a cache.
 #[derive(Clone, Copy, Debug)]
 pub struct CacheShape {
     /// The heads of each layer.
@@ -121,7 +121,7 @@ impl KvCache {
                 |(_, error)| error,
             ),
         })?;
-        // A hint: without huge pages everything works, only slower.
+        // Only a hint: without huge pages the cache works, but is slower.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
         Ok(Self {

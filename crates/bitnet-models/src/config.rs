@@ -1,4 +1,4 @@
-//! [`Config`]: the shape of a model and the few things in which the published graphs differ.
+//! [`Config`]: the shape of a model and the differences between the published graphs.
 
 use bitnet_files::gguf::{Gguf, Metadata};
 use bitnet_files::{Error as FileError, shown};
@@ -6,7 +6,7 @@ use bitnet_kernels::{AttentionShape, CONV_TAPS, DeltaShape, Gate, MAX_COLS, MAX_
 
 use crate::error::{Error, Result};
 
-/// The graphs that can be run.
+/// The supported graphs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Architecture {
     /// BitNet b1.58 2B-4T: squared ReLU, a norm before each output projection, half-split rotation.
@@ -24,7 +24,7 @@ pub enum Architecture {
 
 /// Where a file keeps the two elements of each pair that the rotary embedding rotates.
 ///
-/// The graph has them half a head apart; the loader puts the rows of other files back.
+/// The graph has them half a head apart; the loader reorders the rows of other files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RopePairs {
     /// `(i, i + head_dim/2)`
@@ -34,7 +34,7 @@ pub enum RopePairs {
 }
 
 impl Architecture {
-    /// The names in `general.architecture` that mean each graph.
+    /// The names of each graph in `general.architecture`.
     const NAMES: [(&'static str, Self); 9] = [
         ("bitnet-b1.58", Self::BitnetB158),
         ("bitnet_b1_58", Self::BitnetB158),
@@ -50,7 +50,7 @@ impl Architecture {
     /// The graph that a file calls by this name.
     ///
     /// # Errors
-    /// If there is none; the error lists those there are.
+    /// If there is none; the error lists the known names.
     pub fn from_name(name: &str) -> Result<Self> {
         Self::NAMES
             .iter()
@@ -62,7 +62,7 @@ impl Architecture {
             })
     }
 
-    /// What gates the feed-forward network.
+    /// The function of the gates in the feed-forward network.
     #[must_use]
     pub fn gate(self) -> Gate {
         match self {
@@ -118,9 +118,9 @@ impl Architecture {
 pub struct Config {
     /// The graph.
     pub architecture: Architecture,
-    /// What the file calls the architecture.
+    /// The name of the architecture in the file.
     pub architecture_name: String,
-    /// What the file calls the model, if anything.
+    /// The name of the model in the file, if there is one.
     pub name: Option<String>,
     /// Rows of the embedding table.
     pub vocab_size: usize,
@@ -132,18 +132,17 @@ pub struct Config {
     pub attention: AttentionShape,
     /// Inner length of the feed-forward network.
     pub ffn_size: usize,
-    /// Positions that the model was trained for.
+    /// Length of the context that the model was trained for.
     pub context_length: usize,
     /// Epsilon of all norms.
     pub rms_norm_eps: f32,
     /// Base of the rotary frequencies.
     pub rope_theta: f32,
-    /// What positions are divided by (linear scaling); 1 for none.
+    /// The divisor of positions (linear scaling); 1 for none.
     pub rope_scaling_factor: f32,
     /// Where the file keeps the pairs that are rotated.
     pub rope_pairs: RopePairs,
-    /// Epsilon of the norms that each projection has of its own (`use_rms_norm`); `None` where
-    /// projections have none.
+    /// Epsilon of the projections' own input norms (`use_rms_norm`); `None` if they have none.
     pub input_norm_eps: Option<f32>,
     /// Elements of each head that are rotated by position, from the first on.
     pub rotary_dim: usize,
@@ -153,15 +152,15 @@ pub struct Config {
     pub linear: Option<LinearAttention>,
 }
 
-/// YaRN (Peng et al. 2023): high frequencies stay, low ones are divided by `factor`, those between
-/// change over.
+/// YaRN (Peng et al. 2023): high frequencies stay, low frequencies are divided by `factor`, and
+/// frequencies in between are blended.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Yarn {
-    /// What low frequencies are divided by.
+    /// The divisor of low frequencies.
     pub factor: f32,
-    /// Positions that the model was trained for before it was stretched.
+    /// Length of the context before stretching.
     pub original_context: f32,
-    /// Weight of the change, 1 but in odd files.
+    /// Weight of the change; 1 in all but unusual files.
     pub ext_factor: f32,
     /// Multiplies the cosines and sines beside YaRN's own factor.
     pub attn_factor: f32,
@@ -310,7 +309,7 @@ impl Config {
         .checked()
     }
 
-    /// Checks what every source of a configuration must hold to.
+    /// Checks the rules for configurations from any source.
     ///
     /// # Errors
     /// If a number is out of range or two contradict each other.
@@ -390,8 +389,8 @@ impl Keys<'_> {
         }
     }
 
-    /// What positions are divided by. Without a type, a factor means linear scaling, and files
-    /// older than the type have their own key for it, as in llama.cpp.
+    /// The divisor of positions. Without a type, a factor means linear scaling, and files older
+    /// than the type have their own key for it, as in llama.cpp.
     fn rope_scaling_factor(&self, architecture: Architecture) -> Result<f32> {
         let factor = |key: &str| self.metadata.f32(&self.key(key));
         let linear = || -> Result<Option<f32>> {
@@ -443,7 +442,7 @@ impl Keys<'_> {
         }))
     }
 
-    /// How much of a head is rotated: all of it, but in graphs that rotate a part.
+    /// The number of rotated elements of a head: all, except in graphs that rotate a part.
     fn rotary_dim(&self, architecture: Architecture, head_dim: usize) -> Result<usize> {
         let key = "rope.dimension_count";
         let Some(found) = self.optional_size(key, MAX_HEAD_DIM)? else {
@@ -461,7 +460,7 @@ impl Keys<'_> {
         Err(self.error(key, problem))
     }
 
-    /// Layers of the main pass: those that predict further tokens come after them and count as
+    /// Layers of the main pass. Layers that predict further tokens come after them and count as
     /// blocks, too.
     fn num_layers(&self, max: usize) -> Result<usize> {
         let blocks = self.size("block_count", max)?;
@@ -473,7 +472,7 @@ impl Keys<'_> {
         Ok(blocks - nextn)
     }
 
-    /// Which layers are linear attention, and their heads.
+    /// The layers of linear attention, and their heads.
     fn linear_attention(&self, num_layers: usize) -> Result<LinearAttention> {
         let size = |key: &str| self.size(key, MAX_COLS);
         let head_dim = size("ssm.state_size")?;
@@ -543,7 +542,7 @@ impl Keys<'_> {
             .collect())
     }
 
-    /// Refuses keys that llama.cpp obeys and that no graph here has.
+    /// Refuses keys that llama.cpp supports and no graph here does.
     fn refuse_other_attention(&self) -> Result<()> {
         if self.metadata.bool(&self.key("attention.causal"))? == Some(false) {
             let problem = "false; only models whose tokens see no later ones are supported";
@@ -579,7 +578,7 @@ impl Keys<'_> {
         }
     }
 
-    /// The number that a list repeats.
+    /// The number that all entries of a list equal.
     fn of_all_layers(&self, key: &str) -> Result<Option<u32>> {
         let name = self.key(key);
         let Some(mut list) = self.metadata.i32s(&name)? else {

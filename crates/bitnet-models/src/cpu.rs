@@ -1,5 +1,4 @@
-//! The CPU as a [`Backend`]: buffers are vectors, operations are those of
-//! [`bitnet_kernels::Cpu`].
+//! The CPU as a [`Backend`]: buffers are vectors, and [`bitnet_kernels::Cpu`] runs the operations.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -25,8 +24,8 @@ use crate::source::GroupTensor;
 use crate::sparsity::FfnActivity;
 use crate::table::{Table, decode};
 
-/// From this size on a head is screened: it is too large for a processor's cache, so every token
-/// would read it from memory.
+/// Minimum size of a head for screening, in bytes: such a head exceeds a processor's cache, so
+/// every token would read it from memory.
 const SCREENED_BYTES: usize = 16 << 20;
 
 thread_local! {
@@ -69,7 +68,7 @@ impl FloatRows {
     }
 }
 
-/// Int8 rows, and what products with few active rows or columns prepare from them.
+/// Int8 rows, and the buffers of products with few active rows or columns.
 #[derive(Default)]
 pub struct Int8Rows {
     /// With one scale a row.
@@ -109,7 +108,7 @@ pub enum CpuMatrix {
 }
 
 impl CpuMatrix {
-    /// The weights with one scale a matrix, if they are such.
+    /// The weights, if they have one scale for each matrix.
     pub(crate) fn ternary_mut(&mut self) -> Option<&mut TernaryWeights> {
         match self {
             Self::Ternary(weights) => Some(weights),
@@ -126,8 +125,8 @@ pub struct TernaryWeights {
     pub(crate) copy: Option<SparseCopy>,
 }
 
-/// A copy of weights for products of a single row that need only some of them, used while these
-/// are at most `active_max`.
+/// A copy of weights for products of a single row that need only some of them, used while their
+/// number is at most `active_max`.
 pub(crate) struct SparseCopy {
     pub weights: SparseWeights,
     pub active_max: usize,

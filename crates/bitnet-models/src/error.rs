@@ -1,8 +1,9 @@
-//! The one error of this crate: what is wrong with a model, which part, and the numbers.
+//! The error type of this crate: each error names the problem, the part of the model and the
+//! numbers.
 
 use std::path::PathBuf;
 
-/// Why a model cannot be loaded, run or converted.
+/// The reason why a model cannot be loaded, run or converted.
 ///
 /// Names from a file are shortened and escaped before they get here, so a message is always one
 /// printable line.
@@ -11,12 +12,12 @@ pub enum Error {
     /// The file that holds the model.
     #[error(transparent)]
     File(#[from] bitnet_files::Error),
-    /// An architecture that there is no graph for.
+    /// An architecture without a graph.
     #[error("architecture {found:?} is not supported; supported are {supported}")]
     Architecture {
         /// The name in the file, shortened and escaped.
         found: String,
-        /// The names that are.
+        /// The supported names.
         supported: String,
     },
     /// A number of the configuration that is out of range or contradicts another.
@@ -24,29 +25,29 @@ pub enum Error {
     Config {
         /// The key.
         key: String,
-        /// Its value and what would be possible.
+        /// Its value and the valid values.
         problem: String,
     },
-    /// A tensor whose shape is not what the configuration says.
+    /// A tensor whose shape contradicts the configuration.
     #[error("tensor {tensor} has shape {found:?}, expected {expected:?}")]
     Shape {
         /// The tensor's name.
         tensor: String,
         /// Its dimensions, the contiguous one first.
         found: Vec<usize>,
-        /// What they must be.
+        /// The expected dimensions.
         expected: Vec<usize>,
     },
-    /// A tensor of a type that cannot be used in its place.
+    /// A tensor of a type that is not supported for its use.
     #[error("tensor {tensor} has type {found}; {used_as} can be {supported}")]
     TensorUse {
         /// The tensor's name.
         tensor: String,
         /// Its type.
         found: &'static str,
-        /// What it is needed for.
+        /// Its use.
         used_as: &'static str,
-        /// The types that would do.
+        /// The supported types.
         supported: &'static str,
     },
     /// A tensor that the graph of this architecture does not have. Leaving it out would change the
@@ -57,7 +58,7 @@ pub enum Error {
         tensor: String,
         /// The architecture as the file names it.
         architecture: String,
-        /// What the graph uses.
+        /// The tensors that the graph uses.
         used: &'static str,
     },
     /// The bytes of a tensor contradict its format.
@@ -65,18 +66,18 @@ pub enum Error {
     Tensor {
         /// The tensor's name.
         tensor: String,
-        /// What is wrong with them.
+        /// The problem.
         source: bitnet_quantization::Error,
     },
-    /// Values of a tensor that no model can have.
+    /// Invalid values in a tensor.
     #[error("tensor {tensor}: {problem}")]
     TensorValues {
         /// The tensor's name.
         tensor: String,
-        /// What is wrong, with the numbers.
+        /// The problem, with the numbers.
         problem: String,
     },
-    /// A TL1 or TL2 tensor whose tile sizes are nowhere stated.
+    /// A TL1 or TL2 tensor without stated tile sizes.
     #[error(
         "tensor {tensor} is {format} of shape [{rows}, {cols}], whose tile is not known; metadata key {key} or --tl-tile can give it"
     )]
@@ -95,10 +96,10 @@ pub enum Error {
     /// The caller stopped a conversion.
     #[error("interrupted; nothing was written")]
     Interrupted,
-    /// A model that the target format cannot hold.
+    /// A model that the target format cannot represent.
     #[error("cannot convert: {problem}")]
     Convert {
-        /// What it cannot hold, with the numbers.
+        /// The part that it cannot represent, with the numbers.
         problem: String,
     },
     /// A written file has other contents when it is read back.
@@ -114,9 +115,9 @@ pub enum Error {
     KvMemory {
         /// Positions it was to hold.
         positions: usize,
-        /// Bytes that takes.
+        /// Bytes that it needs.
         bytes: usize,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// No memory for recurrent states.

@@ -24,7 +24,7 @@ use crate::cache::KvCache;
 use crate::model::{Attention, LanguageModel, Layer, Linear, Mixer, Products, Projections};
 use crate::sparsity::FfnActivity;
 
-/// Which rows of a chunk logits are wanted for.
+/// The rows of a chunk that need logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogitRows {
     /// None: the chunk only fills the cache.
@@ -51,7 +51,7 @@ pub struct Chunk<'a> {
     pub logits: LogitRows,
 }
 
-/// The activations of one pass. Grows to the largest batch it meets, so a decode step allocates
+/// The activations of one pass. Grows to the largest batch so far, so a decode step allocates
 /// nothing.
 pub struct Workspace<B: Backend> {
     plan: RowPlan,
@@ -70,7 +70,7 @@ pub struct Workspace<B: Backend> {
     qkv: B::Rows,
     /// Times of the decay and strengths of linear attention, `[rows, 2 · value heads]`.
     times: B::Rows,
-    /// What the mixer gives, `[rows, mixed]`.
+    /// Output of the mixer, `[rows, mixed]`.
     mixed: B::Rows,
     /// `[rows, gate_up.output_len]`
     gate_up: B::Rows,
@@ -79,7 +79,7 @@ pub struct Workspace<B: Backend> {
     estimated: B::Estimated,
     /// The logits that [`LanguageModel::forward`] returns.
     logits: Vec<f32>,
-    /// Of each layer, since the start.
+    /// Counts of each layer since the start.
     ffn_activity: Vec<FfnActivity>,
 }
 
@@ -333,8 +333,8 @@ impl<B: Backend> Workspace<B> {
         }
     }
 
-    /// What went through the feed-forward network of each layer since the start; empty before the
-    /// first pass.
+    /// Counts of the feed-forward network of each layer since the start; empty before the first
+    /// pass.
     #[must_use]
     pub fn ffn_activity(&self) -> &[FfnActivity] {
         &self.ffn_activity

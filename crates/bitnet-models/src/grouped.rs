@@ -22,10 +22,10 @@ pub enum InputRounding {
 }
 
 impl InputRounding {
-    /// All of them.
+    /// All roundings.
     pub const ALL: [Self; 4] = [Self::Int8(32), Self::Int8(64), Self::Int8(128), Self::None];
 
-    /// What `--group-inputs` calls it.
+    /// Its name in `--group-inputs`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -36,7 +36,7 @@ impl InputRounding {
         }
     }
 
-    /// The rounding of that name.
+    /// The rounding with this name.
     #[must_use]
     pub fn by_name(name: &str) -> Option<Self> {
         Self::ALL
@@ -71,7 +71,7 @@ impl GroupRows {
     }
 }
 
-/// Packed weights and what their inputs go through.
+/// Packed weights, and the rotation and rounding of their inputs.
 pub struct GroupWeights {
     matrix: GroupMatrix,
     rotation: Option<Rotation>,
@@ -79,7 +79,7 @@ pub struct GroupWeights {
 }
 
 thread_local! {
-    /// Values on their way through a permutation or an activation. Kept, so that a decode step
+    /// A buffer for values during a permutation or an activation. Kept, so that a decode step
     /// allocates nothing.
     static VALUES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     /// Rounded hidden states. Kept for the same reason.

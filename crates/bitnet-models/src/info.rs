@@ -24,7 +24,7 @@ pub struct ModelInfo {
     pub screen_bytes: Option<usize>,
     /// The name of the format of the embedding's rows.
     pub embedding_format: &'static str,
-    /// Ternary weights, those of dead neurons included.
+    /// Number of ternary weights, including the weights of dead neurons.
     pub num_ternary_weights: usize,
     /// Bytes of the packed ternary weights, padding included: a dense pass reads them once.
     pub num_ternary_bytes: usize,

@@ -1,4 +1,4 @@
-//! [`LanguageModel`]: a model's weights on a backend, and how they come out of a file.
+//! [`LanguageModel`]: a model's weights on a backend, and the loader that reads them from a source.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -27,8 +27,8 @@ use crate::sparsity::FfnSparsity;
 pub struct LoadOptions {
     /// The arrangement of the codes in I2_S tensors, which no file states.
     pub i2_s_form: i2_s::Form,
-    /// The tiles of TL1 tensors by shape (rows, cols), before those that the file states and those
-    /// that are known.
+    /// The tiles of TL1 tensors by shape (rows, cols), with priority over the tiles that the file
+    /// states and the built-in ones.
     pub tl1_tiles: Vec<((usize, usize), tl1::Tile)>,
     /// The same for TL2 tensors.
     pub tl2_tiles: Vec<((usize, usize), tl2::Tile)>,
@@ -106,7 +106,7 @@ pub struct LanguageModel<B: Backend> {
 pub(crate) struct Layer<B: Backend> {
     /// `[hidden]`
     pub attention_norm: RmsNorm<B>,
-    /// What tokens tell each other.
+    /// The mixer of tokens: attention or a recurrence.
     pub mixer: Mixer<B>,
     /// `[mixed] → [hidden]`
     pub mixer_output: B::Matrix,
@@ -358,7 +358,7 @@ impl<B: Backend> LanguageModel<B> {
         })
     }
 
-    /// Ternary weights of the model, those of dead neurons included.
+    /// Number of ternary weights of the model, including the weights of dead neurons.
     #[must_use]
     pub fn num_ternary_weights(&self) -> usize {
         let of_layer = |layer| {
@@ -429,7 +429,7 @@ type UnpackParts<'a> = dyn Fn(usize, Range<usize>, (GroupCodes, usize), &mut [u8
     + Sync
     + 'a;
 
-/// Takes a model out of its source.
+/// Reads a model from its source.
 struct Loader<'a, B> {
     source: &'a dyn Source,
     config: &'a Config,
@@ -734,8 +734,8 @@ impl<B: Backend> Loader<'_, B> {
     /// Gate and up, down, and which neurons they have, if not all.
     ///
     /// A neuron whose row of gate or of up is all zero gives zero for any input: trained models
-    /// have hundreds in some layers. Where they would fill a block, the rows of gate and up and the
-    /// columns of down are those of the other neurons only.
+    /// have hundreds in some layers. Where they would fill a block, the loader leaves out their
+    /// rows of gate and up and their columns of down.
     fn feed_forward(&self, index: usize) -> Result<FeedForward<B>> {
         let has_groups = self.grouped(index, &[Projection::Down])?.is_some();
         if self.config.input_norm_eps.is_some() || has_groups {

@@ -5,7 +5,7 @@
 //! rounding costs less. An input `x` of a folded matrix becomes `H(s ⊙ x)` before it is rounded:
 //! signs first, then the normalised Walsh-Hadamard transform of each run of `block_size` values. A
 //! row that is looked up in a folded embedding becomes `s ⊙ H(row)`. A model that is run without
-//! its rotation writes fluent nonsense, so everything that is not known here is an error.
+//! its rotation writes fluent nonsense, so every unknown key or value is an error.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,13 +15,13 @@ use bitnet_kernels::DeltaShape;
 
 use crate::error::{Error, Result};
 
-/// What the keys begin with.
+/// The prefix of the keys.
 const PREFIX: &str = "prism.hadamard.";
 /// The embedding, the one tensor whose rows may be rotated back.
 const EMBEDDING: &str = "token_embd.weight";
 /// The head.
 const HEAD: &str = "output.weight";
-/// What a folded tensor may be called, between `blk.N.` and `.weight`.
+/// The names of tensors that may be folded, between `blk.N.` and `.weight`.
 const FOLDABLE: [&str; 9] = [
     "attn_q",
     "attn_k",
@@ -41,7 +41,7 @@ const LINEAR_OUTPUT: &str = "ssm_out";
 pub struct Rotation {
     /// Values that are transformed together, a power of two that divides the input.
     pub block_size: usize,
-    /// What the input is multiplied by first, `[cols]`, each 1 or −1.
+    /// The signs that multiply the input first, `[cols]`, each 1 or −1.
     pub signs: Arc<[f32]>,
     /// Heads of keys and of values, if the input is heads of values in tiled order that are put
     /// into grouped order before: head `k + K·r` becomes head `r + (V/K)·k`.
@@ -198,8 +198,8 @@ impl Rotations {
     }
 }
 
-/// A model called Bonsai 2 has rotated weights: its file without the declaration is a file that
-/// lost it.
+/// A model called Bonsai 2 has rotated weights: if its file has no declaration, the declaration is
+/// lost.
 #[must_use]
 pub fn lost_rotation(metadata: &Metadata) -> bool {
     let name = metadata.str("general.name").ok().flatten().unwrap_or("");
@@ -347,7 +347,7 @@ fn wrong(name: &str, problem: String) -> Error {
     }
 }
 
-/// What a file says, short enough and fit for a terminal.
+/// A file's text, shortened and escaped for a terminal.
 fn shown(text: &str) -> String {
     text.escape_debug().take(64).collect()
 }

@@ -14,10 +14,12 @@ const GENERATION_CONFIG: &str = "generation_config.json";
 /// A setting: its name, its value, whether a value is valid, the valid values in words.
 type Rule<'a> = (&'a str, Option<f32>, &'a dyn Fn(f32) -> bool, &'a str);
 
-/// The sampling settings that a model's files recommend; `None` for those that they leave out.
+/// The sampling settings that a model's files recommend; `None` for settings that they do not
+/// state.
 ///
-/// GGUF files have them as `general.sampling.*`, directories in `generation_config.json`. They come
-/// after what a user or a request asks for, and before this program's own defaults.
+/// GGUF files have them as `general.sampling.*`, directories in `generation_config.json`. The
+/// settings of a user or a request have priority over them; they have priority over this program's
+/// defaults.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SamplingDefaults {
     /// Logits are divided by it; 0, also for `do_sample: false`, takes the most probable token.
@@ -30,12 +32,12 @@ pub struct SamplingDefaults {
     pub min_p: Option<f32>,
     /// What divides the logits of tokens that occurred, above 0.
     pub repetition_penalty: Option<f32>,
-    /// Tokens that the penalty looks back at.
+    /// Number of last tokens that the penalty considers.
     pub penalty_window: Option<usize>,
 }
 
 impl SamplingDefaults {
-    /// What a GGUF file says.
+    /// The settings of a GGUF file.
     ///
     /// # Errors
     /// If a key has another type than it should, or a value that no sampler has.
@@ -58,7 +60,7 @@ impl SamplingDefaults {
         found.checked(&key("*"))
     }
 
-    /// What `generation_config.json` of a directory says, if there is one.
+    /// The settings in `generation_config.json` of a directory, if there is one.
     ///
     /// # Errors
     /// If the file cannot be read or is not JSON, or a value is none that a sampler has.
@@ -102,7 +104,7 @@ impl SamplingDefaults {
         found.checked(GENERATION_CONFIG)
     }
 
-    /// Refuses values that no sampler takes. whose: names the source of the values.
+    /// Refuses invalid values. whose: names the source of the values.
     fn checked(self, whose: &str) -> Result<Self> {
         let share = |x: f32| (0.0..=1.0).contains(&x);
         let above_0 = |x: f32| x > 0.0 && x.is_finite();

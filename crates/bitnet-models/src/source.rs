@@ -2,7 +2,7 @@
 //! of files.
 //!
 //! A [`Slot`] is a tensor's place in the graph; each source knows it by the names of its own
-//! format. Whatever a source gives has been checked against the shape asked for.
+//! format. A source checks each tensor against the requested shape.
 
 pub(crate) mod gguf;
 
@@ -67,8 +67,7 @@ pub(crate) trait Source {
         Ok(Rotations::default())
     }
 
-    /// What each rotary frequency is divided by, `[head_dim / 2]`, where the model has such
-    /// factors.
+    /// The divisor of each rotary frequency, `[head_dim / 2]`, if the model has such factors.
     fn rope_factors(&self) -> Result<Option<Vec<f32>>>;
 }
 
@@ -137,7 +136,7 @@ pub(crate) enum Projection {
 }
 
 impl Projection {
-    /// Those of layers of full attention.
+    /// The matrices of layers of full attention.
     pub(crate) const ALL: [Self; 7] = [
         Self::Query,
         Self::Key,
@@ -279,7 +278,7 @@ pub(crate) struct TernaryTensor {
     pub name: String,
     pub rows: usize,
     pub cols: usize,
-    /// What multiplies the weights −1, 0, 1.
+    /// The factor of the weights −1, 0, 1.
     pub scale: f32,
     pub codes: Codes,
     pub data: Extent,
@@ -313,7 +312,7 @@ pub(crate) enum FloatRule {
     Absmean,
     /// Zeros and one magnitude, which is the scale: a ternary model written as floats.
     Ternary,
-    /// That, or else anything.
+    /// The scale rule if it holds, else the absmean rule.
     TernaryOrAbsmean,
 }
 
@@ -360,7 +359,7 @@ fn magnitudes(figures: &[RowFigures]) -> (f32, f32) {
 }
 
 impl Codes {
-    /// What people call it.
+    /// Its name for people.
     pub(crate) fn name(self) -> String {
         match self {
             Self::Packed(format) => format.name().to_owned(),

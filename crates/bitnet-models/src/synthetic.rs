@@ -25,7 +25,7 @@ use crate::source::half_split_row;
 /// Special tokens at the end of the vocabulary.
 const SPECIAL_TOKENS: usize = 256;
 
-/// What a model looks like.
+/// The dimensions of a model.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "the words of `Config`")]
 pub struct Shape {
@@ -48,7 +48,7 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// The shapes of models that there are, by the names of [`Shape::named`].
+    /// The names that [`Shape::named`] accepts.
     pub const NAMES: [&str; 5] = ["2b4t", "700m", "3b", "8b", "10b"];
 
     /// The shape of a published model: BitNet b1.58 2B-4T, the reproductions with 700 M and 3 B
@@ -142,9 +142,9 @@ pub fn tokens(count: usize, vocab_size: usize, round: usize) -> impl Iterator<It
 /// A random model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SyntheticModel {
-    /// What it looks like.
+    /// Its dimensions.
     pub shape: Shape,
-    /// What its numbers follow from.
+    /// The seed of its numbers.
     pub seed: u64,
 }
 
@@ -458,8 +458,8 @@ impl SyntheticModel {
         tensors
     }
 
-    /// A row of a tensor: weights around 0, norms around 1. bf16 holds all numbers, and f16 those
-    /// of tables and norms.
+    /// A row of a tensor: weights around 0, norms around 1. bf16 represents all numbers exactly,
+    /// and f16 the numbers of tables and norms.
     fn row(&self, tensor: &Tensor, row: usize) -> Vec<f32> {
         let key = tensor
             .gguf
@@ -492,8 +492,8 @@ impl SyntheticModel {
         (0..tensor.cols).map(number).collect()
     }
 
-    /// Whether a row is that of a dead neuron: every other one has its row of gate zero, the rest
-    /// that of up.
+    /// Whether a row is that of a dead neuron: every second one has a zero row of gate, the others
+    /// have a zero row of up.
     fn is_dead(&self, tensor: &Tensor, row: usize) -> bool {
         let Some((layer, part)) = tensor
             .gguf
@@ -523,8 +523,8 @@ impl SyntheticModel {
         self.row(tensor, row).into_iter().flat_map(encode).collect()
     }
 
-    /// The weights of a tensor, and its scale as a packed checkpoint stores it. Nothing but the
-    /// weights is ever whole.
+    /// The weights of a tensor, and its scale as a packed checkpoint stores it. Only the weights
+    /// are held completely.
     fn ternary(&self, tensor: &Tensor) -> (Vec<i8>, bf16) {
         let pool = Pool::new(default_threads());
         let mut sums = vec![0.0; tensor.rows];

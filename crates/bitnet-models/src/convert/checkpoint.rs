@@ -50,8 +50,8 @@ fn is_part(name: &str) -> bool {
 /// scales.
 ///
 /// # Errors
-/// If the model cannot be loaded or this form cannot hold it, there is something of that name, or
-/// the system refuses. Nothing is left behind then.
+/// If the model cannot be loaded, this form cannot hold it, the path exists, or the system refuses.
+/// An error leaves no files behind.
 ///
 /// # Panics
 /// If a file has a name that is not in [`CHECKPOINT_FILES`].
@@ -74,7 +74,7 @@ pub fn to_checkpoint(
     source.check_tensors()?;
     let config = source.config();
     let json = config_of(&opened, options)?;
-    // Before the scales of floats are measured, which takes a while.
+    // Check before measuring the scales of floats, which takes a while.
     let replace = if options.force {
         Replace::Only(is_part)
     } else {
@@ -139,8 +139,7 @@ pub fn to_checkpoint(
     Ok(report)
 }
 
-/// The configuration: the source's own with another quantization, or one made of what a GGUF file
-/// says.
+/// The configuration: the source's own with another quantization, or one derived from a GGUF file.
 fn config_of(opened: &Opened<'_>, options: &ConvertOptions) -> Result<serde_json::Value> {
     let mut json = match opened {
         Opened::Checkpoint(checkpoint) => {
@@ -279,7 +278,7 @@ impl Item {
     }
 }
 
-/// BF16 if it holds all these numbers exactly, else F32.
+/// BF16 if it represents all these numbers exactly, else F32.
 fn float_type(values: &[f32]) -> DType {
     let is_exact = values.iter().all(|x| bf16::from_f32(*x).to_f32() == *x);
     if is_exact { DType::BF16 } else { DType::F32 }

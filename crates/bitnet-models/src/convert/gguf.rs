@@ -26,12 +26,12 @@ type Pair = (String, MetadataValue);
 
 /// Writes a model to `path` as GGUF: projections and tables as the options say, norms in F32.
 ///
-/// `pairs` are metadata, such as a tokenizer's, that come before what a GGUF source has under the
-/// same keys; all its other pairs are kept. Reads the source once, float weights twice.
+/// `pairs` are metadata, such as a tokenizer's, that replace the pairs of a GGUF source with the
+/// same keys; its other pairs are kept. Reads the source once, float weights twice.
 ///
 /// # Errors
-/// If the model cannot be loaded or the types cannot hold it, the file exists, or the system
-/// refuses. Nothing is left behind then.
+/// If the model cannot be loaded, the types cannot hold it, the file exists, or the system refuses.
+/// An error leaves no files behind.
 pub fn to_gguf(
     input: Input<'_>,
     path: &Path,
@@ -103,7 +103,7 @@ pub fn to_gguf(
     Ok(report)
 }
 
-/// A tensor of the file to be.
+/// A tensor of the output file.
 struct Item {
     /// `None` for the rope factors.
     slot: Option<Slot>,
@@ -196,7 +196,7 @@ fn plan(
     Ok(plan)
 }
 
-/// How a type stores a projection, or why it cannot.
+/// The way that a type stores a projection, or the reason why it cannot.
 fn stored_weights(
     weights: WeightType,
     projection: Projection,
@@ -238,7 +238,7 @@ fn stored_weights(
     }
 }
 
-/// All pairs of the file to be, in order.
+/// All pairs of the output file, in order.
 fn metadata(
     opened: &Opened<'_>,
     options: &ConvertOptions,
@@ -317,7 +317,7 @@ fn name_of(checkpoint: &Checkpoint) -> String {
         .unwrap_or_else(|| "model".into())
 }
 
-/// The model's keys, as the converters of the field write them.
+/// The model's keys, as other converters write them.
 fn model_metadata(config: &Config) -> Vec<Pair> {
     use MetadataValue::{F32, String as Text, U32};
     let architecture = config.architecture.gguf_name();
@@ -355,7 +355,7 @@ fn model_metadata(config: &Config) -> Vec<Pair> {
     pairs
 }
 
-/// A conversion under way.
+/// A conversion in progress.
 struct Job<'a, 'b, 'c> {
     source: &'a dyn Source,
     options: &'a ConvertOptions,
@@ -517,7 +517,7 @@ type PackRows<'a> = dyn Fn(&[i8], Range<usize>, &mut [u8]) -> bitnet_quantizatio
 /// Takes some rows of weights.
 type VisitRows<'a> = dyn FnMut(Range<usize>, &[i8]) -> Result<()> + 'a;
 
-/// A projection's weights in the order of the file to be.
+/// A projection's weights in the order of the output file.
 struct Weights<'a> {
     tensor: &'a TernaryTensor,
     /// The head size, if the two elements of a rotated pair stand side by side there.
@@ -525,7 +525,7 @@ struct Weights<'a> {
 }
 
 impl Weights<'_> {
-    /// Calls `visit` with some rows after the other, at most `batch` but one at least.
+    /// Calls `visit` with consecutive runs of at least one and at most `batch` rows.
     fn for_each_batch(
         &self,
         batch: usize,

@@ -1,7 +1,7 @@
-//! Writes a model in another form: any source that can be loaded, as a GGUF file or as a Hugging
-//! Face directory.
+//! Writes a model in another form: converts any loadable source to a GGUF file or a Hugging Face
+//! directory.
 //!
-//! It goes tensor by tensor, some rows at a time, so memory use does not depend on the model's
+//! It works tensor by tensor, some rows at a time, so memory use does not depend on the model's
 //! size: some megabytes, with TL1 and TL2 the packed size of the largest matrix. The result gets
 //! its name only when it is complete and has been read back.
 
@@ -39,11 +39,11 @@ pub enum Input<'a> {
     /// A Hugging Face directory. Float weights are quantized by the absmean formula, as the model's
     /// own code does.
     Checkpoint(&'a Checkpoint),
-    /// A GGUF file, and options for things that it does not state.
+    /// A GGUF file, and options for facts that it does not state.
     Gguf {
         /// The file.
         gguf: &'a Arc<Gguf>,
-        /// The rest.
+        /// The options.
         options: &'a LoadOptions,
         /// Whether float projections that are not ternary are quantized by the absmean formula, or
         /// refused.
@@ -119,9 +119,9 @@ pub enum WeightType {
     TL2,
     /// The scale or zero, as f16.
     F16,
-    /// The same as bf16.
+    /// The scale or zero, as bf16.
     BF16,
-    /// The same as f32, which loses nothing.
+    /// The scale or zero, as f32, which is exact.
     F32,
 }
 
@@ -144,7 +144,7 @@ impl WeightType {
         }
     }
 
-    /// A scale as this type keeps it.
+    /// Rounds a scale as this type stores it.
     fn rounded(self, scale: f32) -> f32 {
         match self {
             Self::I2_S | Self::TL1 | Self::TL2 | Self::F32 => scale,
@@ -184,7 +184,7 @@ impl TableType {
     }
 }
 
-/// What the caller decides.
+/// Options of a conversion.
 #[derive(Clone, Debug, Default)]
 pub struct ConvertOptions {
     /// How projections are stored in a GGUF file. A directory has them packed.
@@ -196,20 +196,20 @@ pub struct ConvertOptions {
     /// Whether the scales in a directory are rounded to BF16, as mlx-lm needs them beside BF16
     /// tables.
     pub bf16_scales: bool,
-    /// Whether a file or directory of that name is replaced.
+    /// Whether to replace an existing file or directory.
     pub force: bool,
     /// `general.name`; the source's own or the directory's name if `None`.
     pub name: Option<String>,
 }
 
-/// What a conversion did.
+/// The result of a conversion.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Report {
     /// Bytes of all tensors.
     pub tensor_bytes: usize,
     /// Ternary tensors whose scale the format rounds.
     pub scales_rounded: usize,
-    /// The most that one of them changed, as a share of it.
+    /// The largest relative change of a scale.
     pub scale_change_max: f32,
 }
 
@@ -232,10 +232,10 @@ impl Report {
     }
 }
 
-/// How far a conversion is.
+/// The progress of a conversion.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress<'a> {
-    /// What is done with it.
+    /// The current stage.
     pub phase: Phase,
     /// The tensor.
     pub tensor: &'a str,
@@ -245,7 +245,7 @@ pub struct Progress<'a> {
     pub bytes_total: usize,
 }
 
-/// Everything is written, then everything is read back.
+/// The conversion writes everything, then reads everything back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the phases are their names")]
 pub enum Phase {
@@ -253,7 +253,7 @@ pub enum Phase {
     Checking,
 }
 
-/// Called some times a second; [`ControlFlow::Break`] ends the conversion with
+/// Called a few times per second; [`ControlFlow::Break`] ends the conversion with
 /// [`Error::Interrupted`].
 pub type ProgressFn<'a> = dyn FnMut(Progress<'_>) -> ControlFlow<()> + 'a;
 

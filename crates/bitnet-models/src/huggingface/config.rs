@@ -13,7 +13,7 @@ use crate::source::Projection;
 /// How a checkpoint's weights are quantized.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Quantization {
-    /// What `weight_scale` does.
+    /// The use of `weight_scale`.
     pub weight_scale: WeightScale,
     /// Whether the file holds float weights that are quantized at every use (`quantization_mode:
     /// "online"`).
@@ -23,11 +23,11 @@ pub struct Quantization {
     pub is_stated: bool,
     /// Whether the logits come from the embedding; `None` if the file leaves it to the tensors.
     pub(super) tie_word_embeddings: Option<bool>,
-    /// What changes the rotary frequencies.
+    /// The scaling of the rotary frequencies.
     pub(super) rope: RopeScaling,
 }
 
-/// What the scale beside packed weights does to the integer sums.
+/// The use of the scale beside packed weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WeightScale {
     /// It divides them (`linear_class: "bitlinear"`).
@@ -40,9 +40,9 @@ pub enum WeightScale {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum RopeScaling {
     None,
-    /// All divided by one factor.
+    /// Divides all frequencies by one factor.
     Linear(f32),
-    /// Low ones divided, high ones kept, those between blended: Llama 3.1.
+    /// Divides low frequencies, keeps high ones and blends the ones in between: Llama 3.1.
     Llama3 {
         factor: f64,
         low_freq_factor: f64,
@@ -511,7 +511,7 @@ impl<'a> Keys<'a> {
             .ok_or_else(|| self.error(key, "missing".into()))
     }
 
-    /// Options of the published model classes that would make another graph.
+    /// Options of the published model classes that change the graph.
     fn refuse_what_changes_the_graph(&self) -> Result<()> {
         for key in ["attention_bias", "mlp_bias"] {
             if self.bool(key)? == Some(true) {
@@ -528,7 +528,7 @@ impl<'a> Keys<'a> {
         Ok(())
     }
 
-    /// Refuses a number that is there and is another.
+    /// Refuses a number that is present and different.
     fn refuse_other(&self, key: &str, only: f64) -> Result<()> {
         match self.number(key)? {
             Some(found) if found != only => {
@@ -576,7 +576,7 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// A value as a message may show it.
+/// A value, shortened for a message.
 fn shown_value(value: &Value) -> String {
     match value.as_str() {
         Some(text) => format!("\"{}\"", shown(text)),

@@ -163,7 +163,7 @@ impl Checkpoint {
         })
     }
 
-    /// What float weights without a scale may be. transformers rounds them at every use if
+    /// The rule for float weights without a scale. transformers rounds them at every use if
     /// `quantization_config` says that the model is BitNet's, and else runs them as they are.
     fn float_rule(&self) -> FloatRule {
         match (self.quantization.is_stated, self.rounds_floats) {

@@ -78,7 +78,7 @@ const ATTENTION_SLOTS: [LayerSlot; 10] = [
     LayerSlot::Weight(Projection::Up),
 ];
 
-/// What rotary frequencies are divided by.
+/// The tensor with the divisors of rotary frequencies.
 pub(crate) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 /// The name of a tensor; `None` for a slot that GGUF files of these architectures have no name for.
@@ -120,7 +120,7 @@ pub(crate) fn tile_pair(
     Some((tile_key(name, rows, cols), MetadataValue::I32s(sizes)))
 }
 
-/// A GGUF file, and options for things that it does not state.
+/// A GGUF file, and options for facts that it does not state.
 pub(crate) struct GgufSource<'a> {
     gguf: &'a Arc<Gguf>,
     options: &'a LoadOptions,
@@ -367,7 +367,7 @@ impl<'a> GgufSource<'a> {
         }
     }
 
-    /// What files in llama.cpp's style multiply a projection by, besides the scale inside the
+    /// The factor of a projection in files in llama.cpp's style, besides the scale inside the
     /// tensor.
     fn outer_scale(&self, weight: &str) -> Result<f32> {
         let name = scale_name(weight);

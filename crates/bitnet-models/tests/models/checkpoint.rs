@@ -1,5 +1,5 @@
-//! Checkpoint directories, good and broken: what is missing or contradicts something is named with
-//! the numbers.
+//! Checkpoint directories, valid and broken: errors name the missing or contradictory part with the
+//! numbers.
 
 use std::error::Error as _;
 use std::path::{Path, PathBuf};
@@ -409,7 +409,7 @@ fn configurations_that_cannot_be_run_are_refused_by_name() {
 }
 
 #[test]
-fn what_only_newer_or_older_files_say_means_the_same() {
+fn newer_and_older_files_mean_the_same() {
     let directory = packed();
     let expected = some_logits(&load(directory.0.path()).unwrap(), &cpu());
     directory.edit_header(SINGLE, |header| {

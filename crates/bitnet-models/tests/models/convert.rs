@@ -34,8 +34,8 @@ fn options(weights: WeightType) -> ConvertOptions {
     }
 }
 
-/// Opens what there is at `source` and writes it to `out`, as a directory if there is no `.gguf` in
-/// its name.
+/// Opens the model at `source` and writes it to `out`, as a directory if there is no `.gguf` in its
+/// name.
 fn convert_with(
     source: &Path,
     out: &Path,
@@ -284,7 +284,7 @@ fn a_file_goes_through_every_type_and_a_directory_and_comes_back_the_same() {
 }
 
 #[test]
-fn masters_in_floats_are_quantized_like_those_of_a_checkpoint() {
+fn float_weights_of_a_file_are_quantized_like_a_checkpoint() {
     let cpu = cpu();
     for shape in shapes() {
         let directory = tempfile::tempdir().unwrap();
@@ -325,7 +325,7 @@ fn masters_in_floats_are_quantized_like_those_of_a_checkpoint() {
             &logits_of(&at("packed"), &cpu),
             &logits_of(&at("expected.gguf"), &cpu),
         );
-        // What is ternary already keeps its scale.
+        // Weights that are already ternary keep their scale.
         model.write_gguf(&at("ternary.gguf"), &|_, _| I2_S).unwrap();
         convert(
             &at("ternary.gguf"),
@@ -480,7 +480,7 @@ fn a_scale_that_a_type_cannot_keep_is_reported() {
 }
 
 #[test]
-fn whatever_a_file_says_of_itself_is_kept_but_what_was_about_its_bytes() {
+fn metadata_is_kept_except_keys_about_the_source_files_bytes() {
     use bitnet_files::gguf::{GgufWriter, MetadataValue, TensorInfo, Value};
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
@@ -724,7 +724,7 @@ fn directories_with_weights_in_several_files_are_replaced() {
 }
 
 #[test]
-fn what_a_killed_process_was_replacing_is_put_back() {
+fn a_directory_that_a_killed_process_was_replacing_is_restored() {
     let (directory, source) = some_source(CheckpointWeights::Packed);
     let at = |name: &str| directory.path().join(name);
     let force = ConvertOptions {
@@ -749,7 +749,7 @@ fn what_a_killed_process_was_replacing_is_put_back() {
 }
 
 #[test]
-fn a_name_that_is_taken_is_told_before_weights_are_read() {
+fn an_existing_target_is_refused_before_weights_are_read() {
     let (directory, source) = some_source(CheckpointWeights::Bf16);
     // Weights that are no numbers have no scale.
     let weights = source.join("model.safetensors");
@@ -859,7 +859,7 @@ fn an_interrupted_conversion_leaves_nothing() {
 }
 
 #[test]
-fn what_a_killed_process_left_is_taken_over_and_what_a_living_one_writes_is_not() {
+fn leftovers_of_a_killed_process_are_reused_and_files_of_a_running_one_are_not() {
     let (directory, source) = some_source(CheckpointWeights::Packed);
     let at = |name: &str| directory.path().join(name);
     std::fs::write(at(".model.gguf.partial"), vec![0xff; 5_000_000]).unwrap();
@@ -899,7 +899,7 @@ fn what_a_killed_process_left_is_taken_over_and_what_a_living_one_writes_is_not(
 }
 
 #[test]
-fn what_a_type_cannot_hold_is_refused_before_anything_is_written() {
+fn unsupported_models_are_refused_before_anything_is_written() {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
     let problem = |shape: Shape, weights: WeightType| {

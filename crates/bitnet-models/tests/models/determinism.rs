@@ -1,5 +1,5 @@
-//! The promise of docs/determinism.md: the same logits, bit for bit, whatever threads, kernels,
-//! chunks and neighbours.
+//! The guarantee of docs/determinism.md: the same logits, bit for bit, with any threads, kernels,
+//! chunks and other sequences.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ const THREADS: [usize; 3] = [1, 2, 3];
 /// rest behind it.
 const BATCHES: [&[usize]; 3] = [&[], &[3], &[1, 7]];
 
-/// How a sequence is computed.
+/// The settings of a computation.
 #[derive(Clone, Copy, Debug)]
 struct Way {
     kernels: &'static str,
@@ -41,7 +41,7 @@ fn load(path: &Path, packing: Packing, ffn_sparsity: FfnSparsity) -> LanguageMod
 /// A sequence on its way through the model.
 struct Sequence {
     tokens: Vec<u32>,
-    /// Tokens a pass.
+    /// Tokens in a pass.
     step: usize,
     blocks: Vec<u32>,
     done: usize,

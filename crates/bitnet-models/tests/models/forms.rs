@@ -1,5 +1,5 @@
-//! One model in every form gives the same logits, bit for bit; what only looks like a model is
-//! refused with its name.
+//! One model in every form gives the same logits, bit for bit; invalid models are refused with the
+//! name of the problem.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -133,7 +133,7 @@ fn config_with(pairs: &[(&str, MetadataValue)]) -> Result<Config, String> {
 }
 
 #[test]
-fn rope_and_attention_keys_mean_what_llama_cpp_takes_them_to_mean() {
+fn rope_and_attention_keys_mean_the_same_as_in_llama_cpp() {
     let text = |text: &str| MetadataValue::String(text.to_owned());
     let (kind, factor, old) = (
         "rope.scaling.type",
@@ -251,7 +251,7 @@ fn every_form_of_a_model_gives_the_same_bits() {
 }
 
 #[test]
-fn matrices_of_one_shape_lie_in_memory_as_their_shape_says() {
+fn packings_by_shape_apply_to_matrices_of_that_shape() {
     let cpu = cpu();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("packed");
@@ -351,7 +351,7 @@ fn columns_that_are_no_multiple_of_128_run_from_the_forms_that_hold_them() {
 }
 
 #[test]
-fn tiles_come_from_options_or_the_file_and_are_asked_for_otherwise() {
+fn tiles_come_from_options_or_the_file_and_are_required() {
     let cpu = cpu();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("model.gguf");
@@ -436,7 +436,7 @@ fn a_scale_beside_a_tensor_multiplies_the_one_in_it() {
 }
 
 #[test]
-fn a_gguf_that_is_no_model_of_ours_is_refused_with_its_tensor() {
+fn an_unsupported_gguf_is_refused_with_its_tensor() {
     let cpu = cpu();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("model.gguf");

@@ -1,5 +1,5 @@
-//! What is refused of `prism.hadamard.*`, with the key in the message: a model whose rotation is
-//! misread writes fluent nonsense.
+//! Invalid `prism.hadamard.*` keys are refused, with the key in the message: a model with a wrong
+//! rotation writes fluent nonsense.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -85,7 +85,7 @@ fn stored(from: &Path, name: &str) -> Vec<i32> {
 }
 
 #[test]
-fn what_is_not_understood_of_a_rotation_is_an_error_that_names_the_key() {
+fn unknown_rotations_are_errors_that_name_the_key() {
     let Some(folder) = golden_model("qwen35-ptq1_0-rot512-part") else {
         return;
     };
@@ -209,7 +209,7 @@ fn tied_output_false_is_what_version_1_means() {
 }
 
 #[test]
-fn a_model_called_bonsai_2_without_a_rotation_has_lost_it() {
+fn a_model_named_bonsai_2_without_a_rotation_is_refused() {
     let Some(folder) = golden_model("qwen3-ptq1_0") else {
         return;
     };

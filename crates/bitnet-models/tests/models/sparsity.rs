@@ -1,4 +1,4 @@
-//! Leaving out what adds nothing in the feed-forward networks changes no bit, and is counted.
+//! Skipping feed-forward weights that add nothing changes no bit, and is counted.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -161,7 +161,7 @@ fn a_trial_chooses_the_layers_that_are_sparse() {
 }
 
 #[test]
-fn what_is_seen_of_the_feed_forward_networks_does_not_depend_on_sparsity() {
+fn counts_of_the_feed_forward_networks_do_not_depend_on_sparsity() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("model.gguf");
     write_large(&path);

@@ -1,5 +1,5 @@
-//! Checkpoints mean what transformers 5.24 takes them to mean. The expected values come from
-//! running it on such configurations.
+//! Checkpoints have the same meaning as in transformers 5.24. The expected values come from running
+//! it on such configurations.
 
 use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::synthetic::CheckpointWeights;
