@@ -337,6 +337,26 @@ fn control_tokens_appear_in_the_text_if_requested() {
 }
 
 #[test]
+fn the_name_of_a_control_token_stops_at_the_token() {
+    let server = Server::start(&[]);
+    let tokens = server.answer(
+        "/tokenize",
+        &json!({ "prompt": "", "return_token_strs": true }),
+    );
+    let (bos, name) = (tokens["tokens"][0].to_string(), &tokens["token_strs"][0]);
+    let ask = |stop: Value| {
+        let ask = json!({ "logit_bias": { &bos: 100 }, "max_tokens": 6, "ignore_eos": true, "stop": stop });
+        let answer = server.answer(COMPLETIONS, &completion("Once", ask));
+        let usage = answer["usage"]["completion_tokens"].as_u64();
+        (usage, answer["choices"][0]["finish_reason"].clone())
+    };
+    assert_eq!(ask(json!(null)), (Some(6), json!("length")));
+    for stop in [json!(name), json!(["never said", name])] {
+        assert_eq!(ask(stop.clone()), (Some(1), json!("stop")), "{stop}");
+    }
+}
+
+#[test]
 fn each_chunk_has_the_usage_if_requested() {
     let server = Server::start(&[]);
     let options = json!({ "include_usage": true, "continuous_usage_stats": true });
@@ -1047,6 +1067,70 @@ fn the_server_uses_the_chat_template_of_its_option() {
     assert_eq!(
         server.refusal(CHAT, &bad_role).2.as_deref(),
         Some("messages")
+    );
+}
+
+/// A template that shows each thing that a request can give it.
+const SHOWING: &str = "{% for message in messages %}[{{ message.role }}]{{ message.content }}\
+    {% if not loop.last %};{% endif %}{% endfor %}\
+    {% for document in documents or [] %} doc {{ document.title }}{% endfor %}\
+    {% if enable_thinking is defined %} thinks {{ enable_thinking }}{% endif %}\
+    {% if reasoning_effort is defined %} effort {{ reasoning_effort }}{% endif %}\
+    {% if add_generation_prompt %} answer:{% endif %}";
+
+#[test]
+fn a_template_gets_what_the_request_gives_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("showing.jinja");
+    std::fs::write(&path, SHOWING).expect("a file");
+    let server = Server::start(&["--chat-template", path.to_str().expect("a path")]);
+    let messages = json!([
+        { "role": "user", "content": "Hi" }, { "role": "assistant", "content": "Well" },
+    ]);
+    let ask = |more: Value| with(json!({ "messages": messages }), more);
+    let begin = "[user]Hi;[assistant]Well";
+    for (more, expected) in [
+        (json!({}), " answer:"),
+        (json!({ "add_generation_prompt": false }), ""),
+        (json!({ "continue_final_message": true }), ""),
+        (
+            json!({ "documents": [{ "title": "A" }, { "title": "B" }] }),
+            " doc A doc B answer:",
+        ),
+        (json!({ "reasoning_effort": "low" }), " effort low answer:"),
+        (
+            json!({ "chat_template_kwargs": { "enable_thinking": false } }),
+            " thinks False answer:",
+        ),
+        (
+            json!({ "chat_template_kwargs": { "reasoning_effort": "high" }, "reasoning_effort": "low" }),
+            " effort high answer:",
+        ),
+    ] {
+        let body = ask(more.clone());
+        let rendered = server.answer("/v1/chat/completions/render", &body);
+        assert_eq!(rendered["prompt"], format!("{begin}{expected}"), "{more}");
+        server.answer(CHAT, &with(body, json!({ "max_tokens": 1 })));
+    }
+    let tokens = |more: Value| server.answer("/tokenize", &ask(more))["tokens"].clone();
+    let rendered =
+        |more: Value| server.answer("/v1/chat/completions/render", &ask(more))["token_ids"].clone();
+    for more in [
+        json!({ "continue_final_message": true }),
+        json!({ "chat_template_kwargs": { "enable_thinking": true } }),
+    ] {
+        assert_eq!(tokens(more.clone()), rendered(more.clone()), "{more}");
+    }
+    let refusal = |more: Value| server.refusal(CHAT, &ask(more)).2;
+    let both = json!({ "continue_final_message": true, "add_generation_prompt": true });
+    assert_eq!(refusal(both).as_deref(), Some("continue_final_message"));
+    let reserved = json!({ "chat_template_kwargs": { "messages": [] } });
+    assert_eq!(refusal(reserved).as_deref(), Some("chat_template_kwargs"));
+    let no_template = Server::start(&[]);
+    let documents = chat("Hi", json!({ "documents": [{ "title": "A" }] }));
+    assert_eq!(
+        no_template.refusal(CHAT, &documents).2.as_deref(),
+        Some("documents")
     );
 }
 

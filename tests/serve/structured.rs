@@ -293,6 +293,45 @@ fn required_tools_are_called_with_valid_arguments() {
 }
 
 #[test]
+fn calls_have_the_form_of_the_template() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let show =
+        "{{ tools | tojson }}{% for m in messages %}{{ m.content }}{{ m.tool_calls }}{% endfor %}";
+    let xml = "<tool_call>\n<function=NAME>\n<parameter=KEY>\n";
+    let path = folder.path().join("xml.jinja");
+    std::fs::write(&path, format!("{{# {xml} #}}{show}")).expect("a file");
+    let server = Server::start(&["--chat-template", path.to_str().expect("a path")]);
+    for seed in 0..6 {
+        let ask = json!({ "tools": tools(), "tool_choice": "required", "max_tokens": 200, "seed": seed,
+            "parallel_tool_calls": false, "temperature": 1.2, "logprobs": true });
+        let body = chat("Once upon a time", ask);
+        let answer = server.answer(CHAT, &body);
+        let choice = &answer["choices"][0];
+        assert_eq!(choice["finish_reason"], "tool_calls", "{answer}");
+        let (name, arguments) = calls(&choice["message"]).remove(0);
+        check_call(&name, &arguments);
+        let tokens = choice["logprobs"]["content"].as_array().expect("tokens");
+        let bytes = tokens
+            .iter()
+            .flat_map(|token| token["bytes"].as_array().expect("bytes"));
+        let bytes: Vec<u8> = bytes
+            .map(|byte| byte.as_u64().expect("a byte") as u8)
+            .collect();
+        let written = String::from_utf8_lossy(&bytes).trim_start().to_owned();
+        let begin = format!("<tool_call>\n<function={name}>\n");
+        assert!(written.starts_with(&begin), "{written}");
+        let events = server
+            .post(CHAT, &with(body, json!({ "stream": true })))
+            .events();
+        let pieces = events.iter().filter_map(|event| {
+            event["choices"][0]["delta"]["tool_calls"][0]["function"]["arguments"].as_str()
+        });
+        let streamed: Value = serde_json::from_str(&pieces.collect::<String>()).expect("JSON");
+        assert_eq!(streamed, arguments);
+    }
+}
+
+#[test]
 fn a_call_that_is_cut_off_has_part_of_its_arguments() {
     let server = Server::start(&[]);
     let must_call =

@@ -336,6 +336,8 @@ enum JsonPlace {
 impl JsonPlace {
     fn step(self, byte: u8) -> Self {
         match (self, byte) {
+            // JSON has no line end in a string; text has, behind a quotation mark that stays open.
+            (Self::String { .. }, b'\n') => Self::Other,
             (Self::String { is_escaped: true }, _) => Self::String { is_escaped: false },
             (Self::String { .. }, b'\\') => Self::String { is_escaped: true },
             (Self::String { .. }, b'"') => Self::Other,
@@ -424,7 +426,7 @@ impl Constraint for TokenConstraint {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use bitnet_inference::{Device, Loaded, load};
     use bitnet_models::LoadOptions;
     use bitnet_tokenizers::Tokenizer;
@@ -443,11 +445,11 @@ mod tests {
         Grammar::Schema(schema)
     }
 
-    fn grammars(tokenizer: &Tokenizer) -> Grammars {
+    pub(crate) fn grammars(tokenizer: &Tokenizer) -> Grammars {
         Grammars::new(&Vocabulary::new(tokenizer).expect("a vocabulary")).expect("grammars")
     }
 
-    fn tokenizer() -> Arc<Tokenizer> {
+    pub(crate) fn tokenizer() -> Arc<Tokenizer> {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../../models/stories/stories.gguf");
         let device = Device::cpu(1);
@@ -457,7 +459,12 @@ mod tests {
     }
 
     /// Whether a text can be an answer under a grammar.
-    fn accepts(grammars: &Grammars, tokenizer: &Tokenizer, grammar: &Grammar, text: &str) -> bool {
+    pub(crate) fn accepts(
+        grammars: &Grammars,
+        tokenizer: &Tokenizer,
+        grammar: &Grammar,
+        text: &str,
+    ) -> bool {
         let mut constraint = grammars.compile(grammar).expect("a grammar").restarted();
         let mut allowed = TokenSet::default();
         let options = bitnet_tokenizers::EncodeOptions {

@@ -9,16 +9,17 @@ use axum::response::Response;
 use bitnet_inference::{FinishReason, Token};
 use bitnet_tokenizers::{TokenId, Tokenizer};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use crate::api::calls::{CallFinder, Found};
 use crate::api::completions::Rendered;
-use crate::api::conversation::{chat_messages, render_messages};
+use crate::api::conversation::{self, Rendering, chat_messages, render_messages};
 use crate::api::fields::TextOr;
 use crate::api::generate::{self, Answers, Asked, Plan, Usage, generation_request};
 use crate::api::logprobs::{self, ChatLogprobs, TokenLogprob};
 use crate::api::stream::{self, ChunkFormat, ChunkUsage};
-use crate::api::tools::{CallFinder, Found, FunctionCall, Tool, ToolCall, Tools};
+use crate::api::tools::{FunctionCall, Tool, ToolCall, Tools};
 use crate::api::{ApiError, body};
 use crate::id::random_id;
 use crate::record::Record;
@@ -48,6 +49,19 @@ generation_request! {
         tool_choice: Option<Value>,
         /// Whether several tools may be called at once; true if not given.
         parallel_tool_calls: Option<bool>,
+        /// Variables for the model's template, such as `{"enable_thinking": false}`.
+        #[schema(value_type = Option<Object>)]
+        chat_template_kwargs: Option<Map<String, Value>>,
+        /// How much the model is to think, for templates that read it.
+        reasoning_effort: Option<String>,
+        /// Documents to answer from, for templates that read them.
+        #[schema(value_type = Option<Vec<Object>>)]
+        documents: Option<Vec<Value>>,
+        /// End the prompt with the beginning of an answer; true if not given, unless the last
+        /// message is continued.
+        add_generation_prompt: Option<bool>,
+        /// Continue the last message instead of answering it.
+        continue_final_message: Option<bool>,
         /// Tags of the client. They change nothing.
         #[expect(dead_code, reason = "accepted, and of no consequence")]
         metadata: Option<BTreeMap<String, String>>,
@@ -105,6 +119,16 @@ struct CacheControl {
 }
 
 impl ChatRequest {
+    /// The variables that the template gets beside the conversation.
+    fn template_variables(&mut self) -> Map<String, Value> {
+        let mut variables = self.chat_template_kwargs.take().unwrap_or_default();
+        if let Some(effort) = &self.reasoning_effort {
+            let effort = Value::from(effort.as_str());
+            variables.entry("reasoning_effort").or_insert(effort);
+        }
+        variables
+    }
+
     fn num_logprobs(&self) -> Result<Option<usize>, ApiError> {
         match (self.logprobs, self.top_logprobs) {
             (Some(true), top) => logprobs::check_top("top_logprobs", top.unwrap_or(0)).map(Some),
@@ -138,7 +162,8 @@ struct Prepared {
     plan: Plan,
     text: String,
     prompt: Vec<TokenId>,
-    calls_tools: bool,
+    /// Finds calls in the answers, if there are tools.
+    finder: Option<CallFinder>,
 }
 
 fn prepare(app: &App, bytes: &[u8]) -> Result<Prepared, ApiError> {
@@ -156,21 +181,32 @@ fn prepare(app: &App, bytes: &[u8]) -> Result<Prepared, ApiError> {
         // The answer is a call, which they would cut.
         (request.stop, request.stop_token_ids) = (None, None);
     }
-    let grammar = tools.as_ref().map(Tools::grammar).transpose()?;
+    let form = conversation::call_form(model);
+    let calls = tools.as_ref().map(|tools| tools.calls(form)).transpose()?;
+    let (grammar, finder) = calls.unzip();
     let plan = request
         .common()
         .settle(app, model, max_tokens, num_logprobs, grammar)?;
-    let (text, prompt) = render_messages(
-        model,
-        &chat_messages(&request.messages)?,
-        tools.as_ref(),
-        true,
-    )?;
+    let documents = request
+        .documents
+        .take()
+        .filter(|documents| !documents.is_empty());
+    let documents = documents.map(Value::from);
+    let variables = request.template_variables();
+    let continues = request.continue_final_message.unwrap_or(false);
+    let rendering = Rendering {
+        tools: tools.as_ref(),
+        add_generation_prompt: request.add_generation_prompt.unwrap_or(!continues),
+        continue_final_message: continues,
+        documents: documents.as_ref(),
+        variables: Some(&variables),
+    };
+    let (text, prompt) = render_messages(model, &chat_messages(&request.messages)?, &rendering)?;
     Ok(Prepared {
         plan,
         text,
         prompt,
-        calls_tools: tools.is_some(),
+        finder,
     })
 }
 
@@ -203,7 +239,7 @@ pub(crate) async fn create(
     let Prepared {
         plan,
         prompt,
-        calls_tools,
+        finder,
         ..
     } = read_and_prepare(&app, request).await?;
     let model = app.model()?;
@@ -223,13 +259,7 @@ pub(crate) async fn create(
         model: model.name().to_owned(),
         tokenizer: model.tokenizer.clone(),
         return_token_ids: plan.return_token_ids,
-        finders: if calls_tools {
-            std::iter::repeat_with(CallFinder::default)
-                .take(plan.n)
-                .collect()
-        } else {
-            Vec::new()
-        },
+        finders: finder.map_or_else(Vec::new, |finder| vec![finder; plan.n]),
     };
     if plan.is_stream {
         return Ok(stream::response(
@@ -381,10 +411,9 @@ impl Envelope {
     async fn whole(self, mut answers: Answers, num_answers: usize) -> Result<Response, ApiError> {
         let (whole, usage) = generate::collect(&mut answers, num_answers).await?;
         let choice = |(index, answer): (usize, generate::Answer)| {
-            let (content, calls, is_cut) = if self.finders.is_empty() {
-                (answer.text.clone(), Vec::new(), false)
-            } else {
-                split(&answer.text)
+            let (content, calls, is_cut) = match self.finders.get(index) {
+                None => (answer.text.clone(), Vec::new(), false),
+                Some(finder) => split(finder.clone(), &answer.text),
             };
             let is_call = !calls.is_empty();
             let finish_reason = finish_reason(answer.reason, is_call && !is_cut);
@@ -439,8 +468,8 @@ impl Envelope {
 }
 
 /// Splits a text into plain text and calls; true if the arguments of the last call are cut off.
-fn split(text: &str) -> (String, Vec<ToolCall>, bool) {
-    let (mut finder, mut found) = (CallFinder::default(), Vec::new());
+fn split(mut finder: CallFinder, text: &str) -> (String, Vec<ToolCall>, bool) {
+    let mut found = Vec::new();
     finder.push(text, &mut found);
     finder.finish(&mut found);
     let (mut content, mut calls) = (String::new(), Vec::<ToolCall>::new());
@@ -608,6 +637,8 @@ impl ChunkFormat for Envelope {
 
 #[cfg(test)]
 mod tests {
+    use bitnet_tokenizers::CallForm;
+
     use super::*;
 
     #[test]
@@ -621,7 +652,7 @@ mod tests {
             (cut, &[r#"{"a": "b"#], true, "length"),
             (&both, &[r#"{"a": 1}"#, r#"{"a": "b"#], true, "length"),
         ] {
-            let (_, calls, ends_cut) = split(text);
+            let (_, calls, ends_cut) = split(finder(), text);
             let found: Vec<_> = calls.iter().map(|call| &*call.function.arguments).collect();
             assert_eq!((&found[..], ends_cut), (arguments, is_cut), "{text}");
             assert_eq!(last_reason(text, FinishReason::Length), reason, "{text}");
@@ -635,6 +666,10 @@ mod tests {
         assert_eq!(last_reason(cut, FinishReason::Stop), "stop");
     }
 
+    fn finder() -> CallFinder {
+        CallFinder::new(CallForm::Plain, Arc::default())
+    }
+
     /// The `finish_reason` of a stream that brings a text.
     fn last_reason(text: &str, reason: FinishReason) -> String {
         let mut envelope = Envelope {
@@ -643,7 +678,7 @@ mod tests {
             model: String::new(),
             tokenizer: None,
             return_token_ids: false,
-            finders: vec![CallFinder::default()],
+            finders: vec![finder()],
         };
         envelope.text(0, text, None, None);
         let (chunks, reason) = envelope.end(0, reason, None);

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use bitnet_tokenizers::{ChatMessage, ChatTemplate, PromptBos, RenderOptions, TokenId};
+use bitnet_tokenizers::{CallForm, ChatMessage, ChatTemplate, PromptBos, RenderOptions, TokenId};
 use serde_json::{Map, Value, json};
 
 use crate::api::ApiError;
@@ -85,26 +85,69 @@ fn content_json(content: &TextOr<ContentPart>, message: usize) -> Result<Value, 
     parts.collect()
 }
 
+/// What a prompt is made of beside the messages.
+#[derive(Default)]
+pub(crate) struct Rendering<'a> {
+    pub(crate) tools: Option<&'a Tools>,
+    pub(crate) add_generation_prompt: bool,
+    pub(crate) continue_final_message: bool,
+    pub(crate) documents: Option<&'a Value>,
+    pub(crate) variables: Option<&'a Map<String, Value>>,
+}
+
+/// The form in which the model writes calls.
+pub(crate) fn call_form(model: &Model) -> CallForm {
+    match &model.conversation {
+        Conversation::Template(template) => template.call_form(),
+        Conversation::ContinueLast | Conversation::Unavailable(_) => CallForm::Plain,
+    }
+}
+
+fn reads_documents(model: &Model, with_tools: bool) -> bool {
+    match &model.conversation {
+        Conversation::Template(template) => template
+            .source(with_tools)
+            .is_some_and(|source| source.contains("documents")),
+        Conversation::ContinueLast | Conversation::Unavailable(_) => false,
+    }
+}
+
 /// A conversation as the text and the tokens that the model continues.
 pub(crate) fn render_messages(
     model: &Model,
     messages: &[ChatMessage],
-    tools: Option<&Tools>,
-    add_generation_prompt: bool,
+    rendering: &Rendering<'_>,
 ) -> Result<(String, Vec<TokenId>), ApiError> {
+    if rendering.add_generation_prompt && rendering.continue_final_message {
+        return Err(ApiError::invalid(
+            "continue_final_message",
+            "'continue_final_message' and 'add_generation_prompt' cannot both be true.",
+        ));
+    }
     let tokenizer = model.tokenizer()?;
-    let wrong =
-        |error: bitnet_tokenizers::Error| ApiError::invalid("messages", format!("{error}."));
+    let wrong = |error: bitnet_tokenizers::Error| {
+        let field = match error {
+            bitnet_tokenizers::Error::ReservedVariable { .. } => "chat_template_kwargs",
+            _ => "messages",
+        };
+        ApiError::invalid(field, format!("{error}."))
+    };
+    if rendering.documents.is_some() && !reads_documents(model, rendering.tools.is_some()) {
+        let message = "The model's template does not read documents: put them into a message.";
+        return Err(ApiError::unsupported(Some("documents"), message));
+    }
     match &model.conversation {
         Conversation::Template(template) => {
-            let tools_json = tools.map(Tools::json);
+            let tools_json = rendering.tools.map(Tools::json);
             let options = RenderOptions {
-                add_generation_prompt,
-                now: i64::try_from(unix_time()).ok(),
+                add_generation_prompt: rendering.add_generation_prompt,
+                continue_final_message: rendering.continue_final_message,
                 tools: tools_json.as_ref().filter(|_| template.reads_tools()),
-                ..RenderOptions::default()
+                documents: rendering.documents,
+                variables: rendering.variables,
+                now: i64::try_from(unix_time()).ok(),
             };
-            let messages = readable(messages, template, tools);
+            let messages = readable(messages, template, rendering.tools);
             let chat = template.render(&messages, options).map_err(wrong)?;
             let tokens = tokenizer.encode_chat(&chat).map_err(wrong)?;
             Ok((chat.text().to_owned(), tokens))

@@ -365,6 +365,24 @@ impl Common {
         Ok(sampling)
     }
 
+    /// The control tokens whose names are stop strings. They have no text in answers, so that the
+    /// strings would never be found there.
+    fn stop_tokens_by_name(&self, model: &Model) -> Vec<TokenId> {
+        let names = match &self.stop {
+            None => &[][..],
+            Some(TextOr::Text(text)) => std::slice::from_ref(text),
+            Some(TextOr::List(texts)) => texts,
+        };
+        let tokenizer = model.tokenizer.as_ref();
+        let token = |name: &String| {
+            let tokenizer = tokenizer?;
+            tokenizer
+                .special_token(name)
+                .filter(|id| tokenizer.is_special(*id))
+        };
+        names.iter().filter_map(token).collect()
+    }
+
     fn stop_ids(&self, model: &Model) -> Result<Vec<TokenId>, ApiError> {
         let mut stop_ids = match &model.tokenizer {
             Some(tokenizer) if !self.ignore_eos.unwrap_or(false) => tokenizer.stop_ids().to_vec(),
@@ -372,6 +390,7 @@ impl Common {
         };
         let more = self.stop_token_ids.iter().flatten();
         stop_ids.extend(more.map(|&id| TokenId(id)));
+        stop_ids.extend(self.stop_tokens_by_name(model));
         // A set over the ids reaches to the largest of them.
         match stop_ids.iter().find(|id| id.0 as usize >= model.vocab_size) {
             Some(id) => {

@@ -2,6 +2,7 @@
 //! JSON.
 
 mod body;
+mod calls;
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod conversation;

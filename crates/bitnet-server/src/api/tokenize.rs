@@ -6,10 +6,11 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use bitnet_tokenizers::{DecodeOptions, EncodeOptions, TokenId};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::api::chat::Message;
-use crate::api::conversation;
+use crate::api::conversation::{self, Rendering};
 use crate::api::generate::{check_model, read_and};
 use crate::api::{ApiError, body, completions};
 use crate::state::App;
@@ -29,6 +30,11 @@ pub(crate) struct TokenizeRequest {
     parse_special: Option<bool>,
     /// End a conversation with the beginning of the answer; true if not given.
     add_generation_prompt: Option<bool>,
+    /// Continue the last message instead of answering it.
+    continue_final_message: Option<bool>,
+    /// Variables for the model's template.
+    #[schema(value_type = Option<Object>)]
+    chat_template_kwargs: Option<Map<String, Value>>,
     /// Give the tokens as texts, too.
     return_token_strs: Option<bool>,
 }
@@ -87,14 +93,15 @@ pub(crate) async fn tokenize(
                 completions::encode(tokenizer, prompt, options)?
             }
             (None, Some(messages)) => {
-                let add_generation_prompt = request.add_generation_prompt.unwrap_or(true);
-                conversation::render_messages(
-                    model,
-                    &conversation::chat_messages(messages)?,
-                    None,
-                    add_generation_prompt,
-                )?
-                .1
+                let messages = conversation::chat_messages(messages)?;
+                let continues = request.continue_final_message.unwrap_or(false);
+                let rendering = Rendering {
+                    add_generation_prompt: request.add_generation_prompt.unwrap_or(!continues),
+                    continue_final_message: continues,
+                    variables: request.chat_template_kwargs.as_ref(),
+                    ..Rendering::default()
+                };
+                conversation::render_messages(model, &messages, &rendering)?.1
             }
             _ => {
                 return Err(ApiError::invalid(

@@ -1,22 +1,19 @@
-//! Tools: functions that the model may call, their introduction in the prompt, and the parser of
-//! calls in its output.
+//! Tools: functions that the model may call, and their introduction in the prompt.
 //!
-//! A call is written `<tool_call>{"name": "NAME", "arguments": {…}}</tool_call>`. A grammar ensures
-//! that text that begins like a call is a whole call of an existing tool, with arguments that fit
-//! its schema.
+//! A grammar ensures that text that begins like a call is a whole call of an existing tool, in the
+//! form of the model's template (`calls.rs`), with arguments that fit its schema.
 
+use std::sync::Arc;
+
+use bitnet_tokenizers::CallForm;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::api::ApiError;
+use crate::api::calls::{self, CallFinder, StringParameters};
 use crate::grammar::{CallsGrammar, Grammar};
 use crate::schema::Schema;
-
-const BEGIN: &str = "<tool_call>";
-const NAME: &str = "{\"name\": \"";
-const ARGUMENTS: &str = "\", \"arguments\": ";
-const END: &str = "}</tool_call>";
 
 /// The most tools of a request, and the most characters of a tool's name.
 const TOOLS_MAX: usize = 128;
@@ -170,8 +167,9 @@ impl Tools {
             .collect();
         format!(
             "You may call these functions:\n<tools>\n{}\n</tools>\nTo call one, answer with \
-             {BEGIN}{NAME}NAME{ARGUMENTS}{{…}}{END}.",
-            lines.join("\n")
+             {}.",
+            lines.join("\n"),
+            calls::written_call("NAME", "{…}"),
         )
     }
 
@@ -180,44 +178,51 @@ impl Tools {
         self.choice != Choice::Auto
     }
 
-    /// The grammar of an answer: calls, or text that may end in calls.
-    pub(crate) fn grammar(&self) -> Result<Grammar, ApiError> {
-        let calls = if self.is_parallel {
-            "call (\"\\n\" call)*"
-        } else {
-            "call"
-        };
-        let mut lark = match self.choice {
-            Choice::Auto => {
-                format!(
-                    "start: TEXT | TEXT calls\ncalls: {calls}\nTEXT: /(.|\\n)*/ & ~/(.|\\n)*{BEGIN}(.|\\n)*/\n"
-                )
-            }
-            Choice::Required => format!("start: calls\ncalls: {calls}\n"),
-            Choice::Named(_) => "start: call\n".to_owned(),
-        };
-        let callable = self
-            .tools
-            .iter()
-            .enumerate()
-            .filter(|(index, _)| match self.choice {
-                Choice::Named(named) => named == *index,
-                Choice::Auto | Choice::Required => true,
-            });
-        let (mut names, mut rules, mut arguments) = (Vec::new(), String::new(), Vec::new());
-        for (index, tool) in callable {
-            let beginning = json!(format!("{BEGIN}{NAME}{}{ARGUMENTS}", tool.function.name));
+    /// The grammar of an answer, which is calls, or text that may end in calls; and the parser of
+    /// the calls.
+    ///
+    /// The calls have the form of the model's template, unless that is XML and some tool's
+    /// arguments are not a plain list of parameters: they are JSON then.
+    pub(crate) fn calls(&self, form: CallForm) -> Result<(Grammar, CallFinder), ApiError> {
+        let arguments = self.callable().map(|(index, tool)| {
             let (field, schema) = arguments_schema(index, &tool.function)?;
+            Ok((index, field, schema))
+        });
+        let arguments = arguments.collect::<Result<Vec<_>, ApiError>>()?;
+        let mut schemas = arguments.iter().map(|(_, _, schema)| schema.value());
+        let form = match form {
+            CallForm::QwenXml if !schemas.all(calls::is_list_of_parameters) => CallForm::Hermes,
+            form => form,
+        };
+        let (mut names, mut rules) = (Vec::new(), String::new());
+        let mut strings = StringParameters::new();
+        for (index, _, schema) in &arguments {
+            let (name, schema) = (&self.tools[*index].function.name, schema.value());
             names.push(format!("call_{index}"));
-            rules += &format!(
-                "call_{index}: {beginning} arguments_{index} {}\n",
-                json!(END)
-            );
-            rules += &format!("arguments_{index}: %json {}\n", schema.value());
-            arguments.push((field, schema));
+            rules += &calls::rules(form, *index, name, schema);
+            strings.insert(name.clone(), calls::string_parameters(schema));
         }
-        lark += &format!("call: {}\n{rules}", names.join(" | "));
-        Ok(Grammar::Calls(CallsGrammar { lark, arguments }))
+        let may_say = self.choice == Choice::Auto;
+        let may_repeat = self.is_parallel && !matches!(self.choice, Choice::Named(_));
+        let start = calls::start(form, may_say, may_repeat);
+        let grammar = Grammar::Calls(CallsGrammar {
+            lark: format!("{start}call: {}\n{rules}", names.join(" | ")),
+            arguments: arguments
+                .into_iter()
+                .map(|(_, field, schema)| (field, schema))
+                .collect(),
+        });
+        Ok((grammar, CallFinder::new(form, Arc::new(strings))))
+    }
+
+    /// The tools that may be called, with their indices.
+    fn callable(&self) -> impl Iterator<Item = (usize, &Tool)> {
+        let is_callable = |index: usize| match self.choice {
+            Choice::Named(named) => named == index,
+            Choice::Auto | Choice::Required => true,
+        };
+        let tools = self.tools.iter().enumerate();
+        tools.filter(move |(index, _)| is_callable(*index))
     }
 }
 
@@ -274,7 +279,7 @@ pub(crate) fn check_arguments(calls: &[ToolCall], message: usize) -> Result<(), 
     Ok(())
 }
 
-/// Calls of an earlier message as the model wrote them, for templates that do not read them.
+/// Calls of an earlier message in the plain form, for templates that do not read them.
 pub(crate) fn written(calls: &[Value]) -> String {
     let call = |call: &Value| {
         let name = call["function"]["name"].as_str().unwrap_or_default();
@@ -282,244 +287,160 @@ pub(crate) fn written(calls: &[Value]) -> String {
             None | Some("") => "{}",
             Some(arguments) => arguments,
         };
-        format!("{BEGIN}{NAME}{name}{ARGUMENTS}{arguments}{END}")
+        calls::written_call(name, arguments)
     };
     calls.iter().map(call).collect::<Vec<_>>().join("\n")
 }
 
-/// A parsed part of an answer.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Found {
-    Text(String),
-    /// A call begins, the first being number 0.
-    Call {
-        index: usize,
-        name: String,
-    },
-    /// More of the arguments of a call.
-    Arguments {
-        index: usize,
-        text: String,
-    },
-}
-
-/// Finds calls in a text that arrives in pieces.
-#[derive(Debug, Default)]
-pub(crate) struct CallFinder {
-    /// Text that cannot be classified yet.
-    pending: String,
-    place: Place,
-    num_calls: usize,
-}
-
-#[derive(Debug, Default)]
-enum Place {
-    #[default]
-    Text,
-    /// Between the beginning of a call and its arguments.
-    Name,
-    Arguments(Nesting),
-    /// After the arguments.
-    End,
-}
-
-/// How deep a place in JSON is.
-#[derive(Debug, Default)]
-struct Nesting {
-    depth: usize,
-    in_string: bool,
-    is_escaped: bool,
-}
-
-impl Nesting {
-    /// Takes a byte; true if the value ends with it.
-    fn step(&mut self, byte: u8) -> bool {
-        if self.in_string {
-            match byte {
-                _ if self.is_escaped => self.is_escaped = false,
-                b'\\' => self.is_escaped = true,
-                b'"' => self.in_string = false,
-                _ => {}
-            }
-            return false;
-        }
-        match byte {
-            b'"' => self.in_string = true,
-            b'{' | b'[' => self.depth += 1,
-            b'}' | b']' => {
-                self.depth = self.depth.saturating_sub(1);
-                return self.depth == 0;
-            }
-            _ => {}
-        }
-        false
-    }
-}
-
-impl CallFinder {
-    /// Number of calls so far.
-    pub(crate) fn num_calls(&self) -> usize {
-        self.num_calls
-    }
-
-    /// Whether the text ends within the arguments of the last call, which then are invalid JSON.
-    pub(crate) fn is_cut(&self) -> bool {
-        matches!(self.place, Place::Arguments(_))
-    }
-
-    /// Parses more text, and appends its parts to `found`.
-    pub(crate) fn push(&mut self, text: &str, found: &mut Vec<Found>) {
-        self.pending.push_str(text);
-        while self.step(found) {}
-    }
-
-    /// Parses the end of the text.
-    pub(crate) fn finish(&mut self, found: &mut Vec<Found>) {
-        if matches!(self.place, Place::Text) && !self.pending.is_empty() {
-            found.push(Found::Text(std::mem::take(&mut self.pending)));
-        }
-    }
-
-    /// Parses one step; false if it needs more text.
-    fn step(&mut self, found: &mut Vec<Found>) -> bool {
-        match &mut self.place {
-            Place::Text => {
-                if self.num_calls > 0 {
-                    // Calls stand one below the other.
-                    self.pending = self.pending.trim_start_matches('\n').to_owned();
-                }
-                let begin = self.pending.find(BEGIN);
-                let end =
-                    begin.unwrap_or_else(|| self.pending.len() - held_back(&self.pending, BEGIN));
-                let text: String = self.pending.drain(..end).collect();
-                if !text.is_empty() {
-                    found.push(Found::Text(text));
-                }
-                if begin.is_some() {
-                    self.pending.drain(..BEGIN.len());
-                    self.place = Place::Name;
-                }
-                begin.is_some()
-            }
-            Place::Name => {
-                let Some(end) = self.pending.find(ARGUMENTS) else {
-                    return false;
-                };
-                let name = self.pending[..end]
-                    .strip_prefix(NAME)
-                    .unwrap_or_default()
-                    .to_owned();
-                self.pending.drain(..end + ARGUMENTS.len());
-                found.push(Found::Call {
-                    index: self.num_calls,
-                    name,
-                });
-                self.num_calls += 1;
-                self.place = Place::Arguments(Nesting::default());
-                true
-            }
-            Place::Arguments(nesting) => {
-                let end = self.pending.bytes().position(|byte| nesting.step(byte));
-                let text: String = self
-                    .pending
-                    .drain(..end.map_or(self.pending.len(), |end| end + 1))
-                    .collect();
-                if !text.is_empty() {
-                    found.push(Found::Arguments {
-                        index: self.num_calls - 1,
-                        text,
-                    });
-                }
-                if end.is_some() {
-                    self.place = Place::End;
-                }
-                end.is_some()
-            }
-            Place::End => {
-                let is_here = self.pending.starts_with(END);
-                if is_here {
-                    self.pending.drain(..END.len());
-                    self.place = Place::Text;
-                }
-                is_here
-            }
-        }
-    }
-}
-
-/// The length of the longest end of `text` that begins `mark`.
-fn held_back(text: &str, mark: &str) -> usize {
-    (1..mark.len().min(text.len() + 1))
-        .rev()
-        .find(|&len| text.ends_with(&mark[..len]))
-        .unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
+    use bitnet_tokenizers::Tokenizer;
+    use serde_json::json;
+
     use super::*;
-
-    /// Parses a text in pieces of `size` characters; joins texts and arguments.
-    fn find(text: &str, size: usize) -> (String, Vec<(String, String)>) {
-        let (mut finder, mut found) = (CallFinder::default(), Vec::new());
-        let chars: Vec<char> = text.chars().collect();
-        for piece in chars.chunks(size) {
-            finder.push(&piece.iter().collect::<String>(), &mut found);
-        }
-        finder.finish(&mut found);
-        let (mut text, mut calls) = (String::new(), Vec::<(String, String)>::new());
-        for part in found {
-            match part {
-                Found::Text(more) => text += &more,
-                Found::Call { index, name } => {
-                    assert_eq!(index, calls.len());
-                    calls.push((name, String::new()));
-                }
-                Found::Arguments { index, text } => calls[index].1 += &text,
-            }
-        }
-        assert_eq!(calls.len(), finder.num_calls());
-        (text, calls)
-    }
-
-    #[test]
-    fn calls_are_found_however_the_text_is_cut() {
-        let one = r#"<tool_call>{"name": "f", "arguments": {"a": "}</tool_call>\"é", "b": [1, {"c": {}}]}}</tool_call>"#;
-        let two = r#"<tool_call>{"name": "g-2", "arguments": {}}</tool_call>"#;
-        let text = format!("Let me see < <tool. {one}\n{two}");
-        for size in 1..text.len() {
-            let (said, calls) = find(&text, size);
-            assert_eq!(said, "Let me see < <tool. ");
-            let arguments = r#"{"a": "}</tool_call>\"é", "b": [1, {"c": {}}]}"#;
-            assert_eq!(
-                calls,
-                [
-                    ("f".to_owned(), arguments.to_owned()),
-                    ("g-2".to_owned(), "{}".to_owned())
-                ]
-            );
-        }
-    }
-
-    #[test]
-    fn text_that_is_not_a_call_stays_text() {
-        for text in ["", "a < b", "<tool", "<tool_cal", "é<"] {
-            assert_eq!(find(text, 1), (text.to_owned(), Vec::new()));
-        }
-        // Cut off by the limit of tokens.
-        assert_eq!(
-            find(r#"x<tool_call>{"name": "f"#, 3),
-            ("x".to_owned(), Vec::new())
-        );
-        let (_, calls) = find(r#"<tool_call>{"name": "f", "arguments": {"a": "b"#, 3);
-        assert_eq!(calls, [("f".to_owned(), r#"{"a": "b"#.to_owned())]);
-    }
+    use crate::api::calls::Found;
+    use crate::grammar::Grammars;
+    use crate::grammar::tests::{accepts, grammars, tokenizer};
 
     fn tool(name: &str) -> Tool {
         let parameters = json!({ "type": "object", "properties": { "city": { "type": "string" } }, "required": ["city"] });
         let tool =
             json!({ "type": "function", "function": { "name": name, "parameters": parameters } });
         serde_json::from_value(tool).expect("a tool")
+    }
+
+    fn weather() -> Tool {
+        let parameters = json!({
+            "type": "object",
+            "properties": {
+                "city": { "type": "string" },
+                "days": { "type": "integer" },
+                "unit": { "enum": ["C", "F"] },
+                "places": { "type": "array", "items": { "$ref": "#/$defs/place" } },
+            },
+            "required": ["city", "days"],
+            "$defs": { "place": { "type": "object", "properties": { "x": { "type": "number" } } } },
+        });
+        let function = json!({ "name": "weather", "parameters": parameters });
+        serde_json::from_value(json!({ "type": "function", "function": function })).expect("a tool")
+    }
+
+    /// What a text is under tools that may or must be called: names and arguments of the calls if
+    /// the grammar takes the text, or else `None`.
+    fn calls_in(
+        grammars: &Grammars,
+        tokenizer: &Tokenizer,
+        (tools, form): (&Tools, CallForm),
+        text: &str,
+    ) -> Option<Vec<(String, Value)>> {
+        let (grammar, mut finder) = tools.calls(form).expect("a grammar");
+        if !accepts(grammars, tokenizer, &grammar, text) {
+            return None;
+        }
+        let (mut found, mut calls) = (Vec::new(), Vec::<(String, String)>::new());
+        finder.push(text, &mut found);
+        finder.finish(&mut found);
+        for part in found {
+            match part {
+                Found::Text(_) => {}
+                Found::Call { name, .. } => calls.push((name, String::new())),
+                Found::Arguments { index, text } => calls[index].1 += &text,
+            }
+        }
+        let read = |(name, text): (String, String)| {
+            let arguments = serde_json::from_str(&text);
+            (name, arguments.unwrap_or_else(|_| panic!("{text}")))
+        };
+        Some(calls.into_iter().map(read).collect())
+    }
+
+    const XML: &str = "<tool_call>\n<function=weather>\n<parameter=city>\nX \"1\" \\ <b>\n\n\
+        </parameter>\n<parameter=days>\n7\n</parameter>\n</function>\n</tool_call>";
+    const HERMES: &str = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \
+        \"X \\\"1\\\" \\\\ <b>\\n\", \"days\": 7}}\n</tool_call>";
+
+    #[test]
+    fn calls_of_each_form_are_taken_and_found() {
+        let tokenizer = tokenizer();
+        let grammars = grammars(&tokenizer);
+        let settle = |choice: &str| {
+            let tools = vec![weather(), tool("f")];
+            let tools = Tools::settle(Some(tools), Some(&json!(choice)), None);
+            tools.expect("tools").expect("a tool")
+        };
+        let (auto, required) = (settle("auto"), settle("required"));
+        let plain = HERMES.replace(['\n'], "");
+        let llama3 = plain.replace("<tool_call>", "").replace("</tool_call>", "");
+        let llama3 = llama3.replace("arguments", "parameters");
+        let forms = [
+            (CallForm::QwenXml, XML),
+            (CallForm::Hermes, HERMES),
+            (CallForm::Plain, &plain),
+            (CallForm::Llama3, &llama3),
+        ];
+        let arguments = json!({ "city": "X \"1\" \\ <b>\n", "days": 7 });
+        let call = ("weather".to_owned(), arguments);
+        for (form, text) in forms {
+            let is_whole = form == CallForm::Llama3;
+            let of =
+                |tools: &Tools, text: &str| calls_in(&grammars, &tokenizer, (tools, form), text);
+            let (one, two) = (vec![call.clone()], vec![call.clone(), call.clone()]);
+            assert_eq!(of(&required, text), Some(one.clone()), "{form:?}");
+            assert_eq!(of(&auto, text), Some(one.clone()), "{form:?}");
+            assert_eq!(of(&auto, "Once < 7 \"\n"), Some(Vec::new()), "{form:?}");
+            assert_eq!(of(&required, "Once"), None, "{form:?}");
+            let after = of(&auto, &format!("Once \"<t\n\n{text}"));
+            let expected = if is_whole { Vec::new() } else { one };
+            assert_eq!(after, Some(expected), "{form:?}");
+            let both = of(&required, &format!("{text}\n{text}"));
+            assert_eq!(both, (!is_whole).then_some(two), "{form:?}");
+            assert_eq!(of(&auto, &text.replace("weather", "whether")), None);
+            assert_eq!(of(&auto, &text.replace('7', "x")), None, "{form:?}");
+            assert_eq!(of(&auto, &text.replace('7', "1e5413")), None, "{form:?}");
+        }
+    }
+
+    #[test]
+    fn parameters_in_xml_are_optional_as_the_schema_says() {
+        let tokenizer = tokenizer();
+        let grammars = grammars(&tokenizer);
+        let tools = Tools::settle(Some(vec![weather()]), Some(&json!("required")), None);
+        let tools = tools.expect("tools").expect("a tool");
+        let of = |text: &str| calls_in(&grammars, &tokenizer, (&tools, CallForm::QwenXml), text);
+        let more = "<parameter=unit>\n\"C\"\n</parameter>\n<parameter=places>\n[{\"x\": 1.5}]\n\
+            </parameter>\n</function>";
+        let arguments = json!({ "city": "X \"1\" \\ <b>\n", "days": 7, "unit": "C",
+            "places": [{ "x": 1.5 }] });
+        let call = ("weather".to_owned(), arguments);
+        assert_eq!(of(&XML.replace("</function>", more)), Some(vec![call]));
+        let days = "<parameter=days>\n7\n</parameter>\n";
+        assert_eq!(of(&XML.replace(days, "")), None);
+        let unknown = "<parameter=other>\n7\n</parameter>\n</function>";
+        assert_eq!(of(&XML.replace("</function>", unknown)), None);
+    }
+
+    #[test]
+    fn arguments_that_are_no_list_of_parameters_are_json() {
+        let tokenizer = tokenizer();
+        let grammars = grammars(&tokenizer);
+        let a = json!({ "type": "string" });
+        for parameters in [
+            json!({ "type": "object", "additionalProperties": { "type": "string" } }),
+            json!({ "properties": { "a": a }, "additionalProperties": true }),
+            json!({ "properties": { "a": a }, "anyOf": [{ "required": ["a"] }, {}] }),
+            json!({ "properties": { "a": a, "b>\n": a } }),
+        ] {
+            let function = json!({ "name": "f", "parameters": parameters });
+            let tool = json!({ "type": "function", "function": function });
+            let tool = serde_json::from_value(tool).expect("a tool");
+            let tools = Tools::settle(Some(vec![tool]), Some(&json!("required")), None);
+            let tools = tools.expect("tools").expect("a tool");
+            let of = |text| calls_in(&grammars, &tokenizer, (&tools, CallForm::QwenXml), text);
+            let text =
+                "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": \"b\"}}\n</tool_call>";
+            let call = ("f".to_owned(), json!({ "a": "b" }));
+            assert_eq!(of(text), Some(vec![call]), "{parameters}");
+        }
     }
 
     #[test]

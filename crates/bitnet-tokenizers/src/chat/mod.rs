@@ -6,6 +6,7 @@
 //! ([`RenderedChat::guards`]): all text from messages, tools and other inputs. So `<|eot_id|>` in a
 //! message reaches the model as its characters. Roles are plain words.
 
+mod calls;
 mod formats;
 mod message;
 mod reasoning;
@@ -19,6 +20,7 @@ use crate::Tokenizer;
 use crate::error::{Error, Result, quoted};
 use crate::spec::is_bitnet_b158_architecture;
 
+pub use calls::CallForm;
 use formats::Format;
 pub use message::ChatMessage;
 pub use reasoning::{ReasoningSplitter, ReasoningTags, SplitText};
@@ -265,6 +267,14 @@ impl ChatTemplate {
     pub fn reads_tool_calls(&self, with_tools: bool) -> bool {
         self.source(with_tools)
             .is_some_and(|source| source.contains("tool_calls"))
+    }
+
+    /// The form in which the model writes calls of tools.
+    pub fn call_form(&self) -> CallForm {
+        match self.source(true) {
+            Some(source) if self.reads_tools() => CallForm::of_template(source),
+            _ => CallForm::Plain,
+        }
     }
 
     /// The tags around the model's reasoning, if the template has any.
