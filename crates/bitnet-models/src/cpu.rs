@@ -523,8 +523,9 @@ impl Backend for Cpu {
         seen: &mut FfnActivity,
     ) {
         if let CpuMatrix::Grouped(weights) = matrix {
-            let (values, stride) = (&gate_up.values, gate_up.cols);
-            return weights.gate_and_round(self, values, stride, neurons, &mut out.groups);
+            let rows = (&gate_up.values[..], gate_up.cols);
+            let norm = norm.map(view);
+            return weights.gate_and_round(self, rows, neurons, norm, &mut out.groups);
         }
         let live = neurons.live.as_deref().map(|positions| LiveNeurons {
             positions,

@@ -136,13 +136,14 @@ impl GroupWeights {
         });
     }
 
-    /// Gates, rotates and rounds the inner values of a feed-forward network.
+    /// Gates, normalises, rotates and rounds the inner values of a feed-forward network; gate_up:
+    /// rows of `stride`.
     pub(crate) fn gate_and_round(
         &self,
         cpu: &Cpu,
-        gate_up: &[f32],
-        stride: usize,
+        (gate_up, stride): (&[f32], usize),
         neurons: &NeuronColumns,
+        norm: Option<Norm<'_>>,
         to: &mut GroupRows,
     ) {
         let set = cpu.set();
@@ -152,6 +153,13 @@ impl GroupWeights {
             match neurons.gate {
                 Gate::Relu2 => set.relu2_mul(gates, ups, values),
                 Gate::Silu => set.silu_mul(gates, ups, values),
+            }
+            if let Some(norm) = norm {
+                VALUES.with_borrow_mut(|gated| {
+                    gated.clear();
+                    gated.extend_from_slice(values);
+                    set.rms_norm(gated, norm.weight, norm.eps, values);
+                });
             }
         });
     }

@@ -583,7 +583,7 @@ impl<B: Backend> Loader<'_, B> {
     /// The embedding or the head.
     fn table(&self, slot: Slot, gives_logits: bool) -> Result<B::Table> {
         let (vocab, hidden) = (self.config.vocab_size, self.config.hidden_size);
-        let Some(table) = self.source.grouped(slot, vocab, hidden)? else {
+        let Some(table) = self.source.grouped(slot, vocab, hidden, false)? else {
             let table = self.source.table(slot, vocab, hidden)?;
             return Ok(self.backend.table(table, gives_logits, self.options));
         };
@@ -608,18 +608,19 @@ impl<B: Backend> Loader<'_, B> {
         index: usize,
         projections: &[Projection],
     ) -> Result<Option<Vec<GroupTensor>>> {
-        let tensor = |&projection: &Projection| {
-            let (rows, cols) = projection.shape(self.config);
-            let slot = Slot::Layer(index, LayerSlot::Weight(projection));
-            self.source.grouped(slot, rows, cols)
+        let tensors = |even_if_equal| {
+            let tensor = |&projection: &Projection| {
+                let (rows, cols) = projection.shape(self.config);
+                let slot = Slot::Layer(index, LayerSlot::Weight(projection));
+                self.source.grouped(slot, rows, cols, even_if_equal)
+            };
+            projections.iter().map(tensor).collect::<Result<Vec<_>>>()
         };
-        let tensors: Vec<Option<GroupTensor>> =
-            projections.iter().map(tensor).collect::<Result<_>>()?;
-        let num_grouped = tensors.iter().flatten().count();
-        if num_grouped == 0 {
+        if tensors(false)?.iter().all(Option::is_none) {
             return Ok(None);
         }
-        if num_grouped < tensors.len() {
+        let tensors = tensors(true)?;
+        if tensors.iter().any(Option::is_none) {
             return Err(self.mixed(index, projections));
         }
         let tensors: Vec<GroupTensor> = tensors.into_iter().flatten().collect();
@@ -737,7 +738,8 @@ impl<B: Backend> Loader<'_, B> {
     /// have hundreds in some layers. Where they would fill a block, the loader leaves out their
     /// rows of gate and up and their columns of down.
     fn feed_forward(&self, index: usize) -> Result<FeedForward<B>> {
-        let has_groups = self.grouped(index, &[Projection::Down])?.is_some();
+        let has_groups = self.grouped(index, &GATE_UP)?.is_some()
+            || self.grouped(index, &[Projection::Down])?.is_some();
         if self.config.input_norm_eps.is_some() || has_groups {
             let gate_up = self.projections(index, &GATE_UP)?;
             return Ok((gate_up, self.stack(index, &[Projection::Down])?, None));

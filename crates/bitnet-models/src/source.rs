@@ -55,10 +55,16 @@ pub(crate) trait Source {
         pool: &Pool,
     ) -> Result<TernaryTensor>;
 
-    /// The weights of a layer's projection, if they have a scale for each group of columns and do
-    /// not run as ternary weights with one scale.
-    fn grouped(&self, slot: Slot, rows: usize, cols: usize) -> Result<Option<GroupTensor>> {
-        let _ = (slot, rows, cols);
+    /// A matrix that has a scale for each group of columns. `even_if_equal`: also if all scales are
+    /// equal, so that it could run as a ternary matrix with one scale.
+    fn grouped(
+        &self,
+        slot: Slot,
+        rows: usize,
+        cols: usize,
+        even_if_equal: bool,
+    ) -> Result<Option<GroupTensor>> {
+        let _ = (slot, rows, cols, even_if_equal);
         Ok(None)
     }
 

@@ -459,7 +459,13 @@ impl Source for GgufSource<'_> {
         Ok(self.rotations.clone())
     }
 
-    fn grouped(&self, slot: Slot, rows: usize, cols: usize) -> Result<Option<GroupTensor>> {
+    fn grouped(
+        &self,
+        slot: Slot,
+        rows: usize,
+        cols: usize,
+        even_if_equal: bool,
+    ) -> Result<Option<GroupTensor>> {
         let tensor = self.tensor(slot, &[cols, rows])?;
         let Some(format) = tensor.dtype.group() else {
             return Ok(None);
@@ -469,7 +475,7 @@ impl Source for GgufSource<'_> {
             let scale = TernaryFormat::Group(format).scale(tensor.data, rows, cols);
             !matches!(slot, Slot::Embedding | Slot::Head) && scale.is_ok()
         };
-        if !self.config.architecture.has_head_norms() && runs_as_ternary() {
+        if !even_if_equal && !self.config.architecture.has_head_norms() && runs_as_ternary() {
             return Ok(None);
         }
         Ok(Some(GroupTensor {

@@ -8,7 +8,9 @@ use bitnet_files::gguf::{Gguf, GgufWriter, MetadataValue, TensorInfo, TensorType
 use bitnet_kernels::{Cpu, Kernel, KernelSet, Packing};
 use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::synthetic::{CheckpointWeights, Shape, SyntheticModel};
-use bitnet_models::{Architecture, Config, Error, LanguageModel, LoadOptions, matrix_shapes};
+use bitnet_models::{
+    Architecture, Config, Error, InputRounding, LanguageModel, LoadOptions, matrix_shapes,
+};
 use bitnet_quantization::i2_s::Form;
 use bitnet_quantization::tq::Kind;
 use bitnet_quantization::{TernaryFormat, tl1, tl2};
@@ -525,11 +527,6 @@ fn an_unsupported_gguf_is_refused_with_its_tensor() {
         "type I8_S, int8 with a scale, which is not ternary; a projection can be I2_S, TL1",
     );
     refused(
-        TernaryFormat::TQ(Kind::TQ2_0),
-        &|parts| tensor(parts, q).1[66 * 9 + 64..66 * 10].copy_from_slice(&[0x00, 0x3c]),
-        "tensor blk.0.attn_q.weight: TQ2_0 block 9 has scale 1, an earlier one 0.0",
-    );
-    refused(
         TL1,
         &|parts| {
             let key = "bitnet.tl1.tile.256x256";
@@ -538,4 +535,64 @@ fn an_unsupported_gguf_is_refused_with_its_tensor() {
         },
         "bitnet.tl1.tile.256x256 is [64, -32, 32]; 3 sizes are expected",
     );
+}
+
+#[test]
+fn blocks_with_scales_of_their_own_run_as_weights_with_group_scales() {
+    let cpu = cpu();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("model.gguf");
+    let model = SyntheticModel {
+        shape: Shape {
+            ffn_size: 512,
+            ..Shape::default()
+        },
+        seed: 5,
+    };
+    let format = TernaryFormat::TQ(Kind::TQ2_0);
+    let options = LoadOptions {
+        group_inputs: InputRounding::None,
+        ..LoadOptions::default()
+    };
+    let logits_of = |names: &[&str]| {
+        model.write_gguf(&path, &|_, _| format).unwrap();
+        rewrite(&path, &|parts: &mut Parts| {
+            for (_, bytes) in parts
+                .1
+                .iter_mut()
+                .filter(|(info, _)| names.contains(&&*info.name))
+            {
+                // The next f16: too little to matter, but no longer the scale of all blocks.
+                let block = &mut bytes[66 * 9 + 64..66 * 10];
+                let scale = u16::from_le_bytes([block[0], block[1]]) + 1;
+                block.copy_from_slice(&scale.to_le_bytes());
+            }
+        });
+        let loaded = load_gguf(&path, &options, &cpu).expect("it loads");
+        std::fs::remove_file(&path).unwrap();
+        (loaded.packing(), some_logits(&loaded, &cpu))
+    };
+    let (packing, ternary) = logits_of(&[]);
+    assert!(!packing.contains("groups"), "{packing}");
+    for names in [
+        &["blk.0.attn_q.weight"][..],
+        &["blk.0.ffn_up.weight"],
+        &["blk.1.ffn_down.weight", "blk.0.attn_output.weight"],
+    ] {
+        let (packing, grouped) = logits_of(names);
+        assert!(packing.contains("2-bit groups"), "{packing}");
+        let pairs = || {
+            ternary
+                .iter()
+                .zip(&grouped)
+                .map(|(a, b)| (f64::from(*a), f64::from(*b)))
+        };
+        let dot: f64 = pairs().map(|(a, b)| a * b).sum();
+        let squares: [f64; 2] = [
+            pairs().map(|(a, _)| a * a).sum(),
+            pairs().map(|(_, b)| b * b).sum(),
+        ];
+        let cosine = dot / (squares[0] * squares[1]).sqrt();
+        assert!(cosine > 0.999, "{names:?}: {cosine}");
+    }
 }
