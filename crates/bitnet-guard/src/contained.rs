@@ -40,7 +40,7 @@ pub struct Contained {
     idle: Mutex<Vec<Helper>>,
 }
 
-/// Why there is no answer to a job.
+/// The reason why a job has no answer.
 #[derive(Debug)]
 pub enum Breach {
     /// The job exceeded its time limit.

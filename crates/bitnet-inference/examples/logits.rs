@@ -13,6 +13,9 @@ const MODEL: &str = concat!(
     "/../../models/stories/stories.gguf"
 );
 
+/// A token, its logit and its text.
+pub type RankedToken = (TokenId, f32, String);
+
 /// Runs the example.
 pub fn main() -> Result<(), Box<dyn Error>> {
     for (id, logit, text) in top_tokens(Path::new(MODEL), "Once upon a time", 5)? {
@@ -21,12 +24,8 @@ pub fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The `n` tokens with the largest logits after `text`: id, logit and text.
-pub fn top_tokens(
-    path: &Path,
-    text: &str,
-    n: usize,
-) -> Result<Vec<(TokenId, f32, String)>, Box<dyn Error>> {
+/// The `n` tokens with the largest logits after `text`.
+pub fn top_tokens(path: &Path, text: &str, n: usize) -> Result<Vec<RankedToken>, Box<dyn Error>> {
     let source = ModelSource::Path(path.to_owned());
     let model = OpenModel::open(source, Device::default(), Default::default())?;
     let tokenizer = model.tokenizer().ok_or("the model has no tokenizer")?;

@@ -392,7 +392,7 @@ impl Candidates {
         temperature: f64,
         noise: Noise,
     ) -> Option<u32> {
-        // The token with the largest lower bound scores at least this, whatever its noise.
+        // The token with the largest lower bound scores at least this with any noise.
         let mut best = f64::from(self.threshold(logits, 1)) / temperature + Noise::GUMBEL_MIN;
         let contenders = &mut self.contenders;
         contenders.clear();

@@ -231,7 +231,7 @@ pub struct Driver {
 
 /// A command from a driver to its thread.
 enum Command {
-    Submit { job: Job, submitted: Instant },
+    Submit { job: Box<Job>, submitted: Instant },
     Call(Box<dyn FnOnce(&mut Engine) -> CallResult + Send>),
 }
 
@@ -285,7 +285,7 @@ impl Driver {
     /// # Errors
     /// If the engine's thread has ended.
     pub fn submit(&self, job: Job) -> Result<()> {
-        let submitted = Instant::now();
+        let (job, submitted) = (Box::new(job), Instant::now());
         self.send(Command::Submit { job, submitted })
     }
 
@@ -417,9 +417,9 @@ impl ReplyStream {
     ///
     /// # Errors
     /// If the request fails.
-    pub fn wait(mut self) -> std::result::Result<Completion, Failure> {
+    pub fn wait(self) -> std::result::Result<Completion, Failure> {
         let (mut tokens, mut all_text) = (Vec::new(), String::new());
-        while let Some(piece) = self.next() {
+        for piece in self {
             match piece? {
                 Piece::Prompt { .. } => {}
                 Piece::Token(Token { id, text, .. }) => {
@@ -727,7 +727,7 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineLoop<S> {
             Command::Submit { job, submitted } => {
                 let owner = Arc::clone(&job.owner);
                 let flight = Flight {
-                    job,
+                    job: *job,
                     _in_engine: None,
                     submitted,
                     has_started: false,

@@ -2,7 +2,7 @@
 
 use bitnet_tokenizers::TokenId;
 
-/// Why a request was refused or a model could not be loaded.
+/// The reason why a request was refused or a model could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The model's file.
@@ -102,7 +102,7 @@ pub enum Error {
     TuningFile {
         /// The file.
         path: std::path::PathBuf,
-        /// What went wrong.
+        /// The problem.
         source: std::io::Error,
     },
 }

@@ -321,7 +321,7 @@ impl Sequence {
         };
         let mut text = String::new();
         if !found {
-            // What the detokenizer still holds may complete a stop string.
+            // The text that the detokenizer still holds may complete a stop string.
             let (shown, found) = self
                 .stop_strings
                 .push(self.detokenizer.as_mut().map_or("", Detokenizer::finish));

@@ -17,8 +17,8 @@
 //! - So every set, every number of threads and every number of rows at once gives the same bits.
 //!   `tests/agree.rs` compares each set with `scalar`, the reference, without tolerance.
 //!
-//! An instruction set is one module (`scalar`, `avx2`, `avx512`, `neon`), and one function asks the
-//! CPU what it can do: [`KernelSet::available`].
+//! An instruction set is one module (`scalar`, `avx2`, `avx512`, `neon`), and one function detects
+//! the CPU's features: [`KernelSet::available`].
 //!
 //! The crate has five storeys, and each uses only itself and those below it:
 //!

@@ -361,7 +361,7 @@ pub struct NeuronColumns {
 }
 
 impl NeuronColumns {
-    /// How many neurons have columns.
+    /// Number of neurons that have columns.
     #[must_use]
     pub fn num_live(&self) -> usize {
         self.gates.len()

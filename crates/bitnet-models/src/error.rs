@@ -107,7 +107,7 @@ pub enum Error {
     ReadBack {
         /// The file.
         path: PathBuf,
-        /// What differs.
+        /// The difference.
         problem: String,
     },
     /// No memory for the key/value cache.

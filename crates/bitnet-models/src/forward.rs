@@ -45,7 +45,8 @@ pub struct Chunk<'a> {
     /// The sequence's blocks of the cache, enough for its last position.
     pub blocks: &'a [u32],
     /// The slot of the sequence's recurrent state, which stands at `position`; any number for a
-    /// model without recurrent layers. At position 0 the state is zeros, whatever the slot holds.
+    /// model without recurrent layers. At position 0 the state is zeros, and the slot's contents
+    /// are ignored.
     pub state: u32,
     /// Which logits to compute.
     pub logits: LogitRows,

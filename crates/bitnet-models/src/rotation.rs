@@ -67,7 +67,7 @@ impl Rotations {
     ///
     /// # Errors
     /// If a key is missing, unknown or contradicts another or the tensors of the file. The error
-    /// names the key and what it holds.
+    /// names the key and its value.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
         let keys = Keys(gguf.metadata());
         if !keys.are_there() {

@@ -30,7 +30,7 @@ pub struct SamplingDefaults {
     pub top_p: Option<f32>,
     /// Only tokens with this share of the most probable one's probability, 0 to 1.
     pub min_p: Option<f32>,
-    /// What divides the logits of tokens that occurred, above 0.
+    /// The divisor of logits of tokens that occurred, above 0.
     pub repetition_penalty: Option<f32>,
     /// Number of last tokens that the penalty considers.
     pub penalty_window: Option<usize>,
@@ -63,7 +63,7 @@ impl SamplingDefaults {
     /// The settings in `generation_config.json` of a directory, if there is one.
     ///
     /// # Errors
-    /// If the file cannot be read or is not JSON, or a value is none that a sampler has.
+    /// If the file cannot be read or is not JSON, or a value is invalid.
     pub fn from_directory(directory: &Path) -> Result<Self> {
         let path = directory.join(GENERATION_CONFIG);
         if !path.exists() {
@@ -145,7 +145,7 @@ impl SamplingDefaults {
         *self == Self::default()
     }
 
-    /// What is recommended by the names of the fields, in a fixed order.
+    /// The recommended settings by the names of their fields, in a fixed order.
     #[must_use]
     pub fn named(&self) -> Vec<(&'static str, f64)> {
         // An f32 as its shortest decimal: 0.7, not 0.699999988079071.

@@ -202,7 +202,7 @@ impl LayerSlot {
 
 /// A matrix with a scale for each group of columns as it lies in a file, `[rows, cols]`.
 pub struct GroupTensor {
-    /// What the file calls it.
+    /// Its name in the file.
     pub name: String,
     /// Outputs.
     pub rows: usize,
@@ -280,7 +280,7 @@ impl GroupTensor {
 
 /// A ternary matrix as it lies in a file, `[rows, cols]`.
 pub(crate) struct TernaryTensor {
-    /// What the file calls it.
+    /// Its name in the file.
     pub name: String,
     pub rows: usize,
     pub cols: usize,

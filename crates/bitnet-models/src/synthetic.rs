@@ -552,7 +552,7 @@ impl SyntheticModel {
         )
     }
 
-    /// What multiplies the weights, given their scale as a packed checkpoint stores it.
+    /// The factor of the weights, given their scale as a packed checkpoint stores it.
     fn multiplier(&self, stored: bf16) -> f32 {
         if self.scale_divides() {
             1.0 / stored.to_f32()

@@ -54,7 +54,7 @@ pub enum ReceiptGate {
     Digest,
 }
 
-/// Why a receipt is invalid.
+/// The reason why a receipt is invalid.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("gate {}: {problem}", *gate as u8)]
 pub struct Refusal {

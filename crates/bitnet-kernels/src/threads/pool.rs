@@ -27,7 +27,8 @@ pub const SPIN: Duration = Duration::from_millis(1);
 /// others: the thread it waits for may be among them when other programs keep the machine busy.
 const SPINS_BEFORE_YIELD: u32 = 512;
 
-/// What a worker runs: called with its index, 0 being the thread that called [`Pool::run`].
+/// The job of a worker: called with the worker's index, 0 being the thread that called
+/// [`Pool::run`].
 type Job = *const (dyn Fn(usize) + Sync);
 
 /// One cache line of its own (two, since CPUs fetch them in pairs), so that threads do not slow

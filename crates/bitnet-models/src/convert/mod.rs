@@ -191,7 +191,7 @@ pub struct ConvertOptions {
     pub weights: WeightType,
     /// How embedding and head are stored. `None`: as a GGUF file has them; tables of a directory as
     /// F16 in a GGUF file, or as its projections if those are floats. A directory takes floats
-    /// only, and F32 for what was quantized.
+    /// only, and F32 for quantized tables.
     pub tables: Option<TableType>,
     /// Whether the scales in a directory are rounded to BF16, as mlx-lm needs them beside BF16
     /// tables.

@@ -235,7 +235,7 @@ fn kv_heads(root: &Keys<'_>, class: Class, heads: usize) -> Result<usize> {
     }
 }
 
-/// What `weight_scale` does, whether weights are quantized on load, and the epsilon of the
+/// The use of `weight_scale`, whether weights are quantized on load, and the epsilon of the
 /// projections' own norms.
 fn quantization(
     keys: &Keys<'_>,
@@ -348,7 +348,7 @@ pub(crate) fn packed_quantization(config: &Config) -> Value {
         "quant_method": "bitnet",
         "linear_class": "autobitlinear",
         "quantization_mode": "offline",
-        // What transformers takes a missing list to be; mlx-lm would quantize an untied head.
+        // The default of transformers for a missing list; mlx-lm would quantize an untied head.
         "modules_to_not_convert": ["lm_head"],
     });
     if let Some(eps) = config.input_norm_eps {

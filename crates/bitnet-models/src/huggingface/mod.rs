@@ -113,7 +113,7 @@ impl Checkpoint {
     /// Checks that the directory has every tensor of its graph, and no others. Reads no weights.
     ///
     /// # Errors
-    /// What loading the model would fail with.
+    /// The error that loading the model would return.
     pub fn check(&self) -> Result<()> {
         self.check_tensors()?;
         let config = &self.config;

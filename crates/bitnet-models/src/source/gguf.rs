@@ -591,7 +591,7 @@ impl Source for GgufSource<'_> {
 /// others. Reads no weights, so weights that contradict their type are not found.
 ///
 /// # Errors
-/// What loading the file would fail with.
+/// The error that loading the file would return.
 pub fn check_gguf(gguf: &Arc<Gguf>, options: &LoadOptions) -> Result<()> {
     let source = GgufSource::new(gguf, options)?;
     source.check_tensors()?;

@@ -318,7 +318,7 @@ fn float_weights_of_a_file_are_quantized_like_a_checkpoint() {
             std::fs::remove_file(plain).unwrap();
             std::fs::remove_file(out).unwrap();
         }
-        // Masters that were packed by their own code and what is left of them in bf16.
+        // Float weights that their own code packed, and the same weights rounded to bf16.
         convert(&at("bf16"), &at("packed"), &ConvertOptions::default()).unwrap();
         assert_same_bits(
             "packed",
@@ -578,7 +578,7 @@ fn rope_scaling_survives_conversion() {
         let direct = logits_of(&source, &cpu);
         convert(&source, &at("model.gguf"), &force).unwrap();
         assert_same_bits(&scaling, &logits_of(&at("model.gguf"), &cpu), &direct);
-        // From a directory the configuration is kept, whatever it says.
+        // A conversion from a directory keeps its whole configuration.
         convert(&source, &at("packed"), &force).unwrap();
         assert_same_bits(&scaling, &logits_of(&at("packed"), &cpu), &direct);
         let factors = Gguf::open(&at("model.gguf")).unwrap();

@@ -1,5 +1,5 @@
 //! Models with a scale for each group of weights, hybrid and rotated ones too: their logits are the
-//! reference's, and the same bits whatever the chunks, threads and instruction set.
+//! reference's, and the same bits with any chunks, threads and instruction set.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

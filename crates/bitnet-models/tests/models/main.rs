@@ -69,7 +69,7 @@ fn logits(
     run(model, cpu, tokens, kv_type, chunk, &mut Workspace::new())
 }
 
-/// What goes through the feed-forward networks with these tokens.
+/// The counts of the feed-forward networks with these tokens.
 fn activity(
     model: &LanguageModel<Cpu>,
     cpu: &Cpu,
