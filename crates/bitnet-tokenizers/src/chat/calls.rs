@@ -21,12 +21,41 @@ impl CallForm {
         let has = |text: &str| source.contains(text);
         if has("<tool_call>") && has("<function=") && has("<parameter=") {
             Self::QwenXml
-        } else if has("<tool_call>") {
+        } else if has("<tool_call>") && has("\"arguments\"") {
             Self::Hermes
-        } else if has("\"parameters\": ") && has("{\"name\": \"") {
+        } else if has("{\"name\": function name, \"parameters\": ") {
             Self::Llama3
         } else {
             Self::Plain
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_form_of_calls_is_the_one_that_the_template_shows() {
+        // The telling parts of public templates: Qwen 3 Coder, Qwen 3, Llama 3.1, GLM 4.6, Command
+        // R7B.
+        let xml = "{{- '<tool_call>\\n<function=' + tool_call.name + '>\\n' }}\
+            {{- '<parameter=' + args_name + '>\\n' }}";
+        let hermes = "{{- '<tool_call>\\n{\"name\": \"' }}{{- '\", \"arguments\": ' }}";
+        let llama3 = "{{- 'Respond in the format {\"name\": function name, \"parameters\": \
+            dictionary of argument name and its value}.' }}{{- '{\"name\": \"' + tool_call.name }}";
+        let glm = "{{ '\\n<tool_call>' + tc.name }}<arg_key>{{ k }}</arg_key>";
+        let command =
+            "{\"tool_call_id\": \"0\", \"tool_name\": \"x\", \"parameters\": {\"name\": \"";
+        for (source, form) in [
+            (xml, CallForm::QwenXml),
+            (hermes, CallForm::Hermes),
+            (llama3, CallForm::Llama3),
+            (glm, CallForm::Plain),
+            (command, CallForm::Plain),
+            ("", CallForm::Plain),
+        ] {
+            assert_eq!(CallForm::of_template(source), form, "{source}");
         }
     }
 }
