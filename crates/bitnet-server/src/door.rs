@@ -234,9 +234,7 @@ impl Door {
     async fn accept_failed(&mut self, error: &std::io::Error) {
         let connections = &self.app.connections;
         connections.accept_failures.fetch_add(1, Ordering::Relaxed);
-        let mut open = lock(&connections.open);
-        connections.close_idle(&mut open, &|_| true);
-        drop(open);
+        connections.close_idle(&mut lock(&connections.open), &|_| true);
         self.log_limit(&format!("cannot accept a connection: {error}"));
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
