@@ -299,7 +299,7 @@ impl Keys<'_> {
             }
         }
         if values.len() > 0 {
-            let problem = format!("{} values beyond those of sign_widths", values.len());
+            let problem = format!("{} values more than sign_widths says", values.len());
             return Err(wrong("sign_values", problem));
         }
         match folded.iter().find(|width| !signs.contains_key(width)) {

@@ -556,7 +556,7 @@ fn blocks_with_scales_of_their_own_run_as_weights_with_group_scales() {
     };
     let logits_of = |names: &[&str]| {
         model.write_gguf(&path, &|_, _| format).unwrap();
-        rewrite(&path, &|parts: &mut Parts| {
+        rewrite(&path, |parts: &mut Parts| {
             for (_, bytes) in parts
                 .1
                 .iter_mut()

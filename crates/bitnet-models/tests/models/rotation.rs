@@ -138,7 +138,7 @@ fn unknown_rotations_are_errors_that_name_the_key() {
         (
             "sign_values",
             integers(long),
-            "1 values beyond those of sign_widths",
+            "1 values more than sign_widths says",
         ),
         (
             "sign_values",
