@@ -1165,3 +1165,59 @@ fn run_uses_the_kernels_that_tune_found() {
         ""
     );
 }
+
+#[test]
+fn models_with_group_scales_and_states_give_the_reference_text() {
+    for (name, layers, state) in [
+        ("qwen3-ptq1_0", 4, 0),
+        (
+            "qwen35-ptq1_0-rot512-part",
+            8,
+            6 * (8 * 64 * 64 + 3 * 12 * 64) * 4,
+        ),
+    ] {
+        let folder = data("golden-group").join(name);
+        let model = folder.join("model.gguf").display().to_string();
+        let facts = json(&["inspect", &model, "--json"]);
+        assert_eq!(facts["model"]["layers"], layers, "{name}");
+        assert_eq!(facts["model"]["state_bytes"], state, "{name}");
+        assert_eq!(facts["odd"], serde_json::json!([]), "{name}");
+        let greedy = std::fs::read(folder.join("greedy.json")).expect("greedy.json");
+        let greedy: Value = serde_json::from_slice(&greedy).expect("JSON");
+        let prompt = greedy["prompt"].as_array().expect("ids");
+        let prompt: Vec<String> = prompt.iter().map(Value::to_string).collect();
+        let run = |more: &[&str]| {
+            let prompt = prompt.join(",");
+            let mut arguments = vec!["run", "-m", &model, "--prompt-tokens", &prompt, "-n", "16"];
+            arguments.extend(["--temp", "0", "--kv-type", "f32", "--json"]);
+            arguments.extend(more);
+            json(&arguments)["tokens"].clone()
+        };
+        assert_eq!(run(&[]), greedy["int8-32"]["continuation"], "{name}");
+        assert_eq!(
+            run(&["--group-inputs", "f32"]),
+            greedy["continuation"],
+            "{name}"
+        );
+        let one_thread = run(&["-t", "1", "--prefill-chunk", "7"]);
+        assert_eq!(one_thread, greedy["int8-32"]["continuation"], "{name}");
+    }
+}
+
+#[test]
+fn a_group_model_cannot_be_converted_and_the_error_says_so() {
+    let model = data("golden-group/qwen3-ptq1_0/model.gguf");
+    let out = std::env::temp_dir().join("bitnet-never-written.gguf");
+    let result = bitnet(&[
+        "convert",
+        &model.display().to_string(),
+        "-o",
+        &out.display().to_string(),
+    ]);
+    assert!(!result.status.success() && !out.exists());
+    let message = text(&result.stderr);
+    assert!(
+        message.contains("qwen3; models of this graph run, but cannot be converted"),
+        "{message}"
+    );
+}

@@ -7,14 +7,13 @@
 
 #[path = "../../../tests/serve/collector.rs"]
 mod collector;
-#[path = "../../../xtask/src/stats.rs"]
-mod stats;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use bitnet_kernels::math;
 use bitnet_server::{
     Arrivals, LoadEndpoint, LoadGeneratorOptions, LoadReport, RequestTimes, event_costs, run_load,
 };
@@ -198,8 +197,8 @@ fn main() {
         }
         differences.push(times[1] / times[0] - 1.0);
     }
-    let [low, high] = stats::median_interval(differences.iter().copied()).expect("a round");
-    let middle = stats::median(differences).expect("a round");
+    let [low, high] = math::median_interval(&mut differences).expect("a round");
+    let middle = math::median(&mut differences).expect("a round");
     println!(
         "exporting every second against not at all, {rounds} pairs of {num_requests} requests: {:+.2} % of a request's time \
          (95 % interval {:+.2} % to {:+.2} %)",

@@ -9,12 +9,14 @@ use anyhow::Context;
 use bitnet_files::gguf::{Array, Gguf, TensorType, TensorView, Value, ValueKind};
 use bitnet_inference::{Tokenization, likely_i2s_form, load_tokenization, tokenization_from_gguf};
 use bitnet_models::huggingface::Checkpoint;
-use bitnet_models::{Config, I2sForm, LoadOptions, SamplingDefaults, Tl1Tile, Tl2Tile, check_gguf};
+use bitnet_models::{
+    Config, I2sForm, LoadOptions, SamplingDefaults, Tl1Tile, Tl2Tile, check_gguf, lost_rotation,
+};
 use serde_json::json;
 
 use crate::args::InspectArguments;
 use crate::report::{Printable, config_json};
-use crate::session::model_path;
+use crate::session::{LOST_ROTATION, model_path};
 
 /// How many elements of a metadata array are shown.
 const SHOWN_ELEMENTS: usize = 4;
@@ -312,6 +314,14 @@ fn write_config(out: &mut impl Write, config: &Config, tied: bool) -> std::io::R
         config.rope_pairs
     )?;
     writeln!(out, "  layers        {}", config.num_layers)?;
+    if config.linear.is_some() {
+        writeln!(
+            out,
+            "  of them       {} linear attention, whose state takes {} bytes a sequence",
+            config.num_layers - config.num_attention_layers(),
+            config.state_len() * size_of::<f32>()
+        )?;
+    }
     writeln!(out, "  hidden        {}", config.hidden_size)?;
     writeln!(out, "  feed-forward  {}", config.ffn_size)?;
     writeln!(
@@ -327,6 +337,13 @@ fn write_config(out: &mut impl Write, config: &Config, tied: bool) -> std::io::R
     )?;
     writeln!(out, "  context       {}", config.context_length)?;
     writeln!(out, "  rope theta    {}", config.rope_theta)?;
+    if let Some(yarn) = config.yarn {
+        writeln!(
+            out,
+            "  YaRN          {} times the {} positions of the training",
+            yarn.factor, yarn.original_context
+        )?;
+    }
     writeln!(out, "  norm epsilon  {:e}", config.rms_norm_eps)?;
     Ok(())
 }
@@ -429,16 +446,8 @@ fn oddities(
         ));
     }
     odd.extend(token_ids_out_of_range(gguf));
-    let is_bonsai_2 = metadata
-        .get("general.name")
-        .and_then(|value| value.as_str())
-        .is_some_and(|name| name.contains("Bonsai-2") || name.contains("Bonsai 2"));
-    if is_bonsai_2 && !is("prism.hadamard.version") {
-        odd.push(
-            "the name says Bonsai 2, whose weights are rotated, but the keys prism.hadamard.* are missing: \
-             the text will be fluent nonsense"
-                .to_owned(),
-        );
+    if lost_rotation(metadata) {
+        odd.push(LOST_ROTATION.to_owned());
     }
     if let Some(head) = gguf.tensor("output.weight") {
         let same = gguf
@@ -533,7 +542,11 @@ fn is_float_projection(tensor: &TensorView<'_>) -> bool {
         tensor.dtype,
         TensorType::F32 | TensorType::F16 | TensorType::BF16
     );
-    is_float && tensor.name.starts_with("blk.") && tensor.rows() > 1
+    // Linear attention has small matrices that are floats in every file.
+    let is_constant = ["ssm_conv1d", "ssm_alpha", "ssm_beta"]
+        .iter()
+        .any(|part| tensor.name.contains(part));
+    is_float && tensor.name.starts_with("blk.") && tensor.rows() > 1 && !is_constant
 }
 
 /// A metadata value in a line.

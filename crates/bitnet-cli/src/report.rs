@@ -152,6 +152,8 @@ pub fn config_json(config: &Config, tied: bool) -> Value {
         "name": config.name,
         "architecture": config.architecture_name,
         "layers": config.num_layers,
+        "linear_layers": config.num_layers - config.num_attention_layers(),
+        "state_bytes": config.state_len() * size_of::<f32>(),
         "hidden": config.hidden_size,
         "ffn": config.ffn_size,
         "heads": config.attention.heads,

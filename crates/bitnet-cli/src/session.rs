@@ -44,6 +44,10 @@ pub fn open(arguments: &ModelArguments, context: Option<usize>) -> anyhow::Resul
     })
 }
 
+/// What is wrong with a Bonsai 2 model without its keys.
+pub const LOST_ROTATION: &str = "the name says Bonsai 2, whose weights are rotated, but the keys prism.hadamard.* are missing: \
+     the text will be fluent nonsense";
+
 /// Loads the model that the arguments name.
 pub fn open_model(arguments: &ModelArguments, device: Device) -> anyhow::Result<OpenModel> {
     let source = source(arguments.model.as_deref())?;
@@ -56,10 +60,13 @@ pub fn open_model(arguments: &ModelArguments, device: Device) -> anyhow::Result<
         .with_context(|| format!("cannot load {source}"))?;
     spinner.finish_and_clear();
     check_files()?;
-    if let Some(form) = model.i2_s_hint {
+    if let Some(form) = model.hints.i2_s_form {
         eprintln!(
             "warning: the I2_S codes of {source} seem to be arranged as {form}: try --i2-s-form {form}"
         );
+    }
+    if model.hints.lost_rotation {
+        eprintln!("warning: {source}: {LOST_ROTATION}");
     }
     Ok(model)
 }

@@ -48,8 +48,8 @@ pub use engine::Engine;
 pub use error::{Error, Result};
 pub use facts::EngineFacts;
 pub use load::{
-    Loaded, NO_TOKENIZER, Tokenization, likely_i2s_form, load, load_embedded, load_tokenization,
-    tokenization_from_gguf, tokenizer_spec,
+    Hints, Loaded, NO_TOKENIZER, Tokenization, likely_i2s_form, load, load_embedded,
+    load_tokenization, tokenization_from_gguf, tokenizer_spec,
 };
 pub use machine::{cpu_name, peak_rss_bytes, rss_bytes};
 pub use open::{ModelSource, OpenModel, context_length};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bitnet_files::gguf::{Gguf, Metadata, TensorType};
 use bitnet_models::huggingface::{Checkpoint, end_tokens};
-use bitnet_models::{Config, I2sForm, LoadOptions, SamplingDefaults, likely_form};
+use bitnet_models::{Config, I2sForm, LoadOptions, SamplingDefaults, likely_form, lost_rotation};
 use bitnet_tokenizers::{ChatTemplate, TokenId, Tokenizer, TokenizerSpec};
 
 use crate::device::Device;
@@ -30,8 +30,8 @@ pub struct Loaded {
     pub model: Arc<dyn Model>,
     /// Its tokenizer and chat template. A model without them takes and returns token ids only.
     pub tokenization: Option<Tokenization>,
-    /// How the I2_S codes seem to be arranged, if that differs from how they were read.
-    pub i2_s_hint: Option<I2sForm>,
+    /// What is odd about the files, though the model runs.
+    pub hints: Hints,
     /// The sampling settings that its files recommend.
     pub sampling: SamplingDefaults,
 }
@@ -53,7 +53,7 @@ pub fn load(path: &Path, options: &LoadOptions, device: Device) -> Result<Loaded
     };
     let sampling = SamplingDefaults::from_directory(path)?;
     let model = device.load_checkpoint(&checkpoint, options)?;
-    loaded(model, tokenization, None, sampling)
+    loaded(model, tokenization, Hints::default(), sampling)
 }
 
 /// Loads a model that is embedded in the program.
@@ -75,9 +75,21 @@ fn load_gguf(gguf: &Arc<Gguf>, options: &LoadOptions, device: Device) -> Result<
     };
     let sampling = SamplingDefaults::from_gguf(gguf)?;
     let model = device.load_gguf(gguf, options)?;
-    let hint =
-        likely_i2s_form(gguf, &model.info().config).filter(|form| *form != options.i2_s_form);
-    loaded(model, tokenization, hint, sampling)
+    let form = likely_i2s_form(gguf, &model.info().config);
+    let hints = Hints {
+        i2_s_form: form.filter(|form| *form != options.i2_s_form),
+        lost_rotation: lost_rotation(gguf.metadata()),
+    };
+    loaded(model, tokenization, hints, sampling)
+}
+
+/// What is odd about a model's files, though the model runs: its text may be nonsense.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// How the I2_S codes seem to be arranged, if that differs from how they were read.
+    pub i2_s_form: Option<I2sForm>,
+    /// Whether the model's name says that its weights are rotated, but no key declares it.
+    pub lost_rotation: bool,
 }
 
 /// How the I2_S codes of a file seem to be arranged, from the dead neurons of its first layers;
@@ -112,7 +124,7 @@ pub fn likely_i2s_form(gguf: &Gguf, config: &Config) -> Option<I2sForm> {
 fn loaded(
     model: Arc<dyn Model>,
     tokenization: Option<Tokenization>,
-    i2_s_hint: Option<I2sForm>,
+    hints: Hints,
     sampling: SamplingDefaults,
 ) -> Result<Loaded> {
     let tokens = tokenization
@@ -128,7 +140,7 @@ fn loaded(
     Ok(Loaded {
         model,
         tokenization,
-        i2_s_hint,
+        hints,
         sampling,
     })
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bitnet_files::gguf::Gguf;
 use bitnet_models::huggingface::Checkpoint;
-use bitnet_models::{Config, I2sForm, LoadOptions, ModelInfo, SamplingDefaults};
+use bitnet_models::{Config, LoadOptions, ModelInfo, SamplingDefaults};
 use bitnet_tokenizers::Tokenizer;
 
 use crate::device::Device;
@@ -13,7 +13,7 @@ use crate::driver::{Driver, RemakeEngine};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::load::{
-    Loaded, Tokenization, load, load_embedded, load_tokenization, tokenization_from_gguf,
+    Hints, Loaded, Tokenization, load, load_embedded, load_tokenization, tokenization_from_gguf,
 };
 use crate::options::EngineOptions;
 use crate::runner::Model;
@@ -118,8 +118,8 @@ pub struct OpenModel {
     pub device: Device,
     /// The options that loaded the weights.
     pub load_options: LoadOptions,
-    /// How the I2_S codes seem to be arranged, if that differs from how they were read.
-    pub i2_s_hint: Option<I2sForm>,
+    /// What is odd about the files, though the model runs.
+    pub hints: Hints,
     /// The sampling that the model's files recommend.
     pub sampling: SamplingDefaults,
 }
@@ -133,7 +133,7 @@ impl OpenModel {
         let Loaded {
             model,
             tokenization,
-            i2_s_hint,
+            hints,
             sampling,
         } = match &source {
             ModelSource::Path(path) => load(path, &load_options, device),
@@ -145,7 +145,7 @@ impl OpenModel {
             source,
             device,
             load_options,
-            i2_s_hint,
+            hints,
             sampling,
         })
     }

@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use bitnet_inference::{Engine, Event, Request, SamplingParams};
-use bitnet_kernels::{Counters, Kernel};
+use bitnet_kernels::{Counters, Kernel, math};
 use bitnet_models::synthetic;
 use bitnet_tokenizers::TokenId;
 
 use crate::model::options::ModelOptions;
-use crate::stats::{median, median_interval};
+use crate::stats::median;
 
 /// Maximum share of a decode step that counting may take.
 const SHARE_MAX: f64 = 1e-3;
@@ -62,7 +62,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let event = event_seconds();
     let share = events * event / token;
     let num_pairs = ratios.len();
-    let [least, most] = median_interval(ratios.iter().copied()).context("no pairs")?;
+    let [least, most] = math::median_interval(&mut ratios.clone()).context("no pairs")?;
     let middle = median(ratios).context("no pairs")?;
     println!("{}", options.model.path().display());
     println!(

@@ -3,7 +3,6 @@
 //! follows Criterion's lines.
 
 #[path = "../../../../xtask/src/stats.rs"]
-#[expect(dead_code, reason = "benches need no interval")]
 mod stats;
 
 use std::path::PathBuf;

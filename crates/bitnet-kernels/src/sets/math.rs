@@ -150,8 +150,30 @@ pub fn median(values: &mut [f64]) -> Option<f64> {
     }
 }
 
+/// The 95 % confidence interval of the median, from order statistics, so valid for any
+/// distribution. `None` without values. Sorts `values`.
+#[must_use]
+pub fn median_interval(values: &mut [f64]) -> Option<[f64; 2]> {
+    values.sort_by(f64::total_cmp);
+    let (n, middle) = (values.len(), values.len() / 2);
+    let half_width = (0.98 * (n as f64).sqrt()).ceil() as usize;
+    let last = n.checked_sub(1)?;
+    let (low, high) = (middle.saturating_sub(half_width), middle + half_width);
+    Some([values[low], values[high.min(last)]])
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn the_interval_comes_from_order_statistics() {
+        // Of 100 values, the 41st and the 61st enclose the median with 95 % (binomial
+        // distribution).
+        let mut values: Vec<f64> = (0..100).rev().map(f64::from).collect();
+        assert_eq!(median_interval(&mut values), Some([40.0, 60.0]));
+        assert_eq!(median_interval(&mut [3.0]), Some([3.0, 3.0]));
+        assert_eq!(median_interval(&mut []), None);
+    }
+
     #[test]
     fn mix64_gives_the_numbers_of_splitmix64() {
         // The first outputs for seed 0, from the authors' program.
