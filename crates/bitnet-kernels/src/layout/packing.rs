@@ -83,7 +83,7 @@ impl Packing {
         }
     }
 
-    /// Bytes of a block, which is [`BLOCK_ROWS`] rows of `cols` columns.
+    /// Bytes of a block, which is [`BLOCK_ROWS`](super::lines::BLOCK_ROWS) rows of `cols` columns.
     #[must_use]
     pub fn block_bytes(self, cols: usize) -> usize {
         match self {
