@@ -7,6 +7,8 @@
 //! `docs/screened-head.md`. To find the largest logits, the sampler computes in full only the
 //! logits whose upper bound reaches the lower bounds of the others, so it never misses one.
 
+use bytes::Bytes;
+
 use crate::layout::activations::{Activations, TILE_ROWS};
 use crate::layout::lines::{BLOCK_ROWS, LINE_COLS, MAX_COLS};
 use crate::layout::screen::{ScreenSums, pack_block};
@@ -161,7 +163,7 @@ impl ScreenTable {
         Self {
             rows,
             cols,
-            lines,
+            lines: Bytes::from_owner(lines),
             bounds,
         }
     }

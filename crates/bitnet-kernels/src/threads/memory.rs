@@ -123,6 +123,12 @@ impl<T: Plain> DerefMut for Huge<T> {
     }
 }
 
+impl AsRef<[u8]> for Huge<u8> {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
 // SAFETY: like a `Vec<T>`, it is the only owner of its bytes. `MmapRaw` is Send and Sync itself.
 unsafe impl<T: Plain + Send> Send for Huge<T> {}
 // SAFETY: a shared reference gives shared slices only.

@@ -1,11 +1,13 @@
 //! [`TernaryColumns`]: a matrix by columns, for steps that read only some columns.
 
+use bytes::Bytes;
+
 use crate::layout::lines::{LINE_BYTES, LINE_COLS};
 use crate::layout::packing::GROUP_LINES;
-use crate::layout::runs::{BLOCKS_OF_RUN_LINE, copy_columns};
+use crate::layout::runs::{BLOCKS_OF_RUN_LINE, RUN_LINE_BYTES, copy_columns};
 use crate::threads::disjoint::Disjoint;
 use crate::threads::pool::Pool;
-use crate::weights::matrix::TernaryMatrix;
+use crate::weights::matrix::{Part, TernaryMatrix};
 use crate::weights::runs::Runs;
 
 /// One matrix column by column, for activations that are mostly zero.
@@ -36,32 +38,33 @@ impl TernaryColumns {
         let unpacked = matrix.unpacked(pool);
         let matrix = unpacked.as_ref().unwrap_or(matrix);
         let num_lines = cols.div_ceil(LINE_COLS);
-        let mut runs = Runs::new(num_lines * LINE_COLS, rows);
-        let (run_lines, group_bytes) = (runs.run_lines(), LINE_COLS * runs.run_bytes());
-        let out = Disjoint::new(&mut runs.bytes);
-        pool.split(num_lines.div_ceil(GROUP_LINES), 1, &|share| {
-            let mut unpacked = [[[0; LINE_BYTES]; GROUP_LINES]; BLOCKS_OF_RUN_LINE];
-            for group in share {
-                for index in 0..run_lines {
-                    let blocks = BLOCKS_OF_RUN_LINE * index..matrix.num_blocks();
-                    let num_blocks = blocks.len().min(BLOCKS_OF_RUN_LINE);
-                    let lens = blocks
-                        .zip(&mut unpacked)
-                        .map(|(block, to)| matrix.unpack_group(block, group, to));
-                    let len = lens.fold(0, usize::max);
-                    for line in group * GROUP_LINES..group * GROUP_LINES + len {
-                        let of_block = |block: usize| &unpacked[block][line % GROUP_LINES];
-                        let lines = std::array::from_fn(|block| {
-                            (block < num_blocks).then(|| of_block(block))
-                        });
-                        // SAFETY: each group of lines is in one thread's share, and no other group
-                        // has its columns.
-                        let out =
-                            unsafe { out.slice(line * group_bytes..(line + 1) * group_bytes) };
-                        copy_columns(&lines, out.as_chunks_mut().0, run_lines, index);
+        let runs = Runs::pack(num_lines * LINE_COLS, rows, |bytes, run_lines| {
+            let group_bytes = LINE_COLS * run_lines * RUN_LINE_BYTES;
+            let out = Disjoint::new(bytes);
+            pool.split(num_lines.div_ceil(GROUP_LINES), 1, &|share| {
+                let mut unpacked = [[[0; LINE_BYTES]; GROUP_LINES]; BLOCKS_OF_RUN_LINE];
+                for group in share {
+                    for index in 0..run_lines {
+                        let blocks = BLOCKS_OF_RUN_LINE * index..matrix.num_blocks();
+                        let num_blocks = blocks.len().min(BLOCKS_OF_RUN_LINE);
+                        let lens = blocks
+                            .zip(&mut unpacked)
+                            .map(|(block, to)| matrix.unpack_group(block, group, to));
+                        let len = lens.fold(0, usize::max);
+                        for line in group * GROUP_LINES..group * GROUP_LINES + len {
+                            let of_block = |block: usize| &unpacked[block][line % GROUP_LINES];
+                            let lines = std::array::from_fn(|block| {
+                                (block < num_blocks).then(|| of_block(block))
+                            });
+                            // SAFETY: each group of lines is in one thread's share, and no other group
+                            // has its columns.
+                            let out =
+                                unsafe { out.slice(line * group_bytes..(line + 1) * group_bytes) };
+                            copy_columns(&lines, out.as_chunks_mut().0, run_lines, index);
+                        }
                     }
                 }
-            }
+            });
         });
         Self {
             runs,
@@ -69,6 +72,26 @@ impl TernaryColumns {
             cols,
             scale,
         }
+    }
+
+    /// Columns that were packed before: of a matrix with the rows and the scale of `part` and
+    /// `cols` columns. `None` if these are not as many bytes as they have.
+    #[must_use]
+    pub fn from_packed(part: Part, cols: usize, bytes: Bytes) -> Option<Self> {
+        let Part { rows, scale } = part;
+        let num_runs = cols.checked_next_multiple_of(LINE_COLS)?;
+        Some(Self {
+            runs: Runs::from_packed(num_runs, rows, bytes)?,
+            rows,
+            cols,
+            scale,
+        })
+    }
+
+    /// The packed columns, for [`Self::from_packed`].
+    #[must_use]
+    pub fn bytes(&self) -> &Bytes {
+        self.runs.bytes()
     }
 
     /// Bytes of the weights, padding included.

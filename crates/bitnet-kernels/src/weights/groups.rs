@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use bytes::Bytes;
 use half::f16;
 
 use crate::layout::cells::{GroupChunk, GroupCodes, GroupLayout, SCALE_BYTES, scale_of};
@@ -25,7 +26,7 @@ pub struct GroupMatrix {
     parts: Vec<usize>,
     layout: GroupLayout,
     num_blocks: usize,
-    bytes: Huge<u8>,
+    bytes: Bytes,
 }
 
 impl GroupMatrix {
@@ -101,9 +102,43 @@ impl GroupMatrix {
                 parts: parts.to_vec(),
                 layout,
                 num_blocks: blocks.len(),
-                bytes,
+                bytes: Bytes::from_owner(bytes),
             }),
         }
+    }
+
+    /// A stack that was packed before, by [`Self::pack`] with the same parts, columns, codes and
+    /// groups. `None` if these are not as many bytes as it has, or if no stack has such columns.
+    #[must_use]
+    pub fn from_packed(
+        parts: &[usize],
+        cols: usize,
+        codes: GroupCodes,
+        group_cols: usize,
+        bytes: Bytes,
+    ) -> Option<Self> {
+        if !(1..=MAX_COLS).contains(&cols) || ![32, 64, 128].contains(&group_cols) {
+            return None;
+        }
+        let layout = GroupLayout {
+            codes,
+            cols,
+            group_cols,
+        };
+        let blocks = parts.iter().map(|rows| rows.div_ceil(BLOCK_ROWS));
+        let num_blocks = blocks.fold(0usize, usize::saturating_add);
+        (num_blocks.checked_mul(layout.block_bytes()) == Some(bytes.len())).then(|| Self {
+            parts: parts.to_vec(),
+            layout,
+            num_blocks,
+            bytes,
+        })
+    }
+
+    /// The packed codes and scales, for [`Self::from_packed`].
+    #[must_use]
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
     }
 
     /// The rows of each matrix of the stack.

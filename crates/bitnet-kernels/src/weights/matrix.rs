@@ -12,6 +12,8 @@
 use std::cell::Cell;
 use std::ops::Range;
 
+use bytes::Bytes;
+
 use crate::layout::lines::{BLOCK_ROWS, LINE_BYTES, Line, MAX_COLS};
 use crate::layout::lookup::{self, Chunk};
 use crate::layout::packing::{
@@ -45,7 +47,7 @@ pub struct TernaryMatrix {
     packing: Packing,
     /// One for each block of rows.
     scales: Vec<f32>,
-    bytes: Huge<u8>,
+    bytes: Bytes,
 }
 
 impl TernaryMatrix {
@@ -124,14 +126,45 @@ impl TernaryMatrix {
         {
             return Err(error);
         }
-        let scales = blocks.iter().map(|&(part, _)| parts[part].scale).collect();
         Ok(Self {
             parts: parts.to_vec(),
             cols,
             packing,
-            scales,
+            scales: block_scales(parts),
+            bytes: Bytes::from_owner(bytes),
+        })
+    }
+
+    /// A stack that was packed before, by [`Self::pack`] with the same parts, columns and packing.
+    /// `None` if these are not as many bytes as it has, or if a stack cannot have such columns.
+    #[must_use]
+    pub fn from_packed(
+        parts: &[Part],
+        cols: usize,
+        packing: Packing,
+        bytes: Bytes,
+    ) -> Option<Self> {
+        if !(1..=MAX_COLS).contains(&cols) {
+            return None;
+        }
+        let blocks = parts.iter().map(|part| part.rows.div_ceil(BLOCK_ROWS));
+        let num_blocks = blocks.fold(0usize, usize::saturating_add);
+        if num_blocks.checked_mul(packing.block_bytes(cols)) != Some(bytes.len()) {
+            return None;
+        }
+        Some(Self {
+            parts: parts.to_vec(),
+            cols,
+            packing,
+            scales: block_scales(parts),
             bytes,
         })
+    }
+
+    /// The packed weights, for [`Self::from_packed`].
+    #[must_use]
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
     }
 
     /// The matrices of the stack.
@@ -216,7 +249,7 @@ impl TernaryMatrix {
             cols: self.cols,
             packing,
             scales: self.scales.clone(),
-            bytes,
+            bytes: Bytes::from_owner(bytes),
         })
     }
 
@@ -349,6 +382,12 @@ impl Drop for LineScratch {
     fn drop(&mut self) {
         SCRATCH.set(std::mem::take(&mut self.0));
     }
+}
+
+/// The scale of each block of rows.
+fn block_scales(parts: &[Part]) -> Vec<f32> {
+    let of_part = |part: &Part| std::iter::repeat_n(part.scale, part.rows.div_ceil(BLOCK_ROWS));
+    parts.iter().flat_map(of_part).collect()
 }
 
 /// Turns codes −1, 0, 1 into 0, 1, 2.

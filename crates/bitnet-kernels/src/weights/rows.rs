@@ -1,9 +1,11 @@
 //! [`TernaryRows`]: a matrix by rows, for steps that read only some rows.
 
+use bytes::Bytes;
+
 use crate::layout::lines::BLOCK_ROWS;
-use crate::layout::runs::copy_rows;
+use crate::layout::runs::{RUN_LINE_BYTES, copy_rows};
 use crate::threads::pool::Pool;
-use crate::weights::matrix::{LineScratch, TernaryMatrix};
+use crate::weights::matrix::{LineScratch, Part, TernaryMatrix};
 use crate::weights::runs::Runs;
 
 /// One matrix row by row, for products that need only few rows.
@@ -20,18 +22,19 @@ impl TernaryRows {
     pub fn new(pool: &Pool, matrix: &TernaryMatrix, part: usize) -> Self {
         let (rows, scale) = (matrix.parts()[part].rows, matrix.parts()[part].scale);
         let first_block = matrix.part_blocks(part).start;
-        let mut runs = Runs::new(rows, matrix.cols());
-        let run_bytes = runs.run_bytes();
-        pool.split_mut(&mut runs.bytes, run_bytes, BLOCK_ROWS, &|share, out| {
-            let mut scratch = LineScratch::take();
-            for (block, out) in (first_block + share.start / BLOCK_ROWS..)
-                .zip(out.chunks_mut(BLOCK_ROWS * run_bytes))
-            {
-                let lines = scratch
-                    .unpack(matrix, block)
-                    .unwrap_or_else(|| matrix.lines(block));
-                copy_rows(lines, out, run_bytes);
-            }
+        let runs = Runs::pack(rows, matrix.cols(), |bytes, run_lines| {
+            let run_bytes = run_lines * RUN_LINE_BYTES;
+            pool.split_mut(bytes, run_bytes, BLOCK_ROWS, &|share, out| {
+                let mut scratch = LineScratch::take();
+                for (block, out) in (first_block + share.start / BLOCK_ROWS..)
+                    .zip(out.chunks_mut(BLOCK_ROWS * run_bytes))
+                {
+                    let lines = scratch
+                        .unpack(matrix, block)
+                        .unwrap_or_else(|| matrix.lines(block));
+                    copy_rows(lines, out, run_bytes);
+                }
+            });
         });
         Self {
             runs,
@@ -39,6 +42,25 @@ impl TernaryRows {
             cols: matrix.cols(),
             scale,
         }
+    }
+
+    /// Rows that were packed before: of `part`, with `cols` columns. `None` if these are not as
+    /// many bytes as they have.
+    #[must_use]
+    pub fn from_packed(part: Part, cols: usize, bytes: Bytes) -> Option<Self> {
+        let Part { rows, scale } = part;
+        Some(Self {
+            runs: Runs::from_packed(rows, cols, bytes)?,
+            rows,
+            cols,
+            scale,
+        })
+    }
+
+    /// The packed rows, for [`Self::from_packed`].
+    #[must_use]
+    pub fn bytes(&self) -> &Bytes {
+        self.runs.bytes()
     }
 
     /// Bytes of the weights, padding included.

@@ -1,22 +1,44 @@
 //! [`Runs`]: rows or columns of weights, each a run of lines.
 
+use bytes::Bytes;
+
 use crate::layout::runs::{RUN_LINE_BYTES, RUN_LINE_WEIGHTS};
 use crate::threads::memory::Huge;
 
 /// Rows or columns, each a run of lines.
 pub(crate) struct Runs {
-    pub(crate) bytes: Huge<u8>,
+    bytes: Bytes,
     /// Lines in a run.
     run_lines: usize,
 }
 
 impl Runs {
-    pub(crate) fn new(num_runs: usize, run_len: usize) -> Self {
+    /// `num_runs` runs of `run_len` weights. `fill(bytes, run_lines)` writes all lines, which are
+    /// zeros at first; a run has `run_lines` of them.
+    pub(crate) fn pack(
+        num_runs: usize,
+        run_len: usize,
+        fill: impl FnOnce(&mut [u8], usize),
+    ) -> Self {
         let run_lines = run_len.div_ceil(RUN_LINE_WEIGHTS);
+        let mut bytes = Huge::zeros(num_runs * run_lines * RUN_LINE_BYTES);
+        fill(&mut bytes, run_lines);
         Self {
-            bytes: Huge::zeros(num_runs * run_lines * RUN_LINE_BYTES),
+            bytes: Bytes::from_owner(bytes),
             run_lines,
         }
+    }
+
+    /// Runs that were packed before; `None` if these are not as many bytes as they have.
+    pub(crate) fn from_packed(num_runs: usize, run_len: usize, bytes: Bytes) -> Option<Self> {
+        let run_lines = run_len.div_ceil(RUN_LINE_WEIGHTS);
+        let len = num_runs.checked_mul(run_lines)?.checked_mul(RUN_LINE_BYTES);
+        (len == Some(bytes.len())).then_some(Self { bytes, run_lines })
+    }
+
+    /// The packed runs.
+    pub(crate) fn bytes(&self) -> &Bytes {
+        &self.bytes
     }
 
     /// All lines; the lines of run `i` begin at `i · run_lines`.
