@@ -156,6 +156,12 @@ pub trait Backend: Sized + Send + 'static {
     /// Copies `part` into the columns of `out` from `start` on; `out` then has `cols` columns.
     fn put_columns(&self, part: &Self::Rows, start: usize, cols: usize, out: &mut Self::Rows);
 
+    /// `x[row][columns] += values` for each row.
+    fn add_to_columns(&self, x: &mut Self::Rows, columns: &Range<usize>, values: &Self::Vector);
+
+    /// `x *= factor`
+    fn scale(&self, x: &mut Self::Rows, factor: f32);
+
     /// Normalises each head in some columns of `x` by itself.
     fn normalize_heads(&self, x: &mut Self::Rows, columns: &Range<usize>, norm: &RmsNorm<Self>);
 

@@ -1,5 +1,7 @@
 //! [`Config`]: the shape of a model and the differences between the published graphs.
 
+use std::ops::Range;
+
 use bitnet_files::gguf::{Gguf, Metadata};
 use bitnet_files::{Error as FileError, shown};
 use bitnet_kernels::{AttentionShape, CONV_TAPS, DeltaShape, Gate, MAX_COLS, MAX_HEAD_DIM, math};
@@ -15,11 +17,17 @@ pub enum Architecture {
     Bitnet,
     /// Llama with ternary projections: SiLU, no extra norms.
     Llama,
+    /// Qwen2: as Llama, with biases on queries, keys and values.
+    Qwen2,
     /// Qwen3: as Llama, with a norm over each head of queries and keys.
     Qwen3,
     /// Qwen3.5: three of four layers are Gated DeltaNet, the others attention as in Qwen3 with a
     /// gate over its output and a rotation of a part of each head.
     Qwen35,
+    /// MiniCPM: as Llama, with factors of the embedding, of what each block adds and of the logits.
+    MiniCpm,
+    /// Hunyuan dense: as Qwen3, with the norms of queries and keys after the rotation.
+    HunyuanDense,
 }
 
 /// Where a file keeps the two elements of each pair that the rotary embedding rotates.
@@ -35,7 +43,7 @@ pub enum RopePairs {
 
 impl Architecture {
     /// The names of each graph in `general.architecture`.
-    const NAMES: [(&'static str, Self); 9] = [
+    const NAMES: [(&'static str, Self); 12] = [
         ("bitnet-b1.58", Self::BitnetB158),
         ("bitnet_b1_58", Self::BitnetB158),
         ("bitnet-25", Self::BitnetB158),
@@ -43,8 +51,11 @@ impl Architecture {
         ("bitnet158", Self::BitnetB158),
         ("bitnet", Self::Bitnet),
         ("llama", Self::Llama),
+        ("qwen2", Self::Qwen2),
         ("qwen3", Self::Qwen3),
         ("qwen35", Self::Qwen35),
+        ("minicpm", Self::MiniCpm),
+        ("hunyuan-dense", Self::HunyuanDense),
     ];
 
     /// The graph that a file calls by this name.
@@ -67,7 +78,7 @@ impl Architecture {
     pub fn gate(self) -> Gate {
         match self {
             Self::BitnetB158 => Gate::Relu2,
-            Self::Bitnet | Self::Llama | Self::Qwen3 | Self::Qwen35 => Gate::Silu,
+            _ => Gate::Silu,
         }
     }
 
@@ -78,10 +89,34 @@ impl Architecture {
         matches!(self, Self::BitnetB158 | Self::Bitnet)
     }
 
-    /// Whether each head of queries and keys is normalised before it is rotated.
+    /// Whether each head of queries and keys is normalised.
     #[must_use]
     pub fn has_head_norms(self) -> bool {
-        matches!(self, Self::Qwen3 | Self::Qwen35)
+        matches!(self, Self::Qwen3 | Self::Qwen35 | Self::HunyuanDense)
+    }
+
+    /// Whether heads are normalised after they are rotated, not before.
+    #[must_use]
+    pub fn rotates_before_norms(self) -> bool {
+        self == Self::HunyuanDense
+    }
+
+    /// Whether queries, keys and values have biases.
+    #[must_use]
+    pub fn has_biases(self) -> bool {
+        self == Self::Qwen2
+    }
+
+    /// Whether models of this graph were trained with one scale for each matrix and for each row of
+    /// inputs. Their group formats with one scale throughout run as ternary matrices.
+    #[must_use]
+    pub fn has_matrix_scales(self) -> bool {
+        matches!(self, Self::BitnetB158 | Self::Bitnet | Self::Llama)
+    }
+
+    /// Whether rotary frequencies may be stretched by YaRN.
+    fn has_yarn(self) -> bool {
+        matches!(self, Self::Qwen2 | Self::Qwen3 | Self::Qwen35)
     }
 
     /// Whether the output of attention is multiplied by the sigmoid of gates, which the query
@@ -95,8 +130,8 @@ impl Architecture {
     #[must_use]
     pub fn gguf_rope_pairs(self) -> RopePairs {
         match self {
-            Self::BitnetB158 | Self::Bitnet | Self::Qwen3 | Self::Qwen35 => RopePairs::HalfSplit,
-            Self::Llama => RopePairs::Interleaved,
+            Self::Llama | Self::MiniCpm => RopePairs::Interleaved,
+            _ => RopePairs::HalfSplit,
         }
     }
 
@@ -107,8 +142,11 @@ impl Architecture {
             Self::BitnetB158 => "bitnet-b1.58",
             Self::Bitnet => "bitnet",
             Self::Llama => "llama",
+            Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
             Self::Qwen35 => "qwen35",
+            Self::MiniCpm => "minicpm",
+            Self::HunyuanDense => "hunyuan-dense",
         }
     }
 }
@@ -128,6 +166,8 @@ pub struct Config {
     pub hidden_size: usize,
     /// Transformer blocks.
     pub num_layers: usize,
+    /// Blocks after them that predict further tokens, which the main pass leaves out.
+    pub num_extra_layers: usize,
     /// Heads and their length.
     pub attention: AttentionShape,
     /// Inner length of the feed-forward network.
@@ -150,6 +190,30 @@ pub struct Config {
     pub yarn: Option<Yarn>,
     /// The layers of linear attention, in hybrid models.
     pub linear: Option<LinearAttention>,
+    /// Factors outside the matrices.
+    pub multipliers: Multipliers,
+}
+
+/// Factors of a graph outside its matrices.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Multipliers {
+    /// Multiplies rows of the embedding.
+    pub embedding: f32,
+    /// Multiplies what attention and the feed-forward network add to the residual stream.
+    pub residual: f32,
+    /// Divides the logits.
+    pub logits: f32,
+}
+
+impl Default for Multipliers {
+    /// 1: they change nothing.
+    fn default() -> Self {
+        Self {
+            embedding: 1.0,
+            residual: 1.0,
+            logits: 1.0,
+        }
+    }
 }
 
 /// YaRN (Peng et al. 2023): high frequencies stay, low frequencies are divided by `factor`, and
@@ -216,6 +280,11 @@ impl Config {
         linear.is_linear[layer].then_some(linear.shape)
     }
 
+    /// The indices of the blocks that predict further tokens.
+    pub(crate) fn extra_layers(&self) -> Range<usize> {
+        self.num_layers..self.num_layers + self.num_extra_layers
+    }
+
     /// Layers that keep keys and values.
     #[must_use]
     pub fn num_attention_layers(&self) -> usize {
@@ -267,7 +336,7 @@ impl Config {
         }
         let rotary_dim = keys.rotary_dim(architecture, head_dim)?;
         keys.refuse_other_attention()?;
-        let num_layers = keys.num_layers(gguf.tensors().len())?;
+        let (num_layers, num_extra_layers) = keys.num_layers(gguf.tensors().len())?;
         let linear = match architecture {
             Architecture::Qwen35 => Some(keys.linear_attention(num_layers)?),
             _ => None,
@@ -287,6 +356,7 @@ impl Config {
             vocab_size,
             hidden_size,
             num_layers,
+            num_extra_layers,
             attention: AttentionShape {
                 heads,
                 kv_heads,
@@ -304,6 +374,10 @@ impl Config {
             rotary_dim,
             yarn: keys.yarn()?,
             linear,
+            multipliers: match architecture {
+                Architecture::MiniCpm => keys.multipliers(num_layers, hidden_size)?,
+                _ => Multipliers::default(),
+            },
             architecture_name,
         }
         .checked()
@@ -359,6 +433,9 @@ impl Config {
             ),
             ("the rotary base", self.rope_theta, 1e12),
             ("the rotary scaling factor", self.rope_scaling_factor, 1e6),
+            ("the embedding's factor", self.multipliers.embedding, 1e6),
+            ("the residual factor", self.multipliers.residual, 1e6),
+            ("the logits' divisor", self.multipliers.logits, 1e6),
         ] {
             if !(value.is_normal() && value > 0.0 && value <= max) {
                 return wrong(
@@ -401,7 +478,7 @@ impl Keys<'_> {
         };
         match self.metadata.str(&self.key("rope.scaling.type"))? {
             Some("none") => Ok(1.0),
-            Some("yarn") if architecture.has_head_norms() => Ok(1.0),
+            Some("yarn") if architecture.has_yarn() => Ok(1.0),
             // 0 states that there is no scaling.
             None => Ok(linear()?.filter(|found| *found != 0.0).unwrap_or(1.0)),
             Some("linear") => linear()?.ok_or_else(|| {
@@ -442,6 +519,19 @@ impl Keys<'_> {
         }))
     }
 
+    /// The factors of MiniCPM. Files older than the keys hold one of the first models, whose
+    /// configuration has these numbers.
+    fn multipliers(&self, num_layers: usize, hidden_size: usize) -> Result<Multipliers> {
+        let number = |key: &str, default: f32| {
+            Ok::<_, Error>(self.metadata.f32(&self.key(key))?.unwrap_or(default))
+        };
+        Ok(Multipliers {
+            embedding: number("embedding_scale", 12.0)?,
+            residual: number("residual_scale", 1.4 / (num_layers as f32).sqrt())?,
+            logits: number("logit_scale", hidden_size as f32 / 256.0)?,
+        })
+    }
+
     /// The number of rotated elements of a head: all, except in graphs that rotate a part.
     fn rotary_dim(&self, architecture: Architecture, head_dim: usize) -> Result<usize> {
         let key = "rope.dimension_count";
@@ -460,16 +550,16 @@ impl Keys<'_> {
         Err(self.error(key, problem))
     }
 
-    /// Layers of the main pass. Layers that predict further tokens come after them and count as
-    /// blocks, too.
-    fn num_layers(&self, max: usize) -> Result<usize> {
+    /// Layers of the main pass, and layers that predict further tokens: these come after them and
+    /// count as blocks, too.
+    fn num_layers(&self, max: usize) -> Result<(usize, usize)> {
         let blocks = self.size("block_count", max)?;
         let key = "nextn_predict_layers";
         let nextn = self.metadata.u32(&self.key(key))?.unwrap_or(0) as usize;
         if nextn >= blocks {
             return Err(self.error(key, format!("{nextn} of {blocks} blocks")));
         }
-        Ok(blocks - nextn)
+        Ok((blocks - nextn, nextn))
     }
 
     /// The layers of linear attention, and their heads.

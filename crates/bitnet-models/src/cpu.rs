@@ -442,6 +442,14 @@ impl Backend for Cpu {
         }
     }
 
+    fn add_to_columns(&self, x: &mut FloatRows, columns: &Range<usize>, values: &Vec<f32>) {
+        self.add_to_columns(&mut x.values, x.cols, columns.clone(), values);
+    }
+
+    fn scale(&self, x: &mut FloatRows, factor: f32) {
+        self.scale(&mut x.values, x.cols, factor);
+    }
+
     fn normalize_heads(&self, x: &mut FloatRows, columns: &Range<usize>, norm: &RmsNorm<Self>) {
         self.normalize_heads(&mut x.values, x.cols, columns.clone(), view(norm));
     }

@@ -122,6 +122,7 @@ impl<B: Backend> LanguageModel<B> {
             .resize(self.layers.len(), FfnActivity::default());
         b.begin(&w.plan, &mut w.batch);
         b.embed(&self.embedding, &w.batch, &mut w.x);
+        scale(b, &mut w.x, self.config.multipliers.embedding);
         b.angles(&self.rotary, &w.batch, &mut w.angles);
         let last = self.layers.len() - 1;
         for (index, layer) in self.layers.iter().enumerate() {
@@ -157,16 +158,28 @@ impl<B: Backend> LanguageModel<B> {
             qkv,
             heads,
             gates,
+            biases,
             head_norms,
+            rotates_first,
             cache_layer,
         } = attention;
         let buffers = (&mut w.int8, &mut w.normed, &mut w.delta);
         project(b, &w.x, &layer.attention_norm, qkv, buffers, &mut w.qkv);
+        if let Some([query, key, value]) = biases {
+            b.add_to_columns(&mut w.qkv, &heads.queries, query);
+            b.add_to_columns(&mut w.qkv, &heads.keys, key);
+            b.add_to_columns(&mut w.qkv, &heads.values, value);
+        }
+        if *rotates_first {
+            b.rotate(&mut w.qkv, heads, &w.angles);
+        }
         if let Some([query_norm, key_norm]) = head_norms {
             b.normalize_heads(&mut w.qkv, &heads.queries, query_norm);
             b.normalize_heads(&mut w.qkv, &heads.keys, key_norm);
         }
-        b.rotate(&mut w.qkv, heads, &w.angles);
+        if !rotates_first {
+            b.rotate(&mut w.qkv, heads, &w.angles);
+        }
         b.store_kv(&w.qkv, heads, &w.batch, cache, *cache_layer);
         if is_last {
             // After the last layer's keys and values only the rows with logits matter.
@@ -219,6 +232,7 @@ impl<B: Backend> LanguageModel<B> {
         let (norm, output) = (layer.mixer_output_norm.as_ref(), &layer.mixer_output);
         b.quantize(&w.mixed, norm, output, &mut w.int8);
         b.multiply(output, &w.int8, &mut w.delta);
+        scale(b, &mut w.delta, self.config.multipliers.residual);
         b.add(&mut w.x, &w.delta);
     }
 
@@ -242,6 +256,7 @@ impl<B: Backend> LanguageModel<B> {
             &mut w.ffn_activity[index],
         );
         b.multiply(&layer.ffn_down, &w.int8, &mut w.delta);
+        scale(b, &mut w.delta, self.config.multipliers.residual);
         b.add(&mut w.x, &w.delta);
     }
 
@@ -274,6 +289,13 @@ impl<B: Backend> LanguageModel<B> {
     /// wasted.
     pub fn count_exact(&self, b: &B, num_exact: usize, decided: bool) {
         b.count_exact(self.head(), num_exact, decided);
+    }
+}
+
+/// `x *= factor`, where a graph has such a factor.
+fn scale<B: Backend>(b: &B, x: &mut B::Rows, factor: f32) {
+    if factor != 1.0 {
+        b.scale(x, factor);
     }
 }
 

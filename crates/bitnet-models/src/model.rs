@@ -141,8 +141,12 @@ pub(crate) struct Attention<B: Backend> {
     pub heads: HeadColumns,
     /// Where it has the gates.
     pub gates: Option<Range<usize>>,
+    /// What is added to queries, keys and values, where the graph has biases.
+    pub biases: Option<[B::Vector; 3]>,
     /// The norms over each head of queries and of keys, `[head_dim]`.
     pub head_norms: Option<[RmsNorm<B>; 2]>,
+    /// Whether heads are normalised after they are rotated.
+    pub rotates_first: bool,
     /// Which of the layers with keys and values this is.
     pub cache_layer: usize,
 }
@@ -248,7 +252,6 @@ impl<B: Backend> LanguageModel<B> {
     ) -> Result<Self> {
         source.check_tensors()?;
         let config = source.config().clone();
-        let hidden = config.hidden_size;
         let loader = Loader {
             source,
             config: &config,
@@ -265,7 +268,7 @@ impl<B: Backend> LanguageModel<B> {
         let mut model = Self {
             embedding: table(Slot::Embedding, head.is_none())?,
             head,
-            output_norm: loader.norm(Slot::OutputNorm, hidden)?,
+            output_norm: loader.output_norm()?,
             rotary: loader.rotary()?,
             layers: (0..config.num_layers)
                 .map(|index| loader.layer(index))
@@ -382,14 +385,7 @@ const LINEAR: [Projection; 2] = [Projection::LinearQkv, Projection::LinearGate];
 fn projections_of(config: &Config, layer: usize) -> &'static [Projection] {
     match config.linear_layer(layer) {
         None => &Projection::ALL,
-        Some(_) => &[
-            Projection::LinearQkv,
-            Projection::LinearGate,
-            Projection::LinearOutput,
-            Projection::Gate,
-            Projection::Up,
-            Projection::Down,
-        ],
+        Some(_) => &Projection::OF_LINEAR,
     }
 }
 
@@ -502,11 +498,27 @@ impl<B: Backend> Loader<'_, B> {
             },
             qkv,
             gates,
+            biases: self.biases(index)?,
             head_norms: head_norms.transpose()?,
+            rotates_first: self.config.architecture.rotates_before_norms(),
             cache_layer: (0..index)
                 .filter(|layer| self.config.linear_layer(*layer).is_none())
                 .count(),
         })
+    }
+
+    /// The biases of queries, keys and values, if the graph has them.
+    fn biases(&self, index: usize) -> Result<Option<[B::Vector; 3]>> {
+        if !self.config.architecture.has_biases() {
+            return Ok(None);
+        }
+        let bias = |projection: Projection| {
+            let slot = Slot::Layer(index, LayerSlot::Bias(projection));
+            let values = self.source.vector(slot, projection.shape(self.config).0)?;
+            Ok::<_, Error>(self.backend.vector(values))
+        };
+        let [query, key, value] = QKV;
+        Ok(Some([bias(query)?, bias(key)?, bias(value)?]))
     }
 
     /// Queries, gates, keys and values, of files whose query projection has a head of queries and
@@ -699,6 +711,19 @@ impl<B: Backend> Loader<'_, B> {
         })
     }
 
+    /// The last norm. It divides by the divisor of the logits, too: the head is linear.
+    fn output_norm(&self) -> Result<RmsNorm<B>> {
+        let mut weight = self
+            .source
+            .vector(Slot::OutputNorm, self.config.hidden_size)?;
+        let divisor = self.config.multipliers.logits;
+        weight.iter_mut().for_each(|weight| *weight /= divisor);
+        Ok(RmsNorm {
+            weight: self.backend.vector(weight),
+            eps: self.config.rms_norm_eps,
+        })
+    }
+
     /// The norm before an output projection: the graph's sub-norm or the projection's own. No graph
     /// has both.
     fn inner_norm(
@@ -709,7 +734,9 @@ impl<B: Backend> Loader<'_, B> {
     ) -> Result<Option<RmsNorm<B>>> {
         let (_, len) = projection.shape(self.config);
         let slots = [sub_norm, LayerSlot::InputNorm(projection)];
-        let slot = slots.into_iter().find(|slot| slot.is_used(self.config));
+        let slot = slots
+            .into_iter()
+            .find(|slot| slot.is_used(self.config, index));
         slot.map(|slot| self.norm(Slot::Layer(index, slot), len))
             .transpose()
     }

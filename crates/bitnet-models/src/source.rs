@@ -8,7 +8,7 @@ pub(crate) mod gguf;
 
 use std::ops::Range;
 
-use bitnet_kernels::{GroupCodes, Pool};
+use bitnet_kernels::{CONV_TAPS, DeltaShape, GroupCodes, Pool};
 use bitnet_quantization::absmean;
 use bitnet_quantization::dense::Dense;
 use bitnet_quantization::{GroupFormat, TernaryFormat};
@@ -104,6 +104,8 @@ pub(crate) enum LayerSlot {
     /// The norm over each head of keys.
     KeyNorm,
     Weight(Projection),
+    /// What a projection adds to its output.
+    Bias(Projection),
     Linear(LinearSlot),
 }
 
@@ -122,6 +124,18 @@ pub(crate) enum LinearSlot {
     Strength,
     /// `[head_dim]`
     Norm,
+}
+
+impl LinearSlot {
+    /// The dimensions of its tensor, the contiguous one first.
+    fn dims(self, shape: DeltaShape, hidden_size: usize) -> Vec<usize> {
+        match self {
+            Self::Convolution => vec![CONV_TAPS, shape.channels()],
+            Self::Time | Self::Strength => vec![hidden_size, shape.value_heads],
+            Self::Decay | Self::TimeBias => vec![shape.value_heads],
+            Self::Norm => vec![shape.head_dim],
+        }
+    }
 }
 
 /// The ternary matrices of a layer.
@@ -178,6 +192,25 @@ impl Projection {
         }
     }
 
+    /// The matrices of layers of linear attention.
+    pub(crate) const OF_LINEAR: [Self; 6] = [
+        Self::LinearQkv,
+        Self::LinearGate,
+        Self::LinearOutput,
+        Self::Gate,
+        Self::Up,
+        Self::Down,
+    ];
+
+    /// Whether a layer of linear attention has it, or one of full attention.
+    fn is_used(self, is_linear: bool) -> bool {
+        if is_linear {
+            Self::OF_LINEAR.contains(&self)
+        } else {
+            Self::ALL.contains(&self)
+        }
+    }
+
     /// Whether its output is rotated by position.
     pub(crate) fn is_rotated(self) -> bool {
         matches!(self, Self::Query | Self::Key)
@@ -185,17 +218,40 @@ impl Projection {
 }
 
 impl LayerSlot {
-    /// Whether the graph of this configuration has it.
-    pub(crate) fn is_used(self, config: &Config) -> bool {
+    /// Whether a layer of this configuration has it.
+    pub(crate) fn is_used(self, config: &Config, layer: usize) -> bool {
+        let (architecture, is_linear) = (config.architecture, config.linear_layer(layer).is_some());
         match self {
-            Self::AttentionSubNorm | Self::FfnSubNorm => config.architecture.has_sub_norms(),
+            Self::AttentionSubNorm | Self::FfnSubNorm => architecture.has_sub_norms(),
             Self::InputNorm(_) => config.input_norm_eps.is_some(),
-            Self::QueryNorm | Self::KeyNorm => config.architecture.has_head_norms(),
-            Self::Linear(_) => config.linear.is_some(),
-            Self::Weight(
-                Projection::LinearQkv | Projection::LinearGate | Projection::LinearOutput,
-            ) => config.linear.is_some(),
-            Self::AttentionNorm | Self::FfnNorm | Self::Weight(_) => true,
+            Self::QueryNorm | Self::KeyNorm => architecture.has_head_norms() && !is_linear,
+            Self::Bias(_) => architecture.has_biases(),
+            Self::Linear(_) => is_linear,
+            Self::Weight(projection) => projection.is_used(is_linear),
+            Self::AttentionNorm | Self::FfnNorm => true,
+        }
+    }
+
+    /// The dimensions of its tensor, the contiguous one first.
+    pub(crate) fn dims(self, config: &Config) -> Vec<usize> {
+        let attention = config.attention;
+        match self {
+            Self::Weight(projection) => {
+                let (rows, cols) = projection.shape(config);
+                vec![cols, rows]
+            }
+            Self::Bias(projection) => vec![projection.shape(config).0],
+            Self::InputNorm(projection) => vec![projection.shape(config).1],
+            Self::AttentionSubNorm => vec![attention.heads * attention.head_dim],
+            Self::FfnSubNorm => vec![config.ffn_size],
+            Self::QueryNorm | Self::KeyNorm => vec![attention.head_dim],
+            Self::AttentionNorm | Self::FfnNorm => vec![config.hidden_size],
+            Self::Linear(slot) => {
+                let linear = config.linear.as_ref();
+                linear.map_or_else(Vec::new, |linear| {
+                    slot.dims(linear.shape, config.hidden_size)
+                })
+            }
         }
     }
 }
@@ -214,6 +270,9 @@ pub struct GroupTensor {
     pub data: Extent,
     /// How its input is rotated, if it is.
     pub rotation: Option<Rotation>,
+    /// The head size, if the file keeps the two elements of a rotated pair side by side.
+    /// [`GroupTensor::unpack_rows`] gives the first half of a head, then the second.
+    pub interleaved_heads: Option<usize>,
 }
 
 impl GroupTensor {
@@ -232,9 +291,32 @@ impl GroupTensor {
         (codes, lens.min().unwrap_or(128).min(128))
     }
 
-    /// Unpacks `range` of the rows into codes of `codes`, `[range.len(), cols]`, and scales of
-    /// groups of `group_cols` columns, which must divide the file's groups.
+    /// Unpacks `range` of the rows, in the order of the graph, into codes of `codes`,
+    /// `[range.len(), cols]`, and scales of groups of `group_cols` columns, which must divide the
+    /// file's groups.
     pub(crate) fn unpack_rows(
+        &self,
+        range: Range<usize>,
+        codes: GroupCodes,
+        group_cols: usize,
+        out: &mut [u8],
+        scales: &mut [f16],
+    ) -> Result<()> {
+        let Some(head_dim) = self.interleaved_heads else {
+            return self.unpack_stored(range, codes, group_cols, out, scales);
+        };
+        let rows = out
+            .chunks_exact_mut(self.cols)
+            .zip(scales.chunks_exact_mut(self.cols / group_cols));
+        for (row, (out, scales)) in range.zip(rows) {
+            let stored = interleaved_row(row, head_dim);
+            self.unpack_stored(stored..stored + 1, codes, group_cols, out, scales)?;
+        }
+        Ok(())
+    }
+
+    /// The same in the order of this file.
+    fn unpack_stored(
         &self,
         range: Range<usize>,
         codes: GroupCodes,

@@ -204,6 +204,26 @@ impl Cpu {
         });
     }
 
+    /// `x[row][columns] += values` for each row; x: `[rows, stride]`.
+    ///
+    /// # Panics
+    /// If there are not as many values as columns.
+    pub fn add_to_columns(
+        &self,
+        x: &mut [f32],
+        stride: usize,
+        columns: Range<usize>,
+        values: &[f32],
+    ) {
+        let set = self.set();
+        self.for_rows(x, stride, &|_, x| set.add(&mut x[columns.clone()], values));
+    }
+
+    /// `x *= factor`; x: `[rows, cols]`.
+    pub fn scale(&self, x: &mut [f32], cols: usize, factor: f32) {
+        self.for_rows(x, cols, &|_, x| x.iter_mut().for_each(|x| *x *= factor));
+    }
+
     /// `x += y`; x: `[rows, cols]`, y: `[rows, stride]`, whose first `cols` columns count.
     ///
     /// # Panics

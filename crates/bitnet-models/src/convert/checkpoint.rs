@@ -14,7 +14,7 @@ use half::bf16;
 
 use super::{
     BATCH_WEIGHTS, ConvertOptions, Input, Meter, Opened, Phase, ProgressFn, Report, TableType,
-    WeightType, norm_len, slots, write_table,
+    WeightType, slots, write_table,
 };
 use crate::config::{Config, RopePairs};
 use crate::error::{Error, Result};
@@ -262,7 +262,8 @@ impl Item {
             }
             Slot::OutputNorm => vec![floats(name, source.vector(slot, config.hidden_size)?)],
             Slot::Layer(_, norm) => {
-                vec![floats(name, source.vector(slot, norm_len(norm, config))?)]
+                let len = norm.dims(config).iter().product();
+                vec![floats(name, source.vector(slot, len)?)]
             }
         })
     }

@@ -13,7 +13,7 @@ use bitnet_quantization::{GroupFormat, TernaryFormat, tl1, tl2};
 
 use super::{
     BATCH_WEIGHTS, ConvertOptions, Input, Meter, Opened, Phase, ProgressFn, Report, WeightType,
-    norm_len, slots, write_table,
+    slots, write_table,
 };
 use crate::config::{Config, RopePairs};
 use crate::error::{Error, Result};
@@ -162,9 +162,9 @@ fn plan(
                     vec![cols, rows],
                 )
             }
-            Slot::Layer(_, slot) => (Stored::Floats(Dense::F32), vec![norm_len(slot, config)]),
+            Slot::Layer(_, slot) => (Stored::Floats(Dense::F32), slot.dims(config)),
         };
-        let Some(name) = gguf_name(slot) else {
+        let Some(name) = gguf_name(slot, config.architecture) else {
             let problem =
                 "use_rms_norm: the GGUF graphs have no norm for each projection".to_owned();
             return Err(Error::Convert { problem });
@@ -397,7 +397,7 @@ impl Job<'_, '_, '_> {
                 self.weights(&info, &weights, stored)
             }
             _ => {
-                let values = self.source.vector(slot, info.dims[0])?;
+                let values = self.source.vector(slot, info.dims.iter().product())?;
                 self.floats(&info, &values)
             }
         }

@@ -17,12 +17,11 @@ use bitnet_kernels::Pool;
 use bitnet_quantization::Error as NotStored;
 use bitnet_quantization::dense::Dense;
 
-use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::huggingface::Checkpoint;
 use crate::model::LoadOptions;
 use crate::source::gguf::GgufSource;
-use crate::source::{FloatRule, LayerSlot, Projection, Slot, Source};
+use crate::source::{FloatRule, LayerSlot, LinearSlot, Projection, Slot, Source};
 use crate::table::Table;
 
 pub use checkpoint::{CHECKPOINT_FILES, to_checkpoint};
@@ -306,42 +305,64 @@ impl Meter<'_, '_> {
 
 /// The tensors of a model in the order they are written, without rope factors.
 pub(crate) fn slots(source: &dyn Source) -> Vec<Slot> {
-    use LayerSlot::{AttentionNorm, AttentionSubNorm, FfnNorm, FfnSubNorm, InputNorm, Weight};
     let config = source.config();
     let mut slots = vec![Slot::Embedding];
     for index in 0..config.num_layers {
-        let [query, key, value, output, gate, up, down] =
-            Projection::ALL.map(|p| [InputNorm(p), Weight(p)]);
-        let attention = [
-            [AttentionNorm].as_slice(),
-            &query,
-            &key,
-            &value,
-            &[AttentionSubNorm],
-            &output,
-        ];
-        let ffn = [[FfnNorm].as_slice(), &gate, &up, &[FfnSubNorm], &down];
-        let layer = attention
+        let used = LAYER_SLOTS
             .into_iter()
-            .chain(ffn)
-            .flatten()
-            .filter(|slot| slot.is_used(config));
-        slots.extend(layer.map(|slot| Slot::Layer(index, *slot)));
+            .filter(|slot| slot.is_used(config, index));
+        slots.extend(used.map(|slot| Slot::Layer(index, slot)));
     }
     slots.push(Slot::OutputNorm);
     slots.extend(source.has_head().then_some(Slot::Head));
     slots
 }
 
-/// The length of a norm's weights.
-pub(crate) fn norm_len(slot: LayerSlot, config: &Config) -> usize {
-    match slot {
-        LayerSlot::AttentionSubNorm => config.attention.heads * config.attention.head_dim,
-        LayerSlot::FfnSubNorm => config.ffn_size,
-        LayerSlot::InputNorm(projection) => projection.shape(config).1,
-        _ => config.hidden_size,
-    }
-}
+/// The slots of all kinds of layers, in the order in which a token meets them.
+const LAYER_SLOTS: [LayerSlot; 32] = {
+    use LayerSlot::{
+        AttentionNorm, AttentionSubNorm, Bias, FfnNorm, FfnSubNorm, InputNorm, KeyNorm, Linear,
+        QueryNorm, Weight,
+    };
+    use LinearSlot::{Convolution, Decay, Norm, Strength, Time, TimeBias};
+    use Projection::{
+        AttentionOutput, Down, Gate, Key, LinearGate, LinearOutput, LinearQkv, Query, Up, Value,
+    };
+    [
+        AttentionNorm,
+        InputNorm(Query),
+        Weight(Query),
+        Bias(Query),
+        InputNorm(Key),
+        Weight(Key),
+        Bias(Key),
+        InputNorm(Value),
+        Weight(Value),
+        Bias(Value),
+        QueryNorm,
+        KeyNorm,
+        AttentionSubNorm,
+        InputNorm(AttentionOutput),
+        Weight(AttentionOutput),
+        Weight(LinearQkv),
+        Weight(LinearGate),
+        Linear(Convolution),
+        Linear(Time),
+        Linear(Strength),
+        Linear(Decay),
+        Linear(TimeBias),
+        Linear(Norm),
+        Weight(LinearOutput),
+        FfnNorm,
+        InputNorm(Gate),
+        Weight(Gate),
+        InputNorm(Up),
+        Weight(Up),
+        FfnSubNorm,
+        InputNorm(Down),
+        Weight(Down),
+    ]
+};
 
 /// Writes a table some rows at a time, in its own format as it is, in another on all threads.
 fn write_table(

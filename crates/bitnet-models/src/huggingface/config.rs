@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::modules::ModulePattern;
 use super::source::module_name;
-use crate::config::{Architecture, Config, RopePairs};
+use crate::config::{Architecture, Config, Multipliers, RopePairs};
 use crate::error::{Error, Result};
 use crate::source::Projection;
 
@@ -156,6 +156,7 @@ pub(super) fn read(json: &Value, num_tensors: usize) -> Result<(Config, Quantiza
         vocab_size: root.size("vocab_size", 1 << 24)?,
         hidden_size,
         num_layers,
+        num_extra_layers: 0,
         attention: AttentionShape {
             heads,
             kv_heads: kv_heads(&root, class, heads)?,
@@ -175,6 +176,7 @@ pub(super) fn read(json: &Value, num_tensors: usize) -> Result<(Config, Quantiza
         rotary_dim: head_dim,
         yarn: None,
         linear: None,
+        multipliers: Multipliers::default(),
     }
     .checked()?;
     let tie_word_embeddings = root.bool("tie_word_embeddings")?;
@@ -367,7 +369,10 @@ pub(crate) fn write(config: &Config, tied: bool, bos: Option<u32>, eos: Option<u
     let (name, kind) = match config.architecture {
         Architecture::BitnetB158 | Architecture::Bitnet => ("BitNetForCausalLM", "bitnet"),
         Architecture::Llama => ("LlamaForCausalLM", "llama"),
+        Architecture::Qwen2 => ("Qwen2ForCausalLM", "qwen2"),
         Architecture::Qwen3 => ("Qwen3ForCausalLM", "qwen3"),
+        Architecture::MiniCpm => ("MiniCPMForCausalLM", "minicpm"),
+        Architecture::HunyuanDense => ("HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense"),
         Architecture::Qwen35 => ("Qwen3_5ForCausalLM", "qwen3_5_text"),
     };
     let mut object = json!({

@@ -23,7 +23,7 @@ pub use config::{Quantization, WeightScale};
 use serde_json::Value;
 
 use crate::config::Config;
-use crate::convert::{norm_len, slots};
+use crate::convert::slots;
 use crate::error::Result;
 use crate::source::{LayerSlot, Slot, Source};
 
@@ -124,7 +124,9 @@ impl Checkpoint {
                 }
                 Slot::OutputNorm => drop(self.vector(slot, config.hidden_size)?),
                 Slot::Layer(_, LayerSlot::Weight(_)) => self.expect_tensor(slot)?,
-                Slot::Layer(_, norm) => drop(self.vector(slot, norm_len(norm, config))?),
+                Slot::Layer(_, norm) => {
+                    drop(self.vector(slot, norm.dims(config).iter().product())?)
+                }
             }
         }
         Ok(())

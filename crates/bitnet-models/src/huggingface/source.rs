@@ -186,23 +186,24 @@ impl Checkpoint {
         let Some((index, rest)) = layer else {
             return false;
         };
-        let in_model = index
-            .parse::<usize>()
-            .is_ok_and(|index| index < self.config.num_layers);
+        let Ok(index) = index.parse::<usize>() else {
+            return false;
+        };
         // The frequencies follow from the configuration; old files hold a copy.
-        in_model && (rest == "self_attn.rotary_emb.inv_freq" || self.is_used_in_layer(rest))
+        index < self.config.num_layers
+            && (rest == "self_attn.rotary_emb.inv_freq" || self.is_used_in_layer(index, rest))
     }
 
-    fn is_used_in_layer(&self, name: &str) -> bool {
+    fn is_used_in_layer(&self, layer: usize, name: &str) -> bool {
         LAYER_NAMES.iter().any(|(slot, module)| {
             let Some(suffix) = name.strip_prefix(module) else {
                 return false;
             };
             match (slot, suffix) {
-                (slot, ".weight") => slot.is_used(&self.config),
+                (slot, ".weight") => slot.is_used(&self.config, layer),
                 (LayerSlot::Weight(_), ".weight_scale") => true,
                 (LayerSlot::Weight(projection), ".rms_norm.weight") => {
-                    LayerSlot::InputNorm(*projection).is_used(&self.config)
+                    LayerSlot::InputNorm(*projection).is_used(&self.config, layer)
                 }
                 _ => false,
             }

@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use bitnet_kernels::{CONV_TAPS, DeltaShape, Pool};
+use bitnet_kernels::Pool;
 use bitnet_quantization::dense::Dense;
 use bitnet_quantization::tq::Kind;
 use bitnet_quantization::{TernaryFormat, tl1, tl2};
 
 use crate::config::{Architecture, Config, RopePairs};
-use crate::convert::{norm_len, slots};
+use crate::convert::slots;
 use crate::error::{Error, Result};
 use crate::model::LoadOptions;
 use crate::rotation::Rotations;
@@ -47,51 +47,37 @@ const LAYER_NAMES: [(LayerSlot, &str); 20] = [
     (LayerSlot::Linear(LinearSlot::Norm), "ssm_norm"),
 ];
 
-/// The slots of a layer of linear attention in the order in which a token meets them.
-const LINEAR_SLOTS: [LayerSlot; 13] = [
-    LayerSlot::AttentionNorm,
-    LayerSlot::Weight(Projection::LinearQkv),
-    LayerSlot::Weight(Projection::LinearGate),
-    LayerSlot::Linear(LinearSlot::Convolution),
-    LayerSlot::Linear(LinearSlot::Time),
-    LayerSlot::Linear(LinearSlot::Strength),
-    LayerSlot::Linear(LinearSlot::Decay),
-    LayerSlot::Linear(LinearSlot::TimeBias),
-    LayerSlot::Linear(LinearSlot::Norm),
-    LayerSlot::FfnNorm,
-    LayerSlot::Weight(Projection::LinearOutput),
-    LayerSlot::Weight(Projection::Gate),
-    LayerSlot::Weight(Projection::Up),
-];
-
-/// The slots of a layer of full attention of Qwen's graphs.
-const ATTENTION_SLOTS: [LayerSlot; 10] = [
-    LayerSlot::AttentionNorm,
-    LayerSlot::Weight(Projection::Query),
-    LayerSlot::Weight(Projection::Key),
-    LayerSlot::Weight(Projection::Value),
-    LayerSlot::QueryNorm,
-    LayerSlot::KeyNorm,
-    LayerSlot::Weight(Projection::AttentionOutput),
-    LayerSlot::FfnNorm,
-    LayerSlot::Weight(Projection::Gate),
-    LayerSlot::Weight(Projection::Up),
-];
-
 /// The tensor with the divisors of rotary frequencies.
 pub(crate) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
-/// The name of a tensor; `None` for a slot that GGUF files of these architectures have no name for.
-pub(crate) fn name(slot: Slot) -> Option<String> {
-    Some(match slot {
-        Slot::Embedding => "token_embd.weight".to_owned(),
-        Slot::OutputNorm => "output_norm.weight".to_owned(),
-        Slot::Head => "output.weight".to_owned(),
+/// The name of a tensor in files of this architecture; `None` for a slot that GGUF files have no
+/// name for.
+pub(crate) fn name(slot: Slot, architecture: Architecture) -> Option<String> {
+    let part = |slot: LayerSlot| {
+        let known = LAYER_NAMES.iter().find(|(known, _)| *known == slot);
+        known.map(|(_, part)| *part)
+    };
+    let (index, part) = match slot {
+        Slot::Embedding => return Some("token_embd.weight".to_owned()),
+        Slot::OutputNorm => return Some("output_norm.weight".to_owned()),
+        Slot::Head => return Some("output.weight".to_owned()),
         Slot::Layer(index, slot) => {
-            let (_, part) = LAYER_NAMES.iter().find(|(known, _)| *known == slot)?;
-            format!("blk.{index}.{part}.weight")
+            let part = match slot {
+                LayerSlot::FfnNorm if architecture == Architecture::Qwen35 => {
+                    "post_attention_norm.weight".to_owned()
+                }
+                // One constant has a name without `.weight`, another is a bias without weights.
+                LayerSlot::Linear(LinearSlot::Decay) => "ssm_a".to_owned(),
+                LayerSlot::Linear(LinearSlot::TimeBias) => "ssm_dt.bias".to_owned(),
+                LayerSlot::Bias(projection) => {
+                    format!("{}.bias", part(LayerSlot::Weight(projection))?)
+                }
+                slot => format!("{}.weight", part(slot)?),
+            };
+            (index, part)
         }
-    })
+    };
+    Some(format!("blk.{index}.{part}"))
 }
 
 /// The metadata key that states the tile of TL1 or TL2 tensors of a shape.
@@ -140,98 +126,21 @@ impl<'a> GgufSource<'a> {
         })
     }
 
-    /// The name of a tensor in files of this architecture.
+    /// The name of a tensor in this file.
     fn name(&self, slot: Slot) -> Option<String> {
-        let is_hybrid = self.config.architecture == Architecture::Qwen35;
-        match slot {
-            Slot::Layer(index, LayerSlot::FfnNorm) if is_hybrid => {
-                Some(format!("blk.{index}.post_attention_norm.weight"))
-            }
-            // Two constants have names without `.weight`.
-            Slot::Layer(index, LayerSlot::Linear(LinearSlot::Decay)) => {
-                Some(format!("blk.{index}.ssm_a"))
-            }
-            Slot::Layer(index, LayerSlot::Linear(LinearSlot::TimeBias)) => {
-                Some(format!("blk.{index}.ssm_dt.bias"))
-            }
-            slot => name(slot),
-        }
-    }
-
-    /// All tensors of Qwen's graphs.
-    fn qwen_slots(&self) -> Vec<Slot> {
-        let of_layer = |layer: usize| {
-            let slots = match self.config.linear_layer(layer) {
-                Some(_) => &LINEAR_SLOTS[..],
-                None => &ATTENTION_SLOTS[..],
-            };
-            let down = LayerSlot::Weight(Projection::Down);
-            let slots = slots.iter().copied().chain([down]);
-            slots.map(move |slot| Slot::Layer(layer, slot))
-        };
-        let layers = (0..self.config.num_layers).flat_map(of_layer);
-        let head = self.has_head().then_some(Slot::Head);
-        layers
-            .chain([Slot::Embedding, Slot::OutputNorm])
-            .chain(head)
-            .collect()
-    }
-
-    /// The dimensions of a tensor of Qwen's graphs, the contiguous one first.
-    fn qwen_dims(&self, slot: Slot) -> Vec<usize> {
-        let config = &self.config;
-        let linear = config.linear.as_ref().map(|linear| linear.shape);
-        let linear = |dims: fn(DeltaShape, usize) -> Vec<usize>| {
-            linear.map_or_else(Vec::new, |shape| dims(shape, config.hidden_size))
-        };
-        match slot {
-            Slot::Embedding | Slot::Head => vec![config.hidden_size, config.vocab_size],
-            Slot::Layer(_, LayerSlot::Weight(projection)) => {
-                let (rows, cols) = projection.shape(config);
-                vec![cols, rows]
-            }
-            Slot::Layer(_, LayerSlot::QueryNorm | LayerSlot::KeyNorm) => {
-                vec![config.attention.head_dim]
-            }
-            Slot::Layer(_, LayerSlot::Linear(slot)) => linear(match slot {
-                LinearSlot::Convolution => |shape, _| vec![CONV_TAPS, shape.channels()],
-                LinearSlot::Time | LinearSlot::Strength => {
-                    |shape, hidden| vec![hidden, shape.value_heads]
-                }
-                LinearSlot::Decay | LinearSlot::TimeBias => |shape, _| vec![shape.value_heads],
-                LinearSlot::Norm => |shape, _| vec![shape.head_dim],
-            }),
-            _ => vec![config.hidden_size],
-        }
-    }
-
-    /// Refuses tensors that Qwen's graphs leave unused, but for the layers that predict further
-    /// tokens, which the main pass does not need.
-    fn check_qwen_tensors(&self) -> Result<()> {
-        let slots = self.qwen_slots().into_iter();
-        let names: BTreeSet<String> = slots.filter_map(|slot| self.name(slot)).collect();
-        let is_known = |name: &str| {
-            let layer = name
-                .strip_prefix("blk.")
-                .and_then(|rest| rest.split_once('.'));
-            let layer = layer.and_then(|(index, _)| index.parse::<usize>().ok());
-            names.contains(name) || layer.is_some_and(|layer| layer >= self.config.num_layers)
-        };
-        match self.gguf.tensors().find(|tensor| !is_known(tensor.name)) {
-            None => Ok(()),
-            Some(tensor) => Err(Error::TensorUnknown {
-                tensor: tensor.name.to_owned(),
-                architecture: self.config.architecture_name.clone(),
-                used: "token_embd, output, output_norm and in each layer attn_norm, attn_q, attn_k, attn_v, attn_q_norm, \
-                       attn_k_norm, attn_output or attn_qkv, attn_gate, ssm_conv1d, ssm_alpha, ssm_beta, ssm_a, ssm_dt, \
-                       ssm_norm, ssm_out, then ffn_norm or post_attention_norm, ffn_gate, ffn_up, ffn_down",
-            }),
-        }
+        name(slot, self.config.architecture)
     }
 
     /// The same, with float projections taken by another rule than [`FloatRule::Ternary`].
     pub(crate) fn with_floats(self, floats: FloatRule) -> Self {
         Self { floats, ..self }
+    }
+
+    /// The head size, if the file keeps the rotated pairs of a projection's output side by side.
+    fn interleaved_heads(&self, projection: Projection) -> Option<usize> {
+        let config = &self.config;
+        let interleaved = projection.is_rotated() && config.rope_pairs == RopePairs::Interleaved;
+        interleaved.then_some(config.attention.head_dim)
     }
 
     /// The metadata of the file.
@@ -384,35 +293,27 @@ impl<'a> GgufSource<'a> {
         Ok(finite_values(&name, dense(&tensor, "a scale")?, tensor.data, 1)?[0])
     }
 
-    fn is_used(&self, name: &str) -> bool {
-        if matches!(
-            name,
-            "token_embd.weight" | "output.weight" | "output_norm.weight" | ROPE_FACTORS
-        ) {
-            return true;
+    /// The names of all tensors that the main pass uses.
+    fn used_names(&self) -> BTreeSet<String> {
+        let mut names = BTreeSet::from([ROPE_FACTORS.to_owned()]);
+        for slot in slots(self) {
+            let name = self.name(slot);
+            if let (Slot::Layer(_, LayerSlot::Weight(_)), Some(weight)) = (slot, &name) {
+                names.insert(scale_name(weight));
+            }
+            names.extend(name);
         }
-        let Some((index, rest)) = name
+        names
+    }
+
+    /// Whether a tensor is in a layer that predicts further tokens: such layers come after the
+    /// main pass, which does not need them.
+    fn is_after_main_pass(&self, name: &str) -> bool {
+        let layer = name
             .strip_prefix("blk.")
             .and_then(|rest| rest.split_once('.'))
-        else {
-            return false;
-        };
-        let Some((part, kind)) = rest.rsplit_once('.') else {
-            return false;
-        };
-        let slot = LAYER_NAMES
-            .iter()
-            .find(|(_, known)| *known == part)
-            .map(|(slot, _)| *slot);
-        let has_kind = match slot {
-            Some(LayerSlot::Weight(_)) => matches!(kind, "weight" | "scale"),
-            _ => kind == "weight",
-        };
-        has_kind
-            && slot.is_some_and(|slot| slot.is_used(&self.config))
-            && index
-                .parse::<usize>()
-                .is_ok_and(|index| index < self.config.num_layers)
+            .and_then(|(index, _)| index.parse::<usize>().ok());
+        layer.is_some_and(|layer| self.config.extra_layers().contains(&layer))
     }
 }
 
@@ -422,26 +323,21 @@ impl Source for GgufSource<'_> {
     }
 
     fn check_tensors(&self) -> Result<()> {
-        if self.config.architecture.has_head_norms() {
-            return self.check_qwen_tensors();
-        }
-        match self
-            .gguf
-            .tensors()
-            .find(|tensor| !self.is_used(tensor.name))
-        {
+        let names = self.used_names();
+        let is_known = |name: &str| names.contains(name) || self.is_after_main_pass(name);
+        match self.gguf.tensors().find(|tensor| !is_known(tensor.name)) {
             None => Ok(()),
             Some(tensor) => Err(Error::TensorUnknown {
                 tensor: tensor.name.to_owned(),
                 architecture: self.config.architecture_name.clone(),
-                used: "token_embd, output, output_norm, rope_freqs and in each layer attn_norm, attn_q, attn_k, attn_v, \
-                       attn_sub_norm, attn_output, ffn_norm, ffn_gate, ffn_up, ffn_sub_norm, ffn_down (.weight)",
+                used: used_tensors(self.config.architecture),
             }),
         }
     }
 
     fn has_head(&self) -> bool {
-        name(Slot::Head).is_some_and(|name| self.gguf.tensor(&name).is_some())
+        let name = self.name(Slot::Head);
+        name.is_some_and(|name| self.gguf.tensor(&name).is_some())
     }
 
     fn vector(&self, slot: Slot, len: usize) -> Result<Vec<f32>> {
@@ -475,8 +371,18 @@ impl Source for GgufSource<'_> {
             let scale = TernaryFormat::Group(format).scale(tensor.data, rows, cols);
             !matches!(slot, Slot::Embedding | Slot::Head) && scale.is_ok()
         };
-        if !even_if_equal && !self.config.architecture.has_head_norms() && runs_as_ternary() {
+        if !even_if_equal && self.config.architecture.has_matrix_scales() && runs_as_ternary() {
             return Ok(None);
+        }
+        let outer_scale = self.outer_scale(tensor.name)?;
+        if outer_scale != 1.0 {
+            let problem = format!(
+                "{outer_scale}; a factor other than 1 beside weights with group scales is not supported"
+            );
+            return Err(Error::TensorValues {
+                tensor: scale_name(tensor.name),
+                problem,
+            });
         }
         Ok(Some(GroupTensor {
             name: tensor.name.to_owned(),
@@ -489,6 +395,10 @@ impl Source for GgufSource<'_> {
                 cols,
                 self.config.linear.as_ref().map(|linear| linear.shape),
             ),
+            interleaved_heads: match slot {
+                Slot::Layer(_, LayerSlot::Weight(projection)) => self.interleaved_heads(projection),
+                _ => None,
+            },
         }))
     }
 
@@ -517,8 +427,6 @@ impl Source for GgufSource<'_> {
             &[cols, rows],
         )?;
         let floats = float_like(tensor.dtype);
-        let interleaved =
-            projection.is_rotated() && self.config.rope_pairs == RopePairs::Interleaved;
         let (codes, scale) = match floats {
             Some(format) => (Codes::Signs { format, zero: 0.0 }, 1.0), // until it is measured
             None => {
@@ -541,7 +449,7 @@ impl Source for GgufSource<'_> {
             scale,
             codes,
             data: self.gguf.extent(tensor.range()),
-            interleaved_heads: interleaved.then_some(self.config.attention.head_dim),
+            interleaved_heads: self.interleaved_heads(projection),
         };
         if let Some(format) = floats {
             match format.block_len() {
@@ -596,30 +504,55 @@ pub fn check_gguf(gguf: &Arc<Gguf>, options: &LoadOptions) -> Result<()> {
     let source = GgufSource::new(gguf, options)?;
     source.check_tensors()?;
     let config = source.config();
-    if config.architecture.has_head_norms() {
-        for slot in source.qwen_slots() {
-            source.tensor(slot, &source.qwen_dims(slot))?;
-        }
-        return Ok(());
-    }
     for slot in slots(&source) {
         match slot {
             Slot::Embedding | Slot::Head => {
                 let dims = [config.hidden_size, config.vocab_size];
                 dense(&source.tensor(slot, &dims)?, "an embedding or a head")?;
             }
-            Slot::OutputNorm => drop(source.tensor(slot, &[config.hidden_size])?),
-            Slot::Layer(_, LayerSlot::Weight(projection)) => {
-                let (rows, cols) = projection.shape(config);
-                let tensor = source.tensor(slot, &[cols, rows])?;
-                if float_like(tensor.dtype).is_none() {
-                    source.ternary_format(&tensor)?;
+            Slot::OutputNorm => {
+                dense(&source.tensor(slot, &[config.hidden_size])?, "a vector")?;
+            }
+            Slot::Layer(_, layer_slot) => {
+                let tensor = source.tensor(slot, &layer_slot.dims(config))?;
+                match layer_slot {
+                    LayerSlot::Weight(_) if float_like(tensor.dtype).is_none() => {
+                        source.ternary_format(&tensor)?;
+                    }
+                    LayerSlot::Weight(_) => {}
+                    _ => drop(dense(&tensor, "a vector")?),
                 }
             }
-            Slot::Layer(_, norm) => drop(source.tensor(slot, &[norm_len(norm, config)])?),
         }
     }
     Ok(())
+}
+
+/// The tensors of a graph, for messages.
+fn used_tensors(architecture: Architecture) -> &'static str {
+    match architecture {
+        Architecture::BitnetB158 | Architecture::Bitnet => {
+            "token_embd, output, output_norm, rope_freqs and in each layer attn_norm, attn_q, attn_k, attn_v, \
+             attn_sub_norm, attn_output, ffn_norm, ffn_gate, ffn_up, ffn_sub_norm, ffn_down (.weight)"
+        }
+        Architecture::Llama | Architecture::MiniCpm => {
+            "token_embd, output, output_norm, rope_freqs and in each layer attn_norm, attn_q, attn_k, attn_v, \
+             attn_output, ffn_norm, ffn_gate, ffn_up, ffn_down (.weight)"
+        }
+        Architecture::Qwen2 => {
+            "token_embd, output, output_norm, rope_freqs and in each layer attn_norm, attn_q, attn_k, attn_v \
+             (.weight and .bias), attn_output, ffn_norm, ffn_gate, ffn_up, ffn_down (.weight)"
+        }
+        Architecture::Qwen3 | Architecture::HunyuanDense => {
+            "token_embd, output, output_norm, rope_freqs and in each layer attn_norm, attn_q, attn_k, attn_v, \
+             attn_q_norm, attn_k_norm, attn_output, ffn_norm, ffn_gate, ffn_up, ffn_down (.weight)"
+        }
+        Architecture::Qwen35 => {
+            "token_embd, output, output_norm and in each layer attn_norm, attn_q, attn_k, attn_v, attn_q_norm, \
+             attn_k_norm, attn_output or attn_qkv, attn_gate, ssm_conv1d, ssm_alpha, ssm_beta, ssm_a, ssm_dt, \
+             ssm_norm, ssm_out, then post_attention_norm, ffn_gate, ffn_up, ffn_down"
+        }
+    }
 }
 
 /// `blk.0.attn_q.scale` of `blk.0.attn_q.weight`.

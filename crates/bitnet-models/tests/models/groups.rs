@@ -37,7 +37,7 @@ pub fn golden_model(name: &str) -> Option<PathBuf> {
         .find(|folder| folder.ends_with(name))
 }
 
-fn load(folder: &Path, group_inputs: InputRounding, cpu: &Cpu) -> LanguageModel<Cpu> {
+pub fn load(folder: &Path, group_inputs: InputRounding, cpu: &Cpu) -> LanguageModel<Cpu> {
     let gguf = Gguf::open(&folder.join("model.gguf")).expect("a golden file opens");
     let options = LoadOptions {
         group_inputs,
@@ -47,7 +47,7 @@ fn load(folder: &Path, group_inputs: InputRounding, cpu: &Cpu) -> LanguageModel<
 }
 
 /// A list of integers, perhaps behind a key.
-fn integers(path: &Path, key: Option<&str>) -> Vec<u32> {
+pub fn integers(path: &Path, key: Option<&str>) -> Vec<u32> {
     let text = std::fs::read_to_string(path).expect("a readable file");
     let start = key.map_or(0, |key| text.find(&format!("\"{key}\":")).expect("the key"));
     let list = text[start..].split_once('[').expect("a list").1;

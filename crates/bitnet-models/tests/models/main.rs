@@ -5,6 +5,7 @@ mod convert;
 mod determinism;
 mod forms;
 mod golden;
+mod graphs;
 mod groups;
 mod rotation;
 mod sparsity;
