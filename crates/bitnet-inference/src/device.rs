@@ -96,7 +96,7 @@ impl Device {
         Arc::new(SharedModel::new(model, |device| device.start()))
     }
 
-    fn start(self) -> Cpu {
+    pub(crate) fn start(self) -> Cpu {
         Cpu::new(self.kernels, self.threads)
     }
 }

@@ -18,6 +18,7 @@ mod driver;
 mod engine;
 mod error;
 mod facts;
+mod kernel_times;
 mod load;
 mod machine;
 mod memory;
@@ -47,6 +48,7 @@ pub use driver::{
 pub use engine::Engine;
 pub use error::{Error, Result};
 pub use facts::EngineFacts;
+pub use kernel_times::time_kernels;
 pub use load::{
     Hints, Loaded, NO_TOKENIZER, Tokenization, likely_i2s_form, load, load_embedded,
     load_tokenization, tokenization_from_gguf, tokenizer_spec,
