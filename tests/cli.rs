@@ -834,7 +834,7 @@ fn runs_write_receipts() {
             .starts_with("requested=scalar detected=[")
     );
 
-    // However weights are kept and whatever is left out or guessed, the receipt fits.
+    // The receipt fits with every way to keep weights, to skip zeros and to draft.
     let prompt = [
         "-m",
         &golden,

@@ -101,7 +101,7 @@ def flat(value):
 
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("name", TASKS)
-def test_scores_are_those_of_transformers(tasks, model, served, name, chat):
+def test_scores_equal_transformers(tasks, model, served, name, chat):
     if chat and name == "stories_rolling":
         pytest.skip("a text is no conversation")
     remote = {"base_url": served + "/v1/completions", "model": "stories", "max_length": 256, "num_concurrent": 2}

@@ -51,7 +51,7 @@ def test_a_tool_is_called_with_arguments_that_fit(url):
     assert streamed.function.arguments == call.function.arguments
 
 
-def test_errors_are_told_apart(url):
+def test_errors_keep_their_types(url):
     with pytest.raises(litellm.BadRequestError):
         ask(url, temperature=-1)
     with pytest.raises(litellm.ContextWindowExceededError):

@@ -1,6 +1,6 @@
 //! `bitnet pull`, `list` and `rm`, and the names of pulled models in place of paths.
 //!
-//! All settings are those of Hugging Face's own tools, so that both share downloaded files.
+//! All settings are the settings of Hugging Face's own tools, so that both share downloaded files.
 
 use std::io::Write;
 use std::ops::ControlFlow;

@@ -123,7 +123,7 @@ impl LogQueue {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        // The lines are lost if nobody reads them in time.
+        // The lines are lost if no reader takes them in time.
         let _ = is_done.recv_timeout(deadline.saturating_duration_since(Instant::now()));
     }
 }

@@ -70,7 +70,7 @@ fn report_missing_memory() {
     }));
 }
 
-/// Prints an error on standard error, and gives up after a second if nobody reads that.
+/// Prints an error on standard error, and gives up after a second if no reader takes it.
 fn print_error(message: String) {
     let (done, is_done) = std::sync::mpsc::sync_channel(1);
     std::thread::spawn(move || {
