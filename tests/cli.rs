@@ -38,7 +38,7 @@ fn bitnet_with_cache(cache: &Path, arguments: &[&str], input: &str) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .expect("the program starts");
-    // A program that fails early closes its input before it has read all of it.
+    // A program that fails early closes its input before it has read everything.
     let _ = child
         .stdin
         .take()
@@ -682,8 +682,8 @@ fn perplexity_follows_from_the_logits() {
         .map(|id| id.as_u64().expect("an id"))
         .collect();
     let (bos, len) = (tokens[0], tokens.len());
-    // By hand: windows, the tokens in front that are not counted, and whether BOS takes the place
-    // of the first.
+    // Count by hand: windows, the leading tokens that are not counted, and whether BOS replaces the
+    // first token.
     let chunks: Vec<_> = (0..len / 16)
         .map(|i| (i * 16, i * 16 + 16, 9, true))
         .collect();
@@ -834,7 +834,7 @@ fn runs_write_receipts() {
             .starts_with("requested=scalar detected=[")
     );
 
-    // The receipt fits with every way to keep weights, to skip zeros and to draft.
+    // The receipt verifies with each packing, each kind of sparsity and each length of draft.
     let prompt = [
         "-m",
         &golden,
@@ -1111,7 +1111,7 @@ fn run_uses_the_kernels_that_tune_found() {
         shape[format!("{}_us", shape["fastest"].as_str().expect("a name"))] == least && least > 0.0
     }));
 
-    // Whatever was the fastest here: now it is TL2.
+    // Make TL2 the fastest packing in the file.
     let path = cache.path().join("bitnet/tuning.json");
     assert_eq!(report["path"].as_str(), path.to_str());
     let mut tuning: Value =

@@ -55,7 +55,7 @@ fn try_again(
 ) {
     let there_and_back = through(weights, scaling);
     assert!(there_and_back.is_none() || weights.iter().all(|w| w.is_finite()));
-    // −2 occurs only with a given scale.
+    // The code −2 occurs only with a given scale.
     if let Some(ternary) = there_and_back.filter(|_| !matches!(scaling, Scaling::Given(_))) {
         assert!(through(&ternary, Scaling::AbsMax).as_ref() == Some(&ternary));
     }

@@ -11,7 +11,7 @@ fuzz_target!(|input: &[u8]| {
     try_format(input, |_, _, switches| {
         Some(TernaryFormat::Group(format(switches)))
     });
-    // Codes and scales apart: what can be read packs to bytes that read the same.
+    // Unpacks codes and scales; what can be read packs again to bytes that read the same.
     let Some((rows, cols, switches, bytes)) = shape(input) else {
         return;
     };

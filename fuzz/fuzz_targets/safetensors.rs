@@ -25,7 +25,7 @@ fuzz_target!(|input: &[u8]| {
         return;
     };
     fs::write(FOLDER.join("config.json"), &input[..end]).expect("config.json is written");
-    // A new file, because the last one may still be mapped.
+    // Use a new file, because the last one may still be mapped.
     let weights = FOLDER.join("model.safetensors");
     drop(fs::remove_file(&weights));
     fs::write(weights, &input[end + 1..]).expect("model.safetensors is written");

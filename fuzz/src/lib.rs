@@ -84,7 +84,7 @@ pub fn try_format(input: &[u8], format: impl Fn(usize, usize, u8) -> Option<Tern
     if rows * cols > WEIGHTS_MAX {
         return;
     }
-    // Unchanged, so usually too long or too short.
+    // The bytes are unchanged, so usually too long or too short.
     drop(format.unpack_rows(bytes, rows, cols, 0..rows, &mut vec![0; rows * cols]));
     unpack_and_pack(format, &filled(bytes, size), rows, cols, &pool);
     quantize_and_dequantize(

@@ -132,7 +132,7 @@ fn referred_paths(file: &str, text: &str) -> Vec<String> {
 #[test]
 fn documented_paths_exist() {
     let root = root();
-    // Former places of receipts, and an optional copy of Criterion's folder.
+    // Former folders of receipts, and an optional copy of Criterion's folder.
     let absent = ["docs/baselines/", "benchmarks/baselines/"];
     let mut lost = Vec::new();
     for file in commands::files(&root) {

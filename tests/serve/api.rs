@@ -109,7 +109,7 @@ fn a_completion_equals_the_output_of_the_command_line() {
     assert_eq!(answer["object"], "text_completion");
     assert_eq!(text(&answer), printed["text"]);
     assert_eq!(answer["choices"][0]["token_ids"], printed["tokens"]);
-    // Token ids are a prompt, too, as lists of prompts are.
+    // Token ids are a valid prompt, and so are lists of prompts.
     let tokens = &printed["prompt_tokens"];
     let both = completion(json!([tokens, tokens]), with(ask, json!({ "echo": true })));
     let both = server.answer(COMPLETIONS, &both);

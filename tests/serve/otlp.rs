@@ -318,7 +318,8 @@ fn metrics_match_clients_measurements_under_the_conventions_names() {
         );
         assert_eq!(record["generated_tokens"], measured.num_tokens);
     }
-    // (duration - time to the first token) / (tokens - 1), and all answers have as many tokens.
+    // The value is (duration - time to the first token) / (tokens - 1), and all answers have the
+    // same number of tokens.
     let further = measured[0].num_tokens - 1;
     let expected = (sum("duration_ms") - sum("first_token_ms")) / further as f64;
     assert!(
@@ -541,7 +542,7 @@ fn spans_have_the_fields_of_the_request_and_the_answer() {
             "text",
             "tool_calls",
         ),
-        // Unknown names from a client are not exported.
+        // Unknown names that clients send are not exported.
         (form, "a", "json", "length"),
         (json!({ "max_tokens": 2 }), "a", "text", "length"),
     ] {
@@ -634,7 +635,7 @@ fn a_trace_that_is_not_sampled_is_not_sent() {
 #[test]
 fn remaining_telemetry_is_sent_at_shutdown() {
     let collector = Collector::start();
-    // Longer than this test waits.
+    // These intervals are longer than this test waits.
     let late = [
         ("OTEL_METRIC_EXPORT_INTERVAL", "3600000"),
         ("OTEL_BSP_SCHEDULE_DELAY", "3600000"),

@@ -149,7 +149,7 @@ fn an_impossible_form_is_a_client_error() {
             "{outputs}: {status} {code}"
         );
     }
-    // The first token is too much work; the error is found before a stream begins.
+    // The first token takes too much work, and the error is found before a stream begins.
     let properties: serde_json::Map<_, _> = (0..3000)
         .map(|index| (format!("p{index}"), json!({ "type": "string" })))
         .collect();
@@ -162,7 +162,7 @@ fn an_impossible_form_is_a_client_error() {
         server.refusal(CHAT, &body).2.as_deref(),
         Some("structured_outputs")
     );
-    // The work on a form is bounded, and does not slow down other requests.
+    // The work for a form is limited, and does not slow down other requests.
     let regex = format!("({}){{1,3000}}", "(a|b|c)*a(a|b|c){1,50}|".repeat(20) + "x");
     let response = server.post(
         CHAT,
@@ -283,7 +283,7 @@ fn required_tools_are_called_with_valid_arguments() {
     let many = json!({ "tools": tools(), "tool_choice": "required", "max_tokens": 400, "n": 4, "temperature": 1.5 });
     let answer = server.answer(CHAT, &chat("Once", many));
     for choice in answer["choices"].as_array().expect("answers") {
-        // Calls are whole only in a whole answer.
+        // Only a complete answer has complete calls.
         if choice["finish_reason"] == "tool_calls" {
             calls(&choice["message"])
                 .iter()
@@ -456,7 +456,7 @@ fn errors_in_schemas_name_field_place_and_keyword() {
         assert!(param.starts_with("structured_outputs"), "{param}: {text}");
         assert!(text.contains(&place) && text.contains(keyword), "{text}");
     }
-    // Annotations in a tool; refused by name if the request asserts them.
+    // `format` in a tool is an annotation; a request that asserts it is refused by name.
     let odd = schema(json!({ "type": "string", "format": "path", "not": { "const": "" } }));
     for (strict, expected) in [
         (json!(false), None),

@@ -61,7 +61,7 @@ fn the_exit_code_says_how_bad_it_is() {
             1e6,
             Some(share),
         );
-        // One of Criterion's own folders, which is not a baseline.
+        // A folder of Criterion's own, which is not a baseline.
         write(
             folder.path(),
             "new",

@@ -352,7 +352,7 @@ fn kernels_that_did_not_run_are_rejected() {
         }
         for other in Packing::ALL.into_iter().filter(|other| *other != packing) {
             if is_sparse && [packing, other] == [Packing::Two, Packing::FiveThirds] {
-                // The same kernels, and few enough bytes for the smaller packing.
+                // The kernels are the same, and the bytes are few enough for the smaller packing.
                 continue;
             }
             let mut edited = value.clone();
@@ -704,8 +704,8 @@ proptest! {
 
     #[test]
     fn a_changed_character_is_rejected(at in any::<prop::sample::Index>(), letter in "[ -~]") {
-        // Edits of the file itself that change its meaning: not white space, not another form of a
-        // number.
+        // Edits of the file that change its meaning, unlike edits of white space or of the form of
+        // a number.
         let text = RECEIPT.to_json();
         let at = at.index(text.len());
         let mut edited = text.clone();

@@ -107,7 +107,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended already; its failed answers have reported that.
+        // The process may have ended already; its failed answers have reported that.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -126,7 +126,8 @@ fn main() {
                     .and_then(|rounds| rounds.parse().ok())
                     .expect("a number of rounds")
             }
-            // Options for the other suites: filters and baselines.
+            // Arguments for the other benchmarks, such as filters and baselines: there is nothing
+            // to run here.
             _ => return,
         }
     }
@@ -149,12 +150,12 @@ fn main() {
         Server::start(model, None),
         Server::start(model, Some(&collector)),
     );
-    // The number of requests for which a run takes a second or two.
+    // The number of requests that makes one run take a second or two.
     let start = Instant::now();
     let probe = silent.run(2 * CONCURRENCY);
     let num_requests = (3.0 / start.elapsed().as_secs_f64()).ceil() as usize * CONCURRENCY;
 
-    // A request includes its tokens, as many steps, its answer and its end.
+    // The cost of a request includes its tokens, as many steps, its answer and its end.
     let tokens = probe
         .answered
         .iter()
@@ -206,8 +207,8 @@ fn main() {
         low * 100.0,
         high * 100.0
     );
-    // Its own threads, also while the other server ran, and its share of the threads that serve
-    // everything.
+    // CPU time of the server's own threads, which also ran during the other server's turn, and its
+    // share of the threads that serve both.
     let carrying =
         (http(&exporting) - before[1]) / spent[1] - (http(&silent) - before[2]) / spent[0];
     let own = (own(&exporting) - before[0]) / (spent[0] + spent[1]);

@@ -44,7 +44,7 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
         let device = Device::with_kernels(set, n);
         let engine = Engine::new(Arc::clone(&opened.model), None, device, options)?;
         let probe = device.probe();
-        // The peak is that of multiplications, so it says nothing about table lookups.
+        // The probe measures the peak of multiplications, which says nothing about table lookups.
         let is_looked_up = [Packing::Tl1, Packing::Tl2]
             .iter()
             .any(|packing| model.packing.contains(packing.name()));
@@ -87,7 +87,7 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
         receipt::write(&machines[0].receipt(arguments, &provenance)?, path)?;
     }
 
-    // Running a model does not need the buffer of the probe.
+    // The probe's buffer is not part of the memory that a model needs.
     let memory = peak_rss_bytes().map(|bytes| bytes.saturating_sub(READ_PROBE_BYTES as u64));
     let facts = machines[0].engine.facts();
     let mut out = std::io::stdout().lock();

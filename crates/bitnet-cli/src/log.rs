@@ -50,8 +50,8 @@ impl Log {
         let queue = LogQueue::start(std::io::stderr())?;
         let log = tracing_subscriber::fmt()
             .with_writer(queue.clone())
-            // Otherwise a failure is reported with `eprintln!`, which panics where standard error
-            // cannot be written.
+            // With the default, a failure is reported with `eprintln!`, which panics if standard
+            // error cannot be written.
             .log_internal_errors(false)
             .with_ansi(is_terminal)
             .with_target(false)
@@ -160,7 +160,7 @@ fn write_lines(
         }
         let lost = lost.load(Ordering::Relaxed);
         if lost > reported {
-            // Into the queue again, which never blocks.
+            // This goes into the queue again, which never blocks.
             tracing::warn!(lines = lost - reported, "lines of the log were lost");
             reported = lost;
         }
@@ -238,7 +238,7 @@ mod tests {
     fn a_reader_that_sleeps_costs_lines_and_no_time() {
         let (wake, sleep): (Sender<()>, _) = std::sync::mpsc::channel();
         let (queue, text) = start(move || {
-            // Until the sender is dropped.
+            // Sleep until the sender is dropped.
             let _ = sleep.recv();
             Ok(())
         });

@@ -16,7 +16,7 @@ pub fn logits(arguments: &LogitsArguments) -> anyhow::Result<()> {
     let shape = [arguments.tokens.len(), vocab];
     let path = &arguments.output;
     let start = std::time::Instant::now();
-    // First, so that an output that cannot be written is refused before the run takes time.
+    // Check first, so that an output that cannot be written fails before the run takes time.
     let problem = format!("cannot write {}", path.display());
     let output = Output::replacing(path).with_context(|| problem.clone())?;
     let mut file = BufWriter::new(output.handle()?);

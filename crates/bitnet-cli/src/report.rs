@@ -273,7 +273,7 @@ mod tests {
         use std::io::Write;
         let print = |text: &str| {
             let mut out = Printable::new(Vec::new());
-            // Each byte by itself, so that a character is cut.
+            // Write byte by byte, so that a character is split.
             for byte in text.bytes() {
                 out.write_all(&[byte]).expect("a vector takes it");
             }

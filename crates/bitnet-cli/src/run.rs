@@ -14,7 +14,7 @@ use crate::{receipt, report, session};
 
 /// Continues a prompt. Prints text as soon as it is certain, or one JSON object at the end.
 pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
-    // Before the model is loaded, so that the user learns of a missing file at once.
+    // Check before the model is loaded, so that the user learns of a missing file at once.
     session::source(arguments.model.model.as_deref())?;
     receipt::check_folder(arguments.receipt.as_deref())?;
     let prompt = read_prompt(&arguments)?;
@@ -22,7 +22,7 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
     let prompt = encode(&prompt, &session, &arguments)?;
     let request = session.request(prompt.clone(), &arguments.generation, &arguments.sampling);
     let seed = request.sampling.seed;
-    // Before the prompt is printed: an error would stand behind it on its line.
+    // Check before the prompt is printed; otherwise an error would follow it on the same line.
     let checked = request.clone();
     session
         .driver

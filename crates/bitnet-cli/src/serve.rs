@@ -46,7 +46,7 @@ pub fn serve(arguments: ServeArguments) -> anyhow::Result<()> {
 fn tell(event: ServerEvent) {
     if let ServerEvent::Listening(address) = event {
         let mut out = std::io::stdout();
-        // The parent may have closed it.
+        // The parent may have closed standard output.
         let _ = writeln!(out, "listening on http://{address}").and_then(|()| out.flush());
     }
     #[cfg(unix)]
@@ -154,7 +154,7 @@ fn allowed_hosts(arguments: &ServeArguments, is_loopback: bool) -> anyhow::Resul
 
 /// This program as the one that compiles forms.
 fn form_helper_program(arguments: &ServeArguments) -> anyhow::Result<FormHelper> {
-    // The program that runs, even after its file was replaced.
+    // The program that runs now, even if its file was replaced since.
     let this = Path::new("/proc/self/exe");
     let path = match this.exists() {
         true => this.to_owned(),
@@ -182,7 +182,7 @@ pub fn form_helper(arguments: &FormHelperArguments) -> ! {
     bitnet_server::answer_forms(HelperLimits {
         stack_bytes: arguments.stack,
         memory_bytes: arguments.memory,
-        // The server looks at the clock.
+        // The server limits the time itself.
         time: Duration::MAX,
     })
 }

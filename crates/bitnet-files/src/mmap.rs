@@ -36,7 +36,7 @@ impl ModelBytes {
             path: path.to_owned(),
             source,
         };
-        // Asked before opening: opening a pipe would wait for its writer.
+        // Check the type before opening: opening a pipe would wait for its writer.
         if !std::fs::metadata(path).map_err(io)?.is_file() {
             return Err(Error::NotAFile {
                 path: path.to_owned(),

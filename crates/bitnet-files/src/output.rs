@@ -129,7 +129,7 @@ impl Output {
             source,
         };
         if self.is_directory && self.path.exists() {
-            // Directories cannot be exchanged in one step: for an instant the name is free.
+            // Directories cannot be exchanged in one step, so for an instant nothing has this name.
             let old = self.replaced();
             fs::rename(&self.path, &old).map_err(io)?;
             if let Err(error) = fs::rename(&self.partial, &self.path) {
@@ -145,7 +145,7 @@ impl Output {
         }
         self.committed = true;
         if self.is_directory {
-            // Not earlier: without its lock another process could take the directory over.
+            // Remove the lock last: without it another process could take the directory over.
             fs::remove_file(self.path.join(LOCK)).map_err(|source| Error::Write {
                 path: self.path.clone(),
                 source,

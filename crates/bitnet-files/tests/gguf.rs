@@ -524,7 +524,7 @@ fn the_ambiguous_type_ids_are_settled_by_the_file() {
         dtype_of_id_42(TensorType::TL2.size_bytes(32, 384).unwrap()),
         TensorType::TL2
     );
-    // 18 bytes for 32 weights and not 8: llama.cpp's former meaning of 36.
+    // 18 bytes for 32 weights, not 8 bytes: llama.cpp used the number 36 for another type before.
     let iq4 = Writer::new()
         .tensor("t", &[256, 4], 36, 0)
         .tensor("u", &[256, 4], 36, 576)
@@ -594,8 +594,8 @@ fn survives(open: impl FnOnce() -> Result<Gguf, Error>) -> bool {
 #[test]
 fn truncated_files_are_a_clean_error() {
     let bytes: &'static [u8] = std::fs::read(golden("strict-b158")).unwrap().leak();
-    // All of them in the header; in the data section every thirteenth, which differ in nothing but
-    // the number.
+    // Every length that ends in the header, and every thirteenth that ends in the data section,
+    // where all are alike.
     let data_start = 32 * 1024;
     for len in (0..data_start).chain((data_start..bytes.len()).step_by(13)) {
         assert!(
@@ -626,7 +626,7 @@ fn mutated_files_open_cleanly_or_fail_cleanly() {
         .filter(|round| {
             let mut mutated = bytes.clone();
             for _ in 0..=random(4) {
-                // Half of them where the structure is, in the first pairs and in the tensor list.
+                // Half of the changes hit the structure: the first pairs and the list of tensors.
                 let at = match round % 4 {
                     0 => random(1024),
                     1 => header_len - 1 - random(2048),

@@ -107,7 +107,7 @@ fn limit_memory(bytes: usize) {
     for (resource, wanted) in limits {
         let limit = getrlimit(resource);
         let current = Some(limit.current.map_or(wanted, |limit| limit.min(wanted)));
-        // If the system refuses, the present limits remain.
+        // If the system refuses, the current limits remain.
         let _ = setrlimit(
             resource,
             Rlimit {

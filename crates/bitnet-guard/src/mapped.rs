@@ -177,8 +177,8 @@ fn watched() -> std::sync::MutexGuard<'static, Vec<Watched>> {
 fn take_slot(range: &Range<*const u8>) -> Option<usize> {
     let (start, end) = (range.start.addr(), range.end.addr());
     SLOT.iter().position(|slot| {
-        // While `end` is 0 or old, `start` makes the handler see an empty or a wrong range, but no
-        // thread reads the new mapping before this function has returned.
+        // While `end` is 0 or out of date, the handler may see an empty or a wrong range, but no
+        // thread reads the new mapping before this function returns.
         let is_free = slot
             .start
             .compare_exchange(0, start, Ordering::AcqRel, Ordering::Relaxed);

@@ -211,7 +211,7 @@ fn a_helper_that_a_signal_ended_is_replaced() {
     };
     kill(&id);
     still_answers(&contained);
-    // During a job.
+    // End the helper while it runs a job.
     std::thread::scope(|scope| {
         let id = run(&contained, "process x").expect("an answer");
         let job = scope.spawn(|| run(&contained, "sleep 1000"));

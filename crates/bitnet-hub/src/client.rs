@@ -220,7 +220,8 @@ impl Hub {
             match (status, header("location")) {
                 // The bytes may be stored elsewhere, but size and hash come from the Hub itself.
                 (300..=399, Some(_)) if linked.is_some() => {}
-                // Another place on the Hub, such as that of a renamed repository.
+                // The file has another address on the Hub, for example because its repository was
+                // renamed.
                 (300..=399, Some(location)) => {
                     let next = resolved(&at, location)
                         .filter(|next| scheme_and_host(next) == scheme_and_host(&at));

@@ -141,7 +141,7 @@ fn fetch(
             return Ok(());
         }
         drop(there);
-        // Damaged on the disk.
+        // The file was damaged on disk.
         fs::remove_file(&blob).map_err(|source| Error::Io {
             path: blob.clone(),
             source,

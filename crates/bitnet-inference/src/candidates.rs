@@ -254,7 +254,7 @@ impl Candidates {
     /// was found. `found` is in no particular order.
     pub fn find(&mut self, logits: &impl Logits, k: usize, margin: f64) -> Option<f32> {
         let threshold = (f64::from(self.threshold(logits, k)) + margin) as f32;
-        // The sum was rounded, perhaps up.
+        // The sum may have been rounded up.
         let threshold = if margin == 0.0 {
             threshold
         } else {
@@ -353,7 +353,7 @@ impl Candidates {
                 }
             }
             if k >= logits.len() {
-                // Rounding alone can keep the sum of all below the total.
+                // Rounding alone can keep the sum of all probabilities below the total.
                 return is_exact.then_some(());
             }
             k *= 8;
@@ -415,7 +415,7 @@ impl Candidates {
                     continue;
                 }
                 let gumbel = noise.gumbel(token as u32);
-                // Division and sum are monotonic also when rounded.
+                // Division and addition are monotonic even with rounding.
                 let upper = upper / temperature + gumbel;
                 if upper >= best {
                     let lower = f64::from(logits.lower(token)) / temperature + gumbel;

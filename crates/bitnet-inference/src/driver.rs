@@ -343,7 +343,7 @@ impl Driver {
                 .as_ref()
                 .err()
                 .map(|panic| panic_message(&**panic).to_owned());
-            // The caller waits for the result, and nothing can end it before.
+            // The caller waits for the result, so it still holds the receiver.
             let _ = sender.send(returned);
             problem.map_or(Ok(()), Err)
         })))?;

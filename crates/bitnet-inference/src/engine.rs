@@ -306,7 +306,7 @@ impl Engine {
                     .chunks_exact(vocab)
                     .take(planned.tokens);
                 logprobs = sequence.tell_prompt(start, rows);
-                // The last row of a prompt is sampled from below.
+                // The last row of a prompt is counted by the sampling below.
                 row += planned.tokens - usize::from(is_complete);
             }
             sequence.advance(planned.tokens, memory, step_start);

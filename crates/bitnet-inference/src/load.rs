@@ -46,7 +46,8 @@ pub fn load(path: &Path, options: &LoadOptions, device: Device) -> Result<Loaded
     }
     let checkpoint = Checkpoint::open(path)?;
     let architecture = checkpoint.config().architecture.gguf_name();
-    // First the tokenizer: an error in it is found before loading the weights takes seconds.
+    // Load the tokenizer first, so that an error in it is found before loading the weights takes
+    // seconds.
     let tokenization = match path.join("tokenizer.json").exists() {
         true => Some(with_template(tokenizer_of(path)?, architecture)),
         false => None,

@@ -116,7 +116,7 @@ impl Memory {
     /// available.
     pub fn take_blocks(&mut self, count: usize, held: &mut Holding) -> bool {
         let has_room = self.blocks.take(count, &mut held.blocks);
-        // A state is of no use without the block that ends at it.
+        // A state is useless without the block that ends at its position.
         for block in self.blocks.forgotten.drain(..) {
             if let Some(states) = &mut self.states {
                 states.drop_saved(block);
@@ -149,7 +149,7 @@ impl Memory {
                     &tokens[..reusable],
                     &held.blocks[..held.num_known],
                 );
-                // The last of these blocks with a saved state.
+                // Find the last of these blocks that has a saved state.
                 let (mut followed, mut end, mut saved) = (held.num_known, 0, None);
                 for block in known {
                     followed += 1;
@@ -317,7 +317,7 @@ mod tests {
         let (tokens, others) = (tokens(0), tokens(1000));
         let mut held = admitted(&mut memory, &tokens);
         assert_eq!(advance(&mut memory, &mut held, &tokens, 32, 32), 1);
-        // Another sequence takes the only place for a saved state.
+        // Another sequence takes the only slot for a saved state.
         let mut other = admitted(&mut memory, &others);
         assert_eq!(advance(&mut memory, &mut other, &others, 32, 32), 1);
         assert_eq!(advance(&mut memory, &mut held, &tokens, 1, 33), 0, "at 33");

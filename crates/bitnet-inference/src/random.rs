@@ -38,7 +38,8 @@ impl Noise {
     /// trick).
     pub fn gumbel(self, token: u32) -> f64 {
         let bits = self.bits(token);
-        // The middle of one of 2^52 equal parts of (0, 1): never 0 or 1.
+        // The interval (0, 1) has 2^52 equal parts; this is the middle of one of them, so never 0
+        // or 1.
         let uniform = ((bits >> 12) as f64 + 0.5) * (1.0 / (1u64 << 52) as f64);
         -ln_f64(-ln_f64(uniform))
     }

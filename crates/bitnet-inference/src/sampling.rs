@@ -264,7 +264,7 @@ impl Sampler {
             }
         }
         if self.candidates.found.is_empty() {
-            // None of the logits is a number.
+            // All logits are NaN.
             return Some(TokenId(self.candidates.first()));
         }
         self.keep_min_p();
@@ -467,7 +467,7 @@ mod tests {
 
     #[test]
     fn each_cut_keeps_the_documented_tokens() {
-        // Probabilities 1/2, 1/4, 1/8, … (of 255/256 in all).
+        // The probabilities are 1/2, 1/4, 1/8, …; together 255/256.
         assert_eq!(seen(sampler(|p| p.top_k = 3)), [0, 1, 2]);
         assert_eq!(seen(sampler(|p| p.top_p = 0.76)), [0, 1, 2]);
         assert_eq!(seen(sampler(|p| p.min_p = 0.2)), [0, 1, 2]);
@@ -579,7 +579,8 @@ mod tests {
                 params.seed = seed;
                 let mut sampler = Sampler::new(params.clone(), VOCAB).expect("valid parameters");
                 let noise = Noise::new(seed, 1000);
-                // Flat to peaked, some with ties; errors of every size, a few of them infinite.
+                // Distributions from flat to peaked, some with ties; errors of every size, some
+                // infinite.
                 let spread = [0.3, 1.0, 3.0][seed as usize % 3];
                 let random =
                     |token: usize, salt: u32| noise.gumbel(token as u32 + salt * 100_000) as f32;
@@ -631,8 +632,8 @@ mod tests {
             }
             fell_back.push((kind, undecided));
         }
-        // Of 120 choices each. Pure temperature, greedy and top-k never need all logits here;
-        // nuclei of flat distributions do, and typical-p always does.
+        // Each count is out of 120 choices. Pure temperature, greedy and top-k never need all
+        // logits here; top-p does on flat distributions, and typical-p always does.
         for (kind, undecided) in fell_back {
             let most = match kind % 10 {
                 0..=5 => 0,

@@ -121,7 +121,8 @@ impl Scheduler {
             .iter()
             .filter(|sequence| sequence.is_decoding())
             .count();
-        // Rows that are checked together with the first cost little as long as they are few.
+        // Checking the rows of a draft with the first row costs little only while a step has few
+        // rows.
         let draft_max = if num_decoding <= DRAFTING_MAX {
             self.options.draft_max.min(DRAFT_MAX)
         } else {
@@ -134,7 +135,7 @@ impl Scheduler {
             if sequence.is_decoding() {
                 let room = sequence.held.blocks.len() * KvCache::BLOCK;
                 if sequence.tokens.len() > room && !self.grow(index) {
-                    // This sequence has given up its own memory, and it was the last one.
+                    // The last running sequence has given up its own memory.
                     break;
                 }
                 let sequence = &mut self.running[index];
@@ -163,7 +164,7 @@ impl Scheduler {
             self.options.prefill_chunk
         }
         .max(1);
-        // The unit is `1 / halfway` of the time of a token at the beginning.
+        // Costs are in units of `1 / halfway` of the time that a token at position 0 takes.
         let halfway = self.halfway;
         let mut time = budget * halfway;
         let cost =

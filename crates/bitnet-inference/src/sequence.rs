@@ -134,7 +134,7 @@ impl Sequence {
     pub fn can_wait_for(&self, other: &Self) -> bool {
         let (known, theirs) = (self.held.num_known, &other.held);
         let next = known * KvCache::BLOCK..(known + 1) * KvCache::BLOCK;
-        // If the block before is the same, all earlier blocks are the same.
+        // If the block before matches, all earlier blocks match.
         next.end <= self.reusable()
             && theirs.num_known == known
             && self.held.salt == theirs.salt
@@ -169,7 +169,7 @@ impl Sequence {
     ) -> Vec<Logprobs> {
         let mut told = Vec::new();
         for (position, logits) in (first + 1..self.timings.prompt_tokens).zip(rows) {
-            // The earlier ones were reported before the sequence gave up its blocks.
+            // The earlier log-probabilities were reported before the sequence gave up its blocks.
             if self.untold == Some(position) {
                 told.push(logprobs(
                     logits,

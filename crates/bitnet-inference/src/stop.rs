@@ -236,8 +236,8 @@ mod tests {
             if !stopped {
                 shown.push_str(&strings.finish());
             }
-            // The first stop string to be complete wins; with several that overlap, the one that
-            // begins first.
+            // The stop string that is complete first ends the text; if several end there, the one
+            // that begins first.
             let ends = |stop: &String| text.find(stop.as_str()).map(|at| at + stop.len());
             prop_assert_eq!(stopped, stops.iter().any(|s| text.contains(s.as_str())));
             match stops.iter().filter_map(ends).min() {

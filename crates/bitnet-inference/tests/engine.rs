@@ -113,7 +113,7 @@ fn an_answer_of_no_tokens_computes_its_prompt_and_samples_nothing() {
         prompt_logprobs: true,
         ..none.clone()
     };
-    // Beside one that is sampled, whose rows are among theirs.
+    // These requests run beside a sampled one, whose rows lie between theirs.
     let requests = [none, request(&[256, 9, 9], 2, 6), told];
     let ids = requests.map(|request| engine.submit(request).expect("a good request"));
     let (mut events, mut told, mut reasons) = (Vec::new(), 0, Vec::new());
@@ -191,7 +191,7 @@ fn a_prompt_that_continues_the_last_one_is_not_computed_again() {
         panic!("an end")
     };
     assert_eq!(end.reason, FinishReason::Length);
-    // The first block is full; of the second, only a part was computed.
+    // The first block is full; the second block was computed only in part.
     assert_eq!(end.timings.cached_tokens, 32);
     let with_cache: Vec<_> = events
         .iter()
@@ -310,7 +310,7 @@ fn sequences_that_gave_up_their_blocks_give_the_same_tokens() {
         .map(|i| request(&[256, 10 + i, 3, i], u64::from(i), 80 + i as usize))
         .collect();
     let expected = alone(&requests);
-    // Five blocks for sequences that need three each.
+    // There are five blocks, and each sequence needs three.
     let options = EngineOptions {
         context: 96,
         cache: 160,
@@ -354,8 +354,7 @@ fn a_cached_prompt_saves_exactly_the_work_of_its_tokens() {
     assert_eq!((none, cached, none_again), (0, 128, 0));
     assert!(first == second && first == other);
     assert_eq!(all_macs, other_macs);
-    // The last layer computes keys and values alone for all tokens but those whose logits are
-    // wanted.
+    // The last layer computes only keys and values for tokens whose logits are not wanted.
     let config = &engine.model().config;
     let width = config.attention.heads * config.attention.head_dim;
     let after_qkv = config.hidden_size * (width + 3 * config.ffn_size);
@@ -486,7 +485,7 @@ fn a_short_prompt_does_not_wait_for_a_long_one() {
 fn common_prefixes_of_prompts_are_computed_once() {
     let prompt: Vec<u32> = (0..150).map(|i| i * 7 % 256).collect();
     let mut requests: Vec<Request> = (0..8).map(|seed| request(&prompt, seed, 6)).collect();
-    // It differs from the others after two blocks.
+    // This prompt differs from the others after two blocks.
     requests.push(request(&[&prompt[..70], &[9; 30]].concat(), 8, 6));
     let expected = alone(&requests);
     for prefill_chunk in [128, 40, 7] {
@@ -531,7 +530,7 @@ fn common_prefixes_of_prompts_are_computed_once() {
             expected,
             "chunks of {prefill_chunk}"
         );
-        // Each computes the tokens after the last whole block itself.
+        // Each request computes the tokens after the last whole block itself.
         assert_eq!(cached.iter().sum::<usize>() as u64, counts.cached_tokens);
         let computed = counts.prompt_tokens - counts.cached_tokens;
         assert!(
@@ -545,8 +544,8 @@ fn common_prefixes_of_prompts_are_computed_once() {
 
 #[test]
 fn tokens_that_a_request_computes_again_do_not_count_as_cached() {
-    // Six blocks: one for each of the first two, which soon need another, and four for the long
-    // prompt.
+    // Six blocks: one for each of the first two requests, which soon need another, and four for the
+    // long prompt.
     let options = EngineOptions {
         context: 128,
         cache: 192,
@@ -658,8 +657,8 @@ fn prompts_have_the_same_log_probabilities_in_any_schedule() {
             Ok(())
         })
         .expect("good tokens");
-    // Alone; in small chunks beside other requests with the prompt in the cache; and with too few
-    // blocks, so that it starts again.
+    // Run the request alone; then in small chunks beside other requests, with the prompt in the
+    // cache; then with too few blocks, so that it is preempted.
     for (cache, prefill_chunk, others) in [(512, 64, 0), (512, 16, 3), (192, 64, 2)] {
         let mut engine = engine_with(EngineOptions {
             context: 128,
@@ -781,7 +780,7 @@ fn a_model_with_nan_embeddings_fails_its_requests() {
         .windows(data.len())
         .position(|bytes| bytes == data)
         .expect("the embedding's bytes");
-    // NaN in 16 bits.
+    // A NaN in 16 bits.
     for value in file[start..start + data.len()].chunks_exact_mut(2) {
         value.copy_from_slice(&0x7e00u16.to_le_bytes());
     }

@@ -140,7 +140,7 @@ fn refused_drafts_restore_the_state() {
         },
         ..request
     };
-    // Answers over two tokens often repeat themselves and often do not.
+    // With only two different tokens, answers often repeat themselves, and often do not.
     let of_two_tokens = |mut request: Request| {
         request.sampling.logit_bias = vec![(TokenId(40), 100.0), (TokenId(41), 100.0)];
         request
@@ -180,7 +180,7 @@ fn a_longer_conversation_computes_at_most_one_block_again() {
         conversation.extend(answer.iter().map(|token| token.0));
         conversation.extend(prompt(6 + turn as u32, 11));
     }
-    // Each turn finds the last block border of the one before: the answer's last token is never
+    // Each turn resumes at the last block border of the previous turn, whose last token was never
     // computed.
     let computed: Vec<usize> = cached.iter().skip(1).map(|(hit, len)| len - hit).collect();
     assert!(computed.iter().all(|n| *n < 32 + 1 + 11), "{cached:?}");
@@ -196,13 +196,13 @@ fn a_prefix_is_shared_from_the_second_time_that_requests_diverge_at_it() {
         assert_eq!(answer, alone(&request));
         cached
     };
-    // The first saves its state at 96; the second finds its keys up to 64, but no state, and saves
-    // one there.
+    // The first request saves its state at 96. The second finds keys up to 64 but no state, and
+    // saves one there.
     assert_eq!(ask(&mut engine, 100), 0);
     assert_eq!(ask(&mut engine, 101), 0);
     assert_eq!(ask(&mut engine, 102), 64);
     assert_eq!(ask(&mut engine, 103), 64);
-    // The same prompt again: at its last border.
+    // The same prompt again resumes at its last border.
     assert_eq!(ask(&mut engine, 100), 96);
 }
 

@@ -159,7 +159,8 @@ fn ternary_products_agree() {
             scale: 1.3,
         },
     ];
-    // Columns that fill no line, some lines, groups of six lines, and groups with lines after them.
+    // Numbers of columns that fill no line, some lines, groups of six lines, and groups with lines
+    // after them.
     for cols in [5, 64, 96, 128, 300, 480, 2560] {
         let matrices = Packing::ALL.map(|packing| pack(&parts, cols, packing, pseudo_weight));
         for n in (1..=17).chain([40]) {
@@ -197,8 +198,8 @@ proptest::proptest! {
 
 #[test]
 fn the_largest_sums_do_not_overflow() {
-    // Every weight +1 or −1 and every activation ±127: the largest possible magnitudes, over many
-    // lines.
+    // Every weight is +1 or −1 and every activation ±127: the largest possible magnitudes, over
+    // many lines.
     let cols = 16_384;
     for (weight, sign) in [(1, 1.0), (1, -1.0), (-1, 1.0)] {
         let matrices = Packing::ALL.map(|packing| {
@@ -227,8 +228,8 @@ fn the_largest_sums_do_not_overflow() {
 
 #[test]
 fn products_with_many_blocks_agree() {
-    // Enough blocks that threads prepare each tile once for all blocks; whole groups, and columns
-    // after them.
+    // There are enough blocks that threads prepare each tile once for all blocks; the columns are
+    // whole groups with more columns after them.
     let parts = [
         Part {
             rows: 480,
@@ -400,7 +401,7 @@ fn products_of_gated_rows_equal_the_dense_ones() {
                     }
                 })
                 .collect();
-            // Neither zeros nor NaN are positive.
+            // Neither zeros nor NaN count as positive.
             for (gate, odd) in gates
                 .iter_mut()
                 .zip([-0.0, 0.0, f32::NAN, f32::NEG_INFINITY])
@@ -768,7 +769,7 @@ fn projections_agree_for_one_row_and_for_many() {
 
 #[test]
 fn every_finite_f16_is_converted_exactly() {
-    // Rows of 64 consecutive bit patterns; one-hot vectors pick a value out of each.
+    // Rows of 64 consecutive bit patterns; a one-hot vector picks one value from each.
     let finite = |bits: u16| {
         if f16::from_bits(bits).is_finite() {
             bits
@@ -830,13 +831,13 @@ fn attend<T: CacheElement>(
         })
         .collect();
     let size = 2 * num_blocks + 1;
-    // Positions that were never written must not change the result: neither their keys nor their
-    // values.
+    // Positions that were never written must not change the result, neither by their keys nor by
+    // their values.
     let (key_len, pair_len) = (
         shape.key_block_len(),
         shape.key_block_len() + shape.value_block_len(),
     );
-    // The second of three layers, with an offset into the buffer.
+    // Use the second of three layers, at an offset in the buffer.
     let mut cached = vec![T::default(); 3 * size * pair_len + 7];
     for pair in cached[7..].chunks_exact_mut(pair_len) {
         cpu.set()
@@ -923,7 +924,7 @@ fn attention_agrees_and_does_not_depend_on_chunks_or_blocks() {
 
 #[test]
 fn attention_of_a_long_row_does_not_depend_on_the_number_of_threads() {
-    // Some threads begin and end in the middle of a row, some have no share at all.
+    // Some threads begin and end in the middle of a row, and some have no share at all.
     let shape = AttentionShape {
         heads: 4,
         kv_heads: 2,

@@ -281,7 +281,8 @@ fn products_equal_the_definition() {
 fn products_agree() {
     for codes in GroupCodes::ALL {
         for (group_cols, run_cols) in GROUPS_AND_RUNS {
-            // Columns that fill no cell, some cells, groups, and more than one chunk of signs.
+            // Numbers of columns that fill no cell, some cells, groups, and more than one chunk of
+            // signs.
             for cols in [5, 64, 192, 448, 1100] {
                 let matrix = Plain::new(&[33, 20], cols, codes, group_cols).pack();
                 for n in (1..=9).chain([17]) {
@@ -290,7 +291,7 @@ fn products_agree() {
                 }
             }
         }
-        // More rows than one round of tables, and more blocks.
+        // More rows than one round of tables, and more than one block.
         let matrix = Plain::new(&[200], 1280, codes, 128).pack();
         agree(&matrix, &Rng::new(9).floats(35 * 1280), 32);
         let matrix = Plain::new(&[64], 6144, codes, 128).pack();

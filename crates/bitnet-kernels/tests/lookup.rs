@@ -93,7 +93,8 @@ fn assert_exact(
 
 #[test]
 fn every_shape_gives_the_exact_sums() {
-    // Around the ends of lines (16 columns) and units (24), and the widths of published models.
+    // Widths around the ends of lines (16 columns) and units (24), and the widths of published
+    // models.
     for cols in [
         1, 2, 3, 15, 16, 17, 23, 24, 25, 40, 41, 47, 48, 64, 95, 96, 100, 272, 2560, 6912, 8640,
     ] {
@@ -129,8 +130,8 @@ fn the_largest_sums_do_not_overflow() {
             for sign in [1, -1] {
                 let x = activations(2, cols, |_, _| 127 * sign);
                 assert_exact("extreme values", 32, cols, &move |_, _| weight, &x);
-                // Weights and values have equal signs everywhere; every sign pattern of three
-                // occurs.
+                // Weights and values have the same signs everywhere, and every sign pattern of
+                // three occurs.
                 let x = activations(
                     2,
                     cols,
@@ -151,8 +152,8 @@ fn the_largest_sums_do_not_overflow() {
 
 #[test]
 fn eight_additions_of_every_table_product_are_exact() {
-    // Triples of activations whose sum is each of -381 to 381 in turn, the same in all eight fields
-    // of a unit and more.
+    // Triples of activations whose sums run from -381 to 381, the same in all eight fields of a
+    // unit and beyond.
     let rows = 9;
     let weight = |row: usize, _| [1, -1][row % 2];
     for sum in -381i32..=381 {

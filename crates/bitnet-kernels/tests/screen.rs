@@ -103,9 +103,9 @@ fn adversarial_rows_stay_inside_their_bounds() {
             -1.0
         }
     };
-    // Every value half a step off its integer; one outlier that takes all the precision; cancelling
-    // halves; rounding in one direction; a single value; values whose squares underflow to zero;
-    // zeros.
+    // Cases: every value half a step off its integer; one outlier that takes all the precision;
+    // cancelling halves; rounding in one direction; a single value; values whose squares underflow
+    // to zero; zeros.
     let half_steps = row(&|i| {
         if i == 0 {
             127.0

@@ -121,7 +121,7 @@ impl KvCache {
                 |(_, error)| error,
             ),
         })?;
-        // Only a hint: without huge pages the cache works, but is slower.
+        // This is only a hint: without huge pages the cache works, but is slower.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
         Ok(Self {

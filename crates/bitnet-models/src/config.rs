@@ -241,7 +241,7 @@ impl Yarn {
     pub(crate) fn stretch(&self, frequencies: Vec<f32>, theta: f32) -> (Vec<f32>, f32) {
         let n = 2.0 * frequencies.len() as f64;
         let theta = math::ln_f64(f64::from(theta));
-        // The pair that turns this many times within the original context.
+        // The index of the pair that turns this many times within the original context.
         let pair = |turns: f32| {
             let wavelength =
                 f64::from(self.original_context) / (2.0 * std::f64::consts::PI * f64::from(turns));
@@ -479,7 +479,7 @@ impl Keys<'_> {
         match self.metadata.str(&self.key("rope.scaling.type"))? {
             Some("none") => Ok(1.0),
             Some("yarn") if architecture.has_yarn() => Ok(1.0),
-            // 0 states that there is no scaling.
+            // A value of 0 says that there is no scaling.
             None => Ok(linear()?.filter(|found| *found != 0.0).unwrap_or(1.0)),
             Some("linear") => linear()?.ok_or_else(|| {
                 FileError::MetadataMissing {

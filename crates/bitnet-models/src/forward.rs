@@ -182,7 +182,7 @@ impl<B: Backend> LanguageModel<B> {
         }
         b.store_kv(&w.qkv, heads, &w.batch, cache, *cache_layer);
         if is_last {
-            // After the last layer's keys and values only the rows with logits matter.
+            // After the keys and values of the last layer, only the rows with logits matter.
             b.keep_wanted(&mut w.batch, &mut [&mut w.x, &mut w.qkv]);
             if w.plan.wanted.is_empty() {
                 return;

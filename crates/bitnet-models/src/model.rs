@@ -335,7 +335,7 @@ impl<B: Backend> LanguageModel<B> {
             .map(|matrix| B::matrix_facts(matrix).packing)
             .collect();
         let mut names: Vec<&str> = names.into_iter().collect();
-        // In the order in which all packings are listed.
+        // Sort them in the order of the list of all packings.
         names.sort_by_key(|name| Packing::ALL.iter().position(|known| known.name() == *name));
         names.join("+")
     }
@@ -570,7 +570,8 @@ impl<B: Backend> Loader<'_, B> {
         let conv = self
             .source
             .floats(slot(LinearSlot::Convolution), channels, CONV_TAPS)?;
-        // The file has the taps of a channel side by side; the kernels take channels side by side.
+        // The file stores the taps of a channel side by side; the kernels need the channels side by
+        // side.
         let conv = (0..CONV_TAPS * channels)
             .map(|i| conv[i % channels * CONV_TAPS + i / channels])
             .collect();

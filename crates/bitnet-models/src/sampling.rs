@@ -52,7 +52,7 @@ impl SamplingDefaults {
             top_p: metadata.f32(&key("top_p"))?,
             min_p: metadata.f32(&key("min_p"))?,
             repetition_penalty: metadata.f32(&key("penalty_repeat"))?,
-            // -1 means the whole context, which is left to the caller.
+            // -1 means the whole context; the caller replaces it.
             penalty_window: window
                 .and_then(|value| value.as_integer())
                 .and_then(|window| usize::try_from(window).ok()),

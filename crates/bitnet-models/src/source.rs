@@ -179,7 +179,7 @@ impl Projection {
         let (channels, inner) =
             linear.map_or((0, 0), |shape| (shape.channels(), shape.output_len()));
         match self {
-            // With the gates of the output, a head of queries and a head of gates in turns.
+            // If the output is gated, heads of queries and heads of gates alternate.
             Self::Query if config.architecture.gates_attention() => (2 * query, hidden),
             Self::LinearQkv => (channels, hidden),
             Self::LinearGate => (inner, hidden),
@@ -287,7 +287,7 @@ impl GroupTensor {
             GroupCodes::TwoBits
         };
         let lens = tensors.iter().map(|tensor| tensor.format.group_len());
-        // Kernels know groups of up to 128 columns; longer ones become several.
+        // Kernels take groups of up to 128 columns; a longer group becomes several.
         (codes, lens.min().unwrap_or(128).min(128))
     }
 
@@ -576,8 +576,8 @@ impl TernaryTensor {
         let count: usize = above.iter().map(|row| row.count).sum();
         self.codes = Codes::Signs { format, zero };
         self.scale = match format {
-            // Symmetric codes reach one step further below zero than above, so the quantizer stores
-            // one of the two signs exactly and the other as 15/16, 31/32 or 127/128 of it.
+            // Symmetric codes reach one step further below zero than above. So the quantizer stores
+            // one of the two signs exactly, and the other as 15/16, 31/32 or 127/128 of it.
             Dense::Q5_0 | Dense::Q3_K | Dense::Q6_K => largest,
             _ if count == 0 => 0.0,
             _ => (sum / count as f64) as f32,
@@ -750,14 +750,14 @@ mod tests {
             assert_recovers(format, bytes, &codes, scale, tolerance);
         }
         let half = |x: f32| half::f16::from_f32(x).to_le_bytes();
-        // Fifteen steps from −s to s: zero falls between two codes, and becomes s/15.
+        // There are fifteen steps from −s to s: zero falls between two codes and becomes s/15.
         let q4_1 = |codes: &[i8]| -> Vec<u8> {
             let head = [half(2.0 * scale / 15.0), half(-scale)].concat();
             head.into_iter().chain(nibbles(codes, [0, 8, 15])).collect()
         };
         let bytes = codes.chunks(32).flat_map(q4_1).collect();
         assert_recovers(Dense::Q4_1, bytes, &codes, scale, 1e-3);
-        // Sixteen steps for the sign of the largest, fifteen for the other.
+        // The sign of the largest value has sixteen steps, the other has fifteen.
         let q5_0 = |codes: &[i8]| -> Vec<u8> {
             let fifth = |(i, code): (usize, &i8)| u32::from(*code >= 0) << i;
             let fifth = codes
@@ -770,7 +770,7 @@ mod tests {
         };
         let bytes = codes.chunks(32).flat_map(q5_0).collect();
         assert_recovers(Dense::Q5_0, bytes, &codes, scale, 1e-3);
-        // Codes 0, 7 and 14 of a scale s/7 and a min s, each of 63 parts.
+        // Codes 0, 7 and 14, with a scale of s/7 and a minimum of s, each in 63 parts.
         let q4_k = |codes: &[i8]| -> Vec<u8> {
             let packed = [
                 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,

@@ -157,7 +157,7 @@ impl LanguageModel<Cpu> {
     pub(crate) fn make_sparse_copies(&mut self, cpu: &Cpu) -> Result<()> {
         let is_grouped = |layer: &Layer<Cpu>| matches!(layer.ffn_down, CpuMatrix::Grouped(_));
         if self.layers.iter().any(is_grouped) {
-            // Copies hold one scale a matrix.
+            // The copies support only one scale for each matrix.
             return Ok(());
         }
         let relu = self.config.architecture.gate() == Gate::Relu2;
@@ -210,7 +210,7 @@ impl LanguageModel<Cpu> {
     fn trial(&self, cpu: &Cpu) -> Result<Vec<FfnActivity>> {
         let config = &self.config;
         let num_tokens = TRIAL_TOKENS.min(config.context_length).max(1);
-        // Any tokens will do if they are spread over the vocabulary and always the same.
+        // Any tokens work, if they are spread over the vocabulary and always the same.
         let token = |index: usize| (index.wrapping_mul(0x9e37_79b9) % config.vocab_size) as u32;
         let tokens: Vec<u32> = (0..num_tokens).map(token).collect();
         let num_blocks = num_tokens.div_ceil(KvCache::BLOCK);

@@ -475,13 +475,13 @@ impl SyntheticModel {
         }
         let number = |col: usize| {
             let bits = mix(key ^ (row * tensor.cols + col) as u64);
-            // The sum of four 16-bit numbers is near enough to a normal distribution; its variance
+            // The sum of four 16-bit numbers is close enough to a normal distribution; its variance
             // is 4 · 2³² / 12.
             let sum: u32 = (0..4).map(|i| (bits >> (16 * i) & 0xffff) as u32).sum();
             let normal = (sum as f32 - 131_070.0) / 37_837.0;
             let number = center + width * normal;
-            // Multiples of 2⁻¹⁴ stay clear of the smallest numbers, of which f16 keeps fewer digits
-            // than bf16.
+            // Multiples of 2⁻¹⁴ avoid the smallest numbers, which have fewer digits in f16 than in
+            // bf16.
             let number = if tensor.kind == Kind::Ternary {
                 number
             } else {

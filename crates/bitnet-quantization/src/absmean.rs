@@ -66,7 +66,7 @@ pub(crate) fn sum_of_magnitudes(weights: &[f32]) -> f64 {
     for (lane, w) in lanes.iter_mut().zip(rest) {
         *lane += f64::from(w.abs());
     }
-    // A tree, whose additions do not wait for each other.
+    // A tree of additions, which do not wait for each other.
     let mut width = lanes.len() / 2;
     while width > 0 {
         let (low, high) = lanes.split_at_mut(width);
@@ -99,7 +99,7 @@ pub fn round(weights: &[f32], s: f32, out: &mut [i8]) -> Result<()> {
 /// loses nothing.
 fn mean(sum: f64, num_weights: usize) -> f32 {
     let num_weights = num_weights.max(1);
-    // Only weights near the end of f32's range have a sum beyond it; their mean is within.
+    // Only weights near the end of f32's range have a sum beyond it; their mean is still within it.
     let mean = sum as f32 / num_weights as f32;
     if mean.is_finite() {
         mean

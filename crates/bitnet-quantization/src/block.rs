@@ -65,7 +65,7 @@ impl BlockForm {
     pub fn num_bytes(self, rows: usize, cols: usize) -> Result<usize> {
         match self {
             Self::I2S_32 => i2s_32::size_bytes(rows, cols),
-            // The codes are far fewer bytes than there are weights, whose number has been checked.
+            // The codes take far fewer bytes than the number of weights, which was checked.
             Self::QK256 => Ok(qk256::size_bytes(rows, cols)? + OUTER_SCALE_BYTES),
         }
     }

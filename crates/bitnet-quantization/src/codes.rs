@@ -7,7 +7,7 @@ use crate::vectorized::vectorized;
 /// Errs at the first weight that is not −1, 0 or 1.
 pub(crate) fn expect_ternary(format: &'static str, cols: usize, weights: &[i8]) -> Result<()> {
     let is_wrong = |w: i8| w.wrapping_add(1) as u8 > 2;
-    // Blocks without a wrong weight, which is all of them, are passed over at the speed of memory.
+    // Blocks without an invalid weight, which are nearly all, are checked at memory speed.
     for (i, block) in weights.chunks(4096).enumerate() {
         if !block.iter().fold(false, |wrong, &w| wrong | is_wrong(w)) {
             continue;

@@ -168,7 +168,7 @@ impl Dense {
         if let Some(index) = values.iter().position(|value| !value.is_finite()) {
             return refuse(index);
         }
-        // The index of the first value of a block, or the value itself, that is beyond the format.
+        // The index of the first value of a block that is too large for the format.
         let too_large = match self {
             Self::F32 => {
                 for (x, b) in values.iter().zip(bytes.as_chunks_mut::<4>().0) {

@@ -115,8 +115,8 @@ impl TernaryFormat {
                 value: scale,
             }),
             Self::TQ(kind) => {
-                // llama.cpp's quantizer takes the largest magnitude of a block for its scale: 0
-                // where all weights are.
+                // llama.cpp's quantizer takes the largest magnitude of a block as its scale, which
+                // is 0 if all weights are 0.
                 let of_block = |block: &[i8]| {
                     if block.iter().all(|&w| w == 0) {
                         0.0
@@ -214,7 +214,7 @@ impl TernaryFormat {
             });
         }
         let batch = (BATCH_WEIGHTS / cols).max(1).next_multiple_of(ROW_GROUP);
-        // Pieces that begin where the tiles' groups of rows do, but for the first.
+        // Each piece except the first begins at a border of the tiles' groups of rows.
         let head = (batch - range.start % batch).min(range.len());
         let (first, rest) = out.split_at_mut(head * cols);
         let pieces = std::iter::once(first).chain(rest.chunks_mut(batch * cols));

@@ -157,8 +157,8 @@ fn dequantize_blocks(
             value: scales[index],
         });
     }
-    // Everything in runs of a batch: loops as short as a block are unrolled by the compiler before
-    // it could vectorise them.
+    // Work in runs of a batch: the compiler unrolls loops as short as a block before it can
+    // vectorise them.
     let (mut bytes, mut codes) = ([[0; 8]; BATCH], [0; BATCH * BLOCK_LEN]);
     for (bytes, block) in bytes.iter_mut().zip(blocks) {
         bytes.copy_from_slice(&block[..8]);
@@ -182,8 +182,8 @@ fn dequantize_blocks(
 pub(crate) fn pack_codes(codes: &[i8], out: &mut [u8]) {
     for (byte, codes) in out.iter_mut().zip(codes.as_chunks::<4>().0) {
         let fields = u32::from_le_bytes(codes.map(|code| code as u8)) & 0x0303_0303;
-        // Moves field j, at bit 8j, to bit 24 + 2j. What else the product holds stays below bit 24
-        // or leaves at the top.
+        // Moves field j, at bit 8j, to bit 24 + 2j. The other parts of the product stay below bit
+        // 24 or overflow.
         *byte = (fields.wrapping_mul(1 << 24 | 1 << 18 | 1 << 12 | 1 << 6) >> 24) as u8;
     }
 }
@@ -194,7 +194,7 @@ pub(crate) fn unpack_codes(bytes: &[u8], out: &mut [i8]) {
     for (codes, &byte) in out.as_chunks_mut::<4>().0.iter_mut().zip(bytes) {
         let byte = u32::from(byte);
         let fields = (byte | byte << 6 | byte << 12 | byte << 18) & 0x0303_0303;
-        // Of a field whose upper bit is set, the six bits above it are set, too: 2 · 126 = 0xfc.
+        // If the upper bit of a field is set, the six bits above it are set, too: 2 · 126 = 0xfc.
         let signs = (fields & 0x0202_0202) * 126;
         *codes = (fields | signs).to_le_bytes().map(|code| code as i8);
     }

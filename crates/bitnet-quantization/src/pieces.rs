@@ -88,7 +88,7 @@ mod tests {
             0..2,
             |index, _: usize| {
                 if index == 0 {
-                    // By now the second piece has all but failed.
+                    // By now the second piece is about to fail.
                     lock(&has_failed)
                         .recv_timeout(Duration::from_secs(60))
                         .expect("another thread takes the second piece");

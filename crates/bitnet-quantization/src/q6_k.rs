@@ -78,12 +78,12 @@ fn best_scale(run: &[f32; RUN]) -> (f32, [i8; RUN]) {
         }
     }
     if largest.abs() < MAGNITUDE_MIN {
-        // Any would do under a scale of 0; llama.cpp writes these.
+        // With a scale of 0 any codes would do; llama.cpp writes these.
         return (0.0, [-QUANT_MAX as i8; RUN]);
     }
     let inverses = SHIFTS.map(|shift| -(QUANT_MAX + 0.1 * f32::from(shift)) / largest);
-    // Every candidate adds up its own sums over the values in their order; the candidates lie side
-    // by side in registers.
+    // Each candidate sums over the values in their order; the candidates lie side by side in
+    // registers.
     let (mut products, mut squares) = ([0.0f32; SHIFTS.len()], [0.0f32; SHIFTS.len()]);
     for &x in run {
         let weight = x * x;
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn blocks_equal_llama_cpps_blocks() {
-        // Runs of every size from 2⁻¹¹ to 2¹¹, some of them zero.
+        // Runs of every magnitude from 2⁻¹¹ to 2¹¹, and some of zeros.
         let mut state = 88_172_645_463_325_252_u64;
         let values = (0..256 * 256).map(|i| {
             state ^= state << 13;
@@ -145,8 +145,8 @@ mod tests {
         for (values, block) in values.as_chunks().0.iter().zip(bytes.as_chunks_mut().0) {
             quantize(values, block).expect("values of a size");
         }
-        // What `quantize_row_q6_K_ref` of bitnet.cpp's llama.cpp makes of them, compiled with
-        // `-ffp-contract=off`: fused products and sums round a few values otherwise.
+        // The result of `quantize_row_q6_K_ref` in bitnet.cpp's llama.cpp, compiled with
+        // `-ffp-contract=off`: fused multiplications and additions round a few values differently.
         let expected = "e3d37b67a4fe97f818b76bd667a00c8c0bd6186e947fbc872ddc84c8cd290e18";
         assert_eq!(hex_sha256(&bytes), expected);
     }
@@ -161,7 +161,7 @@ mod tests {
             [block[192], block[193], block[194]].map(|scale| scale as i8),
             [0, -128, 127]
         );
-        // In a run, too: 1 is −32 times a scale below 0, which is −128 times d.
+        // The same holds in a run: 1 is −32 times a negative scale, which is −128 times d.
         (values[16], values[17], values[32]) = (1.0, -1.0, 0.0);
         quantize(&values, &mut block).expect("values of a size");
         assert!(f16::from_le_bytes([block[208], block[209]]) > f16::ZERO);

@@ -88,7 +88,7 @@ impl Scaling {
     #[inline(always)]
     fn of_max(self, max: f32) -> Result<Rounding> {
         match self {
-            // Half of the smallest number is no number.
+            // Half of the smallest positive float rounds to 0, which zeros would reach.
             Self::AbsMax if max > 0.0 => Ok(Rounding {
                 scale: max,
                 one: (max * 0.5).max(f32::from_bits(1)),
@@ -112,9 +112,8 @@ impl Scaling {
 impl Rounding {
     /// The thresholds of `round(w · s)`, computed in f32 and limited to −1…1.
     pub(crate) fn absmean(s: f32) -> Self {
-        // The product grows with w, and is above a half from beyond half a unit in its last place
-        // on: at (1 + 2⁻²⁴) times the exact quotient, of which the rounded one falls short by at
-        // most three floats.
+        // The product grows with w. It exceeds a half once w exceeds the exact quotient by half a
+        // unit in its last place; the rounded quotient is at most three floats below that.
         let mut bits = (0.5 / s).to_bits();
         for _ in 0..3 {
             bits += u32::from(f32::from_bits(bits) * s <= 0.5);

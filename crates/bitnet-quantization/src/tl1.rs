@@ -48,15 +48,15 @@ const fn tile(tile_rows: usize, block_cols: usize, inner_rows: usize) -> Tile {
 
 /// The tiles of the published models by shape (rows, cols).
 const KNOWN: [((usize, usize), Tile); 10] = [
-    // bitnet_b1_58-3B
+    // Shapes of bitnet_b1_58-3B.
     ((3200, 8640), tile(160, 64, 32)),
     ((3200, 3200), tile(320, 128, 64)),
     ((8640, 3200), tile(320, 64, 32)),
-    // bitnet_b1_58-large
+    // Shapes of bitnet_b1_58-large.
     ((1536, 4096), tile(256, 128, 32)),
     ((1536, 1536), tile(128, 64, 64)),
     ((4096, 1536), tile(256, 128, 32)),
-    // Llama3-8B-1.58
+    // Shapes of Llama3-8B-1.58.
     ((14336, 4096), tile(256, 128, 32)),
     ((4096, 14336), tile(128, 64, 64)),
     ((1024, 4096), tile(256, 128, 32)),
@@ -212,8 +212,8 @@ pub fn unpack_rows(
             runs.clear();
             tile.for_each_run(cols, row / GROUP, |byte, _| runs.push(byte));
         }
-        // A row at a time: its sixteenth of the runs stays in cache, and what is written lies
-        // together.
+        // Work row by row: the row's sixteenth of the runs stays in cache, and the output is
+        // contiguous.
         for (quad, run) in out.as_chunks_mut::<4>().0.iter_mut().zip(&runs) {
             *quad = QUADS[usize::from(bytes[run + row % GROUP])];
         }

@@ -52,15 +52,15 @@ const fn tile(tile_rows: usize, block_cols: usize) -> Tile {
 
 /// The tiles of the published models by shape (rows, cols).
 const KNOWN: [((usize, usize), Tile); 10] = [
-    // bitnet_b1_58-3B
+    // Shapes of bitnet_b1_58-3B.
     ((3200, 8640), tile(160, 96)),
     ((3200, 3200), tile(320, 96)),
     ((8640, 3200), tile(320, 96)),
-    // bitnet_b1_58-large
+    // Shapes of bitnet_b1_58-large.
     ((1536, 4096), tile(256, 96)),
     ((1536, 1536), tile(128, 192)),
     ((4096, 1536), tile(256, 96)),
-    // Llama3-8B-1.58
+    // Shapes of Llama3-8B-1.58.
     ((14336, 4096), tile(256, 96)),
     ((4096, 14336), tile(128, 96)),
     ((1024, 4096), tile(256, 96)),
@@ -265,7 +265,7 @@ static TRIPLES: [[i8; 3]; 32] = {
     let mut triples = [[0; 3]; 32];
     let mut i = 0;
     while i < 14 {
-        // i + 13 in base three, each digit less one.
+        // The digits of i + 13 in base three, each less one.
         let v = i as i8 + 13;
         let [a, b, c] = [v / 9 - 1, v / 3 % 3 - 1, v % 3 - 1];
         triples[i] = [a, b, c];
@@ -455,7 +455,7 @@ mod tests {
         let expected = "38ec0c6136d2af77eb5820693bc57948b464f6fa25f27b2542079093022ba376";
         assert_eq!(hex_sha256(signs), expected);
 
-        // A block wider than the matrix: everything is in pairs.
+        // The block is wider than the matrix, so all columns are in pairs.
         let (_, bytes) = packed(64, 64);
         assert_eq!(bytes.len(), 1024);
         let expected = "775e2ab3bfc94d98fd488f9ee6976d3d6ca51b2718c5dd9cba107bdc23858d1f";

@@ -37,7 +37,7 @@ fn dequantized(format: Dense, bytes: &[u8], len: usize) -> Vec<f32> {
 
 #[test]
 fn plain_floats_are_exact() {
-    // Every f16 and bf16 there is, through rows that end in the middle of any internal buffer.
+    // Every f16 and bf16 value, in rows that end in the middle of any internal buffer.
     let all: Vec<u8> = (0..=u16::MAX)
         .take(65_533)
         .flat_map(u16::to_le_bytes)
@@ -150,7 +150,7 @@ fn q8_0_errs_by_half_a_step_at_most() {
     let found = dequantized(Dense::Q8_0, &quantized(Dense::Q8_0, &values), values.len());
     for (x, found) in values.chunks(32).zip(found.chunks(32)) {
         let step = x.iter().fold(0.0f32, |largest, x| largest.max(x.abs())) / 127.0;
-        // The scale itself is rounded to f16: a part in 2048 of up to 127 steps.
+        // The scale itself is rounded to f16, so up to 127 steps are off by up to one part in 2048.
         assert!(
             x.iter()
                 .zip(found)
@@ -345,7 +345,7 @@ fn every_format_gives_the_references_values() {
     for (format, f16_at, expected) in REFERENCE {
         let bytes = lcg_blocks(format.block_bytes(), f16_at);
         let values = dequantized(format, &bytes, 5 * format.block_len());
-        // Zeros have no sign here.
+        // Compare −0 as 0.
         let values: Vec<u8> = values
             .iter()
             .flat_map(|x| (x + 0.0).to_le_bytes())

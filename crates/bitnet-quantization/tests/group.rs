@@ -134,7 +134,7 @@ fn what_a_format_cannot_hold_is_named() {
         let mut out = vec![0; to.size_bytes(rows, cols).unwrap()];
         repack(Q2_0, to, bytes, rows, cols, &mut out).map(|()| out)
     };
-    // The group of zeros takes the other half's scale.
+    // The group of zeros takes the scale of the other half.
     let out = repacked(PQ2_0, &bytes).unwrap();
     assert_eq!(
         unpacked(PQ2_0, &out, (rows, cols), 0..2).unwrap().1,

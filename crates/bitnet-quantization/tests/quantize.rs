@@ -178,8 +178,8 @@ proptest! {
         let (bytes, scale) = quantized(FORMATS[which], &weights, rows, Scaling::AbsMax).unwrap();
         prop_assert_eq!(scale, max);
         let out = dequantized(FORMATS[which], &bytes, scale, rows, cols).unwrap();
-        // The scale itself may have been rounded to an f16, or an eighth of it to one near its
-        // smallest.
+        // The scale itself may have been rounded to an f16; an eighth of it may be close to the
+        // smallest f16.
         let allowed = max * (0.5 + 1e-3);
         prop_assert!(weights.iter().zip(&out).all(|(w, x)| (w - x).abs() <= allowed));
         for out in [through_i2s_32(&weights, rows, Scaling::AbsMax), through_qk256(&weights, rows, Scaling::AbsMax)] {
@@ -197,7 +197,7 @@ proptest! {
 
     #[test]
     fn a_threshold_is_where_the_product_rounds_up(bits in 1u32..0x7f00_0000, steps in -20i32..20) {
-        // Any s, and weights around 0.5 / s, where everything is decided.
+        // Any s, with weights around 0.5 / s, where the rounding changes.
         let s = f32::from_bits(bits);
         let near = (0.5 / s).min(f32::MAX).to_bits().saturating_add_signed(steps).min(f32::MAX.to_bits());
         let weights = [f32::from_bits(near), -f32::from_bits(near)];
@@ -283,7 +283,7 @@ proptest! {
 
 #[test]
 fn threads_change_nothing() {
-    // Above the size from which on threads share the work.
+    // This size is large enough that threads share the work.
     let (rows, cols) = (512, 1024);
     let weights = floats(11, rows * cols);
     let mut broken = weights.clone();
@@ -339,7 +339,7 @@ fn any_rows_can_be_dequantized_alone() {
     let weights = scaled(&ternary(5, rows * cols), 0.5);
     for format in FORMATS {
         let (bytes, scale) = quantized(format, &weights, rows, Scaling::AbsMax).unwrap();
-        // Twice as large as they were.
+        // The expected weights are twice as large as before.
         let outer = if format == TernaryFormat::HfPacked {
             2.0 * scale
         } else {
@@ -382,7 +382,7 @@ fn any_rows_can_be_dequantized_alone() {
 
 #[test]
 fn the_block_formats_are_laid_out_as_described() {
-    // Codes 0, 1, −2, −1 are 0, 1, 2, 3, the first in the low bits.
+    // Codes 0, 1, −2, −1 are stored as 0, 1, 2, 3, the first one in the low bits.
     let mut weights = [0.0; 32];
     weights[..8].copy_from_slice(&[0.0, 0.5, -1.0, -0.5, 0.5, -0.2, 0.3, -2.0]);
     let mut bytes = [0; 10];
@@ -431,7 +431,7 @@ fn every_scale_of_a_block_is_its_own() {
     i2s_32::quantize(&weights, 1, 96, Scaling::AbsMax, &mut bytes, &Pool::new(1)).unwrap();
     let scale =
         |block: usize| f16::from_le_bytes([bytes[10 * block + 8], bytes[10 * block + 9]]).to_f32();
-    // A scale that no f16 comes near is 0, and so is the block.
+    // A scale below the range of f16 becomes 0, and so does its block.
     assert_eq!([scale(0), scale(1), scale(2)], [0.25, 0.0, 4.0]);
     i2s_32::quantize(&weights, 1, 96, Scaling::AbsMean, &mut bytes, &Pool::new(1)).unwrap();
     weights[95] = 1e5;
@@ -447,7 +447,8 @@ fn every_scale_of_a_block_is_its_own() {
         error.to_string(),
         "scale of block 1 is NaN, which is not finite"
     );
-    // Rows of two blocks, the second one not full: the fourth row's second.
+    // Each row has two blocks, and the second is not full. The values are in the second block of
+    // the fourth row.
     let mut weights = [0.5; 6 * 40];
     let mut bytes = [0; 6 * 20];
     i2s_32::quantize(&weights, 6, 40, Scaling::AbsMax, &mut bytes, &Pool::new(1)).unwrap();
@@ -495,7 +496,7 @@ fn denormal_weights_are_weights() {
     weights[5] = smallest;
     let (bytes, _) = quantized(format, &weights, 1, Scaling::AbsMax).unwrap();
     assert_eq!(dequantized(format, &bytes, 1.0, 1, 128).unwrap(), weights);
-    // The formula's floor of 1e-5 under the mean.
+    // The formula never divides by less than 1e-5.
     let (bytes, scale) = quantized(format, &weights, 1, Scaling::AbsMean).unwrap();
     assert_eq!(scale, 1.0 / (1.0 / 1e-5f32));
     assert_eq!(
@@ -521,7 +522,7 @@ fn ties_go_as_each_quantizer_says() {
         codes(Scaling::Given(1.0)),
         [1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 1.0, -1.0]
     );
-    // −1.5 times the scale goes to the even code −2, and nothing is below.
+    // −1.5 times the scale goes to the even code −2; there is no code below.
     assert_eq!(
         codes(Scaling::Given(0.5)),
         [0.5, 0.5, -0.5, 0.0, -1.0, 0.5, 0.5, -1.0]
@@ -610,7 +611,7 @@ fn what_does_not_fit_is_refused() {
     ));
     assert!(qk256::dequantize(&[0; 63], 1.0, 1, 256, &mut [0.0; 256], &pool).is_err());
     assert!(i2s_32::dequantize(&[0; 10], 1, 32, &mut [0.0; 31], &pool).is_err());
-    // A block scale may be in range as an f32 and not as an f16.
+    // A block scale may be in the range of f32 but not of f16.
     for format in &FORMATS[5..8] {
         let refused = quantized(*format, &vec![1e7; 64 * 256], 64, Scaling::AbsMax);
         assert!(

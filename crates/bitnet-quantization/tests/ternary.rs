@@ -58,7 +58,7 @@ proptest! {
         seed: u64,
         (first, last) in (0usize..193, 0usize..193),
     ) {
-        // Multiples of every tile and block above, and 64 columns of pairs for TL2.
+        // Multiples of every tile and block above, and 64 more columns in pairs for TL2.
         let (rows, cols) = (64 * row_blocks, 256 * col_blocks);
         let range = first.min(last).min(rows)..first.max(last).min(rows);
         let weights = random_weights(seed, rows * cols);
@@ -98,7 +98,8 @@ proptest! {
 
     #[test]
     fn ternary_weights_times_a_scale_quantize_exactly(seed: u64, scale in 1e-3f32..1e3) {
-        // Two thirds of them are not zero, so the mean lies between half the scale and the scale.
+        // Two thirds of the weights are not zero, so the mean lies between half the scale and the
+        // scale.
         let mut weights = random_weights(seed, 3000);
         weights[..2000].iter_mut().enumerate().for_each(|(i, w)| *w = if i % 2 == 0 { 1 } else { -1 });
         let floats: Vec<f32> = weights.iter().map(|&w| f32::from(w) * scale).collect();
@@ -168,7 +169,7 @@ fn tiles_are_chosen_for_every_shape_that_can_have_one_and_packed_a_tile_at_a_tim
         (None, None, None)
     );
     assert_eq!(tl1::Tile::choose(3200, 8640), tl1::Tile::known(3200, 8640));
-    // As large as they may be.
+    // Tiles of the largest allowed size.
     let tl1 = |tile_rows, block_cols, inner_rows| {
         Some(tl1::Tile {
             tile_rows,
@@ -215,15 +216,15 @@ fn a_code_that_is_no_weight_is_named_with_its_place() {
     // The second run of sixteen bytes: columns 4 to 7; byte 3 is row 3, the low nibble columns 6
     // and 7.
     assert_eq!(place(FORMATS[3], 16 + 3, 0x4f), (3, 6, 15));
-    // The second run of 32: columns 6 to 11; byte 9 is row 17.
+    // The second run of 32 bytes: columns 6 to 11; byte 9 is row 17.
     assert_eq!(place(FORMATS[4], 32 + 9, 0xe0), (17, 6, 14));
-    // The columns in pairs, 192 and on, are after the triples and their signs; the second run is
+    // The columns in pairs, from 192 on, come after the triples and their signs; the second run has
     // columns 196 to 199.
     assert_eq!(
         place(FORMATS[4], 64 * (192 / 6 + 192 / 24) + 32 + 9, 0x4f),
         (17, 198, 15)
     );
-    // Where there is no other weight than 1.
+    // The same byte among weights that are all 1.
     assert_eq!(place_among(1, FORMATS[3], 16 + 3, 0x8b), (3, 6, 11));
     assert_eq!(place_among(1, FORMATS[4], 32 + 9, 0xed), (17, 6, 14));
     assert_eq!(place(FORMATS[6], 3 * 66 + 1, 0b0101_1101), (3, 33, 3));
@@ -231,7 +232,7 @@ fn a_code_that_is_no_weight_is_named_with_its_place() {
         place(TernaryFormat::HfPacked, 256 + 4, 0b0101_1101),
         (17, 4, 3)
     );
-    // Wherever it is in its byte, and with nothing beside it.
+    // The invalid code is found at any place in its byte, with zeros beside it.
     for format in [
         FORMATS[0],
         FORMATS[1],
@@ -295,7 +296,8 @@ fn what_does_not_fit_is_refused_with_the_numbers() {
                 ..
             })
         ));
-        // Far from the beginning, too, where weights are checked many at a time.
+        // The invalid code is also found far from the beginning, where weights are checked many at
+        // a time.
         (
             weights[3 * 256 + 7],
             weights[3 * 256 + 8],
@@ -384,7 +386,7 @@ fn a_tile_that_breaks_one_rule_is_refused_with_that_rule() {
     ] {
         assert_eq!(refusal(tile, 96, 256), rule, "{tile:?}");
     }
-    // As many columns in pairs as there is room for, and 32 more.
+    // The maximum number of columns in pairs, and 32 more.
     let weights = random_weights(4, 32 * 976);
     let bytes = pack(tl2(32, 720), &weights, 32, 976, 1.0).unwrap();
     let mut out = vec![9; weights.len()];
@@ -498,7 +500,7 @@ fn a_scale_that_is_not_finite_is_named_with_its_block() {
             1.0,
         )
         .unwrap();
-        // The second of the third row's two blocks; its scale is its last two bytes.
+        // The second of the two blocks of the third row; its scale is in its last two bytes.
         let end = bytes.len() / 8 * 6;
         bytes[end - 2..end].copy_from_slice(&half::f16::INFINITY.to_le_bytes());
         let error = TernaryFormat::TQ(kind)
@@ -561,14 +563,14 @@ fn q4_0_blocks_are_ternary_only_if_they_came_from_ternary_weights() {
     let weights = random_weights(8, 64);
     let mut bytes = vec![0; 36];
     q4_0::pack(&weights, 2, 32, 0.5, &mut bytes).unwrap();
-    // As plain Q4_0 one sign is an eighth short, which is what the ternary reading undoes.
+    // Read as plain Q4_0, one sign is an eighth too small; the ternary reading corrects that.
     let mut plain = [0.0; 64];
     dense::Dense::Q4_0.dequantize(&bytes, &mut plain).unwrap();
     for (x, w) in plain.iter().zip(&weights) {
         let expected = 0.5 * f32::from(*w);
         assert!(*x == expected || *x == expected * 0.875, "{x} for {w}");
     }
-    // d = s, weights −1, 0, +1 directly.
+    // The block d = s with weights −1, 0, +1, written directly.
     let mut direct = [0u8; 18];
     direct[..2].copy_from_slice(&half::f16::from_f32(0.25).to_le_bytes());
     direct[2..].fill(0x97);
@@ -596,7 +598,7 @@ fn q4_0_blocks_are_ternary_only_if_they_came_from_ternary_weights() {
         ),
         "{error}"
     );
-    // In the second block of the third row, of which the first two rows are not asked for.
+    // The damage is in the second block of the third row; the first two rows are not read.
     let bytes = pack(TernaryFormat::Q4_0, &random_weights(9, 4 * 64), 4, 64, 1.0).unwrap();
     let unpack = |at: usize, value: [u8; 2]| {
         let mut broken = bytes.clone();
@@ -661,7 +663,8 @@ fn dead_neurons_tell_the_form_of_a_layer() {
     for form in Form::ALL {
         assert_eq!(guess(&gate, &up, &down, form), Some(form));
     }
-    // Dead neurons whose outputs are used are no sign of a form, unless they are few.
+    // Neurons that are dead although their outputs are used do not decide the form, unless they are
+    // few.
     let dead: Vec<usize> = (0..ffn).filter(|n| n * n % 7 == 2).collect();
     let (few, many) = (dead.len() / 10, dead.len() / 10 + 1);
     for (number, expected) in [(few, Some(Form::Block128)), (many, None)] {
@@ -675,7 +678,7 @@ fn dead_neurons_tell_the_form_of_a_layer() {
             dead.len()
         );
     }
-    // Zeros look the same in all forms: the usual one.
+    // Zeros look the same in all forms, so the result is the default form.
     let zeros = vec![0; ffn * hidden];
     assert_eq!(
         guess(&zeros, &zeros, &zeros, Form::Row4),
@@ -698,7 +701,7 @@ fn forms_have_their_names() {
 #[test]
 fn absmean_rounds_ties_to_even_and_refuses_what_is_not_finite() {
     let mut out = [9; 6];
-    // mean 1: ±0.5 go to 0, the next float beyond them to ±1.
+    // The mean is 1: ±0.5 become 0, the next floats beyond them ±1.
     let up = 0.5f32.next_up();
     let scale =
         absmean::quantize(&[0.5, -0.5, up, -up, 2.0, 2.0 - f32::EPSILON], &mut out).unwrap();

@@ -300,7 +300,7 @@ impl Receipt {
     /// Recomputes the digest and drops the signature, which belongs to the old digest.
     fn seal(&mut self) {
         self.signature = None;
-        // Computed from the text, so that every number equals the one that a reader parses.
+        // Compute from the text, so that every number equals the one that a reader parses.
         let value = serde_json::from_str(&self.to_json()).expect("we wrote this JSON");
         self.digest = digest(&value);
     }

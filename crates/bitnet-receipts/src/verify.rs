@@ -87,7 +87,7 @@ pub fn verify(text: &str) -> Result<Receipt, Refusal> {
         problem: error.to_string(),
     };
     let value: serde_json::Value = serde_json::from_str(text).map_err(schema)?;
-    // From the text, not from `value`: there, a duplicate field is an error.
+    // Parse the text, not `value`: parsing the text reports duplicate fields.
     let receipt: Receipt = serde_json::from_str(text).map_err(schema)?;
     let version = &receipt.schema_version;
     ensure(ReceiptGate::Schema, version == SCHEMA_VERSION, || {
@@ -300,7 +300,7 @@ fn products(receipt: &Receipt) -> Result<(), Refusal> {
             of_lone_rows += macs;
         }
     }
-    // Each row that uses the copies of a layer has first used the layer's attention output.
+    // A row that uses the copies of a layer has used the layer's attention output before.
     let copies = receipt
         .count(Kernel::I2sGemv)
         .filter(|_| !of_packing(Kernel::I2sGemv));
@@ -338,7 +338,7 @@ fn facts(receipt: &Receipt) -> Result<(), Refusal> {
     ] {
         schema(!text.trim().is_empty(), format!("{name} is blank"))?;
     }
-    // Several packings are joined by +.
+    // Several packings are joined with `+`.
     let is_packing = |name: &str| Packing::by_name(name).is_some();
     for (name, value, is_known) in [
         (
@@ -353,7 +353,7 @@ fn facts(receipt: &Receipt) -> Result<(), Refusal> {
             &run.packing,
             run.packing.split('+').all(is_packing),
         ),
-        // `auto` is one of them at run time.
+        // `auto` resolves to one of these at run time.
         (
             "head",
             &run.head,

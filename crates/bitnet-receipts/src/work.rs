@@ -97,8 +97,8 @@ impl Work {
             [layers, hidden, ffn, heads, kv_heads, head_dim, vocab].map(u128::from);
         let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
         let rows = Rows::new(receipt);
-        // The weights that each layer multiplies a row by: q, k and v, then output, gate, up and
-        // down.
+        // The number of weights that each layer multiplies a row by: q, k and v, then output, gate,
+        // up and down.
         let qkv = hidden * (queries + 2 * keys);
         let rest = queries * hidden + 3 * hidden * ffn;
         let up_to_last_attention = layers * qkv + (layers - 1) * rest;
@@ -129,8 +129,8 @@ impl Work {
             // Nothing needs the logits of rows after a rejected draft token.
             Self::Logits if is_screened => rows.generated * of_row..=rows.with_logits() * of_row,
             Self::Logits => exactly(rows.with_logits() * of_row),
-            // Two planes of each hidden state whose logits were skipped; at worst, every logit was
-            // computed in full after that, without success.
+            // Each hidden state whose logits were skipped has two planes. In the worst case every
+            // logit was computed in full after that.
             Self::Screening if is_screened => {
                 let skipped = receipt
                     .count(Kernel::LogitsProjection)

@@ -50,7 +50,7 @@ impl ReplySink for AnswerSink {
                     ticket.finish();
                 }
             }
-            // Tells nothing about how long an answer takes.
+            // A failed request says nothing about the duration of answers.
             Reply::Failed(_) => drop(self.ticket.take()),
             Reply::Piece(_) => {}
         }

@@ -87,8 +87,8 @@ impl Keys {
             let line = index + 1;
             let hash = parse_hash(digits).ok_or(Error::ApiKeyLine { line })?;
             let name = match name.trim() {
-                // Derived from the key itself, so that it stays the same when other lines are
-                // removed.
+                // The name is derived from the key itself, so that it stays the same when other
+                // lines are removed.
                 "" | "-" => {
                     let digits = digits[..UNNAMED_DIGITS].to_ascii_lowercase();
                     format!("{UNNAMED}{digits}")

@@ -314,7 +314,7 @@ async fn talk(
     let closes = async { drop(closing.wait_for(|closing| *closing).await) };
     let result = tokio::select! {
         result = connection.as_mut() => result,
-        // It is idle, and another one needs its place.
+        // The connection is idle, and another client needs its place.
         () = peer.close.notified() => return,
         () = closes => {
             connection.as_mut().graceful_shutdown();

@@ -112,10 +112,10 @@ impl Grammars {
         let mut factory = ParserFactory::new_simple(&tokens).map_err(|error| complaint(&error))?;
         factory.quiet();
         *factory.limits_mut() = ParserLimits {
-            // A kilobyte or two each.
+            // Each state takes a kilobyte or two.
             max_lexer_states: 20_000,
-            // A schema of 500 fields has some 20,000; a few kilobytes that have more take a second
-            // and longer.
+            // A schema with 500 fields has about 20,000; some inputs of a few kilobytes have more
+            // and take over a second.
             max_grammar_size: 50_000,
             initial_lexer_fuel: 300_000,
             // Errors do not quote the prompt.
@@ -142,7 +142,7 @@ impl Grammars {
     /// Keeps the result of a grammar.
     pub(crate) fn keep(&self, grammar: &Grammar, compiled: Compiled) {
         let mut kept = self.kept();
-        // Another thread may have compiled the same.
+        // Another thread may have compiled the same grammar.
         kept.retain(|(known, _)| known != grammar);
         kept.push_front((grammar.clone(), compiled));
         kept.truncate(KEPT_MAX);
@@ -336,7 +336,8 @@ enum JsonPlace {
 impl JsonPlace {
     fn step(self, byte: u8) -> Self {
         match (self, byte) {
-            // JSON has no line end in a string; text has, behind a quotation mark that stays open.
+            // JSON strings contain no line ends. Text may, after a quotation mark that is never
+            // closed.
             (Self::String { .. }, b'\n') => Self::Other,
             (Self::String { is_escaped: true }, _) => Self::String { is_escaped: false },
             (Self::String { .. }, b'\\') => Self::String { is_escaped: true },

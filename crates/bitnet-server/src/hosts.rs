@@ -58,7 +58,7 @@ impl AllowedHosts {
         let mut hosts = headers.get_all(HOST).iter();
         let host = match (hosts.next(), hosts.next()) {
             (Some(host), None) => host,
-            // HTTP/1.0 is older than the header.
+            // HTTP/1.0 has no Host header.
             (None, _) if version < Version::HTTP_11 => return Ok(()),
             _ => return Err(HostProblem::NotOne),
         };

@@ -87,7 +87,7 @@ impl Histogram {
     pub(crate) fn observe(&self, value: f64) {
         self.buckets[self.bounds.partition_point(|bound| *bound < value)].add(1);
         let add = |bits| Some((f64::from_bits(bits) + value).to_bits());
-        // It never declines.
+        // The closure never declines the update.
         let _ = self
             .sum
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
@@ -486,7 +486,7 @@ impl Metrics {
             "Prompt tokens of the answers that wait.",
             queue.waiting_tokens,
         );
-        // Older boards ask by the second name.
+        // Older dashboards ask for the second name.
         for name in ["vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"] {
             w.gauge(
                 name,
@@ -598,7 +598,7 @@ impl Metrics {
             "From a request's arrival to its first token.",
             &self.first_token,
         );
-        // Older boards ask by the second name.
+        // Older dashboards ask for the second name.
         for name in [
             "vllm:inter_token_latency_seconds",
             "vllm:time_per_output_token_seconds",

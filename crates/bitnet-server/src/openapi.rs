@@ -95,7 +95,7 @@ fn document() -> Value {
     for (path, operations) in document["paths"].as_object_mut().into_iter().flatten() {
         for (method, operation) in operations.as_object_mut().into_iter().flatten() {
             if path.starts_with("/v1/") || path == "/tokenizer_info" || method == "post" {
-                // A key is needed where the server has a file of keys.
+                // A key is required only if the server has a file of keys.
                 operation["security"] = json!([{}, { "key": [] }]);
                 let all = REFUSALS.iter();
                 let of_method = all.filter(|(status, _)| {

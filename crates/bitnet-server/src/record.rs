@@ -205,7 +205,7 @@ impl Record {
         }
         match status {
             Some(status) if status.is_server_error() && generation.is_some() => line!(warn),
-            // Probes arrive every second.
+            // Probes arrive every second, so they are logged at debug level.
             _ if self.method == Method::GET => line!(debug),
             _ => line!(info),
         }

@@ -183,7 +183,7 @@ fn start_otlp(app: &App, address: SocketAddr) -> Result<()> {
     let signals = app.options.otlp;
     if signals.metrics || signals.traces {
         let otlp = Otlp::start(signals, address, &app.metrics, &app.queue).map_err(Error::Otlp)?;
-        // It is set here only.
+        // Nothing else sets it, so this cannot fail.
         let _ = app.otlp.set(otlp);
     }
     Ok(())
@@ -220,7 +220,7 @@ fn start_engine(
                     return drop(ended.send(error));
                 }
             };
-            // Before the server is ready, so that a first scrape finds the cache's size.
+            // Publish before the server is ready, so that the first scrape finds the cache's size.
             engine_loop.publish(&served.engine);
             let (engine, remake) = app.set_model(served);
             if let Ok(model) = app.model() {

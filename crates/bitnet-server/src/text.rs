@@ -161,7 +161,7 @@ impl TextThreads {
             gone,
             place: Some(place),
         };
-        // Dropped with this future, when the client goes away.
+        // This value is dropped with the future when the client disconnects.
         let _call_off = CallOff {
             cancel,
             _gone: sender,
@@ -234,7 +234,7 @@ fn stopped() -> ApiError {
 /// meanwhile, and waits for a place for forms. The work receives its cancellation signal.
 pub(crate) fn as_form<T>(work: impl FnOnce(&Cancel) -> Result<T, ApiError>) -> Result<T, ApiError> {
     let Some(mut current) = CURRENT.take() else {
-        // In tests, a thread may run without a request.
+        // Tests may run a thread without a request.
         return work(&Cancel::default());
     };
     current.place = None;

@@ -41,7 +41,7 @@ impl Vocabulary {
         let mut out = (self.stop_ids.len() as u32).to_le_bytes().to_vec();
         out.extend(self.stop_ids.iter().flat_map(|id| id.to_le_bytes()));
         for word in &self.words {
-            // TOKEN_BYTES_MAX and a marker fit.
+            // A byte holds TOKEN_BYTES_MAX plus a marker.
             out.push(word.len() as u8);
             out.extend_from_slice(word);
         }

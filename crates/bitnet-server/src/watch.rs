@@ -89,7 +89,7 @@ fn look_at_keys(keys: &ApiKeys, last_problem: &mut Option<String>) {
         Ok(false) => None,
         Err(error) => Some(chain(&error)),
     };
-    // Logged once, not every second.
+    // Log a problem once, not every second.
     if let Some(error) = problem.as_ref().filter(|_| *last_problem != problem) {
         tracing::error!(%path, error, "the API keys cannot be read again: the keys that were read last stay valid");
     }

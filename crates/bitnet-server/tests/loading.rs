@@ -101,7 +101,7 @@ fn a_server_that_loads_is_alive_but_not_ready() {
     let (events, told) = mpsc::channel();
     thread::spawn(move || {
         let load = move || {
-            // Until the test has seen enough, or has failed.
+            // Wait until the test has seen enough, or has failed.
             let _ = wait.recv();
             Ok(served())
         };

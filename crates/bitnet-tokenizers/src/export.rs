@@ -120,8 +120,8 @@ struct Merge<'a>(Cow<'a, str>, Cow<'a, str>);
 impl Serialize for Merge<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         let Self(left, right) = self;
-        // Old readers know only the form with a space, which cannot express a piece that contains
-        // one.
+        // Old readers know only the form with a space, which cannot express a piece that contains a
+        // space.
         match left.contains(' ') || right.contains(' ') {
             true => (left, right).serialize(serializer),
             false => serializer.collect_str(&format_args!("{left} {right}")),

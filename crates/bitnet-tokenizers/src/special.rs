@@ -85,7 +85,7 @@ impl SpecialTokens {
         let mut range = &self.tokens[..];
         for (depth, &byte) in bytes.iter().enumerate() {
             let byte_at = |token: &SpecialToken| token.text.as_bytes()[depth];
-            // Tokens that end here sort first and were reported when their last byte was read.
+            // Tokens that end here sort first; they were reported when their last byte was read.
             let ended = range.partition_point(|token| token.text.len() == depth);
             range = &range[ended..];
             let from = range.partition_point(|token| byte_at(token) < byte);

@@ -136,7 +136,7 @@ impl Vocabulary {
         self.kinds.push(kind);
         if kind.spells_text() && self.bytes.len() > start {
             self.max_piece_len = self.max_piece_len.max(self.bytes.len() - start);
-            // Of two tokens with the same text the later one is used, as in llama.cpp.
+            // If two tokens have the same text, the later one is used, as in llama.cpp.
             match self.entry(id) {
                 Entry::Occupied(mut entry) => {
                     *entry.get_mut() = id;

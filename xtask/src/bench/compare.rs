@@ -369,7 +369,7 @@ mod tests {
                 },
             )])
         };
-        // Memory got slower by half, and so did the program.
+        // Memory became half as fast, and so did the program.
         let found = compare(
             &options(),
             &finding(100.0, 0.9),
@@ -382,7 +382,7 @@ mod tests {
             (Band::Accepted, Unit::ShareOfRead)
         );
         assert!((found.benchmarks[0].noise - 1.0 / 9.0).abs() < 1e-9);
-        // The program got slower in a memory twice as fast.
+        // The program became slower although memory is twice as fast.
         let found = compare(&options(), &finding(100.0, 0.9), &finding(90.0, 0.6), &[]).unwrap();
         assert_eq!(found.worst_rank, Band::Escalate);
         assert!(

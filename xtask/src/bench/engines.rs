@@ -263,7 +263,7 @@ pub(crate) fn peers(peers: &[Named], figures: &[Named]) -> anyhow::Result<Vec<En
 
 fn run_round(setup: &Setup, threads: usize, index: usize, read: &ReadProbe) -> Round {
     let probe = || {
-        // Dropped before the engine starts, because its waiting threads would take CPU time.
+        // Drop it before the engine starts, because its waiting threads would take CPU time.
         let probe = Device::cpu(threads).probe();
         Probe {
             read: probe.read_bytes_per_s(read),

@@ -30,7 +30,8 @@ pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
     let criterion = criterion_folder(root);
     let findings = read_folders(&criterion, name)?;
     if findings.is_empty() {
-        // Says how to make one; a recorded one is no reason to succeed.
+        // Without a record of this name either, this fails and says how to make one. A record does
+        // not count as success.
         load(root, &folder, name)?;
         let problem = format!("{} has no baseline {name}", criterion.display());
         return Err(WrongUsage(problem).into());

@@ -152,7 +152,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended already; its failed answers have reported that.
+        // The process may have ended already; its failed answers have reported that.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -52,7 +52,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     }
 
     let counters = engine.counters();
-    // Counted were the prompt's step and one step of each pair.
+    // The counters saw the prompt's step and one step of each pair.
     let events = Kernel::ALL
         .into_iter()
         .map(|kernel| counters.get(kernel).calls)

@@ -81,7 +81,7 @@ pub fn run(root: &Path, options: Options) -> anyhow::Result<()> {
     }
     let circumstances = Circumstances::now(root)?;
     let mut steps = Vec::new();
-    // Found now, because `.ci/run` may build another program in its place.
+    // Find the program now, because `.ci/run` may replace it.
     let xtask = env::current_exe().context("finding this program")?;
     if !options.only_slow && !options.only_clients {
         steps.extend(run_ci(root)?);

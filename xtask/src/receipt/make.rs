@@ -45,7 +45,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         .map(read_signing_key)
         .transpose()?;
     let path = options.json.clone().unwrap_or_else(|| kept(DEFAULT));
-    // Before the run, so that a path that cannot be written fails at once.
+    // Check before the run, so that a path that cannot be written fails at once.
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }

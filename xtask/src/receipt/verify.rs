@@ -215,7 +215,7 @@ fn same_output(receipt: &Receipt, engine: &mut Engine) -> anyhow::Result<()> {
         );
         return Err(Rejection::Rerun(problem).into());
     }
-    // Rows are grouped differently if a part of the prompt was cached or the token limit differs.
+    // The rows differ if a part of the prompt was cached, or if the token limit differs.
     let same_rows = run.cached_tokens == 0 && (run.draft == 0 || run.stop_strings.is_empty());
     if same_rows && engine.model().packing == run.packing {
         same_kernels(receipt, engine)?;

@@ -334,8 +334,8 @@ impl<'a> RawEntry<'a> {
         for dim in &mut long[..rank] {
             *dim = reader.u64(&culprit)?;
         }
-        // isize: other readers count elements in a signed number too, and sizes below stay
-        // computable.
+        // The limit is isize, not usize: other readers count elements in a signed number, and sizes
+        // below stay computable.
         let num_elements = long
             .iter()
             .try_fold(1isize, |n, &dim| n.checked_mul(isize::try_from(dim).ok()?));

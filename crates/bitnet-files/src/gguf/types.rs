@@ -174,7 +174,7 @@ impl TensorType {
             I2_S => formats(i2_s::size_bytes(rows, cols)),
             TL1 => formats(tl1::size_bytes(rows, cols)),
             TL2 => formats(tl2::size_bytes(rows, cols)),
-            // int8, then an f32 scale, padded to 32.
+            // int8 values, then an f32 scale, padded to 32 bytes.
             I8_S => rows
                 .checked_mul(cols)
                 .and_then(|n| n.checked_add(4)?.checked_next_multiple_of(32))

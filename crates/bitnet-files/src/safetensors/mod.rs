@@ -41,7 +41,7 @@ pub struct StoredTensor {
 /// # Errors
 /// If a file is missing, or contradicts its format or the index.
 pub fn open_directory(path: &Path) -> Result<BTreeMap<String, StoredTensor>> {
-    // No name comes twice: a header repeats none, and an index lists each for one file.
+    // No name occurs twice: neither a header nor an index repeats a name.
     Ok(open_shards(path)?.into_iter().flatten().collect())
 }
 

@@ -92,7 +92,7 @@ impl Layers {
         let mut rng = Rng(context as u64);
         let pair = shape.key_block_len() + shape.value_block_len();
         let some: Vec<f16> = rng.floats(pair).into_iter().map(f16::from_f32).collect();
-        // In huge pages, as a model's cache is.
+        // Use huge pages, as a model's cache does.
         let mut data = Huge::zeros(pair * num_blocks * layers);
         data.chunks_exact_mut(pair)
             .for_each(|to| to.copy_from_slice(&some));

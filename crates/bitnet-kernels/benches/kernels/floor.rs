@@ -147,7 +147,7 @@ fn share_of_read(work: Work, samples: &[Sample]) -> f64 {
 /// Writes the share beside Criterion's estimates of this run, where `xtask bench compare` reads it.
 fn record(id: &str, share: f64) {
     let home = std::env::var_os("CRITERION_HOME").map(PathBuf::from);
-    // target/release/deps/kernels-…
+    // The program is at target/release/deps/kernels-….
     let target = || {
         Some(
             std::env::current_exe()

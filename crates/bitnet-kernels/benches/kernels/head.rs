@@ -54,7 +54,7 @@ fn estimate(cpu: &Cpu, rows: usize) -> (Work, impl FnMut(&Cpu)) {
         to.rotate_left(row % hidden);
     });
     let (x, mut scratch) = (Rng(7).floats(rows * hidden), ScreenScratch::default());
-    // Each hidden state is two planes of int8.
+    // Each hidden state has two planes of int8.
     let work = Work {
         bytes: table.num_bytes(),
         i8_macs: 2 * rows * vocab * hidden,

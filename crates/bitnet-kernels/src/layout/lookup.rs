@@ -169,7 +169,7 @@ pub(crate) fn pack_chunk(codes: &[i8], cols: usize, chunk: &Chunk, packed: &mut 
 /// Packs 24 codes of one row into every 32nd byte of `unit`.
 #[inline(always)]
 fn pack_unit_row(codes: &[i8; UNIT_COLS], unit: &mut [u8]) {
-    // 9a + 3b + c + 13.
+    // The value of three codes a, b, c is 9a + 3b + c + 13.
     let value = |field: usize| {
         (9 * codes[3 * field] + 3 * codes[3 * field + 1] + codes[3 * field + 2]) as u8
     };
@@ -187,7 +187,7 @@ fn pack_unit_row(codes: &[i8; UNIT_COLS], unit: &mut [u8]) {
 #[inline(always)]
 fn pack_line_row(codes: &[i8; LINE_COLS], line: &mut [u8]) {
     for (run, four) in codes.as_chunks::<4>().0.iter().enumerate() {
-        // 3a + b + 4.
+        // The value of two codes a, b is 3a + b + 4.
         line[run * BLOCK_ROWS] = ((3 * four[0] + four[1]) | ((3 * four[2] + four[3]) << 4)) as u8;
     }
 }

@@ -137,7 +137,7 @@ pub(crate) fn squeeze(plain: &[Line], packed: &mut [u8]) {
 fn squeeze_group(plain: &[Line; GROUP_LINES], packed: &mut Group) {
     for at in 0..LINE_BYTES / 8 {
         let line = |g: usize| load8(&plain[g], at);
-        // Three codes c = t0 + 4 t1 + 16 t2 a field.
+        // A field holds three codes: c = t0 + 4 t1 + 16 t2.
         let fields = [
             line(0) & bytes(0x3f),
             high(line(0), 6) | low(line(1), 4) << 2,

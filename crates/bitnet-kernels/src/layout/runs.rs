@@ -52,7 +52,7 @@ pub(crate) fn copy_columns(
     index: usize,
 ) {
     for (half, lines) in lines.as_chunks::<4>().0.iter().enumerate() {
-        // Byte j of `packed[field][r]`: field s is the weight of column 4 field + j in row r of
+        // Byte j of `packed[field][r]` has in field s the weight of column 4 field + j in row r of
         // block s.
         let mut packed = [[0u32; BLOCK_ROWS]; 4];
         for (s, line) in lines.iter().enumerate() {

@@ -287,7 +287,7 @@ impl Cpu {
             // one thread's share.
             unsafe { multiply(matrix, share, activations, output) }
         };
-        // With few rows each thread reads one stream of weights, as fast as memory gives them.
+        // With few rows, each thread reads one sequential stream of weights at memory speed.
         if activations.num_tiles() > 1 {
             self.pool().deal(blocks.len(), 1, &run);
         } else {

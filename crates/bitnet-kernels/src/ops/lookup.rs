@@ -61,22 +61,22 @@ pub(crate) unsafe fn multiply(
                     tables.resize(rows.len() * row_tables, Table([0; 32]));
                     for (row, tables) in rows.clone().zip(tables.chunks_exact_mut(row_tables)) {
                         activations.copy_row(row, first_col, values);
-                        // SAFETY: passed on to the caller.
+                        // SAFETY: the caller guarantees the preconditions of this function.
                         unsafe { (lookup.make_tables)(values, cut, tables) };
                     }
                     for (block, sums) in blocks.clone().zip(sums.chunks_exact_mut(rows.len())) {
                         let packed = matrix.chunk(block, &chunk);
                         for (tables, sums) in tables.chunks_exact(row_tables).zip(sums) {
-                            // SAFETY: passed on to the caller.
+                            // SAFETY: the caller guarantees the preconditions of this function.
                             unsafe { (lookup.add)(packed, cut, tables, sums) };
                         }
                     }
                 }
                 for (block, sums) in blocks.clone().zip(sums.chunks_exact(rows.len())) {
                     for (row, sums) in rows.clone().zip(sums) {
-                        // SAFETY: passed on to the caller.
+                        // SAFETY: the caller guarantees that no other thread has this block.
                         let out = unsafe { output.block(row, block) };
-                        // SAFETY: passed on to the caller.
+                        // SAFETY: the caller guarantees the preconditions of this function.
                         unsafe {
                             (lookup.finish)(sums, activations.scale(row), matrix.scale(block), out)
                         };

@@ -92,7 +92,7 @@ fn quantize(set: &KernelSet, x: &[f32], integers: &mut [i8]) -> Quantized {
     let [residual, norm, image] = unsafe { (set.residual_squares)(x, integers, scale) }
         .map(|squares| squares.sqrt() * 1.000_2);
     let norm = if image > norm { image } else { norm } + NORM_FLOOR;
-    // Each product was rounded, and then each difference.
+    // Each product was rounded, and each difference again.
     let residual = residual + 2.0 * UNIT * norm + NORM_FLOOR;
     Quantized {
         scale,
@@ -203,13 +203,12 @@ impl ScreenScratch {
             if !(first.is_bounded() && second.is_bounded()) {
                 return false;
             }
-            // The rest of h: the residual of the second plane, and the rounding of the second
+            // The rest of h is the residual of the second plane plus the rounding of the second
             // plane's input.
             let left = second.residual + 2.0 * UNIT * first.norm;
             let of_sum = (cols.div_ceil(64) + 10) as f32 * UNIT;
             let of_norm = left + of_sum * first.norm + 8.0 * UNIT * (first.norm + second.norm);
-            // One part in a million covers the roundings of this and of the two products that
-            // follow.
+            // One part in a million covers the rounding of this product and of the next two.
             self.hidden.push(HiddenBounds {
                 scales: [first.scale, second.scale],
                 of_residual: first.norm * 1.000_001,

@@ -139,7 +139,7 @@ impl Cpu {
         sums.resize(num_threads * num_sums, 0);
         let all_sums = Disjoint::new(sums);
         self.pool().run(&|thread| {
-            // SAFETY: a part for each thread.
+            // SAFETY: each thread has its own part.
             let sums = unsafe { all_sums.slice(thread * num_sums..(thread + 1) * num_sums) };
             let share = Pool::share(active.len(), SHARE_UNIT, thread, num_threads);
             // SAFETY: a set exists only on a CPU that can run it.

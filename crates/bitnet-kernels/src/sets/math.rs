@@ -16,8 +16,8 @@ pub fn exp(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
     const LN2_HI: f32 = 0.693_359_4;
     const LN2_LO: f32 = -2.121_944_4e-4;
-    // Adding and taking away 1.5 · 2^23 rounds to the nearest integer, half to even, and leaves it
-    // in the low bits.
+    // Adding and then subtracting 1.5 · 2^23 rounds to the nearest integer, half to even, and
+    // leaves it in the low bits.
     const ROUND: f32 = 12_582_912.0;
     let clamped = if x < 88.0 { x } else { 88.0 };
     let clamped = if clamped > -87.3 { clamped } else { -87.3 };
@@ -166,8 +166,8 @@ pub fn median_interval(values: &mut [f64]) -> Option<[f64; 2]> {
 mod tests {
     #[test]
     fn the_interval_comes_from_order_statistics() {
-        // Of 100 values, the 41st and the 61st enclose the median with 95 % (binomial
-        // distribution).
+        // Of 100 sorted values, the 41st and the 61st enclose the median with 95 % confidence
+        // (binomial distribution).
         let mut values: Vec<f64> = (0..100).rev().map(f64::from).collect();
         assert_eq!(median_interval(&mut values), Some([40.0, 60.0]));
         assert_eq!(median_interval(&mut [3.0]), Some([3.0, 3.0]));

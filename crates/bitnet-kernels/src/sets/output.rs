@@ -36,7 +36,7 @@ impl<'a> Output<'a> {
     )]
     pub(crate) unsafe fn block(&self, row: usize, block: usize) -> &mut [f32] {
         let start = row * self.stride + (block - self.first_block) * BLOCK_ROWS;
-        // SAFETY: passed on to the caller.
+        // SAFETY: the caller guarantees that no other thread has this block.
         unsafe { self.data.slice(start..start + BLOCK_ROWS) }
     }
 }

@@ -92,9 +92,9 @@ pub(crate) fn quantize(x: &[f32], out: &mut [i8]) -> (f32, i32) {
     let mut sum = 0i32;
     let (used, padding) = out.split_at_mut(x.len());
     for (out, x) in used.iter_mut().zip(x) {
-        // 1.5 · 2^23: adding it rounds to an integer, half to even, and leaves that integer in the
-        // low bits. No number gives −128, but the bits of a NaN can, and the 16-bit sums of
-        // products are safe only up to 127.
+        // Adding 1.5 · 2^23 rounds to an integer, half to even, and leaves it in the low bits. No
+        // number gives −128, but the bits of a NaN can, and the 16-bit sums of products are safe
+        // only up to 127.
         let q = ((x * scale + 12_582_912.0).to_bits() as i8).max(-127);
         *out = q;
         sum += i32::from(q);
@@ -134,11 +134,11 @@ pub(crate) fn quantize_runs(
             .iter()
             .fold(0.0f32, |max, lane| if *lane > max { *lane } else { max });
         *scale = absmax / 127.0;
-        // Dividing by infinity gives the zeros that dividing by zero would not.
+        // A scale of 0 must give zeros. Dividing by infinity does; dividing by 0 would give NaN.
         let divisor = if *scale > 0.0 { *scale } else { f32::INFINITY };
         *sum = 0;
         for (q, x) in q.iter_mut().zip(x) {
-            // d is rounded, and coarsely where it is subnormal: x / d can exceed 127.
+            // The scale was rounded, and coarsely if it is subnormal, so x / scale can exceed 127.
             let x = x / divisor;
             let x = if x > 127.0 { 127.0 } else { x };
             let x = if x < -127.0 { -127.0 } else { x };

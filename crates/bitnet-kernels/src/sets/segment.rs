@@ -221,7 +221,7 @@ pub(crate) unsafe fn attend_f16<S: Panels<half::f16> + Panels<f32>>(
     widen: unsafe fn(&[half::f16], &mut [f32]),
 ) {
     if segment.num_keys.len() <= <S as Panels<half::f16>>::QUERIES {
-        // SAFETY: passed on to the caller.
+        // SAFETY: the caller guarantees that the CPU has the set's features.
         return unsafe { attend::<S, half::f16>(segment, &mut scratch.scores, partial) };
     }
     let (key_len, value_len) = (
@@ -239,11 +239,11 @@ pub(crate) unsafe fn attend_f16<S: Panels<half::f16> + Panels<f32>>(
     scratch.wide.resize(len.max(scratch.wide.len()), 0.0);
     let (keys, values) = scratch.wide[..len].split_at_mut(blocks * key_len);
     for (wide, half) in keys.chunks_exact_mut(key_len).zip(segment.keys) {
-        // SAFETY: passed on to the caller.
+        // SAFETY: the caller guarantees that the CPU has the set's features.
         unsafe { widen(half, wide) };
     }
     for (wide, half) in values.chunks_exact_mut(value_len).zip(segment.values) {
-        // SAFETY: passed on to the caller.
+        // SAFETY: the caller guarantees that the CPU has the set's features.
         unsafe { widen(half, wide) };
     }
     let wide = Segment {
@@ -260,7 +260,7 @@ pub(crate) unsafe fn attend_f16<S: Panels<half::f16> + Panels<f32>>(
         scale: segment.scale,
         next: &[],
     };
-    // SAFETY: passed on to the caller.
+    // SAFETY: the caller guarantees that the CPU has the set's features.
     unsafe { attend::<S, f32>(&wide, &mut scratch.scores, partial) }
 }
 
@@ -274,7 +274,7 @@ pub(crate) unsafe fn attend_f32<S: Panels<f32>>(
     scratch: &mut SegmentScratch,
     partial: &mut Partial<'_>,
 ) {
-    // SAFETY: passed on to the caller.
+    // SAFETY: the caller guarantees that the CPU has the set's features.
     unsafe { attend::<S, f32>(segment, &mut scratch.scores, partial) }
 }
 
@@ -328,7 +328,7 @@ unsafe fn attend<S: Panels<T>, T: CacheElement>(
                 adds: false,
                 next,
             };
-            // SAFETY: passed on to the caller.
+            // SAFETY: the caller guarantees that the CPU has the set's features.
             unsafe { S::panel(panel) };
         }
         for (query, index) in range.enumerate() {
@@ -358,7 +358,7 @@ unsafe fn attend<S: Panels<T>, T: CacheElement>(
                 adds: block > 0,
                 next,
             };
-            // SAFETY: passed on to the caller.
+            // SAFETY: the caller guarantees that the CPU has the set's features.
             unsafe { S::panel(panel) };
             let mut query = 0;
             for alike in num_keys.chunk_by(|a, b| a == b) {
@@ -377,7 +377,7 @@ unsafe fn attend<S: Panels<T>, T: CacheElement>(
                         adds: true,
                         next: &[],
                     };
-                    // SAFETY: passed on to the caller.
+                    // SAFETY: the caller guarantees that the CPU has the set's features.
                     unsafe { S::panel(panel) };
                 }
                 query += alike.len();

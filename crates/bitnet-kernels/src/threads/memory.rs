@@ -94,7 +94,7 @@ impl Chunk {
         let map = MmapMut::map_anon(len + HUGE_PAGE)
             .unwrap_or_else(|error| panic!("no memory for {len} bytes of weights: {error}"));
         let start = map.as_ptr().align_offset(HUGE_PAGE);
-        // Only a hint: without huge pages everything works, but slower.
+        // This is only a hint: without huge pages everything works, but more slowly.
         #[cfg(target_os = "linux")]
         let _ = map.advise_range(memmap2::Advice::HugePage, start, len);
         Self {
@@ -109,9 +109,9 @@ impl<T: Plain> Deref for Huge<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        // SAFETY: inside the chunk, which `self` keeps alive, at a multiple of `ALIGN`; mapped
-        // memory is zeros at first, and any bytes are a `T`. No other slice has these bytes, since
-        // each byte of a chunk is cut off only once.
+        // SAFETY: inside the chunk, which `self` keeps alive, at a multiple of `ALIGN`. Mapped
+        // memory is zeros at first, and all bytes are valid for `T`. No other slice has these
+        // bytes, because each byte of a chunk is handed out only once.
         unsafe { std::slice::from_raw_parts(self.start(), self.len) }
     }
 }

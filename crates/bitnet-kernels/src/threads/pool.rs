@@ -256,7 +256,7 @@ impl Drop for JoinOnDrop<'_> {
     fn drop(&mut self) {
         for worker in 0..self.pool.threads.len() {
             if self.pool.shared.claim(worker, self.epoch) {
-                // After a panic this share does not run.
+                // After a panic this thread does not run its share.
                 self.pool.shared.done[worker]
                     .0
                     .store(self.epoch, Ordering::Relaxed);
@@ -327,8 +327,8 @@ fn wait_for_job(shared: &Shared, worker: usize, seen: u32) -> u32 {
         }
         std::thread::yield_now();
     }
-    // Sequentially consistent on both sides: either this thread sees the new epoch or `run` sees
-    // the flag and unparks.
+    // Both sides use sequential consistency: either this thread sees the new epoch, or `run` sees
+    // the flag and unparks it.
     shared.parked[worker].0.swap(true, Ordering::SeqCst);
     let mut epoch = shared.epoch.0.load(Ordering::SeqCst);
     while epoch == seen {

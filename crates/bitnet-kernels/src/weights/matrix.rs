@@ -396,7 +396,8 @@ fn add_one(codes: &mut [i8]) {
     for code in codes.iter_mut() {
         *code = code.wrapping_add(1);
         let byte = *code as u8;
-        // 0, 1 and 2 are valid: no bit above the second is set, and not both of the two lowest.
+        // The codes 0, 1 and 2 are valid: no bit above the second may be set, and not both of the
+        // lowest two.
         seen |= byte & 0xfc | byte & byte >> 1;
     }
     assert!(seen == 0, "a ternary code outside −1, 0 and 1");

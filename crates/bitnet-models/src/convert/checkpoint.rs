@@ -74,7 +74,7 @@ pub fn to_checkpoint(
     source.check_tensors()?;
     let config = source.config();
     let json = config_of(&opened, options)?;
-    // Check before measuring the scales of floats, which takes a while.
+    // Check before measuring the scales of float weights, which takes a while.
     let replace = if options.force {
         Replace::Only(is_part)
     } else {
@@ -146,7 +146,7 @@ fn config_of(opened: &Opened<'_>, options: &ConvertOptions) -> Result<serde_json
             let mut json = read_json(&checkpoint.path().join(CONFIG))?;
             json["quantization_config"] = packed_quantization(checkpoint.config());
             repeat_rope_theta(&mut json, checkpoint.config());
-            // Code of the original repository, which is not copied.
+            // This field refers to code of the original repository, which is not copied.
             json.as_object_mut().map(|object| object.remove("auto_map"));
             json
         }
@@ -372,7 +372,7 @@ fn read_back(
             )));
         }
     }
-    // Names may differ.
+    // The names may differ.
     let plain = |config: &Config| Config {
         name: None,
         architecture_name: String::new(),

@@ -328,7 +328,7 @@ fn model_metadata(config: &Config) -> Vec<Pair> {
             "general.architecture".to_owned(),
             Text(architecture.to_owned()),
         ),
-        // Their values follow.
+        // The caller sets the values of these keys.
         ("general.name".to_owned(), Text(String::new())),
         ("general.file_type".to_owned(), U32(0)),
         ("general.quantization_version".to_owned(), U32(2)),
@@ -480,7 +480,7 @@ impl Job<'_, '_, '_> {
                 .pack(weights, range.len(), cols, scale, &mut packed)
                 .map_err(of_tensor)?;
             let codes = match format {
-                // The scale comes once, behind all codes.
+                // The scale is stored once, behind all codes.
                 TernaryFormat::I2_S(_) if range.end < rows => range.len() * cols / 4,
                 _ => packed.len(),
             };

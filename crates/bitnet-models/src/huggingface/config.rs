@@ -350,7 +350,7 @@ pub(crate) fn packed_quantization(config: &Config) -> Value {
         "quant_method": "bitnet",
         "linear_class": "autobitlinear",
         "quantization_mode": "offline",
-        // The default of transformers for a missing list; mlx-lm would quantize an untied head.
+        // transformers assumes this list if it is missing; mlx-lm would quantize an untied head.
         "modules_to_not_convert": ["lm_head"],
     });
     if let Some(eps) = config.input_norm_eps {
@@ -364,8 +364,8 @@ pub(crate) fn packed_quantization(config: &Config) -> Value {
 /// tied: whether the logits come from the embedding; bos, eos: the tokens that begin and end a
 /// text.
 pub(crate) fn write(config: &Config, tied: bool, bos: Option<u32>, eos: Option<u32>) -> Value {
-    // Both graphs with norms before their output projections are one class, told apart by its
-    // activation.
+    // The two graphs with norms before their output projections share a class; the activation
+    // distinguishes them.
     let (name, kind) = match config.architecture {
         Architecture::BitnetB158 | Architecture::Bitnet => ("BitNetForCausalLM", "bitnet"),
         Architecture::Llama => ("LlamaForCausalLM", "llama"),
@@ -396,7 +396,7 @@ pub(crate) fn write(config: &Config, tied: bool, bos: Option<u32>, eos: Option<u
         "eos_token_id": eos,
         "quantization_config": packed_quantization(config),
     });
-    // Newer readers take `rope_parameters`, older ones and mlx-lm the keys beside it.
+    // Newer readers read `rope_parameters`; older ones and mlx-lm read the keys beside it.
     let mut rope = json!({"rope_type": "default", "rope_theta": number(config.rope_theta)});
     if config.rope_scaling_factor != 1.0 {
         let factor = number(config.rope_scaling_factor);

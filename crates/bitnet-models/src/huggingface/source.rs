@@ -189,7 +189,7 @@ impl Checkpoint {
         let Ok(index) = index.parse::<usize>() else {
             return false;
         };
-        // The frequencies follow from the configuration; old files hold a copy.
+        // The frequencies follow from the configuration; old files have a copy of them.
         index < self.config.num_layers
             && (rest == "self_attn.rotary_emb.inv_freq" || self.is_used_in_layer(index, rest))
     }
@@ -321,7 +321,8 @@ impl Source for Checkpoint {
                 f64::from(self.config.rope_theta),
                 -((2 * i) as f64) / head_dim as f64,
             );
-            // Turns that the pair makes over the context the model was first trained for.
+            // The number of turns that the pair makes over the context that the model was first
+            // trained for.
             let turns = original_context * frequency / TAU;
             if turns > high_freq_factor {
                 1.0

@@ -66,7 +66,7 @@ pub(crate) fn name(slot: Slot, architecture: Architecture) -> Option<String> {
                 LayerSlot::FfnNorm if architecture == Architecture::Qwen35 => {
                     "post_attention_norm.weight".to_owned()
                 }
-                // One constant has a name without `.weight`, another is a bias without weights.
+                // One constant has a name without `.weight`; another is a bias without weights.
                 LayerSlot::Linear(LinearSlot::Decay) => "ssm_a".to_owned(),
                 LayerSlot::Linear(LinearSlot::TimeBias) => "ssm_dt.bias".to_owned(),
                 LayerSlot::Bias(projection) => {
@@ -150,7 +150,8 @@ impl<'a> GgufSource<'a> {
 
     /// The tensor of a slot, which must have the given shape, contiguous dimension first.
     fn tensor(&self, slot: Slot, dims: &[usize]) -> Result<TensorView<'a>> {
-        // Only norms of each projection have no name, and these files' graphs have none of them.
+        // Only the norms of single projections have no name, and these files' graphs have no such
+        // norms.
         let name = self.name(slot).unwrap_or_else(|| format!("{slot:?}"));
         let tensor = self.gguf.require_tensor(&name)?;
         let expected = (dims[0], dims[1..].iter().product::<usize>());
@@ -366,7 +367,8 @@ impl Source for GgufSource<'_> {
         let Some(format) = tensor.dtype.group() else {
             return Ok(None);
         };
-        // Weights with one scale run as ternary ones: fewer bits, and a scale a row of inputs.
+        // Weights with a single scale run as ternary weights: these take fewer bits, and inputs
+        // need only one scale for each row.
         let runs_as_ternary = || {
             let scale = TernaryFormat::Group(format).scale(tensor.data, rows, cols);
             !matches!(slot, Slot::Embedding | Slot::Head) && scale.is_ok()
@@ -577,7 +579,7 @@ const TABLE_TYPES: &str = "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to
 /// The format of projections that are floats, or that a quantizer for floats wrote: they run if
 /// they hold three values.
 fn float_like(dtype: TensorType) -> Option<Dense> {
-    // Q4_0 stores ternary tensors exactly, so it has a reader of its own.
+    // Q4_0 stores ternary tensors exactly, so it has its own reader.
     let is_other = dtype.is_ternary() || dtype.group().is_some() || dtype == TensorType::Q4_0;
     dtype.dense().filter(|_| !is_other)
 }

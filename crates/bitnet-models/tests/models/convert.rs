@@ -318,7 +318,7 @@ fn float_weights_of_a_file_are_quantized_like_a_checkpoint() {
             std::fs::remove_file(plain).unwrap();
             std::fs::remove_file(out).unwrap();
         }
-        // Float weights that their own code packed, and the same weights rounded to bf16.
+        // Float weights that the reference code packed, and the same weights rounded to bf16.
         convert(&at("bf16"), &at("packed"), &ConvertOptions::default()).unwrap();
         assert_same_bits(
             "packed",
@@ -630,7 +630,7 @@ fn nothing_is_overwritten_or_left_behind() {
     );
     assert_eq!(std::fs::read(&out).unwrap(), b"precious");
 
-    // A code 3 in the last ternary tensor: the failure comes when most is written.
+    // A code 3 in the last ternary tensor makes the conversion fail when most is written.
     let weights = source.join("model.safetensors");
     let mut bytes = std::fs::read(&weights).unwrap();
     let good = bytes.clone();
@@ -751,7 +751,7 @@ fn a_directory_that_a_killed_process_was_replacing_is_restored() {
 #[test]
 fn an_existing_target_is_refused_before_weights_are_read() {
     let (directory, source) = some_source(CheckpointWeights::Bf16);
-    // Weights that are no numbers have no scale.
+    // Weights that are not finite have no scale.
     let weights = source.join("model.safetensors");
     let mut bytes = std::fs::read(&weights).unwrap();
     let content = 8 + u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;

@@ -72,7 +72,7 @@ fn logits_hash(model: &LanguageModel<Cpu>, kv_type: KvType, len: usize, way: Way
     let mut num_blocks = 0;
     let mut sequence = |seed: u32, len: usize, step: usize, logits| {
         let count = len.div_ceil(KvCache::BLOCK) as u32;
-        // Not in order: where blocks lie must not matter either.
+        // The blocks are not in order, because their order must not matter either.
         let blocks = (num_blocks..num_blocks + count).rev().collect();
         num_blocks += count;
         let tokens = (0..len as u32).map(|i| (seed + i * 37) % vocab).collect();
@@ -107,7 +107,7 @@ fn logits_hash(model: &LanguageModel<Cpu>, kv_type: KvType, len: usize, way: Way
         };
         let rows = chunks[ours].tokens.len();
         let logits = model.forward(&cpu, &mut workspace, &mut cache, &chunks);
-        // Before ours there is one row of each other sequence.
+        // The rows of the other sequences, one each, come before ours.
         for logit in &logits[ours * config.vocab_size..(ours + rows) * config.vocab_size] {
             logit.to_bits().hash(&mut hasher);
         }

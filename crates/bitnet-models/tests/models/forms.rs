@@ -234,7 +234,7 @@ fn every_form_of_a_model_gives_the_same_bits() {
             TL2,
         ];
         if architecture != Architecture::Llama {
-            // A scale that was divided by is no f16 number.
+            // A scale that the file stores as its inverse is not an f16 number.
             formats.extend([Kind::TQ1_0, Kind::TQ2_0].map(TernaryFormat::TQ));
             formats.push(TernaryFormat::Q4_0);
         }
@@ -562,7 +562,8 @@ fn blocks_with_scales_of_their_own_run_as_weights_with_group_scales() {
                 .iter_mut()
                 .filter(|(info, _)| names.contains(&&*info.name))
             {
-                // The next f16: too little to matter, but no longer the scale of all blocks.
+                // The next f16 differs too little to matter, but no longer is the scale of all
+                // blocks.
                 let block = &mut bytes[66 * 9 + 64..66 * 10];
                 let scale = u16::from_le_bytes([block[0], block[1]]) + 1;
                 block.copy_from_slice(&scale.to_le_bytes());

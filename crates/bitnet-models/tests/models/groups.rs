@@ -149,7 +149,8 @@ fn chunks_threads_and_sets_change_no_bit() {
             logits(&model, &cpu, &tokens, KvType::F16, tokens.len())
         };
         for (index, set) in KernelSet::available().enumerate() {
-            // The best set runs all shapes; each other set runs one, another for each model.
+            // The best set runs all shapes. Each other set runs one shape, a different one for each
+            // model.
             let own = (index + number) % shapes.len();
             let shapes = if index == 0 {
                 &shapes[..]

@@ -132,8 +132,8 @@ fn a_trial_chooses_the_layers_that_are_sparse() {
         Default::default(),
         "a trial leaves no counts"
     );
-    // Half of the gates of random weights are closed, and rounding makes more zeros of what they
-    // let through.
+    // Random weights close half of the gates, and rounding turns some of the remaining values to
+    // zero.
     for layer in auto.ffn_layers() {
         assert_eq!(layer.down_copy_bytes, Some(10752 * 512 / 4));
         assert_eq!(layer.num_dead_neurons, 0);

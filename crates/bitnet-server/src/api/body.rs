@@ -26,7 +26,7 @@ pub(crate) async fn read(
     limits: &Limits,
     inflight: &Arc<Inflight>,
 ) -> Result<WholeBody, ApiError> {
-    // Pages of other sites can send text without asking, but not JSON.
+    // Web pages of other sites can send text without a CORS preflight, but not JSON.
     if !is_json(request.headers()) {
         return Err(ApiError::wrong_content_type());
     }
@@ -113,7 +113,7 @@ fn check_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
 /// Reads a request from JSON. Unknown fields are an error. Known but unsupported fields are an
 /// error, too, unless their value has no effect; `is_lenient` ignores both.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], is_lenient: bool) -> Result<T, ApiError> {
-    // Serde would read a list as the fields in their order.
+    // Serde would accept a list as the fields in their order.
     if bytes
         .trim_ascii_start()
         .first()
@@ -170,7 +170,7 @@ fn refusal(error: &serde_json::Error, path: &str) -> ApiError {
     }
     let path = if path == "." { "" } else { path };
     let text = error.to_string();
-    // Serde names these fields only in its message.
+    // Serde gives these fields only in its message.
     let named = |prefix: &str| {
         let field = text.strip_prefix(prefix)?.split('`').next()?;
         let dot = if path.is_empty() { "" } else { "." };

@@ -84,7 +84,7 @@ pub(crate) fn start(form: CallForm, may_say: bool, may_repeat: bool) -> String {
         false => String::new(),
     };
     match may_say {
-        // `begin` is lazy: it ends where the mark ends, whereas a longest text would take the
+        // `begin` is lazy: it ends where the mark ends. A greedy rule for text would take the
         // beginning of the mark.
         true => format!(
             "start: TEXT | begin call{more}\nbegin[lazy]: /(.|\\n)*/ {}\n\
@@ -356,7 +356,7 @@ impl CallFinder {
     fn text(&mut self, found: &mut Vec<Found>) -> bool {
         let mark = marks(self.form).begin;
         if self.num_calls > 0 {
-            // Calls stand one below the other.
+            // Each call is on its own line.
             self.pending = self.pending.trim_start_matches('\n').to_owned();
         }
         let is_over = self.form == CallForm::Llama3 && (self.has_text || self.num_calls > 0);
@@ -551,7 +551,7 @@ mod tests {
                 (text.to_owned(), Vec::new())
             );
         }
-        // Cut off by the limit of tokens.
+        // The answer was cut off by the token limit.
         let cut = find(CallForm::Plain, r#"x<tool_call>{"name": "f"#, 3);
         assert_eq!(cut, ("x".to_owned(), Vec::new()));
         let (_, calls) = find(

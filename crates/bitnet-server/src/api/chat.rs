@@ -178,7 +178,7 @@ fn prepare(app: &App, bytes: &[u8]) -> Result<Prepared, ApiError> {
         request.parallel_tool_calls,
     )?;
     if tools.as_ref().is_some_and(Tools::must_call) {
-        // The answer is a call, which they would cut.
+        // The answer is a tool call; stop strings would cut it.
         (request.stop, request.stop_token_ids) = (None, None);
     }
     let form = conversation::call_form(model);

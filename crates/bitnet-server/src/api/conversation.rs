@@ -27,7 +27,7 @@ pub(crate) fn chat_messages(messages: &[Message]) -> Result<Vec<ChatMessage>, Ap
 
 fn chat_message(message: &Message, index: usize) -> Result<ChatMessage, ApiError> {
     let mut fields = Map::new();
-    // The newer name of the same thing.
+    // `developer` is the newer name for `system`.
     let role = match message.role.as_str() {
         "developer" => "system",
         role => role,

@@ -354,7 +354,7 @@ impl IntoResponse for ApiError {
                 .headers_mut()
                 .insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
-        // For the record of the request.
+        // The request's record reads this.
         response.extensions_mut().insert(self);
         response
     }

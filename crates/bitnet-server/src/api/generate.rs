@@ -391,7 +391,7 @@ impl Common {
         let more = self.stop_token_ids.iter().flatten();
         stop_ids.extend(more.map(|&id| TokenId(id)));
         stop_ids.extend(self.stop_tokens_by_name(model));
-        // A set over the ids reaches to the largest of them.
+        // A set of ids takes memory up to its largest id.
         match stop_ids.iter().find(|id| id.0 as usize >= model.vocab_size) {
             Some(id) => {
                 let message = format!(
@@ -590,7 +590,7 @@ pub(crate) fn submit(
         }
     });
     let prompt_tokens = prompts.iter().map(Vec::len).sum();
-    // Before the engine can say anything about it.
+    // Set this before the engine can report on the request.
     record.details().generation = Some(Generation {
         operation,
         model: model.name().to_owned(),
@@ -778,7 +778,7 @@ impl Answers {
 
 impl Drop for Answers {
     fn drop(&mut self) {
-        // Answers that have not ended have lost their client.
+        // Answers that have not ended have lost their client, so they end as aborted.
         self.end(Outcome::Abort);
     }
 }

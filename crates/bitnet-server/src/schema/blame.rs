@@ -28,7 +28,8 @@ impl Schema {
         let mut pointer = String::new();
         let mut schema = &self.value;
         let mut num_tries = 0;
-        // References on the way here: a schema that contains itself is looked into once.
+        // References that were followed; each is followed once, because a schema may contain
+        // itself.
         let mut passed = Vec::new();
         loop {
             passed.extend(schema.get("$ref"));
@@ -49,7 +50,7 @@ impl Schema {
                     refused.push((part, inner));
                 }
             }
-            // An optional part that no value fits is not the cause.
+            // An optional part that rejects every value is not the cause.
             let is_likely = |(part, inner): &(Part<'_>, String)| {
                 !part.is_optional || !inner.starts_with("Unsatisfiable")
             };

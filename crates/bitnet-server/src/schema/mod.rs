@@ -542,7 +542,8 @@ impl<'a> Normalizer<'a> {
             },
             Keyword::Names => match value.as_array() {
                 Some(names) if names.iter().all(Value::is_string) => value.clone(),
-                // Draft 3 had it beside the property's own keywords, where it restricts nothing.
+                // Draft 3 had this keyword beside the property's own keywords; there it restricts
+                // nothing.
                 None if value.is_boolean() && is_tool => return Ok(None),
                 _ => return wrong("a list of strings"),
             },
@@ -666,8 +667,8 @@ impl<'a> Normalizer<'a> {
             .into_iter()
             .map(|(place, part)| self.declared(&place, part))
             .collect();
-        // A value that two parts describe is closed by neither: the other's properties would be
-        // forbidden.
+        // A value that two parts describe must not be closed by either part: each would forbid the
+        // properties of the other.
         let is_shared = *closing == Closing::Never || have_common_names(&own, &parts);
         let mut closings = Closings {
             all: if is_shared {

@@ -109,7 +109,7 @@ impl<'a> References<'a> {
             let place = self.anchors.get(&(uri, decoded.into_owned()))?;
             return Some((place.clone(), self.root.pointer(&place.pointer)?));
         }
-        // A name with a percent sign that is not escaped is read as it stands.
+        // A percent sign that does not begin an escape stands for itself.
         self.follow(resource, &decoded)
             .or_else(|| self.follow(resource, fragment))
     }
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn pointers_are_read_as_rfc_6901_says() {
-        // Section 5, with each member a definition.
+        // The example of section 5; each member becomes a definition.
         let document = json!({
             "foo": ["bar", "baz"], "": 0, "a/b": 1, "c%d": 2, "e^f": 3, "g|h": 4, "i\\j": 5,
             "k\"l": 6, " ": 7, "m~n": 8,

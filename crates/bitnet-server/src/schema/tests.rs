@@ -298,7 +298,7 @@ fn references_that_lead_back_to_themselves_are_refused() {
         let (_, problem) = problem(&schema, Strictness::Tool);
         assert!(problem.contains("lead back"), "{problem}");
     }
-    // With a value in between they describe trees.
+    // With a property in between, the references describe trees.
     let tree = json!({ "properties": { "child": { "$ref": "#" } } });
     assert!(Schema::new(&tree, Strictness::Tool).is_ok());
 }
@@ -319,7 +319,8 @@ fn bounds_of_integers_are_kept_within_64_bits() {
         bounds(json!(0), json!(u64::MAX)),
         (json!(0.0), json!(largest))
     );
-    // 2^53 + 1 and its negative are no `f64`: the next one inside.
+    // 2^53 + 1 and its negative are not f64 numbers, so the bound moves to the next integer inside
+    // the range.
     let odd = 9_007_199_254_740_993_i64;
     assert_eq!(
         bounds(json!(odd), json!(odd + 2)),
@@ -397,7 +398,8 @@ fn arguments_are_an_object() {
     );
     let list = Schema::of_arguments(Some(&json!({ "type": "array" })), false);
     assert_eq!(list.expect_err("an error").pointer, "/type");
-    // Some optional properties: the engine cannot count them, and the count is an annotation.
+    // Only some properties are optional: the engine cannot count them, and the count is an
+    // annotation.
     let counted = json!({ "properties": { "a": true, "b": true }, "minProperties": 1 });
     assert_eq!(of(counted.clone()).get("minProperties"), None);
     let strict = Schema::of_arguments(Some(&counted), true).expect("a schema");

@@ -37,8 +37,8 @@ mod tests {
 
     #[test]
     fn the_form_of_calls_is_the_one_that_the_template_shows() {
-        // The telling parts of public templates: Qwen 3 Coder, Qwen 3, Llama 3.1, GLM 4.6, Command
-        // R7B.
+        // The parts of public templates that identify the form: Qwen 3 Coder, Qwen 3, Llama 3.1,
+        // GLM 4.6, Command R7B.
         let xml = "{{- '<tool_call>\\n<function=' + tool_call.name + '>\\n' }}\
             {{- '<parameter=' + args_name + '>\\n' }}";
         let hermes = "{{- '<tool_call>\\n{\"name\": \"' }}{{- '\", \"arguments\": ' }}";

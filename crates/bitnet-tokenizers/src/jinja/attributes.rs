@@ -19,7 +19,7 @@ impl Machine {
     /// `object.name`
     pub(crate) fn attribute(&mut self, object: &Value, name: &Name) -> Outcome<Value> {
         if let Value::Undefined(problem) = object {
-            // Python's own attributes of every object are unsafe, and so undefined.
+            // Attributes that every Python object has are unsafe, so they are undefined.
             return match name.starts_with("__") {
                 true => Ok(missing(object, name)),
                 false => Err(Fault::new(&**problem)),

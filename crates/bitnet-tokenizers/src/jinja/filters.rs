@@ -97,7 +97,7 @@ impl Machine {
                     .as_str()
                     .into();
                 match &value {
-                    // An item of a map is no attribute.
+                    // An item of a map is not an attribute.
                     Value::Dict(_) if !super::methods::has(&value, &attribute) => {
                         Value::undefined(format!("'dict object' has no attribute '{attribute}'"))
                     }
@@ -437,7 +437,7 @@ fn round(value: &Value, args: Args) -> Outcome<Value> {
         ("common", Number::Int(number)) => {
             Ok(Value::Int(round_integer(number, precision.unsigned_abs())))
         }
-        // Exact in decimals, halves to even.
+        // The result is exact in decimals; ties go to even.
         ("common", Number::Float(_)) if precision >= 0 && float.is_finite() => {
             let text = format!("{float:.*}", precision as usize);
             Ok(Value::Float(text.parse().unwrap_or(float)))

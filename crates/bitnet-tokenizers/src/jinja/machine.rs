@@ -150,7 +150,7 @@ impl Machine {
     }
 
     fn with_statement(&mut self, assignments: &[(Target, Expr)], body: &Block) -> Outcome<Flow> {
-        // The values are evaluated in the outer scope.
+        // Evaluate the values in the outer scope.
         let values = assignments.iter().map(|(_, expr)| self.eval(expr));
         let values = values.collect::<Outcome<Vec<_>>>()?;
         self.scopes.push(Rc::default());
@@ -207,7 +207,7 @@ impl Machine {
 
     fn run_loop(&mut self, node: &Arc<For>, iterable: &Value, depth: usize) -> Outcome<()> {
         let mut items = iterable.items(&self.budget)?.into_owned();
-        // A loop that does not use `loop` tests each item just before its round.
+        // A loop that does not use `loop` tests each item just before its iteration.
         let tests_late = node.condition.is_some() && !node.uses_loop;
         if !tests_late {
             items = self.passing(node, items)?;
@@ -233,7 +233,7 @@ impl Machine {
                 Flow::Next => completed = true,
             }
         }
-        // As in jinja2, a loop counts as empty if `break` or `continue` ended every round.
+        // As in jinja2, a loop counts as empty if `break` or `continue` ended every iteration.
         if !completed && !node.otherwise.is_empty() {
             self.scoped(Scope::default(), &node.otherwise)?;
         }
@@ -662,7 +662,7 @@ impl Machine {
         let node = &closure.node;
         self.budget.enter()?;
         let outer = std::mem::replace(&mut self.scopes, closure.scopes.clone());
-        // A macro inside a scope can call itself.
+        // A macro inside a scope can call itself, so its name is in its own scope.
         let mut itself = Scope::default();
         itself.set(Arc::clone(&node.name), Value::Macro(Rc::clone(closure)));
         if !self.scopes.is_empty() {

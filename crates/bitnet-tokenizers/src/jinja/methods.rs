@@ -380,7 +380,7 @@ impl Machine {
                 .saturating_add(missing.saturating_mul(fill.len())),
         )?;
         let left = match name {
-            // As CPython divides an odd rest.
+            // CPython divides an odd remainder in this way.
             "center" => missing / 2 + (missing & to & 1),
             "ljust" => 0,
             _ => missing,
@@ -485,7 +485,7 @@ fn split_at_space(all: &str, most: usize, from_end: bool) -> Vec<std::ops::Range
         }
     }
     if words.len() > most {
-        // The rest stays in one piece, with the white space at its far end.
+        // The rest stays in one piece, with the white space at its outer end.
         if from_end {
             let cut = words.len() - most;
             let first = 0..words[cut - 1].end;

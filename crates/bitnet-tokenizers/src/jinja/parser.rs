@@ -426,7 +426,7 @@ impl Parser {
     /// Marks the assistant's text, for training; the result is the text of the body.
     fn generation_statement(&mut self) -> Outcome<Statement> {
         self.expect_block_end()?;
-        // As the body of a macro it cannot end a loop around it.
+        // Inside the body of a macro, `break` cannot end a loop around the macro.
         let loops = std::mem::take(&mut self.loops);
         let (body, _) = self.block(&["endgeneration"])?;
         self.loops = loops;

@@ -381,7 +381,7 @@ impl Value {
                 other.type_name()
             ))),
             (Self::Dict(dict), key) => Ok(dict.entries.contains_key(&Key::new(key)?)),
-            // Items after the match stay in the generator.
+            // Items after the match remain in the generator.
             (Self::Generator(generator), item) => loop {
                 budget.step(1)?;
                 let next = generator.items.borrow_mut().pop_front();
@@ -549,7 +549,7 @@ impl Hash for Key {
                 }
             }
             value => match value.number() {
-                // Equal numbers have equal floats.
+                // Equal numbers have equal floats, so their hashes are equal.
                 Some(number) => (number.as_f64() + 0.0).to_bits().hash(state),
                 None => value.type_name().hash(state),
             },

@@ -127,7 +127,7 @@ fn a_files_own_template_is_used_unless_it_is_known_to_be_wrong() {
             );
         }
     }
-    // The official GGUF carries a template of another model.
+    // The official GGUF contains a template of another model.
     assert_eq!(
         detected("bitnet-b1.58", &tokenizer(LLAMA_3, Some(LEFTOVER_JINJA))),
         Some("bitnet-2b4t")

@@ -49,7 +49,7 @@ proptest! {
 
     #[test]
     fn sentence_piece_text_decodes_to_itself(text in any_text()) {
-        // Its sign for a space is a space.
+        // This vocabulary writes a space as this sign.
         let text = text.replace('▁', "_");
         let tokens = LLAMA_SPM.encode(&text, EncodeOptions::default()).expect("encodable");
         prop_assert_eq!(LLAMA_SPM.decode(&tokens, DecodeOptions::default()), text);

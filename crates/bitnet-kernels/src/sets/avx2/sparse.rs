@@ -173,8 +173,8 @@ fn active_columns(matrix: &TernaryColumns, active: &[u32], values: &[i8], sums: 
                         }
                     });
                 }
-                // Words 0–3 of each half of a register are four rows, words 4–7 the four that lie
-                // 16 further.
+                // In each half of a register, words 0–3 are four rows, and words 4–7 are the rows
+                // 16 below them.
                 for (u, acc) in acc.into_iter().enumerate() {
                     for (s, acc) in acc.into_iter().enumerate() {
                         let first = 128 * u + 32 * s + 8 * half;

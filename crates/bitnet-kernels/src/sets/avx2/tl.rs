@@ -46,10 +46,11 @@ pub(crate) fn table<const N: usize>(values: &[i16; N], weights: &[__m256i; N]) -
             _mm256_sign_epi16(_mm256_set1_epi16(*value), *weights),
         );
     }
-    // product / 31, rounded: 1057 / 32,768 is near enough, and no product lies half way.
+    // The quotient product / 31, rounded, is product · 1057 / 32,768, rounded: that is precise
+    // enough, because no product lies halfway between two multiples.
     let high = _mm256_mulhrs_epi16(products, _mm256_set1_epi16(1057));
     let low = _mm256_sub_epi16(products, _mm256_mullo_epi16(high, _mm256_set1_epi16(RADIX)));
-    // Packing goes by halves: low 0–7, high 0–7, low 8–15, high 8–15.
+    // Packing works within 128-bit halves: low 0–7, high 0–7, low 8–15, high 8–15.
     _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi16(low, high))
 }
 
@@ -102,7 +103,8 @@ fn load_dwords(dwords: &[i32; 8]) -> __m256i {
 #[target_feature(enable = "avx2")]
 pub(crate) fn finish(sums: &[i32; BLOCK_ROWS], activation_scale: f32, scale: f32, out: &mut [f32]) {
     let [a, b, c, d] = [0, 1, 2, 3].map(|r| load_dwords(&sums.as_chunks().0[r]));
-    // By halves of 128 bits: rows 0–3 and 16–19, 4–7 and 20–23, 8–11 and 24–27, 12–15 and 28–31.
+    // Each 128-bit half has its own rows: 0–3 and 16–19, 4–7 and 20–23, 8–11 and 24–27, 12–15 and
+    // 28–31.
     let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
     let (ab_high, cd_high) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
     let quads = [

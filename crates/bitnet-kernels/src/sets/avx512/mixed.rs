@@ -126,7 +126,7 @@ const FACTORS: [[[i8; 2]; 32]; 2] = {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
 fn make_tables<const N: usize>(values: &[i8], tables: &mut [Table]) -> [i32; N] {
     let factors = FACTORS.each_ref().map(|factors| load(factors));
-    // From three dwords and one dword of zeros, for each j: byte j of two of them, twice.
+    // From three dwords and a dword of zeros: for each j, byte j of two of them, twice.
     let pairs = _mm_setr_epi8(0, 4, 0, 4, 1, 5, 1, 5, 2, 6, 2, 6, 3, 7, 3, 7);
     let others = _mm_setr_epi8(8, 12, 8, 12, 9, 13, 9, 13, 10, 14, 10, 14, 11, 15, 11, 15);
     let mut sums = [_mm_setzero_si128(); N];
@@ -243,15 +243,15 @@ fn mixed<const N: usize>(
                 _mm_prefetch::<_MM_HINT_T1>(half_line.as_ptr().wrapping_add(PREFETCH_BYTES).cast());
             }
             let half = |line: usize, half: usize| load_half(&group[line], half);
-            // The words of a field: those that hold bytes 0 and 1 of its dwords, then those with
-            // bytes 2 and 3.
+            // The 16-bit words of a field: first those with bytes 0 and 1 of its dwords, then those
+            // with bytes 2 and 3.
             let lower =
                 |f| _mm512_mask_mov_epi16(_mm512_slli_epi32::<16>(half(f, 1)), EVEN, half(f, 0));
             let upper =
                 |f| _mm512_mask_mov_epi16(_mm512_srli_epi32::<16>(half(f, 0)), !EVEN, half(f, 1));
             let second = |words| _mm512_srli_epi16::<8>(words);
-            // Multiplies by place $t of field $f and at the same time looks $words up in the
-            // tables.
+            // Multiplies by place $t of field $f, and looks $words up in the tables in the same
+            // loop.
             macro_rules! multiply {
                 ($fields:ident, $f:literal, $t:literal $(, $words:expr, $table:literal)?) => {
                     let codes = $fields.map(|fields| _mm512_permutexvar_epi8(fields, load(&CODES[$t])));

@@ -126,7 +126,8 @@ fn active_columns(matrix: &TernaryColumns, active: &[u32], values: &[i8], sums: 
         _mm512_set1_epi8(0x30),
         _mm512_set1_epi8(0xc0u8 as i8),
     ];
-    // Sixteen rows each; accumulator 4 t + s has the rows from 128 (t / 2) + 32 s + 16 (t % 2) on.
+    // Each accumulator has sixteen rows: number 4 t + s begins at row 128 (t / 2) + 32 s + 16 (t %
+    // 2).
     let sums = sums.as_chunks_mut::<16>().0.as_chunks_mut::<16>().0;
     let place = |t: usize, s: usize| 8 * (t / 2) + 2 * s + t % 2;
     sums.as_flattened_mut().as_flattened_mut().fill(0);

@@ -264,7 +264,7 @@ fn field_codes<const F: usize>(group: &Group, half: usize, masks: &Masks) -> __m
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(super) fn field<const F: usize>(group: &Group, half: usize, masks: &Masks) -> __m512i {
     let line = |i: usize| load_half(&group[i], half);
-    // The bits of `mask` from `a`, the others from `b`.
+    // Take the bits of `mask` from `a` and the others from `b`.
     let select =
         |mask: __m512i, a: __m512i, b: __m512i| _mm512_ternarylogic_epi32::<0xca>(mask, a, b);
     match F {
@@ -323,8 +323,8 @@ fn spread((groups, rest): (&[Group], &[Line]), lines: &mut [Line], masks: &Masks
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
 fn spread_fields(three: [__m512i; 4], lines: &mut [Line], half: usize, masks: &Masks) {
     let [a, b, c, d] = three;
-    // The bits of `mask` from `a`, the others from `b`. The mask excludes bits that a shift moves
-    // into the next byte.
+    // Take the bits of `mask` from `a` and the others from `b`. The mask excludes bits that a shift
+    // moves into the next byte.
     let select =
         |mask: __m512i, a: __m512i, b: __m512i| _mm512_ternarylogic_epi32::<0xca>(mask, a, b);
     let fours = [

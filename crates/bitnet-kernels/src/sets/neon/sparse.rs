@@ -121,7 +121,8 @@ fn active_columns(matrix: &TernaryColumns, active: &[u32], values: &[i8], sums: 
                         acc[1] = vmlal_high_s8(acc[1], codes, q);
                     }
                 }
-                // Four lanes are four rows, the next four lie 16 further, the second register 128.
+                // The first register has four rows, then the four rows that lie 16 below; the
+                // second register is 128 rows further.
                 for (s, acc) in acc.into_iter().enumerate() {
                     for (u, acc) in acc.into_iter().enumerate() {
                         let first = 128 * u + 32 * s + 4 * quarter;

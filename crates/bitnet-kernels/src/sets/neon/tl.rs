@@ -38,7 +38,8 @@ fn fill<const N: usize>(values: &[i16], weights: &[[i16; 16]; N], tables: &mut [
             for (value, weights) in values.iter().zip(weights) {
                 products = vmlaq_n_s16(products, load_words(&weights.as_chunks().0[half]), *value);
             }
-            // product / 31, rounded: 33 / 1024 is near enough, and no product lies half way.
+            // The quotient product / 31, rounded, is product · 33 / 1024, rounded: that is precise
+            // enough, because no product lies halfway between two multiples.
             let high = vrshrq_n_s16::<10>(vmulq_n_s16(products, 33));
             let low = vmlsq_n_s16(products, high, RADIX);
             let bytes = table.0.as_chunks_mut::<8>().0;

@@ -27,7 +27,7 @@ fn fill<const N: usize>(values: &[i16], weights: &[[i16; 16]; N], tables: &mut [
                 .zip(weights)
                 .map(|(value, weights)| value * weights[index])
                 .sum::<i16>();
-            // Rounded to the nearest: half the radix is no whole number, so there is always one.
+            // Round to the nearest. Half the radix is not an integer, so there are no ties.
             let high = (product + RADIX / 2).div_euclid(RADIX);
             (table.0[index], table.0[16 + index]) = ((product - RADIX * high) as i8, high as i8);
         }
