@@ -11,3 +11,4 @@ mod operations;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod structured;
+mod thinking;

@@ -131,6 +131,12 @@ pub struct RunArguments {
     pub receipt: Option<PathBuf>,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnOff {
+    On,
+    Off,
+}
+
 #[derive(Args)]
 pub struct ChatArguments {
     /// System message at the start of the conversation
@@ -139,6 +145,14 @@ pub struct ChatArguments {
     /// Use this chat template instead of the model's: a built-in one or a file in Jinja
     #[arg(long, value_name = "NAME|FILE")]
     pub chat_template: Option<String>,
+    /// Whether the model thinks before it answers, for templates that read enable_thinking; the
+    /// template decides if not given. A terminal shows thinking dimmed; elsewhere only the answer
+    /// is printed
+    #[arg(long, value_enum, value_name = "on|off")]
+    pub thinking: Option<OnOff>,
+    /// Maximum number of tokens of thinking; then the model has to answer
+    #[arg(long, value_name = "N")]
+    pub thinking_budget: Option<usize>,
     #[command(flatten)]
     pub generation: GenerationArguments,
     #[command(flatten)]
@@ -505,6 +519,10 @@ pub struct ServeArguments {
     /// Memory for the key/value cache, such as 2G; if not given, 1G or more if the context needs it
     #[arg(long, value_name = "BYTES", value_parser = crate::serve::parse_bytes)]
     pub kv_memory: Option<usize>,
+    /// Memory for the states of models with recurrent layers, such as 2G: of running requests, and
+    /// saved for requests with the same beginning; if not given, 1G, or enough for 8 states
+    #[arg(long, value_name = "BYTES", value_parser = crate::serve::parse_bytes)]
+    pub state_memory: Option<usize>,
     /// Which requests share cached prompts: all, or only those with the API key of the same owner
     #[arg(long, value_enum, default_value_t = CacheSalt::None)]
     pub cache_salt: CacheSalt,
@@ -799,9 +817,10 @@ pub struct ModelArguments {
     /// Maximum number of tokens in one pass through the model
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = parse_chunk)]
     pub prefill_chunk: usize,
-    /// Draft up to N tokens from earlier text, and check them in one step; the text is the same
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_draft)]
-    pub draft: usize,
+    /// Draft up to N tokens from earlier text, and check them in one step; auto drafts more where
+    /// drafts are right, and stops where they are wrong. The text is the same
+    #[arg(long, value_name = "N|auto", default_value = "0", value_parser = parse_draft)]
+    pub draft: Draft,
     /// Instruction set; the best one of this CPU if not given
     #[arg(long, value_name = "NAME", value_parser = parse_kernels)]
     pub kernels: Option<&'static KernelSet>,
@@ -991,11 +1010,22 @@ fn parse_kernels(name: &str) -> Result<&'static KernelSet, String> {
     })
 }
 
-fn parse_draft(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(n) if n <= DRAFT_MAX => Ok(n),
-        _ => Err(format!("0 to {DRAFT_MAX} is allowed")),
-    }
+/// How many tokens to guess ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Draft {
+    /// The longest draft.
+    pub max: usize,
+    /// Whether drafts adapt to how right they are.
+    pub adapts: bool,
+}
+
+fn parse_draft(text: &str) -> Result<Draft, String> {
+    let (max, adapts) = match (text, text.parse()) {
+        ("auto", _) => (DRAFT_MAX, true),
+        (_, Ok(n)) if n <= DRAFT_MAX => (n, false),
+        _ => return Err(format!("0 to {DRAFT_MAX} or auto is allowed")),
+    };
+    Ok(Draft { max, adapts })
 }
 
 fn parse_head(name: &str) -> Result<HeadMode, String> {

@@ -199,7 +199,7 @@ fn engine_options(arguments: &BenchArguments, whats: &[What]) -> EngineOptions {
             batch,
             steps,
         } => (
-            context + max_tokens(arguments.model.draft, batch, steps),
+            context + max_tokens(arguments.model.draft.max, batch, steps),
             batch,
         ),
     };
@@ -216,6 +216,8 @@ fn engine_options(arguments: &BenchArguments, whats: &[What]) -> EngineOptions {
         // Sequences take whole blocks, and the cache keeps some that nothing needs again.
         cache: 2 * cache + running_max * 2 * bitnet_models::KvCache::BLOCK,
         running_max,
+        // One for each sequence and each draft.
+        states: 2 * running_max,
         // Finish prompts before decoding.
         mixed_chunk: arguments.model.prefill_chunk,
         ..session::engine_options(&arguments.model, context)

@@ -1,18 +1,23 @@
 //! `bitnet chat`: a conversation, line by line.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal, StdoutLock, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
-use bitnet_inference::{FinishReason, ModelSource, Timings, Tokenization};
-use bitnet_tokenizers::{ChatMessage, ChatTemplate, PromptBos, RenderOptions, TokenId};
+use bitnet_inference::{
+    FinishReason, MakeConstraint, ModelSource, Thinking, ThinkingMarks, Timings, Tokenization,
+};
+use bitnet_tokenizers::{
+    ChatMessage, ChatTemplate, PromptBos, ReasoningSplitter, ReasoningTags, RenderOptions,
+    SplitText, TokenId,
+};
 use rustyline::error::ReadlineError;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
-use crate::args::{ChatArguments, WrongUsage};
+use crate::args::{ChatArguments, OnOff, WrongUsage};
 use crate::session::Session;
 use crate::{built_in, interrupt, report, session};
 
@@ -78,6 +83,76 @@ struct Chat {
     messages: Vec<ChatMessage>,
     timings: Option<Timings>,
     interrupted: Arc<AtomicBool>,
+}
+
+/// What an answer continues.
+struct Prompt {
+    tokens: Vec<TokenId>,
+    /// The tags of thinking, if the template has any, and the prompt as text.
+    reasoning: Option<(ReasoningTags, String)>,
+}
+
+/// Shows an answer as it arrives: thinking dimmed on a terminal and nowhere else.
+struct Screen {
+    out: StdoutLock<'static>,
+    is_terminal: bool,
+    /// Nothing is shown until the end.
+    is_silent: bool,
+    splitter: Option<ReasoningSplitter>,
+    reasoning: String,
+    content: String,
+}
+
+impl Screen {
+    fn new(prompt: &Prompt, is_silent: bool) -> Self {
+        let reasoning = prompt.reasoning.as_ref();
+        Self {
+            out: std::io::stdout().lock(),
+            is_terminal: std::io::stdout().is_terminal(),
+            is_silent,
+            splitter: reasoning.map(|(tags, text)| ReasoningSplitter::new(*tags, text)),
+            reasoning: String::new(),
+            content: String::new(),
+        }
+    }
+
+    fn show(&mut self, text: &str) -> anyhow::Result<()> {
+        let parts = match &mut self.splitter {
+            Some(splitter) => splitter.push(text),
+            None => vec![SplitText::Content(text.to_owned())],
+        };
+        self.show_parts(parts)
+    }
+
+    fn finish(&mut self) -> anyhow::Result<()> {
+        let splitter = self.splitter.as_mut();
+        let parts = splitter.map_or_else(Vec::new, ReasoningSplitter::finish);
+        self.show_parts(parts)
+    }
+
+    fn show_parts(&mut self, parts: Vec<SplitText>) -> anyhow::Result<()> {
+        for part in parts {
+            match part {
+                SplitText::Reasoning(text) => {
+                    if self.is_terminal && !self.is_silent {
+                        write!(self.out, "\x1b[2m{text}\x1b[0m")?;
+                    }
+                    self.reasoning += &text;
+                }
+                SplitText::Content(text) => {
+                    let is_first = self.content.is_empty() && !self.reasoning.is_empty();
+                    if is_first && self.is_terminal && !self.is_silent {
+                        write!(self.out, "\n\n")?;
+                    }
+                    if !self.is_silent {
+                        write!(self.out, "{text}")?;
+                    }
+                    self.content += &text;
+                }
+            }
+        }
+        Ok(self.out.flush()?)
+    }
 }
 
 /// Chats until the input ends.
@@ -220,65 +295,108 @@ impl Chat {
         result
     }
 
-    /// The tokens to continue: the conversation in the model's template, or the beginning of a
-    /// story.
-    fn prompt(&self) -> anyhow::Result<Vec<TokenId>> {
+    /// The prompt: the conversation in the model's template, or the beginning of a story.
+    fn prompt(&self) -> anyhow::Result<Prompt> {
         let tokenizer = &self.session.tokenization()?.tokenizer;
         let Some(template) = &self.template else {
-            let beginning = self
-                .messages
-                .last()
-                .map_or_else(String::new, ChatMessage::text);
-            return Ok(tokenizer.encode_prompt(beginning.trim(), PromptBos::AsModel, false)?);
+            let beginning = self.last_text();
+            return Ok(Prompt {
+                tokens: tokenizer.encode_prompt(beginning.trim(), PromptBos::AsModel, false)?,
+                reasoning: None,
+            });
         };
-        let rendered = template.render(&self.conversation(), RenderOptions::default())?;
-        Ok(tokenizer.encode_chat(&rendered)?)
+        let mut variables = Map::new();
+        if let Some(thinking) = self.arguments.thinking {
+            let thinks = Value::Bool(thinking == OnOff::On);
+            variables.insert("enable_thinking".to_owned(), thinks);
+        }
+        let options = RenderOptions {
+            variables: Some(&variables),
+            ..RenderOptions::default()
+        };
+        let rendered = template.render(&self.conversation(), options)?;
+        let tags = template.reasoning_tags();
+        Ok(Prompt {
+            tokens: tokenizer.encode_chat(&rendered)?,
+            reasoning: tags.map(|tags| (tags, rendered.text().to_owned())),
+        })
+    }
+
+    fn last_text(&self) -> String {
+        let last = self.messages.last();
+        last.map_or_else(String::new, ChatMessage::text)
+    }
+
+    /// The limit on thinking, if there is one.
+    fn thinking_limit(&self, prompt: &Prompt) -> anyhow::Result<Option<MakeConstraint>> {
+        let (Some((tags, text)), Some(budget)) =
+            (&prompt.reasoning, self.arguments.thinking_budget)
+        else {
+            return Ok(None);
+        };
+        let tokenizer = Arc::clone(&self.session.tokenization()?.tokenizer);
+        let marks = Arc::new(ThinkingMarks::new(*tags, tokenizer)?);
+        let start = tags.start_after(text);
+        let vocab_size = self.session.model.info().config.vocab_size;
+        Ok(Some(Box::new(move || {
+            let marks = Arc::clone(&marks);
+            Box::new(Thinking::new(marks, start, vocab_size, Some(budget)))
+        })))
     }
 
     fn answer(&mut self) -> anyhow::Result<()> {
         let prompt = self.prompt()?;
         let request = self.session.request(
-            prompt.clone(),
+            prompt.tokens.clone(),
             &self.arguments.generation,
             &self.arguments.sampling,
         );
+        let limit = self.thinking_limit(&prompt)?;
         let seed = request.sampling.seed;
         self.interrupted.store(false, Ordering::SeqCst);
         let interrupted = Arc::clone(&self.interrupted);
         let json = self.arguments.json;
-        let mut out = std::io::stdout().lock();
+        let mut screen = Screen::new(&prompt, json);
         if self.template.is_none() && !json {
-            let beginning = self
-                .messages
-                .last()
-                .map_or_else(String::new, ChatMessage::text);
-            write!(out, "{}", beginning.trim())?;
+            write!(screen.out, "{}", self.last_text().trim())?;
         }
-        let answer =
-            self.session
-                .answer(request, &|| interrupted.load(Ordering::SeqCst), |text| {
-                    if !json {
-                        write!(out, "{text}")?;
-                        out.flush()?;
-                    }
-                    Ok(())
-                })?;
+        let answer = self.session.answer(
+            request,
+            limit,
+            &|| interrupted.load(Ordering::SeqCst),
+            |text| screen.show(text),
+        )?;
+        screen.finish()?;
+        let Screen {
+            mut out,
+            reasoning,
+            content,
+            ..
+        } = screen;
         self.timings = Some(answer.timings);
         if json {
-            let object = json!({
-                "prompt_tokens": prompt,
+            let mut object = json!({
+                "prompt_tokens": prompt.tokens,
                 "tokens": answer.tokens,
-                "text": answer.text,
+                "text": content,
                 "finish_reason": answer.reason.map_or("interrupted", FinishReason::name),
                 "seed": seed,
                 "timings": report::timings_json(&answer.timings, self.session.load_time),
             });
+            if !reasoning.is_empty() {
+                object["reasoning_content"] = reasoning.as_str().into();
+            }
             writeln!(out, "{object}")?;
         } else {
             writeln!(out)?;
         }
-        self.messages
-            .push(ChatMessage::new("assistant", answer.text));
+        let mut message = Map::new();
+        message.insert("role".to_owned(), "assistant".into());
+        message.insert("content".to_owned(), content.into());
+        if !reasoning.is_empty() {
+            message.insert("reasoning_content".to_owned(), reasoning.into());
+        }
+        self.messages.push(ChatMessage::from_fields(message)?);
         Ok(())
     }
 

@@ -44,7 +44,7 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
         show(&mut out, &text)?;
     }
     session.driver.call(|engine| engine.counters().reset())?;
-    let answer = session.answer(request.clone(), &|| false, |text| {
+    let answer = session.answer(request.clone(), None, &|| false, |text| {
         if !arguments.json {
             show(&mut out, text)?;
         }

@@ -253,7 +253,13 @@ fn load(arguments: &ServeArguments) -> anyhow::Result<ServedModel> {
     let config = &model.info().config;
     let context = context_length(config, arguments.model.ctx_size);
     let options = session::engine_options(&arguments.model, context);
-    let options = sized(config, options, arguments)?;
+    let options = EngineOptions {
+        states: num_states(
+            config.state_len() * size_of::<f32>(),
+            arguments.state_memory,
+        )?,
+        ..sized(config, options, arguments)?
+    };
     let engine = model.engine(options)?;
     check_headroom()?;
     let template = arguments.chat_template.as_deref();
@@ -320,6 +326,27 @@ fn sized(
         running_max: arguments.running,
         ..options
     })
+}
+
+/// Default memory of recurrent states, if [`STATES_MIN`] of them need no more.
+const DEFAULT_STATE_BYTES: usize = 1 << 30;
+/// The fewest recurrent states if the user names no memory.
+const STATES_MIN: usize = 8;
+
+/// How many recurrent states of `state_bytes` there are in `--state-memory`.
+fn num_states(state_bytes: usize, memory: Option<usize>) -> anyhow::Result<usize> {
+    if state_bytes == 0 {
+        // A model without recurrent layers.
+        return Ok(EngineOptions::default().states);
+    }
+    let default = || DEFAULT_STATE_BYTES.max(STATES_MIN * state_bytes);
+    let num_states = memory.unwrap_or_else(default) / state_bytes;
+    ensure!(
+        num_states > 0,
+        "--state-memory is {} bytes, but one state of this model takes {state_bytes}",
+        memory.unwrap_or(0)
+    );
+    Ok(num_states)
 }
 
 /// Default memory of the cache, if the context needs no more.

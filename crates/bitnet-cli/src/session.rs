@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bitnet_inference::{
-    Device, Driver, EngineOptions, Failure, FinishReason, ModelSource, OpenModel, Piece, Request,
-    Timings, Token, Tokenization, context_length,
+    Device, Driver, EngineOptions, Failure, FinishReason, MakeConstraint, ModelSource, OpenModel,
+    Piece, Request, Timings, Token, Tokenization, context_length,
 };
 use bitnet_kernels::{KernelSet, default_threads};
 use bitnet_tokenizers::TokenId;
@@ -27,6 +27,10 @@ pub struct Session {
     pub context: usize,
     pub load_time: Duration,
 }
+
+/// Recurrent states of a session: of the one sequence and its draft, and saved ones of earlier
+/// turns.
+const STATES: usize = 8;
 
 /// Opens the model that the arguments name, and starts its engine. `context`: the number of
 /// positions, if the command knows it.
@@ -111,7 +115,9 @@ pub fn engine_options(arguments: &ModelArguments, context: usize) -> EngineOptio
         cache: context,
         kv_type: arguments.kv_type.into(),
         prefill_chunk: arguments.prefill_chunk,
-        draft_max: arguments.draft,
+        draft_max: arguments.draft.max,
+        draft_adapts: arguments.draft.adapts,
+        states: STATES,
         ..EngineOptions::default()
     }
 }
@@ -182,6 +188,7 @@ impl Session {
     pub fn answer(
         &self,
         request: Request,
+        constraint: Option<MakeConstraint>,
         interrupted: &dyn Fn() -> bool,
         mut show: impl FnMut(&str) -> anyhow::Result<()>,
     ) -> anyhow::Result<Answer> {
@@ -197,7 +204,7 @@ impl Session {
             reason: None,
             timings: Timings::default(),
         };
-        let mut stream = self.driver.stream(request)?;
+        let mut stream = self.driver.stream_constrained(request, constraint)?;
         loop {
             if interrupted() {
                 stream.cancel();

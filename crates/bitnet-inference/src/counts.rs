@@ -1,4 +1,5 @@
-//! [`EngineCounts`] and [`HeadUse`]: counts of an engine's work since its start.
+//! [`EngineCounts`] and [`HeadUse`]: counts of an engine's work since its start. [`StateCounts`]: how
+//! its memory for recurrent states is used now.
 
 use crate::options::DRAFT_MAX;
 
@@ -24,6 +25,20 @@ impl HeadUse {
             self.wasted_logits += num_exact;
         }
     }
+}
+
+/// The slots for recurrent states of an engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StateCounts {
+    /// Slots that sequences hold, for themselves and for their drafts.
+    pub held: usize,
+    /// Slots with a saved state, which requests with the same beginning reuse. They become free
+    /// when sequences need them.
+    pub saved: usize,
+    /// All slots.
+    pub slots: usize,
+    /// Bytes of a slot.
+    pub bytes: usize,
 }
 
 /// Counts since the engine's start.

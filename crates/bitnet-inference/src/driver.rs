@@ -23,7 +23,7 @@ use bitnet_guard::FileProblem;
 use bitnet_tokenizers::TokenId;
 
 use crate::backlog::{Backlog, InEngine, Owner};
-use crate::counts::{EngineCounts, HeadUse};
+use crate::counts::{EngineCounts, HeadUse, StateCounts};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::request::{Constraint, Event, Finish, Logprobs, Request, RequestId, Timings};
@@ -145,6 +145,8 @@ pub struct EngineStats {
     pub free_blocks: usize,
     /// Blocks of the key/value cache.
     pub num_blocks: usize,
+    /// Slots for recurrent states.
+    pub states: StateCounts,
     /// Times that an engine panicked and was replaced.
     pub panics: u64,
 }
@@ -558,6 +560,7 @@ impl EngineStats {
                 wasted_logits: c.wasted_logits + d.wasted_logits,
             },
             free_blocks,
+            states: engine.states(),
             num_blocks,
             panics: earlier.panics,
         }

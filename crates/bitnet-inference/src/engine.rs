@@ -12,7 +12,7 @@ use bitnet_kernels::Counters;
 use bitnet_models::{FfnActivity, KvCache, LogitRows, ModelInfo};
 use bitnet_tokenizers::{TokenId, Tokenizer};
 
-use crate::counts::{EngineCounts, HeadUse};
+use crate::counts::{EngineCounts, HeadUse, StateCounts};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::memory::{Holding, Memory};
@@ -62,7 +62,7 @@ impl Engine {
     }
 
     /// An engine for a runner whose cache has [`EngineOptions::num_blocks`] blocks and, if the
-    /// model has recurrent layers, [`EngineOptions::num_states`] states.
+    /// model has recurrent layers, [`EngineOptions::states`] states.
     #[must_use]
     pub fn with_runner(
         runner: Box<dyn Runner>,
@@ -70,11 +70,11 @@ impl Engine {
         options: EngineOptions,
     ) -> Self {
         let num_states = if runner.state_bytes() > 0 {
-            options.num_states()
+            options.states.max(1)
         } else {
             0
         };
-        let memory = Memory::new(options.num_blocks(), num_states, options.saved_states_max);
+        let memory = Memory::new(options.num_blocks(), num_states);
         Self {
             scheduler: Scheduler::new(options, memory, runner.halfway()),
             runner,
@@ -146,6 +146,16 @@ impl Engine {
         (blocks.num_available(), blocks.num_blocks())
     }
 
+    /// The slots for recurrent states; all 0 for a model without recurrent layers.
+    #[must_use]
+    pub fn states(&self) -> StateCounts {
+        let states = self.scheduler.memory.states.as_ref();
+        states.map_or_else(StateCounts::default, |states| StateCounts {
+            bytes: self.runner.state_bytes(),
+            ..states.counts()
+        })
+    }
+
     /// Whether any request is waiting or running.
     #[must_use]
     pub fn is_busy(&self) -> bool {
@@ -171,14 +181,13 @@ impl Engine {
         constraint: Option<Box<dyn Constraint>>,
     ) -> Result<RequestId> {
         self.check(&request)?;
-        let context = self.options.context;
         let id = RequestId(self.num_requests);
         let vocab_size = self.model().config.vocab_size;
         let sequence = Sequence::new(
             id,
             request,
             constraint,
-            context,
+            &self.options,
             vocab_size,
             self.tokenizer.clone(),
         )?;
@@ -354,6 +363,7 @@ impl Engine {
         counts.drafts += u64::from(!draft.is_empty());
         counts.drafted_tokens += draft.len() as u64;
         running[index].timings.drafted_tokens += draft.len();
+        let mut accepted = 0;
         for (place, guess) in draft.iter().map(Some).chain([None]).enumerate() {
             let token = self.sample(index, row + place, events);
             let Scheduler {
@@ -367,6 +377,7 @@ impl Engine {
                 Some(token) if Some(&token) == guess => {
                     counts.accepted_tokens += 1;
                     counts.accepted_by_place[place] += 1;
+                    accepted += 1;
                     running[index].timings.accepted_tokens += 1;
                     running[index].advance(1, memory, step_start);
                     continue;
@@ -376,7 +387,9 @@ impl Engine {
             break;
         }
         let num_rows = draft.len() + 1;
-        self.scheduler.running[index].draft = draft;
+        let sequence = &mut self.scheduler.running[index];
+        sequence.drafter.checked(draft.len(), accepted);
+        sequence.draft = draft;
         num_rows
     }
 
@@ -428,8 +441,10 @@ impl Engine {
         } = self;
         let vocab = runner.model().config.vocab_size;
         let sequence = &mut scheduler.running[index];
-        let is_constrained = sequence.constraint.is_some();
-        if let Some(constraint) = &mut sequence.constraint {
+        let constraint = sequence.constraint.as_mut();
+        let constraint = constraint.filter(|constraint| !constraint.is_free());
+        let is_constrained = constraint.is_some();
+        if let Some(constraint) = constraint {
             match constraint.allowed(allowed) {
                 Ok(()) => {}
                 Err(problem) => {

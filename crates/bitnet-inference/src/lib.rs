@@ -14,6 +14,7 @@ mod block_pool;
 mod candidates;
 mod counts;
 mod device;
+mod draft;
 mod driver;
 mod engine;
 mod error;
@@ -33,12 +34,13 @@ mod scheduler;
 mod sequence;
 mod states;
 mod stop;
+mod thinking;
 mod tuning;
 
 pub use backlog::Owner;
 pub use bias_text::parse_logit_bias;
 pub use bitnet_kernels::math::mix64;
-pub use counts::{EngineCounts, HeadUse};
+pub use counts::{EngineCounts, HeadUse, StateCounts};
 pub use device::{Device, DeviceProbe};
 pub use driver::{
     Completion, Driver, EngineLoop, EngineMonitor, EngineStats, Failure, Job, MakeConstraint,
@@ -61,4 +63,5 @@ pub use request::{Constraint, Event, Finish, FinishReason, Logprobs, Request, Re
 pub use runner::{Model, ModelRunner, Runner};
 pub use sampling::{Sampler, SamplingParams};
 pub use stop::TokenSet;
+pub use thinking::{Thinking, ThinkingMarks};
 pub use tuning::{TernaryKernel, TunedShape, Tuning};

@@ -24,7 +24,7 @@ const BLOCK: usize = KvCache::BLOCK;
 pub(crate) struct Memory {
     pub blocks: BlockPool,
     /// `None` for a model without recurrent layers.
-    states: Option<StatePool>,
+    pub states: Option<StatePool>,
 }
 
 /// The memory of one sequence.
@@ -73,12 +73,11 @@ impl Holding {
 }
 
 impl Memory {
-    /// A cache of `num_blocks` blocks and, if `num_states` is not 0, as many states, of which at
-    /// most `saved_max` are saved ones.
-    pub fn new(num_blocks: usize, num_states: usize, saved_max: usize) -> Self {
+    /// A cache of `num_blocks` blocks and, if `num_states` is not 0, as many states.
+    pub fn new(num_blocks: usize, num_states: usize) -> Self {
         Self {
             blocks: BlockPool::new(num_blocks),
-            states: (num_states > 0).then(|| StatePool::new(num_states, saved_max)),
+            states: (num_states > 0).then(|| StatePool::new(num_states)),
         }
     }
 
@@ -313,7 +312,7 @@ mod tests {
 
     #[test]
     fn a_state_is_saved_only_at_its_own_block_border() {
-        let mut memory = Memory::new(16, 6, 1);
+        let mut memory = Memory::new(16, 3);
         let (tokens, others) = (tokens(0), tokens(1000));
         let mut held = admitted(&mut memory, &tokens);
         assert_eq!(advance(&mut memory, &mut held, &tokens, 32, 32), 1);
@@ -340,7 +339,7 @@ mod tests {
 
     #[test]
     fn a_prefix_is_reused_up_to_the_last_saved_state() {
-        let mut memory = Memory::new(16, 6, 4);
+        let mut memory = Memory::new(16, 6);
         let tokens = tokens(0);
         let mut held = admitted(&mut memory, &tokens);
         advance(&mut memory, &mut held, &tokens, 32, 32);
@@ -350,7 +349,7 @@ mod tests {
         let again = admitted(&mut memory, &tokens);
         assert_eq!((again.computed, again.parting), (32, 2));
         assert_eq!(memory.copies().count(), 1);
-        let mut stateless = Memory::new(16, 0, 0);
+        let mut stateless = Memory::new(16, 0);
         let mut held = admitted(&mut stateless, &tokens);
         advance(&mut stateless, &mut held, &tokens, 72, 0);
         stateless.give_back(&mut held);
@@ -359,7 +358,7 @@ mod tests {
 
     #[test]
     fn a_sequence_that_ends_frees_all_blocks_and_slots() {
-        let mut memory = Memory::new(16, 6, 4);
+        let mut memory = Memory::new(16, 6);
         let tokens = tokens(0);
         for _ in 0..20 {
             let mut held = admitted(&mut memory, &tokens);
@@ -367,7 +366,7 @@ mod tests {
             memory.give_back(&mut held);
         }
         let states = memory.states.as_ref().expect("states");
-        assert_eq!(states.num_available(), 6);
+        assert_eq!(states.counts().held, 0);
         assert_eq!(memory.blocks.num_available(), 16);
     }
 }

@@ -2,6 +2,8 @@
 
 use bitnet_models::{KvCache, KvType};
 
+use crate::draft::Drafter;
+
 /// Maximum number of tokens to guess ahead.
 pub const DRAFT_MAX: usize = 16;
 /// Maximum number of decoding sequences with which drafts are checked: with more, a step has enough
@@ -27,9 +29,13 @@ pub struct EngineOptions {
     /// Maximum number of tokens to guess ahead for each sequence from its earlier tokens and to
     /// check in the same step; 0 for none.
     pub draft_max: usize,
-    /// Maximum number of recurrent states saved for requests with the same prefix, if the model has
-    /// recurrent layers.
-    pub saved_states_max: usize,
+    /// Whether drafts become longer while they are right, and pause while they are wrong. Otherwise
+    /// all have `draft_max` tokens.
+    pub draft_adapts: bool,
+    /// Recurrent states that the cache holds, at least one, if the model has recurrent layers: one
+    /// of each running sequence, one of each draft under way, and saved ones for requests with the
+    /// same beginning. Sequences take the place of saved states.
+    pub states: usize,
 }
 
 impl Default for EngineOptions {
@@ -42,7 +48,8 @@ impl Default for EngineOptions {
             mixed_chunk: 8,
             running_max: 64,
             draft_max: 0,
-            saved_states_max: 16,
+            draft_adapts: false,
+            states: 80,
         }
     }
 }
@@ -54,10 +61,8 @@ impl EngineOptions {
         self.cache.max(self.context).div_ceil(KvCache::BLOCK)
     }
 
-    /// Slots for recurrent states, if the model has recurrent layers: one for each running
-    /// sequence, one for each draft and one for [`crate::Engine::evaluate`], then the saved ones.
-    #[must_use]
-    pub fn num_states(&self) -> usize {
-        self.running_max.max(1) + DRAFTING_MAX + 1 + self.saved_states_max
+    /// Decides the drafts of a sequence.
+    pub(crate) fn drafter(&self) -> Drafter {
+        Drafter::new(self.draft_max.min(DRAFT_MAX), self.draft_adapts)
     }
 }

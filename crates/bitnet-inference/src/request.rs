@@ -39,6 +39,12 @@ pub struct Request {
 /// Restricts the next tokens, for example by a grammar. The engine calls `allowed` before it
 /// samples a token and `accept` with the token.
 pub trait Constraint: Send {
+    /// Whether any token may come next, also one that ends the answer. The engine then does not
+    /// call `allowed`.
+    fn is_free(&self) -> bool {
+        false
+    }
+
     /// The tokens that may come next, including tokens that end the answer; at least one.
     ///
     /// # Errors

@@ -149,7 +149,7 @@ impl<B: Backend> ModelRunner<B> {
             kv_type: options.kv_type,
             num_blocks: options.num_blocks(),
             state_len: info.state_len,
-            num_states: options.num_states(),
+            num_states: options.states.max(1),
         })?;
         Ok(Self {
             model,

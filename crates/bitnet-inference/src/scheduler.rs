@@ -19,7 +19,7 @@ use bitnet_models::KvCache;
 
 use crate::counts::EngineCounts;
 use crate::memory::Memory;
-use crate::options::{DRAFT_MAX, DRAFTING_MAX, EngineOptions};
+use crate::options::{DRAFTING_MAX, EngineOptions};
 use crate::request::{RequestId, Timings};
 use crate::sequence::Sequence;
 
@@ -123,11 +123,7 @@ impl Scheduler {
             .count();
         // Checking the rows of a draft with the first row costs little only while a step has few
         // rows.
-        let draft_max = if num_decoding <= DRAFTING_MAX {
-            self.options.draft_max.min(DRAFT_MAX)
-        } else {
-            0
-        };
+        let has_drafts = self.options.draft_max > 0 && num_decoding <= DRAFTING_MAX;
         let mut index = 0;
         while index < self.running.len() {
             let sequence = &mut self.running[index];
@@ -139,7 +135,9 @@ impl Scheduler {
                     break;
                 }
                 let sequence = &mut self.running[index];
-                sequence.find_draft(draft_max, &mut self.memory);
+                if has_drafts {
+                    sequence.find_draft(&mut self.memory);
+                }
                 let tokens = sequence.pending();
                 self.plan.push(Planned { index, tokens });
             }

@@ -7,8 +7,10 @@ use bitnet_kernels::math::{exp_f64, ln_f64};
 use bitnet_models::KvCache;
 use bitnet_tokenizers::{DecodeOptions, Detokenizer, TokenId, Tokenizer};
 
+use crate::draft::Drafter;
 use crate::error::Result;
 use crate::memory::{Holding, Memory};
+use crate::options::EngineOptions;
 use crate::request::{
     Constraint, Event, Finish, FinishReason, Logprobs, Request, RequestId, Timings,
 };
@@ -20,9 +22,6 @@ const CONTINUES_A_TEXT: DecodeOptions = DecodeOptions {
     show_special: false,
     strip_space_prefix: false,
 };
-
-/// The longest and shortest run of tokens that is the key of a draft lookup.
-const DRAFT_KEY: std::ops::RangeInclusive<usize> = 2..=4;
 
 /// A request in progress.
 pub(crate) struct Sequence {
@@ -54,15 +53,16 @@ pub(crate) struct Sequence {
     first_token: Option<Instant>,
     /// The draft: tokens that may follow; this step checks them.
     pub draft: Vec<TokenId>,
+    pub drafter: Drafter,
 }
 
 impl Sequence {
-    /// A request that has been checked, of at most `context` tokens.
+    /// A request that has been checked against `options`.
     pub fn new(
         id: RequestId,
         request: Request,
         constraint: Option<Box<dyn Constraint>>,
-        context: usize,
+        options: &EngineOptions,
         vocab_size: usize,
         tokenizer: Option<Arc<Tokenizer>>,
     ) -> Result<Self> {
@@ -73,7 +73,7 @@ impl Sequence {
         };
         let (tokens_max, limit) = match request.max_tokens {
             Some(n) => (prompt_tokens + n, FinishReason::Length),
-            None => (context, FinishReason::Context),
+            None => (options.context, FinishReason::Context),
         };
         // Room for the whole answer, so that no step allocates.
         let mut tokens = request.prompt;
@@ -103,6 +103,7 @@ impl Sequence {
             started: None,
             first_token: None,
             draft: Vec::new(),
+            drafter: options.drafter(),
         })
     }
 
@@ -204,44 +205,23 @@ impl Sequence {
         self.redo = self.pending() - 1;
     }
 
-    /// Finds a draft of at most `most` tokens to check in this step, if there is memory for it.
-    pub fn find_draft(&mut self, most: usize, memory: &mut Memory) {
+    /// Finds a draft to check in this step, if there is memory for it.
+    pub fn find_draft(&mut self, memory: &mut Memory) {
         self.draft.clear();
-        if most == 0 || self.constraint.is_some() || self.redo > 0 {
-            return;
-        }
-        self.look_up_draft(most);
-        let room = self.held.blocks.len() * KvCache::BLOCK - self.held.computed - 1;
-        self.draft.truncate(room);
-        // A draft ends at a position where the state may be saved.
-        let len = Memory::step_len(&self.held, 1 + self.draft.len()) - 1;
-        self.draft.truncate(len);
-        if !self.draft.is_empty() && !memory.begin_draft(&mut self.held) {
-            self.draft.clear();
-        }
-    }
-
-    /// Looks up the tokens that followed an earlier occurrence of the last tokens (prompt lookup,
-    /// Saxena 2023): at most `most`, the longest match first, the latest among equals.
-    fn look_up_draft(&mut self, most: usize) {
+        let most = self.drafter.begin_step();
         // The token after the draft is sampled, too.
         let most = most.min(self.tokens_max.saturating_sub(self.tokens.len() + 1));
-        if most == 0 {
+        if most == 0 || self.redo > 0 {
             return;
         }
-        let tokens = &self.tokens;
-        for key in DRAFT_KEY.rev().filter(|key| tokens.len() > *key) {
-            let (before, last) = tokens.split_at(tokens.len() - key);
-            // A match may overlap the key itself, but must have something after it.
-            let found = (0..before.len())
-                .rev()
-                .find(|&at| tokens[at..at + key] == *last);
-            if let Some(at) = found {
-                let after = &tokens[at + key..];
-                self.draft
-                    .extend_from_slice(&after[..most.min(after.len())]);
-                return;
-            }
+        let room = self.held.blocks.len() * KvCache::BLOCK - self.held.computed - 1;
+        // A draft ends at a position where the state may be saved.
+        let room = Memory::step_len(&self.held, 1 + most.min(room)) - 1;
+        if room > 0 {
+            self.drafter.look_up(&self.tokens, room, &mut self.draft);
+        }
+        if !self.draft.is_empty() && !memory.begin_draft(&mut self.held) {
+            self.draft.clear();
         }
     }
 

@@ -3,14 +3,15 @@
 
 use std::collections::HashMap;
 
+use crate::counts::StateCounts;
+
 /// The slots for recurrent states.
 pub(crate) struct StatePool {
     /// Slots without a state; the pool takes the last one next.
     free: Vec<u32>,
     /// Saved states by the block that ends at their position.
     saved: HashMap<u32, Saved>,
-    /// Maximum number of saved states.
-    saved_max: usize,
+    num_states: usize,
     clock: u64,
     /// Copies to make before the next step, in order: from slot, to slot.
     pub copies: Vec<(u32, u32)>,
@@ -26,13 +27,13 @@ struct Saved {
 
 impl StatePool {
     /// A pool of `num_states` free slots.
-    pub fn new(num_states: usize, saved_max: usize) -> Self {
+    pub fn new(num_states: usize) -> Self {
         Self {
             free: (0..u32::try_from(num_states).unwrap_or(u32::MAX))
                 .rev()
                 .collect(),
             saved: HashMap::new(),
-            saved_max,
+            num_states,
             clock: 0,
             copies: Vec::new(),
         }
@@ -61,15 +62,9 @@ impl StatePool {
     }
 
     /// Saves the state in `slot` as the one at the end of a block, in place of the least recently
-    /// used one if the maximum is reached.
+    /// used one if no slot is free.
     pub fn save(&mut self, block: u32, slot: u32, is_kept: bool) {
         if self.saved_at(block).is_none() {
-            if self.saved.len() >= self.saved_max {
-                self.drop_oldest();
-            }
-            if self.saved.len() >= self.saved_max {
-                return;
-            }
             let Some(to) = self.take() else { return };
             self.copies.push((slot, to));
             let (used, is_kept) = (self.clock, false);
@@ -101,10 +96,15 @@ impl StatePool {
         }
     }
 
-    /// Slots that no sequence holds, saved states included.
-    #[cfg(test)]
-    pub fn num_available(&self) -> usize {
-        self.free.len() + self.saved.len()
+    /// How the slots are used; without the bytes of a slot, which a pool does not know.
+    pub fn counts(&self) -> StateCounts {
+        let (saved, slots) = (self.saved.len(), self.num_states);
+        StateCounts {
+            held: slots - self.free.len() - saved,
+            saved,
+            slots,
+            bytes: 0,
+        }
     }
 
     fn drop_oldest(&mut self) {
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn saving_copies_a_state_once_and_finds_it_by_its_block() {
-        let mut pool = StatePool::new(4, 2);
+        let mut pool = StatePool::new(3);
         let live = pool.take().expect("a slot");
         pool.save(7, live, true);
         pool.save(7, live, false);
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn the_least_recently_used_saved_state_is_dropped_first() {
-        let mut pool = StatePool::new(4, 2);
+        let mut pool = StatePool::new(3);
         let live = pool.take().expect("a slot");
         pool.save(1, live, true);
         pool.save(2, live, true);
@@ -141,12 +141,13 @@ mod tests {
         pool.save(3, live, true);
         assert!(pool.saved_at(1).is_some() && pool.saved_at(3).is_some());
         assert_eq!(pool.saved_at(2), None);
-        assert_eq!(pool.num_available(), 3);
+        let counts = pool.counts();
+        assert_eq!((counts.held, counts.saved, counts.slots), (1, 2, 3));
     }
 
     #[test]
     fn a_newer_state_replaces_an_older_one_unless_that_is_kept() {
-        let mut pool = StatePool::new(4, 3);
+        let mut pool = StatePool::new(4);
         let live = pool.take().expect("a slot");
         pool.save(1, live, false);
         pool.save(2, live, true);
@@ -158,7 +159,7 @@ mod tests {
 
     #[test]
     fn sequences_take_slots_from_saved_states() {
-        let mut pool = StatePool::new(2, 2);
+        let mut pool = StatePool::new(2);
         let live = pool.take().expect("a slot");
         pool.save(1, live, true);
         let second = pool.take().expect("the slot of the saved state");
@@ -172,7 +173,7 @@ mod tests {
 
     #[test]
     fn without_room_for_saved_states_none_is_saved() {
-        let mut pool = StatePool::new(2, 0);
+        let mut pool = StatePool::new(1);
         let live = pool.take().expect("a slot");
         pool.save(1, live, true);
         assert!(pool.saved_at(1).is_none() && pool.copies.is_empty());

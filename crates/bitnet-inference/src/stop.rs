@@ -42,15 +42,9 @@ impl TokenSet {
     /// The set of the given ids.
     #[must_use]
     pub fn new(ids: &[TokenId]) -> Self {
-        let mut bits = Vec::new();
-        for id in ids {
-            let word = id.0 as usize / 64;
-            if bits.len() <= word {
-                bits.resize(word + 1, 0);
-            }
-            bits[word] |= 1 << (id.0 % 64);
-        }
-        Self { bits }
+        let mut set = Self::default();
+        ids.iter().for_each(|id| set.insert(*id));
+        set
     }
 
     /// Replaces the set by the ids whose bits are set, lowest bit first.
@@ -68,6 +62,21 @@ impl TokenSet {
         if !len.is_multiple_of(64) {
             self.bits.push((1 << (len % 64)) - 1);
         }
+    }
+
+    /// Replaces the set by one id.
+    pub(crate) fn assign_one(&mut self, id: TokenId) {
+        self.bits.clear();
+        self.insert(id);
+    }
+
+    /// Adds an id.
+    pub(crate) fn insert(&mut self, id: TokenId) {
+        let word = id.0 as usize / 64;
+        if self.bits.len() <= word {
+            self.bits.resize(word + 1, 0);
+        }
+        self.bits[word] |= 1 << (id.0 % 64);
     }
 
     /// Removes the ids of `others`, unless the set would be empty.

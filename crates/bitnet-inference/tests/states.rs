@@ -118,11 +118,11 @@ fn a_preempted_sequence_with_a_state_gives_the_same_tokens() {
         .map(|i| request(&prompt(10 + i, 4 + 9 * i), u64::from(i), 80))
         .collect();
     let expected: Vec<_> = requests.iter().map(alone).collect();
-    for saved_states_max in [0, 2, 16] {
+    for states in [3, 5, 7, 80] {
         let mut engine = engine(EngineOptions {
             context: 128,
             cache: 192,
-            saved_states_max,
+            states,
             ..roomy()
         });
         assert_eq!(tokens(&run(&mut engine, &requests)), expected);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 #[cfg(feature = "otlp")]
 use bitnet_inference::EngineCounts;
-use bitnet_inference::{EngineMonitor, EngineStats, Finish, FinishReason, rss_bytes};
+use bitnet_inference::{EngineMonitor, EngineStats, Finish, FinishReason, StateCounts, rss_bytes};
 
 use crate::door::Connections;
 use crate::queue;
@@ -428,6 +428,31 @@ fn quoted(value: &str) -> String {
         .replace('\n', "\\n")
 }
 
+/// The memory for recurrent states; all 0 for a model without them.
+fn write_states(w: &mut Writer<'_>, states: StateCounts) {
+    let StateCounts {
+        held,
+        saved,
+        slots,
+        bytes,
+    } = states;
+    let name = "bitnet_recurrent_states";
+    w.head(
+        name,
+        "gauge",
+        "Recurrent states: held by answers, saved for requests with the same beginning, or free.",
+    );
+    let free = slots - held - saved;
+    for (kind, count) in [("held", held), ("saved", saved), ("free", free)] {
+        w.value(name, &format!("kind=\"{kind}\""), count);
+    }
+    w.gauge(
+        "bitnet_recurrent_state_bytes",
+        "Bytes of one recurrent state.",
+        bytes,
+    );
+}
+
 impl Metrics {
     /// The counts of all engines so far.
     #[cfg(feature = "otlp")]
@@ -466,6 +491,7 @@ impl Metrics {
             counts,
             head_use: head,
             num_blocks,
+            states,
             panics,
             ..
         } = self.engine.stats();
@@ -504,6 +530,7 @@ impl Metrics {
             scene.block_size, num_blocks
         );
         w.value("vllm:cache_config_info", &config, 1);
+        write_states(&mut w, states);
 
         w.head(
             "vllm:request_success_total",

@@ -34,8 +34,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub use chat::{
-    CallForm, ChatMessage, ChatTemplate, ReasoningSplitter, ReasoningTags, RenderOptions,
-    RenderedChat, SplitText,
+    CallForm, ChatMessage, ChatTemplate, ReasoningSplitter, ReasoningStart, ReasoningTags,
+    RenderOptions, RenderedChat, SplitText,
 };
 pub use detokenizer::{DecodeOptions, Detokenizer};
 pub use error::{Error, Result};

@@ -115,11 +115,24 @@ pub(crate) fn rules(form: CallForm, index: usize, name: &str, schema: &Value) ->
         let open = json!(format!("{PARAMETER}{key}{VALUE}"));
         let close = json!(PARAMETER_END);
         let value = format!("value_{index}_{number}");
-        rules += &if is_any_string(property) {
-            format!("{parameter}: {open} {value}\n{value}[lazy]: /(.|\\n)*/ {close}\n")
-        } else {
-            let json = with_definitions(property, schema);
-            format!("{parameter}: {open} {value} {close}\n{value}: %json {json}\n")
+        rules += &match plain_text(property) {
+            Some(PlainText { choices: None, .. }) => {
+                format!("{parameter}: {open} {value}\n{value}[lazy]: /(.|\\n)*/ {close}\n")
+            }
+            Some(PlainText {
+                choices: Some(choices),
+                may_be_null,
+            }) => {
+                let null = may_be_null.then(|| "null".to_owned());
+                let choices: Vec<_> = choices.into_iter().chain(null).collect();
+                let choices: Vec<_> = choices.iter().map(|text| json!(text).to_string()).collect();
+                let choices = choices.join(" | ");
+                format!("{parameter}: {open} {value} {close}\n{value}: {choices}\n")
+            }
+            None => {
+                let json = with_definitions(property, schema);
+                format!("{parameter}: {open} {value} {close}\n{value}: %json {json}\n")
+            }
         };
     }
     format!("{call} {end}\n{rules}")
@@ -183,29 +196,96 @@ fn has_definitions_only(schema: &Value) -> bool {
     }
 }
 
-/// Whether a parameter is a string that its schema does not limit, which stands in XML as it is.
-fn is_any_string(schema: &Value) -> bool {
-    let notes = ["type", "title", "description", "default", "examples"];
-    let fields = schema.as_object();
-    schema["type"] == "string"
-        && fields.is_some_and(|fields| fields.keys().all(|name| notes.contains(&name.as_str())))
+/// A parameter that stands in XML as it is, without quotation marks: as Qwen's models are trained
+/// to write strings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PlainText {
+    /// The texts that are allowed; `None` for any.
+    choices: Option<Vec<String>>,
+    /// Whether `null` means null and not a text.
+    may_be_null: bool,
+}
+
+/// How a parameter is plain text; `None` for one in JSON, such as a number, or a string whose
+/// pattern or length the schema limits.
+fn plain_text(schema: &Value) -> Option<PlainText> {
+    let fields = schema.as_object()?;
+    let any = |may_be_null| PlainText {
+        choices: None,
+        may_be_null,
+    };
+    let says = |names: &[&str]| {
+        let notes = ["title", "description", "default", "examples"];
+        fields
+            .keys()
+            .all(|name| names.contains(&name.as_str()) || notes.contains(&name.as_str()))
+    };
+    if let Some(values) = schema["enum"]
+        .as_array()
+        .filter(|_| says(&["type", "enum"]))
+    {
+        return choices(values);
+    }
+    if let Some(options) = schema["anyOf"].as_array().filter(|_| says(&["anyOf"])) {
+        let is_null = |option: &&Value| option["type"] == "null";
+        let (nulls, others): (Vec<_>, Vec<_>) = options.iter().partition(is_null);
+        let [other] = others[..] else { return None };
+        return plain_text(other).map(|text| PlainText {
+            may_be_null: text.may_be_null || !nulls.is_empty(),
+            ..text
+        });
+    }
+    if !says(&["type"]) {
+        return None;
+    }
+    match &schema["type"] {
+        Value::String(name) if name == "string" => Some(any(false)),
+        Value::Array(names) if names.len() == 2 => {
+            let has = |wanted: &str| names.iter().any(|name| name == wanted);
+            (has("string") && has("null")).then(|| any(true))
+        }
+        _ => None,
+    }
+}
+
+/// Strings, and perhaps null, of an `enum`; `None` if other values are among them, or texts that
+/// do not fit on a line.
+fn choices(values: &[Value]) -> Option<PlainText> {
+    let mut texts = Vec::new();
+    for value in values.iter().filter(|value| !value.is_null()) {
+        let text = value.as_str()?;
+        if text.is_empty() || text.contains('\n') {
+            return None;
+        }
+        texts.push(text.to_owned());
+    }
+    let may_be_null = values.iter().any(Value::is_null);
+    let is_clear = !texts.is_empty() && !(may_be_null && texts.iter().any(|text| text == "null"));
+    is_clear.then_some(PlainText {
+        choices: Some(texts),
+        may_be_null,
+    })
 }
 
 // ---- finding calls ----
 
-/// The names of parameters that [are any strings](is_any_string), by function.
-pub(crate) type StringParameters = HashMap<String, Vec<String>>;
+/// The parameters that are [plain text](PlainText), by function and name; true for one that may
+/// be null.
+pub(crate) type TextParameters = HashMap<String, HashMap<String, bool>>;
 
-/// The names of parameters of a schema that are any strings.
-pub(crate) fn string_parameters(schema: &Value) -> Vec<String> {
+/// The parameters of a schema that are plain text.
+pub(crate) fn text_parameters(schema: &Value) -> HashMap<String, bool> {
     let properties = schema["properties"].as_object().into_iter().flatten();
-    let strings = properties.filter(|(_, property)| is_any_string(property));
-    strings.map(|(name, _)| name.clone()).collect()
+    let texts = properties
+        .filter_map(|(name, property)| Some((name.clone(), plain_text(property)?.may_be_null)));
+    texts.collect()
 }
 
 /// A parsed part of an answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Found {
+    /// Thinking, which stands before all else.
+    Reasoning(String),
     Text(String),
     /// A call begins, the first being number 0.
     Call {
@@ -223,7 +303,7 @@ pub(crate) enum Found {
 #[derive(Clone, Debug)]
 pub(crate) struct CallFinder {
     form: CallForm,
-    strings: Arc<StringParameters>,
+    texts: Arc<TextParameters>,
     /// Text that cannot be classified yet.
     pending: String,
     place: Place,
@@ -243,6 +323,13 @@ enum Place {
     Arguments(Nesting),
     /// Between parameters in XML, of which there were this many.
     Parameters(usize),
+    /// In a parameter that is plain text, after this many others.
+    PlainText {
+        count: usize,
+        may_be_null: bool,
+        /// Whether the string in JSON has begun.
+        is_open: bool,
+    },
     /// After the arguments.
     End,
 }
@@ -281,11 +368,11 @@ impl Nesting {
 }
 
 impl CallFinder {
-    /// For answers in `form`; `strings` has the parameters that are strings.
-    pub(crate) fn new(form: CallForm, strings: Arc<StringParameters>) -> Self {
+    /// For answers in `form`; `texts` has the parameters that are plain text in XML.
+    pub(crate) fn new(form: CallForm, texts: Arc<TextParameters>) -> Self {
         Self {
             form,
-            strings,
+            texts,
             pending: String::new(),
             place: Place::Text,
             num_calls: 0,
@@ -301,7 +388,10 @@ impl CallFinder {
 
     /// Whether the text ends within the arguments of the last call, which then are invalid JSON.
     pub(crate) fn is_cut(&self) -> bool {
-        matches!(self.place, Place::Arguments(_) | Place::Parameters(_))
+        matches!(
+            self.place,
+            Place::Arguments(_) | Place::Parameters(_) | Place::PlainText { .. }
+        )
     }
 
     /// Parses more text, and appends its parts to `found`.
@@ -341,6 +431,7 @@ impl CallFinder {
                 let count = *count;
                 self.parameter(count, found)
             }
+            Place::PlainText { .. } => self.plain_text(found),
             Place::End => {
                 let end = marks(self.form).end;
                 let is_here = self.pending.starts_with(end);
@@ -429,26 +520,85 @@ impl CallFinder {
         let Some((key, rest)) = rest.split_once(VALUE) else {
             return false;
         };
-        let Some((value, rest)) = rest.split_once(PARAMETER_END) else {
-            return false;
-        };
         let separator = if count > 0 { ", " } else { "" };
-        let text = format!("{separator}{}: {}", json!(key), self.value(key, value));
+        let name = format!("{separator}{}: ", json!(key));
+        let texts = self.texts.get(&self.function);
+        let (text, place, rest) = match texts.and_then(|texts| texts.get(key)) {
+            Some(&may_be_null) => {
+                let place = Place::PlainText {
+                    count,
+                    may_be_null,
+                    is_open: false,
+                };
+                (name, place, rest)
+            }
+            None => {
+                let Some((value, rest)) = rest.split_once(PARAMETER_END) else {
+                    return false;
+                };
+                (
+                    name + &json_value(value),
+                    Place::Parameters(count + 1),
+                    rest,
+                )
+            }
+        };
         let rest = rest.to_owned();
         self.pending = rest;
         found.push(Found::Arguments { index, text });
-        self.place = Place::Parameters(count + 1);
+        self.place = place;
         true
     }
 
-    /// A value as JSON: as it is, unless it is a string or cannot be read.
-    fn value(&self, key: &str, value: &str) -> String {
-        let strings = self.strings.get(&self.function);
-        let is_string = strings.is_some_and(|names| names.iter().any(|name| name == key));
-        match serde_json::from_str::<Value>(value) {
-            Ok(_) if !is_string => value.to_owned(),
-            _ => json!(value).to_string(),
+    /// More of a parameter that is plain text, as a string in JSON; or null.
+    fn plain_text(&mut self, found: &mut Vec<Found>) -> bool {
+        let Place::PlainText {
+            count,
+            may_be_null,
+            is_open,
+        } = &mut self.place
+        else {
+            return false;
+        };
+        let index = self.num_calls - 1;
+        let null = format!("null{PARAMETER_END}");
+        let may_be_null = *may_be_null && !*is_open;
+        if may_be_null && self.pending.starts_with(&null) {
+            self.pending.drain(..null.len());
+            self.place = Place::Parameters(*count + 1);
+            let text = "null".to_owned();
+            found.push(Found::Arguments { index, text });
+            return true;
         }
+        if may_be_null && null.starts_with(&self.pending) {
+            return false;
+        }
+        let end = self.pending.find(PARAMETER_END);
+        let held = held_back(&self.pending, PARAMETER_END);
+        let known = end.unwrap_or(self.pending.len() - held);
+        let text: String = self.pending.drain(..known).collect();
+        let quoted = json!(text).to_string();
+        let mut text = quoted[1..quoted.len() - 1].to_owned();
+        if !std::mem::replace(is_open, true) {
+            text.insert(0, '"');
+        }
+        if end.is_some() {
+            text.push('"');
+            self.pending.drain(..PARAMETER_END.len());
+            self.place = Place::Parameters(*count + 1);
+        }
+        if !text.is_empty() {
+            found.push(Found::Arguments { index, text });
+        }
+        end.is_some()
+    }
+}
+
+/// A value that is not plain text as JSON: as it is, unless it is none.
+fn json_value(value: &str) -> String {
+    match serde_json::from_str::<Value>(value) {
+        Ok(_) => value.to_owned(),
+        Err(_) => json!(value).to_string(),
     }
 }
 
@@ -464,14 +614,19 @@ fn held_back(text: &str, mark: &str) -> usize {
 mod tests {
     use super::*;
 
-    fn strings() -> Arc<StringParameters> {
-        let strings = [("f".to_owned(), vec!["a".to_owned()])];
-        Arc::new(strings.into_iter().collect())
+    fn texts() -> Arc<TextParameters> {
+        let texts = [
+            ("a".to_owned(), false),
+            ("d".to_owned(), true),
+            ("e".to_owned(), true),
+        ];
+        let texts = [("f".to_owned(), texts.into_iter().collect())];
+        Arc::new(texts.into_iter().collect())
     }
 
     /// Parses a text in pieces of `size` characters; joins texts and arguments.
     fn find(form: CallForm, text: &str, size: usize) -> (String, Vec<(String, String)>) {
-        let (mut finder, mut found) = (CallFinder::new(form, strings()), Vec::new());
+        let (mut finder, mut found) = (CallFinder::new(form, texts()), Vec::new());
         let chars: Vec<char> = text.chars().collect();
         for piece in chars.chunks(size) {
             finder.push(&piece.iter().collect::<String>(), &mut found);
@@ -481,6 +636,7 @@ mod tests {
         for part in found {
             match part {
                 Found::Text(more) => text += &more,
+                Found::Reasoning(more) => unreachable!("a finder of calls found {more}"),
                 Found::Call { index, name } => {
                     assert_eq!(index, calls.len());
                     calls.push((name, String::new()));
@@ -497,8 +653,10 @@ mod tests {
     #[test]
     fn calls_are_found_however_the_text_is_cut() {
         let xml = "<tool_call>\n<function=f>\n<parameter=a>\n7\n</parameter>\n<parameter=b>\n[1, \
-            \"x\"]\n</parameter>\n<parameter=c>\n</function> é\n</parameter>\n</function>\n</tool_call>";
-        let from_xml = "{\"a\": \"7\", \"b\": [1, \"x\"], \"c\": \"</function> é\"}";
+            \"x\"]\n</parameter>\n<parameter=c>\n</function> é\n</parameter>\n<parameter=d>\nnull\n</parameter>\n\
+            <parameter=e>\nnul\n\"é\n</param\n</parameter>\n</function>\n</tool_call>";
+        let from_xml = "{\"a\": \"7\", \"b\": [1, \"x\"], \"c\": \"</function> é\", \"d\": null, \
+            \"e\": \"nul\\n\\\"é\\n</param\"}";
         let hermes =
             format!("<tool_call>\n{{\"name\": \"f\", \"arguments\": {OBJECT}}}\n</tool_call>");
         let no_parameters = "<tool_call>\n<function=g-2>\n</function>\n</tool_call>";
@@ -526,6 +684,63 @@ mod tests {
                 let expected = expected.map(|(name, text)| (name.to_owned(), text.to_owned()));
                 assert_eq!(calls, expected, "{form:?}");
             }
+        }
+    }
+
+    #[test]
+    fn plain_text_streams_as_it_arrives() {
+        let (mut finder, mut found) = (CallFinder::new(CallForm::QwenXml, texts()), Vec::new());
+        let begin = "<tool_call>\n<function=f>\n<parameter=a>\none\n";
+        finder.push(begin, &mut found);
+        finder.push("two\n</parameter>\n</function>\n</tool_call>", &mut found);
+        let arguments = found.iter().filter_map(|part| match part {
+            Found::Arguments { text, .. } => Some(text.as_str()),
+            _ => None,
+        });
+        let arguments: Vec<_> = arguments.collect();
+        assert_eq!(arguments, ["{", "\"a\": ", "\"one", "\\ntwo\"", "}"]);
+    }
+
+    #[test]
+    fn strings_are_plain_text_unless_the_schema_limits_their_characters() {
+        let text = |choices: Option<&[&str]>, may_be_null| {
+            let choices = choices.map(|texts| texts.iter().map(|&text| text.to_owned()).collect());
+            Some(PlainText {
+                choices,
+                may_be_null,
+            })
+        };
+        for (schema, expected) in [
+            (
+                json!({ "type": "string", "description": "a" }),
+                text(None, false),
+            ),
+            (json!({ "type": ["string", "null"] }), text(None, true)),
+            (
+                json!({ "anyOf": [{ "type": "string" }, { "type": "null" }], "default": null }),
+                text(None, true),
+            ),
+            (
+                json!({ "enum": ["C", "F"] }),
+                text(Some(&["C", "F"]), false),
+            ),
+            (
+                json!({ "type": ["string", "null"], "enum": ["C", null] }),
+                text(Some(&["C"]), true),
+            ),
+            (json!({ "enum": ["C", 1] }), None),
+            (json!({ "enum": ["null", null] }), None),
+            (json!({ "enum": ["", "a"] }), None),
+            (json!({ "type": "string", "pattern": "a+" }), None),
+            (json!({ "type": "string", "maxLength": 3 }), None),
+            (json!({ "type": "integer" }), None),
+            (
+                json!({ "anyOf": [{ "type": "string" }, { "type": "integer" }] }),
+                None,
+            ),
+            (json!({}), None),
+        ] {
+            assert_eq!(plain_text(&schema), expected, "{schema}");
         }
     }
 

@@ -6,24 +6,25 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use bitnet_inference::{FinishReason, Token};
-use bitnet_tokenizers::{TokenId, Tokenizer};
+use bitnet_inference::{FinishReason, ThinkingMarks, Token};
+use bitnet_tokenizers::{ReasoningSplitter, ReasoningStart, ReasoningTags, TokenId, Tokenizer};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::api::calls::{CallFinder, Found};
+use crate::api::calls::Found;
 use crate::api::completions::Rendered;
 use crate::api::conversation::{self, Rendering, chat_messages, render_messages};
 use crate::api::fields::TextOr;
-use crate::api::generate::{self, Answers, Asked, Plan, Usage, generation_request};
+use crate::api::generate::{self, Answers, Asked, Plan, ThinkingPlan, Usage, generation_request};
 use crate::api::logprobs::{self, ChatLogprobs, TokenLogprob};
-use crate::api::stream::{self, ChunkFormat, ChunkUsage};
+use crate::api::reader::AnswerReader;
+use crate::api::stream::{self, ChunkFormat, ChunkUsage, End};
 use crate::api::tools::{FunctionCall, Tool, ToolCall, Tools};
 use crate::api::{ApiError, body};
 use crate::id::random_id;
 use crate::record::Record;
-use crate::state::{App, unix_time};
+use crate::state::{App, Model, unix_time};
 
 generation_request! {
     /// A conversation to continue. Fields that are unknown or cannot be honoured are refused by
@@ -54,6 +55,18 @@ generation_request! {
         chat_template_kwargs: Option<Map<String, Value>>,
         /// How much the model is to think, for templates that read it.
         reasoning_effort: Option<String>,
+        /// Whether the model thinks before it answers, for templates that read it: a short form of
+        /// this variable in `chat_template_kwargs`.
+        enable_thinking: Option<bool>,
+        /// Maximum number of tokens of thinking, after which the closing tag follows; -1 for no
+        /// limit.
+        #[schema(minimum = -1)]
+        thinking_token_budget: Option<i64>,
+        /// Another name of `thinking_token_budget`.
+        #[schema(minimum = -1)]
+        thinking_budget: Option<i64>,
+        /// Whether to send the thinking; true if not given.
+        include_reasoning: Option<bool>,
         /// Documents to answer from, for templates that read them.
         #[schema(value_type = Option<Vec<Object>>)]
         documents: Option<Vec<Value>>,
@@ -126,7 +139,34 @@ impl ChatRequest {
             let effort = Value::from(effort.as_str());
             variables.entry("reasoning_effort").or_insert(effort);
         }
+        if let Some(thinks) = self.enable_thinking {
+            variables.entry("enable_thinking").or_insert(thinks.into());
+        }
         variables
+    }
+
+    /// Maximum number of tokens of thinking.
+    fn thinking_budget(&self) -> Result<Option<usize>, ApiError> {
+        let (field, budget) = match (self.thinking_token_budget, self.thinking_budget) {
+            (Some(one), Some(other)) if one != other => {
+                let message = format!(
+                    "'thinking_token_budget' is {one} and 'thinking_budget' is {other}: give one \
+                     of them."
+                );
+                return Err(ApiError::invalid("thinking_budget", message));
+            }
+            (Some(budget), _) => ("thinking_token_budget", budget),
+            (None, Some(budget)) => ("thinking_budget", budget),
+            (None, None) => return Ok(None),
+        };
+        if budget == -1 {
+            return Ok(None);
+        }
+        usize::try_from(budget).map(Some).map_err(|_| {
+            let message =
+                format!("'{field}' is {budget}, but must be at least 0, or -1 for no limit.");
+            ApiError::invalid(field, message)
+        })
     }
 
     fn num_logprobs(&self) -> Result<Option<usize>, ApiError> {
@@ -162,8 +202,8 @@ struct Prepared {
     plan: Plan,
     text: String,
     prompt: Vec<TokenId>,
-    /// Finds calls in the answers, if there are tools.
-    finder: Option<CallFinder>,
+    /// Reads each answer.
+    reader: AnswerReader,
 }
 
 fn prepare(app: &App, bytes: &[u8]) -> Result<Prepared, ApiError> {
@@ -184,7 +224,8 @@ fn prepare(app: &App, bytes: &[u8]) -> Result<Prepared, ApiError> {
     let form = conversation::call_form(model);
     let calls = tools.as_ref().map(|tools| tools.calls(form)).transpose()?;
     let (grammar, finder) = calls.unzip();
-    let plan = request
+    let budget = request.thinking_budget()?;
+    let mut plan = request
         .common()
         .settle(app, model, max_tokens, num_logprobs, grammar)?;
     let documents = request
@@ -202,12 +243,42 @@ fn prepare(app: &App, bytes: &[u8]) -> Result<Prepared, ApiError> {
         variables: Some(&variables),
     };
     let (text, prompt) = render_messages(model, &chat_messages(&request.messages)?, &rendering)?;
+    let tags = conversation::reasoning_tags(model);
+    if let Some(tags) = tags {
+        think(&mut plan, model, tags, tags.start_after(&text), budget)?;
+    }
+    let splitter = tags.map(|tags| ReasoningSplitter::new(tags, &text));
+    let shows_reasoning = request.include_reasoning.unwrap_or(true);
     Ok(Prepared {
         plan,
         text,
         prompt,
-        finder,
+        reader: AnswerReader::new(splitter, finder, shows_reasoning),
     })
+}
+
+/// Makes room for thinking before the form of an answer, and limits it to `budget`.
+fn think(
+    plan: &mut Plan,
+    model: &Model,
+    tags: ReasoningTags,
+    start: ReasoningStart,
+    budget: Option<usize>,
+) -> Result<(), ApiError> {
+    let is_free = budget.is_none() && !plan.has_form();
+    let Some(tokenizer) = model.tokenizer.as_ref().filter(|_| !is_free) else {
+        return Ok(());
+    };
+    if start != ReasoningStart::Closed {
+        let marks = ThinkingMarks::new(tags, Arc::clone(tokenizer));
+        let marks = marks.map_err(|error| ApiError::invalid("messages", format!("{error}.")))?;
+        plan.think(ThinkingPlan {
+            marks: Arc::new(marks),
+            start,
+            budget,
+        });
+    }
+    Ok(())
 }
 
 async fn read_and_prepare(app: &Arc<App>, request: Request) -> Result<Prepared, ApiError> {
@@ -239,7 +310,7 @@ pub(crate) async fn create(
     let Prepared {
         plan,
         prompt,
-        finder,
+        reader,
         ..
     } = read_and_prepare(&app, request).await?;
     let model = app.model()?;
@@ -259,16 +330,10 @@ pub(crate) async fn create(
         model: model.name().to_owned(),
         tokenizer: model.tokenizer.clone(),
         return_token_ids: plan.return_token_ids,
-        finders: finder.map_or_else(Vec::new, |finder| vec![finder; plan.n]),
+        readers: vec![reader; plan.n],
     };
     if plan.is_stream {
-        return Ok(stream::response(
-            answers,
-            envelope,
-            plan.n,
-            plan.usage,
-            plan.return_token_ids,
-        ));
+        return Ok(stream::response(answers, envelope, plan.n, plan.usage));
     }
     envelope.whole(answers, plan.n).await
 }
@@ -330,6 +395,9 @@ pub(crate) struct AssistantMessage {
     role: &'static str,
     /// Null where there are tool calls and nothing else.
     content: Option<String>,
+    /// What the model thought before it answered, without the tags.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<String>,
     refusal: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tool_calls: Option<Vec<ToolCall>>,
@@ -370,6 +438,9 @@ pub(crate) struct Delta<'a> {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<&'a str>,
+    /// More of what the model thinks before it answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tool_calls: Option<[DeltaCall<'a>; 1]>,
 }
@@ -403,32 +474,24 @@ struct Envelope {
     model: String,
     tokenizer: Option<Arc<Tokenizer>>,
     return_token_ids: bool,
-    /// One for each answer, if there are tools.
-    finders: Vec<CallFinder>,
+    /// One for each answer.
+    readers: Vec<AnswerReader>,
 }
 
 impl Envelope {
     async fn whole(self, mut answers: Answers, num_answers: usize) -> Result<Response, ApiError> {
-        let (whole, usage) = generate::collect(&mut answers, num_answers).await?;
+        let (whole, _) = generate::collect(&mut answers, num_answers).await?;
         let choice = |(index, answer): (usize, generate::Answer)| {
-            let (content, calls, is_cut) = match self.finders.get(index) {
-                None => (answer.text.clone(), Vec::new(), false),
-                Some(finder) => split(finder.clone(), &answer.text),
-            };
-            let is_call = !calls.is_empty();
-            let finish_reason = finish_reason(answer.reason, is_call && !is_cut);
-            answers.finished(index, finish_reason);
+            let mut reader = self.readers[index].clone();
+            let message = read(&mut reader, &answer);
+            let finish_reason = finish_reason(answer.reason, &reader);
+            answers.finished(index, finish_reason, reader.num_reasoning_tokens());
             ChatChoice {
                 index,
                 logprobs: self.logprobs(answer.tokens.iter().map(|(token, _)| token)),
                 finish_reason,
                 token_ids: self.return_token_ids.then(|| answer.token_ids()),
-                message: AssistantMessage {
-                    role: "assistant",
-                    content: (!is_call || !content.is_empty()).then_some(content),
-                    refusal: None,
-                    tool_calls: is_call.then_some(calls),
-                },
+                message,
             }
         };
         let choices = whole.into_iter().enumerate().map(choice).collect();
@@ -439,7 +502,7 @@ impl Envelope {
             model: self.model,
             system_fingerprint: super::FINGERPRINT,
             choices,
-            usage,
+            usage: answers.usage(),
         }))
     }
 
@@ -467,14 +530,21 @@ impl Envelope {
     }
 }
 
-/// Splits a text into plain text and calls; true if the arguments of the last call are cut off.
-fn split(mut finder: CallFinder, text: &str) -> (String, Vec<ToolCall>, bool) {
+/// The message of a whole answer. `reader` has read nothing before.
+fn read(reader: &mut AnswerReader, answer: &generate::Answer) -> AssistantMessage {
     let mut found = Vec::new();
-    finder.push(text, &mut found);
-    finder.finish(&mut found);
-    let (mut content, mut calls) = (String::new(), Vec::<ToolCall>::new());
+    let mut held_back = answer.text.as_str();
+    for (token, _) in &answer.tokens {
+        found.extend(reader.token(&token.text));
+        held_back = &held_back[token.text.len()..];
+    }
+    found.extend(reader.text(held_back));
+    found.extend(reader.finish());
+    let (mut content, mut reasoning) = (String::new(), String::new());
+    let mut calls = Vec::<ToolCall>::new();
     for part in found {
         match part {
+            Found::Reasoning(text) => reasoning += &text,
             Found::Text(text) => content += &text,
             Found::Call { name, .. } => {
                 let function = FunctionCall {
@@ -491,13 +561,20 @@ fn split(mut finder: CallFinder, text: &str) -> (String, Vec<ToolCall>, bool) {
             Found::Arguments { index, text } => calls[index].function.arguments += &text,
         }
     }
-    (content, calls, finder.is_cut())
+    let is_call = !calls.is_empty();
+    AssistantMessage {
+        role: "assistant",
+        content: (!is_call || !content.is_empty()).then_some(content),
+        reasoning_content: Some(reasoning).filter(|reasoning| !reasoning.is_empty()),
+        refusal: None,
+        tool_calls: is_call.then_some(calls),
+    }
 }
 
-/// The finish reason that the client gets.
-fn finish_reason(reason: FinishReason, is_call: bool) -> &'static str {
+/// The finish reason that the client gets for an answer that `reader` has read.
+fn finish_reason(reason: FinishReason, reader: &AnswerReader) -> &'static str {
     match reason {
-        FinishReason::Stop if is_call => "tool_calls",
+        FinishReason::Stop if reader.has_whole_calls() => "tool_calls",
         reason => reason.name(),
     }
 }
@@ -537,6 +614,10 @@ impl Envelope {
             let delta = match part {
                 Found::Text(text) => Delta {
                     content: Some(text),
+                    ..Delta::default()
+                },
+                Found::Reasoning(text) => Delta {
+                    reasoning_content: Some(text),
                     ..Delta::default()
                 },
                 Found::Call { index, name } => {
@@ -584,7 +665,7 @@ impl ChunkFormat for Envelope {
         let delta = Delta {
             role: Some("assistant"),
             content: Some(""),
-            tool_calls: None,
+            ..Delta::default()
         };
         vec![self.one_chunk(choice, delta, None, None, usage)]
     }
@@ -596,15 +677,11 @@ impl ChunkFormat for Envelope {
         token: Option<&Token>,
         usage: ChunkUsage,
     ) -> Vec<String> {
-        let Some(finder) = self.finders.get_mut(choice) else {
-            let delta = Delta {
-                content: Some(text),
-                ..Delta::default()
-            };
-            return vec![self.one_chunk(choice, delta, token, None, usage)];
+        let reader = &mut self.readers[choice];
+        let mut found = match token {
+            Some(_) => reader.token(text),
+            None => reader.text(text),
         };
-        let mut found = Vec::new();
-        finder.push(text, &mut found);
         if found.is_empty()
             && token.is_some_and(|token| self.return_token_ids || token.logprobs.is_some())
         {
@@ -613,21 +690,18 @@ impl ChunkFormat for Envelope {
         self.found_chunks(choice, &found, token, usage)
     }
 
-    fn end(
-        &mut self,
-        choice: usize,
-        reason: FinishReason,
-        usage: ChunkUsage,
-    ) -> (Vec<String>, &'static str) {
-        let (mut found, mut is_call) = (Vec::new(), false);
-        if let Some(finder) = self.finders.get_mut(choice) {
-            finder.finish(&mut found);
-            is_call = finder.num_calls() > 0 && !finder.is_cut();
-        }
+    fn end(&mut self, choice: usize, reason: FinishReason, usage: ChunkUsage) -> End {
+        let found = self.readers[choice].finish();
         let mut chunks = self.found_chunks(choice, &found, None, usage);
-        let reason = finish_reason(reason, is_call);
+        let reader = &self.readers[choice];
+        let reason = finish_reason(reason, reader);
+        let reasoning_tokens = reader.num_reasoning_tokens();
         chunks.push(self.one_chunk(choice, Delta::default(), None, Some(reason), usage));
-        (chunks, reason)
+        End {
+            chunks,
+            reason,
+            reasoning_tokens,
+        }
     }
 
     fn usage_chunk(&self, usage: Usage) -> String {
@@ -640,6 +714,7 @@ mod tests {
     use bitnet_tokenizers::CallForm;
 
     use super::*;
+    use crate::api::calls::CallFinder;
 
     #[test]
     fn a_call_that_is_cut_off_has_the_first_part_of_its_arguments() {
@@ -652,9 +727,19 @@ mod tests {
             (cut, &[r#"{"a": "b"#], true, "length"),
             (&both, &[r#"{"a": 1}"#, r#"{"a": "b"#], true, "length"),
         ] {
-            let (_, calls, ends_cut) = split(finder(), text);
+            let answer = generate::Answer {
+                text: text.to_owned(),
+                ..generate::Answer::new()
+            };
+            let mut reader = reader();
+            let calls = read(&mut reader, &answer).tool_calls.unwrap_or_default();
             let found: Vec<_> = calls.iter().map(|call| &*call.function.arguments).collect();
-            assert_eq!((&found[..], ends_cut), (arguments, is_cut), "{text}");
+            let is_whole = !is_cut && !found.is_empty();
+            assert_eq!(
+                (&found[..], reader.has_whole_calls()),
+                (arguments, is_whole),
+                "{text}"
+            );
             assert_eq!(last_reason(text, FinishReason::Length), reason, "{text}");
         }
         // Text after the arguments is not part of them.
@@ -666,8 +751,9 @@ mod tests {
         assert_eq!(last_reason(cut, FinishReason::Stop), "stop");
     }
 
-    fn finder() -> CallFinder {
-        CallFinder::new(CallForm::Plain, Arc::default())
+    fn reader() -> AnswerReader {
+        let finder = CallFinder::new(CallForm::Plain, Arc::default());
+        AnswerReader::new(None, Some(finder), true)
     }
 
     /// The `finish_reason` of a stream that brings a text.
@@ -678,12 +764,12 @@ mod tests {
             model: String::new(),
             tokenizer: None,
             return_token_ids: false,
-            finders: vec![finder()],
+            readers: vec![reader()],
         };
         envelope.text(0, text, None, None);
-        let (chunks, reason) = envelope.end(0, reason, None);
-        let last: Value = serde_json::from_str(chunks.last().expect("an end")).expect("JSON");
-        assert_eq!(last["choices"][0]["finish_reason"], reason);
-        reason.to_owned()
+        let end = envelope.end(0, reason, None);
+        let last: Value = serde_json::from_str(end.chunks.last().expect("an end")).expect("JSON");
+        assert_eq!(last["choices"][0]["finish_reason"], end.reason);
+        end.reason.to_owned()
     }
 }

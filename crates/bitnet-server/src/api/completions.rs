@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use crate::api::fields::Prompt;
 use crate::api::generate::{self, Answers, Asked, Plan, Usage, generation_request};
 use crate::api::logprobs::{self, CompletionLogprobs};
-use crate::api::stream::{self, ChunkFormat, ChunkUsage};
+use crate::api::stream::{self, ChunkFormat, ChunkUsage, End};
 use crate::api::{ApiError, body};
 use crate::id::random_id;
 use crate::record::Record;
@@ -241,13 +241,7 @@ pub(crate) async fn create(
         num_chars: vec![0; num_answers],
     };
     if plan.is_stream {
-        return Ok(stream::response(
-            answers,
-            envelope,
-            num_answers,
-            plan.usage,
-            plan.return_token_ids,
-        ));
+        return Ok(stream::response(answers, envelope, num_answers, plan.usage));
     }
     envelope.whole(answers, num_answers).await
 }
@@ -342,7 +336,7 @@ impl Envelope {
         let (whole, usage) = generate::collect(&mut answers, num_answers).await?;
         let choice = |(index, answer): (usize, generate::Answer)| {
             let finish_reason = answer.reason.name();
-            answers.finished(index, finish_reason);
+            answers.finished(index, finish_reason, None);
             CompletionChoice {
                 index,
                 text: self.echo(index).to_owned() + &answer.text,
@@ -413,22 +407,23 @@ impl ChunkFormat for Envelope {
         token: Option<&Token>,
         usage: ChunkUsage,
     ) -> Vec<String> {
+        let has_facts =
+            token.is_some_and(|token| self.return_token_ids || token.logprobs.is_some());
+        if text.is_empty() && !has_facts {
+            return Vec::new();
+        }
         let chunk = self.chunk(choice, text, None, token, usage);
         self.num_chars[choice] += text.chars().count();
         vec![chunk]
     }
 
-    fn end(
-        &mut self,
-        choice: usize,
-        reason: FinishReason,
-        usage: ChunkUsage,
-    ) -> (Vec<String>, &'static str) {
+    fn end(&mut self, choice: usize, reason: FinishReason, usage: ChunkUsage) -> End {
         let reason = reason.name();
-        (
-            vec![self.chunk(choice, "", Some(reason), None, usage)],
+        End {
+            chunks: vec![self.chunk(choice, "", Some(reason), None, usage)],
             reason,
-        )
+            reasoning_tokens: None,
+        }
     }
 
     fn usage_chunk(&self, usage: Usage) -> String {

@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 
-use bitnet_tokenizers::{CallForm, ChatMessage, ChatTemplate, PromptBos, RenderOptions, TokenId};
+use bitnet_tokenizers::{
+    CallForm, ChatMessage, ChatTemplate, PromptBos, ReasoningTags, RenderOptions, TokenId,
+};
 use serde_json::{Map, Value, json};
 
 use crate::api::ApiError;
@@ -100,6 +102,14 @@ pub(crate) fn call_form(model: &Model) -> CallForm {
     match &model.conversation {
         Conversation::Template(template) => template.call_form(),
         Conversation::ContinueLast | Conversation::Unavailable(_) => CallForm::Plain,
+    }
+}
+
+/// The tags around the model's thinking, if its template has any.
+pub(crate) fn reasoning_tags(model: &Model) -> Option<ReasoningTags> {
+    match &model.conversation {
+        Conversation::Template(template) => template.reasoning_tags(),
+        Conversation::ContinueLast | Conversation::Unavailable(_) => None,
     }
 }
 

@@ -178,7 +178,6 @@ const UNSUPPORTED: &[(&str, &[&str])] = &[
     ("guided_grammar", &[]),
     ("guided_json", &[]),
     ("guided_regex", &[]),
-    ("include_reasoning", &["true"]),
     ("include_stop_str_in_output", &["false"]),
     ("kv_transfer_params", &[]),
     ("length_penalty", &["1", "1.0"]),

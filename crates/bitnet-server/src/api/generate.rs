@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use axum::extract::Request as HttpRequest;
 use bitnet_inference::{
     Constraint, Failure, Finish, FinishReason, Job, Logprobs, MakeConstraint, Piece, Reply,
-    Request, SamplingParams, Token,
+    Request, SamplingParams, Thinking, ThinkingMarks, Token,
 };
-use bitnet_tokenizers::TokenId;
+use bitnet_tokenizers::{ReasoningStart, TokenId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::UnboundedReceiver;
 use utoipa::ToSchema;
@@ -213,6 +213,7 @@ pub(crate) struct Plan {
     pub(crate) prompt_logprobs: bool,
     cache_salt: Option<String>,
     constraint: Option<TokenConstraint>,
+    thinking: Option<ThinkingPlan>,
     /// The name of the model in the request, if there is one.
     model: Option<String>,
     is_json: bool,
@@ -271,6 +272,7 @@ impl Common {
             prompt_logprobs: false,
             cache_salt: self.cache_salt,
             constraint,
+            thinking: None,
             model: self.model.map(|name| shortened(name, NAME_CHARS_MAX)),
             is_json,
             n,
@@ -485,6 +487,16 @@ pub(crate) struct Usage {
     pub(crate) total_tokens: usize,
     /// More about the prompts.
     pub(crate) prompt_tokens_details: PromptTokensDetails,
+    /// More about the answers of a model that thinks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) completion_tokens_details: Option<CompletionTokensDetails>,
+}
+
+/// More about the answers' tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, ToSchema)]
+pub(crate) struct CompletionTokensDetails {
+    /// Tokens of thinking, with the tags around it.
+    pub(crate) reasoning_tokens: usize,
 }
 
 /// More about the prompts' tokens.
@@ -584,7 +596,7 @@ pub(crate) fn submit(
         };
         Job {
             request,
-            constraint: plan.constraint.clone().map(restarting),
+            constraint: plan.constraint(model.vocab_size),
             owner: Arc::clone(&share),
             sink: Box::new(AnswerSink::new(choice, sender.clone(), ticket)),
         }
@@ -638,9 +650,47 @@ pub(crate) fn submit(
     })
 }
 
-/// Starts the constraint again for each run of an answer.
-fn restarting(constraint: TokenConstraint) -> MakeConstraint {
-    Box::new(move || Box::new(constraint.restarted()) as Box<dyn Constraint>)
+/// What an answer of a model that thinks begins with.
+#[derive(Clone)]
+pub(crate) struct ThinkingPlan {
+    pub(crate) marks: Arc<ThinkingMarks>,
+    pub(crate) start: ReasoningStart,
+    /// Maximum number of tokens.
+    pub(crate) budget: Option<usize>,
+}
+
+impl Plan {
+    /// The answer begins with thinking, and has its form only after that.
+    pub(crate) fn think(&mut self, thinking: ThinkingPlan) {
+        self.thinking = Some(thinking);
+    }
+
+    /// Whether a form restricts the answer.
+    pub(crate) fn has_form(&self) -> bool {
+        self.constraint.is_some()
+    }
+
+    /// Makes the constraint of each run of an answer.
+    fn constraint(&self, vocab_size: usize) -> Option<MakeConstraint> {
+        let form = self.constraint.clone();
+        let form = form.map(|form| move || Box::new(form.restarted()) as Box<dyn Constraint>);
+        let Some(ThinkingPlan {
+            marks,
+            start,
+            budget,
+        }) = self.thinking.clone()
+        else {
+            return form.map(|form| Box::new(form) as MakeConstraint);
+        };
+        let stop_ids = self.stop_ids.clone();
+        Some(Box::new(move || {
+            let thinking = Thinking::new(Arc::clone(&marks), start, vocab_size, budget);
+            Box::new(match &form {
+                None => thinking,
+                Some(form) => thinking.before(form(), &stop_ids),
+            })
+        }))
+    }
 }
 
 fn check_prompt(
@@ -753,9 +803,20 @@ impl Answers {
         });
     }
 
-    /// Records the finish reason that the client gets.
-    pub(crate) fn finished(&self, choice: usize, reason: &'static str) {
-        self.generation(|generation| generation.finish_reasons.insert(choice, reason));
+    /// Records the finish reason that the client gets, and the tokens of thinking.
+    pub(crate) fn finished(
+        &self,
+        choice: usize,
+        reason: &'static str,
+        reasoning_tokens: Option<usize>,
+    ) {
+        self.generation(|generation| {
+            generation.finish_reasons.insert(choice, reason);
+            if let Some(tokens) = reasoning_tokens {
+                let details = &mut generation.usage.completion_tokens_details;
+                details.get_or_insert_default().reasoning_tokens += tokens;
+            }
+        });
     }
 
     /// Changes the record of the request.
@@ -794,7 +855,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             text: String::new(),
             tokens: Vec::new(),

@@ -12,6 +12,7 @@ mod format;
 mod generate;
 mod logprobs;
 pub(crate) mod models;
+mod reader;
 mod stream;
 pub(crate) mod tokenize;
 mod tools;

@@ -31,13 +31,23 @@ pub(crate) enum UsageChunks {
 /// The field `usage` of a chunk: left out, null, or what has been used so far.
 pub(crate) type ChunkUsage = Option<Option<Usage>>;
 
+/// The end of an answer.
+pub(crate) struct End {
+    /// Its last chunks, in JSON.
+    pub(crate) chunks: Vec<String>,
+    /// The finish reason in them.
+    pub(crate) reason: &'static str,
+    /// Number of tokens of thinking; `None` if the endpoint or the model knows none.
+    pub(crate) reasoning_tokens: Option<usize>,
+}
+
 /// How an endpoint writes its chunks.
 pub(crate) trait ChunkFormat: Send + 'static {
     /// The chunks before the first token of an answer, in JSON.
     fn begin(&mut self, choice: usize, usage: ChunkUsage) -> Vec<String>;
 
-    /// The chunks for text and the token that completed it; no token completes the text that was
-    /// held back until the end.
+    /// The chunks for text and the token that completed it, whose text may be empty; no token
+    /// completes the text that was held back until the end.
     fn text(
         &mut self,
         choice: usize,
@@ -46,13 +56,8 @@ pub(crate) trait ChunkFormat: Send + 'static {
         usage: ChunkUsage,
     ) -> Vec<String>;
 
-    /// The chunks at the end of an answer, and the finish reason in them.
-    fn end(
-        &mut self,
-        choice: usize,
-        reason: FinishReason,
-        usage: ChunkUsage,
-    ) -> (Vec<String>, &'static str);
+    /// The chunks at the end of an answer, and the facts that are known then.
+    fn end(&mut self, choice: usize, reason: FinishReason, usage: ChunkUsage) -> End;
 
     /// The last chunk, with the usage of the whole request.
     fn usage_chunk(&self, usage: Usage) -> String;
@@ -62,7 +67,6 @@ struct Stream<F> {
     answers: Answers,
     format: F,
     usage: UsageChunks,
-    return_token_ids: bool,
     /// Which answers have begun.
     begun: Vec<bool>,
     events: VecDeque<Bytes>,
@@ -75,7 +79,6 @@ pub(crate) fn response<F: ChunkFormat>(
     format: F,
     num_answers: usize,
     usage: UsageChunks,
-    return_token_ids: bool,
 ) -> Response {
     let begun = vec![false; num_answers];
     let (events, is_over) = (VecDeque::new(), false);
@@ -83,7 +86,6 @@ pub(crate) fn response<F: ChunkFormat>(
         answers,
         format,
         usage,
-        return_token_ids,
         begun,
         events,
         is_over,
@@ -144,19 +146,18 @@ impl<F: ChunkFormat> Stream<F> {
             // Streams do not have the log-probabilities of prompts.
             Piece::Prompt { .. } => {}
             Piece::Token(token) => {
-                if !token.text.is_empty() || self.return_token_ids || token.logprobs.is_some() {
-                    let chunks = self.format.text(choice, &token.text, Some(token), usage);
-                    self.send_all(chunks);
-                }
+                let chunks = self.format.text(choice, &token.text, Some(token), usage);
+                self.send_all(chunks);
             }
             Piece::End { text, finish } => {
                 if !text.is_empty() {
                     let chunks = self.format.text(choice, text, None, usage);
                     self.send_all(chunks);
                 }
-                let (chunks, reason) = self.format.end(choice, finish.reason, usage);
-                self.answers.finished(choice, reason);
-                self.send_all(chunks);
+                let end = self.format.end(choice, finish.reason, usage);
+                self.answers
+                    .finished(choice, end.reason, end.reasoning_tokens);
+                self.send_all(end.chunks);
             }
         }
     }

@@ -11,7 +11,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::api::ApiError;
-use crate::api::calls::{self, CallFinder, StringParameters};
+use crate::api::calls::{self, CallFinder, TextParameters};
 use crate::grammar::{CallsGrammar, Grammar};
 use crate::schema::Schema;
 
@@ -195,12 +195,12 @@ impl Tools {
             form => form,
         };
         let (mut names, mut rules) = (Vec::new(), String::new());
-        let mut strings = StringParameters::new();
+        let mut texts = TextParameters::new();
         for (index, _, schema) in &arguments {
             let (name, schema) = (&self.tools[*index].function.name, schema.value());
             names.push(format!("call_{index}"));
             rules += &calls::rules(form, *index, name, schema);
-            strings.insert(name.clone(), calls::string_parameters(schema));
+            texts.insert(name.clone(), calls::text_parameters(schema));
         }
         let may_say = self.choice == Choice::Auto;
         let may_repeat = self.is_parallel && !matches!(self.choice, Choice::Named(_));
@@ -212,7 +212,7 @@ impl Tools {
                 .map(|(_, field, schema)| (field, schema))
                 .collect(),
         });
-        Ok((grammar, CallFinder::new(form, Arc::new(strings))))
+        Ok((grammar, CallFinder::new(form, Arc::new(texts))))
     }
 
     /// The tools that may be called, with their indices.
@@ -342,7 +342,7 @@ mod tests {
         finder.finish(&mut found);
         for part in found {
             match part {
-                Found::Text(_) => {}
+                Found::Text(_) | Found::Reasoning(_) => {}
                 Found::Call { name, .. } => calls.push((name, String::new())),
                 Found::Arguments { index, text } => calls[index].1 += &text,
             }
@@ -407,12 +407,14 @@ mod tests {
         let tools = Tools::settle(Some(vec![weather()]), Some(&json!("required")), None);
         let tools = tools.expect("tools").expect("a tool");
         let of = |text: &str| calls_in(&grammars, &tokenizer, (&tools, CallForm::QwenXml), text);
-        let more = "<parameter=unit>\n\"C\"\n</parameter>\n<parameter=places>\n[{\"x\": 1.5}]\n\
+        let more = "<parameter=unit>\nC\n</parameter>\n<parameter=places>\n[{\"x\": 1.5}]\n\
             </parameter>\n</function>";
         let arguments = json!({ "city": "X \"1\" \\ <b>\n", "days": 7, "unit": "C",
             "places": [{ "x": 1.5 }] });
         let call = ("weather".to_owned(), arguments);
         assert_eq!(of(&XML.replace("</function>", more)), Some(vec![call]));
+        let quoted = more.replace("\nC\n", "\n\"C\"\n");
+        assert_eq!(of(&XML.replace("</function>", &quoted)), None);
         let days = "<parameter=days>\n7\n</parameter>\n";
         assert_eq!(of(&XML.replace(days, "")), None);
         let unknown = "<parameter=other>\n7\n</parameter>\n</function>";

@@ -23,7 +23,7 @@ use crate::spec::is_bitnet_b158_architecture;
 pub use calls::CallForm;
 use formats::Format;
 pub use message::ChatMessage;
-pub use reasoning::{ReasoningSplitter, ReasoningTags, SplitText};
+pub use reasoning::{ReasoningSplitter, ReasoningStart, ReasoningTags, SplitText};
 use render::Jinja;
 
 /// Options for rendering a conversation.

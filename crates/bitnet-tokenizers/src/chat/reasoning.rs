@@ -37,10 +37,33 @@ const TAGS: &[ReasoningTags] = &[
     },
 ];
 
+/// Where an answer begins, as its prompt decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReasoningStart {
+    /// The model may open its reasoning with the tag.
+    MayOpen,
+    /// The prompt ends with the opening tag: the answer begins with reasoning.
+    Open,
+    /// The prompt ends with the closing tag: the answer has no reasoning.
+    Closed,
+}
+
 impl ReasoningTags {
     /// The tags that a template writes or looks for.
     pub(crate) fn of_template(source: &str) -> Option<Self> {
         TAGS.iter().find(|tags| source.contains(tags.end)).copied()
+    }
+
+    /// Where the answer to `prompt` begins. White space at the end of `prompt` does not matter.
+    pub fn start_after(self, prompt: &str) -> ReasoningStart {
+        let prompt = prompt.trim_end();
+        if prompt.ends_with(self.begin) {
+            ReasoningStart::Open
+        } else if prompt.ends_with(self.end) {
+            ReasoningStart::Closed
+        } else {
+            ReasoningStart::MayOpen
+        }
     }
 }
 
@@ -79,13 +102,10 @@ enum Place {
 impl ReasoningSplitter {
     /// A splitter for an answer to `prompt`, which may end with the opening tag.
     pub fn new(tags: ReasoningTags, prompt: &str) -> Self {
-        let prompt = prompt.trim_end();
-        let place = if prompt.ends_with(tags.begin) {
-            Place::BeforeReasoning
-        } else if prompt.ends_with(tags.end) {
-            Place::BeforeContent
-        } else {
-            Place::Start
+        let place = match tags.start_after(prompt) {
+            ReasoningStart::Open => Place::BeforeReasoning,
+            ReasoningStart::Closed => Place::BeforeContent,
+            ReasoningStart::MayOpen => Place::Start,
         };
         Self {
             tags,
@@ -100,6 +120,11 @@ impl ReasoningSplitter {
         let mut out = Vec::new();
         while self.step(&mut out) {}
         out
+    }
+
+    /// Whether the text so far ends in reasoning.
+    pub fn is_reasoning(&self) -> bool {
+        matches!(self.place, Place::BeforeReasoning | Place::Reasoning)
     }
 
     /// Ends the answer; returns the held-back text.
