@@ -1221,3 +1221,64 @@ fn a_group_model_cannot_be_converted_and_the_error_says_so() {
         "{message}"
     );
 }
+
+#[test]
+fn a_chat_keeps_thinking_apart_and_limits_it() {
+    // The bias makes the model repeat the tag that opens its thinking.
+    let model = data("golden-group/qwen35-ptq1_0-rot512-part/model.gguf");
+    let model = model.display().to_string();
+    let chat = |more: &[&str]| {
+        let begin = [
+            "chat",
+            "-m",
+            &model,
+            "-c",
+            "256",
+            "-n",
+            "12",
+            "--temp",
+            "0",
+            "--logit-bias",
+            "411+100",
+        ];
+        let result = bitnet_with_input(&[&begin[..], more].concat(), "Hi\n");
+        assert!(result.status.success(), "{}", text(&result.stderr));
+        text(&result.stdout).trim().to_owned()
+    };
+    let answer: serde_json::Value =
+        serde_json::from_str(&chat(&["--thinking-budget", "3", "--json"])).expect("JSON");
+    assert_eq!(answer["reasoning_content"], "<think>".repeat(3));
+    assert_eq!(answer["text"], "<think>".repeat(4));
+    // A pipe gets the answer only.
+    assert_eq!(chat(&["--thinking-budget", "3"]), "<think>".repeat(4));
+    assert_eq!(chat(&[]), "");
+    let off = chat(&["--thinking", "off", "--thinking-budget", "3"]);
+    assert_eq!(off, "<think>".repeat(12));
+}
+
+#[test]
+fn drafts_that_adapt_change_no_token() {
+    let model = data("golden-group/qwen35-ptq1_0-rot512-part/model.gguf");
+    let model = model.display().to_string();
+    let run = |draft: &str| {
+        let result = bitnet(&[
+            "run",
+            "-m",
+            &model,
+            "-c",
+            "512",
+            "-n",
+            "200",
+            "--temp",
+            "0",
+            "--json",
+            "--draft",
+            draft,
+            "one two three one two three one two",
+        ]);
+        assert!(result.status.success(), "{}", text(&result.stderr));
+        let answer: serde_json::Value = serde_json::from_slice(&result.stdout).expect("JSON");
+        answer["tokens"].clone()
+    };
+    assert_eq!(run("auto"), run("0"));
+}

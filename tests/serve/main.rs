@@ -12,3 +12,4 @@ mod operations;
 mod otlp;
 mod structured;
 mod thinking;
+mod turns;

@@ -112,7 +112,8 @@ fn a_template_can_turn_thinking_off_or_open_it() {
 #[test]
 fn a_form_begins_behind_the_thinking() {
     let server = server();
-    let form = json!({ "structured_outputs": { "regex": "(ab){3}" }, "thinking_budget": 2 });
+    let form = json!({ "structured_outputs": { "regex": "(ab){3}" }, "thinking_budget": 2,
+        "max_tokens": 20 });
     let (message, _) = answer(&server, form.clone());
     assert_eq!(message["reasoning_content"], "<think>".repeat(2));
     assert_eq!(message["content"], "ababab");

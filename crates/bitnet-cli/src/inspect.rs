@@ -11,12 +11,13 @@ use bitnet_inference::{Tokenization, likely_i2s_form, load_tokenization, tokeniz
 use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::{
     Config, I2sForm, LoadOptions, SamplingDefaults, Tl1Tile, Tl2Tile, check_gguf, lost_rotation,
+    num_extra_layers,
 };
 use serde_json::json;
 
 use crate::args::InspectArguments;
 use crate::report::{Printable, config_json};
-use crate::session::{LOST_ROTATION, model_path};
+use crate::session::{LOST_ROTATION, left_out, model_path};
 
 /// How many elements of a metadata array are shown.
 const SHOWN_ELEMENTS: usize = 4;
@@ -448,6 +449,10 @@ fn oddities(
     odd.extend(token_ids_out_of_range(gguf));
     if lost_rotation(metadata) {
         odd.push(LOST_ROTATION.to_owned());
+    }
+    let extra_layers = num_extra_layers(metadata);
+    if extra_layers > 0 {
+        odd.push(left_out(extra_layers));
     }
     if let Some(head) = gguf.tensor("output.weight") {
         let same = gguf

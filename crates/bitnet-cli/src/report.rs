@@ -124,6 +124,8 @@ pub fn timings_json(timings: &Timings, load: std::time::Duration) -> Value {
         "generated_tokens": timings.generated_tokens,
         "decode_ms": ms(timings.decode),
         "decode_tokens_per_second": decode,
+        "drafted_tokens": timings.drafted_tokens,
+        "accepted_tokens": timings.accepted_tokens,
     })
 }
 

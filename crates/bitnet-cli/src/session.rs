@@ -1,6 +1,7 @@
 //! What the commands share: from the arguments to an open model, a running engine and an answer.
 
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use bitnet_inference::{
     Piece, Request, Timings, Token, Tokenization, context_length,
 };
 use bitnet_kernels::{KernelSet, default_threads};
+use bitnet_models::LoadProgress;
 use bitnet_tokenizers::TokenId;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -30,7 +32,7 @@ pub struct Session {
 
 /// Recurrent states of a session: of the one sequence and its draft, and saved ones of earlier
 /// turns.
-const STATES: usize = 8;
+const STATES: usize = 4;
 
 /// Opens the model that the arguments name, and starts its engine. `context`: the number of
 /// positions, if the command knows it.
@@ -59,10 +61,10 @@ pub fn open_model(arguments: &ModelArguments, device: Device) -> anyhow::Result<
     if options.packing.is_none() {
         options.packings = tune::fastest_packings(device);
     }
-    let spinner = spinner(format!("loading {source}"));
-    let model = OpenModel::open(source.clone(), device, options)
+    let progress = options.progress.clone();
+    let load = || OpenModel::open(source.clone(), device, options);
+    let model = with_load_bar(&progress, format!("loading {source}"), load)
         .with_context(|| format!("cannot load {source}"))?;
-    spinner.finish_and_clear();
     check_files()?;
     if let Some(form) = model.hints.i2_s_form {
         eprintln!(
@@ -72,7 +74,19 @@ pub fn open_model(arguments: &ModelArguments, device: Device) -> anyhow::Result<
     if model.hints.lost_rotation {
         eprintln!("warning: {source}: {LOST_ROTATION}");
     }
+    if model.hints.extra_layers > 0 {
+        eprintln!("note: {source}: {}", left_out(model.hints.extra_layers));
+    }
     Ok(model)
+}
+
+/// What is left out of a model with layers that predict further tokens.
+pub fn left_out(extra_layers: usize) -> String {
+    let layers = match extra_layers {
+        1 => "1 layer that predicts tokens after the next one (nextn) is".to_owned(),
+        n => format!("{n} layers that predict tokens after the next one (nextn) are"),
+    };
+    format!("{layers} left out; no answer depends on it")
 }
 
 /// Fails if a file of the model was cut while it is in use: what was read is not the model.
@@ -249,11 +263,28 @@ impl Session {
     }
 }
 
-/// A spinner on a terminal; nothing in a pipe.
-fn spinner(message: String) -> ProgressBar {
-    let spinner = ProgressBar::new_spinner().with_message(message);
-    spinner.enable_steady_tick(Duration::from_millis(100));
-    spinner
+/// The time between two looks at how far a model is loaded.
+const LOAD_BAR_PAUSE: Duration = Duration::from_millis(100);
+
+/// Runs `load`, and shows its progress in a bar on a terminal; nothing in a pipe.
+fn with_load_bar<T>(progress: &LoadProgress, message: String, load: impl FnOnce() -> T) -> T {
+    let template = "{msg} {wide_bar} {pos} of {len} layers, {eta} left";
+    let bar = styled(ProgressBar::new(0).with_message(message), template);
+    let (end, has_ended) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let has_ended = has_ended;
+            while has_ended.recv_timeout(LOAD_BAR_PAUSE) == Err(RecvTimeoutError::Timeout) {
+                let (done, total) = progress.layers();
+                bar.set_length(total as u64);
+                bar.set_position(done as u64);
+            }
+            bar.finish_and_clear();
+        });
+        let loaded = load();
+        drop(end);
+        loaded
+    })
 }
 
 /// A bar on a terminal that counts bytes and shows their rate; nothing in a pipe.

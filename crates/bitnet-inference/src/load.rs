@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use bitnet_files::gguf::{Gguf, Metadata, TensorType};
 use bitnet_models::huggingface::{Checkpoint, end_tokens};
-use bitnet_models::{Config, I2sForm, LoadOptions, SamplingDefaults, likely_form, lost_rotation};
+use bitnet_models::{
+    Config, I2sForm, LoadOptions, SamplingDefaults, likely_form, lost_rotation, num_extra_layers,
+};
 use bitnet_tokenizers::{ChatTemplate, TokenId, Tokenizer, TokenizerSpec};
 
 use crate::device::Device;
@@ -80,6 +82,7 @@ fn load_gguf(gguf: &Arc<Gguf>, options: &LoadOptions, device: Device) -> Result<
     let hints = Hints {
         i2_s_form: form.filter(|form| *form != options.i2_s_form),
         lost_rotation: lost_rotation(gguf.metadata()),
+        extra_layers: num_extra_layers(gguf.metadata()),
     };
     loaded(model, tokenization, hints, sampling)
 }
@@ -91,6 +94,8 @@ pub struct Hints {
     pub i2_s_form: Option<I2sForm>,
     /// Whether the model's name says that its weights are rotated, but no key declares it.
     pub lost_rotation: bool,
+    /// Layers that predict tokens after the next one, which the engine leaves out.
+    pub extra_layers: usize,
 }
 
 /// How the I2_S codes of a file seem to be arranged, from the dead neurons of its first layers;

@@ -20,6 +20,12 @@ pub enum Error {
         /// The supported names.
         supported: String,
     },
+    /// A file that turns pictures into embeddings for a language model.
+    #[error(
+        "the file is a vision projector (architecture clip), not a language model: give the file of the \
+         language model; pictures are not supported"
+    )]
+    VisionProjector,
     /// A number of the configuration that is out of range or contradicts another.
     #[error("model configuration: {key} is {problem}")]
     Config {

@@ -18,6 +18,7 @@ mod grouped;
 pub mod huggingface;
 mod info;
 mod model;
+mod progress;
 mod rotation;
 mod sampling;
 mod source;
@@ -27,12 +28,15 @@ mod table;
 
 pub use backend::Backend;
 pub use cache::{CacheShape, KvCache, KvType};
-pub use config::{Architecture, Config, LinearAttention, Multipliers, RopePairs, Yarn};
+pub use config::{
+    Architecture, Config, LinearAttention, Multipliers, RopePairs, Yarn, num_extra_layers,
+};
 pub use error::{Error, Result};
 pub use forward::{Chunk, LogitRows, Workspace};
 pub use grouped::InputRounding;
 pub use info::ModelInfo;
 pub use model::{HeadMode, LanguageModel, LoadOptions, matrix_shapes};
+pub use progress::LoadProgress;
 pub use rotation::lost_rotation;
 pub use sampling::SamplingDefaults;
 pub use source::gguf::check_gguf;

@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::grouped::InputRounding;
 use crate::huggingface::Checkpoint;
+use crate::progress::LoadProgress;
 use crate::source::gguf::GgufSource;
 use crate::source::{GroupTensor, LayerSlot, LinearSlot, Projection, Slot, Source, TernaryTensor};
 use crate::sparsity::FfnSparsity;
@@ -42,6 +43,8 @@ pub struct LoadOptions {
     pub ffn_sparsity: FfnSparsity,
     /// How inputs of matrices with group scales are rounded.
     pub group_inputs: InputRounding,
+    /// Counts the layers while they are loaded.
+    pub progress: LoadProgress,
 }
 
 impl LoadOptions {
@@ -270,9 +273,7 @@ impl<B: Backend> LanguageModel<B> {
             head,
             output_norm: loader.output_norm()?,
             rotary: loader.rotary()?,
-            layers: (0..config.num_layers)
-                .map(|index| loader.layer(index))
-                .collect::<Result<_>>()?,
+            layers: loader.layers()?,
             ffn_sparsity: options.ffn_sparsity,
             quantization: loader
                 .formats
@@ -437,6 +438,17 @@ struct Loader<'a, B> {
 }
 
 impl<B: Backend> Loader<'_, B> {
+    fn layers(&self) -> Result<Vec<Layer<B>>> {
+        let progress = &self.options.progress;
+        progress.begin(self.config.num_layers);
+        let layers = (0..self.config.num_layers).map(|index| {
+            let layer = self.layer(index);
+            progress.end_layer();
+            layer
+        });
+        layers.collect()
+    }
+
     fn layer(&self, index: usize) -> Result<Layer<B>> {
         let hidden = self.config.hidden_size;
         let norm = |slot| self.norm(Slot::Layer(index, slot), hidden);

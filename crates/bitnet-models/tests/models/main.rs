@@ -7,6 +7,7 @@ mod forms;
 mod golden;
 mod graphs;
 mod groups;
+mod left_out;
 mod rotation;
 mod sparsity;
 mod transformers;

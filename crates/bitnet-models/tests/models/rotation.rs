@@ -11,7 +11,7 @@ use bitnet_models::{LanguageModel, LoadOptions, lost_rotation};
 use crate::groups::golden_model;
 
 /// A change of one key; `None` removes it.
-type Change = (&'static str, Option<MetadataValue>);
+pub(crate) type Change = (&'static str, Option<MetadataValue>);
 
 fn key(name: &str) -> String {
     if name.contains('.') {
@@ -22,7 +22,7 @@ fn key(name: &str) -> String {
 }
 
 /// A copy of a file with other metadata, and without the tensors called `left_out`.
-fn changed(from: &Path, changes: &[Change], left_out: &str) -> tempfile::NamedTempFile {
+pub(crate) fn changed(from: &Path, changes: &[Change], left_out: &str) -> tempfile::NamedTempFile {
     let gguf = Gguf::open(from).expect("a golden file opens");
     let mut metadata: Vec<(String, MetadataValue)> = gguf
         .metadata()
