@@ -16,8 +16,9 @@ const KEY: RangeInclusive<usize> = 2..=4;
 const ADAPTIVE_KEY: RangeInclusive<usize> = 3..=6;
 /// The length of the first draft of a drafter that adapts, and of the first one after a pause.
 const FIRST_LEN: usize = 4;
-/// The longest pause in tokens: the cost of a wrong draft is spread over as many.
-const PAUSE_MAX: usize = 64;
+/// The pauses in steps after drafts that were wrong, the first one and the longest one: the cost of
+/// a wrong draft is spread over as many tokens.
+const PAUSE: RangeInclusive<usize> = 4..=64;
 
 /// Decides how long the next draft of a sequence may be.
 #[derive(Clone, Debug)]
@@ -45,7 +46,7 @@ impl Drafter {
                 len_max
             },
             pause: 0,
-            next_pause: 1,
+            next_pause: *PAUSE.start(),
         }
     }
 
@@ -65,14 +66,14 @@ impl Drafter {
         }
         if accepted == drafted {
             self.len = (2 * self.len.max(drafted)).min(self.len_max);
-            self.next_pause = 1;
+            self.next_pause = *PAUSE.start();
         } else if 2 * accepted >= drafted {
             self.len = accepted;
-            self.next_pause = 1;
+            self.next_pause = *PAUSE.start();
         } else {
             self.len = self.len_max.min(FIRST_LEN);
             self.pause = self.next_pause;
-            self.next_pause = (2 * self.next_pause).min(PAUSE_MAX);
+            self.next_pause = (2 * self.next_pause).min(*PAUSE.end());
         }
     }
 
@@ -152,8 +153,8 @@ mod tests {
             }
             drafter.checked(4, 0);
         }
-        // Pauses of 1, 2, 4, 8, 16, 32, then 94 of 64 tokens, and one not waited for.
-        assert_eq!(steps, 100 + 63 + 93 * 64);
+        // Pauses of 4, 8, 16, 32, then of 64 steps, the last one not waited for.
+        assert_eq!(steps, 100 + 60 + 95 * 64);
     }
 
     #[test]
