@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use bitnet_files::gguf::{Array, Gguf, TensorType, TensorView, Value, ValueKind};
-use bitnet_inference::{Tokenization, likely_i2s_form, load_tokenization, tokenization_from_gguf};
+use bitnet_inference::{
+    LOST_ROTATION, Tokenization, likely_i2s_form, load_tokenization, tokenization_from_gguf,
+};
 use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::{
     Config, I2sForm, LoadOptions, SamplingDefaults, Tl1Tile, Tl2Tile, check_gguf, lost_rotation,
@@ -17,7 +19,7 @@ use serde_json::json;
 
 use crate::args::InspectArguments;
 use crate::report::{Printable, config_json};
-use crate::session::{LOST_ROTATION, left_out, model_path};
+use crate::session::{left_out, model_path};
 
 /// How many elements of a metadata array are shown.
 const SHOWN_ELEMENTS: usize = 4;

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bitnet_guard::{HelperLimits, HelperProgram};
-use bitnet_inference::{EngineOptions, ModelSource, OpenModel, Tokenization, context_length};
+use bitnet_inference::{
+    EngineOptions, ModelSource, OpenModel, Tokenization, context_length, kv_cache_positions,
+};
 use bitnet_models::{Config, KvCache, SamplingDefaults};
 use bitnet_server::{
     AllowedHosts, ApiKeys, Conversation, CorsOrigins, Ended, FormHelper, Limits, ServeOptions,
@@ -311,10 +313,12 @@ fn sized(
         options.kv_type,
     );
     let needed = options.context.div_ceil(KvCache::BLOCK) * block_bytes;
-    let cache = match arguments.kv_memory {
-        None => DEFAULT_KV_BYTES.max(needed) / block_bytes * KvCache::BLOCK,
-        Some(bytes) => bytes / block_bytes * KvCache::BLOCK,
-    };
+    let cache = kv_cache_positions(
+        config,
+        options.kv_type,
+        options.context,
+        arguments.kv_memory,
+    );
     ensure!(
         cache >= options.context,
         "--kv-memory holds {cache} positions, but the context has {}: it takes {} MiB, or a smaller --ctx-size",
@@ -348,9 +352,6 @@ fn num_states(state_bytes: usize, memory: Option<usize>) -> anyhow::Result<usize
     );
     Ok(num_states)
 }
-
-/// Default memory of the cache, if the context needs no more.
-const DEFAULT_KV_BYTES: usize = 1 << 30;
 
 /// How messages become a prompt: as in `bitnet chat`.
 fn conversation(

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bitnet_inference::{
-    Device, Driver, EngineOptions, Failure, FinishReason, MakeConstraint, ModelSource, OpenModel,
-    Piece, Request, Timings, Token, Tokenization, context_length,
+    Device, Driver, EngineOptions, Failure, FinishReason, LOST_ROTATION, MakeConstraint,
+    ModelSource, OpenModel, Piece, Request, Timings, Token, Tokenization, context_length,
 };
 use bitnet_kernels::{KernelSet, default_threads};
 use bitnet_models::LoadProgress;
@@ -49,10 +49,6 @@ pub fn open(arguments: &ModelArguments, context: Option<usize>) -> anyhow::Resul
         load_time: start.elapsed(),
     })
 }
-
-/// What is wrong with a Bonsai 2 model without its keys.
-pub const LOST_ROTATION: &str = "the name says Bonsai 2, whose weights are rotated, but the keys prism.hadamard.* are missing: \
-     the text will be fluent nonsense";
 
 /// Loads the model that the arguments name.
 pub fn open_model(arguments: &ModelArguments, device: Device) -> anyhow::Result<OpenModel> {

@@ -109,12 +109,5 @@ fn print(
 
 /// The file of the measurements.
 fn tuning_path() -> Option<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    Some(
-        cache
-            .filter(|path| path.is_absolute())
-            .or_else(home)?
-            .join("bitnet/tuning.json"),
-    )
+    Tuning::path(|name| std::env::var_os(name).map(PathBuf::from))
 }

@@ -18,6 +18,10 @@ use crate::runner::Model;
 /// The value of `tokenizer.ggml.model` in files without a tokenizer.
 pub const NO_TOKENIZER: &str = "no_vocab";
 
+/// What is wrong with a Bonsai 2 model without its keys.
+pub const LOST_ROTATION: &str = "the name says Bonsai 2, whose weights are rotated, but the keys prism.hadamard.* are missing: \
+     the text will be fluent nonsense";
+
 /// The tokenizer and the chat template of a model.
 pub struct Tokenization {
     /// The tokenizer.

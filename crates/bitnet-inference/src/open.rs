@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bitnet_files::gguf::Gguf;
 use bitnet_models::huggingface::Checkpoint;
-use bitnet_models::{Config, LoadOptions, ModelInfo, SamplingDefaults};
+use bitnet_models::{Config, KvCache, KvType, LoadOptions, ModelInfo, SamplingDefaults};
 use bitnet_tokenizers::Tokenizer;
 
 use crate::device::Device;
@@ -189,6 +189,25 @@ impl OpenModel {
         let engine = self.engine(options)?;
         Driver::start(engine, self.remake(options)).map_err(Error::Thread)
     }
+}
+
+/// Memory of a key/value cache if the user names none and the context needs no more.
+const DEFAULT_KV_BYTES: usize = 1 << 30;
+
+/// The positions of a key/value cache of `bytes`; of 1 GiB, or more if `context` needs it, for
+/// `None`. Less than `context` if `bytes` is too small for it.
+#[must_use]
+pub fn kv_cache_positions(
+    config: &Config,
+    kv_type: KvType,
+    context: usize,
+    bytes: Option<usize>,
+) -> usize {
+    let num_layers = config.num_attention_layers();
+    let block_bytes = KvCache::block_bytes(config.attention, num_layers, kv_type);
+    let needed = context.div_ceil(KvCache::BLOCK).saturating_mul(block_bytes);
+    let bytes = bytes.unwrap_or(DEFAULT_KV_BYTES.max(needed));
+    bytes / block_bytes * KvCache::BLOCK
 }
 
 /// The context of a model: `requested` positions, all that the model has for `Some(0)`, and at most

@@ -34,7 +34,7 @@ impl Likelihood {
 /// The windows over a text of `len` tokens, each with the number of its first tokens that only give
 /// context. A text that fits into `context` is one window; windows over a longer text move by half
 /// of `context`. Every token except the first is counted once.
-fn windows(len: usize, context: usize) -> impl Iterator<Item = (Range<usize>, usize)> {
+pub fn windows(len: usize, context: usize) -> impl Iterator<Item = (Range<usize>, usize)> {
     let stride = (context / 2).max(1);
     let later = (1..)
         .map(move |i| i * stride)

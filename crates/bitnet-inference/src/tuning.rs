@@ -1,7 +1,7 @@
 //! [`Tuning`]: the file in which `bitnet tune` remembers the fastest ternary kernel for each matrix
 //! shape, for each CPU, instruction set and number of threads.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bitnet_kernels::Packing;
 use serde::{Deserialize, Serialize};
@@ -100,6 +100,15 @@ impl Default for Tuning {
 }
 
 impl Tuning {
+    /// The file of the measurements: `bitnet/tuning.json` in the user's cache folder. `variable`
+    /// returns the value of an environment variable. `None` if the variables name no folder.
+    #[must_use]
+    pub fn path(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
+        let cache = variable("XDG_CACHE_HOME").filter(|path| path.is_absolute());
+        let cache = cache.or_else(|| Some(variable("HOME")?.join(".cache")))?;
+        Some(cache.join("bitnet/tuning.json"))
+    }
+
     /// Reads a file. Returns an empty tuning if there is no file, or another version of the program
     /// wrote it.
     ///
