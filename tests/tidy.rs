@@ -45,6 +45,7 @@ const ROOT: &[&str] = &[
     "findings",
     "fuzz",
     "models",
+    "pyproject.toml",
     "rustfmt.toml",
     "tests",
     "xtask",
@@ -85,6 +86,17 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "bitnet-server",
         &["bitnet-guard", "bitnet-inference", "bitnet-tokenizers"],
+    ),
+    (
+        "bitnet-python",
+        &[
+            "bitnet-guard",
+            "bitnet-hub",
+            "bitnet-inference",
+            "bitnet-kernels",
+            "bitnet-models",
+            "bitnet-tokenizers",
+        ],
     ),
     (
         "bitnet-cli",

@@ -108,9 +108,14 @@ pub fn only_programs_read_the_environment(sources: &[Source]) -> Vec<String> {
     let mut out = Vec::new();
     for source in sources {
         let path = &source.file.path;
-        let is_program = ["crates/bitnet-cli/", "xtask/", "fuzz/"]
-            .iter()
-            .any(|program| path.starts_with(program))
+        let is_program = [
+            "crates/bitnet-cli/",
+            "crates/bitnet-python/",
+            "xtask/",
+            "fuzz/",
+        ]
+        .iter()
+        .any(|program| path.starts_with(program))
             || path
                 .split('/')
                 .any(|part| ["tests", "benches", "examples", "build.rs"].contains(&part));

@@ -36,6 +36,7 @@ Without --full: .ci/run
 With --full, also:
   tests/clients    real clients against `bitnet serve`, each file with pytest   about 20 min
   tests/templates  chat templates compared with jinja2, if the folder exists    about 2 min
+  bitnet-python    the package for Python: clippy, build, pytest                about 5 min
   determinism      the matrix of docs/determinism.md 20 times under load        about 11 min
   serve faults     a server overloaded for 2 minutes                            about 5 min
   serve fuzz       5000 random bodies for each endpoint                         about 2 min

@@ -2,7 +2,8 @@
 //! packages that they need.
 //!
 //! `tests/FOLDER/test_NAME.py` runs with `requirements-NAME.txt` if that file exists, else with
-//! `requirements.txt`, each in an environment of its own under `target/tools`.
+//! `requirements.txt`, each in an environment of its own under `target/tools`. The tests of the
+//! package `bitnet-rs`, in `crates/bitnet-python/tests`, do the same, with the package's wheel.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,6 +22,7 @@ const FOLDERS: [&str; 2] = ["clients", "templates"];
 /// environment.
 pub fn run(root: &Path, steps: &mut Vec<Step>) -> anyhow::Result<BTreeMap<String, Vec<String>>> {
     let program = build(root)?;
+    let wheels = build_wheel(root, steps);
     let browser = chromium();
     let packages = npm_packages(root);
     let mut versions = BTreeMap::new();
@@ -57,7 +59,44 @@ pub fn run(root: &Path, steps: &mut Vec<Step>) -> anyhow::Result<BTreeMap<String
             steps.push(step(&mut command));
         }
     }
+    test_package(root, &program, &wheels, steps, &mut versions)?;
     Ok(versions)
+}
+
+/// Lints the package `bitnet-rs`, which `.ci/run` leaves out, and builds its wheel. Returns the
+/// folder of the wheel.
+fn build_wheel(root: &Path, steps: &mut Vec<Step>) -> PathBuf {
+    let mut clippy = Command::new("cargo");
+    clippy.current_dir(root).args(["clippy", "--locked"]);
+    clippy.args(["-p", "bitnet-python", "--features", "extension"]);
+    steps.push(step(clippy.args(["--", "-D", "warnings"])));
+    let wheels = root.join("target/tools/wheels");
+    let mut wheel = Command::new("python3");
+    wheel.current_dir(root).args(["-m", "pip", "wheel"]);
+    wheel.args(["--disable-pip-version-check", "--no-deps", ".", "-w"]);
+    steps.push(step(wheel.arg(&wheels)));
+    wheels
+}
+
+/// Runs the tests of the package `bitnet-rs`.
+fn test_package(
+    root: &Path,
+    program: &Path,
+    wheels: &Path,
+    steps: &mut Vec<Step>,
+    versions: &mut BTreeMap<String, Vec<String>>,
+) -> anyhow::Result<()> {
+    let tests = root.join("crates/bitnet-python/tests");
+    for name in names(&tests, "test_", "py")? {
+        let environment = Environment::open(root, "python", &requirements(&tests, &name))?;
+        versions.insert(environment.name.clone(), environment.versions()?);
+        succeed(&mut environment.install_package(wheels))?;
+        let mut command = Command::new(&environment.python);
+        command.current_dir(&tests).env("BITNET", program);
+        command.args(["-m", "pytest", "-q", "-p", "no:cacheprovider"]);
+        steps.push(step(command.arg(format!("{name}.py"))));
+    }
+    Ok(())
 }
 
 /// Builds `bitnet` in release mode. Returns its path, which only Cargo knows.
@@ -142,6 +181,15 @@ impl Environment {
         let mut install = Command::new(&self.python);
         install.args(["-m", "pip", "install", "-q", "--disable-pip-version-check"]);
         install.arg("-r").arg(requirements);
+        install
+    }
+
+    /// The command that installs the package `bitnet-rs` from a folder with its wheel.
+    fn install_package(&self, wheels: &Path) -> Command {
+        let mut install = Command::new(&self.python);
+        install.args(["-m", "pip", "install", "-q", "--disable-pip-version-check"]);
+        install.args(["--no-index", "--no-deps", "--force-reinstall"]);
+        install.arg("--find-links").arg(wheels).arg("bitnet-rs");
         install
     }
 

@@ -1,0 +1,501 @@
+//! [`Engine`]: a loaded model with its running engine.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bitnet_inference::{
+    DRAFT_MAX, Device, Driver, EngineOptions, Job, Likelihood, OpenModel, Owner, Tokenization,
+    perplexity,
+};
+use bitnet_kernels::default_threads;
+use bitnet_models::{I2sForm, KvType};
+use bitnet_tokenizers::{ChatMessage, DecodeOptions, PromptBos, RenderOptions, TokenId};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use serde_json::{Map, Value};
+
+use crate::answer::Answer;
+use crate::array::FloatArray;
+use crate::error;
+use crate::load::Settings;
+use crate::notices::{Notice, Notices, PolledAnswer};
+use crate::options::{Request, Sampling, count, token_ids};
+use crate::wait::{interruptible, lock};
+
+/// Maximum number of threads, as for the program.
+const THREADS_MAX: usize = 1024;
+
+/// A loaded model with an engine on a thread of its own.
+#[pyclass(frozen, module = "bitnet._native")]
+pub(crate) struct Engine {
+    model: OpenModel,
+    options: EngineOptions,
+    driver: Driver,
+    /// The process that has the engine's thread.
+    process: u32,
+    notices: Sender<Notice>,
+    /// Until [`Engine::notices`] takes it.
+    receiver: Mutex<Option<Receiver<Notice>>>,
+    warnings: Vec<String>,
+    /// The built-in model without a template continues the last message of a conversation.
+    is_story_teller: bool,
+}
+
+/// The number of threads to use.
+fn threads(value: Option<&Bound<'_, PyAny>>) -> PyResult<usize> {
+    match count::<usize>("threads", value)? {
+        None => Ok(default_threads()),
+        Some(n) if (1..=THREADS_MAX).contains(&n) => Ok(n),
+        Some(n) => Err(error::argument(format!(
+            "threads is {n}, but must be from 1 to {THREADS_MAX}"
+        ))),
+    }
+}
+
+fn kv_type(name: &str) -> PyResult<KvType> {
+    let known = [KvType::F16, KvType::F32];
+    known
+        .into_iter()
+        .find(|kv| kv.name() == name)
+        .ok_or_else(|| {
+            error::argument(format!(
+                "kv_type is {name:?}, but must be \"f16\" or \"f32\""
+            ))
+        })
+}
+
+fn draft(value: Option<&Bound<'_, PyAny>>) -> PyResult<usize> {
+    match count::<usize>("draft", value)?.unwrap_or(0) {
+        n if n <= DRAFT_MAX => Ok(n),
+        n => Err(error::argument(format!(
+            "draft is {n}, but must be from 0 to {DRAFT_MAX}"
+        ))),
+    }
+}
+
+/// Why a computation on the engine's thread ended early.
+enum Stopped {
+    Cancelled,
+    NoMemory(usize),
+    Failed(bitnet_inference::Error),
+}
+
+impl From<bitnet_inference::Error> for Stopped {
+    fn from(error: bitnet_inference::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<Stopped> for PyErr {
+    fn from(stopped: Stopped) -> Self {
+        match stopped {
+            Stopped::Cancelled => error::engine("the computation was cancelled"),
+            Stopped::NoMemory(bytes) => pyo3::exceptions::PyMemoryError::new_err(format!(
+                "the logits take {bytes} bytes, which the system does not have"
+            )),
+            Stopped::Failed(error) => error::call(error),
+        }
+    }
+}
+
+impl Engine {
+    /// The engine's thread. A forked process has none.
+    fn driver(&self) -> PyResult<&Driver> {
+        let here = std::process::id();
+        if here == self.process {
+            return Ok(&self.driver);
+        }
+        Err(error::engine(format!(
+            "process {} loaded this model, and process {here} was forked from it without the \
+             engine's threads: load the model again after the fork",
+            self.process
+        )))
+    }
+
+    fn tokenization(&self) -> PyResult<&Tokenization> {
+        self.model.tokenization.as_ref().ok_or_else(|| {
+            error::argument(format!(
+                "{} has no tokenizer, so it takes and returns token ids only",
+                self.model.source
+            ))
+        })
+    }
+
+    /// Fails if `tokens` do not fit into the context, though they may fit into the cache.
+    fn check_length(&self, tokens: usize) -> PyResult<()> {
+        let context = self.options.context;
+        if tokens <= context {
+            return Ok(());
+        }
+        Err(error::request(bitnet_inference::Error::ContextLength {
+            prompt: tokens,
+            generate: 0,
+            context,
+        }))
+    }
+
+    /// Runs `work` between two steps of the engine. `work` ends early once the flag is set.
+    fn call<T: Send + 'static>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut bitnet_inference::Engine, &AtomicBool) -> T + Send + 'static,
+    ) -> PyResult<T> {
+        let driver = self.driver()?.clone();
+        let is_cancelled = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&is_cancelled);
+        let call = move || driver.call(move |engine| work(engine, &flag));
+        let cancel = || is_cancelled.store(true, Ordering::Relaxed);
+        interruptible(py, call, cancel)?.map_err(error::call)
+    }
+
+    /// Renders a conversation in the model's template.
+    fn render(
+        &self,
+        messages: &[ChatMessage],
+        tools: Option<&Value>,
+        variables: Option<&Map<String, Value>>,
+    ) -> PyResult<Vec<TokenId>> {
+        let tokenization = self.tokenization()?;
+        let template = match &tokenization.chat_template {
+            Ok(Some(template)) => template,
+            Ok(None) => {
+                return Err(error::argument(
+                    "this model has no chat template".to_owned(),
+                ));
+            }
+            Err(problem) => {
+                return Err(error::argument(format!(
+                    "the model's chat template cannot be used: {problem}"
+                )));
+            }
+        };
+        if tools.is_some() && !template.reads_tools() {
+            return Err(error::argument(
+                "the model's chat template does not read tools: describe them in a message"
+                    .to_owned(),
+            ));
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let options = RenderOptions {
+            tools,
+            variables,
+            now: now.ok().and_then(|now| i64::try_from(now.as_secs()).ok()),
+            ..RenderOptions::default()
+        };
+        let chat = template.render(messages, options).map_err(error::request)?;
+        tokenization
+            .tokenizer
+            .encode_chat(&chat)
+            .map_err(error::request)
+    }
+}
+
+/// JSON of the Python half as a value.
+fn json<T: serde::de::DeserializeOwned>(what: &str, text: &str) -> PyResult<T> {
+    serde_json::from_str(text).map_err(|problem| error::argument(format!("{what}: {problem}")))
+}
+
+#[pymethods]
+impl Engine {
+    /// Loads a model: the built-in one for `None`.
+    #[staticmethod]
+    #[pyo3(signature = (source, *, threads=None, ctx_size=None, kv_type="f16", kv_memory=None,
+                        parallel=None, draft=None, chat_template=None, i2_s_form="block128"))]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the keywords of a Python function"
+    )]
+    fn load(
+        py: Python<'_>,
+        source: Option<PathBuf>,
+        threads: Option<&Bound<'_, PyAny>>,
+        ctx_size: Option<&Bound<'_, PyAny>>,
+        kv_type: &str,
+        kv_memory: Option<&Bound<'_, PyAny>>,
+        parallel: Option<&Bound<'_, PyAny>>,
+        draft: Option<&Bound<'_, PyAny>>,
+        chat_template: Option<String>,
+        i2_s_form: &str,
+    ) -> PyResult<Self> {
+        let default = EngineOptions::default();
+        let running_max = count("parallel", parallel)?.unwrap_or(default.running_max);
+        if running_max == 0 {
+            return Err(error::argument(
+                "parallel is 0, but must be 1 or more".to_owned(),
+            ));
+        }
+        let options = EngineOptions {
+            kv_type: self::kv_type(kv_type)?,
+            running_max,
+            draft_max: self::draft(draft)?,
+            ..default
+        };
+        let form = i2_s_form.parse::<I2sForm>();
+        let is_story_teller = source.is_none() && chat_template.is_none();
+        let settings = Settings {
+            source,
+            device: Device::cpu(self::threads(threads)?),
+            context: count("ctx_size", ctx_size)?,
+            kv_bytes: count("kv_memory", kv_memory)?,
+            i2_s_form: form.map_err(|problem| error::argument(format!("i2_s_form: {problem}")))?,
+            chat_template,
+            options,
+        };
+        let opened = interruptible(py, move || settings.open(), || {})?;
+        let (model, options, driver, warnings) = opened.map_err(error::model)?;
+        let (notices, receiver) = mpsc::channel();
+        Ok(Self {
+            model,
+            options,
+            driver,
+            process: std::process::id(),
+            notices,
+            receiver: Mutex::new(Some(receiver)),
+            warnings,
+            is_story_teller,
+        })
+    }
+
+    /// What is odd about the model, though it runs.
+    #[getter]
+    fn warnings(&self) -> Vec<String> {
+        self.warnings.clone()
+    }
+
+    /// Facts about the model and its engine.
+    fn info<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let (info, device) = (self.model.info(), self.model.device);
+        let config = &info.config;
+        let facts = PyDict::new(py);
+        facts.set_item("name", config.name.as_deref())?;
+        facts.set_item("source", self.model.source.to_string())?;
+        facts.set_item("architecture", &config.architecture_name)?;
+        facts.set_item("quantization", &info.quantization)?;
+        facts.set_item("num_ternary_weights", info.num_ternary_weights)?;
+        facts.set_item("num_layers", config.num_layers)?;
+        facts.set_item("hidden_size", config.hidden_size)?;
+        facts.set_item("vocab_size", config.vocab_size)?;
+        facts.set_item("context_length", self.options.context)?;
+        let tokenizer = self.model.tokenizer();
+        let (bos, eos) = tokenizer.map_or((None, None), |known| (known.bos(), known.eos()));
+        facts.set_item("bos_token", bos.map(|token| token.0))?;
+        facts.set_item("eos_token", eos.map(|token| token.0))?;
+        facts.set_item("device", device.backend())?;
+        facts.set_item("kernels", device.kernels().name)?;
+        facts.set_item("threads", device.threads())?;
+        Ok(facts)
+    }
+
+    /// The tokens of a text. `bos`: whether the text begins with BOS; `None` for as the model's
+    /// files ask.
+    fn encode(
+        &self,
+        py: Python<'_>,
+        text: &str,
+        bos: Option<bool>,
+        parse_special: bool,
+    ) -> PyResult<Vec<u32>> {
+        let tokenizer = &self.tokenization()?.tokenizer;
+        let bos = match bos {
+            None => PromptBos::AsModel,
+            Some(true) => PromptBos::Always,
+            Some(false) => PromptBos::Never,
+        };
+        let tokens = py.detach(|| tokenizer.encode_prompt(text, bos, parse_special));
+        Ok(numbers(tokens.map_err(error::request)?))
+    }
+
+    /// The tokens of a conversation: a JSON list of messages, of tools, an object of variables.
+    /// The built-in story-teller continues the last message.
+    fn encode_chat(
+        &self,
+        messages: &str,
+        tools: Option<&str>,
+        variables: Option<&str>,
+    ) -> PyResult<Vec<u32>> {
+        let messages: Vec<ChatMessage> = json("messages", messages)?;
+        let tools: Option<Value> = tools.map(|tools| json("tools", tools)).transpose()?;
+        let variables: Option<Map<_, _>> = variables
+            .map(|variables| json("template_variables", variables))
+            .transpose()?;
+        if !self.is_story_teller {
+            return Ok(numbers(self.render(
+                &messages,
+                tools.as_ref(),
+                variables.as_ref(),
+            )?));
+        }
+        let last = messages.last().ok_or_else(|| {
+            error::argument("messages is empty: at least one message is needed".to_owned())
+        })?;
+        if tools.is_some() {
+            let message = "the built-in story-teller cannot call tools: load another model";
+            return Err(error::argument(message.to_owned()));
+        }
+        let tokenizer = &self.tokenization()?.tokenizer;
+        let tokens = tokenizer.encode_prompt(last.text().trim(), PromptBos::AsModel, false);
+        Ok(numbers(tokens.map_err(error::request)?))
+    }
+
+    /// The text of tokens.
+    fn decode(&self, tokens: &Bound<'_, PyAny>, show_special: bool) -> PyResult<String> {
+        let tokens = token_ids(tokens)?;
+        let tokenizer = &self.tokenization()?.tokenizer;
+        let last = tokenizer.vocab_size().saturating_sub(1);
+        if let Some(token) = tokens.iter().find(|token| token.0 as usize > last) {
+            return Err(error::argument(format!(
+                "token {token} does not exist: the vocabulary ends at {last}"
+            )));
+        }
+        let options = DecodeOptions {
+            show_special,
+            ..DecodeOptions::default()
+        };
+        Ok(tokenizer.decode(&tokens, options))
+    }
+
+    /// A request for an answer to the tokens `prompt`, as `bitnet run` makes it.
+    #[pyo3(signature = (prompt, *, seed, max_tokens=None, min_tokens=None, temperature=None, top_k=None,
+                        top_p=None, min_p=None, typical_p=None, repeat_penalty=None, repeat_last_n=None,
+                        presence_penalty=None, frequency_penalty=None, logit_bias=None, stop=Vec::new(),
+                        ignore_eos=false, logprobs=None, prompt_logprobs=false))]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the keywords of a Python function"
+    )]
+    fn request(
+        &self,
+        prompt: &Bound<'_, PyAny>,
+        seed: &Bound<'_, PyAny>,
+        max_tokens: Option<&Bound<'_, PyAny>>,
+        min_tokens: Option<&Bound<'_, PyAny>>,
+        temperature: Option<f32>,
+        top_k: Option<&Bound<'_, PyAny>>,
+        top_p: Option<f32>,
+        min_p: Option<f32>,
+        typical_p: Option<f32>,
+        repeat_penalty: Option<f32>,
+        repeat_last_n: Option<&Bound<'_, PyAny>>,
+        presence_penalty: Option<f32>,
+        frequency_penalty: Option<f32>,
+        logit_bias: Option<BTreeMap<u32, f32>>,
+        stop: Vec<String>,
+        ignore_eos: bool,
+        logprobs: Option<&Bound<'_, PyAny>>,
+        prompt_logprobs: bool,
+    ) -> PyResult<Request> {
+        let sampling = Sampling {
+            temperature,
+            top_k: count("top_k", top_k)?,
+            top_p,
+            min_p,
+            typical_p,
+            repeat_penalty,
+            repeat_last_n: count("repeat_last_n", repeat_last_n)?,
+            presence_penalty,
+            frequency_penalty,
+            logit_bias: logit_bias.unwrap_or_default(),
+            seed: count("seed", Some(seed))?.unwrap_or_default(),
+        };
+        let stop_ids = match self.model.tokenizer() {
+            Some(tokenizer) if !ignore_eos => tokenizer.stop_ids(),
+            _ => &[],
+        };
+        Ok(Request(bitnet_inference::Request {
+            prompt: token_ids(prompt)?,
+            sampling: sampling.params(&self.model.sampling),
+            max_tokens: count("max_tokens", max_tokens)?,
+            min_tokens: count("min_tokens", min_tokens)?.unwrap_or(0),
+            stop_ids: stop_ids.to_vec(),
+            stop_strings: stop,
+            logprobs: count("logprobs", logprobs)?.or(prompt_logprobs.then_some(0)),
+            prompt_logprobs,
+            ..bitnet_inference::Request::default()
+        }))
+    }
+
+    /// Starts a request.
+    fn submit(&self, request: &Request) -> PyResult<Answer> {
+        let stream = self.driver()?.stream(request.0.clone());
+        Ok(Answer::new(stream.map_err(error::call)?))
+    }
+
+    /// Starts a request whose replies are announced with `id`: all, or only the last if `is_whole`.
+    fn submit_polled(&self, request: &Request, id: u64, is_whole: bool) -> PyResult<PolledAnswer> {
+        let (answer, sink) = PolledAnswer::new(id, is_whole, self.notices.clone());
+        let job = Job {
+            request: request.0.clone(),
+            constraint: None,
+            owner: Owner::from(""),
+            sink: Box::new(sink),
+        };
+        self.driver()?.submit(job).map_err(error::call)?;
+        Ok(answer)
+    }
+
+    /// The notices of answers; only the first call gets them.
+    fn notices(&self) -> PyResult<Notices> {
+        match lock(&self.receiver).take() {
+            Some(receiver) => Ok(Notices::new(self.notices.clone(), receiver)),
+            None => Err(error::engine("the notices are taken")),
+        }
+    }
+
+    /// The logits after each token: `[tokens, vocab]`.
+    fn logits(&self, py: Python<'_>, tokens: &Bound<'_, PyAny>) -> PyResult<FloatArray> {
+        let tokens = token_ids(tokens)?;
+        self.check_length(tokens.len())?;
+        let (rows, cols) = (tokens.len(), self.model.info().config.vocab_size);
+        let values = self.call(py, move |engine, is_cancelled| {
+            let mut values = Vec::new();
+            engine.evaluate(&tokens, 0, |_, logits| {
+                if is_cancelled.load(Ordering::Relaxed) {
+                    return Err(Stopped::Cancelled);
+                }
+                // The tokens are known to fit into the context now.
+                if values.is_empty() && values.try_reserve_exact(rows * cols).is_err() {
+                    return Err(Stopped::NoMemory(rows * cols * size_of::<f32>()));
+                }
+                values.extend_from_slice(logits);
+                Ok(())
+            })?;
+            Ok::<_, Stopped>(values)
+        })??;
+        Ok(FloatArray::new(values, rows, cols))
+    }
+
+    /// How well the model predicts the tokens after the first, in windows of `context` tokens: the
+    /// number of predicted tokens and the sum of −ln p over them.
+    fn likelihood(
+        &self,
+        py: Python<'_>,
+        tokens: &Bound<'_, PyAny>,
+        context: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<(usize, f64)> {
+        let tokens = token_ids(tokens)?;
+        let context = count("context", context)?.unwrap_or(self.options.context);
+        if context < 2 {
+            return Err(error::argument(format!(
+                "context is {context}, but must be 2 or more"
+            )));
+        }
+        self.check_length(context)?;
+        let mut total = Likelihood::default();
+        for (window, skip) in perplexity::windows(tokens.len(), context) {
+            let window = tokens[window].to_vec();
+            let part = self.call(py, move |engine, _| {
+                engine.likelihood_of_window(&window, skip)
+            })?;
+            total.add(part.map_err(error::call)?);
+        }
+        Ok((total.tokens, total.nats))
+    }
+}
+
+fn numbers(tokens: Vec<TokenId>) -> Vec<u32> {
+    tokens.into_iter().map(|token| token.0).collect()
+}
