@@ -432,7 +432,8 @@ mod signals {
         Interrupt,
     }
 
-    /// Runs a program and sends it a signal after a delay. Returns its exit code, if it has one.
+    /// Runs a program and sends it a signal after a delay. Returns its exit code; `None` if the
+    /// signal ended it.
     fn strike(arguments: &[&str], after: Duration, signal: Signal) -> Option<i32> {
         let mut child = command(arguments).spawn().expect("the program starts");
         std::thread::sleep(after);
@@ -449,8 +450,8 @@ mod signals {
         child.wait().expect("the program ends").code()
     }
 
-    /// Interrupts a command at twenty moments of its run with each signal. `out` is either absent
-    /// or complete, and files left behind do not break the next run.
+    /// Interrupts a command at twenty moments of its run with each signal. Afterwards `out` is
+    /// either absent or complete, and leftover files do not break the next run.
     fn survives(folder: &Folder, arguments: &[&str], out: &str) {
         let before = folder.names();
         let start = Instant::now();

@@ -1,4 +1,5 @@
-//! A chat template in Jinja: it ends, in bounds, and what it renders becomes tokens.
+//! A chat template in Jinja: rendering ends within the limits, and the rendered text becomes
+//! tokens.
 //!
 //! An input is the template and the contents of the messages, separated by NUL; user and assistant
 //! take turns.

@@ -1070,7 +1070,7 @@ fn the_server_uses_the_chat_template_of_its_option() {
     );
 }
 
-/// A template that shows each thing that a request can give it.
+/// A template that writes each of the inputs that a request can give it.
 const SHOWING: &str = "{% for message in messages %}[{{ message.role }}]{{ message.content }}\
     {% if not loop.last %};{% endif %}{% endfor %}\
     {% for document in documents or [] %} doc {{ document.title }}{% endfor %}\

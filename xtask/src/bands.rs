@@ -4,7 +4,7 @@
 
 use std::process::ExitCode;
 
-/// The reaction that a change asks for, in rising order.
+/// What to do about a change, in rising order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Band {
     Accepted,
@@ -14,7 +14,7 @@ pub enum Band {
 }
 
 impl Band {
-    /// The band of a figure that got worse by `change`, a share of its baseline (negative if it
+    /// The band of a figure that became worse by `change`, a share of its baseline (negative if it
     /// improved). `noise` is the share by which two measurements of one program differ. NaN is
     /// escalated.
     pub fn of(change: f64, noise: f64) -> Self {

@@ -268,7 +268,7 @@ pub enum OutputType {
 }
 
 impl OutputType {
-    /// The type of projections in a GGUF file; `None` for a directory.
+    /// The type of the projections in a GGUF file; `None` for a directory.
     pub fn weights(self) -> Option<bitnet_models::convert::WeightType> {
         use bitnet_models::convert::WeightType;
         Some(match self {
@@ -401,7 +401,7 @@ pub struct BenchArguments {
     /// Tokens to generate; 0 to measure prefill only
     #[arg(short = 'n', long, value_name = "N", default_value_t = 64)]
     pub predict: usize,
-    /// Number of rounds, after one that does not count
+    /// Number of rounds, after a warm-up round
     #[arg(short, long, value_name = "N", default_value_t = 5)]
     pub repetitions: usize,
     /// Context lengths to measure decoding at; the prompt's if not given
@@ -453,8 +453,8 @@ pub struct PerplexityArguments {
     /// Length in tokens of a chunk, or of a window over a long document
     #[arg(long = "ctx", value_name = "N", default_value_t = 512, value_parser = parse_window)]
     pub context: usize,
-    /// Move windows, N/2 tokens longer, by N tokens, and count the last N of each (llama.cpp's
-    /// --ppl-stride)
+    /// Evaluate windows that are N/2 tokens longer and N tokens apart, and count the last N tokens
+    /// of each (llama.cpp's --ppl-stride)
     #[arg(long, value_name = "N", value_parser = parse_window, conflicts_with = "documents")]
     pub stride: Option<usize>,
     #[command(flatten)]
@@ -556,7 +556,7 @@ pub struct ServeArguments {
     /// Maximum size in bytes of all request bodies that are being read, together
     #[arg(long, value_name = "BYTES", default_value = "256M", value_parser = crate::serve::parse_bytes)]
     pub inflight_bytes: usize,
-    /// Maximum number of open connections; 16 more answer probes only
+    /// Maximum number of open connections; 16 further ones are reserved for probes
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = parse_count)]
     pub connections: usize,
     /// Maximum number of open connections of one address; seven eighths of all if not given
@@ -629,7 +629,7 @@ pub struct BenchServerArguments {
     /// Number of requests
     #[arg(short = 'n', long, value_name = "N", default_value_t = 16, value_parser = parse_count)]
     pub requests: usize,
-    /// Number of requests before those, which do not count
+    /// Number of warm-up requests before the measured ones
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub warmup: usize,
     /// Length of a prompt in words, which are about as many tokens
@@ -770,8 +770,8 @@ impl SamplingArguments {
         self.seed.is_some() || self.deterministic
     }
 
-    /// The parameters: the arguments, else the model's recommendation, else the defaults. Draws a
-    /// seed if the user has not chosen one.
+    /// The parameters: from the arguments, else from the model's recommendation, else the defaults.
+    /// Draws a seed if the user has not chosen one.
     pub fn params(&self, model: &SamplingDefaults) -> SamplingParams {
         let default = SamplingParams::recommended(model);
         let random = || {
@@ -837,13 +837,13 @@ pub struct ModelArguments {
     /// of the head, and computes only those exactly that can matter. The text is the same
     #[arg(long, value_name = "full|screened|auto", default_value = "auto", value_parser = parse_head)]
     pub head: HeadMode,
-    /// Whether decoding skips the weights of feed-forward networks that meet zeros, and reads the
+    /// Skip weights of feed-forward networks whose inputs are zero when decoding, and read the
     /// others from copies: on for all layers, auto for layers where it is faster. The text is the
     /// same
     #[arg(long, value_name = "on|off|auto", default_value = "auto", value_parser = parse_ffn_sparsity)]
     pub ffn_sparsity: FfnSparsity,
-    /// How inputs of weights with group scales are rounded: int8 in runs of 32, 64 or 128, or not
-    /// (f32, a slow reference)
+    /// How to round inputs of weights with group scales: to int8 in runs of 32, 64 or 128, or not
+    /// at all (f32, a slow reference)
     #[arg(long, value_name = "int8-32|int8-64|int8-128|f32", default_value = "int8-32", value_parser = parse_group_inputs)]
     pub group_inputs: InputRounding,
     /// Memory for speed: fast keeps copies of weights that make decoding faster, low keeps none

@@ -24,7 +24,7 @@ use serde_json::json;
 use crate::args::{ConvertArguments, OutputArguments, OutputType, QuantizeArguments};
 use crate::{interrupt, session};
 
-/// Metadata that a GGUF file gets.
+/// Metadata for a GGUF file.
 type Pairs = Vec<(String, MetadataValue)>;
 
 /// Converts a directory or a file and prints a summary.
@@ -196,7 +196,7 @@ impl Opened {
         })))
     }
 
-    /// Says if the programs that know the type do not know the model's graph.
+    /// Warns if the programs that can read this type cannot run the model's graph.
     fn warn_of_readers(&self, weights: OutputType) {
         let architecture = match self {
             Self::Directory(checkpoint) => Some(checkpoint.config().architecture),
@@ -216,8 +216,8 @@ impl Opened {
         }
     }
 
-    /// The metadata of a GGUF file that the model itself does not say: of a directory all of its
-    /// tokenizer, of another file what that leaves unsaid or has wrong.
+    /// The metadata that the conversion does not write itself: for a directory, its whole
+    /// tokenizer; for a GGUF file, the keys that it lacks or has wrong.
     fn pairs(&self, source: &Path) -> anyhow::Result<Pairs> {
         let text = |text: &str| MetadataValue::String(text.to_owned());
         match self {
@@ -365,8 +365,8 @@ fn with_sampling(text: &str, sampling: &SamplingDefaults) -> anyhow::Result<Stri
     Ok(format!("{json:#}\n"))
 }
 
-/// Gives the stop tokens of a directory that a reader of the file would not know by their text the
-/// two further roles that GGUF has, and says which are left.
+/// Readers of GGUF files recognize some stop tokens by their text. Gives the other stop tokens of a
+/// directory the two further roles that GGUF has, and reports those that are left.
 fn keep_stop_tokens(spec: &mut TokenizerSpec<'_>, original: &Tokenizer) -> anyhow::Result<()> {
     let known = Tokenizer::from_spec(spec)?;
     let mut lost = original
@@ -390,7 +390,7 @@ fn keep_stop_tokens(spec: &mut TokenizerSpec<'_>, original: &Tokenizer) -> anyho
     Ok(())
 }
 
-/// Says which flags of added tokens GGUF cannot hold.
+/// Reports the flags of added tokens that GGUF cannot hold.
 fn note_lost_flags(files: &TokenizerFiles) {
     let json: serde_json::Value = serde_json::from_str(&files.tokenizer).unwrap_or_default();
     let has_flags = |token: &&serde_json::Value| {
@@ -415,7 +415,7 @@ fn note_lost_flags(files: &TokenizerFiles) {
     }
 }
 
-/// Puts the right chat template in place of one that is known to be wrong or missing, and says so.
+/// Replaces a chat template that is known to be wrong or missing, and reports it.
 fn correct_template(spec: &mut TokenizerSpec<'_>) -> anyhow::Result<()> {
     let tokenizer = Tokenizer::from_spec(spec)?;
     // A template that does not compile stays as it is.
@@ -435,7 +435,7 @@ fn correct_template(spec: &mut TokenizerSpec<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A tokenizer as the metadata of a GGUF file has it.
+/// A tokenizer as the metadata of a GGUF file.
 fn metadata(spec: &TokenizerSpec<'_>) -> Pairs {
     let mut pairs = Vec::new();
     let mut put = |name: &str, value| pairs.push((format!("tokenizer.ggml.{name}"), value));

@@ -74,7 +74,7 @@ pub fn pull(arguments: &PullArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Says where models are that were pulled before; nothing else can be pulled in offline mode.
+/// Reports where already pulled models are; nothing else can be pulled in offline mode.
 fn pulled(cache: &Cache, names: &[ModelName], is_json: bool) -> anyhow::Result<()> {
     for name in names {
         let path = cache.find(name).map_err(|error| match error {
@@ -190,7 +190,7 @@ fn variable(name: &str) -> Option<PathBuf> {
         .map(PathBuf::from)
 }
 
-/// Whether a variable has one of the values that mean "on" to Hugging Face's tools.
+/// Whether a variable has one of the values that mean "on" in Hugging Face's tools.
 fn is_set(name: &str) -> bool {
     let value = std::env::var(name).unwrap_or_default().to_uppercase();
     matches!(&*value, "1" | "ON" | "YES" | "TRUE")

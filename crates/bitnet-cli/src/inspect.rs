@@ -162,7 +162,7 @@ fn cannot_run(error: bitnet_models::Error) -> String {
     format!("the model cannot be run: {}", chain(&error))
 }
 
-/// An error and its causes in a line.
+/// An error and its causes on one line.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
@@ -173,7 +173,7 @@ fn chain(error: &dyn std::error::Error) -> String {
     line
 }
 
-/// What keeps a model, its tokenizer or its template from being used.
+/// Why a model, its tokenizer or its template cannot be used.
 fn faults(
     config: &Result<Config, bitnet_models::Error>,
     tokenization: &bitnet_inference::Result<Tokenization>,
@@ -218,7 +218,7 @@ fn faults(
     faults
 }
 
-/// A directory as Hugging Face has them.
+/// Inspects a directory in Hugging Face's layout.
 fn inspect_directory(path: &Path, arguments: &InspectArguments) -> anyhow::Result<()> {
     let checkpoint =
         Checkpoint::open(path).with_context(|| format!("cannot open {}", path.display()))?;
@@ -424,7 +424,7 @@ fn totals(gguf: &Gguf) -> BTreeMap<&'static str, Total> {
     totals
 }
 
-/// Oddities that do not keep the file from running.
+/// Oddities of a file that runs nevertheless.
 fn oddities(
     gguf: &Gguf,
     config: Option<&Config>,
@@ -496,7 +496,7 @@ fn oddities(
     odd
 }
 
-/// Whether a built-in format takes the place of the file's own template.
+/// Whether a built-in format replaces the file's own template.
 fn template_in_place_of_another(has_own: bool, tokenization: &Tokenization) -> Option<String> {
     let template = tokenization.chat_template.as_ref().ok()?.as_ref()?;
     (has_own && template.name() != "jinja").then(|| {
@@ -526,7 +526,7 @@ fn token_ids_out_of_range(gguf: &Gguf) -> Vec<String> {
     .collect()
 }
 
-/// The shapes of TL tensors whose tile is neither stated nor known.
+/// The shapes of TL tensors whose tile the file does not state and this program does not know.
 fn unstated_tiles(gguf: &Gguf) -> BTreeSet<String> {
     let unstated = gguf.tensors().filter_map(|tensor| {
         let (rows, cols) = (tensor.rows(), tensor.cols());
@@ -556,7 +556,7 @@ fn is_float_projection(tensor: &TensorView<'_>) -> bool {
     is_float && tensor.name.starts_with("blk.") && tensor.rows() > 1 && !is_constant
 }
 
-/// A metadata value in a line.
+/// A metadata value on one line.
 fn show(value: &Value<'_>) -> String {
     match value {
         Value::Str(text) => {

@@ -26,7 +26,7 @@ pub struct Log {
     queue: LogQueue,
 }
 
-/// The side of the queue that takes lines: never blocks, never fails.
+/// The sending side of the queue: never blocks, never fails.
 #[derive(Clone)]
 struct LogQueue {
     messages: SyncSender<Message>,
@@ -71,7 +71,7 @@ impl Log {
         Ok(Self { queue })
     }
 
-    /// The number of lines lost so far; it counts on.
+    /// The number of lines lost so far; it keeps counting.
     pub fn lost_lines(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.queue.lost)
     }
@@ -109,7 +109,7 @@ impl LogQueue {
         }
     }
 
-    /// Waits until the queued lines have been written, no longer than `patience`.
+    /// Waits until the queued lines have been written, for `patience` at most.
     fn flush(&self, patience: Duration) {
         let deadline = Instant::now() + patience;
         let (done, is_done) = sync_channel(1);
@@ -195,7 +195,7 @@ mod tests {
 
     use super::*;
 
-    /// Writes into a vector, or does what `fault` says.
+    /// Writes into a vector, or fails as `fault` says.
     struct Out {
         text: Arc<Mutex<Vec<u8>>>,
         fault: Box<dyn FnMut() -> Result<()> + Send>,

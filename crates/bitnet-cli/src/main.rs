@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-/// `eprintln!` that ignores a standard error that cannot be written; the standard one panics.
+/// `eprintln!` that ignores errors of standard error; the standard macro panics.
 macro_rules! eprintln {
     ($($message:tt)*) => {{
         use std::io::Write as _;
@@ -56,8 +56,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Makes a panic for want of memory one line and exit code 1, as other errors are; a backtrace would
-/// need memory itself. `serve` has a hook of its own.
+/// Reports a panic for lack of memory as one line with exit code 1, like other errors, because a
+/// backtrace would need memory itself. `serve` has its own hook.
 fn report_missing_memory() {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

@@ -1,4 +1,4 @@
-//! What commands print about themselves: timings, the model in a line, memory.
+//! What commands print about a run: timings, a summary of the model, memory.
 
 use bitnet_inference::{EngineFacts, ModelSource, Timings};
 use bitnet_kernels::Gate;
@@ -34,7 +34,7 @@ pub fn one_line(text: &str) -> String {
 const LINE_BYTES_MAX: usize = 16 << 10;
 
 /// Writes text to a terminal, without the control characters that names and values in a file may
-/// have, and without the ends of lines that are too long.
+/// have, and cuts lines that are too long.
 pub struct Printable<W> {
     out: W,
     line_bytes: usize,
@@ -129,7 +129,7 @@ pub fn timings_json(timings: &Timings, load: std::time::Duration) -> Value {
     })
 }
 
-/// Timings in one readable line.
+/// Timings on one readable line.
 pub fn timings_line(timings: &Timings) -> String {
     let speed = |speed: Option<f64>| {
         speed.map_or(String::new(), |speed| format!(" at {speed:.1} tokens/s"))
@@ -148,7 +148,7 @@ pub fn timings_line(timings: &Timings) -> String {
     )
 }
 
-/// A model's shape for `--json`.
+/// The shape of a model, for `--json`.
 pub fn config_json(config: &Config, tied: bool) -> Value {
     json!({
         "name": config.name,
@@ -169,7 +169,7 @@ pub fn config_json(config: &Config, tied: bool) -> Value {
     })
 }
 
-/// The loaded model for `--json`: its shape, and where and what it is.
+/// The loaded model for `--json`: its shape, source and form.
 pub fn model_json(source: &ModelSource, model: &ModelInfo) -> Value {
     let mut object = config_json(&model.config, model.is_tied);
     object["path"] = source.to_string().into();
@@ -178,7 +178,7 @@ pub fn model_json(source: &ModelSource, model: &ModelInfo) -> Value {
     object
 }
 
-/// How logits were computed for `--json`.
+/// How logits were computed, for `--json`.
 pub fn head_json(facts: &EngineFacts) -> Value {
     let head_use = facts.head_use;
     json!({
@@ -191,7 +191,7 @@ pub fn head_json(facts: &EngineFacts) -> Value {
     })
 }
 
-/// What the feed-forward networks skipped, and the shares of zeros, for `--json`.
+/// The work that the feed-forward networks skipped, and the shares of zeros, for `--json`.
 pub fn ffn_sparsity_json(facts: &EngineFacts) -> Value {
     let model = &facts.model;
     let seen = |layer: usize| facts.ffn_activity.get(layer).copied().unwrap_or_default();
@@ -223,7 +223,8 @@ fn closed_gates(model: &ModelInfo, seen: FfnActivity) -> Option<f64> {
         .flatten()
 }
 
-/// The shares of zeros in the feed-forward networks in one readable line; `None` if nothing has run.
+/// The shares of zeros in the feed-forward networks on one readable line; `None` if nothing has
+/// run.
 pub fn ffn_sparsity_line(facts: &EngineFacts) -> Option<String> {
     let model = &facts.model;
     let all: FfnActivity = facts.ffn_activity.iter().copied().sum();

@@ -143,8 +143,8 @@ fn options(arguments: &ServeArguments) -> anyhow::Result<ServeOptions> {
     })
 }
 
-/// The names that requests may call the server by. On a loopback address without keys these must be
-/// told, for pages of the web can point names of their own at it.
+/// The host names that requests may use for the server. On a loopback address without keys they
+/// must be listed, because web pages can point their own names at it.
 fn allowed_hosts(arguments: &ServeArguments, is_loopback: bool) -> anyhow::Result<AllowedHosts> {
     let is_open = arguments.api_key_file.is_some() || !is_loopback;
     if arguments.allowed_host.is_empty() && is_open {
@@ -154,7 +154,7 @@ fn allowed_hosts(arguments: &ServeArguments, is_loopback: bool) -> anyhow::Resul
     Ok(hosts.map_err(|error| WrongUsage(error.to_string()))?)
 }
 
-/// This program as the one that compiles forms.
+/// How to start this program as the helper that compiles forms.
 fn form_helper_program(arguments: &ServeArguments) -> anyhow::Result<FormHelper> {
     // The program that runs now, even if its file was replaced since.
     let this = Path::new("/proc/self/exe");
@@ -192,7 +192,8 @@ pub fn form_helper(arguments: &FormHelperArguments) -> ! {
 /// File descriptors that the server needs beside its connections.
 const OTHER_FILES: usize = 64;
 
-/// The number of connections that file descriptors last for: `wanted` where the system allows it.
+/// The number of connections for which there are enough file descriptors: `wanted` if the system
+/// allows it.
 fn affordable_connections(wanted: usize) -> anyhow::Result<usize> {
     let needed = wanted.saturating_add(OTHER_FILES);
     let Some(limit) = bitnet_guard::open_files_limit(needed as u64) else {
@@ -213,8 +214,8 @@ fn affordable_connections(wanted: usize) -> anyhow::Result<usize> {
     Ok(affordable.min(wanted))
 }
 
-/// What is sent to OpenTelemetry, as its specification has the variables: off until an endpoint is
-/// named.
+/// The signals to send to OpenTelemetry, from the variables of its specification: none unless an
+/// endpoint is set.
 #[cfg(feature = "otlp")]
 fn otlp_signals() -> anyhow::Result<bitnet_server::OtlpSignals> {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
@@ -249,7 +250,7 @@ fn otlp_signals() -> anyhow::Result<bitnet_server::OtlpSignals> {
     Ok(signals)
 }
 
-/// Loads the model; on the thread that will own the engine.
+/// Loads the model. Runs on the thread that will own the engine.
 fn load(arguments: &ServeArguments) -> anyhow::Result<ServedModel> {
     let model = session::open_model(&arguments.model, session::device(&arguments.model)?)?;
     let config = &model.info().config;
@@ -275,11 +276,11 @@ fn load(arguments: &ServeArguments) -> anyhow::Result<ServedModel> {
     })
 }
 
-/// Addresses that serving takes beside the model and its cache: stacks of threads, requests, and
-/// what the allocator sets aside for each thread.
+/// Address space that serving needs besides the model and its cache: stacks of threads, requests,
+/// and the allocator's reserve for each thread.
 const HEADROOM_BYTES: u64 = 512 << 20;
 
-/// Refuses to serve where a limit on addresses (`ulimit -v`) would end the process under load.
+/// Fails if a limit on address space (`ulimit -v`) would end the process under load.
 fn check_headroom() -> anyhow::Result<()> {
     let left = bitnet_guard::address_space_left().unwrap_or(u64::MAX);
     ensure!(
@@ -291,7 +292,8 @@ fn check_headroom() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Refuses default sampling parameters that every request without its own would fail with.
+/// Checks the default sampling parameters: if they were invalid, every request that sets none would
+/// fail.
 fn check_sampling(arguments: &ServeArguments, vocab_size: usize) -> anyhow::Result<()> {
     Ok(arguments
         .sampling
@@ -428,8 +430,8 @@ fn check(arguments: &ServeArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A value in TOML: without quotes where TOML reads the same value without them, as for numbers,
-/// but not for `.5` or `1e5`.
+/// A value in TOML, without quotes if TOML reads the same value without them: numbers, but not `.5`
+/// or `1e5`.
 fn in_toml(value: &str) -> String {
     use toml::Value;
     let read = format!("value = {value}").parse::<toml::Table>().ok();
@@ -443,7 +445,7 @@ fn in_toml(value: &str) -> String {
     }
 }
 
-/// Seconds, as they are typed.
+/// Parses a number of seconds.
 pub fn parse_seconds(text: &str) -> Result<Duration, String> {
     let seconds = text
         .parse::<f64>()
@@ -454,7 +456,7 @@ pub fn parse_seconds(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "expected seconds, more than 0, such as 30 or 0.5".to_owned())
 }
 
-/// Bytes of stack for compiling forms: what the server's own threads are made for, or less.
+/// Parses the bytes of stack for compiling forms: at most what the server's own threads allow.
 pub fn parse_form_stack(text: &str) -> Result<usize, String> {
     let bytes = parse_bytes(text)?;
     match bytes <= FormHelper::STACK_BYTES {
@@ -466,7 +468,7 @@ pub fn parse_form_stack(text: &str) -> Result<usize, String> {
     }
 }
 
-/// Bytes, as they are typed: a number, or one with K, M or G behind it.
+/// Parses a number of bytes, optionally followed by K, M or G.
 pub fn parse_bytes(text: &str) -> Result<usize, String> {
     let (digits, unit) = text.split_at(
         text.trim_end_matches(|c: char| c.is_ascii_alphabetic())

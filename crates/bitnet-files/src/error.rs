@@ -13,7 +13,7 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The path names a directory, a pipe or a device.
@@ -37,10 +37,10 @@ pub enum Error {
         /// The first bytes of the file, escaped.
         found: String,
     },
-    /// A GGUF file of a big-endian machine.
+    /// A big-endian GGUF file.
     #[error("GGUF file is big endian (version {version}); only little-endian files are supported")]
     GgufBigEndian {
-        /// Its version, read the right way round.
+        /// Its version, read as big endian.
         version: u32,
     },
     /// A GGUF version other than 2 and 3.
@@ -103,7 +103,7 @@ pub enum Error {
         /// Each format of that id and the bytes that it needs.
         sizes: String,
     },
-    /// A metadata key that must be there is not.
+    /// A required metadata key is missing.
     #[error("metadata key {key} is missing")]
     MetadataMissing {
         /// The key.
@@ -119,7 +119,7 @@ pub enum Error {
         /// The type and, for scalars, the value that the file holds.
         found: String,
     },
-    /// A tensor that must be there is not.
+    /// A required tensor is missing.
     #[error("tensor {name} is missing")]
     TensorMissing {
         /// The tensor's name.
@@ -130,7 +130,7 @@ pub enum Error {
     Directory {
         /// The directory or the file in it.
         path: PathBuf,
-        /// What is missing or contradicts what, with the numbers.
+        /// What is missing or contradictory, with the numbers.
         problem: String,
     },
     /// A file that is not JSON, or whose JSON lacks a required value.
@@ -157,7 +157,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// The name to write to cannot be given to something else.
+    /// The output cannot replace what has its name now.
     #[error("{} is not replaced: {problem}", path.display())]
     OutputKept {
         /// The file or directory.
@@ -170,7 +170,7 @@ pub enum Error {
     Write {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// A tensor whose type cannot hold its shape.
@@ -187,10 +187,10 @@ pub enum Error {
     },
 }
 
-/// The crate's results.
+/// The result type of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A name from a file as an error message may show it: escaped, and cut at 80 characters.
+/// A name from a file, escaped and cut at 80 characters for an error message.
 #[must_use]
 pub fn shown(name: &str) -> String {
     let mut text: String = name.chars().take(80).flat_map(char::escape_debug).collect();

@@ -16,12 +16,12 @@ use memmap2::Mmap;
 
 use crate::error::{Error, Result};
 
-/// How Git LFS begins the text that it leaves in place of a large file.
+/// The beginning of the text that Git LFS leaves in place of a large file.
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 
 /// The bytes of one model file, immutable for as long as they live.
 pub enum ModelBytes {
-    /// A mapped file. The watch comes first, so that it is dropped before the mapping.
+    /// A mapped file. The watch is the first field, so that it is dropped before the mapping.
     Mapped(MappedFile, Mmap),
     /// Bytes in the program itself.
     Static(&'static [u8]),
@@ -30,7 +30,8 @@ pub enum ModelBytes {
 }
 
 impl ModelBytes {
-    /// Maps a regular file read-only. Nothing is read yet; pages come in as they are touched.
+    /// Maps a regular file read-only. Nothing is read yet; the system loads a page on its first
+    /// use.
     pub fn map(path: &Path) -> Result<Self> {
         let io = |source| Error::Io {
             path: path.to_owned(),
@@ -100,8 +101,8 @@ impl Deref for ModelBytes {
     }
 }
 
-/// A range of a file's bytes, kept beyond any borrow of the file. It was checked to lie within when
-/// it was made.
+/// A range of a file's bytes, which keeps the bytes alive. It is checked to lie within the file
+/// when it is made.
 #[derive(Clone)]
 pub struct Extent {
     file: Arc<ModelBytes>,

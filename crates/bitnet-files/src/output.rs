@@ -57,8 +57,8 @@ impl Output {
         })
     }
 
-    /// Begins a file that replaces one of that name, also behind a link. A device or a pipe of that
-    /// name is opened and written through instead: it is never replaced.
+    /// Begins a file that replaces one of that name, also behind a link. A device or a pipe with
+    /// that name is written to instead; it is never replaced.
     ///
     /// # Errors
     /// If the name is a directory's, or the system refuses.
@@ -157,13 +157,13 @@ impl Output {
         Ok(())
     }
 
-    /// Where the old directory is while the new one takes its name.
+    /// Where the old directory stays while the new one takes its name.
     fn replaced(&self) -> PathBuf {
         self.partial.with_extension("replaced")
     }
 
-    /// Repairs a replacement that was interrupted by a kill: gives the old directory its name back,
-    /// or removes it if the new one has the name already.
+    /// Repairs a replacement that a kill has interrupted: gives the old directory its name back, or
+    /// removes it if the new one already has the name.
     fn put_back(&self) -> Result<()> {
         let old = self.replaced();
         if !old.exists() {

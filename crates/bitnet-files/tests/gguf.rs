@@ -1,5 +1,5 @@
-//! GGUF files, good and hostile: what opens is what was written, and what is broken is an error
-//! that says where.
+//! GGUF files, valid and malformed: a valid file reads as it was written, and a malformed file
+//! fails with an error that says where.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bitnet_files::Error;
 use bitnet_files::gguf::{Gguf, TensorType, Value};
 
-/// A GGUF file being written: pairs and tensors as raw bytes, so that it can be wrong in every way.
+/// A GGUF file being written: pairs and tensors as raw bytes, so that any part can be wrong.
 struct Writer {
     version: u32,
     pairs: Vec<Vec<u8>>,
@@ -370,7 +370,7 @@ fn ids_of_group_formats_are_believed_only_if_the_size_fits() {
     );
 }
 
-/// Writes the parts of a model `m` of one tensor a part, named after its part.
+/// Writes the parts of a model `m`, each with one tensor that is named after its part.
 fn write_parts(directory: &Path, count: u32, total: u64) {
     for no in 0..count {
         let mut part = Writer::new()
@@ -564,7 +564,7 @@ fn a_golden_file_opens_mapped_and_its_pages_can_be_dropped_and_read_again() {
     }
 }
 
-/// Opens, reads everything that opened, and says whether it did.
+/// Opens a file and reads all of it; returns whether it opened.
 fn survives(open: impl FnOnce() -> Result<Gguf, Error>) -> bool {
     let start = Instant::now();
     let opened = open().map(|gguf| {

@@ -1,4 +1,4 @@
-//! Outputs: a name is given only to what is complete, and what is no file is never replaced.
+//! Outputs: only a complete output gets its name, and only files are ever replaced.
 
 #![cfg(unix)]
 

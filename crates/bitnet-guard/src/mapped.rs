@@ -195,7 +195,7 @@ mod handler {
 
     use super::{NUM_CUT, SLOT};
 
-    /// The action for SIGBUS before ours; holds no pointers to our memory.
+    /// The previous action for SIGBUS; it has no pointers to our memory.
     static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
     static PAGE_BYTES: OnceLock<usize> = OnceLock::new();
 

@@ -5,8 +5,8 @@
     reason = "the allocator gives memory back through a C function"
 )]
 
-/// Gives freed memory back to the system. Takes milliseconds if there is much, so call it after a
-/// burst.
+/// Gives freed memory back to the system. This takes milliseconds for large amounts, so call it
+/// after a burst.
 pub fn give_memory_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: the function has no preconditions; it locks the allocator's arenas itself.
@@ -54,8 +54,8 @@ pub fn is_hangup_ignored() -> bool {
     ignored.is_some_and(|mask| mask & SIGHUP_BIT != 0)
 }
 
-/// Raises the number of files that this process may open to `wanted`, as far as the system allows,
-/// and returns the new limit; `None` if there is none.
+/// Raises the number of files that this process may open to `wanted`, as far as the system allows.
+/// Returns the new limit; `None` if there is no limit.
 pub fn open_files_limit(wanted: u64) -> Option<u64> {
     #[cfg(unix)]
     {

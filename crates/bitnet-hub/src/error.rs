@@ -13,7 +13,7 @@ pub enum Error {
         /// The problem.
         problem: String,
     },
-    /// A name that could lead out of the cache, from or for a server.
+    /// A name from the user or a server that could lead out of the cache.
     #[error("{what} {name:?} is not safe to use as a path")]
     UnsafePath {
         /// The kind of name.
@@ -34,7 +34,7 @@ pub enum Error {
     Choice {
         /// The repository.
         repo: String,
-        /// The models there are, and how to name one.
+        /// The models that exist, and how to name one.
         found: String,
     },
     /// A download in offline mode.
@@ -106,7 +106,7 @@ pub enum Error {
     },
 }
 
-/// The crate's results.
+/// The result type of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// An untrusted name for a message: cut at 120 characters; `{:?}` escapes it.

@@ -39,7 +39,7 @@ pub struct ModelName {
 }
 
 impl ModelName {
-    /// The name that `path` is, if nothing exists at that path and it does not look like a file.
+    /// Reads `path` as a name, if nothing exists at that path and it does not look like a file.
     #[must_use]
     pub fn from_path(path: &Path) -> Option<Self> {
         let is_file_name = path
@@ -160,7 +160,7 @@ fn is_repo(repo: &str) -> bool {
 }
 
 /// Whether this, appended to a folder, always stays inside it, on every system: plain names with
-/// slashes between.
+/// slashes between them.
 pub(crate) fn is_safe_path(path: &str) -> bool {
     let is_name = |name: &str| {
         !name.is_empty()

@@ -263,7 +263,7 @@ impl<'a> Partial<'a> {
         }
     }
 
-    /// Hashes the bytes in the file; false if they are more than the whole.
+    /// Hashes the bytes in the file; false if the file is longer than it should be.
     fn check_what_is_there(&mut self, progress: &mut ProgressFn<'_>) -> Result<bool> {
         let mut buffer = vec![0; BUFFER_BYTES];
         loop {

@@ -1,5 +1,5 @@
-//! Downloads from a server in this process that drops connections, serves wrong bytes and tells
-//! lies.
+//! Downloads from a server in this process that drops connections, serves wrong bytes and makes
+//! false claims.
 
 use std::collections::BTreeMap;
 use std::fs;

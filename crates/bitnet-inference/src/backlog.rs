@@ -22,13 +22,13 @@ pub(crate) struct Backlog<T> {
 struct Share<T> {
     /// With the number of its arrival.
     waiting: VecDeque<(u64, T)>,
-    /// Pieces that the engine has.
+    /// Number of its requests that the engine has.
     running: Arc<AtomicUsize>,
-    /// The turn at which it was served last; 0 before the first.
+    /// The turn in which it was last served; 0 before the first.
     last_turn: u64,
 }
 
-/// One piece of work of an owner in the engine, until it is dropped.
+/// A request of an owner in the engine, until it is dropped.
 pub(crate) struct InEngine(Arc<AtomicUsize>);
 
 impl Drop for InEngine {
@@ -63,7 +63,7 @@ impl<T> Backlog<T> {
         share.waiting.push_back((self.last_number, work));
     }
 
-    /// Takes the piece that is next.
+    /// Takes the next work.
     pub(crate) fn next(&mut self) -> Option<(InEngine, T)> {
         let candidates = self.shares.values_mut().filter_map(|share| {
             let (number, _) = share.waiting.front()?;

@@ -181,7 +181,7 @@ impl BlockPool {
         self.replace(&Content::new(salt, tokens, held, index), held, index)
     }
 
-    /// Puts the block with this content in the place of block `index`: equal tokens have equal keys
+    /// Replaces block `index` by the known block with this content: equal tokens have equal keys
     /// and values, to the bit. False if there is none.
     fn replace(&mut self, content: &Content, held: &mut [u32], index: usize) -> bool {
         let Some(&known) = self.known.get(content) else {
@@ -261,7 +261,8 @@ mod tests {
             .collect()
     }
 
-    /// Runs a sequence of whole blocks from beginning to end: how many of its blocks were known.
+    /// Runs a sequence of whole blocks from beginning to end; returns how many of its blocks were
+    /// known.
     fn run(pool: &mut BlockPool, salt: Option<&Arc<str>>, blocks: &[u32]) -> usize {
         let tokens = tokens(blocks);
         let mut held = Vec::new();

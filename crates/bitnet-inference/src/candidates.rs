@@ -46,9 +46,9 @@ pub(crate) trait Logits {
     fn upper(&self, token: usize) -> f32;
     /// The logits of some tokens: `out` becomes `[tokens]`.
     fn exact(&self, tokens: &[u32], out: &mut Vec<f32>);
-    /// The most tokens whose exact logits may be computed; usize::MAX if all are known.
+    /// Maximum number of tokens whose exact logits may be computed; usize::MAX if all are known.
     fn exact_max(&self) -> usize;
-    /// The largest of the lower bounds, of the upper bounds of a run of tokens.
+    /// The largest lower bound and the largest upper bound of a run of tokens.
     fn largest_bounds(&self, run: Range<usize>) -> [f32; 2];
 }
 

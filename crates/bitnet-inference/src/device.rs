@@ -50,7 +50,7 @@ impl Device {
         Self { kernels, threads }
     }
 
-    /// The backend's name, as receipts have it.
+    /// The backend's name in receipts.
     #[must_use]
     pub fn backend(&self) -> &'static str {
         "cpu"

@@ -369,7 +369,7 @@ impl Driver {
     }
 }
 
-/// The pieces of one answer, as they come. Dropping it cancels the request.
+/// The pieces of one answer, in order. Dropping it cancels the request.
 #[derive(Debug)]
 pub struct ReplyStream {
     replies: Receiver<Reply>,
@@ -585,7 +585,7 @@ pub struct EngineLoop<S = fn(&mut Engine, &mut Vec<Event>)> {
     events: Vec<Event>,
 }
 
-/// A request, and how far it has come.
+/// A request and its progress.
 struct Flight {
     job: Job,
     /// Counts for the owner's share while the engine has the request.
@@ -598,7 +598,7 @@ struct Flight {
     num_sent: usize,
 }
 
-/// Why the loop has stopped driving an engine.
+/// The reason why the loop has stopped using an engine.
 enum Stopped {
     /// All drivers are gone and all requests have ended.
     NoMoreCommands,

@@ -515,8 +515,8 @@ impl Engine {
         (!sequence.push(token, logprobs, events)).then_some(token)
     }
 
-    /// Runs `tokens` through the model and gives the logits of the positions from `first` on to
-    /// `use_rows`, some rows at a time: the position of the first row, and the rows `[n, vocab]`. A
+    /// Runs `tokens` through the model and calls `use_rows` with the logits of the positions from
+    /// `first` on, some rows at a time: the position of the first row, and the rows `[n, vocab]`. A
     /// few rows before `first` may be among them. Stops at the first error that `use_rows` returns.
     ///
     /// # Errors

@@ -107,5 +107,5 @@ pub enum Error {
     },
 }
 
-/// The crate's results.
+/// The result type of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -8,15 +8,15 @@ use bitnet_kernels::{Activations, Packing, Part, Pool, TernaryMatrix};
 use crate::device::Device;
 use crate::tuning::{TernaryKernel, TunedShape};
 
-/// The number of weights of a shape that a round multiplies by: too many for a CPU cache, as in a
+/// Number of weights that a round multiplies by for one shape: too many for a CPU cache, as in a
 /// model.
 const ROUND_WEIGHTS: usize = 256 << 20;
 /// The rounds in which each kernel is timed; the median counts.
 const ROUNDS: usize = 7;
 
-/// Times each kernel in turn on `device` with one row of activations and matrices of
-/// `[rows, cols]`. Multiplies by enough matrices of the shape that each comes from memory, but by
-/// at most `num_layers`, as many as the model has.
+/// Times each kernel in turn on `device` with one row of activations and matrices of `[rows,
+/// cols]`. Uses enough matrices of the shape that none stays in a cache, but at most `num_layers`,
+/// the number in the model.
 #[must_use]
 pub fn time_kernels(device: Device, rows: usize, cols: usize, num_layers: usize) -> TunedShape {
     let cpu = device.start();

@@ -36,7 +36,7 @@ pub struct Loaded {
     pub model: Arc<dyn Model>,
     /// Its tokenizer and chat template. A model without them takes and returns token ids only.
     pub tokenization: Option<Tokenization>,
-    /// What is odd about the files, though the model runs.
+    /// Oddities of the files; the model runs nevertheless.
     pub hints: Hints,
     /// The sampling settings that its files recommend.
     pub sampling: SamplingDefaults,
@@ -91,10 +91,10 @@ fn load_gguf(gguf: &Arc<Gguf>, options: &LoadOptions, device: Device) -> Result<
     loaded(model, tokenization, hints, sampling)
 }
 
-/// What is odd about a model's files, though the model runs: its text may be nonsense.
+/// Oddities of a model's files. The model runs, but its text may be nonsense.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hints {
-    /// How the I2_S codes seem to be arranged, if that differs from how they were read.
+    /// The likely arrangement of the I2_S codes, if it differs from the one that was used.
     pub i2_s_form: Option<I2sForm>,
     /// Whether the model's name says that its weights are rotated, but no key declares it.
     pub lost_rotation: bool,
@@ -102,7 +102,7 @@ pub struct Hints {
     pub extra_layers: usize,
 }
 
-/// How the I2_S codes of a file seem to be arranged, from the dead neurons of its first layers;
+/// The likely arrangement of the I2_S codes of a file, from the dead neurons of its first layers;
 /// `None` without dead neurons, as in random models. Takes about 10 ms per layer of a 2B model.
 #[must_use]
 pub fn likely_i2s_form(gguf: &Gguf, config: &Config) -> Option<I2sForm> {

@@ -51,7 +51,7 @@ pub(crate) struct Holding {
 }
 
 impl Holding {
-    /// Holds nothing yet, with room for a sequence of at most `tokens_max` tokens.
+    /// A new sequence, which holds nothing, with room for at most `tokens_max` tokens.
     pub fn new(salt: Option<Arc<str>>, tokens_max: usize) -> Self {
         Self {
             salt,

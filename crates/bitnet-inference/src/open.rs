@@ -18,13 +18,13 @@ use crate::load::{
 use crate::options::EngineOptions;
 use crate::runner::Model;
 
-/// The largest context that is used where the user names none.
+/// The default limit of the context.
 const DEFAULT_CONTEXT: usize = 4096;
 
 /// Where a model comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelSource {
-    /// A GGUF file, or a directory as Hugging Face has them.
+    /// A GGUF file, or a directory in Hugging Face's layout.
     Path(PathBuf),
     /// A GGUF file that is part of the program.
     Embedded {
@@ -118,7 +118,7 @@ pub struct OpenModel {
     pub device: Device,
     /// The options that loaded the weights.
     pub load_options: LoadOptions,
-    /// What is odd about the files, though the model runs.
+    /// Oddities of the files; the model runs nevertheless.
     pub hints: Hints,
     /// The sampling that the model's files recommend.
     pub sampling: SamplingDefaults,

@@ -32,7 +32,7 @@ pub struct Request {
     /// With `logprobs`, also report log-probabilities of the prompt's tokens. The prompt is then
     /// computed in full, without the cache.
     pub prompt_logprobs: bool,
-    /// Only requests with the same salt share what is cached of their prompts.
+    /// Only requests with the same salt share cached prompts.
     pub cache_salt: Option<Arc<str>>,
 }
 
@@ -68,7 +68,7 @@ pub struct Logprobs {
     pub top: Vec<(TokenId, f32)>,
 }
 
-/// A request's name within its engine.
+/// The id of a request within its engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub(crate) u64);
 
@@ -159,7 +159,7 @@ pub enum Event {
     Finished {
         /// The request.
         id: RequestId,
-        /// Text that had been held back.
+        /// Text that was held back until now.
         text: String,
         /// The reason, tokens and times.
         finish: Finish,

@@ -50,7 +50,7 @@ pub(crate) struct Scheduler {
 }
 
 impl Scheduler {
-    /// Without sequences.
+    /// A scheduler without sequences.
     pub fn new(options: EngineOptions, memory: Memory, halfway: usize) -> Self {
         Self {
             options,

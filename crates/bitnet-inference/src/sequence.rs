@@ -198,7 +198,7 @@ impl Sequence {
         memory.advance(&mut self.held, &self.tokens, n, prompt_tokens);
     }
 
-    /// Ends the check of a draft after token `start`: if part of it was rejected, a model with a
+    /// Ends the check of a draft that begins at `start`. If part of it was rejected, a model with a
     /// state computes the accepted tokens again.
     pub fn end_draft(&mut self, start: usize, memory: &mut Memory) {
         memory.end_draft(&mut self.held, start);

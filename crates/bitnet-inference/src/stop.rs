@@ -24,8 +24,8 @@ impl TokenSet {
         })
     }
 
-    /// The first id from `at` on that is in the set, or that is not; `end` if there is none before
-    /// it.
+    /// The first id from `at` on that is in the set, or that is not in it, as `is_member` says;
+    /// `end` if there is none before `end`.
     fn next(&self, mut at: usize, end: usize, is_member: bool) -> usize {
         while at < end {
             let members = self.bits.get(at / 64).copied().unwrap_or(0);

@@ -136,7 +136,7 @@ impl Tuning {
     }
 
     /// The fastest packing for each shape measured on this machine, for
-    /// [`LoadOptions::packings`](bitnet_models::LoadOptions::packings); empty if nothing was.
+    /// [`LoadOptions::packings`](bitnet_models::LoadOptions::packings); empty without measurements.
     #[must_use]
     pub fn packings(&self, device: Device) -> Vec<((usize, usize), Packing)> {
         let machine = self.machines.iter().find(|machine| machine.is_this(device));
@@ -150,7 +150,7 @@ impl Tuning {
             .collect()
     }
 
-    /// Adds measurements on this machine, in place of older ones of the same shapes.
+    /// Adds measurements on this machine and replaces older ones of the same shapes.
     pub fn add(&mut self, device: Device, shapes: &[TunedShape]) {
         let known = self.shapes_of(device);
         known.retain(|old| {
@@ -161,7 +161,7 @@ impl Tuning {
         known.extend_from_slice(shapes);
     }
 
-    /// The shapes measured on this machine, which is added if it is new.
+    /// The shapes measured on this machine. Adds the machine if it is new.
     fn shapes_of(&mut self, device: Device) -> &mut Vec<TunedShape> {
         let index = self
             .machines

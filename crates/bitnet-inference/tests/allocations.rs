@@ -58,8 +58,8 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// Allocations by this thread of each of the last `counted` of `steps` decode steps of `batch`
-/// sequences, and by others of all.
+/// For `steps` decode steps of `batch` sequences: allocations by this thread in each of the last
+/// `counted` steps, and allocations by other threads in all steps.
 fn allocations(
     head: HeadMode,
     sampling: &SamplingParams,

@@ -1,5 +1,4 @@
-//! The driver from outside: many threads share an engine, and each gets the answer that it would
-//! get alone.
+//! The driver from outside: many threads share an engine, and each gets the same answer as alone.
 
 use std::collections::VecDeque;
 use std::future::Future;

@@ -48,7 +48,7 @@ fn request(prompt: &[u32], seed: u64, max_tokens: usize) -> Request {
     }
 }
 
-/// Runs until nothing is left to do; the tokens of each request in order.
+/// Runs until nothing is left to do; returns the tokens of each request in order.
 fn finish(engine: &mut Engine, ids: &[RequestId]) -> Vec<Vec<TokenId>> {
     let mut tokens = vec![Vec::new(); ids.len()];
     let mut events = Vec::new();
@@ -294,7 +294,7 @@ fn an_answer_without_a_limit_ends_at_the_end_of_the_context() {
     );
 }
 
-/// The tokens of each request in an engine of its own.
+/// The tokens of each request when it runs in its own engine.
 fn alone(requests: &[Request]) -> Vec<Vec<TokenId>> {
     let run = |request: &Request| {
         let mut engine = engine(512, 64);

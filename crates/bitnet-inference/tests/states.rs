@@ -57,7 +57,8 @@ fn prompt(seed: u32, len: u32) -> Vec<u32> {
     (0..len).map(|i| (seed + i * 7) % 256).collect()
 }
 
-/// Runs requests together; the tokens of each, and how many tokens of its prompt were cached.
+/// Runs requests together; returns the tokens of each, and how many tokens of its prompt were
+/// cached.
 fn run(engine: &mut Engine, requests: &[Request]) -> Vec<(Vec<TokenId>, usize)> {
     let submit = |request: &Request| engine.submit(request.clone()).expect("a good request");
     let ids: Vec<RequestId> = requests.iter().map(submit).collect();

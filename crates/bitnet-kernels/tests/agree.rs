@@ -799,7 +799,7 @@ fn every_finite_f16_is_converted_exactly() {
 }
 
 /// Attention of the last `queries` of `context` positions, each computed from a cache whose blocks
-/// lie in any order.
+/// lie in arbitrary order.
 fn attend<T: CacheElement>(
     cpu: &Cpu,
     shape: AttentionShape,

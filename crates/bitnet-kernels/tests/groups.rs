@@ -1,5 +1,5 @@
-//! Products with a scale for each group of columns: the definition, and that every instruction set,
-//! number of threads and number of rows gives the bits of the scalar reference.
+//! Products with a scale for each group of columns equal their definition, and every instruction
+//! set, number of threads and number of rows gives the bits of the scalar reference.
 
 use std::ops::Range;
 
@@ -52,7 +52,7 @@ impl Plain {
         (Rng::new(seed + 1).next() % u64::from(self.codes.num_codes())) as u8
     }
 
-    /// Ordinary scales, and among them zero, subnormal and negative ones.
+    /// Ordinary scales, with some that are zero, subnormal or negative.
     fn scale(&self, part: usize, row: usize, group: usize) -> f16 {
         match Rng::new(((part * 31 + row) * 57 + group) as u64 + 7).next() % 8 {
             0 => f16::ZERO,

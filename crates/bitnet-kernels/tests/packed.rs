@@ -1,5 +1,5 @@
-//! Weights that are made from packed bytes, as a cache file has them, multiply like the weights that
-//! these bytes come from.
+//! Weights that are made from packed bytes, as in a cache file, multiply like the weights that the
+//! bytes come from.
 
 use bitnet_kernels::{
     Activations, Cpu, GroupActivations, GroupCodes, GroupMatrix, KernelSet, Packing, Part, Pool,
@@ -46,7 +46,7 @@ fn quantized(cpu: &Cpu) -> Activations {
     activations
 }
 
-/// The bytes elsewhere in memory.
+/// A copy of the bytes elsewhere in memory.
 fn copy(bytes: &Bytes) -> Bytes {
     Bytes::copy_from_slice(bytes)
 }

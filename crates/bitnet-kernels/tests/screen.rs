@@ -1,5 +1,5 @@
-//! Estimated logits are never further from the true ones than their bound, and every instruction
-//! set gives the same.
+//! Estimated logits never differ from the true logits by more than their bound, and every
+//! instruction set gives the same estimates.
 
 use bitnet_kernels::{Cpu, KernelSet, Pool, ScreenScratch, ScreenTable};
 use proptest::prelude::*;
@@ -71,7 +71,7 @@ fn check(table: &[f32], x: &[f32], cols: usize) {
     }
 }
 
-/// A value of any magnitude that a row of a head may hold, and of some larger ones.
+/// A value of any magnitude that a row of a head may have, and some larger ones.
 fn value() -> impl Strategy<Value = f32> {
     prop_oneof![8 => -1.0f32..1.0, 2 => -1e-3f32..1e-3, 1 => -60.0f32..60.0, 1 => Just(0.0), 1 => -1e-30f32..1e-30, 1 => -1e9f32..1e9]
 }

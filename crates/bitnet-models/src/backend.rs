@@ -112,7 +112,7 @@ pub trait Backend: Sized + Send + 'static {
         false
     }
 
-    /// Called once after a model is loaded: the backend may change how it holds the weights.
+    /// Called once after a model is loaded. The backend may change how it holds the weights.
     ///
     /// # Errors
     /// If there is not enough memory.
@@ -165,7 +165,7 @@ pub trait Backend: Sized + Send + 'static {
     /// Normalises each head in some columns of `x` by itself.
     fn normalize_heads(&self, x: &mut Self::Rows, columns: &Range<usize>, norm: &RmsNorm<Self>);
 
-    /// Rotates queries and keys by the angles of their rows: of each head the first elements, as
+    /// Rotates queries and keys by the angles of their rows: in each head the first elements, as
     /// many as there are angles for.
     fn rotate(&self, qkv: &mut Self::Rows, heads: &HeadColumns, angles: &Self::Rows);
 
@@ -257,7 +257,7 @@ pub trait Backend: Sized + Send + 'static {
     fn counters(&self) -> &Counters;
 }
 
-/// Ternary matrices of one input, as the loader asks for them.
+/// Ternary matrices of one input, as the loader requests them.
 pub struct Stack<'a> {
     /// Their rows and scales.
     pub parts: &'a [Part],
@@ -269,7 +269,7 @@ pub struct Stack<'a> {
     pub num_left_out: usize,
 }
 
-/// Matrices of one input with scales for groups of columns, as the loader asks for them.
+/// Matrices of one input with scales for groups of columns, as the loader requests them.
 pub struct GroupStack<'a> {
     /// The rows of each matrix.
     pub parts: &'a [usize],
@@ -312,7 +312,7 @@ pub struct DeltaLayer<B: Backend> {
     pub conv: B::Vector,
     /// `[value heads]`: the logarithm of the decay for a unit of time, negative.
     pub decay: B::Vector,
-    /// `[value heads]`: added to the times.
+    /// `[value heads]`: added to the times of the decay.
     pub time_bias: B::Vector,
     /// The norm of each head's output, `[head_dim]`.
     pub norm: RmsNorm<B>,

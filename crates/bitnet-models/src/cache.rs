@@ -39,10 +39,10 @@ impl KvType {
 /// Keys and values of all layers: `num_blocks` blocks of [`CACHE_BLOCK`] positions, `[blocks,
 /// layers, keys then values]`.
 ///
-/// Memory is reserved at once and becomes resident as blocks are first written. It is asked for in
-/// huge pages: attention reads pieces of a few kilobytes, and with small pages a third of its time
-/// goes to address translation. All layers of a block lie together, because separate layers would
-/// make one huge page per layer resident at the first position.
+/// Memory is reserved at once and becomes resident as blocks are first written. The system is asked
+/// for huge pages: attention reads pieces of a few kilobytes, and with small pages a third of its
+/// time goes to address translation. All layers of a block lie together, because separate layers
+/// would make one huge page per layer resident at the first position.
 pub struct KvCache {
     shape: AttentionShape,
     kv_type: KvType,

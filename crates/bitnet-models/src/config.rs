@@ -32,7 +32,7 @@ pub enum Architecture {
 
 /// Where a file keeps the two elements of each pair that the rotary embedding rotates.
 ///
-/// The graph has them half a head apart; the loader reorders the rows of other files.
+/// In the graph they are half a head apart; the loader reorders the rows of files that differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RopePairs {
     /// `(i, i + head_dim/2)`
@@ -58,7 +58,7 @@ impl Architecture {
         ("hunyuan-dense", Self::HunyuanDense),
     ];
 
-    /// The graph that a file calls by this name.
+    /// The graph with this name in a file.
     ///
     /// # Errors
     /// If there is none; the error lists the known names.
@@ -108,7 +108,8 @@ impl Architecture {
     }
 
     /// Whether models of this graph were trained with one scale for each matrix and for each row of
-    /// inputs. Their group formats with one scale throughout run as ternary matrices.
+    /// inputs. If a group format holds the same scale throughout, such a model runs it as a ternary
+    /// matrix.
     #[must_use]
     pub fn has_matrix_scales(self) -> bool {
         matches!(self, Self::BitnetB158 | Self::Bitnet | Self::Llama)
@@ -235,7 +236,7 @@ pub struct Yarn {
 }
 
 impl Yarn {
-    /// The frequencies stretched, and what cosines and sines are multiplied by.
+    /// Returns the stretched frequencies, and the factor of cosines and sines.
     ///
     /// frequencies: `theta^(−2i/n)`, `[n / 2]`.
     pub(crate) fn stretch(&self, frequencies: Vec<f32>, theta: f32) -> (Vec<f32>, f32) {
@@ -537,7 +538,7 @@ impl Keys<'_> {
         }))
     }
 
-    /// The factors of MiniCPM. Files older than the keys hold one of the first models, whose
+    /// The factors of MiniCPM. Older files lack the keys: they hold one of the first models, whose
     /// configuration has these numbers.
     fn multipliers(&self, num_layers: usize, hidden_size: usize) -> Result<Multipliers> {
         let number = |key: &str, default: f32| {
@@ -686,7 +687,7 @@ impl Keys<'_> {
         }
     }
 
-    /// The number that all entries of a list equal.
+    /// The number that all entries of a list have.
     fn of_all_layers(&self, key: &str) -> Result<Option<u32>> {
         let name = self.key(key);
         let Some(mut list) = self.metadata.i32s(&name)? else {

@@ -43,7 +43,7 @@ pub struct FloatRows {
 }
 
 impl FloatRows {
-    /// Gives the buffer a shape; its contents are unspecified then. Allocates only to grow beyond
+    /// Gives the buffer a shape; its contents are then unspecified. Allocates only to grow beyond
     /// the largest size so far.
     fn shape(&mut self, rows: usize, cols: usize) -> &mut [f32] {
         self.cols = cols;
@@ -71,7 +71,7 @@ impl FloatRows {
 /// Int8 rows, and the buffers of products with few active rows or columns.
 #[derive(Default)]
 pub struct Int8Rows {
-    /// With one scale a row.
+    /// With one scale for each row.
     rows: Activations,
     /// With a scale for each run of inputs.
     groups: GroupRows,
@@ -101,7 +101,7 @@ impl CpuBatch {
 
 /// Packed weights.
 pub enum CpuMatrix {
-    /// With one scale a matrix.
+    /// With one scale for each matrix.
     Ternary(TernaryWeights),
     /// With a scale for each group of columns.
     Grouped(GroupWeights),
@@ -117,7 +117,7 @@ impl CpuMatrix {
     }
 }
 
-/// Packed ternary weights, perhaps with a copy for steps in which few of them matter.
+/// Packed ternary weights, perhaps with a copy for steps that need only few of them.
 pub struct TernaryWeights {
     pub(crate) weights: TernaryMatrix,
     /// See [`Stack::num_left_out`].
@@ -134,10 +134,10 @@ pub(crate) struct SparseCopy {
 
 /// Weights whose rows or columns can be read one by one.
 pub(crate) enum SparseWeights {
-    /// The second part of a stack of gates and ups: its rows count only where the gate, which is
-    /// the first part's output, is positive.
+    /// The second part of a stack of gates and ups: a row is needed only if its gate, the output of
+    /// the first part, is positive.
     GatedRows(TernaryRows),
-    /// All weights: columns count only where the activation is not zero.
+    /// All weights: a column is needed only if its activation is not zero.
     Columns(TernaryColumns),
 }
 
@@ -152,20 +152,20 @@ impl SparseWeights {
 
 /// A table with a row for each token.
 pub enum CpuTable {
-    /// Floats or blocks of them, read where they lie in the file.
+    /// Floats or blocks, read in place from the file.
     Stored(StoredTable),
     /// Codes with a scale for each group of columns.
     Grouped(GroupTable),
 }
 
-/// A table as the file stores it, with its 8-bit copy if logits are estimated from one.
+/// A table as the file stores it, with an 8-bit copy if logits are estimated.
 pub struct StoredTable {
     rows: Table,
     screen: Option<ScreenTable>,
 }
 
 impl CpuTable {
-    /// The rows, if they are read as the file stores them.
+    /// The rows, if they are read as stored in the file.
     #[must_use]
     pub fn rows(&self) -> Option<&Table> {
         match self {
@@ -174,7 +174,7 @@ impl CpuTable {
         }
     }
 
-    /// Rows: one for each token.
+    /// Number of rows: one for each token.
     fn vocab(&self) -> usize {
         match self {
             Self::Stored(table) => table.rows.rows(),
@@ -694,7 +694,7 @@ impl Backend for Cpu {
     }
 }
 
-/// A norm as the kernels take it.
+/// A norm in the form that the kernels take.
 fn view(norm: &RmsNorm<Cpu>) -> Norm<'_> {
     Norm {
         weight: &norm.weight,
@@ -702,7 +702,7 @@ fn view(norm: &RmsNorm<Cpu>) -> Norm<'_> {
     }
 }
 
-/// Queries, keys and values as the kernels take them.
+/// Queries, keys and values in the form that the kernels take.
 fn view_qkv<'a>(qkv: &'a FloatRows, heads: &HeadColumns) -> Qkv<'a> {
     Qkv {
         data: &qkv.values,
@@ -711,8 +711,8 @@ fn view_qkv<'a>(qkv: &'a FloatRows, heads: &HeadColumns) -> Qkv<'a> {
     }
 }
 
-/// `out = W · x` for a single row, reading only the weights that matter if they are few; otherwise
-/// all. True if all of the product that can leave weights out did.
+/// `out = W · x` for a single row. Reads only the weights that matter if they are few, otherwise
+/// all. True if every product that can leave weights out did so.
 fn multiply_active(
     cpu: &Cpu,
     matrix: &TernaryWeights,

@@ -119,7 +119,7 @@ pub enum Error {
     /// No memory for the key/value cache.
     #[error("no memory for the key/value cache of {positions} positions ({bytes} bytes)")]
     KvMemory {
-        /// Positions it was to hold.
+        /// Requested positions.
         positions: usize,
         /// Bytes that it needs.
         bytes: usize,
@@ -129,7 +129,7 @@ pub enum Error {
     /// No memory for recurrent states.
     #[error("no memory for {num_states} recurrent states ({bytes} bytes)")]
     StateMemory {
-        /// Slots asked for.
+        /// Requested slots.
         num_states: usize,
         /// Bytes of all slots.
         bytes: usize,
@@ -138,5 +138,5 @@ pub enum Error {
     },
 }
 
-/// The crate's results.
+/// The result type of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

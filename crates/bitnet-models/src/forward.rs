@@ -61,11 +61,12 @@ pub struct Workspace<B: Backend> {
     x: B::Rows,
     /// Cosines, then sines, of each row's angles, `[rows, head_dim]`.
     angles: B::Rows,
-    /// Normalised input of projections that normalise it once more, `[rows, hidden]`.
+    /// Normalised input of projections that normalise it again, `[rows, hidden]`.
     normed: B::Rows,
     /// Rounded input of a product, `[rows, cols]`.
     int8: B::Int8,
-    /// Output of one projection among several, or what a block adds to the residual stream.
+    /// Output of one projection among several, or the term that a block adds to the residual
+    /// stream.
     delta: B::Rows,
     /// Queries, keys, values and gates, `[rows, qkv.output_len]`.
     qkv: B::Rows,
@@ -292,7 +293,7 @@ impl<B: Backend> LanguageModel<B> {
     }
 }
 
-/// `x *= factor`, where a graph has such a factor.
+/// `x *= factor`, if the graph has such a factor.
 fn scale<B: Backend>(b: &B, x: &mut B::Rows, factor: f32) {
     if factor != 1.0 {
         b.scale(x, factor);
@@ -301,7 +302,7 @@ fn scale<B: Backend>(b: &B, x: &mut B::Rows, factor: f32) {
 
 /// `out = BitLinear(norm(x))` for projections of one input.
 ///
-/// Buffers: the rounded rows, and for projections with norms of their own the normalised rows and
+/// Buffers: the rounded rows; for projections with their own norms, also the normalised rows and
 /// the output of one projection.
 fn project<B: Backend>(
     b: &B,
@@ -334,7 +335,7 @@ impl<B: Backend> Default for Workspace<B> {
 }
 
 impl<B: Backend> Workspace<B> {
-    /// Empty.
+    /// An empty workspace.
     #[must_use]
     pub fn new() -> Self {
         Self {

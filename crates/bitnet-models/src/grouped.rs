@@ -1,5 +1,5 @@
-//! Weights with a scale for each group of columns on the CPU: how their inputs are rotated and
-//! rounded, products, and tables made of them.
+//! Weights with a scale for each group of columns on the CPU: rotation and rounding of their
+//! inputs, products, and tables.
 
 use std::cell::RefCell;
 
@@ -17,7 +17,7 @@ use crate::table::Table;
 pub enum InputRounding {
     /// To int8, with a scale for each run of this many inputs.
     Int8(usize),
-    /// Not at all: products in f32, the slow reference.
+    /// No rounding: products in f32, the slow reference.
     None,
 }
 
@@ -53,7 +53,7 @@ impl Default for InputRounding {
     }
 }
 
-/// Rounded inputs, or inputs in f32 where nothing is rounded.
+/// Rounded inputs, or inputs in f32 if nothing is rounded.
 #[derive(Default)]
 pub(crate) struct GroupRows {
     int8: GroupActivations,
@@ -210,7 +210,7 @@ impl GroupWeights {
     }
 }
 
-/// A table with group scales: rows are looked up where they lie in the file; a head is packed, too.
+/// A table with group scales. Rows are looked up in the file; a head is also packed.
 pub struct GroupTable {
     stored: Table,
     /// How looked-up rows are rotated back, if they are.
@@ -288,7 +288,7 @@ impl GroupTable {
     }
 }
 
-/// `H(s ⊙ x)` for each block, value heads put into grouped order first if the weights have them so.
+/// `H(s ⊙ x)` for each block. If the weights need it, value heads are first put into grouped order.
 fn rotate(set: &KernelSet, rotation: &Rotation, x: &mut [f32]) {
     if let Some((key_heads, value_heads)) = rotation.value_heads {
         VALUES.with_borrow_mut(|tiled| {

@@ -12,15 +12,15 @@ pub struct ModelInfo {
     pub config: Config,
     /// Whether the head is the embedding.
     pub is_tied: bool,
-    /// How the files hold the ternary weights: `I2_S`, for instance; several formats joined by
-    /// ` + `.
+    /// The formats of the ternary weights in the files, such as `I2_S`; several formats are joined
+    /// by ` + `.
     pub quantization: String,
-    /// How the backend packs the ternary weights: `1.67`; `1.67+tl2` where it is not the same for
-    /// all matrices.
+    /// The packings of the ternary weights in memory, such as `1.67`; `1.67+tl2` if matrices
+    /// differ.
     pub packing: String,
     /// How logits are computed: in full or screened.
     pub head_mode: HeadMode,
-    /// Bytes of the 8-bit copy of the head, if logits are estimated from one first.
+    /// Bytes of the 8-bit copy of the head, if logits are estimated first.
     pub screen_bytes: Option<usize>,
     /// The name of the format of the embedding's rows.
     pub embedding_format: &'static str,
@@ -30,7 +30,7 @@ pub struct ModelInfo {
     pub num_ternary_bytes: usize,
     /// Numbers of a sequence's recurrent state, all layers together; 0 without recurrent layers.
     pub state_len: usize,
-    /// Whether decode steps leave out products with zeros.
+    /// Whether decode steps skip products with zeros.
     pub ffn_sparsity: FfnSparsity,
     /// How the feed-forward network of each layer is held.
     pub ffn_layers: Vec<FfnLayer>,

@@ -43,11 +43,11 @@ pub use source::gguf::check_gguf;
 pub use sparsity::{FfnActivity, FfnLayer, FfnSparsity};
 pub use table::Table;
 
-/// How the codes of I2_S tensors are arranged, and which arrangement a layer's dead neurons speak
-/// for.
+/// How the codes of I2_S tensors are arranged, and which arrangement the dead neurons of a layer
+/// suggest.
 pub use bitnet_quantization::i2_s::{Form as I2sForm, likely_form};
 
-/// The tiles of TL1 and TL2 tensors, which files may leave unsaid.
+/// The tiles of TL1 and TL2 tensors, which files may not state.
 pub use bitnet_quantization::{tl1::Tile as Tl1Tile, tl2::Tile as Tl2Tile};
 
 /// Compiles and runs the example of the README.

@@ -28,16 +28,16 @@ use crate::sparsity::FfnSparsity;
 pub struct LoadOptions {
     /// The arrangement of the codes in I2_S tensors, which no file states.
     pub i2_s_form: i2_s::Form,
-    /// The tiles of TL1 tensors by shape (rows, cols), with priority over the tiles that the file
-    /// states and the built-in ones.
+    /// The tiles of TL1 tensors by shape (rows, cols), with priority over the tiles in the file and
+    /// the built-in tiles.
     pub tl1_tiles: Vec<((usize, usize), tl1::Tile)>,
     /// The same for TL2 tensors.
     pub tl2_tiles: Vec<((usize, usize), tl2::Tile)>,
     /// How logits are computed.
     pub head: HeadMode,
-    /// How ternary weights are packed; if not given, as suits the kernels in use best.
+    /// How ternary weights are packed; `None` for the packing that suits the kernels best.
     pub packing: Option<Packing>,
-    /// The same for matrices of one shape ([`matrix_shapes`]), before `packing`.
+    /// The same for matrices of one shape ([`matrix_shapes`]), with priority over `packing`.
     pub packings: Vec<((usize, usize), Packing)>,
     /// Whether feed-forward networks skip weights that add nothing.
     pub ffn_sparsity: FfnSparsity,
@@ -48,7 +48,7 @@ pub struct LoadOptions {
 }
 
 impl LoadOptions {
-    /// The layout asked for a matrix, by its shape in [`matrix_shapes`].
+    /// The requested layout of a matrix, by its shape in [`matrix_shapes`].
     pub(crate) fn packing(&self, shape: (usize, usize)) -> Option<Packing> {
         let of_shape = self.packings.iter().find(|(known, _)| *known == shape);
         of_shape.map(|(_, packing)| *packing).or(self.packing)
@@ -119,7 +119,7 @@ pub(crate) struct Layer<B: Backend> {
     pub ffn_norm: RmsNorm<B>,
     /// `[hidden] → [ffn], [ffn]`
     pub gate_up: Projections<B>,
-    /// Where the output of `gate_up` has them, and which neurons they are.
+    /// Where the neurons are in the output of `gate_up`, and which neurons these are.
     pub neurons: NeuronColumns,
     /// `[ffn]`
     pub ffn_down_norm: Option<RmsNorm<B>>,
@@ -142,15 +142,15 @@ pub(crate) struct Attention<B: Backend> {
     pub qkv: Projections<B>,
     /// Where the output of `qkv` has queries, keys and values.
     pub heads: HeadColumns,
-    /// Where it has the gates.
+    /// Where the output of `qkv` has the gates.
     pub gates: Option<Range<usize>>,
-    /// What is added to queries, keys and values, where the graph has biases.
+    /// Biases of queries, keys and values, if the graph has them.
     pub biases: Option<[B::Vector; 3]>,
     /// The norms over each head of queries and of keys, `[head_dim]`.
     pub head_norms: Option<[RmsNorm<B>; 2]>,
     /// Whether heads are normalised after they are rotated.
     pub rotates_first: bool,
-    /// Which of the layers with keys and values this is.
+    /// The index of this layer among the layers with keys and values.
     pub cache_layer: usize,
 }
 
@@ -179,9 +179,9 @@ pub(crate) struct Projections<B: Backend> {
 
 /// How projections of one input are multiplied.
 pub(crate) enum Products<B: Backend> {
-    /// All take the same rounded input: one product.
+    /// All take the same rounded input, so they are one product.
     Stacked(B::Matrix),
-    /// Each normalises the input once more, with weights of its own.
+    /// Each normalises the input again, with its own weights.
     Normed(Vec<(RmsNorm<B>, B::Matrix)>),
 }
 
@@ -321,14 +321,14 @@ impl<B: Backend> LanguageModel<B> {
         &self.embedding
     }
 
-    /// How the files held the ternary weights: `I2_S`, for instance; several formats joined by ` +
-    /// `.
+    /// The formats of the ternary weights in the files, such as `I2_S`; several formats are joined
+    /// by ` + `.
     #[must_use]
     pub fn quantization(&self) -> &str {
         &self.quantization
     }
 
-    /// How ternary weights are packed: `1.67`; `1.67+tl2` where it is not the same for all.
+    /// The packings of the ternary weights, such as `1.67`; `1.67+tl2` if matrices differ.
     #[must_use]
     pub fn packing(&self) -> String {
         let names: BTreeSet<&str> = self
@@ -374,10 +374,10 @@ impl<B: Backend> LanguageModel<B> {
     }
 }
 
-/// Gate and up, down, and the positions of the neurons that they hold, if not all.
+/// Gate and up; down; and, if not all neurons are kept, the positions of those that are.
 type FeedForward<B> = (Projections<B>, <B as Backend>::Matrix, Option<Vec<u32>>);
 
-/// Projections with the same input: one product, unless each has an input norm of its own.
+/// Projections with the same input: one product, unless each has its own input norm.
 const QKV: [Projection; 3] = [Projection::Query, Projection::Key, Projection::Value];
 const GATE_UP: [Projection; 2] = [Projection::Gate, Projection::Up];
 const LINEAR: [Projection; 2] = [Projection::LinearQkv, Projection::LinearGate];
@@ -420,8 +420,8 @@ pub fn matrix_shapes(config: &Config) -> Vec<(usize, usize)> {
         .collect()
 }
 
-/// Fills rows of a part of a stack with group scales: part, rows, codes and columns of a group that
-/// are wanted, codes, scales.
+/// Fills rows of a part of a stack with group scales. Arguments: the part, the rows, the requested
+/// codes and columns of a group, the codes and the scales to fill.
 type UnpackParts<'a> = dyn Fn(usize, Range<usize>, (GroupCodes, usize), &mut [u8], &mut [f16]) -> Result<()>
     + Sync
     + 'a;
@@ -533,8 +533,8 @@ impl<B: Backend> Loader<'_, B> {
         Ok(Some([bias(query)?, bias(key)?, bias(value)?]))
     }
 
-    /// Queries, gates, keys and values, of files whose query projection has a head of queries and
-    /// a head of gates in turns.
+    /// Queries, gates, keys and values, from files in which heads of queries and heads of gates
+    /// alternate in the query projection.
     fn gated_queries(&self, index: usize) -> Result<Projections<B>> {
         let shape = self.config.attention;
         let head_dim = shape.head_dim;
@@ -712,7 +712,7 @@ impl<B: Backend> Loader<'_, B> {
         Ok(matrix)
     }
 
-    /// A norm with the model's epsilon, or the projection's own where it is one's input norm.
+    /// A norm with the model's epsilon, or with the projection's own epsilon for its input norm.
     fn norm(&self, slot: Slot, len: usize) -> Result<RmsNorm<B>> {
         let eps = match slot {
             Slot::Layer(_, LayerSlot::InputNorm(_)) => self.config.input_norm_eps,
@@ -724,7 +724,7 @@ impl<B: Backend> Loader<'_, B> {
         })
     }
 
-    /// The last norm. It divides by the divisor of the logits, too: the head is linear.
+    /// The last norm. It also divides by the divisor of the logits, because the head is linear.
     fn output_norm(&self) -> Result<RmsNorm<B>> {
         let mut weight = self
             .source
@@ -754,7 +754,7 @@ impl<B: Backend> Loader<'_, B> {
             .transpose()
     }
 
-    /// Projections of one input: stacked, unless each has a norm of its own.
+    /// Projections of one input: stacked, unless each has its own norm.
     fn projections(&self, index: usize, projections: &[Projection]) -> Result<Projections<B>> {
         let rows = projections
             .iter()
@@ -772,11 +772,11 @@ impl<B: Backend> Loader<'_, B> {
         Ok(Projections::new(rows, products))
     }
 
-    /// Gate and up, down, and which neurons they have, if not all.
+    /// Gate and up, down, and the positions of their neurons, if not all are kept.
     ///
     /// A neuron whose row of gate or of up is all zero gives zero for any input: trained models
-    /// have hundreds in some layers. Where they would fill a block, the loader leaves out their
-    /// rows of gate and up and their columns of down.
+    /// have hundreds in some layers. If these neurons would fill a block, the loader leaves out
+    /// their rows of gate and up and their columns of down.
     fn feed_forward(&self, index: usize) -> Result<FeedForward<B>> {
         let has_groups = self.grouped(index, &GATE_UP)?.is_some()
             || self.grouped(index, &[Projection::Down])?.is_some();
@@ -876,7 +876,7 @@ impl<B: Backend> Loader<'_, B> {
             })
     }
 
-    /// The tensors of some projections of a layer, about to be read.
+    /// The tensors of some projections of a layer. Tells the system that they will be read next.
     fn tensors(&self, index: usize, projections: &[Projection]) -> Result<Vec<TernaryTensor>> {
         let tensor = |&projection: &Projection| {
             let (rows, cols) = projection.shape(self.config);
@@ -937,8 +937,8 @@ impl<B: Backend> Loader<'_, B> {
         })
     }
 
-    /// `1 / theta^(2i / rotary_dim)` with the roundings to f32 that Hugging Face's implementation
-    /// has, divided by the linear scaling factor and by the model's own factors where it has them.
+    /// `1 / theta^(2i / rotary_dim)` rounded to f32 as in Hugging Face's implementation, and
+    /// divided by the linear scaling factor and by the model's own factors, if it has any.
     fn rope_frequencies(&self) -> Result<Vec<f32>> {
         let config = self.config;
         let factors = self

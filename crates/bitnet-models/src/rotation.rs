@@ -4,8 +4,8 @@
 //! Models such as Bonsai 2 keep their weights in a rotated basis, in which outliers are spread and
 //! rounding costs less. An input `x` of a folded matrix becomes `H(s ⊙ x)` before it is rounded:
 //! signs first, then the normalised Walsh-Hadamard transform of each run of `block_size` values. A
-//! row that is looked up in a folded embedding becomes `s ⊙ H(row)`. A model that is run without
-//! its rotation writes fluent nonsense, so every unknown key or value is an error.
+//! row that is looked up in a folded embedding becomes `s ⊙ H(row)`. Without its rotation, a model
+//! writes fluent nonsense, so every unknown key or value is an error.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -142,7 +142,8 @@ impl Rotations {
         }
     }
 
-    /// Version 2 means a head that is the rotated embedding, and nothing else does.
+    /// A head that is the rotated embedding requires version 2, and no other model may have version
+    /// 2.
     fn check_tie(&self, keys: &Keys<'_>, gguf: &Gguf) -> Result<()> {
         let has_head = gguf.tensor(HEAD).is_some();
         if let Some(tied) = keys.0.bool(&key("tied_output"))?
@@ -261,7 +262,7 @@ impl Keys<'_> {
         }
     }
 
-    /// The signs of each width; none under `identity`, where keys of signs say nothing.
+    /// The signs of each width; empty under `identity`, where keys of signs are ignored.
     fn signs(
         &self,
         block_size: usize,
@@ -324,7 +325,7 @@ impl Keys<'_> {
     }
 }
 
-/// A sign; an unsigned −1 is what files with unsigned integers hold for −1.
+/// Reads a sign. Files with unsigned integers store −1 as the largest unsigned number.
 fn sign(value: i128) -> Result<f32> {
     match value {
         1 => Ok(1.0),
@@ -347,7 +348,7 @@ fn wrong(name: &str, problem: String) -> Error {
     }
 }
 
-/// A file's text, shortened and escaped for a terminal.
+/// A text from a file, shortened and escaped for a terminal.
 fn shown(text: &str) -> String {
     text.escape_debug().take(64).collect()
 }

@@ -1,4 +1,4 @@
-//! [`SamplingDefaults`]: how a model's makers recommend choosing tokens.
+//! [`SamplingDefaults`]: the sampling settings that a model's authors recommend.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 /// The file in a Hugging Face directory.
 const GENERATION_CONFIG: &str = "generation_config.json";
 
-/// A setting: its name, its value, whether a value is valid, the valid values in words.
+/// A setting: its name, its value, a check of the value, and the valid values in words.
 type Rule<'a> = (&'a str, Option<f32>, &'a dyn Fn(f32) -> bool, &'a str);
 
 /// The sampling settings that a model's files recommend; `None` for settings that they do not
@@ -40,7 +40,7 @@ impl SamplingDefaults {
     /// The settings of a GGUF file.
     ///
     /// # Errors
-    /// If a key has another type than it should, or a value that no sampler has.
+    /// If a key has the wrong type or an invalid value.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
         let metadata = gguf.metadata();
         let key = |name: &str| format!("general.sampling.{name}");
@@ -104,7 +104,7 @@ impl SamplingDefaults {
         found.checked(GENERATION_CONFIG)
     }
 
-    /// Refuses invalid values. whose: names the source of the values.
+    /// Refuses invalid values. whose: names the source of the values in messages.
     fn checked(self, whose: &str) -> Result<Self> {
         let share = |x: f32| (0.0..=1.0).contains(&x);
         let above_0 = |x: f32| x > 0.0 && x.is_finite();
@@ -165,7 +165,7 @@ impl SamplingDefaults {
             .collect()
     }
 
-    /// The metadata that a GGUF file states them with.
+    /// The metadata of a GGUF file with these settings.
     #[must_use]
     pub fn metadata(&self) -> Vec<(String, MetadataValue)> {
         let size = |n: usize| MetadataValue::I32(i32::try_from(n).unwrap_or(i32::MAX));
@@ -188,7 +188,7 @@ impl SamplingDefaults {
             .collect()
     }
 
-    /// Puts them into a `generation_config.json`.
+    /// Writes them into a `generation_config.json`.
     pub fn write_into(&self, json: &mut Value) {
         for (name, value) in self.named() {
             match name {

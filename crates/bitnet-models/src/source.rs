@@ -1,5 +1,5 @@
-//! [`Source`]: the tensors and configuration of a model, for loaders and converters, from any kind
-//! of files.
+//! [`Source`]: the tensors and configuration of a model, for loaders and converters, from files of
+//! any kind.
 //!
 //! A [`Slot`] is a tensor's place in the graph; each source knows it by the names of its own
 //! format. A source checks each tensor against the requested shape.
@@ -29,7 +29,7 @@ pub(crate) trait Source {
     /// change the result.
     fn check_tensors(&self) -> Result<()>;
 
-    /// Whether the logits come from a table of their own.
+    /// Whether the logits come from a separate table.
     fn has_head(&self) -> bool;
 
     /// A norm's weights, `[len]`.
@@ -55,8 +55,8 @@ pub(crate) trait Source {
         pool: &Pool,
     ) -> Result<TernaryTensor>;
 
-    /// A matrix that has a scale for each group of columns. `even_if_equal`: also if all scales are
-    /// equal, so that it could run as a ternary matrix with one scale.
+    /// A matrix that has a scale for each group of columns. `even_if_equal`: also returns a matrix
+    /// whose scales are all equal, which could run as a ternary matrix with one scale.
     fn grouped(
         &self,
         slot: Slot,
@@ -86,7 +86,7 @@ pub(crate) enum Slot {
     OutputNorm,
     /// `[vocab, hidden]`
     Head,
-    /// In the layer of that index.
+    /// A slot in the layer with this index.
     Layer(usize, LayerSlot),
 }
 
@@ -97,14 +97,14 @@ pub(crate) enum LayerSlot {
     AttentionSubNorm,
     FfnNorm,
     FfnSubNorm,
-    /// The norm that a projection has of its own, over its input.
+    /// The norm of a projection's own input.
     InputNorm(Projection),
     /// The norm over each head of queries.
     QueryNorm,
     /// The norm over each head of keys.
     KeyNorm,
     Weight(Projection),
-    /// What a projection adds to its output.
+    /// The bias of a projection.
     Bias(Projection),
     Linear(LinearSlot),
 }
@@ -256,7 +256,7 @@ impl LayerSlot {
     }
 }
 
-/// A matrix with a scale for each group of columns as it lies in a file, `[rows, cols]`.
+/// A matrix with a scale for each group of columns as it is in a file, `[rows, cols]`.
 pub struct GroupTensor {
     /// Its name in the file.
     pub name: String,
@@ -276,7 +276,7 @@ pub struct GroupTensor {
 }
 
 impl GroupTensor {
-    /// Codes and columns of a group in which all these tensors can be stacked.
+    /// Codes and group length in which all these tensors can be stacked.
     pub(crate) fn common(tensors: &[Self]) -> (GroupCodes, usize) {
         let are_signs = tensors
             .iter()
@@ -315,7 +315,7 @@ impl GroupTensor {
         Ok(())
     }
 
-    /// The same in the order of this file.
+    /// The same in the order of the file.
     fn unpack_stored(
         &self,
         range: Range<usize>,
@@ -353,14 +353,14 @@ impl GroupTensor {
         Ok(())
     }
 
-    /// As rows that can be looked up.
+    /// Makes a table whose rows can be looked up.
     pub(crate) fn into_table(self) -> Result<Table> {
         let format = Dense::Group(self.format);
         Table::new(&self.name, self.data, format, self.rows, self.cols)
     }
 }
 
-/// A ternary matrix as it lies in a file, `[rows, cols]`.
+/// A ternary matrix as it is in a file, `[rows, cols]`.
 pub(crate) struct TernaryTensor {
     /// Its name in the file.
     pub name: String,
@@ -379,9 +379,10 @@ pub(crate) struct TernaryTensor {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Codes {
     Packed(TernaryFormat),
-    /// Floats that are −1, 0 and 1 already.
+    /// Floats that are already −1, 0 and 1.
     Units(Dense),
-    /// Floats of one magnitude, the scale, and zeros, which have magnitudes up to `zero`.
+    /// Floats of one magnitude, which is the scale, and zeros, which may have magnitudes up to
+    /// `zero`.
     Signs {
         format: Dense,
         zero: f32,
@@ -393,23 +394,23 @@ pub(crate) enum Codes {
     },
 }
 
-/// Which float weights are accepted, and how they become ternary.
+/// Which float weights are accepted, and how to make them ternary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FloatRule {
-    /// Anything: rounded by the absmean formula, as a model's own code does at every use.
+    /// Any weights: rounded by the absmean formula, as a model's own code does at every use.
     Absmean,
     /// Zeros and one magnitude, which is the scale: a ternary model written as floats.
     Ternary,
-    /// The scale rule if it holds, else the absmean rule.
+    /// The ternary rule if it holds, else the absmean rule.
     TernaryOrAbsmean,
 }
 
-/// The magnitudes of a row of floats that are above some limit.
+/// Statistics of the magnitudes of a row of floats that exceed a limit.
 #[derive(Clone, Copy, Default)]
 struct RowFigures {
     sum: f64,
     count: usize,
-    /// Infinite if there is none.
+    /// Infinite if no magnitude exceeds the limit.
     least: f32,
     largest: f32,
 }
@@ -447,7 +448,7 @@ fn magnitudes(figures: &[RowFigures]) -> (f32, f32) {
 }
 
 impl Codes {
-    /// Its name for people.
+    /// Its name for messages.
     pub(crate) fn name(self) -> String {
         match self {
             Self::Packed(format) => format.name().to_owned(),
@@ -490,7 +491,7 @@ impl TernaryTensor {
         Ok(())
     }
 
-    /// The same in the order of this file.
+    /// The same in the order of the file.
     fn unpack_stored(&self, range: Range<usize>, out: &mut [i8]) -> Result<()> {
         let of_tensor = |source| Error::Tensor {
             tensor: self.name.clone(),
@@ -548,7 +549,7 @@ impl TernaryTensor {
         Ok(())
     }
 
-    /// Settles codes and scale of float weights by one look at the whole tensor.
+    /// Decides the codes and the scale of float weights by one pass over the whole tensor.
     pub(crate) fn measure(&mut self, format: Dense, rule: FloatRule, pool: &Pool) -> Result<()> {
         let figures = self.row_figures(format, 0.0, pool)?;
         let (least, largest) = magnitudes(&figures);
@@ -559,10 +560,10 @@ impl TernaryTensor {
         self.round(format, rule, &figures)
     }
 
-    /// The same for weights that a quantizer for floats has stored: a ternary tensor comes back as
-    /// three values that its rounding has moved a little. Weights up to an eighth of the largest
-    /// magnitude were zeros; those above it, which lie within 15 % of the largest then, were one
-    /// magnitude, and their mean or their largest is the scale.
+    /// The same for weights that a quantizer for floats has stored. Its rounding has changed the
+    /// three values of a ternary tensor a little: weights up to an eighth of the largest magnitude
+    /// were zeros; the others, which then lie within 15 % of the largest, had one magnitude. Their
+    /// mean or their largest is the scale.
     pub(crate) fn recover(&mut self, format: Dense, rule: FloatRule, pool: &Pool) -> Result<()> {
         let figures = self.row_figures(format, 0.0, pool)?;
         let (_, largest) = magnitudes(&figures);
@@ -585,7 +586,7 @@ impl TernaryTensor {
         Ok(())
     }
 
-    /// Takes weights of several magnitudes by the absmean formula, if the rule allows it.
+    /// Rounds weights of several magnitudes by the absmean formula, if the rule allows it.
     fn round(&mut self, format: Dense, rule: FloatRule, figures: &[RowFigures]) -> Result<()> {
         if rule == FloatRule::Ternary {
             let (least, largest) = magnitudes(figures);
@@ -608,7 +609,7 @@ impl TernaryTensor {
 
     /// The figures of every row. above: magnitudes up to this are left out.
     ///
-    /// A row's figures are one thread's, and the rows' sums are added in order, so threads change
+    /// One thread computes a row, and the sums of the rows are added in order, so threads change
     /// nothing.
     fn row_figures(&self, format: Dense, above: f32, pool: &Pool) -> Result<Vec<RowFigures>> {
         let figures = std::sync::Mutex::new(Ok(vec![RowFigures::default(); self.rows]));
@@ -650,13 +651,13 @@ fn interleaved_row(row: usize, head_dim: usize) -> usize {
     head * head_dim + 2 * (element % (head_dim / 2)) + element / (head_dim / 2)
 }
 
-/// The inverse: which row of the graph lies at `stored`.
+/// The inverse: the row of the graph that is stored at `stored`.
 pub(crate) fn half_split_row(stored: usize, head_dim: usize) -> usize {
     let (head, element) = (stored / head_dim, stored % head_dim);
     head * head_dim + element % 2 * (head_dim / 2) + element / 2
 }
 
-/// The numbers of a tensor outside the projections, all finite.
+/// The values of a tensor outside the projections, all finite.
 pub(crate) fn finite_values(
     name: &str,
     format: Dense,
@@ -730,7 +731,7 @@ mod tests {
         );
     }
 
-    /// Nibbles of a block of 32 codes, from what stands for −1, 0 and 1.
+    /// Nibbles of a block of 32 codes; `values` stand for −1, 0 and 1.
     fn nibbles(codes: &[i8], values: [u8; 3]) -> impl Iterator<Item = u8> {
         let value = move |code: i8| values[(code + 1) as usize];
         let (low, high) = codes.split_at(16);

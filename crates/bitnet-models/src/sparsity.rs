@@ -1,10 +1,10 @@
-//! Exact activation sparsity of the feed-forward networks on the CPU: which layers have copies of
-//! `up` and `down` that let a decode step skip weights that add nothing, and how many of these
-//! there are.
+//! Exact activation sparsity of the feed-forward networks on the CPU: decides which layers have
+//! copies of `up` and `down`, with which a decode step skips weights that add nothing, and counts
+//! such weights.
 //!
 //! With `relu(gate)² · up`, a step does not need the rows of `up` whose gate is not positive; with
-//! any gate, it does not need the columns of `down` whose int8 activation is zero. The copies hold
-//! each row or column in one piece (`TernaryRows`, `TernaryColumns`). They need memory beside the
+//! any gate, it does not need the columns of `down` whose int8 activation is zero. In the copies
+//! each row or column is contiguous (`TernaryRows`, `TernaryColumns`). They need memory beside the
 //! matrices that prompts and dense steps use: 4.4 MB each in a layer of a 2B model. Results do not
 //! depend on them.
 
@@ -21,11 +21,11 @@ use crate::model::{LanguageModel, Layer, Products};
 /// not depend on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FfnSparsity {
-    /// Always, with copies for all layers.
+    /// Always; all layers have copies.
     On,
-    /// Never, without copies.
+    /// Never; there are no copies.
     Off,
-    /// With copies where a short trial shows a gain, in the steps that gain.
+    /// Layers get copies if a short trial shows a gain; steps use them if they gain.
     #[default]
     Auto,
 }
@@ -51,7 +51,7 @@ impl FfnSparsity {
     }
 }
 
-/// The largest share of rows or columns that a step reads one by one.
+/// Maximum share of rows or columns that a step reads one by one.
 ///
 /// Measured with a 2B model on two Zen 4 cores: when memory gives 35 GB/s, half of them take 0.6 of
 /// the time of all, and 70 % take 0.83; when it gives 60 GB/s, so that arithmetic weighs more, half
@@ -139,7 +139,7 @@ impl<B: Backend> LanguageModel<B> {
 }
 
 impl FfnSparsity {
-    /// The most of `len` rows or columns that a step reads one by one.
+    /// Maximum number of `len` rows or columns that a step reads one by one.
     fn active_max(self, len: usize) -> usize {
         match self {
             Self::On => len,

@@ -1,8 +1,8 @@
-//! Random models of any shape in every published form: what tests and benchmarks run when no
-//! download may be needed.
+//! Random models of any shape in every published form: for tests and benchmarks that must not need
+//! a download.
 //!
 //! A model is its [`Shape`] and a seed. Each number follows from the seed, its tensor's name and
-//! its index, so a model is the same in all forms and is written a tensor at a time at any size.
+//! its index, so a model is the same in all forms and is written tensor by tensor at any size.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -100,7 +100,7 @@ impl Shape {
 }
 
 impl Default for Shape {
-    /// Some 0.7 million ternary weights.
+    /// A model with about 0.7 million ternary weights.
     fn default() -> Self {
         Self {
             architecture: Architecture::BitnetB158,
@@ -130,8 +130,8 @@ pub enum CheckpointWeights {
     F32,
 }
 
-/// Made-up token ids, for timing: the same for the same `round`, and already the first differs from
-/// other rounds', so that nothing computed in one can serve another.
+/// Made-up token ids, for timing. The same `round` gives the same ids, and already the first id
+/// differs between rounds, so that cached work of one round cannot serve another.
 pub fn tokens(count: usize, vocab_size: usize, round: usize) -> impl Iterator<Item = u32> {
     let token = move |index: usize| {
         (index.wrapping_mul(2_654_435_761) ^ index >> 3).wrapping_add(round) % vocab_size
@@ -188,7 +188,7 @@ impl SyntheticModel {
     }
 
     /// Writes a GGUF file that holds the float weights behind the ternary ones, as F32, F16 or
-    /// BF16: a model that is yet to be quantized. F32 and BF16 are exact.
+    /// BF16: a model that is not quantized yet. F32 and BF16 are exact.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -209,8 +209,8 @@ impl SyntheticModel {
         self.write_gguf_with(path, &|_, _| format.into(), &|_, _| None, &write)
     }
 
-    /// dtype: the type of projections of a shape; tile: what the file says of it; write: writes a
-    /// projection.
+    /// dtype: the type of projections of a shape; tile: its tile in the file's metadata; write:
+    /// writes a projection.
     fn write_gguf_with(
         &self,
         path: &Path,
@@ -268,7 +268,7 @@ impl SyntheticModel {
     /// tokenizer_config.json.
     ///
     /// # Errors
-    /// If packing cannot hold a shape, or a file cannot be written.
+    /// If the packed format cannot hold a shape, or a file cannot be written.
     ///
     /// # Panics
     /// If there are no shards.
@@ -458,8 +458,8 @@ impl SyntheticModel {
         tensors
     }
 
-    /// A row of a tensor: weights around 0, norms around 1. bf16 represents all numbers exactly,
-    /// and f16 the numbers of tables and norms.
+    /// A row of a tensor: weights around 0, norms around 1. All numbers are exact in bf16, and the
+    /// numbers of tables and norms also in f16.
     fn row(&self, tensor: &Tensor, row: usize) -> Vec<f32> {
         let key = tensor
             .gguf
@@ -492,7 +492,7 @@ impl SyntheticModel {
         (0..tensor.cols).map(number).collect()
     }
 
-    /// Whether a row is that of a dead neuron: every second one has a zero row of gate, the others
+    /// Whether a row belongs to a dead neuron: every second one has a zero row of gate, the others
     /// have a zero row of up.
     fn is_dead(&self, tensor: &Tensor, row: usize) -> bool {
         let Some((layer, part)) = tensor
@@ -523,8 +523,8 @@ impl SyntheticModel {
         self.row(tensor, row).into_iter().flat_map(encode).collect()
     }
 
-    /// The weights of a tensor, and its scale as a packed checkpoint stores it. Only the weights
-    /// are held completely.
+    /// The weights of a tensor, and its scale as a packed checkpoint stores it. Keeps only the
+    /// weights in memory.
     fn ternary(&self, tensor: &Tensor) -> (Vec<i8>, bf16) {
         let pool = Pool::new(default_threads());
         let mut sums = vec![0.0; tensor.rows];
@@ -565,8 +565,7 @@ impl SyntheticModel {
         self.shape.architecture == Architecture::Llama
     }
 
-    /// Rows of equal length, or their numbers, in the order that GGUF files of this architecture
-    /// have.
+    /// Reorders rows of equal length, or their numbers, as in GGUF files of this architecture.
     fn gguf_rows<T: Copy>(&self, tensor: &Tensor, rows: Vec<T>) -> Vec<T> {
         let rotated =
             tensor.gguf.ends_with("attn_q.weight") || tensor.gguf.ends_with("attn_k.weight");

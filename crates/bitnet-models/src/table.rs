@@ -17,10 +17,10 @@ pub struct Table {
 }
 
 impl Table {
-    /// The tensor of that name and shape, whose bytes are given.
+    /// A table with this name, shape and bytes.
     ///
     /// # Errors
-    /// If the format cannot hold rows of that length, or the bytes are not as many as it needs.
+    /// If the format cannot hold rows of that length, or the number of bytes is wrong.
     pub(crate) fn new(
         name: &str,
         bytes: Extent,
@@ -50,7 +50,7 @@ impl Table {
         })
     }
 
-    /// Rows: one for each token.
+    /// Number of rows: one for each token.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.rows
@@ -79,8 +79,8 @@ impl Table {
         &self.bytes
     }
 
-    /// Lets the system take back the memory of rows that were read; they stay readable, from the
-    /// file again.
+    /// Lets the system take back the memory of rows that were read; later reads come from the file
+    /// again.
     pub(crate) fn advise_done(&self) {
         self.bytes.advise_done();
     }

@@ -2,9 +2,9 @@
 //! quantization`.
 //!
 //! On one thread, except the group `quantization_threads`, which gives the size from which threads
-//! share the work. Rates are weights per second. The aims, from 16,384 weights on and for a core with
-//! AVX-512: 1 Gelem/s to quantize and 2 to dequantize I2_S and I2S-32, 0.3 and 1 for the tiled TL1 and
-//! TL2; and time proportional to size.
+//! share the work. Rates are weights per second. The goals, from 16,384 weights on and for a core
+//! with AVX-512: 1 Gelem/s to quantize and 2 to dequantize I2_S and I2S-32, 0.3 and 1 for the tiled
+//! TL1 and TL2; and time proportional to size.
 
 use std::f32::consts::TAU;
 
@@ -19,8 +19,8 @@ use criterion::{
 
 const I2S: TernaryFormat = TernaryFormat::I2_S(Form::Block128);
 const SIZES: [usize; 7] = [1_024, 4_096, 8_192, 16_384, 65_536, 262_144, 1_048_576];
-/// The size of the groups that compare formats, inputs and quantizers: floats and bytes fit into a
-/// core's cache.
+/// The size for comparisons of formats, inputs and quantizers: floats and bytes fit into a core's
+/// cache.
 const SIZE: usize = 65_536;
 
 criterion_group!(benches, sizes, patterns, formats, quantizers, threads);
@@ -51,7 +51,7 @@ fn sizes(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Inputs that differ in the similarity of neighbours; times should not depend on it.
+/// Inputs whose neighbours differ more or less; times should not depend on it.
 fn patterns(criterion: &mut Criterion) {
     let pool = Pool::new(1);
     let inputs: [(&str, Vec<f32>); 4] = [
@@ -128,7 +128,7 @@ fn formats(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The source of the scale.
+/// Different sources of the scale.
 fn quantizers(criterion: &mut Criterion) {
     let (pool, weights) = (Pool::new(1), gaussian(SIZE));
     let mut group = criterion.benchmark_group("quantization_scalings");
@@ -178,7 +178,7 @@ fn threads(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A format with a shape of the measured size.
+/// A format, with a shape of the measured size.
 struct Codec {
     name: &'static str,
     shape: (usize, usize),
@@ -278,7 +278,7 @@ impl Codec {
     }
 }
 
-/// I2_S, TL1 and, from 8,192 weights on, TL2: 32 rows of 256 are its smallest matrix.
+/// I2_S, TL1 and, from 8,192 weights on, TL2, whose smallest matrix is 32 rows of 256.
 fn published(size: usize) -> Vec<Codec> {
     let (rows, cols) = shape(size);
     let tl1 = tl1::Tile::choose(rows, cols).expect("multiples of 32");
@@ -294,8 +294,8 @@ fn published(size: usize) -> Vec<Codec> {
         .collect()
 }
 
-/// Rows and columns, powers of two, of a matrix of that many weights, a power of two of at least
-/// 1,024.
+/// Rows and columns, powers of two, of a matrix with this number of weights, a power of two of at
+/// least 1,024.
 fn shape(size: usize) -> (usize, usize) {
     let rows = 32 << (size.ilog2().saturating_sub(13) / 2);
     (rows, size / rows)

@@ -1,14 +1,14 @@
 //! The absmean quantizer of BitNet b1.58: float weights to −1, 0, 1 and one scale.
 //!
 //! `s = 1 / max(mean|w|, 1e-5)` over the whole tensor, then each weight `round(w · s)` clamped to
-//! −1…1, ties to even. [`quantize`] does it for weights in memory; a tensor that comes a row at a
-//! time goes through [`magnitude_sum`], [`inverse_scale`] and [`round`], and gives the same.
+//! −1…1, ties to even. [`quantize`] does it for weights in memory; for a tensor that arrives row by
+//! row, [`magnitude_sum`], [`inverse_scale`] and [`round`] give the same result.
 
 use crate::error::{Error, Result, expect_len};
 use crate::scaling::{Rounding, not_finite, round_rows};
 use crate::vectorized::vectorized;
 
-/// The mean below which the paper's formula stops dividing.
+/// Minimum mean that the formula divides by.
 const MEAN_MIN: f32 = 1e-5;
 
 /// Quantizes a whole tensor.
@@ -22,20 +22,19 @@ pub fn quantize(weights: &[f32], out: &mut [i8]) -> Result<f32> {
     Ok(scale(s))
 }
 
-/// What codes are multiplied by: `1 / s`, which rounds to infinity where the mean is at the end of
-/// f32's range.
+/// The factor of codes: `1 / s`, which rounds to infinity if the mean is at the end of f32's range.
 #[inline(always)]
 #[must_use]
 pub fn scale(s: f32) -> f32 {
     (1.0 / s).min(f32::MAX)
 }
 
-/// The mean of the magnitudes, 0 for no weights.
+/// The mean of the magnitudes; 0 without weights.
 pub fn absmean(weights: &[f32]) -> Result<f32> {
     Ok(mean(magnitude_sum(weights)?, weights.len()))
 }
 
-/// The sum of the magnitudes, in f64, which is exact to far below an f32's last bit.
+/// The sum of the magnitudes, in f64, whose error is far below the last bit of an f32.
 ///
 /// An infinite weight or a NaN is an error naming its index.
 pub fn magnitude_sum(weights: &[f32]) -> Result<f64> {
@@ -84,8 +83,8 @@ pub fn inverse_scale(magnitude_sum: f64, num_weights: usize) -> f32 {
     1.0 / mean(magnitude_sum, num_weights).max(MEAN_MIN)
 }
 
-/// Rounds weights, any part of a tensor, by the `s` of the whole, which is above 0. weights, out:
-/// the same length.
+/// Rounds some weights of a tensor with the `s` of the whole tensor, which is above 0. weights,
+/// out: the same length.
 pub fn round(weights: &[f32], s: f32, out: &mut [i8]) -> Result<()> {
     expect_len("absmean", "output", out.len(), weights.len())?;
     if !(s > 0.0 && s.is_finite()) {
@@ -95,8 +94,8 @@ pub fn round(weights: &[f32], s: f32, out: &mut [i8]) -> Result<()> {
     Ok(())
 }
 
-/// The sum rounded to f32, then divided: what an f32 sum followed by a division gives when the sum
-/// loses nothing.
+/// The sum rounded to f32, then divided: the same as an f32 sum followed by a division if the sum
+/// is exact.
 fn mean(sum: f64, num_weights: usize) -> f32 {
     let num_weights = num_weights.max(1);
     // Only weights near the end of f32's range have a sum beyond it; their mean is still within it.

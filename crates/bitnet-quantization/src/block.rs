@@ -1,4 +1,5 @@
-//! [`BlockForm`]: which of the two block forms holds a matrix in the least memory, and in how much.
+//! [`BlockForm`]: chooses the block form that holds a matrix in the least memory, and computes its
+//! size.
 //!
 //! Both have two bits a weight and fill up the last block of each row. Short blocks waste less of a
 //! row's end, long ones have no scales between them.
@@ -6,7 +7,7 @@
 use crate::error::Result;
 use crate::{i2s_32, qk256};
 
-/// Bytes of the scale that a QK256 tensor has outside, an f32.
+/// Bytes of the f32 scale that is stored outside a QK256 tensor.
 const OUTER_SCALE_BYTES: usize = 4;
 
 /// A form of blocks of weights.
@@ -20,14 +21,14 @@ pub enum BlockForm {
 }
 
 impl BlockForm {
-    /// Both.
+    /// Both forms.
     pub const ALL: [Self; 2] = [Self::I2S_32, Self::QK256];
 
     /// The form that holds a `[rows, cols]` matrix in fewer bytes; of two equal ones QK256, which
-    /// is the faster.
+    /// is faster.
     ///
-    /// Memory is all that it goes by: where the weights of a row differ much in size, only I2S-32
-    /// follows them.
+    /// The choice depends on memory alone. If the magnitudes of weights vary much within a row,
+    /// only I2S-32 represents them well.
     ///
     /// ```
     /// use bitnet_quantization::BlockForm;
@@ -39,7 +40,7 @@ impl BlockForm {
     /// ```
     ///
     /// # Errors
-    /// If the matrix is beyond memory in every form.
+    /// If the matrix is too large for memory in every form.
     pub fn smallest(rows: usize, cols: usize) -> Result<Self> {
         match Self::ALL.map(|form| form.num_bytes(rows, cols)) {
             [Ok(of_32), Ok(of_256)] if of_256 <= of_32 => Ok(Self::QK256),
@@ -58,10 +59,10 @@ impl BlockForm {
         }
     }
 
-    /// Bytes of a `[rows, cols]` matrix with all its scales, also those outside.
+    /// Bytes of a `[rows, cols]` matrix with all its scales, including the ones stored outside.
     ///
     /// # Errors
-    /// If the matrix is beyond memory.
+    /// If the matrix is too large for memory.
     pub fn num_bytes(self, rows: usize, cols: usize) -> Result<usize> {
         match self {
             Self::I2S_32 => i2s_32::size_bytes(rows, cols),

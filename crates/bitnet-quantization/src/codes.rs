@@ -1,10 +1,10 @@
-//! Two-bit codes, four a byte: 0, 1, 2 stand for −1, 0, +1.
+//! Two-bit codes, four in each byte: 0, 1, 2 stand for −1, 0, +1.
 
 use crate::error::{Error, Result};
 use crate::scaling::round_ternary;
 use crate::vectorized::vectorized;
 
-/// Errs at the first weight that is not −1, 0 or 1.
+/// Fails at the first weight that is not −1, 0 or 1.
 pub(crate) fn expect_ternary(format: &'static str, cols: usize, weights: &[i8]) -> Result<()> {
     let is_wrong = |w: i8| w.wrapping_add(1) as u8 > 2;
     // Blocks without an invalid weight, which are nearly all, are checked at memory speed.
@@ -62,8 +62,8 @@ fn quantize_run_pieces(runs: [&[f32]; 4], one: f32, out: &mut [u8]) {
     }
 }
 
-/// One code of each byte, the one at bit `shift` (0, 2, 4 or 6), as weights; whether a code 3 was
-/// met, which gives a 2.
+/// Unpacks one code of each byte, at bit `shift` (0, 2, 4 or 6), as weights. Returns whether there
+/// was a code 3, which gives a 2.
 pub(crate) fn unpack_field(bytes: &[u8], shift: usize, out: &mut [i8]) -> bool {
     match shift {
         0 => unpack_field_at::<0>(bytes, out),

@@ -1,5 +1,5 @@
-//! The formats that embeddings, heads and norms are stored in: rows of floats or of blocks with a
-//! scale, to f32 and back.
+//! The formats of embeddings, heads and norms: rows of floats or of blocks with a scale, to f32 and
+//! back.
 //!
 //! ```text
 //! Q8_0, 32 values in 34 bytes:    scale f16 | int8[32]
@@ -14,7 +14,7 @@ use crate::error::{Error, Result, expect_len, num_weights};
 use crate::group::GroupFormat;
 use crate::{kquants, q6_k};
 
-/// How a row of numbers is stored.
+/// The format of a row of numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the field's own names")]
 #[expect(non_camel_case_types, reason = "the field's own names")]
@@ -45,7 +45,7 @@ impl Dense {
         self.layout().0
     }
 
-    /// Values of a block; 1 for plain floats.
+    /// Values in a block; 1 for plain floats.
     pub fn block_len(self) -> usize {
         self.layout().1
     }
@@ -148,9 +148,9 @@ impl Dense {
     /// Stores one row, or any number of whole rows, as llama.cpp's quantizers do. bytes:
     /// `size_bytes(1, values.len())`.
     ///
-    /// F32 is exact, F16 and BF16 round half to even. A value that is not finite, or not in the
-    /// format, is an error naming its index, and so are the formats that are only read; Q4_0 is
-    /// written from ternary weights, by [`crate::q4_0::pack`].
+    /// F32 is exact, F16 and BF16 round half to even. A value that is not finite, or that the
+    /// format cannot hold, is an error naming its index. Formats that can only be read are an
+    /// error, too; Q4_0 is written from ternary weights by [`crate::q4_0::pack`].
     pub fn quantize(self, values: &[f32], bytes: &mut [u8]) -> Result<()> {
         expect_len(
             self.name(),
@@ -208,7 +208,7 @@ impl Dense {
     }
 }
 
-/// Stores halves; the index of the first that is not finite.
+/// Stores halves; returns the index of the first value that is not finite.
 fn store_halves(halves: impl Iterator<Item = (bool, [u8; 2])>, bytes: &mut [u8]) -> Option<usize> {
     let mut infinite = None;
     for (index, ((is_finite, half), b)) in halves.zip(bytes.as_chunks_mut::<2>().0).enumerate() {
@@ -220,7 +220,7 @@ fn store_halves(halves: impl Iterator<Item = (bool, [u8; 2])>, bytes: &mut [u8])
     infinite
 }
 
-/// Through small buffers, as [`dequantize_f16`].
+/// Works through small buffers, like [`dequantize_f16`].
 fn quantize_f16(values: &[f32], bytes: &mut [u8]) -> Option<usize> {
     for (chunk, (values, bytes)) in values.chunks(64).zip(bytes.chunks_mut(128)).enumerate() {
         let mut halves = [f16::ZERO; 64];
@@ -235,7 +235,8 @@ fn quantize_f16(values: &[f32], bytes: &mut [u8]) -> Option<usize> {
     None
 }
 
-/// Quantizes block by block; the index of the first value of a block that could not be.
+/// Quantizes block by block; returns the index of the first value of a block that cannot be
+/// quantized.
 fn each_row_block<const BYTES: usize, const LEN: usize>(
     values: &[f32],
     bytes: &mut [u8],
@@ -248,7 +249,7 @@ fn each_row_block<const BYTES: usize, const LEN: usize>(
 }
 
 /// The largest magnitude becomes ±127; quants are rounded half away from zero. `None` if the scale
-/// is beyond f16.
+/// is too large for f16.
 fn quantize_q8_0(values: &[f32; 32], block: &mut [u8; 34]) -> Option<()> {
     let largest = values
         .iter()
@@ -263,7 +264,7 @@ fn quantize_q8_0(values: &[f32; 32], block: &mut [u8; 34]) -> Option<()> {
     half.is_finite().then_some(())
 }
 
-/// Converts through small buffers, so that the processor's own conversion is used where it has one.
+/// Converts through small buffers, so that the processor's own conversion is used if it has one.
 fn dequantize_f16(bytes: &[u8], out: &mut [f32]) {
     for (bytes, out) in bytes.chunks(128).zip(out.chunks_mut(64)) {
         let mut halves = [f16::ZERO; 64];

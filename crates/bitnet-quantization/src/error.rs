@@ -1,6 +1,6 @@
 //! The one error of this crate: a matrix that does not fit its format, with the numbers.
 
-/// What can be wrong with packed weights.
+/// A problem with packed weights.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Error {
     /// The format cannot hold a matrix of this shape.
@@ -20,11 +20,11 @@ pub enum Error {
     Length {
         /// The format's name.
         format: &'static str,
-        /// Which slice.
+        /// The name of the slice.
         what: &'static str,
-        /// The elements it must have.
+        /// The expected number of elements.
         expected: usize,
-        /// The elements it has.
+        /// The number of elements that it has.
         found: usize,
     },
     /// A range of rows reaches past the last.
@@ -32,21 +32,21 @@ pub enum Error {
     Rows {
         /// The format's name.
         format: &'static str,
-        /// First row asked for.
+        /// First requested row.
         start: usize,
-        /// One past the last row asked for.
+        /// One past the last requested row.
         end: usize,
-        /// Rows there are.
+        /// Number of rows.
         rows: usize,
     },
-    /// Packed bits that stand for no ternary weight.
+    /// Packed bits that do not stand for a ternary weight.
     #[error("{format} code at row {row}, column {col} is {code}, which is no ternary weight")]
     Code {
         /// The format's name.
         format: &'static str,
         /// Its row.
         row: usize,
-        /// Its column, the first one of the group where a code stands for several weights.
+        /// Its column; the first one if a code stands for several weights.
         col: usize,
         /// The code as packed.
         code: u8,
@@ -63,7 +63,7 @@ pub enum Error {
         /// The weight.
         value: i8,
     },
-    /// A code that a format with scales of groups does not hold.
+    /// A code that a format with group scales cannot hold.
     #[error("code at row {row}, column {col} is {code}, which {format} does not hold")]
     GroupCode {
         /// The format's name.
@@ -78,9 +78,9 @@ pub enum Error {
     /// A weight to quantize, or a scale, is infinite or not a number.
     #[error("{what} {index} is {value}, which is not finite")]
     NotFinite {
-        /// What it is: a weight, a scale.
+        /// The kind of number: a weight, a scale.
         what: &'static str,
-        /// Its index in row-major order, or the block's.
+        /// Its index in row-major order, or the index of its block.
         index: usize,
         /// Its value.
         value: f32,
@@ -95,7 +95,7 @@ pub enum Error {
         /// The value.
         value: f32,
     },
-    /// A scale that weights cannot be divided by.
+    /// A scale by which weights cannot be divided.
     #[error("scale is {value}, expected a finite number above 0")]
     Scale {
         /// Its value.
@@ -117,7 +117,7 @@ pub enum Error {
     },
 }
 
-/// The crate's results.
+/// The result type of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// `rows · cols`, or the error that names the shape.
@@ -134,7 +134,7 @@ pub(crate) fn num_weights(format: &'static str, rows: usize, cols: usize) -> Res
     }
 }
 
-/// Errs unless a slice has the expected number of elements.
+/// Fails unless a slice has the expected number of elements.
 pub(crate) fn expect_len(
     format: &'static str,
     what: &'static str,
@@ -153,7 +153,7 @@ pub(crate) fn expect_len(
     }
 }
 
-/// Errs unless `range` lies within `rows`.
+/// Fails unless `range` lies within `rows`.
 pub(crate) fn expect_rows(
     format: &'static str,
     range: &std::ops::Range<usize>,

@@ -1,4 +1,4 @@
-//! The ternary formats as one type, for loaders that do not care which format a tensor has.
+//! All ternary formats as one type, for loaders that handle any format.
 
 use std::ops::Range;
 
@@ -11,29 +11,29 @@ use crate::scaling::{Scaling, round_rows, scale_codes};
 use crate::vectorized::vectorized;
 use crate::{hf_packed, i2_s, q4_0, tl1, tl2, tq};
 
-/// Weights that are unpacked before they are scaled: codes and floats together stay in the first
+/// Number of weights to unpack before they are scaled: codes and floats together stay in the first
 /// levels of cache.
 const BATCH_WEIGHTS: usize = 1 << 14;
-/// Rows that are fastest unpacked together: TL2's groups, and two of TL1's.
+/// Number of rows that are fastest unpacked together: a group of TL2, and two groups of TL1.
 const ROW_GROUP: usize = 32;
 
 /// A ternary format, with the parameters that files do not state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(non_camel_case_types, reason = "the field's own names")]
 pub enum TernaryFormat {
-    /// Two bits a weight, one scale a tensor.
+    /// Two bits per weight, one scale per tensor.
     I2_S(i2_s::Form),
-    /// Tiles of pairs, one scale a tensor.
+    /// Tiles of pairs, one scale per tensor.
     TL1(tl1::Tile),
-    /// Tiles of triples, one scale a tensor.
+    /// Tiles of triples, one scale per tensor.
     TL2(tl2::Tile),
-    /// Blocks of 256 with a scale each.
+    /// Blocks of 256, each with a scale.
     TQ(tq::Kind),
-    /// Blocks of 32 with a scale each.
+    /// Blocks of 32, each with a scale.
     Q4_0,
-    /// Signs or trits with a scale for each group, which must all be the same.
+    /// Signs or trits with a scale for each group; all scales must be the same.
     Group(GroupFormat),
-    /// Two bits a weight, the scale elsewhere.
+    /// Two bits per weight; the scale is stored elsewhere.
     HfPacked,
 }
 
@@ -51,7 +51,7 @@ impl TernaryFormat {
         }
     }
 
-    /// Bytes of a packed `[rows, cols]` tensor, its scale included where it is inside.
+    /// Bytes of a packed `[rows, cols]` tensor, with its scale if the format includes it.
     pub fn size_bytes(self, rows: usize, cols: usize) -> Result<usize> {
         match self {
             Self::I2_S(_) => i2_s::size_bytes(rows, cols),
@@ -93,8 +93,8 @@ impl TernaryFormat {
         }
     }
 
-    /// Packs weights −1, 0, 1 with one scale, which HfPacked leaves to the caller and TQ and Q4_0
-    /// round to f16.
+    /// Packs weights −1, 0, 1 with one scale. HfPacked leaves the scale to the caller; TQ and Q4_0
+    /// round it to f16.
     ///
     /// weights: `[rows, cols]`; out: `size_bytes(rows, cols)`.
     pub fn pack(
@@ -136,14 +136,14 @@ impl TernaryFormat {
         }
     }
 
-    /// Quantizes weights and packs them; the result is the scale, which a format that has none
-    /// inside leaves to the caller.
+    /// Quantizes weights and packs them. Returns the scale, which the caller must store if the
+    /// format does not include it.
     ///
-    /// weights: `[rows, cols]`; out: `size_bytes(rows, cols)`. In a format that has a scale a
-    /// block, blocks get the tensor's, and those that are all zeros 0. Where a scale is an f16 (in
-    /// TQ1_0 and TQ2_0; in Q4_0 an eighth of it is) it is rounded after the codes are settled: one
-    /// too large is an error, one below 3e-8 becomes 0. Reads the weights twice. Threads share out
-    /// tensors of 524,288 weights and more and change nothing in the result.
+    /// weights: `[rows, cols]`; out: `size_bytes(rows, cols)`. In a format with a scale for each
+    /// block, blocks get the tensor's scale, and blocks of zeros get 0. If a scale is an f16 (in
+    /// TQ1_0 and TQ2_0; in Q4_0 an eighth of it is), it is rounded after the codes are computed: a
+    /// scale that is too large is an error, a scale below 3e-8 becomes 0. Reads the weights twice.
+    /// Threads share tensors of at least 524,288 weights, without an effect on the result.
     pub fn quantize(
         self,
         weights: &[f32],
@@ -179,10 +179,10 @@ impl TernaryFormat {
     }
 
     /// Turns `range` of the rows into floats: weight times the scale inside the format times
-    /// `scale`, which is 1 but for [`TernaryFormat::HfPacked`], whose scale is kept elsewhere.
+    /// `scale`, which is 1 except for [`TernaryFormat::HfPacked`], whose scale is stored elsewhere.
     ///
-    /// bytes: the whole tensor; out: `[range.len(), cols]`. Threads share out 524,288 weights and
-    /// more.
+    /// bytes: the whole tensor; out: `[range.len(), cols]`. Threads share the work from 524,288
+    /// weights on.
     pub fn dequantize_rows(
         self,
         bytes: &[u8],
@@ -239,11 +239,10 @@ impl TernaryFormat {
         })
     }
 
-    /// The scale that multiplies the weights of a whole tensor; `None` where the format keeps it
-    /// elsewhere.
+    /// The scale that multiplies the weights of a whole tensor; `None` if it is stored elsewhere.
     ///
-    /// TQ1_0, TQ2_0, Q4_0 and the group formats have a scale a block: blocks that disagree are an error, for then the
-    /// tensor was not ternary with one scale before it was packed.
+    /// TQ1_0, TQ2_0, Q4_0 and the group formats have a scale for each block. Blocks with different
+    /// scales are an error: the tensor was not ternary with one scale before it was packed.
     pub fn scale(self, bytes: &[u8], rows: usize, cols: usize) -> Result<Option<f32>> {
         match self {
             Self::I2_S(_) => i2_s::scale(bytes, rows, cols).map(Some),
@@ -260,7 +259,7 @@ impl TernaryFormat {
 }
 
 vectorized! {
-    /// [`scale_codes`] for many codes.
+    /// [`scale_codes`], compiled for each instruction set.
     fn scale_rows<'a>(codes: &'a [i8], scale: f32, out: &'a mut [f32]) -> () {
         scale_codes(codes, scale, out);
     }

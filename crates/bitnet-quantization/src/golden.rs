@@ -1,5 +1,4 @@
-//! The golden byte strings of the formats, and the generator of the weights that they were made
-//! from.
+//! The golden byte strings of the formats, and the generator of the weights behind them.
 
 use sha2::{Digest, Sha256};
 

@@ -1,4 +1,4 @@
-//! Formats with a scale for each group of columns: signs and trits, codes and scales apart.
+//! Formats with a scale for each group of columns: signs and trits; codes and scales are separate.
 //!
 //! ```text
 //! Q1_0,   128 weights in 18 bytes:  d f16 | bits[16]            weight j is bit j%8 of byte j/8: 1 → +d, 0 → −d
@@ -21,20 +21,20 @@ use crate::tq::{self, decode_part, encode_part};
 /// A format with a scale for each group of columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GroupFormat {
-    /// Signs, groups of 128, 1.125 bits a weight.
+    /// Signs, groups of 128, 1.125 bits per weight.
     Q1_0,
-    /// Two bits, groups of 64, 2.25 bits a weight.
+    /// Two bits, groups of 64, 2.25 bits per weight.
     Q2_0,
-    /// Two bits, groups of 128, 2.125 bits a weight.
+    /// Two bits, groups of 128, 2.125 bits per weight.
     PQ2_0,
-    /// Trits, groups of 128, 1.75 bits a weight.
+    /// Trits, groups of 128, 1.75 bits per weight.
     PTQ1_0,
     /// Trits, groups of 256.
     TQ(tq::Kind),
 }
 
 impl GroupFormat {
-    /// All of them.
+    /// All formats.
     pub const ALL: [Self; 6] = [
         Self::Q1_0,
         Self::Q2_0,
@@ -74,7 +74,7 @@ impl GroupFormat {
         }
     }
 
-    /// The least and the largest code.
+    /// The smallest and the largest code.
     pub fn codes(self) -> (i8, i8) {
         match self {
             Self::Q2_0 | Self::PQ2_0 => (-1, 2),
@@ -142,7 +142,7 @@ impl GroupFormat {
         Ok(())
     }
 
-    /// The scale of all groups; scales that differ are an error with both.
+    /// The common scale of all groups; different scales are an error that names both.
     pub fn scale(self, bytes: &[u8], rows: usize, cols: usize) -> Result<f32> {
         if let Self::TQ(kind) = self {
             return tq::uniform_scale(kind.name(), &kind.scales(bytes, rows, cols)?);
@@ -207,9 +207,9 @@ impl GroupFormat {
         (least..=largest).contains(&code) && (self != Self::Q1_0 || code != 0 || scale == 0.0)
     }
 
-    /// Rounds weights to codes and packs them, as the reference quantizers do: Q1_0 takes the mean
-    /// magnitude of a group for its scale and the signs, the others the largest magnitude and round
-    /// half away from zero.
+    /// Rounds weights to codes and packs them, as the reference quantizers do: Q1_0 takes the
+    /// signs, and the mean magnitude of a group as its scale; the others take the largest magnitude
+    /// as the scale and round half away from zero.
     ///
     /// weights: `[rows, cols]`; out: `size_bytes(rows, cols)`.
     pub fn quantize(self, weights: &[f32], rows: usize, cols: usize, out: &mut [u8]) -> Result<()> {
@@ -237,7 +237,8 @@ impl GroupFormat {
 
     /// Turns whole groups into f32. bytes: `size_bytes(1, out.len())`.
     ///
-    /// Nothing is checked: a scale that is not finite gives such values, and a code 3 gives 2d.
+    /// There are no checks: a scale that is not finite gives values that are not finite, and a code
+    /// 3 gives 2d.
     pub(crate) fn dequantize(self, bytes: &[u8], out: &mut [f32]) {
         let mut codes = [0; tq::BLOCK_LEN];
         let codes = &mut codes[..self.group_len()];
@@ -306,8 +307,8 @@ impl GroupFormat {
     }
 }
 
-/// Errs at a code 3, and makes the codes of groups whose scale is 0 zeros, so that they are the
-/// ternary weights of a tensor with one scale. first: the row that the codes begin with.
+/// Fails at a code 3. Makes the codes of groups whose scale is 0 zero, so that all codes are the
+/// ternary weights of a tensor with one scale. first: the row of the first code.
 pub(crate) fn expect_trits(
     format: GroupFormat,
     first: usize,
@@ -330,10 +331,10 @@ pub(crate) fn expect_trits(
     Ok(())
 }
 
-/// Turns a tensor of one format into another, code by code and scale by scale.
+/// Converts a tensor to another format, code by code and scale by scale.
 ///
-/// bytes, out: `size_bytes(rows, cols)` of `from` and `to`. Nothing is lost: a code that `to` does
-/// not hold is an error, and so are scales that differ within a longer group. A group of zeros
+/// bytes, out: `size_bytes(rows, cols)` of `from` and `to`. Nothing is lost: a code that `to`
+/// cannot hold is an error, and so are different scales within a longer group. A group of zeros
 /// agrees with any scale.
 pub fn repack(
     from: GroupFormat,
@@ -416,7 +417,7 @@ fn regroup(
         .collect()
 }
 
-/// The mean magnitude, summed from first to last, and the signs; 0 is positive.
+/// The mean magnitude, summed from first to last, and the signs; 0 counts as positive.
 fn mean_and_signs(weights: &[f32], codes: &mut [i8]) -> f32 {
     for (code, weight) in codes.iter_mut().zip(weights) {
         *code = if *weight >= 0.0 { 1 } else { -1 };
@@ -424,7 +425,7 @@ fn mean_and_signs(weights: &[f32], codes: &mut [i8]) -> f32 {
     weights.iter().fold(0.0, |sum, weight| sum + weight.abs()) / weights.len() as f32
 }
 
-/// The largest magnitude, and weights over it, rounded half away from zero.
+/// The largest magnitude, and the weights divided by it, rounded half away from zero.
 fn largest_and_codes(weights: &[f32], codes: &mut [i8]) -> f32 {
     let largest = weights
         .iter()

@@ -1,5 +1,5 @@
-//! The packed form of Hugging Face safetensors: uint8 `[rows / 4, cols]`, the scale in a tensor of
-//! its own.
+//! The packed form of Hugging Face safetensors: uint8 `[rows / 4, cols]`, with the scale in a
+//! separate tensor.
 //!
 //! ```text
 //! packed row i, bits 2g and 2g+1 of each byte:  row g · rows/4 + i,  as code 0, 1, 2 for −1, 0, +1
@@ -16,7 +16,7 @@ use crate::scaling::Rounding;
 
 const FORMAT: &str = "packed uint8";
 
-/// Bytes of a `[rows, cols]` matrix: two bits a weight.
+/// Bytes of a `[rows, cols]` matrix: two bits per weight.
 pub fn size_bytes(rows: usize, cols: usize) -> Result<usize> {
     let n = num_weights(FORMAT, rows, cols)?;
     if !rows.is_multiple_of(4) {

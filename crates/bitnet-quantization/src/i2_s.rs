@@ -1,4 +1,4 @@
-//! I2_S: two bits a weight, one f32 scale a tensor; the form of Microsoft's published models.
+//! I2_S: two bits per weight, one f32 scale per tensor; the format of Microsoft's published models.
 //!
 //! Codes 0, 1, 2 stand for −1, 0, +1. All forms have the same size and keep the scale behind the
 //! codes:
@@ -10,8 +10,7 @@
 //!
 //! codes: rows · cols / 4 bytes | scale: f32 | padding: 28 bytes
 //! ```
-//! Nothing in a file says which form it has; [`likely_form`] tells them apart by the dead neurons
-//! of a layer.
+//! No file states its form; [`likely_form`] distinguishes the forms by the dead neurons of a layer.
 
 use std::fmt;
 use std::ops::Range;
@@ -43,7 +42,7 @@ impl Form {
     /// All forms, the usual one first.
     pub const ALL: [Self; 3] = [Self::Block128, Self::Block64, Self::Row4];
 
-    /// The name that options and messages use.
+    /// Its name in options and messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Block128 => "block128",
@@ -70,7 +69,7 @@ impl FromStr for Form {
     }
 }
 
-/// Bytes of a `[rows, cols]` tensor: two bits a weight, then the scale and its padding.
+/// Bytes of a `[rows, cols]` tensor: two bits per weight, then the scale and its padding.
 pub fn size_bytes(rows: usize, cols: usize) -> Result<usize> {
     let n = num_weights(FORMAT, rows, cols)?;
     if !n.is_multiple_of(4) {
@@ -95,7 +94,7 @@ pub fn scale(bytes: &[u8], rows: usize, cols: usize) -> Result<f32> {
 /// Unpacks `range` of the rows of a tensor into weights −1, 0, 1.
 ///
 /// bytes: the whole tensor, `size_bytes(rows, cols)`; out: `[range.len(), cols]`. The code 3, which
-/// nothing writes, is an error naming its place.
+/// no program writes, is an error naming its place.
 pub fn unpack_rows(
     bytes: &[u8],
     form: Form,
@@ -192,7 +191,7 @@ pub(crate) fn quantize(
     })
 }
 
-/// The form under which a layer's dead neurons make sense, if one stands out.
+/// The form that explains a layer's dead neurons, if one clearly does.
 ///
 /// A trained feed-forward layer has neurons whose gate row, up row and down column are all zero.
 /// Rows are zero in blocks of 128 and of 64 alike, but the columns of `down` point at the same
@@ -273,8 +272,8 @@ fn expect_shape(form: Form, rows: usize, cols: usize) -> Result<()> {
 }
 
 vectorized! {
-    /// Unpacks from weight `start` on until `out` is full, through blocks of `LEN` bytes; whether a
-    /// code 3 was met, which leaves a 2. Rows need not begin at a block's border.
+    /// Unpacks from weight `start` on until `out` is full, through blocks of `LEN` bytes. Returns
+    /// whether there was a code 3, which gives a 2. Rows need not begin at a block's border.
     fn unpack_blocks<'a, const LEN: usize>(codes: &'a [u8], start: usize, out: &'a mut [i8]) -> bool {
         let (blocks, _) = codes.as_chunks::<LEN>();
         let mut blocks = blocks[start / (4 * LEN)..].iter();

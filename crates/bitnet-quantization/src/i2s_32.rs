@@ -1,11 +1,11 @@
-//! I2S-32: blocks of 32 weights of one row in ten bytes, two bits a weight and a scale a block.
+//! I2S-32: blocks of 32 weights of one row in ten bytes, two bits per weight and a scale per block.
 //!
 //! Codes are in two's complement: 0, 1, 2, 3 stand for 0, 1, −2, −1.
 //!
 //! ```text
 //! block, 10 bytes:  byte i < 8 holds weights 4i … 4i+3, the first in the low bits | scale: f16
 //! ```
-//! A row whose length is no multiple of 32 ends in a block that is filled up with zeros.
+//! If the length of a row is not a multiple of 32, zeros fill its last block.
 
 use bitnet_kernels::Pool;
 use half::f16;
@@ -17,11 +17,11 @@ use crate::scaling::{Scaling, max_bits, moved, not_finite, round_signed};
 use crate::vectorized::vectorized;
 
 const FORMAT: &str = "I2S-32";
-/// Weights of a block.
+/// Weights in a block.
 pub const BLOCK_LEN: usize = 32;
-/// Bytes of a block.
+/// Bytes in a block.
 pub const BLOCK_BYTES: usize = 10;
-/// Blocks whose scales are converted at once.
+/// Number of blocks whose scales are converted at once.
 const BATCH: usize = 16;
 
 /// Bytes of a `[rows, cols]` tensor.
@@ -30,11 +30,11 @@ pub fn size_bytes(rows: usize, cols: usize) -> Result<usize> {
     Ok(num_weights(FORMAT, rows, cols.next_multiple_of(BLOCK_LEN))? / BLOCK_LEN * BLOCK_BYTES)
 }
 
-/// Quantizes weights, each block by a scale of its own.
+/// Quantizes weights, each block with its own scale.
 ///
-/// weights: `[rows, cols]`; out: `size_bytes(rows, cols)`. Codes are settled by the scale as
-/// measured, which is then rounded to f16: one above 65504 is an error, one below 3e-8 becomes 0
-/// and its block zeros.
+/// weights: `[rows, cols]`; out: `size_bytes(rows, cols)`. The measured scale decides the codes and
+/// is then rounded to f16. A scale above 65504 is an error; a scale below 3e-8 becomes 0, and its
+/// block becomes zeros.
 pub fn quantize(
     weights: &[f32],
     rows: usize,
@@ -88,7 +88,7 @@ vectorized! {
     }
 }
 
-/// Quantizes up to [`BATCH`] blocks. first: the index of the first one.
+/// Quantizes up to [`BATCH`] blocks. first: the index of the first block.
 #[inline(always)]
 fn quantize_blocks(
     blocks: &[[f32; BLOCK_LEN]],
@@ -138,7 +138,7 @@ vectorized! {
     }
 }
 
-/// Dequantizes up to [`BATCH`] blocks. first: the index of the first one.
+/// Dequantizes up to [`BATCH`] blocks. first: the index of the first block.
 #[inline(always)]
 fn dequantize_blocks(
     blocks: &[[u8; BLOCK_BYTES]],
@@ -176,8 +176,8 @@ fn dequantize_blocks(
     Ok(())
 }
 
-/// Packs codes −2, −1, 0, 1, four a byte, the first in the low bits. codes: four for each byte of
-/// `out`.
+/// Packs codes −2, −1, 0, 1, four in each byte, the first in the low bits. codes: four for each
+/// byte of `out`.
 #[inline(always)]
 pub(crate) fn pack_codes(codes: &[i8], out: &mut [u8]) {
     for (byte, codes) in out.iter_mut().zip(codes.as_chunks::<4>().0) {

@@ -1,4 +1,4 @@
-//! The block formats of llama.cpp that tables are read from and never written in.
+//! The block formats of llama.cpp that this crate reads but does not write.
 //!
 //! ```text
 //! Q4_1,   32 values in 20 bytes:   d f16 | m f16 | nibbles[16]                       value d·q + m
@@ -16,7 +16,7 @@
 //! in Q4_K and Q5_K, in a run of 64, the high half of byte j is value j + 32. Two-bit codes as in
 //! TQ2_0: in a half of 128 values bits 2s of byte j are value 32·s + j.
 //!
-//! The products are rounded in llama.cpp's order, so the values are its very bits.
+//! The products are rounded in llama.cpp's order, so the values have the same bits.
 
 use half::f16;
 
@@ -31,7 +31,7 @@ fn f16_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
-/// Nibble `i` of a run of 32 values.
+/// Nibble of value `i` in a run of 32 values.
 fn nibble(bytes: &[u8], i: usize) -> u8 {
     bytes[i % 16] >> (4 * (i / 16)) & 15
 }
@@ -155,7 +155,7 @@ pub(crate) fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
     });
 }
 
-/// head: d, dmin and the packed scales; code: the code of value i of a run.
+/// head: d, dmin and the packed scales; code: a function that gives the code of value i of a run.
 fn each_run_of_k(head: &[u8], out: &mut [f32; 256], code: impl Fn(usize, usize) -> u8) {
     let (d, dmin) = (f16_at(head, 0), f16_at(head, 2));
     for (run, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {

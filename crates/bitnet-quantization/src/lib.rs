@@ -1,9 +1,9 @@
 //! FORMATS: the ternary and embedding formats: sizes, pack, unpack, quantize, dequantize.
 //!
 //! Slices in, slices out. Every function checks its slices against the shape with checked
-//! arithmetic, so bytes from a file can be given as they are; what does not fit is an [`Error`]
-//! with the numbers. Ternary formats unpack to `i8` weights −1, 0, 1, some rows at a time, so that
-//! a loader repacks a matrix through a buffer that stays in cache.
+//! arithmetic, so the bytes of a file need no checks before; a slice that does not fit is an
+//! [`Error`] with the numbers. Ternary formats unpack to `i8` weights −1, 0, 1, some rows at a
+//! time, so that a loader can repack a matrix through a buffer that stays in cache.
 //!
 //! Matrices are `[rows, cols]`: output rows of `cols` contiguous weights.
 

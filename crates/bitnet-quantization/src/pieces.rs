@@ -1,4 +1,4 @@
-//! Large tensors in pieces, which threads take one after the other.
+//! Splits large tensors into pieces, which threads take one after the other.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -6,18 +6,18 @@ use bitnet_kernels::Pool;
 
 use crate::error::{Error, Result};
 
-/// Weights of a piece where a format does not say otherwise: floats and codes together stay in a
+/// Number of weights in a piece unless a format says otherwise: floats and codes together stay in a
 /// core's cache.
 pub(crate) const PIECE_WEIGHTS: usize = 1 << 16;
 
-/// The size from which on several threads pay: waking parked ones takes some 80 µs, in which one
-/// core quantizes or dequantizes half a million weights of the fastest formats.
+/// Minimum size for which several threads are worth it: waking parked ones takes some 80 µs, and in
+/// that time one core quantizes or dequantizes half a million weights of the fastest formats.
 pub(crate) const PARALLEL_MIN_WEIGHTS: usize = 1 << 19;
 
-/// The rows that a tensor of blocks is cut into, as (weights, bytes) of each.
+/// The (weights, bytes) of each row into which a tensor of blocks is cut.
 ///
-/// Where blocks fill the rows, the rows' borders do not matter, and pieces are as long as suits the
-/// cache.
+/// If blocks fill the rows, the borders of rows do not matter, and the size of the cache decides
+/// the length of a piece.
 pub(crate) fn block_rows(
     rows: usize,
     cols: usize,
@@ -32,10 +32,9 @@ pub(crate) fn block_rows(
     (len, len.div_ceil(block_len) * block_bytes)
 }
 
-/// Calls `work(index, piece)` for each piece, on all threads if the tensor they make up is large
-/// enough.
+/// Calls `work(index, piece)` for each piece, on all threads if the whole tensor is large enough.
 ///
-/// Of several errors the first piece's is returned, so threads change nothing.
+/// If several pieces fail, the error of the first one is returned, so threads change nothing.
 pub(crate) fn for_each_piece<P: Send>(
     pool: &Pool,
     num_weights: usize,

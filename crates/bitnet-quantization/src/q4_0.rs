@@ -1,14 +1,13 @@
-//! Q4_0 that holds ternary weights: llama.cpp's blocks of 32 weights of one row, when a ternary
-//! model was put through it.
+//! Q4_0 with ternary weights: blocks of 32 weights of one row, as llama.cpp's quantizer writes a
+//! ternary model.
 //!
 //! ```text
 //! block, 18 bytes:  scale d as f16 | byte j holds weights j (low) and j+16 (high), plus 8
 //! ```
 //! The quantizer takes d so that the first weight of the largest magnitude becomes −8, so ternary
-//! weights ±s come out as −8d and, clamped, +7d, with s = 8·|d|. Read by those two numbers the
-//! weights would be lopsided; this reader restores ±s. A writer that takes d = s itself
-//! leaves −1, 0, +1, which are read too. Whatever else a block holds was not ternary and is an
-//! error.
+//! weights ±s come out as −8d and, clamped, +7d, with s = 8·|d|. As plain Q4_0 the two signs would
+//! have different magnitudes; this reader restores ±s. A writer that takes d = s itself stores −1,
+//! 0, +1, which can be read, too. All other values were not ternary and are an error.
 
 use std::ops::Range;
 
@@ -32,8 +31,8 @@ pub fn size_bytes(rows: usize, cols: usize) -> Result<usize> {
     Dense::Q4_0.size_bytes(rows, cols)
 }
 
-/// The scale of all blocks, which multiplies the weights; blocks that differ are an error with both
-/// scales.
+/// The scale of all blocks, which multiplies the weights; blocks that differ are an error that
+/// names both scales.
 pub fn scale(bytes: &[u8], rows: usize, cols: usize) -> Result<f32> {
     expect_len(FORMAT, "tensor", bytes.len(), size_bytes(rows, cols)?)?;
     let magnitudes: Vec<f32> = bytes
@@ -94,8 +93,8 @@ pub fn unpack_rows(
     Ok(())
 }
 
-/// Packs weights −1, 0, 1 as llama.cpp's quantizer does weights of ±`scale`; an eighth of the scale
-/// is rounded to f16.
+/// Packs weights −1, 0, 1 as llama.cpp's quantizer packs weights of ±`scale`; an eighth of the
+/// scale is rounded to f16.
 ///
 /// weights: `[rows, cols]`; out: `size_bytes(rows, cols)`.
 pub fn pack(weights: &[i8], rows: usize, cols: usize, scale: f32, out: &mut [u8]) -> Result<()> {
@@ -160,8 +159,8 @@ fn code(block: &[u8; BLOCK_BYTES], i: usize) -> u8 {
     block[2 + i % 16] >> (4 * (i / 16)) & 15
 }
 
-/// What the largest weight of the block is in units of d: 8 as llama.cpp writes it, 1 if nothing is
-/// above 1.
+/// The magnitude of the block's largest weight in units of d: 8 as llama.cpp writes it, 1 if no
+/// weight exceeds 1.
 fn unit(block: &[u8; BLOCK_BYTES]) -> i8 {
     if (0..BLOCK_LEN).all(|i| (7..=9).contains(&code(block, i))) {
         1

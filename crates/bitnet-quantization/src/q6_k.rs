@@ -1,25 +1,26 @@
-//! Values to Q6_K blocks, the very bytes that llama.cpp's quantizer makes as it is written.
+//! Quantizes values to Q6_K blocks, with the same bytes as llama.cpp's quantizer.
 //!
-//! A run of 16 values gets a scale of its own. Rounding by the largest magnitude alone is not best,
-//! so nineteen scales near it are tried and the one kept whose least-squares fit, weighted by the
-//! square of each value, leaves the least error.
+//! Each run of 16 values has its own scale. Rounding by the largest magnitude alone is not best, so
+//! the quantizer tries nineteen scales near it and keeps the one with the smallest squared error,
+//! weighted by the square of each value.
 
 use half::f16;
 
-/// Below this a run counts as zero.
+/// A run with smaller magnitudes counts as zero.
 const MAGNITUDE_MIN: f32 = 1e-15;
-/// Above this a value is beyond any scale, and the sums would leave f32.
+/// A value above this is too large for any scale, and the sums would exceed f32.
 const MAGNITUDE_MAX: f32 = 1e9;
-/// Values of a run.
+/// Values in a run.
 const RUN: usize = 16;
-/// Six bits: quants from −32 to 31.
+/// Quants have six bits: −32 to 31.
 const QUANT_MAX: f32 = 32.0;
-/// The scales tried, as shifts of [`QUANT_MAX`] in tenths: none first, then the others ascending.
+/// The scales to try, as shifts of [`QUANT_MAX`] in tenths: first no shift, then the others
+/// ascending.
 const SHIFTS: [i8; 19] = [
     0, -9, -8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8, 9,
 ];
 
-/// Quantizes one block. `None` where a value is too large for its f16 scale; values must be finite.
+/// Quantizes one block. `None` if a value is too large for the f16 scale; values must be finite.
 pub(crate) fn quantize(values: &[f32; 256], block: &mut [u8; 210]) -> Option<()> {
     if values.iter().any(|x| x.abs() > MAGNITUDE_MAX) {
         return None;
@@ -69,7 +70,7 @@ pub(crate) fn quantize(values: &[f32; 256], block: &mut [u8; 210]) -> Option<()>
     Some(())
 }
 
-/// The scale of a run and its quants under it.
+/// The best scale of a run, and the quants with it.
 fn best_scale(run: &[f32; RUN]) -> (f32, [i8; RUN]) {
     let mut largest = 0.0f32;
     for x in run {
@@ -112,8 +113,8 @@ fn best_scale(run: &[f32; RUN]) -> (f32, [i8; RUN]) {
     )
 }
 
-/// Half to even, for magnitudes below 2²²; unlike the library's function it is one addition and one
-/// subtraction.
+/// Rounds half to even, for magnitudes below 2²²; unlike the library's function it takes one
+/// addition and one subtraction.
 fn round(x: f32) -> f32 {
     const MAGIC: f32 = 12_582_912.0;
     (x + MAGIC) - MAGIC

@@ -1,4 +1,4 @@
-//! QK256: blocks of 256 weights of one row in 64 bytes, two bits a weight; the scale is kept
+//! QK256: blocks of 256 weights of one row in 64 bytes, two bits per weight; the scale is stored
 //! elsewhere.
 //!
 //! The codes of [`i2s_32`](crate::i2s_32), in two's complement: 0, 1, 2, 3 stand for 0, 1, −2, −1.
@@ -6,7 +6,7 @@
 //! ```text
 //! block, 64 bytes:  byte i holds weights 4i … 4i+3, the first in the low bits
 //! ```
-//! A row whose length is no multiple of 256 ends in a block that is filled up with zeros.
+//! If the length of a row is not a multiple of 256, zeros fill its last block.
 
 use bitnet_kernels::Pool;
 
@@ -17,9 +17,9 @@ use crate::scaling::{Rounding, Scaling, round_signed, scale_codes};
 use crate::vectorized::vectorized;
 
 const FORMAT: &str = "QK256";
-/// Weights of a block.
+/// Weights in a block.
 pub const BLOCK_LEN: usize = 256;
-/// Bytes of a block.
+/// Bytes in a block.
 pub const BLOCK_BYTES: usize = 64;
 
 /// Bytes of a `[rows, cols]` tensor.
@@ -28,7 +28,7 @@ pub fn size_bytes(rows: usize, cols: usize) -> Result<usize> {
     Ok(num_weights(FORMAT, rows, cols.next_multiple_of(BLOCK_LEN))? / BLOCK_LEN * BLOCK_BYTES)
 }
 
-/// Quantizes weights and returns the scale of the tensor, which is to be kept elsewhere.
+/// Quantizes weights and returns the scale of the tensor, which the caller must store.
 ///
 /// weights: `[rows, cols]`; out: `size_bytes(rows, cols)`.
 pub fn quantize(

@@ -1,8 +1,8 @@
-//! How float weights become codes and a scale: what the scale is, and from which magnitude on a
-//! weight is ±1.
+//! How float weights become codes and a scale: the scale, and the smallest magnitude that becomes
+//! ±1.
 //!
-//! Every quantizer ends as thresholds, so all formats share one loop of comparisons, and no product
-//! is rounded in it.
+//! Every quantizer comes down to thresholds, so all formats share one loop of comparisons, in which
+//! no product is rounded.
 
 use bitnet_kernels::Pool;
 
@@ -11,21 +11,21 @@ use crate::error::{Error, Result};
 use crate::pieces::{PIECE_WEIGHTS, for_each_piece};
 use crate::vectorized::vectorized;
 
-/// Where a scale comes from. It is measured over what shares it: the whole tensor, or the block in
-/// I2S-32.
+/// The source of a scale. It is measured over the weights that share it: the whole tensor, or a
+/// block in I2S-32.
 ///
-/// A weight that is not finite is an error. Denormal weights are weights like any other;
-/// [`Scaling::AbsMean`] turns magnitudes below 5e-6 to 0.
+/// A weight that is not finite is an error. Denormal weights are not special. [`Scaling::AbsMean`]
+/// turns magnitudes below 5e-6 to 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Scaling {
     /// The quantizer of BitNet b1.58: `s = 1 / max(mean|w|, 1e-5)`, code `round(w · s)` with ties
     /// to even, limited to −1…1; the scale is `1 / s`.
     AbsMean,
-    /// The scale is max|w|, and weights of at least half of it are ±1: exact for weights that are
-    /// ternary times any scale. The scale of zeros is 0.
+    /// The scale is max|w|, and weights of at least half of it are ±1: exact for ternary weights
+    /// times any scale. The scale of zeros is 0.
     AbsMax,
-    /// This scale, finite and above 0, and each weight's nearest code, ties to the even one.
-    /// Formats with a code −2 use it.
+    /// A given scale, finite and above 0; each weight gets the nearest code, ties go to the even
+    /// one. Formats with a code −2 use it.
     Given(f32),
 }
 
@@ -33,9 +33,9 @@ pub enum Scaling {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Rounding {
     pub scale: f32,
-    /// The smallest magnitude that is ±1.
+    /// The smallest magnitude that becomes ±1.
     pub one: f32,
-    /// −2 stands for weights of at most the negative of this, where there is such a code.
+    /// Weights of at most minus this become −2, if the format has that code.
     pub two: f32,
 }
 
@@ -136,7 +136,7 @@ pub(crate) fn round_ternary(weights: &[f32], one: f32, out: &mut [i8]) {
 }
 
 vectorized! {
-    /// [`round_ternary`] for many weights.
+    /// [`round_ternary`] for many rows.
     pub(crate) fn round_rows<'a>(weights: &'a [f32], one: f32, out: &'a mut [i8]) -> () {
         round_ternary(weights, one, out);
     }
@@ -175,14 +175,13 @@ vectorized! {
     }
 }
 
-/// The largest bits without the sign: magnitudes in their order, then infinity, then what is not a
-/// number.
+/// The largest bits without the sign: these order magnitudes, then infinity, then NaN.
 #[inline(always)]
 pub(crate) fn max_bits(weights: &[f32]) -> u32 {
     weights.iter().fold(0, |max, w| max.max(w.abs().to_bits()))
 }
 
-/// The error that names the first weight that is infinite or not a number.
+/// The error for the first weight that is infinite or NaN.
 #[cold]
 pub(crate) fn not_finite(weights: &[f32]) -> Error {
     let found = weights.iter().enumerate().find(|(_, w)| !w.is_finite());
@@ -194,7 +193,7 @@ pub(crate) fn not_finite(weights: &[f32]) -> Error {
     }
 }
 
-/// An error of a part of a tensor, as one of the whole. first: where the part begins.
+/// An error about a part of a tensor, as an error about the whole. first: where the part begins.
 pub(crate) fn moved(error: Error, first: usize) -> Error {
     match error {
         Error::NotFinite { what, index, value } => Error::NotFinite {

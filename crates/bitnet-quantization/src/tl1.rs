@@ -1,4 +1,4 @@
-//! TL1: pairs of weights as 4-bit indices, in tiles for table lookup on ARM; one f32 scale a
+//! TL1: pairs of weights as 4-bit indices, in tiles for table lookup on ARM; one f32 scale per
 //! tensor.
 //!
 //! The index of the pair (a, b) is `3a + b + 4`, 0 to 8. Sixteen bytes hold four columns of sixteen
@@ -12,7 +12,7 @@
 //!
 //! indices: rows · cols / 4 bytes | scale: f32 | padding: 28 bytes
 //! ```
-//! The tile is not in the file: it was chosen when the program that wrote it was built.
+//! No file states the tile: it was chosen when the writing program was built.
 
 use std::ops::Range;
 
@@ -27,7 +27,7 @@ const FORMAT: &str = "TL1";
 /// Rows that share a run of sixteen bytes.
 const GROUP: usize = 16;
 
-/// How a TL1 tensor is cut up.
+/// The tile of a TL1 tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tile {
     /// BM: rows of a tile.
@@ -64,7 +64,7 @@ const KNOWN: [((usize, usize), Tile); 10] = [
 ];
 
 impl Tile {
-    /// The tile that the published models of this shape were written with.
+    /// The tile of the published models with this shape.
     pub fn known(rows: usize, cols: usize) -> Option<Self> {
         KNOWN
             .iter()
@@ -72,9 +72,9 @@ impl Tile {
             .map(|(_, tile)| *tile)
     }
 
-    /// The tile to write a matrix of this shape with: the known one, else tiles of up to 256 rows
-    /// and blocks of up to 128 columns that divide it. `None` if TL1 cannot hold the shape: rows
-    /// and columns must be multiples of 32 and 8, of 64 and 4, or of 16 both.
+    /// The tile for writing a matrix of this shape: the known one, else tiles of up to 256 rows and
+    /// blocks of up to 128 columns that divide it. `None` if TL1 cannot hold the shape: rows and
+    /// columns must be multiples of 32 and 8, of 64 and 4, or both of 16.
     pub fn choose(rows: usize, cols: usize) -> Option<Self> {
         Self::known(rows, cols).or_else(|| {
             [32, 64, 16].into_iter().find_map(|inner_rows| {
@@ -89,7 +89,7 @@ impl Tile {
         })
     }
 
-    /// Errs unless the tile divides a `[rows, cols]` matrix.
+    /// Fails unless the tile divides a `[rows, cols]` matrix.
     fn expect_divides(self, rows: usize, cols: usize) -> Result<()> {
         let Self {
             tile_rows,
@@ -119,8 +119,8 @@ impl Tile {
         })
     }
 
-    /// Calls `visit(byte, col)` for each run of sixteen bytes of a group of sixteen rows: where the
-    /// run begins, and the first of its four columns.
+    /// Calls `visit(byte, col)` for each run of sixteen bytes of a group of sixteen rows: the
+    /// position of the run, and its first of four columns.
     fn for_each_run(self, cols: usize, group: usize, mut visit: impl FnMut(usize, usize)) {
         let Self {
             tile_rows,
@@ -149,7 +149,8 @@ impl Tile {
         }
     }
 
-    /// Packs sixteen rows. weights: `[16, cols]`; group: which of the tile; codes: of the tile.
+    /// Packs sixteen rows. weights: `[16, cols]`; group: its index in the tile; codes: the tile's
+    /// codes.
     fn pack_group(self, weights: &[i8], cols: usize, group: usize, codes: &mut [u8]) {
         self.for_each_run(cols, group, |byte, col| {
             for (i, b) in codes[byte..byte + GROUP].iter_mut().enumerate() {
@@ -168,7 +169,7 @@ pub(crate) fn largest_divisor(n: usize, unit: usize, max: usize) -> Option<usize
         .find(|divisor| n > 0 && n.is_multiple_of(*divisor))
 }
 
-/// Bytes of a `[rows, cols]` tensor: two bits a weight, then the scale and its padding.
+/// Bytes of a `[rows, cols]` tensor: two bits per weight, then the scale and its padding.
 pub fn size_bytes(rows: usize, cols: usize) -> Result<usize> {
     let n = num_weights(FORMAT, rows, cols)?;
     if !n.is_multiple_of(4) {
@@ -192,7 +193,7 @@ pub fn scale(bytes: &[u8], rows: usize, cols: usize) -> Result<f32> {
 
 /// Unpacks `range` of the rows of a tensor into weights −1, 0, 1.
 ///
-/// bytes: the whole tensor, `size_bytes(rows, cols)`; out: `[range.len(), cols]`. Fastest where the
+/// bytes: the whole tensor, `size_bytes(rows, cols)`; out: `[range.len(), cols]`. Fastest if the
 /// range begins and ends at multiples of sixteen. An index above 8 is an error naming its place.
 pub fn unpack_rows(
     bytes: &[u8],
@@ -242,8 +243,8 @@ pub fn pack(
 }
 
 /// Packs `range` of the rows, which begins and ends at multiples of sixteen, and the scale into a
-/// tensor's bytes; other rows stay. weights: `[range.len(), cols]`; out: the whole tensor,
-/// `size_bytes(rows, cols)`.
+/// tensor's bytes; other rows stay unchanged. weights: `[range.len(), cols]`; out: the whole
+/// tensor, `size_bytes(rows, cols)`.
 pub fn pack_rows(
     weights: &[i8],
     tile: Tile,
@@ -306,8 +307,8 @@ pub(crate) fn pair_index(a: i8, b: i8) -> u8 {
     (3 * a + b + 4) as u8
 }
 
-/// The four weights of a byte: the pair of its high nibble, then that of its low one. Of an index
-/// above 8 the first of the pair is above 1.
+/// The four weights of a byte: the pair of its high nibble, then the pair of its low nibble. For an
+/// index above 8, the first weight of the pair is above 1.
 pub(crate) static QUADS: [[i8; 4]; 256] = {
     let mut quads = [[0; 4]; 256];
     let mut byte = 0;
@@ -324,7 +325,7 @@ pub(crate) static QUADS: [[i8; 4]; 256] = {
     quads
 };
 
-/// The column and index of the first pair that [`QUADS`] gave no weights for.
+/// The column and index of the first pair for which [`QUADS`] has no weights.
 pub(crate) fn wrong_pair(weights: &[i8]) -> Option<(usize, u8)> {
     if !weights.iter().fold(false, |wrong, &w| wrong | (w > 1)) {
         return None;

@@ -1,8 +1,8 @@
 //! TL2: triples of weights as a 4-bit index and a sign bit, in tiles for table lookup on x86; one
-//! f32 scale a tensor.
+//! f32 scale per tensor.
 //!
-//! The triple (a, b, c) is `v = 9a + 3b + c`, −13 to 13, kept as |v| and a sign. Columns beyond the
-//! last whole block of BK, a multiple of 32, are kept in pairs as in TL1 (`3a + b + 4`).
+//! The triple (a, b, c) is `v = 9a + 3b + c`, −13 to 13, stored as |v| and a sign. Columns beyond
+//! the last whole block of BK, a multiple of 32, are stored in pairs as in TL1 (`3a + b + 4`).
 //!
 //! ```text
 //! triples:  32 bytes hold six columns of 32 rows; high nibble: the first triple, low nibble: the second
@@ -14,7 +14,7 @@
 //!
 //! triples | signs | pairs | zeros up to the reserved size | scale: f32 | padding: 28 bytes
 //! ```
-//! The tile is not in the file: it was chosen when the program that wrote it was built.
+//! No file states the tile: it was chosen when the writing program was built.
 
 use std::ops::Range;
 
@@ -34,7 +34,7 @@ const TRIPLE_UNIT: usize = 24;
 /// Columns of a block of pairs.
 const PAIR_BLOCK: usize = 32;
 
-/// How a TL2 tensor is cut up; 32 rows are handled together in all of them.
+/// The tile of a TL2 tensor; every tile handles 32 rows together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tile {
     /// BM: rows of a tile.
@@ -68,7 +68,7 @@ const KNOWN: [((usize, usize), Tile); 10] = [
 ];
 
 impl Tile {
-    /// The tile that the published models of this shape were written with.
+    /// The tile of the published models with this shape.
     pub fn known(rows: usize, cols: usize) -> Option<Self> {
         KNOWN
             .iter()
@@ -76,9 +76,9 @@ impl Tile {
             .map(|(_, tile)| *tile)
     }
 
-    /// The tile to write a matrix of this shape with: the known one, else tiles of up to 256 rows
-    /// and blocks of 96 columns, which leave the fewest columns in pairs. `None` if TL2 cannot hold
-    /// the shape: rows and columns must be multiples of 32, the columns at least 256.
+    /// The tile for writing a matrix of this shape: the known one, else tiles of up to 256 rows and
+    /// blocks of 96 columns, which leave the fewest columns in pairs. `None` if TL2 cannot hold the
+    /// shape: rows and columns must be multiples of 32, the columns at least 256.
     pub fn choose(rows: usize, cols: usize) -> Option<Self> {
         Self::known(rows, cols).or_else(|| {
             let tile = Self {
@@ -91,7 +91,7 @@ impl Tile {
     }
 }
 
-/// Where the parts of one tensor lie.
+/// Where the parts of one tensor are.
 struct Layout {
     tile: Tile,
     cols: usize,
@@ -140,7 +140,7 @@ impl Layout {
         })
     }
 
-    /// The size of the tensor; an error where the pairs are more than it has room for.
+    /// The size of the tensor; an error if the pairs do not fit into it.
     fn expect_room(&self, rows: usize) -> Result<usize> {
         let size = size_bytes(rows, self.cols)?;
         if self.pairs_end > size - 32 {
@@ -155,9 +155,9 @@ impl Layout {
         Ok(size)
     }
 
-    /// Calls `visit(byte, signs, col)` for each 24 columns of triples of a group of 32 rows: where
-    /// in the triples their four runs of 32 bytes begin, where in the signs their sixteen words do,
-    /// the first column.
+    /// Calls `visit(byte, signs, col)` for each 24 columns of triples of a group of 32 rows: the
+    /// position of their four runs of 32 bytes among the triples, the position of their sixteen
+    /// words among the signs, and the first column.
     fn for_each_triple_unit(&self, group: usize, mut visit: impl FnMut(usize, usize, usize)) {
         let Tile {
             tile_rows,
@@ -175,8 +175,8 @@ impl Layout {
         }
     }
 
-    /// Calls `visit(byte, col)` for each run of 32 bytes of pairs of a group of 32 rows: where in
-    /// the pairs, the first column.
+    /// Calls `visit(byte, col)` for each run of 32 bytes of pairs of a group of 32 rows: its
+    /// position among the pairs, and its first column.
     fn for_each_pair_run(&self, group: usize, mut visit: impl FnMut(usize, usize)) {
         let tile_rows = self.tile.tile_rows;
         let num_blocks = (self.cols - self.triple_cols) / PAIR_BLOCK;
@@ -190,7 +190,7 @@ impl Layout {
         }
     }
 
-    /// Where the units and runs of a group of 32 rows lie, in the order of the columns.
+    /// The positions of the units and runs of a group of 32 rows, in the order of the columns.
     fn places(&self, group: usize) -> (Vec<(usize, usize)>, Vec<usize>) {
         let (mut units, mut runs) = (Vec::new(), Vec::new());
         self.for_each_triple_unit(group, |byte, signs, _| {
@@ -215,8 +215,8 @@ impl Layout {
         std::iter::repeat_with(next).take(num_tiles).collect()
     }
 
-    /// Packs 32 rows. weights: `[32, cols]`; group: which of the tile; sections: triples, signs and
-    /// pairs of the tile.
+    /// Packs 32 rows. weights: `[32, cols]`; group: its index in the tile; sections: triples, signs
+    /// and pairs of the tile.
     fn pack_group(
         &self,
         weights: &[i8],
@@ -254,13 +254,13 @@ impl Layout {
     }
 }
 
-/// The byte of row `r` among 32: the second and third eight are exchanged.
+/// The byte of row `r` among 32: the second and the third eight rows are exchanged.
 fn place(r: usize) -> usize {
     [0, 16, 8, 24][r / 8] + r % 8
 }
 
-/// The three weights of an index 0…13, and from 16 on of its negative. Indices 14 and 15 give
-/// weights 2 and 3.
+/// The three weights of an index 0…13; indices from 16 on give the negatives. Indices 14 and 15
+/// give weights 2 and 3.
 static TRIPLES: [[i8; 3]; 32] = {
     let mut triples = [[0; 3]; 32];
     let mut i = 0;
@@ -276,8 +276,8 @@ static TRIPLES: [[i8; 3]; 32] = {
     triples
 };
 
-/// Bytes of a `[rows, cols]` tensor: what the format reserves for the three sections (as if 256
-/// columns were in pairs), rounded up to 32, then the scale and its padding.
+/// Bytes of a `[rows, cols]` tensor: the space for the three sections (as if 256 columns were in
+/// pairs), rounded up to 32, then the scale and its padding.
 pub fn size_bytes(rows: usize, cols: usize) -> Result<usize> {
     num_weights(FORMAT, rows, cols)?;
     let Some(triples) = cols.checked_sub(256) else {
@@ -301,8 +301,8 @@ pub fn scale(bytes: &[u8], rows: usize, cols: usize) -> Result<f32> {
 
 /// Unpacks `range` of the rows of a tensor into weights −1, 0, 1.
 ///
-/// bytes: the whole tensor, `size_bytes(rows, cols)`; out: `[range.len(), cols]`. An index that
-/// stands for no weights is an error naming its place.
+/// bytes: the whole tensor, `size_bytes(rows, cols)`; out: `[range.len(), cols]`. An index without
+/// weights is an error naming its place.
 pub fn unpack_rows(
     bytes: &[u8],
     tile: Tile,
@@ -340,7 +340,7 @@ pub fn unpack_rows(
     Ok(())
 }
 
-/// units: from [`Layout::places`]; r: the row among 32; out: its columns in triples.
+/// units: from [`Layout::places`]; r: the row among 32; out: its columns that are in triples.
 fn unpack_triples(bytes: &[u8], units: &[(usize, usize)], r: usize, out: &mut [i8]) {
     for (out, &(byte, signs)) in out.as_chunks_mut::<TRIPLE_UNIT>().0.iter_mut().zip(units) {
         let word = signs + 2 * (r % 16);
@@ -357,7 +357,7 @@ fn unpack_triples(bytes: &[u8], units: &[(usize, usize)], r: usize, out: &mut [i
     }
 }
 
-/// The column and index of the first triple that stands for no weights.
+/// The column and index of the first triple without weights.
 fn wrong_triple(weights: &[i8]) -> Option<(usize, u8)> {
     if !weights.iter().fold(false, |wrong, &w| wrong | (w > 1)) {
         return None;
@@ -379,8 +379,8 @@ pub fn pack(
 }
 
 /// Packs `range` of the rows, which begins and ends at multiples of 32, and the scale into a
-/// tensor's bytes; other rows stay. weights: `[range.len(), cols]`; out: the whole tensor,
-/// `size_bytes(rows, cols)`.
+/// tensor's bytes; other rows stay unchanged. weights: `[range.len(), cols]`; out: the whole
+/// tensor, `size_bytes(rows, cols)`.
 pub fn pack_rows(
     weights: &[i8],
     tile: Tile,
@@ -462,7 +462,7 @@ mod tests {
         assert_eq!(hex_sha256(&bytes), expected);
     }
 
-    /// The three sections, of matrices too narrow for a tensor.
+    /// The three sections of a matrix that may be too narrow for a tensor.
     fn packed(rows: usize, cols: usize) -> (Layout, Vec<u8>) {
         let layout = Layout::new(tile(32, 96), rows, cols).unwrap();
         let mut bytes = vec![0; layout.pairs_end];

@@ -20,15 +20,15 @@ use crate::pieces::{PIECE_WEIGHTS, for_each_piece};
 use crate::scaling::{Rounding, round_ternary};
 use crate::vectorized::vectorized;
 
-/// Weights of a block.
+/// Weights in a block.
 pub const BLOCK_LEN: usize = 256;
 
-/// Which of the two.
+/// One of the two formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// 1.6875 bits a weight.
+    /// 1.6875 bits per weight.
     TQ1_0,
-    /// 2.0625 bits a weight.
+    /// 2.0625 bits per weight.
     TQ2_0,
 }
 
@@ -114,7 +114,7 @@ impl Kind {
         Ok(())
     }
 
-    /// The codes of one block, with 2 for a code 3, and its scale, unchecked.
+    /// The codes of one block, with 2 for a code 3, and its scale; does not check them.
     pub(crate) fn decode(self, block: &[u8], codes: &mut [i8]) -> f32 {
         let (packed, d) = block.split_at(self.block_bytes() - 2);
         if let Some(codes) = codes.as_chunks_mut::<BLOCK_LEN>().0.first_mut() {
@@ -173,7 +173,7 @@ impl Kind {
         Ok(())
     }
 
-    /// Rounds weights and packs them, with the scale of the tensor for every block that is not all
+    /// Rounds weights and packs them, with the tensor's scale for every block except blocks of
     /// zeros.
     ///
     /// weights: `[rows, cols]`; out: `size_bytes(rows, cols)`.
@@ -212,7 +212,7 @@ pub(crate) fn scale_to_f16(scale: f32, block: usize) -> Result<f16> {
 }
 
 vectorized! {
-    /// Rounds and packs blocks of `LEN` bytes: 54 mean TQ1_0, 66 mean TQ2_0.
+    /// Rounds and packs blocks of `LEN` bytes: 54 for TQ1_0, 66 for TQ2_0.
     fn quantize_blocks<'a, const LEN: usize>(weights: &'a [f32], one: f32, d: [u8; 2], out: &'a mut [u8]) -> () {
         for (weights, block) in weights.as_chunks::<BLOCK_LEN>().0.iter().zip(out.as_chunks_mut::<LEN>().0) {
             let mut codes = [0; BLOCK_LEN];
@@ -229,11 +229,10 @@ vectorized! {
     }
 }
 
-/// The one scale of a tensor whose blocks agree, 0 if all are 0; blocks that differ are an error
-/// with both scales.
+/// The common scale of all blocks of a tensor, 0 if all are 0; different scales are an error that
+/// names both.
 ///
-/// The quantizer writes scale 0 where a block holds nothing but zeros, so zeros agree with
-/// everything.
+/// The quantizer writes scale 0 for a block of zeros, so 0 is compatible with any scale.
 pub fn uniform_scale(format: &'static str, scales: &[f32]) -> Result<f32> {
     let expected = scales
         .iter()

@@ -1,8 +1,8 @@
-//! `vectorized!`: a function whose loops are compiled for each instruction set, of which a call
-//! picks the CPU's best.
+//! `vectorized!`: compiles the loops of a function for each instruction set; a call runs the
+//! version for the CPU's best set.
 
-/// Wraps a function so that [`KernelSet::run`](bitnet_kernels::KernelSet::run) runs its body. What
-/// the body calls must be `#[inline(always)]`. References have the lifetime `'a`.
+/// Wraps a function so that [`KernelSet::run`](bitnet_kernels::KernelSet::run) runs its body.
+/// Functions that the body calls must be `#[inline(always)]`. References have the lifetime `'a`.
 macro_rules! vectorized {
     (
         $(#[$attribute:meta])*

@@ -1,5 +1,5 @@
-//! The dequantizers of embeddings and heads, against the formulas written out value by value and
-//! against other programs' values.
+//! The dequantizers of embeddings and heads equal the formulas written out value by value, and
+//! other programs' values.
 
 use bitnet_quantization::GroupFormat::{PQ2_0, PTQ1_0, Q1_0, Q2_0, TQ};
 use bitnet_quantization::dense::Dense::{self, Group};
@@ -225,9 +225,9 @@ fn sizes_are_checked() {
     assert_eq!(error.to_string(), "Q8_0 row has 33 elements, expected 34");
 }
 
-/// Format, where its f16 fields are, and SHA-256 of the f32 values of five blocks of
+/// Format, positions of its f16 fields, and SHA-256 of the f32 values of five blocks of
 /// [`lcg_blocks`], from the Python package gguf 0.19 (`quants.dequantize`), and for the group
-/// formats of a numpy program written from their description.
+/// formats from a numpy program written from their description.
 const REFERENCE: [(Dense, &[usize], &str); 18] = [
     (
         Dense::Q8_0,
@@ -321,7 +321,8 @@ const REFERENCE: [(Dense, &[usize], &str); 18] = [
     ),
 ];
 
-/// Five blocks from the generator of the format descriptions, with f16 fields of ordinary size.
+/// Five blocks from the generator of the format descriptions, with f16 fields of ordinary
+/// magnitude.
 fn lcg_blocks(block_bytes: usize, f16_at: &[usize]) -> Vec<u8> {
     let mut x = 12345u32;
     let next = || {

@@ -1,5 +1,5 @@
-//! Formats with a scale for each group: codes and scales come back as they were packed, from one
-//! format to another, and floats are rounded as the reference quantizers round them.
+//! Formats with a scale for each group: codes and scales survive packing and conversion between
+//! formats, and floats are rounded as the reference quantizers do.
 
 use bitnet_quantization::GroupFormat::{self, PQ2_0, PTQ1_0, Q1_0, Q2_0, TQ};
 use bitnet_quantization::group::repack;
@@ -7,7 +7,7 @@ use bitnet_quantization::tq::Kind;
 use bitnet_quantization::{Error, Result};
 use half::f16;
 
-/// Random codes that a format holds, and a scale for each group: some 0, some subnormal.
+/// Random codes that a format can hold, and a scale for each group: some 0, some subnormal.
 fn random(format: GroupFormat, rows: usize, cols: usize) -> (Vec<i8>, Vec<f32>) {
     let mut x = 12345u32;
     let mut next = |below: u32| {

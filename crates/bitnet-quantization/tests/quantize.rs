@@ -1,5 +1,5 @@
-//! Floats to codes and back in every format: exact where the weights are ternary, the same on any
-//! number of threads, and an error wherever numbers or shapes are none.
+//! Floats to codes and back in every format: exact for ternary weights, the same on any number of
+//! threads, and an error for invalid numbers or shapes.
 
 use std::sync::LazyLock;
 
@@ -34,7 +34,7 @@ const FORMATS: [TernaryFormat; 9] = [
 static ONE_THREAD: LazyLock<std::sync::Mutex<Pool>> =
     LazyLock::new(|| std::sync::Mutex::new(Pool::new(1)));
 
-/// Weights −1, 0, 1 from a seed.
+/// Random weights −1, 0, 1.
 fn ternary(seed: u64, len: usize) -> Vec<i8> {
     numbers(seed, len)
         .into_iter()
@@ -42,7 +42,7 @@ fn ternary(seed: u64, len: usize) -> Vec<i8> {
         .collect()
 }
 
-/// Weights from −1 to 1 from a seed.
+/// Random weights from −1 to 1.
 fn floats(seed: u64, len: usize) -> Vec<f32> {
     numbers(seed, len)
         .into_iter()
@@ -100,7 +100,7 @@ fn dequantized(
     Ok(out)
 }
 
-/// I2S-32 and back.
+/// Quantizes to I2S-32 and back.
 fn through_i2s_32(weights: &[f32], rows: usize, scaling: Scaling) -> Result<Vec<f32>, Error> {
     let cols = weights.len() / rows;
     let mut bytes = vec![0xa5; i2s_32::size_bytes(rows, cols)?];
@@ -111,7 +111,7 @@ fn through_i2s_32(weights: &[f32], rows: usize, scaling: Scaling) -> Result<Vec<
     Ok(out)
 }
 
-/// QK256 and back.
+/// Quantizes to QK256 and back.
 fn through_qk256(weights: &[f32], rows: usize, scaling: Scaling) -> Result<Vec<f32>, Error> {
     let cols = weights.len() / rows;
     let mut bytes = vec![0xa5; qk256::size_bytes(rows, cols)?];
@@ -122,7 +122,7 @@ fn through_qk256(weights: &[f32], rows: usize, scaling: Scaling) -> Result<Vec<f
     Ok(out)
 }
 
-/// Scales whose eighth is an f16: every format can hold them.
+/// Scales of which an eighth is an f16: every format can hold them.
 fn scales() -> impl Strategy<Value = f32> {
     (1u16..2048, -10i32..10)
         .prop_map(|(mantissa, exponent)| f32::from(mantissa) * 2f32.powi(exponent - 10))

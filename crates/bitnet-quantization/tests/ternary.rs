@@ -1,5 +1,5 @@
-//! The ternary codecs through their public face: round trips, other people's layouts, wrong bytes
-//! and wrong shapes.
+//! The ternary codecs through their public interface: round trips, layouts of other programs, wrong
+//! bytes and wrong shapes.
 
 use bitnet_quantization::{Error, TernaryFormat, absmean, dense, i2_s, q4_0, tl1, tl2, tq};
 use i2_s::Form;

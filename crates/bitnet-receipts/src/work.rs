@@ -78,7 +78,7 @@ impl Work {
         }
     }
 
-    /// The least and the most multiply-accumulates of a run, executed and skipped ones together.
+    /// Minimum and maximum multiply-accumulates of a run, executed and skipped ones together.
     ///
     /// The caller has checked the receipt's sizes: with dimensions up to 2^24 and fewer than 2^32
     /// tokens nothing overflows.
@@ -141,8 +141,8 @@ impl Work {
         }
     }
 
-    /// Maximum number of these multiply-accumulates that can be skipped: the products of up, gate
-    /// and down with zeros, and the logits that cannot matter.
+    /// Maximum number of these multiply-accumulates that can be skipped: products with zeros in up,
+    /// gate and down, and logits that cannot matter.
     pub(crate) fn skipped_max(self, receipt: &Receipt) -> u128 {
         let ModelRecord {
             layers,
@@ -172,7 +172,7 @@ impl Work {
         }
     }
 
-    /// The least and the most bytes that `macs` multiply-accumulates read, each byte once per call.
+    /// Minimum and maximum bytes that `macs` multiply-accumulates read, each byte once per call.
     pub(crate) fn bytes(self, receipt: &Receipt, macs: u128) -> RangeInclusive<u128> {
         let rows = Rows::new(receipt);
         let hidden = u128::from(receipt.model.hidden);
@@ -210,7 +210,7 @@ impl Work {
         }
     }
 
-    /// The least and the most calls; `None` if the dimensions do not determine them.
+    /// Minimum and maximum number of calls; `None` if the dimensions do not determine them.
     pub(crate) fn calls(self, receipt: &Receipt) -> Option<RangeInclusive<u128>> {
         let rows = Rows::new(receipt);
         let layers = u128::from(receipt.model.layers);
@@ -238,7 +238,7 @@ impl Work {
     }
 }
 
-/// The least bytes of `weights` weights in the run's packings.
+/// Minimum bytes of `weights` weights in the run's packings.
 fn codes_min(receipt: &Receipt, weights: u128) -> u128 {
     let bytes = receipt
         .run
@@ -292,7 +292,7 @@ struct Rows {
     cached: u128,
     generated: u128,
     chunk: u128,
-    /// Drafted tokens, the accepted ones of them, and the most in a step.
+    /// Drafted tokens, accepted tokens of drafts, and the maximum in a step.
     drafted: u128,
     accepted: u128,
     draft_max: u128,

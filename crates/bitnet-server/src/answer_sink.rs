@@ -9,7 +9,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::metrics::Metrics;
 use crate::queue::Ticket;
 
-/// Where the replies for one answer go.
+/// The destination of the replies for one answer.
 pub(crate) struct AnswerSink {
     /// The index among the answers that share `replies`.
     choice: usize,

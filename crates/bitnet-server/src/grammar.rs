@@ -28,7 +28,7 @@ const DIGITS_MAX: usize = 32;
 const EXPONENT_DIGITS_MAX: usize = 2;
 /// Number of compiled grammars in the cache: clients often repeat the same ones.
 const KEPT_MAX: usize = 16;
-/// Maximum number of characters of a complaint about a grammar.
+/// Maximum number of characters of an error message about a grammar.
 const COMPLAINT_MAX: usize = 500;
 
 /// The constraint of an answer.
@@ -235,7 +235,7 @@ fn next_tokens(matcher: &mut Matcher) -> Result<SimpleVob, String> {
     }
 }
 
-/// The error message; in our words where the engine's message names its own options or states.
+/// The error message, in our own words if the engine's message names its own options or states.
 fn complaint(error: &impl Display) -> String {
     let text = error.to_string();
     if text.starts_with("oneOf constraints are not supported") {
@@ -358,7 +358,7 @@ impl JsonPlace {
 struct NumberLimit {
     trie: TokEnv,
     tokens: Arc<NumberTokens>,
-    /// Where the answer may end, it is at text.
+    /// Whether the answer may have text beside JSON. Where such an answer may end, it is in text.
     has_text: bool,
     digits_in_a_row: usize,
     place: JsonPlace,

@@ -1,4 +1,4 @@
-//! Probes for programs that start, stop and balance servers: is it alive, started, ready?
+//! Probes for programs that start, stop and balance servers: is the server alive, started, ready?
 //!
 //! All four answer from memory; none waits for the engine.
 

@@ -23,30 +23,31 @@ const FIRST_TOKEN_S: &[f64] = &[
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
     20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
 ];
-/// Seconds between tokens; below vLLM's first, for small models are quick.
+/// Seconds between tokens; also below vLLM's first bound, because small models are fast.
 const TOKEN_S: &[f64] = &[
     0.0005, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5,
     0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
 ];
-/// Seconds of an answer or its phases; below vLLM's first, for small models are quick.
+/// Seconds of an answer or its phases; also below vLLM's first bound, because small models are
+/// fast.
 const REQUEST_S: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0,
     30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
 ];
-/// Tokens of a prompt or an answer.
+/// Number of tokens of a prompt or an answer.
 const TOKENS: &[f64] = &[
     1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0, 20000.0,
     50000.0, 100_000.0,
 ];
-/// Tokens of a step.
+/// Number of tokens of a step.
 const STEP_TOKENS: &[f64] = &[
     1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0,
     16384.0,
 ];
-/// Answers that a request asks for.
+/// Number of answers to a request.
 const ANSWERS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0];
-/// Seconds of an HTTP request (OpenTelemetry's semantic conventions), and more: answers take
-/// minutes.
+/// Seconds of an HTTP request: the bounds of OpenTelemetry's semantic conventions, and larger ones,
+/// because answers take minutes.
 const HTTP_S: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0,
     120.0, 300.0, 600.0, 1800.0,
@@ -121,7 +122,7 @@ impl Histogram {
     }
 }
 
-/// How an answer ended, by the names of vLLM's label.
+/// How an answer ended, with the names of vLLM's label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Stop,
@@ -171,7 +172,7 @@ pub(crate) struct Metrics {
     engine: Arc<EngineMonitor>,
 }
 
-/// State of the server that a scrape shows beside the counts.
+/// State of the server that a scrape shows besides the counts.
 pub(crate) struct Scene<'a> {
     pub(crate) model: &'a str,
     pub(crate) block_size: usize,

@@ -22,27 +22,27 @@ use crate::metrics::Metrics;
 use crate::queue::Queue;
 use crate::record::{Details, Ended, Generation, Record};
 
-/// The conventions' name for the software that runs the model.
+/// The name of the software that runs the model, for an attribute of the conventions.
 const PROVIDER: &str = "bitnet";
 const SCOPE: &str = "bitnet-server";
 
-/// Seconds of requests. The first 14 are the conventions', the others for answers that take
+/// Seconds of requests: the 14 bounds of the conventions, and larger ones, because answers take
 /// minutes.
 const REQUEST_S: [f64; 17] = [
     0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84,
     327.68, 655.36,
 ];
-/// Seconds to a first token: the conventions', and more.
+/// Seconds to a first token: the bounds of the conventions, and larger ones.
 const FIRST_TOKEN_S: [f64; 22] = [
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
     20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
 ];
-/// Seconds to each further token: the conventions', and less.
+/// Seconds to each further token: the bounds of the conventions, and smaller ones.
 const TOKEN_S: [f64; 17] = [
     0.001, 0.0025, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75,
     1.0, 2.5,
 ];
-/// Seconds of HTTP requests, as the conventions have them.
+/// Seconds of HTTP requests: the bounds of the conventions.
 const HTTP_S: [f64; 14] = [
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
 ];

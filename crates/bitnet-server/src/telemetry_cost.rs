@@ -18,7 +18,7 @@ pub struct EventCosts {
     pub token: f64,
     /// A step of the engine.
     pub step: f64,
-    /// An answer that is whole.
+    /// An answer that is complete.
     pub answer: f64,
     /// An HTTP request that has ended, for Prometheus.
     pub http: f64,

@@ -26,7 +26,8 @@ struct Candidate {
     priority: u32,
     left: u32,
     right: u32,
-    /// The bytes of both symbols together: if a symbol has grown since, the candidate is stale.
+    /// Bytes of both symbols together: if one of them has grown since, the candidate is out of
+    /// date.
     len: u32,
     merged: u32,
 }

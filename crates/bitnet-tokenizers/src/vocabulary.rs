@@ -183,7 +183,7 @@ impl Vocabulary {
         Ok(id)
     }
 
-    /// Whether [`id`](Self::id) of `text` is `id`, without looking it up; may return false although
+    /// Whether [`id`](Self::id) of `text` is `id`, by a quick check that may return false although
     /// it is.
     pub(crate) fn spells(&self, id: u32, text: &[u8]) -> bool {
         !self.has_duplicates

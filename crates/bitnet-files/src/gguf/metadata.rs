@@ -1,5 +1,4 @@
-//! The keys and values of a GGUF file: checked once at open, then read where they lie, with nothing
-//! copied.
+//! The keys and values of a GGUF file: checked once at open, then read in place, without copies.
 //!
 //! A tokenizer's 128 thousand tokens and 280 thousand merges stay in the mapped file; asking for
 //! them gives an iterator.
@@ -270,7 +269,7 @@ impl<'a> Array<'a> {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -333,7 +332,7 @@ impl<'a> Iterator for Strings<'a> {
 
 impl ExactSizeIterator for Strings<'_> {}
 
-/// A pair's place in the file.
+/// Where a pair is in the file.
 struct Pair {
     key: Range<usize>,
     kind: ValueKind,
@@ -395,7 +394,7 @@ impl Metadata {
         self.pairs.len()
     }
 
-    /// Whether there are none.
+    /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.pairs.is_empty()
     }
@@ -422,7 +421,7 @@ impl Metadata {
         self.typed(key, "a string", |v| v.as_str())
     }
 
-    /// A string that must be there.
+    /// A required string.
     pub fn require_str(&self, key: &str) -> Result<&str> {
         required(key, self.str(key)?)
     }
@@ -434,7 +433,7 @@ impl Metadata {
         })
     }
 
-    /// A number of any integer type, 0 to 2³²−1, that must be there.
+    /// A required number of any integer type, 0 to 2³²−1.
     pub fn require_u32(&self, key: &str) -> Result<u32> {
         required(key, self.u32(key)?)
     }
@@ -451,7 +450,7 @@ impl Metadata {
         self.typed(key, "a float", |v| v.as_f32())
     }
 
-    /// A number of either float type that must be there.
+    /// A required number of either float type.
     pub fn require_f32(&self, key: &str) -> Result<f32> {
         required(key, self.f32(key)?)
     }
@@ -466,7 +465,7 @@ impl Metadata {
         self.typed(key, "an array of strings", |v| v.as_array()?.strings())
     }
 
-    /// An array of strings that must be there.
+    /// A required array of strings.
     pub fn require_strings(&self, key: &str) -> Result<Strings<'_>> {
         required(key, self.strings(key)?)
     }
@@ -598,7 +597,7 @@ impl Pair {
     }
 }
 
-/// [`shown`], done only when an error is printed.
+/// [`shown`], computed only when an error is printed.
 struct Shown<'a>(&'a str);
 
 impl fmt::Display for Shown<'_> {

@@ -1,7 +1,7 @@
-//! GGUF: a model file, checked completely when opened, then read where it lies.
+//! GGUF: a model file, checked completely when opened, then read in place.
 //!
 //! The first step of loading: `file → map → TensorView → packed weights`. A file that opens is
-//! sound: every range lies in the file, no two tensors overlap, every string is UTF-8, and every
+//! valid: every range lies in the file, no two tensors overlap, every string is UTF-8, and every
 //! size follows from its type and shape. Later code indexes without further checks.
 //!
 //! ```text
@@ -47,7 +47,7 @@ const ALIGNMENT_MAX: u32 = 1 << 20;
 
 /// An open GGUF file. Opening reads the metadata and the tensor list, no tensor data.
 pub struct Gguf {
-    /// The file, or the parts of a split model in order; metadata are the first one's.
+    /// The file, or the parts of a split model in order. The metadata is that of the first.
     files: Vec<Arc<ModelBytes>>,
     version: u32,
     alignment: usize,
@@ -60,7 +60,7 @@ pub struct Gguf {
 
 /// A tensor's type, shape and place in the file.
 struct Entry {
-    /// In the file of `data`.
+    /// A range of the file that also holds `data`.
     name: Range<usize>,
     dtype: TensorType,
     dims: [usize; RANK_MAX],
@@ -71,7 +71,7 @@ struct Entry {
 /// Where the bytes of a tensor are in its file. Outlives a borrow of the [`Gguf`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TensorRange {
-    /// The index of the file, 0 but for a split model.
+    /// The index of the file; 0 unless the model is split.
     file: usize,
     offset: usize,
     len: usize,
@@ -115,8 +115,8 @@ impl Gguf {
     /// Maps and checks a file. Costs some milliseconds for a metadata section of megabytes,
     /// independent of the file's size.
     ///
-    /// Of a split model `path` is the first part, `NAME-00001-of-0000N.gguf`; the others are opened
-    /// beside it.
+    /// For a split model, `path` is the first part, `NAME-00001-of-0000N.gguf`; the other parts are
+    /// opened from the same folder.
     pub fn open(path: &Path) -> Result<Self> {
         let first = Self::parse(ModelBytes::map(path)?)?;
         match Split::of(&first)? {
@@ -130,7 +130,7 @@ impl Gguf {
         Self::parse(ModelBytes::Static(bytes))
     }
 
-    /// Checks a model that was read or made in memory; of a split model that is one part.
+    /// Checks a model that was read or made in memory; for a split model, one part.
     pub fn from_vec(bytes: Vec<u8>) -> Result<Self> {
         Self::parse(ModelBytes::Owned(bytes))
     }
@@ -181,7 +181,7 @@ impl Gguf {
         &self.files[range.file][range.offset..range.offset + range.len]
     }
 
-    /// A tensor's bytes, kept beyond a borrow of this file.
+    /// A tensor's bytes, which remain valid without this `Gguf`.
     pub fn extent(&self, range: TensorRange) -> Extent {
         Extent::new(&self.files[range.file], range.offset, range.len)
     }
@@ -299,7 +299,7 @@ fn read_alignment(metadata: &Metadata) -> Result<usize> {
     })
 }
 
-/// A tensor's entry before its type is settled.
+/// A tensor's entry before its type is known.
 struct RawEntry<'a> {
     name: &'a str,
     name_start: usize,
@@ -358,7 +358,7 @@ impl<'a> RawEntry<'a> {
         })
     }
 
-    /// Settles type and size, and checks that the data lies aligned inside the file.
+    /// Finds type and size, and checks that the data lies aligned inside the file.
     fn place(&self, layout: &DataLayout) -> Result<Entry> {
         let malformed = |problem| Error::GgufMalformed {
             culprit: format!("tensor {}", shown(self.name)),
@@ -401,8 +401,8 @@ impl<'a> RawEntry<'a> {
         }
     }
 
-    /// The type that the id means here: of several, and of ids that others use for something else,
-    /// the one whose size fits the room up to the next tensor.
+    /// The type that the id means in this file. If the id has several meanings, or other programs
+    /// use it for another type, this is the type whose size fits the room up to the next tensor.
     fn settle_type(&self, layout: &DataLayout) -> Result<TensorType> {
         let candidates = layout.dialect.candidates(self.type_id);
         let [.., last] = candidates[..] else {
@@ -440,7 +440,7 @@ impl<'a> RawEntry<'a> {
     }
 }
 
-/// What settles the types and places of tensors.
+/// The facts that decide the types and places of tensors.
 struct DataLayout {
     dialect: TypeDialect,
     data_start: usize,

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 /// Parts that a model can have; their names have five digits.
 const PARTS_MAX: u32 = 99_999;
 
-/// Which part of how many a file is.
+/// Which part of a split model a file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Split {
     /// From 0.
@@ -20,7 +20,7 @@ pub(super) struct Split {
 }
 
 impl Split {
-    /// What a file says; `None` for a file that is a whole model.
+    /// Reads it from a file; `None` for a file that is a whole model.
     pub(super) fn of(gguf: &Gguf) -> Result<Option<Self>> {
         let metadata = gguf.metadata();
         let count = metadata.u32("split.count")?.unwrap_or(1);
@@ -40,7 +40,7 @@ impl Split {
     }
 }
 
-/// Opens the other parts and puts their tensors behind the first one's.
+/// Opens the other parts and appends their tensors to those of the first part.
 pub(super) fn join(mut model: Gguf, path: &Path, split: Split) -> Result<Gguf> {
     let Split { no, count } = split;
     let wrong = |path: &Path, problem: String| Error::GgufSplit {
@@ -94,7 +94,7 @@ pub(super) fn join(mut model: Gguf, path: &Path, split: Split) -> Result<Gguf> {
 }
 
 impl Gguf {
-    /// Takes over the tensors of another file. `by_name` is left as it is.
+    /// Appends the tensors of another file. Leaves `by_name` as it is.
     fn append(&mut self, part: Self) {
         let first_file = self.files.len();
         self.files.extend(part.files);

@@ -1,7 +1,7 @@
 //! The tensor types of GGUF: ids, names, and how many bytes a tensor of each has.
 //!
-//! Some ids mean different things to different writers; [`TypeDialect`] settles that once a file,
-//! and for ids of several sizes by the size of each tensor.
+//! Some ids mean different things to different writers; [`TypeDialect`] decides that once for each
+//! file; for ids with several sizes, the size of each tensor decides.
 
 use std::fmt;
 
@@ -55,7 +55,7 @@ pub enum TensorType {
     /// Two bits, a scale for 128 columns, under the id of [`TensorType::Q2_0`]: older files of
     /// Prism.
     Q2_0_G128,
-    /// The same under an id of its own.
+    /// The same with its own id.
     PQ2_0,
     /// Trits, a scale for 128 columns.
     PTQ1_0,
@@ -131,12 +131,12 @@ const OTHERS: [(u32, &str); 11] = [
 ];
 
 impl TensorType {
-    /// The name the field uses, such as `Q6_K`.
+    /// The usual name, such as `Q6_K`.
     pub fn name(self) -> &'static str {
         self.row().2
     }
 
-    /// The id in a file: the one that Microsoft's files use.
+    /// The id in a file: the one in Microsoft's files.
     pub fn id(self) -> u32 {
         self.row().1
     }
@@ -146,9 +146,8 @@ impl TensorType {
         matches!(self, I2_S | TL1 | TL2 | TQ1_0 | TQ2_0)
     }
 
-    /// `general.file_type` of files whose projections have this type: without it TL2 cannot be told
-    /// from another type of its id. 0, which means F32, for types that projections are not written
-    /// in.
+    /// `general.file_type` of files whose projections have this type. It distinguishes TL2 from
+    /// another type with the same id. 0, which means F32, for types that projections never have.
     pub fn file_type(self) -> u32 {
         match self {
             F16 => 1,
@@ -167,7 +166,7 @@ impl TensorType {
         }
     }
 
-    /// Bytes of a `[rows, cols]` tensor, or why there can be none.
+    /// Bytes of a `[rows, cols]` tensor, or why no such tensor can exist.
     pub fn size_bytes(self, rows: usize, cols: usize) -> Result<usize, String> {
         let formats = |size: bitnet_quantization::Result<usize>| size.map_err(|e| e.to_string());
         match self {
@@ -254,8 +253,8 @@ impl From<GroupFormat> for TensorType {
 }
 
 impl TensorType {
-    /// The format of values that can be read as floats; `None` where there is a scale for a whole
-    /// tensor, or no reader.
+    /// The format of values that can be read as floats; `None` if the tensor has one scale for all
+    /// values, or this program cannot read them.
     #[must_use]
     pub fn dense(self) -> Option<Dense> {
         Some(match self {
@@ -314,7 +313,7 @@ pub(super) struct TypeDialect {
 }
 
 impl TypeDialect {
-    /// Settles it by file type and architecture, and by whether other tensors are Microsoft's.
+    /// Decides it by file type and architecture, and by whether other tensors are Microsoft's.
     pub(super) fn of(metadata: &Metadata, any_36_or_38: bool) -> Self {
         let file_type = metadata
             .get("general.file_type")
@@ -330,7 +329,7 @@ impl TypeDialect {
         }
     }
 
-    /// The types that an id may mean, the likeliest first; none if it is unknown.
+    /// The types that an id may mean, the most likely first; empty if the id is unknown.
     pub(super) fn candidates(&self, id: u32) -> Vec<TensorType> {
         match id {
             39 if self.tl2_is_39 => vec![TL2],
@@ -345,8 +344,8 @@ impl TypeDialect {
     }
 }
 
-/// Whether other programs use this id for something of another size, so that the size of a tensor
-/// must be looked at.
+/// Whether other programs use this id for a type of another size, so that the tensor's size must be
+/// checked.
 pub(super) fn is_contested(id: u32) -> bool {
     matches!(id, 41 | 42 | 142 | 143)
 }
@@ -359,7 +358,7 @@ pub(super) fn unknown(id: u32) -> String {
     }
 }
 
-/// The list for the refusal of an unknown type.
+/// The supported types, for the error about an unknown type.
 pub(super) fn supported() -> String {
     let names: Vec<String> = TABLE
         .iter()

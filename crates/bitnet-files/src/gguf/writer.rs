@@ -116,8 +116,8 @@ impl TensorInfo {
     }
 }
 
-/// A file that is being written: metadata and tensor list first, then each tensor's bytes in the
-/// order of the list.
+/// A GGUF file that is being written: metadata and tensor list first, then each tensor's bytes in
+/// the order of the list.
 pub struct GgufWriter {
     pieces: Pieces,
     tensors: Vec<TensorInfo>,

@@ -23,7 +23,7 @@ use crate::mmap::{Extent, ModelBytes};
 
 /// The file of all tensors.
 pub const SINGLE: &str = "model.safetensors";
-/// The list of the files of a model in several.
+/// The index of a model in several files.
 pub const INDEX: &str = "model.safetensors.index.json";
 
 /// A tensor's type, shape and bytes.

@@ -1,4 +1,5 @@
-//! Attention: one row over a cache in memory, then the rows of a prompt; and writing to the cache.
+//! Attention: first one row over a cache in memory, then the rows of a prompt; and writes to the
+//! cache.
 
 use bitnet_kernels::{
     AttentionScratch, AttentionShape, CACHE_BLOCK, Cpu, Huge, LayerCache, Place, Places, Qkv,
@@ -9,7 +10,7 @@ use half::f16;
 use crate::floor::{Machine, Work};
 use crate::{Rng, group};
 
-/// Queries by head dimension: 2B-4T, then a model whose every head has keys of its own, then one
+/// Queries by head dimension: 2B-4T, then a model in which every head has its own keys, then one
 /// with long heads.
 const SHAPES: [(&str, AttentionShape); 3] = [
     (
@@ -164,8 +165,8 @@ fn attend(shape: AttentionShape, context: usize, rows: usize) -> (Work, impl FnM
     (work, run)
 }
 
-/// Writes rows to the caches of as many layers as a model has, so that the blocks have left the
-/// CPU's caches since their last row.
+/// Writes rows to the caches of as many layers as a model has, so that the CPU's caches no longer
+/// hold the blocks.
 fn store_kv(shape: AttentionShape, rows: usize) -> (Work, impl FnMut(&Cpu)) {
     let mut layers = Layers::new(shape, 4096, rows, 16);
     let run = move |cpu: &Cpu| {

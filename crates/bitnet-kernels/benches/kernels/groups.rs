@@ -107,7 +107,7 @@ fn activations(n: usize) -> (Work, impl FnMut(&Cpu)) {
     (work, run)
 }
 
-/// Enough matrices that each has left the caches before it is used again.
+/// Enough matrices that each has left the caches before its next use.
 fn matrices(codes: GroupCodes, rows: usize, cols: usize) -> Vec<GroupMatrix> {
     let pool = Cpu::new(KernelSet::detect(), 2);
     let unpack = |_: usize, rows: Range<usize>, to: &mut [u8], scales: &mut [f16]| {

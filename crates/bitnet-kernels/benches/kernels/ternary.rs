@@ -111,8 +111,8 @@ pub fn patterns(criterion: &mut Criterion, read: &Rc<ReadProbe>) {
     }
 }
 
-/// A kind of input: its name, a weight by a pseudorandom number or by its position, an activation
-/// by its position.
+/// A kind of input: its name, a function that gives a weight from a position and a pseudorandom
+/// number, and one that gives an activation from its position.
 type Pattern = (&'static str, fn((usize, u64)) -> i8, fn(usize) -> f32);
 const PATTERNS: [Pattern; 4] = [
     (

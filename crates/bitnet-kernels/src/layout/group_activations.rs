@@ -17,7 +17,7 @@ pub struct GroupActivations {
     cols: usize,
     run_cols: usize,
     values: Vec<i8>,
-    /// For each tile `[runs, rows in the tile]`.
+    /// `[runs, rows in the tile]` for each tile: the scale of each run.
     scales: Vec<f32>,
     /// `[runs, rows in the tile]` for each tile: the sum of each run's values.
     sums: Vec<i32>,

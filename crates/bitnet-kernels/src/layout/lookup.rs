@@ -119,7 +119,7 @@ impl Cut {
     }
 }
 
-/// Consecutive columns of every block.
+/// A range of columns of every block.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Chunk {
     pub cut: Cut,

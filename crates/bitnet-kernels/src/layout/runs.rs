@@ -25,13 +25,13 @@ pub(crate) const BLOCKS_OF_RUN_LINE: usize = RUN_LINE_WEIGHTS / BLOCK_ROWS;
 /// Positions that a set may write past the last one that it reports.
 pub(crate) const LIST_SLACK: usize = 8;
 
-/// The row of a matrix, less `256 b`, that a field of a byte of line `b` of a column holds.
+/// The row of a matrix, less `256 b`, whose weight is in a field of a byte of line `b` of a column.
 pub(crate) fn row_in_column_line(byte: usize, field: usize) -> usize {
     let (q, t, i) = (byte / 16, byte / 4 % 4, byte % 4);
     128 * (t / 2) + 32 * field + 16 * (t % 2) + 4 * q + i
 }
 
-/// The rows of a block, each a run: a row's dwords, one of each line, side by side.
+/// Copies each row of a block to a run: side by side, the dwords that the row has in the lines.
 pub(crate) fn copy_rows(lines: &[Line], out: &mut [u8], run_bytes: usize) {
     for (index, lines) in lines.chunks(LINES_OF_RUN_LINE).enumerate() {
         for (row, run) in out.chunks_exact_mut(run_bytes).enumerate() {
@@ -43,8 +43,8 @@ pub(crate) fn copy_rows(lines: &[Line], out: &mut [u8], run_bytes: usize) {
     }
 }
 
-/// Line `index` of the runs of 16 columns: lines of the same columns in eight blocks of rows (those
-/// past the end are missing), `out` all lines of the 16 runs.
+/// Copies line `index` of the runs of 16 columns. Input: the lines of these columns in eight blocks
+/// of rows; blocks past the end are missing. `out`: all lines of the 16 runs.
 pub(crate) fn copy_columns(
     lines: &[Option<&Line>; BLOCKS_OF_RUN_LINE],
     out: &mut [[u8; RUN_LINE_BYTES]],

@@ -49,19 +49,19 @@ impl AttentionShape {
         self.kv_heads * CACHE_BLOCK * self.value_dim()
     }
 
-    /// The keys of a head in a pair of keys and values that begins at `pair`.
+    /// Where the keys of a head lie in a pair of keys and values that begins at `pair`.
     fn keys(&self, pair: usize, kv_head: usize) -> Range<usize> {
         let len = self.head_dim * CACHE_BLOCK;
         pair + kv_head * len..pair + (kv_head + 1) * len
     }
 
-    /// The values of a head in such a pair.
+    /// Where the values of a head lie in such a pair.
     fn values(&self, pair: usize, kv_head: usize) -> Range<usize> {
         let (start, len) = (pair + self.key_block_len(), CACHE_BLOCK * self.value_dim());
         start + kv_head * len..start + (kv_head + 1) * len
     }
 
-    /// `1/√head_dim`, what scores are multiplied by.
+    /// `1/√head_dim`, the factor of scores.
     #[must_use]
     pub fn scale(&self) -> f32 {
         (1.0 / (self.head_dim as f64).sqrt()) as f32
@@ -140,7 +140,7 @@ pub struct AttentionScratch {
 }
 
 /// Maximum number of queries of several rows in one pass over a segment: enough to pay for
-/// converting the segment to f32, few enough that their sums stay in a cache.
+/// converting the segment to f32, and few enough that their sums stay in a cache.
 const RUN_QUERIES: usize = 64;
 
 /// Where one thread's share of the work ends and the next one's begins. The work is ordered by
@@ -391,8 +391,8 @@ impl<T: CacheElement> Job<'_, T> {
         self.num_threads > 1 && self.places.rows.len() * self.shape.kv_heads < 16 * self.num_threads
     }
 
-    /// Places for partial results that a thread may need: its last row's, and one for each segment
-    /// of its first row.
+    /// Maximum number of slots for partial results of a thread: one for its last row, and one for
+    /// each segment of its first row.
     fn slots(&self) -> usize {
         1 + self
             .places

@@ -18,11 +18,11 @@ use crate::threads::disjoint::Disjoint;
 use crate::threads::pool::Pool;
 use crate::weights::matrix::TernaryMatrix;
 
-/// The fewest rows for which [`KernelSet::ternary_tile`] is faster: with fewer, reading weights
-/// takes longer than computing.
+/// Minimum number of rows for which [`KernelSet::ternary_tile`] is faster: with fewer, reading
+/// weights takes longer than computing.
 const TILE_KERNEL_ROWS_MIN: usize = 4;
-/// The fewest blocks for which it is faster: preparing a tile takes a thread as long as it saves in
-/// six blocks.
+/// Minimum number of blocks for which it is faster: preparing a tile takes a thread as long as it
+/// saves in six blocks.
 const TILE_KERNEL_BLOCKS_MIN: usize = 8;
 
 /// A CPU's kernels, threads and counters. Runs one job at a time: it is `Send`, not `Sync`.

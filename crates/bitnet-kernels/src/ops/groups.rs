@@ -15,7 +15,7 @@ use crate::threads::counters::Kernel;
 use crate::threads::disjoint::Disjoint;
 use crate::weights::groups::GroupMatrix;
 
-/// Makes a row of activations: its index, the row to fill.
+/// Makes a row of activations. Arguments: its index, the row to fill.
 type MakeRow<'a> = dyn Fn(usize, &mut [f32]) + Sync + 'a;
 
 /// A thread's buffers to quantize a row. Kept, so that a decode step allocates nothing.
@@ -297,7 +297,7 @@ impl Cpu {
 }
 
 impl RowScratch {
-    /// Quantizes a row that `make` writes.
+    /// Quantizes the row that `make` writes.
     fn quantize(
         &mut self,
         set: &KernelSet,

@@ -154,7 +154,7 @@ impl Cpu {
         );
     }
 
-    /// Threads share the channels out.
+    /// Convolves the channels, which the threads share.
     fn convolve(
         &self,
         shape: DeltaShape,
@@ -187,7 +187,7 @@ impl Cpu {
         });
     }
 
-    /// Queries to length `1/√head_dim`, keys to length 1.
+    /// Scales queries to length `1/√head_dim` and keys to length 1.
     fn normalize_keys(&self, shape: DeltaShape, convolved: &mut [f32]) {
         let (set, dim) = (self.set(), shape.head_dim);
         let width = shape.key_heads * dim;
@@ -202,7 +202,7 @@ impl Cpu {
         });
     }
 
-    /// Threads share sequences and value heads out.
+    /// Advances the states; the threads share sequences and value heads.
     #[expect(
         clippy::too_many_arguments,
         reason = "as delta_net, which it is a part of"
@@ -265,7 +265,7 @@ impl Cpu {
     }
 }
 
-/// Whether all lengths fit together and the states lie apart.
+/// Checks that all lengths fit together and that the states do not overlap.
 fn check(
     shape: DeltaShape,
     weights: &DeltaWeights<'_>,

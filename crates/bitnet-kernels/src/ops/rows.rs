@@ -1,6 +1,6 @@
 //! Operations on rows of f32: look tokens up, rotate by position, normalise, add.
 //!
-//! Threads share the rows out; a row's result depends on that row alone.
+//! The threads share the rows, and a row's result depends on that row alone.
 
 use std::cell::RefCell;
 use std::ops::Range;

@@ -48,20 +48,19 @@ pub struct ScreenScratch {
 struct HiddenBounds {
     /// The scales of the two planes.
     scales: [f32; 2],
-    /// The factor of a row's `residual`: at least `‖h‖`.
+    /// The factor of a row's `residual` in a bound: at least `‖h‖`.
     of_residual: f32,
-    /// The factor of a row's `norm`.
+    /// The factor of a row's `norm` in a bound.
     of_norm: f32,
 }
 
-/// Logits over the vocabulary, each with a bound: the true one is at most `errors[i]` from
-/// `values[i]`.
+/// Logits over the vocabulary, each with a bound: the true logit differs from `values[i]` by at
+/// most `errors[i]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Estimates<'a> {
     /// `[vocab]`
     pub values: &'a [f32],
-    /// `[vocab]`, positive or infinite, and so large that the rounding of `value ± error` is
-    /// covered, too.
+    /// `[vocab]`, positive or infinite, and large enough to cover the rounding of `value ± error`.
     pub errors: &'a [f32],
 }
 
@@ -82,9 +81,9 @@ impl Quantized {
     }
 }
 
-/// Quantizes `x` into `integers` (the rest of which becomes zero), with norms rounded up by more
-/// than their sums can have lost: a sum of `n` squares in 64 lanes is off by a factor of at most `1
-/// + (n / 64 + 8) · 2⁻²⁴ < 1 + 2e-4`.
+/// Quantizes `x` into `integers`, followed by zeros. Norms are rounded up by more than their sums
+/// can lose: a sum of `n` squares in 64 lanes is off by a factor of at most `1 + (n / 64 + 8) ·
+/// 2⁻²⁴ < 1 + 2e-4`.
 fn quantize(set: &KernelSet, x: &[f32], integers: &mut [i8]) -> Quantized {
     let (factor, sum) = set.quantize(x, integers);
     let scale = 1.0 / factor;
@@ -183,7 +182,7 @@ impl ScreenScratch {
         }
     }
 
-    /// Splits each hidden state into two planes. False if one has values that cannot be bounded.
+    /// Splits each hidden state into two planes. False if the values of one cannot be bounded.
     fn split(&mut self, set: &KernelSet, x: &[f32], cols: usize) -> bool {
         let n = x.len() / cols;
         self.planes.reset(2 * n, cols);

@@ -25,14 +25,14 @@ pub struct SparseScratch {
     active: Vec<u32>,
     /// Activations in the order of the fields of a row's lines.
     values: Vec<[i8; RUN_LINE_WEIGHTS]>,
-    /// Integer sums: of each active row, or for each thread of all rows.
+    /// Integer sums: one for each active row, or for each thread one for each row.
     sums: Vec<i32>,
 }
 
 impl Cpu {
-    /// `out[r] = W[r] · activations` for the rows `r` whose gate is positive, 0 for all others, if
-    /// they are at most `active_max` and no product could overflow; else returns false and does
-    /// nothing.
+    /// `out[r] = W[r] · activations` for the rows `r` whose gate is positive, and 0 for all others.
+    /// If more than `active_max` gates are positive, or a product could overflow, returns false and
+    /// does nothing.
     ///
     /// gates: `[rows]`, activations: one row, out: at least `[rows]`. With `relu(gate)² · out`
     /// next, the zeros change nothing, since all products are finite.
@@ -98,8 +98,8 @@ impl Cpu {
         true
     }
 
-    /// `out = W · activations`, reading only the columns whose activation is not zero, if they are
-    /// at most `active_max`; else returns false and does nothing.
+    /// `out = W · activations`, reading only the columns whose activation is not zero. If these are
+    /// more than `active_max`, returns false and does nothing.
     ///
     /// activations: one row, out: at least `[rows]`.
     ///
@@ -166,7 +166,7 @@ impl Cpu {
     }
 }
 
-/// Fills a list with the positions, of `len`, that `write` finds.
+/// Fills a list with the positions below `len` that `write` finds.
 fn list(list: &mut Vec<u32>, len: usize, write: impl Fn(&mut [u32]) -> usize) {
     list.resize(list.len().max(len + LIST_SLACK), 0);
     let found = write(list);

@@ -48,8 +48,8 @@ pub(crate) static AVX512_VBMI: KernelSet = KernelSet {
     ..AVX512
 };
 
-/// The same for CPUs that can look up on ports that products leave free, such as AMD's since Zen 4:
-/// with many rows they look up and multiply at the same time.
+/// The same for CPUs that can do lookups on ports that products do not use, such as AMD's since Zen
+/// 4: with many rows they look up and multiply at the same time.
 pub(crate) static AVX512_ZEN: KernelSet = KernelSet {
     name: "avx512-zen",
     ternary_tile: Some(mixed::ternary_tile),

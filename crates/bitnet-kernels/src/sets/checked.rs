@@ -1,4 +1,4 @@
-//! The safe functions of a set: each checks the shapes, then calls the function of the table.
+//! The safe functions of a set: each checks the shapes, then calls the function in the table.
 
 use crate::layout::cache::{CACHE_BLOCK, SEGMENT_KEYS};
 use crate::sets::segment::{CacheElement, Partial, Segment, SegmentScratch};

@@ -1,4 +1,4 @@
-//! Products with weights that have a scale for each group of columns: the functions of a set.
+//! The functions of a set for products with weights that have a scale for each group of columns.
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use crate::weights::groups::GroupMatrix;
 pub(crate) type GroupMultiply =
     unsafe fn(&GroupMatrix, Range<usize>, &GroupActivations, &Output<'_>);
 
-/// The products of an instruction set, by the codes of the weights.
+/// The products of an instruction set for each kind of codes.
 #[derive(Clone, Copy)]
 pub(crate) struct GroupKernels {
     /// [`crate::GroupCodes::Signs`]

@@ -3,9 +3,10 @@
 use crate::layout::lines::BLOCK_ROWS;
 use crate::layout::lookup::Cut;
 
-/// The products of one field, `RADIX · high + low` of each index: 16 low bytes, then 16 high ones.
+/// The products of one field, `RADIX · high + low` for each index: 16 low bytes, then 16 high
+/// bytes.
 ///
-/// A set with signed tables uses two of them for a triple: 32 low bytes, then 32 high ones; the
+/// A set with signed tables uses two of them for a triple: 32 low bytes, then 32 high bytes; the
 /// sign is the fifth bit of the index.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(32))]

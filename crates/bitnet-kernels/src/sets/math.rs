@@ -137,7 +137,7 @@ pub fn mix64(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// The median, or the mean of the middle two of an even number of values; `None` of no values.
+/// The median, or the mean of the middle two of an even number of values; `None` without values.
 /// Sorts `values`.
 #[must_use]
 pub fn median(values: &mut [f64]) -> Option<f64> {

@@ -106,8 +106,8 @@ pub(crate) fn quantize(x: &[f32], out: &mut [i8]) -> (f32, i32) {
 /// Quantizes a row to int8 in runs of `run_cols`, the last of which may be shorter: for each run `d
 /// = absmax / 127`, `q = round_half_even(x / d)`.
 ///
-/// A run whose d is zero, since all its values are, gives zeros. q has the length of x; scales and
-/// sums, d and `Σ q` of each run, that of the runs.
+/// A run of zeros has d = 0 and gives zeros. q: as long as x; scales: d of each run; sums: `Σ q` of
+/// each run.
 #[inline(always)]
 pub(crate) fn quantize_runs(
     x: &[f32],

@@ -11,7 +11,7 @@ use crate::sets::table::KernelSet;
 
 /// Taps of the causal convolution: the newest token and the three before it.
 pub const CONV_TAPS: usize = 4;
-/// Columns of a state that one pass over it keeps sums of in registers: four registers of 512 bits.
+/// Columns of a state whose sums a pass keeps in registers: four registers of 512 bits.
 const COLUMN_LANES: usize = 64;
 /// Added to the sum of squares of a query or key before the root.
 const L2_EPS: f32 = 1e-6;
@@ -183,7 +183,7 @@ impl KernelSet {
         self.run(Convolve { past, x, taps, out });
     }
 
-    /// Scales a query or key to length `scale`, except for the epsilon.
+    /// Scales a query or key to length `scale`, up to the epsilon.
     pub(crate) fn l2_normalize(&self, x: &mut [f32], scale: f32) {
         self.run(Normalize { x, scale });
     }

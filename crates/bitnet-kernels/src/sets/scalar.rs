@@ -109,8 +109,8 @@ fn matvec_f16(rows: &[u8], x: &[f32], out: &mut [f32]) {
     }
 }
 
-/// Scores: one sum for each key, in ascending dimension. Then softmax. Then values, added in
-/// ascending key.
+/// Computes scores (one sum for each key, in ascending dimension), then softmax, then the sum of
+/// values in ascending key.
 fn attend<T: CacheElement>(
     segment: &Segment<'_, T>,
     _: &mut SegmentScratch,

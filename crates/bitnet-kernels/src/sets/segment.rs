@@ -10,11 +10,11 @@ use crate::layout::cache::{CACHE_BLOCK, SEGMENT_KEYS};
 use crate::sets::portable;
 use crate::sets::table::KernelSet;
 
-/// An element of the key/value cache: f16 (its bits) or f32.
+/// An element of the key/value cache: f16 (as its bits) or f32.
 pub trait CacheElement: Copy + Default + Send + Sync + private::Sealed + 'static {
-    /// `--kv-type` name.
+    /// Its name in the option `--kv-type`.
     const NAME: &'static str;
-    /// Exact.
+    /// Converts exactly.
     fn to_f32(self) -> f32;
     #[doc(hidden)]
     fn attend(set: &KernelSet) -> AttendFn<Self>;
@@ -66,8 +66,8 @@ impl CacheElement for f32 {
 pub struct Segment<'a, T> {
     /// `[queries, head_dim]`
     pub queries: &'a [f32],
-    /// For each query the number n of keys that it attends to: the first n of the segment; at least
-    /// 1.
+    /// For each query the number n of keys that it attends to, which are the first n of the
+    /// segment; at least 1.
     pub num_keys: &'a [usize],
     /// Length of a query and of a key.
     pub head_dim: usize,
@@ -115,14 +115,14 @@ pub(crate) struct Panel<'a, T> {
     /// `[steps, stride]`
     pub data: &'a [T],
     pub stride: usize,
-    /// Elements of a row of `data` that are used, a multiple of 16.
+    /// Number of elements of a row of `data` to use, a multiple of 16.
     pub width: usize,
     /// `[queries, coef_stride]`; the first `steps` of each row are used.
     pub coefs: &'a [f32],
     pub coef_stride: usize,
-    /// `i` runs below this.
+    /// The number of terms `i` in each sum.
     pub steps: usize,
-    /// `q` runs below this.
+    /// The number of queries `q`.
     pub queries: usize,
     /// `[queries, out_stride]`
     pub out: &'a mut [f32],
@@ -172,8 +172,8 @@ pub(crate) struct Fetch {
 }
 
 impl Fetch {
-    /// From the `first`-th line on. Past the end it repeats the last line: prefetching a line that
-    /// is in the cache costs nothing.
+    /// Starts at line `first`. Past the end it repeats the last line: prefetching a line that is in
+    /// the cache costs nothing.
     #[inline(always)]
     pub(crate) fn new<T>(next: &[T], first: usize) -> Self {
         let bytes = size_of_val(next);
@@ -200,7 +200,7 @@ impl Fetch {
 
 /// How a vector set multiplies a panel of `T`.
 pub(crate) trait Panels<T> {
-    /// The most queries of a panel.
+    /// Maximum number of queries of a panel.
     const QUERIES: usize;
 
     /// # Safety

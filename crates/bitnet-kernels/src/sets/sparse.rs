@@ -18,7 +18,7 @@ pub(crate) struct SparseKernels {
     /// Lists the positions of numbers above zero and returns their count. The list must have
     /// [`LIST_SLACK`] places more than there are numbers.
     pub positive: unsafe fn(&[f32], &mut [u32]) -> usize,
-    /// The same of int8 values that are not zero.
+    /// The same for int8 values that are not zero.
     pub nonzero: unsafe fn(&[i8], &mut [u32]) -> usize,
     /// `Σ code · q` of each active row.
     pub active_rows: unsafe fn(&TernaryRows, &[u32], &Arranged, &mut [i32]),
@@ -27,7 +27,7 @@ pub(crate) struct SparseKernels {
     pub active_columns: unsafe fn(&TernaryColumns, &[u32], &[i8], &mut [i32]),
 }
 
-/// Where the runs of a chunk begin, in lines; places that no run has begin where the first does.
+/// Where the runs of a chunk begin, in lines. Unused places begin where the first run does.
 #[inline(always)]
 pub(crate) fn starts(runs: &[u32], run_lines: usize) -> [usize; RUNS_AT_ONCE] {
     let start = |run: u32| run as usize * run_lines;

@@ -12,7 +12,7 @@ use crate::sets::segment::AttendFn;
 use crate::sets::sparse::SparseKernels;
 use crate::weights::matrix::TernaryMatrix;
 
-/// `y = Σ w · q / s · scale` for some blocks and one tile.
+/// `y = Σ w · q / s · scale` for some blocks and one tile of activations.
 pub(crate) type TernaryTile =
     unsafe fn(&TernaryMatrix, Range<usize>, usize, &Activations, &Output<'_>);
 
@@ -20,19 +20,19 @@ pub(crate) type TernaryTile =
 /// and the sum of each run.
 pub(crate) type QuantizeRuns = unsafe fn(&[f32], usize, &mut [i8], &mut [f32], &mut [i32]);
 
-/// The functions of one instruction set. A value of this type is the proof that this CPU can run
-/// them: only [`KernelSet::available`] gives any, and it asks the CPU.
+/// The functions of one instruction set. A value of this type proves that this CPU can run them:
+/// only [`KernelSet::available`] returns such values, after checking the CPU.
 ///
-/// Every set gives the same bits for the same input; `tests/agree.rs` holds them to it.
+/// Every set gives the same bits for the same input; `tests/agree.rs` checks this.
 pub struct KernelSet {
-    /// Its name in `--kernels`.
+    /// Its name in the option `--kernels`.
     pub name: &'static str,
     /// The packing that it reads without unpacking, and that is fastest when weights come from
     /// memory.
     pub packing: Packing,
     pub(crate) ternary: unsafe fn(&TernaryMatrix, Range<usize>, &Activations, &Output<'_>),
     /// Products with the given tile of activations; `Some` if the set has a faster way for many
-    /// rows and 1.67 bits.
+    /// rows of activations and weights of 1.67 bits.
     pub(crate) ternary_tile: Option<TernaryTile>,
     pub(crate) lookup: Lookup,
     pub(crate) sparse: SparseKernels,
@@ -57,7 +57,7 @@ pub struct KernelSet {
     /// Runs n rounds of the set's fastest int8 products, all in registers; returns the number of
     /// products.
     pub(crate) peak_i8: Option<unsafe fn(usize) -> usize>,
-    /// The same for products of f32, multiplied, then added.
+    /// The same for multiplications and additions of f32.
     pub(crate) peak_f32: Option<unsafe fn(usize) -> usize>,
 }
 

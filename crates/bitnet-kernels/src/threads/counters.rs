@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-/// The kernels that count, by the names that receipts use.
+/// The kernels that are counted, with the names that receipts use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernel {
     /// Rows of the embedding table turned into f32.

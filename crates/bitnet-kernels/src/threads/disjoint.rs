@@ -1,4 +1,4 @@
-//! [`Disjoint`]: a slice that several threads write, each its own part.
+//! [`Disjoint`]: a slice whose separate parts several threads write.
 
 use std::marker::PhantomData;
 use std::ops::Range;

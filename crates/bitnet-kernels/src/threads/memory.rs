@@ -48,8 +48,8 @@ struct Chunk {
 }
 
 thread_local! {
-    /// The chunk that this thread cuts from while one of its slices lives, and the number of bytes
-    /// already cut off.
+    /// The chunk that this thread cuts slices from, as long as one of its slices lives, and the
+    /// number of bytes already used.
     static CURRENT: RefCell<(Weak<Chunk>, usize)> = const { RefCell::new((Weak::new(), 0)) };
 }
 
@@ -57,7 +57,7 @@ impl<T: Plain> Huge<T> {
     /// `len` zeros.
     ///
     /// # Panics
-    /// If the system has no memory, as an allocation does.
+    /// If the system has no memory, as allocations do.
     #[must_use]
     pub fn zeros(len: usize) -> Self {
         let bytes = (len * size_of::<T>()).next_multiple_of(ALIGN);

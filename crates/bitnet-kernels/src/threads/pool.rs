@@ -31,8 +31,8 @@ const SPINS_BEFORE_YIELD: u32 = 512;
 /// [`Pool::run`].
 type Job = *const (dyn Fn(usize) + Sync);
 
-/// One cache line of its own (two, since CPUs fetch them in pairs), so that threads do not slow
-/// each other by sharing one.
+/// Puts a value on its own cache line (two, since CPUs fetch them in pairs), so that threads do not
+/// slow each other by sharing one.
 #[repr(align(128))]
 struct Padded<T>(T);
 
@@ -80,7 +80,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool of `num_threads` (at least 1), the calling thread counted in.
+    /// A pool of `num_threads` threads (at least 1), including the calling thread.
     #[must_use]
     pub fn new(num_threads: usize) -> Self {
         let num_workers = num_threads.max(1) - 1;
@@ -173,7 +173,7 @@ impl Pool {
         }
     }
 
-    /// Splits `0..len` into one contiguous share a thread, in multiples of `unit`, and runs
+    /// Splits `0..len` into one contiguous share for each thread, in multiples of `unit`, and runs
     /// `job(share)` on each.
     pub fn split(&self, len: usize, unit: usize, job: &(dyn Fn(Range<usize>) + Sync)) {
         let num_threads = self.num_threads();

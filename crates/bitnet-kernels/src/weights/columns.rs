@@ -74,8 +74,8 @@ impl TernaryColumns {
         }
     }
 
-    /// Columns that were packed before: of a matrix with the rows and the scale of `part` and
-    /// `cols` columns. `None` if these are not as many bytes as they have.
+    /// Columns that were packed before, from a matrix with the rows and the scale of `part` and
+    /// `cols` columns. `None` if the number of bytes is wrong.
     #[must_use]
     pub fn from_packed(part: Part, cols: usize, bytes: Bytes) -> Option<Self> {
         let Part { rows, scale } = part;

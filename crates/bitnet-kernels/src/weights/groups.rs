@@ -108,7 +108,7 @@ impl GroupMatrix {
     }
 
     /// A stack that was packed before, by [`Self::pack`] with the same parts, columns, codes and
-    /// groups. `None` if these are not as many bytes as it has, or if no stack has such columns.
+    /// groups. `None` if the number of bytes is wrong, or if no stack has such columns.
     #[must_use]
     pub fn from_packed(
         parts: &[usize],

@@ -43,7 +43,7 @@ impl ScreenTable {
     }
 
     /// A copy that was packed before, of a table of `[rows, cols]`: [`Self::lines`] and
-    /// [`Self::bounds_bytes`]. `None` if these are not as many bytes as it has.
+    /// [`Self::bounds_bytes`]. `None` if the number of bytes is wrong.
     #[must_use]
     pub fn from_packed(rows: usize, cols: usize, lines: Bytes, bounds: &[u8]) -> Option<Self> {
         if !(1..=MAX_COLS).contains(&cols) {
@@ -82,7 +82,7 @@ impl ScreenTable {
         self.rows
     }
 
-    /// Bytes kept: the integers and three numbers a row. One pass reads them all.
+    /// Bytes in memory: the integers and three numbers for each row. One pass reads them all.
     #[must_use]
     pub fn num_bytes(&self) -> usize {
         self.lines.len() + size_of_val(self.bounds.as_slice())

@@ -136,7 +136,7 @@ impl TernaryMatrix {
     }
 
     /// A stack that was packed before, by [`Self::pack`] with the same parts, columns and packing.
-    /// `None` if these are not as many bytes as it has, or if a stack cannot have such columns.
+    /// `None` if the number of bytes is wrong, or if a stack cannot have such columns.
     #[must_use]
     pub fn from_packed(
         parts: &[Part],
@@ -253,8 +253,8 @@ impl TernaryMatrix {
         })
     }
 
-    /// Lines `GROUP_LINES · group` and following of one block, in 2 bits; returns how many there
-    /// are.
+    /// Unpacks lines `GROUP_LINES · group` and following of one block to 2 bits; returns their
+    /// number.
     pub(crate) fn unpack_group(
         &self,
         block: usize,

@@ -44,8 +44,8 @@ impl TernaryRows {
         }
     }
 
-    /// Rows that were packed before: of `part`, with `cols` columns. `None` if these are not as
-    /// many bytes as they have.
+    /// Rows that were packed before, from `part`, with `cols` columns. `None` if the number of
+    /// bytes is wrong.
     #[must_use]
     pub fn from_packed(part: Part, cols: usize, bytes: Bytes) -> Option<Self> {
         let Part { rows, scale } = part;

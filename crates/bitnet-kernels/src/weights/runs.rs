@@ -13,8 +13,8 @@ pub(crate) struct Runs {
 }
 
 impl Runs {
-    /// `num_runs` runs of `run_len` weights. `fill(bytes, run_lines)` writes all lines, which are
-    /// zeros at first; a run has `run_lines` of them.
+    /// Makes `num_runs` runs of `run_len` weights. `fill(bytes, run_lines)` writes all lines, which
+    /// are zeros at first; each run has `run_lines` lines.
     pub(crate) fn pack(
         num_runs: usize,
         run_len: usize,
@@ -29,7 +29,7 @@ impl Runs {
         }
     }
 
-    /// Runs that were packed before; `None` if these are not as many bytes as they have.
+    /// Runs that were packed before; `None` if the number of bytes is wrong.
     pub(crate) fn from_packed(num_runs: usize, run_len: usize, bytes: Bytes) -> Option<Self> {
         let run_lines = run_len.div_ceil(RUN_LINE_WEIGHTS);
         let len = num_runs.checked_mul(run_lines)?.checked_mul(RUN_LINE_BYTES);

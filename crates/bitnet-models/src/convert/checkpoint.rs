@@ -24,8 +24,8 @@ use crate::huggingface::{CONFIG, Checkpoint};
 use crate::source::{LayerSlot, Slot, Source, TernaryTensor};
 use crate::table::Table;
 
-/// The files that a converted directory can hold. [`to_checkpoint`] replaces a directory of these
-/// and of parts of weights.
+/// The files that a converted directory can hold. [`to_checkpoint`] only replaces a directory that
+/// holds nothing but these files and parts of weights.
 pub const CHECKPOINT_FILES: &[&str] = &[
     CONFIG,
     SINGLE,
@@ -36,7 +36,7 @@ pub const CHECKPOINT_FILES: &[&str] = &[
     "chat_template.jinja",
 ];
 
-/// Whether a file is a part of a model: one of ours, or of weights in several files.
+/// Whether a file belongs to a model directory: one of ours, or a part of weights in several files.
 fn is_part(name: &str) -> bool {
     let is_shard =
         || name.starts_with("model-") && name.contains("-of-") && name.ends_with(".safetensors");
@@ -46,8 +46,7 @@ fn is_part(name: &str) -> bool {
 /// Writes a model to the directory `path`: config.json, model.safetensors and `files`, such as a
 /// tokenizer's, by name.
 ///
-/// Norms and scales are BF16 where that loses nothing, else F32, unless the options ask for BF16
-/// scales.
+/// Norms and scales are BF16 if that is exact, else F32, unless the options ask for BF16 scales.
 ///
 /// # Errors
 /// If the model cannot be loaded, this form cannot hold it, the path exists, or the system refuses.
@@ -139,7 +138,7 @@ pub fn to_checkpoint(
     Ok(report)
 }
 
-/// The configuration: the source's own with another quantization, or one derived from a GGUF file.
+/// The configuration: the source's own with another quantization, or one made from a GGUF file.
 fn config_of(opened: &Opened<'_>, options: &ConvertOptions) -> Result<serde_json::Value> {
     let mut json = match opened {
         Opened::Checkpoint(checkpoint) => {

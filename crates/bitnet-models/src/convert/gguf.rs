@@ -459,8 +459,8 @@ impl Job<'_, '_, '_> {
         self.write(info, &out)
     }
 
-    /// Packs some rows at a time: blocks do not straddle rows here, so the pieces join without
-    /// seams.
+    /// Packs some rows at a time: blocks end where rows end, so the pieces can be written one after
+    /// the other.
     fn ternary_rows(
         &mut self,
         info: &TensorInfo,
@@ -520,7 +520,7 @@ type VisitRows<'a> = dyn FnMut(Range<usize>, &[i8]) -> Result<()> + 'a;
 /// A projection's weights in the order of the output file.
 struct Weights<'a> {
     tensor: &'a TernaryTensor,
-    /// The head size, if the two elements of a rotated pair stand side by side there.
+    /// The head size, if the output file keeps the two elements of a rotated pair side by side.
     interleave: Option<usize>,
 }
 

@@ -44,8 +44,8 @@ pub enum Input<'a> {
         gguf: &'a Arc<Gguf>,
         /// The options.
         options: &'a LoadOptions,
-        /// Whether float projections that are not ternary are quantized by the absmean formula, or
-        /// refused.
+        /// Whether to quantize float projections that are not ternary by the absmean formula;
+        /// otherwise they are refused.
         quantize: bool,
     },
 }
@@ -159,7 +159,7 @@ impl WeightType {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(non_camel_case_types, reason = "the field's own names")]
 pub enum TableType {
-    /// As the published files have them. Values of bf16 below 6e-5 lose digits.
+    /// As in the published files. Values of bf16 below 6e-5 lose digits.
     F16,
     /// Exact for checkpoints in bf16, which most are.
     BF16,
@@ -188,9 +188,9 @@ impl TableType {
 pub struct ConvertOptions {
     /// How projections are stored in a GGUF file. A directory has them packed.
     pub weights: WeightType,
-    /// How embedding and head are stored. `None`: as a GGUF file has them; tables of a directory as
-    /// F16 in a GGUF file, or as its projections if those are floats. A directory takes floats
-    /// only, and F32 for quantized tables.
+    /// How embedding and head are stored. `None`: as in the source GGUF file; from a directory as
+    /// F16 in a GGUF file, or like the projections if those are floats. A directory holds floats
+    /// only: F32 in place of quantized tables.
     pub tables: Option<TableType>,
     /// Whether the scales in a directory are rounded to BF16, as mlx-lm needs them beside BF16
     /// tables.
@@ -213,7 +213,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Records a scale and returns it as a type stores it. Errs if the type cannot store it.
+    /// Records a scale and returns it as a type stores it. Fails if the type cannot store it.
     fn note_scale(&mut self, tensor: &str, weights: WeightType, scale: f32) -> Result<f32> {
         let kept = weights.rounded(scale);
         if !kept.is_finite() || (kept == 0.0 && scale != 0.0) {
@@ -284,7 +284,7 @@ impl Meter<'_, '_> {
         (self.phase, self.bytes_done) = (Phase::Checking, 0);
     }
 
-    /// Whether bytes that were read back have the checksum of the written ones. done: releases
+    /// Whether bytes that were read back have the checksum of the written ones. `done` releases
     /// their memory.
     fn check(
         &mut self,
@@ -318,7 +318,7 @@ pub(crate) fn slots(source: &dyn Source) -> Vec<Slot> {
     slots
 }
 
-/// The slots of all kinds of layers, in the order in which a token meets them.
+/// The slots of all kinds of layers, in the order of the forward pass.
 const LAYER_SLOTS: [LayerSlot; 32] = {
     use LayerSlot::{
         AttentionNorm, AttentionSubNorm, Bias, FfnNorm, FfnSubNorm, InputNorm, KeyNorm, Linear,
@@ -364,7 +364,8 @@ const LAYER_SLOTS: [LayerSlot; 32] = {
     ]
 };
 
-/// Writes a table some rows at a time, in its own format as it is, in another on all threads.
+/// Writes a table some rows at a time: in the source's format as it is, in another format on all
+/// threads.
 fn write_table(
     name: &str,
     table: &Table,

@@ -21,7 +21,7 @@ pub struct Quantization {
     /// Whether `config.json` says how the weights are quantized. Without it, transformers runs
     /// float weights as they are.
     pub is_stated: bool,
-    /// Whether the logits come from the embedding; `None` if the file leaves it to the tensors.
+    /// Whether the logits come from the embedding; `None` if the tensors decide.
     pub(super) tie_word_embeddings: Option<bool>,
     /// The scaling of the rotary frequencies.
     pub(super) rope: RopeScaling,
@@ -344,7 +344,7 @@ fn llama3(keys: &Keys<'_>, root: &Keys<'_>, context_length: usize) -> Result<Rop
     })
 }
 
-/// How a directory says that its weights are packed and that their scales multiply.
+/// The `quantization_config` of a directory with packed weights whose scales multiply.
 pub(crate) fn packed_quantization(config: &Config) -> Value {
     let mut object = json!({
         "quant_method": "bitnet",
@@ -359,7 +359,7 @@ pub(crate) fn packed_quantization(config: &Config) -> Value {
     object
 }
 
-/// A `config.json` for a model with packed weights whose configuration is not one already.
+/// A `config.json` for a model with packed weights that has no `config.json` yet.
 ///
 /// tied: whether the logits come from the embedding; bos, eos: the tokens that begin and end a
 /// text.
@@ -423,7 +423,7 @@ fn number(x: f32) -> Value {
         .map_or(Value::Null, Value::from)
 }
 
-/// An object of the file, with what precedes its keys in messages.
+/// An object of the file, with the prefix of its keys in messages.
 struct Keys<'a> {
     object: &'a Map<String, Value>,
     path: &'static str,
@@ -441,7 +441,7 @@ impl<'a> Keys<'a> {
         self.error(key, format!("{}, expected {wanted}", shown_value(value)))
     }
 
-    /// The value of a key that is there and not null.
+    /// The value of a key that exists and is not null.
     fn get(&self, key: &str) -> Option<&'a Value> {
         self.object.get(key).filter(|value| !value.is_null())
     }
@@ -473,7 +473,7 @@ impl<'a> Keys<'a> {
         self.get(key).map(read).transpose()
     }
 
-    /// A number above 0 that must be there.
+    /// A required number above 0.
     fn positive(&self, key: &str) -> Result<f64> {
         match self.number(key)? {
             Some(number) if number > 0.0 && number <= 1e12 => Ok(number),
@@ -544,7 +544,7 @@ impl<'a> Keys<'a> {
     }
 
     /// Checks that the head is kept in floats and every projection is not: other models are not
-    /// supported. Where the list is missing, transformers keeps the head.
+    /// supported. If the list is missing, transformers keeps the head in floats.
     fn check_unconverted_modules(&self, num_layers: usize) -> Result<()> {
         const KEY: &str = "modules_to_not_convert";
         let Some(value) = self.get(KEY) else {

@@ -6,7 +6,7 @@
 //! model.safetensors                                  all tensors, or
 //! model.safetensors.index.json                       {"weight_map": {tensor: file, …}} and the files it names
 //! ```
-//! As with GGUF, what `open` accepts is sound: every tensor lies in its file and has the size of
+//! As with GGUF, a directory that opens is valid: every tensor lies in its file and has the size of
 //! its type and shape.
 
 pub(crate) mod config;
@@ -37,9 +37,9 @@ pub struct Checkpoint {
     quantization: Quantization,
     /// By name.
     tensors: BTreeMap<String, StoredTensor>,
-    /// Whether float weights are rounded although `config.json` does not say that they are.
+    /// Whether to round float weights although `config.json` does not say so.
     rounds_floats: bool,
-    /// Found on first use: it takes a comparison of two tables.
+    /// Computed on first use, by a comparison of two tables.
     has_own_head: OnceLock<bool>,
 }
 
@@ -153,10 +153,10 @@ impl Checkpoint {
 }
 
 /// The ids of the tokens that end a text, one or several: `eos_token_id` of
-/// `generation_config.json`, else of `config.json`; none if neither has one.
+/// `generation_config.json`, else of `config.json`; empty if neither has one.
 ///
 /// # Errors
-/// If one of the files is there and cannot be read, or is not JSON.
+/// If one of the files exists and cannot be read, or is not JSON.
 pub fn end_tokens(directory: &Path) -> Result<Vec<u32>> {
     for name in ["generation_config.json", CONFIG] {
         let path = directory.join(name);

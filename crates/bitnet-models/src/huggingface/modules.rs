@@ -1,4 +1,4 @@
-//! Which modules a list of names keeps in floats, as transformers reads such lists.
+//! Finds the modules that a list of names keeps in floats, as transformers reads such lists.
 
 use regex::Regex;
 
@@ -7,14 +7,14 @@ pub(super) struct ModulePattern<'a> {
     pub(super) text: &'a str,
     /// Matches from the start up to the end of a module's name, or up to just before a dot.
     before_dot: Regex,
-    /// Matches a whole text.
+    /// Matches a whole name.
     whole: Regex,
 }
 
 impl<'a> ModulePattern<'a> {
     /// # Errors
-    /// If the text is not a regular expression that can be read: transformers takes Python's,
-    /// which have look-around and references back besides.
+    /// If the text is not a supported regular expression. transformers uses Python's, which also
+    /// have look-around and back-references.
     pub(super) fn new(text: &'a str) -> Result<Self, String> {
         let regex = |pattern: String| {
             Regex::new(&pattern).map_err(|error| match error {

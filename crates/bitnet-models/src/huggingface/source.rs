@@ -56,7 +56,7 @@ fn names(slot: Slot) -> Vec<String> {
         .collect()
 }
 
-/// The name that new files give a slot's tensor.
+/// The name of a slot's tensor in new files.
 pub(crate) fn name(slot: Slot) -> String {
     names(slot).into_iter().next().unwrap_or_default() // every slot has one
 }
@@ -68,7 +68,7 @@ pub(super) fn module_name(layer: usize, projection: Projection) -> String {
 }
 
 impl Checkpoint {
-    /// Whether the logits come from a head of its own.
+    /// Whether the logits come from a separate head.
     ///
     /// Where `tie_word_embeddings` is true, transformers 5 compares a stored head with the
     /// embedding: it uses the head if the two differ.
@@ -83,7 +83,8 @@ impl Checkpoint {
             })
     }
 
-    /// The slot that holds a table: with tied embeddings a stored head is the embedding, too.
+    /// The slot that holds a table: with tied embeddings, a stored head also serves as the
+    /// embedding.
     fn table_slot(&self, slot: Slot) -> Slot {
         let is_tied = self.quantization.tie_word_embeddings == Some(true);
         match slot {
@@ -92,7 +93,7 @@ impl Checkpoint {
         }
     }
 
-    /// The tensor of a slot under the first of its names that is there.
+    /// The tensor of a slot, under the first of its names that exists.
     fn tensor(&self, slot: Slot) -> Result<(String, &StoredTensor)> {
         for name in names(slot) {
             if let Some(tensor) = self.tensors.get(&name) {
@@ -102,7 +103,7 @@ impl Checkpoint {
         Err(FileError::TensorMissing { name: name(slot) }.into())
     }
 
-    /// Errs unless the tensor of a slot is there.
+    /// Fails unless the tensor of a slot exists.
     pub(super) fn expect_tensor(&self, slot: Slot) -> Result<()> {
         self.tensor(slot).map(|_| ())
     }
@@ -164,7 +165,7 @@ impl Checkpoint {
     }
 
     /// The rule for float weights without a scale. transformers rounds them at every use if
-    /// `quantization_config` says that the model is BitNet's, and else runs them as they are.
+    /// `quantization_config` says that the model is BitNet's, otherwise it runs them as they are.
     fn float_rule(&self) -> FloatRule {
         match (self.quantization.is_stated, self.rounds_floats) {
             (true, _) => FloatRule::Absmean,

@@ -50,8 +50,7 @@ const LAYER_NAMES: [(LayerSlot, &str); 20] = [
 /// The tensor with the divisors of rotary frequencies.
 pub(crate) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
-/// The name of a tensor in files of this architecture; `None` for a slot that GGUF files have no
-/// name for.
+/// The name of a tensor in files of this architecture; `None` if GGUF has no name for the slot.
 pub(crate) fn name(slot: Slot, architecture: Architecture) -> Option<String> {
     let part = |slot: LayerSlot| {
         let known = LAYER_NAMES.iter().find(|(known, _)| *known == slot);
@@ -80,12 +79,12 @@ pub(crate) fn name(slot: Slot, architecture: Architecture) -> Option<String> {
     Some(format!("blk.{index}.{part}"))
 }
 
-/// The metadata key that states the tile of TL1 or TL2 tensors of a shape.
+/// The metadata key of the tile of TL1 or TL2 tensors of a shape.
 fn tile_key(format: &str, rows: usize, cols: usize) -> String {
     format!("bitnet.{format}.tile.{rows}x{cols}")
 }
 
-/// The pair that states the tile of a format that has one.
+/// The metadata pair of a format's tile, if it has one.
 pub(crate) fn tile_pair(
     format: TernaryFormat,
     rows: usize,
@@ -131,7 +130,7 @@ impl<'a> GgufSource<'a> {
         name(slot, self.config.architecture)
     }
 
-    /// The same, with float projections taken by another rule than [`FloatRule::Ternary`].
+    /// The same, with another rule for float projections than [`FloatRule::Ternary`].
     pub(crate) fn with_floats(self, floats: FloatRule) -> Self {
         Self { floats, ..self }
     }
@@ -221,8 +220,8 @@ impl<'a> GgufSource<'a> {
         )
     }
 
-    /// The tile of a tensor: the one that the caller gives for its shape, else the one that the
-    /// file states, else the one of a published model.
+    /// The tile of a tensor: from the caller for its shape, else from the file, else of a published
+    /// model.
     fn tile<const N: usize, T: Copy>(
         &self,
         format: &'static str,
@@ -241,7 +240,7 @@ impl<'a> GgufSource<'a> {
             .ok_or_else(|| self.tile_unknown(format, tensor))
     }
 
-    /// The tile that the file states for a tensor's shape.
+    /// The tile in the file for a tensor's shape.
     fn tile_numbers<const N: usize>(
         &self,
         format: &str,
@@ -277,8 +276,7 @@ impl<'a> GgufSource<'a> {
         }
     }
 
-    /// The factor of a projection in files in llama.cpp's style, besides the scale inside the
-    /// tensor.
+    /// The factor of a projection outside its tensor, as files in llama.cpp's style have it.
     fn outer_scale(&self, weight: &str) -> Result<f32> {
         let name = scale_name(weight);
         let Some(tensor) = self.gguf.tensor(&name) else {
@@ -497,7 +495,7 @@ impl Source for GgufSource<'_> {
     }
 }
 
-/// Checks that a file has every tensor of its graph, in a type and shape that can be used, and no
+/// Checks that a file has every tensor of its graph, with a supported type and shape, and no
 /// others. Reads no weights, so weights that contradict their type are not found.
 ///
 /// # Errors
@@ -557,12 +555,12 @@ fn used_tensors(architecture: Architecture) -> &'static str {
     }
 }
 
-/// `blk.0.attn_q.scale` of `blk.0.attn_q.weight`.
+/// `blk.0.attn_q.scale` for `blk.0.attn_q.weight`.
 fn scale_name(weight: &str) -> String {
     format!("{}.scale", weight.strip_suffix(".weight").unwrap_or(weight))
 }
 
-/// The format of a tensor that is read as floats.
+/// The format of a tensor whose values are read as floats.
 fn dense(tensor: &TensorView<'_>, used_as: &'static str) -> Result<Dense> {
     tensor.dtype.dense().ok_or_else(|| Error::TensorUse {
         tensor: tensor.name.to_owned(),
@@ -576,8 +574,8 @@ fn dense(tensor: &TensorView<'_>, used_as: &'static str) -> Result<Dense> {
 const TABLE_TYPES: &str = "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL, IQ4_XS, MXFP4, \
      TQ1_0, TQ2_0, Q1_0, Q2_0, PQ2_0 or PTQ1_0";
 
-/// The format of projections that are floats, or that a quantizer for floats wrote: they run if
-/// they hold three values.
+/// The format of projections in floats, or written by a quantizer for floats. They run if they hold
+/// three values.
 fn float_like(dtype: TensorType) -> Option<Dense> {
     // Q4_0 stores ternary tensors exactly, so it has its own reader.
     let is_other = dtype.is_ternary() || dtype.group().is_some() || dtype == TensorType::Q4_0;

@@ -1,5 +1,5 @@
-//! Conversion: the bytes equal the published converters', the logits equal the source's, and
-//! nothing is lost.
+//! Conversion: the bytes equal those of the published converters, the logits equal the source's,
+//! and nothing is lost.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -121,7 +121,7 @@ fn assert_same_tensors(name: &str, found: &Path, expected: &Path) {
     }
 }
 
-/// Models that every type can hold, and whose scales are f16 numbers but in the graph of Llama.
+/// Models that every type can hold, with scales that are f16 numbers except in the graph of Llama.
 fn shapes() -> [Shape; 3] {
     let shape = Shape {
         ffn_size: 512,
@@ -605,7 +605,7 @@ fn rope_scaling_survives_conversion() {
     );
 }
 
-/// A directory with a source of 14 ternary tensors, and what to write.
+/// A directory with a source of 14 ternary tensors, and the options to write it.
 fn some_source(weights: CheckpointWeights) -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let source = directory.path().join("source");

@@ -14,11 +14,11 @@ use bitnet_models::{
 use crate::golden;
 
 const THREADS: [usize; 3] = [1, 2, 3];
-/// Tokens that the other sequences of a batch bring to each pass; the first stands before ours, the
-/// rest behind it.
+/// Number of tokens that each other sequence of a batch adds to each pass; the first sequence comes
+/// before ours, the others after it.
 const BATCHES: [&[usize]; 3] = [&[], &[3], &[1, 7]];
 
-/// The settings of a computation.
+/// The settings of one computation.
 #[derive(Clone, Copy, Debug)]
 struct Way {
     kernels: &'static str,
@@ -38,10 +38,10 @@ fn load(path: &Path, packing: Packing, ffn_sparsity: FfnSparsity) -> LanguageMod
     LanguageModel::from_gguf(&gguf, &options, &cpu).expect("the file loads")
 }
 
-/// A sequence on its way through the model.
+/// The progress of a sequence through the model.
 struct Sequence {
     tokens: Vec<u32>,
-    /// Tokens in a pass.
+    /// Tokens per pass.
     step: usize,
     blocks: Vec<u32>,
     done: usize,
@@ -118,19 +118,19 @@ fn logits_hash(model: &LanguageModel<Cpu>, kv_type: KvType, len: usize, way: Way
     hasher.finish()
 }
 
-/// How the batches meet the rest of the matrix.
+/// How the batches are combined with the other settings.
 #[derive(Clone, Copy, PartialEq)]
 enum Batches {
-    /// Each of them in every combination.
+    /// Each batch in every combination.
     All,
-    /// One in each combination, by turns: with each kernel set, thread count and chunk there is
-    /// every batch.
+    /// One batch in each combination, in turn: each kernel set, thread count and chunk meets every
+    /// batch.
     InTurns,
 }
 
-/// Every combination of threads, kernel sets, batches and the given chunks, for each type of cache
-/// and length of prompt; then every set and chunk with the given packings once more, with zeros
-/// left out and not.
+/// Checks every combination of threads, kernel sets, batches and the given chunks, for each type of
+/// cache and length of prompt; then every set and chunk again with the given packings, with and
+/// without skipping zeros.
 fn assert_one_hash(
     path: &Path,
     packings: &[Packing],

@@ -1,5 +1,5 @@
-//! One model in every form gives the same logits, bit for bit; invalid models are refused with the
-//! name of the problem.
+//! One model in every form gives the same logits, bit for bit; invalid models are refused with an
+//! error that names the problem.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ fn cpu() -> Cpu {
     Cpu::new(KernelSet::detect(), 2)
 }
 
-/// All shapes have columns that TQ blocks divide, unless `ffn_size` says otherwise.
+/// TQ blocks divide the columns of all shapes, unless `ffn_size` says otherwise.
 fn shapes() -> [(&'static str, Shape); 3] {
     let shape = Shape {
         ffn_size: 512,
@@ -70,7 +70,7 @@ fn load_checkpoint(path: &Path, cpu: &Cpu) -> Result<LanguageModel<Cpu>, Error> 
     LanguageModel::from_checkpoint(&Checkpoint::open(path)?, &LoadOptions::default(), cpu)
 }
 
-/// A GGUF file's pairs and tensors, to be changed and written again.
+/// A GGUF file's pairs and tensors, which tests change and write again.
 type Parts = (Vec<(String, MetadataValue)>, Vec<(TensorInfo, Vec<u8>)>);
 
 fn rewrite(path: &Path, change: impl FnOnce(&mut Parts)) {

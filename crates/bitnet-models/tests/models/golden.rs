@@ -1,4 +1,4 @@
-//! Models with known logits: ours equal them.
+//! Models with known logits: our logits equal them.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ fn load(folder: &Path, cpu: &Cpu) -> LanguageModel<Cpu> {
     LanguageModel::from_gguf(&gguf, &LoadOptions::default(), cpu).expect("a golden file loads")
 }
 
-/// The model in all its forms that are here: each with the file of its logits.
+/// The model in all forms that exist here, each with the file of its logits.
 fn load_all_forms(
     folder: &Path,
     cpu: &Cpu,
@@ -101,7 +101,8 @@ fn tiny_models_stay_close_after_rounding_flips_in_every_form() {
     }
 }
 
-/// As close as the reference is to itself in another order of its sums.
+/// Checks that logits are as close to the reference as the reference is to itself with another
+/// order of sums.
 fn assert_close(name: &str, found: &[f32], expected: &[f32], vocab: usize) {
     let mut same = 0;
     for (position, (a, b)) in found.chunks(vocab).zip(expected.chunks(vocab)).enumerate() {

@@ -1,5 +1,5 @@
-//! The graphs `qwen2`, `minicpm` and `hunyuan-dense`: their logits are the reference's, and the same
-//! bits in every way to compute them.
+//! The graphs `qwen2`, `minicpm` and `hunyuan-dense`: their logits equal the reference's, and every
+//! way to compute them gives the same bits.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ fn folder(name: &str) -> PathBuf {
     root.join("tests/data/golden-graphs").join(name)
 }
 
-/// The models, and how far their int8 logits may lie from the reference.
+/// The models, and how far their int8 logits may be from the reference.
 const MODELS: [(&str, Architecture); 4] = [
     ("qwen2", Architecture::Qwen2),
     ("qwen2-i2_s", Architecture::Qwen2),

@@ -1,5 +1,5 @@
-//! Models with a scale for each group of weights, hybrid and rotated ones too: their logits are the
-//! reference's, and the same bits with any chunks, threads and instruction set.
+//! Models with a scale for each group of weights, including hybrid and rotated ones: their logits
+//! equal the reference's, and any chunks, threads and instruction set give the same bits.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,7 +10,8 @@ use bitnet_models::{InputRounding, KvType, LanguageModel, LoadOptions};
 
 use crate::{assert_same_bits, logits, read_npy};
 
-/// The golden models that are here: all of `shared/` beside this repository, or those in it.
+/// The golden models that exist here: all models of `shared/` beside this repository, or the ones
+/// in the repository.
 fn golden_models() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let places = [
@@ -30,7 +31,7 @@ fn golden_models() -> Vec<PathBuf> {
     models
 }
 
-/// The golden model of that name.
+/// The golden model with this name.
 pub fn golden_model(name: &str) -> Option<PathBuf> {
     golden_models()
         .into_iter()
@@ -46,7 +47,7 @@ pub fn load(folder: &Path, group_inputs: InputRounding, cpu: &Cpu) -> LanguageMo
     LanguageModel::from_gguf(&Arc::new(gguf), &options, cpu).expect("a golden file loads")
 }
 
-/// A list of integers, perhaps behind a key.
+/// A list of integers, optionally behind a key.
 pub fn integers(path: &Path, key: Option<&str>) -> Vec<u32> {
     let text = std::fs::read_to_string(path).expect("a readable file");
     let start = key.map_or(0, |key| text.find(&format!("\"{key}\":")).expect("the key"));

@@ -1,4 +1,5 @@
-//! Models in all their forms: against known logits, against each other, and what is refused.
+//! Tests of models in all their forms: against known logits, against each other, and errors for
+//! invalid models.
 
 mod checkpoint;
 mod convert;
@@ -19,7 +20,8 @@ use bitnet_models::{
     CacheShape, Chunk, FfnActivity, KvCache, KvType, LanguageModel, LogitRows, Workspace,
 };
 
-/// The folder of a golden model: in `shared/` beside this repository, with all forms, or in it.
+/// The folder of a golden model: in `shared/` beside this repository, where it has all forms, or in
+/// the repository.
 fn golden(name: &str) -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let places = [

@@ -26,8 +26,8 @@ fn load(path: &Path, ffn_sparsity: FfnSparsity, cpu: &Cpu) -> LanguageModel<Cpu>
     .expect("it loads")
 }
 
-/// Holds a model with copies to the logits without them, on every set and 1, 2 and 3 threads: one
-/// token at a time, in chunks, and all at once.
+/// Checks that a model with copies gives the same logits as without them, on every set and 1, 2 and
+/// 3 threads: one token at a time, in chunks, and all at once.
 fn assert_equal_with_copies(name: &str, path: &Path, tokens: &[u32]) {
     let cpu = Cpu::new(KernelSet::detect(), 2);
     let dense = load(path, FfnSparsity::Off, &cpu);
@@ -103,7 +103,7 @@ fn logits_of_odd_shapes_do_not_depend_on_sparsity() {
     }
 }
 
-/// A random model whose layers are large enough for copies to be considered.
+/// Writes a random model whose layers are large enough for copies.
 fn write_large(path: &Path) {
     let shape = Shape {
         hidden_size: 512,

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use bitnet_tokenizers::CallForm;
 use serde_json::{Map, Value, json};
 
-/// The marks of a form. A call in JSON is `begin`, `name`, the name, `arguments`, an object, `end`;
-/// one in XML is `begin`, `name`, the name, `arguments`, parameters, `end`.
+/// The marks that delimit a call in one form. A call in JSON is `begin`, `name`, the name,
+/// `arguments`, an object, `end`; one in XML is `begin`, `name`, the name, `arguments`, parameters,
+/// `end`.
 struct Marks {
-    /// No other text of an answer contains it.
+    /// Nothing else in the text of an answer contains it.
     begin: &'static str,
     name: &'static str,
     arguments: &'static str,
@@ -66,7 +67,7 @@ pub(crate) fn written_call(name: &str, arguments: &str) -> String {
 
 // ---- the grammar, in llguidance's dialect of Lark ----
 
-/// The rules for `start`, which refers to `call`: a call behind the mark that begins it.
+/// The rules for `start`. They refer to `call`, the rest of a call after the mark that begins it.
 pub(crate) fn start(form: CallForm, may_say: bool, may_repeat: bool) -> String {
     let begin = marks(form).begin;
     // A call of Llama 3 is the whole answer.
@@ -95,8 +96,8 @@ pub(crate) fn start(form: CallForm, may_say: bool, may_repeat: bool) -> String {
     }
 }
 
-/// The rules for `call_INDEX`: a call of the function `name` with arguments that fit `schema`,
-/// behind the mark that begins it.
+/// The rules for `call_INDEX`: a call of the function `name` without the mark that begins it, with
+/// arguments that fit `schema`.
 pub(crate) fn rules(form: CallForm, index: usize, name: &str, schema: &Value) -> String {
     let marks = marks(form);
     let begin = json!(format!("{}{name}{}", marks.name, marks.arguments));
@@ -143,7 +144,7 @@ fn is_required(schema: &Value, key: &str) -> bool {
     required.is_some_and(|names| names.iter().any(|name| name == key))
 }
 
-/// A part of a schema with what its references point to.
+/// A part of a schema with the definitions that its references point to.
 fn with_definitions(part: &Value, schema: &Value) -> Value {
     let mut part = part.clone();
     let Some(fields) = part.as_object_mut() else {
@@ -157,8 +158,8 @@ fn with_definitions(part: &Value, schema: &Value) -> Value {
     part
 }
 
-/// Whether arguments that fit a schema are parameters that fit a schema each, so that a call can be
-/// written in XML.
+/// Whether arguments that fit a schema are a plain list of parameters, each with its own schema, so
+/// that a call can be written in XML.
 pub(crate) fn is_list_of_parameters(schema: &Value) -> bool {
     let Some(fields) = schema.as_object() else {
         return false;
@@ -184,7 +185,7 @@ pub(crate) fn is_list_of_parameters(schema: &Value) -> bool {
         && has_definitions_only(schema)
 }
 
-/// Whether each reference points to a definition.
+/// Whether all references point to definitions.
 fn has_definitions_only(schema: &Value) -> bool {
     match schema {
         Value::Object(fields) => fields.iter().all(|(name, value)| match value {
@@ -287,7 +288,7 @@ pub(crate) enum Found {
     /// Thinking, which stands before all else.
     Reasoning(String),
     Text(String),
-    /// A call begins, the first being number 0.
+    /// A call begins; the first has index 0.
     Call {
         index: usize,
         name: String,
@@ -321,7 +322,7 @@ enum Place {
     Name,
     /// In the arguments, in JSON.
     Arguments(Nesting),
-    /// Between parameters in XML, of which there were this many.
+    /// Between parameters in XML, after this number of parameters.
     Parameters(usize),
     /// In a parameter that is plain text, after this many others.
     PlainText {
@@ -334,7 +335,7 @@ enum Place {
     End,
 }
 
-/// How deep a place in JSON is.
+/// The nesting at a place in JSON.
 #[derive(Clone, Debug, Default)]
 struct Nesting {
     depth: usize,
@@ -386,7 +387,7 @@ impl CallFinder {
         self.num_calls
     }
 
-    /// Whether the text ends within the arguments of the last call, which then are invalid JSON.
+    /// Whether the text ends within the arguments of the last call, so that these are invalid JSON.
     pub(crate) fn is_cut(&self) -> bool {
         matches!(
             self.place,
@@ -505,7 +506,7 @@ impl CallFinder {
         true
     }
 
-    /// A parameter in XML as a member of an object, or the end of them.
+    /// A parameter in XML as a member of a JSON object, or the end of the parameters.
     fn parameter(&mut self, count: usize, found: &mut Vec<Found>) -> bool {
         let index = self.num_calls - 1;
         if self.pending.starts_with(marks(self.form).end) {

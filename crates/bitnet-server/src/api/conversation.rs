@@ -13,7 +13,7 @@ use crate::api::fields::TextOr;
 use crate::api::tools::{self, Tools};
 use crate::state::{Conversation, Model, unix_time};
 
-/// The messages as templates take them.
+/// The messages in the form that templates take.
 pub(crate) fn chat_messages(messages: &[Message]) -> Result<Vec<ChatMessage>, ApiError> {
     if messages.is_empty() {
         return Err(ApiError::invalid(
@@ -87,7 +87,7 @@ fn content_json(content: &TextOr<ContentPart>, message: usize) -> Result<Value, 
     parts.collect()
 }
 
-/// What a prompt is made of beside the messages.
+/// The inputs of a prompt besides the messages.
 #[derive(Default)]
 pub(crate) struct Rendering<'a> {
     pub(crate) tools: Option<&'a Tools>,
@@ -177,7 +177,7 @@ pub(crate) fn render_messages(
     }
 }
 
-/// The messages, with the calls and tools that the template does not read written into their texts.
+/// The messages; calls and tools that the template does not read are written into their texts.
 fn readable<'m>(
     messages: &'m [ChatMessage],
     template: &ChatTemplate,

@@ -72,7 +72,7 @@ impl ApiError {
         error
     }
 
-    /// A field has a value that it cannot have.
+    /// The value of a field is invalid.
     pub(crate) fn invalid(param: &str, message: impl Into<String>) -> Self {
         Self::bad_request(Some(param), "invalid_value", message)
     }
@@ -82,7 +82,7 @@ impl ApiError {
         Self::bad_request(None, "invalid_json", message)
     }
 
-    /// A field that is needed is not there.
+    /// A required field is missing.
     pub(crate) fn missing(param: &str) -> Self {
         Self::bad_request(
             Some(param),
@@ -100,7 +100,7 @@ impl ApiError {
         )
     }
 
-    /// A field, or a value of it, that OpenAI has and this server or this model does not.
+    /// A field or value that OpenAI's API has, but this server or this model does not support.
     pub(crate) fn unsupported(param: Option<&str>, message: impl Into<String>) -> Self {
         Self::bad_request(param, "unsupported_parameter", message)
     }

@@ -133,7 +133,7 @@ impl<'de> Deserialize<'de> for Prompt {
     }
 }
 
-/// How a field is supported that no request type reads.
+/// How this server treats a field that no request type reads.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Support {
     /// Known, with a value that has no effect.
@@ -205,7 +205,8 @@ const UNSUPPORTED: &[(&str, &[&str])] = &[
     ("xtc_probability", &["0", "0.0"]),
 ];
 
-/// How a field is supported that no request type reads. `field`: its name with `[]` for indexes.
+/// How this server treats a field that no request type reads. `field`: its name, with `[]` for
+/// indexes.
 pub(crate) fn support(field: &str, value: &Value) -> Support {
     let Some((_, neutral)) = UNSUPPORTED.iter().find(|(name, _)| *name == field) else {
         return Support::Unknown;

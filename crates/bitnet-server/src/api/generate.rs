@@ -1,4 +1,4 @@
-//! What chat and completions have in common: fields, limits, and the way to the engine and back.
+//! The common parts of chat and completions: fields, limits, and the way to the engine and back.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -62,7 +62,7 @@ impl StreamOptions {
     }
 }
 
-/// The fields that chat and completions share, as the requests have them.
+/// The fields that chat and completions share, as requests state them.
 pub(crate) struct Common {
     pub(crate) model: Option<String>,
     pub(crate) n: Option<u32>,
@@ -89,7 +89,7 @@ pub(crate) struct Common {
     pub(crate) structured_outputs: Option<StructuredOutputs>,
 }
 
-/// A request with the fields of [`Common`] behind its own.
+/// Defines a request type with the fields of [`Common`] after its own.
 macro_rules! generation_request {
     ($(#[$meta:meta])* pub(crate) struct $name:ident { $($own:tt)* }) => {
         $(#[$meta])*
@@ -197,7 +197,7 @@ macro_rules! generation_request {
 }
 pub(crate) use generation_request;
 
-/// A checked request: the work of the engine, and how the answer is sent.
+/// A checked request: the work for the engine, and how to send the answer.
 #[derive(Clone)]
 pub(crate) struct Plan {
     /// How tokens are chosen, for the first answer to a prompt.
@@ -225,7 +225,7 @@ pub(crate) struct Plan {
 }
 
 impl Common {
-    /// Checks everything but the prompts.
+    /// Checks everything except the prompts.
     pub(crate) fn settle(
         self,
         app: &App,
@@ -407,7 +407,7 @@ impl Common {
     }
 }
 
-/// Refuses names that are not ours. A lenient server answers to every name.
+/// Refuses names of other models. A lenient server accepts every name.
 pub(crate) fn check_model(name: Option<&str>, app: &App, model: &Model) -> Result<(), ApiError> {
     match name {
         Some(name) if !app.options.is_lenient && !model.names.iter().any(|known| known == name) => {
@@ -506,7 +506,7 @@ pub(crate) struct PromptTokensDetails {
     pub(crate) cached_tokens: usize,
 }
 
-/// The answers on their way.
+/// The answers to a request, as they arrive from the engine.
 pub(crate) struct Answers {
     replies: UnboundedReceiver<(usize, Reply)>,
     metrics: Arc<Metrics>,
@@ -516,8 +516,8 @@ pub(crate) struct Answers {
     stop_ids: Vec<TokenId>,
     /// Answers that have not ended.
     num_open: usize,
-    /// For each prompt, how many answers have not ended, and the tokens of the longest of the
-    /// others.
+    /// For each prompt, the number of answers that have not ended, and the length in tokens of the
+    /// longest one that has.
     prompts: Vec<(usize, usize)>,
     n: usize,
     record: Arc<Record>,
@@ -824,7 +824,7 @@ impl Answers {
         self.record.details().generation.as_mut().map(note)
     }
 
-    /// What has been used so far.
+    /// The usage so far.
     pub(crate) fn usage(&self) -> Usage {
         self.generation(|generation| generation.usage)
             .unwrap_or_default()

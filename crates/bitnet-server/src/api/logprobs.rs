@@ -1,4 +1,4 @@
-//! Log-probabilities of tokens, as chat and as completions have them.
+//! Log-probabilities of tokens in the formats of chat and of completions.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -121,8 +121,8 @@ impl CompletionLogprobs {
         }
     }
 
-    /// Of tokens and the places where they begin, after `start` characters; `None` where no token
-    /// has any.
+    /// From tokens and the positions where they begin, after `start` characters; `None` if no token
+    /// has log-probabilities.
     pub(crate) fn new<'a>(
         tokenizer: Option<&Tokenizer>,
         tokens: impl Iterator<Item = (&'a Token, usize)>,
@@ -203,7 +203,7 @@ fn token_text(tokenizer: Option<&Tokenizer>, id: TokenId) -> String {
     }
 }
 
-/// The text of a token; where its bytes are not whole characters, the bytes, as OpenAI writes them.
+/// The text of a token; if its bytes are not whole characters, the bytes, as OpenAI writes them.
 fn distinct_text(tokenizer: Option<&Tokenizer>, id: TokenId) -> String {
     match tokenizer.map(|tokenizer| tokenizer.token_bytes(id)) {
         Some(bytes) if std::str::from_utf8(bytes).is_err() => {

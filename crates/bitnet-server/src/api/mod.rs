@@ -43,7 +43,7 @@ pub(crate) fn json(value: &impl Serialize) -> Response {
     }
 }
 
-/// A value in JSON, as a string. JSON can represent every value of our types.
+/// A value as a JSON string. JSON can represent every value of our types.
 fn to_json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }

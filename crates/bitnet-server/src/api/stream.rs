@@ -1,5 +1,5 @@
-//! An answer as server-sent events, chunk by chunk, as OpenAI sends it: what begins an answer,
-//! pieces of text, why it ended, the usage if that is asked for, `[DONE]`.
+//! An answer as server-sent events, chunk by chunk, as OpenAI sends it: the beginning, pieces of
+//! text, the finish reason, the usage if requested, `[DONE]`.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -17,18 +17,18 @@ use crate::api::generate::{Answers, Usage};
 /// After this time without a chunk a comment is sent, so that proxies keep the connection open.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// Which chunks tell the usage of the request.
+/// The chunks that have the usage of the request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum UsageChunks {
     #[default]
     None,
-    /// A last one; the others have null.
+    /// Only a last chunk; the others have null.
     Last,
-    /// All, with what has been used so far.
+    /// All chunks, with the usage so far.
     All,
 }
 
-/// The field `usage` of a chunk: left out, null, or what has been used so far.
+/// The field `usage` of a chunk: absent, null, or the usage so far.
 pub(crate) type ChunkUsage = Option<Option<Usage>>;
 
 /// The end of an answer.

@@ -178,11 +178,11 @@ impl Tools {
         self.choice != Choice::Auto
     }
 
-    /// The grammar of an answer, which is calls, or text that may end in calls; and the parser of
-    /// the calls.
+    /// The grammar of an answer (calls, or text that may end in calls), and the parser of the
+    /// calls.
     ///
-    /// The calls have the form of the model's template, unless that is XML and some tool's
-    /// arguments are not a plain list of parameters: they are JSON then.
+    /// The calls have the form of the model's template, unless that form is XML and the arguments
+    /// of a tool are not a plain list of parameters: then the calls are JSON.
     pub(crate) fn calls(&self, form: CallForm) -> Result<(Grammar, CallFinder), ApiError> {
         let arguments = self.callable().map(|(index, tool)| {
             let (field, schema) = arguments_schema(index, &tool.function)?;
@@ -253,7 +253,7 @@ fn check(tool: &Tool, earlier: &[Tool], index: usize) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// The schema of a function's arguments, and the field of the request that has it.
+/// The schema of a function's arguments, and the name of the request's field that has it.
 fn arguments_schema(index: usize, function: &Function) -> Result<(String, Schema), ApiError> {
     let field = format!("tools[{index}].function.parameters");
     let is_strict = function.strict.unwrap_or(false);
@@ -325,8 +325,8 @@ mod tests {
         serde_json::from_value(json!({ "type": "function", "function": function })).expect("a tool")
     }
 
-    /// What a text is under tools that may or must be called: names and arguments of the calls if
-    /// the grammar takes the text, or else `None`.
+    /// Finds calls in a text with tools that may or must be called: names and arguments of the
+    /// calls if the grammar accepts the text, else `None`.
     fn calls_in(
         grammars: &Grammars,
         tokenizer: &Tokenizer,

@@ -1,4 +1,5 @@
-//! Finds the part of a schema that the grammar engine refuses: it does not say where an error is.
+//! Finds the part of a schema that the grammar engine refuses, because the engine does not report
+//! it.
 
 use serde_json::{Map, Value};
 
@@ -12,7 +13,7 @@ struct Part<'a> {
     schema: &'a Value,
     /// Its place in the schema of the client.
     pointer: String,
-    /// Whether the schema around it has values without this part.
+    /// Whether a value of the surrounding schema may lack this part.
     is_optional: bool,
 }
 
@@ -105,7 +106,7 @@ impl Schema {
         })
     }
 
-    /// A part as a schema of its own.
+    /// A part as a separate schema.
     fn alone(&self, part: &Value) -> Value {
         let Value::Object(fields) = part else {
             return part.clone();

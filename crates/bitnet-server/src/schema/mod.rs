@@ -47,7 +47,7 @@ const TYPES: [&str; 7] = [
 ///
 /// A closed object has only the declared properties. An object that declares `properties` is closed
 /// in a tool and in `response_format`, unless its schema has `additionalProperties` (or
-/// `unevaluatedProperties`) and so says otherwise.
+/// `unevaluatedProperties`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Strictness {
     /// `structured_outputs`: all keywords are enforced or refused, objects are open.
@@ -115,7 +115,7 @@ impl Schema {
         Ok(Self { value, origins })
     }
 
-    /// The schema of a tool's arguments, which are an object; without a schema they are empty.
+    /// The schema of a tool's arguments, which are an object; without a schema, an empty one.
     pub(crate) fn of_arguments(
         parameters: Option<&Value>,
         is_strict: bool,
@@ -150,17 +150,17 @@ impl Schema {
         Self::new(&schema, strictness)
     }
 
-    /// For the grammar engine, with how to read it in `x-guidance`.
+    /// The schema for the grammar engine, with its options in `x-guidance`.
     pub(crate) fn value(&self) -> &Value {
         &self.value
     }
 }
 
-/// How the grammar engine reads a schema.
+/// Options with which the grammar engine reads a schema.
 ///
-/// At most one line break and its indentation between two elements, so that no answer is endless
-/// white space. `coerces`: a value of `oneOf` must fit at least one of the schemas, where the
-/// engine cannot see that they exclude each other.
+/// At most one line break and its indentation between two elements, so that an answer cannot be
+/// endless white space. `coerces`: a value of `oneOf` must fit at least one of the schemas, where
+/// the engine cannot see that they exclude each other.
 fn options(coerces: bool) -> Value {
     let options = JsonCompileOptions {
         whitespace_pattern: Some(r"( |\n[ ]{0,16})?".to_owned()),
@@ -322,7 +322,7 @@ fn holds_schema(name: &str) -> bool {
 struct Declared {
     names: BTreeSet<String>,
     patterns: BTreeSet<String>,
-    /// Whether it has `properties`, if only empty ones.
+    /// Whether it has `properties`, even if they are empty.
     has_properties: bool,
     /// Whether the schema itself has a rule for other properties.
     says_otherwise: bool,
@@ -349,12 +349,13 @@ enum Closing {
     /// The objects within it are closed. This one is a part of another schema, which is closed as a
     /// whole.
     Within,
-    /// This object and the objects within it are closed. These properties are declared beside it.
+    /// This object and the objects within it are closed. The given properties are declared beside
+    /// it.
     Here(Declared),
 }
 
 impl Closing {
-    /// For the values within.
+    /// The rule for the values within.
     fn within(&self) -> Self {
         match self {
             Self::Never => Self::Never,
@@ -395,7 +396,7 @@ struct Closings {
 }
 
 impl<'a> Normalizer<'a> {
-    /// The definitions that are used, by their names, and where they stand.
+    /// The definitions that are used, by their names, and their places.
     fn definitions(mut self) -> Result<(Map<String, Value>, Vec<String>), SchemaError> {
         let mut values = Map::new();
         let mut index = 0;
@@ -632,7 +633,7 @@ impl<'a> Normalizer<'a> {
         Ok(())
     }
 
-    /// Schemas that a value of this one must fit as well: elements of `allOf`, and the target of
+    /// Schemas that a value of this schema must also fit: elements of `allOf`, and the target of
     /// `$ref`.
     fn conjuncts(&self, place: &Place, schema: &'a Value) -> Vec<(Place, &'a Value)> {
         let named = schema.get("$ref").and_then(Value::as_str);
@@ -659,7 +660,7 @@ impl<'a> Normalizer<'a> {
         declared
     }
 
-    /// How the parts of a schema are closed, and it itself.
+    /// How the parts of a schema, and the schema itself, are closed.
     fn closings(&self, place: &Place, schema: &'a Value, closing: &Closing) -> Closings {
         let own = declared_here(schema);
         let parts: Vec<Declared> = self
@@ -775,7 +776,7 @@ fn close(schema: &mut Map<String, Value>, declared: &Declared) {
     schema.insert("additionalProperties".to_owned(), json!(false));
 }
 
-/// Refuses empty ranges: the engine would leave out an optional property with one.
+/// Refuses empty ranges: the engine would silently drop an optional property with such a range.
 fn check_ranges(place: &Place, schema: &Map<String, Value>) -> Result<(), SchemaError> {
     for (lower, upper) in [
         ("minimum", "maximum"),
@@ -846,7 +847,7 @@ fn bound_integers(place: &Place, schema: &mut Map<String, Value>) -> Result<(), 
 /// The largest bound of a number: the largest `f64` below 10¹⁸. The grammar engine supports no more
 /// digits before the point.
 const NUMBER_MAX: f64 = 999_999_999_999_999_872.0;
-/// No number of an answer is as large: see the limits on digits and exponents in `grammar.rs`.
+/// No number in an answer is this large: see the limits on digits and exponents in `grammar.rs`.
 const NUMBER_UNREACHED: f64 = 1e160;
 
 /// Moves the bounds of numbers inwards to where the grammar engine can enforce them, and removes
@@ -874,7 +875,7 @@ const BOUNDS: [(&str, f64); 4] = [
     ("exclusiveMaximum", -1.0),
 ];
 
-/// A bound as the nearest `f64` that is not outside of it; `sign` is 1 for a lower bound.
+/// The nearest `f64` to a bound that is not outside of it; `sign` is 1 for a lower bound.
 fn inward(bound: &Value, sign: f64) -> f64 {
     let rounded = bound.as_f64().unwrap_or_default();
     let exact = bound

@@ -51,7 +51,7 @@ impl Args {
         Ok(bound)
     }
 
-    /// No arguments at all.
+    /// Checks that there are no arguments.
     pub(crate) fn none(self, function: &str) -> Outcome<()> {
         self.bind(function, []).map(|[]| ())
     }
@@ -76,7 +76,7 @@ pub(crate) fn int_or(value: Option<&Value>, default: i64, what: &str) -> Outcome
     value.map_or(Ok(default), |value| int(value, what))
 }
 
-/// A length; negative ones are 0, as Python takes them.
+/// A length; negative ones count as 0, as in Python.
 pub(crate) fn width(value: Option<&Value>, default: usize, what: &str) -> Outcome<usize> {
     match value {
         None => Ok(default),

@@ -94,7 +94,7 @@ pub(crate) struct Inputs {
     pub(crate) more: Vec<(String, Value)>,
     /// The time for `strftime_now`, seconds since 1970.
     pub(crate) now: Option<i64>,
-    /// The number of messages and the bytes of everything, for the limits.
+    /// The number of messages and the bytes of all inputs, for the limits.
     pub(crate) num_messages: usize,
     pub(crate) bytes: usize,
 }

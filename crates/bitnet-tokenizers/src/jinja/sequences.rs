@@ -14,7 +14,7 @@ use super::{Fault, Outcome, operators};
 
 /// The path from an item to the value that a filter uses.
 struct Getter {
-    /// Each a chain of attributes; several are compared one after the other.
+    /// Each path is a chain of attributes; several paths are compared one after the other.
     paths: Vec<Vec<Value>>,
     is_list: bool,
     ignores_case: bool,

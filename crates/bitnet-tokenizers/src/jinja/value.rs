@@ -52,7 +52,7 @@ pub(crate) struct Seq {
 pub(crate) enum SeqKind {
     List,
     Tuple,
-    /// Of `groupby`: a tuple whose parts are called `grouper` and `list`.
+    /// The result of `groupby`: a tuple whose parts are called `grouper` and `list`.
     Group,
     Range {
         start: i64,
@@ -181,7 +181,7 @@ impl Value {
         items * size_of::<Value>()
     }
 
-    /// The type's name in Python, as errors say it.
+    /// The type's name in Python's error messages.
     pub(crate) fn type_name(&self) -> &'static str {
         match self {
             Self::Undefined(_) => "Undefined",

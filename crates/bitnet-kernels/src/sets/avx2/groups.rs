@@ -15,7 +15,7 @@ use crate::weights::groups::GroupMatrix;
 
 pub(crate) const KERNELS: GroupKernels = GroupKernels { signs, two_bits };
 
-/// Eight rows of weights a register, 32 rows a block.
+/// Registers for the sums of a block: 8 of its 32 rows in each.
 const QUARTERS: usize = 4;
 
 /// See [`crate::sets::groups::GroupMultiply`].
@@ -47,14 +47,14 @@ fn two_bits(
     }
 }
 
-/// Where the products of a tile with a block go.
+/// Where to store the products of a tile with a block.
 struct Place<'a> {
     output: &'a Output<'a>,
     first_row: usize,
     block: usize,
 }
 
-/// Stores the products of a block with the rows of a tile, whose runs are of `R` cells.
+/// Stores the products of a block with the rows of a tile. The runs of activations have `R` cells.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn tile_products<const R: usize>(

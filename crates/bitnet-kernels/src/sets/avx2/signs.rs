@@ -12,20 +12,20 @@ use crate::layout::lines::BLOCK_ROWS;
 use crate::sets::output::Output;
 use crate::weights::groups::GroupMatrix;
 
-/// Eight rows of weights a register, 32 rows a block.
+/// Registers for the sums of a block: 8 of its 32 rows in each.
 const QUARTERS: usize = 4;
 /// Dwords of activations for one cell.
 const CELL_DWORDS: usize = CELL_COLS / 4;
 
-/// The sums that four activations make with all 16 choices of signs, + [`BIAS`]: 16 low parts of 5
-/// bits, then 16 high ones.
+/// The sums of four activations for all 16 choices of signs, + [`BIAS`]: first 16 low parts of 5
+/// bits, then 16 high parts.
 type SignTable = [u8; 32];
 /// The tables of the columns of a cell.
 type CellTables = [SignTable; CELL_COLS / 4];
 /// The signs of a cell.
 type SignCell = [SignRun; CELL_SIGN_RUNS];
 
-/// Added to a sum of four activations, so that neither part of it is negative.
+/// Added to a sum of four activations, so that neither of its parts is negative.
 const BIAS: i32 = 512;
 /// Rows of activations whose tables stay in a core's second-level cache: at most 8 KiB each.
 const ROWS_AT_ONCE: usize = 32;
@@ -150,8 +150,8 @@ impl SignScratch {
     }
 }
 
-/// The sums that four activations make with all 16 choices of signs, + [`BIAS`]: 16 low parts, then
-/// 16 high ones.
+/// The sums of four activations for all 16 choices of signs, + [`BIAS`]: first 16 low parts, then
+/// 16 high parts.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn sums_of_four(q: &[i8]) -> __m256i {

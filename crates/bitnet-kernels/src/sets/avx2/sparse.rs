@@ -193,7 +193,7 @@ fn active_columns(matrix: &TernaryColumns, active: &[u32], values: &[i8], sums: 
     }
 }
 
-/// Adds to the first eight sums.
+/// Adds eight sums to the first eight elements.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn add_to(sums: &mut [i32], more: __m256i) {
@@ -205,7 +205,7 @@ fn add_to(sums: &mut [i32], more: __m256i) {
     }
 }
 
-/// For each mask of eight lanes the indices of its lanes, ascending, as bytes.
+/// For each mask of eight lanes, the indices of its set lanes as bytes, ascending.
 static LANES: [u64; 256] = {
     let mut table = [0; 256];
     let mut set = 0;
@@ -223,7 +223,7 @@ static LANES: [u64; 256] = {
     table
 };
 
-/// Number of lanes in each mask.
+/// Number of set lanes in each mask.
 static NUM_LANES: [u8; 256] = {
     let mut table = [0; 256];
     let mut set = 0;
@@ -234,7 +234,8 @@ static NUM_LANES: [u8; 256] = {
     table
 };
 
-/// Writes `first` + the index of each lane of a mask to `places[len..]` and returns the new length.
+/// Writes `first` + the index of each set lane of a mask to `places[len..]`. Returns the new
+/// length.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn list_lanes(lanes: u8, first: usize, places: &mut [u32], len: usize) -> usize {

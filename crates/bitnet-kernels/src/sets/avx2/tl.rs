@@ -35,7 +35,7 @@ pub(crate) fn make_pair_tables(values: &[i16], tables: &mut [Table]) {
     }
 }
 
-/// `Σ weight · value` of each index, split into 16 low bytes and 16 high ones.
+/// `Σ weight · value` for each index, split into 16 low bytes and 16 high bytes.
 #[inline]
 #[target_feature(enable = "avx2")]
 pub(crate) fn table<const N: usize>(values: &[i16; N], weights: &[__m256i; N]) -> __m256i {

@@ -1,5 +1,5 @@
-//! Attention: a panel of f16 in 256-bit registers, since turning halves into floats costs least
-//! there, and one of f32 in registers of 512.
+//! Attention: a panel of f16 in 256-bit registers, where converting f16 to f32 costs least, and a
+//! panel of f32 in 512-bit registers.
 //!
 //! The multiplication reads each coefficient from memory and broadcasts it itself (`{1to8}`,
 //! `{1to16}`). The compiler would broadcast it into a register first, and then the same sums take a

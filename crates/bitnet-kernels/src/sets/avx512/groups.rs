@@ -17,8 +17,8 @@ use crate::weights::groups::GroupMatrix;
 
 pub(crate) const KERNELS: GroupKernels = GroupKernels { signs, two_bits };
 
-/// The sums of 32 rows: rows 0–15 and 16–31 for codes of 2 bits; for signs the first four of each
-/// eight, and the others.
+/// The sums of 32 rows. For codes of 2 bits: rows 0–15, then rows 16–31. For signs: the first four
+/// rows of each eight, then the other rows.
 type HalfSums = [__m512; 2];
 
 /// See [`crate::sets::groups::GroupMultiply`].
@@ -82,7 +82,7 @@ struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// Stores the products with the rows of a tile, whose runs are of `R` cells.
+    /// Stores the products with the rows of a tile. The runs of activations have `R` cells.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     fn of_tile<const R: usize, const SIGNS: bool>(&self, tile: &GroupTile<'_>) {
@@ -146,7 +146,8 @@ impl Product<'_> {
     }
 }
 
-/// Rows 0–15 and 16–31, of the first four of each eight and the others.
+/// Reorders sums from "the first four rows of each eight, then the other rows" to rows 0–15 and
+/// 16–31.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn interleave_fours([a, b]: HalfSums) -> HalfSums {

@@ -31,7 +31,7 @@ use crate::layout::packing::Group;
 use crate::sets::output::Output;
 use crate::weights::matrix::TernaryMatrix;
 
-/// Fields of a group that are looked up: the first ones.
+/// Number of fields of a group that are looked up, from the first on.
 const LOOKED_UP: usize = 3;
 /// Tables of a row of activations for a group: one for each byte of a dword in these fields.
 const GROUP_TABLES: usize = 4 * LOOKED_UP;
@@ -106,8 +106,8 @@ const fn weights(field: u8) -> [i8; 3] {
     ]
 }
 
-/// Signed factors, for each index, of the four bytes q0 + 128, q1 + 128 and q2 + 128, 128: first
-/// the factors of the first two bytes, then of the other two. The two sums together are w0 q0 + w1
+/// For each index, signed factors of the four bytes q0 + 128, q1 + 128, q2 + 128 and 128: the first
+/// pair for the first two bytes, the second for the other two. The two sums together are w0 q0 + w1
 /// q1 + w2 q2.
 const FACTORS: [[[i8; 2]; 32]; 2] = {
     let mut factors = [[[0; 2]; 32]; 2];

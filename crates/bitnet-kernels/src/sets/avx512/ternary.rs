@@ -213,7 +213,7 @@ pub(super) fn prefetch(lines: &[Line]) {
 }
 
 /// The masks and constants of the kernels. They are hidden from the compiler: otherwise it reads
-/// them from memory at each use, and the load ports are as busy as the compute ports.
+/// them from memory at each use, although the load ports are as busy as the compute ports.
 #[derive(Clone, Copy)]
 pub(super) struct Masks {
     /// Each field of a byte.

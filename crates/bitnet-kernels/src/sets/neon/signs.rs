@@ -12,13 +12,13 @@ use crate::layout::lines::BLOCK_ROWS;
 use crate::sets::output::Output;
 use crate::weights::groups::GroupMatrix;
 
-/// The sums that four activations make with all 16 choices of signs, + [`BIAS`]: low parts of 5
-/// bits, and high ones.
+/// The sums of four activations for all 16 choices of signs, + [`BIAS`]: low parts of 5 bits, then
+/// high parts.
 type SignTable = [uint8x16_t; 2];
 /// The tables of the columns of a cell.
 type CellTables = [SignTable; CELL_COLS / 4];
 
-/// Added to a sum of four activations, so that neither part of it is negative.
+/// Added to a sum of four activations, so that neither of its parts is negative.
 const BIAS: i16 = 512;
 /// Rows of activations whose tables stay in a core's second-level cache: at most 8 KiB each.
 const ROWS_AT_ONCE: usize = 32;
@@ -184,7 +184,7 @@ fn run_words(
     sums
 }
 
-/// The low and the high parts of a cell's sums, of the bytes of one half of the rows.
+/// The low and the high parts of a cell's sums, from the bytes of half of the rows.
 #[inline]
 #[target_feature(enable = "neon")]
 fn cell_sums(

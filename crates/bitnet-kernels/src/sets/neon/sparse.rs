@@ -135,7 +135,7 @@ fn active_columns(matrix: &TernaryColumns, active: &[u32], values: &[i8], sums: 
     }
 }
 
-/// Adds to the first four sums.
+/// Adds four sums to the first four elements.
 #[inline]
 #[target_feature(enable = "neon")]
 fn add_to(sums: &mut [i32], more: int32x4_t) {

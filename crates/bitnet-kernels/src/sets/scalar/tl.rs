@@ -18,7 +18,7 @@ fn make_tables(values: &[i16], cut: Cut, tables: &mut [Table]) {
     fill(pairs, &PAIRS, pair_tables);
 }
 
-/// A table for each `N` values: `Σ weight · value` of each index, split into two bytes.
+/// Fills a table for each `N` values: `Σ weight · value` for each index, split into two bytes.
 fn fill<const N: usize>(values: &[i16], weights: &[[i16; 16]; N], tables: &mut [Table]) {
     for (values, table) in values.as_chunks::<N>().0.iter().zip(tables) {
         for index in 0..16 {
