@@ -13,12 +13,12 @@ use utoipa::ToSchema;
 
 use crate::state::{App, Phase};
 
-/// How the server is.
+/// The state of the server.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Health {
-    /// `ok`, `loading`, `draining`; `stalled` where the engine has not finished a step for too
-    /// long; `text stalled` where no request has been read for too long; `model changed` where a
-    /// file of the model was changed while it is in use.
+    /// `ok`, `loading`, `draining`; `stalled` if the engine has not finished a step for too long;
+    /// `text stalled` if no request has been read for too long; `model changed` if a file of the
+    /// model was changed while it is in use.
     status: &'static str,
 }
 
@@ -49,15 +49,15 @@ fn is_alive(app: &App) -> bool {
     app.stalled().is_none() && app.damage().is_none()
 }
 
-/// Whether requests are answered now.
+/// Whether the server answers requests now.
 #[utoipa::path(
     get,
     path = "/health",
     operation_id = "health",
     tag = "health",
     responses(
-        (status = 200, description = "They are.", body = Health),
-        (status = 503, description = "The model is being loaded, the server drains, or the engine is stuck.", body = Health),
+        (status = 200, description = "The server answers requests.", body = Health),
+        (status = 503, description = "The model is being loaded, the server is stopping, or the engine is stuck.", body = Health),
     )
 )]
 pub(crate) async fn health(State(app): State<Arc<App>>) -> Response {
@@ -65,15 +65,15 @@ pub(crate) async fn health(State(app): State<Arc<App>>) -> Response {
     answer(&app, is_ready)
 }
 
-/// The same, by the name that Kubernetes has for it.
+/// The same as `/health`, under the name that Kubernetes uses.
 #[utoipa::path(
     get,
     path = "/readyz",
     operation_id = "readyz",
     tag = "health",
     responses(
-        (status = 200, description = "Requests are answered.", body = Health),
-        (status = 503, description = "They are not.", body = Health),
+        (status = 200, description = "The server answers requests.", body = Health),
+        (status = 503, description = "The server does not answer requests now.", body = Health),
     )
 )]
 pub(crate) async fn ready(State(app): State<Arc<App>>) -> Response {
@@ -85,7 +85,7 @@ pub(crate) async fn ready(State(app): State<Arc<App>>) -> Response {
     health(State(app)).await
 }
 
-/// Whether the process works. It does not where a restart would help: the engine is stuck, or a
+/// Whether the process works. It does not work if a restart would help: the engine is stuck, or a
 /// file of the model was changed.
 #[utoipa::path(
     get,
@@ -93,7 +93,7 @@ pub(crate) async fn ready(State(app): State<Arc<App>>) -> Response {
     operation_id = "livez",
     tag = "health",
     responses(
-        (status = 200, description = "It works.", body = Health),
+        (status = 200, description = "The process works.", body = Health),
         (status = 503, description = "The engine has not finished a step for too long, or a file of the model was changed.", body = Health),
     )
 )]
@@ -108,8 +108,8 @@ pub(crate) async fn live(State(app): State<Arc<App>>) -> Response {
     operation_id = "startupz",
     tag = "health",
     responses(
-        (status = 200, description = "It has.", body = Health),
-        (status = 503, description = "It is being loaded.", body = Health),
+        (status = 200, description = "The model has been loaded.", body = Health),
+        (status = 503, description = "The model is being loaded.", body = Health),
     )
 )]
 pub(crate) async fn started(State(app): State<Arc<App>>) -> Response {

@@ -62,7 +62,7 @@ const REQUESTS: [&str; 16] = [
 const REFUSALS: [(&str, &str); 9] = [
     (
         "400",
-        "A field is wrong, or cannot be honoured; `param` names it.",
+        "A field is invalid or not supported; `param` names it.",
     ),
     ("401", "The key is missing or wrong."),
     ("404", "There is no such model."),
@@ -71,7 +71,7 @@ const REFUSALS: [(&str, &str); 9] = [
     ("415", "The body is not JSON."),
     (
         "429",
-        "Too much waits; `Retry-After` says when to come again.",
+        "Too many requests are waiting; `Retry-After` says when to retry.",
     ),
     (
         "503",

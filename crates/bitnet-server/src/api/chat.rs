@@ -27,8 +27,8 @@ use crate::record::Record;
 use crate::state::{App, Model, unix_time};
 
 generation_request! {
-    /// A conversation to continue. Fields that are unknown or cannot be honoured are refused by
-    /// name.
+    /// A conversation to continue. Unknown and unsupported fields are refused with an error that
+    /// names them.
     pub(crate) struct ChatRequest {
         /// The conversation so far.
         #[schema(min_items = 1)]
@@ -44,7 +44,7 @@ generation_request! {
         /// Return the log-probabilities of this many of the most probable tokens; needs `logprobs`.
         #[schema(maximum = 20)]
         top_logprobs: Option<u32>,
-        /// Functions that the model may ask for.
+        /// Functions that the model may call.
         tools: Option<Vec<Tool>>,
         /// `none`, `auto`, `required`, or `{"type": "function", "function": {"name": NAME}}`.
         tool_choice: Option<Value>,
@@ -53,7 +53,7 @@ generation_request! {
         /// Variables for the model's template, such as `{"enable_thinking": false}`.
         #[schema(value_type = Option<Object>)]
         chat_template_kwargs: Option<Map<String, Value>>,
-        /// How much the model is to think, for templates that read it.
+        /// How much the model should reason, for templates that read it.
         reasoning_effort: Option<String>,
         /// Whether the model thinks before it answers, for templates that read it: a short form of
         /// this variable in `chat_template_kwargs`.
@@ -75,13 +75,13 @@ generation_request! {
         add_generation_prompt: Option<bool>,
         /// Continue the last message instead of answering it.
         continue_final_message: Option<bool>,
-        /// Tags of the client. They change nothing.
+        /// Tags of the client. They have no effect.
         #[expect(dead_code, reason = "accepted, and of no consequence")]
         metadata: Option<BTreeMap<String, String>>,
-        /// Names the user, for the records of the operator. It changes nothing.
+        /// Names the user for the operator's records. It has no effect.
         #[expect(dead_code, reason = "accepted, and of no consequence")]
         safety_identifier: Option<String>,
-        /// A hint that the cache does not need.
+        /// A hint for caching. It has no effect.
         #[expect(dead_code, reason = "accepted, and of no consequence")]
         prompt_cache_key: Option<String>,
     }
@@ -90,19 +90,20 @@ generation_request! {
 /// A message of a conversation.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct Message {
-    /// `system` or `developer`, `user`, `assistant`, or what else the model's template knows.
+    /// `system` or `developer`, `user`, `assistant`, or another role that the model's template
+    /// knows.
     pub(crate) role: String,
-    /// A text, or a list of parts of one.
+    /// A text, or a list of parts of a text.
     pub(crate) content: Option<TextOr<ContentPart>>,
     /// The name of the participant.
     pub(crate) name: Option<String>,
-    /// What the model thought before it answered.
+    /// The model's reasoning before the answer.
     pub(crate) reasoning_content: Option<String>,
     /// Another name of `reasoning_content`.
     pub(crate) reasoning: Option<String>,
-    /// The tools that an assistant called.
+    /// The tool calls of an assistant.
     pub(crate) tool_calls: Option<Vec<ToolCall>>,
-    /// The call that a message of the role `tool` answers.
+    /// The id of the call that a message with the role `tool` answers.
     pub(crate) tool_call_id: Option<String>,
 }
 
@@ -120,7 +121,7 @@ pub(crate) struct ContentPart {
     /// Only `text` is supported.
     pub(crate) r#type: String,
     pub(crate) text: Option<String>,
-    /// A hint that the cache does not need.
+    /// A hint for caching. It has no effect.
     cache_control: Option<CacheControl>,
 }
 
@@ -338,7 +339,7 @@ pub(crate) async fn create(
     envelope.whole(answers, plan.n).await
 }
 
-/// The prompt that a conversation becomes, without running it.
+/// The prompt of a conversation, without running it.
 #[utoipa::path(
     post,
     path = "/v1/chat/completions/render",
@@ -393,7 +394,7 @@ pub(crate) struct ChatChoice {
 pub(crate) struct AssistantMessage {
     /// `assistant`
     role: &'static str,
-    /// Null where there are tool calls and nothing else.
+    /// Null if the message has only tool calls.
     content: Option<String>,
     /// What the model thought before it answered, without the tags.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -418,7 +419,7 @@ pub(crate) struct ChatChunk<'a> {
     usage: Option<Option<Usage>>,
 }
 
-/// What a chunk adds to one of the answers.
+/// The part of one of the answers that a chunk adds.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct ChatChunkChoice<'a> {
     index: usize,
@@ -445,21 +446,21 @@ pub(crate) struct Delta<'a> {
     tool_calls: Option<[DeltaCall<'a>; 1]>,
 }
 
-/// A call that begins, or more of its arguments.
+/// The beginning of a tool call, or more of its arguments.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct DeltaCall<'a> {
-    /// Which call.
+    /// The index of the call.
     index: usize,
-    /// Where it begins.
+    /// The id of the call, in its first chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<String>,
-    /// `function`, where it begins.
+    /// `function`, in the first chunk of the call.
     #[serde(skip_serializing_if = "Option::is_none")]
     r#type: Option<&'static str>,
     function: DeltaFunction<'a>,
 }
 
-/// What is called, or more of the arguments.
+/// The function's name, or more of its arguments.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct DeltaFunction<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]

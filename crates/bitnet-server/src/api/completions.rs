@@ -23,20 +23,20 @@ use crate::state::{App, Model, unix_time};
 const DEFAULT_MAX_TOKENS: u32 = 16;
 
 generation_request! {
-    /// Texts or tokens to continue. Fields that are unknown or cannot be honoured are refused by
-    /// name.
+    /// Texts or tokens to continue. Unknown and unsupported fields are refused with an error that
+    /// names them.
     pub(crate) struct CompletionRequest {
-        /// What to continue: a text, token ids, or a list of either.
+        /// The prompt to continue: a text, token ids, or a list of either.
         prompt: Prompt,
-        /// Maximum number of tokens to generate. With 0 and `echo` the prompt is the answer.
+        /// Maximum number of tokens to generate. With 0 and `echo`, the answer is the prompt.
         max_tokens: Option<u32>,
         /// Begin the answer with the prompt.
         echo: Option<bool>,
-        /// Put the tokens before a text that the model expects there; true if not given.
+        /// Add the tokens that the model expects before a text; true if not given.
         add_special_tokens: Option<bool>,
-        /// Read control tokens that a text spells out, such as `<|eot_id|>`; true if not given.
+        /// Read control tokens in a text, such as `<|eot_id|>`, as tokens; true if not given.
         parse_special: Option<bool>,
-        /// Only the value of `n` is supported: every answer that is computed is given.
+        /// Only the value of `n` is supported: every computed answer is returned.
         best_of: Option<u32>,
         /// Return the log-probability of each token, and of this many of the most probable ones;
         /// with `echo` also for the prompt.
@@ -246,12 +246,12 @@ pub(crate) async fn create(
     envelope.whole(answers, num_answers).await
 }
 
-/// A prompt as the model gets it.
+/// A prompt in the form that the model receives.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Rendered {
     pub(crate) request_id: String,
     pub(crate) model: String,
-    /// The text, where a template wrote it.
+    /// The text, if a template wrote it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) prompt: Option<String>,
     #[schema(value_type = Vec<u32>)]
@@ -284,7 +284,7 @@ pub(crate) async fn render(
     ))
 }
 
-/// Whole answers, or a chunk of streamed ones.
+/// Whole answers, or a chunk of a stream.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Completion<'a> {
     id: &'a str,
@@ -295,15 +295,15 @@ pub(crate) struct Completion<'a> {
     model: &'a str,
     system_fingerprint: &'static str,
     choices: Vec<CompletionChoice>,
-    /// In a stream with `include_usage` null, until the last chunk.
+    /// Null until the last chunk of a stream with `include_usage`.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<Usage>>,
 }
 
-/// An answer, or what a chunk adds to it.
+/// An answer, or the part of it that a chunk adds.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct CompletionChoice {
-    /// Which answer to which prompt: the place of the prompt × n + the number of the answer.
+    /// Identifies the answer: index of the prompt × n + index of the answer to that prompt.
     index: usize,
     text: String,
     logprobs: Option<CompletionLogprobs>,

@@ -21,16 +21,16 @@ pub(crate) struct ApiError {
     retry_after_s: Option<u64>,
 }
 
-/// What is wrong.
+/// The problem.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub(crate) struct ErrorObject {
-    /// For people.
+    /// A message for people.
     message: String,
     /// The kind of error, such as `invalid_request_error`.
     r#type: &'static str,
     /// The field that is wrong, such as `messages[0].role`.
     param: Option<String>,
-    /// For programs, such as `context_length_exceeded`.
+    /// A code for programs, such as `context_length_exceeded`.
     code: Option<&'static str>,
 }
 

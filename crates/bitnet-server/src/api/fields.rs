@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-/// A text, or a list of things.
+/// A text, or a list of items.
 #[derive(Clone, Debug, PartialEq, ToSchema)]
 #[serde(untagged)]
 pub(crate) enum TextOr<T> {
@@ -39,7 +39,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for TextOr<T> {
     }
 }
 
-/// What a completion continues: a text, token ids, or a list of either.
+/// The prompt of a completion: a text, token ids, or a list of either.
 #[derive(Clone, Debug, PartialEq, ToSchema)]
 #[serde(untagged)]
 pub(crate) enum Prompt {

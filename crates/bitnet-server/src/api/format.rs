@@ -24,7 +24,7 @@ pub(crate) struct ResponseFormat {
 pub(crate) struct GrammarFormat {
     /// `regex`, or `lark` for llguidance's dialect of it
     syntax: String,
-    /// The expression, which the whole answer matches, or the grammar.
+    /// The grammar, or the regular expression that the whole answer must match.
     definition: String,
 }
 
@@ -38,12 +38,12 @@ pub(crate) struct JsonSchemaFormat {
     /// The schema; any object if not given.
     #[schema(value_type = Option<Object>)]
     schema: Option<Value>,
-    /// Answers always fit the schema, with this or without.
+    /// Has no effect: answers always fit the schema.
     #[expect(dead_code, reason = "accepted, and of no consequence")]
     strict: Option<bool>,
 }
 
-/// The form of the answer, as in vLLM: one of these.
+/// The form of the answer, as in vLLM: exactly one of these fields.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub(crate) struct StructuredOutputs {
     /// A JSON schema.
@@ -51,7 +51,7 @@ pub(crate) struct StructuredOutputs {
     json: Option<Value>,
     /// Any JSON object.
     json_object: Option<bool>,
-    /// A regular expression, which the whole answer matches.
+    /// A regular expression that the whole answer must match.
     regex: Option<String>,
     /// A grammar in llguidance's dialect of Lark.
     grammar: Option<String>,

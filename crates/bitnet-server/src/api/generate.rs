@@ -38,13 +38,13 @@ const BIAS_MAX: f32 = 100.0;
 /// Maximum number of characters of a model's name in records: a lenient server takes any name.
 const NAME_CHARS_MAX: usize = 120;
 
-/// How a stream is sent.
+/// Options for streaming.
 #[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
 pub(crate) struct StreamOptions {
-    /// Send a last chunk with the usage of the whole request, and `"usage": null` in those before
-    /// it.
+    /// Send a last chunk with the usage of the whole request, and `"usage": null` in the chunks
+    /// before it.
     include_usage: Option<bool>,
-    /// With `include_usage`, send what has been used so far in each chunk.
+    /// With `include_usage`, send the usage so far in each chunk.
     continuous_usage_stats: Option<bool>,
 }
 
@@ -96,29 +96,29 @@ macro_rules! generation_request {
         #[derive(Debug, serde::Deserialize, utoipa::ToSchema)]
         pub(crate) struct $name {
             $($own)*
-            /// A name of the model; the one that is served if not given.
+            /// A name of the model; the served model if not given.
             model: Option<String>,
-            /// How many answers to give to each prompt. Answer i is what a request with seed + i
-            /// would get.
+            /// Number of answers to each prompt. Answer i equals the answer to a request with seed
+            /// + i.
             #[schema(minimum = 1)]
             n: Option<u32>,
-            /// Send the answer as it comes, as server-sent events.
+            /// Send the answer in pieces while it is generated, as server-sent events.
             stream: Option<bool>,
-            /// How to stream.
+            /// Options for streaming.
             stream_options: Option<crate::api::generate::StreamOptions>,
             /// The same request with the same seed gets the same answer, on every machine and under
             /// any load.
             seed: Option<i64>,
-            /// Texts that end the answer and are no part of it; at most 16, of at most 256 bytes
+            /// Texts that end the answer and are not part of it; at most 16, of at most 256 bytes
             /// each.
             stop: Option<crate::api::fields::TextOr<String>>,
-            /// Tokens that end the answer, beside the model's own.
+            /// Tokens that end the answer, in addition to the model's own.
             stop_token_ids: Option<Vec<u32>>,
-            /// Go on after the tokens that the model ends its answers with.
+            /// Continue after the tokens that end the model's answers.
             ignore_eos: Option<bool>,
-            /// Until this many tokens are generated, nothing ends the answer but `max_tokens`.
+            /// Until this many tokens are generated, only `max_tokens` ends the answer.
             min_tokens: Option<u32>,
-            /// Leave control tokens out of the text; true if not given.
+            /// Omit control tokens from the text; true if not given.
             skip_special_tokens: Option<bool>,
             /// Divides the logits; 0 takes the most probable token.
             #[schema(minimum = 0, maximum = 100)]
@@ -126,39 +126,40 @@ macro_rules! generation_request {
             /// Choose among this many of the most probable tokens; 0 or -1 for all.
             #[schema(minimum = -1)]
             top_k: Option<i64>,
-            /// Choose among the most probable tokens that reach this probability together.
+            /// Choose among the most probable tokens whose probabilities add up to this.
             #[schema(exclusive_minimum = 0, maximum = 1)]
             top_p: Option<f32>,
             /// Choose among tokens with at least this share of the highest probability.
             #[schema(minimum = 0, maximum = 1)]
             min_p: Option<f32>,
-            /// Choose among the tokens closest to the expected surprise that reach this probability
-            /// together.
+            /// Choose among the tokens closest to the expected surprise whose probabilities add up
+            /// to this.
             #[schema(exclusive_minimum = 0, maximum = 1)]
             typical_p: Option<f32>,
-            /// Makes tokens that occurred less probable by this factor. The penalties look back at
-            /// the last tokens, with the prompt: 64, or as many as `--repeat-last-n` says.
+            /// Makes tokens that occurred less probable by this factor. All penalties consider the
+            /// last 64 tokens, including the prompt's, or the number that `--repeat-last-n` sets.
             #[schema(exclusive_minimum = 0, maximum = 100)]
             repetition_penalty: Option<f32>,
-            /// Taken off the logits of tokens that occurred, where `repetition_penalty` looks.
+            /// Subtracted from the logits of tokens that occurred within the range of
+            /// `repetition_penalty`.
             #[schema(minimum = -100, maximum = 100)]
             presence_penalty: Option<f32>,
-            /// Taken off the logits of tokens for each time they occurred, where
-            /// `repetition_penalty` looks.
+            /// Subtracted from the logits of tokens for each time that they occurred, within the
+            /// range of `repetition_penalty`.
             #[schema(minimum = -100, maximum = 100)]
             frequency_penalty: Option<f32>,
-            /// Added to the logits of tokens, by their ids; from -100 to 100, for at most 1024
-            /// tokens.
+            /// Numbers to add to the logits of tokens, by their ids; from -100 to 100, for at most
+            /// 1024 tokens.
             logit_bias: Option<std::collections::BTreeMap<String, f32>>,
-            /// Give the ids of the tokens, too.
+            /// Also return the ids of the tokens.
             return_token_ids: Option<bool>,
-            /// Only requests with the same salt share cached prompts. It changes no answer.
+            /// Only requests with the same salt share cached prompts. It has no effect on answers.
             cache_salt: Option<String>,
             /// The form of the answer, as in OpenAI's API.
             response_format: Option<crate::api::format::ResponseFormat>,
             /// The form of the answer, as in vLLM.
             structured_outputs: Option<crate::api::format::StructuredOutputs>,
-            /// Names the user, for the records of the operator. It changes nothing.
+            /// Names the user for the operator's records. It has no effect.
             #[expect(dead_code, reason = "accepted, and of no consequence")]
             user: Option<String>,
         }
@@ -481,11 +482,11 @@ fn refusal(error: &bitnet_inference::Error) -> ApiError {
 pub(crate) struct Usage {
     /// Tokens of the prompts, each counted once.
     pub(crate) prompt_tokens: usize,
-    /// Generated tokens, with those that end an answer.
+    /// Generated tokens, including tokens that end an answer.
     pub(crate) completion_tokens: usize,
-    /// Both.
+    /// The sum of both.
     pub(crate) total_tokens: usize,
-    /// More about the prompts.
+    /// Details of the prompts.
     pub(crate) prompt_tokens_details: PromptTokensDetails,
     /// More about the answers of a model that thinks.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -499,10 +500,10 @@ pub(crate) struct CompletionTokensDetails {
     pub(crate) reasoning_tokens: usize,
 }
 
-/// More about the prompts' tokens.
+/// Details of the prompts' tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, ToSchema)]
 pub(crate) struct PromptTokensDetails {
-    /// Tokens that were in the cache.
+    /// Tokens of the prompts that were in the cache.
     pub(crate) cached_tokens: usize,
 }
 

@@ -33,7 +33,7 @@ pub(crate) struct ChatLogprobs {
     pub(crate) refusal: Option<Vec<TokenLogprob>>,
 }
 
-/// The log-probability of one token, and of the most probable ones in its place.
+/// The log-probability of one token, and of the most probable tokens at its position.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct TokenLogprob {
     #[serde(flatten)]
@@ -44,7 +44,7 @@ pub(crate) struct TokenLogprob {
 /// A token and its log-probability.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Logprob {
-    /// The token as text; bytes that are no characters become U+FFFD.
+    /// The token as text; bytes that are not characters become U+FFFD.
     token: String,
     logprob: f32,
     /// The token's bytes.
@@ -81,14 +81,14 @@ impl TokenLogprob {
 /// Log-probabilities of an answer to a completion: lists with an entry for each token.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct CompletionLogprobs {
-    /// The tokens as texts; one whose bytes are not whole characters is `bytes:` with `\\x` and two
-    /// hexadecimal digits for each.
+    /// The tokens as texts; a token whose bytes are not whole characters is `bytes:` with `\\x` and
+    /// two hexadecimal digits for each byte.
     tokens: Vec<String>,
     /// Null for the first token of a prompt.
     token_logprobs: Vec<Option<f32>>,
-    /// Null if no most probable tokens were asked for.
+    /// Null if no most probable tokens were requested.
     top_logprobs: Option<Vec<Option<TopLogprobs>>>,
-    /// Where the tokens begin, in characters from the beginning of the prompt.
+    /// The positions where the tokens begin, in characters from the beginning of the prompt.
     text_offset: Vec<usize>,
 }
 

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use crate::api::ApiError;
 use crate::state::{App, Model};
 
-/// The models that are served: one, under each of its names.
+/// The served models: one model, under each of its names.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct ModelList<'a> {
     /// `list`
@@ -25,10 +25,10 @@ pub(crate) struct ModelCard<'a> {
     id: &'a str,
     /// `model`
     object: &'static str,
-    /// When it was loaded, in seconds since 1970.
+    /// The time when it was loaded, in seconds since 1970.
     created: u64,
     owned_by: &'static str,
-    /// The name that answers bear.
+    /// The name of the model in answers.
     root: &'a str,
     /// Maximum number of tokens of a prompt and its answer together.
     max_model_len: usize,
@@ -47,7 +47,7 @@ impl<'a> ModelCard<'a> {
     }
 }
 
-/// The models that are served.
+/// The served models.
 #[utoipa::path(
     get,
     path = "/v1/models",

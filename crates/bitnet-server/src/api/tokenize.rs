@@ -15,7 +15,7 @@ use crate::api::generate::{check_model, read_and};
 use crate::api::{ApiError, body, completions};
 use crate::state::App;
 
-/// A text or a conversation to be cut into tokens.
+/// A text or a conversation to convert to tokens.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct TokenizeRequest {
     /// A name of the model.
@@ -24,9 +24,9 @@ pub(crate) struct TokenizeRequest {
     prompt: Option<String>,
     /// A conversation, if there is no prompt.
     messages: Option<Vec<Message>>,
-    /// Put the tokens before a prompt that the model expects there; true if not given.
+    /// Add the tokens that the model expects before a prompt; true if not given.
     add_special_tokens: Option<bool>,
-    /// Read control tokens that the prompt spells out; true if not given.
+    /// Read control tokens in the prompt as tokens; true if not given.
     parse_special: Option<bool>,
     /// End a conversation with the beginning of the answer; true if not given.
     add_generation_prompt: Option<bool>,
@@ -35,7 +35,7 @@ pub(crate) struct TokenizeRequest {
     /// Variables for the model's template.
     #[schema(value_type = Option<Object>)]
     chat_template_kwargs: Option<Map<String, Value>>,
-    /// Give the tokens as texts, too.
+    /// Also return the tokens as texts.
     return_token_strs: Option<bool>,
 }
 
@@ -47,12 +47,12 @@ pub(crate) struct Tokens {
     max_model_len: usize,
     #[schema(value_type = Vec<u32>)]
     tokens: Vec<TokenId>,
-    /// The tokens as texts; bytes that are no characters become U+FFFD.
+    /// The tokens as texts; bytes that are not characters become U+FFFD.
     #[serde(skip_serializing_if = "Option::is_none")]
     token_strs: Option<Vec<String>>,
 }
 
-/// Tokens to be made text.
+/// Tokens to convert to text.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct DetokenizeRequest {
     /// A name of the model.
@@ -165,21 +165,22 @@ pub(crate) async fn detokenize(
     .await
 }
 
-/// What a client needs to know of the tokenizer, with the names of `tokenizer_config.json`.
+/// Facts about the tokenizer, with the names of `tokenizer_config.json`.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct TokenizerInfo {
     /// `PreTrainedTokenizerFast`
     tokenizer_class: &'static str,
-    /// Each of the four is null where the model has none.
+    /// The text of the token; null if the model has none. The same holds for the other three
+    /// tokens.
     bos_token: Option<String>,
     eos_token: Option<String>,
     pad_token: Option<String>,
     unk_token: Option<String>,
-    /// Whether prompts begin with `bos_token` unless a request says otherwise.
+    /// Whether prompts begin with `bos_token`, unless a request says otherwise.
     add_bos_token: bool,
     /// Maximum number of tokens of a prompt and its answer together.
     model_max_length: usize,
-    /// In Jinja; null where the model has none.
+    /// The chat template in Jinja; null if the model has none.
     chat_template: Option<String>,
 }
 

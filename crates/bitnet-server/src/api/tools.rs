@@ -32,14 +32,14 @@ pub(crate) struct Tool {
 pub(crate) struct Function {
     /// Letters, digits, `_` and `-`, at most 64.
     name: String,
-    /// What it is for.
+    /// The purpose of the function.
     #[serde(skip_serializing_if = "Option::is_none")]
     description: Option<String>,
-    /// A JSON schema of the arguments; none if not given.
+    /// A JSON schema of the arguments; if not given, there are no arguments.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     parameters: Option<Value>,
-    /// Refuse keywords of the schema that cannot be enforced. Arguments always fit those that can.
+    /// Refuse a schema with keywords that cannot be enforced. Other keywords are always enforced.
     #[serde(skip_serializing)]
     strict: Option<bool>,
 }
@@ -47,7 +47,7 @@ pub(crate) struct Function {
 /// A call of a tool.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub(crate) struct ToolCall {
-    /// Which call of the message, as streams number them.
+    /// The index of the call in the message, as in streams.
     #[serde(skip_serializing)]
     #[expect(dead_code, reason = "the order of the calls says the same")]
     pub(crate) index: Option<usize>,
@@ -57,7 +57,7 @@ pub(crate) struct ToolCall {
     pub(crate) function: FunctionCall,
 }
 
-/// What is called, with what.
+/// The function and its arguments.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub(crate) struct FunctionCall {
     pub(crate) name: String,
