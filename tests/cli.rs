@@ -345,7 +345,7 @@ fn chat_answers_lines_and_runs_commands() {
 
 #[cfg(unix)]
 #[test]
-fn logits_go_into_a_pipe_and_errors_are_not_about_the_file() {
+fn logits_can_be_written_to_a_pipe_and_other_errors_do_not_name_it() {
     use std::os::unix::fs::FileTypeExt;
     let directory = tempfile::tempdir().expect("a folder");
     let at = |name: &str| directory.path().join(name);
@@ -476,7 +476,7 @@ fn rewrite(source: &str, path: &Path, pairs: &[(&str, MetadataValue)], without: 
 }
 
 #[test]
-fn inspect_says_under_odd_what_keeps_a_file_from_being_used() {
+fn inspect_reports_why_a_file_cannot_be_used() {
     let folder = tempfile::tempdir().expect("a folder");
     let text = |text: &str| MetadataValue::String(text.to_owned());
     for (name, pairs, without, expected) in [

@@ -71,7 +71,7 @@ fn an_unknown_command_or_option_is_found() {
 }
 
 #[test]
-fn speeds_in_the_readme_are_those_measured() {
+fn speeds_in_the_readme_equal_the_measurements() {
     let read = |path: &str| fs::read_to_string(root().join(path)).expect("the file can be read");
     let (readme, engines) = (read("README.md"), read("benchmarks/engines.md"));
     let (_, speed) = readme.split_once("## Speed\n").expect("a section on speed");

@@ -1079,7 +1079,7 @@ const SHOWING: &str = "{% for message in messages %}[{{ message.role }}]{{ messa
     {% if add_generation_prompt %} answer:{% endif %}";
 
 #[test]
-fn a_template_gets_what_the_request_gives_it() {
+fn a_template_receives_the_inputs_of_the_request() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("showing.jinja");
     std::fs::write(&path, SHOWING).expect("a file");

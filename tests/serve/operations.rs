@@ -186,7 +186,7 @@ fn cache_isolation_separates_the_owners_of_keys() {
 }
 
 #[test]
-fn pages_of_listed_sites_may_ask_and_others_may_not() {
+fn only_pages_of_listed_sites_may_send_requests() {
     let server = Server::start(&["--cors-origin", "https://a.example,https://b.example:8443"]);
     let preflight = |origin: &str| {
         let headers = [
@@ -942,7 +942,7 @@ fn the_load_generator_measures_what_the_server_counts() {
 }
 
 #[test]
-fn logs_in_json_are_objects_one_a_line() {
+fn logs_in_json_are_objects_one_per_line() {
     let server = Server::start(&[]);
     server.get("/health");
     server.wait_until("logged", || {

@@ -66,7 +66,7 @@ fn a_stray_root_entry_is_found() {
 }
 
 #[test]
-fn a_text_that_is_no_rust_is_found() {
+fn a_text_that_is_not_rust_is_found() {
     check(files::every_file_is_rust, &["fn f() {}"], &["fn f() {"]);
 }
 

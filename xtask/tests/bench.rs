@@ -39,7 +39,7 @@ fn xtask(criterion: &Path, arguments: &[&str]) -> Output {
 }
 
 #[test]
-fn the_exit_code_says_how_bad_it_is() {
+fn the_exit_code_shows_the_worst_band() {
     let folder = tempfile::tempdir().unwrap();
     for (baseline, factor, share) in [
         ("test-a", 1.0, 0.9),

@@ -88,7 +88,7 @@ fn below_usage(help: &str) -> &str {
 }
 
 #[test]
-fn the_help_of_ci_lists_what_runs_and_how_long() {
+fn the_help_of_ci_lists_the_steps_and_their_times() {
     let (_, text) = help(&["ci"]);
     for step in [
         ".ci/run",

@@ -419,7 +419,7 @@ impl Chat {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot load {}", path.display()))?;
         let saved: SavedChat = serde_json::from_str(&text)
-            .with_context(|| format!("{} is no saved conversation", path.display()))?;
+            .with_context(|| format!("{} is not a saved conversation", path.display()))?;
         let mut messages = saved.messages;
         let system = messages
             .first()

@@ -408,7 +408,7 @@ fn note_lost_flags(files: &TokenizerFiles) {
         .collect();
     if !names.is_empty() {
         eprintln!(
-            "note: GGUF does not hold lstrip, rstrip and single_word, which {} added tokens have: {}",
+            "note: GGUF cannot store lstrip, rstrip and single_word, which {} added tokens have: {}",
             names.len(),
             names[..names.len().min(4)].join(", ")
         );

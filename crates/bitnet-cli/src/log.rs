@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_sleeps_costs_lines_and_no_time() {
+    fn a_stalled_reader_loses_lines_and_delays_no_thread() {
         let (wake, sleep): (Sender<()>, _) = std::sync::mpsc::channel();
         let (queue, text) = start(move || {
             // Sleep until the sender is dropped.

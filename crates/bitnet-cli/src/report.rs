@@ -272,7 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_printed_has_no_control_characters_and_lines_end() {
+    fn printed_text_has_no_control_characters_and_no_endless_lines() {
         use std::io::Write;
         let print = |text: &str| {
             let mut out = Printable::new(Vec::new());
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_has_no_control_characters_and_an_end() {
+    fn a_line_has_no_control_characters_and_a_limited_length() {
         assert_eq!(
             one_line("a\nb\u{1b}[31mc\u{9b}d é"),
             "a b\\u{1b}[31mc\\u{9b}d é"

@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_do_not_matter_and_every_byte_does() {
+    fn every_byte_changes_the_checksum_and_pieces_do_not() {
         let bytes: Vec<u8> = (0..100u8).map(|i| i.wrapping_mul(37)).collect();
         let of = |bytes: &[u8], piece: usize| {
             let mut checksum = Checksum::default();

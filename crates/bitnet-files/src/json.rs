@@ -21,7 +21,7 @@ pub fn read_json(path: &Path) -> Result<serde_json::Value> {
     }
     if metadata.len() > JSON_BYTES_MAX {
         let problem = format!(
-            "{} bytes of JSON; at most {JSON_BYTES_MAX} are read",
+            "{} bytes of JSON, expected at most {JSON_BYTES_MAX}",
             metadata.len()
         );
         return Err(Error::Directory {

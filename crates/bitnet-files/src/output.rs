@@ -247,7 +247,7 @@ fn check_name(path: &Path, replace: Replace, directory: bool) -> Result<()> {
         })
     };
     if path.file_name().is_none() {
-        return refuse("it is no name for a file".into());
+        return refuse("it is not a name for a file".into());
     }
     let Ok(metadata) = fs::symlink_metadata(path) else {
         return Ok(());
@@ -276,7 +276,7 @@ fn check_name(path: &Path, replace: Replace, directory: bool) -> Result<()> {
                     .file_name();
                 if name != LOCK && !name.to_str().is_some_and(is_part) {
                     return refuse(format!(
-                        "it holds {}, which is no part of a model",
+                        "it holds {}, which is not part of a model",
                         shown(&name.to_string_lossy())
                     ));
                 }

@@ -88,7 +88,7 @@ fn golden(name: &str) -> PathBuf {
 }
 
 #[test]
-fn values_come_back_as_they_were_written() {
+fn values_read_as_they_were_written() {
     let file = Writer::new()
         .pair("a.u8", 0, &[200])
         .pair("a.i8", 1, &[0xff])
@@ -152,7 +152,7 @@ fn values_come_back_as_they_were_written() {
 }
 
 #[test]
-fn a_value_of_another_type_is_named_with_what_was_wanted_and_found() {
+fn a_value_of_the_wrong_type_is_reported_with_both_types() {
     let file = Writer::new()
         .pair("n", 5, &(-1i32).to_le_bytes())
         .pair("big", 10, &(1u64 << 40).to_le_bytes())
@@ -345,7 +345,7 @@ fn dtype_of_id_42(bytes: usize) -> TensorType {
 }
 
 #[test]
-fn ids_of_group_formats_are_believed_only_if_the_size_fits() {
+fn ids_of_group_formats_are_accepted_only_if_the_size_fits() {
     for (id, dtype, bytes) in [
         (41, TensorType::Q1_0, 1728),
         (142, TensorType::PQ2_0, 3264),
@@ -491,7 +491,7 @@ fn the_golden_models_with_group_scales_open_with_their_types() {
 }
 
 #[test]
-fn a_git_lfs_pointer_is_called_one() {
+fn a_git_lfs_pointer_is_reported_as_one() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("model.gguf");
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n";
@@ -506,7 +506,7 @@ fn a_git_lfs_pointer_is_called_one() {
 }
 
 #[test]
-fn the_ambiguous_type_ids_are_settled_by_the_file() {
+fn the_file_decides_the_meaning_of_ambiguous_type_ids() {
     let dtype = |arch: &str, id: u32| {
         let file = Writer::new().pair("general.architecture", 8, &string(arch.as_bytes()));
         let gguf = file

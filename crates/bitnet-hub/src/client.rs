@@ -339,7 +339,7 @@ fn check_status(url: &str, status: u16) -> Result<()> {
     let hint = match status {
         200..=299 => return Ok(()),
         401 => "; it may not exist, or need a token (HF_TOKEN)",
-        403 => "; access must be asked for on its page, and a token given (HF_TOKEN)",
+        403 => "; request access on its page, and set a token (HF_TOKEN)",
         404 => "; there is no such repository, revision or file",
         429 => "; too many requests, try again later",
         _ => "",

@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn salts_share_nothing() {
+    fn sequences_with_different_salts_share_no_blocks() {
         let mut pool = BlockPool::new(10);
         let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
         assert_eq!(run(&mut pool, Some(&a), &[1, 2]), 0);

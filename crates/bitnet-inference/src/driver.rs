@@ -96,7 +96,7 @@ pub enum Failure {
     #[error("a bug in the engine: this request made it panic: {0}")]
     Panicked(String),
     /// The constraint on the tokens failed, for this reason.
-    #[error("the answer could not go on: {0}")]
+    #[error("the answer could not continue: {0}")]
     Constraint(String),
     /// A file of the model changed while it is in use, so the tokens may be wrong.
     #[error("{0}")]

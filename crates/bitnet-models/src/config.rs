@@ -421,7 +421,7 @@ impl Config {
         if !heads.is_multiple_of(kv_heads) {
             return wrong(
                 "the number of heads",
-                format!("{heads}, no multiple of {kv_heads} key/value heads"),
+                format!("{heads}, not a multiple of {kv_heads} key/value heads"),
             );
         }
         if !head_dim.is_multiple_of(2) || head_dim > MAX_HEAD_DIM {
@@ -459,7 +459,7 @@ impl Config {
             if !(value.is_normal() && value > 0.0 && value <= max) {
                 return wrong(
                     key,
-                    format!("{value}; more than 0 and at most {max} is possible"),
+                    format!("{value}, expected more than 0 and at most {max}"),
                 );
             }
         }
@@ -524,7 +524,7 @@ impl Keys<'_> {
             if found.is_finite() && found > 0.0 && found <= 1e9 {
                 return Ok(found);
             }
-            let problem = format!("{found}; more than 0 and at most 1e9 is possible");
+            let problem = format!("{found}, expected more than 0 and at most 1e9");
             Err(self.error(&name(key), problem))
         };
         let original = self.size(&name("original_context_length"), u32::MAX as usize)?;
@@ -608,7 +608,7 @@ impl Keys<'_> {
         }
         if !shape.value_heads.is_multiple_of(shape.key_heads) {
             let problem = format!(
-                "{}, no multiple of {} key heads",
+                "{}, not a multiple of {} key heads",
                 shape.value_heads, shape.key_heads
             );
             return Err(self.error("ssm.time_step_rank", problem));
@@ -681,7 +681,7 @@ impl Keys<'_> {
         };
         match found.map(|found| found as usize) {
             Some(found) if !(1..=max).contains(&found) => {
-                Err(self.error(key, format!("{found}; 1 to {max} is possible")))
+                Err(self.error(key, format!("{found}, expected 1 to {max}")))
             }
             found => Ok(found),
         }
@@ -701,11 +701,8 @@ impl Keys<'_> {
                 format!("a list with {first} and {other}; layers of one shape are supported");
             return Err(self.error(key, problem));
         }
-        u32::try_from(first).map(Some).map_err(|_| {
-            self.error(
-                key,
-                format!("a list of {first}; sizes above 0 are possible"),
-            )
-        })
+        u32::try_from(first)
+            .map(Some)
+            .map_err(|_| self.error(key, format!("a list of {first}, expected sizes above 0")))
     }
 }

@@ -654,7 +654,7 @@ impl<B: Backend> Loader<'_, B> {
             .find(|other| other.rotation != tensors[0].rotation)
         {
             let problem = format!(
-                "rotated otherwise than {}, which takes the same input",
+                "rotated differently from {}, which takes the same input",
                 tensors[0].name
             );
             return Err(Error::TensorValues {

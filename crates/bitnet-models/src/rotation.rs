@@ -182,7 +182,7 @@ impl Rotations {
         }
         for name in self.folded.iter().map(String::as_str).chain(embedding) {
             let Some(tensor) = gguf.tensor(name) else {
-                let problem = format!("{}, which is no tensor of the file", shown(name));
+                let problem = format!("{}, which is not a tensor of the file", shown(name));
                 return Err(wrong("weight_names", problem));
             };
             if !tensor.cols().is_multiple_of(self.block_size) {
@@ -255,7 +255,7 @@ impl Keys<'_> {
         let names = self.names("inverse_weight_names")?;
         match names.iter().find(|name| *name != EMBEDDING) {
             Some(other) => {
-                let problem = format!("{}; only {EMBEDDING} is possible", shown(other));
+                let problem = format!("{}, expected {EMBEDDING}", shown(other));
                 Err(wrong("inverse_weight_names", problem))
             }
             None => Ok(true),
@@ -282,8 +282,7 @@ impl Keys<'_> {
         for width in widths {
             let is_possible = width > 0 && width % block_size as i128 == 0;
             let Some(width) = usize::try_from(width).ok().filter(|_| is_possible) else {
-                let problem =
-                    format!("{width}; multiples of the block, {block_size}, are possible");
+                let problem = format!("{width}, expected a multiple of the block, {block_size}");
                 return Err(wrong("sign_widths", problem));
             };
             if width > values.len() {
@@ -330,10 +329,7 @@ fn sign(value: i128) -> Result<f32> {
     match value {
         1 => Ok(1.0),
         -1 | 0xFF | 0xFFFF | 0xFFFF_FFFF | 0xFFFF_FFFF_FFFF_FFFF => Ok(-1.0),
-        other => Err(wrong(
-            "sign_values",
-            format!("{other}; 1 and -1 are possible"),
-        )),
+        other => Err(wrong("sign_values", format!("{other}, expected 1 or -1"))),
     }
 }
 

@@ -133,7 +133,7 @@ impl SamplingDefaults {
             let value = value.filter(|value| !rule(*value))?;
             Some(Error::Config {
                 key: format!("{whose}: the {name}"),
-                problem: format!("{value}; {allowed} is possible"),
+                problem: format!("{value}, expected {allowed}"),
             })
         });
         wrong.map_or(Ok(self), Err)

@@ -741,7 +741,7 @@ mod tests {
     }
 
     #[test]
-    fn ternary_weights_come_back_from_what_quantizers_for_floats_make_of_them() {
+    fn ternary_weights_are_recovered_after_a_quantizer_for_floats() {
         let (codes, scale) = (trits(4), 0.0398f32);
         let floats: Vec<f32> = codes.iter().map(|code| f32::from(*code) * scale).collect();
         // Q6_K stores scale / 31 / 128, a subnormal f16: half a step of 2⁻²⁴ is 0.3 % of it.

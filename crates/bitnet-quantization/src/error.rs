@@ -28,7 +28,7 @@ pub enum Error {
         found: usize,
     },
     /// A range of rows reaches past the last.
-    #[error("rows {start} to {end} asked of a {format} matrix that has {rows}")]
+    #[error("rows {start} to {end} requested from a {format} matrix with {rows} rows")]
     Rows {
         /// The format's name.
         format: &'static str,
@@ -40,7 +40,7 @@ pub enum Error {
         rows: usize,
     },
     /// Packed bits that do not stand for a ternary weight.
-    #[error("{format} code at row {row}, column {col} is {code}, which is no ternary weight")]
+    #[error("{format} code at row {row}, column {col} is {code}, which is not a ternary weight")]
     Code {
         /// The format's name.
         format: &'static str,
@@ -64,7 +64,7 @@ pub enum Error {
         value: i8,
     },
     /// A code that a format with group scales cannot hold.
-    #[error("code at row {row}, column {col} is {code}, which {format} does not hold")]
+    #[error("code at row {row}, column {col} is {code}, which {format} cannot hold")]
     GroupCode {
         /// The format's name.
         format: &'static str,
@@ -103,7 +103,7 @@ pub enum Error {
     },
     /// The blocks of a tensor have scales that differ.
     #[error(
-        "{format} block {block} has scale {found}, an earlier one {expected}; one scale a tensor is supported"
+        "{format} block {block} has scale {found}, an earlier one {expected}; only one scale per tensor is supported"
     )]
     BlockScales {
         /// The format's name.

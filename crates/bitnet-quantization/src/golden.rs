@@ -24,7 +24,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn the_generator_is_the_golden_one() {
+fn the_generator_gives_the_golden_weights() {
     assert_eq!(
         lcg_weights(16),
         [1, 0, 0, 1, 1, 1, 1, 1, -1, 1, 0, 0, 0, -1, -1, -1]

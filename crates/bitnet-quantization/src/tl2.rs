@@ -446,7 +446,7 @@ mod tests {
     use crate::golden::{hex_sha256, lcg_weights};
 
     #[test]
-    fn the_sections_are_the_golden_ones() {
+    fn the_sections_equal_the_golden_bytes() {
         let (layout, bytes) = packed(64, 192);
         let (triples, signs) = bytes.split_at(layout.signs_start);
         assert_eq!((triples.len(), signs.len()), (2048, 512));

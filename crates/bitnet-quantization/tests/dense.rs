@@ -191,7 +191,7 @@ fn q6_k_fits_better_than_rounding_by_the_largest_value() {
 }
 
 #[test]
-fn values_beyond_a_format_are_refused_by_index() {
+fn values_too_large_for_a_format_are_refused_with_their_index() {
     for (format, bad) in [
         (Dense::F32, f32::NAN),
         (Dense::F16, 70_000.0),

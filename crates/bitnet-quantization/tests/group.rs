@@ -58,7 +58,7 @@ fn quantized(format: GroupFormat, weights: &[f32]) -> Vec<u8> {
 }
 
 #[test]
-fn codes_and_scales_come_back_as_they_were_packed() {
+fn codes_and_scales_unpack_as_they_were_packed() {
     let (rows, cols) = (3, 512);
     for format in GroupFormat::ALL {
         let (codes, scales) = random(format, rows, cols);
@@ -124,7 +124,7 @@ fn ternary_tensors_go_through_all_formats_without_loss() {
 }
 
 #[test]
-fn what_a_format_cannot_hold_is_named() {
+fn values_that_a_format_cannot_hold_are_named() {
     let (rows, cols) = (2, 128);
     let mut codes = vec![0; rows * cols];
     codes[cols + 70] = 1;

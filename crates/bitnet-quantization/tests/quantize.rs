@@ -132,7 +132,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn ternary_weights_times_a_scale_come_back_exactly(
+    fn ternary_weights_times_a_scale_survive_exactly(
         which in 0..FORMATS.len(),
         (row_blocks, col_blocks) in (1usize..3, 1usize..4),
         scale in scales(),
@@ -208,7 +208,7 @@ proptest! {
     }
 
     #[test]
-    fn rows_of_any_length_come_back_from_the_block_formats(
+    fn rows_of_any_length_survive_the_block_formats(
         rows in 1usize..4,
         cols in 1usize..700,
         scale in scales(),
@@ -230,7 +230,7 @@ proptest! {
     }
 
     #[test]
-    fn the_estimate_of_memory_is_what_quantizing_takes(seed: u64, rows in 1usize..20, cols in 1usize..600) {
+    fn the_estimated_memory_equals_the_size_after_quantizing(seed: u64, rows in 1usize..20, cols in 1usize..600) {
         let (weights, pool) = (floats(seed, rows * cols), Pool::new(1));
         for (form, outside) in [(BlockForm::I2S_32, 0), (BlockForm::QK256, size_of::<f32>())] {
             let inside = form.num_bytes(rows, cols).unwrap() - outside;
@@ -264,7 +264,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_not_finite_is_named(which in 0..FORMATS.len(), at in 0usize..64 * 511, kind in 0usize..3) {
+    fn numbers_that_are_not_finite_are_named(which in 0..FORMATS.len(), at in 0usize..64 * 511, kind in 0usize..3) {
         let mut weights = floats(3, 64 * 512);
         weights[at] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][kind];
         for scaling in [Scaling::AbsMean, Scaling::AbsMax, Scaling::Given(0.5)] {
@@ -424,7 +424,7 @@ fn the_block_formats_are_laid_out_as_described() {
 }
 
 #[test]
-fn every_scale_of_a_block_is_its_own() {
+fn every_block_has_its_own_scale() {
     let mut weights: Vec<f32> = [[0.25; 32], [0.0; 32], [-4.0; 32]].concat();
     weights[40] = f32::from_bits(1);
     let mut bytes = [0; 30];
@@ -475,7 +475,7 @@ fn every_scale_of_a_block_is_its_own() {
 }
 
 #[test]
-fn denormal_weights_are_weights() {
+fn denormal_weights_are_quantized_like_others() {
     let smallest = f32::from_bits(1);
     let mut weights = vec![0.0; 128];
     (weights[3], weights[4], weights[5]) = (smallest, -smallest, 3.0 * smallest);
@@ -511,7 +511,7 @@ fn denormal_weights_are_weights() {
 }
 
 #[test]
-fn ties_go_as_each_quantizer_says() {
+fn ties_follow_the_rule_of_each_quantizer() {
     let weights = [1.0, 0.5, -0.5, 0.25, -1.0, 0.5f32.next_down(), 0.75, -0.75];
     let codes = |scaling| -> Vec<f32> { through_qk256(&weights, 1, scaling).unwrap() };
     assert_eq!(
@@ -531,7 +531,7 @@ fn ties_go_as_each_quantizer_says() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused() {
+fn invalid_shapes_and_scales_are_refused() {
     let huge = (18_436_137_873_095_478_032u64 as usize, 1_212_696_576);
     let pool = Pool::new(1);
     for format in FORMATS {

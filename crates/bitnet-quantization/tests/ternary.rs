@@ -191,7 +191,7 @@ fn tiles_are_chosen_for_every_shape_that_can_have_one_and_packed_a_tile_at_a_tim
 }
 
 #[test]
-fn a_code_that_is_no_weight_is_named_with_its_place() {
+fn an_invalid_code_is_named_with_its_place() {
     let (rows, cols) = (64, 256);
     let place_among = |weight: i8, format: TernaryFormat, byte: usize, value: u8| {
         let mut bytes = pack(format, &vec![weight; rows * cols], rows, cols, 1.0).unwrap();
@@ -247,7 +247,7 @@ fn a_code_that_is_no_weight_is_named_with_its_place() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused_with_the_numbers() {
+fn invalid_shapes_are_refused_with_the_numbers() {
     let huge = (18_436_137_873_095_478_032u64 as usize, 1_212_696_576);
     for format in FORMATS {
         assert!(
@@ -468,7 +468,7 @@ fn the_tiles_of_the_published_models_hold_their_shapes() {
 }
 
 #[test]
-fn blocks_that_disagree_have_no_scale() {
+fn blocks_with_different_scales_have_no_common_scale() {
     let kind = Kind::TQ2_0;
     let mut bytes = vec![0; 66 * 4];
     let weights = random_weights(3, 1024);
@@ -485,7 +485,7 @@ fn blocks_that_disagree_have_no_scale() {
             .scale(&bytes, 2, 512)
             .unwrap_err()
             .to_string(),
-        "TQ2_0 block 3 has scale 0.25, an earlier one 0.5; one scale a tensor is supported"
+        "TQ2_0 block 3 has scale 0.25, an earlier one 0.5; only one scale per tensor is supported"
     );
 }
 
@@ -533,7 +533,7 @@ fn a_block_of_zeros_has_the_scale_that_llama_cpp_gives_it() {
 }
 
 #[test]
-fn formats_are_called_by_their_names() {
+fn formats_have_their_names() {
     let names = [
         "I2_S",
         "I2_S",
@@ -633,7 +633,7 @@ fn q4_0_blocks_are_ternary_only_if_they_came_from_ternary_weights() {
 }
 
 #[test]
-fn dead_neurons_tell_the_form_of_a_layer() {
+fn dead_neurons_identify_the_form_of_a_layer() {
     let (hidden, ffn) = (256, 512);
     let (mut gate, mut up, mut down) = (
         random_weights(1, ffn * hidden),
@@ -699,7 +699,7 @@ fn forms_have_their_names() {
 }
 
 #[test]
-fn absmean_rounds_ties_to_even_and_refuses_what_is_not_finite() {
+fn absmean_rounds_ties_to_even_and_refuses_non_finite_weights() {
     let mut out = [9; 6];
     // The mean is 1: ±0.5 become 0, the next floats beyond them ±1.
     let up = 0.5f32.next_up();

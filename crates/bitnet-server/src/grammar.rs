@@ -673,7 +673,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn exponents_are_what_an_f64_can_hold() {
+    fn exponents_fit_into_an_f64() {
         let tokenizer = tokenizer();
         let grammars = grammars(&tokenizer);
         let number = schema(json!({ "type": "number" }));

@@ -358,7 +358,8 @@ async fn read_answer(mut body: Incoming, start: Instant) -> Outcome {
     let (mut rest, mut last, mut usage, mut own_usage) =
         (Vec::new(), None::<Instant>, Value::Null, Value::Null);
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| format!("the answer broke off: {error}"))?;
+        let frame =
+            frame.map_err(|error| format!("the connection broke during the answer: {error}"))?;
         let Some(data) = frame.data_ref() else {
             continue;
         };

@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_document_in_the_repository_is_the_one_that_is_served() {
+    fn the_document_in_the_repository_equals_the_served_one() {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/openapi.json");
         let kept = std::fs::read_to_string(&path).unwrap_or_default();
         if kept != *TEXT {
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn every_reference_in_the_document_leads_somewhere() {
+    fn every_reference_in_the_document_has_a_target() {
         let document = document();
         let mut open = vec![&document];
         let mut num_references = 0;

@@ -35,7 +35,7 @@ pub enum Error {
         name: String,
     },
     /// A list with an entry for each token does not have the length of the vocabulary.
-    #[error("{what} has {len} entries, expected {vocab_size} (one a token)")]
+    #[error("{what} has {len} entries, expected {vocab_size} (one per token)")]
     LengthMismatch {
         /// The list.
         what: &'static str,
@@ -79,7 +79,7 @@ pub enum Error {
         vocab_size: usize,
     },
     /// The vocabulary or a text exceeds 32-bit offsets.
-    #[error("{what} has {len} bytes, the most is {max}")]
+    #[error("{what} has {len} bytes, the maximum is {max}")]
     TooLarge {
         /// The item that is too large.
         what: &'static str,

@@ -110,7 +110,7 @@ fn read(directory: &Path, name: &str, max_bytes: u64) -> Result<String> {
     let length = std::fs::metadata(&path).and_then(|metadata| match metadata.len() {
         len if len <= max_bytes => Ok(()),
         len => Err(std::io::Error::other(format!(
-            "it has {len} bytes, the most is {max_bytes}"
+            "it has {len} bytes, the maximum is {max_bytes}"
         ))),
     });
     length
@@ -805,7 +805,7 @@ impl Config {
                 _ => {
                     return Err(Error::BadField {
                         file,
-                        what: format!("{name} is no token"),
+                        what: format!("{name} is not a token"),
                     });
                 }
             }

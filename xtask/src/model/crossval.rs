@@ -362,14 +362,18 @@ fn read_tokens(path: &Path) -> anyhow::Result<Vec<TokenId>> {
         value = list.take();
     }
     serde_json::from_value(value)
-        .with_context(|| format!("{} holds no list of token ids", path.display()))
+        .with_context(|| format!("{} has no list of token ids", path.display()))
 }
 
 /// Shape and numbers of a `.npy` file with a matrix of f32, little endian, row after row.
 fn read_npy(path: &Path) -> anyhow::Result<([usize; 2], Vec<f32>)> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    parse_npy(&bytes)
-        .with_context(|| format!("{} is no matrix of f32 in NumPy's format", path.display()))
+    parse_npy(&bytes).with_context(|| {
+        format!(
+            "{} is not a matrix of f32 in NumPy's format",
+            path.display()
+        )
+    })
 }
 
 fn parse_npy(bytes: &[u8]) -> Option<([usize; 2], Vec<f32>)> {

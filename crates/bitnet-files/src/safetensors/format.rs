@@ -100,7 +100,7 @@ pub(super) fn parse(file: &[u8], path: &Path) -> Result<Vec<Entry>> {
     let length = u64::from_le_bytes(*length);
     if length > HEADER_BYTES_MAX || length > rest.len() as u64 {
         let problem = format!(
-            "has {length} bytes, {} follow in the file and {HEADER_BYTES_MAX} are the most read",
+            "has {length} bytes, but {} follow in the file, and the maximum is {HEADER_BYTES_MAX}",
             rest.len()
         );
         return Err(wrong("header", problem));
@@ -172,7 +172,7 @@ impl RawEntry {
             return Err((
                 culprit(&name),
                 format!(
-                    "has {} dimensions, at most {RANK_MAX} are read",
+                    "has {} dimensions, at most {RANK_MAX} are supported",
                     self.shape.len()
                 ),
             ));

@@ -119,7 +119,7 @@ fn open_listed_shard(
         .min()
     {
         return Err(wrong(format!(
-            "tensor {} is said to be in {}, which has no such tensor",
+            "the index lists tensor {} in {}, which does not have it",
             shown(name),
             shown(file)
         )));

@@ -260,7 +260,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn signs_take_one_and_an_eighth_bits_a_weight_and_two_bits_an_eighth_more() {
+    fn signs_take_1_125_bits_per_weight_and_two_bit_codes_2_125() {
         let bytes = |codes, cols, group_cols| {
             GroupLayout {
                 codes,

@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_take_two_bits_a_weight_and_one_and_two_thirds() {
+    fn blocks_take_2_bits_per_weight_in_pairs_and_1_67_in_triples() {
         for cols in [48, 96, 2592, 6912, 8640] {
             assert_eq!(Cut::pairs(cols).block_bytes(), BLOCK_ROWS * cols / 4);
             assert_eq!(Cut::triples(cols).block_bytes(), BLOCK_ROWS * cols * 5 / 24);

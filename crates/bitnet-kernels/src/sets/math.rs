@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn sine_and_cosine_are_rounded_correctly_at_every_position_a_model_has() {
+    fn sine_and_cosine_are_rounded_correctly_at_every_position() {
         for i in 0..200_000 {
             let x = i as f32 * 0.731;
             let (s, c) = sin_cos(x);

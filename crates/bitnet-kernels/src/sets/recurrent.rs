@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn the_delta_rule_is_the_formula_on_every_set() {
+    fn the_delta_rule_equals_the_formula_on_every_set() {
         for dim in [1, 7, 16, 64, 72, 128] {
             let mut exact = vec![0.0f64; dim * dim];
             let sets: Vec<_> = KernelSet::available().collect();

@@ -223,7 +223,7 @@ impl Item {
                     (Some(Dense::F32) | None, _) => (Dense::F32, DType::F32),
                     (Some(other), _) => {
                         let problem = format!(
-                            "{name}: safetensors files hold no {}; f16, bf16 or f32",
+                            "{name}: safetensors files cannot hold {}, expected f16, bf16 or f32",
                             other.name()
                         );
                         return Err(Error::Convert { problem });

@@ -217,7 +217,10 @@ impl Report {
     fn note_scale(&mut self, tensor: &str, weights: WeightType, scale: f32) -> Result<f32> {
         let kept = weights.rounded(scale);
         if !kept.is_finite() || (kept == 0.0 && scale != 0.0) {
-            let problem = format!("its scale {scale} is beyond what {} keeps", weights.dtype());
+            let problem = format!(
+                "its scale {scale} is too large or too small for {}",
+                weights.dtype()
+            );
             return Err(Error::TensorValues {
                 tensor: tensor.to_owned(),
                 problem,

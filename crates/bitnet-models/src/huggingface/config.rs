@@ -479,7 +479,7 @@ impl<'a> Keys<'a> {
             Some(number) if number > 0.0 && number <= 1e12 => Ok(number),
             Some(number) => Err(self.error(
                 key,
-                format!("{number}; more than 0 and at most 1e12 is possible"),
+                format!("{number}, expected more than 0 and at most 1e12"),
             )),
             None => Err(self.error(key, "missing".into())),
         }
@@ -504,10 +504,7 @@ impl<'a> Keys<'a> {
         };
         match value.as_u64() {
             Some(size) if (1..=max as u64).contains(&size) => Ok(Some(size as usize)),
-            _ => Err(self.error(
-                key,
-                format!("{}; 1 to {max} is possible", shown_value(value)),
-            )),
+            _ => Err(self.error(key, format!("{}, expected 1 to {max}", shown_value(value)))),
         }
     }
 

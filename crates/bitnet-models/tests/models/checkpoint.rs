@@ -118,7 +118,7 @@ fn shards_that_contradict_their_index_are_named() {
     directory.edit_json(INDEX, |json| {
         json["weight_map"][norm] = "model-00001-of-00002.safetensors".into()
     });
-    directory.refused("tensor model.norm.weight is said to be in model-00001-of-00002.safetensors, which has no such");
+    directory.refused("the index lists tensor model.norm.weight in model-00001-of-00002.safetensors, which does not");
 
     let directory = sharded();
     directory.edit_json(INDEX, |json| {
@@ -174,7 +174,7 @@ fn broken_safetensors_files_are_refused_with_the_numbers() {
     );
     with(
         &|h| h.replacen("[128]", "[1,1,1,1,1,1,1,1,128]", 1),
-        "has 9 dimensions, at most 8 are read",
+        "has 9 dimensions, at most 8 are supported",
     );
     with(
         &|h| {
@@ -366,23 +366,23 @@ fn configurations_that_cannot_be_run_are_refused_by_name() {
     );
     with(
         &|json| json["hidden_size"] = json!(1u64 << 60),
-        "hidden_size is 1152921504606846976; 1 to 131072 is possible",
+        "hidden_size is 1152921504606846976, expected 1 to 131072",
     );
     with(
         &|json| json["hidden_size"] = json!(-5),
-        "hidden_size is -5; 1 to 131072 is possible",
+        "hidden_size is -5, expected 1 to 131072",
     );
     with(
         &|json| json["num_hidden_layers"] = json!(1_000_000_000),
-        "num_hidden_layers is 1000000000; 1 to 20 is possible",
+        "num_hidden_layers is 1000000000, expected 1 to 20",
     );
     with(
         &|json| json["num_attention_heads"] = json!("2"),
-        "num_attention_heads is \"2\"; 1 to 4096 is possible",
+        "num_attention_heads is \"2\", expected 1 to 4096",
     );
     with(
         &|json| json["num_key_value_heads"] = json!(3),
-        "num_key_value_heads is 3; 1 to 2 is possible",
+        "num_key_value_heads is 3, expected 1 to 2",
     );
     with(
         &|json| json["head_dim"] = json!(63),

@@ -203,7 +203,7 @@ fn sizes_may_be_lists_with_the_same_number_for_every_layer() {
             "feed_forward_length is a list with 256 and 512; layers of one shape",
         ),
         (&[], "feed_forward_length is an empty list"),
-        (&[0, 0], "feed_forward_length is 0; 1 to"),
+        (&[0, 0], "feed_forward_length is 0, expected 1 to"),
     ] {
         let error = config_with(&[("feed_forward_length", list(numbers))]).unwrap_err();
         assert!(error.contains(expected), "{error}");
@@ -318,7 +318,7 @@ fn shards_and_float_types_change_nothing() {
 }
 
 #[test]
-fn columns_that_are_no_multiple_of_128_run_from_the_forms_that_hold_them() {
+fn columns_that_are_not_a_multiple_of_128_run_in_the_forms_that_hold_them() {
     let cpu = cpu();
     let directory = tempfile::tempdir().unwrap();
     let model = SyntheticModel {
@@ -393,7 +393,7 @@ fn tiles_come_from_options_or_the_file_and_are_required() {
 }
 
 #[test]
-fn a_scale_beside_a_tensor_multiplies_the_one_in_it() {
+fn a_scale_beside_a_tensor_multiplies_the_scale_inside_it() {
     let cpu = cpu();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("model.gguf");
@@ -538,7 +538,7 @@ fn an_unsupported_gguf_is_refused_with_its_tensor() {
 }
 
 #[test]
-fn blocks_with_scales_of_their_own_run_as_weights_with_group_scales() {
+fn blocks_with_their_own_scales_run_as_weights_with_group_scales() {
     let cpu = cpu();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("model.gguf");

@@ -66,7 +66,7 @@ fn strict_models_are_within_1e_5_at_every_position_in_every_form() {
 }
 
 #[test]
-fn greedy_text_of_strict_models_is_the_references() {
+fn greedy_text_of_strict_models_equals_the_reference() {
     for name in ["strict-b158", "strict-1bitllm", "strict-llama"] {
         let Some(folder) = golden(name) else { continue };
         let cpu = Cpu::new(KernelSet::detect(), 1);

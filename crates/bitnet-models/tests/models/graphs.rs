@@ -38,7 +38,7 @@ fn assert_near(name: &str, found: &[f32], expected: &[f32]) {
 }
 
 #[test]
-fn logits_are_those_of_transformers() {
+fn logits_equal_the_logits_of_transformers() {
     let cpu = Cpu::new(KernelSet::detect(), 2);
     for (name, architecture) in MODELS {
         let folder = folder(name);

@@ -67,7 +67,7 @@ fn name(folder: &Path) -> String {
 }
 
 #[test]
-fn logits_are_the_references_for_every_rounding_of_inputs() {
+fn logits_equal_the_reference_for_every_rounding_of_inputs() {
     let cpu = Cpu::new(KernelSet::detect(), 2);
     let mut failures = Vec::new();
     for folder in golden_models() {
@@ -114,7 +114,7 @@ fn logits_are_the_references_for_every_rounding_of_inputs() {
 }
 
 #[test]
-fn greedy_text_is_the_references() {
+fn greedy_text_equals_the_reference_text() {
     let cpu = Cpu::new(KernelSet::detect(), 2);
     for folder in golden_models() {
         let model = load(&folder, InputRounding::default(), &cpu);

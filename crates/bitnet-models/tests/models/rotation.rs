@@ -143,7 +143,7 @@ fn unknown_rotations_are_errors_that_name_the_key() {
         (
             "sign_values",
             integers(odd),
-            "sign_values is 2; 1 and -1 are possible",
+            "sign_values is 2, expected 1 or -1",
         ),
         (
             "sign_values",
@@ -153,12 +153,12 @@ fn unknown_rotations_are_errors_that_name_the_key() {
         (
             "sign_widths",
             integers(vec![-widths[0]]),
-            "multiples of the block, 512, are possible",
+            "expected a multiple of the block, 512",
         ),
         (
             "sign_widths",
             integers(vec![511]),
-            "multiples of the block, 512, are possible",
+            "expected a multiple of the block, 512",
         ),
         ("weight_names", None, "prism.hadamard.weight_names"),
         ("weight_names", names(&[]), "an empty list"),
@@ -170,7 +170,7 @@ fn unknown_rotations_are_errors_that_name_the_key() {
         (
             "weight_names",
             names(&["blk.9.ssm_out.weight"]),
-            "which is no tensor of the file",
+            "which is not a tensor of the file",
         ),
         (
             "weight_names",
@@ -185,7 +185,7 @@ fn unknown_rotations_are_errors_that_name_the_key() {
         (
             "inverse_weight_names",
             names(&["output.weight"]),
-            "only token_embd.weight is possible",
+            "expected token_embd.weight",
         ),
     ];
     assert_eq!(error(&base, &[], ""), None, "the file as it is");
@@ -200,7 +200,7 @@ fn unknown_rotations_are_errors_that_name_the_key() {
 }
 
 #[test]
-fn tied_output_false_is_what_version_1_means() {
+fn version_1_means_tied_output_false() {
     let Some(folder) = golden_model("qwen35-ptq1_0-rot512-part") else {
         return;
     };

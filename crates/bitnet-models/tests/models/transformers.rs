@@ -107,7 +107,7 @@ fn rope_scaling_replaces_rope_parameters_and_their_base() {
 }
 
 #[test]
-fn the_original_context_beside_rope_scaling_goes_before_the_one_in_it() {
+fn the_original_context_beside_rope_scaling_overrides_the_one_in_it() {
     let with = |beside: Option<u32>, inside: Option<u32>| {
         logits(&edited(Architecture::Llama, |json| {
             json["max_position_embeddings"] = 64.into();

@@ -652,7 +652,7 @@ mod tests {
     const OBJECT: &str = r#"{"a": "}</tool_call>\"é", "b": [1, {"c": {}}]}"#;
 
     #[test]
-    fn calls_are_found_however_the_text_is_cut() {
+    fn calls_are_found_in_pieces_of_any_size() {
         let xml = "<tool_call>\n<function=f>\n<parameter=a>\n7\n</parameter>\n<parameter=b>\n[1, \
             \"x\"]\n</parameter>\n<parameter=c>\n</function> é\n</parameter>\n<parameter=d>\nnull\n</parameter>\n\
             <parameter=e>\nnul\n\"é\n</param\n</parameter>\n</function>\n</tool_call>";

@@ -107,7 +107,7 @@ impl ApiError {
 
     /// During an answer, its form turned out to be impossible or too much work.
     pub(crate) fn form_failed(problem: &str) -> Self {
-        let message = format!("The answer cannot have the form that was asked for: {problem}.");
+        let message = format!("The answer cannot have the requested form: {problem}.");
         Self::bad_request(None, "form_failed", message)
     }
 

@@ -334,7 +334,7 @@ impl Common {
             let field = format!("logit_bias.{id}");
             let token = id
                 .parse()
-                .map_err(|_| ApiError::invalid(&field, format!("'{id}' is no token id.")))?;
+                .map_err(|_| ApiError::invalid(&field, format!("'{id}' is not a token id.")))?;
             if !(-BIAS_MAX..=BIAS_MAX).contains(&bias) {
                 let message = format!(
                     "The bias of token {id} is {bias}, but must be from -{BIAS_MAX} to {BIAS_MAX}."

@@ -360,7 +360,7 @@ mod tests {
         \"X \\\"1\\\" \\\\ <b>\\n\", \"days\": 7}}\n</tool_call>";
 
     #[test]
-    fn calls_of_each_form_are_taken_and_found() {
+    fn calls_of_each_form_are_accepted_and_found() {
         let tokenizer = tokenizer();
         let grammars = grammars(&tokenizer);
         let settle = |choice: &str| {
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_that_are_no_list_of_parameters_are_json() {
+    fn arguments_that_are_not_a_list_of_parameters_are_json() {
         let tokenizer = tokenizer();
         let grammars = grammars(&tokenizer);
         let a = json!({ "type": "string" });

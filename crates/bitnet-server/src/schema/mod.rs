@@ -931,7 +931,7 @@ fn checked_type(place: &Place, value: &Value) -> Result<Value, SchemaError> {
     for kind in kinds {
         if !kind.as_str().is_some_and(|kind| TYPES.contains(&kind)) {
             let shown: String = kind.to_string().chars().take(60).collect();
-            let problem = format!("{shown} is no type; types are {}", TYPES.join(", "));
+            let problem = format!("{shown} is not a type; types are {}", TYPES.join(", "));
             return Err(error(place, problem));
         }
     }

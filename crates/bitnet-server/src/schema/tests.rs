@@ -31,7 +31,7 @@ fn an_error_names_the_keyword_and_its_place() {
     let at = |steps: &str| format!("/properties/o/properties/p{steps}");
     for (within, steps, expected) in [
         (json!(7), "", "object or a boolean"),
-        (json!({ "type": "str" }), "/type", "\"str\" is no type"),
+        (json!({ "type": "str" }), "/type", "\"str\" is not a type"),
         (json!({ "type": [] }), "/type", "'type'"),
         (json!({ "enum": [] }), "/enum", "'enum'"),
         (json!({ "enum": "a" }), "/enum", "not a string"),
@@ -136,7 +136,7 @@ fn unenforced_keywords_are_annotations_of_tools_and_refused_elsewhere() {
 }
 
 #[test]
-fn unenforced_keywords_that_restrict_nothing_are_taken() {
+fn unenforced_keywords_that_restrict_nothing_are_accepted() {
     let schema = json!({
         "uniqueItems": false, "not": false, "propertyNames": true, "unevaluatedItems": {},
         "dependentRequired": {}, "if": true, "minContains": 1, "title": "x", "$comment": "y",
@@ -218,7 +218,7 @@ fn an_object_in_parts_is_closed_as_a_whole() {
 }
 
 #[test]
-fn each_alternative_is_closed_with_what_all_share() {
+fn each_alternative_is_closed_with_the_shared_properties() {
     let schema = json!({
         "type": "object", "properties": { "a": true },
         "anyOf": [{ "properties": { "b": true } }, { "required": ["a"] }],

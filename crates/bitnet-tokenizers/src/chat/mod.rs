@@ -179,7 +179,7 @@ impl ChatTemplate {
             Some(format) => Ok(Self::built_in(
                 format,
                 tokenizer,
-                "asked for by name".to_owned(),
+                "requested by name".to_owned(),
             )),
             None => Err(Error::UnknownTemplate {
                 name: quoted(name),

@@ -427,7 +427,7 @@ mod tests {
             (
                 "abcde",
                 source_bytes,
-                "the template has 5 bytes, the most is 4",
+                "the template has 5 bytes, the maximum is 4",
             ),
             (
                 "{{ [[[[1]]]] }}",
@@ -447,7 +447,7 @@ mod tests {
             (
                 "{{ 'x' * 1000 }}",
                 value,
-                "the template builds a value of 1000 bytes, the most is 276 (line 1)",
+                "the template builds a value of 1000 bytes, the maximum is 276 (line 1)",
             ),
             (
                 "{% for i in range(99) %}{% set x = 'y' * 99 %}{% endfor %}",

@@ -313,7 +313,7 @@ impl<'s> Lexer<'s> {
         if let Some(len) = float_len(rest).filter(|_| !after_dot) {
             let number: Result<f64, _> = rest[..len].replace('_', "").parse();
             return match number {
-                Err(_) => self.fault(format!("{} is no number", &rest[..len])),
+                Err(_) => self.fault(format!("{} is not a number", &rest[..len])),
                 Ok(number) => {
                     self.push(Token::Float(number));
                     self.advance(len);
@@ -333,7 +333,7 @@ impl<'s> Lexer<'s> {
             .unwrap_or(digits.len());
         match i128::from_str_radix(&digits[..len].replace('_', ""), radix) {
             Err(_) => self.fault(format!(
-                "{} is no number, or too large",
+                "{} is not a number, or is too large",
                 &rest[..prefix + len]
             )),
             Ok(number) => {
@@ -422,5 +422,5 @@ fn code_point(chars: &mut std::iter::Peekable<std::str::Chars<'_>>, len: usize) 
         code = code * 16 + digit.ok_or_else(|| Fault::new("truncated escape in a string"))?;
     }
     // Half a surrogate pair is not a character.
-    char::from_u32(code).ok_or_else(|| Fault::new(format!("\\u{code:04x} is no character")))
+    char::from_u32(code).ok_or_else(|| Fault::new(format!("\\u{code:04x} is not a character")))
 }

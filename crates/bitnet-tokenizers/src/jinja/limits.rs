@@ -101,7 +101,7 @@ impl Budget {
         if bytes > self.value_bytes {
             let most = self.value_bytes;
             return Err(Fault::new(format!(
-                "the template builds a value of {bytes} bytes, the most is {most}"
+                "the template builds a value of {bytes} bytes, the maximum is {most}"
             )));
         }
         Ok(())

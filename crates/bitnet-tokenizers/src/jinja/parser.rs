@@ -15,7 +15,7 @@ pub(crate) fn parse(source: &str, limits: &Limits) -> Outcome<Block> {
     if source.len() > limits.source_bytes {
         let (bytes, most) = (source.len(), limits.source_bytes);
         return Err(Fault::new(format!(
-            "the template has {bytes} bytes, the most is {most}"
+            "the template has {bytes} bytes, the maximum is {most}"
         )));
     }
     let mut parser = Parser {
@@ -445,7 +445,7 @@ impl Parser {
 
     fn autoescape_statement(&mut self) -> Outcome<Statement> {
         if self.expression()?.kind.as_false().is_none() {
-            return self.fault("'autoescape' is not supported: a chat is no HTML");
+            return self.fault("'autoescape' is not supported: a chat is not HTML");
         }
         self.expect_block_end()?;
         let (body, _) = self.block(&["endautoescape"])?;

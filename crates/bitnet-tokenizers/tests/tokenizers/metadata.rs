@@ -34,7 +34,7 @@ fn refused(spoil: impl FnOnce(&mut TokenizerSpec<'static>)) -> String {
 fn wrong_metadata_is_refused_with_the_culprit_and_the_numbers() {
     assert_eq!(
         refused(|spec| spec.tokens.clear()),
-        "tokenizer.ggml.token_type has 258 entries, expected 0 (one a token)"
+        "tokenizer.ggml.token_type has 258 entries, expected 0 (one per token)"
     );
     assert_eq!(
         refused(|spec| (spec.tokens, spec.token_types) = (vec![], vec![])),
@@ -42,7 +42,7 @@ fn wrong_metadata_is_refused_with_the_culprit_and_the_numbers() {
     );
     assert_eq!(
         refused(|spec| spec.scores = vec![0.0; 3]),
-        "tokenizer.ggml.scores has 3 entries, expected 258 (one a token)"
+        "tokenizer.ggml.scores has 3 entries, expected 258 (one per token)"
     );
     assert_eq!(
         refused(|spec| spec.bos = Some(258)),
