@@ -5,7 +5,7 @@
 
 Files of each folder: model.gguf; tokens.json; logits.npy (f32 [tokens, vocab]: transformers in float64, activations not
 rounded); logits-int8.npy (a numpy pass with int8 activations: one scale for 32 inputs, or for a row in qwen2-i2_s).
-Tensor names, their order and metadata keys are those of llama.cpp's converter. The seeds are tried in turn until no
+Tensor names, their order and metadata keys equal llama.cpp's converter. The seeds are tried in turn until no
 rounded activation lies near a tie, so a correct engine agrees at every position.
 
 References: Qwen2ForCausalLM; GraniteForCausalLM, which multiplies embedding, residual and logits as MiniCPM does (its own

@@ -407,7 +407,7 @@ pub struct BenchArguments {
     /// Context lengths to measure decoding at; the prompt's if not given
     #[arg(long, value_name = "N,N,…", value_delimiter = ',')]
     pub context: Vec<usize>,
-    /// Also decode batches of N sequences, each after a prompt of its own
+    /// Also decode batches of N sequences, each after its own prompt
     #[arg(long, value_name = "N,N,…", value_delimiter = ',')]
     pub batch: Vec<usize>,
     #[command(flatten)]

@@ -265,7 +265,7 @@ impl Machine {
     fn measure(&mut self, what: What, read: &ReadProbe) -> anyhow::Result<Sample> {
         match what {
             What::Prefill { tokens } => {
-                // With a salt of its own, the prompt finds nothing in the cache.
+                // With its own salt, the prompt finds nothing in the cache.
                 self.num_prefills += 1;
                 let salt = Some(self.num_prefills.to_string().into());
                 let request = Request {

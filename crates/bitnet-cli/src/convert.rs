@@ -184,7 +184,8 @@ enum Opened {
 }
 
 impl Opened {
-    /// quantize: whether float weights that no configuration declares to be BitNet's are rounded.
+    /// quantize: whether to round float weights of a model whose configuration does not say that it
+    /// is BitNet's.
     fn open(source: &Path, quantize: bool) -> Result<Self, bitnet_models::Error> {
         if !source.is_dir() {
             return Ok(Self::File(Arc::new(Gguf::open(source)?)));

@@ -38,7 +38,7 @@ const LINE_BYTES_MAX: usize = 16 << 10;
 pub struct Printable<W> {
     out: W,
     line_bytes: usize,
-    /// The first byte of a control character of two bytes was left out.
+    /// The first byte of a control character of two bytes was omitted.
     is_after_c2: bool,
 }
 

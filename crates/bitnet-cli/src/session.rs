@@ -231,7 +231,7 @@ impl Session {
                     answer.timings = timings;
                     break;
                 }
-                // A wrong parameter has an exit code of its own.
+                // An invalid parameter has its own exit code.
                 Poll::Ready(Some(Err(Failure::Refused(error)))) => return Err(error.into()),
                 Poll::Ready(Some(Err(failure))) => return Err(failure.into()),
             };

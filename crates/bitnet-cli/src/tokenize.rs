@@ -35,8 +35,8 @@ pub fn tokenize(arguments: &TokenizeArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The tokenizer of a model file, of a directory, of a `tokenizer.json` by itself, or of the
-/// built-in model.
+/// The tokenizer of a model file, of a directory, of a single `tokenizer.json`, or of the built-in
+/// model.
 fn open(source: &ModelSource) -> anyhow::Result<Arc<Tokenizer>> {
     match source {
         ModelSource::Path(path) if path.extension().is_some_and(|name| name == "json") => {

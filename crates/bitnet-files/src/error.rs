@@ -1,4 +1,4 @@
-//! The one error of this crate: what is wrong with a file, where, and the numbers.
+//! The error of this crate: the problem with a file, its place, and the numbers.
 
 use std::path::PathBuf;
 
@@ -157,7 +157,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// The output cannot replace what has its name now.
+    /// The output cannot replace the existing file or directory.
     #[error("{} is not replaced: {problem}", path.display())]
     OutputKept {
         /// The file or directory.

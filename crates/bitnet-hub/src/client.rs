@@ -92,8 +92,8 @@ struct SiblingJson {
 }
 
 impl Hub {
-    /// endpoint: `https://huggingface.co` or a mirror; certificates: PEM, in place of those that
-    /// are built in.
+    /// endpoint: `https://huggingface.co` or a mirror; certificates: PEM, which replace the
+    /// built-in ones.
     ///
     /// # Errors
     /// If the endpoint or the certificates are invalid.

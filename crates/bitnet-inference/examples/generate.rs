@@ -37,7 +37,7 @@ pub fn generate(
     let model = OpenModel::open(source, Device::default(), Default::default())?;
     let tokenizer = model.tokenizer().ok_or("the model has no tokenizer")?;
 
-    // The engine runs on a thread of its own and serves any number of requests at once.
+    // The engine runs on its own thread and serves any number of requests at once.
     let driver = model.start(EngineOptions::default())?;
     let request = Request {
         prompt: tokenizer.encode_prompt(prompt, PromptBos::AsModel, false)?,

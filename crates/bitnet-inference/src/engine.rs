@@ -46,7 +46,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine for a model on a device, with a cache of its own. Without a tokenizer, answers are
+    /// An engine for a model on a device, with its own cache. Without a tokenizer, answers are
     /// tokens only.
     ///
     /// # Errors

@@ -164,7 +164,7 @@ impl OpenModel {
             .map(|tokenization| &tokenization.tokenizer)
     }
 
-    /// An engine with threads and a key/value cache of its own.
+    /// An engine with its own threads and key/value cache.
     ///
     /// # Errors
     /// If there is not enough memory for the cache.
@@ -181,7 +181,7 @@ impl OpenModel {
         Box::new(move || Engine::new(Arc::clone(&model), tokenizer.clone(), device, options))
     }
 
-    /// An engine on a thread of its own.
+    /// An engine on its own thread.
     ///
     /// # Errors
     /// If there is not enough memory for the cache, or the system cannot start a thread.

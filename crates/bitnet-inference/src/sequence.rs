@@ -162,7 +162,7 @@ impl Sequence {
         self.untold.is_some()
     }
 
-    /// Log-probabilities of the prompt's tokens from the rows of those from `first` on.
+    /// Log-probabilities of the prompt's tokens, from the rows of the tokens from `first` on.
     pub fn tell_prompt<'a>(
         &mut self,
         first: usize,

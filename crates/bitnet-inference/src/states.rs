@@ -82,7 +82,7 @@ impl StatePool {
         }
     }
 
-    /// Drops the state saved at the end of a block because its sequence has saved a newer one.
+    /// Drops the state saved at the end of a block, because its sequence has saved a newer one.
     pub fn supersede(&mut self, block: u32) {
         if self.saved.get(&block).is_some_and(|saved| !saved.is_kept) {
             self.drop_saved(block);

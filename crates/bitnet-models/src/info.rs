@@ -32,7 +32,7 @@ pub struct ModelInfo {
     pub state_len: usize,
     /// Whether decode steps skip products with zeros.
     pub ffn_sparsity: FfnSparsity,
-    /// How the feed-forward network of each layer is held.
+    /// How the weights of each layer's feed-forward network are stored.
     pub ffn_layers: Vec<FfnLayer>,
 }
 

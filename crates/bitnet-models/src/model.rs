@@ -374,7 +374,7 @@ impl<B: Backend> LanguageModel<B> {
     }
 }
 
-/// Gate and up; down; and, if not all neurons are kept, the positions of those that are.
+/// Gate and up; down; and the positions of the kept neurons, if not all are kept.
 type FeedForward<B> = (Projections<B>, <B as Backend>::Matrix, Option<Vec<u32>>);
 
 /// Projections with the same input: one product, unless each has its own input norm.

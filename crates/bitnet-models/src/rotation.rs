@@ -43,8 +43,9 @@ pub struct Rotation {
     pub block_size: usize,
     /// The signs that multiply the input first, `[cols]`, each 1 or −1.
     pub signs: Arc<[f32]>,
-    /// Heads of keys and of values, if the input is heads of values in tiled order that are put
-    /// into grouped order before: head `k + K·r` becomes head `r + (V/K)·k`.
+    /// If the input consists of heads of values in tiled order, the number of heads of keys and of
+    /// values. The heads are then first put into grouped order: head `k + K·r` becomes head `r +
+    /// (V/K)·k`.
     pub value_heads: Option<(usize, usize)>,
 }
 

@@ -17,9 +17,8 @@ type Rule<'a> = (&'a str, Option<f32>, &'a dyn Fn(f32) -> bool, &'a str);
 /// The sampling settings that a model's files recommend; `None` for settings that they do not
 /// state.
 ///
-/// GGUF files have them as `general.sampling.*`, directories in `generation_config.json`. The
-/// settings of a user or a request have priority over them; they have priority over this program's
-/// defaults.
+/// They are in `general.sampling.*` of a GGUF file or in `generation_config.json` of a directory.
+/// The settings of a user or a request override them, and they override this program's defaults.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SamplingDefaults {
     /// Logits are divided by it; 0, also for `do_sample: false`, takes the most probable token.

@@ -1,8 +1,8 @@
 //! [`Source`]: the tensors and configuration of a model, for loaders and converters, from files of
 //! any kind.
 //!
-//! A [`Slot`] is a tensor's place in the graph; each source knows it by the names of its own
-//! format. A source checks each tensor against the requested shape.
+//! A [`Slot`] is a tensor's place in the graph; each source finds it by the names of its format. A
+//! source checks each tensor against the requested shape.
 
 pub(crate) mod gguf;
 
@@ -387,7 +387,7 @@ pub(crate) enum Codes {
         format: Dense,
         zero: f32,
     },
-    /// Floats to be multiplied by `s` and rounded.
+    /// Floats to multiply by `s` and round.
     Absmean {
         format: Dense,
         s: f32,
@@ -607,7 +607,7 @@ impl TernaryTensor {
         Ok(())
     }
 
-    /// The figures of every row. above: magnitudes up to this are left out.
+    /// The figures of every row. above: magnitudes up to this are ignored.
     ///
     /// One thread computes a row, and the sums of the rows are added in order, so threads change
     /// nothing.

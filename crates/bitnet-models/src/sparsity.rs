@@ -107,7 +107,7 @@ impl std::iter::Sum for FfnActivity {
     }
 }
 
-/// How a layer's feed-forward network is held.
+/// How the weights of a layer's feed-forward network are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FfnLayer {
     /// Neurons that are always zero and were left out.
@@ -119,7 +119,7 @@ pub struct FfnLayer {
 }
 
 impl<B: Backend> LanguageModel<B> {
-    /// How the feed-forward network of each layer is held.
+    /// How the weights of each layer's feed-forward network are stored.
     pub fn ffn_layers(&self) -> impl Iterator<Item = FfnLayer> {
         self.layers.iter().map(|layer| FfnLayer {
             num_dead_neurons: layer.neurons.num_neurons - layer.neurons.num_live(),
@@ -187,8 +187,8 @@ impl LanguageModel<Cpu> {
                 weights,
                 active_max,
             };
-            // Projections with norms of their own do not share their input, so the gates of one
-            // cannot choose rows of the other before both are rounded.
+            // Projections with their own norms do not share their input, so the gates of one cannot
+            // choose rows of the other before both are rounded.
             if let Products::Stacked(matrix) = &mut layer.gate_up.products
                 && let Some(matrix) = matrix.ternary_mut()
                 && up

@@ -757,7 +757,7 @@ fn byte_level_vocabulary(vocab_size: usize) -> (Vec<String>, Vec<String>) {
     (tokens, merges)
 }
 
-/// The visible character that stands for each byte in byte-level vocabularies (GPT-2's table).
+/// The visible character for each byte in byte-level vocabularies (GPT-2's table).
 fn byte_characters() -> Vec<char> {
     let visible = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let mut next = 0x100;

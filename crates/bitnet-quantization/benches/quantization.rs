@@ -294,8 +294,8 @@ fn published(size: usize) -> Vec<Codec> {
         .collect()
 }
 
-/// Rows and columns, powers of two, of a matrix with this number of weights, a power of two of at
-/// least 1,024.
+/// The rows and columns, both powers of two, of a matrix with this number of weights, which is a
+/// power of two of at least 1,024.
 fn shape(size: usize) -> (usize, usize) {
     let rows = 32 << (size.ilog2().saturating_sub(13) / 2);
     (rows, size / rows)

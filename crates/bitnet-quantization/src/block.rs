@@ -1,7 +1,7 @@
 //! [`BlockForm`]: chooses the block form that holds a matrix in the least memory, and computes its
 //! size.
 //!
-//! Both have two bits a weight and fill up the last block of each row. Short blocks waste less of a
+//! Both have two bits per weight and pad the last block of each row. Short blocks waste less of a
 //! row's end, long ones have no scales between them.
 
 use crate::error::Result;

@@ -5,9 +5,9 @@
 //! block, 18 bytes:  scale d as f16 | byte j holds weights j (low) and j+16 (high), plus 8
 //! ```
 //! The quantizer takes d so that the first weight of the largest magnitude becomes −8, so ternary
-//! weights ±s come out as −8d and, clamped, +7d, with s = 8·|d|. As plain Q4_0 the two signs would
-//! have different magnitudes; this reader restores ±s. A writer that takes d = s itself stores −1,
-//! 0, +1, which can be read, too. All other values were not ternary and are an error.
+//! weights ±s become −8d and, clamped, +7d, with s = 8·|d|. As plain Q4_0 the two signs would have
+//! different magnitudes; this reader restores ±s. A writer that takes d = s itself stores −1, 0,
+//! +1, which can be read, too. All other values were not ternary and are an error.
 
 use std::ops::Range;
 

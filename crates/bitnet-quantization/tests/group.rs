@@ -199,7 +199,8 @@ fn floats_are_rounded_as_the_reference_quantizers_round_them() {
     for format in [Q2_0, PQ2_0, PTQ1_0] {
         let bytes = quantized(format, &weights);
         let (codes, scales) = unpacked(format, &bytes, (1, 128), 0..1).unwrap();
-        // Over the largest, 4: −1, −0.75, −0.5 (away from zero), −0.25, 0, 0.25, 0.5, 0.75.
+        // Divided by the largest, 4: −1, −0.75, −0.5 (which rounds away from zero), −0.25, 0, 0.25,
+        // 0.5, 0.75.
         assert_eq!(
             (codes[..8].to_vec(), scales[0]),
             (vec![-1, -1, -1, 0, 0, 0, 1, 1], 4.0)

@@ -663,8 +663,8 @@ fn dead_neurons_identify_the_form_of_a_layer() {
     for form in Form::ALL {
         assert_eq!(guess(&gate, &up, &down, form), Some(form));
     }
-    // Neurons that are dead although their outputs are used do not decide the form, unless they are
-    // few.
+    // Neurons that look dead although their outputs are used do not decide the form, if there are
+    // many.
     let dead: Vec<usize> = (0..ffn).filter(|n| n * n % 7 == 2).collect();
     let (few, many) = (dead.len() / 10, dead.len() / 10 + 1);
     for (number, expected) in [(few, Some(Form::Block128)), (many, None)] {

@@ -386,7 +386,7 @@ async fn read_answer(mut body: Incoming, start: Instant) -> Outcome {
             let text = choice["delta"]["content"]
                 .as_str()
                 .or_else(|| choice["text"].as_str());
-            // As older servers of llama.cpp answer completions.
+            // Older servers of llama.cpp answer completions in this form.
             let text = text.or_else(|| chunk["content"].as_str());
             if text.is_some_and(|text| !text.is_empty()) {
                 match last.replace(now) {

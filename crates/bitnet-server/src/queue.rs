@@ -242,7 +242,7 @@ mod tests {
         // Two run for 30 s each, so one of the waiting begins every 15 s.
         assert_eq!(retry_after(&[1]), Some(15));
         assert_eq!(retry_after(&[1, 1]), Some(30));
-        // 61 tokens too many: more than three of 20 tokens must begin.
+        // There are 61 tokens too many, so more than three requests of 20 tokens must begin.
         assert_eq!(retry_after(&[81]), Some(60));
         queue.lock().service_s = 1e6;
         assert_eq!(retry_after(&[1]), Some(600));

@@ -201,8 +201,8 @@ impl TextThreads {
         }
     }
 
-    /// How long the same work has held all places for text, if longer than `limit`. Meanwhile the
-    /// server answers no request with text.
+    /// How long the same work has occupied all places for text, if longer than `limit`. Meanwhile
+    /// the server answers no request with text.
     pub(crate) fn stalled(&self, limit: Duration) -> Option<Duration> {
         let in_use = self.in_use();
         (in_use.reading == TEXT_PLACES && in_use.oldest > limit).then_some(in_use.oldest)

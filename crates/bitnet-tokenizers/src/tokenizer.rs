@@ -100,7 +100,7 @@ pub(crate) enum SpacePrefix {
         /// Whether a text that begins with a space gets no second one.
         unless_present: bool,
     },
-    /// Before a text at the very beginning.
+    /// Before a text at the beginning of the input only.
     First {
         /// Whether a text that begins with a space gets no second one.
         unless_present: bool,

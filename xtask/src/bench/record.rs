@@ -1,7 +1,7 @@
 //! Recorded baselines: one CSV file per machine and date, `benchmarks/record/MACHINE/DATE.csv`.
 //!
-//! A file begins with a comment line for each baseline, which says when, from what and on what it was
-//! measured. Then there is one line for each benchmark of each baseline.
+//! A file begins with a comment line for each baseline, which says when, with which program and on
+//! which machine it was measured. Then there is one line for each benchmark of each baseline.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::baselines::{Finding, Findings};
 
-/// A line of a file: what one benchmark of one baseline measured.
+/// A line of a file: the measurement of one benchmark in one baseline.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Row {
     baseline: String,

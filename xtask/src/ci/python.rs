@@ -2,8 +2,7 @@
 //! packages that they need.
 //!
 //! `tests/FOLDER/test_NAME.py` runs with `requirements-NAME.txt` if that file exists, else with
-//! `requirements.txt`, each in an environment of its own under `target/tools`. The tests of the
-//! package `bitnet-rs`, in `crates/bitnet-python/tests`, do the same, with the package's wheel.
+//! `requirements.txt`, each in its own environment under `target/tools`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -176,7 +175,7 @@ impl Environment {
         Ok(environment)
     }
 
-    /// The command that installs what a requirements file names.
+    /// The command that installs the packages of a requirements file.
     fn install(&self, requirements: &Path) -> Command {
         let mut install = Command::new(&self.python);
         install.args(["-m", "pip", "install", "-q", "--disable-pip-version-check"]);

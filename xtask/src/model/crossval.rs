@@ -434,7 +434,7 @@ mod tests {
         );
         let found = compare(0, 0, &ours, &theirs);
         assert_eq!((found.max_delta, found.top1, found.top5), (2.0, false, 1.0));
-        // p = softmax(theirs), q = softmax(ours), by hand.
+        // p = softmax(theirs) and q = softmax(ours), computed by hand.
         let (z_p, z_q) = (
             4.0 + 2f64.exp() + (-9f64).exp(),
             4.0 + 1f64.exp() + (-9f64).exp(),

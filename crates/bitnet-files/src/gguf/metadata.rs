@@ -338,14 +338,14 @@ struct Pair {
     kind: ValueKind,
     /// The scalar, the string's text, or the array's elements.
     value: Range<usize>,
-    /// The elements' type and number, of an array.
+    /// For an array, the type and number of its elements.
     elements: (ValueKind, usize),
 }
 
 /// The metadata of a GGUF file.
 ///
-/// Every typed getter comes twice: `u32(key)` gives `None` for an absent key, `require_u32(key)` an
-/// error. A key that is there with another type is an error in both.
+/// Every typed getter has two forms: `u32(key)` gives `None` for an absent key, `require_u32(key)`
+/// an error. In both, a key with another type is an error.
 pub struct Metadata {
     bytes: Arc<ModelBytes>,
     /// In the order of the file.

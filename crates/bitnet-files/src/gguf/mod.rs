@@ -140,7 +140,7 @@ impl Gguf {
         self.version
     }
 
-    /// The length in bytes, of all parts of a split model.
+    /// The length of the file in bytes, or of all parts of a split model.
     pub fn file_len(&self) -> usize {
         self.files.iter().map(|file| file.len()).sum()
     }

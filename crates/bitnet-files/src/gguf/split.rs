@@ -40,7 +40,7 @@ impl Split {
     }
 }
 
-/// Opens the other parts and appends their tensors to those of the first part.
+/// Opens the other parts and appends their tensors to the first part's tensors.
 pub(super) fn join(mut model: Gguf, path: &Path, split: Split) -> Result<Gguf> {
     let Split { no, count } = split;
     let wrong = |path: &Path, problem: String| Error::GgufSplit {

@@ -48,7 +48,7 @@ impl Activations {
         Self::default()
     }
 
-    /// Rows held.
+    /// Number of rows.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.rows

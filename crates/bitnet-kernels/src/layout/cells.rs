@@ -178,7 +178,8 @@ impl GroupLayout {
             })
     }
 
-    /// Where a group of a block begins in a matrix of `num_blocks` blocks, and its bytes of codes.
+    /// Where a group of a block begins in a matrix of `num_blocks` blocks, and the number of its
+    /// bytes of codes.
     pub fn group_place(self, block: usize, group: usize, num_blocks: usize) -> (usize, usize) {
         let chunk = self
             .chunks()
@@ -232,7 +233,7 @@ fn pack_sign_row(codes: &[u8], lane: usize, cells: &mut [u8]) {
         let mut eight = [0; SIGN_RUN_COLS];
         eight[..codes.len()].copy_from_slice(codes);
         // Byte i, which is 0 or 1, times 2^(56 - 7 i) is bit i of the highest byte. The other
-        // products fall on bits of their own, so one multiplication gathers all eight bits.
+        // products fall on other bits, so one multiplication gathers all eight bits.
         let bits = u64::from_le_bytes(eight).wrapping_mul(0x0102_0408_1020_4080) >> 56;
         run[sign_byte(lane)] = bits as u8;
     }

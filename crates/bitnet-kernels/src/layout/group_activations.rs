@@ -50,7 +50,7 @@ impl GroupActivations {
         Self::default()
     }
 
-    /// Rows held.
+    /// Number of rows.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.rows

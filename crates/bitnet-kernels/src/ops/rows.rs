@@ -88,7 +88,7 @@ impl Cpu {
     }
 
     /// Rotates the heads in some columns of each row by the row's angles: of the first `2 · pairs`
-    /// elements of a head, `i` and `i + pairs` are a pair, and the rest stays.
+    /// elements of a head, `i` and `i + pairs` are a pair, and the other elements stay as they are.
     ///
     /// x: `[rows, stride]`, angles: `[rows, 2 · pairs]` as [`Cpu::angles`] gives them.
     ///

@@ -69,7 +69,7 @@ impl KernelSet {
     /// Transforms each run of `block` values of `x` in place.
     ///
     /// # Panics
-    /// If `block` is no power of two or does not divide `x`.
+    /// If `block` is not a power of two or does not divide `x`.
     pub fn hadamard(&self, x: &mut [f32], block: usize) {
         assert!(
             block.is_power_of_two() && x.len().is_multiple_of(block),

@@ -10,7 +10,7 @@ pub(crate) struct Disjoint<'a, T> {
     borrow: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: `slice` is the only way in, and its callers promise that no two threads reach the same
+// SAFETY: only `slice` gives access, and its callers guarantee that no two threads reach the same
 // element.
 unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
 

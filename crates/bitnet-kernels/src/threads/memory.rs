@@ -2,8 +2,8 @@
 //! provides them.
 //!
 //! With pages of 4 KiB a CPU spends much of its time looking addresses up: on a virtual machine
-//! with Zen 4 cores one thread reads 22 GB/s from such pages and 31 from pages of 2 MiB. Most
-//! matrices are no multiple of 2 MiB and many are smaller, so the slices that a thread asks for are
+//! with Zen 4 cores one thread reads 22 GB/s from such pages and 31 from pages of 2 MiB. The size
+//! of most matrices is not a multiple of 2 MiB, and many are smaller. So the slices of a thread are
 //! cut one after the other from chunks of many huge pages.
 
 use std::cell::RefCell;

@@ -20,8 +20,8 @@ pub type UnpackGroups<'a, E> =
 /// with a scale for each 64 or 128 columns of a row.
 ///
 /// A weight is [`GroupCodes::weight`] of its code times the scale of its group. The parts lie one
-/// after the other; each begins at a multiple of 32 rows, and so does its output. Rows that only
-/// fill up a block have scales of zero.
+/// after the other; each begins at a multiple of 32 rows, and so does its output. Rows of padding
+/// have scales of zero.
 pub struct GroupMatrix {
     parts: Vec<usize>,
     layout: GroupLayout,

@@ -40,7 +40,7 @@ pub type Unpack<'a, E> = dyn Fn(usize, Range<usize>, &mut [i8]) -> Result<(), E>
 /// activations.
 ///
 /// The parts (q, k and v, say) lie one after the other; each begins at a multiple of
-/// [`BLOCK_ROWS`], and so does its output. Rows that only fill up a block are zero.
+/// [`BLOCK_ROWS`], and so does its output. Rows of padding are zero.
 pub struct TernaryMatrix {
     parts: Vec<Part>,
     cols: usize,

@@ -61,7 +61,8 @@ impl Checkpoint {
     /// Opens a directory and checks its configuration and all headers.
     ///
     /// # Errors
-    /// If a file is missing or contradicts another, its format or what the engine can run.
+    /// If a file is missing, contradicts another file or its format, or the engine cannot run the
+    /// model.
     pub fn open(path: &Path) -> Result<Self> {
         let json = read_json(&path.join(CONFIG))?;
         let tensors = open_directory(path)?;

@@ -1,5 +1,5 @@
-//! Conversion: the bytes equal those of the published converters, the logits equal the source's,
-//! and nothing is lost.
+//! Conversion: bytes equal the output of the published converters, logits equal the source's
+//! logits, and nothing is lost.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};

@@ -329,7 +329,7 @@ impl ApiError {
         self.body.param.as_deref()
     }
 
-    /// The field that is wrong, for the log; unknown names from the client are left out.
+    /// The field that is wrong, for the log. Unknown names from the client are omitted.
     pub(crate) fn known_param(&self) -> Option<&str> {
         let param = self
             .param()

@@ -851,7 +851,7 @@ const NUMBER_MAX: f64 = 999_999_999_999_999_872.0;
 const NUMBER_UNREACHED: f64 = 1e160;
 
 /// Moves the bounds of numbers inwards to where the grammar engine can enforce them, and removes
-/// those that no number reaches, such as the largest `f64`.
+/// bounds that no number reaches, such as the largest `f64`.
 fn bound_numbers(schema: &mut Map<String, Value>) {
     for (name, sign) in BOUNDS {
         let Some(bound) = schema.get(name).and_then(Value::as_f64) else {

@@ -8,8 +8,8 @@ pub enum CallForm {
     Plain,
     /// The same with line ends inside the tags: Hermes, Qwen 2.5, Qwen 3.
     Hermes,
-    /// `<tool_call>`, `<function=NAME>`, `<parameter=KEY>`, VALUE, `</parameter>`, … each on a line
-    /// of its own: Qwen 3 Coder, Qwen 3.5.
+    /// `<tool_call>`, `<function=NAME>`, `<parameter=KEY>`, VALUE, `</parameter>`, … each on its
+    /// own line: Qwen 3 Coder, Qwen 3.5.
     QwenXml,
     /// `{"name": NAME, "parameters": {…}}`, the whole answer: Llama 3.1 to 3.3.
     Llama3,

@@ -83,7 +83,7 @@ impl Format {
     }
 }
 
-/// As Python's `str.capitalize`, of a plain word.
+/// Like Python's `str.capitalize`, for a plain word.
 fn capitalized(word: &str) -> String {
     let (first, rest) = word.split_at(word.len().min(1));
     first.to_ascii_uppercase() + &rest.to_ascii_lowercase()

@@ -8,7 +8,7 @@ use crate::error::{Error, Result, quoted};
 /// One message of a conversation: a JSON object with a `role`, its other fields keep their order.
 ///
 /// Templates read the fields that they know: `content` (a text or a list of parts), `tool_calls`,
-/// `tool_call_id`, `name`, `reasoning_content`, or fields of their own.
+/// `tool_call_id`, `name`, `reasoning_content`, or other fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Map<String, Value>", into = "Map<String, Value>")]
 pub struct ChatMessage {

@@ -23,7 +23,7 @@ impl Args {
     /// The arguments in the order of `parameters`; `None` for missing ones.
     ///
     /// # Errors
-    /// If there are too many, one is given twice, or one has a name that is no parameter.
+    /// If there are too many, one is given twice, or one has a name that is not a parameter.
     pub(crate) fn bind<const N: usize>(
         self,
         function: &str,
