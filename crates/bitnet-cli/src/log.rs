@@ -44,7 +44,7 @@ impl Log {
     /// Starts the log: the subscriber of `tracing`, its thread, and a panic hook that logs.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// If the system cannot start a thread.
     pub fn start(format: LogFormat, level: LevelFilter) -> std::io::Result<Self> {
         let is_terminal = std::io::stderr().is_terminal();
         let queue = LogQueue::start(std::io::stderr())?;

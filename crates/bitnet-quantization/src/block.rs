@@ -14,7 +14,7 @@ const OUTER_SCALE_BYTES: usize = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(non_camel_case_types, reason = "the field's own names")]
 pub enum BlockForm {
-    /// Blocks of 32 with a scale each: [`i2s_32`].
+    /// Blocks of 32, each with a scale: [`i2s_32`].
     I2S_32,
     /// Blocks of 256 and one scale for all: [`qk256`].
     QK256,

@@ -27,7 +27,7 @@ pub enum Error {
         /// The number of elements that it has.
         found: usize,
     },
-    /// A range of rows reaches past the last.
+    /// A range of rows goes past the last row.
     #[error("rows {start} to {end} requested from a {format} matrix with {rows} rows")]
     Rows {
         /// The format's name.

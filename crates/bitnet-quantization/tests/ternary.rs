@@ -434,7 +434,7 @@ fn rows_of_tiles_are_packed_in_whole_groups() {
 
 #[test]
 fn a_tl2_tensor_has_room_for_256_columns_in_pairs_and_a_scale() {
-    // 720 columns of 5 bits for three, 256 of 2 bits, 32 bytes.
+    // 720 columns take 5 bits for three columns, 256 columns take 2 bits each, and 32 bytes follow.
     assert_eq!(
         tl2::size_bytes(32, 976),
         Ok(32 * 720 * 5 / 24 + 32 * 256 / 4 + 32)

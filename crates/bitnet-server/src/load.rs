@@ -166,6 +166,7 @@ pub fn run_load(options: &LoadGeneratorOptions) -> Result<LoadReport> {
     })
 }
 
+/// The measurements of a request, or its error.
 type Outcome = std::result::Result<RequestTimes, String>;
 
 async fn closed(target: &Arc<Target>, num_requests: usize, concurrency: usize) -> Vec<Outcome> {

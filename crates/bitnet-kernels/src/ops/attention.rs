@@ -292,7 +292,7 @@ impl Cpu {
         if places.rows.is_empty() {
             return;
         }
-        let job = Job {
+        let job = AttentionCall {
             set: self.set(),
             shape,
             qkv,
@@ -335,7 +335,8 @@ impl Cpu {
     }
 }
 
-struct Job<'a, T> {
+/// The arguments of one call of [`Cpu::attention`], which all threads read.
+struct AttentionCall<'a, T> {
     set: &'static KernelSet,
     shape: AttentionShape,
     qkv: Qkv<'a>,
@@ -344,7 +345,7 @@ struct Job<'a, T> {
     num_threads: usize,
 }
 
-impl<T: CacheElement> Job<'_, T> {
+impl<T: CacheElement> AttentionCall<'_, T> {
     /// Query heads that share a key/value head.
     fn group(&self) -> usize {
         self.shape.heads / self.shape.kv_heads

@@ -71,7 +71,7 @@ pub fn to_gguf(
         tensor_bytes: bytes_total,
         ..Report::default()
     };
-    let mut job = Job {
+    let mut conversion = Conversion {
         source,
         options,
         pool,
@@ -80,14 +80,14 @@ pub fn to_gguf(
         report,
     };
     for item in &plan {
-        job.item(item, rope_factors.as_deref())?;
+        conversion.item(item, rope_factors.as_deref())?;
     }
-    let Job {
+    let Conversion {
         writer,
         mut meter,
         report,
         ..
-    } = job;
+    } = conversion;
     let written = writer.finish()?;
     meter.start_checking();
     let expected = match opened {
@@ -356,7 +356,7 @@ fn model_metadata(config: &Config) -> Vec<Pair> {
 }
 
 /// A conversion in progress.
-struct Job<'a, 'b, 'c> {
+struct Conversion<'a, 'b, 'c> {
     source: &'a dyn Source,
     options: &'a ConvertOptions,
     pool: &'a Pool,
@@ -365,7 +365,7 @@ struct Job<'a, 'b, 'c> {
     report: Report,
 }
 
-impl Job<'_, '_, '_> {
+impl Conversion<'_, '_, '_> {
     fn item(&mut self, item: &Item, rope_factors: Option<&[f32]>) -> Result<()> {
         let info = self.writer.begin_tensor()?.clone();
         let config = self.source.config();

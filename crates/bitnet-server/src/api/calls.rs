@@ -307,7 +307,7 @@ pub(crate) struct CallFinder {
     texts: Arc<TextParameters>,
     /// Text that cannot be classified yet.
     pending: String,
-    place: Place,
+    state: State,
     num_calls: usize,
     /// Whether there was any text before the first call.
     has_text: bool,
@@ -315,8 +315,9 @@ pub(crate) struct CallFinder {
     function: String,
 }
 
+/// The position of the parsed text within an answer.
 #[derive(Clone, Debug)]
-enum Place {
+enum State {
     Text,
     /// Between the beginning of a call and its arguments.
     Name,
@@ -375,7 +376,7 @@ impl CallFinder {
             form,
             texts,
             pending: String::new(),
-            place: Place::Text,
+            state: State::Text,
             num_calls: 0,
             has_text: false,
             function: String::new(),
@@ -403,17 +404,17 @@ impl CallFinder {
 
     /// Parses the end of the text.
     pub(crate) fn finish(&mut self, found: &mut Vec<Found>) {
-        if matches!(self.place, Place::Text) && !self.pending.is_empty() {
+        if matches!(self.state, State::Text) && !self.pending.is_empty() {
             found.push(Found::Text(std::mem::take(&mut self.pending)));
         }
     }
 
     /// Parses one step; false if it needs more text.
     fn step(&mut self, found: &mut Vec<Found>) -> bool {
-        match &mut self.place {
-            Place::Text => self.text(found),
-            Place::Name => self.name(found),
-            Place::Arguments(nesting) => {
+        match &mut self.state {
+            State::Text => self.text(found),
+            State::Name => self.name(found),
+            State::Arguments(nesting) => {
                 let end = self.pending.bytes().position(|byte| nesting.step(byte));
                 let text: String = self
                     .pending
@@ -424,11 +425,11 @@ impl CallFinder {
                     found.push(Found::Arguments { index, text });
                 }
                 if end.is_some() {
-                    self.place = Place::End;
+                    self.state = State::End;
                 }
                 end.is_some()
             }
-            Place::Parameters(count) => {
+            State::Parameters(count) => {
                 let count = *count;
                 self.parameter(count, found)
             }
@@ -438,7 +439,7 @@ impl CallFinder {
                 let is_here = self.pending.starts_with(end);
                 if is_here {
                     self.pending.drain(..end.len());
-                    self.place = Place::Text;
+                    self.state = State::Text;
                 }
                 is_here
             }
@@ -474,7 +475,7 @@ impl CallFinder {
         }
         if begin.is_some() {
             self.pending.drain(..mark.len());
-            self.place = Place::Name;
+            self.state = State::Name;
         }
         begin.is_some()
     }
@@ -495,13 +496,13 @@ impl CallFinder {
             name: self.function.clone(),
         });
         self.num_calls += 1;
-        self.place = match self.form {
+        self.state = match self.form {
             CallForm::QwenXml => {
                 let text = "{".to_owned();
                 found.push(Found::Arguments { index, text });
-                Place::Parameters(0)
+                State::Parameters(0)
             }
-            _ => Place::Arguments(Nesting::default()),
+            _ => State::Arguments(Nesting::default()),
         };
         true
     }
@@ -512,7 +513,7 @@ impl CallFinder {
         if self.pending.starts_with(marks(self.form).end) {
             let text = "}".to_owned();
             found.push(Found::Arguments { index, text });
-            self.place = Place::End;
+            self.state = State::End;
             return true;
         }
         let Some(rest) = self.pending.strip_prefix(PARAMETER) else {

@@ -897,7 +897,8 @@ fn inward(bound: &Value, sign: f64) -> f64 {
     }
 }
 
-/// Refuses integers that an `f64` does not hold: the grammar engine would write another.
+/// Refuses integers that an `f64` cannot represent, because the grammar engine would write another
+/// integer.
 fn check_exact(place: &Place, value: &Value) -> Result<(), SchemaError> {
     match value {
         Value::Number(number) => {

@@ -82,13 +82,14 @@ pub enum SplitText {
 #[derive(Clone, Debug)]
 pub struct ReasoningSplitter {
     tags: ReasoningTags,
-    place: Place,
+    state: State,
     /// Text that cannot be classified until more text arrives.
     pending: String,
 }
 
+/// The position of the text so far within an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum State {
     /// Only white space arrived so far.
     Start,
     /// White space after the opening tag may follow.
@@ -109,7 +110,7 @@ impl ReasoningSplitter {
         };
         Self {
             tags,
-            place,
+            state,
             pending: String::new(),
         }
     }
@@ -130,48 +131,48 @@ impl ReasoningSplitter {
     /// Ends the answer; returns the held-back text.
     pub fn finish(&mut self) -> Vec<SplitText> {
         let rest = std::mem::take(&mut self.pending);
-        match self.place {
+        match self.state {
             _ if rest.is_empty() => Vec::new(),
-            Place::Start | Place::Content => vec![SplitText::Content(rest)],
-            Place::Reasoning => {
+            State::Start | State::Content => vec![SplitText::Content(rest)],
+            State::Reasoning => {
                 let rest = rest.trim_end().to_owned();
                 let rest = Some(rest).filter(|rest| !rest.is_empty());
                 rest.map(SplitText::Reasoning).into_iter().collect()
             }
-            Place::BeforeReasoning | Place::BeforeContent => Vec::new(),
+            State::BeforeReasoning | State::BeforeContent => Vec::new(),
         }
     }
 
     /// Advances by one state; false if it needs more text.
     fn step(&mut self, out: &mut Vec<SplitText>) -> bool {
-        match self.place {
-            Place::Start => {
+        match self.state {
+            State::Start => {
                 let text = self.pending.trim_start();
                 if text.starts_with(self.tags.begin) {
                     let begin = self.pending.len() - text.len() + self.tags.begin.len();
                     self.pending.drain(..begin);
-                    self.place = Place::BeforeReasoning;
+                    self.state = State::BeforeReasoning;
                 } else if self.tags.begin.starts_with(text) {
                     return false;
                 } else {
-                    self.place = Place::Content;
+                    self.state = State::Content;
                 }
                 true
             }
-            Place::BeforeReasoning | Place::BeforeContent => {
+            State::BeforeReasoning | State::BeforeContent => {
                 let text = self.pending.trim_start();
                 self.pending = text.to_owned();
                 if self.pending.is_empty() {
                     return false;
                 }
-                self.place = match self.place {
-                    Place::BeforeReasoning => Place::Reasoning,
-                    _ => Place::Content,
+                self.state = match self.state {
+                    State::BeforeReasoning => State::Reasoning,
+                    _ => State::Content,
                 };
                 true
             }
-            Place::Reasoning => self.reasoning(out),
-            Place::Content => {
+            State::Reasoning => self.reasoning(out),
+            State::Content => {
                 if !self.pending.is_empty() {
                     out.push(SplitText::Content(std::mem::take(&mut self.pending)));
                 }
@@ -197,7 +198,7 @@ impl ReasoningSplitter {
         }
         let rest = self.pending.trim_start();
         self.pending = rest.strip_prefix(self.tags.end).unwrap_or(rest).to_owned();
-        self.place = Place::BeforeContent;
+        self.state = State::BeforeContent;
         true
     }
 }

@@ -32,23 +32,23 @@ fn two_bits(
     for block in blocks {
         let bytes = matrix.chunk(block, &chunk);
         for tile in 0..activations.num_tiles() {
-            let place = Place {
+            let destination = Destination {
                 output,
                 first_row: tile * TILE_ROWS,
                 block,
             };
             let tile = activations.tile(tile);
             match activations.run_cols() / CELL_COLS {
-                1 => tile_products::<1>(matrix, bytes, &tile, &place),
-                2 => tile_products::<2>(matrix, bytes, &tile, &place),
-                _ => tile_products::<4>(matrix, bytes, &tile, &place),
+                1 => tile_products::<1>(matrix, bytes, &tile, &destination),
+                2 => tile_products::<2>(matrix, bytes, &tile, &destination),
+                _ => tile_products::<4>(matrix, bytes, &tile, &destination),
             }
         }
     }
 }
 
 /// Where to store the products of a tile with a block.
-struct Place<'a> {
+struct Destination<'a> {
     output: &'a Output<'a>,
     first_row: usize,
     block: usize,
@@ -61,12 +61,12 @@ fn tile_products<const R: usize>(
     matrix: &GroupMatrix,
     block: &[u8],
     tile: &GroupTile<'_>,
-    place: &Place<'_>,
+    destination: &Destination<'_>,
 ) {
     macro_rules! of_rows {
         ($($n:literal)*) => {
             match tile.rows {
-                $($n => place.store(&block_sums::<$n, R>(matrix, block, tile)),)*
+                $($n => destination.store(&block_sums::<$n, R>(matrix, block, tile)),)*
                 rows => unreachable!("a tile of {rows} rows"),
             }
         };
@@ -74,7 +74,7 @@ fn tile_products<const R: usize>(
     of_rows!(1 2 3 4 5 6 7 8);
 }
 
-impl Place<'_> {
+impl Destination<'_> {
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
     fn store<const N: usize>(&self, sums: &[[__m256; QUARTERS]; N]) {

@@ -1,4 +1,4 @@
-//! Products of few rows or few columns: reads line 0 of 64 of them, then line 1 of all 64, and so
+//! Products of few rows or few columns: reads line 0 of 64 runs, then line 1 of the 64 runs, and so
 //! on. CPUs with and without dot products use the same functions.
 
 use std::arch::aarch64::*;

@@ -79,7 +79,7 @@ fn lowest<const R: usize>(packed: [uint8x16_t; R]) -> [uint8x16_t; R] {
     codes
 }
 
-/// The codes of the field `SHIFT` bits up.
+/// The codes of the field that begins at bit `SHIFT`.
 #[inline]
 #[target_feature(enable = "neon")]
 fn shifted<const SHIFT: i32, const R: usize>(packed: [uint8x16_t; R]) -> [uint8x16_t; R] {
