@@ -80,7 +80,7 @@ pub fn open_model(arguments: &ModelArguments, device: Device) -> anyhow::Result<
     Ok(model)
 }
 
-/// What is left out of a model with layers that predict further tokens.
+/// The note about layers of a model that predict further tokens and are left out.
 pub fn left_out(extra_layers: usize) -> String {
     let layers = match extra_layers {
         1 => "1 layer that predicts tokens after the next one (nextn) is".to_owned(),
@@ -89,7 +89,7 @@ pub fn left_out(extra_layers: usize) -> String {
     format!("{layers} left out; no answer depends on it")
 }
 
-/// Fails if a file of the model was cut while it is in use: what was read is not the model.
+/// Fails if a file of the model was cut while it is in use: the bytes that were read may be wrong.
 fn check_files() -> anyhow::Result<()> {
     match bitnet_guard::file_problems(false).into_iter().next() {
         Some(problem) => Err(problem.into()),

@@ -307,7 +307,7 @@ pub(crate) struct CallFinder {
     texts: Arc<TextParameters>,
     /// Text that cannot be classified yet.
     pending: String,
-    state: State,
+    place: Place,
     num_calls: usize,
     /// Whether there was any text before the first call.
     has_text: bool,
@@ -317,7 +317,7 @@ pub(crate) struct CallFinder {
 
 /// The position of the parsed text within an answer.
 #[derive(Clone, Debug)]
-enum State {
+enum Place {
     Text,
     /// Between the beginning of a call and its arguments.
     Name,
@@ -376,7 +376,7 @@ impl CallFinder {
             form,
             texts,
             pending: String::new(),
-            state: State::Text,
+            place: Place::Text,
             num_calls: 0,
             has_text: false,
             function: String::new(),
@@ -404,17 +404,17 @@ impl CallFinder {
 
     /// Parses the end of the text.
     pub(crate) fn finish(&mut self, found: &mut Vec<Found>) {
-        if matches!(self.state, State::Text) && !self.pending.is_empty() {
+        if matches!(self.place, Place::Text) && !self.pending.is_empty() {
             found.push(Found::Text(std::mem::take(&mut self.pending)));
         }
     }
 
     /// Parses one step; false if it needs more text.
     fn step(&mut self, found: &mut Vec<Found>) -> bool {
-        match &mut self.state {
-            State::Text => self.text(found),
-            State::Name => self.name(found),
-            State::Arguments(nesting) => {
+        match &mut self.place {
+            Place::Text => self.text(found),
+            Place::Name => self.name(found),
+            Place::Arguments(nesting) => {
                 let end = self.pending.bytes().position(|byte| nesting.step(byte));
                 let text: String = self
                     .pending
@@ -425,11 +425,11 @@ impl CallFinder {
                     found.push(Found::Arguments { index, text });
                 }
                 if end.is_some() {
-                    self.state = State::End;
+                    self.place = Place::End;
                 }
                 end.is_some()
             }
-            State::Parameters(count) => {
+            Place::Parameters(count) => {
                 let count = *count;
                 self.parameter(count, found)
             }
@@ -439,7 +439,7 @@ impl CallFinder {
                 let is_here = self.pending.starts_with(end);
                 if is_here {
                     self.pending.drain(..end.len());
-                    self.state = State::Text;
+                    self.place = Place::Text;
                 }
                 is_here
             }
@@ -475,7 +475,7 @@ impl CallFinder {
         }
         if begin.is_some() {
             self.pending.drain(..mark.len());
-            self.state = State::Name;
+            self.place = Place::Name;
         }
         begin.is_some()
     }
@@ -496,13 +496,13 @@ impl CallFinder {
             name: self.function.clone(),
         });
         self.num_calls += 1;
-        self.state = match self.form {
+        self.place = match self.form {
             CallForm::QwenXml => {
                 let text = "{".to_owned();
                 found.push(Found::Arguments { index, text });
-                State::Parameters(0)
+                Place::Parameters(0)
             }
-            _ => State::Arguments(Nesting::default()),
+            _ => Place::Arguments(Nesting::default()),
         };
         true
     }
@@ -513,7 +513,7 @@ impl CallFinder {
         if self.pending.starts_with(marks(self.form).end) {
             let text = "}".to_owned();
             found.push(Found::Arguments { index, text });
-            self.state = State::End;
+            self.place = Place::End;
             return true;
         }
         let Some(rest) = self.pending.strip_prefix(PARAMETER) else {

@@ -67,7 +67,7 @@ generation_request! {
         thinking_budget: Option<i64>,
         /// Whether to send the thinking; true if not given.
         include_reasoning: Option<bool>,
-        /// Documents to answer from, for templates that read them.
+        /// Documents to use in the answer, for templates that read them.
         #[schema(value_type = Option<Vec<Object>>)]
         documents: Option<Vec<Value>>,
         /// End the prompt with the beginning of an answer; true if not given, unless the last

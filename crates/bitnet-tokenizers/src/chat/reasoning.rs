@@ -82,14 +82,14 @@ pub enum SplitText {
 #[derive(Clone, Debug)]
 pub struct ReasoningSplitter {
     tags: ReasoningTags,
-    state: State,
+    place: Place,
     /// Text that cannot be classified until more text arrives.
     pending: String,
 }
 
 /// The position of the text so far within an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum Place {
     /// Only white space arrived so far.
     Start,
     /// White space after the opening tag may follow.
@@ -110,7 +110,7 @@ impl ReasoningSplitter {
         };
         Self {
             tags,
-            state,
+            place,
             pending: String::new(),
         }
     }
@@ -131,48 +131,48 @@ impl ReasoningSplitter {
     /// Ends the answer; returns the held-back text.
     pub fn finish(&mut self) -> Vec<SplitText> {
         let rest = std::mem::take(&mut self.pending);
-        match self.state {
+        match self.place {
             _ if rest.is_empty() => Vec::new(),
-            State::Start | State::Content => vec![SplitText::Content(rest)],
-            State::Reasoning => {
+            Place::Start | Place::Content => vec![SplitText::Content(rest)],
+            Place::Reasoning => {
                 let rest = rest.trim_end().to_owned();
                 let rest = Some(rest).filter(|rest| !rest.is_empty());
                 rest.map(SplitText::Reasoning).into_iter().collect()
             }
-            State::BeforeReasoning | State::BeforeContent => Vec::new(),
+            Place::BeforeReasoning | Place::BeforeContent => Vec::new(),
         }
     }
 
     /// Advances by one state; false if it needs more text.
     fn step(&mut self, out: &mut Vec<SplitText>) -> bool {
-        match self.state {
-            State::Start => {
+        match self.place {
+            Place::Start => {
                 let text = self.pending.trim_start();
                 if text.starts_with(self.tags.begin) {
                     let begin = self.pending.len() - text.len() + self.tags.begin.len();
                     self.pending.drain(..begin);
-                    self.state = State::BeforeReasoning;
+                    self.place = Place::BeforeReasoning;
                 } else if self.tags.begin.starts_with(text) {
                     return false;
                 } else {
-                    self.state = State::Content;
+                    self.place = Place::Content;
                 }
                 true
             }
-            State::BeforeReasoning | State::BeforeContent => {
+            Place::BeforeReasoning | Place::BeforeContent => {
                 let text = self.pending.trim_start();
                 self.pending = text.to_owned();
                 if self.pending.is_empty() {
                     return false;
                 }
-                self.state = match self.state {
-                    State::BeforeReasoning => State::Reasoning,
-                    _ => State::Content,
+                self.place = match self.place {
+                    Place::BeforeReasoning => Place::Reasoning,
+                    _ => Place::Content,
                 };
                 true
             }
-            State::Reasoning => self.reasoning(out),
-            State::Content => {
+            Place::Reasoning => self.reasoning(out),
+            Place::Content => {
                 if !self.pending.is_empty() {
                     out.push(SplitText::Content(std::mem::take(&mut self.pending)));
                 }
@@ -198,7 +198,7 @@ impl ReasoningSplitter {
         }
         let rest = self.pending.trim_start();
         self.pending = rest.strip_prefix(self.tags.end).unwrap_or(rest).to_owned();
-        self.state = State::BeforeContent;
+        self.place = Place::BeforeContent;
         true
     }
 }
