@@ -1061,7 +1061,7 @@ fn parse_rate(text: &str) -> Result<f64, String> {
         .parse::<f64>()
         .ok()
         .filter(|rate| *rate > 0.0 && *rate <= 1e6);
-    rate.ok_or_else(|| "expected requests a second, more than 0".to_owned())
+    rate.ok_or_else(|| "expected requests per second, more than 0".to_owned())
 }
 
 fn parse_chunk(text: &str) -> Result<usize, String> {

@@ -271,7 +271,7 @@ impl Opened {
     fn files(&self, source: &Path) -> anyhow::Result<Vec<(String, String)>> {
         match self {
             Self::Directory(_) => {
-                // The existing ones are copied; the model's own two are written by the conversion.
+                // Copy the existing files, except the two that the conversion writes itself.
                 let names = CHECKPOINT_FILES
                     .iter()
                     .filter(|name| !matches!(**name, "config.json" | "model.safetensors"));

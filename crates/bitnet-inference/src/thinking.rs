@@ -74,7 +74,7 @@ pub struct Thinking {
     tail: Vec<u8>,
     /// The constraint of the answer behind the thinking.
     form: Option<Box<dyn Constraint>>,
-    /// Tokens that end the answer, which must not do so before the form has begun.
+    /// Tokens that end the answer. They are forbidden until the form has begun.
     stop_ids: TokenSet,
 }
 

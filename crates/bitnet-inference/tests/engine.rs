@@ -90,7 +90,7 @@ fn requests_that_run_together_give_the_same_tokens_as_alone() {
         assert_eq!(
             finish(&mut engine, &ids),
             alone,
-            "context {context}, {prefill_chunk} tokens a step"
+            "context {context}, {prefill_chunk} tokens per step"
         );
         assert_eq!(
             engine.free_blocks().0,

@@ -594,7 +594,7 @@ impl Keys<'_> {
         let widths = (product(shape.value_heads), product(2 * shape.key_heads));
         let (Some(inner), Some(_)) = widths else {
             let problem = format!(
-                "{head_dim}, for {shape:?}; at most {MAX_COLS} numbers a row are supported"
+                "{head_dim}, for {shape:?}; at most {MAX_COLS} numbers per row are supported"
             );
             return Err(self.error("ssm.state_size", problem));
         };

@@ -77,7 +77,7 @@ pub enum Arrivals {
     },
     /// Requests at times that do not depend on answers, with exponentially distributed gaps.
     Open {
-        /// Requests a second.
+        /// Requests per second.
         rate: f64,
     },
 }

@@ -26,9 +26,9 @@ pub struct TokenizerSpec<'a> {
     /// `tokenizer.ggml.tokens`: byte-level tokens in their alphabet, SentencePiece's with `▁` for a
     /// space.
     pub tokens: Vec<Cow<'a, str>>,
-    /// `tokenizer.ggml.scores`, one a token. Byte-level BPE does not use them.
+    /// `tokenizer.ggml.scores`, one per token. Byte-level BPE does not use them.
     pub scores: Vec<f32>,
-    /// `tokenizer.ggml.token_type`, one a token, the numbers of [`TokenKind`].
+    /// `tokenizer.ggml.token_type`, one per token, the numbers of [`TokenKind`].
     pub token_types: Vec<i32>,
     /// `tokenizer.ggml.merges`: two pieces and a space between them, best first.
     pub merges: Vec<Cow<'a, str>>,

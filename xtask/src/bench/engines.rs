@@ -93,7 +93,7 @@ pub(crate) struct Engine {
     places: Option<[String; 2]>,
 }
 
-/// Tokens a second.
+/// Tokens per second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Speeds {
     prefill: f64,

@@ -121,7 +121,7 @@ fn ternary_table() -> anyhow::Result<String> {
     let (rows, cols) = SHAPE;
     let mut out = format!(
         "Ternary weights times a scale, {rows} × {cols}, quantized by absmax: the largest error as a share of the scale.\n\n\
-         | format | bits a weight | scale 0.03125, an f16 | scale 0.0371, none |\n|---|---:|---:|---:|\n"
+         | format | bits per weight | scale 0.03125, an f16 | scale 0.0371, none |\n|---|---:|---:|---:|\n"
     );
     let ternary: Vec<f32> = Random(1)
         .uniforms()

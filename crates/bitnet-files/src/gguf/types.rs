@@ -59,9 +59,9 @@ pub enum TensorType {
     PQ2_0,
     /// Trits, a scale for 128 columns.
     PTQ1_0,
-    /// Ternary, two bits a weight, one scale a tensor.
+    /// Ternary, two bits per weight, one scale per tensor.
     I2_S,
-    /// int8, one scale a tensor.
+    /// int8, one scale per tensor.
     I8_S,
     /// Ternary, tiles of pairs for table lookup.
     TL1,

@@ -51,9 +51,9 @@ pub(crate) type SignRun = [u8; SIGN_RUN_BYTES];
 /// The set of codes of weights that have a scale for each group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GroupCodes {
-    /// 0 is −1 and 1 is +1; 1 bit a weight.
+    /// 0 is −1 and 1 is +1; 1 bit per weight.
     Signs,
-    /// 0 to 3 are −1, 0, +1 and +2; 2 bits a weight.
+    /// 0 to 3 are −1, 0, +1 and +2; 2 bits per weight.
     TwoBits,
 }
 

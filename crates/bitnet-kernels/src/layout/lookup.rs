@@ -20,7 +20,7 @@
 //! matrix:   the first chunk of all blocks, the second chunk of all blocks, …
 //! ```
 //!
-//! The codes equal those in the TL1 and TL2 file formats: 2 bits and 1⅔ bits a weight. Only the
+//! The codes equal those in the TL1 and TL2 file formats: 2 bits and 1⅔ bits per weight. Only the
 //! order of the runs differs. Lines and units have eight fields (pairs or triples) each. The width
 //! of a chunk is chosen so that the tables of its columns fit into the first-level cache and leave
 //! room for the weights: the tables stay there while the thread reads one stream of weights.

@@ -47,9 +47,9 @@ pub enum Packing {
     Two,
     /// 1.67: three weights in five bits. Reads a sixth less memory, computes more.
     FiveThirds,
-    /// Pairs as indices of 4 bits, 2 bits a weight, looked up.
+    /// Pairs as indices of 4 bits, 2 bits per weight, looked up.
     Tl1,
-    /// Triples as an index of 4 bits and a sign, 1.67 bits a weight, looked up.
+    /// Triples as an index of 4 bits and a sign, 1.67 bits per weight, looked up.
     Tl2,
 }
 
@@ -119,7 +119,7 @@ pub(crate) fn split(packed: &[u8], cols: usize) -> (&[Group], &[Line]) {
     (grouped.as_chunks().0, lines)
 }
 
-/// Turns the lines of a block, 2 bits a weight, into groups of 1.67 bits and the rest.
+/// Turns the lines of a block, 2 bits per weight, into groups of 1.67 bits and the rest.
 pub(crate) fn squeeze(plain: &[Line], packed: &mut [u8]) {
     let (groups, plain_rest) = plain.as_chunks::<GROUP_LINES>();
     let (grouped, packed_rest) = packed
@@ -165,7 +165,7 @@ fn squeeze_group(plain: &[Line; GROUP_LINES], packed: &mut Group) {
     }
 }
 
-/// Turns groups of 1.67 bits and the rest into the lines of a block, 2 bits a weight.
+/// Turns groups of 1.67 bits and the rest into the lines of a block, 2 bits per weight.
 #[inline(always)]
 pub(crate) fn spread((grouped, packed_rest): (&[Group], &[Line]), plain: &mut [Line]) {
     let (groups, plain_rest) = plain.as_chunks_mut::<GROUP_LINES>();

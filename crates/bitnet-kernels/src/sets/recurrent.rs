@@ -255,7 +255,7 @@ impl KernelSet {
 
 /// `exp(a · softplus(x))`, by which a state decays: `a` is negative, softplus is `ln(1 + eˣ)`.
 ///
-/// In f64: a state is multiplied by it once a token, so its error grows with the sequence.
+/// In f64: a state is multiplied by it once per token, so its error grows with the sequence.
 pub(crate) fn decay(a: f32, x: f32) -> f32 {
     let x = f64::from(x);
     let softplus = if x > 40.0 {

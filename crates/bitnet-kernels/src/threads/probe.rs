@@ -22,7 +22,7 @@ impl ReadProbe {
         Self(lines)
     }
 
-    /// Bytes a second at which all threads together read the buffer once, each one sequential
+    /// Bytes per second at which all threads together read the buffer once, each one sequential
     /// stream.
     #[must_use]
     pub fn bytes_per_s(&self, pool: &Pool) -> f64 {

@@ -232,7 +232,7 @@ impl TernaryMatrix {
         self.packing.block_bytes(self.cols)
     }
 
-    /// The same matrix with 2 bits a weight if its packing is for table lookup, else `None`:
+    /// The same matrix with 2 bits per weight if its packing is for table lookup, else `None`:
     /// [`Self::unpack_group`] gives its lines.
     pub(crate) fn unpacked(&self, pool: &Pool) -> Option<Self> {
         self.packing.cut(self.cols)?;
@@ -365,7 +365,7 @@ impl LineScratch {
         &mut self.0[..lines]
     }
 
-    /// Unpacks the lines of a block with 2 bits a weight; `None` if the matrix already has such
+    /// Unpacks the lines of a block with 2 bits per weight; `None` if the matrix already has such
     /// lines.
     #[inline(always)]
     pub(crate) fn unpack(&mut self, matrix: &TernaryMatrix, block: usize) -> Option<&[Line]> {

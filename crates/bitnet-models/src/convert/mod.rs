@@ -99,22 +99,22 @@ impl Opened<'_> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[expect(non_camel_case_types, reason = "the field's own names")]
 pub enum WeightType {
-    /// Two bits a weight, one scale a tensor: Microsoft's format.
+    /// Two bits per weight, one scale per tensor: Microsoft's format.
     #[default]
     I2_S,
-    /// 1.69 bits a weight, an f16 scale for each 256.
+    /// 1.69 bits per weight, an f16 scale for each 256.
     TQ1_0,
-    /// 2.06 bits a weight, an f16 scale for each 256.
+    /// 2.06 bits per weight, an f16 scale for each 256.
     TQ2_0,
-    /// 2.25 bits a weight, an f16 scale for each 64.
+    /// 2.25 bits per weight, an f16 scale for each 64.
     Q2_0,
-    /// 2.125 bits a weight, an f16 scale for each 128.
+    /// 2.125 bits per weight, an f16 scale for each 128.
     PQ2_0,
-    /// 1.75 bits a weight, an f16 scale for each 128.
+    /// 1.75 bits per weight, an f16 scale for each 128.
     PTQ1_0,
-    /// Two bits a weight in tiles for table lookup on ARM.
+    /// Two bits per weight in tiles for table lookup on ARM.
     TL1,
-    /// 1.67 bits a weight in tiles for table lookup on x86.
+    /// 1.67 bits per weight in tiles for table lookup on x86.
     TL2,
     /// The scale or zero, as f16.
     F16,
@@ -165,9 +165,9 @@ pub enum TableType {
     BF16,
     /// Exact for all.
     F32,
-    /// 8.5 bits a value.
+    /// 8.5 bits per value.
     Q8_0,
-    /// 6.6 bits a value.
+    /// 6.6 bits per value.
     Q6_K,
 }
 

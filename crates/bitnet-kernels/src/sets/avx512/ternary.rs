@@ -120,7 +120,7 @@ pub(crate) fn ternary_vbmi(
     }
 }
 
-/// Multiplies some blocks, given as lines of 2 bits a weight, by all rows of activations.
+/// Multiplies some blocks, given as lines of 2 bits per weight, by all rows of activations.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn multiply_lines<'a>(
