@@ -1,5 +1,5 @@
-//! A linter of the tree, for rules that a compiler does not check: where files lie, which crate uses
-//! which, which words do not appear.
+//! A linter of the tree, for rules that a compiler does not check: where files lie, which crate
+//! uses which, which words do not appear.
 //!
 //! Each rule is a function from sources to complaints. One test runs it over the whole tree; the
 //! tests in `rules` show on small inputs that it can fail. A complaint says where and what to do.

@@ -1,5 +1,5 @@
-//! `tokenizer.json` and the files beside it: a tokenizer that builds can encode any text, and equals
-//! itself after a round trip through GGUF metadata.
+//! `tokenizer.json` and the files beside it: a tokenizer that builds can encode any text, and
+//! equals itself after a round trip through GGUF metadata.
 //!
 //! An input is the text, `tokenizer.json` and `tokenizer_config.json`, with NUL between them.
 #![no_main]

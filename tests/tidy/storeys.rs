@@ -39,7 +39,8 @@ pub fn module_path(path: &str) -> Vec<&str> {
     parts
 }
 
-/// The paths that begin with `crate`, `super` or a child of this module, relative to the crate's root.
+/// The paths that begin with `crate`, `super` or a child of this module, relative to the crate's
+/// root.
 pub fn used_paths<'a>(
     words: &'a [Word],
     module: &[&'a str],

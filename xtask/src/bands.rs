@@ -1,6 +1,6 @@
 //! Regression bands: up to 5 % is accepted, up to 10 % watched, up to 20 % investigated, above that
-//! escalated. If two measurements of one program differ by more than a limit, that noise replaces the
-//! limit.
+//! escalated. If two measurements of one program differ by more than a limit, that noise replaces
+//! the limit.
 
 use std::process::ExitCode;
 
@@ -56,7 +56,8 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// The regression of a figure that should be small (a time, a size), as a share of the baseline.
+    /// The regression of a figure that should be small (a time, a size), as a share of the
+    /// baseline.
     pub fn growth(self) -> f64 {
         (self.current - self.baseline) / self.baseline
     }

@@ -1,5 +1,5 @@
-//! Which receipts `receipt verify` accepts: edits of every field, with the old digest and with a new
-//! one.
+//! Which receipts `receipt verify` accepts: edits of every field, with the old digest and with a
+//! new one.
 #![cfg(feature = "inference")]
 
 use std::sync::LazyLock;
@@ -156,7 +156,8 @@ fn others(pointer: &str, value: &Value) -> Vec<Value> {
     others
 }
 
-/// The fields that no other field of a receipt determines. Only the digest protects them, or --rerun.
+/// The fields that no other field of a receipt determines. Only the digest protects them, or
+/// --rerun.
 const FREE: &[&str] = &[
     "/timestamp",
     "/deterministic",

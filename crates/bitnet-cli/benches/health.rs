@@ -1,9 +1,9 @@
 //! Latency of a server's health probe, connection included: `cargo bench --no-default-features
 //! --features cpu,bench -- health`.
 //!
-//! `health/idle`: `GET /health` of an idle server. `health/busy`: while clients keep its engine busy
-//! on the same CPUs; less than 5 ms. `xtask check health-latency` reports the server's own share and
-//! the 99th percentile.
+//! `health/idle`: `GET /health` of an idle server. `health/busy`: while clients keep its engine
+//! busy on the same CPUs; less than 5 ms. `xtask check health-latency` reports the server's own
+//! share and the 99th percentile.
 
 #[path = "../../../tests/serve/client.rs"]
 #[expect(dead_code, reason = "the tests use the rest")]

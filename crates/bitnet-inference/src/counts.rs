@@ -1,5 +1,5 @@
-//! [`EngineCounts`] and [`HeadUse`]: counts of an engine's work since its start. [`StateCounts`]: how
-//! its memory for recurrent states is used now.
+//! [`EngineCounts`] and [`HeadUse`]: counts of an engine's work since its start. [`StateCounts`]:
+//! how its memory for recurrent states is used now.
 
 use crate::options::DRAFT_MAX;
 

@@ -78,8 +78,8 @@ impl CorsOrigins {
             );
             headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
             if let Some(wanted) = request.get(ACCESS_CONTROL_REQUEST_HEADERS) {
-                // Clients send a dozen custom headers, so all are allowed. Origin and key decide about
-                // access.
+                // Clients send a dozen custom headers, so all are allowed. Origin and key decide
+                // about access.
                 headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, wanted.clone());
             }
             // A page of the public network asks whether it may use a server of a private one.

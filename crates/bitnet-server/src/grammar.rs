@@ -23,8 +23,8 @@ use crate::vocabulary::Vocabulary;
 /// Maximum number of digits in a row in JSON, plus or minus one token, unless the schema demands
 /// more. Without this limit, a model may never end a number.
 const DIGITS_MAX: usize = 32;
-/// Maximum number of digits of an exponent in JSON: with [`DIGITS_MAX`] digits before it, the number
-/// is one that an `f64` can hold. Parsers in Go and Rust refuse larger ones.
+/// Maximum number of digits of an exponent in JSON: with [`DIGITS_MAX`] digits before it, the
+/// number is one that an `f64` can hold. Parsers in Go and Rust refuse larger ones.
 const EXPONENT_DIGITS_MAX: usize = 2;
 /// Number of compiled grammars in the cache: clients often repeat the same ones.
 const KEPT_MAX: usize = 16;

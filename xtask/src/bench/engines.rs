@@ -1,10 +1,10 @@
-//! `xtask bench engines`: runs our program and others in turns on one machine, and probes the memory
-//! around each run.
+//! `xtask bench engines`: runs our program and others in turns on one machine, and probes the
+//! memory around each run.
 //!
 //! On a virtual machine the rate at which two threads read memory can change by half within
-//! seconds, so figures from different minutes cannot be compared. Every round runs each engine once,
-//! in rotating order, and probes the memory before and after each. Ratios are taken within rounds, and
-//! rounds are grouped by the rate of the memory.
+//! seconds, so figures from different minutes cannot be compared. Every round runs each engine
+//! once, in rotating order, and probes the memory before and after each. Ratios are taken within
+//! rounds, and rounds are grouped by the rate of the memory.
 
 use std::fmt::Write;
 use std::fs;
@@ -413,7 +413,8 @@ pub(crate) fn conditions(circumstances: &Circumstances) -> String {
     format!("{date}, {commit}, {cpu}")
 }
 
-/// Medians of all rounds, then of the rounds in each range of the memory's rate, if there are several.
+/// Medians of all rounds, then of the rounds in each range of the memory's rate, if there are
+/// several.
 pub(crate) fn summaries(engines: &[Engine], rounds: &[&Round]) -> Result<String, std::fmt::Error> {
     let mut out = summary(engines, rounds)?;
     for (name, _) in REGIMES {

@@ -104,8 +104,8 @@ pub fn find(folder: &Path, baseline: &str) -> anyhow::Result<Option<(PathBuf, Fi
     Ok(None)
 }
 
-/// Records a baseline in the file of that machine and date (`2026-01-31`). A recorded baseline of the
-/// same name is removed. Returns the file's path.
+/// Records a baseline in the file of that machine and date (`2026-01-31`). A recorded baseline of
+/// the same name is removed. Returns the file's path.
 pub fn put(
     folder: &Path,
     [machine, date]: [&str; 2],

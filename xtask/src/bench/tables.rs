@@ -1,4 +1,5 @@
-//! `xtask bench tables`: measures the tables of `docs/performance.md` in one run on a quiet machine.
+//! `xtask bench tables`: measures the tables of `docs/performance.md` in one run on a quiet
+//! machine.
 //!
 //! One `bitnet bench` shows how cost grows with threads, context and batch. Options (packing, head,
 //! sparsity, instruction set) and other engines are compared in turns.

@@ -22,8 +22,8 @@ const DOCUMENT: &str = "docs/quantization.md";
 const SHAPE: (usize, usize) = (512, 1536);
 /// The least accepted cosine of a product with int8 activations and the same product in floats.
 const PRODUCT_COSINE_MIN: f64 = 0.998;
-/// The largest possible cosine with three and with four levels on Gaussian weights: √(1 − D), where D
-/// is the least mean square error of such a quantizer (Lloyd and Max: 0.1902 and 0.1175).
+/// The largest possible cosine with three and with four levels on Gaussian weights: √(1 − D), where
+/// D is the least mean square error of such a quantizer (Lloyd and Max: 0.1902 and 0.1175).
 const BOUNDS: [(usize, f64); 2] = [(3, 0.900), (4, 0.939)];
 
 #[derive(clap::Args)]

@@ -1,5 +1,5 @@
-//! `xtask check determinism`: repeats the matrix of docs/determinism.md while other processes keep the
-//! CPU busy.
+//! `xtask check determinism`: repeats the matrix of docs/determinism.md while other processes keep
+//! the CPU busy.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! `xtask check health-latency`: the latency of `/health` while the server is saturated, which decides
-//! whether a load balancer considers it dead.
+//! `xtask check health-latency`: the latency of `/health` while the server is saturated, which
+//! decides whether a load balancer considers it dead.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -118,7 +118,8 @@ pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Requests /health repeatedly for a duration. Returns the time of each request, connection included.
+/// Requests /health repeatedly for a duration. Returns the time of each request, connection
+/// included.
 fn probe(address: &str, time: Duration, options: &Options) -> anyhow::Result<Vec<Duration>> {
     let (start, mut out) = (Instant::now(), Vec::new());
     while start.elapsed() < time {

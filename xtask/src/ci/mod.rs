@@ -192,8 +192,8 @@ fn serve_command(root: &Path, tests: &str, (variable, value): (&str, &str)) -> C
 /// Runs a fuzz target for some seconds, on its seeds and on the inputs that earlier runs left in
 /// `target/fuzz-corpus`.
 ///
-/// `RUSTC_BOOTSTRAP` allows the sanitizers' nightly options in a stable compiler. The fuzzer is C++,
-/// the only part of these checks that needs a C++ compiler.
+/// `RUSTC_BOOTSTRAP` allows the sanitizers' nightly options in a stable compiler. The fuzzer is
+/// C++, the only part of these checks that needs a C++ compiler.
 fn fuzz_command(root: &Path, fuzz: &Path, target: &str, seconds: u32) -> anyhow::Result<Command> {
     let found = format!("target/fuzz-corpus/{target}");
     fs::create_dir_all(root.join(&found)).with_context(|| format!("making {found}"))?;

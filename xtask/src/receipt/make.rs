@@ -29,7 +29,8 @@ pub struct Options {
     /// Also keep the receipt as benchmarks/receipts/YYYYMMDD-cpu.json
     #[arg(long)]
     baseline: bool,
-    /// The seed that the receipt records; the tokens do not depend on it, because decoding is greedy
+    /// The seed that the receipt records; the tokens do not depend on it, because decoding is
+    /// greedy
     #[arg(long, value_name = "N", default_value_t = 0, env = "BITNET_SEED")]
     seed: u64,
     /// Sign the receipt with this ed25519 key (PEM)

@@ -1,5 +1,5 @@
-//! `xtask receipt verify`: checks gates, schema and signature, and on request the model's file and the
-//! run itself.
+//! `xtask receipt verify`: checks gates, schema and signature, and on request the model's file and
+//! the run itself.
 
 use std::path::{Path, PathBuf};
 
@@ -223,9 +223,9 @@ fn same_output(receipt: &Receipt, engine: &mut Engine) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The kernels that run follow from the model and the settings, not from instruction set or threads.
-/// With the same version of the program the counts must be equal, with another version the set of
-/// kernels.
+/// The kernels that run follow from the model and the settings, not from instruction set or
+/// threads. With the same version of the program the counts must be equal, with another version the
+/// set of kernels.
 fn same_kernels(receipt: &Receipt, engine: &Engine) -> Result<(), Rejection> {
     let is_same_version = receipt.environment.bitnet_version == env!("CARGO_PKG_VERSION");
     for kernel in Kernel::ALL {

@@ -1,5 +1,5 @@
-//! [`GgufWriter`]: writes a GGUF file front to back, so that only the current piece of a model is in
-//! memory.
+//! [`GgufWriter`]: writes a GGUF file front to back, so that only the current piece of a model is
+//! in memory.
 
 use std::fs::File;
 use std::path::Path;

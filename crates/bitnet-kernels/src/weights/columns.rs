@@ -56,8 +56,8 @@ impl TernaryColumns {
                             let lines = std::array::from_fn(|block| {
                                 (block < num_blocks).then(|| of_block(block))
                             });
-                            // SAFETY: each group of lines is in one thread's share, and no other group
-                            // has its columns.
+                            // SAFETY: each group of lines is in one thread's share, and no other
+                            // group has its columns.
                             let out =
                                 unsafe { out.slice(line * group_bytes..(line + 1) * group_bytes) };
                             copy_columns(&lines, out.as_chunks_mut().0, run_lines, index);

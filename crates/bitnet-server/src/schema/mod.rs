@@ -796,8 +796,8 @@ fn check_ranges(place: &Place, schema: &Map<String, Value>) -> Result<(), Schema
     Ok(())
 }
 
-/// The largest bound of an integer: the largest `f64` below 2⁶³, since the grammar engine has bounds
-/// as `f64` and computes with them as `i64`.
+/// The largest bound of an integer: the largest `f64` below 2⁶³, since the grammar engine has
+/// bounds as `f64` and computes with them as `i64`.
 const INTEGER_MAX: f64 = 9_223_372_036_854_774_784.0;
 /// From here on an integer needs bounds on both sides.
 const INTEGER_ONE_SIDED_MAX: f64 = 1e18;
