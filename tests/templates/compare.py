@@ -1,8 +1,7 @@
 """Compares our chat templates with jinja2 as transformers sets it up.
 
-`compare_constructs` renders the small templates of constructs.py. `compare_templates` renders public
-templates, those below given folders and those in transformers, with conversations of many kinds: plain,
-system messages, tools, calls, results, reasoning, documents. The text must be equal to that of jinja2 for the
+`compare_constructs` renders the small templates of constructs.py. `compare_templates` renders the
+templates below given folders with conversations of many kinds: plain, system messages, tools, calls, results, reasoning, documents. The text must be equal to that of jinja2 for the
 messages as they are, or in the form that the template reads: parts joined or made, arguments as strings,
 system messages joined. Exceptions stand in EXPECTED with their reason.
 """
@@ -90,11 +89,15 @@ def conversations():
     yield "continue", {"messages": [user, answer], "continue_final_message": True}
 
 
+def transformers():
+    """The folder of transformers, which has templates, too."""
+    return pathlib.Path(importlib.util.find_spec("transformers").origin).parent
+
+
 def templates(packages):
-    """Names and sources of the public templates below the folders, and of those in transformers."""
-    spec = importlib.util.find_spec("transformers")
+    """Names and sources of the templates below the folders."""
     seen = {}
-    for package in [*packages, pathlib.Path(spec.origin).parent]:
+    for package in packages:
         for path in sorted(pathlib.Path(package).rglob("*.jinja*")):
             source = path.read_text(encoding="utf-8")
             if seen.setdefault(source, path) == path:

@@ -1,6 +1,7 @@
 """Our chat templates against jinja2 as transformers sets it up: texts must be equal.
 
-The public templates come from released packages; none is in this repository.
+The public templates come from released packages; none is in this repository. Those in `written` are ours, in the
+styles of public models.
 """
 
 import os
@@ -33,4 +34,11 @@ def test_constructs_render_as_in_jinja2(ours):
 
 
 def test_public_templates_render_as_in_transformers(ours, tmp_path):
-    assert compare.compare_templates(ours, packages.download(tmp_path)) == 0
+    public = [*packages.download(tmp_path), compare.transformers()]
+    assert compare.compare_templates(ours, public) == 0
+
+
+def test_written_templates_render_as_in_transformers(ours):
+    written = pathlib.Path(__file__).parent / "written"
+    assert len(list(written.iterdir())) == 20
+    assert compare.compare_templates(ours, [written]) == 0
