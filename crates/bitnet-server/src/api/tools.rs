@@ -3,11 +3,13 @@
 //! A grammar ensures that text that begins like a call is a whole call of an existing tool, in the
 //! form of the model's template (`calls.rs`), with arguments that fit its schema.
 
+use std::fmt;
 use std::sync::Arc;
 
 use bitnet_tokenizers::CallForm;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
 use crate::api::ApiError;
@@ -20,28 +22,146 @@ const TOOLS_MAX: usize = 128;
 const NAME_MAX: usize = 64;
 
 /// A tool that the model may call.
-#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+#[derive(Clone, Debug, ToSchema)]
 pub(crate) struct Tool {
     /// Only `function` is supported.
     r#type: String,
     function: Function,
+    /// The known fields in the order in which they were sent, as templates get them.
+    #[schema(ignore)]
+    sent: Map<String, Value>,
 }
 
 /// A function.
-#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+#[derive(Clone, Debug, ToSchema)]
 pub(crate) struct Function {
     /// Letters, digits, `_` and `-`, at most 64.
     name: String,
-    /// The purpose of the function.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// What it is for.
+    #[expect(
+        dead_code,
+        reason = "templates get it with the fields as they were sent"
+    )]
     description: Option<String>,
-    /// A JSON schema of the arguments; if not given, there are no arguments.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// A JSON schema of the arguments; none if not given.
     #[schema(value_type = Option<Object>)]
     parameters: Option<Value>,
-    /// Refuse a schema with keywords that cannot be enforced. Other keywords are always enforced.
-    #[serde(skip_serializing)]
+    /// Refuse keywords of the schema that cannot be enforced. Arguments always fit those that can.
     strict: Option<bool>,
+    #[schema(ignore)]
+    sent: Map<String, Value>,
+}
+
+impl Serialize for Tool {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.sent.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Tool {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ToolVisitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for Function {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(FunctionVisitor)
+    }
+}
+
+/// Reads a field, and keeps it among those that were `sent`.
+fn field<'de, T, A>(
+    map: &mut A,
+    name: &str,
+    slot: &mut Option<T>,
+    sent: &mut Map<String, Value>,
+    json: impl Fn(&T) -> Value,
+) -> Result<(), A::Error>
+where
+    T: Deserialize<'de>,
+    A: MapAccess<'de>,
+{
+    if slot.is_some() {
+        return Err(A::Error::custom(format!("duplicate field `{name}`")));
+    }
+    let value = map.next_value()?;
+    sent.insert(name.to_owned(), json(&value));
+    *slot = Some(value);
+    Ok(())
+}
+
+struct ToolVisitor;
+
+impl<'de> Visitor<'de> for ToolVisitor {
+    type Value = Tool;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a tool")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Tool, A::Error> {
+        let (mut kind, mut function, mut sent) = (None, None, Map::new());
+        while let Some(key) = map.next_key::<String>()? {
+            let sent = &mut sent;
+            match &*key {
+                "type" => field(&mut map, &key, &mut kind, sent, |kind: &String| json!(kind))?,
+                "function" => field(
+                    &mut map,
+                    &key,
+                    &mut function,
+                    sent,
+                    |function: &Function| Value::Object(function.sent.clone()),
+                )?,
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(Tool {
+            r#type: kind.ok_or_else(|| A::Error::missing_field("type"))?,
+            function: function.ok_or_else(|| A::Error::missing_field("function"))?,
+            sent,
+        })
+    }
+}
+
+struct FunctionVisitor;
+
+impl<'de> Visitor<'de> for FunctionVisitor {
+    type Value = Function;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a function")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Function, A::Error> {
+        let (mut name, mut description, mut parameters, mut strict) = (None, None, None, None);
+        let mut sent = Map::new();
+        while let Some(key) = map.next_key::<String>()? {
+            let (map, sent) = (&mut map, &mut sent);
+            match &*key {
+                "name" => field(map, &key, &mut name, sent, |name: &String| json!(name))?,
+                "description" => field(map, &key, &mut description, sent, |text| json!(text))?,
+                "parameters" => {
+                    field(
+                        map,
+                        &key,
+                        &mut parameters,
+                        sent,
+                        |schema: &Option<Value>| json!(schema),
+                    )?;
+                }
+                "strict" => field(map, &key, &mut strict, sent, |strict| json!(strict))?,
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(Function {
+            name: name.ok_or_else(|| A::Error::missing_field("name"))?,
+            description: description.flatten(),
+            parameters: parameters.flatten(),
+            strict: strict.flatten(),
+            sent,
+        })
+    }
 }
 
 /// A call of a tool.
@@ -294,19 +414,41 @@ pub(crate) fn written(calls: &[Value]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use bitnet_tokenizers::Tokenizer;
-    use serde_json::json;
-
     use super::*;
     use crate::api::calls::Found;
     use crate::grammar::Grammars;
     use crate::grammar::tests::{accepts, grammars, tokenizer};
+    use bitnet_tokenizers::Tokenizer;
 
     fn tool(name: &str) -> Tool {
         let parameters = json!({ "type": "object", "properties": { "city": { "type": "string" } }, "required": ["city"] });
         let tool =
             json!({ "type": "function", "function": { "name": name, "parameters": parameters } });
         serde_json::from_value(tool).expect("a tool")
+    }
+
+    #[test]
+    fn templates_get_a_tool_with_its_keys_in_the_order_in_which_they_were_sent() {
+        let sent = r#"{"function":{"strict":true,"parameters":{"type":"object","properties":{"b":{},"a":{}}},"description":null,"name":"f"},"type":"function"}"#;
+        let tool: Tool = serde_json::from_str(sent).expect("a tool");
+        assert_eq!(serde_json::to_string(&tool).expect("JSON"), sent);
+        for (wrong, error) in [
+            (r#"{"type":"function"}"#, "missing field `function`"),
+            (
+                r#"{"type":"function","function":{}}"#,
+                "missing field `name`",
+            ),
+            (r#"{"type":"a","type":"b"}"#, "duplicate field `type`"),
+            (
+                r#"{"type":"function","function":{"name":7}}"#,
+                "invalid type: integer `7`",
+            ),
+        ] {
+            let found = serde_json::from_str::<Tool>(wrong)
+                .expect_err("an error")
+                .to_string();
+            assert!(found.starts_with(error), "{found}");
+        }
     }
 
     fn weather() -> Tool {
