@@ -103,7 +103,7 @@ pub enum Error {
     },
     /// The blocks of a tensor have scales that differ.
     #[error(
-        "{format} block {block} has scale {found}, an earlier one {expected}; only one scale per tensor is supported"
+        "{format} block {block} has scale {found}, an earlier one {expected}; one scale a tensor is expected (a converter that is given weights before they are rounded writes such blocks)"
     )]
     BlockScales {
         /// The format's name.

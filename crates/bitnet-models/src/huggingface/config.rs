@@ -316,6 +316,15 @@ fn rope(root: &Keys<'_>, class: Class, context_length: usize) -> Result<(f64, Ro
     Ok((theta, scaling))
 }
 
+/// The factor of rotary scaling without a type, which [`rope`] ignores.
+pub(super) fn untyped_rope_factor(json: &Value) -> Option<f64> {
+    let is_stated = |value: &&Value| value.as_object().is_some_and(|keys| !keys.is_empty());
+    let stated = ["rope_scaling", "rope_parameters"].map(|key| &json[key]);
+    let keys = stated.into_iter().find(is_stated)?;
+    let has_type = ["rope_type", "type"].iter().any(|key| !keys[key].is_null());
+    keys["factor"].as_f64().filter(|_| !has_type)
+}
+
 /// The context that the model was first trained for is stated beside the object, or in it, or is
 /// the context length.
 fn llama3(keys: &Keys<'_>, root: &Keys<'_>, context_length: usize) -> Result<RopeScaling> {

@@ -37,7 +37,8 @@ pub struct Checkpoint {
     quantization: Quantization,
     /// By name.
     tensors: BTreeMap<String, StoredTensor>,
-    /// Whether to round float weights although `config.json` does not say so.
+    untyped_rope_factor: Option<f64>,
+    /// Whether float weights are rounded although `config.json` does not say that they are.
     rounds_floats: bool,
     /// Computed on first use, by a comparison of two tables.
     has_own_head: OnceLock<bool>,
@@ -72,6 +73,7 @@ impl Checkpoint {
             config,
             quantization,
             tensors,
+            untyped_rope_factor: config::untyped_rope_factor(&json),
             rounds_floats: false,
             has_own_head: OnceLock::new(),
         })
@@ -103,6 +105,12 @@ impl Checkpoint {
     #[must_use]
     pub fn quantization(&self) -> &Quantization {
         &self.quantization
+    }
+
+    /// The factor of a scaling of positions that has no type. As in transformers, it is ignored.
+    #[must_use]
+    pub fn untyped_rope_factor(&self) -> Option<f64> {
+        self.untyped_rope_factor
     }
 
     /// Whether the logits come from the embedding.

@@ -95,6 +95,15 @@ fn rope_scaling_replaces_rope_parameters_and_their_base() {
     assert_eq!(both(&linear), (7.0, 2.0));
     assert_eq!(both(&json!({})), (5.0, 1.0));
     assert_eq!(both(&json!({"factor": 2.0})), (7.0, 1.0));
+    let untyped = |scaling: Value| {
+        let directory = edited(Architecture::Llama, |json| json["rope_scaling"] = scaling);
+        Checkpoint::open(directory.0.path())
+            .unwrap()
+            .untyped_rope_factor()
+    };
+    assert_eq!(untyped(json!({"factor": 2.0})), Some(2.0));
+    assert_eq!(untyped(linear.clone()), None);
+    assert_eq!(untyped(json!({"type": "linear", "factor": 2.0})), None);
     let without_base = |json: &mut Value| {
         remove(json, "rope_theta");
         json["rope_parameters"] = linear.clone();
