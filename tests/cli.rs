@@ -420,6 +420,75 @@ fn a_directory_and_its_conversion_give_the_same_logits() {
 }
 
 #[test]
+fn a_directory_may_have_more_tokens_than_rows() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let stories = data("../../models/stories/stories.gguf")
+        .display()
+        .to_string();
+    let directory = at("stories");
+    let convert = [
+        "convert",
+        &stories,
+        "--type",
+        "safetensors",
+        "-o",
+        &directory,
+    ];
+    assert!(bitnet(&convert).status.success());
+    let edit = |name: &str, change: &dyn Fn(&mut Value)| {
+        let path = folder.path().join("stories").join(name);
+        let text = std::fs::read_to_string(&path).expect("the file");
+        let mut json = serde_json::from_str(&text).expect("JSON");
+        change(&mut json);
+        std::fs::write(path, json.to_string()).expect("written");
+    };
+    output(&[
+        "logits",
+        "-m",
+        &directory,
+        "--tokens",
+        "1,2",
+        "-o",
+        &at("a.npy"),
+    ]);
+    edit("tokenizer.json", &|json| {
+        let token = serde_json::json!({"id": 4096, "content": "<extra>", "special": false});
+        let tokens = json["added_tokens"].as_array_mut().expect("a list");
+        tokens.push(token);
+    });
+    edit("config.json", &|json| {
+        json["rope_scaling"] = serde_json::json!({"factor": 2.0})
+    });
+    output(&[
+        "logits",
+        "-m",
+        &directory,
+        "--tokens",
+        "1,2",
+        "-o",
+        &at("b.npy"),
+    ]);
+    let read = |name: &str| std::fs::read(at(name)).expect("a file");
+    assert!(read("a.npy") == read("b.npy"));
+    let (code, message) = failure(&["run", "-m", &directory, "-n", "1", "Once<extra>"]);
+    assert_eq!(code, 2, "{message}");
+    assert!(
+        message.contains("prompt token 2 is 4096, but the vocabulary ends at 4095"),
+        "{message}"
+    );
+    let odd = json(&["inspect", &directory, "--json"])["odd"].to_string();
+    for line in [
+        "the tokenizer has 4097 tokens, but the model only 4096, so prompts with the others are refused",
+        "config.json scales positions by 2 without a rope_type",
+    ] {
+        assert!(odd.contains(line), "{odd}");
+    }
+    let (_, message) = failure(&["convert", &directory, "-o", &at("x.gguf")]);
+    assert!(message.contains("4097"), "{message}");
+}
+
+#[test]
 fn inspect_shows_the_contents_and_warns_about_problems() {
     let report = json(&["inspect", &golden(), "--tensors", "--json"]);
     assert_eq!(report["model"]["architecture"], "bitnet-b1.58");

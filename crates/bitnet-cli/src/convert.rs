@@ -235,6 +235,12 @@ impl Opened {
                 let of_source = || format!("the tokenizer of {}", source.display());
                 let mut spec = files.to_spec(architecture).with_context(of_source)?;
                 let tokenizer = Tokenizer::from_files(&files).with_context(of_source)?;
+                // GGUF states the rows of the embedding by the list of tokens.
+                let (tokens, rows) = (tokenizer.vocab_size(), checkpoint.config().vocab_size);
+                if tokens > rows {
+                    let (tokenizer, model) = (tokens, rows);
+                    return Err(bitnet_inference::Error::VocabularySize { tokenizer, model }.into());
+                }
                 keep_stop_tokens(&mut spec, &tokenizer).with_context(of_source)?;
                 note_lost_flags(&files);
                 correct_template(&mut spec).with_context(of_source)?;
@@ -276,7 +282,7 @@ impl Opened {
                     .iter()
                     .filter(|name| !matches!(**name, "config.json" | "model.safetensors"));
                 let there = names.filter(|name| source.join(name).is_file());
-                there
+                let mut copied: Vec<(String, String)> = there
                     .map(|name| {
                         let path = source.join(name);
                         let text = std::fs::read_to_string(&path);
@@ -285,7 +291,17 @@ impl Opened {
                             text.with_context(|| format!("cannot read {}", path.display()))?,
                         ))
                     })
-                    .collect()
+                    .collect::<anyhow::Result<_>>()?;
+                // A tokenizer.model becomes the JSON files that mean the same.
+                let has_json = copied.iter().any(|(name, _)| name == "tokenizer.json");
+                if !has_json && TokenizerFiles::exist_in(source) {
+                    let files = TokenizerFiles::read(source)?;
+                    copied.retain(|(name, _)| name != "tokenizer_config.json");
+                    copied.push(("tokenizer.json".to_owned(), files.tokenizer));
+                    let config = files.tokenizer_config.unwrap_or_default();
+                    copied.push(("tokenizer_config.json".to_owned(), config));
+                }
+                Ok(copied)
             }
             Self::File(gguf) => {
                 let Some((mut spec, _)) =
@@ -349,11 +365,11 @@ fn read_tokenizer_files(
     source: &Path,
     consequence: &str,
 ) -> anyhow::Result<Option<TokenizerFiles>> {
-    if source.join("tokenizer.json").exists() {
+    if TokenizerFiles::exist_in(source) {
         return Ok(Some(TokenizerFiles::read(source)?));
     }
     eprintln!(
-        "warning: {} has no tokenizer.json, so {consequence}",
+        "warning: {} has no tokenizer.json and no tokenizer.model, so {consequence}",
         source.display()
     );
     Ok(None)

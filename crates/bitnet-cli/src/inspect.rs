@@ -42,7 +42,7 @@ pub fn inspect(arguments: &InspectArguments) -> anyhow::Result<()> {
     let config = Config::from_gguf(&gguf);
     let tokenization = tokenization_from_gguf(&gguf);
     let sampling = SamplingDefaults::from_gguf(&gguf);
-    let mut odd = faults(&config, &tokenization, &sampling);
+    let mut odd = faults(&config, &tokenization, &sampling, false);
     if config.is_ok() {
         let check = check_gguf(&gguf, &LoadOptions::default());
         odd.extend(check.err().map(cannot_run));
@@ -178,6 +178,7 @@ fn faults(
     config: &Result<Config, bitnet_models::Error>,
     tokenization: &bitnet_inference::Result<Tokenization>,
     sampling: &Result<SamplingDefaults, bitnet_models::Error>,
+    is_directory: bool,
 ) -> Vec<String> {
     let mut faults = Vec::new();
     if let Err(error) = config {
@@ -203,8 +204,12 @@ fn faults(
                 && tokens > config.vocab_size
             {
                 let rows = config.vocab_size;
+                let consequence = match is_directory {
+                    true => "prompts with the others are refused",
+                    false => "it cannot be loaded",
+                };
                 faults.push(format!(
-                    "the tokenizer has {tokens} tokens, but the model only {rows}, so it cannot be loaded"
+                    "the tokenizer has {tokens} tokens, but the model only {rows}, so {consequence}"
                 ));
             }
         }
@@ -226,7 +231,12 @@ fn inspect_directory(path: &Path, arguments: &InspectArguments) -> anyhow::Resul
     let tied = checkpoint.is_tied();
     let sampling = SamplingDefaults::from_directory(path);
     let config = Ok(checkpoint.config().clone());
-    let mut odd = faults(&config, &tokenization, &sampling);
+    let mut odd = faults(&config, &tokenization, &sampling, true);
+    if let Some(factor) = checkpoint.untyped_rope_factor() {
+        odd.push(format!(
+            "config.json scales positions by {factor} without a rope_type, so that it is ignored, as in transformers"
+        ));
+    }
     odd.extend(checkpoint.check().err().map(cannot_run));
     if let Ok(tokenization) = &tokenization {
         let has_own = path.join("chat_template.jinja").exists();

@@ -9,7 +9,7 @@ use bitnet_models::huggingface::{Checkpoint, end_tokens};
 use bitnet_models::{
     Config, I2sForm, LoadOptions, SamplingDefaults, likely_form, lost_rotation, num_extra_layers,
 };
-use bitnet_tokenizers::{ChatTemplate, TokenId, Tokenizer, TokenizerSpec};
+use bitnet_tokenizers::{ChatTemplate, TokenId, Tokenizer, TokenizerFiles, TokenizerSpec};
 
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -54,13 +54,13 @@ pub fn load(path: &Path, options: &LoadOptions, device: Device) -> Result<Loaded
     let architecture = checkpoint.config().architecture.gguf_name();
     // Load the tokenizer first, so that an error in it is found before loading the weights takes
     // seconds.
-    let tokenization = match path.join("tokenizer.json").exists() {
+    let tokenization = match TokenizerFiles::exist_in(path) {
         true => Some(with_template(tokenizer_of(path)?, architecture)),
         false => None,
     };
     let sampling = SamplingDefaults::from_directory(path)?;
     let model = device.load_checkpoint(&checkpoint, options)?;
-    loaded(model, tokenization, Hints::default(), sampling)
+    loaded(model, tokenization, Hints::default(), sampling, true)
 }
 
 /// Loads a model that is embedded in the program.
@@ -88,7 +88,7 @@ fn load_gguf(gguf: &Arc<Gguf>, options: &LoadOptions, device: Device) -> Result<
         lost_rotation: lost_rotation(gguf.metadata()),
         extra_layers: num_extra_layers(gguf.metadata()),
     };
-    loaded(model, tokenization, hints, sampling)
+    loaded(model, tokenization, hints, sampling, false)
 }
 
 /// Oddities of a model's files. The model runs, but its text may be nonsense.
@@ -136,12 +136,15 @@ fn loaded(
     tokenization: Option<Tokenization>,
     hints: Hints,
     sampling: SamplingDefaults,
+    is_directory: bool,
 ) -> Result<Loaded> {
     let tokens = tokenization
         .as_ref()
         .map_or(0, |tokenization| tokenization.tokenizer.vocab_size());
     let rows = model.info().config.vocab_size;
-    if tokens > rows {
+    // In a GGUF file the list of tokens states the rows of the embedding. Directories may have more
+    // tokens than rows, as in transformers: a prompt with such a token is refused.
+    if tokens > rows && !is_directory {
         return Err(Error::VocabularySize {
             tokenizer: tokens,
             model: rows,
@@ -155,7 +158,8 @@ fn loaded(
     })
 }
 
-/// The tokenizer at `path`: a GGUF file of any architecture, or a directory with `tokenizer.json`.
+/// The tokenizer at `path`: a GGUF file of any architecture, or a directory with `tokenizer.json`
+/// or `tokenizer.model`.
 ///
 /// # Errors
 /// If there is no tokenizer, or it is damaged or not supported.

@@ -54,8 +54,12 @@ enum Verdict {
 
 impl Forms {
     /// Takes some hundred milliseconds for a vocabulary of 128,000 tokens.
-    pub(crate) fn new(tokenizer: &Tokenizer, helper: Option<&FormHelper>) -> Result<Self, String> {
-        let vocabulary = Vocabulary::new(tokenizer)?;
+    pub(crate) fn new(
+        tokenizer: &Tokenizer,
+        num_rows: usize,
+        helper: Option<&FormHelper>,
+    ) -> Result<Self, String> {
+        let vocabulary = Vocabulary::new(tokenizer, num_rows)?;
         let helpers = helper.map(|helper| {
             let FormHelper { program, limits } = helper.clone();
             Contained::new(program, limits, vocabulary.to_bytes())

@@ -447,7 +447,8 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn grammars(tokenizer: &Tokenizer) -> Grammars {
-        Grammars::new(&Vocabulary::new(tokenizer).expect("a vocabulary")).expect("grammars")
+        let vocabulary = Vocabulary::new(tokenizer, tokenizer.vocab_size());
+        Grammars::new(&vocabulary.expect("a vocabulary")).expect("grammars")
     }
 
     pub(crate) fn tokenizer() -> Arc<Tokenizer> {

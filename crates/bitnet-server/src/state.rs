@@ -77,7 +77,7 @@ impl Model {
         let tokenizer = self.tokenizer()?;
         let forms = self
             .forms
-            .get_or_init(|| Forms::new(tokenizer, self.form_helper.as_ref()));
+            .get_or_init(|| Forms::new(tokenizer, self.vocab_size, self.form_helper.as_ref()));
         forms
             .as_ref()
             .map_err(|problem| ApiError::unsupported(Some(field), problem.clone()))?

@@ -18,14 +18,17 @@ pub(crate) struct Vocabulary {
 }
 
 impl Vocabulary {
-    pub(crate) fn new(tokenizer: &Tokenizer) -> Result<Self, String> {
-        let stop_ids: Vec<u32> = tokenizer.stop_ids().iter().map(|id| id.0).collect();
+    /// For a model whose head has `num_rows` rows: it cannot give the tokens behind them.
+    pub(crate) fn new(tokenizer: &Tokenizer, num_rows: usize) -> Result<Self, String> {
+        let num_tokens = tokenizer.vocab_size().min(num_rows) as u32;
+        let stop_ids = tokenizer.stop_ids().iter().map(|id| id.0);
+        let stop_ids: Vec<u32> = stop_ids.filter(|id| *id < num_tokens).collect();
         if stop_ids.is_empty() {
             return Err(
                 "this model has no token that ends an answer, which a grammar needs".to_owned(),
             );
         }
-        let ids = (0..tokenizer.vocab_size() as u32).map(TokenId);
+        let ids = (0..num_tokens).map(TokenId);
         Ok(Self {
             stop_ids,
             words: ids.map(|id| word(tokenizer, id)).collect(),

@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::bpe::{BpeSettings, split_merge};
 use crate::error::{Error, Result, quoted};
 use crate::pretokenize::{self, Step};
+use crate::sentencepiece::{self, TOKENIZER_MODEL};
 use crate::spec::TokenizerSpec;
 use crate::tokenizer::{
     Added, Definition, MergePair, Merges, ModelSettings, Roles, SpacePrefix, Tokenizer,
@@ -49,21 +50,36 @@ pub struct TokenizerFiles {
 }
 
 impl TokenizerFiles {
-    /// Reads the files of a directory.
+    /// Whether a directory has a file that [`read`](Self::read) takes the vocabulary from.
+    pub fn exist_in(directory: &Path) -> bool {
+        let mut names = [TOKENIZER, TOKENIZER_MODEL].iter();
+        names.any(|name| directory.join(name).exists())
+    }
+
+    /// Reads the files of a directory. Without a `tokenizer.json`, a `tokenizer.model` of
+    /// SentencePiece becomes what transformers makes of it.
     ///
     /// # Errors
-    /// If `tokenizer.json` or another existing file cannot be read, is too large or is not UTF-8.
+    /// If the vocabulary or another existing file cannot be read, is too large or is not UTF-8, or
+    /// something in a `tokenizer.model` is not supported.
     pub fn read(directory: &Path) -> Result<Self> {
-        let tokenizer = read(directory, TOKENIZER, MAX_BYTES[0])?;
-        let beside = |name| match read(directory, name, MAX_BYTES[1]) {
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-                Ok(None)
+        let beside = |name| if_found(read_text(directory, name, MAX_BYTES[1]));
+        let mut tokenizer_config = beside(CONFIG)?;
+        let text = if_found(read_text(directory, TOKENIZER, MAX_BYTES[0]));
+        let tokenizer = match text? {
+            Some(text) => text,
+            None if directory.join(TOKENIZER_MODEL).exists() => {
+                let bytes = read(directory, TOKENIZER_MODEL, MAX_BYTES[1])?;
+                let (tokenizer, config) =
+                    sentencepiece::to_json(&bytes, tokenizer_config.as_deref())?;
+                tokenizer_config = Some(config);
+                tokenizer
             }
-            result => result.map(Some),
+            None => read_text(directory, TOKENIZER, MAX_BYTES[0])?,
         };
         Ok(Self {
             tokenizer,
-            tokenizer_config: beside(CONFIG)?,
+            tokenizer_config,
             special_tokens_map: beside(SPECIAL_TOKENS_MAP)?,
             generation_config: beside(GENERATION_CONFIG)?,
             chat_template: beside(CHAT_TEMPLATE)?,
@@ -84,7 +100,7 @@ impl TokenizerFiles {
 }
 
 impl Tokenizer {
-    /// Builds a tokenizer from a directory with a `tokenizer.json`.
+    /// Builds a tokenizer from a directory with a `tokenizer.json` or a `tokenizer.model`.
     ///
     /// # Errors
     /// As [`TokenizerFiles::read`] and [`from_files`](Self::from_files).
@@ -105,7 +121,23 @@ impl Tokenizer {
     }
 }
 
-fn read(directory: &Path, name: &str, max_bytes: u64) -> Result<String> {
+/// `None` for a file that does not exist.
+fn if_found(text: Result<String>) -> Result<Option<String>> {
+    match text {
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        result => result.map(Some),
+    }
+}
+
+fn read_text(directory: &Path, name: &str, max_bytes: u64) -> Result<String> {
+    let not_utf8 = |error: std::string::FromUtf8Error| Error::Io {
+        path: directory.join(name),
+        source: std::io::Error::new(std::io::ErrorKind::InvalidData, error.utf8_error()),
+    };
+    String::from_utf8(read(directory, name, max_bytes)?).map_err(not_utf8)
+}
+
+fn read(directory: &Path, name: &str, max_bytes: u64) -> Result<Vec<u8>> {
     let path = directory.join(name);
     let length = std::fs::metadata(&path).and_then(|metadata| match metadata.len() {
         len if len <= max_bytes => Ok(()),
@@ -114,7 +146,7 @@ fn read(directory: &Path, name: &str, max_bytes: u64) -> Result<String> {
         ))),
     });
     length
-        .and_then(|()| std::fs::read_to_string(&path))
+        .and_then(|()| std::fs::read(&path))
         .map_err(|source| Error::Io { path, source })
 }
 
@@ -141,7 +173,7 @@ fn named_chat_templates(directory: &Path) -> Result<Vec<(String, String)>> {
         else {
             continue;
         };
-        let template = read(directory, &format!("{name}.jinja"), MAX_BYTES[1])?;
+        let template = read_text(directory, &format!("{name}.jinja"), MAX_BYTES[1])?;
         templates.push((name.to_owned(), template));
     }
     templates.sort();
