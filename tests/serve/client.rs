@@ -11,6 +11,12 @@ use serde_json::{Value, json};
 /// Maximum time of any step in these tests, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// How long the tests that overload a server run, from the variable BITNET_SOAK_SECONDS, which
+/// `cargo run -p xtask -- ci --full` sets.
+pub fn soak_seconds() -> Option<u64> {
+    std::env::var("BITNET_SOAK_SECONDS").ok()?.parse().ok()
+}
+
 /// A `bitnet serve` process on a free port.
 pub struct Server {
     child: Child,
@@ -206,10 +212,16 @@ impl Server {
             .unwrap_or_else(|| panic!("{name} is missing in\n{text}"))
     }
 
+    /// The id of the process.
+    #[cfg(unix)]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal by name: `TERM`, `INT`.
     #[cfg(unix)]
     pub fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
+        let pid = self.id().to_string();
         let sent = Command::new("kill")
             .args(["-s", name, &pid])
             .status()
@@ -234,7 +246,15 @@ impl Server {
         }
     }
 
-    /// The lines of the log so far.
+    /// The lines of the log with the lines of all answered requests.
+    #[track_caller]
+    pub fn whole_log(&self) -> Vec<Value> {
+        let last = self.get("/health");
+        self.record(last.header("x-request-id").expect("an id"));
+        self.log()
+    }
+
+    /// The lines of the log so far; they arrive some milliseconds late.
     pub fn log(&self) -> Vec<Value> {
         self.log.lock().expect("a log").clone()
     }

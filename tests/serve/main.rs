@@ -10,6 +10,8 @@ mod metrics;
 mod operations;
 #[cfg(feature = "otlp")]
 mod otlp;
+#[cfg(target_os = "linux")]
+mod soak;
 mod structured;
 mod thinking;
 mod turns;

@@ -54,7 +54,7 @@ fn only_requests_with_a_key_are_answered() {
     for path in ["/health", "/livez", "/readyz", "/startupz"] {
         assert_eq!(server.get(path).status, 200, "{path} needs no key");
     }
-    let log = format!("{:?}", server.log());
+    let log = format!("{:?}", server.whole_log());
     assert!(
         !log.contains("secret") && !log.contains("hunter2"),
         "keys are not logged"
@@ -67,8 +67,6 @@ fn a_refusal_reaches_a_client_that_is_still_sending() {
     let arguments = [
         "--api-key-file",
         &file(&folder, "keys", KEYS),
-        "--body-timeout",
-        "1",
         "--running",
         "1",
     ];
@@ -408,7 +406,7 @@ fn a_drain_under_load_breaks_no_answer() {
     let server = Server::start(&["--running", "4"]);
     let bodies: Vec<_> = (0..12)
         .map(|index| {
-            let more = json!({ "stream": index % 2 == 0, "ignore_eos": true, "max_tokens": 200, "seed": index });
+            let more = json!({ "stream": index % 2 == 0, "ignore_eos": true, "max_tokens": 400, "seed": index });
             chat("Once upon a time", more)
         })
         .collect();
@@ -418,9 +416,13 @@ fn a_drain_under_load_breaks_no_answer() {
             .iter()
             .map(|body| scope.spawn(move || server.post(CHAT, body)))
             .collect();
-        let of = |name: &str| server.sample(name);
-        let let_in = || of("vllm:num_requests_running") + of("vllm:num_requests_waiting") == 12.0;
-        server.wait_until("admitted", let_in);
+        let admitted = [
+            "vllm:num_requests_running",
+            "vllm:num_requests_waiting",
+            "vllm:e2e_request_latency_seconds_count",
+        ];
+        let num_admitted = || admitted.map(|name| server.sample(name)).iter().sum::<f64>();
+        server.wait_until("admitted", || num_admitted() == 12.0);
         server.signal("TERM");
         for (answer, body) in answers.into_iter().zip(&bodies) {
             let response = answer.join().expect("an answer");
@@ -438,16 +440,14 @@ fn a_drain_under_load_breaks_no_answer() {
 #[test]
 fn a_stuck_engine_is_reported_until_it_continues() {
     // A step may take longer than that timeout.
-    let server = Server::start(&["--stall-timeout", "0.0001"]);
-    let asked = json!({ "ignore_eos": true, "max_tokens": 200, "stream": true });
-    std::thread::scope(|scope| {
-        let answer = scope.spawn(|| server.post(CHAT, &chat("Once upon a time", asked)));
-        server.wait_until("stuck", || {
-            let response = server.get("/livez");
-            response.status == 503 && response.json()["status"] == "stalled"
-        });
-        answer.join().expect("an answer");
+    let server = Server::start(&["--stall-timeout", "0.0001", "--ctx-size", "100000"]);
+    let endless = json!({ "ignore_eos": true, "max_tokens": 90_000, "stream": true });
+    let answer = server.open(CHAT, &chat("Once upon a time", endless));
+    server.wait_until("stuck", || {
+        let response = server.get("/livez");
+        response.status == 503 && response.json()["status"] == "stalled"
     });
+    drop(answer);
     server.wait_until("alive", || server.get("/livez").status == 200);
     let is_logged = |text: &str| {
         server
@@ -548,6 +548,26 @@ fn check(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
         .args(arguments)
         .envs(environment.iter().copied());
     command.output().expect("the program runs")
+}
+
+#[test]
+fn a_hybrid_model_without_layers_of_attention_can_be_checked() {
+    let golden = "../../tests/data/golden-group/qwen35-ptq1_0-rot512-part/model.gguf";
+    let mut model =
+        std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(golden)).expect("a model");
+    // The key, the type u32, and the value: every fourth layer is one of attention.
+    let key = b"qwen35.block_count\x04\0\0\0";
+    let found = model.windows(key.len()).position(|window| window == key);
+    model[found.expect("the key") + key.len()] = 3;
+    let folder = folder();
+    let path = folder.path().join("model.gguf");
+    std::fs::write(&path, model).expect("a file");
+    for memory in [&["--kv-memory", "16M"][..], &[]] {
+        let path = path.to_str().expect("a path");
+        let output = check(&[&["-m", path], memory].concat(), &[]);
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{message}");
+    }
 }
 
 #[test]
@@ -1070,6 +1090,32 @@ fn sighup_drains_and_other_signals_have_no_effect() {
 
 #[cfg(target_os = "linux")]
 #[test]
+fn a_server_under_nohup_ignores_sighup() {
+    let server = Server::start_under("trap '' HUP", &[]);
+    server.wait_until("ready", || server.get("/readyz").status == 200);
+    server.signal("HUP");
+    // The signals arrive in this order.
+    server.signal("USR1");
+    for _ in 0..20 {
+        assert_eq!(server.get("/readyz").status, 200);
+    }
+    server.signal("TERM");
+    assert!(server.wait().success());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_soft_limit_on_file_descriptors_is_raised() {
+    let server = Server::start_under("ulimit -S -n 100", &["--connections", "200"]);
+    server.wait_until("ready", || server.get("/readyz").status == 200);
+    let idle: Vec<_> = (0..150).map(|_| server.connect()).collect();
+    server.wait_until("open", || server.sample("bitnet_connections") >= 150.0);
+    assert_eq!(server.sample("bitnet_accept_failures_total"), 0.0);
+    drop(idle);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
 fn the_server_warns_at_start_about_few_file_descriptors() {
     let mut command = Command::new("sh");
     let script = "ulimit -n 40; exec \"$0\" serve --port 0";
@@ -1082,12 +1128,14 @@ fn the_server_warns_at_start_about_few_file_descriptors() {
     assert!(message.contains("may open 40 files"), "{message}");
     let server = Server::start_under("ulimit -n 100", &[]);
     server.wait_until("ready", || server.get("/readyz").status == 200);
-    let log = server.log();
+    let log = server.whole_log();
     let warns = |line: &Value| line["message"].to_string().contains("--connections is 36");
     assert!(log.iter().any(warns), "{log:#?}");
     // More clients than descriptors: the idle ones make room.
     let _idle: Vec<_> = (0..150).map(|_| server.connect()).collect();
-    assert_eq!(server.post(CHAT, &chat("Once", json!({}))).status, 200);
+    server.wait_until("room", || {
+        server.post(CHAT, &chat("Once", json!({}))).status == 200
+    });
 }
 
 #[cfg(target_os = "linux")]

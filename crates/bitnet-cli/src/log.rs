@@ -6,7 +6,7 @@
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
 use tracing::level_filters::LevelFilter;
@@ -18,6 +18,10 @@ use crate::args::LogFormat;
 const QUEUE_LINES: usize = 8192;
 /// Maximum number of queued bytes.
 const QUEUE_BYTES: usize = 4 << 20;
+/// Pause of the thread between two looks at an empty queue.
+const PAUSE: Duration = Duration::from_millis(20);
+/// Number of such pauses before the thread waits to be woken.
+const PAUSES_MAX: u32 = 50;
 /// How long the end of the process waits for the last lines to be written.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
@@ -136,7 +140,7 @@ fn write_lines(
     lost: &AtomicU64,
 ) {
     let (mut is_torn, mut reported) = (false, 0);
-    for message in messages {
+    while let Some(message) = next(messages) {
         let line = match message {
             Message::Line(line) => line,
             Message::Flush(done) => {
@@ -165,6 +169,19 @@ fn write_lines(
             reported = lost;
         }
     }
+}
+
+/// The next message; `None` if the process ends. Looks for it again and again before it waits for
+/// it: a sender must wake a thread that waits, which costs a request more than its line does.
+fn next(messages: &Receiver<Message>) -> Option<Message> {
+    for _ in 0..PAUSES_MAX {
+        match messages.try_recv() {
+            Ok(message) => return Some(message),
+            Err(TryRecvError::Disconnected) => return None,
+            Err(TryRecvError::Empty) => std::thread::sleep(PAUSE),
+        }
+    }
+    messages.recv().ok()
 }
 
 /// Takes the text of one event.

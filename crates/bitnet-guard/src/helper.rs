@@ -142,3 +142,18 @@ pub(crate) fn write_frame(out: &mut impl Write, frame: &[u8]) -> Result<()> {
     out.write_all(frame)?;
     out.flush()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_that_is_too_long_is_refused_before_memory_is_taken() {
+        let refused = read_frame(&mut &[0xff; 4][..]).expect_err("4 GiB");
+        assert_eq!(refused.to_string(), "a frame of 4294967295 bytes");
+        let mut bytes = Vec::new();
+        write_frame(&mut bytes, b"abc").expect("a frame");
+        assert_eq!(bytes, b"\x03\0\0\0abc");
+        assert_eq!(read_frame(&mut &bytes[..]).expect("a frame"), b"abc");
+    }
+}

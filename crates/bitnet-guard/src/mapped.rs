@@ -7,7 +7,7 @@
 //! check [`file_problems`] before it returns results; without a problem the check reads one number.
 //!
 //! A file that is replaced by renaming another one over it is not affected: the mapping keeps the
-//! old file.
+//! old file. [`replaced_files`] lists such files.
 
 #![expect(
     unsafe_code,
@@ -144,6 +144,23 @@ impl Watched {
         is_changed.then(|| FileProblem::Changed(self.path.clone()))
     }
 
+    #[cfg(unix)]
+    fn is_replaced(&self) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        let id = |metadata: Metadata| (metadata.dev(), metadata.ino());
+        match (std::fs::metadata(&self.path), self.file.metadata()) {
+            (Ok(named), Ok(mapped)) => id(named) != id(mapped),
+            (Err(error), _) => error.kind() == std::io::ErrorKind::NotFound,
+            _ => false,
+        }
+    }
+
+    /// Other systems do not let another file take the name of a mapped one.
+    #[cfg(not(unix))]
+    fn is_replaced(&self) -> bool {
+        false
+    }
+
     fn is_cut(&self) -> bool {
         self.slot
             .is_some_and(|slot| SLOT[slot].is_cut.load(Ordering::Relaxed))
@@ -166,6 +183,14 @@ pub fn file_problems(looks: bool) -> Vec<FileProblem> {
                 .collect()
         }
     }
+}
+
+/// The mapped files whose name now belongs to another file, or to none. The mappings keep the old
+/// bytes, so results stay right. Looks each name up, which may take long on a network disk.
+pub fn replaced_files() -> Vec<PathBuf> {
+    let watched = watched();
+    let replaced = watched.iter().filter(|watched| watched.is_replaced());
+    replaced.map(|watched| watched.path.clone()).collect()
 }
 
 fn watched() -> std::sync::MutexGuard<'static, Vec<Watched>> {

@@ -47,12 +47,33 @@ const TESTS: &[(&str, fn())] = &[
         a_program_that_is_not_there_is_an_error,
     ),
     ("many_jobs_are_answered", many_jobs_are_answered),
+    (
+        "a_helper_is_replaced_after_256_jobs",
+        a_helper_is_replaced_after_256_jobs,
+    ),
+    #[cfg(target_os = "linux")]
+    (
+        "at_most_two_helpers_wait_for_jobs",
+        at_most_two_helpers_wait_for_jobs,
+    ),
+    #[cfg(target_os = "linux")]
+    (
+        "a_helper_sees_neither_environment_nor_terminal",
+        a_helper_sees_neither_environment_nor_terminal,
+    ),
+    #[cfg(target_os = "linux")]
+    (
+        "a_helper_ends_with_its_parent",
+        a_helper_ends_with_its_parent,
+    ),
 ];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some("helper") => answer_jobs(LIMITS, prepare),
+        #[cfg(target_os = "linux")]
+        Some("parent") => parent(),
         Some("--list") => {
             TESTS.iter().for_each(|(name, _)| println!("{name}: test"));
             return ExitCode::SUCCESS;
@@ -96,9 +117,30 @@ fn answer(first: &[u8], job: &[u8]) -> Vec<u8> {
             std::thread::sleep(Duration::from_millis(ms.parse().expect("a time")));
             b"awake".to_vec()
         }
-        Some(("process", _)) => std::process::id().to_string().into(),
+        Some(("process", ms)) => {
+            std::thread::sleep(Duration::from_millis(ms.parse().unwrap_or(0)));
+            std::process::id().to_string().into()
+        }
+        #[cfg(target_os = "linux")]
+        Some(("surroundings", _)) => surroundings().into(),
         _ => panic!("{text}"),
     }
+}
+
+/// What a helper has from its parent: the number of variables, its standard error, whether it leads
+/// a process group of its own, and the maximum size of a core dump.
+#[cfg(target_os = "linux")]
+fn surroundings() -> String {
+    use rustix::process::{Resource, getpgrp, getpid, getrlimit};
+    format!(
+        "{} {} {} {:?}",
+        std::env::vars_os().count(),
+        std::fs::read_link("/proc/self/fd/2")
+            .expect("a link")
+            .display(),
+        getpgrp() == getpid(),
+        getrlimit(Resource::Core).current,
+    )
 }
 
 /// Takes a kilobyte of stack for each level of recursion.
@@ -242,4 +284,72 @@ fn many_jobs_are_answered() {
             scope.spawn(|| (0..200).for_each(|_| still_answers(&contained)));
         }
     });
+}
+
+fn a_helper_is_replaced_after_256_jobs() {
+    let contained = contained(LIMITS, "hello ");
+    let id = run(&contained, "process 0").expect("an answer");
+    (1..256).for_each(|_| still_answers(&contained));
+    assert_ne!(run(&contained, "process 0").expect("an answer"), id);
+}
+
+#[cfg(target_os = "linux")]
+fn at_most_two_helpers_wait_for_jobs() {
+    let contained = contained(LIMITS, "hello ");
+    let ids: Vec<String> = std::thread::scope(|scope| {
+        let jobs = [0; 5].map(|_| scope.spawn(|| run(&contained, "process 2000")));
+        let ids = jobs.map(|job| job.join().expect("no panic").expect("an answer"));
+        ids.to_vec()
+    });
+    let num_running = ids.iter().filter(|id| is_running(id)).count();
+    assert!((1..=2).contains(&num_running), "{num_running} of {ids:?}");
+}
+
+#[cfg(target_os = "linux")]
+fn a_helper_sees_neither_environment_nor_terminal() {
+    let contained = contained(LIMITS, "hello ");
+    let surroundings = run(&contained, "surroundings x").expect("an answer");
+    assert_eq!(surroundings, "0 /dev/null true Some(0)");
+}
+
+/// Prints the id of a helper and gives it a long job.
+#[cfg(target_os = "linux")]
+fn parent() -> ! {
+    let time = Duration::from_secs(3600);
+    let contained = contained(HelperLimits { time, ..LIMITS }, "hello ");
+    println!("{}", run(&contained, "process 0").expect("an answer"));
+    let breach = run(&contained, "sleep 3000000");
+    panic!("it was killed before: {breach:?}");
+}
+
+#[cfg(target_os = "linux")]
+fn a_helper_ends_with_its_parent() {
+    use std::io::{BufRead, BufReader};
+    let mut command = std::process::Command::new(std::env::current_exe().expect("a path"));
+    let mut parent = command
+        .arg("parent")
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut id = String::new();
+    BufReader::new(parent.stdout.take().expect("a pipe"))
+        .read_line(&mut id)
+        .expect("a line");
+    assert!(is_running(id.trim()), "{id}");
+    parent.kill().expect("it runs");
+    parent.wait().expect("a child");
+    let start = Instant::now();
+    while is_running(id.trim()) {
+        // The job would take 50 minutes.
+        assert!(start.elapsed() < Duration::from_secs(120), "it still runs");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Whether a process exists and has not ended.
+#[cfg(target_os = "linux")]
+fn is_running(id: &str) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+    let state = status.lines().find_map(|line| line.strip_prefix("State:"));
+    state.is_some_and(|state| !state.trim().starts_with(['Z', 'X']))
 }

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use bitnet_guard::{FileProblem, MappedFile, file_problems};
+use bitnet_guard::{FileProblem, MappedFile, file_problems, replaced_files};
 use memmap2::Mmap;
 
 /// The list of problems belongs to the whole process, so one test runs at a time.
@@ -63,14 +63,24 @@ fn a_modified_file_is_named() {
 }
 
 #[test]
-fn a_replaced_or_deleted_file_has_no_problem() {
+fn a_replaced_or_deleted_file_is_named_and_has_no_problem() {
     let _one = ONE_AT_A_TIME.lock();
     let folder = tempfile::tempdir().expect("a folder");
-    let (path, map, _watch) = map(&folder);
+    let (path, map, watch) = map(&folder);
+    assert_eq!(replaced_files(), [] as [PathBuf; 0]);
     let other = folder.path().join("other");
     std::fs::write(&other, b"another model").expect("a file");
     std::fs::rename(&other, &path).expect("a new name");
-    assert_eq!(file_problems(true), []);
+    assert_eq!(
+        (replaced_files(), file_problems(true)),
+        (vec![path.clone()], vec![])
+    );
     std::fs::remove_file(&path).expect("a file");
-    assert_eq!((sum(&map), file_problems(true)), (BYTES, Vec::new()));
+    assert_eq!(
+        (replaced_files(), file_problems(true)),
+        (vec![path], vec![])
+    );
+    assert_eq!(sum(&map), BYTES);
+    drop(watch);
+    assert_eq!(replaced_files(), [] as [PathBuf; 0]);
 }

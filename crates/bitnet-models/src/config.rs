@@ -519,17 +519,21 @@ impl Keys<'_> {
         if self.metadata.str(&self.key(&name("type")))? != Some("yarn") {
             return Ok(None);
         }
-        let number = |key: &str, default: f32| -> Result<f32> {
-            let found = self.metadata.f32(&self.key(&name(key)))?.unwrap_or(default);
-            if found.is_finite() && found > 0.0 && found <= 1e9 {
+        let checked = |key: &str, found: f32| {
+            if found.is_normal() && found > 0.0 && found <= 1e9 {
                 return Ok(found);
             }
             let problem = format!("{found}, expected more than 0 and at most 1e9");
             Err(self.error(&name(key), problem))
         };
+        let number = |key: &str, default: f32| {
+            let found = self.metadata.f32(&self.key(&name(key)))?;
+            checked(key, found.unwrap_or(default))
+        };
+        let factor = self.metadata.require_f32(&self.key(&name("factor")))?;
         let original = self.size(&name("original_context_length"), u32::MAX as usize)?;
         Ok(Some(Yarn {
-            factor: self.metadata.require_f32(&self.key(&name("factor")))?,
+            factor: checked("factor", factor)?,
             original_context: original as f32,
             ext_factor: number("yarn_ext_factor", 1.0)?,
             attn_factor: number("yarn_attn_factor", 1.0)?,

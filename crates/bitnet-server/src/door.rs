@@ -4,6 +4,10 @@
 //! connection closes the one that has been idle for longest. If none is idle, the new one takes a
 //! reserved place, where the server answers only health and metrics. One address may hold only a
 //! part of all connections.
+//!
+//! A connection that has just opened counts as idle only after [`IDLE_MIN`], because its request
+//! may be on its way. Reserved places are not left to clients that are slow: a connection that has
+//! nothing under way, or is older than [`RESERVED_AGE`], makes room for the next.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -34,6 +38,11 @@ use crate::state::App;
 pub(crate) const RESERVED: usize = 16;
 /// Maximum time until a connection in a reserved place has sent its request.
 const RESERVED_TIME: Duration = Duration::from_secs(5);
+/// Minimum time without requests of a connection that is closed to let another one in.
+const IDLE_MIN: Duration = Duration::from_secs(1);
+/// Minimum age of a connection in a reserved place that is closed although a request is under way
+/// on it. Answers to probes take milliseconds.
+const RESERVED_AGE: Duration = Duration::from_secs(1);
 /// Pause after a failed accept, for example without free file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Minimum time between two log lines about connections.
@@ -75,6 +84,7 @@ pub(crate) struct Peer {
     pub(crate) address: IpAddr,
     /// Whether it holds a reserved place, for probes only.
     pub(crate) is_reserved: bool,
+    opened: Instant,
     requests: Mutex<Requests>,
     /// Tells the connection to close immediately.
     close: Notify,
@@ -98,6 +108,7 @@ impl Peer {
         PeerRequest(Arc::clone(self))
     }
 
+    /// Start of the present time without requests; `None` if there are requests.
     fn idle_since(&self) -> Option<Instant> {
         let requests = self.requests();
         (requests.num == 0).then_some(requests.idle_since)
@@ -127,26 +138,19 @@ impl Connections {
         lock(&self.open).peers.len()
     }
 
-    /// Admits a connection from `address`, and closes idle ones if needed; `None` if there is no
-    /// place.
-    fn admit(&self, address: IpAddr, limits: &Limits) -> Option<Arc<Peer>> {
+    /// Admits a connection from `address`, and closes others if needed; `None` if there is no place.
+    fn admit(&self, address: IpAddr, limits: &Limits, now: Instant) -> Option<Arc<Peer>> {
         let address = address.to_canonical();
         let mut open = lock(&self.open);
         let ordinary = |peer: &Peer| !peer.is_reserved;
         let of_address = |peer: &Peer| ordinary(peer) && peer.address == address;
-        let is_full = |open: &Open, places: usize, counts: &dyn Fn(&Peer) -> bool| {
-            open.peers.values().filter(|peer| counts(peer)).count() >= places
+        let mut has_room = |places: usize, counts: &dyn Fn(&Peer) -> bool| {
+            let num_taken = open.peers.values().filter(|peer| counts(peer)).count();
+            num_taken < places || self.close_idle(&mut open, counts, now, IDLE_MIN)
         };
-        let mut has_place = !is_full(&open, limits.connections_per_address, &of_address)
-            || self.close_idle(&mut open, &of_address);
-        has_place = has_place
-            && (!is_full(&open, limits.connections, &ordinary)
-                || self.close_idle(&mut open, &ordinary));
-        let reserved = |peer: &Peer| peer.is_reserved;
-        if !has_place
-            && is_full(&open, RESERVED, &reserved)
-            && !self.close_idle(&mut open, &reserved)
-        {
+        let has_place = has_room(limits.connections_per_address, &of_address)
+            && has_room(limits.connections, &ordinary);
+        if !has_place && !self.has_reserved_place(&mut open, now) {
             self.refused.fetch_add(1, Ordering::Relaxed);
             return None;
         }
@@ -155,9 +159,10 @@ impl Connections {
             number: open.last_number,
             address,
             is_reserved: !has_place,
+            opened: now,
             requests: Mutex::new(Requests {
                 num: 0,
-                idle_since: Instant::now(),
+                idle_since: now,
             }),
             close: Notify::new(),
         });
@@ -165,11 +170,38 @@ impl Connections {
         Some(peer)
     }
 
-    /// Closes the longest idle connection among the `wanted` ones; false if none is idle.
-    fn close_idle(&self, open: &mut Open, wanted: &dyn Fn(&Peer) -> bool) -> bool {
+    /// Whether a reserved place is free, or was made free.
+    fn has_reserved_place(&self, open: &mut Open, now: Instant) -> bool {
+        let reserved = |peer: &Peer| peer.is_reserved;
+        let num_taken = open.peers.values().filter(|peer| reserved(peer)).count();
+        if num_taken < RESERVED || self.close_idle(open, &reserved, now, Duration::ZERO) {
+            return true;
+        }
+        let is_old =
+            |peer: &&Arc<Peer>| reserved(peer) && now.duration_since(peer.opened) >= RESERVED_AGE;
+        let number = open.peers.values().find(is_old).map(|peer| peer.number);
+        let oldest = number.and_then(|number| open.peers.remove(&number));
+        oldest.is_some_and(|peer| {
+            peer.close.notify_one();
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            true
+        })
+    }
+
+    /// Closes the longest idle connection among the `wanted` ones; false if none has been idle for
+    /// at least `idle_min`.
+    fn close_idle(
+        &self,
+        open: &mut Open,
+        wanted: &dyn Fn(&Peer) -> bool,
+        now: Instant,
+        idle_min: Duration,
+    ) -> bool {
         let idle = open.peers.values().filter(|peer| wanted(peer));
         let idle = idle.filter_map(|peer| Some((peer.idle_since()?, peer.number)));
-        let Some((_, number)) = idle.min() else {
+        let longest = idle.min();
+        let Some((_, number)) = longest.filter(|(since, _)| now.duration_since(*since) >= idle_min)
+        else {
             return false;
         };
         if let Some(peer) = open.peers.remove(&number) {
@@ -215,7 +247,7 @@ impl Door {
 
     fn let_in(&mut self, stream: TcpStream, address: IpAddr) {
         let connections = &self.app.connections;
-        let Some(peer) = connections.admit(address, &self.limits) else {
+        let Some(peer) = connections.admit(address, &self.limits, Instant::now()) else {
             self.log_limit("every place is taken: a connection was refused");
             return;
         };
@@ -234,7 +266,8 @@ impl Door {
     async fn accept_failed(&mut self, error: &std::io::Error) {
         let connections = &self.app.connections;
         connections.accept_failures.fetch_add(1, Ordering::Relaxed);
-        connections.close_idle(&mut lock(&connections.open), &|_| true);
+        let now = Instant::now();
+        connections.close_idle(&mut lock(&connections.open), &|_| true, now, Duration::ZERO);
         self.log_limit(&format!("cannot accept a connection: {error}"));
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
@@ -342,22 +375,31 @@ mod tests {
         }
     }
 
+    /// A time after which connections that are idle now may be closed.
+    fn later(now: Instant) -> Instant {
+        now + IDLE_MIN + Duration::from_secs(60)
+    }
+
     #[test]
     fn the_longest_idle_connection_makes_room() {
         let (connections, limits) = (Connections::default(), limits(2, 2));
-        let [first, second] = [1, 2].map(|last| {
-            std::thread::sleep(Duration::from_millis(2));
-            connections.admit(address(last), &limits).expect("a place")
-        });
+        let start = Instant::now();
+        let admit = |last, now| {
+            connections
+                .admit(address(last), &limits, now)
+                .expect("a place")
+        };
+        let first = admit(1, start);
+        let second = admit(2, start + Duration::from_millis(1));
         let busy = first.request();
-        let third = connections.admit(address(3), &limits).expect("a place");
+        let third = admit(3, later(start));
         assert!(!third.is_reserved, "the second was idle");
         assert_eq!(connections.num_open(), 2);
         let _busy = third.request();
-        let fourth = connections.admit(address(4), &limits).expect("a place");
+        let fourth = admit(4, later(start));
         assert!(fourth.is_reserved, "no connection is idle");
         drop(busy);
-        let fifth = connections.admit(address(5), &limits).expect("a place");
+        let fifth = admit(5, later(later(start)));
         assert!(!fifth.is_reserved, "the first is idle again");
         for peer in [first, second, third, fourth, fifth] {
             connections.leave(&peer);
@@ -366,32 +408,52 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_whose_request_may_be_on_its_way_stays_open() {
+        let (connections, limits) = (Connections::default(), limits(1, 1));
+        let start = Instant::now();
+        let admit = |now| connections.admit(address(1), &limits, now);
+        let _first = admit(start).expect("a place");
+        let second = admit(start + IDLE_MIN - Duration::from_millis(1)).expect("a place");
+        assert!(second.is_reserved);
+        let third = admit(start + IDLE_MIN).expect("a place");
+        assert!(!third.is_reserved);
+        assert_eq!(connections.closed_idle.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
     fn one_address_cannot_take_all_places() {
         let (connections, limits) = (Connections::default(), limits(8, 3));
+        let now = Instant::now();
         let busy: Vec<_> = (0..20)
-            .filter_map(|_| connections.admit(address(1), &limits))
+            .filter_map(|_| connections.admit(address(1), &limits, now))
             .map(|peer| (peer.is_reserved, peer.request()))
             .collect();
         let ordinary = busy.iter().filter(|(is_reserved, _)| !is_reserved);
         assert_eq!(ordinary.count(), 3);
         assert_eq!(busy.len(), 3 + RESERVED);
         assert_eq!(connections.refused.load(Ordering::Relaxed), 1);
-        let other = connections.admit(address(2), &limits).expect("a place");
+        let other = connections
+            .admit(address(2), &limits, now)
+            .expect("a place");
         assert!(!other.is_reserved);
     }
 
     #[test]
-    fn silent_connections_in_reserved_places_make_room_for_a_probe() {
+    fn silent_and_slow_connections_in_reserved_places_make_room_for_a_probe() {
         let (connections, limits) = (Connections::default(), limits(1, 1));
-        let busy = connections.admit(address(1), &limits).expect("a place");
-        let _busy = busy.request();
+        let now = Instant::now();
+        let admit = |now| connections.admit(address(1), &limits, now);
+        let _busy = admit(now).expect("a place").request();
         for _ in 0..5 * RESERVED {
-            assert!(
-                connections
-                    .admit(address(1), &limits)
-                    .is_some_and(|peer| peer.is_reserved)
-            );
+            assert!(admit(now).is_some_and(|peer| peer.is_reserved));
         }
         assert_eq!(connections.num_open(), 1 + RESERVED);
+        let slow: Vec<_> = (0..RESERVED)
+            .map(|_| admit(now).expect("a place").request())
+            .collect();
+        assert!(admit(now).is_none(), "their answers may be on their way");
+        assert!(admit(now + RESERVED_AGE).is_some_and(|peer| peer.is_reserved));
+        assert_eq!(connections.num_open(), 1 + RESERVED);
+        drop(slow);
     }
 }

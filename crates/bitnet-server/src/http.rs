@@ -231,3 +231,42 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     recording.is_complete = is_head;
     response.map(|body| Body::new(RecordedBody::new(body, recording)))
 }
+
+#[cfg(test)]
+mod tests {
+    use bitnet_inference::Driver;
+    use hyper::service::Service;
+    use hyper_util::service::TowerToHyperService;
+
+    use super::*;
+    use crate::metrics::Metrics;
+    use crate::options::ServeOptions;
+
+    #[test]
+    fn a_panic_of_a_handler_is_an_error_of_its_request_alone() {
+        let (driver, _engine) = Driver::new();
+        let metrics = Arc::new(Metrics::new(Arc::clone(driver.monitor())));
+        let app = Arc::new(App::new(ServeOptions::for_tests(), driver, metrics));
+        let panics =
+            || async { Err::<(), _>(ApiError::internal("not reached")).expect("on purpose") };
+        let router = Router::new()
+            .route("/panics", get(panics))
+            .route("/works", get(|| async { "works" }))
+            .layer(middleware::from_fn_with_state(Arc::clone(&app), around));
+        let service = TowerToHyperService::new(router);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        let runtime = runtime.expect("a runtime");
+        for (path, status) in [("/panics", 500), ("/works", 200), ("/panics", 500)] {
+            let request = Request::get(path).header("host", "x").body(Body::empty());
+            let response = runtime.block_on(service.call(request.expect("a request")));
+            assert_eq!(
+                response.expect("a response").status().as_u16(),
+                status,
+                "{path}"
+            );
+        }
+        assert_eq!(app.num_under_way(), 0);
+    }
+}

@@ -83,6 +83,35 @@ pub struct Limits {
 }
 
 #[cfg(test)]
+impl ServeOptions {
+    /// Large limits, no keys, no helper.
+    pub(crate) fn for_tests() -> Self {
+        let minute = Duration::from_secs(60);
+        Self {
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            model_names: Vec::new(),
+            api_keys: None,
+            cors_origins: CorsOrigins::default(),
+            allowed_hosts: AllowedHosts::any(),
+            form_helper: None,
+            is_lenient: false,
+            sampling: SamplingParams::default(),
+            seed: None,
+            separate_caches: false,
+            #[cfg(feature = "otlp")]
+            otlp: OtlpSignals {
+                metrics: false,
+                traces: false,
+            },
+            limits: Limits::for_tests(),
+            drain_timeout: minute,
+            stall_timeout: minute,
+            lost_log_lines: Arc::default(),
+        }
+    }
+}
+
+#[cfg(test)]
 impl Limits {
     /// Large limits.
     pub(crate) fn for_tests() -> Self {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bitnet_inference::{Driver, EngineLoop, panic_message};
 use tokio::net::TcpListener;
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -79,18 +79,29 @@ pub fn serve(
     load: impl FnOnce() -> Loaded + Send + 'static,
     tell: impl Fn(ServerEvent) + Send + Sync + 'static,
 ) -> Result<Ended> {
-    let mut builder = Builder::new_multi_thread();
-    builder
-        .worker_threads(HTTP_THREADS)
-        .max_blocking_threads(THREADS_MAX)
-        .thread_stack_size(THREAD_STACK_BYTES)
-        .thread_name("bitnet-http")
-        .enable_all();
-    let runtime = builder.build().map_err(Error::Threads)?;
+    let runtime = runtime().map_err(Error::Threads)?;
     let ended = runtime.block_on(run(options, load, Arc::new(tell)));
     // The remaining tasks are abandoned.
     runtime.shutdown_background();
     ended
+}
+
+/// The threads for HTTP and for text.
+fn runtime() -> std::io::Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(HTTP_THREADS)
+        .max_blocking_threads(THREADS_MAX)
+        .thread_stack_size(THREAD_STACK_BYTES)
+        .thread_name("bitnet-http")
+        .enable_all()
+        .build()
+}
+
+/// The thread that owns the engine.
+fn engine_thread() -> std::thread::Builder {
+    std::thread::Builder::new()
+        .name("bitnet-engine".to_owned())
+        .stack_size(ENGINE_STACK_BYTES)
 }
 
 async fn run(
@@ -207,32 +218,29 @@ fn start_engine(
     tell: Tell,
 ) -> std::io::Result<oneshot::Receiver<Error>> {
     let (ended, has_ended) = oneshot::channel();
-    std::thread::Builder::new()
-        .name("bitnet-engine".to_owned())
-        .stack_size(ENGINE_STACK_BYTES)
-        .spawn(move || {
-            let served = match catch_unwind(AssertUnwindSafe(load)) {
-                Ok(Ok(served)) => served,
-                Ok(Err(error)) => return drop(ended.send(Error::Load(error))),
-                // The panic hook has logged the location.
-                Err(panic) => {
-                    let error = Error::LoadPanicked(panic_message(&*panic).to_owned());
-                    return drop(ended.send(error));
-                }
-            };
-            // Publish before the server is ready, so that the first scrape finds the cache's size.
-            engine_loop.publish(&served.engine);
-            let (engine, remake) = app.set_model(served);
-            if let Ok(model) = app.model() {
-                tracing::info!(model = model.name(), context = model.context, "ready");
-                tell(ServerEvent::Ready);
+    engine_thread().spawn(move || {
+        let served = match catch_unwind(AssertUnwindSafe(load)) {
+            Ok(Ok(served)) => served,
+            Ok(Err(error)) => return drop(ended.send(Error::Load(error))),
+            // The panic hook has logged the location.
+            Err(panic) => {
+                let error = Error::LoadPanicked(panic_message(&*panic).to_owned());
+                return drop(ended.send(error));
             }
-            // The loop ends when all drivers are gone, and `app` holds one.
-            drop(app);
-            if let Err(error) = engine_loop.run(engine, remake) {
-                drop(ended.send(Error::EngineLost(error.to_string())));
-            }
-        })?;
+        };
+        // Publish before the server is ready, so that the first scrape finds the cache's size.
+        engine_loop.publish(&served.engine);
+        let (engine, remake) = app.set_model(served);
+        if let Ok(model) = app.model() {
+            tracing::info!(model = model.name(), context = model.context, "ready");
+            tell(ServerEvent::Ready);
+        }
+        // The loop ends when all drivers are gone, and `app` holds one.
+        drop(app);
+        if let Err(error) = engine_loop.run(engine, remake) {
+            drop(ended.send(Error::EngineLost(error.to_string())));
+        }
+    })?;
     Ok(has_ended)
 }
 
@@ -298,5 +306,42 @@ impl StopSignals {
             // This system has no such signal, so it never arrives.
             std::future::pending().await
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::FORM_STACK_BYTES;
+
+    /// Recurses until this thread has used `bytes` of stack since `start`.
+    fn use_stack(start: usize, bytes: usize) -> usize {
+        let frame = std::hint::black_box([1u8; 1024]);
+        if start.abs_diff(frame.as_ptr().addr()) >= bytes {
+            return 0;
+        }
+        use_stack(start, bytes) + usize::from(frame[bytes % 1024])
+    }
+
+    fn stack_of(bytes: usize) -> bool {
+        let here = 0u8;
+        use_stack((&raw const here).addr(), bytes) > 0
+    }
+
+    /// A part of a stack that a test may use without the thread's own frames overflowing it.
+    const PART: usize = 7;
+
+    #[test]
+    fn threads_have_more_stack_than_the_helper_that_compiled_a_form() {
+        let runtime = runtime().expect("threads");
+        let on_text_thread = runtime.spawn_blocking(|| stack_of(4 * FORM_STACK_BYTES / 8 * PART));
+        assert!(runtime.block_on(on_text_thread).expect("no panic"));
+        let on_engine_thread = engine_thread().spawn(|| stack_of(8 * FORM_STACK_BYTES / 8 * PART));
+        assert!(
+            on_engine_thread
+                .expect("a thread")
+                .join()
+                .expect("no panic")
+        );
     }
 }

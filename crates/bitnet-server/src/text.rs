@@ -345,7 +345,7 @@ mod tests {
         let last = start(false);
         wait_until(&|| threads.waiting.available_permits() == 49);
         assert_eq!(num_done.load(Ordering::Relaxed), 0);
-        assert!(threads.stalled(Duration::ZERO).is_some());
+        wait_until(&|| threads.stalled(Duration::ZERO).is_some());
         (0..TEXT_PLACES).for_each(|_| release.send(()).expect("a receiver"));
         runtime
             .block_on(last)
@@ -355,6 +355,19 @@ mod tests {
         assert!(threads.stalled(Duration::ZERO).is_none());
         let done = num_done.load(Ordering::Relaxed);
         assert_eq!(done, TEXT_PLACES + 1, "cancelled requests did not run");
+    }
+
+    #[test]
+    fn a_panic_is_an_error_of_its_request_and_frees_its_place() {
+        let runtime = runtime();
+        let threads = TextThreads::new(50);
+        for _ in 0..=TEXT_PLACES {
+            let work = || -> Result<(), ApiError> { panic!("on purpose") };
+            let error = runtime.block_on(threads.run(work)).expect_err("a panic");
+            assert_eq!(error.code(), "internal_error");
+        }
+        assert_eq!(runtime.block_on(threads.run(|| Ok(7))).ok(), Some(7));
+        assert_eq!(threads.in_use(), TextUse::default());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Checks of files run on a separate thread, since a file on a network disk may block them. The
 //! server then logs a line and continues.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -65,6 +66,7 @@ pub(crate) fn start(app: &Arc<App>) -> std::io::Result<()> {
 
 fn look_at_files(app: &App, keys: Option<ApiKeys>, looks: &Looks) {
     let mut last_problem = None;
+    let mut replaced = Vec::new();
     loop {
         std::thread::sleep(PAUSE);
         looks.begin();
@@ -74,8 +76,22 @@ fn look_at_files(app: &App, keys: Option<ApiKeys>, looks: &Looks) {
         if let Some(problem) = bitnet_guard::file_problems(true).first() {
             app.model_damaged(problem);
         }
+        look_for_replaced(&mut replaced);
         looks.end();
     }
+}
+
+/// Logs each file of the model whose name now belongs to another file, or to none. `known` are the
+/// ones that were logged before.
+fn look_for_replaced(known: &mut Vec<PathBuf>) {
+    let replaced = bitnet_guard::replaced_files();
+    for path in replaced.iter().filter(|path| !known.contains(path)) {
+        tracing::warn!(
+            path = %path.display(),
+            "a file of the model was replaced or deleted: the server goes on with the old one until it is started again"
+        );
+    }
+    *known = replaced;
 }
 
 /// Reads the API keys again: added keys become valid, removed keys become invalid.

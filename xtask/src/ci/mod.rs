@@ -19,8 +19,6 @@ use steps::{Step, names, on_path, step, succeed};
 const CARGO_FUZZ: &str = "cargo-fuzz@0.13.2";
 /// Maximum size of one allocation for an input of a few kilobytes, in MiB.
 const FUZZ_MALLOC_MIB_MAX: u32 = 64;
-/// Duration of the server's overload, in seconds.
-const SOAK_SECONDS: &str = "120";
 /// Random request bodies for each endpoint of the server.
 const FUZZED_BODIES: &str = "5000";
 /// Maximum seconds for one input, in a build with checks and coverage on a busy machine.
@@ -38,7 +36,8 @@ With --full, also:
   tests/templates  chat templates compared with jinja2, if the folder exists    about 2 min
   bitnet-python    the package for Python: clippy, build, pytest                about 5 min
   determinism      the matrix of docs/determinism.md 20 times under load        about 11 min
-  serve faults     a server overloaded for 2 minutes                            about 5 min
+  serve faults     a server overloaded for --soak-seconds                       about 5 min
+  serve soak       four servers, each under mixed faults for --soak-seconds     about 9 min
   serve fuzz       5000 random bodies for each endpoint                         about 2 min
   fuzz             each target of fuzz/ for --fuzz-seconds                      about 10 min
 
@@ -57,6 +56,9 @@ pub struct Options {
     /// Seconds for each fuzz target
     #[arg(long, value_name = "N", default_value_t = 30, requires = "full")]
     fuzz_seconds: u32,
+    /// Seconds for each server that is overloaded or gets mixed faults
+    #[arg(long, value_name = "N", default_value_t = 120, requires = "full")]
+    soak_seconds: u32,
     /// Skip `.ci/run`, because it has just run
     #[arg(long, requires = "full")]
     only_slow: bool,
@@ -89,7 +91,7 @@ pub fn run(root: &Path, options: Options) -> anyhow::Result<()> {
     }
     let versions = python::run(root, &mut steps)?;
     if !options.only_clients {
-        run_slow(root, &xtask, options.fuzz_seconds, &mut steps)?;
+        run_slow(root, &xtask, &options, &mut steps)?;
     }
     let passed = steps.iter().all(|step| step.passed);
     let record = Record {
@@ -109,20 +111,23 @@ pub fn run(root: &Path, options: Options) -> anyhow::Result<()> {
 fn run_slow(
     root: &Path,
     xtask: &Path,
-    fuzz_seconds: u32,
+    options: &Options,
     steps: &mut Vec<Step>,
 ) -> anyhow::Result<()> {
     let mut determinism = Command::new(xtask);
     steps.push(step(
         determinism.current_dir(root).args(["check", "determinism"]),
     ));
-    let faults = ("BITNET_SOAK_SECONDS", SOAK_SECONDS);
-    steps.push(step(&mut serve_command(root, "faults", faults)));
+    let soak_seconds = options.soak_seconds.to_string();
+    for tests in ["faults", "soak"] {
+        let length = ("BITNET_SOAK_SECONDS", &*soak_seconds);
+        steps.push(step(&mut serve_command(root, tests, length)));
+    }
     let fuzzed = ("PROPTEST_CASES", FUZZED_BODIES);
     steps.push(step(&mut serve_command(root, "fuzz", fuzzed)));
     let fuzz = cargo_fuzz(root)?;
     for target in names(&root.join("fuzz/fuzz_targets"), "", "rs")? {
-        let mut command = fuzz_command(root, &fuzz, &target, fuzz_seconds)?;
+        let mut command = fuzz_command(root, &fuzz, &target, options.fuzz_seconds)?;
         steps.push(step(&mut command));
     }
     Ok(())

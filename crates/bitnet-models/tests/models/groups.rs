@@ -4,11 +4,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bitnet_files::gguf::Gguf;
+use bitnet_files::gguf::{Gguf, MetadataValue};
 use bitnet_kernels::{Cpu, KernelSet};
 use bitnet_models::{InputRounding, KvType, LanguageModel, LoadOptions};
 
-use crate::{assert_same_bits, logits, read_npy};
+use crate::{assert_same_bits, logits, read_npy, rotation};
 
 /// The golden models that exist here: all models of `shared/` beside this repository, or the ones
 /// in the repository.
@@ -165,6 +165,40 @@ fn chunks_threads_and_sets_change_no_bit() {
                 let name = format!("{} {set:?} {threads} {chunk}", name(&folder));
                 assert_same_bits(&name, &found, &reference);
             }
+        }
+    }
+}
+
+#[test]
+fn invalid_numbers_of_yarn_are_errors_that_name_the_key() {
+    let Some(folder) = golden_model("qwen3-ptq1_0") else {
+        return;
+    };
+    let base = folder.join("model.gguf");
+    let yarn = |key: &'static str, value: f32| {
+        let f32 = |value| Some(MetadataValue::F32(value));
+        let mut changes = vec![
+            ("qwen3.rope.scaling.type", rotation::text("yarn")),
+            ("qwen3.rope.scaling.factor", f32(4.0)),
+            (
+                "qwen3.rope.scaling.original_context_length",
+                Some(MetadataValue::U32(64)),
+            ),
+        ];
+        changes.retain(|(known, _)| *known != key);
+        changes.push((key, f32(value)));
+        rotation::error(&base, &changes, "")
+    };
+    let (factor, fast) = (
+        "qwen3.rope.scaling.factor",
+        "qwen3.rope.scaling.yarn_beta_fast",
+    );
+    assert_eq!((yarn(factor, 4.0), yarn(fast, 32.0)), (None, None));
+    for value in [0.0, -1.0, f32::INFINITY, f32::NAN, 1e-40, 1e10] {
+        for key in [factor, fast] {
+            let error = yarn(key, value).unwrap_or_default();
+            let words = format!("{key} is {value}; more than 0 and at most 1e9");
+            assert!(error.contains(&words), "{value}: {error}");
         }
     }
 }

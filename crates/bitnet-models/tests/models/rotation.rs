@@ -55,7 +55,7 @@ pub(crate) fn changed(from: &Path, changes: &[Change], left_out: &str) -> tempfi
 }
 
 /// The error of loading a changed copy, its causes included; `None` if it loads.
-fn error(from: &Path, changes: &[Change], left_out: &str) -> Option<String> {
+pub fn error(from: &Path, changes: &[Change], left_out: &str) -> Option<String> {
     let file = changed(from, changes, left_out);
     let gguf = Gguf::open(file.path()).expect("a well-formed file");
     let cpu = Cpu::new(KernelSet::detect(), 1);
@@ -63,7 +63,7 @@ fn error(from: &Path, changes: &[Change], left_out: &str) -> Option<String> {
     loaded.err().map(|error| error.to_string())
 }
 
-fn text(text: &str) -> Option<MetadataValue> {
+pub fn text(text: &str) -> Option<MetadataValue> {
     Some(MetadataValue::String(text.to_owned()))
 }
 
