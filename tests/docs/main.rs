@@ -52,6 +52,39 @@ fn every_command_is_in_the_readme() {
     }
 }
 
+/// The text of all Rust files below a folder.
+fn rust_below(folder: &Path) -> String {
+    let entries = fs::read_dir(folder).expect("a folder");
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    let text = |path: PathBuf| match path.extension() {
+        _ if path.is_dir() => rust_below(&path),
+        Some(extension) if extension == "rs" => fs::read_to_string(&path).expect("a file"),
+        _ => String::new(),
+    };
+    paths.map(text).collect()
+}
+
+#[test]
+fn every_guard_has_a_test() {
+    let table = fs::read_to_string(root().join("tests/guards.md")).expect("tests/guards.md");
+    let rows: Vec<_> = table
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.rsplit_once(" | `"))
+        .collect();
+    assert!(rows.len() > 60, "{} rows", rows.len());
+    let code = ["crates", "tests"].map(|folder| rust_below(&root().join(folder)));
+    for (guard, tests) in rows {
+        for test in tests
+            .split(['`', ',', ' ', '|'])
+            .filter(|name| !name.is_empty())
+        {
+            let function = format!("fn {test}(");
+            let exists = code.iter().any(|code| code.contains(&function));
+            assert!(exists, "{guard}: there is no test {test}");
+        }
+    }
+}
+
 #[test]
 fn an_unknown_command_or_option_is_found() {
     let text = "`bitnet run --tempo 1`\n```\nbitnet walk\ncargo run --release -- chat -m X \\\n  --jsn  # --y\n```\n";
