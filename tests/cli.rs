@@ -724,6 +724,21 @@ fn bench_counts_table_lookups_and_shows_no_peak_for_them() {
     }
 }
 
+#[test]
+fn bench_counts_the_products_of_group_scales() {
+    let model = data("golden-group/qwen3-ptq1_0/model.gguf");
+    let model = model.to_str().expect("UTF-8");
+    let report = json(&[
+        "bench", "-m", model, "-p", "8", "-n", "2", "-r", "1", "-t", "1", "--json",
+    ]);
+    for phase in ["prefill", "decode"] {
+        assert!(
+            report[phase]["macs_per_second"].as_f64().expect("a number") > 0.0,
+            "{report}"
+        );
+    }
+}
+
 /// The f32 values of a version 1 `.npy` file.
 fn read_npy(path: &Path) -> Vec<f32> {
     let bytes = std::fs::read(path).expect("a npy file");

@@ -14,7 +14,9 @@ use bitnet_inference::{
     peak_rss_bytes,
 };
 use bitnet_kernels::math::median;
-use bitnet_kernels::{Kernel, KernelSet, Packing, READ_PROBE_BYTES, ReadProbe, default_threads};
+use bitnet_kernels::{
+    GroupCodes, Kernel, KernelSet, Packing, READ_PROBE_BYTES, ReadProbe, default_threads,
+};
 use bitnet_models::synthetic;
 use bitnet_receipts::{Provenance, Receipt};
 use bitnet_tokenizers::TokenId;
@@ -361,7 +363,9 @@ impl Machine {
         work(&mut self.engine, &mut events);
         let seconds = start.elapsed().as_secs_f64();
         let counters = self.engine.counters();
-        let products = [Packing::Two, Packing::Tl1, Packing::Tl2];
+        // The packings of 2 and 1.67 bits count with the same kernels.
+        let ternary = [Packing::Two, Packing::Tl1, Packing::Tl2].map(Packing::kernels);
+        let of_groups = GroupCodes::ALL.map(GroupCodes::kernels);
         Sample {
             seconds,
             tokens: events
@@ -369,10 +373,11 @@ impl Machine {
                 .filter(|event| matches!(event, Event::Token { .. }))
                 .count(),
             steps: (self.engine.counts().steps - steps_before) as usize,
-            macs: products
-                .into_iter()
-                .flat_map(Packing::kernels)
-                .map(|kernel| counters.get(kernel).macs)
+            macs: ternary
+                .iter()
+                .chain(&of_groups)
+                .flatten()
+                .map(|kernel| counters.get(*kernel).macs)
                 .sum(),
             bytes: Kernel::ALL
                 .iter()

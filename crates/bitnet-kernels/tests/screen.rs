@@ -80,7 +80,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
     #[test]
     fn no_logit_is_outside_its_bound(
-        cols in prop_oneof![1usize..40, 60usize..200],
+        cols in prop_oneof![1usize..40, 60usize..200, 250usize..600],
         rows in 1usize..70,
         states in 1usize..10,
         seed in proptest::collection::vec(value(), 4001),

@@ -1,17 +1,17 @@
 //! [`ScreenTable`]: an 8-bit copy of the head, which shows with half the memory traffic which
 //! logits can matter.
 //!
-//! A logit is the product of a row `e` of the head and the hidden state `h`. Both are kept as 8-bit
-//! integers times a scale, the hidden state as the sum of two such planes, so that the estimate is
-//! an exact integer sum and two multiplications. Each estimate has an error bound, proved in
+//! A logit is the product of a row `e` of the head and the hidden state `h`. The row is kept as
+//! 8-bit integers times a scale and the hidden state as 16-bit integers times a scale, so that the
+//! estimate is an exact integer sum and two multiplications. Each estimate has an error bound, proved in
 //! `docs/screened-head.md`. To find the largest logits, the sampler computes in full only the
 //! logits whose upper bound reaches the lower bounds of the others, so it never misses one.
 
 use bytes::Bytes;
 
-use crate::layout::activations::{Activations, TILE_ROWS};
+use crate::layout::activations::TILE_ROWS;
 use crate::layout::lines::{BLOCK_ROWS, LINE_COLS, MAX_COLS};
-use crate::layout::screen::{ScreenSums, pack_block};
+use crate::layout::screen::{PLANE_FACTOR, Plane, ScreenStates, ScreenSums, pack_block};
 use crate::ops::cpu::Cpu;
 use crate::sets::table::KernelSet;
 use crate::threads::counters::Kernel;
@@ -29,15 +29,15 @@ const ERROR_FLOOR: f32 = 1e-30;
 /// Maximum norm for screening: products of larger norms could overflow.
 const MAX_NORM: f32 = 1e15;
 
-/// The hidden states of a pass as 8-bit planes, and their estimates. Grows to the largest number of
+/// The hidden states of a pass as integers, and their estimates. Grows to the largest number of
 /// rows so far.
 #[derive(Default)]
 pub struct ScreenScratch {
-    /// Rows 2t and 2t + 1 are the planes of hidden state t.
-    planes: Activations,
+    states: ScreenStates,
     hidden: Vec<HiddenBounds>,
     residual: Vec<f32>,
-    integers: Vec<i8>,
+    /// The two planes of a state.
+    integers: [Vec<i8>; 2],
     values: Vec<f32>,
     errors: Vec<f32>,
     stride: usize,
@@ -46,9 +46,9 @@ pub struct ScreenScratch {
 /// The terms of a hidden state in the error bounds.
 #[derive(Clone, Copy)]
 struct HiddenBounds {
-    /// The scales of the two planes.
-    scales: [f32; 2],
-    /// The factor of a row's `residual` in a bound: at least `‖h‖`.
+    /// The scale of the integers.
+    scale: f32,
+    /// The factor of a row's `residual`: at least `‖h‖`.
     of_residual: f32,
     /// The factor of a row's `norm` in a bound.
     of_norm: f32,
@@ -75,6 +75,14 @@ struct Quantized {
 }
 
 impl Quantized {
+    fn plane<'a>(&self, integers: &'a [i8]) -> Plane<'a> {
+        Plane {
+            integers,
+            scale: self.scale,
+            sum: self.sum,
+        }
+    }
+
     /// Whether nothing computed from it can overflow.
     fn is_bounded(&self) -> bool {
         self.norm <= MAX_NORM && self.residual <= MAX_NORM
@@ -86,7 +94,32 @@ impl Quantized {
 /// 2⁻²⁴ < 1 + 2e-4`.
 fn quantize(set: &KernelSet, x: &[f32], integers: &mut [i8]) -> Quantized {
     let (factor, sum) = set.quantize(x, integers);
-    let scale = 1.0 / factor;
+    measured(set, x, integers, 1.0 / factor, sum)
+}
+
+/// Quantizes what the first plane left with a scale of a 256th of its scale. That is a power of
+/// two, so both planes are one integer times one scale.
+fn quantize_rest(
+    set: &KernelSet,
+    rest: &[f32],
+    first_scale: f32,
+    integers: &mut [i8],
+) -> Quantized {
+    let scale = first_scale / PLANE_FACTOR as f32;
+    let factor = 1.0 / scale;
+    let mut sum = 0;
+    for (integer, x) in integers.iter_mut().zip(rest) {
+        // The rest is at most half the first scale, 128 units. Adding 1.5 · 2^23 rounds to an
+        // integer and leaves it in the low bits. A NaN gives some integer.
+        *integer = ((x * factor).clamp(-127.0, 127.0) + 12_582_912.0).to_bits() as i8;
+        sum += i32::from(*integer);
+    }
+    integers[rest.len()..].fill(0);
+    measured(set, rest, integers, scale, sum)
+}
+
+/// The norms of `x` and of its integers.
+fn measured(set: &KernelSet, x: &[f32], integers: &[i8], scale: f32, sum: i32) -> Quantized {
     // SAFETY: a set exists only on a CPU that can run it.
     let [residual, norm, image] = unsafe { (set.residual_squares)(x, integers, scale) }
         .map(|squares| squares.sqrt() * 1.000_2);
@@ -182,23 +215,25 @@ impl ScreenScratch {
         }
     }
 
-    /// Splits each hidden state into two planes. False if the values of one cannot be bounded.
+    /// Turns each hidden state into integers. False if one has values that cannot be bounded.
     fn split(&mut self, set: &KernelSet, x: &[f32], cols: usize) -> bool {
-        let n = x.len() / cols;
-        self.planes.reset(2 * n, cols);
+        self.states.reset(x.len() / cols, cols);
         self.hidden.clear();
         self.residual.resize(cols, 0.0);
-        self.integers.resize(self.planes.padded_cols(), 0);
+        let padded = self.states.padded_cols();
+        let planes = self.integers.each_mut();
+        let [of_first, of_second] = planes.map(|plane| {
+            plane.resize(padded.max(plane.len()), 0);
+            &mut plane[..padded]
+        });
         for (index, x) in x.chunks_exact(cols).enumerate() {
-            let first = quantize(set, x, &mut self.integers);
-            self.planes
-                .set_row(2 * index, &self.integers, first.scale, first.sum);
-            for ((residual, x), integer) in self.residual.iter_mut().zip(x).zip(&self.integers) {
+            let first = quantize(set, x, of_first);
+            for ((residual, x), integer) in self.residual.iter_mut().zip(x).zip(&*of_first) {
                 *residual = x - first.scale * f32::from(*integer);
             }
-            let second = quantize(set, &self.residual, &mut self.integers);
-            self.planes
-                .set_row(2 * index + 1, &self.integers, second.scale, second.sum);
+            let second = quantize_rest(set, &self.residual, first.scale, of_second);
+            self.states
+                .set(index, &first.plane(of_first), &second.plane(of_second));
             if !(first.is_bounded() && second.is_bounded()) {
                 return false;
             }
@@ -209,7 +244,7 @@ impl ScreenScratch {
             let of_norm = left + of_sum * first.norm + 8.0 * UNIT * (first.norm + second.norm);
             // One part in a million covers the rounding of this product and of the next two.
             self.hidden.push(HiddenBounds {
-                scales: [first.scale, second.scale],
+                scale: second.scale,
                 of_residual: first.norm * 1.000_001,
                 of_norm: of_norm * 1.000_001,
             });
@@ -245,14 +280,14 @@ impl Cpu {
         let len = n * scratch.stride;
         scratch.values.resize(len.max(scratch.values.len()), 0.0);
         scratch.errors.resize(len.max(scratch.errors.len()), 0.0);
-        let (stride, planes, hidden) = (scratch.stride, &scratch.planes, &scratch.hidden);
+        let (stride, states, hidden) = (scratch.stride, &scratch.states, &scratch.hidden);
         let (values, errors) = (
             Disjoint::new(&mut scratch.values),
             Disjoint::new(&mut scratch.errors),
         );
         let block_bytes = ScreenTable::block_bytes(cols);
         let set = self.set();
-        let tiles = planes.num_tiles();
+        let tiles = states.num_tiles();
         let part = block_bytes.div_ceil(tiles);
         self.pool().split(table.bounds.len(), 1, &|blocks| {
             let mut sums: ScreenSums = [[0; BLOCK_ROWS]; TILE_ROWS];
@@ -269,11 +304,8 @@ impl Cpu {
                 for tile in 0..tiles {
                     let ahead = next.get(tile * part..(tile + 1) * part).unwrap_or_default();
                     // SAFETY: a set exists only on a CPU that can run it.
-                    unsafe { (set.screen_block)(lines, ahead, &planes.tile(tile), &mut sums) };
-                    let states = planes.tile_rows(tile);
-                    for (index, sums) in
-                        (states.start / 2..states.end / 2).zip(sums.as_chunks::<2>().0)
-                    {
+                    unsafe { (set.screen_block)(lines, ahead, &states.tile(tile), &mut sums) };
+                    for (index, sums) in states.tile_states(tile).zip(sums.as_chunks::<2>().0) {
                         let range = index * stride + block * BLOCK_ROWS
                             ..index * stride + (block + 1) * BLOCK_ROWS;
                         // SAFETY: each block is in one thread's share.
@@ -289,7 +321,7 @@ impl Cpu {
 }
 
 impl BlockBounds {
-    /// The estimates of a block of rows from the integer sums of both planes.
+    /// The estimates of a block of rows from the two parts of the integer sums.
     fn estimate(
         &self,
         hidden: &HiddenBounds,
@@ -297,10 +329,11 @@ impl BlockBounds {
         values: &mut [f32],
         errors: &mut [f32],
     ) {
-        let [first, second] = hidden.scales;
         for (lane, (value, error)) in values.iter_mut().zip(errors).enumerate() {
-            let sum = first * sums[0][lane] as f32 + second * sums[1][lane] as f32;
-            *value = self.scale[lane] * sum;
+            // Exact: the parts have 32 bits, a float of 64 bits has 53.
+            let parts = [sums[0][lane], sums[1][lane]].map(f64::from);
+            let sum = f64::from(PLANE_FACTOR) * parts[0] + parts[1];
+            *value = self.scale[lane] * (hidden.scale * sum as f32);
             *error = self.residual[lane] * hidden.of_residual
                 + self.norm[lane] * hidden.of_norm
                 + ERROR_FLOOR;

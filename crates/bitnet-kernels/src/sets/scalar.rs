@@ -11,7 +11,7 @@ use crate::layout::activations::{Activations, Tile};
 use crate::layout::cache::{CACHE_BLOCK, SEGMENT_KEYS};
 use crate::layout::lines::{BLOCK_ROWS, LINE_COLS, Line};
 use crate::layout::packing::Packing;
-use crate::layout::screen::ScreenSums;
+use crate::layout::screen::{ScreenSums, ScreenTile};
 use crate::sets::output::Output;
 use crate::sets::portable;
 use crate::sets::segment::{CacheElement, Partial, Segment, SegmentScratch};
@@ -82,7 +82,8 @@ fn block_sums(lines: &[Line], tile: &Tile<'_>, index: usize) -> [i32; BLOCK_ROWS
 }
 
 /// `Σ integer · q` of each row of a block with each plane of a tile.
-fn screen_block(lines: &[u8], _ahead: &[u8], tile: &Tile<'_>, sums: &mut ScreenSums) {
+fn screen_block(lines: &[u8], _ahead: &[u8], tile: &ScreenTile<'_>, sums: &mut ScreenSums) {
+    let tile = tile.planes;
     let planes = tile.scales.len();
     for (plane, sums) in sums[..planes].iter_mut().enumerate() {
         sums.fill(0);

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use crate::layout::activations::{Activations, Tile};
+use crate::layout::activations::Activations;
 use crate::layout::packing::Packing;
-use crate::layout::screen::ScreenSums;
+use crate::layout::screen::{ScreenSums, ScreenTile};
 use crate::sets::groups::GroupKernels;
 use crate::sets::lookup::Lookup;
 use crate::sets::output::Output;
@@ -45,7 +45,7 @@ pub struct KernelSet {
     pub(crate) quantize_runs: QuantizeRuns,
     pub(crate) residual_squares: unsafe fn(&[f32], &[i8], f32) -> [f32; 3],
     /// Arguments: a block, lines to prefetch, a tile, its sums.
-    pub(crate) screen_block: unsafe fn(&[u8], &[u8], &Tile<'_>, &mut ScreenSums),
+    pub(crate) screen_block: unsafe fn(&[u8], &[u8], &ScreenTile<'_>, &mut ScreenSums),
     pub(crate) relu2_mul: unsafe fn(&[f32], &[f32], &mut [f32]),
     pub(crate) silu_mul: unsafe fn(&[f32], &[f32], &mut [f32]),
     pub(crate) add: unsafe fn(&mut [f32], &[f32]),

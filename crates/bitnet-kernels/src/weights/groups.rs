@@ -206,12 +206,8 @@ impl GroupMatrix {
     /// The kernel that counts a product with `rows` rows of activations.
     #[must_use]
     pub fn kernel(&self, rows: usize) -> Kernel {
-        match (self.layout.codes, rows) {
-            (GroupCodes::Signs, 1) => Kernel::SignGemv,
-            (GroupCodes::Signs, _) => Kernel::SignGemm,
-            (GroupCodes::TwoBits, 1) => Kernel::TwoBitGemv,
-            (GroupCodes::TwoBits, _) => Kernel::TwoBitGemm,
-        }
+        let [of_one, of_several] = self.layout.codes.kernels();
+        if rows == 1 { of_one } else { of_several }
     }
 
     /// Writes row `row` of a part as f32, `[cols]`: each weight times its scale, exactly: a scale
@@ -256,6 +252,17 @@ impl GroupMatrix {
     pub(crate) fn chunk(&self, block: usize, chunk: &GroupChunk) -> &[u8] {
         let start = chunk.start(block, self.num_blocks);
         &self.bytes[start..start + chunk.block_bytes]
+    }
+}
+
+impl GroupCodes {
+    /// The kernels that count products: with a single row of activations, and with several.
+    #[must_use]
+    pub fn kernels(self) -> [Kernel; 2] {
+        match self {
+            Self::Signs => [Kernel::SignGemv, Kernel::SignGemm],
+            Self::TwoBits => [Kernel::TwoBitGemv, Kernel::TwoBitGemm],
+        }
     }
 }
 

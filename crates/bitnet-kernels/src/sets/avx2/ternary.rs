@@ -3,9 +3,12 @@
 //! A 16-bit lane holds few products, so its sums are added to 32-bit lanes before any input can
 //! overflow it.
 //!
-//! For a few rows of activations the kernel extracts the codes from each line as it reads it. For
-//! more rows it unpacks the codes of some columns to bytes, a panel that stays in the first-level
-//! cache while all rows are multiplied by it; then it goes on to the next columns.
+//! For up to a tile of rows of activations the kernel extracts the codes in registers. For more
+//! rows it unpacks the codes of some columns to bytes, a panel that stays in the first-level cache
+//! while all rows are multiplied by it; then it goes on to the next columns.
+//!
+//! With several rows, products take longer than reading the weights, and all reads of a panel come
+//! in one burst before them. So the kernel prefetches the lines of later panels while it multiplies.
 
 use std::arch::x86_64::*;
 use std::cell::Cell;
@@ -13,16 +16,19 @@ use std::ops::Range;
 
 use super::vector::{broadcast, load_quarter, store8};
 use crate::layout::activations::{Activations, Tile};
-use crate::layout::lines::{LINE_COLS, Line};
+use crate::layout::lines::{LINE_BYTES, LINE_COLS, Line};
 use crate::sets::output::Output;
 use crate::weights::matrix::{LineScratch, TernaryMatrix};
-
-/// Maximum number of rows for which codes are extracted as lines are read.
-const FEW_ROWS: usize = 4;
 
 /// Lines in a panel. A 16-bit lane takes eight products of 0–2 by at most 127 a line: 2032, so
 /// sixteen lines give 32,512 at most.
 const PANEL_LINES: usize = 16;
+
+/// Bytes between the lines that are multiplied and those that are prefetched: two panels.
+const PREFETCH_BYTES: usize = 2 * PANEL_LINES * LINE_BYTES;
+
+/// Quarters of a line, each with the codes of eight rows.
+const QUARTERS: usize = 4;
 
 /// A line unpacked: for four columns at a time, a byte for each of 32 rows and each column.
 type UnpackedLine = [[__m256i; 4]; LINE_COLS / 4];
@@ -54,11 +60,8 @@ pub(crate) fn ternary(
         let lines = scratch
             .unpack(matrix, block)
             .unwrap_or_else(|| matrix.lines(block));
-        match activations.rows() {
-            1 => sums_of_rows[0] = row_sums(lines, &activations.tile(0)),
-            2 => few_sums::<2>(lines, &activations.tile(0), sums_of_rows),
-            3 => few_sums::<3>(lines, &activations.tile(0), sums_of_rows),
-            FEW_ROWS => few_sums::<FEW_ROWS>(lines, &activations.tile(0), sums_of_rows),
+        match activations.num_tiles() {
+            1 => tile_sums(lines, &activations.tile(0), sums_of_rows),
             _ => many_sums(lines, activations, sums_of_rows),
         }
         for tile_index in 0..activations.num_tiles() {
@@ -82,6 +85,33 @@ pub(crate) fn ternary(
         }
     }
     SUMS.set(sums);
+}
+
+/// `Σ code · q` of 32 rows with the rows of a tile.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn tile_sums(lines: &[Line], tile: &Tile<'_>, sums: &mut [Sums]) {
+    match tile.scales.len() {
+        1 => sums[0] = row_sums(lines, tile),
+        2 => few_sums::<2, 2>(lines, tile, sums),
+        3 => few_sums::<3, 2>(lines, tile, sums),
+        4 => few_sums::<4, 2>(lines, tile, sums),
+        5 => few_sums::<5, 1>(lines, tile, sums),
+        6 => few_sums::<6, 1>(lines, tile, sums),
+        7 => few_sums::<7, 1>(lines, tile, sums),
+        8 => few_sums::<8, 1>(lines, tile, sums),
+        rows => unreachable!("a tile of {rows} rows"),
+    }
+}
+
+/// Prefetches lines that follow the given ones.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn prefetch(lines: &[Line]) {
+    for cache_line in lines.as_flattened().chunks_exact(64) {
+        let ahead = cache_line.as_ptr().wrapping_add(PREFETCH_BYTES);
+        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+    }
 }
 
 /// The codes of the field at position `S`, shifted down.
@@ -156,47 +186,61 @@ fn row_sums(lines: &[Line], tile: &Tile<'_>) -> Sums {
     sums
 }
 
-/// `Σ code · q` of 32 rows, 16 at a time, with the `N` rows of a tile.
+/// `Σ code · q` of 32 rows with the `N` rows of a tile, `Q` quarters of lines at a time.
+///
+/// `N · Q` sums of 16 bits must leave some of the 16 registers for codes and activations. The
+/// kernel takes some lines and goes through them for all quarters before it takes the next, so that
+/// it reads memory in one stream.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn few_sums<const N: usize>(lines: &[Line], tile: &Tile<'_>, sums: &mut [Sums]) {
-    for pair in 0..2 {
-        let mut totals = [[_mm256_setzero_si256(); 2]; N];
-        for (lines, values) in lines
-            .chunks(PANEL_LINES)
-            .zip(tile.values.chunks(PANEL_LINES * LINE_COLS * N))
-        {
-            let mut acc = [[_mm256_setzero_si256(); 2]; N];
-            for (line, values) in lines.iter().zip(values.chunks_exact(LINE_COLS * N)) {
-                let halves = [
-                    load_quarter(line, 2 * pair),
-                    load_quarter(line, 2 * pair + 1),
-                ];
-                macro_rules! add_field {
-                    ($s:literal) => {
-                        let codes = [field::<$s>(halves[0]), field::<$s>(halves[1])];
-                        for (i, acc) in acc.iter_mut().enumerate() {
-                            let q = broadcast(values, $s * N + i);
-                            *acc = [
-                                add_products(acc[0], codes[0], q),
-                                add_products(acc[1], codes[1], q),
-                            ];
-                        }
-                    };
+fn few_sums<const N: usize, const Q: usize>(lines: &[Line], tile: &Tile<'_>, sums: &mut [Sums]) {
+    let sums = &mut sums[..N];
+    sums.fill([_mm256_setzero_si256(); QUARTERS]);
+    for (lines, values) in lines
+        .chunks(PANEL_LINES)
+        .zip(tile.values.chunks(PANEL_LINES * LINE_COLS * N))
+    {
+        prefetch(lines);
+        for first in (0..QUARTERS).step_by(Q) {
+            let acc = quarter_sums::<N, Q>(lines, values, first);
+            for (sums, acc) in sums.iter_mut().zip(acc) {
+                for (sum, acc) in sums[first..first + Q].iter_mut().zip(acc) {
+                    *sum = widen(*sum, acc);
                 }
-                add_field!(0);
-                add_field!(1);
-                add_field!(2);
-                add_field!(3);
             }
-            for (total, acc) in totals.iter_mut().zip(acc) {
-                *total = [widen(total[0], acc[0]), widen(total[1], acc[1])];
-            }
-        }
-        for (sums, total) in sums.iter_mut().zip(totals) {
-            [sums[2 * pair], sums[2 * pair + 1]] = total;
         }
     }
+}
+
+/// `Σ code · q` of `Q` quarters of at most [`PANEL_LINES`] lines with the `N` rows of a tile, in 16
+/// bits.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn quarter_sums<const N: usize, const Q: usize>(
+    lines: &[Line],
+    values: &[i8],
+    first: usize,
+) -> [[__m256i; Q]; N] {
+    let mut acc = [[_mm256_setzero_si256(); Q]; N];
+    for (line, values) in lines.iter().zip(values.chunks_exact(LINE_COLS * N)) {
+        let quarters: [__m256i; Q] = std::array::from_fn(|i| load_quarter(line, first + i));
+        macro_rules! add_field {
+            ($s:literal) => {
+                let codes = quarters.map(|codes| field::<$s>(codes));
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    let q = broadcast(values, $s * N + i);
+                    for (acc, codes) in acc.iter_mut().zip(codes) {
+                        *acc = add_products(*acc, codes, q);
+                    }
+                }
+            };
+        }
+        add_field!(0);
+        add_field!(1);
+        add_field!(2);
+        add_field!(3);
+    }
+    acc
 }
 
 /// `Σ code · q` of 32 rows with all rows of activations.
@@ -207,6 +251,7 @@ fn many_sums(lines: &[Line], activations: &Activations, sums: &mut [Sums]) {
     sums.fill([_mm256_setzero_si256(); 4]);
     for (index, lines) in lines.chunks(PANEL_LINES).enumerate() {
         let panel = &mut panel[..lines.len()];
+        prefetch(lines);
         for (line, unpacked) in lines.iter().zip(&mut *panel) {
             let codes = std::array::from_fn(|quarter| load_quarter(line, quarter));
             *unpacked = [
@@ -231,7 +276,10 @@ fn many_sums(lines: &[Line], activations: &Activations, sums: &mut [Sums]) {
                     }
                 };
             }
+            // The sums of two quarters and five rows take ten of the 16 registers.
+            rows_at_once!(5);
             rows_at_once!(4);
+            rows_at_once!(3);
             rows_at_once!(2);
             rows_at_once!(1);
         }

@@ -5,10 +5,16 @@ use std::arch::x86_64::*;
 use super::vector::{broadcast, load_half};
 use crate::layout::activations::Tile;
 use crate::layout::lines::LINE_BYTES;
-use crate::layout::screen::ScreenSums;
+use crate::layout::screen::{ScreenSums, ScreenTile};
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-pub(crate) fn screen_block(lines: &[u8], ahead: &[u8], tile: &Tile<'_>, sums: &mut ScreenSums) {
+pub(crate) fn screen_block(
+    lines: &[u8],
+    ahead: &[u8],
+    tile: &ScreenTile<'_>,
+    sums: &mut ScreenSums,
+) {
+    let tile = &tile.planes;
     match tile.scales.len() {
         2 => screen_planes::<2>(lines, ahead, tile, sums),
         4 => screen_planes::<4>(lines, ahead, tile, sums),

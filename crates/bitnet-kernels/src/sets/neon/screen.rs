@@ -3,16 +3,21 @@
 use std::arch::aarch64::*;
 
 use super::vector::{LINE_REGISTERS, REGISTER_ROWS, broadcast, dot, load_registers};
-use crate::layout::activations::Tile;
 use crate::layout::lines::LINE_BYTES;
-use crate::layout::screen::ScreenSums;
+use crate::layout::screen::{ScreenSums, ScreenTile};
 
 /// Defines `Σ integer · q` of 32 rows with each plane of a tile, two planes at a time; `$add` adds
 /// four products to a lane.
 macro_rules! screen_block {
     ($name:ident: $features:literal, $add:path) => {
         #[target_feature(enable = $features)]
-        pub(crate) fn $name(lines: &[u8], _ahead: &[u8], tile: &Tile<'_>, sums: &mut ScreenSums) {
+        pub(crate) fn $name(
+            lines: &[u8],
+            _ahead: &[u8],
+            tile: &ScreenTile<'_>,
+            sums: &mut ScreenSums,
+        ) {
+            let tile = tile.planes;
             let planes = tile.scales.len();
             for (pair, sums) in sums[..planes].as_chunks_mut::<2>().0.iter_mut().enumerate() {
                 let mut acc = [[vdupq_n_s32(0); LINE_REGISTERS]; 2];
