@@ -313,7 +313,7 @@ fn the_largest_sums_do_not_overflow() {
                 let pool = Pool::new(2);
                 let matrix = GroupMatrix::pack(&pool, &[32], cols, codes, group_cols, &unpack)
                     .expect("unpack never fails");
-                for n in [1, 3, 8] {
+                for n in [1, 3, 5, 8, 13] {
                     let x = vec![sign; n * cols];
                     let expected = f32::from(codes.weight(code)) * sign * cols as f32;
                     for y in multiply(&Cpu::new(scalar(), 1), &matrix, &x, run_cols) {

@@ -15,7 +15,7 @@ pub fn bench(criterion: &mut Criterion, machines: &[Machine]) {
     for machine in machines {
         machine.bench(&mut head, "f16, 1 row", project);
     }
-    for rows in [1, 4] {
+    for rows in [1, 2, 4, 8, 16] {
         for machine in machines {
             machine.bench(&mut head, &format!("estimates, {rows} rows"), || {
                 estimate(&machine.cpu, rows)
@@ -54,7 +54,7 @@ fn estimate(cpu: &Cpu, rows: usize) -> (Work, impl FnMut(&Cpu)) {
         to.rotate_left(row % hidden);
     });
     let (x, mut scratch) = (Rng(7).floats(rows * hidden), ScreenScratch::default());
-    // Each hidden state has two planes of int8.
+    // Each hidden state has two planes of int8, or one of int16 at half the rate.
     let work = Work {
         bytes: table.num_bytes(),
         i8_macs: 2 * rows * vocab * hidden,

@@ -19,8 +19,30 @@ pub struct GroupActivations {
     values: Vec<i8>,
     /// `[runs, rows in the tile]` for each tile: the scale of each run.
     scales: Vec<f32>,
-    /// `[runs, rows in the tile]` for each tile: the sum of each run's values.
-    sums: Vec<i32>,
+    /// `[runs, rows in the tile]` for each tile: what each run adds to sums of codes times values.
+    offsets: Vec<Offset>,
+}
+
+/// What a run adds to its sum of codes times values, so that the sum becomes one of weights times
+/// values: a code of 2 bits is a weight + 1. So it is −Σ q.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Offset {
+    /// −Σ q.
+    pub whole: i32,
+    /// The same as two words whose sum it is, in the lower and the upper half. Each is at most 8128
+    /// in magnitude, half of 128 values of at most 127.
+    pub words: i32,
+}
+
+impl Offset {
+    /// The offset of a run whose values have this sum.
+    pub fn of_sum(sum: i32) -> Self {
+        let (low, high) = (-sum >> 1, -sum - (-sum >> 1));
+        Self {
+            whole: -sum,
+            words: high << 16 | low & 0xffff,
+        }
+    }
 }
 
 /// The rows of one tile.
@@ -32,15 +54,15 @@ pub(crate) struct GroupTile<'a> {
     pub values: &'a [i8],
     /// The factor of each run's values, `[runs, rows]`.
     pub scales: &'a [f32],
-    /// The sum of each run's values, `[runs, rows]`.
-    pub sums: &'a [i32],
+    /// `[runs, rows]`, see [`Offset`].
+    pub offsets: &'a [Offset],
 }
 
 /// The buffers of all rows, which the caller fills.
 pub(crate) struct GroupTileMut<'a> {
     pub values: &'a mut [i8],
     pub scales: &'a mut [f32],
-    pub sums: &'a mut [i32],
+    pub offsets: &'a mut [Offset],
 }
 
 impl GroupActivations {
@@ -86,7 +108,8 @@ impl GroupActivations {
         let (values, runs) = (rows * self.padded_cols(), rows * self.num_runs());
         self.values.resize(values.max(self.values.len()), 0);
         self.scales.resize(runs.max(self.scales.len()), 0.0);
-        self.sums.resize(runs.max(self.sums.len()), 0);
+        self.offsets
+            .resize(runs.max(self.offsets.len()), Offset::default());
     }
 
     /// Number of tiles that hold the rows.
@@ -106,7 +129,7 @@ impl GroupActivations {
             rows: rows.len(),
             values: &self.values[rows.start * cols..rows.end * cols],
             scales: &self.scales[rows.start * runs..rows.end * runs],
-            sums: &self.sums[rows.start * runs..rows.end * runs],
+            offsets: &self.offsets[rows.start * runs..rows.end * runs],
         }
     }
 
@@ -115,7 +138,7 @@ impl GroupActivations {
         GroupTileMut {
             values: &mut self.values[..self.rows * cols],
             scales: &mut self.scales[..self.rows * runs],
-            sums: &mut self.sums[..self.rows * runs],
+            offsets: &mut self.offsets[..self.rows * runs],
         }
     }
 
@@ -134,5 +157,21 @@ impl GroupActivations {
         let tile = self.tile(row / TILE_ROWS);
         let scales = tile.scales[row % TILE_ROWS..].iter();
         scales.step_by(tile.rows).copied().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_of_an_offset_add_up_to_it() {
+        for sum in [0, 1, -1, 127, -128, 16_256, -16_256, 4_063] {
+            let offset = Offset::of_sum(sum);
+            let (low, high) = (offset.words as i16, (offset.words >> 16) as i16);
+            assert_eq!(i32::from(low) + i32::from(high), -sum);
+            assert_eq!(offset.whole, -sum);
+            assert!(low.abs() <= 8128 && high.abs() <= 8128, "{low} {high}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use crate::layout::activations::TILE_ROWS;
 use crate::layout::cells::GroupCodes;
-use crate::layout::group_activations::GroupActivations;
+use crate::layout::group_activations::{GroupActivations, Offset};
 use crate::layout::lines::BLOCK_ROWS;
 use crate::ops::cpu::{Cpu, Norm};
 use crate::sets::output::Output;
@@ -25,6 +25,7 @@ struct RowScratch {
     int8: Vec<i8>,
     scales: Vec<f32>,
     sums: Vec<i32>,
+    offsets: Vec<Offset>,
 }
 
 thread_local! {
@@ -80,10 +81,10 @@ impl Cpu {
         to.reset(rows, cols, run_cols);
         let (padded, runs, set) = (to.padded_cols(), to.num_runs(), self.set());
         let all = to.all_mut();
-        let (values, scales, sums) = (
+        let (values, scales, offsets) = (
             Disjoint::new(all.values),
             Disjoint::new(all.scales),
-            Disjoint::new(all.sums),
+            Disjoint::new(all.offsets),
         );
         self.pool().deal(rows.div_ceil(TILE_ROWS), 1, &|tiles| {
             ROW.with_borrow_mut(|scratch| {
@@ -94,11 +95,11 @@ impl Cpu {
                         in_tile.start * runs..in_tile.end * runs,
                     );
                     // SAFETY: each tile is in one thread's share.
-                    let (values, scales, sums) = unsafe {
+                    let (values, scales, offsets) = unsafe {
                         (
                             values.slice(at_values),
                             scales.slice(at_runs.clone()),
-                            sums.slice(at_runs),
+                            offsets.slice(at_runs),
                         )
                     };
                     for (index, row) in in_tile.clone().enumerate() {
@@ -106,7 +107,7 @@ impl Cpu {
                         let n = in_tile.len();
                         scatter(&scratch.int8[..padded], 4, n, index, values);
                         scatter(&scratch.scales[..runs], 1, n, index, scales);
-                        scatter(&scratch.sums[..runs], 1, n, index, sums);
+                        scatter(&scratch.offsets[..runs], 1, n, index, offsets);
                     }
                 }
             });
@@ -320,6 +321,9 @@ impl RowScratch {
             &mut self.scales[..runs],
             &mut self.sums[..runs],
         );
+        let offsets = self.sums[..runs].iter().map(|sum| Offset::of_sum(*sum));
+        self.offsets.clear();
+        self.offsets.extend(offsets);
     }
 }
 

@@ -24,7 +24,7 @@ pub(crate) fn screen_block(
 ) {
     match tile.states() {
         1 => screen_states::<1, 4>(lines, ahead, tile, sums),
-        2 => screen_states::<2, 4>(lines, ahead, tile, sums),
+        2 => screen_states::<2, 2>(lines, ahead, tile, sums),
         3 => screen_states::<3, 2>(lines, ahead, tile, sums),
         4 => screen_states::<4, 2>(lines, ahead, tile, sums),
         states => unreachable!("a tile of {states} states"),

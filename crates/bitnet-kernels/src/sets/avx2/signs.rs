@@ -8,7 +8,6 @@ use super::vector::{broadcast, fold, load_quarter, load_scales, store8};
 use crate::layout::activations::TILE_ROWS;
 use crate::layout::cells::{CELL_COLS, CELL_SIGN_RUNS, GroupLayout, SCALE_BYTES, SignRun};
 use crate::layout::group_activations::GroupActivations;
-use crate::layout::lines::BLOCK_ROWS;
 use crate::sets::output::Output;
 use crate::weights::groups::GroupMatrix;
 
@@ -40,6 +39,13 @@ struct SignScratch {
     tables: Vec<CellTables>,
     /// `[rows, runs]`
     scales: Vec<f32>,
+}
+
+/// The tables of one row of activations, and the scales of its runs.
+#[derive(Clone, Copy)]
+struct RowTables<'a> {
+    tables: &'a [CellTables],
+    scales: &'a [f32],
 }
 
 thread_local! {
@@ -92,15 +98,24 @@ fn signs_in_runs<const R: usize>(
             scratch.fill::<R>(rows.clone(), cells.clone(), activations);
             for some in blocks.clone().step_by(BLOCKS_AT_ONCE) {
                 let some = some..blocks.end.min(some + BLOCKS_AT_ONCE);
-                for (index, row) in rows.clone().enumerate() {
-                    let (tables, scales) = scratch.row::<R>(index, cells.len());
-                    for block in some.clone() {
-                        // SAFETY: each block of outputs is computed by one thread.
-                        let out = unsafe { output.block(row, block) };
-                        if chunk.first_group == 0 {
-                            out.fill(0.0);
+                for index in (0..rows.len()).step_by(2) {
+                    let pair = SignRows {
+                        layout,
+                        first_row: rows.start + index,
+                        from_zero: chunk.first_group == 0,
+                        output,
+                    };
+                    let first = scratch.row::<R>(index, cells.len());
+                    if index + 1 < rows.len() {
+                        let second = scratch.row::<R>(index + 1, cells.len());
+                        for block in some.clone() {
+                            let bytes = matrix.chunk(block, &chunk);
+                            pair.add::<2, R>(block, bytes, [first, second]);
                         }
-                        add_signs::<R>(layout, matrix.chunk(block, &chunk), tables, scales, out);
+                    } else {
+                        for block in some.clone() {
+                            pair.add::<1, R>(block, matrix.chunk(block, &chunk), [first]);
+                        }
                     }
                 }
             }
@@ -141,12 +156,12 @@ impl SignScratch {
     }
 
     /// The tables and the scales of one of the rows.
-    fn row<const R: usize>(&self, index: usize, cells: usize) -> (&[CellTables], &[f32]) {
+    fn row<const R: usize>(&self, index: usize, cells: usize) -> RowTables<'_> {
         let runs = cells.div_ceil(R);
-        (
-            &self.tables[index * cells..(index + 1) * cells],
-            &self.scales[index * runs..(index + 1) * runs],
-        )
+        RowTables {
+            tables: &self.tables[index * cells..(index + 1) * cells],
+            scales: &self.scales[index * runs..(index + 1) * runs],
+        }
     }
 }
 
@@ -188,51 +203,93 @@ fn sums_of_four(q: &[i8]) -> __m256i {
     _mm256_permute4x64_epi64::<0b11_01_10_00>(parts)
 }
 
-/// Adds a chunk of a block to the sums of its 32 rows with one row of activations.
+/// One or two rows of activations whose products with a chunk are added to the output.
+struct SignRows<'a> {
+    layout: GroupLayout,
+    first_row: usize,
+    /// Whether the sums begin with this chunk.
+    from_zero: bool,
+    output: &'a Output<'a>,
+}
+
+impl SignRows<'_> {
+    /// Adds a chunk of a block to the sums of its 32 rows with `N` rows of activations. The rows
+    /// share the indices, which are extracted once.
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    fn add<const N: usize, const R: usize>(
+        &self,
+        block: usize,
+        bytes: &[u8],
+        rows: [RowTables<'_>; N],
+    ) {
+        let mut sums = [[_mm256_setzero_ps(); QUARTERS]; N];
+        if !self.from_zero {
+            for (row, sums) in (self.first_row..).zip(&mut sums) {
+                // SAFETY: each block of outputs is computed by one thread.
+                *sums = load32(unsafe { self.output.block(row, block) });
+            }
+        }
+        let group_cells = self.layout.group_cols / CELL_COLS;
+        for (group, bytes) in bytes.chunks(self.layout.group_bytes()).enumerate() {
+            let (cells, of_rows) = bytes.split_at(bytes.len() - SCALE_BYTES);
+            let cells: &[SignCell] = cells.as_chunks().0.as_chunks().0;
+            let rows = rows.map(|row| row.skip(group * group_cells, group * group_cells / R));
+            let of_runs = group_runs::<N, R>(cells, rows);
+            for (sums, of_runs) in sums.iter_mut().zip(of_runs) {
+                for (quarter, (sums, of_runs)) in sums.iter_mut().zip(of_runs).enumerate() {
+                    *sums = fold(*sums, of_runs, load_scales(of_rows, quarter));
+                }
+            }
+        }
+        for (row, sums) in (self.first_row..).zip(sums) {
+            // SAFETY: each block of outputs is computed by one thread.
+            let out = unsafe { self.output.block(row, block) };
+            for (out, sum) in out.as_chunks_mut::<8>().0.iter_mut().zip(sums) {
+                store8(out, sum);
+            }
+        }
+    }
+}
+
+impl<'a> RowTables<'a> {
+    /// Without the tables of some cells and the scales of some runs.
+    #[inline(always)]
+    fn skip(self, cells: usize, runs: usize) -> Self {
+        Self {
+            tables: &self.tables[cells..],
+            scales: &self.scales[runs..],
+        }
+    }
+}
+
+/// `Σ_a float(Σ ±q) · d_a` of a group over the runs a, for `N` rows of activations.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn add_signs<const R: usize>(
-    layout: GroupLayout,
-    bytes: &[u8],
-    mut tables: &[CellTables],
-    scales: &[f32],
-    out: &mut [f32],
-) {
-    let group_bytes = layout.group_bytes();
-    let mut scales = scales.iter();
-    let out: &mut [f32; BLOCK_ROWS] = out.try_into().expect("a block of outputs");
-    let mut sums = load32(out);
-    for bytes in bytes.chunks(group_bytes) {
-        let (cells, of_rows) = bytes.split_at(bytes.len() - SCALE_BYTES);
-        let cells: &[SignCell] = cells.as_chunks().0.as_chunks().0;
-        let (of_group, rest) = tables.split_at(cells.len());
-        tables = rest;
-        let mut of_runs = [_mm256_setzero_ps(); QUARTERS];
-        let ((runs, last_run), (of_runs_tables, of_last_run)) =
-            (cells.as_chunks::<R>(), of_group.as_chunks::<R>());
-        for ((cells, tables), scale) in runs.iter().zip(of_runs_tables).zip(&mut scales) {
-            fold_run(&mut of_runs, run_words(cells, tables), R, *scale);
-        }
-        if let (false, Some(scale)) = (last_run.is_empty(), scales.as_slice().first()) {
-            fold_run(
-                &mut of_runs,
-                run_words(last_run, of_last_run),
-                last_run.len(),
-                *scale,
-            );
-        }
-        for (quarter, (sums, of_runs)) in sums.iter_mut().zip(of_runs).enumerate() {
-            *sums = fold(*sums, of_runs, load_scales(of_rows, quarter));
+fn group_runs<const N: usize, const R: usize>(
+    cells: &[SignCell],
+    rows: [RowTables<'_>; N],
+) -> [[__m256; QUARTERS]; N] {
+    let mut of_runs = [[_mm256_setzero_ps(); QUARTERS]; N];
+    let (runs, last_run) = cells.as_chunks::<R>();
+    for (index, cells) in runs.iter().enumerate() {
+        let words = run_words(cells, rows.map(|row| &row.tables[index * R..][..R]));
+        for ((of_runs, words), row) in of_runs.iter_mut().zip(words).zip(&rows) {
+            fold_run(of_runs, words, R, row.scales[index]);
         }
     }
-    for (out, sum) in out.as_chunks_mut::<8>().0.iter_mut().zip(sums) {
-        store8(out, sum);
+    if !last_run.is_empty() {
+        let words = run_words(last_run, rows.map(|row| &row.tables[runs.len() * R..]));
+        for ((of_runs, words), row) in of_runs.iter_mut().zip(words).zip(&rows) {
+            fold_run(of_runs, words, last_run.len(), row.scales[runs.len()]);
+        }
     }
+    of_runs
 }
 
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn load32(from: &[f32; BLOCK_ROWS]) -> [__m256; QUARTERS] {
+fn load32(from: &[f32]) -> [__m256; QUARTERS] {
     let mut out = [_mm256_setzero_ps(); QUARTERS];
     for (out, from) in out.iter_mut().zip(from.as_chunks::<8>().0) {
         // SAFETY: 8 readable floats; the load needs no alignment.
@@ -241,21 +298,23 @@ fn load32(from: &[f32; BLOCK_ROWS]) -> [__m256; QUARTERS] {
     out
 }
 
-/// `Σ ±q` of 32 rows over the cells of a run, and [`BIAS`] for each table, in 16 bits: 16 bits hold
-/// four cells, at most 4 · 8 · 1020 = 32,640.
+/// `Σ ±q` of 32 rows over the cells of a run, and [`BIAS`] for each table, in 16 bits, for `N` rows
+/// of activations: 16 bits hold four cells, at most 4 · 8 · 1020 = 32,640.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn run_words(cells: &[SignCell], tables: &[CellTables]) -> [__m256i; 2] {
+fn run_words<const N: usize>(cells: &[SignCell], tables: [&[CellTables]; N]) -> [[__m256i; 2]; N] {
     let weights = _mm256_set1_epi16(1 | 32 << 8);
-    let mut words = [_mm256_setzero_si256(); 2];
-    for (cell, tables) in cells.iter().zip(tables) {
-        let [low, high] = cell_sums(cell, tables);
-        let parts = [
-            _mm256_unpacklo_epi8(low, high),
-            _mm256_unpackhi_epi8(low, high),
-        ];
-        for (words, parts) in words.iter_mut().zip(parts) {
-            *words = _mm256_add_epi16(*words, _mm256_maddubs_epi16(parts, weights));
+    let mut words = [[_mm256_setzero_si256(); 2]; N];
+    for (index, cell) in cells.iter().enumerate() {
+        let sums = cell_sums(cell, tables.map(|tables| &tables[index]));
+        for (words, [low, high]) in words.iter_mut().zip(sums) {
+            let parts = [
+                _mm256_unpacklo_epi8(low, high),
+                _mm256_unpackhi_epi8(low, high),
+            ];
+            for (words, parts) in words.iter_mut().zip(parts) {
+                *words = _mm256_add_epi16(*words, _mm256_maddubs_epi16(parts, weights));
+            }
         }
     }
     words
@@ -284,24 +343,27 @@ fn fold_run(of_runs: &mut [__m256; QUARTERS], words: [__m256i; 2], num_cells: us
     }
 }
 
-/// The low and the high parts of a cell's sums, a byte for each row.
+/// The low and the high parts of a cell's sums, a byte for each row, for `N` rows of activations.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn cell_sums(signs: &SignCell, tables: &CellTables) -> [__m256i; 2] {
+fn cell_sums<const N: usize>(signs: &SignCell, tables: [&CellTables; N]) -> [[__m256i; 2]; N] {
     let mask = _mm256_set1_epi8(15);
-    let mut sums = [_mm256_setzero_si256(); 2];
-    for (signs, tables) in signs.iter().zip(tables.as_chunks::<2>().0) {
+    let mut sums = [[_mm256_setzero_si256(); 2]; N];
+    for (run, signs) in signs.iter().enumerate() {
         let signs = load_quarter(signs, 0);
         let indices = [
             _mm256_and_si256(signs, mask),
             _mm256_and_si256(_mm256_srli_epi16::<4>(signs), mask),
         ];
-        for (index, table) in indices.into_iter().zip(tables) {
-            for (sum, part) in sums.iter_mut().zip(table.as_chunks::<16>().0) {
-                // SAFETY: 16 readable bytes; the load needs no alignment.
-                let part = unsafe { _mm_loadu_si128(part.as_ptr().cast()) };
-                let part = _mm256_broadcastsi128_si256(part);
-                *sum = _mm256_add_epi8(*sum, _mm256_shuffle_epi8(part, index));
+        for (half, index) in indices.into_iter().enumerate() {
+            for (sums, tables) in sums.iter_mut().zip(tables) {
+                let table = tables[2 * run + half].as_chunks::<16>().0;
+                for (sum, part) in sums.iter_mut().zip(table) {
+                    // SAFETY: 16 readable bytes; the load needs no alignment.
+                    let part = unsafe { _mm_loadu_si128(part.as_ptr().cast()) };
+                    let part = _mm256_broadcastsi128_si256(part);
+                    *sum = _mm256_add_epi8(*sum, _mm256_shuffle_epi8(part, index));
+                }
             }
         }
     }

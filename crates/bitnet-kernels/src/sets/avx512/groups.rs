@@ -1,5 +1,5 @@
-//! Products with group scales with `vpdpbusd`. Products of signs with a single row of activations
-//! use the table lookup of AVX2: the ports that look up process 256 bits as often as 512, so lookup
+//! Products with group scales with `vpdpbusd`. Products of signs with a few rows of activations use
+//! the table lookup of AVX2: the ports that look up process 256 bits as often as 512, so lookup
 //! gains nothing from wider registers.
 
 use std::arch::x86_64::*;
@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::vector::{broadcast, load_half, store16};
 use crate::layout::activations::TILE_ROWS;
 use crate::layout::cells::{CELL_COLS, SCALE_BYTES};
-use crate::layout::group_activations::{GroupActivations, GroupTile};
+use crate::layout::group_activations::{GroupActivations, GroupTile, Offset};
 use crate::layout::lines::{BLOCK_ROWS, LINE_BYTES, LINE_COLS};
 use crate::sets::avx2;
 use crate::sets::groups::GroupKernels;
@@ -17,8 +17,11 @@ use crate::weights::groups::GroupMatrix;
 
 pub(crate) const KERNELS: GroupKernels = GroupKernels { signs, two_bits };
 
-/// The sums of 32 rows. For codes of 2 bits: rows 0–15, then rows 16–31. For signs: the first four
-/// rows of each eight, then the other rows.
+/// The number of rows from which unpacking signs and multiplying is faster than lookup.
+const LOOKUP_ROWS_END: usize = 4;
+
+/// The sums of 32 rows: rows 0–15 and 16–31 for codes of 2 bits; for signs the first four of each
+/// eight, and the others.
 type HalfSums = [__m512; 2];
 
 /// See [`crate::sets::groups::GroupMultiply`].
@@ -41,7 +44,7 @@ fn signs(
     output: &Output<'_>,
 ) {
     match activations.rows() {
-        1 => avx2::signs::signs(matrix, blocks, activations, output),
+        ..LOOKUP_ROWS_END => avx2::signs::signs(matrix, blocks, activations, output),
         _ => products::<true>(matrix, blocks, activations, output),
     }
 }
@@ -164,7 +167,7 @@ fn interleave_fours([a, b]: HalfSums) -> HalfSums {
 struct RunsOfTile<'a, const N: usize, const R: usize> {
     values: &'a [i8],
     scales: &'a [[f32; N]],
-    sums: &'a [[i32; N]],
+    offsets: &'a [[Offset; N]],
 }
 
 impl<'a, const N: usize, const R: usize> RunsOfTile<'a, N, R> {
@@ -175,7 +178,7 @@ impl<'a, const N: usize, const R: usize> RunsOfTile<'a, N, R> {
         Self {
             values: tile.values,
             scales: tile.scales.as_chunks().0,
-            sums: tile.sums.as_chunks().0,
+            offsets: tile.offsets.as_chunks().0,
         }
     }
 
@@ -185,7 +188,7 @@ impl<'a, const N: usize, const R: usize> RunsOfTile<'a, N, R> {
         let values = (num_runs * Self::RUN_VALUES).min(self.values.len());
         self.values = &self.values[values..];
         self.scales = &self.scales[num_runs..];
-        self.sums = &self.sums[num_runs..];
+        self.offsets = &self.offsets[num_runs..];
     }
 
     /// Adds run `run`, whose codes are in `codes`, to the sums of 16 rows.
@@ -202,8 +205,8 @@ impl<'a, const N: usize, const R: usize> RunsOfTile<'a, N, R> {
     ) {
         let line_bytes = if SIGNS { LINE_BYTES / 2 } else { LINE_BYTES };
         let mut acc = [_mm512_setzero_si512(); N];
-        for (acc, sum) in acc.iter_mut().zip(self.sums[run]) {
-            *acc = _mm512_set1_epi32(-sum);
+        for (acc, offset) in acc.iter_mut().zip(&self.offsets[run]) {
+            *acc = _mm512_set1_epi32(offset.whole);
         }
         let values = &self.values[run * Self::RUN_VALUES..];
         for (line, values) in codes

@@ -47,11 +47,11 @@ macro_rules! two_bits {
                         let mut of_runs = [vdupq_n_f32(0.0); LINE_REGISTERS];
                         for lines in codes.as_chunks().0.chunks(run_lines) {
                             let at = run * tile.rows + index;
-                            let offset = vdupq_n_s32(tile.sums[at]);
+                            let offset = vdupq_n_s32(tile.offsets[at].whole);
                             let scale = vdupq_n_f32(tile.scales[at]);
                             let products = $run_sums(lines, first_line, &tile, index);
                             for (of_runs, product) in of_runs.iter_mut().zip(products) {
-                                let sum = vcvtq_f32_s32(vsubq_s32(product, offset));
+                                let sum = vcvtq_f32_s32(vaddq_s32(product, offset));
                                 *of_runs = fold(*of_runs, sum, scale);
                             }
                             run += 1;
