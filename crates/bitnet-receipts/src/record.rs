@@ -8,14 +8,15 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use bitnet_inference::{
     EngineFacts, Finish, Request, SamplingParams, Timings, cpu_name, peak_rss_bytes,
 };
-use bitnet_kernels::{Count, Kernel, KernelSet, Packing};
-use bitnet_models::{LoadOptions, Tl1Tile, Tl2Tile};
+use bitnet_kernels::{BLOCK_ROWS, Count, GroupCodes, Kernel, KernelSet, Packing};
+use bitnet_models::{Config, LoadOptions, Tl1Tile, Tl2Tile};
 use bitnet_tokenizers::TokenId;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
@@ -149,6 +150,37 @@ pub struct ModelRecord {
     pub head_dim: u64,
     pub vocab: u64,
     pub tied: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hybrid: Option<HybridRecord>,
+}
+
+/// The layers of a model with linear attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the schema describes them")]
+pub struct HybridRecord {
+    pub attention_layers: u64,
+    pub ends_with_attention: bool,
+    pub rotary_dim: u64,
+    pub key_heads: u64,
+    pub value_heads: u64,
+    pub state_dim: u64,
+}
+
+impl HybridRecord {
+    /// The record of a configuration; `None` if it has no layers of linear attention.
+    #[must_use]
+    pub fn of(config: &Config) -> Option<Self> {
+        let shape = config.linear.as_ref()?.shape;
+        Some(Self {
+            attention_layers: config.num_attention_layers() as u64,
+            ends_with_attention: config.linear_layer(config.num_layers - 1).is_none(),
+            rotary_dim: config.rotary_dim as u64,
+            key_heads: shape.key_heads as u64,
+            value_heads: shape.value_heads as u64,
+            state_dim: shape.head_dim as u64,
+        })
+    }
 }
 
 /// The request, with everything that decides its result.
@@ -164,6 +196,8 @@ pub struct RunRecord {
     pub finish_reason: String,
     pub kv_type: String,
     pub packing: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_inputs: Option<String>,
     pub head: String,
     pub ffn_sparsity: String,
     pub prefill_chunk: u64,
@@ -220,9 +254,63 @@ pub struct Provenance {
 }
 
 impl RunRecord {
-    /// The packings of the weights in memory.
-    pub(crate) fn packings(&self) -> impl Iterator<Item = Packing> {
-        self.packing.split('+').filter_map(Packing::by_name)
+    /// The layouts of the weights in memory.
+    pub(crate) fn layouts(&self) -> impl Iterator<Item = Layout> {
+        self.packing.split('+').filter_map(Layout::by_name)
+    }
+}
+
+/// How memory holds a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// Ternary weights with one scale.
+    Packed(Packing),
+    /// Codes with a scale for each group of columns.
+    Groups(GroupCodes),
+}
+
+impl Layout {
+    pub(crate) fn by_name(name: &str) -> Option<Self> {
+        let mut groups = GroupCodes::ALL.into_iter();
+        let groups = groups.find(|codes| codes.name() == name).map(Self::Groups);
+        Packing::by_name(name).map(Self::Packed).or(groups)
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Packed(packing) => packing.name(),
+            Self::Groups(codes) => codes.name(),
+        }
+    }
+
+    /// The kernels that multiply it by one row and by several.
+    pub(crate) fn kernels(self) -> [Kernel; 2] {
+        match self {
+            Self::Packed(packing) => packing.kernels(),
+            Self::Groups(GroupCodes::Signs) => [Kernel::SignGemv, Kernel::SignGemm],
+            Self::Groups(GroupCodes::TwoBits) => [Kernel::TwoBitGemv, Kernel::TwoBitGemm],
+        }
+    }
+
+    /// The least and the most bytes of a block of 32 rows, scales and padding included.
+    pub(crate) fn block_bytes(self, cols: usize) -> RangeInclusive<usize> {
+        match self {
+            Self::Packed(packing) => {
+                let bytes = packing.block_bytes(cols);
+                bytes..=bytes
+            }
+            Self::Groups(codes) => {
+                // Codes are padded to cells of 32 columns. The scales are f16, one for each row and
+                // 64 or 128 columns.
+                let bits = match codes {
+                    GroupCodes::Signs => 1,
+                    GroupCodes::TwoBits => 2,
+                };
+                let of_codes = BLOCK_ROWS * cols.next_multiple_of(32) * bits / 8;
+                let of_scales = |group: usize| BLOCK_ROWS * 2 * cols.div_ceil(group);
+                of_codes + of_scales(128)..=of_codes + of_scales(64)
+            }
+        }
     }
 }
 
@@ -309,7 +397,7 @@ impl Receipt {
     #[must_use]
     pub fn to_json(&self) -> String {
         let mut text = Vec::new();
-        let mut serializer = serde_json::Serializer::with_formatter(&mut text, Layout::default());
+        let mut serializer = serde_json::Serializer::with_formatter(&mut text, Style::default());
         self.serialize(&mut serializer)
             .expect("JSON can hold every value of a receipt");
         text.push(b'\n');
@@ -403,6 +491,7 @@ fn model_record(facts: &EngineFacts, provenance: &Provenance) -> ModelRecord {
         head_dim: config.attention.head_dim as u64,
         vocab: config.vocab_size as u64,
         tied: facts.model.is_tied,
+        hybrid: HybridRecord::of(config),
     }
 }
 
@@ -433,6 +522,7 @@ fn run_record(
         finish_reason: finish.reason.name().to_owned(),
         kv_type: facts.options.kv_type.name().to_owned(),
         packing: facts.model.packing.clone(),
+        group_inputs: has_groups(&facts.model.packing).then(|| load.group_inputs.name().to_owned()),
         head: facts.model.head_mode.name().to_owned(),
         ffn_sparsity: facts.model.ffn_sparsity.name().to_owned(),
         prefill_chunk: facts.options.prefill_chunk as u64,
@@ -443,6 +533,12 @@ fn run_record(
         tl1_tiles: load.tl1_tiles.iter().map(tl1_tile).collect(),
         tl2_tiles: load.tl2_tiles.iter().map(tl2_tile).collect(),
     }
+}
+
+/// Whether a packing, perhaps of several layouts, has scales for groups of columns.
+pub(crate) fn has_groups(packing: &str) -> bool {
+    let mut layouts = packing.split('+').filter_map(Layout::by_name);
+    layouts.any(|layout| matches!(layout, Layout::Groups(_)))
 }
 
 /// Milliseconds to the nanosecond.
@@ -482,9 +578,9 @@ fn without_duplicates<'de, D: Deserializer<'de>>(
 
 /// Formats objects over several lines and lists on one.
 #[derive(Default)]
-struct Layout(PrettyFormatter<'static>);
+struct Style(PrettyFormatter<'static>);
 
-impl Formatter for Layout {
+impl Formatter for Style {
     fn begin_array_value<W: ?Sized + Write>(
         &mut self,
         out: &mut W,

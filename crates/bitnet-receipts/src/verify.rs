@@ -6,11 +6,13 @@
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
-use bitnet_kernels::{Kernel, Packing};
-use bitnet_models::{FfnSparsity, HeadMode, I2sForm, KvType};
+use bitnet_kernels::Kernel;
+use bitnet_models::{FfnSparsity, HeadMode, I2sForm, InputRounding, KvType};
 
 use crate::digest::{digest, tokens_sha256};
-use crate::record::{DECODE, KernelRecord, ModelRecord, PREFILL, Receipt, SCHEMA_VERSION};
+use crate::record::{
+    DECODE, KernelRecord, Layout, ModelRecord, PREFILL, Receipt, SCHEMA_VERSION, has_groups,
+};
 use crate::work::Work;
 
 /// The compute path of a run that multiplied by the quantized weights.
@@ -261,19 +263,19 @@ fn products(receipt: &Receipt) -> Result<(), Refusal> {
     let of_packing = |kernel| {
         receipt
             .run
-            .packings()
-            .any(|packing| packing.kernels().contains(&kernel))
+            .layouts()
+            .any(|layout| layout.kernels().contains(&kernel))
     };
     let has_copies = FfnSparsity::by_name(&receipt.run.ffn_sparsity) != Some(FfnSparsity::Off);
-    for packing in receipt.run.packings() {
-        let ran = packing
+    for layout in receipt.run.layouts() {
+        let ran = layout
             .kernels()
             .iter()
             .any(|kernel| receipt.count(*kernel).is_some());
         ensure(gate, ran, || {
             format!(
                 "packing is {name}, but no kernel for {} is listed",
-                packing.name()
+                layout.name()
             )
         })?;
     }
@@ -339,7 +341,7 @@ fn facts(receipt: &Receipt) -> Result<(), Refusal> {
         schema(!text.trim().is_empty(), format!("{name} is blank"))?;
     }
     // Several packings are joined with `+`.
-    let is_packing = |name: &str| Packing::by_name(name).is_some();
+    let is_packing = |name: &str| Layout::by_name(name).is_some();
     for (name, value, is_known) in [
         (
             "kv_type",
@@ -374,6 +376,15 @@ fn facts(receipt: &Receipt) -> Result<(), Refusal> {
     ] {
         schema(is_known, format!("{name} is {value:?}, which is unknown"))?;
     }
+    let rounding = run.group_inputs.as_deref();
+    schema(
+        rounding.is_some() == has_groups(&run.packing)
+            && rounding.is_none_or(|name| InputRounding::by_name(name).is_some()),
+        format!(
+            "group_inputs is {rounding:?}, which does not fit packing {:?}",
+            run.packing
+        ),
+    )?;
     schema(environment.threads > 0, "threads is 0".to_owned())?;
     schema(
         receipt.peak_rss_bytes != Some(0),
@@ -403,6 +414,33 @@ fn facts(receipt: &Receipt) -> Result<(), Refusal> {
         schema(
             (1..=DIMENSION_MAX).contains(&size),
             format!("{name} is {size}, but must be from 1 to {DIMENSION_MAX}"),
+        )?;
+    }
+    if let Some(hybrid) = model.hybrid {
+        for (name, size) in [
+            ("rotary_dim", hybrid.rotary_dim),
+            ("key_heads", hybrid.key_heads),
+            ("value_heads", hybrid.value_heads),
+            ("state_dim", hybrid.state_dim),
+            (
+                "key_heads · state_dim",
+                hybrid.key_heads.saturating_mul(hybrid.state_dim),
+            ),
+            (
+                "value_heads · state_dim",
+                hybrid.value_heads.saturating_mul(hybrid.state_dim),
+            ),
+        ] {
+            schema(
+                (1..=DIMENSION_MAX).contains(&size),
+                format!("hybrid.{name} is {size}, but must be from 1 to {DIMENSION_MAX}"),
+            )?;
+        }
+        schema(
+            hybrid.attention_layers < layers
+                && (hybrid.attention_layers > 0 || !hybrid.ends_with_attention)
+                && hybrid.rotary_dim <= head_dim,
+            format!("{hybrid:?} contradicts {layers} layers with heads of {head_dim}"),
         )?;
     }
     schema(
@@ -541,6 +579,10 @@ fn work_is_done(receipt: &Receipt) -> Result<(), Refusal> {
             "{drafted} tokens were drafted and {accepted} accepted, with at most {} in a step",
             run.draft
         )
+    })?;
+    // A refused draft makes a hybrid model compute the accepted tokens again, from a saved state.
+    ensure(gate, receipt.model.hybrid.is_none() || drafted == 0, || {
+        format!("{drafted} tokens were drafted, but receipts of hybrid models cover no drafts")
     })?;
     for work in Work::ALL {
         let kernels = || {

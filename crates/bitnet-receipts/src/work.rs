@@ -5,15 +5,17 @@
 //! that is not in the cache. After the last layer's keys and values, only the rows whose logits are
 //! needed continue: the last row of the prompt, then each decoded one.
 
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 
-use bitnet_kernels::{BLOCK_ROWS, Kernel, Packing};
-use bitnet_models::{FfnSparsity, HeadMode, KvType};
+use bitnet_kernels::{BLOCK_ROWS, CONV_TAPS, DeltaShape, Kernel};
+use bitnet_models::{FfnSparsity, HeadMode, KvCache, KvType};
 
-use crate::record::{ModelRecord, Receipt};
+use crate::record::{HybridRecord, ModelRecord, Receipt};
 
-/// Columns that fill whole units of every packing: no shape takes fewer bytes for each weight.
-const WHOLE_COLS: usize = 96;
+/// Columns that fill whole units of every layout: no shape takes fewer bytes for each weight.
+const WHOLE_COLS: usize = 384;
+/// Positions of a block of keys and values.
+const BLOCK: u128 = KvCache::BLOCK as u128;
 
 /// A kind of work, done by one or several kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,12 +33,14 @@ pub(crate) enum Work {
     Logits,
     /// Estimating which logits can matter. The dimensions do not determine the number of estimates.
     Screening,
-    /// Work of hybrid models only, which have no receipts yet.
+    /// Times and strengths of linear attention, which hybrid models have.
+    FloatProducts,
+    /// The convolution and the recurrence of linear attention.
     Recurrence,
 }
 
 impl Work {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Embedding,
         Self::SingleRows,
         Self::SeveralRows,
@@ -45,6 +49,7 @@ impl Work {
         Self::Attention,
         Self::Logits,
         Self::Screening,
+        Self::FloatProducts,
         Self::Recurrence,
     ];
 
@@ -66,7 +71,8 @@ impl Work {
             Kernel::AttentionReal => Self::Attention,
             Kernel::LogitsProjection => Self::Logits,
             Kernel::LogitsScreen => Self::Screening,
-            Kernel::FloatGemm | Kernel::DeltaNet => Self::Recurrence,
+            Kernel::FloatGemm => Self::FloatProducts,
+            Kernel::DeltaNet => Self::Recurrence,
         }
     }
 
@@ -84,26 +90,24 @@ impl Work {
     /// tokens nothing overflows.
     pub(crate) fn macs(self, receipt: &Receipt) -> RangeInclusive<u128> {
         let ModelRecord {
-            layers,
             hidden,
-            ffn,
             heads,
             kv_heads,
             head_dim,
             vocab,
             ..
         } = receipt.model;
-        let [layers, hidden, ffn, heads, kv_heads, head_dim, vocab] =
-            [layers, hidden, ffn, heads, kv_heads, head_dim, vocab].map(u128::from);
+        let [hidden, heads, kv_heads, head_dim, vocab] =
+            [hidden, heads, kv_heads, head_dim, vocab].map(u128::from);
         let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
         let rows = Rows::new(receipt);
-        // The number of weights that each layer multiplies a row by: q, k and v, then output, gate,
-        // up and down.
-        let qkv = hidden * (queries + 2 * keys);
-        let rest = queries * hidden + 3 * hidden * ffn;
-        let up_to_last_attention = layers * qkv + (layers - 1) * rest;
-        let alone = rows.alone() * up_to_last_attention + rows.alone_with_logits() * rest;
-        let all = rows.all() * up_to_last_attention + rows.with_logits() * rest;
+        let weights = Weights::new(&receipt.model, |rows, cols| {
+            u128::from(rows) * u128::from(cols)
+        });
+        let (up_to_last_mixer, rest) = (weights.up_to_last_mixer, weights.last_rest);
+        let alone = rows.alone() * up_to_last_mixer + rows.alone_with_logits() * rest;
+        let all = rows.all() * up_to_last_mixer + rows.with_logits() * rest;
+        let layers = Layers::new(&receipt.model);
         let of_row = vocab * hidden;
         let is_screened = receipt.run.head == HeadMode::Screened.name();
         let exactly = |macs| macs..=macs;
@@ -116,13 +120,19 @@ impl Work {
             Self::SingleRows => exactly(alone),
             Self::SeveralRows => exactly(all - alone),
             Self::Products => exactly(all),
-            Self::Rotation => exactly(2 * layers * rows.all() * (queries + keys)),
+            Self::Rotation => {
+                let rotated = match receipt.model.hybrid {
+                    None => queries + keys,
+                    Some(hybrid) => (heads + kv_heads) * u128::from(hybrid.rotary_dim),
+                };
+                exactly(2 * layers.attention * rows.all() * rotated)
+            }
             Self::Attention => {
-                let seen =
-                    (layers - 1) * rows.keys_seen(rows.cached) + rows.keys_seen(rows.prompt - 1);
+                let seen = layers.whole * rows.keys_seen(rows.cached)
+                    + layers.last * rows.keys_seen(rows.prompt - 1);
                 // A rejected draft token has a position after the prompt, and at most one draft
                 // reaches past the answer.
-                let guess = layers * rows.rejected();
+                let guess = layers.attention * rows.rejected();
                 let last = rows.prompt + rows.generated + rows.draft_max;
                 2 * queries * (seen + guess * rows.prompt)..=2 * queries * (seen + guess * last)
             }
@@ -137,7 +147,9 @@ impl Work {
                     .map_or(0, |count| count.macs_skipped);
                 2 * u128::from(skipped)..=3 * rows.with_logits() * of_row
             }
-            Self::Screening | Self::Recurrence => exactly(0),
+            Self::Screening => exactly(0),
+            Self::FloatProducts => exactly(layers.linear * rows.all() * layers.times),
+            Self::Recurrence => exactly(layers.linear * rows.all() * layers.recurrence),
         }
     }
 
@@ -168,14 +180,16 @@ impl Work {
             | Self::Rotation
             | Self::Attention
             | Self::Screening
+            | Self::FloatProducts
             | Self::Recurrence => 0,
         }
     }
 
     /// Minimum and maximum bytes that `macs` multiply-accumulates read, each byte once per call.
     pub(crate) fn bytes(self, receipt: &Receipt, macs: u128) -> RangeInclusive<u128> {
-        let rows = Rows::new(receipt);
+        let (rows, layers) = (Rows::new(receipt), Layers::new(&receipt.model));
         let hidden = u128::from(receipt.model.hidden);
+        let exactly = |bytes| bytes..=bytes;
         match self {
             Self::SingleRows => codes_min(receipt, macs)..=codes_max(receipt),
             Self::SeveralRows | Self::Products => {
@@ -184,12 +198,9 @@ impl Work {
             }
             Self::Attention => {
                 let ModelRecord {
-                    layers,
-                    kv_heads,
-                    head_dim,
-                    ..
+                    kv_heads, head_dim, ..
                 } = receipt.model;
-                let [layers, kv_heads, head_dim] = [layers, kv_heads, head_dim].map(u128::from);
+                let [kv_heads, head_dim] = [kv_heads, head_dim].map(u128::from);
                 let element_bytes = if receipt.run.kv_type == KvType::F16.name() {
                     2
                 } else {
@@ -197,7 +208,8 @@ impl Work {
                 };
                 let decoded = rows.keys_read_decoding();
                 let all = |decoded| {
-                    (layers - 1) * (rows.keys_read_of_prompt() + decoded) + rows.prompt + decoded
+                    layers.whole * (rows.keys_read_of_prompt() + decoded)
+                        + layers.last * (rows.prompt + decoded)
                 };
                 let bytes = |keys| 2 * keys * kv_heads * head_dim * element_bytes;
                 bytes(all(*decoded.start()))..=bytes(all(*decoded.end()))
@@ -205,7 +217,10 @@ impl Work {
             // No table takes more than 4 bytes for each number.
             Self::Embedding => 1..=4 * rows.all() * hidden,
             Self::Logits => 1..=4 * macs.max(1),
-            Self::Rotation | Self::Recurrence => 0..=0,
+            Self::Rotation => 0..=0,
+            // Each call reads all weights, or the state of the one sequence.
+            Self::FloatProducts => exactly(4 * layers.linear * rows.passes() * layers.times),
+            Self::Recurrence => exactly(4 * layers.linear * rows.passes() * layers.state),
             Self::Screening => 0..=u128::MAX,
         }
     }
@@ -213,18 +228,27 @@ impl Work {
     /// Minimum and maximum number of calls; `None` if the dimensions do not determine them.
     pub(crate) fn calls(self, receipt: &Receipt) -> Option<RangeInclusive<u128>> {
         let rows = Rows::new(receipt);
-        let layers = u128::from(receipt.model.layers);
+        let Layers {
+            attention,
+            linear,
+            whole,
+            last,
+            ..
+        } = Layers::new(&receipt.model);
+        let layers = attention + linear;
         let with_logits = 1 + rows.decode_passes();
-        let attentions = (layers - 1) * rows.passes() + with_logits;
+        // After the last layer's mixer only rows with logits continue.
+        let rests = (layers - 1) * rows.passes() + with_logits;
+        let attentions = whole * rows.passes() + last * with_logits;
         match self {
             Self::Embedding => Some(rows.passes()..=rows.passes()),
-            Self::Rotation => Some(layers * rows.passes()..=layers * rows.passes()),
+            Self::Rotation => Some(attention * rows.passes()..=attention * rows.passes()),
             Self::Attention => Some(attentions..=attentions),
             // q, k and v are one matrix or three, gate and up are one or two, output and down are
             // one each.
             Self::Products => {
                 let (least, most) = (layers * rows.passes(), 3 * layers * rows.passes());
-                Some(least + 3 * attentions..=most + 4 * attentions)
+                Some(least + 3 * rests..=most + 4 * rests)
             }
             Self::Logits => Some(with_logits..=rows.with_logits()),
             // One call estimates all rows of a pass; computing single logits after that is another
@@ -232,18 +256,21 @@ impl Work {
             Self::Screening if receipt.run.head == HeadMode::Screened.name() => {
                 Some(with_logits..=with_logits + rows.with_logits())
             }
-            Self::Screening | Self::Recurrence => Some(0..=0),
+            Self::Screening => Some(0..=0),
+            Self::FloatProducts | Self::Recurrence => {
+                Some(linear * rows.passes()..=linear * rows.passes())
+            }
             Self::SingleRows | Self::SeveralRows => None,
         }
     }
 }
 
-/// Minimum bytes of `weights` weights in the run's packings.
+/// The least bytes of `weights` weights in the run's layouts.
 fn codes_min(receipt: &Receipt, weights: u128) -> u128 {
     let bytes = receipt
         .run
-        .packings()
-        .map(|packing| packing.block_bytes(WHOLE_COLS))
+        .layouts()
+        .map(|layout| *layout.block_bytes(WHOLE_COLS).start())
         .min()
         .unwrap_or(0);
     weights * bytes as u128 / (BLOCK_ROWS * WHOLE_COLS) as u128
@@ -255,35 +282,119 @@ fn codes_max(receipt: &Receipt) -> u128 {
         layers,
         hidden,
         ffn,
-        heads,
-        kv_heads,
-        head_dim,
         ..
     } = receipt.model;
-    let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
-    let packings: Vec<Packing> = receipt.run.packings().collect();
-    let matrix = |rows: u64, cols: u64| {
-        let block_bytes = packings
-            .iter()
-            .map(|packing| packing.block_bytes(cols as usize))
-            .max()
-            .unwrap_or(0);
-        u128::from(rows.div_ceil(BLOCK_ROWS as u64)) * block_bytes as u128
-    };
+    let bytes = Weights::new(&receipt.model, |rows, cols| {
+        let blocks = receipt.run.layouts();
+        let block = blocks.map(|layout| *layout.block_bytes(cols as usize).end());
+        u128::from(rows.div_ceil(BLOCK_ROWS as u64)) * block.max().unwrap_or(0) as u128
+    });
     // The copies of up by rows and of down by columns take 2 bits for each weight, in lines of 64
-    // bytes.
-    let copy = match FfnSparsity::by_name(&receipt.run.ffn_sparsity) {
+    // bytes. They are read instead of the weights; together they are an upper bound.
+    let copies = match FfnSparsity::by_name(&receipt.run.ffn_sparsity) {
         Some(FfnSparsity::Off) => 0,
-        _ => u128::from(ffn) * 64 * u128::from(hidden.div_ceil(256)),
+        _ => 2 * u128::from(ffn) * 64 * u128::from(hidden.div_ceil(256)),
     };
-    let qkv = matrix(queries, hidden) + 2 * matrix(keys, hidden);
-    let rest = matrix(hidden, queries)
-        + matrix(ffn, hidden)
-        + matrix(ffn, hidden).max(copy)
-        + matrix(hidden, ffn).max(copy);
     let rows = Rows::new(receipt);
-    let layers = u128::from(layers);
-    rows.passes() * (layers * qkv + (layers - 1) * rest) + (1 + rows.decode_passes()) * rest
+    let with_logits = 1 + rows.decode_passes();
+    let of_copies = (u128::from(layers) - 1) * rows.passes() + with_logits;
+    rows.passes() * bytes.up_to_last_mixer + with_logits * bytes.last_rest + of_copies * copies
+}
+
+/// What all matrices of a model add up to, by a measure of each.
+struct Weights {
+    /// All but the last layer's matrices after its mixer's projections.
+    up_to_last_mixer: u128,
+    /// These.
+    last_rest: u128,
+}
+
+impl Weights {
+    fn new(model: &ModelRecord, measure: impl Fn(u64, u64) -> u128) -> Self {
+        let ModelRecord {
+            hidden,
+            ffn,
+            heads,
+            kv_heads,
+            head_dim,
+            ..
+        } = *model;
+        let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
+        let network = 2 * measure(ffn, hidden) + measure(hidden, ffn);
+        let layers = Layers::new(model);
+        // In hybrid models the queries come with gates of the output.
+        let gates = u128::from(model.hybrid.is_some());
+        let qkv = (1 + gates) * measure(queries, hidden) + 2 * measure(keys, hidden);
+        let (mut mixers, mut rests) = (layers.attention * qkv, layers.attention * network);
+        rests += layers.attention * measure(hidden, queries);
+        let mut last_rest = measure(hidden, queries) + network;
+        if let Some(shape) = model.hybrid.map(delta_shape) {
+            let (channels, inner) = (shape.channels() as u64, shape.output_len() as u64);
+            mixers += layers.linear * (measure(channels, hidden) + measure(inner, hidden));
+            rests += layers.linear * (measure(hidden, inner) + network);
+            if layers.last == 0 {
+                last_rest = measure(hidden, inner) + network;
+            }
+        }
+        Self {
+            up_to_last_mixer: mixers + rests - last_rest,
+            last_rest,
+        }
+    }
+}
+
+fn delta_shape(hybrid: HybridRecord) -> DeltaShape {
+    DeltaShape {
+        key_heads: hybrid.key_heads as usize,
+        value_heads: hybrid.value_heads as usize,
+        head_dim: hybrid.state_dim as usize,
+    }
+}
+
+/// The layers of each kind, and the work of a row in a layer of linear attention.
+struct Layers {
+    attention: u128,
+    linear: u128,
+    /// Layers of attention over all rows.
+    whole: u128,
+    /// 1 if the last layer is attention, over the rows with logits alone.
+    last: u128,
+    /// Multiply-accumulates of times and strengths.
+    times: u128,
+    /// Multiply-accumulates of convolution and recurrence.
+    recurrence: u128,
+    /// Numbers of a state.
+    state: u128,
+}
+
+impl Layers {
+    fn new(model: &ModelRecord) -> Self {
+        let layers = u128::from(model.layers);
+        let Some(hybrid) = model.hybrid else {
+            return Self {
+                attention: layers,
+                linear: 0,
+                whole: layers - 1,
+                last: 1,
+                times: 0,
+                recurrence: 0,
+                state: 0,
+            };
+        };
+        let shape = delta_shape(hybrid);
+        let attention = u128::from(hybrid.attention_layers);
+        let last = u128::from(hybrid.ends_with_attention);
+        let products = 3 * shape.output_len() as u128 * shape.head_dim as u128;
+        Self {
+            attention,
+            linear: layers - attention,
+            whole: attention - last,
+            last,
+            times: 2 * u128::from(hybrid.value_heads) * u128::from(model.hidden),
+            recurrence: products + (CONV_TAPS * shape.channels()) as u128,
+            state: shape.state_len() as u128,
+        }
+    }
 }
 
 /// The rows of a run.
@@ -292,7 +403,9 @@ struct Rows {
     cached: u128,
     generated: u128,
     chunk: u128,
-    /// Drafted tokens, accepted tokens of drafts, and the maximum in a step.
+    /// Whether passes over the prompt end at block borders, where states are saved.
+    has_state: bool,
+    /// Drafted tokens, the accepted ones of them, and the most in a step.
     drafted: u128,
     accepted: u128,
     draft_max: u128,
@@ -306,6 +419,7 @@ impl Rows {
             cached: u128::from(run.cached_tokens),
             generated: u128::from(receipt.tokens_generated),
             chunk: u128::from(run.prefill_chunk),
+            has_state: receipt.model.hybrid.is_some(),
             drafted: u128::from(run.drafted_tokens),
             accepted: u128::from(run.accepted_tokens),
             draft_max: u128::from(run.draft),
@@ -326,20 +440,33 @@ impl Rows {
         self.generated - 1 - self.accepted
     }
 
-    /// Forward passes.
-    fn passes(&self) -> u128 {
-        self.prefill().div_ceil(self.chunk) + self.decode_passes()
+    /// The positions that each pass over the prompt computes.
+    fn of_prompt(&self) -> impl Iterator<Item = Range<u128>> {
+        let mut start = self.cached;
+        std::iter::from_fn(move || {
+            let first = start;
+            let end = self.prompt.min(start + self.chunk);
+            let border = end / BLOCK * BLOCK;
+            start = if self.has_state && border > start {
+                border
+            } else {
+                end
+            };
+            (first < self.prompt).then_some(first..start)
+        })
     }
 
-    /// Rows that go through the model alone if nothing is drafted: decoded rows, and chunks of one
-    /// token.
+    /// Forward passes.
+    fn passes(&self) -> u128 {
+        self.of_prompt().count() as u128 + self.decode_passes()
+    }
+
+    /// Rows that go through the model alone if nothing is drafted: decoded rows, and passes over
+    /// one token of the prompt.
     fn alone(&self) -> u128 {
-        let of_prompt = if self.chunk == 1 {
-            self.prefill()
-        } else {
-            u128::from(self.prefill() % self.chunk == 1)
-        };
-        of_prompt + self.generated - 1
+        let of_prompt = self.of_prompt();
+        let alone = of_prompt.filter(|rows| rows.end - rows.start == 1).count() as u128;
+        alone + self.generated - 1
     }
 
     /// Rows that continue alone after the last layer's keys and values if nothing is drafted.
@@ -358,8 +485,7 @@ impl Rows {
 
     /// Σ keys that the passes over the prompt read: the rows of a pass read shared keys once.
     fn keys_read_of_prompt(&self) -> u128 {
-        let whole = self.prefill().div_ceil(self.chunk) - 1;
-        whole * self.cached + self.chunk * whole * (whole + 1) / 2 + self.prompt
+        self.of_prompt().map(|rows| rows.end).sum()
     }
 
     /// Σ keys that the passes after the prompt read. The receipt does not say when draft tokens
@@ -396,6 +522,7 @@ mod tests {
                 cached: c,
                 generated: g,
                 chunk: k,
+                has_state: false,
                 drafted: 0,
                 accepted: 0,
                 draft_max: 0,

@@ -6,8 +6,10 @@ use bitnet_inference::{
     Device, Engine, EngineOptions, Finish, Loaded, Request, SamplingParams, load,
 };
 use bitnet_kernels::{KernelSet, Packing};
-use bitnet_models::{FfnSparsity, HeadMode, KvType, LoadOptions};
-use bitnet_receipts::{Provenance, Receipt, ReceiptGate, Refusal, model_sha256, verify};
+use bitnet_models::{FfnSparsity, HeadMode, InputRounding, KvType, LoadOptions};
+use bitnet_receipts::{
+    KernelRecord, Parity, Provenance, Receipt, ReceiptGate, Refusal, model_sha256, verify,
+};
 use bitnet_tokenizers::TokenId;
 
 fn golden(name: &str) -> PathBuf {
@@ -80,6 +82,111 @@ fn counts_of_every_graph_and_format_match_the_formula() {
         assert_eq!(receipt.tokens_generated, generate as u64);
         assert_eq!(receipt.tokens_per_second.is_some(), generate > 1, "{name}");
     }
+}
+
+/// A model with group scales, in a folder of `tests/data`.
+fn grouped(name: &str) -> PathBuf {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data");
+    data.join(name).join("model.gguf")
+}
+
+#[test]
+fn counts_of_group_and_hybrid_models_match_the_formula() {
+    for name in [
+        "golden-graphs/qwen2",
+        "golden-graphs/qwen2-i2_s",
+        "golden-graphs/qwen3",
+        "golden-graphs/minicpm",
+        "golden-graphs/hunyuan-dense",
+        "golden-group/qwen3-ptq1_0",
+        "golden-group/qwen35-ptq1_0-rot512-part",
+    ] {
+        for (prompt, generate, prefill_chunk) in [
+            (1, 1, 128),
+            (37, 12, 5),
+            (70, 3, 128),
+            (33, 2, 32),
+            (5, 6, 1),
+        ] {
+            let options = EngineOptions {
+                context: 256,
+                prefill_chunk,
+                ..EngineOptions::default()
+            };
+            let path = grouped(name);
+            let mut engine = engine(&path, KernelSet::detect(), options);
+            let request = request((0..prompt).map(|i| i % 7), Some(generate));
+            let receipt = receipt(&mut engine, &request, &path)
+                .unwrap_or_else(|refusal| panic!("{name} {prompt} {prefill_chunk}: {refusal}"));
+            assert_eq!(receipt.compute_path, "real");
+            let has_groups = !name.ends_with("i2_s");
+            assert_eq!(receipt.run.group_inputs.is_some(), has_groups, "{name}");
+            assert_eq!(receipt.model.hybrid.is_some(), name.contains("qwen35"));
+            if prompt != 37 {
+                continue;
+            }
+            // A count that is off by little is found, in each kernel.
+            for id in &receipt.kernels {
+                let mut forged = receipt.clone();
+                match forged.kernel_counts.get_mut(id) {
+                    Some(KernelRecord::Kernel(count)) if count.macs > 0 => count.macs -= 1,
+                    _ => continue,
+                }
+                let text = forged.with_parity(rust_only()).to_json();
+                let refusal = verify(&text).expect_err(id);
+                assert_eq!(refusal.gate, ReceiptGate::Work, "{name} {id}: {refusal}");
+            }
+            let mut forged = receipt.clone();
+            let mut has_products = false;
+            for (id, record) in &mut forged.kernel_counts {
+                if let KernelRecord::Kernel(count) = record
+                    && (id.starts_with("sign_") || id.starts_with("two_bit_"))
+                {
+                    (count.bytes, has_products) = (2 * count.bytes, true);
+                }
+            }
+            let text = forged.with_parity(rust_only()).to_json();
+            assert_eq!(
+                verify(&text).is_err(),
+                has_products,
+                "{name}: twice the bytes"
+            );
+        }
+    }
+}
+
+fn rust_only() -> Parity {
+    Parity {
+        reference: "none".to_owned(),
+        cosine: None,
+        exact_match_rate: None,
+        status: "rust_only".to_owned(),
+    }
+}
+
+#[test]
+fn drafts_of_hybrid_models_and_unrounded_inputs_have_no_receipt() {
+    let path = grouped("golden-group/qwen35-ptq1_0-rot512-part");
+    let mut hybrid = engine(&path, KernelSet::detect(), EngineOptions::default());
+    let request = request((0..40).map(|i| i % 3), Some(30));
+    let mut forged = receipt(&mut hybrid, &request, &path).expect("a receipt");
+    (forged.run.draft, forged.run.drafted_tokens) = (3, 1);
+    let text = forged.with_parity(rust_only()).to_json();
+    let refusal = verify(&text).expect_err("it drafted");
+    let expected = "receipts of hybrid models cover no drafts";
+    assert!(refusal.problem.contains(expected), "{refusal}");
+
+    let load_options = LoadOptions {
+        group_inputs: InputRounding::None,
+        ..LoadOptions::default()
+    };
+    let path = grouped("golden-group/qwen3-ptq1_0");
+    let device = Device::cpu(1);
+    let Loaded { model, .. } = load(&path, &load_options, device).expect("it loads");
+    let mut floats =
+        Engine::new(model, None, device, EngineOptions::default()).expect("memory for the cache");
+    let refusal = receipt(&mut floats, &request, &path).expect_err("floats are not quantized");
+    assert_eq!(refusal.gate, ReceiptGate::ComputePath, "{refusal}");
 }
 
 #[test]

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use bitnet_inference::{Device, Engine, EngineOptions, Request};
 use bitnet_kernels::{Kernel, Packing};
-use bitnet_models::{FfnSparsity, HeadMode, I2sForm, LoadOptions, Tl1Tile, Tl2Tile};
-use bitnet_receipts::{KernelCount, Receipt, model_sha256, tokens_sha256};
+use bitnet_models::{FfnSparsity, HeadMode, I2sForm, InputRounding, LoadOptions, Tl1Tile, Tl2Tile};
+use bitnet_receipts::{HybridRecord, KernelCount, Receipt, model_sha256, tokens_sha256};
 use xtask::{Rejection, Verifier, read_verifying_key};
 
 use super::to_read;
@@ -137,6 +137,11 @@ fn open(receipt: &Receipt, model: &Path, device: Device) -> anyhow::Result<Engin
         // With mixed packings, the receipt does not say which matrix has which.
         packing: Packing::by_name(&run.packing),
         ffn_sparsity: FfnSparsity::by_name(&run.ffn_sparsity).unwrap_or_default(),
+        group_inputs: run
+            .group_inputs
+            .as_deref()
+            .and_then(InputRounding::by_name)
+            .unwrap_or_default(),
         ..LoadOptions::default()
     };
     let context = run.prompt_tokens.len() + receipt.tokens_requested as usize;
@@ -173,6 +178,13 @@ fn same_dimensions(receipt: &Receipt, engine: &Engine) -> Result<(), Rejection> 
                 "{name} is {stated} in the receipt, {found} in the model"
             )));
         }
+    }
+    let hybrid = HybridRecord::of(config);
+    if hybrid != stated.hybrid {
+        return Err(Rejection::Model(format!(
+            "hybrid is {:?} in the receipt, {hybrid:?} in the model",
+            stated.hybrid
+        )));
     }
     let (found, stated) = (&engine.model().quantization, &stated.quantization);
     if found == stated {
