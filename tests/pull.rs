@@ -165,6 +165,11 @@ impl Home {
     }
 }
 
+/// A size as the program says it.
+fn said_size(bytes: usize) -> String {
+    format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
 #[test]
 fn a_short_name_is_pulled_run_listed_and_removed() {
     let (endpoint, starts) = serve(Duration::ZERO);
@@ -186,8 +191,15 @@ fn a_short_name_is_pulled_run_listed_and_removed() {
         "{message}"
     );
 
-    let pulled = home.json(&["pull", "2b4t", "--json"]);
+    let result = home.run(&["pull", "2b4t", "--json"]);
+    let pulled: Value = serde_json::from_slice(&result.stdout).expect("JSON");
     assert_eq!(pulled["name"], NAME);
+    let told = String::from_utf8(result.stderr).expect("UTF-8");
+    let size = said_size(model().len());
+    assert!(
+        told.contains(&format!("{size} of ggml-model-i2_s.gguf to download")),
+        "{told}"
+    );
     let path = PathBuf::from(pulled["path"].as_str().expect("a path"));
     assert!(path.starts_with(home.repo()) && std::fs::read(&path).expect("the file") == model());
 

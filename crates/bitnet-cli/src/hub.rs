@@ -12,7 +12,7 @@ use anyhow::Context;
 use bitnet_hub::{
     Cache, Hub, ModelName, Proxies, PullPhase, SHORT_NAMES, home_folder, pull as pull_model,
 };
-use indicatif::ProgressBar;
+use indicatif::{HumanBytes, ProgressBar};
 use serde_json::json;
 
 use crate::args::{ListArguments, PullArguments, RemoveArguments, WrongUsage};
@@ -45,7 +45,11 @@ pub fn pull(arguments: &PullArguments) -> anyhow::Result<()> {
             {
                 let what = match now.phase {
                     PullPhase::Checking => format!("{} (checking what is here)", now.file),
-                    PullPhase::Downloading => now.file.to_owned(),
+                    PullPhase::Downloading => {
+                        let rest = HumanBytes(now.bytes_total.saturating_sub(now.bytes_done));
+                        eprintln!("{name}: {rest} of {} to download", now.file);
+                        now.file.to_owned()
+                    }
                 };
                 let new = (
                     now.phase,

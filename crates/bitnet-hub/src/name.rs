@@ -21,6 +21,28 @@ pub const SHORT_NAMES: &[(&str, &str)] = &[
     ("falcon3-10b", "tiiuae/Falcon3-10B-Instruct-1.58bit"),
     ("falcon-e-1b", "tiiuae/Falcon-E-1B-Instruct"),
     ("falcon-e-3b", "tiiuae/Falcon-E-3B-Instruct"),
+    (
+        "bonsai-1.7b",
+        "prism-ml/Bonsai-1.7B-gguf:Bonsai-1.7B-Q1_0.gguf",
+    ),
+    ("bonsai-4b", "prism-ml/Bonsai-4B-gguf:Bonsai-4B-Q1_0.gguf"),
+    ("bonsai-8b", "prism-ml/Bonsai-8B-gguf:Bonsai-8B-Q1_0.gguf"),
+    (
+        "ternary-bonsai-1.7b",
+        "prism-ml/Ternary-Bonsai-1.7B-gguf:Ternary-Bonsai-1.7B-Q2_0.gguf",
+    ),
+    (
+        "ternary-bonsai-4b",
+        "prism-ml/Ternary-Bonsai-4B-gguf:Ternary-Bonsai-4B-Q2_0.gguf",
+    ),
+    (
+        "ternary-bonsai-8b",
+        "prism-ml/Ternary-Bonsai-8B-gguf:Ternary-Bonsai-8B-Q2_0.gguf",
+    ),
+    (
+        "bonsai-2-27b",
+        "prism-ml/Ternary-Bonsai-2-27B-gguf:Ternary-Bonsai-2-27B-PTQ1_0.gguf",
+    ),
 ];
 
 /// The default revision.
@@ -191,6 +213,7 @@ mod tests {
     fn paths_that_exist_or_look_like_files_are_not_names() {
         for (path, is_name) in [
             ("2b4t", true),
+            ("bonsai-1.7b", true),
             ("org/name", true),
             ("org/name:model.gguf", true),
             ("org/model.gguf", false),
