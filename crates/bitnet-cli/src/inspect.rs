@@ -15,6 +15,7 @@ use bitnet_models::{
     Config, I2sForm, LoadOptions, SamplingDefaults, Tl1Tile, Tl2Tile, check_gguf, lost_rotation,
     num_extra_layers,
 };
+use bitnet_tokenizers::{ChatTemplate, ReasoningTags};
 use serde_json::json;
 
 use crate::args::InspectArguments;
@@ -406,10 +407,22 @@ fn write_tokenizer(
                 Ok(None) => writeln!(out, "  chat template (none)")?,
                 Err(error) => writeln!(out, "  chat template cannot be used: {error}")?,
             }
+            let names: Vec<&str> = tokenizer.chat_template_names().collect();
+            if !names.is_empty() {
+                writeln!(out, "  others        {}", names.join(", "))?;
+            }
+            if let Some(tags) = reasoning(chat_template) {
+                writeln!(out, "  thinks        {} … {}", tags.begin, tags.end)?;
+            }
         }
         Err(error) => writeln!(out, "\nTokenizer: cannot be used: {error}")?,
     }
     Ok(())
+}
+
+/// The tags between which a model thinks, if its template has such.
+fn reasoning<E>(template: &Result<Option<ChatTemplate>, E>) -> Option<ReasoningTags> {
+    template.as_ref().ok()?.as_ref()?.reasoning_tags()
 }
 
 fn is_tied(gguf: &Gguf) -> bool {
@@ -678,6 +691,8 @@ fn tokenizer_json(tokenization: &bitnet_inference::Result<Tokenization>) -> serd
                 Ok(template) => json!(template.as_ref().map(|t| t.name())),
                 Err(error) => json!({ "error": error.to_string() }),
             },
+            "chat_template_names": tokenizer.chat_template_names().collect::<Vec<_>>(),
+            "thinks": reasoning(chat_template).map(|tags| [tags.begin, tags.end]),
         }),
         Err(error) => json!({ "error": error.to_string() }),
     }

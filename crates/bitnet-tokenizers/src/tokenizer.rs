@@ -567,6 +567,13 @@ impl Tokenizer {
             .map(|(_, source)| source.as_str())
     }
 
+    /// The names of the file's further chat templates.
+    pub fn chat_template_names(&self) -> impl Iterator<Item = &str> {
+        self.named_chat_templates
+            .iter()
+            .map(|(name, _)| name.as_str())
+    }
+
     /// The kind of tokenizer, for people: `byte-level BPE`, `BPE with byte fallback` or
     /// `SentencePiece`.
     pub fn model_name(&self) -> &'static str {
