@@ -1266,6 +1266,12 @@ fn models_with_group_scales_and_states_give_the_reference_text() {
         assert_eq!(facts["model"]["layers"], layers, "{name}");
         assert_eq!(facts["model"]["state_bytes"], state, "{name}");
         assert_eq!(facts["odd"], serde_json::json!([]), "{name}");
+        let thinks = serde_json::json!(["<think>", "</think>"]);
+        assert_eq!(facts["tokenizer"]["thinks"], thinks, "{name}");
+        assert_eq!(
+            facts["tokenizer"]["chat_template_names"],
+            serde_json::json!([])
+        );
         let greedy = std::fs::read(folder.join("greedy.json")).expect("greedy.json");
         let greedy: Value = serde_json::from_slice(&greedy).expect("JSON");
         let prompt = greedy["prompt"].as_array().expect("ids");
@@ -1289,19 +1295,33 @@ fn models_with_group_scales_and_states_give_the_reference_text() {
 }
 
 #[test]
-fn a_group_model_cannot_be_converted_and_the_error_says_so() {
-    let model = data("golden-group/qwen3-ptq1_0/model.gguf");
-    let out = std::env::temp_dir().join("bitnet-never-written.gguf");
-    let result = bitnet(&[
-        "convert",
-        &model.display().to_string(),
-        "-o",
-        &out.display().to_string(),
-    ]);
-    assert!(!result.status.success() && !out.exists());
+fn a_group_model_is_converted_without_loss_or_the_tensor_is_named() {
+    let folder = data("golden-group/qwen3-ptq1_0");
+    let model = folder.join("model.gguf").display().to_string();
+    let directory = tempfile::tempdir().expect("a folder");
+    let out = directory
+        .path()
+        .join("converted.gguf")
+        .display()
+        .to_string();
+    let written = json(&["convert", &model, "-o", &out, "--type", "q2_0", "--json"]);
+    assert_eq!(written["scales_rounded"], 0);
+    let greedy = std::fs::read(folder.join("greedy.json")).expect("greedy.json");
+    let greedy: Value = serde_json::from_slice(&greedy).expect("JSON");
+    let prompt = greedy["prompt"].as_array().expect("ids");
+    let prompt: Vec<String> = prompt.iter().map(Value::to_string).collect();
+    let prompt = prompt.join(",");
+    let mut run = vec!["run", "-m", &out, "--prompt-tokens", &prompt, "-n", "16"];
+    run.extend(["--temp", "0", "--kv-type", "f32", "--json"]);
+    assert_eq!(json(&run)["tokens"], greedy["int8-32"]["continuation"]);
+
+    let lost = directory.path().join("lost.gguf").display().to_string();
+    let result = bitnet(&["convert", &model, "-o", &lost]);
+    assert!(!result.status.success() && !Path::new(&lost).exists());
     let message = text(&result.stderr);
     assert!(
-        message.contains("qwen3; models of this graph run, but cannot be converted"),
+        message.contains("tensor blk.0.attn_q.weight")
+            && message.contains("one scale a tensor is supported"),
         "{message}"
     );
 }

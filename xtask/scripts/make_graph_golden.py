@@ -1,23 +1,27 @@
 #!/usr/bin/env python3
-"""Write tiny random models of the graphs qwen2, minicpm and hunyuan-dense, and the logits an engine must give.
+"""Write tiny random models of the graphs qwen2, qwen3, minicpm and hunyuan-dense, and the logits an engine must give.
 
-    make_graph_golden.py OUT_DIR           writes OUT_DIR/{qwen2,qwen2-i2_s,minicpm,hunyuan-dense}/...
+    make_graph_golden.py OUT_DIR           writes OUT_DIR/{qwen2,qwen2-i2_s,qwen3,minicpm,hunyuan-dense}/...
 
 Files of each folder: model.gguf; tokens.json; logits.npy (f32 [tokens, vocab]: transformers in float64, activations not
 rounded); logits-int8.npy (a numpy pass with int8 activations: one scale for 32 inputs, or for a row in qwen2-i2_s).
-Tensor names, their order and metadata keys equal llama.cpp's converter. The seeds are tried in turn until no
-rounded activation lies near a tie, so a correct engine agrees at every position.
+Tensor names, their order and metadata keys are those of llama.cpp's converter. The seeds are tried in turn until no
+rounded activation lies near a tie, so a correct engine agrees at every position. qwen2 and qwen3 come also as directories
+with the same weights: hf, as transformers saves them in float16, and mlx, quantized as mlx-lm reads it (scale and bias of a
+group: d and -d for two bits, 2d and -d for signs). If mlx-lm is there, it runs them, too.
 
-References: Qwen2ForCausalLM; GraniteForCausalLM, which multiplies embedding, residual and logits as MiniCPM does (its own
+References: Qwen2ForCausalLM; Qwen3ForCausalLM; GraniteForCausalLM, which multiplies embedding, residual and logits as MiniCPM does (its own
 class is not in transformers, and llama.cpp runs both with one graph); HunYuanDenseV1ForCausalLM.
 Needs numpy, torch and transformers 5."""
 import json
 import os
+import shutil
 import struct
 import sys
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file, save_file
 
 F32, I2_S = 0, 36
 FORMS = {"q1_0": (41, 128), "q2_0": (42, 64), "pq2_0": (142, 128), "ptq1_0": (143, 128)}  # type id, weights of a block
@@ -28,6 +32,7 @@ MODELS = {
     # heads:KV heads x head size; the published files of each graph choose tied or untied as here
     "qwen2": dict(graph="qwen2", form="q2_0", d=128, L=2, H=2, KV=1, hd=64, F=192, tie=True, theta=1e6),
     "qwen2-i2_s": dict(graph="qwen2", form="i2_s", d=128, L=2, H=4, KV=2, hd=32, F=256, tie=False, theta=1e4),
+    "qwen3": dict(graph="qwen3", form="q1_0", d=128, L=2, H=2, KV=1, hd=64, F=128, tie=False, theta=1e6, yarn=(4.0, 16)),
     "minicpm": dict(graph="minicpm", form="ptq1_0", d=128, L=2, H=4, KV=2, hd=32, F=256, tie=True, theta=1e4,
                     embedding=12.0, residual=1.4 / 2 ** 0.5, logit=128 / 256),
     "hunyuan-dense": dict(graph="hunyuan-dense", form="q1_0", d=128, L=2, H=2, KV=1, hd=64, F=256, tie=True, theta=11158839.9),
@@ -117,7 +122,7 @@ class Model:
             self.linear(p + "ffn_up.weight", F, d, 1.2)
             self.norm(p + "ffn_norm.weight", d)
             for name, rows in (("attn_k", KV * hd), ("attn_output", None), ("attn_q", H * hd), ("attn_v", KV * hd)):
-                if o["graph"] == "hunyuan-dense" and name in ("attn_k", "attn_q"): self.norm(p + name + "_norm.weight", hd, 1.4)
+                if o["graph"] in ("hunyuan-dense", "qwen3") and name in ("attn_k", "attn_q"): self.norm(p + name + "_norm.weight", hd, 1.4)
                 if o["graph"] == "qwen2" and rows: self.vector(p + name + ".bias", self.rng.normal(0, 0.5, rows))
                 heads = {"attn_q": H, "attn_k": KV}.get(name) if o["graph"] == "minicpm" else None
                 self.linear(p + name + ".weight", *((d, H * hd) if rows is None else (rows, d)), heads=heads)
@@ -149,7 +154,7 @@ class Model:
         self.weights[name] = (codes * scales.astype(np.float64)[..., None]).reshape(rows, cols)
 
     def vector(self, name, x):
-        x = np.asarray(x, "<f4")
+        x = np.asarray(x, "<f2").astype("<f4")  # so that directories in float16 hold the same
         self.tensors.append((name, (len(x),), F32, x.tobytes()))
         self.weights[name] = x.astype(np.float64)
 
@@ -163,8 +168,11 @@ class Model:
              f"{a}.attention.head_count": o["H"], f"{a}.attention.head_count_kv": o["KV"]}
         if a == "hunyuan-dense":  # its converter stretches the base and says that nothing else scales
             m |= {f"{a}.rope.scaling.type": "none", f"{a}.rope.scaling.factor": 1.0, f"{a}.rope.scaling.original_context_length": 262144}
+        if "yarn" in o:
+            factor, original = o["yarn"]
+            m |= {f"{a}.rope.scaling.type": "yarn", f"{a}.rope.scaling.factor": factor, f"{a}.rope.scaling.original_context_length": original}
         m |= {f"{a}.rope.freq_base": o["theta"], f"{a}.attention.layer_norm_rms_epsilon": 1e-6}
-        if a == "hunyuan-dense": m |= {f"{a}.attention.key_length": o["hd"], f"{a}.attention.value_length": o["hd"]}
+        if a in ("hunyuan-dense", "qwen3"): m |= {f"{a}.attention.key_length": o["hd"], f"{a}.attention.value_length": o["hd"]}
         if a == "minicpm":
             m |= {f"{a}.rope.dimension_count": o["hd"], f"{a}.embedding_scale": o["embedding"], f"{a}.residual_scale": o["residual"],
                   f"{a}.logit_scale": o["logit"]}
@@ -177,6 +185,15 @@ class Net:
     def __init__(self, model, run, dtype=np.float64):
         self.W, self.o, self.run, self.dtype = {n: w.astype(dtype) for n, w in model.weights.items()}, model.o, run, dtype
         self.past, self.position = [None] * self.o["L"], 0
+        n, base = self.o["hd"], float(self.o["theta"])
+        self.frequencies, self.rope_scale = base ** (-np.arange(0, n, 2) / n), 1.0
+        if "yarn" in self.o:
+            factor, original = self.o["yarn"]
+            pair = lambda turns: n * np.log(original / (turns * 2 * np.pi)) / (2 * np.log(base))
+            low, high = max(np.floor(pair(32)), 0), min(np.ceil(pair(1)), n - 1)
+            ramp = np.clip((np.arange(n // 2) - low) / max(high - low, 0.001), 0, 1)
+            self.frequencies = self.frequencies / factor * ramp + self.frequencies * (1 - ramp)
+            self.rope_scale = 1 + 0.1 * np.log(factor)
         self.quantized = {n for n, _, kind, _ in model.tensors if kind not in (F32, 1)}
 
     def mul(self, name, x):
@@ -195,15 +212,18 @@ class Net:
 
     def rope(self, x):
         half = x.shape[-1] // 2
-        angle = self.position * float(self.o["theta"]) ** (-np.arange(half) / half)
-        c, s = np.cos(angle).astype(self.dtype), np.sin(angle).astype(self.dtype)
+        angle = self.position * self.frequencies
+        c, s = ((f(angle) * self.rope_scale).astype(self.dtype) for f in (np.cos, np.sin))
         a, b = x[..., :half], x[..., half:]
         return np.concatenate([a * c - b * s, b * c + a * s], -1)
 
     def attention(self, p, x, i):
         o, H, KV, hd = self.o, self.o["H"], self.o["KV"], self.o["hd"]
         q, k, v = (self.mul(f"{p}attn_{n}.weight", x) + self.W.get(f"{p}attn_{n}.bias", 0) for n in "qkv")
-        q, k, v = self.rope(q.reshape(H, hd)), self.rope(k.reshape(KV, hd)), v.reshape(KV, hd)
+        q, k, v = q.reshape(H, hd), k.reshape(KV, hd), v.reshape(KV, hd)
+        if o["graph"] == "qwen3":
+            q, k = self.rms(q, p + "attn_q_norm.weight"), self.rms(k, p + "attn_k_norm.weight")
+        q, k = self.rope(q), self.rope(k)
         if o["graph"] == "hunyuan-dense":  # its norms come after the rotation
             q, k = self.rms(q, p + "attn_q_norm.weight"), self.rms(k, p + "attn_k_norm.weight")
         K, V = self.past[i] or (np.empty((0, KV, hd), self.dtype),) * 2
@@ -248,14 +268,19 @@ def choose_tokens(net, rng):
     return tokens, np.array(logits)
 
 
-def transformers_logits(model, tokens):
+def transformers_model(model):
     o, W = model.o, model.weights
     common = dict(vocab_size=VOCAB, hidden_size=o["d"], intermediate_size=o["F"], num_hidden_layers=o["L"], num_attention_heads=o["H"],
                   num_key_value_heads=o["KV"], rms_norm_eps=1e-6, tie_word_embeddings=o["tie"], max_position_embeddings=4096,
                   attn_implementation="eager", rope_parameters={"rope_type": "default", "rope_theta": o["theta"]})
+    if "yarn" in o:
+        common["rope_parameters"] |= {"rope_type": "yarn", "factor": o["yarn"][0], "original_max_position_embeddings": o["yarn"][1]}
     if o["graph"] == "qwen2":
         from transformers import Qwen2Config, Qwen2ForCausalLM
         net = Qwen2ForCausalLM(Qwen2Config(**common))
+    elif o["graph"] == "qwen3":
+        from transformers import Qwen3Config, Qwen3ForCausalLM
+        net = Qwen3ForCausalLM(Qwen3Config(**common, head_dim=o["hd"]))
     elif o["graph"] == "minicpm":
         from transformers import GraniteConfig, GraniteForCausalLM
         net = GraniteForCausalLM(GraniteConfig(**common, embedding_multiplier=o["embedding"], residual_multiplier=o["residual"],
@@ -265,7 +290,8 @@ def transformers_logits(model, tokens):
         net = HunYuanDenseV1ForCausalLM(HunYuanDenseV1Config(**common, head_dim=o["hd"]))
     names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
              "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
-             "post_attention_layernorm": "ffn_norm", "self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm"}
+             "post_attention_layernorm": "ffn_norm", "self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm",
+             "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
     tops = {"model.embed_tokens.weight": "token_embd.weight", "lm_head.weight": "output.weight", "model.norm.weight": "output_norm.weight"}
     net = net.double().eval()
     with torch.no_grad():
@@ -277,7 +303,46 @@ def transformers_logits(model, tokens):
                 weight = W[f"blk.{layer}.{names[module]}.{kind}"]
             assert tuple(parameter.shape) == weight.shape, (name, parameter.shape, weight.shape)
             parameter.copy_(torch.tensor(weight))
-        return net(torch.tensor([tokens]), use_cache=False).logits[0].numpy()
+    return net
+
+
+def save_directories(folder, net, o, tokens, reference):
+    for name in ("hf", "mlx"): shutil.rmtree(f"{folder}/{name}", ignore_errors=True)
+    net.half().save_pretrained(f"{folder}/hf")
+    if os.path.exists(f"{folder}/hf/generation_config.json"): os.remove(f"{folder}/hf/generation_config.json")
+    os.makedirs(f"{folder}/mlx")
+    bits, group = (1, 128) if o["form"] == "q1_0" else (2, 64)
+    tensors = {}
+    for name, w in load_file(f"{folder}/hf/model.safetensors").items():
+        if w.ndim == 1:
+            tensors[name] = w
+            continue
+        runs = w.reshape(len(w), -1, group)
+        d = np.where(runs == 0, np.inf, np.abs(runs)).min(-1)
+        d = np.where(np.isinf(d), 0, d).astype(np.float16)
+        codes = np.rint(runs / np.where(d == 0, 1, d)[..., None].astype(float)).astype(np.int64)
+        codes = ((codes + 1) // 2 if bits == 1 else codes + 1).astype(np.uint32).reshape(len(w), -1, 32 // bits)
+        words = (codes << (bits * np.arange(32 // bits, dtype=np.uint32))).sum(-1, dtype=np.uint32)
+        module = name.removesuffix(".weight")
+        tensors |= {name: words, f"{module}.scales": d * np.float16(2 if bits == 1 else 1), f"{module}.biases": -d}
+    save_file(tensors, f"{folder}/mlx/model.safetensors", metadata={"format": "mlx"})
+    config = json.load(open(f"{folder}/hf/config.json"))
+    config["quantization"] = config["quantization_config"] = {"group_size": group, "bits": bits, "mode": "affine"}
+    json.dump(config, open(f"{folder}/mlx/config.json", "w"), indent=2)
+    check_mlx(f"{folder}/mlx", tokens, reference)
+
+
+def check_mlx(folder, tokens, reference):
+    try:
+        import mlx.core as mx
+        from mlx_lm.utils import load_model
+    except ImportError:
+        return print("  mlx-lm is not here, so it did not run", folder)
+    from pathlib import Path
+    net, _ = load_model(Path(folder))
+    net.set_dtype(mx.float32)
+    found = np.array(net(mx.array([tokens]))[0].astype(mx.float32))
+    print("  mlx-lm to transformers", np.abs(found - reference).max())
 
 
 def make(folder, name, o):
@@ -292,7 +357,8 @@ def make(folder, name, o):
         if np.abs(single - rounded).max() > 2e-5: tokens = None  # a rounding flips between float32 and float64
     os.makedirs(folder, exist_ok=True)
     write_gguf(f"{folder}/model.gguf", model.meta(name), model.tensors)
-    reference = transformers_logits(model, tokens)
+    net = transformers_model(model)
+    with torch.no_grad(): reference = net(torch.tensor([tokens]), use_cache=False).logits[0].numpy()
     plain = Net(model, run)
     plain.quantized = set()
     own = np.array([(plain.step(t), plain.keep())[0] for t in tokens])
@@ -302,6 +368,7 @@ def make(folder, name, o):
     np.save(f"{folder}/logits-int8.npy", rounded.astype("<f4"))
     print(name, "seed", seed, "std", reference.std().round(2), "numpy to transformers", np.abs(own - reference).max(),
           "int8 to unrounded", np.abs(rounded - reference).max().round(3), os.path.getsize(f"{folder}/model.gguf"), "bytes")
+    if name in ("qwen2", "qwen3"): save_directories(folder, net, o, tokens, reference)
 
 
 if __name__ == "__main__":

@@ -244,6 +244,9 @@ pub enum OutputType {
     /// 2.06 bits per weight: llama.cpp's format
     #[value(name = "tq2_0")]
     Tq2_0,
+    /// Signs, 1.125 bits per weight, a scale for each 128 columns: llama.cpp's format
+    #[value(name = "q1_0")]
+    Q1_0,
     /// 2.25 bits per weight, a scale for each 64 columns: llama.cpp's format
     #[value(name = "q2_0")]
     Q2_0,
@@ -275,6 +278,7 @@ impl OutputType {
             Self::I2S => WeightType::I2_S,
             Self::Tq1_0 => WeightType::TQ1_0,
             Self::Tq2_0 => WeightType::TQ2_0,
+            Self::Q1_0 => WeightType::Q1_0,
             Self::Q2_0 => WeightType::Q2_0,
             Self::Pq2_0 => WeightType::PQ2_0,
             Self::Ptq1_0 => WeightType::PTQ1_0,

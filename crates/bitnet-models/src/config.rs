@@ -116,7 +116,7 @@ impl Architecture {
     }
 
     /// Whether rotary frequencies may be stretched by YaRN.
-    fn has_yarn(self) -> bool {
+    pub(crate) fn has_yarn(self) -> bool {
         matches!(self, Self::Qwen2 | Self::Qwen3 | Self::Qwen35)
     }
 

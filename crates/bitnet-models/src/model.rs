@@ -377,8 +377,8 @@ impl<B: Backend> LanguageModel<B> {
 /// Gate and up; down; and the positions of the kept neurons, if not all are kept.
 type FeedForward<B> = (Projections<B>, <B as Backend>::Matrix, Option<Vec<u32>>);
 
-/// Projections with the same input: one product, unless each has its own input norm.
-const QKV: [Projection; 3] = [Projection::Query, Projection::Key, Projection::Value];
+/// Projections with the same input: one product, unless each has an input norm of its own.
+pub(crate) const QKV: [Projection; 3] = [Projection::Query, Projection::Key, Projection::Value];
 const GATE_UP: [Projection; 2] = [Projection::Gate, Projection::Up];
 const LINEAR: [Projection; 2] = [Projection::LinearQkv, Projection::LinearGate];
 
@@ -608,7 +608,8 @@ impl<B: Backend> Loader<'_, B> {
     /// The embedding or the head.
     fn table(&self, slot: Slot, gives_logits: bool) -> Result<B::Table> {
         let (vocab, hidden) = (self.config.vocab_size, self.config.hidden_size);
-        let Some(table) = self.source.grouped(slot, vocab, hidden, false)? else {
+        let pool = self.backend.pool();
+        let Some(table) = self.source.grouped(slot, vocab, hidden, false, pool)? else {
             let table = self.source.table(slot, vocab, hidden)?;
             return Ok(self.backend.table(table, gives_logits, self.options));
         };
@@ -633,18 +634,24 @@ impl<B: Backend> Loader<'_, B> {
         index: usize,
         projections: &[Projection],
     ) -> Result<Option<Vec<GroupTensor>>> {
-        let tensors = |even_if_equal| {
-            let tensor = |&projection: &Projection| {
-                let (rows, cols) = projection.shape(self.config);
-                let slot = Slot::Layer(index, LayerSlot::Weight(projection));
-                self.source.grouped(slot, rows, cols, even_if_equal)
-            };
-            projections.iter().map(tensor).collect::<Result<Vec<_>>>()
+        let tensor = |projection: Projection, even_if_equal| {
+            let (rows, cols) = projection.shape(self.config);
+            let slot = Slot::Layer(index, LayerSlot::Weight(projection));
+            let pool = self.backend.pool();
+            self.source.grouped(slot, rows, cols, even_if_equal, pool)
         };
-        if tensors(false)?.iter().all(Option::is_none) {
+        let mut tensors = Vec::new();
+        for projection in projections {
+            tensors.push(tensor(*projection, false)?);
+        }
+        if tensors.iter().all(Option::is_none) {
             return Ok(None);
         }
-        let tensors = tensors(true)?;
+        for (found, projection) in tensors.iter_mut().zip(projections) {
+            if found.is_none() {
+                *found = tensor(*projection, true)?;
+            }
+        }
         if tensors.iter().any(Option::is_none) {
             return Err(self.mixed(index, projections));
         }
@@ -778,11 +785,17 @@ impl<B: Backend> Loader<'_, B> {
     /// have hundreds in some layers. If these neurons would fill a block, the loader leaves out
     /// their rows of gate and up and their columns of down.
     fn feed_forward(&self, index: usize) -> Result<FeedForward<B>> {
-        let has_groups = self.grouped(index, &GATE_UP)?.is_some()
-            || self.grouped(index, &[Projection::Down])?.is_some();
-        if self.config.input_norm_eps.is_some() || has_groups {
+        if self.config.input_norm_eps.is_some() {
             let gate_up = self.projections(index, &GATE_UP)?;
             return Ok((gate_up, self.stack(index, &[Projection::Down])?, None));
+        }
+        let gate_up = self.grouped(index, &GATE_UP)?;
+        let down = self.grouped(index, &[Projection::Down])?;
+        if gate_up.is_some() || down.is_some() {
+            let gate_up = Products::Stacked(self.stack_of(index, &GATE_UP, gate_up)?);
+            let gate_up = Projections::new([self.config.ffn_size; 2].into_iter(), gate_up);
+            let down = self.stack_of(index, &[Projection::Down], down)?;
+            return Ok((gate_up, down, None));
         }
         let ffn = self.config.ffn_size;
         let gate_up = self.tensors(index, &GATE_UP)?;
@@ -893,9 +906,19 @@ impl<B: Backend> Loader<'_, B> {
         Ok(tensors)
     }
 
-    /// Ternary tensors of equal width, stacked and packed.
+    /// Tensors of equal width, stacked and packed.
     fn stack(&self, index: usize, projections: &[Projection]) -> Result<B::Matrix> {
-        if let Some(tensors) = self.grouped(index, projections)? {
+        self.stack_of(index, projections, self.grouped(index, projections)?)
+    }
+
+    /// The same, from tensors that [`Loader::grouped`] has found.
+    fn stack_of(
+        &self,
+        index: usize,
+        projections: &[Projection],
+        grouped: Option<Vec<GroupTensor>>,
+    ) -> Result<B::Matrix> {
+        if let Some(tensors) = grouped {
             let parts: Vec<usize> = tensors.iter().map(|tensor| tensor.rows).collect();
             return self.group_stack(&tensors, &parts, &|part, rows, to, codes, scales| {
                 tensors[part].unpack_rows(rows, to.0, to.1, codes, scales)

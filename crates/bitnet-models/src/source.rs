@@ -7,17 +7,18 @@
 pub(crate) mod gguf;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bitnet_kernels::{CONV_TAPS, DeltaShape, GroupCodes, Pool};
 use bitnet_quantization::absmean;
 use bitnet_quantization::dense::Dense;
-use bitnet_quantization::{GroupFormat, TernaryFormat};
+use bitnet_quantization::{GroupFormat, TernaryFormat, recover};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::rotation::{Rotation, Rotations};
 use crate::table::Table;
-use bitnet_files::Extent;
+use bitnet_files::{Extent, ModelBytes};
 use half::f16;
 
 /// A model's configuration and tensors.
@@ -29,7 +30,10 @@ pub(crate) trait Source {
     /// change the result.
     fn check_tensors(&self) -> Result<()>;
 
-    /// Whether the logits come from a separate table.
+    /// Whether float weights that nothing declares to be BitNet's may be rounded.
+    fn rounds_floats(&self) -> bool;
+
+    /// Whether the logits come from a table of their own.
     fn has_head(&self) -> bool;
 
     /// A norm's weights, `[len]`.
@@ -55,18 +59,17 @@ pub(crate) trait Source {
         pool: &Pool,
     ) -> Result<TernaryTensor>;
 
-    /// A matrix that has a scale for each group of columns. `even_if_equal`: also returns a matrix
-    /// whose scales are all equal, which could run as a ternary matrix with one scale.
+    /// A matrix that has a scale for each group of columns. `even_if_equal`: also if all scales are
+    /// equal, so that it could run as a ternary matrix with one scale. Float weights are read on
+    /// all threads of `pool`.
     fn grouped(
         &self,
         slot: Slot,
         rows: usize,
         cols: usize,
         even_if_equal: bool,
-    ) -> Result<Option<GroupTensor>> {
-        let _ = (slot, rows, cols, even_if_equal);
-        Ok(None)
-    }
+        pool: &Pool,
+    ) -> Result<Option<GroupTensor>>;
 
     /// Which inputs are rotated.
     fn rotations(&self) -> Result<Rotations> {
@@ -353,7 +356,46 @@ impl GroupTensor {
         Ok(())
     }
 
-    /// Makes a table whose rows can be looked up.
+    /// Float weights `[rows, cols]` whose groups have scales, packed without loss.
+    ///
+    /// # Errors
+    /// The reason why they cannot be: other weights, or columns that no format holds.
+    pub(crate) fn recover(
+        name: &str,
+        (format, data): (Dense, &Extent),
+        rows: usize,
+        cols: usize,
+        pool: &Pool,
+    ) -> bitnet_quantization::Result<Self> {
+        let row_bytes = data.len() / rows;
+        let read_row = |row: usize, out: &mut [f32]| {
+            format.dequantize(&data[row * row_bytes..(row + 1) * row_bytes], out)
+        };
+        let (format, bytes) = recover(rows, cols, &read_row, pool)?;
+        Ok(Self::of_bytes(name, format, bytes, rows, cols))
+    }
+
+    /// Packed weights in memory.
+    pub(crate) fn of_bytes(
+        name: &str,
+        format: GroupFormat,
+        bytes: Vec<u8>,
+        rows: usize,
+        cols: usize,
+    ) -> Self {
+        let bytes = Arc::new(ModelBytes::Owned(bytes));
+        Self {
+            name: name.to_owned(),
+            rows,
+            cols,
+            format,
+            data: Extent::new(&bytes, 0, bytes.len()),
+            rotation: None,
+            interleaved_heads: None,
+        }
+    }
+
+    /// As rows that can be looked up.
     pub(crate) fn into_table(self) -> Result<Table> {
         let format = Dense::Group(self.format);
         Table::new(&self.name, self.data, format, self.rows, self.cols)
@@ -646,7 +688,7 @@ impl TernaryTensor {
 
 /// Where a row of rotated heads lies when the two elements of a pair stand side by side: element
 /// `i` of a head's first half at `2i`, of its second at `2i + 1`.
-fn interleaved_row(row: usize, head_dim: usize) -> usize {
+pub(crate) fn interleaved_row(row: usize, head_dim: usize) -> usize {
     let (head, element) = (row / head_dim, row % head_dim);
     head * head_dim + 2 * (element % (head_dim / 2)) + element / (head_dim / 2)
 }

@@ -101,6 +101,32 @@ pub enum Error {
         /// Its value.
         value: f32,
     },
+    /// Floats of a group that are no codes times one scale.
+    #[error(
+        "the {len} weights from row {row}, column {col} on are not -1, 0, 1 or 2 times one scale: their least magnitude is {scale}, and one is {other}"
+    )]
+    NotGrouped {
+        /// The group's row.
+        row: usize,
+        /// Its first column.
+        col: usize,
+        /// Its length.
+        len: usize,
+        /// The least magnitude above 0.
+        scale: f32,
+        /// A weight that does not fit it.
+        other: f32,
+    },
+    /// The scale of a group of floats that f16 does not hold.
+    #[error("the weights from row {row}, column {col} on have the scale {value}, which is no f16")]
+    ScaleNotF16 {
+        /// The group's row.
+        row: usize,
+        /// Its first column.
+        col: usize,
+        /// The scale.
+        value: f32,
+    },
     /// The blocks of a tensor have scales that differ.
     #[error(
         "{format} block {block} has scale {found}, an earlier one {expected}; one scale a tensor is expected (a converter that is given weights before they are rounded writes such blocks)"

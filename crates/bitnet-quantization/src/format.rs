@@ -9,7 +9,7 @@ use crate::group::{self, GroupFormat};
 use crate::pieces::for_each_piece;
 use crate::scaling::{Scaling, round_rows, scale_codes};
 use crate::vectorized::vectorized;
-use crate::{hf_packed, i2_s, q4_0, tl1, tl2, tq};
+use crate::{hf_packed, i2_s, iq_bn, q4_0, tl1, tl2, tq};
 
 /// Number of weights to unpack before they are scaled: codes and floats together stay in the first
 /// levels of cache.
@@ -31,7 +31,9 @@ pub enum TernaryFormat {
     TQ(tq::Kind),
     /// Blocks of 32, each with a scale.
     Q4_0,
-    /// Signs or trits with a scale for each group; all scales must be the same.
+    /// Rows with a scale each.
+    IQ_BN(iq_bn::Kind),
+    /// Signs or trits with a scale for each group, which must all be the same.
     Group(GroupFormat),
     /// Two bits per weight; the scale is stored elsewhere.
     HfPacked,
@@ -46,6 +48,7 @@ impl TernaryFormat {
             Self::TL2(_) => "TL2",
             Self::TQ(kind) => kind.name(),
             Self::Q4_0 => "Q4_0",
+            Self::IQ_BN(kind) => kind.name(),
             Self::Group(format) => format.name(),
             Self::HfPacked => "packed uint8",
         }
@@ -59,6 +62,7 @@ impl TernaryFormat {
             Self::TL2(_) => tl2::size_bytes(rows, cols),
             Self::TQ(kind) => kind.size_bytes(rows, cols),
             Self::Q4_0 => q4_0::size_bytes(rows, cols),
+            Self::IQ_BN(kind) => kind.size_bytes(rows, cols),
             Self::Group(format) => format.size_bytes(rows, cols),
             Self::HfPacked => hf_packed::size_bytes(rows, cols),
         }
@@ -83,6 +87,7 @@ impl TernaryFormat {
                 kind.unpack_rows(bytes, rows, cols, range, out, &mut scales)
             }
             Self::Q4_0 => q4_0::unpack_rows(bytes, rows, cols, range, out),
+            Self::IQ_BN(kind) => kind.unpack_rows(bytes, rows, cols, range, out),
             Self::Group(format) => {
                 let mut scales = vec![0.0; out.len() / format.group_len()];
                 let first = range.start;
@@ -128,6 +133,7 @@ impl TernaryFormat {
                 kind.pack(weights, &scales, rows, cols, out)
             }
             Self::Q4_0 => q4_0::pack(weights, rows, cols, scale, out),
+            Self::IQ_BN(kind) => kind.pack(weights, rows, cols, scale, out),
             Self::Group(format) => {
                 let scales = vec![scale; weights.len() / format.group_len()];
                 format.pack(weights, &scales, rows, cols, out)
@@ -167,6 +173,11 @@ impl TernaryFormat {
             Self::TL2(tile) => tl2::quantize(weights, tile, rows, cols, rounding, out, pool),
             Self::TQ(kind) => kind.quantize(weights, rounding, out, pool),
             Self::Q4_0 => q4_0::quantize(weights, rounding, out, pool),
+            Self::IQ_BN(kind) => {
+                let mut codes = vec![0; weights.len()];
+                round_rows(weights, rounding.one, &mut codes);
+                kind.pack(&codes, rows, cols, rounding.scale, out)
+            }
             Self::Group(format) => {
                 let mut codes = vec![0; weights.len()];
                 round_rows(weights, rounding.one, &mut codes);
@@ -252,6 +263,7 @@ impl TernaryFormat {
                 tq::uniform_scale(kind.name(), &kind.scales(bytes, rows, cols)?).map(Some)
             }
             Self::Q4_0 => q4_0::scale(bytes, rows, cols).map(Some),
+            Self::IQ_BN(kind) => kind.scale(bytes, rows, cols).map(Some),
             Self::Group(format) => format.scale(bytes, rows, cols).map(Some),
             Self::HfPacked => Ok(None),
         }

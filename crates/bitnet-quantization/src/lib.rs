@@ -19,11 +19,13 @@ pub mod group;
 pub mod hf_packed;
 pub mod i2_s;
 pub mod i2s_32;
+pub mod iq_bn;
 mod kquants;
 mod pieces;
 pub mod q4_0;
 mod q6_k;
 pub mod qk256;
+mod recover;
 mod scaling;
 pub mod tl1;
 pub mod tl2;
@@ -37,6 +39,7 @@ pub use block::BlockForm;
 pub use error::{Error, Result};
 pub use format::TernaryFormat;
 pub use group::GroupFormat;
+pub use recover::{ReadRow, recover};
 pub use scaling::Scaling;
 
 /// Compiles and runs the example of the README.

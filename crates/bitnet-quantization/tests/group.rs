@@ -1,10 +1,11 @@
 //! Formats with a scale for each group: codes and scales survive packing and conversion between
 //! formats, and floats are rounded as the reference quantizers do.
 
+use bitnet_kernels::Pool;
 use bitnet_quantization::GroupFormat::{self, PQ2_0, PTQ1_0, Q1_0, Q2_0, TQ};
 use bitnet_quantization::group::repack;
 use bitnet_quantization::tq::Kind;
-use bitnet_quantization::{Error, Result};
+use bitnet_quantization::{Error, Result, recover};
 use half::f16;
 
 /// Random codes that a format can hold, and a scale for each group: some 0, some subnormal.
@@ -211,4 +212,79 @@ fn floats_are_rounded_as_the_reference_quantizers_round_them() {
     let mut out = [0; 18];
     assert!(Q2_0.quantize(&[f32::NAN; 64], 1, 64, &mut out).is_err());
     assert!(Q2_0.quantize(&[1e9; 64], 1, 64, &mut out).is_err());
+}
+
+/// Recovers rows of 256 weights.
+fn recovered(weights: &[f32]) -> Result<(GroupFormat, Vec<u8>)> {
+    let read_row = |row: usize, out: &mut [f32]| {
+        out.copy_from_slice(&weights[row * 256..(row + 1) * 256]);
+        Ok(())
+    };
+    recover(weights.len() / 256, 256, &read_row, &Pool::new(2))
+}
+
+#[test]
+fn floats_that_are_codes_times_scales_come_back_exactly() {
+    let (rows, cols) = (3, 256);
+    for format in [Q1_0, Q2_0, PQ2_0] {
+        let (codes, scales) = random(format, rows, cols);
+        let len = format.group_len();
+        let weights: Vec<f32> = (0..codes.len())
+            .map(|i| f32::from(codes[i]) * scales[i / len])
+            .collect();
+        let (found, bytes) = recovered(&weights).unwrap();
+        assert_eq!(found, format);
+        let (codes, scales) = unpacked(found, &bytes, (rows, cols), 0..rows).unwrap();
+        let again = (0..codes.len()).map(|i| f32::from(codes[i]) * scales[i / len]);
+        assert!(again.eq(weights.iter().copied()), "{format:?}");
+    }
+}
+
+#[test]
+fn floats_of_other_values_are_refused_with_the_group() {
+    let mut weights = vec![0.5f32; 512];
+    weights[256 + 100] = 0.75;
+    let error = recovered(&weights).err().unwrap().to_string();
+    assert_eq!(
+        error,
+        "the 64 weights from row 1, column 64 on are not -1, 0, 1 or 2 times one scale: their \
+         least magnitude is 0.5, and one is 0.75"
+    );
+    // −2 times a scale has no code; 2 times one has.
+    weights[256 + 100] = -1.0;
+    assert!(recovered(&weights).is_err());
+    weights[256 + 100] = 1.0;
+    assert_eq!(recovered(&weights).unwrap().0, PQ2_0);
+    weights.fill(1.0 + f32::EPSILON);
+    let error = recovered(&weights).err().unwrap().to_string();
+    assert_eq!(
+        error,
+        "the weights from row 0, column 0 on have the scale 1.0000001, which is no f16"
+    );
+}
+
+/// FNV-1a.
+fn hash(bytes: &[u8]) -> u64 {
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
+}
+
+/// The hashes are those of what `quantize_row_*_ref` in llama.cpp's ggml-quants.c (ggml 0.25.3)
+/// makes of the same weights.
+#[test]
+fn floats_become_the_bytes_of_llama_cpps_quantizers() {
+    let mut x = 7u32;
+    let next = || {
+        x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        f16::from_f32((x >> 8) as f32 / (1 << 24) as f32 - 0.5).to_f32()
+    };
+    let weights: Vec<f32> = std::iter::repeat_with(next).take(128 * 128).collect();
+    for (format, expected) in [
+        (Q1_0, 0x33dc_067c_c892_feb6),
+        (Q2_0, 0x1f37_be94_cbfd_5a87),
+        (TQ(Kind::TQ1_0), 0x26b4_35fa_b984_3d33),
+        (TQ(Kind::TQ2_0), 0x287e_089b_1cff_88bf),
+    ] {
+        assert_eq!(hash(&quantized(format, &weights)), expected, "{format:?}");
+    }
 }

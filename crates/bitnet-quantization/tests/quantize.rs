@@ -5,14 +5,14 @@ use std::sync::LazyLock;
 
 use bitnet_kernels::Pool;
 use bitnet_quantization::{
-    BlockForm, Error, Scaling, TernaryFormat, absmean, i2_s, i2s_32, qk256, tl1, tl2, tq,
+    BlockForm, Error, Scaling, TernaryFormat, absmean, i2_s, i2s_32, iq_bn, qk256, tl1, tl2, tq,
 };
 use half::f16;
 use i2_s::Form;
 use proptest::prelude::*;
 use tq::Kind;
 
-const FORMATS: [TernaryFormat; 9] = [
+const FORMATS: [TernaryFormat; 11] = [
     TernaryFormat::I2_S(Form::Block128),
     TernaryFormat::I2_S(Form::Block64),
     TernaryFormat::I2_S(Form::Row4),
@@ -28,6 +28,8 @@ const FORMATS: [TernaryFormat; 9] = [
     TernaryFormat::TQ(Kind::TQ1_0),
     TernaryFormat::TQ(Kind::TQ2_0),
     TernaryFormat::Q4_0,
+    TernaryFormat::IQ_BN(iq_bn::Kind::IQ1_BN),
+    TernaryFormat::IQ_BN(iq_bn::Kind::IQ2_BN),
     TernaryFormat::HfPacked,
 ];
 

@@ -1,7 +1,7 @@
 //! The ternary codecs through their public interface: round trips, layouts of other programs, wrong
 //! bytes and wrong shapes.
 
-use bitnet_quantization::{Error, TernaryFormat, absmean, dense, i2_s, q4_0, tl1, tl2, tq};
+use bitnet_quantization::{Error, TernaryFormat, absmean, dense, i2_s, iq_bn, q4_0, tl1, tl2, tq};
 use i2_s::Form;
 use proptest::prelude::*;
 use tq::Kind;
@@ -15,7 +15,7 @@ const TL2: tl2::Tile = tl2::Tile {
     tile_rows: 32,
     block_cols: 96,
 };
-const FORMATS: [TernaryFormat; 9] = [
+const FORMATS: [TernaryFormat; 11] = [
     TernaryFormat::I2_S(Form::Block128),
     TernaryFormat::I2_S(Form::Block64),
     TernaryFormat::I2_S(Form::Row4),
@@ -24,6 +24,8 @@ const FORMATS: [TernaryFormat; 9] = [
     TernaryFormat::TQ(Kind::TQ1_0),
     TernaryFormat::TQ(Kind::TQ2_0),
     TernaryFormat::Q4_0,
+    TernaryFormat::IQ_BN(iq_bn::Kind::IQ1_BN),
+    TernaryFormat::IQ_BN(iq_bn::Kind::IQ2_BN),
     TernaryFormat::HfPacked,
 ];
 
@@ -729,4 +731,48 @@ fn absmean_rounds_ties_to_even_and_refuses_non_finite_weights() {
             "{s}"
         );
     }
+}
+
+#[test]
+fn rows_of_iq_bn_have_the_bytes_that_ik_llama_cpp_writes() {
+    let mut weights = vec![0; 64];
+    (
+        weights[0],
+        weights[1],
+        weights[15],
+        weights[16],
+        weights[31],
+    ) = (1, -1, -1, 1, 1);
+    let bytes = pack(
+        TernaryFormat::IQ_BN(iq_bn::Kind::IQ2_BN),
+        &weights,
+        1,
+        64,
+        0.25,
+    )
+    .unwrap();
+    assert_eq!(bytes[..4], 0.25f32.to_le_bytes());
+    // Byte j: weights j, 16 + j, 32 + j and 48 + j from the lowest bits on, each plus 1.
+    assert_eq!(bytes[4..7], [0b01_01_10_10, 0b01_01_01_00, 0b01_01_01_01]);
+    assert_eq!(bytes[19], 0b01_01_10_00);
+
+    let bytes = pack(
+        TernaryFormat::IQ_BN(iq_bn::Kind::IQ1_BN),
+        &weights,
+        1,
+        64,
+        0.25,
+    )
+    .unwrap();
+    assert_eq!((bytes.len(), &bytes[..2]), (15, &[0x00, 0x34][..]));
+    // Digits 2, 0, 1, 1, 1 from the lowest on: ceil((2 + 9 + 27 + 81) · 256 / 243).
+    assert_eq!(bytes[2], 126);
+    // Digits of weights 15, 31, 47 and 63: 0, 2, 1, 1: ceil((6 + 9 + 27) · 256 / 243).
+    assert_eq!(bytes[14], 45);
+    let rows = [bytes.clone(), vec![0; 15]].concat();
+    let kind = TernaryFormat::IQ_BN(iq_bn::Kind::IQ1_BN);
+    assert_eq!(kind.scale(&rows, 2, 64).unwrap(), Some(0.25));
+    let mut out = vec![9; 64];
+    kind.unpack_rows(&rows, 2, 64, 1..2, &mut out).unwrap();
+    assert_eq!(out, [0; 64], "a row with scale 0 is zeros");
 }

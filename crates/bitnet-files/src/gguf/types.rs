@@ -7,7 +7,7 @@ use std::fmt;
 
 use bitnet_quantization::dense::Dense;
 use bitnet_quantization::tq::Kind;
-use bitnet_quantization::{GroupFormat, TernaryFormat, i2_s, tl1, tl2};
+use bitnet_quantization::{GroupFormat, TernaryFormat, i2_s, iq_bn, tl1, tl2};
 
 use super::metadata::Metadata;
 
@@ -67,12 +67,16 @@ pub enum TensorType {
     TL1,
     /// Ternary, tiles of triples for table lookup.
     TL2,
+    /// Ternary digits, a scale a row.
+    IQ1_BN,
+    /// Ternary, two bits a weight, a scale a row.
+    IQ2_BN,
 }
 
 use TensorType::*;
 
 /// Type, id, name, and for block types the elements and bytes of a block of one row.
-const TABLE: [(TensorType, u32, &str, usize, usize); 40] = [
+const TABLE: [(TensorType, u32, &str, usize, usize); 42] = [
     (F32, 0, "F32", 1, 4),
     (F16, 1, "F16", 1, 2),
     (Q4_0, 2, "Q4_0", 32, 18),
@@ -111,12 +115,14 @@ const TABLE: [(TensorType, u32, &str, usize, usize); 40] = [
     (Q1_0, 41, "Q1_0", 128, 18),
     (Q2_0, 42, "Q2_0", 64, 18),
     (Q2_0_G128, 42, "Q2_0 in groups of 128", 128, 34),
+    (IQ1_BN, 134, "IQ1_BN", 0, 0),
+    (IQ2_BN, 135, "IQ2_BN", 0, 0),
     (PQ2_0, 142, "PQ2_0", 128, 34),
     (PTQ1_0, 143, "PTQ1_0", 128, 28),
 ];
 
 /// Ids that other engines write, without a known size.
-const OTHERS: [(u32, &str); 11] = [
+const OTHERS: [(u32, &str); 9] = [
     (4, "Q4_2, long removed"),
     (5, "Q4_3, long removed"),
     (9, "Q8_1"),
@@ -124,8 +130,6 @@ const OTHERS: [(u32, &str); 11] = [
     (32, "Q4_0_4_8, removed"),
     (33, "Q4_0_8_8, removed"),
     (40, "NVFP4"),
-    (134, "IQ1_BN of ik_llama.cpp"),
-    (135, "IQ2_BN of ik_llama.cpp"),
     (136, "Q8_K64 of ik_llama.cpp"),
     (335, "IQ2_BN_R4 of ik_llama.cpp"),
 ];
@@ -143,7 +147,7 @@ impl TensorType {
 
     /// Whether its weights are −1, 0 and 1 times a scale.
     pub fn is_ternary(self) -> bool {
-        matches!(self, I2_S | TL1 | TL2 | TQ1_0 | TQ2_0)
+        matches!(self, I2_S | TL1 | TL2 | TQ1_0 | TQ2_0 | IQ1_BN | IQ2_BN)
     }
 
     /// `general.file_type` of files whose projections have this type. It distinguishes TL2 from
@@ -157,6 +161,8 @@ impl TensorType {
             BF16 => 32,
             TQ1_0 => 36,
             TQ2_0 => 37,
+            Q1_0 => 40,
+            Q2_0 => 41,
             PQ2_0 => 141,
             PTQ1_0 => 143,
             TL1 => 38,
@@ -173,6 +179,8 @@ impl TensorType {
             I2_S => formats(i2_s::size_bytes(rows, cols)),
             TL1 => formats(tl1::size_bytes(rows, cols)),
             TL2 => formats(tl2::size_bytes(rows, cols)),
+            IQ1_BN => formats(iq_bn::Kind::IQ1_BN.size_bytes(rows, cols)),
+            IQ2_BN => formats(iq_bn::Kind::IQ2_BN.size_bytes(rows, cols)),
             // int8 values, then an f32 scale, padded to 32 bytes.
             I8_S => rows
                 .checked_mul(cols)
@@ -208,6 +216,8 @@ impl From<TernaryFormat> for TensorType {
             TernaryFormat::TQ(Kind::TQ1_0) => TQ1_0,
             TernaryFormat::TQ(Kind::TQ2_0) => TQ2_0,
             TernaryFormat::Q4_0 => Q4_0,
+            TernaryFormat::IQ_BN(iq_bn::Kind::IQ1_BN) => IQ1_BN,
+            TernaryFormat::IQ_BN(iq_bn::Kind::IQ2_BN) => IQ2_BN,
             TernaryFormat::Group(format) => format.into(),
             // GGUF has no type for it: bytes without a scale.
             TernaryFormat::HfPacked => I8,

@@ -72,6 +72,13 @@ pub fn to_checkpoint(
     let source = opened.source();
     source.check_tensors()?;
     let config = source.config();
+    if !config.architecture.has_matrix_scales() {
+        let problem = format!(
+            "packed directories hold models of BitNet and Llama, this is {}",
+            config.architecture_name
+        );
+        return Err(Error::Convert { problem });
+    }
     let json = config_of(&opened, options)?;
     // Check before measuring the scales of float weights, which takes a while.
     let replace = if options.force {

@@ -11,6 +11,7 @@ use bitnet_quantization::i2_s::Form;
 use bitnet_quantization::tq::{self, Kind};
 use bitnet_quantization::{GroupFormat, TernaryFormat, tl1, tl2};
 
+use super::groups::{self, GroupRows};
 use super::{
     BATCH_WEIGHTS, ConvertOptions, Input, Meter, Opened, Phase, ProgressFn, Report, WeightType,
     slots, write_table,
@@ -19,7 +20,7 @@ use crate::config::{Config, RopePairs};
 use crate::error::{Error, Result};
 use crate::huggingface::Checkpoint;
 use crate::source::gguf::{ROPE_FACTORS, name as gguf_name, tile_pair};
-use crate::source::{LayerSlot, Projection, Slot, Source, TernaryTensor};
+use crate::source::{Codes, GroupTensor, LayerSlot, Projection, Slot, Source, TernaryTensor};
 
 /// A metadata pair to write.
 type Pair = (String, MetadataValue);
@@ -51,7 +52,7 @@ pub fn to_gguf(
     let config = source.config();
     let rope_factors = source.rope_factors()?;
     let keep_tables = matches!(opened, Opened::Gguf(_));
-    let plan = plan(source, keep_tables, rope_factors.is_some(), options)?;
+    let plan = plan(source, keep_tables, rope_factors.is_some(), options, pool)?;
     let infos: Vec<TensorInfo> = plan.iter().map(|item| item.info.clone()).collect();
     let bytes_total = infos
         .iter()
@@ -115,6 +116,8 @@ struct Item {
 #[derive(Clone, Copy, PartialEq)]
 enum Stored {
     Ternary(TernaryFormat),
+    /// A table with group scales.
+    Group(GroupFormat),
     Floats(Dense),
 }
 
@@ -122,6 +125,7 @@ impl Stored {
     fn dtype(self) -> TensorType {
         match self {
             Self::Ternary(format) => format.into(),
+            Self::Group(format) => format.into(),
             Self::Floats(format) => format.into(),
         }
     }
@@ -133,27 +137,16 @@ fn plan(
     keep_tables: bool,
     rope_factors: bool,
     options: &ConvertOptions,
+    pool: &Pool,
 ) -> Result<Vec<Item>> {
     let config = source.config();
     let mut plan = Vec::new();
     for slot in slots(source) {
         let (stored, dims) = match slot {
-            Slot::Embedding | Slot::Head => {
-                let table = source.table(slot, config.vocab_size, config.hidden_size)?;
-                let format = match (options.tables, keep_tables) {
-                    (Some(tables), _) => tables.format(),
-                    (None, true) => table.format(),
-                    (None, false) => match options.weights {
-                        WeightType::F32 => Dense::F32,
-                        WeightType::BF16 => Dense::BF16,
-                        _ => Dense::F16,
-                    },
-                };
-                (
-                    Stored::Floats(format),
-                    vec![config.hidden_size, config.vocab_size],
-                )
-            }
+            Slot::Embedding | Slot::Head => (
+                stored_table(source, slot, keep_tables, options, pool)?,
+                vec![config.hidden_size, config.vocab_size],
+            ),
             Slot::OutputNorm => (Stored::Floats(Dense::F32), vec![config.hidden_size]),
             Slot::Layer(_, LayerSlot::Weight(projection)) => {
                 let (rows, cols) = projection.shape(config);
@@ -196,6 +189,48 @@ fn plan(
     Ok(plan)
 }
 
+/// How a table is stored. keep: as it is, unless the options say otherwise.
+fn stored_table(
+    source: &dyn Source,
+    slot: Slot,
+    keep: bool,
+    options: &ConvertOptions,
+    pool: &Pool,
+) -> Result<Stored> {
+    let config = source.config();
+    let (rows, cols) = (config.vocab_size, config.hidden_size);
+    let float = match options.weights {
+        WeightType::F32 => Some(Dense::F32),
+        WeightType::BF16 => Some(Dense::BF16),
+        WeightType::F16 => Some(Dense::F16),
+        _ => None,
+    };
+    if let Some(tables) = options.tables {
+        return Ok(Stored::Floats(tables.format()));
+    }
+    if let Some(table) = group_table(source, slot, pool)? {
+        let to = options.weights.group();
+        return Ok(match (to, float) {
+            (Some(to), _) if cols.is_multiple_of(to.group_len()) => Stored::Group(to),
+            (_, Some(float)) => Stored::Floats(float),
+            _ => Stored::Group(table.format),
+        });
+    }
+    if keep {
+        return Ok(Stored::Floats(source.table(slot, rows, cols)?.format()));
+    }
+    Ok(Stored::Floats(float.unwrap_or(Dense::F16)))
+}
+
+/// The embedding or the head, if it has group scales and its graph is none of BitNet's.
+fn group_table(source: &dyn Source, slot: Slot, pool: &Pool) -> Result<Option<GroupTensor>> {
+    let config = source.config();
+    if config.architecture.has_matrix_scales() {
+        return Ok(None);
+    }
+    source.grouped(slot, config.vocab_size, config.hidden_size, true, pool)
+}
+
 /// The way that a type stores a projection, or the reason why it cannot.
 fn stored_weights(
     weights: WeightType,
@@ -227,6 +262,7 @@ fn stored_weights(
         WeightType::I2_S => multiple(TernaryFormat::I2_S(Form::Block128), 128),
         WeightType::TQ1_0 => multiple(TernaryFormat::TQ(Kind::TQ1_0), tq::BLOCK_LEN),
         WeightType::TQ2_0 => multiple(TernaryFormat::TQ(Kind::TQ2_0), tq::BLOCK_LEN),
+        WeightType::Q1_0 => group(GroupFormat::Q1_0),
         WeightType::Q2_0 => group(GroupFormat::Q2_0),
         WeightType::PQ2_0 => group(GroupFormat::PQ2_0),
         WeightType::PTQ1_0 => group(GroupFormat::PTQ1_0),
@@ -344,13 +380,29 @@ fn model_metadata(config: &Config) -> Vec<Pair> {
     key("attention.layer_norm_rms_epsilon", F32(config.rms_norm_eps));
     key("rope.freq_base", F32(config.rope_theta));
     key("rope.dimension_count", size(attention.head_dim));
-    if attention.heads * attention.head_dim != config.hidden_size {
+    let is_usual = attention.heads * attention.head_dim == config.hidden_size;
+    if !is_usual || config.architecture.has_head_norms() {
         key("attention.key_length", size(attention.head_dim));
         key("attention.value_length", size(attention.head_dim));
     }
     if config.rope_scaling_factor != 1.0 {
         key("rope.scaling.type", Text("linear".to_owned()));
         key("rope.scaling.factor", F32(config.rope_scaling_factor));
+    }
+    if let Some(yarn) = &config.yarn {
+        key("rope.scaling.type", Text("yarn".to_owned()));
+        key("rope.scaling.factor", F32(yarn.factor));
+        let original = yarn.original_context as usize;
+        key("rope.scaling.original_context_length", size(original));
+        for (name, value, default) in [
+            ("attn_factor", yarn.attn_factor, 1.0),
+            ("beta_fast", yarn.beta_fast, 32.0),
+            ("beta_slow", yarn.beta_slow, 1.0),
+        ] {
+            if value != default {
+                key(&format!("rope.scaling.yarn_{name}"), F32(value));
+            }
+        }
     }
     pairs
 }
@@ -373,23 +425,23 @@ impl Conversion<'_, '_, '_> {
             return self.floats(&info, rope_factors.unwrap_or_default());
         };
         match (slot, item.stored) {
-            (Slot::Embedding | Slot::Head, Stored::Floats(format)) => {
-                let table = self
-                    .source
-                    .table(slot, config.vocab_size, config.hidden_size)?;
-                let pool = self.pool;
-                write_table(&info.name, &table, format, pool, &mut |bytes| {
-                    self.write(&info, bytes)
-                })
-            }
+            (Slot::Embedding | Slot::Head, stored) => self.table(slot, &info, stored),
             (Slot::Layer(index, LayerSlot::Weight(projection)), stored) => {
                 let (rows, cols) = projection.shape(config);
-                let tensor = self
-                    .source
-                    .projection(index, projection, rows, cols, self.pool)?;
                 let interleaves = config.architecture.gguf_rope_pairs() == RopePairs::Interleaved;
                 let interleave =
                     (projection.is_rotated() && interleaves).then_some(config.attention.head_dim);
+                if self.groups(slot, &info, stored, interleave)? {
+                    return Ok(());
+                }
+                let tensor = self
+                    .source
+                    .projection(index, projection, rows, cols, self.pool)?;
+                if let (Codes::Absmean { .. }, Some(to)) = (tensor.codes, self.rule()) {
+                    let table = self.source.table(slot, rows, cols)?;
+                    let mut write = |bytes: &[u8]| self.write(&info, bytes);
+                    return groups::quantize(&info.name, &table, to, &mut write);
+                }
                 let weights = Weights {
                     tensor: &tensor,
                     interleave,
@@ -397,10 +449,86 @@ impl Conversion<'_, '_, '_> {
                 self.weights(&info, &weights, stored)
             }
             _ => {
-                let values = self.source.vector(slot, info.dims.iter().product())?;
+                let values = match info.dims[..] {
+                    [cols, rows] => self.source.floats(slot, rows, cols)?,
+                    _ => self.source.vector(slot, info.dims[0])?,
+                };
                 self.floats(&info, &values)
             }
         }
+    }
+
+    /// The target whose rule quantizes float projections, if one does.
+    fn rule(&self) -> Option<GroupFormat> {
+        let is_bitnet = self.source.config().architecture.has_matrix_scales();
+        self.options.weights.group().filter(|_| !is_bitnet)
+    }
+
+    /// Writes the embedding or the head.
+    fn table(&mut self, slot: Slot, info: &TensorInfo, stored: Stored) -> Result<()> {
+        let config = self.source.config();
+        let (rows, cols) = (config.vocab_size, config.hidden_size);
+        let is_quantized = matches!(stored, Stored::Floats(Dense::Q8_0 | Dense::Q6_K));
+        let grouped = group_table(self.source, slot, self.pool)?;
+        let table = match grouped {
+            Some(tensor) if !is_quantized => {
+                let rows = GroupRows {
+                    tensor: &tensor,
+                    interleave: None,
+                };
+                let mut write = |bytes: &[u8]| self.write(info, bytes);
+                return match stored {
+                    Stored::Floats(format) => rows.floats(format, &mut write),
+                    Stored::Group(to) | Stored::Ternary(TernaryFormat::Group(to)) => {
+                        rows.repack(to, &mut write)
+                    }
+                    Stored::Ternary(_) => unreachable!("tables are no ternary matrices"),
+                };
+            }
+            Some(tensor) => tensor.into_table()?,
+            None => self.source.table(slot, rows, cols)?,
+        };
+        let Stored::Floats(format) = stored else {
+            unreachable!("only tables with group scales are stored with them")
+        };
+        let pool = self.pool;
+        write_table(&info.name, &table, format, pool, &mut |bytes| {
+            self.write(info, bytes)
+        })
+    }
+
+    /// Writes a projection that has group scales without loss; false if it has none, or has one
+    /// scale and is to be written with one.
+    fn groups(
+        &mut self,
+        slot: Slot,
+        info: &TensorInfo,
+        stored: Stored,
+        interleave: Option<usize>,
+    ) -> Result<bool> {
+        let (rows, cols) = (info.dims[1], info.dims[0]);
+        let rounds = self.source.rounds_floats() && self.rule().is_some();
+        let tensor = match self.source.grouped(slot, rows, cols, false, self.pool) {
+            Ok(Some(tensor)) => tensor,
+            Ok(None) => return Ok(false),
+            // The caller quantizes these floats.
+            Err(_) if rounds => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let rows = GroupRows {
+            tensor: &tensor,
+            interleave,
+        };
+        let mut write = |bytes: &[u8]| self.write(info, bytes);
+        match stored {
+            Stored::Ternary(TernaryFormat::Group(to)) => rows.repack(to, &mut write)?,
+            Stored::Ternary(TernaryFormat::TQ(kind)) => {
+                rows.repack(GroupFormat::TQ(kind), &mut write)?;
+            }
+            Stored::Floats(format) => rows.floats(format, &mut write)?,
+            Stored::Ternary(_) | Stored::Group(_) => return Ok(false),
+        }
+        Ok(true)
     }
 
     fn write(&mut self, info: &TensorInfo, bytes: &[u8]) -> Result<()> {
@@ -436,6 +564,7 @@ impl Conversion<'_, '_, '_> {
             }
             Stored::Ternary(format) => self.ternary_rows(info, weights, format, scale),
             Stored::Floats(format) => self.float_rows(info, weights, format, scale),
+            Stored::Group(_) => unreachable!("projections are planned as ternary ones"),
         }
     }
 

@@ -7,6 +7,7 @@
 
 mod checkpoint;
 mod gguf;
+mod groups;
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,8 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bitnet_files::Checksum;
 use bitnet_files::gguf::{Gguf, TensorType};
 use bitnet_kernels::Pool;
-use bitnet_quantization::Error as NotStored;
 use bitnet_quantization::dense::Dense;
+use bitnet_quantization::{Error as NotStored, GroupFormat};
 
 use crate::error::{Error, Result};
 use crate::huggingface::Checkpoint;
@@ -36,7 +37,8 @@ const READ_BACK_BYTES: usize = 4 << 20;
 #[derive(Clone, Copy)]
 pub enum Input<'a> {
     /// A Hugging Face directory. Float weights are quantized by the absmean formula, as the model's
-    /// own code does.
+    /// own code does; those of other graphs than BitNet's must be weights with group scales, unless
+    /// they are to be rounded.
     Checkpoint(&'a Checkpoint),
     /// A GGUF file, and options for facts that it does not state.
     Gguf {
@@ -44,8 +46,8 @@ pub enum Input<'a> {
         gguf: &'a Arc<Gguf>,
         /// The options.
         options: &'a LoadOptions,
-        /// Whether to quantize float projections that are not ternary by the absmean formula;
-        /// otherwise they are refused.
+        /// Whether float projections that are not ternary are quantized, by the absmean formula or
+        /// in graphs other than BitNet's by the rule of a target with group scales, or refused.
         quantize: bool,
     },
 }
@@ -65,14 +67,12 @@ impl<'a> Input<'a> {
                     FloatRule::Ternary
                 };
                 let source = GgufSource::new(gguf, options)?.with_floats(floats);
-                if source.config().architecture.has_head_norms() {
-                    let found = &source.config().architecture_name;
-                    return Err(Error::Config {
-                        key: "general.architecture".into(),
-                        problem: format!(
-                            "{found}; models of this graph run, but cannot be converted"
-                        ),
-                    });
+                let extra = source.config().num_extra_layers;
+                if extra > 0 {
+                    let problem = format!(
+                        "{extra} layers that predict further tokens, which conversions do not keep"
+                    );
+                    return Err(Error::Convert { problem });
                 }
                 Opened::Gguf(Box::new(source))
             }
@@ -106,7 +106,9 @@ pub enum WeightType {
     TQ1_0,
     /// 2.06 bits per weight, an f16 scale for each 256.
     TQ2_0,
-    /// 2.25 bits per weight, an f16 scale for each 64.
+    /// Signs, 1.125 bits a weight, an f16 scale for each 128.
+    Q1_0,
+    /// 2.25 bits a weight, an f16 scale for each 64.
     Q2_0,
     /// 2.125 bits per weight, an f16 scale for each 128.
     PQ2_0,
@@ -132,6 +134,7 @@ impl WeightType {
             Self::I2_S => TensorType::I2_S,
             Self::TQ1_0 => TensorType::TQ1_0,
             Self::TQ2_0 => TensorType::TQ2_0,
+            Self::Q1_0 => TensorType::Q1_0,
             Self::Q2_0 => TensorType::Q2_0,
             Self::PQ2_0 => TensorType::PQ2_0,
             Self::PTQ1_0 => TensorType::PTQ1_0,
@@ -143,13 +146,22 @@ impl WeightType {
         }
     }
 
+    /// The format with a scale for each group of columns that this is, if it is one.
+    fn group(self) -> Option<GroupFormat> {
+        self.dtype().group()
+    }
+
     /// Rounds a scale as this type stores it.
     fn rounded(self, scale: f32) -> f32 {
         match self {
             Self::I2_S | Self::TL1 | Self::TL2 | Self::F32 => scale,
-            Self::TQ1_0 | Self::TQ2_0 | Self::Q2_0 | Self::PQ2_0 | Self::PTQ1_0 | Self::F16 => {
-                half::f16::from_f32(scale).to_f32()
-            }
+            Self::TQ1_0
+            | Self::TQ2_0
+            | Self::Q1_0
+            | Self::Q2_0
+            | Self::PQ2_0
+            | Self::PTQ1_0
+            | Self::F16 => half::f16::from_f32(scale).to_f32(),
             Self::BF16 => half::bf16::from_f32(scale).to_f32(),
         }
     }
@@ -188,9 +200,10 @@ impl TableType {
 pub struct ConvertOptions {
     /// How projections are stored in a GGUF file. A directory has them packed.
     pub weights: WeightType,
-    /// How embedding and head are stored. `None`: as in the source GGUF file; from a directory as
-    /// F16 in a GGUF file, or like the projections if those are floats. A directory holds floats
-    /// only: F32 in place of quantized tables.
+    /// How embedding and head are stored. `None`: as a GGUF file has them; tables of a directory as
+    /// F16 in a GGUF file, or as its projections if those are floats. A directory takes floats
+    /// only, and F32 for quantized tables. Tables with group scales become what the projections
+    /// become, where that has group scales or is a float.
     pub tables: Option<TableType>,
     /// Whether the scales in a directory are rounded to BF16, as mlx-lm needs them beside BF16
     /// tables.

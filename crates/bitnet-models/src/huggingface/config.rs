@@ -1,12 +1,13 @@
 //! `config.json`: the shape of the model, and how its weights are quantized.
 
 use bitnet_files::shown;
-use bitnet_kernels::{AttentionShape, Gate, MAX_COLS, MAX_HEAD_DIM};
+use bitnet_kernels::{AttentionShape, Gate, MAX_COLS, MAX_HEAD_DIM, math};
 use serde_json::{Map, Value, json};
 
+use super::mlx::MlxQuantization;
 use super::modules::ModulePattern;
 use super::source::module_name;
-use crate::config::{Architecture, Config, Multipliers, RopePairs};
+use crate::config::{Architecture, Config, Multipliers, RopePairs, Yarn};
 use crate::error::{Error, Result};
 use crate::source::Projection;
 
@@ -25,6 +26,8 @@ pub struct Quantization {
     pub(super) tie_word_embeddings: Option<bool>,
     /// The scaling of the rotary frequencies.
     pub(super) rope: RopeScaling,
+    /// How MLX's tools quantized the model, if they did.
+    pub(super) mlx: Option<MlxQuantization>,
 }
 
 /// The use of the scale beside packed weights.
@@ -49,6 +52,8 @@ pub(super) enum RopeScaling {
         high_freq_factor: f64,
         original_context: f64,
     },
+    /// Divides low frequencies, and raises attention a little.
+    Yarn(Yarn),
 }
 
 /// A class of models and the defaults of its configuration.
@@ -58,43 +63,63 @@ struct Class {
     name: &'static str,
     /// The name in `model_type`, which decides where `architectures` is missing.
     model_type: Option<&'static str>,
-    is_llama: bool,
+    /// The graph with SiLU.
+    architecture: Architecture,
     gate: Gate,
     rope_theta: f64,
     rms_norm_eps: f64,
     /// `None`: as many as heads.
     kv_heads: Option<usize>,
+    /// `None`: the hidden size over the number of heads.
+    head_dim: Option<usize>,
 }
 
-/// The classes that can be run, with the defaults of transformers' `BitNetConfig` and
-/// `LlamaConfig`. The 1bitLLM models bring their own code, whose defaults are Llama's.
-const CLASSES: [Class; 3] = [
+/// The defaults of most classes.
+const LLAMA: Class = Class {
+    name: "LlamaForCausalLM",
+    model_type: Some("llama"),
+    architecture: Architecture::Llama,
+    gate: Gate::Silu,
+    rope_theta: 10_000.0,
+    rms_norm_eps: 1e-6,
+    kv_heads: None,
+    head_dim: None,
+};
+
+/// The classes that can be run, with the defaults of their configurations in transformers. The
+/// 1bitLLM models bring their own code, whose defaults are Llama's.
+const CLASSES: [Class; 5] = [
     Class {
         name: "BitNetForCausalLM",
         model_type: Some("bitnet"),
-        is_llama: false,
+        architecture: Architecture::Bitnet,
         gate: Gate::Relu2,
         rope_theta: 500_000.0,
         rms_norm_eps: 1e-5,
         kv_heads: Some(5),
+        ..LLAMA
     },
     Class {
         name: "BitnetForCausalLM",
         model_type: None,
-        is_llama: false,
-        gate: Gate::Silu,
-        rope_theta: 10_000.0,
-        rms_norm_eps: 1e-6,
-        kv_heads: None,
+        architecture: Architecture::Bitnet,
+        ..LLAMA
+    },
+    LLAMA,
+    Class {
+        name: "Qwen2ForCausalLM",
+        model_type: Some("qwen2"),
+        architecture: Architecture::Qwen2,
+        kv_heads: Some(32),
+        ..LLAMA
     },
     Class {
-        name: "LlamaForCausalLM",
-        model_type: Some("llama"),
-        is_llama: true,
-        gate: Gate::Silu,
-        rope_theta: 10_000.0,
-        rms_norm_eps: 1e-6,
-        kv_heads: None,
+        name: "Qwen3ForCausalLM",
+        model_type: Some("qwen3"),
+        architecture: Architecture::Qwen3,
+        kv_heads: Some(32),
+        head_dim: Some(128),
+        ..LLAMA
     },
 ];
 
@@ -119,16 +144,20 @@ pub(super) fn read(json: &Value, num_tensors: usize) -> Result<(Config, Quantiza
             ));
         }
     };
-    let architecture = match (class.is_llama, gate) {
-        (false, Gate::Relu2) => Architecture::BitnetB158,
-        (false, Gate::Silu) => Architecture::Bitnet,
-        (true, Gate::Silu) => Architecture::Llama,
-        (true, Gate::Relu2) => {
+    let architecture = match (class.architecture, gate) {
+        (Architecture::Bitnet, Gate::Relu2) => Architecture::BitnetB158,
+        (architecture, Gate::Silu) => architecture,
+        (_, Gate::Relu2) => {
             return Err(root.error("hidden_act", format!("\"relu2\"; {} uses silu", class.name)));
         }
     };
-    root.refuse_what_changes_the_graph()?;
-    let quantization_config = root.object("quantization_config")?;
+    root.refuse_what_changes_the_graph(architecture)?;
+    let mlx = root.get("quantization").map(MlxQuantization::from_json);
+    // MLX's tools write their parameters under both names.
+    let quantization_config = match mlx {
+        Some(_) => None,
+        None => root.object("quantization_config")?,
+    };
     let num_layers = root.size("num_hidden_layers", num_tensors.max(1))?;
     let (weight_scale, online, input_norm_eps) = match &quantization_config {
         Some(keys) => quantization(keys, architecture, num_layers)?,
@@ -138,7 +167,11 @@ pub(super) fn read(json: &Value, num_tensors: usize) -> Result<(Config, Quantiza
     let (rope_theta, rope) = rope(&root, class, context_length)?;
     let hidden_size = root.size("hidden_size", MAX_COLS)?;
     let heads = root.size("num_attention_heads", 4096)?;
-    let head_dim = match root.optional_size("head_dim", MAX_HEAD_DIM)? {
+    let head_dim = root.optional_size("head_dim", MAX_HEAD_DIM)?;
+    let default = class
+        .head_dim
+        .filter(|_| !root.object.contains_key("head_dim"));
+    let head_dim = match head_dim.or(default) {
         Some(head_dim) => head_dim,
         None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
         None => {
@@ -174,7 +207,10 @@ pub(super) fn read(json: &Value, num_tensors: usize) -> Result<(Config, Quantiza
         rope_pairs: RopePairs::HalfSplit,
         input_norm_eps,
         rotary_dim: head_dim,
-        yarn: None,
+        yarn: match rope {
+            RopeScaling::Yarn(yarn) => Some(yarn),
+            _ => None,
+        },
         linear: None,
         multipliers: Multipliers::default(),
     }
@@ -188,6 +224,7 @@ pub(super) fn read(json: &Value, num_tensors: usize) -> Result<(Config, Quantiza
             is_stated: quantization_config.is_some(),
             tie_word_embeddings,
             rope,
+            mlx,
         },
     ))
 }
@@ -305,9 +342,17 @@ fn rope(root: &Keys<'_>, class: Class, context_length: usize) -> Result<(f64, Ro
         "default" => RopeScaling::None,
         "linear" => RopeScaling::Linear(keys.positive("factor")? as f32),
         "llama3" => llama3(&keys, root, context_length)?,
+        "yarn" if class.architecture.has_yarn() => {
+            RopeScaling::Yarn(yarn(&keys, root, context_length)?)
+        }
         other => {
+            let yarn = if class.architecture.has_yarn() {
+                ", yarn"
+            } else {
+                ""
+            };
             let problem = format!(
-                "{:?}; default, linear and llama3 are supported",
+                "{:?}; default, linear and llama3{yarn} are supported",
                 shown(other)
             );
             return Err(keys.error("rope_type", problem));
@@ -338,18 +383,49 @@ fn llama3(keys: &Keys<'_>, root: &Keys<'_>, context_length: usize) -> Result<Rop
             format!("{low}, not below high_freq_factor {high}"),
         ));
     }
-    const ORIGINAL_CONTEXT: &str = "original_max_position_embeddings";
-    let original_context = [root, keys]
-        .into_iter()
-        .find(|keys| keys.get(ORIGINAL_CONTEXT).is_some())
-        .map_or(Ok(context_length as f64), |keys| {
-            keys.positive(ORIGINAL_CONTEXT)
-        })?;
     Ok(RopeScaling::Llama3 {
         factor: keys.positive("factor")?,
         low_freq_factor: low,
         high_freq_factor: high,
-        original_context,
+        original_context: original_context(keys, root, context_length)?,
+    })
+}
+
+fn original_context(keys: &Keys<'_>, root: &Keys<'_>, context_length: usize) -> Result<f64> {
+    const KEY: &str = "original_max_position_embeddings";
+    let mut stated = [root, keys].into_iter();
+    stated
+        .find(|keys| keys.get(KEY).is_some())
+        .map_or(Ok(context_length as f64), |keys| keys.positive(KEY))
+}
+
+/// The numbers of YaRN.
+fn yarn(keys: &Keys<'_>, root: &Keys<'_>, context_length: usize) -> Result<Yarn> {
+    let factor = keys.positive("factor")?;
+    if factor < 1.0 {
+        return Err(keys.error("factor", format!("{factor}; 1 or more is possible")));
+    }
+    for key in ["mscale", "mscale_all_dim"] {
+        if let Some(found) = keys.number(key)? {
+            return Err(keys.error(key, format!("{found}, which is not supported")));
+        }
+    }
+    if keys.bool("truncate")? == Some(false) {
+        return Err(keys.error("truncate", "false; true is supported".into()));
+    }
+    let number = |key: &str, default: f64| match keys.get(key) {
+        Some(_) => keys.positive(key),
+        None => Ok(default),
+    };
+    let own_factor = 1.0 + 0.1 * math::ln_f64(factor);
+    Ok(Yarn {
+        factor: factor as f32,
+        original_context: original_context(keys, root, context_length)? as f32,
+        ext_factor: 1.0,
+        // The file states the whole factor of cosines and sines.
+        attn_factor: (number("attention_factor", own_factor)? / own_factor) as f32,
+        beta_fast: number("beta_fast", 32.0)? as f32,
+        beta_slow: number("beta_slow", 1.0)? as f32,
     })
 }
 
@@ -523,11 +599,17 @@ impl<'a> Keys<'a> {
     }
 
     /// Options of the published model classes that change the graph.
-    fn refuse_what_changes_the_graph(&self) -> Result<()> {
+    fn refuse_what_changes_the_graph(&self, architecture: Architecture) -> Result<()> {
         for key in ["attention_bias", "mlp_bias"] {
-            if self.bool(key)? == Some(true) {
+            // Qwen2 has the same biases whatever this says.
+            let is_ignored = architecture.has_biases() && key == "attention_bias";
+            if !is_ignored && self.bool(key)? == Some(true) {
                 return Err(self.error(key, "true; biases are not supported".into()));
             }
+        }
+        if self.bool("use_sliding_window")? == Some(true) {
+            let problem = "true; only models whose tokens see all earlier ones are supported";
+            return Err(self.error("use_sliding_window", problem.into()));
         }
         for (key, only) in [
             ("partial_rotary_factor", 1.0),

@@ -10,6 +10,7 @@
 //! its type and shape.
 
 pub(crate) mod config;
+mod mlx;
 mod modules;
 pub(crate) mod source;
 
@@ -129,10 +130,18 @@ impl Checkpoint {
         for slot in slots(self) {
             match slot {
                 Slot::Embedding | Slot::Head => {
-                    drop(self.table(slot, config.vocab_size, config.hidden_size)?);
+                    let (rows, cols) = (config.vocab_size, config.hidden_size);
+                    if self.affine(slot, rows, cols)?.is_none() {
+                        drop(self.table(slot, rows, cols)?);
+                    }
                 }
                 Slot::OutputNorm => drop(self.vector(slot, config.hidden_size)?),
-                Slot::Layer(_, LayerSlot::Weight(_)) => self.expect_tensor(slot)?,
+                Slot::Layer(_, LayerSlot::Weight(projection)) => {
+                    let (rows, cols) = projection.shape(config);
+                    if self.affine(slot, rows, cols)?.is_none() {
+                        self.expect_tensor(slot)?;
+                    }
+                }
                 Slot::Layer(_, norm) => {
                     drop(self.vector(slot, norm.dims(config).iter().product())?)
                 }

@@ -5,27 +5,32 @@ use std::f64::consts::TAU;
 use bitnet_files::safetensors::{DType, StoredTensor};
 use bitnet_files::{Error as FileError, shown};
 use bitnet_kernels::{Pool, math};
-use bitnet_quantization::TernaryFormat;
 use bitnet_quantization::dense::Dense;
+use bitnet_quantization::{TernaryFormat, recover};
 
 use super::config::RopeScaling;
+use super::mlx::AffineTensor;
 use super::{Checkpoint, WeightScale};
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::model::QKV;
 use crate::source::{
-    Codes, FloatRule, LayerSlot, Projection, Slot, Source, TernaryTensor, finite_values,
+    Codes, FloatRule, GroupTensor, LayerSlot, Projection, Slot, Source, TernaryTensor,
+    finite_values,
 };
 use crate::table::Table;
 
 /// The names of a layer's modules, between `model.layers.N.` and `.weight`; where there are two,
 /// older files use the second.
-const LAYER_NAMES: [(LayerSlot, &str); 13] = [
+const LAYER_NAMES: [(LayerSlot, &str); 15] = [
     (LayerSlot::AttentionNorm, "input_layernorm"),
     (LayerSlot::AttentionSubNorm, "self_attn.attn_sub_norm"),
     (LayerSlot::AttentionSubNorm, "self_attn.inner_attn_ln"),
     (LayerSlot::FfnNorm, "post_attention_layernorm"),
     (LayerSlot::FfnSubNorm, "mlp.ffn_sub_norm"),
     (LayerSlot::FfnSubNorm, "mlp.ffn_layernorm"),
+    (LayerSlot::QueryNorm, "self_attn.q_norm"),
+    (LayerSlot::KeyNorm, "self_attn.k_norm"),
     (LayerSlot::Weight(Projection::Query), "self_attn.q_proj"),
     (LayerSlot::Weight(Projection::Key), "self_attn.k_proj"),
     (LayerSlot::Weight(Projection::Value), "self_attn.v_proj"),
@@ -48,6 +53,7 @@ fn names(slot: Slot) -> Vec<String> {
     };
     let (module, suffix) = match slot {
         LayerSlot::InputNorm(projection) => (LayerSlot::Weight(projection), "rms_norm.weight"),
+        LayerSlot::Bias(projection) => (LayerSlot::Weight(projection), "bias"),
         other => (other, "weight"),
     };
     let known = LAYER_NAMES.iter().filter(|(known, _)| *known == module);
@@ -175,10 +181,12 @@ impl Checkpoint {
     }
 
     fn is_used(&self, name: &str) -> bool {
-        if matches!(
-            name,
-            "model.embed_tokens.weight" | "model.norm.weight" | "lm_head.weight"
-        ) {
+        let table = name
+            .strip_prefix("model.embed_tokens.")
+            .or_else(|| name.strip_prefix("lm_head."));
+        if table.is_some_and(|suffix| suffix == "weight" || self.is_of_mlx(suffix))
+            || name == "model.norm.weight"
+        {
             return true;
         }
         let layer = name
@@ -195,6 +203,79 @@ impl Checkpoint {
             && (rest == "self_attn.rotary_emb.inv_freq" || self.is_used_in_layer(index, rest))
     }
 
+    /// Whether a tensor with this suffix is one beside MLX's codes.
+    fn is_of_mlx(&self, suffix: &str) -> bool {
+        self.quantization.mlx.is_some() && matches!(suffix, "scales" | "biases")
+    }
+
+    /// The tensor of a slot, `[rows, cols]`, if MLX's tools quantized it.
+    pub(super) fn affine(
+        &self,
+        slot: Slot,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Option<AffineTensor>> {
+        let (name, tensor) = self.tensor(self.table_slot(slot))?;
+        let module = name.strip_suffix(".weight").unwrap_or(&name);
+        let beside = |suffix: &str| {
+            let name = format!("{module}.{suffix}");
+            let tensor = self.tensors.get(&name);
+            tensor.ok_or(FileError::TensorMissing { name })
+        };
+        let Some(mlx) = &self.quantization.mlx else {
+            return Ok(None);
+        };
+        if beside("scales").is_err() && tensor.dtype != DType::U32 {
+            return Ok(None);
+        }
+        let affine = mlx.of(module).map_err(|problem| Error::Config {
+            key: format!("quantization of {}", shown(module)),
+            problem: format!("not supported: {problem}"),
+        })?;
+        let wrong = |name: &str, tensor: &StoredTensor, supported| Error::TensorUse {
+            tensor: name.to_owned(),
+            found: tensor.dtype.name(),
+            used_as: "a part of a quantized module",
+            supported,
+        };
+        if tensor.dtype != DType::U32 {
+            return Err(wrong(&name, tensor, "U32"));
+        }
+        expect_shape(&name, tensor, &[rows, cols * affine.bits / 32])?;
+        let (scales, biases) = (beside("scales")?, beside("biases")?);
+        let format = dense(scales.dtype).filter(|_| scales.dtype == biases.dtype);
+        for (suffix, tensor) in [("scales", scales), ("biases", biases)] {
+            expect_shape(
+                &format!("{module}.{suffix}"),
+                tensor,
+                &[rows, cols / affine.group],
+            )?;
+        }
+        Ok(Some(AffineTensor {
+            affine,
+            cols,
+            codes: tensor.data.clone(),
+            scales: scales.data.clone(),
+            biases: biases.data.clone(),
+            format: format.ok_or_else(|| {
+                wrong(
+                    &format!("{module}.biases"),
+                    biases,
+                    "of the type of the scales: F32, F16 or BF16",
+                )
+            })?,
+        }))
+    }
+
+    /// Whether float weights can have scales for groups of columns: their model is none of
+    /// BitNet's.
+    fn may_have_group_scales(&self, name: &str, tensor: &StoredTensor) -> bool {
+        dense(tensor.dtype).is_some()
+            && !self.config.architecture.has_matrix_scales()
+            && !self.quantization.is_stated
+            && !self.tensors.contains_key(&format!("{name}_scale"))
+    }
+
     fn is_used_in_layer(&self, layer: usize, name: &str) -> bool {
         LAYER_NAMES.iter().any(|(slot, module)| {
             let Some(suffix) = name.strip_prefix(module) else {
@@ -203,6 +284,11 @@ impl Checkpoint {
             match (slot, suffix) {
                 (slot, ".weight") => slot.is_used(&self.config, layer),
                 (LayerSlot::Weight(_), ".weight_scale") => true,
+                (LayerSlot::Weight(_), suffix) if self.is_of_mlx(&suffix[1..]) => true,
+                (LayerSlot::Weight(projection), ".bias") => {
+                    LayerSlot::Bias(*projection).is_used(&self.config, layer)
+                        && QKV.contains(projection)
+                }
                 (LayerSlot::Weight(projection), ".rms_norm.weight") => {
                     LayerSlot::InputNorm(*projection).is_used(&self.config, layer)
                 }
@@ -231,9 +317,14 @@ impl Source for Checkpoint {
                 architecture: self.config.architecture_name.clone(),
                 used: "model.embed_tokens, model.norm, lm_head and in each layer input_layernorm, \
                        post_attention_layernorm, self_attn.{q,k,v,o}_proj, mlp.{gate,up,down}_proj and, in BitNet \
-                       graphs, self_attn.attn_sub_norm, mlp.ffn_sub_norm (.weight)",
+                       graphs, self_attn.attn_sub_norm, mlp.ffn_sub_norm (.weight), in Qwen3 self_attn.{q,k}_norm, \
+                       in Qwen2 self_attn.{q,k,v}_proj.bias",
             }),
         }
+    }
+
+    fn rounds_floats(&self) -> bool {
+        self.rounds_floats
     }
 
     fn has_head(&self) -> bool {
@@ -249,6 +340,46 @@ impl Source for Checkpoint {
         let slot = self.table_slot(slot);
         let (name, tensor, format) = self.floats(slot, &[rows, cols], "an embedding or a head")?;
         Table::new(&name, tensor.data.clone(), format, rows, cols)
+    }
+
+    fn grouped(
+        &self,
+        slot: Slot,
+        rows: usize,
+        cols: usize,
+        _even_if_equal: bool,
+        pool: &Pool,
+    ) -> Result<Option<GroupTensor>> {
+        let slot = self.table_slot(slot);
+        let (name, tensor) = self.tensor(slot)?;
+        let of_tensor = |source| Error::Tensor {
+            tensor: name.clone(),
+            source,
+        };
+        if let Some(affine) = self.affine(slot, rows, cols)? {
+            let read_row = |row: usize, out: &mut [f32]| affine.read_row(row, out);
+            let (format, bytes) = recover(rows, cols, &read_row, pool).map_err(of_tensor)?;
+            return Ok(Some(GroupTensor::of_bytes(
+                &name, format, bytes, rows, cols,
+            )));
+        }
+        if !self.may_have_group_scales(&name, tensor) {
+            return Ok(None);
+        }
+        let (_, tensor, format) = self.floats(slot, &[rows, cols], "weights")?;
+        let floats = (format, &tensor.data);
+        match (GroupTensor::recover(&name, floats, rows, cols, pool), slot) {
+            (Ok(found), _) => Ok(Some(found)),
+            (Err(source), Slot::Layer(layer, LayerSlot::Weight(projection))) => {
+                // Weights with one scale, or to be rounded, run as ternary ones.
+                match self.projection(layer, projection, rows, cols, pool) {
+                    Ok(_) => Ok(None),
+                    Err(_) => Err(of_tensor(source)),
+                }
+            }
+            // A table stays as it is.
+            (Err(_), _) => Ok(None),
+        }
     }
 
     fn projection(

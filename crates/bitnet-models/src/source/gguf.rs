@@ -6,13 +6,13 @@ use std::sync::Arc;
 use bitnet_kernels::Pool;
 use bitnet_quantization::dense::Dense;
 use bitnet_quantization::tq::Kind;
-use bitnet_quantization::{TernaryFormat, tl1, tl2};
+use bitnet_quantization::{TernaryFormat, iq_bn, tl1, tl2};
 
 use crate::config::{Architecture, Config, RopePairs};
 use crate::convert::slots;
 use crate::error::{Error, Result};
 use crate::model::LoadOptions;
-use crate::rotation::Rotations;
+use crate::rotation::{Rotation, Rotations};
 use crate::source::{
     Codes, FloatRule, GroupTensor, LayerSlot, LinearSlot, Projection, Slot, Source, TernaryTensor,
     finite_values,
@@ -142,6 +142,58 @@ impl<'a> GgufSource<'a> {
         interleaved.then_some(config.attention.head_dim)
     }
 
+    /// The same for the tensor of a slot.
+    fn interleaved_rows(&self, slot: Slot) -> Option<usize> {
+        match slot {
+            Slot::Layer(_, LayerSlot::Weight(projection)) => self.interleaved_heads(projection),
+            _ => None,
+        }
+    }
+
+    /// How the input of a tensor is rotated, if it is.
+    fn rotation_of(&self, tensor: &TensorView<'_>) -> Option<Rotation> {
+        let linear = self.config.linear.as_ref().map(|linear| linear.shape);
+        self.rotations.of_input(tensor.name, tensor.cols(), linear)
+    }
+
+    /// Weights with group scales that were written as floats, if these are such weights. Graphs of
+    /// BitNet's have none.
+    fn recovered(
+        &self,
+        slot: Slot,
+        tensor: &TensorView<'_>,
+        pool: &Pool,
+    ) -> Result<Option<GroupTensor>> {
+        let format = float_like(tensor.dtype).filter(|format| format.block_len() == 1);
+        let (Some(format), false) = (format, self.config.architecture.has_matrix_scales()) else {
+            return Ok(None);
+        };
+        let (rows, cols) = (tensor.rows(), tensor.cols());
+        let data = self.gguf.extent(tensor.range());
+        match (
+            GroupTensor::recover(tensor.name, (format, &data), rows, cols, pool),
+            slot,
+        ) {
+            (Ok(found), _) => Ok(Some(GroupTensor {
+                rotation: self.rotation_of(tensor),
+                interleaved_heads: self.interleaved_rows(slot),
+                ..found
+            })),
+            (Err(source), Slot::Layer(layer, LayerSlot::Weight(projection))) => {
+                // Weights with one scale, or to be rounded, run as ternary ones.
+                match self.projection(layer, projection, rows, cols, pool) {
+                    Ok(_) => Ok(None),
+                    Err(_) => Err(Error::Tensor {
+                        tensor: tensor.name.to_owned(),
+                        source,
+                    }),
+                }
+            }
+            // A table stays as it is.
+            (Err(_), _) => Ok(None),
+        }
+    }
+
     /// The metadata of the file.
     pub(crate) fn metadata(&self) -> &'a Metadata {
         self.gguf.metadata()
@@ -173,6 +225,8 @@ impl<'a> GgufSource<'a> {
             TensorType::TQ1_0 => TernaryFormat::TQ(Kind::TQ1_0),
             TensorType::TQ2_0 => TernaryFormat::TQ(Kind::TQ2_0),
             TensorType::Q4_0 => TernaryFormat::Q4_0,
+            TensorType::IQ1_BN => TernaryFormat::IQ_BN(iq_bn::Kind::IQ1_BN),
+            TensorType::IQ2_BN => TernaryFormat::IQ_BN(iq_bn::Kind::IQ2_BN),
             other => {
                 if let Some(format) = other.group() {
                     return Ok(TernaryFormat::Group(format));
@@ -184,7 +238,7 @@ impl<'a> GgufSource<'a> {
                         other => other.name(),
                     },
                     used_as: "a projection",
-                    supported: "I2_S, TL1, TL2, TQ1_0, TQ2_0, Q1_0, Q2_0, PQ2_0, PTQ1_0 or, with ternary weights, \
+                    supported: "I2_S, TL1, TL2, TQ1_0, TQ2_0, IQ1_BN, IQ2_BN, Q1_0, Q2_0, PQ2_0, PTQ1_0 or, with ternary weights, \
                                 F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL, IQ4_XS, MXFP4",
                 });
             }
@@ -334,6 +388,10 @@ impl Source for GgufSource<'_> {
         }
     }
 
+    fn rounds_floats(&self) -> bool {
+        self.floats == FloatRule::TernaryOrAbsmean
+    }
+
     fn has_head(&self) -> bool {
         let name = self.name(Slot::Head);
         name.is_some_and(|name| self.gguf.tensor(&name).is_some())
@@ -360,10 +418,11 @@ impl Source for GgufSource<'_> {
         rows: usize,
         cols: usize,
         even_if_equal: bool,
+        pool: &Pool,
     ) -> Result<Option<GroupTensor>> {
         let tensor = self.tensor(slot, &[cols, rows])?;
         let Some(format) = tensor.dtype.group() else {
-            return Ok(None);
+            return self.recovered(slot, &tensor, pool);
         };
         // Weights with a single scale run as ternary weights: these take fewer bits, and inputs
         // need only one scale for each row.
@@ -390,15 +449,8 @@ impl Source for GgufSource<'_> {
             cols,
             format,
             data: self.gguf.extent(tensor.range()),
-            rotation: self.rotations.of_input(
-                tensor.name,
-                cols,
-                self.config.linear.as_ref().map(|linear| linear.shape),
-            ),
-            interleaved_heads: match slot {
-                Slot::Layer(_, LayerSlot::Weight(projection)) => self.interleaved_heads(projection),
-                _ => None,
-            },
+            rotation: self.rotation_of(&tensor),
+            interleaved_heads: self.interleaved_rows(slot),
         }))
     }
 

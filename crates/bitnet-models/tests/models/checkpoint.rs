@@ -349,8 +349,8 @@ fn configurations_that_cannot_be_run_are_refused_by_name() {
         "modules_to_not_convert is \"(\": is not a regular expression",
     );
     with(
-        &|json| json["architectures"] = json!(["Qwen3ForCausalLM"]),
-        "\"Qwen3ForCausalLM\" is not supported; supported are",
+        &|json| json["architectures"] = json!(["MistralForCausalLM"]),
+        "\"MistralForCausalLM\" is not supported; supported are",
     );
     with(
         &|json| json["architectures"] = json!([]),

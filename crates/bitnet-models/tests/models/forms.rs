@@ -13,7 +13,7 @@ use bitnet_models::{
 };
 use bitnet_quantization::i2_s::Form;
 use bitnet_quantization::tq::Kind;
-use bitnet_quantization::{TernaryFormat, tl1, tl2};
+use bitnet_quantization::{TernaryFormat, iq_bn, tl1, tl2};
 
 use crate::{assert_same_bits, some_logits};
 
@@ -232,11 +232,13 @@ fn every_form_of_a_model_gives_the_same_bits() {
             TernaryFormat::I2_S(Form::Row4),
             TL1,
             TL2,
+            TernaryFormat::IQ_BN(iq_bn::Kind::IQ2_BN),
         ];
         if architecture != Architecture::Llama {
             // A scale that the file stores as its inverse is not an f16 number.
             formats.extend([Kind::TQ1_0, Kind::TQ2_0].map(TernaryFormat::TQ));
             formats.push(TernaryFormat::Q4_0);
+            formats.push(TernaryFormat::IQ_BN(iq_bn::Kind::IQ1_BN));
         }
         for format in formats {
             let path = directory.path().join("model.gguf");

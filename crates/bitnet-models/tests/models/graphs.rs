@@ -1,5 +1,5 @@
-//! The graphs `qwen2`, `minicpm` and `hunyuan-dense`: their logits equal the reference's, and every
-//! way to compute them gives the same bits.
+//! The graphs `qwen2`, `qwen3`, `minicpm` and `hunyuan-dense`: their logits are the reference's, and the same
+//! bits in every way to compute them.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,25 +12,26 @@ use crate::groups::{integers, load};
 use crate::{assert_same_bits, logits, read_npy};
 
 /// A golden model that `xtask/scripts/make_graph_golden.py` writes.
-fn folder(name: &str) -> PathBuf {
+pub fn folder(name: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     root.join("tests/data/golden-graphs").join(name)
 }
 
-/// The models, and how far their int8 logits may be from the reference.
-const MODELS: [(&str, Architecture); 4] = [
+/// The models.
+const MODELS: [(&str, Architecture); 5] = [
     ("qwen2", Architecture::Qwen2),
     ("qwen2-i2_s", Architecture::Qwen2),
+    ("qwen3", Architecture::Qwen3),
     ("minicpm", Architecture::MiniCpm),
     ("hunyuan-dense", Architecture::HunyuanDense),
 ];
 
-fn tokens(folder: &Path) -> Vec<u32> {
+pub fn tokens(folder: &Path) -> Vec<u32> {
     integers(&folder.join("tokens.json"), Some("tokens"))
 }
 
 #[track_caller]
-fn assert_near(name: &str, found: &[f32], expected: &[f32]) {
+pub fn assert_near(name: &str, found: &[f32], expected: &[f32]) {
     assert_eq!(found.len(), expected.len(), "{name}");
     let differences = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
     let worst = differences.fold(0.0, f32::max);

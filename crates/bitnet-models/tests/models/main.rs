@@ -4,9 +4,11 @@
 mod checkpoint;
 mod convert;
 mod determinism;
+mod directories;
 mod forms;
 mod golden;
 mod graphs;
+mod group_convert;
 mod groups;
 mod left_out;
 mod rotation;
