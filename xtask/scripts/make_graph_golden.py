@@ -5,7 +5,7 @@
 
 Files of each folder: model.gguf; tokens.json; logits.npy (f32 [tokens, vocab]: transformers in float64, activations not
 rounded); logits-int8.npy (a numpy pass with int8 activations: one scale for 32 inputs, or for a row in qwen2-i2_s).
-Tensor names, their order and metadata keys are those of llama.cpp's converter. The seeds are tried in turn until no
+Tensor names, their order and metadata keys follow llama.cpp's converter. The seeds are tried in turn until no
 rounded activation lies near a tie, so a correct engine agrees at every position. qwen2 and qwen3 come also as directories
 with the same weights: hf, as transformers saves them in float16, and mlx, quantized as mlx-lm reads it (scale and bias of a
 group: d and -d for two bits, 2d and -d for signs). If mlx-lm is there, it runs them, too.

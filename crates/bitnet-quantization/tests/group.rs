@@ -269,8 +269,8 @@ fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
-/// The hashes are those of what `quantize_row_*_ref` in llama.cpp's ggml-quants.c (ggml 0.25.3)
-/// makes of the same weights.
+/// Expected hashes: of the bytes that `quantize_row_*_ref` in llama.cpp's ggml-quants.c (ggml
+/// 0.25.3) writes for the same weights.
 #[test]
 fn floats_become_the_bytes_of_llama_cpps_quantizers() {
     let mut x = 7u32;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result, quoted};
 use crate::json::TokenizerFiles;
-use crate::pretokenize::Step;
+use crate::pretokenize::{DEEPSEEK_3, Step};
 use crate::spec::TokenizerSpec;
 use crate::tokenizer::{Definition, ModelSettings, SpacePrefix, Tokenizer};
 use crate::vocabulary::{Spelling, TokenKind};
@@ -300,6 +300,9 @@ fn step_json(step: Step) -> Result<Value> {
         Step::PunctuationRuns { backtick: false } => split(r"[\p{P}\$\+<=>\^~\|]+"),
         Step::Punctuation => Ok(json!({"type": "Punctuation", "behavior": "Isolated"})),
         Step::NumberRuns => split(r"\p{N}+"),
+        Step::NumbersByThree => split(r"\p{N}{1,3}"),
+        Step::HanAndKana => split("[一-龥぀-ゟ゠-ヿ]+"),
+        Step::DeepSeek3 => split(DEEPSEEK_3),
         Step::Numbers => split(r"\p{N}"),
         Step::AsciiDigits { count: 1 } => split("[0-9]"),
         Step::AsciiDigits { count: 3 } => split("[0-9][0-9][0-9]"),

@@ -13,8 +13,7 @@ use serde_json::Value;
 
 use crate::bpe::{BpeSettings, split_merge};
 use crate::error::{Error, Result, quoted};
-use crate::pretokenize::{self, Step};
-use crate::sentencepiece::{self, TOKENIZER_MODEL};
+use crate::pretokenize::{self, DEEPSEEK_3, Step};
 use crate::spec::TokenizerSpec;
 use crate::tokenizer::{
     Added, Definition, MergePair, Merges, ModelSettings, Roles, SpacePrefix, Tokenizer,
@@ -731,6 +730,9 @@ fn split_step(split: &Value) -> Result<Step> {
         r"[0-9]" => Step::AsciiDigits { count: 1 },
         r"\p{N}" => Step::Numbers,
         r"\p{N}+" => Step::NumberRuns,
+        r"\p{N}{1,3}" => Step::NumbersByThree,
+        "[一-龥぀-ゟ゠-ヿ]+" => Step::HanAndKana,
+        DEEPSEEK_3 => Step::DeepSeek3,
         _ => {
             return Err(unsupported(
                 "pre_tokenizer",

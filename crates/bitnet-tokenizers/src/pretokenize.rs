@@ -54,6 +54,13 @@ pub(crate) enum Step {
     SpacedPunctuation,
     /// `[一-龥ࠀ-一가-퟿]+`
     Cjk,
+    /// `\p{N}{1,3}`
+    NumbersByThree,
+    /// `[一-龥぀-ゟ゠-ヿ]+`
+    HanAndKana,
+    /// ``[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|
+    /// ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+``
+    DeepSeek3,
 }
 
 impl Step {
@@ -67,6 +74,9 @@ impl Step {
         matches!(self, Self::ByteDigits { .. } | Self::AsciiDigits { .. })
     }
 }
+
+/// The expression of [`Step::DeepSeek3`].
+pub(crate) const DEEPSEEK_3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
 
 /// The names of `tokenizer.ggml.pre`, with their steps; names with equal steps share a row.
 const NAMED: &[(&[&str], &[Step])] = &[
@@ -144,6 +154,10 @@ const NAMED: &[(&[&str], &[Step])] = &[
             "minerva-7b",
         ],
         &[Step::Numbers, Step::Gpt2],
+    ),
+    (
+        &["deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"],
+        &[Step::NumbersByThree, Step::HanAndKana, Step::DeepSeek3],
     ),
     (
         &["deepseek-coder"],
@@ -256,6 +270,9 @@ fn cut_text(text: &str, step: Step, mut ends: Ends<'_>) {
             cut_matches(text, |rest| spaced_run_len(rest, is_category_p), ends)
         }
         Step::Cjk => cut_matches(text, |rest| run_len(rest, is_cjk), ends),
+        Step::NumbersByThree => cut_matches(text, three_numbers_len, ends),
+        Step::HanAndKana => cut_matches(text, |rest| run_len(rest, is_han_or_kana), ends),
+        Step::DeepSeek3 => cut_matches(text, deepseek3_len, ends),
         Step::BeforeSpaces => {
             let mut start = 0;
             for (place, _) in text.match_indices(' ') {
@@ -371,6 +388,44 @@ fn llama3_len(text: &str, max_digits: usize, class: impl Fn(char) -> Class) -> u
     let others = run_len(&text[space..], |c| class(c) == Class::Other);
     if others > 0 {
         let end = space + others;
+        return end + run_len(&text[end..], is_newline);
+    }
+    let run = &text[..run_len(text, char::is_whitespace)];
+    match run.rfind(is_newline) {
+        Some(last_newline) => last_newline + 1,
+        None => white_space_len(text),
+    }
+}
+
+fn three_numbers_len(text: &str) -> usize {
+    let numbers = text.chars().take(3).take_while(|c| c.is_numeric());
+    numbers.map(char::len_utf8).sum()
+}
+
+/// The length of the match of [`Step::DeepSeek3`]; 0 if there is none.
+fn deepseek3_len(text: &str) -> usize {
+    let Some(first) = text.chars().next() else {
+        return 0;
+    };
+    let after = &text[first.len_utf8()..];
+    let ascii_letters = run_len(after, |c| c.is_ascii_alphabetic());
+    if first.is_ascii_punctuation() && ascii_letters > 0 {
+        return 1 + ascii_letters;
+    }
+    let is_in_word = |c| class_with_marks(c) == Class::Letter;
+    let leads_word = !is_newline(first) && !is_letter(first) && !is_punctuation_or_symbol(first);
+    let led = run_len(after, is_in_word);
+    if leads_word && led > 0 {
+        return first.len_utf8() + led;
+    }
+    let word = run_len(text, is_in_word);
+    if word > 0 {
+        return word;
+    }
+    let space = usize::from(first == ' ');
+    let marks = run_len(&text[space..], is_punctuation_or_symbol);
+    if marks > 0 {
+        let end = space + marks;
         return end + run_len(&text[end..], is_newline);
     }
     let run = &text[..run_len(text, char::is_whitespace)];
@@ -501,6 +556,16 @@ fn is_category_p(c: char) -> bool {
     )
 }
 
+/// `[\p{P}\p{S}]`
+fn is_punctuation_or_symbol(c: char) -> bool {
+    use GeneralCategory as G;
+    is_punctuation(c)
+        || matches!(
+            get_general_category(c),
+            G::MathSymbol | G::CurrencySymbol | G::ModifierSymbol | G::OtherSymbol
+        )
+}
+
 /// `\w`
 pub(crate) fn is_word(c: char) -> bool {
     use GeneralCategory as G;
@@ -517,6 +582,10 @@ pub(crate) fn is_word(c: char) -> bool {
 
 fn is_cjk(c: char) -> bool {
     matches!(c, '\u{800}'..='\u{9FA5}' | '\u{AC00}'..='\u{D7FF}')
+}
+
+fn is_han_or_kana(c: char) -> bool {
+    matches!(c, '\u{4E00}'..='\u{9FA5}' | '\u{3040}'..='\u{30FF}')
 }
 
 #[cfg(test)]
@@ -559,6 +628,48 @@ mod tests {
         );
         assert_eq!(cut("qwen35", "नमस्ते x\u{304}!"), ["नमस्ते", " x\u{304}", "!"]);
         assert_eq!(cut("qwen35", "\u{304}a12"), ["\u{304}a", "1", "2"]);
+    }
+
+    /// Expected pieces: `tokenizers` 0.23 with the three expressions.
+    #[test]
+    fn hunyuan_dense_cuts_han_and_kana_from_other_words() {
+        for (text, pieces) in [
+            (
+                "I'LL go 12345 x!?\n\n  \n y",
+                &[
+                    "I", "'LL", " go", " ", "123", "45", " x", "!?\n\n", "  \n", " y",
+                ][..],
+            ),
+            (
+                "a\t漢字かなカナb, .net\r\n (c)  d",
+                &[
+                    "a",
+                    "\t",
+                    "漢字かなカナ",
+                    "b",
+                    ",",
+                    " .",
+                    "net",
+                    "\r\n",
+                    " (",
+                    "c",
+                    ")",
+                    " ",
+                    " d",
+                ],
+            ),
+            (
+                "नमस्ते x\u{304}! \u{304}\u{304} €5",
+                &["नमस्ते", " x\u{304}", "!", " \u{304}\u{304}", " €", "5"],
+            ),
+            ("2³a\u{200b}b  \t", &["2³", "a", "\u{200b}b", "  \t"]),
+            (
+                "__init__ +x=$y€z\n\n",
+                &["__", "init", "__", " +", "x", "=$", "y", "€", "z", "\n\n"],
+            ),
+        ] {
+            assert_eq!(cut("hunyuan-dense", text), pieces, "{text:?}");
+        }
     }
 
     #[test]
