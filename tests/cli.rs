@@ -1327,62 +1327,31 @@ fn a_group_model_is_converted_without_loss_or_the_tensor_is_named() {
 }
 
 #[test]
-fn a_chat_keeps_thinking_apart_and_limits_it() {
-    // The bias makes the model repeat the tag that opens its thinking.
-    let model = data("golden-group/qwen35-ptq1_0-rot512-part/model.gguf");
-    let model = model.display().to_string();
-    let chat = |more: &[&str]| {
-        let begin = [
-            "chat",
-            "-m",
-            &model,
-            "-c",
-            "256",
-            "-n",
-            "12",
-            "--temp",
-            "0",
-            "--logit-bias",
-            "411+100",
-        ];
-        let result = bitnet_with_input(&[&begin[..], more].concat(), "Hi\n");
-        assert!(result.status.success(), "{}", text(&result.stderr));
-        text(&result.stdout).trim().to_owned()
-    };
-    let answer: serde_json::Value =
-        serde_json::from_str(&chat(&["--thinking-budget", "3", "--json"])).expect("JSON");
-    assert_eq!(answer["reasoning_content"], "<think>".repeat(3));
-    assert_eq!(answer["text"], "<think>".repeat(4));
-    // A pipe gets the answer only.
-    assert_eq!(chat(&["--thinking-budget", "3"]), "<think>".repeat(4));
-    assert_eq!(chat(&[]), "");
-    let off = chat(&["--thinking", "off", "--thinking-budget", "3"]);
-    assert_eq!(off, "<think>".repeat(12));
-}
-
-#[test]
-fn drafts_that_adapt_change_no_token() {
-    let model = data("golden-group/qwen35-ptq1_0-rot512-part/model.gguf");
-    let model = model.display().to_string();
-    let run = |draft: &str| {
-        let result = bitnet(&[
-            "run",
-            "-m",
-            &model,
-            "-c",
-            "512",
-            "-n",
-            "200",
-            "--temp",
-            "0",
-            "--json",
-            "--draft",
-            draft,
-            "one two three one two three one two",
-        ]);
-        assert!(result.status.success(), "{}", text(&result.stderr));
-        let answer: serde_json::Value = serde_json::from_slice(&result.stdout).expect("JSON");
-        answer["tokens"].clone()
-    };
-    assert_eq!(run("auto"), run("0"));
+fn runs_of_group_and_hybrid_models_have_receipts_or_are_refused_before_they_run() {
+    let directory = tempfile::tempdir().expect("a folder");
+    let path = directory.path().join("receipt.json").display().to_string();
+    for name in ["qwen3-ptq1_0", "qwen35-ptq1_0-rot512-part"] {
+        let model = data("golden-group").join(name).join("model.gguf");
+        let model = model.display().to_string();
+        let mut run = vec!["run", "-m", &model, "--prompt-tokens", "1,2,3", "-n", "4"];
+        run.extend(["--temp", "0", "--receipt", &path]);
+        json(&[&run[..], &["--json"]].concat());
+        let receipt: Value =
+            serde_json::from_slice(&std::fs::read(&path).expect("a receipt")).expect("JSON");
+        assert_eq!(receipt["compute_path"], "real", "{name}");
+        assert_eq!(receipt["run"]["group_inputs"], "int8-32", "{name}");
+        std::fs::remove_file(&path).expect("removed");
+        let option: &[&str] = match name {
+            "qwen3-ptq1_0" => &["--group-inputs", "f32"],
+            _ => &["--draft", "2"],
+        };
+        let result = bitnet(&[&run[..], option].concat());
+        assert_eq!(result.status.code(), Some(2), "{name}");
+        let message = text(&result.stderr);
+        assert!(
+            message.contains("--receipt: receipts do not cover"),
+            "{message}"
+        );
+        assert!(result.stdout.is_empty() && !Path::new(&path).exists());
+    }
 }

@@ -38,6 +38,12 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     let most = threads.iter().copied().max().unwrap_or(1);
     let opened = session::open_model(&arguments.model, Device::with_kernels(set, most))?;
     let (model, source) = (opened.info(), &opened.source);
+    receipt::check_covered(
+        arguments.receipt.as_deref(),
+        model,
+        opened.load_options.group_inputs,
+        0,
+    )?;
     let load_time = start.elapsed();
 
     let whats = whats(arguments);

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use anyhow::Context;
 use bitnet_inference::{ModelSource, OpenModel};
+use bitnet_kernels::GroupCodes;
+use bitnet_models::{InputRounding, ModelInfo};
 use bitnet_receipts::{Provenance, Receipt, model_sha256, sha256_hex};
 
 use crate::args::{ModelArguments, WrongUsage};
@@ -20,6 +22,32 @@ pub fn check_folder(path: Option<&Path>) -> anyhow::Result<()> {
             folder.display()
         ))
         .into()),
+    }
+}
+
+/// Refuses runs that no receipt covers, before they take any time. draft: the most tokens drafted in
+/// a step.
+pub fn check_covered(
+    path: Option<&Path>,
+    model: &ModelInfo,
+    inputs: InputRounding,
+    draft: usize,
+) -> anyhow::Result<()> {
+    let has_groups = || {
+        let layouts = GroupCodes::ALL.map(GroupCodes::name);
+        let mut packings = model.packing.split('+');
+        packings.any(|packing| layouts.contains(&packing))
+    };
+    let problem = if inputs == InputRounding::None && has_groups() {
+        "products with unrounded inputs (--group-inputs f32)"
+    } else if model.config.linear.is_some() && draft > 0 {
+        "drafts (--draft) of hybrid models"
+    } else {
+        return Ok(());
+    };
+    match path {
+        None => Ok(()),
+        Some(_) => Err(WrongUsage(format!("--receipt: receipts do not cover {problem}")).into()),
     }
 }
 

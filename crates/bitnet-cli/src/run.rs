@@ -19,6 +19,12 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
     receipt::check_folder(arguments.receipt.as_deref())?;
     let prompt = read_prompt(&arguments)?;
     let session = session::open(&arguments.model, None)?;
+    receipt::check_covered(
+        arguments.receipt.as_deref(),
+        session.model.info(),
+        session.model.load_options.group_inputs,
+        arguments.model.draft,
+    )?;
     let prompt = encode(&prompt, &session, &arguments)?;
     let request = session.request(prompt.clone(), &arguments.generation, &arguments.sampling);
     let seed = request.sampling.seed;
