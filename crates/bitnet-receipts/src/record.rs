@@ -16,7 +16,7 @@ use bitnet_inference::{
     EngineFacts, Finish, Request, SamplingParams, Timings, cpu_name, peak_rss_bytes,
 };
 use bitnet_kernels::{BLOCK_ROWS, Count, GroupCodes, Kernel, KernelSet, Packing};
-use bitnet_models::{Config, LoadOptions, Tl1Tile, Tl2Tile};
+use bitnet_models::{Config, FfnSparsity, LoadOptions, Tl1Tile, Tl2Tile};
 use bitnet_tokenizers::TokenId;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
@@ -257,6 +257,14 @@ impl RunRecord {
     /// The layouts of the weights in memory.
     pub(crate) fn layouts(&self) -> impl Iterator<Item = Layout> {
         self.packing.split('+').filter_map(Layout::by_name)
+    }
+
+    /// Whether weights may have copies for sparse activations: only those with one scale do.
+    pub(crate) fn may_have_copies(&self) -> bool {
+        FfnSparsity::by_name(&self.ffn_sparsity) != Some(FfnSparsity::Off)
+            && self
+                .layouts()
+                .any(|layout| matches!(layout, Layout::Packed(_)))
     }
 }
 

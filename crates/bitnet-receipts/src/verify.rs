@@ -266,7 +266,7 @@ fn products(receipt: &Receipt) -> Result<(), Refusal> {
             .layouts()
             .any(|layout| layout.kernels().contains(&kernel))
     };
-    let has_copies = FfnSparsity::by_name(&receipt.run.ffn_sparsity) != Some(FfnSparsity::Off);
+    let has_copies = receipt.run.may_have_copies();
     for layout in receipt.run.layouts() {
         let ran = layout
             .kernels()

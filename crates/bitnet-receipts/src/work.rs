@@ -8,7 +8,7 @@
 use std::ops::{Range, RangeInclusive};
 
 use bitnet_kernels::{BLOCK_ROWS, CONV_TAPS, DeltaShape, Kernel};
-use bitnet_models::{FfnSparsity, HeadMode, KvCache, KvType};
+use bitnet_models::{HeadMode, KvCache, KvType};
 
 use crate::record::{HybridRecord, ModelRecord, Receipt};
 
@@ -291,9 +291,10 @@ fn codes_max(receipt: &Receipt) -> u128 {
     });
     // The copies of up by rows and of down by columns take 2 bits for each weight, in lines of 64
     // bytes. They are read instead of the weights; together they are an upper bound.
-    let copies = match FfnSparsity::by_name(&receipt.run.ffn_sparsity) {
-        Some(FfnSparsity::Off) => 0,
-        _ => 2 * u128::from(ffn) * 64 * u128::from(hidden.div_ceil(256)),
+    let copies = if receipt.run.may_have_copies() {
+        2 * u128::from(ffn) * 64 * u128::from(hidden.div_ceil(256))
+    } else {
+        0
     };
     let rows = Rows::new(receipt);
     let with_logits = 1 + rows.decode_passes();
