@@ -1335,7 +1335,7 @@ fn runs_of_group_and_hybrid_models_have_receipts_or_are_refused_before_they_run(
         let model = model.display().to_string();
         let mut run = vec!["run", "-m", &model, "--prompt-tokens", "1,2,3", "-n", "4"];
         run.extend(["--temp", "0", "--receipt", &path]);
-        json(&[&run[..], &["--json"]].concat());
+        json(&[&run[..], &["--json"][..]].concat());
         let receipt: Value =
             serde_json::from_slice(&std::fs::read(&path).expect("a receipt")).expect("JSON");
         assert_eq!(receipt["compute_path"], "real", "{name}");

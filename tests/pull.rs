@@ -197,7 +197,7 @@ fn a_short_name_is_pulled_run_listed_and_removed() {
     let told = String::from_utf8(result.stderr).expect("UTF-8");
     let size = said_size(model().len());
     assert!(
-        told.contains(&format!("{size} of ggml-model-i2_s.gguf to download")),
+        told.contains(&format!("downloading ggml-model-i2_s.gguf ({size})")),
         "{told}"
     );
     let path = PathBuf::from(pulled["path"].as_str().expect("a path"));

@@ -46,8 +46,8 @@ pub fn pull(arguments: &PullArguments) -> anyhow::Result<()> {
                 let what = match now.phase {
                     PullPhase::Checking => format!("{} (checking what is here)", now.file),
                     PullPhase::Downloading => {
-                        let rest = HumanBytes(now.bytes_total.saturating_sub(now.bytes_done));
-                        eprintln!("{name}: {rest} of {} to download", now.file);
+                        let size = HumanBytes(now.bytes_total);
+                        eprintln!("{name}: downloading {} ({size})", now.file);
                         now.file.to_owned()
                     }
                 };

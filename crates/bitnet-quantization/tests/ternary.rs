@@ -546,6 +546,8 @@ fn formats_have_their_names() {
         "TQ1_0",
         "TQ2_0",
         "Q4_0",
+        "IQ1_BN",
+        "IQ2_BN",
         "packed uint8",
     ];
     for (format, name) in FORMATS.into_iter().zip(names) {

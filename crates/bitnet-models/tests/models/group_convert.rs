@@ -138,7 +138,6 @@ fn a_conversion_that_would_lose_something_names_the_tensor() {
     let files = Files::new();
     let out = files.model("never");
     for (model, form, problem) in [
-        ("qwen2", WeightType::PTQ1_0, "tensor token_embd.weight: "),
         (
             "qwen2",
             WeightType::PQ2_0,
