@@ -157,7 +157,7 @@ impl Screen {
 
 /// Chats until the input ends.
 pub fn chat(arguments: ChatArguments) -> anyhow::Result<()> {
-    let session = session::open(&arguments.model, None)?;
+    let session = session::open_for_chat(&arguments.model)?;
     let is_story_teller = matches!(session.model.source, ModelSource::Embedded { .. })
         && arguments.chat_template.is_none();
     let template = match is_story_teller {

@@ -30,18 +30,35 @@ pub struct Session {
     pub load_time: Duration,
 }
 
-/// Recurrent states of a session: of the one sequence and its draft, and saved ones of earlier
-/// turns.
-const STATES: usize = 4;
+/// Recurrent states of a command with one sequence: of the sequence, and of its draft.
+const STATES: usize = 2;
+/// The same for a conversation: beside them two saved ones, of the last prompt and its answer.
+const STATES_OF_CHAT: usize = 4;
 
 /// Opens the model that the arguments name, and starts its engine. `context`: the number of
 /// positions, if the command knows it.
 pub fn open(arguments: &ModelArguments, context: Option<usize>) -> anyhow::Result<Session> {
+    open_with(arguments, context, STATES)
+}
+
+/// The same for a conversation, whose turns continue each other.
+pub fn open_for_chat(arguments: &ModelArguments) -> anyhow::Result<Session> {
+    open_with(arguments, None, STATES_OF_CHAT)
+}
+
+fn open_with(
+    arguments: &ModelArguments,
+    context: Option<usize>,
+    states: usize,
+) -> anyhow::Result<Session> {
     let start = Instant::now();
     let model = open_model(arguments, device(arguments)?)?;
     let context =
         context.unwrap_or_else(|| context_length(&model.info().config, arguments.ctx_size));
-    let driver = model.start(engine_options(arguments, context))?;
+    let driver = model.start(EngineOptions {
+        states,
+        ..engine_options(arguments, context)
+    })?;
     Ok(Session {
         model,
         driver,
@@ -131,7 +148,6 @@ pub fn engine_options(arguments: &ModelArguments, context: usize) -> EngineOptio
         prefill_chunk: arguments.prefill_chunk,
         draft_max: arguments.draft.max,
         draft_adapts: arguments.draft.adapts,
-        states: STATES,
         ..EngineOptions::default()
     }
 }

@@ -238,6 +238,10 @@ impl GroupTable {
                 tensor.unpack_rows(rows, codes, group_cols, to, scales)
             })
         });
+        if uses.gives_logits {
+            // The packed copy gives the logits; few rows are looked up.
+            tensor.data.advise_done();
+        }
         Ok(Self {
             head: head.transpose()?,
             stored: tensor.into_table()?,
