@@ -61,6 +61,14 @@ pub enum Error {
         /// Bytes the file has from there on.
         left: usize,
     },
+    /// A cache of packed weights that cannot be used.
+    #[error("{}: {problem}", path.display())]
+    CacheFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, with the numbers.
+        problem: String,
+    },
     /// Something in the file contradicts the format.
     #[error("GGUF {culprit}: {problem}")]
     GgufMalformed {

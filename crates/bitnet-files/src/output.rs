@@ -297,7 +297,8 @@ fn locked(path: &Path) -> io::Result<File> {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(io::Error::other("another process is writing it"));
+                let problem = "another process is writing it";
+                return Err(io::Error::new(io::ErrorKind::ResourceBusy, problem));
             }
             // Some file systems have no locks.
             Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {

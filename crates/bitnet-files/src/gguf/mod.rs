@@ -26,8 +26,9 @@ pub use metadata::{Array, Metadata, Strings, Value, ValueKind};
 pub use types::TensorType;
 pub use writer::{CopiedValue, GgufWriter, MetadataValue, TensorInfo};
 
+use crate::checksum::Checksum;
 use crate::error::{Error, Result, shown};
-use crate::mmap::{Extent, ModelBytes};
+use crate::mmap::{Extent, FileStamp, ModelBytes};
 use reader::Reader;
 use split::Split;
 use types::TypeDialect;
@@ -143,6 +144,19 @@ impl Gguf {
     /// The length of the file in bytes, or of all parts of a split model.
     pub fn file_len(&self) -> usize {
         self.files.iter().map(|file| file.len()).sum()
+    }
+
+    /// What identifies the files: for each its stamp and a hash of what comes before its tensors,
+    /// which are not read. `None` if the model is in no file.
+    pub fn identity(&self) -> Option<Vec<(FileStamp, u64)>> {
+        let of_file = |(index, file): (usize, &Arc<ModelBytes>)| {
+            let tensors = self.tensors.iter().map(|entry| entry.data);
+            let of_file = tensors.filter(|range| range.file == index);
+            let head = of_file.map(|range| range.offset).min();
+            let head = &file[..head.unwrap_or(file.len())];
+            Some((file.stamp()?.clone(), Checksum::of(head)))
+        };
+        self.files.iter().enumerate().map(of_file).collect()
     }
 
     /// The alignment of the tensor data, in bytes.
