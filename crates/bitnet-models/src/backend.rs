@@ -18,6 +18,7 @@ use bitnet_kernels::{
 
 use crate::cache::CacheShape;
 use crate::error::{Error, Result};
+use crate::kept::{Keeper, Packed};
 use crate::model::{LanguageModel, LoadOptions};
 use crate::rotation::Rotation;
 use crate::source::GroupTensor;
@@ -78,7 +79,20 @@ pub trait Backend: Sized + Send + 'static {
         unpack: &UnpackGroups<'_, Error>,
     ) -> Result<Self::Matrix>;
 
-    /// Takes an embedding or a head with a scale for each group of columns.
+    /// What a cache file has to keep of a matrix.
+    fn packed_matrix(matrix: &Self::Matrix) -> Packed;
+
+    /// A matrix that was packed before, whose input is rotated by `rotation`. `None` if it is not
+    /// from this backend or is no matrix.
+    fn matrix_from(
+        &self,
+        packed: &Packed,
+        rotation: Option<Rotation>,
+        options: &LoadOptions,
+    ) -> Option<Self::Matrix>;
+
+    /// Takes an embedding or a head with a scale for each group of columns. `keeper` may have what
+    /// is packed for it.
     ///
     /// # Errors
     /// If its bytes contradict its format.
@@ -87,10 +101,18 @@ pub trait Backend: Sized + Send + 'static {
         table: GroupTensor,
         uses: &TableUses,
         options: &LoadOptions,
+        keeper: &Keeper,
     ) -> Result<Self::Table>;
 
-    /// Takes the embedding or the head. `gives_logits`: the table is the head.
-    fn table(&self, table: Table, gives_logits: bool, options: &LoadOptions) -> Self::Table;
+    /// Takes the embedding or the head. `gives_logits`: the table is the head. `keeper` may have
+    /// what is packed for it.
+    fn table(
+        &self,
+        table: Table,
+        gives_logits: bool,
+        options: &LoadOptions,
+        keeper: &Keeper,
+    ) -> Self::Table;
 
     /// Makes a cache.
     ///
@@ -112,11 +134,12 @@ pub trait Backend: Sized + Send + 'static {
         false
     }
 
-    /// Called once after a model is loaded. The backend may change how it holds the weights.
+    /// Called once after a model is loaded: the backend may change how it holds the weights.
+    /// `keeper` may have what an earlier call made.
     ///
     /// # Errors
     /// If there is not enough memory.
-    fn finish(&self, _model: &mut LanguageModel<Self>) -> Result<()> {
+    fn finish(&self, _model: &mut LanguageModel<Self>, _keeper: &Keeper) -> Result<()> {
         Ok(())
     }
 

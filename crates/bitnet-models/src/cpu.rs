@@ -1,6 +1,7 @@
 //! The CPU as a [`Backend`]: buffers are vectors, and [`bitnet_kernels::Cpu`] runs the operations.
 
 use std::cell::RefCell;
+use std::convert::Infallible;
 use std::ops::Range;
 
 use bitnet_kernels::{
@@ -19,7 +20,9 @@ use crate::backend::{
 use crate::cache::{CacheShape, KvCache, KvType};
 use crate::error::{Error, Result};
 use crate::grouped::{GroupRows, GroupTable, GroupWeights};
+use crate::kept::{Facts, Keeper, Packed};
 use crate::model::{HeadMode, LanguageModel, LoadOptions};
+use crate::rotation::Rotation;
 use crate::source::GroupTensor;
 use crate::sparsity::FfnActivity;
 use crate::table::{Table, decode};
@@ -289,36 +292,56 @@ impl Backend for Cpu {
         )?))
     }
 
+    fn packed_matrix(matrix: &CpuMatrix) -> Packed {
+        match matrix {
+            CpuMatrix::Ternary(matrix) => Packed::of_ternary(&matrix.weights, matrix.num_left_out),
+            CpuMatrix::Grouped(weights) => weights.packed(),
+        }
+    }
+
+    fn matrix_from(
+        &self,
+        packed: &Packed,
+        rotation: Option<Rotation>,
+        options: &LoadOptions,
+    ) -> Option<CpuMatrix> {
+        if let Some((weights, num_left_out)) = packed.ternary() {
+            return Some(CpuMatrix::Ternary(TernaryWeights {
+                weights,
+                num_left_out,
+                copy: None,
+            }));
+        }
+        let weights = GroupWeights::new(packed.groups()?, rotation, options);
+        Some(CpuMatrix::Grouped(weights))
+    }
+
     fn group_table(
         &self,
         table: GroupTensor,
         uses: &TableUses,
         options: &LoadOptions,
+        keeper: &Keeper,
     ) -> Result<CpuTable> {
         Ok(CpuTable::Grouped(GroupTable::new(
-            self, table, uses, options,
+            self, table, uses, options, keeper,
         )?))
     }
 
-    fn table(&self, table: Table, gives_logits: bool, options: &LoadOptions) -> CpuTable {
+    fn table(
+        &self,
+        table: Table,
+        gives_logits: bool,
+        options: &LoadOptions,
+        keeper: &Keeper,
+    ) -> CpuTable {
         let is_large = table.rows() * table.row_bytes() >= SCREENED_BYTES;
         let is_screened = match options.head {
             HeadMode::Full => false,
             HeadMode::Screened => gives_logits,
             HeadMode::Auto => gives_logits && is_large,
         };
-        let screen = is_screened.then(|| {
-            let read_row = |row: usize, out: &mut [f32]| table.read_row(row, out);
-            let screen = ScreenTable::pack(
-                self.set(),
-                self.pool(),
-                table.rows(),
-                table.cols(),
-                &read_row,
-            );
-            table.advise_done();
-            screen
-        });
+        let screen = is_screened.then(|| screen(self, &table, keeper));
         CpuTable::Stored(StoredTable {
             rows: table,
             screen,
@@ -341,8 +364,8 @@ impl Backend for Cpu {
         true
     }
 
-    fn finish(&self, model: &mut LanguageModel<Self>) -> Result<()> {
-        model.make_sparse_copies(self)
+    fn finish(&self, model: &mut LanguageModel<Self>, keeper: &Keeper) -> Result<()> {
+        model.make_sparse_copies(self, keeper)
     }
 
     fn matrix_facts(matrix: &CpuMatrix) -> MatrixFacts {
@@ -694,7 +717,30 @@ impl Backend for Cpu {
     }
 }
 
-/// A norm in the form that the kernels take.
+/// The 8-bit copy of a head.
+fn screen(cpu: &Cpu, table: &Table, keeper: &Keeper) -> ScreenTable {
+    let (rows, cols) = (table.rows(), table.cols());
+    let restore = |packed: &Packed| match (&packed.facts, &packed.pieces[..]) {
+        (Facts::Screen, [lines, bounds]) => {
+            ScreenTable::from_packed(rows, cols, lines.clone(), bounds)
+        }
+        _ => None,
+    };
+    let make = || {
+        let read_row = |row: usize, out: &mut [f32]| table.read_row(row, out);
+        let screen = ScreenTable::pack(cpu.set(), cpu.pool(), rows, cols, &read_row);
+        table.advise_done();
+        Ok::<_, Infallible>(screen)
+    };
+    let packed = |screen: &ScreenTable| {
+        let bounds = screen.bounds_bytes().into();
+        Packed::new(Facts::Screen, vec![screen.lines().clone(), bounds])
+    };
+    let Ok(screen) = keeper.find_or_make("head", restore, make, packed);
+    screen
+}
+
+/// A norm as the kernels take it.
 fn view(norm: &RmsNorm<Cpu>) -> Norm<'_> {
     Norm {
         weight: &norm.weight,

@@ -12,6 +12,12 @@ pub enum Error {
     /// The file that holds the model.
     #[error(transparent)]
     File(#[from] bitnet_files::Error),
+    /// A cache of packed weights that lacks some of them.
+    #[error("the cache of packed weights lacks {name}")]
+    KeptWeights {
+        /// Their name.
+        name: String,
+    },
     /// An architecture without a graph.
     #[error("architecture {found:?} is not supported; supported are {supported}")]
     Architecture {

@@ -7,6 +7,7 @@ use bitnet_kernels::{Cpu, Gate, GroupActivations, GroupMatrix, KernelSet, Norm, 
 
 use crate::backend::{GroupStack, MatrixFacts, NeuronColumns, TableUses};
 use crate::error::{Error, Result};
+use crate::kept::{Keeper, Packed};
 use crate::model::LoadOptions;
 use crate::rotation::Rotation;
 use crate::source::GroupTensor;
@@ -100,15 +101,31 @@ impl GroupWeights {
             group_cols,
             ref rotation,
         } = *stack;
-        Ok(Self {
-            matrix: GroupMatrix::pack(cpu.pool(), parts, cols, codes, group_cols, unpack)?,
-            rotation: rotation.clone(),
-            rounding: match options.group_inputs {
-                // A run of inputs may not be longer than a group of weights.
-                InputRounding::Int8(run) => InputRounding::Int8(run.min(group_cols)),
-                InputRounding::None => InputRounding::None,
-            },
-        })
+        let matrix = GroupMatrix::pack(cpu.pool(), parts, cols, codes, group_cols, unpack)?;
+        Ok(Self::new(matrix, rotation.clone(), options))
+    }
+
+    /// Weights whose input is rotated by `rotation`.
+    pub(crate) fn new(
+        matrix: GroupMatrix,
+        rotation: Option<Rotation>,
+        options: &LoadOptions,
+    ) -> Self {
+        let rounding = match options.group_inputs {
+            // A run of inputs may not be longer than a group of weights.
+            InputRounding::Int8(run) => InputRounding::Int8(run.min(matrix.group_cols())),
+            InputRounding::None => InputRounding::None,
+        };
+        Self {
+            matrix,
+            rotation,
+            rounding,
+        }
+    }
+
+    /// What a cache file has to keep of the weights.
+    pub(crate) fn packed(&self) -> Packed {
+        Packed::of_groups(&self.matrix)
     }
 
     pub(crate) fn facts(&self) -> MatrixFacts {
@@ -224,6 +241,7 @@ impl GroupTable {
         tensor: GroupTensor,
         uses: &TableUses,
         options: &LoadOptions,
+        keeper: &Keeper,
     ) -> Result<Self> {
         let (codes, group_cols) = GroupTensor::common(std::slice::from_ref(&tensor));
         let stack = GroupStack {
@@ -233,15 +251,18 @@ impl GroupTable {
             group_cols,
             rotation: uses.input_rotation.clone(),
         };
-        let head = uses.gives_logits.then(|| {
+        let restore = |packed: &Packed| {
+            let rotation = uses.input_rotation.clone();
+            Some(GroupWeights::new(packed.groups()?, rotation, options))
+        };
+        let make = || {
             GroupWeights::pack(cpu, &stack, options, &|_, rows, to, scales| {
                 tensor.unpack_rows(rows, codes, group_cols, to, scales)
             })
-        });
-        if uses.gives_logits {
-            // The packed copy gives the logits; few rows are looked up.
-            tensor.data.advise_done();
-        }
+        };
+        let head = uses
+            .gives_logits
+            .then(|| keeper.find_or_make("head", restore, make, GroupWeights::packed));
         Ok(Self {
             head: head.transpose()?,
             stored: tensor.into_table()?,

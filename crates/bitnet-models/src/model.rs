@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::grouped::InputRounding;
 use crate::huggingface::Checkpoint;
 use crate::progress::LoadProgress;
+use crate::kept::{Keeper, Packed};
 use crate::source::gguf::GgufSource;
 use crate::source::{GroupTensor, LayerSlot, LinearSlot, Projection, Slot, Source, TernaryTensor};
 use crate::sparsity::FfnSparsity;
@@ -229,7 +230,21 @@ impl<B: Backend> LanguageModel<B> {
     /// If a tensor is missing, superfluous, misshapen or of a type that is not supported, or the
     /// configuration is.
     pub fn from_gguf(gguf: &Arc<Gguf>, options: &LoadOptions, backend: &B) -> Result<Self> {
-        Self::load(&GgufSource::new(gguf, options)?, options, backend, true)
+        Self::from_gguf_with(gguf, options, backend, &Keeper::off())
+    }
+
+    /// The same, with packed weights that `keeper` has from an earlier load, or notes.
+    ///
+    /// # Errors
+    /// As [`LanguageModel::from_gguf`].
+    pub fn from_gguf_with(
+        gguf: &Arc<Gguf>,
+        options: &LoadOptions,
+        backend: &B,
+        keeper: &Keeper,
+    ) -> Result<Self> {
+        let source = GgufSource::new(gguf, options)?;
+        Self::load(&source, options, backend, true, keeper)
     }
 
     /// Loads the model of a Hugging Face directory, in the same way. Float weights are quantized as
@@ -242,7 +257,20 @@ impl<B: Backend> LanguageModel<B> {
         options: &LoadOptions,
         backend: &B,
     ) -> Result<Self> {
-        Self::load(checkpoint, options, backend, true)
+        Self::from_checkpoint_with(checkpoint, options, backend, &Keeper::off())
+    }
+
+    /// The same, with packed weights that `keeper` has from an earlier load, or notes.
+    ///
+    /// # Errors
+    /// As [`LanguageModel::from_checkpoint`].
+    pub fn from_checkpoint_with(
+        checkpoint: &Checkpoint,
+        options: &LoadOptions,
+        backend: &B,
+        keeper: &Keeper,
+    ) -> Result<Self> {
+        Self::load(checkpoint, options, backend, true, keeper)
     }
 
     /// `drops_dead`: whether the backend may leave out neurons that are always zero, which changes
@@ -252,6 +280,7 @@ impl<B: Backend> LanguageModel<B> {
         options: &LoadOptions,
         backend: &B,
         drops_dead: bool,
+        keeper: &Keeper,
     ) -> Result<Self> {
         source.check_tensors()?;
         let config = source.config().clone();
@@ -260,6 +289,7 @@ impl<B: Backend> LanguageModel<B> {
             config: &config,
             options,
             backend,
+            keeper,
             drops_dead: drops_dead && backend.leaves_out_dead_neurons(),
             formats: RefCell::default(),
         };
@@ -275,15 +305,10 @@ impl<B: Backend> LanguageModel<B> {
             rotary: loader.rotary()?,
             layers: loader.layers()?,
             ffn_sparsity: options.ffn_sparsity,
-            quantization: loader
-                .formats
-                .take()
-                .into_iter()
-                .collect::<Vec<_>>()
-                .join(" + "),
+            quantization: keeper.quantization(loader.format_names()),
             config,
         };
-        backend.finish(&mut model)?;
+        backend.finish(&mut model, keeper)?;
         Ok(model)
     }
 
@@ -377,6 +402,11 @@ impl<B: Backend> LanguageModel<B> {
 /// Gate and up; down; and the positions of the kept neurons, if not all are kept.
 type FeedForward<B> = (Projections<B>, <B as Backend>::Matrix, Option<Vec<u32>>);
 
+/// The name of the matrix of a layer that begins with a projection, for a keeper.
+fn matrix_name(layer: usize, first: Projection) -> String {
+    format!("layers.{layer}.{first:?}")
+}
+
 /// Projections with the same input: one product, unless each has an input norm of its own.
 pub(crate) const QKV: [Projection; 3] = [Projection::Query, Projection::Key, Projection::Value];
 const GATE_UP: [Projection; 2] = [Projection::Gate, Projection::Up];
@@ -432,6 +462,8 @@ struct Loader<'a, B> {
     config: &'a Config,
     options: &'a LoadOptions,
     backend: &'a B,
+    /// Weights that an earlier load has packed, or that a later one will want.
+    keeper: &'a Keeper,
     drops_dead: bool,
     /// The formats of the ternary tensors read so far.
     formats: RefCell<BTreeSet<String>>,
@@ -447,6 +479,32 @@ impl<B: Backend> Loader<'_, B> {
             layer
         });
         layers.collect()
+    }
+
+    /// The formats of the ternary tensors read so far.
+    fn format_names(&self) -> String {
+        let names = self.formats.take().into_iter();
+        names.collect::<Vec<_>>().join(" + ")
+    }
+
+    /// The matrix that begins with a projection of a layer: from the keeper, or as `make` packs it.
+    fn matrix(
+        &self,
+        index: usize,
+        first: Projection,
+        make: impl FnOnce() -> Result<B::Matrix>,
+    ) -> Result<B::Matrix> {
+        let restore = |packed: &Packed| {
+            let (rows, cols) = first.shape(self.config);
+            let slot = Slot::Layer(index, LayerSlot::Weight(first));
+            // Reads no weights: whether the scales are equal is known.
+            let tensor = self.source.grouped(slot, rows, cols, true).ok()?;
+            let rotation = tensor.and_then(|tensor| tensor.rotation);
+            self.backend.matrix_from(packed, rotation, self.options)
+        };
+        let name = matrix_name(index, first);
+        self.keeper
+            .find_or_make(&name, restore, make, B::packed_matrix)
     }
 
     fn layer(&self, index: usize) -> Result<Layer<B>> {
@@ -537,13 +595,27 @@ impl<B: Backend> Loader<'_, B> {
     /// alternate in the query projection.
     fn gated_queries(&self, index: usize) -> Result<Projections<B>> {
         let shape = self.config.attention;
-        let head_dim = shape.head_dim;
-        let width = shape.heads * head_dim;
+        let width = shape.heads * shape.head_dim;
+        let key_rows = shape.kv_heads * shape.head_dim;
+        let parts = [width, width, key_rows, key_rows];
+        let pack = || self.pack_gated_queries(index, &parts, shape.head_dim);
+        let matrix = self.matrix(index, Projection::Query, pack)?;
+        Ok(Projections::new(
+            parts.into_iter(),
+            Products::Stacked(matrix),
+        ))
+    }
+
+    fn pack_gated_queries(
+        &self,
+        index: usize,
+        parts: &[usize],
+        head_dim: usize,
+    ) -> Result<B::Matrix> {
         let tensors = self
             .grouped(index, &QKV)?
             .ok_or_else(|| self.not_grouped(index))?;
-        let parts = [width, width, tensors[1].rows, tensors[2].rows];
-        let matrix = self.group_stack(&tensors, &parts, &|part, rows, to, codes, scales| {
+        self.group_stack(&tensors, parts, &|part, rows, to, codes, scales| {
             if part > 1 {
                 return tensors[part - 1].unpack_rows(rows, to.0, to.1, codes, scales);
             }
@@ -554,11 +626,7 @@ impl<B: Backend> Loader<'_, B> {
                 tensors[0].unpack_rows(stored..stored + 1, to.0, to.1, codes, scales)?;
             }
             Ok(())
-        })?;
-        Ok(Projections::new(
-            parts.into_iter(),
-            Products::Stacked(matrix),
-        ))
+        })
     }
 
     fn linear(&self, index: usize, shape: DeltaShape) -> Result<Linear<B>> {
@@ -611,7 +679,8 @@ impl<B: Backend> Loader<'_, B> {
         let pool = self.backend.pool();
         let Some(table) = self.source.grouped(slot, vocab, hidden, false, pool)? else {
             let table = self.source.table(slot, vocab, hidden)?;
-            return Ok(self.backend.table(table, gives_logits, self.options));
+            let (options, keeper) = (self.options, self.keeper);
+            return Ok(self.backend.table(table, gives_logits, options, keeper));
         };
         let rotations = self.source.rotations()?;
         let uses = TableUses {
@@ -625,7 +694,8 @@ impl<B: Backend> Loader<'_, B> {
                 _ => table.rotation.clone(),
             },
         };
-        self.backend.group_table(table, &uses, self.options)
+        self.backend
+            .group_table(table, &uses, self.options, self.keeper)
     }
 
     /// The tensors of projections that have group scales and share an input, if all have.
@@ -785,7 +855,17 @@ impl<B: Backend> Loader<'_, B> {
     /// have hundreds in some layers. If these neurons would fill a block, the loader leaves out
     /// their rows of gate and up and their columns of down.
     fn feed_forward(&self, index: usize) -> Result<FeedForward<B>> {
-        if self.config.input_norm_eps.is_some() {
+        let live_name = format!("layers.{index}.live");
+        if let Some(live) = self.keeper.find(&live_name).and_then(Packed::live) {
+            return self.restored_feed_forward(index, live);
+        }
+        let has_groups = || {
+            Ok::<_, Error>(
+                self.grouped(index, &GATE_UP)?.is_some()
+                    || self.grouped(index, &[Projection::Down])?.is_some(),
+            )
+        };
+        if self.config.input_norm_eps.is_some() || self.keeper.is_kept() || has_groups()? {
             let gate_up = self.projections(index, &GATE_UP)?;
             return Ok((gate_up, self.stack(index, &[Projection::Down])?, None));
         }
@@ -833,9 +913,36 @@ impl<B: Backend> Loader<'_, B> {
             .iter()
             .chain(&down)
             .for_each(|tensor| tensor.data.advise_done());
+        let keeper = self.keeper;
+        keeper.note(&live_name, || Packed::of_live(live.as_deref()));
+        let note = |first: Projection, matrix| {
+            let name = matrix_name(index, first);
+            keeper.note(&name, || B::packed_matrix(matrix));
+        };
+        note(Projection::Gate, &stack);
+        note(Projection::Down, &ffn_down);
         let rows = [live.as_ref().map_or(ffn, Vec::len); 2].into_iter();
         let gate_up = Projections::new(rows, Products::Stacked(stack));
         Ok((gate_up, ffn_down, live))
+    }
+
+    /// Gate, up and down of `live` neurons or of all, which an earlier load has packed.
+    fn restored_feed_forward(
+        &self,
+        index: usize,
+        live: Option<Vec<u32>>,
+    ) -> Result<FeedForward<B>> {
+        let ffn = self.config.ffn_size;
+        let matrix = |first| self.matrix(index, first, || Err(self.not_kept(index, first)));
+        let rows = [live.as_ref().map_or(ffn, Vec::len); 2].into_iter();
+        let gate_up = Projections::new(rows, Products::Stacked(matrix(Projection::Gate)?));
+        Ok((gate_up, matrix(Projection::Down)?, live))
+    }
+
+    fn not_kept(&self, index: usize, first: Projection) -> Error {
+        Error::KeptWeights {
+            name: matrix_name(index, first),
+        }
     }
 
     /// Gate and up of `num_live` neurons, stacked.
@@ -908,17 +1015,12 @@ impl<B: Backend> Loader<'_, B> {
 
     /// Tensors of equal width, stacked and packed.
     fn stack(&self, index: usize, projections: &[Projection]) -> Result<B::Matrix> {
-        self.stack_of(index, projections, self.grouped(index, projections)?)
+        let pack = || self.pack(index, projections);
+        self.matrix(index, projections[0], pack)
     }
 
-    /// The same, from tensors that [`Loader::grouped`] has found.
-    fn stack_of(
-        &self,
-        index: usize,
-        projections: &[Projection],
-        grouped: Option<Vec<GroupTensor>>,
-    ) -> Result<B::Matrix> {
-        if let Some(tensors) = grouped {
+    fn pack(&self, index: usize, projections: &[Projection]) -> Result<B::Matrix> {
+        if let Some(tensors) = self.grouped(index, projections)? {
             let parts: Vec<usize> = tensors.iter().map(|tensor| tensor.rows).collect();
             return self.group_stack(&tensors, &parts, &|part, rows, to, codes, scales| {
                 tensors[part].unpack_rows(rows, to.0, to.1, codes, scales)

@@ -15,6 +15,7 @@ use crate::cache::{KvCache, KvType};
 use crate::cpu::{CpuMatrix, SparseCopy, SparseWeights};
 use crate::error::Result;
 use crate::forward::{Chunk, LogitRows, Workspace};
+use crate::kept::{Facts, Keeper, Packed};
 use crate::model::{LanguageModel, Layer, Products};
 
 /// Whether decode steps skip weights of the feed-forward networks that add nothing; the text does
@@ -149,13 +150,26 @@ impl FfnSparsity {
     }
 }
 
+/// The names of a layer's copies for a keeper.
+fn rows_name(layer: usize) -> String {
+    format!("layers.{layer}.up_rows")
+}
+
+fn columns_name(layer: usize) -> String {
+    format!("layers.{layer}.down_columns")
+}
+
 impl LanguageModel<Cpu> {
     /// Makes the copies that the model's `ffn_sparsity` asks for.
     ///
     /// # Errors
     /// If there is no memory for the trial's cache.
-    pub(crate) fn make_sparse_copies(&mut self, cpu: &Cpu) -> Result<()> {
+    pub(crate) fn make_sparse_copies(&mut self, cpu: &Cpu, keeper: &Keeper) -> Result<()> {
         let is_grouped = |layer: &Layer<Cpu>| matches!(layer.ffn_down, CpuMatrix::Grouped(_));
+        if keeper.is_kept() {
+            self.restore_sparse_copies(keeper);
+            return Ok(());
+        }
         if self.layers.iter().any(is_grouped) {
             // The copies support only one scale for each matrix.
             return Ok(());
@@ -181,7 +195,7 @@ impl LanguageModel<Cpu> {
                     .collect()
             }
         };
-        for (layer, [up, down]) in self.layers.iter_mut().zip(wanted) {
+        for (index, (layer, [up, down])) in self.layers.iter_mut().zip(wanted).enumerate() {
             let active_max = self.ffn_sparsity.active_max(layer.neurons.num_live());
             let copy = |weights| SparseCopy {
                 weights,
@@ -194,16 +208,50 @@ impl LanguageModel<Cpu> {
                 && up
             {
                 let rows = TernaryRows::new(cpu.pool(), &matrix.weights, 1);
+                let packed = || Packed::new(Facts::Rows, vec![rows.bytes().clone()]);
+                keeper.note(&rows_name(index), packed);
                 matrix.copy = Some(copy(SparseWeights::GatedRows(rows)));
             }
             if let Some(matrix) = layer.ffn_down.ternary_mut()
                 && down
             {
                 let columns = TernaryColumns::new(cpu.pool(), &matrix.weights);
+                let packed = || Packed::new(Facts::Columns, vec![columns.bytes().clone()]);
+                keeper.note(&columns_name(index), packed);
                 matrix.copy = Some(copy(SparseWeights::Columns(columns)));
             }
         }
         Ok(())
+    }
+
+    /// Takes the copies that an earlier load made: its trial decides for this one, too.
+    fn restore_sparse_copies(&mut self, keeper: &Keeper) {
+        let bytes = |name: String, facts: Facts| match keeper.find(&name) {
+            Some(packed) if packed.facts == facts => packed.pieces.first().cloned(),
+            _ => None,
+        };
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            let active_max = self.ffn_sparsity.active_max(layer.neurons.num_live());
+            let copy = |weights| SparseCopy {
+                weights,
+                active_max,
+            };
+            if let Products::Stacked(matrix) = &mut layer.gate_up.products
+                && let Some(matrix) = matrix.ternary_mut()
+                && let Some(bytes) = bytes(rows_name(index), Facts::Rows)
+                && let [_, part] = *matrix.weights.parts()
+            {
+                let rows = TernaryRows::from_packed(part, matrix.weights.cols(), bytes);
+                matrix.copy = rows.map(|rows| copy(SparseWeights::GatedRows(rows)));
+            }
+            if let Some(matrix) = layer.ffn_down.ternary_mut()
+                && let Some(bytes) = bytes(columns_name(index), Facts::Columns)
+                && let [part] = *matrix.weights.parts()
+            {
+                let columns = TernaryColumns::from_packed(part, matrix.weights.cols(), bytes);
+                matrix.copy = columns.map(|columns| copy(SparseWeights::Columns(columns)));
+            }
+        }
     }
 
     /// Runs made-up tokens through the layers to count the zeros of each. Resets the counters.
@@ -297,7 +345,8 @@ mod tests {
                     ..LoadOptions::default()
                 };
                 let source = GgufSource::new(&gguf, &options).expect("a model");
-                LanguageModel::load(&source, &options, cpu, drops_dead).expect("it loads")
+                LanguageModel::load(&source, &options, cpu, drops_dead, &Keeper::off())
+                    .expect("it loads")
             };
             let cpu = Cpu::new(KernelSet::detect(), 2);
             let whole = load(FfnSparsity::Off, false, &cpu);

@@ -16,10 +16,10 @@ pub(crate) mod source;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use bitnet_files::safetensors::{DType, StoredTensor, open_directory};
-use bitnet_files::{Extent, read_json};
+use bitnet_files::{Checksum, Extent, FileStamp, ModelBytes, read_json};
 pub use config::{Quantization, WeightScale};
 use serde_json::Value;
 
@@ -94,6 +94,35 @@ impl Checkpoint {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What identifies the files of weights and the configuration: for each its stamp, and a hash
+    /// of what comes before its tensors, which are not read. `None` if the system does not tell, or
+    /// for weights that are rounded by request.
+    #[must_use]
+    pub fn identity(&self) -> Option<Vec<(FileStamp, u64)>> {
+        if self.rounds_floats {
+            return None;
+        }
+        let config = self.path.join(CONFIG);
+        let hash = Checksum::of(&std::fs::read(&config).ok()?);
+        let mut files = vec![(FileStamp::of(&config).ok()?, hash)];
+        let mut heads: BTreeMap<*const ModelBytes, &Extent> = BTreeMap::new();
+        for tensor in self.tensors.values() {
+            let first = heads
+                .entry(Arc::as_ptr(tensor.data.file()))
+                .or_insert(&tensor.data);
+            if tensor.data.offset() < first.offset() {
+                *first = &tensor.data;
+            }
+        }
+        for first in heads.values() {
+            let file = first.file();
+            let head = Checksum::of(&file[..first.offset()]);
+            files.push((file.stamp()?.clone(), head));
+        }
+        files.sort_by(|a, b| a.0.path.cmp(&b.0.path));
+        Some(files)
     }
 
     /// The shape of the model.

@@ -11,6 +11,7 @@ mod graphs;
 mod group_convert;
 mod groups;
 mod left_out;
+mod kept;
 mod rotation;
 mod sparsity;
 mod transformers;
