@@ -7,7 +7,7 @@ use std::time::Duration;
 use bitnet_files::gguf::Gguf;
 use bitnet_kernels::{Cpu, KernelSet, ReadProbe, default_threads};
 use bitnet_models::huggingface::Checkpoint;
-use bitnet_models::{LanguageModel, LoadOptions};
+use bitnet_models::{Keeper, LanguageModel, LoadOptions};
 
 use crate::error::Result;
 use crate::runner::{Model, SharedModel};
@@ -78,8 +78,9 @@ impl Device {
         self,
         gguf: &Arc<Gguf>,
         options: &LoadOptions,
+        keeper: &Keeper,
     ) -> Result<Arc<dyn Model>> {
-        let model = LanguageModel::from_gguf(gguf, options, &self.start())?;
+        let model = LanguageModel::from_gguf_with(gguf, options, &self.start(), keeper)?;
         Ok(self.share(model))
     }
 
@@ -87,8 +88,10 @@ impl Device {
         self,
         checkpoint: &Checkpoint,
         options: &LoadOptions,
+        keeper: &Keeper,
     ) -> Result<Arc<dyn Model>> {
-        let model = LanguageModel::from_checkpoint(checkpoint, options, &self.start())?;
+        let cpu = self.start();
+        let model = LanguageModel::from_checkpoint_with(checkpoint, options, &cpu, keeper)?;
         Ok(self.share(model))
     }
 

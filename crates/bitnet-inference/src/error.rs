@@ -14,6 +14,14 @@ pub enum Error {
     /// The tokenizer or chat template.
     #[error(transparent)]
     Tokenizer(#[from] bitnet_tokenizers::Error),
+    /// The folder of packed weights.
+    #[error("cannot use {} in the cache of packed weights", path.display())]
+    WeightCache {
+        /// The folder, or the file in it.
+        path: std::path::PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// A file without a tokenizer.
     #[error("the file has no tokenizer (metadata key tokenizer.ggml.model)")]
     NoTokenizer,

@@ -36,6 +36,7 @@ mod states;
 mod stop;
 mod thinking;
 mod tuning;
+mod weight_cache;
 
 pub use backlog::Owner;
 pub use bias_text::parse_logit_bias;
@@ -52,8 +53,8 @@ pub use error::{Error, Result};
 pub use facts::EngineFacts;
 pub use kernel_times::time_kernels;
 pub use load::{
-    Hints, LOST_ROTATION, Loaded, NO_TOKENIZER, Tokenization, likely_i2s_form, load, load_embedded,
-    load_tokenization, tokenization_from_gguf, tokenizer_spec,
+    Hints, Loaded, NO_TOKENIZER, Tokenization, likely_i2s_form, load, load_embedded,
+    load_tokenization, load_with, tokenization_from_gguf, tokenizer_spec,
 };
 pub use machine::{cpu_name, peak_rss_bytes, rss_bytes};
 pub use open::{ModelSource, OpenModel, context_length, kv_cache_positions};
@@ -65,3 +66,4 @@ pub use sampling::{Sampler, SamplingParams};
 pub use stop::TokenSet;
 pub use thinking::{Thinking, ThinkingMarks};
 pub use tuning::{TernaryKernel, TunedShape, Tuning};
+pub use weight_cache::{CacheEntry, CacheUse, CachedFile, WeightCache, program_hash};

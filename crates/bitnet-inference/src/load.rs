@@ -14,6 +14,7 @@ use bitnet_tokenizers::{ChatTemplate, TokenId, Tokenizer, TokenizerFiles, Tokeni
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::runner::Model;
+use crate::weight_cache::{self, CacheUse, WeightCache};
 
 /// The value of `tokenizer.ggml.model` in files without a tokenizer.
 pub const NO_TOKENIZER: &str = "no_vocab";
@@ -40,6 +41,8 @@ pub struct Loaded {
     pub hints: Hints,
     /// The sampling settings that its files recommend.
     pub sampling: SamplingDefaults,
+    /// What the load did with the cache of packed weights.
+    pub cache_use: CacheUse,
 }
 
 /// Loads the model at `path`: a GGUF file, or a directory in Hugging Face's layout.
@@ -47,8 +50,21 @@ pub struct Loaded {
 /// # Errors
 /// If there is no model, or it is damaged or not supported.
 pub fn load(path: &Path, options: &LoadOptions, device: Device) -> Result<Loaded> {
+    load_with(path, options, device, None)
+}
+
+/// The same, with packed weights from `cache`, or written to it.
+///
+/// # Errors
+/// As [`load`]. A problem of the cache is no error: [`Loaded::cache_use`] has it.
+pub fn load_with(
+    path: &Path,
+    options: &LoadOptions,
+    device: Device,
+    cache: Option<&WeightCache>,
+) -> Result<Loaded> {
     if !path.is_dir() {
-        return load_gguf(&Arc::new(Gguf::open(path)?), options, device);
+        return load_gguf(&Arc::new(Gguf::open(path)?), options, device, cache);
     }
     let checkpoint = Checkpoint::open(path)?;
     let architecture = checkpoint.config().architecture.gguf_name();
@@ -59,8 +75,11 @@ pub fn load(path: &Path, options: &LoadOptions, device: Device) -> Result<Loaded
         false => None,
     };
     let sampling = SamplingDefaults::from_directory(path)?;
-    let model = device.load_checkpoint(&checkpoint, options)?;
-    loaded(model, tokenization, Hints::default(), sampling, true)
+    let files = cache.and_then(|_| checkpoint.identity());
+    let weights = weight_cache::load_with(cache, files, device, options, |keeper| {
+        device.load_checkpoint(&checkpoint, options, keeper)
+    })?;
+    loaded(weights, tokenization, Hints::default(), sampling)
 }
 
 /// Loads a model that is embedded in the program.
@@ -72,23 +91,31 @@ pub fn load_embedded(
     options: &LoadOptions,
     device: Device,
 ) -> Result<Loaded> {
-    load_gguf(&Arc::new(Gguf::from_static(bytes)?), options, device)
+    load_gguf(&Arc::new(Gguf::from_static(bytes)?), options, device, None)
 }
 
-fn load_gguf(gguf: &Arc<Gguf>, options: &LoadOptions, device: Device) -> Result<Loaded> {
+fn load_gguf(
+    gguf: &Arc<Gguf>,
+    options: &LoadOptions,
+    device: Device,
+    cache: Option<&WeightCache>,
+) -> Result<Loaded> {
     let tokenization = match tokenization_from_gguf(gguf) {
         Err(Error::NoTokenizer) => None,
         result => Some(result?),
     };
     let sampling = SamplingDefaults::from_gguf(gguf)?;
-    let model = device.load_gguf(gguf, options)?;
-    let form = likely_i2s_form(gguf, &model.info().config);
+    let files = cache.and_then(|_| gguf.identity());
+    let weights = weight_cache::load_with(cache, files, device, options, |keeper| {
+        device.load_gguf(gguf, options, keeper)
+    })?;
+    let form = likely_i2s_form(gguf, &weights.0.info().config);
     let hints = Hints {
         i2_s_form: form.filter(|form| *form != options.i2_s_form),
         lost_rotation: lost_rotation(gguf.metadata()),
         extra_layers: num_extra_layers(gguf.metadata()),
     };
-    loaded(model, tokenization, hints, sampling, false)
+    loaded(weights, tokenization, hints, sampling)
 }
 
 /// Oddities of a model's files. The model runs, but its text may be nonsense.
@@ -132,7 +159,7 @@ pub fn likely_i2s_form(gguf: &Gguf, config: &Config) -> Option<I2sForm> {
 }
 
 fn loaded(
-    model: Arc<dyn Model>,
+    (model, cache_use): (Arc<dyn Model>, CacheUse),
     tokenization: Option<Tokenization>,
     hints: Hints,
     sampling: SamplingDefaults,
@@ -155,6 +182,7 @@ fn loaded(
         tokenization,
         hints,
         sampling,
+        cache_use,
     })
 }
 

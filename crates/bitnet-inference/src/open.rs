@@ -13,10 +13,12 @@ use crate::driver::{Driver, RemakeEngine};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::load::{
-    Hints, Loaded, Tokenization, load, load_embedded, load_tokenization, tokenization_from_gguf,
+    Hints, Loaded, Tokenization, load_embedded, load_tokenization, load_with,
+    tokenization_from_gguf,
 };
 use crate::options::EngineOptions;
 use crate::runner::Model;
+use crate::weight_cache::{CacheUse, WeightCache};
 
 /// The default limit of the context.
 const DEFAULT_CONTEXT: usize = 4096;
@@ -122,6 +124,8 @@ pub struct OpenModel {
     pub hints: Hints,
     /// The sampling that the model's files recommend.
     pub sampling: SamplingDefaults,
+    /// What the load did with the cache of packed weights.
+    pub cache_use: CacheUse,
 }
 
 impl OpenModel {
@@ -130,13 +134,27 @@ impl OpenModel {
     /// # Errors
     /// If there is no model, or it is damaged or not supported.
     pub fn open(source: ModelSource, device: Device, load_options: LoadOptions) -> Result<Self> {
+        Self::open_with(source, device, load_options, None)
+    }
+
+    /// The same, with packed weights from `cache`, or written to it.
+    ///
+    /// # Errors
+    /// As [`OpenModel::open`]. A problem of the cache is no error: [`OpenModel::cache_use`] has it.
+    pub fn open_with(
+        source: ModelSource,
+        device: Device,
+        load_options: LoadOptions,
+        cache: Option<&WeightCache>,
+    ) -> Result<Self> {
         let Loaded {
             model,
             tokenization,
             hints,
             sampling,
+            cache_use,
         } = match &source {
-            ModelSource::Path(path) => load(path, &load_options, device),
+            ModelSource::Path(path) => load_with(path, &load_options, device, cache),
             ModelSource::Embedded { bytes, .. } => load_embedded(bytes, &load_options, device),
         }?;
         Ok(Self {
@@ -147,6 +165,7 @@ impl OpenModel {
             load_options,
             hints,
             sampling,
+            cache_use,
         })
     }
 
