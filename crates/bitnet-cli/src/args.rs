@@ -58,6 +58,8 @@ pub enum Command {
     /// Remove a model from the cache of the Hugging Face Hub
     #[cfg(feature = "hub")]
     Rm(RemoveArguments),
+    /// List or remove packed weights, which make the second start of a model quick
+    Cache(CacheArguments),
     /// Show the token ids of a text
     Tokenize(TokenizeArguments),
     /// Write the logits of every position to a .npy file
@@ -854,6 +856,8 @@ pub struct ModelArguments {
     #[arg(long, value_enum, default_value_t = MemoryArgument::Fast)]
     pub memory: MemoryArgument,
     #[command(flatten)]
+    pub weight_cache: WeightCacheArguments,
+    #[command(flatten)]
     pub reading: ReadingArguments,
 }
 
@@ -889,6 +893,50 @@ impl ModelArguments {
             (TernaryKernelArgument::Tl2, _) => Some(Packing::Tl2),
         }
     }
+}
+
+#[derive(Args)]
+pub struct WeightCacheArguments {
+    /// Folder for packed weights, which the first start of a model writes and later starts map;
+    /// $XDG_CACHE_HOME/bitnet/weights if not given (docs/weight-cache.md)
+    #[arg(long, value_name = "FOLDER", env = "BITNET_WEIGHT_CACHE")]
+    pub weight_cache: Option<PathBuf>,
+    /// Pack the weights at every start, and keep none
+    #[arg(long)]
+    pub no_weight_cache: bool,
+    /// Maximum size of the folder for packed weights in GiB; the files that were not used for the
+    /// longest time are removed
+    #[arg(long, value_name = "GIB", default_value_t = 20, value_parser = clap::value_parser!(u64).range(..=1 << 20), env = "BITNET_WEIGHT_CACHE_MAX")]
+    pub weight_cache_max: u64,
+    /// Smallest size of packed weights that are kept, in MiB: a smaller model starts quickly anyway
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(..=1 << 30), env = "BITNET_WEIGHT_CACHE_MIN")]
+    pub weight_cache_min: u64,
+}
+
+#[derive(Args)]
+pub struct CacheArguments {
+    /// What to do
+    #[command(subcommand)]
+    pub command: CacheCommand,
+    /// Folder for packed weights; $XDG_CACHE_HOME/bitnet/weights if not given
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        env = "BITNET_WEIGHT_CACHE",
+        global = true
+    )]
+    pub weight_cache: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, Subcommand)]
+pub enum CacheCommand {
+    /// List the packed weights: their size, the kernels that they are packed for, and their model
+    List,
+    /// Remove all packed weights
+    Clear,
 }
 
 #[derive(Args)]

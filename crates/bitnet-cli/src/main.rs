@@ -15,6 +15,7 @@ mod bench;
 #[cfg(feature = "server")]
 mod bench_server;
 mod built_in;
+mod cache;
 mod chat;
 mod convert;
 #[cfg(feature = "hub")]
@@ -108,6 +109,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::List(arguments) => hub::list(&arguments),
         #[cfg(feature = "hub")]
         Command::Rm(arguments) => hub::remove(&arguments),
+        Command::Cache(arguments) => cache::cache(&arguments),
         Command::Tokenize(arguments) => tokenize::tokenize(&arguments),
         Command::Logits(arguments) => logits::logits(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),

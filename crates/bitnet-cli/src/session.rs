@@ -16,7 +16,7 @@ use bitnet_tokenizers::TokenId;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::args::{GenerationArguments, ModelArguments, SamplingArguments, WrongUsage};
-use crate::{built_in, tune};
+use crate::{built_in, cache, tune};
 
 /// The time between two checks for Ctrl-C while an answer is computed.
 const INTERRUPT_PAUSE: Duration = Duration::from_millis(20);
@@ -78,11 +78,16 @@ pub fn open_model(arguments: &ModelArguments, device: Device) -> anyhow::Result<
     if options.packing.is_none() {
         options.packings = tune::fastest_packings(device);
     }
+    let weights = match source {
+        ModelSource::Path(_) => cache::of(&arguments.weight_cache),
+        ModelSource::Embedded { .. } => None,
+    };
     let progress = options.progress.clone();
-    let load = || OpenModel::open(source.clone(), device, options);
+    let load = || OpenModel::open_with(source.clone(), device, options, weights.as_ref());
     let model = with_load_bar(&progress, format!("loading {source}"), load)
         .with_context(|| format!("cannot load {source}"))?;
     check_files()?;
+    cache::report(&source, &model.cache_use);
     if let Some(form) = model.hints.i2_s_form {
         eprintln!(
             "warning: the I2_S codes of {source} seem to be arranged as {form}: try --i2-s-form {form}"

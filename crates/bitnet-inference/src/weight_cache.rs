@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use bitnet_files::{CacheFile, Checksum, FileStamp};
-use bitnet_models::{InputRounding, Keeper, KeptIndex, LoadOptions};
+use bitnet_models::{InputRounding, Keeper, KeptIndex, LoadOptions, LoadProgress};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -154,9 +154,10 @@ impl<'a> Place<'a> {
         device: Device,
         options: &LoadOptions,
     ) -> Self {
-        // Decides how inputs are rounded, not how weights are packed.
+        // How inputs are rounded and where progress is counted do not decide how weights are packed.
         let options = LoadOptions {
             group_inputs: InputRounding::default(),
+            progress: LoadProgress::default(),
             ..options.clone()
         };
         let identity = Identity {
