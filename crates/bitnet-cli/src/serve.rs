@@ -315,12 +315,12 @@ fn sized(
         options.kv_type,
     );
     let needed = options.context.div_ceil(KvCache::BLOCK) * block_bytes;
-    let bytes = arguments.kv_memory.unwrap_or(DEFAULT_KV_BYTES.max(needed));
-    let cache = match bytes.checked_div(block_bytes) {
-        Some(blocks) => blocks * KvCache::BLOCK,
-        // Without layers of attention, positions take no memory.
-        None => options.context.saturating_mul(arguments.running),
-    };
+    let cache = kv_cache_positions(
+        config,
+        options.kv_type,
+        options.context,
+        arguments.kv_memory,
+    );
     ensure!(
         cache >= options.context,
         "--kv-memory holds {cache} positions, but the context has {}: it takes {} MiB, or a smaller --ctx-size",

@@ -67,10 +67,6 @@ fn open_with(
     })
 }
 
-/// The warning for a Bonsai 2 model without its keys.
-pub const LOST_ROTATION: &str = "the name says Bonsai 2, whose weights are rotated, but the keys prism.hadamard.* are missing: \
-     the text will be fluent nonsense";
-
 /// Loads the model that the arguments name.
 pub fn open_model(arguments: &ModelArguments, device: Device) -> anyhow::Result<OpenModel> {
     let source = source(arguments.model.as_deref())?;
