@@ -2,7 +2,8 @@
 //! packages that they need.
 //!
 //! `tests/FOLDER/test_NAME.py` runs with `requirements-NAME.txt` if that file exists, else with
-//! `requirements.txt`, each in its own environment under `target/tools`.
+//! `requirements.txt`, each in an environment of its own under `target/tools`. The tests of the
+//! package `bitnet-rs`, in `crates/bitnet-python/tests`, do the same, with the package's wheel.
 
 use std::collections::BTreeMap;
 use std::fs;
