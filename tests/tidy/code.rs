@@ -73,6 +73,7 @@ pub fn every_test_runs(sources: &[Source]) -> Vec<String> {
     for source in sources {
         let ignored = source
             .attributes()
+            .filter(|words| ["ignore", "cfg_attr"].contains(&&*words[0].text))
             .filter_map(|words| words.iter().find(|word| word.text == "ignore"));
         out.extend(ignored.map(|word| {
             format!(

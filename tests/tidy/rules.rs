@@ -176,7 +176,11 @@ fn an_ignored_test_is_found() {
     ];
     check(
         code::every_test_runs,
-        &["#[test]\nfn ignore() {}", "/// `#[ignore]`\nfn t() {}"],
+        &[
+            "#[test]\nfn ignore() {}",
+            "#[schema(ignore)]\nstruct T;",
+            "/// `#[ignore]`\nfn t() {}",
+        ],
         &broken,
     );
 }

@@ -421,7 +421,7 @@ fn write_tokenizer(
 }
 
 /// The tags between which a model thinks, if its template has such.
-fn reasoning<E>(template: &Result<Option<ChatTemplate>, E>) -> Option<ReasoningTags> {
+fn reasoning<E>(template: &Result<Option<Arc<ChatTemplate>>, E>) -> Option<ReasoningTags> {
     template.as_ref().ok()?.as_ref()?.reasoning_tags()
 }
 

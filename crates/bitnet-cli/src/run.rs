@@ -23,7 +23,7 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
         arguments.receipt.as_deref(),
         session.model.info(),
         session.model.load_options.group_inputs,
-        arguments.model.draft,
+        arguments.model.draft.max,
     )?;
     let prompt = encode(&prompt, &session, &arguments)?;
     let request = session.request(prompt.clone(), &arguments.generation, &arguments.sampling);

@@ -54,7 +54,7 @@ pub use facts::EngineFacts;
 pub use kernel_times::time_kernels;
 pub use load::{
     Hints, LOST_ROTATION, Loaded, NO_TOKENIZER, Tokenization, likely_i2s_form, load, load_embedded,
-    load_tokenization, tokenization_from_gguf, tokenizer_spec,
+    load_tokenization, load_with, tokenization_from_gguf, tokenizer_spec,
 };
 pub use machine::{cpu_name, peak_rss_bytes, rss_bytes};
 pub use open::{ModelSource, OpenModel, context_length, kv_cache_positions};

@@ -79,7 +79,7 @@ pub fn load_with(
     let weights = weight_cache::load_with(cache, files, device, options, |keeper| {
         device.load_checkpoint(&checkpoint, options, keeper)
     })?;
-    loaded(weights, tokenization, Hints::default(), sampling)
+    loaded(weights, tokenization, Hints::default(), sampling, true)
 }
 
 /// Loads a model that is embedded in the program.
@@ -115,7 +115,7 @@ fn load_gguf(
         lost_rotation: lost_rotation(gguf.metadata()),
         extra_layers: num_extra_layers(gguf.metadata()),
     };
-    loaded(weights, tokenization, hints, sampling)
+    loaded(weights, tokenization, hints, sampling, false)
 }
 
 /// Oddities of a model's files. The model runs, but its text may be nonsense.

@@ -66,7 +66,7 @@ impl ThinkingMarks {
 pub struct Thinking {
     marks: Arc<ThinkingMarks>,
     vocab_size: usize,
-    /// Maximum number of tokens of thinking, without those of the closing tag.
+    /// Maximum number of tokens of thinking, without the closing tag.
     budget: Option<usize>,
     spent: usize,
     place: Place,

@@ -497,8 +497,9 @@ impl<B: Backend> Loader<'_, B> {
         let restore = |packed: &Packed| {
             let (rows, cols) = first.shape(self.config);
             let slot = Slot::Layer(index, LayerSlot::Weight(first));
-            // Reads no weights: whether the scales are equal is known.
-            let tensor = self.source.grouped(slot, rows, cols, true).ok()?;
+            // Whether the scales are equal is known, so packed weights are not read.
+            let pool = self.backend.pool();
+            let tensor = self.source.grouped(slot, rows, cols, true, pool).ok()?;
             let rotation = tensor.and_then(|tensor| tensor.rotation);
             self.backend.matrix_from(packed, rotation, self.options)
         };
@@ -859,13 +860,7 @@ impl<B: Backend> Loader<'_, B> {
         if let Some(live) = self.keeper.find(&live_name).and_then(Packed::live) {
             return self.restored_feed_forward(index, live);
         }
-        let has_groups = || {
-            Ok::<_, Error>(
-                self.grouped(index, &GATE_UP)?.is_some()
-                    || self.grouped(index, &[Projection::Down])?.is_some(),
-            )
-        };
-        if self.config.input_norm_eps.is_some() || self.keeper.is_kept() || has_groups()? {
+        if self.config.input_norm_eps.is_some() || self.keeper.is_kept() {
             let gate_up = self.projections(index, &GATE_UP)?;
             return Ok((gate_up, self.stack(index, &[Projection::Down])?, None));
         }
@@ -1015,12 +1010,28 @@ impl<B: Backend> Loader<'_, B> {
 
     /// Tensors of equal width, stacked and packed.
     fn stack(&self, index: usize, projections: &[Projection]) -> Result<B::Matrix> {
-        let pack = || self.pack(index, projections);
+        let pack = || self.pack(index, projections, self.grouped(index, projections)?);
         self.matrix(index, projections[0], pack)
     }
 
-    fn pack(&self, index: usize, projections: &[Projection]) -> Result<B::Matrix> {
-        if let Some(tensors) = self.grouped(index, projections)? {
+    /// The same, from tensors that [`Loader::grouped`] has found.
+    fn stack_of(
+        &self,
+        index: usize,
+        projections: &[Projection],
+        grouped: Option<Vec<GroupTensor>>,
+    ) -> Result<B::Matrix> {
+        let pack = || self.pack(index, projections, grouped);
+        self.matrix(index, projections[0], pack)
+    }
+
+    fn pack(
+        &self,
+        index: usize,
+        projections: &[Projection],
+        grouped: Option<Vec<GroupTensor>>,
+    ) -> Result<B::Matrix> {
+        if let Some(tensors) = grouped {
             let parts: Vec<usize> = tensors.iter().map(|tensor| tensor.rows).collect();
             return self.group_stack(&tensors, &parts, &|part, rows, to, codes, scales| {
                 tensors[part].unpack_rows(rows, to.0, to.1, codes, scales)

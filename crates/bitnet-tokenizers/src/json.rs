@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::bpe::{BpeSettings, split_merge};
 use crate::error::{Error, Result, quoted};
 use crate::pretokenize::{self, DEEPSEEK_3, Step};
+use crate::sentencepiece::{self, TOKENIZER_MODEL};
 use crate::spec::TokenizerSpec;
 use crate::tokenizer::{
     Added, Definition, MergePair, Merges, ModelSettings, Roles, SpacePrefix, Tokenizer,
