@@ -16,7 +16,7 @@ const MODEL: &str = concat!(
 const BEGIN: u32 = 411;
 
 fn server() -> Server {
-    Server::start(&["-m", MODEL, "--ctx-size", "256"])
+    Server::start(&["-m", MODEL, "--ctx-size", "512"])
 }
 
 /// A request whose answer repeats the opening tag.
