@@ -1321,7 +1321,7 @@ fn a_group_model_is_converted_without_loss_or_the_tensor_is_named() {
     let message = text(&result.stderr);
     assert!(
         message.contains("tensor blk.0.attn_q.weight")
-            && message.contains("one scale a tensor is supported"),
+            && message.contains("one scale per tensor is supported"),
         "{message}"
     );
 }

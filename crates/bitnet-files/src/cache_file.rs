@@ -219,7 +219,7 @@ fn header_number(file: &[u8], at: usize) -> u64 {
 /// Checks header and table. The error says what is wrong.
 fn read_table(file: &[u8]) -> std::result::Result<Table, String> {
     if !file.starts_with(MAGIC) {
-        return Err("it is no cache of packed weights".into());
+        return Err("it is not a cache of packed weights".into());
     }
     if file.len() < HEADER_BYTES {
         return Err(format!("it ends after {} bytes, in its header", file.len()));
@@ -327,9 +327,9 @@ mod tests {
             assert!(problem.contains("bytes"), "{len}: {problem}");
         }
         fs::write(&path, b"GGUF").expect("it is written");
-        assert!(problem(&path).contains("no cache of packed weights"));
+        assert!(problem(&path).contains("not a cache of packed weights"));
         fs::write(&path, b"").expect("it is written");
-        assert!(problem(&path).contains("no cache of packed weights"));
+        assert!(problem(&path).contains("not a cache of packed weights"));
         let mut newer = bytes;
         newer[8] = 2;
         fs::write(&path, newer).expect("it is written");

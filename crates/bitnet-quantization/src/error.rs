@@ -118,7 +118,9 @@ pub enum Error {
         other: f32,
     },
     /// The scale of a group of floats that f16 does not hold.
-    #[error("the weights from row {row}, column {col} on have the scale {value}, which is no f16")]
+    #[error(
+        "the weights from row {row}, column {col} on have the scale {value}, which is not an f16"
+    )]
     ScaleNotF16 {
         /// The group's row.
         row: usize,
@@ -129,7 +131,7 @@ pub enum Error {
     },
     /// The blocks of a tensor have scales that differ.
     #[error(
-        "{format} block {block} has scale {found}, an earlier one {expected}; one scale a tensor is expected (a converter that is given weights before they are rounded writes such blocks)"
+        "{format} block {block} has scale {found}, an earlier one {expected}; only one scale per tensor is supported (a converter that gets weights before they are rounded writes such blocks)"
     )]
     BlockScales {
         /// The format's name.

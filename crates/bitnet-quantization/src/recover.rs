@@ -20,8 +20,8 @@ pub type ReadRow<'a> = dyn Fn(usize, &mut [f32]) -> Result<()> + Sync + 'a;
 /// and Q2_0 for groups of 64, and its bytes. Memory: these bytes and a row for each thread.
 ///
 /// # Errors
-/// If the columns are no multiple of 64, a group has other weights, or a scale is no f16. The error
-/// names the first group of 64, or of 128 where no shorter ones were tried.
+/// If the columns are not a multiple of 64, a group has other weights, or a scale is not an f16.
+/// The error names the first group of 64, or of 128 where no shorter ones were tried.
 pub fn recover(
     rows: usize,
     cols: usize,

@@ -259,7 +259,7 @@ fn floats_of_other_values_are_refused_with_the_group() {
     let error = recovered(&weights).err().unwrap().to_string();
     assert_eq!(
         error,
-        "the weights from row 0, column 0 on have the scale 1.0000001, which is no f16"
+        "the weights from row 0, column 0 on have the scale 1.0000001, which is not an f16"
     );
 }
 

@@ -487,8 +487,8 @@ fn blocks_with_different_scales_have_no_common_scale() {
             .scale(&bytes, 2, 512)
             .unwrap_err()
             .to_string(),
-        "TQ2_0 block 3 has scale 0.25, an earlier one 0.5; one scale a tensor is expected (a converter \
-         that is given weights before they are rounded writes such blocks)"
+        "TQ2_0 block 3 has scale 0.25, an earlier one 0.5; only one scale per tensor is supported (a \
+         converter that gets weights before they are rounded writes such blocks)"
     );
 }
 

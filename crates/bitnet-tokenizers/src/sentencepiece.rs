@@ -241,7 +241,7 @@ impl ModelFile {
             let bad = |what: &str| problem(format!("added_tokens_decoder: {what}"));
             let id: usize = key
                 .parse()
-                .map_err(|_| bad(&format!("{} is no id", quoted(key))))?;
+                .map_err(|_| bad(&format!("{} is not an id", quoted(key))))?;
             let text = content(token).ok_or_else(|| bad(&format!("token {id} has no content")))?;
             match self.pieces.get(id) {
                 Some(piece) if piece.text != text => {
@@ -497,7 +497,7 @@ mod tests {
         let error = load(&long, None).err().expect("an error");
         assert_eq!(
             error,
-            "a piece of tokenizer.model has 257 bytes, the most is 256"
+            "a piece of tokenizer.model has 257 bytes, the maximum is 256"
         );
     }
 }

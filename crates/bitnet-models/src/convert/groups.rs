@@ -54,7 +54,7 @@ impl GroupRows<'_> {
                     .map_err(|source| self.of_tensor(source))?;
                 if let Some(col) = (0..cols).find(|col| values[*col] != stored[*col]) {
                     let problem = format!(
-                        "the weight at row {}, column {col} is {}, which {} does not hold",
+                        "the weight at row {}, column {col} is {}, which {} cannot hold",
                         first + row,
                         values[col],
                         to.name()

@@ -403,7 +403,7 @@ fn original_context(keys: &Keys<'_>, root: &Keys<'_>, context_length: usize) -> 
 fn yarn(keys: &Keys<'_>, root: &Keys<'_>, context_length: usize) -> Result<Yarn> {
     let factor = keys.positive("factor")?;
     if factor < 1.0 {
-        return Err(keys.error("factor", format!("{factor}; 1 or more is possible")));
+        return Err(keys.error("factor", format!("{factor}, expected 1 or more")));
     }
     for key in ["mscale", "mscale_all_dim"] {
         if let Some(found) = keys.number(key)? {

@@ -143,12 +143,12 @@ fn a_conversion_that_would_lose_something_names_the_tensor() {
             WeightType::PQ2_0,
             "Down has 192 columns, PQ2_0 needs a multiple of 128",
         ),
-        ("qwen2", WeightType::BF16, "which BF16 does not hold"),
+        ("qwen2", WeightType::BF16, "which BF16 cannot hold"),
         ("minicpm", WeightType::Q1_0, "code at row 0, column "),
         (
             "minicpm",
             WeightType::I2_S,
-            "one scale a tensor is supported",
+            "one scale per tensor is supported",
         ),
         (
             "hunyuan-dense",

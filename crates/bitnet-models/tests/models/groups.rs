@@ -197,7 +197,7 @@ fn invalid_numbers_of_yarn_are_errors_that_name_the_key() {
     for value in [0.0, -1.0, f32::INFINITY, f32::NAN, 1e-40, 1e10] {
         for key in [factor, fast] {
             let error = yarn(key, value).unwrap_or_default();
-            let words = format!("{key} is {value}; more than 0 and at most 1e9");
+            let words = format!("{key} is {value}, expected more than 0 and at most 1e9");
             assert!(error.contains(&words), "{value}: {error}");
         }
     }

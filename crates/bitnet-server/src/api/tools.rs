@@ -37,13 +37,13 @@ pub(crate) struct Tool {
 pub(crate) struct Function {
     /// Letters, digits, `_` and `-`, at most 64.
     name: String,
-    /// What it is for.
+    /// The purpose of the function.
     #[expect(
         dead_code,
         reason = "templates get it with the fields as they were sent"
     )]
     description: Option<String>,
-    /// A JSON schema of the arguments; none if not given.
+    /// A JSON schema of the arguments; if not given, there are no arguments.
     #[schema(value_type = Option<Object>)]
     parameters: Option<Value>,
     /// Refuse keywords of the schema that cannot be enforced. Arguments always fit those that can.
