@@ -23,8 +23,8 @@ const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 
 /// The bytes of one model file, immutable for as long as they live.
 pub enum ModelBytes {
-    /// A mapped file as it was when it was opened. The watch comes first, so that it is dropped
-    /// before the mapping.
+    /// A mapped file as it was when it was opened. The watch is the first field, so that it is
+    /// dropped before the mapping.
     Mapped(MappedFile, Mmap, FileStamp),
     /// Bytes in the program itself.
     Static(&'static [u8]),
@@ -177,8 +177,8 @@ fn node(_: &Metadata) -> Option<[u64; 3]> {
     None
 }
 
-/// A range of a file's bytes, kept beyond any borrow of the file. It was checked to lie within when
-/// it was made.
+/// A range of a file's bytes, which keeps the bytes alive. It is checked to lie within the file
+/// when it is made.
 #[derive(Clone)]
 pub struct Extent {
     file: Arc<ModelBytes>,

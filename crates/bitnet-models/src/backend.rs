@@ -134,7 +134,7 @@ pub trait Backend: Sized + Send + 'static {
         false
     }
 
-    /// Called once after a model is loaded: the backend may change how it holds the weights.
+    /// Called once after a model is loaded. The backend may change how it holds the weights.
     /// `keeper` may have what an earlier call made.
     ///
     /// # Errors

@@ -740,7 +740,7 @@ fn screen(cpu: &Cpu, table: &Table, keeper: &Keeper) -> ScreenTable {
     screen
 }
 
-/// A norm as the kernels take it.
+/// A norm in the form that the kernels take.
 fn view(norm: &RmsNorm<Cpu>) -> Norm<'_> {
     Norm {
         weight: &norm.weight,

@@ -407,7 +407,7 @@ fn matrix_name(layer: usize, first: Projection) -> String {
     format!("layers.{layer}.{first:?}")
 }
 
-/// Projections with the same input: one product, unless each has an input norm of its own.
+/// Projections with the same input: one product, unless each has its own input norm.
 pub(crate) const QKV: [Projection; 3] = [Projection::Query, Projection::Key, Projection::Value];
 const GATE_UP: [Projection; 2] = [Projection::Gate, Projection::Up];
 const LINEAR: [Projection; 2] = [Projection::LinearQkv, Projection::LinearGate];

@@ -30,10 +30,10 @@ pub(crate) trait Source {
     /// change the result.
     fn check_tensors(&self) -> Result<()>;
 
-    /// Whether float weights that nothing declares to be BitNet's may be rounded.
+    /// Whether float weights may be rounded although no field says that the model is a BitNet.
     fn rounds_floats(&self) -> bool;
 
-    /// Whether the logits come from a table of their own.
+    /// Whether the logits come from a separate table.
     fn has_head(&self) -> bool;
 
     /// A norm's weights, `[len]`.
@@ -59,9 +59,9 @@ pub(crate) trait Source {
         pool: &Pool,
     ) -> Result<TernaryTensor>;
 
-    /// A matrix that has a scale for each group of columns. `even_if_equal`: also if all scales are
-    /// equal, so that it could run as a ternary matrix with one scale. Float weights are read on
-    /// all threads of `pool`.
+    /// A matrix that has a scale for each group of columns. `even_if_equal`: also returns a matrix
+    /// whose scales are all equal, which could run as a ternary matrix with one scale. Float
+    /// weights are read on all threads of `pool`.
     fn grouped(
         &self,
         slot: Slot,
@@ -395,7 +395,7 @@ impl GroupTensor {
         }
     }
 
-    /// As rows that can be looked up.
+    /// Makes a table whose rows can be looked up.
     pub(crate) fn into_table(self) -> Result<Table> {
         let format = Dense::Group(self.format);
         Table::new(&self.name, self.data, format, self.rows, self.cols)

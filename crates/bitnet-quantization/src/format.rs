@@ -33,7 +33,7 @@ pub enum TernaryFormat {
     Q4_0,
     /// Rows with a scale each.
     IQ_BN(iq_bn::Kind),
-    /// Signs or trits with a scale for each group, which must all be the same.
+    /// Signs or trits with a scale for each group; all scales must be the same.
     Group(GroupFormat),
     /// Two bits per weight; the scale is stored elsewhere.
     HfPacked,

@@ -265,7 +265,7 @@ impl Work {
     }
 }
 
-/// The least bytes of `weights` weights in the run's layouts.
+/// Minimum bytes of `weights` weights in the run's layouts.
 fn codes_min(receipt: &Receipt, weights: u128) -> u128 {
     let bytes = receipt
         .run
@@ -406,7 +406,7 @@ struct Rows {
     chunk: u128,
     /// Whether passes over the prompt end at block borders, where states are saved.
     has_state: bool,
-    /// Drafted tokens, the accepted ones of them, and the most in a step.
+    /// Drafted tokens, accepted tokens of drafts, and the maximum in a step.
     drafted: u128,
     accepted: u128,
     draft_max: u128,

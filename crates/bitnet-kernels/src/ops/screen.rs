@@ -48,7 +48,7 @@ pub struct ScreenScratch {
 struct HiddenBounds {
     /// The scale of the integers.
     scale: f32,
-    /// The factor of a row's `residual`: at least `‖h‖`.
+    /// The factor of a row's `residual` in a bound: at least `‖h‖`.
     of_residual: f32,
     /// The factor of a row's `norm` in a bound.
     of_norm: f32,

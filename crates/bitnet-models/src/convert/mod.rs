@@ -46,8 +46,9 @@ pub enum Input<'a> {
         gguf: &'a Arc<Gguf>,
         /// The options.
         options: &'a LoadOptions,
-        /// Whether float projections that are not ternary are quantized, by the absmean formula or
-        /// in graphs other than BitNet's by the rule of a target with group scales, or refused.
+        /// Whether to quantize float projections that are not ternary; otherwise they are refused.
+        /// The rule is the absmean formula or, in graphs other than BitNet's with a target that has
+        /// group scales, the rule of that target.
         quantize: bool,
     },
 }
@@ -106,9 +107,9 @@ pub enum WeightType {
     TQ1_0,
     /// 2.06 bits per weight, an f16 scale for each 256.
     TQ2_0,
-    /// Signs, 1.125 bits a weight, an f16 scale for each 128.
+    /// Signs, 1.125 bits per weight, an f16 scale for each 128.
     Q1_0,
-    /// 2.25 bits a weight, an f16 scale for each 64.
+    /// 2.25 bits per weight, an f16 scale for each 64.
     Q2_0,
     /// 2.125 bits per weight, an f16 scale for each 128.
     PQ2_0,
@@ -200,10 +201,10 @@ impl TableType {
 pub struct ConvertOptions {
     /// How projections are stored in a GGUF file. A directory has them packed.
     pub weights: WeightType,
-    /// How embedding and head are stored. `None`: as a GGUF file has them; tables of a directory as
-    /// F16 in a GGUF file, or as its projections if those are floats. A directory takes floats
-    /// only, and F32 for quantized tables. Tables with group scales become what the projections
-    /// become, where that has group scales or is a float.
+    /// How embedding and head are stored. `None`: as in the source GGUF file; from a directory as
+    /// F16 in a GGUF file, or like the projections if those are floats. A directory holds floats
+    /// only: F32 in place of quantized tables. Tables with group scales are stored like the
+    /// projections if those have group scales or are floats.
     pub tables: Option<TableType>,
     /// Whether the scales in a directory are rounded to BF16, as mlx-lm needs them beside BF16
     /// tables.

@@ -39,7 +39,7 @@ pub struct Checkpoint {
     /// By name.
     tensors: BTreeMap<String, StoredTensor>,
     untyped_rope_factor: Option<f64>,
-    /// Whether float weights are rounded although `config.json` does not say that they are.
+    /// Whether to round float weights although `config.json` does not say so.
     rounds_floats: bool,
     /// Computed on first use, by a comparison of two tables.
     has_own_head: OnceLock<bool>,

@@ -1,5 +1,5 @@
-//! The graphs `qwen2`, `qwen3`, `minicpm` and `hunyuan-dense`: their logits are the reference's, and the same
-//! bits in every way to compute them.
+//! The graphs `qwen2`, `qwen3`, `minicpm` and `hunyuan-dense`: their logits equal the reference's,
+//! and every way to compute them gives the same bits.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -46,7 +46,7 @@ pub(crate) struct Function {
     /// A JSON schema of the arguments; if not given, there are no arguments.
     #[schema(value_type = Option<Object>)]
     parameters: Option<Value>,
-    /// Refuse keywords of the schema that cannot be enforced. Arguments always fit those that can.
+    /// Refuse a schema with keywords that cannot be enforced. Other keywords are always enforced.
     strict: Option<bool>,
     #[schema(ignore)]
     sent: Map<String, Value>,

@@ -20,8 +20,8 @@ pub(crate) const KERNELS: GroupKernels = GroupKernels { signs, two_bits };
 /// The number of rows from which unpacking signs and multiplying is faster than lookup.
 const LOOKUP_ROWS_END: usize = 4;
 
-/// The sums of 32 rows: rows 0–15 and 16–31 for codes of 2 bits; for signs the first four of each
-/// eight, and the others.
+/// The sums of 32 rows. For codes of 2 bits: rows 0–15, then rows 16–31. For signs: the first four
+/// rows of each eight, then the other rows.
 type HalfSums = [__m512; 2];
 
 /// See [`crate::sets::groups::GroupMultiply`].
