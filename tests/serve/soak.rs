@@ -453,7 +453,7 @@ fn invalid_request(soak: &Soak, round: usize) {
     }
 }
 
-/// Probes are answered at any time; every tenth one notes how the process is.
+/// Probes are answered at any time; every tenth one notes the state of the process.
 fn probes(soak: &Soak, round: usize) {
     for probe in ["/livez", "/readyz", "/health"] {
         let response = soak.server.get(probe);

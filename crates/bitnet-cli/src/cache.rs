@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::args::{CacheArguments, CacheCommand, WeightCacheArguments, WrongUsage};
 
-/// The cache that the arguments name; `None` if they want none, or there is no folder for it.
+/// The cache that the arguments name; `None` if they turn it off, or there is no folder for it.
 pub fn of(arguments: &WeightCacheArguments) -> Option<WeightCache> {
     if arguments.no_weight_cache {
         return None;

@@ -420,7 +420,7 @@ fn write_tokenizer(
     Ok(())
 }
 
-/// The tags between which a model thinks, if its template has such.
+/// The tags around a model's thinking, if its template has them.
 fn reasoning<E>(template: &Result<Option<Arc<ChatTemplate>>, E>) -> Option<ReasoningTags> {
     template.as_ref().ok()?.as_ref()?.reasoning_tags()
 }

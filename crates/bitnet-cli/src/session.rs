@@ -32,7 +32,7 @@ pub struct Session {
 
 /// Recurrent states of a command with one sequence: of the sequence, and of its draft.
 const STATES: usize = 2;
-/// The same for a conversation: beside them two saved ones, of the last prompt and its answer.
+/// The same for a conversation: also two saved states, of the last prompt and its answer.
 const STATES_OF_CHAT: usize = 4;
 
 /// Opens the model that the arguments name, and starts its engine. `context`: the number of

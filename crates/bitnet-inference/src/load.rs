@@ -56,7 +56,7 @@ pub fn load(path: &Path, options: &LoadOptions, device: Device) -> Result<Loaded
 /// The same, with packed weights from `cache`, or written to it.
 ///
 /// # Errors
-/// As [`load`]. A problem of the cache is no error: [`Loaded::cache_use`] has it.
+/// As [`load`]. A problem of the cache is not an error: [`Loaded::cache_use`] has it.
 pub fn load_with(
     path: &Path,
     options: &LoadOptions,

@@ -140,7 +140,8 @@ impl OpenModel {
     /// The same, with packed weights from `cache`, or written to it.
     ///
     /// # Errors
-    /// As [`OpenModel::open`]. A problem of the cache is no error: [`OpenModel::cache_use`] has it.
+    /// As [`OpenModel::open`]. A problem of the cache is not an error: [`OpenModel::cache_use`] has
+    /// it.
     pub fn open_with(
         source: ModelSource,
         device: Device,

@@ -297,7 +297,7 @@ impl Identity {
             .map_or(Path::new(""), |(stamp, _)| &stamp.path)
     }
 
-    /// What the other one has otherwise.
+    /// How the other one differs.
     fn difference(&self, other: &Self) -> &'static str {
         if self.files != other.files {
             "an earlier state of the model's files"
@@ -309,7 +309,7 @@ impl Identity {
     }
 }
 
-/// A block that has not the checksum that it should have; reads all of them.
+/// A block whose checksum is wrong, if there is one. Reads all blocks.
 fn damaged_block(file: &CacheFile, num_threads: usize) -> Option<usize> {
     let (next, damaged) = (AtomicUsize::new(0), AtomicUsize::new(usize::MAX));
     let check = || {
@@ -392,8 +392,8 @@ impl WeightCache {
         Ok(removed)
     }
 
-    /// Removes the files that were not used for the longest time until `bytes` more are allowed
-    /// beside the others but `replaced`.
+    /// Removes the least recently used files until there is room for `bytes` more. `replaced` does
+    /// not count, because the new file takes its place.
     fn make_room(&self, bytes: u64, replaced: &Path) -> Result<()> {
         self.remove_partial_files()?;
         let mut entries = self.entries()?;

@@ -2,8 +2,8 @@
 //! next loader.
 //!
 //! A loader asks its keeper for each matrix before it reads the matrix from the source. A keeper of
-//! an earlier load has the packed bytes, mapped from a file; any other keeper has nothing, and one
-//! that notes gets the packed bytes of what the loader then makes.
+//! an earlier load has the packed bytes, mapped from a file. Any other keeper has nothing; if it
+//! notes, it gets the packed bytes of the matrix that the loader then makes.
 //!
 //! Facts are checked against the bytes when a matrix is made of them, but not against the model:
 //! the owner of the file must know that it belongs to the same source, options and program.
@@ -241,7 +241,7 @@ impl Packed {
         Self::new(facts, vec![matrix.bytes().clone()])
     }
 
-    /// The matrix, and the weights of the model that it leaves out; `None` if it is none.
+    /// The matrix, and the weights of the model that it leaves out; `None` if it is not a matrix.
     pub(crate) fn ternary(&self) -> Option<(TernaryMatrix, usize)> {
         let (
             Facts::Ternary {
@@ -275,7 +275,7 @@ impl Packed {
         Self::new(facts, vec![matrix.bytes().clone()])
     }
 
-    /// The matrix; `None` if it is none.
+    /// The matrix; `None` if it is not one.
     pub(crate) fn groups(&self) -> Option<GroupMatrix> {
         let (
             Facts::Groups {
@@ -300,7 +300,7 @@ impl Packed {
         Self::new(Facts::Live, live.map(bytes).into_iter().collect())
     }
 
-    /// The positions of live neurons, if not all are; `None` if it is no such list.
+    /// The positions of live neurons, if not all are; `None` if it is not such a list.
     pub(crate) fn live(&self) -> Option<Option<Vec<u32>>> {
         match (&self.facts, &self.pieces[..]) {
             (Facts::Live, []) => Some(None),

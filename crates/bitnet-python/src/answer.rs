@@ -1,4 +1,4 @@
-//! [`Answer`]: an answer that is waited for. Pieces and whole answers as Python receives them.
+//! [`Answer`]: an answer in progress. Pieces and whole answers as Python receives them.
 
 use std::sync::Mutex;
 use std::task::Poll;
@@ -24,7 +24,7 @@ pub(crate) type PieceTuple = (
     Option<LogprobsTuple>,
     Option<FinishTuple>,
 );
-/// A whole answer: its text, tokens, log-probabilities (one a token, or none), finish, and
+/// A whole answer: its text, tokens, log-probabilities (one per token, or none), finish, and
 /// log-probabilities of the prompt's tokens after the first (or none).
 pub(crate) type WholeTuple = (
     String,

@@ -61,7 +61,7 @@ impl ReplySink for MailboxSink {
     }
 }
 
-/// An answer that is asked for its pieces after a notice. Dropping it cancels the request.
+/// An answer whose pieces are taken after a notice. Dropping it cancels the request.
 #[pyclass(frozen, module = "bitnet._native")]
 pub(crate) struct PolledAnswer {
     mailbox: Arc<Mailbox>,

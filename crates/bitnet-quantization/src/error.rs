@@ -101,7 +101,7 @@ pub enum Error {
         /// Its value.
         value: f32,
     },
-    /// Floats of a group that are no codes times one scale.
+    /// Floats of a group that are not codes times one scale.
     #[error(
         "the {len} weights from row {row}, column {col} on are not -1, 0, 1 or 2 times one scale: their least magnitude is {scale}, and one is {other}"
     )]

@@ -24,9 +24,9 @@ const RUN_LEN: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(non_camel_case_types, reason = "the field's own names")]
 pub enum Kind {
-    /// 1.625 bits a weight.
+    /// 1.625 bits per weight.
     IQ1_BN,
-    /// 2 bits a weight.
+    /// 2 bits per weight.
     IQ2_BN,
 }
 

@@ -302,11 +302,11 @@ fn codes_max(receipt: &Receipt) -> u128 {
     rows.passes() * bytes.up_to_last_mixer + with_logits * bytes.last_rest + of_copies * copies
 }
 
-/// What all matrices of a model add up to, by a measure of each.
+/// The sums of a measure over the matrices of a model.
 struct Weights {
     /// All but the last layer's matrices after its mixer's projections.
     up_to_last_mixer: u128,
-    /// These.
+    /// The last layer's matrices after its mixer's projections.
     last_rest: u128,
 }
 
@@ -358,7 +358,7 @@ struct Layers {
     linear: u128,
     /// Layers of attention over all rows.
     whole: u128,
-    /// 1 if the last layer is attention, over the rows with logits alone.
+    /// 1 if the last layer is attention, over only the rows with logits.
     last: u128,
     /// Multiply-accumulates of times and strengths.
     times: u128,

@@ -6,8 +6,8 @@
 //! part of all connections.
 //!
 //! A connection that has just opened counts as idle only after [`IDLE_MIN`], because its request
-//! may be on its way. Reserved places are not left to clients that are slow: a connection that has
-//! nothing under way, or is older than [`RESERVED_AGE`], makes room for the next.
+//! may be on its way. Reserved places are not left to clients that are slow: a connection
+//! without a request, or older than [`RESERVED_AGE`], makes room for the next.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -108,7 +108,7 @@ impl Peer {
         PeerRequest(Arc::clone(self))
     }
 
-    /// Start of the present time without requests; `None` if there are requests.
+    /// When the connection became idle; `None` while it has requests.
     fn idle_since(&self) -> Option<Instant> {
         let requests = self.requests();
         (requests.num == 0).then_some(requests.idle_since)

@@ -18,7 +18,7 @@ pub(crate) struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// For a model whose head has `num_rows` rows: it cannot give the tokens behind them.
+    /// For a model whose head has `num_rows` rows: it cannot sample tokens with higher ids.
     pub(crate) fn new(tokenizer: &Tokenizer, num_rows: usize) -> Result<Self, String> {
         let num_tokens = tokenizer.vocab_size().min(num_rows) as u32;
         let stop_ids = tokenizer.stop_ids().iter().map(|id| id.0);

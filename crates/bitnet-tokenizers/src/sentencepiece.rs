@@ -15,7 +15,7 @@ use crate::vocabulary::TokenKind;
 /// The name of the file.
 pub(crate) const TOKENIZER_MODEL: &str = "tokenizer.model";
 
-/// The longest piece in bytes. Looking for merges takes time in proportion to its square.
+/// Maximum length of a piece in bytes. Looking for merges takes time in proportion to its square.
 const PIECE_BYTES_MAX: usize = 256;
 
 // The fields of sentencepiece_model.proto that are used here.

@@ -67,9 +67,9 @@ pub enum TensorType {
     TL1,
     /// Ternary, tiles of triples for table lookup.
     TL2,
-    /// Ternary digits, a scale a row.
+    /// Ternary digits, one scale per row.
     IQ1_BN,
-    /// Ternary, two bits a weight, a scale a row.
+    /// Ternary, two bits per weight, one scale per row.
     IQ2_BN,
 }
 

@@ -29,8 +29,8 @@ pub struct GroupActivations {
 pub(crate) struct Offset {
     /// −Σ q.
     pub whole: i32,
-    /// The same as two words whose sum it is, in the lower and the upper half. Each is at most 8128
-    /// in magnitude, half of 128 values of at most 127.
+    /// The same number as the sum of two words, in the lower and the upper half. Each is at most
+    /// 8128 in magnitude, half of 128 values of at most 127.
     pub words: i32,
 }
 

@@ -222,7 +222,7 @@ fn stored_table(
     Ok(Stored::Floats(float.unwrap_or(Dense::F16)))
 }
 
-/// The embedding or the head, if it has group scales and its graph is none of BitNet's.
+/// The embedding or the head, if it has group scales and its graph is not one of BitNet's.
 fn group_table(source: &dyn Source, slot: Slot, pool: &Pool) -> Result<Option<GroupTensor>> {
     let config = source.config();
     if config.architecture.has_matrix_scales() {

@@ -22,7 +22,7 @@ pub(super) struct Affine {
 }
 
 impl Affine {
-    /// The parameters in an object; the problem if they are others than can be read.
+    /// The parameters in an object; the problem if they are not supported.
     pub(super) fn from_json(value: &Value) -> Result<Self, String> {
         if let Some(mode) = value.get("mode").filter(|mode| *mode != "affine") {
             return Err(format!("mode is {mode}; \"affine\" is supported"));

@@ -203,7 +203,7 @@ impl Checkpoint {
             && (rest == "self_attn.rotary_emb.inv_freq" || self.is_used_in_layer(index, rest))
     }
 
-    /// Whether a tensor with this suffix is one beside MLX's codes.
+    /// Whether tensors with this suffix belong to MLX's codes.
     fn is_of_mlx(&self, suffix: &str) -> bool {
         self.quantization.mlx.is_some() && matches!(suffix, "scales" | "biases")
     }

@@ -156,8 +156,8 @@ impl<'a> GgufSource<'a> {
         self.rotations.of_input(tensor.name, tensor.cols(), linear)
     }
 
-    /// Weights with group scales that were written as floats, if these are such weights. Graphs of
-    /// BitNet's have none.
+    /// Weights with group scales that were written as floats, if these floats are such weights.
+    /// BitNet's graphs have none.
     fn recovered(
         &self,
         slot: Slot,

@@ -14,7 +14,7 @@ const QUARTERS: usize = 4;
 /// `Σ integer · H` of 32 rows with each state of a tile.
 ///
 /// `vpmaddubsw` saturates with integers and planes of 8 bits, so this kernel multiplies words: the
-/// even and the odd bytes of a line by the whole H. Two planes then cost what one would.
+/// even and the odd bytes of a line by the whole H. Two planes then cost as much as one.
 #[target_feature(enable = "avx2,f16c")]
 pub(crate) fn screen_block(
     lines: &[u8],

@@ -253,7 +253,7 @@ impl SignRows<'_> {
 }
 
 impl<'a> RowTables<'a> {
-    /// Without the tables of some cells and the scales of some runs.
+    /// What follows the tables of some cells and the scales of some runs.
     #[inline(always)]
     fn skip(self, cells: usize, runs: usize) -> Self {
         Self {
