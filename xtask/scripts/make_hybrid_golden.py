@@ -19,9 +19,10 @@ from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 NUM_TOKENS, VOCAB, GROUP = 40, 131, 64
 
 config = Qwen3_5TextConfig(
-    vocab_size=VOCAB, hidden_size=128, intermediate_size=128, num_hidden_layers=4, num_attention_heads=2,
-    num_key_value_heads=1, head_dim=64, linear_num_key_heads=2, linear_num_value_heads=6, linear_key_head_dim=32,
-    linear_value_head_dim=32, tie_word_embeddings=False, max_position_embeddings=512,
+    vocab_size=VOCAB, hidden_size=128, intermediate_size=128, num_hidden_layers=3, num_attention_heads=2,
+    num_key_value_heads=1, head_dim=64, linear_num_key_heads=2, linear_num_value_heads=6, linear_key_head_dim=64,
+    linear_value_head_dim=64, tie_word_embeddings=False, max_position_embeddings=512,
+    layer_types=["linear_attention", "full_attention", "linear_attention"],
 )
 
 

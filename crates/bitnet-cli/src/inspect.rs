@@ -13,7 +13,6 @@ use bitnet_inference::{
 use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::{
     Config, I2sForm, LoadOptions, SamplingDefaults, Tl1Tile, Tl2Tile, check_gguf, lost_rotation,
-    num_extra_layers,
 };
 use bitnet_tokenizers::{ChatTemplate, ReasoningTags};
 use serde_json::json;
@@ -243,6 +242,7 @@ fn inspect_directory(path: &Path, arguments: &InspectArguments) -> anyhow::Resul
         let has_own = path.join("chat_template.jinja").exists();
         odd.extend(template_in_place_of_another(has_own, tokenization));
     }
+    odd.extend(left_out(0, checkpoint.num_left_out()));
     if !checkpoint.quantization().is_stated {
         let line = "config.json has no quantization_config: transformers runs the weights as floats; here they \
                     must hold zeros and one magnitude, and `bitnet quantize` rounds others";
@@ -475,10 +475,10 @@ fn oddities(
     if lost_rotation(metadata) {
         odd.push(LOST_ROTATION.to_owned());
     }
-    let extra_layers = num_extra_layers(metadata);
-    if extra_layers > 0 {
-        odd.push(left_out(extra_layers));
-    }
+    odd.extend(left_out(
+        config.map_or(0, |config| config.num_extra_layers),
+        0,
+    ));
     if let Some(head) = gguf.tensor("output.weight") {
         let same = gguf
             .tensor("token_embd.weight")

@@ -92,19 +92,32 @@ pub fn open_model(arguments: &ModelArguments, device: Device) -> anyhow::Result<
     if model.hints.lost_rotation {
         eprintln!("warning: {source}: {LOST_ROTATION}");
     }
-    if model.hints.extra_layers > 0 {
-        eprintln!("note: {source}: {}", left_out(model.hints.extra_layers));
+    for line in left_out(model.hints.extra_layers, model.hints.extra_tensors) {
+        eprintln!("note: {source}: {line}");
     }
     Ok(model)
 }
 
-/// The note about layers of a model that predict further tokens and are left out.
-pub fn left_out(extra_layers: usize) -> String {
+/// Notes about the parts of a model that are left out: layers of a GGUF file, tensors of a
+/// directory.
+pub fn left_out(extra_layers: usize, extra_tensors: usize) -> Vec<String> {
     let layers = match extra_layers {
-        1 => "1 layer that predicts tokens after the next one (nextn) is".to_owned(),
-        n => format!("{n} layers that predict tokens after the next one (nextn) are"),
+        0 => None,
+        1 => Some("1 layer that predicts tokens after the next one (nextn) is".to_owned()),
+        n => Some(format!(
+            "{n} layers that predict tokens after the next one (nextn) are"
+        )),
     };
-    format!("{layers} left out; no answer depends on it")
+    let tensors = (extra_tensors > 0).then(|| {
+        format!(
+            "{extra_tensors} tensors that see pictures (model.visual) or predict tokens after the \
+             next one (mtp) are"
+        )
+    });
+    let parts = layers.into_iter().chain(tensors);
+    parts
+        .map(|part| format!("{part} left out; no answer to a text depends on them"))
+        .collect()
 }
 
 /// Fails if a file of the model was cut while it is in use: the bytes that were read may be wrong.

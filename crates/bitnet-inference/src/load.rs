@@ -6,9 +6,7 @@ use std::sync::Arc;
 
 use bitnet_files::gguf::{Gguf, Metadata, TensorType};
 use bitnet_models::huggingface::{Checkpoint, end_tokens};
-use bitnet_models::{
-    Config, I2sForm, LoadOptions, SamplingDefaults, likely_form, lost_rotation, num_extra_layers,
-};
+use bitnet_models::{Config, I2sForm, LoadOptions, SamplingDefaults, likely_form, lost_rotation};
 use bitnet_tokenizers::{ChatTemplate, TokenId, Tokenizer, TokenizerFiles, TokenizerSpec};
 
 use crate::device::Device;
@@ -79,7 +77,11 @@ pub fn load_with(
     let weights = weight_cache::load_with(cache, files, device, options, |keeper| {
         device.load_checkpoint(&checkpoint, options, keeper)
     })?;
-    loaded(weights, tokenization, Hints::default(), sampling, true)
+    let hints = Hints {
+        extra_tensors: checkpoint.num_left_out(),
+        ..Hints::default()
+    };
+    loaded(weights, tokenization, hints, sampling, true)
 }
 
 /// Loads a model that is embedded in the program.
@@ -113,7 +115,8 @@ fn load_gguf(
     let hints = Hints {
         i2_s_form: form.filter(|form| *form != options.i2_s_form),
         lost_rotation: lost_rotation(gguf.metadata()),
-        extra_layers: num_extra_layers(gguf.metadata()),
+        extra_layers: weights.0.info().config.num_extra_layers,
+        extra_tensors: 0,
     };
     loaded(weights, tokenization, hints, sampling, false)
 }
@@ -127,6 +130,9 @@ pub struct Hints {
     pub lost_rotation: bool,
     /// Layers that predict tokens after the next one, which the engine leaves out.
     pub extra_layers: usize,
+    /// Tensors of a directory that see pictures or predict tokens after the next one, which the
+    /// engine leaves out.
+    pub extra_tensors: usize,
 }
 
 /// The likely arrangement of the I2_S codes of a file, from the dead neurons of its first layers;

@@ -276,18 +276,6 @@ pub struct LinearAttention {
 /// The architecture of files that llama.cpp reads beside a language model (`mmproj-*.gguf`).
 const VISION_PROJECTOR: &str = "clip";
 
-/// The layers of a GGUF file that predict tokens after the next one (`nextn_predict_layers`). The
-/// graph leaves them out: they draft, and change no answer.
-#[must_use]
-pub fn num_extra_layers(metadata: &Metadata) -> usize {
-    let architecture = metadata.str("general.architecture").ok().flatten();
-    let key = format!("{}.{NEXTN_LAYERS}", architecture.unwrap_or_default());
-    metadata.u32(&key).ok().flatten().unwrap_or(0) as usize
-}
-
-/// The key, behind the architecture, that counts the layers that predict further tokens.
-const NEXTN_LAYERS: &str = "nextn_predict_layers";
-
 impl Config {
     /// The shape of a layer's linear attention; `None` for a layer of full attention.
     #[must_use]
@@ -577,10 +565,10 @@ impl Keys<'_> {
     /// count as blocks, too.
     fn num_layers(&self, max: usize) -> Result<(usize, usize)> {
         let blocks = self.size("block_count", max)?;
-        let key = self.key(NEXTN_LAYERS);
-        let nextn = self.metadata.u32(&key)?.unwrap_or(0) as usize;
+        let key = "nextn_predict_layers";
+        let nextn = self.metadata.u32(&self.key(key))?.unwrap_or(0) as usize;
         if nextn >= blocks {
-            return Err(self.error(NEXTN_LAYERS, format!("{nextn} of {blocks} blocks")));
+            return Err(self.error(key, format!("{nextn} of {blocks} blocks")));
         }
         Ok((blocks - nextn, nextn))
     }

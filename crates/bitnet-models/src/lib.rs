@@ -29,9 +29,7 @@ mod table;
 
 pub use backend::Backend;
 pub use cache::{CacheShape, KvCache, KvType};
-pub use config::{
-    Architecture, Config, LinearAttention, Multipliers, RopePairs, Yarn, num_extra_layers,
-};
+pub use config::{Architecture, Config, LinearAttention, Multipliers, RopePairs, Yarn};
 pub use error::{Error, Result};
 pub use forward::{Chunk, LogitRows, Workspace};
 pub use grouped::InputRounding;

@@ -4,6 +4,7 @@ use bitnet_files::shown;
 use bitnet_kernels::{AttentionShape, Gate, MAX_COLS, MAX_HEAD_DIM, math};
 use serde_json::{Map, Value, json};
 
+use super::hybrid;
 use super::mlx::MlxQuantization;
 use super::modules::ModulePattern;
 use super::source::module_name;
@@ -88,7 +89,7 @@ const LLAMA: Class = Class {
 
 /// The classes that can be run, with the defaults of their configurations in transformers. The
 /// 1bitLLM models bring their own code, whose defaults are Llama's.
-const CLASSES: [Class; 5] = [
+const CLASSES: [Class; 6] = [
     Class {
         name: "BitNetForCausalLM",
         model_type: Some("bitnet"),
@@ -121,11 +122,23 @@ const CLASSES: [Class; 5] = [
         head_dim: Some(128),
         ..LLAMA
     },
+    Class {
+        name: "Qwen3_5ForCausalLM",
+        model_type: Some("qwen3_5_text"),
+        architecture: Architecture::Qwen35,
+        kv_heads: Some(4),
+        head_dim: Some(256),
+        ..LLAMA
+    },
 ];
 
 /// Reads a parsed `config.json`. num_tensors: a bound on the number of layers.
 pub(super) fn read(json: &Value, num_tensors: usize) -> Result<(Config, Quantization)> {
-    let Some(object) = json.as_object() else {
+    // A model that sees has a configuration for each of its parts.
+    let text = json
+        .get("text_config")
+        .filter(|_| json["model_type"] == "qwen3_5");
+    let Some(object) = text.unwrap_or(json).as_object() else {
         return Err(Error::Config {
             key: "config.json".into(),
             problem: "not an object".into(),
@@ -206,16 +219,25 @@ pub(super) fn read(json: &Value, num_tensors: usize) -> Result<(Config, Quantiza
         },
         rope_pairs: RopePairs::HalfSplit,
         input_norm_eps,
-        rotary_dim: head_dim,
+        rotary_dim: match architecture {
+            Architecture::Qwen35 => hybrid::rotary_dim(&rope_parameters(&root)?, head_dim)?,
+            _ => head_dim,
+        },
         yarn: match rope {
             RopeScaling::Yarn(yarn) => Some(yarn),
             _ => None,
         },
-        linear: None,
+        linear: match architecture {
+            Architecture::Qwen35 => Some(hybrid::linear_attention(&root, num_layers)?),
+            _ => None,
+        },
         multipliers: Multipliers::default(),
     }
     .checked()?;
-    let tie_word_embeddings = root.bool("tie_word_embeddings")?;
+    let tie_word_embeddings = match root.bool("tie_word_embeddings")? {
+        None => json.get("tie_word_embeddings").and_then(Value::as_bool),
+        stated => stated,
+    };
     Ok((
         config,
         Quantization {
@@ -318,21 +340,26 @@ fn quantization(
     Ok((weight_scale, online, Some(eps as f32)))
 }
 
-/// Base of the rotary frequencies and what changes them.
-///
-/// As in transformers: an object `rope_scaling` that is not empty replaces `rope_parameters`; the
-/// base is the one in that object, else the one beside it, else the class's default.
-fn rope(root: &Keys<'_>, class: Class, context_length: usize) -> Result<(f64, RopeScaling)> {
+/// The object with the parameters of the rotary embedding; the root if there is none.
+fn rope_parameters<'a>(root: &Keys<'a>) -> Result<Keys<'a>> {
     let scaling = root.object("rope_scaling")?;
     let parameters = match scaling.filter(|scaling| !scaling.object.is_empty()) {
         Some(scaling) => Some(scaling),
         None => root.object("rope_parameters")?,
     };
+    Ok(parameters.unwrap_or(Keys { ..*root }))
+}
+
+/// Base of the rotary frequencies and what changes them.
+///
+/// As in transformers: an object `rope_scaling` that is not empty replaces `rope_parameters`; the
+/// base is the one in that object, else the one beside it, else the class's default.
+fn rope(root: &Keys<'_>, class: Class, context_length: usize) -> Result<(f64, RopeScaling)> {
+    let keys = rope_parameters(root)?;
     let beside = root.number("rope_theta")?.unwrap_or(class.rope_theta);
-    let Some(keys) = parameters else {
-        return Ok((beside, RopeScaling::None));
-    };
-    keys.refuse_other("partial_rotary_factor", 1.0)?;
+    if class.architecture != Architecture::Qwen35 {
+        keys.refuse_other("partial_rotary_factor", 1.0)?;
+    }
     let theta = keys.number("rope_theta")?.unwrap_or(beside);
     let kind = match keys.str("rope_type")? {
         Some(kind) => kind,
@@ -509,13 +536,13 @@ fn number(x: f32) -> Value {
 }
 
 /// An object of the file, with the prefix of its keys in messages.
-struct Keys<'a> {
+pub(super) struct Keys<'a> {
     object: &'a Map<String, Value>,
     path: &'static str,
 }
 
 impl<'a> Keys<'a> {
-    fn error(&self, key: &str, problem: String) -> Error {
+    pub(super) fn error(&self, key: &str, problem: String) -> Error {
         Error::Config {
             key: format!("{}{key}", self.path),
             problem,
@@ -527,7 +554,7 @@ impl<'a> Keys<'a> {
     }
 
     /// The value of a key that exists and is not null.
-    fn get(&self, key: &str) -> Option<&'a Value> {
+    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
         self.object.get(key).filter(|value| !value.is_null())
     }
 
@@ -549,7 +576,7 @@ impl<'a> Keys<'a> {
         self.get(key).map(read).transpose()
     }
 
-    fn number(&self, key: &str) -> Result<Option<f64>> {
+    pub(super) fn number(&self, key: &str) -> Result<Option<f64>> {
         let read = |value: &Value| {
             value
                 .as_f64()
@@ -583,7 +610,7 @@ impl<'a> Keys<'a> {
         self.get(key).map(read).transpose()
     }
 
-    fn optional_size(&self, key: &str, max: usize) -> Result<Option<usize>> {
+    pub(super) fn optional_size(&self, key: &str, max: usize) -> Result<Option<usize>> {
         let Some(value) = self.get(key) else {
             return Ok(None);
         };
@@ -616,7 +643,10 @@ impl<'a> Keys<'a> {
             ("input_bits", 8.0),
             ("weight_bits", 1.0),
         ] {
-            self.refuse_other(key, only)?;
+            let is_known = architecture == Architecture::Qwen35 && key == "partial_rotary_factor";
+            if !is_known {
+                self.refuse_other(key, only)?;
+            }
         }
         Ok(())
     }

@@ -10,6 +10,7 @@
 //! its type and shape.
 
 pub(crate) mod config;
+mod hybrid;
 mod mlx;
 mod modules;
 pub(crate) mod source;
@@ -23,7 +24,7 @@ use bitnet_files::{Checksum, Extent, FileStamp, ModelBytes, read_json};
 pub use config::{Quantization, WeightScale};
 use serde_json::Value;
 
-use crate::config::Config;
+use crate::config::{Architecture, Config};
 use crate::convert::slots;
 use crate::error::Result;
 use crate::source::{LayerSlot, Slot, Source};
@@ -41,6 +42,8 @@ pub struct Checkpoint {
     untyped_rope_factor: Option<f64>,
     /// Whether to round float weights although `config.json` does not say so.
     rounds_floats: bool,
+    /// Tensors that see pictures or predict further tokens, which the graph does not have.
+    num_left_out: usize,
     /// Computed on first use, by a comparison of two tables.
     has_own_head: OnceLock<bool>,
 }
@@ -69,10 +72,16 @@ impl Checkpoint {
         let json = read_json(&path.join(CONFIG))?;
         let tensors = open_directory(path)?;
         let (config, quantization) = config::read(&json, tensors.len())?;
+        let num_all = tensors.len();
+        let tensors = match config.architecture {
+            Architecture::Qwen35 => hybrid::text_tensors(tensors),
+            _ => tensors,
+        };
         Ok(Self {
             path: path.to_owned(),
             config,
             quantization,
+            num_left_out: num_all - tensors.len(),
             tensors,
             untyped_rope_factor: config::untyped_rope_factor(&json),
             rounds_floats: false,
@@ -88,6 +97,12 @@ impl Checkpoint {
             rounds_floats: true,
             ..self
         }
+    }
+
+    /// Number of tensors that see pictures or predict further tokens: the engine leaves them out.
+    #[must_use]
+    pub fn num_left_out(&self) -> usize {
+        self.num_left_out
     }
 
     /// The directory.
@@ -171,9 +186,10 @@ impl Checkpoint {
                         self.expect_tensor(slot)?;
                     }
                 }
-                Slot::Layer(_, norm) => {
-                    drop(self.vector(slot, norm.dims(config).iter().product())?)
-                }
+                Slot::Layer(_, constant) => match constant.dims(config)[..] {
+                    [cols, rows] => drop(Source::floats(self, slot, rows, cols)?),
+                    ref dims => drop(self.vector(slot, dims.iter().product())?),
+                },
             }
         }
         Ok(())

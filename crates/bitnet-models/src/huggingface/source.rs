@@ -9,20 +9,21 @@ use bitnet_quantization::dense::Dense;
 use bitnet_quantization::{TernaryFormat, recover};
 
 use super::config::RopeScaling;
+use super::hybrid::Order;
 use super::mlx::AffineTensor;
-use super::{Checkpoint, WeightScale};
+use super::{Checkpoint, WeightScale, hybrid};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::model::QKV;
 use crate::source::{
-    Codes, FloatRule, GroupTensor, LayerSlot, Projection, Slot, Source, TernaryTensor,
+    Codes, FloatRule, GroupTensor, LayerSlot, LinearSlot, Projection, Slot, Source, TernaryTensor,
     finite_values,
 };
 use crate::table::Table;
 
 /// The names of a layer's modules, between `model.layers.N.` and `.weight`; where there are two,
 /// older files use the second.
-const LAYER_NAMES: [(LayerSlot, &str); 15] = [
+const LAYER_NAMES: [(LayerSlot, &str); 22] = [
     (LayerSlot::AttentionNorm, "input_layernorm"),
     (LayerSlot::AttentionSubNorm, "self_attn.attn_sub_norm"),
     (LayerSlot::AttentionSubNorm, "self_attn.inner_attn_ln"),
@@ -38,6 +39,28 @@ const LAYER_NAMES: [(LayerSlot, &str); 15] = [
         LayerSlot::Weight(Projection::AttentionOutput),
         "self_attn.o_proj",
     ),
+    (
+        LayerSlot::Weight(Projection::LinearQkv),
+        "linear_attn.in_proj_qkv",
+    ),
+    (
+        LayerSlot::Weight(Projection::LinearGate),
+        "linear_attn.in_proj_z",
+    ),
+    (
+        LayerSlot::Weight(Projection::LinearOutput),
+        "linear_attn.out_proj",
+    ),
+    (
+        LayerSlot::Linear(LinearSlot::Convolution),
+        "linear_attn.conv1d",
+    ),
+    (LayerSlot::Linear(LinearSlot::Time), "linear_attn.in_proj_a"),
+    (
+        LayerSlot::Linear(LinearSlot::Strength),
+        "linear_attn.in_proj_b",
+    ),
+    (LayerSlot::Linear(LinearSlot::Norm), "linear_attn.norm"),
     (LayerSlot::Weight(Projection::Gate), "mlp.gate_proj"),
     (LayerSlot::Weight(Projection::Up), "mlp.up_proj"),
     (LayerSlot::Weight(Projection::Down), "mlp.down_proj"),
@@ -51,6 +74,9 @@ fn names(slot: Slot) -> Vec<String> {
         Slot::Head => return vec!["lm_head.weight".to_owned()],
         Slot::Layer(index, slot) => (index, slot),
     };
+    if let Some(constant) = linear_constant(slot) {
+        return vec![format!("model.layers.{index}.{constant}")];
+    }
     let (module, suffix) = match slot {
         LayerSlot::InputNorm(projection) => (LayerSlot::Weight(projection), "rms_norm.weight"),
         LayerSlot::Bias(projection) => (LayerSlot::Weight(projection), "bias"),
@@ -60,6 +86,15 @@ fn names(slot: Slot) -> Vec<String> {
     known
         .map(|(_, name)| format!("model.layers.{index}.{name}.{suffix}"))
         .collect()
+}
+
+/// The constants of linear attention whose names have no `.weight`.
+fn linear_constant(slot: LayerSlot) -> Option<&'static str> {
+    match slot {
+        LayerSlot::Linear(LinearSlot::Decay) => Some("linear_attn.A_log"),
+        LayerSlot::Linear(LinearSlot::TimeBias) => Some("linear_attn.dt_bias"),
+        _ => None,
+    }
 }
 
 /// The name of a slot's tensor in new files.
@@ -277,6 +312,9 @@ impl Checkpoint {
     }
 
     fn is_used_in_layer(&self, layer: usize, name: &str) -> bool {
+        if matches!(name, "linear_attn.A_log" | "linear_attn.dt_bias") {
+            return self.config.linear_layer(layer).is_some();
+        }
         LAYER_NAMES.iter().any(|(slot, module)| {
             let Some(suffix) = name.strip_prefix(module) else {
                 return false;
@@ -333,7 +371,27 @@ impl Source for Checkpoint {
 
     fn vector(&self, slot: Slot, len: usize) -> Result<Vec<f32>> {
         let (name, tensor, format) = self.floats(slot, &[len], "a vector")?;
-        finite_values(&name, format, &tensor.data, len)
+        let stored = finite_values(&name, format, &tensor.data, len)?;
+        let mut values = match Order::of(&self.config, slot) {
+            Some(order) => order.order_rows(&stored, 1),
+            None => stored,
+        };
+        let change = hybrid::change(&self.config, slot);
+        values.iter_mut().for_each(|value| *value = change(*value));
+        Ok(values)
+    }
+
+    fn floats(&self, slot: Slot, rows: usize, cols: usize) -> Result<Vec<f32>> {
+        let shape = match slot {
+            Slot::Layer(_, LayerSlot::Linear(LinearSlot::Convolution)) => vec![rows, 1, cols],
+            _ => vec![rows, cols],
+        };
+        let (name, tensor, format) = Self::floats(self, slot, &shape, "a matrix of floats")?;
+        let stored = finite_values(&name, format, &tensor.data, rows * cols)?;
+        Ok(match Order::of(&self.config, slot) {
+            Some(order) => order.order_rows(&stored, cols),
+            None => stored,
+        })
     }
 
     fn table(&self, slot: Slot, rows: usize, cols: usize) -> Result<Table> {
@@ -356,8 +414,12 @@ impl Source for Checkpoint {
             tensor: name.clone(),
             source,
         };
+        let order = Order::of(&self.config, slot);
         if let Some(affine) = self.affine(slot, rows, cols)? {
-            let read_row = |row: usize, out: &mut [f32]| affine.read_row(row, out);
+            let read_row = |row: usize, out: &mut [f32]| match order {
+                Some(order) => order.read_row(row, out, &|row, out| affine.read_row(row, out)),
+                None => affine.read_row(row, out),
+            };
             let (format, bytes) = recover(rows, cols, &read_row, pool).map_err(of_tensor)?;
             return Ok(Some(GroupTensor::of_bytes(
                 &name, format, bytes, rows, cols,
@@ -367,6 +429,17 @@ impl Source for Checkpoint {
             return Ok(None);
         }
         let (_, tensor, format) = self.floats(slot, &[rows, cols], "weights")?;
+        if let Some(order) = order {
+            let row_bytes = tensor.data.len() / rows;
+            let stored = |row: usize, out: &mut [f32]| {
+                format.dequantize(&tensor.data[row * row_bytes..(row + 1) * row_bytes], out)
+            };
+            let read_row = |row: usize, out: &mut [f32]| order.read_row(row, out, &stored);
+            let (format, bytes) = recover(rows, cols, &read_row, pool).map_err(of_tensor)?;
+            return Ok(Some(GroupTensor::of_bytes(
+                &name, format, bytes, rows, cols,
+            )));
+        }
         let floats = (format, &tensor.data);
         match (GroupTensor::recover(&name, floats, rows, cols, pool), slot) {
             (Ok(found), _) => Ok(Some(found)),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bitnet_files::gguf::{Gguf, MetadataValue};
 use bitnet_kernels::{Cpu, KernelSet};
-use bitnet_models::{Config, LanguageModel, LoadOptions, num_extra_layers};
+use bitnet_models::{Config, LanguageModel, LoadOptions};
 
 use crate::groups::golden_model;
 use crate::rotation::changed;
@@ -22,12 +22,13 @@ fn layers_that_predict_further_tokens_are_counted_and_left_out() {
     let base = folder.join("model.gguf");
     let file = changed(&base, &changes, "");
     let gguf = Arc::new(Gguf::open(file.path()).expect("a well-formed file"));
-    assert_eq!(num_extra_layers(gguf.metadata()), 1);
-    let plain = Gguf::open(&base).expect("a golden file opens");
-    assert_eq!(num_extra_layers(plain.metadata()), 0);
     let cpu = Cpu::new(KernelSet::detect(), 1);
     let model = LanguageModel::from_gguf(&gguf, &LoadOptions::default(), &cpu);
-    assert_eq!(model.expect("a model").info().config.num_layers, 8);
+    let info = model.expect("a model").info();
+    assert_eq!(
+        (info.config.num_layers, info.config.num_extra_layers),
+        (8, 1)
+    );
 }
 
 #[test]

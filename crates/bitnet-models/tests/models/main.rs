@@ -10,6 +10,7 @@ mod golden;
 mod graphs;
 mod group_convert;
 mod groups;
+mod hybrid_directory;
 mod kept;
 mod left_out;
 mod rotation;
