@@ -25,8 +25,8 @@ pub fn check_folder(path: Option<&Path>) -> anyhow::Result<()> {
     }
 }
 
-/// Refuses runs that no receipt covers, before they take any time. draft: the most tokens drafted in
-/// a step.
+/// Refuses runs that no receipt covers, before they take any time. draft: the most tokens drafted
+/// in a step.
 pub fn check_covered(
     path: Option<&Path>,
     model: &ModelInfo,

@@ -7,9 +7,9 @@
 //!      pieces, each at the next multiple of 4096
 //! ```
 //! Numbers are little endian. A file is written under another name and gets its own when it is
-//! complete ([`Output`]), and is never changed after that. Opening checks header and table, so every
-//! piece lies in the file; [`CacheFile::is_intact`] checks the bytes of the pieces, block by block,
-//! which threads can share.
+//! complete ([`Output`]), and is never changed after that. Opening checks header and table, so
+//! every piece lies in the file; [`CacheFile::is_intact`] checks the bytes of the pieces, block by
+//! block, which threads can share.
 
 use std::io::Write;
 use std::path::Path;
@@ -137,8 +137,8 @@ impl CacheFile {
     }
 
     /// Writes a file, in place of one of that name. `head` is what the owner says about the pieces.
-    /// Stores it on the disk before it gets its name, and calls `go_on` now and then: if it returns false, writing
-    /// ends and nothing is left of it. Returns the bytes of the file.
+    /// Stores it on the disk before it gets its name, and calls `go_on` now and then: if it returns
+    /// false, writing ends and nothing is left of it. Returns the bytes of the file.
     ///
     /// # Errors
     /// If the system refuses, another process writes the same file, or `go_on` returns false.

@@ -3,8 +3,8 @@
 //! [`gguf::Gguf`] and [`safetensors`] open files and check them completely, so that their tensors
 //! can be read in place afterwards. [`GgufWriter`](gguf::GgufWriter) and
 //! [`SafetensorsWriter`](safetensors::SafetensorsWriter) write them front to back, and
-//! [`Output`] gives a file its name only when it is complete. [`CacheFile`] has bytes that take long
-//! to compute, with checksums.
+//! [`Output`] gives a file its name only when it is complete. [`CacheFile`] has bytes that take
+//! long to compute, with checksums.
 
 #![deny(unsafe_code)]
 

@@ -1,9 +1,9 @@
 //! [`WeightCache`]: a folder of packed weights, which make the second start of a model quick.
 //!
 //! Packing a model takes seconds, and always gives the same bytes. So the first start of a model
-//! writes them to a file, and later starts map it: `docs/weight-cache.md` tells when a file is used,
-//! when it is replaced, and when it is removed. A fault of a file or of the folder never keeps a
-//! model from loading: [`CacheUse`] says what happened.
+//! writes them to a file, and later starts map it: `docs/weight-cache.md` tells when a file is
+//! used, when it is replaced, and when it is removed. A fault of a file or of the folder never
+//! keeps a model from loading: [`CacheUse`] says what happened.
 
 use std::fs::{self, File, FileTimes, TryLockError};
 use std::io::ErrorKind;
@@ -154,7 +154,8 @@ impl<'a> Place<'a> {
         device: Device,
         options: &LoadOptions,
     ) -> Self {
-        // How inputs are rounded and where progress is counted do not decide how weights are packed.
+        // How inputs are rounded and where progress is counted do not decide how weights are
+        // packed.
         let options = LoadOptions {
             group_inputs: InputRounding::default(),
             progress: LoadProgress::default(),
@@ -415,7 +416,8 @@ impl WeightCache {
             let Ok(file) = File::open(&path) else {
                 continue; // another process has removed or renamed it
             };
-            // The lock is held until the file is removed, so that no writer takes it over meanwhile.
+            // The lock is held until the file is removed, so that no writer takes it over
+            // meanwhile.
             if !matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
                 remove(&path)?;
                 removed.push(CachedFile {

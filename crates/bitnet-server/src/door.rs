@@ -138,7 +138,8 @@ impl Connections {
         lock(&self.open).peers.len()
     }
 
-    /// Admits a connection from `address`, and closes others if needed; `None` if there is no place.
+    /// Admits a connection from `address`, and closes others if needed; `None` if there is no
+    /// place.
     fn admit(&self, address: IpAddr, limits: &Limits, now: Instant) -> Option<Arc<Peer>> {
         let address = address.to_canonical();
         let mut open = lock(&self.open);

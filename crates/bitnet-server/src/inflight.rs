@@ -26,7 +26,7 @@ impl Inflight {
         })
     }
 
-    /// The maximum.
+    /// Maximum number of bytes in flight.
     pub(crate) fn max(&self) -> usize {
         self.max
     }

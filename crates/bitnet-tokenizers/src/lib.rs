@@ -5,9 +5,10 @@
 //! back into whole characters.
 //!
 //! A [`Tokenizer`] is built from the metadata of a GGUF file ([`TokenizerSpec`], filled in by the
-//! caller: this crate knows nothing of GGUF) or from Hugging Face's files ([`TokenizerFiles`]). It supports two models: byte-level or SentencePiece-like BPE, driven by
-//! merge ranks, and SentencePiece's score-driven merging as in llama.cpp. Any other file causes an
-//! error that names the unsupported part.
+//! caller: this crate knows nothing of GGUF) or from Hugging Face's files ([`TokenizerFiles`]). It
+//! supports two models: byte-level or SentencePiece-like BPE, driven by merge ranks, and
+//! SentencePiece's score-driven merging as in llama.cpp. Any other file causes an error that names
+//! the unsupported part.
 #![forbid(unsafe_code)]
 
 mod alphabet;

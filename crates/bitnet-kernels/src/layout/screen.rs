@@ -7,8 +7,8 @@
 //!     byte j (0..4) of the dword  =  integer + 128 of column 4 g + j
 //! ```
 //!
-//! A value of a hidden state is an integer H of 16 bits times a scale, H = 256 a + b with a and b in
-//! 8 bits. Sets that multiply bytes use the planes a and b, others use H itself.
+//! A value of a hidden state is an integer H of 16 bits times a scale, H = 256 a + b with a and b
+//! in 8 bits. Sets that multiply bytes use the planes a and b, others use H itself.
 
 use std::ops::Range;
 

@@ -3,9 +3,9 @@
 //!
 //! A logit is the product of a row `e` of the head and the hidden state `h`. The row is kept as
 //! 8-bit integers times a scale and the hidden state as 16-bit integers times a scale, so that the
-//! estimate is an exact integer sum and two multiplications. Each estimate has an error bound, proved in
-//! `docs/screened-head.md`. To find the largest logits, the sampler computes in full only the
-//! logits whose upper bound reaches the lower bounds of the others, so it never misses one.
+//! estimate is an exact integer sum and two multiplications. Each estimate has an error bound,
+//! proved in `docs/screened-head.md`. To find the largest logits, the sampler computes in full only
+//! the logits whose upper bound reaches the lower bounds of the others, so it never misses one.
 
 use bytes::Bytes;
 

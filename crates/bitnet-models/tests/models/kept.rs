@@ -1,5 +1,5 @@
-//! Weights that an earlier load has packed: a model made of their bytes has the same logits, bit for
-//! bit, and is described alike.
+//! Weights that an earlier load has packed: a model made of their bytes has the same logits, bit
+//! for bit, and is described alike.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -8,7 +8,8 @@
 //! while all rows are multiplied by it; then it goes on to the next columns.
 //!
 //! With several rows, products take longer than reading the weights, and all reads of a panel come
-//! in one burst before them. So the kernel prefetches the lines of later panels while it multiplies.
+//! in one burst before them. So the kernel prefetches the lines of later panels while it
+//! multiplies.
 
 use std::arch::x86_64::*;
 use std::cell::Cell;
