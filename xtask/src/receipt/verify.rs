@@ -264,7 +264,62 @@ fn same_kernels(receipt: &Receipt, engine: &Engine) -> Result<(), Rejection> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bitnet_receipts::verify;
+    use bitnet_receipts::{Provenance, verify};
+    use bitnet_tokenizers::TokenId;
+
+    #[test]
+    fn runs_of_group_and_hybrid_models_repeat() {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/golden-group");
+        for name in ["qwen3-ptq1_0", "qwen35-ptq1_0-rot512-part"] {
+            let path = data.join(name).join("model.gguf");
+            let load = LoadOptions {
+                group_inputs: InputRounding::Int8(64),
+                ..LoadOptions::default()
+            };
+            let size = EngineOptions {
+                context: 64,
+                cache: 64,
+                ..EngineOptions::default()
+            };
+            let mut engine = options::open(&path, &load, Device::cpu(2), size).unwrap();
+            let request = Request {
+                prompt: (0..40).map(TokenId).collect(),
+                max_tokens: Some(6),
+                ..Request::default()
+            };
+            engine.counters().reset();
+            let (output, finish) = engine.complete(request.clone()).unwrap();
+            let provenance = Provenance {
+                model_path: path.display().to_string(),
+                model_sha256: model_sha256(&path).unwrap(),
+                load,
+                kernels_requested: None,
+                seed_given: true,
+                bitnet_deterministic: None,
+                bitnet_seed: None,
+            };
+            let receipt =
+                Receipt::new(&engine.facts(), &request, &output, &finish, &provenance).unwrap();
+            same_file(&receipt, &path).unwrap();
+            let mut again = open(&receipt, &path, Device::cpu(1)).unwrap();
+            same_dimensions(&receipt, &again).unwrap();
+            same_output(&receipt, &mut again).unwrap();
+            let mut forged = receipt.clone();
+            forged.model.hybrid = match receipt.model.hybrid {
+                None => Some(HybridRecord {
+                    attention_layers: 1,
+                    ends_with_attention: true,
+                    rotary_dim: 2,
+                    key_heads: 1,
+                    value_heads: 1,
+                    state_dim: 1,
+                }),
+                Some(_) => None,
+            };
+            let error = same_dimensions(&forged, &again).unwrap_err().to_string();
+            assert!(error.contains("hybrid is "), "{error}");
+        }
+    }
 
     #[test]
     fn a_repeated_run_detects_kernels_of_another_packing() {
