@@ -261,8 +261,8 @@ fn choices(values: &[Value]) -> Option<PlainText> {
         texts.push(text.to_owned());
     }
     let may_be_null = values.iter().any(Value::is_null);
-    let is_clear = !texts.is_empty() && !(may_be_null && texts.iter().any(|text| text == "null"));
-    is_clear.then_some(PlainText {
+    let is_ambiguous = may_be_null && texts.iter().any(|text| text == "null");
+    (!texts.is_empty() && !is_ambiguous).then_some(PlainText {
         choices: Some(texts),
         may_be_null,
     })
