@@ -256,12 +256,12 @@ impl Soak {
         let is_stream = response.header("transfer-encoding") == Some("chunked");
         let (text, last) = if is_stream {
             let events = response.events();
-            let choices = events.iter().map(|event| &event["choices"][0]);
+            let mut choices = events.iter().map(|event| &event["choices"][0]);
             let text = choices
                 .clone()
                 .filter_map(|choice| choice["text"].as_str())
                 .collect();
-            (text, choices.last().cloned().unwrap_or_default())
+            (text, choices.next_back().cloned().unwrap_or_default())
         } else {
             let choice = response.json()["choices"][0].clone();
             (
