@@ -244,11 +244,12 @@ mod tests {
 
     #[test]
     fn a_panic_of_a_handler_is_an_error_of_its_request_alone() {
+        async fn panics() -> &'static str {
+            panic!("on purpose")
+        }
         let (driver, _engine) = Driver::new();
         let metrics = Arc::new(Metrics::new(Arc::clone(driver.monitor())));
         let app = Arc::new(App::new(ServeOptions::for_tests(), driver, metrics));
-        let panics =
-            || async { Err::<(), _>(ApiError::internal("not reached")).expect("on purpose") };
         let router = Router::new()
             .route("/panics", get(panics))
             .route("/works", get(|| async { "works" }))
