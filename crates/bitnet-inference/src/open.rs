@@ -227,7 +227,11 @@ pub fn kv_cache_positions(
     let block_bytes = KvCache::block_bytes(config.attention, num_layers, kv_type);
     let needed = context.div_ceil(KvCache::BLOCK).saturating_mul(block_bytes);
     let bytes = bytes.unwrap_or(DEFAULT_KV_BYTES.max(needed));
-    bytes / block_bytes * KvCache::BLOCK
+    // A model without attention layers needs no memory for a position, so any context fits.
+    match bytes.checked_div(block_bytes) {
+        Some(blocks) => blocks * KvCache::BLOCK,
+        None => context.next_multiple_of(KvCache::BLOCK),
+    }
 }
 
 /// The context of a model: `requested` positions, all that the model has for `Some(0)`, and at most

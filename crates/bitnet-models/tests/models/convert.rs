@@ -681,7 +681,7 @@ fn only_directories_of_models_are_replaced() {
     assert!(problem("file", &force).contains("is a file"));
     std::fs::create_dir(at("out.gguf")).unwrap();
     assert!(problem("out.gguf", &force).contains("is a directory"));
-    assert!(problem("..", &force).contains("no name"));
+    assert!(problem("..", &force).contains("not a name"));
 
     convert(&source, &at("packed"), &ConvertOptions::default()).unwrap();
     let first = std::fs::read(at("packed/model.safetensors")).unwrap();
