@@ -31,6 +31,10 @@ pub(crate) struct Offset {
     pub whole: i32,
     /// The same number as the sum of two words, in the lower and the upper half. Each is at most
     /// 8128 in magnitude, half of 128 values of at most 127.
+    #[cfg_attr(
+        not(any(target_arch = "x86_64", test)),
+        expect(dead_code, reason = "only sums of pairs of words read it")
+    )]
     pub words: i32,
 }
 

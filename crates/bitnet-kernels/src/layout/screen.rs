@@ -43,6 +43,10 @@ pub(crate) struct ScreenStates {
 
 /// The hidden states of one tile.
 #[derive(Clone, Copy)]
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(dead_code, reason = "only AVX2 multiplies the states as words")
+)]
 pub(crate) struct ScreenTile<'a> {
     /// Both planes of each state.
     pub planes: Tile<'a>,
@@ -63,6 +67,7 @@ pub(crate) struct Plane<'a> {
 
 impl ScreenTile<'_> {
     /// Number of hidden states.
+    #[cfg(target_arch = "x86_64")]
     pub fn states(&self) -> usize {
         self.planes.scales.len() / 2
     }
