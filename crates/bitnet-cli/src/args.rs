@@ -898,7 +898,8 @@ impl ModelArguments {
 #[derive(Args)]
 pub struct WeightCacheArguments {
     /// Folder for packed weights, which the first start of a model writes and later starts map;
-    /// $XDG_CACHE_HOME/bitnet/weights if not given (docs/weight-cache.md)
+    /// if not given, $XDG_CACHE_HOME/bitnet/weights, but none for serve and bench
+    /// (docs/weight-cache.md)
     #[arg(long, value_name = "FOLDER", env = "BITNET_WEIGHT_CACHE")]
     pub weight_cache: Option<PathBuf>,
     /// Pack the weights at every start, and keep none

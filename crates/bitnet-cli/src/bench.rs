@@ -23,6 +23,7 @@ use bitnet_tokenizers::TokenId;
 use serde_json::{Value, json};
 
 use crate::args::{BenchArguments, WrongUsage};
+use crate::cache::CacheDefault;
 use crate::{receipt, report, session};
 
 /// Times runs of synthetic prompts and prints medians.
@@ -36,7 +37,11 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     let set = arguments.model.kernels.unwrap_or_else(KernelSet::detect);
     let start = Instant::now();
     let most = threads.iter().copied().max().unwrap_or(1);
-    let opened = session::open_model(&arguments.model, Device::with_kernels(set, most))?;
+    let opened = session::open_model(
+        &arguments.model,
+        Device::with_kernels(set, most),
+        CacheDefault::Off,
+    )?;
     let (model, source) = (opened.info(), &opened.source);
     receipt::check_covered(
         arguments.receipt.as_deref(),

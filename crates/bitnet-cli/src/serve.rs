@@ -18,6 +18,7 @@ use bitnet_server::{
 };
 
 use crate::args::{CacheSalt, FormHelperArguments, ServeArguments, WrongUsage};
+use crate::cache::CacheDefault;
 use crate::log::Log;
 use crate::{built_in, chat, session, settings};
 
@@ -252,7 +253,11 @@ fn otlp_signals() -> anyhow::Result<bitnet_server::OtlpSignals> {
 
 /// Loads the model. Runs on the thread that will own the engine.
 fn load(arguments: &ServeArguments) -> anyhow::Result<ServedModel> {
-    let model = session::open_model(&arguments.model, session::device(&arguments.model)?)?;
+    let model = session::open_model(
+        &arguments.model,
+        session::device(&arguments.model)?,
+        CacheDefault::Off,
+    )?;
     let config = &model.info().config;
     let context = context_length(config, arguments.model.ctx_size);
     let options = session::engine_options(&arguments.model, context);

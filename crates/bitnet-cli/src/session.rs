@@ -16,6 +16,7 @@ use bitnet_tokenizers::TokenId;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::args::{GenerationArguments, ModelArguments, SamplingArguments, WrongUsage};
+use crate::cache::CacheDefault;
 use crate::{built_in, cache, tune};
 
 /// The time between two checks for Ctrl-C while an answer is computed.
@@ -52,7 +53,7 @@ fn open_with(
     states: usize,
 ) -> anyhow::Result<Session> {
     let start = Instant::now();
-    let model = open_model(arguments, device(arguments)?)?;
+    let model = open_model(arguments, device(arguments)?, CacheDefault::On)?;
     let context =
         context.unwrap_or_else(|| context_length(&model.info().config, arguments.ctx_size));
     let driver = model.start(EngineOptions {
@@ -68,14 +69,18 @@ fn open_with(
 }
 
 /// Loads the model that the arguments name.
-pub fn open_model(arguments: &ModelArguments, device: Device) -> anyhow::Result<OpenModel> {
+pub fn open_model(
+    arguments: &ModelArguments,
+    device: Device,
+    cache_default: CacheDefault,
+) -> anyhow::Result<OpenModel> {
     let source = source(arguments.model.as_deref())?;
     let mut options = arguments.load_options();
     if options.packing.is_none() {
         options.packings = tune::fastest_packings(device);
     }
     let weights = match source {
-        ModelSource::Path(_) => cache::of(&arguments.weight_cache),
+        ModelSource::Path(_) => cache::of(&arguments.weight_cache, cache_default),
         ModelSource::Embedded { .. } => None,
     };
     let progress = options.progress.clone();
