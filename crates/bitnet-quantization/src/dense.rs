@@ -10,7 +10,7 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use crate::error::{Error, Result, expect_len, num_weights};
+use crate::error::{Error, Result, expect_fit, expect_len, num_weights};
 use crate::group::GroupFormat;
 use crate::{kquants, q6_k};
 
@@ -81,15 +81,14 @@ impl Dense {
     /// Bytes of a `[rows, cols]` tensor; `cols` must be a multiple of the block.
     pub fn size_bytes(self, rows: usize, cols: usize) -> Result<usize> {
         let n = num_weights(self.name(), rows, cols)?;
-        if !cols.is_multiple_of(self.block_len()) {
-            let rule = "the number of columns must be a multiple of the block";
-            return Err(Error::Shape {
-                format: self.name(),
-                rows,
-                cols,
-                rule,
-            });
-        }
+        let rule = "the number of columns must be a multiple of the block";
+        expect_fit(
+            self.name(),
+            rows,
+            cols,
+            cols.is_multiple_of(self.block_len()),
+            rule,
+        )?;
         Ok(n / self.block_len() * self.block_bytes())
     }
 

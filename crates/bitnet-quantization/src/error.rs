@@ -151,9 +151,28 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// `rows · cols`, or the error that names the shape.
 pub(crate) fn num_weights(format: &'static str, rows: usize, cols: usize) -> Result<usize> {
     let rule = "rows and columns must be at least 1 and their product within memory";
-    match rows.checked_mul(cols) {
-        Some(n) if n > 0 && n <= isize::MAX as usize / 8 => Ok(n),
-        _ => Err(Error::Shape {
+    let n = rows.checked_mul(cols).unwrap_or(0);
+    expect_fit(
+        format,
+        rows,
+        cols,
+        n > 0 && n <= isize::MAX as usize / 8,
+        rule,
+    )?;
+    Ok(n)
+}
+
+/// Fails unless a shape fits a format's rule.
+pub(crate) fn expect_fit(
+    format: &'static str,
+    rows: usize,
+    cols: usize,
+    fits: bool,
+    rule: &'static str,
+) -> Result<()> {
+    match fits {
+        true => Ok(()),
+        false => Err(Error::Shape {
             format,
             rows,
             cols,

@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use half::f16;
 
-use crate::error::{Error, Result, expect_len, expect_rows, num_weights};
+use crate::error::{Error, Result, expect_fit, expect_len, expect_rows, num_weights};
 use crate::tq::{self, decode_part, encode_part};
 
 /// A format with a scale for each group of columns.
@@ -85,19 +85,13 @@ impl GroupFormat {
     /// Bytes of a `[rows, cols]` tensor; `cols` must be a multiple of the group.
     pub fn size_bytes(self, rows: usize, cols: usize) -> Result<usize> {
         let n = num_weights(self.name(), rows, cols)?;
-        if !cols.is_multiple_of(self.group_len()) {
-            let rule = match self.group_len() {
-                64 => "the number of columns must be a multiple of 64",
-                128 => "the number of columns must be a multiple of 128",
-                _ => "the number of columns must be a multiple of 256",
-            };
-            return Err(Error::Shape {
-                format: self.name(),
-                rows,
-                cols,
-                rule,
-            });
-        }
+        let rule = match self.group_len() {
+            64 => "the number of columns must be a multiple of 64",
+            128 => "the number of columns must be a multiple of 128",
+            _ => "the number of columns must be a multiple of 256",
+        };
+        let fits = cols.is_multiple_of(self.group_len());
+        expect_fit(self.name(), rows, cols, fits, rule)?;
         Ok(n / self.group_len() * self.group_bytes())
     }
 

@@ -10,7 +10,7 @@ use std::ops::Range;
 use bitnet_kernels::Pool;
 
 use crate::codes::{expect_ternary, pack_runs, quantize_runs, unpack_field};
-use crate::error::{Error, Result, expect_len, expect_rows, num_weights};
+use crate::error::{Error, Result, expect_fit, expect_len, expect_rows, num_weights};
 use crate::pieces::{PIECE_WEIGHTS, for_each_piece};
 use crate::scaling::Rounding;
 
@@ -19,15 +19,8 @@ const FORMAT: &str = "packed uint8";
 /// Bytes of a `[rows, cols]` matrix: two bits per weight.
 pub fn size_bytes(rows: usize, cols: usize) -> Result<usize> {
     let n = num_weights(FORMAT, rows, cols)?;
-    if !rows.is_multiple_of(4) {
-        let rule = "the number of rows must be a multiple of 4";
-        return Err(Error::Shape {
-            format: FORMAT,
-            rows,
-            cols,
-            rule,
-        });
-    }
+    let rule = "the number of rows must be a multiple of 4";
+    expect_fit(FORMAT, rows, cols, rows.is_multiple_of(4), rule)?;
     Ok(n / 4)
 }
 

@@ -19,7 +19,9 @@ use std::str::FromStr;
 use bitnet_kernels::Pool;
 
 use crate::codes::{expect_ternary, pack_codes, pack_runs, quantize_runs, unpack_field};
-use crate::error::{Error, Result, expect_len, expect_rows, num_weights, read_scale, write_scale};
+use crate::error::{
+    Error, Result, expect_fit, expect_len, expect_rows, num_weights, read_scale, write_scale,
+};
 use crate::pieces::{PIECE_WEIGHTS, for_each_piece};
 use crate::scaling::{Rounding, round_ternary};
 use crate::vectorized::vectorized;
@@ -72,15 +74,8 @@ impl FromStr for Form {
 /// Bytes of a `[rows, cols]` tensor: two bits per weight, then the scale and its padding.
 pub fn size_bytes(rows: usize, cols: usize) -> Result<usize> {
     let n = num_weights(FORMAT, rows, cols)?;
-    if !n.is_multiple_of(4) {
-        let rule = "the number of weights must be a multiple of 4";
-        return Err(Error::Shape {
-            format: FORMAT,
-            rows,
-            cols,
-            rule,
-        });
-    }
+    let rule = "the number of weights must be a multiple of 4";
+    expect_fit(FORMAT, rows, cols, n.is_multiple_of(4), rule)?;
     Ok(n / 4 + 32)
 }
 
@@ -259,16 +254,7 @@ fn expect_shape(form: Form, rows: usize, cols: usize) -> Result<()> {
             "the number of rows must be a multiple of 4",
         ),
     };
-    if fits {
-        Ok(())
-    } else {
-        Err(Error::Shape {
-            format: FORMAT,
-            rows,
-            cols,
-            rule,
-        })
-    }
+    expect_fit(FORMAT, rows, cols, fits, rule)
 }
 
 vectorized! {

@@ -12,7 +12,7 @@ use std::ops::Range;
 use half::f16;
 
 use crate::codes::expect_ternary;
-use crate::error::{Error, Result, expect_len, expect_rows, num_weights};
+use crate::error::{Error, Result, expect_fit, expect_len, expect_rows, num_weights};
 use crate::tq::uniform_scale;
 
 /// Weights of a block.
@@ -63,14 +63,14 @@ impl Kind {
     /// Bytes of a `[rows, cols]` tensor; `cols` must be a multiple of 64.
     pub fn size_bytes(self, rows: usize, cols: usize) -> Result<usize> {
         num_weights(self.name(), rows, cols)?;
-        if !cols.is_multiple_of(BLOCK_LEN) {
-            return Err(Error::Shape {
-                format: self.name(),
-                rows,
-                cols,
-                rule: "the number of columns must be a multiple of 64",
-            });
-        }
+        let rule = "the number of columns must be a multiple of 64";
+        expect_fit(
+            self.name(),
+            rows,
+            cols,
+            cols.is_multiple_of(BLOCK_LEN),
+            rule,
+        )?;
         Ok(rows * self.row_bytes(cols))
     }
 
@@ -85,14 +85,10 @@ impl Kind {
         range: Range<usize>,
         out: &mut [i8],
     ) -> Result<()> {
-        expect_len(
-            self.name(),
-            "tensor",
-            bytes.len(),
-            self.size_bytes(rows, cols)?,
-        )?;
-        expect_rows(self.name(), &range, rows)?;
-        expect_len(self.name(), "output", out.len(), range.len() * cols)?;
+        let format = self.name();
+        expect_len(format, "tensor", bytes.len(), self.size_bytes(rows, cols)?)?;
+        expect_rows(format, &range, rows)?;
+        expect_len(format, "output", out.len(), range.len() * cols)?;
         let stored = bytes.chunks_exact(self.row_bytes(cols)).skip(range.start);
         for (row, (stored, out)) in range.zip(stored.zip(out.chunks_exact_mut(cols))) {
             let blocks = stored[self.scale_bytes()..].chunks_exact(self.block_bytes());
@@ -101,7 +97,7 @@ impl Kind {
             }
             if let Some(col) = out.iter().position(|code| *code > 1) {
                 return Err(Error::Code {
-                    format: self.name(),
+                    format,
                     row,
                     col,
                     code: 3,
@@ -140,14 +136,10 @@ impl Kind {
         scale: f32,
         out: &mut [u8],
     ) -> Result<()> {
-        expect_len(
-            self.name(),
-            "output",
-            out.len(),
-            self.size_bytes(rows, cols)?,
-        )?;
-        expect_len(self.name(), "input", weights.len(), rows * cols)?;
-        expect_ternary(self.name(), cols, weights)?;
+        let format = self.name();
+        expect_len(format, "output", out.len(), self.size_bytes(rows, cols)?)?;
+        expect_len(format, "input", weights.len(), rows * cols)?;
+        expect_ternary(format, cols, weights)?;
         let short = f16::from_f32(scale);
         if !scale.is_finite() || self == Self::IQ1_BN && !short.is_finite() {
             return Err(Error::NotFinite {

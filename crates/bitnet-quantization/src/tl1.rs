@@ -19,7 +19,9 @@ use std::ops::Range;
 use bitnet_kernels::Pool;
 
 use crate::codes::expect_ternary;
-use crate::error::{Error, Result, expect_len, expect_rows, num_weights, read_scale, write_scale};
+use crate::error::{
+    Error, Result, expect_fit, expect_len, expect_rows, num_weights, read_scale, write_scale,
+};
 use crate::pieces::for_each_piece;
 use crate::scaling::{Rounding, round_rows};
 
@@ -172,15 +174,8 @@ pub(crate) fn largest_divisor(n: usize, unit: usize, max: usize) -> Option<usize
 /// Bytes of a `[rows, cols]` tensor: two bits per weight, then the scale and its padding.
 pub fn size_bytes(rows: usize, cols: usize) -> Result<usize> {
     let n = num_weights(FORMAT, rows, cols)?;
-    if !n.is_multiple_of(4) {
-        let rule = "the number of weights must be a multiple of 4";
-        return Err(Error::Shape {
-            format: FORMAT,
-            rows,
-            cols,
-            rule,
-        });
-    }
+    let rule = "the number of weights must be a multiple of 4";
+    expect_fit(FORMAT, rows, cols, n.is_multiple_of(4), rule)?;
     Ok(n / 4 + 32)
 }
 

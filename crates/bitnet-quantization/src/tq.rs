@@ -15,7 +15,7 @@ use bitnet_kernels::Pool;
 use half::f16;
 
 use crate::codes::{expect_ternary, pack_codes};
-use crate::error::{Error, Result, expect_len, expect_rows, num_weights};
+use crate::error::{Error, Result, expect_fit, expect_len, expect_rows, num_weights};
 use crate::pieces::{PIECE_WEIGHTS, for_each_piece};
 use crate::scaling::{Rounding, round_ternary};
 use crate::vectorized::vectorized;
@@ -52,15 +52,14 @@ impl Kind {
     /// Bytes of a `[rows, cols]` tensor; `cols` must be a multiple of 256.
     pub fn size_bytes(self, rows: usize, cols: usize) -> Result<usize> {
         let n = num_weights(self.name(), rows, cols)?;
-        if !cols.is_multiple_of(BLOCK_LEN) {
-            let rule = "the number of columns must be a multiple of 256";
-            return Err(Error::Shape {
-                format: self.name(),
-                rows,
-                cols,
-                rule,
-            });
-        }
+        let rule = "the number of columns must be a multiple of 256";
+        expect_fit(
+            self.name(),
+            rows,
+            cols,
+            cols.is_multiple_of(BLOCK_LEN),
+            rule,
+        )?;
         Ok(n / BLOCK_LEN * self.block_bytes())
     }
 
