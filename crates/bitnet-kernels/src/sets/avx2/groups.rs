@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::signs::signs;
-use super::vector::{broadcast, fold, load_quarter, load_scales, store8};
+use super::vector::{broadcast, fields, fold, load_quarter, load_scales, store8};
 use crate::layout::cells::SCALE_BYTES;
 use crate::layout::group_activations::{GroupActivations, GroupTile};
 use crate::layout::lines::{LINE_COLS, Line};
@@ -173,19 +173,6 @@ fn add_products(mut acc: __m256i, codes: __m256i, q: __m256i) -> __m256i {
         );
     }
     acc
-}
-
-/// The codes of a quarter of a line, four columns each.
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-fn fields(codes: __m256i) -> [__m256i; 4] {
-    let mask = _mm256_set1_epi8(3);
-    [
-        _mm256_and_si256(codes, mask),
-        _mm256_and_si256(_mm256_srli_epi16::<2>(codes), mask),
-        _mm256_and_si256(_mm256_srli_epi16::<4>(codes), mask),
-        _mm256_and_si256(_mm256_srli_epi16::<6>(codes), mask),
-    ]
 }
 
 /// Adds the products of a block's groups with the rows of a tile, some rows at a time.

@@ -3,6 +3,7 @@
 
 use std::arch::x86_64::*;
 
+use super::vector::fields;
 use crate::layout::runs::{LIST_SLACK, RUN_LINE_BYTES, RUN_LINE_WEIGHTS, RUNS_AT_ONCE};
 use crate::sets::sparse::{SparseKernels, starts, unrolled};
 use crate::weights::columns::TernaryColumns;
@@ -48,19 +49,6 @@ fn load<T: Copy>(values: &[T; 32]) -> __m256i {
 #[target_feature(enable = "avx2,f16c")]
 fn load_half(line: &[u8; RUN_LINE_BYTES], half: usize) -> __m256i {
     load(&line.as_chunks().0[half])
-}
-
-/// The codes of the four fields.
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-fn fields(codes: __m256i) -> [__m256i; 4] {
-    let mask = _mm256_set1_epi8(3);
-    [
-        _mm256_and_si256(codes, mask),
-        _mm256_and_si256(_mm256_srli_epi16::<2>(codes), mask),
-        _mm256_and_si256(_mm256_srli_epi16::<4>(codes), mask),
-        _mm256_and_si256(_mm256_srli_epi16::<6>(codes), mask),
-    ]
 }
 
 /// `Σ code · q` of each active row, with one accumulator for each row; the accumulators stay in the

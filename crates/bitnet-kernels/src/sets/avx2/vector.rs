@@ -44,3 +44,16 @@ pub(super) fn load_scales(scales: &[u8], quarter: usize) -> __m256 {
     // SAFETY: 16 readable bytes; the load needs no alignment.
     _mm256_cvtph_ps(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
 }
+
+/// The codes of 2 bits in each byte, the lowest first: four columns of a quarter of a line.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn fields(codes: __m256i) -> [__m256i; 4] {
+    let mask = _mm256_set1_epi8(3);
+    [
+        _mm256_and_si256(codes, mask),
+        _mm256_and_si256(_mm256_srli_epi16::<2>(codes), mask),
+        _mm256_and_si256(_mm256_srli_epi16::<4>(codes), mask),
+        _mm256_and_si256(_mm256_srli_epi16::<6>(codes), mask),
+    ]
+}
