@@ -153,6 +153,24 @@ fn packed_weights_are_listed_and_removed() {
 }
 
 #[test]
+fn bench_uses_the_cache_only_if_a_folder_is_named() {
+    let place = Place::new();
+    let bench = [
+        "bench", "-m", MODEL, "-p", "4", "-n", "2", "-r", "1", "--json",
+    ];
+    let unnamed = |arguments: &[&str]| {
+        let mut command = place.command(None, arguments);
+        let result = command.env_remove("BITNET_WEIGHT_CACHE").output();
+        assert!(result.expect("the program starts").status.success());
+        place.folder.path().join("bitnet/weights").exists()
+    };
+    assert!(!unnamed(&bench));
+    assert!(unnamed(&run()));
+    place.output(&bench);
+    assert_eq!(place.names().len(), 1);
+}
+
+#[test]
 fn every_command_that_loads_a_model_takes_the_option() {
     for command in ["run", "chat", "serve", "bench", "logits", "perplexity"] {
         let help = text(&Place::new().output(&[command, "--help"]).stdout);
