@@ -1,0 +1,526 @@
+//! The metrics in Prometheus' text format: what a scrape of `/metrics` gets.
+//!
+//! [`Metrics::text`] lists the parts in the order in which they are written.
+
+use std::fmt::{Display, Write};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use bitnet_inference::{EngineCounts, EngineStats, HeadUse, StateCounts, rss_bytes};
+
+use super::{Histogram, Metrics, Outcome, Scene};
+use crate::door::Connections;
+use crate::queue;
+use crate::text::TextUse;
+
+impl Metrics {
+    /// All metrics in Prometheus' text format.
+    pub(crate) fn text(&self, scene: &Scene<'_>) -> String {
+        let labels = format!("model_name=\"{}\",engine=\"0\"", quoted(scene.model));
+        let mut w = Writer {
+            out: String::with_capacity(16 << 10),
+            labels: &labels,
+        };
+        let stats = self.engine.stats();
+        w.queue(&scene.queue);
+        w.cache(self.cache_usage(), scene.block_size, &stats);
+        w.states(stats.states);
+        w.answers(self);
+        w.reuse(&stats.counts);
+        w.drafts(&stats.counts);
+        w.engine(&stats);
+        w.durations(self);
+        w.sizes(self);
+        // The metrics from here on have no labels of the model.
+        w.labels = "";
+        w.http(self);
+        w.connections(scene.connections, scene.inflight_bytes);
+        w.text_threads(&scene.text);
+        w.process(self, scene);
+        w.out
+    }
+}
+
+impl Histogram {
+    fn write(&self, out: &mut String, name: &str, labels: &str) {
+        let comma = if labels.is_empty() { "" } else { "," };
+        let mut count = 0;
+        let bounds = self
+            .bounds
+            .iter()
+            .map(f64::to_string)
+            .chain(["+Inf".to_owned()]);
+        for (bucket, bound) in self.buckets.iter().zip(bounds) {
+            count += bucket.get();
+            let _ = writeln!(
+                out,
+                "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {count}"
+            );
+        }
+        let _ = writeln!(
+            out,
+            "{name}_sum{{{labels}}} {}",
+            f64::from_bits(self.sum.load(Ordering::Relaxed))
+        );
+        let _ = writeln!(out, "{name}_count{{{labels}}} {count}");
+    }
+}
+
+/// Writes Prometheus' text format.
+struct Writer<'a> {
+    out: String,
+    /// Labels on all metrics of the model.
+    labels: &'a str,
+}
+
+impl Writer<'_> {
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn value(&mut self, name: &str, labels: &str, value: impl Display) {
+        let comma = if labels.is_empty() || self.labels.is_empty() {
+            ""
+        } else {
+            ","
+        };
+        let _ = writeln!(self.out, "{name}{{{}{comma}{labels}}} {value}", self.labels);
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) {
+        self.head(name, "counter", help);
+        self.value(name, "", value);
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: impl Display) {
+        self.head(name, "gauge", help);
+        self.value(name, "", value);
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
+        self.head(name, "histogram", help);
+        histogram.write(&mut self.out, name, self.labels);
+    }
+
+    fn counters(&mut self, table: &[(&str, &str, u64)]) {
+        for (name, help, value) in table {
+            self.counter(name, help, *value);
+        }
+    }
+
+    fn histograms(&mut self, table: &[(&str, &str, &Histogram)]) {
+        for (name, help, histogram) in table {
+            self.histogram(name, help, histogram);
+        }
+    }
+}
+
+/// The metrics of the engine and its model.
+impl Writer<'_> {
+    fn queue(&mut self, queue: &queue::Counts) {
+        self.gauge(
+            "vllm:num_requests_running",
+            "Answers that the engine computes.",
+            queue.running,
+        );
+        self.gauge(
+            "vllm:num_requests_waiting",
+            "Answers that the engine has not begun.",
+            queue.waiting,
+        );
+        self.gauge(
+            "bitnet_queue_prompt_tokens",
+            "Prompt tokens of the answers that wait.",
+            queue.waiting_tokens,
+        );
+    }
+
+    /// The key/value cache; `usage` is from 0 to 1.
+    fn cache(&mut self, usage: f64, block_size: usize, stats: &EngineStats) {
+        // Older dashboards ask for the second name.
+        for name in ["vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"] {
+            self.gauge(
+                name,
+                "Part of the key/value cache in use, from 0 to 1.",
+                usage,
+            );
+        }
+        self.head(
+            "vllm:cache_config_info",
+            "gauge",
+            "The key/value cache: tokens of a block, and blocks.",
+        );
+        let config = format!(
+            "block_size=\"{block_size}\",num_gpu_blocks=\"{}\"",
+            stats.num_blocks
+        );
+        self.value("vllm:cache_config_info", &config, 1);
+    }
+
+    /// The memory for recurrent states; all 0 for a model without them.
+    fn states(&mut self, states: StateCounts) {
+        let StateCounts {
+            held,
+            saved,
+            slots,
+            bytes,
+        } = states;
+        let name = "bitnet_recurrent_states";
+        self.head(
+            name,
+            "gauge",
+            "Recurrent states: held by answers, saved for requests with the same beginning, or free.",
+        );
+        let free = slots - held - saved;
+        for (kind, count) in [("held", held), ("saved", saved), ("free", free)] {
+            self.value(name, &format!("kind=\"{kind}\""), count);
+        }
+        self.gauge(
+            "bitnet_recurrent_state_bytes",
+            "Bytes of one recurrent state.",
+            bytes,
+        );
+    }
+
+    fn answers(&mut self, metrics: &Metrics) {
+        let name = "vllm:request_success_total";
+        self.head(name, "counter", "Answers that ended, by the reason.");
+        for outcome in Outcome::ALL {
+            let label = format!("finished_reason=\"{}\"", outcome.name());
+            self.value(name, &label, metrics.outcomes[outcome as usize].get());
+        }
+        self.counter(
+            "vllm:prompt_tokens_total",
+            "Prompt tokens of whole answers.",
+            metrics.prompt_tokens.get(),
+        );
+        self.counter(
+            "vllm:generation_tokens_total",
+            "Tokens generated.",
+            metrics.generated_tokens.get(),
+        );
+    }
+
+    /// Blocks taken away from answers, and prompts found in the cache.
+    fn reuse(&mut self, counts: &EngineCounts) {
+        self.counters(&[
+            (
+                "vllm:num_preemptions_total",
+                "Answers that had to give their blocks up.",
+                counts.preemptions,
+            ),
+            (
+                "vllm:prefix_cache_queries_total",
+                "Prompt tokens looked up in the cache.",
+                counts.prompt_tokens,
+            ),
+            (
+                "vllm:prefix_cache_hits_total",
+                "Prompt tokens found in the cache.",
+                counts.cached_tokens,
+            ),
+        ]);
+    }
+
+    fn drafts(&mut self, counts: &EngineCounts) {
+        self.counters(&[
+            (
+                "vllm:spec_decode_num_drafts_total",
+                "Drafts, each some tokens guessed ahead.",
+                counts.drafts,
+            ),
+            (
+                "vllm:spec_decode_num_draft_tokens_total",
+                "Tokens guessed ahead.",
+                counts.drafted_tokens,
+            ),
+            (
+                "vllm:spec_decode_num_accepted_tokens_total",
+                "Guessed tokens that were accepted.",
+                counts.accepted_tokens,
+            ),
+        ]);
+        let name = "vllm:spec_decode_num_accepted_tokens_per_pos_total";
+        self.head(
+            name,
+            "counter",
+            "Accepted tokens by their position in the draft.",
+        );
+        for (place, accepted) in counts.accepted_by_place.iter().enumerate() {
+            self.value(name, &format!("position=\"{place}\""), accepted);
+        }
+    }
+
+    fn engine(&mut self, stats: &EngineStats) {
+        let HeadUse {
+            screened,
+            fell_back,
+            ..
+        } = stats.head_use;
+        self.counters(&[
+            (
+                "bitnet_engine_steps_total",
+                "Steps that ran tokens through the model.",
+                stats.counts.steps,
+            ),
+            (
+                "bitnet_engine_tokens_total",
+                "Tokens run through the model.",
+                stats.counts.computed_tokens,
+            ),
+            (
+                "bitnet_engine_panics_total",
+                "Times that the engine panicked and was replaced.",
+                stats.panics,
+            ),
+            (
+                "bitnet_head_screened_tokens_total",
+                "Tokens sampled from estimated logits.",
+                screened,
+            ),
+            (
+                "bitnet_head_fallback_tokens_total",
+                "Tokens for which all logits were computed.",
+                fell_back,
+            ),
+        ]);
+    }
+
+    /// The times of requests and their phases.
+    fn durations(&mut self, metrics: &Metrics) {
+        self.histogram(
+            "vllm:time_to_first_token_seconds",
+            "From a request's arrival to its first token.",
+            &metrics.first_token,
+        );
+        // Older dashboards ask for the second name.
+        for name in [
+            "vllm:inter_token_latency_seconds",
+            "vllm:time_per_output_token_seconds",
+        ] {
+            self.histogram(name, "From a token to the next.", &metrics.inter_token);
+        }
+        self.histograms(&[
+            (
+                "vllm:request_time_per_output_token_seconds",
+                "Mean time from a token to the next, of whole answers.",
+                &metrics.token,
+            ),
+            (
+                "vllm:e2e_request_latency_seconds",
+                "From a request's arrival to the answer's end.",
+                &metrics.total,
+            ),
+            (
+                "vllm:request_queue_time_seconds",
+                "From admission to the engine's beginning.",
+                &metrics.queued,
+            ),
+            (
+                "vllm:request_prefill_time_seconds",
+                "From the engine's beginning to the first token.",
+                &metrics.prefill,
+            ),
+            (
+                "vllm:request_decode_time_seconds",
+                "From the first token to the last.",
+                &metrics.decode,
+            ),
+            (
+                "vllm:request_inference_time_seconds",
+                "From the engine's beginning to the last token.",
+                &metrics.inference,
+            ),
+        ]);
+    }
+
+    /// Numbers of tokens and answers, requested and computed.
+    fn sizes(&mut self, metrics: &Metrics) {
+        self.histograms(&[
+            (
+                "vllm:request_prompt_tokens",
+                "Tokens of a prompt.",
+                &metrics.prompt_length,
+            ),
+            (
+                "vllm:request_generation_tokens",
+                "Tokens of an answer.",
+                &metrics.answer_length,
+            ),
+            (
+                "vllm:request_max_num_generation_tokens",
+                "Tokens of the longest of all answers to a prompt.",
+                &metrics.longest_answer,
+            ),
+            (
+                "vllm:request_params_n",
+                "Requested answers to each prompt.",
+                &metrics.answers_asked,
+            ),
+            (
+                "vllm:request_params_max_tokens",
+                "Requested maximum of tokens.",
+                &metrics.max_tokens_asked,
+            ),
+            (
+                "vllm:iteration_tokens_total",
+                "Tokens of a step of the engine.",
+                &metrics.step_tokens,
+            ),
+        ]);
+    }
+}
+
+/// The metrics of the process outside the engine.
+impl Writer<'_> {
+    fn http(&mut self, metrics: &Metrics) {
+        let name = "http_server_request_duration_seconds";
+        self.head(
+            name,
+            "histogram",
+            "From a request's headers to the end of its answer.",
+        );
+        let http = metrics.http.lock().unwrap_or_else(PoisonError::into_inner);
+        for ((route, method, status), histogram) in &*http {
+            let labels = format!(
+                "http_route=\"{}\",http_request_method=\"{}\",http_response_status_code=\"{status}\"",
+                quoted(route),
+                quoted(method)
+            );
+            histogram.write(&mut self.out, name, &labels);
+        }
+    }
+
+    fn connections(&mut self, connections: &Connections, inflight_bytes: usize) {
+        let Connections {
+            closed_idle,
+            refused,
+            accept_failures,
+            ..
+        } = connections;
+        self.gauge(
+            "bitnet_connections",
+            "Open connections.",
+            connections.num_open(),
+        );
+        self.counters(&[
+            (
+                "bitnet_connections_closed_idle_total",
+                "Idle connections that were closed to make room for others.",
+                closed_idle.load(Ordering::Relaxed),
+            ),
+            (
+                "bitnet_connections_refused_total",
+                "Connections that found no place.",
+                refused.load(Ordering::Relaxed),
+            ),
+            (
+                "bitnet_accept_failures_total",
+                "Connections that the system could not hand over.",
+                accept_failures.load(Ordering::Relaxed),
+            ),
+        ]);
+        self.gauge(
+            "bitnet_inflight_body_bytes",
+            "Bytes of request bodies in memory.",
+            inflight_bytes,
+        );
+    }
+
+    /// The threads that read requests' text and compile forms.
+    fn text_threads(&mut self, text: &TextUse) {
+        let TextUse {
+            reading,
+            compiling,
+            forms_waiting,
+            num_forms,
+            oldest,
+        } = *text;
+        self.gauge(
+            "bitnet_text_running",
+            "Requests whose text is read now.",
+            reading,
+        );
+        self.gauge(
+            "bitnet_forms_compiling",
+            "Forms of answers that are compiled now.",
+            compiling,
+        );
+        self.gauge(
+            "bitnet_forms_waiting",
+            "Forms of answers that wait to be compiled.",
+            forms_waiting,
+        );
+        self.counter(
+            "bitnet_forms_compiled_total",
+            "Forms of answers that were compiled; those known from before are not.",
+            num_forms,
+        );
+        self.gauge(
+            "bitnet_text_oldest_seconds",
+            "How long the oldest of these has been at it.",
+            oldest.as_secs_f64(),
+        );
+    }
+
+    fn process(&mut self, metrics: &Metrics, scene: &Scene<'_>) {
+        self.gauge(
+            "bitnet_model_file_changed",
+            "1 if a file of the model was changed while it is in use.",
+            u8::from(scene.is_damaged),
+        );
+        self.counter(
+            "bitnet_log_lines_lost_total",
+            "Log lines that could not be written: a full disk, or a reader that sleeps.",
+            scene.lost_log_lines,
+        );
+        self.head("bitnet_build_info", "gauge", "The version of the program.");
+        self.value(
+            "bitnet_build_info",
+            concat!("version=\"", env!("CARGO_PKG_VERSION"), "\""),
+            1,
+        );
+        let started = metrics
+            .started
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
+        self.gauge(
+            "process_start_time_seconds",
+            "When the server started, in seconds since 1970.",
+            started.as_secs_f64(),
+        );
+        if let Some(bytes) = rss_bytes() {
+            self.gauge(
+                "process_resident_memory_bytes",
+                "Memory that is resident.",
+                bytes,
+            );
+        }
+    }
+}
+
+/// A label's value, as Prometheus quotes it.
+fn quoted(value: &str) -> String {
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn histogram_buckets_include_their_upper_bound() {
+        let histogram = Histogram::new(&[0.5, 1.0]);
+        for value in [0.5, 0.75, 1.0, 3.0, 0.0] {
+            histogram.observe(value);
+        }
+        let mut text = String::new();
+        histogram.write(&mut text, "x", "a=\"b\"");
+        let expected = "x_bucket{a=\"b\",le=\"0.5\"} 2\nx_bucket{a=\"b\",le=\"1\"} 4\nx_bucket{a=\"b\",le=\"+Inf\"} 5\n\
+                        x_sum{a=\"b\"} 5.25\nx_count{a=\"b\"} 5\n";
+        assert_eq!(text, expected);
+    }
+}
