@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use bitnet_kernels::math;
 use bitnet_server::{
-    Arrivals, LoadEndpoint, LoadGeneratorOptions, LoadReport, RequestTimes, event_costs, run_load,
+    Arrivals, EventCosts, LoadEndpoint, LoadGeneratorOptions, LoadReport, RequestTimes,
+    event_costs, run_load,
 };
 
 use collector::Collector;
@@ -114,6 +115,40 @@ impl Drop for Server {
 }
 
 fn main() {
+    let Some((model, rounds)) = arguments() else {
+        return;
+    };
+    let model = model.as_deref();
+    let costs = event_costs().expect("costs");
+    print_costs(&costs);
+
+    let collector = Collector::start();
+    let (silent, exporting) = (
+        Server::start(model, None),
+        Server::start(model, Some(&collector)),
+    );
+    // The number of requests that makes one run take a second or two.
+    let start = Instant::now();
+    let probe = silent.run(2 * CONCURRENCY);
+    let num_requests = (3.0 / start.elapsed().as_secs_f64()).ceil() as usize * CONCURRENCY;
+
+    let share = recording_share(&costs, &probe);
+    let own = compare(&silent, &exporting, rounds, num_requests);
+    assert!(!collector.collected.metrics().is_empty() && !collector.collected.traces().is_empty());
+    assert!(
+        share < RECORDING_MAX,
+        "recording takes {:.3} % of a request",
+        share * 100.0
+    );
+    assert!(
+        own < EXPORTING_MAX,
+        "exporting takes {:.2} % of a core",
+        own * 100.0
+    );
+}
+
+/// The model and the number of rounds; `None` if the arguments are for other benchmarks.
+fn arguments() -> Option<(Option<String>, usize)> {
     let (mut model, mut rounds) = (None, 20);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -128,13 +163,17 @@ fn main() {
             }
             // Arguments for the other benchmarks, such as filters and baselines: there is nothing
             // to run here.
-            _ => return,
+            _ => return None,
         }
     }
-    let model = model.as_deref();
+    Some((model, rounds))
+}
 
-    let costs = event_costs().expect("costs");
-    let ns = |seconds: f64| seconds * 1e9;
+fn ns(seconds: f64) -> f64 {
+    seconds * 1e9
+}
+
+fn print_costs(costs: &EventCosts) {
     println!(
         "ns: token {:.0}, step {:.0}, answer {:.0}, request {:.0}, request for OpenTelemetry {:.0}, scrape {:.0}",
         ns(costs.token),
@@ -144,33 +183,24 @@ fn main() {
         ns(costs.otlp),
         ns(costs.scrape)
     );
+}
 
-    let collector = Collector::start();
-    let (silent, exporting) = (
-        Server::start(model, None),
-        Server::start(model, Some(&collector)),
-    );
-    // The number of requests that makes one run take a second or two.
-    let start = Instant::now();
-    let probe = silent.run(2 * CONCURRENCY);
-    let num_requests = (3.0 / start.elapsed().as_secs_f64()).ceil() as usize * CONCURRENCY;
+/// The mean time of a report's requests, in seconds.
+fn mean_total(report: &LoadReport) -> f64 {
+    let total = |times: &RequestTimes| times.total.as_secs_f64();
+    report.answered.iter().map(total).sum::<f64>() / report.answered.len() as f64
+}
 
-    // The cost of a request includes its tokens, as many steps, its answer and its end.
+/// Prints and returns the share of a request's time that recording takes: the cost of its tokens,
+/// as many steps, its answer and its end.
+fn recording_share(costs: &EventCosts, probe: &LoadReport) -> f64 {
     let tokens = probe
         .answered
         .iter()
         .map(|times| times.output_tokens)
         .sum::<usize>() as f64
         / probe.answered.len() as f64;
-    let mean = |time: fn(&RequestTimes) -> Duration, report: &LoadReport| {
-        report
-            .answered
-            .iter()
-            .map(|times| time(times).as_secs_f64())
-            .sum::<f64>()
-            / report.answered.len() as f64
-    };
-    let request = mean(|times| times.total, &probe);
+    let request = mean_total(probe);
     let recording = tokens * (costs.token + costs.step) + costs.answer + costs.http + costs.otlp;
     let share = recording / request;
     println!(
@@ -184,16 +214,21 @@ fn main() {
         request * 1e3,
         share * 100.0
     );
+    share
+}
 
+/// Runs both servers in turn and prints how they differ. Returns the share of a core that the
+/// exporter's own threads take.
+fn compare(silent: &Server, exporting: &Server, rounds: usize, num_requests: usize) -> f64 {
     let own = |server: &Server| server.thread_seconds("OpenTelemetry");
     let http = |server: &Server| server.thread_seconds("bitnet-http");
-    let before = [own(&exporting), http(&exporting), http(&silent)];
+    let before = [own(exporting), http(exporting), http(silent)];
     let (mut differences, mut spent) = (Vec::new(), [0.0; 2]);
     for round in 0usize..rounds {
         let mut times = [0.0; 2];
         for which in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
-            let report = [&silent, &exporting][which].run(num_requests);
-            times[which] = mean(|times| times.total, &report);
+            let report = [silent, exporting][which].run(num_requests);
+            times[which] = mean_total(&report);
             spent[which] += report.elapsed.as_secs_f64();
         }
         differences.push(times[1] / times[0] - 1.0);
@@ -209,23 +244,12 @@ fn main() {
     );
     // CPU time of the server's own threads, which also ran during the other server's turn, and its
     // share of the threads that serve both.
-    let carrying =
-        (http(&exporting) - before[1]) / spent[1] - (http(&silent) - before[2]) / spent[0];
-    let own = (own(&exporting) - before[0]) / (spent[0] + spent[1]);
+    let carrying = (http(exporting) - before[1]) / spent[1] - (http(silent) - before[2]) / spent[0];
+    let own = (own(exporting) - before[0]) / (spent[0] + spent[1]);
     println!(
         "exporter: {:.3} % of a core by its own threads, {:+.3} % more by those that serve",
         own * 100.0,
         carrying * 100.0
     );
-    assert!(!collector.collected.metrics().is_empty() && !collector.collected.traces().is_empty());
-    assert!(
-        share < RECORDING_MAX,
-        "recording takes {:.3} % of a request",
-        share * 100.0
-    );
-    assert!(
-        own < EXPORTING_MAX,
-        "exporting takes {:.2} % of a core",
-        own * 100.0
-    );
+    own
 }

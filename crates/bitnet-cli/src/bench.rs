@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bitnet_inference::{
-    Device, DeviceProbe, Engine, EngineOptions, Event, Request, RequestId, SamplingParams,
-    peak_rss_bytes,
+    Device, DeviceProbe, Engine, EngineOptions, Event, OpenModel, Request, RequestId,
+    SamplingParams, peak_rss_bytes,
 };
 use bitnet_kernels::math::median;
 use bitnet_kernels::{
@@ -42,10 +42,9 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
         Device::with_kernels(set, most),
         CacheDefault::Off,
     )?;
-    let (model, source) = (opened.info(), &opened.source);
     receipt::check_covered(
         arguments.receipt.as_deref(),
-        model,
+        opened.info(),
         opened.load_options.group_inputs,
         0,
     )?;
@@ -53,28 +52,39 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
 
     let whats = whats(arguments);
     let options = engine_options(arguments, &whats);
-    let machine = |n| -> anyhow::Result<Machine> {
-        let device = Device::with_kernels(set, n);
-        let engine = Engine::new(Arc::clone(&opened.model), None, device, options)?;
-        let probe = device.probe();
-        // The probe measures the peak of multiplications, which says nothing about table lookups.
-        let is_looked_up = [Packing::Tl1, Packing::Tl2]
-            .iter()
-            .any(|packing| model.packing.contains(packing.name()));
-        let peak = probe.peak_i8_macs_per_s().filter(|_| !is_looked_up);
-        let join = probe.join_latency();
-        Ok(Machine {
-            engine,
-            probe,
-            peak,
-            join,
-            num_prefills: 0,
-        })
-    };
     let mut machines = threads
         .into_iter()
-        .map(machine)
+        .map(|n| Machine::new(&opened, Device::with_kernels(set, n), options))
         .collect::<anyhow::Result<Vec<_>>>()?;
+    let runs = measure(&mut machines, &whats, arguments.repetitions)?;
+    if let Some(path) = &arguments.receipt {
+        let provenance = receipt::provenance(&opened, &arguments.model, true)?;
+        receipt::write(&machines[0].receipt(arguments, &provenance)?, path)?;
+    }
+
+    let results = Results {
+        opened: &opened,
+        kernels: set.name,
+        load_time,
+        machines: &machines,
+        runs: &runs,
+        // The probe's buffer is not part of the memory that a model needs.
+        memory: peak_rss_bytes().map(|bytes| bytes.saturating_sub(READ_PROBE_BYTES as u64)),
+    };
+    let mut out = std::io::stdout().lock();
+    match arguments.json {
+        true => writeln!(out, "{}", results.json())?,
+        false => results.write(&mut out)?,
+    }
+    Ok(())
+}
+
+/// Runs all measurements on all machines in turn, `repetitions` times after a round to warm up.
+fn measure(
+    machines: &mut [Machine],
+    whats: &[What],
+    repetitions: usize,
+) -> anyhow::Result<Vec<Run>> {
     let read = ReadProbe::new(READ_PROBE_BYTES);
     let runs = |machine| {
         whats.iter().map(move |&what| Run {
@@ -84,8 +94,8 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
         })
     };
     let mut runs: Vec<Run> = (0..machines.len()).flat_map(runs).collect();
-    let bar = session::bar((arguments.repetitions + 1) * runs.len(), "runs");
-    for round in 0..=arguments.repetitions {
+    let bar = session::bar((repetitions + 1) * runs.len(), "runs");
+    for round in 0..=repetitions {
         for run in &mut runs {
             let sample = machines[run.machine].measure(run.what, &read)?;
             if round > 0 {
@@ -95,57 +105,73 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
         }
     }
     bar.finish_and_clear();
-    if let Some(path) = &arguments.receipt {
-        let provenance = receipt::provenance(&opened, &arguments.model, true)?;
-        receipt::write(&machines[0].receipt(arguments, &provenance)?, path)?;
-    }
+    Ok(runs)
+}
 
-    // The probe's buffer is not part of the memory that a model needs.
-    let memory = peak_rss_bytes().map(|bytes| bytes.saturating_sub(READ_PROBE_BYTES as u64));
-    let facts = machines[0].engine.facts();
-    let mut out = std::io::stdout().lock();
-    if arguments.json {
-        let runs_json: Vec<Value> = runs
+/// All that a benchmark prints.
+struct Results<'a> {
+    opened: &'a OpenModel,
+    kernels: &'a str,
+    load_time: Duration,
+    machines: &'a [Machine],
+    runs: &'a [Run],
+    /// Bytes at the peak, if the system tells.
+    memory: Option<u64>,
+}
+
+impl Results<'_> {
+    fn json(&self) -> Value {
+        let model = self.opened.info();
+        let facts = self.machines[0].engine.facts();
+        let runs: Vec<Value> = self
+            .runs
             .iter()
-            .map(|run| run.json(&machines[run.machine]))
+            .map(|run| run.json(&self.machines[run.machine]))
             .collect();
-        let first = |name: &str| runs_json.iter().find(|run| run["what"] == name);
-        let object = json!({
+        let first = |name: &str| runs.iter().find(|run| run["what"] == name);
+        json!({
             "prefill": first("prefill"),
             "decode": first("decode"),
-            "runs": runs_json,
-            "threads": machines[0].num_threads(),
-            "kernels": set.name,
+            "runs": runs,
+            "threads": self.machines[0].num_threads(),
+            "kernels": self.kernels,
             "packing": model.packing,
             "ternary_bytes": model.num_ternary_bytes,
             "head": report::head_json(&facts),
             "ffn_sparsity": report::ffn_sparsity_json(&facts),
-            "model": report::model_json(source, model),
-            "load_ms": load_time.as_secs_f64() * 1e3,
-            "peak_rss_bytes": memory,
-        });
-        writeln!(out, "{object}")?;
-        return Ok(());
+            "model": report::model_json(&self.opened.source, model),
+            "load_ms": self.load_time.as_secs_f64() * 1e3,
+            "peak_rss_bytes": self.memory,
+        })
     }
-    writeln!(
-        out,
-        "{source} · {} · {} kernels · packing {} · loaded in {:.2} s",
-        model.config.architecture_name,
-        set.name,
-        model.packing,
-        load_time.as_secs_f64()
-    )?;
-    for (index, machine) in machines.iter().enumerate() {
-        let runs: Vec<&Run> = runs.iter().filter(|run| run.machine == index).collect();
-        write!(out, "{}", table(machine, &runs)?)?;
+
+    fn write(&self, out: &mut impl std::io::Write) -> anyhow::Result<()> {
+        let model = self.opened.info();
+        writeln!(
+            out,
+            "{} · {} · {} kernels · packing {} · loaded in {:.2} s",
+            self.opened.source,
+            model.config.architecture_name,
+            self.kernels,
+            model.packing,
+            self.load_time.as_secs_f64()
+        )?;
+        for (index, machine) in self.machines.iter().enumerate() {
+            let runs: Vec<&Run> = self
+                .runs
+                .iter()
+                .filter(|run| run.machine == index)
+                .collect();
+            write!(out, "{}", table(machine, &runs)?)?;
+        }
+        if let Some(line) = report::ffn_sparsity_line(&self.machines[0].engine.facts()) {
+            writeln!(out, "zeros in feed-forward networks: {line}")?;
+        }
+        if let Some(bytes) = self.memory {
+            writeln!(out, "peak memory {:.0} MB", bytes as f64 / 1e6)?;
+        }
+        Ok(())
     }
-    if let Some(line) = report::ffn_sparsity_line(&facts) {
-        writeln!(out, "zeros in feed-forward networks: {line}")?;
-    }
-    if let Some(bytes) = memory {
-        writeln!(out, "peak memory {:.0} MB", bytes as f64 / 1e6)?;
-    }
-    Ok(())
 }
 
 fn check(arguments: &BenchArguments) -> anyhow::Result<()> {
@@ -271,6 +297,25 @@ struct Sample {
 }
 
 impl Machine {
+    /// Starts an engine on a device and measures the device's limits.
+    fn new(opened: &OpenModel, device: Device, options: EngineOptions) -> anyhow::Result<Self> {
+        let engine = Engine::new(Arc::clone(&opened.model), None, device, options)?;
+        let probe = device.probe();
+        // The probe measures the peak of multiplications, which says nothing about table lookups.
+        let is_looked_up = [Packing::Tl1, Packing::Tl2]
+            .iter()
+            .any(|packing| opened.info().packing.contains(packing.name()));
+        let peak = probe.peak_i8_macs_per_s().filter(|_| !is_looked_up);
+        let join = probe.join_latency();
+        Ok(Self {
+            engine,
+            probe,
+            peak,
+            join,
+            num_prefills: 0,
+        })
+    }
+
     fn num_threads(&self) -> usize {
         self.engine.device().threads()
     }

@@ -12,7 +12,7 @@ use bitnet_files::gguf::{Gguf, MetadataValue};
 use bitnet_inference::{NO_TOKENIZER, tokenizer_spec};
 use bitnet_kernels::{Pool, default_threads};
 use bitnet_models::convert::{
-    CHECKPOINT_FILES, ConvertOptions, Input, Phase, Report, to_checkpoint, to_gguf,
+    CHECKPOINT_FILES, ConvertOptions, Input, Phase, Progress, Report, to_checkpoint, to_gguf,
 };
 use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::{Architecture, Config, Error, LoadOptions, SamplingDefaults};
@@ -79,21 +79,9 @@ fn write(
     };
     let interrupted = interrupt::watch()?;
     let pool = Pool::new(arguments.threads.map_or_else(default_threads, usize::from));
-    let mut bar: Option<(Phase, ProgressBar)> = None;
-    let mut progress = |now: bitnet_models::convert::Progress<'_>| {
-        if bar.as_ref().is_none_or(|(phase, _)| *phase != now.phase) {
-            let what = match now.phase {
-                Phase::Writing => "bytes written",
-                Phase::Checking => "bytes read back",
-            };
-            let new = (now.phase, session::bar(now.bytes_total, what));
-            if let Some((_, old)) = bar.replace(new) {
-                old.finish_and_clear();
-            }
-        }
-        if let Some((_, bar)) = &bar {
-            bar.set_position(now.bytes_done as u64);
-        }
+    let mut bar = PhaseBar::default();
+    let mut progress = |now: Progress<'_>| {
+        bar.show(now);
         if interrupted.load(Ordering::SeqCst) {
             ControlFlow::Break(())
         } else {
@@ -110,9 +98,7 @@ fn write(
             to_checkpoint(input, output, &options, &files, &pool, &mut progress)
         }
     };
-    if let Some((_, bar)) = bar {
-        bar.finish_and_clear();
-    }
+    bar.finish();
     let unforced = if matches!(report, Err(Error::File(FileError::OutputExists { .. }))) {
         " without --force"
     } else {
@@ -127,6 +113,32 @@ fn write(
     };
     let report = report.with_context(context)?;
     print(source, arguments, weights, report)
+}
+
+/// A bar for each phase of a conversion, one after the other.
+#[derive(Default)]
+struct PhaseBar(Option<(Phase, ProgressBar)>);
+
+impl PhaseBar {
+    fn show(&mut self, now: Progress<'_>) {
+        if self.0.as_ref().is_none_or(|(phase, _)| *phase != now.phase) {
+            let what = match now.phase {
+                Phase::Writing => "bytes written",
+                Phase::Checking => "bytes read back",
+            };
+            self.finish();
+            self.0 = Some((now.phase, session::bar(now.bytes_total, what)));
+        }
+        if let Some((_, bar)) = &self.0 {
+            bar.set_position(now.bytes_done as u64);
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Some((_, bar)) = self.0.take() {
+            bar.finish_and_clear();
+        }
+    }
 }
 
 fn print(

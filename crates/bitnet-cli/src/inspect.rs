@@ -37,86 +37,138 @@ pub fn inspect(arguments: &InspectArguments) -> anyhow::Result<()> {
     if path.is_dir() {
         return inspect_directory(&path, arguments);
     }
-    let gguf = Gguf::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-    let gguf = Arc::new(gguf);
-    let config = Config::from_gguf(&gguf);
-    let tokenization = tokenization_from_gguf(&gguf);
-    let sampling = SamplingDefaults::from_gguf(&gguf);
-    let mut odd = faults(&config, &tokenization, &sampling, false);
-    if config.is_ok() {
-        let check = check_gguf(&gguf, &LoadOptions::default());
-        odd.extend(check.err().map(cannot_run));
-    }
-    odd.extend(oddities(
-        &gguf,
-        config.as_ref().ok(),
-        tokenization.as_ref().ok(),
-    ));
+    let file = InspectedFile::open(&path)?;
     let mut out = Printable::new(std::io::stdout().lock());
     if arguments.json {
-        writeln!(
-            out.exact(),
-            "{}",
-            to_json(
-                &path,
-                &gguf,
-                &config,
-                &tokenization,
-                &sampling,
-                &odd,
-                arguments.tensors
-            )
-        )?;
+        writeln!(out.exact(), "{}", file.json(arguments.tensors))?;
         return Ok(());
     }
-    let metadata = gguf.metadata();
-    writeln!(out, "{}", path.display())?;
-    writeln!(
-        out,
-        "  GGUF version {}, {} bytes, {} metadata keys, {} tensors",
-        gguf.version(),
-        gguf.file_len(),
-        metadata.len(),
-        gguf.tensors().len()
-    )?;
-    match &config {
-        Ok(config) => write_config(&mut out, config, is_tied(&gguf))?,
-        Err(error) => writeln!(out, "\nModel: cannot be run: {error}")?,
+    file.write(&mut out, arguments.tensors)
+}
+
+/// A GGUF file, and what its parts make of it.
+struct InspectedFile<'a> {
+    path: &'a Path,
+    gguf: Arc<Gguf>,
+    config: Result<Config, bitnet_models::Error>,
+    tokenization: bitnet_inference::Result<Tokenization>,
+    sampling: Result<SamplingDefaults, bitnet_models::Error>,
+    odd: Vec<String>,
+}
+
+impl<'a> InspectedFile<'a> {
+    fn open(path: &'a Path) -> anyhow::Result<Self> {
+        let gguf = Gguf::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        let gguf = Arc::new(gguf);
+        let config = Config::from_gguf(&gguf);
+        let tokenization = tokenization_from_gguf(&gguf);
+        let sampling = SamplingDefaults::from_gguf(&gguf);
+        let mut odd = faults(&config, &tokenization, &sampling, false);
+        if config.is_ok() {
+            let check = check_gguf(&gguf, &LoadOptions::default());
+            odd.extend(check.err().map(cannot_run));
+        }
+        odd.extend(oddities(
+            &gguf,
+            config.as_ref().ok(),
+            tokenization.as_ref().ok(),
+        ));
+        Ok(Self {
+            path,
+            gguf,
+            config,
+            tokenization,
+            sampling,
+            odd,
+        })
     }
-    writeln!(out, "\nTensors by type")?;
-    for (name, total) in totals(&gguf) {
-        let bits = total.bytes as f64 * 8.0 / total.elements as f64;
+
+    fn write(&self, out: &mut impl Write, tensors: bool) -> anyhow::Result<()> {
+        let gguf = &self.gguf;
+        let metadata = gguf.metadata();
+        writeln!(out, "{}", self.path.display())?;
         writeln!(
             out,
-            "  {name:8} {:5} tensors {:14} elements {:13} bytes  {bits:.3} bits each",
-            total.tensors, total.elements, total.bytes
+            "  GGUF version {}, {} bytes, {} metadata keys, {} tensors",
+            gguf.version(),
+            gguf.file_len(),
+            metadata.len(),
+            gguf.tensors().len()
         )?;
-    }
-    write_tokenizer(
-        &mut out,
-        tokenization
-            .as_ref()
-            .map_err(|error| error as &dyn std::error::Error),
-    )?;
-    write_sampling(&mut out, &sampling)?;
-    writeln!(out, "\nMetadata")?;
-    for (key, value) in metadata.iter() {
-        writeln!(out, "  {key} = {}", show(&value))?;
-    }
-    if arguments.tensors {
-        writeln!(out, "\nTensors")?;
-        for tensor in gguf.tensors() {
+        match &self.config {
+            Ok(config) => write_config(out, config, is_tied(gguf))?,
+            Err(error) => writeln!(out, "\nModel: cannot be run: {error}")?,
+        }
+        writeln!(out, "\nTensors by type")?;
+        for (name, total) in totals(gguf) {
+            let bits = total.bytes as f64 * 8.0 / total.elements as f64;
             writeln!(
                 out,
-                "  {:36} {:6} {:?} {} bytes",
-                tensor.name,
-                tensor.dtype.name(),
-                tensor.dims,
-                tensor.data.len()
+                "  {name:8} {:5} tensors {:14} elements {:13} bytes  {bits:.3} bits each",
+                total.tensors, total.elements, total.bytes
             )?;
         }
+        write_tokenizer(out, &self.tokenization)?;
+        write_sampling(out, &self.sampling)?;
+        writeln!(out, "\nMetadata")?;
+        for (key, value) in metadata.iter() {
+            writeln!(out, "  {key} = {}", show(&value))?;
+        }
+        if tensors {
+            writeln!(out, "\nTensors")?;
+            for tensor in gguf.tensors() {
+                writeln!(
+                    out,
+                    "  {:36} {:6} {:?} {} bytes",
+                    tensor.name,
+                    tensor.dtype.name(),
+                    tensor.dims,
+                    tensor.data.len()
+                )?;
+            }
+        }
+        write_odd(out, &self.odd)
     }
-    write_odd(&mut out, &odd)
+
+    fn json(&self, tensors: bool) -> serde_json::Value {
+        let gguf = &self.gguf;
+        let model = match &self.config {
+            Ok(config) => config_json(config, is_tied(gguf)),
+            Err(error) => json!({ "error": error.to_string() }),
+        };
+        let types: BTreeMap<&str, serde_json::Value> = totals(gguf)
+            .into_iter()
+            .map(|(name, t)| {
+                (
+                    name,
+                    json!({ "tensors": t.tensors, "elements": t.elements, "bytes": t.bytes }),
+                )
+            })
+            .collect();
+        let metadata: BTreeMap<&str, String> = gguf
+            .metadata()
+            .iter()
+            .map(|(key, value)| (key, show(&value)))
+            .collect();
+        let mut object = json!({
+            "path": self.path.display().to_string(),
+            "gguf_version": gguf.version(),
+            "bytes": gguf.file_len(),
+            "model": model,
+            "types": types,
+            "tokenizer": tokenizer_json(&self.tokenization),
+            "sampling": sampling_json(&self.sampling),
+            "metadata": metadata,
+            "odd": self.odd,
+        });
+        if tensors {
+            let list = gguf
+                .tensors()
+                .map(|t| json!({ "name": t.name, "type": t.dtype.name(), "dims": t.dims, "bytes": t.data.len() }));
+            object["tensors"] = list.collect();
+        }
+        object
+    }
 }
 
 fn write_odd(out: &mut impl Write, odd: &[String]) -> anyhow::Result<()> {
@@ -228,7 +280,6 @@ fn inspect_directory(path: &Path, arguments: &InspectArguments) -> anyhow::Resul
     let checkpoint =
         Checkpoint::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let tokenization = load_tokenization(path);
-    let tied = checkpoint.is_tied();
     let sampling = SamplingDefaults::from_directory(path);
     let config = Ok(checkpoint.config().clone());
     let mut odd = faults(&config, &tokenization, &sampling, true);
@@ -248,68 +299,102 @@ fn inspect_directory(path: &Path, arguments: &InspectArguments) -> anyhow::Resul
                     must hold zeros and one magnitude, and `bitnet quantize` rounds others";
         odd.push(line.to_owned());
     }
-    let bytes: usize = checkpoint.tensors().map(|tensor| tensor.num_bytes).sum();
-    let mut types: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
-    for tensor in checkpoint.tensors() {
-        let total = types.entry(tensor.dtype.name()).or_default();
-        *total = (total.0 + 1, total.1 + tensor.num_bytes);
-    }
+    let directory = InspectedDirectory {
+        path,
+        checkpoint,
+        tokenization,
+        sampling,
+        odd,
+    };
     let mut out = Printable::new(std::io::stdout().lock());
     if arguments.json {
-        let types: BTreeMap<&str, serde_json::Value> = types
+        writeln!(out.exact(), "{}", directory.json(arguments.tensors))?;
+        return Ok(());
+    }
+    directory.write(&mut out, arguments.tensors)
+}
+
+/// A directory in Hugging Face's layout, and what its parts make of it.
+struct InspectedDirectory<'a> {
+    path: &'a Path,
+    checkpoint: Checkpoint,
+    tokenization: bitnet_inference::Result<Tokenization>,
+    sampling: Result<SamplingDefaults, bitnet_models::Error>,
+    odd: Vec<String>,
+}
+
+impl InspectedDirectory<'_> {
+    fn num_bytes(&self) -> usize {
+        let tensors = self.checkpoint.tensors();
+        tensors.map(|tensor| tensor.num_bytes).sum()
+    }
+
+    /// The number of tensors and bytes of each type.
+    fn types(&self) -> BTreeMap<&str, (usize, usize)> {
+        let mut types: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+        for tensor in self.checkpoint.tensors() {
+            let total = types.entry(tensor.dtype.name()).or_default();
+            *total = (total.0 + 1, total.1 + tensor.num_bytes);
+        }
+        types
+    }
+
+    fn json(&self, tensors: bool) -> serde_json::Value {
+        let checkpoint = &self.checkpoint;
+        let types: BTreeMap<&str, serde_json::Value> = self
+            .types()
             .into_iter()
             .map(|(name, (n, bytes))| (name, json!({ "tensors": n, "bytes": bytes })))
             .collect();
         let mut object = json!({
-            "path": path.display().to_string(),
-            "bytes": bytes,
-            "model": config_json(checkpoint.config(), tied),
+            "path": self.path.display().to_string(),
+            "bytes": self.num_bytes(),
+            "model": config_json(checkpoint.config(), checkpoint.is_tied()),
             "types": types,
-            "tokenizer": tokenizer_json(&tokenization),
-            "sampling": sampling_json(&sampling),
-            "odd": odd,
+            "tokenizer": tokenizer_json(&self.tokenization),
+            "sampling": sampling_json(&self.sampling),
+            "odd": self.odd,
         });
-        if arguments.tensors {
+        if tensors {
             let list = checkpoint
                 .tensors()
                 .map(|t| json!({ "name": t.name, "type": t.dtype.name(), "dims": t.shape, "bytes": t.num_bytes }));
             object["tensors"] = list.collect();
         }
-        writeln!(out.exact(), "{object}")?;
-        return Ok(());
+        object
     }
-    writeln!(out, "{}", path.display())?;
-    writeln!(
-        out,
-        "  Hugging Face directory, {bytes} bytes in {} tensors",
-        checkpoint.tensors().len()
-    )?;
-    write_config(&mut out, checkpoint.config(), tied)?;
-    writeln!(out, "\nTensors by type")?;
-    for (name, (tensors, bytes)) in types {
-        writeln!(out, "  {name:8} {tensors:5} tensors {bytes:13} bytes")?;
-    }
-    write_tokenizer(
-        &mut out,
-        tokenization
-            .as_ref()
-            .map_err(|error| error as &dyn std::error::Error),
-    )?;
-    write_sampling(&mut out, &sampling)?;
-    if arguments.tensors {
-        writeln!(out, "\nTensors")?;
-        for t in checkpoint.tensors() {
-            writeln!(
-                out,
-                "  {:56} {:6} {:?} {} bytes",
-                t.name,
-                t.dtype.name(),
-                t.shape,
-                t.num_bytes
-            )?;
+
+    fn write(&self, out: &mut impl Write, tensors: bool) -> anyhow::Result<()> {
+        let checkpoint = &self.checkpoint;
+        writeln!(out, "{}", self.path.display())?;
+        writeln!(
+            out,
+            "  Hugging Face directory, {} bytes in {} tensors",
+            self.num_bytes(),
+            checkpoint.tensors().len()
+        )?;
+        write_config(out, checkpoint.config(), checkpoint.is_tied())?;
+        writeln!(out, "\nTensors by type")?;
+        for (name, (tensors, bytes)) in self.types() {
+            writeln!(out, "  {name:8} {tensors:5} tensors {bytes:13} bytes")?;
         }
+        write_tokenizer(out, &self.tokenization)?;
+        write_sampling(out, &self.sampling)?;
+        if tensors {
+            writeln!(out, "\nTensors")?;
+            for t in checkpoint.tensors() {
+                writeln!(
+                    out,
+                    "  {:56} {:6} {:?} {} bytes",
+                    t.name,
+                    t.dtype.name(),
+                    t.shape,
+                    t.num_bytes
+                )?;
+            }
+        }
+        write_odd(out, &self.odd)
     }
-    write_odd(&mut out, &odd)
 }
 
 fn write_config(out: &mut impl Write, config: &Config, tied: bool) -> std::io::Result<()> {
@@ -364,7 +449,7 @@ fn write_config(out: &mut impl Write, config: &Config, tied: bool) -> std::io::R
 
 fn write_tokenizer(
     out: &mut impl Write,
-    tokenization: Result<&Tokenization, &dyn std::error::Error>,
+    tokenization: &bitnet_inference::Result<Tokenization>,
 ) -> std::io::Result<()> {
     match tokenization {
         Ok(Tokenization {
@@ -625,53 +710,6 @@ fn scalar_text(value: &Value<'_>) -> String {
         (_, Some(float)) => float.to_string(),
         _ => format!("({})", value.kind().name()),
     }
-}
-
-fn to_json(
-    path: &Path,
-    gguf: &Gguf,
-    config: &Result<Config, bitnet_models::Error>,
-    tokenization: &bitnet_inference::Result<Tokenization>,
-    sampling: &Result<SamplingDefaults, bitnet_models::Error>,
-    odd: &[String],
-    tensors: bool,
-) -> serde_json::Value {
-    let model = match config {
-        Ok(config) => config_json(config, is_tied(gguf)),
-        Err(error) => json!({ "error": error.to_string() }),
-    };
-    let types: BTreeMap<&str, serde_json::Value> = totals(gguf)
-        .into_iter()
-        .map(|(name, t)| {
-            (
-                name,
-                json!({ "tensors": t.tensors, "elements": t.elements, "bytes": t.bytes }),
-            )
-        })
-        .collect();
-    let metadata: BTreeMap<&str, String> = gguf
-        .metadata()
-        .iter()
-        .map(|(key, value)| (key, show(&value)))
-        .collect();
-    let mut object = json!({
-        "path": path.display().to_string(),
-        "gguf_version": gguf.version(),
-        "bytes": gguf.file_len(),
-        "model": model,
-        "types": types,
-        "tokenizer": tokenizer_json(tokenization),
-        "sampling": sampling_json(sampling),
-        "metadata": metadata,
-        "odd": odd,
-    });
-    if tensors {
-        let list = gguf
-            .tensors()
-            .map(|t| json!({ "name": t.name, "type": t.dtype.name(), "dims": t.dims, "bytes": t.data.len() }));
-        object["tensors"] = list.collect();
-    }
-    object
 }
 
 fn tokenizer_json(tokenization: &bitnet_inference::Result<Tokenization>) -> serde_json::Value {

@@ -1,15 +1,16 @@
 //! `bitnet run`: continues a prompt.
 
-use std::io::{Error, ErrorKind, IsTerminal, Read, StdoutLock, Write};
+use std::io::{ErrorKind, IsTerminal, Read, StdoutLock, Write};
+use std::time::Duration;
 
 use anyhow::Context;
-use bitnet_inference::Finish;
+use bitnet_inference::{EngineFacts, Finish, FinishReason};
 use bitnet_receipts::Receipt;
 use bitnet_tokenizers::{ChatMessage, DecodeOptions, PromptBos, RenderOptions, TokenId};
 use serde_json::json;
 
 use crate::args::{RunArguments, WrongUsage};
-use crate::session::Session;
+use crate::session::{Answer, Session};
 use crate::{receipt, report, session};
 
 /// Continues a prompt. Prints text as soon as it is certain, or one JSON object at the end.
@@ -35,13 +36,9 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
         .call(move |engine| engine.check(&checked))??;
 
     let mut out = std::io::stdout().lock();
-    let show = |out: &mut StdoutLock<'_>, text: &str| {
-        let shown = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-        // The reader may close the output, but the receipt still needs the whole run.
-        let goes_on =
-            |error: &Error| arguments.receipt.is_some() && error.kind() == ErrorKind::BrokenPipe;
-        shown.or_else(|error| if goes_on(&error) { Ok(()) } else { Err(error) })
-    };
+    // The reader may close the output, but the receipt still needs the whole run.
+    let outlives_reader = arguments.receipt.is_some();
+    let show = |out: &mut StdoutLock<'_>, text: &str| show(out, text, outlives_reader);
     if !arguments.json && !arguments.no_display_prompt && !arguments.chat {
         let text = session
             .tokenization()?
@@ -61,17 +58,7 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
     };
     let facts = session.driver.call(|engine| engine.facts())?;
     if arguments.json {
-        let object = json!({
-            "prompt_tokens": prompt,
-            "tokens": answer.tokens,
-            "text": answer.text,
-            "finish_reason": reason.name(),
-            "seed": seed,
-            "packing": facts.model.packing,
-            "head": report::head_json(&facts),
-            "ffn_sparsity": report::ffn_sparsity_json(&facts),
-            "timings": report::timings_json(&answer.timings, session.load_time),
-        });
+        let object = answer_json(&prompt, &answer, seed, &facts, session.load_time);
         show(&mut out, &format!("{object}\n"))?;
     } else {
         show(&mut out, "\n")?;
@@ -93,6 +80,34 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
         receipt::write(&made, path)?;
     }
     Ok(())
+}
+
+/// Prints text at once. If the command outlives its reader, a closed output is no error.
+fn show(out: &mut StdoutLock<'_>, text: &str, outlives_reader: bool) -> std::io::Result<()> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if outlives_reader && error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        shown => shown,
+    }
+}
+
+fn answer_json(
+    prompt: &[TokenId],
+    answer: &Answer,
+    seed: u64,
+    facts: &EngineFacts,
+    load_time: Duration,
+) -> serde_json::Value {
+    json!({
+        "prompt_tokens": prompt,
+        "tokens": answer.tokens,
+        "text": answer.text,
+        "finish_reason": answer.reason.map(FinishReason::name),
+        "seed": seed,
+        "packing": facts.model.packing,
+        "head": report::head_json(facts),
+        "ffn_sparsity": report::ffn_sparsity_json(facts),
+        "timings": report::timings_json(&answer.timings, load_time),
+    })
 }
 
 /// The prompt.

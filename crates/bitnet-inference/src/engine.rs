@@ -23,6 +23,9 @@ use crate::scheduler::Scheduler;
 use crate::sequence::{Sequence, logprobs};
 use crate::stop::TokenSet;
 
+/// The problem of a request whose logits cannot be sampled from.
+const NAN_LOGITS: &str = "the model's logits are not numbers (NaN): a tensor of the file is broken";
+
 /// Runs requests on one model.
 pub struct Engine {
     runner: Box<dyn Runner>,
@@ -441,29 +444,16 @@ impl Engine {
         } = self;
         let vocab = runner.model().config.vocab_size;
         let sequence = &mut scheduler.running[index];
-        let constraint = sequence.constraint.as_mut();
-        let constraint = constraint.filter(|constraint| !constraint.is_free());
-        let is_constrained = constraint.is_some();
-        if let Some(constraint) = constraint {
-            match constraint.allowed(allowed) {
-                Ok(()) => {}
-                Err(problem) => {
-                    events.push(Event::Failed {
-                        id: sequence.id,
-                        problem,
-                    });
-                    return None;
-                }
+        let id = sequence.id;
+        let failed = |problem| Event::Failed { id, problem };
+        let is_restricted = match restrict(sequence, vocab, allowed) {
+            Ok(is_restricted) => is_restricted,
+            Err(problem) => {
+                events.push(failed(problem));
+                return None;
             }
-        }
-        let forbidden = sequence.forbidden();
-        if let Some(forbidden) = forbidden {
-            if !is_constrained {
-                allowed.fill(vocab);
-            }
-            allowed.remove(forbidden);
-        }
-        let allowed = (is_constrained || forbidden.is_some()).then_some(&*allowed);
+        };
+        let allowed = is_restricted.then_some(&*allowed);
         // A NaN makes everything that is computed after it NaN, so the request fails.
         let has_nan = Cell::new(false);
         let check = |logits: &[f32]| {
@@ -505,11 +495,7 @@ impl Engine {
             (token, None)
         };
         if has_nan.get() {
-            events.push(Event::Failed {
-                id: sequence.id,
-                problem: "the model's logits are not numbers (NaN): a tensor of the file is broken"
-                    .to_owned(),
-            });
+            events.push(failed(NAN_LOGITS.to_owned()));
             return None;
         }
         (!sequence.push(token, logprobs, events)).then_some(token)
@@ -569,4 +555,27 @@ impl Engine {
         memory.give_back(&mut held);
         result
     }
+}
+
+/// Writes the tokens that the sequence may continue with to `allowed`. False if it may continue
+/// with any token; `allowed` then has no meaning.
+fn restrict(
+    sequence: &mut Sequence,
+    vocab: usize,
+    allowed: &mut TokenSet,
+) -> std::result::Result<bool, String> {
+    let constraint = sequence.constraint.as_mut();
+    let constraint = constraint.filter(|constraint| !constraint.is_free());
+    let is_constrained = constraint.is_some();
+    if let Some(constraint) = constraint {
+        constraint.allowed(allowed)?;
+    }
+    let forbidden = sequence.forbidden();
+    if let Some(forbidden) = forbidden {
+        if !is_constrained {
+            allowed.fill(vocab);
+        }
+        allowed.remove(forbidden);
+    }
+    Ok(is_constrained || forbidden.is_some())
 }

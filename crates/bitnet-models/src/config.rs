@@ -326,21 +326,7 @@ impl Config {
         let kv_heads = keys
             .optional_size("attention.head_count_kv", heads)?
             .unwrap_or(heads);
-        let head_dim = match keys.optional_size("attention.key_length", MAX_HEAD_DIM)? {
-            Some(head_dim) => head_dim,
-            None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
-            None => {
-                let problem = format!("{heads} heads do not divide embedding_length {hidden_size}");
-                return Err(keys.error("attention.head_count", problem));
-            }
-        };
-        if let Some(found) = metadata.u32(&keys.key("attention.value_length"))?
-            && found as usize != head_dim
-        {
-            let problem =
-                format!("{found}, but a head has {head_dim}; unequal lengths are not supported");
-            return Err(keys.error("attention.value_length", problem));
-        }
+        let head_dim = keys.head_dim(hidden_size, heads)?;
         let rotary_dim = keys.rotary_dim(architecture, head_dim)?;
         keys.refuse_other_attention()?;
         let (num_layers, num_extra_layers) = keys.num_layers(gguf.tensors().len())?;
@@ -349,14 +335,7 @@ impl Config {
             _ => None,
         };
         let vocab_size = gguf.require_tensor("token_embd.weight")?.rows();
-        if let Some(stated) = metadata.u32(&keys.key("vocab_size"))?
-            && stated as usize != vocab_size
-        {
-            return Err(keys.error(
-                "vocab_size",
-                format!("{stated}, but token_embd.weight has {vocab_size} rows"),
-            ));
-        }
+        keys.check_vocab_size(vocab_size)?;
         Self {
             architecture,
             name: metadata.str("general.name")?.map(str::to_owned),
@@ -462,6 +441,39 @@ struct Keys<'a> {
 }
 
 impl Keys<'_> {
+    /// The length of a head: stated, or an equal part of the hidden size.
+    fn head_dim(&self, hidden_size: usize, heads: usize) -> Result<usize> {
+        let head_dim = match self.optional_size("attention.key_length", MAX_HEAD_DIM)? {
+            Some(head_dim) => head_dim,
+            None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
+            None => {
+                let problem = format!("{heads} heads do not divide embedding_length {hidden_size}");
+                return Err(self.error("attention.head_count", problem));
+            }
+        };
+        if let Some(found) = self.metadata.u32(&self.key("attention.value_length"))?
+            && found as usize != head_dim
+        {
+            let problem =
+                format!("{found}, but a head has {head_dim}; unequal lengths are not supported");
+            return Err(self.error("attention.value_length", problem));
+        }
+        Ok(head_dim)
+    }
+
+    /// The stated size of the vocabulary must be that of the embedding.
+    fn check_vocab_size(&self, vocab_size: usize) -> Result<()> {
+        if let Some(stated) = self.metadata.u32(&self.key("vocab_size"))?
+            && stated as usize != vocab_size
+        {
+            return Err(self.error(
+                "vocab_size",
+                format!("{stated}, but token_embd.weight has {vocab_size} rows"),
+            ));
+        }
+        Ok(())
+    }
+
     fn key(&self, key: &str) -> String {
         format!("{}.{key}", self.architecture)
     }

@@ -157,6 +157,19 @@ struct Tensor {
     cols: usize,
 }
 
+impl Tensor {
+    /// The tensor `{gguf}.weight`, with its kind, rows and columns.
+    fn new(gguf: &str, huggingface: &str, (kind, rows, cols): (Kind, usize, usize)) -> Self {
+        Self {
+            gguf: format!("{gguf}.weight"),
+            huggingface: format!("{huggingface}.weight"),
+            kind,
+            rows,
+            cols,
+        }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Ternary,
@@ -380,82 +393,51 @@ impl SyntheticModel {
     /// All tensors, in the order they are written.
     fn tensors(&self) -> Vec<Tensor> {
         let shape = &self.shape;
-        let (hidden, ffn, vocab) = (shape.hidden_size, shape.ffn_size, shape.vocab_size);
-        let (query, key) = (
-            shape.heads * shape.head_dim,
-            shape.kv_heads * shape.head_dim,
-        );
-        let tensor = |gguf: String, huggingface: String, kind, rows, cols| Tensor {
-            gguf: format!("{gguf}.weight"),
-            huggingface: format!("{huggingface}.weight"),
-            kind,
-            rows,
-            cols,
-        };
-        let mut tensors = vec![tensor(
-            "token_embd".into(),
-            "model.embed_tokens".into(),
-            Kind::Table,
-            vocab,
-            hidden,
+        let (hidden, vocab) = (shape.hidden_size, shape.vocab_size);
+        let mut tensors = vec![Tensor::new(
+            "token_embd",
+            "model.embed_tokens",
+            (Kind::Table, vocab, hidden),
         )];
-        for index in 0..shape.num_layers {
-            let mut in_layer = |gguf: &str, huggingface: &str, kind, rows, cols| {
-                let (gguf, huggingface) = (
-                    format!("blk.{index}.{gguf}"),
-                    format!("model.layers.{index}.{huggingface}"),
-                );
-                tensors.push(tensor(gguf, huggingface, kind, rows, cols));
-            };
-            in_layer("attn_norm", "input_layernorm", Kind::Norm, 1, hidden);
-            in_layer("attn_q", "self_attn.q_proj", Kind::Ternary, query, hidden);
-            in_layer("attn_k", "self_attn.k_proj", Kind::Ternary, key, hidden);
-            in_layer("attn_v", "self_attn.v_proj", Kind::Ternary, key, hidden);
-            in_layer(
-                "attn_output",
-                "self_attn.o_proj",
-                Kind::Ternary,
-                hidden,
-                query,
-            );
-            in_layer(
-                "ffn_norm",
-                "post_attention_layernorm",
-                Kind::Norm,
-                1,
-                hidden,
-            );
-            in_layer("ffn_gate", "mlp.gate_proj", Kind::Ternary, ffn, hidden);
-            in_layer("ffn_up", "mlp.up_proj", Kind::Ternary, ffn, hidden);
-            in_layer("ffn_down", "mlp.down_proj", Kind::Ternary, hidden, ffn);
-            if shape.architecture.has_sub_norms() {
-                in_layer(
-                    "attn_sub_norm",
-                    "self_attn.attn_sub_norm",
-                    Kind::Norm,
-                    1,
-                    query,
-                );
-                in_layer("ffn_sub_norm", "mlp.ffn_sub_norm", Kind::Norm, 1, ffn);
-            }
-        }
-        tensors.push(tensor(
-            "output_norm".into(),
-            "model.norm".into(),
-            Kind::Norm,
-            1,
-            hidden,
-        ));
+        tensors.extend((0..shape.num_layers).flat_map(|index| self.layer_tensors(index)));
+        let norm = (Kind::Norm, 1, hidden);
+        tensors.push(Tensor::new("output_norm", "model.norm", norm));
         if !shape.tied {
-            tensors.push(tensor(
-                "output".into(),
-                "lm_head".into(),
-                Kind::Table,
-                vocab,
-                hidden,
-            ));
+            let head = (Kind::Table, vocab, hidden);
+            tensors.push(Tensor::new("output", "lm_head", head));
         }
         tensors
+    }
+
+    fn layer_tensors(&self, index: usize) -> Vec<Tensor> {
+        use Kind::{Norm, Ternary};
+        let shape = &self.shape;
+        let (hidden, ffn) = (shape.hidden_size, shape.ffn_size);
+        let query = shape.heads * shape.head_dim;
+        let key = shape.kv_heads * shape.head_dim;
+        let mut tensors = vec![
+            ("attn_norm", "input_layernorm", (Norm, 1, hidden)),
+            ("attn_q", "self_attn.q_proj", (Ternary, query, hidden)),
+            ("attn_k", "self_attn.k_proj", (Ternary, key, hidden)),
+            ("attn_v", "self_attn.v_proj", (Ternary, key, hidden)),
+            ("attn_output", "self_attn.o_proj", (Ternary, hidden, query)),
+            ("ffn_norm", "post_attention_layernorm", (Norm, 1, hidden)),
+            ("ffn_gate", "mlp.gate_proj", (Ternary, ffn, hidden)),
+            ("ffn_up", "mlp.up_proj", (Ternary, ffn, hidden)),
+            ("ffn_down", "mlp.down_proj", (Ternary, hidden, ffn)),
+        ];
+        if shape.architecture.has_sub_norms() {
+            tensors.extend([
+                ("attn_sub_norm", "self_attn.attn_sub_norm", (Norm, 1, query)),
+                ("ffn_sub_norm", "mlp.ffn_sub_norm", (Norm, 1, ffn)),
+            ]);
+        }
+        let tensor = |(gguf, huggingface, content)| {
+            let gguf = format!("blk.{index}.{gguf}");
+            let huggingface = format!("model.layers.{index}.{huggingface}");
+            Tensor::new(&gguf, &huggingface, content)
+        };
+        tensors.into_iter().map(tensor).collect()
     }
 
     /// A row of a tensor: weights around 0, norms around 1. All numbers are exact in bf16, and the

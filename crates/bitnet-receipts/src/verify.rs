@@ -11,7 +11,8 @@ use bitnet_models::{FfnSparsity, HeadMode, I2sForm, InputRounding, KvType};
 
 use crate::digest::{digest, tokens_sha256};
 use crate::record::{
-    DECODE, KernelRecord, Layout, ModelRecord, PREFILL, Receipt, SCHEMA_VERSION, has_groups,
+    DECODE, HybridRecord, KernelRecord, Layout, ModelRecord, PREFILL, Receipt, RunRecord,
+    SCHEMA_VERSION, has_groups,
 };
 use crate::work::Work;
 
@@ -317,16 +318,26 @@ fn products(receipt: &Receipt) -> Result<(), Refusal> {
     })
 }
 
+/// Returns a refusal of the gate of fields unless `holds`.
+fn ensure_field(holds: bool, problem: String) -> Result<(), Refusal> {
+    ensure(ReceiptGate::Schema, holds, || problem)
+}
+
 /// The numbers and names of environment, model and run, each on its own.
 fn facts(receipt: &Receipt) -> Result<(), Refusal> {
-    let schema = |holds, problem: String| ensure(ReceiptGate::Schema, holds, || problem);
+    texts(receipt)?;
+    names(&receipt.run)?;
+    dimensions(receipt)?;
+    seed(receipt)?;
+    parity(receipt)
+}
+
+/// Texts that no receipt leaves blank, and the time in its form.
+fn texts(receipt: &Receipt) -> Result<(), Refusal> {
     let Receipt {
-        environment,
-        model,
-        run,
-        ..
+        environment, model, ..
     } = receipt;
-    schema(
+    ensure_field(
         humantime::parse_rfc3339(&receipt.timestamp).is_ok(),
         format!("timestamp is {:?}, not RFC 3339", receipt.timestamp),
     )?;
@@ -338,17 +349,22 @@ fn facts(receipt: &Receipt) -> Result<(), Refusal> {
         ("path", &model.path),
         ("quantization", &model.quantization),
     ] {
-        schema(!text.trim().is_empty(), format!("{name} is blank"))?;
+        ensure_field(!text.trim().is_empty(), format!("{name} is blank"))?;
     }
+    Ok(())
+}
+
+/// Names of the run's options.
+fn names(run: &RunRecord) -> Result<(), Refusal> {
     // Several packings are joined with `+`.
     let is_packing = |name: &str| Layout::by_name(name).is_some();
+    let is_kv_type = |kv_type: KvType| kv_type.name() == run.kv_type;
+    let is_head = |mode: HeadMode| mode.name() == run.head;
     for (name, value, is_known) in [
         (
             "kv_type",
             &run.kv_type,
-            [KvType::F16, KvType::F32]
-                .iter()
-                .any(|known| known.name() == run.kv_type),
+            [KvType::F16, KvType::F32].into_iter().any(is_kv_type),
         ),
         (
             "packing",
@@ -360,8 +376,8 @@ fn facts(receipt: &Receipt) -> Result<(), Refusal> {
             "head",
             &run.head,
             [HeadMode::Full, HeadMode::Screened]
-                .iter()
-                .any(|known| known.name() == run.head),
+                .into_iter()
+                .any(is_head),
         ),
         (
             "ffn_sparsity",
@@ -374,19 +390,22 @@ fn facts(receipt: &Receipt) -> Result<(), Refusal> {
             run.i2_s_form.parse::<I2sForm>().is_ok(),
         ),
     ] {
-        schema(is_known, format!("{name} is {value:?}, which is unknown"))?;
+        ensure_field(is_known, format!("{name} is {value:?}, which is unknown"))?;
     }
     let rounding = run.group_inputs.as_deref();
-    schema(
+    ensure_field(
         rounding.is_some() == has_groups(&run.packing)
             && rounding.is_none_or(|name| InputRounding::by_name(name).is_some()),
         format!(
             "group_inputs is {rounding:?}, which does not fit packing {:?}",
             run.packing
         ),
-    )?;
-    schema(environment.threads > 0, "threads is 0".to_owned())?;
-    schema(
+    )
+}
+
+fn dimensions(receipt: &Receipt) -> Result<(), Refusal> {
+    ensure_field(receipt.environment.threads > 0, "threads is 0".to_owned())?;
+    ensure_field(
         receipt.peak_rss_bytes != Some(0),
         "peak_rss_bytes is 0".to_owned(),
     )?;
@@ -398,8 +417,9 @@ fn facts(receipt: &Receipt) -> Result<(), Refusal> {
         kv_heads,
         head_dim,
         vocab,
+        hybrid,
         ..
-    } = *model;
+    } = receipt.model;
     for (name, size) in [
         ("layers", layers),
         ("hidden", hidden),
@@ -409,46 +429,64 @@ fn facts(receipt: &Receipt) -> Result<(), Refusal> {
         ("head_dim", head_dim),
         ("heads · head_dim", heads.saturating_mul(head_dim)),
         ("vocab", vocab),
-        ("prefill_chunk", run.prefill_chunk),
+        ("prefill_chunk", receipt.run.prefill_chunk),
     ] {
-        schema(
-            (1..=DIMENSION_MAX).contains(&size),
-            format!("{name} is {size}, but must be from 1 to {DIMENSION_MAX}"),
-        )?;
+        ensure_dimension(name, size)?;
     }
-    if let Some(hybrid) = model.hybrid {
-        for (name, size) in [
-            ("rotary_dim", hybrid.rotary_dim),
-            ("key_heads", hybrid.key_heads),
-            ("value_heads", hybrid.value_heads),
-            ("state_dim", hybrid.state_dim),
-            (
-                "key_heads · state_dim",
-                hybrid.key_heads.saturating_mul(hybrid.state_dim),
-            ),
-            (
-                "value_heads · state_dim",
-                hybrid.value_heads.saturating_mul(hybrid.state_dim),
-            ),
-        ] {
-            schema(
-                (1..=DIMENSION_MAX).contains(&size),
-                format!("hybrid.{name} is {size}, but must be from 1 to {DIMENSION_MAX}"),
-            )?;
-        }
-        schema(
-            hybrid.attention_layers < layers
-                && (hybrid.attention_layers > 0 || !hybrid.ends_with_attention)
-                && hybrid.rotary_dim <= head_dim,
-            format!("{hybrid:?} contradicts {layers} layers with heads of {head_dim}"),
-        )?;
+    if let Some(hybrid) = hybrid {
+        hybrid_dimensions(hybrid, layers, head_dim)?;
     }
-    schema(
+    ensure_field(
         heads % kv_heads == 0,
         format!("{heads} heads are not a multiple of {kv_heads} key/value heads"),
-    )?;
+    )
+}
+
+fn hybrid_dimensions(hybrid: HybridRecord, layers: u64, head_dim: u64) -> Result<(), Refusal> {
+    let HybridRecord {
+        key_heads,
+        value_heads,
+        state_dim,
+        ..
+    } = hybrid;
+    for (name, size) in [
+        ("hybrid.rotary_dim", hybrid.rotary_dim),
+        ("hybrid.key_heads", key_heads),
+        ("hybrid.value_heads", value_heads),
+        ("hybrid.state_dim", state_dim),
+        (
+            "hybrid.key_heads · state_dim",
+            key_heads.saturating_mul(state_dim),
+        ),
+        (
+            "hybrid.value_heads · state_dim",
+            value_heads.saturating_mul(state_dim),
+        ),
+    ] {
+        ensure_dimension(name, size)?;
+    }
+    ensure_field(
+        hybrid.attention_layers < layers
+            && (hybrid.attention_layers > 0 || !hybrid.ends_with_attention)
+            && hybrid.rotary_dim <= head_dim,
+        format!("{hybrid:?} contradicts {layers} layers with heads of {head_dim}"),
+    )
+}
+
+fn ensure_dimension(name: &str, size: u64) -> Result<(), Refusal> {
+    ensure_field(
+        (1..=DIMENSION_MAX).contains(&size),
+        format!("{name} is {size}, but must be from 1 to {DIMENSION_MAX}"),
+    )
+}
+
+/// The sampling parameters, and whether the run is as deterministic as they say.
+fn seed(receipt: &Receipt) -> Result<(), Refusal> {
+    let Receipt {
+        environment, run, ..
+    } = receipt;
     run.sampling
-        .check(vocab as usize)
+        .check(receipt.model.vocab as usize)
         .map_err(|error| Refusal {
             gate: ReceiptGate::Schema,
             problem: error.to_string(),
@@ -458,21 +496,24 @@ fn facts(receipt: &Receipt) -> Result<(), Refusal> {
         .as_deref()
         .is_some_and(|text| !FALSE.contains(&text.to_lowercase().as_str()));
     let fixed = run.sampling.temperature == 0.0 || environment.seed.is_some() || is_set;
-    schema(
+    ensure_field(
         receipt.deterministic || !fixed,
         "deterministic is false, but the seed was fixed".to_owned(),
-    )?;
-    receipt.parity.as_ref().map_or(Ok(()), |parity| {
-        let compared = [parity.cosine.is_some(), parity.exact_match_rate.is_some()];
-        let fits = compared == [parity.status != "rust_only"; 2];
-        schema(
-            fits,
-            format!(
-                "parity status is {:?}, which contradicts its numbers",
-                parity.status
-            ),
-        )
-    })
+    )
+}
+
+fn parity(receipt: &Receipt) -> Result<(), Refusal> {
+    let Some(parity) = &receipt.parity else {
+        return Ok(());
+    };
+    let compared = [parity.cosine.is_some(), parity.exact_match_rate.is_some()];
+    ensure_field(
+        compared == [parity.status != "rust_only"; 2],
+        format!(
+            "parity status is {:?}, which contradicts its numbers",
+            parity.status
+        ),
+    )
 }
 
 fn rates(receipt: &Receipt) -> Result<(), Refusal> {
@@ -481,7 +522,6 @@ fn rates(receipt: &Receipt) -> Result<(), Refusal> {
         tokens_generated: generated,
         tokens_requested: requested,
         prefill_ms,
-        decode_ms,
         ..
     } = *receipt;
     ensure(gate, generated > 0, || {
@@ -505,13 +545,25 @@ fn rates(receipt: &Receipt) -> Result<(), Refusal> {
     ensure(gate, first >= prefill_ms, || {
         format!("first_token_ms is {first}, less than prefill_ms {prefill_ms}")
     })?;
+    decode_rate(receipt)?;
+    phase_times(receipt)
+}
+
+/// The rate of decoding: tokens after the first by the time that they took.
+fn decode_rate(receipt: &Receipt) -> Result<(), Refusal> {
+    let gate = ReceiptGate::Rates;
+    let Receipt {
+        tokens_generated: generated,
+        decode_ms,
+        ..
+    } = *receipt;
     match (generated, receipt.tokens_per_second) {
         (1, None) => ensure(gate, decode_ms == 0.0, || {
             format!("decode_ms is {decode_ms} for a single token")
-        })?,
+        }),
         (1, Some(rate)) => {
             let problem = format!("tokens_per_second is {rate}, but a single token has no rate");
-            return Err(Refusal { gate, problem });
+            Err(Refusal { gate, problem })
         }
         (_, rate) => {
             ensure(gate, decode_ms > 0.0, || {
@@ -525,12 +577,18 @@ fn rates(receipt: &Receipt) -> Result<(), Refusal> {
                 format!(
                     "tokens_per_second is {shown}, but {generated} tokens in {decode_ms} ms make {expected:.3}"
                 )
-            })?;
+            })
         }
     }
+}
+
+/// The times of the kernels in each phase, which its whole time bounds.
+fn phase_times(receipt: &Receipt) -> Result<(), Refusal> {
+    let gate = ReceiptGate::Rates;
+    let generated = receipt.tokens_generated;
     let wanted = [
-        (PREFILL, true, prefill_ms),
-        (DECODE, generated > 1, decode_ms),
+        (PREFILL, true, receipt.prefill_ms),
+        (DECODE, generated > 1, receipt.decode_ms),
     ];
     for (phase, ran, limit) in wanted {
         let time = match receipt.kernel_counts.get(phase) {
@@ -549,23 +607,32 @@ fn rates(receipt: &Receipt) -> Result<(), Refusal> {
 }
 
 fn work_is_done(receipt: &Receipt) -> Result<(), Refusal> {
+    prompt_fits(receipt)?;
+    drafts_fit(receipt)?;
+    Work::ALL
+        .into_iter()
+        .try_for_each(|work| counts_fit(work, receipt))
+}
+
+fn prompt_fits(receipt: &Receipt) -> Result<(), Refusal> {
     let gate = ReceiptGate::Work;
-    let (prompt, cached) = (
-        receipt.run.prompt_tokens.len() as u64,
-        receipt.run.cached_tokens,
-    );
+    let run = &receipt.run;
+    let (prompt, cached) = (run.prompt_tokens.len() as u64, run.cached_tokens);
     ensure(gate, prompt < TOKENS_MAX && cached < prompt, || {
         format!("{cached} of {prompt} prompt tokens were cached, but at least one is computed")
     })?;
     let vocab = receipt.model.vocab;
-    let stray = receipt
-        .run
+    let stray = run
         .prompt_tokens
         .iter()
         .find(|token| u64::from(token.0) >= vocab);
     ensure(gate, stray.is_none(), || {
         format!("a prompt token is outside the vocabulary of {vocab} tokens")
-    })?;
+    })
+}
+
+fn drafts_fit(receipt: &Receipt) -> Result<(), Refusal> {
+    let gate = ReceiptGate::Work;
     let run = &receipt.run;
     let (drafted, accepted) = (run.drafted_tokens, run.accepted_tokens);
     let fits = accepted < receipt.tokens_generated
@@ -583,57 +650,57 @@ fn work_is_done(receipt: &Receipt) -> Result<(), Refusal> {
     // A refused draft makes a hybrid model compute the accepted tokens again, from a saved state.
     ensure(gate, receipt.model.hybrid.is_none() || drafted == 0, || {
         format!("{drafted} tokens were drafted, but receipts of hybrid models cover no drafts")
-    })?;
-    for work in Work::ALL {
-        let kernels = || {
-            Kernel::ALL
-                .into_iter()
-                .filter(|kernel| work.is_done_by(*kernel))
-        };
-        let counts = kernels().filter_map(|kernel| receipt.count(kernel));
-        let (mut executed, mut skipped, mut calls, mut bytes) = (0u128, 0u128, 0u128, 0u128);
-        for count in counts {
-            executed += u128::from(count.macs);
-            skipped += u128::from(count.macs_skipped);
-            calls += u128::from(count.calls);
-            bytes += u128::from(count.bytes);
-        }
-        let ids = || kernels().map(Kernel::id).collect::<Vec<_>>().join(" and ");
-        let (macs, expected) = (executed + skipped, work.macs(receipt));
-        ensure(gate, expected.contains(&macs), || {
-            format!(
-                "{} executed and skipped {macs} MACs, but dimensions and tokens demand {}",
-                ids(),
-                expected.end()
-            )
-        })?;
-        let skipped_max = work.skipped_max(receipt);
-        ensure(gate, skipped <= skipped_max, || {
-            format!(
-                "{} skipped {skipped} MACs, but at most {skipped_max} can be without effect",
-                ids()
-            )
-        })?;
-        let expected = work.bytes(receipt, executed);
-        ensure(gate, expected.contains(&bytes), || {
-            format!(
-                "{} read {bytes} bytes, but {executed} MACs take {expected:?}",
-                ids()
-            )
-        })?;
-        let expected = work.calls(receipt);
-        ensure(
-            gate,
-            expected
-                .as_ref()
-                .is_none_or(|expected| expected.contains(&calls)),
-            || {
-                let (least, most) = expected.map(RangeInclusive::into_inner).unwrap_or_default();
-                format!("{} was called {calls} times, not {least} to {most}", ids())
-            },
-        )?;
+    })
+}
+
+/// The counts of the kernels that did `work`, together, are those that the run's dimensions and
+/// tokens demand.
+fn counts_fit(work: Work, receipt: &Receipt) -> Result<(), Refusal> {
+    let gate = ReceiptGate::Work;
+    let kernels = || {
+        Kernel::ALL
+            .into_iter()
+            .filter(|kernel| work.is_done_by(*kernel))
+    };
+    let counts = kernels().filter_map(|kernel| receipt.count(kernel));
+    let (mut executed, mut skipped, mut calls, mut bytes) = (0u128, 0u128, 0u128, 0u128);
+    for count in counts {
+        executed += u128::from(count.macs);
+        skipped += u128::from(count.macs_skipped);
+        calls += u128::from(count.calls);
+        bytes += u128::from(count.bytes);
     }
-    Ok(())
+    let ids = || kernels().map(Kernel::id).collect::<Vec<_>>().join(" and ");
+    let (macs, expected) = (executed + skipped, work.macs(receipt));
+    ensure(gate, expected.contains(&macs), || {
+        format!(
+            "{} executed and skipped {macs} MACs, but dimensions and tokens demand {}",
+            ids(),
+            expected.end()
+        )
+    })?;
+    let skipped_max = work.skipped_max(receipt);
+    ensure(gate, skipped <= skipped_max, || {
+        format!(
+            "{} skipped {skipped} MACs, but at most {skipped_max} can be without effect",
+            ids()
+        )
+    })?;
+    let expected = work.bytes(receipt, executed);
+    ensure(gate, expected.contains(&bytes), || {
+        format!(
+            "{} read {bytes} bytes, but {executed} MACs take {expected:?}",
+            ids()
+        )
+    })?;
+    let expected = work.calls(receipt);
+    let fits = expected
+        .as_ref()
+        .is_none_or(|expected| expected.contains(&calls));
+    ensure(gate, fits, || {
+        let (least, most) = expected.map(RangeInclusive::into_inner).unwrap_or_default();
+        format!("{} was called {calls} times, not {least} to {most}", ids())
+    })
 }
 
 fn hashes(receipt: &Receipt) -> Result<(), Refusal> {

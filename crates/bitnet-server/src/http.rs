@@ -151,6 +151,27 @@ async fn authenticate(State(app): State<Arc<App>>, request: Request, next: Next)
     next.run(request).await
 }
 
+/// Adds the request's id, and that the connection closes, if it does.
+fn add_headers(headers: &mut HeaderMap, record: &Record, closes: bool) {
+    if closes {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    if let Ok(value) = HeaderValue::from_str(&record.request_id) {
+        headers.insert(REQUEST_ID, value);
+    }
+}
+
+/// Answers a request; a panic becomes an answer, too.
+async fn answer(request: Request, next: Next) -> Response {
+    AssertUnwindSafe(next.run(request))
+        .catch_unwind()
+        .await
+        .unwrap_or_else(|_| {
+            // The message was printed where it happened.
+            ApiError::internal("a bug in the server: this request made it panic").into_response()
+        })
+}
+
 /// Names and records a request, answers browsers' preflights, and turns a panic into an answer.
 async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let route = request
@@ -195,14 +216,7 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     let mut response = match (refusal, preflight) {
         (Some(refusal), _) => refusal.into_response(),
         (None, Some(headers)) => (StatusCode::NO_CONTENT, headers).into_response(),
-        (None, None) => AssertUnwindSafe(next.run(request))
-            .catch_unwind()
-            .await
-            .unwrap_or_else(|_| {
-                // The message was printed where it happened.
-                ApiError::internal("a bug in the server: this request made it panic")
-                    .into_response()
-            }),
+        (None, None) => answer(request, next).await,
     };
     let status = response.status();
     if (status.is_client_error() || status.is_server_error())
@@ -218,12 +232,8 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     }
     let headers = response.headers_mut();
     headers.extend(cors);
-    if is_last || app.phase() == Phase::Draining {
-        headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    if let Ok(value) = HeaderValue::from_str(&record.request_id) {
-        headers.insert(REQUEST_ID, value);
-    }
+    let closes = is_last || app.phase() == Phase::Draining;
+    add_headers(headers, &record, closes);
     if let Some(value) = load_format.and_then(|format| load_report(&app, &format)) {
         headers.insert(LOAD, value);
     }

@@ -10,6 +10,7 @@ use bitnet_inference::{Driver, EngineLoop, panic_message};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::RecvError;
 use tokio::time::timeout;
 
 use crate::answer_sink::observe;
@@ -104,6 +105,22 @@ fn engine_thread() -> std::thread::Builder {
         .stack_size(ENGINE_STACK_BYTES)
 }
 
+/// The server's state, and the loop of its engine, which the metrics observe.
+fn new_app(options: ServeOptions) -> (Arc<App>, EngineLoop) {
+    let (driver, engine_loop) = Driver::new();
+    let metrics = Arc::new(Metrics::new(Arc::clone(driver.monitor())));
+    let engine_loop = engine_loop.observed({
+        let metrics = Arc::clone(&metrics);
+        move |observation| observe(&metrics, observation)
+    });
+    (Arc::new(App::new(options, driver, metrics)), engine_loop)
+}
+
+/// The reason why the engine's thread has ended.
+fn engine_lost(ended: std::result::Result<Error, RecvError>) -> Error {
+    ended.unwrap_or_else(|_| Error::EngineLost("it panicked".to_owned()))
+}
+
 async fn run(
     options: ServeOptions,
     load: impl FnOnce() -> Loaded + Send + 'static,
@@ -114,13 +131,7 @@ async fn run(
     let listener = TcpListener::bind(address).await.map_err(cannot_bind)?;
     let mut stop = StopSignals::new().map_err(Error::Threads)?;
     let drain_timeout = options.drain_timeout;
-    let (driver, engine_loop) = Driver::new();
-    let metrics = Arc::new(Metrics::new(Arc::clone(driver.monitor())));
-    let engine_loop = engine_loop.observed({
-        let metrics = Arc::clone(&metrics);
-        move |observation| observe(&metrics, observation)
-    });
-    let app = Arc::new(App::new(options, driver, metrics));
+    let (app, engine_loop) = new_app(options);
     let address = listener.local_addr().map_err(cannot_bind)?;
     #[cfg(feature = "otlp")]
     start_otlp(&app, address)?;
@@ -130,9 +141,6 @@ async fn run(
     tell(ServerEvent::Listening(address));
     let mut engine_ended = start_engine(Arc::clone(&app), engine_loop, load, Arc::clone(&tell))
         .map_err(Error::Threads)?;
-    let engine_lost = |ended: std::result::Result<Error, _>| {
-        ended.unwrap_or_else(|_| Error::EngineLost("it panicked".to_owned()))
-    };
     let mut door = Door::new(listener, &app);
     watch::start(&app).map_err(Error::Threads)?;
 
@@ -174,15 +182,7 @@ async fn run(
     }
     door.close(is_drained).await;
     #[cfg(feature = "otlp")]
-    stop_otlp(
-        app,
-        if is_drained {
-            OTLP_LAST_WORDS
-        } else {
-            OTLP_LAST_WORDS_AT_ONCE
-        },
-    )
-    .await;
+    stop_otlp(app, is_drained).await;
     if is_drained {
         return Ok(Ended::Drained);
     }
@@ -200,9 +200,14 @@ fn start_otlp(app: &App, address: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// Sends the rest of the telemetry, for `patience` at most.
+/// Sends the rest of the telemetry; for a short time only, if answers were cut off.
 #[cfg(feature = "otlp")]
-async fn stop_otlp(app: Arc<App>, patience: Duration) {
+async fn stop_otlp(app: Arc<App>, is_drained: bool) {
+    let patience = if is_drained {
+        OTLP_LAST_WORDS
+    } else {
+        OTLP_LAST_WORDS_AT_ONCE
+    };
     let stopped = tokio::task::spawn_blocking(move || app.otlp.get().map(Otlp::stop));
     if timeout(patience, stopped).await.is_err() {
         tracing::warn!("the last telemetry could not be sent in time");

@@ -132,33 +132,7 @@ impl Serialize for Merge<'_> {
 impl<'a> File<'a> {
     fn of(definition: &'a Definition<'_>) -> Result<Self> {
         let is_byte_level = definition.spelling == Spelling::ByteLevel;
-        let is_added = |kind: TokenKind| {
-            matches!(
-                kind,
-                TokenKind::Unknown | TokenKind::Control | TokenKind::UserDefined
-            )
-        };
-        let tokens = || {
-            definition
-                .tokens
-                .iter()
-                .enumerate()
-                .map(|(id, (text, kind))| (id, &**text, *kind))
-        };
-        let added_tokens = tokens().filter(|(.., kind)| is_added(*kind)).map(|(id, text, kind)| {
-            json!({"id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false,
-                   "normalized": false, "special": kind != TokenKind::UserDefined})
-        });
-        // SentencePiece's own files also list their control tokens in the vocabulary.
-        let vocab = tokens().filter(|(.., kind)| !(is_byte_level && is_added(*kind)));
-        let vocab: Vec<(&str, usize)> = vocab.map(|(id, text, _)| (text, id)).collect();
-        let mut seen = hashbrown::HashSet::with_capacity(vocab.len());
-        if let Some((text, _)) = vocab.iter().find(|(text, _)| !seen.insert(*text)) {
-            return Err(unsupported(format!(
-                "two tokens that are both {}",
-                quoted(text)
-            )));
-        }
+        let vocab = vocab(definition, is_byte_level)?;
         let unknown = definition
             .roles
             .unknown
@@ -176,7 +150,7 @@ impl<'a> File<'a> {
             version: "1.0",
             truncation: Value::Null,
             padding: Value::Null,
-            added_tokens: added_tokens.collect(),
+            added_tokens: added_tokens(definition),
             normalizer: if is_byte_level {
                 Value::Null
             } else {
@@ -207,6 +181,39 @@ impl<'a> File<'a> {
             },
         })
     }
+}
+
+fn is_added(kind: TokenKind) -> bool {
+    matches!(
+        kind,
+        TokenKind::Unknown | TokenKind::Control | TokenKind::UserDefined
+    )
+}
+
+fn added_tokens(definition: &Definition<'_>) -> Vec<Value> {
+    let tokens = definition.tokens.iter().enumerate();
+    let added = tokens.filter(|(_, (_, kind))| is_added(*kind));
+    let json = |(id, (text, kind)): (usize, &(Cow<'_, str>, TokenKind))| {
+        json!({"id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false,
+               "normalized": false, "special": *kind != TokenKind::UserDefined})
+    };
+    added.map(json).collect()
+}
+
+/// The tokens of the vocabulary with their ids.
+fn vocab<'a>(definition: &'a Definition<'_>, is_byte_level: bool) -> Result<Vec<(&'a str, usize)>> {
+    let tokens = definition.tokens.iter().enumerate();
+    // SentencePiece's own files also list their control tokens in the vocabulary.
+    let listed = tokens.filter(|(_, (_, kind))| !(is_byte_level && is_added(*kind)));
+    let vocab: Vec<(&str, usize)> = listed.map(|(id, (text, _))| (&**text, id)).collect();
+    let mut seen = hashbrown::HashSet::with_capacity(vocab.len());
+    if let Some((text, _)) = vocab.iter().find(|(text, _)| !seen.insert(*text)) {
+        return Err(unsupported(format!(
+            "two tokens that are both {}",
+            quoted(text)
+        )));
+    }
+    Ok(vocab)
 }
 
 /// All pairs of tokens whose union is a token, by the score of the union, then by the ids of the

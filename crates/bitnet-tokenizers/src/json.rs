@@ -351,14 +351,62 @@ fn definition(files: &TokenizerFiles) -> Result<Definition<'_>> {
             .rposition(|(token, _)| token == text)
             .map(|id| id as u32)
     };
-    let unknown = match &file.model.unk_token {
-        None => None,
-        Some(token) => Some(id_of(token).ok_or_else(|| Error::UnknownToken {
-            what: "unk_token",
-            token: quoted(token),
-        })?),
-    };
+    let unknown = unknown_token(&file.model, &tokens)?;
     let config = Config::read(files)?;
+    let (roles, [has_before, has_after]) = roles(&file, &config, &tokens, unknown)?;
+    let model = &file.model;
+    let settings = BpeSettings {
+        ignore_merges: model.ignore_merges,
+        fuse_unknown: model.fuse_unk,
+    };
+    let (chat_template, named_chat_templates) = chat_templates(files, &config);
+    Ok(Definition {
+        spelling: components.spelling,
+        added: added(&file),
+        merges: Merges::Pairs(merges(file.model.merges)?),
+        model: ModelSettings::Bpe(settings),
+        nfc: components.nfc,
+        pretokenizer: components.steps,
+        space_prefix: components.space_prefix,
+        add_bos: has_before,
+        add_bos_is_explicit: false,
+        add_eos: has_after && roles.eos.is_some(),
+        chat_template,
+        named_chat_templates,
+        roles,
+        tokens,
+    })
+}
+
+type Tokens<'a> = [(Cow<'a, str>, TokenKind)];
+
+fn id_of(tokens: &Tokens<'_>, text: &str) -> Option<u32> {
+    tokens
+        .iter()
+        .rposition(|(token, _)| token == text)
+        .map(|id| id as u32)
+}
+
+/// The token for text that the vocabulary cannot spell, if the model names one.
+fn unknown_token(model: &ModelFile<'_>, tokens: &Tokens<'_>) -> Result<Option<u32>> {
+    let Some(token) = &model.unk_token else {
+        return Ok(None);
+    };
+    let id = id_of(tokens, token).ok_or_else(|| Error::UnknownToken {
+        what: "unk_token",
+        token: quoted(token),
+    })?;
+    Ok(Some(id))
+}
+
+/// The special tokens, and whether the post-processor puts a token before and after a text.
+fn roles(
+    file: &File<'_>,
+    config: &Config,
+    tokens: &Tokens<'_>,
+    unknown: Option<u32>,
+) -> Result<(Roles, [bool; 2])> {
+    let id_of = |text: &str| id_of(tokens, text);
     let role = |name| match config.token(name)? {
         None => Ok(None),
         Some(token) => match id_of(&token) {
@@ -374,21 +422,19 @@ fn definition(files: &TokenizerFiles) -> Result<Definition<'_>> {
     let (bos, eos) = (role("bos_token")?, role("eos_token")?);
     let (before, after) = template_tokens(&file.post_processor)?;
     // The tokens that the post-processor puts around a text are BOS and EOS.
-    let bos = before.as_deref().and_then(id_of).or(bos);
-    let eos = after.as_deref().and_then(id_of).or(eos);
     let roles = Roles {
-        bos,
-        eos,
+        bos: before.as_deref().and_then(id_of).or(bos),
+        eos: after.as_deref().and_then(id_of).or(eos),
         unknown: unknown.map_or_else(|| role("unk_token"), |id| Ok(Some(id)))?,
         padding: role("pad_token")?,
         stop: config.stop_ids(),
         ..Roles::default()
     };
-    let model = &file.model;
-    let settings = BpeSettings {
-        ignore_merges: model.ignore_merges,
-        fuse_unknown: model.fuse_unk,
-    };
+    Ok((roles, [before.is_some(), after.is_some()]))
+}
+
+/// The added tokens that match text in a way of their own.
+fn added(file: &File<'_>) -> Vec<Added> {
     let added = file.added_tokens.iter().filter_map(|token| {
         let AddedToken {
             lstrip: strip_left,
@@ -405,23 +451,7 @@ fn definition(files: &TokenizerFiles) -> Result<Definition<'_>> {
             is_normalized,
         })
     });
-    let (chat_template, named_chat_templates) = chat_templates(files, &config);
-    Ok(Definition {
-        spelling: components.spelling,
-        added: sorted_by_id(added.collect()),
-        merges: Merges::Pairs(merges(file.model.merges)?),
-        model: ModelSettings::Bpe(settings),
-        nfc: components.nfc,
-        pretokenizer: components.steps,
-        space_prefix: components.space_prefix,
-        add_bos: before.is_some(),
-        add_bos_is_explicit: false,
-        add_eos: after.is_some() && eos.is_some(),
-        chat_template,
-        named_chat_templates,
-        roles,
-        tokens,
-    })
+    sorted_by_id(added.collect())
 }
 
 type Named<'a> = Vec<(Cow<'a, str>, Cow<'a, str>)>;

@@ -37,6 +37,31 @@ pub struct Options {
 /// A process, killed on drop.
 struct Running(Child);
 
+impl Running {
+    /// Starts a server. Returns it with its URL.
+    fn serve(options: &Options) -> anyhow::Result<(Self, String)> {
+        let mut serve = Command::new(&options.bitnet);
+        serve
+            .args(["serve", "--port", "0", "--log-level", "error"])
+            .stdout(Stdio::piped());
+        if let Some(model) = &options.model {
+            serve.arg("--model").arg(model);
+        }
+        let mut server = Self(
+            serve
+                .spawn()
+                .with_context(|| format!("starting {}", options.bitnet.display()))?,
+        );
+        let mut line = String::new();
+        BufReader::new(server.0.stdout.take().context("no output")?).read_line(&mut line)?;
+        let url = line
+            .trim()
+            .strip_prefix("listening on ")
+            .context("the server did not print its address")?;
+        Ok((server, url.to_owned()))
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         // The process may have ended already.
@@ -46,24 +71,7 @@ impl Drop for Running {
 }
 
 pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
-    let mut serve = Command::new(&options.bitnet);
-    serve
-        .args(["serve", "--port", "0", "--log-level", "error"])
-        .stdout(Stdio::piped());
-    if let Some(model) = &options.model {
-        serve.arg("--model").arg(model);
-    }
-    let mut server = Running(
-        serve
-            .spawn()
-            .with_context(|| format!("starting {}", options.bitnet.display()))?,
-    );
-    let mut line = String::new();
-    BufReader::new(server.0.stdout.take().context("no output")?).read_line(&mut line)?;
-    let url = line
-        .trim()
-        .strip_prefix("listening on ")
-        .context("the server did not print its address")?;
+    let (_server, url) = Running::serve(options)?;
     let address = url.trim_start_matches("http://");
     while get(address, "/readyz")?.0 != 200 {
         std::thread::sleep(Duration::from_millis(50));
@@ -76,7 +84,7 @@ pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
     let mut load = Command::new(&options.bitnet);
     load.args([
         "bench-server",
-        url,
+        &url,
         "--requests",
         "100000",
         "--concurrency",

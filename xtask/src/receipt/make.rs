@@ -89,17 +89,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     }
     Verifier::new().verify(&receipt.to_json(), None)?;
 
-    let mut paths = vec![path];
-    if options.baseline {
-        let day = receipt.timestamp[..10].replace('-', "");
-        paths.push(kept(&format!("{day}-cpu.json")));
-    }
-    for path in paths {
-        receipt
-            .write(&path)
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        println!("receipt: {}", path.display());
-    }
+    keep(&receipt, path, options.baseline)?;
     let rate = receipt.tokens_per_second.map_or_else(
         || "one token".to_owned(),
         |rate| format!("{rate:.1} tokens/s"),
@@ -111,5 +101,21 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         receipt.kernel_set,
         receipt.environment.threads
     );
+    Ok(())
+}
+
+/// Writes the receipt to `path`, and beside the other baselines if asked.
+fn keep(receipt: &Receipt, path: PathBuf, baseline: bool) -> anyhow::Result<()> {
+    let mut paths = vec![path];
+    if baseline {
+        let day = receipt.timestamp[..10].replace('-', "");
+        paths.push(kept(&format!("{day}-cpu.json")));
+    }
+    for path in paths {
+        receipt
+            .write(&path)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        println!("receipt: {}", path.display());
+    }
     Ok(())
 }

@@ -72,13 +72,7 @@ pub fn to_checkpoint(
     let source = opened.source();
     source.check_tensors()?;
     let config = source.config();
-    if !config.architecture.has_matrix_scales() {
-        let problem = format!(
-            "packed directories hold models of BitNet and Llama, this is {}",
-            config.architecture_name
-        );
-        return Err(Error::Convert { problem });
-    }
+    check_graph(config)?;
     let json = config_of(&opened, options)?;
     // Check before measuring the scales of float weights, which takes a while.
     let replace = if options.force {
@@ -99,37 +93,19 @@ pub fn to_checkpoint(
     for (name, text) in files {
         write_text(&output.partial().join(name), text)?;
     }
-    let weights = output.partial().join(SINGLE);
-    let file = File::create(&weights).map_err(|source| FileError::Write {
-        path: weights.clone(),
-        source,
-    })?;
-    let mut writer = SafetensorsWriter::new(file, &weights, entries)?;
     let mut meter = Meter {
         progress,
         phase: Phase::Writing,
         bytes_done: 0,
         bytes_total,
     };
-    for item in &plan {
-        writer.begin_tensor()?;
-        item.write(pool, &mut |bytes| {
-            writer.write(bytes)?;
-            meter.advance(&item.entry.name, bytes.len())
-        })?;
-    }
-    let written = writer.finish()?;
+    let written = write_weights(output.partial(), &plan, entries, pool, &mut meter)?;
     meter.start_checking();
-    let rope_pairs = RopePairs::HalfSplit; // in every directory
-    read_back(
-        output.partial(),
-        &Config {
-            rope_pairs,
-            ..config.clone()
-        },
-        &written,
-        &mut meter,
-    )?;
+    let config = Config {
+        rope_pairs: RopePairs::HalfSplit, // in every directory
+        ..config.clone()
+    };
+    read_back(output.partial(), &config, &written, &mut meter)?;
     output.commit()?;
     let mut report = Report {
         tensor_bytes: bytes_total,
@@ -143,6 +119,42 @@ pub fn to_checkpoint(
         }
     }
     Ok(report)
+}
+
+/// Packed directories cannot hold every graph.
+fn check_graph(config: &Config) -> Result<()> {
+    if !config.architecture.has_matrix_scales() {
+        let problem = format!(
+            "packed directories hold models of BitNet and Llama, this is {}",
+            config.architecture_name
+        );
+        return Err(Error::Convert { problem });
+    }
+    Ok(())
+}
+
+/// Writes all tensors to one file in `folder`. Returns them with their checksums.
+fn write_weights(
+    folder: &Path,
+    plan: &[Item],
+    entries: Vec<TensorEntry>,
+    pool: &Pool,
+    meter: &mut Meter<'_, '_>,
+) -> Result<Vec<(TensorEntry, Checksum)>> {
+    let weights = folder.join(SINGLE);
+    let file = File::create(&weights).map_err(|source| FileError::Write {
+        path: weights.clone(),
+        source,
+    })?;
+    let mut writer = SafetensorsWriter::new(file, &weights, entries)?;
+    for item in plan {
+        writer.begin_tensor()?;
+        item.write(pool, &mut |bytes| {
+            writer.write(bytes)?;
+            meter.advance(&item.entry.name, bytes.len())
+        })?;
+    }
+    Ok(writer.finish()?)
 }
 
 /// The configuration: the source's own with another quantization, or one made from a GGUF file.
@@ -223,25 +235,9 @@ impl Item {
             Slot::Embedding | Slot::Head => {
                 let (rows, cols) = (config.vocab_size, config.hidden_size);
                 let table = source.table(slot, rows, cols)?;
-                let (format, dtype) = match (options.tables.map(TableType::format), table.format())
-                {
-                    (Some(Dense::F16), _) | (None, Dense::F16) => (Dense::F16, DType::F16),
-                    (Some(Dense::BF16), _) | (None, Dense::BF16) => (Dense::BF16, DType::BF16),
-                    (Some(Dense::F32) | None, _) => (Dense::F32, DType::F32),
-                    (Some(other), _) => {
-                        let problem = format!(
-                            "{name}: safetensors files cannot hold {}, expected f16, bf16 or f32",
-                            other.name()
-                        );
-                        return Err(Error::Convert { problem });
-                    }
-                };
-                vec![item(
-                    name,
-                    dtype,
-                    vec![rows, cols],
-                    Content::Table(table, format),
-                )]
+                let (format, dtype) = table_type(&name, &table, options)?;
+                let content = Content::Table(table, format);
+                vec![item(name, dtype, vec![rows, cols], content)]
             }
             Slot::Layer(index, LayerSlot::Weight(projection)) => {
                 let (rows, cols) = projection.shape(config);
@@ -281,6 +277,22 @@ impl Item {
             }
             Content::Codes(tensor) => write_packed(&self.entry.name, tensor, write),
             Content::Floats(values) => write(&float_bytes(self.entry.dtype, values)),
+        }
+    }
+}
+
+/// The type of a table in the file: the one that the options ask for, or its own.
+fn table_type(name: &str, table: &Table, options: &ConvertOptions) -> Result<(Dense, DType)> {
+    match (options.tables.map(TableType::format), table.format()) {
+        (Some(Dense::F16), _) | (None, Dense::F16) => Ok((Dense::F16, DType::F16)),
+        (Some(Dense::BF16), _) | (None, Dense::BF16) => Ok((Dense::BF16, DType::BF16)),
+        (Some(Dense::F32) | None, _) => Ok((Dense::F32, DType::F32)),
+        (Some(other), _) => {
+            let problem = format!(
+                "{name}: safetensors files cannot hold {}, expected f16, bf16 or f32",
+                other.name()
+            );
+            Err(Error::Convert { problem })
         }
     }
 }

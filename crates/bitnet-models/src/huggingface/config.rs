@@ -146,24 +146,7 @@ pub(super) fn read(json: &Value, num_tensors: usize) -> Result<(Config, Quantiza
     };
     let root = Keys { object, path: "" };
     let class = class(&root)?;
-    let gate = match root.str("hidden_act")? {
-        None => class.gate,
-        Some("relu2") => Gate::Relu2,
-        Some("silu" | "swish") => Gate::Silu,
-        Some(other) => {
-            return Err(root.error(
-                "hidden_act",
-                format!("{:?}; relu2 and silu are supported", shown(other)),
-            ));
-        }
-    };
-    let architecture = match (class.architecture, gate) {
-        (Architecture::Bitnet, Gate::Relu2) => Architecture::BitnetB158,
-        (architecture, Gate::Silu) => architecture,
-        (_, Gate::Relu2) => {
-            return Err(root.error("hidden_act", format!("\"relu2\"; {} uses silu", class.name)));
-        }
-    };
+    let architecture = architecture(&root, class)?;
     root.refuse_what_changes_the_graph(architecture)?;
     let mlx = root.get("quantization").map(MlxQuantization::from_json);
     // MLX's tools write their parameters under both names.
@@ -176,64 +159,7 @@ pub(super) fn read(json: &Value, num_tensors: usize) -> Result<(Config, Quantiza
         Some(keys) => quantization(keys, architecture, num_layers)?,
         None => (WeightScale::Divides, true, None),
     };
-    let context_length = root.size("max_position_embeddings", u32::MAX as usize)?;
-    let (rope_theta, rope) = rope(&root, class, context_length)?;
-    let hidden_size = root.size("hidden_size", MAX_COLS)?;
-    let heads = root.size("num_attention_heads", 4096)?;
-    let head_dim = root.optional_size("head_dim", MAX_HEAD_DIM)?;
-    let default = class
-        .head_dim
-        .filter(|_| !root.object.contains_key("head_dim"));
-    let head_dim = match head_dim.or(default) {
-        Some(head_dim) => head_dim,
-        None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
-        None => {
-            let problem = format!("{heads}, which does not divide hidden_size {hidden_size}");
-            return Err(root.error("num_attention_heads", problem));
-        }
-    };
-    let config = Config {
-        architecture,
-        architecture_name: class.name.to_owned(),
-        name: root
-            .str("_name_or_path")?
-            .filter(|name| !name.is_empty())
-            .map(shown),
-        vocab_size: root.size("vocab_size", 1 << 24)?,
-        hidden_size,
-        num_layers,
-        num_extra_layers: 0,
-        attention: AttentionShape {
-            heads,
-            kv_heads: kv_heads(&root, class, heads)?,
-            head_dim,
-        },
-        ffn_size: root.size("intermediate_size", MAX_COLS)?,
-        context_length,
-        rms_norm_eps: root.number("rms_norm_eps")?.unwrap_or(class.rms_norm_eps) as f32,
-        rope_theta: rope_theta as f32,
-        rope_scaling_factor: if let RopeScaling::Linear(factor) = rope {
-            factor
-        } else {
-            1.0
-        },
-        rope_pairs: RopePairs::HalfSplit,
-        input_norm_eps,
-        rotary_dim: match architecture {
-            Architecture::Qwen35 => hybrid::rotary_dim(&rope_parameters(&root)?, head_dim)?,
-            _ => head_dim,
-        },
-        yarn: match rope {
-            RopeScaling::Yarn(yarn) => Some(yarn),
-            _ => None,
-        },
-        linear: match architecture {
-            Architecture::Qwen35 => Some(hybrid::linear_attention(&root, num_layers)?),
-            _ => None,
-        },
-        multipliers: Multipliers::default(),
-    }
-    .checked()?;
+    let (config, rope) = graph(&root, class, architecture, num_layers, input_norm_eps)?;
     let tie_word_embeddings = match root.bool("tie_word_embeddings")? {
         None => json.get("tie_word_embeddings").and_then(Value::as_bool),
         stated => stated,
@@ -249,6 +175,102 @@ pub(super) fn read(json: &Value, num_tensors: usize) -> Result<(Config, Quantiza
             mlx,
         },
     ))
+}
+
+/// The numbers of the graph, and how positions are scaled.
+fn graph(
+    root: &Keys<'_>,
+    class: Class,
+    architecture: Architecture,
+    num_layers: usize,
+    input_norm_eps: Option<f32>,
+) -> Result<(Config, RopeScaling)> {
+    let context_length = root.size("max_position_embeddings", u32::MAX as usize)?;
+    let (rope_theta, rope) = rope(root, class, context_length)?;
+    let hidden_size = root.size("hidden_size", MAX_COLS)?;
+    let heads = root.size("num_attention_heads", 4096)?;
+    let head_dim = head_dim(root, class, hidden_size, heads)?;
+    let config = Config {
+        architecture,
+        architecture_name: class.name.to_owned(),
+        name: root
+            .str("_name_or_path")?
+            .filter(|name| !name.is_empty())
+            .map(shown),
+        vocab_size: root.size("vocab_size", 1 << 24)?,
+        hidden_size,
+        num_layers,
+        num_extra_layers: 0,
+        attention: AttentionShape {
+            heads,
+            kv_heads: kv_heads(root, class, heads)?,
+            head_dim,
+        },
+        ffn_size: root.size("intermediate_size", MAX_COLS)?,
+        context_length,
+        rms_norm_eps: root.number("rms_norm_eps")?.unwrap_or(class.rms_norm_eps) as f32,
+        rope_theta: rope_theta as f32,
+        rope_scaling_factor: if let RopeScaling::Linear(factor) = rope {
+            factor
+        } else {
+            1.0
+        },
+        rope_pairs: RopePairs::HalfSplit,
+        input_norm_eps,
+        rotary_dim: match architecture {
+            Architecture::Qwen35 => hybrid::rotary_dim(&rope_parameters(root)?, head_dim)?,
+            _ => head_dim,
+        },
+        yarn: match rope {
+            RopeScaling::Yarn(yarn) => Some(yarn),
+            _ => None,
+        },
+        linear: match architecture {
+            Architecture::Qwen35 => Some(hybrid::linear_attention(root, num_layers)?),
+            _ => None,
+        },
+        multipliers: Multipliers::default(),
+    }
+    .checked()?;
+    Ok((config, rope))
+}
+
+/// The class's graph, with the gate that the configuration states.
+fn architecture(root: &Keys<'_>, class: Class) -> Result<Architecture> {
+    let gate = match root.str("hidden_act")? {
+        None => class.gate,
+        Some("relu2") => Gate::Relu2,
+        Some("silu" | "swish") => Gate::Silu,
+        Some(other) => {
+            return Err(root.error(
+                "hidden_act",
+                format!("{:?}; relu2 and silu are supported", shown(other)),
+            ));
+        }
+    };
+    match (class.architecture, gate) {
+        (Architecture::Bitnet, Gate::Relu2) => Ok(Architecture::BitnetB158),
+        (architecture, Gate::Silu) => Ok(architecture),
+        (_, Gate::Relu2) => {
+            Err(root.error("hidden_act", format!("\"relu2\"; {} uses silu", class.name)))
+        }
+    }
+}
+
+/// The length of a head: stated, the default of the class, or an equal part of the hidden size.
+fn head_dim(root: &Keys<'_>, class: Class, hidden_size: usize, heads: usize) -> Result<usize> {
+    let stated = root.optional_size("head_dim", MAX_HEAD_DIM)?;
+    let default = class
+        .head_dim
+        .filter(|_| !root.object.contains_key("head_dim"));
+    match stated.or(default) {
+        Some(head_dim) => Ok(head_dim),
+        None if hidden_size.is_multiple_of(heads) => Ok(hidden_size / heads),
+        None => {
+            let problem = format!("{heads}, which does not divide hidden_size {hidden_size}");
+            Err(root.error("num_attention_heads", problem))
+        }
+    }
 }
 
 /// The class that `architectures` names, or without it `model_type`.

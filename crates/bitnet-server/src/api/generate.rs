@@ -546,19 +546,9 @@ pub(crate) fn submit(
         plan,
         prompts,
         param,
-        operation,
-        response_id,
+        ..
     } = *asked;
-    let num_answers = prompts.len().saturating_mul(plan.n);
-    let limit = app.options.limits.choices;
-    if num_answers > limit {
-        let message =
-            format!("The request asks for {num_answers} answers, but may ask for {limit} at most.");
-        return Err(ApiError::invalid(
-            if plan.n > 1 { "n" } else { param },
-            message,
-        ));
-    }
+    let num_answers = num_answers(app, asked)?;
     for prompt in prompts {
         check_prompt(model, plan, prompt, param)?;
     }
@@ -567,16 +557,7 @@ pub(crate) fn submit(
         .flat_map(|prompt| std::iter::repeat_n(prompt.len(), plan.n))
         .collect();
     let tickets = app.queue.enter(&lengths)?;
-    let owner = record
-        .details()
-        .owner
-        .clone()
-        .filter(|_| app.options.separate_caches);
-    let cache_salt: Option<Arc<str>> = match (owner, &plan.cache_salt) {
-        (Some(owner), Some(salt)) => Some(format!("{owner}\n{salt}").into()),
-        (Some(owner), None) => Some(owner),
-        (None, salt) => salt.as_deref().map(Into::into),
-    };
+    let cache_salt = cache_salt(app, plan, record);
     let share = record.details().share();
     let (sender, replies) = tokio::sync::mpsc::unbounded_channel();
     let entered = Instant::now();
@@ -602,36 +583,8 @@ pub(crate) fn submit(
             sink: Box::new(AnswerSink::new(choice, sender.clone(), ticket)),
         }
     });
-    let prompt_tokens = prompts.iter().map(Vec::len).sum();
     // Set this before the engine can report on the request.
-    record.details().generation = Some(Generation {
-        operation,
-        model: model.name().to_owned(),
-        asked_model: plan
-            .model
-            .clone()
-            .unwrap_or_else(|| model.name().to_owned()),
-        is_asked_ours: plan
-            .model
-            .as_ref()
-            .is_none_or(|name| model.names.contains(name)),
-        is_json: plan.is_json,
-        response_id: response_id.to_owned(),
-        is_stream: plan.is_stream,
-        n: plan.n,
-        sampling: plan.sampling.clone(),
-        max_tokens: plan.max_tokens,
-        usage: Usage {
-            prompt_tokens,
-            total_tokens: prompt_tokens,
-            ..Usage::default()
-        },
-        entered: entered - record.arrived(),
-        started: None,
-        first_token: None,
-        last_token: None,
-        finish_reasons: BTreeMap::new(),
-    });
+    record.details().generation = Some(generation(model, asked, entered - record.arrived()));
     app.send_jobs(jobs)?;
     app.metrics.asked(plan.n, plan.max_tokens);
     let limit = app.options.limits.request_timeout;
@@ -649,6 +602,68 @@ pub(crate) fn submit(
         n: plan.n,
         record: Arc::clone(record),
     })
+}
+
+/// The number of answers to all prompts, if it is within the limit.
+fn num_answers(app: &App, asked: &Asked<'_>) -> Result<usize, ApiError> {
+    let Asked { plan, param, .. } = *asked;
+    let num_answers = asked.prompts.len().saturating_mul(plan.n);
+    let limit = app.options.limits.choices;
+    if num_answers > limit {
+        let message =
+            format!("The request asks for {num_answers} answers, but may ask for {limit} at most.");
+        let param = if plan.n > 1 { "n" } else { param };
+        return Err(ApiError::invalid(param, message));
+    }
+    Ok(num_answers)
+}
+
+/// The salt of the request's cache: its own, and its owner's if owners do not share a cache.
+fn cache_salt(app: &App, plan: &Plan, record: &Record) -> Option<Arc<str>> {
+    let owner = record
+        .details()
+        .owner
+        .clone()
+        .filter(|_| app.options.separate_caches);
+    match (owner, &plan.cache_salt) {
+        (Some(owner), Some(salt)) => Some(format!("{owner}\n{salt}").into()),
+        (Some(owner), None) => Some(owner),
+        (None, salt) => salt.as_deref().map(Into::into),
+    }
+}
+
+/// The record of a request that enters the queue, `entered` after it arrived.
+fn generation(model: &Model, asked: &Asked<'_>, entered: Duration) -> Generation {
+    let plan = asked.plan;
+    let prompt_tokens = asked.prompts.iter().map(Vec::len).sum();
+    Generation {
+        operation: asked.operation,
+        model: model.name().to_owned(),
+        asked_model: plan
+            .model
+            .clone()
+            .unwrap_or_else(|| model.name().to_owned()),
+        is_asked_ours: plan
+            .model
+            .as_ref()
+            .is_none_or(|name| model.names.contains(name)),
+        is_json: plan.is_json,
+        response_id: asked.response_id.to_owned(),
+        is_stream: plan.is_stream,
+        n: plan.n,
+        sampling: plan.sampling.clone(),
+        max_tokens: plan.max_tokens,
+        usage: Usage {
+            prompt_tokens,
+            total_tokens: prompt_tokens,
+            ..Usage::default()
+        },
+        entered,
+        started: None,
+        first_token: None,
+        last_token: None,
+        finish_reasons: BTreeMap::new(),
+    }
 }
 
 /// What an answer of a model that thinks begins with.
