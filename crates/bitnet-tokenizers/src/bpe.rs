@@ -2,9 +2,9 @@
 
 use hashbrown::HashMap;
 
-use crate::TokenId;
 use crate::error::{Error, Result, quoted};
 use crate::merge::Merger;
+use crate::token::TokenId;
 use crate::vocabulary::{NO_TOKEN, Spelling, Vocabulary, push_spelled};
 
 /// The merges of a vocabulary and the rules for the first pieces of a word.

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::token::TokenId;
+use crate::tokenizer::Tokenizer;
 use crate::vocabulary::TokenKind;
-use crate::{TokenId, Tokenizer};
 
 /// Options for turning tokens into text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -345,12 +345,6 @@ fn definition(files: &TokenizerFiles) -> Result<Definition<'_>> {
     check_model(&file.model)?;
     let components = Components::read(&file)?;
     let tokens = tokens(&file, components.spelling)?;
-    let id_of = |text: &str| {
-        tokens
-            .iter()
-            .rposition(|(token, _)| token == text)
-            .map(|id| id as u32)
-    };
     let unknown = unknown_token(&file.model, &tokens)?;
     let config = Config::read(files)?;
     let (roles, [has_before, has_after]) = roles(&file, &config, &tokens, unknown)?;

@@ -25,14 +25,9 @@ mod sentencepiece;
 mod spec;
 mod special;
 mod spm;
+mod token;
 mod tokenizer;
 mod vocabulary;
-
-use std::fmt;
-use std::num::ParseIntError;
-use std::str::FromStr;
-
-use serde::{Deserialize, Serialize};
 
 pub use chat::{
     CallForm, ChatMessage, ChatTemplate, ReasoningSplitter, ReasoningStart, ReasoningTags,
@@ -42,29 +37,9 @@ pub use detokenizer::{DecodeOptions, Detokenizer};
 pub use error::{Error, Result};
 pub use json::TokenizerFiles;
 pub use spec::TokenizerSpec;
+pub use token::TokenId;
 pub use tokenizer::{EncodeOptions, PromptBos, Tokenizer};
 pub use vocabulary::TokenKind;
-
-/// The id of a token: its row in the vocabulary and in the model's embedding.
-///
-/// Any `u32` can be an id; only a vocabulary knows whether it is valid.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct TokenId(pub u32);
-
-impl fmt::Display for TokenId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl FromStr for TokenId {
-    type Err = ParseIntError;
-
-    fn from_str(text: &str) -> std::result::Result<Self, ParseIntError> {
-        text.trim().parse().map(TokenId)
-    }
-}
 
 /// Compiles and runs the example of the README.
 #[cfg(doctest)]

@@ -1,10 +1,10 @@
 //! SentencePiece as in llama.cpp: merges the neighbours whose union has the highest score, and
 //! encodes characters without a token as bytes.
 
-use crate::TokenId;
 use crate::bpe::{char_ranges, no_token_for, push_piece};
 use crate::error::Result;
 use crate::merge::Merger;
+use crate::token::TokenId;
 use crate::vocabulary::{NO_TOKEN, Vocabulary};
 
 /// The scores of a vocabulary.

@@ -5,15 +5,15 @@ use std::ops::Range;
 
 use unicode_normalization::UnicodeNormalization;
 
-use crate::TokenId;
 use crate::bpe::{Bpe, BpeSettings, split_merge};
-use crate::chat::RenderedChat;
+use crate::chat::rendered::RenderedChat;
 use crate::detokenizer::{DecodeOptions, decode};
 use crate::error::{Error, Result};
 use crate::merge::Merger;
 use crate::pretokenize::{self, Pieces, Step};
 use crate::special::{SpecialToken, SpecialTokens};
 use crate::spm::Spm;
+use crate::token::TokenId;
 use crate::vocabulary::{ESCAPED_SPACE, Spelling, TokenKind, Vocabulary};
 
 /// The usual names of tokens that end a generation.

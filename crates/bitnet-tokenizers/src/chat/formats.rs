@@ -1,6 +1,7 @@
 //! The built-in chat formats, for files without a template.
 
-use super::{ChatMessage, RenderedChat};
+use super::message::ChatMessage;
+use super::rendered::RenderedChat;
 
 /// A format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

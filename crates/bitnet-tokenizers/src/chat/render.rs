@@ -4,11 +4,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde_json::{Map, Value as Json, json};
 
-use super::message::json_bytes;
-use super::{ChatMessage, RenderOptions, RenderedChat};
+use super::message::{ChatMessage, json_bytes};
+use super::rendered::{RenderOptions, RenderedChat};
 use crate::error::{Error, Result, quoted};
-use crate::jinja::{Fault, Inputs, Key, Limits, Template, Text, Value, foreign_value};
-use crate::{TokenId, Tokenizer};
+use crate::jinja::{Fault, Inputs, Key, Template, TemplateLimits, Text, Value, foreign_value};
+use crate::token::TokenId;
+use crate::tokenizer::Tokenizer;
 
 /// The field names that clients use for a message's reasoning. Templates read the first.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
@@ -39,10 +40,14 @@ struct Traits {
 
 impl Jinja {
     pub(crate) fn new(source: &str, tokenizer: &Tokenizer) -> Result<Self> {
-        Self::with_limits(source, tokenizer, Limits::default())
+        Self::with_limits(source, tokenizer, TemplateLimits::default())
     }
 
-    pub(crate) fn with_limits(source: &str, tokenizer: &Tokenizer, limits: Limits) -> Result<Self> {
+    pub(crate) fn with_limits(
+        source: &str,
+        tokenizer: &Tokenizer,
+        limits: TemplateLimits,
+    ) -> Result<Self> {
         let template = guarded(|| Template::new(source, limits))?;
         let named = [
             ("bos_token", tokenizer.bos()),
@@ -361,7 +366,7 @@ fn cut_at_mark(chat: RenderedChat) -> Result<RenderedChat> {
 /// JSON as Python's `json.dumps` writes it.
 fn python_json(value: &Json) -> String {
     let written = || {
-        let limits = Limits::default();
+        let limits = TemplateLimits::default();
         crate::jinja::plain_json(&foreign_value(value)?, &limits, json_bytes(value))
     };
     written().map_or_else(|_| value.to_string(), |text| text.as_str().to_owned())
@@ -381,7 +386,7 @@ mod tests {
         Tokenizer::from_spec(&spec).expect("a tokenizer")
     }
 
-    fn problem(source: &str, limits: Limits) -> String {
+    fn problem(source: &str, limits: TemplateLimits) -> String {
         let messages = [ChatMessage::new("user", "a")];
         let template = Jinja::with_limits(source, &tokenizer(), limits);
         let rendered = template.and_then(|jinja| jinja.render(&messages, RenderOptions::default()));
@@ -391,7 +396,7 @@ mod tests {
     /// The function exists only in tests, and panics.
     #[test]
     fn a_panic_in_the_engine_fails_only_that_chat() {
-        let error = problem("{{ panic_for_test() }}", Limits::default());
+        let error = problem("{{ panic_for_test() }}", TemplateLimits::default());
         assert_eq!(error, "chat template: the template engine failed");
         let fine = Jinja::new("{{ messages[0].content }}", &tokenizer()).expect("a template");
         let chat = fine.render(&[ChatMessage::new("user", "a")], RenderOptions::default());
@@ -400,26 +405,26 @@ mod tests {
 
     #[test]
     fn each_limit_is_enforced_and_named() {
-        let limits = Limits::default();
-        let source_bytes = Limits {
+        let limits = TemplateLimits::default();
+        let source_bytes = TemplateLimits {
             source_bytes: 4,
             ..limits
         };
-        let nesting = Limits {
+        let nesting = TemplateLimits {
             nesting: 4,
             ..limits
         };
-        let depth = Limits { depth: 4, ..limits };
-        let steps = Limits {
+        let depth = TemplateLimits { depth: 4, ..limits };
+        let steps = TemplateLimits {
             steps: 10,
             steps_per_message: 0,
             ..limits
         };
-        let value = Limits {
+        let value = TemplateLimits {
             value_bytes: 20,
             ..limits
         };
-        let total = Limits {
+        let total = TemplateLimits {
             total_bytes: 0,
             ..limits
         };

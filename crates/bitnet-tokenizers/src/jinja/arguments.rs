@@ -1,9 +1,9 @@
 //! The arguments of a call, and their binding to parameters.
 
 use super::ast::Name;
+use super::fault::{Fault, Result};
 use super::text::Text;
 use super::value::Value;
-use super::{Fault, Outcome};
 
 /// The arguments of a call, evaluated.
 #[derive(Clone, Default)]
@@ -28,7 +28,7 @@ impl Args {
         self,
         function: &str,
         parameters: [&str; N],
-    ) -> Outcome<[Option<Value>; N]> {
+    ) -> Result<[Option<Value>; N]> {
         let given = self.positional.len();
         if given > N {
             let message = format!("{function}() takes at most {N} arguments, {given} were given");
@@ -52,13 +52,13 @@ impl Args {
     }
 
     /// Checks that there are no arguments.
-    pub(crate) fn none(self, function: &str) -> Outcome<()> {
+    pub(crate) fn none(self, function: &str) -> Result<()> {
         self.bind(function, []).map(|[]| ())
     }
 }
 
 /// A whole number; Booleans count as 0 and 1.
-pub(crate) fn int(value: &Value, what: &str) -> Outcome<i64> {
+pub(crate) fn int(value: &Value, what: &str) -> Result<i64> {
     let number = match value {
         Value::Bool(flag) => i128::from(*flag),
         Value::Int(number) => *number,
@@ -72,19 +72,19 @@ pub(crate) fn int(value: &Value, what: &str) -> Outcome<i64> {
 }
 
 /// A whole number, or `default` if it is missing.
-pub(crate) fn int_or(value: Option<&Value>, default: i64, what: &str) -> Outcome<i64> {
+pub(crate) fn int_or(value: Option<&Value>, default: i64, what: &str) -> Result<i64> {
     value.map_or(Ok(default), |value| int(value, what))
 }
 
 /// A length; negative ones count as 0, as in Python.
-pub(crate) fn width(value: Option<&Value>, default: usize, what: &str) -> Outcome<usize> {
+pub(crate) fn width(value: Option<&Value>, default: usize, what: &str) -> Result<usize> {
     match value {
         None => Ok(default),
         Some(value) => Ok(usize::try_from(int(value, what)?).unwrap_or(0)),
     }
 }
 
-pub(crate) fn text<'v>(value: &'v Value, what: &str) -> Outcome<&'v Text> {
+pub(crate) fn text<'v>(value: &'v Value, what: &str) -> Result<&'v Text> {
     match value {
         Value::Text(text) => Ok(text),
         Value::Undefined(problem) => Err(Fault::new(&**problem)),
@@ -96,7 +96,7 @@ pub(crate) fn text<'v>(value: &'v Value, what: &str) -> Outcome<&'v Text> {
 }
 
 /// A required argument.
-pub(crate) fn required(value: Option<Value>, function: &str, what: &str) -> Outcome<Value> {
+pub(crate) fn required(value: Option<Value>, function: &str, what: &str) -> Result<Value> {
     value.ok_or_else(|| Fault::new(format!("{function}() misses its argument '{what}'")))
 }
 

@@ -9,15 +9,15 @@ use std::sync::Arc;
 
 use super::arguments::{Args, required};
 use super::ast::Name;
+use super::fault::{Fault, Result};
 use super::machine::Machine;
 use super::methods;
 use super::text::Text;
 use super::value::{Cycler, Function, Joiner, Key, Loop, SeqKind, Value};
-use super::{Fault, Outcome};
 
 impl Machine {
     /// `object.name`
-    pub(crate) fn attribute(&mut self, object: &Value, name: &Name) -> Outcome<Value> {
+    pub(crate) fn attribute(&mut self, object: &Value, name: &Name) -> Result<Value> {
         if let Value::Undefined(problem) = object {
             // Attributes that every Python object has are unsafe, so they are undefined.
             return match name.starts_with("__") {
@@ -36,7 +36,7 @@ impl Machine {
     }
 
     /// `object[index]`
-    pub(crate) fn item(&mut self, object: &Value, index: &Value) -> Outcome<Value> {
+    pub(crate) fn item(&mut self, object: &Value, index: &Value) -> Result<Value> {
         let item = match (object, index) {
             (Value::Undefined(problem), _) => return Err(Fault::new(&**problem)),
             (Value::Dict(dict), key) => match Key::new(key) {
@@ -70,7 +70,7 @@ impl Machine {
     }
 
     /// The result of Python's `getattr`.
-    fn own_attribute(&self, object: &Value, name: &Name) -> Outcome<Option<Value>> {
+    fn own_attribute(&self, object: &Value, name: &Name) -> Result<Option<Value>> {
         if methods::has(object, name) {
             let method = (object.clone(), Arc::clone(name));
             return Ok(Some(Value::Method(Rc::new(method))));
@@ -102,7 +102,7 @@ impl Machine {
         })
     }
 
-    fn loop_attribute(&self, state: &Loop, name: &str) -> Outcome<Option<Value>> {
+    fn loop_attribute(&self, state: &Loop, name: &str) -> Result<Option<Value>> {
         let (index, length) = (state.index.get(), state.items.len());
         let number = |number: usize| Value::Int(number as i128);
         Ok(Some(match name {
@@ -128,7 +128,7 @@ impl Machine {
     }
 
     /// `cycler(items)` and `joiner(separator)`.
-    pub(crate) fn make_cycle(&self, function: Function, args: Args) -> Outcome<Value> {
+    pub(crate) fn make_cycle(&self, function: Function, args: Args) -> Result<Value> {
         if function == Function::Joiner {
             let [separator] = args.bind("joiner", ["sep"])?;
             let separator = match separator {
@@ -145,7 +145,7 @@ impl Machine {
     }
 
     /// `loop.cycle(items)` and `loop.changed(values)`.
-    pub(crate) fn loop_method(&self, state: &Loop, name: &str, args: Args) -> Outcome<Value> {
+    pub(crate) fn loop_method(&self, state: &Loop, name: &str, args: Args) -> Result<Value> {
         if name == "cycle" {
             let items = args.positional;
             let index = state.index.get().checked_rem(items.len());
@@ -169,7 +169,7 @@ impl Machine {
     }
 
     /// `cycler.next()` and `cycler.reset()`.
-    pub(crate) fn cycler_method(cycler: &Cycler, name: &str, args: Args) -> Outcome<Value> {
+    pub(crate) fn cycler_method(cycler: &Cycler, name: &str, args: Args) -> Result<Value> {
         args.none(name)?;
         let index = cycler.index.get();
         if name == "reset" {

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Fault, Outcome};
+use super::fault::{Fault, Result};
 
 const MONTHS: [&str; 12] = [
     "January",
@@ -123,7 +123,7 @@ enum Padding {
 }
 
 /// Formats `now`, in seconds since 1970, by `format`.
-pub(crate) fn strftime(now: Option<i64>, format: &str) -> Outcome<String> {
+pub(crate) fn strftime(now: Option<i64>, format: &str) -> Result<String> {
     let now = now.ok_or_else(|| Fault::new("strftime_now: the time was not given"))?;
     let moment = Moment::new(now);
     let mut out = String::new();
@@ -152,7 +152,7 @@ pub(crate) fn strftime(now: Option<i64>, format: &str) -> Outcome<String> {
 }
 
 impl Moment {
-    fn directive(&self, directive: char, padding: Option<Padding>) -> Outcome<String> {
+    fn directive(&self, directive: char, padding: Option<Padding>) -> Result<String> {
         if let Some((number, width, usual)) = self.number(directive) {
             let mut out = String::new();
             let _ = match padding.unwrap_or(usual) {

@@ -2,11 +2,12 @@
 
 use super::arguments::{Args, flag, int, int_or, required, text, width};
 use super::ast::Name;
+use super::fault::{Fault, Result};
 use super::machine::Machine;
 use super::methods::stripped;
 use super::text::Text;
 use super::value::{Number, Value};
-use super::{Fault, Outcome, format, json, operators, strings};
+use super::{format, json, operators, strings};
 
 /// The names of all filters.
 const NAMES: &[&str] = &[
@@ -70,7 +71,7 @@ pub(crate) fn exists(name: &str) -> bool {
 }
 
 impl Machine {
-    pub(crate) fn filter(&mut self, name: &str, value: Value, args: Args) -> Outcome<Value> {
+    pub(crate) fn filter(&mut self, name: &str, value: Value, args: Args) -> Result<Value> {
         self.budget.read(value.shallow_bytes())?;
         let value = match name {
             "default" | "d" => default(value, args)?,
@@ -121,7 +122,7 @@ impl Machine {
         Ok(value)
     }
 
-    fn text_filter(&mut self, name: &str, value: &Value, args: Args) -> Outcome<Value> {
+    fn text_filter(&mut self, name: &str, value: &Value, args: Args) -> Result<Value> {
         match name {
             "urlencode" => {
                 args.none(name)?;
@@ -190,7 +191,7 @@ impl Machine {
         }
     }
 
-    fn to_json(&self, value: &Value, args: Args) -> Outcome<Value> {
+    fn to_json(&self, value: &Value, args: Args) -> Result<Value> {
         let names = ["ensure_ascii", "indent", "separators", "sort_keys"];
         let [ascii, indent, separators, sort_keys] = args.bind("tojson", names)?;
         let indent = match indent {
@@ -218,7 +219,7 @@ impl Machine {
                 )
             }
         };
-        let layout = json::Layout {
+        let layout = json::JsonStyle {
             is_ascii: flag(ascii.as_ref(), false),
             indent,
             item_separator,
@@ -228,7 +229,7 @@ impl Machine {
         json::dumps(value, &layout, &self.budget).map(Value::Text)
     }
 
-    fn to_int(&self, value: &Value, args: Args) -> Outcome<Value> {
+    fn to_int(&self, value: &Value, args: Args) -> Result<Value> {
         let [default, base] = args.bind("int", ["default", "base"])?;
         let default = default.unwrap_or(Value::Int(0));
         let base = int_or(base.as_ref(), 10, "a base")?;
@@ -248,7 +249,7 @@ impl Machine {
         })
     }
 
-    fn url_encode(&self, value: &Value) -> Outcome<Text> {
+    fn url_encode(&self, value: &Value) -> Result<Text> {
         let pairs = match value {
             Value::Dict(dict) => dict
                 .entries
@@ -283,7 +284,7 @@ impl Machine {
         self.joined(&Text::own("&"), parts)
     }
 
-    fn xml_attributes(&self, value: &Value, args: Args) -> Outcome<Value> {
+    fn xml_attributes(&self, value: &Value, args: Args) -> Result<Value> {
         let [autospace] = args.bind("xmlattr", ["autospace"])?;
         let Value::Dict(dict) = value else {
             return Err(Fault::new(format!(
@@ -319,7 +320,7 @@ impl Machine {
     }
 }
 
-fn default(value: Value, args: Args) -> Outcome<Value> {
+fn default(value: Value, args: Args) -> Result<Value> {
     let [default, boolean] = args.bind("default", ["default_value", "boolean"])?;
     let is_missing = match &value {
         Value::Undefined(_) => true,
@@ -332,7 +333,7 @@ fn default(value: Value, args: Args) -> Outcome<Value> {
     })
 }
 
-fn absolute(value: &Value) -> Outcome<Value> {
+fn absolute(value: &Value) -> Result<Value> {
     match value.number() {
         Some(Number::Int(number)) if number < 0 => operators::negative(value),
         Some(Number::Int(number)) => Ok(Value::Int(number)),
@@ -401,7 +402,7 @@ fn truncated(number: f64) -> Option<Value> {
     number.is_finite().then_some(Value::Int(number as i128))
 }
 
-fn to_float(value: &Value, args: Args) -> Outcome<Value> {
+fn to_float(value: &Value, args: Args) -> Result<Value> {
     let [default] = args.bind("float", ["default"])?;
     let default = default.unwrap_or(Value::Float(0.0));
     Ok(match value {
@@ -413,7 +414,7 @@ fn to_float(value: &Value, args: Args) -> Outcome<Value> {
     })
 }
 
-fn round(value: &Value, args: Args) -> Outcome<Value> {
+fn round(value: &Value, args: Args) -> Result<Value> {
     let [precision, method] = args.bind("round", ["precision", "method"])?;
     let precision = int_or(precision.as_ref(), 0, "a precision")?.clamp(-400, 400) as i32;
     let method = match &method {
@@ -459,7 +460,7 @@ fn round_integer(number: i128, zeros: u32) -> i128 {
     (down + i128::from(up)).saturating_mul(unit)
 }
 
-fn file_size(value: &Value, args: Args) -> Outcome<Value> {
+fn file_size(value: &Value, args: Args) -> Result<Value> {
     let [binary] = args.bind("filesizeformat", ["binary"])?;
     let is_binary = flag(binary.as_ref(), false);
     let bytes = match to_float(value, Args::positional(vec![Value::None]))? {
@@ -566,7 +567,7 @@ fn url_quote(text: &str, in_query: bool) -> String {
 }
 
 /// A count that must be positive.
-pub(crate) fn positive_count(value: &Value, what: &str) -> Outcome<usize> {
+pub(crate) fn positive_count(value: &Value, what: &str) -> Result<usize> {
     match int(value, what)? {
         count @ 1.. => Ok(count as usize),
         other => Err(Fault::new(format!("{what} must be positive, not {other}"))),

@@ -1,12 +1,12 @@
 //! `'%s' % values` and `'{}'.format(values)`.
 
 use super::arguments::{Args, int};
+use super::fault::{Fault, Result};
 use super::limits::Budget;
 use super::machine::Machine;
 use super::strings;
 use super::text::{Text, TextBuilder};
 use super::value::{Key, Number, SeqKind, Value};
-use super::{Fault, Outcome};
 
 /// Maximum width of a field; [`Budget`] also limits the result.
 const MAX_WIDTH: usize = 1 << 20;
@@ -26,7 +26,7 @@ struct Spec {
 }
 
 /// As Python's `format % values`.
-pub(crate) fn percent(format: &Text, values: &Value, budget: &Budget) -> Outcome<Text> {
+pub(crate) fn percent(format: &Text, values: &Value, budget: &Budget) -> Result<Text> {
     let mut values = Values::new(values);
     let all = format.as_str();
     let mut out = TextBuilder::default();
@@ -81,13 +81,13 @@ impl Values {
         }
     }
 
-    fn next(&mut self) -> Outcome<Value> {
+    fn next(&mut self) -> Result<Value> {
         let value = self.positional.get(self.next).cloned();
         self.next += 1;
         value.ok_or_else(|| Fault::new("not enough arguments for format string"))
     }
 
-    fn named(&mut self, name: &str) -> Outcome<Value> {
+    fn named(&mut self, name: &str) -> Result<Value> {
         self.next = self.positional.len();
         match &self.whole {
             Value::Dict(dict) => match dict.entries.get(name) {
@@ -98,7 +98,7 @@ impl Values {
         }
     }
 
-    fn check_all_used(&self) -> Outcome<()> {
+    fn check_all_used(&self) -> Result<()> {
         let may_be_unused = matches!(self.whole, Value::Dict(_))
             || matches!(&self.whole, Value::Seq(seq) if seq.kind == SeqKind::List);
         match self.next < self.positional.len() && !may_be_unused {
@@ -133,7 +133,7 @@ impl<'t> SpecParser<'t> {
         is_here
     }
 
-    fn number(&mut self) -> Outcome<Option<usize>> {
+    fn number(&mut self) -> Result<Option<usize>> {
         let len = self
             .rest
             .find(|c: char| !c.is_ascii_digit())
@@ -150,7 +150,7 @@ impl<'t> SpecParser<'t> {
     }
 
     /// `(name)`
-    fn name(&mut self) -> Outcome<Option<&'t str>> {
+    fn name(&mut self) -> Result<Option<&'t str>> {
         let Some(rest) = self.rest.strip_prefix('(') else {
             return Ok(None);
         };
@@ -162,7 +162,7 @@ impl<'t> SpecParser<'t> {
     }
 
     /// Flags, width, precision and kind after `%`.
-    fn percent_spec(&mut self, values: &mut Values) -> Outcome<Spec> {
+    fn percent_spec(&mut self, values: &mut Values) -> Result<Spec> {
         let mut spec = Spec::default();
         while let Some(flag) = self.peek().filter(|c| "-+ #0".contains(*c)) {
             self.next();
@@ -185,7 +185,7 @@ impl<'t> SpecParser<'t> {
         Ok(spec)
     }
 
-    fn number_or_value(&mut self, values: &mut Values) -> Outcome<Option<usize>> {
+    fn number_or_value(&mut self, values: &mut Values) -> Result<Option<usize>> {
         if !self.take('*') {
             return self.number();
         }
@@ -199,7 +199,7 @@ impl<'t> SpecParser<'t> {
     }
 
     /// The specification after the colon in braces.
-    fn brace_spec(&mut self) -> Outcome<Spec> {
+    fn brace_spec(&mut self) -> Result<Spec> {
         let mut spec = Spec::default();
         let is_align = |c: char| matches!(c, '<' | '>' | '^' | '=');
         let mut chars = self.rest.chars();
@@ -235,7 +235,7 @@ impl<'t> SpecParser<'t> {
     }
 }
 
-fn percent_value(value: &Value, spec: &Spec, budget: &Budget) -> Outcome<Text> {
+fn percent_value(value: &Value, spec: &Spec, budget: &Budget) -> Result<Text> {
     let kind = spec.kind.unwrap_or('s');
     let text = match kind {
         's' => value.to_text(budget)?,
@@ -270,7 +270,7 @@ fn percent_value(value: &Value, spec: &Spec, budget: &Budget) -> Outcome<Text> {
     Ok(padded(&text, spec, spec.align.unwrap_or('>')))
 }
 
-fn percent_number(value: &Value, kind: char) -> Outcome<Number> {
+fn percent_number(value: &Value, kind: char) -> Result<Number> {
     let name = value.type_name();
     let number = match value {
         Value::Undefined(problem) => return Err(Fault::new(&**problem)),
@@ -289,7 +289,7 @@ fn percent_number(value: &Value, kind: char) -> Outcome<Number> {
 }
 
 /// As Python's `format.format(*positional, **named)`.
-pub(crate) fn braces(machine: &mut Machine, format: &Text, args: &Args) -> Outcome<Text> {
+pub(crate) fn braces(machine: &mut Machine, format: &Text, args: &Args) -> Result<Text> {
     let all = format.as_str();
     let mut out = TextBuilder::default();
     let (mut place, mut next) = (0, 0);
@@ -330,7 +330,7 @@ fn field_end(text: &str) -> Option<usize> {
 }
 
 /// One replacement field, without its braces.
-fn field(machine: &mut Machine, field: &str, args: &Args, next: &mut usize) -> Outcome<Text> {
+fn field(machine: &mut Machine, field: &str, args: &Args, next: &mut usize) -> Result<Text> {
     let (target, spec) = field.split_once(':').unwrap_or((field, ""));
     let (target, conversion) = match target.split_once('!') {
         Some((target, conversion)) => (target, Some(conversion)),
@@ -359,12 +359,7 @@ fn field(machine: &mut Machine, field: &str, args: &Args, next: &mut usize) -> O
     formatted(&value, &spec, &machine.budget)
 }
 
-fn braces_once(
-    machine: &mut Machine,
-    spec: &str,
-    args: &Args,
-    next: &mut usize,
-) -> Outcome<String> {
+fn braces_once(machine: &mut Machine, spec: &str, args: &Args, next: &mut usize) -> Result<String> {
     let (mut out, mut rest) = (String::new(), spec);
     while let Some((before, after)) = rest.split_once('{') {
         let (name, after) = after
@@ -385,7 +380,7 @@ fn field_value(
     target: &str,
     args: &Args,
     next: &mut usize,
-) -> Outcome<Value> {
+) -> Result<Value> {
     let end = target.find(['.', '[']).unwrap_or(target.len());
     let (name, mut path) = target.split_at(end);
     let index = match name {
@@ -432,7 +427,7 @@ fn field_value(
 }
 
 /// As Python's `format(value, spec)`.
-fn formatted(value: &Value, spec: &Spec, budget: &Budget) -> Outcome<Text> {
+fn formatted(value: &Value, spec: &Spec, budget: &Budget) -> Result<Text> {
     let is_number_kind = spec.kind.is_some_and(|kind| kind != 's');
     match value {
         Value::Bool(_) if !is_number_kind && spec.kind.is_none() && spec.width == 0 => {
@@ -491,7 +486,7 @@ fn padded(text: &Text, spec: &Spec, align: char) -> Text {
 }
 
 /// A number with its sign, grouped digits, and padding.
-fn written_number(number: Number, spec: &Spec) -> Outcome<String> {
+fn written_number(number: Number, spec: &Spec) -> Result<String> {
     let (is_negative, prefix, digits) = match number {
         Number::Int(number) => match spec.kind {
             None | Some('d' | 'n' | 'x' | 'X' | 'o' | 'b') => {
@@ -551,7 +546,7 @@ fn integer_digits(number: u128, spec: &Spec) -> (&'static str, String) {
 }
 
 /// The sign, an empty prefix and the digits of a float.
-fn float_parts(number: f64, spec: &Spec) -> Outcome<(bool, &'static str, String)> {
+fn float_parts(number: f64, spec: &Spec) -> Result<(bool, &'static str, String)> {
     let is_negative = number.is_sign_negative() && !number.is_nan();
     let size = number.abs();
     let precision = spec.precision.unwrap_or(6);
@@ -640,7 +635,7 @@ fn grouped(digits: &str, separator: char) -> String {
 }
 
 /// The keyword arguments of `format` as a map, if there are any.
-pub(crate) fn filter_values(args: Args) -> Outcome<Value> {
+pub(crate) fn filter_values(args: Args) -> Result<Value> {
     match (args.positional.is_empty(), args.named.is_empty()) {
         (false, false) => Err(Fault::new(
             "can't handle positional and keyword arguments at the same time",

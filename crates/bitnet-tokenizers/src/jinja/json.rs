@@ -1,13 +1,13 @@
 //! `tojson` as transformers define it: Python's `json.dumps`, with nothing escaped for HTML.
 
+use super::fault::{Fault, Result};
 use super::limits::Budget;
 use super::strings;
 use super::text::{Text, TextBuilder};
 use super::value::{Key, SeqKind, Value};
-use super::{Fault, Outcome};
 
 /// The arguments of `json.dumps` that templates use.
-pub(crate) struct Layout {
+pub(crate) struct JsonStyle {
     pub(crate) is_ascii: bool,
     /// The indentation of one level; `None` writes one line.
     pub(crate) indent: Option<Text>,
@@ -17,7 +17,7 @@ pub(crate) struct Layout {
 }
 
 /// `value` as JSON.
-pub(crate) fn dumps(value: &Value, layout: &Layout, budget: &Budget) -> Outcome<Text> {
+pub(crate) fn dumps(value: &Value, layout: &JsonStyle, budget: &Budget) -> Result<Text> {
     let mut writer = Writer {
         out: TextBuilder::default(),
         layout,
@@ -30,12 +30,12 @@ pub(crate) fn dumps(value: &Value, layout: &Layout, budget: &Budget) -> Outcome<
 
 struct Writer<'a> {
     out: TextBuilder,
-    layout: &'a Layout,
+    layout: &'a JsonStyle,
     budget: &'a Budget,
 }
 
 impl Writer<'_> {
-    fn value(&mut self, value: &Value, depth: usize) -> Outcome<()> {
+    fn value(&mut self, value: &Value, depth: usize) -> Result<()> {
         self.budget.step(1)?;
         self.budget.check(self.out.len())?;
         match value {
@@ -79,14 +79,14 @@ impl Writer<'_> {
     }
 
     /// The separator before item `index`.
-    fn separate(&mut self, index: usize, depth: usize) -> Outcome<()> {
+    fn separate(&mut self, index: usize, depth: usize) -> Result<()> {
         if index > 0 {
             self.out.push(&self.layout.item_separator);
         }
         self.break_line(depth)
     }
 
-    fn close(&mut self, bracket: &str, is_empty: bool, depth: usize) -> Outcome<()> {
+    fn close(&mut self, bracket: &str, is_empty: bool, depth: usize) -> Result<()> {
         if !is_empty {
             self.break_line(depth)?;
         }
@@ -94,7 +94,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn break_line(&mut self, depth: usize) -> Outcome<()> {
+    fn break_line(&mut self, depth: usize) -> Result<()> {
         if let Some(indent) = &self.layout.indent {
             self.budget.check(self.out.len() + depth * indent.len())?;
             self.out.push_own("\n");
@@ -105,7 +105,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn key(&mut self, key: &Value) -> Outcome<()> {
+    fn key(&mut self, key: &Value) -> Result<()> {
         match key {
             Value::Text(text) => self.text(text)?,
             Value::None => self.out.push_own("\"null\""),
@@ -124,7 +124,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn text(&mut self, text: &Text) -> Outcome<()> {
+    fn text(&mut self, text: &Text) -> Result<()> {
         self.budget.read(text.len())?;
         let is_ascii = self.layout.is_ascii;
         self.out.push_own("\"");
@@ -165,7 +165,7 @@ fn float(number: f64) -> String {
     }
 }
 
-fn sort_by_key(entries: &mut [(&Key, &Value)], budget: &Budget) -> Outcome<()> {
+fn sort_by_key(entries: &mut [(&Key, &Value)], budget: &Budget) -> Result<()> {
     budget.step(entries.len() * 16)?;
     let mut failed = Ok(());
     entries.sort_by(|(Key(a), _), (Key(b), _)| match a.compare(b, budget) {

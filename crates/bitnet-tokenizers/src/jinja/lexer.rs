@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
+use super::fault::{Fault, Result};
 use super::strings::is_space;
-use super::{Fault, Outcome};
 
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Token {
+pub(crate) enum Lexeme {
     /// Text between tags.
     Data(Arc<str>),
     VariableBegin,
@@ -28,8 +28,8 @@ const OPERATORS: &[&str] = &[
     ">", "<", "=", ".", ":", "|", ",", ";",
 ];
 
-/// The tokens of a template with their lines, the last being [`Token::End`].
-pub(crate) fn tokenize(source: &str) -> Outcome<Vec<(Token, u32)>> {
+/// The tokens of a template with their lines, the last being [`Lexeme::End`].
+pub(crate) fn tokenize(source: &str) -> Result<Vec<(Lexeme, u32)>> {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let source = source.strip_suffix('\n').unwrap_or(&source);
     let mut lexer = Lexer {
@@ -42,7 +42,7 @@ pub(crate) fn tokenize(source: &str) -> Outcome<Vec<(Token, u32)>> {
     while lexer.place < source.len() {
         lexer.data()?;
     }
-    lexer.push(Token::End);
+    lexer.push(Lexeme::End);
     Ok(lexer.tokens)
 }
 
@@ -50,7 +50,7 @@ struct Lexer<'s> {
     source: &'s str,
     place: usize,
     line: u32,
-    tokens: Vec<(Token, u32)>,
+    tokens: Vec<(Lexeme, u32)>,
     /// Whether the previous tag consumed a line end, or there is no previous tag.
     after_newline: bool,
 }
@@ -60,11 +60,11 @@ impl<'s> Lexer<'s> {
         &self.source[self.place..]
     }
 
-    fn push(&mut self, token: Token) {
+    fn push(&mut self, token: Lexeme) {
         self.tokens.push((token, self.line));
     }
 
-    fn fault<T>(&self, message: impl Into<String>) -> Outcome<T> {
+    fn fault<T>(&self, message: impl Into<String>) -> Result<T> {
         Err(Fault::new(message).at(self.line))
     }
 
@@ -90,7 +90,7 @@ impl<'s> Lexer<'s> {
     }
 
     /// Text up to the next tag, and that tag.
-    fn data(&mut self) -> Outcome<()> {
+    fn data(&mut self) -> Result<()> {
         let rest = self.rest();
         let tags = ["{{", "{%", "{#"];
         let tag = rest.char_indices().find_map(|(at, c)| {
@@ -110,10 +110,10 @@ impl<'s> Lexer<'s> {
         self.push_data(kept);
         self.advance(at + 2 + usize::from(sign.is_some()));
         match tag {
-            "{{" => self.tag(Token::VariableBegin, Token::VariableEnd, "}}"),
+            "{{" => self.tag(Lexeme::VariableBegin, Lexeme::VariableEnd, "}}"),
             "{#" => self.comment(),
             _ if self.is_raw() => self.raw(),
-            _ => self.tag(Token::BlockBegin, Token::BlockEnd, "%}"),
+            _ => self.tag(Lexeme::BlockBegin, Lexeme::BlockEnd, "%}"),
         }
     }
 
@@ -133,11 +133,11 @@ impl<'s> Lexer<'s> {
 
     fn push_data(&mut self, text: &str) {
         if !text.is_empty() {
-            self.push(Token::Data(text.into()));
+            self.push(Lexeme::Data(text.into()));
         }
     }
 
-    fn comment(&mut self) -> Outcome<()> {
+    fn comment(&mut self) -> Result<()> {
         match self.rest().find("#}") {
             None => self.fault("Missing end of comment tag"),
             Some(at) => {
@@ -169,7 +169,7 @@ impl<'s> Lexer<'s> {
         })
     }
 
-    fn raw(&mut self) -> Outcome<()> {
+    fn raw(&mut self) -> Result<()> {
         let end = self.rest().find("%}").unwrap_or_default();
         let strips = self.rest()[..end].ends_with('-');
         self.advance(end + 2);
@@ -202,9 +202,9 @@ impl<'s> Lexer<'s> {
     }
 
     /// A tag's tokens up to its end.
-    fn tag(&mut self, begin: Token, end: Token, end_text: &str) -> Outcome<()> {
+    fn tag(&mut self, begin: Lexeme, end: Lexeme, end_text: &str) -> Result<()> {
         self.push(begin);
-        let is_block = end == Token::BlockEnd;
+        let is_block = end == Lexeme::BlockEnd;
         let mut open: Vec<char> = Vec::new();
         loop {
             if open.is_empty() {
@@ -253,7 +253,7 @@ impl<'s> Lexer<'s> {
     }
 
     /// One token inside a tag; `open` holds the expected closing brackets.
-    fn token(&mut self, open: &mut Vec<char>) -> Outcome<()> {
+    fn token(&mut self, open: &mut Vec<char>) -> Result<()> {
         let rest = self.rest();
         let first = rest.chars().next().unwrap_or_default();
         if first.is_ascii_digit() {
@@ -263,7 +263,7 @@ impl<'s> Lexer<'s> {
             let len = rest
                 .find(|c: char| !c.is_alphanumeric() && c != '_')
                 .unwrap_or(rest.len());
-            self.push(Token::Name(rest[..len].into()));
+            self.push(Lexeme::Name(rest[..len].into()));
             self.advance(len);
             return Ok(());
         }
@@ -285,12 +285,12 @@ impl<'s> Lexer<'s> {
             }
             _ => {}
         }
-        self.push(Token::Operator(operator));
+        self.push(Lexeme::Operator(operator));
         self.advance(operator.len());
         Ok(())
     }
 
-    fn string(&mut self, quote: char) -> Outcome<()> {
+    fn string(&mut self, quote: char) -> Result<()> {
         let rest = self.rest();
         let mut is_escaped = false;
         let end = rest[1..].char_indices().find_map(|(at, c)| {
@@ -302,12 +302,12 @@ impl<'s> Lexer<'s> {
             return self.fault(format!("unexpected char {quote:?}"));
         };
         let text = unescape(&rest[1..end]).map_err(|fault| fault.at(self.line))?;
-        self.push(Token::Text(text.into()));
+        self.push(Lexeme::Text(text.into()));
         self.advance(end + 1);
         Ok(())
     }
 
-    fn number(&mut self) -> Outcome<()> {
+    fn number(&mut self) -> Result<()> {
         let rest = self.rest();
         let after_dot = self.source[..self.place].ends_with('.');
         if let Some(len) = float_len(rest).filter(|_| !after_dot) {
@@ -315,7 +315,7 @@ impl<'s> Lexer<'s> {
             return match number {
                 Err(_) => self.fault(format!("{} is not a number", &rest[..len])),
                 Ok(number) => {
-                    self.push(Token::Float(number));
+                    self.push(Lexeme::Float(number));
                     self.advance(len);
                     Ok(())
                 }
@@ -337,7 +337,7 @@ impl<'s> Lexer<'s> {
                 &rest[..prefix + len]
             )),
             Ok(number) => {
-                self.push(Token::Int(number));
+                self.push(Lexeme::Int(number));
                 self.advance(prefix + len);
                 Ok(())
             }
@@ -371,7 +371,7 @@ fn float_len(text: &str) -> Option<usize> {
 }
 
 /// A string literal's text, as Python's `unicode-escape` reads it.
-fn unescape(text: &str) -> Outcome<String> {
+fn unescape(text: &str) -> Result<String> {
     let mut out = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
@@ -415,7 +415,7 @@ fn unescape(text: &str) -> Outcome<String> {
     Ok(out)
 }
 
-fn code_point(chars: &mut std::iter::Peekable<std::str::Chars<'_>>, len: usize) -> Outcome<char> {
+fn code_point(chars: &mut std::iter::Peekable<std::str::Chars<'_>>, len: usize) -> Result<char> {
     let mut code = 0;
     for _ in 0..len {
         let digit = chars.next().and_then(|c| c.to_digit(16));

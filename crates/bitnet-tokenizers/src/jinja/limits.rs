@@ -6,11 +6,11 @@
 
 use std::cell::Cell;
 
-use super::{Fault, Outcome};
+use super::fault::{Fault, Result};
 
 /// The bounds of one template.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
+pub(crate) struct TemplateLimits {
     /// Bytes of the template.
     pub(crate) source_bytes: usize,
     /// Maximum nesting of expressions and blocks in the template.
@@ -28,14 +28,14 @@ pub(crate) struct Limits {
     pub(crate) total_bytes: usize,
 }
 
-impl Limits {
+impl TemplateLimits {
     pub(crate) const RATIO: usize = 8;
     pub(crate) const TOTAL_RATIO: usize = 64;
     /// Maximum nesting of lists and maps. `serde_json` reads 128 levels.
     pub(crate) const VALUE_DEPTH: usize = 256;
 }
 
-impl Default for Limits {
+impl Default for TemplateLimits {
     fn default() -> Self {
         Self {
             source_bytes: 1 << 20,
@@ -61,17 +61,17 @@ pub(crate) struct Budget {
 
 impl Budget {
     /// The budget of a rendering of `num_messages` messages with `input_bytes` of input.
-    pub(crate) fn new(limits: &Limits, num_messages: usize, input_bytes: usize) -> Self {
+    pub(crate) fn new(limits: &TemplateLimits, num_messages: usize, input_bytes: usize) -> Self {
         let more_steps = limits.steps_per_message.saturating_mul(num_messages as u64);
         // Long inputs get more steps: one for each 64 bytes.
         let more_steps = more_steps.saturating_add(input_bytes as u64);
-        let total_bytes = input_bytes.saturating_mul(Limits::TOTAL_RATIO);
+        let total_bytes = input_bytes.saturating_mul(TemplateLimits::TOTAL_RATIO);
         let total_bytes = total_bytes.saturating_add(limits.total_bytes);
         Self {
             steps: Cell::new(limits.steps.saturating_add(more_steps)),
             bytes: Cell::new(total_bytes),
             value_bytes: input_bytes
-                .saturating_mul(Limits::RATIO)
+                .saturating_mul(TemplateLimits::RATIO)
                 .saturating_add(limits.value_bytes),
             total_bytes,
             depth: Cell::new(0),
@@ -80,7 +80,7 @@ impl Budget {
     }
 
     /// Counts `count` steps.
-    pub(crate) fn step(&self, count: usize) -> Outcome<()> {
+    pub(crate) fn step(&self, count: usize) -> Result<()> {
         match self.steps.get().checked_sub(count as u64) {
             Some(left) => {
                 self.steps.set(left);
@@ -91,13 +91,13 @@ impl Budget {
     }
 
     /// Counts the steps of reading `bytes`.
-    pub(crate) fn read(&self, bytes: usize) -> Outcome<()> {
+    pub(crate) fn read(&self, bytes: usize) -> Result<()> {
         self.step(1 + bytes / 64)
     }
 
     /// Checks that a value of `bytes` may be built. Operations whose result can be much larger than
     /// their inputs call it first.
-    pub(crate) fn check(&self, bytes: usize) -> Outcome<()> {
+    pub(crate) fn check(&self, bytes: usize) -> Result<()> {
         if bytes > self.value_bytes {
             let most = self.value_bytes;
             return Err(Fault::new(format!(
@@ -108,7 +108,7 @@ impl Budget {
     }
 
     /// Checks that the rendered text may have `bytes`.
-    pub(crate) fn check_output(&self, bytes: usize) -> Outcome<()> {
+    pub(crate) fn check_output(&self, bytes: usize) -> Result<()> {
         if bytes > self.value_bytes {
             let most = self.value_bytes;
             return Err(Fault::new(format!(
@@ -119,7 +119,7 @@ impl Budget {
     }
 
     /// Counts a value of `bytes` that was built.
-    pub(crate) fn built(&self, bytes: usize) -> Outcome<()> {
+    pub(crate) fn built(&self, bytes: usize) -> Result<()> {
         self.check(bytes)?;
         self.read(bytes)?;
         match self.bytes.get().checked_sub(bytes) {
@@ -135,7 +135,7 @@ impl Budget {
     }
 
     /// Goes one level deeper; [`leave`](Self::leave) goes back.
-    pub(crate) fn enter(&self) -> Outcome<()> {
+    pub(crate) fn enter(&self) -> Result<()> {
         let depth = self.depth.get() + 1;
         if depth > self.depth_max {
             let most = self.depth_max;

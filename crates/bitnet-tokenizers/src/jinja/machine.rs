@@ -10,14 +10,28 @@ use super::arguments::{Args, text};
 use super::ast::{
     Arguments, Block, Comparison, Expr, ExprKind, For, Macro, Name, Statement, Target,
 };
-use super::limits::{Budget, Limits};
+use super::fault::{Fault, Result};
+use super::limits::{Budget, TemplateLimits};
 use super::scope::Scope;
 use super::text::{Text, TextBuilder};
 use super::value::{Closure, Function, Key, Loop, SeqKind, Value};
-use super::{Fault, Inputs, Outcome, clock, operators};
+use super::{clock, operators};
 
 /// Maximum number of items of `range`, as in jinja2's sandbox.
 const MAX_RANGE: i64 = 100_000;
+
+/// The inputs of a rendering.
+pub(crate) struct Inputs {
+    /// The template's variables.
+    pub(crate) variables: Vec<(&'static str, Value)>,
+    /// More variables, with names from the client.
+    pub(crate) more: Vec<(String, Value)>,
+    /// The time for `strftime_now`, seconds since 1970.
+    pub(crate) now: Option<i64>,
+    /// The number of messages and the bytes of all inputs, for the limits.
+    pub(crate) num_messages: usize,
+    pub(crate) bytes: usize,
+}
 
 /// One rendering of a template.
 pub(crate) struct Machine {
@@ -43,7 +57,7 @@ enum Flow {
 }
 
 impl Machine {
-    pub(crate) fn new(inputs: Inputs, limits: &Limits) -> Self {
+    pub(crate) fn new(inputs: Inputs, limits: &TemplateLimits) -> Self {
         let budget = Budget::new(limits, inputs.num_messages, inputs.bytes);
         let variables = inputs
             .variables
@@ -60,14 +74,14 @@ impl Machine {
         }
     }
 
-    pub(crate) fn run(mut self, body: &Block) -> Outcome<Text> {
+    pub(crate) fn run(mut self, body: &Block) -> Result<Text> {
         self.block(body)?;
         Ok(self.outputs.remove(0).finish())
     }
 
     // ---- statements ----
 
-    fn block(&mut self, block: &Block) -> Outcome<Flow> {
+    fn block(&mut self, block: &Block) -> Result<Flow> {
         self.budget.enter()?;
         for statement in block {
             self.budget.step(1)?;
@@ -81,7 +95,7 @@ impl Machine {
         Ok(Flow::Next)
     }
 
-    fn statement(&mut self, statement: &Statement) -> Outcome<Flow> {
+    fn statement(&mut self, statement: &Statement) -> Result<Flow> {
         match statement {
             Statement::Text(text) => self.write(&Text::own(Arc::clone(text)))?,
             Statement::Print(expr) => {
@@ -131,7 +145,7 @@ impl Machine {
         Ok(Flow::Next)
     }
 
-    fn write(&mut self, text: &Text) -> Outcome<()> {
+    fn write(&mut self, text: &Text) -> Result<()> {
         self.budget.read(text.len())?;
         if let Some(output) = self.outputs.last_mut() {
             self.budget.check_output(output.len() + text.len())?;
@@ -140,7 +154,7 @@ impl Machine {
         Ok(())
     }
 
-    fn if_statement(&mut self, branches: &[(Expr, Block)], otherwise: &Block) -> Outcome<Flow> {
+    fn if_statement(&mut self, branches: &[(Expr, Block)], otherwise: &Block) -> Result<Flow> {
         for (condition, body) in branches {
             if self.eval(condition)?.is_true() {
                 return self.block(body);
@@ -149,10 +163,10 @@ impl Machine {
         self.block(otherwise)
     }
 
-    fn with_statement(&mut self, assignments: &[(Target, Expr)], body: &Block) -> Outcome<Flow> {
+    fn with_statement(&mut self, assignments: &[(Target, Expr)], body: &Block) -> Result<Flow> {
         // Evaluate the values in the outer scope.
         let values = assignments.iter().map(|(_, expr)| self.eval(expr));
-        let values = values.collect::<Outcome<Vec<_>>>()?;
+        let values = values.collect::<Result<Vec<_>>>()?;
         self.scopes.push(Rc::default());
         for ((target, _), value) in assignments.iter().zip(values) {
             self.assign(target, value)?;
@@ -162,7 +176,7 @@ impl Machine {
         flow
     }
 
-    fn scoped(&mut self, scope: Scope, body: &Block) -> Outcome<Flow> {
+    fn scoped(&mut self, scope: Scope, body: &Block) -> Result<Flow> {
         self.scopes.push(Rc::new(scope));
         let flow = self.block(body);
         self.scopes.pop();
@@ -170,12 +184,12 @@ impl Machine {
     }
 
     /// The output of `body`, which runs in its own scope.
-    fn captured_scope(&mut self, body: &Block) -> Outcome<Text> {
+    fn captured_scope(&mut self, body: &Block) -> Result<Text> {
         self.captured(|this| this.scoped(Scope::default(), body).map(|_| ()))
     }
 
     /// The output of `run`.
-    fn captured(&mut self, run: impl FnOnce(&mut Self) -> Outcome<()>) -> Outcome<Text> {
+    fn captured(&mut self, run: impl FnOnce(&mut Self) -> Result<()>) -> Result<Text> {
         self.outputs.push(TextBuilder::default());
         run(self)?;
         let text = self.outputs.pop().unwrap_or_default().finish();
@@ -183,7 +197,7 @@ impl Machine {
         Ok(text)
     }
 
-    fn filtered(&mut self, filter: Option<&Expr>, value: Value) -> Outcome<Value> {
+    fn filtered(&mut self, filter: Option<&Expr>, value: Value) -> Result<Value> {
         let Some(Expr {
             kind: ExprKind::Filter(inner, name, arguments),
             line,
@@ -199,13 +213,13 @@ impl Machine {
 
     // ---- loops ----
 
-    fn for_statement(&mut self, node: &Arc<For>) -> Outcome<()> {
+    fn for_statement(&mut self, node: &Arc<For>) -> Result<()> {
         let iterable = self.eval(&node.iterable)?;
         self.run_loop(node, &iterable, 0)
             .map_err(|fault| fault.at(node.iterable.line))
     }
 
-    fn run_loop(&mut self, node: &Arc<For>, iterable: &Value, depth: usize) -> Outcome<()> {
+    fn run_loop(&mut self, node: &Arc<For>, iterable: &Value, depth: usize) -> Result<()> {
         let mut items = iterable.items(&self.budget)?.into_owned();
         // A loop that does not use `loop` tests each item just before its iteration.
         let tests_late = node.condition.is_some() && !node.uses_loop;
@@ -241,7 +255,7 @@ impl Machine {
     }
 
     /// The items that meet the loop's condition.
-    fn passing(&mut self, node: &For, items: Vec<Value>) -> Outcome<Vec<Value>> {
+    fn passing(&mut self, node: &For, items: Vec<Value>) -> Result<Vec<Value>> {
         if node.condition.is_none() {
             return Ok(items);
         }
@@ -254,7 +268,7 @@ impl Machine {
         Ok(passing)
     }
 
-    fn passes(&mut self, node: &For, item: &Value) -> Outcome<bool> {
+    fn passes(&mut self, node: &For, item: &Value) -> Result<bool> {
         let Some(condition) = &node.condition else {
             return Ok(true);
         };
@@ -266,7 +280,7 @@ impl Machine {
     }
 
     /// `loop(items)` in a recursive loop.
-    fn recurse(&mut self, state: &Loop, args: Args) -> Outcome<Value> {
+    fn recurse(&mut self, state: &Loop, args: Args) -> Result<Value> {
         if !state.node.is_recursive {
             let message = "The loop must have the 'recursive' marker to be called recursively.";
             return Err(Fault::new(message));
@@ -287,7 +301,7 @@ impl Machine {
         }
     }
 
-    fn assign(&mut self, target: &Target, value: Value) -> Outcome<()> {
+    fn assign(&mut self, target: &Target, value: Value) -> Result<()> {
         match target {
             Target::Name(name) => self.set(Arc::clone(name), value),
             Target::Tuple(targets) => {
@@ -345,7 +359,7 @@ impl Machine {
 
     // ---- expressions ----
 
-    pub(crate) fn eval(&mut self, expr: &Expr) -> Outcome<Value> {
+    pub(crate) fn eval(&mut self, expr: &Expr) -> Result<Value> {
         self.budget.enter().map_err(|fault| fault.at(expr.line))?;
         self.budget.step(1)?;
         let value = self
@@ -355,7 +369,7 @@ impl Machine {
         Ok(value)
     }
 
-    fn eval_kind(&mut self, kind: &ExprKind) -> Outcome<Value> {
+    fn eval_kind(&mut self, kind: &ExprKind) -> Result<Value> {
         match kind {
             ExprKind::None => Ok(Value::None),
             ExprKind::Bool(flag) => Ok(Value::Bool(*flag)),
@@ -415,7 +429,7 @@ impl Machine {
     }
 
     /// `a or b` if `stops_at`, else `a and b`: the operand that decides.
-    fn either(&mut self, a: &Expr, b: &Expr, stops_at: bool) -> Outcome<Value> {
+    fn either(&mut self, a: &Expr, b: &Expr, stops_at: bool) -> Result<Value> {
         let a = self.eval(a)?;
         if a.is_true() == stops_at {
             Ok(a)
@@ -429,7 +443,7 @@ impl Machine {
         condition: &Expr,
         then: &Expr,
         otherwise: Option<&Expr>,
-    ) -> Outcome<Value> {
+    ) -> Result<Value> {
         if self.eval(condition)?.is_true() {
             return self.eval(then);
         }
@@ -441,17 +455,17 @@ impl Machine {
         }
     }
 
-    fn sequence(&mut self, kind: SeqKind, items: &[Expr]) -> Outcome<Value> {
+    fn sequence(&mut self, kind: SeqKind, items: &[Expr]) -> Result<Value> {
         let items = items
             .iter()
             .map(|item| self.eval(item))
-            .collect::<Outcome<Vec<_>>>()?;
+            .collect::<Result<Vec<_>>>()?;
         let value = Value::seq(kind, items)?;
         self.budget.built(value.shallow_bytes())?;
         Ok(value)
     }
 
-    fn dict(&mut self, entries: &[(Expr, Expr)]) -> Outcome<Value> {
+    fn dict(&mut self, entries: &[(Expr, Expr)]) -> Result<Value> {
         let mut dict = IndexMap::with_capacity(entries.len());
         for (key, value) in entries {
             let key = Key::new(&self.eval(key)?)?;
@@ -463,7 +477,7 @@ impl Machine {
         Ok(value)
     }
 
-    fn slice(&mut self, object: &Expr, bounds: &[Option<Box<Expr>>; 3]) -> Outcome<Value> {
+    fn slice(&mut self, object: &Expr, bounds: &[Option<Box<Expr>>; 3]) -> Result<Value> {
         let object = self.eval(object)?;
         let mut evaluated = [const { Value::None }; 3];
         for (value, bound) in evaluated.iter_mut().zip(bounds) {
@@ -476,7 +490,7 @@ impl Machine {
         Ok(value)
     }
 
-    fn concat(&mut self, parts: &[Expr]) -> Outcome<Value> {
+    fn concat(&mut self, parts: &[Expr]) -> Result<Value> {
         let mut out = TextBuilder::default();
         for part in parts {
             let text = self.eval(part)?.to_text(&self.budget)?;
@@ -487,7 +501,7 @@ impl Machine {
         Ok(Value::Text(out.finish()))
     }
 
-    fn comparisons(&mut self, first: &Expr, rest: &[(Comparison, Expr)]) -> Outcome<Value> {
+    fn comparisons(&mut self, first: &Expr, rest: &[(Comparison, Expr)]) -> Result<Value> {
         let mut left = self.eval(first)?;
         for (comparison, right) in rest {
             let right = self.eval(right)?;
@@ -501,9 +515,9 @@ impl Machine {
 
     // ---- calls ----
 
-    fn arguments(&mut self, arguments: &Arguments) -> Outcome<Args> {
+    fn arguments(&mut self, arguments: &Arguments) -> Result<Args> {
         let positional = arguments.positional.iter().map(|expr| self.eval(expr));
-        let mut positional = positional.collect::<Outcome<Vec<_>>>()?;
+        let mut positional = positional.collect::<Result<Vec<_>>>()?;
         let mut named = Vec::with_capacity(arguments.named.len());
         for (name, expr) in &arguments.named {
             named.push((Arc::clone(name), self.eval(expr)?));
@@ -531,7 +545,7 @@ impl Machine {
         Ok(Args { positional, named })
     }
 
-    pub(crate) fn call(&mut self, callee: &Value, args: Args) -> Outcome<Value> {
+    pub(crate) fn call(&mut self, callee: &Value, args: Args) -> Result<Value> {
         let value = match callee {
             Value::Function(function) => self.call_function(*function, args)?,
             Value::Method(method) => self.method(&method.0, &method.1, args)?,
@@ -556,7 +570,7 @@ impl Machine {
         Ok(value)
     }
 
-    fn call_function(&mut self, function: Function, args: Args) -> Outcome<Value> {
+    fn call_function(&mut self, function: Function, args: Args) -> Result<Value> {
         match function {
             Function::Range => range(args),
             Function::Dict => self.make_dict(args).and_then(Value::dict),
@@ -582,7 +596,7 @@ impl Machine {
     }
 
     /// The entries of `dict(map, name=value)` and `dict(pairs)`.
-    pub(crate) fn make_dict(&mut self, args: Args) -> Outcome<IndexMap<Key, Value>> {
+    pub(crate) fn make_dict(&mut self, args: Args) -> Result<IndexMap<Key, Value>> {
         let mut entries = match &args.positional[..] {
             [] => IndexMap::new(),
             [Value::Dict(dict)] => dict.entries.clone(),
@@ -611,7 +625,7 @@ impl Machine {
         Ok(entries)
     }
 
-    fn make_namespace(&mut self, args: Args) -> Outcome<Value> {
+    fn make_namespace(&mut self, args: Args) -> Result<Value> {
         let entries = self.make_dict(args)?;
         for Key(key) in entries.keys() {
             if let Value::Text(name) = key {
@@ -624,7 +638,7 @@ impl Machine {
     }
 
     /// The macro of `node` with the variables around it.
-    fn closure(&self, node: &Arc<Macro>) -> Outcome<Value> {
+    fn closure(&self, node: &Arc<Macro>) -> Result<Value> {
         let bytes = self.scopes.iter().map(|scope| 32 + scope.len()).sum();
         self.budget.built(bytes)?;
         let closure = Closure::new(Arc::clone(node), self.scopes.clone())?;
@@ -636,7 +650,7 @@ impl Machine {
         callee: &Expr,
         arguments: &Arguments,
         body: &Arc<Macro>,
-    ) -> Outcome<()> {
+    ) -> Result<()> {
         let callee_value = self.eval(callee)?;
         let args = self.arguments(arguments)?;
         let caller = self.closure(body)?;
@@ -658,7 +672,7 @@ impl Machine {
         closure: &Rc<Closure>,
         args: Args,
         caller: Option<Value>,
-    ) -> Outcome<Text> {
+    ) -> Result<Text> {
         let node = &closure.node;
         self.budget.enter()?;
         let outer = std::mem::replace(&mut self.scopes, closure.scopes.clone());
@@ -679,7 +693,7 @@ impl Machine {
     }
 
     /// Sets the parameters of a macro in the innermost scope.
-    fn bind_parameters(&mut self, node: &Macro, args: Args, caller: Option<Value>) -> Outcome<()> {
+    fn bind_parameters(&mut self, node: &Macro, args: Args, caller: Option<Value>) -> Result<()> {
         let mut named: IndexMap<Name, Value> = args.named.into_iter().collect();
         let mut positional = args.positional.into_iter();
         let mut missing = Vec::new();
@@ -706,7 +720,7 @@ impl Machine {
         positional: Vec<Value>,
         mut named: IndexMap<Name, Value>,
         caller: Option<Value>,
-    ) -> Outcome<()> {
+    ) -> Result<()> {
         let name = &node.name;
         let caller = caller.or_else(|| named.shift_remove("caller"));
         match caller {
@@ -746,12 +760,12 @@ impl Machine {
     }
 }
 
-fn range(args: Args) -> Outcome<Value> {
+fn range(args: Args) -> Result<Value> {
     let bounds = args
         .positional
         .iter()
         .map(|value| super::arguments::int(value, "range"));
-    let bounds = bounds.collect::<Outcome<Vec<_>>>()?;
+    let bounds = bounds.collect::<Result<Vec<_>>>()?;
     let (start, stop, step) = match bounds[..] {
         _ if !args.named.is_empty() => {
             return Err(Fault::new("range() takes no keyword arguments"));
@@ -779,7 +793,7 @@ fn range(args: Args) -> Outcome<Value> {
 }
 
 /// Refuses calls that transformers refuse.
-fn check_attribute(name: &str) -> Outcome<()> {
+fn check_attribute(name: &str) -> Result<()> {
     match name.starts_with('_') {
         true => Err(Fault::new(format!(
             "a namespace cannot have the underscore-prefixed attribute '{name}'"

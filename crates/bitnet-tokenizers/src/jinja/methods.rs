@@ -3,12 +3,13 @@
 use indexmap::IndexMap;
 
 use super::arguments::{Args, flag, int, int_or, required, text, width};
+use super::fault::{Fault, Result};
+use super::format;
 use super::machine::Machine;
 use super::operators::slice;
 use super::strings::{self, is_space};
 use super::text::{Text, TextBuilder};
 use super::value::{Key, SeqKind, Value};
-use super::{Fault, Outcome, format};
 
 const TEXT: &[&str] = &[
     "capitalize",
@@ -77,7 +78,7 @@ pub(crate) fn has(object: &Value, name: &str) -> bool {
 
 impl Machine {
     /// Calls the method `name` of `object`, which [`has`] it.
-    pub(crate) fn method(&mut self, object: &Value, name: &str, args: Args) -> Outcome<Value> {
+    pub(crate) fn method(&mut self, object: &Value, name: &str, args: Args) -> Result<Value> {
         match object {
             Value::Text(text) => self.text_method(text, name, args),
             Value::Dict(_) => self.dict_method(object, name, args),
@@ -92,7 +93,7 @@ impl Machine {
         }
     }
 
-    fn dict_from_keys(&mut self, args: Args) -> Outcome<Value> {
+    fn dict_from_keys(&mut self, args: Args) -> Result<Value> {
         let [keys, value] = args.bind("fromkeys", ["iterable", "value"])?;
         let keys = required(keys, "fromkeys", "iterable")?;
         let value = value.unwrap_or(Value::None);
@@ -103,7 +104,7 @@ impl Machine {
         Value::dict(entries)
     }
 
-    fn dict_method(&mut self, object: &Value, name: &str, args: Args) -> Outcome<Value> {
+    fn dict_method(&mut self, object: &Value, name: &str, args: Args) -> Result<Value> {
         let Value::Dict(dict) = object else {
             return Err(Fault::new("not a map"));
         };
@@ -122,13 +123,13 @@ impl Machine {
             "items" => {
                 let pairs = keys().zip(dict.entries.values());
                 let pairs = pairs.map(|(key, value)| Value::tuple(vec![key, value.clone()]));
-                Value::seq(SeqKind::Items, pairs.collect::<Outcome<_>>()?)
+                Value::seq(SeqKind::Items, pairs.collect::<Result<_>>()?)
             }
             _ => Ok(object.clone()),
         }
     }
 
-    fn list_method(&mut self, object: &Value, name: &str, args: Args) -> Outcome<Value> {
+    fn list_method(&mut self, object: &Value, name: &str, args: Args) -> Result<Value> {
         let Value::Seq(list) = object else {
             return Err(Fault::new("not a list"));
         };
@@ -164,7 +165,7 @@ impl Machine {
         }
     }
 
-    fn text_method(&mut self, object: &Text, name: &str, args: Args) -> Outcome<Value> {
+    fn text_method(&mut self, object: &Text, name: &str, args: Args) -> Result<Value> {
         self.budget.read(object.len())?;
         match name {
             "strip" | "lstrip" | "rstrip" => strip(object, name, args),
@@ -211,7 +212,7 @@ impl Machine {
                 let named = named.map(|(Key(key), value)| {
                     Ok((text(&key, "a key of format_map()")?.as_str().into(), value))
                 });
-                let named = named.collect::<Outcome<Vec<_>>>()?;
+                let named = named.collect::<Result<Vec<_>>>()?;
                 let args = Args {
                     positional: Vec::new(),
                     named,
@@ -229,8 +230,8 @@ impl Machine {
     pub(crate) fn joined(
         &self,
         separator: &Text,
-        items: impl Iterator<Item = Outcome<Text>>,
-    ) -> Outcome<Text> {
+        items: impl Iterator<Item = Result<Text>>,
+    ) -> Result<Text> {
         let mut out = TextBuilder::default();
         for (index, item) in items.enumerate() {
             let item = item?;
@@ -247,13 +248,7 @@ impl Machine {
     }
 
     /// `text` with the first `count` of `old` replaced by `new`, or all if `count` is negative.
-    pub(crate) fn replaced(
-        &self,
-        text: &Text,
-        old: &Text,
-        new: &Text,
-        count: i64,
-    ) -> Outcome<Text> {
+    pub(crate) fn replaced(&self, text: &Text, old: &Text, new: &Text, count: i64) -> Result<Text> {
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         let all = text.as_str();
         let mut out = TextBuilder::default();
@@ -269,7 +264,7 @@ impl Machine {
         Ok(out.finish())
     }
 
-    fn split(&self, object: &Text, name: &str, args: Args) -> Outcome<Value> {
+    fn split(&self, object: &Text, name: &str, args: Args) -> Result<Value> {
         let [separator, most] = args.bind(name, ["sep", "maxsplit"])?;
         let most = int_or(most.as_ref(), -1, "maxsplit")?;
         let most = usize::try_from(most).unwrap_or(usize::MAX);
@@ -294,7 +289,7 @@ impl Machine {
         )
     }
 
-    fn has_end(&self, object: &Text, name: &str, args: Args) -> Outcome<Value> {
+    fn has_end(&self, object: &Text, name: &str, args: Args) -> Result<Value> {
         let [ends, start, end] = args.bind(name, ["ends", "start", "end"])?;
         let ends = required(ends, name, "ends")?;
         let part = Self::part(object, start, end)?;
@@ -309,12 +304,12 @@ impl Machine {
             Value::Seq(seq) if seq.kind == SeqKind::Tuple => &seq.items[..],
             end => std::slice::from_ref(end),
         };
-        let found = ends.iter().map(matches).collect::<Outcome<Vec<_>>>()?;
+        let found = ends.iter().map(matches).collect::<Result<Vec<_>>>()?;
         Ok(Value::Bool(found.contains(&true)))
     }
 
     /// `object[start:end]`
-    fn part(object: &Text, start: Option<Value>, end: Option<Value>) -> Outcome<Text> {
+    fn part(object: &Text, start: Option<Value>, end: Option<Value>) -> Result<Text> {
         let bounds = [
             start.unwrap_or(Value::None),
             end.unwrap_or(Value::None),
@@ -326,7 +321,7 @@ impl Machine {
         }
     }
 
-    fn find(&self, object: &Text, name: &str, args: Args) -> Outcome<Value> {
+    fn find(&self, object: &Text, name: &str, args: Args) -> Result<Value> {
         let [sub, start, end] = args.bind(name, ["sub", "start", "end"])?;
         let sub = required(sub, name, "sub")?;
         let sub = text(&sub, "what is looked for")?.as_str();
@@ -349,7 +344,7 @@ impl Machine {
         }
     }
 
-    fn pad(&self, object: &Text, name: &str, args: Args) -> Outcome<Value> {
+    fn pad(&self, object: &Text, name: &str, args: Args) -> Result<Value> {
         if name == "expandtabs" {
             let [size] = args.bind(name, ["tabsize"])?;
             let size = width(size.as_ref(), 8, "a tab's size")?;
@@ -408,7 +403,7 @@ fn from_end(index: i64, length: usize) -> usize {
     usize::try_from(index).unwrap_or(0).min(length)
 }
 
-fn strip(object: &Text, name: &str, args: Args) -> Outcome<Value> {
+fn strip(object: &Text, name: &str, args: Args) -> Result<Value> {
     let [chars] = args.bind(name, ["chars"])?;
     let chars = match &chars {
         None | Some(Value::None) => None,
@@ -498,7 +493,7 @@ fn split_at_space(all: &str, most: usize, from_end: bool) -> Vec<std::ops::Range
     words
 }
 
-fn partition(object: &Text, name: &str, args: Args) -> Outcome<Value> {
+fn partition(object: &Text, name: &str, args: Args) -> Result<Value> {
     let [separator] = args.bind(name, ["sep"])?;
     let separator = required(separator, name, "sep")?;
     let separator = text(&separator, "a separator")?;
@@ -527,7 +522,7 @@ fn partition(object: &Text, name: &str, args: Args) -> Outcome<Value> {
     Value::tuple(parts.map(Value::Text).to_vec())
 }
 
-fn remove_end(object: &Text, name: &str, args: Args) -> Outcome<Value> {
+fn remove_end(object: &Text, name: &str, args: Args) -> Result<Value> {
     let [end] = args.bind(name, ["end"])?;
     let end = required(end, name, "end")?;
     let end = text(&end, "what is removed")?.as_str();

@@ -17,6 +17,7 @@ mod arguments;
 mod ast;
 mod attributes;
 mod clock;
+mod fault;
 mod filters;
 mod format;
 mod json;
@@ -35,73 +36,25 @@ mod text;
 mod value;
 mod wrapping;
 
-use std::fmt;
-
 use indexmap::IndexMap;
 
-pub(crate) use limits::Limits;
+pub(crate) use fault::{Fault, Result};
+pub(crate) use limits::TemplateLimits;
+pub(crate) use machine::Inputs;
 pub(crate) use text::Text;
 pub(crate) use value::{Key, Value};
-
-/// The result type of this module.
-pub(crate) type Outcome<T> = Result<T, Fault>;
-
-/// The reason why a template cannot be parsed or rendered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Fault {
-    message: String,
-    line: Option<u32>,
-}
-
-impl Fault {
-    pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self {
-            message: message.into(),
-            line: None,
-        }
-    }
-
-    /// Adds the line of the template, if none is known yet.
-    fn at(mut self, line: u32) -> Self {
-        self.line = self.line.or(Some(line));
-        self
-    }
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)?;
-        match self.line {
-            Some(line) => write!(f, " (line {line})"),
-            None => Ok(()),
-        }
-    }
-}
 
 /// A parsed template.
 #[derive(Debug)]
 pub(crate) struct Template {
     body: ast::Block,
     source: String,
-    limits: Limits,
-}
-
-/// The inputs of a rendering.
-pub(crate) struct Inputs {
-    /// The template's variables.
-    pub(crate) variables: Vec<(&'static str, Value)>,
-    /// More variables, with names from the client.
-    pub(crate) more: Vec<(String, Value)>,
-    /// The time for `strftime_now`, seconds since 1970.
-    pub(crate) now: Option<i64>,
-    /// The number of messages and the bytes of all inputs, for the limits.
-    pub(crate) num_messages: usize,
-    pub(crate) bytes: usize,
+    limits: TemplateLimits,
 }
 
 impl Template {
     /// Parses `source`.
-    pub(crate) fn new(source: &str, limits: Limits) -> Outcome<Self> {
+    pub(crate) fn new(source: &str, limits: TemplateLimits) -> Result<Self> {
         Ok(Self {
             body: parser::parse(source, &limits)?,
             source: source.to_owned(),
@@ -114,13 +67,13 @@ impl Template {
     }
 
     /// Runs the template.
-    pub(crate) fn render(&self, inputs: Inputs) -> Outcome<Text> {
+    pub(crate) fn render(&self, inputs: Inputs) -> Result<Text> {
         machine::Machine::new(inputs, &self.limits).run(&self.body)
     }
 }
 
 /// JSON as a value whose texts, keys too, are foreign.
-pub(crate) fn foreign_value(json: &serde_json::Value) -> Outcome<Value> {
+pub(crate) fn foreign_value(json: &serde_json::Value) -> Result<Value> {
     use serde_json::Value as Json;
     match json {
         Json::Null => Ok(Value::None),
@@ -131,7 +84,7 @@ pub(crate) fn foreign_value(json: &serde_json::Value) -> Outcome<Value> {
             _ => Value::Float(number.as_f64().unwrap_or(f64::NAN)),
         }),
         Json::String(text) => Ok(Value::Text(Text::foreign(&**text))),
-        Json::Array(items) => Value::list(items.iter().map(foreign_value).collect::<Outcome<_>>()?),
+        Json::Array(items) => Value::list(items.iter().map(foreign_value).collect::<Result<_>>()?),
         Json::Object(entries) => {
             let entry = |(key, item): (&String, &Json)| {
                 Ok((
@@ -142,15 +95,15 @@ pub(crate) fn foreign_value(json: &serde_json::Value) -> Outcome<Value> {
             let entries = entries
                 .iter()
                 .map(entry)
-                .collect::<Outcome<IndexMap<_, _>>>()?;
+                .collect::<Result<IndexMap<_, _>>>()?;
             Value::dict(entries)
         }
     }
 }
 
 /// Formats a value as `json.dumps` does by default.
-pub(crate) fn plain_json(value: &Value, limits: &Limits, bytes: usize) -> Outcome<Text> {
-    let layout = json::Layout {
+pub(crate) fn plain_json(value: &Value, limits: &TemplateLimits, bytes: usize) -> Result<Text> {
+    let layout = json::JsonStyle {
         is_ascii: false,
         indent: None,
         item_separator: Text::own(", "),

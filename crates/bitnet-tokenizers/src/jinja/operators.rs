@@ -1,13 +1,14 @@
 //! Operators, with the rules and the errors of Python.
 
 use super::ast::{Binary, Comparison};
+use super::fault::{Fault, Result};
+use super::format;
 use super::limits::Budget;
 use super::strings::byte_place;
 use super::text::{Text, TextBuilder};
 use super::value::{Number, SeqKind, Value};
-use super::{Fault, Outcome, format};
 
-pub(crate) fn negative(value: &Value) -> Outcome<Value> {
+pub(crate) fn negative(value: &Value) -> Result<Value> {
     match value.number() {
         Some(Number::Int(number)) => number.checked_neg().map(Value::Int).ok_or_else(too_large),
         Some(Number::Float(number)) => Ok(Value::Float(-number)),
@@ -15,7 +16,7 @@ pub(crate) fn negative(value: &Value) -> Outcome<Value> {
     }
 }
 
-pub(crate) fn positive(value: &Value) -> Outcome<Value> {
+pub(crate) fn positive(value: &Value) -> Result<Value> {
     match value.number() {
         Some(Number::Int(number)) => Ok(Value::Int(number)),
         Some(Number::Float(number)) => Ok(Value::Float(number)),
@@ -37,12 +38,7 @@ fn too_large() -> Fault {
     Fault::new("an integer has more than 128 bits")
 }
 
-pub(crate) fn holds(
-    comparison: Comparison,
-    a: &Value,
-    b: &Value,
-    budget: &Budget,
-) -> Outcome<bool> {
+pub(crate) fn holds(comparison: Comparison, a: &Value, b: &Value, budget: &Budget) -> Result<bool> {
     Ok(match comparison {
         Comparison::Equal => a.equals(b, budget)?,
         Comparison::NotEqual => !a.equals(b, budget)?,
@@ -55,7 +51,7 @@ pub(crate) fn holds(
     })
 }
 
-pub(crate) fn binary(operator: Binary, a: &Value, b: &Value, budget: &Budget) -> Outcome<Value> {
+pub(crate) fn binary(operator: Binary, a: &Value, b: &Value, budget: &Budget) -> Result<Value> {
     if let (Some(a), Some(b)) = (a.number(), b.number()) {
         return arithmetic(operator, a, b);
     }
@@ -114,7 +110,7 @@ fn unsupported(operator: Binary, a: &Value, b: &Value) -> Fault {
 }
 
 /// A text or list `count` times; `None` for other values.
-fn repeated(value: &Value, count: i128, budget: &Budget) -> Outcome<Option<Value>> {
+fn repeated(value: &Value, count: i128, budget: &Budget) -> Result<Option<Value>> {
     let count = usize::try_from(count.max(0)).map_err(|_| too_large())?;
     budget.check(value.shallow_bytes().saturating_mul(count))?;
     Ok(match value {
@@ -134,7 +130,7 @@ fn repeated(value: &Value, count: i128, budget: &Budget) -> Outcome<Option<Value
     })
 }
 
-fn arithmetic(operator: Binary, a: Number, b: Number) -> Outcome<Value> {
+fn arithmetic(operator: Binary, a: Number, b: Number) -> Result<Value> {
     match (operator, a, b) {
         (Binary::Div, a, b) => divide(a.as_f64(), b.as_f64()).map(Value::Float),
         (_, Number::Int(a), Number::Int(b)) => integers(operator, a, b),
@@ -142,7 +138,7 @@ fn arithmetic(operator: Binary, a: Number, b: Number) -> Outcome<Value> {
     }
 }
 
-fn divide(a: f64, b: f64) -> Outcome<f64> {
+fn divide(a: f64, b: f64) -> Result<f64> {
     if b == 0.0 {
         Err(Fault::new("division by zero"))
     } else {
@@ -150,7 +146,7 @@ fn divide(a: f64, b: f64) -> Outcome<f64> {
     }
 }
 
-fn integers(operator: Binary, a: i128, b: i128) -> Outcome<Value> {
+fn integers(operator: Binary, a: i128, b: i128) -> Result<Value> {
     let is_division = matches!(operator, Binary::FloorDiv | Binary::Mod);
     if is_division && b == 0 {
         return Err(Fault::new("integer division or modulo by zero"));
@@ -182,7 +178,7 @@ fn power(a: i128, b: i128) -> Option<i128> {
     }
 }
 
-fn floats(operator: Binary, a: f64, b: f64) -> Outcome<f64> {
+fn floats(operator: Binary, a: f64, b: f64) -> Result<f64> {
     let floor_mod = |a: f64, b: f64| {
         let rest = a % b;
         if rest != 0.0 && (rest < 0.0) != (b < 0.0) {
@@ -204,7 +200,7 @@ fn floats(operator: Binary, a: f64, b: f64) -> Outcome<f64> {
 }
 
 /// `object[start:stop:step]`; undefined for objects without slices.
-pub(crate) fn slice(object: &Value, bounds: &[Value; 3]) -> Outcome<Value> {
+pub(crate) fn slice(object: &Value, bounds: &[Value; 3]) -> Result<Value> {
     if let Value::Undefined(problem) = object {
         return Err(Fault::new(&**problem));
     }
@@ -262,7 +258,7 @@ impl Indexes {
 }
 
 /// As `slice(start, stop, step).indices(length)`.
-fn indexes(length: i128, [start, stop, step]: [Option<i128>; 3]) -> Outcome<Indexes> {
+fn indexes(length: i128, [start, stop, step]: [Option<i128>; 3]) -> Result<Indexes> {
     let step = step.unwrap_or(1);
     if step == 0 {
         return Err(Fault::new("slice step cannot be zero"));

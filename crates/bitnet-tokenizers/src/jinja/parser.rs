@@ -6,12 +6,12 @@ use std::sync::Arc;
 use super::ast::{
     Arguments, Binary, Block, Comparison, Expr, ExprKind, For, Macro, Name, Statement, Target,
 };
-use super::lexer::{Token, tokenize};
-use super::limits::Limits;
-use super::{Fault, Outcome};
+use super::fault::{Fault, Result};
+use super::lexer::{Lexeme, tokenize};
+use super::limits::TemplateLimits;
 
 /// Parses a template.
-pub(crate) fn parse(source: &str, limits: &Limits) -> Outcome<Block> {
+pub(crate) fn parse(source: &str, limits: &TemplateLimits) -> Result<Block> {
     if source.len() > limits.source_bytes {
         let (bytes, most) = (source.len(), limits.source_bytes);
         return Err(Fault::new(format!(
@@ -40,7 +40,7 @@ struct Implicit {
 }
 
 struct Parser {
-    tokens: Vec<(Token, u32)>,
+    tokens: Vec<(Lexeme, u32)>,
     next: usize,
     depth: usize,
     depth_max: usize,
@@ -68,12 +68,12 @@ const ENDS: &[&str] = &[
 ];
 
 impl Parser {
-    fn token(&self) -> &Token {
+    fn token(&self) -> &Lexeme {
         &self.tokens[self.next].0
     }
 
     /// The token after the next one.
-    fn look(&self) -> &Token {
+    fn look(&self) -> &Lexeme {
         &self.tokens[(self.next + 1).min(self.tokens.len() - 1)].0
     }
 
@@ -81,7 +81,7 @@ impl Parser {
         self.tokens[self.next].1
     }
 
-    fn advance(&mut self) -> Token {
+    fn advance(&mut self) -> Lexeme {
         let token = self.token().clone();
         if self.next + 1 < self.tokens.len() {
             self.next += 1;
@@ -89,11 +89,11 @@ impl Parser {
         token
     }
 
-    fn fault<T>(&self, message: impl Into<String>) -> Outcome<T> {
+    fn fault<T>(&self, message: impl Into<String>) -> Result<T> {
         Err(Fault::new(message).at(self.line()))
     }
 
-    fn unexpected<T>(&self, expected: &str) -> Outcome<T> {
+    fn unexpected<T>(&self, expected: &str) -> Result<T> {
         self.fault(format!(
             "expected {expected}, got {}",
             describe(self.token())
@@ -101,11 +101,11 @@ impl Parser {
     }
 
     fn is_operator(&self, operator: &str) -> bool {
-        matches!(self.token(), Token::Operator(here) if *here == operator)
+        matches!(self.token(), Lexeme::Operator(here) if *here == operator)
     }
 
     fn is_name(&self, name: &str) -> bool {
-        matches!(self.token(), Token::Name(here) if &**here == name)
+        matches!(self.token(), Lexeme::Name(here) if &**here == name)
     }
 
     fn skip_operator(&mut self, operator: &str) -> bool {
@@ -124,26 +124,26 @@ impl Parser {
         is_here
     }
 
-    fn expect_operator(&mut self, operator: &str) -> Outcome<()> {
+    fn expect_operator(&mut self, operator: &str) -> Result<()> {
         match self.skip_operator(operator) {
             true => Ok(()),
             false => self.unexpected(&format!("'{operator}'")),
         }
     }
 
-    fn expect_name(&mut self) -> Outcome<Name> {
+    fn expect_name(&mut self) -> Result<Name> {
         match self.token() {
-            Token::Name(_) => match self.advance() {
-                Token::Name(name) => Ok(name),
+            Lexeme::Name(_) => match self.advance() {
+                Lexeme::Name(name) => Ok(name),
                 _ => unreachable!("it was a name"),
             },
             _ => self.unexpected("a name"),
         }
     }
 
-    fn expect_block_end(&mut self) -> Outcome<()> {
+    fn expect_block_end(&mut self) -> Result<()> {
         match self.token() {
-            Token::BlockEnd => {
+            Lexeme::BlockEnd => {
                 self.advance();
                 Ok(())
             }
@@ -152,7 +152,7 @@ impl Parser {
     }
 
     /// Runs `parse` one level deeper.
-    fn nested<T>(&mut self, parse: impl FnOnce(&mut Self) -> Outcome<T>) -> Outcome<T> {
+    fn nested<T>(&mut self, parse: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         self.depth += 1;
         if self.depth > self.depth_max {
             return self.fault(format!(
@@ -169,24 +169,24 @@ impl Parser {
 
     /// Parses statements up to a tag in `ends`, which it consumes and returns, or to the end of the
     /// template.
-    fn block(&mut self, ends: &[&str]) -> Outcome<(Block, Name)> {
+    fn block(&mut self, ends: &[&str]) -> Result<(Block, Name)> {
         self.nested(|this| this.block_inner(ends))
     }
 
-    fn block_inner(&mut self, ends: &[&str]) -> Outcome<(Block, Name)> {
+    fn block_inner(&mut self, ends: &[&str]) -> Result<(Block, Name)> {
         let mut block = Vec::new();
         loop {
             match self.advance() {
-                Token::End if ends.is_empty() => return Ok((block, "".into())),
-                Token::End => {
+                Lexeme::End if ends.is_empty() => return Ok((block, "".into())),
+                Lexeme::End => {
                     let ends = ends.join("' or '");
                     return self.fault(format!("unexpected end of template, expected '{ends}'"));
                 }
-                Token::Data(text) => block.push(Statement::Text(text)),
-                Token::VariableBegin => {
+                Lexeme::Data(text) => block.push(Statement::Text(text)),
+                Lexeme::VariableBegin => {
                     let value = self.tuple(false)?;
                     match self.advance() {
-                        Token::VariableEnd => block.push(Statement::Print(value)),
+                        Lexeme::VariableEnd => block.push(Statement::Print(value)),
                         token => {
                             let got = describe(&token);
                             return self
@@ -194,7 +194,7 @@ impl Parser {
                         }
                     }
                 }
-                Token::BlockBegin => {
+                Lexeme::BlockBegin => {
                     let tag = self.expect_name()?;
                     if ends.contains(&&*tag) {
                         return Ok((block, tag));
@@ -207,7 +207,7 @@ impl Parser {
         }
     }
 
-    fn statement(&mut self, tag: &str, block: &mut Block) -> Outcome<()> {
+    fn statement(&mut self, tag: &str, block: &mut Block) -> Result<()> {
         let statement = match tag {
             "if" => self.if_statement()?,
             "for" => self.for_statement()?,
@@ -235,9 +235,9 @@ impl Parser {
         Ok(())
     }
 
-    fn print_statement(&mut self, block: &mut Block) -> Outcome<()> {
+    fn print_statement(&mut self, block: &mut Block) -> Result<()> {
         let mut is_first = true;
-        while *self.token() != Token::BlockEnd {
+        while *self.token() != Lexeme::BlockEnd {
             if !is_first {
                 self.expect_operator(",")?;
             }
@@ -247,7 +247,7 @@ impl Parser {
         Ok(())
     }
 
-    fn if_statement(&mut self) -> Outcome<Statement> {
+    fn if_statement(&mut self) -> Result<Statement> {
         let mut branches = Vec::new();
         loop {
             let condition = self.tuple(false)?;
@@ -269,7 +269,7 @@ impl Parser {
         }
     }
 
-    fn for_statement(&mut self) -> Outcome<Statement> {
+    fn for_statement(&mut self) -> Result<Statement> {
         let target = self.target(true)?;
         if !self.skip_name("in") {
             return self.unexpected("'in'");
@@ -306,7 +306,7 @@ impl Parser {
         })))
     }
 
-    fn set_statement(&mut self) -> Outcome<Statement> {
+    fn set_statement(&mut self) -> Result<Statement> {
         let target = self.target(true)?;
         if self.skip_operator("=") {
             return Ok(Statement::Set(target, self.tuple(false)?));
@@ -326,7 +326,7 @@ impl Parser {
         })
     }
 
-    fn macro_statement(&mut self) -> Outcome<Statement> {
+    fn macro_statement(&mut self) -> Result<Statement> {
         let name = self.expect_name()?;
         let parameters = self.parameters()?;
         Ok(Statement::Macro(Arc::new(
@@ -340,7 +340,7 @@ impl Parser {
         name: Name,
         parameters: Vec<(Name, Option<Expr>)>,
         end: &str,
-    ) -> Outcome<Macro> {
+    ) -> Result<Macro> {
         let outer = std::mem::take(&mut self.implicit);
         let loops = std::mem::take(&mut self.loops);
         self.expect_block_end()?;
@@ -358,7 +358,7 @@ impl Parser {
         })
     }
 
-    fn parameters(&mut self) -> Outcome<Vec<(Name, Option<Expr>)>> {
+    fn parameters(&mut self) -> Result<Vec<(Name, Option<Expr>)>> {
         let mut parameters: Vec<(Name, Option<Expr>)> = Vec::new();
         self.expect_operator("(")?;
         while !self.is_operator(")") {
@@ -383,7 +383,7 @@ impl Parser {
         Ok(parameters)
     }
 
-    fn call_statement(&mut self) -> Outcome<Statement> {
+    fn call_statement(&mut self) -> Result<Statement> {
         let parameters = match self.is_operator("(") {
             true => self.parameters()?,
             false => Vec::new(),
@@ -398,7 +398,7 @@ impl Parser {
         }
     }
 
-    fn filter_statement(&mut self) -> Outcome<Statement> {
+    fn filter_statement(&mut self) -> Result<Statement> {
         let depth = self.depth;
         let first = self.one_filter(None)?;
         let filter = self.filters(Some(first))?;
@@ -408,9 +408,9 @@ impl Parser {
         Ok(Statement::FilterBlock { filter, body })
     }
 
-    fn with_statement(&mut self) -> Outcome<Statement> {
+    fn with_statement(&mut self) -> Result<Statement> {
         let mut assignments = Vec::new();
-        while *self.token() != Token::BlockEnd {
+        while *self.token() != Lexeme::BlockEnd {
             if !assignments.is_empty() {
                 self.expect_operator(",")?;
             }
@@ -424,7 +424,7 @@ impl Parser {
     }
 
     /// Marks the assistant's text, for training; the result is the text of the body.
-    fn generation_statement(&mut self) -> Outcome<Statement> {
+    fn generation_statement(&mut self) -> Result<Statement> {
         self.expect_block_end()?;
         // Inside the body of a macro, `break` cannot end a loop around the macro.
         let loops = std::mem::take(&mut self.loops);
@@ -433,7 +433,7 @@ impl Parser {
         Ok(Statement::Scope(body))
     }
 
-    fn block_statement(&mut self) -> Outcome<Statement> {
+    fn block_statement(&mut self) -> Result<Statement> {
         let name = self.expect_name()?;
         self.skip_name("scoped");
         self.skip_name("required");
@@ -443,7 +443,7 @@ impl Parser {
         Ok(Statement::Scope(body))
     }
 
-    fn autoescape_statement(&mut self) -> Outcome<Statement> {
+    fn autoescape_statement(&mut self) -> Result<Statement> {
         if self.expression()?.kind.as_false().is_none() {
             return self.fault("'autoescape' is not supported: a chat is not HTML");
         }
@@ -453,18 +453,18 @@ impl Parser {
     }
 
     /// The target of an assignment; several names only if `with_tuple`.
-    fn target(&mut self, with_tuple: bool) -> Outcome<Target> {
+    fn target(&mut self, with_tuple: bool) -> Result<Target> {
         self.nested(|this| this.target_inner(with_tuple))
     }
 
-    fn target_inner(&mut self, with_tuple: bool) -> Outcome<Target> {
+    fn target_inner(&mut self, with_tuple: bool) -> Result<Target> {
         let first = self.one_target()?;
         if !with_tuple || !self.is_operator(",") {
             return Ok(first);
         }
         let mut targets = vec![first];
         while self.skip_operator(",") {
-            if self.is_name("in") || self.is_operator("=") || *self.token() == Token::BlockEnd {
+            if self.is_name("in") || self.is_operator("=") || *self.token() == Lexeme::BlockEnd {
                 break;
             }
             targets.push(self.one_target()?);
@@ -472,7 +472,7 @@ impl Parser {
         Ok(Target::Tuple(targets))
     }
 
-    fn one_target(&mut self) -> Outcome<Target> {
+    fn one_target(&mut self) -> Result<Target> {
         if self.skip_operator("(") {
             let target = self.target(true)?;
             self.expect_operator(")")?;
@@ -499,11 +499,11 @@ impl Parser {
 
     // ---- expressions, from the loosest binding to the tightest ----
 
-    fn expression(&mut self) -> Outcome<Expr> {
+    fn expression(&mut self) -> Result<Expr> {
         self.nested(Self::condition_expression)
     }
 
-    fn condition_expression(&mut self) -> Outcome<Expr> {
+    fn condition_expression(&mut self) -> Result<Expr> {
         let mut expression = self.or_expression()?;
         while self.is_name("if") {
             let line = self.line();
@@ -529,9 +529,9 @@ impl Parser {
     /// evaluation recurses into it.
     fn chain(
         &mut self,
-        operand: impl Fn(&mut Self) -> Outcome<Expr>,
+        operand: impl Fn(&mut Self) -> Result<Expr>,
         operator: impl Fn(&mut Self) -> Option<Join>,
-    ) -> Outcome<Expr> {
+    ) -> Result<Expr> {
         let mut left = operand(self)?;
         let depth = self.depth;
         loop {
@@ -546,7 +546,7 @@ impl Parser {
         Ok(left)
     }
 
-    fn deepen(&mut self) -> Outcome<()> {
+    fn deepen(&mut self) -> Result<()> {
         self.depth += 1;
         // Evaluation needs only one level for each link of a chain, so chains may be longer than
         // the limit for brackets.
@@ -559,19 +559,19 @@ impl Parser {
         }
     }
 
-    fn or_expression(&mut self) -> Outcome<Expr> {
+    fn or_expression(&mut self) -> Result<Expr> {
         self.chain(Self::and_expression, |this| {
             this.skip_name("or").then_some(ExprKind::Or as Join)
         })
     }
 
-    fn and_expression(&mut self) -> Outcome<Expr> {
+    fn and_expression(&mut self) -> Result<Expr> {
         self.chain(Self::not_expression, |this| {
             this.skip_name("and").then_some(ExprKind::And as Join)
         })
     }
 
-    fn not_expression(&mut self) -> Outcome<Expr> {
+    fn not_expression(&mut self) -> Result<Expr> {
         let line = self.line();
         if self.skip_name("not") {
             let inner = self.nested(Self::not_expression)?;
@@ -581,7 +581,7 @@ impl Parser {
         self.comparison()
     }
 
-    fn comparison(&mut self) -> Outcome<Expr> {
+    fn comparison(&mut self) -> Result<Expr> {
         let line = self.line();
         let first = self.sum()?;
         let mut rest = Vec::new();
@@ -597,15 +597,15 @@ impl Parser {
 
     fn comparison_operator(&mut self) -> Option<Comparison> {
         let operator = match self.token() {
-            Token::Operator("==") => Comparison::Equal,
-            Token::Operator("!=") => Comparison::NotEqual,
-            Token::Operator("<") => Comparison::Less,
-            Token::Operator("<=") => Comparison::LessEqual,
-            Token::Operator(">") => Comparison::Greater,
-            Token::Operator(">=") => Comparison::GreaterEqual,
-            Token::Name(name) if &**name == "in" => Comparison::In,
-            Token::Name(name) if &**name == "not" => {
-                matches!(self.look(), Token::Name(name) if &**name == "in").then_some(())?;
+            Lexeme::Operator("==") => Comparison::Equal,
+            Lexeme::Operator("!=") => Comparison::NotEqual,
+            Lexeme::Operator("<") => Comparison::Less,
+            Lexeme::Operator("<=") => Comparison::LessEqual,
+            Lexeme::Operator(">") => Comparison::Greater,
+            Lexeme::Operator(">=") => Comparison::GreaterEqual,
+            Lexeme::Name(name) if &**name == "in" => Comparison::In,
+            Lexeme::Name(name) if &**name == "not" => {
+                matches!(self.look(), Lexeme::Name(name) if &**name == "in").then_some(())?;
                 self.advance();
                 Comparison::NotIn
             }
@@ -615,13 +615,13 @@ impl Parser {
         Some(operator)
     }
 
-    fn sum(&mut self) -> Outcome<Expr> {
+    fn sum(&mut self) -> Result<Expr> {
         self.chain(Self::concat, |this| {
             this.binary(&[("+", Binary::Add), ("-", Binary::Sub)])
         })
     }
 
-    fn concat(&mut self) -> Outcome<Expr> {
+    fn concat(&mut self) -> Result<Expr> {
         let line = self.line();
         let first = self.product()?;
         if !self.is_operator("~") {
@@ -635,7 +635,7 @@ impl Parser {
         Ok(Expr { kind, line })
     }
 
-    fn product(&mut self) -> Outcome<Expr> {
+    fn product(&mut self) -> Result<Expr> {
         self.chain(Self::power, |this| {
             this.binary(&[
                 ("*", Binary::Mul),
@@ -646,7 +646,7 @@ impl Parser {
         })
     }
 
-    fn power(&mut self) -> Outcome<Expr> {
+    fn power(&mut self) -> Result<Expr> {
         self.chain(
             |this| this.unary(true),
             |this| this.binary(&[("**", Binary::Pow)]),
@@ -667,7 +667,7 @@ impl Parser {
         })
     }
 
-    fn unary(&mut self, with_filters: bool) -> Outcome<Expr> {
+    fn unary(&mut self, with_filters: bool) -> Result<Expr> {
         let line = self.line();
         let node = if self.skip_operator("-") {
             let inner = self.nested(|this| this.unary(false))?;
@@ -695,42 +695,42 @@ impl Parser {
         Ok(node)
     }
 
-    fn primary(&mut self) -> Outcome<Expr> {
+    fn primary(&mut self) -> Result<Expr> {
         let line = self.line();
         let kind = match self.token().clone() {
-            Token::Name(name) => {
+            Lexeme::Name(name) => {
                 self.advance();
                 self.name(name)
             }
-            Token::Text(text) => {
+            Lexeme::Text(text) => {
                 self.advance();
                 let mut joined = text;
-                while let Token::Text(more) = self.token().clone() {
+                while let Lexeme::Text(more) = self.token().clone() {
                     self.advance();
                     joined = format!("{joined}{more}").into();
                 }
                 ExprKind::Text(joined)
             }
-            Token::Int(number) => {
+            Lexeme::Int(number) => {
                 self.advance();
                 ExprKind::Int(number)
             }
-            Token::Float(number) => {
+            Lexeme::Float(number) => {
                 self.advance();
                 ExprKind::Float(number)
             }
-            Token::Operator("(") => {
+            Lexeme::Operator("(") => {
                 self.advance();
                 let inner = self.nested(|this| this.tuple(true))?;
                 self.expect_operator(")")?;
                 return Ok(inner);
             }
-            Token::Operator("[") => {
+            Lexeme::Operator("[") => {
                 self.advance();
                 let items = self.nested(|this| this.items("]", Self::expression))?;
                 ExprKind::List(items)
             }
-            Token::Operator("{") => {
+            Lexeme::Operator("{") => {
                 self.advance();
                 let entries = self.nested(|this| this.items("}", Self::dict_entry))?;
                 ExprKind::Dict(entries)
@@ -759,7 +759,7 @@ impl Parser {
     }
 
     /// Items separated by commas, up to `end`; a trailing comma is allowed.
-    fn items<T>(&mut self, end: &str, item: impl Fn(&mut Self) -> Outcome<T>) -> Outcome<Vec<T>> {
+    fn items<T>(&mut self, end: &str, item: impl Fn(&mut Self) -> Result<T>) -> Result<Vec<T>> {
         let mut items = Vec::new();
         while !self.is_operator(end) {
             if !items.is_empty() {
@@ -774,7 +774,7 @@ impl Parser {
         Ok(items)
     }
 
-    fn dict_entry(&mut self) -> Outcome<(Expr, Expr)> {
+    fn dict_entry(&mut self) -> Result<(Expr, Expr)> {
         let key = self.expression()?;
         self.expect_operator(":")?;
         Ok((key, self.expression()?))
@@ -782,22 +782,23 @@ impl Parser {
 
     /// One expression, or several separated by commas, which form a tuple. It may be empty inside
     /// parentheses.
-    fn tuple(&mut self, may_be_empty: bool) -> Outcome<Expr> {
+    fn tuple(&mut self, may_be_empty: bool) -> Result<Expr> {
         self.tuple_of(Self::expression, may_be_empty)
     }
 
     fn tuple_of(
         &mut self,
-        item: impl Fn(&mut Self) -> Outcome<Expr>,
+        item: impl Fn(&mut Self) -> Result<Expr>,
         may_be_empty: bool,
-    ) -> Outcome<Expr> {
+    ) -> Result<Expr> {
         let line = self.line();
         let (mut items, mut is_tuple) = (Vec::new(), false);
         loop {
             if !items.is_empty() {
                 self.expect_operator(",")?;
             }
-            if matches!(self.token(), Token::VariableEnd | Token::BlockEnd) || self.is_operator(")")
+            if matches!(self.token(), Lexeme::VariableEnd | Lexeme::BlockEnd)
+                || self.is_operator(")")
             {
                 break;
             }
@@ -817,7 +818,7 @@ impl Parser {
         }
     }
 
-    fn postfix(&mut self, mut node: Expr) -> Outcome<Expr> {
+    fn postfix(&mut self, mut node: Expr) -> Result<Expr> {
         loop {
             let line = self.line();
             let kind = if self.is_operator(".") || self.is_operator("[") {
@@ -832,13 +833,13 @@ impl Parser {
         }
     }
 
-    fn subscript(&mut self, object: Expr) -> Outcome<ExprKind> {
+    fn subscript(&mut self, object: Expr) -> Result<ExprKind> {
         let object = Box::new(object);
         if self.skip_operator(".") {
             let line = self.line();
             return match self.advance() {
-                Token::Name(name) => Ok(ExprKind::Attribute(object, name)),
-                Token::Int(index) => {
+                Lexeme::Name(name) => Ok(ExprKind::Attribute(object, name)),
+                Lexeme::Int(index) => {
                     let kind = ExprKind::Int(index);
                     Ok(ExprKind::Item(object, Box::new(Expr { kind, line })))
                 }
@@ -849,7 +850,7 @@ impl Parser {
         self.nested(|this| this.index(object))
     }
 
-    fn index(&mut self, object: Box<Expr>) -> Outcome<ExprKind> {
+    fn index(&mut self, object: Box<Expr>) -> Result<ExprKind> {
         let line = self.line();
         let mut indexes = self.items("]", |this| {
             let start = match this.is_operator(":") {
@@ -880,7 +881,7 @@ impl Parser {
                 (Some(item), None) => Ok(item),
                 _ => self.fault("a slice among several indexes"),
             });
-            let kind = ExprKind::Tuple(plain.collect::<Outcome<_>>()?);
+            let kind = ExprKind::Tuple(plain.collect::<Result<_>>()?);
             return Ok(ExprKind::Item(object, Box::new(Expr { kind, line })));
         }
         Ok(match indexes.remove(0) {
@@ -892,11 +893,11 @@ impl Parser {
         })
     }
 
-    fn arguments(&mut self) -> Outcome<Arguments> {
+    fn arguments(&mut self) -> Result<Arguments> {
         self.nested(Self::arguments_inner)
     }
 
-    fn arguments_inner(&mut self) -> Outcome<Arguments> {
+    fn arguments_inner(&mut self) -> Result<Arguments> {
         let mut arguments = Arguments::default();
         let mut is_first = true;
         self.expect_operator("(")?;
@@ -914,7 +915,7 @@ impl Parser {
         Ok(arguments)
     }
 
-    fn argument(&mut self, arguments: &mut Arguments) -> Outcome<()> {
+    fn argument(&mut self, arguments: &mut Arguments) -> Result<()> {
         let is_open = arguments.more_named.is_none();
         let is_ordered = is_open && arguments.more_positional.is_none();
         if is_ordered && self.skip_operator("*") {
@@ -922,8 +923,8 @@ impl Parser {
         } else if is_open && self.skip_operator("**") {
             arguments.more_named = Some(Box::new(self.expression()?));
         } else if is_open
-            && matches!(self.token(), Token::Name(_))
-            && *self.look() == Token::Operator("=")
+            && matches!(self.token(), Lexeme::Name(_))
+            && *self.look() == Lexeme::Operator("=")
         {
             let name = self.expect_name()?;
             self.advance();
@@ -936,7 +937,7 @@ impl Parser {
         Ok(())
     }
 
-    fn filters_and_tests(&mut self, mut node: Expr) -> Outcome<Expr> {
+    fn filters_and_tests(&mut self, mut node: Expr) -> Result<Expr> {
         loop {
             let line = self.line();
             node = if self.is_operator("|") {
@@ -954,7 +955,7 @@ impl Parser {
     }
 
     /// `|name(arguments)`, any number of times.
-    fn filters(&mut self, mut node: Option<Expr>) -> Outcome<Expr> {
+    fn filters(&mut self, mut node: Option<Expr>) -> Result<Expr> {
         while self.skip_operator("|") {
             node = Some(self.one_filter(node)?);
         }
@@ -964,7 +965,7 @@ impl Parser {
         }
     }
 
-    fn one_filter(&mut self, node: Option<Expr>) -> Outcome<Expr> {
+    fn one_filter(&mut self, node: Option<Expr>) -> Result<Expr> {
         let line = self.line();
         self.deepen()?;
         let name = self.dotted_name()?;
@@ -976,7 +977,7 @@ impl Parser {
         Ok(Expr { kind, line })
     }
 
-    fn dotted_name(&mut self) -> Outcome<Name> {
+    fn dotted_name(&mut self) -> Result<Name> {
         let mut name = self.expect_name()?;
         while self.skip_operator(".") {
             name = format!("{name}.{}", self.expect_name()?).into();
@@ -984,7 +985,7 @@ impl Parser {
         Ok(name)
     }
 
-    fn test(&mut self, node: Expr) -> Outcome<Expr> {
+    fn test(&mut self, node: Expr) -> Result<Expr> {
         let line = self.line();
         self.advance();
         let is_negated = self.skip_name("not");
@@ -1016,9 +1017,9 @@ impl Parser {
 
     fn begins_test_argument(&self) -> bool {
         match self.token() {
-            Token::Name(name) => !matches!(&**name, "else" | "or" | "and"),
-            Token::Text(_) | Token::Int(_) | Token::Float(_) => true,
-            Token::Operator(operator) => matches!(*operator, "[" | "{"),
+            Lexeme::Name(name) => !matches!(&**name, "else" | "or" | "and"),
+            Lexeme::Text(_) | Lexeme::Int(_) | Lexeme::Float(_) => true,
+            Lexeme::Operator(operator) => matches!(*operator, "[" | "{"),
             _ => false,
         }
     }
@@ -1033,18 +1034,18 @@ impl ExprKind {
     }
 }
 
-fn describe(token: &Token) -> String {
+fn describe(token: &Lexeme) -> String {
     match token {
-        Token::Data(_) => "text".to_owned(),
-        Token::VariableBegin => "'{{'".to_owned(),
-        Token::VariableEnd => "'}}'".to_owned(),
-        Token::BlockBegin => "'{%'".to_owned(),
-        Token::BlockEnd => "'%}'".to_owned(),
-        Token::Name(name) => format!("'{name}'"),
-        Token::Text(_) => "a string".to_owned(),
-        Token::Int(number) => format!("'{number}'"),
-        Token::Float(number) => format!("'{number}'"),
-        Token::Operator(operator) => format!("'{operator}'"),
-        Token::End => "the end of the template".to_owned(),
+        Lexeme::Data(_) => "text".to_owned(),
+        Lexeme::VariableBegin => "'{{'".to_owned(),
+        Lexeme::VariableEnd => "'}}'".to_owned(),
+        Lexeme::BlockBegin => "'{%'".to_owned(),
+        Lexeme::BlockEnd => "'%}'".to_owned(),
+        Lexeme::Name(name) => format!("'{name}'"),
+        Lexeme::Text(_) => "a string".to_owned(),
+        Lexeme::Int(number) => format!("'{number}'"),
+        Lexeme::Float(number) => format!("'{number}'"),
+        Lexeme::Operator(operator) => format!("'{operator}'"),
+        Lexeme::End => "the end of the template".to_owned(),
     }
 }

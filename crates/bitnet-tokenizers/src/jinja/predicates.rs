@@ -2,10 +2,11 @@
 
 use super::arguments::{Args, required};
 use super::ast::{Binary, Comparison};
+use super::fault::{Fault, Result};
 use super::machine::Machine;
 use super::operators::{self, binary};
 use super::value::{Number, Value};
-use super::{Fault, Outcome, filters, strings};
+use super::{filters, strings};
 
 /// The names of all tests except the operators.
 const NAMES: &[&str] = &[
@@ -51,7 +52,7 @@ const NAMES: &[&str] = &[
 ];
 
 impl Machine {
-    pub(crate) fn test(&mut self, name: &str, value: &Value, args: Args) -> Outcome<bool> {
+    pub(crate) fn test(&mut self, name: &str, value: &Value, args: Args) -> Result<bool> {
         if let Some(comparison) = comparison(name) {
             let [other] = args.bind(name, ["other"])?;
             let other = required(other, name, "other")?;
@@ -73,7 +74,7 @@ impl Machine {
         self.plain_test(name, value)
     }
 
-    fn plain_test(&self, name: &str, value: &Value) -> Outcome<bool> {
+    fn plain_test(&self, name: &str, value: &Value) -> Result<bool> {
         Ok(match name {
             "defined" => !matches!(value, Value::Undefined(_)),
             "undefined" => matches!(value, Value::Undefined(_)),
@@ -111,7 +112,7 @@ impl Machine {
         })
     }
 
-    fn is_odd(&self, value: &Value) -> Outcome<bool> {
+    fn is_odd(&self, value: &Value) -> Result<bool> {
         match (value.number(), value) {
             (Some(Number::Int(number)), _) => Ok(number.rem_euclid(2) == 1),
             (Some(Number::Float(number)), _) => Ok(number.rem_euclid(2.0) == 1.0),

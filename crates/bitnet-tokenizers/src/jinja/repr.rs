@@ -1,14 +1,14 @@
 //! Values as text: Python's `str` and `repr`.
 
+use super::fault::{Fault, Result};
 use super::limits::Budget;
 use super::strings;
 use super::text::{Text, TextBuilder};
 use super::value::{Dict, Key, Seq, SeqKind, Value};
-use super::{Fault, Outcome};
 
 impl Value {
     /// As Python's `str`; empty for an undefined value.
-    pub(crate) fn to_text(&self, budget: &Budget) -> Outcome<Text> {
+    pub(crate) fn to_text(&self, budget: &Budget) -> Result<Text> {
         match self {
             Self::Text(text) => Ok(text.clone()),
             Self::Undefined(_) => Ok(Text::own("")),
@@ -17,7 +17,7 @@ impl Value {
     }
 
     /// As Python's `repr`.
-    pub(crate) fn to_repr(&self, budget: &Budget) -> Outcome<Text> {
+    pub(crate) fn to_repr(&self, budget: &Budget) -> Result<Text> {
         let mut out = TextBuilder::default();
         write_repr(self, &mut out, budget)?;
         budget.built(out.len())?;
@@ -25,7 +25,7 @@ impl Value {
     }
 }
 
-fn write_repr(value: &Value, out: &mut TextBuilder, budget: &Budget) -> Outcome<()> {
+fn write_repr(value: &Value, out: &mut TextBuilder, budget: &Budget) -> Result<()> {
     budget.step(1)?;
     budget.check(out.len())?;
     match value {
@@ -56,7 +56,7 @@ fn write_repr(value: &Value, out: &mut TextBuilder, budget: &Budget) -> Outcome<
     Ok(())
 }
 
-fn write_seq(seq: &Seq, out: &mut TextBuilder, budget: &Budget) -> Outcome<()> {
+fn write_seq(seq: &Seq, out: &mut TextBuilder, budget: &Budget) -> Result<()> {
     let (open, close) = match seq.kind {
         SeqKind::List => ("[", "]"),
         SeqKind::Tuple | SeqKind::Group if seq.items.len() == 1 => ("(", ",)"),
@@ -83,7 +83,7 @@ fn write_seq(seq: &Seq, out: &mut TextBuilder, budget: &Budget) -> Outcome<()> {
     Ok(())
 }
 
-fn write_dict(dict: &Dict, out: &mut TextBuilder, budget: &Budget) -> Outcome<()> {
+fn write_dict(dict: &Dict, out: &mut TextBuilder, budget: &Budget) -> Result<()> {
     out.push_own("{");
     for (index, (Key(key), value)) in dict.entries.iter().enumerate() {
         if index > 0 {

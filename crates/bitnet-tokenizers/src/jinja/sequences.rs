@@ -6,11 +6,12 @@ use hashbrown::HashSet;
 
 use super::arguments::{Args, flag, required, text};
 use super::ast::{Binary, Name};
+use super::fault::{Fault, Result};
 use super::filters::positive_count;
 use super::machine::Machine;
+use super::operators;
 use super::text::Text;
 use super::value::{Key, SeqKind, Value};
-use super::{Fault, Outcome, operators};
 
 /// The path from an item to the value that a filter uses.
 struct Getter {
@@ -22,7 +23,7 @@ struct Getter {
 }
 
 impl Getter {
-    fn new(attribute: Option<&Value>, splits: bool, ignores_case: bool) -> Outcome<Self> {
+    fn new(attribute: Option<&Value>, splits: bool, ignores_case: bool) -> Result<Self> {
         let parts = |path: &str| {
             let part = |part: &str| match part.parse::<i128>() {
                 Ok(index) if part.bytes().all(|byte| byte.is_ascii_digit()) => Value::Int(index),
@@ -49,7 +50,7 @@ impl Getter {
         })
     }
 
-    fn get(&self, machine: &mut Machine, item: &Value) -> Outcome<Value> {
+    fn get(&self, machine: &mut Machine, item: &Value) -> Result<Value> {
         let mut values = Vec::with_capacity(self.paths.len());
         for path in &self.paths {
             let mut value = item.clone();
@@ -81,7 +82,7 @@ impl Machine {
         name: &str,
         value: &Value,
         args: Args,
-    ) -> Outcome<Value> {
+    ) -> Result<Value> {
         match name {
             "first" | "last" | "random" => self.pick(name, value, args),
             "list" => {
@@ -116,7 +117,7 @@ impl Machine {
         }
     }
 
-    fn pick(&mut self, name: &str, value: &Value, args: Args) -> Outcome<Value> {
+    fn pick(&mut self, name: &str, value: &Value, args: Args) -> Result<Value> {
         args.none(name)?;
         if let (Value::Generator(generator), "first") = (value, name) {
             let first = generator.items.borrow_mut().pop_front();
@@ -135,7 +136,7 @@ impl Machine {
         Ok(item.cloned().unwrap_or_else(problem))
     }
 
-    fn reverse(&mut self, value: &Value, args: Args) -> Outcome<Value> {
+    fn reverse(&mut self, value: &Value, args: Args) -> Result<Value> {
         args.none("reverse")?;
         if let Value::Text(_) = value {
             return operators::slice(value, &[Value::None, Value::None, Value::Int(-1)]);
@@ -145,7 +146,7 @@ impl Machine {
         Value::generator(items)
     }
 
-    fn join(&mut self, value: &Value, args: Args) -> Outcome<Value> {
+    fn join(&mut self, value: &Value, args: Args) -> Result<Value> {
         let [separator, attribute] = args.bind("join", ["d", "attribute"])?;
         let separator = match separator {
             Some(separator) => separator.to_text(&self.budget)?,
@@ -157,7 +158,7 @@ impl Machine {
     }
 
     /// The items, or an attribute of each.
-    fn values(&mut self, value: &Value, attribute: Option<&Value>) -> Outcome<Vec<Value>> {
+    fn values(&mut self, value: &Value, attribute: Option<&Value>) -> Result<Vec<Value>> {
         let items = value.items(&self.budget)?.into_owned();
         let Some(attribute) = attribute.filter(|attribute| !matches!(attribute, Value::None))
         else {
@@ -167,7 +168,7 @@ impl Machine {
         items.iter().map(|item| getter.get(self, item)).collect()
     }
 
-    fn map(&mut self, value: &Value, mut args: Args) -> Outcome<Value> {
+    fn map(&mut self, value: &Value, mut args: Args) -> Result<Value> {
         if !value.is_true() {
             return Value::generator(Vec::new());
         }
@@ -180,7 +181,7 @@ impl Machine {
             items
                 .iter()
                 .map(|item| getter.get(self, item))
-                .collect::<Outcome<_>>()?
+                .collect::<Result<_>>()?
         } else {
             if args.positional.is_empty() {
                 return Err(Fault::new("map requires a filter argument"));
@@ -204,7 +205,7 @@ impl Machine {
         value: &Value,
         mut args: Args,
         by_attribute: bool,
-    ) -> Outcome<Value> {
+    ) -> Result<Value> {
         if !value.is_true() {
             return Value::generator(Vec::new());
         }
@@ -243,7 +244,7 @@ impl Machine {
     }
 
     /// Sorts by `key`; the sort is stable.
-    fn sort_by(&self, keyed: &mut [(Value, Value)], is_reverse: bool) -> Outcome<()> {
+    fn sort_by(&self, keyed: &mut [(Value, Value)], is_reverse: bool) -> Result<()> {
         self.budget.step(keyed.len().saturating_mul(16))?;
         let mut failed = Ok(());
         keyed.sort_by(|(a, _), (b, _)| match a.compare(b, &self.budget) {
@@ -259,14 +260,14 @@ impl Machine {
         failed
     }
 
-    fn keyed(&mut self, items: Vec<Value>, getter: &Getter) -> Outcome<Vec<(Value, Value)>> {
+    fn keyed(&mut self, items: Vec<Value>, getter: &Getter) -> Result<Vec<(Value, Value)>> {
         items
             .into_iter()
             .map(|item| Ok((getter.get(self, &item)?, item)))
             .collect()
     }
 
-    fn sort(&mut self, value: &Value, args: Args) -> Outcome<Value> {
+    fn sort(&mut self, value: &Value, args: Args) -> Result<Value> {
         let names = ["reverse", "case_sensitive", "attribute"];
         let [reverse, case, attribute] = args.bind("sort", names)?;
         let getter = Getter::new(attribute.as_ref(), true, !flag(case.as_ref(), false))?;
@@ -276,7 +277,7 @@ impl Machine {
         Value::list(keyed.into_iter().map(|(_, item)| item).collect())
     }
 
-    fn dict_sort(&mut self, value: &Value, args: Args) -> Outcome<Value> {
+    fn dict_sort(&mut self, value: &Value, args: Args) -> Result<Value> {
         let [case, by, reverse] = args.bind("dictsort", ["case_sensitive", "by", "reverse"])?;
         let index = match &by {
             None => 0,
@@ -304,7 +305,7 @@ impl Machine {
         Value::list(keyed.into_iter().map(|(_, item)| item).collect())
     }
 
-    fn group(&mut self, value: &Value, args: Args) -> Outcome<Value> {
+    fn group(&mut self, value: &Value, args: Args) -> Result<Value> {
         let names = ["attribute", "default", "case_sensitive"];
         let [attribute, default, case] = args.bind("groupby", names)?;
         let attribute = required(attribute, "groupby", "attribute")?;
@@ -325,11 +326,11 @@ impl Machine {
             let grouper = getter.get(self, &items[0])?;
             Value::seq(SeqKind::Group, vec![grouper, Value::list(items)?])
         });
-        let groups = groups.collect::<Outcome<Vec<_>>>()?;
+        let groups = groups.collect::<Result<Vec<_>>>()?;
         Value::list(groups)
     }
 
-    fn unique(&mut self, value: &Value, args: Args) -> Outcome<Value> {
+    fn unique(&mut self, value: &Value, args: Args) -> Result<Value> {
         let [case, attribute] = args.bind("unique", ["case_sensitive", "attribute"])?;
         let getter = Getter::new(attribute.as_ref(), false, !flag(case.as_ref(), false))?;
         let items = value.items(&self.budget)?.into_owned();
@@ -343,7 +344,7 @@ impl Machine {
         Value::generator(unique)
     }
 
-    fn extreme(&mut self, name: &str, value: &Value, args: Args) -> Outcome<Value> {
+    fn extreme(&mut self, name: &str, value: &Value, args: Args) -> Result<Value> {
         let [case, attribute] = args.bind(name, ["case_sensitive", "attribute"])?;
         let getter = Getter::new(attribute.as_ref(), false, !flag(case.as_ref(), false))?;
         let items = value.items(&self.budget)?.into_owned();
@@ -366,7 +367,7 @@ impl Machine {
         Ok(best.map_or_else(problem, |(_, item)| item))
     }
 
-    fn sum(&mut self, value: &Value, args: Args) -> Outcome<Value> {
+    fn sum(&mut self, value: &Value, args: Args) -> Result<Value> {
         let [attribute, start] = args.bind("sum", ["attribute", "start"])?;
         let start = start.unwrap_or(Value::Int(0));
         if matches!(start, Value::Text(_)) {
@@ -382,7 +383,7 @@ impl Machine {
         })
     }
 
-    fn batch(&mut self, value: &Value, args: Args) -> Outcome<Value> {
+    fn batch(&mut self, value: &Value, args: Args) -> Result<Value> {
         let [count, fill] = args.bind("batch", ["linecount", "fill_with"])?;
         let count = positive_count(&required(count, "batch", "linecount")?, "a batch")?;
         let items = value.items(&self.budget)?.into_owned();
@@ -396,10 +397,10 @@ impl Machine {
             }
             Value::list(batch)
         });
-        Value::generator(batches.collect::<Outcome<_>>()?)
+        Value::generator(batches.collect::<Result<_>>()?)
     }
 
-    fn slices(&mut self, value: &Value, args: Args) -> Outcome<Value> {
+    fn slices(&mut self, value: &Value, args: Args) -> Result<Value> {
         let [count, fill] = args.bind("slice", ["slices", "fill_with"])?;
         let count = positive_count(&required(count, "slice", "slices")?, "the number of slices")?;
         self.budget

@@ -11,10 +11,10 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 
 use super::ast::{For, Macro, Name};
-use super::limits::{Budget, Limits};
+use super::fault::{Fault, Result};
+use super::limits::{Budget, TemplateLimits};
 use super::scope::Scope;
 use super::text::Text;
-use super::{Fault, Outcome};
 
 /// A value. Lists, tuples and maps do not change once they are made.
 #[derive(Clone)]
@@ -132,26 +132,26 @@ impl Value {
 
     /// # Errors
     /// If the items nest too deeply.
-    pub(crate) fn seq(kind: SeqKind, items: Vec<Value>) -> Outcome<Self> {
+    pub(crate) fn seq(kind: SeqKind, items: Vec<Value>) -> Result<Self> {
         let depth = depth_above(items.iter())?;
         Ok(Self::Seq(Rc::new(Seq { kind, items, depth })))
     }
 
-    pub(crate) fn list(items: Vec<Value>) -> Outcome<Self> {
+    pub(crate) fn list(items: Vec<Value>) -> Result<Self> {
         Self::seq(SeqKind::List, items)
     }
 
-    pub(crate) fn tuple(items: Vec<Value>) -> Outcome<Self> {
+    pub(crate) fn tuple(items: Vec<Value>) -> Result<Self> {
         Self::seq(SeqKind::Tuple, items)
     }
 
-    pub(crate) fn generator(items: Vec<Value>) -> Outcome<Self> {
+    pub(crate) fn generator(items: Vec<Value>) -> Result<Self> {
         let depth = depth_above(items.iter())?;
         let items = RefCell::new(items.into());
         Ok(Self::Generator(Rc::new(Generator { items, depth })))
     }
 
-    pub(crate) fn dict(entries: IndexMap<Key, Value>) -> Outcome<Self> {
+    pub(crate) fn dict(entries: IndexMap<Key, Value>) -> Result<Self> {
         let depth = depth_above(entries.keys().map(|Key(key)| key).chain(entries.values()))?;
         Ok(Self::Dict(Rc::new(Dict { entries, depth })))
     }
@@ -226,7 +226,7 @@ impl Value {
     }
 
     /// As Python's `len`.
-    pub(crate) fn length(&self) -> Outcome<usize> {
+    pub(crate) fn length(&self) -> Result<usize> {
         match self {
             Self::Undefined(_) => Ok(0),
             Self::Text(text) => Ok(text.num_chars()),
@@ -241,7 +241,7 @@ impl Value {
     }
 
     /// The items that Python would iterate over. A generator is empty afterwards.
-    pub(crate) fn items(&self, budget: &Budget) -> Outcome<Cow<'_, [Value]>> {
+    pub(crate) fn items(&self, budget: &Budget) -> Result<Cow<'_, [Value]>> {
         let items: Vec<Value> = match self {
             Self::Undefined(_) => Vec::new(),
             Self::Seq(seq) => return Ok(Cow::Borrowed(&seq.items)),
@@ -286,7 +286,7 @@ impl Value {
     }
 
     /// As Python's `==`.
-    pub(crate) fn equals(&self, other: &Self, budget: &Budget) -> Outcome<bool> {
+    pub(crate) fn equals(&self, other: &Self, budget: &Budget) -> Result<bool> {
         if let (Some(a), Some(b)) = (self.number(), other.number()) {
             return Ok(a.compare(b) == Some(Ordering::Equal));
         }
@@ -338,7 +338,7 @@ impl Value {
     }
 
     /// As Python's `<`, `<=`, `>` and `>=`: for numbers, texts, and lists or tuples of them.
-    pub(crate) fn compare(&self, other: &Self, budget: &Budget) -> Outcome<Option<Ordering>> {
+    pub(crate) fn compare(&self, other: &Self, budget: &Budget) -> Result<Option<Ordering>> {
         if let (Some(a), Some(b)) = (self.number(), other.number()) {
             return Ok(a.compare(b));
         }
@@ -370,7 +370,7 @@ impl Value {
     }
 
     /// As Python's `item in self`.
-    pub(crate) fn contains(&self, item: &Self, budget: &Budget) -> Outcome<bool> {
+    pub(crate) fn contains(&self, item: &Self, budget: &Budget) -> Result<bool> {
         match (self, item) {
             (Self::Text(text), Self::Text(part)) => {
                 budget.read(text.len() + part.len())?;
@@ -405,7 +405,7 @@ impl Value {
 }
 
 impl Closure {
-    pub(crate) fn new(node: Arc<Macro>, scopes: Vec<Rc<Scope>>) -> Outcome<Self> {
+    pub(crate) fn new(node: Arc<Macro>, scopes: Vec<Rc<Scope>>) -> Result<Self> {
         let depth = depth_above(scopes.iter().flat_map(|scope| scope.values()))?;
         Ok(Self {
             node,
@@ -416,7 +416,7 @@ impl Closure {
 }
 
 impl Loop {
-    pub(crate) fn new(node: Arc<For>, items: Vec<Value>, depth: usize) -> Outcome<Self> {
+    pub(crate) fn new(node: Arc<For>, items: Vec<Value>, depth: usize) -> Result<Self> {
         Ok(Self {
             node,
             value_depth: depth_above(items.iter())?,
@@ -429,7 +429,7 @@ impl Loop {
 }
 
 impl Cycler {
-    pub(crate) fn new(items: Vec<Value>) -> Outcome<Self> {
+    pub(crate) fn new(items: Vec<Value>) -> Result<Self> {
         Ok(Self {
             depth: depth_above(items.iter())?,
             items,
@@ -439,10 +439,10 @@ impl Cycler {
 }
 
 /// One level more than the deepest of `items`.
-fn depth_above<'v>(items: impl Iterator<Item = &'v Value>) -> Outcome<usize> {
+fn depth_above<'v>(items: impl Iterator<Item = &'v Value>) -> Result<usize> {
     let depth = 1 + items.map(Value::depth).max().unwrap_or(0);
-    if depth > Limits::VALUE_DEPTH {
-        let most = Limits::VALUE_DEPTH;
+    if depth > TemplateLimits::VALUE_DEPTH {
+        let most = TemplateLimits::VALUE_DEPTH;
         return Err(Fault::new(format!(
             "the template nests a value deeper than {most} levels"
         )));
@@ -452,8 +452,8 @@ fn depth_above<'v>(items: impl Iterator<Item = &'v Value>) -> Outcome<usize> {
 
 fn all<T>(
     mut items: impl Iterator<Item = T>,
-    mut holds: impl FnMut(T) -> Outcome<bool>,
-) -> Outcome<bool> {
+    mut holds: impl FnMut(T) -> Result<bool>,
+) -> Result<bool> {
     items.try_fold(true, |so_far, item| Ok(so_far && holds(item)?))
 }
 
@@ -498,7 +498,7 @@ impl Number {
 pub(crate) struct Key(pub(crate) Value);
 
 impl Key {
-    pub(crate) fn new(value: &Value) -> Outcome<Self> {
+    pub(crate) fn new(value: &Value) -> Result<Self> {
         let is_hashable = match value {
             Value::Seq(seq) => {
                 let is_tuple = matches!(seq.kind, SeqKind::Tuple | SeqKind::Group);

@@ -1,11 +1,11 @@
 //! The filters `indent`, `truncate` and `wordwrap`.
 
 use super::arguments::{Args, flag, int_or, text, width};
+use super::fault::{Fault, Result};
 use super::machine::Machine;
 use super::strings::{byte_place, is_space, lines};
 use super::text::{Text, TextBuilder};
 use super::value::Value;
-use super::{Fault, Outcome};
 
 impl Machine {
     pub(crate) fn wrapping_filter(
@@ -13,7 +13,7 @@ impl Machine {
         name: &str,
         value: &Value,
         args: Args,
-    ) -> Outcome<Value> {
+    ) -> Result<Value> {
         let object = match value {
             // In jinja2 these filters do not convert the value to a string.
             Value::Text(text) => text.clone(),
@@ -32,7 +32,7 @@ impl Machine {
         .map(Value::Text)
     }
 
-    fn indent(&mut self, object: &Text, args: Args) -> Outcome<Text> {
+    fn indent(&mut self, object: &Text, args: Args) -> Result<Text> {
         let [indent, first, blank] = args.bind("indent", ["width", "first", "blank"])?;
         let indent = match &indent {
             Some(Value::Text(indent)) => indent.clone(),
@@ -67,7 +67,7 @@ impl Machine {
         Ok(out.finish())
     }
 
-    fn word_wrap(&mut self, object: &Text, args: Args) -> Outcome<Text> {
+    fn word_wrap(&mut self, object: &Text, args: Args) -> Result<Text> {
         let names = [
             "width",
             "break_long_words",
@@ -105,7 +105,7 @@ impl Machine {
     }
 }
 
-fn truncate(object: &Text, args: Args) -> Outcome<Text> {
+fn truncate(object: &Text, args: Args) -> Result<Text> {
     let [length, kill, end, leeway] =
         args.bind("truncate", ["length", "killwords", "end", "leeway"])?;
     let length = width(length.as_ref(), 255, "a length")?;
