@@ -16,13 +16,14 @@ use bitnet_kernels::{
     UnpackGroups,
 };
 
+use crate::activity::FfnActivity;
 use crate::cache::CacheShape;
 use crate::error::{Error, Result};
 use crate::kept::{Keeper, Packed};
-use crate::model::{LanguageModel, LoadOptions};
+use crate::model::LanguageModel;
+use crate::options::LoadOptions;
 use crate::rotation::Rotation;
 use crate::source::GroupTensor;
-use crate::sparsity::FfnActivity;
 use crate::table::Table;
 
 /// The memory and the operations of one kind of device.

@@ -13,6 +13,7 @@ use bitnet_kernels::{
 
 use bitnet_quantization::dense::Dense;
 
+use crate::activity::FfnActivity;
 use crate::backend::{
     Backend, DeltaLayer, DeltaRows, GroupStack, HeadColumns, MatrixFacts, NeuronColumns, RmsNorm,
     Rotary, RowPlan, Run, Stack, TableFacts, TableUses,
@@ -21,10 +22,10 @@ use crate::cache::{CacheShape, KvCache, KvType};
 use crate::error::{Error, Result};
 use crate::grouped::{GroupRows, GroupTable, GroupWeights};
 use crate::kept::{Facts, Keeper, Packed};
-use crate::model::{HeadMode, LanguageModel, LoadOptions};
+use crate::model::LanguageModel;
+use crate::options::{HeadMode, LoadOptions};
 use crate::rotation::Rotation;
 use crate::source::GroupTensor;
-use crate::sparsity::FfnActivity;
 use crate::table::{Table, decode};
 
 /// Minimum size of a head for screening, in bytes: such a head exceeds a processor's cache, so

@@ -19,10 +19,10 @@
 
 use bitnet_kernels::{Estimates, Place};
 
+use crate::activity::FfnActivity;
 use crate::backend::{Backend, DeltaRows, RmsNorm, RowPlan, Run};
 use crate::cache::KvCache;
 use crate::model::{Attention, LanguageModel, Layer, Linear, Mixer, Products, Projections};
-use crate::sparsity::FfnActivity;
 
 /// The rows of a chunk that need logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,51 +8,10 @@ use bitnet_kernels::{Cpu, Gate, GroupActivations, GroupMatrix, KernelSet, Norm, 
 use crate::backend::{GroupStack, MatrixFacts, NeuronColumns, TableUses};
 use crate::error::{Error, Result};
 use crate::kept::{Keeper, Packed};
-use crate::model::LoadOptions;
+use crate::options::{InputRounding, LoadOptions};
 use crate::rotation::Rotation;
 use crate::source::GroupTensor;
 use crate::table::Table;
-
-/// How the inputs of matrices with group scales are rounded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InputRounding {
-    /// To int8, with a scale for each run of this many inputs.
-    Int8(usize),
-    /// No rounding: products in f32, the slow reference.
-    None,
-}
-
-impl InputRounding {
-    /// All roundings.
-    pub const ALL: [Self; 4] = [Self::Int8(32), Self::Int8(64), Self::Int8(128), Self::None];
-
-    /// Its name in `--group-inputs`.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Int8(32) => "int8-32",
-            Self::Int8(64) => "int8-64",
-            Self::Int8(_) => "int8-128",
-            Self::None => "f32",
-        }
-    }
-
-    /// The rounding with this name.
-    #[must_use]
-    pub fn by_name(name: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|rounding| rounding.name() == name)
-    }
-}
-
-impl Default for InputRounding {
-    /// Runs of 32: the only length whose results lie as close to unrounded inputs as llama.cpp's on
-    /// every golden model.
-    fn default() -> Self {
-        Self::Int8(32)
-    }
-}
 
 /// Rounded inputs, or inputs in f32 if nothing is rounded.
 #[derive(Default)]

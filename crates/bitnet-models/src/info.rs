@@ -2,8 +2,9 @@
 
 use crate::backend::Backend;
 use crate::config::Config;
-use crate::model::{HeadMode, LanguageModel};
-use crate::sparsity::{FfnLayer, FfnSparsity};
+use crate::model::LanguageModel;
+use crate::options::{FfnSparsity, HeadMode};
+use crate::sparsity::FfnLayer;
 
 /// Facts about a loaded model.
 #[derive(Clone, Debug)]

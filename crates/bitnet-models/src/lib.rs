@@ -7,6 +7,7 @@
 
 #![deny(unsafe_code)]
 
+mod activity;
 pub mod backend;
 mod cache;
 mod config;
@@ -19,6 +20,7 @@ pub mod huggingface;
 mod info;
 mod kept;
 mod model;
+mod options;
 mod progress;
 mod rotation;
 mod sampling;
@@ -27,20 +29,21 @@ mod sparsity;
 pub mod synthetic;
 mod table;
 
+pub use activity::FfnActivity;
 pub use backend::Backend;
 pub use cache::{CacheShape, KvCache, KvType};
 pub use config::{Architecture, Config, LinearAttention, Multipliers, RopePairs, Yarn};
 pub use error::{Error, Result};
 pub use forward::{Chunk, LogitRows, Workspace};
-pub use grouped::InputRounding;
 pub use info::ModelInfo;
 pub use kept::{Keeper, KeptIndex, Packed};
-pub use model::{HeadMode, LanguageModel, LoadOptions, matrix_shapes};
+pub use model::{LanguageModel, matrix_shapes};
+pub use options::{FfnSparsity, HeadMode, InputRounding, LoadOptions};
 pub use progress::LoadProgress;
 pub use rotation::lost_rotation;
 pub use sampling::SamplingDefaults;
 pub use source::gguf::check_gguf;
-pub use sparsity::{FfnActivity, FfnLayer, FfnSparsity};
+pub use sparsity::FfnLayer;
 pub use table::Table;
 
 /// How the codes of I2_S tensors are arranged, and which arrangement the dead neurons of a layer

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bitnet_files::gguf::Gguf;
 use bitnet_kernels::{BLOCK_ROWS, CONV_TAPS, DeltaShape, GroupCodes, Packing, Part, Unpack, math};
-use bitnet_quantization::{i2_s, tl1, tl2};
 use half::f16;
 
 use crate::backend::{
@@ -16,78 +15,13 @@ use crate::backend::{
 };
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::grouped::InputRounding;
 use crate::huggingface::Checkpoint;
 use crate::kept::{Keeper, Packed};
-use crate::progress::LoadProgress;
+use crate::options::{FfnSparsity, HeadMode, LoadOptions};
 use crate::source::gguf::GgufSource;
-use crate::source::{GroupTensor, LayerSlot, LinearSlot, Projection, Slot, Source, TernaryTensor};
-use crate::sparsity::FfnSparsity;
-
-/// How to read and hold a model: facts that its files leave out, and choices that change no result.
-#[derive(Clone, Debug, Default)]
-pub struct LoadOptions {
-    /// The arrangement of the codes in I2_S tensors, which no file states.
-    pub i2_s_form: i2_s::Form,
-    /// The tiles of TL1 tensors by shape (rows, cols), with priority over the tiles in the file and
-    /// the built-in tiles.
-    pub tl1_tiles: Vec<((usize, usize), tl1::Tile)>,
-    /// The same for TL2 tensors.
-    pub tl2_tiles: Vec<((usize, usize), tl2::Tile)>,
-    /// How logits are computed.
-    pub head: HeadMode,
-    /// How ternary weights are packed; `None` for the packing that suits the kernels best.
-    pub packing: Option<Packing>,
-    /// The same for matrices of one shape ([`matrix_shapes`]), with priority over `packing`.
-    pub packings: Vec<((usize, usize), Packing)>,
-    /// Whether feed-forward networks skip weights that add nothing.
-    pub ffn_sparsity: FfnSparsity,
-    /// How inputs of matrices with group scales are rounded.
-    pub group_inputs: InputRounding,
-    /// Counts the layers while they are loaded.
-    pub progress: LoadProgress,
-}
-
-impl LoadOptions {
-    /// The requested layout of a matrix, by its shape in [`matrix_shapes`].
-    pub(crate) fn packing(&self, shape: (usize, usize)) -> Option<Packing> {
-        let of_shape = self.packings.iter().find(|(known, _)| *known == shape);
-        of_shape.map(|(_, packing)| *packing).or(self.packing)
-    }
-}
-
-/// How the logits that sampling needs are computed; the sampled tokens do not depend on it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum HeadMode {
-    /// All, in full.
-    Full,
-    /// Estimated from an 8-bit copy of the head; then exactly for the tokens that can matter.
-    Screened,
-    /// Screened if the head is too large for a cache.
-    #[default]
-    Auto,
-}
-
-impl HeadMode {
-    /// All modes.
-    pub const ALL: [Self; 3] = [Self::Full, Self::Screened, Self::Auto];
-
-    /// Its name for `--head`.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::Screened => "screened",
-            Self::Auto => "auto",
-        }
-    }
-
-    /// The mode of that name.
-    #[must_use]
-    pub fn by_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|mode| mode.name() == name)
-    }
-}
+use crate::source::{
+    GroupTensor, LayerSlot, LinearSlot, Projection, QKV, Slot, Source, TernaryTensor,
+};
 
 /// A model, ready to run.
 pub struct LanguageModel<B: Backend> {
@@ -408,7 +342,6 @@ fn matrix_name(layer: usize, first: Projection) -> String {
 }
 
 /// Projections with the same input: one product, unless each has its own input norm.
-pub(crate) const QKV: [Projection; 3] = [Projection::Query, Projection::Key, Projection::Value];
 const GATE_UP: [Projection; 2] = [Projection::Gate, Projection::Up];
 const LINEAR: [Projection; 2] = [Projection::LinearQkv, Projection::LinearGate];
 

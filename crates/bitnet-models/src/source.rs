@@ -5,6 +5,7 @@
 //! source checks each tensor against the requested shape.
 
 pub(crate) mod gguf;
+pub(crate) mod slots;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -157,6 +158,9 @@ pub(crate) enum Projection {
     LinearGate,
     LinearOutput,
 }
+
+/// Projections with the same input: one product, unless each has its own input norm.
+pub(crate) const QKV: [Projection; 3] = [Projection::Query, Projection::Key, Projection::Value];
 
 impl Projection {
     /// The matrices of layers of full attention.

@@ -8,8 +8,9 @@
 //! matrices that prompts and dense steps use: 4.4 MB each in a layer of a 2B model. Results do not
 //! depend on them.
 
-use bitnet_kernels::{Cpu, Gate, InnerZeros, TernaryColumns, TernaryRows};
+use bitnet_kernels::{Cpu, Gate, TernaryColumns, TernaryRows};
 
+use crate::activity::FfnActivity;
 use crate::backend::Backend;
 use crate::cache::{KvCache, KvType};
 use crate::cpu::{CpuMatrix, SparseCopy, SparseWeights};
@@ -17,40 +18,7 @@ use crate::error::Result;
 use crate::forward::{Chunk, LogitRows, Workspace};
 use crate::kept::{Facts, Keeper, Packed};
 use crate::model::{LanguageModel, Layer, Products};
-
-/// Whether decode steps skip weights of the feed-forward networks that add nothing; the text does
-/// not depend on it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum FfnSparsity {
-    /// Always; all layers have copies.
-    On,
-    /// Never; there are no copies.
-    Off,
-    /// Layers get copies if a short trial shows a gain; steps use them if they gain.
-    #[default]
-    Auto,
-}
-
-impl FfnSparsity {
-    /// All modes.
-    pub const ALL: [Self; 3] = [Self::On, Self::Off, Self::Auto];
-
-    /// Its name for `--ffn-sparsity`.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::On => "on",
-            Self::Off => "off",
-            Self::Auto => "auto",
-        }
-    }
-
-    /// The mode of that name.
-    #[must_use]
-    pub fn by_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|mode| mode.name() == name)
-    }
-}
+use crate::options::FfnSparsity;
 
 /// Maximum share of rows or columns that a step reads one by one.
 ///
@@ -66,47 +34,6 @@ const TRIAL_SHARE_MAX: f32 = 0.55;
 const COPIED_BYTES_MIN: usize = 1 << 20;
 /// Tokens of a trial, a small batch: 0.1 s for a 2B model on two cores.
 const TRIAL_TOKENS: usize = 24;
-
-/// Counts of the inner values of a layer's feed-forward network.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FfnActivity {
-    /// Inner values, one for each row and neuron, without dead neurons.
-    pub num_values: u64,
-    /// Gates that were not positive.
-    pub num_closed_gates: u64,
-    /// Values that were zero as int8.
-    pub num_zeros: u64,
-}
-
-impl FfnActivity {
-    pub(crate) fn add(&mut self, num_values: usize, zeros: InnerZeros) {
-        self.num_values += num_values as u64;
-        self.num_closed_gates += zeros.closed_gates as u64;
-        self.num_zeros += zeros.zeros as u64;
-    }
-
-    /// The share of gates that were not positive; `None` if there were none.
-    #[must_use]
-    pub fn closed_gates(&self) -> Option<f64> {
-        (self.num_values > 0).then(|| self.num_closed_gates as f64 / self.num_values as f64)
-    }
-
-    /// The share of values that were zero as int8; `None` if there were none.
-    #[must_use]
-    pub fn zeros(&self) -> Option<f64> {
-        (self.num_values > 0).then(|| self.num_zeros as f64 / self.num_values as f64)
-    }
-}
-
-impl std::iter::Sum for FfnActivity {
-    fn sum<I: Iterator<Item = Self>>(activities: I) -> Self {
-        activities.fold(Self::default(), |sum, more| Self {
-            num_values: sum.num_values + more.num_values,
-            num_closed_gates: sum.num_closed_gates + more.num_closed_gates,
-            num_zeros: sum.num_zeros + more.num_zeros,
-        })
-    }
-}
 
 /// How the weights of a layer's feed-forward network are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -288,7 +215,7 @@ mod tests {
 
     use super::*;
     use crate::config::Architecture;
-    use crate::model::LoadOptions;
+    use crate::options::LoadOptions;
     use crate::source::gguf::GgufSource;
     use crate::synthetic::{Shape, SyntheticModel};
 

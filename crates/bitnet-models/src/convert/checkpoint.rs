@@ -12,15 +12,16 @@ use bitnet_quantization::dense::Dense;
 use bitnet_quantization::hf_packed;
 use half::bf16;
 
+use super::tables::{BATCH_WEIGHTS, write_table};
 use super::{
-    BATCH_WEIGHTS, ConvertOptions, Input, Meter, Opened, Phase, ProgressFn, Report, TableType,
-    WeightType, slots, write_table,
+    ConvertOptions, Input, Meter, Opened, Phase, ProgressFn, Report, TableType, WeightType,
 };
 use crate::config::{Config, RopePairs};
 use crate::error::{Error, Result};
 use crate::huggingface::config::{packed_quantization, repeat_rope_theta, write as config_json};
-use crate::huggingface::source::name as huggingface_name;
+use crate::huggingface::names::name as huggingface_name;
 use crate::huggingface::{CONFIG, Checkpoint};
+use crate::source::slots::slots;
 use crate::source::{LayerSlot, Slot, Source, TernaryTensor};
 use crate::table::Table;
 

@@ -11,15 +11,14 @@ use bitnet_quantization::i2_s::Form;
 use bitnet_quantization::tq::{self, Kind};
 use bitnet_quantization::{GroupFormat, TernaryFormat, tl1, tl2};
 
-use super::groups::{self, GroupRows};
-use super::{
-    BATCH_WEIGHTS, ConvertOptions, Input, Meter, Opened, Phase, ProgressFn, Report, WeightType,
-    slots, write_table,
-};
+use super::groups::{self, GroupWriter};
+use super::tables::{BATCH_WEIGHTS, write_table};
+use super::{ConvertOptions, Input, Meter, Opened, Phase, ProgressFn, Report, WeightType};
 use crate::config::{Config, RopePairs};
 use crate::error::{Error, Result};
 use crate::huggingface::Checkpoint;
 use crate::source::gguf::{ROPE_FACTORS, name as gguf_name, tile_pair};
+use crate::source::slots::slots;
 use crate::source::{Codes, GroupTensor, LayerSlot, Projection, Slot, Source, TernaryTensor};
 
 /// A metadata pair to write.
@@ -472,7 +471,7 @@ impl Conversion<'_, '_, '_> {
         let grouped = group_table(self.source, slot, self.pool)?;
         let table = match grouped {
             Some(tensor) if !is_quantized => {
-                let rows = GroupRows {
+                let rows = GroupWriter {
                     tensor: &tensor,
                     interleave: None,
                 };
@@ -515,7 +514,7 @@ impl Conversion<'_, '_, '_> {
             Err(_) if rounds => return Ok(false),
             Err(error) => return Err(error),
         };
-        let rows = GroupRows {
+        let rows = GroupWriter {
             tensor: &tensor,
             interleave,
         };

@@ -5,7 +5,7 @@ use bitnet_quantization::dense::Dense;
 use bitnet_quantization::group::repack;
 use bitnet_quantization::{Error as NotStored, GroupFormat};
 
-use super::BATCH_WEIGHTS;
+use super::tables::BATCH_WEIGHTS;
 use crate::error::{Error, Result};
 use crate::source::{GroupTensor, half_split_row, interleaved_row};
 use crate::table::Table;
@@ -14,13 +14,13 @@ use crate::table::Table;
 pub(super) type Write<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
 
 /// A matrix, and the order of its rows in the output file.
-pub(super) struct GroupRows<'a> {
+pub(super) struct GroupWriter<'a> {
     pub tensor: &'a GroupTensor,
     /// The head size, if the two elements of a rotated pair stand side by side there.
     pub interleave: Option<usize>,
 }
 
-impl GroupRows<'_> {
+impl GroupWriter<'_> {
     /// Writes the codes and scales in another format. A code or a scale that it does not hold is an
     /// error.
     pub(super) fn repack(&self, to: GroupFormat, write: &mut Write<'_>) -> Result<()> {

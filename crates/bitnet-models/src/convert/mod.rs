@@ -8,28 +8,25 @@
 mod checkpoint;
 mod gguf;
 mod groups;
+mod tables;
 
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bitnet_files::Checksum;
 use bitnet_files::gguf::{Gguf, TensorType};
-use bitnet_kernels::Pool;
+use bitnet_quantization::GroupFormat;
 use bitnet_quantization::dense::Dense;
-use bitnet_quantization::{Error as NotStored, GroupFormat};
 
 use crate::error::{Error, Result};
 use crate::huggingface::Checkpoint;
-use crate::model::LoadOptions;
+use crate::options::LoadOptions;
 use crate::source::gguf::GgufSource;
-use crate::source::{FloatRule, LayerSlot, LinearSlot, Projection, Slot, Source};
-use crate::table::Table;
+use crate::source::{FloatRule, Source};
 
 pub use checkpoint::{CHECKPOINT_FILES, to_checkpoint};
 pub use gguf::to_gguf;
 
-/// Number of weights to unpack at once.
-const BATCH_WEIGHTS: usize = 1 << 20;
 /// Number of bytes to read back at once.
 const READ_BACK_BYTES: usize = 4 << 20;
 
@@ -318,135 +315,4 @@ impl Meter<'_, '_> {
         }
         Ok(found == *written)
     }
-}
-
-/// The tensors of a model in the order they are written, without rope factors.
-pub(crate) fn slots(source: &dyn Source) -> Vec<Slot> {
-    let config = source.config();
-    let mut slots = vec![Slot::Embedding];
-    for index in 0..config.num_layers {
-        let used = LAYER_SLOTS
-            .into_iter()
-            .filter(|slot| slot.is_used(config, index));
-        slots.extend(used.map(|slot| Slot::Layer(index, slot)));
-    }
-    slots.push(Slot::OutputNorm);
-    slots.extend(source.has_head().then_some(Slot::Head));
-    slots
-}
-
-/// The slots of all kinds of layers, in the order of the forward pass.
-const LAYER_SLOTS: [LayerSlot; 32] = {
-    use LayerSlot::{
-        AttentionNorm, AttentionSubNorm, Bias, FfnNorm, FfnSubNorm, InputNorm, KeyNorm, Linear,
-        QueryNorm, Weight,
-    };
-    use LinearSlot::{Convolution, Decay, Norm, Strength, Time, TimeBias};
-    use Projection::{
-        AttentionOutput, Down, Gate, Key, LinearGate, LinearOutput, LinearQkv, Query, Up, Value,
-    };
-    [
-        AttentionNorm,
-        InputNorm(Query),
-        Weight(Query),
-        Bias(Query),
-        InputNorm(Key),
-        Weight(Key),
-        Bias(Key),
-        InputNorm(Value),
-        Weight(Value),
-        Bias(Value),
-        QueryNorm,
-        KeyNorm,
-        AttentionSubNorm,
-        InputNorm(AttentionOutput),
-        Weight(AttentionOutput),
-        Weight(LinearQkv),
-        Weight(LinearGate),
-        Linear(Convolution),
-        Linear(Time),
-        Linear(Strength),
-        Linear(Decay),
-        Linear(TimeBias),
-        Linear(Norm),
-        Weight(LinearOutput),
-        FfnNorm,
-        InputNorm(Gate),
-        Weight(Gate),
-        InputNorm(Up),
-        Weight(Up),
-        FfnSubNorm,
-        InputNorm(Down),
-        Weight(Down),
-    ]
-};
-
-/// Writes a table some rows at a time: in the source's format as it is, in another format on all
-/// threads.
-fn write_table(
-    name: &str,
-    table: &Table,
-    format: Dense,
-    pool: &Pool,
-    write: &mut dyn FnMut(&[u8]) -> Result<()>,
-) -> Result<()> {
-    let of_tensor = |source| Error::Tensor {
-        tensor: name.to_owned(),
-        source,
-    };
-    let cols = table.cols();
-    let row_bytes = format.size_bytes(1, cols).map_err(of_tensor)?;
-    let batch = (BATCH_WEIGHTS / cols).clamp(1, table.rows());
-    let mut bytes = vec![0; batch * row_bytes];
-    let store = |index: usize, values: &[f32], bytes: &mut [u8]| {
-        if format != table.format() {
-            return format.quantize(values, bytes);
-        }
-        bytes.copy_from_slice(table.stored_row(index));
-        match values.iter().position(|value| !value.is_finite()) {
-            None => Ok(()),
-            Some(at) => Err(NotStored::Value {
-                format: format.name(),
-                index: at,
-                value: values[at],
-            }),
-        }
-    };
-    for first in (0..table.rows()).step_by(batch) {
-        let num_rows = batch.min(table.rows() - first);
-        let bytes = &mut bytes[..num_rows * row_bytes];
-        let rows: Vec<_> = bytes
-            .chunks_exact_mut(row_bytes)
-            .map(|row| Mutex::new((row, Ok(()))))
-            .collect();
-        pool.split(num_rows, 1, &|share| {
-            let mut values = vec![0.0; cols];
-            for row in share {
-                table.read_row(first + row, &mut values);
-                let mut slot = rows[row].lock().unwrap_or_else(PoisonError::into_inner);
-                slot.1 = store(first + row, &values, slot.0);
-            }
-        });
-        for (row, slot) in (first..).zip(rows) {
-            // Report the index within the whole tensor.
-            slot.into_inner()
-                .unwrap_or_else(PoisonError::into_inner)
-                .1
-                .map_err(|error| match error {
-                    NotStored::Value {
-                        format,
-                        index,
-                        value,
-                    } => of_tensor(NotStored::Value {
-                        format,
-                        index: row * cols + index,
-                        value,
-                    }),
-                    other => of_tensor(other),
-                })?;
-        }
-        table.advise_done();
-        write(bytes)?;
-    }
-    Ok(())
 }

@@ -2,12 +2,13 @@
 
 use bitnet_files::shown;
 use bitnet_kernels::{AttentionShape, Gate, MAX_COLS, MAX_HEAD_DIM, math};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::hybrid;
+use super::keys::{Keys, shown_value};
 use super::mlx::MlxQuantization;
 use super::modules::ModulePattern;
-use super::source::module_name;
+use super::names::module_name;
 use crate::config::{Architecture, Config, Multipliers, RopePairs, Yarn};
 use crate::error::{Error, Result};
 use crate::source::Projection;
@@ -557,96 +558,7 @@ fn number(x: f32) -> Value {
         .map_or(Value::Null, Value::from)
 }
 
-/// An object of the file, with the prefix of its keys in messages.
-pub(super) struct Keys<'a> {
-    object: &'a Map<String, Value>,
-    path: &'static str,
-}
-
-impl<'a> Keys<'a> {
-    pub(super) fn error(&self, key: &str, problem: String) -> Error {
-        Error::Config {
-            key: format!("{}{key}", self.path),
-            problem,
-        }
-    }
-
-    fn wrong_type(&self, key: &str, value: &Value, wanted: &str) -> Error {
-        self.error(key, format!("{}, expected {wanted}", shown_value(value)))
-    }
-
-    /// The value of a key that exists and is not null.
-    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
-        self.object.get(key).filter(|value| !value.is_null())
-    }
-
-    fn str(&self, key: &str) -> Result<Option<&'a str>> {
-        let read = |value: &'a Value| {
-            value
-                .as_str()
-                .ok_or_else(|| self.wrong_type(key, value, "a string"))
-        };
-        self.get(key).map(read).transpose()
-    }
-
-    fn bool(&self, key: &str) -> Result<Option<bool>> {
-        let read = |value: &Value| {
-            value
-                .as_bool()
-                .ok_or_else(|| self.wrong_type(key, value, "true or false"))
-        };
-        self.get(key).map(read).transpose()
-    }
-
-    pub(super) fn number(&self, key: &str) -> Result<Option<f64>> {
-        let read = |value: &Value| {
-            value
-                .as_f64()
-                .ok_or_else(|| self.wrong_type(key, value, "a number"))
-        };
-        self.get(key).map(read).transpose()
-    }
-
-    /// A required number above 0.
-    fn positive(&self, key: &str) -> Result<f64> {
-        match self.number(key)? {
-            Some(number) if number > 0.0 && number <= 1e12 => Ok(number),
-            Some(number) => Err(self.error(
-                key,
-                format!("{number}, expected more than 0 and at most 1e12"),
-            )),
-            None => Err(self.error(key, "missing".into())),
-        }
-    }
-
-    fn object(&self, key: &'static str) -> Result<Option<Keys<'a>>> {
-        let path = match key {
-            "quantization_config" => "quantization_config.",
-            "rope_scaling" => "rope_scaling.",
-            _ => "rope_parameters.",
-        };
-        let read = |value: &'a Value| match value.as_object() {
-            Some(object) => Ok(Keys { object, path }),
-            None => Err(self.wrong_type(key, value, "an object")),
-        };
-        self.get(key).map(read).transpose()
-    }
-
-    pub(super) fn optional_size(&self, key: &str, max: usize) -> Result<Option<usize>> {
-        let Some(value) = self.get(key) else {
-            return Ok(None);
-        };
-        match value.as_u64() {
-            Some(size) if (1..=max as u64).contains(&size) => Ok(Some(size as usize)),
-            _ => Err(self.error(key, format!("{}, expected 1 to {max}", shown_value(value)))),
-        }
-    }
-
-    fn size(&self, key: &str, max: usize) -> Result<usize> {
-        self.optional_size(key, max)?
-            .ok_or_else(|| self.error(key, "missing".into()))
-    }
-
+impl Keys<'_> {
     /// Options of the published model classes that change the graph.
     fn refuse_what_changes_the_graph(&self, architecture: Architecture) -> Result<()> {
         for key in ["attention_bias", "mlp_bias"] {
@@ -671,16 +583,6 @@ impl<'a> Keys<'a> {
             }
         }
         Ok(())
-    }
-
-    /// Refuses a number that is present and different.
-    fn refuse_other(&self, key: &str, only: f64) -> Result<()> {
-        match self.number(key)? {
-            Some(found) if found != only => {
-                Err(self.error(key, format!("{found}; {only} is supported")))
-            }
-            _ => Ok(()),
-        }
     }
 
     /// Checks that the head is kept in floats and every projection is not: other models are not
@@ -718,13 +620,5 @@ impl<'a> Keys<'a> {
             return Err(self.error(KEY, problem));
         }
         Ok(())
-    }
-}
-
-/// A value, shortened for a message.
-fn shown_value(value: &Value) -> String {
-    match value.as_str() {
-        Some(text) => format!("\"{}\"", shown(text)),
-        None => shown(&value.to_string()),
     }
 }

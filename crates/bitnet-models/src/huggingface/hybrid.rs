@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 use bitnet_files::safetensors::StoredTensor;
 use bitnet_kernels::{CONV_TAPS, DeltaShape, MAX_COLS, math};
 
-use super::config::Keys;
+use super::keys::Keys;
 use crate::config::{Architecture, Config, LinearAttention};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::source::{LayerSlot, LinearSlot, Projection, Slot};
 
 /// The part of each head that is rotated, if the file does not state it.
@@ -22,7 +22,7 @@ const PARTIAL_ROTARY_FACTOR: f64 = 0.25;
 pub(super) fn linear_attention(keys: &Keys<'_>, num_layers: usize) -> Result<LinearAttention> {
     let size = |key: &str, default: usize| {
         let found = keys.optional_size(key, MAX_COLS)?;
-        Ok::<_, crate::Error>(found.unwrap_or(default))
+        Ok::<_, Error>(found.unwrap_or(default))
     };
     // The defaults of transformers' `Qwen3_5TextConfig`.
     let shape = DeltaShape {

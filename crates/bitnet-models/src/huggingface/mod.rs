@@ -11,8 +11,10 @@
 
 pub(crate) mod config;
 mod hybrid;
+mod keys;
 mod mlx;
 mod modules;
+pub(crate) mod names;
 pub(crate) mod source;
 
 use std::collections::BTreeMap;
@@ -25,8 +27,8 @@ pub use config::{Quantization, WeightScale};
 use serde_json::Value;
 
 use crate::config::{Architecture, Config};
-use crate::convert::slots;
 use crate::error::Result;
+use crate::source::slots::slots;
 use crate::source::{LayerSlot, Slot, Source};
 
 /// The configuration.

@@ -9,10 +9,10 @@ use bitnet_quantization::tq::Kind;
 use bitnet_quantization::{TernaryFormat, iq_bn, tl1, tl2};
 
 use crate::config::{Architecture, Config, RopePairs};
-use crate::convert::slots;
 use crate::error::{Error, Result};
-use crate::model::LoadOptions;
+use crate::options::LoadOptions;
 use crate::rotation::{Rotation, Rotations};
+use crate::source::slots::slots;
 use crate::source::{
     Codes, FloatRule, GroupTensor, LayerSlot, LinearSlot, Projection, Slot, Source, TernaryTensor,
     finite_values,
