@@ -523,11 +523,11 @@ pub struct ServeArguments {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_count)]
     pub running: usize,
     /// Memory for the key/value cache, such as 2G; if not given, 1G or more if the context needs it
-    #[arg(long, value_name = "BYTES", value_parser = crate::serve::parse_bytes)]
+    #[arg(long, value_name = "BYTES", value_parser = crate::values::parse_bytes)]
     pub kv_memory: Option<usize>,
     /// Memory for the states of models with recurrent layers, such as 2G: of running requests, and
     /// saved for requests with the same beginning; if not given, 1G, or enough for 8 states
-    #[arg(long, value_name = "BYTES", value_parser = crate::serve::parse_bytes)]
+    #[arg(long, value_name = "BYTES", value_parser = crate::values::parse_bytes)]
     pub state_memory: Option<usize>,
     /// Which requests share cached prompts: all, or only those with the API key of the same owner
     #[arg(long, value_enum, default_value_t = CacheSalt::None)]
@@ -536,31 +536,31 @@ pub struct ServeArguments {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_count)]
     pub choices: usize,
     /// Maximum size of a request body in bytes
-    #[arg(long, value_name = "BYTES", default_value = "2M", value_parser = crate::serve::parse_bytes)]
+    #[arg(long, value_name = "BYTES", default_value = "2M", value_parser = crate::values::parse_bytes)]
     pub body_bytes: usize,
     /// Maximum size of request headers in bytes
-    #[arg(long, value_name = "BYTES", default_value = "16K", value_parser = crate::serve::parse_bytes)]
+    #[arg(long, value_name = "BYTES", default_value = "16K", value_parser = crate::values::parse_bytes)]
     pub header_bytes: usize,
     /// Seconds until request headers must arrive, and until an idle connection is closed
-    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = crate::serve::parse_seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = crate::values::parse_seconds)]
     pub header_timeout: Duration,
     /// Seconds until a request body must arrive
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = crate::serve::parse_seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = crate::values::parse_seconds)]
     pub body_timeout: Duration,
     /// Seconds until a connection is closed if the client reads nothing of its answer
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = crate::serve::parse_seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = crate::values::parse_seconds)]
     pub write_timeout: Duration,
     /// Maximum time of an answer in seconds
-    #[arg(long, value_name = "SECONDS", default_value = "1800", value_parser = crate::serve::parse_seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "1800", value_parser = crate::values::parse_seconds)]
     pub request_timeout: Duration,
     /// Seconds that running requests may take to finish after SIGTERM
-    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = crate::serve::parse_seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = crate::values::parse_seconds)]
     pub drain_timeout: Duration,
     /// Seconds without a finished engine step until /livez fails
-    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = crate::serve::parse_seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = crate::values::parse_seconds)]
     pub stall_timeout: Duration,
     /// Maximum size in bytes of all request bodies that are being read, together
-    #[arg(long, value_name = "BYTES", default_value = "256M", value_parser = crate::serve::parse_bytes)]
+    #[arg(long, value_name = "BYTES", default_value = "256M", value_parser = crate::values::parse_bytes)]
     pub inflight_bytes: usize,
     /// Maximum number of open connections; 16 further ones are reserved for probes
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = parse_count)]
@@ -569,13 +569,13 @@ pub struct ServeArguments {
     #[arg(long, value_name = "N", value_parser = parse_count)]
     pub connections_per_address: Option<usize>,
     /// Maximum time in seconds to compile a schema, a regular expression or a grammar
-    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = crate::serve::parse_seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = crate::values::parse_seconds)]
     pub form_timeout: Duration,
     /// Maximum memory to compile a schema, a regular expression or a grammar
-    #[arg(long, value_name = "BYTES", default_value = "256M", value_parser = crate::serve::parse_bytes)]
+    #[arg(long, value_name = "BYTES", default_value = "256M", value_parser = crate::values::parse_bytes)]
     pub form_memory: usize,
     /// Maximum stack to compile a schema, a regular expression or a grammar
-    #[arg(long, value_name = "BYTES", default_value = "4M", hide = true, value_parser = crate::serve::parse_form_stack)]
+    #[arg(long, value_name = "BYTES", default_value = "4M", hide = true, value_parser = crate::values::parse_form_stack)]
     pub form_stack: usize,
     /// Format of the log on standard error; auto is text on a terminal and JSON elsewhere
     #[arg(long, value_enum, default_value_t = LogFormat::Auto)]
@@ -660,7 +660,7 @@ pub struct BenchServerArguments {
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
     /// Maximum time of an answer in seconds
-    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = crate::serve::parse_seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = crate::values::parse_seconds)]
     pub timeout: Duration,
     /// Print one JSON object
     #[arg(long)]

@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 
 use crate::args::{BenchArguments, WrongUsage};
 use crate::cache::CacheDefault;
-use crate::{receipt, report, session};
+use crate::{bars, receipt, report, session};
 
 /// Times runs of synthetic prompts and prints medians.
 pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
@@ -94,7 +94,7 @@ fn measure(
         })
     };
     let mut runs: Vec<Run> = (0..machines.len()).flat_map(runs).collect();
-    let bar = session::bar((repetitions + 1) * runs.len(), "runs");
+    let bar = bars::bar((repetitions + 1) * runs.len(), "runs");
     for round in 0..=repetitions {
         for run in &mut runs {
             let sample = machines[run.machine].measure(run.what, &read)?;

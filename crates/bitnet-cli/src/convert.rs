@@ -22,7 +22,7 @@ use indicatif::ProgressBar;
 use serde_json::json;
 
 use crate::args::{ConvertArguments, OutputArguments, OutputType, QuantizeArguments};
-use crate::{interrupt, session};
+use crate::{bars, interrupt, session};
 
 /// Metadata for a GGUF file.
 type Pairs = Vec<(String, MetadataValue)>;
@@ -127,7 +127,7 @@ impl PhaseBar {
                 Phase::Checking => "bytes read back",
             };
             self.finish();
-            self.0 = Some((now.phase, session::bar(now.bytes_total, what)));
+            self.0 = Some((now.phase, bars::bar(now.bytes_total, what)));
         }
         if let Some((_, bar)) = &self.0 {
             bar.set_position(now.bytes_done as u64);

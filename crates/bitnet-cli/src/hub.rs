@@ -16,7 +16,7 @@ use indicatif::{HumanBytes, ProgressBar};
 use serde_json::json;
 
 use crate::args::{ListArguments, PullArguments, RemoveArguments, WrongUsage};
-use crate::{interrupt, session};
+use crate::{bars, interrupt};
 
 /// The pause after the first failed attempt.
 const WAIT: Duration = Duration::from_secs(1);
@@ -54,7 +54,7 @@ pub fn pull(arguments: &PullArguments) -> anyhow::Result<()> {
                 let new = (
                     now.phase,
                     now.file.to_owned(),
-                    session::byte_bar(now.bytes_total, what),
+                    bars::byte_bar(now.bytes_total, what),
                 );
                 if let Some((.., old)) = bar.replace(new) {
                     old.finish_and_clear();

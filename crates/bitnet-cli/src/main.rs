@@ -11,6 +11,7 @@ macro_rules! eprintln {
 }
 
 mod args;
+mod bars;
 mod bench;
 #[cfg(feature = "server")]
 mod bench_server;
@@ -36,6 +37,9 @@ mod session;
 mod settings;
 mod tokenize;
 mod tune;
+mod tuning_file;
+#[cfg(feature = "server")]
+mod values;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;

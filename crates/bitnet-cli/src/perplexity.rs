@@ -10,7 +10,7 @@ use bitnet_tokenizers::{PromptBos, TokenId};
 use serde_json::json;
 
 use crate::args::{PerplexityArguments, WrongUsage};
-use crate::{report, session};
+use crate::{bars, report, session};
 
 /// The line that separates documents.
 const SEPARATOR: &str = "<|endoftext|>";
@@ -76,7 +76,7 @@ fn documents_likelihood(
     context: usize,
 ) -> anyhow::Result<(Likelihood, usize, usize)> {
     let documents: Vec<&str> = documents(text).collect();
-    let bar = session::bar(documents.len(), "documents");
+    let bar = bars::bar(documents.len(), "documents");
     let (mut total, mut bytes) = (Likelihood::default(), 0);
     for document in &documents {
         // BOS even if the model's files do not ask for it: the first token needs a context.
@@ -106,7 +106,7 @@ fn windows_likelihood<W: ExactSizeIterator<Item = (Range<usize>, usize)>>(
     let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
     let tokens = tokenizer.encode_prompt(text, PromptBos::AsModel, false)?;
     let windows = windows(tokens.len());
-    let bar = session::bar(windows.len(), "chunks");
+    let bar = bars::bar(windows.len(), "chunks");
     let (mut total, mut bytes) = (Likelihood::default(), 0);
     for (window, skip) in windows {
         let mut window: Vec<TokenId> = tokens[window].to_vec();

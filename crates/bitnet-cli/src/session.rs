@@ -1,7 +1,6 @@
 //! What the commands share: from the arguments to an open model, a running engine and an answer.
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -11,13 +10,12 @@ use bitnet_inference::{
     ModelSource, OpenModel, Piece, Request, Timings, Token, Tokenization, context_length,
 };
 use bitnet_kernels::{KernelSet, default_threads};
-use bitnet_models::LoadProgress;
 use bitnet_tokenizers::TokenId;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
 use crate::args::{GenerationArguments, ModelArguments, SamplingArguments, WrongUsage};
 use crate::cache::CacheDefault;
-use crate::{built_in, cache, tune};
+use crate::{bars, built_in, cache, tuning_file};
 
 /// The time between two checks for Ctrl-C while an answer is computed.
 const INTERRUPT_PAUSE: Duration = Duration::from_millis(20);
@@ -77,7 +75,7 @@ pub fn open_model(
     let source = source(arguments.model.as_deref())?;
     let mut options = arguments.load_options();
     if options.packing.is_none() {
-        options.packings = tune::fastest_packings(device);
+        options.packings = tuning_file::fastest_packings(device);
     }
     let weights = match source {
         ModelSource::Path(_) => cache::of(&arguments.weight_cache, cache_default),
@@ -85,7 +83,7 @@ pub fn open_model(
     };
     let progress = options.progress.clone();
     let load = || OpenModel::open_with(source.clone(), device, options, weights.as_ref());
-    let model = with_load_bar(&progress, format!("loading {source}"), load)
+    let model = bars::with_load_bar(&progress, format!("loading {source}"), load)
         .with_context(|| format!("cannot load {source}"))?;
     check_files()?;
     cache::report(&source, &model.cache_use);
@@ -243,7 +241,7 @@ impl Session {
     ) -> anyhow::Result<Answer> {
         // A short prompt takes too little time for a bar.
         let bar = if request.prompt.len() > 256 {
-            bar(request.prompt.len(), "prompt tokens")
+            bars::bar(request.prompt.len(), "prompt tokens")
         } else {
             ProgressBar::hidden()
         };
@@ -295,49 +293,5 @@ impl Session {
         }
         bar.finish_and_clear();
         Ok(answer)
-    }
-}
-
-/// The time between two looks at how far a model is loaded.
-const LOAD_BAR_PAUSE: Duration = Duration::from_millis(100);
-
-/// Runs `load`, and shows its progress in a bar on a terminal; nothing in a pipe.
-fn with_load_bar<T>(progress: &LoadProgress, message: String, load: impl FnOnce() -> T) -> T {
-    let template = "{msg} {wide_bar} {pos} of {len} layers, {eta} left";
-    let bar = styled(ProgressBar::new(0).with_message(message), template);
-    let (end, has_ended) = mpsc::channel::<()>();
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let has_ended = has_ended;
-            while has_ended.recv_timeout(LOAD_BAR_PAUSE) == Err(RecvTimeoutError::Timeout) {
-                let (done, total) = progress.layers();
-                bar.set_length(total as u64);
-                bar.set_position(done as u64);
-            }
-            bar.finish_and_clear();
-        });
-        let loaded = load();
-        drop(end);
-        loaded
-    })
-}
-
-/// A bar on a terminal that counts bytes and shows their rate; nothing in a pipe.
-#[cfg(feature = "hub")]
-pub fn byte_bar(len: u64, what: String) -> ProgressBar {
-    let template = "{msg} {wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
-    styled(ProgressBar::new(len).with_message(what), template)
-}
-
-/// A bar on a terminal that counts to `len`; nothing in a pipe.
-pub fn bar(len: usize, what: &'static str) -> ProgressBar {
-    let template = "{wide_bar} {pos} of {len} {msg}, {eta} left";
-    styled(ProgressBar::new(len as u64).with_message(what), template)
-}
-
-fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
-    match ProgressStyle::with_template(template) {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
     }
 }

@@ -2,31 +2,17 @@
 //! remembers it for this machine. `--ternary-kernel auto` follows these measurements.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context;
 use bitnet_inference::{Device, TunedShape, Tuning, cpu_name, time_kernels};
-use bitnet_kernels::{KernelSet, Packing, default_threads};
+use bitnet_kernels::{KernelSet, default_threads};
 use bitnet_models::matrix_shapes;
 use serde_json::json;
 
 use crate::args::TuneArguments;
 use crate::session;
-
-/// The packings that `bitnet tune` found to be the fastest on this machine, by shape; empty if it
-/// has not run.
-pub fn fastest_packings(device: Device) -> Vec<((usize, usize), Packing)> {
-    match tuning_path().map(|path| Tuning::read(&path)) {
-        Some(Ok(tuning)) => tuning.packings(device),
-        None => Vec::new(),
-        Some(Err(error)) => {
-            // The model runs without the file, and the results are the same.
-            let error = anyhow::Error::from(error);
-            eprintln!("warning: {error:#}; bitnet tune replaces it");
-            Vec::new()
-        }
-    }
-}
+use crate::tuning_file::tuning_path;
 
 /// Measures the kernels, remembers the result and prints it.
 pub fn tune(arguments: &TuneArguments) -> anyhow::Result<()> {
@@ -105,9 +91,4 @@ fn print(
         path.display()
     )?;
     Ok(())
-}
-
-/// The file of the measurements.
-fn tuning_path() -> Option<PathBuf> {
-    Tuning::path(|name| std::env::var_os(name).map(PathBuf::from))
 }
