@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::api::ApiError;
 use crate::grammar::{Grammar, GrammarError, Grammars, TokenConstraint};
 use crate::text;
-use crate::vocabulary::Vocabulary;
+use crate::vocabulary::FormVocabulary;
 
 /// Maximum size of a form in bytes, as JSON.
 const BYTES_MAX: usize = 256 << 10;
@@ -59,7 +59,7 @@ impl Forms {
         num_rows: usize,
         helper: Option<&FormHelper>,
     ) -> Result<Self, String> {
-        let vocabulary = Vocabulary::new(tokenizer, num_rows)?;
+        let vocabulary = FormVocabulary::new(tokenizer, num_rows)?;
         let helpers = helper.map(|helper| {
             let FormHelper { program, limits } = helper.clone();
             Contained::new(program, limits, vocabulary.to_bytes())
@@ -120,7 +120,7 @@ fn ask(
 /// Compiles forms in a helper process until its parent ends, and never returns.
 pub fn answer_forms(limits: HelperLimits) -> ! {
     bitnet_guard::answer_jobs(limits, |vocabulary| {
-        let grammars = Grammars::new(&Vocabulary::from_bytes(vocabulary)?)?;
+        let grammars = Grammars::new(&FormVocabulary::from_bytes(vocabulary)?)?;
         Ok(move |job: &[u8]| {
             let verdict = match serde_json::from_slice(job) {
                 Ok(grammar) => grammars.compile(&grammar).map(|_| ()),

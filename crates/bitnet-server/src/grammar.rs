@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::schema::Schema;
-use crate::vocabulary::Vocabulary;
+use crate::vocabulary::FormVocabulary;
 
 /// Maximum number of digits in a row in JSON, plus or minus one token, unless the schema demands
 /// more. Without this limit, a model may never end a number.
@@ -102,8 +102,8 @@ impl TokenizerEnv for Tokens {
 
 impl Grammars {
     /// Takes a few hundred milliseconds for a vocabulary of 128,000 tokens.
-    pub(crate) fn new(vocabulary: &Vocabulary) -> Result<Self, String> {
-        let Vocabulary { stop_ids, words } = vocabulary;
+    pub(crate) fn new(vocabulary: &FormVocabulary) -> Result<Self, String> {
+        let FormVocabulary { stop_ids, words } = vocabulary;
         let vocab_size = words.len() as u32;
         let trie = TokTrie::from(&TokRxInfo::new(vocab_size, stop_ids[0]), words)
             .with_eos_tokens(stop_ids);
@@ -447,7 +447,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn grammars(tokenizer: &Tokenizer) -> Grammars {
-        let vocabulary = Vocabulary::new(tokenizer, tokenizer.vocab_size());
+        let vocabulary = FormVocabulary::new(tokenizer, tokenizer.vocab_size());
         Grammars::new(&vocabulary.expect("a vocabulary")).expect("grammars")
     }
 

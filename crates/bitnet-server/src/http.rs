@@ -16,14 +16,15 @@ use axum::routing::{get, post};
 use futures_util::FutureExt;
 
 use crate::api::{ApiError, chat, completions, models, tokenize};
+use crate::connections::Peer;
 use crate::cors::CorsOrigins;
-use crate::door::Peer;
 use crate::health;
 use crate::hosts::HostProblem;
 use crate::id::{self, TraceParent};
 use crate::openapi;
 use crate::page;
-use crate::record::{Record, RecordedBody, Recording};
+use crate::record::Record;
+use crate::recording::{RecordedBody, Recording};
 use crate::shared_body::SharedBody;
 use crate::state::{App, Phase};
 

@@ -18,6 +18,7 @@ mod answer_sink;
 mod api;
 mod auth;
 mod connection;
+mod connections;
 mod cors;
 mod door;
 mod error;
@@ -38,6 +39,7 @@ mod page;
 mod probers;
 mod queue;
 mod record;
+mod recording;
 mod schema;
 mod serve;
 mod shared_body;
@@ -54,9 +56,9 @@ pub use error::{Error, Result};
 pub use forms::{FormHelper, answer_forms};
 pub use hosts::AllowedHosts;
 pub use load::{Arrivals, LoadEndpoint, LoadGeneratorOptions, LoadReport, RequestTimes, run_load};
-pub use options::{Limits, ServeOptions};
 #[cfg(feature = "otlp")]
-pub use otlp::OtlpSignals;
+pub use options::OtlpSignals;
+pub use options::{Limits, ServeOptions};
 pub use serve::{Ended, ServerEvent, serve};
 pub use state::{Conversation, ServedModel};
 #[cfg(feature = "bench")]

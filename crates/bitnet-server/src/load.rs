@@ -167,9 +167,9 @@ pub fn run_load(options: &LoadGeneratorOptions) -> Result<LoadReport> {
 }
 
 /// The measurements of a request, or its error.
-type Outcome = std::result::Result<RequestTimes, String>;
+type Answered = std::result::Result<RequestTimes, String>;
 
-async fn closed(target: &Arc<Target>, num_requests: usize, concurrency: usize) -> Vec<Outcome> {
+async fn closed(target: &Arc<Target>, num_requests: usize, concurrency: usize) -> Vec<Answered> {
     let next = Arc::new(AtomicUsize::new(0));
     let client = |_| {
         let (target, next) = (Arc::clone(target), Arc::clone(&next));
@@ -192,7 +192,7 @@ async fn closed(target: &Arc<Target>, num_requests: usize, concurrency: usize) -
         .collect()
 }
 
-async fn open(target: &Arc<Target>, num_requests: usize, rate: f64, seed: u64) -> Vec<Outcome> {
+async fn open(target: &Arc<Target>, num_requests: usize, rate: f64, seed: u64) -> Vec<Answered> {
     let start = tokio::time::Instant::now();
     let mut due = Duration::ZERO;
     let mut requests = Vec::with_capacity(num_requests);
@@ -291,7 +291,7 @@ impl Target {
         body
     }
 
-    async fn request(&self, index: usize) -> Outcome {
+    async fn request(&self, index: usize) -> Answered {
         match timeout(self.options.timeout, self.answer(index)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(format!(
@@ -301,7 +301,7 @@ impl Target {
         }
     }
 
-    async fn answer(&self, index: usize) -> Outcome {
+    async fn answer(&self, index: usize) -> Answered {
         let body = self.body(index).to_string();
         let start = Instant::now();
         let stream = TcpStream::connect(&self.host)
@@ -347,7 +347,7 @@ impl Target {
     }
 }
 
-async fn read_answer(mut body: Incoming, start: Instant) -> Outcome {
+async fn read_answer(mut body: Incoming, start: Instant) -> Answered {
     let mut times = RequestTimes {
         first_token: Duration::ZERO,
         gaps: Vec::new(),

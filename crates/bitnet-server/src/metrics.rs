@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use bitnet_inference::EngineCounts;
 use bitnet_inference::{EngineMonitor, EngineStats, Finish, FinishReason};
 
-use crate::door::Connections;
+use crate::connections::Connections;
 use crate::queue;
 use crate::text::TextUse;
 

@@ -11,8 +11,6 @@ use crate::auth::ApiKeys;
 use crate::cors::CorsOrigins;
 use crate::forms::FormHelper;
 use crate::hosts::AllowedHosts;
-#[cfg(feature = "otlp")]
-use crate::otlp::OtlpSignals;
 
 /// Settings of a server.
 #[derive(Clone, Debug)]
@@ -50,6 +48,16 @@ pub struct ServeOptions {
     pub stall_timeout: Duration,
     /// The number of log lines that could not be written; the program counts, `/metrics` shows it.
     pub lost_log_lines: Arc<AtomicU64>,
+}
+
+/// Signals to send to OpenTelemetry.
+#[cfg(feature = "otlp")]
+#[derive(Clone, Copy, Debug)]
+pub struct OtlpSignals {
+    /// Send metrics.
+    pub metrics: bool,
+    /// Send traces.
+    pub traces: bool,
 }
 
 /// Limits of requests and connections.

@@ -19,8 +19,9 @@ use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 
 use crate::metrics::Metrics;
+use crate::options::OtlpSignals;
 use crate::queue::Queue;
-use crate::record::{Details, Ended, Generation, Record};
+use crate::record::{Details, Generation, Record, RequestEnd};
 
 /// The name of the software that runs the model, for an attribute of the conventions.
 const PROVIDER: &str = "bitnet";
@@ -46,15 +47,6 @@ const TOKEN_S: [f64; 17] = [
 const HTTP_S: [f64; 14] = [
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
 ];
-
-/// The signals to send.
-#[derive(Clone, Copy, Debug)]
-pub struct OtlpSignals {
-    /// Send metrics.
-    pub metrics: bool,
-    /// Send traces.
-    pub traces: bool,
-}
 
 /// The exporters.
 pub(crate) struct Otlp {
@@ -126,7 +118,7 @@ impl Otlp {
     }
 
     /// A request has ended.
-    pub(crate) fn ended(&self, record: &Record, ended: &Ended) {
+    pub(crate) fn ended(&self, record: &Record, ended: &RequestEnd) {
         let details = record.details().clone();
         let error = error_type(&details, ended);
         if let Some(instruments) = &self.instruments {
@@ -142,10 +134,10 @@ impl Otlp {
         tracer: &SdkTracer,
         record: &Record,
         details: &Details,
-        ended: &Ended,
+        ended: &RequestEnd,
         error: Option<StringValue>,
     ) {
-        let Ended {
+        let RequestEnd {
             status, duration, ..
         } = *ended;
         let end = SystemTime::now();
@@ -276,7 +268,7 @@ fn resource() -> Resource {
 }
 
 /// The conventions' name for the reason of a failure.
-fn error_type(details: &Details, ended: &Ended) -> Option<StringValue> {
+fn error_type(details: &Details, ended: &RequestEnd) -> Option<StringValue> {
     match &details.error {
         Some(error) => Some(error.code().into()),
         None if !ended.is_complete => Some("client_gone".into()),
@@ -382,7 +374,7 @@ impl Instruments {
         &self,
         record: &Record,
         details: &Details,
-        ended: &Ended,
+        ended: &RequestEnd,
         error: Option<&StringValue>,
         server: &[KeyValue],
     ) {

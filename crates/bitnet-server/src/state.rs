@@ -10,7 +10,7 @@ use bitnet_tokenizers::{ChatTemplate, Tokenizer};
 use tokio::sync::watch;
 
 use crate::api::ApiError;
-use crate::door::Connections;
+use crate::connections::Connections;
 use crate::forms::FormHelper;
 use crate::forms::Forms;
 use crate::grammar::{Grammar, TokenConstraint};

@@ -6,9 +6,18 @@ use std::time::{Duration, Instant};
 use axum::http::Method;
 use bitnet_inference::{EngineMonitor, EngineStats, Finish, FinishReason, SamplingParams, Timings};
 
-use crate::api::Usage;
+use crate::api::usage::Usage;
+#[cfg(feature = "otlp")]
+use crate::error::Error;
+use crate::error::Result;
 use crate::metrics::{AnswerTimer, Metrics, Scene};
+#[cfg(feature = "otlp")]
+use crate::options::OtlpSignals;
+#[cfg(feature = "otlp")]
+use crate::otlp::Otlp;
 use crate::queue::{Counts, Queue};
+#[cfg(feature = "otlp")]
+use crate::record::RequestEnd;
 use crate::record::{Generation, Record};
 
 /// Seconds that recording takes.
@@ -33,7 +42,7 @@ pub struct EventCosts {
 ///
 /// # Errors
 /// If the exporters cannot be created.
-pub fn event_costs() -> crate::Result<EventCosts> {
+pub fn event_costs() -> Result<EventCosts> {
     let monitor = Arc::new(EngineMonitor::default());
     let metrics = Arc::new(Metrics::new(Arc::clone(&monitor)));
     let record = record();
@@ -84,21 +93,21 @@ fn seconds<T>(calls: u32, mut call: impl FnMut() -> T) -> f64 {
 
 /// Uses exporters that reach no collector: a request waits for the same work.
 #[cfg(feature = "otlp")]
-fn otlp(metrics: &Arc<Metrics>, record: &Record) -> crate::Result<f64> {
+fn otlp(metrics: &Arc<Metrics>, record: &Record) -> Result<f64> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build();
-    let runtime = runtime.map_err(crate::Error::Threads)?;
+    let runtime = runtime.map_err(Error::Threads)?;
     let _inside = runtime.enter();
-    let signals = crate::OtlpSignals {
+    let signals = OtlpSignals {
         metrics: true,
         traces: true,
     };
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], 8080));
-    let otlp = crate::otlp::Otlp::start(signals, address, metrics, &Arc::new(Queue::new(1, 1)));
-    let otlp = otlp.map_err(crate::Error::Otlp)?;
-    let ended = crate::record::Ended {
+    let otlp = Otlp::start(signals, address, metrics, &Arc::new(Queue::new(1, 1)));
+    let otlp = otlp.map_err(Error::Otlp)?;
+    let ended = RequestEnd {
         status: 200,
         is_complete: true,
         duration: Duration::from_millis(5),

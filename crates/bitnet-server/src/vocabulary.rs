@@ -1,5 +1,5 @@
-//! [`Vocabulary`]: a model's tokens in the form that the grammar engine needs, and as bytes for a
-//! helper process.
+//! [`FormVocabulary`]: a model's tokens in the form that the grammar engine needs, and as bytes for
+//! a helper process.
 
 use bitnet_tokenizers::{TokenId, TokenKind, Tokenizer};
 use llguidance::toktrie::TokTrie;
@@ -9,7 +9,7 @@ const TOKEN_BYTES_MAX: usize = 200;
 
 /// The bytes of each token, and the tokens that end an answer.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Vocabulary {
+pub(crate) struct FormVocabulary {
     /// The tokens that end an answer, at least one.
     pub(crate) stop_ids: Vec<u32>,
     /// By id. Control tokens begin with a marker: they are never part of a text. Tokens that
@@ -17,7 +17,7 @@ pub(crate) struct Vocabulary {
     pub(crate) words: Vec<Vec<u8>>,
 }
 
-impl Vocabulary {
+impl FormVocabulary {
     /// For a model whose head has `num_rows` rows: it cannot sample tokens with higher ids.
     pub(crate) fn new(tokenizer: &Tokenizer, num_rows: usize) -> Result<Self, String> {
         let num_tokens = tokenizer.vocab_size().min(num_rows) as u32;
@@ -90,14 +90,14 @@ mod tests {
 
     #[test]
     fn bytes_give_the_same_vocabulary_again() {
-        let vocabulary = Vocabulary {
+        let vocabulary = FormVocabulary {
             stop_ids: vec![2, 70_000],
             words: vec![b"a".to_vec(), Vec::new(), vec![0xff; 201]],
         };
         let bytes = vocabulary.to_bytes();
-        assert_eq!(Vocabulary::from_bytes(&bytes), Ok(vocabulary));
+        assert_eq!(FormVocabulary::from_bytes(&bytes), Ok(vocabulary));
         for end in [0, 3, 8, bytes.len() - 1] {
-            assert!(Vocabulary::from_bytes(&bytes[..end]).is_err(), "{end}");
+            assert!(FormVocabulary::from_bytes(&bytes[..end]).is_err(), "{end}");
         }
     }
 }

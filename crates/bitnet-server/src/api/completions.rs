@@ -11,9 +11,10 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::api::fields::Prompt;
-use crate::api::generate::{self, Answers, Asked, Plan, Usage, generation_request};
+use crate::api::generate::{self, Answers, Asked, Plan, generation_request};
 use crate::api::logprobs::{self, CompletionLogprobs};
 use crate::api::stream::{self, ChunkFormat, ChunkUsage, End};
+use crate::api::usage::Usage;
 use crate::api::{ApiError, body};
 use crate::id::random_id;
 use crate::record::Record;

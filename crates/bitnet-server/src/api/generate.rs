@@ -10,7 +10,7 @@ use bitnet_inference::{
     Request, SamplingParams, Thinking, ThinkingMarks, Token,
 };
 use bitnet_tokenizers::{ReasoningStart, TokenId};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tokio::sync::mpsc::UnboundedReceiver;
 use utoipa::ToSchema;
 
@@ -19,6 +19,7 @@ use crate::api::error::shortened;
 use crate::api::fields::TextOr;
 use crate::api::format::{self, ResponseFormat, StructuredOutputs};
 use crate::api::stream::UsageChunks;
+use crate::api::usage::Usage;
 use crate::api::{ApiError, body};
 use crate::grammar::{Grammar, TokenConstraint};
 use crate::id;
@@ -475,36 +476,6 @@ fn refusal(error: &bitnet_inference::Error) -> ApiError {
         }
         error => ApiError::invalid("prompt", format!("{error}.")),
     }
-}
-
-/// Counts of tokens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, ToSchema)]
-pub(crate) struct Usage {
-    /// Tokens of the prompts, each counted once.
-    pub(crate) prompt_tokens: usize,
-    /// Generated tokens, including tokens that end an answer.
-    pub(crate) completion_tokens: usize,
-    /// The sum of both.
-    pub(crate) total_tokens: usize,
-    /// Details of the prompts.
-    pub(crate) prompt_tokens_details: PromptTokensDetails,
-    /// More about the answers of a model that thinks.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) completion_tokens_details: Option<CompletionTokensDetails>,
-}
-
-/// More about the answers' tokens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, ToSchema)]
-pub(crate) struct CompletionTokensDetails {
-    /// Tokens of thinking, with the tags around it.
-    pub(crate) reasoning_tokens: usize,
-}
-
-/// Details of the prompts' tokens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, ToSchema)]
-pub(crate) struct PromptTokensDetails {
-    /// Tokens of the prompts that were in the cache.
-    pub(crate) cached_tokens: usize,
 }
 
 /// The answers to a request, as they arrive from the engine.

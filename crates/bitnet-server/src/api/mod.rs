@@ -16,6 +16,7 @@ mod reader;
 mod stream;
 pub(crate) mod tokenize;
 mod tools;
+pub(crate) mod usage;
 
 use axum::http::HeaderValue;
 use axum::http::header::CONTENT_TYPE;
@@ -23,7 +24,6 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 pub(crate) use error::{ApiError, ErrorBody};
-pub(crate) use generate::Usage;
 
 /// Identifies the software that computed an answer: the same fingerprint and seed give the same
 /// answer.

@@ -12,7 +12,8 @@ use bitnet_inference::{FinishReason, Piece, Token};
 use futures_util::stream;
 use tokio::time::timeout;
 
-use crate::api::generate::{Answers, Usage};
+use crate::api::generate::Answers;
+use crate::api::usage::Usage;
 
 /// After this time without a chunk a comment is sent, so that proxies keep the connection open.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use bitnet_inference::{EngineCounts, EngineStats, HeadUse, StateCounts, rss_bytes};
 
 use super::{Histogram, Metrics, Outcome, Scene};
-use crate::door::Connections;
+use crate::connections::Connections;
 use crate::queue;
 use crate::text::TextUse;
 

@@ -18,7 +18,7 @@ use llguidance::JsonCompileOptions;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use references::{Place, References};
+use references::{References, SchemaPlace};
 
 /// Maximum number of schemas within a schema, with the copies that closing objects needs.
 const SCHEMAS_MAX: usize = 20_000;
@@ -364,7 +364,7 @@ impl Closing {
     }
 }
 
-fn error(place: &Place, problem: impl Into<String>) -> SchemaError {
+fn error(place: &SchemaPlace, problem: impl Into<String>) -> SchemaError {
     SchemaError {
         pointer: place.pointer.clone(),
         problem: problem.into(),
@@ -377,7 +377,7 @@ struct Normalizer<'a> {
     strictness: Strictness,
     /// Indexes of definitions by pointer and closing.
     names: HashMap<(String, Closing), usize>,
-    definitions: Vec<(Place, &'a Value, Closing)>,
+    definitions: Vec<(SchemaPlace, &'a Value, Closing)>,
     /// Pointers to schemas whose references do not lead back to them.
     without_loops: HashSet<String>,
     num_schemas: usize,
@@ -411,7 +411,7 @@ impl<'a> Normalizer<'a> {
 
     fn schema(
         &mut self,
-        place: &Place,
+        place: &SchemaPlace,
         value: &'a Value,
         closing: &Closing,
     ) -> Result<Value, SchemaError> {
@@ -436,7 +436,7 @@ impl<'a> Normalizer<'a> {
 
     fn object(
         &mut self,
-        place: &Place,
+        place: &SchemaPlace,
         fields: &'a Map<String, Value>,
         closing: &Closing,
         closings: &Closings,
@@ -469,7 +469,7 @@ impl<'a> Normalizer<'a> {
     /// The value of a keyword, if it matters to the grammar engine.
     fn keyword(
         &mut self,
-        place: &Place,
+        place: &SchemaPlace,
         name: &str,
         value: &'a Value,
         fields: &'a Map<String, Value>,
@@ -555,7 +555,7 @@ impl<'a> Normalizer<'a> {
 
     fn list(
         &mut self,
-        place: &Place,
+        place: &SchemaPlace,
         list: &'a [Value],
         closing: &Closing,
     ) -> Result<Value, SchemaError> {
@@ -567,7 +567,7 @@ impl<'a> Normalizer<'a> {
 
     fn map(
         &mut self,
-        place: &Place,
+        place: &SchemaPlace,
         schemas: &'a Map<String, Value>,
         closing: &Closing,
     ) -> Result<Value, SchemaError> {
@@ -584,7 +584,7 @@ impl<'a> Normalizer<'a> {
     /// The reference to the definition that `value` names.
     fn reference(
         &mut self,
-        place: &Place,
+        place: &SchemaPlace,
         value: &Value,
         closing: &Closing,
     ) -> Result<String, SchemaError> {
@@ -613,8 +613,8 @@ impl<'a> Normalizer<'a> {
     /// Refuses references that lead back to where they started, with no value in between.
     fn check_loop(
         &mut self,
-        here: &Place,
-        target: &Place,
+        here: &SchemaPlace,
+        target: &SchemaPlace,
         schema: &'a Value,
         passed: &mut Vec<String>,
     ) -> Result<(), SchemaError> {
@@ -635,7 +635,7 @@ impl<'a> Normalizer<'a> {
 
     /// Schemas that a value of this schema must also fit: elements of `allOf`, and the target of
     /// `$ref`.
-    fn conjuncts(&self, place: &Place, schema: &'a Value) -> Vec<(Place, &'a Value)> {
+    fn conjuncts(&self, place: &SchemaPlace, schema: &'a Value) -> Vec<(SchemaPlace, &'a Value)> {
         let named = schema.get("$ref").and_then(Value::as_str);
         let named = named.and_then(|reference| self.references.resolve(reference, &place.base));
         let all = elements(place, schema, "allOf");
@@ -643,7 +643,7 @@ impl<'a> Normalizer<'a> {
     }
 
     /// Properties that a schema and its parts declare.
-    fn declared(&self, place: &Place, schema: &'a Value) -> Declared {
+    fn declared(&self, place: &SchemaPlace, schema: &'a Value) -> Declared {
         let mut declared = Declared::default();
         let mut passed = HashSet::new();
         let mut open = vec![(place.clone(), schema)];
@@ -661,7 +661,7 @@ impl<'a> Normalizer<'a> {
     }
 
     /// How the parts of a schema, and the schema itself, are closed.
-    fn closings(&self, place: &Place, schema: &'a Value, closing: &Closing) -> Closings {
+    fn closings(&self, place: &SchemaPlace, schema: &'a Value, closing: &Closing) -> Closings {
         let own = declared_here(schema);
         let parts: Vec<Declared> = self
             .conjuncts(place, schema)
@@ -717,10 +717,10 @@ impl<'a> Normalizer<'a> {
 
 /// The elements of a list of schemas.
 fn elements<'v>(
-    place: &Place,
+    place: &SchemaPlace,
     schema: &'v Value,
     name: &str,
-) -> impl Iterator<Item = (Place, &'v Value)> {
+) -> impl Iterator<Item = (SchemaPlace, &'v Value)> {
     let list = schema.get(name).and_then(Value::as_array);
     let here = place.child(name);
     let elements = list.into_iter().flatten().enumerate();
@@ -777,7 +777,7 @@ fn close(schema: &mut Map<String, Value>, declared: &Declared) {
 }
 
 /// Refuses empty ranges: the engine would silently drop an optional property with such a range.
-fn check_ranges(place: &Place, schema: &Map<String, Value>) -> Result<(), SchemaError> {
+fn check_ranges(place: &SchemaPlace, schema: &Map<String, Value>) -> Result<(), SchemaError> {
     for (lower, upper) in [
         ("minimum", "maximum"),
         ("minLength", "maxLength"),
@@ -804,7 +804,7 @@ const INTEGER_ONE_SIDED_MAX: f64 = 1e18;
 
 /// Moves the bounds of integers to where the grammar engine can enforce them: never outwards, and
 /// inwards at most to 64 bits.
-fn bound_integers(place: &Place, schema: &mut Map<String, Value>) -> Result<(), SchemaError> {
+fn bound_integers(place: &SchemaPlace, schema: &mut Map<String, Value>) -> Result<(), SchemaError> {
     let is_integer = match schema.get("type") {
         Some(Value::String(kind)) => kind == "integer",
         Some(Value::Array(kinds)) => kinds.contains(&json!("integer")),
@@ -899,7 +899,7 @@ fn inward(bound: &Value, sign: f64) -> f64 {
 
 /// Refuses integers that an `f64` cannot represent, because the grammar engine would write another
 /// integer.
-fn check_exact(place: &Place, value: &Value) -> Result<(), SchemaError> {
+fn check_exact(place: &SchemaPlace, value: &Value) -> Result<(), SchemaError> {
     match value {
         Value::Number(number) => {
             let exact = number
@@ -923,7 +923,7 @@ fn check_exact(place: &Place, value: &Value) -> Result<(), SchemaError> {
     }
 }
 
-fn checked_type(place: &Place, value: &Value) -> Result<Value, SchemaError> {
+fn checked_type(place: &SchemaPlace, value: &Value) -> Result<Value, SchemaError> {
     let kinds = match value {
         Value::String(_) => std::slice::from_ref(value),
         Value::Array(kinds) if !kinds.is_empty() => kinds,

@@ -13,14 +13,14 @@ const DEFAULT_BASE: &str = "json-schema:///";
 
 /// Where a schema is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct SchemaPlace {
     /// Its JSON pointer within the document, with `~0` and `~1`; empty for the root.
     pub(super) pointer: String,
     /// The base URI of references in it: the nearest `$id` around it, without a fragment.
     pub(super) base: String,
 }
 
-impl Place {
+impl SchemaPlace {
     /// The place of `value`, one step further down.
     pub(super) fn child(&self, step: &str) -> Self {
         Self {
@@ -42,9 +42,9 @@ impl Place {
 pub(super) struct References<'a> {
     root: &'a Value,
     /// By URI without a fragment.
-    resources: HashMap<String, Place>,
+    resources: HashMap<String, SchemaPlace>,
     /// By URI and anchor.
-    anchors: HashMap<(String, String), Place>,
+    anchors: HashMap<(String, String), SchemaPlace>,
 }
 
 impl<'a> References<'a> {
@@ -67,15 +67,15 @@ impl<'a> References<'a> {
     }
 
     /// The place of the document itself.
-    pub(super) fn root_place(&self) -> Place {
-        Place {
+    pub(super) fn root_place(&self) -> SchemaPlace {
+        SchemaPlace {
             pointer: String::new(),
             base: DEFAULT_BASE.to_owned(),
         }
         .entered(self.root)
     }
 
-    fn add(&mut self, place: &Place, schema: &Value) {
+    fn add(&mut self, place: &SchemaPlace, schema: &Value) {
         if place.pointer.is_empty() || declared_id(schema).is_some() {
             self.resources
                 .entry(place.base.clone())
@@ -96,7 +96,7 @@ impl<'a> References<'a> {
 
     /// The target of `reference` from a schema with this base; `None` if the document has no such
     /// place.
-    pub(super) fn resolve(&self, reference: &str, base: &str) -> Option<(Place, &'a Value)> {
+    pub(super) fn resolve(&self, reference: &str, base: &str) -> Option<(SchemaPlace, &'a Value)> {
         let (uri, fragment) = reference.split_once('#').unwrap_or((reference, ""));
         let uri = if uri.is_empty() {
             base.to_owned()
@@ -115,7 +115,7 @@ impl<'a> References<'a> {
     }
 
     /// The place that a JSON pointer names within a resource.
-    fn follow(&self, resource: &Place, pointer: &str) -> Option<(Place, &'a Value)> {
+    fn follow(&self, resource: &SchemaPlace, pointer: &str) -> Option<(SchemaPlace, &'a Value)> {
         let mut place = resource.clone();
         let mut value = self.root.pointer(&place.pointer)?;
         for step in pointer.split('/').skip(1) {
