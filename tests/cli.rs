@@ -156,8 +156,8 @@ fn logits_are_identical_for_all_kernels_threads_and_chunks() {
             ["--packing", "1.67", "--prefill-chunk", "7"],
             ["--packing", "1.67", "--kernels", "scalar"],
             ["--ffn-sparsity", "on", "--prefill-chunk", "1"],
-            ["--ternary-kernel", "tl1", "--prefill-chunk", "1"],
-            ["--ternary-kernel", "tl2", "--prefill-chunk", "1"],
+            ["--packing", "tl1", "--prefill-chunk", "1"],
+            ["--packing", "tl2", "--prefill-chunk", "1"],
             ["--ternary-kernel", "tl1", "--prefill-chunk", "6"],
             ["--ternary-kernel", "tl2", "--kernels", "scalar"],
         ] {
@@ -713,7 +713,7 @@ fn bench_counts_table_lookups_and_shows_no_peak_for_them() {
             "1",
             "--json",
         ];
-        let report = json(&[&arguments[..], &["--ternary-kernel", kernel]].concat());
+        let report = json(&[&arguments[..], &["--packing", kernel]].concat());
         for phase in ["prefill", "decode"] {
             assert!(
                 report[phase]["macs_per_second"].as_f64().expect("a number") > 0.0,
@@ -722,6 +722,25 @@ fn bench_counts_table_lookups_and_shows_no_peak_for_them() {
             assert_eq!(report[phase]["share_of_peak"], Value::Null, "{report}");
         }
     }
+}
+
+#[test]
+fn ternary_kernel_is_an_older_name_of_packing() {
+    let packing = |options: &[&str]| {
+        let run = ["run", "-m", &golden(), "ab", "-n", "1", "--json"];
+        json(&[&run[..], options].concat())["packing"].clone()
+    };
+    for (options, expected) in [
+        (&["--ternary-kernel", "tl1"][..], "tl1"),
+        (&["--ternary-kernel", "tl2", "--packing", "2"], "tl2"),
+        (&["--ternary-kernel", "i2s", "--packing", "1.67"], "1.67"),
+        (&["--ternary-kernel", "auto", "--packing", "tl1"], "tl1"),
+        (&["--ternary-kernel", "i2s", "--kernels", "scalar"], "2"),
+        (&["--packing", "i2s", "--kernels", "scalar"], "2"),
+    ] {
+        assert_eq!(packing(options), expected, "{options:?}");
+    }
+    assert!(!output(&["run", "--help"]).contains("ternary-kernel"));
 }
 
 #[test]
@@ -1219,21 +1238,18 @@ fn run_uses_the_kernels_that_tune_found() {
             "another instruction set",
         ),
         (
-            &["-t", "1", "--ternary-kernel", "i2s"],
-            "another kernel asked for",
+            &["-t", "1", "--packing", "i2s"],
+            "another packing asked for",
         ),
         (&["-t", "1", "--packing", "2"], "another packing asked for"),
     ] {
         assert_ne!(answer(options).0["packing"], "tl2", "{not_followed}");
     }
-    assert_eq!(
-        answer(&["-t", "1", "--ternary-kernel", "tl1"]).0["packing"],
-        "tl1"
-    );
+    assert_eq!(answer(&["-t", "1", "--packing", "tl1"]).0["packing"], "tl1");
     let seed = ["-t", "1", "-s", "3"];
     assert_eq!(
         tokens(&seed),
-        tokens(&[&seed[..], &["--ternary-kernel", "i2s"]].concat())
+        tokens(&[&seed[..], &["--packing", "i2s"]].concat())
     );
 
     std::fs::write(&path, "{").expect("the file");

@@ -430,7 +430,7 @@ pub struct BenchArguments {
 #[command(after_help = "\
 Takes some seconds and, for a 2B model, about 200 MB of memory. The result holds for this CPU, instruction set, number of \
 threads and version of the program. It is stored in $XDG_CACHE_HOME/bitnet/tuning.json (~/.cache if not set), and \
---ternary-kernel auto follows it. The command times decoding, one token at a time: prompts, many tokens at a time, are \
+--packing auto follows it. The command times decoding, one token at a time: prompts, many tokens at a time, are \
 fastest with i2s.")]
 pub struct TuneArguments {
     /// Model: a GGUF file or a Hugging Face directory; the built-in story-teller if not given
@@ -830,15 +830,15 @@ pub struct ModelArguments {
     /// Instruction set; the best one of this CPU if not given
     #[arg(long, value_name = "NAME", value_parser = parse_kernels)]
     pub kernels: Option<&'static KernelSet>,
-    /// Kernel for products with ternary weights: i2s multiplies, tl1 and tl2 look products up in
-    /// tables. Weights are repacked for the kernel. auto is the fastest kernel for each matrix that
-    /// `bitnet tune` found on this machine, or i2s if it has not run. The text is the same
-    #[arg(long, value_enum, default_value_t = TernaryKernelArgument::Auto)]
-    pub ternary_kernel: TernaryKernelArgument,
-    /// Bits per ternary weight in memory for i2s; auto is the best for the kernels in use. The text
-    /// is the same
+    /// How ternary weights lie in memory, which decides how products are computed: 2 or 1.67 bits
+    /// each, multiplied (i2s: the better of the two for the kernels in use), or as tl1 or tl2,
+    /// looked up in tables. auto is the fastest packing for each matrix that `bitnet tune` found on
+    /// this machine, or i2s if it has not run. The text is the same
     #[arg(long, value_enum, default_value_t = PackingArgument::Auto)]
     pub packing: PackingArgument,
+    /// An older name of --packing, for scripts; tl1 and tl2 come before the value of --packing
+    #[arg(long, value_enum, hide = true)]
+    pub ternary_kernel: Option<TernaryKernelArgument>,
     /// How to compute logits: full computes all exactly; screened estimates them from an 8-bit copy
     /// of the head, and computes only those exactly that can matter. The text is the same
     #[arg(long, value_name = "full|screened|auto", default_value = "auto", value_parser = parse_head)]
@@ -881,16 +881,19 @@ impl ModelArguments {
     }
 
     fn packing(&self) -> Option<Packing> {
-        let i2s = match self.packing {
-            PackingArgument::Two => Packing::Two,
-            PackingArgument::FiveThirds => Packing::FiveThirds,
-            PackingArgument::Auto => self.kernels.unwrap_or_else(KernelSet::detect).packing,
+        let packing = match (self.ternary_kernel, self.packing) {
+            (Some(TernaryKernelArgument::Tl1), _) => PackingArgument::Tl1,
+            (Some(TernaryKernelArgument::Tl2), _) => PackingArgument::Tl2,
+            (Some(TernaryKernelArgument::I2s), PackingArgument::Auto) => PackingArgument::I2s,
+            (_, packing) => packing,
         };
-        match (self.ternary_kernel, self.packing) {
-            (TernaryKernelArgument::Auto, PackingArgument::Auto) => None,
-            (TernaryKernelArgument::Auto | TernaryKernelArgument::I2s, _) => Some(i2s),
-            (TernaryKernelArgument::Tl1, _) => Some(Packing::Tl1),
-            (TernaryKernelArgument::Tl2, _) => Some(Packing::Tl2),
+        match packing {
+            PackingArgument::Auto => None,
+            PackingArgument::I2s => Some(self.kernels.unwrap_or_else(KernelSet::detect).packing),
+            PackingArgument::Two => Some(Packing::Two),
+            PackingArgument::FiveThirds => Some(Packing::FiveThirds),
+            PackingArgument::Tl1 => Some(Packing::Tl1),
+            PackingArgument::Tl2 => Some(Packing::Tl2),
         }
     }
 }
@@ -1040,11 +1043,14 @@ pub enum TernaryKernelArgument {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum PackingArgument {
+    Auto,
+    I2s,
     #[value(name = "2")]
     Two,
     #[value(name = "1.67")]
     FiveThirds,
-    Auto,
+    Tl1,
+    Tl2,
 }
 
 impl From<KvTypeArgument> for KvType {

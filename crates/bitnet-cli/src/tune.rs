@@ -1,5 +1,5 @@
 //! `bitnet tune`: measures which ternary kernel is the fastest for each matrix of a model, and
-//! remembers it for this machine. `--ternary-kernel auto` follows these measurements.
+//! remembers it for this machine. `--packing auto` follows these measurements.
 
 use std::io::Write;
 use std::path::Path;
@@ -87,7 +87,7 @@ fn print(
     }
     writeln!(
         out,
-        "\nThe time of one product with one token, for --ternary-kernel auto: {}",
+        "\nThe time of one product with one token, for --packing auto: {}",
         path.display()
     )?;
     Ok(())

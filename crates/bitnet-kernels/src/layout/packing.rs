@@ -57,7 +57,7 @@ impl Packing {
     /// All packings.
     pub const ALL: [Self; 4] = [Self::Two, Self::FiveThirds, Self::Tl1, Self::Tl2];
 
-    /// Its name in the options `--packing` and `--ternary-kernel`.
+    /// Its name for `--packing`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
