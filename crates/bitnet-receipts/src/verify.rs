@@ -14,7 +14,7 @@ use crate::record::{
     DECODE, HybridRecord, KernelRecord, Layout, ModelRecord, PREFILL, Receipt, RunRecord,
     SCHEMA_VERSION, has_groups,
 };
-use crate::work::Work;
+use crate::work::WorkKind;
 
 /// The compute path of a run that multiplied by the quantized weights.
 const REAL: &str = "real";
@@ -125,7 +125,7 @@ pub(crate) fn compute_path<'a>(kernels: impl Iterator<Item = &'a str>) -> &'stat
         }
         if Kernel::ALL
             .iter()
-            .any(|kernel| Work::Products.is_done_by(*kernel) && kernel.id() == id)
+            .any(|kernel| WorkKind::Products.is_done_by(*kernel) && kernel.id() == id)
         {
             path = REAL;
         }
@@ -283,7 +283,7 @@ fn products(receipt: &Receipt) -> Result<(), Refusal> {
     let mut of_lone_rows = 0;
     for kernel in Kernel::ALL
         .into_iter()
-        .filter(|kernel| Work::Products.is_done_by(*kernel))
+        .filter(|kernel| WorkKind::Products.is_done_by(*kernel))
     {
         let Some(count) = receipt.count(kernel) else {
             continue;
@@ -299,7 +299,7 @@ fn products(receipt: &Receipt) -> Result<(), Refusal> {
         ensure(gate, macs > 0, || {
             format!("kernel {} is listed, but multiplied nothing", kernel.id())
         })?;
-        if of_packing(kernel) && Work::SingleRows.is_done_by(kernel) {
+        if of_packing(kernel) && WorkKind::SingleRows.is_done_by(kernel) {
             of_lone_rows += macs;
         }
     }
@@ -609,7 +609,7 @@ fn phase_times(receipt: &Receipt) -> Result<(), Refusal> {
 fn work_is_done(receipt: &Receipt) -> Result<(), Refusal> {
     prompt_fits(receipt)?;
     drafts_fit(receipt)?;
-    Work::ALL
+    WorkKind::ALL
         .into_iter()
         .try_for_each(|work| counts_fit(work, receipt))
 }
@@ -655,7 +655,7 @@ fn drafts_fit(receipt: &Receipt) -> Result<(), Refusal> {
 
 /// The counts of the kernels that did `work`, together, are those that the run's dimensions and
 /// tokens demand.
-fn counts_fit(work: Work, receipt: &Receipt) -> Result<(), Refusal> {
+fn counts_fit(work: WorkKind, receipt: &Receipt) -> Result<(), Refusal> {
     let gate = ReceiptGate::Work;
     let kernels = || {
         Kernel::ALL

@@ -19,7 +19,7 @@ const BLOCK: u128 = KvCache::BLOCK as u128;
 
 /// A kind of work, done by one or several kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Work {
+pub(crate) enum WorkKind {
     /// Looking up token embeddings.
     Embedding,
     /// Ternary weights times a single row of activations.
@@ -39,7 +39,7 @@ pub(crate) enum Work {
     Recurrence,
 }
 
-impl Work {
+impl WorkKind {
     pub(crate) const ALL: [Self; 10] = [
         Self::Embedding,
         Self::SingleRows,

@@ -88,9 +88,9 @@ impl Cut {
     }
 
     /// The chunks of a block.
-    pub fn chunks(self) -> impl Iterator<Item = Chunk> {
+    pub fn chunks(self) -> impl Iterator<Item = LookupChunk> {
         let mut rest = self;
-        let mut next = Chunk {
+        let mut next = LookupChunk {
             cut: Self { units: 0, lines: 0 },
             first_col: 0,
             first_byte: 0,
@@ -121,14 +121,14 @@ impl Cut {
 
 /// A range of columns of every block.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Chunk {
+pub(crate) struct LookupChunk {
     pub cut: Cut,
     pub first_col: usize,
     /// Bytes of one block in all chunks before this one.
     first_byte: usize,
 }
 
-impl Chunk {
+impl LookupChunk {
     /// Where the chunk of a block lies in a matrix of `num_blocks` blocks.
     pub fn place(&self, block: usize, num_blocks: usize) -> Range<usize> {
         let len = self.cut.block_bytes();
@@ -138,8 +138,8 @@ impl Chunk {
 }
 
 /// Packs the columns of a chunk of `[BLOCK_ROWS, cols]` codes 0, 1, 2, a weight + 1.
-pub(crate) fn pack_chunk(codes: &[i8], cols: usize, chunk: &Chunk, packed: &mut [u8]) {
-    let Chunk { cut, first_col, .. } = *chunk;
+pub(crate) fn pack_chunk(codes: &[i8], cols: usize, chunk: &LookupChunk, packed: &mut [u8]) {
+    let LookupChunk { cut, first_col, .. } = *chunk;
     let (units, lines) = packed.split_at_mut(cut.units * UNIT_BYTES);
     for (row, codes) in codes.chunks_exact(cols).enumerate() {
         let codes = &codes[first_col..cols.min(first_col + cut.cols())];
@@ -193,8 +193,8 @@ fn pack_line_row(codes: &[i8; LINE_COLS], line: &mut [u8]) {
 }
 
 /// Unpacks a chunk into the columns that it holds of `[BLOCK_ROWS, cols]` codes 0, 1, 2.
-pub(crate) fn unpack_chunk(packed: &[u8], cols: usize, chunk: &Chunk, codes: &mut [i8]) {
-    let Chunk { cut, first_col, .. } = *chunk;
+pub(crate) fn unpack_chunk(packed: &[u8], cols: usize, chunk: &LookupChunk, codes: &mut [i8]) {
+    let LookupChunk { cut, first_col, .. } = *chunk;
     let (units, lines) = cut.split(packed);
     for (row, codes) in codes.chunks_exact_mut(cols).enumerate() {
         let codes = &mut codes[first_col..cols.min(first_col + cut.cols())];

@@ -6,8 +6,8 @@ use std::ops::Range;
 
 use crate::layout::activations::Activations;
 use crate::layout::lines::BLOCK_ROWS;
-use crate::layout::lookup::{Chunk, Cut, FIELDS};
-use crate::sets::lookup::{Lookup, Table};
+use crate::layout::lookup::{Cut, FIELDS, LookupChunk};
+use crate::sets::lookup::{Lookup, LookupTable};
 use crate::sets::output::Output;
 use crate::weights::matrix::TernaryMatrix;
 
@@ -16,7 +16,7 @@ use crate::weights::matrix::TernaryMatrix;
 #[derive(Default)]
 struct LookupScratch {
     values: Vec<i16>,
-    tables: Vec<Table>,
+    tables: Vec<LookupTable>,
     sums: Vec<[i32; BLOCK_ROWS]>,
 }
 
@@ -55,10 +55,10 @@ pub(crate) unsafe fn multiply(
                 sums.clear();
                 sums.resize(rows.len() * blocks.len(), [0; BLOCK_ROWS]);
                 for chunk in cut.chunks() {
-                    let Chunk { cut, first_col, .. } = chunk;
+                    let LookupChunk { cut, first_col, .. } = chunk;
                     let row_tables = FIELDS * (lookup.triple_tables * cut.units + cut.lines);
                     values.resize(cut.cols(), 0);
-                    tables.resize(rows.len() * row_tables, Table([0; 32]));
+                    tables.resize(rows.len() * row_tables, LookupTable([0; 32]));
                     for (row, tables) in rows.clone().zip(tables.chunks_exact_mut(row_tables)) {
                         activations.copy_row(row, first_col, values);
                         // SAFETY: the caller guarantees the preconditions of this function.

@@ -10,7 +10,7 @@ use crate::layout::lookup::Cut;
 /// sign is the fifth bit of the index.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(32))]
-pub(crate) struct Table(pub [i8; 32]);
+pub(crate) struct LookupTable(pub [i8; 32]);
 
 /// The table lookup of an instruction set.
 #[derive(Clone, Copy)]
@@ -19,10 +19,10 @@ pub(crate) struct Lookup {
     pub triple_tables: usize,
     /// Makes the tables of the units and lines of a chunk for one row of activations, [`Cut::cols`]
     /// values.
-    pub make_tables: unsafe fn(&[i16], Cut, &mut [Table]),
+    pub make_tables: unsafe fn(&[i16], Cut, &mut [LookupTable]),
     /// Adds `Σ w · q` of each of the 32 rows of a chunk to their sums, which lie in the set's own
     /// order, using the tables of one row of activations.
-    pub add: unsafe fn(&[u8], Cut, &[Table], &mut [i32; BLOCK_ROWS]),
+    pub add: unsafe fn(&[u8], Cut, &[LookupTable], &mut [i32; BLOCK_ROWS]),
     /// `sum / s · scale` of 32 rows, given the sums, s, the scale and the place for 32 outputs.
     pub finish: unsafe fn(&[i32; BLOCK_ROWS], f32, f32, &mut [f32]),
 }

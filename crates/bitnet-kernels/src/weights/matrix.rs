@@ -15,7 +15,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::layout::lines::{BLOCK_ROWS, LINE_BYTES, Line, MAX_COLS};
-use crate::layout::lookup::{self, Chunk};
+use crate::layout::lookup::{self, LookupChunk};
 use crate::layout::packing::{
     GROUP_LINES, Group, Packing, num_lines, pack_block, split, spread, spread_group, squeeze,
 };
@@ -300,7 +300,7 @@ impl TernaryMatrix {
     }
 
     /// A chunk of one block of a matrix whose packing is for table lookup.
-    pub(crate) fn chunk(&self, block: usize, chunk: &Chunk) -> &[u8] {
+    pub(crate) fn chunk(&self, block: usize, chunk: &LookupChunk) -> &[u8] {
         &self.bytes[chunk.place(block, self.num_blocks())]
     }
 

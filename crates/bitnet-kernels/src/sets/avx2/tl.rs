@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use crate::layout::lines::{BLOCK_ROWS, Line};
 use crate::layout::lookup::{Cut, FIELDS, PAIRS, RADIX, TRIPLES, UNIT_COLS, Unit};
-use crate::sets::lookup::{Lookup, Table};
+use crate::sets::lookup::{Lookup, LookupTable};
 
 pub(crate) const LOOKUP: Lookup = Lookup {
     triple_tables: 1,
@@ -15,7 +15,7 @@ pub(crate) const LOOKUP: Lookup = Lookup {
 };
 
 #[target_feature(enable = "avx2")]
-fn make_tables(values: &[i16], cut: Cut, tables: &mut [Table]) {
+fn make_tables(values: &[i16], cut: Cut, tables: &mut [LookupTable]) {
     let (triples, pairs) = values.split_at(cut.units * UNIT_COLS);
     let (triple_tables, pair_tables) = tables.split_at_mut(cut.units * FIELDS);
     let weights = TRIPLES.map(|weights| load_words(&weights));
@@ -28,7 +28,7 @@ fn make_tables(values: &[i16], cut: Cut, tables: &mut [Table]) {
 /// The tables of pairs of values.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(crate) fn make_pair_tables(values: &[i16], tables: &mut [Table]) {
+pub(crate) fn make_pair_tables(values: &[i16], tables: &mut [LookupTable]) {
     let weights = PAIRS.map(|weights| load_words(&weights));
     for (values, to) in values.as_chunks().0.iter().zip(tables) {
         store(table(values, &weights), to);
@@ -63,7 +63,7 @@ pub(crate) fn load_words(words: &[i16; 16]) -> __m256i {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(crate) fn store(bytes: __m256i, to: &mut Table) {
+pub(crate) fn store(bytes: __m256i, to: &mut LookupTable) {
     // SAFETY: 32 writable bytes, aligned to 32.
     unsafe { _mm256_store_si256(to.0.as_mut_ptr().cast(), bytes) }
 }
@@ -73,7 +73,7 @@ type Sums = [__m256i; 4];
 
 /// Adds `Σ w · q` of each row of a chunk.
 #[target_feature(enable = "avx2")]
-fn add(packed: &[u8], cut: Cut, tables: &[Table], sums: &mut [i32; BLOCK_ROWS]) {
+fn add(packed: &[u8], cut: Cut, tables: &[LookupTable], sums: &mut [i32; BLOCK_ROWS]) {
     let (units, lines) = cut.split(packed);
     let (unit_tables, line_tables) = tables.split_at(FIELDS * cut.units);
     add_to(sums, unit_sums(units, unit_tables));
@@ -134,7 +134,7 @@ pub(crate) fn finish(sums: &[i32; BLOCK_ROWS], activation_scale: f32, scale: f32
 /// The sums of 32 rows over units of triples.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn unit_sums(units: &[Unit], tables: &[Table]) -> Sums {
+fn unit_sums(units: &[Unit], tables: &[LookupTable]) -> Sums {
     // The sums of ten units fit into 16 bits: 10 · 8 · 384 = 30,720 at most.
     const UNITS: usize = 10;
     let mask = _mm256_set1_epi8(0x0f);
@@ -153,7 +153,7 @@ fn unit_sums(units: &[Unit], tables: &[Table]) -> Sums {
             // The sign of the current field is the highest bit of each byte; field 7 comes first.
             let mut signs = load(signs);
             let (mut low, mut high) = (_mm256_setzero_si256(), _mm256_setzero_si256());
-            let mut field = |indices: __m256i, table: &Table| {
+            let mut field = |indices: __m256i, table: &LookupTable| {
                 let indices = _mm256_and_si256(indices, mask);
                 // Set the lowest bit, since `vpsignb` turns its operand to zero where the sign is
                 // zero.
@@ -187,7 +187,7 @@ fn unit_sums(units: &[Unit], tables: &[Table]) -> Sums {
 /// instructions that occupy the shuffle units, which costs a fifth of the speed.
 #[inline(never)]
 #[target_feature(enable = "avx2")]
-pub(crate) fn line_sums(lines: &[Line], tables: &[Table]) -> Sums {
+pub(crate) fn line_sums(lines: &[Line], tables: &[LookupTable]) -> Sums {
     // The sums of fifteen lines fit into 16 bits: 15 · 8 · 256 = 30,720 at most.
     const LINES: usize = 15;
     let mask = _mm256_set1_epi8(0x0f);
@@ -200,7 +200,7 @@ pub(crate) fn line_sums(lines: &[Line], tables: &[Table]) -> Sums {
         for (line, tables) in lines.iter().zip(tables) {
             prefetch(line);
             let (mut low, mut high) = (_mm256_setzero_si256(), _mm256_setzero_si256());
-            let mut field = |indices: __m256i, table: &Table| {
+            let mut field = |indices: __m256i, table: &LookupTable| {
                 let indices = _mm256_and_si256(indices, mask);
                 let (lows, highs) = broadcast(table);
                 low = _mm256_add_epi8(low, _mm256_shuffle_epi8(lows, indices));
@@ -241,7 +241,7 @@ pub(crate) fn load(run: &[u8; BLOCK_ROWS]) -> __m256i {
 /// The low and the high bytes of a table, each in both halves of a register.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn broadcast(table: &Table) -> (__m256i, __m256i) {
+fn broadcast(table: &LookupTable) -> (__m256i, __m256i) {
     // SAFETY: 32 readable bytes, aligned to 32.
     let (low, high) = unsafe {
         (

@@ -9,7 +9,7 @@ use crate::layout::lookup::{Cut, FIELDS, RADIX, TRIPLES, UNIT_COLS};
 use crate::sets::avx2::tl::{
     add_to, finish, line_sums, load, load_words, make_pair_tables, prefetch, store, table,
 };
-use crate::sets::lookup::{Lookup, Table};
+use crate::sets::lookup::{Lookup, LookupTable};
 
 pub(crate) const LOOKUP: Lookup = Lookup {
     triple_tables: 2,
@@ -21,7 +21,7 @@ pub(crate) const LOOKUP: Lookup = Lookup {
 /// The tables of triples hold both signs, since a lookup by five bits costs the same as one by
 /// four.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-fn make_tables(values: &[i16], cut: Cut, tables: &mut [Table]) {
+fn make_tables(values: &[i16], cut: Cut, tables: &mut [LookupTable]) {
     let (triples, pairs) = values.split_at(cut.units * UNIT_COLS);
     let (triple_tables, pair_tables) = tables.split_at_mut(2 * FIELDS * cut.units);
     let weights = TRIPLES.map(|weights| load_words(&weights));
@@ -41,7 +41,7 @@ fn make_tables(values: &[i16], cut: Cut, tables: &mut [Table]) {
 
 /// Adds `Σ w · q` of each row of a chunk.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-fn add(packed: &[u8], cut: Cut, tables: &[Table], sums: &mut [i32; BLOCK_ROWS]) {
+fn add(packed: &[u8], cut: Cut, tables: &[LookupTable], sums: &mut [i32; BLOCK_ROWS]) {
     let (units, lines) = cut.split(packed);
     let (unit_tables, line_tables) = tables.split_at(2 * FIELDS * cut.units);
     let mask = _mm256_set1_epi8(0x0f);
@@ -105,7 +105,7 @@ const SELECT: i32 = 0xca;
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-fn load_table(table: &Table) -> __m256i {
+fn load_table(table: &LookupTable) -> __m256i {
     // SAFETY: 32 readable bytes, aligned to 32.
     unsafe { _mm256_load_si256(table.0.as_ptr().cast()) }
 }

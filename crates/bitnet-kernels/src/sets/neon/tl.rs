@@ -5,7 +5,7 @@ use std::arch::aarch64::*;
 
 use crate::layout::lines::BLOCK_ROWS;
 use crate::layout::lookup::{Cut, FIELDS, PAIRS, RADIX, TRIPLES, UNIT_COLS};
-use crate::sets::lookup::{self, Lookup, Table};
+use crate::sets::lookup::{self, Lookup, LookupTable};
 
 pub(crate) const LOOKUP: Lookup = Lookup {
     triple_tables: 1,
@@ -21,7 +21,7 @@ const HALF: usize = BLOCK_ROWS / 2;
 const PIECES: usize = 10;
 
 #[target_feature(enable = "neon")]
-fn make_tables(values: &[i16], cut: Cut, tables: &mut [Table]) {
+fn make_tables(values: &[i16], cut: Cut, tables: &mut [LookupTable]) {
     let (triples, pairs) = values.split_at(cut.units * UNIT_COLS);
     let (triple_tables, pair_tables) = tables.split_at_mut(cut.units * FIELDS);
     fill(triples, &TRIPLES, triple_tables);
@@ -31,7 +31,7 @@ fn make_tables(values: &[i16], cut: Cut, tables: &mut [Table]) {
 /// Fills a table for each `N` values: `Σ weight · value` for each index, split into two bytes.
 #[inline]
 #[target_feature(enable = "neon")]
-fn fill<const N: usize>(values: &[i16], weights: &[[i16; 16]; N], tables: &mut [Table]) {
+fn fill<const N: usize>(values: &[i16], weights: &[[i16; 16]; N], tables: &mut [LookupTable]) {
     for (values, table) in values.as_chunks::<N>().0.iter().zip(tables) {
         for half in 0..2 {
             let mut products = vdupq_n_s16(0);
@@ -65,7 +65,7 @@ fn store(bytes: int8x8_t, to: &mut [i8; 8]) {
 
 /// Adds `Σ w · q` of each row of a chunk.
 #[target_feature(enable = "neon")]
-fn add(packed: &[u8], cut: Cut, tables: &[Table], sums: &mut [i32; BLOCK_ROWS]) {
+fn add(packed: &[u8], cut: Cut, tables: &[LookupTable], sums: &mut [i32; BLOCK_ROWS]) {
     let (units, lines) = cut.split(packed);
     let (unit_tables, line_tables) = tables.as_chunks::<FIELDS>().0.split_at(cut.units);
     for (half, sums) in sums.as_chunks_mut::<HALF>().0.iter_mut().enumerate() {
@@ -144,7 +144,7 @@ fn load(half: &[u8; HALF]) -> uint8x16_t {
 /// The low and the high bytes of a table.
 #[inline]
 #[target_feature(enable = "neon")]
-fn load_table(table: &Table) -> [int8x16_t; 2] {
+fn load_table(table: &LookupTable) -> [int8x16_t; 2] {
     // SAFETY: 32 readable bytes; the loads need no alignment.
     unsafe {
         [
@@ -157,7 +157,7 @@ fn load_table(table: &Table) -> [int8x16_t; 2] {
 /// Adds the table entries of the indices to the low and high bytes.
 #[inline]
 #[target_feature(enable = "neon")]
-fn add_plain(bytes: &mut [int8x16_t; 2], indices: uint8x16_t, table: &Table) {
+fn add_plain(bytes: &mut [int8x16_t; 2], indices: uint8x16_t, table: &LookupTable) {
     for (bytes, table) in bytes.iter_mut().zip(load_table(table)) {
         *bytes = vaddq_s8(*bytes, vqtbl1q_s8(table, indices));
     }
@@ -166,7 +166,12 @@ fn add_plain(bytes: &mut [int8x16_t; 2], indices: uint8x16_t, table: &Table) {
 /// The same, but subtracts the entry where the highest bit of `signs` is set.
 #[inline]
 #[target_feature(enable = "neon")]
-fn add_signed(bytes: &mut [int8x16_t; 2], indices: uint8x16_t, signs: int8x16_t, table: &Table) {
+fn add_signed(
+    bytes: &mut [int8x16_t; 2],
+    indices: uint8x16_t,
+    signs: int8x16_t,
+    table: &LookupTable,
+) {
     let sign = vorrq_s8(vshrq_n_s8::<7>(signs), vdupq_n_s8(1));
     for (bytes, table) in bytes.iter_mut().zip(load_table(table)) {
         *bytes = vmlaq_s8(*bytes, vqtbl1q_s8(table, indices), sign);

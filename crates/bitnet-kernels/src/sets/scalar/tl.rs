@@ -2,7 +2,7 @@
 
 use crate::layout::lines::BLOCK_ROWS;
 use crate::layout::lookup::{Cut, FIELDS, PAIRS, RADIX, TRIPLES, UNIT_COLS};
-use crate::sets::lookup::{Lookup, Table, finish};
+use crate::sets::lookup::{Lookup, LookupTable, finish};
 
 pub(crate) const LOOKUP: Lookup = Lookup {
     triple_tables: 1,
@@ -11,7 +11,7 @@ pub(crate) const LOOKUP: Lookup = Lookup {
     finish,
 };
 
-fn make_tables(values: &[i16], cut: Cut, tables: &mut [Table]) {
+fn make_tables(values: &[i16], cut: Cut, tables: &mut [LookupTable]) {
     let (triples, pairs) = values.split_at(cut.units * UNIT_COLS);
     let (triple_tables, pair_tables) = tables.split_at_mut(cut.units * FIELDS);
     fill(triples, &TRIPLES, triple_tables);
@@ -19,7 +19,7 @@ fn make_tables(values: &[i16], cut: Cut, tables: &mut [Table]) {
 }
 
 /// Fills a table for each `N` values: `Σ weight · value` for each index, split into two bytes.
-fn fill<const N: usize>(values: &[i16], weights: &[[i16; 16]; N], tables: &mut [Table]) {
+fn fill<const N: usize>(values: &[i16], weights: &[[i16; 16]; N], tables: &mut [LookupTable]) {
     for (values, table) in values.as_chunks::<N>().0.iter().zip(tables) {
         for index in 0..16 {
             let product = values
@@ -35,7 +35,7 @@ fn fill<const N: usize>(values: &[i16], weights: &[[i16; 16]; N], tables: &mut [
 }
 
 /// Adds `Σ w · q` of each row of a chunk.
-fn add(packed: &[u8], cut: Cut, tables: &[Table], sums: &mut [i32; BLOCK_ROWS]) {
+fn add(packed: &[u8], cut: Cut, tables: &[LookupTable], sums: &mut [i32; BLOCK_ROWS]) {
     let (units, lines) = cut.split(packed);
     let (unit_tables, line_tables) = tables.as_chunks::<FIELDS>().0.split_at(cut.units);
     for (row, sum) in sums.iter_mut().enumerate() {
@@ -57,7 +57,7 @@ fn add(packed: &[u8], cut: Cut, tables: &[Table], sums: &mut [i32; BLOCK_ROWS]) 
     }
 }
 
-fn look_up(runs: &[u8], row: usize, field: usize, table: &Table) -> i32 {
+fn look_up(runs: &[u8], row: usize, field: usize, table: &LookupTable) -> i32 {
     let index = usize::from(runs[field / 2 * BLOCK_ROWS + row] >> (4 * (field % 2)) & 15);
     i32::from(table.0[index]) + i32::from(RADIX) * i32::from(table.0[16 + index])
 }
