@@ -121,8 +121,24 @@ const STOREYS: &[(&str, &[&str])] = &[(
     &["layout", "threads", "weights", "sets", "ops"],
 )];
 
-/// Maximum number of files of such a crate that import one another in a circle.
+/// Maximum number of files of a crate that import one another in a circle.
 const CIRCLE_FILES_MAX: usize = 3;
+
+/// Maximum number of lines of a function of the programs and libraries.
+const FUNCTION_LINES_MAX: usize = 70;
+
+/// The longer functions, each with a reason; at most one in 500.
+const LONG_FUNCTIONS: &[(&str, &str)] = &[
+    ("crates/bitnet-kernels/src/ops/cpu.rs", "multiply_blocks"), // shares for all cases of one product
+    ("crates/bitnet-kernels/src/sets/avx512/mixed.rs", "mixed"), // a loop, unrolled in its order
+    (
+        "crates/bitnet-kernels/src/sets/avx512/sparse.rs",
+        "active_columns",
+    ), // a loop over registers
+    ("crates/bitnet-kernels/src/sets/segment.rs", "attend"),     // three loops over one tile
+    ("crates/bitnet-kernels/src/weights/matrix.rs", "pack"),     // a case for each packing
+    ("crates/bitnet-server/src/schema/mod.rs", "keyword"),       // a table of keywords
+];
 
 /// The files that may say `unsafe`.
 const UNSAFE: &[&str] = &[
@@ -231,6 +247,18 @@ fn every_unsafe_site_says_why_it_is_safe() {
 }
 
 #[test]
+fn functions_are_short() {
+    let (num_functions, complaints) = code::functions_are_short(&TREE.sources);
+    assert!(num_functions > 1000, "{num_functions} functions were found");
+    assert!(
+        LONG_FUNCTIONS.len() * 500 <= num_functions,
+        "LONG_FUNCTIONS of tests/tidy.rs lists {} of {num_functions} functions: divide some",
+        LONG_FUNCTIONS.len()
+    );
+    assert_none(complaints);
+}
+
+#[test]
 fn nothing_in_the_tree_is_left_undone() {
     assert_none(code::nothing_is_left_undone(&TREE.sources));
 }
@@ -276,6 +304,11 @@ fn storeys_use_what_is_below_them() {
         );
     }
     assert_none(storeys::the_storeys_hold(&TREE.sources));
+}
+
+#[test]
+fn imports_form_no_large_circles() {
+    assert_none(storeys::circles_are_small(&TREE.sources));
 }
 
 #[test]

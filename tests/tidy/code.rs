@@ -1,9 +1,10 @@
-//! Rules about code: `unsafe`, unfinished work, silenced lints, the environment, names.
+//! Rules about code: `unsafe`, long functions, unfinished work, silenced lints, the environment,
+//! names.
 
 use std::collections::BTreeMap;
 
-use super::tree::Source;
-use super::{SHARED_TYPES, UNSAFE};
+use super::tree::{Source, Word, closing};
+use super::{FUNCTION_LINES_MAX, LONG_FUNCTIONS, SHARED_TYPES, UNSAFE};
 
 pub fn unsafe_code_is_in_listed_files(sources: &[Source]) -> Vec<String> {
     let strangers = sources
@@ -30,6 +31,64 @@ pub fn unsafe_code_says_why_it_is_safe(sources: &[Source]) -> Vec<String> {
         })
     };
     sources.iter().filter_map(complaint).collect()
+}
+
+/// The number of functions outside tests, and complaints about long ones and about entries of
+/// `LONG_FUNCTIONS` that are not long.
+pub fn functions_are_short(sources: &[Source]) -> (usize, Vec<String>) {
+    let (mut num_functions, mut out) = (0, Vec::new());
+    let mut long = Vec::new();
+    for source in sources {
+        let path = &*source.file.path;
+        if path.split('/').any(|part| part == "tests") {
+            continue;
+        }
+        for (name, lines) in functions(source.program_words()) {
+            num_functions += 1;
+            if lines <= FUNCTION_LINES_MAX {
+                continue;
+            }
+            long.push((path, &*name.text));
+            if !LONG_FUNCTIONS.contains(&(path, &*name.text)) {
+                out.push(format!(
+                    "{}: {} has {lines} lines, more than {FUNCTION_LINES_MAX}: divide it into named parts",
+                    source.at(name),
+                    name.text
+                ));
+            }
+        }
+    }
+    let read = |path: &str| sources.iter().any(|source| source.file.path == path);
+    let short = LONG_FUNCTIONS
+        .iter()
+        .filter(|entry| read(entry.0) && !long.contains(entry));
+    out.extend(short.map(|(path, name)| {
+        format!("{path}: {name} is not long: take it out of LONG_FUNCTIONS of tests/tidy.rs")
+    }));
+    (num_functions, out)
+}
+
+/// The names of functions with a body, and their lines from `fn` to the last brace.
+fn functions(words: &[Word]) -> impl Iterator<Item = (&Word, usize)> {
+    words.windows(2).enumerate().filter_map(|(at, pair)| {
+        let [keyword, name] = pair else { return None };
+        let is_name = name
+            .text
+            .starts_with(|c: char| c.is_alphabetic() || c == '_');
+        if keyword.text != "fn" || !is_name {
+            return None;
+        }
+        let mut open = at + 2;
+        while words.get(open)?.text != "{" {
+            open = match &*words[open].text {
+                ";" => return None,
+                "(" | "[" => closing(words, open) + 1,
+                _ => open + 1,
+            };
+        }
+        let end = words.get(closing(words, open))?;
+        Some((name, end.line + 1 - keyword.line))
+    })
 }
 
 pub fn nothing_is_left_undone(sources: &[Source]) -> Vec<String> {

@@ -1,7 +1,7 @@
 //! Shows on small inputs that each rule can fail.
 
 use super::tree::{File, Source};
-use super::{UNSAFE, code, files, manifests, prose, storeys};
+use super::{LONG_FUNCTIONS, UNSAFE, code, files, manifests, prose, storeys};
 
 const LIB: &str = "crates/bitnet-models/src/lib.rs";
 const MANIFEST: &str = "crates/bitnet-models/Cargo.toml";
@@ -145,6 +145,28 @@ fn an_unsafe_site_without_a_note_is_found() {
 }
 
 #[test]
+fn a_long_function_is_found() {
+    let check = |path: &str, num_lines: usize| {
+        let lines = "    1;\n".repeat(num_lines - 2);
+        let text = format!("fn f<const N: usize>(_: [u8; N]) -> [u8; 2] {{\n{lines}}}\nfn g();");
+        code::functions_are_short(&[Source::new(path, &text)])
+    };
+    assert_eq!(check("crates/a/src/b.rs", 70), (1, vec![]));
+    let (_, complaints) = check("crates/a/src/b.rs", 71);
+    assert!(
+        complaints.len() == 1 && complaints[0].starts_with("crates/a/src/b.rs:1: f has 71 lines"),
+        "{complaints:?}"
+    );
+    assert_eq!(check("crates/a/tests/b.rs", 71), (0, vec![]));
+    let (path, name) = LONG_FUNCTIONS[0];
+    let (_, complaints) = check(path, 70);
+    assert!(
+        complaints.len() == 1 && complaints[0].contains(&format!("{name} is not long")),
+        "{complaints:?}"
+    );
+}
+
+#[test]
 fn unfinished_work_is_found() {
     let kept = [
         "fn f() -> bool { todo != 1 }",
@@ -261,11 +283,15 @@ fn a_library_with_the_harness_of_cargo_is_found() {
 }
 
 /// The complaints about files of the kernels' `src`.
-fn storeys(files: &[(&str, &str)]) -> Vec<String> {
+fn sources(files: &[(&str, &str)]) -> Vec<Source> {
     let source = |(path, text): &(&str, &str)| {
         Source::new(&format!("crates/bitnet-kernels/src/{path}"), text)
     };
-    storeys::the_storeys_hold(&files.iter().map(source).collect::<Vec<_>>())
+    files.iter().map(source).collect()
+}
+
+fn storeys(files: &[(&str, &str)]) -> Vec<String> {
+    storeys::the_storeys_hold(&sources(files))
 }
 
 #[test]
@@ -312,14 +338,14 @@ fn a_large_import_circle_is_found() {
         ("sets/a/b.rs", "use crate::sets::c::{D, E};"),
         ("sets/c.rs", "use super::a::F;"),
     ];
-    assert_eq!(storeys(&three), [""; 0]);
+    assert_eq!(storeys::circles_are_small(&sources(&three)), [""; 0]);
     let four = [
         three[0],
         three[1],
         ("sets/c.rs", "fn f() { super::d::g() }"),
         ("sets/d.rs", "use crate::{sets::a::F};"),
     ];
-    let complaints = storeys(&four);
+    let complaints = storeys::circles_are_small(&sources(&four));
     assert!(
         complaints.len() == 1 && complaints[0].contains("4 files"),
         "{complaints:?}"

@@ -52,9 +52,14 @@ impl Source {
 
     /// The tokens before the unit tests, which come last.
     pub fn program_words(&self) -> &[Word] {
+        let begins_tests = |at: &usize| {
+            let after = self.words()[at + 7..].iter().map(|word| &*word.text);
+            let mut after = after.skip_while(|word| ["pub", "(", "crate", ")"].contains(word));
+            after.next() == Some("mod")
+        };
         let tests = self
-            .sequences(&["#", "[", "cfg", "(", "test", ")", "]", "mod"])
-            .next();
+            .sequences(&["#", "[", "cfg", "(", "test", ")", "]"])
+            .find(begins_tests);
         &self.words()[..tests.unwrap_or(self.words().len())]
     }
 
