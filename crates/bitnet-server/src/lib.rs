@@ -7,6 +7,8 @@
 //! back over a channel, and leave as one response or as a stream. A client that disconnects closes
 //! that channel, which cancels the request.
 //!
+//! [`LocalChats`] reads the same requests for a program that has the engine in its own process.
+//!
 //! [`run_load`] is the client side: it runs many clients at once and measures their waiting times.
 //!
 //! This crate handles text and JSON, not tensors. It reads neither arguments nor the environment:
@@ -30,6 +32,7 @@ mod http;
 mod id;
 mod inflight;
 mod load;
+mod local;
 mod metrics;
 mod openapi;
 mod options;
@@ -56,10 +59,11 @@ pub use error::{Error, Result};
 pub use forms::{FormHelper, answer_forms};
 pub use hosts::AllowedHosts;
 pub use load::{Arrivals, LoadEndpoint, LoadGeneratorOptions, LoadReport, RequestTimes, run_load};
+pub use local::{LocalAnswer, LocalCall, LocalChat, LocalChats, LocalRefusal};
 #[cfg(feature = "otlp")]
 pub use options::OtlpSignals;
 pub use options::{Limits, ServeOptions};
-pub use serve::{Ended, ServerEvent, serve};
+pub use serve::{Ended, ServerEvent, engine_thread, serve};
 pub use state::{Conversation, ServedModel};
 #[cfg(feature = "bench")]
 pub use telemetry_cost::{EventCosts, event_costs};

@@ -98,8 +98,8 @@ fn runtime() -> std::io::Result<Runtime> {
         .build()
 }
 
-/// The thread that owns the engine.
-fn engine_thread() -> std::thread::Builder {
+/// The thread that owns an engine: its stack is large enough for every form of an answer.
+pub fn engine_thread() -> std::thread::Builder {
     std::thread::Builder::new()
         .name("bitnet-engine".to_owned())
         .stack_size(ENGINE_STACK_BYTES)

@@ -68,6 +68,26 @@ pub(crate) struct Model {
 }
 
 impl Model {
+    /// A model that no server has. It has no name, and no limit of the context.
+    pub(crate) fn outside_server(
+        tokenizer: Option<Arc<Tokenizer>>,
+        conversation: Conversation,
+        vocab_size: usize,
+        form_helper: Option<FormHelper>,
+    ) -> Self {
+        Self {
+            names: vec![String::new()],
+            tokenizer,
+            conversation,
+            vocab_size,
+            context: usize::MAX,
+            created: unix_time(),
+            block_size: 0,
+            forms: OnceLock::new(),
+            form_helper,
+        }
+    }
+
     /// The initial state of an answer under a grammar from the request's `field`.
     pub(crate) fn compile(
         &self,

@@ -234,7 +234,7 @@ fn stopped() -> ApiError {
 /// meanwhile, and waits for a place for forms. The work receives its cancellation signal.
 pub(crate) fn as_form<T>(work: impl FnOnce(&Cancel) -> Result<T, ApiError>) -> Result<T, ApiError> {
     let Some(mut current) = CURRENT.take() else {
-        // Tests may run a thread without a request.
+        // The thread is not one of these: it reads a request outside a server.
         return work(&Cancel::default());
     };
     current.place = None;

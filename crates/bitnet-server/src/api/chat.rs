@@ -7,12 +7,12 @@ use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use bitnet_inference::{FinishReason, ThinkingMarks, Token};
-use bitnet_tokenizers::{ReasoningSplitter, ReasoningStart, ReasoningTags, TokenId, Tokenizer};
+use bitnet_tokenizers::{ReasoningSplitter, ReasoningStart, TokenId, Tokenizer};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::api::calls::Found;
+use crate::api::calls::{CallFinder, Found};
 use crate::api::completions::Rendered;
 use crate::api::conversation::{self, Rendering, chat_messages, render_messages};
 use crate::api::fields::TextOr;
@@ -23,6 +23,7 @@ use crate::api::stream::{self, ChunkFormat, ChunkUsage, End};
 use crate::api::tools::{FunctionCall, Tool, ToolCall, Tools};
 use crate::api::usage::Usage;
 use crate::api::{ApiError, body};
+use crate::grammar::{Grammar, TokenConstraint};
 use crate::id::random_id;
 use crate::record::Record;
 use crate::state::{App, Model, unix_time};
@@ -210,77 +211,127 @@ struct Prepared {
 
 fn prepare(app: &App, bytes: &[u8]) -> Result<Prepared, ApiError> {
     let model = app.model()?;
-    let is_lenient = app.options.is_lenient;
-    let mut request: ChatRequest = body::parse(bytes, is_lenient)?;
+    let mut request: ChatRequest = body::parse(bytes, app.options.is_lenient)?;
     let max_tokens = request.max_tokens()?;
     let num_logprobs = request.num_logprobs()?;
-    let tools = Tools::settle(
-        request.tools.take(),
-        request.tool_choice.as_ref(),
-        request.parallel_tool_calls,
-    )?;
+    let (tools, grammar, finder) = request.take_tools(model)?;
     if tools.as_ref().is_some_and(Tools::must_call) {
         // The answer is a tool call; stop strings would cut it.
         (request.stop, request.stop_token_ids) = (None, None);
     }
-    let form = conversation::call_form(model);
-    let calls = tools.as_ref().map(|tools| tools.calls(form)).transpose()?;
-    let (grammar, finder) = calls.unzip();
-    let budget = request.thinking_budget()?;
     let mut plan = request
         .common()
         .settle(app, model, max_tokens, num_logprobs, grammar)?;
-    let documents = request
-        .documents
-        .take()
-        .filter(|documents| !documents.is_empty());
-    let documents = documents.map(Value::from);
-    let variables = request.template_variables();
-    let continues = request.continue_final_message.unwrap_or(false);
-    let rendering = Rendering {
-        tools: tools.as_ref(),
-        add_generation_prompt: request.add_generation_prompt.unwrap_or(!continues),
-        continue_final_message: continues,
-        documents: documents.as_ref(),
-        variables: Some(&variables),
-    };
-    let (text, prompt) = render_messages(model, &chat_messages(&request.messages)?, &rendering)?;
-    let tags = conversation::reasoning_tags(model);
-    if let Some(tags) = tags {
-        think(&mut plan, model, tags, tags.start_after(&text), budget)?;
-    }
-    let splitter = tags.map(|tags| ReasoningSplitter::new(tags, &text));
-    let shows_reasoning = request.include_reasoning.unwrap_or(true);
+    let (text, prompt) = request.render(model, tools.as_ref())?;
+    plan.thinking = request.thinking(model, &text, plan.has_form())?;
     Ok(Prepared {
         plan,
+        reader: request.reader(model, &text, finder),
         text,
         prompt,
-        reader: AnswerReader::new(splitter, finder, shows_reasoning),
     })
 }
 
-/// Makes room for thinking before the form of an answer, and limits it to `budget`.
-fn think(
-    plan: &mut Plan,
-    model: &Model,
-    tags: ReasoningTags,
-    start: ReasoningStart,
-    budget: Option<usize>,
-) -> Result<(), ApiError> {
-    let is_free = budget.is_none() && !plan.has_form();
-    let Some(tokenizer) = model.tokenizer.as_ref().filter(|_| !is_free) else {
-        return Ok(());
-    };
-    if start != ReasoningStart::Closed {
+/// A request of a program that runs the engine itself: it settles all but the prompt, the form and
+/// how to read the answer.
+pub(crate) struct LocalParts {
+    pub(crate) text: String,
+    pub(crate) prompt: Vec<TokenId>,
+    pub(crate) form: Option<TokenConstraint>,
+    pub(crate) thinking: Option<ThinkingPlan>,
+    pub(crate) reader: AnswerReader,
+    /// Whether the answer must be a tool call.
+    pub(crate) must_call: bool,
+}
+
+/// Reads such a request as the server would.
+pub(crate) fn local_parts(model: &Model, bytes: &[u8]) -> Result<LocalParts, ApiError> {
+    let mut request: ChatRequest = body::parse(bytes, false)?;
+    let (tools, grammar, finder) = request.take_tools(model)?;
+    let form = request.common().constraint(model, grammar)?;
+    let (text, prompt) = request.render(model, tools.as_ref())?;
+    Ok(LocalParts {
+        prompt,
+        thinking: request.thinking(model, &text, form.is_some())?,
+        form,
+        reader: request.reader(model, &text, finder),
+        text,
+        must_call: tools.as_ref().is_some_and(Tools::must_call),
+    })
+}
+
+/// The tools of a request, the grammar of answers that may call them, and the parser of the calls.
+type TakenTools = (Option<Tools>, Option<Grammar>, Option<CallFinder>);
+
+impl ChatRequest {
+    fn take_tools(&mut self, model: &Model) -> Result<TakenTools, ApiError> {
+        let tools = Tools::settle(
+            self.tools.take(),
+            self.tool_choice.as_ref(),
+            self.parallel_tool_calls,
+        )?;
+        let form = conversation::call_form(model);
+        let calls = tools.as_ref().map(|tools| tools.calls(form)).transpose()?;
+        let (grammar, finder) = calls.unzip();
+        Ok((tools, grammar, finder))
+    }
+
+    /// The prompt as a text and as tokens.
+    fn render(
+        &mut self,
+        model: &Model,
+        tools: Option<&Tools>,
+    ) -> Result<(String, Vec<TokenId>), ApiError> {
+        let documents = self.documents.take();
+        let documents = documents.filter(|documents| !documents.is_empty());
+        let documents = documents.map(Value::from);
+        let variables = self.template_variables();
+        let continues = self.continue_final_message.unwrap_or(false);
+        let rendering = Rendering {
+            tools,
+            add_generation_prompt: self.add_generation_prompt.unwrap_or(!continues),
+            continue_final_message: continues,
+            documents: documents.as_ref(),
+            variables: Some(&variables),
+        };
+        render_messages(model, &chat_messages(&self.messages)?, &rendering)
+    }
+
+    /// The thinking before the form of an answer to the prompt `text`, limited to the budget;
+    /// `None` if nothing depends on it.
+    fn thinking(
+        &self,
+        model: &Model,
+        text: &str,
+        has_form: bool,
+    ) -> Result<Option<ThinkingPlan>, ApiError> {
+        let budget = self.thinking_budget()?;
+        let Some(tags) = conversation::reasoning_tags(model) else {
+            return Ok(None);
+        };
+        let is_free = budget.is_none() && !has_form;
+        let Some(tokenizer) = model.tokenizer.as_ref().filter(|_| !is_free) else {
+            return Ok(None);
+        };
+        let start = tags.start_after(text);
+        if start == ReasoningStart::Closed {
+            return Ok(None);
+        }
         let marks = ThinkingMarks::new(tags, Arc::clone(tokenizer));
         let marks = marks.map_err(|error| ApiError::invalid("messages", format!("{error}.")))?;
-        plan.think(ThinkingPlan {
+        Ok(Some(ThinkingPlan {
             marks: Arc::new(marks),
             start,
             budget,
-        });
+        }))
     }
-    Ok(())
+
+    /// The reader of answers to the prompt `text`.
+    fn reader(&self, model: &Model, text: &str, finder: Option<CallFinder>) -> AnswerReader {
+        let tags = conversation::reasoning_tags(model);
+        let splitter = tags.map(|tags| ReasoningSplitter::new(tags, text));
+        AnswerReader::new(splitter, finder, self.include_reasoning.unwrap_or(true))
+    }
 }
 
 async fn read_and_prepare(app: &Arc<App>, request: Request) -> Result<Prepared, ApiError> {
@@ -716,7 +767,6 @@ mod tests {
     use bitnet_tokenizers::CallForm;
 
     use super::*;
-    use crate::api::calls::CallFinder;
 
     #[test]
     fn a_call_that_is_cut_off_has_the_first_part_of_its_arguments() {

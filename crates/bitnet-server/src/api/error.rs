@@ -41,6 +41,11 @@ pub(crate) struct ErrorBody<'a> {
 }
 
 impl ApiError {
+    /// The message for people.
+    pub(crate) fn message(&self) -> &str {
+        &self.body.message
+    }
+
     fn new(
         status: StatusCode,
         r#type: &'static str,

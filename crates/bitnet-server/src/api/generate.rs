@@ -215,7 +215,8 @@ pub(crate) struct Plan {
     pub(crate) prompt_logprobs: bool,
     cache_salt: Option<String>,
     constraint: Option<TokenConstraint>,
-    thinking: Option<ThinkingPlan>,
+    /// Thinking before the form.
+    pub(crate) thinking: Option<ThinkingPlan>,
     /// The name of the model in the request, if there is one.
     model: Option<String>,
     is_json: bool,
@@ -287,7 +288,8 @@ impl Common {
         })
     }
 
-    fn constraint(
+    /// The form of the answer: the one of the fields, or of calls of tools.
+    pub(crate) fn constraint(
         &self,
         model: &Model,
         tools: Option<Grammar>,
@@ -647,11 +649,6 @@ pub(crate) struct ThinkingPlan {
 }
 
 impl Plan {
-    /// The answer begins with thinking, and has its form only after that.
-    pub(crate) fn think(&mut self, thinking: ThinkingPlan) {
-        self.thinking = Some(thinking);
-    }
-
     /// Whether a form restricts the answer.
     pub(crate) fn has_form(&self) -> bool {
         self.constraint.is_some()
@@ -659,25 +656,35 @@ impl Plan {
 
     /// Makes the constraint of each run of an answer.
     fn constraint(&self, vocab_size: usize) -> Option<MakeConstraint> {
-        let form = self.constraint.clone();
-        let form = form.map(|form| move || Box::new(form.restarted()) as Box<dyn Constraint>);
-        let Some(ThinkingPlan {
-            marks,
-            start,
-            budget,
-        }) = self.thinking.clone()
-        else {
-            return form.map(|form| Box::new(form) as MakeConstraint);
-        };
-        let stop_ids = self.stop_ids.clone();
-        Some(Box::new(move || {
-            let thinking = Thinking::new(Arc::clone(&marks), start, vocab_size, budget);
-            Box::new(match &form {
-                None => thinking,
-                Some(form) => thinking.before(form(), &stop_ids),
-            })
-        }))
+        let (form, thinking) = (self.constraint.clone(), self.thinking.clone());
+        make_constraint(form, thinking, &self.stop_ids, vocab_size)
     }
+}
+
+/// Makes the constraint of each run of an answer that begins with thinking and then has a form.
+pub(crate) fn make_constraint(
+    form: Option<TokenConstraint>,
+    thinking: Option<ThinkingPlan>,
+    stop_ids: &[TokenId],
+    vocab_size: usize,
+) -> Option<MakeConstraint> {
+    let form = form.map(|form| move || Box::new(form.restarted()) as Box<dyn Constraint>);
+    let Some(ThinkingPlan {
+        marks,
+        start,
+        budget,
+    }) = thinking
+    else {
+        return form.map(|form| Box::new(form) as MakeConstraint);
+    };
+    let stop_ids = stop_ids.to_vec();
+    Some(Box::new(move || {
+        let thinking = Thinking::new(Arc::clone(&marks), start, vocab_size, budget);
+        Box::new(match &form {
+            None => thinking,
+            Some(form) => thinking.before(form(), &stop_ids),
+        })
+    }))
 }
 
 fn check_prompt(

@@ -2,14 +2,14 @@
 //! JSON.
 
 mod body;
-mod calls;
+pub(crate) mod calls;
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod conversation;
 mod error;
 mod fields;
 mod format;
-mod generate;
+pub(crate) mod generate;
 mod logprobs;
 pub(crate) mod models;
 mod reader;
