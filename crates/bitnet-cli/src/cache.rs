@@ -9,6 +9,7 @@ use bitnet_inference::{CacheUse, CachedFile, ModelSource, WeightCache, program_h
 use serde_json::json;
 
 use crate::args::{CacheArguments, CacheCommand, WeightCacheArguments, WrongUsage};
+use crate::program;
 
 /// Whether a command uses the cache if the arguments do not name a folder. Mapped weights are there
 /// sooner, but decode a few percent slower where file pages are small.
@@ -26,8 +27,8 @@ pub fn of(arguments: &WeightCacheArguments, default: CacheDefault) -> Option<Wei
     if arguments.no_weight_cache || is_off {
         return None;
     }
-    let program = std::env::current_exe().and_then(|path| program_hash(&path));
-    let program = program.ok()?; // replaced while it runs: its weights could not be told from others
+    let code = program::running().code.as_ref()?;
+    let program = program_hash(code).ok()?; // replaced while it runs: its weights could not be told from others
     Some(WeightCache {
         folder: folder(arguments.weight_cache.as_ref())?,
         bytes_min: arguments.weight_cache_min << 20,

@@ -2,12 +2,11 @@
 
 use std::io::Write;
 use std::net::ToSocketAddrs;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use bitnet_guard::{HelperLimits, HelperProgram};
+use bitnet_guard::HelperLimits;
 use bitnet_inference::{
     EngineOptions, ModelSource, OpenModel, Tokenization, context_length, kv_cache_positions,
 };
@@ -20,7 +19,7 @@ use bitnet_server::{
 use crate::args::{CacheSalt, FormHelperArguments, ServeArguments, WrongUsage};
 use crate::cache::CacheDefault;
 use crate::log::Log;
-use crate::{built_in, chat, session, settings};
+use crate::{built_in, chat, program, session, settings};
 
 /// Serves until a signal tells the process to stop.
 pub fn serve(arguments: ServeArguments) -> anyhow::Result<()> {
@@ -111,7 +110,7 @@ fn options(arguments: &ServeArguments) -> anyhow::Result<ServeOptions> {
     Ok(ServeOptions {
         address,
         allowed_hosts: allowed_hosts(arguments, address.ip().is_loopback())?,
-        form_helper: Some(form_helper_program(arguments)?),
+        form_helper: Some(form_helper_program(arguments)),
         model_names: arguments.model_name.clone(),
         api_keys,
         cors_origins: CorsOrigins::new(&arguments.cors_origin)
@@ -156,28 +155,18 @@ fn allowed_hosts(arguments: &ServeArguments, is_loopback: bool) -> anyhow::Resul
 }
 
 /// How to start this program as the helper that compiles forms.
-fn form_helper_program(arguments: &ServeArguments) -> anyhow::Result<FormHelper> {
-    // The program that runs now, even if its file was replaced since.
-    let this = Path::new("/proc/self/exe");
-    let path = match this.exists() {
-        true => this.to_owned(),
-        false => std::env::current_exe().context("cannot find the file of this program")?,
-    };
+fn form_helper_program(arguments: &ServeArguments) -> FormHelper {
     let limits = HelperLimits {
         stack_bytes: arguments.form_stack,
         memory_bytes: arguments.form_memory,
         time: arguments.form_timeout,
     };
-    let arguments = [
+    let program = program::running().command([
         "form-helper".to_owned(),
         format!("--stack={}", limits.stack_bytes),
         format!("--memory={}", limits.memory_bytes),
-    ];
-    let program = HelperProgram {
-        path,
-        arguments: arguments.to_vec(),
-    };
-    Ok(FormHelper { program, limits })
+    ]);
+    FormHelper { program, limits }
 }
 
 /// Compiles forms for the server that started this process.

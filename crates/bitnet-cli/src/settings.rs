@@ -14,6 +14,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
 use toml::Value;
 
 use crate::args::{Arguments, WrongUsage};
+use crate::program;
 
 /// The command that has settings.
 const COMMAND: &str = "serve";
@@ -34,9 +35,9 @@ pub struct Setting {
 /// The arguments of this process, with the settings. Ends the process if they are wrong or ask for
 /// help.
 pub fn parse() -> anyhow::Result<Arguments> {
-    let typed: Vec<OsString> = std::env::args_os().collect();
+    let typed = &program::running().arguments;
     let command = Arguments::command();
-    let matches = command.clone().get_matches_from(&typed);
+    let matches = command.clone().get_matches_from(typed);
     let Some((COMMAND, serve)) = matches.subcommand() else {
         return Ok(Arguments::from_arg_matches(&matches)?);
     };
@@ -70,7 +71,9 @@ pub fn parse() -> anyhow::Result<Arguments> {
 /// Every setting of the command with its origin, defaults included.
 pub fn effective() -> anyhow::Result<Vec<Setting>> {
     let command = Arguments::command();
-    let matches = command.clone().get_matches();
+    let matches = command
+        .clone()
+        .get_matches_from(&program::running().arguments);
     let Some((COMMAND, serve)) = matches.subcommand() else {
         return Ok(Vec::new());
     };
