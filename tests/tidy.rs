@@ -90,11 +90,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "bitnet-python",
         &[
+            "bitnet-cli",
             "bitnet-guard",
             "bitnet-hub",
             "bitnet-inference",
             "bitnet-kernels",
             "bitnet-models",
+            "bitnet-receipts",
+            "bitnet-server",
             "bitnet-tokenizers",
         ],
     ),

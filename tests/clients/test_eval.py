@@ -191,6 +191,24 @@ def is_possible(reference, request, answer):
     nearest = min(reference.log_likelihoods(context, continuation), key=lambda other: abs(other - number))
     # Each of up to twenty log-probabilities is off by float error of the logits, 1e-5.
     return abs(nearest - number) <= 2e-4
+@pytest.mark.parametrize("name", TASKS)
+def test_scores_of_the_python_package_equal_the_servers(tasks, model, served, name):
+    import bitnet.lm_eval
+
+    remote = {"base_url": served + "/v1/completions", "model": "stories", "max_length": 256}
+    expected, expected_said = evaluate(tasks, name, "local-completions", remote, False)
+    local = bitnet.lm_eval.BitnetLM(model, kv_type="f32", max_length=256)
+    metrics, said = evaluate(tasks, name, local, None, False)
+    assert metrics == pytest.approx(expected, rel=1e-6)
+    for ours, theirs in zip(flat(said), flat(expected_said), strict=True):
+        is_number = isinstance(theirs, float)
+        assert ours == (pytest.approx(theirs, abs=1e-5) if is_number else theirs)
+
+
+def flat(value):
+    if isinstance(value, (list, tuple)):
+        return [inner for item in value for inner in flat(item)]
+    return [value]
 
 
 @pytest.mark.parametrize("chat", [False, True])

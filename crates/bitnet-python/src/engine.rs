@@ -5,26 +5,27 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bitnet_inference::{
     DRAFT_MAX, Device, Driver, EngineOptions, Job, Likelihood, OpenModel, Owner, Tokenization,
     perplexity,
 };
 use bitnet_kernels::default_threads;
-use bitnet_models::{I2sForm, KvType};
-use bitnet_tokenizers::{ChatMessage, DecodeOptions, PromptBos, RenderOptions, TokenId};
+use bitnet_models::{I2sForm, KvType, LoadProgress};
+use bitnet_server::LocalChats;
+use bitnet_tokenizers::{DecodeOptions, PromptBos, TokenId};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use serde_json::{Map, Value};
 
-use crate::answer::Answer;
+use crate::answer::{Answer, WholeTuple};
 use crate::array::FloatArray;
 use crate::error;
-use crate::load::Settings;
+use crate::load::{Opened, Settings};
 use crate::notices::{Notice, Notices, PolledAnswer};
-use crate::options::{Request, Sampling, count, token_ids};
-use crate::wait::{interruptible, lock};
+use crate::options::{Chat, Request, Sampling, count, token_ids};
+use crate::program::helper_program;
+use crate::receipt;
+use crate::wait::{interruptible, interruptible_with, lock};
 
 /// Maximum number of threads, as for the program.
 const THREADS_MAX: usize = 1024;
@@ -32,17 +33,26 @@ const THREADS_MAX: usize = 1024;
 /// A loaded model with an engine on a thread of its own.
 #[pyclass(frozen, module = "bitnet._native")]
 pub(crate) struct Engine {
-    model: OpenModel,
+    model: Arc<OpenModel>,
     options: EngineOptions,
     driver: Driver,
+    chats: Arc<LocalChats>,
     /// The process that has the engine's thread.
     process: u32,
     notices: Sender<Notice>,
     /// Until [`Engine::notices`] takes it.
     receiver: Mutex<Option<Receiver<Notice>>>,
     warnings: Vec<String>,
-    /// The built-in model without a template continues the last message of a conversation.
-    is_story_teller: bool,
+}
+
+/// The device of a name.
+fn device(name: &str, threads: usize) -> PyResult<Device> {
+    match name {
+        "cpu" => Ok(Device::cpu(threads)),
+        _ => Err(error::argument(format!(
+            "device is {name:?}, but must be \"cpu\""
+        ))),
+    }
 }
 
 /// The number of threads to use.
@@ -151,60 +161,16 @@ impl Engine {
         let cancel = || is_cancelled.store(true, Ordering::Relaxed);
         interruptible(py, call, cancel)?.map_err(error::call)
     }
-
-    /// Renders a conversation in the model's template.
-    fn render(
-        &self,
-        messages: &[ChatMessage],
-        tools: Option<&Value>,
-        variables: Option<&Map<String, Value>>,
-    ) -> PyResult<Vec<TokenId>> {
-        let tokenization = self.tokenization()?;
-        let template = match &tokenization.chat_template {
-            Ok(Some(template)) => template,
-            Ok(None) => {
-                return Err(error::argument(
-                    "this model has no chat template".to_owned(),
-                ));
-            }
-            Err(problem) => {
-                return Err(error::argument(format!(
-                    "the model's chat template cannot be used: {problem}"
-                )));
-            }
-        };
-        if tools.is_some() && !template.reads_tools() {
-            return Err(error::argument(
-                "the model's chat template does not read tools: describe them in a message"
-                    .to_owned(),
-            ));
-        }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let options = RenderOptions {
-            tools,
-            variables,
-            now: now.ok().and_then(|now| i64::try_from(now.as_secs()).ok()),
-            ..RenderOptions::default()
-        };
-        let chat = template.render(messages, options).map_err(error::request)?;
-        tokenization
-            .tokenizer
-            .encode_chat(&chat)
-            .map_err(error::request)
-    }
-}
-
-/// JSON of the Python half as a value.
-fn json<T: serde::de::DeserializeOwned>(what: &str, text: &str) -> PyResult<T> {
-    serde_json::from_str(text).map_err(|problem| error::argument(format!("{what}: {problem}")))
 }
 
 #[pymethods]
 impl Engine {
-    /// Loads a model: the built-in one for `None`.
+    /// Loads a model: the built-in one for `None`. `program`: a command that runs the program of
+    /// this package. `progress` is called with the numbers of loaded layers and of all.
     #[staticmethod]
-    #[pyo3(signature = (source, *, threads=None, ctx_size=None, kv_type="f16", kv_memory=None,
-                        parallel=None, draft=None, chat_template=None, i2_s_form="block128"))]
+    #[pyo3(signature = (source, *, program, device="cpu", threads=None, ctx_size=None, kv_type="f16",
+                        kv_memory=None, parallel=None, draft=None, chat_template=None,
+                        i2_s_form="block128", progress=None))]
     #[expect(
         clippy::too_many_arguments,
         reason = "the keywords of a Python function"
@@ -212,6 +178,8 @@ impl Engine {
     fn load(
         py: Python<'_>,
         source: Option<PathBuf>,
+        program: Vec<String>,
+        device: &str,
         threads: Option<&Bound<'_, PyAny>>,
         ctx_size: Option<&Bound<'_, PyAny>>,
         kv_type: &str,
@@ -220,6 +188,7 @@ impl Engine {
         draft: Option<&Bound<'_, PyAny>>,
         chat_template: Option<String>,
         i2_s_form: &str,
+        progress: Option<Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let default = EngineOptions::default();
         let running_max = count("parallel", parallel)?.unwrap_or(default.running_max);
@@ -235,28 +204,40 @@ impl Engine {
             ..default
         };
         let form = i2_s_form.parse::<I2sForm>();
-        let is_story_teller = source.is_none() && chat_template.is_none();
+        let layers = LoadProgress::default();
         let settings = Settings {
             source,
-            device: Device::cpu(self::threads(threads)?),
+            device: self::device(device, self::threads(threads)?)?,
             context: count("ctx_size", ctx_size)?,
             kv_bytes: count("kv_memory", kv_memory)?,
             i2_s_form: form.map_err(|problem| error::argument(format!("i2_s_form: {problem}")))?,
             chat_template,
             options,
+            program: helper_program(program)?,
+            progress: layers.clone(),
         };
-        let opened = interruptible(py, move || settings.open(), || {})?;
-        let (model, options, driver, warnings) = opened.map_err(error::model)?;
-        let (notices, receiver) = mpsc::channel();
-        Ok(Self {
+        let show = || match &progress {
+            Some(progress) => progress.call1(layers.layers()).map(drop),
+            None => Ok(()),
+        };
+        let opened = interruptible_with(py, move || settings.open(), || {}, show)?;
+        let Opened {
             model,
             options,
             driver,
+            chats,
+            warnings,
+        } = opened.map_err(error::model)?;
+        let (notices, receiver) = mpsc::channel();
+        Ok(Self {
+            model: Arc::new(model),
+            options,
+            driver,
+            chats: Arc::new(chats),
             process: std::process::id(),
             notices,
             receiver: Mutex::new(Some(receiver)),
             warnings,
-            is_story_teller,
         })
     }
 
@@ -309,36 +290,13 @@ impl Engine {
         Ok(numbers(tokens.map_err(error::request)?))
     }
 
-    /// The tokens of a conversation: a JSON list of messages, of tools, an object of variables.
-    /// The built-in story-teller continues the last message.
-    fn encode_chat(
-        &self,
-        messages: &str,
-        tools: Option<&str>,
-        variables: Option<&str>,
-    ) -> PyResult<Vec<u32>> {
-        let messages: Vec<ChatMessage> = json("messages", messages)?;
-        let tools: Option<Value> = tools.map(|tools| json("tools", tools)).transpose()?;
-        let variables: Option<Map<_, _>> = variables
-            .map(|variables| json("template_variables", variables))
-            .transpose()?;
-        if !self.is_story_teller {
-            return Ok(numbers(self.render(
-                &messages,
-                tools.as_ref(),
-                variables.as_ref(),
-            )?));
-        }
-        let last = messages.last().ok_or_else(|| {
-            error::argument("messages is empty: at least one message is needed".to_owned())
-        })?;
-        if tools.is_some() {
-            let message = "the built-in story-teller cannot call tools: load another model";
-            return Err(error::argument(message.to_owned()));
-        }
-        let tokenizer = &self.tokenization()?.tokenizer;
-        let tokens = tokenizer.encode_prompt(last.text().trim(), PromptBos::AsModel, false);
-        Ok(numbers(tokens.map_err(error::request)?))
+    /// Reads a conversation: the fields of `/v1/chat/completions` that decide its prompt and the
+    /// form of its answers, as JSON. Its form is compiled meanwhile.
+    fn read_chat(&self, py: Python<'_>, fields: String) -> PyResult<Chat> {
+        let chats = Arc::clone(&self.chats);
+        let read = move || chats.read(fields.as_bytes());
+        let chat = interruptible(py, read, || {})?.map_err(error::request)?;
+        Ok(Chat(Arc::new(chat)))
     }
 
     /// The text of tokens.
@@ -358,11 +316,12 @@ impl Engine {
         Ok(tokenizer.decode(&tokens, options))
     }
 
-    /// A request for an answer to the tokens `prompt`, as `bitnet run` makes it.
+    /// A request for an answer to the tokens `prompt`, as `bitnet run` makes it. `chat`: the
+    /// conversation that they are.
     #[pyo3(signature = (prompt, *, seed, max_tokens=None, min_tokens=None, temperature=None, top_k=None,
                         top_p=None, min_p=None, typical_p=None, repeat_penalty=None, repeat_last_n=None,
                         presence_penalty=None, frequency_penalty=None, logit_bias=None, stop=Vec::new(),
-                        ignore_eos=false, logprobs=None, prompt_logprobs=false))]
+                        ignore_eos=false, logprobs=None, prompt_logprobs=false, chat=None))]
     #[expect(
         clippy::too_many_arguments,
         reason = "the keywords of a Python function"
@@ -387,6 +346,7 @@ impl Engine {
         ignore_eos: bool,
         logprobs: Option<&Bound<'_, PyAny>>,
         prompt_logprobs: bool,
+        chat: Option<PyRef<'_, Chat>>,
     ) -> PyResult<Request> {
         let sampling = Sampling {
             temperature,
@@ -405,7 +365,7 @@ impl Engine {
             Some(tokenizer) if !ignore_eos => tokenizer.stop_ids(),
             _ => &[],
         };
-        Ok(Request(bitnet_inference::Request {
+        let request = bitnet_inference::Request {
             prompt: token_ids(prompt)?,
             sampling: sampling.params(&self.model.sampling),
             max_tokens: count("max_tokens", max_tokens)?,
@@ -415,12 +375,14 @@ impl Engine {
             logprobs: count("logprobs", logprobs)?.or(prompt_logprobs.then_some(0)),
             prompt_logprobs,
             ..bitnet_inference::Request::default()
-        }))
+        };
+        Ok(Request::new(request, chat.map(|chat| Arc::clone(&chat.0))))
     }
 
     /// Starts a request.
     fn submit(&self, request: &Request) -> PyResult<Answer> {
-        let stream = self.driver()?.stream(request.0.clone());
+        let (driver, constraint) = (self.driver()?, request.constraint());
+        let stream = driver.stream_constrained(request.request.clone(), constraint);
         Ok(Answer::new(stream.map_err(error::call)?))
     }
 
@@ -428,13 +390,32 @@ impl Engine {
     fn submit_polled(&self, request: &Request, id: u64, is_whole: bool) -> PyResult<PolledAnswer> {
         let (answer, sink) = PolledAnswer::new(id, is_whole, self.notices.clone());
         let job = Job {
-            request: request.0.clone(),
-            constraint: None,
+            request: request.request.clone(),
+            constraint: request.constraint(),
             owner: Owner::from(""),
             sink: Box::new(sink),
         };
         self.driver()?.submit(job).map_err(error::call)?;
         Ok(answer)
+    }
+
+    /// Runs a request on an engine of its own: the answer, and the receipt of the run as JSON.
+    /// `seed_given`: whether the caller chose the seed.
+    fn receipt(
+        &self,
+        py: Python<'_>,
+        request: &Request,
+        seed_given: bool,
+    ) -> PyResult<(WholeTuple, String)> {
+        self.driver()?;
+        let (model, options) = (Arc::clone(&self.model), self.options);
+        let request = request.request.clone();
+        let is_cancelled = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&is_cancelled);
+        let is_asked = move || flag.load(Ordering::Relaxed);
+        let run = move || receipt::run(&model, options, request, seed_given, is_asked);
+        let cancel = || is_cancelled.store(true, Ordering::Relaxed);
+        interruptible(py, run, cancel)?.map_err(error::request)
     }
 
     /// The notices of answers; only the first call gets them.

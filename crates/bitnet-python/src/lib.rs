@@ -14,6 +14,8 @@ mod error;
 mod load;
 mod notices;
 mod options;
+mod program;
+mod receipt;
 mod wait;
 
 /// The native half of the package `bitnet`. Its names are not part of the package's interface.
@@ -28,7 +30,9 @@ mod _native {
     #[pymodule_export]
     use crate::notices::{Notices, PolledAnswer};
     #[pymodule_export]
-    use crate::options::Request;
+    use crate::options::{Chat, Request};
+    #[pymodule_export]
+    use crate::program::main;
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name that Python modules use")]

@@ -2,22 +2,33 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
+use bitnet_guard::{HelperLimits, HelperProgram};
 use bitnet_hub::{Cache, ModelName};
 use bitnet_inference::{
     Device, Driver, EngineOptions, LOST_ROTATION, ModelSource, OpenModel, Tuning, context_length,
     kv_cache_positions,
 };
 use bitnet_kernels::Packing;
-use bitnet_models::{Config, I2sForm, LoadOptions};
+use bitnet_models::{Config, I2sForm, LoadOptions, LoadProgress};
+use bitnet_server::{Conversation, FormHelper, LocalChats, engine_thread};
 use bitnet_tokenizers::{ChatTemplate, Tokenizer};
 
-/// The story-teller inside the package, loaded where no model is named.
-const BUILT_IN: ModelSource = ModelSource::Embedded {
-    name: "built-in story-teller",
-    bytes: include_bytes!("../../../models/stories/stories.gguf"),
+/// Limits of the helper that compiles the forms of answers, as of `bitnet serve`.
+const FORM_LIMITS: HelperLimits = HelperLimits {
+    stack_bytes: FormHelper::STACK_BYTES,
+    memory_bytes: 256 << 20,
+    time: Duration::from_secs(10),
 };
+
+/// The story-teller inside the package, loaded where no model is named.
+fn built_in() -> anyhow::Result<ModelSource> {
+    let model = bitnet_cli::built_in_model();
+    let (name, bytes) = model.context("this package was built without a model")?;
+    Ok(ModelSource::Embedded { name, bytes })
+}
 
 /// What to load, and how.
 pub(crate) struct Settings {
@@ -29,22 +40,35 @@ pub(crate) struct Settings {
     /// A built-in chat template or a file with one, in place of the model's own.
     pub(crate) chat_template: Option<String>,
     pub(crate) options: EngineOptions,
+    /// A command that runs the program of this package, without arguments.
+    pub(crate) program: HelperProgram,
+    /// Told of each loaded layer.
+    pub(crate) progress: LoadProgress,
 }
 
-/// A loaded model, its engine's options and thread, and what is odd about it.
-pub(crate) type Opened = (OpenModel, EngineOptions, Driver, Vec<String>);
+/// A loaded model with its running engine.
+pub(crate) struct Opened {
+    pub(crate) model: OpenModel,
+    pub(crate) options: EngineOptions,
+    pub(crate) driver: Driver,
+    /// Reads conversations.
+    pub(crate) chats: LocalChats,
+    /// What is odd about the model, though it runs.
+    pub(crate) warnings: Vec<String>,
+}
 
 impl Settings {
     /// Loads the model and starts its engine.
     pub(crate) fn open(self) -> anyhow::Result<Opened> {
         let source = match &self.source {
-            None => BUILT_IN,
+            None => built_in()?,
             Some(path) => ModelSource::Path(resolve(path)?),
         };
         let (packings, mut warnings) = fastest_packings(self.device);
         let load_options = LoadOptions {
             packings,
             i2_s_form: self.i2_s_form,
+            progress: self.progress.clone(),
             ..LoadOptions::default()
         };
         let mut model = OpenModel::open(source.clone(), self.device, load_options)
@@ -58,8 +82,40 @@ impl Settings {
             tokenization.chat_template = Ok(Some(Arc::new(template)));
         }
         let options = self.engine_options(&model.info().config)?;
-        let driver = model.start(options)?;
-        Ok((model, options, driver, warnings))
+        let driver = start(&model, options)?;
+        Ok(Opened {
+            chats: self.chats(&model),
+            model,
+            options,
+            driver,
+            warnings,
+        })
+    }
+
+    /// The reader of conversations.
+    fn chats(self, model: &OpenModel) -> LocalChats {
+        let is_story_teller = self.source.is_none() && self.chat_template.is_none();
+        let conversation = match &model.tokenization {
+            _ if is_story_teller => Conversation::ContinueLast,
+            None => Conversation::Unavailable("this model has no tokenizer".to_owned()),
+            Some(tokenization) => match &tokenization.chat_template {
+                Ok(Some(template)) => Conversation::Template(Arc::clone(template)),
+                Ok(None) => Conversation::Unavailable("this model has no chat template".to_owned()),
+                Err(problem) => Conversation::Unavailable(format!(
+                    "the model's chat template cannot be used: {problem}"
+                )),
+            },
+        };
+        let limits = FORM_LIMITS;
+        let mut program = self.program;
+        program.arguments.extend([
+            "form-helper".to_owned(),
+            format!("--stack={}", limits.stack_bytes),
+            format!("--memory={}", limits.memory_bytes),
+        ]);
+        let (tokenizer, vocab_size) = (model.tokenizer().cloned(), model.info().config.vocab_size);
+        let helper = FormHelper { program, limits };
+        LocalChats::new(tokenizer, conversation, vocab_size, Some(helper))
     }
 
     /// The engine's bounds for this model.
@@ -77,6 +133,17 @@ impl Settings {
             ..self.options
         })
     }
+}
+
+/// Starts an engine on a thread of its own, whose stack is large enough for forms of answers.
+pub(crate) fn start(model: &OpenModel, options: EngineOptions) -> anyhow::Result<Driver> {
+    let (engine, remake) = (model.engine(options)?, model.remake(options));
+    let (driver, engine_loop) = Driver::new();
+    // If the engine cannot be remade, the requests fail, which tells their owners.
+    engine_thread()
+        .spawn(move || drop(engine_loop.run(engine, remake)))
+        .context("cannot start the engine's thread")?;
+    Ok(driver)
 }
 
 /// What is odd about a model, though it runs.

@@ -1,9 +1,11 @@
-//! [`Request`]: a prompt with its parameters, from Python's keywords.
+//! [`Request`]: a prompt with its parameters, from Python's keywords. [`Chat`]: a conversation.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use bitnet_inference::SamplingParams;
+use bitnet_inference::{MakeConstraint, SamplingParams};
 use bitnet_models::SamplingDefaults;
+use bitnet_server::{LocalAnswer, LocalChat};
 use bitnet_tokenizers::TokenId;
 use pyo3::prelude::*;
 
@@ -11,20 +13,77 @@ use crate::error;
 
 /// A checked request. Made by `Engine.request`.
 #[pyclass(frozen, module = "bitnet._native")]
-pub(crate) struct Request(pub(crate) bitnet_inference::Request);
+pub(crate) struct Request {
+    pub(crate) request: bitnet_inference::Request,
+    /// If the prompt is a conversation.
+    chat: Option<Arc<LocalChat>>,
+}
+
+/// An answer to a conversation: its text without thinking and calls, its thinking, its calls (id,
+/// name, arguments in JSON), and whether the calls are whole.
+pub(crate) type AnswerTuple = (String, String, Vec<(String, String, String)>, bool);
+
+impl Request {
+    pub(crate) fn new(request: bitnet_inference::Request, chat: Option<Arc<LocalChat>>) -> Self {
+        Self { request, chat }
+    }
+
+    /// Makes the constraint on the tokens, if the answer has a form.
+    pub(crate) fn constraint(&self) -> Option<MakeConstraint> {
+        self.chat.as_ref()?.constraint(&self.request.stop_ids)
+    }
+}
 
 #[pymethods]
 impl Request {
     /// The seed of the random draws.
     #[getter]
     fn seed(&self) -> u64 {
-        self.0.sampling.seed
+        self.request.sampling.seed
     }
 
     /// The tokens of the prompt.
     #[getter]
     fn prompt_tokens(&self) -> Vec<u32> {
-        self.0.prompt.iter().map(|token| token.0).collect()
+        self.request.prompt.iter().map(|token| token.0).collect()
+    }
+
+    /// Reads the text of a whole answer to a conversation; `None` if the prompt is none.
+    fn read(&self, text: &str) -> Option<AnswerTuple> {
+        let LocalAnswer {
+            content,
+            reasoning,
+            calls,
+            has_whole_calls,
+        } = self.chat.as_ref()?.read(text);
+        let calls = calls.into_iter();
+        let calls = calls.map(|call| (call.id, call.name, call.arguments));
+        Some((content, reasoning, calls.collect(), has_whole_calls))
+    }
+}
+
+/// A conversation as the model gets it. Made by `Engine.read_chat`.
+#[pyclass(frozen, module = "bitnet._native")]
+pub(crate) struct Chat(pub(crate) Arc<LocalChat>);
+
+#[pymethods]
+impl Chat {
+    /// The text that the model continues.
+    #[getter]
+    fn text(&self) -> &str {
+        self.0.text()
+    }
+
+    /// The tokens that the model continues.
+    #[getter]
+    fn prompt_tokens(&self) -> Vec<u32> {
+        self.0.prompt().iter().map(|token| token.0).collect()
+    }
+
+    /// Whether the answer must be a call of a tool.
+    #[getter]
+    fn must_call(&self) -> bool {
+        self.0.must_call()
     }
 }
 

@@ -25,6 +25,16 @@ pub(crate) fn interruptible<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
     cancel: impl Fn(),
 ) -> PyResult<T> {
+    interruptible_with(py, work, cancel, || Ok(()))
+}
+
+/// The same, and calls `look` in each pause: its error ends the wait like an exception.
+pub(crate) fn interruptible_with<T: Send + 'static>(
+    py: Python<'_>,
+    work: impl FnOnce() -> T + Send + 'static,
+    cancel: impl Fn(),
+    mut look: impl FnMut() -> PyResult<()>,
+) -> PyResult<T> {
     let (sender, result) = mpsc::sync_channel(1);
     let worker = std::thread::Builder::new()
         .name("bitnet-work".to_owned())
@@ -35,7 +45,10 @@ pub(crate) fn interruptible<T: Send + 'static>(
     loop {
         match py.detach(|| lock(&result).recv_timeout(PAUSE)) {
             Ok(value) => return Ok(value),
-            Err(RecvTimeoutError::Timeout) => py.check_signals().inspect_err(|_| cancel())?,
+            Err(RecvTimeoutError::Timeout) => {
+                let checked = py.check_signals().and_then(|()| look());
+                checked.inspect_err(|_| cancel())?;
+            }
             Err(RecvTimeoutError::Disconnected) => match worker.join() {
                 Err(panic) => resume_unwind(panic),
                 Ok(()) => unreachable!("the worker sends its result before it ends"),

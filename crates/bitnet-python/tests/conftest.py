@@ -1,16 +1,17 @@
-"""The built-in model, and the program to compare with. BITNET is the program; target/release/bitnet if not set."""
+"""The built-in model, and the program to compare with: BITNET, or the one in the package."""
 
 import json
 import os
 import pathlib
 import subprocess
+import sys
 
 import pytest
 
 import bitnet
 
 ROOT = pathlib.Path(__file__).parents[3]
-BITNET = os.environ.get("BITNET", str(ROOT / "target/release/bitnet"))
+PROGRAM = [os.environ["BITNET"]] if "BITNET" in os.environ else [sys.executable, "-m", "bitnet"]
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +24,7 @@ def program():
     """Runs the program with arguments; returns its JSON, or its message if it fails."""
 
     def run(*arguments, text=None, fails=False):
-        command = [BITNET, *map(str, arguments)]
+        command = [*PROGRAM, *map(str, arguments)]
         done = subprocess.run(command, input=text, capture_output=True, text=True)
         assert (done.returncode != 0) == fails, done.stderr
         return done.stderr.strip() if fails else json.loads(done.stdout)

@@ -6,7 +6,10 @@
 
 `load` returns a `Model`. It generates text (`generate`, `chat`, `stream` and their asynchronous
 twins `agenerate`, `achat`, `astream`), and shows what lies below: `tokenize`, `detokenize`,
-`logits`, `perplexity`.
+`logits`, `perplexity`, `receipt`. `serve` starts a server with OpenAI's API. `python -m bitnet` is
+the program `bitnet`, which downloads models: `python -m bitnet pull 2b4t`.
+
+`bitnet.ray` generates over datasets with Ray Data, and `bitnet.lm_eval` scores models with lm-eval.
 """
 
 from ._errors import (
@@ -19,7 +22,8 @@ from ._errors import (
 )
 from ._model import Model, load
 from ._native import __version__
-from ._results import Piece, Result, Timings, TokenLogprobs
+from ._results import Piece, Receipt, Result, Timings, TokenLogprobs, ToolCall
+from ._server import Server, serve
 from ._streams import AsyncStream, Stream
 
 __all__ = [
@@ -31,11 +35,15 @@ __all__ = [
     "ModelFileError",
     "ModelNotFoundError",
     "Piece",
+    "Receipt",
     "RequestError",
     "Result",
+    "Server",
     "Stream",
     "Timings",
     "TokenLogprobs",
+    "ToolCall",
     "__version__",
     "load",
+    "serve",
 ]

@@ -7,7 +7,9 @@ import threading
 from typing import TYPE_CHECKING, overload
 
 from . import _native
-from ._results import Result, result
+from ._program import command
+from ._progress import LoadBar
+from ._results import Receipt, Result, result
 from ._streams import AsyncStream, Stream
 
 if TYPE_CHECKING:
@@ -43,10 +45,21 @@ if TYPE_CHECKING:
         logprobs: int | None
         prompt_logprobs: bool
 
+    class ChatOptions(Options, total=False):
+        """The keywords of conversations, described at `Model.chat`."""
+
+        tools: Sequence[Mapping[str, Any]] | None
+        tool_choice: str | Mapping[str, Any] | None
+        parallel_tool_calls: bool | None
+        schema: Mapping[str, Any] | type | None
+        thinking_budget: int | None
+        template_variables: Mapping[str, Any] | None
+
 
 def load(
     model: str | os.PathLike[str] | None = None,
     *,
+    device: str = "cpu",
     threads: int | None = None,
     ctx_size: int | None = None,
     kv_type: str = "f16",
@@ -55,12 +68,14 @@ def load(
     draft: int | None = None,
     chat_template: str | os.PathLike[str] | None = None,
     i2_s_form: str = "block128",
+    progress: bool | None = None,
 ) -> Model:
     """Loads a model. Further calls load it again; share one `Model` between threads instead.
 
     Args:
         model: A GGUF file, a directory as Hugging Face has them, or the name of a model that
             `bitnet pull` has fetched, such as `"2b4t"`. `None` for the built-in story-teller.
+        device: `"cpu"`.
         threads: Number of threads, from 1 to 1024; the physical cores that this process may use
             if not given.
         ctx_size: Context length in tokens; 0 for the model's own; the model's, but at most 4096,
@@ -74,6 +89,8 @@ def load(
         chat_template: In place of the model's own: `"bitnet-2b4t"`, `"chatml"`, `"falcon3"`,
             `"falcon-e"`, `"llama3"`, or a file with a template in Jinja.
         i2_s_form: Arrangement of the codes in I2_S files: `"block128"`, `"block64"` or `"row4"`.
+        progress: Show a bar while a model is loaded for longer than half a second. If not given,
+            only on a terminal and in notebooks.
 
     Raises:
         ModelNotFoundError: There is no such file, and no pulled model of that name.
@@ -83,6 +100,7 @@ def load(
     """
     return Model(
         model,
+        device=device,
         threads=threads,
         ctx_size=ctx_size,
         kv_type=kv_type,
@@ -91,6 +109,7 @@ def load(
         draft=draft,
         chat_template=None if chat_template is None else os.fspath(chat_template),
         i2_s_form=i2_s_form,
+        progress=progress,
     )
 
 
@@ -101,10 +120,19 @@ class Model:
     The engine's threads do not survive `os.fork`: load the model in the child instead.
     """
 
-    def __init__(self, model: str | os.PathLike[str] | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        progress: bool | None = None,
+        **options: Any,
+    ) -> None:
         """As `load`."""
         source = None if model is None else os.fspath(model)
-        self._engine = _native.Engine.load(source, **options)
+        with LoadBar(source, progress) as bar:
+            self._engine = _native.Engine.load(
+                source, program=command(), progress=bar.show, **options
+            )
         self._notifier = None
         self._lock = threading.Lock()
         for warning in self._engine.warnings:
@@ -182,48 +210,48 @@ class Model:
         return self._wait(requests, is_one, options)
 
     def chat(
-        self,
-        messages: str | Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template_variables: Mapping[str, Any] | None = None,
-        **options: Unpack[Options],
+        self, messages: str | Sequence[Message], **options: Unpack[ChatOptions]
     ) -> Result:
         """Answers a conversation, written in the model's chat template.
 
         Args:
             messages: The conversation: mappings with `role` and `content` as in OpenAI's API; or
-                a text, which is one message of the user.
-            tools: The tools that the model may call, as in OpenAI's API, for models whose template
-                reads tools. The result has calls as the model writes them.
+                a text, which is one message of the user. `Result.message` is the next one.
+            tools: The tools that the model may call, as in OpenAI's API. Calls always parse and
+                have arguments that fit the tool's schema; the result has them as `tool_calls`.
+            tool_choice: `"auto"`, `"required"`, `"none"`, or one function as in OpenAI's API.
+            parallel_tool_calls: Whether one answer may have several calls; true if not given.
+            schema: The answer is JSON of this JSON schema: a mapping, or a class with
+                `model_json_schema()`, such as Pydantic's models. Objects have only the declared
+                properties.
+            thinking_budget: Maximum number of tokens of thinking, for models that think.
             template_variables: More variables of the template, such as `enable_thinking`.
             options: The keywords of `generate`.
+
+        Returns:
+            A `Result`, whose text is the answer without thinking and calls.
         """
-        request = self._request(self._chat_tokens(messages, tools, template_variables), options)
+        request = self._chat_request(messages, options)
         return self._wait([request], True, options)
 
     def stream(
         self,
         prompt: str | Tokens | Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template_variables: Mapping[str, Any] | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[ChatOptions],
     ) -> Stream:
         """Continues a prompt, or answers a conversation, piece by piece.
 
         Args:
             prompt: A text, its tokens, or the messages of a conversation as for `chat`.
-            tools: As for `chat`.
-            template_variables: As for `chat`.
-            options: The keywords of `generate`.
+            options: The keywords of `generate`; for conversations also the ones of `chat`.
 
         Returns:
-            An iterator over `Piece`s, which print as their text. Together they are the text that
-            `generate` returns.
+            An iterator over `Piece`s, which print as their text. Together they are the text as the
+            model writes it, thinking and calls included; the last piece has the parsed
+            `tool_calls`.
         """
-        request = self._stream_request(prompt, tools, template_variables, options)
-        return Stream(self._engine.submit(request), request.seed)
+        request = self._stream_request(prompt, options)
+        return Stream(self._engine.submit(request), request)
 
     @overload
     async def agenerate(  # type: ignore[overload-overlap]
@@ -239,28 +267,25 @@ class Model:
         return await self._await(requests, is_one, options)
 
     async def achat(
-        self,
-        messages: str | Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template_variables: Mapping[str, Any] | None = None,
-        **options: Unpack[Options],
+        self, messages: str | Sequence[Message], **options: Unpack[ChatOptions]
     ) -> Result:
         """As `chat`, for `asyncio`. Cancelling the task cancels the request."""
-        request = self._request(self._chat_tokens(messages, tools, template_variables), options)
+        request = await _in_thread(self._chat_request, messages, options)
         return await self._await([request], True, options)
 
     def astream(
         self,
         prompt: str | Tokens | Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template_variables: Mapping[str, Any] | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[ChatOptions],
     ) -> AsyncStream:
         """As `stream`, for `async for`."""
-        request = self._stream_request(prompt, tools, template_variables, options)
-        return AsyncStream(lambda: self._notices().submit(request, False), request.seed)
+        options = {**options, "seed": _seed(options)}  # type: ignore[assignment, misc]
+
+        async def start():
+            request = await _in_thread(self._stream_request, prompt, options)
+            return self._notices().submit(request, False), request
+
+        return AsyncStream(start, options["seed"])  # type: ignore[arg-type]
 
     def tokenize(
         self, text: str, *, bos: bool | None = None, parse_special: bool = False
@@ -317,14 +342,37 @@ class Model:
 
         return math.exp(nats / number)
 
+    def receipt(self, prompt: str | Tokens, **options: Unpack[Options]) -> Receipt:
+        """Runs a request as `generate` does and records it, as `bitnet run --receipt` does. `xtask
+        verify-receipt` checks the record, and that another run gives the same tokens.
+
+        The run has an engine of its own, so that it counts nothing else. The files of the model are
+        hashed, which takes as long as reading them.
+
+        Args:
+            prompt: A text or its tokens.
+            options: The keywords of `generate`.
+
+        Returns:
+            The receipt as a `dict` with the fields of `docs/receipt.schema.json`. Its `result` is
+            the answer.
+        """
+        import json
+
+        tokens = self.tokenize(prompt) if isinstance(prompt, str) else prompt
+        request = self._request(tokens, options)
+        whole, text = self._engine.receipt(request, options.get("seed") is not None)
+        receipt = Receipt(json.loads(text))
+        receipt.text = text
+        receipt.result = result(whole, request, *_wanted(options))
+        return receipt
+
     def _request(self, prompt: Tokens, options: Mapping[str, Any]):
         """The native request for one answer."""
         options = {key: value for key, value in options.items() if value is not None}
         if isinstance(stop := options.get("stop"), str):
             options["stop"] = [stop]
-        if "seed" not in options:
-            # 53 bits survive readers of JSON.
-            options["seed"] = int.from_bytes(os.urandom(8), "little") >> 11
+        options["seed"] = _seed(options)
         return self._engine.request(prompt, **options)
 
     def _requests(self, prompt, options: Mapping[str, Any]):
@@ -334,27 +382,38 @@ class Model:
         prompts = [self.tokenize(text) if isinstance(text, str) else text for text in prompt]
         return [self._request(tokens, options) for tokens in prompts], is_one
 
-    def _stream_request(self, prompt, tools, template_variables, options: Mapping[str, Any]):
+    def _stream_request(self, prompt, options: Mapping[str, Any]):
+        """The native request for a prompt or a conversation."""
         is_text = isinstance(prompt, str)
         if not is_text and len(prompt) > 0 and hasattr(prompt[0], "keys"):
-            prompt = self._chat_tokens(prompt, tools, template_variables)
-        elif tools is not None or template_variables is not None:
-            raise TypeError("tools and template_variables need messages as the prompt")
-        elif is_text:
-            prompt = self.tokenize(prompt)
-        return self._request(prompt, options)
+            return self._chat_request(prompt, options)
+        for name in _CHAT_FIELDS:
+            if options.get(name) is not None:
+                raise TypeError(f"{name} needs messages as the prompt")
+        options = {key: value for key, value in options.items() if key not in _CHAT_FIELDS}
+        return self._request(self.tokenize(prompt) if is_text else prompt, options)
 
-    def _chat_tokens(self, messages, tools, template_variables) -> list[int]:
+    def _chat_request(self, messages, options: Mapping[str, Any]):
+        """The native request for a conversation."""
         import json
 
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        tools = None if tools is None else json.dumps(tools)
-        variables = None if template_variables is None else json.dumps(template_variables)
-        return self._engine.encode_chat(json.dumps(messages), tools, variables)
+        options = dict(options)
+        fields: dict[str, Any] = {"messages": messages}
+        for name, field in _CHAT_FIELDS.items():
+            value = options.pop(name, None)
+            if value is not None:
+                fields[field] = _response_format(value) if name == "schema" else value
+        if options.get("ignore_eos"):
+            fields["ignore_eos"] = True
+        chat = self._engine.read_chat(json.dumps(fields))
+        if chat.must_call:
+            options["stop"] = None
+        return self._request(chat.prompt_tokens, {**options, "chat": chat})
 
     def _wait(self, requests, is_one: bool, options: Mapping[str, Any]):
-        wanted = options.get("logprobs") is not None, bool(options.get("prompt_logprobs"))
+        wanted = _wanted(options)
         answers = []
         try:
             for request in requests:
@@ -371,7 +430,7 @@ class Model:
         return results[0] if is_one else results
 
     async def _await(self, requests, is_one: bool, options: Mapping[str, Any]):
-        wanted = options.get("logprobs") is not None, bool(options.get("prompt_logprobs"))
+        wanted = _wanted(options)
         answers = []
         try:
             for request in requests:
@@ -395,6 +454,44 @@ class Model:
                 if self._notifier is None:
                     self._notifier = Notifier(self._engine)
         return self._notifier
+
+
+_CHAT_FIELDS = {
+    "tools": "tools",
+    "tool_choice": "tool_choice",
+    "parallel_tool_calls": "parallel_tool_calls",
+    "schema": "response_format",
+    "thinking_budget": "thinking_token_budget",
+    "template_variables": "chat_template_kwargs",
+}
+"""The keywords of conversations, and their names in `/v1/chat/completions`."""
+
+
+def _response_format(schema) -> dict[str, Any]:
+    """A schema as OpenAI's API takes it."""
+    if hasattr(schema, "model_json_schema"):
+        schema = schema.model_json_schema()
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+
+
+def _seed(options: Mapping[str, Any]) -> int:
+    """The seed that the caller chose, or one that is drawn."""
+    if (seed := options.get("seed")) is not None:
+        return seed
+    # 53 bits survive readers of JSON.
+    return int.from_bytes(os.urandom(8), "little") >> 11
+
+
+def _wanted(options: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether results have log-probabilities, of the answer and of the prompt."""
+    return options.get("logprobs") is not None, bool(options.get("prompt_logprobs"))
+
+
+async def _in_thread(work, *arguments):
+    """Runs work that may take long, so that the loop goes on."""
+    import asyncio
+
+    return await asyncio.to_thread(work, *arguments)
 
 
 def _is_one(prompt) -> bool:

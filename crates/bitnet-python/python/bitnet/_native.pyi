@@ -1,9 +1,19 @@
 """The native half of the package; not part of its interface."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
-__all__: list[str]
+__all__ = [
+    "Answer",
+    "Chat",
+    "Engine",
+    "FloatArray",
+    "Notices",
+    "PolledAnswer",
+    "Request",
+    "__version__",
+    "main",
+]
 __version__: str
 
 _Logprobs = tuple[float, list[tuple[int, float]]]
@@ -11,6 +21,9 @@ _Timings = tuple[int, int, int, float, float, float]
 _Finish = tuple[str, _Timings]
 _Piece = tuple[str, int | None, _Logprobs | None, _Finish | None]
 _Whole = tuple[str, list[int], list[_Logprobs], _Finish, list[_Logprobs]]
+_ChatAnswer = tuple[str, str, list[tuple[str, str, str]], bool]
+
+def main(arguments: Sequence[str], code: str, again: Sequence[str]) -> int: ...
 
 @final
 class Answer:
@@ -35,6 +48,16 @@ class Request:
     def seed(self) -> int: ...
     @property
     def prompt_tokens(self) -> list[int]: ...
+    def read(self, text: str) -> _ChatAnswer | None: ...
+
+@final
+class Chat:
+    @property
+    def text(self) -> str: ...
+    @property
+    def prompt_tokens(self) -> list[int]: ...
+    @property
+    def must_call(self) -> bool: ...
 
 @final
 class FloatArray:
@@ -47,6 +70,8 @@ class Engine:
     def load(
         source: str | None,
         *,
+        program: Sequence[str],
+        device: str = "cpu",
         threads: int | None = None,
         ctx_size: int | None = None,
         kv_type: str = "f16",
@@ -55,14 +80,13 @@ class Engine:
         draft: int | None = None,
         chat_template: str | None = None,
         i2_s_form: str = "block128",
+        progress: Callable[[int, int], object] | None = None,
     ) -> Engine: ...
     @property
     def warnings(self) -> list[str]: ...
     def info(self) -> dict[str, Any]: ...
     def encode(self, text: str, bos: bool | None, parse_special: bool) -> list[int]: ...
-    def encode_chat(
-        self, messages: str, tools: str | None, variables: str | None
-    ) -> list[int]: ...
+    def read_chat(self, fields: str) -> Chat: ...
     def decode(self, tokens: Sequence[int], show_special: bool) -> str: ...
     def request(
         self,
@@ -85,9 +109,11 @@ class Engine:
         ignore_eos: bool = False,
         logprobs: int | None = None,
         prompt_logprobs: bool = False,
+        chat: Chat | None = None,
     ) -> Request: ...
     def submit(self, request: Request) -> Answer: ...
     def submit_polled(self, request: Request, id: int, is_whole: bool) -> PolledAnswer: ...
+    def receipt(self, request: Request, seed_given: bool) -> tuple[_Whole, str]: ...
     def notices(self) -> Notices: ...
     def logits(self, tokens: Sequence[int]) -> FloatArray: ...
     def likelihood(self, tokens: Sequence[int], context: int | None) -> tuple[int, float]: ...

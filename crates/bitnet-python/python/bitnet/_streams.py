@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._results import Piece, piece
+from ._results import Piece, end, piece
 
 
 class Stream:
@@ -11,9 +11,11 @@ class Stream:
     `close`, leaving a `with` block, and garbage collection cancel the rest of the answer.
     """
 
-    def __init__(self, answer, seed: int) -> None:
+    def __init__(self, answer, request) -> None:
         self._answer = answer
-        self.seed = seed
+        self._request = request
+        self._text = ""
+        self.seed: int = request.seed
         """The seed: the same request with it gives the same text."""
 
     def __iter__(self) -> Stream:
@@ -25,7 +27,11 @@ class Stream:
         if native is None:
             self._answer = None
             raise StopIteration
-        return piece(native)
+        out = piece(native)
+        self._text += out
+        if out.finish_reason is not None:
+            end(out, self._text, self._request)
+        return out
 
     def close(self) -> None:
         """Cancels the rest of the answer."""
@@ -50,6 +56,8 @@ class AsyncStream:
     def __init__(self, start, seed: int) -> None:
         self._start = start
         self._answer = None
+        self._request = None
+        self._text = ""
         self.seed = seed
         """The seed: the same request with it gives the same text."""
 
@@ -59,7 +67,7 @@ class AsyncStream:
     async def __anext__(self) -> Piece:
         if self._start is not None:
             start, self._start = self._start, None
-            self._answer = start()
+            self._answer, self._request = await start()
         if self._answer is None:
             raise StopAsyncIteration
         try:
@@ -67,8 +75,10 @@ class AsyncStream:
         except BaseException:
             await self.aclose()
             raise
+        self._text += out
         if out.finish_reason is not None:
             self._answer = None
+            end(out, self._text, self._request)
         return out
 
     async def aclose(self) -> None:

@@ -1,0 +1,184 @@
+"""Measures the package: beside `bitnet bench`, beside single calls and llama-cpp-python, and with Ray.
+
+    speed.py bench MODEL --program target/release/bitnet    Python and the program, in turns
+    speed.py rows MODEL                                     many prompts at once, and one by one
+    speed.py peer MODEL                                     the same prompts in llama-cpp-python
+    speed.py ray MODEL                                      two actors of one thread, and one process
+
+`peer` runs in an environment with llama-cpp-python, the others in one with this package. Each prints
+one JSON object. benchmarks/python.md has results.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import time
+
+# Tokens of no special meaning in the vocabularies of all models here.
+FIRST_TOKEN, LAST_TOKEN = 1000, 30000
+PREFILL, CONTEXT, STEPS, BATCH = 512, 16, 64, 8
+
+
+def prompt(rng, length):
+    """Random tokens, which no cache has."""
+    return [rng.randrange(FIRST_TOKEN, LAST_TOKEN) for _ in range(length)]
+
+
+def timed(work):
+    """The result of a call and its seconds."""
+    start = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - start
+
+
+def spread(values):
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def python_rates(model, rng):
+    """Tokens per second of prefill, of decoding and of decoding a batch, with all that Python
+    does in a call."""
+    greedy = {"temperature": 0, "ignore_eos": True}
+    _, seconds = timed(lambda: model.generate(prompt(rng, PREFILL), max_tokens=1, **greedy))
+    rates = {"prefill": PREFILL / seconds}
+    for name, size in (("decode", 1), ("batch", BATCH)):
+        prompts = [prompt(rng, CONTEXT) for _ in range(size)]
+        results, seconds = timed(lambda: model.generate(prompts, max_tokens=STEPS, **greedy))
+        first = max(result.timings.first_token_s for result in results)
+        rates[name] = size * (STEPS - 1) / (seconds - first)
+    return rates
+
+
+def program_rates(program, model, threads):
+    """The same rates of `bitnet bench`."""
+
+    def run(*arguments):
+        command = [program, "bench", "-m", model, "-t", str(threads), "-r", "1", "--json"]
+        done = subprocess.run([*command, *map(str, arguments)], capture_output=True, check=True)
+        return json.loads(done.stdout)["runs"]
+
+    prefill, *_ = run("-p", PREFILL, "-n", 0)
+    _, decode, batch = run("-p", CONTEXT, "-n", STEPS, "--batch", BATCH)
+    runs = {"prefill": prefill, "decode": decode, "batch": batch}
+    return {name: run["tokens_per_second"]["median"] for name, run in runs.items()}
+
+
+def bench(options):
+    import bitnet
+
+    model, rng = bitnet.load(options.model, threads=options.threads), random.Random(1)
+    python_rates(model, rng)
+    end = time.monotonic() + options.seconds
+    ours, theirs = [], []
+    while time.monotonic() < end:
+        ours.append(python_rates(model, rng))
+        theirs.append(program_rates(options.program, options.model, options.threads))
+    report = {"rounds": len(ours)}
+    for name in ("prefill", "decode", "batch"):
+        a, b = [rates[name] for rates in ours], [rates[name] for rates in theirs]
+        ratios = [x / y for x, y in zip(a, b)]
+        report[name] = {"python": spread(a), "program": spread(b), "ratio": spread(ratios)}
+    return report
+
+
+def workload(options):
+    rng = random.Random(options.seed)
+    return [prompt(rng, options.prompt_tokens) for _ in range(options.prompts)]
+
+
+def rows(options):
+    import bitnet
+
+    model = bitnet.load(options.model, threads=options.threads, parallel=options.parallel)
+    greedy = {"temperature": 0, "ignore_eos": True, "max_tokens": options.answer_tokens}
+    model.generate([1000], **greedy)
+    prompts = workload(options)
+    together, seconds = timed(lambda: model.generate(prompts, **greedy))
+    report = {"prompts": len(prompts), "together_rows_per_s": len(prompts) / seconds}
+    # The same prompts again would be in the cache.
+    options.seed += 1
+    few = workload(options)[: options.single]
+    _, seconds = timed(lambda: [model.generate(one, **greedy) for one in few])
+    report |= {"single": len(few), "single_rows_per_s": len(few) / seconds}
+    assert all(len(result.tokens) == options.answer_tokens for result in together)
+    return report | {"ratio": report["together_rows_per_s"] / report["single_rows_per_s"]}
+
+
+def peer(options):
+    import llama_cpp
+
+    threads = {"n_threads": options.threads, "n_threads_batch": options.threads}
+    model = llama_cpp.Llama(options.model, n_ctx=512, verbose=False, **threads)
+    prompts = workload(options)[: options.single]
+
+    def answer(tokens):
+        model.reset()
+        pieces = model.generate(tokens, temp=0.0, reset=True)
+        return [next(pieces) for _ in range(options.answer_tokens)]
+
+    answer([1000])
+    _, seconds = timed(lambda: [answer(tokens) for tokens in prompts])
+    version = llama_cpp.__version__
+    return {"version": version, "single": len(prompts), "single_rows_per_s": len(prompts) / seconds}
+
+
+def with_ray(options):
+    import numpy
+    import ray
+
+    import bitnet.ray
+
+    greedy = {"temperature": 0, "ignore_eos": True, "max_tokens": options.answer_tokens}
+    prompts = workload(options)
+
+    class Timed(bitnet.ray.Generator):
+        """Also notes when the first batch begins and the last one ends: loading is not counted."""
+
+        def __call__(self, batch):
+            start = time.time()
+            out = super().__call__(batch)
+            size = len(batch["id"])
+            return {**out, "start": numpy.full(size, start), "end": numpy.full(size, time.time())}
+
+    rates = {}
+    for name, actors, threads in (("actors", 2, 1), ("process", 1, 2)):
+        ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+        items = [{"id": index, "prompt": tokens} for index, tokens in enumerate(prompts)]
+        dataset = ray.data.from_items(items)
+        dataset = dataset.repartition(2 * actors).materialize()
+        load = {"threads": threads, "ctx_size": 1024}
+        out = dataset.map_batches(
+            Timed,
+            fn_constructor_kwargs={"model": options.model, "load_options": load, **greedy},
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=1,
+            batch_size=max(len(prompts) // (2 * actors), 1),
+        ).take_all()
+        seconds = max(row["end"] for row in out) - min(row["start"] for row in out)
+        rates[f"{name}_rows_per_s"] = len(out) / seconds
+        ray.shutdown()
+    return rates | {"ratio": rates["actors_rows_per_s"] / rates["process_rows_per_s"]}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["bench", "rows", "peer", "ray"])
+    parser.add_argument("model")
+    parser.add_argument("--program", default="target/release/bitnet")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=75)
+    parser.add_argument("--prompts", type=int, default=512)
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--answer-tokens", type=int, default=32)
+    parser.add_argument("--single", type=int, default=32, help="prompts of the loop")
+    parser.add_argument("--parallel", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    run = {"bench": bench, "rows": rows, "peer": peer, "ray": with_ray}[options.what]
+    print(json.dumps({"what": options.what, "model": options.model} | run(options), indent=1))
+
+
+if __name__ == "__main__":
+    main()
