@@ -1,9 +1,9 @@
 """Measures the package: beside `bitnet bench`, beside single calls and llama-cpp-python, and with Ray.
 
-    speed.py bench MODEL --program target/release/bitnet    Python and the program, in turns
-    speed.py rows MODEL                                     many prompts at once, and one by one
-    speed.py peer MODEL                                     the same prompts in llama-cpp-python
-    speed.py ray MODEL                                      two actors of one thread, and one process
+    speed.py bench MODEL    Python and `bitnet bench`, in turns
+    speed.py rows MODEL     many prompts at once, and one by one
+    speed.py peer MODEL     the same prompts in llama-cpp-python
+    speed.py ray MODEL      two actors of one thread, and one process of two
 
 `peer` runs in an environment with llama-cpp-python, the others in one with this package. Each prints
 one JSON object. benchmarks/python.md has results.
@@ -14,6 +14,7 @@ import json
 import random
 import statistics
 import subprocess
+import sys
 import time
 
 # Tokens of no special meaning in the vocabularies of all models here.
@@ -55,7 +56,7 @@ def program_rates(program, model, threads):
     """The same rates of `bitnet bench`."""
 
     def run(*arguments):
-        command = [program, "bench", "-m", model, "-t", str(threads), "-r", "1", "--json"]
+        command = [*program, "bench", "-m", model, "-t", str(threads), "-r", "1", "--json"]
         done = subprocess.run([*command, *map(str, arguments)], capture_output=True, check=True)
         return json.loads(done.stdout)["runs"]
 
@@ -166,7 +167,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["bench", "rows", "peer", "ray"])
     parser.add_argument("model")
-    parser.add_argument("--program", default="target/release/bitnet")
+    program = [sys.executable, "-m", "bitnet"]
+    parser.add_argument("--program", nargs="+", default=program, help="the package's if not given")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=75)
     parser.add_argument("--prompts", type=int, default=512)

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -153,32 +154,47 @@ def test_rows_over_http_have_the_texts_of_the_generator(cluster):
     assert {row["id"]: row["text"] for row in rows} == alone(ROWS, max_tokens=12)
 
 
+def writers():
+    """The processes of actors that write."""
+    found = []
+    for process in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            name = (process / "cmdline").read_bytes()
+        except OSError:  # it has ended
+            continue
+        if name.startswith(b"ray::MapWorker") and b"_Writer" in name:
+            found.append(int(process.name))
+    return found
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/cmdline"), reason="needs Linux's /proc")
 def test_killed_actors_lose_no_row_and_repeat_none(cluster, tmp_path):
     output = tmp_path / "answers"
-    rows = [{"id": index, "prompt": "The cat"} for index in range(60)]
-    pids = output.parent / "pids"
-    pids.mkdir()
+    rows = [{"id": index, "prompt": "The cat"} for index in range(200)]
+    num_kills, is_done = [], threading.Event()
 
-    class Killed(bitnet.ray._Writer):
-        """Ends its process once, in one of its first batches, before or after it writes."""
+    def kill():
+        """Kills an actor at a random moment after each further file."""
+        before = 0
+        while len(num_kills) < 3 and not is_done.wait(0.01):
+            written = len(list(output.glob("_run-*/part-*")))
+            if written > before and (found := writers()):
+                before = written
+                time.sleep(random.random() / 10)
+                os.kill(random.choice(found), signal.SIGKILL)
+                num_kills.append(written)
 
-        def __call__(self, batch):
-            marks = os.listdir(pids)
-            if len(marks) < 3 and random.random() < 0.5:
-                (pids / str(len(marks))).touch()
-                if random.random() < 0.5:
-                    super().__call__(batch)
-                os.kill(os.getpid(), signal.SIGKILL)
-            return super().__call__(batch)
-
-    original, bitnet.ray._Writer = bitnet.ray._Writer, Killed
+    killer = threading.Thread(target=kill)
+    killer.start()
     try:
-        dataset = ray.data.from_items(rows).repartition(12)
-        count = bitnet.ray.generate(dataset, output, actors=2, batch_size=5, max_tokens=8)
+        dataset = ray.data.from_items(rows).repartition(20)
+        options = {"batch_size": 5, "max_tokens": 40, "load_options": {"threads": 1}}
+        count = bitnet.ray.generate(dataset, output, actors=2, **options)
     finally:
-        bitnet.ray._Writer = original
-    assert len(os.listdir(pids)) > 0
-    assert count == 60 and finished(output) == alone(rows, max_tokens=8)
+        is_done.set()
+        killer.join()
+    assert len(num_kills) > 0
+    assert count == 200 and finished(output) == alone(rows, max_tokens=40)
 
 
 DRIVER = """

@@ -38,6 +38,7 @@ class BitnetLM(TemplateLM):
         *,
         max_length: int | None = None,
         max_gen_toks: int = 256,
+        add_bos_token: bool | None = None,
         batch_size: object = None,
         max_batch_size: object = None,
         device: object = None,
@@ -48,6 +49,8 @@ class BitnetLM(TemplateLM):
             model: A loaded `Model`, or what `load` takes.
             max_length: Maximum number of tokens of a request; the model's context if not given.
             max_gen_toks: Maximum number of tokens of an answer where a task names none.
+            add_bos_token: Whether texts begin with BOS; as the model's files ask if not given, as
+                lm-eval's model `hf` does. `local-completions` leaves BOS out.
             batch_size: Not used: the engine fills its steps itself.
             max_batch_size: Not used.
             device: Not used: the CPU.
@@ -58,6 +61,7 @@ class BitnetLM(TemplateLM):
         info = self.model.info
         self.max_length = min(max_length or info["context_length"], info["context_length"])
         self.max_gen_toks = max_gen_toks
+        self._add_bos = add_bos_token
         bos = info["bos_token"]
         self._bos_text = "" if bos is None else self.model.detokenize([bos], show_special=True)
 
@@ -91,10 +95,10 @@ class BitnetLM(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_options: object
     ) -> list[int]:
-        """The tokens of a text. They begin with one BOS if the model's files ask for it, unless
-        special tokens are off."""
+        """The tokens of a text. They begin with one BOS, as `add_bos_token` says, unless special
+        tokens are off."""
         has_bos = self._bos_text != "" and string.startswith(self._bos_text)
-        bos = False if add_special_tokens is False or has_bos else None
+        bos = False if add_special_tokens is False or has_bos else self._add_bos
         return self.model.tokenize(string, bos=bos, parse_special=True)
 
     def _loglikelihood_tokens(
