@@ -180,7 +180,8 @@ impl Grammars {
         next_tokens(&mut matcher)?;
         let mut ahead = matcher.deep_clone();
         let forced = ahead.compute_ff_bytes();
-        let forced = self.factory.tok_env().tokenize_bytes(&forced);
+        // Control tokens are a marker and their number here.
+        let (forced, _) = self.factory.tok_env().tokenize_bytes_marker(&forced);
         ahead
             .consume_tokens(&forced)
             .map_err(|error| complaint(&error))?;
@@ -467,13 +468,24 @@ pub(crate) mod tests {
         grammar: &Grammar,
         text: &str,
     ) -> bool {
-        let mut constraint = grammars.compile(grammar).expect("a grammar").restarted();
-        let mut allowed = TokenSet::default();
         let options = bitnet_tokenizers::EncodeOptions {
             add_special: false,
             parse_special: false,
         };
-        for token in tokenizer.encode(text, options).expect("tokens") {
+        let tokens = tokenizer.encode(text, options).expect("tokens");
+        accepts_tokens(grammars, tokenizer, grammar, tokens)
+    }
+
+    /// The same of tokens.
+    pub(crate) fn accepts_tokens(
+        grammars: &Grammars,
+        tokenizer: &Tokenizer,
+        grammar: &Grammar,
+        tokens: Vec<TokenId>,
+    ) -> bool {
+        let mut constraint = grammars.compile(grammar).expect("a grammar").restarted();
+        let mut allowed = TokenSet::default();
+        for token in tokens {
             if constraint.allowed(&mut allowed).is_err() || !allowed.contains(token) {
                 return false;
             }

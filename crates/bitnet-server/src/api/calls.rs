@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bitnet_tokenizers::CallForm;
+use bitnet_tokenizers::{CallForm, TokenId};
 use serde_json::{Map, Value, json};
 
 /// The marks that delimit a call in one form. A call in JSON is `begin`, `name`, the name,
@@ -43,6 +43,31 @@ const LLAMA_3: Marks = Marks {
     end: "}",
 };
 
+const MISTRAL_LIST: Marks = Marks {
+    begin: TOOL_CALLS,
+    name: "{\"name\": \"",
+    arguments: "\", \"arguments\": ",
+    end: "}",
+};
+const MISTRAL_NAMED: Marks = Marks {
+    begin: TOOL_CALLS,
+    name: "",
+    arguments: "[ARGS]",
+    end: "",
+};
+
+/// The mark before Mistral's calls, in its vocabularies a control token.
+const TOOL_CALLS: &str = "[TOOL_CALLS]";
+
+/// Finds the control token with a text.
+pub(crate) type ControlTokens<'a> = &'a dyn Fn(&str) -> Option<TokenId>;
+
+/// Whether the calls of a form have marks that are control tokens of this vocabulary, so that the
+/// finder needs their names in the text.
+pub(crate) fn has_control_tokens(form: CallForm, control: ControlTokens<'_>) -> bool {
+    marks(form).begin == TOOL_CALLS && control(TOOL_CALLS).is_some()
+}
+
 /// The marks of a parameter in XML.
 const PARAMETER: &str = "<parameter=";
 const VALUE: &str = ">\n";
@@ -54,6 +79,8 @@ fn marks(form: CallForm) -> &'static Marks {
         CallForm::Hermes => &HERMES,
         CallForm::QwenXml => &QWEN_XML,
         CallForm::Llama3 => &LLAMA_3,
+        CallForm::MistralList => &MISTRAL_LIST,
+        CallForm::MistralNamed => &MISTRAL_NAMED,
     }
 }
 
@@ -67,9 +94,52 @@ pub(crate) fn written_call(name: &str, arguments: &str) -> String {
 
 // ---- the grammar, in llguidance's dialect of Lark ----
 
+/// A mark of Mistral's: a control token, or else its text.
+fn mark(text: &str, control: ControlTokens<'_>) -> String {
+    control(text).map_or_else(|| json!(text).to_string(), |id| format!("<[{id}]>"))
+}
+
+/// [`start`] for Mistral's forms.
+fn start_of_mistral(
+    form: CallForm,
+    may_say: bool,
+    may_repeat: bool,
+    control: ControlTokens<'_>,
+) -> String {
+    let begin = mark(TOOL_CALLS, control);
+    let (open, next, close) = match form {
+        CallForm::MistralList => ("\" \"? \"[\"", "\", \"", "\"]\""),
+        _ => ("", &*begin, ""),
+    };
+    let more = match may_repeat {
+        true => format!("({next} call)*"),
+        false => String::new(),
+    };
+    let calls = format!("calls: {open} call {more} {close}\n");
+    match (may_say, control(TOOL_CALLS)) {
+        (false, _) => format!("start: {begin} calls\n{calls}"),
+        // Text has no control tokens.
+        (true, Some(_)) => {
+            format!("start: | TEXT | TEXT {begin} calls | {begin} calls\nTEXT: /(.|\\n)+/\n{calls}")
+        }
+        (true, None) => format!(
+            "start: TEXT | begin calls\nbegin[lazy]: /(.|\\n)*/ {begin}\n\
+             TEXT: /(.|\\n)*/ & ~/(.|\\n)*\\[TOOL_CALLS\\](.|\\n)*/\n{calls}"
+        ),
+    }
+}
+
 /// The rules for `start`. They refer to `call`, the rest of a call after the mark that begins it.
-pub(crate) fn start(form: CallForm, may_say: bool, may_repeat: bool) -> String {
+pub(crate) fn start(
+    form: CallForm,
+    may_say: bool,
+    may_repeat: bool,
+    control: ControlTokens<'_>,
+) -> String {
     let begin = marks(form).begin;
+    if begin == TOOL_CALLS {
+        return start_of_mistral(form, may_say, may_repeat, control);
+    }
     // A call of Llama 3 is the whole answer.
     if form == CallForm::Llama3 {
         let begin = json!(begin);
@@ -98,8 +168,20 @@ pub(crate) fn start(form: CallForm, may_say: bool, may_repeat: bool) -> String {
 
 /// The rules for `call_INDEX`: a call of the function `name` without the mark that begins it, with
 /// arguments that fit `schema`.
-pub(crate) fn rules(form: CallForm, index: usize, name: &str, schema: &Value) -> String {
+pub(crate) fn rules(
+    form: CallForm,
+    index: usize,
+    name: &str,
+    schema: &Value,
+    control: ControlTokens<'_>,
+) -> String {
     let marks = marks(form);
+    if form == CallForm::MistralNamed {
+        let (name, arguments) = (json!(name), mark(marks.arguments, control));
+        return format!(
+            "call_{index}: {name} {arguments} arguments_{index}\narguments_{index}: %json {schema}\n"
+        );
+    }
     let begin = json!(format!("{}{name}{}", marks.name, marks.arguments));
     let end = json!(marks.end);
     if form != CallForm::QwenXml {
@@ -334,6 +416,8 @@ enum Place {
     },
     /// After the arguments.
     End,
+    /// After a call in a list.
+    Next,
 }
 
 /// The nesting at a place in JSON.
@@ -439,10 +523,14 @@ impl CallFinder {
                 let is_here = self.pending.starts_with(end);
                 if is_here {
                     self.pending.drain(..end.len());
-                    self.place = Place::Text;
+                    self.place = match self.form {
+                        CallForm::MistralList => Place::Next,
+                        _ => Place::Text,
+                    };
                 }
                 is_here
             }
+            Place::Next => self.next_in_list(),
         }
     }
 
@@ -480,14 +568,31 @@ impl CallFinder {
         begin.is_some()
     }
 
+    /// Goes on to the next call of a list, or to the text after it.
+    fn next_in_list(&mut self) -> bool {
+        let separator = ", ";
+        if separator.starts_with(&self.pending) && self.pending.len() < separator.len() {
+            return false;
+        }
+        let (len, place) = match self.pending.strip_prefix(separator) {
+            Some(_) => (separator.len(), Place::Name),
+            None => (usize::from(self.pending.starts_with(']')), Place::Text),
+        };
+        self.pending.drain(..len);
+        self.place = place;
+        true
+    }
+
     fn name(&mut self, found: &mut Vec<Found>) -> bool {
         let marks = marks(self.form);
         let Some(end) = self.pending.find(marks.arguments) else {
             return false;
         };
-        let name = self.pending[..end]
-            .strip_prefix(marks.name)
-            .unwrap_or_default();
+        let head = match self.form {
+            CallForm::MistralList => self.pending[..end].trim_start_matches([' ', '[']),
+            _ => &self.pending[..end],
+        };
+        let name = head.strip_prefix(marks.name).unwrap_or_default();
         self.function = name.to_owned();
         self.pending.drain(..end + marks.arguments.len());
         let index = self.num_calls;
@@ -743,6 +848,30 @@ mod tests {
             (json!({}), None),
         ] {
             assert_eq!(plain_text(&schema), expected, "{schema}");
+        }
+    }
+
+    #[test]
+    fn calls_of_mistral_are_found_however_the_text_is_cut() {
+        let list = |open: &str| {
+            format!(
+                "Hm [TOOL. [TOOL_CALLS]{open}{{\"name\": \"f\", \"arguments\": {OBJECT}}}, \
+                 {{\"name\": \"g-2\", \"arguments\": {{}}}}]"
+            )
+        };
+        let named = format!("Hm [TOOL. [TOOL_CALLS]f[ARGS]{OBJECT}[TOOL_CALLS]g-2[ARGS]{{}}");
+        for (form, text) in [
+            (CallForm::MistralList, list("[")),
+            (CallForm::MistralList, list(" [")),
+            (CallForm::MistralNamed, named),
+        ] {
+            for size in 1..text.len() {
+                let (said, calls) = find(form, &text, size);
+                assert_eq!(said, "Hm [TOOL. ", "{form:?}");
+                let expected = [("f", OBJECT), ("g-2", "{}")];
+                let expected = expected.map(|(name, text)| (name.to_owned(), text.to_owned()));
+                assert_eq!(calls, expected, "{form:?}");
+            }
         }
     }
 

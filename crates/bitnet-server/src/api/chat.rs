@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::api::calls::{CallFinder, Found};
+use crate::api::calls::{self, CallFinder, ControlTokens, Found};
 use crate::api::completions::Rendered;
 use crate::api::conversation::{self, Rendering, chat_messages, render_messages};
 use crate::api::fields::TextOr;
@@ -214,7 +214,8 @@ fn prepare(app: &App, bytes: &[u8]) -> Result<Prepared, ApiError> {
     let mut request: ChatRequest = body::parse(bytes, app.options.is_lenient)?;
     let max_tokens = request.max_tokens()?;
     let num_logprobs = request.num_logprobs()?;
-    let (tools, grammar, finder) = request.take_tools(model)?;
+    let control = |text: &str| conversation::control_token(model, text);
+    let (tools, grammar, finder) = request.take_tools(model, &control)?;
     if tools.as_ref().is_some_and(Tools::must_call) {
         // The answer is a tool call; stop strings would cut it.
         (request.stop, request.stop_token_ids) = (None, None);
@@ -247,7 +248,8 @@ pub(crate) struct LocalParts {
 /// Reads such a request as the server would.
 pub(crate) fn local_parts(model: &Model, bytes: &[u8]) -> Result<LocalParts, ApiError> {
     let mut request: ChatRequest = body::parse(bytes, false)?;
-    let (tools, grammar, finder) = request.take_tools(model)?;
+    // The program reads answers without the names of control tokens, so marks of calls are text.
+    let (tools, grammar, finder) = request.take_tools(model, &|_| None)?;
     let form = request.common().constraint(model, grammar)?;
     let (text, prompt) = request.render(model, tools.as_ref())?;
     Ok(LocalParts {
@@ -264,15 +266,24 @@ pub(crate) fn local_parts(model: &Model, bytes: &[u8]) -> Result<LocalParts, Api
 type TakenTools = (Option<Tools>, Option<Grammar>, Option<CallFinder>);
 
 impl ChatRequest {
-    fn take_tools(&mut self, model: &Model) -> Result<TakenTools, ApiError> {
+    /// `control` finds the control tokens that are marks of calls.
+    fn take_tools(
+        &mut self,
+        model: &Model,
+        control: ControlTokens<'_>,
+    ) -> Result<TakenTools, ApiError> {
         let tools = Tools::settle(
             self.tools.take(),
             self.tool_choice.as_ref(),
             self.parallel_tool_calls,
         )?;
         let form = conversation::call_form(model);
-        let calls = tools.as_ref().map(|tools| tools.calls(form)).transpose()?;
-        let (grammar, finder) = calls.unzip();
+        if tools.is_some() && calls::has_control_tokens(form, control) {
+            // The parser needs their names. The grammar allows no others.
+            self.skip_special_tokens = Some(false);
+        }
+        let calls = tools.as_ref().map(|tools| tools.calls(form, control));
+        let (grammar, finder) = calls.transpose()?.unzip();
         Ok((tools, grammar, finder))
     }
 

@@ -113,6 +113,13 @@ pub(crate) fn reasoning_tags(model: &Model) -> Option<ReasoningTags> {
     }
 }
 
+/// The control token with this text.
+pub(crate) fn control_token(model: &Model, text: &str) -> Option<TokenId> {
+    let tokenizer = model.tokenizer().ok()?;
+    let token = tokenizer.special_token(text)?;
+    tokenizer.is_special(token).then_some(token)
+}
+
 fn reads_documents(model: &Model, with_tools: bool) -> bool {
     match &model.conversation {
         Conversation::Template(template) => template

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
 use crate::api::ApiError;
-use crate::api::calls::{self, CallFinder, TextParameters};
+use crate::api::calls::{self, CallFinder, ControlTokens, TextParameters};
 use crate::grammar::{CallsGrammar, Grammar};
 use crate::schema::Schema;
 
@@ -302,8 +302,13 @@ impl Tools {
     /// calls.
     ///
     /// The calls have the form of the model's template, unless that form is XML and the arguments
-    /// of a tool are not a plain list of parameters: then the calls are JSON.
-    pub(crate) fn calls(&self, form: CallForm) -> Result<(Grammar, CallFinder), ApiError> {
+    /// of a tool are not a plain list of parameters: then the calls are JSON. `control` finds the
+    /// control tokens that are marks of the form.
+    pub(crate) fn calls(
+        &self,
+        form: CallForm,
+        control: ControlTokens<'_>,
+    ) -> Result<(Grammar, CallFinder), ApiError> {
         let arguments = self.callable().map(|(index, tool)| {
             let (field, schema) = arguments_schema(index, &tool.function)?;
             Ok((index, field, schema))
@@ -319,12 +324,12 @@ impl Tools {
         for (index, _, schema) in &arguments {
             let (name, schema) = (&self.tools[*index].function.name, schema.value());
             names.push(format!("call_{index}"));
-            rules += &calls::rules(form, *index, name, schema);
+            rules += &calls::rules(form, *index, name, schema, control);
             texts.insert(name.clone(), calls::text_parameters(schema));
         }
         let may_say = self.choice == Choice::Auto;
         let may_repeat = self.is_parallel && !matches!(self.choice, Choice::Named(_));
-        let start = calls::start(form, may_say, may_repeat);
+        let start = calls::start(form, may_say, may_repeat, control);
         let grammar = Grammar::Calls(CallsGrammar {
             lark: format!("{start}call: {}\n{rules}", names.join(" | ")),
             arguments: arguments
@@ -417,8 +422,8 @@ mod tests {
     use super::*;
     use crate::api::calls::Found;
     use crate::grammar::Grammars;
-    use crate::grammar::tests::{accepts, grammars, tokenizer};
-    use bitnet_tokenizers::Tokenizer;
+    use crate::grammar::tests::{accepts, accepts_tokens, grammars, tokenizer};
+    use bitnet_tokenizers::{EncodeOptions, Tokenizer};
 
     fn tool(name: &str) -> Tool {
         let parameters = json!({ "type": "object", "properties": { "city": { "type": "string" } }, "required": ["city"] });
@@ -475,7 +480,7 @@ mod tests {
         (tools, form): (&Tools, CallForm),
         text: &str,
     ) -> Option<Vec<(String, Value)>> {
-        let (grammar, mut finder) = tools.calls(form).expect("a grammar");
+        let (grammar, mut finder) = tools.calls(form, &|_| None).expect("a grammar");
         if !accepts(grammars, tokenizer, &grammar, text) {
             return None;
         }
@@ -514,11 +519,21 @@ mod tests {
         let plain = HERMES.replace(['\n'], "");
         let llama3 = plain.replace("<tool_call>", "").replace("</tool_call>", "");
         let llama3 = llama3.replace("arguments", "parameters");
+        let object = plain.replace("<tool_call>", "").replace("</tool_call>", "");
+        let mistral_list = format!("[TOOL_CALLS] [{object}]");
+        let mistral_named = object
+            .replace(
+                "{\"name\": \"weather\", \"arguments\": ",
+                "[TOOL_CALLS]weather[ARGS]",
+            )
+            .replace("7}}", "7}");
         let forms = [
             (CallForm::QwenXml, XML),
             (CallForm::Hermes, HERMES),
             (CallForm::Plain, &plain),
             (CallForm::Llama3, &llama3),
+            (CallForm::MistralList, &mistral_list),
+            (CallForm::MistralNamed, &mistral_named),
         ];
         let arguments = json!({ "city": "X \"1\" \\ <b>\n", "days": 7 });
         let call = ("weather".to_owned(), arguments);
@@ -534,11 +549,62 @@ mod tests {
             let after = of(&auto, &format!("Once \"<t\n\n{text}"));
             let expected = if is_whole { Vec::new() } else { one };
             assert_eq!(after, Some(expected), "{form:?}");
-            let both = of(&required, &format!("{text}\n{text}"));
+            let both = match form {
+                CallForm::MistralList => format!("[TOOL_CALLS][{object}, {object}]"),
+                CallForm::MistralNamed => format!("{text}{text}"),
+                _ => format!("{text}\n{text}"),
+            };
+            let both = of(&required, &both);
             assert_eq!(both, (!is_whole).then_some(two), "{form:?}");
             assert_eq!(of(&auto, &text.replace("weather", "whether")), None);
             assert_eq!(of(&auto, &text.replace('7', "x")), None, "{form:?}");
             assert_eq!(of(&auto, &text.replace('7', "1e5413")), None, "{form:?}");
+        }
+    }
+
+    #[test]
+    fn marks_of_mistral_are_control_tokens_where_the_vocabulary_has_them() {
+        let tokenizer = tokenizer();
+        let grammars = grammars(&tokenizer);
+        let reserved = |number: u32| {
+            let token = tokenizer.special_token(&format!("<|reserved_special_token_{number}|>"));
+            token.expect("a control token")
+        };
+        let control = |text: &str| match text {
+            "[TOOL_CALLS]" => Some(reserved(0)),
+            "[ARGS]" => Some(reserved(1)),
+            _ => None,
+        };
+        let encode = |text: &str| {
+            let options = EncodeOptions {
+                add_special: false,
+                parse_special: true,
+            };
+            tokenizer.encode(text, options).expect("tokens")
+        };
+        let [calls, args] = [
+            "<|reserved_special_token_0|>",
+            "<|reserved_special_token_1|>",
+        ];
+        let named = format!("{calls}f{args}{{\"city\": \"X\"}}");
+        let item = "{\"name\": \"f\", \"arguments\": {\"city\": \"X\"}}";
+        let list = format!("{calls}[{item}, {item}]");
+        for (form, text) in [
+            (CallForm::MistralNamed, named),
+            (CallForm::MistralList, list),
+        ] {
+            for (choice, may_say) in [("auto", true), ("required", false)] {
+                let tools = Tools::settle(Some(vec![tool("f")]), Some(&json!(choice)), None);
+                let tools = tools.expect("tools").expect("a tool");
+                let (grammar, _) = tools.calls(form, &control).expect("a grammar");
+                let takes =
+                    |text: &str| accepts_tokens(&grammars, &tokenizer, &grammar, encode(text));
+                assert!(takes(&text), "{form:?} {choice}");
+                assert_eq!(takes(&format!("Once.{text}")), may_say, "{form:?} {choice}");
+                assert_eq!(takes("Once"), may_say, "{form:?} {choice}");
+                assert!(!takes(&text.replace(calls, "[TOOL_CALLS]")) || may_say);
+                assert!(!takes(&text.replace("city", "town")), "{form:?} {choice}");
+            }
         }
     }
 

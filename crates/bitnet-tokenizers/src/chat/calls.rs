@@ -13,6 +13,11 @@ pub enum CallForm {
     QwenXml,
     /// `{"name": NAME, "parameters": {…}}`, the whole answer: Llama 3.1 to 3.3.
     Llama3,
+    /// `[TOOL_CALLS] [{"name": NAME, "arguments": {…}}, …]`, with or without the space: Mistral 7B
+    /// v0.3, Mistral Small 3.
+    MistralList,
+    /// `[TOOL_CALLS]NAME[ARGS]{…}`, again for each call: Mistral Small 3.2, Devstral.
+    MistralNamed,
 }
 
 impl CallForm {
@@ -25,6 +30,10 @@ impl CallForm {
             Self::Hermes
         } else if has("{\"name\": function name, \"parameters\": ") {
             Self::Llama3
+        } else if has("[TOOL_CALLS]") && has("[ARGS]") {
+            Self::MistralNamed
+        } else if has("[TOOL_CALLS]") {
+            Self::MistralList
         } else {
             Self::Plain
         }
@@ -53,6 +62,11 @@ mod tests {
             (llama3, CallForm::Llama3),
             (glm, CallForm::Plain),
             (command, CallForm::Plain),
+            ("{{ \"[TOOL_CALLS] [\" }}", CallForm::MistralList),
+            (
+                "{{- '[TOOL_CALLS]' + name + '[ARGS]' }}",
+                CallForm::MistralNamed,
+            ),
             ("", CallForm::Plain),
         ] {
             assert_eq!(CallForm::of_template(source), form, "{source}");
