@@ -77,6 +77,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "bitnet-receipts",
         &[
+            "bitnet-guard",
             "bitnet-inference",
             "bitnet-kernels",
             "bitnet-models",

@@ -9,9 +9,10 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bitnet_guard::peak_rss_bytes;
 use bitnet_inference::{
     Device, DeviceProbe, Engine, EngineOptions, Event, OpenModel, Request, RequestId,
-    SamplingParams, peak_rss_bytes,
+    SamplingParams,
 };
 use bitnet_kernels::math::median;
 use bitnet_kernels::{

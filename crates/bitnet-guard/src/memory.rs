@@ -45,12 +45,33 @@ pub fn address_space_left() -> Option<u64> {
     None
 }
 
+/// Resident bytes of this process now; `None` where the system does not report them.
+pub fn rss_bytes() -> Option<u64> {
+    status_bytes("VmRSS:")
+}
+
+/// Maximum number of resident bytes of this process so far; `None` where the system does not report
+/// it.
+pub fn peak_rss_bytes() -> Option<u64> {
+    status_bytes("VmHWM:")
+}
+
+fn status_bytes(field: &str) -> Option<u64> {
+    let kib = status_field(field)?;
+    Some(kib.strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+}
+
+/// The value of a field of `/proc/self/status`.
+fn status_field(field: &str) -> Option<String> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let value = status.lines().find_map(|line| line.strip_prefix(field))?;
+    Some(value.trim().to_owned())
+}
+
 /// Whether this process was started with the signal SIGHUP ignored, as `nohup` does.
 pub fn is_hangup_ignored() -> bool {
     const SIGHUP_BIT: u64 = 1;
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    let ignored = status_field("SigIgn:").and_then(|mask| u64::from_str_radix(&mask, 16).ok());
     ignored.is_some_and(|mask| mask & SIGHUP_BIT != 0)
 }
 
@@ -76,5 +97,17 @@ pub fn open_files_limit(wanted: u64) -> Option<u64> {
     {
         let _ = wanted;
         None
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_now_is_at_most_the_peak() {
+        let now = rss_bytes().expect("Linux");
+        let peak = peak_rss_bytes().expect("Linux");
+        assert!(0 < now && now <= peak, "{now} {peak}");
     }
 }

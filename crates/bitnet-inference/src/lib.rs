@@ -56,7 +56,7 @@ pub use load::{
     Hints, LOST_ROTATION, Loaded, NO_TOKENIZER, Tokenization, likely_i2s_form, load, load_embedded,
     load_tokenization, load_with, tokenization_from_gguf, tokenizer_spec,
 };
-pub use machine::{cpu_name, peak_rss_bytes, rss_bytes};
+pub use machine::cpu_name;
 pub use open::{ModelSource, OpenModel, context_length, kv_cache_positions};
 pub use options::{DRAFT_MAX, EngineOptions};
 pub use perplexity::Likelihood;

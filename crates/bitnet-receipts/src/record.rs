@@ -12,9 +12,8 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use bitnet_inference::{
-    EngineFacts, Finish, Request, SamplingParams, Timings, cpu_name, peak_rss_bytes,
-};
+use bitnet_guard::peak_rss_bytes;
+use bitnet_inference::{EngineFacts, Finish, Request, SamplingParams, Timings, cpu_name};
 use bitnet_kernels::{BLOCK_ROWS, Count, GroupCodes, Kernel, KernelSet, Packing};
 use bitnet_models::{Config, FfnSparsity, LoadOptions, Tl1Tile, Tl2Tile};
 use bitnet_tokenizers::TokenId;

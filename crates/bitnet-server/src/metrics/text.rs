@@ -6,7 +6,7 @@ use std::fmt::{Display, Write};
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-use bitnet_inference::{EngineCounts, EngineStats, HeadUse, StateCounts, rss_bytes};
+use bitnet_inference::{EngineCounts, EngineStats, HeadUse, StateCounts};
 
 use super::{Histogram, Metrics, Outcome, Scene};
 use crate::connections::Connections;
@@ -489,7 +489,7 @@ impl Writer<'_> {
             "When the server started, in seconds since 1970.",
             started.as_secs_f64(),
         );
-        if let Some(bytes) = rss_bytes() {
+        if let Some(bytes) = bitnet_guard::rss_bytes() {
             self.gauge(
                 "process_resident_memory_bytes",
                 "Memory that is resident.",
