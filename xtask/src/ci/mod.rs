@@ -44,8 +44,8 @@ With --full, also:
 Times are for two cores, after a first build. Python packages are installed into target/tools from
 the requirements files (about 8 GB, most of it torch for lm-eval), npm packages from
 tests/clients/package.json; their versions are printed. Chromium is installed with apt-get if
-missing; without it, or without npm, the tests that need it are skipped. The record goes to ci/receipts/DATE.json, which git
-ignores.";
+missing; without it, or without npm, the tests that need it are skipped. The record goes to
+ci/records/DATE.json, which git ignores.";
 
 #[derive(clap::Args)]
 #[command(after_help = STEPS)]
@@ -224,9 +224,9 @@ fn cargo_fuzz(root: &Path) -> anyhow::Result<PathBuf> {
     Ok(tools.join("bin/cargo-fuzz"))
 }
 
-/// Writes the record to `ci/receipts/DATE.json`.
+/// Writes the record to `ci/records/DATE.json`.
 fn write(root: &Path, record: &Record) -> anyhow::Result<PathBuf> {
-    let folder = root.join("ci/receipts");
+    let folder = root.join("ci/records");
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     let date = record.circumstances.date.replace(':', "-");
     let path = folder.join(date).with_extension("json");
