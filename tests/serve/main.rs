@@ -4,6 +4,7 @@ mod api;
 mod client;
 #[cfg(feature = "otlp")]
 mod collector;
+mod embeddings;
 mod faults;
 mod fuzz;
 mod metrics;

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Write tiny random models of the graphs qwen2, qwen3, minicpm and hunyuan-dense, and the logits an engine must give.
+"""Write tiny random models of the graphs qwen2, qwen3, minicpm, hunyuan-dense and gemma3, and the logits an engine must give.
 
-    make_graph_golden.py OUT_DIR           writes OUT_DIR/{qwen2,qwen2-i2_s,qwen3,minicpm,hunyuan-dense}/...
+    make_graph_golden.py OUT_DIR [NAME ...]           writes OUT_DIR/NAME/... for all names of MODELS, or for these
 
 Files of each folder: model.gguf; tokens.json; logits.npy (f32 [tokens, vocab]: transformers in float64, activations not
-rounded); logits-int8.npy (a numpy pass with int8 activations: one scale for 32 inputs, or for a row in qwen2-i2_s).
+rounded); logits-int8.npy (a numpy pass with int8 activations: one scale for 32 inputs, or for a row with i2_s weights).
+The embedding models also have hidden-int8.npy (f32 [tokens, hidden]: what the head would multiply, from the same pass); each of
+their projections has an input norm of its own, and their vectors are stored in float16, as in the published files.
 Tensor names, their order and metadata keys follow llama.cpp's converter. The seeds are tried in turn until no
 rounded activation lies near a tie, so a correct engine agrees at every position. qwen2 and qwen3 come also as directories
 with the same weights: hf, as transformers saves them in float16, and mlx, quantized as mlx-lm reads it (scale and bias of a
@@ -35,6 +37,9 @@ MODELS = {
     "qwen3": dict(graph="qwen3", form="q1_0", d=128, L=2, H=2, KV=1, hd=64, F=128, tie=False, theta=1e6, yarn=(4.0, 16)),
     "minicpm": dict(graph="minicpm", form="ptq1_0", d=128, L=2, H=4, KV=2, hd=32, F=256, tie=True, theta=1e4,
                     embedding=12.0, residual=1.4 / 2 ** 0.5, logit=128 / 256),
+    "qwen3-embedding": dict(graph="qwen3", form="i2_s", d=128, L=2, H=4, KV=2, hd=64, F=256, tie=True, theta=1e6, input_norms=True),
+    "gemma3-embedding": dict(graph="gemma3", form="i2_s", d=128, L=2, H=4, KV=1, hd=64, F=384, tie=True, theta=1e4, input_norms=True,
+                             embedding=128 ** 0.5),
     "hunyuan-dense": dict(graph="hunyuan-dense", form="q1_0", d=128, L=2, H=2, KV=1, hd=64, F=256, tie=True, theta=11158839.9),
 }
 
@@ -122,10 +127,14 @@ class Model:
             self.linear(p + "ffn_up.weight", F, d, 1.2)
             self.norm(p + "ffn_norm.weight", d)
             for name, rows in (("attn_k", KV * hd), ("attn_output", None), ("attn_q", H * hd), ("attn_v", KV * hd)):
-                if o["graph"] in ("hunyuan-dense", "qwen3") and name in ("attn_k", "attn_q"): self.norm(p + name + "_norm.weight", hd, 1.4)
+                if o["graph"] in ("hunyuan-dense", "qwen3", "gemma3") and name in ("attn_k", "attn_q"): self.norm(p + name + "_norm.weight", hd, 1.4)
                 if o["graph"] == "qwen2" and rows: self.vector(p + name + ".bias", self.rng.normal(0, 0.5, rows))
                 heads = {"attn_q": H, "attn_k": KV}.get(name) if o["graph"] == "minicpm" else None
                 self.linear(p + name + ".weight", *((d, H * hd) if rows is None else (rows, d)), heads=heads)
+            if o["graph"] == "gemma3": self.norm(p + "post_attention_norm.weight", d), self.norm(p + "post_ffw_norm.weight", d)
+            if o.get("input_norms"):
+                widths = dict(attn_q=d, attn_k=d, attn_v=d, attn_output=H * hd, ffn_gate=d, ffn_up=d, ffn_down=F)
+                for name, width in widths.items(): self.norm(f"{p}{name}_norm_in.weight", width)
         self.norm("output_norm.weight", d)
 
     def linear(self, name, rows, cols, gain=1.0, heads=None):
@@ -154,8 +163,9 @@ class Model:
         self.weights[name] = (codes * scales.astype(np.float64)[..., None]).reshape(rows, cols)
 
     def vector(self, name, x):
-        x = np.asarray(x, "<f2").astype("<f4")  # so that directories in float16 hold the same
-        self.tensors.append((name, (len(x),), F32, x.tobytes()))
+        x = np.asarray(x, "<f2")  # so that directories in float16 hold the same
+        kind, stored = (1, x) if self.o.get("input_norms") else (F32, x.astype("<f4"))
+        self.tensors.append((name, (len(x),), kind, stored.tobytes()))
         self.weights[name] = x.astype(np.float64)
 
     def norm(self, name, n, mean=1.0):
@@ -172,7 +182,8 @@ class Model:
             factor, original = o["yarn"]
             m |= {f"{a}.rope.scaling.type": "yarn", f"{a}.rope.scaling.factor": factor, f"{a}.rope.scaling.original_context_length": original}
         m |= {f"{a}.rope.freq_base": o["theta"], f"{a}.attention.layer_norm_rms_epsilon": 1e-6}
-        if a in ("hunyuan-dense", "qwen3"): m |= {f"{a}.attention.key_length": o["hd"], f"{a}.attention.value_length": o["hd"]}
+        if o.get("input_norms"): m |= {f"{a}.pooling_type": 1}  # as the published files say, whose makers take the last token
+        if a in ("hunyuan-dense", "qwen3", "gemma3"): m |= {f"{a}.attention.key_length": o["hd"], f"{a}.attention.value_length": o["hd"]}
         if a == "minicpm":
             m |= {f"{a}.rope.dimension_count": o["hd"], f"{a}.embedding_scale": o["embedding"], f"{a}.residual_scale": o["residual"],
                   f"{a}.logit_scale": o["logit"]}
@@ -197,6 +208,7 @@ class Net:
         self.quantized = {n for n, _, kind, _ in model.tensors if kind not in (F32, 1)}
 
     def mul(self, name, x):
+        if self.o.get("input_norms") and name.startswith("blk."): x = self.rms(x, name.replace(".weight", "_norm_in.weight"))
         if name in self.quantized:
             run = self.run or len(x)
             parts = x.reshape(-1, run)
@@ -221,7 +233,7 @@ class Net:
         o, H, KV, hd = self.o, self.o["H"], self.o["KV"], self.o["hd"]
         q, k, v = (self.mul(f"{p}attn_{n}.weight", x) + self.W.get(f"{p}attn_{n}.bias", 0) for n in "qkv")
         q, k, v = q.reshape(H, hd), k.reshape(KV, hd), v.reshape(KV, hd)
-        if o["graph"] == "qwen3":
+        if o["graph"] in ("qwen3", "gemma3"):
             q, k = self.rms(q, p + "attn_q_norm.weight"), self.rms(k, p + "attn_k_norm.weight")
         q, k = self.rope(q), self.rope(k)
         if o["graph"] == "hunyuan-dense":  # its norms come after the rotation
@@ -243,11 +255,14 @@ class Net:
         x = self.W["token_embd.weight"][token] * embedding
         for i in range(o["L"]):
             p = f"blk.{i}."
-            x = x + self.attention(p, self.rms(x, p + "attn_norm.weight"), i) * residual
+            after = (lambda y, name: self.rms(y, p + name)) if o["graph"] == "gemma3" else (lambda y, name: y)
+            x = x + after(self.attention(p, self.rms(x, p + "attn_norm.weight"), i), "post_attention_norm.weight") * residual
             h = self.rms(x, p + "ffn_norm.weight")
             gate = self.mul(p + "ffn_gate.weight", h)
-            x = x + self.mul(p + "ffn_down.weight", gate / (1 + np.exp(-gate)) * self.mul(p + "ffn_up.weight", h)) * residual
-        x = self.rms(x, "output_norm.weight") / self.dtype(o.get("logit", 1.0))
+            if o["graph"] == "gemma3": act = gate * self.dtype(0.5) * (1 + np.tanh(np.sqrt(self.dtype(2 / np.pi)) * (gate + self.dtype(0.044715) * gate ** 3)))
+            else: act = gate / (1 + np.exp(-gate))
+            x = x + after(self.mul(p + "ffn_down.weight", act * self.mul(p + "ffn_up.weight", h)), "post_ffw_norm.weight") * residual
+        self.hidden = x = self.rms(x, "output_norm.weight") / self.dtype(o.get("logit", 1.0))
         return self.mul("token_embd.weight" if o["tie"] else "output.weight", x)
 
     def keep(self):
@@ -256,16 +271,27 @@ class Net:
 
 def choose_tokens(net, rng):
     """Tokens one by one, each such that no activation of its position is near a tie; None if there is none for a position."""
-    tokens, logits = [], []
+    tokens, logits, hidden = [], [], []
     for _ in range(NUM_TOKENS):
         for token in rng.permutation(256)[:100]:
             row = net.step(int(token))
             if net.margin >= MARGIN: break
         else:
-            return None, None
+            return None, None, None
         net.keep()
-        tokens.append(int(token)), logits.append(row)
-    return tokens, np.array(logits)
+        tokens.append(int(token)), logits.append(row), hidden.append(net.hidden)
+    return tokens, np.array(logits), np.array(hidden)
+
+
+class Normed(torch.nn.Module):
+    """A projection with a norm of its own input, whose weight is `scale`."""
+
+    def __init__(self, linear, scale):
+        super().__init__()
+        self.linear, self.scale = linear, torch.tensor(scale)
+
+    def forward(self, x):
+        return self.linear(torch.nn.functional.rms_norm(x, x.shape[-1:], self.scale, 1e-6))
 
 
 def transformers_model(model):
@@ -281,6 +307,10 @@ def transformers_model(model):
     elif o["graph"] == "qwen3":
         from transformers import Qwen3Config, Qwen3ForCausalLM
         net = Qwen3ForCausalLM(Qwen3Config(**common, head_dim=o["hd"]))
+    elif o["graph"] == "gemma3":
+        from transformers import Gemma3TextConfig, Gemma3ForCausalLM
+        common["rope_parameters"] = {k: common["rope_parameters"] for k in ("full_attention", "sliding_attention")}
+        net = Gemma3ForCausalLM(Gemma3TextConfig(**common, head_dim=o["hd"], query_pre_attn_scalar=o["hd"], layer_types=["full_attention"] * o["L"]))
     elif o["graph"] == "minicpm":
         from transformers import GraniteConfig, GraniteForCausalLM
         net = GraniteForCausalLM(GraniteConfig(**common, embedding_multiplier=o["embedding"], residual_multiplier=o["residual"],
@@ -292,6 +322,9 @@ def transformers_model(model):
              "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
              "post_attention_layernorm": "ffn_norm", "self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm",
              "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+    if o["graph"] == "gemma3":
+        names |= {"post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
+                  "post_feedforward_layernorm": "post_ffw_norm"}
     tops = {"model.embed_tokens.weight": "token_embd.weight", "lm_head.weight": "output.weight", "model.norm.weight": "output_norm.weight"}
     net = net.double().eval()
     with torch.no_grad():
@@ -302,7 +335,14 @@ def transformers_model(model):
                 module, kind = rest.rsplit(".", 1)
                 weight = W[f"blk.{layer}.{names[module]}.{kind}"]
             assert tuple(parameter.shape) == weight.shape, (name, parameter.shape, weight.shape)
-            parameter.copy_(torch.tensor(weight))
+            # Gemma's norms multiply by 1 + weight; the file has the sum.
+            parameter.copy_(torch.tensor(weight - (o["graph"] == "gemma3" and weight.ndim == 1)))
+    if o.get("input_norms"):
+        for name, module in list(net.named_modules()):
+            if name.rsplit(".", 1)[-1] in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
+                _, _, layer, rest = name.split(".", 3)
+                parent, child = name.rsplit(".", 1)
+                setattr(net.get_submodule(parent), child, Normed(module, W[f"blk.{layer}.{names[rest]}_norm_in.weight"]))
     return net
 
 
@@ -350,7 +390,7 @@ def make(folder, name, o):
     while tokens is None:
         seed += 1
         model = Model(o, seed)
-        tokens, rounded = choose_tokens(Net(model, run), np.random.default_rng(seed + 1000))
+        tokens, rounded, hidden = choose_tokens(Net(model, run), np.random.default_rng(seed + 1000))
         if tokens is None: continue
         check = Net(model, run, np.float32)
         single = np.array([(check.step(t), check.keep())[0] for t in tokens])
@@ -366,6 +406,7 @@ def make(folder, name, o):
     json.dump({"tokens": tokens, "seed": seed}, open(f"{folder}/tokens.json", "w"))
     np.save(f"{folder}/logits.npy", reference.astype("<f4"))
     np.save(f"{folder}/logits-int8.npy", rounded.astype("<f4"))
+    if o.get("input_norms"): np.save(f"{folder}/hidden-int8.npy", hidden.astype("<f4"))
     print(name, "seed", seed, "std", reference.std().round(2), "numpy to transformers", np.abs(own - reference).max(),
           "int8 to unrounded", np.abs(rounded - reference).max().round(3), os.path.getsize(f"{folder}/model.gguf"), "bytes")
     if name in ("qwen2", "qwen3"): save_directories(folder, net, o, tokens, reference)
@@ -373,5 +414,6 @@ def make(folder, name, o):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name, options in MODELS.items():
+    for name in sys.argv[2:] or MODELS:
+        options = MODELS[name]
         make(os.path.join(sys.argv[1], name), name, options)

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 #[cfg(feature = "server")]
 use std::time::Duration;
 
-use bitnet_inference::{DRAFT_MAX, SamplingParams, parse_logit_bias};
+use bitnet_inference::{DRAFT_MAX, Pooling, SamplingParams, parse_logit_bias};
 use bitnet_kernels::{KernelSet, Packing};
 use bitnet_models::{
     FfnSparsity, HeadMode, InputRounding, KvType, LoadOptions, SamplingDefaults, Tl1Tile, Tl2Tile,
@@ -70,6 +70,8 @@ pub enum Command {
     Tune(TuneArguments),
     /// Measure how well a model predicts a text
     Perplexity(PerplexityArguments),
+    /// Turn texts into vectors
+    Embed(EmbedArguments),
     /// Serve a model over HTTP with OpenAI's API
     #[cfg(feature = "server")]
     #[command(after_long_help = SERVE_HELP)]
@@ -470,6 +472,34 @@ pub struct PerplexityArguments {
     pub json: bool,
 }
 
+#[derive(Args)]
+#[command(after_help = "\
+Prints a line with the numbers of each vector. A model gives embeddings if its file says how it pools; for others, such as \
+chat models, name a way with --pooling.")]
+pub struct EmbedArguments {
+    /// Texts; if none is given, each line of --file is a text
+    #[arg(value_name = "TEXT")]
+    pub texts: Vec<String>,
+    /// Read one text per line from a file; - for standard input
+    #[arg(short, long, value_name = "FILE", conflicts_with = "texts")]
+    pub file: Option<PathBuf>,
+    /// How the hidden states of a text become one vector: the last token's, the mean of all, or the
+    /// first token's (cls); as the model's file says if not given
+    #[arg(long, value_name = "last|mean|cls", value_parser = parse_pooling)]
+    pub pooling: Option<Pooling>,
+    /// Keep this many numbers of each vector, the first ones
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    pub dimensions: Option<usize>,
+    /// Print the vectors as they are; without this option, they are scaled to length 1
+    #[arg(long)]
+    pub raw: bool,
+    #[command(flatten)]
+    pub model: ModelArguments,
+    /// Print one JSON object in the form of OpenAI's API
+    #[arg(long)]
+    pub json: bool,
+}
+
 #[cfg(feature = "server")]
 const SERVE_HELP: &str = "\
 Every option can also be set by an environment variable (BITNET_SERVE_PORT=80) or in a TOML file (port = 80) that
@@ -513,6 +543,10 @@ pub struct ServeArguments {
     /// Ignore unknown and unsupported fields of requests, and accept any model name
     #[arg(long)]
     pub lenient: bool,
+    /// How the hidden states of a text become its embedding: the last token's, the mean of all, or
+    /// the first token's (cls); as the model's file says if not given
+    #[arg(long, value_name = "last|mean|cls", value_parser = parse_pooling)]
+    pub pooling: Option<Pooling>,
     /// Maximum number of queued requests; further ones get 429 with Retry-After
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = parse_count)]
     pub queue_requests: usize,
@@ -1106,7 +1140,14 @@ fn parse_ffn_sparsity(name: &str) -> Result<FfnSparsity, String> {
     })
 }
 
-#[cfg(feature = "server")]
+/// A way to pool, by name.
+fn parse_pooling(text: &str) -> Result<Pooling, String> {
+    Pooling::by_name(text).ok_or_else(|| {
+        let names = Pooling::ALL.map(Pooling::name);
+        format!("{} are supported", names.join(", "))
+    })
+}
+
 fn parse_count(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n) if (1..=1 << 30).contains(&n) => Ok(n),

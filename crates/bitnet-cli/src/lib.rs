@@ -21,6 +21,7 @@ mod built_in;
 mod cache;
 mod chat;
 mod convert;
+mod embed;
 #[cfg(feature = "hub")]
 mod hub;
 mod inspect;
@@ -136,6 +137,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Bench(arguments) => bench::bench(&arguments),
         Command::Tune(arguments) => tune::tune(&arguments),
         Command::Perplexity(arguments) => perplexity::perplexity(&arguments),
+        Command::Embed(arguments) => embed::embed(&arguments),
         #[cfg(feature = "server")]
         Command::Serve(arguments) => serve::serve(*arguments),
         #[cfg(feature = "server")]

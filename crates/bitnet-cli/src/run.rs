@@ -73,6 +73,7 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
         let finish = Finish {
             reason,
             timings: answer.timings,
+            pooled: None,
         };
         let seed_given = arguments.sampling.is_deterministic();
         let provenance = receipt::provenance(&session.model, &arguments.model, seed_given)?;

@@ -118,6 +118,7 @@ fn options(arguments: &ServeArguments) -> anyhow::Result<ServeOptions> {
         is_lenient: arguments.lenient,
         sampling: params.clone(),
         seed: arguments.sampling.is_deterministic().then_some(params.seed),
+        pooling: arguments.pooling,
         separate_caches: arguments.cache_salt == CacheSalt::Key,
         #[cfg(feature = "otlp")]
         otlp: otlp_signals()?,

@@ -22,7 +22,7 @@ const START_TIME: Duration = Duration::from_secs(60);
 /// helper, for example a signal to all processes of a service.
 const TRIES: usize = 3;
 
-/// How to start a helper: a program that calls [`answer_jobs`](crate::answer_jobs).
+/// How to start a helper: a program that calls [`answer_jobs`](crate::helper::answer_jobs).
 #[derive(Clone, Debug)]
 pub struct HelperProgram {
     /// The program. On Linux `/proc/self/exe` is this program, even after its file was replaced.

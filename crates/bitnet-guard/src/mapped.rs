@@ -218,7 +218,7 @@ mod handler {
     use std::sync::OnceLock;
     use std::sync::atomic::Ordering;
 
-    use super::{NUM_CUT, SLOT};
+    use crate::mapped::{NUM_CUT, SLOT};
 
     /// The previous action for SIGBUS; it has no pointers to our memory.
     static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();

@@ -100,7 +100,8 @@ pub fn open_files_limit(wanted: u64) -> Option<u64> {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(target_os = "linux")]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -287,7 +287,7 @@ impl Engine {
             rest = others;
             let is_complete = sequence.pending() == planned.tokens;
             let logits = match (is_complete, sequence.draft.is_empty()) {
-                _ if sequence.tells_prompt() => LogitRows::All,
+                _ if sequence.needs_all_rows() => LogitRows::All,
                 (false, _) => LogitRows::None,
                 (true, true) => LogitRows::Last,
                 (true, false) => LogitRows::All,
@@ -310,6 +310,8 @@ impl Engine {
             let sequence = &mut running[planned.index];
             let (start, is_complete) =
                 (sequence.held.computed, sequence.pending() == planned.tokens);
+            let all_rows = sequence.needs_all_rows();
+            pool(&*self.runner, sequence, planned.tokens, row);
             let mut logprobs = Vec::new();
             if sequence.tells_prompt() {
                 let vocab = self.runner.model().config.vocab_size;
@@ -318,6 +320,8 @@ impl Engine {
                     .chunks_exact(vocab)
                     .take(planned.tokens);
                 logprobs = sequence.tell_prompt(start, rows);
+            }
+            if all_rows {
                 // The last row of a prompt is counted by the sampling below.
                 row += planned.tokens - usize::from(is_complete);
             }
@@ -407,20 +411,23 @@ impl Engine {
         } = self;
         let Scheduler { running, plan, .. } = scheduler;
         full_rows.clear();
-        let mut num_rows = 0;
+        let (mut num_rows, mut num_logit_rows) = (0, 0);
         for planned in &*plan {
             let sequence = &running[planned.index];
             let rows = match sequence.pending() == planned.tokens {
-                _ if sequence.tells_prompt() => planned.tokens,
+                _ if sequence.needs_all_rows() => planned.tokens,
                 true => sequence.draft.len() + 1,
                 false => 0,
             };
-            if sequence.logprobs.is_some() {
-                full_rows.extend(num_rows..num_rows + rows);
+            if sequence.needs_logits() {
+                num_logit_rows += rows;
+                if sequence.logprobs.is_some() {
+                    full_rows.extend(num_rows..num_rows + rows);
+                }
             }
             num_rows += rows;
         }
-        if full_rows.len() < num_rows && !runner.estimate() {
+        if full_rows.len() < num_logit_rows && !runner.estimate() {
             full_rows.clear();
             full_rows.extend(0..num_rows);
         }
@@ -578,4 +585,25 @@ fn restrict(
         allowed.remove(forbidden);
     }
     Ok(is_constrained || forbidden.is_some())
+}
+
+/// Adds the hidden states of a step's tokens to the pool of a sequence, if it has one. `tokens`: the
+/// sequence's tokens in this step; `row`: its first row.
+fn pool(runner: &dyn Runner, sequence: &mut Sequence, tokens: usize, row: usize) {
+    let (start, len) = (sequence.held.computed, sequence.timings.prompt_tokens);
+    let Some(pool) = &mut sequence.pool else {
+        return;
+    };
+    let mut state = Vec::new();
+    for position in start..(start + tokens).min(len) {
+        if pool.wants(position, len) {
+            let row = if pool.needs_all_rows() {
+                row + position - start
+            } else {
+                row
+            };
+            runner.hidden(row, &mut state);
+            pool.add(&state);
+        }
+    }
 }

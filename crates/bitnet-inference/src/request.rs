@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bitnet_models::Pooling;
 use bitnet_tokenizers::TokenId;
 
 use crate::sampling::SamplingParams;
@@ -32,6 +33,9 @@ pub struct Request {
     /// With `logprobs`, also report log-probabilities of the prompt's tokens. The prompt is then
     /// computed in full, without the cache.
     pub prompt_logprobs: bool,
+    /// Also return the pooled hidden states of the prompt ([`Finish::pooled`]). Except for the last
+    /// token's, the prompt is then computed in full, without the cache.
+    pub pooling: Option<Pooling>,
     /// Only requests with the same salt share cached prompts.
     pub cache_salt: Option<Arc<str>>,
 }
@@ -127,6 +131,8 @@ pub struct Finish {
     pub reason: FinishReason,
     /// Its tokens and times.
     pub timings: Timings,
+    /// The pooled hidden states of the prompt, `[hidden]`, if the request asks for them.
+    pub pooled: Option<Vec<f32>>,
 }
 
 /// A result of a step.

@@ -42,6 +42,12 @@ pub trait Runner: Send {
     /// If a token is outside the vocabulary, a chunk is empty, or a block table is too short.
     fn step<'a>(&mut self, chunks: &mut dyn Iterator<Item = Chunk<'a>>) -> usize;
 
+    /// The hidden state of a row of the last step, after the last norm: `out` becomes `[hidden]`.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    fn hidden(&self, row: usize, out: &mut Vec<f32>);
+
     /// All logits of some rows of the last step: `out` becomes `[rows, vocab]`.
     ///
     /// # Panics
@@ -195,6 +201,10 @@ impl<B: Backend> Runner for ModelRunner<B> {
             ..
         } = self;
         model.hidden_states(backend, workspace, cache, chunks)
+    }
+
+    fn hidden(&self, row: usize, out: &mut Vec<f32>) {
+        self.model.hidden(&self.backend, &self.workspace, row, out);
     }
 
     fn logits(&self, rows: &[usize], out: &mut Vec<f32>) {

@@ -11,6 +11,7 @@ use crate::draft::Drafter;
 use crate::error::Result;
 use crate::memory::{Holding, Memory};
 use crate::options::EngineOptions;
+use crate::pooling::Pool;
 use crate::request::{
     Constraint, Event, Finish, FinishReason, Logprobs, Request, RequestId, Timings,
 };
@@ -42,6 +43,8 @@ pub(crate) struct Sequence {
     pub logprobs: Option<usize>,
     /// The first token of the prompt whose requested log-probability is not reported yet.
     untold: Option<usize>,
+    /// The pooled hidden states of the prompt, if the request asks for them.
+    pub pool: Option<Pool>,
     pub constraint: Option<Box<dyn Constraint>>,
     stop_ids: TokenSet,
     stop_strings: StopStrings,
@@ -91,6 +94,7 @@ impl Sequence {
             logprobs: request.logprobs,
             untold: (request.prompt_logprobs && request.logprobs.is_some() && prompt_tokens > 1)
                 .then_some(1),
+            pool: request.pooling.map(Pool::new),
             constraint,
             stop_ids: TokenSet::new(&request.stop_ids),
             stop_strings: StopStrings::new(request.stop_strings)?,
@@ -145,7 +149,7 @@ impl Sequence {
 
     /// Maximum number of tokens from known blocks: all but the last, whose logits are needed.
     fn reusable(&self) -> usize {
-        if self.tells_prompt() {
+        if self.needs_all_rows() {
             0
         } else {
             self.tokens.len() - 1
@@ -155,6 +159,16 @@ impl Sequence {
     /// Number of pending tokens, at most `n`, to compute in one step.
     pub fn step_len(&self, n: usize) -> usize {
         Memory::step_len(&self.held, n.min(self.pending()))
+    }
+
+    /// Whether the rows of all tokens of its prompt are needed, not only the last one's.
+    pub fn needs_all_rows(&self) -> bool {
+        self.tells_prompt() || self.pool.as_ref().is_some_and(Pool::needs_all_rows)
+    }
+
+    /// Whether the last row of its prompt needs logits, or earlier rows.
+    pub fn needs_logits(&self) -> bool {
+        self.tells_prompt() || !self.is_full()
     }
 
     /// Whether log-probabilities of its prompt are not reported yet; they need all its rows.
@@ -242,11 +256,16 @@ impl Sequence {
         events.push(Event::Finished {
             id: self.id,
             text: String::new(),
-            finish: Finish {
-                reason: self.limit,
-                timings: self.timings,
-            },
+            finish: self.finish(self.limit),
         });
+    }
+
+    fn finish(&mut self, reason: FinishReason) -> Finish {
+        Finish {
+            reason,
+            timings: self.timings,
+            pooled: self.pool.take().map(Pool::finish),
+        }
     }
 
     /// Takes the token that was sampled; true if that ends the sequence.
@@ -313,10 +332,7 @@ impl Sequence {
         events.push(Event::Finished {
             id: self.id,
             text,
-            finish: Finish {
-                reason,
-                timings: self.timings,
-            },
+            finish: self.finish(reason),
         });
         true
     }

@@ -47,14 +47,14 @@ pub use layout::packing::Packing;
 pub use ops::attention::{
     AttentionScratch, AttentionShape, LayerCache, MAX_HEAD_DIM, Place, Places, Qkv,
 };
-pub use ops::cpu::{Cpu, Gate, InnerZeros, LiveNeurons, Neurons, Norm};
+pub use ops::cpu::{Cpu, InnerZeros, LiveNeurons, Neurons, Norm};
 pub use ops::recurrent::{DeltaInput, DeltaScratch, DeltaShape, DeltaWeights, StateRows};
 pub use ops::screen::{Estimates, ScreenScratch};
 pub use ops::sparse::SparseScratch;
 pub use sets::compiled::Work;
 pub use sets::recurrent::CONV_TAPS;
 pub use sets::segment::{CacheElement, Partial, Segment, SegmentScratch};
-pub use sets::table::KernelSet;
+pub use sets::table::{Gate, KernelSet};
 pub use threads::counters::{Count, Counters, Kernel};
 pub use threads::memory::{Huge, Plain};
 pub use threads::pool::{Pool, default_threads};

@@ -621,7 +621,7 @@ fn norms_gates_and_quantization_agree() {
                 cpu.quantize(&x, 2 * cols, cols, norm, &mut to);
                 flat(&to)
             });
-            for gate in [Gate::Relu2, Gate::Silu] {
+            for gate in [Gate::Relu2, Gate::Silu, Gate::Gelu] {
                 agree(&format!("{gate:?} {cols}"), |cpu| {
                     let mut to = Activations::new();
                     let neurons = Neurons {

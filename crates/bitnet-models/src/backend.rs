@@ -250,6 +250,9 @@ pub trait Backend: Sized + Send + 'static {
     /// `x += delta`; `delta` may have more columns than `x`, which do not count.
     fn add(&self, x: &mut Self::Rows, delta: &Self::Rows);
 
+    /// Copies a row to the host: `out` becomes `[columns]`.
+    fn read_row(&self, rows: &Self::Rows, row: usize, out: &mut Vec<f32>);
+
     // The head. Rows are the rows of `hidden`.
 
     /// All logits of some rows: `out` becomes `[rows, vocab]`.

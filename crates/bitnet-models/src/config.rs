@@ -28,6 +28,8 @@ pub enum Architecture {
     MiniCpm,
     /// Hunyuan dense: as Qwen3, with the norms of queries and keys after the rotation.
     HunyuanDense,
+    /// Gemma 3: as Qwen3, with GELU, a factor of the embedding, and norms of what each block adds.
+    Gemma3,
 }
 
 /// Where a file keeps the two elements of each pair that the rotary embedding rotates.
@@ -43,7 +45,7 @@ pub enum RopePairs {
 
 impl Architecture {
     /// The names of each graph in `general.architecture`.
-    const NAMES: [(&'static str, Self); 12] = [
+    const NAMES: [(&'static str, Self); 13] = [
         ("bitnet-b1.58", Self::BitnetB158),
         ("bitnet_b1_58", Self::BitnetB158),
         ("bitnet-25", Self::BitnetB158),
@@ -56,6 +58,7 @@ impl Architecture {
         ("qwen35", Self::Qwen35),
         ("minicpm", Self::MiniCpm),
         ("hunyuan-dense", Self::HunyuanDense),
+        ("gemma3", Self::Gemma3),
     ];
 
     /// The graph with this name in a file.
@@ -78,6 +81,7 @@ impl Architecture {
     pub fn gate(self) -> Gate {
         match self {
             Self::BitnetB158 => Gate::Relu2,
+            Self::Gemma3 => Gate::Gelu,
             _ => Gate::Silu,
         }
     }
@@ -92,7 +96,23 @@ impl Architecture {
     /// Whether each head of queries and keys is normalised.
     #[must_use]
     pub fn has_head_norms(self) -> bool {
-        matches!(self, Self::Qwen3 | Self::Qwen35 | Self::HunyuanDense)
+        matches!(
+            self,
+            Self::Qwen3 | Self::Qwen35 | Self::HunyuanDense | Self::Gemma3
+        )
+    }
+
+    /// Whether what attention and the feed-forward network add to the residual stream is
+    /// normalised first.
+    #[must_use]
+    pub fn has_post_norms(self) -> bool {
+        self == Self::Gemma3
+    }
+
+    /// Whether files of this graph may have a norm of its own for the input of each projection, as
+    /// the BitNet embedding models have.
+    pub(crate) fn may_have_input_norms(self) -> bool {
+        matches!(self, Self::Qwen3 | Self::Gemma3)
     }
 
     /// Whether heads are normalised after they are rotated, not before.
@@ -148,7 +168,40 @@ impl Architecture {
             Self::Qwen35 => "qwen35",
             Self::MiniCpm => "minicpm",
             Self::HunyuanDense => "hunyuan-dense",
+            Self::Gemma3 => "gemma3",
         }
+    }
+}
+
+/// How the hidden states of a text become one vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// The first token's.
+    First,
+    /// The last token's.
+    Last,
+    /// The mean of all tokens'.
+    Mean,
+}
+
+impl Pooling {
+    /// All ways.
+    pub const ALL: [Self; 3] = [Self::Last, Self::Mean, Self::First];
+
+    /// Its name for `--pooling`; the first token's is `cls`, as in llama.cpp.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::First => "cls",
+            Self::Last => "last",
+            Self::Mean => "mean",
+        }
+    }
+
+    /// The way of that name.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|pooling| pooling.name() == name)
     }
 }
 
@@ -193,6 +246,8 @@ pub struct Config {
     pub linear: Option<LinearAttention>,
     /// Factors outside the matrices.
     pub multipliers: Multipliers,
+    /// How an embedding model pools; `None` for a model that gives logits only.
+    pub pooling: Option<Pooling>,
 }
 
 /// Factors of a graph outside its matrices.
@@ -336,6 +391,9 @@ impl Config {
         };
         let vocab_size = gguf.require_tensor("token_embd.weight")?.rows();
         keys.check_vocab_size(vocab_size)?;
+        let rms_norm_eps = metadata.require_f32(&keys.key("attention.layer_norm_rms_epsilon"))?;
+        let has_input_norms =
+            architecture.may_have_input_norms() && gguf.tensor(INPUT_NORM).is_some();
         Self {
             architecture,
             name: metadata.str("general.name")?.map(str::to_owned),
@@ -350,20 +408,25 @@ impl Config {
             },
             ffn_size: keys.size("feed_forward_length", MAX_COLS)?,
             context_length: keys.size("context_length", u32::MAX as usize)?,
-            rms_norm_eps: metadata.require_f32(&keys.key("attention.layer_norm_rms_epsilon"))?,
+            rms_norm_eps,
             rope_theta: metadata
                 .f32(&keys.key("rope.freq_base"))?
                 .unwrap_or(10_000.0),
             rope_scaling_factor: keys.rope_scaling_factor(architecture)?,
             rope_pairs: architecture.gguf_rope_pairs(),
-            input_norm_eps: None,
+            input_norm_eps: has_input_norms.then_some(rms_norm_eps),
             rotary_dim,
             yarn: keys.yarn()?,
             linear,
             multipliers: match architecture {
                 Architecture::MiniCpm => keys.multipliers(num_layers, hidden_size)?,
+                Architecture::Gemma3 => Multipliers {
+                    embedding: (hidden_size as f32).sqrt(),
+                    ..Multipliers::default()
+                },
                 _ => Multipliers::default(),
             },
+            pooling: keys.pooling(has_input_norms)?,
             architecture_name,
         }
         .checked()
@@ -433,6 +496,9 @@ impl Config {
         Ok(self)
     }
 }
+
+/// A tensor that only files with a norm for the input of each projection have.
+const INPUT_NORM: &str = "blk.0.attn_q_norm_in.weight";
 
 /// Keys of one architecture.
 struct Keys<'a> {
@@ -555,6 +621,24 @@ impl Keys<'_> {
         })
     }
 
+    /// How the model pools. The published files with norms of inputs say `mean`, which their
+    /// converter writes where it finds no setting; their makers take the last token, so these files
+    /// pool like that.
+    fn pooling(&self, has_input_norms: bool) -> Result<Option<Pooling>> {
+        let key = "pooling_type";
+        match self.metadata.u32(&self.key(key))? {
+            _ if has_input_norms => Ok(Some(Pooling::Last)),
+            None | Some(0) => Ok(None),
+            Some(1) => Ok(Some(Pooling::Mean)),
+            Some(2) => Ok(Some(Pooling::First)),
+            Some(3) => Ok(Some(Pooling::Last)),
+            Some(other) => {
+                let problem = format!("{other}; 0 (none) to 3 (last) are supported");
+                Err(self.error(key, problem))
+            }
+        }
+    }
+
     /// The number of rotated elements of a head: all, except in graphs that rotate a part.
     fn rotary_dim(&self, architecture: Architecture, head_dim: usize) -> Result<usize> {
         let key = "rope.dimension_count";
@@ -660,6 +744,13 @@ impl Keys<'_> {
         if self.metadata.bool(&self.key("attention.causal"))? == Some(false) {
             let problem = "false; only models whose tokens see no later ones are supported";
             return Err(self.error("attention.causal", problem.into()));
+        }
+        if let Some(window) = self.metadata.u32(&self.key("attention.sliding_window"))?
+            && window != 0
+            && self.architecture == Architecture::Gemma3.gguf_name()
+        {
+            let problem = format!("{window}; attention to all earlier tokens is supported");
+            return Err(self.error("attention.sliding_window", problem));
         }
         match self.metadata.f32(&self.key("rope.scaling.attn_factor"))? {
             Some(found) if found != 1.0 => {

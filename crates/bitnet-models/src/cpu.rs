@@ -414,6 +414,11 @@ impl Backend for Cpu {
         self.angles(&batch.places, &rotary.frequencies, rotary.factor, angles);
     }
 
+    fn read_row(&self, rows: &FloatRows, row: usize, out: &mut Vec<f32>) {
+        out.clear();
+        out.extend_from_slice(&rows.values[row * rows.cols..(row + 1) * rows.cols]);
+    }
+
     fn rms_norm(&self, x: &FloatRows, norm: &RmsNorm<Self>, out: &mut FloatRows) {
         let out = out.shape(x.rows(), x.cols);
         self.rms_norm(&x.values, view(norm), out);

@@ -233,6 +233,15 @@ impl<B: Backend> LanguageModel<B> {
         let (norm, output) = (layer.mixer_output_norm.as_ref(), &layer.mixer_output);
         b.quantize(&w.mixed, norm, output, &mut w.int8);
         b.multiply(output, &w.int8, &mut w.delta);
+        self.add_delta(b, w, layer.mixer_post_norm.as_ref());
+    }
+
+    /// `x += delta`, with its norm and factor if the graph has them.
+    fn add_delta(&self, b: &B, w: &mut Workspace<B>, norm: Option<&RmsNorm<B>>) {
+        if let Some(norm) = norm {
+            let hidden = 0..self.config.hidden_size;
+            b.normalize_heads(&mut w.delta, &hidden, norm);
+        }
         scale(b, &mut w.delta, self.config.multipliers.residual);
         b.add(&mut w.x, &w.delta);
     }
@@ -257,8 +266,16 @@ impl<B: Backend> LanguageModel<B> {
             &mut w.ffn_activity[index],
         );
         b.multiply(&layer.ffn_down, &w.int8, &mut w.delta);
-        scale(b, &mut w.delta, self.config.multipliers.residual);
-        b.add(&mut w.x, &w.delta);
+        self.add_delta(b, w, layer.ffn_post_norm.as_ref());
+    }
+
+    /// The hidden state of a row of the last pass, after the last norm: `out` becomes `[hidden]`.
+    /// If the graph divides its logits, the state is divided, too.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn hidden(&self, b: &B, w: &Workspace<B>, row: usize, out: &mut Vec<f32>) {
+        b.read_row(&w.hidden, row, out);
     }
 
     /// All logits of some rows of the last pass: `out` becomes `[rows, vocab]`.

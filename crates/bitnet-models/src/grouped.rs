@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 
-use bitnet_kernels::{Cpu, Gate, GroupActivations, GroupMatrix, KernelSet, Norm, UnpackGroups};
+use bitnet_kernels::{Cpu, GroupActivations, GroupMatrix, KernelSet, Norm, UnpackGroups};
 
 use crate::backend::{GroupStack, MatrixFacts, NeuronColumns, TableUses};
 use crate::error::{Error, Result};
@@ -126,10 +126,7 @@ impl GroupWeights {
         self.fill(cpu, gate_up.len() / stride, to, &|row, values| {
             let row = &gate_up[row * stride..(row + 1) * stride];
             let (gates, ups) = (&row[neurons.gates.clone()], &row[neurons.ups.clone()]);
-            match neurons.gate {
-                Gate::Relu2 => set.relu2_mul(gates, ups, values),
-                Gate::Silu => set.silu_mul(gates, ups, values),
-            }
+            set.gate_mul(neurons.gate, gates, ups, values);
             if let Some(norm) = norm {
                 VALUES.with_borrow_mut(|gated| {
                     gated.clear();

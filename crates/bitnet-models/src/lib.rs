@@ -32,7 +32,7 @@ mod table;
 pub use activity::FfnActivity;
 pub use backend::Backend;
 pub use cache::{CacheShape, KvCache, KvType};
-pub use config::{Architecture, Config, LinearAttention, Multipliers, RopePairs, Yarn};
+pub use config::{Architecture, Config, LinearAttention, Multipliers, Pooling, RopePairs, Yarn};
 pub use error::{Error, Result};
 pub use forward::{Chunk, LogitRows, Workspace};
 pub use info::ModelInfo;

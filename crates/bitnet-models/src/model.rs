@@ -50,6 +50,8 @@ pub(crate) struct Layer<B: Backend> {
     pub mixer_output: B::Matrix,
     /// The norm of its input, `[mixed]`.
     pub mixer_output_norm: Option<RmsNorm<B>>,
+    /// The norm of its output, `[hidden]`.
+    pub mixer_post_norm: Option<RmsNorm<B>>,
     /// `[hidden]`
     pub ffn_norm: RmsNorm<B>,
     /// `[hidden] → [ffn], [ffn]`
@@ -60,6 +62,8 @@ pub(crate) struct Layer<B: Backend> {
     pub ffn_down_norm: Option<RmsNorm<B>>,
     /// `[ffn] → [hidden]`
     pub ffn_down: B::Matrix,
+    /// The norm of its output, `[hidden]`.
+    pub ffn_post_norm: Option<RmsNorm<B>>,
 }
 
 /// How a layer mixes the tokens of a sequence.
@@ -458,12 +462,17 @@ impl<B: Backend> Loader<'_, B> {
         let mixer_output_norm = self.inner_norm(index, LayerSlot::AttentionSubNorm, output)?;
         let mixer_output = self.stack(index, &[output])?;
         let ffn_norm = norm(LayerSlot::FfnNorm)?;
+        let post_norm = |slot: LayerSlot| {
+            let is_used = slot.is_used(self.config, index);
+            is_used.then(|| norm(slot)).transpose()
+        };
         let (gate_up, ffn_down, live) = self.feed_forward(index)?;
         Ok(Layer {
             attention_norm,
             mixer,
             mixer_output,
             mixer_output_norm,
+            mixer_post_norm: post_norm(LayerSlot::PostAttentionNorm)?,
             ffn_norm,
             neurons: NeuronColumns {
                 gate: self.config.architecture.gate(),
@@ -475,6 +484,7 @@ impl<B: Backend> Loader<'_, B> {
             gate_up,
             ffn_down_norm: self.inner_norm(index, LayerSlot::FfnSubNorm, Projection::Down)?,
             ffn_down,
+            ffn_post_norm: post_norm(LayerSlot::PostFfnNorm)?,
         })
     }
 

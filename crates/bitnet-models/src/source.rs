@@ -103,6 +103,10 @@ pub(crate) enum LayerSlot {
     FfnSubNorm,
     /// The norm of a projection's own input.
     InputNorm(Projection),
+    /// The norm of what attention adds to the residual stream.
+    PostAttentionNorm,
+    /// The norm of what the feed-forward network adds to it.
+    PostFfnNorm,
     /// The norm over each head of queries.
     QueryNorm,
     /// The norm over each head of keys.
@@ -231,6 +235,7 @@ impl LayerSlot {
         match self {
             Self::AttentionSubNorm | Self::FfnSubNorm => architecture.has_sub_norms(),
             Self::InputNorm(_) => config.input_norm_eps.is_some(),
+            Self::PostAttentionNorm | Self::PostFfnNorm => architecture.has_post_norms(),
             Self::QueryNorm | Self::KeyNorm => architecture.has_head_norms() && !is_linear,
             Self::Bias(_) => architecture.has_biases(),
             Self::Linear(_) => is_linear,
@@ -252,7 +257,9 @@ impl LayerSlot {
             Self::AttentionSubNorm => vec![attention.heads * attention.head_dim],
             Self::FfnSubNorm => vec![config.ffn_size],
             Self::QueryNorm | Self::KeyNorm => vec![attention.head_dim],
-            Self::AttentionNorm | Self::FfnNorm => vec![config.hidden_size],
+            Self::AttentionNorm | Self::FfnNorm | Self::PostAttentionNorm | Self::PostFfnNorm => {
+                vec![config.hidden_size]
+            }
             Self::Linear(slot) => {
                 let linear = config.linear.as_ref();
                 linear.map_or_else(Vec::new, |linear| {

@@ -37,7 +37,7 @@ def is_alive(pid):
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    # A process that has ended and that nobody has waited for is a zombie.
+    # A process that has ended, and whose parent has not waited for it, is a zombie.
     with open(f"/proc/{pid}/stat") as file:
         return file.read().rsplit(")", 1)[1].split()[0] != "Z"
 

@@ -124,6 +124,7 @@ mod tests {
         let finish = Finish {
             reason: FinishReason::Stop,
             timings: Timings::default(),
+            pooled: None,
         };
         sink.send(Reply::Piece(Piece::End {
             text: String::new(),

@@ -15,7 +15,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::FutureExt;
 
-use crate::api::{ApiError, chat, completions, models, tokenize};
+use crate::api::{ApiError, chat, completions, embeddings, models, tokenize};
 use crate::connections::Peer;
 use crate::cors::CorsOrigins;
 use crate::health;
@@ -43,6 +43,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/chat/completions/render", post(chat::render))
         .route("/v1/completions", post(completions::create))
         .route("/v1/completions/render", post(completions::render))
+        .route("/v1/embeddings", post(embeddings::create))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*model}", get(models::retrieve))
         .route("/tokenize", post(tokenize::tokenize))

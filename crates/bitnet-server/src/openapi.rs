@@ -24,6 +24,7 @@ use crate::health;
         api::chat::render,
         api::completions::create,
         api::completions::render,
+        api::embeddings::create,
         api::models::list,
         api::models::retrieve,
         api::tokenize::tokenize,
@@ -39,9 +40,10 @@ use crate::health;
 struct Document;
 
 /// The types that clients send; the server refuses unlisted fields in them.
-const REQUESTS: [&str; 16] = [
+const REQUESTS: [&str; 17] = [
     "ChatRequest",
     "CompletionRequest",
+    "EmbeddingRequest",
     "TokenizeRequest",
     "DetokenizeRequest",
     "Message",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use bitnet_inference::SamplingParams;
+use bitnet_inference::{Pooling, SamplingParams};
 
 use crate::auth::ApiKeys;
 use crate::cors::CorsOrigins;
@@ -35,6 +35,8 @@ pub struct ServeOptions {
     pub sampling: SamplingParams,
     /// Seed of requests without one; `None` for a random one each.
     pub seed: Option<u64>,
+    /// How hidden states become an embedding; `None` for the model's own way.
+    pub pooling: Option<Pooling>,
     /// Whether each owner of API keys has a separate prompt cache.
     pub separate_caches: bool,
     /// Signals that are sent to OpenTelemetry.
@@ -105,6 +107,7 @@ impl ServeOptions {
             is_lenient: false,
             sampling: SamplingParams::default(),
             seed: None,
+            pooling: None,
             separate_caches: false,
             #[cfg(feature = "otlp")]
             otlp: OtlpSignals {

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bitnet_guard::FileProblem;
-use bitnet_inference::{Driver, Engine, Job, RemakeEngine};
+use bitnet_inference::{Driver, Engine, Job, Pooling, RemakeEngine};
 use bitnet_tokenizers::{ChatTemplate, Tokenizer};
 use tokio::sync::watch;
 
@@ -57,6 +57,10 @@ pub(crate) struct Model {
     pub(crate) tokenizer: Option<Arc<Tokenizer>>,
     pub(crate) conversation: Conversation,
     pub(crate) vocab_size: usize,
+    /// Numbers of a hidden state.
+    pub(crate) hidden_size: usize,
+    /// How hidden states become an embedding, if they do.
+    pub(crate) pooling: Option<Pooling>,
     /// Maximum number of positions of a request, prompt and answer together.
     pub(crate) context: usize,
     /// When it was loaded, in seconds since 1970.
@@ -68,7 +72,7 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    /// A model that no server has. It has no name, and no limit of the context.
+    /// A model that no server has. It has no name, no limit of the context, and no embeddings.
     pub(crate) fn outside_server(
         tokenizer: Option<Arc<Tokenizer>>,
         conversation: Conversation,
@@ -80,6 +84,8 @@ impl Model {
             tokenizer,
             conversation,
             vocab_size,
+            hidden_size: 0,
+            pooling: None,
             context: usize::MAX,
             created: unix_time(),
             block_size: 0,
@@ -187,13 +193,15 @@ impl App {
             [] => vec![name],
             names => names.to_vec(),
         };
-        let vocab_size = engine.model().config.vocab_size;
+        let config = &engine.model().config;
         let context = engine.options().context;
         let model = Model {
             names,
             tokenizer,
             conversation,
-            vocab_size,
+            vocab_size: config.vocab_size,
+            hidden_size: config.hidden_size,
+            pooling: self.options.pooling.or(config.pooling),
             context,
             created: unix_time(),
             block_size,

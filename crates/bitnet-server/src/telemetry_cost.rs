@@ -160,5 +160,6 @@ fn finish() -> Finish {
     Finish {
         reason: FinishReason::Length,
         timings,
+        pooled: None,
     }
 }

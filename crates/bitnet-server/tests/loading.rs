@@ -28,6 +28,7 @@ fn options() -> ServeOptions {
         is_lenient: false,
         sampling: SamplingParams::default(),
         seed: None,
+        pooling: None,
         separate_caches: false,
         #[cfg(feature = "otlp")]
         otlp: bitnet_server::OtlpSignals {

@@ -12,7 +12,7 @@ use crate::layout::lines::BLOCK_ROWS;
 use crate::layout::packing::Packing;
 use crate::ops::lookup;
 use crate::sets::output::Output;
-use crate::sets::table::KernelSet;
+use crate::sets::table::{Gate, KernelSet};
 use crate::threads::counters::{Counters, Kernel};
 use crate::threads::disjoint::Disjoint;
 use crate::threads::pool::Pool;
@@ -39,15 +39,6 @@ pub struct Norm<'a> {
     pub weight: &'a [f32],
     /// Added to the mean of squares.
     pub eps: f32,
-}
-
-/// The function that gates a feed-forward network's inner values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gate {
-    /// `relu(gate)² · up`
-    Relu2,
-    /// `gate · sigmoid(gate) · up`
-    Silu,
 }
 
 /// The columns of a row that hold the gates and values of a feed-forward network.
@@ -170,10 +161,7 @@ impl Cpu {
                 let x = &x[row * stride..(row + 1) * stride];
                 let (gates, ups) = (&x[neurons.gates.clone()], &x[neurons.ups.clone()]);
                 let (inner, normed) = float.split_at_mut(num_neurons);
-                let multiply = |inner: &mut [f32]| match gate {
-                    Gate::Relu2 => set.relu2_mul(gates, ups, inner),
-                    Gate::Silu => set.silu_mul(gates, ups, inner),
-                };
+                let multiply = |inner: &mut [f32]| set.gate_mul(gate, gates, ups, inner);
                 let quantized = match neurons.live {
                     None => {
                         multiply(inner);

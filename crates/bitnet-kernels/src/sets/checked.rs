@@ -2,7 +2,7 @@
 
 use crate::layout::cache::{CACHE_BLOCK, SEGMENT_KEYS};
 use crate::sets::segment::{CacheElement, Partial, Segment, SegmentScratch};
-use crate::sets::table::KernelSet;
+use crate::sets::table::{Gate, KernelSet};
 
 impl KernelSet {
     /// `out[r] = Σ rows[r] · x` for rows of little-endian f16, `[out.len(), x.len()]`.
@@ -96,34 +96,24 @@ impl KernelSet {
         unsafe { (self.quantize_runs)(x, run_cols, q, scales, sums) }
     }
 
-    /// `out = relu(gate)² · up`.
+    /// `out = act(gate) · up`, with the function of `kind`.
     ///
     /// # Panics
     /// If the lengths differ.
-    pub fn relu2_mul(&self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    pub fn gate_mul(&self, kind: Gate, gate: &[f32], up: &[f32], out: &mut [f32]) {
         assert!(
             gate.len() == up.len() && gate.len() == out.len(),
             "gate {} and up {}",
             gate.len(),
             up.len()
         );
+        let multiply = match kind {
+            Gate::Relu2 => self.relu2_mul,
+            Gate::Silu => self.silu_mul,
+            Gate::Gelu => self.gelu_mul,
+        };
         // SAFETY: a set exists only on a CPU that can run it.
-        unsafe { (self.relu2_mul)(gate, up, out) }
-    }
-
-    /// `out = gate · sigmoid(gate) · up`.
-    ///
-    /// # Panics
-    /// If the lengths differ.
-    pub fn silu_mul(&self, gate: &[f32], up: &[f32], out: &mut [f32]) {
-        assert!(
-            gate.len() == up.len() && gate.len() == out.len(),
-            "gate {} and up {}",
-            gate.len(),
-            up.len()
-        );
-        // SAFETY: a set exists only on a CPU that can run it.
-        unsafe { (self.silu_mul)(gate, up, out) }
+        unsafe { multiply(gate, up, out) }
     }
 
     /// `x += y`.

@@ -212,6 +212,20 @@ pub(crate) fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
     }
 }
 
+/// `out = gelu(gate) · up` with `gelu(x) = x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))`, the
+/// activation of Gemma.
+///
+/// `(1 + tanh(u)) / 2` is `sigmoid(2u)`, so that one exponential is enough.
+#[inline(always)]
+pub(crate) fn gelu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    // 2√(2/π)
+    const FACTOR: f32 = 1.595_769_2;
+    for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+        let doubled = (FACTOR * *gate) * (1.0 + 0.044_715 * (*gate * *gate));
+        *out = (*gate / (1.0 + math::exp(-doubled))) * up;
+    }
+}
+
 /// `x += y`.
 #[inline(always)]
 pub(crate) fn add(x: &mut [f32], y: &[f32]) {

@@ -48,6 +48,7 @@ pub struct KernelSet {
     pub(crate) screen_block: unsafe fn(&[u8], &[u8], &ScreenTile<'_>, &mut ScreenSums),
     pub(crate) relu2_mul: unsafe fn(&[f32], &[f32], &mut [f32]),
     pub(crate) silu_mul: unsafe fn(&[f32], &[f32], &mut [f32]),
+    pub(crate) gelu_mul: unsafe fn(&[f32], &[f32], &mut [f32]),
     pub(crate) add: unsafe fn(&mut [f32], &[f32]),
     pub(crate) rope_half_split: unsafe fn(&mut [f32], &[f32], &[f32]),
     pub(crate) round_f16: unsafe fn(&[f32], &mut [half::f16]),
@@ -61,6 +62,17 @@ pub struct KernelSet {
     pub(crate) peak_f32: Option<unsafe fn(usize) -> usize>,
 }
 
+/// The function that gates a feed-forward network's inner values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// `relu(gate)² · up`
+    Relu2,
+    /// `gate · sigmoid(gate) · up`
+    Silu,
+    /// `gelu(gate) · up`, with the form of GELU that uses tanh
+    Gelu,
+}
+
 /// Compiles the portable functions for an instruction set and fills a [`KernelSet`] with them and
 /// with the set's own.
 macro_rules! kernel_set {
@@ -69,7 +81,7 @@ macro_rules! kernel_set {
         pub(crate) static $name: $crate::sets::table::KernelSet = $crate::sets::table::KernelSet {
             name: $text,
             $($field: $own,)*
-            rms_norm, relu2_mul, silu_mul, add, rope_half_split, merge_segment, matvec_f32, quantize,
+            rms_norm, relu2_mul, silu_mul, gelu_mul, add, rope_half_split, merge_segment, matvec_f32, quantize,
             quantize_runs, residual_squares,
         };
         $(#[$features])?
@@ -95,6 +107,10 @@ macro_rules! kernel_set {
         $(#[$features])?
         fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
             $crate::sets::portable::silu_mul(gate, up, out);
+        }
+        $(#[$features])?
+        fn gelu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
+            $crate::sets::portable::gelu_mul(gate, up, out);
         }
         $(#[$features])?
         fn add(x: &mut [f32], y: &[f32]) {

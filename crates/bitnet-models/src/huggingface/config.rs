@@ -231,6 +231,7 @@ fn graph(
             _ => None,
         },
         multipliers: Multipliers::default(),
+        pooling: None,
     }
     .checked()?;
     Ok((config, rope))
@@ -251,10 +252,8 @@ fn architecture(root: &Keys<'_>, class: Class) -> Result<Architecture> {
     };
     match (class.architecture, gate) {
         (Architecture::Bitnet, Gate::Relu2) => Ok(Architecture::BitnetB158),
-        (architecture, Gate::Silu) => Ok(architecture),
-        (_, Gate::Relu2) => {
-            Err(root.error("hidden_act", format!("\"relu2\"; {} uses silu", class.name)))
-        }
+        (architecture, gate) if architecture.gate() == gate => Ok(architecture),
+        _ => Err(root.error("hidden_act", format!("\"relu2\"; {} uses silu", class.name))),
     }
 }
 
@@ -508,6 +507,7 @@ pub(crate) fn write(config: &Config, tied: bool, bos: Option<u32>, eos: Option<u
         Architecture::Qwen3 => ("Qwen3ForCausalLM", "qwen3"),
         Architecture::MiniCpm => ("MiniCPMForCausalLM", "minicpm"),
         Architecture::HunyuanDense => ("HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense"),
+        Architecture::Gemma3 => ("Gemma3ForCausalLM", "gemma3_text"),
         Architecture::Qwen35 => ("Qwen3_5ForCausalLM", "qwen3_5_text"),
     };
     let mut object = json!({

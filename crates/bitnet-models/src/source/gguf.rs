@@ -21,7 +21,7 @@ use crate::table::Table;
 use bitnet_files::gguf::{Gguf, Metadata, MetadataValue, TensorType, TensorView};
 
 /// The names of a layer's tensors, between `blk.N.` and `.weight`.
-const LAYER_NAMES: [(LayerSlot, &str); 20] = [
+const LAYER_NAMES: [(LayerSlot, &str); 29] = [
     (LayerSlot::AttentionNorm, "attn_norm"),
     (LayerSlot::Weight(Projection::Query), "attn_q"),
     (LayerSlot::Weight(Projection::Key), "attn_k"),
@@ -36,6 +36,18 @@ const LAYER_NAMES: [(LayerSlot, &str); 20] = [
     (LayerSlot::Weight(Projection::Up), "ffn_up"),
     (LayerSlot::FfnSubNorm, "ffn_sub_norm"),
     (LayerSlot::Weight(Projection::Down), "ffn_down"),
+    (LayerSlot::InputNorm(Projection::Query), "attn_q_norm_in"),
+    (LayerSlot::InputNorm(Projection::Key), "attn_k_norm_in"),
+    (LayerSlot::InputNorm(Projection::Value), "attn_v_norm_in"),
+    (
+        LayerSlot::InputNorm(Projection::AttentionOutput),
+        "attn_output_norm_in",
+    ),
+    (LayerSlot::InputNorm(Projection::Gate), "ffn_gate_norm_in"),
+    (LayerSlot::InputNorm(Projection::Up), "ffn_up_norm_in"),
+    (LayerSlot::InputNorm(Projection::Down), "ffn_down_norm_in"),
+    (LayerSlot::PostAttentionNorm, "post_attention_norm"),
+    (LayerSlot::PostFfnNorm, "post_ffw_norm"),
     (LayerSlot::QueryNorm, "attn_q_norm"),
     (LayerSlot::KeyNorm, "attn_k_norm"),
     (LayerSlot::Weight(Projection::LinearQkv), "attn_qkv"),
@@ -50,8 +62,12 @@ const LAYER_NAMES: [(LayerSlot, &str); 20] = [
 /// The tensor with the divisors of rotary frequencies.
 pub(crate) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
-/// The name of a tensor in files of this architecture; `None` if GGUF has no name for the slot.
+/// The name of a tensor in files of this architecture; `None` if they have no name for the slot.
 pub(crate) fn name(slot: Slot, architecture: Architecture) -> Option<String> {
+    let is_input_norm = matches!(slot, Slot::Layer(_, LayerSlot::InputNorm(_)));
+    if is_input_norm && !architecture.may_have_input_norms() {
+        return None;
+    }
     let part = |slot: LayerSlot| {
         let known = LAYER_NAMES.iter().find(|(known, _)| *known == slot);
         known.map(|(_, part)| *part)
@@ -201,8 +217,7 @@ impl<'a> GgufSource<'a> {
 
     /// The tensor of a slot, which must have the given shape, contiguous dimension first.
     fn tensor(&self, slot: Slot, dims: &[usize]) -> Result<TensorView<'a>> {
-        // Only the norms of single projections have no name, and these files' graphs have no such
-        // norms.
+        // Only input norms of other architectures have no name, and their files have no such norms.
         let name = self.name(slot).unwrap_or_else(|| format!("{slot:?}"));
         let tensor = self.gguf.require_tensor(&name)?;
         let expected = (dims[0], dims[1..].iter().product::<usize>());
@@ -594,6 +609,11 @@ fn used_tensors(architecture: Architecture) -> &'static str {
         Architecture::Qwen2 => {
             "token_embd, output, output_norm, rope_freqs and in each layer attn_norm, attn_q, attn_k, attn_v \
              (.weight and .bias), attn_output, ffn_norm, ffn_gate, ffn_up, ffn_down (.weight)"
+        }
+        Architecture::Gemma3 => {
+            "token_embd, output, output_norm, rope_freqs and in each layer attn_norm, attn_q, attn_k, attn_v, \
+             attn_q_norm, attn_k_norm, attn_output, post_attention_norm, ffn_norm, ffn_gate, ffn_up, ffn_down, \
+             post_ffw_norm, or all projections also with _norm_in (.weight)"
         }
         Architecture::Qwen3 | Architecture::HunyuanDense => {
             "token_embd, output, output_norm, rope_freqs and in each layer attn_norm, attn_q, attn_k, attn_v, \

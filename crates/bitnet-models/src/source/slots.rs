@@ -18,10 +18,10 @@ pub(crate) fn slots(source: &dyn Source) -> Vec<Slot> {
 }
 
 /// The slots of all kinds of layers, in the order of the forward pass.
-const LAYER_SLOTS: [LayerSlot; 32] = {
+const LAYER_SLOTS: [LayerSlot; 34] = {
     use LayerSlot::{
         AttentionNorm, AttentionSubNorm, Bias, FfnNorm, FfnSubNorm, InputNorm, KeyNorm, Linear,
-        QueryNorm, Weight,
+        PostAttentionNorm, PostFfnNorm, QueryNorm, Weight,
     };
     use LinearSlot::{Convolution, Decay, Norm, Strength, Time, TimeBias};
     use Projection::{
@@ -43,6 +43,7 @@ const LAYER_SLOTS: [LayerSlot; 32] = {
         AttentionSubNorm,
         InputNorm(AttentionOutput),
         Weight(AttentionOutput),
+        PostAttentionNorm,
         Weight(LinearQkv),
         Weight(LinearGate),
         Linear(Convolution),
@@ -60,5 +61,6 @@ const LAYER_SLOTS: [LayerSlot; 32] = {
         FfnSubNorm,
         InputNorm(Down),
         Weight(Down),
+        PostFfnNorm,
     ]
 };

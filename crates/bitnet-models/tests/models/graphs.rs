@@ -1,5 +1,5 @@
-//! The graphs `qwen2`, `qwen3`, `minicpm` and `hunyuan-dense`: their logits equal the reference's,
-//! and every way to compute them gives the same bits.
+//! The graphs `qwen2`, `qwen3`, `minicpm`, `hunyuan-dense` and `gemma3`: their logits equal the
+//! reference's, and every way to compute them gives the same bits.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,13 +18,18 @@ pub fn folder(name: &str) -> PathBuf {
 }
 
 /// The models.
-const MODELS: [(&str, Architecture); 5] = [
+const MODELS: [(&str, Architecture); 7] = [
     ("qwen2", Architecture::Qwen2),
     ("qwen2-i2_s", Architecture::Qwen2),
     ("qwen3", Architecture::Qwen3),
     ("minicpm", Architecture::MiniCpm),
     ("hunyuan-dense", Architecture::HunyuanDense),
+    ("qwen3-embedding", Architecture::Qwen3),
+    ("gemma3-embedding", Architecture::Gemma3),
 ];
+
+/// The models with one scale for each matrix; they always take rounded inputs.
+const WITH_MATRIX_SCALES: [&str; 3] = ["qwen2-i2_s", "qwen3-embedding", "gemma3-embedding"];
 
 pub fn tokens(folder: &Path) -> Vec<u32> {
     integers(&folder.join("tokens.json"), Some("tokens"))
@@ -48,8 +53,7 @@ fn logits_equal_the_logits_of_transformers() {
         assert_eq!(model.config().architecture, architecture);
         let found = logits(&model, &cpu, &tokens, KvType::F32, 7);
         assert_near(name, &found, &read_npy(&folder.join("logits-int8.npy")));
-        // Weights with one scale for a matrix always take rounded inputs.
-        if name != "qwen2-i2_s" {
+        if !WITH_MATRIX_SCALES.contains(&name) {
             let model = load(&folder, InputRounding::None, &cpu);
             let found = logits(&model, &cpu, &tokens, KvType::F32, 7);
             assert_near(name, &found, &read_npy(&folder.join("logits.npy")));

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use axum::extract::Request as HttpRequest;
 use bitnet_inference::{
-    Constraint, Failure, Finish, FinishReason, Job, Logprobs, MakeConstraint, Piece, Reply,
-    Request, SamplingParams, Thinking, ThinkingMarks, Token,
+    Constraint, Failure, Finish, FinishReason, Job, Logprobs, MakeConstraint, Piece, Pooling,
+    Reply, Request, SamplingParams, Thinking, ThinkingMarks, Token,
 };
 use bitnet_tokenizers::{ReasoningStart, TokenId};
 use serde::Deserialize;
@@ -213,6 +213,8 @@ pub(crate) struct Plan {
     logprobs: Option<usize>,
     /// Also log-probabilities of the prompt's tokens.
     pub(crate) prompt_logprobs: bool,
+    /// How the prompt's hidden states are pooled, for an embedding.
+    pooling: Option<Pooling>,
     cache_salt: Option<String>,
     constraint: Option<TokenConstraint>,
     /// Thinking before the form.
@@ -273,6 +275,7 @@ impl Common {
             stop_strings,
             logprobs,
             prompt_logprobs: false,
+            pooling: None,
             cache_salt: self.cache_salt,
             constraint,
             thinking: None,
@@ -547,6 +550,7 @@ pub(crate) fn submit(
             stop_strings: plan.stop_strings.clone(),
             logprobs: plan.logprobs,
             prompt_logprobs: plan.prompt_logprobs,
+            pooling: plan.pooling,
             cache_salt: cache_salt.clone(),
         };
         Job {
@@ -649,6 +653,30 @@ pub(crate) struct ThinkingPlan {
 }
 
 impl Plan {
+    /// Prompts without answers, whose hidden states are pooled. `model`: its name in the request.
+    pub(crate) fn for_embeddings(pooling: Pooling, model: Option<String>) -> Self {
+        Self {
+            sampling: SamplingParams::default(),
+            max_tokens: Some(0),
+            min_tokens: 0,
+            show_special: false,
+            stop_ids: Vec::new(),
+            stop_strings: Vec::new(),
+            logprobs: None,
+            prompt_logprobs: false,
+            pooling: Some(pooling),
+            cache_salt: None,
+            constraint: None,
+            thinking: None,
+            model: model.map(|name| shortened(name, NAME_CHARS_MAX)),
+            is_json: false,
+            n: 1,
+            is_stream: false,
+            usage: UsageChunks::None,
+            return_token_ids: false,
+        }
+    }
+
     /// Whether a form restricts the answer.
     pub(crate) fn has_form(&self) -> bool {
         self.constraint.is_some()
@@ -721,6 +749,16 @@ fn check_prompt(
 }
 
 impl Answers {
+    /// These answers continue a request that began at `start` and had earlier prompts of
+    /// `prompt_tokens` together.
+    pub(crate) fn continue_request(&mut self, start: Instant, prompt_tokens: usize) {
+        self.deadline = tokio::time::Instant::from_std(start) + self.limit;
+        self.generation(|generation| {
+            generation.usage.prompt_tokens += prompt_tokens;
+            generation.usage.total_tokens += prompt_tokens;
+        });
+    }
+
     /// The next piece and the answer it belongs to; `None` when all have ended. May be dropped and
     /// called again.
     pub(crate) async fn next(&mut self) -> Result<Option<(usize, Piece)>, ApiError> {

@@ -6,6 +6,7 @@ pub(crate) mod calls;
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod conversation;
+pub(crate) mod embeddings;
 mod error;
 mod fields;
 mod format;
