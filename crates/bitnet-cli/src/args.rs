@@ -76,6 +76,9 @@ pub enum Command {
     #[cfg(feature = "server")]
     #[command(after_long_help = SERVE_HELP)]
     Serve(Box<ServeArguments>),
+    /// Answer a file of requests in OpenAI's batch format
+    #[cfg(feature = "server")]
+    Batch(Box<BatchArguments>),
     /// Measure the latency of a server under load
     #[cfg(feature = "server")]
     BenchServer(BenchServerArguments),
@@ -629,6 +632,46 @@ pub struct ServeArguments {
     pub model: ModelArguments,
 }
 
+#[cfg(feature = "server")]
+#[derive(Args)]
+#[command(after_help = "\
+Each line of the input is an object with custom_id, method (\"POST\"), url (such as /v1/chat/completions, /v1/completions or
+/v1/embeddings) and body, the request. Each line of the output is the answer to the line at the same place. If the command is
+interrupted or killed, the same command continues after the last whole line of the output.")]
+pub struct BatchArguments {
+    /// File with the requests
+    #[arg(value_name = "IN.jsonl")]
+    pub input: PathBuf,
+    /// File for the answers; if it exists, the command continues where it ends
+    #[arg(short, long, value_name = "OUT.jsonl")]
+    pub output: PathBuf,
+    /// Maximum number of requests that run at once
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_count)]
+    pub running: usize,
+    /// Memory for the key/value cache, such as 2G; if not given, 1G or more if the context needs it
+    #[arg(long, value_name = "BYTES", value_parser = crate::values::parse_bytes)]
+    pub kv_memory: Option<usize>,
+    /// Memory for the states of models with recurrent layers, such as 2G
+    #[arg(long, value_name = "BYTES", value_parser = crate::values::parse_bytes)]
+    pub state_memory: Option<usize>,
+    /// Use this chat template instead of the model's: a built-in one or a file in Jinja
+    #[arg(long, value_name = "NAME|FILE")]
+    pub chat_template: Option<String>,
+    /// Ignore unknown and unsupported fields of requests, and accept any model name
+    #[arg(long)]
+    pub lenient: bool,
+    /// How the hidden states of a text become its embedding; as the model's file says if not given
+    #[arg(long, value_name = "last|mean|cls", value_parser = parse_pooling)]
+    pub pooling: Option<Pooling>,
+    #[command(flatten)]
+    pub sampling: SamplingArguments,
+    #[command(flatten)]
+    pub model: ModelArguments,
+    /// Print the counts as one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// The limits of a process that compiles forms.
 #[cfg(feature = "server")]
 #[derive(Args)]
@@ -739,7 +782,7 @@ pub struct GenerationArguments {
     pub ignore_eos: bool,
 }
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct SamplingArguments {
     /// Temperature; 0 to always choose the most probable token; the model's, else 0.8, if not given
     #[arg(
@@ -838,7 +881,7 @@ impl SamplingArguments {
     }
 }
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct ModelArguments {
     /// Model: a GGUF file, a Hugging Face directory or the name of a pulled model; the built-in
     /// story-teller if not given
@@ -932,7 +975,7 @@ impl ModelArguments {
     }
 }
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct WeightCacheArguments {
     /// Folder for packed weights, which the first start of a model writes and later starts map;
     /// if not given, $XDG_CACHE_HOME/bitnet/weights, but none for serve and bench
@@ -977,7 +1020,7 @@ pub enum CacheCommand {
     Clear,
 }
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct ReadingArguments {
     /// Arrangement of the codes in I2_S tensors: block128, block64 (files quantized on ARM) or row4
     #[arg(long, value_name = "FORM", default_value = "block128")]

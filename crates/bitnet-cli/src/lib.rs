@@ -14,6 +14,8 @@ macro_rules! eprintln {
 
 mod args;
 mod bars;
+#[cfg(feature = "server")]
+mod batch;
 mod bench;
 #[cfg(feature = "server")]
 mod bench_server;
@@ -138,6 +140,8 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Tune(arguments) => tune::tune(&arguments),
         Command::Perplexity(arguments) => perplexity::perplexity(&arguments),
         Command::Embed(arguments) => embed::embed(&arguments),
+        #[cfg(feature = "server")]
+        Command::Batch(arguments) => batch::batch(*arguments),
         #[cfg(feature = "server")]
         Command::Serve(arguments) => serve::serve(*arguments),
         #[cfg(feature = "server")]

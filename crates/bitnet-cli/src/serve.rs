@@ -79,7 +79,7 @@ fn notify(path: &std::ffi::OsStr, state: &str) -> std::io::Result<()> {
     socket.send_to(state.as_bytes(), path).map(drop)
 }
 
-fn options(arguments: &ServeArguments) -> anyhow::Result<ServeOptions> {
+pub fn options(arguments: &ServeArguments) -> anyhow::Result<ServeOptions> {
     ensure!(
         arguments.cache_salt == CacheSalt::None || arguments.api_key_file.is_some(),
         WrongUsage(
@@ -242,7 +242,7 @@ fn otlp_signals() -> anyhow::Result<bitnet_server::OtlpSignals> {
 }
 
 /// Loads the model. Runs on the thread that will own the engine.
-fn load(arguments: &ServeArguments) -> anyhow::Result<ServedModel> {
+pub fn load(arguments: &ServeArguments) -> anyhow::Result<ServedModel> {
     let model = session::open_model(
         &arguments.model,
         session::device(&arguments.model)?,

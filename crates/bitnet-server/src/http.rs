@@ -28,7 +28,7 @@ use crate::recording::{RecordedBody, Recording};
 use crate::shared_body::SharedBody;
 use crate::state::{App, Phase};
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Load reports for balancers, as ORCA defines them.
 const LOAD: HeaderName = HeaderName::from_static("endpoint-load-metrics");
 const LOAD_FORMAT: HeaderName = HeaderName::from_static("endpoint-load-metrics-format");

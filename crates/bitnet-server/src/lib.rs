@@ -9,6 +9,8 @@
 //!
 //! [`LocalChats`] reads the same requests for a program that has the engine in its own process.
 //!
+//! [`answer_requests`] answers a list of requests without a network.
+//!
 //! [`run_load`] is the client side: it runs many clients at once and measures their waiting times.
 //!
 //! This crate handles text and JSON, not tensors. It reads neither arguments nor the environment:
@@ -43,6 +45,7 @@ mod probers;
 mod queue;
 mod record;
 mod recording;
+mod requests;
 mod schema;
 mod serve;
 mod shared_body;
@@ -63,6 +66,7 @@ pub use local::{LocalAnswer, LocalCall, LocalChat, LocalChats, LocalRefusal};
 #[cfg(feature = "otlp")]
 pub use options::OtlpSignals;
 pub use options::{Limits, ServeOptions};
+pub use requests::{LocalRequest, LocalResponse, answer_requests};
 pub use serve::{Ended, ServerEvent, engine_thread, serve};
 pub use state::{Conversation, ServedModel};
 #[cfg(feature = "bench")]

@@ -39,7 +39,7 @@ const OTLP_LAST_WORDS: Duration = Duration::from_secs(5);
 const OTLP_LAST_WORDS_AT_ONCE: Duration = Duration::from_millis(500);
 
 /// Result of a loader.
-type Loaded = std::result::Result<ServedModel, Box<dyn std::error::Error + Send + Sync>>;
+pub(crate) type Loaded = std::result::Result<ServedModel, Box<dyn std::error::Error + Send + Sync>>;
 
 /// How a server stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +88,7 @@ pub fn serve(
 }
 
 /// The threads for HTTP and for text.
-fn runtime() -> std::io::Result<Runtime> {
+pub(crate) fn runtime() -> std::io::Result<Runtime> {
     Builder::new_multi_thread()
         .worker_threads(HTTP_THREADS)
         .max_blocking_threads(THREADS_MAX)
@@ -106,7 +106,7 @@ pub fn engine_thread() -> std::thread::Builder {
 }
 
 /// The server's state, and the loop of its engine, which the metrics observe.
-fn new_app(options: ServeOptions) -> (Arc<App>, EngineLoop) {
+pub(crate) fn new_app(options: ServeOptions) -> (Arc<App>, EngineLoop) {
     let (driver, engine_loop) = Driver::new();
     let metrics = Arc::new(Metrics::new(Arc::clone(driver.monitor())));
     let engine_loop = engine_loop.observed({
@@ -117,7 +117,7 @@ fn new_app(options: ServeOptions) -> (Arc<App>, EngineLoop) {
 }
 
 /// The reason why the engine's thread has ended.
-fn engine_lost(ended: std::result::Result<Error, RecvError>) -> Error {
+pub(crate) fn engine_lost(ended: std::result::Result<Error, RecvError>) -> Error {
     ended.unwrap_or_else(|_| Error::EngineLost("it panicked".to_owned()))
 }
 
@@ -216,7 +216,7 @@ async fn stop_otlp(app: Arc<App>, is_drained: bool) {
 
 /// Starts the thread that loads the model and owns the engine. The result gets an error if the
 /// thread ends early.
-fn start_engine(
+pub(crate) fn start_engine(
     app: Arc<App>,
     engine_loop: EngineLoop,
     load: impl FnOnce() -> Loaded + Send + 'static,
