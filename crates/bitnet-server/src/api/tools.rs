@@ -182,7 +182,18 @@ pub(crate) struct ToolCall {
 pub(crate) struct FunctionCall {
     pub(crate) name: String,
     /// JSON, as a string.
+    // Messages of transformers have an object.
+    #[serde(deserialize_with = "text_or_object")]
     pub(crate) arguments: String,
+}
+
+/// Reads a string, or an object as its JSON.
+fn text_or_object<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::String(text) => Ok(text),
+        object @ Value::Object(_) => Ok(object.to_string()),
+        _ => Err(D::Error::custom("expected a string or an object")),
+    }
 }
 
 /// Whether the model calls tools.
@@ -559,6 +570,26 @@ mod tests {
             assert_eq!(of(&auto, &text.replace("weather", "whether")), None);
             assert_eq!(of(&auto, &text.replace('7', "x")), None, "{form:?}");
             assert_eq!(of(&auto, &text.replace('7', "1e5413")), None, "{form:?}");
+        }
+    }
+
+    #[test]
+    fn arguments_of_earlier_calls_are_a_string_or_an_object() {
+        let read = |arguments: Value| {
+            let call = json!({ "name": "f", "arguments": arguments });
+            let call: Result<FunctionCall, _> = serde_json::from_value(call);
+            call.map(|call| call.arguments)
+                .map_err(|error| error.to_string())
+        };
+        let text = r#"{"zone":1.0,"city":"x"}"#;
+        assert_eq!(read(json!(text)).as_deref(), Ok(text));
+        assert_eq!(
+            read(json!({ "zone": 1.0, "city": "x" })).as_deref(),
+            Ok(text)
+        );
+        for wrong in [json!(null), json!([1]), json!(1)] {
+            let expected = "expected a string or an object".to_owned();
+            assert_eq!(read(wrong), Err(expected));
         }
     }
 
