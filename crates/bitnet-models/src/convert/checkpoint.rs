@@ -48,6 +48,8 @@ fn is_part(name: &str) -> bool {
 /// tokenizer's, by name.
 ///
 /// Norms and scales are BF16 if that is exact, else F32, unless the options ask for BF16 scales.
+/// The tables are BF16 if that is exact for them, all norms and all scales, else F32, unless the
+/// options name a type. `config.json` states the type of the tables.
 ///
 /// # Errors
 /// If the model cannot be loaded, this form cannot hold it, the path exists, or the system refuses.
@@ -74,7 +76,7 @@ pub fn to_checkpoint(
     source.check_tensors()?;
     let config = source.config();
     check_graph(config)?;
-    let json = config_of(&opened, options)?;
+    let mut json = config_of(&opened, options)?;
     // Check before measuring the scales of float weights, which takes a while.
     let replace = if options.force {
         Replace::Only(is_part)
@@ -86,6 +88,8 @@ pub fn to_checkpoint(
     for slot in slots(source) {
         plan.extend(Item::of(slot, source, options, pool)?);
     }
+    let tables = settle_tables(&mut plan, options.tables);
+    state_type(&mut json, tables);
     let entries: Vec<TensorEntry> = plan.iter().map(|item| item.entry.clone()).collect();
     let bytes_total = entries.iter().map(TensorEntry::num_bytes).sum();
 
@@ -197,6 +201,57 @@ fn config_of(opened: &Opened<'_>, options: &ConvertOptions) -> Result<serde_json
     Ok(json)
 }
 
+/// Chooses the type of the tables, and returns its name in `config.json`.
+///
+/// transformers keeps each tensor's type and unpacks the ternary weights to the type that
+/// `config.json` states. Its linear layers take one type only, but norms, scales and embeddings
+/// promote hidden states: F16 and BF16 together to F32. So tables, norms and scales must all be
+/// BF16, or the tables F32.
+fn settle_tables(plan: &mut [Item], asked: Option<TableType>) -> &'static str {
+    let is_bf16 = plan.iter().all(|item| match &item.content {
+        Content::Table(table, _) => is_exact_in_bf16(table),
+        Content::Codes(_) => true,
+        Content::Floats(_) => item.entry.dtype == DType::BF16,
+    });
+    let (format, dtype, name) = match asked {
+        Some(TableType::F16) => return "float16",
+        Some(TableType::BF16) => return "bfloat16",
+        Some(_) => return "float32",
+        None if is_bf16 => (Dense::BF16, DType::BF16, "bfloat16"),
+        None => (Dense::F32, DType::F32, "float32"),
+    };
+    for item in plan {
+        if let Content::Table(_, written) = &mut item.content {
+            (*written, item.entry.dtype) = (format, dtype);
+        }
+    }
+    name
+}
+
+/// States the type of floats in the configuration, under the key that it has.
+fn state_type(json: &mut serde_json::Value, dtype: &str) {
+    let key = match json["dtype"].is_null() {
+        true => "torch_dtype",
+        false => "dtype",
+    };
+    json[key] = dtype.into();
+}
+
+/// Whether BF16 holds each value of a table. Reads the whole table if it is F16.
+fn is_exact_in_bf16(table: &Table) -> bool {
+    match table.format() {
+        Dense::BF16 => true,
+        Dense::F16 => {
+            let mut values = vec![0.0; table.cols()];
+            (0..table.rows()).all(|row| {
+                table.read_row(row, &mut values);
+                float_type(&values) == DType::BF16
+            })
+        }
+        _ => false,
+    }
+}
+
 /// A tensor to write and its source. Small tensors are in memory; tables and weights stay in the
 /// source's files.
 struct Item {
@@ -236,7 +291,7 @@ impl Item {
             Slot::Embedding | Slot::Head => {
                 let (rows, cols) = (config.vocab_size, config.hidden_size);
                 let table = source.table(slot, rows, cols)?;
-                let (format, dtype) = table_type(&name, &table, options)?;
+                let (format, dtype) = table_type(&name, options)?;
                 let content = Content::Table(table, format);
                 vec![item(name, dtype, vec![rows, cols], content)]
             }
@@ -282,13 +337,14 @@ impl Item {
     }
 }
 
-/// The type of a table in the file: the one that the options ask for, or its own.
-fn table_type(name: &str, table: &Table, options: &ConvertOptions) -> Result<(Dense, DType)> {
-    match (options.tables.map(TableType::format), table.format()) {
-        (Some(Dense::F16), _) | (None, Dense::F16) => Ok((Dense::F16, DType::F16)),
-        (Some(Dense::BF16), _) | (None, Dense::BF16) => Ok((Dense::BF16, DType::BF16)),
-        (Some(Dense::F32) | None, _) => Ok((Dense::F32, DType::F32)),
-        (Some(other), _) => {
+/// The type of a table in the file: the one that the options ask for, or F32.
+fn table_type(name: &str, options: &ConvertOptions) -> Result<(Dense, DType)> {
+    match options.tables.map(TableType::format) {
+        Some(Dense::F16) => Ok((Dense::F16, DType::F16)),
+        Some(Dense::BF16) => Ok((Dense::BF16, DType::BF16)),
+        // Without a type, `settle_tables` chooses.
+        Some(Dense::F32) | None => Ok((Dense::F32, DType::F32)),
+        Some(other) => {
             let problem = format!(
                 "{name}: safetensors files cannot hold {}, expected f16, bf16 or f32",
                 other.name()

@@ -702,6 +702,49 @@ fn only_directories_of_models_are_replaced() {
     );
 }
 
+/// transformers multiplies hidden states only with weights of their own type, and unpacks ternary
+/// weights to the type that `config.json` states.
+#[test]
+fn float_tensors_of_a_directory_promote_to_the_type_that_its_config_states() {
+    let (directory, source) = some_source(CheckpointWeights::Packed);
+    let at = |name: &str| directory.path().join(name);
+    let types = |path: &Path| {
+        let text = std::fs::read_to_string(path.join("config.json")).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let packed = Checkpoint::open(path).unwrap();
+        let floats = packed.tensors().map(|tensor| (tensor.name, tensor.dtype));
+        let floats = floats.filter(|(_, dtype)| *dtype != DType::U8);
+        let (tables, others): (Vec<_>, Vec<_>) =
+            floats.partition(|(name, _)| name.contains("embed") || name.contains("lm_head"));
+        let all = |list: Vec<(&str, DType)>| {
+            let mut types: Vec<_> = list.into_iter().map(|(_, dtype)| dtype).collect();
+            types.dedup();
+            types
+        };
+        (all(tables), all(others), json["torch_dtype"].clone())
+    };
+    let default = ConvertOptions::default();
+    let bf16 = vec![DType::BF16];
+    convert(&source, &at("f16.gguf"), &default).unwrap();
+    for from in [source, at("f16.gguf")] {
+        let out = at("exact-in-bf16");
+        let force = ConvertOptions {
+            force: true,
+            ..ConvertOptions::default()
+        };
+        convert(&from, &out, &force).unwrap();
+        assert_eq!(types(&out), (bf16.clone(), bf16.clone(), "bfloat16".into()));
+    }
+    let q8_0 = ConvertOptions {
+        tables: Some(TableType::Q8_0),
+        ..ConvertOptions::default()
+    };
+    convert(&at("f16.gguf"), &at("q8_0.gguf"), &q8_0).unwrap();
+    convert(&at("q8_0.gguf"), &at("not-exact"), &default).unwrap();
+    let expected = (vec![DType::F32], bf16, "float32".into());
+    assert_eq!(types(&at("not-exact")), expected);
+}
+
 #[test]
 fn directories_with_weights_in_several_files_are_replaced() {
     let (directory, source) = some_source(CheckpointWeights::Packed);
