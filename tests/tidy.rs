@@ -62,6 +62,10 @@ const ARROWS: &[(&str, &[&str])] = &[
         "bitnet-models",
         &["bitnet-files", "bitnet-kernels", "bitnet-quantization"],
     ),
+    (
+        "bitnet-wgpu",
+        &["bitnet-kernels", "bitnet-models", "bitnet-quantization"],
+    ),
     ("bitnet-tokenizers", &[]),
     ("bitnet-hub", &[]),
     (
@@ -72,6 +76,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "bitnet-kernels",
             "bitnet-models",
             "bitnet-tokenizers",
+            "bitnet-wgpu",
         ],
     ),
     (

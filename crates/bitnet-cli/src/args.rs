@@ -4,7 +4,7 @@ use std::path::PathBuf;
 #[cfg(feature = "server")]
 use std::time::Duration;
 
-use bitnet_inference::{DRAFT_MAX, Pooling, SamplingParams, parse_logit_bias};
+use bitnet_inference::{DRAFT_MAX, DeviceName, Pooling, SamplingParams, parse_logit_bias};
 use bitnet_kernels::{KernelSet, Packing};
 use bitnet_models::{
     FfnSparsity, HeadMode, InputRounding, KvType, LoadOptions, SamplingDefaults, Tl1Tile, Tl2Tile,
@@ -24,7 +24,7 @@ impl std::fmt::Display for WrongUsage {
 
 impl std::error::Error for WrongUsage {}
 
-/// Run ternary language models (BitNet b1.58) on CPUs
+/// Run ternary language models (BitNet b1.58) on CPUs and GPUs
 #[derive(Parser)]
 #[command(
     name = "bitnet",
@@ -66,6 +66,8 @@ pub enum Command {
     Logits(LogitsArguments),
     /// Measure prefill and decode speed
     Bench(BenchArguments),
+    /// List the devices that can run a model
+    Devices(DevicesArguments),
     /// Find the fastest ternary kernel for each matrix of a model, and remember it for this machine
     Tune(TuneArguments),
     /// Measure how well a model predicts a text
@@ -881,6 +883,13 @@ impl SamplingArguments {
     }
 }
 
+#[derive(Args)]
+pub struct DevicesArguments {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
 #[derive(Args, Clone)]
 pub struct ModelArguments {
     /// Model: a GGUF file, a Hugging Face directory or the name of a pulled model; the built-in
@@ -891,6 +900,13 @@ pub struct ModelArguments {
     /// several, separated by commas
     #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Vec<u16>,
+    /// Where the model runs: the CPU, a GPU, a GPU if there is one (auto), or the GPU whose name
+    /// contains NAME, as `bitnet devices` lists them
+    #[arg(long, value_name = "auto|cpu|gpu|NAME", default_value = "cpu", value_parser = parse_device)]
+    pub device: DeviceName,
+    /// Maximum memory of a GPU to use, in MiB; as much as its driver gives if not given
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
+    pub device_memory: Option<u64>,
     /// Context length in tokens; 0 for the model's own; the model's, but at most 4096, if not given
     #[arg(short, long = "ctx-size", value_name = "N")]
     pub ctx_size: Option<usize>,
@@ -1136,6 +1152,13 @@ impl From<KvTypeArgument> for KvType {
             KvTypeArgument::F16 => Self::F16,
             KvTypeArgument::F32 => Self::F32,
         }
+    }
+}
+
+fn parse_device(name: &str) -> Result<DeviceName, String> {
+    match name.trim() {
+        "" => Err("a name is needed: auto, cpu, gpu or a part of a GPU's name".into()),
+        name => Ok(DeviceName::parse(name)),
     }
 }
 

@@ -11,13 +11,11 @@ use std::time::{Duration, Instant};
 
 use bitnet_guard::peak_rss_bytes;
 use bitnet_inference::{
-    Device, DeviceProbe, Engine, EngineOptions, Event, OpenModel, Request, RequestId,
+    Device, DeviceProbe, Engine, EngineOptions, Error, Event, OpenModel, Request, RequestId,
     SamplingParams,
 };
 use bitnet_kernels::math::median;
-use bitnet_kernels::{
-    GroupCodes, Kernel, KernelSet, Packing, READ_PROBE_BYTES, ReadProbe, default_threads,
-};
+use bitnet_kernels::{GroupCodes, Kernel, Packing, READ_PROBE_BYTES, ReadProbe, default_threads};
 use bitnet_models::synthetic;
 use bitnet_receipts::{Provenance, Receipt};
 use bitnet_tokenizers::TokenId;
@@ -35,14 +33,10 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
         [] => vec![default_threads()],
         counts => counts.iter().map(|&n| usize::from(n)).collect(),
     };
-    let set = arguments.model.kernels.unwrap_or_else(KernelSet::detect);
     let start = Instant::now();
     let most = threads.iter().copied().max().unwrap_or(1);
-    let opened = session::open_model(
-        &arguments.model,
-        Device::with_kernels(set, most),
-        CacheDefault::Off,
-    )?;
+    let device = session::named_device(&arguments.model, most)?;
+    let opened = session::open_model(&arguments.model, device, CacheDefault::Off)?;
     receipt::check_covered(
         arguments.receipt.as_deref(),
         opened.info(),
@@ -55,7 +49,7 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     let options = engine_options(arguments, &whats);
     let mut machines = threads
         .into_iter()
-        .map(|n| Machine::new(&opened, Device::with_kernels(set, n), options))
+        .map(|n| Machine::new(&opened, device.with_threads(n), options))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let runs = measure(&mut machines, &whats, arguments.repetitions)?;
     if let Some(path) = &arguments.receipt {
@@ -65,7 +59,7 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
 
     let results = Results {
         opened: &opened,
-        kernels: set.name,
+        device,
         load_time,
         machines: &machines,
         runs: &runs,
@@ -112,7 +106,7 @@ fn measure(
 /// All that a benchmark prints.
 struct Results<'a> {
     opened: &'a OpenModel,
-    kernels: &'a str,
+    device: Device,
     load_time: Duration,
     machines: &'a [Machine],
     runs: &'a [Run],
@@ -135,7 +129,8 @@ impl Results<'_> {
             "decode": first("decode"),
             "runs": runs,
             "threads": self.machines[0].num_threads(),
-            "kernels": self.kernels,
+            "device": device_json(self.device),
+            "kernels": self.device.kernel_names(),
             "packing": model.packing,
             "ternary_bytes": model.num_ternary_bytes,
             "head": report::head_json(&facts),
@@ -153,10 +148,13 @@ impl Results<'_> {
             "{} · {} · {} kernels · packing {} · loaded in {:.2} s",
             self.opened.source,
             model.config.architecture_name,
-            self.kernels,
+            self.device.kernel_names(),
             model.packing,
             self.load_time.as_secs_f64()
         )?;
+        if let Some(gpu) = self.device.adapter() {
+            writeln!(out, "{} · {} · {}", gpu.name, gpu.interface, gpu.driver)?;
+        }
         for (index, machine) in self.machines.iter().enumerate() {
             let runs: Vec<&Run> = self
                 .runs
@@ -173,6 +171,17 @@ impl Results<'_> {
         }
         Ok(())
     }
+}
+
+/// The device as JSON: its backend, and the adapter and driver of a GPU.
+fn device_json(device: Device) -> Value {
+    let gpu = device.adapter();
+    json!({
+        "backend": device.backend(),
+        "adapter": gpu.as_ref().map(|gpu| &gpu.name),
+        "interface": gpu.as_ref().map(|gpu| gpu.interface),
+        "driver": gpu.as_ref().map(|gpu| &gpu.driver),
+    })
 }
 
 fn check(arguments: &BenchArguments) -> anyhow::Result<()> {
@@ -301,7 +310,7 @@ impl Machine {
     /// Starts an engine on a device and measures the device's limits.
     fn new(opened: &OpenModel, device: Device, options: EngineOptions) -> anyhow::Result<Self> {
         let engine = Engine::new(Arc::clone(&opened.model), None, device, options)?;
-        let probe = device.probe();
+        let probe = device.probe()?;
         // The probe measures the peak of multiplications, which says nothing about table lookups.
         let is_looked_up = [Packing::Tl1, Packing::Tl2]
             .iter()
@@ -322,6 +331,14 @@ impl Machine {
     }
 
     fn measure(&mut self, what: What, read: &ReadProbe) -> anyhow::Result<Sample> {
+        let sample = self.measure_once(what, read)?;
+        match self.engine.failure() {
+            Some(problem) => Err(Error::DeviceFailed(problem).into()),
+            None => Ok(sample),
+        }
+    }
+
+    fn measure_once(&mut self, what: What, read: &ReadProbe) -> anyhow::Result<Sample> {
         match what {
             What::Prefill { tokens } => {
                 // With its own salt, the prompt finds nothing in the cache.
@@ -563,11 +580,12 @@ fn table(machine: &Machine, runs: &[&Run]) -> Result<String, std::fmt::Error> {
     if let Some(peak) = machine.peak {
         write!(out, "{:.0} G int8 products/s at most, ", peak / 1e9)?;
     }
-    writeln!(
-        out,
-        "fork and join in {:.2} µs",
-        machine.join.as_secs_f64() * 1e6
-    )?;
+    let joined = match machine.engine.device().is_cpu() {
+        true => "fork and join",
+        false => "an empty submission",
+    };
+    let join_us = machine.join.as_secs_f64() * 1e6;
+    writeln!(out, "{joined} in {join_us:.2} µs")?;
     let one_row = runs
         .iter()
         .find(|run| matches!(run.what, What::Decode { batch: 1, .. }))

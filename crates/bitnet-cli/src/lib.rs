@@ -23,6 +23,7 @@ mod built_in;
 mod cache;
 mod chat;
 mod convert;
+mod devices;
 mod embed;
 #[cfg(feature = "hub")]
 mod hub;
@@ -137,6 +138,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<()> {
         Command::Tokenize(arguments) => tokenize::tokenize(&arguments),
         Command::Logits(arguments) => logits::logits(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),
+        Command::Devices(arguments) => devices::devices(&arguments),
         Command::Tune(arguments) => tune::tune(&arguments),
         Command::Perplexity(arguments) => perplexity::perplexity(&arguments),
         Command::Embed(arguments) => embed::embed(&arguments),

@@ -1,6 +1,7 @@
 //! What the commands share: from the arguments to an open model, a running engine and an answer.
 
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -74,7 +75,7 @@ pub fn open_model(
 ) -> anyhow::Result<OpenModel> {
     let source = source(arguments.model.as_deref())?;
     let mut options = arguments.load_options();
-    if options.packing.is_none() {
+    if options.packing.is_none() && device.is_cpu() {
         options.packings = tuning_file::fastest_packings(device);
     }
     let weights = match source {
@@ -152,8 +153,22 @@ pub fn device(arguments: &ModelArguments) -> anyhow::Result<Device> {
             return Err(WrongUsage(message.to_owned()).into());
         }
     };
+    named_device(arguments, threads)
+}
+
+/// The device that the arguments name, with these threads of the host.
+pub fn named_device(arguments: &ModelArguments, threads: usize) -> anyhow::Result<Device> {
+    static NOTE: Once = Once::new();
     let kernels = arguments.kernels.unwrap_or_else(KernelSet::detect);
-    Ok(Device::with_kernels(kernels, threads))
+    let memory_max = arguments.device_memory.map(|mib| mib << 20);
+    let cpu = Device::with_kernels(kernels, threads);
+    let (device, no_gpu) = cpu
+        .named(&arguments.device, memory_max)
+        .context("cannot use the device")?;
+    if let Some(reason) = no_gpu {
+        NOTE.call_once(|| eprintln!("note: the CPU runs the model: {reason}"));
+    }
+    Ok(device)
 }
 
 /// The engine's bounds for one sequence of `context` positions.

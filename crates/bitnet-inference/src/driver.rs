@@ -104,6 +104,9 @@ pub enum Failure {
     /// The model computes nothing useful, for this reason.
     #[error("{0}")]
     Model(String),
+    /// The device failed, for this reason, and computes nothing any more.
+    #[error("{0}")]
+    Device(String),
     /// The request was cancelled; these are its tokens and times so far.
     #[error("the request was cancelled")]
     Cancelled(Timings),
@@ -669,18 +672,21 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineLoop<S> {
                 return Stopped::Panicked(panic);
             }
             if let Some(problem) = bitnet_guard::file_problems(false).first() {
-                self.fail_all(engine, problem);
+                self.fail_all(engine, &|| Failure::File(problem.clone()));
+            }
+            if let Some(problem) = engine.failure() {
+                self.fail_all(engine, &|| Failure::Device(problem.clone()));
             }
             self.send_events();
         }
     }
 
     /// Fails every request in flight: what the engine has computed may be wrong.
-    fn fail_all(&mut self, engine: &mut Engine, problem: &FileProblem) {
+    fn fail_all(&mut self, engine: &mut Engine, failure: &dyn Fn() -> Failure) {
         self.events.clear();
         for (id, flight) in self.in_flight.drain() {
             engine.cancel(id);
-            flight.fail(Failure::File(problem.clone()));
+            flight.fail(failure());
         }
     }
 
@@ -919,6 +925,7 @@ impl Engine {
             Err(Failure::Refused(error)) => Err(error),
             Err(Failure::File(problem)) => Err(Error::ModelFile(problem)),
             Err(Failure::Model(problem)) => Err(Error::BrokenModel(problem)),
+            Err(Failure::Device(problem)) => Err(Error::DeviceFailed(problem)),
             Err(failure) => unreachable!("the request has no constraint and runs here: {failure}"),
         }
     }
@@ -991,7 +998,9 @@ mod tests {
                     return (tokens, Err("panicked"));
                 }
                 Err(Failure::Constraint(_)) => return (tokens, Err("constraint")),
-                Err(Failure::File(_) | Failure::Model(_)) => return (tokens, Err("model")),
+                Err(Failure::File(_) | Failure::Model(_) | Failure::Device(_)) => {
+                    return (tokens, Err("model"));
+                }
                 Err(Failure::Cancelled(_)) => return (tokens, Err("cancelled")),
                 Err(Failure::Stopped) => return (tokens, Err("stopped")),
             }

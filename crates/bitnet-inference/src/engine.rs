@@ -124,6 +124,13 @@ impl Engine {
         self.head_use
     }
 
+    /// Why the answers since some step are worthless, such as a lost device; `None` as long as they
+    /// are right. Check it after each step.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        self.runner.failure()
+    }
+
     /// Counts of the feed-forward network of each layer so far; empty before the first step.
     #[must_use]
     pub fn ffn_activity(&self) -> &[FfnActivity] {
@@ -513,8 +520,8 @@ impl Engine {
     /// few rows before `first` may be among them. Stops at the first error that `use_rows` returns.
     ///
     /// # Errors
-    /// If tokens are outside the vocabulary or do not fit into the free blocks; or the error of
-    /// `use_rows`.
+    /// If tokens are outside the vocabulary or do not fit into the free blocks, or the device fails;
+    /// or the error of `use_rows`.
     pub fn evaluate<E: From<Error>>(
         &mut self,
         tokens: &[TokenId],
@@ -552,7 +559,10 @@ impl Engine {
                 self.full_rows.clear();
                 self.full_rows.extend(0..num_rows);
                 runner.logits(&self.full_rows, &mut self.full_logits);
-                result = use_rows(position, &self.full_logits);
+                result = match runner.failure() {
+                    Some(problem) => Err(Error::DeviceFailed(problem).into()),
+                    None => use_rows(position, &self.full_logits),
+                };
             }
             if result.is_err() {
                 break;

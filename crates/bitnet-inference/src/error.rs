@@ -11,6 +11,17 @@ pub enum Error {
     /// The model's configuration or tensors.
     #[error(transparent)]
     Model(#[from] bitnet_models::Error),
+    /// No GPU can be used.
+    #[cfg(feature = "gpu")]
+    #[error(transparent)]
+    Gpu(bitnet_wgpu::Error),
+    /// A GPU was asked for, but this program cannot use any.
+    #[cfg(not(feature = "gpu"))]
+    #[error("no GPU can be used: this program was built without the feature gpu")]
+    NoGpuSupport,
+    /// The device failed, and all later results with it.
+    #[error("{0}")]
+    DeviceFailed(String),
     /// The tokenizer or chat template.
     #[error(transparent)]
     Tokenizer(#[from] bitnet_tokenizers::Error),

@@ -79,6 +79,10 @@ pub trait Runner: Send {
 
     /// Counts of the feed-forward network of each layer so far; empty before the first step.
     fn ffn_activity(&self) -> &[FfnActivity];
+
+    /// Why results are worthless since some step, such as a lost device; `None` as long as they are
+    /// right.
+    fn failure(&self) -> Option<String>;
 }
 
 /// A loaded model: engines create their runners from it and share its weights.
@@ -97,16 +101,19 @@ pub trait Model: Send + Sync {
 pub(crate) struct SharedModel<B: Backend> {
     model: Arc<LanguageModel<B>>,
     info: ModelInfo,
-    start: fn(Device) -> B,
+    start: Box<dyn Fn(Device) -> B + Send + Sync>,
 }
 
 impl<B: Backend> SharedModel<B> {
     /// `start` starts the backend on a device of its kind.
-    pub fn new(model: LanguageModel<B>, start: fn(Device) -> B) -> Self {
+    pub fn new(
+        model: LanguageModel<B>,
+        start: impl Fn(Device) -> B + Send + Sync + 'static,
+    ) -> Self {
         Self {
             info: model.info(),
             model: Arc::new(model),
-            start,
+            start: Box::new(start),
         }
     }
 }
@@ -234,5 +241,9 @@ impl<B: Backend> Runner for ModelRunner<B> {
 
     fn ffn_activity(&self) -> &[FfnActivity] {
         self.workspace.ffn_activity()
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.backend.failure()
     }
 }

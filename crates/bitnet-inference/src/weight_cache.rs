@@ -119,6 +119,8 @@ pub(crate) fn load_with<T>(
     options: &LoadOptions,
     load: impl Fn(&Keeper) -> Result<T>,
 ) -> Result<(T, CacheUse)> {
+    // Only the CPU's packed weights are kept.
+    let cache = cache.filter(|_| device.is_cpu());
     let (Some(cache), Some(files)) = (cache, files) else {
         return Ok((load(&Keeper::off())?, CacheUse::None));
     };

@@ -22,9 +22,10 @@ use crate::error::{Error, Result};
 use crate::kept::{Keeper, Packed};
 use crate::model::LanguageModel;
 use crate::options::LoadOptions;
-use crate::rotation::Rotation;
-use crate::source::GroupTensor;
 use crate::table::Table;
+
+pub use crate::rotation::Rotation;
+pub use crate::source::GroupTensor;
 
 /// The memory and the operations of one kind of device.
 ///
@@ -56,7 +57,10 @@ pub trait Backend: Sized + Send + 'static {
     fn pool(&self) -> &Pool;
 
     /// Copies constants to the device.
-    fn vector(&self, values: Vec<f32>) -> Self::Vector;
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    fn vector(&self, values: Vec<f32>) -> Result<Self::Vector>;
 
     /// Packs a stack of ternary matrices.
     ///
@@ -80,17 +84,21 @@ pub trait Backend: Sized + Send + 'static {
         unpack: &UnpackGroups<'_, Error>,
     ) -> Result<Self::Matrix>;
 
-    /// What a cache file has to keep of a matrix.
-    fn packed_matrix(matrix: &Self::Matrix) -> Packed;
+    /// What a cache file has to keep of a matrix; `None` if the backend keeps nothing.
+    fn packed_matrix(_matrix: &Self::Matrix) -> Option<Packed> {
+        None
+    }
 
     /// A matrix that was packed before, whose input is rotated by `rotation`. `None` if it is not
     /// from this backend or is no matrix.
     fn matrix_from(
         &self,
-        packed: &Packed,
-        rotation: Option<Rotation>,
-        options: &LoadOptions,
-    ) -> Option<Self::Matrix>;
+        _packed: &Packed,
+        _rotation: Option<Rotation>,
+        _options: &LoadOptions,
+    ) -> Option<Self::Matrix> {
+        None
+    }
 
     /// Takes an embedding or a head with a scale for each group of columns. `keeper` may have what
     /// is packed for it.
@@ -107,13 +115,16 @@ pub trait Backend: Sized + Send + 'static {
 
     /// Takes the embedding or the head. `gives_logits`: the table is the head. `keeper` may have
     /// what is packed for it.
+    ///
+    /// # Errors
+    /// If the backend does not support its format, or there is not enough memory.
     fn table(
         &self,
         table: Table,
         gives_logits: bool,
         options: &LoadOptions,
         keeper: &Keeper,
-    ) -> Self::Table;
+    ) -> Result<Self::Table>;
 
     /// Makes a cache.
     ///
@@ -282,6 +293,12 @@ pub trait Backend: Sized + Send + 'static {
 
     /// The counts of all kernels so far.
     fn counters(&self) -> &Counters;
+
+    /// Why results are worthless since some operation, such as a lost device; `None` as long as
+    /// they are right. Check it before using results of [`Backend::logits`].
+    fn failure(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Ternary matrices of one input, as the loader requests them.
@@ -337,10 +354,9 @@ pub struct DeltaLayer<B: Backend> {
     pub state_start: usize,
     /// `[4 taps, channels]`; the last tap meets the newest token.
     pub conv: B::Vector,
-    /// `[value heads]`: the logarithm of the decay for a unit of time, negative.
-    pub decay: B::Vector,
-    /// `[value heads]`: added to the times of the decay.
-    pub time_bias: B::Vector,
+    /// `[2, value heads]`: the logarithm of the decay for a unit of time, negative; then the bias
+    /// that is added to the times of the decay.
+    pub decay_and_bias: B::Vector,
     /// The norm of each head's output, `[head_dim]`.
     pub norm: RmsNorm<B>,
 }

@@ -263,8 +263,8 @@ impl Backend for Cpu {
         self.pool()
     }
 
-    fn vector(&self, values: Vec<f32>) -> Vec<f32> {
-        values
+    fn vector(&self, values: Vec<f32>) -> Result<Vec<f32>> {
+        Ok(values)
     }
 
     fn matrix(
@@ -293,11 +293,11 @@ impl Backend for Cpu {
         )?))
     }
 
-    fn packed_matrix(matrix: &CpuMatrix) -> Packed {
-        match matrix {
+    fn packed_matrix(matrix: &CpuMatrix) -> Option<Packed> {
+        Some(match matrix {
             CpuMatrix::Ternary(matrix) => Packed::of_ternary(&matrix.weights, matrix.num_left_out),
             CpuMatrix::Grouped(weights) => weights.packed(),
-        }
+        })
     }
 
     fn matrix_from(
@@ -335,7 +335,7 @@ impl Backend for Cpu {
         gives_logits: bool,
         options: &LoadOptions,
         keeper: &Keeper,
-    ) -> CpuTable {
+    ) -> Result<CpuTable> {
         let is_large = table.rows() * table.row_bytes() >= SCREENED_BYTES;
         let is_screened = match options.head {
             HeadMode::Full => false,
@@ -343,10 +343,10 @@ impl Backend for Cpu {
             HeadMode::Auto => gives_logits && is_large,
         };
         let screen = is_screened.then(|| screen(self, &table, keeper));
-        CpuTable::Stored(StoredTable {
+        Ok(CpuTable::Stored(StoredTable {
             rows: table,
             screen,
-        })
+        }))
     }
 
     fn cache(&self, shape: &CacheShape) -> Result<KvCache> {
@@ -622,10 +622,11 @@ impl Backend for Cpu {
                 states[sequence.state..sequence.state + layer.shape.state_len()].fill(0.0);
             }
         }
+        let (decay, time_bias) = layer.decay_and_bias.split_at(layer.shape.value_heads);
         let weights = DeltaWeights {
             conv: &layer.conv,
-            decay: &layer.decay,
-            time_bias: &layer.time_bias,
+            decay,
+            time_bias,
             norm: view(&layer.norm),
         };
         let input = DeltaInput {
@@ -740,7 +741,10 @@ fn screen(cpu: &Cpu, table: &Table, keeper: &Keeper) -> ScreenTable {
     };
     let packed = |screen: &ScreenTable| {
         let bounds = screen.bounds_bytes().into();
-        Packed::new(Facts::Screen, vec![screen.lines().clone(), bounds])
+        Some(Packed::new(
+            Facts::Screen,
+            vec![screen.lines().clone(), bounds],
+        ))
     };
     let Ok(screen) = keeper.find_or_make("head", restore, make, packed);
     screen

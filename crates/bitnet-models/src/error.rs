@@ -122,6 +122,14 @@ pub enum Error {
         /// The difference.
         problem: String,
     },
+    /// Something that a device does not have or cannot do.
+    #[error("{device}: {problem}")]
+    Device {
+        /// The device's name.
+        device: String,
+        /// The problem, with the numbers.
+        problem: String,
+    },
     /// No memory for the key/value cache.
     #[error("no memory for the key/value cache of {positions} positions ({bytes} bytes)")]
     KvMemory {

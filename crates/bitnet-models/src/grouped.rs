@@ -218,7 +218,7 @@ impl GroupTable {
         };
         let head = uses
             .gives_logits
-            .then(|| keeper.find_or_make("head", restore, make, GroupWeights::packed));
+            .then(|| keeper.find_or_make("head", restore, make, |head| Some(head.packed())));
         Ok(Self {
             head: head.transpose()?,
             stored: tensor.into_table()?,

@@ -188,7 +188,7 @@ impl Keeper {
         name: &str,
         restore: impl FnOnce(&Packed) -> Option<T>,
         make: impl FnOnce() -> Result<T, E>,
-        packed: impl FnOnce(&T) -> Packed,
+        packed: impl FnOnce(&T) -> Option<Packed>,
     ) -> Result<T, E> {
         if self.is_kept() {
             if let Some(restored) = self.find(name).and_then(restore) {
@@ -201,11 +201,12 @@ impl Keeper {
         Ok(made)
     }
 
-    /// Notes weights, if the keeper notes.
-    pub(crate) fn note(&self, name: &str, packed: impl FnOnce() -> Packed) {
-        if let Mode::Noting(noted) = &self.mode {
-            let weights = (name.to_owned(), packed());
-            noted.borrow_mut().weights.push(weights);
+    /// Notes weights, if the keeper notes and there is something to keep.
+    pub(crate) fn note(&self, name: &str, packed: impl FnOnce() -> Option<Packed>) {
+        if let Mode::Noting(noted) = &self.mode
+            && let Some(packed) = packed()
+        {
+            noted.borrow_mut().weights.push((name.to_owned(), packed));
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! [`LanguageModel::from_gguf`] and [`LanguageModel::from_checkpoint`] load files through one seam
 //! (`source`); [`LanguageModel::forward`] turns token ids into logits, with the operations and the
-//! memory of a [`Backend`]. The CPU is the one backend today. [`convert`] writes a model in another
+//! memory of a [`Backend`]: the CPU's is here, a GPU's in bitnet-wgpu. [`convert`] writes a model in another
 //! form, and [`synthetic`] makes random models of any shape in every form.
 
 #![deny(unsafe_code)]

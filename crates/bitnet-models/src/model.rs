@@ -529,7 +529,7 @@ impl<B: Backend> Loader<'_, B> {
         let bias = |projection: Projection| {
             let slot = Slot::Layer(index, LayerSlot::Bias(projection));
             let values = self.source.vector(slot, projection.shape(self.config).0)?;
-            Ok::<_, Error>(self.backend.vector(values))
+            self.backend.vector(values)
         };
         let [query, key, value] = QKV;
         Ok(Some([bias(query)?, bias(key)?, bias(value)?]))
@@ -599,19 +599,20 @@ impl<B: Backend> Loader<'_, B> {
         let conv = (0..CONV_TAPS * channels)
             .map(|i| conv[i % channels * CONV_TAPS + i / channels])
             .collect();
+        let mut decay_and_bias = vector(LinearSlot::Decay, shape.value_heads)?;
+        decay_and_bias.extend(vector(LinearSlot::TimeBias, shape.value_heads)?);
         let state_start = (0..index).filter_map(|layer| self.config.linear_layer(layer));
         let backend = self.backend;
         Ok(Linear {
             projections,
             qkv,
             gate,
-            times: backend.vector(times),
+            times: backend.vector(times)?,
             layer: DeltaLayer {
                 shape,
                 state_start: state_start.map(|shape| shape.state_len()).sum(),
-                conv: backend.vector(conv),
-                decay: backend.vector(vector(LinearSlot::Decay, shape.value_heads)?),
-                time_bias: backend.vector(vector(LinearSlot::TimeBias, shape.value_heads)?),
+                conv: backend.vector(conv)?,
+                decay_and_bias: backend.vector(decay_and_bias)?,
                 norm: self.norm(slot(LinearSlot::Norm), shape.head_dim)?,
             },
         })
@@ -624,7 +625,7 @@ impl<B: Backend> Loader<'_, B> {
         let Some(table) = self.source.grouped(slot, vocab, hidden, false, pool)? else {
             let table = self.source.table(slot, vocab, hidden)?;
             let (options, keeper) = (self.options, self.keeper);
-            return Ok(self.backend.table(table, gives_logits, options, keeper));
+            return self.backend.table(table, gives_logits, options, keeper);
         };
         let rotations = self.source.rotations()?;
         let uses = TableUses {
@@ -740,7 +741,7 @@ impl<B: Backend> Loader<'_, B> {
             _ => None,
         };
         Ok(RmsNorm {
-            weight: self.backend.vector(self.source.vector(slot, len)?),
+            weight: self.backend.vector(self.source.vector(slot, len)?)?,
             eps: eps.unwrap_or(self.config.rms_norm_eps),
         })
     }
@@ -753,7 +754,7 @@ impl<B: Backend> Loader<'_, B> {
         let divisor = self.config.multipliers.logits;
         weight.iter_mut().for_each(|weight| *weight /= divisor);
         Ok(RmsNorm {
-            weight: self.backend.vector(weight),
+            weight: self.backend.vector(weight)?,
             eps: self.config.rms_norm_eps,
         })
     }
@@ -852,7 +853,7 @@ impl<B: Backend> Loader<'_, B> {
             .chain(&down)
             .for_each(|tensor| tensor.data.advise_done());
         let keeper = self.keeper;
-        keeper.note(&live_name, || Packed::of_live(live.as_deref()));
+        keeper.note(&live_name, || Some(Packed::of_live(live.as_deref())));
         let note = |first: Projection, matrix| {
             let name = matrix_name(index, first);
             keeper.note(&name, || B::packed_matrix(matrix));
@@ -1011,7 +1012,7 @@ impl<B: Backend> Loader<'_, B> {
             Some(yarn) => yarn.stretch(frequencies, self.config.rope_theta),
         };
         Ok(Rotary {
-            frequencies: self.backend.vector(frequencies),
+            frequencies: self.backend.vector(frequencies)?,
             factor,
         })
     }

@@ -291,7 +291,8 @@ pub struct GroupTensor {
 
 impl GroupTensor {
     /// Codes and group length in which all these tensors can be stacked.
-    pub(crate) fn common(tensors: &[Self]) -> (GroupCodes, usize) {
+    #[must_use]
+    pub fn common(tensors: &[Self]) -> (GroupCodes, usize) {
         let are_signs = tensors
             .iter()
             .all(|tensor| tensor.format == GroupFormat::Q1_0);
@@ -308,7 +309,10 @@ impl GroupTensor {
     /// Unpacks `range` of the rows, in the order of the graph, into codes of `codes`,
     /// `[range.len(), cols]`, and scales of groups of `group_cols` columns, which must divide the
     /// file's groups.
-    pub(crate) fn unpack_rows(
+    ///
+    /// # Errors
+    /// If the bytes contradict the format.
+    pub fn unpack_rows(
         &self,
         range: Range<usize>,
         codes: GroupCodes,

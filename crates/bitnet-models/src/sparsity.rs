@@ -135,7 +135,7 @@ impl LanguageModel<Cpu> {
                 && up
             {
                 let rows = TernaryRows::new(cpu.pool(), &matrix.weights, 1);
-                let packed = || Packed::new(Facts::Rows, vec![rows.bytes().clone()]);
+                let packed = || Some(Packed::new(Facts::Rows, vec![rows.bytes().clone()]));
                 keeper.note(&rows_name(index), packed);
                 matrix.copy = Some(copy(SparseWeights::GatedRows(rows)));
             }
@@ -143,7 +143,7 @@ impl LanguageModel<Cpu> {
                 && down
             {
                 let columns = TernaryColumns::new(cpu.pool(), &matrix.weights);
-                let packed = || Packed::new(Facts::Columns, vec![columns.bytes().clone()]);
+                let packed = || Some(Packed::new(Facts::Columns, vec![columns.bytes().clone()]));
                 keeper.note(&columns_name(index), packed);
                 matrix.copy = Some(copy(SparseWeights::Columns(columns)));
             }

@@ -75,7 +75,8 @@ impl Table {
     }
 
     /// All rows as they are stored, `[rows, row_bytes]`.
-    pub(crate) fn stored_rows(&self) -> &[u8] {
+    #[must_use]
+    pub fn stored_rows(&self) -> &[u8] {
         &self.bytes
     }
 

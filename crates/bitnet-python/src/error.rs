@@ -54,7 +54,9 @@ pub(crate) fn failure(failure: Failure) -> PyErr {
     match failure {
         Failure::Refused(error) => request(error),
         Failure::File(problem) => exceptions::ModelFileError::new_err(problem.to_string()),
-        Failure::Model(problem) => exceptions::ModelError::new_err(problem),
+        Failure::Model(problem) | Failure::Device(problem) => {
+            exceptions::ModelError::new_err(problem)
+        }
         Failure::Panicked(_)
         | Failure::Constraint(_)
         | Failure::Cancelled(_)

@@ -12,8 +12,8 @@ mod work;
 
 pub use digest::{digest, model_sha256, sha256_hex, tokens_sha256};
 pub use record::{
-    Environment, HybridRecord, KernelCount, KernelRecord, ModelRecord, Parity, PhaseTime,
-    Provenance, Receipt, RunRecord, SCHEMA_VERSION, Signature,
+    DeviceRecord, Environment, HybridRecord, KernelCount, KernelRecord, ModelRecord, Parity,
+    PhaseTime, Provenance, Receipt, RunRecord, SCHEMA_VERSION, Signature,
 };
 pub use verify::{ReceiptGate, Refusal, verify};
 

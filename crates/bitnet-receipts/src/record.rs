@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::ser::{Formatter, PrettyFormatter};
 
 use crate::digest::{digest, tokens_sha256};
-use crate::verify::{BACKEND, Refusal, compute_path, verify};
+use crate::verify::{CPU, GPU, Refusal, compute_path, verify};
 
 /// The version of the schema that is written and verified.
 pub const SCHEMA_VERSION: &str = "1.0.0";
@@ -43,6 +43,8 @@ pub struct Receipt {
     pub backend: String,
     pub backend_summary: String,
     pub kernel_set: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceRecord>,
     pub deterministic: bool,
     pub tokens_requested: u64,
     pub tokens_generated: u64,
@@ -111,6 +113,16 @@ impl From<Count> for KernelCount {
 pub struct PhaseTime {
     /// Milliseconds inside the forward pass.
     pub ms: f64,
+}
+
+/// The GPU that ran the kernels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the schema describes them")]
+pub struct DeviceRecord {
+    pub adapter: String,
+    pub driver: String,
+    pub interface: String,
 }
 
 /// The environment of the run.
@@ -336,7 +348,8 @@ impl Receipt {
         provenance: &Provenance,
     ) -> Result<Self, Refusal> {
         let timings = &finish.timings;
-        let kernel_counts = kernel_counts(facts, timings);
+        let backend = facts.device.backend();
+        let kernel_counts = kernel_counts(facts, timings, backend);
         let kernels: Vec<String> = kernel_counts.keys().cloned().collect();
         let generated = output.len() as u64;
         let room = facts.options.context.saturating_sub(request.prompt.len());
@@ -345,13 +358,15 @@ impl Receipt {
         let mut receipt = Self {
             schema_version: SCHEMA_VERSION.to_owned(),
             timestamp: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
-            compute_path: compute_path(kernels.iter().map(String::as_str)).to_owned(),
-            backend: BACKEND.to_owned(),
-            backend_summary: backend_summary(
-                provenance.kernels_requested.as_deref(),
-                facts.device.kernels().name,
-            ),
-            kernel_set: facts.device.kernels().name.to_owned(),
+            compute_path: compute_path(backend, kernels.iter().map(String::as_str)).to_owned(),
+            backend: backend.to_owned(),
+            backend_summary: backend_summary(facts, provenance.kernels_requested.as_deref()),
+            kernel_set: facts.device.kernel_names().to_owned(),
+            device: facts.device.adapter().map(|gpu| DeviceRecord {
+                adapter: gpu.name,
+                driver: gpu.driver,
+                interface: gpu.interface.to_owned(),
+            }),
             deterministic: provenance.seed_given || request.sampling.temperature == 0.0,
             tokens_requested: request.max_tokens.unwrap_or(room) as u64,
             tokens_generated: generated,
@@ -378,7 +393,7 @@ impl Receipt {
     /// The counts of a kernel; `None` if it did not run.
     #[must_use]
     pub fn count(&self, kernel: Kernel) -> Option<&KernelCount> {
-        match self.kernel_counts.get(kernel.id()) {
+        match self.kernel_counts.get(&kernel_id(&self.backend, kernel)) {
             Some(KernelRecord::Kernel(count)) => Some(count),
             _ => None,
         }
@@ -443,8 +458,25 @@ impl Receipt {
     }
 }
 
-fn backend_summary(requested: Option<&str>, selected: &str) -> String {
-    let detected: Vec<&str> = KernelSet::available().map(|set| set.name).collect();
+/// The id of a kernel in the receipts of a backend: kernels of a GPU begin with `gpu_`, so that a
+/// receipt shows where each kernel ran.
+pub(crate) fn kernel_id(backend: &str, kernel: Kernel) -> String {
+    match backend {
+        GPU => format!("gpu_{}", kernel.id()),
+        _ => kernel.id().to_owned(),
+    }
+}
+
+fn backend_summary(facts: &EngineFacts, requested: Option<&str>) -> String {
+    let selected = facts.device.kernel_names();
+    let (requested, detected) = match facts.device.backend() {
+        CPU => (
+            requested,
+            KernelSet::available().map(|set| set.name).collect(),
+        ),
+        _ => (None, vec![selected]),
+    };
+    let detected: Vec<&str> = detected;
     format!(
         "requested={} detected=[{}] selected={selected}",
         requested.unwrap_or("auto"),
@@ -453,11 +485,15 @@ fn backend_summary(requested: Option<&str>, selected: &str) -> String {
 }
 
 /// The counts of the kernels that ran, and the time of each phase that took any.
-fn kernel_counts(facts: &EngineFacts, timings: &Timings) -> BTreeMap<String, KernelRecord> {
-    let counts = facts
-        .kernel_counts
-        .iter()
-        .map(|(kernel, count)| (kernel.id(), KernelRecord::Kernel((*count).into())));
+fn kernel_counts(
+    facts: &EngineFacts,
+    timings: &Timings,
+    backend: &str,
+) -> BTreeMap<String, KernelRecord> {
+    let counts = facts.kernel_counts.iter().map(|(kernel, count)| {
+        let id = kernel_id(backend, *kernel);
+        (id, KernelRecord::Kernel((*count).into()))
+    });
     let phases = [
         (PREFILL, timings.prefill_forward),
         (DECODE, timings.decode_forward),
@@ -465,11 +501,13 @@ fn kernel_counts(facts: &EngineFacts, timings: &Timings) -> BTreeMap<String, Ker
     let times = phases
         .into_iter()
         .filter(|(_, time)| !time.is_zero())
-        .map(|(id, time)| (id, KernelRecord::Phase(PhaseTime { ms: ms(time) })));
-    counts
-        .chain(times)
-        .map(|(id, record)| (id.to_owned(), record))
-        .collect()
+        .map(|(id, time)| {
+            (
+                id.to_owned(),
+                KernelRecord::Phase(PhaseTime { ms: ms(time) }),
+            )
+        });
+    counts.chain(times).collect()
 }
 
 fn environment(facts: &EngineFacts, provenance: &Provenance) -> Environment {

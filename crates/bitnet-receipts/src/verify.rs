@@ -12,14 +12,17 @@ use bitnet_models::{FfnSparsity, HeadMode, I2sForm, InputRounding, KvType};
 use crate::digest::{digest, tokens_sha256};
 use crate::record::{
     DECODE, HybridRecord, KernelRecord, Layout, ModelRecord, PREFILL, Receipt, RunRecord,
-    SCHEMA_VERSION, has_groups,
+    SCHEMA_VERSION, has_groups, kernel_id,
 };
 use crate::work::WorkKind;
 
 /// The compute path of a run that multiplied by the quantized weights.
 const REAL: &str = "real";
-/// The only backend: all kernels run on the CPU.
-pub(crate) const BACKEND: &str = "cpu";
+/// The backend whose kernels all run on the CPU.
+pub(crate) const CPU: &str = "cpu";
+/// The backend whose kernels all run on a GPU, and their name.
+pub(crate) const GPU: &str = "gpu";
+const GPU_KERNELS: &str = "wgsl";
 /// Prefixes of the ids of products with weights converted to floats.
 const FLOAT_PRODUCTS: [&str; 3] = ["fp32_", "dequant_", "fallback_"];
 /// Maximum relative difference between a stated rate and the rate computed from the times.
@@ -117,16 +120,18 @@ pub fn verify(text: &str) -> Result<Receipt, Refusal> {
 
 /// The compute path of a run with these kernels: `real`, `fallback` if a product used weights
 /// converted to floats, or `none` if there was no product of quantized weights.
-pub(crate) fn compute_path<'a>(kernels: impl Iterator<Item = &'a str>) -> &'static str {
+pub(crate) fn compute_path<'a>(
+    backend: &str,
+    kernels: impl Iterator<Item = &'a str>,
+) -> &'static str {
     let mut path = "none";
     for id in kernels {
         if is_float_product(id) {
             return "fallback";
         }
-        if Kernel::ALL
-            .iter()
-            .any(|kernel| WorkKind::Products.is_done_by(*kernel) && kernel.id() == id)
-        {
+        if Kernel::ALL.iter().any(|kernel| {
+            WorkKind::Products.is_done_by(*kernel) && kernel_id(backend, *kernel) == id
+        }) {
             path = REAL;
         }
     }
@@ -192,10 +197,13 @@ fn compute_path_is_real(receipt: &Receipt) -> Result<(), Refusal> {
 
 fn backend(receipt: &Receipt) -> Result<(), Refusal> {
     let name = &receipt.backend;
-    ensure(ReceiptGate::Backend, name == BACKEND, || {
-        format!("backend is {name:?}, but the only known backend is {BACKEND:?}")
-    })?;
-    let path = compute_path(receipt.kernels.iter().map(String::as_str));
+    ensure(
+        ReceiptGate::Backend,
+        [CPU, GPU].contains(&name.as_str()),
+        || format!("backend is {name:?}, but the known backends are {CPU:?} and {GPU:?}"),
+    )?;
+    device(receipt)?;
+    let path = compute_path(name, receipt.kernels.iter().map(String::as_str));
     ensure(ReceiptGate::Backend, path == REAL, || {
         format!(
             "backend is {name:?}, but {:?} has none of its kernels for quantized weights",
@@ -219,6 +227,34 @@ fn backend(receipt: &Receipt) -> Result<(), Refusal> {
     })
 }
 
+/// A receipt of a GPU names the adapter and its driver, and its kernels are WGSL; one of the CPU has
+/// neither.
+fn device(receipt: &Receipt) -> Result<(), Refusal> {
+    let gate = ReceiptGate::Backend;
+    let (name, set) = (&receipt.backend, &receipt.kernel_set);
+    let is_gpu = name == GPU;
+    ensure(gate, (set == GPU_KERNELS) == is_gpu, || {
+        format!("backend is {name:?}, but kernel_set is {set:?}")
+    })?;
+    let Some(device) = &receipt.device else {
+        return ensure(gate, !is_gpu, || {
+            format!("backend is {name:?}, but no device is named")
+        });
+    };
+    ensure(gate, is_gpu, || {
+        format!(
+            "backend is {name:?}, but the device {:?} is named",
+            device.adapter
+        )
+    })?;
+    let facts = [&device.adapter, &device.driver, &device.interface];
+    ensure(
+        gate,
+        facts.iter().all(|fact| !fact.trim().is_empty()),
+        || "the adapter, driver or interface of the device is blank".to_owned(),
+    )
+}
+
 fn kernels(receipt: &Receipt) -> Result<(), Refusal> {
     let gate = ReceiptGate::Kernels;
     let listed: BTreeSet<&str> = receipt.kernels.iter().map(String::as_str).collect();
@@ -227,8 +263,14 @@ fn kernels(receipt: &Receipt) -> Result<(), Refusal> {
     })?;
     for id in &listed {
         let is_phase = [PREFILL, DECODE].contains(id);
-        let known = is_phase || Kernel::ALL.iter().any(|kernel| kernel.id() == *id);
-        ensure(gate, known, || format!("kernel {id:?} is unknown"))?;
+        let is_kernel = |kernel: &Kernel| kernel_id(&receipt.backend, *kernel) == *id;
+        let known = is_phase || Kernel::ALL.iter().any(is_kernel);
+        ensure(gate, known, || {
+            format!(
+                "kernel {id:?} is unknown on the backend {:?}",
+                receipt.backend
+            )
+        })?;
         let fits = match receipt.kernel_counts.get(*id) {
             Some(KernelRecord::Phase(_)) => is_phase,
             Some(KernelRecord::Kernel(count)) => !is_phase && count.calls > 0,
@@ -670,7 +712,10 @@ fn counts_fit(work: WorkKind, receipt: &Receipt) -> Result<(), Refusal> {
         calls += u128::from(count.calls);
         bytes += u128::from(count.bytes);
     }
-    let ids = || kernels().map(Kernel::id).collect::<Vec<_>>().join(" and ");
+    let ids = || {
+        let ids = kernels().map(|kernel| kernel_id(&receipt.backend, kernel));
+        ids.collect::<Vec<_>>().join(" and ")
+    };
     let (macs, expected) = (executed + skipped, work.macs(receipt));
     ensure(gate, expected.contains(&macs), || {
         format!(
@@ -743,7 +788,13 @@ mod tests {
             (&["fallback_gemv", "i2s_gemv"], "fallback"),
             (&[], "none"),
         ] {
-            assert_eq!(compute_path(kernels.iter().copied()), path, "{kernels:?}");
+            assert_eq!(
+                compute_path(CPU, kernels.iter().copied()),
+                path,
+                "{kernels:?}"
+            );
         }
+        assert_eq!(compute_path(GPU, ["gpu_i2s_gemv"].into_iter()), "real");
+        assert_eq!(compute_path(GPU, ["i2s_gemv"].into_iter()), "none");
     }
 }

@@ -11,6 +11,7 @@ use bitnet_kernels::{BLOCK_ROWS, CONV_TAPS, DeltaShape, Kernel};
 use bitnet_models::{HeadMode, KvCache, KvType};
 
 use crate::record::{HybridRecord, ModelRecord, Receipt};
+use crate::verify::GPU;
 
 /// Columns that fill whole units of every layout: no shape takes fewer bytes for each weight.
 const WHOLE_COLS: usize = 384;
@@ -286,6 +287,11 @@ fn codes_max(receipt: &Receipt) -> u128 {
     } = receipt.model;
     let bytes = Weights::new(&receipt.model, |rows, cols| {
         let blocks = receipt.run.layouts();
+        // A GPU reads four words of codes at once, and an even number of scales.
+        let cols = match receipt.backend.as_str() {
+            GPU => cols.next_multiple_of(128),
+            _ => cols,
+        };
         let block = blocks.map(|layout| *layout.block_bytes(cols as usize).end());
         u128::from(rows.div_ceil(BLOCK_ROWS as u64)) * block.max().unwrap_or(0) as u128
     });

@@ -264,7 +264,7 @@ pub(crate) fn peers(peers: &[Named], figures: &[Named]) -> anyhow::Result<Vec<En
 fn run_round(setup: &Setup, threads: usize, index: usize, read: &ReadProbe) -> Round {
     let probe = || {
         // Drop it before the engine starts, because its waiting threads would take CPU time.
-        let probe = Device::cpu(threads).probe();
+        let probe = Device::cpu(threads).probe().expect("the CPU can be probed");
         Probe {
             read: probe.read_bytes_per_s(read),
             join: probe.join_latency(),

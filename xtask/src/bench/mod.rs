@@ -3,6 +3,7 @@
 mod baselines;
 pub mod compare;
 pub mod engines;
+pub mod gpu;
 mod record;
 pub mod save;
 pub mod servers;
@@ -22,6 +23,8 @@ pub enum Command {
     Compare(compare::Options),
     /// Run `bitnet bench` and other engines in turns, and write tables with ratios
     Engines(engines::Options),
+    /// Measure a GPU beside the CPU, in under five minutes
+    Gpu(gpu::Options),
     /// Record a baseline of `cargo bench -- --save-baseline NAME` under benchmarks/record
     Save(save::Options),
     /// Put several servers under the same load in turns, and print tables
@@ -34,6 +37,7 @@ pub fn run(root: &Path, command: &Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Compare(options) => compare::run(root, options),
         Command::Engines(options) => engines::run(root, options).map(success),
+        Command::Gpu(options) => gpu::run(root, options).map(success),
         Command::Save(options) => save::run(root, options).map(success),
         Command::Servers(options) => servers::run(options).map(success),
         Command::Tables(options) => tables::run(root, options).map(success),

@@ -1,0 +1,78 @@
+// out[t][row] = (Σ code · q − Σ q) / s · scale for T rows of activations, T ≤ 8.
+//
+// weights: [rows, steps] of four words with 16 codes of 2 bits each, so 64 columns a step:
+//     word c of step k: byte j, bits 2s..2s+1 = code of column 64 k + 16 c + 4 s + j, weight + 1
+// Shifting a word by 2 s and masking with 0x03030303 leaves the codes of four adjacent columns in
+// its bytes, which dot4I8Packed multiplies by four adjacent int8 at once. Sums are exact integers.
+// q: [t, 4 · steps] of four words of four int8; x_scales: s; x_sums: Σ q; scales: one for each 32
+// rows of weights.
+//
+// Eight threads share a row of weights: they read 128 adjacent bytes a step. A workgroup has 8 rows.
+
+struct Params {
+    steps: u32,
+    rows: u32,      // of weights, in this piece
+    first_row: u32, // of this piece
+    out_stride: u32,
+    first_x: u32,
+}
+
+var<immediate> p: Params;
+@group(0) @binding(0) var<storage, read> weights: array<vec4<u32>>;
+@group(0) @binding(1) var<storage, read> scales: array<f32>;
+@group(0) @binding(2) var<storage, read> q: array<vec4<u32>>;
+@group(0) @binding(3) var<storage, read> x_scales: array<f32>;
+@group(0) @binding(4) var<storage, read> x_sums: array<i32>;
+@group(0) @binding(5) var<storage, read_write> out: array<f32>;
+
+const MASK: u32 = 0x03030303u;
+var<workgroup> shares: array<i32, 64 * T>;
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let lane = thread % 8u;
+    let row = (group.x + group.y * groups.x) * 8u + thread / 8u;
+    var sums: array<i32, T>;
+    for (var t = 0u; t < T; t += 1u) {
+        sums[t] = 0;
+    }
+    if row < p.rows {
+        for (var k = lane; k < p.steps; k += 8u) {
+            let codes = weights[row * p.steps + k];
+            for (var t = 0u; t < T; t += 1u) {
+                let x = ((p.first_x + t) * p.steps + k) * 4u;
+                sums[t] += dot16(codes.x, q[x]) + dot16(codes.y, q[x + 1u])
+                    + dot16(codes.z, q[x + 2u]) + dot16(codes.w, q[x + 3u]);
+            }
+        }
+    }
+    for (var t = 0u; t < T; t += 1u) {
+        shares[64u * t + thread] = sums[t];
+    }
+    for (var half = 4u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if lane < half {
+            for (var t = 0u; t < T; t += 1u) {
+                shares[64u * t + thread] += shares[64u * t + thread + half];
+            }
+        }
+    }
+    if lane == 0u && row < p.rows {
+        let scale = scales[(p.first_row + row) / 32u];
+        for (var t = 0u; t < T; t += 1u) {
+            let x = p.first_x + t;
+            let sum = shares[64u * t + thread] - x_sums[x];
+            out[x * p.out_stride + p.first_row + row] = f32(sum) / x_scales[x] * scale;
+        }
+    }
+}
+
+// Σ code · q of 16 columns.
+fn dot16(codes: u32, x: vec4<u32>) -> i32 {
+    return dot4I8Packed(codes & MASK, x.x) + dot4I8Packed((codes >> 2u) & MASK, x.y)
+        + dot4I8Packed((codes >> 4u) & MASK, x.z) + dot4I8Packed((codes >> 6u) & MASK, x.w);
+}
