@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use bitnet_inference::{AdapterFacts, adapters, cpu_name};
+use bitnet_inference::{AdapterFacts, GPU_SUPPORT, adapters, cpu_name};
 use bitnet_kernels::{KernelSet, default_threads};
 use serde_json::{Value, json};
 
@@ -20,7 +20,7 @@ pub fn devices(arguments: &DevicesArguments) -> anyhow::Result<()> {
             "threads": default_threads(),
         });
         let gpus: Vec<Value> = gpus.iter().map(gpu_json).collect();
-        let object = json!({ "cpu": cpu, "gpus": gpus, "gpu_support": cfg!(feature = "gpu") });
+        let object = json!({ "cpu": cpu, "gpus": gpus, "gpu_support": GPU_SUPPORT });
         writeln!(out, "{object}")?;
         return Ok(());
     }
@@ -34,7 +34,7 @@ pub fn devices(arguments: &DevicesArguments) -> anyhow::Result<()> {
     for gpu in &gpus {
         writeln!(out, "{}", gpu_line(gpu))?;
     }
-    if !cfg!(feature = "gpu") {
+    if !GPU_SUPPORT {
         writeln!(
             out,
             "this program was built without support for GPUs (feature gpu)"

@@ -248,6 +248,9 @@ impl Device {
     }
 }
 
+/// Whether this program can use GPUs: the feature `gpu`.
+pub const GPU_SUPPORT: bool = cfg!(feature = "gpu");
+
 /// The GPUs of this machine, discrete ones first, software last; none without the feature `gpu`.
 #[must_use]
 pub fn adapters() -> Vec<AdapterFacts> {

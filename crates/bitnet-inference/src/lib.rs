@@ -44,7 +44,7 @@ pub use bias_text::parse_logit_bias;
 pub use bitnet_kernels::math::mix64;
 pub use bitnet_models::Pooling;
 pub use counts::{EngineCounts, HeadUse, StateCounts};
-pub use device::{AdapterFacts, Device, DeviceName, DeviceProbe, adapters};
+pub use device::{AdapterFacts, Device, DeviceName, DeviceProbe, GPU_SUPPORT, adapters};
 pub use driver::{
     Completion, Driver, EngineLoop, EngineMonitor, EngineStats, Failure, Job, MakeConstraint,
     Observation, PanickedTask, Piece, RemakeEngine, Reply, ReplySink, ReplyStream, Token,
