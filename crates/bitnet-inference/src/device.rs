@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use bitnet_files::gguf::Gguf;
 use bitnet_kernels::{Cpu, KernelSet, ReadProbe, default_threads};
+#[cfg(feature = "gpu")]
+use bitnet_models::Config;
 use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::{Keeper, LanguageModel, LoadOptions};
 
@@ -213,7 +215,8 @@ impl Device {
     ) -> Result<Arc<dyn Model>> {
         #[cfg(feature = "gpu")]
         if let Some(choice) = &self.gpu {
-            return choice.load(self.threads, options, |gpu| {
+            let config = Config::from_gguf(gguf)?;
+            return choice.load(self.threads, &config, options, |gpu| {
                 LanguageModel::from_gguf(gguf, options, gpu)
             });
         }
@@ -229,7 +232,7 @@ impl Device {
     ) -> Result<Arc<dyn Model>> {
         #[cfg(feature = "gpu")]
         if let Some(choice) = &self.gpu {
-            return choice.load(self.threads, options, |gpu| {
+            return choice.load(self.threads, checkpoint.config(), options, |gpu| {
                 LanguageModel::from_checkpoint(checkpoint, options, gpu)
             });
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bitnet_models::{LanguageModel, LoadOptions};
+use bitnet_models::{Config, LanguageModel, LoadOptions};
 use bitnet_wgpu::{Adapter, DeviceLimits, Gpu, OpenGpu, Probe};
 
 use super::AdapterFacts;
@@ -46,14 +46,15 @@ impl Choice {
     pub fn load(
         &self,
         threads: usize,
+        config: &Config,
         options: &LoadOptions,
         load: impl FnOnce(&Gpu) -> bitnet_models::Result<LanguageModel<Gpu>>,
     ) -> Result<Arc<dyn Model>> {
         let open = OpenGpu::new(self.adapter, self.limits).map_err(Error::Gpu)?;
         let gpu = open.start(threads);
         gpu.check_options(options)?;
+        gpu.check_config(config)?;
         let model = load(&gpu)?;
-        gpu.check_config(model.config())?;
         let start = move |device: super::Device| open.start(device.threads());
         Ok(Arc::new(SharedModel::new(model, start)))
     }

@@ -4,8 +4,8 @@
 // 0, but no compiler knows: `main` of a kernel that calls exp_f32 sets it to workgroup_id.z.
 var<private> zero: u32;
 
-// x itself. No compiler can merge the operation that made it with the next one: Mesa turns
-// a·b + a·c into a·(b + c), which rounds in another way.
+// x itself. No compiler can move the operation that made it into the next one: Mesa computes
+// (a·b + c) + 1 as a·b + (c + 1) (findings/mesa-moves-constants-in-wgsl-sums.sh).
 fn rounded(x: f32) -> f32 {
     return bitcast<f32>(bitcast<u32>(x) ^ zero);
 }
