@@ -30,9 +30,12 @@ class Forced:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 outer.requests.append(body)
                 name = next(plan)
-                forced = dict(body, seed=1, max_tokens=100 if name else 20)
+                limit, named = "max_tokens", {"type": "function", "function": {"name": name}}
+                if self.path.endswith("/responses"):
+                    limit, named = "max_output_tokens", {"type": "function", "name": name}
+                forced = dict(body, seed=1) | {limit: 100 if name else 20}
                 forced.pop("max_completion_tokens", None)
-                forced["tool_choice"] = {"type": "function", "function": {"name": name}} if name else "none"
+                forced["tool_choice"] = named if name else "none"
                 request = urllib.request.Request(
                     url + self.path, json.dumps(forced).encode(), {"content-type": "application/json"}
                 )

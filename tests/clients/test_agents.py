@@ -145,3 +145,36 @@ def test_openai_agents(url):
         assert calls == CALLS and result.final_output
         # Its schemas are strict.
         assert forced.requests[0]["tools"][0]["function"]["strict"]
+
+
+def test_openai_agents_by_default(url):
+    """Its default is the Responses API."""
+    from agents import Agent, OpenAIResponsesModel, Runner, function_tool
+    from openai import AsyncOpenAI
+
+    functions, calls = tools()
+    with Forced(url, PLAN) as forced:
+        client = AsyncOpenAI(base_url=forced.url, api_key="none", max_retries=0)
+        agent = Agent(
+            "assistant",
+            model=OpenAIResponsesModel("stories", client),
+            tools=[function_tool(function) for function in functions],
+        )
+        result = Runner.run_sync(agent, TASK)
+        assert calls == CALLS and result.final_output
+        outputs = [item["output"] for item in forced.requests[-1]["input"] if item.get("type") == "function_call_output"]
+        assert outputs == ["Paris", WEATHER]
+
+
+def test_openai_agents_in_a_stream(url):
+    from agents import Agent, OpenAIResponsesModel, Runner
+    from openai import AsyncOpenAI
+
+    async def run():
+        client = AsyncOpenAI(base_url=url + "/v1", api_key="none", max_retries=0)
+        agent = Agent("assistant", model=OpenAIResponsesModel("stories", client))
+        result = Runner.run_streamed(agent, "Once upon a time")
+        events = [event.data.type async for event in result.stream_events() if event.type == "raw_response_event"]
+        assert "response.output_text.delta" in events and result.final_output
+
+    asyncio.run(run())

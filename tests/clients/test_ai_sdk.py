@@ -16,10 +16,14 @@ import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { createOpenAI } from "@ai-sdk/openai";
 import { generateObject, generateText, stepCountIs, streamText, tool } from "ai";
 import { z } from "zod";
+// Its warnings would be part of the output.
+globalThis.AI_SDK_LOG_WARNINGS = false;
 const baseURL = process.env.URL;
 const compatible = createOpenAICompatible({ name: "bitnet", baseURL, supportsStructuredOutputs: true })("stories");
 const openai = createOpenAI({ baseURL, apiKey: "none" }).chat("stories");
-const more = { seed: 1, maxRetries: 0 };
+// Its default is the Responses API.
+const responses = createOpenAI({ baseURL, apiKey: "none" })("stories");
+const more = { seed: 1, temperature: 0, maxRetries: 0 };
 """
 
 
@@ -42,7 +46,7 @@ def test_texts_and_streams_are_the_same(url):
         url + "/v1",
         """
         const out = [];
-        for (const model of [compatible, openai]) {
+        for (const model of [compatible, openai, responses]) {
           const whole = await generateText({ model, prompt: "Once upon a time", maxOutputTokens: 20, ...more });
           let text = "";
           const stream = streamText({ model, prompt: "Once upon a time", maxOutputTokens: 20, ...more });
@@ -62,7 +66,7 @@ def test_objects_fit_their_schema(url):
         """
         const schema = z.object({ name: z.string().max(12), age: z.number().int().min(0).max(99) });
         const out = [];
-        for (const model of [compatible, openai]) {
+        for (const model of [compatible, openai, responses]) {
           const { object } = await generateObject({ model, schema, prompt: "Once", maxOutputTokens: 200, ...more });
           out.push(object);
         }
@@ -72,7 +76,7 @@ def test_objects_fit_their_schema(url):
     assert all(sorted(person) == ["age", "name"] for person in answer)
 
 
-@pytest.mark.parametrize("model", ["compatible", "openai"])
+@pytest.mark.parametrize("model", ["compatible", "openai", "responses"])
 def test_a_task_of_two_tools_is_done(url, model):
     with Forced(url, ["get_capital", "get_weather", None]) as forced:
         answer = node(

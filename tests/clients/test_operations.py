@@ -224,3 +224,22 @@ def test_kubernetes_probes_are_answered():
     assert grace >= pause + 120
     with Server() as server:
         assert {status(server.url + path) for path in probes.values()} == {200}
+
+
+def test_metrics_are_read_in_both_formats():
+    """prometheus-client's parsers take the text, and both formats have the same samples."""
+    from prometheus_client import parser
+    from prometheus_client.openmetrics import parser as open_parser
+
+    with Server() as server:
+        assert post(server.url)[0] == 200
+
+        def samples(accept, read):
+            request = urllib.request.Request(server.url + "/metrics", headers={"accept": accept})
+            with urllib.request.urlopen(request) as response:
+                assert response.headers["content-type"].startswith(accept.split(";")[0])
+                families = list(read(response.read().decode()))
+            return {sample.name for family in families for sample in family.samples}
+
+        plain = samples("text/plain", parser.text_string_to_metric_families)
+        assert samples("application/openmetrics-text;version=1.0.0", open_parser.text_string_to_metric_families) == plain

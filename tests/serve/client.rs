@@ -68,6 +68,7 @@ impl Server {
             .args(arguments)
             .env_remove("BITNET_SEED")
             .env_remove("BITNET_DETERMINISTIC")
+            .env_remove("BITNET_API_KEY")
             // Defaults that the arguments may override.
             .env("BITNET_SERVE_THREADS", "1")
             .env("BITNET_SERVE_LOG_LEVEL", "debug")
@@ -353,6 +354,22 @@ impl Response {
             .unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 
+    /// The names and data of server-sent events that have names.
+    #[track_caller]
+    pub fn named_events(&self) -> Vec<(String, Value)> {
+        assert_eq!(
+            self.header("content-type"),
+            Some("text/event-stream; charset=utf-8"),
+            "{}",
+            self.text()
+        );
+        let text = self.text();
+        let events = named_events(&text);
+        let num_events = text.matches("\n\n").count() - text.matches(": still here").count();
+        assert_eq!(events.len(), num_events, "{text}");
+        events
+    }
+
     /// The data of server-sent events. The last must be `[DONE]`, which is left out.
     #[track_caller]
     pub fn events(&self) -> Vec<Value> {
@@ -374,6 +391,15 @@ impl Response {
     }
 }
 
+/// The named events of a text; the last one may be cut off.
+fn named_events(text: &str) -> Vec<(String, Value)> {
+    let event = |event: &str| {
+        let (name, data) = event.strip_prefix("event: ")?.split_once("\ndata: ")?;
+        Some((name.to_owned(), serde_json::from_str(data).ok()?))
+    };
+    text.split("\n\n").filter_map(event).collect()
+}
+
 /// An answer whose body has not been read to its end.
 pub struct Open {
     reader: BufReader<TcpStream>,
@@ -381,6 +407,11 @@ pub struct Open {
 }
 
 impl Open {
+    /// The named events so far.
+    pub fn named_events(&self) -> Vec<(String, Value)> {
+        named_events(&self.response.text())
+    }
+
     /// Reads some of the body: at least one byte, or nothing at its end. Chunked bodies only.
     pub fn read_chunk(&mut self) -> usize {
         let mut line = String::new();

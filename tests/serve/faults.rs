@@ -197,6 +197,43 @@ fn a_stalled_reader_is_disconnected() {
     assert_eq!(server.post(CHAT, &chat("Once", json!({}))).status, 200);
 }
 
+#[test]
+fn a_stalled_reader_of_another_api_is_disconnected() {
+    let server = Server::start(&["--ctx-size", "100000", "--write-timeout", "0.3"]);
+    let user = json!([{ "role": "user", "content": "Once upon a time" }]);
+    let logprobs = ["message.output_text.logprobs"];
+    let bodies = [
+        (
+            "/v1/responses",
+            json!({ "input": "Once upon a time", "stream": true, "ignore_eos": true,
+                "max_output_tokens": 90_000, "include": logprobs, "top_logprobs": 20 }),
+        ),
+        (
+            "/api/chat",
+            json!({ "model": "stories", "messages": user, "logprobs": true, "top_logprobs": 20,
+                "options": { "num_predict": 90_000, "logit_bias": no_end(&server) } }),
+        ),
+    ];
+    for (path, body) in bodies {
+        let stalled = server.open(path, &body);
+        assert_eq!(stalled.response.status, 200, "{path}");
+        let gone = || {
+            let of_path = |line: &Value| line["route"] == path && line["outcome"] == "client gone";
+            server.log().iter().any(of_path)
+        };
+        server.wait_until("cancelled", gone);
+    }
+    assert_eq!(server.sample("vllm:num_requests_running"), 0.0);
+}
+
+/// A bias that keeps the built-in model from ending its answer.
+fn no_end(server: &Server) -> Value {
+    let info = server.get("/tokenizer_info").json();
+    let ask = json!({ "prompt": info["eos_token"], "add_special_tokens": false });
+    let tokens = server.answer("/tokenize", &ask)["tokens"].clone();
+    json!({ tokens[0].to_string(): -100 })
+}
+
 /// Answers stay whole while `server` logs more than its reader reads: 600 requests with a line
 /// each, beside 4 streams. The server still stops after a signal.
 #[cfg(target_os = "linux")]

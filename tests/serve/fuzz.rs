@@ -132,8 +132,54 @@ fn changed(body: &Value, changes: &[Change]) -> Vec<u8> {
     bytes
 }
 
+/// A body with most fields for each endpoint of OpenAI's Responses API, Anthropic's and Ollama's.
+fn other_bodies(schema: &Value) -> [(&'static str, Value); 5] {
+    let items = json!([
+        { "role": "user", "content": [{ "type": "input_text", "text": "Once" }] },
+        { "type": "reasoning", "id": "rs_1", "summary": [], "content": [{ "type": "reasoning_text", "text": "x" }] },
+        { "type": "function_call", "id": "fc_1", "call_id": "1", "name": "f", "arguments": "{}", "status": "completed" },
+        { "type": "function_call_output", "call_id": "1", "output": "done" },
+    ]);
+    let responses = json!({
+        "model": "stories", "input": items, "instructions": "Be brief.", "max_output_tokens": 4, "seed": 1, "temperature": 0.8,
+        "top_p": 0.9, "top_k": 40, "stream": true, "store": true, "metadata": { "a": "b" }, "reasoning": { "effort": "low" },
+        "tools": [{ "type": "function", "name": "f", "parameters": schema, "strict": false }], "tool_choice": "auto",
+        "text": { "format": { "type": "text" } }, "include": ["message.output_text.logprobs"], "top_logprobs": 2,
+    });
+    let messages = json!([
+        { "role": "user", "content": [{ "type": "text", "text": "Once", "cache_control": { "type": "ephemeral" } }] },
+        { "role": "assistant", "content": [
+            { "type": "thinking", "thinking": "x", "signature": "y" },
+            { "type": "tool_use", "id": "1", "name": "f", "input": { "a": 1 } },
+        ] },
+        { "role": "user", "content": [{ "type": "tool_result", "tool_use_id": "1", "content": "done", "is_error": false }] },
+    ]);
+    let anthropic = json!({
+        "model": "stories", "messages": messages, "system": [{ "type": "text", "text": "Be brief." }], "max_tokens": 4,
+        "seed": 1, "temperature": 0.8, "top_k": 40, "stop_sequences": ["x"], "stream": true,
+        "thinking": { "type": "enabled", "budget_tokens": 3 }, "metadata": { "user_id": "u" },
+        "tools": [{ "name": "f", "description": "F.", "input_schema": schema }], "tool_choice": { "type": "auto" },
+    });
+    let options = json!({ "seed": 1, "num_predict": 4, "temperature": 0.8, "top_k": 40, "stop": ["x"], "num_ctx": 64 });
+    let ollama = json!({
+        "model": "stories:latest", "stream": true, "options": options, "think": false, "keep_alive": "5m", "format": "",
+        "messages": [{ "role": "user", "content": "Once" }, { "role": "assistant", "content": "", "tool_calls":
+            [{ "function": { "name": "f", "arguments": { "a": 1 } } }] }, { "role": "tool", "tool_name": "f", "content": "x" }],
+    });
+    [
+        ("/v1/responses", responses),
+        ("/v1/messages", anthropic.clone()),
+        ("/v1/messages/count_tokens", anthropic),
+        ("/api/chat", ollama),
+        (
+            "/api/generate",
+            json!({ "model": "stories", "prompt": "Once", "system": "s", "raw": false, "options": options, "format": schema }),
+        ),
+    ]
+}
+
 /// A body with most fields for each endpoint.
-fn bodies() -> [(&'static str, Value); 6] {
+fn bodies() -> Vec<(&'static str, Value)> {
     let sampling = json!({
         "model": "stories", "max_tokens": 4, "n": 2, "seed": 1, "temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.1,
         "typical_p": 0.9, "repetition_penalty": 1.1, "presence_penalty": 0.1, "frequency_penalty": 0.1, "stop": ["x", "yz"],
@@ -164,7 +210,7 @@ fn bodies() -> [(&'static str, Value); 6] {
         json!({ "prompt": ["Once", "The"], "echo": false, "logprobs": 1 }),
     );
     let formed = crate::client::with(formed, json!({ "response_format": format }));
-    [
+    let mut bodies = vec![
         ("/v1/chat/completions", chat.clone()),
         ("/v1/completions", formed.clone()),
         ("/v1/chat/completions/render", chat.clone()),
@@ -177,7 +223,9 @@ fn bodies() -> [(&'static str, Value); 6] {
             "/detokenize",
             json!({ "model": "stories", "tokens": [1, 2, 3] }),
         ),
-    ]
+    ];
+    bodies.extend(other_bodies(&schema));
+    bodies
 }
 
 #[test]

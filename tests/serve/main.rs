@@ -7,10 +7,14 @@ mod collector;
 mod embeddings;
 mod faults;
 mod fuzz;
+mod limits;
+mod messages;
 mod metrics;
+mod ollama;
 mod operations;
 #[cfg(feature = "otlp")]
 mod otlp;
+mod responses;
 #[cfg(target_os = "linux")]
 mod soak;
 mod structured;

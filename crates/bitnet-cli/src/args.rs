@@ -525,6 +525,36 @@ pub struct ServeArguments {
     /// file again when it changes
     #[arg(long, value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,
+    /// Accept only requests with this key, or with one of the key file; may be given more than
+    /// once. Other users of the machine can see a command line: better set BITNET_API_KEY
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "BITNET_API_KEY",
+        hide_env_values = true
+    )]
+    pub api_key: Vec<String>,
+    /// Maximum number of generating requests of each API key a minute (of each address without
+    /// keys); further ones get 429 with Retry-After
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    pub key_requests: Option<usize>,
+    /// Maximum number of tokens of each API key a minute, prompts and answers together
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    pub key_tokens: Option<usize>,
+    /// Maximum number of answers of each API key that wait or run at once
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    pub key_concurrency: Option<usize>,
+    /// Speak HTTPS with this certificate in PEM, followed by the certificates of its authorities; the server
+    /// reads both files again when they change
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The private key of the certificate, in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Keep the stored responses of /v1/responses in a database in this folder, so that a restart
+    /// loses none; without it they are in memory
+    #[arg(long, value_name = "FOLDER")]
+    pub state_dir: Option<PathBuf>,
     /// Allow browsers to use the server from pages of this origin, or * for any; may be given more
     /// than once
     #[arg(long, value_name = "ORIGIN", value_delimiter = ',')]

@@ -173,7 +173,7 @@ pub fn config_json(config: &Config, tied: bool) -> Value {
 pub fn model_json(source: &ModelSource, model: &ModelInfo) -> Value {
     let mut object = config_json(&model.config, model.is_tied);
     object["path"] = source.to_string().into();
-    object["parameters"] = num_parameters(model).into();
+    object["parameters"] = model.num_parameters().into();
     object["embedding"] = model.embedding_format.into();
     object
 }
@@ -244,13 +244,6 @@ pub fn ffn_sparsity_line(facts: &EngineFacts) -> Option<String> {
         ),
     };
     Some(format!("{}{zeros}{copies}", gates.unwrap_or_default()))
-}
-
-/// The number of weights of embedding, head and projections.
-fn num_parameters(model: &ModelInfo) -> usize {
-    let config = &model.config;
-    let tables = if model.is_tied { 1 } else { 2 };
-    tables * config.vocab_size * config.hidden_size + model.num_ternary_weights
 }
 
 /// Whether an error is about an argument, not about a file or the system.

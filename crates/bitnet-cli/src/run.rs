@@ -72,6 +72,7 @@ pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
     if let Some(path) = &arguments.receipt {
         let finish = Finish {
             reason,
+            stop_string: None,
             timings: answer.timings,
             pooled: None,
         };

@@ -12,8 +12,8 @@ use bitnet_inference::{
 };
 use bitnet_models::{Config, KvCache, SamplingDefaults};
 use bitnet_server::{
-    AllowedHosts, ApiKeys, Conversation, CorsOrigins, Ended, FormHelper, Limits, ServeOptions,
-    ServedModel, ServerEvent,
+    AllowedHosts, ApiKeys, Conversation, CorsOrigins, Ended, FormHelper, KeyLimits, Limits,
+    ServeOptions, ServedModel, ServerEvent, Tls,
 };
 
 use crate::args::{CacheSalt, FormHelperArguments, ServeArguments, WrongUsage};
@@ -34,6 +34,12 @@ pub fn serve(arguments: ServeArguments) -> anyhow::Result<()> {
     let limits = &mut options.limits;
     limits.connections = affordable_connections(limits.connections)?;
     limits.connections_per_address = limits.connections_per_address.min(limits.connections);
+    let scheme = if options.tls.is_some() {
+        "https"
+    } else {
+        "http"
+    };
+    let tell = move |event| tell(event, scheme);
     match bitnet_server::serve(options, move || Ok(load(&arguments)?), tell)? {
         Ended::Drained => tracing::info!("stopped"),
         Ended::Cut { unfinished: 0 } => tracing::info!("stopped at once"),
@@ -45,11 +51,11 @@ pub fn serve(arguments: ServeArguments) -> anyhow::Result<()> {
 }
 
 /// Reports changes of state on standard output, and to systemd.
-fn tell(event: ServerEvent) {
+fn tell(event: ServerEvent, scheme: &str) {
     if let ServerEvent::Listening(address) = event {
         let mut out = std::io::stdout();
         // The parent may have closed standard output.
-        let _ = writeln!(out, "listening on http://{address}").and_then(|()| out.flush());
+        let _ = writeln!(out, "listening on {scheme}://{address}").and_then(|()| out.flush());
     }
     #[cfg(unix)]
     let state = match event {
@@ -81,9 +87,9 @@ fn notify(path: &std::ffi::OsStr, state: &str) -> std::io::Result<()> {
 
 pub fn options(arguments: &ServeArguments) -> anyhow::Result<ServeOptions> {
     ensure!(
-        arguments.cache_salt == CacheSalt::None || arguments.api_key_file.is_some(),
+        arguments.cache_salt == CacheSalt::None || has_keys(arguments),
         WrongUsage(
-            "--cache-salt key needs --api-key-file: without keys all requests are of one owner"
+            "--cache-salt key needs --api-key-file or --api-key: without keys all requests are of one owner"
                 .to_owned()
         )
     );
@@ -97,12 +103,7 @@ pub fn options(arguments: &ServeArguments) -> anyhow::Result<ServeOptions> {
     let mut addresses = (arguments.host.as_str(), arguments.port)
         .to_socket_addrs()
         .with_context(|| format!("cannot find the address of {host}"))?;
-    let api_keys = match &arguments.api_key_file {
-        None => None,
-        Some(path) => {
-            Some(ApiKeys::read(path).with_context(|| format!("API keys in {}", path.display()))?)
-        }
-    };
+    let api_keys = api_keys(arguments)?;
     let address = addresses
         .next()
         .with_context(|| format!("{host} has no address"))?;
@@ -113,12 +114,19 @@ pub fn options(arguments: &ServeArguments) -> anyhow::Result<ServeOptions> {
         form_helper: Some(form_helper_program(arguments)),
         model_names: arguments.model_name.clone(),
         api_keys,
+        key_limits: KeyLimits {
+            requests_per_minute: arguments.key_requests,
+            tokens_per_minute: arguments.key_tokens,
+            concurrency: arguments.key_concurrency,
+        },
+        tls: tls(arguments)?,
         cors_origins: CorsOrigins::new(&arguments.cors_origin)
             .map_err(|error| WrongUsage(error.to_string()))?,
         is_lenient: arguments.lenient,
         sampling: params.clone(),
         seed: arguments.sampling.is_deterministic().then_some(params.seed),
         pooling: arguments.pooling,
+        state_dir: arguments.state_dir.clone(),
         separate_caches: arguments.cache_salt == CacheSalt::Key,
         #[cfg(feature = "otlp")]
         otlp: otlp_signals()?,
@@ -144,10 +152,39 @@ pub fn options(arguments: &ServeArguments) -> anyhow::Result<ServeOptions> {
     })
 }
 
+/// Whether requests need a key.
+fn has_keys(arguments: &ServeArguments) -> bool {
+    arguments.api_key_file.is_some() || !arguments.api_key.is_empty()
+}
+
+/// The keys that requests need; `None` if they need none.
+fn api_keys(arguments: &ServeArguments) -> anyhow::Result<Option<ApiKeys>> {
+    if !has_keys(arguments) {
+        return Ok(None);
+    }
+    let file = arguments.api_key_file.as_deref();
+    let keys = ApiKeys::new(&arguments.api_key, file);
+    Ok(Some(keys.with_context(|| match file {
+        Some(path) => format!("API keys in {}", path.display()),
+        None => "API keys of --api-key".to_owned(),
+    })?))
+}
+
+/// The certificate, if the server speaks HTTPS.
+fn tls(arguments: &ServeArguments) -> anyhow::Result<Option<Tls>> {
+    match (&arguments.tls_cert, &arguments.tls_key) {
+        (Some(certificate), Some(key)) => {
+            let tls = Tls::read(certificate, key);
+            Ok(Some(tls.context("TLS")?))
+        }
+        _ => Ok(None),
+    }
+}
+
 /// The host names that requests may use for the server. On a loopback address without keys they
 /// must be listed, because web pages can point their own names at it.
 fn allowed_hosts(arguments: &ServeArguments, is_loopback: bool) -> anyhow::Result<AllowedHosts> {
-    let is_open = arguments.api_key_file.is_some() || !is_loopback;
+    let is_open = has_keys(arguments) || !is_loopback;
     if arguments.allowed_host.is_empty() && is_open {
         return Ok(AllowedHosts::any());
     }
@@ -414,7 +451,11 @@ fn check(arguments: &ServeArguments) -> anyhow::Result<()> {
     )?;
     let mut out = std::io::stdout().lock();
     for setting in settings::effective()? {
-        let values: Vec<String> = setting.values.iter().map(|value| in_toml(value)).collect();
+        let values: Vec<String> = match setting.name.as_str() {
+            // The output does not show keys.
+            "api-key" => vec!["\"...\"".to_owned()],
+            _ => setting.values.iter().map(|value| in_toml(value)).collect(),
+        };
         let value = match &values[..] {
             [] => "true".to_owned(),
             [value] => value.clone(),

@@ -129,6 +129,8 @@ pub struct Timings {
 pub struct Finish {
     /// The reason.
     pub reason: FinishReason,
+    /// The index of the stop string that ended the text, if one did.
+    pub stop_string: Option<usize>,
     /// Its tokens and times.
     pub timings: Timings,
     /// The pooled hidden states of the prompt, `[hidden]`, if the request asks for them.

@@ -263,6 +263,7 @@ impl Sequence {
     fn finish(&mut self, reason: FinishReason) -> Finish {
         Finish {
             reason,
+            stop_string: self.stop_strings.found(),
             timings: self.timings,
             pooled: self.pool.take().map(Pool::finish),
         }

@@ -115,6 +115,7 @@ const STOP_STRINGS_MAX: usize = 64;
 pub(crate) struct StopStrings {
     strings: Vec<String>,
     pending: String,
+    found: Option<usize>,
 }
 
 impl StopStrings {
@@ -133,6 +134,7 @@ impl StopStrings {
             None => Ok(Self {
                 strings,
                 pending: String::new(),
+                found: None,
             }),
         }
     }
@@ -143,12 +145,10 @@ impl StopStrings {
             return (text.to_owned(), false);
         }
         self.pending.push_str(text);
-        if let Some(at) = self
-            .strings
-            .iter()
-            .filter_map(|stop| self.pending.find(stop.as_str()))
-            .min()
-        {
+        let strings = self.strings.iter().enumerate();
+        let found = strings.filter_map(|(index, stop)| Some((self.pending.find(stop)?, index)));
+        if let Some((at, index)) = found.min() {
+            self.found = Some(index);
             self.pending.truncate(at);
             return (std::mem::take(&mut self.pending), true);
         }
@@ -160,6 +160,11 @@ impl StopStrings {
             .unwrap_or(0);
         let rest = self.pending.split_off(self.pending.len() - held);
         (std::mem::replace(&mut self.pending, rest), false)
+    }
+
+    /// The index of the stop string that was found.
+    pub fn found(&self) -> Option<usize> {
+        self.found
     }
 
     /// The held-back text, at the end of the answer.
@@ -249,6 +254,10 @@ mod tests {
             // that begins first.
             let ends = |stop: &String| text.find(stop.as_str()).map(|at| at + stop.len());
             prop_assert_eq!(stopped, stops.iter().any(|s| text.contains(s.as_str())));
+            if let Some(index) = strings.found() {
+                prop_assert!(text[shown.len()..].starts_with(&stops[index]));
+            }
+            prop_assert_eq!(strings.found().is_some(), stopped);
             match stops.iter().filter_map(ends).min() {
                 None => prop_assert_eq!(shown, text),
                 Some(_) => prop_assert!(text.starts_with(&shown) && stops.iter().all(|s| !shown.contains(s.as_str()))),

@@ -38,6 +38,13 @@ pub struct ModelInfo {
 }
 
 impl ModelInfo {
+    /// Number of weights of embedding, head and projections.
+    #[must_use]
+    pub fn num_parameters(&self) -> usize {
+        let tables = if self.is_tied { 1 } else { 2 };
+        tables * self.config.vocab_size * self.config.hidden_size + self.num_ternary_weights
+    }
+
     /// Bytes of all copies of feed-forward weights.
     #[must_use]
     pub fn ffn_copy_bytes(&self) -> usize {

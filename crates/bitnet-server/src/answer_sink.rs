@@ -123,6 +123,7 @@ mod tests {
         assert_eq!((queue.counts().waiting, queue.counts().running), (0, 1));
         let finish = Finish {
             reason: FinishReason::Stop,
+            stop_string: None,
             timings: Timings::default(),
             pooled: None,
         };

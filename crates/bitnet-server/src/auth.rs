@@ -5,36 +5,48 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::http::HeaderMap;
+use axum::http::header::AUTHORIZATION;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
 use crate::error::{Error, Result};
 
-/// The keys of a file, as of its last reading.
+/// The keys of a file, as of its last reading, and keys that the program was given.
 #[derive(Clone, Debug)]
 pub struct ApiKeys {
-    path: PathBuf,
+    path: Option<PathBuf>,
+    given: Keys,
     keys: Arc<RwLock<Keys>>,
 }
 
 impl ApiKeys {
-    /// Reads a file: lines of 64 hexadecimal digits, the SHA-256 of a key, each followed by a name
-    /// for the logs, in the format that `printf %s "$KEY" | sha256sum` prints, where `-` may be
-    /// replaced by the name. Empty lines and lines that begin with `#` are skipped.
+    /// Takes keys as texts, and reads a file of hashes: lines of 64 hexadecimal digits, the SHA-256
+    /// of a key, each followed by a name for the logs, in the format that
+    /// `printf %s "$KEY" | sha256sum` prints, where `-` may be replaced by the name. Empty lines and
+    /// lines that begin with `#` are skipped.
     ///
     /// # Errors
-    /// If the file cannot be read, a line is invalid, or there are no keys.
-    pub fn read(path: &Path) -> Result<Self> {
-        let keys = Keys::parse(&read(path)?)?;
+    /// If a given key is not one to 1024 visible ASCII characters, if the file cannot be read, a
+    /// line is invalid, or there are no keys in it.
+    pub fn new(given: &[String], file: Option<&Path>) -> Result<Self> {
+        let given = Keys::given(given)?;
+        let in_file = match file {
+            Some(path) => Keys::parse(&read(path)?)?,
+            None => Keys(Vec::new()),
+        };
         Ok(Self {
-            path: path.to_owned(),
-            keys: Arc::new(RwLock::new(keys)),
+            path: file.map(Path::to_owned),
+            given,
+            keys: Arc::new(RwLock::new(in_file)),
         })
     }
 
     /// Reads the file again; true if it has other keys now. On an error the former keys stay valid.
     pub(crate) fn read_again(&self) -> Result<bool> {
-        let keys = Keys::parse(&read(&self.path)?)?;
+        let Some(path) = &self.path else {
+            return Ok(false);
+        };
+        let keys = Keys::parse(&read(path)?)?;
         let mut known = self.keys.write().unwrap_or_else(PoisonError::into_inner);
         let is_changed = *known != keys;
         *known = keys;
@@ -42,16 +54,17 @@ impl ApiKeys {
     }
 
     /// The file's path.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
     }
 
-    /// The name of the owner of a request's key, sent as `Authorization: Bearer KEY`.
+    /// The name of the owner of a request's key, sent as `Authorization: Bearer KEY` or, as
+    /// Anthropic's clients do, as `x-api-key: KEY`.
     pub(crate) fn owner(&self, headers: &HeaderMap) -> Option<Arc<str>> {
-        self.keys
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .owner(headers)
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        // Both are looked up, so that the time does not tell which of them has the key.
+        let (given, in_file) = (self.given.owner(headers), keys.owner(headers));
+        given.or(in_file)
     }
 }
 
@@ -71,11 +84,33 @@ const UNNAMED: &str = "sha256:";
 /// Number of hexadecimal digits of such a name: 64 bits distinguish any two keys of a file.
 const UNNAMED_DIGITS: usize = 16;
 
+/// Maximum number of characters of a key that is given as a text.
+const GIVEN_CHARS_MAX: usize = 1024;
+
 /// The hashes of the keys, each with the name of its owner.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 struct Keys(Vec<([u8; 32], Arc<str>)>);
 
 impl Keys {
+    /// The hashes of keys as texts, under the names that keys without a name get.
+    fn given(keys: &[String]) -> Result<Self> {
+        let key = |(index, key): (usize, &String)| {
+            let is_key = |key: &str| key.bytes().all(|byte| byte.is_ascii_graphic());
+            if !(1..=GIVEN_CHARS_MAX).contains(&key.len()) || !is_key(key) {
+                return Err(Error::ApiKeyText { number: index + 1 });
+            }
+            let hash: [u8; 32] = Sha256::digest(key.as_bytes()).into();
+            let digits = hash[..UNNAMED_DIGITS / 2].iter();
+            let digits: String = digits.map(|byte| format!("{byte:02x}")).collect();
+            Ok((hash, format!("{UNNAMED}{digits}").into()))
+        };
+        keys.iter()
+            .enumerate()
+            .map(key)
+            .collect::<Result<_>>()
+            .map(Self)
+    }
+
     fn parse(text: &str) -> Result<Self> {
         let mut keys = Vec::new();
         for (index, line) in text.lines().enumerate() {
@@ -109,12 +144,7 @@ impl Keys {
     }
 
     fn owner(&self, headers: &HeaderMap) -> Option<Arc<str>> {
-        let value = headers.get(axum::http::header::AUTHORIZATION)?.as_bytes();
-        let (scheme, key) = value.split_at_checked(b"Bearer ".len())?;
-        if !scheme.eq_ignore_ascii_case(b"Bearer ") {
-            return None;
-        }
-        let hash: [u8; 32] = Sha256::digest(key.trim_ascii()).into();
+        let hash: [u8; 32] = Sha256::digest(key_of(headers)?.trim_ascii()).into();
         let (mut found, mut owner) = (Choice::from(0), 0u64);
         for (index, (known, _)) in self.0.iter().enumerate() {
             let is_equal = known.ct_eq(&hash);
@@ -123,6 +153,15 @@ impl Keys {
         }
         bool::from(found).then(|| Arc::clone(&self.0[owner as usize].1))
     }
+}
+
+/// The key that a request brings.
+fn key_of(headers: &HeaderMap) -> Option<&[u8]> {
+    let Some(value) = headers.get(AUTHORIZATION) else {
+        return Some(headers.get("x-api-key")?.as_bytes());
+    };
+    let (scheme, key) = value.as_bytes().split_at_checked(b"Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(key)
 }
 
 fn parse_hash(digits: &str) -> Option<[u8; 32]> {
@@ -150,7 +189,7 @@ mod tests {
     fn owner(authorization: &str) -> Option<String> {
         let keys = Keys::parse(FILE).expect("two keys");
         let value = authorization.parse().expect("a header's value");
-        let headers = HeaderMap::from_iter([(axum::http::header::AUTHORIZATION, value)]);
+        let headers = HeaderMap::from_iter([(AUTHORIZATION, value)]);
         keys.owner(&headers).map(|name| name.to_string())
     }
 
@@ -175,19 +214,23 @@ mod tests {
         ] {
             assert_eq!(owner(wrong), None, "{wrong}");
         }
-        assert_eq!(
-            Keys::parse(FILE)
-                .expect("two keys")
-                .owner(&HeaderMap::new()),
-            None
-        );
+        let keys = Keys::parse(FILE).expect("two keys");
+        assert_eq!(keys.owner(&HeaderMap::new()), None);
+        let by_name = |name: &'static str, value: &str| {
+            let value = value.parse().expect("a header's value");
+            let name = axum::http::HeaderName::from_static(name);
+            keys.owner(&HeaderMap::from_iter([(name, value)]))
+        };
+        assert!(by_name("x-api-key", "secret").is_some());
+        assert_eq!(by_name("x-api-key", "Bearer secret"), None);
+        assert_eq!(by_name("api-key", "secret"), None);
     }
 
     #[test]
     fn an_unnamed_key_keeps_its_owner_when_another_line_is_removed() {
         let owner = |file: &str| {
             let value = "Bearer other".parse().expect("a header's value");
-            let headers = HeaderMap::from_iter([(axum::http::header::AUTHORIZATION, value)]);
+            let headers = HeaderMap::from_iter([(AUTHORIZATION, value)]);
             Keys::parse(file).expect("keys").owner(&headers)
         };
         let unnamed = FILE.replace("alice from accounts", "-");
@@ -202,12 +245,33 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_is_given_as_a_text_is_valid() {
+        let keys = ApiKeys::new(&["secret".to_owned()], None).expect("a key");
+        let value = "Bearer secret".parse().expect("a header's value");
+        let headers = HeaderMap::from_iter([(AUTHORIZATION, value)]);
+        // The owner is the one that a file would give to the key.
+        let owner = keys.owner(&headers);
+        assert_eq!(owner.as_deref(), Some("sha256:2bb80d537b1da3e3"));
+        assert_eq!(keys.owner(&HeaderMap::new()), None);
+        for wrong in ["", "a b", "a\n", "é", &"x".repeat(1025)] {
+            let keys = ApiKeys::new(&["a".to_owned(), wrong.to_owned()], None);
+            assert!(
+                matches!(keys, Err(Error::ApiKeyText { number: 2 })),
+                "{wrong}"
+            );
+        }
+    }
+
+    #[test]
     fn only_a_regular_file_is_read() {
         let folder = std::env::temp_dir();
-        assert!(matches!(ApiKeys::read(&folder), Err(Error::ApiKeyFileKind)));
+        assert!(matches!(
+            ApiKeys::new(&[], Some(&folder)),
+            Err(Error::ApiKeyFileKind)
+        ));
         #[cfg(unix)]
         assert!(matches!(
-            ApiKeys::read(Path::new("/dev/zero")),
+            ApiKeys::new(&[], Some(Path::new("/dev/zero"))),
             Err(Error::ApiKeyFileKind)
         ));
     }

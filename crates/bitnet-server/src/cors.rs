@@ -74,7 +74,7 @@ impl CorsOrigins {
         if headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN) {
             headers.insert(
                 ACCESS_CONTROL_ALLOW_METHODS,
-                HeaderValue::from_static("GET, POST"),
+                HeaderValue::from_static("GET, POST, DELETE"),
             );
             headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
             if let Some(wanted) = request.get(ACCESS_CONTROL_REQUEST_HEADERS) {

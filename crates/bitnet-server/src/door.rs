@@ -14,10 +14,12 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 
 use crate::connection::Connection;
 use crate::connections::Peer;
@@ -25,6 +27,7 @@ use crate::error::chain;
 use crate::http::router;
 use crate::options::Limits;
 use crate::state::App;
+use crate::tls::Tls;
 
 /// Maximum time until a connection in a reserved place has sent its request.
 const RESERVED_TIME: Duration = Duration::from_secs(5);
@@ -85,8 +88,9 @@ impl Door {
         }
         let (router, limits) = (self.router.clone(), self.limits);
         let (app, closing) = (Arc::clone(&self.app), self.closing.subscribe());
+        let tls = app.options.tls.as_ref().map(Tls::acceptor);
         self.tasks.spawn(async move {
-            talk(stream, router, limits, closing, &peer).await;
+            talk(stream, tls, router, limits, closing, &peer).await;
             app.connections.leave(&peer);
         });
     }
@@ -140,12 +144,13 @@ impl Door {
     }
 }
 
-/// Answers the requests of one connection.
+/// Answers the requests of one connection, in TLS if the server speaks it.
 async fn talk(
     stream: TcpStream,
+    tls: Option<TlsAcceptor>,
     router: Router,
     limits: Limits,
-    mut closing: watch::Receiver<bool>,
+    closing: watch::Receiver<bool>,
     peer: &Arc<Peer>,
 ) {
     // Pieces of an answer are small and must not wait for each other.
@@ -153,17 +158,45 @@ async fn talk(
         tracing::debug!(%error, "a connection closed immediately");
         return;
     }
-    let header_timeout = match peer.is_reserved {
+    let connection = Connection::new(stream, limits.write_timeout);
+    let Some(tls) = tls else {
+        return answer(connection, router, limits, closing, peer).await;
+    };
+    let handshake = timeout(header_timeout(limits, peer), tls.accept(connection));
+    let accepted = tokio::select! {
+        accepted = handshake => accepted,
+        () = peer.closed() => return,
+    };
+    match accepted {
+        Ok(Ok(connection)) => answer(connection, router, limits, closing, peer).await,
+        Ok(Err(error)) => tracing::debug!(%error, "a connection did not begin TLS"),
+        Err(_) => tracing::debug!("a connection took too long to begin TLS"),
+    }
+}
+
+/// Maximum time until a connection has sent the headers of a request.
+fn header_timeout(limits: Limits, peer: &Peer) -> Duration {
+    match peer.is_reserved {
         true => limits.header_timeout.min(RESERVED_TIME),
         false => limits.header_timeout,
-    };
+    }
+}
+
+/// Answers the requests that arrive on a stream of bytes.
+async fn answer(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    router: Router,
+    limits: Limits,
+    mut closing: watch::Receiver<bool>,
+    peer: &Arc<Peer>,
+) {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
-        .header_read_timeout(header_timeout)
+        .header_read_timeout(header_timeout(limits, peer))
         .max_header_size(limits.header_bytes)
         // The minimum that hyper needs.
         .max_buf_size(limits.header_bytes.max(8192));
-    let io = TokioIo::new(Connection::new(stream, limits.write_timeout));
+    let io = TokioIo::new(stream);
     let router = TowerToHyperService::new(router);
     let service = service_fn(|mut request: Request<Incoming>| {
         request.extensions_mut().insert(Arc::clone(peer));

@@ -40,6 +40,12 @@ pub enum Error {
     /// An API key file that does not exist or is not readable.
     #[error("cannot read it")]
     ApiKeyFile(#[source] std::io::Error),
+    /// A given API key that no client could send. The message does not show it.
+    #[error("key {number}: expected 1 to 1024 visible ASCII characters")]
+    ApiKeyText {
+        /// Counted from 1.
+        number: usize,
+    },
     /// A line of an API key file that holds no hash.
     #[error("line {line}: expected 64 hexadecimal digits (the SHA-256 of a key) and a name")]
     ApiKeyLine {
@@ -59,6 +65,30 @@ pub enum Error {
         line: usize,
         /// The reserved prefix.
         prefix: &'static str,
+    },
+    /// The database of the folder for state cannot be used.
+    #[error("cannot use {}: {problem}", path.display())]
+    State {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why not.
+        problem: String,
+    },
+    /// A file of the certificate or its key cannot be read.
+    #[error("cannot read {}", path.display())]
+    TlsFile {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A file of the certificate or its key is wrong.
+    #[error("cannot use {}: {problem}", path.display())]
+    Tls {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong.
+        problem: String,
     },
     /// An allowed host that is not a host name.
     #[error("{host:?} is not a host name: expected * or a name without a port")]

@@ -7,7 +7,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{
-    CONNECTION, CONTENT_TYPE, EXPECT, HeaderName, TRANSFER_ENCODING, WWW_AUTHENTICATE,
+    ACCEPT, CONNECTION, CONTENT_TYPE, EXPECT, HeaderName, TRANSFER_ENCODING, WWW_AUTHENTICATE,
 };
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::{self, Next};
@@ -15,12 +15,15 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::FutureExt;
 
-use crate::api::{ApiError, chat, completions, embeddings, models, tokenize};
+use crate::api::{
+    ApiError, chat, completions, embeddings, messages, models, ollama, props, responses, tokenize,
+};
 use crate::connections::Peer;
 use crate::cors::CorsOrigins;
 use crate::health;
 use crate::hosts::HostProblem;
 use crate::id::{self, TraceParent};
+use crate::metrics::TextFormat;
 use crate::openapi;
 use crate::page;
 use crate::record::Record;
@@ -44,8 +47,32 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/completions", post(completions::create))
         .route("/v1/completions/render", post(completions::render))
         .route("/v1/embeddings", post(embeddings::create))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/responses/input_tokens", post(responses::input_tokens))
+        .route(
+            "/v1/responses/{response_id}",
+            get(responses::retrieve).delete(responses::delete),
+        )
+        .route(
+            "/v1/responses/{response_id}/cancel",
+            post(responses::cancel),
+        )
+        .route(
+            "/v1/responses/{response_id}/input_items",
+            get(responses::input_items),
+        )
+        .route("/v1/messages", post(messages::create))
+        .route("/v1/messages/count_tokens", post(messages::count_tokens))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*model}", get(models::retrieve))
+        .route("/api/chat", post(ollama::chat))
+        .route("/api/generate", post(ollama::generate_text))
+        .route("/api/show", post(ollama::show::show))
+        .route("/api/tags", get(ollama::show::tags))
+        .route("/api/ps", get(ollama::show::ps))
+        .route("/api/version", get(ollama::show::version))
+        .route("/apply-template", post(chat::apply_template))
+        .route("/props", get(props::props))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route("/tokenizer_info", get(tokenize::tokenizer_info))
@@ -70,13 +97,11 @@ pub(crate) fn router(app: Arc<App>) -> Router {
 }
 
 /// `/metrics`.
-async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let text = app.metrics.text(&app.scene());
-    (
-        [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
-        text,
-    )
-        .into_response()
+async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
+    let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok());
+    let format = TextFormat::accepted(accept);
+    let text = app.metrics.text(&app.scene(), format);
+    ([(CONTENT_TYPE, format.content_type())], text).into_response()
 }
 
 /// The load report in a format that a client asks for; `None` for unknown formats.
@@ -174,6 +199,29 @@ async fn answer(request: Request, next: Next) -> Response {
         })
 }
 
+/// Records the error of a response, and writes it in the form of its route's API.
+fn take_error(response: &mut Response, record: &Record) {
+    if let Some(error) = response.extensions_mut().remove::<ApiError>() {
+        if let Some(body) = error_of_route(&error, record) {
+            *response.body_mut() = Body::from(body);
+        }
+        record.details().error = Some(error);
+    }
+}
+
+/// An error in the form of a route's API; `None` for OpenAI's.
+fn error_of_route(error: &ApiError, record: &Record) -> Option<String> {
+    let is_of = |prefix: &str| record.route().starts_with(prefix);
+    let body = if is_of("/v1/messages") {
+        serde_json::to_string(&messages::MessageErrorBody::new(error, &record.request_id))
+    } else if is_of("/api/") {
+        serde_json::to_string(&ollama::OllamaErrorBody::new(error))
+    } else {
+        return None;
+    };
+    body.ok()
+}
+
 /// Names and records a request, answers browsers' preflights, and turns a panic into an answer.
 async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let route = request
@@ -229,9 +277,7 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     {
         body.drain(app.options.limits.body_bytes).await;
     }
-    if let Some(error) = response.extensions_mut().remove::<ApiError>() {
-        record.details().error = Some(error);
-    }
+    take_error(&mut response, &record);
     let headers = response.headers_mut();
     headers.extend(cors);
     let closes = is_last || app.phase() == Phase::Draining;
@@ -253,6 +299,7 @@ mod tests {
     use super::*;
     use crate::metrics::Metrics;
     use crate::options::ServeOptions;
+    use crate::store::ResponseStore;
 
     #[test]
     fn a_panic_of_a_handler_is_an_error_of_its_request_alone() {
@@ -261,7 +308,12 @@ mod tests {
         }
         let (driver, _engine) = Driver::new();
         let metrics = Arc::new(Metrics::new(Arc::clone(driver.monitor())));
-        let app = Arc::new(App::new(ServeOptions::for_tests(), driver, metrics));
+        let app = Arc::new(App::new(
+            ServeOptions::for_tests(),
+            driver,
+            metrics,
+            ResponseStore::in_memory(),
+        ));
         let router = Router::new()
             .route("/panics", get(panics))
             .route("/works", get(|| async { "works" }))

@@ -43,6 +43,7 @@ mod otlp;
 mod page;
 mod probers;
 mod queue;
+mod quotas;
 mod record;
 mod recording;
 mod requests;
@@ -50,9 +51,11 @@ mod schema;
 mod serve;
 mod shared_body;
 mod state;
+mod store;
 #[cfg(feature = "bench")]
 mod telemetry_cost;
 mod text;
+mod tls;
 mod vocabulary;
 mod watch;
 
@@ -65,9 +68,10 @@ pub use load::{Arrivals, LoadEndpoint, LoadGeneratorOptions, LoadReport, Request
 pub use local::{LocalAnswer, LocalCall, LocalChat, LocalChats, LocalRefusal};
 #[cfg(feature = "otlp")]
 pub use options::OtlpSignals;
-pub use options::{Limits, ServeOptions};
+pub use options::{KeyLimits, Limits, ServeOptions};
 pub use requests::{LocalRequest, LocalResponse, answer_requests};
 pub use serve::{Ended, ServerEvent, engine_thread, serve};
 pub use state::{Conversation, ServedModel};
 #[cfg(feature = "bench")]
 pub use telemetry_cost::{EventCosts, event_costs};
+pub use tls::Tls;

@@ -7,8 +7,9 @@ use bitnet_inference::MakeConstraint;
 use bitnet_tokenizers::{TokenId, Tokenizer};
 
 use crate::api::calls::Found;
-use crate::api::chat::{LocalParts, local_parts};
+use crate::api::chat::local_parts;
 use crate::api::generate::make_constraint;
+use crate::api::turn::LocalParts;
 use crate::forms::FormHelper;
 use crate::id::random_id;
 use crate::state::{Conversation, Model};

@@ -6,6 +6,8 @@
 
 mod text;
 
+pub(crate) use text::TextFormat;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -339,7 +341,7 @@ mod tests {
             block_size: 32,
             queue: queue::Counts::default(),
         };
-        let text = metrics.text(&scene);
+        let text = metrics.text(&scene, TextFormat::Prometheus);
         for line in [
             "vllm:generation_tokens_total{model_name=\"a\\\"b\",engine=\"0\"} 3",
             "vllm:request_success_total{model_name=\"a\\\"b\",engine=\"0\",finished_reason=\"abort\"} 1",

@@ -9,6 +9,8 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use utoipa::OpenApi;
 
+use crate::api::messages::MessageErrorBody;
+use crate::api::ollama::OllamaErrorBody;
 use crate::api::{self, ErrorBody};
 use crate::health;
 
@@ -22,11 +24,27 @@ use crate::health;
     paths(
         api::chat::create,
         api::chat::render,
+        api::chat::apply_template,
         api::completions::create,
         api::completions::render,
         api::embeddings::create,
+        api::responses::create,
+        api::responses::retrieve,
+        api::responses::delete,
+        api::responses::cancel,
+        api::responses::input_items,
+        api::responses::input_tokens,
+        api::messages::create,
+        api::messages::count_tokens,
         api::models::list,
         api::models::retrieve,
+        api::ollama::chat,
+        api::ollama::generate_text,
+        api::ollama::show::show,
+        api::ollama::show::tags,
+        api::ollama::show::ps,
+        api::ollama::show::version,
+        api::props::props,
         api::tokenize::tokenize,
         api::tokenize::detokenize,
         api::tokenize::tokenizer_info,
@@ -35,15 +53,38 @@ use crate::health;
         health::live,
         health::started,
     ),
-    components(schemas(ErrorBody<'_>))
+    components(schemas(ErrorBody<'_>, MessageErrorBody<'_>, OllamaErrorBody<'_>))
 )]
 struct Document;
 
 /// The types that clients send; the server refuses unlisted fields in them.
-const REQUESTS: [&str; 17] = [
+const REQUESTS: [&str; 40] = [
     "ChatRequest",
     "CompletionRequest",
     "EmbeddingRequest",
+    "ResponseRequest",
+    "Item",
+    "ItemPart",
+    "ResponseStreamOptions",
+    "ReasoningConfig",
+    "TextConfig",
+    "TextFormat",
+    "FunctionTool",
+    "MessagesRequest",
+    "MessageInput",
+    "ToolInput",
+    "ToolChoiceInput",
+    "ThinkingInput",
+    "OutputConfig",
+    "OutputFormat",
+    "Metadata",
+    "OllamaChatRequest",
+    "OllamaGenerateRequest",
+    "OllamaShowRequest",
+    "OllamaInputMessage",
+    "OllamaInputCall",
+    "OllamaInputFunction",
+    "OllamaOptions",
     "TokenizeRequest",
     "DetokenizeRequest",
     "Message",
@@ -92,16 +133,32 @@ fn document() -> Value {
     }
     document["components"]["securitySchemes"]["key"] =
         json!({ "type": "http", "scheme": "bearer" });
-    let error =
-        json!({ "application/json": { "schema": { "$ref": "#/components/schemas/ErrorBody" } } });
+    let body = |schema: &str| {
+        let reference = format!("#/components/schemas/{schema}");
+        json!({ "application/json": { "schema": { "$ref": reference } } })
+    };
+
     for (path, operations) in document["paths"].as_object_mut().into_iter().flatten() {
+        let error = body(if path.starts_with("/v1/messages") {
+            "MessageErrorBody"
+        } else if path.starts_with("/api/") {
+            "OllamaErrorBody"
+        } else {
+            "ErrorBody"
+        });
         for (method, operation) in operations.as_object_mut().into_iter().flatten() {
-            if path.starts_with("/v1/") || path == "/tokenizer_info" || method == "post" {
+            if path.starts_with("/v1/")
+                || ["/tokenizer_info", "/props"].contains(&path.as_str())
+                || method == "post"
+            {
                 // A key is required only if the server has a file of keys.
                 operation["security"] = json!([{}, { "key": [] }]);
                 let all = REFUSALS.iter();
+                let has_query = path.contains("/responses/");
                 let of_method = all.filter(|(status, _)| {
-                    method == "post" || matches!(*status, "401" | "404" | "503")
+                    method == "post"
+                        || matches!(*status, "401" | "404" | "503")
+                        || has_query && *status == "400"
                 });
                 for (status, description) in of_method {
                     operation["responses"][status] =

@@ -1,6 +1,7 @@
 //! [`ServeOptions`]: the settings of a server.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use crate::auth::ApiKeys;
 use crate::cors::CorsOrigins;
 use crate::forms::FormHelper;
 use crate::hosts::AllowedHosts;
+use crate::tls::Tls;
 
 /// Settings of a server.
 #[derive(Clone, Debug)]
@@ -22,6 +24,10 @@ pub struct ServeOptions {
     pub model_names: Vec<String>,
     /// Valid API keys; `None` accepts every request.
     pub api_keys: Option<ApiKeys>,
+    /// What each client may use.
+    pub key_limits: KeyLimits,
+    /// The certificate of a server that speaks HTTPS; `None` for HTTP.
+    pub tls: Option<Tls>,
     /// Sites whose pages may use the server.
     pub cors_origins: CorsOrigins,
     /// Host names that the server answers to.
@@ -37,6 +43,8 @@ pub struct ServeOptions {
     pub seed: Option<u64>,
     /// How hidden states become an embedding; `None` for the model's own way.
     pub pooling: Option<Pooling>,
+    /// The folder of the stored responses; `None` keeps them in memory.
+    pub state_dir: Option<PathBuf>,
     /// Whether each owner of API keys has a separate prompt cache.
     pub separate_caches: bool,
     /// Signals that are sent to OpenTelemetry.
@@ -60,6 +68,18 @@ pub struct OtlpSignals {
     pub metrics: bool,
     /// Send traces.
     pub traces: bool,
+}
+
+/// What each client may use: the owner of an API key or, without keys, an address. `None` for no
+/// limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeyLimits {
+    /// Requests that generate, a minute.
+    pub requests_per_minute: Option<usize>,
+    /// Tokens of prompts and answers together, a minute.
+    pub tokens_per_minute: Option<usize>,
+    /// Answers that wait or run at once.
+    pub concurrency: Option<usize>,
 }
 
 /// Limits of requests and connections.
@@ -101,6 +121,8 @@ impl ServeOptions {
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             model_names: Vec::new(),
             api_keys: None,
+            key_limits: KeyLimits::default(),
+            tls: None,
             cors_origins: CorsOrigins::default(),
             allowed_hosts: AllowedHosts::any(),
             form_helper: None,
@@ -108,6 +130,7 @@ impl ServeOptions {
             sampling: SamplingParams::default(),
             seed: None,
             pooling: None,
+            state_dir: None,
             separate_caches: false,
             #[cfg(feature = "otlp")]
             otlp: OtlpSignals {

@@ -68,7 +68,7 @@ async fn answer(
     at_once: usize,
     mut take: impl FnMut(LocalResponse) -> ControlFlow<()>,
 ) -> Result<()> {
-    let (app, engine_loop) = new_app(options);
+    let (app, engine_loop) = new_app(options)?;
     let (ready, is_ready) = oneshot::channel();
     let ready = std::sync::Mutex::new(Some(ready));
     let tell = move |_| {

@@ -22,6 +22,7 @@ use crate::options::ServeOptions;
 use crate::otlp::Otlp;
 use crate::queue::Counts;
 use crate::state::{App, ServedModel};
+use crate::store::ResponseStore;
 use crate::text::{THREAD_STACK_BYTES, THREADS_MAX};
 use crate::watch;
 
@@ -106,14 +107,19 @@ pub fn engine_thread() -> std::thread::Builder {
 }
 
 /// The server's state, and the loop of its engine, which the metrics observe.
-pub(crate) fn new_app(options: ServeOptions) -> (Arc<App>, EngineLoop) {
+pub(crate) fn new_app(options: ServeOptions) -> Result<(Arc<App>, EngineLoop)> {
     let (driver, engine_loop) = Driver::new();
     let metrics = Arc::new(Metrics::new(Arc::clone(driver.monitor())));
     let engine_loop = engine_loop.observed({
         let metrics = Arc::clone(&metrics);
         move |observation| observe(&metrics, observation)
     });
-    (Arc::new(App::new(options, driver, metrics)), engine_loop)
+    let responses = match &options.state_dir {
+        Some(folder) => ResponseStore::open(folder)?,
+        None => ResponseStore::in_memory(),
+    };
+    let app = App::new(options, driver, metrics, responses);
+    Ok((Arc::new(app), engine_loop))
 }
 
 /// The reason why the engine's thread has ended.
@@ -131,7 +137,7 @@ async fn run(
     let listener = TcpListener::bind(address).await.map_err(cannot_bind)?;
     let mut stop = StopSignals::new().map_err(Error::Threads)?;
     let drain_timeout = options.drain_timeout;
-    let (app, engine_loop) = new_app(options);
+    let (app, engine_loop) = new_app(options)?;
     let address = listener.local_addr().map_err(cannot_bind)?;
     #[cfg(feature = "otlp")]
     start_otlp(&app, address)?;

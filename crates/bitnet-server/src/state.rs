@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bitnet_guard::FileProblem;
-use bitnet_inference::{Driver, Engine, Job, Pooling, RemakeEngine};
+use bitnet_inference::{Driver, Engine, EngineOptions, Job, Pooling, RemakeEngine};
 use bitnet_tokenizers::{ChatTemplate, Tokenizer};
 use tokio::sync::watch;
 
@@ -21,6 +21,8 @@ use crate::options::ServeOptions;
 use crate::otlp::Otlp;
 use crate::probers::Probers;
 use crate::queue::{Queue, QueueFull};
+use crate::quotas::Quotas;
+use crate::store::ResponseStore;
 use crate::text::TextThreads;
 
 /// A model that is ready to be served.
@@ -63,12 +65,41 @@ pub(crate) struct Model {
     pub(crate) pooling: Option<Pooling>,
     /// Maximum number of positions of a request, prompt and answer together.
     pub(crate) context: usize,
+    /// Maximum number of answers that run at once.
+    pub(crate) running_max: usize,
     /// When it was loaded, in seconds since 1970.
     pub(crate) created: u64,
+    pub(crate) facts: ModelFacts,
     block_size: usize,
     /// Built when the first form is compiled.
     forms: OnceLock<Result<Forms, String>>,
     form_helper: Option<FormHelper>,
+}
+
+/// Facts about the model that clients may ask for.
+#[derive(Default)]
+pub(crate) struct ModelFacts {
+    pub(crate) architecture: String,
+    /// The format of the ternary weights.
+    pub(crate) quantization: String,
+    /// Weights of the embedding, the head and the projections.
+    pub(crate) num_parameters: usize,
+    /// Bytes of the packed ternary weights.
+    pub(crate) weight_bytes: usize,
+    pub(crate) num_layers: usize,
+}
+
+impl ModelFacts {
+    fn new(engine: &Engine) -> Self {
+        let info = engine.model();
+        Self {
+            architecture: info.config.architecture_name.clone(),
+            quantization: info.quantization.clone(),
+            num_parameters: info.num_parameters(),
+            weight_bytes: info.num_ternary_bytes,
+            num_layers: info.config.num_layers,
+        }
+    }
 }
 
 impl Model {
@@ -87,7 +118,9 @@ impl Model {
             hidden_size: 0,
             pooling: None,
             context: usize::MAX,
+            running_max: 0,
             created: unix_time(),
+            facts: ModelFacts::default(),
             block_size: 0,
             forms: OnceLock::new(),
             form_helper,
@@ -138,12 +171,14 @@ pub(crate) enum Phase {
 pub(crate) struct App {
     pub(crate) options: ServeOptions,
     pub(crate) queue: Arc<Queue>,
+    pub(crate) quotas: Arc<Quotas>,
     pub(crate) text: TextThreads,
     driver: Driver,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) probers: Probers,
     pub(crate) connections: Connections,
     pub(crate) inflight: Arc<Inflight>,
+    pub(crate) responses: Arc<ResponseStore>,
     /// The problem of a model file that was changed while it is in use.
     damage: OnceLock<FileProblem>,
     phase: watch::Sender<Phase>,
@@ -156,18 +191,25 @@ pub(crate) struct App {
 }
 
 impl App {
-    pub(crate) fn new(options: ServeOptions, driver: Driver, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(
+        options: ServeOptions,
+        driver: Driver,
+        metrics: Arc<Metrics>,
+        responses: ResponseStore,
+    ) -> Self {
         Self {
             queue: Arc::new(Queue::new(
                 options.limits.queue_requests,
                 options.limits.queue_tokens,
             )),
+            quotas: Quotas::new(options.key_limits),
             text: TextThreads::new(options.limits.queue_requests),
             driver,
             metrics,
             probers: Probers::default(),
             connections: Connections::default(),
             inflight: Inflight::new(options.limits.inflight_bytes),
+            responses: Arc::new(responses),
             damage: OnceLock::new(),
             phase: watch::Sender::new(Phase::Loading),
             model: OnceLock::new(),
@@ -194,7 +236,11 @@ impl App {
             names => names.to_vec(),
         };
         let config = &engine.model().config;
-        let context = engine.options().context;
+        let EngineOptions {
+            context,
+            running_max,
+            ..
+        } = engine.options();
         let model = Model {
             names,
             tokenizer,
@@ -203,7 +249,9 @@ impl App {
             hidden_size: config.hidden_size,
             pooling: self.options.pooling.or(config.pooling),
             context,
+            running_max,
             created: unix_time(),
+            facts: ModelFacts::new(&engine),
             block_size,
             forms: OnceLock::new(),
             form_helper: self.options.form_helper.clone(),

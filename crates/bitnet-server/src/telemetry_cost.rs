@@ -10,7 +10,7 @@ use crate::api::usage::Usage;
 #[cfg(feature = "otlp")]
 use crate::error::Error;
 use crate::error::Result;
-use crate::metrics::{AnswerTimer, Metrics, Scene};
+use crate::metrics::{AnswerTimer, Metrics, Scene, TextFormat};
 #[cfg(feature = "otlp")]
 use crate::options::OtlpSignals;
 #[cfg(feature = "otlp")]
@@ -80,7 +80,7 @@ pub fn event_costs() -> Result<EventCosts> {
         }),
         #[cfg(feature = "otlp")]
         otlp: otlp(&metrics, &record)?,
-        scrape: seconds(2_000, || metrics.text(&scene)),
+        scrape: seconds(2_000, || metrics.text(&scene, TextFormat::Prometheus)),
     })
 }
 
@@ -159,6 +159,7 @@ fn finish() -> Finish {
     };
     Finish {
         reason: FinishReason::Length,
+        stop_string: None,
         timings,
         pooled: None,
     }

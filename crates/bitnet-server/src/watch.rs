@@ -4,13 +4,13 @@
 //! Checks of files run on a separate thread, since a file on a network disk may block them. The
 //! server then logs a line and continues.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::auth::ApiKeys;
-use crate::error::chain;
+use crate::error::{Result, chain};
 use crate::state::App;
 
 /// Maximum time between two checks.
@@ -65,13 +65,20 @@ pub(crate) fn start(app: &Arc<App>) -> std::io::Result<()> {
 }
 
 fn look_at_files(app: &App, keys: Option<ApiKeys>, looks: &Looks) {
-    let mut last_problem = None;
+    let (mut key_problem, mut tls_problem) = (None, None);
     let mut replaced = Vec::new();
     loop {
         std::thread::sleep(PAUSE);
         looks.begin();
-        if let Some(keys) = &keys {
-            look_at_keys(keys, &mut last_problem);
+        if let Some(keys) = &keys
+            && let Some(path) = keys.path()
+        {
+            let read = keys.read_again();
+            look_again(path, "the API keys", read, &mut key_problem);
+        }
+        if let Some(tls) = &app.options.tls {
+            let read = tls.read_again();
+            look_again(tls.path(), "the certificate", read, &mut tls_problem);
         }
         if let Some(problem) = bitnet_guard::file_problems(true).first() {
             app.model_damaged(problem);
@@ -94,12 +101,12 @@ fn look_for_replaced(known: &mut Vec<PathBuf>) {
     *known = replaced;
 }
 
-/// Reads the API keys again: added keys become valid, removed keys become invalid.
-fn look_at_keys(keys: &ApiKeys, last_problem: &mut Option<String>) {
-    let path = keys.path().display();
-    let problem = match keys.read_again() {
+/// Logs the result of reading a file again: whether `what` has changed.
+fn look_again(path: &Path, what: &str, read: Result<bool>, last_problem: &mut Option<String>) {
+    let path = path.display();
+    let problem = match read {
         Ok(true) => {
-            tracing::info!(%path, "the API keys have changed");
+            tracing::info!(%path, "{what} changed: the server uses the new content");
             None
         }
         Ok(false) => None,
@@ -107,7 +114,7 @@ fn look_at_keys(keys: &ApiKeys, last_problem: &mut Option<String>) {
     };
     // Log a problem once, not every second.
     if let Some(error) = problem.as_ref().filter(|_| *last_problem != problem) {
-        tracing::error!(%path, error, "the API keys cannot be read again: the keys that were read last stay valid");
+        tracing::error!(%path, error, "{what} cannot be read again: the server keeps the last content");
     }
     *last_problem = problem;
 }

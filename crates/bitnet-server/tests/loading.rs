@@ -10,8 +10,8 @@ use std::time::Duration;
 use bitnet_inference::{Device, Engine, EngineOptions, Loaded, SamplingParams, load};
 use bitnet_models::LoadOptions;
 use bitnet_server::{
-    AllowedHosts, Conversation, CorsOrigins, Error, Limits, ServeOptions, ServedModel, ServerEvent,
-    serve,
+    AllowedHosts, Conversation, CorsOrigins, Error, KeyLimits, Limits, ServeOptions, ServedModel,
+    ServerEvent, serve,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -29,6 +29,9 @@ fn options() -> ServeOptions {
         sampling: SamplingParams::default(),
         seed: None,
         pooling: None,
+        state_dir: None,
+        key_limits: KeyLimits::default(),
+        tls: None,
         separate_caches: false,
         #[cfg(feature = "otlp")]
         otlp: bitnet_server::OtlpSignals {

@@ -113,6 +113,15 @@ fn check_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
 /// Reads a request from JSON. Unknown fields are an error. Known but unsupported fields are an
 /// error, too, unless their value has no effect; `is_lenient` ignores both.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], is_lenient: bool) -> Result<T, ApiError> {
+    parse_checked(bytes, is_lenient, |_| Ok(()))
+}
+
+/// As [`parse`]; `check` runs before unknown fields are refused, and may name a better reason.
+pub(crate) fn parse_checked<T: DeserializeOwned>(
+    bytes: &[u8],
+    is_lenient: bool,
+    check: impl FnOnce(&T) -> Result<(), ApiError>,
+) -> Result<T, ApiError> {
     // Serde would accept a list as the fields in their order.
     if bytes
         .trim_ascii_start()
@@ -135,6 +144,7 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], is_lenient: bool) -> Resu
             "The request's body is not one JSON value: {error}."
         ))
     })?;
+    check(&value)?;
     if !is_lenient && !unread.is_empty() {
         check_unread(bytes, &unread)?;
     }

@@ -6,24 +6,23 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use bitnet_inference::{FinishReason, ThinkingMarks, Token};
-use bitnet_tokenizers::{ReasoningSplitter, ReasoningStart, TokenId, Tokenizer};
+use bitnet_inference::{Finish, FinishReason, Token};
+use bitnet_tokenizers::{TokenId, Tokenizer};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::api::calls::{self, CallFinder, ControlTokens, Found};
+use crate::api::calls::Found;
 use crate::api::completions::Rendered;
-use crate::api::conversation::{self, Rendering, chat_messages, render_messages};
 use crate::api::fields::TextOr;
-use crate::api::generate::{self, Answers, Asked, Plan, ThinkingPlan, generation_request};
+use crate::api::generate::{self, Answers, generation_request};
 use crate::api::logprobs::{self, ChatLogprobs, TokenLogprob};
 use crate::api::reader::AnswerReader;
-use crate::api::stream::{self, ChunkFormat, ChunkUsage, End};
-use crate::api::tools::{FunctionCall, Tool, ToolCall, Tools};
+use crate::api::stream::{self, Chunk, ChunkFormat, ChunkUsage, End, UsageChunks};
+use crate::api::tools::{FunctionCall, Tool, ToolCall};
+use crate::api::turn::{LocalParts, Prepared, Turn};
 use crate::api::usage::Usage;
 use crate::api::{ApiError, body};
-use crate::grammar::{Grammar, TokenConstraint};
 use crate::id::random_id;
 use crate::record::Record;
 use crate::state::{App, Model, unix_time};
@@ -90,7 +89,7 @@ generation_request! {
 }
 
 /// A message of a conversation.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 pub(crate) struct Message {
     /// `system` or `developer`, `user`, `assistant`, or another role that the model's template
     /// knows.
@@ -110,6 +109,15 @@ pub(crate) struct Message {
 }
 
 impl Message {
+    /// A message of the system.
+    pub(crate) fn system(text: String) -> Self {
+        Self {
+            role: "system".to_owned(),
+            content: Some(TextOr::Text(text)),
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn has_calls(&self) -> bool {
         self.tool_calls
             .as_ref()
@@ -127,9 +135,39 @@ pub(crate) struct ContentPart {
     cache_control: Option<CacheControl>,
 }
 
+impl ContentPart {
+    /// Refuses what is not text. `field`: its name.
+    pub(crate) fn check(&self, field: &str) -> Result<(), ApiError> {
+        if self.r#type != "text" {
+            let kind: String = self.r#type.chars().take(64).collect();
+            return Err(ApiError::unsupported(
+                Some(&format!("{field}.type")),
+                format!("This model reads text, not '{kind}'."),
+            ));
+        }
+        match &self.text {
+            Some(_) => Ok(()),
+            None => Err(ApiError::missing(&format!("{field}.text"))),
+        }
+    }
+
+    /// Texts as a content: a text if there is only one.
+    pub(crate) fn texts(mut texts: Vec<String>) -> TextOr<Self> {
+        if texts.len() == 1 {
+            return TextOr::Text(texts.remove(0));
+        }
+        let part = |text| Self {
+            r#type: "text".to_owned(),
+            text: Some(text),
+            cache_control: None,
+        };
+        TextOr::List(texts.into_iter().map(part).collect())
+    }
+}
+
 /// A hint of Anthropic's API for caching.
 #[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
-struct CacheControl {
+pub(crate) struct CacheControl {
     r#type: Option<String>,
     ttl: Option<String>,
 }
@@ -138,10 +176,6 @@ impl ChatRequest {
     /// The variables that the template gets beside the conversation.
     fn template_variables(&mut self) -> Map<String, Value> {
         let mut variables = self.chat_template_kwargs.take().unwrap_or_default();
-        if let Some(effort) = &self.reasoning_effort {
-            let effort = Value::from(effort.as_str());
-            variables.entry("reasoning_effort").or_insert(effort);
-        }
         if let Some(thinks) = self.enable_thinking {
             variables.entry("enable_thinking").or_insert(thinks.into());
         }
@@ -183,6 +217,29 @@ impl ChatRequest {
         }
     }
 
+    /// The request as all endpoints for conversations make it.
+    fn turn(&mut self) -> Result<Turn, ApiError> {
+        let continues = self.continue_final_message.unwrap_or(false);
+        let documents = self.documents.take();
+        let documents = documents.filter(|documents| !documents.is_empty());
+        let turn = Turn::new(std::mem::take(&mut self.messages), self.common());
+        Ok(Turn {
+            max_tokens: self.max_tokens()?,
+            num_logprobs: self.num_logprobs()?,
+            tools: self.tools.take(),
+            tool_choice: self.tool_choice.take(),
+            parallel_tool_calls: self.parallel_tool_calls,
+            variables: self.template_variables(),
+            reasoning_effort: self.reasoning_effort.take(),
+            thinking_budget: self.thinking_budget()?,
+            shows_reasoning: self.include_reasoning.unwrap_or(true),
+            documents: documents.map(Value::from),
+            add_generation_prompt: self.add_generation_prompt.unwrap_or(!continues),
+            continue_final_message: continues,
+            ..turn
+        })
+    }
+
     fn max_tokens(&self) -> Result<Option<u32>, ApiError> {
         match (self.max_completion_tokens, self.max_tokens) {
             (Some(new), Some(old)) if new != old => {
@@ -200,149 +257,16 @@ impl ChatRequest {
     }
 }
 
-/// A request with its prompt.
-struct Prepared {
-    plan: Plan,
-    text: String,
-    prompt: Vec<TokenId>,
-    /// Reads each answer.
-    reader: AnswerReader,
-}
-
 fn prepare(app: &App, bytes: &[u8]) -> Result<Prepared, ApiError> {
     let model = app.model()?;
     let mut request: ChatRequest = body::parse(bytes, app.options.is_lenient)?;
-    let max_tokens = request.max_tokens()?;
-    let num_logprobs = request.num_logprobs()?;
-    let control = |text: &str| conversation::control_token(model, text);
-    let (tools, grammar, finder) = request.take_tools(model, &control)?;
-    if tools.as_ref().is_some_and(Tools::must_call) {
-        // The answer is a tool call; stop strings would cut it.
-        (request.stop, request.stop_token_ids) = (None, None);
-    }
-    let mut plan = request
-        .common()
-        .settle(app, model, max_tokens, num_logprobs, grammar)?;
-    let (text, prompt) = request.render(model, tools.as_ref())?;
-    plan.thinking = request.thinking(model, &text, plan.has_form())?;
-    Ok(Prepared {
-        plan,
-        reader: request.reader(model, &text, finder),
-        text,
-        prompt,
-    })
+    request.turn()?.prepare(app, model)
 }
 
-/// A request of a program that runs the engine itself: it settles all but the prompt, the form and
-/// how to read the answer.
-pub(crate) struct LocalParts {
-    pub(crate) text: String,
-    pub(crate) prompt: Vec<TokenId>,
-    pub(crate) form: Option<TokenConstraint>,
-    pub(crate) thinking: Option<ThinkingPlan>,
-    pub(crate) reader: AnswerReader,
-    /// Whether the answer must be a tool call.
-    pub(crate) must_call: bool,
-}
-
-/// Reads such a request as the server would.
+/// Reads the request of a program that runs the engine itself, as the server would.
 pub(crate) fn local_parts(model: &Model, bytes: &[u8]) -> Result<LocalParts, ApiError> {
     let mut request: ChatRequest = body::parse(bytes, false)?;
-    // The program reads answers without the names of control tokens, so marks of calls are text.
-    let (tools, grammar, finder) = request.take_tools(model, &|_| None)?;
-    let form = request.common().constraint(model, grammar)?;
-    let (text, prompt) = request.render(model, tools.as_ref())?;
-    Ok(LocalParts {
-        prompt,
-        thinking: request.thinking(model, &text, form.is_some())?,
-        form,
-        reader: request.reader(model, &text, finder),
-        text,
-        must_call: tools.as_ref().is_some_and(Tools::must_call),
-    })
-}
-
-/// The tools of a request, the grammar of answers that may call them, and the parser of the calls.
-type TakenTools = (Option<Tools>, Option<Grammar>, Option<CallFinder>);
-
-impl ChatRequest {
-    /// `control` finds the control tokens that are marks of calls.
-    fn take_tools(
-        &mut self,
-        model: &Model,
-        control: ControlTokens<'_>,
-    ) -> Result<TakenTools, ApiError> {
-        let tools = Tools::settle(
-            self.tools.take(),
-            self.tool_choice.as_ref(),
-            self.parallel_tool_calls,
-        )?;
-        let form = conversation::call_form(model);
-        if tools.is_some() && calls::has_control_tokens(form, control) {
-            // The parser needs their names. The grammar allows no others.
-            self.skip_special_tokens = Some(false);
-        }
-        let calls = tools.as_ref().map(|tools| tools.calls(form, control));
-        let (grammar, finder) = calls.transpose()?.unzip();
-        Ok((tools, grammar, finder))
-    }
-
-    /// The prompt as a text and as tokens.
-    fn render(
-        &mut self,
-        model: &Model,
-        tools: Option<&Tools>,
-    ) -> Result<(String, Vec<TokenId>), ApiError> {
-        let documents = self.documents.take();
-        let documents = documents.filter(|documents| !documents.is_empty());
-        let documents = documents.map(Value::from);
-        let variables = self.template_variables();
-        let continues = self.continue_final_message.unwrap_or(false);
-        let rendering = Rendering {
-            tools,
-            add_generation_prompt: self.add_generation_prompt.unwrap_or(!continues),
-            continue_final_message: continues,
-            documents: documents.as_ref(),
-            variables: Some(&variables),
-        };
-        render_messages(model, &chat_messages(&self.messages)?, &rendering)
-    }
-
-    /// The thinking before the form of an answer to the prompt `text`, limited to the budget;
-    /// `None` if nothing depends on it.
-    fn thinking(
-        &self,
-        model: &Model,
-        text: &str,
-        has_form: bool,
-    ) -> Result<Option<ThinkingPlan>, ApiError> {
-        let budget = self.thinking_budget()?;
-        let Some(tags) = conversation::reasoning_tags(model) else {
-            return Ok(None);
-        };
-        let is_free = budget.is_none() && !has_form;
-        let Some(tokenizer) = model.tokenizer.as_ref().filter(|_| !is_free) else {
-            return Ok(None);
-        };
-        let start = tags.start_after(text);
-        if start == ReasoningStart::Closed {
-            return Ok(None);
-        }
-        let marks = ThinkingMarks::new(tags, Arc::clone(tokenizer));
-        let marks = marks.map_err(|error| ApiError::invalid("messages", format!("{error}.")))?;
-        Ok(Some(ThinkingPlan {
-            marks: Arc::new(marks),
-            start,
-            budget,
-        }))
-    }
-
-    /// The reader of answers to the prompt `text`.
-    fn reader(&self, model: &Model, text: &str, finder: Option<CallFinder>) -> AnswerReader {
-        let tags = conversation::reasoning_tags(model);
-        let splitter = tags.map(|tags| ReasoningSplitter::new(tags, text));
-        AnswerReader::new(splitter, finder, self.include_reasoning.unwrap_or(true))
-    }
+    request.turn()?.local(model)
 }
 
 async fn read_and_prepare(app: &Arc<App>, request: Request) -> Result<Prepared, ApiError> {
@@ -371,29 +295,18 @@ pub(crate) async fn create(
     // queue is full.
     app.model()?;
     app.queue.check_room()?;
-    let Prepared {
-        plan,
-        prompt,
-        reader,
-        ..
-    } = read_and_prepare(&app, request).await?;
+    let prepared = read_and_prepare(&app, request).await?;
     let model = app.model()?;
     let id = random_id("chatcmpl-");
-    let prompts = [prompt];
-    let asked = Asked {
-        plan: &plan,
-        prompts: &prompts,
-        param: "messages",
-        operation: "chat",
-        response_id: &id,
-    };
-    let answers = generate::submit(&app, model, &asked, &record)?;
+    let answers = prepared.submit(&app, model, "messages", &id, &record)?;
+    let Prepared { plan, reader, .. } = prepared;
     let envelope = Envelope {
         id,
         created: unix_time(),
         model: model.name().to_owned(),
         tokenizer: model.tokenizer.clone(),
         return_token_ids: plan.return_token_ids,
+        usage: plan.usage,
         readers: vec![reader; plan.n],
     };
     if plan.is_stream {
@@ -423,6 +336,29 @@ pub(crate) async fn render(
         prompt: Some(text),
         token_ids: prompt,
     }))
+}
+
+/// The prompt of a conversation as text.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct AppliedTemplate {
+    prompt: String,
+}
+
+/// The prompt of a conversation as text, as llama.cpp gives it.
+#[utoipa::path(
+    post,
+    path = "/apply-template",
+    operation_id = "applyTemplate",
+    tag = "llama.cpp",
+    request_body = ChatRequest,
+    responses((status = 200, description = "The prompt.", body = AppliedTemplate))
+)]
+pub(crate) async fn apply_template(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let Prepared { text, .. } = read_and_prepare(&app, request).await?;
+    Ok(super::json(&AppliedTemplate { prompt: text }))
 }
 
 /// A whole answer.
@@ -538,6 +474,7 @@ struct Envelope {
     model: String,
     tokenizer: Option<Arc<Tokenizer>>,
     return_token_ids: bool,
+    usage: UsageChunks,
     /// One for each answer.
     readers: Vec<AnswerReader>,
 }
@@ -651,7 +588,7 @@ impl Envelope {
         token: Option<&Token>,
         finish_reason: Option<&'static str>,
         usage: ChunkUsage,
-    ) -> String {
+    ) -> Chunk {
         let token_ids = token
             .filter(|_| self.return_token_ids)
             .map(|token| [token.id]);
@@ -663,7 +600,7 @@ impl Envelope {
             finish_reason,
             token_ids,
         };
-        self.write(vec![choice], usage)
+        self.write(vec![choice], usage).into()
     }
 
     /// Chunks for the parsed parts of a text; the first carries its token.
@@ -673,7 +610,7 @@ impl Envelope {
         found: &[Found],
         mut token: Option<&Token>,
         usage: ChunkUsage,
-    ) -> Vec<String> {
+    ) -> Vec<Chunk> {
         let chunk = |part: &Found| {
             let delta = match part {
                 Found::Text(text) => Delta {
@@ -725,7 +662,7 @@ impl Envelope {
 }
 
 impl ChunkFormat for Envelope {
-    fn begin(&mut self, choice: usize, usage: ChunkUsage) -> Vec<String> {
+    fn begin(&mut self, choice: usize, usage: ChunkUsage) -> Vec<Chunk> {
         let delta = Delta {
             role: Some("assistant"),
             content: Some(""),
@@ -740,7 +677,7 @@ impl ChunkFormat for Envelope {
         text: &str,
         token: Option<&Token>,
         usage: ChunkUsage,
-    ) -> Vec<String> {
+    ) -> Vec<Chunk> {
         let reader = &mut self.readers[choice];
         let mut found = match token {
             Some(_) => reader.token(text),
@@ -754,11 +691,11 @@ impl ChunkFormat for Envelope {
         self.found_chunks(choice, &found, token, usage)
     }
 
-    fn end(&mut self, choice: usize, reason: FinishReason, usage: ChunkUsage) -> End {
+    fn end(&mut self, choice: usize, finish: &Finish, usage: ChunkUsage) -> End {
         let found = self.readers[choice].finish();
         let mut chunks = self.found_chunks(choice, &found, None, usage);
         let reader = &self.readers[choice];
-        let reason = finish_reason(reason, reader);
+        let reason = finish_reason(finish.reason, reader);
         let reasoning_tokens = reader.num_reasoning_tokens();
         chunks.push(self.one_chunk(choice, Delta::default(), None, Some(reason), usage));
         End {
@@ -768,16 +705,23 @@ impl ChunkFormat for Envelope {
         }
     }
 
-    fn usage_chunk(&self, usage: Usage) -> String {
-        self.write(Vec::new(), Some(Some(usage)))
+    async fn last(&mut self, usage: Usage) -> Vec<Chunk> {
+        let wants_usage = self.usage != UsageChunks::None;
+        stream::done(wants_usage.then(|| self.write(Vec::new(), Some(Some(usage)))))
+    }
+
+    async fn failed(&mut self, error: &ApiError) -> Vec<Chunk> {
+        stream::done_with(error)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bitnet_inference::Timings;
     use bitnet_tokenizers::CallForm;
 
     use super::*;
+    use crate::api::calls::CallFinder;
 
     #[test]
     fn a_call_that_is_cut_off_has_the_first_part_of_its_arguments() {
@@ -827,11 +771,19 @@ mod tests {
             model: String::new(),
             tokenizer: None,
             return_token_ids: false,
+            usage: UsageChunks::None,
             readers: vec![reader()],
         };
         envelope.text(0, text, None, None);
-        let end = envelope.end(0, reason, None);
-        let last: Value = serde_json::from_str(end.chunks.last().expect("an end")).expect("JSON");
+        let finish = Finish {
+            reason,
+            stop_string: None,
+            timings: Timings::default(),
+            pooled: None,
+        };
+        let end = envelope.end(0, &finish, None);
+        let last: Value =
+            serde_json::from_str(&end.chunks.last().expect("an end").data).expect("JSON");
         assert_eq!(last["choices"][0]["finish_reason"], end.reason);
         end.reason.to_owned()
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use bitnet_inference::{FinishReason, Token};
+use bitnet_inference::{Finish, Token};
 use bitnet_tokenizers::{DecodeOptions, EncodeOptions, PromptBos, TokenId, Tokenizer};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use crate::api::fields::Prompt;
 use crate::api::generate::{self, Answers, Asked, Plan, generation_request};
 use crate::api::logprobs::{self, CompletionLogprobs};
-use crate::api::stream::{self, ChunkFormat, ChunkUsage, End};
+use crate::api::stream::{self, Chunk, ChunkFormat, ChunkUsage, End, UsageChunks};
 use crate::api::usage::Usage;
 use crate::api::{ApiError, body};
 use crate::id::random_id;
@@ -230,6 +230,7 @@ pub(crate) async fn create(
         model: model.name().to_owned(),
         tokenizer: model.tokenizer.clone(),
         return_token_ids: plan.return_token_ids,
+        usage: plan.usage,
         n: plan.n,
         echoed_tokens: if plan.prompt_logprobs {
             prompts
@@ -322,6 +323,7 @@ struct Envelope {
     model: String,
     tokenizer: Option<Arc<Tokenizer>>,
     return_token_ids: bool,
+    usage: UsageChunks,
     n: usize,
     echoes: Vec<String>,
     prompt_chars: Vec<usize>,
@@ -394,7 +396,7 @@ impl Envelope {
 }
 
 impl ChunkFormat for Envelope {
-    fn begin(&mut self, choice: usize, usage: ChunkUsage) -> Vec<String> {
+    fn begin(&mut self, choice: usize, usage: ChunkUsage) -> Vec<Chunk> {
         match self.echo(choice) {
             "" => Vec::new(),
             echo => vec![self.chunk(choice, echo, None, None, usage)],
@@ -407,7 +409,7 @@ impl ChunkFormat for Envelope {
         text: &str,
         token: Option<&Token>,
         usage: ChunkUsage,
-    ) -> Vec<String> {
+    ) -> Vec<Chunk> {
         let has_facts =
             token.is_some_and(|token| self.return_token_ids || token.logprobs.is_some());
         if text.is_empty() && !has_facts {
@@ -418,8 +420,8 @@ impl ChunkFormat for Envelope {
         vec![chunk]
     }
 
-    fn end(&mut self, choice: usize, reason: FinishReason, usage: ChunkUsage) -> End {
-        let reason = reason.name();
+    fn end(&mut self, choice: usize, finish: &Finish, usage: ChunkUsage) -> End {
+        let reason = finish.reason.name();
         End {
             chunks: vec![self.chunk(choice, "", Some(reason), None, usage)],
             reason,
@@ -427,8 +429,13 @@ impl ChunkFormat for Envelope {
         }
     }
 
-    fn usage_chunk(&self, usage: Usage) -> String {
-        super::to_json(&self.completion(Vec::new(), Some(Some(usage))))
+    async fn last(&mut self, usage: Usage) -> Vec<Chunk> {
+        let write = || super::to_json(&self.completion(Vec::new(), Some(Some(usage))));
+        stream::done((self.usage != UsageChunks::None).then(write))
+    }
+
+    async fn failed(&mut self, error: &ApiError) -> Vec<Chunk> {
+        stream::done_with(error)
     }
 }
 
@@ -440,7 +447,7 @@ impl Envelope {
         finish_reason: Option<&'static str>,
         token: Option<&Token>,
         usage: ChunkUsage,
-    ) -> String {
+    ) -> Chunk {
         let token_ids = token
             .filter(|_| self.return_token_ids)
             .map(|token| vec![token.id]);
@@ -452,6 +459,6 @@ impl Envelope {
             finish_reason,
             token_ids,
         };
-        super::to_json(&self.completion(vec![choice], usage))
+        super::to_json(&self.completion(vec![choice], usage)).into()
     }
 }

@@ -71,18 +71,8 @@ fn content_json(content: &TextOr<ContentPart>, message: usize) -> Result<Value, 
         TextOr::List(parts) => parts,
     };
     let parts = parts.iter().enumerate().map(|(index, part)| {
-        let field = |name: &str| format!("messages[{message}].content[{index}].{name}");
-        if part.r#type != "text" {
-            let kind: String = part.r#type.chars().take(64).collect();
-            return Err(ApiError::unsupported(
-                Some(&field("type")),
-                format!("This model reads text, not '{kind}'."),
-            ));
-        }
-        match &part.text {
-            Some(text) => Ok(json!({ "type": "text", "text": text })),
-            None => Err(ApiError::missing(&field("text"))),
-        }
+        part.check(&format!("messages[{message}].content[{index}]"))?;
+        Ok(json!({ "type": "text", "text": part.text }))
     });
     parts.collect()
 }

@@ -13,6 +13,9 @@ const LOADING_RETRY_S: u64 = 5;
 const MESSAGE_CHARS_MAX: usize = 500;
 const PARAM_CHARS_MAX: usize = 120;
 
+/// The code of an answer that another request has cancelled.
+const CANCELLED: &str = "cancelled";
+
 /// A refusal.
 #[derive(Clone, Debug)]
 pub(crate) struct ApiError {
@@ -138,7 +141,7 @@ impl ApiError {
     }
 
     pub(crate) fn unauthorized() -> Self {
-        let message = "This server needs an API key, as the header `Authorization: Bearer KEY`; yours is missing or wrong.";
+        let message = "This server needs an API key, as the header `Authorization: Bearer KEY` or `x-api-key: KEY`; yours is missing or wrong.";
         Self::new(
             StatusCode::UNAUTHORIZED,
             "invalid_request_error",
@@ -195,6 +198,41 @@ impl ApiError {
         );
         error.body.param = Some("model".to_owned());
         error
+    }
+
+    /// There is no such stored response.
+    pub(crate) fn unknown_response(param: &str, id: &str) -> Self {
+        let (status, code) = match param {
+            "previous_response_id" => (StatusCode::BAD_REQUEST, "previous_response_not_found"),
+            _ => (StatusCode::NOT_FOUND, "response_not_found"),
+        };
+        let id = shortened(id.to_owned(), PARAM_CHARS_MAX);
+        let message = format!("There is no stored response '{id}'.");
+        let mut error = Self::new(status, "invalid_request_error", code, message);
+        error.body.param = Some(param.to_owned());
+        error
+    }
+
+    /// There is no such item in the stored responses.
+    pub(crate) fn unknown_item(param: &str, id: &str) -> Self {
+        let id = shortened(id.to_owned(), PARAM_CHARS_MAX);
+        let message = format!("There is no item '{id}' in the stored responses.");
+        Self::bad_request(Some(param), "item_not_found", message)
+    }
+
+    /// A client has cancelled the response.
+    pub(crate) fn cancelled() -> Self {
+        let message = "A client has cancelled the response.";
+        Self::new(
+            StatusCode::CONFLICT,
+            "invalid_request_error",
+            CANCELLED,
+            message,
+        )
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.code() == CANCELLED
     }
 
     pub(crate) fn unknown_path(method: &Method, path: &str) -> Self {
@@ -283,6 +321,26 @@ impl ApiError {
         }
     }
 
+    /// The client has used what it may use.
+    pub(crate) fn limit_exceeded(message: String, retry_after_s: u64) -> Self {
+        let error = Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "rate_limit_error",
+            "rate_limit_exceeded",
+            message,
+        );
+        Self {
+            retry_after_s: Some(retry_after_s),
+            ..error
+        }
+    }
+
+    /// Seconds until the client may try again.
+    #[cfg(test)]
+    pub(crate) fn retry_after_s(&self) -> Option<u64> {
+        self.retry_after_s
+    }
+
     pub(crate) fn loading() -> Self {
         let error = Self::unavailable("loading", "the model is being loaded");
         Self {
@@ -324,9 +382,36 @@ impl ApiError {
         ))
     }
 
+    /// The same error in the terms of another API, whose messages are in the field `messages`.
+    /// `names`: parts of field names, each with its replacement.
+    pub(crate) fn renamed(mut self, messages: &str, names: &[(&str, &str)]) -> Self {
+        let replace = |name: &str| {
+            let replaced = |name: String, (from, to): &(&str, &str)| name.replace(from, to);
+            names.iter().fold(name.to_owned(), replaced)
+        };
+        let message = &mut self.body.message;
+        if let Some(param) = &mut self.body.param {
+            let renamed = match param.starts_with("messages") {
+                // Its indexes may differ.
+                true => messages.to_owned(),
+                false => replace(param),
+            };
+            *message = message.replace(&format!("'{param}'"), &format!("'{renamed}'"));
+            *param = renamed;
+        }
+        for (from, to) in names {
+            *message = message.replace(&format!("'{from}'"), &format!("'{to}'"));
+        }
+        self
+    }
+
     /// For programs.
     pub(crate) fn code(&self) -> &'static str {
         self.body.code.unwrap_or(self.body.r#type)
+    }
+
+    pub(crate) fn status(&self) -> StatusCode {
+        self.status
     }
 
     /// The field that is wrong.

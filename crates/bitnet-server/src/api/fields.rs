@@ -5,12 +5,12 @@ use std::marker::PhantomData;
 
 use serde::de::value::SeqAccessDeserializer;
 use serde::de::{Error, SeqAccess, Unexpected, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
 /// A text, or a list of items.
-#[derive(Clone, Debug, PartialEq, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 #[serde(untagged)]
 pub(crate) enum TextOr<T> {
     Text(String),
@@ -162,12 +162,71 @@ const UNSUPPORTED: &[(&str, &[&str])] = &[
         "prompt_cache_retention",
         &["\"in_memory\"", "\"in-memory\""],
     ),
-    ("service_tier", &["\"auto\"", "\"default\""]),
+    (
+        "service_tier",
+        &["\"auto\"", "\"default\"", "\"standard_only\""],
+    ),
     ("store", &["false"]),
     ("stream_options.include_obfuscation", &["false"]),
     ("suffix", &["\"\""]),
     ("verbosity", &["\"medium\""]),
     ("web_search_options", &[]),
+    // OpenAI, responses
+    ("access_programs", &[]),
+    ("background", &["false"]),
+    ("background_options", &[]),
+    ("context_management", &["[]"]),
+    ("conversation", &[]),
+    ("image", &[]),
+    ("input[].namespace", &[]),
+    ("max_tool_calls", &[]),
+    ("prompt", &[]),
+    ("prompt_cache_options", &[]),
+    ("reasoning.context", &["\"auto\""]),
+    ("reasoning.generate_summary", &["\"auto\""]),
+    ("reasoning.mode", &["\"standard\""]),
+    ("reasoning.summary", &["\"auto\""]),
+    ("text.verbosity", &["\"medium\""]),
+    ("tools[].allowed_callers", &["[\"direct\"]"]),
+    ("tools[].async", &["false"]),
+    ("tools[].defer_loading", &["false"]),
+    ("tools[].output_schema", &[]),
+    ("truncation", &["\"disabled\""]),
+    // Anthropic
+    ("container", &[]),
+    ("diagnostics", &[]),
+    ("inference_geo", &[]),
+    ("mcp_servers", &["[]"]),
+    ("messages[].content[].caller", &["{\"type\":\"direct\"}"]),
+    ("messages[].content[].citations", &["[]"]),
+    ("messages[].content[].toolset_name", &[]),
+    ("speed", &["\"standard\""]),
+    ("system[].citations", &["[]"]),
+    ("tools[].eager_input_streaming", &["false", "true"]),
+    ("tools[].input_examples", &["[]"]),
+    ("user_profile_id", &[]),
+    ("workspace_id", &[]),
+    // Ollama
+    ("context", &["[]"]),
+    ("height", &["0"]),
+    ("images", &["[]"]),
+    ("messages[].images", &["[]"]),
+    ("options.embedding_only", &["false"]),
+    ("options.f16_kv", &["false", "true"]),
+    ("options.logits_all", &["false"]),
+    ("options.low_vram", &["false", "true"]),
+    ("options.mirostat", &["0"]),
+    ("options.mirostat_eta", &["0.1"]),
+    ("options.mirostat_tau", &["5", "5.0"]),
+    ("options.penalize_newline", &["true"]),
+    ("options.repeat_last_n", &["64"]),
+    ("options.tfs_z", &["1", "1.0"]),
+    ("options.vocab_only", &["false"]),
+    ("shift", &["false"]),
+    ("steps", &["0"]),
+    ("template", &["\"\""]),
+    ("truncate", &["false"]),
+    ("width", &["0"]),
     // vLLM
     ("allowed_token_ids", &[]),
     ("bad_words", &["[]"]),

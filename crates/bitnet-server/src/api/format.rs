@@ -19,6 +19,31 @@ pub(crate) struct ResponseFormat {
     grammar: Option<GrammarFormat>,
 }
 
+impl ResponseFormat {
+    /// Any JSON object.
+    pub(crate) fn json_object() -> Self {
+        Self {
+            r#type: "json_object".to_owned(),
+            json_schema: None,
+            grammar: None,
+        }
+    }
+
+    /// JSON that fits a schema; any object if there is none.
+    pub(crate) fn schema(schema: Option<Value>) -> Self {
+        Self {
+            r#type: "json_schema".to_owned(),
+            json_schema: Some(JsonSchemaFormat {
+                name: None,
+                description: None,
+                schema,
+                strict: None,
+            }),
+            grammar: None,
+        }
+    }
+}
+
 /// A grammar, as OpenAI writes grammars of custom tools.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub(crate) struct GrammarFormat {

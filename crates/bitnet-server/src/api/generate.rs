@@ -11,6 +11,7 @@ use bitnet_inference::{
 };
 use bitnet_tokenizers::{ReasoningStart, TokenId};
 use serde::Deserialize;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
 use utoipa::ToSchema;
 
@@ -24,6 +25,7 @@ use crate::api::{ApiError, body};
 use crate::grammar::{Grammar, TokenConstraint};
 use crate::id;
 use crate::metrics::{AnswerTimer, Metrics, Outcome};
+use crate::quotas::Admitted;
 use crate::record::{Generation, Record};
 use crate::state::{App, Model};
 
@@ -63,7 +65,8 @@ impl StreamOptions {
     }
 }
 
-/// The fields that chat and completions share, as requests state them.
+/// The fields that all endpoints share, as requests state them.
+#[derive(Default)]
 pub(crate) struct Common {
     pub(crate) model: Option<String>,
     pub(crate) n: Option<u32>,
@@ -498,6 +501,10 @@ pub(crate) struct Answers {
     prompts: Vec<(usize, usize)>,
     n: usize,
     record: Arc<Record>,
+    /// Notified when another request cancels the answers.
+    cancel: Arc<Notify>,
+    /// The client's share of its limits, if there are any.
+    admitted: Option<Admitted>,
 }
 
 /// A request to an endpoint.
@@ -533,28 +540,19 @@ pub(crate) fn submit(
         .flat_map(|prompt| std::iter::repeat_n(prompt.len(), plan.n))
         .collect();
     let tickets = app.queue.enter(&lengths)?;
-    let cache_salt = cache_salt(app, plan, record);
     let share = record.details().share();
+    let prompt_tokens = prompts.iter().map(Vec::len).sum();
+    let admitted = app.quotas.admit(&share, num_answers, prompt_tokens)?;
+    let cache_salt = cache_salt(app, plan, record);
     let (sender, replies) = tokio::sync::mpsc::unbounded_channel();
     let entered = Instant::now();
     let jobs = tickets.into_iter().enumerate().map(|(choice, ticket)| {
-        let mut sampling = plan.sampling.clone();
-        sampling.seed = sampling.seed.wrapping_add((choice % plan.n) as u64);
-        let request = Request {
-            prompt: prompts[choice / plan.n].clone(),
-            sampling,
-            max_tokens: plan.max_tokens,
-            min_tokens: plan.min_tokens,
-            show_special: plan.show_special,
-            stop_ids: plan.stop_ids.clone(),
-            stop_strings: plan.stop_strings.clone(),
-            logprobs: plan.logprobs,
-            prompt_logprobs: plan.prompt_logprobs,
-            pooling: plan.pooling,
-            cache_salt: cache_salt.clone(),
-        };
+        let request = plan.request(&prompts[choice / plan.n], choice % plan.n);
         Job {
-            request,
+            request: Request {
+                cache_salt: cache_salt.clone(),
+                ..request
+            },
             constraint: plan.constraint(model.vocab_size),
             owner: Arc::clone(&share),
             sink: Box::new(AnswerSink::new(choice, sender.clone(), ticket)),
@@ -578,6 +576,8 @@ pub(crate) fn submit(
         prompts: vec![(plan.n, 0); prompts.len()],
         n: plan.n,
         record: Arc::clone(record),
+        cancel: Arc::default(),
+        admitted,
     })
 }
 
@@ -677,9 +677,38 @@ impl Plan {
         }
     }
 
+    /// Sets the maximum number of tokens of an answer; `None` for what the context holds.
+    pub(crate) fn set_max_tokens(&mut self, max_tokens: Option<usize>) {
+        self.max_tokens = max_tokens;
+    }
+
+    /// How the tokens of the first answer are chosen.
+    pub(crate) fn sampling(&self) -> &SamplingParams {
+        &self.sampling
+    }
+
     /// Whether a form restricts the answer.
     pub(crate) fn has_form(&self) -> bool {
         self.constraint.is_some()
+    }
+
+    /// The engine's request for the answer of this index to a prompt, without a salt.
+    fn request(&self, prompt: &[TokenId], index: usize) -> Request {
+        let mut sampling = self.sampling.clone();
+        sampling.seed = sampling.seed.wrapping_add(index as u64);
+        Request {
+            prompt: prompt.to_vec(),
+            sampling,
+            max_tokens: self.max_tokens,
+            min_tokens: self.min_tokens,
+            show_special: self.show_special,
+            stop_ids: self.stop_ids.clone(),
+            stop_strings: self.stop_strings.clone(),
+            logprobs: self.logprobs,
+            prompt_logprobs: self.prompt_logprobs,
+            pooling: self.pooling,
+            cache_salt: None,
+        }
     }
 
     /// Makes the constraint of each run of an answer.
@@ -759,12 +788,20 @@ impl Answers {
         });
     }
 
+    /// Fails with [`ApiError::cancelled`] once `cancel` is notified.
+    pub(crate) fn end_when(&mut self, cancel: Arc<Notify>) {
+        self.cancel = cancel;
+    }
+
     /// The next piece and the answer it belongs to; `None` when all have ended. May be dropped and
     /// called again.
     pub(crate) async fn next(&mut self) -> Result<Option<(usize, Piece)>, ApiError> {
         let piece = self.next_piece().await;
         if let Err(error) = &piece {
-            self.end(Outcome::Error);
+            self.end(match error.is_cancelled() {
+                true => Outcome::Abort,
+                false => Outcome::Error,
+            });
             self.record.details().error = Some(error.clone());
         }
         piece
@@ -772,8 +809,12 @@ impl Answers {
 
     async fn next_piece(&mut self) -> Result<Option<(usize, Piece)>, ApiError> {
         while self.num_open > 0 {
-            let Ok(reply) = tokio::time::timeout_at(self.deadline, self.replies.recv()).await
-            else {
+            let reply = tokio::select! {
+                biased;
+                () = self.cancel.notified() => return Err(ApiError::cancelled()),
+                reply = tokio::time::timeout_at(self.deadline, self.replies.recv()) => reply,
+            };
+            let Ok(reply) = reply else {
                 return Err(ApiError::answer_too_slow(self.limit.as_secs_f64()));
             };
             let Some((choice, reply)) = reply else {
@@ -871,6 +912,10 @@ impl Answers {
 
 impl Drop for Answers {
     fn drop(&mut self) {
+        let generated = self.usage().completion_tokens;
+        if let Some(admitted) = &mut self.admitted {
+            admitted.generated = generated;
+        }
         // Answers that have not ended have lost their client, so they end as aborted.
         self.end(Outcome::Abort);
     }

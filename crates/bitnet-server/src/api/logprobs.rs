@@ -34,7 +34,7 @@ pub(crate) struct ChatLogprobs {
 }
 
 /// The log-probability of one token, and of the most probable tokens at its position.
-#[derive(Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub(crate) struct TokenLogprob {
     #[serde(flatten)]
     token: Logprob,
@@ -42,7 +42,7 @@ pub(crate) struct TokenLogprob {
 }
 
 /// A token and its log-probability.
-#[derive(Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub(crate) struct Logprob {
     /// The token as text; bytes that are not characters become U+FFFD.
     token: String,

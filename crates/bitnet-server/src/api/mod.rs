@@ -12,11 +12,16 @@ mod fields;
 mod format;
 pub(crate) mod generate;
 mod logprobs;
+pub(crate) mod messages;
 pub(crate) mod models;
+pub(crate) mod ollama;
+pub(crate) mod props;
 mod reader;
+pub(crate) mod responses;
 mod stream;
 pub(crate) mod tokenize;
 mod tools;
+pub(crate) mod turn;
 pub(crate) mod usage;
 
 use axum::http::HeaderValue;

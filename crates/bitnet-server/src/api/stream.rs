@@ -1,5 +1,5 @@
-//! An answer as server-sent events, chunk by chunk, as OpenAI sends it: the beginning, pieces of
-//! text, the finish reason, the usage if requested, `[DONE]`.
+//! An answer as a stream of events: server-sent events, or lines of JSON. The events come from a
+//! [`ChunkFormat`], which knows one API.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -8,10 +8,11 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
 use axum::response::{IntoResponse, Response};
-use bitnet_inference::{FinishReason, Piece, Token};
+use bitnet_inference::{Finish, Piece, Token};
 use futures_util::stream;
 use tokio::time::timeout;
 
+use crate::api::ApiError;
 use crate::api::generate::Answers;
 use crate::api::usage::Usage;
 
@@ -32,10 +33,45 @@ pub(crate) enum UsageChunks {
 /// The field `usage` of a chunk: absent, null, or the usage so far.
 pub(crate) type ChunkUsage = Option<Option<Usage>>;
 
+/// How chunks are written to the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Framing {
+    /// Server-sent events.
+    Events,
+    /// One line for each chunk.
+    Lines,
+}
+
+/// One event of a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Chunk {
+    /// The event's name, for APIs that name their events.
+    pub(crate) event: Option<&'static str>,
+    /// JSON, or a word such as `[DONE]`.
+    pub(crate) data: String,
+}
+
+impl From<String> for Chunk {
+    fn from(data: String) -> Self {
+        Self { event: None, data }
+    }
+}
+
+impl Chunk {
+    fn framed(&self, framing: Framing) -> Bytes {
+        let Self { event, data } = self;
+        Bytes::from(match (framing, event) {
+            (Framing::Lines, _) => format!("{data}\n"),
+            (Framing::Events, None) => format!("data: {data}\n\n"),
+            (Framing::Events, Some(event)) => format!("event: {event}\ndata: {data}\n\n"),
+        })
+    }
+}
+
 /// The end of an answer.
 pub(crate) struct End {
-    /// Its last chunks, in JSON.
-    pub(crate) chunks: Vec<String>,
+    /// Its last chunks.
+    pub(crate) chunks: Vec<Chunk>,
     /// The finish reason in them.
     pub(crate) reason: &'static str,
     /// Number of tokens of thinking; `None` if the endpoint or the model knows none.
@@ -44,8 +80,16 @@ pub(crate) struct End {
 
 /// How an endpoint writes its chunks.
 pub(crate) trait ChunkFormat: Send + 'static {
-    /// The chunks before the first token of an answer, in JSON.
-    fn begin(&mut self, choice: usize, usage: ChunkUsage) -> Vec<String>;
+    /// How they are written to the connection.
+    const FRAMING: Framing = Framing::Events;
+
+    /// The chunks before the engine begins.
+    fn open(&mut self) -> Vec<Chunk> {
+        Vec::new()
+    }
+
+    /// The chunks before the first token of an answer.
+    fn begin(&mut self, choice: usize, usage: ChunkUsage) -> Vec<Chunk>;
 
     /// The chunks for text and the token that completed it, whose text may be empty; no token
     /// completes the text that was held back until the end.
@@ -55,13 +99,16 @@ pub(crate) trait ChunkFormat: Send + 'static {
         text: &str,
         token: Option<&Token>,
         usage: ChunkUsage,
-    ) -> Vec<String>;
+    ) -> Vec<Chunk>;
 
     /// The chunks at the end of an answer, and the facts that are known then.
-    fn end(&mut self, choice: usize, reason: FinishReason, usage: ChunkUsage) -> End;
+    fn end(&mut self, choice: usize, finish: &Finish, usage: ChunkUsage) -> End;
 
-    /// The last chunk, with the usage of the whole request.
-    fn usage_chunk(&self, usage: Usage) -> String;
+    /// The last chunks, after all answers. `usage` is of the whole request.
+    fn last(&mut self, usage: Usage) -> impl Future<Output = Vec<Chunk>> + Send;
+
+    /// The last chunks of a request that failed after its stream began.
+    fn failed(&mut self, error: &ApiError) -> impl Future<Output = Vec<Chunk>> + Send;
 }
 
 struct Stream<F> {
@@ -77,31 +124,78 @@ struct Stream<F> {
 /// The answers as a stream.
 pub(crate) fn response<F: ChunkFormat>(
     answers: Answers,
-    format: F,
+    mut format: F,
     num_answers: usize,
     usage: UsageChunks,
 ) -> Response {
-    let begun = vec![false; num_answers];
-    let (events, is_over) = (VecDeque::new(), false);
+    let events = format.open();
+    let events = events
+        .iter()
+        .map(|chunk| chunk.framed(F::FRAMING))
+        .collect();
     let stream = Stream {
         answers,
         format,
         usage,
-        begun,
+        begun: vec![false; num_answers],
         events,
-        is_over,
+        is_over: false,
     };
     let bytes = stream::unfold(stream, |mut stream| async move {
         let event = stream.next().await?;
         Some((Ok::<_, Infallible>(event), stream))
     });
+    let media_type = match F::FRAMING {
+        Framing::Events => "text/event-stream; charset=utf-8",
+        Framing::Lines => "application/x-ndjson",
+    };
     let headers = [
-        (CONTENT_TYPE, "text/event-stream; charset=utf-8"),
+        (CONTENT_TYPE, media_type),
         (CACHE_CONTROL, "no-cache"),
         // Stops nginx from buffering the pieces.
         (HeaderName::from_static("x-accel-buffering"), "no"),
     ];
     (headers, Body::from_stream(bytes)).into_response()
+}
+
+/// Passes the answer to a request for one answer through its format, without sending the chunks:
+/// for formats that also hold the whole answer.
+pub(crate) async fn read_whole<F: ChunkFormat>(
+    answers: &mut Answers,
+    format: &mut F,
+) -> Result<(), ApiError> {
+    drop(format.open());
+    drop(format.begin(0, None));
+    while let Some((choice, piece)) = answers.next().await? {
+        drop(chunks_of(format, answers, choice, &piece, None));
+    }
+    drop(format.last(answers.usage()).await);
+    Ok(())
+}
+
+/// The chunks of a piece of an answer that has begun.
+fn chunks_of<F: ChunkFormat>(
+    format: &mut F,
+    answers: &Answers,
+    choice: usize,
+    piece: &Piece,
+    usage: ChunkUsage,
+) -> Vec<Chunk> {
+    match piece {
+        // Streams do not have the log-probabilities of prompts.
+        Piece::Prompt { .. } => Vec::new(),
+        Piece::Token(token) => format.text(choice, &token.text, Some(token), usage),
+        Piece::End { text, finish } => {
+            let mut chunks = match text.is_empty() {
+                true => Vec::new(),
+                false => format.text(choice, text, None, usage),
+            };
+            let end = format.end(choice, finish, usage);
+            answers.finished(choice, end.reason, end.reasoning_tokens);
+            chunks.extend(end.chunks);
+            chunks
+        }
+    }
 }
 
 impl<F: ChunkFormat> Stream<F> {
@@ -114,20 +208,21 @@ impl<F: ChunkFormat> Stream<F> {
                 return None;
             }
             let Ok(piece) = timeout(KEEP_ALIVE, self.answers.next()).await else {
-                return Some(Bytes::from_static(b": still here\n\n"));
+                match F::FRAMING {
+                    Framing::Events => return Some(Bytes::from_static(b": still here\n\n")),
+                    // Lines have no comments.
+                    Framing::Lines => continue,
+                }
             };
             match piece {
                 Ok(Some((choice, piece))) => self.push(choice, &piece),
                 Ok(None) => {
-                    if self.usage != UsageChunks::None {
-                        let usage = self.format.usage_chunk(self.answers.usage());
-                        self.send(usage);
-                    }
-                    self.finish();
+                    let chunks = self.format.last(self.answers.usage()).await;
+                    self.finish(&chunks);
                 }
                 Err(error) => {
-                    self.send(super::to_json(&error.body()));
-                    self.finish();
+                    let chunks = self.format.failed(&error).await;
+                    self.finish(&chunks);
                 }
             }
         }
@@ -141,39 +236,30 @@ impl<F: ChunkFormat> Stream<F> {
         };
         if !std::mem::replace(&mut self.begun[choice], true) {
             let chunks = self.format.begin(choice, usage);
-            self.send_all(chunks);
+            self.send(&chunks);
         }
-        match piece {
-            // Streams do not have the log-probabilities of prompts.
-            Piece::Prompt { .. } => {}
-            Piece::Token(token) => {
-                let chunks = self.format.text(choice, &token.text, Some(token), usage);
-                self.send_all(chunks);
-            }
-            Piece::End { text, finish } => {
-                if !text.is_empty() {
-                    let chunks = self.format.text(choice, text, None, usage);
-                    self.send_all(chunks);
-                }
-                let end = self.format.end(choice, finish.reason, usage);
-                self.answers
-                    .finished(choice, end.reason, end.reasoning_tokens);
-                self.send_all(end.chunks);
-            }
-        }
+        let chunks = chunks_of(&mut self.format, &self.answers, choice, piece, usage);
+        self.send(&chunks);
     }
 
-    fn send_all(&mut self, chunks: Vec<String>) {
-        chunks.into_iter().for_each(|chunk| self.send(chunk));
+    fn send(&mut self, chunks: &[Chunk]) {
+        let framed = chunks.iter().map(|chunk| chunk.framed(F::FRAMING));
+        self.events.extend(framed);
     }
 
-    fn send(&mut self, data: impl std::fmt::Display) {
-        self.events
-            .push_back(Bytes::from(format!("data: {data}\n\n")));
-    }
-
-    fn finish(&mut self) {
-        self.send("[DONE]");
+    fn finish(&mut self, chunks: &[Chunk]) {
+        self.send(chunks);
         self.is_over = true;
     }
+}
+
+/// The last chunks of OpenAI's chats and completions: the usage if requested, and `[DONE]`.
+pub(crate) fn done(usage: Option<String>) -> Vec<Chunk> {
+    let done = "[DONE]".to_owned();
+    usage.into_iter().chain([done]).map(Chunk::from).collect()
+}
+
+/// The last chunks of OpenAI's chats and completions after an error.
+pub(crate) fn done_with(error: &ApiError) -> Vec<Chunk> {
+    done(Some(super::to_json(&error.body())))
 }

@@ -1,4 +1,5 @@
-//! The metrics in Prometheus' text format: what a scrape of `/metrics` gets.
+//! The metrics as text: what a scrape of `/metrics` gets, in Prometheus' own format or in
+//! OpenMetrics.
 //!
 //! [`Metrics::text`] lists the parts in the order in which they are written.
 
@@ -13,13 +14,56 @@ use crate::connections::Connections;
 use crate::queue;
 use crate::text::TextUse;
 
+/// A format of the text. They differ in the heads of counters, in the bounds of histograms, and in
+/// the last line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TextFormat {
+    /// Prometheus' text format 0.0.4.
+    Prometheus,
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+}
+
+impl TextFormat {
+    /// The format that the header `Accept` of a request prefers. Prometheus' own format wins where
+    /// both are as welcome.
+    pub(crate) fn accepted(accept: Option<&str>) -> Self {
+        let mut weights = [0.0f32; 2];
+        for range in accept.unwrap_or_default().split(',') {
+            let mut parts = range.split(';').map(str::trim);
+            let media_type = parts.next().unwrap_or_default();
+            let weight = parts.find_map(|part| part.strip_prefix("q=")?.parse().ok());
+            let weight: f32 = weight.unwrap_or(1.0);
+            let is = |name: &str| media_type.eq_ignore_ascii_case(name);
+            if is("application/openmetrics-text") {
+                weights[1] = weight.max(weights[1]);
+            } else if is("text/plain") || is("text/*") || is("*/*") {
+                weights[0] = weight.max(weights[0]);
+            }
+        }
+        match weights[1] > weights[0] {
+            true => Self::OpenMetrics,
+            false => Self::Prometheus,
+        }
+    }
+
+    /// The header `Content-Type` of such a text.
+    pub(crate) fn content_type(self) -> &'static str {
+        match self {
+            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
+
 impl Metrics {
-    /// All metrics in Prometheus' text format.
-    pub(crate) fn text(&self, scene: &Scene<'_>) -> String {
+    /// All metrics as text.
+    pub(crate) fn text(&self, scene: &Scene<'_>, format: TextFormat) -> String {
         let labels = format!("model_name=\"{}\",engine=\"0\"", quoted(scene.model));
         let mut w = Writer {
             out: String::with_capacity(16 << 10),
             labels: &labels,
+            format,
         };
         let stats = self.engine.stats();
         w.queue(&scene.queue);
@@ -37,18 +81,25 @@ impl Metrics {
         w.connections(scene.connections, scene.inflight_bytes);
         w.text_threads(&scene.text);
         w.process(self, scene);
+        if format == TextFormat::OpenMetrics {
+            w.out.push_str("# EOF\n");
+        }
         w.out
     }
 }
 
 impl Histogram {
-    fn write(&self, out: &mut String, name: &str, labels: &str) {
+    fn write(&self, out: &mut String, name: &str, labels: &str, format: TextFormat) {
         let comma = if labels.is_empty() { "" } else { "," };
         let mut count = 0;
         let bounds = self
             .bounds
             .iter()
-            .map(f64::to_string)
+            .map(|bound| match format {
+                TextFormat::Prometheus => bound.to_string(),
+                // Bounds have a point.
+                TextFormat::OpenMetrics => format!("{bound:?}"),
+            })
             .chain(["+Inf".to_owned()]);
         for (bucket, bound) in self.buckets.iter().zip(bounds) {
             count += bucket.get();
@@ -66,15 +117,21 @@ impl Histogram {
     }
 }
 
-/// Writes Prometheus' text format.
+/// Writes metrics as text.
 struct Writer<'a> {
     out: String,
     /// Labels on all metrics of the model.
     labels: &'a str,
+    format: TextFormat,
 }
 
 impl Writer<'_> {
     fn head(&mut self, name: &str, kind: &str, help: &str) {
+        // In OpenMetrics the ending belongs to the sample, not to the metric.
+        let name = match self.format {
+            TextFormat::OpenMetrics if kind == "counter" => name.trim_end_matches("_total"),
+            _ => name,
+        };
         let _ = writeln!(self.out, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
@@ -99,7 +156,7 @@ impl Writer<'_> {
 
     fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
         self.head(name, "histogram", help);
-        histogram.write(&mut self.out, name, self.labels);
+        histogram.write(&mut self.out, name, self.labels, self.format);
     }
 
     fn counters(&mut self, table: &[(&str, &str, u64)]) {
@@ -387,7 +444,7 @@ impl Writer<'_> {
                 quoted(route),
                 quoted(method)
             );
-            histogram.write(&mut self.out, name, &labels);
+            histogram.write(&mut self.out, name, &labels, self.format);
         }
     }
 
@@ -518,9 +575,35 @@ mod tests {
             histogram.observe(value);
         }
         let mut text = String::new();
-        histogram.write(&mut text, "x", "a=\"b\"");
+        histogram.write(&mut text, "x", "a=\"b\"", TextFormat::Prometheus);
         let expected = "x_bucket{a=\"b\",le=\"0.5\"} 2\nx_bucket{a=\"b\",le=\"1\"} 4\nx_bucket{a=\"b\",le=\"+Inf\"} 5\n\
                         x_sum{a=\"b\"} 5.25\nx_count{a=\"b\"} 5\n";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn the_format_that_a_client_prefers_is_sent() {
+        let prometheus = "application/openmetrics-text;version=1.0.0;q=0.6,\
+                          text/plain;version=0.0.4;q=0.4,*/*;q=0.1";
+        for (accept, format) in [
+            (None, TextFormat::Prometheus),
+            (Some("*/*"), TextFormat::Prometheus),
+            (Some("text/html"), TextFormat::Prometheus),
+            (
+                Some("application/openmetrics-text"),
+                TextFormat::OpenMetrics,
+            ),
+            (Some(prometheus), TextFormat::OpenMetrics),
+            (
+                Some("application/openmetrics-text; q=0.3, text/plain; q=0.5"),
+                TextFormat::Prometheus,
+            ),
+            (
+                Some("application/openmetrics-text;q=0"),
+                TextFormat::Prometheus,
+            ),
+        ] {
+            assert_eq!(TextFormat::accepted(accept), format, "{accept:?}");
+        }
     }
 }
