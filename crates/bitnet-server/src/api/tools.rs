@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 use crate::api::ApiError;
 use crate::api::calls::{self, CallFinder, ControlTokens, TextParameters};
 use crate::grammar::{CallsGrammar, Grammar};
-use crate::schema::Schema;
+use crate::schema::{Schema, VISITS_MAX};
 
 /// The most tools of a request, and the most characters of a tool's name.
 const TOOLS_MAX: usize = 128;
@@ -320,8 +320,14 @@ impl Tools {
         form: CallForm,
         control: ControlTokens<'_>,
     ) -> Result<(Grammar, CallFinder), ApiError> {
+        let mut num_visits = 0;
         let arguments = self.callable().map(|(index, tool)| {
             let (field, schema) = arguments_schema(index, &tool.function)?;
+            num_visits += schema.num_visits();
+            if num_visits > VISITS_MAX {
+                let message = "'tools': the references of all schemas together lead to too many schemas and properties.";
+                return Err(ApiError::invalid("tools", message));
+            }
             Ok((index, field, schema))
         });
         let arguments = arguments.collect::<Result<Vec<_>, ApiError>>()?;
@@ -571,6 +577,28 @@ mod tests {
             assert_eq!(of(&auto, &text.replace('7', "x")), None, "{form:?}");
             assert_eq!(of(&auto, &text.replace('7', "1e5413")), None, "{form:?}");
         }
+    }
+
+    #[test]
+    fn the_work_on_the_schemas_of_all_tools_is_bounded() {
+        let calls = |num_tools: usize| {
+            let mut tool = tool("f");
+            tool.function.parameters = Some(crate::schema::tests::chain(300));
+            let named = |index| {
+                let mut tool = tool.clone();
+                tool.function.name = format!("f{index}");
+                tool
+            };
+            let tools = Tools::settle(Some((0..num_tools).map(named).collect()), None, None);
+            let calls = tools
+                .expect("tools")
+                .expect("a tool")
+                .calls(CallForm::Hermes, &|_| None);
+            calls.map(drop).map_err(|error| error.message().to_owned())
+        };
+        assert_eq!(calls(1), Ok(()));
+        let refused = calls(3).expect_err("too much work");
+        assert!(refused.contains("all schemas together"), "{refused}");
     }
 
     #[test]

@@ -24,6 +24,10 @@ use references::{References, SchemaPlace};
 const SCHEMAS_MAX: usize = 20_000;
 /// Maximum depth of schemas within schemas.
 const DEPTH_MAX: usize = 96;
+/// Maximum number of schemas and properties that are visited to find out which objects are closed.
+/// Each schema visits all parts that it reaches, so the number can grow with the square of the size;
+/// this many take about a second.
+pub(crate) const VISITS_MAX: usize = 300_000;
 
 /// The formats of strings that the grammar engine enforces.
 const FORMATS: [&str; 10] = [
@@ -75,6 +79,9 @@ pub(crate) struct Schema {
     value: Value,
     /// Where the definitions `d0`, `d1` and so on stand in the schema of the client.
     origins: Vec<String>,
+    /// Schemas and properties that were visited to make it.
+    #[serde(skip)]
+    num_visits: usize,
 }
 
 impl Schema {
@@ -83,6 +90,7 @@ impl Schema {
         Self {
             value: json!({ "type": "object", "x-guidance": options(false) }),
             origins: Vec::new(),
+            num_visits: 0,
         }
     }
 
@@ -95,6 +103,7 @@ impl Schema {
             definitions: Vec::new(),
             without_loops: HashSet::new(),
             num_schemas: 0,
+            num_visits: 0,
         };
         let place = normalizer.references.root_place();
         let closing = match strictness {
@@ -106,13 +115,20 @@ impl Schema {
             Value::Bool(false) => return Err(error(&place, "no value fits 'false'")),
             value => value,
         };
-        let (definitions, origins) = normalizer.definitions()?;
+        let definitions = normalizer.definitions()?;
+        let num_visits = normalizer.num_visits;
+        let origins = normalizer.definitions.into_iter();
+        let origins = origins.map(|(place, ..)| place.pointer).collect();
         if !definitions.is_empty() {
             value["$defs"] = Value::Object(definitions);
         }
         let coerces = strictness == Strictness::Tool || has_named_kinds(&value);
         value["x-guidance"] = options(coerces);
-        Ok(Self { value, origins })
+        Ok(Self {
+            value,
+            origins,
+            num_visits,
+        })
     }
 
     /// The schema of a tool's arguments, which are an object; without a schema, an empty one.
@@ -148,6 +164,11 @@ impl Schema {
             fields.insert("type".to_owned(), json!("object"));
         }
         Self::new(&schema, strictness)
+    }
+
+    /// Schemas and properties that were visited to make this one, at most [`VISITS_MAX`].
+    pub(crate) fn num_visits(&self) -> usize {
+        self.num_visits
     }
 
     /// The schema for the grammar engine, with its options in `x-guidance`.
@@ -381,6 +402,7 @@ struct Normalizer<'a> {
     /// Pointers to schemas whose references do not lead back to them.
     without_loops: HashSet<String>,
     num_schemas: usize,
+    num_visits: usize,
 }
 
 /// How the parts of a schema are closed.
@@ -396,8 +418,8 @@ struct Closings {
 }
 
 impl<'a> Normalizer<'a> {
-    /// The definitions that are used, by their names, and their places.
-    fn definitions(mut self) -> Result<(Map<String, Value>, Vec<String>), SchemaError> {
+    /// The definitions that are used, by their names.
+    fn definitions(&mut self) -> Result<Map<String, Value>, SchemaError> {
         let mut values = Map::new();
         let mut index = 0;
         while let Some((place, value, closing)) = self.definitions.get(index).cloned() {
@@ -405,8 +427,7 @@ impl<'a> Normalizer<'a> {
             values.insert(format!("d{index}"), value);
             index += 1;
         }
-        let origins = self.definitions.into_iter();
-        Ok((values, origins.map(|(place, ..)| place.pointer).collect()))
+        Ok(values)
     }
 
     fn schema(
@@ -427,7 +448,7 @@ impl<'a> Normalizer<'a> {
             Value::Bool(_) => Ok(value.clone()),
             Value::Object(fields) => {
                 let place = place.clone().entered(value);
-                let closings = self.closings(&place, value, closing);
+                let closings = self.closings(&place, value, closing)?;
                 self.object(&place, fields, closing, &closings)
             }
             _ => Err(error(place, "a schema is an object or a boolean")),
@@ -643,7 +664,11 @@ impl<'a> Normalizer<'a> {
     }
 
     /// Properties that a schema and its parts declare.
-    fn declared(&self, place: &SchemaPlace, schema: &'a Value) -> Declared {
+    fn declared(
+        &mut self,
+        place: &SchemaPlace,
+        schema: &'a Value,
+    ) -> Result<Declared, SchemaError> {
         let mut declared = Declared::default();
         let mut passed = HashSet::new();
         let mut open = vec![(place.clone(), schema)];
@@ -652,25 +677,38 @@ impl<'a> Normalizer<'a> {
                 continue;
             }
             let place = place.entered(schema);
-            declared.add(declared_here(schema));
+            let here = declared_here(schema);
+            self.num_visits += 1 + here.names.len() + here.patterns.len();
+            if self.num_visits > VISITS_MAX {
+                let problem =
+                    "the references of the schema lead to too many schemas and properties";
+                return Err(error(&place, problem));
+            }
+            declared.add(here);
             open.extend(self.conjuncts(&place, schema));
             open.extend(elements(&place, schema, "anyOf"));
             open.extend(elements(&place, schema, "oneOf"));
         }
-        declared
+        Ok(declared)
     }
 
     /// How the parts of a schema, and the schema itself, are closed.
-    fn closings(&self, place: &SchemaPlace, schema: &'a Value, closing: &Closing) -> Closings {
+    fn closings(
+        &mut self,
+        place: &SchemaPlace,
+        schema: &'a Value,
+        closing: &Closing,
+    ) -> Result<Closings, SchemaError> {
         let own = declared_here(schema);
-        let parts: Vec<Declared> = self
-            .conjuncts(place, schema)
-            .into_iter()
+        let is_never = *closing == Closing::Never;
+        let parts = self.conjuncts(place, schema).into_iter();
+        let parts = parts
+            .filter(|_| !is_never)
             .map(|(place, part)| self.declared(&place, part))
-            .collect();
+            .collect::<Result<Vec<_>, _>>()?;
         // A value that two parts describe must not be closed by either part: each would forbid the
         // properties of the other.
-        let is_shared = *closing == Closing::Never || have_common_names(&own, &parts);
+        let is_shared = is_never || have_common_names(&own, &parts);
         let mut closings = Closings {
             all: if is_shared {
                 Closing::Never
@@ -690,28 +728,28 @@ impl<'a> Normalizer<'a> {
             own: None,
         };
         let Closing::Here(beside) = closing else {
-            return closings;
+            return Ok(closings);
         };
         let mut total = beside.clone();
         total.add(own);
         parts.into_iter().for_each(|part| total.add(part));
         if total.says_otherwise {
-            return closings;
+            return Ok(closings);
         }
         let is_union = |name: &str| schema.get(name).is_some();
         if is_union("anyOf") != is_union("oneOf") {
             total.has_properties = false;
             closings.any = Closing::Here(total);
-            return closings;
+            return Ok(closings);
         }
         for name in ["anyOf", "oneOf"] {
             for (place, part) in elements(place, schema, name) {
-                total.add(self.declared(&place, part));
+                total.add(self.declared(&place, part)?);
             }
         }
         let is_closed = (total.has_properties || !beside.is_empty()) && !total.says_otherwise;
         closings.own = is_closed.then_some(total);
-        closings
+        Ok(closings)
     }
 }
 
@@ -969,4 +1007,4 @@ fn kind_of(value: &Value) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -412,3 +412,31 @@ fn a_schema_that_is_too_large_is_refused() {
     let (_, problem) = problem(&json!({ "anyOf": many }), Strictness::Form);
     assert!(problem.contains("more than"), "{problem}");
 }
+
+/// An object with definitions of which each refers to the next one.
+pub(crate) fn chain(len: usize) -> Value {
+    let definition = |index: usize| {
+        let next = json!({ "$ref": format!("#/$defs/d{}", index + 1) });
+        (
+            format!("d{index}"),
+            json!({ "anyOf": [next, { "type": "string" }] }),
+        )
+    };
+    let mut definitions: serde_json::Map<_, _> = (0..len).map(definition).collect();
+    definitions.insert(format!("d{len}"), json!({ "type": "string" }));
+    json!({ "type": "object", "properties": { "p": { "$ref": "#/$defs/d0" } }, "$defs": definitions })
+}
+
+#[test]
+fn the_work_of_closing_objects_is_bounded() {
+    for strictness in [Strictness::Strict, Strictness::Tool] {
+        Schema::new(&chain(300), strictness).expect("little work");
+        let (_, problem) = problem(&chain(2500), strictness);
+        assert!(
+            problem.contains("too many schemas and properties"),
+            "{problem}"
+        );
+    }
+    // Its objects are open.
+    Schema::new(&chain(2500), Strictness::Form).expect("little work");
+}
