@@ -245,13 +245,13 @@ fn products_with_many_blocks_agree() {
             |packing, weight: fn(usize, usize, usize) -> i8| pack(&parts, cols, packing, weight);
         let random =
             [Packing::Two, Packing::FiveThirds].map(|packing| pack(packing, pseudo_weight));
-        for n in (3..=9).chain([16, 21]) {
+        for n in (3..=9).chain([16, 21, 61]) {
             let x = Rng(n as u64 * 37 + cols as u64).floats(n * cols);
             agree_in_all_packings(&format!("{n} rows of {cols}"), &random, &x);
         }
         let of_ones = [Packing::Two, Packing::FiveThirds]
             .map(|packing| pack(packing, |part, _, _| [1, -1][part]));
-        for (n, sign) in [(4, 1.0), (8, -1.0), (9, 1.0)] {
+        for (n, sign) in [(4, 1.0), (8, -1.0), (9, 1.0), (32, 1.0), (20, -1.0)] {
             agree_in_all_packings("extreme values", &of_ones, &vec![sign; n * cols]);
         }
     }

@@ -35,6 +35,8 @@ struct Plain {
     cols: usize,
     codes: GroupCodes,
     group_cols: usize,
+    /// All codes are below it.
+    num_codes: u8,
 }
 
 impl Plain {
@@ -44,12 +46,13 @@ impl Plain {
             cols,
             codes,
             group_cols,
+            num_codes: codes.num_codes(),
         }
     }
 
     fn code(&self, part: usize, row: usize, col: usize) -> u8 {
         let seed = ((part * 7919 + row) * 104_729 + col) as u64;
-        (Rng::new(seed + 1).next() % u64::from(self.codes.num_codes())) as u8
+        (Rng::new(seed + 1).next() % u64::from(self.num_codes)) as u8
     }
 
     /// Ordinary scales, with some that are zero, subnormal or negative.
@@ -300,6 +303,48 @@ fn products_agree() {
 }
 
 #[test]
+fn products_of_prompts_agree() {
+    // There are enough blocks that sets make tables of sums for 32 rows at once: some rows,
+    // all, and few rows after the last.
+    for codes in GroupCodes::ALL {
+        for (group_cols, run_cols) in GROUPS_AND_RUNS {
+            for (cols, n) in [(5, 20), (192, 32), (448, 39)] {
+                let mut plain = Plain::new(&[330, 40], cols, codes, group_cols);
+                let x = Rng::new((n * cols) as u64).floats(n * cols);
+                agree(&plain.pack(), &x, run_cols);
+                // Ternary codes, which nearly all files have.
+                plain.num_codes = 3.min(codes.num_codes());
+                agree(&plain.pack(), &x, run_cols);
+            }
+        }
+    }
+}
+
+#[test]
+fn rare_codes_of_three_count_in_prompts() {
+    let (cols, rows) = (256, 352);
+    let unpack = |_, rows: Range<usize>, codes: &mut [u8], scales: &mut [f16]| {
+        codes.fill(1);
+        if rows.contains(&340) {
+            codes[(340 - rows.start) * cols + 77] = 3;
+        }
+        scales.fill(f16::ONE);
+        Ok::<(), ()>(())
+    };
+    let (pool, codes) = (Pool::new(2), GroupCodes::TwoBits);
+    let matrix = GroupMatrix::pack(&pool, &[rows], cols, codes, 128, &unpack);
+    let matrix = matrix.expect("unpack never fails");
+    let x = vec![1.0; 32 * cols];
+    for set in KernelSet::available() {
+        let y = multiply(&Cpu::new(set, 1), &matrix, &x, 32);
+        for y in y.chunks_exact(rows) {
+            assert!((y[340] - 2.0).abs() < 1e-5, "{}: {}", set.name, y[340]);
+            assert!(y.iter().enumerate().all(|(row, y)| row == 340 || *y == 0.0));
+        }
+    }
+}
+
+#[test]
 fn the_largest_sums_do_not_overflow() {
     for codes in GroupCodes::ALL {
         for (code, sign) in [(0, 1.0), (0, -1.0), (codes.num_codes() - 1, 1.0)] {
@@ -311,9 +356,9 @@ fn the_largest_sums_do_not_overflow() {
                     Ok::<(), ()>(())
                 };
                 let pool = Pool::new(2);
-                let matrix = GroupMatrix::pack(&pool, &[32], cols, codes, group_cols, &unpack)
+                let matrix = GroupMatrix::pack(&pool, &[320], cols, codes, group_cols, &unpack)
                     .expect("unpack never fails");
-                for n in [1, 3, 5, 8, 13] {
+                for n in [1, 3, 5, 8, 13, 32] {
                     let x = vec![sign; n * cols];
                     let expected = f32::from(codes.weight(code)) * sign * cols as f32;
                     for y in multiply(&Cpu::new(scalar(), 1), &matrix, &x, run_cols) {

@@ -7,6 +7,9 @@ use crate::layout::lines::LINE_COLS;
 /// Rows in a tile: the maximum number that one step of a kernel multiplies by the same weights.
 pub const TILE_ROWS: usize = 8;
 
+/// Rows that are multiplied at once where a set makes tables of sums for them: four tiles.
+pub(crate) const WIDE_ROWS: usize = 4 * TILE_ROWS;
+
 /// Rows of activations as int8, each with the factor it was multiplied by and the sum of its
 /// values.
 ///

@@ -116,11 +116,6 @@ impl GroupActivations {
             .resize(runs.max(self.offsets.len()), Offset::default());
     }
 
-    /// Number of tiles that hold the rows.
-    pub(crate) fn num_tiles(&self) -> usize {
-        self.rows.div_ceil(TILE_ROWS)
-    }
-
     /// The rows of a tile.
     pub(crate) fn tile_rows(&self, tile: usize) -> Range<usize> {
         tile * TILE_ROWS..self.rows.min((tile + 1) * TILE_ROWS)

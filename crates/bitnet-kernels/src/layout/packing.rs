@@ -74,6 +74,15 @@ impl Packing {
         Self::ALL.into_iter().find(|packing| packing.name() == name)
     }
 
+    /// Bytes of six lines of 2 bits; for packings without lookup.
+    pub(crate) fn group_bytes(self) -> usize {
+        let lines = match self {
+            Self::FiveThirds => PACKED_LINES,
+            _ => GROUP_LINES,
+        };
+        lines * LINE_BYTES
+    }
+
     /// How the columns are split into pairs and triples; `None` for packings without lookup.
     pub(crate) fn cut(self, cols: usize) -> Option<Cut> {
         match self {

@@ -11,6 +11,7 @@ use crate::layout::activations::{Activations, TILE_ROWS, interleave};
 use crate::layout::lines::BLOCK_ROWS;
 use crate::layout::packing::Packing;
 use crate::ops::lookup;
+use crate::ops::prompt::{deal_wide, wide_rows};
 use crate::sets::output::Output;
 use crate::sets::table::{Gate, KernelSet};
 use crate::threads::counters::{Counters, Kernel};
@@ -317,21 +318,50 @@ impl Cpu {
             blocks.len() * matrix.block_bytes(),
         );
         let output = Output::new(out, stride);
+        let mut tiles = 0..activations.num_tiles();
+        let is_looked_up = matrix.packing().cut(matrix.cols()).is_some();
+        if let Some(multiply_wide) = self.set.ternary_wide
+            && !is_looked_up
+        {
+            let wide = wide_rows(rows, blocks.len());
+            deal_wide(&self.pool, wide, blocks.len(), &|rows, share| {
+                let share = blocks.start + share.start..blocks.start + share.end;
+                // SAFETY: a set exists only on a CPU that can run it, and each block of outputs of
+                // a row is in one item.
+                unsafe { multiply_wide(matrix, share, rows, activations, &output) }
+            });
+            tiles.start = wide.div_ceil(TILE_ROWS);
+        }
+        if !tiles.is_empty() {
+            self.multiply_tiles(matrix, blocks, tiles, activations, &output);
+        }
+    }
+
+    /// Multiplies by blocks of a matrix with the rows of some tiles.
+    fn multiply_tiles(
+        &self,
+        matrix: &TernaryMatrix,
+        blocks: Range<usize>,
+        tiles: Range<usize>,
+        activations: &Activations,
+        output: &Output<'_>,
+    ) {
         let multiply = |share: Range<usize>| {
             let share = blocks.start + share.start..blocks.start + share.end;
             // SAFETY: a set exists only on a CPU that can run it, and each block of outputs is in
             // one thread's share.
             unsafe {
                 match matrix.packing().cut(matrix.cols()) {
-                    None => (self.set.ternary)(matrix, share, activations, &output),
+                    None => (self.set.ternary)(matrix, share, tiles.clone(), activations, output),
                     Some(cut) => {
-                        lookup::multiply(&self.set.lookup, matrix, cut, share, activations, &output)
+                        lookup::multiply(&self.set.lookup, matrix, cut, share, activations, output)
                     }
                 }
             }
         };
-        let (tiles, threads) = (activations.num_tiles(), self.pool.num_threads());
-        let shares = if tiles == 1 { threads } else { 1 };
+        let threads = self.pool.num_threads();
+        let rows = activations.rows() - tiles.start * TILE_ROWS;
+        let shares = if tiles.len() == 1 { threads } else { 1 };
         if let Some(multiply_tile) = self.set.ternary_tile
             && matrix.packing() == Packing::FiveThirds
             && rows >= TILE_KERNEL_ROWS_MIN
@@ -340,9 +370,9 @@ impl Cpu {
             let multiply = |tile: usize, share: Range<usize>| {
                 let share = blocks.start + share.start..blocks.start + share.end;
                 // SAFETY: as above.
-                unsafe { multiply_tile(matrix, share, tile, activations, &output) }
+                unsafe { multiply_tile(matrix, share, tiles.start + tile, activations, output) }
             };
-            if tiles == 1 {
+            if tiles.len() == 1 {
                 return self
                     .pool
                     .split(blocks.len(), 1, &|share| multiply(0, share));
@@ -350,9 +380,9 @@ impl Cpu {
             // Threads share tiles, not blocks, because a thread prepares a tile once for all
             // blocks.
             let parts = (32 * threads)
-                .div_ceil(tiles)
+                .div_ceil(tiles.len())
                 .min(blocks.len() / TILE_KERNEL_BLOCKS_MIN);
-            return self.pool.deal(tiles * parts, 1, &|items| {
+            return self.pool.deal(tiles.len() * parts, 1, &|items| {
                 for tile in items.start / parts..items.end.div_ceil(parts) {
                     let first = items.start.max(tile * parts) - tile * parts;
                     let end = items.end.min((tile + 1) * parts) - tile * parts;
@@ -362,7 +392,7 @@ impl Cpu {
             });
         }
         // With few rows, each thread reads one sequential stream of weights at memory speed.
-        if tiles > 1 {
+        if tiles.len() > 1 {
             self.pool.deal(blocks.len(), 1, &multiply);
         } else {
             self.pool.split(blocks.len(), 1, &multiply);

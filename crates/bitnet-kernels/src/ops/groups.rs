@@ -9,6 +9,7 @@ use crate::layout::cells::GroupCodes;
 use crate::layout::group_activations::{GroupActivations, Offset};
 use crate::layout::lines::BLOCK_ROWS;
 use crate::ops::cpu::{Cpu, Norm};
+use crate::ops::prompt::{deal_wide, wide_rows};
 use crate::sets::output::Output;
 use crate::sets::table::KernelSet;
 use crate::threads::counters::Kernel;
@@ -278,18 +279,30 @@ impl Cpu {
             matrix.group_cols()
         );
         let kernels = self.set().groups;
-        let multiply = match matrix.codes() {
-            GroupCodes::Signs => kernels.signs,
-            GroupCodes::TwoBits => kernels.two_bits,
+        let (multiply, multiply_wide) = match matrix.codes() {
+            GroupCodes::Signs => (kernels.signs, kernels.wide_signs),
+            GroupCodes::TwoBits => (kernels.two_bits, kernels.wide_two_bits),
         };
+        let mut rows = 0..activations.rows();
+        if let Some(multiply) = multiply_wide {
+            rows.start = wide_rows(rows.end, blocks.len());
+            deal_wide(self.pool(), rows.start, blocks.len(), &|rows, share| {
+                let share = blocks.start + share.start..blocks.start + share.end;
+                // SAFETY: a set exists only on a CPU that can run it, and each block of outputs of
+                // a row is in one item.
+                unsafe { multiply(matrix, share, rows, activations, output) }
+            });
+        }
+        if rows.is_empty() {
+            return;
+        }
         let run = |share: Range<usize>| {
             let share = blocks.start + share.start..blocks.start + share.end;
-            // SAFETY: a set exists only on a CPU that can run it, and each block of outputs is in
-            // one thread's share.
-            unsafe { multiply(matrix, share, activations, output) }
+            // SAFETY: as above; each block of outputs is in one thread's share.
+            unsafe { multiply(matrix, share, rows.clone(), activations, output) }
         };
         // With few rows, each thread reads one sequential stream of weights at memory speed.
-        if activations.num_tiles() > 1 {
+        if rows.len() > TILE_ROWS {
             self.pool().deal(blocks.len(), 1, &run);
         } else {
             self.pool().split(blocks.len(), 1, &run);

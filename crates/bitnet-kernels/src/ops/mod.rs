@@ -5,6 +5,7 @@ pub mod cpu;
 pub mod groups;
 pub mod lookup;
 pub mod probe;
+pub mod prompt;
 pub mod recurrent;
 pub mod rows;
 pub mod screen;

@@ -2,11 +2,14 @@
 //! products into sixteen 16-bit lanes.
 
 mod attention;
+pub(crate) mod group_prompt;
 mod groups;
 mod peak;
+mod prompt;
 mod screen;
 pub(crate) mod signs;
 pub(crate) mod sparse;
+mod sums;
 mod ternary;
 pub(crate) mod tl;
 mod vector;
@@ -28,6 +31,7 @@ kernel_set!(
         groups: groups::KERNELS,
         ternary: ternary::ternary,
         ternary_tile: None,
+        ternary_wide: Some(prompt::ternary_wide),
         lookup: tl::LOOKUP,
         packing: Packing::Two,
         matvec_f16: matvec_f16,

@@ -28,6 +28,7 @@ kernel_set!(
         groups: groups::KERNELS,
         ternary: ternary::ternary,
         ternary_tile: None,
+        ternary_wide: None,
         lookup: avx2::tl::LOOKUP,
         packing: Packing::Two,
         matvec_f16: matvec_f16,

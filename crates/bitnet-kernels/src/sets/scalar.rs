@@ -23,6 +23,7 @@ kernel_set!(
     own {
         ternary: ternary,
         ternary_tile: None,
+        ternary_wide: None,
         lookup: tl::LOOKUP,
         screen_block: screen_block,
         sparse: sparse::KERNELS,
@@ -41,6 +42,7 @@ kernel_set!(
 fn ternary(
     matrix: &TernaryMatrix,
     blocks: Range<usize>,
+    tiles: Range<usize>,
     activations: &Activations,
     output: &Output<'_>,
 ) {
@@ -50,7 +52,7 @@ fn ternary(
         let lines = scratch
             .unpack(matrix, block)
             .unwrap_or_else(|| matrix.lines(block));
-        for tile_index in 0..activations.num_tiles() {
+        for tile_index in tiles.clone() {
             let tile = activations.tile(tile_index);
             for (index, row) in activations.tile_rows(tile_index).enumerate() {
                 let sums = block_sums(lines, &tile, index);

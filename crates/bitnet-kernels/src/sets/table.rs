@@ -12,9 +12,17 @@ use crate::sets::segment::AttendFn;
 use crate::sets::sparse::SparseKernels;
 use crate::weights::matrix::TernaryMatrix;
 
-/// `y = Σ w · q / s · scale` for some blocks and one tile of activations.
+/// `y = Σ w · q / s · scale` for some blocks and some tiles of activations.
+pub(crate) type Ternary =
+    unsafe fn(&TernaryMatrix, Range<usize>, Range<usize>, &Activations, &Output<'_>);
+
+/// The same for one tile.
 pub(crate) type TernaryTile =
     unsafe fn(&TernaryMatrix, Range<usize>, usize, &Activations, &Output<'_>);
+
+/// The same for up to four tiles, given as rows from the first of a tile on.
+pub(crate) type TernaryWide =
+    unsafe fn(&TernaryMatrix, Range<usize>, Range<usize>, &Activations, &Output<'_>);
 
 /// Quantizes values by runs. Arguments: the values, the inputs in a run, the int8 values, the scale
 /// and the sum of each run.
@@ -30,10 +38,14 @@ pub struct KernelSet {
     /// The packing that it reads without unpacking, and that is fastest when weights come from
     /// memory.
     pub packing: Packing,
-    pub(crate) ternary: unsafe fn(&TernaryMatrix, Range<usize>, &Activations, &Output<'_>),
+    /// Products with the given blocks of rows and tiles of activations.
+    pub(crate) ternary: Ternary,
     /// Products with the given tile of activations; `Some` if the set has a faster way for many
     /// rows of activations and weights of 1.67 bits.
     pub(crate) ternary_tile: Option<TernaryTile>,
+    /// Products with four tiles at once; `Some` if the set has a faster way for weights that are
+    /// not looked up.
+    pub(crate) ternary_wide: Option<TernaryWide>,
     pub(crate) lookup: Lookup,
     pub(crate) sparse: SparseKernels,
     /// Products with group scales.

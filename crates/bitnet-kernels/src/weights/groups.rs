@@ -226,9 +226,8 @@ impl GroupMatrix {
         let at = self.output_range(part).start + row;
         let (block, lane) = (at / BLOCK_ROWS, at % BLOCK_ROWS);
         for (group, out) in out.chunks_mut(self.group_cols()).enumerate() {
-            let (start, code_bytes) = self.layout.group_place(block, group, self.num_blocks);
-            let (codes, scales) =
-                self.bytes[start..start + code_bytes + SCALE_BYTES].split_at(code_bytes);
+            let bytes = self.group(group).of(block);
+            let (codes, scales) = bytes.split_at(bytes.len() - SCALE_BYTES);
             let scale = scale_of(scales, lane);
             for (col, out) in out.iter_mut().enumerate() {
                 let code = self.layout.code(codes, lane, col);
@@ -247,11 +246,42 @@ impl GroupMatrix {
         self.layout
     }
 
+    /// A group of all blocks.
+    #[inline(always)]
+    pub(crate) fn group(&self, group: usize) -> GroupOfBlocks<'_> {
+        let place = |block| self.layout.group_place(block, group, self.num_blocks);
+        let ((first, code_bytes), (second, _)) = (place(0), place(1));
+        GroupOfBlocks {
+            bytes: &self.bytes,
+            first,
+            stride: second - first,
+            len: code_bytes + SCALE_BYTES,
+        }
+    }
+
     /// The groups of a chunk of one block, one after the other.
     #[inline(always)]
     pub(crate) fn chunk(&self, block: usize, chunk: &GroupChunk) -> &[u8] {
         let start = chunk.start(block, self.num_blocks);
         &self.bytes[start..start + chunk.block_bytes]
+    }
+}
+
+/// A group of columns of all blocks.
+pub(crate) struct GroupOfBlocks<'a> {
+    bytes: &'a [u8],
+    /// Where the group of the first block begins.
+    first: usize,
+    /// Bytes from there to the group of the next block.
+    stride: usize,
+    len: usize,
+}
+
+impl<'a> GroupOfBlocks<'a> {
+    /// The codes of one block, and its scales after them.
+    #[inline(always)]
+    pub(crate) fn of(&self, block: usize) -> &'a [u8] {
+        &self.bytes[self.first + block * self.stride..][..self.len]
     }
 }
 

@@ -277,6 +277,36 @@ impl TernaryMatrix {
         len
     }
 
+    /// Unpacks the groups of one block from `group` on to 2 bits, as many as `to` has room for;
+    /// returns their lines. For matrices of 1.67 bits.
+    #[inline(always)]
+    pub(crate) fn spread_groups<'a, const LINES: usize>(
+        &self,
+        block: usize,
+        group: usize,
+        to: &'a mut [Line; LINES],
+    ) -> &'a [Line] {
+        let (groups, rest) = self.groups(block);
+        let mut len = 0;
+        for (group, to) in groups[group..].iter().zip(to.as_chunks_mut().0) {
+            spread_group(group, to);
+            len += GROUP_LINES;
+        }
+        if len < LINES {
+            to[len..len + rest.len()].copy_from_slice(rest);
+            len += rest.len();
+        }
+        &to[..len]
+    }
+
+    /// The bytes of one block from line `GROUP_LINES · group` on. For matrices without table
+    /// lookup.
+    #[inline(always)]
+    pub(crate) fn bytes_from_group(&self, block: usize, group: usize) -> &[u8] {
+        let bytes = self.block(block);
+        &bytes[bytes.len().min(group * self.packing.group_bytes())..]
+    }
+
     /// Unpacks a block of a matrix in another packing into lines of 2 bits.
     #[inline(always)]
     pub(crate) fn unpack(&self, block: usize, lines: &mut [Line]) {

@@ -8,8 +8,10 @@ use std::arch::x86_64::*;
 use std::cell::Cell;
 use std::ops::Range;
 
+use super::group_prompt;
 use super::signs::signs;
 use super::vector::{broadcast, fields, fold, load_quarter, load_scales, store8};
+use crate::layout::activations::TILE_ROWS;
 use crate::layout::cells::SCALE_BYTES;
 use crate::layout::group_activations::{GroupActivations, GroupTile};
 use crate::layout::lines::{LINE_COLS, Line};
@@ -17,7 +19,12 @@ use crate::sets::groups::GroupKernels;
 use crate::sets::output::Output;
 use crate::weights::groups::GroupMatrix;
 
-pub(crate) const KERNELS: GroupKernels = GroupKernels { signs, two_bits };
+pub(crate) const KERNELS: GroupKernels = GroupKernels {
+    signs,
+    two_bits,
+    wide_signs: Some(group_prompt::signs),
+    wide_two_bits: Some(group_prompt::two_bits),
+};
 
 /// Registers for the sums of a block: 8 of its 32 rows in each.
 const QUARTERS: usize = 4;
@@ -42,6 +49,7 @@ thread_local! {
 fn two_bits(
     matrix: &GroupMatrix,
     blocks: Range<usize>,
+    rows: Range<usize>,
     activations: &GroupActivations,
     output: &Output<'_>,
 ) {
@@ -50,18 +58,19 @@ fn two_bits(
     };
     let mut products = PRODUCTS.take();
     products.clear();
-    products.resize(activations.rows(), [_mm256_setzero_ps(); QUARTERS]);
+    products.resize(rows.len(), [_mm256_setzero_ps(); QUARTERS]);
+    let tiles = rows.start / TILE_ROWS..rows.end.div_ceil(TILE_ROWS);
     let group_bytes = matrix.layout().group_bytes();
     for block in blocks {
         let groups = matrix.chunk(block, &chunk).chunks(group_bytes);
         products.fill([_mm256_setzero_ps(); QUARTERS]);
-        if activations.num_tiles() == 1 {
-            let tile = Rows::new(activations, 0);
+        if tiles.len() == 1 {
+            let tile = Rows::new(activations, tiles.start);
             add_few_rows(groups, &tile, &mut products);
         } else {
-            add_many_rows(groups, activations, &mut products);
+            add_many_rows(groups, tiles.clone(), activations, &mut products);
         }
-        for (row, products) in products.iter().enumerate() {
+        for (row, products) in rows.clone().zip(&products) {
             // SAFETY: each block of outputs is computed by one thread.
             let out = unsafe { output.block(row, block) };
             for (out, products) in out.chunks_exact_mut(8).zip(products) {
@@ -272,11 +281,12 @@ impl Group<'_> {
     }
 }
 
-/// Adds the products of a block's groups with all rows of activations.
+/// Adds the products of a block's groups with the rows of some tiles.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn add_many_rows<'a>(
     groups: impl Iterator<Item = &'a [u8]>,
+    tiles: Range<usize>,
     activations: &GroupActivations,
     products: &mut [Products],
 ) {
@@ -294,9 +304,9 @@ fn add_many_rows<'a>(
             }
         }
         let panel = &panel[..4 * lines.len()];
-        for tile in 0..activations.num_tiles() {
-            let products = &mut products[activations.tile_rows(tile)];
+        for tile in tiles.clone() {
             let rows = Rows::new(activations, tile);
+            let products = &mut products[(tile - tiles.start) * TILE_ROWS..][..rows.tile.rows];
             let mut first = 0;
             macro_rules! rows_at_once {
                 ($n:literal) => {

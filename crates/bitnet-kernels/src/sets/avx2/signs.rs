@@ -64,13 +64,14 @@ thread_local! {
 pub(crate) fn signs(
     matrix: &GroupMatrix,
     blocks: Range<usize>,
+    rows: Range<usize>,
     activations: &GroupActivations,
     output: &Output<'_>,
 ) {
     match activations.run_cols() / CELL_COLS {
-        1 => signs_in_runs::<1>(matrix, blocks, activations, output),
-        2 => signs_in_runs::<2>(matrix, blocks, activations, output),
-        _ => signs_in_runs::<4>(matrix, blocks, activations, output),
+        1 => signs_in_runs::<1>(matrix, blocks, rows, activations, output),
+        2 => signs_in_runs::<2>(matrix, blocks, rows, activations, output),
+        _ => signs_in_runs::<4>(matrix, blocks, rows, activations, output),
     }
 }
 
@@ -81,14 +82,15 @@ pub(crate) fn signs(
 fn signs_in_runs<const R: usize>(
     matrix: &GroupMatrix,
     blocks: Range<usize>,
+    rows: Range<usize>,
     activations: &GroupActivations,
     output: &Output<'_>,
 ) {
     let layout = matrix.layout();
     let group_cells = layout.group_cols / CELL_COLS;
     let mut scratch = SCRATCH.take();
-    for first in (0..activations.rows()).step_by(ROWS_AT_ONCE) {
-        let rows = first..activations.rows().min(first + ROWS_AT_ONCE);
+    for first in rows.clone().step_by(ROWS_AT_ONCE) {
+        let rows = first..rows.end.min(first + ROWS_AT_ONCE);
         for chunk in layout.chunks() {
             let first_cell = chunk.first_group * group_cells;
             let end_cell = layout

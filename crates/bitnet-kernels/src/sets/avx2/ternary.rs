@@ -16,7 +16,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::vector::{broadcast, load_quarter, store8};
-use crate::layout::activations::{Activations, Tile};
+use crate::layout::activations::{Activations, TILE_ROWS, Tile};
 use crate::layout::lines::{LINE_BYTES, LINE_COLS, Line};
 use crate::sets::output::Output;
 use crate::weights::matrix::{LineScratch, TernaryMatrix};
@@ -42,35 +42,35 @@ thread_local! {
     static SUMS: Cell<Vec<Sums>> = const { Cell::new(Vec::new()) };
 }
 
-/// `y = (Σ code·q − Σ q) / s · scale` for the given blocks of rows and all activation rows.
+/// `y = (Σ code·q − Σ q) / s · scale` for the given blocks of rows and tiles of activations.
 #[target_feature(enable = "avx2,f16c")]
 pub(crate) fn ternary(
     matrix: &TernaryMatrix,
     blocks: Range<usize>,
+    tiles: Range<usize>,
     activations: &Activations,
     output: &Output<'_>,
 ) {
     let mut scratch = LineScratch::take();
     let mut sums = SUMS.take();
-    sums.resize(
-        sums.len().max(activations.rows()),
-        [_mm256_setzero_si256(); 4],
-    );
-    let sums_of_rows = &mut sums[..activations.rows()];
+    let rows = activations.rows().min(tiles.end * TILE_ROWS) - tiles.start * TILE_ROWS;
+    sums.resize(sums.len().max(rows), [_mm256_setzero_si256(); 4]);
+    let sums_of_rows = &mut sums[..rows];
     for block in blocks {
         let lines = scratch
             .unpack(matrix, block)
             .unwrap_or_else(|| matrix.lines(block));
-        match activations.num_tiles() {
-            1 => tile_sums(lines, &activations.tile(0), sums_of_rows),
-            _ => many_sums(lines, activations, sums_of_rows),
+        match tiles.len() {
+            1 => tile_sums(lines, &activations.tile(tiles.start), sums_of_rows),
+            _ => many_sums(lines, tiles.clone(), activations, sums_of_rows),
         }
-        for tile_index in 0..activations.num_tiles() {
+        for tile_index in tiles.clone() {
             let (rows, tile) = (
                 activations.tile_rows(tile_index),
                 activations.tile(tile_index),
             );
-            for (index, sums) in sums_of_rows[rows.clone()].iter().enumerate() {
+            let sums = &sums_of_rows[rows.start - tiles.start * TILE_ROWS..][..rows.len()];
+            for (index, sums) in sums.iter().enumerate() {
                 // SAFETY: each block of outputs is computed by one thread.
                 let out = unsafe { output.block(rows.start + index, block) };
                 for (out, sums) in out.chunks_exact_mut(8).zip(sums) {
@@ -244,10 +244,10 @@ fn quarter_sums<const N: usize, const Q: usize>(
     acc
 }
 
-/// `Σ code · q` of 32 rows with all rows of activations.
+/// `Σ code · q` of 32 rows with the rows of some tiles.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn many_sums(lines: &[Line], activations: &Activations, sums: &mut [Sums]) {
+fn many_sums(lines: &[Line], tiles: Range<usize>, activations: &Activations, sums: &mut [Sums]) {
     let mut panel: [UnpackedLine; PANEL_LINES] = [[[_mm256_setzero_si256(); 4]; 4]; PANEL_LINES];
     sums.fill([_mm256_setzero_si256(); 4]);
     for (index, lines) in lines.chunks(PANEL_LINES).enumerate() {
@@ -262,10 +262,10 @@ fn many_sums(lines: &[Line], activations: &Activations, sums: &mut [Sums]) {
                 fields::<3>(codes),
             ];
         }
-        for tile_index in 0..activations.num_tiles() {
+        for tile_index in tiles.clone() {
             let tile = activations.tile(tile_index);
             let rows = tile.scales.len();
-            let sums = &mut sums[activations.tile_rows(tile_index)];
+            let sums = &mut sums[(tile_index - tiles.start) * TILE_ROWS..][..rows];
             let start = index * PANEL_LINES * LINE_COLS * rows;
             let values = &tile.values[start..start + panel.len() * LINE_COLS * rows];
             let mut first = 0;

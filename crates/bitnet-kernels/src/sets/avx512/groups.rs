@@ -15,7 +15,12 @@ use crate::sets::groups::GroupKernels;
 use crate::sets::output::Output;
 use crate::weights::groups::GroupMatrix;
 
-pub(crate) const KERNELS: GroupKernels = GroupKernels { signs, two_bits };
+pub(crate) const KERNELS: GroupKernels = GroupKernels {
+    signs,
+    two_bits,
+    wide_signs: Some(avx2::group_prompt::signs),
+    wide_two_bits: None,
+};
 
 /// The number of rows from which unpacking signs and multiplying is faster than lookup.
 const LOOKUP_ROWS_END: usize = 4;
@@ -29,10 +34,11 @@ type HalfSums = [__m512; 2];
 fn two_bits(
     matrix: &GroupMatrix,
     blocks: Range<usize>,
+    rows: Range<usize>,
     activations: &GroupActivations,
     output: &Output<'_>,
 ) {
-    products::<false>(matrix, blocks, activations, output);
+    products::<false>(matrix, blocks, rows, activations, output);
 }
 
 /// See [`crate::sets::groups::GroupMultiply`].
@@ -40,12 +46,13 @@ fn two_bits(
 fn signs(
     matrix: &GroupMatrix,
     blocks: Range<usize>,
+    rows: Range<usize>,
     activations: &GroupActivations,
     output: &Output<'_>,
 ) {
-    match activations.rows() {
-        ..LOOKUP_ROWS_END => avx2::signs::signs(matrix, blocks, activations, output),
-        _ => products::<true>(matrix, blocks, activations, output),
+    match rows.len() {
+        ..LOOKUP_ROWS_END => avx2::signs::signs(matrix, blocks, rows, activations, output),
+        _ => products::<true>(matrix, blocks, rows, activations, output),
     }
 }
 
@@ -55,11 +62,12 @@ fn signs(
 fn products<const SIGNS: bool>(
     matrix: &GroupMatrix,
     blocks: Range<usize>,
+    rows: Range<usize>,
     activations: &GroupActivations,
     output: &Output<'_>,
 ) {
     for block in blocks {
-        for tile in 0..activations.num_tiles() {
+        for tile in rows.start / TILE_ROWS..rows.end.div_ceil(TILE_ROWS) {
             let product = Product {
                 matrix,
                 block,

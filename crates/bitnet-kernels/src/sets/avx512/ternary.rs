@@ -62,20 +62,21 @@ macro_rules! multiply {
     };
 }
 
-/// `y = (Σ code·q − Σ q) / s · scale` for the given blocks of rows and all activation rows.
+/// `y = (Σ code·q − Σ q) / s · scale` for the given blocks of rows and tiles of activations.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(crate) fn ternary(
     matrix: &TernaryMatrix,
     blocks: Range<usize>,
+    tiles: Range<usize>,
     activations: &Activations,
     output: &Output<'_>,
 ) {
     let masks = Masks::new();
     let mut scratch = LineScratch::take();
-    for run in runs(blocks, activations, matrix.packing() == Packing::Two) {
+    for run in runs(blocks, &tiles, matrix.packing() == Packing::Two) {
         let lines = scratch.unpack(matrix, run.start);
         let lines = |block| lines.unwrap_or_else(|| matrix.lines(block));
-        multiply_lines(matrix, run, lines, activations, output, &masks);
+        multiply_lines(matrix, run, &tiles, lines, activations, output, &masks);
     }
 }
 
@@ -85,14 +86,15 @@ pub(crate) fn ternary(
 pub(crate) fn ternary_vbmi(
     matrix: &TernaryMatrix,
     blocks: Range<usize>,
+    tiles: Range<usize>,
     activations: &Activations,
     output: &Output<'_>,
 ) {
     if matrix.packing() == Packing::Two {
-        return ternary(matrix, blocks, activations, output);
+        return ternary(matrix, blocks, tiles, activations, output);
     }
     let masks = Masks::new();
-    if activations.num_tiles() >= SPREAD_TILES_MIN {
+    if tiles.len() >= SPREAD_TILES_MIN {
         let mut scratch = LineScratch::take();
         let lines = scratch.lines(matrix.cols());
         for block in blocks {
@@ -100,6 +102,7 @@ pub(crate) fn ternary_vbmi(
             multiply_lines(
                 matrix,
                 block..block + 1,
+                &tiles,
                 |_| &*lines,
                 activations,
                 output,
@@ -108,8 +111,8 @@ pub(crate) fn ternary_vbmi(
         }
         return;
     }
-    for run in runs(blocks, activations, true) {
-        for place in places(activations, output) {
+    for run in runs(blocks, &tiles, true) {
+        for place in places(tiles.clone(), activations, output) {
             let weights = |block| (matrix.groups(block), matrix.scale(block));
             multiply!(
                 run.clone(), place, weights, &masks,
@@ -126,12 +129,13 @@ pub(crate) fn ternary_vbmi(
 fn multiply_lines<'a>(
     matrix: &TernaryMatrix,
     blocks: Range<usize>,
+    tiles: &Range<usize>,
     lines: impl Fn(usize) -> &'a [Line],
     activations: &Activations,
     output: &Output<'_>,
     masks: &Masks,
 ) {
-    for place in places(activations, output) {
+    for place in places(tiles.clone(), activations, output) {
         let weights = |block| (lines(block), matrix.scale(block));
         multiply!(
             blocks.clone(), place, weights, masks,
@@ -145,10 +149,10 @@ fn multiply_lines<'a>(
 /// the next tile.
 fn runs(
     blocks: Range<usize>,
-    activations: &Activations,
+    tiles: &Range<usize>,
     many: bool,
 ) -> impl Iterator<Item = Range<usize>> {
-    let step = if many && activations.num_tiles() == 1 {
+    let step = if many && tiles.len() == 1 {
         blocks.len().max(1)
     } else {
         1
@@ -160,10 +164,11 @@ fn runs(
 }
 
 fn places<'a>(
+    tiles: Range<usize>,
     activations: &'a Activations,
     output: &'a Output<'a>,
 ) -> impl Iterator<Item = TilePlace<'a>> {
-    (0..activations.num_tiles()).map(|tile| TilePlace::new(tile, activations, output))
+    tiles.map(move |tile| TilePlace::new(tile, activations, output))
 }
 
 /// A tile and where to write its products.

@@ -14,11 +14,18 @@ use crate::sets::groups::GroupKernels;
 use crate::sets::output::Output;
 use crate::weights::groups::GroupMatrix;
 
-pub(super) const KERNELS: GroupKernels = GroupKernels { signs, two_bits };
+pub(super) const KERNELS: GroupKernels = GroupKernels {
+    signs,
+    two_bits,
+    wide_signs: None,
+    wide_two_bits: None,
+};
 
 pub(super) const KERNELS_DOTPROD: GroupKernels = GroupKernels {
     signs,
     two_bits: two_bits_dotprod,
+    wide_signs: None,
+    wide_two_bits: None,
 };
 
 /// Defines a [`crate::sets::groups::GroupMultiply`] whose integer sums come from `$run_sums`.
@@ -28,6 +35,7 @@ macro_rules! two_bits {
         fn $name(
             matrix: &GroupMatrix,
             blocks: Range<usize>,
+            rows: Range<usize>,
             activations: &GroupActivations,
             output: &Output<'_>,
         ) {
@@ -38,7 +46,7 @@ macro_rules! two_bits {
             };
             for block in blocks {
                 let bytes = matrix.chunk(block, &chunk);
-                for row in 0..activations.rows() {
+                for row in rows.clone() {
                     let (tile, index) = (activations.tile(row / TILE_ROWS), row % TILE_ROWS);
                     let mut sums = [vdupq_n_f32(0.0); LINE_REGISTERS];
                     let (mut run, mut first_line) = (0, 0);

@@ -37,14 +37,15 @@ thread_local! {
 pub(super) fn signs(
     matrix: &GroupMatrix,
     blocks: Range<usize>,
+    rows: Range<usize>,
     activations: &GroupActivations,
     output: &Output<'_>,
 ) {
     let (layout, run_cells) = (matrix.layout(), activations.run_cols() / CELL_COLS);
     let group_cells = layout.group_cols / CELL_COLS;
     let mut tables = TABLES.take();
-    for first_row in (0..activations.rows()).step_by(ROWS_AT_ONCE) {
-        let rows = first_row..activations.rows().min(first_row + ROWS_AT_ONCE);
+    for first_row in rows.clone().step_by(ROWS_AT_ONCE) {
+        let rows = first_row..rows.end.min(first_row + ROWS_AT_ONCE);
         for chunk in layout.chunks() {
             let first = chunk.first_group * group_cells;
             let end = layout

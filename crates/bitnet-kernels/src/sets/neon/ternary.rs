@@ -9,19 +9,19 @@ use crate::layout::lines::{LINE_COLS, Line};
 use crate::sets::output::Output;
 use crate::weights::matrix::{LineScratch, TernaryMatrix};
 
-/// Defines `y = (Σ code·q − Σ q) / s · scale` for the given blocks of rows and all activation rows.
+/// Defines `y = (Σ code·q − Σ q) / s · scale` for the given blocks of rows and tiles of activations.
 ///
 /// A lone row goes to `$row_sums`; the rows of a tile to `$tile_sums`, in the first group of `$n`
 /// rows by `$r` registers of weights that is not larger than the remaining rows.
 macro_rules! ternary {
     ($name:ident: $features:literal, $row_sums:path, $tile_sums:ident [$($n:literal by $r:literal),*]) => {
         #[target_feature(enable = $features)]
-        pub(crate) fn $name(matrix: &TernaryMatrix, blocks: Range<usize>, activations: &Activations, output: &Output<'_>) {
+        pub(crate) fn $name(matrix: &TernaryMatrix, blocks: Range<usize>, tiles: Range<usize>, activations: &Activations, output: &Output<'_>) {
             let mut scratch = LineScratch::take();
             for block in blocks {
                 let scale = matrix.scale(block);
         let lines = scratch.unpack(matrix, block).unwrap_or_else(|| matrix.lines(block));
-                for tile_index in 0..activations.num_tiles() {
+                for tile_index in tiles.clone() {
                     let tile = activations.tile(tile_index);
                     let first_row = activations.tile_rows(tile_index).start;
                     let store = |index: usize, register: usize, sums: &[int32x4_t]| {

@@ -14,18 +14,19 @@ use crate::weights::groups::GroupMatrix;
 pub(crate) const KERNELS: GroupKernels = GroupKernels {
     signs: multiply,
     two_bits: multiply,
+    wide_signs: None,
+    wide_two_bits: None,
 };
 
 fn multiply(
     matrix: &GroupMatrix,
     blocks: Range<usize>,
+    rows: Range<usize>,
     activations: &GroupActivations,
     output: &Output<'_>,
 ) {
     let layout = matrix.layout();
-    for (block, row) in
-        blocks.flat_map(|block| (0..activations.rows()).map(move |row| (block, row)))
-    {
+    for (block, row) in blocks.flat_map(|block| rows.clone().map(move |row| (block, row))) {
         let mut sums = [0.0; BLOCK_ROWS];
         for chunk in layout.chunks() {
             let groups = matrix.chunk(block, &chunk).chunks(layout.group_bytes());
