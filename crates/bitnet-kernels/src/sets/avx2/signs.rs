@@ -275,13 +275,13 @@ fn group_runs<const N: usize, const R: usize>(
     let mut of_runs = [[_mm256_setzero_ps(); QUARTERS]; N];
     let (runs, last_run) = cells.as_chunks::<R>();
     for (index, cells) in runs.iter().enumerate() {
-        let words = run_words(cells, rows.map(|row| &row.tables[index * R..][..R]));
+        let words = run_words(cells, &rows, index * R);
         for ((of_runs, words), row) in of_runs.iter_mut().zip(words).zip(&rows) {
             fold_run(of_runs, words, R, row.scales[index]);
         }
     }
     if !last_run.is_empty() {
-        let words = run_words(last_run, rows.map(|row| &row.tables[runs.len() * R..]));
+        let words = run_words(last_run, &rows, runs.len() * R);
         for ((of_runs, words), row) in of_runs.iter_mut().zip(words).zip(&rows) {
             fold_run(of_runs, words, last_run.len(), row.scales[runs.len()]);
         }
@@ -300,15 +300,23 @@ fn load32(from: &[f32]) -> [__m256; QUARTERS] {
     out
 }
 
-/// `Σ ±q` of 32 rows over the cells of a run, and [`BIAS`] for each table, in 16 bits, for `N` rows
-/// of activations: 16 bits hold four cells, at most 4 · 8 · 1020 = 32,640.
+/// `Σ ±q` of 32 rows over the cells of a run, of which the first is `first_cell`, and [`BIAS`] for
+/// each table, in 16 bits, for `N` rows of activations: 16 bits hold four cells, at most 4 · 8 ·
+/// 1020 = 32,640.
+///
+/// Loops over the rows, not `array::map`: the compiler left that as a call for each cell, and runs of
+/// one cell took more than twice as long.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn run_words<const N: usize>(cells: &[SignCell], tables: [&[CellTables]; N]) -> [[__m256i; 2]; N] {
+fn run_words<const N: usize>(
+    cells: &[SignCell],
+    rows: &[RowTables<'_>; N],
+    first_cell: usize,
+) -> [[__m256i; 2]; N] {
     let weights = _mm256_set1_epi16(1 | 32 << 8);
     let mut words = [[_mm256_setzero_si256(); 2]; N];
-    for (index, cell) in cells.iter().enumerate() {
-        let sums = cell_sums(cell, tables.map(|tables| &tables[index]));
+    for (index, cell) in (first_cell..).zip(cells) {
+        let sums = cell_sums(cell, rows, index);
         for (words, [low, high]) in words.iter_mut().zip(sums) {
             let parts = [
                 _mm256_unpacklo_epi8(low, high),
@@ -345,10 +353,15 @@ fn fold_run(of_runs: &mut [__m256; QUARTERS], words: [__m256i; 2], num_cells: us
     }
 }
 
-/// The low and the high parts of a cell's sums, a byte for each row, for `N` rows of activations.
+/// The low and the high parts of the sums of cell `index`, a byte for each row, for `N` rows of
+/// activations.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn cell_sums<const N: usize>(signs: &SignCell, tables: [&CellTables; N]) -> [[__m256i; 2]; N] {
+fn cell_sums<const N: usize>(
+    signs: &SignCell,
+    rows: &[RowTables<'_>; N],
+    index: usize,
+) -> [[__m256i; 2]; N] {
     let mask = _mm256_set1_epi8(15);
     let mut sums = [[_mm256_setzero_si256(); 2]; N];
     for (run, signs) in signs.iter().enumerate() {
@@ -357,14 +370,14 @@ fn cell_sums<const N: usize>(signs: &SignCell, tables: [&CellTables; N]) -> [[__
             _mm256_and_si256(signs, mask),
             _mm256_and_si256(_mm256_srli_epi16::<4>(signs), mask),
         ];
-        for (half, index) in indices.into_iter().enumerate() {
-            for (sums, tables) in sums.iter_mut().zip(tables) {
-                let table = tables[2 * run + half].as_chunks::<16>().0;
+        for (half, places) in indices.into_iter().enumerate() {
+            for (sums, row) in sums.iter_mut().zip(rows) {
+                let table = row.tables[index][2 * run + half].as_chunks::<16>().0;
                 for (sum, part) in sums.iter_mut().zip(table) {
                     // SAFETY: 16 readable bytes; the load needs no alignment.
                     let part = unsafe { _mm_loadu_si128(part.as_ptr().cast()) };
                     let part = _mm256_broadcastsi128_si256(part);
-                    *sum = _mm256_add_epi8(*sum, _mm256_shuffle_epi8(part, index));
+                    *sum = _mm256_add_epi8(*sum, _mm256_shuffle_epi8(part, places));
                 }
             }
         }
