@@ -107,11 +107,9 @@ fn referenced(
     let stored = response_of(id).and_then(|response| app.responses.get(&response, owner));
     let unknown = || ApiError::unknown_item(&format!("input[{index}].id"), id);
     let stored = stored.ok_or_else(unknown)?;
-    let items = output_of(&stored)?.into_iter().chain(input_of(&stored)?);
-    items
-        .into_iter()
-        .find(|item| item.id.as_deref() == Some(id))
-        .ok_or_else(unknown)
+    let mut items = output_of(&stored)?.into_iter().chain(input_of(&stored)?);
+    let found = items.find(|item| item.id.as_deref() == Some(id));
+    found.ok_or_else(unknown)
 }
 
 fn input_of(stored: &StoredResponse) -> Result<Vec<Item>, ApiError> {
