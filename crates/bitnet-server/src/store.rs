@@ -77,7 +77,7 @@ struct Entry {
 struct Running {
     owner: Option<Arc<str>>,
     cancel: Arc<Notify>,
-    /// The response as a client gets it who cancels it.
+    /// What a request to cancel it returns: the response, as JSON.
     cancelled: String,
 }
 
@@ -201,7 +201,7 @@ impl ResponseStore {
     }
 
     /// Registers a response that is being generated, so that it can be cancelled.
-    /// `cancelled`: the response as a client gets it who cancels it.
+    /// `cancelled`: what a request to cancel it returns.
     pub(crate) fn start(
         self: &Arc<Self>,
         id: &str,

@@ -46,7 +46,7 @@ pub(crate) struct OllamaAnswer {
 }
 
 /// Counts and times of a whole answer.
-#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
 struct OllamaCounts {
     /// Nanoseconds from the request to the end of the answer.
     total_duration: u64,
@@ -150,6 +150,7 @@ impl LineWriter {
         OllamaAnswer {
             done: true,
             done_reason: Some("load"),
+            counts: Some(OllamaCounts::default()),
             ..answer(kind, model.to_owned(), Parts::default())
         }
     }

@@ -260,7 +260,7 @@ impl ResponseObject {
         }
     }
 
-    /// The response that a client gets who cancels it, as JSON.
+    /// What a request to cancel the response returns, as JSON.
     pub(crate) fn cancelled(&self) -> String {
         let mut cancelled = self.clone();
         cancelled.status = "cancelled";
