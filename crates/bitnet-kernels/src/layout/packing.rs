@@ -75,6 +75,7 @@ impl Packing {
     }
 
     /// Bytes of six lines of 2 bits; for packings without lookup.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn group_bytes(self) -> usize {
         let lines = match self {
             Self::FiveThirds => PACKED_LINES,

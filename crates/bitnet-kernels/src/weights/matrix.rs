@@ -279,6 +279,7 @@ impl TernaryMatrix {
 
     /// Unpacks the groups of one block from `group` on to 2 bits, as many as `to` has room for;
     /// returns their lines. For matrices of 1.67 bits.
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(crate) fn spread_groups<'a, const LINES: usize>(
         &self,
@@ -301,6 +302,7 @@ impl TernaryMatrix {
 
     /// The bytes of one block from line `GROUP_LINES · group` on. For matrices without table
     /// lookup.
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(crate) fn bytes_from_group(&self, block: usize, group: usize) -> &[u8] {
         let bytes = self.block(block);
