@@ -1,6 +1,7 @@
 """Measures the package: beside `bitnet bench`, beside single calls and llama-cpp-python, and with Ray.
 
     speed.py bench MODEL    Python and `bitnet bench`, in turns
+    speed.py speeds MODEL   the rates of Python alone, for benches/capacity.py
     speed.py rows MODEL     many prompts at once, and one by one
     speed.py peer MODEL     the same prompts in llama-cpp-python
     speed.py ray MODEL      two actors of one thread, and one process of two
@@ -19,7 +20,7 @@ import time
 
 # Tokens of no special meaning in the vocabularies of all models here.
 FIRST_TOKEN, LAST_TOKEN = 1000, 30000
-PREFILL, CONTEXT, STEPS, BATCH = 512, 16, 64, 8
+PREFILL, CONTEXT, STEPS, BATCH = 256, 16, 48, 8
 
 
 def prompt(rng, length):
@@ -38,13 +39,13 @@ def spread(values):
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def python_rates(model, rng):
+def python_rates(model, rng, batch=BATCH):
     """Tokens per second of prefill, of decoding and of decoding a batch, with all that Python
     does in a call."""
     greedy = {"temperature": 0, "ignore_eos": True}
     _, seconds = timed(lambda: model.generate(prompt(rng, PREFILL), max_tokens=1, **greedy))
     rates = {"prefill": PREFILL / seconds}
-    for name, size in (("decode", 1), ("batch", BATCH)):
+    for name, size in (("decode", 1), ("batch", batch)):
         prompts = [prompt(rng, CONTEXT) for _ in range(size)]
         results, seconds = timed(lambda: model.generate(prompts, max_tokens=STEPS, **greedy))
         first = max(result.timings.first_token_s for result in results)
@@ -74,6 +75,8 @@ def bench(options):
     end = time.monotonic() + options.seconds
     ours, theirs = [], []
     while time.monotonic() < end:
+        # `bitnet bench` has a warm-up round, too.
+        python_rates(model, rng)
         ours.append(python_rates(model, rng))
         theirs.append(program_rates(options.program, options.model, options.threads))
     report = {"rounds": len(ours)}
@@ -82,6 +85,19 @@ def bench(options):
         ratios = [x / y for x, y in zip(a, b)]
         report[name] = {"python": spread(a), "program": spread(b), "ratio": spread(ratios)}
     return report
+
+
+def speeds(options):
+    import bitnet
+
+    model, rng = bitnet.load(options.model, threads=options.threads), random.Random(1)
+    python_rates(model, rng, options.parallel)
+    end = time.monotonic() + options.seconds
+    rates = []
+    while time.monotonic() < end:
+        rates.append(python_rates(model, rng, options.parallel))
+    medians = {name: spread([rate[name] for rate in rates]) for name in rates[0]}
+    return {"rounds": len(rates), "batch_size": options.parallel} | medians
 
 
 def workload(options):
@@ -165,7 +181,7 @@ def with_ray(options):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["bench", "rows", "peer", "ray"])
+    parser.add_argument("what", choices=["bench", "speeds", "rows", "peer", "ray"])
     parser.add_argument("model")
     program = [sys.executable, "-m", "bitnet"]
     parser.add_argument("--program", nargs="+", default=program, help="the package's if not given")
@@ -178,7 +194,8 @@ def main():
     parser.add_argument("--parallel", type=int, default=64)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    run = {"bench": bench, "rows": rows, "peer": peer, "ray": with_ray}[options.what]
+    runs = {"bench": bench, "speeds": speeds, "rows": rows, "peer": peer, "ray": with_ray}
+    run = runs[options.what]
     print(json.dumps({"what": options.what, "model": options.model} | run(options), indent=1))
 
 

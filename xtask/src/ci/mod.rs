@@ -34,7 +34,7 @@ Without --full: .ci/run
 With --full, also:
   tests/clients    real clients against `bitnet serve`, each file with pytest   about 20 min
   tests/templates  chat templates compared with jinja2, if the folder exists    about 2 min
-  bitnet-python    the package for Python: clippy, build, pytest                about 5 min
+  bitnet-python    the package for Python: clippy, build, pytest, Ray           about 12 min
   determinism      the matrix of docs/determinism.md 20 times under load        about 11 min
   serve faults     a server overloaded for --soak-seconds                       about 5 min
   serve soak       four servers, each under mixed faults for --soak-seconds     about 9 min
