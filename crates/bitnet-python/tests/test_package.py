@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import bitnet
+from conftest import ROOT
 
 
 def test_import_loads_neither_numpy_nor_asyncio():
@@ -40,3 +41,9 @@ def test_types_are_marked_and_hold():
     for command in commands:
         done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_capacity_in_the_documentation_follows_from_the_measurements():
+    script = ROOT / "crates/bitnet-python/benches/capacity.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
