@@ -245,7 +245,7 @@ impl Scratch {
         }
     }
 
-    /// Adds the products of a panel; `scales` are those of its run. Prefetches a part of the next
+    /// Adds the products of a panel; `scales` are the scales of its run. Prefetches a part of the next
     /// group.
     #[target_feature(enable = "avx2,f16c")]
     fn add_panel<const SIGNS: bool>(
