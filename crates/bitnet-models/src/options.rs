@@ -19,7 +19,8 @@ pub struct LoadOptions {
     pub head: HeadMode,
     /// How ternary weights are packed; `None` for the packing that suits the kernels best.
     pub packing: Option<Packing>,
-    /// The same for matrices of one shape ([`matrix_shapes`]), with priority over `packing`.
+    /// The same for matrices of one shape ([`matrix_shapes`](crate::matrix_shapes)), with priority
+    /// over `packing`.
     pub packings: Vec<((usize, usize), Packing)>,
     /// Whether feed-forward networks skip weights that add nothing.
     pub ffn_sparsity: FfnSparsity,
@@ -30,7 +31,7 @@ pub struct LoadOptions {
 }
 
 impl LoadOptions {
-    /// The requested layout of a matrix, by its shape in [`matrix_shapes`].
+    /// The requested layout of a matrix, by its shape in [`matrix_shapes`](crate::matrix_shapes).
     pub(crate) fn packing(&self, shape: (usize, usize)) -> Option<Packing> {
         let of_shape = self.packings.iter().find(|(known, _)| *known == shape);
         of_shape.map(|(_, packing)| *packing).or(self.packing)
