@@ -17,7 +17,7 @@ use crate::context::{Buffer, Context};
 const STEP_COLS: usize = 64;
 /// The longest block of a rotation: it lies in workgroup memory.
 const ROTATION_BLOCK_MAX: usize = 4096;
-/// Rows that are packed at once on the host.
+/// Bytes of packed rows that the host has at once.
 const PACKED_BYTES: usize = 32 << 20;
 
 /// Packed weights.
