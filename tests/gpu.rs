@@ -148,6 +148,9 @@ fn receipt_of(folder: &Path, arguments: &[&str]) -> (Receipt, Value) {
     (verify(&text).expect("it verifies"), value)
 }
 
+/// A change of a receipt.
+type Edit = fn(&mut Value);
+
 #[test]
 fn receipts_name_the_device_and_no_backend_passes_for_another() {
     let Some(gpu) = adapter() else { return };
@@ -164,7 +167,7 @@ fn receipts_name_the_device_and_no_backend_passes_for_another() {
     assert!(on_gpu.kernels.iter().any(|kernel| kernel == "gpu_i2s_gemv"));
     assert_eq!(on_gpu.output_tokens_sha256, on_cpu.output_tokens_sha256);
 
-    let edits: [(&Value, &str, fn(&mut Value)); 4] = [
+    let edits: [(&Value, &str, Edit); 4] = [
         (&cpu, "kernel_set", |r| r["backend"] = json!("gpu")),
         (&cpu, "none of its kernels", |r| {
             r["backend"] = json!("gpu");
@@ -211,7 +214,16 @@ fn bench_and_perplexity_take_the_device() {
     .expect("written");
     let measure = |device: &str| {
         let file = file.to_str().expect("UTF-8");
-        let (report, _) = output(&["perplexity", "-f", file, "--json", "--device", device]);
+        let (report, _) = output(&[
+            "perplexity",
+            "-f",
+            file,
+            "--ctx",
+            "32",
+            "--json",
+            "--device",
+            device,
+        ]);
         let report: Value = serde_json::from_str(&report).expect("one JSON object");
         report["perplexity"].as_f64().expect("a number")
     };

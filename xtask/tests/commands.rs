@@ -36,7 +36,9 @@ fn commands_are_grouped() {
     );
     assert_eq!(
         listed(&["bench"]),
-        ["compare", "engines", "save", "servers", "tables", "help"]
+        [
+            "compare", "engines", "gpu", "save", "servers", "tables", "help"
+        ]
     );
     assert_eq!(
         listed(&["receipt"]),

@@ -26,7 +26,7 @@ pub(crate) enum Kind {
     Stored(StoredRows),
     /// Codes with a scale for each group of columns.
     Grouped {
-        weights: GroupWeights,
+        weights: Box<GroupWeights>,
         /// How looked-up rows are rotated back, if they are.
         rows_rotation: Option<GpuRotation>,
     },
@@ -95,7 +95,7 @@ impl GpuTable {
             cols: tensor.cols,
             format_name: tensor.format.name(),
             kind: Kind::Grouped {
-                weights: weights.cut_to(tensor.rows),
+                weights: Box::new(weights.cut_to(tensor.rows)),
                 rows_rotation: rotation.transpose()?,
             },
         })

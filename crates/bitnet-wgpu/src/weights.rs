@@ -117,16 +117,17 @@ fn blocks(parts: impl Iterator<Item = usize>) -> Vec<(usize, usize, usize)> {
     parts.enumerate().flat_map(of_part).collect()
 }
 
+/// Fills the words and the scales of the 32 rows of a block.
+type PackBlock<'a> = dyn Fn(usize, &mut [u32], &mut [u32]) -> Result<()> + Sync + 'a;
+
 /// Packs blocks of rows on all threads and uploads them in pieces that one binding reaches.
-///
-/// `pack(block, words, scales)` fills the words and the scales of 32 rows.
 fn upload_blocks(
     context: &Arc<Context>,
     pool: &Pool,
     what: &str,
     num_blocks: usize,
     (row_words, row_scales): (usize, usize),
-    pack: &(dyn Fn(usize, &mut [u32], &mut [u32]) -> Result<()> + Sync),
+    pack: &PackBlock<'_>,
 ) -> Result<Vec<Piece>> {
     let block_words = BLOCK_ROWS * (row_words + row_scales);
     let block_bytes = BLOCK_ROWS * row_words * 4;

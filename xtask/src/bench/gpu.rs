@@ -173,7 +173,7 @@ mod tests {
         let run = json!({
             "what": "decode", "batch": 8, "tokens": 256,
             "tokens_per_second": { "median": 300.0 },
-            "share_of_read_probe": 0.25, "share_of_peak": 0.125,
+            "share_of_read_probe": 0.25, "share_of_peak": 0.126,
         });
         let cpu = json!({ "decode": { "tokens_per_second": { "median": 20.0 } } });
         assert_eq!(

@@ -55,7 +55,7 @@ impl MessageWriter {
             }),
             Found::Arguments { text, .. } => {
                 self.arguments.push_str(&text);
-                vec![self.delta(BlockDelta::InputJsonDelta {
+                vec![self.delta(BlockDelta::InputJson {
                     partial_json: &text,
                 })]
             }
@@ -79,7 +79,7 @@ impl MessageWriter {
         if let Some(ContentBlock::Text { text: whole, .. }) = self.message.content.last_mut() {
             whole.push_str(text);
         }
-        chunks.push(self.delta(BlockDelta::TextDelta { text }));
+        chunks.push(self.delta(BlockDelta::Text { text }));
         chunks
     }
 
@@ -95,7 +95,7 @@ impl MessageWriter {
         if let Some(ContentBlock::Thinking { thinking, .. }) = self.message.content.last_mut() {
             thinking.push_str(text);
         }
-        chunks.push(self.delta(BlockDelta::ThinkingDelta { thinking: text }));
+        chunks.push(self.delta(BlockDelta::Thinking { thinking: text }));
         chunks
     }
 
@@ -129,7 +129,7 @@ impl MessageWriter {
             }) => {
                 *signature = signature_of(thinking);
                 let signature = signature.clone();
-                chunks.push(self.delta(BlockDelta::SignatureDelta {
+                chunks.push(self.delta(BlockDelta::Signature {
                     signature: &signature,
                 }));
             }

@@ -93,16 +93,20 @@ pub(crate) enum ContentBlock {
 
 /// An addition to a block.
 #[derive(Debug, Serialize, ToSchema)]
-#[serde(tag = "type", rename_all = "snake_case")]
+#[serde(tag = "type")]
 pub(crate) enum BlockDelta<'a> {
     /// More text.
-    TextDelta { text: &'a str },
+    #[serde(rename = "text_delta")]
+    Text { text: &'a str },
     /// More thinking.
-    ThinkingDelta { thinking: &'a str },
+    #[serde(rename = "thinking_delta")]
+    Thinking { thinking: &'a str },
     /// The signature of the thinking.
-    SignatureDelta { signature: &'a str },
+    #[serde(rename = "signature_delta")]
+    Signature { signature: &'a str },
     /// More arguments.
-    InputJsonDelta { partial_json: &'a str },
+    #[serde(rename = "input_json_delta")]
+    InputJson { partial_json: &'a str },
 }
 
 /// The end of a message.
