@@ -376,7 +376,7 @@ impl Context {
 }
 
 /// The longest time that the device may take for a submission.
-const WAIT_MAX: std::time::Duration = std::time::Duration::from_secs(600);
+pub(crate) const WAIT_MAX: std::time::Duration = std::time::Duration::from_secs(600);
 
 fn storage_entry(binding: u32, read_only: bool) -> wgpu::BindGroupLayoutEntry {
     wgpu::BindGroupLayoutEntry {

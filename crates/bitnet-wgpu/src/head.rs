@@ -3,7 +3,7 @@
 use bitnet_kernels::Kernel;
 
 use crate::buffers::{GpuInt8, GpuRows, Store};
-use crate::context::Buffer;
+use crate::context::{Buffer, WAIT_MAX};
 use crate::gpu::Gpu;
 use crate::shaders::Shader;
 use crate::table::{GpuTable, Kind, StoredRows};
@@ -153,7 +153,8 @@ impl Gpu {
             let _ = sender.send(result);
         });
         recorder.wait();
-        match receiver.try_recv() {
+        // A thread with another model may be the one that calls the closure, after this wait.
+        match receiver.recv_timeout(WAIT_MAX) {
             Ok(Ok(())) if !self.context.has_failed() => match slice.get_mapped_range() {
                 Ok(mapped) => to.copy_from_slice(bytemuck::cast_slice(&mapped)),
                 Err(error) => self.context.fail(error.to_string()),
