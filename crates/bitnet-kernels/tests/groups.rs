@@ -302,6 +302,14 @@ fn products_agree() {
     }
 }
 
+/// Rows of weights with which sets make tables of sums for prompts. Only sets of x86-64 do, and other
+/// machines run these tests in an emulator, where large products take minutes.
+const PROMPT_ROWS: usize = if cfg!(target_arch = "x86_64") {
+    320
+} else {
+    64
+};
+
 #[test]
 fn products_of_prompts_agree() {
     // There are enough blocks that sets make tables of sums for 32 rows at once: some rows,
@@ -309,7 +317,7 @@ fn products_of_prompts_agree() {
     for codes in GroupCodes::ALL {
         for (group_cols, run_cols) in GROUPS_AND_RUNS {
             for (cols, n) in [(5, 20), (192, 32), (448, 39)] {
-                let mut plain = Plain::new(&[330, 40], cols, codes, group_cols);
+                let mut plain = Plain::new(&[PROMPT_ROWS + 10, 40], cols, codes, group_cols);
                 let x = Rng::new((n * cols) as u64).floats(n * cols);
                 agree(&plain.pack(), &x, run_cols);
                 // Ternary codes, which nearly all files have.
@@ -356,9 +364,10 @@ fn the_largest_sums_do_not_overflow() {
                     Ok::<(), ()>(())
                 };
                 let pool = Pool::new(2);
-                let matrix = GroupMatrix::pack(&pool, &[320], cols, codes, group_cols, &unpack)
+                let rows = [PROMPT_ROWS];
+                let matrix = GroupMatrix::pack(&pool, &rows, cols, codes, group_cols, &unpack)
                     .expect("unpack never fails");
-                for n in [1, 3, 5, 8, 13, 32] {
+                for n in [1, 3, 13, 32] {
                     let x = vec![sign; n * cols];
                     let expected = f32::from(codes.weight(code)) * sign * cols as f32;
                     for y in multiply(&Cpu::new(scalar(), 1), &matrix, &x, run_cols) {
