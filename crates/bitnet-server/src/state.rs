@@ -302,6 +302,13 @@ impl App {
         self.phase.send_replace(Phase::Draining);
     }
 
+    /// Refuses a request for answers before any work on it: while the model is loaded, while the
+    /// server drains, and when the queue is full.
+    pub(crate) fn check_room(&self) -> Result<(), ApiError> {
+        self.model()?;
+        Ok(self.queue.check_room()?)
+    }
+
     /// The model, if new requests are accepted.
     pub(crate) fn model(&self) -> Result<&Model, ApiError> {
         match (self.phase(), self.model.get()) {

@@ -291,10 +291,7 @@ pub(crate) async fn create(
     Extension(record): Extension<Arc<Record>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    // Refuse before any work: while the model is loaded, while the server drains, and when the
-    // queue is full.
-    app.model()?;
-    app.queue.check_room()?;
+    app.check_room()?;
     let prepared = read_and_prepare(&app, request).await?;
     let model = app.model()?;
     let id = random_id("chatcmpl-");

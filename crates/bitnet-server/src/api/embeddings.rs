@@ -200,8 +200,7 @@ pub(crate) async fn create(
     Extension(record): Extension<Arc<Record>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    app.model()?;
-    app.queue.check_room()?;
+    app.check_room()?;
     let (request, inputs) = generate::read_and(&app, request, |app, bytes| {
         let model = app.model()?;
         let request: EmbeddingRequest = body::parse(bytes, app.options.is_lenient)?;

@@ -78,10 +78,7 @@ pub(crate) async fn create(
     Extension(record): Extension<Arc<Record>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    // Refuse before any work: while the model is loaded, while the server drains, and when the
-    // queue is full.
-    app.model()?;
-    app.queue.check_room()?;
+    app.check_room()?;
     let asked = read_and_prepare(&app, request, false).await?;
     let model = app.model()?;
     let id = random_id("msg_");

@@ -126,8 +126,7 @@ pub(crate) async fn chat(
     Extension(record): Extension<Arc<Record>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    app.model()?;
-    app.queue.check_room()?;
+    app.check_room()?;
     let prepared = generate::read_and(&app, request, prepare_chat).await?;
     respond(&app, record, OllamaKind::Chat, prepared).await
 }
@@ -149,8 +148,7 @@ pub(crate) async fn generate_text(
     Extension(record): Extension<Arc<Record>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    app.model()?;
-    app.queue.check_room()?;
+    app.check_room()?;
     let prepared = generate::read_and(&app, request, prepare_generate).await?;
     respond(&app, record, OllamaKind::Generate, prepared).await
 }
