@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use anyhow::Context;
-use bitnet_inference::{ModelSource, OpenModel};
+use bitnet_inference::OpenModel;
 use bitnet_kernels::GroupCodes;
 use bitnet_models::{InputRounding, ModelInfo};
-use bitnet_receipts::{Provenance, Receipt, model_sha256, sha256_hex};
+use bitnet_receipts::{Provenance, Receipt};
 
 use crate::args::{ModelArguments, WrongUsage};
 
@@ -58,21 +58,12 @@ pub fn provenance(
     arguments: &ModelArguments,
     seed_given: bool,
 ) -> anyhow::Result<Provenance> {
-    let model_sha256 = match &model.source {
-        ModelSource::Path(path) => {
-            model_sha256(path).with_context(|| format!("cannot read {}", path.display()))?
-        }
-        ModelSource::Embedded { bytes, .. } => sha256_hex(bytes),
-    };
-    let variable = |name: &str| std::env::var(name).ok();
+    let known = Provenance::of(model, |name| std::env::var(name).ok())
+        .with_context(|| format!("cannot read {}", model.source))?;
     Ok(Provenance {
-        model_path: model.source.to_string(),
-        model_sha256,
-        load: model.load_options.clone(),
         kernels_requested: arguments.kernels.map(|set| set.name.to_owned()),
         seed_given,
-        bitnet_deterministic: variable("BITNET_DETERMINISTIC"),
-        bitnet_seed: variable("BITNET_SEED"),
+        ..known
     })
 }
 

@@ -1,8 +1,8 @@
 //! Receipts of runs.
 
 use anyhow::Context;
-use bitnet_inference::{EngineOptions, ModelSource, OpenModel, Piece, Request};
-use bitnet_receipts::{Provenance, Receipt, model_sha256, sha256_hex};
+use bitnet_inference::{EngineOptions, OpenModel, Piece, Request};
+use bitnet_receipts::{Provenance, Receipt};
 
 use crate::answer::{Collected, WholeTuple};
 use crate::load::start;
@@ -34,30 +34,15 @@ pub(crate) fn run(
         let whole = collected.add(piece);
         if let (Some(finish), Some(whole)) = (finish, whole) {
             let facts = driver.call(|engine| engine.facts())?;
-            let provenance = provenance(model, seed_given)?;
+            let known = Provenance::of(model, |name| std::env::var(name).ok())
+                .with_context(|| format!("cannot read {}", model.source))?;
+            let provenance = Provenance {
+                seed_given,
+                ..known
+            };
             let receipt = Receipt::new(&facts, &request, &tokens, &finish, &provenance)?;
             return Ok((whole, receipt.to_json()));
         }
     }
     anyhow::bail!("the engine has stopped")
-}
-
-/// The facts of a receipt about model and environment.
-fn provenance(model: &OpenModel, seed_given: bool) -> anyhow::Result<Provenance> {
-    let model_sha256 = match &model.source {
-        ModelSource::Path(path) => {
-            model_sha256(path).with_context(|| format!("cannot read {}", path.display()))?
-        }
-        ModelSource::Embedded { bytes, .. } => sha256_hex(bytes),
-    };
-    let variable = |name: &str| std::env::var(name).ok();
-    Ok(Provenance {
-        model_path: model.source.to_string(),
-        model_sha256,
-        load: model.load_options.clone(),
-        kernels_requested: None,
-        seed_given,
-        bitnet_deterministic: variable("BITNET_DETERMINISTIC"),
-        bitnet_seed: variable("BITNET_SEED"),
-    })
 }

@@ -13,7 +13,9 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use bitnet_guard::peak_rss_bytes;
-use bitnet_inference::{EngineFacts, Finish, Request, SamplingParams, Timings, cpu_name};
+use bitnet_inference::{
+    EngineFacts, Finish, ModelSource, OpenModel, Request, SamplingParams, Timings, cpu_name,
+};
 use bitnet_kernels::{BLOCK_ROWS, Count, GroupCodes, Kernel, KernelSet, Packing};
 use bitnet_models::{Config, FfnSparsity, LoadOptions, Tl1Tile, Tl2Tile};
 use bitnet_tokenizers::TokenId;
@@ -21,7 +23,7 @@ use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::ser::{Formatter, PrettyFormatter};
 
-use crate::digest::{digest, tokens_sha256};
+use crate::digest::{digest, model_sha256, sha256_hex, tokens_sha256};
 use crate::verify::{CPU, GPU, Refusal, compute_path, verify};
 
 /// The version of the schema that is written and verified.
@@ -262,6 +264,31 @@ pub struct Provenance {
     pub bitnet_deterministic: Option<String>,
     /// The environment variable `BITNET_SEED`.
     pub bitnet_seed: Option<String>,
+}
+
+impl Provenance {
+    /// The facts about an open model, whose files are hashed, and about the environment, whose
+    /// variables `variable` gives. The instruction set and the seed count as not chosen.
+    ///
+    /// # Errors
+    /// If a file of the model cannot be read.
+    pub fn of(
+        model: &OpenModel,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> std::io::Result<Self> {
+        Ok(Self {
+            model_path: model.source.to_string(),
+            model_sha256: match &model.source {
+                ModelSource::Path(path) => model_sha256(path)?,
+                ModelSource::Embedded { bytes, .. } => sha256_hex(bytes),
+            },
+            load: model.load_options.clone(),
+            kernels_requested: None,
+            seed_given: false,
+            bitnet_deterministic: variable("BITNET_DETERMINISTIC"),
+            bitnet_seed: variable("BITNET_SEED"),
+        })
+    }
 }
 
 impl RunRecord {
