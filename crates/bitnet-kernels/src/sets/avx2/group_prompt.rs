@@ -12,8 +12,8 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::sums::{
-    Indices, PanelTables, Sums, WideValues, for_outputs, has_threes, indices_of_threes, panel_cols,
-    row_of, sign_indices, ternary_indices, widened,
+    Indices, PanelTables, Sums, for_outputs, has_threes, indices_of_threes, panel_cols, row_of,
+    sign_indices, ternary_indices, wide_values, widened,
 };
 use super::vector::{fold, load_scales, store8};
 use crate::layout::activations::TILE_ROWS;
@@ -101,12 +101,8 @@ fn multiply<const SIGNS: bool>(
     activations: &GroupActivations,
     output: &Output<'_>,
 ) {
-    let values: WideValues<'_> = std::array::from_fn(|tile| {
-        let first = rows.start + tile * TILE_ROWS;
-        if first >= rows.end {
-            return (&[][..], 0);
-        }
-        let tile = activations.tile(first / TILE_ROWS);
+    let values = wide_values(&rows, |index| {
+        let tile = activations.tile(index);
         (tile.values, tile.rows)
     });
     let (layout, cols) = (matrix.layout(), panel_cols(SIGNS));

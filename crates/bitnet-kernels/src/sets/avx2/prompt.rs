@@ -8,9 +8,9 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::sums::{Indices, PanelTables, Sums, WideValues, for_outputs, ternary_indices, widened};
+use super::sums::{Indices, PanelTables, Sums, for_outputs, ternary_indices, wide_values, widened};
 use super::vector::store8;
-use crate::layout::activations::{Activations, TILE_ROWS};
+use crate::layout::activations::Activations;
 use crate::layout::lines::{BLOCK_ROWS, LINE_BYTES};
 use crate::layout::packing::{GROUP_LINES, Packing, num_lines};
 use crate::sets::output::Output;
@@ -46,12 +46,8 @@ pub(crate) fn ternary_wide(
     activations: &Activations,
     output: &Output<'_>,
 ) {
-    let values: WideValues<'_> = std::array::from_fn(|tile| {
-        let first = rows.start + tile * TILE_ROWS;
-        if first >= rows.end {
-            return (&[][..], 0);
-        }
-        let tile = activations.tile(first / TILE_ROWS);
+    let values = wide_values(&rows, |index| {
+        let tile = activations.tile(index);
         (tile.values, tile.scales.len())
     });
     SCRATCH.with_borrow_mut(|scratch| {

@@ -13,6 +13,7 @@
 //! of activations in the second-level cache until the next panel.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::vector::load_quarter;
 use crate::layout::activations::{TILE_ROWS, WIDE_ROWS};
@@ -100,7 +101,21 @@ pub(super) fn widened(sums: Sums) -> [__m256i; 4] {
 }
 
 /// Up to four tiles of activations: the values of each, `[padded cols / 4, rows, 4]`, and its rows.
-pub(super) type WideValues<'a> = [(&'a [i8], usize); WIDE_ROWS / TILE_ROWS];
+type WideValues<'a> = [(&'a [i8], usize); WIDE_ROWS / TILE_ROWS];
+
+/// The tiles of `rows`, which `tile` gives by their index; tiles after the last row are empty.
+pub(super) fn wide_values<'a>(
+    rows: &Range<usize>,
+    tile: impl Fn(usize) -> (&'a [i8], usize),
+) -> WideValues<'a> {
+    std::array::from_fn(|index| {
+        let first = rows.start + index * TILE_ROWS;
+        if first >= rows.end {
+            return (&[][..], 0);
+        }
+        tile(first / TILE_ROWS)
+    })
+}
 
 impl PanelTables {
     #[target_feature(enable = "avx2,f16c")]
