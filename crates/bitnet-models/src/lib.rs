@@ -19,6 +19,7 @@ mod grouped;
 pub mod huggingface;
 mod info;
 mod kept;
+mod loader;
 mod model;
 mod options;
 mod progress;

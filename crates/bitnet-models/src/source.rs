@@ -165,6 +165,8 @@ pub(crate) enum Projection {
 
 /// Projections with the same input: one product, unless each has its own input norm.
 pub(crate) const QKV: [Projection; 3] = [Projection::Query, Projection::Key, Projection::Value];
+pub(crate) const GATE_UP: [Projection; 2] = [Projection::Gate, Projection::Up];
+pub(crate) const LINEAR_INPUT: [Projection; 2] = [Projection::LinearQkv, Projection::LinearGate];
 
 impl Projection {
     /// The matrices of layers of full attention.
