@@ -1,4 +1,4 @@
-"""Ollama's client: chats, prompts, tools, forms, and what it tells about the model."""
+"""Ollama's client: chats, prompts, tools, forms, and its description of the model."""
 
 import json
 

@@ -1,4 +1,4 @@
-//! `/api/*`: the lines of Ollama's API, and what it tells about the model.
+//! `/api/*`: the lines of Ollama's API, and its description of the model.
 
 use serde_json::{Value, json};
 

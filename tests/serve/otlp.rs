@@ -305,15 +305,16 @@ fn metrics_match_clients_measurements_under_the_conventions_names() {
         all["vllm:time_to_first_token_seconds_sum"],
         sum("first_token_ms")
     ));
-    // The clients' measurements are longer, one by one.
+    // Each client measures a longer time than the server.
     for (measured, record) in measured.iter().zip(&records) {
-        let told = |name: &str| record[name].as_f64().expect("a number") * 1e-3;
+        let recorded = |name: &str| record[name].as_f64().expect("a number") * 1e-3;
         assert!(
-            0.0 < told("first_token_ms") && told("first_token_ms") <= measured.first_chunk,
+            0.0 < recorded("first_token_ms") && recorded("first_token_ms") <= measured.first_chunk,
             "{record}"
         );
         assert!(
-            told("first_token_ms") <= told("duration_ms") && told("duration_ms") <= measured.total,
+            recorded("first_token_ms") <= recorded("duration_ms")
+                && recorded("duration_ms") <= measured.total,
             "{record}"
         );
         assert_eq!(record["generated_tokens"], measured.num_tokens);
@@ -451,13 +452,14 @@ fn a_trace_shows_the_time_of_each_phase() {
     assert_eq!(decode.end_time_unix_nano, operation.end_time_unix_nano);
     assert!(http.start_time_unix_nano <= operation.start_time_unix_nano);
     assert!(operation.end_time_unix_nano <= http.end_time_unix_nano);
-    let told = |name: &str| record[name].as_f64().expect("a number") * 1e-3;
+    let recorded = |name: &str| record[name].as_f64().expect("a number") * 1e-3;
     assert!(
-        is_same(seconds(http), told("duration_ms")) && is_same(seconds(queue), told("queue_ms"))
+        is_same(seconds(http), recorded("duration_ms"))
+            && is_same(seconds(queue), recorded("queue_ms"))
     );
     let first_token = (prefill.end_time_unix_nano - http.start_time_unix_nano) as f64 * 1e-9;
     assert!(
-        is_same(first_token, told("first_token_ms")),
+        is_same(first_token, recorded("first_token_ms")),
         "{first_token} {record}"
     );
 
@@ -479,7 +481,7 @@ fn a_trace_shows_the_time_of_each_phase() {
         .and_then(|value| value.as_f64());
     assert!(is_same(
         first_chunk.expect("a time"),
-        told("first_token_ms")
+        recorded("first_token_ms")
     ));
     let sampling: Vec<_> = ["top_p", "top_k", "presence_penalty", "frequency_penalty"]
         .map(|name| format!("gen_ai.request.{name}"))

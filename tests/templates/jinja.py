@@ -50,7 +50,7 @@ def theirs(request):
             **kwargs,
         )
         return rendered[0], None
-    except Exception as error:  # whatever a template raises is what it does
+    except Exception as error:  # the exception is the result of the template
         return None, f"{type(error).__name__}: {error}"
 
 

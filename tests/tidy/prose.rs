@@ -7,7 +7,10 @@ use super::tree::File;
 /// Mannered words and what to write instead.
 const MANNERED: &[(&str, &str)] = &[
     ("anew", "again, new"),
+    ("are to be", "say who does it, and when"),
     ("are told", "name the sender, or use `receive`"),
+    ("called off", "cancelled"),
+    ("is to be", "say who does it, and when"),
     ("is told", "name the sender, or use `receives`"),
     ("nobody", "no client, no caller, nothing"),
     ("so many", "n, this number of"),

@@ -110,7 +110,7 @@ struct Results<'a> {
     load_time: Duration,
     machines: &'a [Machine],
     runs: &'a [Run],
-    /// Bytes at the peak, if the system tells.
+    /// Bytes at the peak, if the system reports them.
     memory: Option<u64>,
 }
 

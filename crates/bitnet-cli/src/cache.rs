@@ -28,7 +28,8 @@ pub fn of(arguments: &WeightCacheArguments, default: CacheDefault) -> Option<Wei
         return None;
     }
     let code = program::running().code.as_ref()?;
-    let program = program_hash(code).ok()?; // replaced while it runs: its weights could not be told from others
+    // If the file was replaced, nothing would distinguish its weights from another build's.
+    let program = program_hash(code).ok()?;
     Some(WeightCache {
         folder: folder(arguments.weight_cache.as_ref())?,
         bytes_min: arguments.weight_cache_min << 20,

@@ -11,7 +11,7 @@ use bitnet_guard::HelperProgram;
 pub struct Program {
     /// The arguments; the first is the name of the program.
     pub arguments: Vec<OsString>,
-    /// The file with the program's code, whose hash tells builds apart; `None` if it is not known.
+    /// The file with the program's code, whose hash identifies the build; `None` if unknown.
     pub code: Option<PathBuf>,
     /// How to start the program again: the arguments of a command follow.
     pub again: HelperProgram,

@@ -1,4 +1,4 @@
-//! What the commands share: from the arguments to an open model, a running engine and an answer.
+//! The steps that commands share: from arguments to an open model, a running engine and an answer.
 
 use std::path::{Path, PathBuf};
 use std::sync::Once;

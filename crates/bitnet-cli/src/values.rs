@@ -15,7 +15,7 @@ pub fn parse_seconds(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "expected seconds, more than 0, such as 30 or 0.5".to_owned())
 }
 
-/// Parses the bytes of stack for compiling forms: at most what the server's own threads allow.
+/// Parses the bytes of stack for compiling forms: at most the stack of the server's own threads.
 pub fn parse_form_stack(text: &str) -> Result<usize, String> {
     let bytes = parse_bytes(text)?;
     match bytes <= FormHelper::STACK_BYTES {

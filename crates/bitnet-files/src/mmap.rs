@@ -124,7 +124,7 @@ impl Deref for ModelBytes {
     }
 }
 
-/// What distinguishes a file from a later one of that name, as far as the system knows without
+/// Distinguishes a file from a later one of that name, as far as the system knows without
 /// reading it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileStamp {

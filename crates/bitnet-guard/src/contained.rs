@@ -66,7 +66,7 @@ impl std::fmt::Display for Breach {
                 limits.memory_bytes >> 10
             ),
             Self::Panic => f.write_str("the library that reads it fails"),
-            Self::Cancelled => f.write_str("it was called off"),
+            Self::Cancelled => f.write_str("it was cancelled"),
             Self::Start(problem) => write!(f, "the helper process cannot be started: {problem}"),
         }
     }

@@ -29,10 +29,7 @@ const TESTS: &[(&str, fn())] = &[
         a_job_that_takes_too_long_is_ended,
     ),
     ("a_panic_ends_its_job_alone", a_panic_ends_its_job_alone),
-    (
-        "a_job_that_is_called_off_ends_at_once",
-        a_job_that_is_called_off_ends_at_once,
-    ),
+    ("a_cancelled_job_ends_at_once", a_cancelled_job_ends_at_once),
     #[cfg(unix)]
     (
         "a_helper_that_a_signal_ended_is_replaced",
@@ -216,7 +213,7 @@ fn a_panic_ends_its_job_alone() {
     still_answers(&contained);
 }
 
-fn a_job_that_is_called_off_ends_at_once() {
+fn a_cancelled_job_ends_at_once() {
     let time = Duration::from_secs(3600);
     let contained = contained(HelperLimits { time, ..LIMITS }, "hello ");
     let cancel = Cancel::default();
@@ -225,14 +222,14 @@ fn a_job_that_is_called_off_ends_at_once() {
         let job = scope.spawn(|| contained.run(b"sleep 400000", &cancel));
         std::thread::sleep(Duration::from_millis(300));
         cancel.cancel();
-        let breach = job.join().expect("no panic").expect_err("called off");
+        let breach = job.join().expect("no panic").expect_err("cancelled");
         assert!(matches!(breach, Breach::Cancelled), "{breach}");
     });
     // The job would take 400 s.
     assert!(start.elapsed() < Duration::from_secs(300), "not to its end");
     let breach = contained
         .run(b"echo x", &cancel)
-        .expect_err("called off before");
+        .expect_err("cancelled before");
     assert!(matches!(breach, Breach::Cancelled), "{breach}");
     still_answers(&contained);
 }

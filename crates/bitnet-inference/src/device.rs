@@ -41,7 +41,7 @@ pub struct AdapterFacts {
     pub is_software: bool,
     /// The most bytes of one binding of a kernel.
     pub binding_bytes_max: u64,
-    /// What it lacks of what the kernels need.
+    /// The features and limits that the kernels need and it does not have.
     pub missing: Option<String>,
 }
 

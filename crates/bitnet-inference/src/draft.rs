@@ -96,8 +96,8 @@ impl Drafter {
     }
 }
 
-/// Adds `most` tokens to `draft`: those after a match, and again from there if they end before,
-/// since a text that repeats itself goes on to do so.
+/// Adds `most` tokens to `draft`: the tokens after a match, and the same ones again if there are
+/// fewer, since a text that repeats itself usually continues to repeat itself.
 fn repeat(after: &[TokenId], most: usize, draft: &mut Vec<TokenId>) {
     draft.extend(after.iter().cycle().take(most));
 }
@@ -153,7 +153,7 @@ mod tests {
             }
             drafter.checked(4, 0);
         }
-        // Pauses of 4, 8, 16, 32, then of 64 steps, the last one not waited for.
+        // Pauses of 4, 8, 16, 32, then of 64 steps; the loop does not wait for the last one.
         assert_eq!(steps, 100 + 60 + 95 * 64);
     }
 

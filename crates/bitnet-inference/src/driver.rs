@@ -280,7 +280,7 @@ impl Driver {
         let (driver, engine_loop) = Self::new();
         std::thread::Builder::new()
             .name("bitnet-engine".to_owned())
-            // If the engine cannot be remade, the requests fail, which tells their owners.
+            // If the engine cannot be remade, the loop ends and all requests fail.
             .spawn(move || drop(engine_loop.run(engine, remake)))?;
         Ok(driver)
     }

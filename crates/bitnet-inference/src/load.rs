@@ -17,7 +17,7 @@ use crate::weight_cache::{self, CacheUse, WeightCache};
 /// The value of `tokenizer.ggml.model` in files without a tokenizer.
 pub const NO_TOKENIZER: &str = "no_vocab";
 
-/// What is wrong with a Bonsai 2 model without its keys.
+/// The problem of a Bonsai 2 model without its keys.
 pub const LOST_ROTATION: &str = "the name says Bonsai 2, whose weights are rotated, but the keys prism.hadamard.* are missing: \
      the text will be fluent nonsense";
 
@@ -39,7 +39,7 @@ pub struct Loaded {
     pub hints: Hints,
     /// The sampling settings that its files recommend.
     pub sampling: SamplingDefaults,
-    /// What the load did with the cache of packed weights.
+    /// How the load used the cache of packed weights.
     pub cache_use: CacheUse,
 }
 

@@ -124,7 +124,7 @@ pub struct OpenModel {
     pub hints: Hints,
     /// The sampling that the model's files recommend.
     pub sampling: SamplingDefaults,
-    /// What the load did with the cache of packed weights.
+    /// How the load used the cache of packed weights.
     pub cache_use: CacheUse,
 }
 

@@ -1,8 +1,7 @@
-//! [`Thinking`]: bounds what a model thinks before it answers, and lets a form begin behind it.
+//! [`Thinking`]: limits a model's thinking before its answer, and lets a form begin after it.
 //!
-//! A budget closes the thinking with the model's own tag once it is spent, so that the model goes
-//! on to answer. A form, such as a grammar of JSON, holds for the answer only: thinking is free
-//! text.
+//! Once the budget is spent, the model's own tag closes the thinking, and the model answers. A
+//! form, such as a grammar of JSON, holds for the answer only: thinking is free text.
 
 use std::sync::Arc;
 

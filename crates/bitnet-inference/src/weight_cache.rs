@@ -1,9 +1,9 @@
 //! [`WeightCache`]: a folder of packed weights, which make the second start of a model quick.
 //!
 //! Packing a model takes seconds, and always gives the same bytes. So the first start of a model
-//! writes them to a file, and later starts map it: `docs/weight-cache.md` tells when a file is
-//! used, when it is replaced, and when it is removed. A fault of a file or of the folder never
-//! keeps a model from loading: [`CacheUse`] says what happened.
+//! writes them to a file, and later starts map it. `docs/weight-cache.md` says when a file is used,
+//! replaced and removed. A fault of a file or of the folder never keeps a model from loading;
+//! [`CacheUse`] reports it.
 
 use std::fs::{self, File, FileTimes, TryLockError};
 use std::io::ErrorKind;
@@ -41,7 +41,7 @@ pub struct WeightCache {
     pub program: String,
 }
 
-/// What a load did with the cache.
+/// How a load used the cache.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum CacheUse {
     /// Nothing: there is no cache, the model is in no file, or another process is writing it.
@@ -84,7 +84,7 @@ pub struct CacheEntry {
     pub weights: std::result::Result<(PathBuf, String), String>,
 }
 
-/// What packed weights depend on.
+/// The facts that packed weights depend on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Identity {
     /// [`WeightCache::program`].
@@ -207,7 +207,7 @@ impl<'a> Place<'a> {
         Ok(Some((keeper, found)))
     }
 
-    /// Writes what a keeper has noted.
+    /// Writes the weights that a keeper has noted.
     fn keep(&self, keeper: Keeper, replaced: Option<String>) -> CacheUse {
         let Some((index, pieces)) = keeper.into_noted() else {
             return CacheUse::None;

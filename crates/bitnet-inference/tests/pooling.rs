@@ -1,4 +1,4 @@
-//! Pooled hidden states equal the reference's, whatever the chunks and the other requests.
+//! Pooled hidden states equal the reference's, with any chunks and any other requests.
 
 use std::path::{Path, PathBuf};
 

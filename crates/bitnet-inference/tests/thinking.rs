@@ -1,4 +1,4 @@
-//! What a model thinks before it answers: a budget closes it, and a form begins behind it.
+//! A model's thinking before its answer: a budget closes it, and a form begins after it.
 
 use std::path::Path;
 use std::sync::Arc;

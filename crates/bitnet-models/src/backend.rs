@@ -1,10 +1,10 @@
-//! [`Backend`]: what a device must offer to run a model.
+//! [`Backend`]: the operations and memory that a device must offer to run a model.
 //!
 //! The forward pass (`forward.rs`) names operations and buffers only. A backend owns the memory
 //! behind both: packed weights, tables, activations and the cache. Nothing in the pass reads a
-//! buffer's contents, so a backend may queue its operations and run them later; it has to finish
-//! only in [`Backend::logits`], [`Backend::estimate`] and [`Backend::exact`], which return numbers
-//! to the host.
+//! buffer's contents, so a backend may queue its operations and run them later. It has to finish
+//! them only in [`Backend::logits`], [`Backend::estimate`], [`Backend::exact`] and
+//! [`Backend::read_row`], which return numbers to the host.
 //!
 //! `docs/determinism.md` lists the guarantees that a backend must give about the bits of its
 //! results.
@@ -84,7 +84,7 @@ pub trait Backend: Sized + Send + 'static {
         unpack: &UnpackGroups<'_, Error>,
     ) -> Result<Self::Matrix>;
 
-    /// What a cache file has to keep of a matrix; `None` if the backend keeps nothing.
+    /// The bytes of a matrix for a cache file; `None` if the backend keeps nothing.
     fn packed_matrix(_matrix: &Self::Matrix) -> Option<Packed> {
         None
     }
@@ -100,8 +100,8 @@ pub trait Backend: Sized + Send + 'static {
         None
     }
 
-    /// Takes an embedding or a head with a scale for each group of columns. `keeper` may have what
-    /// is packed for it.
+    /// Takes an embedding or a head with a scale for each group of columns. `keeper` may have its
+    /// packed form.
     ///
     /// # Errors
     /// If its bytes contradict its format.
@@ -114,7 +114,7 @@ pub trait Backend: Sized + Send + 'static {
     ) -> Result<Self::Table>;
 
     /// Takes the embedding or the head. `gives_logits`: the table is the head. `keeper` may have
-    /// what is packed for it.
+    /// its packed form.
     ///
     /// # Errors
     /// If the backend does not support its format, or there is not enough memory.
@@ -147,7 +147,7 @@ pub trait Backend: Sized + Send + 'static {
     }
 
     /// Called once after a model is loaded. The backend may change how it holds the weights.
-    /// `keeper` may have what an earlier call made.
+    /// `keeper` may have the copies that an earlier call made.
     ///
     /// # Errors
     /// If there is not enough memory.

@@ -564,7 +564,7 @@ impl Keys<'_> {
         match self.metadata.str(&self.key("rope.scaling.type"))? {
             Some("none") => Ok(1.0),
             Some("yarn") if architecture.has_yarn() => Ok(1.0),
-            // A value of 0 says that there is no scaling.
+            // A value of 0 means no scaling.
             None => Ok(linear()?.filter(|found| *found != 0.0).unwrap_or(1.0)),
             Some("linear") => linear()?.ok_or_else(|| {
                 FileError::MetadataMissing {

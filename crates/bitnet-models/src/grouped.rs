@@ -82,7 +82,7 @@ impl GroupWeights {
         }
     }
 
-    /// What a cache file has to keep of the weights.
+    /// The bytes of the weights for a cache file.
     pub(crate) fn packed(&self) -> Packed {
         Packed::of_groups(&self.matrix)
     }

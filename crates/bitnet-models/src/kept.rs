@@ -15,7 +15,7 @@ use bitnet_kernels::{GroupCodes, GroupMatrix, Packing, Part, TernaryMatrix};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// What a load can keep, and what it takes from an earlier one.
+/// The packed weights that a load takes from an earlier one, or keeps for a later one.
 #[derive(Default)]
 pub struct Keeper {
     mode: Mode,
@@ -28,7 +28,7 @@ enum Mode {
     /// Nothing is kept.
     #[default]
     Off,
-    /// What is packed is noted.
+    /// The keeper notes all weights that the load packs.
     Noting(RefCell<Noted>),
     /// An earlier load has packed the weights.
     Kept {
@@ -43,7 +43,7 @@ struct Noted {
     weights: Vec<(String, Packed)>,
 }
 
-/// What pieces of bytes are: the part of a cache file that a keeper writes and reads.
+/// Describes pieces of bytes: the part of a cache file that a keeper writes and reads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KeptIndex {
     /// The name of the formats of the source.
@@ -66,7 +66,7 @@ pub struct Packed {
     pub(crate) pieces: Vec<Bytes>,
 }
 
-/// What packed bytes are, besides what follows from the model's configuration.
+/// The facts about packed bytes that do not follow from the model's configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Facts {
     /// A [`TernaryMatrix`].
@@ -101,7 +101,7 @@ impl Keeper {
         Self::default()
     }
 
-    /// A keeper that notes all that a load packs. It keeps the memory of all of it.
+    /// A keeper that notes all weights that a load packs, and keeps their memory.
     #[must_use]
     pub fn noting() -> Self {
         Self {
@@ -110,7 +110,8 @@ impl Keeper {
         }
     }
 
-    /// A keeper of what an earlier load packed; `None` if these are not all pieces of the index.
+    /// A keeper of the weights that an earlier load packed; `None` if these are not all pieces of
+    /// the index.
     #[must_use]
     pub fn kept(index: KeptIndex, pieces: Vec<Bytes>) -> Option<Self> {
         let mut pieces = pieces.into_iter();
@@ -135,7 +136,7 @@ impl Keeper {
         })
     }
 
-    /// What was noted, in the form that [`Keeper::kept`] takes; nothing unless the keeper notes.
+    /// The noted weights, in the form that [`Keeper::kept`] takes; `None` unless the keeper notes.
     #[must_use]
     pub fn into_noted(self) -> Option<(KeptIndex, Vec<Bytes>)> {
         let Mode::Noting(noted) = self.mode else {

@@ -660,7 +660,7 @@ fn write_text(path: &Path, text: &str) -> Result<()> {
 }
 
 /// A byte-level BPE vocabulary as GGUF metadata: the 256 bytes, pairs of them, and 256 special
-/// tokens of which the first two begin and end a text.
+/// tokens, the first two of which begin and end a text.
 ///
 /// # Panics
 /// If `vocab_size` is below 512.

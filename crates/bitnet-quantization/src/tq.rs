@@ -288,7 +288,7 @@ pub(crate) fn encode_part<const LEN: usize>(weights: &[i8], codes: &mut [u8]) {
             *number = *number * 3 + (w + 1) as u16;
         }
     }
-    // A part of four digits is read as five digits, of which the last is 0.
+    // A part of four digits is read as five digits, the last of which is 0.
     let missing = if digits.len() == 4 { 3 } else { 1 };
     for (code, number) in codes.iter_mut().zip(numbers) {
         *code = (number * missing * 256).div_ceil(243) as u8;

@@ -124,7 +124,7 @@ fn through_qk256(weights: &[f32], rows: usize, scaling: Scaling) -> Result<Vec<f
     Ok(out)
 }
 
-/// Scales of which an eighth is an f16: every format can hold them.
+/// Scales whose eighth is an f16: every format can hold them.
 fn scales() -> impl Strategy<Value = f32> {
     (1u16..2048, -10i32..10)
         .prop_map(|(mantissa, exponent)| f32::from(mantissa) * 2f32.powi(exponent - 10))

@@ -1,7 +1,7 @@
 //! [`Quotas`]: how much each client may use. A client is the owner of an API key or, without keys,
 //! an address.
 //!
-//! Requests and tokens a minute are buckets that hold what one minute allows, and that fill evenly.
+//! Requests and tokens a minute are buckets that hold one minute's allowance, and that fill evenly.
 //! A request takes its prompt's tokens when it is admitted, and the generated ones when it ends. So
 //! a bucket of tokens may be overdrawn by one answer; the next request waits until it is even.
 
@@ -16,21 +16,21 @@ use crate::options::KeyLimits;
 
 /// Clients that are remembered before those that have used nothing for a while are forgotten.
 const CLIENTS_KEPT: usize = 1024;
-/// What rounding may take from a bucket.
+/// The largest error of a bucket from rounding.
 const ROUNDING: f64 = 1e-6;
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// What the clients have left.
+/// The remaining requests and tokens of all clients.
 pub(crate) struct Quotas {
     limits: KeyLimits,
     clients: Mutex<HashMap<Owner, Client>>,
 }
 
-/// What a client has left.
+/// The remaining requests and tokens of a client.
 struct Client {
     /// Requests; below 0 never.
     requests: f64,
-    /// Tokens; below 0 after answers that were longer than what was left.
+    /// Tokens; below 0 after answers that were longer than the rest.
     tokens: f64,
     /// Answers that have not ended.
     running: usize,
@@ -72,7 +72,7 @@ impl Quotas {
     /// Admits a request for `num_answers` answers; `None` where nothing is limited.
     ///
     /// # Errors
-    /// If the client has used what it may use: 429 with the time until it may ask again.
+    /// If the client has reached a limit: 429 with the time until it may ask again.
     pub(crate) fn admit(
         self: &Arc<Self>,
         client: &Owner,
@@ -124,7 +124,7 @@ impl Client {
         }
     }
 
-    /// Adds what the time since the last call allows.
+    /// Adds the allowance of the time since the last call.
     fn fill(&mut self, limits: &KeyLimits, now: Instant) {
         let minutes = now.saturating_duration_since(self.filled).as_secs_f64() / 60.0;
         let filled = |left: f64, limit: Option<usize>| {
@@ -169,7 +169,7 @@ impl Client {
         let Some(limit) = limits.tokens_per_minute else {
             return Ok(());
         };
-        // A prompt that is longer than what a minute allows needs a full bucket.
+        // A prompt that is longer than a minute's allowance needs a full bucket.
         let needed = (prompt_tokens as f64).min(limit as f64);
         if self.tokens >= needed - ROUNDING {
             return Ok(());
@@ -181,7 +181,7 @@ impl Client {
     }
 }
 
-/// Whole seconds until a bucket of `limit` a minute has got `amount`.
+/// Whole seconds until a bucket of `limit` a minute has filled by `amount`.
 fn seconds_until(amount: f64, limit: usize) -> u64 {
     (amount * 60.0 / limit as f64 - ROUNDING).ceil().max(1.0) as u64
 }

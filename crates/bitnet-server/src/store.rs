@@ -77,7 +77,7 @@ struct Entry {
 struct Running {
     owner: Option<Arc<str>>,
     cancel: Arc<Notify>,
-    /// What a request to cancel it returns: the response, as JSON.
+    /// The answer to a request that cancels it: the response, as JSON.
     cancelled: String,
 }
 

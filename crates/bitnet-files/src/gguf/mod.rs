@@ -146,7 +146,7 @@ impl Gguf {
         self.files.iter().map(|file| file.len()).sum()
     }
 
-    /// What identifies the files: for each its stamp and a hash of what comes before its tensors,
+    /// What identifies the files: for each its stamp and a hash of the bytes before its tensors,
     /// which are not read. `None` if the model is in no file.
     pub fn identity(&self) -> Option<Vec<(FileStamp, u64)>> {
         let of_file = |(index, file): (usize, &Arc<ModelBytes>)| {

@@ -496,8 +496,8 @@ impl Conversion<'_, '_, '_> {
         })
     }
 
-    /// Writes a projection that has group scales without loss; false if it has none, or has one
-    /// scale and is to be written with one.
+    /// Writes a projection that has group scales without loss. False if it has none, or if all its
+    /// scales are equal and the target stores one.
     fn groups(
         &mut self,
         slot: Slot,

@@ -35,7 +35,7 @@ const READ_BACK_BYTES: usize = 4 << 20;
 pub enum Input<'a> {
     /// A Hugging Face directory. Float weights are quantized by the absmean formula, as the model's
     /// own code does. In graphs other than BitNet's, float weights must be weights with group
-    /// scales, unless they are to be rounded.
+    /// scales, unless the caller asks to round them.
     Checkpoint(&'a Checkpoint),
     /// A GGUF file, and options for facts that it does not state.
     Gguf {

@@ -562,7 +562,7 @@ impl Keys<'_> {
     /// Options of the published model classes that change the graph.
     fn refuse_what_changes_the_graph(&self, architecture: Architecture) -> Result<()> {
         for key in ["attention_bias", "mlp_bias"] {
-            // Qwen2 has the same biases whatever this says.
+            // Qwen2 has the same biases for any value of this key.
             let is_ignored = architecture.has_biases() && key == "attention_bias";
             if !is_ignored && self.bool(key)? == Some(true) {
                 return Err(self.error(key, "true; biases are not supported".into()));

@@ -117,8 +117,8 @@ pub(super) fn change(config: &Config, slot: Slot) -> fn(f32) -> f32 {
     }
 }
 
-/// The tensors of the text model, under the names of a model that only reads: those that see
-/// (`model.visual`) and those that predict further tokens (`mtp`) are left out.
+/// The tensors of the text model, under the names of a model that only reads. Leaves out tensors
+/// that see pictures (`model.visual`) or predict further tokens (`mtp`).
 pub(super) fn text_tensors(
     tensors: BTreeMap<String, StoredTensor>,
 ) -> BTreeMap<String, StoredTensor> {

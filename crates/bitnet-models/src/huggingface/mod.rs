@@ -114,8 +114,8 @@ impl Checkpoint {
     }
 
     /// What identifies the files of weights and the configuration: for each its stamp, and a hash
-    /// of what comes before its tensors, which are not read. `None` if the system does not tell, or
-    /// for weights that are rounded by request.
+    /// of the bytes before its tensors, which are not read. `None` if the system does not report
+    /// them, or for weights that are rounded by request.
     #[must_use]
     pub fn identity(&self) -> Option<Vec<(FileStamp, u64)>> {
         if self.rounds_floats {

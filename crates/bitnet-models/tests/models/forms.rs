@@ -564,8 +564,8 @@ fn blocks_with_their_own_scales_run_as_weights_with_group_scales() {
                 .iter_mut()
                 .filter(|(info, _)| names.contains(&&*info.name))
             {
-                // The next f16 differs too little to matter, but no longer is the scale of all
-                // blocks.
+                // The next f16 differs too little to matter, but then the blocks have two different
+                // scales.
                 let block = &mut bytes[66 * 9 + 64..66 * 10];
                 let scale = u16::from_le_bytes([block[0], block[1]]) + 1;
                 block.copy_from_slice(&scale.to_le_bytes());

@@ -51,7 +51,7 @@ impl Files {
         Self(tempfile::tempdir().expect("a folder"))
     }
 
-    /// A model folder as `load` takes it: its `model.gguf` is to be written.
+    /// A model folder as `load` takes it; the caller writes its `model.gguf`.
     fn model(&self, name: &str) -> PathBuf {
         let folder = self.0.path().join(name);
         std::fs::create_dir_all(&folder).expect("a folder");

@@ -30,7 +30,7 @@ fn found(model: &LanguageModel<Cpu>, chunk: usize) -> Vec<f32> {
     logits(model, &cpu, &tokens, KvType::F32, chunk)
 }
 
-/// A copy of the directory with another `config.json`, and tensors called otherwise.
+/// A copy of the directory with another `config.json` and other names of tensors.
 fn copy(
     config: impl Fn(String) -> String,
     tensors: impl Fn(String) -> String,

@@ -136,7 +136,7 @@ pub(crate) struct ContentPart {
 }
 
 impl ContentPart {
-    /// Refuses what is not text. `field`: its name.
+    /// Refuses a part that is not text. `field`: its name.
     pub(crate) fn check(&self, field: &str) -> Result<(), ApiError> {
         if self.r#type != "text" {
             let kind: String = self.r#type.chars().take(64).collect();

@@ -321,7 +321,7 @@ impl ApiError {
         }
     }
 
-    /// The client has used what it may use.
+    /// The client has reached one of its limits.
     pub(crate) fn limit_exceeded(message: String, retry_after_s: u64) -> Self {
         let error = Self::new(
             StatusCode::TOO_MANY_REQUESTS,

@@ -677,7 +677,7 @@ impl Plan {
         }
     }
 
-    /// Sets the maximum number of tokens of an answer; `None` for what the context holds.
+    /// Sets the maximum number of tokens of an answer; `None` for as many as fit into the context.
     pub(crate) fn set_max_tokens(&mut self, max_tokens: Option<usize>) {
         self.max_tokens = max_tokens;
     }

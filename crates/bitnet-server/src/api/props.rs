@@ -57,7 +57,7 @@ struct DefaultParams {
     frequency_penalty: f32,
 }
 
-/// What the model reads beside text: nothing.
+/// The inputs besides text that the model reads: none.
 #[derive(Serialize, ToSchema)]
 struct Modalities {
     vision: bool,

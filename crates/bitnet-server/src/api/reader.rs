@@ -80,7 +80,7 @@ impl AnswerReader {
         }
     }
 
-    /// Whether the answer is calls of tools, all of which are whole.
+    /// Whether the answer has calls of tools, and all of them are whole.
     pub(crate) fn has_whole_calls(&self) -> bool {
         let finder = self.finder.as_ref();
         finder.is_some_and(|finder| finder.num_calls() > 0 && !finder.is_cut())

@@ -413,7 +413,7 @@ fn a_schema_that_is_too_large_is_refused() {
     assert!(problem.contains("more than"), "{problem}");
 }
 
-/// An object with definitions of which each refers to the next one.
+/// An object with definitions, each of which refers to the next one.
 pub(crate) fn chain(len: usize) -> Value {
     let definition = |index: usize| {
         let next = json!({ "$ref": format!("#/$defs/d{}", index + 1) });

@@ -1,5 +1,5 @@
-//! [`MessageWriter`]: writes a message from the parts of an answer, and the events that tell of it. The
-//! whole message is what the events add up to.
+//! [`MessageWriter`]: writes a message, and the events of its stream, from the parts of an answer.
+//! The events add up to the whole message.
 
 use bitnet_inference::{Finish, FinishReason, Token};
 use sha2::{Digest, Sha256};

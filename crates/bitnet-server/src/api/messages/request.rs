@@ -158,7 +158,7 @@ struct ToolChoiceInput {
 /// Whether the model thinks.
 #[derive(Debug, Deserialize, ToSchema)]
 struct ThinkingInput {
-    /// `enabled`, `adaptive` or `disabled`. `disabled` turns the thinking of templates off that
+    /// `enabled`, `adaptive` or `disabled`. `disabled` turns off the thinking of templates that
     /// read `enable_thinking`; other models think, but the client does not get it.
     r#type: String,
     /// For `enabled`: maximum number of tokens of thinking, after which the model answers.

@@ -1,5 +1,5 @@
-//! [`ResponseWriter`]: writes a response from the parts of an answer, and the events that tell of it. The
-//! whole response is what the events add up to.
+//! [`ResponseWriter`]: writes a response, and the events of its stream, from the parts of an
+//! answer. The events add up to the whole response.
 
 use std::sync::Arc;
 
@@ -150,7 +150,7 @@ impl ResponseWriter {
         chunks
     }
 
-    /// The events that repeat what the last item holds.
+    /// The events that repeat the contents of the last item.
     fn done_events(&mut self) -> Vec<Chunk> {
         let output = &self.response.output;
         let event = ResponseEvent::default();

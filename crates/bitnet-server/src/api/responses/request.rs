@@ -26,7 +26,7 @@ pub(crate) const NAMES: [(&str, &str); 5] = [
 ];
 
 /// Values of `include`. Only the log-probabilities have an effect: the others belong to hosted
-/// tools and pictures, and to reasoning that is encrypted, which this server has not.
+/// tools, pictures and encrypted reasoning, which this server does not have.
 const INCLUDES: [&str; 8] = [
     LOGPROBS,
     "reasoning.encrypted_content",
