@@ -13,6 +13,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 BITNET = os.environ.get("BITNET", str(ROOT / "target/release/bitnet"))
+# A tiny model for embeddings.
+EMBEDDING_MODEL = str(ROOT / "tests/data/golden-graphs/qwen3-embedding/model.gguf")
 # Where Hypothesis, below Schemathesis, keeps what it found.
 os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(ROOT / "target/hypothesis")
 # Seconds that anything may take to come about, on a machine that has other things to do.

@@ -1,4 +1,4 @@
-"""The AI SDK of npm: texts, streams, objects and a task of two tools. AI_SDK is a folder with its packages."""
+"""The AI SDK of npm: texts, streams, objects and a task of two tools. NPM_PACKAGES is a folder with its packages."""
 
 import json
 import os
@@ -8,8 +8,8 @@ import subprocess
 import pytest
 from forced import TASK, WEATHER, Forced
 
-FOLDER = os.environ.get("AI_SDK", "")
-pytestmark = pytest.mark.skipif(not FOLDER or not shutil.which("node"), reason="no Node.js, or no AI_SDK")
+FOLDER = os.environ.get("NPM_PACKAGES", "")
+pytestmark = pytest.mark.skipif(not FOLDER or not shutil.which("node"), reason="no Node.js, or no NPM_PACKAGES")
 
 HEAD = """
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";

@@ -1,10 +1,10 @@
-"""Ollama's client: chats, prompts, tools, forms, and its description of the model."""
+"""Ollama's client: chats, prompts, tools, forms, vectors, and its description of the model."""
 
 import json
 
 import ollama
 import pytest
-from conftest import MESSAGES, SCHEMA, WEATHER, is_person
+from conftest import EMBEDDING_MODEL, MESSAGES, SCHEMA, WEATHER, Server, is_person
 
 OPTIONS = {"seed": 1, "num_predict": 20}
 
@@ -58,6 +58,24 @@ def test_the_model_is_described(client):
     assert "tools" in shown.capabilities and shown.modelinfo["general.architecture"]
 
 
+def test_texts_become_vectors():
+    with Server("-m", EMBEDDING_MODEL, "--model-name", "tiny") as server:
+        client = ollama.Client(host=server.url)
+        texts = ["a text", "another"]
+        answer = client.embed(model="tiny", input=texts)
+        assert len(answer.embeddings) == 2 and answer.prompt_eval_count > 1
+        for vector in answer.embeddings:
+            assert abs(sum(value * value for value in vector) - 1) < 1e-5
+        [alone] = client.embed(model="tiny:latest", input="another", truncate=True, keep_alive="5m").embeddings
+        assert alone == answer.embeddings[1]
+        [short] = client.embed(model="tiny", input="another", dimensions=4).embeddings
+        assert len(short) == 4
+        old = client.embeddings(model="tiny", prompt="a text").embedding
+        length = sum(value * value for value in old) ** 0.5
+        assert all(abs(a / length - b) < 1e-5 for a, b in zip(old, answer.embeddings[0], strict=True))
+        assert "embedding" in client.show("tiny").capabilities
+
+
 def test_errors_are_the_clients_own(client):
     with pytest.raises(ollama.ResponseError) as error:
         client.chat(model="llama3", messages=MESSAGES)
@@ -65,3 +83,6 @@ def test_errors_are_the_clients_own(client):
     with pytest.raises(ollama.ResponseError) as error:
         client.chat(model="stories", messages=MESSAGES, options={"mirostat": 2})
     assert error.value.status_code == 400 and "mirostat" in error.value.error
+    with pytest.raises(ollama.ResponseError) as error:
+        client.embed(model="stories", input="a text")
+    assert error.value.status_code == 400 and "--pooling" in error.value.error

@@ -12,6 +12,11 @@ const THINKING_MODEL: &str = concat!(
 );
 /// The tag that opens its thinking.
 const BEGIN: u32 = 411;
+/// A model for embeddings.
+const EMBEDDING_MODEL: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../../tests/data/golden-graphs/qwen3-embedding/model.gguf"
+);
 
 fn ask(text: &str, more: Value) -> Value {
     let body = json!({ "model": "stories:latest",
@@ -269,4 +274,131 @@ fn a_refused_request_gets_an_error_in_the_form_of_the_api() {
     let headers = [("content-type", "application/json")];
     let wrong = server.send("POST", "/api/chat", &headers, b"{");
     assert!(wrong.status == 400 && wrong.json()["error"].is_string());
+}
+
+/// The numbers of a vector.
+fn numbers(vector: &Value) -> Vec<f64> {
+    let numbers = vector.as_array().expect("a list").iter();
+    numbers
+        .map(|number| number.as_f64().expect("a number"))
+        .collect()
+}
+
+fn embedding_server() -> Server {
+    let context = ["--ctx-size", "16", "--model-name", "tiny"];
+    Server::start(&[&["-m", EMBEDDING_MODEL][..], &context].concat())
+}
+
+#[test]
+fn texts_become_the_vectors_of_openais() {
+    let server = embedding_server();
+    let texts = json!(["a text", "another"]);
+    let of_openai = server.answer("/v1/embeddings", &json!({ "input": texts }));
+    let vector = |index: usize| &of_openai["data"][index]["embedding"];
+    let ask = |more: Value| {
+        let body = with(json!({ "model": "tiny:latest", "keep_alive": "5m" }), more);
+        server.answer("/api/embed", &body)
+    };
+    let answer = ask(json!({ "input": texts }));
+    assert_eq!(answer["model"], "tiny");
+    assert_eq!(answer["embeddings"], json!([vector(0), vector(1)]));
+    assert_eq!(
+        answer["prompt_eval_count"],
+        of_openai["usage"]["prompt_tokens"]
+    );
+    assert!(answer["total_duration"].as_u64().is_some_and(|ns| ns > 0));
+    let alone = ask(json!({ "input": "a text", "truncate": true, "options": { "num_ctx": 16 } }));
+    assert_eq!(alone["embeddings"], json!([vector(0)]));
+    let short = server.answer(
+        "/v1/embeddings",
+        &json!({ "input": "a text", "dimensions": 5 }),
+    );
+    let shortened = ask(json!({ "input": "a text", "dimensions": 5 }));
+    assert_eq!(shortened["embeddings"][0], short["data"][0]["embedding"]);
+    for empty in [json!({}), json!({ "input": "" }), json!({ "input": [] })] {
+        assert_eq!(ask(empty)["embeddings"], json!([]));
+    }
+    let shown = server.answer("/api/show", &json!({ "model": "tiny" }));
+    let capabilities = shown["capabilities"].as_array().expect("a list");
+    assert!(capabilities.contains(&json!("embedding")));
+}
+
+#[test]
+fn the_older_path_returns_the_vector_as_long_as_the_model_makes_it() {
+    let server = embedding_server();
+    let ask = |more: Value| {
+        let body = with(json!({ "model": "tiny" }), more);
+        server.answer("/api/embeddings", &body)["embedding"].clone()
+    };
+    let vector = numbers(&ask(json!({ "prompt": "a text" })));
+    let length = vector.iter().map(|value| value * value).sum::<f64>().sqrt();
+    assert!((length - 1.0).abs() > 1e-3, "it is not scaled: {length}");
+    let of_openai = server.answer("/v1/embeddings", &json!({ "input": "a text" }));
+    let expected = numbers(&of_openai["data"][0]["embedding"]);
+    assert_eq!(vector.len(), expected.len());
+    for (found, expected) in vector.iter().zip(&expected) {
+        assert!((found / length - expected).abs() < 1e-6);
+    }
+    assert_eq!(ask(json!({})), json!([]));
+}
+
+#[test]
+fn a_text_that_does_not_fit_is_refused_or_cut_on_request() {
+    let server = embedding_server();
+    let text = "a long text ".repeat(20);
+    for more in [json!({}), json!({ "truncate": false })] {
+        let body = with(json!({ "model": "tiny", "input": text }), more);
+        let refused = server.post("/api/embed", &body);
+        assert_eq!(refused.status, 400, "{}", refused.text());
+        let message = refused.json()["error"].to_string();
+        assert!(message.contains("context length is 16"), "{message}");
+    }
+    let tokens = |text: &str| {
+        let tokens = server.answer("/tokenize", &json!({ "prompt": text }))["tokens"].clone();
+        tokens.as_array().expect("a list").clone()
+    };
+    // What the model expects after a text stays.
+    let (whole, last) = (tokens(&text), tokens(""));
+    let kept = [&whole[..16 - last.len()], &last].concat();
+    let by_ids = server.answer("/v1/embeddings", &json!({ "input": kept }));
+    let body = json!({ "model": "tiny", "input": [text, "a text"], "truncate": true });
+    let cut = server.answer("/api/embed", &body);
+    assert_eq!(cut["embeddings"][0], by_ids["data"][0]["embedding"]);
+    let short = tokens("a text").len();
+    assert_eq!(cut["prompt_eval_count"], 16 + short);
+}
+
+#[test]
+fn refused_embeddings_name_the_field() {
+    let server = embedding_server();
+    for (path, more, status, word) in [
+        ("/api/embed", json!({ "model": "llama3" }), 404, "llama3"),
+        ("/api/embed", json!({ "input": 7 }), 400, "input"),
+        ("/api/embed", json!({ "input": [[1]] }), 400, "input"),
+        ("/api/embed", json!({ "dimensions": 0 }), 400, "dimensions"),
+        ("/api/embed", json!({ "prompt": "x" }), 400, "prompt"),
+        (
+            "/api/embed",
+            json!({ "options": { "num_ctx": 17 } }),
+            400,
+            "options.num_ctx",
+        ),
+        ("/api/embeddings", json!({ "input": "x" }), 400, "input"),
+        (
+            "/api/embeddings",
+            json!({ "prompt": "a long text ".repeat(20) }),
+            400,
+            "context length is 16",
+        ),
+    ] {
+        let body = with(json!({ "model": "tiny" }), more.clone());
+        let refused = server.post(path, &body);
+        let message = refused.json()["error"].to_string();
+        assert_eq!(refused.status, status, "{more}: {message}");
+        assert!(message.contains(word), "{more}: {message}");
+    }
+    let chats = Server::start(&[]);
+    let refused = chats.post("/api/embed", &json!({ "model": "stories", "input": "x" }));
+    assert_eq!(refused.status, 400);
+    assert!(refused.json()["error"].to_string().contains("--pooling"));
 }

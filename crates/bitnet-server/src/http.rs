@@ -67,6 +67,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/models/{*model}", get(models::retrieve))
         .route("/api/chat", post(ollama::chat))
         .route("/api/generate", post(ollama::generate_text))
+        .route("/api/embed", post(ollama::embed::embed))
+        .route("/api/embeddings", post(ollama::embed::embed_one))
         .route("/api/show", post(ollama::show::show))
         .route("/api/tags", get(ollama::show::tags))
         .route("/api/ps", get(ollama::show::ps))

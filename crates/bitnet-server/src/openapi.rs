@@ -40,6 +40,8 @@ use crate::health;
         api::models::retrieve,
         api::ollama::chat,
         api::ollama::generate_text,
+        api::ollama::embed::embed,
+        api::ollama::embed::embed_one,
         api::ollama::show::show,
         api::ollama::show::tags,
         api::ollama::show::ps,
@@ -58,7 +60,7 @@ use crate::health;
 struct Document;
 
 /// The types that clients send; the server refuses unlisted fields in them.
-const REQUESTS: [&str; 40] = [
+const REQUESTS: [&str; 42] = [
     "ChatRequest",
     "CompletionRequest",
     "EmbeddingRequest",
@@ -80,6 +82,8 @@ const REQUESTS: [&str; 40] = [
     "Metadata",
     "OllamaChatRequest",
     "OllamaGenerateRequest",
+    "OllamaEmbedRequest",
+    "OllamaEmbeddingRequest",
     "OllamaShowRequest",
     "OllamaInputMessage",
     "OllamaInputCall",

@@ -48,7 +48,7 @@ pub fn run(root: &Path, steps: &mut Vec<Step>) -> anyhow::Result<BTreeMap<String
             }
             let needs = match &*name {
                 "test_page" => Some(("CHROMIUM", &browser)),
-                "test_ai_sdk" => Some(("AI_SDK", &packages)),
+                "test_ai_sdk" | "test_ollama_js" => Some(("NPM_PACKAGES", &packages)),
                 _ => None,
             };
             match needs {

@@ -89,10 +89,20 @@ struct EmbeddingUsage {
     total_tokens: usize,
 }
 
-/// The vectors of inputs, `[hidden]` each and of length 1, in order, and the number of tokens.
-pub(crate) struct Embedded {
+/// The pooled hidden states of inputs, `[hidden]` each, in order, and the number of tokens.
+pub(crate) struct Pooled {
     pub(crate) vectors: Vec<Vec<f32>>,
     pub(crate) num_tokens: usize,
+}
+
+impl Pooled {
+    /// Shortens the vectors to `dimensions` numbers, if given, and scales them to length 1.
+    pub(crate) fn scale(&mut self, dimensions: Option<u32>) {
+        for vector in &mut self.vectors {
+            vector.truncate(dimensions.map_or(vector.len(), |len| len as usize));
+            normalize(vector);
+        }
+    }
 }
 
 /// The tokens of inputs.
@@ -133,15 +143,14 @@ pub(crate) fn check_dimensions(dimensions: Option<u32>, len: usize) -> Result<()
     }
 }
 
-/// Computes the vectors of inputs, `dimensions` numbers of each; all if not given. The caller has
-/// checked both.
-pub(crate) async fn embed(
+/// Computes the pooled hidden states of inputs. `asked_model`: the model's name in the request.
+pub(crate) async fn pool(
     app: &App,
     model: &Model,
     inputs: &[Vec<TokenId>],
-    (asked_model, dimensions): (Option<String>, Option<u32>),
+    asked_model: Option<String>,
     record: &Arc<Record>,
-) -> Result<Embedded, ApiError> {
+) -> Result<Pooled, ApiError> {
     let plan = Plan::for_embeddings(pooling(model)?, asked_model);
     let (id, start) = (random_id("embd-"), Instant::now());
     let (mut vectors, mut num_tokens) = (Vec::new(), 0);
@@ -165,18 +174,14 @@ pub(crate) async fn embed(
         }
         num_tokens += prompts.iter().map(Vec::len).sum::<usize>();
     }
-    for vector in &mut vectors {
-        vector.truncate(dimensions.map_or(vector.len(), |len| len as usize));
-        normalize(vector);
-    }
-    Ok(Embedded {
+    Ok(Pooled {
         vectors,
         num_tokens,
     })
 }
 
 /// How the model pools; an error if neither its file nor the operator says.
-fn pooling(model: &Model) -> Result<Pooling, ApiError> {
+pub(crate) fn pooling(model: &Model) -> Result<Pooling, ApiError> {
     model.pooling.ok_or_else(|| {
         let message = format!(
             "'{}' is not an embedding model. To pool its hidden states, start the server with --pooling last, mean or cls.",
@@ -214,10 +219,10 @@ pub(crate) async fn create(
     })
     .await?;
     let model = app.model()?;
-    let options = (request.model.clone(), request.dimensions);
-    let embedded = embed(&app, model, &inputs, options, &record).await?;
+    let mut pooled = pool(&app, model, &inputs, request.model, &record).await?;
+    pooled.scale(request.dimensions);
     let format = request.encoding_format.unwrap_or_default();
-    let data = embedded.vectors.into_iter().enumerate();
+    let data = pooled.vectors.into_iter().enumerate();
     let data = data.map(|(index, vector)| Embedding {
         object: "embedding",
         index,
@@ -231,8 +236,8 @@ pub(crate) async fn create(
         data: data.collect(),
         model: model.name(),
         usage: EmbeddingUsage {
-            prompt_tokens: embedded.num_tokens,
-            total_tokens: embedded.num_tokens,
+            prompt_tokens: pooled.num_tokens,
+            total_tokens: pooled.num_tokens,
         },
     }))
 }

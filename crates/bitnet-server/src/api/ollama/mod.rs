@@ -2,6 +2,7 @@
 //! turns of a conversation, as chat completions are.
 
 mod compose;
+pub(crate) mod embed;
 mod request;
 pub(crate) mod show;
 

@@ -89,7 +89,7 @@ pub(crate) struct OllamaDescription {
     details: OllamaDetails,
     #[schema(value_type = Object)]
     model_info: Map<String, Value>,
-    /// `completion`, `tools`, `thinking`
+    /// `completion`, `tools`, `thinking`, `embedding`
     capabilities: Vec<&'static str>,
     /// When the server loaded the model.
     modified_at: String,
@@ -228,6 +228,7 @@ fn description(app: &App, model: &Model) -> OllamaDescription {
     let thinks = conversation::reasoning_tags(model).is_some();
     let mut capabilities = vec!["completion", "tools"];
     capabilities.extend(thinks.then_some("thinking"));
+    capabilities.extend(model.pooling.map(|_| "embedding"));
     OllamaDescription {
         modelfile: "",
         parameters: parameters.join("\n"),
