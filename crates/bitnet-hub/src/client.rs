@@ -1,4 +1,4 @@
-//! [`Hub`]: a client for the few requests that the Hub's servers get.
+//! [`Hub`]: a client for the requests that downloads send to the Hub.
 
 use std::io::Read;
 use std::time::Duration;

@@ -30,7 +30,7 @@ pub enum Error {
     WeightCache {
         /// The folder, or the file in it.
         path: std::path::PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// A file without a tokenizer.

@@ -363,7 +363,7 @@ impl Source for Checkpoint {
                     Err(_) => Err(of_tensor(source)),
                 }
             }
-            // A table stays as it is.
+            // Tables of other values stay floats.
             (Err(_), _) => Ok(None),
         }
     }

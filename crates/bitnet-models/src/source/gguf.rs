@@ -205,7 +205,7 @@ impl<'a> GgufSource<'a> {
                     }),
                 }
             }
-            // A table stays as it is.
+            // Tables of other values stay floats.
             (Err(_), _) => Ok(None),
         }
     }
