@@ -1,7 +1,7 @@
 //! Tools: functions that the model may call, and their introduction in the prompt.
 //!
 //! A grammar ensures that text that begins like a call is a whole call of an existing tool, in the
-//! form of the model's template (`calls.rs`), with arguments that fit its schema.
+//! form of the model's template (`calls`), with arguments that fit its schema.
 
 use std::fmt;
 use std::sync::Arc;
