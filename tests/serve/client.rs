@@ -149,17 +149,17 @@ impl Server {
 
     /// Sends a request and reads the answer's headers.
     pub fn open(&self, path: &str, body: &Value) -> Open {
+        Response::read(self.post_unread(path, body, &[]))
+    }
+
+    /// Sends a request and leaves the answer unread.
+    pub fn post_unread(&self, path: &str, body: &Value, headers: &[(&str, &str)]) -> TcpStream {
         let mut stream = self.connect();
-        let headers = [("content-type", "application/json")];
-        write_request(
-            &mut stream,
-            "POST",
-            path,
-            &headers,
-            body.to_string().as_bytes(),
-        )
-        .expect("the request is sent");
-        Response::read(stream)
+        let headers = [&[("content-type", "application/json")], headers].concat();
+        let body = body.to_string();
+        write_request(&mut stream, "POST", path, &headers, body.as_bytes())
+            .expect("the request is sent");
+        stream
     }
 
     pub fn connect(&self) -> TcpStream {
@@ -389,6 +389,16 @@ impl Response {
             .map(|data| serde_json::from_str(data).expect("JSON"))
             .collect()
     }
+}
+
+/// The types of some events, in order; equal ones in a row count once.
+pub fn types(events: &[Value]) -> Vec<&str> {
+    let types = events
+        .iter()
+        .map(|event| event["type"].as_str().expect("a type"));
+    let mut types: Vec<_> = types.collect();
+    types.dedup();
+    types
 }
 
 /// The named events of a text; the last one may be cut off.

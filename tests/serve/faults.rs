@@ -35,19 +35,10 @@ fn a_disconnected_client_is_cancelled_in_every_phase() {
         chat(&long_prompt, json!({ "max_tokens": 8 })),
         endless(json!({ "n": 4 })),
     ];
-    let headers = [("content-type", "application/json")];
     let streams: Vec<_> = bodies
         .iter()
         .map(|body| {
-            let mut stream = server.connect();
-            write_request(
-                &mut stream,
-                "POST",
-                CHAT,
-                &headers,
-                body.to_string().as_bytes(),
-            )
-            .expect("it is sent");
+            let stream = server.post_unread(CHAT, body, &[]);
             std::thread::sleep(Duration::from_millis(100));
             stream
         })
@@ -316,18 +307,8 @@ fn the_server_still_answers_after_200_clients_hang_up() {
     assert_eq!(server.sample("vllm:kv_cache_usage_perc"), 0.0);
     let mut streams = Vec::new();
     for index in 0..200 {
-        let mut stream = server.connect();
         let body = endless(json!({ "stream": index % 2 == 0, "max_tokens": 1500, "seed": index }));
-        let headers = [("content-type", "application/json")];
-        write_request(
-            &mut stream,
-            "POST",
-            CHAT,
-            &headers,
-            body.to_string().as_bytes(),
-        )
-        .expect("it is sent");
-        streams.push((stream, Instant::now()));
+        streams.push((server.post_unread(CHAT, &body, &[]), Instant::now()));
     }
     for (stream, sent) in streams {
         std::thread::sleep(Duration::from_millis(500).saturating_sub(sent.elapsed()));
@@ -380,19 +361,7 @@ fn cancelled_slow_forms_delay_no_other_client() {
         )
     };
     let streams: Vec<_> = (0..200)
-        .map(|index| {
-            let mut stream = server.connect();
-            let headers = [("content-type", "application/json")];
-            write_request(
-                &mut stream,
-                "POST",
-                CHAT,
-                &headers,
-                form(index).to_string().as_bytes(),
-            )
-            .expect("it is sent");
-            stream
-        })
+        .map(|index| server.post_unread(CHAT, &form(index), &[]))
         .collect();
     let of = |name: &str| server.sample(name);
     server.wait_until("full", || {
@@ -428,10 +397,7 @@ fn helpers(server: &Server) -> Vec<String> {
 fn the_helper_of_a_cancelled_form_is_killed() {
     let server = Server::start(&["--form-timeout", "100"]);
     // Takes seconds.
-    let body = chat("Once", many_fields(2000)).to_string();
-    let headers = [("content-type", "application/json")];
-    let mut stream = server.connect();
-    write_request(&mut stream, "POST", CHAT, &headers, body.as_bytes()).expect("it is sent");
+    let stream = server.post_unread(CHAT, &chat("Once", many_fields(2000)), &[]);
     server.wait_until("compiling", || helpers(&server).len() == 1);
     let helper = helpers(&server);
     drop(stream);
@@ -905,23 +871,11 @@ fn a_burst_from_one_client_does_not_delay_another() {
         keys,
     ];
     let server = Server::start(&arguments);
-    let mut burst = server.connect();
     let body = chat(
         "Once upon a time",
         json!({ "ignore_eos": true, "n": 16, "max_tokens": 3000 }),
     );
-    let headers = [
-        ("content-type", "application/json"),
-        ("authorization", "Bearer secret"),
-    ];
-    write_request(
-        &mut burst,
-        "POST",
-        CHAT,
-        &headers,
-        body.to_string().as_bytes(),
-    )
-    .expect("sent");
+    let _burst = server.post_unread(CHAT, &body, &[("authorization", "Bearer secret")]);
     server.wait_until("running", || {
         server.sample("vllm:num_requests_running") == 1.0
     });

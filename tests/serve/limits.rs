@@ -66,18 +66,9 @@ fn a_key_has_few_answers_at_once() {
     let (server, _folder) = server(&["--key-concurrency", "2", "--ctx-size", "4096"]);
     let long = chat(
         "Once",
-        json!({ "n": 2, "ignore_eos": true, "stream": true }),
+        json!({ "n": 2, "ignore_eos": true, "stream": true, "max_tokens": 3000 }),
     );
-    let mut stream = server.connect();
-    let headers = [
-        ("content-type", "application/json"),
-        ("authorization", "Bearer secret"),
-    ];
-    let body = long
-        .to_string()
-        .replace("\"max_tokens\":24", "\"max_tokens\":3000");
-    crate::client::write_request(&mut stream, "POST", CHAT, &headers, body.as_bytes())
-        .expect("it is sent");
+    let stream = server.post_unread(CHAT, &long, &[("authorization", "Bearer secret")]);
     server.wait_until("running", || {
         server.sample("vllm:num_requests_running") == 2.0
     });

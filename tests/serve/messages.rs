@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::client::{Server, chat, with};
+use crate::client::{Server, chat, types, with};
 
 const MESSAGES: &str = "/v1/messages";
 const COUNT: &str = "/v1/messages/count_tokens";
@@ -29,15 +29,6 @@ fn events(server: &Server, body: &Value) -> Vec<Value> {
         assert_eq!(&event["type"], name, "{event}");
     }
     events.into_iter().map(|(_, event)| event).collect()
-}
-
-fn types(events: &[Value]) -> Vec<&str> {
-    let mut types: Vec<_> = events
-        .iter()
-        .map(|event| event["type"].as_str().expect("a type"))
-        .collect();
-    types.dedup();
-    types
 }
 
 /// The status, kind and message of a refusal.

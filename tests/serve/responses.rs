@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::client::{Server, chat, with, write_request};
+use crate::client::{Server, chat, types, with};
 
 const RESPONSES: &str = "/v1/responses";
 const CHAT: &str = "/v1/chat/completions";
@@ -31,15 +31,6 @@ fn events(server: &Server, body: &Value) -> Vec<Value> {
         assert_eq!(event["sequence_number"], index, "{event}");
     }
     events.into_iter().map(|(_, event)| event).collect()
-}
-
-fn types(events: &[Value]) -> Vec<&str> {
-    let mut types: Vec<_> = events
-        .iter()
-        .map(|event| event["type"].as_str().expect("a type"))
-        .collect();
-    types.dedup();
-    types
 }
 
 /// A response or item without what differs between two answers to the same request.
@@ -425,10 +416,7 @@ fn a_client_that_disconnects_cancels_its_response() {
         "Once upon a time",
         json!({ "stream": true, "max_output_tokens": null, "ignore_eos": true }),
     );
-    let mut stream = server.connect();
-    let headers = [("content-type", "application/json")];
-    let body = long.to_string();
-    write_request(&mut stream, "POST", RESPONSES, &headers, body.as_bytes()).expect("it is sent");
+    let stream = server.post_unread(RESPONSES, &long, &[]);
     server.wait_until("running", || {
         server.sample("vllm:num_requests_running") > 0.0
     });
