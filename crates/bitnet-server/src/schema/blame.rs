@@ -3,7 +3,10 @@
 
 use serde_json::{Map, Value};
 
-use super::{Schema, SchemaError, subschemas};
+use super::Schema;
+use super::error::SchemaError;
+use super::keywords::subschemas;
+use super::references::escaped;
 
 /// Maximum number of parts that are tried.
 const TRIES_MAX: usize = 200;
@@ -84,7 +87,7 @@ impl Schema {
                 [keyword, _] => matches!(&**keyword, "anyOf" | "oneOf" | "patternProperties"),
                 _ => true,
             };
-            let steps = steps.iter().map(|step| super::references::escaped(step));
+            let steps = steps.iter().map(|step| escaped(step));
             let pointer = steps.fold(pointer.to_owned(), |pointer, step| pointer + "/" + &step);
             Some(Part {
                 schema,

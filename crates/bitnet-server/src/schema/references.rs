@@ -6,7 +6,7 @@ use fluent_uri::{Iri, IriRef};
 use percent_encoding::percent_decode_str;
 use serde_json::Value;
 
-use super::subschemas;
+use super::keywords::subschemas;
 
 /// The base of a document without `$id`.
 const DEFAULT_BASE: &str = "json-schema:///";

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::{FORMATS, Schema, Strictness};
+use super::keywords::FORMATS;
+use super::{Schema, Strictness};
 
 /// A normalized schema without the options for the grammar engine.
 fn normalized(schema: &Value, strictness: Strictness) -> Value {
