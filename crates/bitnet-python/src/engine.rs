@@ -11,7 +11,7 @@ use bitnet_inference::{
     perplexity,
 };
 use bitnet_kernels::default_threads;
-use bitnet_models::{I2sForm, KvType, LoadProgress};
+use bitnet_models::{I2sForm, KvType, LoadProgress, Pooling};
 use bitnet_server::LocalChats;
 use bitnet_tokenizers::{DecodeOptions, PromptBos, TokenId};
 use pyo3::prelude::*;
@@ -19,6 +19,7 @@ use pyo3::types::PyDict;
 
 use crate::answer::{Answer, WholeTuple};
 use crate::array::FloatArray;
+use crate::embedding::Embedding;
 use crate::error;
 use crate::load::{Opened, Settings};
 use crate::notices::{Notice, Notices, PolledAnswer};
@@ -135,6 +136,22 @@ impl Engine {
         })
     }
 
+    /// The pooling of a name, or as the model's files say for `None`.
+    fn pooling(&self, name: Option<&str>) -> PyResult<Pooling> {
+        if let Some(name) = name {
+            return Pooling::by_name(name).ok_or_else(|| {
+                let names = Pooling::ALL.map(Pooling::name).join(", ");
+                error::argument(format!("pooling is {name:?}, but must be one of {names}"))
+            });
+        }
+        self.model.info().config.pooling.ok_or_else(|| {
+            let source = &self.model.source;
+            error::argument(format!(
+                "{source} does not say how it pools: give pooling, \"last\", \"mean\" or \"cls\""
+            ))
+        })
+    }
+
     /// Fails if `tokens` do not fit into the context, though they may fit into the cache.
     fn check_length(&self, tokens: usize) -> PyResult<()> {
         let context = self.options.context;
@@ -201,6 +218,8 @@ impl Engine {
             kv_type: self::kv_type(kv_type)?,
             running_max,
             draft_max: self::draft(draft)?,
+            // Many prompts at once matter more here than the pace of one stream beside them.
+            mixed_chunk: default.prefill_chunk,
             ..default
         };
         let form = i2_s_form.parse::<I2sForm>();
@@ -447,6 +466,39 @@ impl Engine {
             Ok::<_, Stopped>(values)
         })??;
         Ok(FloatArray::new(values, rows, cols))
+    }
+
+    /// The vectors of texts: `[texts, dimensions]`. `pooling`: `last`, `mean` or `cls`; as the
+    /// model's files say for `None`.
+    fn embed(
+        &self,
+        py: Python<'_>,
+        texts: Vec<String>,
+        pooling: Option<&str>,
+        dimensions: Option<&Bound<'_, PyAny>>,
+        is_normalized: bool,
+    ) -> PyResult<FloatArray> {
+        let hidden_size = self.model.info().config.hidden_size;
+        let dimensions = count("dimensions", dimensions)?.unwrap_or(hidden_size);
+        if !(1..=hidden_size).contains(&dimensions) {
+            return Err(error::argument(format!(
+                "dimensions is {dimensions}, but must be from 1 to {hidden_size}"
+            )));
+        }
+        let embedding = Embedding {
+            pooling: self.pooling(pooling)?,
+            dimensions,
+            is_normalized,
+        };
+        let tokenizer = self.tokenization()?.tokenizer.clone();
+        let (driver, num_texts) = (self.driver()?.clone(), texts.len());
+        let is_cancelled = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&is_cancelled);
+        let is_asked = move || flag.load(Ordering::Relaxed);
+        let work = move || embedding.vectors(&texts, &tokenizer, &driver, is_asked);
+        let cancel = || is_cancelled.store(true, Ordering::Relaxed);
+        let values = interruptible(py, work, cancel)??;
+        Ok(FloatArray::new(values, num_texts, dimensions))
     }
 
     /// How well the model predicts the tokens after the first, in windows of `context` tokens: the

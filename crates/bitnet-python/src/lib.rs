@@ -9,6 +9,7 @@
 
 mod answer;
 mod array;
+mod embedding;
 mod engine;
 mod error;
 mod load;

@@ -56,6 +56,30 @@ def test_perplexity_is_the_programs(model, program, tmp_path):
     assert 1 < model.perplexity("Once upon a time there was a dog.") < 100
 
 
+def test_vectors_are_the_programs(program):
+    path = ROOT / "tests/data/golden-graphs/qwen3-embedding/model.gguf"
+    model = bitnet.load(path, ctx_size=64)
+    texts = ["ab", "c", "Once upon a time"]
+    arguments = ["-m", path, "--ctx-size", 64, "--json", *texts]
+    for options, more in [
+        ({}, []),
+        ({"pooling": "mean", "normalize": False}, ["--pooling", "mean", "--raw"]),
+        ({"dimensions": 8}, ["--dimensions", 8]),
+    ]:
+        data = program("embed", *arguments, *more)["data"]
+        expected = numpy.array([entry["embedding"] for entry in data], numpy.float32)
+        vectors = model.embed(texts, **options)
+        assert vectors.dtype == numpy.float32 and (vectors == expected).all()
+        assert (model.embed(texts[0], **options) == expected[0]).all()
+    assert model.embed([]).shape == (0, model.info["hidden_size"])
+    with pytest.raises(bitnet.RequestError, match='pooling is "max", but must be one of last'):
+        model.embed("a", pooling="max")
+    with pytest.raises(bitnet.RequestError, match="dimensions is 0, but must be from 1 to"):
+        model.embed("a", dimensions=0)
+    with pytest.raises(bitnet.RequestError, match="does not say how it pools"):
+        bitnet.load().embed("a")
+
+
 def test_a_text_without_a_token_to_predict_is_refused(model):
     with pytest.raises(bitnet.RequestError, match="too short"):
         model.perplexity([1])

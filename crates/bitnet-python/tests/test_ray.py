@@ -85,6 +85,18 @@ def test_a_row_has_the_text_of_its_seed():
     assert generator(table)["text"].to_pylist() == out["text"]
 
 
+def test_an_embedder_adds_the_vectors_of_the_model():
+    from conftest import ROOT
+
+    path = ROOT / "tests/data/golden-graphs/qwen3-embedding/model.gguf"
+    embedder = bitnet.ray.Embedder(path, load_options={"ctx_size": 64}, dimensions=4)
+    expected = bitnet.load(path, ctx_size=64).embed(["ab", "c"], dimensions=4)
+    out = embedder({"text": numpy.array(["ab", "c"])})
+    assert (out["embedding"] == expected).all()
+    table = embedder(pyarrow.table({"text": ["ab", "c"]}))
+    assert table["embedding"].to_pylist() == expected.tolist()
+
+
 def test_a_missing_column_is_named():
     generator = bitnet.ray.Generator(prompt="question", max_tokens=1)
     with pytest.raises(bitnet.RequestError, match="no column 'question' among 'id', 'prompt'"):

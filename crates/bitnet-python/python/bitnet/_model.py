@@ -322,6 +322,34 @@ class Model:
 
         return numpy.asarray(self._engine.logits(tokens))
 
+    def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        pooling: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool = True,
+    ) -> numpy.ndarray:
+        """The vectors of texts, as `bitnet embed` computes them. The texts run together.
+
+        Args:
+            texts: A text, or a list of texts.
+            pooling: How the hidden states of a text become one vector: `"last"` for the last
+                token's, `"mean"` for the mean of all, `"cls"` for the first token's; as the
+                model's files say if not given.
+            dimensions: Keep this number of values of each vector, the first ones.
+            normalize: Scale the vectors to length 1.
+
+        Returns:
+            A NumPy array of `float32`, without a copy: `[n, dimensions]` for n texts,
+            `[dimensions]` for one text.
+        """
+        import numpy
+
+        if isinstance(texts, str):
+            return self.embed([texts], pooling=pooling, dimensions=dimensions, normalize=normalize)[0]
+        return numpy.asarray(self._engine.embed(texts, pooling, dimensions, normalize))
+
     def perplexity(self, text: str | Tokens, *, context: int | None = None) -> float:
         """How well the model predicts a text: e to the mean of −ln p over its tokens, as `bitnet
         perplexity --documents` measures it for one document.

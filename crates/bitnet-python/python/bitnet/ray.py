@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import ray
     import ray.data
 
-__all__ = ["Generator", "generate", "row_seed"]
+__all__ = ["Embedder", "Generator", "generate", "row_seed"]
 
 
 class Generator:
@@ -98,6 +98,42 @@ class Generator:
             for key, prompt in zip(keys, prompts)
         ]
         return [result.text for result in model._wait(requests, False, {})]
+
+
+class Embedder:
+    """A class for `Dataset.map_batches`: adds a column with the vector of each text."""
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        text: str = "text",
+        embedding: str = "embedding",
+        load_options: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """
+        Args:
+            model: As for `Generator`.
+            text: The column with the texts.
+            embedding: The column to add: lists of numbers.
+            load_options: As for `Generator`.
+            options: The keywords of `Model.embed`.
+        """
+        self._columns = text, embedding
+        self._options = options
+        self._model = _load(model, {"threads": _cpus(), **(load_options or {})})
+
+    def __call__(self, batch):
+        """Adds the vectors to a batch: a mapping of columns of one length, or a `pyarrow.Table`."""
+        text, embedding = self._columns
+        vectors = self._model.embed(_values(batch, text), **self._options)
+        if hasattr(batch, "append_column"):
+            import pyarrow
+
+            column = pyarrow.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1])
+            return batch.append_column(embedding, column)
+        return {**batch, embedding: vectors}
 
 
 def row_seed(seed: int, key: object) -> int:
