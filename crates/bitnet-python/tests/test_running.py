@@ -1,6 +1,7 @@
 """Threads, event loops, interrupts, forks and the collector of garbage."""
 
 import asyncio
+import concurrent.futures
 import gc
 import os
 import signal
@@ -142,6 +143,50 @@ def test_a_stream_that_is_left_cancels_its_request(end):
     assert result.timings.first_token_s < PATIENCE / 10
 
 
+def in_threads(work, number):
+    """Runs `work(index)` in threads; fails if one of them does."""
+    with concurrent.futures.ThreadPoolExecutor(number) as pool:
+        return list(pool.map(work, range(number)))
+
+
+def test_half_read_streams_that_the_collector_finds_under_load_disturb_nothing():
+    model = bitnet.load(parallel=8)
+    expected = [model.generate("The cat", seed=seed, max_tokens=20) for seed in range(4)]
+
+    def leave_streams(index):
+        for count in range(10):
+            stream = model.stream("Once", ignore_eos=True, max_tokens=400)
+            for _ in range(count % 3):
+                next(stream)
+            # A cycle: only the collector finds the stream.
+            cycle = [stream]
+            cycle.append(cycle)
+            del stream, cycle
+            gc.collect()
+
+    def generate(index):
+        return [model.generate("The cat", seed=seed, max_tokens=20) for seed in range(4)]
+
+    results = in_threads(lambda index: (leave_streams, generate)[index % 2](index), 8)
+    assert results[1::2] == [expected] * 4
+    gc.collect()
+    # The streams that were left would generate 16000 tokens first.
+    assert model.generate("Once", max_tokens=1).timings.first_token_s < PATIENCE / 10
+
+
+def test_loops_in_threads_share_an_engine():
+    model = bitnet.load()
+    expected = [model.generate("The cat", seed=seed, max_tokens=20) for seed in range(6)]
+
+    def run(index):
+        async def pieces():
+            return "".join([p async for p in model.astream("The cat", seed=index, max_tokens=20)])
+
+        return asyncio.run(pieces())
+
+    assert in_threads(run, 6) == expected
+
+
 INTERRUPTED = """
 import os, signal, threading, time
 import bitnet
@@ -164,6 +209,7 @@ print(model.generate("Once upon", seed=1, max_tokens=5, temperature=0).finish_re
         "model.generate(['Once'] * 50, ignore_eos=True, max_tokens=90_000)",
         "list(model.stream('Once', ignore_eos=True, max_tokens=90_000))",
         "[model.logits([5] * 2000) for _ in range(1000)]",
+        "model.embed(['Once upon a time ' * 100] * 5000, pooling='last')",
         "model.perplexity('Once upon a time ' * 100000, context=512)",
         "import asyncio; asyncio.run(model.agenerate('Once', ignore_eos=True, max_tokens=90_000))",
     ],
@@ -196,6 +242,41 @@ if child == 0:
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), model.generate("Once upon", seed=1, max_tokens=5) == text)
 """
     assert python(code) == "0 True"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_forks_while_threads_generate_change_no_text():
+    code = """
+import os, threading, warnings
+warnings.simplefilter("ignore")  # of forks in processes with threads
+import bitnet
+model = bitnet.load()
+expected = model.generate("The cat", seed=1, max_tokens=30)
+texts, is_done = [], threading.Event()
+
+def run():
+    while not is_done.is_set():
+        texts.append(model.generate("The cat", seed=1, max_tokens=30))
+
+threads = [threading.Thread(target=run) for _ in range(4)]
+for thread in threads:
+    thread.start()
+codes = []
+for _ in range(5):
+    child = os.fork()
+    if child == 0:
+        try:
+            model.generate("Hi")
+        except bitnet.EngineError:
+            os._exit(0)
+        os._exit(1)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+is_done.set()
+for thread in threads:
+    thread.join()
+print(codes, set(texts) == {expected})
+"""
+    assert python(code) == "[0, 0, 0, 0, 0] True"
 
 
 @pytest.mark.parametrize(
