@@ -1,6 +1,7 @@
 """Measures the package: beside `bitnet bench`, beside single calls and llama-cpp-python, and with Ray.
 
     speed.py bench MODEL    Python and `bitnet bench`, in turns
+    speed.py clocks MODEL   the engine's clock, the clock of Python and `bitnet bench`, in turns
     speed.py speeds MODEL   the rates of Python alone, for benches/capacity.py
     speed.py rows MODEL     many prompts at once, and one by one
     speed.py peer MODEL     the same prompts in llama-cpp-python
@@ -84,6 +85,30 @@ def bench(options):
         a, b = [rates[name] for rates in ours], [rates[name] for rates in theirs]
         ratios = [x / y for x, y in zip(a, b)]
         report[name] = {"python": spread(a), "program": spread(b), "ratio": spread(ratios)}
+    return report
+
+
+def clocks(options):
+    """Tokens per second from the first token of an answer on."""
+    import bitnet
+
+    model, rng = bitnet.load(options.model, threads=options.threads), random.Random(1)
+    command = [*options.program, "bench", "-m", options.model, "-t", str(options.threads), "--json"]
+    model.generate(prompt(rng, CONTEXT), max_tokens=8)
+    report = {}
+    for steps in (64, 256):
+        rates = {"engine": [], "python": [], "program": []}
+        for _ in range(3):
+            tokens = prompt(rng, CONTEXT)
+            work = lambda: model.generate(tokens, max_tokens=steps, temperature=0, ignore_eos=True)
+            result, seconds = timed(work)
+            rates["engine"].append((steps - 1) / result.timings.decode_s)
+            rates["python"].append((steps - 1) / (seconds - result.timings.first_token_s))
+            arguments = ["-p", str(CONTEXT), "-n", str(steps), "-r", "3"]
+            done = subprocess.run([*command, *arguments], capture_output=True, check=True)
+            runs = json.loads(done.stdout)["runs"]
+            rates["program"].append(runs[-1]["tokens_per_second"]["median"])
+        report[steps] = rates
     return report
 
 
@@ -181,7 +206,7 @@ def with_ray(options):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["bench", "speeds", "rows", "peer", "ray"])
+    parser.add_argument("what", choices=["bench", "clocks", "speeds", "rows", "peer", "ray"])
     parser.add_argument("model")
     program = [sys.executable, "-m", "bitnet"]
     parser.add_argument("--program", nargs="+", default=program, help="the package's if not given")
@@ -194,8 +219,14 @@ def main():
     parser.add_argument("--parallel", type=int, default=64)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    runs = {"bench": bench, "speeds": speeds, "rows": rows, "peer": peer, "ray": with_ray}
-    run = runs[options.what]
+    run = {
+        "bench": bench,
+        "clocks": clocks,
+        "speeds": speeds,
+        "rows": rows,
+        "peer": peer,
+        "ray": with_ray,
+    }[options.what]
     print(json.dumps({"what": options.what, "model": options.model} | run(options), indent=1))
 
 
