@@ -250,7 +250,7 @@ impl<'a> Partial<'a> {
         }
     }
 
-    fn tell(&self, phase: PullPhase, progress: &mut ProgressFn<'_>) -> Result<()> {
+    fn report(&self, phase: PullPhase, progress: &mut ProgressFn<'_>) -> Result<()> {
         let now = PullProgress {
             phase,
             file: &self.remote.path,
@@ -276,7 +276,7 @@ impl<'a> Partial<'a> {
             }
             self.hasher.update(&buffer[..read]);
             self.len += read as u64;
-            self.tell(PullPhase::Checking, progress)?;
+            self.report(PullPhase::Checking, progress)?;
         }
     }
 
@@ -360,7 +360,7 @@ impl<'a> Partial<'a> {
                 .map_err(|source| self.io(source))?;
             self.hasher.update(bytes);
             self.len += bytes.len() as u64;
-            self.tell(PullPhase::Downloading, progress)?;
+            self.report(PullPhase::Downloading, progress)?;
         }
         Ok(())
     }

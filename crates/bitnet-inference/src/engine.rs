@@ -320,13 +320,13 @@ impl Engine {
             let all_rows = sequence.needs_all_rows();
             pool(&*self.runner, sequence, planned.tokens, row);
             let mut logprobs = Vec::new();
-            if sequence.tells_prompt() {
+            if sequence.reports_prompt() {
                 let vocab = self.runner.model().config.vocab_size;
                 let place = self.full_rows.partition_point(|full| *full < row);
                 let rows = self.full_logits[place * vocab..]
                     .chunks_exact(vocab)
                     .take(planned.tokens);
-                logprobs = sequence.tell_prompt(start, rows);
+                logprobs = sequence.report_prompt(start, rows);
             }
             if all_rows {
                 // The last row of a prompt is counted by the sampling below.

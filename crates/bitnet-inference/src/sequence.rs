@@ -42,7 +42,7 @@ pub(crate) struct Sequence {
     pub sampler: Sampler,
     pub logprobs: Option<usize>,
     /// The first token of the prompt whose requested log-probability is not reported yet.
-    untold: Option<usize>,
+    unreported: Option<usize>,
     /// The pooled hidden states of the prompt, if the request asks for them.
     pub pool: Option<Pool>,
     pub constraint: Option<Box<dyn Constraint>>,
@@ -92,7 +92,9 @@ impl Sequence {
             limit,
             sampler: Sampler::new(request.sampling, vocab_size)?,
             logprobs: request.logprobs,
-            untold: (request.prompt_logprobs && request.logprobs.is_some() && prompt_tokens > 1)
+            unreported: (request.prompt_logprobs
+                && request.logprobs.is_some()
+                && prompt_tokens > 1)
                 .then_some(1),
             pool: request.pooling.map(Pool::new),
             constraint,
@@ -163,38 +165,39 @@ impl Sequence {
 
     /// Whether the rows of all tokens of its prompt are needed, not only the last one's.
     pub fn needs_all_rows(&self) -> bool {
-        self.tells_prompt() || self.pool.as_ref().is_some_and(Pool::needs_all_rows)
+        self.reports_prompt() || self.pool.as_ref().is_some_and(Pool::needs_all_rows)
     }
 
     /// Whether the last row of its prompt needs logits, or earlier rows.
     pub fn needs_logits(&self) -> bool {
-        self.tells_prompt() || !self.is_full()
+        self.reports_prompt() || !self.is_full()
     }
 
     /// Whether log-probabilities of its prompt are not reported yet; they need all its rows.
-    pub fn tells_prompt(&self) -> bool {
-        self.untold.is_some()
+    pub fn reports_prompt(&self) -> bool {
+        self.unreported.is_some()
     }
 
     /// Log-probabilities of the prompt's tokens, from the rows of the tokens from `first` on.
-    pub fn tell_prompt<'a>(
+    pub fn report_prompt<'a>(
         &mut self,
         first: usize,
         rows: impl Iterator<Item = &'a [f32]>,
     ) -> Vec<Logprobs> {
-        let mut told = Vec::new();
+        let mut reports = Vec::new();
         for (position, logits) in (first + 1..self.timings.prompt_tokens).zip(rows) {
             // The earlier log-probabilities were reported before the sequence gave up its blocks.
-            if self.untold == Some(position) {
-                told.push(logprobs(
+            if self.unreported == Some(position) {
+                reports.push(logprobs(
                     logits,
                     self.tokens[position],
                     self.logprobs.unwrap_or(0),
                 ));
-                self.untold = Some(position + 1).filter(|next| *next < self.timings.prompt_tokens);
+                self.unreported =
+                    Some(position + 1).filter(|next| *next < self.timings.prompt_tokens);
             }
         }
-        told
+        reports
     }
 
     /// Gives back its memory. Later it computes its tokens again, except the ones in known blocks.

@@ -108,22 +108,22 @@ fn an_answer_of_no_tokens_computes_its_prompt_and_samples_nothing() {
         .expect("a good request")
         .0;
     let none = request(&[5; 40], 1, 0);
-    let told = Request {
+    let reported = Request {
         logprobs: Some(1),
         prompt_logprobs: true,
         ..none.clone()
     };
     // These requests run beside a sampled one, whose rows lie between theirs.
-    let requests = [none, request(&[256, 9, 9], 2, 6), told];
+    let requests = [none, request(&[256, 9, 9], 2, 6), reported];
     let ids = requests.map(|request| engine.submit(request).expect("a good request"));
-    let (mut events, mut told, mut reasons) = (Vec::new(), 0, Vec::new());
+    let (mut events, mut num_logprobs, mut reasons) = (Vec::new(), 0, Vec::new());
     let mut tokens = vec![Vec::new(); 3];
     while engine.is_busy() {
         engine.step(&mut events);
     }
     for event in events {
         match event {
-            Event::Prefill { logprobs, .. } => told += logprobs.len(),
+            Event::Prefill { logprobs, .. } => num_logprobs += logprobs.len(),
             Event::Token { id, token, .. } => tokens[(id == ids[1]) as usize].push(token),
             Event::Finished { finish, .. } => {
                 reasons.push((finish.reason, finish.timings.generated_tokens));
@@ -132,7 +132,7 @@ fn an_answer_of_no_tokens_computes_its_prompt_and_samples_nothing() {
         }
     }
     assert_eq!((&tokens[0][..], &tokens[1]), (&[][..], &alone));
-    assert_eq!(told, 39);
+    assert_eq!(num_logprobs, 39);
     reasons.sort_by_key(|(_, generated)| *generated);
     let length = FinishReason::Length;
     assert_eq!(reasons, [(length, 0), (length, 0), (length, 6)]);
@@ -637,7 +637,7 @@ fn log_probabilities_equal_the_softmax_of_the_logits() {
 fn prompts_have_the_same_log_probabilities_in_any_schedule() {
     let prompt: Vec<u32> = (0..100).map(|i| i * 7 % 256).collect();
     let plain = request(&prompt, 5, 6);
-    let telling = Request {
+    let reported = Request {
         logprobs: Some(2),
         prompt_logprobs: true,
         ..plain.clone()
@@ -675,16 +675,16 @@ fn prompts_have_the_same_log_probabilities_in_any_schedule() {
         }
         let mut events = Vec::new();
         engine.step(&mut events);
-        let id = engine.submit(telling.clone()).expect("a good request");
+        let id = engine.submit(reported.clone()).expect("a good request");
         while engine.is_busy() {
             engine.step(&mut events);
         }
-        let (mut told, mut tokens) = (Vec::new(), Vec::new());
+        let (mut reports, mut tokens) = (Vec::new(), Vec::new());
         for event in events {
             match event {
                 Event::Prefill {
                     id: of, logprobs, ..
-                } if of == id => told.extend(logprobs),
+                } if of == id => reports.extend(logprobs),
                 Event::Token { id: of, token, .. } if of == id => tokens.push(token),
                 Event::Finished { id: of, finish, .. } if of == id => {
                     assert_eq!(finish.timings.cached_tokens, 0)
@@ -694,17 +694,18 @@ fn prompts_have_the_same_log_probabilities_in_any_schedule() {
         }
         assert_eq!(tokens, expected_tokens[0]);
         assert_eq!(
-            told.len(),
+            reports.len(),
             expected.len(),
             "{cache} positions, {:?}",
             engine.counts()
         );
         assert!(
-            told.iter()
+            reports
+                .iter()
                 .zip(&expected)
-                .all(|(told, expected)| (f64::from(told.token) - expected).abs() < 1e-4)
+                .all(|(report, expected)| (f64::from(report.token) - expected).abs() < 1e-4)
         );
-        assert!(told.iter().all(|told| told.top.len() == 2));
+        assert!(reports.iter().all(|report| report.top.len() == 2));
         assert_eq!(engine.counts().preemptions > 0, cache == 192);
     }
 }

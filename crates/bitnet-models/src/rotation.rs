@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bitnet_files::gguf::{Gguf, Metadata};
+use bitnet_files::shown;
 use bitnet_kernels::DeltaShape;
 
 use crate::error::{Error, Result};
@@ -343,11 +344,6 @@ fn wrong(name: &str, problem: String) -> Error {
         key: key(name),
         problem,
     }
-}
-
-/// A text from a file, shortened and escaped for a terminal.
-fn shown(text: &str) -> String {
-    text.escape_debug().take(64).collect()
 }
 
 /// The part of a layer's tensor name between `blk.N.` and `.weight`.

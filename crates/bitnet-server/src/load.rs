@@ -402,11 +402,11 @@ async fn read_answer(mut body: Incoming, start: Instant) -> Answered {
     }
     times.total = start.elapsed();
     let number = |value: &Value| value.as_u64().map(|number| number as usize);
-    let told = |name: &str, own: &str| number(&usage[name]).or_else(|| number(&own_usage[own]));
-    times.prompt_tokens = told("prompt_tokens", "tokens_evaluated").unwrap_or(0);
+    let reported = |name: &str, own: &str| number(&usage[name]).or_else(|| number(&own_usage[own]));
+    times.prompt_tokens = reported("prompt_tokens", "tokens_evaluated").unwrap_or(0);
     times.cached_tokens = number(&usage["prompt_tokens_details"]["cached_tokens"]).unwrap_or(0);
     times.output_tokens =
-        told("completion_tokens", "tokens_predicted").unwrap_or(times.gaps.len() + 1);
+        reported("completion_tokens", "tokens_predicted").unwrap_or(times.gaps.len() + 1);
     Ok(times)
 }
 

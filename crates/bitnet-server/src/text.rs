@@ -335,8 +335,8 @@ mod tests {
             .block_on(start(false))
             .expect("no panic")
             .expect_err("too many");
-        let told = serde_json::to_string(&refused.body()).expect("JSON");
-        assert!(told.contains("50 requests wait"), "{told}");
+        let body = serde_json::to_string(&refused.body()).expect("JSON");
+        assert!(body.contains("50 requests wait"), "{body}");
         waiting.iter().for_each(|waiting| waiting.abort());
         wait_until(&|| threads.waiting.available_permits() == 50);
         // If the client disconnects while its work runs, the work keeps the thread until it is
@@ -393,8 +393,8 @@ mod tests {
         let waiting: Vec<_> = (0..FORMS_WAITING_MAX).map(|_| form()).collect();
         wait_until(&|| threads.in_use().forms_waiting == FORMS_WAITING_MAX);
         let refused = runtime.block_on(form()).expect("no panic");
-        let told = serde_json::to_string(&refused.expect_err("too many").body()).expect("JSON");
-        assert!(told.contains("8 forms wait"), "{told}");
+        let body = serde_json::to_string(&refused.expect_err("too many").body()).expect("JSON");
+        assert!(body.contains("8 forms wait"), "{body}");
         assert_eq!(
             runtime.block_on(threads.run(|| Ok(7))).ok(),
             Some(7),

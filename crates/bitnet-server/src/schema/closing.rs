@@ -12,7 +12,7 @@ pub(super) struct Declared {
     /// Whether it has `properties`, even if they are empty.
     pub(super) has_properties: bool,
     /// Whether the schema itself has a rule for other properties.
-    pub(super) says_otherwise: bool,
+    pub(super) has_rule_for_others: bool,
 }
 
 impl Declared {
@@ -20,7 +20,7 @@ impl Declared {
         self.names.extend(other.names);
         self.patterns.extend(other.patterns);
         self.has_properties |= other.has_properties;
-        self.says_otherwise |= other.says_otherwise;
+        self.has_rule_for_others |= other.has_rule_for_others;
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -67,7 +67,7 @@ pub(super) fn declared_here(schema: &Value) -> Declared {
             .collect(),
         patterns: keys("patternProperties").collect(),
         has_properties: has("properties") || has("patternProperties"),
-        says_otherwise: has("additionalProperties")
+        has_rule_for_others: has("additionalProperties")
             || unevaluated.is_some_and(|value| *value != json!(false)),
     }
 }

@@ -412,7 +412,7 @@ impl<'a> Normalizer<'a> {
         let mut total = beside.clone();
         total.add(own);
         parts.into_iter().for_each(|part| total.add(part));
-        if total.says_otherwise {
+        if total.has_rule_for_others {
             return Ok(closings);
         }
         let is_union = |name: &str| schema.get(name).is_some();
@@ -426,7 +426,7 @@ impl<'a> Normalizer<'a> {
                 total.add(self.declared(&place, part)?);
             }
         }
-        let is_closed = (total.has_properties || !beside.is_empty()) && !total.says_otherwise;
+        let is_closed = (total.has_properties || !beside.is_empty()) && !total.has_rule_for_others;
         closings.own = is_closed.then_some(total);
         Ok(closings)
     }

@@ -185,9 +185,10 @@ fn objects_that_declare_properties_are_closed_in_tools_and_strict_forms() {
             false
         );
     }
-    let says_otherwise = json!({ "properties": {}, "unevaluatedProperties": { "type": "string" } });
+    let has_rule_for_others =
+        json!({ "properties": {}, "unevaluatedProperties": { "type": "string" } });
     assert_eq!(
-        normalized(&says_otherwise, Strictness::Tool),
+        normalized(&has_rule_for_others, Strictness::Tool),
         json!({ "properties": {}, "type": "object" })
     );
 }

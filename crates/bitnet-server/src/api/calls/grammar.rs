@@ -160,7 +160,7 @@ pub(crate) fn is_list_of_parameters(schema: &Value) -> bool {
     let Some(fields) = schema.as_object() else {
         return false;
     };
-    let says_no_more = fields.iter().all(|(name, value)| match name.as_str() {
+    let has_only_known = fields.iter().all(|(name, value)| match name.as_str() {
         "type" => value == "object",
         "additionalProperties" => value == &json!(false),
         "properties" | "required" | "$defs" | "x-guidance" => true,
@@ -174,7 +174,7 @@ pub(crate) fn is_list_of_parameters(schema: &Value) -> bool {
             .is_some_and(|name| properties.contains_key(name))
     });
     let is_key = |key: &String| !key.contains(['<', '>', '\n', '\r']);
-    says_no_more
+    has_only_known
         && schema["additionalProperties"] == false
         && are_declared
         && properties.keys().all(is_key)
@@ -211,7 +211,7 @@ fn plain_text(schema: &Value) -> Option<PlainText> {
         choices: None,
         may_be_null,
     };
-    let says = |names: &[&str]| {
+    let has_only = |names: &[&str]| {
         let notes = ["title", "description", "default", "examples"];
         fields
             .keys()
@@ -219,11 +219,11 @@ fn plain_text(schema: &Value) -> Option<PlainText> {
     };
     if let Some(values) = schema["enum"]
         .as_array()
-        .filter(|_| says(&["type", "enum"]))
+        .filter(|_| has_only(&["type", "enum"]))
     {
         return choices(values);
     }
-    if let Some(options) = schema["anyOf"].as_array().filter(|_| says(&["anyOf"])) {
+    if let Some(options) = schema["anyOf"].as_array().filter(|_| has_only(&["anyOf"])) {
         let is_null = |option: &&Value| option["type"] == "null";
         let (nulls, others): (Vec<_>, Vec<_>) = options.iter().partition(is_null);
         let [other] = others[..] else { return None };
@@ -232,7 +232,7 @@ fn plain_text(schema: &Value) -> Option<PlainText> {
             ..text
         });
     }
-    if !says(&["type"]) {
+    if !has_only(&["type"]) {
         return None;
     }
     match &schema["type"] {
