@@ -851,18 +851,25 @@ fn a_memory_limit_causes_an_error_and_no_crash() {
 #[test]
 fn the_page_connects_only_to_its_server() {
     let server = Server::start(&[]);
-    let page = server.get("/");
-    assert_eq!(
-        (page.status, page.header("content-type")),
-        (200, Some("text/html; charset=utf-8"))
-    );
-    let policy = page.header("content-security-policy").expect("a policy");
-    assert!(
-        policy.contains("default-src 'none'") && policy.contains("connect-src 'self'"),
-        "{policy}"
-    );
-    let text = page.text();
-    assert!(!text.contains("http://") && !text.contains("https://") && !text.contains("innerHTML"));
+    for (path, content_type) in [
+        ("/", "text/html; charset=utf-8"),
+        ("/page/chat.js", "text/javascript; charset=utf-8"),
+        ("/page/style.css", "text/css; charset=utf-8"),
+    ] {
+        let file = server.get(path);
+        assert_eq!(
+            (file.status, file.header("content-type")),
+            (200, Some(content_type))
+        );
+        let policy = file.header("content-security-policy").expect("a policy");
+        assert!(
+            policy.contains("default-src 'none'") && policy.contains("connect-src 'self'"),
+            "{policy}"
+        );
+        let text = file.text();
+        assert!(!text.contains("http://") && !text.contains("https://"));
+    }
+    assert_eq!(server.get("/page/other.js").status, 404);
 }
 
 #[test]

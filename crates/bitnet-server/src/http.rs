@@ -84,6 +84,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         ));
     let open = Router::new()
         .route("/", get(page::serve))
+        .route("/page/{file}", get(page::file))
         .route("/openapi.json", get(openapi::serve))
         .route("/metrics", get(metrics))
         .route("/health", get(health::health))
