@@ -53,10 +53,10 @@ fn try_again(
     scaling: Scaling,
     through: impl Fn(&[f32], Scaling) -> Option<Vec<f32>>,
 ) {
-    let there_and_back = through(weights, scaling);
-    assert!(there_and_back.is_none() || weights.iter().all(|w| w.is_finite()));
+    let round_trip = through(weights, scaling);
+    assert!(round_trip.is_none() || weights.iter().all(|w| w.is_finite()));
     // The code −2 occurs only with a given scale.
-    if let Some(ternary) = there_and_back.filter(|_| !matches!(scaling, Scaling::Given(_))) {
+    if let Some(ternary) = round_trip.filter(|_| !matches!(scaling, Scaling::Given(_))) {
         assert!(through(&ternary, Scaling::AbsMax).as_ref() == Some(&ternary));
     }
 }

@@ -147,7 +147,7 @@ fn quantize_and_dequantize(
     scaling: Scaling,
     pool: &Pool,
 ) {
-    let there_and_back = |weights: &[f32], scaling| {
+    let round_trip = |weights: &[f32], scaling| {
         let mut bytes = vec![0xa5; format.size_bytes(rows, cols).ok()?];
         let scale = format
             .quantize(weights, rows, cols, scaling, &mut bytes, pool)
@@ -167,8 +167,8 @@ fn quantize_and_dequantize(
         Some(out)
     };
     if weights.iter().any(|w| !w.is_finite()) {
-        assert!(there_and_back(weights, scaling).is_none());
-    } else if let Some(ternary) = there_and_back(weights, scaling) {
-        assert!(there_and_back(&ternary, Scaling::AbsMax).as_ref() == Some(&ternary));
+        assert!(round_trip(weights, scaling).is_none());
+    } else if let Some(ternary) = round_trip(weights, scaling) {
+        assert!(round_trip(&ternary, Scaling::AbsMax).as_ref() == Some(&ternary));
     }
 }

@@ -79,12 +79,12 @@ thread_local! {
 }
 
 /// Cancels the work when its request is dropped.
-struct CallOff {
+struct CancelOnDrop {
     cancel: Cancel,
     _gone: watch::Sender<()>,
 }
 
-impl Drop for CallOff {
+impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         self.cancel.cancel();
     }
@@ -162,7 +162,7 @@ impl TextThreads {
             place: Some(place),
         };
         // This value is dropped with the future when the client disconnects.
-        let _call_off = CallOff {
+        let _cancel_on_drop = CancelOnDrop {
             cancel,
             _gone: sender,
         };

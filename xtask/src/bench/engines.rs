@@ -418,18 +418,19 @@ pub(crate) fn conditions(circumstances: &Circumstances) -> String {
 pub(crate) fn summaries(engines: &[Engine], rounds: &[&Round]) -> Result<String, std::fmt::Error> {
     let mut out = summary(engines, rounds)?;
     for (name, _) in REGIMES {
-        let those: Vec<&Round> = rounds
+        let in_regime: Vec<&Round> = rounds
             .iter()
             .copied()
             .filter(|round| round.regime() == Some(name))
             .collect();
-        if !those.is_empty() && those.len() < rounds.len() {
+        if !in_regime.is_empty() && in_regime.len() < rounds.len() {
             writeln!(
                 out,
-                "\nOnly the {} rounds with memory {name} throughout:\n",
-                those.len()
+                "\nOnly rounds with memory {name} throughout, {} of {}:\n",
+                in_regime.len(),
+                rounds.len()
             )?;
-            write!(out, "{}", summary(engines, &those)?)?;
+            write!(out, "{}", summary(engines, &in_regime)?)?;
         }
     }
     Ok(out)

@@ -245,7 +245,7 @@ fn in_turns(
     };
     let rounds = engines::measure(&setup)?;
     for &threads in &setup.threads {
-        let those: Vec<&Round> = rounds
+        let on_threads: Vec<&Round> = rounds
             .iter()
             .filter(|round| round.threads == threads)
             .collect();
@@ -254,7 +254,7 @@ fn in_turns(
             "\n{threads} thread{}:\n",
             if threads == 1 { "" } else { "s" }
         )?;
-        out.push_str(&engines::summaries(&setup.engines, &those)?);
+        out.push_str(&engines::summaries(&setup.engines, &on_threads)?);
     }
     Ok(())
 }

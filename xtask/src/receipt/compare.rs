@@ -24,10 +24,10 @@ pub struct Options {
 }
 
 /// Computes the regression as a share of the baseline.
-type Worse = fn(Pair) -> f64;
+type Regression = fn(Pair) -> f64;
 
 /// The figures of a receipt that are compared.
-const FIGURES: [(&str, Worse); 4] = [
+const FIGURES: [(&str, Regression); 4] = [
     ("tokens_per_second", Pair::loss),
     ("prefill_ms", Pair::growth),
     ("first_token_ms", Pair::growth),
@@ -100,7 +100,7 @@ fn compare(baseline: &Value, current: &Value, again: &[Value]) -> (String, Band)
         }
     }
     let mut worst = Band::Accepted;
-    for (key, worse) in FIGURES {
+    for (key, regression) in FIGURES {
         let pair = |other: &Value| {
             Some(Pair {
                 baseline: baseline.get(key)?.as_f64()?,
@@ -111,9 +111,9 @@ fn compare(baseline: &Value, current: &Value, again: &[Value]) -> (String, Band)
         let noise = again
             .iter()
             .filter_map(pair)
-            .map(|pair| worse(pair).abs())
+            .map(|pair| regression(pair).abs())
             .fold(0.0, f64::max);
-        let change = worse(found);
+        let change = regression(found);
         let band = Band::of(change, noise);
         worst = worst.max(band);
         let direction = if change > 0.0 { "worse" } else { "better" };
