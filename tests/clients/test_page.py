@@ -442,9 +442,12 @@ def test_tools_that_are_no_list_are_not_taken(open_page):
 def test_a_model_is_chosen_and_the_choice_is_kept(open_page):
     page = open_page()
     expect(page.get_by_label("Model", exact=True)).to_be_hidden()
-    models = [{"id": "small", "loaded": True}, {"id": "large", "loaded": False}]
+    models = [{"id": "small", "status": {"value": "loaded"}}, {"id": "large", "status": {"value": "unloaded"}}]
     page.route("**/v1/models", lambda route: route.fulfill(json={"object": "list", "data": models}))
-    page.reload()
+    asked = []
+    page.on("request", lambda request: asked.append(request.url.split("/")[-1]))
+    with page.expect_response("**/props?model=small"):
+        page.reload()
     choice = page.get_by_label("Model", exact=True)
     expect(choice.locator("option")).to_have_text(["small", "large (not loaded)"])
     choice.select_option("large")
@@ -454,8 +457,10 @@ def test_a_model_is_chosen_and_the_choice_is_kept(open_page):
     with page.expect_request(CHAT) as request:
         say(page, "Hi")
     assert request.value.post_data_json["model"] == "large"
+    assert "props?model=large" not in asked, "the server would load the model"
     expect(page.locator("article.assistant .note")).to_contain_text("large")
     expect(page.get_by_role("article", name="Answer of large")).to_be_visible()
+    show(page, "models")
 
 
 def brightness(page):

@@ -55,7 +55,8 @@ function inWords(status, said) {
 }
 
 /**
- * The models of the server: [{ id, loaded, max_model_len, … }]. `loaded` is not there if all are.
+ * The models of the server: [{ id, status, … }]. `status.value` is `loaded`, `loading` or
+ * `unloaded`; a server with one model may leave it out.
  */
 export async function models() {
   const response = await request('v1/models');
@@ -63,10 +64,11 @@ export async function models() {
 }
 
 /**
- * Facts about the server: its chat template, and the sampling settings of requests that set none.
+ * Facts about a model: its chat template, and the sampling settings of requests that set none. The
+ * server loads the model for them.
  */
-export async function properties() {
-  const response = await request('props');
+export async function properties(model) {
+  const response = await request(`props?model=${encodeURIComponent(model)}`);
   return await response.json();
 }
 

@@ -18,7 +18,12 @@ const NUMBERS = [
 ];
 // Settings of the server that have another name in requests.
 const RENAMED = { repetition_penalty: 'repeat_penalty' };
-const LOADING_S = 2;
+// What a field shows if the server sets nothing.
+const UNSET = { max_tokens: 'no limit', seed: 'random' };
+// What stands behind the name of a model.
+const STATES = { loaded: '', loading: ' (loading)', unloaded: ' (not loaded)' };
+// Seconds until the page asks a silent server again.
+const RETRY_S = 2;
 // First messages that the page offers. A model without a chat template continues texts.
 const CHAT_STARTS = [
   'What is a ternary weight?',
@@ -134,17 +139,14 @@ export async function showModels() {
   clearTimeout(waiting);
   try {
     show(await models());
-    const { chat_template: template, default_generation_settings: defaults } =
-      await properties().catch(() => ({}));
-    showDefaults(defaults?.params ?? {});
-    showStarts(template ? CHAT_STARTS : STORY_STARTS);
+    await showProperties();
     return true;
   } catch (problem) {
     $('models').hidden = true;
     $('model').hidden = false;
     $('model').textContent = problem.status === 503 ? 'The model is loading…' : problem.message;
     if (problem.status === 401) askForKey(problem.message);
-    else waiting = setTimeout(showModels, 1000 * (problem.retryAfter ?? LOADING_S));
+    else waiting = setTimeout(showModels, 1000 * (problem.retryAfter ?? RETRY_S));
     return false;
   }
 }
@@ -153,9 +155,10 @@ function show(list) {
   const select = $('models');
   const chosen = settings.read('model');
   select.replaceChildren(
-    ...list.map(({ id, loaded }) =>
-      element('option', { value: id }, loaded === false ? `${id} (not loaded)` : id),
-    ),
+    ...list.map(({ id, status }) => {
+      const state = status?.value ?? 'loaded';
+      return element('option', { value: id, 'data-state': state }, id + (STATES[state] ?? ''));
+    }),
   );
   select.value = list.some(({ id }) => id === chosen) ? chosen : list[0].id;
   select.hidden = list.length === 1;
@@ -163,13 +166,22 @@ function show(list) {
   $('model').textContent = list[0].id;
 }
 
+/** Shows what the server says about the chosen model, if that is loaded. */
+async function showProperties() {
+  const [option] = $('models').selectedOptions;
+  const isLoaded = option.dataset.state === 'loaded';
+  const known = isLoaded ? await properties(option.value).catch(() => null) : null;
+  showDefaults(known?.default_generation_settings?.params ?? {});
+  showStarts(known?.chat_template === '' ? STORY_STARTS : CHAT_STARTS);
+}
+
 function showDefaults(params) {
   for (const name of NUMBERS) {
     const server = params[RENAMED[name] ?? name];
     const field = fields.find(field => field.name === name);
-    // Numbers of the server are of single precision.
-    if (Number.isFinite(server) && server >= 0)
-      field.placeholder = String(Number(server.toPrecision(6)));
+    // Numbers of the server are of single precision; a negative one means that there is none.
+    const isKnown = Number.isFinite(server) && server >= 0;
+    field.placeholder = isKnown ? Number(server.toPrecision(6)) : (UNSET[name] ?? '');
   }
 }
 
@@ -184,7 +196,10 @@ export function setUpOptions(onKey) {
   setUpDialog();
   setUpTheme();
   setUpKey(onKey);
-  $('models').onchange = () => settings.write('model', $('models').value);
+  $('models').onchange = () => {
+    settings.write('model', $('models').value);
+    showProperties();
+  };
 }
 
 const ask = $('ask');
