@@ -590,7 +590,7 @@ fn inspect_reports_why_a_file_cannot_be_used() {
         let odd = json(&["inspect", &path, "--json"])["odd"].to_string();
         assert!(odd.contains(expected), "{name}: {odd}");
         let plain = output(&["inspect", &path]);
-        let (_, odd) = plain.split_once("\nOdd\n").expect("the section");
+        let (_, odd) = plain.split_once("\nWarnings\n").expect("the section");
         assert!(odd.contains(expected), "{name}: {odd}");
     }
 }

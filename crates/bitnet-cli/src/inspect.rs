@@ -1,4 +1,4 @@
-//! `bitnet inspect`: shows a model's files, and lists oddities.
+//! `bitnet inspect`: shows a model's files, and warns about what is odd in them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -26,7 +26,7 @@ const SHOWN_ELEMENTS: usize = 4;
 /// How many characters of a metadata string are shown.
 const SHOWN_CHARACTERS: usize = 72;
 
-/// Prints architecture, shapes, types, sizes, tokenizer, template and oddities.
+/// Prints architecture, shapes, types, sizes, tokenizer, template and warnings.
 pub fn inspect(arguments: &InspectArguments) -> anyhow::Result<()> {
     let path = model_path(
         arguments
@@ -46,7 +46,7 @@ pub fn inspect(arguments: &InspectArguments) -> anyhow::Result<()> {
     file.write(&mut out, arguments.tensors)
 }
 
-/// A GGUF file, and what its parts make of it.
+/// A GGUF file and its contents.
 struct InspectedFile<'a> {
     path: &'a Path,
     gguf: Arc<Gguf>,
@@ -172,9 +172,9 @@ impl<'a> InspectedFile<'a> {
 }
 
 fn write_odd(out: &mut impl Write, odd: &[String]) -> anyhow::Result<()> {
-    writeln!(out, "\nOdd")?;
+    writeln!(out, "\nWarnings")?;
     if odd.is_empty() {
-        writeln!(out, "  nothing")?;
+        writeln!(out, "  none")?;
     }
     for line in odd {
         writeln!(out, "  {line}")?;
@@ -215,14 +215,9 @@ fn cannot_run(error: bitnet_models::Error) -> String {
 }
 
 /// An error and its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    line
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = anyhow::Chain::new(error).map(ToString::to_string);
+    causes.collect::<Vec<_>>().join(": ")
 }
 
 /// Why a model, its tokenizer or its template cannot be used.
@@ -314,7 +309,7 @@ fn inspect_directory(path: &Path, arguments: &InspectArguments) -> anyhow::Resul
     directory.write(&mut out, arguments.tensors)
 }
 
-/// A directory in Hugging Face's layout, and what its parts make of it.
+/// A directory in Hugging Face's layout and its contents.
 struct InspectedDirectory<'a> {
     path: &'a Path,
     checkpoint: Checkpoint,
@@ -532,7 +527,7 @@ fn totals(gguf: &Gguf) -> BTreeMap<&'static str, Total> {
     totals
 }
 
-/// Oddities of a file that runs nevertheless.
+/// What is odd in a file that runs nevertheless.
 fn oddities(
     gguf: &Gguf,
     config: Option<&Config>,
