@@ -403,6 +403,9 @@ impl Common {
         let more = self.stop_token_ids.iter().flatten();
         stop_ids.extend(more.map(|&id| TokenId(id)));
         stop_ids.extend(self.stop_tokens_by_name(model));
+        // Each answer has a copy, and each token is looked up in it: repeated ids cost nothing.
+        stop_ids.sort_unstable();
+        stop_ids.dedup();
         // A set of ids takes memory up to its largest id.
         match stop_ids.iter().find(|id| id.0 as usize >= model.vocab_size) {
             Some(id) => {

@@ -223,15 +223,16 @@ impl Tools {
         is_parallel: Option<bool>,
     ) -> Result<Option<Self>, ApiError> {
         let tools = tools.unwrap_or_default();
-        for (index, tool) in tools.iter().enumerate() {
-            check(tool, &tools[..index], index)?;
-        }
         if tools.len() > TOOLS_MAX {
             let message = format!(
                 "'tools' has {} tools, but may have at most {TOOLS_MAX}.",
                 tools.len()
             );
             return Err(ApiError::invalid("tools", message));
+        }
+        // The names are compared with each other, so the number of tools is checked first.
+        for (index, tool) in tools.iter().enumerate() {
+            check(tool, &tools[..index], index)?;
         }
         let choice = match choice {
             None | Some(Value::Null) if tools.is_empty() => return Ok(None),
@@ -747,5 +748,9 @@ mod tests {
         ] {
             assert!(settle(names, choice.clone()).is_err(), "{names:?} {choice}");
         }
+        let error = settle(&["f"; TOOLS_MAX + 1], json!("auto")).expect_err("too many");
+        assert!(
+            serde_json::to_string(&error.body()).is_ok_and(|body| body.contains("at most 128"))
+        );
     }
 }
