@@ -526,7 +526,7 @@ pub struct ServeArguments {
     #[arg(long, value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,
     /// Accept only requests with this key, or with one of the key file; may be given more than
-    /// once. Other users of the machine can see a command line: better set BITNET_API_KEY
+    /// once. Other users of the machine can see it on the command line, but not in BITNET_API_KEY
     #[arg(
         long,
         value_name = "KEY",
