@@ -845,8 +845,8 @@ pub struct SamplingArguments {
         allow_negative_numbers = true
     )]
     pub typical_p: f32,
-    /// Make tokens that have occurred less probable by this factor; 1 for no penalty; the model's,
-    /// else 1, if not given
+    /// Penalty factor for tokens that have occurred: lowers their logits; 1 for no penalty; the
+    /// model's, else 1, if not given
     #[arg(long, value_name = "F", allow_negative_numbers = true)]
     pub repeat_penalty: Option<f32>,
     /// Subtract this from the logits of tokens that have occurred

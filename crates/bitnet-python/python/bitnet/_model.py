@@ -183,11 +183,12 @@ class Model:
                 all. The model's, else 0.05.
             typical_p: Choose among the tokens closest to the expected surprise that together have
                 this probability; 1, for all, if not given.
-            repeat_penalty: Makes tokens that have occurred less probable by this factor. The
+            repeat_penalty: Penalty factor for tokens that have occurred: lowers their logits. The
                 model's, else 1.
             repeat_last_n: Number of last tokens that the penalties apply to. The model's, else 64.
             presence_penalty: Subtracted from the logits of tokens that have occurred; 0.
-            frequency_penalty: Subtracted from the logits of tokens for each time; 0.
+            frequency_penalty: Subtracted from the logits of tokens for each time that they have
+                occurred; 0.
             logit_bias: Added to the logits of tokens, by token id.
             seed: The same request with the same seed gives the same text, beside any other
                 requests, on any machine, and as `bitnet run --seed` does. Drawn if not given; the

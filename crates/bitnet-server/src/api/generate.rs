@@ -140,8 +140,9 @@ macro_rules! generation_request {
             /// to this.
             #[schema(exclusive_minimum = 0, maximum = 1)]
             typical_p: Option<f32>,
-            /// Makes tokens that occurred less probable by this factor. All penalties consider the
-            /// last 64 tokens, including the prompt's, or the number that `--repeat-last-n` sets.
+            /// Penalty factor for tokens that have occurred: lowers their logits. All penalties
+            /// consider the last 64 tokens, including the prompt's, or the number that
+            /// `--repeat-last-n` sets.
             #[schema(exclusive_minimum = 0, maximum = 100)]
             repetition_penalty: Option<f32>,
             /// Subtracted from the logits of tokens that occurred within the range of
