@@ -74,7 +74,7 @@ pub(crate) fn piece_tuple(piece: Piece) -> Option<PieceTuple> {
     }
 }
 
-/// What has arrived of an answer.
+/// The part of an answer that has arrived.
 #[derive(Default)]
 pub(crate) struct Collected {
     text: String,

@@ -42,7 +42,7 @@ pub(crate) struct Settings {
     pub(crate) options: EngineOptions,
     /// A command that runs the program of this package, without arguments.
     pub(crate) program: HelperProgram,
-    /// Told of each loaded layer.
+    /// Called for each loaded layer.
     pub(crate) progress: LoadProgress,
 }
 
@@ -139,7 +139,7 @@ impl Settings {
 pub(crate) fn start(model: &OpenModel, options: EngineOptions) -> anyhow::Result<Driver> {
     let (engine, remake) = (model.engine(options)?, model.remake(options));
     let (driver, engine_loop) = Driver::new();
-    // If the engine cannot be remade, the requests fail, which tells their owners.
+    // If the engine cannot be remade, the loop ends and all requests fail.
     engine_thread()
         .spawn(move || drop(engine_loop.run(engine, remake)))
         .context("cannot start the engine's thread")?;

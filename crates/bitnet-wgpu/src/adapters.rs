@@ -66,7 +66,7 @@ impl Adapter {
             .min(limits.max_buffer_size)
     }
 
-    /// What it lacks of what every kernel needs, with the numbers.
+    /// The first feature or limit that every kernel needs and this adapter lacks, with the numbers.
     #[must_use]
     pub fn missing(&self) -> Option<String> {
         let limits = self.raw.limits();

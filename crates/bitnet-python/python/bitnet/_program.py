@@ -7,8 +7,8 @@ import sys
 
 
 def command(*arguments: str, ends_with_input: bool = False) -> list[str]:
-    """The command that runs the program in a process of its own, with this Python and this package
-    whatever the environment and the current folder.
+    """The command that runs the program in a process of its own, with this Python and this package.
+    The environment and the current folder do not change which.
 
     ends_with_input: the process gets SIGTERM when its standard input ends.
     """
