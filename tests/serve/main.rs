@@ -10,6 +10,7 @@ mod fuzz;
 mod limits;
 mod messages;
 mod metrics;
+mod models;
 mod ollama;
 mod operations;
 #[cfg(feature = "otlp")]

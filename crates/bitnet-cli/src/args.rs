@@ -1,6 +1,6 @@
 //! The command line: commands, options and their help.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 #[cfg(feature = "server")]
 use std::time::Duration;
 
@@ -564,7 +564,17 @@ pub struct ServeArguments {
     /// on a loopback address without keys
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub allowed_host: Vec<String>,
-    /// Name of the model; may be given more than once. Responses have the first name
+    /// Memory of all loaded models together, such as 8G: weights, key/value caches and states. To
+    /// load another model, the server unloads those that were not used for the longest time. If
+    /// not given, a server of several models uses the memory that is free when it starts
+    #[arg(long, value_name = "BYTES", value_parser = crate::values::parse_bytes)]
+    pub models_memory: Option<usize>,
+    /// How long a model stays loaded after its last use: seconds, or a time such as 5m or 1h30m; 0
+    /// to unload it at once, -1 for ever. If not given, models are unloaded only to make room
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = crate::values::parse_keep_alive)]
+    pub keep_alive: Option<crate::values::KeepAlive>,
+    /// Name of the model; may be given more than once. Responses have the first name. Several
+    /// models take one name each, in their order
     #[arg(
         long,
         value_name = "NAME",
@@ -923,9 +933,9 @@ pub struct DevicesArguments {
 #[derive(Args, Clone)]
 pub struct ModelArguments {
     /// Model: a GGUF file, a Hugging Face directory or the name of a pulled model; the built-in
-    /// story-teller if not given
-    #[arg(short, long, value_name = "MODEL")]
-    pub model: Option<PathBuf>,
+    /// story-teller if not given. serve takes several, and folders of models
+    #[arg(short, long = "model", value_name = "MODEL")]
+    pub models: Vec<PathBuf>,
     /// Number of threads; the physical cores that this process may use if not given. bench takes
     /// several, separated by commas
     #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -985,6 +995,21 @@ pub struct ModelArguments {
 }
 
 impl ModelArguments {
+    /// The model of a command that has one; `None` for the built-in one.
+    pub fn only_model(&self) -> anyhow::Result<Option<&Path>> {
+        match &self.models[..] {
+            [] => Ok(None),
+            [model] => Ok(Some(model.as_path())),
+            models => {
+                let message = format!(
+                    "-m is given {} times: only serve and batch take several models",
+                    models.len()
+                );
+                Err(WrongUsage(message).into())
+            }
+        }
+    }
+
     /// How to load the model. `packing` is `None` if the arguments leave it to the machine.
     pub fn load_options(&self) -> LoadOptions {
         let mut options = LoadOptions {

@@ -9,6 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use bitnet_server::{LocalRequest, LocalResponse, answer_requests};
@@ -19,7 +20,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::args::{BatchArguments, ServeArguments, WrongUsage};
-use crate::{bars, report, serve};
+use crate::{bars, report, serve, served_models};
 
 /// Requests whose answers wait for earlier ones, for each request that runs: answers are written in
 /// order.
@@ -69,9 +70,9 @@ fn run(
     let mut lines = Lines::open(&arguments.input)?;
     lines.skip(done)?;
     let requests = std::iter::from_fn(|| next_request(&mut lines, &waiting));
-    let load = move || Ok(serve::load(&served)?);
+    let models = served_models::models(&Arc::new(served))?;
     let mut written = Ok(());
-    answer_requests(options, load, requests, at_once, |response| {
+    answer_requests(options, models, requests, at_once, |response| {
         written = writer.write(Some(response));
         match written {
             Ok(()) => ControlFlow::Continue(()),

@@ -39,6 +39,8 @@ mod report;
 mod run;
 #[cfg(feature = "server")]
 mod serve;
+#[cfg(feature = "server")]
+mod served_models;
 mod session;
 #[cfg(feature = "server")]
 mod settings;

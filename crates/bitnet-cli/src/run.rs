@@ -16,7 +16,7 @@ use crate::{receipt, report, session};
 /// Continues a prompt. Prints text as soon as it is certain, or one JSON object at the end.
 pub fn run(arguments: RunArguments) -> anyhow::Result<()> {
     // Check before the model is loaded, so that the user learns of a missing file at once.
-    session::source(arguments.model.model.as_deref())?;
+    session::source(arguments.model.only_model()?)?;
     receipt::check_folder(arguments.receipt.as_deref())?;
     let prompt = read_prompt(&arguments)?;
     let session = session::open(&arguments.model, None)?;

@@ -7,19 +7,15 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bitnet_guard::HelperLimits;
-use bitnet_inference::{
-    EngineOptions, ModelSource, OpenModel, Tokenization, context_length, kv_cache_positions,
-};
-use bitnet_models::{Config, KvCache, SamplingDefaults};
+use bitnet_models::SamplingDefaults;
 use bitnet_server::{
-    AllowedHosts, ApiKeys, Conversation, CorsOrigins, Ended, FormHelper, KeyLimits, Limits,
-    ServeOptions, ServedModel, ServerEvent, Tls,
+    AllowedHosts, ApiKeys, CorsOrigins, Ended, FormHelper, KeyLimits, Limits, ServeOptions,
+    ServerEvent, Tls,
 };
 
 use crate::args::{CacheSalt, FormHelperArguments, ServeArguments, WrongUsage};
-use crate::cache::CacheDefault;
 use crate::log::Log;
-use crate::{built_in, chat, program, session, settings};
+use crate::{program, served_models, settings};
 
 /// Serves until a signal tells the process to stop.
 pub fn serve(arguments: ServeArguments) -> anyhow::Result<()> {
@@ -28,9 +24,14 @@ pub fn serve(arguments: ServeArguments) -> anyhow::Result<()> {
     if arguments.check_config {
         return check(&arguments);
     }
+    let arguments = Arc::new(arguments);
     let log = Log::start(arguments.log_format, arguments.log_level)
         .context("cannot start the thread of the log")?;
     options.lost_log_lines = log.lost_lines();
+    let models = served_models::models(&arguments)?;
+    if models.len() > 1 && options.models_memory.is_none() {
+        options.models_memory = served_models::free_memory();
+    }
     let limits = &mut options.limits;
     limits.connections = affordable_connections(limits.connections)?;
     limits.connections_per_address = limits.connections_per_address.min(limits.connections);
@@ -40,7 +41,7 @@ pub fn serve(arguments: ServeArguments) -> anyhow::Result<()> {
         "http"
     };
     let tell = move |event| tell(event, scheme);
-    match bitnet_server::serve(options, move || Ok(load(&arguments)?), tell)? {
+    match bitnet_server::serve(options, models, tell)? {
         Ended::Drained => tracing::info!("stopped"),
         Ended::Cut { unfinished: 0 } => tracing::info!("stopped at once"),
         Ended::Cut { unfinished } => {
@@ -93,12 +94,7 @@ pub fn options(arguments: &ServeArguments) -> anyhow::Result<ServeOptions> {
                 .to_owned()
         )
     );
-    check_sampling(arguments, usize::MAX)?;
-    let source = session::source(arguments.model.model.as_deref())?;
-    let recommended = source
-        .sampling()
-        .with_context(|| format!("cannot open {source}"))?;
-    let params = arguments.sampling.params(&recommended);
+    served_models::check_sampling(arguments, usize::MAX)?;
     let host = format!("{}:{}", arguments.host, arguments.port);
     let mut addresses = (arguments.host.as_str(), arguments.port)
         .to_socket_addrs()
@@ -108,11 +104,14 @@ pub fn options(arguments: &ServeArguments) -> anyhow::Result<ServeOptions> {
         .next()
         .with_context(|| format!("{host} has no address"))?;
     let connections = arguments.connections;
+    let seed = arguments.sampling.params(&SamplingDefaults::default()).seed;
     Ok(ServeOptions {
         address,
         allowed_hosts: allowed_hosts(arguments, address.ip().is_loopback())?,
         form_helper: Some(form_helper_program(arguments)),
-        model_names: arguments.model_name.clone(),
+        preload: served_models::preloads(arguments),
+        models_memory: arguments.models_memory,
+        keep_alive: arguments.keep_alive.and_then(|keep_alive| keep_alive.0),
         api_keys,
         key_limits: KeyLimits {
             requests_per_minute: arguments.key_requests,
@@ -123,8 +122,7 @@ pub fn options(arguments: &ServeArguments) -> anyhow::Result<ServeOptions> {
         cors_origins: CorsOrigins::new(&arguments.cors_origin)
             .map_err(|error| WrongUsage(error.to_string()))?,
         is_lenient: arguments.lenient,
-        sampling: params.clone(),
-        seed: arguments.sampling.is_deterministic().then_some(params.seed),
+        seed: arguments.sampling.is_deterministic().then_some(seed),
         pooling: arguments.pooling,
         state_dir: arguments.state_dir.clone(),
         separate_caches: arguments.cache_salt == CacheSalt::Key,
@@ -278,42 +276,12 @@ fn otlp_signals() -> anyhow::Result<bitnet_server::OtlpSignals> {
     Ok(signals)
 }
 
-/// Loads the model. Runs on the thread that will own the engine.
-pub fn load(arguments: &ServeArguments) -> anyhow::Result<ServedModel> {
-    let model = session::open_model(
-        &arguments.model,
-        session::device(&arguments.model)?,
-        CacheDefault::Off,
-    )?;
-    let config = &model.info().config;
-    let context = context_length(config, arguments.model.ctx_size);
-    let options = session::engine_options(&arguments.model, context);
-    let options = EngineOptions {
-        states: num_states(
-            config.state_len() * size_of::<f32>(),
-            arguments.state_memory,
-        )?,
-        ..sized(config, options, arguments)?
-    };
-    let engine = model.engine(options)?;
-    check_headroom()?;
-    let template = arguments.chat_template.as_deref();
-    Ok(ServedModel {
-        engine,
-        remake: model.remake(options),
-        tokenizer: model.tokenizer().cloned(),
-        conversation: conversation(&model.source, model.tokenization.as_ref(), template)?,
-        name: name(&model),
-        block_size: KvCache::BLOCK,
-    })
-}
-
 /// Address space that serving needs besides the model and its cache: stacks of threads, requests,
 /// and the allocator's reserve for each thread.
 const HEADROOM_BYTES: u64 = 512 << 20;
 
 /// Fails if a limit on address space (`ulimit -v`) would end the process under load.
-fn check_headroom() -> anyhow::Result<()> {
+pub fn check_headroom() -> anyhow::Result<()> {
     let left = bitnet_guard::address_space_left().unwrap_or(u64::MAX);
     ensure!(
         left >= HEADROOM_BYTES,
@@ -324,131 +292,10 @@ fn check_headroom() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Checks the default sampling parameters: if they were invalid, every request that sets none would
-/// fail.
-fn check_sampling(arguments: &ServeArguments, vocab_size: usize) -> anyhow::Result<()> {
-    Ok(arguments
-        .sampling
-        .params(&SamplingDefaults::default())
-        .check(vocab_size)
-        .map_err(|error| WrongUsage(error.to_string()))?)
-}
-
-/// Sizes the cache from `--kv-memory`, and checks the settings against the model.
-fn sized(
-    config: &Config,
-    options: EngineOptions,
-    arguments: &ServeArguments,
-) -> anyhow::Result<EngineOptions> {
-    check_sampling(arguments, config.vocab_size)?;
-    let block_bytes = KvCache::block_bytes(
-        config.attention,
-        config.num_attention_layers(),
-        options.kv_type,
-    );
-    let needed = options.context.div_ceil(KvCache::BLOCK) * block_bytes;
-    let cache = kv_cache_positions(
-        config,
-        options.kv_type,
-        options.context,
-        arguments.kv_memory,
-    );
-    ensure!(
-        cache >= options.context,
-        "--kv-memory holds {cache} positions, but the context has {}: it takes {} MiB, or a smaller --ctx-size",
-        options.context,
-        needed.div_ceil(1 << 20)
-    );
-    Ok(EngineOptions {
-        cache,
-        running_max: arguments.running,
-        ..options
-    })
-}
-
-/// Default memory of recurrent states, if [`STATES_MIN`] of them need no more.
-const DEFAULT_STATE_BYTES: usize = 1 << 30;
-/// The fewest recurrent states if the user names no memory.
-const STATES_MIN: usize = 8;
-
-/// How many recurrent states of `state_bytes` there are in `--state-memory`.
-fn num_states(state_bytes: usize, memory: Option<usize>) -> anyhow::Result<usize> {
-    if state_bytes == 0 {
-        // A model without recurrent layers.
-        return Ok(EngineOptions::default().states);
-    }
-    let default = || DEFAULT_STATE_BYTES.max(STATES_MIN * state_bytes);
-    let num_states = memory.unwrap_or_else(default) / state_bytes;
-    ensure!(
-        num_states > 0,
-        "--state-memory is {} bytes, but one state of this model takes {state_bytes}",
-        memory.unwrap_or(0)
-    );
-    Ok(num_states)
-}
-
-/// How messages become a prompt: as in `bitnet chat`.
-fn conversation(
-    source: &ModelSource,
-    tokenization: Option<&Tokenization>,
-    template: Option<&str>,
-) -> anyhow::Result<Conversation> {
-    let Some(tokenization) = tokenization else {
-        return Ok(Conversation::Unavailable(
-            "this model has no tokenizer".to_owned(),
-        ));
-    };
-    if template.is_none() && matches!(source, ModelSource::Embedded { .. }) {
-        return Ok(Conversation::ContinueLast);
-    }
-    match chat::template(tokenization, template) {
-        Ok(template) => Ok(Conversation::Template(template)),
-        Err(error) if template.is_some() => Err(error),
-        Err(error) => Ok(Conversation::Unavailable(format!("{error:#}"))),
-    }
-}
-
-/// The model's name without `--model-name`.
-fn name(model: &OpenModel) -> String {
-    let stem = |path: &std::path::Path| {
-        path.file_stem()
-            .map(|stem| stem.to_string_lossy().into_owned())
-    };
-    let from_source = || match &model.source {
-        ModelSource::Path(path) => stem(path),
-        ModelSource::Embedded { .. } => Some(built_in::SERVED_NAME.to_owned()),
-    };
-    let from_file = || {
-        let name = model.info().config.name.clone();
-        name.filter(|name| !name.is_empty())
-    };
-    from_source()
-        .or_else(from_file)
-        .unwrap_or_else(|| "model".to_owned())
-}
-
-/// Checks the settings against the model, as far as possible without its weights, and prints them
+/// Checks the settings against the models, as far as possible without their weights, and prints them
 /// as a file of settings.
 fn check(arguments: &ServeArguments) -> anyhow::Result<()> {
-    let source = session::source(arguments.model.model.as_deref())?;
-    let config = source
-        .config()
-        .with_context(|| format!("cannot open {source}"))?;
-    let tokenization = source
-        .tokenization()
-        .with_context(|| format!("cannot load {source}"))?;
-    session::device(&arguments.model)?;
-    let context = context_length(&config, arguments.model.ctx_size);
-    sized(
-        &config,
-        session::engine_options(&arguments.model, context),
-        arguments,
-    )?;
-    conversation(
-        &source,
-        tokenization.as_ref(),
-        arguments.chat_template.as_deref(),
-    )?;
+    served_models::check(arguments)?;
     let mut out = std::io::stdout().lock();
     for setting in settings::effective()? {
         let values: Vec<String> = match setting.name.as_str() {

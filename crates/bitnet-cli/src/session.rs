@@ -6,8 +6,9 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use bitnet_guard::FileProblem;
 use bitnet_inference::{
-    Device, Driver, EngineOptions, Failure, FinishReason, LOST_ROTATION, MakeConstraint,
+    CacheUse, Device, Driver, EngineOptions, Failure, FinishReason, LOST_ROTATION, MakeConstraint,
     ModelSource, OpenModel, Piece, Request, Timings, Token, Tokenization, context_length,
 };
 use bitnet_kernels::{KernelSet, default_threads};
@@ -73,7 +74,17 @@ pub fn open_model(
     device: Device,
     cache_default: CacheDefault,
 ) -> anyhow::Result<OpenModel> {
-    let source = source(arguments.model.as_deref())?;
+    let source = source(arguments.only_model()?)?;
+    open_source(&source, arguments, device, cache_default)
+}
+
+/// Loads the model at `source` as the arguments say.
+pub fn open_source(
+    source: &ModelSource,
+    arguments: &ModelArguments,
+    device: Device,
+    cache_default: CacheDefault,
+) -> anyhow::Result<OpenModel> {
     let mut options = arguments.load_options();
     if options.packing.is_none() && device.is_cpu() {
         options.packings = tuning_file::fastest_packings(device);
@@ -86,8 +97,8 @@ pub fn open_model(
     let load = || OpenModel::open_with(source.clone(), device, options, weights.as_ref());
     let model = bars::with_load_bar(&progress, format!("loading {source}"), load)
         .with_context(|| format!("cannot load {source}"))?;
-    check_files()?;
-    cache::report(&source, &model.cache_use);
+    check_files(&files(&model))?;
+    cache::report(source, &model.cache_use);
     if let Some(form) = model.hints.i2_s_form {
         eprintln!(
             "warning: the I2_S codes of {source} seem to be arranged as {form}: try --i2-s-form {form}"
@@ -124,12 +135,26 @@ pub fn left_out(extra_layers: usize, extra_tensors: usize) -> Vec<String> {
         .collect()
 }
 
-/// Fails if a file of the model was cut while it is in use: the bytes that were read may be wrong.
-fn check_files() -> anyhow::Result<()> {
-    match bitnet_guard::file_problems(false).into_iter().next() {
+/// Fails if one of the files was cut while it is in use: the bytes that were read may be wrong.
+fn check_files(files: &[PathBuf]) -> anyhow::Result<()> {
+    let is_ours = |problem: &FileProblem| files.iter().any(|file| problem.path().starts_with(file));
+    match bitnet_guard::file_problems(false).into_iter().find(is_ours) {
         Some(problem) => Err(problem.into()),
         None => Ok(()),
     }
+}
+
+/// The files of a model, and folders of its files.
+pub fn files(model: &OpenModel) -> Vec<PathBuf> {
+    let source = match &model.source {
+        ModelSource::Path(path) => Some(path.clone()),
+        ModelSource::Embedded { .. } => None,
+    };
+    let cached = match &model.cache_use {
+        CacheUse::Mapped(file) | CacheUse::Written { file, .. } => Some(file.path.clone()),
+        CacheUse::None | CacheUse::Small | CacheUse::Failed(_) => None,
+    };
+    source.into_iter().chain(cached).collect()
 }
 
 /// The model at `path`, or the built-in one if there is no path.

@@ -15,6 +15,15 @@ pub fn parse_seconds(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "expected seconds, more than 0, such as 30 or 0.5".to_owned())
 }
 
+/// How long a model stays loaded after its last use; `None` for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeepAlive(pub Option<Duration>);
+
+/// Parses a time to stay loaded.
+pub fn parse_keep_alive(text: &str) -> Result<KeepAlive, String> {
+    bitnet_server::parse_keep_alive(text).map(KeepAlive)
+}
+
 /// Parses the bytes of stack for compiling forms: at most the stack of the server's own threads.
 pub fn parse_form_stack(text: &str) -> Result<usize, String> {
     let bytes = parse_bytes(text)?;

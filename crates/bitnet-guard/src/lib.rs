@@ -18,8 +18,8 @@ pub use contained::{Breach, Cancel, Contained, HelperProgram};
 pub use helper::{HelperLimits, answer_jobs};
 pub use mapped::{FileProblem, MappedFile, file_problems, replaced_files};
 pub use memory::{
-    address_space_left, give_memory_back, is_hangup_ignored, open_files_limit, peak_rss_bytes,
-    rss_bytes,
+    address_space_left, available_memory, give_memory_back, is_hangup_ignored, open_files_limit,
+    peak_rss_bytes, rss_bytes,
 };
 
 /// Compiles the example of the README.

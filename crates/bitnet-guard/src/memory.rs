@@ -45,6 +45,30 @@ pub fn address_space_left() -> Option<u64> {
     None
 }
 
+/// Bytes of memory that programs may still take without swapping: what the system has, or what the
+/// control group of this process has left, if that is less. `None` where the system does not report
+/// it.
+pub fn available_memory() -> Option<u64> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let of_system = line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024;
+    Some(of_system.min(control_group_left().unwrap_or(u64::MAX)))
+}
+
+/// Bytes that the control group of this process (version 2) may still take; `None` without a limit.
+fn control_group_left() -> Option<u64> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let folder = std::path::Path::new("/sys/fs/cgroup").join(group);
+    let number = |name: &str| {
+        let text = std::fs::read_to_string(folder.join(name)).ok()?;
+        text.trim().parse::<u64>().ok()
+    };
+    Some(number("memory.max")?.saturating_sub(number("memory.current")?))
+}
+
 /// Resident bytes of this process now; `None` where the system does not report them.
 pub fn rss_bytes() -> Option<u64> {
     status_bytes("VmRSS:")

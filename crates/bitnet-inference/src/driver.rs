@@ -13,6 +13,7 @@
 use std::any::Any;
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -247,22 +248,28 @@ impl Driver {
     /// A driver and the loop that serves it, for a caller that provides the thread.
     #[must_use]
     pub fn new() -> (Self, EngineLoop) {
-        Self::with_step(Engine::step)
+        Self::with_step(Engine::step, Arc::default())
     }
 
-    fn with_step<S>(step: S) -> (Self, EngineLoop<S>) {
+    /// As [`new`](Self::new). The counts continue the counts of `monitor`, whose engines have ended.
+    #[must_use]
+    pub fn continuing(monitor: Arc<EngineMonitor>) -> (Self, EngineLoop) {
+        Self::with_step(Engine::step, monitor)
+    }
+
+    fn with_step<S>(step: S, monitor: Arc<EngineMonitor>) -> (Self, EngineLoop<S>) {
         let (commands, received) = mpsc::channel();
-        let monitor = Arc::new(EngineMonitor::default());
         let driver = Self {
             commands,
             monitor: Arc::clone(&monitor),
         };
         let engine_loop = EngineLoop {
             commands: received,
+            earlier: monitor.stats(),
             monitor,
             observe: Box::new(|_| {}),
             step,
-            earlier: EngineStats::default(),
+            files: None,
             backlog: Backlog::new(),
             in_flight: HashMap::new(),
             suspects: VecDeque::new(),
@@ -576,6 +583,8 @@ pub struct EngineLoop<S = fn(&mut Engine, &mut Vec<Event>)> {
     monitor: Arc<EngineMonitor>,
     observe: Box<dyn FnMut(Observation<'_>) + Send>,
     step: S,
+    /// The model's files and folders; `None` for all mapped files.
+    files: Option<Vec<PathBuf>>,
     /// The statistics of all engines before this one.
     earlier: EngineStats,
     /// Requests that the engine does not have yet.
@@ -617,6 +626,14 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineLoop<S> {
     #[must_use]
     pub fn observed(mut self, observe: impl FnMut(Observation<'_>) + Send + 'static) -> Self {
         self.observe = Box::new(observe);
+        self
+    }
+
+    /// Fails requests only for problems of these files, and of files in these folders. Without this
+    /// call, a problem of any mapped file of the process fails them.
+    #[must_use]
+    pub fn reading(mut self, files: Vec<PathBuf>) -> Self {
+        self.files = Some(files);
         self
     }
 
@@ -671,7 +688,7 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineLoop<S> {
                 self.step_panicked(&*panic);
                 return Stopped::Panicked(panic);
             }
-            if let Some(problem) = bitnet_guard::file_problems(false).first() {
+            if let Some(problem) = self.file_problem() {
                 self.fail_all(engine, &|| Failure::File(problem.clone()));
             }
             if let Some(problem) = engine.failure() {
@@ -679,6 +696,15 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineLoop<S> {
             }
             self.send_events();
         }
+    }
+
+    /// A file of the model that lost bytes that were read.
+    fn file_problem(&self) -> Option<FileProblem> {
+        let mut problems = bitnet_guard::file_problems(false).into_iter();
+        problems.find(|problem| match &self.files {
+            None => true,
+            Some(files) => files.iter().any(|file| problem.path().starts_with(file)),
+        })
     }
 
     /// Fails every request in flight: what the engine has computed may be wrong.
@@ -1034,7 +1060,7 @@ mod tests {
                 panic!("poison");
             }
         };
-        let (driver, engine_loop) = Driver::with_step(step);
+        let (driver, engine_loop) = Driver::with_step(step, Arc::default());
         let monitor = Arc::clone(driver.monitor());
         let streams: Vec<_> = (0..)
             .zip(lengths)
@@ -1097,7 +1123,7 @@ mod tests {
     #[test]
     fn a_request_that_is_cancelled_early_does_not_run() {
         let never = |_: &mut Engine, _: &mut Vec<Event>| panic!("there is nothing to do");
-        let (driver, engine_loop) = Driver::with_step(never);
+        let (driver, engine_loop) = Driver::with_step(never, Arc::default());
         drop(driver.stream(request(3, 0)).expect("a loop"));
         let stream = driver.stream(request(3, 0)).expect("a loop");
         stream.cancel();
@@ -1111,7 +1137,7 @@ mod tests {
     #[test]
     fn requests_fail_if_the_engine_cannot_be_replaced() {
         let always = |_: &mut Engine, _: &mut Vec<Event>| panic!("poison");
-        let (driver, engine_loop) = Driver::with_step(always);
+        let (driver, engine_loop) = Driver::with_step(always, Arc::default());
         let stream = driver.stream(request(3, 0)).expect("a loop");
         let engine = remake()().expect("an engine");
         let no_engine = || Err(Error::EngineStopped);

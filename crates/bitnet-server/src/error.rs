@@ -1,6 +1,7 @@
 //! Errors that keep a server from starting, or end it.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 /// Why a server did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -22,10 +23,21 @@ pub enum Error {
     Otlp(#[source] opentelemetry_otlp::ExporterBuildError),
     /// The error that the model's loader returned.
     #[error(transparent)]
-    Load(Box<dyn std::error::Error + Send + Sync>),
+    Load(Arc<dyn std::error::Error + Send + Sync>),
     /// The model's loader panicked, for example without enough memory.
     #[error("cannot load the model: {0}")]
     LoadPanicked(String),
+    /// The model takes more memory than `--models-memory` allows.
+    #[error("the model takes {bytes} bytes of memory, but may take {bytes_max}")]
+    ModelTooLarge {
+        /// What it takes.
+        bytes: usize,
+        /// The limit.
+        bytes_max: usize,
+    },
+    /// The first request of the load generator failed.
+    #[error("the first request failed: {0}")]
+    FirstRequest(String),
     /// An address that the load generator cannot use.
     #[error(
         "{url:?} is not a valid server address: expected http://host[:port][/path] (https is not supported)"

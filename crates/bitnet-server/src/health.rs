@@ -24,8 +24,8 @@ pub(crate) struct Health {
 
 fn answer(app: &App, is_ok: bool) -> Response {
     let status = match app.phase() {
-        _ if app.damage().is_some() => "model changed",
-        _ if app.stalled().is_some() => "stalled",
+        _ if app.registry.damage().is_some() => "model changed",
+        _ if app.registry.stalled().is_some() => "stalled",
         _ if is_text_stalled(app) => "text stalled",
         Phase::Loading => "loading",
         Phase::Ready => "ok",
@@ -46,7 +46,7 @@ fn is_text_stalled(app: &App) -> bool {
 
 /// Whether the process works as it should: a restart would not help.
 fn is_alive(app: &App) -> bool {
-    app.stalled().is_none() && app.damage().is_none()
+    app.registry.stalled().is_none() && app.registry.damage().is_none()
 }
 
 /// Whether the server answers requests now.
@@ -113,5 +113,5 @@ pub(crate) async fn live(State(app): State<Arc<App>>) -> Response {
     )
 )]
 pub(crate) async fn started(State(app): State<Arc<App>>) -> Response {
-    answer(&app, app.is_loaded())
+    answer(&app, app.has_started())
 }

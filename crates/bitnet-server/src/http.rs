@@ -103,13 +103,14 @@ pub(crate) fn router(app: Arc<App>) -> Router {
 async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
     let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok());
     let format = TextFormat::accepted(accept);
-    let text = app.metrics.text(&app.scene(), format);
+    let text = app.scene().text(&app.registry.scenes(), format);
     ([(CONTENT_TYPE, format.content_type())], text).into_response()
 }
 
 /// The load report in a format that a client asks for; `None` for unknown formats.
 fn load_report(app: &App, format: &HeaderValue) -> Option<HeaderValue> {
-    let (usage, waiting) = (app.metrics.cache_usage(), app.queue.counts().waiting);
+    let registry = &app.registry;
+    let (usage, waiting) = (registry.cache_usage(), registry.counts().waiting);
     let text = match format.as_bytes() {
         b"TEXT" => {
             format!(
@@ -295,12 +296,10 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
 
 #[cfg(test)]
 mod tests {
-    use bitnet_inference::Driver;
     use hyper::service::Service;
     use hyper_util::service::TowerToHyperService;
 
     use super::*;
-    use crate::metrics::Metrics;
     use crate::options::ServeOptions;
     use crate::store::ResponseStore;
 
@@ -309,14 +308,9 @@ mod tests {
         async fn panics() -> &'static str {
             panic!("on purpose")
         }
-        let (driver, _engine) = Driver::new();
-        let metrics = Arc::new(Metrics::new(Arc::clone(driver.monitor())));
-        let app = Arc::new(App::new(
-            ServeOptions::for_tests(),
-            driver,
-            metrics,
-            ResponseStore::in_memory(),
-        ));
+        let responses = ResponseStore::in_memory();
+        let (app, _ended) = App::new(ServeOptions::for_tests(), Vec::new(), responses);
+        let app = Arc::new(app);
         let router = Router::new()
             .route("/panics", get(panics))
             .route("/works", get(|| async { "works" }))

@@ -137,9 +137,7 @@ pub fn run_load(options: &LoadGeneratorOptions) -> Result<LoadReport> {
         for index in 0..options.num_warmup {
             // Warm-up prompts differ from the measured ones.
             let warmup = target.request(usize::MAX / 2 + index).await;
-            warmup.map_err(|problem| {
-                Error::Load(format!("the first request failed: {problem}").into())
-            })?;
+            warmup.map_err(|problem| Error::FirstRequest(problem.to_string()))?;
         }
         let start = Instant::now();
         let results = match options.arrivals {

@@ -12,11 +12,11 @@ use crate::api::generate::make_constraint;
 use crate::api::turn::LocalParts;
 use crate::forms::FormHelper;
 use crate::id::random_id;
-use crate::state::{Conversation, Model};
+use crate::served::{Conversation, ServedModel};
 use crate::text::THREAD_STACK_BYTES;
 
 /// Reads the chat requests of one model.
-pub struct LocalChats(Model);
+pub struct LocalChats(ServedModel);
 
 /// A chat request: its prompt, the form of its answers, and how to read them.
 pub struct LocalChat {
@@ -63,7 +63,7 @@ impl LocalChats {
         vocab_size: usize,
         form_helper: Option<FormHelper>,
     ) -> Self {
-        let model = Model::outside_server(tokenizer, conversation, vocab_size, form_helper);
+        let model = ServedModel::outside_server(tokenizer, conversation, vocab_size, form_helper);
         Self(model)
     }
 

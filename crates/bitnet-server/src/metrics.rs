@@ -128,9 +128,14 @@ impl Outcome {
 /// A kind of HTTP request: route, method and status.
 type HttpKind = (String, String, u16);
 
-/// All counters.
-pub(crate) struct Metrics {
+/// Counts HTTP requests, over all models.
+pub(crate) struct HttpMetrics {
     started: std::time::SystemTime,
+    requests: Mutex<BTreeMap<HttpKind, Histogram>>,
+}
+
+/// The counters of one model. They outlive its unloading.
+pub(crate) struct Metrics {
     outcomes: [Counter; 4],
     prompt_tokens: Counter,
     generated_tokens: Counter,
@@ -148,15 +153,21 @@ pub(crate) struct Metrics {
     answers_asked: Histogram,
     max_tokens_asked: Histogram,
     step_tokens: Histogram,
-    http: Mutex<BTreeMap<HttpKind, Histogram>>,
     engine: Arc<EngineMonitor>,
 }
 
-/// State of the server that a scrape shows besides the counts.
-pub(crate) struct Scene<'a> {
-    pub(crate) model: &'a str,
+/// A model as a scrape shows it.
+pub(crate) struct ModelScene<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) metrics: &'a Metrics,
+    pub(crate) is_loaded: bool,
     pub(crate) block_size: usize,
     pub(crate) queue: queue::Counts,
+}
+
+/// State of the server that a scrape shows besides the models.
+pub(crate) struct Scene<'a> {
+    pub(crate) http: &'a HttpMetrics,
     pub(crate) lost_log_lines: u64,
     pub(crate) text: TextUse,
     pub(crate) connections: &'a Connections,
@@ -165,10 +176,30 @@ pub(crate) struct Scene<'a> {
     pub(crate) is_damaged: bool,
 }
 
+impl Default for HttpMetrics {
+    fn default() -> Self {
+        Self {
+            started: std::time::SystemTime::now(),
+            requests: Mutex::default(),
+        }
+    }
+}
+
+impl HttpMetrics {
+    /// Counts an HTTP request that has ended.
+    pub(crate) fn ended(&self, route: &str, method: &str, status: u16, duration: Duration) {
+        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        let kind = (route.to_owned(), method.to_owned(), status);
+        requests
+            .entry(kind)
+            .or_insert_with(|| Histogram::new(HTTP_S))
+            .observe_duration(duration);
+    }
+}
+
 impl Metrics {
     pub(crate) fn new(engine: Arc<EngineMonitor>) -> Self {
         Self {
-            started: std::time::SystemTime::now(),
             outcomes: Default::default(),
             prompt_tokens: Counter::default(),
             generated_tokens: Counter::default(),
@@ -186,23 +217,34 @@ impl Metrics {
             answers_asked: Histogram::new(ANSWERS),
             max_tokens_asked: Histogram::new(TOKENS),
             step_tokens: Histogram::new(STEP_TOKENS),
-            http: Mutex::default(),
             engine,
         }
+    }
+
+    /// Reports on the model's engine.
+    pub(crate) fn engine(&self) -> Arc<EngineMonitor> {
+        Arc::clone(&self.engine)
+    }
+
+    /// The model was unloaded: there is no cache any more.
+    pub(crate) fn engine_gone(&self) {
+        let EngineStats {
+            counts,
+            head_use,
+            panics,
+            ..
+        } = self.engine.stats();
+        self.engine.record(EngineStats {
+            counts,
+            head_use,
+            panics,
+            ..EngineStats::default()
+        });
     }
 
     /// A step of the engine has run `tokens` tokens through the model.
     pub(crate) fn stepped(&self, tokens: u64) {
         self.step_tokens.observe(tokens as f64);
-    }
-
-    /// Counts an HTTP request that has ended.
-    pub(crate) fn http(&self, route: &str, method: &str, status: u16, duration: Duration) {
-        let mut http = self.http.lock().unwrap_or_else(PoisonError::into_inner);
-        let kind = (route.to_owned(), method.to_owned(), status);
-        http.entry(kind)
-            .or_insert_with(|| Histogram::new(HTTP_S))
-            .observe_duration(duration);
     }
 
     /// Counts an admitted request for `n` answers to each prompt.
@@ -322,6 +364,55 @@ impl Metrics {
 mod tests {
     use super::*;
 
+    /// A scrape of these models.
+    fn scrape(models: &[(&Metrics, &str)]) -> String {
+        let scene = Scene {
+            http: &HttpMetrics::default(),
+            lost_log_lines: 0,
+            text: TextUse::default(),
+            connections: &Connections::default(),
+            inflight_bytes: 0,
+            is_damaged: false,
+        };
+        let model = |&(metrics, name): &(_, _)| ModelScene {
+            name,
+            metrics,
+            is_loaded: true,
+            block_size: 32,
+            queue: queue::Counts::default(),
+        };
+        let models: Vec<_> = models.iter().map(model).collect();
+        scene.text(&models, TextFormat::Prometheus)
+    }
+
+    #[test]
+    fn the_samples_of_all_models_follow_one_head() {
+        let (a, b) = (Metrics::new(Arc::default()), Metrics::new(Arc::default()));
+        AnswerTimer::new(Instant::now()).token(&b);
+        let text = scrape(&[(&a, "a"), (&b, "b")]);
+        let tokens: Vec<_> = text
+            .lines()
+            .filter(|line| line.contains("vllm:generation_tokens_total"))
+            .collect();
+        assert_eq!(
+            tokens,
+            [
+                "# HELP vllm:generation_tokens_total Tokens generated.",
+                "# TYPE vllm:generation_tokens_total counter",
+                "vllm:generation_tokens_total{model_name=\"a\",engine=\"0\"} 0",
+                "vllm:generation_tokens_total{model_name=\"b\",engine=\"0\"} 1",
+            ]
+        );
+        let heads: Vec<_> = text
+            .lines()
+            .filter(|line| line.starts_with("# TYPE"))
+            .collect();
+        let mut distinct = heads.clone();
+        distinct.sort_unstable();
+        distinct.dedup();
+        assert_eq!(heads.len(), distinct.len(), "each head once");
+    }
+
     #[test]
     fn an_answer_ends_once_and_is_timed_by_its_tokens() {
         let metrics = Metrics::new(Arc::default());
@@ -331,17 +422,7 @@ mod tests {
         }
         timer.ended(&metrics, Outcome::Abort);
         timer.ended(&metrics, Outcome::Error);
-        let scene = Scene {
-            lost_log_lines: 0,
-            text: TextUse::default(),
-            connections: &Connections::default(),
-            inflight_bytes: 0,
-            is_damaged: false,
-            model: "a\"b",
-            block_size: 32,
-            queue: queue::Counts::default(),
-        };
-        let text = metrics.text(&scene, TextFormat::Prometheus);
+        let text = scrape(&[(&metrics, "a\"b")]);
         for line in [
             "vllm:generation_tokens_total{model_name=\"a\\\"b\",engine=\"0\"} 3",
             "vllm:request_success_total{model_name=\"a\\\"b\",engine=\"0\",finished_reason=\"abort\"} 1",

@@ -106,7 +106,7 @@ const REQUESTS: [&str; 42] = [
 ];
 
 /// Error responses of any request with a body.
-const REFUSALS: [(&str, &str); 9] = [
+const REFUSALS: [(&str, &str); 10] = [
     (
         "400",
         "A field is invalid or not supported; `param` names it.",
@@ -125,6 +125,10 @@ const REFUSALS: [(&str, &str); 9] = [
         "The model is being loaded, or the server is about to stop.",
     ),
     ("504", "The answer took too long."),
+    (
+        "507",
+        "The model takes more memory than all models together may.",
+    ),
 ];
 
 static TEXT: LazyLock<String> =

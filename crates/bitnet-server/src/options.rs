@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use bitnet_inference::{Pooling, SamplingParams};
+use bitnet_inference::Pooling;
 
 use crate::auth::ApiKeys;
 use crate::cors::CorsOrigins;
@@ -19,9 +19,14 @@ use crate::tls::Tls;
 pub struct ServeOptions {
     /// Address to listen on; port 0 takes a free one.
     pub address: SocketAddr,
-    /// Names of the model in requests; the first is the name in answers. If empty, the model's own
-    /// name.
-    pub model_names: Vec<String>,
+    /// Whether the first model is loaded before the server is ready. A server of several models is
+    /// ready even if that fails.
+    pub preload: bool,
+    /// Maximum memory of all loaded models together, in bytes; `None` for no limit.
+    pub models_memory: Option<usize>,
+    /// How long models stay loaded after their last use, unless a request says otherwise; `None`
+    /// for ever. A server of one model without a time never unloads it.
+    pub keep_alive: Option<Duration>,
     /// Valid API keys; `None` accepts every request.
     pub api_keys: Option<ApiKeys>,
     /// What each client may use.
@@ -37,8 +42,6 @@ pub struct ServeOptions {
     pub form_helper: Option<FormHelper>,
     /// Whether to ignore unknown and unsupported fields, and to accept any model name.
     pub is_lenient: bool,
-    /// Defaults of the sampling parameters.
-    pub sampling: SamplingParams,
     /// Seed of requests without one; `None` for a random one each.
     pub seed: Option<u64>,
     /// How hidden states become an embedding; `None` for the model's own way.
@@ -119,7 +122,9 @@ impl ServeOptions {
         let minute = Duration::from_secs(60);
         Self {
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
-            model_names: Vec::new(),
+            preload: true,
+            models_memory: None,
+            keep_alive: None,
             api_keys: None,
             key_limits: KeyLimits::default(),
             tls: None,
@@ -127,7 +132,6 @@ impl ServeOptions {
             allowed_hosts: AllowedHosts::any(),
             form_helper: None,
             is_lenient: false,
-            sampling: SamplingParams::default(),
             seed: None,
             pooling: None,
             state_dir: None,

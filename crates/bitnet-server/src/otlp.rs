@@ -69,8 +69,7 @@ impl Otlp {
     pub(crate) fn start(
         signals: OtlpSignals,
         address: std::net::SocketAddr,
-        metrics: &Arc<Metrics>,
-        queue: &Arc<Queue>,
+        models: Vec<ObservedModel>,
     ) -> Result<Self, ExporterBuildError> {
         let resource = resource();
         let mut otlp = Self {
@@ -91,7 +90,7 @@ impl Otlp {
                 .with_resource(resource.clone())
                 .build();
             let meter = meters.meter(SCOPE);
-            observe(&meter, metrics, queue);
+            observe(&meter, models);
             otlp.instruments = Some(Instruments::new(&meter));
             otlp.meters = Some(meters);
         }
@@ -277,47 +276,80 @@ fn error_type(details: &Details, ended: &RequestEnd) -> Option<StringValue> {
     }
 }
 
-/// Registers gauges, whose values are read at each export.
-fn observe(meter: &Meter, metrics: &Arc<Metrics>, queue: &Arc<Queue>) {
+/// A model whose state is sent with the metrics.
+pub(crate) struct ObservedModel {
+    pub(crate) name: String,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) queue: Arc<Queue>,
+}
+
+/// Registers gauges and counters, whose values are read at each export: of each model, with its
+/// name if there are several.
+fn observe(meter: &Meter, models: Vec<ObservedModel>) {
+    let has_several = models.len() > 1;
+    let with_labels = |model: ObservedModel| {
+        let name = KeyValue::new("gen_ai.response.model", model.name.clone());
+        (model, has_several.then_some(name))
+    };
+    let models: LabelledModels = models.into_iter().map(with_labels).collect();
+    observe_gauges(meter, &models);
+    observe_counters(meter, &models);
+}
+
+/// Models with the label of their samples.
+type LabelledModels = Arc<[(ObservedModel, Option<KeyValue>)]>;
+
+fn observe_gauges(meter: &Meter, models: &LabelledModels) {
     let gauge = |name: &'static str,
                  unit: &'static str,
                  help: &'static str,
-                 value: fn(&Metrics, &Queue) -> f64| {
-        let (metrics, queue) = (Arc::clone(metrics), Arc::clone(queue));
+                 value: fn(&ObservedModel) -> f64| {
+        let models = Arc::clone(models);
         let builder = meter
             .f64_observable_gauge(name)
             .with_unit(unit)
             .with_description(help);
         builder
-            .with_callback(move |observer| observer.observe(value(&metrics, &queue), &[]))
+            .with_callback(move |observer| {
+                for (model, label) in &*models {
+                    observer.observe(value(model), label.as_slice());
+                }
+            })
             .build();
     };
     gauge(
         "bitnet.requests.running",
         "{request}",
         "Answers the engine is working on.",
-        |_, queue| queue.counts().running as f64,
+        |model| model.queue.counts().running as f64,
     );
     gauge(
         "bitnet.requests.waiting",
         "{request}",
         "Answers the engine has not begun.",
-        |_, queue| queue.counts().waiting as f64,
+        |model| model.queue.counts().waiting as f64,
     );
     gauge(
         "bitnet.kv_cache.usage",
         "1",
         "Part of the key/value cache in use.",
-        |metrics, _| metrics.cache_usage(),
+        |model| model.metrics.cache_usage(),
     );
+}
+
+fn observe_counters(meter: &Meter, models: &LabelledModels) {
     let counter = |name: &'static str, help: &'static str, value: fn(&Metrics) -> u64| {
-        let metrics = Arc::clone(metrics);
+        let models = Arc::clone(models);
         let builder = meter
             .u64_observable_counter(name)
             .with_unit("{token}")
             .with_description(help);
         builder
-            .with_callback(move |observer| observer.observe(value(&metrics), &[]))
+            .with_callback(move |observer| {
+                for (model, label) in &*models {
+                    observer.observe(value(&model.metrics), label.as_slice());
+                }
+            })
             .build();
     };
     counter(

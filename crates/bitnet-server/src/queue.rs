@@ -146,6 +146,16 @@ impl Ticket {
 }
 
 impl Counts {
+    /// The answers of two queues together.
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self {
+            waiting: self.waiting + other.waiting,
+            waiting_tokens: self.waiting_tokens + other.waiting_tokens,
+            running: self.running + other.running,
+            ..self
+        }
+    }
+
     fn learn(&mut self, service: Duration) {
         let latest = service.as_secs_f64();
         let is_first = self.service_s == 0.0;

@@ -42,8 +42,8 @@ impl Drop for Recording {
         record.log(self.status, self.is_complete, duration);
         let status = self.status.map_or(CLIENT_GONE, |status| status.as_u16());
         self.app
-            .metrics
-            .http(record.route(), record.method(), status, duration);
+            .http
+            .ended(record.route(), record.method(), status, duration);
         #[cfg(feature = "otlp")]
         if let Some(otlp) = self.app.otlp.get() {
             otlp.ended(

@@ -18,7 +18,9 @@ use tokio::sync::oneshot;
 use crate::error::{Error, Result};
 use crate::http::{REQUEST_ID, router};
 use crate::options::ServeOptions;
-use crate::serve::{Loaded, engine_lost, new_app, runtime, start_engine};
+use crate::serve::{engine_lost, new_app, start_models};
+use crate::served::ModelSpec;
+use crate::threads::runtime;
 use crate::watch;
 
 /// A request: its body is JSON.
@@ -41,21 +43,24 @@ pub struct LocalResponse {
     pub body: Bytes,
 }
 
-/// Loads a model as [`serve`](crate::serve()) does, and answers requests in the way of its routes,
+/// Loads models as [`serve`](crate::serve()) does, and answers requests in the way of its routes,
 /// at most `at_once` at a time. `take` gets the answers in the order of the requests; it may end
 /// the work.
 ///
 /// # Errors
-/// If the model cannot be loaded, or the engine's thread ends.
+/// If the only model cannot be loaded, or its engine's thread ends.
+///
+/// # Panics
+/// If there is no model.
 pub fn answer_requests(
     options: ServeOptions,
-    load: impl FnOnce() -> Loaded + Send + 'static,
+    models: Vec<ModelSpec>,
     requests: impl Iterator<Item = LocalRequest>,
     at_once: usize,
     take: impl FnMut(LocalResponse) -> ControlFlow<()>,
 ) -> Result<()> {
     let runtime = runtime().map_err(Error::Threads)?;
-    let ended = runtime.block_on(answer(options, load, requests, at_once, take));
+    let ended = runtime.block_on(answer(options, models, requests, at_once, take));
     // The remaining tasks are abandoned.
     runtime.shutdown_background();
     ended
@@ -63,20 +68,19 @@ pub fn answer_requests(
 
 async fn answer(
     options: ServeOptions,
-    load: impl FnOnce() -> Loaded + Send + 'static,
+    models: Vec<ModelSpec>,
     requests: impl Iterator<Item = LocalRequest>,
     at_once: usize,
     mut take: impl FnMut(LocalResponse) -> ControlFlow<()>,
 ) -> Result<()> {
-    let (app, engine_loop) = new_app(options)?;
+    let (app, mut engine_ended) = new_app(options, models)?;
     let (ready, is_ready) = oneshot::channel();
     let ready = std::sync::Mutex::new(Some(ready));
     let tell = move |_| {
         let ready = ready.lock().map(|mut ready| ready.take());
         ready.ok().flatten().map(|ready| ready.send(()));
     };
-    let mut engine_ended = start_engine(Arc::clone(&app), engine_loop, load, Arc::new(tell))
-        .map_err(Error::Threads)?;
+    start_models(&app, Arc::new(tell));
     watch::start(&app).map_err(Error::Threads)?;
     tokio::select! {
         ended = &mut engine_ended => return Err(engine_lost(ended)),

@@ -10,12 +10,12 @@ use crate::api::usage::Usage;
 #[cfg(feature = "otlp")]
 use crate::error::Error;
 use crate::error::Result;
-use crate::metrics::{AnswerTimer, Metrics, Scene, TextFormat};
+use crate::metrics::{AnswerTimer, HttpMetrics, Metrics, ModelScene, Scene, TextFormat};
 #[cfg(feature = "otlp")]
 use crate::options::OtlpSignals;
 #[cfg(feature = "otlp")]
 use crate::otlp::Otlp;
-use crate::queue::{Counts, Queue};
+use crate::queue::Counts;
 #[cfg(feature = "otlp")]
 use crate::record::RequestEnd;
 use crate::record::{Generation, Record};
@@ -49,16 +49,22 @@ pub fn event_costs() -> Result<EventCosts> {
     let mut timer = AnswerTimer::new(record.arrived());
     let mut stats = EngineStats::default();
     let finish = finish();
+    let requests = HttpMetrics::default();
     let scene = Scene {
+        http: &requests,
         lost_log_lines: 0,
         text: Default::default(),
         connections: &Default::default(),
         inflight_bytes: 0,
         is_damaged: false,
-        model: "stories",
+    };
+    let models = [ModelScene {
+        name: "stories",
+        metrics: &metrics,
+        is_loaded: true,
         block_size: 32,
         queue: Counts::default(),
-    };
+    }];
     Ok(EventCosts {
         token: seconds(1_000_000, || timer.token(&metrics)),
         step: seconds(1_000_000, || {
@@ -71,7 +77,7 @@ pub fn event_costs() -> Result<EventCosts> {
             AnswerTimer::new(record.arrived()).finished(&metrics, &finish)
         }),
         http: seconds(200_000, || {
-            metrics.http(
+            requests.ended(
                 record.route(),
                 record.method(),
                 200,
@@ -79,8 +85,8 @@ pub fn event_costs() -> Result<EventCosts> {
             )
         }),
         #[cfg(feature = "otlp")]
-        otlp: otlp(&metrics, &record)?,
-        scrape: seconds(2_000, || metrics.text(&scene, TextFormat::Prometheus)),
+        otlp: otlp(&record)?,
+        scrape: seconds(2_000, || scene.text(&models, TextFormat::Prometheus)),
     })
 }
 
@@ -93,7 +99,7 @@ fn seconds<T>(calls: u32, mut call: impl FnMut() -> T) -> f64 {
 
 /// Uses exporters that reach no collector: a request waits for the same work.
 #[cfg(feature = "otlp")]
-fn otlp(metrics: &Arc<Metrics>, record: &Record) -> Result<f64> {
+fn otlp(record: &Record) -> Result<f64> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -105,7 +111,7 @@ fn otlp(metrics: &Arc<Metrics>, record: &Record) -> Result<f64> {
         traces: true,
     };
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], 8080));
-    let otlp = Otlp::start(signals, address, metrics, &Arc::new(Queue::new(1, 1)));
+    let otlp = Otlp::start(signals, address, Vec::new());
     let otlp = otlp.map_err(Error::Otlp)?;
     let ended = RequestEnd {
         status: 200,

@@ -80,8 +80,8 @@ fn look_at_files(app: &App, keys: Option<ApiKeys>, looks: &Looks) {
             let read = tls.read_again();
             look_again(tls.path(), "the certificate", read, &mut tls_problem);
         }
-        if let Some(problem) = bitnet_guard::file_problems(true).first() {
-            app.model_damaged(problem);
+        for problem in bitnet_guard::file_problems(true) {
+            app.registry.damaged(&problem);
         }
         look_for_replaced(&mut replaced);
         looks.end();
@@ -128,7 +128,7 @@ async fn watch(app: Arc<App>, looks: Arc<Looks>) {
     );
     loop {
         tokio::time::sleep(app.options.stall_timeout.min(PAUSE)).await;
-        engine.note(app.stalled());
+        engine.note(app.registry.stalled());
         text.note(app.text.stalled(app.options.stall_timeout));
         files.note(looks.time().filter(|time| *time > SLOW_LOOK));
         if app.inflight.is_over(BURST_BYTES) {

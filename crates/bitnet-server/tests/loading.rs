@@ -10,8 +10,8 @@ use std::time::Duration;
 use bitnet_inference::{Device, Engine, EngineOptions, Loaded, SamplingParams, load};
 use bitnet_models::LoadOptions;
 use bitnet_server::{
-    AllowedHosts, Conversation, CorsOrigins, Error, KeyLimits, Limits, ServeOptions, ServedModel,
-    ServerEvent, serve,
+    AllowedHosts, Conversation, CorsOrigins, Error, KeyLimits, Limits, LoadedModel, LoaderError,
+    ModelSpec, ServeOptions, ServerEvent, serve,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -22,11 +22,12 @@ fn options() -> ServeOptions {
         allowed_hosts: AllowedHosts::any(),
         form_helper: None,
         address: SocketAddr::from(([127, 0, 0, 1], 0)),
-        model_names: Vec::new(),
+        preload: true,
+        models_memory: None,
+        keep_alive: None,
         api_keys: None,
         cors_origins: CorsOrigins::default(),
         is_lenient: false,
-        sampling: SamplingParams::default(),
         seed: None,
         pooling: None,
         state_dir: None,
@@ -57,7 +58,7 @@ fn options() -> ServeOptions {
     }
 }
 
-fn served() -> ServedModel {
+fn served() -> LoadedModel {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../tests/data/golden/strict-b158/model-i2_s.gguf");
     let device = || Device::cpu(1);
@@ -69,13 +70,26 @@ fn served() -> ServedModel {
         ..EngineOptions::default()
     };
     let remake = Box::new(move || Engine::new(Arc::clone(&model), None, device(), options));
-    ServedModel {
+    LoadedModel {
         engine: remake().expect("an engine"),
         remake,
         tokenizer: None,
         conversation: Conversation::Unavailable("this model has no tokenizer".to_owned()),
-        name: "golden".to_owned(),
+        sampling: SamplingParams::default(),
         block_size: 32,
+        bytes: 0,
+        files: vec![path],
+    }
+}
+
+/// A model that `load` loads.
+fn spec(load: impl FnMut() -> Result<LoadedModel, LoaderError> + Send + 'static) -> ModelSpec {
+    ModelSpec {
+        names: vec!["golden".to_owned()],
+        bytes: 0,
+        outline: None,
+        load: Box::new(load),
+        preview: Box::new(|| Err("it is not needed".into())),
     }
 }
 
@@ -113,7 +127,7 @@ fn a_server_that_loads_is_alive_but_not_ready() {
             // The test may be over.
             let _ = events.send(event);
         };
-        serve(options(), load, tell)
+        serve(options(), vec![spec(load)], tell)
     });
     let Ok(ServerEvent::Listening(address)) = told.recv() else {
         panic!("the server does not listen")
@@ -163,8 +177,8 @@ fn a_server_that_loads_is_alive_but_not_ready() {
 
 #[test]
 fn a_model_that_cannot_be_loaded_ends_the_server() {
-    let error =
-        serve(options(), || Err("it is not there".into()), |_| {}).expect_err("there is no model");
+    let missing = spec(|| Err("it is not there".into()));
+    let error = serve(options(), vec![missing], |_| {}).expect_err("there is no model");
     assert!(
         matches!(&error, Error::Load(_)) && error.to_string() == "it is not there",
         "{error}"

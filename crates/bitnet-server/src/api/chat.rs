@@ -25,7 +25,9 @@ use crate::api::usage::Usage;
 use crate::api::{ApiError, body};
 use crate::id::random_id;
 use crate::record::Record;
-use crate::state::{App, Model, unix_time};
+use crate::registry::ModelLease;
+use crate::served::ServedModel;
+use crate::state::{App, unix_time};
 
 generation_request! {
     /// A conversation to continue. Unknown and unsupported fields are refused with an error that
@@ -257,20 +259,22 @@ impl ChatRequest {
     }
 }
 
-fn prepare(app: &App, bytes: &[u8]) -> Result<Prepared, ApiError> {
-    let model = app.model()?;
+fn prepare(app: &App, model: &ServedModel, bytes: &[u8]) -> Result<Prepared, ApiError> {
     let mut request: ChatRequest = body::parse(bytes, app.options.is_lenient)?;
     request.turn()?.prepare(app, model)
 }
 
 /// Reads the request of a program that runs the engine itself, as the server would.
-pub(crate) fn local_parts(model: &Model, bytes: &[u8]) -> Result<LocalParts, ApiError> {
+pub(crate) fn local_parts(model: &ServedModel, bytes: &[u8]) -> Result<LocalParts, ApiError> {
     let mut request: ChatRequest = body::parse(bytes, false)?;
     request.turn()?.local(model)
 }
 
-async fn read_and_prepare(app: &Arc<App>, request: Request) -> Result<Prepared, ApiError> {
-    app.model()?;
+async fn read_and_prepare(
+    app: &Arc<App>,
+    request: Request,
+) -> Result<(ModelLease, Prepared), ApiError> {
+    app.check_open()?;
     generate::read_and(app, request, prepare).await
 }
 
@@ -292,10 +296,9 @@ pub(crate) async fn create(
     request: Request,
 ) -> Result<Response, ApiError> {
     app.check_room()?;
-    let prepared = read_and_prepare(&app, request).await?;
-    let model = app.model()?;
+    let (model, prepared) = read_and_prepare(&app, request).await?;
     let id = random_id("chatcmpl-");
-    let answers = prepared.submit(&app, model, "messages", &id, &record)?;
+    let answers = prepared.submit(&app, &model, "messages", &id, &record)?;
     let Prepared { plan, reader, .. } = prepared;
     let envelope = Envelope {
         id,
@@ -325,11 +328,10 @@ pub(crate) async fn render(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let Prepared { text, prompt, .. } = read_and_prepare(&app, request).await?;
-    let model = app.model()?.name().to_owned();
+    let (model, Prepared { text, prompt, .. }) = read_and_prepare(&app, request).await?;
     Ok(super::json(&Rendered {
         request_id: random_id("chatcmpl-"),
-        model,
+        model: model.name().to_owned(),
         prompt: Some(text),
         token_ids: prompt,
     }))
@@ -354,7 +356,7 @@ pub(crate) async fn apply_template(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let Prepared { text, .. } = read_and_prepare(&app, request).await?;
+    let (_, Prepared { text, .. }) = read_and_prepare(&app, request).await?;
     Ok(super::json(&AppliedTemplate { prompt: text }))
 }
 

@@ -18,7 +18,9 @@ use crate::api::usage::Usage;
 use crate::api::{ApiError, body};
 use crate::id::random_id;
 use crate::record::Record;
-use crate::state::{App, Model, unix_time};
+use crate::registry::ModelLease;
+use crate::served::ServedModel;
+use crate::state::{App, unix_time};
 
 /// Maximum number of tokens of an answer if the request does not say, as in OpenAI's API.
 const DEFAULT_MAX_TOKENS: u32 = 16;
@@ -75,7 +77,7 @@ impl CompletionRequest {
     }
 
     /// The prompts as tokens.
-    fn encode(&self, model: &Model) -> Result<Vec<Vec<TokenId>>, ApiError> {
+    fn encode(&self, model: &ServedModel) -> Result<Vec<Vec<TokenId>>, ApiError> {
         let tokens = |ids: &Vec<u32>| ids.iter().copied().map(TokenId).collect();
         let texts = match &self.prompt {
             Prompt::Tokens(ids) => return Ok(vec![tokens(ids)]),
@@ -95,7 +97,7 @@ impl CompletionRequest {
     }
 
     /// The prompts as texts.
-    fn texts(&self, model: &Model) -> Result<Vec<String>, ApiError> {
+    fn texts(&self, model: &ServedModel) -> Result<Vec<String>, ApiError> {
         let decode = |tokenizer: &Tokenizer, ids: &Vec<u32>| {
             let ids: Vec<_> = ids.iter().copied().map(TokenId).collect();
             tokenizer.decode(&ids, DecodeOptions::default())
@@ -140,8 +142,7 @@ struct Prepared {
     top_logprobs: usize,
 }
 
-fn prepare(app: &App, bytes: &[u8]) -> Result<Prepared, ApiError> {
-    let model = app.model()?;
+fn prepare(app: &App, model: &ServedModel, bytes: &[u8]) -> Result<Prepared, ApiError> {
     let is_lenient = app.options.is_lenient;
     let mut request: CompletionRequest = body::parse(bytes, is_lenient)?;
     if !is_lenient {
@@ -179,8 +180,11 @@ fn prepare(app: &App, bytes: &[u8]) -> Result<Prepared, ApiError> {
     })
 }
 
-async fn read_and_prepare(app: &Arc<App>, request: Request) -> Result<Prepared, ApiError> {
-    app.model()?;
+async fn read_and_prepare(
+    app: &Arc<App>,
+    request: Request,
+) -> Result<(ModelLease, Prepared), ApiError> {
+    app.check_open()?;
     generate::read_and(app, request, prepare).await
 }
 
@@ -202,14 +206,14 @@ pub(crate) async fn create(
     request: Request,
 ) -> Result<Response, ApiError> {
     app.check_room()?;
+    let (model, prepared) = read_and_prepare(&app, request).await?;
     let Prepared {
         plan,
         prompts,
         echoes,
         prompt_chars,
         top_logprobs,
-    } = read_and_prepare(&app, request).await?;
-    let model = app.model()?;
+    } = prepared;
     let id = random_id("cmpl-");
     let operation = "text_completion";
     let asked = Asked {
@@ -219,7 +223,7 @@ pub(crate) async fn create(
         operation,
         response_id: &id,
     };
-    let answers = generate::submit(&app, model, &asked, &record)?;
+    let answers = generate::submit(&app, &model, &asked, &record)?;
     let num_answers = prompts.len() * plan.n;
     let envelope = Envelope {
         id,
@@ -270,11 +274,10 @@ pub(crate) async fn render(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let Prepared { prompts, .. } = read_and_prepare(&app, request).await?;
-    let model = app.model()?.name();
+    let (model, Prepared { prompts, .. }) = read_and_prepare(&app, request).await?;
     let rendered = |token_ids| Rendered {
         request_id: random_id("cmpl-"),
-        model: model.to_owned(),
+        model: model.name().to_owned(),
         prompt: None,
         token_ids,
     };

@@ -11,7 +11,8 @@ use crate::api::ApiError;
 use crate::api::chat::{ContentPart, Message};
 use crate::api::fields::TextOr;
 use crate::api::tools::{self, Tools};
-use crate::state::{Conversation, Model, unix_time};
+use crate::served::{Conversation, ServedModel};
+use crate::state::unix_time;
 
 /// The messages in the form that templates take.
 pub(crate) fn chat_messages(messages: &[Message]) -> Result<Vec<ChatMessage>, ApiError> {
@@ -88,7 +89,7 @@ pub(crate) struct Rendering<'a> {
 }
 
 /// The form in which the model writes calls.
-pub(crate) fn call_form(model: &Model) -> CallForm {
+pub(crate) fn call_form(model: &ServedModel) -> CallForm {
     match &model.conversation {
         Conversation::Template(template) => template.call_form(),
         Conversation::ContinueLast | Conversation::Unavailable(_) => CallForm::Plain,
@@ -96,7 +97,7 @@ pub(crate) fn call_form(model: &Model) -> CallForm {
 }
 
 /// The tags around the model's thinking, if its template has any.
-pub(crate) fn reasoning_tags(model: &Model) -> Option<ReasoningTags> {
+pub(crate) fn reasoning_tags(model: &ServedModel) -> Option<ReasoningTags> {
     match &model.conversation {
         Conversation::Template(template) => template.reasoning_tags(),
         Conversation::ContinueLast | Conversation::Unavailable(_) => None,
@@ -104,13 +105,13 @@ pub(crate) fn reasoning_tags(model: &Model) -> Option<ReasoningTags> {
 }
 
 /// The control token with this text.
-pub(crate) fn control_token(model: &Model, text: &str) -> Option<TokenId> {
+pub(crate) fn control_token(model: &ServedModel, text: &str) -> Option<TokenId> {
     let tokenizer = model.tokenizer().ok()?;
     let token = tokenizer.special_token(text)?;
     tokenizer.is_special(token).then_some(token)
 }
 
-fn reads_documents(model: &Model, with_tools: bool) -> bool {
+fn reads_documents(model: &ServedModel, with_tools: bool) -> bool {
     match &model.conversation {
         Conversation::Template(template) => template
             .source(with_tools)
@@ -121,7 +122,7 @@ fn reads_documents(model: &Model, with_tools: bool) -> bool {
 
 /// A conversation as the text and the tokens that the model continues.
 pub(crate) fn render_messages(
-    model: &Model,
+    model: &ServedModel,
     messages: &[ChatMessage],
     rendering: &Rendering<'_>,
 ) -> Result<(String, Vec<TokenId>), ApiError> {

@@ -18,7 +18,9 @@ use crate::api::generate::{self, Asked, Plan};
 use crate::api::{ApiError, body};
 use crate::id::random_id;
 use crate::record::Record;
-use crate::state::{App, Model};
+use crate::registry::ModelLease;
+use crate::served::ServedModel;
+use crate::state::App;
 
 /// Maximum number of inputs of a request, as in OpenAI's API.
 const INPUTS_MAX: usize = 2048;
@@ -106,7 +108,7 @@ impl Pooled {
 }
 
 /// The tokens of inputs.
-pub(crate) fn encode(model: &Model, input: &Prompt) -> Result<Vec<Vec<TokenId>>, ApiError> {
+pub(crate) fn encode(model: &ServedModel, input: &Prompt) -> Result<Vec<Vec<TokenId>>, ApiError> {
     let tokens = |ids: &Vec<u32>| ids.iter().copied().map(TokenId).collect();
     let texts = match input {
         Prompt::Tokens(ids) => return Ok(vec![tokens(ids)]),
@@ -146,7 +148,7 @@ pub(crate) fn check_dimensions(dimensions: Option<u32>, len: usize) -> Result<()
 /// Computes the pooled hidden states of inputs. `asked_model`: the model's name in the request.
 pub(crate) async fn pool(
     app: &App,
-    model: &Model,
+    model: &ModelLease,
     inputs: &[Vec<TokenId>],
     asked_model: Option<String>,
     record: &Arc<Record>,
@@ -181,7 +183,7 @@ pub(crate) async fn pool(
 }
 
 /// How the model pools; an error if neither its file nor the operator says.
-pub(crate) fn pooling(model: &Model) -> Result<Pooling, ApiError> {
+pub(crate) fn pooling(model: &ServedModel) -> Result<Pooling, ApiError> {
     model.pooling.ok_or_else(|| {
         let message = format!(
             "'{}' is not an embedding model. To pool its hidden states, start the server with --pooling last, mean or cls.",
@@ -206,8 +208,7 @@ pub(crate) async fn create(
     request: Request,
 ) -> Result<Response, ApiError> {
     app.check_room()?;
-    let (request, inputs) = generate::read_and(&app, request, |app, bytes| {
-        let model = app.model()?;
+    let (model, (request, inputs)) = generate::read_and(&app, request, |app, model, bytes| {
         let request: EmbeddingRequest = body::parse(bytes, app.options.is_lenient)?;
         generate::check_model(request.model.as_deref(), app, model)?;
         // Refuse before any work.
@@ -218,8 +219,7 @@ pub(crate) async fn create(
         Ok((request, inputs))
     })
     .await?;
-    let model = app.model()?;
-    let mut pooled = pool(&app, model, &inputs, request.model, &record).await?;
+    let mut pooled = pool(&app, &model, &inputs, request.model, &record).await?;
     pooled.scale(request.dimensions);
     let format = request.encoding_format.unwrap_or_default();
     let data = pooled.vectors.into_iter().enumerate();

@@ -188,8 +188,10 @@ impl ApiError {
         }
     }
 
+    /// `served`: the names that the server has, in quotes.
     pub(crate) fn unknown_model(name: &str, served: &str) -> Self {
-        let message = format!("The model '{name}' does not exist; this server has '{served}'.");
+        let name = shortened(name.to_owned(), PARAM_CHARS_MAX);
+        let message = format!("The model '{name}' does not exist; this server has {served}.");
         let mut error = Self::new(
             StatusCode::NOT_FOUND,
             "invalid_request_error",
@@ -339,6 +341,38 @@ impl ApiError {
     #[cfg(test)]
     pub(crate) fn retry_after_s(&self) -> Option<u64> {
         self.retry_after_s
+    }
+
+    /// The model cannot be loaded.
+    pub(crate) fn not_loaded(name: &str, problem: &str) -> Self {
+        let message = format!("The model '{name}' cannot be loaded: {problem}.");
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "server_error",
+            "model_load_failed",
+            message,
+        )
+    }
+
+    /// The model takes more memory than all models together may.
+    pub(crate) fn model_too_large(name: &str, bytes: usize, bytes_max: usize) -> Self {
+        let message = format!(
+            "The model '{name}' takes {bytes} bytes of memory, but all models together may take {bytes_max}."
+        );
+        Self::new(
+            StatusCode::INSUFFICIENT_STORAGE,
+            "server_error",
+            "model_too_large",
+            message,
+        )
+    }
+
+    /// Too many requests wait for a model.
+    pub(crate) fn too_many_wait_for_load(name: &str, waiting: usize) -> Self {
+        let message = format!(
+            "{waiting} requests wait for the model '{name}' to be loaded, which is the maximum; try again in {LOADING_RETRY_S} s"
+        );
+        Self::too_many_requests(message, LOADING_RETRY_S)
     }
 
     pub(crate) fn loading() -> Self {

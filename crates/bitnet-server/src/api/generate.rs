@@ -11,11 +11,13 @@ use bitnet_inference::{
 };
 use bitnet_tokenizers::{ReasoningStart, TokenId};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
 use utoipa::ToSchema;
 
 use crate::answer_sink::AnswerSink;
+use crate::api::body::WholeBody;
 use crate::api::error::shortened;
 use crate::api::fields::TextOr;
 use crate::api::format::{self, ResponseFormat, StructuredOutputs};
@@ -27,7 +29,9 @@ use crate::id;
 use crate::metrics::{AnswerTimer, Metrics, Outcome};
 use crate::quotas::Admitted;
 use crate::record::{Generation, Record};
-use crate::state::{App, Model};
+use crate::registry::ModelLease;
+use crate::served::ServedModel;
+use crate::state::App;
 
 /// Maximum number of stop strings of a request, and of bytes of each.
 const STOP_STRINGS_MAX: usize = 16;
@@ -238,7 +242,7 @@ impl Common {
     pub(crate) fn settle(
         self,
         app: &App,
-        model: &Model,
+        model: &ServedModel,
         max_tokens: Option<u32>,
         logprobs: Option<usize>,
         tools: Option<Grammar>,
@@ -298,7 +302,7 @@ impl Common {
     /// The form of the answer: the one of the fields, or of calls of tools.
     pub(crate) fn constraint(
         &self,
-        model: &Model,
+        model: &ServedModel,
         tools: Option<Grammar>,
     ) -> Result<Option<TokenConstraint>, ApiError> {
         let form = format::grammar(
@@ -321,8 +325,8 @@ impl Common {
         model.compile(&grammar, field).map(Some)
     }
 
-    fn sampling(&self, app: &App, model: &Model) -> Result<SamplingParams, ApiError> {
-        let defaults = &app.options.sampling;
+    fn sampling(&self, app: &App, model: &ServedModel) -> Result<SamplingParams, ApiError> {
+        let defaults = &model.sampling;
         let top_k = match self.top_k {
             None => defaults.top_k,
             Some(-1) => 0,
@@ -380,7 +384,7 @@ impl Common {
 
     /// The control tokens whose names are stop strings. They have no text in answers, so that the
     /// strings would never be found there.
-    fn stop_tokens_by_name(&self, model: &Model) -> Vec<TokenId> {
+    fn stop_tokens_by_name(&self, model: &ServedModel) -> Vec<TokenId> {
         let names = match &self.stop {
             None => &[][..],
             Some(TextOr::Text(text)) => std::slice::from_ref(text),
@@ -396,7 +400,7 @@ impl Common {
         names.iter().filter_map(token).collect()
     }
 
-    fn stop_ids(&self, model: &Model) -> Result<Vec<TokenId>, ApiError> {
+    fn stop_ids(&self, model: &ServedModel) -> Result<Vec<TokenId>, ApiError> {
         let mut stop_ids = match &model.tokenizer {
             Some(tokenizer) if !self.ignore_eos.unwrap_or(false) => tokenizer.stop_ids().to_vec(),
             _ => Vec::new(),
@@ -422,10 +426,14 @@ impl Common {
 }
 
 /// Refuses names of other models. A lenient server accepts every name.
-pub(crate) fn check_model(name: Option<&str>, app: &App, model: &Model) -> Result<(), ApiError> {
+pub(crate) fn check_model(
+    name: Option<&str>,
+    app: &App,
+    model: &ServedModel,
+) -> Result<(), ApiError> {
     match name {
         Some(name) if !app.options.is_lenient && !model.names.iter().any(|known| known == name) => {
-            Err(ApiError::unknown_model(name, model.name()))
+            Err(ApiError::unknown_model(name, &app.registry.known_names()))
         }
         _ => Ok(()),
     }
@@ -494,6 +502,8 @@ fn refusal(error: &bitnet_inference::Error) -> ApiError {
 pub(crate) struct Answers {
     replies: UnboundedReceiver<(usize, Reply)>,
     metrics: Arc<Metrics>,
+    /// Keeps the model loaded.
+    _model: ModelLease,
     timers: Vec<AnswerTimer>,
     deadline: tokio::time::Instant,
     limit: Duration,
@@ -525,7 +535,7 @@ pub(crate) struct Asked<'a> {
 /// Puts `n` answers to each prompt into the queue.
 pub(crate) fn submit(
     app: &App,
-    model: &Model,
+    model: &ModelLease,
     asked: &Asked<'_>,
     record: &Arc<Record>,
 ) -> Result<Answers, ApiError> {
@@ -543,7 +553,7 @@ pub(crate) fn submit(
         .iter()
         .flat_map(|prompt| std::iter::repeat_n(prompt.len(), plan.n))
         .collect();
-    let tickets = app.queue.enter(&lengths)?;
+    let tickets = model.queue().enter(&lengths)?;
     let share = record.details().share();
     let prompt_tokens = prompts.iter().map(Vec::len).sum();
     let admitted = app.quotas.admit(&share, num_answers, prompt_tokens)?;
@@ -564,12 +574,13 @@ pub(crate) fn submit(
     });
     // Set this before the engine can report on the request.
     record.details().generation = Some(generation(model, asked, entered - record.arrived()));
-    app.send_jobs(jobs)?;
-    app.metrics.asked(plan.n, plan.max_tokens);
+    model.send_jobs(jobs)?;
+    model.metrics().asked(plan.n, plan.max_tokens);
     let limit = app.options.limits.request_timeout;
     Ok(Answers {
         replies,
-        metrics: Arc::clone(&app.metrics),
+        metrics: Arc::clone(model.metrics()),
+        _model: model.clone(),
         timers: (0..num_answers)
             .map(|_| AnswerTimer::new(record.arrived()))
             .collect(),
@@ -614,7 +625,7 @@ fn cache_salt(app: &App, plan: &Plan, record: &Record) -> Option<Arc<str>> {
 }
 
 /// The record of a request that enters the queue, `entered` after it arrived.
-fn generation(model: &Model, asked: &Asked<'_>, entered: Duration) -> Generation {
+fn generation(model: &ServedModel, asked: &Asked<'_>, entered: Duration) -> Generation {
     let plan = asked.plan;
     let prompt_tokens = asked.prompts.iter().map(Vec::len).sum();
     Generation {
@@ -749,7 +760,7 @@ pub(crate) fn make_constraint(
 }
 
 fn check_prompt(
-    model: &Model,
+    model: &ServedModel,
     plan: &Plan,
     prompt: &[TokenId],
     param: &'static str,
@@ -989,13 +1000,54 @@ pub(crate) async fn collect(
     Ok((whole, answers.usage()))
 }
 
-/// Reads a request's body, and runs work on it on the threads for text.
+/// The field that says which model a request is for.
+#[derive(Debug, Default, Deserialize)]
+struct Named {
+    model: Option<String>,
+}
+
+/// Reads a request's body, takes the model that it names, and runs work on both on the threads for
+/// text.
 pub(crate) async fn read_and<T: Send + 'static>(
     app: &Arc<App>,
     request: HttpRequest,
-    work: impl FnOnce(&App, &[u8]) -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
+    work: impl FnOnce(&App, &ServedModel, &[u8]) -> Result<T, ApiError> + Send + 'static,
+) -> Result<(ModelLease, T), ApiError> {
+    let body = read(app, request).await?;
+    let named = match app.registry.only() {
+        // The work checks the name.
+        Some(_) => Named::default(),
+        None => peek(app, &body).await?,
+    };
+    let model = app.lease(named.model.as_deref()).await?;
+    let done = work_on(app, &model, body, work).await?;
+    Ok((model, done))
+}
+
+/// Reads a request's body.
+pub(crate) async fn read(app: &Arc<App>, request: HttpRequest) -> Result<Arc<WholeBody>, ApiError> {
     let body = body::read(request, &app.options.limits, &app.inflight).await?;
-    let shared = Arc::clone(app);
-    app.text.run(move || work(&shared, body.bytes())).await
+    Ok(Arc::new(body))
+}
+
+/// Reads some of the fields of a body, on the threads for text.
+pub(crate) async fn peek<T: DeserializeOwned + Send + 'static>(
+    app: &Arc<App>,
+    body: &Arc<WholeBody>,
+) -> Result<T, ApiError> {
+    let body = Arc::clone(body);
+    // There are more fields.
+    app.text.run(move || body::parse(body.bytes(), true)).await
+}
+
+/// Runs work on a body and its model on the threads for text.
+pub(crate) async fn work_on<T: Send + 'static>(
+    app: &Arc<App>,
+    model: &ModelLease,
+    body: Arc<WholeBody>,
+    work: impl FnOnce(&App, &ServedModel, &[u8]) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let (shared, model) = (Arc::clone(app), model.model());
+    let work = move || work(&shared, &model, body.bytes());
+    app.text.run(work).await
 }

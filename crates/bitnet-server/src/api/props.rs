@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use axum::response::Response;
 use bitnet_inference::SamplingParams;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::api::models::ModelQuery;
 use crate::api::{ApiError, FINGERPRINT};
-use crate::state::{App, Conversation};
+use crate::served::Conversation;
+use crate::state::App;
 
 /// Facts about the server.
 #[derive(Serialize, ToSchema)]
@@ -88,10 +91,14 @@ impl DefaultParams {
     path = "/props",
     operation_id = "props",
     tag = "llama.cpp",
+    params(ModelQuery),
     responses((status = 200, description = "The facts.", body = Props))
 )]
-pub(crate) async fn props(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
-    let model = app.model()?;
+pub(crate) async fn props(
+    State(app): State<Arc<App>>,
+    query: Result<Query<ModelQuery>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let model = ModelQuery::lease(query, &app).await?;
     let tokenizer = model.tokenizer.as_deref();
     let text = |id| {
         let bytes = tokenizer.map(|tokenizer| tokenizer.token_bytes(id));
@@ -104,7 +111,7 @@ pub(crate) async fn props(State(app): State<Arc<App>>) -> Result<Response, ApiEr
     };
     Ok(super::json(&Props {
         default_generation_settings: DefaultGenerationSettings {
-            params: DefaultParams::new(&app.options.sampling, app.options.seed),
+            params: DefaultParams::new(&model.sampling, app.options.seed),
             n_ctx: model.context,
         },
         total_slots: model.running_max,

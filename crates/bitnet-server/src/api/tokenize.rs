@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, Request, State};
 use axum::response::Response;
 use bitnet_tokenizers::{DecodeOptions, EncodeOptions, TokenId};
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,7 @@ use utoipa::ToSchema;
 use crate::api::chat::Message;
 use crate::api::conversation::{self, Rendering};
 use crate::api::generate::{check_model, read_and};
+use crate::api::models::ModelQuery;
 use crate::api::{ApiError, body, completions};
 use crate::state::App;
 
@@ -79,8 +81,7 @@ pub(crate) async fn tokenize(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    read_and(&app, request, |app, bytes| {
-        let model = app.model()?;
+    let (_, response) = read_and(&app, request, |app, model, bytes| {
         let request: TokenizeRequest = body::parse(bytes, app.options.is_lenient)?;
         check_model(request.model.as_deref(), app, model)?;
         let tokenizer = model.tokenizer()?;
@@ -123,7 +124,8 @@ pub(crate) async fn tokenize(
             token_strs,
         }))
     })
-    .await
+    .await?;
+    Ok(response)
 }
 
 /// Tokens to text.
@@ -139,8 +141,7 @@ pub(crate) async fn detokenize(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    read_and(&app, request, |app, bytes| {
-        let model = app.model()?;
+    let (_, response) = read_and(&app, request, |app, model, bytes| {
         let request: DetokenizeRequest = body::parse(bytes, app.options.is_lenient)?;
         check_model(request.model.as_deref(), app, model)?;
         let tokens: Vec<_> = request.tokens.into_iter().map(TokenId).collect();
@@ -162,7 +163,8 @@ pub(crate) async fn detokenize(
             prompt: model.tokenizer()?.decode(&tokens, options),
         }))
     })
-    .await
+    .await?;
+    Ok(response)
 }
 
 /// Facts about the tokenizer, with the names of `tokenizer_config.json`.
@@ -190,10 +192,14 @@ pub(crate) struct TokenizerInfo {
     path = "/tokenizer_info",
     operation_id = "tokenizerInfo",
     tag = "vLLM",
+    params(ModelQuery),
     responses((status = 200, description = "The tokenizer.", body = TokenizerInfo))
 )]
-pub(crate) async fn tokenizer_info(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
-    let model = app.model()?;
+pub(crate) async fn tokenizer_info(
+    State(app): State<Arc<App>>,
+    query: Result<Query<ModelQuery>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let model = ModelQuery::lease(query, &app).await?;
     let tokenizer = model.tokenizer()?;
     let text = |id: TokenId| String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned();
     Ok(super::json(&TokenizerInfo {

@@ -17,7 +17,9 @@ use crate::api::reader::AnswerReader;
 use crate::api::tools::{Tool, Tools};
 use crate::grammar::{Grammar, TokenConstraint};
 use crate::record::Record;
-use crate::state::{App, Model};
+use crate::registry::ModelLease;
+use crate::served::ServedModel;
+use crate::state::App;
 
 /// A request for the next message of a conversation, before it is checked. Errors name the fields
 /// of chat completions; [`ApiError::renamed`] translates them.
@@ -69,7 +71,7 @@ impl Turn {
     }
 
     /// Checks the request, and makes its prompt.
-    pub(crate) fn prepare(mut self, app: &App, model: &Model) -> Result<Prepared, ApiError> {
+    pub(crate) fn prepare(mut self, app: &App, model: &ServedModel) -> Result<Prepared, ApiError> {
         let control = |text: &str| conversation::control_token(model, text);
         let (tools, grammar, finder) = self.take_tools(model, &control)?;
         if tools.as_ref().is_some_and(Tools::must_call) {
@@ -89,7 +91,7 @@ impl Turn {
     }
 
     /// Checks the request of a program that runs the engine itself, and makes its prompt.
-    pub(crate) fn local(mut self, model: &Model) -> Result<LocalParts, ApiError> {
+    pub(crate) fn local(mut self, model: &ServedModel) -> Result<LocalParts, ApiError> {
         // The program reads answers without the names of control tokens, so marks of calls are
         // text.
         let (tools, grammar, finder) = self.take_tools(model, &|_| None)?;
@@ -108,7 +110,7 @@ impl Turn {
     /// `control` finds the control tokens that are marks of calls.
     fn take_tools(
         &mut self,
-        model: &Model,
+        model: &ServedModel,
         control: ControlTokens<'_>,
     ) -> Result<TakenTools, ApiError> {
         let tools = Tools::settle(
@@ -129,7 +131,7 @@ impl Turn {
     /// The prompt as a text and as tokens.
     fn render(
         &mut self,
-        model: &Model,
+        model: &ServedModel,
         tools: Option<&Tools>,
     ) -> Result<(String, Vec<TokenId>), ApiError> {
         self.set_reasoning_effort();
@@ -147,7 +149,7 @@ impl Turn {
     /// `None` if nothing depends on it.
     fn thinking(
         &self,
-        model: &Model,
+        model: &ServedModel,
         text: &str,
         has_form: bool,
     ) -> Result<Option<ThinkingPlan>, ApiError> {
@@ -173,7 +175,7 @@ impl Turn {
     }
 
     /// The reader of answers to the prompt `text`.
-    fn reader(&self, model: &Model, text: &str, finder: Option<CallFinder>) -> AnswerReader {
+    fn reader(&self, model: &ServedModel, text: &str, finder: Option<CallFinder>) -> AnswerReader {
         let tags = conversation::reasoning_tags(model);
         let splitter = tags.map(|tags| ReasoningSplitter::new(tags, text));
         AnswerReader::new(splitter, finder, self.shows_reasoning)
@@ -207,7 +209,7 @@ impl Prepared {
     pub(crate) fn submit(
         &self,
         app: &App,
-        model: &Model,
+        model: &ModelLease,
         param: &'static str,
         response_id: &str,
         record: &Arc<Record>,

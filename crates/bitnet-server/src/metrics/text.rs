@@ -1,7 +1,7 @@
 //! The metrics as text: what a scrape of `/metrics` gets, in Prometheus' own format or in
 //! OpenMetrics.
 //!
-//! [`Metrics::text`] lists the parts in the order in which they are written.
+//! [`Scene::text`] lists the parts in the order in which they are written.
 
 use std::fmt::{Display, Write};
 use std::sync::PoisonError;
@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use bitnet_inference::{EngineCounts, EngineStats, HeadUse, StateCounts};
 
-use super::{Histogram, Metrics, Outcome, Scene};
+use super::{Histogram, HttpMetrics, Metrics, ModelScene, Outcome, Scene};
 use crate::connections::Connections;
 use crate::queue;
 use crate::text::TextUse;
@@ -56,35 +56,32 @@ impl TextFormat {
     }
 }
 
-impl Metrics {
+impl Scene<'_> {
     /// All metrics as text.
-    pub(crate) fn text(&self, scene: &Scene<'_>, format: TextFormat) -> String {
-        let labels = format!("model_name=\"{}\",engine=\"0\"", quoted(scene.model));
+    pub(crate) fn text(&self, models: &[ModelScene<'_>], format: TextFormat) -> String {
         let mut w = Writer {
-            out: String::with_capacity(16 << 10),
-            labels: &labels,
+            families: Vec::new(),
+            next: 0,
+            labels: String::new(),
             format,
         };
-        let stats = self.engine.stats();
-        w.queue(&scene.queue);
-        w.cache(self.cache_usage(), scene.block_size, &stats);
-        w.states(stats.states);
-        w.answers(self);
-        w.reuse(&stats.counts);
-        w.drafts(&stats.counts);
-        w.engine(&stats);
-        w.durations(self);
-        w.sizes(self);
-        // The metrics from here on have no labels of the model.
-        w.labels = "";
-        w.http(self);
-        w.connections(scene.connections, scene.inflight_bytes);
-        w.text_threads(&scene.text);
-        w.process(self, scene);
-        if format == TextFormat::OpenMetrics {
-            w.out.push_str("# EOF\n");
+        for model in models {
+            // The same families again, for another model.
+            w.next = 0;
+            w.labels = format!("model_name=\"{}\",engine=\"0\"", quoted(model.name));
+            w.model(model);
         }
-        w.out
+        // The metrics from here on have no labels of a model.
+        w.labels.clear();
+        w.http(self.http);
+        w.connections(self.connections, self.inflight_bytes);
+        w.text_threads(&self.text);
+        w.process(self);
+        let mut out: String = w.families.concat();
+        if format == TextFormat::OpenMetrics {
+            out.push_str("# EOF\n");
+        }
+        out
     }
 }
 
@@ -118,21 +115,35 @@ impl Histogram {
 }
 
 /// Writes metrics as text.
-struct Writer<'a> {
-    out: String,
+struct Writer {
+    /// The metrics in their order, each with its head and the samples of all models so far.
+    families: Vec<String>,
+    /// The index of the metric after the one that is written.
+    next: usize,
     /// Labels on all metrics of the model.
-    labels: &'a str,
+    labels: String,
     format: TextFormat,
 }
 
-impl Writer<'_> {
+impl Writer {
+    /// Begins the next metric. Every model has the same ones, so the head is written once.
     fn head(&mut self, name: &str, kind: &str, help: &str) {
+        self.next += 1;
+        if self.next <= self.families.len() {
+            return;
+        }
         // In OpenMetrics the ending belongs to the sample, not to the metric.
         let name = match self.format {
             TextFormat::OpenMetrics if kind == "counter" => name.trim_end_matches("_total"),
             _ => name,
         };
-        let _ = writeln!(self.out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        let head = format!("# HELP {name} {help}\n# TYPE {name} {kind}\n");
+        self.families.push(head);
+    }
+
+    /// The text of the metric that was begun last.
+    fn family(&mut self) -> &mut String {
+        &mut self.families[self.next - 1]
     }
 
     fn value(&mut self, name: &str, labels: &str, value: impl Display) {
@@ -141,7 +152,8 @@ impl Writer<'_> {
         } else {
             ","
         };
-        let _ = writeln!(self.out, "{name}{{{}{comma}{labels}}} {value}", self.labels);
+        let line = format!("{name}{{{}{comma}{labels}}} {value}\n", self.labels);
+        self.family().push_str(&line);
     }
 
     fn counter(&mut self, name: &str, help: &str, value: u64) {
@@ -156,7 +168,8 @@ impl Writer<'_> {
 
     fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
         self.head(name, "histogram", help);
-        histogram.write(&mut self.out, name, self.labels, self.format);
+        let (family, format) = (&mut self.families[self.next - 1], self.format);
+        histogram.write(family, name, &self.labels, format);
     }
 
     fn counters(&mut self, table: &[(&str, &str, u64)]) {
@@ -173,7 +186,26 @@ impl Writer<'_> {
 }
 
 /// The metrics of the engine and its model.
-impl Writer<'_> {
+impl Writer {
+    fn model(&mut self, model: &ModelScene<'_>) {
+        let metrics = model.metrics;
+        let stats = metrics.engine.stats();
+        self.queue(&model.queue);
+        self.gauge(
+            "bitnet_model_loaded",
+            "1 if the model is loaded.",
+            u8::from(model.is_loaded),
+        );
+        self.cache(metrics.cache_usage(), model.block_size, &stats);
+        self.states(stats.states);
+        self.answers(metrics);
+        self.reuse(&stats.counts);
+        self.drafts(&stats.counts);
+        self.engine(&stats);
+        self.durations(metrics);
+        self.sizes(metrics);
+    }
+
     fn queue(&mut self, queue: &queue::Counts) {
         self.gauge(
             "vllm:num_requests_running",
@@ -429,22 +461,26 @@ impl Writer<'_> {
 }
 
 /// The metrics of the process outside the engine.
-impl Writer<'_> {
-    fn http(&mut self, metrics: &Metrics) {
+impl Writer {
+    fn http(&mut self, metrics: &HttpMetrics) {
         let name = "http_server_request_duration_seconds";
         self.head(
             name,
             "histogram",
             "From a request's headers to the end of its answer.",
         );
-        let http = metrics.http.lock().unwrap_or_else(PoisonError::into_inner);
-        for ((route, method, status), histogram) in &*http {
+        let requests = metrics
+            .requests
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let format = self.format;
+        for ((route, method, status), histogram) in &*requests {
             let labels = format!(
                 "http_route=\"{}\",http_request_method=\"{}\",http_response_status_code=\"{status}\"",
                 quoted(route),
                 quoted(method)
             );
-            histogram.write(&mut self.out, name, &labels, self.format);
+            histogram.write(self.family(), name, &labels, format);
         }
     }
 
@@ -520,7 +556,7 @@ impl Writer<'_> {
         );
     }
 
-    fn process(&mut self, metrics: &Metrics, scene: &Scene<'_>) {
+    fn process(&mut self, scene: &Scene<'_>) {
         self.gauge(
             "bitnet_model_file_changed",
             "1 if a file of the model was changed while it is in use.",
@@ -537,7 +573,8 @@ impl Writer<'_> {
             concat!("version=\"", env!("CARGO_PKG_VERSION"), "\""),
             1,
         );
-        let started = metrics
+        let started = scene
+            .http
             .started
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap_or_default();

@@ -19,6 +19,8 @@ use crate::api::usage::Usage;
 use crate::api::{ApiError, body, generate, stream};
 use crate::id::random_id;
 use crate::record::Record;
+use crate::registry::ModelLease;
+use crate::served::ServedModel;
 use crate::state::App;
 
 pub(crate) use object::MessageErrorBody;
@@ -30,8 +32,12 @@ struct Asked {
 }
 
 /// Checks a request, and makes its prompt. `is_count`: only its tokens are counted.
-fn prepare(app: &App, bytes: &[u8], is_count: bool) -> Result<Asked, ApiError> {
-    let model = app.model()?;
+fn prepare(
+    app: &App,
+    model: &ServedModel,
+    bytes: &[u8],
+    is_count: bool,
+) -> Result<Asked, ApiError> {
     let is_lenient = app.options.is_lenient;
     let request: MessagesRequest = body::parse_checked(bytes, is_lenient, MessagesRequest::check)?;
     let max_tokens = match is_count {
@@ -55,9 +61,10 @@ async fn read_and_prepare(
     app: &Arc<App>,
     request: Request,
     is_count: bool,
-) -> Result<Asked, ApiError> {
-    app.model()?;
-    let work = move |app: &App, bytes: &[u8]| prepare(app, bytes, is_count);
+) -> Result<(ModelLease, Asked), ApiError> {
+    app.check_open()?;
+    let work =
+        move |app: &App, model: &ServedModel, bytes: &[u8]| prepare(app, model, bytes, is_count);
     generate::read_and(app, request, work).await
 }
 
@@ -79,10 +86,11 @@ pub(crate) async fn create(
     request: Request,
 ) -> Result<Response, ApiError> {
     app.check_room()?;
-    let asked = read_and_prepare(&app, request, false).await?;
-    let model = app.model()?;
+    let (model, asked) = read_and_prepare(&app, request, false).await?;
     let id = random_id("msg_");
-    let answers = asked.prepared.submit(&app, model, "messages", &id, &record);
+    let answers = asked
+        .prepared
+        .submit(&app, &model, "messages", &id, &record);
     let mut answers = answers.map_err(|error| error.renamed("messages", &NAMES))?;
     let Prepared {
         plan,
@@ -126,7 +134,7 @@ pub(crate) async fn count_tokens(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let Asked { prepared, .. } = read_and_prepare(&app, request, true).await?;
+    let (_, Asked { prepared, .. }) = read_and_prepare(&app, request, true).await?;
     Ok(super::json(&MessageTokens {
         input_tokens: prepared.prompt.len(),
     }))

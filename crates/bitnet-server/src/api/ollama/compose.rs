@@ -145,11 +145,16 @@ impl LineWriter {
         }
     }
 
-    /// The answer to a request that only loads the model.
-    pub(crate) fn loaded(kind: OllamaKind, model: &str) -> OllamaAnswer {
+    /// The answer to a request that only loads or unloads the model: `reason` is `load` or
+    /// `unload`.
+    pub(crate) fn without_prompt(
+        kind: OllamaKind,
+        model: &str,
+        reason: &'static str,
+    ) -> OllamaAnswer {
         OllamaAnswer {
             done: true,
-            done_reason: Some("load"),
+            done_reason: Some(reason),
             counts: Some(OllamaCounts::default()),
             ..answer(kind, model.to_owned(), Parts::default())
         }

@@ -11,11 +11,13 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::api::fields::{Prompt, TextOr};
-use crate::api::generate::{self, check_model};
+use crate::api::generate::check_model;
+use crate::api::ollama::read_and;
 use crate::api::ollama::request::{OllamaOptions, model_name};
 use crate::api::{ApiError, body, embeddings};
 use crate::record::Record;
-use crate::state::{App, Model};
+use crate::served::ServedModel;
+use crate::state::App;
 
 /// Texts to turn into vectors, as in Ollama's API.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -31,8 +33,8 @@ pub(crate) struct OllamaEmbedRequest {
     dimensions: Option<u32>,
     /// Only `num_ctx` has an effect: vectors are not sampled.
     options: Option<OllamaOptions>,
-    /// It has no effect: the model stays loaded.
-    #[expect(dead_code, reason = "accepted, and of no consequence")]
+    /// How long the model stays loaded after this request, as in a chat.
+    #[expect(dead_code, reason = "read before the model is loaded")]
     keep_alive: Option<Value>,
 }
 
@@ -46,8 +48,8 @@ pub(crate) struct OllamaEmbeddingRequest {
     prompt: String,
     /// Only `num_ctx` has an effect: vectors are not sampled.
     options: Option<OllamaOptions>,
-    /// It has no effect: the model stays loaded.
-    #[expect(dead_code, reason = "accepted, and of no consequence")]
+    /// How long the model stays loaded after this request, as in a chat.
+    #[expect(dead_code, reason = "read before the model is loaded")]
     keep_alive: Option<Value>,
 }
 
@@ -59,7 +61,7 @@ pub(crate) struct OllamaEmbeddings<'a> {
     embeddings: Vec<Vec<f32>>,
     /// Nanoseconds.
     total_duration: u64,
-    /// Always 0: the model is loaded when the server starts.
+    /// Always 0: the time to load the model is a part of `total_duration`.
     load_duration: u64,
     /// Tokens of all texts.
     prompt_eval_count: usize,
@@ -87,8 +89,7 @@ pub(crate) async fn embed(
     request: Request,
 ) -> Result<Response, ApiError> {
     app.check_room()?;
-    let (request, inputs) = generate::read_and(&app, request, |app, bytes| {
-        let model = app.model()?;
+    let (model, (request, inputs)) = read_and(&app, request, |app, model, bytes| {
         let request: OllamaEmbedRequest = body::parse(bytes, app.options.is_lenient)?;
         check_model(Some(model_name(&request.model)), app, model)?;
         embeddings::pooling(model)?;
@@ -98,9 +99,8 @@ pub(crate) async fn embed(
         Ok((request, inputs))
     })
     .await?;
-    let model = app.model()?;
     let asked_model = Some(model_name(&request.model).to_owned());
-    let mut pooled = embeddings::pool(&app, model, &inputs, asked_model, &record).await?;
+    let mut pooled = embeddings::pool(&app, &model, &inputs, asked_model, &record).await?;
     pooled.scale(request.dimensions);
     Ok(crate::api::json(&OllamaEmbeddings {
         model: model.name(),
@@ -112,7 +112,10 @@ pub(crate) async fn embed(
 }
 
 /// The tokens of the texts of a request; none if it only loads the model.
-fn inputs(model: &Model, request: &OllamaEmbedRequest) -> Result<Vec<Vec<TokenId>>, ApiError> {
+fn inputs(
+    model: &ServedModel,
+    request: &OllamaEmbedRequest,
+) -> Result<Vec<Vec<TokenId>>, ApiError> {
     let texts = match &request.input {
         None => return Ok(Vec::new()),
         Some(TextOr::Text(text)) if text.is_empty() => return Ok(Vec::new()),
@@ -132,7 +135,7 @@ fn inputs(model: &Model, request: &OllamaEmbedRequest) -> Result<Vec<Vec<TokenId
 }
 
 /// The number of tokens that the model expects after a text.
-fn num_last_tokens(model: &Model) -> Result<usize, ApiError> {
+fn num_last_tokens(model: &ServedModel) -> Result<usize, ApiError> {
     let tokenizer = model.tokenizer()?;
     let around = tokenizer.encode("", EncodeOptions::default());
     let around = around.map_err(|error| ApiError::invalid("input", format!("{error}.")))?;
@@ -163,8 +166,7 @@ pub(crate) async fn embed_one(
     request: Request,
 ) -> Result<Response, ApiError> {
     app.check_room()?;
-    let (request, inputs) = generate::read_and(&app, request, |app, bytes| {
-        let model = app.model()?;
+    let (model, (request, inputs)) = read_and(&app, request, |app, model, bytes| {
         let request: OllamaEmbeddingRequest = body::parse(bytes, app.options.is_lenient)?;
         check_model(Some(model_name(&request.model)), app, model)?;
         embeddings::pooling(model)?;
@@ -177,9 +179,8 @@ pub(crate) async fn embed_one(
         Ok((request, inputs))
     })
     .await?;
-    let model = app.model()?;
     let asked_model = Some(model_name(&request.model).to_owned());
-    let pooled = embeddings::pool(&app, model, &inputs, asked_model, &record).await;
+    let pooled = embeddings::pool(&app, &model, &inputs, asked_model, &record).await;
     let pooled = pooled.map_err(|error| error.renamed("prompt", &[("input", "prompt")]))?;
     Ok(crate::api::json(&OllamaEmbedding {
         embedding: pooled.vectors.into_iter().next().unwrap_or_default(),

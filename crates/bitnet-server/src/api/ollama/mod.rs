@@ -7,11 +7,15 @@ mod request;
 pub(crate) mod show;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use bitnet_tokenizers::EncodeOptions;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::Value;
 
 use crate::api::generate::check_model;
 use crate::api::ollama::compose::{LineWriter, OllamaAnswer, OllamaKind};
@@ -22,8 +26,11 @@ use crate::api::reader::AnswerReader;
 use crate::api::turn::Prepared;
 use crate::api::{ApiError, body, completions, generate, stream};
 use crate::id::random_id;
+use crate::keep_alive;
 use crate::record::Record;
-use crate::state::{App, Model};
+use crate::registry::ModelLease;
+use crate::served::ServedModel;
+use crate::state::App;
 
 pub(crate) use compose::OllamaErrorBody;
 
@@ -32,8 +39,11 @@ fn renamed(error: ApiError, messages: &str) -> ApiError {
 }
 
 /// A chat with its prompt; `None` if it only loads the model.
-fn prepare_chat(app: &App, bytes: &[u8]) -> Result<Option<Prepared>, ApiError> {
-    let model = app.model()?;
+fn prepare_chat(
+    app: &App,
+    model: &ServedModel,
+    bytes: &[u8],
+) -> Result<Option<Prepared>, ApiError> {
     let request: OllamaChatRequest = body::parse(bytes, app.options.is_lenient)?;
     check_model(Some(model_name(&request.model)), app, model)?;
     if request.messages.is_empty() {
@@ -47,8 +57,11 @@ fn prepare_chat(app: &App, bytes: &[u8]) -> Result<Option<Prepared>, ApiError> {
 }
 
 /// A prompt to continue; `None` if the request only loads the model.
-fn prepare_generate(app: &App, bytes: &[u8]) -> Result<Option<Prepared>, ApiError> {
-    let model = app.model()?;
+fn prepare_generate(
+    app: &App,
+    model: &ServedModel,
+    bytes: &[u8],
+) -> Result<Option<Prepared>, ApiError> {
     let request: OllamaGenerateRequest = body::parse(bytes, app.options.is_lenient)?;
     check_model(Some(model_name(&request.model)), app, model)?;
     if request.prompt.is_empty() {
@@ -64,7 +77,7 @@ fn prepare_generate(app: &App, bytes: &[u8]) -> Result<Option<Prepared>, ApiErro
 
 fn prepare_raw(
     app: &App,
-    model: &Model,
+    model: &ServedModel,
     request: &OllamaGenerateRequest,
 ) -> Result<Prepared, ApiError> {
     let turn = request.turn()?;
@@ -82,25 +95,113 @@ fn prepare_raw(
     })
 }
 
-/// Generates and sends an answer; without a prompt, tells that the model is loaded.
+/// The fields that say which model a request is for, and how long it stays loaded.
+#[derive(Debug, Deserialize)]
+struct ModelUse {
+    model: Option<String>,
+    keep_alive: Option<Value>,
+    #[serde(default)]
+    prompt: String,
+    #[serde(default)]
+    messages: Vec<IgnoredAny>,
+}
+
+impl ModelUse {
+    fn keep_alive(&self) -> Result<Option<Option<Duration>>, ApiError> {
+        let read = self.keep_alive.as_ref().map(keep_alive::from_json);
+        let wrong =
+            |problem| ApiError::invalid("keep_alive", format!("'keep_alive' is {problem}."));
+        read.transpose().map_err(wrong)
+    }
+
+    fn name(&self) -> Option<&str> {
+        self.model.as_deref().map(model_name)
+    }
+
+    /// The model, loaded if necessary.
+    async fn lease(&self, app: &App) -> Result<ModelLease, ApiError> {
+        app.check_open()?;
+        let index = app.model_index(self.name())?;
+        app.registry.lease(index, self.keep_alive()?).await
+    }
+
+    /// Whether the request only unloads the model.
+    fn unloads(&self, keep_alive: Option<Option<Duration>>) -> bool {
+        let is_empty = self.prompt.is_empty() && self.messages.is_empty();
+        is_empty && keep_alive == Some(Some(Duration::ZERO))
+    }
+}
+
+/// Reads a request's body, takes the model that it names, and runs work on both on the threads for
+/// text.
+async fn read_and<T: Send + 'static>(
+    app: &Arc<App>,
+    request: Request,
+    work: impl FnOnce(&App, &ServedModel, &[u8]) -> Result<T, ApiError> + Send + 'static,
+) -> Result<(ModelLease, T), ApiError> {
+    let body = generate::read(app, request).await?;
+    let used: ModelUse = generate::peek(app, &body).await?;
+    let model = used.lease(app).await?;
+    let done = generate::work_on(app, &model, body, work).await?;
+    Ok((model, done))
+}
+
+/// What a request does.
+enum Task {
+    /// Generates an answer; only loads the model if there is nothing to answer.
+    Answer(ModelLease, Option<Box<Prepared>>),
+    /// Unloads the model of this name.
+    Unload(String),
+}
+
+/// Reads a request, takes its model, and makes its prompt.
+async fn read_and_prepare(
+    app: &Arc<App>,
+    request: Request,
+    prepare: fn(&App, &ServedModel, &[u8]) -> Result<Option<Prepared>, ApiError>,
+) -> Result<Task, ApiError> {
+    let body = generate::read(app, request).await?;
+    let used: ModelUse = generate::peek(app, &body).await?;
+    let keep_alive = used.keep_alive()?;
+    app.check_open()?;
+    let name = used.name();
+    if let Some(name) = name.filter(|_| used.unloads(keep_alive) && app.registry.can_unload()) {
+        let index = app.named_index(name)?;
+        app.registry.unload(index);
+        return Ok(Task::Unload(app.registry.slots()[index].names[0].clone()));
+    }
+    let model = used.lease(app).await?;
+    let prepared = generate::work_on(app, &model, body, prepare).await?;
+    Ok(Task::Answer(model, prepared.map(Box::new)))
+}
+
+/// Generates and sends an answer; without a prompt, tells that the model is loaded or unloaded.
 async fn respond(
     app: &Arc<App>,
     record: Arc<Record>,
     kind: OllamaKind,
-    prepared: Option<Prepared>,
+    task: Task,
 ) -> Result<Response, ApiError> {
-    let model = app.model()?;
-    let Some(prepared) = prepared else {
-        return Ok(super::json(&LineWriter::loaded(kind, model.name())));
+    let (model, prepared) = match task {
+        Task::Unload(name) => {
+            return Ok(super::json(&LineWriter::without_prompt(
+                kind, &name, "unload",
+            )));
+        }
+        Task::Answer(model, None) => {
+            let loaded = LineWriter::without_prompt(kind, model.name(), "load");
+            return Ok(super::json(&loaded));
+        }
+        Task::Answer(model, Some(prepared)) => (model, prepared),
     };
     let param = match kind {
         OllamaKind::Chat => "messages",
         OllamaKind::Generate => "prompt",
     };
     let id = random_id("ollama-");
-    let answers = prepared.submit(app, model, param, &id, &record);
+    let answers = prepared.submit(app, &model, param, &id, &record);
     let mut answers = answers.map_err(|error| renamed(error, param))?;
-    let Prepared { plan, reader, .. } = prepared;
+    let Prepared { plan, reader, .. } = *prepared;
     let (name, tokenizer) = (model.name().to_owned(), model.tokenizer.clone());
     let mut writer = LineWriter::new(kind, name, reader, tokenizer, record);
     if plan.is_stream {
@@ -128,8 +229,8 @@ pub(crate) async fn chat(
     request: Request,
 ) -> Result<Response, ApiError> {
     app.check_room()?;
-    let prepared = generate::read_and(&app, request, prepare_chat).await?;
-    respond(&app, record, OllamaKind::Chat, prepared).await
+    let task = read_and_prepare(&app, request, prepare_chat).await?;
+    respond(&app, record, OllamaKind::Chat, task).await
 }
 
 /// The continuation of a prompt.
@@ -150,6 +251,6 @@ pub(crate) async fn generate_text(
     request: Request,
 ) -> Result<Response, ApiError> {
     app.check_room()?;
-    let prepared = generate::read_and(&app, request, prepare_generate).await?;
-    respond(&app, record, OllamaKind::Generate, prepared).await
+    let task = read_and_prepare(&app, request, prepare_generate).await?;
+    respond(&app, record, OllamaKind::Generate, task).await
 }

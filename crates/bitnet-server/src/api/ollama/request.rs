@@ -48,8 +48,10 @@ pub(crate) struct OllamaChatRequest {
     /// The form of the answer: `json`, or a JSON schema.
     format: Option<Value>,
     options: Option<OllamaOptions>,
-    /// It has no effect: the model stays loaded.
-    #[expect(dead_code, reason = "accepted, and of no consequence")]
+    /// How long the model stays loaded after this request: seconds, or a duration such as `10m`; 0
+    /// to unload it at once, and a negative number for ever. It has no effect on a server of one
+    /// model without `--keep-alive`.
+    #[expect(dead_code, reason = "read before the model is loaded")]
     keep_alive: Option<Value>,
     /// Return the log-probability of each token.
     logprobs: Option<bool>,
@@ -116,8 +118,10 @@ pub(crate) struct OllamaGenerateRequest {
     /// The form of the answer: `json`, or a JSON schema.
     format: Option<Value>,
     options: Option<OllamaOptions>,
-    /// It has no effect: the model stays loaded.
-    #[expect(dead_code, reason = "accepted, and of no consequence")]
+    /// How long the model stays loaded after this request: seconds, or a duration such as `10m`; 0
+    /// to unload it at once, and a negative number for ever. It has no effect on a server of one
+    /// model without `--keep-alive`.
+    #[expect(dead_code, reason = "read before the model is loaded")]
     keep_alive: Option<Value>,
     /// Return the log-probability of each token.
     logprobs: Option<bool>,

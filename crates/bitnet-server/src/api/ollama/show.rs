@@ -10,14 +10,16 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
-use crate::api::generate::{check_model, read_and};
+use crate::api::generate::read;
 use crate::api::ollama::request::model_name;
 use crate::api::{ApiError, body, conversation};
-use crate::state::{App, Conversation, Model};
+use crate::registry::{ModelView, Slot};
+use crate::served::{Conversation, ModelFacts, ServedModel};
+use crate::state::App;
 
 /// The version of Ollama whose API this is; editors ask for a minimum.
 const API_VERSION: &str = "0.12.11";
-/// The model stays loaded.
+/// The time when a model is unloaded that stays loaded.
 const NEVER: &str = "9999-12-31T23:59:59Z";
 
 /// The models.
@@ -33,16 +35,17 @@ pub(crate) struct OllamaModel {
     name: String,
     /// The same name.
     model: String,
-    /// When the server loaded the model.
+    /// When the server loaded the model or, until then, when the server was started.
     modified_at: String,
-    /// Bytes of the packed ternary weights.
+    /// Bytes of the packed ternary weights or, until the model is loaded for the first time, of its
+    /// files.
     size: usize,
     /// Tells names apart: the SHA-256 of the name, not of a file.
     digest: String,
     details: OllamaDetails,
-    /// Of a loaded model: never.
+    /// Of a loaded model: when it is unloaded if no request comes.
     #[serde(skip_serializing_if = "Option::is_none")]
-    expires_at: Option<&'static str>,
+    expires_at: Option<String>,
     /// Of a loaded model: always 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     size_vram: Option<usize>,
@@ -61,9 +64,9 @@ struct OllamaDetails {
     /// The architecture.
     family: String,
     families: Vec<String>,
-    /// Such as `2.4B`.
+    /// Such as `2.4B`; empty until the model is loaded for the first time.
     parameter_size: String,
-    /// The format of the ternary weights.
+    /// The format of the ternary weights; empty until the model is loaded for the first time.
     quantization_level: String,
 }
 
@@ -91,7 +94,7 @@ pub(crate) struct OllamaDescription {
     model_info: Map<String, Value>,
     /// `completion`, `tools`, `thinking`, `embedding`
     capabilities: Vec<&'static str>,
-    /// When the server loaded the model.
+    /// When the server loaded the model or, until then, when the server was started.
     modified_at: String,
 }
 
@@ -102,8 +105,7 @@ pub(crate) struct OllamaVersion {
     version: &'static str,
 }
 
-fn details(model: &Model) -> OllamaDetails {
-    let facts = &model.facts;
+fn details(facts: &ModelFacts) -> OllamaDetails {
     OllamaDetails {
         parent_model: "",
         format: "gguf",
@@ -114,43 +116,62 @@ fn details(model: &Model) -> OllamaDetails {
     }
 }
 
-/// A number of parameters, such as `2.4B`.
+/// A number of parameters, such as `2.4B`; empty if it is not known.
 fn in_words(number: usize) -> String {
     let number = number as f64;
     match number {
+        0.0 => String::new(),
         _ if number >= 1e9 => format!("{:.1}B", number / 1e9),
         _ if number >= 1e6 => format!("{:.1}M", number / 1e6),
         _ => format!("{:.1}K", number / 1e3),
     }
 }
 
-fn loaded_at(model: &Model) -> String {
-    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(model.created);
+/// A time in seconds since 1970.
+fn time(seconds: u64) -> String {
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
     humantime::format_rfc3339_seconds(time).to_string()
 }
 
-fn models(model: &Model, is_running: bool) -> OllamaModels {
-    let of_name = |name: &String| {
-        let name = format!("{}:latest", model_name(name));
-        let hash = Sha256::digest(name.as_bytes());
-        OllamaModel {
-            model: name.clone(),
-            name,
-            modified_at: loaded_at(model),
-            size: model.facts.weight_bytes,
-            digest: hash.iter().map(|byte| format!("{byte:02x}")).collect(),
-            details: details(model),
-            expires_at: is_running.then_some(NEVER),
-            size_vram: is_running.then_some(0),
-            context_length: is_running.then_some(model.context),
+/// All models under each of their names; only the loaded ones if `is_running`.
+fn models(app: &App, is_running: bool) -> OllamaModels {
+    let mut models = Vec::new();
+    for (index, slot) in app.registry.slots().iter().enumerate() {
+        let view = app.registry.view(index);
+        if is_running && view.model.is_none() {
+            continue;
         }
-    };
-    OllamaModels {
-        models: model.names.iter().map(of_name).collect(),
+        let names = slot.names.iter();
+        models.extend(names.map(|name| listed(app, slot, &view, name, is_running)));
+    }
+    OllamaModels { models }
+}
+
+/// A model in a list.
+fn listed(app: &App, slot: &Slot, view: &ModelView, name: &str, is_running: bool) -> OllamaModel {
+    let name = format!("{}:latest", model_name(name));
+    let hash = Sha256::digest(name.as_bytes());
+    let loaded = view.model.as_ref();
+    let facts = view.facts.clone();
+    let facts = facts.unwrap_or_else(|| ModelFacts::before_load(slot.outline.as_ref()));
+    let expires_at = view.expires.map_or_else(
+        || NEVER.to_owned(),
+        |time| humantime::format_rfc3339_seconds(time).to_string(),
+    );
+    OllamaModel {
+        model: name.clone(),
+        name,
+        modified_at: time(loaded.map_or(app.started, |model| model.created)),
+        size: facts.weight_bytes,
+        digest: hash.iter().map(|byte| format!("{byte:02x}")).collect(),
+        details: details(&facts),
+        expires_at: is_running.then_some(expires_at),
+        size_vram: is_running.then_some(0),
+        context_length: loaded.filter(|_| is_running).map(|model| model.context),
     }
 }
 
-/// The served model under each of its names.
+/// The models of the server, each under all its names.
 #[utoipa::path(
     get,
     path = "/api/tags",
@@ -159,10 +180,11 @@ fn models(model: &Model, is_running: bool) -> OllamaModels {
     responses((status = 200, description = "All models.", body = OllamaModels))
 )]
 pub(crate) async fn tags(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
-    Ok(crate::api::json(&models(app.model()?, false)))
+    app.check_open()?;
+    Ok(crate::api::json(&models(&app, false)))
 }
 
-/// The loaded models: the served one.
+/// The loaded models.
 #[utoipa::path(
     get,
     path = "/api/ps",
@@ -171,7 +193,8 @@ pub(crate) async fn tags(State(app): State<Arc<App>>) -> Result<Response, ApiErr
     responses((status = 200, description = "The loaded models.", body = OllamaModels))
 )]
 pub(crate) async fn ps(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
-    Ok(crate::api::json(&models(app.model()?, true)))
+    app.check_open()?;
+    Ok(crate::api::json(&models(&app, true)))
 }
 
 /// The version of the API.
@@ -188,7 +211,7 @@ pub(crate) async fn version() -> Response {
     })
 }
 
-/// A description of a model.
+/// A description of a model, which is not loaded for it.
 #[utoipa::path(
     post,
     path = "/api/show",
@@ -201,18 +224,23 @@ pub(crate) async fn show(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    app.model()?;
-    read_and(&app, request, |app, bytes| {
-        let model = app.model()?;
-        let request: OllamaShowRequest = body::parse(bytes, app.options.is_lenient)?;
-        check_model(Some(model_name(&request.model)), app, model)?;
-        Ok(crate::api::json(&description(app, model)))
-    })
-    .await
+    app.check_open()?;
+    let body = read(&app, request).await?;
+    let shared = Arc::clone(&app);
+    let describe = move || {
+        let request: OllamaShowRequest = body::parse(body.bytes(), shared.options.is_lenient)?;
+        let index = shared.named_index(model_name(&request.model))?;
+        let model = match shared.registry.view(index).model {
+            Some(model) => model,
+            None => Arc::new(shared.registry.preview(index)?),
+        };
+        Ok(crate::api::json(&description(&model)))
+    };
+    app.text.run(describe).await
 }
 
-fn description(app: &App, model: &Model) -> OllamaDescription {
-    let sampling = &app.options.sampling;
+fn description(model: &ServedModel) -> OllamaDescription {
+    let sampling = &model.sampling;
     let parameters = [
         ("temperature", sampling.temperature.to_string()),
         ("top_k", sampling.top_k.to_string()),
@@ -233,15 +261,15 @@ fn description(app: &App, model: &Model) -> OllamaDescription {
         modelfile: "",
         parameters: parameters.join("\n"),
         template,
-        details: details(model),
+        details: details(&model.facts),
         model_info: model_info(model),
         capabilities,
-        modified_at: loaded_at(model),
+        modified_at: time(model.created),
     }
 }
 
 /// Facts about the model with the names of GGUF.
-fn model_info(model: &Model) -> Map<String, Value> {
+fn model_info(model: &ServedModel) -> Map<String, Value> {
     let facts = &model.facts;
     let architecture = &facts.architecture;
     let of_model = |name: &str| format!("{architecture}.{name}");

@@ -27,6 +27,8 @@ use crate::api::turn::Prepared;
 use crate::api::{ApiError, body, generate, stream};
 use crate::id::random_id;
 use crate::record::Record;
+use crate::registry::ModelLease;
+use crate::served::ServedModel;
 use crate::state::App;
 use crate::store::{RESPONSE_BYTES_MAX, StoredResponse};
 
@@ -40,8 +42,12 @@ struct Asked {
     prepared: Prepared,
 }
 
-fn prepare(app: &App, bytes: &[u8], owner: Option<&str>) -> Result<Asked, ApiError> {
-    let model = app.model()?;
+fn prepare(
+    app: &App,
+    model: &ServedModel,
+    bytes: &[u8],
+    owner: Option<&str>,
+) -> Result<Asked, ApiError> {
     let is_lenient = app.options.is_lenient;
     let request = body::parse_checked(bytes, is_lenient, ResponseRequest::check)?;
     let items = conversation(app, &request, owner)?;
@@ -133,11 +139,42 @@ async fn read_and_prepare(
     app: &Arc<App>,
     record: &Record,
     request: Request,
-) -> Result<Asked, ApiError> {
-    app.model()?;
+) -> Result<(ModelLease, Asked), ApiError> {
+    app.check_open()?;
     let owner = record.details().owner.clone();
-    let work = move |app: &App, bytes: &[u8]| prepare(app, bytes, owner.as_deref());
-    generate::read_and(app, request, work).await
+    let body = generate::read(app, request).await?;
+    let named = match app.registry.only() {
+        // The work checks the name.
+        Some(_) => None,
+        None => named_model(app, generate::peek(app, &body).await?, owner.as_deref()),
+    };
+    let model = app.lease(named.as_deref()).await?;
+    let work = move |app: &App, model: &ServedModel, bytes: &[u8]| {
+        prepare(app, model, bytes, owner.as_deref())
+    };
+    let asked = generate::work_on(app, &model, body, work).await?;
+    Ok((model, asked))
+}
+
+/// The fields that say which model a request is for.
+#[derive(Debug, Deserialize)]
+struct Named {
+    model: Option<String>,
+    previous_response_id: Option<String>,
+}
+
+/// The model of a request: the one that it names, or the model of the response that it continues.
+fn named_model(app: &App, named: Named, owner: Option<&str>) -> Option<String> {
+    let of_previous = || {
+        let previous = app
+            .responses
+            .get(named.previous_response_id.as_deref()?, owner)?;
+        let read: Option<Named> = serde_json::from_str(&previous.response).ok();
+        let name = read?.model?;
+        // The server may have other models since then.
+        app.registry.find(&name).map(|_| name)
+    };
+    named.model.clone().or_else(of_previous)
 }
 
 /// The next items of a conversation.
@@ -158,10 +195,9 @@ pub(crate) async fn create(
     request: Request,
 ) -> Result<Response, ApiError> {
     app.check_room()?;
-    let Asked { request, prepared } = read_and_prepare(&app, &record, request).await?;
-    let model = app.model()?;
+    let (model, Asked { request, prepared }) = read_and_prepare(&app, &record, request).await?;
     let id = random_id("resp_");
-    let answers = prepared.submit(&app, model, "messages", &id, &record);
+    let answers = prepared.submit(&app, &model, "messages", &id, &record);
     let mut answers = answers.map_err(|error| error.renamed("input", &NAMES))?;
     let Prepared { plan, reader, .. } = prepared;
     let response = ResponseObject::new(id, model.name().to_owned(), &request, plan.sampling());
@@ -199,7 +235,7 @@ pub(crate) async fn input_tokens(
     Extension(record): Extension<Arc<Record>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let Asked { prepared, .. } = read_and_prepare(&app, &record, request).await?;
+    let (_, Asked { prepared, .. }) = read_and_prepare(&app, &record, request).await?;
     Ok(super::json(&InputTokens {
         object: "response.input_tokens",
         input_tokens: prepared.prompt.len(),
