@@ -62,14 +62,6 @@ impl FloatRows {
     fn row(&self, row: usize) -> &[f32] {
         &self.values[row * self.cols..(row + 1) * self.cols]
     }
-
-    /// One row, `[cols]`.
-    ///
-    /// # Panics
-    /// If there is no such row.
-    pub fn row_mut(&mut self, row: usize) -> &mut [f32] {
-        &mut self.values[row * self.cols..(row + 1) * self.cols]
-    }
 }
 
 /// Int8 rows, and the buffers of products with few active rows or columns.
