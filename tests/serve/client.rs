@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -453,6 +454,15 @@ impl Open {
         }
         self.response
     }
+}
+
+/// A file of API keys in a folder: alice's is `secret`, bob's is `other`.
+pub fn key_file(folder: &Path) -> String {
+    let keys = folder.join("keys");
+    let hashes = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b alice\n\
+                  d9298a10d1b0735837dc4bd85dac641b0f3cef27a47e5d53a54f2f3f5b2fcffa bob\n";
+    std::fs::write(&keys, hashes).expect("a file");
+    keys.to_str().expect("a path").to_owned()
 }
 
 /// A chat request with one message.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::client::{Response, Server, chat, soak_seconds, write_request};
+use crate::client::{Response, Server, chat, key_file, soak_seconds, write_request};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -856,19 +856,14 @@ fn transfer_codings_other_than_chunked_are_refused() {
 #[test]
 fn a_burst_from_one_client_does_not_delay_another() {
     let folder = tempfile::tempdir().expect("a folder");
-    let keys = folder.path().join("keys");
-    // SHA-256 of `secret` and of `other`.
-    let hashes = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b alice\n\
-                  d9298a10d1b0735837dc4bd85dac641b0f3cef27a47e5d53a54f2f3f5b2fcffa bob\n";
-    std::fs::write(&keys, hashes).expect("a file");
-    let keys = keys.to_str().expect("a path");
+    let keys = key_file(folder.path());
     let arguments = [
         "--running",
         "1",
         "--ctx-size",
         "4096",
         "--api-key-file",
-        keys,
+        &keys,
     ];
     let server = Server::start(&arguments);
     let body = chat(

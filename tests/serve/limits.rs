@@ -2,19 +2,14 @@
 
 use serde_json::{Value, json};
 
-use crate::client::{Server, chat};
+use crate::client::{Server, chat, key_file};
 
 const CHAT: &str = "/v1/chat/completions";
 
 fn server(arguments: &[&str]) -> (Server, tempfile::TempDir) {
     let folder = tempfile::tempdir().expect("a folder");
-    let keys = folder.path().join("keys");
-    // SHA-256 of `secret` and of `other`.
-    let hashes = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b alice\n\
-                  d9298a10d1b0735837dc4bd85dac641b0f3cef27a47e5d53a54f2f3f5b2fcffa bob\n";
-    std::fs::write(&keys, hashes).expect("a file");
-    let keys = keys.to_str().expect("a path");
-    let arguments = [&["--api-key-file", keys][..], arguments].concat();
+    let keys = key_file(folder.path());
+    let arguments = [&["--api-key-file", &keys][..], arguments].concat();
     (Server::start(&arguments), folder)
 }
 
