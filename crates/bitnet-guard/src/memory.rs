@@ -57,16 +57,30 @@ pub fn available_memory() -> Option<u64> {
     Some(of_system.min(control_group_left().unwrap_or(u64::MAX)))
 }
 
-/// Bytes that the control group of this process (version 2) may still take; `None` without a limit.
+/// Bytes that the control group of this process (version 2) and the groups around it may still
+/// take; `None` without a limit. Pages of files that the system can drop count as free.
 fn control_group_left() -> Option<u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let group = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let folder = std::path::Path::new("/sys/fs/cgroup").join(group);
-    let number = |name: &str| {
-        let text = std::fs::read_to_string(folder.join(name)).ok()?;
-        text.trim().parse::<u64>().ok()
-    };
-    Some(number("memory.max")?.saturating_sub(number("memory.current")?))
+    let root = std::path::Path::new("/sys/fs/cgroup");
+    let folder = root.join(group);
+    let limited = folder
+        .ancestors()
+        .take_while(|folder| folder.starts_with(root));
+    limited.filter_map(left_in).min()
+}
+
+/// Bytes that the control group in this folder may still take.
+fn left_in(folder: &std::path::Path) -> Option<u64> {
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).ok();
+    let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
+    let stat = read("memory.stat").unwrap_or_default();
+    let droppable = stat
+        .lines()
+        .find_map(|line| line.strip_prefix("inactive_file "));
+    let droppable = droppable.and_then(|bytes| bytes.parse().ok()).unwrap_or(0);
+    let used = number("memory.current")?.saturating_sub(droppable);
+    Some(number("memory.max")?.saturating_sub(used))
 }
 
 /// Resident bytes of this process now; `None` where the system does not report them.
@@ -134,5 +148,18 @@ mod tests {
         let now = rss_bytes().expect("Linux");
         let peak = peak_rss_bytes().expect("Linux");
         assert!(0 < now && now <= peak, "{now} {peak}");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn available_memory_is_at_most_all_memory() {
+        let meminfo = std::fs::read_to_string("/proc/meminfo").expect("Linux");
+        let total = meminfo.lines().find_map(|line| {
+            let kib = line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?;
+            kib.parse::<u64>().ok()
+        });
+        let total = 1024 * total.expect("a number");
+        let available = available_memory().expect("Linux");
+        assert!(0 < available && available <= total, "{available} {total}");
     }
 }

@@ -46,14 +46,25 @@ struct Entry {
     last_use: Instant,
     /// How long it stays loaded after its last use; `None` for ever.
     keep_alive: Option<Duration>,
-    /// Whether it makes room for another model, or its files were changed: it takes no more
-    /// requests.
-    is_leaving: bool,
+    /// Whether it makes room for another model.
+    makes_room: bool,
+    /// Whether its files were changed.
+    must_reload: bool,
 }
 
 impl Entry {
+    /// Whether it takes no more requests, and is unloaded after the last one.
+    fn is_leaving(&self) -> bool {
+        self.makes_room || self.must_reload
+    }
+
     fn is_idle(&self) -> bool {
-        self.stage == Stage::Ready && self.uses == 0 && (self.waiting == 0 || self.is_leaving)
+        self.stage == Stage::Ready && self.uses == 0 && (self.waiting == 0 || self.is_leaving())
+    }
+
+    /// Whether requests wait for it that memory must be found for.
+    fn needs_room(&self) -> bool {
+        self.waiting > 0 && matches!(self.stage, Stage::Absent | Stage::Unloading)
     }
 
     /// When it is unloaded if no request comes.
@@ -94,7 +105,8 @@ impl Schedule {
             waiting: 0,
             last_use: Instant::now(),
             keep_alive,
-            is_leaving: false,
+            makes_room: false,
+            must_reload: false,
         };
         Self {
             models: sizes.map(entry).collect(),
@@ -116,7 +128,7 @@ impl Schedule {
     /// A request arrives; true if it may use the model now. Otherwise it must wait.
     pub(crate) fn take(&mut self, index: usize, now: Instant) -> bool {
         let entry = &mut self.models[index];
-        let is_open = entry.stage == Stage::Ready && !entry.is_leaving;
+        let is_open = entry.stage == Stage::Ready && !entry.is_leaving();
         if is_open {
             entry.uses += 1;
             entry.last_use = now;
@@ -150,13 +162,14 @@ impl Schedule {
     /// The model takes no memory any more, or could not be loaded.
     pub(crate) fn gone(&mut self, index: usize) {
         let entry = &mut self.models[index];
-        (entry.stage, entry.is_leaving) = (Stage::Absent, false);
+        entry.stage = Stage::Absent;
+        (entry.makes_room, entry.must_reload) = (false, false);
     }
 
     /// The model must be loaded again: it takes no more requests, and leaves after the last one.
     pub(crate) fn leave(&mut self, index: usize) {
         let entry = &mut self.models[index];
-        entry.is_leaving = entry.stage == Stage::Ready;
+        entry.must_reload = entry.stage == Stage::Ready;
     }
 
     /// When the model is unloaded if no request comes; `None` if a request uses it or it stays.
@@ -181,9 +194,14 @@ impl Schedule {
     /// Everything that can happen now, in this order.
     pub(crate) fn advance(&mut self, now: Instant) -> Vec<Step> {
         let mut steps = Vec::new();
+        if !self.models.iter().any(Entry::needs_room) {
+            // The requests for which models make room may have been cancelled.
+            let models = self.models.iter_mut();
+            models.for_each(|entry| entry.makes_room = false);
+        }
         // First, so that no model leaves before the requests that it was loaded for have it.
         for (index, entry) in self.models.iter_mut().enumerate() {
-            if entry.stage == Stage::Ready && !entry.is_leaving && entry.waiting > 0 {
+            if entry.stage == Stage::Ready && !entry.is_leaving() && entry.waiting > 0 {
                 entry.uses += std::mem::take(&mut entry.waiting);
                 entry.last_use = now;
                 steps.push(Step::Grant(index));
@@ -193,7 +211,7 @@ impl Schedule {
         self.load_first(&mut steps);
         for (index, entry) in self.models.iter_mut().enumerate() {
             let has_expired = entry.expires().is_some_and(|expires| expires <= now);
-            if entry.is_idle() && (entry.is_leaving || has_expired) {
+            if entry.is_idle() && (entry.is_leaving() || has_expired) {
                 entry.stage = Stage::Unloading;
                 steps.push(Step::Unload(index));
             }
@@ -206,8 +224,7 @@ impl Schedule {
         let models = &self.models;
         let needs_memory = |index: usize| {
             let entry = &models[index];
-            let has_none = !matches!(entry.stage, Stage::Loading | Stage::Ready);
-            entry.waiting > 0 && (has_none || entry.is_leaving)
+            entry.needs_room() || entry.waiting > 0 && entry.is_leaving()
         };
         self.line.retain(|index| needs_memory(*index));
         let new = (0..models.len()).filter(|index| needs_memory(*index));
@@ -238,17 +255,17 @@ impl Schedule {
 
     /// Lets models leave until `missing` bytes will be free.
     fn make_room(&mut self, missing: usize) {
-        let is_going = |entry: &Entry| entry.stage == Stage::Unloading || entry.is_leaving;
+        let is_going = |entry: &Entry| entry.stage == Stage::Unloading || entry.is_leaving();
         let going = self.models.iter().filter(|entry| is_going(entry));
         let mut freed: usize = going.map(Entry::used_bytes).sum();
         let mut others: Vec<&mut Entry> = self.models.iter_mut().collect();
-        others.retain(|entry| entry.stage == Stage::Ready && !entry.is_leaving);
+        others.retain(|entry| entry.stage == Stage::Ready && !entry.is_leaving());
         others.sort_by_key(|entry| (!entry.is_idle(), entry.last_use));
         for entry in others {
             if freed >= missing {
                 return;
             }
-            entry.is_leaving = true;
+            entry.makes_room = true;
             freed += entry.bytes;
         }
     }
@@ -351,9 +368,12 @@ mod tests {
         assert!(schedule.take(0, now) && schedule.take(1, now));
         schedule.set_waiting(2, 1);
         assert_eq!(schedule.advance(now), []);
+        schedule.set_waiting(0, 1);
+        assert_eq!(schedule.advance(now), [], "the first one makes room");
         schedule.set_waiting(2, 0);
+        assert_eq!(schedule.advance(now), [Step::Grant(0)]);
         schedule.release(1, now);
-        schedule.advance(now);
+        assert_eq!(schedule.advance(now), []);
         assert_eq!(schedule.stage(2), Stage::Absent);
     }
 

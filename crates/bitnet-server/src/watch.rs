@@ -95,7 +95,7 @@ fn look_for_replaced(known: &mut Vec<PathBuf>) {
     for path in replaced.iter().filter(|path| !known.contains(path)) {
         tracing::warn!(
             path = %path.display(),
-            "a file of the model was replaced or deleted: the server goes on with the old one until it is started again"
+            "a file of the model was replaced or deleted: the server goes on with the old one until it loads the model again"
         );
     }
     *known = replaced;
