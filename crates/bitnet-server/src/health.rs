@@ -79,8 +79,8 @@ pub(crate) async fn health(State(app): State<Arc<App>>) -> Response {
 pub(crate) async fn ready(State(app): State<Arc<App>>) -> Response {
     match app.phase() {
         Phase::Loading => {}
-        Phase::Ready => app.probers.told_ready(Instant::now()),
-        Phase::Draining => app.probers.told_to_leave(),
+        Phase::Ready => app.probers.answered_ready(Instant::now()),
+        Phase::Draining => app.probers.answered_draining(),
     }
     health(State(app)).await
 }

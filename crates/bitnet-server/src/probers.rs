@@ -21,7 +21,7 @@ const LAST_REQUESTS: Duration = Duration::from_millis(500);
 #[derive(Default)]
 pub(crate) struct Probers {
     ready: Mutex<Ready>,
-    told_to_leave: watch::Sender<bool>,
+    is_draining_known: watch::Sender<bool>,
 }
 
 /// The probes that were answered with "ready".
@@ -34,7 +34,7 @@ struct Ready {
 
 impl Probers {
     /// Notes that a probe was answered with "ready".
-    pub(crate) fn told_ready(&self, now: Instant) {
+    pub(crate) fn answered_ready(&self, now: Instant) {
         let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(last) = ready.last {
             // There may be several probers, each with a different pause.
@@ -44,25 +44,28 @@ impl Probers {
     }
 
     /// Notes that a probe was answered with "not ready".
-    pub(crate) fn told_to_leave(&self) {
-        self.told_to_leave.send_replace(true);
+    pub(crate) fn answered_draining(&self) {
+        self.is_draining_known.send_replace(true);
     }
 
     /// The longest time until the next probe; `None` if no prober is left.
-    fn next_question(&self, now: Instant) -> Option<Duration> {
+    fn next_probe(&self, now: Instant) -> Option<Duration> {
         let Ready { last, pause } = *self.ready.lock().unwrap_or_else(PoisonError::into_inner);
         let longest = (2 * pause?).clamp(WAIT_MIN, WAIT_MAX);
-        let still_ask = *self.told_to_leave.borrow() || now - last? <= longest;
-        still_ask.then_some(longest)
+        let is_probed = *self.is_draining_known.borrow() || now - last? <= longest;
+        is_probed.then_some(longest)
     }
 
     /// Waits until the probers know that the server stops, and their earlier requests have arrived.
-    pub(crate) async fn know(&self) {
-        let Some(longest) = self.next_question(Instant::now()) else {
+    pub(crate) async fn wait_until_informed(&self) {
+        let Some(longest) = self.next_probe(Instant::now()) else {
             return;
         };
-        let mut told = self.told_to_leave.subscribe();
-        if timeout(longest, told.wait_for(|told| *told)).await.is_ok() {
+        let mut known = self.is_draining_known.subscribe();
+        if timeout(longest, known.wait_for(|known| *known))
+            .await
+            .is_ok()
+        {
             sleep(LAST_REQUESTS).await;
         }
     }
@@ -76,39 +79,39 @@ mod tests {
     fn drain_waits_for_a_regular_prober() {
         let (start, second) = (Instant::now(), Duration::from_secs(1));
         let probers = Probers::default();
-        assert_eq!(probers.next_question(start), None, "no probe yet");
-        probers.told_ready(start);
+        assert_eq!(probers.next_probe(start), None, "no probe yet");
+        probers.answered_ready(start);
         assert_eq!(
-            probers.next_question(start),
+            probers.next_probe(start),
             None,
             "one that waited for the server to start"
         );
-        probers.told_ready(start + second / 10);
-        assert_eq!(probers.next_question(start + second), Some(WAIT_MIN));
-        probers.told_ready(start + 3 * second);
+        probers.answered_ready(start + second / 10);
+        assert_eq!(probers.next_probe(start + second), Some(WAIT_MIN));
+        probers.answered_ready(start + 3 * second);
         assert_eq!(
-            probers.next_question(start + 4 * second),
+            probers.next_probe(start + 4 * second),
             Some(2 * (3 * second - second / 10))
         );
-        probers.told_ready(start + 4 * second);
+        probers.answered_ready(start + 4 * second);
         let longest = 2 * (3 * second - second / 10) * 3 / 4;
         assert_eq!(
-            probers.next_question(start + 4 * second),
+            probers.next_probe(start + 4 * second),
             Some(longest.max(WAIT_MIN)),
             "pauses are forgotten slowly"
         );
         assert_eq!(
-            probers.next_question(start + 10 * second),
+            probers.next_probe(start + 10 * second),
             None,
             "no prober is left"
         );
-        probers.told_to_leave();
+        probers.answered_draining();
         assert_eq!(
-            probers.next_question(start + 10 * second),
+            probers.next_probe(start + 10 * second),
             Some(WAIT_MIN),
             "they asked while the server drained"
         );
-        probers.told_ready(start + 60 * second);
-        assert_eq!(probers.next_question(start + 60 * second), Some(WAIT_MAX));
+        probers.answered_ready(start + 60 * second);
+        assert_eq!(probers.next_probe(start + 60 * second), Some(WAIT_MAX));
     }
 }

@@ -145,7 +145,7 @@ async fn run(options: ServeOptions, models: Vec<ModelSpec>, tell: Tell) -> Resul
     if is_drained {
         let known = async {
             tokio::select! {
-                () = app.probers.know() => {}
+                () = app.probers.wait_until_informed() => {}
                 () = stop.received() => {}
             }
         };
