@@ -307,7 +307,7 @@ impl Registry {
         }
     }
 
-    /// The loader of the model at `index` has returned. Returns the engine to run.
+    /// Runs the loader of the model at `index`.
     fn load(self: &Arc<Self>, index: usize) -> Result<LoadedModel, LoadProblem> {
         let slot = &self.slots[index];
         let mut load = slot.load.lock().unwrap_or_else(PoisonError::into_inner);
