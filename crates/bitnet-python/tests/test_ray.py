@@ -215,7 +215,8 @@ import ray
 ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
 import bitnet.ray
 rows = [{"id": index, "prompt": "The cat"} for index in range(int(sys.argv[2]))]
-dataset = ray.data.from_items(rows).repartition(len(rows) // 10)
+# Few blocks: Ray's own work for a block takes long on a busy machine.
+dataset = ray.data.from_items(rows).repartition(8)
 print("started", flush=True)
 bitnet.ray.generate(dataset, sys.argv[1], actors=2, batch_size=10, max_tokens=20)
 print("finished", flush=True)
@@ -223,9 +224,15 @@ print("finished", flush=True)
 
 
 def driver(output, num_rows):
+    """A driver that runs. On a busy machine Ray may give up its own start; then another follows."""
     command = [sys.executable, "-c", DRIVER, str(output), str(num_rows)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    return subprocess.Popen(command, **pipes)
+    for _ in range(3):
+        process = subprocess.Popen(command, **pipes)
+        if process.stdout.readline() == "started\n":
+            return process
+        end(process)
+    raise AssertionError("Ray does not start")
 
 
 def end(process):
@@ -265,7 +272,7 @@ def kill_and_restart(output, num_rows, num_kills):
 @pytest.mark.skipif(not os.path.exists("/proc/self/cmdline"), reason="needs Linux's /proc")
 def test_killed_actors_and_drivers_lose_no_row_and_repeat_none(tmp_path):
     num_kills = int(os.environ.get("BITNET_RAY_KILLS", "2"))
-    output, num_rows = pathlib.Path(tmp_path / "answers"), 200 * (num_kills + 1)
+    output, num_rows = pathlib.Path(tmp_path / "answers"), 100 * (num_kills + 1)
     with kill_and_restart(output, num_rows, num_kills) as last:
         assert last.stdout.read().splitlines()[-1] == "finished"
     rows = [{"id": index, "prompt": "The cat"} for index in range(num_rows)]
