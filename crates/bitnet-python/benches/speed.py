@@ -130,6 +130,14 @@ def workload(options):
     return [prompt(rng, options.prompt_tokens) for _ in range(options.prompts)]
 
 
+def costs(work, number):
+    """Rows per second of a call that answers `number` prompts, and the seconds of a processor for a
+    row. With one thread the latter change little while other programs run."""
+    start = time.process_time()
+    result, seconds = timed(work)
+    return result, {"rows_per_s": number / seconds, "cpu_s": (time.process_time() - start) / number}
+
+
 def rows(options):
     import bitnet
 
@@ -137,15 +145,23 @@ def rows(options):
     greedy = {"temperature": 0, "ignore_eos": True, "max_tokens": options.answer_tokens}
     model.generate([1000], **greedy)
     prompts = workload(options)
-    together, seconds = timed(lambda: model.generate(prompts, **greedy))
-    report = {"prompts": len(prompts), "together_rows_per_s": len(prompts) / seconds}
+    answers, together = costs(lambda: model.generate(prompts, **greedy), len(prompts))
+    assert all(len(answer.tokens) == options.answer_tokens for answer in answers)
     # The same prompts again would be in the cache.
     options.seed += 1
     few = workload(options)[: options.single]
-    _, seconds = timed(lambda: [model.generate(one, **greedy) for one in few])
-    report |= {"single": len(few), "single_rows_per_s": len(few) / seconds}
-    assert all(len(result.tokens) == options.answer_tokens for result in together)
-    return report | {"ratio": report["together_rows_per_s"] / report["single_rows_per_s"]}
+    _, single = costs(lambda: [model.generate(one, **greedy) for one in few], len(few))
+    options.seed += 1
+    few = workload(options)[: options.single]
+    read = {**greedy, "max_tokens": 1}
+    _, prompt = costs(lambda: [model.generate(one, **read) for one in few], len(few))
+    report = {"prompts": len(prompts), "together": together}
+    report |= {"single": len(few), "one_by_one": single, "prompts_only": prompt}
+    ratios = {
+        "rows_per_s": together["rows_per_s"] / single["rows_per_s"],
+        "cpu_s": single["cpu_s"] / together["cpu_s"],
+    }
+    return report | {"ratio": ratios}
 
 
 def peer(options):
@@ -161,9 +177,8 @@ def peer(options):
         return [next(pieces) for _ in range(options.answer_tokens)]
 
     answer([1000])
-    _, seconds = timed(lambda: [answer(tokens) for tokens in prompts])
-    version = llama_cpp.__version__
-    return {"version": version, "single": len(prompts), "single_rows_per_s": len(prompts) / seconds}
+    _, single = costs(lambda: [answer(tokens) for tokens in prompts], len(prompts))
+    return {"version": llama_cpp.__version__, "single": len(prompts), "one_by_one": single}
 
 
 def with_ray(options):
@@ -184,7 +199,7 @@ def with_ray(options):
             size = len(batch["id"])
             return {**out, "start": numpy.full(size, start), "end": numpy.full(size, time.time())}
 
-    rates = {}
+    speeds = {}
     for name, actors, threads in (("actors", 2, 1), ("process", 1, 2)):
         ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
         items = [{"id": index, "prompt": tokens} for index, tokens in enumerate(prompts)]
@@ -199,9 +214,9 @@ def with_ray(options):
             batch_size=max(len(prompts) // (2 * actors), 1),
         ).take_all()
         seconds = max(row["end"] for row in out) - min(row["start"] for row in out)
-        rates[f"{name}_rows_per_s"] = len(out) / seconds
+        speeds[f"{name}_rows_per_s"] = len(out) / seconds
         ray.shutdown()
-    return rates | {"ratio": rates["actors_rows_per_s"] / rates["process_rows_per_s"]}
+    return speeds | {"ratio": speeds["actors_rows_per_s"] / speeds["process_rows_per_s"]}
 
 
 def main():
