@@ -31,7 +31,7 @@ def test_every_public_name_says_what_it_is():
                 assert inspect.getdoc(value), f"{name}.{member}"
 
 
-def test_types_are_marked_and_hold():
+def test_types_are_marked_and_hold(tmp_path):
     folder = pathlib.Path(bitnet.__file__).parent
     assert (folder / "py.typed").is_file() and (folder / "_native.pyi").is_file()
     commands = [
@@ -39,7 +39,9 @@ def test_types_are_marked_and_hold():
         ["mypy.stubtest", "bitnet._native", "--ignore-disjoint-bases"],
     ]
     for command in commands:
-        done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
+        command = [sys.executable, "-m", *command]
+        # mypy leaves a folder where it runs.
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
