@@ -965,7 +965,7 @@ pub struct ModelArguments {
     pub kernels: Option<&'static KernelSet>,
     /// How ternary weights lie in memory, which decides how products are computed: 2 or 1.67 bits
     /// each, multiplied (i2s: the better of the two for the kernels in use), or as tl1 or tl2,
-    /// looked up in tables. auto is the fastest packing for each matrix that `bitnet tune` found on
+    /// looked up in tables (not with group scales). auto is the fastest packing for each matrix that `bitnet tune` found on
     /// this machine, or i2s if it has not run. The text is the same
     #[arg(long, value_enum, default_value_t = PackingArgument::Auto)]
     pub packing: PackingArgument,

@@ -437,9 +437,10 @@ impl Machine {
         work(&mut self.engine, &mut events);
         let seconds = start.elapsed().as_secs_f64();
         let counters = self.engine.counters();
-        // The packings of 2 and 1.67 bits count with the same kernels.
+        // The packings of 2 and 1.67 bits count with the same kernels, and so do codes of 2 bits and
+        // trits.
         let ternary = [Packing::Two, Packing::Tl1, Packing::Tl2].map(Packing::kernels);
-        let of_groups = GroupCodes::ALL.map(GroupCodes::kernels);
+        let of_groups = [GroupCodes::Signs, GroupCodes::TwoBits].map(GroupCodes::kernels);
         Sample {
             seconds,
             tokens: events

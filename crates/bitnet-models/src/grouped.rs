@@ -3,7 +3,10 @@
 
 use std::cell::RefCell;
 
-use bitnet_kernels::{Cpu, GroupActivations, GroupMatrix, KernelSet, Norm, UnpackGroups};
+use bitnet_kernels::{
+    Cpu, GroupActivations, GroupCodes, GroupMatrix, KernelSet, Norm, Packing, UnpackGroups,
+};
+use half::f16;
 
 use crate::backend::{GroupStack, MatrixFacts, NeuronColumns, TableUses};
 use crate::error::{Error, Result};
@@ -60,7 +63,25 @@ impl GroupWeights {
             group_cols,
             ref rotation,
         } = *stack;
-        let matrix = GroupMatrix::pack(cpu.pool(), parts, cols, codes, group_cols, unpack)?;
+        let pool = cpu.pool();
+        let packing = options.packing.unwrap_or(cpu.set().packing);
+        if codes == GroupCodes::TwoBits && packing == Packing::FiveThirds {
+            // Nearly all files have no code 3, but most forms allow it.
+            let unpack = |part, rows, codes: &mut [u8], scales: &mut [f16]| {
+                unpack(part, rows, codes, scales).map_err(Some)?;
+                if codes.contains(&3) {
+                    Err(None)
+                } else {
+                    Ok(())
+                }
+            };
+            match GroupMatrix::pack(pool, parts, cols, GroupCodes::Trits, group_cols, &unpack) {
+                Ok(matrix) => return Ok(Self::new(matrix, rotation.clone(), options)),
+                Err(None) => {}
+                Err(Some(error)) => return Err(error),
+            }
+        }
+        let matrix = GroupMatrix::pack(pool, parts, cols, codes, group_cols, unpack)?;
         Ok(Self::new(matrix, rotation.clone(), options))
     }
 

@@ -16,7 +16,7 @@ use bitnet_guard::peak_rss_bytes;
 use bitnet_inference::{
     EngineFacts, Finish, ModelSource, OpenModel, Request, SamplingParams, Timings, cpu_name,
 };
-use bitnet_kernels::{BLOCK_ROWS, Count, GroupCodes, Kernel, KernelSet, Packing};
+use bitnet_kernels::{Count, GroupCodes, Kernel, KernelSet, Packing};
 use bitnet_models::{Config, FfnSparsity, LoadOptions, Tl1Tile, Tl2Tile};
 use bitnet_tokenizers::TokenId;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
@@ -333,8 +333,7 @@ impl Layout {
     pub(crate) fn kernels(self) -> [Kernel; 2] {
         match self {
             Self::Packed(packing) => packing.kernels(),
-            Self::Groups(GroupCodes::Signs) => [Kernel::SignGemv, Kernel::SignGemm],
-            Self::Groups(GroupCodes::TwoBits) => [Kernel::TwoBitGemv, Kernel::TwoBitGemm],
+            Self::Groups(codes) => codes.kernels(),
         }
     }
 
@@ -346,15 +345,9 @@ impl Layout {
                 bytes..=bytes
             }
             Self::Groups(codes) => {
-                // Codes are padded to cells of 32 columns. The scales are f16, one for each row and
-                // 64 or 128 columns.
-                let bits = match codes {
-                    GroupCodes::Signs => 1,
-                    GroupCodes::TwoBits => 2,
-                };
-                let of_codes = BLOCK_ROWS * cols.next_multiple_of(32) * bits / 8;
-                let of_scales = |group: usize| BLOCK_ROWS * 2 * cols.div_ceil(group);
-                of_codes + of_scales(128)..=of_codes + of_scales(64)
+                // A scale belongs to 64 or 128 columns.
+                let bytes = [64, 128].map(|group_cols| codes.block_bytes(cols, group_cols));
+                bytes[0].min(bytes[1])..=bytes[0].max(bytes[1])
             }
         }
     }

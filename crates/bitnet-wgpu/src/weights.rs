@@ -104,7 +104,7 @@ impl GpuRotation {
 pub(crate) fn code_bits(codes: GroupCodes) -> usize {
     match codes {
         GroupCodes::Signs => 1,
-        GroupCodes::TwoBits => 2,
+        GroupCodes::Trits | GroupCodes::TwoBits => 2,
     }
 }
 

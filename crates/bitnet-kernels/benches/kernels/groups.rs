@@ -4,7 +4,7 @@
 use std::cell::LazyCell;
 use std::ops::Range;
 
-use bitnet_kernels::{Cpu, GroupActivations, GroupCodes, GroupMatrix, KernelSet};
+use bitnet_kernels::{Cpu, GroupActivations, GroupCodes, GroupMatrix, KernelSet, Packing};
 use criterion::Criterion;
 use half::f16;
 
@@ -24,12 +24,17 @@ const MEMORY_BYTES: usize = 160 << 20;
 pub fn bench(criterion: &mut Criterion, machines: &[Machine]) {
     for (codes, name) in [
         (GroupCodes::Signs, "signs"),
+        (GroupCodes::Trits, "1.67 bits"),
         (GroupCodes::TwoBits, "2 bits"),
     ] {
+        let machines: Vec<&Machine> = machines
+            .iter()
+            .filter(|machine| is_at_home(machine.cpu.set(), codes))
+            .collect();
         let mut gemv = group(criterion, "group gemv");
         for (rows, cols) in [(2 * FFN, HIDDEN), (HIDDEN, FFN)] {
             let matrices = LazyCell::new(|| matrices(codes, rows, cols));
-            for machine in machines {
+            for machine in &machines {
                 let id = format!("memory, {rows} x {cols}, {name}");
                 machine.bench(&mut gemv, &id, || product(&matrices, 1, RUN_COLS));
             }
@@ -47,7 +52,7 @@ pub fn bench(criterion: &mut Criterion, machines: &[Machine]) {
             (128, 64),
             (128, 128),
         ] {
-            for machine in machines {
+            for machine in &machines {
                 let id = format!(
                     "{n} rows in runs of {run_cols}, {} x {HIDDEN}, {name}",
                     2 * FFN
@@ -58,12 +63,23 @@ pub fn bench(criterion: &mut Criterion, machines: &[Machine]) {
         gemm.finish();
     }
 
+    let machines = machines
+        .iter()
+        .filter(|machine| is_at_home(machine.cpu.set(), GroupCodes::Signs));
     let mut quantize = group(criterion, "group activations");
     for n in [1, 128] {
-        for machine in machines {
+        for machine in machines.clone() {
             let id = format!("quantize {n} x {FFN} in runs of {RUN_COLS}");
             machine.bench(&mut quantize, &id, || activations(n));
         }
+    }
+}
+
+/// Whether a set has kernels of its own for these codes: with VBMI, only for trits.
+fn is_at_home(set: &KernelSet, codes: GroupCodes) -> bool {
+    match codes {
+        GroupCodes::Trits => set.name == "avx512-vbmi",
+        GroupCodes::Signs | GroupCodes::TwoBits => set.packing == Packing::Two,
     }
 }
 

@@ -29,9 +29,9 @@ fn main() {
     let mut machines = machines(&read);
     ternary::bench(&mut criterion, &machines);
     ternary::patterns(&mut criterion, &read);
-    // The sets with and without VBMI differ only in products with ternary weights.
-    machines.retain(|machine| machine.cpu.set().packing == Packing::Two);
     groups::bench(&mut criterion, &machines);
+    // The sets with and without VBMI differ only in products with ternary weights and trits.
+    machines.retain(|machine| machine.cpu.set().packing == Packing::Two);
     attention::bench(&mut criterion, &machines);
     head::bench(&mut criterion, &machines);
     rows::bench(&mut criterion, &machines);

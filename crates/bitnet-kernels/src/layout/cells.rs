@@ -15,8 +15,22 @@
 //!     p(r) = 4 (r / 8) + r % 4, and 16 more where r % 8 is 4 or more
 //!
 //! 2 bits:  block 0, block 1, …
+//! trits:   block 0, block 1, …
 //! signs:   the first 1024 columns of all blocks, the next 1024 columns of all blocks, …
 //! ```
+//!
+//! **Trits** are codes of 2 bits without code 3, squeezed to 1.67 bits. The lines of three whole
+//! groups, a trio, are a multiple of six, so they become groups of five lines as
+//! [`packing`](super::packing) draws them, and the scales of the three follow. Groups after the last
+//! trio stay in 2 bits:
+//!
+//! ```text
+//! trio:    five sixths of the lines of three groups, then 3 × 32 scales
+//! block:   trio 0, trio 1, …, then at most two whole groups and one shorter group in 2 bits
+//! ```
+//!
+//! With 128 columns to a scale that is 1.79 bits a weight. Kernels read codes of 2 bits, so trits
+//! are spread first: a trio at a time by kernels for few rows, a block at a time for many.
 //!
 //! A code c of 2 bits is the weight c − 1, so −1, 0, 1 or 2. Kernels look signs up instead of
 //! multiplying: four activations have only 16 signed sums, four sign bits are the index of one of
@@ -27,8 +41,8 @@
 
 use half::f16;
 
-use crate::layout::lines::{BLOCK_ROWS, LINE_BYTES, LINE_COLS};
-use crate::layout::packing::pack_line_row;
+use crate::layout::lines::{BLOCK_ROWS, LINE_BYTES, LINE_COLS, Line};
+use crate::layout::packing::{GROUP_LINES, Group, pack_line_row, spread_group, squeeze_group};
 
 /// Columns in a cell.
 pub(crate) const CELL_COLS: usize = 32;
@@ -45,6 +59,11 @@ pub(crate) const CELL_LINES: usize = CELL_COLS / LINE_COLS;
 /// Runs in a cell of signs.
 pub(crate) const CELL_SIGN_RUNS: usize = CELL_COLS / SIGN_RUN_COLS;
 
+/// Groups of columns that are stored together as trits.
+const TRIO_GROUPS: usize = 3;
+/// The most lines that a trio has, in 2 bits.
+const TRIO_LINES_MAX: usize = TRIO_GROUPS * 128 / LINE_COLS;
+
 /// Eight columns of signs of 32 rows.
 pub(crate) type SignRun = [u8; SIGN_RUN_BYTES];
 
@@ -53,6 +72,8 @@ pub(crate) type SignRun = [u8; SIGN_RUN_BYTES];
 pub enum GroupCodes {
     /// 0 is −1 and 1 is +1; 1 bit per weight.
     Signs,
+    /// 0 to 2 are −1, 0 and +1; 1.67 bits per weight where three groups lie together, else 2 bits.
+    Trits,
     /// 0 to 3 are −1, 0, +1 and +2; 2 bits per weight.
     TwoBits,
 }
@@ -63,18 +84,20 @@ impl GroupCodes {
     pub fn name(self) -> &'static str {
         match self {
             Self::Signs => "signs",
+            Self::Trits => "1.67-bit groups",
             Self::TwoBits => "2-bit groups",
         }
     }
 
-    /// Both sets of codes.
-    pub const ALL: [Self; 2] = [Self::Signs, Self::TwoBits];
+    /// All sets of codes.
+    pub const ALL: [Self; 3] = [Self::Signs, Self::Trits, Self::TwoBits];
 
     /// The number of different codes: all codes are below it.
     #[must_use]
     pub fn num_codes(self) -> u8 {
         match self {
             Self::Signs => 2,
+            Self::Trits => 3,
             Self::TwoBits => 4,
         }
     }
@@ -84,20 +107,33 @@ impl GroupCodes {
     pub fn weight(self, code: u8) -> i8 {
         match self {
             Self::Signs => 2 * code as i8 - 1,
-            Self::TwoBits => code as i8 - 1,
+            Self::Trits | Self::TwoBits => code as i8 - 1,
         }
     }
 
-    /// Bytes of a cell.
+    /// Bytes in memory of a block of 32 rows of `cols` columns with a scale for every `group_cols`:
+    /// codes, scales and padding.
+    #[must_use]
+    pub fn block_bytes(self, cols: usize, group_cols: usize) -> usize {
+        let layout = GroupLayout {
+            codes: self,
+            cols,
+            group_cols,
+        };
+        layout.stored_bytes()
+    }
+
+    /// Bytes of a cell, as kernels read it.
     fn cell_bytes(self) -> usize {
         match self {
             Self::Signs => CELL_SIGN_RUNS * SIGN_RUN_BYTES,
-            Self::TwoBits => CELL_LINES * LINE_BYTES,
+            Self::Trits | Self::TwoBits => CELL_LINES * LINE_BYTES,
         }
     }
 }
 
-/// How the columns of a matrix with group scales are split.
+/// How the columns of a matrix with group scales are split. All but [`GroupLayout::stored_bytes`]
+/// and the functions about trios describe what kernels read: trits are codes of 2 bits there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct GroupLayout {
     pub codes: GroupCodes,
@@ -152,11 +188,112 @@ impl GroupLayout {
         self.num_cells() * self.codes.cell_bytes() + self.num_groups() * SCALE_BYTES
     }
 
+    /// Bytes of a block in memory.
+    pub fn stored_bytes(self) -> usize {
+        match self.codes {
+            GroupCodes::Signs | GroupCodes::TwoBits => self.block_bytes(),
+            GroupCodes::Trits => {
+                let (plain, stored) = self.trios_bytes();
+                self.block_bytes() - plain + stored
+            }
+        }
+    }
+
+    /// Bytes of all trios of a block, with codes of 2 bits and with trits.
+    fn trios_bytes(self) -> (usize, usize) {
+        let trios = self.cols / self.group_cols / TRIO_GROUPS;
+        (
+            trios * TRIO_GROUPS * self.group_bytes(),
+            trios * self.trio_bytes(),
+        )
+    }
+
+    /// Bytes of a trio in memory.
+    pub fn trio_bytes(self) -> usize {
+        let lines = TRIO_GROUPS * self.group_cols / LINE_COLS;
+        lines / GROUP_LINES * size_of::<Group>() + TRIO_GROUPS * SCALE_BYTES
+    }
+
+    /// The trios of a block in memory, and its groups after them, which are in 2 bits.
+    #[inline(always)]
+    pub fn split_trios(self, stored: &[u8]) -> (&[u8], &[u8]) {
+        stored.split_at(self.trios_bytes().1)
+    }
+
+    /// The trits and the scales of a trio.
+    #[inline(always)]
+    pub fn split_trio(trio: &[u8]) -> (&[Group], &[u8]) {
+        let (trits, scales) = trio.split_at(trio.len() - TRIO_GROUPS * SCALE_BYTES);
+        (trits.as_chunks::<LINE_BYTES>().0.as_chunks().0, scales)
+    }
+
+    /// Turns a block with codes of 2 bits into a block of trits. No code may be 3.
+    pub fn squeeze(self, plain: &[u8], stored: &mut [u8]) {
+        let (plain, plain_rest) = plain.split_at(self.trios_bytes().0);
+        let (stored, stored_rest) = stored.split_at_mut(self.trios_bytes().1);
+        stored_rest.copy_from_slice(plain_rest);
+        let plain = plain.chunks_exact(TRIO_GROUPS * self.group_bytes());
+        for (plain, stored) in plain.zip(stored.chunks_exact_mut(self.trio_bytes())) {
+            let (trits, scales) = stored.split_at_mut(stored.len() - TRIO_GROUPS * SCALE_BYTES);
+            let mut lines = [[0; LINE_BYTES]; TRIO_LINES_MAX];
+            let group_lines = self.group_cols / LINE_COLS;
+            let groups = plain
+                .chunks_exact(self.group_bytes())
+                .zip(lines.chunks_exact_mut(group_lines));
+            for ((plain, lines), scales) in groups.zip(scales.chunks_exact_mut(SCALE_BYTES)) {
+                let (codes, plain_scales) = plain.split_at(plain.len() - SCALE_BYTES);
+                lines.copy_from_slice(codes.as_chunks().0);
+                scales.copy_from_slice(plain_scales);
+            }
+            let trits = trits.as_chunks_mut::<LINE_BYTES>().0.as_chunks_mut().0;
+            for (lines, trits) in lines.as_chunks().0.iter().zip(trits) {
+                squeeze_group(lines, trits);
+            }
+        }
+    }
+
+    /// Turns a block of trits into a block with codes of 2 bits.
+    pub fn spread(self, stored: &[u8], plain: &mut [u8]) {
+        self.spread_with(stored, plain, |trits, lines| {
+            for (trits, lines) in trits.iter().zip(lines.as_chunks_mut().0) {
+                spread_group(trits, lines);
+            }
+        });
+    }
+
+    /// The same, with a function that turns the trits of a trio into lines of 2 bits.
+    #[inline(always)]
+    pub fn spread_with(
+        self,
+        stored: &[u8],
+        plain: &mut [u8],
+        spread: impl Fn(&[Group], &mut [Line]),
+    ) {
+        let (stored, stored_rest) = self.split_trios(stored);
+        let (plain, plain_rest) = plain.split_at_mut(self.trios_bytes().0);
+        plain_rest.copy_from_slice(stored_rest);
+        let mut lines = [[0; LINE_BYTES]; TRIO_LINES_MAX];
+        let group_lines = self.group_cols / LINE_COLS;
+        let plain = plain.chunks_exact_mut(TRIO_GROUPS * self.group_bytes());
+        for (stored, plain) in stored.chunks_exact(self.trio_bytes()).zip(plain) {
+            let (trits, scales) = Self::split_trio(stored);
+            spread(trits, &mut lines[..TRIO_GROUPS * group_lines]);
+            let groups = plain
+                .chunks_exact_mut(self.group_bytes())
+                .zip(lines.chunks_exact(group_lines));
+            for ((plain, lines), scales) in groups.zip(scales.chunks_exact(SCALE_BYTES)) {
+                let (codes, plain_scales) = plain.split_at_mut(plain.len() - SCALE_BYTES);
+                codes.copy_from_slice(lines.as_flattened());
+                plain_scales.copy_from_slice(scales);
+            }
+        }
+    }
+
     /// The chunks of a block, in the order of the columns.
     pub fn chunks(self) -> impl Iterator<Item = GroupChunk> {
         let step = match self.codes {
             GroupCodes::Signs => CHUNK_COLS / self.group_cols,
-            GroupCodes::TwoBits => self.num_groups(),
+            GroupCodes::Trits | GroupCodes::TwoBits => self.num_groups(),
         };
         let start = move |group: usize| {
             if group < self.num_groups() {
@@ -196,14 +333,18 @@ impl GroupLayout {
         scales[2 * lane..2 * lane + 2].copy_from_slice(&scale.to_le_bytes());
         match self.codes {
             GroupCodes::Signs => pack_sign_row(codes, lane, cells),
-            GroupCodes::TwoBits => pack_two_bit_row(codes, lane, cells),
+            GroupCodes::Trits | GroupCodes::TwoBits => pack_two_bit_row(codes, lane, cells),
         }
     }
 
     /// The code of a column of row `lane` of a group, from the group's bytes.
     pub fn code(self, group: &[u8], lane: usize, col: usize) -> u8 {
         let (byte, shift) = self.place(lane, col);
-        group[byte] >> shift & (self.codes.num_codes() - 1)
+        let mask = match self.codes {
+            GroupCodes::Signs => 1,
+            GroupCodes::Trits | GroupCodes::TwoBits => 3,
+        };
+        group[byte] >> shift & mask
     }
 
     /// The byte of a group, and the bit of it, at which the code of a row and a column begins.
@@ -213,7 +354,7 @@ impl GroupLayout {
                 let run = col / SIGN_RUN_COLS;
                 (run * SIGN_RUN_BYTES + sign_byte(lane), col % SIGN_RUN_COLS)
             }
-            GroupCodes::TwoBits => {
+            GroupCodes::Trits | GroupCodes::TwoBits => {
                 let (line, col) = (col / LINE_COLS, col % LINE_COLS);
                 (line * LINE_BYTES + 4 * lane + col % 4, 2 * (col / 4))
             }
@@ -261,7 +402,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn signs_take_1_125_bits_per_weight_and_two_bit_codes_2_125() {
+    fn signs_take_1_125_bits_per_weight_and_codes_of_two_bits_2_125() {
         let bytes = |codes, cols, group_cols| {
             GroupLayout {
                 codes,
@@ -276,6 +417,40 @@ mod tests {
             assert_eq!(bytes(GroupCodes::TwoBits, cols, 64), 32 * cols * 18 / 64);
         }
         assert_eq!(bytes(GroupCodes::TwoBits, 1, 64), 256 + 64);
+    }
+
+    #[test]
+    fn trits_take_at_most_1_83_bits_per_weight_of_the_matrices_of_real_models() {
+        for cols in [2048, 2560, 4096, 5120, 6144, 9728, 12288, 17408] {
+            let bits = 8.0 * GroupCodes::Trits.block_bytes(cols, 128) as f64 / (32 * cols) as f64;
+            assert!((1.79..1.83).contains(&bits), "{bits} with {cols} columns");
+        }
+        // A trio of 384 columns, one whole group and a shorter one in 2 bits.
+        let block = GroupCodes::Trits.block_bytes(384 + 128 + 32, 128);
+        assert_eq!(block, 20 * 128 + 3 * 64 + (8 * 128 + 64) + (2 * 128 + 64));
+    }
+
+    #[test]
+    fn squeezing_a_block_to_trits_and_spreading_it_gives_the_same_block() {
+        for (cols, group_cols) in [(96, 32), (384, 128), (1000, 64), (500, 128), (100, 128)] {
+            let layout = GroupLayout {
+                codes: GroupCodes::Trits,
+                cols,
+                group_cols,
+            };
+            let mut plain = vec![0u8; layout.block_bytes()];
+            let mut state = 1u32;
+            for byte in &mut plain {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                let code = |place: u32| ((state >> (8 + 4 * place)) as u8 & 15) % 3;
+                *byte = code(0) | code(1) << 2 | code(2) << 4 | code(3) << 6;
+            }
+            let mut stored = vec![0xff; layout.stored_bytes()];
+            layout.squeeze(&plain, &mut stored);
+            let mut back = vec![0xff; plain.len()];
+            layout.spread(&stored, &mut back);
+            assert_eq!(plain, back, "{cols} columns in groups of {group_cols}");
+        }
     }
 
     #[test]

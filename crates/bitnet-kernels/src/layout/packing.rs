@@ -144,7 +144,7 @@ pub(crate) fn squeeze(plain: &[Line], packed: &mut [u8]) {
 
 /// Eight bytes at a time in a u64: portable, and the compiler vectorises it.
 #[inline(always)]
-fn squeeze_group(plain: &[Line; GROUP_LINES], packed: &mut Group) {
+pub(crate) fn squeeze_group(plain: &[Line; GROUP_LINES], packed: &mut Group) {
     for at in 0..LINE_BYTES / 8 {
         let line = |g: usize| load8(&plain[g], at);
         // A field holds three codes: c = t0 + 4 t1 + 16 t2.

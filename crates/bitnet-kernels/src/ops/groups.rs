@@ -14,7 +14,7 @@ use crate::sets::output::Output;
 use crate::sets::table::KernelSet;
 use crate::threads::counters::Kernel;
 use crate::threads::disjoint::Disjoint;
-use crate::weights::groups::GroupMatrix;
+use crate::weights::groups::{BlockScratch, GroupMatrix};
 
 /// Makes a row of activations. Arguments: its index, the row to fill.
 type MakeRow<'a> = dyn Fn(usize, &mut [f32]) + Sync + 'a;
@@ -281,8 +281,11 @@ impl Cpu {
         let kernels = self.set().groups;
         let (multiply, multiply_wide) = match matrix.codes() {
             GroupCodes::Signs => (kernels.signs, kernels.wide_signs),
+            GroupCodes::Trits => (kernels.trits.unwrap_or(kernels.two_bits), None),
             GroupCodes::TwoBits => (kernels.two_bits, kernels.wide_two_bits),
         };
+        let spreads_first = matrix.codes() == GroupCodes::Trits && kernels.trits.is_none();
+        let weights = matrix.blocks();
         let mut rows = 0..activations.rows();
         if let Some(multiply) = multiply_wide {
             rows.start = wide_rows(rows.end, blocks.len());
@@ -290,7 +293,7 @@ impl Cpu {
                 let share = blocks.start + share.start..blocks.start + share.end;
                 // SAFETY: a set exists only on a CPU that can run it, and each block of outputs of
                 // a row is in one item.
-                unsafe { multiply(matrix, share, rows, activations, output) }
+                unsafe { multiply(&weights, share, rows, activations, output) }
             });
         }
         if rows.is_empty() {
@@ -298,8 +301,24 @@ impl Cpu {
         }
         let run = |share: Range<usize>| {
             let share = blocks.start + share.start..blocks.start + share.end;
-            // SAFETY: as above; each block of outputs is in one thread's share.
-            unsafe { multiply(matrix, share, rows.clone(), activations, output) }
+            if !spreads_first {
+                // SAFETY: as above; each block of outputs is in one thread's share.
+                return unsafe { multiply(&weights, share, rows.clone(), activations, output) };
+            }
+            let mut scratch = BlockScratch::take();
+            for block in share {
+                let weights = weights.spread(block, &mut scratch);
+                // SAFETY: as above.
+                unsafe {
+                    multiply(
+                        &weights,
+                        block..block + 1,
+                        rows.clone(),
+                        activations,
+                        output,
+                    );
+                }
+            }
         };
         // With few rows, each thread reads one sequential stream of weights at memory speed.
         if rows.len() > TILE_ROWS {

@@ -43,6 +43,7 @@ kernel_set!(
 /// The table of AVX-512 with a lookup among 64 bytes (VBMI: Ice Lake, Zen 4 and later).
 pub(crate) static AVX512_VBMI: KernelSet = KernelSet {
     name: "avx512-vbmi",
+    groups: groups::KERNELS_VBMI,
     ternary: ternary::ternary_vbmi,
     lookup: tl::LOOKUP,
     packing: Packing::FiveThirds,

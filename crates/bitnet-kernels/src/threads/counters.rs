@@ -23,9 +23,9 @@ pub enum Kernel {
     SignGemv,
     /// Signs with group scales times several rows of int8 activations.
     SignGemm,
-    /// Codes of 2 bits with group scales times one row of int8 activations.
+    /// Trits or codes of 2 bits with group scales times one row of int8 activations.
     TwoBitGemv,
-    /// Codes of 2 bits with group scales times several rows of int8 activations.
+    /// Trits or codes of 2 bits with group scales times several rows of int8 activations.
     TwoBitGemm,
     /// Rotary position embedding of queries and keys.
     RopeApply,

@@ -1,5 +1,6 @@
 //! [`GroupMatrix`]: weights with one scale for each group of columns of a row.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -16,8 +17,8 @@ use crate::threads::pool::Pool;
 pub type UnpackGroups<'a, E> =
     dyn Fn(usize, Range<usize>, &mut [u8], &mut [f16]) -> Result<(), E> + Sync + 'a;
 
-/// Matrices of equal width, stacked as in [`crate::TernaryMatrix`], of signs or codes of 2 bits
-/// with a scale for each 64 or 128 columns of a row.
+/// Matrices of equal width, stacked as in [`crate::TernaryMatrix`], of signs, trits or codes of 2
+/// bits with a scale for each 32, 64 or 128 columns of a row.
 ///
 /// A weight is [`GroupCodes::weight`] of its code times the scale of its group. The parts lie one
 /// after the other; each begins at a multiple of 32 rows, and so does its output. Rows of padding
@@ -63,7 +64,7 @@ impl GroupMatrix {
             .enumerate()
             .flat_map(|(part, rows)| (0..*rows).step_by(BLOCK_ROWS).map(move |row| (part, row)))
             .collect();
-        let mut bytes = Huge::zeros(blocks.len() * layout.block_bytes());
+        let mut bytes = Huge::zeros(blocks.len() * layout.stored_bytes());
         let failure = std::sync::Mutex::new(None);
         let output = Disjoint::new(&mut bytes);
         pool.split(blocks.len(), 1, &|share| {
@@ -85,12 +86,8 @@ impl GroupMatrix {
                     "a code of {} or more",
                     layout.codes.num_codes()
                 );
-                for chunk in layout.chunks() {
-                    let start = chunk.start(block, blocks.len());
-                    // SAFETY: each block is in one thread's share, and chunks do not overlap.
-                    let bytes = unsafe { output.slice(start..start + chunk.block_bytes) };
-                    pack_chunk(layout, &chunk, codes, scales, bytes);
-                }
+                // SAFETY: each block is in one thread's share.
+                unsafe { pack_block(layout, block, blocks.len(), codes, scales, &output) };
             }
         });
         match failure
@@ -127,7 +124,7 @@ impl GroupMatrix {
         };
         let blocks = parts.iter().map(|rows| rows.div_ceil(BLOCK_ROWS));
         let num_blocks = blocks.fold(0usize, usize::saturating_add);
-        (num_blocks.checked_mul(layout.block_bytes()) == Some(bytes.len())).then(|| Self {
+        (num_blocks.checked_mul(layout.stored_bytes()) == Some(bytes.len())).then(|| Self {
             parts: parts.to_vec(),
             layout,
             num_blocks,
@@ -225,8 +222,13 @@ impl GroupMatrix {
         );
         let at = self.output_range(part).start + row;
         let (block, lane) = (at / BLOCK_ROWS, at % BLOCK_ROWS);
+        let mut scratch = BlockScratch::take();
+        let blocks = match self.codes() {
+            GroupCodes::Trits => self.blocks().spread(block, &mut scratch),
+            GroupCodes::Signs | GroupCodes::TwoBits => self.blocks(),
+        };
         for (group, out) in out.chunks_mut(self.group_cols()).enumerate() {
-            let bytes = self.group(group).of(block);
+            let bytes = blocks.group(group).of(block);
             let (codes, scales) = bytes.split_at(bytes.len() - SCALE_BYTES);
             let scale = scale_of(scales, lane);
             for (col, out) in out.iter_mut().enumerate() {
@@ -239,39 +241,128 @@ impl GroupMatrix {
     /// Bytes that [`Self::read_row`] needs of a row: its codes and scales.
     #[must_use]
     pub fn row_bytes(&self) -> usize {
-        self.layout.block_bytes() / BLOCK_ROWS
+        self.layout.stored_bytes() / BLOCK_ROWS
     }
 
+    /// All blocks.
+    pub(crate) fn blocks(&self) -> GroupBlocks<'_> {
+        GroupBlocks {
+            layout: self.layout,
+            first: 0,
+            count: self.num_blocks,
+            bytes: &self.bytes,
+        }
+    }
+}
+
+/// Some blocks of a matrix, for the kernels. Trits have to be spread first, or read with
+/// [`GroupBlocks::stored`].
+#[derive(Clone, Copy)]
+pub(crate) struct GroupBlocks<'a> {
+    layout: GroupLayout,
+    /// The index of the first block in the matrix.
+    first: usize,
+    count: usize,
+    bytes: &'a [u8],
+}
+
+impl<'a> GroupBlocks<'a> {
     pub(crate) fn layout(&self) -> GroupLayout {
         self.layout
     }
 
     /// A group of all blocks.
     #[inline(always)]
-    pub(crate) fn group(&self, group: usize) -> GroupOfBlocks<'_> {
-        let place = |block| self.layout.group_place(block, group, self.num_blocks);
-        let ((first, code_bytes), (second, _)) = (place(0), place(1));
+    pub(crate) fn group(&self, group: usize) -> GroupOfBlocks<'a> {
+        let place = |block| self.layout.group_place(block, group, self.count);
+        let ((start, code_bytes), (second, _)) = (place(0), place(1));
         GroupOfBlocks {
-            bytes: &self.bytes,
-            first,
-            stride: second - first,
+            bytes: self.bytes,
+            first: self.first,
+            start,
+            stride: second - start,
             len: code_bytes + SCALE_BYTES,
         }
     }
 
     /// The groups of a chunk of one block, one after the other.
     #[inline(always)]
-    pub(crate) fn chunk(&self, block: usize, chunk: &GroupChunk) -> &[u8] {
-        let start = chunk.start(block, self.num_blocks);
+    pub(crate) fn chunk(&self, block: usize, chunk: &GroupChunk) -> &'a [u8] {
+        let start = chunk.start(block - self.first, self.count);
         &self.bytes[start..start + chunk.block_bytes]
+    }
+
+    /// A block as it lies in memory.
+    #[inline(always)]
+    pub(crate) fn stored(&self, block: usize) -> &'a [u8] {
+        let len = self.layout.stored_bytes();
+        &self.bytes[(block - self.first) * len..][..len]
+    }
+
+    /// One block of trits with codes of 2 bits.
+    pub(crate) fn spread<'s>(
+        &self,
+        block: usize,
+        scratch: &'s mut BlockScratch,
+    ) -> GroupBlocks<'s> {
+        self.spread_with(block, scratch, |layout, stored, plain| {
+            layout.spread(stored, plain);
+        })
+    }
+
+    /// The same, with a function that spreads a block.
+    #[inline(always)]
+    pub(crate) fn spread_with<'s>(
+        &self,
+        block: usize,
+        scratch: &'s mut BlockScratch,
+        spread: impl Fn(GroupLayout, &[u8], &mut [u8]),
+    ) -> GroupBlocks<'s> {
+        let plain = scratch.bytes(self.layout.block_bytes());
+        spread(self.layout, self.stored(block), plain);
+        GroupBlocks {
+            layout: self.layout,
+            first: block,
+            count: 1,
+            bytes: plain,
+        }
     }
 }
 
-/// A group of columns of all blocks.
+thread_local! {
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// A thread's buffer for a block with codes of 2 bits. Kept, so that a step allocates nothing.
+pub(crate) struct BlockScratch(Vec<u8>);
+
+impl BlockScratch {
+    pub(crate) fn take() -> Self {
+        Self(SCRATCH.take())
+    }
+
+    /// Room for `len` bytes; its contents are unspecified.
+    fn bytes(&mut self, len: usize) -> &mut [u8] {
+        if self.0.len() < len {
+            self.0.resize(len, 0);
+        }
+        &mut self.0[..len]
+    }
+}
+
+impl Drop for BlockScratch {
+    fn drop(&mut self) {
+        SCRATCH.set(std::mem::take(&mut self.0));
+    }
+}
+
+/// A group of columns of some blocks.
 pub(crate) struct GroupOfBlocks<'a> {
     bytes: &'a [u8],
-    /// Where the group of the first block begins.
+    /// The index of the first block in the matrix.
     first: usize,
+    /// Where the group of the first block begins.
+    start: usize,
     /// Bytes from there to the group of the next block.
     stride: usize,
     len: usize,
@@ -281,7 +372,7 @@ impl<'a> GroupOfBlocks<'a> {
     /// The codes of one block, and its scales after them.
     #[inline(always)]
     pub(crate) fn of(&self, block: usize) -> &'a [u8] {
-        &self.bytes[self.first + block * self.stride..][..self.len]
+        &self.bytes[self.start + (block - self.first) * self.stride..][..self.len]
     }
 }
 
@@ -291,8 +382,40 @@ impl GroupCodes {
     pub fn kernels(self) -> [Kernel; 2] {
         match self {
             Self::Signs => [Kernel::SignGemv, Kernel::SignGemm],
-            Self::TwoBits => [Kernel::TwoBitGemv, Kernel::TwoBitGemm],
+            Self::Trits | Self::TwoBits => [Kernel::TwoBitGemv, Kernel::TwoBitGemm],
         }
+    }
+}
+
+/// Packs up to 32 rows of codes and scales into block `block` of `num_blocks`.
+///
+/// # Safety
+/// No other thread may use the block.
+unsafe fn pack_block(
+    layout: GroupLayout,
+    block: usize,
+    num_blocks: usize,
+    codes: &[u8],
+    scales: &[f16],
+    output: &Disjoint<'_, u8>,
+) {
+    if layout.codes == GroupCodes::Trits {
+        let mut plain = vec![0; layout.block_bytes()];
+        for chunk in layout.chunks() {
+            pack_chunk(layout, &chunk, codes, scales, &mut plain);
+        }
+        let len = layout.stored_bytes();
+        // SAFETY: the caller's promise.
+        layout.squeeze(&plain, unsafe {
+            output.slice(block * len..(block + 1) * len)
+        });
+        return;
+    }
+    for chunk in layout.chunks() {
+        let start = chunk.start(block, num_blocks);
+        // SAFETY: the caller's promise, and chunks do not overlap.
+        let bytes = unsafe { output.slice(start..start + chunk.block_bytes) };
+        pack_chunk(layout, &chunk, codes, scales, bytes);
     }
 }
 

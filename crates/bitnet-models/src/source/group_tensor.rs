@@ -105,7 +105,7 @@ impl GroupTensor {
         for (out, code) in out.iter_mut().zip(&signed) {
             *out = match codes {
                 GroupCodes::Signs => u8::from(*code > 0),
-                GroupCodes::TwoBits => (code + 1) as u8,
+                GroupCodes::Trits | GroupCodes::TwoBits => (code + 1) as u8,
             };
         }
         let repeats = len / group_cols;

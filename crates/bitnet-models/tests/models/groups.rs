@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bitnet_files::gguf::{Gguf, MetadataValue};
-use bitnet_kernels::{Cpu, KernelSet};
+use bitnet_kernels::{Cpu, KernelSet, Packing};
 use bitnet_models::{InputRounding, KvType, LanguageModel, LoadOptions};
 
 use crate::{assert_same_bits, logits, read_npy, rotation};
@@ -167,6 +167,57 @@ fn chunks_threads_and_sets_change_no_bit() {
             }
         }
     }
+}
+
+#[test]
+fn trits_take_less_memory_and_give_the_same_bits() {
+    let load = |folder: &Path, packing, cpu: &Cpu| {
+        let gguf = Gguf::open(&folder.join("model.gguf")).expect("a golden file opens");
+        let options = LoadOptions {
+            packing: Some(packing),
+            ..LoadOptions::default()
+        };
+        LanguageModel::from_gguf(&Arc::new(gguf), &options, cpu).expect("a golden file loads")
+    };
+    for name in ["qwen3-ptq1_0", "qwen35-ptq1_0-rot512-part"] {
+        let Some(folder) = golden_model(name) else {
+            continue;
+        };
+        let tokens = integers(&folder.join("tokens.json"), Some("tokens"));
+        for set in [
+            KernelSet::by_name("scalar").expect("the reference"),
+            KernelSet::detect(),
+        ] {
+            let cpu = Cpu::new(set, 2);
+            let [plain, trits] =
+                [Packing::Two, Packing::FiveThirds].map(|packing| load(&folder, packing, &cpu));
+            assert_eq!(plain.packing(), "2-bit groups");
+            assert_eq!(trits.packing(), "1.67-bit groups");
+            assert!(trits.num_ternary_bytes() < plain.num_ternary_bytes());
+            let found = logits(&trits, &cpu, &tokens, KvType::F16, 16);
+            let expected = logits(&plain, &cpu, &tokens, KvType::F16, 16);
+            assert_same_bits(name, &found, &expected);
+        }
+    }
+}
+
+#[test]
+fn a_matrix_with_a_code_of_3_keeps_2_bits() {
+    let Some(folder) = golden_model("qwen3-q2_0") else {
+        return;
+    };
+    let cpu = Cpu::new(KernelSet::detect(), 2);
+    let gguf = Gguf::open(&folder.join("model.gguf")).expect("a golden file opens");
+    let options = LoadOptions {
+        packing: Some(Packing::FiveThirds),
+        ..LoadOptions::default()
+    };
+    let model = LanguageModel::from_gguf(&Arc::new(gguf), &options, &cpu).expect("it loads");
+    assert!(
+        model.packing().contains("2-bit groups"),
+        "{}",
+        model.packing()
+    );
 }
 
 #[test]

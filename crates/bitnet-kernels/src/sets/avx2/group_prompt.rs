@@ -21,7 +21,7 @@ use crate::layout::cells::SCALE_BYTES;
 use crate::layout::group_activations::GroupActivations;
 use crate::layout::lines::{BLOCK_ROWS, LINE_BYTES};
 use crate::sets::output::Output;
-use crate::weights::groups::{GroupMatrix, GroupOfBlocks};
+use crate::weights::groups::{GroupBlocks, GroupOfBlocks};
 
 /// The most panels in a group.
 const MAX_PANELS: usize = 8;
@@ -71,7 +71,7 @@ struct Panel {
 /// activations.
 #[target_feature(enable = "avx2,f16c")]
 pub(crate) fn signs(
-    matrix: &GroupMatrix,
+    matrix: &GroupBlocks<'_>,
     blocks: Range<usize>,
     rows: Range<usize>,
     activations: &GroupActivations,
@@ -83,7 +83,7 @@ pub(crate) fn signs(
 /// The same with codes of 2 bits.
 #[target_feature(enable = "avx2,f16c")]
 pub(crate) fn two_bits(
-    matrix: &GroupMatrix,
+    matrix: &GroupBlocks<'_>,
     blocks: Range<usize>,
     rows: Range<usize>,
     activations: &GroupActivations,
@@ -95,7 +95,7 @@ pub(crate) fn two_bits(
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn multiply<const SIGNS: bool>(
-    matrix: &GroupMatrix,
+    matrix: &GroupBlocks<'_>,
     blocks: Range<usize>,
     rows: Range<usize>,
     activations: &GroupActivations,

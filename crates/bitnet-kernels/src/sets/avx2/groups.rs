@@ -17,10 +17,11 @@ use crate::layout::group_activations::{GroupActivations, GroupTile};
 use crate::layout::lines::{LINE_COLS, Line};
 use crate::sets::groups::GroupKernels;
 use crate::sets::output::Output;
-use crate::weights::groups::GroupMatrix;
+use crate::weights::groups::GroupBlocks;
 
 pub(crate) const KERNELS: GroupKernels = GroupKernels {
     signs,
+    trits: None,
     two_bits,
     wide_signs: Some(group_prompt::signs),
     wide_two_bits: Some(group_prompt::two_bits),
@@ -47,7 +48,7 @@ thread_local! {
 /// See [`crate::sets::groups::GroupMultiply`].
 #[target_feature(enable = "avx2,f16c")]
 fn two_bits(
-    matrix: &GroupMatrix,
+    matrix: &GroupBlocks<'_>,
     blocks: Range<usize>,
     rows: Range<usize>,
     activations: &GroupActivations,

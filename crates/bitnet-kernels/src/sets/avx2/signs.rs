@@ -9,7 +9,7 @@ use crate::layout::activations::TILE_ROWS;
 use crate::layout::cells::{CELL_COLS, CELL_SIGN_RUNS, GroupLayout, SCALE_BYTES, SignRun};
 use crate::layout::group_activations::GroupActivations;
 use crate::sets::output::Output;
-use crate::weights::groups::GroupMatrix;
+use crate::weights::groups::GroupBlocks;
 
 /// Registers for the sums of a block: 8 of its 32 rows in each.
 const QUARTERS: usize = 4;
@@ -62,7 +62,7 @@ thread_local! {
 /// tables itself.
 #[target_feature(enable = "avx2,f16c")]
 pub(crate) fn signs(
-    matrix: &GroupMatrix,
+    matrix: &GroupBlocks<'_>,
     blocks: Range<usize>,
     rows: Range<usize>,
     activations: &GroupActivations,
@@ -80,7 +80,7 @@ pub(crate) fn signs(
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn signs_in_runs<const R: usize>(
-    matrix: &GroupMatrix,
+    matrix: &GroupBlocks<'_>,
     blocks: Range<usize>,
     rows: Range<usize>,
     activations: &GroupActivations,

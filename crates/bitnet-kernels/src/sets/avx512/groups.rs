@@ -1,25 +1,37 @@
 //! Products with group scales with `vpdpbusd`. Products of signs with a few rows of activations use
 //! the table lookup of AVX2: the ports that look up process 256 bits as often as 512, so lookup
 //! gains nothing from wider registers.
+//!
+//! `vpermb` turns trits into codes: in registers in products with up to a tile of rows; products with
+//! more rows spread a block to codes of 2 bits first, for all tiles.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use super::ternary::{self, Masks};
 use super::vector::{broadcast, load_half, store16};
 use crate::layout::activations::TILE_ROWS;
-use crate::layout::cells::{CELL_COLS, SCALE_BYTES};
+use crate::layout::cells::{CELL_COLS, GroupLayout, SCALE_BYTES};
 use crate::layout::group_activations::{GroupActivations, GroupTile, Offset};
 use crate::layout::lines::{BLOCK_ROWS, LINE_BYTES, LINE_COLS};
+use crate::layout::packing::Group;
 use crate::sets::avx2;
 use crate::sets::groups::GroupKernels;
 use crate::sets::output::Output;
-use crate::weights::groups::GroupMatrix;
+use crate::weights::groups::{BlockScratch, GroupBlocks};
 
 pub(crate) const KERNELS: GroupKernels = GroupKernels {
     signs,
+    trits: None,
     two_bits,
     wide_signs: Some(avx2::group_prompt::signs),
     wide_two_bits: None,
+};
+
+/// The products of CPUs with VBMI.
+pub(crate) const KERNELS_VBMI: GroupKernels = GroupKernels {
+    trits: Some(trits),
+    ..KERNELS
 };
 
 /// The number of rows from which unpacking signs and multiplying is faster than lookup.
@@ -32,7 +44,7 @@ type HalfSums = [__m512; 2];
 /// See [`crate::sets::groups::GroupMultiply`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn two_bits(
-    matrix: &GroupMatrix,
+    matrix: &GroupBlocks<'_>,
     blocks: Range<usize>,
     rows: Range<usize>,
     activations: &GroupActivations,
@@ -42,9 +54,58 @@ fn two_bits(
 }
 
 /// See [`crate::sets::groups::GroupMultiply`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+fn trits(
+    matrix: &GroupBlocks<'_>,
+    blocks: Range<usize>,
+    rows: Range<usize>,
+    activations: &GroupActivations,
+    output: &Output<'_>,
+) {
+    let masks = Masks::new();
+    if rows.len() > TILE_ROWS || activations.run_cols() != CELL_COLS {
+        let spread = |layout: GroupLayout, stored: &[u8], plain: &mut [u8]| {
+            layout.spread_with(stored, plain, |trits, lines| {
+                ternary::spread((trits, &[]), lines, &masks);
+            });
+        };
+        let mut scratch = BlockScratch::take();
+        for block in blocks {
+            let two_bits = matrix.spread_with(block, &mut scratch, spread);
+            products::<false>(
+                &two_bits,
+                block..block + 1,
+                rows.clone(),
+                activations,
+                output,
+            );
+        }
+        return;
+    }
+    let tile = activations.tile(rows.start / TILE_ROWS);
+    for block in blocks {
+        let product = Product {
+            matrix,
+            block,
+            output,
+            first_row: rows.start,
+        };
+        macro_rules! of_rows {
+            ($($n:literal)*) => {
+                match tile.rows {
+                    $($n => product.store::<$n, false>(&product.sums_of_trits::<$n>(&tile, &masks)),)*
+                    rows => unreachable!("a tile of {rows} rows"),
+                }
+            };
+        }
+        of_rows!(1 2 3 4 5 6 7 8);
+    }
+}
+
+/// See [`crate::sets::groups::GroupMultiply`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn signs(
-    matrix: &GroupMatrix,
+    matrix: &GroupBlocks<'_>,
     blocks: Range<usize>,
     rows: Range<usize>,
     activations: &GroupActivations,
@@ -60,7 +121,7 @@ fn signs(
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn products<const SIGNS: bool>(
-    matrix: &GroupMatrix,
+    matrix: &GroupBlocks<'_>,
     blocks: Range<usize>,
     rows: Range<usize>,
     activations: &GroupActivations,
@@ -86,7 +147,7 @@ fn products<const SIGNS: bool>(
 
 /// A block, and where to write its products with a tile.
 struct Product<'a> {
-    matrix: &'a GroupMatrix,
+    matrix: &'a GroupBlocks<'a>,
     block: usize,
     output: &'a Output<'a>,
     first_row: usize,
@@ -115,26 +176,40 @@ impl Product<'_> {
         &self,
         tile: &GroupTile<'_>,
     ) -> [HalfSums; N] {
-        let line_bytes = if SIGNS { LINE_BYTES / 2 } else { LINE_BYTES };
-        let run_bytes = R * CELL_COLS / LINE_COLS * line_bytes;
-        let group_bytes = self.matrix.layout().group_bytes();
+        let layout = self.matrix.layout();
         let mut sums = [[_mm512_setzero_ps(); 2]; N];
         let mut runs = RunsOfTile::<N, R>::new(tile);
-        for chunk in self.matrix.layout().chunks() {
-            for bytes in self.matrix.chunk(self.block, &chunk).chunks(group_bytes) {
+        for chunk in layout.chunks() {
+            let bytes = self.matrix.chunk(self.block, &chunk);
+            for bytes in bytes.chunks(layout.group_bytes()) {
                 let (codes, scales) = bytes.split_at(bytes.len() - SCALE_BYTES);
-                let scales = load_scales::<SIGNS>(scales);
-                for half in 0..2 {
-                    let mut of_runs = [_mm512_setzero_ps(); N];
-                    for (run, codes) in codes.chunks(run_bytes).enumerate() {
-                        runs.add::<SIGNS>(run, codes, half, &mut of_runs);
-                    }
-                    for (sums, of_runs) in sums.iter_mut().zip(of_runs) {
-                        sums[half] = fold(sums[half], of_runs, scales[half]);
-                    }
-                }
-                runs.skip(codes.len().div_ceil(run_bytes));
+                runs.add_group::<SIGNS>(codes, scales, &mut sums);
             }
+        }
+        sums
+    }
+
+    /// The same for a block of trits whose activations are in runs of a cell.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+    fn sums_of_trits<const N: usize>(&self, tile: &GroupTile<'_>, masks: &Masks) -> [HalfSums; N] {
+        let layout = self.matrix.layout();
+        let mut sums = [[_mm512_setzero_ps(); 2]; N];
+        let mut runs = RunsOfTile::<N, 1>::new(tile);
+        let (trios, rest) = layout.split_trios(self.matrix.stored(self.block));
+        for trio in trios.chunks_exact(layout.trio_bytes()) {
+            let (trits, scales) = GroupLayout::split_trio(trio);
+            runs.add_trio(
+                trits,
+                scales,
+                layout.group_cols / CELL_COLS,
+                masks,
+                &mut sums,
+            );
+        }
+        for bytes in rest.chunks(layout.group_bytes()) {
+            let (codes, scales) = bytes.split_at(bytes.len() - SCALE_BYTES);
+            runs.add_group::<false>(codes, scales, &mut sums);
         }
         sums
     }
@@ -190,6 +265,98 @@ impl<'a, const N: usize, const R: usize> RunsOfTile<'a, N, R> {
         }
     }
 
+    /// Adds the next group, by the rule of `portable`, and skips its runs.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    fn add_group<const SIGNS: bool>(
+        &mut self,
+        codes: &[u8],
+        scales: &[u8],
+        sums: &mut [HalfSums; N],
+    ) {
+        let line_bytes = if SIGNS { LINE_BYTES / 2 } else { LINE_BYTES };
+        let run_bytes = R * CELL_COLS / LINE_COLS * line_bytes;
+        let scales = load_scales::<SIGNS>(scales);
+        for half in 0..2 {
+            let mut of_runs = [_mm512_setzero_ps(); N];
+            for (run, codes) in codes.chunks(run_bytes).enumerate() {
+                self.add::<SIGNS>(run, codes, half, &mut of_runs);
+            }
+            for (sums, of_runs) in sums.iter_mut().zip(of_runs) {
+                sums[half] = fold(sums[half], of_runs, scales[half]);
+            }
+        }
+        self.skip(codes.len().div_ceil(run_bytes));
+    }
+
+    /// Adds the next three groups, stored as trits, each of `group_runs` runs.
+    ///
+    /// The codes of 24 × 4 columns in a group of trits are three runs of eight dwords. Dword d is
+    /// code d mod 3 of field d / 3. Each place in a field has its own table: one lookup instead of a
+    /// shift and a mask.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+    fn add_trio(
+        &mut self,
+        trits: &[Group],
+        scales: &[u8],
+        group_runs: usize,
+        masks: &Masks,
+        sums: &mut [HalfSums; N],
+    ) {
+        let tables = masks.codes;
+        for half in 0..2 {
+            let mut of_runs = [_mm512_setzero_ps(); N];
+            let mut scales = scales.chunks_exact(SCALE_BYTES);
+            for (first_run, trits) in (0..).step_by(3).zip(trits) {
+                let fields = ternary::fields(trits, half, masks);
+                // Written out, so that the eight fields stay in registers.
+                macro_rules! add_run {
+                    ($run:literal: $($dword:literal = $field:literal[$code:literal]),*) => {
+                        let run = first_run + $run;
+                        let mut acc = self.offsets(run);
+                        let values = &self.values[run * Self::RUN_VALUES..][..Self::RUN_VALUES];
+                        $(
+                            let codes = _mm512_permutexvar_epi8(fields[$field], tables[$code]);
+                            for (i, acc) in acc.iter_mut().enumerate() {
+                                let q = broadcast(values, $dword * N + i);
+                                *acc = _mm512_dpbusd_epi32(*acc, codes, q);
+                            }
+                        )*
+                        self.fold_run(run, acc, &mut of_runs);
+                        if (run + 1).is_multiple_of(group_runs) {
+                            let scales = load_scales::<false>(scales.next().unwrap_or_default());
+                            for (sums, of_runs) in sums.iter_mut().zip(&mut of_runs) {
+                                sums[half] = fold(sums[half], *of_runs, scales[half]);
+                                *of_runs = _mm512_setzero_ps();
+                            }
+                        }
+                    };
+                }
+                add_run!(0: 0 = 0[0], 1 = 0[1], 2 = 0[2], 3 = 1[0], 4 = 1[1], 5 = 1[2], 6 = 2[0], 7 = 2[1]);
+                add_run!(1: 0 = 2[2], 1 = 3[0], 2 = 3[1], 3 = 3[2], 4 = 4[0], 5 = 4[1], 6 = 4[2], 7 = 5[0]);
+                add_run!(2: 0 = 5[1], 1 = 5[2], 2 = 6[0], 3 = 6[1], 4 = 6[2], 5 = 7[0], 6 = 7[1], 7 = 7[2]);
+            }
+        }
+        self.skip(3 * trits.len());
+    }
+
+    /// Where the sums of run `run` begin.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    fn offsets(&self, run: usize) -> [__m512i; N] {
+        self.offsets[run].map(|offset| _mm512_set1_epi32(offset.whole))
+    }
+
+    /// Adds the sums of run `run` by the rule of `portable::fold_run`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    fn fold_run(&self, run: usize, acc: [__m512i; N], of_runs: &mut [__m512; N]) {
+        for ((of_runs, acc), scale) in of_runs.iter_mut().zip(acc).zip(self.scales[run]) {
+            *of_runs = fold(*of_runs, _mm512_cvtepi32_ps(acc), _mm512_set1_ps(scale));
+        }
+    }
+
     /// Skips the first `num_runs` runs.
     #[inline(always)]
     fn skip(&mut self, num_runs: usize) {
@@ -212,10 +379,7 @@ impl<'a, const N: usize, const R: usize> RunsOfTile<'a, N, R> {
         of_runs: &mut [__m512; N],
     ) {
         let line_bytes = if SIGNS { LINE_BYTES / 2 } else { LINE_BYTES };
-        let mut acc = [_mm512_setzero_si512(); N];
-        for (acc, offset) in acc.iter_mut().zip(&self.offsets[run]) {
-            *acc = _mm512_set1_epi32(offset.whole);
-        }
+        let mut acc = self.offsets(run);
         let values = &self.values[run * Self::RUN_VALUES..];
         for (line, values) in codes
             .chunks_exact(line_bytes)
@@ -232,9 +396,7 @@ impl<'a, const N: usize, const R: usize> RunsOfTile<'a, N, R> {
                 }
             }
         }
-        for ((of_runs, acc), scale) in of_runs.iter_mut().zip(acc).zip(self.scales[run]) {
-            *of_runs = fold(*of_runs, _mm512_cvtepi32_ps(acc), _mm512_set1_ps(scale));
-        }
+        self.fold_run(run, acc, of_runs);
     }
 }
 

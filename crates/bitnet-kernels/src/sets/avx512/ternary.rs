@@ -225,7 +225,10 @@ pub(super) struct Masks {
     fields: [__m512i; 4],
     low3: __m512i,
     low4: __m512i,
+    /// The three codes of a field.
     table: __m512i,
+    /// The first, the second and the third code of a field.
+    pub(super) codes: [__m512i; 3],
 }
 
 impl Masks {
@@ -234,11 +237,17 @@ impl Masks {
     pub(super) fn new() -> Self {
         // SAFETY: 64 readable bytes; the load needs no alignment.
         let table = unsafe { _mm512_loadu_si512(TABLE.as_ptr().cast()) };
+        let code = _mm512_set1_epi8(3);
         std::hint::black_box(Self {
             fields: [0x03, 0x0c, 0x30, 0xc0u8 as i8].map(|mask| _mm512_set1_epi8(mask)),
             low3: _mm512_set1_epi8(0x07),
             low4: _mm512_set1_epi8(0x0f),
             table,
+            codes: [
+                _mm512_and_si512(table, code),
+                _mm512_and_si512(_mm512_srli_epi16::<2>(table), code),
+                _mm512_and_si512(_mm512_srli_epi16::<4>(table), code),
+            ],
         })
     }
 }
@@ -261,6 +270,22 @@ pub(super) fn shifted_field<const S: usize>(codes: __m512i, masks: &Masks) -> __
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
 fn field_codes<const F: usize>(group: &Group, half: usize, masks: &Masks) -> __m512i {
     _mm512_permutexvar_epi8(field::<F>(group, half, masks), masks.table)
+}
+
+/// All fields of half a group, as [`field`] gives them.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+pub(super) fn fields(group: &Group, half: usize, masks: &Masks) -> [__m512i; 8] {
+    [
+        field::<0>(group, half, masks),
+        field::<1>(group, half, masks),
+        field::<2>(group, half, masks),
+        field::<3>(group, half, masks),
+        field::<4>(group, half, masks),
+        field::<5>(group, half, masks),
+        field::<6>(group, half, masks),
+        field::<7>(group, half, masks),
+    ]
 }
 
 /// Field `F` of half a group, in the lowest five bits of each byte; the upper three bits are
@@ -297,28 +322,15 @@ pub(super) fn field<const F: usize>(group: &Group, half: usize, masks: &Masks) -
 
 /// Turns groups of 1.67 bits and the lines after them into lines of 2 bits.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-fn spread((groups, rest): (&[Group], &[Line]), lines: &mut [Line], masks: &Masks) {
+pub(super) fn spread((groups, rest): (&[Group], &[Line]), lines: &mut [Line], masks: &Masks) {
     let (spread, spread_rest) = lines.as_chunks_mut::<GROUP_LINES>();
     spread_rest.copy_from_slice(rest);
     for (group, lines) in groups.iter().zip(spread) {
         for half in 0..2 {
-            macro_rules! three {
-                ($f:literal) => {
-                    field_codes::<$f>(group, half, masks)
-                };
-            }
-            spread_fields(
-                [three!(0), three!(1), three!(2), three!(3)],
-                &mut lines[..3],
-                half,
-                masks,
-            );
-            spread_fields(
-                [three!(4), three!(5), three!(6), three!(7)],
-                &mut lines[3..],
-                half,
-                masks,
-            );
+            let three = |field| _mm512_permutexvar_epi8(field, masks.table);
+            let [a, b, c, d, e, f, g, h] = fields(group, half, masks).map(three);
+            spread_fields([a, b, c, d], &mut lines[..3], half, masks);
+            spread_fields([e, f, g, h], &mut lines[3..], half, masks);
         }
     }
 }

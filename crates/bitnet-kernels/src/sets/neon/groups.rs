@@ -12,10 +12,11 @@ use crate::layout::group_activations::{GroupActivations, GroupTile};
 use crate::layout::lines::Line;
 use crate::sets::groups::GroupKernels;
 use crate::sets::output::Output;
-use crate::weights::groups::GroupMatrix;
+use crate::weights::groups::GroupBlocks;
 
 pub(super) const KERNELS: GroupKernels = GroupKernels {
     signs,
+    trits: None,
     two_bits,
     wide_signs: None,
     wide_two_bits: None,
@@ -23,6 +24,7 @@ pub(super) const KERNELS: GroupKernels = GroupKernels {
 
 pub(super) const KERNELS_DOTPROD: GroupKernels = GroupKernels {
     signs,
+    trits: None,
     two_bits: two_bits_dotprod,
     wide_signs: None,
     wide_two_bits: None,
@@ -33,7 +35,7 @@ macro_rules! two_bits {
     ($name:ident: $features:literal, $run_sums:path) => {
         #[target_feature(enable = $features)]
         fn $name(
-            matrix: &GroupMatrix,
+            matrix: &GroupBlocks<'_>,
             blocks: Range<usize>,
             rows: Range<usize>,
             activations: &GroupActivations,

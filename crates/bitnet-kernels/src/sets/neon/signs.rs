@@ -10,7 +10,7 @@ use crate::layout::cells::{CELL_COLS, CELL_SIGN_RUNS, GroupLayout, SCALE_BYTES, 
 use crate::layout::group_activations::{GroupActivations, GroupTile};
 use crate::layout::lines::BLOCK_ROWS;
 use crate::sets::output::Output;
-use crate::weights::groups::GroupMatrix;
+use crate::weights::groups::GroupBlocks;
 
 /// The sums of four activations for all 16 choices of signs, + [`BIAS`]: low parts of 5 bits, then
 /// high parts.
@@ -35,7 +35,7 @@ thread_local! {
 /// tables itself.
 #[target_feature(enable = "neon")]
 pub(super) fn signs(
-    matrix: &GroupMatrix,
+    matrix: &GroupBlocks<'_>,
     blocks: Range<usize>,
     rows: Range<usize>,
     activations: &GroupActivations,

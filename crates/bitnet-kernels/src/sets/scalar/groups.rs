@@ -9,17 +9,18 @@ use crate::layout::lines::BLOCK_ROWS;
 use crate::sets::groups::GroupKernels;
 use crate::sets::output::Output;
 use crate::sets::portable::{fold_group, fold_run};
-use crate::weights::groups::GroupMatrix;
+use crate::weights::groups::GroupBlocks;
 
 pub(crate) const KERNELS: GroupKernels = GroupKernels {
     signs: multiply,
+    trits: None,
     two_bits: multiply,
     wide_signs: None,
     wide_two_bits: None,
 };
 
 fn multiply(
-    matrix: &GroupMatrix,
+    matrix: &GroupBlocks<'_>,
     blocks: Range<usize>,
     rows: Range<usize>,
     activations: &GroupActivations,
@@ -41,7 +42,7 @@ fn multiply(
 
 /// Adds a group of columns to the sums of 32 rows with one row of activations.
 fn add_group(
-    matrix: &GroupMatrix,
+    matrix: &GroupBlocks<'_>,
     group: usize,
     bytes: &[u8],
     activations: &GroupActivations,
