@@ -234,7 +234,10 @@ impl ResponseStore {
 }
 
 impl Kept {
-    fn insert(&mut self, stored: StoredResponse) -> (u64, Arc<StoredResponse>) {
+    fn insert(&mut self, mut stored: StoredResponse) -> (u64, Arc<StoredResponse>) {
+        // Texts that grew while they were written have up to twice the memory that they need.
+        stored.response.shrink_to_fit();
+        stored.input.shrink_to_fit();
         self.last_number += 1;
         let number = self.last_number;
         let stored = Arc::new(stored);
@@ -390,6 +393,18 @@ mod tests {
             assert!(kept.bytes <= BYTES_MAX);
         }
         assert!(store.get("large_19", None).is_some());
+    }
+
+    #[test]
+    fn a_response_takes_the_memory_that_it_counts() {
+        let store = ResponseStore::in_memory();
+        let mut stored = response("a", None);
+        stored.response.reserve(4000);
+        stored.input.reserve(4000);
+        wait(store.insert(stored));
+        let stored = store.get("a", None).expect("a response");
+        let capacity = stored.response.capacity() + stored.input.capacity();
+        assert!(capacity < 100, "{capacity}");
     }
 
     #[test]
