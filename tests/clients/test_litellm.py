@@ -10,9 +10,10 @@ import sys
 # Its price list is not ours to fetch.
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
+import anthropic
 import litellm
 import pytest
-from conftest import MESSAGES, SCHEMA, WEATHER, free_port, is_person, is_weather, status, wait_until
+from conftest import EMBEDDING_MODEL, MESSAGES, SCHEMA, WEATHER, Server, free_port, is_person, is_weather, status, wait_until
 from openai import OpenAI
 
 
@@ -62,11 +63,17 @@ def test_errors_keep_their_types(url):
 
 @pytest.fixture(scope="module")
 def proxy(url, tmp_path_factory):
-    """OpenAI's client before LiteLLM's proxy before the server."""
+    """OpenAI's client before LiteLLM's proxy before the server, and before one for vectors."""
     folder = tmp_path_factory.mktemp("proxy")
-    model = {"model": "openai/stories", "api_base": url + "/v1", "api_key": "none"}
+    vectors = Server("-m", EMBEDDING_MODEL, "--model-name", "tiny")
+    models = {
+        "stories": {"model": "openai/stories", "api_base": url + "/v1", "api_key": "none"},
+        "claude": {"model": "anthropic/stories", "api_base": url, "api_key": "none"},
+        "vectors": {"model": "openai/tiny", "api_base": vectors.url + "/v1", "api_key": "none"},
+    }
+    models = [{"model_name": name, "litellm_params": model} for name, model in models.items()]
     config = folder / "config.yaml"
-    config.write_text(json.dumps({"model_list": [{"model_name": "stories", "litellm_params": model}]}))
+    config.write_text(json.dumps({"model_list": models}))
     port = free_port()
     program = pathlib.Path(sys.executable).parent / "litellm"
     command = [program, "--config", config, "--host", "127.0.0.1", "--port", str(port), "--telemetry", "False"]
@@ -82,6 +89,7 @@ def proxy(url, tmp_path_factory):
     finally:
         process.terminate()
         process.wait()
+        vectors.stop()
 
 
 def through(proxy, **more):
@@ -112,3 +120,34 @@ def test_the_proxy_brings_what_is_wrong(proxy):
         through(proxy, temperature=-1)
     # The server is still asked afterwards.
     assert through(proxy).choices[0].message.content
+
+
+def test_the_proxy_brings_responses_whole_and_in_a_stream(proxy):
+    more = {"model": "stories", "input": "Once upon a time", "max_output_tokens": 20}
+    whole = proxy.responses.create(**more)
+    assert whole.output_text and whole.usage.output_tokens == 20
+    events = list(proxy.responses.create(**more, stream=True))
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert text and events[-1].type == "response.incomplete"
+
+
+def test_the_proxy_brings_messages_whole_and_in_a_stream(proxy):
+    client = anthropic.Anthropic(base_url=str(proxy.base_url), api_key=proxy.api_key, max_retries=0)
+    more = {"model": "claude", "messages": MESSAGES, "max_tokens": 20}
+    whole = client.messages.create(**more)
+    assert whole.content[0].text and whole.usage.output_tokens == 20
+    with client.messages.stream(**more) as stream:
+        assert "".join(stream.text_stream)
+    forced = {"tool_choice": {"type": "any"}, "max_tokens": 200}
+    weather = WEATHER["function"]
+    tool = {"name": weather["name"], "description": weather["description"], "input_schema": weather["parameters"]}
+    [call, *_] = client.messages.create(**(more | forced), tools=[tool]).content
+    assert call.name == "get_weather" and is_weather(call.input)
+
+
+def test_the_proxy_brings_vectors(proxy):
+    answer = proxy.embeddings.create(model="vectors", input=["a text", "another"])
+    assert len(answer.data) == 2 and answer.usage.prompt_tokens > 1
+    # LiteLLM itself refuses `dimensions` for names that are not OpenAI's.
+    alone = proxy.embeddings.create(model="vectors", input="another")
+    assert alone.data[0].embedding == answer.data[1].embedding
