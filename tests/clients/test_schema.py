@@ -11,9 +11,10 @@ from schemathesis.specs.openapi.checks import response_schema_conformance, statu
 
 
 @pytest.fixture(scope="session")
-def schema():
+def schema(tmp_path_factory):
     # A small context, so that no request takes long.
-    with Server("--ctx-size", "128") as server:
+    state = str(tmp_path_factory.mktemp("state"))
+    with Server("--ctx-size", "128", "--state-dir", state) as server:
         yield schemathesis.openapi.from_url(server.url + "/openapi.json")
 
 

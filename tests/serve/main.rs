@@ -1,6 +1,7 @@
 //! `bitnet serve`, the real program on the built-in model, over real connections.
 
 mod api;
+mod batches;
 mod client;
 #[cfg(feature = "otlp")]
 mod collector;

@@ -551,10 +551,17 @@ pub struct ServeArguments {
     /// The private key of the certificate, in PEM
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
-    /// Keep the stored responses of /v1/responses in a database in this folder, so that a restart
-    /// loses none; without it they are in memory
+    /// Keep the stored responses of /v1/responses, and the files and batches of /v1/files and
+    /// /v1/batches, in this folder, so that a restart loses none; without it, responses are in
+    /// memory, and there are no files and batches
     #[arg(long, value_name = "FOLDER")]
     pub state_dir: Option<PathBuf>,
+    /// Maximum size of a file that a client uploads, such as 200M
+    #[arg(long, value_name = "BYTES", default_value = "200M", value_parser = crate::values::parse_bytes)]
+    pub file_bytes: usize,
+    /// Maximum size of all files together, those with the answers of batches included
+    #[arg(long, value_name = "BYTES", default_value = "4G", value_parser = crate::values::parse_bytes)]
+    pub files_bytes: usize,
     /// Allow browsers to use the server from pages of this origin, or * for any; may be given more
     /// than once
     #[arg(long, value_name = "ORIGIN", value_delimiter = ',')]

@@ -9,8 +9,8 @@ use anyhow::{Context, ensure};
 use bitnet_guard::HelperLimits;
 use bitnet_models::SamplingDefaults;
 use bitnet_server::{
-    AllowedHosts, ApiKeys, CorsOrigins, Ended, FormHelper, KeyLimits, Limits, ServeOptions,
-    ServerEvent, Tls,
+    AllowedHosts, ApiKeys, CorsOrigins, Ended, FileLimits, FormHelper, KeyLimits, Limits,
+    ServeOptions, ServerEvent, Tls,
 };
 
 use crate::args::{CacheSalt, FormHelperArguments, ServeArguments, WrongUsage};
@@ -125,6 +125,10 @@ pub fn options(arguments: &ServeArguments) -> anyhow::Result<ServeOptions> {
         seed: arguments.sampling.is_deterministic().then_some(seed),
         pooling: arguments.pooling,
         state_dir: arguments.state_dir.clone(),
+        file_limits: FileLimits {
+            file_bytes: arguments.file_bytes as u64,
+            total_bytes: arguments.files_bytes as u64,
+        },
         separate_caches: arguments.cache_salt == CacheSalt::Key,
         #[cfg(feature = "otlp")]
         otlp: otlp_signals()?,

@@ -3,7 +3,8 @@
 //! An engine runs its requests in the order of their arrival. So that a burst of one client does
 //! not delay all other clients, the engine gets only as many requests as it can run at once, and
 //! the others wait here. Next is the oldest request of the owner with the fewest requests in the
-//! engine; among equals, of the owner that was served longest ago.
+//! engine; among equals, of the owner that was served longest ago. Requests in the background come
+//! behind all others, and the engine has a limited number of them at once.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -12,9 +13,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// The name of a client. Clients share the engine equally.
 pub type Owner = Arc<str>;
 
-/// Work that waits, by its owner.
+/// Which requests come first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// A client waits for the answer.
+    #[default]
+    Interactive,
+    /// Runs when no interactive request waits, in at most half of the engine's places.
+    Background,
+}
+
+/// Work that waits, by its priority and owner.
 pub(crate) struct Backlog<T> {
-    shares: BTreeMap<Owner, Share<T>>,
+    shares: BTreeMap<(Priority, Owner), Share<T>>,
     last_number: u64,
     last_turn: u64,
 }
@@ -52,22 +63,31 @@ impl<T> Backlog<T> {
         }
     }
 
-    pub(crate) fn push(&mut self, owner: Owner, work: T) {
+    pub(crate) fn push(&mut self, priority: Priority, owner: Owner, work: T) {
         self.retain(|_| true);
         self.last_number += 1;
-        let share = self.shares.entry(owner).or_insert_with(|| Share {
-            waiting: VecDeque::new(),
-            running: Arc::default(),
-            last_turn: 0,
-        });
+        let share = self
+            .shares
+            .entry((priority, owner))
+            .or_insert_with(|| Share {
+                waiting: VecDeque::new(),
+                running: Arc::default(),
+                last_turn: 0,
+            });
         share.waiting.push_back((self.last_number, work));
     }
 
-    /// Takes the next work.
-    pub(crate) fn next(&mut self) -> Option<(InEngine, T)> {
-        let candidates = self.shares.values_mut().filter_map(|share| {
-            let (number, _) = share.waiting.front()?;
-            Some(((share.running(), share.last_turn, *number), share))
+    /// Takes the next work; none in the background if the engine has `background_max` of that.
+    pub(crate) fn next(&mut self, background_max: usize) -> Option<(InEngine, T)> {
+        let is_background = |priority: Priority| priority == Priority::Background;
+        let of_background = self.shares.iter();
+        let of_background = of_background.filter(|((priority, _), _)| is_background(*priority));
+        let num_background: usize = of_background.map(|(_, share)| share.running()).sum();
+        let candidates = self.shares.iter_mut().filter_map(|((priority, _), share)| {
+            let number = share.waiting.front()?.0;
+            let rank = (*priority, share.running(), share.last_turn, number);
+            let may_run = !is_background(*priority) || num_background < background_max;
+            may_run.then_some((rank, share))
         });
         let (_, share) = candidates.min_by_key(|(rank, _)| *rank)?;
         self.last_turn += 1;
@@ -109,14 +129,14 @@ mod tests {
     fn order(work: &[(&str, u32)], running_max: usize) -> Vec<u32> {
         let mut backlog = Backlog::new();
         for (owner, number) in work {
-            backlog.push((*owner).into(), *number);
+            backlog.push(Priority::Interactive, (*owner).into(), *number);
         }
         let (mut running, mut out) = (VecDeque::new(), Vec::new());
         loop {
             if running.len() == running_max {
                 running.pop_front();
             }
-            let Some((in_engine, number)) = backlog.next() else {
+            let Some((in_engine, number)) = backlog.next(1) else {
                 return out;
             };
             running.push_back(in_engine);
@@ -138,13 +158,33 @@ mod tests {
     }
 
     #[test]
+    fn work_in_the_background_comes_last_and_leaves_places_free() {
+        let mut backlog = Backlog::new();
+        for number in 1..=3 {
+            backlog.push(Priority::Background, "a".into(), number);
+        }
+        let (first, number) = backlog.next(2).expect("work");
+        assert_eq!(number, 1);
+        backlog.push(Priority::Interactive, "a".into(), 4);
+        backlog.push(Priority::Interactive, "b".into(), 5);
+        let next = |backlog: &mut Backlog<u32>| backlog.next(2).map(|(_, number)| number);
+        assert_eq!(next(&mut backlog), Some(4));
+        assert_eq!(next(&mut backlog), Some(5));
+        let (second, number) = backlog.next(2).expect("work");
+        assert_eq!(number, 2);
+        assert_eq!(next(&mut backlog), None, "two run in the background");
+        drop((first, second));
+        assert_eq!(next(&mut backlog), Some(3));
+    }
+
+    #[test]
     fn owners_without_work_are_forgotten() {
         let mut backlog = Backlog::new();
-        backlog.push("a".into(), 1);
-        backlog.push("b".into(), 2);
-        let (in_engine, _) = backlog.next().expect("work");
+        backlog.push(Priority::Interactive, "a".into(), 1);
+        backlog.push(Priority::Interactive, "b".into(), 2);
+        let (in_engine, _) = backlog.next(1).expect("work");
         backlog.retain(|work| *work != 2);
-        assert!(backlog.is_empty() && backlog.next().is_none());
+        assert!(backlog.is_empty() && backlog.next(1).is_none());
         assert_eq!(
             backlog.shares.len(),
             1,

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use bitnet_guard::FileProblem;
 use bitnet_tokenizers::TokenId;
 
-use crate::backlog::{Backlog, InEngine, Owner};
+use crate::backlog::{Backlog, InEngine, Owner, Priority};
 use crate::counts::{EngineCounts, HeadUse, StateCounts};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -134,6 +134,8 @@ pub struct Job {
     pub constraint: Option<MakeConstraint>,
     /// Whose request it is: if requests have to wait, owners take turns.
     pub owner: Owner,
+    /// Whether it comes behind other requests.
+    pub priority: Priority,
     /// Takes the replies.
     pub sink: Box<dyn ReplySink>,
 }
@@ -328,6 +330,7 @@ impl Driver {
             request,
             constraint,
             owner: Owner::from(""),
+            priority: Priority::Interactive,
             sink: Box::new(sink),
         })?;
         Ok(ReplyStream {
@@ -747,9 +750,10 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineLoop<S> {
             self.take(engine, command)?;
         }
         let running_max = engine.options().running_max.max(1);
+        let background_max = (running_max / 2).max(1);
         while !self.is_alone
             && self.in_flight.len() < running_max
-            && let Some((in_engine, mut flight)) = self.backlog.next()
+            && let Some((in_engine, mut flight)) = self.backlog.next(background_max)
         {
             flight._in_engine = Some(in_engine);
             self.submit(engine, flight)?;
@@ -760,7 +764,7 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineLoop<S> {
     fn take(&mut self, engine: &mut Engine, command: Command) -> std::result::Result<(), Panic> {
         match command {
             Command::Submit { job, submitted } => {
-                let owner = Arc::clone(&job.owner);
+                let (owner, priority) = (Arc::clone(&job.owner), job.priority);
                 let flight = Flight {
                     job: *job,
                     _in_engine: None,
@@ -769,7 +773,7 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineLoop<S> {
                     num_sampled: 0,
                     num_sent: 0,
                 };
-                self.backlog.push(owner, flight);
+                self.backlog.push(priority, owner, flight);
                 Ok(())
             }
             Command::Call(call) => call(engine).map_err(|message| {

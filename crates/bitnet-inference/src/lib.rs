@@ -39,7 +39,7 @@ mod thinking;
 mod tuning;
 mod weight_cache;
 
-pub use backlog::Owner;
+pub use backlog::{Owner, Priority};
 pub use bias_text::parse_logit_bias;
 pub use bitnet_kernels::math::mix64;
 pub use bitnet_models::Pooling;

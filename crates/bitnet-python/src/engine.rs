@@ -7,8 +7,8 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 
 use bitnet_inference::{
-    DRAFT_MAX, Device, Driver, EngineOptions, Job, Likelihood, OpenModel, Owner, Tokenization,
-    perplexity,
+    DRAFT_MAX, Device, Driver, EngineOptions, Job, Likelihood, OpenModel, Owner, Priority,
+    Tokenization, perplexity,
 };
 use bitnet_kernels::default_threads;
 use bitnet_models::{I2sForm, KvType, LoadProgress, Pooling};
@@ -412,6 +412,7 @@ impl Engine {
             request: request.request.clone(),
             constraint: request.constraint(),
             owner: Owner::from(""),
+            priority: Priority::Interactive,
             sink: Box::new(sink),
         };
         self.driver()?.submit(job).map_err(error::call)?;

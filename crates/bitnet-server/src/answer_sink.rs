@@ -91,7 +91,7 @@ pub(crate) fn observe(metrics: &Arc<Metrics>, observation: Observation<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use bitnet_inference::{Failure, Finish, FinishReason, Timings};
+    use bitnet_inference::{Failure, Finish, FinishReason, Priority, Timings};
     use std::time::Duration;
     use tokio::sync::mpsc::unbounded_channel;
 
@@ -104,7 +104,10 @@ mod tests {
         tokio::sync::mpsc::UnboundedReceiver<(usize, Reply)>,
     ) {
         let queue = Arc::new(Queue::new(10, 1000));
-        let ticket = queue.enter(&[3]).expect("room").remove(0);
+        let ticket = queue
+            .enter(&[3], Priority::Interactive)
+            .expect("room")
+            .remove(0);
         let (replies, receiver) = unbounded_channel();
         (
             Arc::clone(&queue),

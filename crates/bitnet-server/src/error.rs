@@ -1,6 +1,7 @@
 //! Errors that keep a server from starting, or end it.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Why a server did not start, or ended.
@@ -86,6 +87,42 @@ pub enum Error {
         /// Why not.
         problem: String,
     },
+    /// A file of a batch cannot be used.
+    #[error("cannot {task} {}", path.display())]
+    BatchFile {
+        /// What was to be done with it, such as open.
+        task: &'static str,
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A batch without requests.
+    #[error("{} has no requests", path.display())]
+    NoRequests {
+        /// The input.
+        path: std::path::PathBuf,
+    },
+    /// Another process answers the same batch.
+    #[error("another process writes to {}", path.display())]
+    OutputInUse {
+        /// The output.
+        path: std::path::PathBuf,
+    },
+    /// A file for answers that has something else in it.
+    #[error(
+        "line {line} of {} does not answer the request at that place of {}: name another file with -o",
+        output.display(),
+        input.display()
+    )]
+    OtherBatch {
+        /// Counted from 1.
+        line: usize,
+        /// The file for answers.
+        output: std::path::PathBuf,
+        /// The file of requests.
+        input: std::path::PathBuf,
+    },
     /// A file of the certificate or its key cannot be read.
     #[error("cannot read {}", path.display())]
     TlsFile {
@@ -114,6 +151,14 @@ pub enum Error {
         /// The given text.
         origin: String,
     },
+}
+
+impl Error {
+    /// A file of a batch cannot be used: `task` is what was to be done with it, such as open.
+    pub(crate) fn file(task: &'static str, path: &Path, source: std::io::Error) -> Self {
+        let path = path.to_owned();
+        Self::BatchFile { task, path, source }
+    }
 }
 
 /// An error with its sources, on one line.

@@ -16,22 +16,23 @@ use axum::routing::{get, post};
 use futures_util::FutureExt;
 
 use crate::api::{
-    ApiError, chat, completions, embeddings, messages, models, ollama, props, responses, tokenize,
+    ApiError, batches, chat, completions, embeddings, files, messages, models, ollama, props,
+    responses, tokenize,
 };
 use crate::connections::Peer;
 use crate::cors::CorsOrigins;
 use crate::health;
 use crate::hosts::HostProblem;
-use crate::id::{self, TraceParent};
+use crate::id::{self, REQUEST_ID, TraceParent};
 use crate::metrics::TextFormat;
 use crate::openapi;
 use crate::page;
 use crate::record::Record;
 use crate::recording::{RecordedBody, Recording};
+use crate::requests::LocalClient;
 use crate::shared_body::SharedBody;
 use crate::state::{App, Phase};
 
-pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Load reports for balancers, as ORCA defines them.
 const LOAD: HeaderName = HeaderName::from_static("endpoint-load-metrics");
 const LOAD_FORMAT: HeaderName = HeaderName::from_static("endpoint-load-metrics-format");
@@ -47,6 +48,15 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/completions", post(completions::create))
         .route("/v1/completions/render", post(completions::render))
         .route("/v1/embeddings", post(embeddings::create))
+        .route("/v1/files", get(files::list).post(files::create))
+        .route(
+            "/v1/files/{file_id}",
+            get(files::retrieve).delete(files::delete),
+        )
+        .route("/v1/files/{file_id}/content", get(files::content))
+        .route("/v1/batches", get(batches::list).post(batches::create))
+        .route("/v1/batches/{batch_id}", get(batches::retrieve))
+        .route("/v1/batches/{batch_id}/cancel", post(batches::cancel))
         .route("/v1/responses", post(responses::create))
         .route("/v1/responses/input_tokens", post(responses::input_tokens))
         .route(
@@ -165,9 +175,10 @@ fn transfer_coding_problem(headers: &HeaderMap) -> Option<ApiError> {
     }
 }
 
-/// Refuses requests without a valid API key.
+/// Refuses requests without a valid API key. The requests of batches have none: their batch had.
 async fn authenticate(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    if let Some(keys) = &app.options.api_keys {
+    let is_local = request.extensions().get::<LocalClient>().is_some();
+    if let Some(keys) = app.options.api_keys.as_ref().filter(|_| !is_local) {
         let Some(owner) = keys.owner(request.headers()) else {
             let mut response = ApiError::unauthorized().into_response();
             response
@@ -226,6 +237,15 @@ fn error_of_route(error: &ApiError, record: &Record) -> Option<String> {
     body.ok()
 }
 
+/// Records whose request it is that came from this process.
+fn note_local_client(record: &Record, request: &Request) {
+    if let Some(client) = request.extensions().get::<LocalClient>() {
+        let mut details = record.details();
+        details.owner.clone_from(&client.owner);
+        details.priority = client.priority;
+    }
+}
+
 /// Names and records a request, answers browsers' preflights, and turns a panic into an answer.
 async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let route = request
@@ -245,6 +265,7 @@ async fn around(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
         trace,
     ));
     record.details().address = peer.as_ref().map(|peer| peer.address);
+    note_local_client(&record, &request);
     let mut recording = Recording {
         record: Arc::clone(&record),
         app: Arc::clone(&app),

@@ -2,7 +2,10 @@
 
 use std::hash::BuildHasher;
 
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderName};
+
+/// The header with the id of a request.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// 64 random bits. Unpredictable enough for names and seeds, not for secrets.
 pub(crate) fn random() -> u64 {

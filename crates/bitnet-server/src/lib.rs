@@ -10,7 +10,7 @@
 //!
 //! [`LocalChats`] reads the same requests for a program that has the engine in its own process.
 //!
-//! [`answer_requests`] answers a list of requests without a network.
+//! [`BatchFile`] answers a file of requests without a network.
 //!
 //! [`run_load`] is the client side: it runs many clients at once and measures their waiting times.
 //!
@@ -22,6 +22,8 @@
 mod answer_sink;
 mod api;
 mod auth;
+mod batch;
+mod clock;
 mod connection;
 mod connections;
 mod cors;
@@ -66,6 +68,7 @@ mod vocabulary;
 mod watch;
 
 pub use auth::ApiKeys;
+pub use batch::{BatchCounts, BatchFile};
 pub use cors::CorsOrigins;
 pub use error::{Error, Result};
 pub use forms::{FormHelper, answer_forms};
@@ -75,8 +78,7 @@ pub use load::{Arrivals, LoadEndpoint, LoadGeneratorOptions, LoadReport, Request
 pub use local::{LocalAnswer, LocalCall, LocalChat, LocalChats, LocalRefusal};
 #[cfg(feature = "otlp")]
 pub use options::OtlpSignals;
-pub use options::{KeyLimits, Limits, ServeOptions};
-pub use requests::{LocalRequest, LocalResponse, answer_requests};
+pub use options::{FileLimits, KeyLimits, Limits, ServeOptions};
 pub use serve::{Ended, ServerEvent, serve};
 pub use served::{Conversation, LoadedModel, LoaderError, ModelOutline, ModelPreview, ModelSpec};
 #[cfg(feature = "bench")]

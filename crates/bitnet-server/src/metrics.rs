@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 
 #[cfg(feature = "otlp")]
 use bitnet_inference::EngineCounts;
-use bitnet_inference::{EngineMonitor, EngineStats, Finish, FinishReason};
+use bitnet_inference::{EngineMonitor, EngineStats, Finish, FinishReason, Priority};
 
+use crate::batch::store::BatchNumbers;
 use crate::connections::Connections;
 use crate::queue;
 use crate::text::TextUse;
@@ -171,6 +172,8 @@ pub(crate) struct Scene<'a> {
     pub(crate) lost_log_lines: u64,
     pub(crate) text: TextUse,
     pub(crate) connections: &'a Connections,
+    /// Of a server with a folder for state.
+    pub(crate) batches: Option<BatchNumbers>,
     pub(crate) inflight_bytes: usize,
     /// Whether a file of the model was changed while it is in use.
     pub(crate) is_damaged: bool,
@@ -267,15 +270,18 @@ pub(crate) struct AnswerTimer {
     queued: Duration,
     last_token: Option<Instant>,
     has_ended: bool,
+    /// Whether its durations count. The requests of batches wait for all others.
+    is_timed: bool,
 }
 
 impl AnswerTimer {
-    pub(crate) fn new(arrived: Instant) -> Self {
+    pub(crate) fn new(arrived: Instant, priority: Priority) -> Self {
         Self {
             arrived,
             queued: Duration::ZERO,
             last_token: None,
             has_ended: false,
+            is_timed: priority == Priority::Interactive,
         }
     }
 
@@ -289,6 +295,7 @@ impl AnswerTimer {
         let now = Instant::now();
         metrics.generated_tokens.add(1);
         match self.last_token.replace(now) {
+            _ if !self.is_timed => {}
             None => metrics.first_token.observe_duration(now - self.arrived),
             Some(last) => metrics.inter_token.observe_duration(now - last),
         }
@@ -304,6 +311,13 @@ impl AnswerTimer {
         self.ended(metrics, outcome);
         let timings = finish.timings;
         metrics.prompt_tokens.add(timings.prompt_tokens as u64);
+        metrics.prompt_length.observe(timings.prompt_tokens as f64);
+        metrics
+            .answer_length
+            .observe(timings.generated_tokens as f64);
+        if !self.is_timed {
+            return;
+        }
         metrics.total.observe_duration(self.arrived.elapsed());
         metrics.queued.observe_duration(self.queued);
         metrics.prefill.observe_duration(timings.prefill);
@@ -311,10 +325,6 @@ impl AnswerTimer {
         metrics
             .inference
             .observe_duration(timings.prefill + timings.decode);
-        metrics.prompt_length.observe(timings.prompt_tokens as f64);
-        metrics
-            .answer_length
-            .observe(timings.generated_tokens as f64);
         if let Some(others) = u32::try_from(timings.generated_tokens)
             .ok()
             .and_then(|n| n.checked_sub(1))
@@ -371,6 +381,7 @@ mod tests {
             lost_log_lines: 0,
             text: TextUse::default(),
             connections: &Connections::default(),
+            batches: None,
             inflight_bytes: 0,
             is_damaged: false,
         };
@@ -388,7 +399,7 @@ mod tests {
     #[test]
     fn the_samples_of_all_models_follow_one_head() {
         let (a, b) = (Metrics::new(Arc::default()), Metrics::new(Arc::default()));
-        AnswerTimer::new(Instant::now()).token(&b);
+        AnswerTimer::new(Instant::now(), Priority::Interactive).token(&b);
         let text = scrape(&[(&a, "a"), (&b, "b")]);
         let tokens: Vec<_> = text
             .lines()
@@ -416,7 +427,7 @@ mod tests {
     #[test]
     fn an_answer_ends_once_and_is_timed_by_its_tokens() {
         let metrics = Metrics::new(Arc::default());
-        let mut timer = AnswerTimer::new(Instant::now());
+        let mut timer = AnswerTimer::new(Instant::now(), Priority::Interactive);
         for _ in 0..3 {
             timer.token(&metrics);
         }

@@ -28,6 +28,15 @@ use crate::health;
         api::completions::create,
         api::completions::render,
         api::embeddings::create,
+        api::files::create,
+        api::files::list,
+        api::files::retrieve,
+        api::files::content,
+        api::files::delete,
+        api::batches::create,
+        api::batches::list,
+        api::batches::retrieve,
+        api::batches::cancel,
         api::responses::create,
         api::responses::retrieve,
         api::responses::delete,
@@ -60,10 +69,13 @@ use crate::health;
 struct Document;
 
 /// The types that clients send; the server refuses unlisted fields in them.
-const REQUESTS: [&str; 42] = [
+const REQUESTS: [&str; 45] = [
     "ChatRequest",
     "CompletionRequest",
     "EmbeddingRequest",
+    "FileUpload",
+    "BatchRequest",
+    "ExpiresAfter",
     "ResponseRequest",
     "Item",
     "ItemPart",
@@ -162,7 +174,9 @@ fn document() -> Value {
                 // A key is required only if the server has a file of keys.
                 operation["security"] = json!([{}, { "key": [] }]);
                 let all = REFUSALS.iter();
-                let has_query = path.contains("/responses/");
+                let has_query = ["/responses/", "/v1/files", "/v1/batches"]
+                    .iter()
+                    .any(|part| path.contains(part));
                 let of_method = all.filter(|(status, _)| {
                     method == "post"
                         || matches!(*status, "401" | "404" | "503")

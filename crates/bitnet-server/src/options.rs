@@ -46,8 +46,11 @@ pub struct ServeOptions {
     pub seed: Option<u64>,
     /// How hidden states become an embedding; `None` for the model's own way.
     pub pooling: Option<Pooling>,
-    /// The folder of the stored responses; `None` keeps them in memory.
+    /// The folder of the stored responses, files and batches. `None` keeps responses in memory, and
+    /// has no files and batches.
     pub state_dir: Option<PathBuf>,
+    /// Limits of the files.
+    pub file_limits: FileLimits,
     /// Whether each owner of API keys has a separate prompt cache.
     pub separate_caches: bool,
     /// Signals that are sent to OpenTelemetry.
@@ -83,6 +86,15 @@ pub struct KeyLimits {
     pub tokens_per_minute: Option<usize>,
     /// Answers that wait or run at once.
     pub concurrency: Option<usize>,
+}
+
+/// Limits of the files for batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileLimits {
+    /// Bytes of a file that a client uploads.
+    pub file_bytes: u64,
+    /// Bytes of all files, those with answers included.
+    pub total_bytes: u64,
 }
 
 /// Limits of requests and connections.
@@ -135,6 +147,10 @@ impl ServeOptions {
             seed: None,
             pooling: None,
             state_dir: None,
+            file_limits: FileLimits {
+                file_bytes: 1 << 20,
+                total_bytes: 1 << 20,
+            },
             separate_caches: false,
             #[cfg(feature = "otlp")]
             otlp: OtlpSignals {

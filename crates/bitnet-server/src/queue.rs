@@ -7,6 +7,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bitnet_inference::Priority;
+
 /// Maximum of `Retry-After`, in seconds.
 const RETRY_AFTER_MAX_S: f64 = 600.0;
 /// Weight of the latest answer in the mean duration of answers.
@@ -25,6 +27,8 @@ pub(crate) struct Counts {
     pub(crate) waiting: usize,
     /// Tokens of their prompts.
     pub(crate) waiting_tokens: usize,
+    /// Answers in the background that the engine has not begun. They take no room from others.
+    pub(crate) waiting_background: usize,
     /// Answers that the engine computes.
     pub(crate) running: usize,
     /// Mean time from an answer's beginning to its end, in seconds; 0 before the first has ended.
@@ -61,18 +65,21 @@ impl Queue {
     }
 
     /// Admits one answer for each prompt length, or none of them. An empty queue admits a request
-    /// of any size.
+    /// of any size; requests in the background are always admitted.
     pub(crate) fn enter(
         self: &Arc<Self>,
         prompt_tokens: &[usize],
+        priority: Priority,
     ) -> Result<Vec<Ticket>, QueueFull> {
         let mut counts = self.lock();
-        let tokens: usize = prompt_tokens.iter().sum();
-        self.check(&counts, prompt_tokens.len(), tokens)?;
-        counts.waiting += prompt_tokens.len();
-        counts.waiting_tokens += tokens;
+        let (len, tokens) = (prompt_tokens.len(), prompt_tokens.iter().sum());
+        if priority == Priority::Interactive {
+            self.check(&counts, len, tokens)?;
+        }
+        counts.wait(priority, len, tokens);
         let ticket = |&prompt_tokens| Ticket {
             queue: Arc::clone(self),
+            priority,
             prompt_tokens,
             started: None,
         };
@@ -92,6 +99,7 @@ impl Queue {
             running,
             service_s,
             busy_since,
+            ..
         } = *counts;
         let requests_over = (waiting + requests).saturating_sub(self.requests_max);
         let tokens_over = (waiting_tokens + tokens).saturating_sub(self.tokens_max);
@@ -118,6 +126,7 @@ impl Queue {
 /// One admitted answer.
 pub(crate) struct Ticket {
     queue: Arc<Queue>,
+    priority: Priority,
     prompt_tokens: usize,
     started: Option<Instant>,
 }
@@ -130,8 +139,7 @@ impl Ticket {
         }
         self.started = Some(Instant::now());
         let mut counts = self.queue.lock();
-        counts.waiting -= 1;
-        counts.waiting_tokens -= self.prompt_tokens;
+        counts.stop_waiting(self.priority, self.prompt_tokens);
         counts.running += 1;
         counts.busy_since = counts.busy_since.or(self.started);
         true
@@ -146,11 +154,32 @@ impl Ticket {
 }
 
 impl Counts {
+    fn wait(&mut self, priority: Priority, len: usize, tokens: usize) {
+        match priority {
+            Priority::Interactive => {
+                self.waiting += len;
+                self.waiting_tokens += tokens;
+            }
+            Priority::Background => self.waiting_background += len,
+        }
+    }
+
+    fn stop_waiting(&mut self, priority: Priority, tokens: usize) {
+        match priority {
+            Priority::Interactive => {
+                self.waiting -= 1;
+                self.waiting_tokens -= tokens;
+            }
+            Priority::Background => self.waiting_background -= 1,
+        }
+    }
+
     /// The answers of two queues together.
     pub(crate) fn plus(self, other: Self) -> Self {
         Self {
             waiting: self.waiting + other.waiting,
             waiting_tokens: self.waiting_tokens + other.waiting_tokens,
+            waiting_background: self.waiting_background + other.waiting_background,
             running: self.running + other.running,
             ..self
         }
@@ -174,8 +203,7 @@ impl Drop for Ticket {
             counts.running -= 1;
             counts.busy_since = counts.busy_since.filter(|_| counts.running > 0);
         } else {
-            counts.waiting -= 1;
-            counts.waiting_tokens -= self.prompt_tokens;
+            counts.stop_waiting(self.priority, self.prompt_tokens);
         }
     }
 }
@@ -188,20 +216,24 @@ mod tests {
         Arc::new(Queue::new(4, 100))
     }
 
+    fn enter(queue: &Arc<Queue>, prompts: &[usize]) -> Result<Vec<Ticket>, QueueFull> {
+        queue.enter(prompts, Priority::Interactive)
+    }
+
     #[test]
     fn requests_and_tokens_are_bounded_and_released() {
         let queue = queue();
-        let tickets = queue.enter(&[30, 30, 30]).expect("room for three");
-        assert!(queue.enter(&[11]).is_err(), "too many tokens");
-        let fourth = queue.enter(&[10]).expect("room for a fourth");
+        let tickets = enter(&queue, &[30, 30, 30]).expect("room for three");
+        assert!(enter(&queue, &[11]).is_err(), "too many tokens");
+        let fourth = enter(&queue, &[10]).expect("room for a fourth");
         assert!(
-            queue.enter(&[0]).is_err() && queue.check_room().is_err(),
+            enter(&queue, &[0]).is_err() && queue.check_room().is_err(),
             "too many requests"
         );
         drop(fourth);
         assert!(queue.check_room().is_ok());
         assert!(
-            queue.enter(&[1, 1]).is_err(),
+            enter(&queue, &[1, 1]).is_err(),
             "all of a request's answers or none"
         );
         assert_eq!(
@@ -217,21 +249,38 @@ mod tests {
     }
 
     #[test]
+    fn answers_in_the_background_take_no_room() {
+        let queue = queue();
+        let behind = |prompts: &[usize]| queue.enter(prompts, Priority::Background);
+        let mut tickets = behind(&[30; 9]).expect("room");
+        assert!(queue.check_room().is_ok());
+        assert_eq!(queue.counts().waiting_background, 9);
+        let _full = enter(&queue, &[1; 4]).expect("room for four");
+        assert!(queue.check_room().is_err());
+        assert!(behind(&[1]).is_ok(), "always admitted");
+        assert!(tickets[0].start());
+        let counts = || (queue.counts().waiting_background, queue.counts().running);
+        assert_eq!(counts(), (8, 1));
+        drop(tickets);
+        assert_eq!(counts(), (0, 0));
+    }
+
+    #[test]
     fn an_empty_queue_accepts_a_request_above_its_limits() {
         let queue = queue();
-        let mut tickets = queue.enter(&[101; 5]).expect("an empty queue");
-        assert!(queue.enter(&[1]).is_err());
+        let mut tickets = enter(&queue, &[101; 5]).expect("an empty queue");
+        assert!(enter(&queue, &[1]).is_err());
         assert!(tickets.iter_mut().all(Ticket::start) && !tickets[0].start());
         assert_eq!(queue.counts().running, 5);
-        assert!(queue.enter(&[1]).is_ok(), "running answers do not wait");
+        assert!(enter(&queue, &[1]).is_ok(), "running answers do not wait");
     }
 
     #[test]
     fn retry_after_is_the_time_to_serve_the_excess() {
         let queue = queue();
-        let mut running = queue.enter(&[10, 10]).expect("an empty queue");
+        let mut running = enter(&queue, &[10, 10]).expect("an empty queue");
         assert!(running.iter_mut().all(Ticket::start));
-        let _waiting = queue.enter(&[20; 4]).expect("room for four");
+        let _waiting = enter(&queue, &[20; 4]).expect("room for four");
         assert_eq!(
             queue.check_room().map_err(|full| full.retry_after_s),
             Err(1),
@@ -248,7 +297,7 @@ mod tests {
         );
         queue.lock().service_s = 30.0;
         let retry_after =
-            |prompts: &[usize]| queue.enter(prompts).err().map(|full| full.retry_after_s);
+            |prompts: &[usize]| enter(&queue, prompts).err().map(|full| full.retry_after_s);
         // Two run for 30 s each, so one of the waiting begins every 15 s.
         assert_eq!(retry_after(&[1]), Some(15));
         assert_eq!(retry_after(&[1, 1]), Some(30));

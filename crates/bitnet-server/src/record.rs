@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::http::{Method, StatusCode};
-use bitnet_inference::{Owner, SamplingParams};
+use bitnet_inference::{Owner, Priority, SamplingParams};
 
 use crate::api::ApiError;
 use crate::api::usage::Usage;
@@ -36,6 +36,8 @@ pub(crate) struct Record {
 pub(crate) struct Details {
     /// The owner of the key.
     pub(crate) owner: Option<Arc<str>>,
+    /// Whether it comes behind other requests.
+    pub(crate) priority: Priority,
     /// The client's address.
     pub(crate) address: Option<IpAddr>,
     /// The work for the engine, if the request reached the queue.

@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use axum::BoxError;
 use axum::body::{Body, Bytes};
 use axum::http::StatusCode;
+use bitnet_inference::Priority;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::connections::PeerRequest;
@@ -41,9 +42,11 @@ impl Drop for Recording {
         let duration = record.elapsed();
         record.log(self.status, self.is_complete, duration);
         let status = self.status.map_or(CLIENT_GONE, |status| status.as_u16());
-        self.app
-            .http
-            .ended(record.route(), record.method(), status, duration);
+        // The requests of batches did not come over HTTP, and wait for all others.
+        if record.details().priority == Priority::Interactive {
+            let http = &self.app.http;
+            http.ended(record.route(), record.method(), status, duration);
+        }
         #[cfg(feature = "otlp")]
         if let Some(otlp) = self.app.otlp.get() {
             otlp.ended(

@@ -699,7 +699,7 @@ impl ModelLease {
         for job in jobs {
             self.driver
                 .submit(job)
-                .map_err(|_| ApiError::internal("the engine has stopped"))?;
+                .map_err(|_| ApiError::engine_stopped())?;
         }
         Ok(())
     }

@@ -10,6 +10,8 @@ use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::RecvError;
 use tokio::time::timeout;
 
+use crate::batch::runner;
+use crate::batch::store::BatchStore;
 use crate::door::Door;
 use crate::error::{Error, Result};
 use crate::options::ServeOptions;
@@ -88,7 +90,15 @@ pub(crate) fn new_app(
         Some(folder) => ResponseStore::open(folder)?,
         None => ResponseStore::in_memory(),
     };
+    let batches = match &options.state_dir {
+        Some(folder) => Some(BatchStore::open(folder, options.file_limits)?),
+        None => None,
+    };
     let (app, ended) = App::new(options, models, responses);
+    if let Some(batches) = batches {
+        // Nothing else sets it, so this cannot fail.
+        let _ = app.batches.set(Arc::new(batches));
+    }
     Ok((Arc::new(app), ended))
 }
 
@@ -114,6 +124,9 @@ async fn run(options: ServeOptions, models: Vec<ModelSpec>, tell: Tell) -> Resul
     start_models(&app, Arc::clone(&tell));
     let mut door = Door::new(listener, &app);
     watch::start(&app).map_err(Error::Threads)?;
+    if let Some(store) = app.batches.get() {
+        runner::start(&app, store).map_err(Error::Threads)?;
+    }
 
     let told = async {
         tokio::select! {

@@ -8,10 +8,10 @@ use bitnet_inference::{Engine, EngineOptions, Pooling, RemakeEngine, SamplingPar
 use bitnet_tokenizers::{ChatTemplate, Tokenizer};
 
 use crate::api::ApiError;
+use crate::clock::unix_time;
 use crate::forms::{FormHelper, Forms};
 use crate::grammar::{Grammar, TokenConstraint};
 use crate::options::ServeOptions;
-use crate::state::unix_time;
 
 /// Why a model cannot be loaded or described.
 pub type LoaderError = Box<dyn std::error::Error + Send + Sync>;

@@ -1,15 +1,14 @@
 //! [`App`]: the state that all requests share.
 
-use std::sync::Arc;
-#[cfg(feature = "otlp")]
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, OnceLock};
 
 use bitnet_guard::FileProblem;
 use tokio::sync::{oneshot, watch};
 
 use crate::api::ApiError;
+use crate::batch::store::BatchStore;
+use crate::clock::unix_time;
 use crate::connections::Connections;
 use crate::error::Error;
 use crate::inflight::Inflight;
@@ -46,6 +45,8 @@ pub(crate) struct App {
     pub(crate) connections: Connections,
     pub(crate) inflight: Arc<Inflight>,
     pub(crate) responses: Arc<ResponseStore>,
+    /// Set once, before the first request, if the server has a folder for state.
+    pub(crate) batches: OnceLock<Arc<BatchStore>>,
     phase: watch::Sender<Phase>,
     has_started: AtomicBool,
     /// When the server was started, in seconds since 1970.
@@ -75,6 +76,7 @@ impl App {
             connections: Connections::default(),
             inflight: Inflight::new(options.limits.inflight_bytes),
             responses: Arc::new(responses),
+            batches: OnceLock::new(),
             phase: watch::Sender::new(Phase::Loading),
             has_started: AtomicBool::new(false),
             started: unix_time(),
@@ -105,6 +107,13 @@ impl App {
     /// Whether the server has been ready, or would have been if it had not drained.
     pub(crate) fn has_started(&self) -> bool {
         self.has_started.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the server refuses new requests.
+    pub(crate) async fn drains(&self) {
+        let mut phase = self.phase.subscribe();
+        // The sender lives as long as `self`.
+        let _ = phase.wait_for(|phase| *phase == Phase::Draining).await;
     }
 
     /// Refuses new requests from now on.
@@ -175,6 +184,7 @@ impl App {
             lost_log_lines: self.options.lost_log_lines.load(Ordering::Relaxed),
             text: self.text.in_use(),
             connections: &self.connections,
+            batches: self.batches.get().map(|batches| batches.numbers()),
             inflight_bytes: self.inflight.bytes(),
             is_damaged: self.registry.is_damaged(),
         }
@@ -220,11 +230,4 @@ impl From<QueueFull> for ApiError {
         );
         Self::too_many_requests(message, retry_after_s)
     }
-}
-
-/// Seconds since 1970.
-pub(crate) fn unix_time() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| time.as_secs())
 }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::http::Method;
-use bitnet_inference::{EngineMonitor, EngineStats, Finish, FinishReason, SamplingParams, Timings};
+use bitnet_inference::{
+    EngineMonitor, EngineStats, Finish, FinishReason, Priority, SamplingParams, Timings,
+};
 
 use crate::api::usage::Usage;
 #[cfg(feature = "otlp")]
@@ -46,7 +48,7 @@ pub fn event_costs() -> Result<EventCosts> {
     let monitor = Arc::new(EngineMonitor::default());
     let metrics = Arc::new(Metrics::new(Arc::clone(&monitor)));
     let record = record();
-    let mut timer = AnswerTimer::new(record.arrived());
+    let mut timer = AnswerTimer::new(record.arrived(), Priority::Interactive);
     let mut stats = EngineStats::default();
     let finish = finish();
     let requests = HttpMetrics::default();
@@ -55,6 +57,7 @@ pub fn event_costs() -> Result<EventCosts> {
         lost_log_lines: 0,
         text: Default::default(),
         connections: &Default::default(),
+        batches: None,
         inflight_bytes: 0,
         is_damaged: false,
     };
@@ -74,7 +77,7 @@ pub fn event_costs() -> Result<EventCosts> {
             metrics.stepped(8);
         }),
         answer: seconds(200_000, || {
-            AnswerTimer::new(record.arrived()).finished(&metrics, &finish)
+            AnswerTimer::new(record.arrived(), Priority::Interactive).finished(&metrics, &finish)
         }),
         http: seconds(200_000, || {
             requests.ended(

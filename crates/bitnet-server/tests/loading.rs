@@ -10,8 +10,8 @@ use std::time::Duration;
 use bitnet_inference::{Device, Engine, EngineOptions, Loaded, SamplingParams, load};
 use bitnet_models::LoadOptions;
 use bitnet_server::{
-    AllowedHosts, Conversation, CorsOrigins, Error, KeyLimits, Limits, LoadedModel, LoaderError,
-    ModelSpec, ServeOptions, ServerEvent, serve,
+    AllowedHosts, Conversation, CorsOrigins, Error, FileLimits, KeyLimits, Limits, LoadedModel,
+    LoaderError, ModelSpec, ServeOptions, ServerEvent, serve,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -31,6 +31,10 @@ fn options() -> ServeOptions {
         seed: None,
         pooling: None,
         state_dir: None,
+        file_limits: FileLimits {
+            file_bytes: 1 << 20,
+            total_bytes: 1 << 20,
+        },
         key_limits: KeyLimits::default(),
         tls: None,
         separate_caches: false,

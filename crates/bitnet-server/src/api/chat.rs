@@ -23,11 +23,12 @@ use crate::api::tools::{FunctionCall, Tool, ToolCall};
 use crate::api::turn::{LocalParts, Prepared, Turn};
 use crate::api::usage::Usage;
 use crate::api::{ApiError, body};
+use crate::clock::unix_time;
 use crate::id::random_id;
 use crate::record::Record;
 use crate::registry::ModelLease;
 use crate::served::ServedModel;
-use crate::state::{App, unix_time};
+use crate::state::App;
 
 generation_request! {
     /// A conversation to continue. Unknown and unsupported fields are refused with an error that

@@ -16,11 +16,12 @@ use crate::api::logprobs::{self, CompletionLogprobs};
 use crate::api::stream::{self, Chunk, ChunkFormat, ChunkUsage, End, UsageChunks};
 use crate::api::usage::Usage;
 use crate::api::{ApiError, body};
+use crate::clock::unix_time;
 use crate::id::random_id;
 use crate::record::Record;
 use crate::registry::ModelLease;
 use crate::served::ServedModel;
-use crate::state::{App, unix_time};
+use crate::state::App;
 
 /// Maximum number of tokens of an answer if the request does not say, as in OpenAI's API.
 const DEFAULT_MAX_TOKENS: u32 = 16;

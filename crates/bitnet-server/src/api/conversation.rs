@@ -11,8 +11,8 @@ use crate::api::ApiError;
 use crate::api::chat::{ContentPart, Message};
 use crate::api::fields::TextOr;
 use crate::api::tools::{self, Tools};
+use crate::clock::unix_time;
 use crate::served::{Conversation, ServedModel};
-use crate::state::unix_time;
 
 /// The messages in the form that templates take.
 pub(crate) fn chat_messages(messages: &[Message]) -> Result<Vec<ChatMessage>, ApiError> {

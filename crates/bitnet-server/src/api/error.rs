@@ -16,6 +16,9 @@ const PARAM_CHARS_MAX: usize = 120;
 /// The code of an answer that another request has cancelled.
 const CANCELLED: &str = "cancelled";
 
+/// The code of an answer whose engine has ended.
+pub(crate) const ENGINE_STOPPED: &str = "engine_stopped";
+
 /// A refusal.
 #[derive(Clone, Debug)]
 pub(crate) struct ApiError {
@@ -222,6 +225,62 @@ impl ApiError {
         Self::bad_request(Some(param), "item_not_found", message)
     }
 
+    /// There is no such file or batch.
+    pub(crate) fn unknown_stored(param: &str, id: &str) -> Self {
+        let (kind, code) = match param {
+            "batch_id" => ("batch", "batch_not_found"),
+            _ => ("file", "file_not_found"),
+        };
+        let id = shortened(id.to_owned(), PARAM_CHARS_MAX);
+        let message = format!("There is no {kind} '{id}'.");
+        let (status, r#type) = (StatusCode::NOT_FOUND, "invalid_request_error");
+        let mut error = Self::new(status, r#type, code, message);
+        error.body.param = Some(param.to_owned());
+        error
+    }
+
+    /// There is nothing to begin a list behind.
+    pub(crate) fn unknown_cursor(id: &str) -> Self {
+        let id = shortened(id.to_owned(), PARAM_CHARS_MAX);
+        Self::invalid("after", format!("There is nothing with the id '{id}'."))
+    }
+
+    /// A server that keeps no files.
+    pub(crate) fn no_state_dir() -> Self {
+        let message = "Files and batches need a folder: start the server with --state-dir FOLDER.";
+        Self::bad_request(None, "no_state_dir", message)
+    }
+
+    /// There is no room for a file or batch.
+    pub(crate) fn storage_full(problem: String) -> Self {
+        Self::bad_request(None, "storage_limit_exceeded", problem)
+    }
+
+    pub(crate) fn file_too_large(limit: u64) -> Self {
+        let message = format!("The file has more than {limit} bytes.");
+        let r#type = "invalid_request_error";
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            r#type,
+            "file_too_large",
+            message,
+        )
+    }
+
+    /// A body that is not the expected form.
+    pub(crate) fn no_form() -> Self {
+        let message =
+            "Expected a form with a file, with the header `Content-Type: multipart/form-data`.";
+        let (status, r#type) = (StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error");
+        Self::new(status, r#type, "unsupported_media_type", message)
+    }
+
+    /// A form that cannot be read.
+    pub(crate) fn invalid_form(problem: &str) -> Self {
+        let message = format!("Cannot read the request's form: {problem}.");
+        Self::bad_request(None, "invalid_form", message)
+    }
+
     /// A client has cancelled the response.
     pub(crate) fn cancelled() -> Self {
         let message = "A client has cancelled the response.";
@@ -394,6 +453,16 @@ impl ApiError {
             "service_unavailable_error",
             code,
             message,
+        )
+    }
+
+    /// The engine has ended, which is not about the request.
+    pub(crate) fn engine_stopped() -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "server_error",
+            ENGINE_STOPPED,
+            "the engine has stopped",
         )
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use axum::extract::Request as HttpRequest;
 use bitnet_inference::{
     Constraint, Failure, Finish, FinishReason, Job, Logprobs, MakeConstraint, Piece, Pooling,
-    Reply, Request, SamplingParams, Thinking, ThinkingMarks, Token,
+    Priority, Reply, Request, SamplingParams, Thinking, ThinkingMarks, Token,
 };
 use bitnet_tokenizers::{ReasoningStart, TokenId};
 use serde::Deserialize;
@@ -41,6 +41,10 @@ const STOP_STRING_BYTES_MAX: usize = 256;
 const BIASES_MAX: usize = 1024;
 /// The largest bias in either direction, as in OpenAI's API.
 const BIAS_MAX: f32 = 100.0;
+
+/// Maximum time of a request of a batch, from its body to the end of its answer: a batch has its
+/// own limit.
+const BACKGROUND_TIMEOUT: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// Maximum number of characters of a model's name in records: a lenient server takes any name.
 const NAME_CHARS_MAX: usize = 120;
@@ -472,7 +476,7 @@ fn failed(failure: Failure) -> ApiError {
         Failure::Panicked(_) => {
             ApiError::internal("a bug in the engine: this request made it panic")
         }
-        Failure::Cancelled(_) | Failure::Stopped => ApiError::internal("the engine has stopped"),
+        Failure::Cancelled(_) | Failure::Stopped => ApiError::engine_stopped(),
     }
 }
 
@@ -553,10 +557,16 @@ pub(crate) fn submit(
         .iter()
         .flat_map(|prompt| std::iter::repeat_n(prompt.len(), plan.n))
         .collect();
-    let tickets = model.queue().enter(&lengths)?;
-    let share = record.details().share();
+    let (share, priority) = {
+        let details = record.details();
+        (details.share(), details.priority)
+    };
+    let tickets = model.queue().enter(&lengths, priority)?;
     let prompt_tokens = prompts.iter().map(Vec::len).sum();
-    let admitted = app.quotas.admit(&share, num_answers, prompt_tokens)?;
+    let admitted = match priority {
+        Priority::Interactive => app.quotas.admit(&share, num_answers, prompt_tokens)?,
+        Priority::Background => None,
+    };
     let cache_salt = cache_salt(app, plan, record);
     let (sender, replies) = tokio::sync::mpsc::unbounded_channel();
     let entered = Instant::now();
@@ -569,6 +579,7 @@ pub(crate) fn submit(
             },
             constraint: plan.constraint(model.vocab_size),
             owner: Arc::clone(&share),
+            priority,
             sink: Box::new(AnswerSink::new(choice, sender.clone(), ticket)),
         }
     });
@@ -576,13 +587,13 @@ pub(crate) fn submit(
     record.details().generation = Some(generation(model, asked, entered - record.arrived()));
     model.send_jobs(jobs)?;
     model.metrics().asked(plan.n, plan.max_tokens);
-    let limit = app.options.limits.request_timeout;
+    let limit = time_limit(app, priority);
     Ok(Answers {
         replies,
         metrics: Arc::clone(model.metrics()),
         _model: model.clone(),
         timers: (0..num_answers)
-            .map(|_| AnswerTimer::new(record.arrived()))
+            .map(|_| AnswerTimer::new(record.arrived(), priority))
             .collect(),
         deadline: tokio::time::Instant::now() + limit,
         limit,
@@ -594,6 +605,14 @@ pub(crate) fn submit(
         cancel: Arc::default(),
         admitted,
     })
+}
+
+/// Maximum time of a request.
+fn time_limit(app: &App, priority: Priority) -> Duration {
+    match priority {
+        Priority::Interactive => app.options.limits.request_timeout,
+        Priority::Background => BACKGROUND_TIMEOUT,
+    }
 }
 
 /// The number of answers to all prompts, if it is within the limit.

@@ -1,6 +1,7 @@
 //! OpenAI's API: requests in JSON, checked field by field, and answers as JSON or as a stream of
 //! JSON.
 
+pub(crate) mod batches;
 mod body;
 pub(crate) mod calls;
 pub(crate) mod chat;
@@ -9,6 +10,7 @@ pub(crate) mod conversation;
 pub(crate) mod embeddings;
 mod error;
 mod fields;
+pub(crate) mod files;
 mod format;
 pub(crate) mod generate;
 mod logprobs;
@@ -29,7 +31,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-pub(crate) use error::{ApiError, ErrorBody};
+pub(crate) use error::{ApiError, ENGINE_STOPPED, ErrorBody};
 
 /// Identifies the software that computed an answer: the same fingerprint and seed give the same
 /// answer.

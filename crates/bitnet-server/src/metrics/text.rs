@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use bitnet_inference::{EngineCounts, EngineStats, HeadUse, StateCounts};
 
 use super::{Histogram, HttpMetrics, Metrics, ModelScene, Outcome, Scene};
+use crate::batch::store::BatchNumbers;
 use crate::connections::Connections;
 use crate::queue;
 use crate::text::TextUse;
@@ -76,6 +77,7 @@ impl Scene<'_> {
         w.http(self.http);
         w.connections(self.connections, self.inflight_bytes);
         w.text_threads(&self.text);
+        w.batches(self.batches.as_ref());
         w.process(self);
         let mut out: String = w.families.concat();
         if format == TextFormat::OpenMetrics {
@@ -221,6 +223,11 @@ impl Writer {
             "bitnet_queue_prompt_tokens",
             "Prompt tokens of the answers that wait.",
             queue.waiting_tokens,
+        );
+        self.gauge(
+            "bitnet_batch_requests_waiting",
+            "Answers to requests of batches that the engine has not begun.",
+            queue.waiting_background,
         );
     }
 
@@ -554,6 +561,25 @@ impl Writer {
             "How long the oldest of these has been at it.",
             oldest.as_secs_f64(),
         );
+    }
+
+    /// The batches of a server with a folder for state.
+    fn batches(&mut self, numbers: Option<&BatchNumbers>) {
+        let Some(numbers) = numbers else {
+            return;
+        };
+        let name = "bitnet_batches";
+        self.head(name, "gauge", "Batches, by their status.");
+        for (status, count) in numbers.by_status {
+            self.value(name, &format!("status=\"{}\"", status.name()), count);
+        }
+        let name = "bitnet_batch_requests_total";
+        self.head(name, "counter", "Requests of batches, by their end.");
+        for (end, count) in [("completed", numbers.completed), ("failed", numbers.failed)] {
+            self.value(name, &format!("end=\"{end}\""), count);
+        }
+        self.gauge("bitnet_files", "Stored files.", numbers.files);
+        self.gauge("bitnet_files_bytes", "Their bytes.", numbers.bytes);
     }
 
     fn process(&mut self, scene: &Scene<'_>) {

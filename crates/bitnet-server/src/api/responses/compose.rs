@@ -16,8 +16,8 @@ use crate::api::responses::object::{
 use crate::api::stream::{Chunk, ChunkFormat, ChunkUsage, End};
 use crate::api::usage::Usage;
 use crate::api::{ApiError, to_json};
+use crate::clock::unix_time;
 use crate::id::random_id;
-use crate::state::unix_time;
 use crate::store::{ResponseStore, RunningResponse, StoredResponse};
 
 /// Writes a response.

@@ -12,7 +12,7 @@ use crate::api::responses::items::Item;
 use crate::api::responses::request::{FunctionTool, ReasoningConfig, ResponseRequest};
 use crate::api::to_json;
 use crate::api::usage::Usage;
-use crate::state::unix_time;
+use crate::clock::unix_time;
 
 /// A response.
 #[derive(Clone, Debug, Serialize, ToSchema)]
