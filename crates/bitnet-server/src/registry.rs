@@ -721,3 +721,98 @@ impl Drop for Held {
         self.registry.idle.notify_one();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::options::Limits;
+
+    /// A model of `bytes` that waits for a word before it fails to load.
+    fn spec(name: &str, bytes: usize) -> (ModelSpec, mpsc::Sender<()>) {
+        let (go, wait) = mpsc::channel();
+        let spec = ModelSpec {
+            names: vec![name.to_owned()],
+            bytes,
+            outline: None,
+            load: Box::new(move || {
+                // The test may be over.
+                let _ = wait.recv();
+                Err("it is broken".into())
+            }),
+            preview: Box::new(|| Err("it is broken".into())),
+        };
+        (spec, go)
+    }
+
+    /// Two models, and room for one request that waits for each.
+    fn registry() -> (Arc<Registry>, mpsc::Sender<()>) {
+        let options = ServeOptions {
+            models_memory: Some(100),
+            limits: Limits {
+                queue_requests: 1,
+                ..Limits::for_tests()
+            },
+            ..ServeOptions::for_tests()
+        };
+        let ((small, go), (large, _)) = (spec("small", 60), spec("large", 101));
+        let (registry, _) = Registry::new(Arc::new(options), vec![small, large]);
+        (registry, go)
+    }
+
+    async fn refusal(registry: &Arc<Registry>, index: usize) -> (u16, String) {
+        let refused = registry.lease(index, None).await;
+        let error = refused.err().expect("a refusal");
+        (error.status().as_u16(), error.message().to_owned())
+    }
+
+    #[tokio::test]
+    async fn requests_wait_for_a_load_within_the_queue_and_get_its_failure() {
+        let (registry, go) = registry();
+        let (first, second) = (refusal(&registry, 0), refusal(&registry, 0));
+        let ((status, message), (second, full)) = tokio::join!(first, async {
+            let refused = second.await;
+            go.send(()).expect("the loader waits");
+            refused
+        });
+        assert_eq!(
+            (status, message.as_str()),
+            (500, "The model 'small' cannot be loaded: it is broken.")
+        );
+        assert_eq!(second, 429);
+        assert!(
+            full.starts_with("1 requests wait for the model 'small'"),
+            "{full}"
+        );
+        assert_eq!(registry.view(0).stage, Stage::Absent);
+        // The next request tries again.
+        go.send(()).expect("the loader waits");
+        assert_eq!(refusal(&registry, 0).await.0, 500);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_goes_away_leaves_its_place_to_the_next() {
+        let (registry, go) = registry();
+        let waits = registry.lease(0, None);
+        let gone = tokio::time::timeout(Duration::from_millis(1), waits).await;
+        assert!(gone.is_err(), "the loader waits");
+        assert_eq!(registry.view(0).stage, Stage::Loading);
+        go.send(()).expect("the loader waits");
+        assert_eq!(refusal(&registry, 0).await.0, 500);
+    }
+
+    #[tokio::test]
+    async fn a_model_that_is_too_large_is_refused_without_loading() {
+        let (registry, _go) = registry();
+        let expected =
+            "The model 'large' takes 101 bytes of memory, but all models together may take 100.";
+        assert_eq!(refusal(&registry, 1).await, (507, expected.to_owned()));
+        assert_eq!(registry.view(1).stage, Stage::Absent);
+        assert_eq!(
+            (registry.find("large"), registry.find("none")),
+            (Some(1), None)
+        );
+        assert_eq!(registry.known_names(), "'small', 'large'");
+    }
+}
