@@ -1,4 +1,4 @@
-//! `/v1/files` and `/v1/batches`: files of requests, answered behind the requests of clients.
+//! `/v1/files` and `/v1/batches`: files of requests, answered when no client waits.
 
 use std::path::Path;
 

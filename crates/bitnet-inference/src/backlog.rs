@@ -4,7 +4,7 @@
 //! not delay all other clients, the engine gets only as many requests as it can run at once, and
 //! the others wait here. Next is the oldest request of the owner with the fewest requests in the
 //! engine; among equals, of the owner that was served longest ago. Requests in the background come
-//! behind all others, and the engine has a limited number of them at once.
+//! after all others, and the engine has a limited number of them at once.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

@@ -134,7 +134,7 @@ pub struct Job {
     pub constraint: Option<MakeConstraint>,
     /// Whose request it is: if requests have to wait, owners take turns.
     pub owner: Owner,
-    /// Whether it comes behind other requests.
+    /// Whether it waits for interactive requests.
     pub priority: Priority,
     /// Takes the replies.
     pub sink: Box<dyn ReplySink>,

@@ -36,7 +36,7 @@ pub(crate) struct Record {
 pub(crate) struct Details {
     /// The owner of the key.
     pub(crate) owner: Option<Arc<str>>,
-    /// Whether it comes behind other requests.
+    /// Whether it waits for interactive requests.
     pub(crate) priority: Priority,
     /// The client's address.
     pub(crate) address: Option<IpAddr>,

@@ -1,5 +1,4 @@
-//! `/v1/batches`: files of requests that are answered behind the requests of clients, as in OpenAI's
-//! API.
+//! `/v1/batches`: files of requests that are answered when no client waits, as in OpenAI's API.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

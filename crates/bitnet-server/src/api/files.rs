@@ -204,7 +204,7 @@ struct Form {
 }
 
 impl FormReader {
-    /// Reads the form, in whatever order its fields are, and keeps the file.
+    /// Reads the form, whose fields may have any order, and keeps the file.
     async fn read(
         &self,
         mut multipart: Multipart<'_>,

@@ -223,7 +223,7 @@ struct Kept {
     last_number: u64,
     /// Bytes of all contents, contents of unfinished files included.
     bytes: u64,
-    /// The batches that the runner has, each with what tells it that a client cancels the batch.
+    /// The batches that the runner has, each with the signal that a client has cancelled it.
     running: HashMap<String, Arc<Notify>>,
 }
 
@@ -596,7 +596,7 @@ impl BatchStore {
 /// What the runner does with batches.
 impl BatchStore {
     /// Takes the next batch that has not ended: of the owner with the fewest batches under way, the
-    /// oldest. The second value tells when a client cancels it.
+    /// oldest. The second value is the signal that a client has cancelled it.
     pub(crate) fn take_batch(&self) -> Option<(StoredBatch, Arc<Notify>)> {
         let mut kept = self.lock();
         let batch = kept.next_batch()?.clone();
