@@ -41,7 +41,7 @@ struct Scratch {
     /// The same where a code is 3.
     threes: [Vec<[Indices; BLOCK_ROWS]>; MAX_PANELS],
     scales: Vec<[f32; BLOCK_ROWS]>,
-    /// Sums of a run of which some panels were added.
+    /// Sums of the current run, over the panels added so far.
     sums: Vec<[Sums; BLOCK_ROWS]>,
     /// Sums of the runs of a group.
     of_runs: Vec<[Products; BLOCK_ROWS]>,

@@ -300,7 +300,7 @@ fn load32(from: &[f32]) -> [__m256; QUARTERS] {
     out
 }
 
-/// `Σ ±q` of 32 rows over the cells of a run, of which the first is `first_cell`, and [`BIAS`] for
+/// `Σ ±q` of 32 rows over the cells of a run, which begin at `first_cell`, and [`BIAS`] for
 /// each table, in 16 bits, for `N` rows of activations: 16 bits hold four cells, at most 4 · 8 ·
 /// 1020 = 32,640.
 ///
