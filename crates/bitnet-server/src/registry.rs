@@ -311,7 +311,7 @@ impl Registry {
     fn load(self: &Arc<Self>, index: usize) -> Result<LoadedModel, LoadProblem> {
         let slot = &self.slots[index];
         let mut load = slot.load.lock().unwrap_or_else(PoisonError::into_inner);
-        match catch_unwind(AssertUnwindSafe(|| load())) {
+        match catch_unwind(AssertUnwindSafe(&mut *load)) {
             Ok(Ok(loaded)) => match self.options.models_memory {
                 Some(bytes_max) if loaded.bytes > bytes_max => Err(LoadProblem::TooLarge {
                     bytes: loaded.bytes,

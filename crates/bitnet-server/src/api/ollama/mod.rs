@@ -154,11 +154,14 @@ enum Task {
     Unload(String),
 }
 
+/// Makes the prompt of a request's body; `None` if there is nothing to answer.
+type Prepare = fn(&App, &ServedModel, &[u8]) -> Result<Option<Prepared>, ApiError>;
+
 /// Reads a request, takes its model, and makes its prompt.
 async fn read_and_prepare(
     app: &Arc<App>,
     request: Request,
-    prepare: fn(&App, &ServedModel, &[u8]) -> Result<Option<Prepared>, ApiError>,
+    prepare: Prepare,
 ) -> Result<Task, ApiError> {
     let body = generate::read(app, request).await?;
     let used: ModelUse = generate::peek(app, &body).await?;
