@@ -193,10 +193,13 @@ impl Registry {
     /// # Errors
     /// If it cannot be loaded.
     pub(crate) async fn preload(self: &Arc<Self>, index: usize) -> Result<(), LoadProblem> {
+        if let Some((bytes, bytes_max)) = self.state().schedule.too_large(index) {
+            return Err(LoadProblem::TooLarge { bytes, bytes_max });
+        }
         match self.ask(index, self.options.keep_alive) {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(waiting)) => waiting.await.map_or(Ok(()), |result| result.map(drop)),
-            // The first request finds room.
+            // Other requests wait for it already.
             Err(_) => Ok(()),
         }
     }
@@ -809,6 +812,12 @@ mod tests {
             "The model 'large' takes 101 bytes of memory, but all models together may take 100.";
         assert_eq!(refusal(&registry, 1).await, (507, expected.to_owned()));
         assert_eq!(registry.view(1).stage, Stage::Absent);
+        let preloaded = registry.preload(1).await.map_err(Error::from);
+        let problem = preloaded.expect_err("it is too large").to_string();
+        assert_eq!(
+            problem,
+            "the model takes 101 bytes of memory, but may take 100"
+        );
         assert_eq!(
             (registry.find("large"), registry.find("none")),
             (Some(1), None)
