@@ -482,6 +482,39 @@ fn a_short_prompt_does_not_wait_for_a_long_one() {
 }
 
 #[test]
+fn whole_chunks_of_prompts_beside_answers_take_fewer_steps() {
+    let requests: Vec<Request> = (0..16)
+        .map(|i| {
+            request(
+                &(0..64).map(|t| (t * 3 + i) % 256).collect::<Vec<_>>(),
+                1,
+                8,
+            )
+        })
+        .collect();
+    let steps = |mixed_chunk| {
+        let mut engine = engine_with(EngineOptions {
+            context: 128,
+            cache: 2048,
+            mixed_chunk,
+            ..EngineOptions::default()
+        });
+        for request in &requests {
+            engine.submit(request.clone()).expect("a good request");
+        }
+        let mut steps = 0;
+        while engine.is_busy() {
+            engine.step(&mut Vec::new());
+            steps += 1;
+        }
+        steps
+    };
+    // The prompts have 1024 tokens: 8 chunks of 128. The last answers need 7 steps more.
+    assert_eq!(steps(128), 8 + 7);
+    assert!(steps(8) > 2 * steps(128));
+}
+
+#[test]
 fn common_prefixes_of_prompts_are_computed_once() {
     let prompt: Vec<u32> = (0..150).map(|i| i * 7 % 256).collect();
     let mut requests: Vec<Request> = (0..8).map(|seed| request(&prompt, seed, 6)).collect();
