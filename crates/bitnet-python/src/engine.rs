@@ -7,8 +7,8 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 
 use bitnet_inference::{
-    DRAFT_MAX, Device, Driver, EngineOptions, Job, Likelihood, OpenModel, Owner, Priority,
-    Tokenization, perplexity,
+    DRAFT_MAX, Device, DeviceName, Driver, EngineOptions, Job, Likelihood, OpenModel, Owner,
+    Priority, Tokenization, perplexity,
 };
 use bitnet_kernels::default_threads;
 use bitnet_models::{I2sForm, KvType, LoadProgress, Pooling};
@@ -46,14 +46,20 @@ pub(crate) struct Engine {
     warnings: Vec<String>,
 }
 
-/// The device of a name.
-fn device(name: &str, threads: usize) -> PyResult<Device> {
-    match name {
-        "cpu" => Ok(Device::cpu(threads)),
-        _ => Err(error::argument(format!(
-            "device is {name:?}, but must be \"cpu\""
-        ))),
+/// The device of a name, and why `"auto"` is the CPU if it is.
+fn device(name: &str, threads: usize) -> PyResult<(Device, Option<String>)> {
+    let found = Device::cpu(threads).named(&DeviceName::parse(name), None);
+    found.map_err(|problem| error::argument(format!("device is {name:?}: {problem}")))
+}
+
+/// The most requests that run at once, if it is given.
+fn running_max(parallel: Option<&Bound<'_, PyAny>>) -> PyResult<Option<usize>> {
+    let running_max = count("parallel", parallel)?;
+    if running_max == Some(0) {
+        let problem = "parallel is 0, but must be 1 or more";
+        return Err(error::argument(problem.to_owned()));
     }
+    Ok(running_max)
 }
 
 /// The number of threads to use.
@@ -208,25 +214,22 @@ impl Engine {
         progress: Option<Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let default = EngineOptions::default();
-        let running_max = count("parallel", parallel)?.unwrap_or(default.running_max);
-        if running_max == 0 {
-            return Err(error::argument(
-                "parallel is 0, but must be 1 or more".to_owned(),
-            ));
-        }
         let options = EngineOptions {
             kv_type: self::kv_type(kv_type)?,
-            running_max,
+            running_max: running_max(parallel)?.unwrap_or(default.running_max),
             draft_max: self::draft(draft)?,
             // Many prompts at once matter more here than the pace of one stream beside them.
             mixed_chunk: default.prefill_chunk,
             ..default
         };
         let form = i2_s_form.parse::<I2sForm>();
+        let threads = self::threads(threads)?;
+        // Looking for drivers takes time in which other threads of Python can run.
+        let (device, no_gpu) = py.detach(|| self::device(device, threads))?;
         let layers = LoadProgress::default();
         let settings = Settings {
             source,
-            device: self::device(device, self::threads(threads)?)?,
+            device,
             context: count("ctx_size", ctx_size)?,
             kv_bytes: count("kv_memory", kv_memory)?,
             i2_s_form: form.map_err(|problem| error::argument(format!("i2_s_form: {problem}")))?,
@@ -245,8 +248,9 @@ impl Engine {
             options,
             driver,
             chats,
-            warnings,
+            mut warnings,
         } = opened.map_err(error::model)?;
+        warnings.extend(no_gpu.map(|reason| format!("the CPU runs the model: {reason}")));
         let (notices, receiver) = mpsc::channel();
         Ok(Self {
             model: Arc::new(model),
@@ -285,7 +289,7 @@ impl Engine {
         facts.set_item("bos_token", bos.map(|token| token.0))?;
         facts.set_item("eos_token", eos.map(|token| token.0))?;
         facts.set_item("device", device.backend())?;
-        facts.set_item("kernels", device.kernels().name)?;
+        facts.set_item("kernels", device.kernel_names())?;
         facts.set_item("threads", device.threads())?;
         Ok(facts)
     }

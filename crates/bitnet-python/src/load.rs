@@ -64,14 +64,20 @@ impl Settings {
             None => built_in()?,
             Some(path) => ModelSource::Path(resolve(path)?),
         };
-        let (packings, mut warnings) = fastest_packings(self.device);
+        let mut device = self.device;
+        if !device.is_cpu() {
+            let config = source.config();
+            let config = config.with_context(|| format!("cannot load {source}"))?;
+            device = device.for_engine(self.engine_options(&config)?);
+        }
+        let (packings, mut warnings) = fastest_packings(device);
         let load_options = LoadOptions {
             packings,
             i2_s_form: self.i2_s_form,
             progress: self.progress.clone(),
             ..LoadOptions::default()
         };
-        let mut model = OpenModel::open(source.clone(), self.device, load_options)
+        let mut model = OpenModel::open(source.clone(), device, load_options)
             .with_context(|| format!("cannot load {source}"))?;
         if let Some(problem) = bitnet_guard::file_problems(false).into_iter().next() {
             return Err(problem.into());

@@ -74,7 +74,7 @@ def test_an_invalid_request_has_the_programs_text(model, program, options, argum
         (lambda m: m.perplexity("Hi", context=100_000), "100000 prompt tokens .* do not fit"),
         (lambda m: m.chat([]), "'messages' is empty"),
         (lambda m: m.chat([{"content": "Hi"}]), r"required parameter: 'messages\[0\].role'"),
-        (lambda m: bitnet.load(device="tpu"), 'device is "tpu", but must be "cpu"'),
+        (lambda m: bitnet.load(device="tpu"), 'device is "tpu": no GPU whose name contains "tpu"'),
         (lambda m: bitnet.load(threads=0), "threads is 0, but must be from 1 to 1024"),
         (lambda m: bitnet.load(kv_type="f8"), 'kv_type is "f8", but must be "f16" or "f32"'),
         (lambda m: bitnet.load(draft=17), "draft is 17, but must be from 0 to 16"),

@@ -75,7 +75,8 @@ def load(
     Args:
         model: A GGUF file, a directory as Hugging Face has them, or the name of a model that
             `bitnet pull` has fetched, such as `"2b4t"`. `None` for the built-in story-teller.
-        device: `"cpu"`.
+        device: `"cpu"`, `"gpu"`, `"auto"` for a GPU if there is one, or a part of the name of an
+            adapter, as `bitnet devices` lists them.
         threads: Number of threads, from 1 to 1024; the physical cores that this process may use
             if not given.
         ctx_size: Context length in tokens; 0 for the model's own; the model's, but at most 4096,
@@ -96,7 +97,7 @@ def load(
         ModelNotFoundError: There is no such file, and no pulled model of that name.
         ModelFileError: A file cannot be read.
         ModelError: The model is damaged or not supported.
-        RequestError: An argument is invalid.
+        RequestError: An argument is invalid, or there is no such device.
     """
     return Model(
         model,
