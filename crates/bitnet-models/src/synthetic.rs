@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use bitnet_files::Error as FileError;
 use bitnet_files::gguf::{GgufWriter, MetadataValue, TensorInfo, TensorType};
@@ -13,7 +14,7 @@ use bitnet_files::safetensors::{DType, SafetensorsWriter, TensorEntry};
 use bitnet_kernels::math::mix64;
 use bitnet_kernels::{Gate, Pool, default_threads};
 use bitnet_quantization::dense::Dense;
-use bitnet_quantization::{TernaryFormat, absmean};
+use bitnet_quantization::{GroupFormat, TernaryFormat, absmean};
 use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
@@ -168,6 +169,14 @@ impl Tensor {
             cols,
         }
     }
+
+    /// What is wrong with it in a GGUF file.
+    fn error(&self, source: bitnet_quantization::Error) -> Error {
+        Error::Tensor {
+            tensor: self.gguf.clone(),
+            source,
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -210,10 +219,7 @@ impl SyntheticModel {
             let rows: Vec<usize> = self.gguf_rows(tensor, (0..tensor.rows).collect());
             rows.iter().try_for_each(|row| {
                 let values = self.row(tensor, *row);
-                let of_tensor = |source| Error::Tensor {
-                    tensor: tensor.gguf.clone(),
-                    source,
-                };
+                let of_tensor = |source| tensor.error(source);
                 let mut bytes = vec![0; format.size_bytes(1, tensor.cols).map_err(of_tensor)?];
                 format.quantize(&values, &mut bytes).map_err(of_tensor)?;
                 Ok(out.write(&bytes)?)
@@ -222,12 +228,54 @@ impl SyntheticModel {
         self.write_gguf_with(path, &|_, _| format.into(), &|_, _| None, &write)
     }
 
+    /// Writes a GGUF file whose projections and tables have a scale for each group of columns. The
+    /// scales differ, so that loaders cannot take one for all.
+    ///
+    /// # Errors
+    /// If the format cannot hold a shape, or the file cannot be written.
+    pub fn write_group_gguf(&self, path: &Path, format: GroupFormat) -> Result<()> {
+        let pool = Pool::new(default_threads());
+        let write = |tensor: &Tensor, out: &mut GgufWriter| {
+            let row_bytes = format.size_bytes(1, tensor.cols);
+            let row_bytes = row_bytes.map_err(|source| tensor.error(source))?;
+            let stored: Vec<usize> = self.gguf_rows(tensor, (0..tensor.rows).collect());
+            let mut bytes = vec![0; tensor.rows * row_bytes];
+            let problem = Mutex::new(None);
+            pool.split_mut(&mut bytes, row_bytes, 1, &|rows, bytes| {
+                for (row, bytes) in rows.zip(bytes.chunks_exact_mut(row_bytes)) {
+                    let values = self.row(tensor, stored[row]);
+                    if let Err(source) = format.quantize(&values, 1, tensor.cols, bytes) {
+                        let mut problem = problem.lock().unwrap_or_else(PoisonError::into_inner);
+                        *problem = Some(tensor.error(source));
+                    }
+                }
+            });
+            match problem.into_inner().unwrap_or_else(PoisonError::into_inner) {
+                Some(problem) => Err(problem),
+                None => Ok(out.write(&bytes)?),
+            }
+        };
+        let dtype = TensorType::from(TernaryFormat::Group(format));
+        self.write_gguf_as(path, (&|_, _| dtype, dtype), &|_, _| None, &write)
+    }
+
     /// dtype: the type of projections of a shape; tile: its tile in the file's metadata; write:
-    /// writes a projection.
+    /// writes a projection. Tables are F16.
     fn write_gguf_with(
         &self,
         path: &Path,
         dtype: &dyn Fn(usize, usize) -> TensorType,
+        tile: &dyn Fn(usize, usize) -> Option<(String, MetadataValue)>,
+        write: &dyn Fn(&Tensor, &mut GgufWriter) -> Result<()>,
+    ) -> Result<()> {
+        self.write_gguf_as(path, (dtype, TensorType::F16), tile, write)
+    }
+
+    /// The same with tables of the type `table`, which `write` writes if it is not F16.
+    fn write_gguf_as(
+        &self,
+        path: &Path,
+        (dtype, table): (&dyn Fn(usize, usize) -> TensorType, TensorType),
         tile: &dyn Fn(usize, usize) -> Option<(String, MetadataValue)>,
         write: &dyn Fn(&Tensor, &mut GgufWriter) -> Result<()>,
     ) -> Result<()> {
@@ -237,7 +285,7 @@ impl SyntheticModel {
         let mut infos = Vec::new();
         for tensor in &tensors {
             let dtype = match tensor.kind {
-                Kind::Table => TensorType::F16,
+                Kind::Table => table,
                 Kind::Norm => TensorType::F32,
                 Kind::Ternary => dtype(tensor.rows, tensor.cols),
             };
@@ -264,13 +312,13 @@ impl SyntheticModel {
             writer.begin_tensor()?;
             match tensor.kind {
                 Kind::Norm => writer.write(&self.bytes(tensor, 0, |x| x.to_le_bytes()))?,
-                Kind::Table => {
+                Kind::Table if table == TensorType::F16 => {
                     for row in 0..tensor.rows {
                         writer
                             .write(&self.bytes(tensor, row, |x| f16::from_f32(x).to_le_bytes()))?;
                     }
                 }
-                Kind::Ternary => write(tensor, &mut writer)?,
+                Kind::Table | Kind::Ternary => write(tensor, &mut writer)?,
             }
         }
         writer.finish()?;
