@@ -118,7 +118,6 @@ fn options_that_a_gpu_does_not_have_are_refused_by_name() {
         ("--head", "screened", "a screened head"),
         ("--ffn-sparsity", "on", "ffn sparsity"),
         ("--packing", "2", "the packing 2"),
-        ("--device-memory", "1", "bytes of device memory"),
     ] {
         let device = ["--device", &gpu.name, option, value];
         let (code, message) = failure(&[&STORY[..], &device].concat());
@@ -128,6 +127,32 @@ fn options_that_a_gpu_does_not_have_are_refused_by_name() {
             "{option}: {message}"
         );
     }
+}
+
+#[test]
+fn a_model_that_does_not_fit_is_refused_with_the_numbers_of_all_its_parts() {
+    let Some(gpu) = adapter() else { return };
+    let on_gpu = ["--device", &gpu.name, "--device-memory"];
+    let (code, message) = failure(&[&STORY[..], &on_gpu, &["1"]].concat());
+    assert_eq!(code, Some(1));
+    let words = [
+        &gpu.name,
+        "the model needs ",
+        "(weights ",
+        ", tables ",
+        ", key/value cache ",
+        ", workspace ",
+        "but 1048576 of the limit of 1048576 are available",
+    ];
+    for word in words {
+        assert!(message.contains(word), "{word}: {message}");
+    }
+    // The weights fit, and a cache of a long context does not: it is counted before they are loaded.
+    let long = ["12", "--ctx-size", "1000000", "--kv-type", "f32"];
+    let (code, message) = failure(&[&STORY[..], &on_gpu, &long].concat());
+    assert_eq!(code, Some(1));
+    assert!(message.contains("key/value cache "), "{message}");
+    output(&[&STORY[..], &on_gpu, &["200"]].concat());
 }
 
 /// A receipt with other contents and the digest that fits them.
@@ -185,6 +210,28 @@ fn receipts_name_the_device_and_no_backend_passes_for_another() {
     }
     let unchanged = doctored(&cpu, |_| {});
     verify(&unchanged).expect("the digest of the tests is right");
+}
+
+#[test]
+fn embeddings_are_the_cpus() {
+    let Some(gpu) = adapter() else { return };
+    let embed = |device: &str| {
+        let texts = ["Once upon a time", "there was a dog"];
+        let options = ["--pooling", "mean", "--json", "--device", device];
+        let (report, _) = output(&[&["embed"][..], &texts, &options].concat());
+        let report: Value = serde_json::from_str(&report).expect("one JSON object");
+        let vector = |object: &Value| -> Vec<f64> {
+            let numbers = object["embedding"].as_array().expect("a vector").iter();
+            numbers.map(|n| n.as_f64().expect("a number")).collect()
+        };
+        let data = report["data"].as_array().expect("vectors").iter();
+        data.map(vector).collect::<Vec<_>>()
+    };
+    let (on_gpu, on_cpu) = (embed(&gpu.name), embed("cpu"));
+    assert_eq!((on_gpu.len(), on_cpu.len()), (2, 2));
+    for (a, b) in on_gpu.iter().flatten().zip(on_cpu.iter().flatten()) {
+        assert!((a - b).abs() < 1e-5, "{a} and {b}");
+    }
 }
 
 #[test]

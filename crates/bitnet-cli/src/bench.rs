@@ -36,7 +36,11 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     let start = Instant::now();
     let most = threads.iter().copied().max().unwrap_or(1);
     let device = session::named_device(&arguments.model, most)?;
-    let opened = session::open_model(&arguments.model, device, CacheDefault::Off)?;
+    let whats = whats(arguments);
+    let options = engine_options(arguments, &whats);
+    let opened = session::open_model(&arguments.model, device, CacheDefault::Off, &|_| {
+        Ok(options)
+    })?;
     receipt::check_covered(
         arguments.receipt.as_deref(),
         opened.info(),
@@ -45,8 +49,6 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     )?;
     let load_time = start.elapsed();
 
-    let whats = whats(arguments);
-    let options = engine_options(arguments, &whats);
     let mut machines = threads
         .into_iter()
         .map(|n| Machine::new(&opened, device.with_threads(n), options))

@@ -7,6 +7,7 @@ use anyhow::Context;
 use bitnet_inference::{
     EngineOptions, Pooling, ReplyStream, Request, context_length, kv_cache_positions, normalize,
 };
+use bitnet_models::Config;
 use bitnet_tokenizers::{EncodeOptions, TokenId};
 use serde_json::json;
 
@@ -22,7 +23,9 @@ const TEXTS_AT_ONCE: usize = 64;
 pub fn embed(arguments: &EmbedArguments) -> anyhow::Result<()> {
     let texts = texts(arguments)?;
     let device = session::device(&arguments.model)?;
-    let model = session::open_model(&arguments.model, device, CacheDefault::On)?;
+    // The smallest engine: how many tokens the texts have is not known yet.
+    let engine = |config: &Config| Ok(engine_options(arguments, config, 0));
+    let model = session::open_model(&arguments.model, device, CacheDefault::On, &engine)?;
     let config = &model.info().config;
     let pooling = arguments.pooling.or(config.pooling).ok_or_else(|| {
         WrongUsage(format!(
@@ -42,16 +45,7 @@ pub fn embed(arguments: &EmbedArguments) -> anyhow::Result<()> {
     let encode = |text: &String| tokenizer.encode(text, EncodeOptions::default());
     let prompts = texts.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
     let num_tokens: usize = prompts.iter().map(Vec::len).sum();
-    let context = context_length(config, arguments.model.ctx_size);
-    let kv_type = arguments.model.kv_type.into();
-    let driver = model.start(EngineOptions {
-        cache: num_tokens.clamp(
-            context,
-            kv_cache_positions(config, kv_type, context, None).max(context),
-        ),
-        states: TEXTS_AT_ONCE,
-        ..session::engine_options(&arguments.model, context)
-    })?;
+    let driver = model.start(engine_options(arguments, config, num_tokens))?;
 
     let bar = bars::bar(prompts.len(), "texts");
     let (mut printer, mut started) = (Printer::new(arguments), VecDeque::new());
@@ -76,6 +70,18 @@ pub fn embed(arguments: &EmbedArguments) -> anyhow::Result<()> {
     }
     bar.finish_and_clear();
     printer.finish(&model.source.to_string(), num_tokens)
+}
+
+/// The engine's bounds for texts of `num_tokens` together.
+fn engine_options(arguments: &EmbedArguments, config: &Config, num_tokens: usize) -> EngineOptions {
+    let context = context_length(config, arguments.model.ctx_size);
+    let kv_type = arguments.model.kv_type.into();
+    let most = kv_cache_positions(config, kv_type, context, None).max(context);
+    EngineOptions {
+        cache: num_tokens.clamp(context, most),
+        states: TEXTS_AT_ONCE,
+        ..session::engine_options(&arguments.model, context)
+    }
 }
 
 /// The texts that the arguments give.

@@ -303,7 +303,13 @@ fn engine_options(config: &Config, arguments: &ServeArguments) -> anyhow::Result
 /// Loads the model at `source`. Runs on the thread that will own the engine.
 fn load(arguments: &ServeArguments, source: &ModelSource) -> anyhow::Result<LoadedModel> {
     let device = session::device(&arguments.model)?;
-    let model = session::open_source(source, &arguments.model, device, CacheDefault::Off)?;
+    let model = session::open_source(
+        source,
+        &arguments.model,
+        device,
+        CacheDefault::Off,
+        &|config| engine_options(config, arguments),
+    )?;
     let info = model.info();
     let options = engine_options(&info.config, arguments)?;
     let engine = model.engine(options)?;

@@ -12,6 +12,7 @@ use bitnet_inference::{
     ModelSource, OpenModel, Piece, Request, Timings, Token, Tokenization, context_length,
 };
 use bitnet_kernels::{KernelSet, default_threads};
+use bitnet_models::Config;
 use bitnet_tokenizers::TokenId;
 use indicatif::ProgressBar;
 
@@ -53,13 +54,18 @@ fn open_with(
     states: usize,
 ) -> anyhow::Result<Session> {
     let start = Instant::now();
-    let model = open_model(arguments, device(arguments)?, CacheDefault::On)?;
     let context =
-        context.unwrap_or_else(|| context_length(&model.info().config, arguments.ctx_size));
-    let driver = model.start(EngineOptions {
-        states,
-        ..engine_options(arguments, context)
-    })?;
+        |config: &Config| context.unwrap_or_else(|| context_length(config, arguments.ctx_size));
+    let options = |config: &Config| {
+        Ok(EngineOptions {
+            states,
+            ..engine_options(arguments, context(config))
+        })
+    };
+    let device = device(arguments)?;
+    let model = open_model(arguments, device, CacheDefault::On, &options)?;
+    let context = context(&model.info().config);
+    let driver = model.start(options(&model.info().config)?)?;
     Ok(Session {
         model,
         driver,
@@ -68,23 +74,33 @@ fn open_with(
     })
 }
 
-/// Loads the model that the arguments name.
+/// The options of the engine for a model with this configuration.
+pub type EngineFor<'a> = dyn Fn(&Config) -> anyhow::Result<EngineOptions> + 'a;
+
+/// Loads the model that the arguments name. A GPU must have room for the engine, too.
 pub fn open_model(
     arguments: &ModelArguments,
     device: Device,
     cache_default: CacheDefault,
+    engine: &EngineFor<'_>,
 ) -> anyhow::Result<OpenModel> {
     let source = source(arguments.only_model()?)?;
-    open_source(&source, arguments, device, cache_default)
+    open_source(&source, arguments, device, cache_default, engine)
 }
 
-/// Loads the model at `source` as the arguments say.
+/// Loads the model at `source` as the arguments say. A GPU must have room for the engine, too.
 pub fn open_source(
     source: &ModelSource,
     arguments: &ModelArguments,
-    device: Device,
+    mut device: Device,
     cache_default: CacheDefault,
+    engine: &EngineFor<'_>,
 ) -> anyhow::Result<OpenModel> {
+    if !device.is_cpu() {
+        let config = source.config();
+        let config = config.with_context(|| format!("cannot load {source}"))?;
+        device = device.for_engine(engine(&config)?);
+    }
     let mut options = arguments.load_options();
     if options.packing.is_none() && device.is_cpu() {
         options.packings = tuning_file::fastest_packings(device);

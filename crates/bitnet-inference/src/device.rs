@@ -15,7 +15,8 @@ use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::{Keeper, LanguageModel, LoadOptions};
 
 use crate::error::{Error, Result};
-use crate::runner::{Model, SharedModel};
+use crate::options::EngineOptions;
+use crate::runner::{Model, Opened, SharedModel};
 
 /// The device, kernels and threads that run a model.
 #[derive(Clone, Copy)]
@@ -152,6 +153,22 @@ impl Device {
         Err(Error::NoGpuSupport)
     }
 
+    /// The same device, whose loads check before anything is allocated on a GPU that an engine with
+    /// these options fits, too.
+    #[must_use]
+    pub fn for_engine(self, options: EngineOptions) -> Self {
+        #[cfg(feature = "gpu")]
+        return Self {
+            gpu: self.gpu.map(|choice| choice.for_engine(options)),
+            ..self
+        };
+        #[cfg(not(feature = "gpu"))]
+        {
+            let _ = options;
+            self
+        }
+    }
+
     /// The backend's name in receipts.
     #[must_use]
     pub fn backend(&self) -> &'static str {
@@ -216,7 +233,7 @@ impl Device {
         #[cfg(feature = "gpu")]
         if let Some(choice) = &self.gpu {
             let config = Config::from_gguf(gguf)?;
-            return choice.load(self.threads, &config, options, |gpu| {
+            return choice.load(self, &config, options, &|gpu, options| {
                 LanguageModel::from_gguf(gguf, options, gpu)
             });
         }
@@ -232,7 +249,7 @@ impl Device {
     ) -> Result<Arc<dyn Model>> {
         #[cfg(feature = "gpu")]
         if let Some(choice) = &self.gpu {
-            return choice.load(self.threads, checkpoint.config(), options, |gpu| {
+            return choice.load(self, checkpoint.config(), options, &|gpu, options| {
                 LanguageModel::from_checkpoint(checkpoint, options, gpu)
             });
         }
@@ -242,12 +259,21 @@ impl Device {
     }
 
     fn share(self, model: LanguageModel<Cpu>) -> Arc<dyn Model> {
-        Arc::new(SharedModel::new(model, |device| device.start()))
+        Arc::new(SharedModel::new(model, Threads))
     }
 
     /// The CPU's kernels on the threads of this device.
     pub(crate) fn start(self) -> Cpu {
         Cpu::new(self.kernels, self.threads)
+    }
+}
+
+/// The CPU as an open device: its threads start with each backend.
+struct Threads;
+
+impl Opened<Cpu> for Threads {
+    fn start(&self, device: Device) -> Cpu {
+        device.start()
     }
 }
 

@@ -101,19 +101,35 @@ pub trait Model: Send + Sync {
 pub(crate) struct SharedModel<B: Backend> {
     model: Arc<LanguageModel<B>>,
     info: ModelInfo,
-    start: Box<dyn Fn(Device) -> B + Send + Sync>,
+    opened: Box<dyn Opened<B>>,
+}
+
+/// An open device of one backend.
+pub(crate) trait Opened<B: Backend>: Send + Sync {
+    /// Starts a backend, with the threads of `device` on the host.
+    fn start(&self, device: Device) -> B;
+
+    /// Checks that the device has room for a runner of the model.
+    ///
+    /// # Errors
+    /// If it has not, with the numbers.
+    fn check_room(
+        &self,
+        _model: &Arc<LanguageModel<B>>,
+        _device: Device,
+        _options: &EngineOptions,
+    ) -> Result<()> {
+        Ok(())
+    }
 }
 
 impl<B: Backend> SharedModel<B> {
-    /// `start` starts the backend on a device of its kind.
-    pub fn new(
-        model: LanguageModel<B>,
-        start: impl Fn(Device) -> B + Send + Sync + 'static,
-    ) -> Self {
+    /// A model that was loaded on an open device.
+    pub fn new(model: LanguageModel<B>, opened: impl Opened<B> + 'static) -> Self {
         Self {
             info: model.info(),
             model: Arc::new(model),
-            start: Box::new(start),
+            opened: Box::new(opened),
         }
     }
 }
@@ -124,7 +140,8 @@ impl<B: Backend> Model for SharedModel<B> {
     }
 
     fn runner(&self, device: Device, options: &EngineOptions) -> Result<Box<dyn Runner>> {
-        let (model, backend) = (Arc::clone(&self.model), (self.start)(device));
+        self.opened.check_room(&self.model, device, options)?;
+        let (model, backend) = (Arc::clone(&self.model), self.opened.start(device));
         Ok(Box::new(ModelRunner::new(model, backend, device, options)?))
     }
 }

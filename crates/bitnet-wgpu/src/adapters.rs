@@ -66,6 +66,11 @@ impl Adapter {
             .min(limits.max_buffer_size)
     }
 
+    /// The most lanes of a subgroup.
+    pub(crate) fn subgroup_lanes_max(&self) -> usize {
+        self.info.subgroup_max_size as usize
+    }
+
     /// The first feature or limit that every kernel needs and this adapter lacks, with the numbers.
     #[must_use]
     pub fn missing(&self) -> Option<String> {

@@ -12,6 +12,7 @@ use bitnet_models::{CacheShape, Error, FfnActivity, Keeper, LoadOptions, Result,
 use crate::buffers::{GpuBatch, GpuCache, GpuInt8, GpuRows};
 use crate::gpu::{Gpu, GpuVector};
 use crate::head::LOGITS_BYTES;
+use crate::memory::Part;
 use crate::shaders::{RowFormat, Shader, is_f32};
 use crate::table::{GpuTable, Kind, StoredRows};
 use crate::weights::{GpuMatrix, GroupWeights, TernaryWeights, code_bits};
@@ -31,9 +32,9 @@ impl Backend for Gpu {
     }
 
     fn vector(&self, values: Vec<f32>) -> Result<GpuVector> {
-        let buffer = self
-            .context
-            .upload("constants", bytemuck::cast_slice(&values))?;
+        let buffer =
+            self.context
+                .upload(Part::Weights, "constants", bytemuck::cast_slice(&values))?;
         Ok(GpuVector { values, buffer })
     }
 
@@ -53,7 +54,14 @@ impl Backend for Gpu {
         options: &LoadOptions,
         unpack: &UnpackGroups<'_, Error>,
     ) -> Result<GpuMatrix> {
-        let weights = GroupWeights::pack(&self.context, &self.pool, stack, options, unpack)?;
+        let weights = GroupWeights::pack(
+            &self.context,
+            &self.pool,
+            Part::Weights,
+            stack,
+            options,
+            unpack,
+        )?;
         Ok(GpuMatrix::Grouped(weights))
     }
 
@@ -182,9 +190,7 @@ impl Backend for Gpu {
             }
         }
         if let Some(buffer) = angles.buffer() {
-            self.context
-                .queue
-                .write_buffer(&buffer.raw, 0, bytemuck::cast_slice(&values));
+            self.context.write(buffer, 0, bytemuck::cast_slice(&values));
         }
     }
 

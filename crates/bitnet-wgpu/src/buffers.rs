@@ -1,11 +1,13 @@
 //! Activations, batches and caches on the device.
 
+use std::sync::Arc;
+
 use bitnet_kernels::{AttentionShape, CACHE_BLOCK, Place};
 use bitnet_models::backend::{RowPlan, Run};
 use bitnet_models::{CacheShape, KvType, Result};
 
 use crate::context::{Buffer, Context};
-use std::sync::Arc;
+use crate::memory::Part;
 
 /// Memory that grows to the largest size so far.
 #[derive(Default)]
@@ -24,7 +26,7 @@ impl Store {
             return;
         }
         self.0 = None;
-        match context.buffer("a buffer of activations", bytes) {
+        match context.buffer(Part::Workspace, "a buffer of activations", bytes) {
             Ok(buffer) => self.0 = Some(buffer),
             Err(error) => context.fail(error.to_string()),
         }
@@ -151,9 +153,7 @@ impl GpuBatch {
         self.host_runs.clone_from(&plan.runs);
         self.plan.reserve(context, words.len());
         if let Some(buffer) = self.plan.get() {
-            context
-                .queue
-                .write_buffer(&buffer.raw, 0, bytemuck::cast_slice(words));
+            context.write(buffer, 0, bytemuck::cast_slice(words));
         }
     }
 
@@ -213,7 +213,7 @@ impl GpuCache {
             num_blocks * CACHE_BLOCK
         );
         context.check_room(&what, total)?;
-        let layers = (0..num_layers).map(|_| context.buffer(&what, layer_bytes));
+        let layers = (0..num_layers).map(|_| context.buffer(Part::Cache, &what, layer_bytes));
         let layers = layers.collect::<Result<Vec<_>>>()?;
         let most = context.binding_bytes_max().min(i32::MAX as u64);
         let piece_slots = (most / slot_bytes.max(1)).clamp(1, num_states.max(1) as u64) as usize;
@@ -221,7 +221,8 @@ impl GpuCache {
         if state_len > 0 {
             for first in (0..num_states).step_by(piece_slots) {
                 let slots = piece_slots.min(num_states - first);
-                states.push(context.buffer("recurrent states", slot_bytes * slots as u64)?);
+                let bytes = slot_bytes * slots as u64;
+                states.push(context.buffer(Part::States, "recurrent states", bytes)?);
             }
         }
         Ok(Self {

@@ -2,6 +2,9 @@
 //!
 //! All buffers of a model and of its runners belong to one context. Each buffer is counted while it
 //! lives, and one that would exceed the limit is refused before the driver is asked for it.
+//!
+//! A counting context makes buffers without memory. The same code that loads and runs a model on a
+//! device runs on it, computes nothing, and leaves the bytes that the device would need.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,11 +14,14 @@ use bitnet_models::Error as ModelError;
 
 use crate::adapters::{Adapter, FEATURES, IMMEDIATE_BYTES};
 use crate::error::{Error, Result};
+use crate::memory::{DeviceMemory, Part, Tally};
 use crate::shaders::Shader;
 
 /// The most bytes that are written to the device before the host waits for it: the driver keeps a
 /// copy of them until then.
 const UPLOAD_BYTES: usize = 32 << 20;
+/// The largest buffer of a trial of how much memory the driver gives.
+const TRIAL_BYTES: u64 = 256 << 20;
 
 /// What a program may use of a device, beside the limits of its driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +34,8 @@ pub struct DeviceLimits {
     /// Whether kernels may compute in f64, if the adapter can: decays of linear attention then have
     /// the CPU's bits.
     pub allows_f64: bool,
+    /// Whether kernels may add integers over subgroups, if the adapter can. The bits are the same.
+    pub allows_subgroups: bool,
 }
 
 impl Default for DeviceLimits {
@@ -37,6 +45,7 @@ impl Default for DeviceLimits {
             total_bytes: None,
             binding_bytes: None,
             allows_f64: true,
+            allows_subgroups: true,
         }
     }
 }
@@ -47,8 +56,12 @@ pub(crate) struct Context {
     pub queue: wgpu::Queue,
     adapter: &'static Adapter,
     limits: DeviceLimits,
+    /// Whether buffers have no memory.
+    only_counts: bool,
     /// Bytes of all living buffers.
-    used: AtomicU64,
+    used: Tally,
+    /// Buffers that the driver may still give, if a test limits them.
+    buffers_left: AtomicU64,
     /// Buffers that were made, and that were freed.
     num_made: AtomicU64,
     num_freed: AtomicU64,
@@ -78,9 +91,11 @@ pub(crate) struct Program {
 
 /// Memory of the device.
 pub(crate) struct Buffer {
-    pub raw: wgpu::Buffer,
+    /// `None` in a context that only counts.
+    raw: Option<wgpu::Buffer>,
     /// Unique in its context.
     pub id: u64,
+    part: Part,
     bytes: u64,
     context: Arc<Context>,
 }
@@ -90,11 +105,16 @@ impl Buffer {
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
+
+    /// The driver's buffer; `None` in a context that only counts.
+    pub fn raw(&self) -> Option<&wgpu::Buffer> {
+        self.raw.as_ref()
+    }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.context.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.context.used.subtract(self.part, self.bytes);
         self.context.num_freed.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -112,13 +132,13 @@ impl Context {
                 missing,
             });
         }
-        let f64 = match limits.allows_f64 {
-            true => adapter.raw.features() & wgpu::Features::SHADER_F64,
-            false => wgpu::Features::empty(),
-        };
+        let mut optional = wgpu::Features::empty();
+        optional.set(wgpu::Features::SHADER_F64, limits.allows_f64);
+        optional.set(wgpu::Features::SUBGROUP, limits.allows_subgroups);
+        let optional = optional & adapter.raw.features();
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("bitnet"),
-            required_features: FEATURES | f64,
+            required_features: FEATURES | optional,
             // The default limits are too small: a head of 128,000 rows has 657 MB.
             required_limits: adapter.raw.limits(),
             ..Default::default()
@@ -142,12 +162,34 @@ impl Context {
             queue,
             adapter,
             limits,
-            used: AtomicU64::new(0),
+            only_counts: false,
+            used: Tally::default(),
+            buffers_left: AtomicU64::new(u64::MAX),
             num_made: AtomicU64::new(0),
             num_freed: AtomicU64::new(0),
             programs: Mutex::default(),
             failure,
         }))
+    }
+
+    /// A context of the same device that only counts. It has no limit on the sum of its buffers.
+    pub fn counting(&self) -> Arc<Self> {
+        Arc::new(Self {
+            device: self.device.clone(),
+            queue: self.queue.clone(),
+            adapter: self.adapter,
+            limits: DeviceLimits {
+                total_bytes: None,
+                ..self.limits
+            },
+            only_counts: true,
+            used: Tally::default(),
+            buffers_left: AtomicU64::new(u64::MAX),
+            num_made: AtomicU64::new(0),
+            num_freed: AtomicU64::new(0),
+            programs: Mutex::default(),
+            failure: Arc::default(),
+        })
     }
 
     /// The adapter that is open.
@@ -169,9 +211,31 @@ impl Context {
         features.contains(wgpu::Features::SHADER_F64)
     }
 
+    /// The most lanes of a subgroup, if kernels may use subgroups.
+    pub fn subgroup_lanes(&self) -> Option<usize> {
+        let features = self.device.features();
+        let has_subgroups = features.contains(wgpu::Features::SUBGROUP);
+        has_subgroups.then(|| self.adapter.subgroup_lanes_max())
+    }
+
+    /// Whether buffers have no memory.
+    pub fn only_counts(&self) -> bool {
+        self.only_counts
+    }
+
+    /// Bytes of all living buffers, by their use.
+    pub fn memory(&self) -> DeviceMemory {
+        self.used.memory()
+    }
+
     /// Bytes of all living buffers.
     pub fn used_bytes(&self) -> u64 {
-        self.used.load(Ordering::Relaxed)
+        self.memory().total()
+    }
+
+    /// The driver gives `count` buffers from now on, then says that it has no memory. For tests.
+    pub fn refuse_after(&self, count: u64) {
+        self.buffers_left.store(count, Ordering::Relaxed);
     }
 
     /// Buffers that were freed so far.
@@ -216,12 +280,60 @@ impl Context {
         }
     }
 
+    /// Checks that there is room for all of `needed` beside what is in use, before any of it is
+    /// made: first against the limit of the context, then by asking the driver for as many bytes,
+    /// which are given back at once.
+    ///
+    /// # Errors
+    /// With the numbers if there is not.
+    pub fn check_plan(&self, needed: &DeviceMemory) -> std::result::Result<(), ModelError> {
+        let used = self.used_bytes();
+        let refuse = |available: u64, of: &str| {
+            Err(self.error(format!(
+                "the model needs {needed} of device memory, but {available} {of} are available"
+            )))
+        };
+        if let Some(most) = self.limits.total_bytes
+            && needed.total() > most.saturating_sub(used)
+        {
+            return refuse(
+                most.saturating_sub(used),
+                &format!("of the limit of {most}"),
+            );
+        }
+        match self.given_bytes(needed.total()) {
+            given if given < needed.total() => refuse(given, "of the driver's"),
+            _ => Ok(()),
+        }
+    }
+
+    /// How many of `bytes` the driver gives now. Takes them for a moment and uses none.
+    fn given_bytes(&self, bytes: u64) -> u64 {
+        let (mut taken, mut given) = (Vec::new(), 0);
+        while given < bytes {
+            let piece = (bytes - given)
+                .min(TRIAL_BYTES)
+                .min(self.binding_bytes_max());
+            let piece = piece.next_multiple_of(16);
+            let Some(buffer) = self.create(piece, wgpu::BufferUsages::STORAGE) else {
+                break;
+            };
+            taken.push(buffer);
+            given += piece;
+        }
+        taken.iter().for_each(wgpu::Buffer::destroy);
+        drop(taken);
+        self.settle();
+        given
+    }
+
     /// Memory of `bytes`, zeros. `what`: its use, for errors.
     ///
     /// # Errors
     /// If it exceeds a limit of the adapter or of the context, or the driver has no more.
     pub fn buffer(
         self: &Arc<Self>,
+        part: Part,
         what: &str,
         bytes: u64,
     ) -> std::result::Result<Buffer, ModelError> {
@@ -235,31 +347,55 @@ impl Context {
                 format!("{what} needs a buffer of {bytes} bytes, at most {most} are possible");
             return Err(self.error(problem));
         }
-        self.make(what, bytes, usage)
+        self.make(part, what, bytes, usage)
     }
 
     /// Memory of `bytes` that the host reads from.
+    ///
+    /// # Errors
+    /// As [`Context::buffer`].
     pub fn staging(
         self: &Arc<Self>,
         what: &str,
         bytes: u64,
     ) -> std::result::Result<Buffer, ModelError> {
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        self.make(what, bytes, usage)
+        self.make(Part::Workspace, what, bytes, usage)
     }
 
     fn make(
         self: &Arc<Self>,
+        part: Part,
         what: &str,
         bytes: u64,
         usage: wgpu::BufferUsages,
     ) -> std::result::Result<Buffer, ModelError> {
         self.check_room(what, bytes)?;
-        let used = self.used.fetch_add(bytes, Ordering::Relaxed);
-        let give_up = |problem: String| {
-            self.used.fetch_sub(bytes, Ordering::Relaxed);
-            Err(self.error(problem))
+        let raw = match self.only_counts {
+            true => None,
+            false => Some(self.create(bytes, usage).ok_or_else(|| {
+                let used = self.used_bytes();
+                self.error(format!(
+                    "{what} needs {bytes} bytes of device memory beside the {used} in use, and the driver has no more"
+                ))
+            })?),
         };
+        self.used.add(part, bytes);
+        Ok(Buffer {
+            raw,
+            id: self.num_made.fetch_add(1, Ordering::Relaxed),
+            part,
+            bytes,
+            context: Arc::clone(self),
+        })
+    }
+
+    /// A buffer of the driver; `None` if it has no memory for it.
+    fn create(&self, bytes: u64, usage: wgpu::BufferUsages) -> Option<wgpu::Buffer> {
+        let left = &self.buffers_left;
+        let take = |left: u64| left.checked_sub(1);
+        left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
+            .ok()?;
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let raw = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: None,
@@ -267,17 +403,8 @@ impl Context {
             usage,
             mapped_at_creation: false,
         });
-        if pollster::block_on(scope.pop()).is_some() {
-            return give_up(format!(
-                "{what} needs {bytes} bytes of device memory beside the {used} in use, and the driver has no more"
-            ));
-        }
-        Ok(Buffer {
-            raw,
-            id: self.num_made.fetch_add(1, Ordering::Relaxed),
-            bytes,
-            context: Arc::clone(self),
-        })
+        let refusal = pollster::block_on(scope.pop());
+        refusal.is_none().then_some(raw)
     }
 
     /// Memory with these contents; their length is a multiple of 4.
@@ -286,10 +413,11 @@ impl Context {
     /// As [`Context::buffer`].
     pub fn upload(
         self: &Arc<Self>,
+        part: Part,
         what: &str,
         contents: &[u8],
     ) -> std::result::Result<Buffer, ModelError> {
-        let buffer = self.buffer(what, contents.len() as u64)?;
+        let buffer = self.buffer(part, what, contents.len() as u64)?;
         self.fill(&buffer, contents);
         Ok(buffer)
     }
@@ -297,11 +425,18 @@ impl Context {
     /// Writes the beginning of a buffer; the length of `contents` is a multiple of 4.
     pub fn fill(&self, buffer: &Buffer, contents: &[u8]) {
         for (index, piece) in contents.chunks(UPLOAD_BYTES).enumerate() {
-            let at = (index * UPLOAD_BYTES) as u64;
-            self.queue.write_buffer(&buffer.raw, at, piece);
-            if piece.len() == UPLOAD_BYTES {
+            self.write(buffer, (index * UPLOAD_BYTES) as u64, piece);
+            if piece.len() == UPLOAD_BYTES && !self.only_counts {
                 self.wait(self.queue.submit([]));
             }
+        }
+    }
+
+    /// Writes `contents` from byte `at` on before the next submission; both are multiples of 4. Does
+    /// nothing in a context that only counts.
+    pub fn write(&self, buffer: &Buffer, at: u64, contents: &[u8]) {
+        if let Some(raw) = buffer.raw() {
+            self.queue.write_buffer(raw, at, contents);
         }
     }
 

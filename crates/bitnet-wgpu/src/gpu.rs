@@ -13,6 +13,7 @@ use crate::context::{Buffer, Context, DeviceLimits};
 use crate::error::Result;
 use crate::head::LogitsBuffers;
 use crate::linear::LINEAR_HEAD_DIM_MAX;
+use crate::memory::{DeviceMemory, Part};
 use crate::recorder::Recorder;
 use crate::shaders::Shader;
 
@@ -67,10 +68,27 @@ impl OpenGpu {
         Arc::clone(&self.0)
     }
 
-    /// Bytes of device memory that models and runners use now.
+    /// The same device with buffers that are only counted: models load and run as on the device,
+    /// but take no memory, read no weights and compute nothing. [`OpenGpu::memory`] then has the
+    /// bytes that the device needs for them. Limits of single buffers hold, the limit of all does
+    /// not.
     #[must_use]
-    pub fn used_bytes(&self) -> u64 {
-        self.0.used_bytes()
+    pub fn counting(&self) -> Self {
+        Self(self.0.counting())
+    }
+
+    /// Device memory that models and runners use now.
+    #[must_use]
+    pub fn memory(&self) -> DeviceMemory {
+        self.0.memory()
+    }
+
+    /// Checks that there is room for all of `needed` beside what is in use.
+    ///
+    /// # Errors
+    /// With the numbers if there is not.
+    pub fn check_room(&self, needed: &DeviceMemory) -> bitnet_models::Result<()> {
+        self.0.check_plan(needed)
     }
 
     /// Bytes that the driver's allocator has handed out now, if it counts them.
@@ -80,6 +98,12 @@ impl OpenGpu {
         self.0.settle();
         let report = self.0.device.generate_allocator_report()?;
         Some(report.total_allocated_bytes)
+    }
+
+    /// Makes the driver give `count` buffers from now on, and then say that it has no memory. For
+    /// tests of what follows.
+    pub fn refuse_after(&self, count: u64) {
+        self.0.refuse_after(count);
     }
 
     /// Loses the device, as a driver does that resets it. For tests of what follows.
@@ -166,10 +190,11 @@ impl Gpu {
             .is_none_or(|every| every.bytes() < 4 * rows as u64)
         {
             let numbers: Vec<u32> = (0..rows.next_power_of_two() as u32).collect();
-            match self
-                .context
-                .upload("row numbers", bytemuck::cast_slice(&numbers))
-            {
+            match self.context.upload(
+                Part::Workspace,
+                "row numbers",
+                bytemuck::cast_slice(&numbers),
+            ) {
                 Ok(made) => *every = Some(Arc::new(made)),
                 Err(error) => self.context.fail(error.to_string()),
             }

@@ -9,7 +9,7 @@ use crate::shaders::Shader;
 use crate::table::{GpuTable, Kind, StoredRows};
 
 /// The most bytes of logits that are read back at once.
-pub(crate) const LOGITS_BYTES: usize = 64 << 20;
+pub const LOGITS_BYTES: usize = 64 << 20;
 
 /// Buffers between the head and the host.
 #[derive(Default)]
@@ -45,9 +45,7 @@ impl Gpu {
         picked.reserve(context, rows.len());
         let ids: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
         if let Some(picked) = picked.get() {
-            context
-                .queue
-                .write_buffer(&picked.raw, 0, bytemuck::cast_slice(&ids));
+            context.write(picked, 0, bytemuck::cast_slice(&ids));
         }
         match &head.kind {
             Kind::Stored(stored) => {
@@ -142,11 +140,14 @@ impl Gpu {
                 Err(error) => return self.context.fail(error.to_string()),
             }
         }
-        let Some(staging) = staging else { return };
+        let Some((staging, mapped)) = staging.as_ref().zip(staging.as_ref().and_then(Buffer::raw))
+        else {
+            return;
+        };
         let mut recorder = self.recorder.borrow_mut();
         recorder.copy((source, first), (staging, 0), bytes);
         recorder.submit();
-        let slice = staging.raw.slice(..bytes);
+        let slice = mapped.slice(..bytes);
         let (sender, receiver) = std::sync::mpsc::channel();
         slice.map_async(wgpu::MapMode::Read, move |result| {
             // The receiver waits below; if it is gone, no code needs the result.
@@ -156,7 +157,7 @@ impl Gpu {
         // A thread with another model may be the one that calls the closure, after this wait.
         match receiver.recv_timeout(WAIT_MAX) {
             Ok(Ok(())) if !self.context.has_failed() => match slice.get_mapped_range() {
-                Ok(mapped) => to.copy_from_slice(bytemuck::cast_slice(&mapped)),
+                Ok(numbers) => to.copy_from_slice(bytemuck::cast_slice(&numbers)),
                 Err(error) => self.context.fail(error.to_string()),
             },
             Ok(Err(error)) => self.context.fail(format!("cannot read results: {error}")),
@@ -164,6 +165,6 @@ impl Gpu {
                 .context
                 .fail("cannot read results: the device did not finish".into()),
         }
-        staging.raw.unmap();
+        mapped.unmap();
     }
 }

@@ -14,6 +14,7 @@
 //! |---|---|
 //! | `adapters.rs` | the devices of this machine, and how a name chooses one |
 //! | `context.rs` | an open device: memory with its limit, programs, failures |
+//! | `memory.rs` | the bytes of buffers by their use |
 //! | `recorder.rs` | the kernels of a pass, submitted together |
 //! | `shaders.rs` | the programs and the WGSL files that they are made of |
 //! | `weights.rs`, `table.rs` | packed matrices, the embedding and the head |
@@ -32,6 +33,7 @@ mod error;
 mod gpu;
 mod head;
 mod linear;
+mod memory;
 mod probe;
 mod products;
 mod recorder;
@@ -44,6 +46,8 @@ pub use adapters::{Adapter, adapter_by_name, adapters, best_gpu};
 pub use context::DeviceLimits;
 pub use error::{Error, Result};
 pub use gpu::{Gpu, OpenGpu};
+pub use head::LOGITS_BYTES;
+pub use memory::DeviceMemory;
 pub use probe::Probe;
 
 /// Compiles the example of the README.

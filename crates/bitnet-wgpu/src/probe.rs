@@ -8,6 +8,7 @@ use bitnet_models::Result;
 
 use crate::context::Buffer;
 use crate::gpu::OpenGpu;
+use crate::memory::Part;
 use crate::recorder::Recorder;
 use crate::shaders::Shader;
 
@@ -49,8 +50,8 @@ impl Probe {
         };
         let bytes = most.min(context.binding_bytes_max() / 4);
         let probe = Self {
-            data: context.buffer("the memory probe", bytes)?,
-            out: context.buffer("the memory probe", 4096)?,
+            data: context.buffer(Part::Workspace, "the memory probe", bytes)?,
+            out: context.buffer(Part::Workspace, "the memory probe", 4096)?,
             recorder: RefCell::new(Recorder::new(context)),
             is_software,
         };

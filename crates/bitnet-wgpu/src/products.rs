@@ -97,6 +97,9 @@ impl Gpu {
 
     pub(crate) fn multiply_ternary(&self, weights: &TernaryWeights, x: &GpuInt8, out: &GpuRows) {
         let [values, scales, sums] = [&x.values, &x.scales, &x.sums].map(Store::get);
+        let lanes = self.context.subgroup_lanes();
+        // In shorter rows, lanes would have nothing to do.
+        let has_subgroups = lanes.is_some_and(|lanes| weights.steps >= lanes);
         for piece in &weights.pieces {
             let buffers = [
                 Some(&piece.weights),
@@ -125,7 +128,7 @@ impl Gpu {
                 let at_once = [8, 4, 2, 1].into_iter().find(|n| *n <= x.rows - first_x);
                 let at_once = at_once.unwrap_or(1);
                 let params = [steps, rows, first_row, stride, first_x as u32];
-                let shader = Shader::TernaryGemv(at_once as u32);
+                let shader = Shader::TernaryGemv(at_once as u32, has_subgroups);
                 self.call(shader, &buffers, &params, piece.rows.div_ceil(8));
                 first_x += at_once;
             }

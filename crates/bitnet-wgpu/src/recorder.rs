@@ -42,8 +42,8 @@ impl Recorder {
         }
     }
 
-    /// Calls a kernel with `groups` workgroups. Does nothing after a failure, or if a buffer could
-    /// not be made, which is a failure, too.
+    /// Calls a kernel with `groups` workgroups. Does nothing after a failure, if a buffer could not be
+    /// made, which is a failure, too, or in a context that only counts.
     pub fn call(
         &mut self,
         shader: Shader,
@@ -56,14 +56,19 @@ impl Recorder {
     }
 
     /// The same with a grid of `x · y` workgroups.
-    pub fn call_in_grid(
+    pub fn call_in_grid<'b>(
         &mut self,
         shader: Shader,
-        buffers: &[Option<&Buffer>],
+        buffers: &[Option<&'b Buffer>],
         params: &[u32],
         [x, y]: [usize; 2],
     ) {
-        let Some(buffers) = buffers.iter().copied().collect::<Option<Vec<&Buffer>>>() else {
+        let ids_and_memory = |buffer: &Option<&'b Buffer>| {
+            let buffer = (*buffer)?;
+            Some((buffer.id, buffer.raw()?))
+        };
+        let buffers = buffers.iter().map(ids_and_memory);
+        let Some(buffers) = buffers.collect::<Option<Vec<(u64, &wgpu::Buffer)>>>() else {
             return;
         };
         if x == 0 || y == 0 || self.context.has_failed() {
@@ -77,13 +82,13 @@ impl Recorder {
         let mut ids = [u64::MAX; BUFFERS_MAX];
         ids.iter_mut()
             .zip(&buffers)
-            .for_each(|(id, buffer)| *id = buffer.id);
+            .for_each(|(id, (of_buffer, _))| *id = *of_buffer);
         let binding = self.bindings.entry((shader, ids)).or_insert_with(|| {
             let entries: Vec<wgpu::BindGroupEntry<'_>> = (0..)
                 .zip(&buffers)
-                .map(|(binding, buffer)| wgpu::BindGroupEntry {
+                .map(|(binding, (_, memory))| wgpu::BindGroupEntry {
                     binding,
-                    resource: buffer.raw.as_entire_binding(),
+                    resource: memory.as_entire_binding(),
                 })
                 .collect();
             context
@@ -111,6 +116,9 @@ impl Recorder {
 
     /// Copies bytes after the kernels so far. The buffers must differ.
     pub fn copy(&mut self, source: (&Buffer, u64), target: (&Buffer, u64), bytes: u64) {
+        let (Some(from), Some(to)) = (source.0.raw(), target.0.raw()) else {
+            return;
+        };
         self.pass = None;
         let context = &self.context;
         let encoder = self.encoder.get_or_insert_with(|| {
@@ -118,7 +126,7 @@ impl Recorder {
                 .device
                 .create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
         });
-        encoder.copy_buffer_to_buffer(&source.0.raw, source.1, &target.0.raw, target.1, bytes);
+        encoder.copy_buffer_to_buffer(from, source.1, to, target.1, bytes);
     }
 
     /// Submits what was recorded, and waits for the submission before it, so that the host is at

@@ -12,8 +12,8 @@ pub(crate) enum Shader {
     NormHeads,
     Quantize,
     QuantizeRuns,
-    /// For this number of rows of activations.
-    TernaryGemv(u32),
+    /// For this number of rows of activations; with subgroups if true.
+    TernaryGemv(u32, bool),
     TernaryGemm,
     /// For codes of this many bits.
     GroupGemv(u32),
@@ -78,10 +78,11 @@ impl Shader {
                 vec![MATH, include_str!("wgsl/quantize.wgsl")],
             ),
             Self::QuantizeRuns => (String::new(), vec![include_str!("wgsl/quantize_runs.wgsl")]),
-            Self::TernaryGemv(rows) => (
-                format!("const T: u32 = {rows}u;\n"),
-                vec![include_str!("wgsl/ternary_gemv.wgsl")],
-            ),
+            Self::TernaryGemv(rows, has_subgroups) => {
+                let main = ternary_rows(has_subgroups);
+                let files = vec![include_str!("wgsl/ternary_gemv.wgsl"), main];
+                (format!("const T: u32 = {rows}u;\n"), files)
+            }
             Self::TernaryGemm => (String::new(), vec![include_str!("wgsl/ternary_gemm.wgsl")]),
             Self::GroupGemv(bits) => (codes(bits), vec![include_str!("wgsl/group_gemv.wgsl")]),
             Self::GroupGemm(bits) => (codes(bits), vec![include_str!("wgsl/group_gemm.wgsl")]),
@@ -93,10 +94,8 @@ impl Shader {
                     true => include_str!("wgsl/store_f32.wgsl"),
                     false => include_str!("wgsl/store_f16.wgsl"),
                 };
-                (
-                    String::new(),
-                    vec![include_str!("wgsl/store_kv.wgsl"), store],
-                )
+                let files = vec![include_str!("wgsl/store_kv.wgsl"), store];
+                (String::new(), files)
             }
             Self::Attention(is_f32) => {
                 let load = match is_f32 {
@@ -136,6 +135,14 @@ impl Shader {
 
 /// Functions that several kernels share.
 const MATH: &str = include_str!("wgsl/math.wgsl");
+
+/// How the threads of a ternary product share rows.
+fn ternary_rows(has_subgroups: bool) -> &'static str {
+    match has_subgroups {
+        true => include_str!("wgsl/ternary_rows_subgroups.wgsl"),
+        false => include_str!("wgsl/ternary_rows_plain.wgsl"),
+    }
+}
 
 /// The constants of codes of 1 or 2 bits.
 fn codes(bits: u32) -> String {

@@ -8,6 +8,7 @@ use bitnet_models::{LoadOptions, Result, Table};
 use bitnet_quantization::dense::Dense;
 
 use crate::context::Context;
+use crate::memory::Part;
 use crate::shaders::RowFormat;
 use crate::weights::{GpuRotation, GroupWeights, Piece, code_bits};
 
@@ -84,10 +85,14 @@ impl GpuTable {
             group_cols,
             rotation: uses.input_rotation.clone(),
         };
-        let weights =
-            GroupWeights::pack(context, pool, &stack, options, &|_, rows, to, scales| {
-                tensor.unpack_rows(rows, codes, group_cols, to, scales)
-            })?;
+        let weights = GroupWeights::pack(
+            context,
+            pool,
+            Part::Tables,
+            &stack,
+            options,
+            &|_, rows, to, scales| tensor.unpack_rows(rows, codes, group_cols, to, scales),
+        )?;
         let rotation = uses.rows_rotation.as_ref();
         let rotation = rotation.map(|rotation| GpuRotation::new(context, rotation));
         Ok(Self {
@@ -129,14 +134,12 @@ fn upload_rows(context: &Arc<Context>, table: &Table) -> Result<Vec<Piece>> {
     let bytes = table.stored_rows().chunks(piece_rows * table.row_bytes());
     for (index, bytes) in bytes.enumerate() {
         let whole = bytes.len() / 4 * 4;
-        let weights = context.buffer("a table", bytes.len() as u64)?;
+        let weights = context.buffer(Part::Tables, "a table", bytes.len() as u64)?;
         context.fill(&weights, &bytes[..whole]);
         if whole < bytes.len() {
             let mut last = [0; 4];
             last[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
-            context
-                .queue
-                .write_buffer(&weights.raw, whole as u64, &last);
+            context.write(&weights, whole as u64, &last);
         }
         pieces.push(Piece {
             weights,

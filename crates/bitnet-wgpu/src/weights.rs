@@ -4,7 +4,7 @@
 //! of `ternary_gemv.wgsl` and `group_gemv.wgsl`. A matrix that one binding cannot reach is cut at
 //! rows into pieces.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bitnet_kernels::{BLOCK_ROWS, GroupCodes, Pool, Unpack, UnpackGroups};
 use bitnet_models::backend::{GroupStack, Rotation, Stack};
@@ -12,6 +12,7 @@ use bitnet_models::{Error, InputRounding, LoadOptions, Result};
 use half::f16;
 
 use crate::context::{Buffer, Context};
+use crate::memory::Part;
 
 /// Columns of a step of a ternary product: four words of 16 codes.
 const STEP_COLS: usize = 64;
@@ -85,7 +86,11 @@ impl GpuRotation {
         }
         Ok(Self {
             block_size: rotation.block_size,
-            signs: context.upload("signs", bytemuck::cast_slice(&rotation.signs))?,
+            signs: context.upload(
+                Part::Weights,
+                "signs",
+                bytemuck::cast_slice(&rotation.signs),
+            )?,
             value_heads: rotation.value_heads,
         })
     }
@@ -120,11 +125,12 @@ fn blocks(parts: impl Iterator<Item = usize>) -> Vec<(usize, usize, usize)> {
 /// Fills the words and the scales of the 32 rows of a block.
 type PackBlock<'a> = dyn Fn(usize, &mut [u32], &mut [u32]) -> Result<()> + Sync + 'a;
 
-/// Packs blocks of rows on all threads and uploads them in pieces that one binding reaches.
+/// Packs blocks of rows on all threads and uploads them in pieces that one binding reaches. A context
+/// that only counts gets the pieces alone.
 fn upload_blocks(
     context: &Arc<Context>,
     pool: &Pool,
-    what: &str,
+    (part, what): (Part, &str),
     num_blocks: usize,
     (row_words, row_scales): (usize, usize),
     pack: &PackBlock<'_>,
@@ -140,41 +146,36 @@ fn upload_blocks(
     let mut pieces = Vec::new();
     for first in (0..num_blocks).step_by(piece_blocks.max(1)) {
         let count = piece_blocks.min(num_blocks - first);
-        let weights = context.buffer(what, (count * block_bytes) as u64)?;
+        let weights = context.buffer(part, what, (count * block_bytes) as u64)?;
         let scale_bytes = count * BLOCK_ROWS * row_scales * 4;
-        let scales = (row_scales > 0).then(|| context.buffer(what, scale_bytes as u64));
+        let scales = (row_scales > 0).then(|| context.buffer(part, what, scale_bytes as u64));
         let scales = scales.transpose()?;
-        for start in (0..count).step_by(at_once) {
+        let starts = (0..count).step_by(at_once);
+        for start in starts.filter(|_| !context.only_counts()) {
             let blocks = at_once.min(count - start);
             let mut words = vec![0u32; blocks * block_words];
-            let failure = std::sync::Mutex::new(None);
+            let problem = Mutex::new(None);
             pool.split_mut(&mut words, block_words, 1, &|share, words| {
                 let parts = words.chunks_exact_mut(block_words);
                 for (block, words) in share.zip(parts) {
                     let (words, scales) = words.split_at_mut(BLOCK_ROWS * row_words);
                     if let Err(error) = pack(first + start + block, words, scales) {
-                        let mut failure = failure
-                            .lock()
-                            .unwrap_or_else(std::sync::PoisonError::into_inner);
-                        failure.get_or_insert(error);
+                        let mut problem = problem.lock().unwrap_or_else(PoisonError::into_inner);
+                        problem.get_or_insert(error);
                         return;
                     }
                 }
             });
-            let failure = failure.into_inner();
-            if let Some(error) = failure.unwrap_or_else(std::sync::PoisonError::into_inner) {
+            if let Some(error) = problem.into_inner().unwrap_or_else(PoisonError::into_inner) {
                 return Err(error);
             }
             for (block, words) in words.chunks_exact(block_words).enumerate() {
                 let (words, row_scales) = words.split_at(BLOCK_ROWS * row_words);
                 let at = ((start + block) * block_bytes) as u64;
-                context
-                    .queue
-                    .write_buffer(&weights.raw, at, bytemuck::cast_slice(words));
+                context.write(&weights, at, bytemuck::cast_slice(words));
                 if let Some(scales) = &scales {
                     let at = ((start + block) * row_scales.len() * 4) as u64;
-                    let bytes = bytemuck::cast_slice(row_scales);
-                    context.queue.write_buffer(&scales.raw, at, bytes);
+                    context.write(scales, at, bytemuck::cast_slice(row_scales));
                 }
             }
             context.wait(context.queue.submit([]));
@@ -214,7 +215,7 @@ impl TernaryWeights {
             }
             Ok(())
         };
-        let what = "a matrix of weights";
+        let what = (Part::Weights, "a matrix of weights");
         let shape = (row_words, 0);
         let pieces = upload_blocks(context, pool, what, blocks.len(), shape, &pack)?;
         let scales: Vec<f32> = blocks
@@ -224,7 +225,7 @@ impl TernaryWeights {
         let output_len = blocks.len() * BLOCK_ROWS;
         Ok(Self {
             pieces,
-            scales: context.upload("scales", bytemuck::cast_slice(&scales))?,
+            scales: context.upload(Part::Weights, "scales", bytemuck::cast_slice(&scales))?,
             steps,
             output_len,
             num_weights: stack.parts.iter().map(|part| part.rows * stack.cols).sum(),
@@ -257,11 +258,11 @@ fn two_bit_shift(col: usize) -> usize {
 }
 
 impl GroupWeights {
-    /// Packs a stack of matrices. `rows`: the output rows of a matrix that is not padded, such as a
-    /// head.
+    /// Packs a stack of matrices, which are weights or a table.
     pub fn pack(
         context: &Arc<Context>,
         pool: &Pool,
+        part: Part,
         stack: &GroupStack<'_>,
         options: &LoadOptions,
         unpack: &UnpackGroups<'_, Error>,
@@ -298,7 +299,7 @@ impl GroupWeights {
                 .for_each(|(packed, scales)| pack_scales(scales, packed));
             Ok(())
         };
-        let what = "a matrix of weights with group scales";
+        let what = (part, "a matrix of weights with group scales");
         let shape = (row_words, row_scales);
         let pieces = upload_blocks(context, pool, what, blocks.len(), shape, &pack)?;
         let rotation = rotation

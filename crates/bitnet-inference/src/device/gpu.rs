@@ -1,20 +1,27 @@
-//! The part of a [`Device`](super::Device) that is a GPU.
+//! The part of a [`Device`] that is a GPU.
 
 use std::sync::Arc;
 
-use bitnet_models::{Config, LanguageModel, LoadOptions};
-use bitnet_wgpu::{Adapter, DeviceLimits, Gpu, OpenGpu, Probe};
+use bitnet_models::{Config, KvCache, LanguageModel, LoadOptions, LoadProgress, LogitRows};
+use bitnet_wgpu::{Adapter, DeviceLimits, Gpu, LOGITS_BYTES, OpenGpu, Probe};
 
-use super::AdapterFacts;
+use super::{AdapterFacts, Device};
 use crate::error::{Error, Result};
-use crate::runner::{Model, SharedModel};
+use crate::memory::Holding;
+use crate::options::{DRAFTING_MAX, EngineOptions};
+use crate::runner::{Model, ModelRunner, Opened, Runner, SharedModel};
 
 /// The adapter that runs models.
 #[derive(Clone, Copy)]
 pub(super) struct Choice {
     adapter: &'static Adapter,
     limits: DeviceLimits,
+    /// The engine that a load leaves room for.
+    engine: Option<EngineOptions>,
 }
+
+/// Loads a model on a backend.
+type Load<'a> = dyn Fn(&Gpu, &LoadOptions) -> bitnet_models::Result<LanguageModel<Gpu>> + 'a;
 
 impl Choice {
     /// The first adapter whose name contains `name`, or the best GPU. `memory_max`: the most bytes
@@ -30,7 +37,16 @@ impl Choice {
                 total_bytes: memory_max,
                 ..DeviceLimits::default()
             },
+            engine: None,
         })
+    }
+
+    /// See [`Device::for_engine`].
+    pub fn for_engine(self, options: EngineOptions) -> Self {
+        Self {
+            engine: Some(options),
+            ..self
+        }
     }
 
     pub fn facts(&self) -> AdapterFacts {
@@ -42,22 +58,121 @@ impl Choice {
         Ok(Probe::new(&open)?)
     }
 
-    /// Opens the device and loads a model on it.
+    /// Opens the device, checks that the model fits, and loads it.
     pub fn load(
         &self,
-        threads: usize,
+        device: Device,
         config: &Config,
         options: &LoadOptions,
-        load: impl FnOnce(&Gpu) -> bitnet_models::Result<LanguageModel<Gpu>>,
+        load: &Load<'_>,
     ) -> Result<Arc<dyn Model>> {
         let open = OpenGpu::new(self.adapter, self.limits).map_err(Error::Gpu)?;
-        let gpu = open.start(threads);
+        let gpu = open.start(device.threads());
         gpu.check_options(options)?;
         gpu.check_config(config)?;
-        let model = load(&gpu)?;
-        let start = move |device: super::Device| open.start(device.threads());
-        Ok(Arc::new(SharedModel::new(model, start)))
+        self.check_room(&open, device, options, load)?;
+        let model = load(&gpu, options)?;
+        Ok(Arc::new(SharedModel::new(model, open)))
     }
+
+    /// Counts what the model takes, with the engine if one is known, before any of it is allocated.
+    fn check_room(
+        &self,
+        open: &OpenGpu,
+        device: Device,
+        options: &LoadOptions,
+        load: &Load<'_>,
+    ) -> Result<()> {
+        let counting = open.counting();
+        let without_bar = LoadOptions {
+            progress: LoadProgress::default(),
+            ..options.clone()
+        };
+        let model = Arc::new(load(&counting.start(device.threads()), &without_bar)?);
+        // Its memory counts as long as it lives.
+        let _runner = match &self.engine {
+            Some(engine) => Some(rehearse(&counting, &model, device, engine)?),
+            None => None,
+        };
+        Ok(open.check_room(&counting.memory())?)
+    }
+}
+
+impl Opened<Gpu> for OpenGpu {
+    fn start(&self, device: Device) -> Gpu {
+        OpenGpu::start(self, device.threads())
+    }
+
+    fn check_room(
+        &self,
+        model: &Arc<LanguageModel<Gpu>>,
+        device: Device,
+        options: &EngineOptions,
+    ) -> Result<()> {
+        let counting = self.counting();
+        let runner = rehearse(&counting, model, device, options)?;
+        let needed = counting.memory();
+        drop(runner);
+        Ok(OpenGpu::check_room(self, &needed)?)
+    }
+}
+
+/// Runs the largest steps of an engine on a device that only counts. As long as the result lives,
+/// [`OpenGpu::memory`] has the bytes that the engine takes.
+fn rehearse(
+    counting: &OpenGpu,
+    model: &Arc<LanguageModel<Gpu>>,
+    device: Device,
+    options: &EngineOptions,
+) -> Result<ModelRunner<Gpu>> {
+    let gpu = OpenGpu::start(counting, 1);
+    let mut runner = ModelRunner::new(Arc::clone(model), gpu, device, options)?;
+    let mut before = None;
+    // Buffers change places in a step, so that a size reaches all of them after a few.
+    while before != Some(counting.memory()) {
+        before = Some(counting.memory());
+        for logits in [LogitRows::Last, LogitRows::All] {
+            let prompt = options.prefill_chunk.clamp(1, options.context.max(1));
+            rehearse_step(&mut runner, options, &[prompt], logits);
+        }
+        let mut sequences = vec![1; options.running_max.max(1)];
+        sequences.push(options.mixed_chunk.clamp(1, options.context.max(1)));
+        rehearse_step(&mut runner, options, &sequences, LogitRows::Last);
+        let draft = vec![1 + options.draft_max; options.running_max.clamp(1, DRAFTING_MAX)];
+        rehearse_step(&mut runner, options, &draft, LogitRows::All);
+    }
+    match runner.failure() {
+        Some(problem) => Err(Error::DeviceFailed(problem)),
+        None => Ok(runner),
+    }
+}
+
+/// A step of sequences with these numbers of tokens, at the end of their contexts.
+fn rehearse_step(
+    runner: &mut ModelRunner<Gpu>,
+    options: &EngineOptions,
+    lengths: &[usize],
+    logits: LogitRows,
+) {
+    let blocks = vec![0; options.context.div_ceil(KvCache::BLOCK).max(1)];
+    let held = |len: usize| {
+        let mut held = Holding::new(None, 0);
+        held.blocks.clone_from(&blocks);
+        held.computed = options.context.saturating_sub(len);
+        held
+    };
+    let sequences: Vec<(Holding, Vec<u32>)> = lengths
+        .iter()
+        .map(|len| (held(*len), vec![0; *len]))
+        .collect();
+    let mut chunks = sequences
+        .iter()
+        .map(|(held, tokens)| held.chunk(tokens, logits));
+    let num_rows = runner.step(&mut chunks);
+    // More rows are read in several parts.
+    let rows_max = LOGITS_BYTES / (4 * runner.model().config.vocab_size);
+    let rows: Vec<usize> = (0..num_rows.min(rows_max.max(1))).collect();
+    runner.logits(&rows, &mut Vec::new());
 }
 
 /// Facts about an adapter as plain values.

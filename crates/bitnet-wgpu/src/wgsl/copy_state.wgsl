@@ -1,4 +1,5 @@
-// Copies numbers within the states, or from one piece of the states to another. One thread a number.
+// Copies one recurrent state over another in the same piece: states[target + i] = states[source + i].
+// One thread a number. Copies between pieces need no kernel.
 
 struct Params {
     source: u32,

@@ -1,6 +1,6 @@
 // Rotates queries and keys by their row's angles (RoPE): of the first 2 · pairs elements of a head,
 // i and i + pairs are a pair. x: [rows, stride]; angles: [rows, 2 · pairs], cosines first, made on
-// the CPU in f64. One thread a pair; heads of queries come first, then heads of keys.
+// the CPU. One thread a pair; heads of queries come first, then heads of keys.
 
 struct Params {
     stride: u32,

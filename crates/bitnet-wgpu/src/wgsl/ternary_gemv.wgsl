@@ -7,7 +7,8 @@
 // q: [t, 4 · steps] of four words of four int8; x_scales: s; x_sums: Σ q; scales: one for each 32
 // rows of weights.
 //
-// Eight threads share a row of weights: they read 128 adjacent bytes a step. A workgroup has 8 rows.
+// A workgroup has 8 rows of weights. How its threads share them and add their sums:
+// ternary_rows_plain.wgsl, ternary_rows_subgroups.wgsl.
 
 struct Params {
     steps: u32,
@@ -26,49 +27,22 @@ var<immediate> p: Params;
 @group(0) @binding(5) var<storage, read_write> out: array<f32>;
 
 const MASK: u32 = 0x03030303u;
-var<workgroup> shares: array<i32, 64 * T>;
 
-@compute @workgroup_size(64)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) thread: u32,
-) {
-    let lane = thread % 8u;
-    let row = (group.x + group.y * groups.x) * 8u + thread / 8u;
-    var sums: array<i32, T>;
+// Adds the products of step k of a row, for each row of activations.
+fn add_step(row: u32, k: u32, sums: ptr<function, array<i32, T>>) {
+    let codes = weights[row * p.steps + k];
     for (var t = 0u; t < T; t += 1u) {
-        sums[t] = 0;
+        let x = ((p.first_x + t) * p.steps + k) * 4u;
+        (*sums)[t] += dot16(codes.x, q[x]) + dot16(codes.y, q[x + 1u])
+            + dot16(codes.z, q[x + 2u]) + dot16(codes.w, q[x + 3u]);
     }
-    if row < p.rows {
-        for (var k = lane; k < p.steps; k += 8u) {
-            let codes = weights[row * p.steps + k];
-            for (var t = 0u; t < T; t += 1u) {
-                let x = ((p.first_x + t) * p.steps + k) * 4u;
-                sums[t] += dot16(codes.x, q[x]) + dot16(codes.y, q[x + 1u])
-                    + dot16(codes.z, q[x + 2u]) + dot16(codes.w, q[x + 3u]);
-            }
-        }
-    }
-    for (var t = 0u; t < T; t += 1u) {
-        shares[64u * t + thread] = sums[t];
-    }
-    for (var half = 4u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if lane < half {
-            for (var t = 0u; t < T; t += 1u) {
-                shares[64u * t + thread] += shares[64u * t + thread + half];
-            }
-        }
-    }
-    if lane == 0u && row < p.rows {
-        let scale = scales[(p.first_row + row) / 32u];
-        for (var t = 0u; t < T; t += 1u) {
-            let x = p.first_x + t;
-            let sum = shares[64u * t + thread] - x_sums[x];
-            out[x * p.out_stride + p.first_row + row] = f32(sum) / x_scales[x] * scale;
-        }
-    }
+}
+
+// Writes the output of a row for row t of the activations.
+fn write_output(row: u32, t: u32, sum: i32) {
+    let x = p.first_x + t;
+    let scale = scales[(p.first_row + row) / 32u];
+    out[x * p.out_stride + p.first_row + row] = f32(sum - x_sums[x]) / x_scales[x] * scale;
 }
 
 // Σ code · q of 16 columns.

@@ -2,6 +2,7 @@
 //! that it skips if there is none.
 
 mod batches;
+mod features;
 mod golden;
 mod limits;
 mod tables;
