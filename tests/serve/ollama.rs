@@ -222,6 +222,33 @@ fn the_model_is_described() {
 }
 
 #[test]
+fn a_request_needs_a_type_only_if_a_web_page_sends_it() {
+    let server = Server::start(&[]);
+    let body = json!({ "model": "stories", "prompt": "Once", "options": { "num_predict": 1 } });
+    let status = |headers: &[(&str, &str)]| {
+        let body = body.to_string();
+        let answer = server.send("POST", "/api/generate", headers, body.as_bytes());
+        answer.status
+    };
+    // curl names this type for every body if no other is given.
+    let of_curl = ("content-type", "application/x-www-form-urlencoded");
+    assert_eq!(status(&[]), 200);
+    assert_eq!(status(&[of_curl]), 200);
+    for sender in [
+        ("origin", "https://example.org"),
+        ("origin", "null"),
+        ("sec-fetch-site", "cross-site"),
+    ] {
+        assert_eq!(status(&[sender]), 415, "{sender:?}");
+        assert_eq!(status(&[of_curl, sender]), 415, "{sender:?}");
+    }
+    assert_eq!(status(&[("content-type", "text/plain")]), 415);
+    let openai = json!({ "prompt": "Once" }).to_string();
+    let answer = server.send("POST", "/v1/completions", &[of_curl], openai.as_bytes());
+    assert_eq!(answer.status, 415);
+}
+
+#[test]
 fn a_refused_request_gets_an_error_in_the_form_of_the_api() {
     let server = Server::start(&[]);
     for (more, status, word) in [

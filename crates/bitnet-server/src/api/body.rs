@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::HeaderMap;
-use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE, ORIGIN};
+use axum::http::{HeaderMap, HeaderValue};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
@@ -27,7 +27,7 @@ pub(crate) async fn read(
     inflight: &Arc<Inflight>,
 ) -> Result<WholeBody, ApiError> {
     // Web pages of other sites can send text without a CORS preflight, but not JSON.
-    if !is_json(request.headers()) {
+    if !(is_json(request.headers()) || is_plain_ollama(&request)) {
         return Err(ApiError::wrong_content_type());
     }
     check_encoding(request.headers())?;
@@ -95,6 +95,18 @@ fn is_json(headers: &HeaderMap) -> bool {
         .unwrap_or_default();
     let essence = value.split(';').next().unwrap_or_default().trim();
     essence.eq_ignore_ascii_case("application/json")
+}
+
+/// Whether it is a request of Ollama's API that names no type, or the type that curl names unasked, as
+/// the examples of Ollama's documentation do. Browsers say with such a request where it is from; if
+/// one does, the type must be JSON.
+fn is_plain_ollama(request: &Request) -> bool {
+    let headers = request.headers();
+    let value = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    request.uri().path().starts_with("/api/")
+        && value.is_none_or(|value| value == b"application/x-www-form-urlencoded")
+        && !headers.contains_key(ORIGIN)
+        && !headers.contains_key("sec-fetch-site")
 }
 
 /// Refuses compressed bodies, as RFC 9110 §15.5.16 says.
