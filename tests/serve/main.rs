@@ -5,6 +5,7 @@ mod batches;
 mod client;
 #[cfg(feature = "otlp")]
 mod collector;
+mod devices;
 mod embeddings;
 mod faults;
 mod fuzz;

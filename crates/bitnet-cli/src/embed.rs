@@ -5,7 +5,8 @@ use std::io::Write;
 
 use anyhow::Context;
 use bitnet_inference::{
-    EngineOptions, Pooling, ReplyStream, Request, context_length, kv_cache_positions, normalize,
+    Device, EngineOptions, Pooling, ReplyStream, Request, context_length, kv_cache_positions,
+    normalize,
 };
 use bitnet_models::Config;
 use bitnet_tokenizers::{EncodeOptions, TokenId};
@@ -24,7 +25,7 @@ pub fn embed(arguments: &EmbedArguments) -> anyhow::Result<()> {
     let texts = texts(arguments)?;
     let device = session::device(&arguments.model)?;
     // The smallest engine: how many tokens the texts have is not known yet.
-    let engine = |config: &Config| Ok(engine_options(arguments, config, 0));
+    let engine = |config: &Config| Ok(engine_options(arguments, &device, config, 0));
     let model = session::open_model(&arguments.model, device, CacheDefault::On, &engine)?;
     let config = &model.info().config;
     let pooling = arguments.pooling.or(config.pooling).ok_or_else(|| {
@@ -45,7 +46,7 @@ pub fn embed(arguments: &EmbedArguments) -> anyhow::Result<()> {
     let encode = |text: &String| tokenizer.encode(text, EncodeOptions::default());
     let prompts = texts.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
     let num_tokens: usize = prompts.iter().map(Vec::len).sum();
-    let driver = model.start(engine_options(arguments, config, num_tokens))?;
+    let driver = model.start(engine_options(arguments, &device, config, num_tokens))?;
 
     let bar = bars::bar(prompts.len(), "texts");
     let (mut printer, mut started) = (Printer::new(arguments), VecDeque::new());
@@ -73,10 +74,15 @@ pub fn embed(arguments: &EmbedArguments) -> anyhow::Result<()> {
 }
 
 /// The engine's bounds for texts of `num_tokens` together.
-fn engine_options(arguments: &EmbedArguments, config: &Config, num_tokens: usize) -> EngineOptions {
+fn engine_options(
+    arguments: &EmbedArguments,
+    device: &Device,
+    config: &Config,
+    num_tokens: usize,
+) -> EngineOptions {
     let context = context_length(config, arguments.model.ctx_size);
     let kv_type = arguments.model.kv_type.into();
-    let most = kv_cache_positions(config, kv_type, context, None).max(context);
+    let most = kv_cache_positions(device, config, kv_type, context, None).max(context);
     EngineOptions {
         cache: num_tokens.clamp(context, most),
         states: TEXTS_AT_ONCE,

@@ -356,6 +356,7 @@ fn sized(
     );
     let needed = options.context.div_ceil(KvCache::BLOCK) * block_bytes;
     let cache = kv_cache_positions(
+        &session::device(&arguments.model)?,
         config,
         options.kv_type,
         options.context,

@@ -214,10 +214,12 @@ impl OpenModel {
 /// Memory of a key/value cache if the user names none and the context needs no more.
 const DEFAULT_KV_BYTES: usize = 1 << 30;
 
-/// The positions of a key/value cache of `bytes`; of 1 GiB, or more if `context` needs it, for
-/// `None`. Less than `context` if `bytes` is too small for it.
+/// The positions of a key/value cache of `bytes`; for `None` of 1 GiB, of less if a GPU cannot bind
+/// so much at once, or of more if `context` needs it. Less than `context` if `bytes` is too small for
+/// it.
 #[must_use]
 pub fn kv_cache_positions(
+    device: &Device,
     config: &Config,
     kv_type: KvType,
     context: usize,
@@ -226,7 +228,14 @@ pub fn kv_cache_positions(
     let num_layers = config.num_attention_layers();
     let block_bytes = KvCache::block_bytes(config.attention, num_layers, kv_type);
     let needed = context.div_ceil(KvCache::BLOCK).saturating_mul(block_bytes);
-    let bytes = bytes.unwrap_or(DEFAULT_KV_BYTES.max(needed));
+    let bytes = bytes.unwrap_or_else(|| {
+        // The cache of a layer is one binding.
+        let of_binding = device.adapter().map_or(usize::MAX, |gpu| {
+            let bytes = usize::try_from(gpu.binding_bytes_max).unwrap_or(usize::MAX);
+            bytes.saturating_mul(num_layers)
+        });
+        DEFAULT_KV_BYTES.min(of_binding).max(needed)
+    });
     // A model without attention layers needs no memory for a position, so any context fits.
     match bytes.checked_div(block_bytes) {
         Some(blocks) => blocks * KvCache::BLOCK,

@@ -127,7 +127,13 @@ impl Settings {
     /// The engine's bounds for this model.
     fn engine_options(&self, config: &Config) -> anyhow::Result<EngineOptions> {
         let context = context_length(config, self.context);
-        let cache = kv_cache_positions(config, self.options.kv_type, context, self.kv_bytes);
+        let cache = kv_cache_positions(
+            &self.device,
+            config,
+            self.options.kv_type,
+            context,
+            self.kv_bytes,
+        );
         anyhow::ensure!(
             cache >= context,
             "kv_memory holds {cache} positions, but the context has {context}: \
