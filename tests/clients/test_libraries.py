@@ -1,5 +1,6 @@
 """What `bitnet convert` writes loads in transformers and mlx-lm, and what transformers saves loads in `bitnet`."""
 
+import json
 import os
 import subprocess
 
@@ -18,8 +19,8 @@ STORIES = ROOT / "models/stories/stories.gguf"
 TOKENS = [256, 246, 157, 65, 147, 119, 133, 202]
 
 
-def convert(source, out, *arguments):
-    subprocess.run([BITNET, "convert", source, "--type", "safetensors", *arguments, "-o", out], check=True)
+def convert(source, out, *arguments, form="safetensors"):
+    subprocess.run([BITNET, "convert", source, "--type", form, *arguments, "-o", out], check=True)
     return out
 
 
@@ -74,3 +75,18 @@ def test_a_converted_file_loads_in_mlx_lm(tmp_path):
     assert (scale == reference.mlp.up_proj.weight_scale.float().numpy()).all()
     norm = numpy.array(layer.input_layernorm.weight.astype(mx.float32))
     assert (norm == reference.input_layernorm.weight.detach().float().numpy()).all()
+
+
+@pytest.mark.parametrize("graph", ["qwen2", "qwen3"])
+def test_a_file_with_group_scales_has_the_same_logits_in_mlx_lm(tmp_path, graph):
+    import mlx.core as mx
+    from mlx_lm.utils import load_model
+
+    mx.set_default_device(mx.cpu)
+    source = ROOT / "tests/data/golden-graphs" / graph
+    model, _ = load_model(convert(source / "model.gguf", tmp_path / "model", form="mlx"))
+    tokens = json.loads((source / "tokens.json").read_text())["tokens"]
+    found = numpy.array(model(mx.array([tokens]))[0].astype(mx.float32))
+    expected = numpy.load(source / "logits.npy").reshape(found.shape)
+    # It computes in f16.
+    assert abs(found - expected).max() < 0.01 * abs(expected).max()

@@ -217,7 +217,7 @@ pub struct QuantizeArguments {
 
 #[derive(Args)]
 pub struct OutputArguments {
-    /// File to write, or directory with --type safetensors
+    /// File to write, or directory with --type safetensors and --type mlx
     #[arg(short, long, value_name = "FILE.gguf")]
     pub output: PathBuf,
     /// Format of embedding and head; if not given, that of the source GGUF file, or else f16. bf16
@@ -277,9 +277,21 @@ pub enum OutputType {
     F32,
     /// A Hugging Face directory instead of a GGUF file: 2 bits per weight, scales apart
     Safetensors,
+    /// A directory of MLX instead: 1 or 2 bits per weight, a scale and an offset for each 64 or
+    /// 128 columns
+    Mlx,
 }
 
 impl OutputType {
+    /// How a directory holds the projections.
+    pub fn directory(self) -> bitnet_models::convert::DirectoryForm {
+        use bitnet_models::convert::DirectoryForm;
+        match self {
+            Self::Mlx => DirectoryForm::Mlx,
+            _ => DirectoryForm::Packed,
+        }
+    }
+
     /// The type of the projections in a GGUF file; `None` for a directory.
     pub fn weights(self) -> Option<bitnet_models::convert::WeightType> {
         use bitnet_models::convert::WeightType;
@@ -296,7 +308,7 @@ impl OutputType {
             Self::F16 => WeightType::F16,
             Self::Bf16 => WeightType::BF16,
             Self::F32 => WeightType::F32,
-            Self::Safetensors => return None,
+            Self::Safetensors | Self::Mlx => return None,
         })
     }
 }

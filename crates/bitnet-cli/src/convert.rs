@@ -72,6 +72,7 @@ fn write(
     };
     let options = ConvertOptions {
         weights: weights.weights().unwrap_or_default(),
+        directory: weights.directory(),
         tables: arguments.tables.map(Into::into),
         bf16_scales: arguments.bf16_scales,
         force: arguments.force,

@@ -13,6 +13,9 @@ use crate::pieces::for_each_piece;
 /// Writes a row of floats.
 pub type ReadRow<'a> = dyn Fn(usize, &mut [f32]) -> Result<()> + Sync + 'a;
 
+/// Writes the codes of a row and the scales of its groups.
+pub type ReadGroups<'a> = dyn Fn(usize, &mut [i8], &mut [f32]) -> Result<()> + Sync + 'a;
+
 /// Packs weights that have one magnitude, its double and zeros in each group, without any loss:
 /// `read_row(row, values)` writes a row of `cols` floats.
 ///
@@ -30,7 +33,7 @@ pub fn recover(
 ) -> Result<(GroupFormat, Vec<u8>)> {
     if cols.is_multiple_of(128) {
         let (are_signs, has_codes) = (AtomicBool::new(true), AtomicBool::new(false));
-        let found = pack_rows(GroupFormat::PQ2_0, rows, cols, read_row, pool, &|codes| {
+        let found = split_rows(GroupFormat::PQ2_0, rows, cols, read_row, pool, &|codes| {
             if codes.iter().any(|code| *code != 0) {
                 has_codes.store(true, Ordering::Relaxed);
                 if codes.iter().any(|code| !matches!(code, -1 | 1)) {
@@ -51,12 +54,35 @@ pub fn recover(
     let format = GroupFormat::Q2_0;
     Ok((
         format,
-        pack_rows(format, rows, cols, read_row, pool, &|_| ())?,
+        split_rows(format, rows, cols, read_row, pool, &|_| ())?,
     ))
 }
 
-/// Packs all rows. seen: gets the codes of each group.
-fn pack_rows(
+/// Packs rows whose codes and scales are known, on all threads: `read(row, codes, scales)` writes
+/// `cols` codes and their groups' scales.
+///
+/// # Errors
+/// If `read` fails, or the format cannot hold a code or a scale.
+pub fn pack_rows(
+    format: GroupFormat,
+    rows: usize,
+    cols: usize,
+    read: &ReadGroups<'_>,
+    pool: &Pool,
+) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; format.size_bytes(rows, cols)?];
+    let row_bytes = bytes.len() / rows;
+    let pieces = bytes.chunks_exact_mut(row_bytes);
+    for_each_piece(pool, rows * cols, pieces, |row, out| {
+        let (mut codes, mut scales) = (vec![0; cols], vec![0.0; cols / format.group_len()]);
+        read(row, &mut codes, &mut scales)?;
+        format.pack(&codes, &scales, 1, cols, out)
+    })?;
+    Ok(bytes)
+}
+
+/// Packs rows of floats. seen: gets the codes of each group.
+fn split_rows(
     format: GroupFormat,
     rows: usize,
     cols: usize,
@@ -64,22 +90,18 @@ fn pack_rows(
     pool: &Pool,
     seen: &(dyn Fn(&[i8]) + Sync),
 ) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; format.size_bytes(rows, cols)?];
     let len = format.group_len();
-    let row_bytes = bytes.len() / rows;
-    let pieces = bytes.chunks_exact_mut(row_bytes);
-    for_each_piece(pool, rows * cols, pieces, |row, out| {
-        let (mut floats, mut codes) = (vec![0.0; cols], vec![0; cols]);
-        let mut scales = vec![0.0; cols / len];
+    let read = |row: usize, codes: &mut [i8], scales: &mut [f32]| {
+        let mut floats = vec![0.0; cols];
         read_row(row, &mut floats)?;
         let groups = floats.chunks_exact(len).zip(codes.chunks_exact_mut(len));
-        for (index, ((floats, codes), scale)) in groups.zip(&mut scales).enumerate() {
+        for (index, ((floats, codes), scale)) in groups.zip(scales).enumerate() {
             *scale = split(floats, codes).ok_or_else(|| not_grouped(row, index * len, floats))?;
             seen(codes);
         }
-        format.pack(&codes, &scales, 1, cols, out)
-    })?;
-    Ok(bytes)
+        Ok(())
+    };
+    pack_rows(format, rows, cols, &read, pool)
 }
 
 /// The scale of a group, and its codes; `None` if it has other weights than codes times a scale

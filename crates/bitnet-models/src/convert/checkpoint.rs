@@ -1,5 +1,5 @@
-//! Writes a model as a Hugging Face directory: packed uint8 projections with a scale beside each,
-//! in one safetensors file.
+//! Writes a model as a Hugging Face directory with one safetensors file: packed uint8 projections
+//! with a scale beside each, or what `mlx.rs` makes of them.
 
 use std::fs::File;
 use std::io::Write;
@@ -10,11 +10,13 @@ use bitnet_files::{Checksum, Error as FileError, Output, Replace, read_json, sho
 use bitnet_kernels::Pool;
 use bitnet_quantization::dense::Dense;
 use bitnet_quantization::hf_packed;
-use half::bf16;
+use half::{bf16, f16};
 
+use super::mlx::AffinePart;
 use super::tables::{BATCH_WEIGHTS, write_table};
 use super::{
-    ConvertOptions, Input, Meter, Opened, Phase, ProgressFn, Report, TableType, WeightType,
+    ConvertOptions, DirectoryForm, Input, Meter, Opened, Phase, ProgressFn, Report, TableType,
+    WeightType, mlx,
 };
 use crate::config::{Config, RopePairs};
 use crate::error::{Error, Result};
@@ -75,7 +77,10 @@ pub fn to_checkpoint(
     let source = opened.source();
     source.check_tensors()?;
     let config = source.config();
-    check_graph(config)?;
+    match options.directory {
+        DirectoryForm::Packed => check_graph(config)?,
+        DirectoryForm::Mlx => mlx::check(source, options)?,
+    }
     let mut json = config_of(&opened, options)?;
     // Check before measuring the scales of float weights, which takes a while.
     let replace = if options.force {
@@ -86,10 +91,19 @@ pub fn to_checkpoint(
     let output = Output::directory(path, replace)?;
     let mut plan = Vec::new();
     for slot in slots(source) {
-        plan.extend(Item::of(slot, source, options, pool)?);
+        plan.extend(match options.directory {
+            DirectoryForm::Packed => Item::of(slot, source, options, pool)?,
+            DirectoryForm::Mlx => mlx::items(slot, source, options, pool)?,
+        });
     }
-    let tables = settle_tables(&mut plan, options.tables);
-    state_type(&mut json, tables);
+    let floats = match options.directory {
+        DirectoryForm::Packed => settle_tables(&mut plan, options.tables),
+        DirectoryForm::Mlx => {
+            mlx::state(&mut json, &plan);
+            "float16"
+        }
+    };
+    state_type(&mut json, floats);
     let entries: Vec<TensorEntry> = plan.iter().map(|item| item.entry.clone()).collect();
     let bytes_total = entries.iter().map(TensorEntry::num_bytes).sum();
 
@@ -167,7 +181,8 @@ fn config_of(opened: &Opened<'_>, options: &ConvertOptions) -> Result<serde_json
     let mut json = match opened {
         Opened::Checkpoint(checkpoint) => {
             let mut json = read_json(&checkpoint.path().join(CONFIG))?;
-            json["quantization_config"] = packed_quantization(checkpoint.config());
+            json.as_object_mut()
+                .map(|object| object.remove("quantization"));
             repeat_rope_theta(&mut json, checkpoint.config());
             // This field refers to code of the original repository, which is not copied.
             json.as_object_mut().map(|object| object.remove("auto_map"));
@@ -198,6 +213,7 @@ fn config_of(opened: &Opened<'_>, options: &ConvertOptions) -> Result<serde_json
     if let Some(name) = name {
         json["_name_or_path"] = name.into();
     }
+    json["quantization_config"] = packed_quantization(opened.source().config());
     Ok(json)
 }
 
@@ -210,7 +226,7 @@ fn config_of(opened: &Opened<'_>, options: &ConvertOptions) -> Result<serde_json
 fn settle_tables(plan: &mut [Item], asked: Option<TableType>) -> &'static str {
     let is_bf16 = plan.iter().all(|item| match &item.content {
         Content::Table(table, _) => is_exact_in_bf16(table),
-        Content::Codes(_) => true,
+        Content::Codes(_) | Content::Affine(_) => true,
         Content::Floats(_) => item.entry.dtype == DType::BF16,
     });
     let (format, dtype, name) = match asked {
@@ -254,18 +270,24 @@ fn is_exact_in_bf16(table: &Table) -> bool {
 
 /// A tensor to write and its source. Small tensors are in memory; tables and weights stay in the
 /// source's files.
-struct Item {
-    entry: TensorEntry,
-    content: Content,
+pub(super) struct Item {
+    pub entry: TensorEntry,
+    pub content: Content,
 }
 
-enum Content {
+pub(super) enum Content {
     Table(Table, Dense),
     Codes(TernaryTensor),
+    Affine(AffinePart),
     Floats(Vec<f32>),
 }
 
 impl Item {
+    pub(super) fn new(name: String, dtype: DType, shape: Vec<usize>, content: Content) -> Self {
+        let entry = TensorEntry { name, dtype, shape };
+        Self { entry, content }
+    }
+
     /// The tensors of a slot: weights and scale for a projection, one for all others.
     fn of(
         slot: Slot,
@@ -275,25 +297,14 @@ impl Item {
     ) -> Result<Vec<Self>> {
         let config = source.config();
         let name = huggingface_name(slot);
-        let item = |name, dtype, shape, content| Self {
-            entry: TensorEntry { name, dtype, shape },
-            content,
-        };
         let floats = |name, values: Vec<f32>| {
-            item(
-                name,
-                float_type(&values),
-                vec![values.len()],
-                Content::Floats(values),
-            )
+            let dtype = float_type(&values);
+            Self::new(name, dtype, vec![values.len()], Content::Floats(values))
         };
         Ok(match slot {
             Slot::Embedding | Slot::Head => {
                 let (rows, cols) = (config.vocab_size, config.hidden_size);
-                let table = source.table(slot, rows, cols)?;
-                let (format, dtype) = table_type(&name, options)?;
-                let content = Content::Table(table, format);
-                vec![item(name, dtype, vec![rows, cols], content)]
+                vec![table_item(name, source.table(slot, rows, cols)?, options)?]
             }
             Slot::Layer(index, LayerSlot::Weight(projection)) => {
                 let (rows, cols) = projection.shape(config);
@@ -308,13 +319,9 @@ impl Item {
                     false => tensor.scale,
                 };
                 let scale = floats(format!("{name}_scale"), vec![scale]);
+                let codes = Content::Codes(tensor);
                 vec![
-                    item(
-                        name,
-                        DType::U8,
-                        vec![rows / 4, cols],
-                        Content::Codes(tensor),
-                    ),
+                    Self::new(name, DType::U8, vec![rows / 4, cols], codes),
                     scale,
                 ]
             }
@@ -332,19 +339,27 @@ impl Item {
                 write_table(&self.entry.name, table, *format, pool, write)
             }
             Content::Codes(tensor) => write_packed(&self.entry.name, tensor, write),
+            Content::Affine(part) => part.write(write),
             Content::Floats(values) => write(&float_bytes(self.entry.dtype, values)),
         }
     }
 }
 
-/// The type of a table in the file: the one that the options ask for, or F32.
-fn table_type(name: &str, options: &ConvertOptions) -> Result<(Dense, DType)> {
-    match options.tables.map(TableType::format) {
-        Some(Dense::F16) => Ok((Dense::F16, DType::F16)),
-        Some(Dense::BF16) => Ok((Dense::BF16, DType::BF16)),
-        // Without a type, `settle_tables` chooses.
-        Some(Dense::F32) | None => Ok((Dense::F32, DType::F32)),
-        Some(other) => {
+/// A table as the options ask for it, else as it is if a directory can hold that, else as F32.
+pub(super) fn table_item(name: String, table: Table, options: &ConvertOptions) -> Result<Item> {
+    let (format, dtype) = table_type(&name, &table, options)?;
+    let shape = vec![table.rows(), table.cols()];
+    Ok(Item::new(name, dtype, shape, Content::Table(table, format)))
+}
+
+/// The type of a table in the file.
+fn table_type(name: &str, table: &Table, options: &ConvertOptions) -> Result<(Dense, DType)> {
+    let asked = options.tables.map(TableType::format);
+    match asked.unwrap_or(table.format()) {
+        Dense::F16 => Ok((Dense::F16, DType::F16)),
+        Dense::BF16 => Ok((Dense::BF16, DType::BF16)),
+        other if other == Dense::F32 || asked.is_none() => Ok((Dense::F32, DType::F32)),
+        other => {
             let problem = format!(
                 "{name}: safetensors files cannot hold {}, expected f16, bf16 or f32",
                 other.name()
@@ -362,6 +377,10 @@ fn float_type(values: &[f32]) -> DType {
 
 fn float_bytes(dtype: DType, values: &[f32]) -> Vec<u8> {
     match dtype {
+        DType::F16 => values
+            .iter()
+            .flat_map(|x| f16::from_f32(*x).to_le_bytes())
+            .collect(),
         DType::BF16 => values
             .iter()
             .flat_map(|x| bf16::from_f32(*x).to_le_bytes())

@@ -8,6 +8,7 @@
 mod checkpoint;
 mod gguf;
 mod groups;
+mod mlx;
 mod tables;
 
 use std::ops::ControlFlow;
@@ -193,11 +194,25 @@ impl TableType {
     }
 }
 
+/// How a directory holds projections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DirectoryForm {
+    /// Four ternary weights in a byte, with one scale for a matrix: Microsoft's form, in
+    /// transformers.
+    #[default]
+    Packed,
+    /// Codes of 1 or 2 bits, with a scale and an offset for each group of columns, and tables with
+    /// group scales likewise.
+    Mlx,
+}
+
 /// Options of a conversion.
 #[derive(Clone, Debug, Default)]
 pub struct ConvertOptions {
-    /// How projections are stored in a GGUF file. A directory has them packed.
+    /// How projections are stored in a GGUF file.
     pub weights: WeightType,
+    /// How projections are stored in a directory.
+    pub directory: DirectoryForm,
     /// How embedding and head are stored. `None`: as in the source GGUF file; from a directory as
     /// F16 in a GGUF file, or like the projections if those are floats. A directory holds floats
     /// only: F32 in place of quantized tables. Tables with group scales are stored like the

@@ -493,7 +493,7 @@ pub(crate) fn packed_quantization(config: &Config) -> Value {
     object
 }
 
-/// A `config.json` for a model with packed weights that has no `config.json` yet.
+/// A `config.json` for a model that has none yet, without its quantization.
 ///
 /// tied: whether the logits come from the embedding; bos, eos: the tokens that begin and end a
 /// text.
@@ -529,7 +529,6 @@ pub(crate) fn write(config: &Config, tied: bool, bos: Option<u32>, eos: Option<u
         "torch_dtype": "bfloat16",
         "bos_token_id": bos,
         "eos_token_id": eos,
-        "quantization_config": packed_quantization(config),
     });
     // Newer readers read `rope_parameters`; older ones and mlx-lm read the keys beside it.
     let mut rope = json!({"rope_type": "default", "rope_theta": number(config.rope_theta)});
@@ -539,8 +538,32 @@ pub(crate) fn write(config: &Config, tied: bool, bos: Option<u32>, eos: Option<u
         rope["factor"] = factor.clone();
         object["rope_scaling"] = json!({"rope_type": "linear", "type": "linear", "factor": factor});
     }
+    if let Some(stretch) = &config.yarn {
+        let stated = yarn_json(stretch);
+        if let (Some(rope), Some(stated)) = (rope.as_object_mut(), stated.as_object()) {
+            rope.extend(stated.clone());
+        }
+        object["rope_scaling"] = stated;
+    }
     object["rope_parameters"] = rope;
     object
+}
+
+/// YaRN as `rope_scaling` states it.
+fn yarn_json(yarn: &Yarn) -> Value {
+    let mut stated = json!({
+        "rope_type": "yarn",
+        "type": "yarn",
+        "factor": number(yarn.factor),
+        "original_max_position_embeddings": yarn.original_context as u64,
+        "beta_fast": number(yarn.beta_fast),
+        "beta_slow": number(yarn.beta_slow),
+    });
+    if yarn.attn_factor != 1.0 {
+        let own_factor = 1.0 + 0.1 * math::ln_f64(f64::from(yarn.factor));
+        stated["attention_factor"] = (f64::from(yarn.attn_factor) * own_factor).into();
+    }
+    stated
 }
 
 /// Repeats the base of the rotary frequencies beside `rope_parameters`, where older readers look

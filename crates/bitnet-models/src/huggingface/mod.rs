@@ -12,7 +12,7 @@
 pub(crate) mod config;
 mod hybrid;
 mod keys;
-mod mlx;
+pub(crate) mod mlx;
 mod modules;
 pub(crate) mod names;
 pub(crate) mod source;

@@ -329,11 +329,16 @@ impl Source for Checkpoint {
         };
         let order = Order::of(&self.config, slot);
         if let Some(affine) = self.affine(slot, rows, cols)? {
-            let read_row = |row: usize, out: &mut [f32]| match order {
-                Some(order) => order.read_row(row, out, &|row, out| affine.read_row(row, out)),
-                None => affine.read_row(row, out),
+            let packed = match order {
+                None => affine.pack(rows, pool),
+                Some(order) => {
+                    let read_row = |row: usize, out: &mut [f32]| {
+                        order.read_row(row, out, &|row, out| affine.read_row(row, out))
+                    };
+                    recover(rows, cols, &read_row, pool)
+                }
             };
-            let (format, bytes) = recover(rows, cols, &read_row, pool).map_err(of_tensor)?;
+            let (format, bytes) = packed.map_err(of_tensor)?;
             return Ok(Some(GroupTensor::of_bytes(
                 &name, format, bytes, rows, cols,
             )));

@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use bitnet_files::gguf::Gguf;
 use bitnet_kernels::Pool;
-use bitnet_models::convert::{ConvertOptions, Input, WeightType, to_gguf};
+use bitnet_models::convert::{
+    ConvertOptions, DirectoryForm, Input, Progress, WeightType, to_checkpoint, to_gguf,
+};
 use bitnet_models::huggingface::Checkpoint;
-use bitnet_models::{Error, InputRounding, KvType, LoadOptions};
+use bitnet_models::{Error, InputRounding, KvType, LanguageModel, LoadOptions};
 use bitnet_quantization::GroupFormat;
 use half::f16;
 
@@ -203,6 +205,74 @@ fn directories_become_files_with_the_same_bits() {
             let found = logits(&found, &cpu, &tokens, KvType::F32, 8);
             assert_same_bits(&format!("{model} {directory}"), &found, &expected);
         }
+    }
+}
+
+/// Writes a directory of MLX.
+fn write_mlx(from: &Path, to: &Path, rounds: bool) -> Result<(), Error> {
+    let gguf = Arc::new(Gguf::open(from)?);
+    let options = LoadOptions::default();
+    let input = Input::Gguf {
+        gguf: &gguf,
+        options: &options,
+        quantize: false,
+    };
+    let form = ConvertOptions {
+        directory: DirectoryForm::Mlx,
+        bf16_scales: rounds,
+        ..ConvertOptions::default()
+    };
+    let mut progress = |_: Progress<'_>| ControlFlow::Continue(());
+    to_checkpoint(input, to, &form, &[], cpu().pool(), &mut progress).map(|_| ())
+}
+
+#[test]
+fn directories_of_mlx_hold_group_scales_and_give_them_back() {
+    let files = Files::new();
+    for (model, form) in [("qwen2", WeightType::Q2_0), ("qwen3", WeightType::Q1_0)] {
+        let original = folder(model).join("model.gguf");
+        let directory = files.0.path().join(format!("{model}-mlx"));
+        write_mlx(&original, &directory, false).expect(model);
+
+        let checkpoint = Checkpoint::open(&directory).expect("it opens");
+        let given = Checkpoint::open(&folder(model).join("mlx")).expect("it opens");
+        let tensors_of = |checkpoint: &Checkpoint| {
+            let mut tensors: Vec<_> = checkpoint
+                .tensors()
+                .map(|tensor| (tensor.name.to_owned(), tensor.shape.to_vec()))
+                .collect();
+            tensors.sort();
+            tensors
+        };
+        assert_eq!(tensors_of(&checkpoint), tensors_of(&given), "{model}");
+
+        let (tokens, cpu) = (tokens(&folder(model)), cpu());
+        let expected = load(&folder(model), InputRounding::default(), &cpu);
+        let expected = logits(&expected, &cpu, &tokens, KvType::F32, 8);
+        let options = LoadOptions::default();
+        let found = LanguageModel::from_checkpoint(&checkpoint, &options, &cpu).expect(model);
+        let found = logits(&found, &cpu, &tokens, KvType::F32, 8);
+        assert_same_bits(model, &found, &expected);
+
+        let back = files.model(&format!("{model}-back"));
+        write(Input::Checkpoint(&checkpoint), &back, form).expect(model);
+        assert_same_tensors(model, &back, &original);
+    }
+}
+
+#[test]
+fn directories_of_mlx_refuse_what_they_cannot_hold() {
+    let files = Files::new();
+    let to = files.0.path().join("mlx");
+    for (model, rounds, expected) in [
+        ("minicpm", false, "Llama, Qwen2 and Qwen3, this is minicpm"),
+        ("qwen2-i2_s", false, "has one scale for the whole matrix"),
+        ("qwen2", true, "--bf16-scales is for packed directories"),
+    ] {
+        let error = write_mlx(&folder(model).join("model.gguf"), &to, rounds);
+        let error = with_causes(&error.expect_err(model));
+        assert!(error.contains(expected), "{model}: {error}");
+        assert!(!to.exists(), "{model}");
     }
 }
 
