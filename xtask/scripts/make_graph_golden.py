@@ -8,9 +8,10 @@ rounded); logits-int8.npy (a numpy pass with int8 activations: one scale for 32 
 The embedding models also have hidden-int8.npy (f32 [tokens, hidden]: what the head would multiply, from the same pass); each of
 their projections has an input norm of its own, and their vectors are stored in float16, as in the published files.
 Tensor names, their order and metadata keys follow llama.cpp's converter. The seeds are tried in turn until no
-rounded activation lies near a tie, so a correct engine agrees at every position. qwen2 and qwen3 come also as directories
-with the same weights: hf, as transformers saves them in float16, and mlx, quantized as mlx-lm reads it (scale and bias of a
-group: d and -d for two bits, 2d and -d for signs). If mlx-lm is there, it runs them, too.
+rounded activation lies near a tie, so a correct engine agrees at every position. Some come also as directories with the same
+weights: hf, as transformers saves them in float16 (minicpm-longrope with the keys of MiniCPM's own code), and of qwen2 and
+qwen3 mlx, quantized as mlx-lm reads it (scale and bias of a group: d and -d for two bits, 2d and -d for signs). If mlx-lm is
+there, it runs them, too.
 
 References: Qwen2ForCausalLM; Qwen3ForCausalLM; GraniteForCausalLM, which multiplies embedding, residual and logits as MiniCPM does (its own
 class is not in transformers, and llama.cpp runs both with one graph); HunYuanDenseV1ForCausalLM.
@@ -37,6 +38,9 @@ MODELS = {
     "qwen3": dict(graph="qwen3", form="q1_0", d=128, L=2, H=2, KV=1, hd=64, F=128, tie=False, theta=1e6, yarn=(4.0, 16)),
     "minicpm": dict(graph="minicpm", form="ptq1_0", d=128, L=2, H=4, KV=2, hd=32, F=256, tie=True, theta=1e4,
                     embedding=12.0, residual=1.4 / 2 ** 0.5, logit=128 / 256),
+    "minicpm-longrope": dict(graph="minicpm", form="ptq1_0", d=128, L=2, H=2, KV=1, hd=64, F=128, tie=True, theta=1e4,
+                             embedding=12.0, residual=1.4 / 2 ** 0.5, logit=128 / 256, short=[1 + i / 8 for i in range(32)],
+                             long=[1 + i / 4 for i in range(32)]),
     "qwen3-embedding": dict(graph="qwen3", form="i2_s", d=128, L=2, H=4, KV=2, hd=64, F=256, tie=True, theta=1e6, input_norms=True),
     "gemma3-embedding": dict(graph="gemma3", form="i2_s", d=128, L=2, H=4, KV=1, hd=64, F=384, tie=True, theta=1e4, input_norms=True,
                              embedding=128 ** 0.5),
@@ -117,6 +121,7 @@ class Model:
         self.o, self.rng, self.tensors, self.weights = o, np.random.default_rng(seed), [], {}
         d, H, KV, hd, F = (o[k] for k in ("d", "H", "KV", "hd", "F"))
         tied = o["tie"]
+        if "short" in o: self.factors("rope_factors_long.weight", o["long"]), self.factors("rope_factors_short.weight", o["short"])
         if not tied: self.linear("output.weight", VOCAB, d, 2.0)
         self.linear("token_embd.weight", VOCAB, d, 2.0 if tied else 8.0)
         for i in range(o["L"]):
@@ -136,6 +141,9 @@ class Model:
                 widths = dict(attn_q=d, attn_k=d, attn_v=d, attn_output=H * hd, ffn_gate=d, ffn_up=d, ffn_down=F)
                 for name, width in widths.items(): self.norm(f"{p}{name}_norm_in.weight", width)
         self.norm("output_norm.weight", d)
+
+    def factors(self, name, x):
+        self.tensors.append((name, (len(x),), F32, np.array(x, "<f4").tobytes()))
 
     def linear(self, name, rows, cols, gain=1.0, heads=None):
         rng, form = self.rng, self.o["form"]
@@ -181,6 +189,7 @@ class Model:
         if "yarn" in o:
             factor, original = o["yarn"]
             m |= {f"{a}.rope.scaling.type": "yarn", f"{a}.rope.scaling.factor": factor, f"{a}.rope.scaling.original_context_length": original}
+        if "short" in o: m |= {f"{a}.rope.scaling.type": "longrope", f"{a}.rope.scaling.original_context_length": 4096}
         m |= {f"{a}.rope.freq_base": o["theta"], f"{a}.attention.layer_norm_rms_epsilon": 1e-6}
         if o.get("input_norms"): m |= {f"{a}.pooling_type": 1}  # as the published files say, whose makers take the last token
         if a in ("hunyuan-dense", "qwen3", "gemma3"): m |= {f"{a}.attention.key_length": o["hd"], f"{a}.attention.value_length": o["hd"]}
@@ -198,6 +207,7 @@ class Net:
         self.past, self.position = [None] * self.o["L"], 0
         n, base = self.o["hd"], float(self.o["theta"])
         self.frequencies, self.rope_scale = base ** (-np.arange(0, n, 2) / n), 1.0
+        if "short" in self.o: self.frequencies = self.frequencies / np.array(self.o["short"])
         if "yarn" in self.o:
             factor, original = self.o["yarn"]
             pair = lambda turns: n * np.log(original / (turns * 2 * np.pi)) / (2 * np.log(base))
@@ -301,6 +311,9 @@ def transformers_model(model):
                   attn_implementation="eager", rope_parameters={"rope_type": "default", "rope_theta": o["theta"]})
     if "yarn" in o:
         common["rope_parameters"] |= {"rope_type": "yarn", "factor": o["yarn"][0], "original_max_position_embeddings": o["yarn"][1]}
+    if "short" in o:
+        common["rope_parameters"] |= {"rope_type": "longrope", "short_factor": o["short"], "long_factor": o["long"],
+                                      "original_max_position_embeddings": 4096}
     if o["graph"] == "qwen2":
         from transformers import Qwen2Config, Qwen2ForCausalLM
         net = Qwen2ForCausalLM(Qwen2Config(**common))
@@ -346,10 +359,29 @@ def transformers_model(model):
     return net
 
 
-def save_directories(folder, net, o, tokens, reference):
-    for name in ("hf", "mlx"): shutil.rmtree(f"{folder}/{name}", ignore_errors=True)
+def save_hf(folder, net, o, tokens, reference):
+    shutil.rmtree(f"{folder}/hf", ignore_errors=True)
     net.half().save_pretrained(f"{folder}/hf")
     if os.path.exists(f"{folder}/hf/generation_config.json"): os.remove(f"{folder}/hf/generation_config.json")
+    if o["graph"] not in ("minicpm", "hunyuan-dense"): return
+    config = json.load(open(f"{folder}/hf/config.json"))
+    if o["graph"] == "minicpm":  # the keys of its own class, which transformers does not have
+        for key in [key for key in config if key.endswith(("_multiplier", "_scaling"))]: del config[key]
+        config |= {"architectures": ["MiniCPMForCausalLM"], "model_type": "minicpm", "rope_theta": o["theta"], "scale_emb": o["embedding"],
+                   "scale_depth": 1.4, "dim_model_base": 256, "rope_scaling": config.pop("rope_parameters")}
+    else:  # as published: the base of short contexts, and what stretches it
+        exponent = o["hd"] / (o["hd"] - 2)
+        config |= {"rope_theta": 1e4, "rope_scaling": {"type": "dynamic", "alpha": (o["theta"] / 1e4) ** (1 / exponent), "factor": 1.0}}
+        del config["rope_parameters"]
+    json.dump(config, open(f"{folder}/hf/config.json", "w"), indent=2)
+    if o["graph"] == "hunyuan-dense":
+        from transformers import AutoModelForCausalLM
+        with torch.no_grad(): found = AutoModelForCausalLM.from_pretrained(f"{folder}/hf", dtype=torch.float64)(torch.tensor([tokens])).logits[0]
+        assert np.abs(found.numpy() - reference).max() < 1e-4
+
+
+def save_mlx(folder, o, tokens, reference):
+    shutil.rmtree(f"{folder}/mlx", ignore_errors=True)
     os.makedirs(f"{folder}/mlx")
     bits, group = (1, 128) if o["form"] == "q1_0" else (2, 64)
     tensors = {}
@@ -409,7 +441,8 @@ def make(folder, name, o):
     if o.get("input_norms"): np.save(f"{folder}/hidden-int8.npy", hidden.astype("<f4"))
     print(name, "seed", seed, "std", reference.std().round(2), "numpy to transformers", np.abs(own - reference).max(),
           "int8 to unrounded", np.abs(rounded - reference).max().round(3), os.path.getsize(f"{folder}/model.gguf"), "bytes")
-    if name in ("qwen2", "qwen3"): save_directories(folder, net, o, tokens, reference)
+    if name in ("qwen2", "qwen3", "hunyuan-dense", "minicpm-longrope"): save_hf(folder, net, o, tokens, reference)
+    if name in ("qwen2", "qwen3"): save_mlx(folder, o, tokens, reference)
 
 
 if __name__ == "__main__":

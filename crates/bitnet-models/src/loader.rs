@@ -764,7 +764,7 @@ impl<B: Backend> Loader<'_, B> {
         let factors = self
             .source
             .rope_factors()?
-            .unwrap_or_else(|| vec![1.0; config.rotary_dim / 2]);
+            .map_or_else(|| vec![1.0; config.rotary_dim / 2], |found| found.divisors);
         let frequency = |(i, factor): (usize, &f32)| {
             let exponent = (2 * i) as f32 / config.rotary_dim as f32;
             let power = math::pow_f64(f64::from(config.rope_theta), f64::from(exponent)) as f32;

@@ -77,8 +77,17 @@ pub(crate) trait Source {
         Ok(Rotations::default())
     }
 
-    /// The divisor of each rotary frequency, `[head_dim / 2]`, if the model has such factors.
-    fn rope_factors(&self) -> Result<Option<Vec<f32>>>;
+    /// The divisors of rotary frequencies, if the model has such factors.
+    fn rope_factors(&self) -> Result<Option<RopeFactors>>;
+}
+
+/// Divisors of the rotary frequencies, one for each pair of a head: `[head_dim / 2]`.
+pub(crate) struct RopeFactors {
+    /// The divisors that are used.
+    pub divisors: Vec<f32>,
+    /// LongRoPE's divisors for texts beyond the context that the model was first trained for.
+    /// Conversions keep them; models that would need them are refused.
+    pub long: Option<Vec<f32>>,
 }
 
 /// A tensor's place in the graph.

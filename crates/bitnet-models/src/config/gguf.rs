@@ -149,6 +149,10 @@ impl Keys<'_> {
         match self.metadata.str(&self.key("rope.scaling.type"))? {
             Some("none") => Ok(1.0),
             Some("yarn") if architecture.has_yarn() => Ok(1.0),
+            Some("longrope") if architecture == Architecture::MiniCpm => {
+                self.check_longrope()?;
+                Ok(1.0)
+            }
             // A value of 0 means no scaling.
             None => Ok(linear()?.filter(|found| *found != 0.0).unwrap_or(1.0)),
             Some("linear") => linear()?.ok_or_else(|| {
@@ -161,6 +165,26 @@ impl Keys<'_> {
                 let problem = format!("{:?}; none and linear are supported", shown(other));
                 Err(self.error("rope.scaling.type", problem))
             }
+        }
+    }
+
+    /// LongRoPE's factors for longer texts, and a factor of cosines and sines, are not supported.
+    fn check_longrope(&self) -> Result<()> {
+        let context = self.size("context_length", u32::MAX as usize)?;
+        let key = "rope.scaling.original_context_length";
+        let original = self.optional_size(key, u32::MAX as usize)?;
+        if let Some(original) = original.filter(|original| *original < context) {
+            let problem = format!(
+                "{original}, below the context length {context}; longrope is supported up to the former only"
+            );
+            return Err(self.error(key, problem));
+        }
+        let key = "rope.scaling.attn_factor";
+        match self.metadata.f32(&self.key(key))? {
+            Some(factor) if factor != 1.0 => {
+                Err(self.error(key, format!("{factor}; 1 is supported")))
+            }
+            _ => Ok(()),
         }
     }
 

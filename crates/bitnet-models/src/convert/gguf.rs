@@ -14,12 +14,16 @@ use bitnet_quantization::{GroupFormat, TernaryFormat, tl1, tl2};
 use super::groups::{self, GroupWriter};
 use super::tables::{BATCH_WEIGHTS, write_table};
 use super::{ConvertOptions, Input, Meter, Opened, Phase, ProgressFn, Report, WeightType};
-use crate::config::{Config, RopePairs};
+use crate::config::{Architecture, Config, RopePairs};
 use crate::error::{Error, Result};
 use crate::huggingface::Checkpoint;
-use crate::source::gguf::{ROPE_FACTORS, name as gguf_name, tile_pair};
+use crate::source::gguf::{
+    ROPE_FACTORS, ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT, name as gguf_name, tile_pair,
+};
 use crate::source::slots::slots;
-use crate::source::{Codes, GroupTensor, LayerSlot, Projection, Slot, Source, TernaryTensor};
+use crate::source::{
+    Codes, GroupTensor, LayerSlot, Projection, RopeFactors, Slot, Source, TernaryTensor,
+};
 
 /// A metadata pair to write.
 type Pair = (String, MetadataValue);
@@ -51,7 +55,9 @@ pub fn to_gguf(
     let config = source.config();
     let rope_factors = source.rope_factors()?;
     let keep_tables = matches!(opened, Opened::Gguf(_));
-    let plan = plan(source, keep_tables, rope_factors.is_some(), options, pool)?;
+    let factors = rope_factors.as_ref().map_or_else(Vec::new, rope_tensors);
+    let names: Vec<&str> = factors.iter().map(|(name, _)| *name).collect();
+    let plan = plan(source, keep_tables, &names, options, pool)?;
     let infos: Vec<TensorInfo> = plan.iter().map(|item| item.info.clone()).collect();
     let bytes_total = infos
         .iter()
@@ -80,7 +86,7 @@ pub fn to_gguf(
         report,
     };
     for item in &plan {
-        conversion.item(item, rope_factors.as_deref())?;
+        conversion.item(item, &factors)?;
     }
     let Conversion {
         writer,
@@ -130,11 +136,22 @@ impl Stored {
     }
 }
 
+/// The tensors of rotary factors.
+fn rope_tensors(factors: &RopeFactors) -> Vec<(&'static str, &[f32])> {
+    match &factors.long {
+        None => vec![(ROPE_FACTORS, &factors.divisors)],
+        Some(long) => vec![
+            (ROPE_FACTORS_LONG, long),
+            (ROPE_FACTORS_SHORT, &factors.divisors),
+        ],
+    }
+}
+
 /// The tensors in the order they are written.
 fn plan(
     source: &dyn Source,
     keep_tables: bool,
-    rope_factors: bool,
+    rope_factors: &[&str],
     options: &ConvertOptions,
     pool: &Pool,
 ) -> Result<Vec<Item>> {
@@ -170,19 +187,17 @@ fn plan(
             },
             stored,
         });
-        if rope_factors && slot == Slot::Embedding {
+        if slot == Slot::Embedding {
             let stored = Stored::Floats(Dense::F32);
-            let dims = vec![config.attention.head_dim / 2];
-            let info = TensorInfo {
-                name: ROPE_FACTORS.to_owned(),
-                dtype: stored.dtype(),
-                dims,
-            };
-            plan.push(Item {
+            plan.extend(rope_factors.iter().map(|name| Item {
                 slot: None,
-                info,
+                info: TensorInfo {
+                    name: (*name).to_owned(),
+                    dtype: stored.dtype(),
+                    dims: vec![config.attention.head_dim / 2],
+                },
                 stored,
-            });
+            }));
         }
     }
     Ok(plan)
@@ -301,7 +316,8 @@ fn metadata(
             set.push(name(
                 &options.name.clone().unwrap_or_else(|| name_of(checkpoint)),
             ));
-            model_metadata(checkpoint.config())
+            let has_longrope = plan.iter().any(|item| item.info.name == ROPE_FACTORS_LONG);
+            model_metadata(checkpoint.config(), has_longrope)
         }
         Opened::Gguf(source) => {
             set.extend(options.name.as_deref().map(name));
@@ -353,7 +369,7 @@ fn name_of(checkpoint: &Checkpoint) -> String {
 }
 
 /// The model's keys, as other converters write them.
-fn model_metadata(config: &Config) -> Vec<Pair> {
+fn model_metadata(config: &Config, has_longrope: bool) -> Vec<Pair> {
     use MetadataValue::{F32, String as Text, U32};
     let architecture = config.architecture.gguf_name();
     let size = |size: usize| U32(u32::try_from(size).unwrap_or(u32::MAX)); // sizes were checked to be far below
@@ -383,6 +399,19 @@ fn model_metadata(config: &Config) -> Vec<Pair> {
     if !is_usual || config.architecture.has_head_norms() {
         key("attention.key_length", size(attention.head_dim));
         key("attention.value_length", size(attention.head_dim));
+    }
+    if config.architecture == Architecture::MiniCpm {
+        let multipliers = config.multipliers;
+        key("embedding_scale", F32(multipliers.embedding));
+        key("residual_scale", F32(multipliers.residual));
+        key("logit_scale", F32(multipliers.logits));
+    }
+    if has_longrope {
+        key("rope.scaling.type", Text("longrope".to_owned()));
+        key(
+            "rope.scaling.original_context_length",
+            size(config.context_length),
+        );
     }
     if config.rope_scaling_factor != 1.0 {
         key("rope.scaling.type", Text("linear".to_owned()));
@@ -417,11 +446,12 @@ struct Conversion<'a, 'b, 'c> {
 }
 
 impl Conversion<'_, '_, '_> {
-    fn item(&mut self, item: &Item, rope_factors: Option<&[f32]>) -> Result<()> {
+    fn item(&mut self, item: &Item, rope_factors: &[(&str, &[f32])]) -> Result<()> {
         let info = self.writer.begin_tensor()?.clone();
         let config = self.source.config();
         let Some(slot) = item.slot else {
-            return self.floats(&info, rope_factors.unwrap_or_default());
+            let factors = rope_factors.iter().find(|(name, _)| *name == info.name);
+            return self.floats(&info, factors.map_or(&[], |(_, values)| values));
         };
         match (slot, item.stored) {
             (Slot::Embedding | Slot::Head, stored) => self.table(slot, &info, stored),

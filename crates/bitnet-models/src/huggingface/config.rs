@@ -42,7 +42,7 @@ pub enum WeightScale {
 }
 
 /// How rotary frequencies are stretched for longer contexts.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) enum RopeScaling {
     None,
     /// Divides all frequencies by one factor.
@@ -56,6 +56,13 @@ pub(super) enum RopeScaling {
     },
     /// Divides low frequencies, and raises attention a little.
     Yarn(Yarn),
+    /// LongRoPE: divides each frequency by its own factor.
+    Long {
+        /// For texts within the context that the model was first trained for.
+        short: Vec<f32>,
+        /// For longer ones.
+        long: Vec<f32>,
+    },
 }
 
 /// A class of models and the defaults of its configuration.
@@ -90,7 +97,7 @@ const LLAMA: Class = Class {
 
 /// The classes that can be run, with the defaults of their configurations in transformers. The
 /// 1bitLLM models bring their own code, whose defaults are Llama's.
-const CLASSES: [Class; 6] = [
+const CLASSES: [Class; 8] = [
     Class {
         name: "BitNetForCausalLM",
         model_type: Some("bitnet"),
@@ -129,6 +136,20 @@ const CLASSES: [Class; 6] = [
         architecture: Architecture::Qwen35,
         kv_heads: Some(4),
         head_dim: Some(256),
+        ..LLAMA
+    },
+    // transformers does not have this class; the defaults are those of the code beside the models.
+    Class {
+        name: "MiniCPMForCausalLM",
+        model_type: Some("minicpm"),
+        architecture: Architecture::MiniCpm,
+        ..LLAMA
+    },
+    Class {
+        name: "HunYuanDenseV1ForCausalLM",
+        model_type: Some("hunyuan_v1_dense"),
+        architecture: Architecture::HunyuanDense,
+        rms_norm_eps: 1e-5,
         ..LLAMA
     },
 ];
@@ -187,10 +208,10 @@ fn graph(
     input_norm_eps: Option<f32>,
 ) -> Result<(Config, RopeScaling)> {
     let context_length = root.size("max_position_embeddings", u32::MAX as usize)?;
-    let (rope_theta, rope) = rope(root, class, context_length)?;
     let hidden_size = root.size("hidden_size", MAX_COLS)?;
     let heads = root.size("num_attention_heads", 4096)?;
     let head_dim = head_dim(root, class, hidden_size, heads)?;
+    let (rope_theta, rope) = rope(root, class, context_length, head_dim)?;
     let config = Config {
         architecture,
         architecture_name: class.name.to_owned(),
@@ -222,19 +243,35 @@ fn graph(
             Architecture::Qwen35 => hybrid::rotary_dim(&rope_parameters(root)?, head_dim)?,
             _ => head_dim,
         },
-        yarn: match rope {
-            RopeScaling::Yarn(yarn) => Some(yarn),
+        yarn: match &rope {
+            RopeScaling::Yarn(yarn) => Some(*yarn),
             _ => None,
         },
         linear: match architecture {
             Architecture::Qwen35 => Some(hybrid::linear_attention(root, num_layers)?),
             _ => None,
         },
-        multipliers: Multipliers::default(),
+        multipliers: match architecture {
+            Architecture::MiniCpm => multipliers(root, hidden_size, num_layers)?,
+            _ => Multipliers::default(),
+        },
         pooling: None,
     }
     .checked()?;
     Ok((config, rope))
+}
+
+/// The factors of MiniCPM.
+fn multipliers(root: &Keys<'_>, hidden_size: usize, num_layers: usize) -> Result<Multipliers> {
+    let number = |key: &str| match root.get(key) {
+        Some(_) => root.positive(key),
+        None => Ok(1.0),
+    };
+    Ok(Multipliers {
+        embedding: number("scale_emb")? as f32,
+        residual: (number("scale_depth")? / (num_layers as f64).sqrt()) as f32,
+        logits: (hidden_size as f64 / number("dim_model_base")?) as f32,
+    })
 }
 
 /// The class's graph, with the gate that the configuration states.
@@ -375,8 +412,14 @@ fn rope_parameters<'a>(root: &Keys<'a>) -> Result<Keys<'a>> {
 /// Base of the rotary frequencies and what changes them.
 ///
 /// As in transformers: an object `rope_scaling` that is not empty replaces `rope_parameters`; the
-/// base is the one in that object, else the one beside it, else the class's default.
-fn rope(root: &Keys<'_>, class: Class, context_length: usize) -> Result<(f64, RopeScaling)> {
+/// base is the one in that object, else the one beside it, else the class's default. Hunyuan's
+/// `alpha` multiplies the base, whatever the length of the text.
+fn rope(
+    root: &Keys<'_>,
+    class: Class,
+    context_length: usize,
+    head_dim: usize,
+) -> Result<(f64, RopeScaling)> {
     let keys = rope_parameters(root)?;
     let beside = root.number("rope_theta")?.unwrap_or(class.rope_theta);
     if class.architecture != Architecture::Qwen35 {
@@ -389,6 +432,16 @@ fn rope(root: &Keys<'_>, class: Class, context_length: usize) -> Result<(f64, Ro
     };
     let scaling = match kind {
         "default" => RopeScaling::None,
+        "dynamic"
+            if class.architecture == Architecture::HunyuanDense && keys.get("alpha").is_some() =>
+        {
+            let (alpha, dim) = (keys.positive("alpha")?, head_dim as f64);
+            let stretched = theta * math::pow_f64(alpha, dim / (dim - 2.0));
+            return Ok((stretched, RopeScaling::None));
+        }
+        "longrope" if class.architecture == Architecture::MiniCpm => {
+            longrope(&keys, root, context_length, head_dim)?
+        }
         "linear" => RopeScaling::Linear(keys.positive("factor")? as f32),
         "llama3" => llama3(&keys, root, context_length)?,
         "yarn" if class.architecture.has_yarn() => {
@@ -440,12 +493,46 @@ fn llama3(keys: &Keys<'_>, root: &Keys<'_>, context_length: usize) -> Result<Rop
     })
 }
 
+/// LongRoPE within the context that the model was first trained for.
+fn longrope(
+    keys: &Keys<'_>,
+    root: &Keys<'_>,
+    context_length: usize,
+    head_dim: usize,
+) -> Result<RopeScaling> {
+    let original = original_context(keys, root, context_length)?;
+    if original < context_length as f64 {
+        let problem = format!(
+            "{original}, below max_position_embeddings {context_length}; longrope is supported up to the former only"
+        );
+        return Err(keys.error(ORIGINAL_CONTEXT, problem));
+    }
+    let factors = |key: &str| {
+        let list = keys.get(key).and_then(Value::as_array);
+        let numbers = list.map(|list| list.iter().filter_map(Value::as_f64));
+        let factors: Vec<f32> = numbers.into_iter().flatten().map(|x| x as f32).collect();
+        let are_divisors = factors.iter().all(|x| x.is_normal() && *x > 0.0);
+        if are_divisors && factors.len() == head_dim / 2 {
+            return Ok(factors);
+        }
+        let problem = format!("expected {} numbers above 0", head_dim / 2);
+        Err(keys.error(key, problem))
+    };
+    Ok(RopeScaling::Long {
+        short: factors("short_factor")?,
+        long: factors("long_factor")?,
+    })
+}
+
+const ORIGINAL_CONTEXT: &str = "original_max_position_embeddings";
+
 fn original_context(keys: &Keys<'_>, root: &Keys<'_>, context_length: usize) -> Result<f64> {
-    const KEY: &str = "original_max_position_embeddings";
     let mut stated = [root, keys].into_iter();
     stated
-        .find(|keys| keys.get(KEY).is_some())
-        .map_or(Ok(context_length as f64), |keys| keys.positive(KEY))
+        .find(|keys| keys.get(ORIGINAL_CONTEXT).is_some())
+        .map_or(Ok(context_length as f64), |keys| {
+            keys.positive(ORIGINAL_CONTEXT)
+        })
 }
 
 /// The numbers of YaRN.
@@ -590,6 +677,10 @@ impl Keys<'_> {
             if !is_ignored && self.bool(key)? == Some(true) {
                 return Err(self.error(key, "true; biases are not supported".into()));
             }
+        }
+        if architecture == Architecture::MiniCpm && self.get("sparse_config").is_some() {
+            let problem = "present; only models whose tokens see all earlier ones are supported";
+            return Err(self.error("sparse_config", problem.into()));
         }
         if self.bool("use_sliding_window")? == Some(true) {
             let problem = "true; only models whose tokens see all earlier ones are supported";

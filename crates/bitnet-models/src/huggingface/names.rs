@@ -3,8 +3,8 @@
 use crate::source::{LayerSlot, LinearSlot, Projection, Slot};
 
 /// The names of a layer's modules, between `model.layers.N.` and `.weight`; where there are two,
-/// older files use the second.
-pub(super) const LAYER_NAMES: [(LayerSlot, &str); 22] = [
+/// older files or those of another class use the second.
+pub(super) const LAYER_NAMES: [(LayerSlot, &str); 24] = [
     (LayerSlot::AttentionNorm, "input_layernorm"),
     (LayerSlot::AttentionSubNorm, "self_attn.attn_sub_norm"),
     (LayerSlot::AttentionSubNorm, "self_attn.inner_attn_ln"),
@@ -12,7 +12,9 @@ pub(super) const LAYER_NAMES: [(LayerSlot, &str); 22] = [
     (LayerSlot::FfnSubNorm, "mlp.ffn_sub_norm"),
     (LayerSlot::FfnSubNorm, "mlp.ffn_layernorm"),
     (LayerSlot::QueryNorm, "self_attn.q_norm"),
+    (LayerSlot::QueryNorm, "self_attn.query_layernorm"),
     (LayerSlot::KeyNorm, "self_attn.k_norm"),
+    (LayerSlot::KeyNorm, "self_attn.key_layernorm"),
     (LayerSlot::Weight(Projection::Query), "self_attn.q_proj"),
     (LayerSlot::Weight(Projection::Key), "self_attn.k_proj"),
     (LayerSlot::Weight(Projection::Value), "self_attn.v_proj"),

@@ -16,8 +16,8 @@ use super::{Checkpoint, hybrid};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::source::{
-    Codes, FloatRule, GroupTensor, LayerSlot, LinearSlot, Projection, QKV, Slot, Source,
-    TernaryTensor, finite_values,
+    Codes, FloatRule, GroupTensor, LayerSlot, LinearSlot, Projection, QKV, RopeFactors, Slot,
+    Source, TernaryTensor, finite_values,
 };
 use crate::table::Table;
 
@@ -269,6 +269,7 @@ impl Source for Checkpoint {
                 used: "model.embed_tokens, model.norm, lm_head and in each layer input_layernorm, \
                        post_attention_layernorm, self_attn.{q,k,v,o}_proj, mlp.{gate,up,down}_proj and, in BitNet \
                        graphs, self_attn.attn_sub_norm, mlp.ffn_sub_norm (.weight), in Qwen3 self_attn.{q,k}_norm, \
+                       in Hunyuan self_attn.{query,key}_layernorm, \
                        in Qwen2 self_attn.{q,k,v}_proj.bias",
             }),
         }
@@ -428,16 +429,26 @@ impl Source for Checkpoint {
         Ok(ternary)
     }
 
-    fn rope_factors(&self) -> Result<Option<Vec<f32>>> {
-        let RopeScaling::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original_context,
-        } = self.quantization.rope
-        else {
-            return Ok(None);
-        };
+    fn rope_factors(&self) -> Result<Option<RopeFactors>> {
+        let (factor, low_freq_factor, high_freq_factor, original_context) =
+            match &self.quantization.rope {
+                RopeScaling::Llama3 {
+                    factor,
+                    low_freq_factor,
+                    high_freq_factor,
+                    original_context,
+                } => (
+                    *factor,
+                    *low_freq_factor,
+                    *high_freq_factor,
+                    *original_context,
+                ),
+                RopeScaling::Long { short, long } => {
+                    let (divisors, long) = (short.clone(), Some(long.clone()));
+                    return Ok(Some(RopeFactors { divisors, long }));
+                }
+                _ => return Ok(None),
+            };
         let head_dim = self.config.attention.head_dim;
         let divisor = |i: usize| {
             let frequency = math::pow_f64(
@@ -456,7 +467,9 @@ impl Source for Checkpoint {
                 1.0 / ((1.0 - smooth) / factor + smooth)
             }
         };
-        Ok(Some((0..head_dim / 2).map(|i| divisor(i) as f32).collect()))
+        let divisors = (0..head_dim / 2).map(|i| divisor(i) as f32).collect();
+        let long = None;
+        Ok(Some(RopeFactors { divisors, long }))
     }
 }
 

@@ -14,8 +14,8 @@ use crate::options::LoadOptions;
 use crate::rotation::{Rotation, Rotations};
 use crate::source::slots::slots;
 use crate::source::{
-    Codes, FloatRule, GroupTensor, LayerSlot, LinearSlot, Projection, Slot, Source, TernaryTensor,
-    finite_values,
+    Codes, FloatRule, GroupTensor, LayerSlot, LinearSlot, Projection, RopeFactors, Slot, Source,
+    TernaryTensor, finite_values,
 };
 use crate::table::Table;
 use bitnet_files::gguf::{Gguf, Metadata, MetadataValue, TensorType, TensorView};
@@ -61,6 +61,9 @@ const LAYER_NAMES: [(LayerSlot, &str); 29] = [
 
 /// The tensor with the divisors of rotary frequencies.
 pub(crate) const ROPE_FACTORS: &str = "rope_freqs.weight";
+/// The tensors with those of LongRoPE.
+pub(crate) const ROPE_FACTORS_SHORT: &str = "rope_factors_short.weight";
+pub(crate) const ROPE_FACTORS_LONG: &str = "rope_factors_long.weight";
 
 /// The name of a tensor in files of this architecture; `None` if they have no name for the slot.
 pub(crate) fn name(slot: Slot, architecture: Architecture) -> Option<String> {
@@ -361,9 +364,42 @@ impl<'a> GgufSource<'a> {
         Ok(finite_values(&name, dense(&tensor, "a scale")?, tensor.data, 1)?[0])
     }
 
+    /// Whether the file says that its rotary factors are LongRoPE's.
+    fn has_longrope(&self) -> bool {
+        let key = format!("{}.rope.scaling.type", self.config.architecture_name);
+        matches!(self.metadata().str(&key), Ok(Some("longrope")))
+    }
+
+    /// The divisors of rotary frequencies in a tensor, `[head_dim / 2]`.
+    fn divisors(&self, tensor: &TensorView<'_>) -> Result<Vec<f32>> {
+        let half = self.config.attention.head_dim / 2;
+        if (tensor.cols(), tensor.rows()) != (half, 1) {
+            return Err(Error::Shape {
+                tensor: tensor.name.to_owned(),
+                found: tensor.dims.to_vec(),
+                expected: vec![half],
+            });
+        }
+        let factors = finite_values(tensor.name, dense(tensor, "a vector")?, tensor.data, half)?;
+        match factors.iter().position(|factor| *factor <= 0.0) {
+            None => Ok(factors),
+            Some(at) => Err(Error::TensorValues {
+                tensor: tensor.name.to_owned(),
+                problem: format!(
+                    "element {at} is {}, a divisor of frequencies must be above 0",
+                    factors[at]
+                ),
+            }),
+        }
+    }
+
     /// The names of all tensors that the main pass uses.
     fn used_names(&self) -> BTreeSet<String> {
-        let mut names = BTreeSet::from([ROPE_FACTORS.to_owned()]);
+        let factors = match self.has_longrope() {
+            true => &[ROPE_FACTORS_LONG, ROPE_FACTORS_SHORT][..],
+            false => &[ROPE_FACTORS],
+        };
+        let mut names: BTreeSet<String> = factors.iter().map(|name| (*name).to_owned()).collect();
         for slot in slots(self) {
             let name = self.name(slot);
             if let (Slot::Layer(_, LayerSlot::Weight(_)), Some(weight)) = (slot, &name) {
@@ -535,30 +571,19 @@ impl Source for GgufSource<'_> {
         Ok(ternary)
     }
 
-    fn rope_factors(&self) -> Result<Option<Vec<f32>>> {
-        let Some(tensor) = self.gguf.tensor(ROPE_FACTORS) else {
-            return Ok(None);
-        };
-        let half = self.config.attention.head_dim / 2;
-        if (tensor.cols(), tensor.rows()) != (half, 1) {
-            let found = tensor.dims.to_vec();
-            return Err(Error::Shape {
-                tensor: ROPE_FACTORS.to_owned(),
-                found,
-                expected: vec![half],
-            });
+    fn rope_factors(&self) -> Result<Option<RopeFactors>> {
+        if self.has_longrope() {
+            return Ok(Some(RopeFactors {
+                divisors: self.divisors(&self.gguf.require_tensor(ROPE_FACTORS_SHORT)?)?,
+                long: Some(self.divisors(&self.gguf.require_tensor(ROPE_FACTORS_LONG)?)?),
+            }));
         }
-        let factors = finite_values(ROPE_FACTORS, dense(&tensor, "a vector")?, tensor.data, half)?;
-        match factors.iter().position(|factor| *factor <= 0.0) {
-            None => Ok(Some(factors)),
-            Some(at) => Err(Error::TensorValues {
-                tensor: ROPE_FACTORS.to_owned(),
-                problem: format!(
-                    "element {at} is {}, a divisor of frequencies must be above 0",
-                    factors[at]
-                ),
-            }),
-        }
+        let stored = self.gguf.tensor(ROPE_FACTORS);
+        let divisors = stored.map(|tensor| self.divisors(&tensor)).transpose()?;
+        Ok(divisors.map(|divisors| RopeFactors {
+            divisors,
+            long: None,
+        }))
     }
 }
 

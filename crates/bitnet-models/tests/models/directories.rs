@@ -81,18 +81,24 @@ pub fn with_causes(error: &dyn std::error::Error) -> String {
 #[test]
 fn directories_give_the_bits_of_their_gguf_files() {
     let cpu = cpu();
-    for model in ["qwen2", "qwen3"] {
+    for (model, forms, quantization) in [
+        ("qwen2", &["hf", "mlx"][..], "Q2_0"),
+        ("qwen3", &["hf", "mlx"], "Q1_0"),
+        ("hunyuan-dense", &["hf"], "Q1_0"),
+        // Floats do not say that a file had them in fewer bits.
+        ("minicpm-longrope", &["hf"], "PQ2_0"),
+    ] {
         let folder = folder(model);
         let tokens = tokens(&folder);
         let gguf = load_gguf(&folder, InputRounding::default(), &cpu);
         let expected = logits(&gguf, &cpu, &tokens, KvType::F32, 9);
         assert_near(model, &expected, &read_npy(&folder.join("logits-int8.npy")));
-        for form in ["hf", "mlx"] {
+        for form in forms {
             let checkpoint = Checkpoint::open(&folder.join(form)).expect("it opens");
             checkpoint.check().expect("complete");
             let found = LanguageModel::from_checkpoint(&checkpoint, &LoadOptions::default(), &cpu)
                 .expect("it loads");
-            assert_eq!(found.quantization(), gguf.quantization(), "{model} {form}");
+            assert_eq!(found.quantization(), quantization, "{model} {form}");
             assert_eq!(found.config().yarn, gguf.config().yarn);
             let found = logits(&found, &cpu, &tokens, KvType::F32, 9);
             assert_same_bits(&format!("{model} {form}"), &found, &expected);
@@ -235,4 +241,16 @@ fn options_that_change_the_graph_are_refused() {
         copy.edit_config(|json| json["rope_parameters"][key] = value);
         copy.refused(&[&format!("rope_parameters.{key}")]);
     }
+}
+
+#[test]
+fn longrope_beyond_its_first_context_is_refused() {
+    let copy = Copy::of("minicpm-longrope", "hf");
+    copy.edit_config(|config| config["max_position_embeddings"] = 8192.into());
+    copy.refused(&[
+        "rope_scaling.original_max_position_embeddings is 4096, below max_position_embeddings 8192",
+    ]);
+    let copy = Copy::of("minicpm-longrope", "hf");
+    copy.edit_config(|config| config["rope_scaling"]["short_factor"][3] = 0.into());
+    copy.refused(&["rope_scaling.short_factor is expected 32 numbers above 0"]);
 }

@@ -18,11 +18,12 @@ pub fn folder(name: &str) -> PathBuf {
 }
 
 /// The models.
-const MODELS: [(&str, Architecture); 7] = [
+const MODELS: [(&str, Architecture); 8] = [
     ("qwen2", Architecture::Qwen2),
     ("qwen2-i2_s", Architecture::Qwen2),
     ("qwen3", Architecture::Qwen3),
     ("minicpm", Architecture::MiniCpm),
+    ("minicpm-longrope", Architecture::MiniCpm),
     ("hunyuan-dense", Architecture::HunyuanDense),
     ("qwen3-embedding", Architecture::Qwen3),
     ("gemma3-embedding", Architecture::Gemma3),

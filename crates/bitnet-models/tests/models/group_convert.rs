@@ -86,6 +86,7 @@ fn tensors_come_back_with_the_same_bytes_after_all_forms_that_hold_them() {
     let files = Files::new();
     for (model, forms) in [
         ("minicpm", &[PQ2_0, Q2_0, PTQ1_0][..]),
+        ("minicpm-longrope", &[PQ2_0, PTQ1_0]),
         ("hunyuan-dense", &[Q2_0, PTQ1_0, PQ2_0, Q1_0]),
     ] {
         let original = folder(model).join("model.gguf");
@@ -188,12 +189,17 @@ fn hybrid_and_rotated_models_keep_their_metadata_and_bits() {
 #[test]
 fn directories_become_files_with_the_same_bits() {
     let files = Files::new();
-    for (model, form) in [("qwen2", WeightType::Q2_0), ("qwen3", WeightType::Q1_0)] {
+    for (model, form, directories) in [
+        ("qwen2", WeightType::Q2_0, &["hf", "mlx"][..]),
+        ("qwen3", WeightType::Q1_0, &["hf", "mlx"]),
+        ("hunyuan-dense", WeightType::Q1_0, &["hf"]),
+        ("minicpm-longrope", WeightType::PTQ1_0, &["hf"]),
+    ] {
         let original = folder(model);
         let (tokens, cpu) = (tokens(&original), cpu());
         let expected = load(&original, InputRounding::default(), &cpu);
         let expected = logits(&expected, &cpu, &tokens, KvType::F32, 8);
-        for directory in ["hf", "mlx"] {
+        for directory in directories {
             let checkpoint = Checkpoint::open(&original.join(directory)).expect("it opens");
             let to = files.model(&format!("{model}-{directory}"));
             write(Input::Checkpoint(&checkpoint), &to, form).expect(model);
