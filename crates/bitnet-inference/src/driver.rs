@@ -9,6 +9,10 @@
 //! culprit is unknown, so a fresh engine runs each request in flight again, alone. Tokens depend
 //! on nothing but the request, so the thread drops the tokens that it has already sent. The
 //! request that panics alone fails; the other requests do not notice.
+//!
+//! If the device fails, as a lost GPU does, the results since an unknown moment are worthless. The
+//! requests in flight fail, because one of them may be the cause. A fresh engine runs the requests
+//! that wait, if one can be made.
 
 use std::any::Any;
 use std::collections::{HashMap, VecDeque};
@@ -16,7 +20,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -29,7 +33,8 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::request::{Constraint, Event, Finish, Logprobs, Request, RequestId, Timings};
 
-/// Makes an engine like the first one, to replace an engine that has panicked.
+/// Makes an engine like the first one, to replace an engine that has panicked or whose device has
+/// failed.
 pub type RemakeEngine = Box<dyn FnMut() -> Result<Engine> + Send>;
 
 /// Makes the constraint of a request: once when the request is submitted, and again each time it
@@ -105,7 +110,7 @@ pub enum Failure {
     /// The model computes nothing useful, for this reason.
     #[error("{0}")]
     Model(String),
-    /// The device failed, for this reason, and computes nothing any more.
+    /// The device failed, for this reason, while the engine had the request or was being replaced.
     #[error("{0}")]
     Device(String),
     /// The request was cancelled; these are its tokens and times so far.
@@ -155,6 +160,8 @@ pub struct EngineStats {
     pub states: StateCounts,
     /// Times that an engine panicked and was replaced.
     pub panics: u64,
+    /// Times that the device failed.
+    pub device_failures: u64,
 }
 
 /// Reports the engine's statistics to any thread.
@@ -163,6 +170,8 @@ pub struct EngineMonitor {
     epoch: Instant,
     /// Milliseconds from `epoch` to the start of the current step, plus 1; 0 between jobs.
     step_start: AtomicU64,
+    /// Whether the device has failed and the engine is being replaced.
+    is_replacing: AtomicBool,
     stats: Mutex<EngineStats>,
 }
 
@@ -181,6 +190,15 @@ pub enum Observation<'a> {
         /// What the engine was doing.
         during: PanickedTask,
     },
+    /// The device has failed, and the requests in flight with it.
+    DeviceFailed {
+        /// Why.
+        problem: &'a str,
+        /// The number of these requests.
+        num_requests: usize,
+    },
+    /// A new engine has replaced an engine whose device failed.
+    DeviceReplaced,
 }
 
 /// What an engine was doing when it panicked.
@@ -235,6 +253,8 @@ pub enum PanickedTask {
 pub struct Driver {
     commands: Sender<Command>,
     monitor: Arc<EngineMonitor>,
+    /// The failure of the device that has ended the thread.
+    device_failure: Arc<OnceLock<String>>,
 }
 
 /// A command from a driver to its thread.
@@ -264,11 +284,13 @@ impl Driver {
         let driver = Self {
             commands,
             monitor: Arc::clone(&monitor),
+            device_failure: Arc::default(),
         };
         let engine_loop = EngineLoop {
             commands: received,
             earlier: monitor.stats(),
             monitor,
+            device_failure: Arc::clone(&driver.device_failure),
             observe: Box::new(|_| {}),
             step,
             files: None,
@@ -281,7 +303,8 @@ impl Driver {
         (driver, engine_loop)
     }
 
-    /// Starts a thread that runs `engine`, and replaces it by `remake` after a panic.
+    /// Starts a thread that runs `engine`, and replaces it by `remake` after a panic or a failure of
+    /// the device.
     ///
     /// # Errors
     /// If the system cannot start a thread.
@@ -289,7 +312,7 @@ impl Driver {
         let (driver, engine_loop) = Self::new();
         std::thread::Builder::new()
             .name("bitnet-engine".to_owned())
-            // If the engine cannot be remade, the loop ends and all requests fail.
+            // If the engine cannot be replaced, the loop ends and all requests fail.
             .spawn(move || drop(engine_loop.run(engine, remake)))?;
         Ok(driver)
     }
@@ -365,7 +388,7 @@ impl Driver {
         match result.recv() {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(panic)) => resume_unwind(panic),
-            Err(_) => Err(Error::EngineStopped),
+            Err(_) => Err(self.ended()),
         }
     }
 
@@ -376,9 +399,15 @@ impl Driver {
     }
 
     fn send(&self, command: Command) -> Result<()> {
-        self.commands
-            .send(command)
-            .map_err(|_| Error::EngineStopped)
+        self.commands.send(command).map_err(|_| self.ended())
+    }
+
+    /// Why the thread takes no commands.
+    fn ended(&self) -> Error {
+        match self.device_failure.get() {
+            Some(problem) => Error::DeviceFailed(problem.clone()),
+            None => Error::EngineStopped,
+        }
     }
 }
 
@@ -507,6 +536,7 @@ impl Default for EngineMonitor {
         Self {
             epoch: Instant::now(),
             step_start: AtomicU64::new(0),
+            is_replacing: AtomicBool::new(false),
             stats: Mutex::default(),
         }
     }
@@ -534,6 +564,12 @@ impl EngineMonitor {
                 .elapsed()
                 .saturating_sub(Duration::from_millis(start - 1)),
         }
+    }
+
+    /// Whether the device has failed and the engine is being replaced. Requests wait meanwhile.
+    #[must_use]
+    pub fn is_replacing(&self) -> bool {
+        self.is_replacing.load(Ordering::Relaxed)
     }
 
     fn step_starts(&self) {
@@ -576,6 +612,7 @@ impl EngineStats {
             states: engine.states(),
             num_blocks,
             panics: earlier.panics,
+            device_failures: earlier.device_failures,
         }
     }
 }
@@ -584,6 +621,8 @@ impl EngineStats {
 pub struct EngineLoop<S = fn(&mut Engine, &mut Vec<Event>)> {
     commands: Receiver<Command>,
     monitor: Arc<EngineMonitor>,
+    /// Set if a failure of the device ends the loop.
+    device_failure: Arc<OnceLock<String>>,
     observe: Box<dyn FnMut(Observation<'_>) + Send>,
     step: S,
     /// The model's files and folders; `None` for all mapped files.
@@ -619,6 +658,8 @@ enum Stopped {
     NoMoreCommands,
     /// The engine has panicked and is in an unknown state.
     Panicked(Panic),
+    /// The device has failed, for this reason.
+    DeviceFailed(String),
 }
 
 /// The payload of a panic.
@@ -643,20 +684,51 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineLoop<S> {
     /// Runs until all drivers are gone and all requests have ended.
     ///
     /// # Errors
-    /// If `remake` cannot replace an engine that has panicked.
+    /// If `remake` cannot replace an engine that has panicked or whose device has failed.
     pub fn run(mut self, mut engine: Engine, mut remake: RemakeEngine) -> Result<()> {
         loop {
-            match self.drive(&mut engine) {
+            let stopped = self.drive(&mut engine);
+            self.monitor.rests();
+            self.earlier = self.monitor.stats();
+            // Free the old engine's memory before the new engine takes its own.
+            drop(engine);
+            match stopped {
                 Stopped::NoMoreCommands => return Ok(()),
                 Stopped::Panicked(_) => {
-                    // Free the old engine's memory before the new engine takes its own.
-                    drop(engine);
-                    self.earlier = self.monitor.stats();
                     self.earlier.panics += 1;
                     self.monitor.record(self.earlier);
                     engine = remake()?;
                 }
+                Stopped::DeviceFailed(problem) => {
+                    self.earlier.device_failures += 1;
+                    self.monitor.record(self.earlier);
+                    engine = self.replace_device(&mut remake, problem)?;
+                }
             }
+        }
+    }
+
+    /// Makes an engine after a failure of the device. If that is not possible, fails all requests
+    /// that wait.
+    fn replace_device(&mut self, remake: &mut RemakeEngine, problem: String) -> Result<Engine> {
+        let remade = remake();
+        self.monitor.is_replacing.store(false, Ordering::Relaxed);
+        match &remade {
+            Ok(_) => (self.observe)(Observation::DeviceReplaced),
+            Err(_) => self.fail_waiting(problem),
+        }
+        remade
+    }
+
+    /// Fails all requests that the engine does not have, and all later ones.
+    fn fail_waiting(&mut self, problem: String) {
+        // Nothing else sets it, so this cannot fail.
+        let _ = self.device_failure.set(problem.clone());
+        let mut waiting = self.backlog.take_unwanted(|_| false);
+        waiting.extend(self.suspects.drain(..));
+        waiting.extend(self.commands.try_iter().filter_map(Command::flight));
+        for flight in waiting {
+            flight.fail(Failure::Device(problem.clone()));
         }
     }
 
@@ -668,6 +740,10 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineLoop<S> {
 
     fn drive(&mut self, engine: &mut Engine) -> Stopped {
         loop {
+            if let Some(problem) = engine.failure() {
+                self.device_failed(engine, &problem);
+                return Stopped::DeviceFailed(problem);
+            }
             if let Err(panic) = self.take_commands(engine) {
                 return Stopped::Panicked(panic);
             }
@@ -694,10 +770,10 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineLoop<S> {
             if let Some(problem) = self.file_problem() {
                 self.fail_all(engine, &|| Failure::File(problem.clone()));
             }
-            if let Some(problem) = engine.failure() {
-                self.fail_all(engine, &|| Failure::Device(problem.clone()));
+            // The results of a step on a failed device are worthless.
+            if engine.failure().is_none() {
+                self.send_events();
             }
-            self.send_events();
         }
     }
 
@@ -708,6 +784,17 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineLoop<S> {
             None => true,
             Some(files) => files.iter().any(|file| problem.path().starts_with(file)),
         })
+    }
+
+    /// Fails the requests in flight after a failure of the device.
+    fn device_failed(&mut self, engine: &mut Engine, problem: &str) {
+        self.monitor.is_replacing.store(true, Ordering::Relaxed);
+        let num_requests = self.in_flight.len();
+        (self.observe)(Observation::DeviceFailed {
+            problem,
+            num_requests,
+        });
+        self.fail_all(engine, &|| Failure::Device(problem.to_owned()));
     }
 
     /// Fails every request in flight: what the engine has computed may be wrong.
@@ -765,15 +852,8 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineLoop<S> {
         match command {
             Command::Submit { job, submitted } => {
                 let (owner, priority) = (Arc::clone(&job.owner), job.priority);
-                let flight = Flight {
-                    job: *job,
-                    _in_engine: None,
-                    submitted,
-                    has_started: false,
-                    num_sampled: 0,
-                    num_sent: 0,
-                };
-                self.backlog.push(priority, owner, flight);
+                self.backlog
+                    .push(priority, owner, Flight::new(job, submitted));
                 Ok(())
             }
             Command::Call(call) => call(engine).map_err(|message| {
@@ -903,7 +983,28 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineLoop<S> {
     }
 }
 
+impl Command {
+    /// The request of a command that submits one.
+    fn flight(self) -> Option<Flight> {
+        match self {
+            Self::Submit { job, submitted } => Some(Flight::new(job, submitted)),
+            Self::Call(_) => None,
+        }
+    }
+}
+
 impl Flight {
+    fn new(job: Box<Job>, submitted: Instant) -> Self {
+        Self {
+            job: *job,
+            _in_engine: None,
+            submitted,
+            has_started: false,
+            num_sampled: 0,
+            num_sent: 0,
+        }
+    }
+
     fn start(&mut self) {
         if !std::mem::replace(&mut self.has_started, true) {
             let queued = self.submitted.elapsed();
@@ -933,8 +1034,8 @@ impl Engine {
     /// Runs a request to its end on the calling thread: the sampled tokens, and how it ended.
     ///
     /// # Errors
-    /// As [`Engine::submit`], or if a file of the model changes during the run, or the model is
-    /// broken.
+    /// As [`Engine::submit`], or if a file of the model changes during the run, the device fails, or
+    /// the model is broken.
     ///
     /// # Panics
     /// If other requests are waiting or running: their results would be lost.
@@ -947,15 +1048,16 @@ impl Engine {
         let (driver, mut engine_loop) = Driver::new();
         let stream = driver.stream(request)?;
         drop(driver);
-        if let Stopped::Panicked(panic) = engine_loop.drive(self) {
-            resume_unwind(panic);
+        match engine_loop.drive(self) {
+            Stopped::NoMoreCommands => {}
+            Stopped::Panicked(panic) => resume_unwind(panic),
+            Stopped::DeviceFailed(problem) => return Err(Error::DeviceFailed(problem)),
         }
         match stream.wait() {
             Ok(Completion { tokens, finish, .. }) => Ok((tokens, finish)),
             Err(Failure::Refused(error)) => Err(error),
             Err(Failure::File(problem)) => Err(Error::ModelFile(problem)),
             Err(Failure::Model(problem)) => Err(Error::BrokenModel(problem)),
-            Err(Failure::Device(problem)) => Err(Error::DeviceFailed(problem)),
             Err(failure) => unreachable!("the request has no constraint and runs here: {failure}"),
         }
     }

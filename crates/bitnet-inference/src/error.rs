@@ -19,7 +19,7 @@ pub enum Error {
     #[cfg(not(feature = "gpu"))]
     #[error("no GPU can be used: this program was built without the feature gpu")]
     NoGpuSupport,
-    /// The device failed, and all later results with it.
+    /// The device of a model failed, for this reason. The model must be loaded again.
     #[error("{0}")]
     DeviceFailed(String),
     /// The tokenizer or chat template.

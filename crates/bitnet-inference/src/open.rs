@@ -193,12 +193,16 @@ impl OpenModel {
         Engine::new(model, tokenizer, self.device, options)
     }
 
-    /// Makes further engines with these options.
+    /// Makes further engines with these options. Fails with [`Error::DeviceFailed`] if the device of
+    /// the weights has failed: the model must be loaded again.
     #[must_use]
     pub fn remake(&self, options: EngineOptions) -> RemakeEngine {
         let (model, tokenizer) = (Arc::clone(&self.model), self.tokenizer().cloned());
         let device = self.device;
-        Box::new(move || Engine::new(Arc::clone(&model), tokenizer.clone(), device, options))
+        Box::new(move || match model.failure() {
+            Some(problem) => Err(Error::DeviceFailed(problem)),
+            None => Engine::new(Arc::clone(&model), tokenizer.clone(), device, options),
+        })
     }
 
     /// An engine on its own thread.

@@ -11,7 +11,7 @@ use bitnet_kernels::{Counters, Estimates};
 use bitnet_models::{Backend, CacheShape, Chunk, FfnActivity, LanguageModel, ModelInfo, Workspace};
 
 use crate::device::Device;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::options::EngineOptions;
 
 /// A model on a device, with its cache.
@@ -93,8 +93,16 @@ pub trait Model: Send + Sync {
     /// Creates a runner with its own cache, as large as an engine with these options needs.
     ///
     /// # Errors
-    /// If there is not enough memory for the cache.
+    /// If there is not enough memory for the cache, or the device has failed.
     fn runner(&self, device: Device, options: &EngineOptions) -> Result<Box<dyn Runner>>;
+
+    /// Why no runner of the model works any more, such as a lost device: the model must be loaded
+    /// again. `None` as long as they work.
+    fn failure(&self) -> Option<String>;
+
+    /// Loses the device, as a driver does that resets it. For tests of what follows. Does nothing
+    /// on the CPU.
+    fn lose_device(&self);
 }
 
 /// A model of one backend that runners share.
@@ -121,6 +129,14 @@ pub(crate) trait Opened<B: Backend>: Send + Sync {
     ) -> Result<()> {
         Ok(())
     }
+
+    /// Why nothing runs on the device any more; `None` as long as it works.
+    fn failure(&self) -> Option<String> {
+        None
+    }
+
+    /// See [`Model::lose_device`].
+    fn lose(&self) {}
 }
 
 impl<B: Backend> SharedModel<B> {
@@ -142,7 +158,19 @@ impl<B: Backend> Model for SharedModel<B> {
     fn runner(&self, device: Device, options: &EngineOptions) -> Result<Box<dyn Runner>> {
         self.opened.check_room(&self.model, device, options)?;
         let (model, backend) = (Arc::clone(&self.model), self.opened.start(device));
-        Ok(Box::new(ModelRunner::new(model, backend, device, options)?))
+        let runner = ModelRunner::new(model, backend, device, options)?;
+        match self.failure() {
+            Some(problem) => Err(Error::DeviceFailed(problem)),
+            None => Ok(Box::new(runner)),
+        }
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.opened.failure()
+    }
+
+    fn lose_device(&self) {
+        self.opened.lose();
     }
 }
 

@@ -439,7 +439,12 @@ impl Engine {
         let is_asked = move || flag.load(Ordering::Relaxed);
         let run = move || receipt::run(&model, options, request, seed_given, is_asked);
         let cancel = || is_cancelled.store(true, Ordering::Relaxed);
-        interruptible(py, run, cancel)?.map_err(error::request)
+        interruptible(py, run, cancel)?.map_err(error::run)
+    }
+
+    /// Loses the device, as a driver does that resets it. For tests of what follows.
+    fn lose_device(&self) {
+        self.model.model.lose_device();
     }
 
     /// The notices of answers; only the first call gets them.

@@ -54,9 +54,8 @@ pub(crate) fn failure(failure: Failure) -> PyErr {
     match failure {
         Failure::Refused(error) => request(error),
         Failure::File(problem) => exceptions::ModelFileError::new_err(problem.to_string()),
-        Failure::Model(problem) | Failure::Device(problem) => {
-            exceptions::ModelError::new_err(problem)
-        }
+        Failure::Model(problem) => exceptions::ModelError::new_err(problem),
+        Failure::Device(problem) => device(&problem),
         Failure::Panicked(_)
         | Failure::Constraint(_)
         | Failure::Cancelled(_)
@@ -64,10 +63,28 @@ pub(crate) fn failure(failure: Failure) -> PyErr {
     }
 }
 
+/// A run that ended without an answer and a receipt.
+pub(crate) fn run(error: anyhow::Error) -> PyErr {
+    let other = match error.downcast::<Failure>() {
+        Ok(problem) => return failure(problem),
+        Err(other) => other,
+    };
+    match other.downcast::<bitnet_inference::Error>() {
+        Ok(problem) => call(problem),
+        Err(other) => request(other),
+    }
+}
+
+/// The device of a model failed.
+fn device(problem: &str) -> PyErr {
+    engine(format!("{problem}: load the model again"))
+}
+
 /// An error of the engine outside a request: its thread has ended, or the arguments are invalid.
 pub(crate) fn call(error: bitnet_inference::Error) -> PyErr {
     match error {
         bitnet_inference::Error::EngineStopped => engine(error),
+        bitnet_inference::Error::DeviceFailed(problem) => device(&problem),
         error => request(error),
     }
 }

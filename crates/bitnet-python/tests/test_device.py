@@ -34,3 +34,25 @@ def test_auto_says_why_it_is_the_cpu(program):
     assert model.info["device"] == "cpu"
     with pytest.raises(bitnet.RequestError, match='device is "gpu": no GPU with Vulkan'):
         bitnet.load(device="gpu")
+
+
+def test_a_lost_device_raises_an_exception_from_then_on(model, adapter):
+    on_gpu = bitnet.load(device=adapter)
+    stream = on_gpu.stream(PROMPT, max_tokens=200, temperature=0.0)
+    next(stream)
+    on_gpu._engine.lose_device()
+    with pytest.raises(bitnet.EngineError, match="the device was lost.*: load the model again"):
+        list(stream)
+    tokens = model.tokenize(PROMPT)
+    uses = [
+        lambda: on_gpu.generate(PROMPT),
+        lambda: on_gpu.logits(tokens),
+        lambda: on_gpu.perplexity(PROMPT),
+        lambda: on_gpu.embed([PROMPT], pooling="mean"),
+    ]
+    for use in uses:
+        with pytest.raises(bitnet.EngineError, match="load the model again"):
+            use()
+    options = {"max_tokens": 8, "temperature": 0.0}
+    again = bitnet.load(device=adapter)
+    assert again.generate(PROMPT, **options) == model.generate(PROMPT, **options)

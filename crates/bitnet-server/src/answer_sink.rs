@@ -63,11 +63,22 @@ impl ReplySink for AnswerSink {
     }
 }
 
-/// Counts the engine's steps and logs its panics.
+/// Counts the engine's steps, and logs its panics and the failures of its device.
 pub(crate) fn observe(metrics: &Arc<Metrics>, observation: Observation<'_>) {
     let (message, during) = match observation {
         Observation::Stepped { tokens } => return metrics.stepped(tokens),
         Observation::Panicked { message, during } => (message, during),
+        Observation::DeviceFailed {
+            problem,
+            num_requests,
+        } => {
+            return tracing::error!(
+                problem,
+                under_way = num_requests,
+                "the device failed, and the requests under way with it; the model is loaded again"
+            );
+        }
+        Observation::DeviceReplaced => return tracing::info!("the model is loaded again"),
     };
     match during {
         PanickedTask::Submit => {

@@ -16,9 +16,10 @@ use crate::state::{App, Phase};
 /// The state of the server.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Health {
-    /// `ok`, `loading`, `draining`; `stalled` if the engine has not finished a step for too long;
-    /// `text stalled` if no request has been read for too long; `model changed` if a file of the
-    /// model was changed while it is in use.
+    /// `ok`, `loading`, `draining`; `reloading` if the device has failed and the model is loaded
+    /// again; `stalled` if the engine has not finished a step for too long; `text stalled` if no
+    /// request has been read for too long; `model changed` if a file of the model was changed while
+    /// it is in use.
     status: &'static str,
 }
 
@@ -28,6 +29,7 @@ fn answer(app: &App, is_ok: bool) -> Response {
         _ if app.registry.stalled().is_some() => "stalled",
         _ if is_text_stalled(app) => "text stalled",
         Phase::Loading => "loading",
+        Phase::Ready if app.registry.is_reloading() => "reloading",
         Phase::Ready => "ok",
         Phase::Draining => "draining",
     };
@@ -61,8 +63,8 @@ fn is_alive(app: &App) -> bool {
     )
 )]
 pub(crate) async fn health(State(app): State<Arc<App>>) -> Response {
-    let is_ready = app.phase() == Phase::Ready && is_alive(&app) && !is_text_stalled(&app);
-    answer(&app, is_ready)
+    let is_open = app.phase() == Phase::Ready && !app.registry.is_reloading();
+    answer(&app, is_open && is_alive(&app) && !is_text_stalled(&app))
 }
 
 /// The same as `/health`, under the name that Kubernetes uses.

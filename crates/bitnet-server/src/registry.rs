@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use bitnet_guard::FileProblem;
-use bitnet_inference::{Driver, EngineLoop, Job, panic_message};
+use bitnet_inference::{Driver, Engine, EngineLoop, Job, RemakeEngine, panic_message};
 use tokio::sync::{Notify, oneshot};
 
 use crate::answer_sink::observe;
@@ -420,6 +420,12 @@ impl Registry {
         damages.next().filter(|_| lasts)
     }
 
+    /// Whether the device of the only model has failed, and the model is loaded again.
+    pub(crate) fn is_reloading(&self) -> bool {
+        let only = self.only();
+        only.is_some_and(|slot| slot.metrics.engine().is_replacing())
+    }
+
     /// How long an engine has been in one step, if that is longer than it may be.
     pub(crate) fn stalled(&self) -> Option<Duration> {
         let state = self.state();
@@ -564,6 +570,7 @@ fn run_model(registry: &Weak<Registry>, index: usize, driver: Driver, engine_loo
     engine_loop.publish(&loaded.engine);
     let names = strong.slots[index].names.clone();
     let (model, engine, remake) = ServedModel::new(names, loaded, &strong.options);
+    let remake = reloading(Weak::clone(registry), index, remake);
     let seconds = start.elapsed().as_secs_f64();
     tracing::info!(
         model = model.name(),
@@ -583,6 +590,38 @@ fn run_model(registry: &Weak<Registry>, index: usize, driver: Driver, engine_loo
     if let Some(strong) = registry.upgrade() {
         strong.thread_ended(index, problem);
     }
+}
+
+/// Makes engines with `remake`, or by loading the model at `index` again if its device has failed.
+fn reloading(registry: Weak<Registry>, index: usize, mut remake: RemakeEngine) -> RemakeEngine {
+    Box::new(move || match remake() {
+        Err(bitnet_inference::Error::DeviceFailed(problem)) => {
+            // Free the lost weights before the new ones take memory.
+            remake = Box::new(|| Err(bitnet_inference::Error::EngineStopped));
+            let engine;
+            (engine, remake) = reload(&registry, index, &problem)?;
+            Ok(engine)
+        }
+        made => made,
+    })
+}
+
+/// Loads the model at `index` again after this failure of its device.
+fn reload(
+    registry: &Weak<Registry>,
+    index: usize,
+    failure: &str,
+) -> bitnet_inference::Result<(Engine, RemakeEngine)> {
+    let registry = registry.upgrade();
+    let registry = registry.ok_or(bitnet_inference::Error::EngineStopped)?;
+    let loaded = registry.load(index).map_err(|problem| {
+        let problem = Error::from(problem);
+        let problem = chain(&problem);
+        bitnet_inference::Error::DeviceFailed(format!(
+            "{failure}; the model cannot be loaded again: {problem}"
+        ))
+    })?;
+    Ok((loaded.engine, loaded.remake))
 }
 
 impl Slot {

@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bitnet_models::Error as ModelError;
 
@@ -511,7 +512,9 @@ impl Context {
 }
 
 /// The longest time that the device may take for a submission.
-pub(crate) const WAIT_MAX: std::time::Duration = std::time::Duration::from_secs(600);
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(600);
+/// The time between two checks for a failure while the host waits.
+pub(crate) const WAIT_PAUSE: Duration = Duration::from_millis(50);
 
 fn storage_entry(binding: u32, read_only: bool) -> wgpu::BindGroupLayoutEntry {
     wgpu::BindGroupLayoutEntry {

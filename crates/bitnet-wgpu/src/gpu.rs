@@ -106,6 +106,20 @@ impl OpenGpu {
         self.0.refuse_after(count);
     }
 
+    /// Waits until the device is idle. Returns why results are worthless since some earlier work,
+    /// such as a lost device; `None` as long as they are right.
+    #[must_use]
+    pub fn finish(&self) -> Option<String> {
+        self.0.settle();
+        self.failure()
+    }
+
+    /// The same without waiting, as far as it is known.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        self.0.failure()
+    }
+
     /// Loses the device, as a driver does that resets it. For tests of what follows.
     pub fn lose(&self) {
         self.0.device.destroy();

@@ -1,15 +1,21 @@
 //! Hidden states to logits, and logits to the host.
 
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Instant;
+
 use bitnet_kernels::Kernel;
 
 use crate::buffers::{GpuInt8, GpuRows, Store};
-use crate::context::{Buffer, WAIT_MAX};
+use crate::context::{Buffer, WAIT_MAX, WAIT_PAUSE};
 use crate::gpu::Gpu;
 use crate::shaders::Shader;
 use crate::table::{GpuTable, Kind, StoredRows};
 
 /// The most bytes of logits that are read back at once.
 pub const LOGITS_BYTES: usize = 64 << 20;
+
+/// What the driver reports about a mapping.
+type MapResult = std::result::Result<(), wgpu::BufferAsyncError>;
 
 /// Buffers between the head and the host.
 #[derive(Default)]
@@ -154,17 +160,28 @@ impl Gpu {
             let _ = sender.send(result);
         });
         recorder.wait();
-        // A thread with another model may be the one that calls the closure, after this wait.
-        match receiver.recv_timeout(WAIT_MAX) {
-            Ok(Ok(())) if !self.context.has_failed() => match slice.get_mapped_range() {
+        match self.mapped(&receiver) {
+            Ok(()) if !self.context.has_failed() => match slice.get_mapped_range() {
                 Ok(numbers) => to.copy_from_slice(bytemuck::cast_slice(&numbers)),
                 Err(error) => self.context.fail(error.to_string()),
             },
-            Ok(Err(error)) => self.context.fail(format!("cannot read results: {error}")),
-            _ => self
-                .context
-                .fail("cannot read results: the device did not finish".into()),
+            Ok(()) => {}
+            Err(problem) => self.context.fail(format!("cannot read results: {problem}")),
         }
         mapped.unmap();
+    }
+
+    /// Waits for the result of a mapping. The thread of another model may be the one that reports
+    /// it, after the wait of this one; after a failure perhaps no thread does.
+    fn mapped(&self, result: &Receiver<MapResult>) -> std::result::Result<(), String> {
+        let deadline = Instant::now() + WAIT_MAX;
+        while !self.context.has_failed() && Instant::now() < deadline {
+            match result.recv_timeout(WAIT_PAUSE) {
+                Ok(result) => return result.map_err(|error| error.to_string()),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        Err("the device did not finish".to_owned())
     }
 }

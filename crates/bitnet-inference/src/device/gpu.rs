@@ -72,7 +72,10 @@ impl Choice {
         gpu.check_config(config)?;
         self.check_room(&open, device, options, load)?;
         let model = load(&gpu, options)?;
-        Ok(Arc::new(SharedModel::new(model, open)))
+        match open.finish() {
+            Some(problem) => Err(Error::DeviceFailed(problem)),
+            None => Ok(Arc::new(SharedModel::new(model, open))),
+        }
     }
 
     /// Counts what the model takes, with the engine if one is known, before any of it is allocated.
@@ -114,6 +117,14 @@ impl Opened<Gpu> for OpenGpu {
         let needed = counting.memory();
         drop(runner);
         Ok(OpenGpu::check_room(self, &needed)?)
+    }
+
+    fn failure(&self) -> Option<String> {
+        OpenGpu::failure(self)
+    }
+
+    fn lose(&self) {
+        OpenGpu::lose(self);
     }
 }
 

@@ -32,6 +32,6 @@ class ModelNotFoundError(ModelFileError, FileNotFoundError):
 
 
 class EngineError(Error, RuntimeError):
-    """The engine cannot answer: it was left behind by a fork, or has stopped."""
+    """The engine cannot answer: it was left behind by a fork, its GPU was lost, or it has stopped."""
 
     __module__ = "bitnet"

@@ -19,6 +19,9 @@ const CANCELLED: &str = "cancelled";
 /// The code of an answer whose engine has ended.
 pub(crate) const ENGINE_STOPPED: &str = "engine_stopped";
 
+/// The code of an answer whose device has failed.
+pub(crate) const DEVICE_FAILED: &str = "device_failed";
+
 /// A refusal.
 #[derive(Clone, Debug)]
 pub(crate) struct ApiError {
@@ -436,6 +439,15 @@ impl ApiError {
 
     pub(crate) fn loading() -> Self {
         let error = Self::unavailable("loading", "the model is being loaded");
+        Self {
+            retry_after_s: Some(LOADING_RETRY_S),
+            ..error
+        }
+    }
+
+    /// The device failed during the answer. The server loads the model again, or ends.
+    pub(crate) fn device_failed(problem: &str) -> Self {
+        let error = Self::unavailable(DEVICE_FAILED, problem);
         Self {
             retry_after_s: Some(LOADING_RETRY_S),
             ..error

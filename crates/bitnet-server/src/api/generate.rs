@@ -472,7 +472,8 @@ fn failed(failure: Failure) -> ApiError {
         Failure::Refused(error) => refusal(&error),
         Failure::Constraint(problem) => ApiError::form_failed(&problem),
         Failure::File(problem) => ApiError::model_file(&problem),
-        Failure::Model(problem) | Failure::Device(problem) => ApiError::internal(problem),
+        Failure::Model(problem) => ApiError::internal(problem),
+        Failure::Device(problem) => ApiError::device_failed(&problem),
         Failure::Panicked(_) => {
             ApiError::internal("a bug in the engine: this request made it panic")
         }

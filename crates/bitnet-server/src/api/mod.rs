@@ -31,7 +31,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-pub(crate) use error::{ApiError, ENGINE_STOPPED, ErrorBody};
+pub(crate) use error::{ApiError, DEVICE_FAILED, ENGINE_STOPPED, ErrorBody};
 
 /// Identifies the software that computed an answer: the same fingerprint and seed give the same
 /// answer.

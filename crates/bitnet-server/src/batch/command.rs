@@ -18,7 +18,7 @@ use crate::batch::output::{Answer, Output, progress};
 use crate::error::{Error, Result};
 use crate::http::router;
 use crate::options::ServeOptions;
-use crate::requests::{LocalClient, LocalResponse, respond};
+use crate::requests::{LocalClient, LocalResponse, respond_on_any_device};
 use crate::serve::{engine_lost, new_app, start_models};
 use crate::served::ModelSpec;
 use crate::threads::runtime;
@@ -183,7 +183,7 @@ where
 {
     let Line { name, request, .. } = line?;
     let answered = match request {
-        Ok(request) => Ok(respond(service, request, client.clone()).await),
+        Ok(request) => Ok(respond_on_any_device(service, request, client.clone()).await),
         Err(error) => Err(error),
     };
     Ok((name, answered))

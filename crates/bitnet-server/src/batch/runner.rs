@@ -18,12 +18,11 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{StreamExt, stream};
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
-use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, interval, sleep, sleep_until};
 
-use crate::api::ENGINE_STOPPED;
+use crate::api::{DEVICE_FAILED, ENGINE_STOPPED};
 use crate::batch::lines::{Line, LineError, LineName, LineRules, Lines};
 use crate::batch::output::{Answer, Output, progress};
 use crate::batch::store::{
@@ -32,7 +31,7 @@ use crate::batch::store::{
 use crate::clock::unix_time;
 use crate::error::{Result, chain};
 use crate::http::router;
-use crate::requests::{LocalClient, LocalRequest, LocalResponse, respond};
+use crate::requests::{LocalClient, LocalRequest, LocalResponse, respond_on_any_device};
 use crate::state::App;
 use crate::text::THREAD_STACK_BYTES;
 
@@ -275,7 +274,8 @@ impl Runner {
     async fn answer_request(&self, request: LocalRequest, client: &LocalClient) -> LocalResponse {
         loop {
             let response = answer_once(&self.service, request.clone(), client.clone()).await;
-            let is_temporary = matches!(response.status, 429 | 503);
+            let is_final = response.has_code(DEVICE_FAILED);
+            let is_temporary = matches!(response.status, 429 | 503) && !is_final;
             if !is_temporary && !self.is_of_server(&response) {
                 return response;
             }
@@ -288,20 +288,17 @@ impl Runner {
     /// Whether an error is not about its request: the engine has ended, or a file of the model was
     /// changed.
     fn is_of_server(&self, response: &LocalResponse) -> bool {
-        if response.status < 500 {
-            return false;
-        }
-        let body: Value = serde_json::from_slice(&response.body).unwrap_or_default();
-        body["error"]["code"] == ENGINE_STOPPED || self.app.registry.damage().is_some()
+        let is_damaged = || self.app.registry.damage().is_some();
+        response.status >= 500 && (response.has_code(ENGINE_STOPPED) || is_damaged())
     }
 }
 
-/// As [`respond`]; boxed, because the futures of the routes are large.
+/// As [`respond_on_any_device`]; boxed, because the futures of the routes are large.
 async fn answer_once<S>(service: &S, request: LocalRequest, client: LocalClient) -> LocalResponse
 where
     S: Service<Request<Body>, Response = Response, Error = Infallible>,
 {
-    Box::pin(respond(service, request, client)).await
+    Box::pin(respond_on_any_device(service, request, client)).await
 }
 
 /// The files of a batch that is being answered.
@@ -423,6 +420,8 @@ impl<'a> Run<'a> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
     use crate::batch::store::NewBatch;
     use crate::options::FileLimits;

@@ -370,6 +370,11 @@ impl Writer {
                 stats.panics,
             ),
             (
+                "bitnet_engine_device_failures_total",
+                "Times that the device failed and the model had to be loaded again.",
+                stats.device_failures,
+            ),
+            (
                 "bitnet_head_screened_tokens_total",
                 "Tokens sampled from estimated logits.",
                 screened,
