@@ -72,7 +72,8 @@ pub enum Error {
         /// The merge, cut to 64 characters.
         merge: String,
     },
-    /// A byte-level vocabulary without merges, which would encode every text byte by byte.
+    /// A byte-level vocabulary with tokens of several bytes but without merges, which would encode
+    /// every text byte by byte.
     #[error("a byte-level vocabulary of {vocab_size} tokens needs merges, the file has none")]
     NoMerges {
         /// The number of tokens.

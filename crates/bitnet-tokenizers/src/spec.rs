@@ -124,7 +124,7 @@ fn byte_level<'a>(spec: &'a TokenizerSpec<'_>) -> Result<Definition<'a>> {
         name: quoted(name),
         supported: pretokenize::supported_names(),
     })?;
-    if spec.merges.is_empty() {
+    if spec.merges.is_empty() && has_long_tokens(spec) {
         return Err(Error::NoMerges {
             vocab_size: spec.tokens.len(),
         });
@@ -143,6 +143,13 @@ fn byte_level<'a>(spec: &'a TokenizerSpec<'_>) -> Result<Definition<'a>> {
         pretokenizer: steps.to_vec(),
         ..common(spec, Spelling::ByteLevel, is_llama_3)
     })
+}
+
+/// Whether a vocabulary has tokens of text that only merges make.
+fn has_long_tokens(spec: &TokenizerSpec<'_>) -> bool {
+    let is_text = |id: usize| spec.token_types.get(id).is_none_or(|kind| *kind == 1);
+    let mut tokens = spec.tokens.iter().enumerate();
+    tokens.any(|(id, token)| is_text(id) && token.chars().nth(1).is_some())
 }
 
 fn sentence_piece<'a>(spec: &'a TokenizerSpec<'_>) -> Definition<'a> {

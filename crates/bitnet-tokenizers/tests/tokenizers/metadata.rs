@@ -31,6 +31,12 @@ fn refused(spoil: impl FnOnce(&mut TokenizerSpec<'static>)) -> String {
 }
 
 #[test]
+fn a_vocabulary_of_single_bytes_needs_no_merges() {
+    let tokenizer = Tokenizer::from_spec(&small_spec(&[], &["<s>"])).expect("a tokenizer");
+    assert_eq!(ids(&tokenizer, "ab<s>é", SPECIALS), [97, 98, 256, 195, 169]);
+}
+
+#[test]
 fn wrong_metadata_is_refused_with_the_culprit_and_the_numbers() {
     assert_eq!(
         refused(|spec| spec.tokens.clear()),
