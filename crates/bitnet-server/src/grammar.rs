@@ -739,7 +739,17 @@ pub(crate) mod tests {
         let tree = json!({ "properties": { "c": { "type": "array", "items": { "$ref": "#" } } } });
         let double = json!({ "type": "number", "minimum": -f64::MAX, "maximum": f64::MAX });
         let large = json!({ "type": "number", "minimum": -1e20, "maximum": 1e20 });
+        let open = json!({ "type": "object", "properties": { "a": { "type": "integer" } },
+            "additionalProperties": { "type": "string" } });
+        let url = json!({ "type": "string", "pattern": r"^[a-c:/?#[\]@&&]+$" });
         for (grammar, text, expected) in [
+            (schema(open.clone()), r#"{"a": 1, "b": "x"}"#, true),
+            (schema(open.clone()), r#"{"a": "x"}"#, false),
+            // The same name as "a".
+            (schema(open.clone()), r#"{"\u0061": "x"}"#, false),
+            (tool(open), r#"{"a": 1, "\u0061": "x"}"#, false),
+            (schema(url.clone()), r#""a:/[b]&""#, true),
+            (schema(url), r#""a d""#, false),
             (schema(double), "-1.5e3", true),
             (schema(large.clone()), "-999999999999999871.5", true),
             (schema(large), "0.5", true),

@@ -7,6 +7,7 @@
 //! - resolves references; each definition that is used gets a plain name;
 //! - closes objects, by one rule (see [`Strictness`]);
 //! - leaves out annotations, and keywords that cannot be enforced where they are annotations;
+//! - writes expressions in the syntax of the engine;
 //! - keeps the bounds of integers within 64 bits.
 
 mod blame;
@@ -15,6 +16,7 @@ mod error;
 mod keywords;
 mod normalizer;
 mod numbers;
+mod patterns;
 mod references;
 
 use llguidance::JsonCompileOptions;
@@ -115,10 +117,13 @@ impl Schema {
 /// Options with which the grammar engine reads a schema.
 ///
 /// At most one line break and its indentation between two elements, so that an answer cannot be
-/// endless white space. `coerces`: a value of `oneOf` must fit at least one of the schemas, where
-/// the engine cannot see that they exclude each other.
+/// endless white space. No `\uXXXX`: the engine compares the names of further properties with the
+/// declared ones as they are written, so `"\u0061"` would be another name than `"a"`. `coerces`: a
+/// value of `oneOf` must fit at least one of the schemas, where the engine cannot see that they
+/// exclude each other.
 fn options(coerces: bool) -> Value {
     let options = JsonCompileOptions {
+        json_allowed_escapes: Some(r#"nrbtf\""#.to_owned()),
         whitespace_pattern: Some(r"( |\n[ ]{0,16})?".to_owned()),
         coerce_one_of: coerces,
         ..JsonCompileOptions::default()

@@ -10,6 +10,7 @@ use super::keywords::{
     FORMATS, Keyword, TYPES, count, is_neutral, is_unenforced_count, keyword, kind_of,
 };
 use super::numbers::{bound_integers, check_exact, check_ranges};
+use super::patterns;
 use super::references::{References, SchemaPlace};
 
 /// Maximum number of schemas within a schema, with the copies that closing objects needs.
@@ -230,8 +231,11 @@ impl<'a> Normalizer<'a> {
                 value.clone()
             }
             Keyword::Type => checked_type(&here, value)?,
-            Keyword::Pattern if value.is_string() => value.clone(),
-            Keyword::Pattern => return wrong("a string"),
+            Keyword::Pattern => match value.as_str() {
+                Some(pattern) if is_tool && !patterns::is_enforced(pattern) => return Ok(None),
+                Some(pattern) => patterns::in_engine_syntax(pattern).into(),
+                None => return wrong("a string"),
+            },
             Keyword::Format => match value.as_str() {
                 Some(format) if FORMATS.contains(&format) => value.clone(),
                 Some(_) if is_tool => return Ok(None),

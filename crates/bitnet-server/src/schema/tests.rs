@@ -152,6 +152,23 @@ fn unenforced_keywords_that_restrict_nothing_are_accepted() {
 }
 
 #[test]
+fn expressions_with_look_around_are_annotations_of_tools() {
+    let schema = json!({ "type": "string", "pattern": r"^(?=.*\d).{8,}$" });
+    assert_eq!(
+        normalized(&schema, Strictness::Tool),
+        json!({ "type": "string" })
+    );
+    assert_eq!(normalized(&schema, Strictness::Strict), schema);
+    let url = json!({ "type": "string", "pattern": r"^[\w:/?#[\]@&&]+$" });
+    for strictness in [Strictness::Tool, Strictness::Form] {
+        assert_eq!(
+            normalized(&url, strictness)["pattern"],
+            r"^[\w:/?#\[\]@&\&]+$"
+        );
+    }
+}
+
+#[test]
 fn known_formats_are_kept() {
     for format in FORMATS {
         let schema = json!({ "type": "string", "format": format });
