@@ -155,6 +155,8 @@ const UNSUPPORTED: &[(&str, &[&str])] = &[
     ("messages[].audio", &[]),
     ("messages[].function_call", &[]),
     ("messages[].refusal", &[]),
+    // huggingface_hub, in its own messages
+    ("messages[].tool_calls[].function.description", &[]),
     ("modalities", &["[\"text\"]"]),
     ("moderation", &[]),
     ("prediction", &[]),

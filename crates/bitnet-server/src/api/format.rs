@@ -17,6 +17,9 @@ pub(crate) struct ResponseFormat {
     json_schema: Option<JsonSchemaFormat>,
     /// For `grammar`.
     grammar: Option<GrammarFormat>,
+    /// A JSON schema, for `json_object`: `huggingface_hub` sends a client's `json_schema` so.
+    #[schema(value_type = Option<Object>)]
+    value: Option<Value>,
 }
 
 impl ResponseFormat {
@@ -26,6 +29,7 @@ impl ResponseFormat {
             r#type: "json_object".to_owned(),
             json_schema: None,
             grammar: None,
+            value: None,
         }
     }
 
@@ -40,6 +44,7 @@ impl ResponseFormat {
                 strict: None,
             }),
             grammar: None,
+            value: None,
         }
     }
 }
@@ -128,9 +133,17 @@ fn of_format(format: &ResponseFormat) -> Result<Option<Grammar>, ApiError> {
     if format.grammar.is_some() && kind != "grammar" {
         return only_for("response_format.grammar", "grammar");
     }
+    if format.value.is_some() && kind != "json_object" {
+        return only_for("response_format.value", "json_object");
+    }
     match kind {
         "text" => Ok(None),
-        "json_object" => Ok(Some(Grammar::Schema(Schema::any_object()))),
+        "json_object" => match &format.value {
+            Some(schema) => {
+                of_schema(schema, Strictness::Strict, "response_format.value").map(Some)
+            }
+            None => Ok(Some(Grammar::Schema(Schema::any_object()))),
+        },
         "json_schema" => match &format.json_schema {
             Some(format) => of_json_schema(format).map(Some),
             None => Err(ApiError::missing("response_format.json_schema")),
@@ -218,4 +231,29 @@ fn of_choice(texts: &[String]) -> Result<Grammar, ApiError> {
     // Strings in Lark are strings in JSON.
     let texts: Vec<_> = texts.iter().map(|text| json!(text).to_string()).collect();
     Ok(Grammar::Lark(format!("start: {}", texts.join(" | "))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The grammar of a format that asks for one; `None` if it is refused.
+    fn of(format: Value) -> Option<Grammar> {
+        let format: ResponseFormat = serde_json::from_value(format).expect("a format");
+        let grammar = grammar(Some(&format), None).ok()?;
+        grammar.map(|(grammar, _)| grammar)
+    }
+
+    #[test]
+    fn a_schema_in_the_form_of_huggingface_hub_is_the_same_schema() {
+        let schema = json!({ "type": "object", "properties": { "x": { "type": "integer" } } });
+        let given = of(json!({ "type": "json_schema", "json_schema": { "schema": schema } }));
+        let sent = of(json!({ "type": "json_object", "value": schema }));
+        assert!(given.is_some() && given == sent);
+        assert_ne!(sent, of(json!({ "type": "json_object" })));
+        assert_eq!(of(json!({ "type": "json_object", "value": 1 })), None);
+        let text = serde_json::from_value(json!({ "type": "text", "value": schema }));
+        let refused = grammar(Some(&text.expect("a format")), None).expect_err("an error");
+        assert_eq!(refused.param(), Some("response_format.value"));
+    }
 }
