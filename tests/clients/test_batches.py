@@ -83,6 +83,11 @@ def test_a_batch_is_answered_with_a_line_for_each_request(client):
     [error] = lines(client, batch.error_file_id)
     assert error["response"]["status_code"] == 400 and error["response"]["body"]["error"]["param"] == "temperature"
     assert client.files.retrieve(batch.output_file_id).purpose == "batch_output"
+    used = [answer["response"]["body"]["usage"] for answer in answers]
+    assert batch.model == "stories" and batch.usage.output_tokens == sum(usage["completion_tokens"] for usage in used)
+    assert batch.usage.input_tokens == sum(usage["prompt_tokens"] for usage in used)
+    assert batch.usage.total_tokens == batch.usage.input_tokens + batch.usage.output_tokens
+    assert type(batch.usage).model_validate(batch.usage.model_dump(), strict=True) == batch.usage
 
 
 def test_completions_and_responses_are_answered_too(client):

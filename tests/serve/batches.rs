@@ -33,14 +33,15 @@ fn upload_form(server: &Server, parts: &[Part<'_>], headers: &[(&str, &str)]) ->
 }
 
 #[track_caller]
-fn upload(server: &Server, content: &str) -> Value {
+pub fn upload(server: &Server, content: &str) -> Value {
     let file = ("file", Some("in.jsonl"), content.as_bytes());
     let response = upload_form(server, &[("purpose", None, b"batch"), file], &[]);
     assert_eq!(response.status, 200, "{}", response.text());
     response.json()
 }
 
-fn id(object: &Value) -> &str {
+/// The id of an object.
+pub fn id(object: &Value) -> &str {
     object["id"].as_str().expect("an id")
 }
 
@@ -64,7 +65,7 @@ fn batch(server: &Server, batch: &Value) -> Value {
 }
 
 /// Waits until a batch has ended.
-fn ended(server: &Server, created: &Value) -> Value {
+pub fn ended(server: &Server, created: &Value) -> Value {
     let is_end = |batch: &Value| {
         let status = batch["status"].as_str().expect("a status");
         ["completed", "failed", "cancelled", "expired"].contains(&status)
@@ -90,6 +91,23 @@ fn lines(server: &Server, id: &Value) -> Vec<Value> {
 fn names(lines: &[Value]) -> Vec<&str> {
     let names = lines.iter().map(|line| line["custom_id"].as_str());
     names.map(|name| name.expect("a name")).collect()
+}
+
+/// The tokens of answers, as the usage of a batch shows them.
+fn usage(answers: &[Value]) -> Value {
+    let sum = |pointer: &str| -> u64 {
+        let bodies = answers.iter().map(|answer| &answer["response"]["body"]);
+        let counts = bodies.map(|body| body["usage"].pointer(pointer).and_then(Value::as_u64));
+        counts.map(|count| count.expect("a count")).sum()
+    };
+    let (input, output) = (sum("/prompt_tokens"), sum("/completion_tokens"));
+    json!({
+        "input_tokens": input,
+        "input_tokens_details": { "cached_tokens": sum("/prompt_tokens_details/cached_tokens") },
+        "output_tokens": output,
+        "output_tokens_details": { "reasoning_tokens": 0 },
+        "total_tokens": input + output,
+    })
 }
 
 /// An empty folder for state, and its path as a text.
@@ -130,6 +148,10 @@ fn the_requests_of_a_file_are_answered_into_files() {
     let created = server.answer(BATCHES, &with(ask(&file), more));
     assert_eq!(created["object"], "batch");
     assert_eq!(created["metadata"], json!({ "of": "me" }));
+    assert_eq!(
+        (&created["usage"], &created["model"]),
+        (&usage(&[]), &Value::Null)
+    );
     let done = ended(&server, &created);
     assert_eq!(done["status"], "completed", "{done}");
     let counts = json!({ "total": 3, "completed": 2, "failed": 1 });
@@ -139,6 +161,9 @@ fn the_requests_of_a_file_are_answered_into_files() {
     }
     let answers = lines(&server, &done["output_file_id"]);
     assert_eq!(names(&answers), ["a", "b"]);
+    assert_eq!(done["usage"], usage(&answers));
+    assert_eq!(done["usage"]["output_tokens"], 24 + 3);
+    assert_eq!(done["model"], "stories");
     let direct = server.answer(COMPLETIONS, &completion("Once upon a time a", json!({})));
     let response = &answers[0]["response"];
     assert_eq!(response["status_code"], 200);
@@ -383,6 +408,7 @@ fn a_killed_server_goes_on_without_losing_or_repeating_a_line() {
     };
     assert_eq!(names(&answers), expected(false));
     assert_eq!(names(&errors), expected(true));
+    assert_eq!(done["usage"], usage(&answers));
     let body = completion("Once upon a time r58", json!({ "max_tokens": 40 }));
     let direct = server.answer(COMPLETIONS, &body);
     let last = &answers[53]["response"]["body"];

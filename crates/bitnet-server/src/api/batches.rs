@@ -15,8 +15,9 @@ use crate::api::files::{
 };
 use crate::api::{ApiError, body};
 use crate::batch::store::{
-    BatchProblem, BatchStatus, FilePurpose, Listing, NewBatch, Refused, RequestCounts, StoredBatch,
+    BatchProblem, BatchStatus, FilePurpose, Listing, NewBatch, Refused, StoredBatch,
 };
+use crate::batch::tally::{BatchUsage, RequestCounts};
 use crate::record::Record;
 use crate::state::App;
 
@@ -78,6 +79,10 @@ pub(crate) struct BatchObject {
     cancelling_at: Option<u64>,
     cancelled_at: Option<u64>,
     request_counts: RequestCounts,
+    /// The tokens of the answers so far. Null for batches of versions that did not count them.
+    usage: Option<BatchUsage>,
+    /// The model that has answered; null before the first answer, and if several models have.
+    model: Option<String>,
     metadata: Option<BTreeMap<String, String>>,
 }
 
@@ -125,7 +130,9 @@ impl From<StoredBatch> for BatchObject {
             expired_at: at(BatchStatus::Expired),
             cancelling_at: at(BatchStatus::Cancelling),
             cancelled_at: at(BatchStatus::Cancelled),
-            request_counts: batch.counts,
+            request_counts: batch.tally.counts,
+            usage: batch.tally.usage,
+            model: batch.tally.model().map(str::to_owned),
             id: batch.id,
             endpoint: batch.endpoint,
             input_file_id: batch.input_file_id,

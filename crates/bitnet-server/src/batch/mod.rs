@@ -1,7 +1,8 @@
 //! Batches in OpenAI's format: files of requests, each on a line, and the files with their answers.
 //!
 //! `lines.rs` reads requests, `output.rs` writes answers. [`BatchFile`] is a batch of the program's
-//! command; `store.rs` keeps the files and batches of a server, whose `runner.rs` answers them.
+//! command; `store.rs` keeps the files and batches of a server, whose `runner.rs` answers them and
+//! whose `tally.rs` adds up.
 //!
 //! Answers are written in the order of the requests, each as one whole line that begins with the
 //! hash of its request. So the files themselves say which requests are answered, and a process that
@@ -13,5 +14,6 @@ mod lines;
 mod output;
 pub(crate) mod runner;
 pub(crate) mod store;
+pub(crate) mod tally;
 
 pub use command::{BatchCounts, BatchFile};

@@ -47,6 +47,11 @@ impl<'a> Answer<'a> {
         }
     }
 
+    /// The body of the response.
+    pub(crate) fn body(&self) -> Option<&Value> {
+        self.response.as_ref().map(|response| &response.body)
+    }
+
     /// The line, with its end.
     pub(crate) fn line(&self) -> Vec<u8> {
         // JSON can represent every answer.
@@ -54,6 +59,16 @@ impl<'a> Answer<'a> {
         line.push(b'\n');
         line
     }
+}
+
+/// The bodies of the responses in a file with answers; null where a line has none.
+pub(crate) fn bodies(path: &Path) -> Result<impl Iterator<Item = Result<Value>>> {
+    let failed = |source| Error::file("read", path, source);
+    let lines = BufReader::new(File::open(path).map_err(failed)?).lines();
+    Ok(lines.map(move |line| {
+        let mut line: Value = serde_json::from_str(&line.map_err(failed)?).unwrap_or_default();
+        Ok(line["response"]["body"].take())
+    }))
 }
 
 /// A file with answers. No other process writes to it at the same time.

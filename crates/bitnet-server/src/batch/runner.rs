@@ -24,10 +24,9 @@ use tokio::time::{Instant, interval, sleep, sleep_until};
 
 use crate::api::{DEVICE_FAILED, ENGINE_STOPPED};
 use crate::batch::lines::{Line, LineError, LineName, LineRules, Lines};
-use crate::batch::output::{Answer, Output, progress};
-use crate::batch::store::{
-    BatchProblem, BatchStatus, BatchStore, Refused, RequestCounts, StoredBatch,
-};
+use crate::batch::output::{Answer, Output, bodies, progress};
+use crate::batch::store::{BatchProblem, BatchStatus, BatchStore, Refused, StoredBatch};
+use crate::batch::tally::Tally;
 use crate::clock::unix_time;
 use crate::error::{Result, chain};
 use crate::http::router;
@@ -142,7 +141,7 @@ impl Runner {
                 self.store.advance(&batch.id, status, failed)?;
                 return Ok(());
             }
-            let begun = |batch: &mut StoredBatch| batch.counts.total = total;
+            let begun = |batch: &mut StoredBatch| batch.tally = Tally::new(total);
             batch = self
                 .store
                 .advance(&batch.id, BatchStatus::InProgress, begun)?;
@@ -171,8 +170,8 @@ impl Runner {
             self.store.advance(&batch.id, finalizing, |_| ())?;
         }
         let bytes = run.close()?;
-        let counts = run.counts;
-        self.store.end(&batch.id, status, counts, bytes, problem)
+        let tally = run.tally;
+        self.store.end(&batch.id, status, tally, bytes, problem)
     }
 
     fn rules(&self, batch: &StoredBatch) -> LineRules {
@@ -309,7 +308,7 @@ struct Run<'a> {
     /// For answers and for errors.
     outputs: [Output; 2],
     bytes: [u64; 2],
-    counts: RequestCounts,
+    tally: Tally,
     /// Answers since the last write to the disk itself.
     num_unsynced: usize,
 }
@@ -318,10 +317,10 @@ impl<'a> Run<'a> {
     /// Opens the files, and cuts off what does not belong to the answers so far.
     fn open(store: &'a BatchStore, batch: &'a StoredBatch, rules: LineRules) -> Result<Self> {
         let input = store.path(&batch.input_file_id);
-        let [answers, errors] = &batch.outputs;
+        let [answers_id, errors_id] = &batch.outputs;
         let mut outputs = [
-            Output::open(&store.path(answers))?,
-            Output::open(&store.path(errors))?,
+            Output::open(&store.path(answers_id))?,
+            Output::open(&store.path(errors_id))?,
         ];
         let lines = Lines::open(&input, rules)?;
         let [answers, errors] = &outputs;
@@ -329,25 +328,25 @@ impl<'a> Run<'a> {
         for (output, answered) in outputs.iter_mut().zip(&answered) {
             output.cut(answered.bytes)?;
         }
-        let counts = RequestCounts {
-            total: batch.counts.total,
-            completed: answered[0].num_lines,
-            failed: answered[1].num_lines,
-        };
-        store.set_counts(&batch.id, counts);
+        let mut tally = Tally::new(batch.tally.counts.total);
+        for body in bodies(&store.path(answers_id))? {
+            tally.add(Some(&body?));
+        }
+        tally.counts.failed = answered[1].num_lines;
+        store.set_tally(&batch.id, &tally);
         Ok(Self {
             store,
             batch: &batch.id,
             input,
             outputs,
             bytes: answered.map(|answered| answered.bytes),
-            counts,
+            tally,
             num_unsynced: 0,
         })
     }
 
     fn num_done(&self) -> usize {
-        self.counts.completed + self.counts.failed
+        self.tally.counts.completed + self.tally.counts.failed
     }
 
     /// Writes an answer; false if there is no room for it.
@@ -356,18 +355,16 @@ impl<'a> Run<'a> {
             .as_ref()
             .is_ok_and(|response| (200..300).contains(&response.status));
         let index = usize::from(!is_completed);
-        let line = Answer::new(name, answered).line();
+        let answer = Answer::new(name, answered);
+        let line = answer.line();
         if !self.store.reserve(line.len() as u64) {
             return Ok(false);
         }
         self.outputs[index].write(&line)?;
         self.bytes[index] += line.len() as u64;
-        match is_completed {
-            true => self.counts.completed += 1,
-            false => self.counts.failed += 1,
-        }
+        self.tally.add(answer.body().filter(|_| is_completed));
         self.store.answered(is_completed);
-        self.store.set_counts(self.batch, self.counts);
+        self.store.set_tally(self.batch, &self.tally);
         self.num_unsynced += 1;
         if self.num_unsynced >= ANSWERS_PER_SYNC {
             self.sync()?;
@@ -462,8 +459,8 @@ mod tests {
         };
         assert!(run.write(&first.name, &Ok(response)).expect("written"));
         run.expire(rules).expect("written");
-        let (bytes, counts) = (run.close().expect("written"), run.counts);
-        let ended = store.end(&batch.id, BatchStatus::Expired, counts, bytes, None);
+        let (bytes, tally) = (run.close().expect("written"), run.tally);
+        let ended = store.end(&batch.id, BatchStatus::Expired, tally, bytes, None);
         ended.expect("written");
         let ended = store.batch(&batch.id, None).expect("a batch");
         assert_eq!(

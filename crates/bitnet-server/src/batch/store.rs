@@ -16,6 +16,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use utoipa::ToSchema;
 
 use crate::batch::database::{BatchChange, BatchDatabase};
+use crate::batch::tally::Tally;
 use crate::clock::unix_time;
 use crate::error::{Error, Result};
 use crate::id::random_id;
@@ -111,17 +112,6 @@ impl BatchStatus {
     }
 }
 
-/// Numbers of requests.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
-pub(crate) struct RequestCounts {
-    /// Requests of the batch; 0 until they have been read.
-    pub(crate) total: usize,
-    /// Requests that were answered.
-    pub(crate) completed: usize,
-    /// Requests that got an error.
-    pub(crate) failed: usize,
-}
-
 /// What is wrong with a batch.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 pub(crate) struct BatchProblem {
@@ -149,7 +139,9 @@ pub(crate) struct StoredBatch {
     pub(crate) expires_at: u64,
     /// When it got each status.
     pub(crate) times: HashMap<BatchStatus, u64>,
-    pub(crate) counts: RequestCounts,
+    /// What its answers add up to.
+    #[serde(flatten)]
+    pub(crate) tally: Tally,
     pub(crate) errors: Vec<BatchProblem>,
     /// The ids of the files for answers and for errors; there is no such file before the end, nor
     /// without answers or errors.
@@ -512,7 +504,7 @@ impl BatchStore {
             created_at,
             expires_at: created_at + WINDOW_S,
             times: HashMap::new(),
-            counts: RequestCounts::default(),
+            tally: Tally::new(0),
             errors: Vec::new(),
             outputs: [random_id("file-"), random_id("file-")],
             has_output: [false; 2],
@@ -626,12 +618,12 @@ impl BatchStore {
         })
     }
 
-    /// Sets the counts of a batch under way, in memory only: after a restart the files tell them.
-    pub(crate) fn set_counts(&self, id: &str, counts: RequestCounts) {
+    /// Sets the tally of a batch under way, in memory only: after a restart the files tell it.
+    pub(crate) fn set_tally(&self, id: &str, tally: &Tally) {
         let mut kept = self.lock();
         let number = kept.batches.numbers.get(id).copied();
         if let Some(batch) = number.and_then(|number| kept.batches.values.get_mut(&number)) {
-            batch.counts = counts;
+            batch.tally.clone_from(tally);
         }
     }
 
@@ -649,7 +641,7 @@ impl BatchStore {
         &self,
         id: &str,
         status: BatchStatus,
-        counts: RequestCounts,
+        tally: Tally,
         bytes: [u64; 2],
         problem: Option<BatchProblem>,
     ) -> Changed<()> {
@@ -659,7 +651,7 @@ impl BatchStore {
             let (number, batch) = kept.batches.get(id).ok_or(Refused::Unknown)?;
             (number, batch.clone(), kept.last_number + 1)
         };
-        batch.counts = counts;
+        batch.tally = tally;
         batch.errors.extend(problem);
         batch.has_output = bytes.map(|bytes| bytes > 0);
         batch.set(status);
