@@ -527,6 +527,9 @@ On SIGTERM or SIGINT the server finishes running requests and takes no new ones;
 #[cfg(feature = "server")]
 #[derive(Args)]
 pub struct ServeArguments {
+    /// Whether prompts take whole chunks beside answers: no client reads an answer as it grows.
+    #[arg(skip)]
+    pub whole_chunks: bool,
     /// Address to listen on; 0.0.0.0 or :: for all addresses of the machine
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     pub host: String,

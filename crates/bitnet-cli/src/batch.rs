@@ -91,6 +91,7 @@ fn serve_arguments(arguments: &BatchArguments) -> anyhow::Result<ServeArguments>
     served.lenient = arguments.lenient;
     served.pooling = arguments.pooling;
     served.running = arguments.running;
+    served.whole_chunks = true;
     served.kv_memory = arguments.kv_memory;
     served.state_memory = arguments.state_memory;
     served.body_bytes = usize::MAX >> 1;

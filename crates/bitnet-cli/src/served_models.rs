@@ -371,6 +371,10 @@ fn sized(
     Ok(EngineOptions {
         cache,
         running_max: arguments.running,
+        mixed_chunk: match arguments.whole_chunks {
+            true => options.prefill_chunk,
+            false => options.mixed_chunk,
+        },
         ..options
     })
 }

@@ -19,7 +19,8 @@ pub enum Priority {
     /// A client waits for the answer.
     #[default]
     Interactive,
-    /// Runs when no interactive request waits, in at most half of the engine's places.
+    /// Runs when no interactive request waits, in at most half of the engine's places. Its tokens
+    /// wait for prompts.
     Background,
 }
 

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use bitnet_guard::FileProblem;
 use bitnet_tokenizers::TokenId;
 
-use crate::backlog::{Backlog, InEngine, Owner, Priority};
+use crate::backlog::{Backlog, InEngine, Owner};
 use crate::counts::{EngineCounts, HeadUse, StateCounts};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -139,8 +139,6 @@ pub struct Job {
     pub constraint: Option<MakeConstraint>,
     /// Whose request it is: if requests have to wait, owners take turns.
     pub owner: Owner,
-    /// Whether it waits for interactive requests.
-    pub priority: Priority,
     /// Takes the replies.
     pub sink: Box<dyn ReplySink>,
 }
@@ -353,7 +351,6 @@ impl Driver {
             request,
             constraint,
             owner: Owner::from(""),
-            priority: Priority::Interactive,
             sink: Box::new(sink),
         })?;
         Ok(ReplyStream {
@@ -851,7 +848,7 @@ impl<S: FnMut(&mut Engine, &mut Vec<Event>)> EngineLoop<S> {
     fn take(&mut self, engine: &mut Engine, command: Command) -> std::result::Result<(), Panic> {
         match command {
             Command::Submit { job, submitted } => {
-                let (owner, priority) = (Arc::clone(&job.owner), job.priority);
+                let (owner, priority) = (Arc::clone(&job.owner), job.request.priority);
                 self.backlog
                     .push(priority, owner, Flight::new(job, submitted));
                 Ok(())

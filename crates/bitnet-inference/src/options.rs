@@ -19,10 +19,10 @@ pub struct EngineOptions {
     pub cache: usize,
     /// Element type of the cache.
     pub kv_type: KvType,
-    /// Maximum number of prompt tokens in a step in which no sequence decodes.
+    /// Maximum number of prompt tokens in a step in which no interactive sequence decodes.
     pub prefill_chunk: usize,
-    /// Maximum number of prompt tokens in a step in which sequences decode; fewer far into a
-    /// prompt, where a token takes longer.
+    /// Maximum number of prompt tokens in a step in which interactive sequences decode; fewer far
+    /// into a prompt, where a token takes longer.
     pub mixed_chunk: usize,
     /// Maximum number of sequences that run at once.
     pub running_max: usize,

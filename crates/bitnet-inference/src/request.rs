@@ -6,6 +6,7 @@ use std::time::Duration;
 use bitnet_models::Pooling;
 use bitnet_tokenizers::TokenId;
 
+use crate::backlog::Priority;
 use crate::sampling::SamplingParams;
 use crate::stop::TokenSet;
 
@@ -38,6 +39,8 @@ pub struct Request {
     pub pooling: Option<Pooling>,
     /// Only requests with the same salt share cached prompts.
     pub cache_salt: Option<Arc<str>>,
+    /// Whether a client waits for the tokens.
+    pub priority: Priority,
 }
 
 /// Restricts the next tokens, for example by a grammar. The engine calls `allowed` before it

@@ -17,6 +17,7 @@ use std::collections::VecDeque;
 
 use bitnet_models::KvCache;
 
+use crate::backlog::Priority;
 use crate::counts::EngineCounts;
 use crate::memory::Memory;
 use crate::options::{DRAFTING_MAX, EngineOptions};
@@ -145,9 +146,9 @@ impl Scheduler {
         }
     }
 
-    /// Divides the prompts' part of the step. While no sequence decodes, the part is a number of
-    /// tokens. Otherwise it is the time that this number of tokens takes at the beginning of a
-    /// prompt; further on the same time is enough for fewer tokens.
+    /// Divides the prompts' part of the step. While no sequence decodes for a client that waits, the
+    /// part is a number of tokens. Otherwise it is the time that this number of tokens takes at the
+    /// beginning of a prompt; further on the same time is enough for fewer tokens.
     fn schedule_prompts(&mut self) {
         self.take_over();
         let Some((_, others)) = self.prefilling.split_first_mut() else {
@@ -155,7 +156,12 @@ impl Scheduler {
         };
         let running = &self.running;
         others.sort_unstable_by_key(|&index| (running[index].pending(), index));
-        let (is_mixed, first) = (!self.plan.is_empty(), self.plan.len());
+        let first = self.plan.len();
+        let priority = |planned: &Planned| running[planned.index].priority;
+        let is_mixed = self
+            .plan
+            .iter()
+            .any(|p| priority(p) == Priority::Interactive);
         let budget = if is_mixed {
             self.options.mixed_chunk
         } else {

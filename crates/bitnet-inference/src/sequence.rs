@@ -7,6 +7,7 @@ use bitnet_kernels::math::{exp_f64, ln_f64};
 use bitnet_models::KvCache;
 use bitnet_tokenizers::{DecodeOptions, Detokenizer, TokenId, Tokenizer};
 
+use crate::backlog::Priority;
 use crate::draft::Drafter;
 use crate::error::Result;
 use crate::memory::{Holding, Memory};
@@ -35,6 +36,7 @@ pub(crate) struct Sequence {
     pub was_preempted: bool,
     /// Tokens before the last one that the next step computes again after a rejected draft.
     redo: usize,
+    pub priority: Priority,
     /// Maximum number of tokens.
     pub tokens_max: usize,
     min_tokens: usize,
@@ -87,6 +89,7 @@ impl Sequence {
             held: Holding::new(request.cache_salt, tokens_max),
             was_preempted: false,
             redo: 0,
+            priority: request.priority,
             tokens_max,
             min_tokens: request.min_tokens,
             limit,

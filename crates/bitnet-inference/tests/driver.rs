@@ -11,8 +11,8 @@ use std::thread::Thread;
 use std::time::Duration;
 
 use bitnet_inference::{
-    Constraint, Device, Driver, Engine, EngineOptions, Failure, Job, Loaded, Piece, Priority,
-    RemakeEngine, Reply, ReplySink, Request, SamplingParams, TokenSet, load,
+    Constraint, Device, Driver, Engine, EngineOptions, Failure, Job, Loaded, Piece, RemakeEngine,
+    Reply, ReplySink, Request, SamplingParams, TokenSet, load,
 };
 use bitnet_models::LoadOptions;
 use bitnet_tokenizers::TokenId;
@@ -216,7 +216,6 @@ fn an_asynchronous_sink_gets_the_same_tokens_as_a_stream() {
         request: request(2, 20),
         constraint: None,
         owner: "".into(),
-        priority: Priority::Interactive,
         sink: Box::new(AsyncSink(Arc::clone(&mailbox))),
     };
     driver.submit(job).expect("a thread");

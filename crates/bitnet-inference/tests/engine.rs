@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bitnet_inference::{
-    Constraint, Device, Engine, EngineOptions, Error, Event, FinishReason, Loaded, Request,
-    RequestId, SamplingParams, TokenSet, load,
+    Constraint, Device, Engine, EngineOptions, Error, Event, FinishReason, Loaded, Priority,
+    Request, RequestId, SamplingParams, TokenSet, load,
 };
 use bitnet_kernels::Kernel;
 use bitnet_models::LoadOptions;
@@ -492,7 +492,7 @@ fn whole_chunks_of_prompts_beside_answers_take_fewer_steps() {
             )
         })
         .collect();
-    let steps = |mixed_chunk| {
+    let steps = |mixed_chunk, priority| {
         let mut engine = engine_with(EngineOptions {
             context: 128,
             cache: 2048,
@@ -500,7 +500,11 @@ fn whole_chunks_of_prompts_beside_answers_take_fewer_steps() {
             ..EngineOptions::default()
         });
         for request in &requests {
-            engine.submit(request.clone()).expect("a good request");
+            let request = Request {
+                priority,
+                ..request.clone()
+            };
+            engine.submit(request).expect("a good request");
         }
         let mut steps = 0;
         while engine.is_busy() {
@@ -510,8 +514,31 @@ fn whole_chunks_of_prompts_beside_answers_take_fewer_steps() {
         steps
     };
     // The prompts have 1024 tokens: 8 chunks of 128. The last answers need 7 steps more.
-    assert_eq!(steps(128), 8 + 7);
-    assert!(steps(8) > 2 * steps(128));
+    assert_eq!(steps(128, Priority::Interactive), 8 + 7);
+    assert!(steps(8, Priority::Interactive) > 2 * (8 + 7));
+    // Answers for which no client waits let prompts go first, whatever the options say.
+    assert_eq!(steps(8, Priority::Background), 8 + 7);
+}
+
+#[test]
+fn prompts_in_the_background_take_small_chunks_beside_interactive_answers() {
+    let mut engine = engine(512, 128);
+    let mut events = Vec::new();
+    let interactive = request(&[256, 4], 9, 100);
+    engine.submit(interactive).expect("a good request");
+    engine.step(&mut events);
+    let background = Request {
+        priority: Priority::Background,
+        ..request(&[3; 400], 1, 5)
+    };
+    let id = engine.submit(background).expect("a good request");
+    engine.step(&mut events);
+    let chunk = |event: &Event| match event {
+        Event::Prefill { id: of, done, .. } if *of == id => Some(*done),
+        _ => None,
+    };
+    let mixed_chunk = EngineOptions::default().mixed_chunk;
+    assert_eq!(events.iter().find_map(chunk), Some(mixed_chunk));
 }
 
 #[test]

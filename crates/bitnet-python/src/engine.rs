@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use bitnet_inference::{
     DRAFT_MAX, Device, DeviceName, Driver, EngineOptions, Job, Likelihood, OpenModel, Owner,
-    Priority, Tokenization, perplexity,
+    Tokenization, perplexity,
 };
 use bitnet_kernels::default_threads;
 use bitnet_models::{I2sForm, KvType, LoadProgress, Pooling};
@@ -416,7 +416,6 @@ impl Engine {
             request: request.request.clone(),
             constraint: request.constraint(),
             owner: Owner::from(""),
-            priority: Priority::Interactive,
             sink: Box::new(sink),
         };
         self.driver()?.submit(job).map_err(error::call)?;

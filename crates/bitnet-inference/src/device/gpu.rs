@@ -147,7 +147,8 @@ fn rehearse(
             rehearse_step(&mut runner, options, &[prompt], logits);
         }
         let mut sequences = vec![1; options.running_max.max(1)];
-        sequences.push(options.mixed_chunk.clamp(1, options.context.max(1)));
+        let prompt = options.prefill_chunk.max(options.mixed_chunk);
+        sequences.push(prompt.clamp(1, options.context.max(1)));
         rehearse_step(&mut runner, options, &sequences, LogitRows::Last);
         let draft = vec![1 + options.draft_max; options.running_max.clamp(1, DRAFTING_MAX)];
         rehearse_step(&mut runner, options, &draft, LogitRows::All);

@@ -576,11 +576,11 @@ pub(crate) fn submit(
         Job {
             request: Request {
                 cache_salt: cache_salt.clone(),
+                priority,
                 ..request
             },
             constraint: plan.constraint(model.vocab_size),
             owner: Arc::clone(&share),
-            priority,
             sink: Box::new(AnswerSink::new(choice, sender.clone(), ticket)),
         }
     });
@@ -743,6 +743,7 @@ impl Plan {
             prompt_logprobs: self.prompt_logprobs,
             pooling: self.pooling,
             cache_salt: None,
+            priority: Priority::Interactive,
         }
     }
 
