@@ -55,6 +55,8 @@ pub(crate) struct Slot {
 
 /// The parts that change.
 struct State {
+    /// Whether the server is about to stop.
+    drains: bool,
     schedule: Schedule,
     models: Vec<ModelState>,
 }
@@ -116,6 +118,7 @@ impl Registry {
         let schedule = Schedule::new(sizes, options.models_memory, options.keep_alive);
         let registry = Self {
             state: Mutex::new(State {
+                drains: false,
                 schedule,
                 models: models.iter().map(|_| ModelState::default()).collect(),
             }),
@@ -168,7 +171,8 @@ impl Registry {
     /// last use, if the request says so; `Some(None)` for ever.
     ///
     /// # Errors
-    /// If too many requests wait for it, it cannot be loaded, or it takes longer than requests may.
+    /// If too many requests wait for it, it cannot be loaded, it takes longer than requests may, or
+    /// it is not loaded when the server is about to stop.
     pub(crate) async fn lease(
         self: &Arc<Self>,
         index: usize,
@@ -183,6 +187,7 @@ impl Registry {
         };
         match result {
             Err(_) => Err(ApiError::answer_too_slow(limit.as_secs_f64())),
+            Ok(None) if self.state().drains => Err(ApiError::draining()),
             Ok(None) => Err(ApiError::internal("the model's thread has ended")),
             Ok(Some(result)) => result.map_err(|problem| problem.for_client(name)),
         }
@@ -204,6 +209,20 @@ impl Registry {
         }
     }
 
+    /// From now on no request waits for a model: those that do are refused, because the server is
+    /// about to stop.
+    pub(crate) fn drain(self: &Arc<Self>) {
+        let waiting: Vec<_> = self.update(|state, _| {
+            state.drains = true;
+            let models = state.models.iter_mut();
+            models
+                .flat_map(|model| std::mem::take(&mut model.waiting))
+                .collect()
+        });
+        // The requests learn it by the loss of their senders, which takes the lock.
+        drop(waiting);
+    }
+
     /// A lease, or what a request must wait for.
     fn ask(
         self: &Arc<Self>,
@@ -223,6 +242,9 @@ impl Registry {
                     .ready
                     .as_ref()
                     .map(|ready| self.new_lease(index, ready)));
+            }
+            if state.drains {
+                return Err(ApiError::draining());
             }
             if let Some((bytes, bytes_max)) = state.schedule.too_large(index) {
                 let problem = LoadProblem::TooLarge { bytes, bytes_max };
@@ -257,7 +279,9 @@ impl Registry {
         let now = Instant::now();
         let mut state = self.state();
         let result = change(&mut state, now);
-        let State { schedule, models } = &mut *state;
+        let State {
+            schedule, models, ..
+        } = &mut *state;
         for (index, model) in models.iter_mut().enumerate() {
             model.waiting.retain(|waiting| !waiting.is_closed());
             schedule.set_waiting(index, model.waiting.len());
@@ -763,6 +787,9 @@ impl Drop for Held {
         self.registry.idle.notify_one();
     }
 }
+
+#[cfg(test)]
+mod engine_tests;
 
 #[cfg(test)]
 mod tests {

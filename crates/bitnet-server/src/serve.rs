@@ -20,7 +20,7 @@ use crate::otlp::Otlp;
 use crate::queue::Counts;
 use crate::registry::Registry;
 use crate::served::ModelSpec;
-use crate::state::App;
+use crate::state::{App, Phase};
 use crate::store::ResponseStore;
 use crate::threads::runtime;
 use crate::watch;
@@ -199,7 +199,8 @@ async fn stop_otlp(app: Arc<App>, is_drained: bool) {
 }
 
 /// Loads the first model if it is loaded at the start, then makes the server ready. The server ends
-/// if it has no other model and cannot load this one. From then on, models are unloaded in time.
+/// if it has no other model and cannot load this one. From then on, models are unloaded in time. A
+/// server that drains meanwhile does not become ready.
 pub(crate) fn start_models(app: &Arc<App>, tell: Tell) {
     let app = Arc::clone(app);
     if app.registry.can_unload() {
@@ -211,6 +212,9 @@ pub(crate) fn start_models(app: &Arc<App>, tell: Tell) {
             && app.registry.only().is_some()
         {
             return app.registry.end_server(problem.into());
+        }
+        if app.phase() == Phase::Draining {
+            return;
         }
         app.set_ready();
         tell(ServerEvent::Ready);

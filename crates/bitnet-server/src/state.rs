@@ -116,9 +116,10 @@ impl App {
         let _ = phase.wait_for(|phase| *phase == Phase::Draining).await;
     }
 
-    /// Refuses new requests from now on.
+    /// From now on refuses new requests, and requests that wait for a model.
     pub(crate) fn drain(&self) {
         self.phase.send_replace(Phase::Draining);
+        self.registry.drain();
     }
 
     /// Refuses a request while the server starts or drains, and if bytes of its only model are gone.

@@ -1,6 +1,7 @@
 //! Servers in the process of the test, which controls their loaders and devices.
 
 mod device_loss;
+mod draining;
 mod loading;
 
 use std::io::{Read, Write};
