@@ -2,6 +2,8 @@
 
 mod api;
 mod batches;
+#[cfg(target_os = "linux")]
+mod churn;
 mod client;
 #[cfg(feature = "otlp")]
 mod collector;

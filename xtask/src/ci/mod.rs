@@ -38,6 +38,7 @@ With --full, also:
   determinism      the matrix of docs/determinism.md 20 times under load        about 11 min
   serve faults     a server overloaded for --soak-seconds                       about 5 min
   serve soak       four servers, each under mixed faults for --soak-seconds     about 9 min
+  serve churn      state that comes and goes for --soak-seconds                 about 2 min
   serve fuzz       5000 random bodies for each endpoint                         about 2 min
   fuzz             each target of fuzz/ for --fuzz-seconds                      about 10 min
 
@@ -56,7 +57,7 @@ pub struct Options {
     /// Seconds for each fuzz target
     #[arg(long, value_name = "N", default_value_t = 30, requires = "full")]
     fuzz_seconds: u32,
-    /// Seconds for each server that is overloaded or gets mixed faults
+    /// Seconds for each server that is overloaded, gets mixed faults or has state that comes and goes
     #[arg(long, value_name = "N", default_value_t = 120, requires = "full")]
     soak_seconds: u32,
     /// Skip `.ci/run`, because it has just run
@@ -119,7 +120,7 @@ fn run_slow(
         determinism.current_dir(root).args(["check", "determinism"]),
     ));
     let soak_seconds = options.soak_seconds.to_string();
-    for tests in ["faults", "soak"] {
+    for tests in ["faults", "soak", "churn"] {
         let length = ("BITNET_SOAK_SECONDS", &*soak_seconds);
         steps.push(step(&mut serve_command(root, tests, length)));
     }
