@@ -186,8 +186,8 @@ def test_the_dashboard_asks_for_what_there_is():
     assert used <= labels | {"le"}, used - labels
 
 
-def test_operations_names_metrics_that_there_are():
-    with Server() as server:
+def test_operations_names_metrics_that_there_are(tmp_path):
+    with Server("--state-dir", str(tmp_path)) as server:
         post(server.url, max_tokens=5)
         known = {re.sub(r"_(bucket|sum|count)$", "", name.split("{")[0]) for name in server.metrics()}
     text = (ROOT / "docs/operations.md").read_text()
