@@ -38,7 +38,7 @@ const LOAD: HeaderName = HeaderName::from_static("endpoint-load-metrics");
 const LOAD_FORMAT: HeaderName = HeaderName::from_static("endpoint-load-metrics-format");
 
 /// The routes that are answered on reserved connections.
-const PROBES: [&str; 5] = ["/health", "/livez", "/metrics", "/readyz", "/startupz"];
+pub(crate) const PROBES: [&str; 5] = ["/health", "/livez", "/metrics", "/readyz", "/startupz"];
 
 /// All routes of the server.
 pub(crate) fn router(app: Arc<App>) -> Router {
@@ -109,8 +109,15 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-/// `/metrics`.
-async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
+/// Metrics for Prometheus, or in OpenMetrics if `Accept` prefers it.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    operation_id = "metrics",
+    tag = "server",
+    responses((status = 200, description = "The metrics.", body = String, content_type = "text/plain"))
+)]
+pub(crate) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
     let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok());
     let format = TextFormat::accepted(accept);
     let text = app.scene().text(&app.registry.scenes(), format);

@@ -13,12 +13,14 @@ use crate::api::messages::MessageErrorBody;
 use crate::api::ollama::OllamaErrorBody;
 use crate::api::{self, ErrorBody};
 use crate::health;
+use crate::http::PROBES;
 
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "BitNet.rs",
-        description = "Ternary language models behind OpenAI's API.",
+        description = "Ternary language models behind OpenAI's API. Any request may also get 400 or 403 (the header `Host`), \
+                       405 (the method), 431 (the headers) or 501 (the transfer coding).",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")
     ),
     paths(
@@ -59,6 +61,10 @@ use crate::health;
         api::tokenize::tokenize,
         api::tokenize::detokenize,
         api::tokenize::tokenizer_info,
+        crate::http::metrics,
+        crate::page::serve,
+        crate::page::file,
+        serve,
         health::health,
         health::ready,
         health::live,
@@ -117,31 +123,110 @@ const REQUESTS: [&str; 45] = [
     "FunctionCall",
 ];
 
-/// Error responses of any request with a body.
-const REFUSALS: [(&str, &str); 10] = [
-    (
-        "400",
-        "A field is invalid or not supported; `param` names it.",
-    ),
-    ("401", "The key is missing or wrong."),
-    ("404", "There is no such model."),
-    ("408", "The body took too long to arrive."),
-    ("413", "The body is too large."),
-    ("415", "The body is not JSON."),
-    (
-        "429",
-        "Too many requests are waiting; `Retry-After` says when to retry.",
-    ),
-    (
-        "503",
-        "The model is being loaded, or the server is about to stop.",
-    ),
-    ("504", "The answer took too long."),
-    (
-        "507",
-        "The model takes more memory than all models together may.",
-    ),
+/// An error response, and whether an operation may have it.
+struct Refusal {
+    status: &'static str,
+    description: &'static str,
+    may_have: fn(&Traits) -> bool,
+}
+
+const REFUSALS: [Refusal; 11] = [
+    Refusal {
+        status: "400",
+        description: "A field is invalid or not supported; `param` names it.",
+        may_have: |op| op.has_body || op.has_query || op.is_named && op.is_guarded,
+    },
+    Refusal {
+        status: "401",
+        description: "The key is missing or wrong.",
+        may_have: |op| op.is_guarded,
+    },
+    Refusal {
+        status: "404",
+        description: "There is no such model, file, batch or response.",
+        may_have: |op| op.uses_model || op.is_named,
+    },
+    Refusal {
+        status: "408",
+        description: "The body took too long to arrive.",
+        may_have: |op| op.has_body,
+    },
+    Refusal {
+        status: "413",
+        description: "The body is too large.",
+        may_have: |op| op.has_body,
+    },
+    Refusal {
+        status: "415",
+        description: "The body has another type.",
+        may_have: |op| op.has_body,
+    },
+    Refusal {
+        status: "429",
+        description: "Too many requests are waiting; `Retry-After` says when to retry.",
+        may_have: |op| op.has_body || op.uses_model,
+    },
+    Refusal {
+        status: "500",
+        description: "The model cannot be loaded, the disk cannot be written, or the server has a bug.",
+        may_have: |op| op.is_guarded,
+    },
+    Refusal {
+        status: "503",
+        description: "The model is being loaded, the server is about to stop, or it has too many connections.",
+        may_have: |op| !op.is_probe,
+    },
+    Refusal {
+        status: "504",
+        description: "The answer took too long.",
+        may_have: |op| op.uses_model,
+    },
+    Refusal {
+        status: "507",
+        description: "The model takes more memory than all models together may.",
+        may_have: |op| op.uses_model,
+    },
 ];
+
+/// Operations with a body that run no model.
+const WITHOUT_MODEL: [&str; 3] = ["/v1/files", "/v1/batches", "/api/show"];
+
+/// What decides which errors an operation may have.
+struct Traits {
+    /// Whether it needs a key, if the server has keys.
+    is_guarded: bool,
+    /// Whether it is answered on reserved connections.
+    is_probe: bool,
+    has_body: bool,
+    has_query: bool,
+    /// Whether the client names a model, a file, a batch or a response.
+    is_named: bool,
+    /// Whether the model must be loaded.
+    uses_model: bool,
+}
+
+impl Traits {
+    fn new(path: &str, operation: &Value) -> Self {
+        let of_model = ["/props", "/tokenizer_info"].contains(&path);
+        let parameters = operation["parameters"].as_array();
+        let has = |place: &str| {
+            let mut places = parameters
+                .into_iter()
+                .flatten()
+                .map(|parameter| &parameter["in"]);
+            places.any(|of_parameter| of_parameter == place)
+        };
+        let has_body = operation["requestBody"].is_object();
+        Self {
+            is_guarded: operation["tags"][0] != "server" && operation["tags"][0] != "health",
+            is_probe: PROBES.contains(&path),
+            has_body,
+            has_query: has("query"),
+            is_named: has("path") || ["/v1/batches", "/api/show"].contains(&path) && has_body,
+            uses_model: of_model || has_body && !WITHOUT_MODEL.contains(&path),
+        }
+    }
+}
 
 static TEXT: LazyLock<String> =
     LazyLock::new(|| serde_json::to_string_pretty(&document()).unwrap_or_default() + "\n");
@@ -151,8 +236,10 @@ fn document() -> Value {
     for name in REQUESTS {
         document["components"]["schemas"][name]["additionalProperties"] = json!(false);
     }
-    document["components"]["securitySchemes"]["key"] =
-        json!({ "type": "http", "scheme": "bearer" });
+    document["components"]["securitySchemes"] = json!({
+        "bearer": { "type": "http", "scheme": "bearer" },
+        "x-api-key": { "type": "apiKey", "in": "header", "name": "x-api-key" },
+    });
     let body = |schema: &str| {
         let reference = format!("#/components/schemas/{schema}");
         json!({ "application/json": { "schema": { "$ref": reference } } })
@@ -166,33 +253,30 @@ fn document() -> Value {
         } else {
             "ErrorBody"
         });
-        for (method, operation) in operations.as_object_mut().into_iter().flatten() {
-            if path.starts_with("/v1/")
-                || ["/tokenizer_info", "/props"].contains(&path.as_str())
-                || method == "post"
-            {
+        for (_, operation) in operations.as_object_mut().into_iter().flatten() {
+            let traits = Traits::new(path, operation);
+            if traits.is_guarded {
                 // A key is required only if the server has a file of keys.
-                operation["security"] = json!([{}, { "key": [] }]);
-                let all = REFUSALS.iter();
-                let has_query = ["/responses/", "/v1/files", "/v1/batches"]
-                    .iter()
-                    .any(|part| path.contains(part));
-                let of_method = all.filter(|(status, _)| {
-                    method == "post"
-                        || matches!(*status, "401" | "404" | "503")
-                        || has_query && *status == "400"
-                });
-                for (status, description) in of_method {
-                    operation["responses"][status] =
-                        json!({ "description": description, "content": error });
-                }
+                operation["security"] = json!([{}, { "bearer": [] }, { "x-api-key": [] }]);
+            }
+            let refusals = REFUSALS.iter();
+            for refusal in refusals.filter(|refusal| (refusal.may_have)(&traits)) {
+                operation["responses"][refusal.status] =
+                    json!({ "description": refusal.description, "content": error });
             }
         }
     }
     document
 }
 
-/// The document.
+/// This document.
+#[utoipa::path(
+    get,
+    path = "/openapi.json",
+    operation_id = "openapi",
+    tag = "server",
+    responses((status = 200, description = "The document.", body = Value))
+)]
 pub(crate) async fn serve() -> Response {
     ([(CONTENT_TYPE, "application/json")], TEXT.as_str()).into_response()
 }
@@ -214,6 +298,23 @@ mod tests {
                 path.display()
             );
         }
+    }
+
+    #[test]
+    fn every_route_is_in_the_document() {
+        let document = document();
+        let source = include_str!("http.rs").split("#[cfg(test)]").next();
+        let calls = source.unwrap_or_default().split(".route(").skip(1);
+        let routes: Vec<_> = calls
+            .filter_map(|rest| rest.trim_start().strip_prefix('"')?.split('"').next())
+            .map(|route| route.replace("{*", "{"))
+            .collect();
+        assert!(routes.len() > 40, "{routes:?}");
+        for route in &routes {
+            assert!(document["paths"][route].is_object(), "{route}");
+        }
+        let documented = document["paths"].as_object().map(serde_json::Map::len);
+        assert_eq!(documented, Some(routes.len()));
     }
 
     #[test]

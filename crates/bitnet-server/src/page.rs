@@ -6,6 +6,7 @@
 use std::sync::LazyLock;
 
 use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
 use axum::http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, IF_NONE_MATCH, REFERRER_POLICY,
     X_CONTENT_TYPE_OPTIONS,
@@ -116,13 +117,39 @@ impl File {
     }
 }
 
-/// The page.
+/// The chat page.
+#[utoipa::path(
+    get,
+    path = "/",
+    operation_id = "page",
+    tag = "server",
+    responses(
+        (status = 200, description = "The page.", body = String, content_type = "text/html"),
+        (status = 304, description = "The client has this version."),
+    )
+)]
 pub(crate) async fn serve(headers: HeaderMap) -> Response {
-    file(Path(INDEX.to_owned()), headers).await
+    file(Ok(Path(INDEX.to_owned())), headers).await
 }
 
-/// A file of the page.
-pub(crate) async fn file(Path(name): Path<String>, headers: HeaderMap) -> Response {
+/// A file of the chat page.
+#[utoipa::path(
+    get,
+    path = "/page/{file}",
+    operation_id = "pageFile",
+    tag = "server",
+    params(("file" = String, Path, description = "Its name.")),
+    responses(
+        (status = 200, description = "The file."),
+        (status = 304, description = "The client has this version."),
+    )
+)]
+pub(crate) async fn file(
+    name: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+) -> Response {
+    // A name that is not UTF-8 is no name of a file.
+    let name = name.map_or_else(|_| String::new(), |Path(name)| name);
     match File::named(&name) {
         Some(file) => file.respond(&headers),
         None => ApiError::unknown_path(&Method::GET, &format!("/page/{name}")).into_response(),
