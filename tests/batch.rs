@@ -145,18 +145,34 @@ fn texts(folder: &Path) -> BTreeMap<String, String> {
 
 #[test]
 fn a_killed_batch_continues_without_losing_or_repeating_a_line() {
+    batch_is_killed("built-in", &[]);
+}
+
+#[test]
+fn a_killed_batch_of_a_hybrid_model_continues_without_losing_or_repeating_a_line() {
+    let golden = "tests/data/golden-group/qwen35-ptq1_0-rot512-part/model.gguf";
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .join(golden);
+    let model = golden.to_str().expect("a path");
+    batch_is_killed("hybrid", &["-m", model, "--draft", "auto"]);
+}
+
+/// Kills a batch several times. Its answers must equal the answers of a batch that was not killed.
+fn batch_is_killed(name: &str, model: &[&str]) {
     let lines: Vec<String> = (0..60).map(|n| line(&format!("r{n}"), 40)).collect();
-    let whole = folder("whole");
+    let whole = folder(&format!("{name} whole"));
     write(&whole, &lines);
-    counts(&batch(&whole, &["--json"]));
+    let with = |more: &[&'static str]| [model, more].concat();
+    counts(&batch(&whole, &with(&["--json"])));
     let expected = texts(&whole);
     assert_eq!(expected.len(), 60);
 
-    let killed = folder("killed");
+    let killed = folder(&format!("{name} killed"));
     write(&killed, &lines);
     let mut num_earlier = 0;
     for target in [1, 20, 41] {
-        let mut child = command(&killed, &[]).spawn().expect("the program starts");
+        let mut child = command(&killed, model).spawn().expect("the program starts");
         let num_lines = || {
             let text = std::fs::read(killed.join("out.jsonl")).unwrap_or_default();
             text.iter().filter(|byte| **byte == b'\n').count()
@@ -175,7 +191,7 @@ fn a_killed_batch_continues_without_losing_or_repeating_a_line() {
             .expect("a part of a line");
         num_earlier = num_lines();
     }
-    let finished = counts(&batch(&killed, &["--json"]));
+    let finished = counts(&batch(&killed, &with(&["--json"])));
     assert_eq!(finished["earlier"], num_earlier);
     assert_eq!(texts(&killed), expected);
     // Nothing is left to do, not even to load a model.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::{bitnet, data, json, text};
+use crate::{bitnet, bitnet_with_input, data, json, text};
 
 #[test]
 fn models_with_group_scales_and_states_give_the_reference_text() {
@@ -80,4 +80,44 @@ fn a_group_model_is_converted_without_loss_or_the_tensor_is_named() {
             && message.contains("one scale per tensor is supported"),
         "{message}"
     );
+}
+
+#[test]
+fn a_chat_prints_and_keeps_a_tool_call_and_hides_thinking() {
+    let model = data("golden-group/qwen35-ptq1_0-rot512-part/model.gguf");
+    let model = model.display().to_string();
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("chat.json");
+    // The answer repeats the token with this id.
+    let answer = |token: u32, thinking: &str| {
+        let bias = format!("{token}+100");
+        let arguments = [
+            "chat",
+            "-m",
+            &model,
+            "-n",
+            "3",
+            "--temp",
+            "0",
+            "--logit-bias",
+            &bias,
+        ];
+        let arguments = [&arguments[..], &["--thinking", thinking]].concat();
+        let _ = std::fs::remove_file(&file);
+        let input = format!("Hi\n/save {}\n", file.display());
+        let output = bitnet_with_input(&arguments, &input);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let saved = std::fs::read(&file).expect("the conversation");
+        let saved: Value = serde_json::from_slice(&saved).expect("JSON");
+        let first_line = text(&output.stdout).lines().next().map(str::to_owned);
+        (first_line, saved["messages"][1].clone())
+    };
+    let calls = "<tool_call>".repeat(3);
+    let (shown, message) = answer(409, "off");
+    assert_eq!(shown.as_deref(), Some(&*calls));
+    assert_eq!(message["content"], calls);
+    let (shown, message) = answer(411, "on");
+    assert_eq!(shown.as_deref(), Some(""));
+    assert_eq!(message["content"], "");
+    assert_eq!(message["reasoning_content"], "<think>".repeat(2));
 }

@@ -12,6 +12,12 @@ use serde_json::{Value, json};
 /// Maximum time of any step in these tests, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// A small model whose layers of linear attention keep a state for each sequence.
+pub const HYBRID: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../../tests/data/golden-group/qwen35-ptq1_0-rot512-part/model.gguf"
+);
+
 /// How long the tests that overload a server run, from the variable BITNET_SOAK_SECONDS, which
 /// `cargo run -p xtask -- ci --full` sets.
 pub fn soak_seconds() -> Option<u64> {

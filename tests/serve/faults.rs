@@ -411,6 +411,12 @@ fn the_helper_of_a_cancelled_form_is_killed() {
 
 #[test]
 fn under_overload_memory_stays_flat_and_each_request_gets_an_answer_or_a_refusal() {
+    overload(&[], "a big dog ");
+}
+
+/// Three times as many clients as a server has places, whose prompts repeat `words`, get answers or
+/// refusals, and the server takes no more memory after a while. Returns the server.
+pub fn overload(more: &[&str], words: &str) -> Server {
     let arguments = [
         "--ctx-size",
         "512",
@@ -421,7 +427,7 @@ fn under_overload_memory_stays_flat_and_each_request_gets_an_answer_or_a_refusal
         "--queue-requests",
         "8",
     ];
-    let server = Server::start(&arguments);
+    let server = Server::start(&[&arguments, more].concat());
     // Three times as many as run and wait.
     let num_clients = 3 * (4 + 8);
     let soak = Duration::from_secs(soak_seconds().unwrap_or(3));
@@ -433,9 +439,9 @@ fn under_overload_memory_stays_flat_and_each_request_gets_an_answer_or_a_refusal
         let (mut num_answered, mut num_refused) = (0, 0);
         let is_stream = index.is_multiple_of(3);
         while start.elapsed() < soak || num_whole.load(Ordering::Relaxed) < 2 * num_warm {
-            let words = 10 + 10 * (index % 5);
+            let text = words.repeat(10 + 10 * (index % 5));
             let more = json!({ "stream": is_stream, "max_tokens": 30, "seed": index + 100 * num_answered });
-            let body = chat(&"a big dog ".repeat(words), more);
+            let body = chat(&text, more);
             if index % 7 == 6 {
                 // Some clients hang up at a random moment.
                 let mut stream = server.connect();
@@ -498,6 +504,7 @@ fn under_overload_memory_stays_flat_and_each_request_gets_an_answer_or_a_refusal
         "{before} MiB resident, then {after} MiB"
     );
     server.wait_until("free", || server.sample("vllm:kv_cache_usage_perc") == 0.0);
+    server
 }
 
 /// A schema that needs some work: `count` fields.

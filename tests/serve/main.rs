@@ -11,6 +11,7 @@ mod devices;
 mod embeddings;
 mod faults;
 mod fuzz;
+mod hybrid;
 mod limits;
 mod messages;
 mod metrics;

@@ -5,18 +5,14 @@
 
 use serde_json::{Value, json};
 
-use crate::client::{Server, with};
+use crate::client::{HYBRID, Server, with};
 
 const CHAT: &str = "/v1/chat/completions";
-const MODEL: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/../../tests/data/golden-group/qwen35-ptq1_0-rot512-part/model.gguf"
-);
 /// The tag that opens the thinking.
 const BEGIN: u32 = 411;
 
 fn server() -> Server {
-    Server::start(&["-m", MODEL, "--ctx-size", "512"])
+    Server::start(&["-m", HYBRID, "--ctx-size", "512"])
 }
 
 /// A request whose answer repeats the opening tag.
@@ -103,7 +99,7 @@ fn a_template_can_turn_thinking_off_or_open_it() {
     let template = "{{ messages[0].content }}<think>\n{# closed by </think> #}";
     std::fs::write(&path, template).expect("a file");
     let path = path.to_str().expect("a path");
-    let server = Server::start(&["-m", MODEL, "--ctx-size", "256", "--chat-template", path]);
+    let server = Server::start(&["-m", HYBRID, "--ctx-size", "256", "--chat-template", path]);
     let (message, _) = answer(&server, json!({ "thinking_budget": 2 }));
     assert_eq!(message["reasoning_content"], "<think>".repeat(2));
     assert_eq!(message["content"], "<think>".repeat(6));
@@ -143,7 +139,7 @@ fn system_messages_that_are_not_first_are_joined_where_the_template_raises() {
         [{{ m.role }}]{{ m.content }}{% endfor %}";
     std::fs::write(&path, template).expect("a file");
     let path = path.to_str().expect("a path");
-    let server = Server::start(&["-m", MODEL, "--ctx-size", "256", "--chat-template", path]);
+    let server = Server::start(&["-m", HYBRID, "--ctx-size", "256", "--chat-template", path]);
     let messages = json!([
         { "role": "user", "content": "a" },
         { "role": "developer", "content": "b" },

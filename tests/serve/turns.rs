@@ -3,13 +3,10 @@
 
 use serde_json::{Value, json};
 
-use crate::client::{Server, with};
+use crate::client::{HYBRID, Server, with};
+use crate::hybrid::states;
 
 const COMPLETIONS: &str = "/v1/completions";
-const MODEL: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/../../tests/data/golden-group/qwen35-ptq1_0-rot512-part/model.gguf"
-);
 /// Positions of a block: states are saved where one ends.
 const BLOCK: u64 = 32;
 
@@ -26,7 +23,7 @@ fn tokens(answer: &Value) -> Vec<u64> {
 
 #[test]
 fn turns_compute_at_most_one_block_again_and_answer_as_without_a_cache() {
-    let server = Server::start(&["-m", MODEL, "--ctx-size", "1024", "--draft", "auto"]);
+    let server = Server::start(&["-m", HYBRID, "--ctx-size", "1024", "--draft", "auto"]);
     let mut conversation = said(0);
     let (mut cached_sum, mut known) = (0, 0);
     for turn in 1..=12 {
@@ -68,8 +65,8 @@ fn turns_compute_at_most_one_block_again_and_answer_as_without_a_cache() {
 fn a_memory_for_few_states_delays_requests_and_changes_no_answer() {
     let state_bytes = 6 * 4 * (8 * 64 * 64 + 3 * (2 * 2 * 64 + 8 * 64));
     let two = (2 * state_bytes).to_string();
-    let small = Server::start(&["-m", MODEL, "--ctx-size", "256", "--state-memory", &two]);
-    let large = Server::start(&["-m", MODEL, "--ctx-size", "256"]);
+    let small = Server::start(&["-m", HYBRID, "--ctx-size", "256", "--state-memory", &two]);
+    let large = Server::start(&["-m", HYBRID, "--ctx-size", "256"]);
     let ask = |server: &Server, turn| {
         let body = json!({ "prompt": said(turn), "max_tokens": 30, "seed": turn,
             "return_token_ids": true, "ignore_eos": true });
@@ -81,16 +78,7 @@ fn a_memory_for_few_states_delays_requests_and_changes_no_answer() {
             scope.spawn(move || assert_eq!(ask(small, turn), ask(large, turn), "{turn}"));
         }
     });
-    let metrics = small.get("/metrics").text();
-    let kinds = ["held", "saved", "free"];
-    let states = kinds.map(|kind| {
-        let label = format!("kind=\"{kind}\"");
-        let mut lines = metrics.lines();
-        let line =
-            lines.find(|line| line.starts_with("bitnet_recurrent_states") && line.contains(&label));
-        let value = line.and_then(|line| line.rsplit(' ').next()?.parse::<usize>().ok());
-        value.unwrap_or_else(|| panic!("no {kind} in {metrics}"))
-    });
+    let states = ["held", "saved", "free"].map(|kind| states(&small, kind));
     assert_eq!(states.iter().sum::<usize>(), 2, "{states:?}");
     assert_eq!(states[0], 0, "no request holds a state");
 }

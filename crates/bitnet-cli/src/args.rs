@@ -978,8 +978,8 @@ pub struct ModelArguments {
     /// Maximum number of tokens in one pass through the model
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = parse_chunk)]
     pub prefill_chunk: usize,
-    /// Draft up to N tokens from earlier text, and check them in one step; auto drafts more where
-    /// drafts are right, and stops where they are wrong. The text is the same
+    /// Draft up to N tokens from earlier text, and check them in one step; auto drafts only where
+    /// that saves time, as earlier guesses and the measured time of steps show. The text is the same
     #[arg(long, value_name = "N|auto", default_value = "0", value_parser = parse_draft)]
     pub draft: Draft,
     /// Instruction set; the best one of this CPU if not given

@@ -1,7 +1,7 @@
 //! [`EngineCounts`] and [`HeadUse`]: counts of an engine's work since its start. [`StateCounts`]:
 //! how its memory for recurrent states is used now.
 
-use crate::options::DRAFT_MAX;
+use crate::draft::DRAFT_MAX;
 
 /// Counts how often estimated logits decided the next token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -254,9 +254,14 @@ impl Engine {
         if self.scheduler.plan.is_empty() {
             return;
         }
+        let decoding_rows = self.scheduler.decoding_rows();
         let now = Instant::now();
         self.forward();
         self.advance(now, now.elapsed(), events);
+        if let Some(rows) = decoding_rows {
+            let seconds = now.elapsed().as_secs_f32();
+            self.scheduler.costs.measured(rows, seconds);
+        }
     }
 
     /// Runs the planned tokens through the model.
@@ -401,9 +406,7 @@ impl Engine {
             break;
         }
         let num_rows = draft.len() + 1;
-        let sequence = &mut self.scheduler.running[index];
-        sequence.drafter.checked(draft.len(), accepted);
-        sequence.draft = draft;
+        self.scheduler.running[index].keep_draft(draft, accepted);
         num_rows
     }
 

@@ -247,13 +247,17 @@ impl Memory {
         let (Some(states), Some(state)) = (&mut self.states, held.state) else {
             return;
         };
-        if let Some(checkpoint) = held.checkpoint.take() {
-            if held.state_end != held.computed {
-                states.copies.push((checkpoint, state));
-                (held.computed, held.state_end) = (start, start);
-            }
-            states.give_back(checkpoint);
-        }
+        let Some(checkpoint) = held.checkpoint.take() else {
+            return;
+        };
+        let unused = if held.state_end == held.computed {
+            checkpoint
+        } else {
+            (held.computed, held.state_end) = (start, start);
+            held.state = Some(checkpoint);
+            state
+        };
+        states.give_back(unused);
     }
 
     /// Takes back all that a sequence holds. Known blocks and saved states stay known.

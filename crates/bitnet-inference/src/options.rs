@@ -2,10 +2,9 @@
 
 use bitnet_models::{KvCache, KvType};
 
+pub use crate::draft::DRAFT_MAX;
 use crate::draft::Drafter;
 
-/// Maximum number of tokens to guess ahead.
-pub const DRAFT_MAX: usize = 16;
 /// Maximum number of decoding sequences with which drafts are checked: with more, a step has enough
 /// rows without drafts.
 pub(crate) const DRAFTING_MAX: usize = 2;
@@ -29,8 +28,8 @@ pub struct EngineOptions {
     /// Maximum number of tokens to guess ahead for each sequence from its earlier tokens and to
     /// check in the same step; 0 for none.
     pub draft_max: usize,
-    /// Whether drafts become longer while they are right, and pause while they are wrong. Otherwise
-    /// all have `draft_max` tokens.
+    /// Whether only drafts are made that are expected to save time, as long as they are expected to
+    /// save most. Otherwise all have `draft_max` tokens.
     pub draft_adapts: bool,
     /// Recurrent states that the cache holds, at least one, if the model has recurrent layers: one
     /// of each running sequence, one of each draft under way, and saved ones for requests with the
@@ -61,8 +60,8 @@ impl EngineOptions {
         self.cache.max(self.context).div_ceil(KvCache::BLOCK)
     }
 
-    /// Decides the drafts of a sequence.
-    pub(crate) fn drafter(&self) -> Drafter {
-        Drafter::new(self.draft_max.min(DRAFT_MAX), self.draft_adapts)
+    /// Decides the drafts of a sequence of at most `tokens_max` tokens.
+    pub(crate) fn drafter(&self, tokens_max: usize) -> Drafter {
+        Drafter::new(self.draft_max, self.draft_adapts, tokens_max)
     }
 }

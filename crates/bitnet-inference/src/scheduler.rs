@@ -1,5 +1,5 @@
 //! [`Scheduler`]: decides which tokens of which sequences a step computes. Plain data: it knows
-//! neither the model nor time.
+//! neither the model nor a clock; the engine tells it what steps take.
 //!
 //! A step takes the next tokens of every running sequence, so that weights are read once: first one
 //! token of each sequence that is decoding, then prompts, in chunks: long ones while no sequence
@@ -19,6 +19,7 @@ use bitnet_models::KvCache;
 
 use crate::backlog::Priority;
 use crate::counts::EngineCounts;
+use crate::draft::StepCosts;
 use crate::memory::Memory;
 use crate::options::{DRAFTING_MAX, EngineOptions};
 use crate::request::{RequestId, Timings};
@@ -43,6 +44,8 @@ pub(crate) struct Scheduler {
     /// See [`crate::Runner::halfway`].
     halfway: usize,
     pub counts: EngineCounts,
+    /// What steps take, as the engine measures it.
+    pub costs: StepCosts,
     // The fields below belong to one step; they are kept so that a step allocates nothing.
     pub plan: Vec<Planned>,
     /// Indices of the sequences whose prompts are being computed, in the order in which they get
@@ -60,6 +63,7 @@ impl Scheduler {
             running: Vec::new(),
             halfway,
             counts: EngineCounts::default(),
+            costs: StepCosts::new(),
             plan: Vec::new(),
             prefilling: Vec::new(),
         }
@@ -124,8 +128,10 @@ impl Scheduler {
             .count();
         // Checking the rows of a draft with the first row costs little only while a step has few
         // rows.
-        let has_drafts = self.options.draft_max > 0 && num_decoding <= DRAFTING_MAX;
-        let mut index = 0;
+        let has_drafts = self.options.draft_max > 0
+            && num_decoding <= DRAFTING_MAX
+            && !(self.options.draft_adapts && num_decoding < self.running.len());
+        let (mut index, mut num_planned, mut num_rows) = (0, 0, 0);
         while index < self.running.len() {
             let sequence = &mut self.running[index];
             sequence.draft.clear();
@@ -137,13 +143,25 @@ impl Scheduler {
                 }
                 let sequence = &mut self.running[index];
                 if has_drafts {
-                    sequence.find_draft(&mut self.memory);
+                    let others = num_decoding - 1;
+                    let other_rows = num_rows + (others - num_planned);
+                    sequence.find_draft(others, other_rows, &self.costs, &mut self.memory);
                 }
                 let tokens = sequence.pending();
+                num_planned += 1;
+                num_rows += tokens + sequence.draft.len();
                 self.plan.push(Planned { index, tokens });
             }
             index += 1;
         }
+    }
+
+    /// Rows of the planned step; `None` if it computes prompts.
+    pub fn decoding_rows(&self) -> Option<usize> {
+        let rows = |planned: &Planned| planned.tokens + self.running[planned.index].draft.len();
+        self.prefilling
+            .is_empty()
+            .then(|| self.plan.iter().map(rows).sum())
     }
 
     /// Divides the prompts' part of the step. While no sequence decodes for a client that waits, the
@@ -233,5 +251,71 @@ impl Scheduler {
             }
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use bitnet_tokenizers::TokenId;
+
+    use super::*;
+    use crate::request::Request;
+
+    /// A scheduler with adaptive drafts, and a sequence in it that repeats itself and decodes.
+    fn decoding() -> Scheduler {
+        let options = EngineOptions {
+            draft_max: 16,
+            draft_adapts: true,
+            ..EngineOptions::default()
+        };
+        let mut scheduler = Scheduler::new(options, Memory::new(64, 0), 1000);
+        submit(&mut scheduler, 0, (0..60).map(|i| i % 4).collect());
+        scheduler.schedule();
+        let Scheduler {
+            running, memory, ..
+        } = &mut scheduler;
+        running[0].advance(60, memory, Instant::now());
+        assert!(!running[0].push(TokenId(0), None, &mut Vec::new()));
+        scheduler
+    }
+
+    fn submit(scheduler: &mut Scheduler, id: u64, prompt: Vec<u32>) {
+        let request = Request {
+            prompt: prompt.into_iter().map(TokenId).collect(),
+            max_tokens: Some(40),
+            ..Request::default()
+        };
+        let sequence = Sequence::new(RequestId(id), request, None, &scheduler.options, 100, None);
+        scheduler
+            .waiting
+            .push_back(sequence.expect("a good request"));
+    }
+
+    #[test]
+    fn adaptive_drafts_wait_while_a_step_computes_prompts() {
+        let mut scheduler = decoding();
+        scheduler.schedule();
+        let draft = scheduler.running[0].draft.clone();
+        assert!(!draft.is_empty());
+        assert_eq!(scheduler.decoding_rows(), Some(1 + draft.len()));
+        submit(&mut scheduler, 1, (0..30).collect());
+        scheduler.schedule();
+        assert_eq!(scheduler.plan.len(), 2);
+        assert!(scheduler.running[0].draft.is_empty());
+        assert_eq!(scheduler.decoding_rows(), None);
+    }
+
+    #[test]
+    fn a_draft_is_as_long_as_its_measured_cost_allows() {
+        let mut scheduler = decoding();
+        (0..20).for_each(|_| scheduler.costs.measured(1, 0.01));
+        for rows in [2, 4, 8, 16] {
+            // As long as a step for each token.
+            (0..20).for_each(|_| scheduler.costs.measured(rows, 0.01 * rows as f32));
+        }
+        scheduler.schedule();
+        assert!(scheduler.running[0].draft.is_empty());
     }
 }

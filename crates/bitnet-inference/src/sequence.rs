@@ -8,7 +8,7 @@ use bitnet_models::KvCache;
 use bitnet_tokenizers::{DecodeOptions, Detokenizer, TokenId, Tokenizer};
 
 use crate::backlog::Priority;
-use crate::draft::Drafter;
+use crate::draft::{DraftedStep, Drafter, StepCosts};
 use crate::error::Result;
 use crate::memory::{Holding, Memory};
 use crate::options::EngineOptions;
@@ -58,7 +58,7 @@ pub(crate) struct Sequence {
     first_token: Option<Instant>,
     /// The draft: tokens that may follow; this step checks them.
     pub draft: Vec<TokenId>,
-    pub drafter: Drafter,
+    drafter: Drafter,
 }
 
 impl Sequence {
@@ -83,6 +83,8 @@ impl Sequence {
         // Room for the whole answer, so that no step allocates.
         let mut tokens = request.prompt;
         tokens.reserve_exact(tokens_max - prompt_tokens);
+        let mut drafter = options.drafter(tokens_max);
+        drafter.read(&tokens);
         Ok(Self {
             id,
             tokens,
@@ -112,7 +114,7 @@ impl Sequence {
             started: None,
             first_token: None,
             draft: Vec::new(),
-            drafter: options.drafter(),
+            drafter,
         })
     }
 
@@ -225,21 +227,39 @@ impl Sequence {
         self.redo = self.pending() - 1;
     }
 
+    /// Takes its draft back after the check; the first `accepted` tokens were right.
+    pub fn keep_draft(&mut self, draft: Vec<TokenId>, accepted: usize) {
+        if !draft.is_empty() {
+            self.drafter.checked(draft.len(), accepted);
+        }
+        self.draft = draft;
+    }
+
     /// Finds a draft to check in this step, if there is memory for it.
-    pub fn find_draft(&mut self, memory: &mut Memory) {
+    /// `others`, `other_rows`: other sequences in the step, and their rows.
+    pub fn find_draft(
+        &mut self,
+        others: usize,
+        other_rows: usize,
+        costs: &StepCosts,
+        memory: &mut Memory,
+    ) {
         self.draft.clear();
-        let most = self.drafter.begin_step();
-        // The token after the draft is sampled, too.
-        let most = most.min(self.tokens_max.saturating_sub(self.tokens.len() + 1));
-        if most == 0 || self.redo > 0 {
+        if self.redo > 0 {
             return;
         }
+        // The token after the draft is sampled, too.
+        let most = self.tokens_max.saturating_sub(self.tokens.len() + 1);
         let room = self.held.blocks.len() * KvCache::BLOCK - self.held.computed - 1;
         // A draft ends at a position where the state may be saved.
         let room = Memory::step_len(&self.held, 1 + most.min(room)) - 1;
-        if room > 0 {
-            self.drafter.look_up(&self.tokens, room, &mut self.draft);
-        }
+        let step = DraftedStep {
+            others,
+            other_rows,
+            recomputes: self.held.state.is_some(),
+        };
+        self.drafter
+            .draft(&self.tokens, room, step, costs, &mut self.draft);
         if !self.draft.is_empty() && !memory.begin_draft(&mut self.held) {
             self.draft.clear();
         }
@@ -294,6 +314,7 @@ impl Sequence {
             return true;
         }
         self.tokens.push(token);
+        self.drafter.push(&self.tokens);
         self.timings.generated_tokens += 1;
         let now = Instant::now();
         let started = self.started.unwrap_or(now);

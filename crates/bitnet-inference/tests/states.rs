@@ -152,9 +152,10 @@ fn refused_drafts_restore_the_state() {
         of_two_tokens(request(&prompt(7, 50), 1, 60)),
     ];
     let expected: Vec<_> = requests.iter().map(alone).collect();
-    for draft_max in [1, 5, 16] {
+    for (draft_max, draft_adapts) in [(1, false), (5, false), (16, false), (16, true)] {
         let options = EngineOptions {
             draft_max,
+            draft_adapts,
             ..roomy()
         };
         let mut engine = engine(options);
@@ -163,8 +164,11 @@ fn refused_drafts_restore_the_state() {
             assert_eq!(found, *expected, "drafts of {draft_max}");
         }
         let counts = engine.counts();
-        assert!(counts.accepted_tokens > 0, "{counts:?}");
-        assert!(counts.accepted_tokens < counts.drafted_tokens, "{counts:?}");
+        // Times decide how much an engine that adapts drafts.
+        if !draft_adapts {
+            assert!(counts.accepted_tokens > 0, "{counts:?}");
+            assert!(counts.accepted_tokens < counts.drafted_tokens, "{counts:?}");
+        }
     }
 }
 

@@ -215,6 +215,8 @@ pub struct RunRecord {
     pub ffn_sparsity: String,
     pub prefill_chunk: u64,
     pub draft: u64,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub draft_adapts: bool,
     pub drafted_tokens: u64,
     pub accepted_tokens: u64,
     pub i2_s_form: String,
@@ -592,6 +594,7 @@ fn run_record(
         ffn_sparsity: facts.model.ffn_sparsity.name().to_owned(),
         prefill_chunk: facts.options.prefill_chunk as u64,
         draft: facts.options.draft_max as u64,
+        draft_adapts: facts.options.draft_adapts,
         drafted_tokens: finish.timings.drafted_tokens as u64,
         accepted_tokens: finish.timings.accepted_tokens as u64,
         i2_s_form: load.i2_s_form.name().to_owned(),

@@ -151,6 +151,7 @@ fn open(receipt: &Receipt, model: &Path, device: Device) -> anyhow::Result<Engin
         kv_type: options::parse_kv_type(&run.kv_type).map_err(Rejection::Model)?,
         prefill_chunk: run.prefill_chunk as usize,
         draft_max: run.draft as usize,
+        draft_adapts: run.draft_adapts,
         ..EngineOptions::default()
     };
     self::options::open(model, &load, device, options)
@@ -227,8 +228,11 @@ fn same_output(receipt: &Receipt, engine: &mut Engine) -> anyhow::Result<()> {
         );
         return Err(Rejection::Rerun(problem).into());
     }
-    // The rows differ if a part of the prompt was cached, or if the token limit differs.
-    let same_rows = run.cached_tokens == 0 && (run.draft == 0 || run.stop_strings.is_empty());
+    // The rows differ if a part of the prompt was cached, if the token limit differs, or if times
+    // decided how many tokens were drafted.
+    let same_rows = run.cached_tokens == 0
+        && !run.draft_adapts
+        && (run.draft == 0 || run.stop_strings.is_empty());
     if same_rows && engine.model().packing == run.packing {
         same_kernels(receipt, engine)?;
     }
@@ -264,42 +268,72 @@ fn same_kernels(receipt: &Receipt, engine: &Engine) -> Result<(), Rejection> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bitnet_inference::SamplingParams;
     use bitnet_receipts::{Provenance, verify};
     use bitnet_tokenizers::TokenId;
+
+    /// The receipt of a request to a small model.
+    fn receipt_of(path: &Path, request: &Request, options: EngineOptions) -> Receipt {
+        let load = LoadOptions {
+            group_inputs: InputRounding::Int8(64),
+            ..LoadOptions::default()
+        };
+        let options = EngineOptions {
+            context: 128,
+            cache: 128,
+            ..options
+        };
+        let mut engine = options::open(path, &load, Device::cpu(2), options).unwrap();
+        engine.counters().reset();
+        let (output, finish) = engine.complete(request.clone()).unwrap();
+        let provenance = Provenance {
+            model_path: path.display().to_string(),
+            model_sha256: model_sha256(path).unwrap(),
+            load,
+            kernels_requested: None,
+            seed_given: true,
+            bitnet_deterministic: None,
+            bitnet_seed: None,
+        };
+        Receipt::new(&engine.facts(), request, &output, &finish, &provenance).unwrap()
+    }
+
+    #[test]
+    fn a_run_with_adaptive_drafts_repeats() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../tests/data/golden-group/qwen3-ptq1_0/model.gguf");
+        let request = Request {
+            prompt: (0..40).map(|i| TokenId(i % 4)).collect(),
+            max_tokens: Some(60),
+            sampling: SamplingParams {
+                logit_bias: vec![(TokenId(3), 100.0)],
+                ..SamplingParams::default()
+            },
+            ..Request::default()
+        };
+        let options = EngineOptions {
+            draft_max: 16,
+            draft_adapts: true,
+            ..EngineOptions::default()
+        };
+        let receipt = receipt_of(&path, &request, options);
+        let read = verify(&receipt.to_json()).unwrap();
+        assert!(read.run.draft_adapts && read.run.drafted_tokens > 0);
+        let mut again = open(&read, &path, Device::cpu(1)).unwrap();
+        same_output(&read, &mut again).unwrap();
+    }
 
     #[test]
     fn runs_of_group_and_hybrid_models_repeat() {
         let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/golden-group");
         for name in ["qwen3-ptq1_0", "qwen35-ptq1_0-rot512-part"] {
             let path = data.join(name).join("model.gguf");
-            let load = LoadOptions {
-                group_inputs: InputRounding::Int8(64),
-                ..LoadOptions::default()
-            };
-            let size = EngineOptions {
-                context: 64,
-                cache: 64,
-                ..EngineOptions::default()
-            };
-            let mut engine = options::open(&path, &load, Device::cpu(2), size).unwrap();
             let request = Request {
                 prompt: (0..40).map(TokenId).collect(),
                 max_tokens: Some(6),
                 ..Request::default()
             };
-            engine.counters().reset();
-            let (output, finish) = engine.complete(request.clone()).unwrap();
-            let provenance = Provenance {
-                model_path: path.display().to_string(),
-                model_sha256: model_sha256(&path).unwrap(),
-                load,
-                kernels_requested: None,
-                seed_given: true,
-                bitnet_deterministic: None,
-                bitnet_seed: None,
-            };
-            let receipt =
-                Receipt::new(&engine.facts(), &request, &output, &finish, &provenance).unwrap();
+            let receipt = receipt_of(&path, &request, EngineOptions::default());
             same_file(&receipt, &path).unwrap();
             let mut again = open(&receipt, &path, Device::cpu(1)).unwrap();
             same_dimensions(&receipt, &again).unwrap();

@@ -405,32 +405,35 @@ impl Cpu {
     /// # Panics
     /// If the shapes do not fit.
     pub fn project_f16(&self, rows: &[u8], x: &[f32], cols: usize, out: &mut [f32]) {
-        let set = self.set;
-        let row_bytes = 2 * cols;
-        if x.len() == cols {
-            let num_rows = out.len();
-            assert_eq!(
-                rows.len(),
-                num_rows * row_bytes,
-                "bytes of {num_rows} f16 rows of {cols}"
-            );
-            self.counters
-                .add(Kernel::LogitsProjection, num_rows * cols, rows.len());
-            let out = Disjoint::new(out);
-            self.pool.split(num_rows, BLOCK_ROWS, &|share| {
-                // SAFETY: each range of rows is one thread's share.
-                let out = unsafe { out.slice(share.clone()) };
-                set.matvec_f16(
-                    &rows[share.start * row_bytes..share.end * row_bytes],
-                    x,
-                    out,
-                );
-            });
+        let (set, n) = (self.set, x.len() / cols);
+        if n == 0 {
             return;
         }
-        self.project(row_bytes, rows, x, cols, out, &|row, values| {
-            for (value, bytes) in values.iter_mut().zip(row.as_chunks::<2>().0) {
-                *value = half::f16::from_le_bytes(*bytes).to_f32();
+        let (row_bytes, num_rows) = (2 * cols, out.len() / n);
+        assert!(
+            n * cols == x.len() && n * num_rows == out.len(),
+            "{} inputs, {} outputs of {n} rows",
+            x.len(),
+            out.len()
+        );
+        assert_eq!(
+            rows.len(),
+            num_rows * row_bytes,
+            "bytes of {num_rows} f16 rows of {cols}"
+        );
+        self.counters
+            .add(Kernel::LogitsProjection, n * num_rows * cols, rows.len());
+        let out = Disjoint::new(out);
+        self.pool.split(num_rows, BLOCK_ROWS, &|share| {
+            // A block of rows is read from memory once, and from a cache for the other inputs.
+            for first in share.clone().step_by(BLOCK_ROWS) {
+                let block = first..share.end.min(first + BLOCK_ROWS);
+                let bytes = &rows[block.start * row_bytes..block.end * row_bytes];
+                for (t, x) in x.chunks_exact(cols).enumerate() {
+                    let columns = t * num_rows + block.start..t * num_rows + block.end;
+                    // SAFETY: each range of rows is one thread's share, and so are its columns.
+                    set.matvec_f16(bytes, x, unsafe { out.slice(columns) });
+                }
             }
         });
     }
