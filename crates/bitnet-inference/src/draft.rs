@@ -9,8 +9,8 @@
 //!   match: also without a draft, the token that is sampled shows whether the guess was right. So
 //!   text that does not repeat itself teaches it to draft nothing, at no cost.
 //! - What a step costs, the engine measures ([`StepCosts`]).
-//! - Both are estimates. A drafter therefore never risks more time than it has won before, plus a
-//!   small share of the time of its sequence.
+//! - Both are estimates. A drafter therefore expects to lose, where it loses, no more time than it
+//!   has won before, plus a small share of the time of its sequence.
 
 mod costs;
 mod lookup;
@@ -168,12 +168,25 @@ impl Drafter {
             }
             let cost = step.cost(1 + len, costs);
             let gain = (without + expected) / without / (cost + again);
-            let risk = cost - 1.0 + step.recomputation(0, costs);
-            if gain > best_gain && risk <= self.credit {
+            if gain > best_gain && self.risk(len, costs) <= self.credit {
                 (best, best_gain) = (len, gain);
             }
         }
         best
+    }
+
+    /// The expected loss of time of a draft with `len` tokens, without the cases where it saves time.
+    fn risk(&self, len: usize, costs: &StepCosts) -> f32 {
+        let step = self.step;
+        let cost = costs.at_most(step.other_rows + 1 + len) / costs.of(step.other_rows + 1);
+        let (mut all_right, mut risk) = (1.0, 0.0);
+        for accepted in 0..len {
+            let right = self.chances.of(self.lookup.len() + accepted);
+            let lost = cost + step.recomputation(accepted, costs) - (1 + accepted) as f32;
+            risk += all_right * (1.0 - right) * lost.max(0.0);
+            all_right *= right;
+        }
+        risk
     }
 }
 

@@ -4,8 +4,8 @@
 //! Keys and values exist for every position, so sequences can share a prefix that ends at any block
 //! border. A recurrent state exists only for the position that its sequence has reached, so
 //! sequences can share a prefix only up to a saved state. States are saved at block borders, each
-//! with the block that ends there: at the newest border of each sequence, at the end of its prompt,
-//! and where sequences diverge. Their number is bounded; the least recently used is dropped first.
+//! with the block that ends there: at the newest border of each sequence, at the last one
+//! before the end of its prompt, and where sequences diverge. Their number is bounded; the least recently used is dropped first.
 //!
 //! A model without recurrent layers has no states, and can share prefixes at every block border.
 
@@ -48,14 +48,17 @@ pub(crate) struct Holding {
     newest: Option<u32>,
     /// The number of blocks after which it diverges from a known prefix without a saved state.
     parting: usize,
+    /// Blocks of the prompt without its last token, which the same prompt can reuse.
+    prompt_blocks: usize,
 }
 
 impl Holding {
     /// A new sequence, which holds nothing, with room for at most `tokens_max` tokens.
-    pub fn new(salt: Option<Arc<str>>, tokens_max: usize) -> Self {
+    pub fn new(salt: Option<Arc<str>>, prompt_tokens: usize, tokens_max: usize) -> Self {
         Self {
             salt,
             blocks: Vec::with_capacity(tokens_max.div_ceil(BLOCK)),
+            prompt_blocks: prompt_tokens.saturating_sub(1) / BLOCK,
             ..Self::default()
         }
     }
@@ -174,25 +177,19 @@ impl Memory {
         }
     }
 
-    /// `n` more tokens of a sequence are computed; `prompt_tokens`: the length of its prompt.
-    pub fn advance(
-        &mut self,
-        held: &mut Holding,
-        tokens: &[TokenId],
-        n: usize,
-        prompt_tokens: usize,
-    ) {
+    /// `n` more tokens of a sequence are computed.
+    pub fn advance(&mut self, held: &mut Holding, tokens: &[TokenId], n: usize) {
         held.computed += n;
         while (held.num_known + 1) * BLOCK <= held.computed {
             self.blocks
                 .fill(held.salt.as_ref(), tokens, &mut held.blocks, held.num_known);
             held.num_known += 1;
         }
-        self.save(held, prompt_tokens);
+        self.save(held);
     }
 
     /// Saves the state of a sequence that is at a block border.
-    fn save(&mut self, held: &mut Holding, prompt_tokens: usize) {
+    fn save(&mut self, held: &mut Holding) {
         let (Some(states), Some(slot)) = (&mut self.states, held.state) else {
             return;
         };
@@ -202,7 +199,7 @@ impl Memory {
             return;
         }
         let block = held.blocks[num_blocks - 1];
-        let is_kept = num_blocks == prompt_tokens / BLOCK || num_blocks == held.parting;
+        let is_kept = num_blocks == held.prompt_blocks || num_blocks == held.parting;
         states.save(block, slot, is_kept);
         if let Some(older) = held.newest.replace(block)
             && older != block
@@ -212,7 +209,8 @@ impl Memory {
     }
 
     /// Number of the next `n` tokens of a sequence to compute in one step: with a state, a step
-    /// ends at a block border if it comes to one, so that the state can be saved there.
+    /// ends at a block border if it comes to one, so that the state can be saved there, and passes
+    /// neither the last border before the end of the prompt nor the one where it diverges.
     pub fn step_len(held: &Holding, n: usize) -> usize {
         if held.state.is_none() {
             return n;
@@ -220,9 +218,11 @@ impl Memory {
         let (start, end) = (held.computed, held.computed + n);
         let border = end / BLOCK * BLOCK;
         let end = if border > start { border } else { end };
-        let parting = held.parting * BLOCK;
-        let is_inside = start < parting && parting < end;
-        (if is_inside { parting } else { end }) - start
+        let stops = [held.prompt_blocks, held.parting].map(|blocks| blocks * BLOCK);
+        let inside = stops
+            .into_iter()
+            .filter(|stop| start < *stop && *stop < end);
+        inside.min().unwrap_or(end) - start
     }
 
     /// Saves the state before a draft, which may be rejected; false if there is no room for a copy
@@ -273,6 +273,7 @@ impl Memory {
         *held = Holding {
             salt: held.salt.take(),
             blocks: std::mem::take(&mut held.blocks),
+            prompt_blocks: held.prompt_blocks,
             ..Holding::default()
         };
     }
@@ -295,7 +296,7 @@ mod tests {
 
     /// A sequence of these tokens, admitted.
     fn admitted(memory: &mut Memory, tokens: &[TokenId]) -> Holding {
-        let mut held = Holding::new(None, tokens.len());
+        let mut held = Holding::new(None, tokens.len(), tokens.len());
         assert!(memory.admit(&mut held, tokens, tokens.len() - 1));
         held
     }
@@ -310,7 +311,7 @@ mod tests {
         state_end: usize,
     ) -> usize {
         held.state_end = state_end;
-        memory.advance(held, tokens, n, tokens.len());
+        memory.advance(held, tokens, n);
         memory.copies().count()
     }
 
@@ -328,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_with_a_state_ends_at_a_border_or_where_sequences_diverge() {
+    fn a_step_with_a_state_ends_at_a_border_and_where_the_state_is_needed() {
         let mut held = Holding {
             computed: 20,
             ..Holding::default()
@@ -339,6 +340,8 @@ mod tests {
         assert_eq!(Memory::step_len(&held, 100), 76, "to 96");
         held.parting = 2;
         assert_eq!(Memory::step_len(&held, 100), 44, "to 64");
+        held.prompt_blocks = 1;
+        assert_eq!(Memory::step_len(&held, 100), 12, "to 32");
     }
 
     #[test]

@@ -88,7 +88,7 @@ impl Sequence {
         Ok(Self {
             id,
             tokens,
-            held: Holding::new(request.cache_salt, tokens_max),
+            held: Holding::new(request.cache_salt, prompt_tokens, tokens_max),
             was_preempted: false,
             redo: 0,
             priority: request.priority,
@@ -216,8 +216,7 @@ impl Sequence {
     pub fn advance(&mut self, n: usize, memory: &mut Memory, step_start: Instant) {
         self.started.get_or_insert(step_start);
         self.redo = 0;
-        let prompt_tokens = self.timings.prompt_tokens;
-        memory.advance(&mut self.held, &self.tokens, n, prompt_tokens);
+        memory.advance(&mut self.held, &self.tokens, n);
     }
 
     /// Ends the check of a draft that begins at `start`. If part of it was rejected, a model with a

@@ -212,6 +212,23 @@ fn a_prefix_is_shared_from_the_second_time_that_requests_diverge_at_it() {
 }
 
 #[test]
+fn the_same_prompt_computes_at_most_one_block_again() {
+    for len in [32, 33, 95, 96, 97, 128, 160] {
+        let request = request(&prompt(3, len), 1, 40);
+        let expected = alone(&request);
+        let mut engine = engine(roomy());
+        for cached in [0, (len as usize - 1) / 32 * 32] {
+            let found = run(&mut engine, std::slice::from_ref(&request)).remove(0);
+            assert_eq!(
+                found,
+                (expected.clone(), cached),
+                "a prompt of {len} tokens"
+            );
+        }
+    }
+}
+
+#[test]
 fn prompts_with_a_common_prefix_compute_it_once() {
     let common = prompt(9, 150);
     let mut requests: Vec<Request> = (0..6).map(|seed| request(&common, seed, 6)).collect();

@@ -450,9 +450,14 @@ impl Rows {
     /// The positions that each pass over the prompt computes.
     fn of_prompt(&self) -> impl Iterator<Item = Range<u128>> {
         let mut start = self.cached;
+        // The state is saved where the same prompt can resume: before its last token.
+        let resume = self.prompt.saturating_sub(1) / BLOCK * BLOCK;
         std::iter::from_fn(move || {
             let first = start;
-            let end = self.prompt.min(start + self.chunk);
+            let mut end = self.prompt.min(start + self.chunk);
+            if self.has_state && start < resume && resume < end {
+                end = resume;
+            }
             let border = end / BLOCK * BLOCK;
             start = if self.has_state && border > start {
                 border

@@ -106,6 +106,8 @@ fn counts_of_group_and_hybrid_models_match_the_formula() {
             (37, 12, 5),
             (70, 3, 128),
             (33, 2, 32),
+            (96, 3, 128),
+            (64, 2, 48),
             (5, 6, 1),
         ] {
             let options = EngineOptions {

@@ -168,7 +168,7 @@ fn rehearse_step(
 ) {
     let blocks = vec![0; options.context.div_ceil(KvCache::BLOCK).max(1)];
     let held = |len: usize| {
-        let mut held = Holding::new(None, 0);
+        let mut held = Holding::new(None, 0, 0);
         held.blocks.clone_from(&blocks);
         held.computed = options.context.saturating_sub(len);
         held

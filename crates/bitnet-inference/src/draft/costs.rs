@@ -41,6 +41,15 @@ impl StepCosts {
         self.of_rows[rows.min(ROWS_MAX)]
     }
 
+    /// The same; for a number of rows that was never measured at least a step for each row.
+    pub fn at_most(&self, rows: usize) -> f32 {
+        let rows = rows.min(ROWS_MAX);
+        match self.is_measured[rows] {
+            true => self.of_rows[rows],
+            false => self.of_rows[rows].max(rows as f32),
+        }
+    }
+
     /// Learns from a step that only decoded.
     pub fn measured(&mut self, rows: usize, seconds: f32) {
         match rows {
@@ -97,13 +106,14 @@ mod tests {
     fn costs_follow_the_steps() {
         let mut costs = StepCosts::new();
         assert!(is_near(costs.of(1), 1.0) && is_near(costs.of(8), 2.4));
+        assert!(is_near(costs.at_most(8), 8.0));
         costs.measured(8, 1.0);
         assert!(is_near(costs.of(8), 2.4), "the time of one row is unknown");
         for _ in 0..20 {
             costs.measured(1, 0.010);
             costs.measured(8, 0.060);
         }
-        assert!(is_near(costs.of(8), 6.0), "{}", costs.of(8));
+        assert!(is_near(costs.of(8), 6.0) && costs.at_most(8) == costs.of(8));
         assert!(costs.of(16) >= costs.of(8) && costs.of(4) <= costs.of(8));
         for _ in 0..20 {
             costs.measured(8, 0.015);
