@@ -155,6 +155,31 @@ fn before(before: impl FnMut() + Clone + Send + 'static) -> MakeConstraint {
     Box::new(move || Box::new(Before(before.clone())))
 }
 
+/// A constraint with which each token waits for a word, or for the end of the test.
+fn waits() -> (mpsc::Sender<()>, MakeConstraint) {
+    let (go, wait) = mpsc::channel::<()>();
+    let wait = Arc::new(Mutex::new(wait));
+    let wait = move || drop(wait.lock().map(|wait| wait.recv()));
+    (go, before(wait))
+}
+
+#[tokio::test]
+async fn a_model_that_a_client_unloads_stays_until_its_stream_has_ended() {
+    let (registry, made) = two_models(Duration::from_secs(60));
+    let a = lease(&registry, 0).await;
+    let (go, waits) = waits();
+    let stream = start(&a, 3, Some(waits));
+    registry.unload(0);
+    assert_eq!(registry.view(0).stage, Stage::Ready);
+    for _ in 0..3 {
+        go.send(()).expect("the stream goes on");
+    }
+    assert_eq!(rest(&stream).expect("an answer"), [TokenId(7); 3]);
+    drop(a);
+    assert_ne!(registry.view(0).stage, Stage::Ready);
+    assert_eq!(made[0].counts(), (1, 0));
+}
+
 #[tokio::test]
 async fn a_panic_in_one_engine_remakes_only_this_engine() {
     let (registry, made) = two_models(Duration::from_secs(60));
@@ -162,17 +187,9 @@ async fn a_panic_in_one_engine_remakes_only_this_engine() {
     let b = lease(&registry, 1).await;
     let expected = rest(&start(&b, 40, None)).expect("an answer");
     assert_eq!(expected.len(), 40);
-    let (go, wait) = mpsc::channel::<()>();
-    let wait = Arc::new(Mutex::new(wait));
     // A stream of `b` that goes on until the engine of `a` has panicked.
-    let held = start(
-        &b,
-        3,
-        Some(before(move || {
-            // Each token waits for a word, or for the end of the test.
-            drop(wait.lock().map(|wait| wait.recv()));
-        })),
-    );
+    let (go, waits) = waits();
+    let held = start(&b, 3, Some(waits));
     let beside = start(&a, 40, None);
     let panics = start(
         &a,
@@ -199,15 +216,8 @@ async fn a_stuck_engine_is_noticed_while_the_other_models_answer() {
     let (registry, _) = two_models(Duration::from_millis(20));
     let a = lease(&registry, 0).await;
     let b = lease(&registry, 1).await;
-    let (go, wait) = mpsc::channel::<()>();
-    let wait = Arc::new(Mutex::new(wait));
-    let stuck = start(
-        &a,
-        1,
-        Some(before(move || {
-            drop(wait.lock().map(|wait| wait.recv()));
-        })),
-    );
+    let (go, waits) = waits();
+    let stuck = start(&a, 1, Some(waits));
     // It is stuck until the test lets it go on.
     while registry.stalled().is_none() {
         tokio::task::yield_now().await;
