@@ -39,7 +39,7 @@ pub use block::BlockForm;
 pub use error::{Error, Result};
 pub use format::TernaryFormat;
 pub use group::GroupFormat;
-pub use recover::{ReadGroups, ReadRow, pack_rows, recover};
+pub use recover::{ReadGroups, ReadRow, pack_rows, recover, recover_near};
 pub use scaling::Scaling;
 
 /// Compiles and runs the example of the README.

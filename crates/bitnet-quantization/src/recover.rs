@@ -31,16 +31,56 @@ pub fn recover(
     read_row: &ReadRow<'_>,
     pool: &Pool,
 ) -> Result<(GroupFormat, Vec<u8>)> {
+    recover_by(rows, cols, read_row, pool, &split)
+}
+
+/// The same for weights −1, 0 and 1 times one scale a group that a quantizer for floats has stored.
+/// Its rounding has changed them a little: in each group, magnitudes up to an eighth of the largest
+/// were zeros, and the others, which then lie within 15 % of the largest, had one magnitude.
+///
+/// takes_largest: whether the scale is the largest magnitude, rounded to f16; otherwise it is their
+/// mean. Formats whose codes reach further on one side of zero store one of the two signs exactly.
+///
+/// # Errors
+/// If the columns are not a multiple of 64 or a group has other weights. The values that the error
+/// names are those of the first such group.
+pub fn recover_near(
+    rows: usize,
+    cols: usize,
+    read_row: &ReadRow<'_>,
+    takes_largest: bool,
+    pool: &Pool,
+) -> Result<(GroupFormat, Vec<u8>)> {
+    let split = |floats: &[f32], codes: &mut [i8]| split_near(floats, codes, takes_largest);
+    recover_by(rows, cols, read_row, pool, &split)
+}
+
+/// Finds codes and scales by `split`.
+fn recover_by(
+    rows: usize,
+    cols: usize,
+    read_row: &ReadRow<'_>,
+    pool: &Pool,
+    split: &Split<'_>,
+) -> Result<(GroupFormat, Vec<u8>)> {
     if cols.is_multiple_of(128) {
         let (are_signs, has_codes) = (AtomicBool::new(true), AtomicBool::new(false));
-        let found = split_rows(GroupFormat::PQ2_0, rows, cols, read_row, pool, &|codes| {
-            if codes.iter().any(|code| *code != 0) {
-                has_codes.store(true, Ordering::Relaxed);
-                if codes.iter().any(|code| !matches!(code, -1 | 1)) {
-                    are_signs.store(false, Ordering::Relaxed);
+        let found = split_rows(
+            GroupFormat::PQ2_0,
+            rows,
+            cols,
+            read_row,
+            pool,
+            split,
+            &|codes| {
+                if codes.iter().any(|code| *code != 0) {
+                    has_codes.store(true, Ordering::Relaxed);
+                    if codes.iter().any(|code| !matches!(code, -1 | 1)) {
+                        are_signs.store(false, Ordering::Relaxed);
+                    }
                 }
-            }
-        });
+            },
+        );
         if let Ok(bytes) = found {
             if !(are_signs.into_inner() && has_codes.into_inner()) {
                 return Ok((GroupFormat::PQ2_0, bytes));
@@ -54,7 +94,7 @@ pub fn recover(
     let format = GroupFormat::Q2_0;
     Ok((
         format,
-        split_rows(format, rows, cols, read_row, pool, &|_| ())?,
+        split_rows(format, rows, cols, read_row, pool, split, &|_| ())?,
     ))
 }
 
@@ -88,6 +128,7 @@ fn split_rows(
     cols: usize,
     read_row: &ReadRow<'_>,
     pool: &Pool,
+    split: &Split<'_>,
     seen: &(dyn Fn(&[i8]) + Sync),
 ) -> Result<Vec<u8>> {
     let len = format.group_len();
@@ -104,6 +145,9 @@ fn split_rows(
     pack_rows(format, rows, cols, &read, pool)
 }
 
+/// Writes the codes of a group and returns its scale; `None` if it has other weights.
+type Split<'a> = dyn Fn(&[f32], &mut [i8]) -> Option<f32> + Sync + 'a;
+
 /// The scale of a group, and its codes; `None` if it has other weights than codes times a scale
 /// that is an f16. The scale of zeros is 0.
 fn split(floats: &[f32], codes: &mut [i8]) -> Option<f32> {
@@ -119,6 +163,33 @@ fn split(floats: &[f32], codes: &mut [i8]) -> Option<f32> {
         };
     }
     (f16::from_f32(scale).to_f32() == scale).then_some(scale)
+}
+
+/// The scale of a group whose weights a quantizer has changed a little, and its codes.
+fn split_near(floats: &[f32], codes: &mut [i8], takes_largest: bool) -> Option<f32> {
+    let largest = floats
+        .iter()
+        .fold(0.0f32, |largest, x| largest.max(x.abs()));
+    let zero = largest / 8.0;
+    let (mut sum, mut count) = (0.0f64, 0usize);
+    for (code, x) in codes.iter_mut().zip(floats) {
+        let magnitude = x.abs();
+        *code = match *x {
+            _ if magnitude <= zero => 0,
+            _ if magnitude < 0.85 * largest => return None,
+            x if x > 0.0 => 1,
+            _ => -1,
+        };
+        if *code != 0 {
+            (sum, count) = (sum + f64::from(magnitude), count + 1);
+        }
+    }
+    let scale = match count {
+        _ if takes_largest => largest,
+        0 => 0.0,
+        _ => (sum / count as f64) as f32,
+    };
+    Some(f16::from_f32(scale).to_f32()).filter(|scale| scale.is_finite())
 }
 
 /// The least magnitude above 0; infinite if there is none.

@@ -5,7 +5,7 @@ use bitnet_kernels::Pool;
 use bitnet_quantization::GroupFormat::{self, PQ2_0, PTQ1_0, Q1_0, Q2_0, TQ};
 use bitnet_quantization::group::repack;
 use bitnet_quantization::tq::Kind;
-use bitnet_quantization::{Error, Result, recover};
+use bitnet_quantization::{Error, Result, recover, recover_near};
 use half::f16;
 
 /// Random codes that a format can hold, and a scale for each group: some 0, some subnormal.
@@ -287,4 +287,33 @@ fn floats_become_the_bytes_of_llama_cpps_quantizers() {
     ] {
         assert_eq!(hash(&quantized(format, &weights)), expected, "{format:?}");
     }
+}
+
+#[test]
+fn weights_that_a_quantizer_has_changed_are_recovered_and_others_are_not() {
+    let scales: Vec<f32> = (0..4).map(|group| 0.5 + group as f32).collect();
+    let codes: Vec<i8> = (0..512).map(|i| (i * 7 % 3) as i8 - 1).collect();
+    // One sign is stored exactly, the other as 15/16 of it; zeros become a little.
+    let changed = |i: usize| match codes[i] {
+        -1 => -scales[i / 128],
+        1 => scales[i / 128] * 15.0 / 16.0,
+        _ => scales[i / 128] / 16.0,
+    };
+    let mut weights: Vec<f32> = (0..512).map(changed).collect();
+    let near = |weights: &[f32]| {
+        let read_row = |row: usize, out: &mut [f32]| {
+            out.copy_from_slice(&weights[row * 256..(row + 1) * 256]);
+            Ok(())
+        };
+        recover_near(2, 256, &read_row, true, &Pool::new(2))
+    };
+    let (format, bytes) = near(&weights).unwrap();
+    assert_eq!(format, PQ2_0);
+    let (mut found, mut found_scales) = (vec![0; 512], vec![0.0; 4]);
+    PQ2_0
+        .unpack_rows(&bytes, 2, 256, 0..2, &mut found, &mut found_scales)
+        .unwrap();
+    assert_eq!((found, found_scales), (codes, scales.clone()));
+    weights[300] = scales[2] / 2.0;
+    assert!(near(&weights).is_err());
 }

@@ -183,12 +183,29 @@ impl<'a> GgufSource<'a> {
         tensor: &TensorView<'_>,
         pool: &Pool,
     ) -> Result<Option<GroupTensor>> {
-        let format = float_like(tensor.dtype).filter(|format| format.block_len() == 1);
+        let is_q4_0 = tensor.dtype == TensorType::Q4_0;
+        let format = float_like(tensor.dtype).or(is_q4_0.then_some(Dense::Q4_0));
         let (Some(format), false) = (format, self.config.architecture.has_matrix_scales()) else {
             return Ok(None);
         };
         let (rows, cols) = (tensor.rows(), tensor.cols());
         let data = self.gguf.extent(tensor.range());
+        if format.block_len() > 1 {
+            let Slot::Layer(layer, LayerSlot::Weight(projection)) = slot else {
+                return Ok(None);
+            };
+            // If no reading fits, the ternary one says why.
+            if self.projection(layer, projection, rows, cols, pool).is_ok() {
+                return Ok(None);
+            }
+            let stored = (format, &data);
+            let found = GroupTensor::recover_near(tensor.name, stored, rows, cols, pool).ok();
+            return Ok(found.map(|found| GroupTensor {
+                rotation: self.rotation_of(tensor),
+                interleaved_heads: self.interleaved_rows(slot),
+                ..found
+            }));
+        }
         match (
             GroupTensor::recover(tensor.name, (format, &data), rows, cols, pool),
             slot,

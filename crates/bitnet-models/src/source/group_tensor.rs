@@ -6,10 +6,11 @@ use std::sync::Arc;
 use bitnet_files::{Extent, ModelBytes};
 use bitnet_kernels::{GroupCodes, Pool};
 use bitnet_quantization::dense::Dense;
-use bitnet_quantization::{GroupFormat, recover};
+use bitnet_quantization::{GroupFormat, recover, recover_near};
 use half::f16;
 
 use super::heads::interleaved_row;
+use super::ternary_tensor::stores_one_sign;
 use crate::error::{Error, Result};
 use crate::rotation::Rotation;
 use crate::table::Table;
@@ -131,6 +132,27 @@ impl GroupTensor {
             format.dequantize(&data[row * row_bytes..(row + 1) * row_bytes], out)
         };
         let (format, bytes) = recover(rows, cols, &read_row, pool)?;
+        Ok(Self::of_bytes(name, format, bytes, rows, cols))
+    }
+
+    /// The same for blocks that a quantizer for floats has written. The file's values change by what
+    /// that quantizer changed, and by the rounding of scales to f16.
+    ///
+    /// # Errors
+    /// As [`GroupTensor::recover`].
+    pub(crate) fn recover_near(
+        name: &str,
+        (format, data): (Dense, &Extent),
+        rows: usize,
+        cols: usize,
+        pool: &Pool,
+    ) -> bitnet_quantization::Result<Self> {
+        let row_bytes = data.len() / rows;
+        let read_row = |row: usize, out: &mut [f32]| {
+            format.dequantize(&data[row * row_bytes..(row + 1) * row_bytes], out)
+        };
+        let takes_largest = stores_one_sign(format);
+        let (format, bytes) = recover_near(rows, cols, &read_row, takes_largest, pool)?;
         Ok(Self::of_bytes(name, format, bytes, rows, cols))
     }
 

@@ -227,9 +227,7 @@ impl TernaryTensor {
         let count: usize = above.iter().map(|row| row.count).sum();
         self.codes = Codes::Signs { format, zero };
         self.scale = match format {
-            // Symmetric codes reach one step further below zero than above. So the quantizer stores
-            // one of the two signs exactly, and the other as 15/16, 31/32 or 127/128 of it.
-            Dense::Q5_0 | Dense::Q3_K | Dense::Q6_K => largest,
+            _ if stores_one_sign(format) => largest,
             _ if count == 0 => 0.0,
             _ => (sum / count as f64) as f32,
         };
@@ -292,6 +290,15 @@ impl TernaryTensor {
             problem,
         }
     }
+}
+
+/// Whether a format's symmetric codes reach one step further below zero than above: its quantizer
+/// stores one of the two signs exactly, and the other as 7/8 to 127/128 of it.
+pub(super) fn stores_one_sign(format: Dense) -> bool {
+    matches!(
+        format,
+        Dense::Q4_0 | Dense::Q5_0 | Dense::Q3_K | Dense::Q6_K
+    )
 }
 
 #[cfg(test)]

@@ -9,13 +9,14 @@ use bitnet_kernels::{Cpu, Kernel, KernelSet, Packing};
 use bitnet_models::huggingface::Checkpoint;
 use bitnet_models::synthetic::{CheckpointWeights, Shape, SyntheticModel};
 use bitnet_models::{
-    Architecture, Config, Error, InputRounding, LanguageModel, LoadOptions, matrix_shapes,
+    Architecture, Config, Error, InputRounding, KvType, LanguageModel, LoadOptions, matrix_shapes,
 };
+use bitnet_quantization::dense::Dense;
 use bitnet_quantization::i2_s::Form;
 use bitnet_quantization::tq::Kind;
 use bitnet_quantization::{TernaryFormat, iq_bn, tl1, tl2};
 
-use crate::{assert_same_bits, some_logits};
+use crate::{assert_same_bits, logits, some_logits};
 
 const I2_S: TernaryFormat = TernaryFormat::I2_S(Form::Block128);
 const TL1: TernaryFormat = TernaryFormat::TL1(tl1::Tile {
@@ -597,5 +598,41 @@ fn blocks_with_their_own_scales_run_as_weights_with_group_scales() {
         ];
         let cosine = dot / (squares[0] * squares[1]).sqrt();
         assert!(cosine > 0.999, "{names:?}: {cosine}");
+    }
+}
+
+#[test]
+fn group_scales_behind_q8_0_are_recovered() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("model.gguf");
+    for graph in ["minicpm", "qwen3"] {
+        let original = crate::graphs::folder(graph);
+        std::fs::copy(original.join("model.gguf"), &path).unwrap();
+        rewrite(&path, |(_, tensors)| {
+            let projections = tensors
+                .iter_mut()
+                .filter(|(info, _)| info.name.starts_with("blk.") && info.dims.len() == 2);
+            for (info, bytes) in projections {
+                let stored = info.dtype.dense().unwrap();
+                let mut values = vec![0.0; info.dims.iter().product()];
+                stored.dequantize(bytes, &mut values).unwrap();
+                let len = Dense::Q8_0.size_bytes(info.dims[1], info.dims[0]).unwrap();
+                *bytes = vec![0; len];
+                Dense::Q8_0.quantize(&values, bytes).unwrap();
+                info.dtype = TensorType::Q8_0;
+            }
+        });
+        let (cpu, tokens) = (cpu(), crate::graphs::tokens(&original));
+        let [found, expected] = [directory.path(), &original].map(|folder| {
+            let model = crate::groups::load(folder, InputRounding::None, &cpu);
+            logits(&model, &cpu, &tokens, KvType::F32, 8)
+        });
+        let largest = expected
+            .iter()
+            .fold(0.0f32, |largest, x| largest.max(x.abs()));
+        let differences = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
+        let worst = differences.fold(0.0, f32::max);
+        // Scales come back within their last bit: 2^-11.
+        assert!(worst < largest / 500.0, "{graph}: {worst} of {largest}");
     }
 }
