@@ -396,6 +396,9 @@ impl Driver {
     }
 
     fn send(&self, command: Command) -> Result<()> {
+        if self.device_failure.get().is_some() {
+            return Err(self.ended());
+        }
         self.commands.send(command).map_err(|_| self.ended())
     }
 

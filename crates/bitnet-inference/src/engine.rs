@@ -41,6 +41,10 @@ pub struct Engine {
     full_rows: Vec<usize>,
     /// Their logits, `[full rows, vocab]`.
     full_logits: Vec<f32>,
+    /// Rows that are sampled from their first logits.
+    top_rows: Vec<usize>,
+    /// These logits with their tokens, `[top rows, k]`.
+    top_logits: Vec<(u32, f32)>,
     /// All logits of one row that could not be sampled from estimates.
     row_logits: Vec<f32>,
     allowed: TokenSet,
@@ -88,6 +92,8 @@ impl Engine {
             step_tokens: Vec::new(),
             full_rows: Vec::new(),
             full_logits: Vec::new(),
+            top_rows: Vec::new(),
+            top_logits: Vec::new(),
             row_logits: Vec::new(),
             allowed: TokenSet::default(),
             ended: Vec::new(),
@@ -410,18 +416,22 @@ impl Engine {
         num_rows
     }
 
-    /// Estimates the logits of the step's rows, and computes all logits of the rows that need them.
+    /// Finds the first logits of the step's rows if no row needs others. Otherwise estimates the
+    /// logits of all rows, and computes all logits of the rows that need them.
     fn project(&mut self) {
         let Self {
             runner,
             scheduler,
             full_rows,
             full_logits,
+            top_rows,
+            top_logits,
             ..
         } = self;
         let Scheduler { running, plan, .. } = scheduler;
         full_rows.clear();
-        let (mut num_rows, mut num_logit_rows) = (0, 0);
+        top_rows.clear();
+        let (mut num_rows, mut top_needed) = (0, Some(0));
         for planned in &*plan {
             let sequence = &running[planned.index];
             let rows = match sequence.pending() == planned.tokens {
@@ -430,13 +440,26 @@ impl Engine {
                 false => 0,
             };
             if sequence.needs_logits() {
-                num_logit_rows += rows;
+                top_rows.extend(num_rows..num_rows + rows);
+                top_needed = top_needed
+                    .zip(sequence.top_needed())
+                    .map(|(k, needed)| k.max(needed));
                 if sequence.logprobs.is_some() {
                     full_rows.extend(num_rows..num_rows + rows);
                 }
             }
             num_rows += rows;
         }
+        if top_rows.is_empty() {
+            return;
+        }
+        if let Some(k) = top_needed
+            && runner.top_logits(top_rows, k, top_logits)
+        {
+            return;
+        }
+        let num_logit_rows = top_rows.len();
+        top_rows.clear();
         if full_rows.len() < num_logit_rows && !runner.estimate() {
             full_rows.clear();
             full_rows.extend(0..num_rows);
@@ -454,6 +477,8 @@ impl Engine {
             scheduler,
             full_rows,
             full_logits,
+            top_rows,
+            top_logits,
             row_logits,
             allowed,
             head_use,
@@ -474,18 +499,17 @@ impl Engine {
         // A NaN makes everything that is computed after it NaN, so the request fails.
         let has_nan = Cell::new(false);
         let check = |logits: &[f32]| {
-            if logits.iter().any(|logit| logit.is_nan()) {
-                has_nan.set(true);
-            }
+            has_nan.set(has_nan.get() || logits.iter().any(|logit| logit.is_nan()));
         };
-        let (token, logprobs) = if let Ok(place) = full_rows.binary_search(&row) {
-            let logits = &full_logits[place * vocab..(place + 1) * vocab];
-            let token = sequence.sampler.sample(logits, &sequence.tokens, allowed);
-            check(&logits[token.0 as usize..][..1]);
-            (
-                token,
-                sequence.logprobs.map(|top| logprobs(logits, token, top)),
-            )
+        let (token, logprobs) = if let Some(top) = row_of(top_logits, top_rows, row) {
+            let (token, logit) = sequence.sampler.sample_top(top, sequence.tokens.len());
+            check(&[logit]);
+            (token, None)
+        } else if let Some(logits) = row_of(full_logits, full_rows, row) {
+            let (token, logit) = sample_row(sequence, logits, allowed);
+            check(&[logit]);
+            let num_top = sequence.logprobs;
+            (token, num_top.map(|top| logprobs(logits, token, top)))
         } else {
             let num_exact = Cell::new(0);
             let exact = |tokens: &[u32], logits: &mut Vec<f32>| {
@@ -503,10 +527,8 @@ impl Engine {
             head_use.add(num_exact.get() as u64, token.is_some());
             let token = token.unwrap_or_else(|| {
                 runner.logits(&[row], row_logits);
-                let token = sequence
-                    .sampler
-                    .sample(row_logits, &sequence.tokens, allowed);
-                check(&row_logits[token.0 as usize..][..1]);
+                let (token, logit) = sample_row(sequence, row_logits, allowed);
+                check(&[logit]);
                 token
             });
             (token, None)
@@ -575,6 +597,23 @@ impl Engine {
         memory.give_back(&mut held);
         result
     }
+}
+
+/// The values of a row, if it is among `rows`, which ascend. `values`: `[rows, n]`.
+fn row_of<'a, T>(values: &'a [T], rows: &[usize], row: usize) -> Option<&'a [T]> {
+    let place = rows.binary_search(&row).ok()?;
+    let n = values.len() / rows.len();
+    values.get(place * n..(place + 1) * n)
+}
+
+/// The sequence's next token and its logit, given all logits of a row.
+fn sample_row(
+    sequence: &mut Sequence,
+    logits: &[f32],
+    allowed: Option<&TokenSet>,
+) -> (TokenId, f32) {
+    let token = sequence.sampler.sample(logits, &sequence.tokens, allowed);
+    (token, logits[token.0 as usize])
 }
 
 /// Writes the tokens that the sequence may continue with to `allowed`. False if it may continue

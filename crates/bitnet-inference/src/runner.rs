@@ -2,8 +2,8 @@
 //! neither the backend nor its buffers; called only a few times per step, so dynamic dispatch costs
 //! nothing.
 //!
-//! A step is: [`Runner::step`] with the chunks of all sequences; then [`Runner::estimate`] or
-//! [`Runner::logits`]; then, for each sampled token, [`Runner::exact`] in a few rounds.
+//! A step is: [`Runner::step`] with the chunks of all sequences; then [`Runner::top_logits`],
+//! [`Runner::estimate`] or [`Runner::logits`]; then, for each sampled token, [`Runner::exact`] in a few rounds.
 
 use std::sync::Arc;
 
@@ -53,6 +53,14 @@ pub trait Runner: Send {
     /// # Panics
     /// If there is no such row.
     fn logits(&self, rows: &[usize], out: &mut Vec<f32>);
+
+    /// The first `k` logits of some rows of the last step, with their tokens: the larger first, the
+    /// lower token first among equals, NaN last. `out` becomes `[rows, k]`; `k` is at most the
+    /// number of tokens. False if the backend cannot: [`Runner::logits`] will do.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    fn top_logits(&self, rows: &[usize], k: usize, out: &mut Vec<(u32, f32)>) -> bool;
 
     /// Estimates the logits of all rows of the last step. False if the model cannot: only
     /// [`Runner::logits`] will do.
@@ -261,6 +269,11 @@ impl<B: Backend> Runner for ModelRunner<B> {
 
     fn logits(&self, rows: &[usize], out: &mut Vec<f32>) {
         self.model.logits(&self.backend, &self.workspace, rows, out);
+    }
+
+    fn top_logits(&self, rows: &[usize], k: usize, out: &mut Vec<(u32, f32)>) -> bool {
+        let (backend, workspace) = (&self.backend, &self.workspace);
+        self.model.top_logits(backend, workspace, rows, k, out)
     }
 
     fn estimate(&mut self) -> bool {

@@ -164,6 +164,7 @@ impl SamplingParams {
 /// Samples with one set of parameters. Keeps its buffers, so a step allocates nothing.
 pub struct Sampler {
     params: SamplingParams,
+    vocab_size: usize,
     candidates: Candidates,
     probabilities: Vec<f64>,
     recent: Vec<u32>,
@@ -178,10 +179,48 @@ impl Sampler {
         params.check(vocab_size)?;
         Ok(Self {
             params,
+            vocab_size,
             candidates: Candidates::default(),
             probabilities: Vec::new(),
             recent: Vec::new(),
         })
+    }
+
+    /// How many of the first logits of a row, in order, decide on a token; `None` if others may
+    /// matter, too.
+    pub(crate) fn top_needed(&self) -> Option<usize> {
+        let params = &self.params;
+        let is_unchanged = params.logit_bias.is_empty() && !params.has_penalties();
+        let k = match params.temperature == 0.0 {
+            true => 1,
+            false => params.top_k,
+        };
+        (is_unchanged && (1..self.vocab_size).contains(&k)).then_some(k)
+    }
+
+    /// The token at `position` with its logit, given the first logits of a row with their tokens: at
+    /// least [`Sampler::top_needed`] of them, the larger first, the lower token first among equals,
+    /// NaN last. It is the token that [`Sampler::sample`] takes from the whole row.
+    ///
+    /// # Panics
+    /// If there are no logits.
+    pub(crate) fn sample_top(&mut self, top: &[(u32, f32)], position: usize) -> (TokenId, f32) {
+        let k = self.top_needed().unwrap_or(top.len());
+        let numbers = top.iter().take(k).filter(|(_, logit)| !logit.is_nan());
+        let found = &mut self.candidates.found;
+        found.clear();
+        found.extend(numbers.map(|&(token, logit)| Candidate { token, logit }));
+        if k == 1 || found.is_empty() {
+            return (TokenId(top[0].0), top[0].1);
+        }
+        self.keep_typical();
+        self.keep_top_p();
+        self.keep_min_p();
+        let noise = Noise::new(self.params.seed, position as u64);
+        let found = &self.candidates.found;
+        let token = draw(found, f64::from(self.params.temperature), noise);
+        let drawn = found.iter().find(|c| c.token == token);
+        (TokenId(token), drawn.map_or(f32::NAN, |c| c.logit))
     }
 
     /// The token that follows `tokens`, given its logits over the vocabulary, `[vocab]`; one of
@@ -567,6 +606,62 @@ mod tests {
             .cloned()
             .chain(kinds.iter().map(changed))
             .collect()
+    }
+
+    #[test]
+    fn the_first_logits_give_the_tokens_that_all_logits_give() {
+        const VOCAB: usize = 1001;
+        let special = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0];
+        let mut num_kinds = 0;
+        for mut params in all_kinds() {
+            for seed in 0..60u64 {
+                params.seed = seed;
+                let mut sampler = Sampler::new(params.clone(), VOCAB).expect("valid parameters");
+                let Some(k) = sampler.top_needed() else { break };
+                num_kinds += usize::from(seed == 0);
+                let noise = Noise::new(seed, 1000);
+                // In eighths, so that some are equal.
+                let mut logits: Vec<f32> = (0..VOCAB as u32)
+                    .map(|token| (noise.gumbel(token) as f32 * 8.0).round() / 8.0)
+                    .collect();
+                let num_special = [0, 7, VOCAB][seed as usize % 3];
+                for index in 0..num_special {
+                    logits[index * 37 % VOCAB] = special[(index + seed as usize) % special.len()];
+                }
+                let mut top: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
+                let candidate = |&(token, logit): &(u32, f32)| Candidate { token, logit };
+                top.sort_by(|a, b| {
+                    let by_nan = a.1.is_nan().cmp(&b.1.is_nan());
+                    by_nan.then_with(|| before(&candidate(a), &candidate(b)))
+                });
+                let tokens = [TokenId(1); 9];
+                let expected = sampler.sample(&logits, &tokens, None);
+                for count in [k, k + 20] {
+                    let (token, logit) = sampler.sample_top(&top[..count], tokens.len());
+                    assert_eq!(token, expected, "{params:?}");
+                    assert_eq!(logit.to_bits(), logits[token.0 as usize].to_bits());
+                }
+            }
+        }
+        assert_eq!(
+            num_kinds, 4,
+            "the kinds with top-k or without a temperature"
+        );
+    }
+
+    #[test]
+    fn the_first_logits_suffice_only_for_unchanged_logits_that_top_k_cuts() {
+        let needed = |change: &dyn Fn(&mut SamplingParams)| sampler(|p| change(p)).top_needed();
+        assert_eq!(needed(&|p| p.temperature = 0.0), Some(1));
+        assert_eq!(needed(&|p| p.top_k = 7), Some(7));
+        assert_eq!(needed(&|p| p.top_k = 8), None, "all tokens");
+        assert_eq!(needed(&|p| p.top_p = 0.5), None);
+        let bias = vec![(TokenId(5), 9.0)];
+        assert_eq!(
+            needed(&|p| (p.temperature, p.logit_bias) = (0.0, bias.clone())),
+            None
+        );
+        assert_eq!(needed(&|p| (p.top_k, p.presence_penalty) = (3, 0.5)), None);
     }
 
     #[test]

@@ -178,6 +178,16 @@ impl Sequence {
         self.reports_prompt() || !self.is_full()
     }
 
+    /// How many of the first logits of a row its next tokens are sampled from; `None` if they may
+    /// need others.
+    pub fn top_needed(&self) -> Option<usize> {
+        let needs_others = self.logprobs.is_some()
+            || self.reports_prompt()
+            || self.constraint.is_some()
+            || self.forbidden().is_some();
+        self.sampler.top_needed().filter(|_| !needs_others)
+    }
+
     /// Whether log-probabilities of its prompt are not reported yet; they need all its rows.
     pub fn reports_prompt(&self) -> bool {
         self.unreported.is_some()

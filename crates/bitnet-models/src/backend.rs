@@ -3,8 +3,8 @@
 //! The forward pass (`forward.rs`) names operations and buffers only. A backend owns the memory
 //! behind both: packed weights, tables, activations and the cache. Nothing in the pass reads a
 //! buffer's contents, so a backend may queue its operations and run them later. It has to finish
-//! them only in [`Backend::logits`], [`Backend::estimate`], [`Backend::exact`] and
-//! [`Backend::read_row`], which return numbers to the host.
+//! them only in [`Backend::logits`], [`Backend::top_logits`], [`Backend::estimate`],
+//! [`Backend::exact`] and [`Backend::read_row`], which return numbers to the host.
 //!
 //! `docs/determinism.md` lists the guarantees that a backend must give about the bits of its
 //! results.
@@ -268,6 +268,20 @@ pub trait Backend: Sized + Send + 'static {
 
     /// All logits of some rows: `out` becomes `[rows, vocab]`.
     fn logits(&self, head: &Self::Table, hidden: &Self::Rows, rows: &[usize], out: &mut Vec<f32>);
+
+    /// The first `k` logits of some rows, with their tokens: the larger first, the lower token first
+    /// among equals, NaN last. `out` becomes `[rows, k]`, or `[rows, vocab]` if that is fewer. False
+    /// if the backend does not choose among logits: only [`Backend::logits`] will do.
+    fn top_logits(
+        &self,
+        _head: &Self::Table,
+        _hidden: &Self::Rows,
+        _rows: &[usize],
+        _k: usize,
+        _out: &mut Vec<(u32, f32)>,
+    ) -> bool {
+        false
+    }
 
     /// Estimates all logits of all rows. False if the backend cannot: only
     /// [`Backend::logits`] will do.

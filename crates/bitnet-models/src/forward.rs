@@ -286,6 +286,21 @@ impl<B: Backend> LanguageModel<B> {
         b.logits(self.head(), &w.hidden, rows, out);
     }
 
+    /// The first `k` logits of some rows of the last pass; see [`Backend::top_logits`].
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn top_logits(
+        &self,
+        b: &B,
+        w: &Workspace<B>,
+        rows: &[usize],
+        k: usize,
+        out: &mut Vec<(u32, f32)>,
+    ) -> bool {
+        b.top_logits(self.head(), &w.hidden, rows, k, out)
+    }
+
     /// Estimates the logits of all rows of the last pass, which [`Workspace::estimates`] then
     /// returns. False if the model is not screened or no estimate is possible: only all logits will
     /// do.

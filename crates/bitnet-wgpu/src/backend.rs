@@ -11,7 +11,7 @@ use bitnet_models::{CacheShape, Error, FfnActivity, Keeper, LoadOptions, Result,
 
 use crate::buffers::{GpuBatch, GpuCache, GpuInt8, GpuRows};
 use crate::gpu::{Gpu, GpuVector};
-use crate::head::LOGITS_BYTES;
+use crate::head::{LOGITS_BYTES, TOP_MAX};
 use crate::memory::Part;
 use crate::shaders::{RowFormat, Shader, is_f32};
 use crate::table::{GpuTable, Kind, StoredRows};
@@ -479,6 +479,33 @@ impl Backend for Gpu {
         for (rows, out) in rows.chunks(at_once).zip(parts) {
             self.read_logits(head, hidden, rows, out);
         }
+    }
+
+    /// For the first [`TOP_MAX`] logits at most.
+    fn top_logits(
+        &self,
+        head: &GpuTable,
+        hidden: &GpuRows,
+        rows: &[usize],
+        k: usize,
+        out: &mut Vec<(u32, f32)>,
+    ) -> bool {
+        if k > TOP_MAX {
+            return false;
+        }
+        let k = k.min(head.rows);
+        let at_once = (LOGITS_BYTES / (4 * head.rows)).max(1);
+        let mut pairs = vec![[0; 2]; rows.len() * k];
+        for (rows, pairs) in rows.chunks(at_once).zip(pairs.chunks_mut(at_once * k)) {
+            self.read_top(head, hidden, rows, k, pairs);
+        }
+        out.clear();
+        out.extend(
+            pairs
+                .iter()
+                .map(|[token, bits]| (*token, f32::from_bits(*bits))),
+        );
+        true
     }
 
     /// Never: the device reads its whole head faster than the host could choose rows of it.

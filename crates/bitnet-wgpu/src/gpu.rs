@@ -1,6 +1,6 @@
 //! [`Gpu`]: a backend on an open device: threads, counters, and the kernels of a pass.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -28,6 +28,7 @@ pub struct Gpu {
     pub(crate) counters: Counters,
     pub(crate) recorder: RefCell<Recorder>,
     pub(crate) logits: RefCell<LogitsBuffers>,
+    pub(crate) bytes_read: Cell<u64>,
     /// The numbers 0, 1, 2, …: every row of a buffer.
     pub(crate) every: RefCell<Option<Arc<Buffer>>>,
 }
@@ -60,6 +61,7 @@ impl OpenGpu {
             pool: Pool::new(num_threads),
             counters: Counters::default(),
             logits: RefCell::default(),
+            bytes_read: Cell::new(0),
             every: RefCell::default(),
         }
     }
@@ -138,6 +140,12 @@ impl Gpu {
     #[must_use]
     pub fn num_submissions(&self) -> u64 {
         self.recorder.borrow().num_submissions()
+    }
+
+    /// Bytes that this backend has read back so far.
+    #[must_use]
+    pub fn bytes_read(&self) -> u64 {
+        self.bytes_read.get()
     }
 
     /// Refuses a model whose shape the kernels have no room for.

@@ -11,8 +11,12 @@ use crate::gpu::Gpu;
 use crate::shaders::Shader;
 use crate::table::{GpuTable, Kind, StoredRows};
 
-/// The most bytes of logits that are read back at once.
+/// The most bytes of logits that are computed at once.
 pub const LOGITS_BYTES: usize = 64 << 20;
+/// The most logits of a row that are chosen on the device: each takes a turn of its kernel.
+pub const TOP_MAX: usize = 64;
+/// Logits of a segment, whose largest ones one workgroup finds.
+const SEGMENT: usize = 4096;
 
 /// What the driver reports about a mapping.
 type MapResult = std::result::Result<(), wgpu::BufferAsyncError>;
@@ -26,6 +30,8 @@ pub(crate) struct LogitsBuffers {
     hidden: GpuRows,
     rounded: GpuInt8,
     out: GpuRows,
+    /// The largest logits of each segment, and of each row.
+    top: [Store; 2],
     staging: Option<Buffer>,
 }
 
@@ -38,14 +44,73 @@ impl Gpu {
         rows: &[usize],
         to: &mut [f32],
     ) {
-        let mut buffers = self.logits.borrow_mut();
+        let buffers = &mut *self.logits.borrow_mut();
+        self.compute_logits(head, hidden, rows, buffers);
+        let (out, staging) = (buffers.out.buffer(), &mut buffers.staging);
+        self.read_back((out, 0), staging, bytemuck::cast_slice_mut(to));
+    }
+
+    /// The first `k` logits of a few rows in the order of `top_k.wgsl`: `to` is `[rows, k]` pairs of
+    /// a token and the bits of its logit. `k` is at most the number of tokens.
+    pub(crate) fn read_top(
+        &self,
+        head: &GpuTable,
+        hidden: &GpuRows,
+        rows: &[usize],
+        k: usize,
+        to: &mut [[u32; 2]],
+    ) {
+        let buffers = &mut *self.logits.borrow_mut();
+        self.compute_logits(head, hidden, rows, buffers);
+        let logits = (buffers.out.buffer(), rows.len(), head.rows);
+        self.find_top(logits, k, &mut buffers.top);
+        let (top, staging) = (buffers.top[1].get(), &mut buffers.staging);
+        self.read_back((top, 0), staging, bytemuck::cast_slice_mut(to));
+    }
+
+    /// The first `k` of each row of logits: the second buffer becomes `[rows, k]` pairs. The first
+    /// buffer gets the first `k` of each segment of the rows.
+    fn find_top(
+        &self,
+        (logits, rows, len): (Option<&Buffer>, usize, usize),
+        k: usize,
+        buffers: &mut [Store; 2],
+    ) {
+        let segments = len.div_ceil(SEGMENT);
+        let [pairs, top] = buffers;
+        pairs.reserve(&self.context, 2 * rows * segments * k);
+        top.reserve(&self.context, 2 * rows * k);
+        let calls = [
+            (false, pairs.get(), logits, [len, SEGMENT, segments]),
+            (
+                true,
+                top.get(),
+                pairs.get(),
+                [segments * k, segments * k, 1],
+            ),
+        ];
+        for (of_pairs, out, values, [len, segment, segments]) in calls {
+            let params = [rows, len, segment, segments, k].map(|n| n as u32);
+            let shader = Shader::TopK(of_pairs);
+            self.call(shader, &[out, values], &params, rows * segments);
+        }
+    }
+
+    /// The logits of a few rows on the device, in `out` of the buffers.
+    fn compute_logits(
+        &self,
+        head: &GpuTable,
+        hidden: &GpuRows,
+        rows: &[usize],
+        buffers: &mut LogitsBuffers,
+    ) {
         let LogitsBuffers {
             picked,
             hidden: gathered,
             rounded,
             out,
-            staging,
-        } = &mut *buffers;
+            ..
+        } = buffers;
         let context = &self.context;
         out.shape(context, rows.len(), head.rows);
         picked.reserve(context, rows.len());
@@ -82,7 +147,6 @@ impl Gpu {
             head.rows * head.cols * rows.len(),
         );
         self.counters.add(Kernel::LogitsProjection, macs, bytes);
-        self.read_back((out.buffer(), 0), staging, to);
     }
 
     pub(crate) fn head_floats(
@@ -120,19 +184,24 @@ impl Gpu {
     pub(crate) fn read_row_back(&self, rows: &GpuRows, row: usize, to: &mut [f32]) {
         let first = (row * rows.cols * size_of::<f32>()) as u64;
         let staging = &mut self.logits.borrow_mut().staging;
-        self.read_back((rows.buffer(), first), staging, to);
+        self.read_back(
+            (rows.buffer(), first),
+            staging,
+            bytemuck::cast_slice_mut(to),
+        );
     }
 
-    /// Runs all that was recorded, and copies numbers from a byte of a buffer on to the host. After a
-    /// failure they are zeros.
+    /// Runs all that was recorded, and copies bytes from a byte of a buffer on to the host; both are
+    /// multiples of 4. After a failure they are zeros.
     fn read_back(
         &self,
         (source, first): (Option<&Buffer>, u64),
         staging: &mut Option<Buffer>,
-        to: &mut [f32],
+        to: &mut [u8],
     ) {
-        to.fill(0.0);
-        let bytes = (to.len() * 4) as u64;
+        to.fill(0);
+        let bytes = to.len() as u64;
+        self.bytes_read.set(self.bytes_read.get() + bytes);
         let (Some(source), false) = (source, self.context.has_failed()) else {
             return;
         };
@@ -162,7 +231,7 @@ impl Gpu {
         recorder.wait();
         match self.mapped(&receiver) {
             Ok(()) if !self.context.has_failed() => match slice.get_mapped_range() {
-                Ok(numbers) => to.copy_from_slice(bytemuck::cast_slice(&numbers)),
+                Ok(bytes) => to.copy_from_slice(&bytes),
                 Err(error) => self.context.fail(error.to_string()),
             },
             Ok(()) => {}
@@ -183,5 +252,111 @@ impl Gpu {
             }
         }
         Err("the device did not finish".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Part;
+    use crate::{DeviceLimits, OpenGpu, adapters};
+
+    /// A backend on any adapter that can run the kernels.
+    fn gpu() -> Option<Gpu> {
+        let able = |adapter: &&crate::Adapter| adapter.missing().is_none();
+        let Some(adapter) = adapters().iter().rev().find(able) else {
+            eprintln!(
+                "skipped: no adapter here that can run the kernels (Debian: mesa-vulkan-drivers)"
+            );
+            return None;
+        };
+        let open = OpenGpu::new(adapter, DeviceLimits::default()).expect("an able adapter opens");
+        Some(open.start(1))
+    }
+
+    /// The first `k` values of each row on the device.
+    fn top(gpu: &Gpu, logits: &[f32], len: usize, k: usize) -> Vec<[u32; 2]> {
+        let rows = logits.len() / len;
+        let logits = bytemuck::cast_slice(logits);
+        let logits = gpu.context.upload(Part::Workspace, "logits", logits);
+        let logits = logits.expect("memory");
+        let mut buffers = <[Store; 2]>::default();
+        gpu.find_top((Some(&logits), rows, len), k, &mut buffers);
+        let mut found = vec![[0; 2]; rows * k];
+        let to = bytemuck::cast_slice_mut(&mut found);
+        gpu.read_back((buffers[1].get(), 0), &mut None, to);
+        assert_eq!(gpu.context.failure(), None);
+        found
+    }
+
+    /// The same by sorting: the larger first, the lower id among equals, NaN last.
+    fn sorted(logits: &[f32], len: usize, k: usize) -> Vec<[u32; 2]> {
+        let first_of = |row: &[f32]| {
+            let mut ids: Vec<usize> = (0..len).collect();
+            let is_nan = |id: &usize| row[*id].is_nan();
+            ids.sort_by(|a, b| {
+                let by_value = row[*b].partial_cmp(&row[*a]);
+                is_nan(a)
+                    .cmp(&is_nan(b))
+                    .then(by_value.unwrap_or(std::cmp::Ordering::Equal))
+                    .then(a.cmp(b))
+            });
+            let pair = |id: usize| [id as u32, row[id].to_bits()];
+            ids.into_iter().take(k).map(pair).collect::<Vec<_>>()
+        };
+        logits.chunks_exact(len).flat_map(first_of).collect()
+    }
+
+    /// Values without a pattern in 1/64, with every special float among them.
+    fn values(count: usize, step: u32) -> Vec<f32> {
+        let special = [
+            f32::NAN,
+            -f32::NAN,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            0.0,
+            -0.0,
+            f32::MIN_POSITIVE / 2.0,
+            -f32::MIN_POSITIVE / 2.0,
+            f32::MAX,
+            f32::MIN,
+        ];
+        let mut state = step;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state >> 16
+        };
+        let value = |_| match next() {
+            n if n % 97 == 0 => special[n as usize / 97 % special.len()],
+            n => (n as f32 - 32768.0) / 64.0,
+        };
+        (0..count).map(value).collect()
+    }
+
+    #[test]
+    fn the_first_logits_of_rows_have_the_order_of_the_sampler() {
+        let Some(gpu) = gpu() else { return };
+        for (rows, len, k) in [
+            (1, 10_000, TOP_MAX),
+            (3, 4097, 40),
+            (2, 4096, 1),
+            (5, 300, 7),
+            (1, 8, 8),
+            (1, 1, 1),
+        ] {
+            let logits = values(rows * len, len as u32);
+            let found = top(&gpu, &logits, len, k);
+            assert_eq!(found, sorted(&logits, len, k), "{rows} {len} {k}");
+        }
+    }
+
+    #[test]
+    fn equal_and_missing_numbers_have_the_order_of_their_ids() {
+        let Some(gpu) = gpu() else { return };
+        for value in [1.5, 0.0, f32::NEG_INFINITY, f32::NAN] {
+            let logits = vec![value; 9000];
+            let expected: Vec<[u32; 2]> = (0..40).map(|id| [id, value.to_bits()]).collect();
+            assert_eq!(top(&gpu, &logits, 9000, 40), expected, "{value}");
+        }
     }
 }

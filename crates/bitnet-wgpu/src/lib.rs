@@ -46,7 +46,7 @@ pub use adapters::{Adapter, adapter_by_name, adapters, best_gpu};
 pub use context::DeviceLimits;
 pub use error::{Error, Result};
 pub use gpu::{Gpu, OpenGpu};
-pub use head::LOGITS_BYTES;
+pub use head::{LOGITS_BYTES, TOP_MAX};
 pub use memory::DeviceMemory;
 pub use probe::Probe;
 

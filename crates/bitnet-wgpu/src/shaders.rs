@@ -34,6 +34,8 @@ pub(crate) enum Shader {
     /// With decays in f64 if true, f32 otherwise.
     DeltaRule(bool),
     CopyState,
+    /// Of the pairs of segments if true, of logits otherwise.
+    TopK(bool),
     ProbeRead,
     ProbeInt8,
 }
@@ -90,11 +92,7 @@ impl Shader {
             Self::Head(format) => format.with(include_str!("wgsl/head.wgsl")),
             Self::Rotate => (String::new(), vec![include_str!("wgsl/rotate.wgsl")]),
             Self::StoreKv(is_f32) => {
-                let store = match is_f32 {
-                    true => include_str!("wgsl/store_f32.wgsl"),
-                    false => include_str!("wgsl/store_f16.wgsl"),
-                };
-                let files = vec![include_str!("wgsl/store_kv.wgsl"), store];
+                let files = vec![include_str!("wgsl/store_kv.wgsl"), stored_kv(is_f32)];
                 (String::new(), files)
             }
             Self::Attention(is_f32) => {
@@ -126,6 +124,10 @@ impl Shader {
                 (String::new(), files)
             }
             Self::CopyState => (String::new(), vec![include_str!("wgsl/copy_state.wgsl")]),
+            Self::TopK(of_pairs) => {
+                let files = vec![include_str!("wgsl/top_k.wgsl"), top_values(of_pairs)];
+                (String::new(), files)
+            }
             Self::ProbeRead => (String::new(), vec![include_str!("wgsl/probe_read.wgsl")]),
             Self::ProbeInt8 => (String::new(), vec![include_str!("wgsl/probe_int8.wgsl")]),
         };
@@ -141,6 +143,22 @@ fn ternary_rows(has_subgroups: bool) -> &'static str {
     match has_subgroups {
         true => include_str!("wgsl/ternary_rows_subgroups.wgsl"),
         false => include_str!("wgsl/ternary_rows_plain.wgsl"),
+    }
+}
+
+/// How keys and values are stored.
+fn stored_kv(is_f32: bool) -> &'static str {
+    match is_f32 {
+        true => include_str!("wgsl/store_f32.wgsl"),
+        false => include_str!("wgsl/store_f16.wgsl"),
+    }
+}
+
+/// The values among which the first ones are found.
+fn top_values(of_pairs: bool) -> &'static str {
+    match of_pairs {
+        true => include_str!("wgsl/top_k_pairs.wgsl"),
+        false => include_str!("wgsl/top_k_logits.wgsl"),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bitnet_models::{Config, KvCache, LanguageModel, LoadOptions, LoadProgress, LogitRows};
-use bitnet_wgpu::{Adapter, DeviceLimits, Gpu, LOGITS_BYTES, OpenGpu, Probe};
+use bitnet_wgpu::{Adapter, DeviceLimits, Gpu, LOGITS_BYTES, OpenGpu, Probe, TOP_MAX};
 
 use super::{AdapterFacts, Device};
 use crate::error::{Error, Result};
@@ -185,6 +185,8 @@ fn rehearse_step(
     let rows_max = LOGITS_BYTES / (4 * runner.model().config.vocab_size);
     let rows: Vec<usize> = (0..num_rows.min(rows_max.max(1))).collect();
     runner.logits(&rows, &mut Vec::new());
+    let k = TOP_MAX.min(runner.model().config.vocab_size);
+    runner.top_logits(&rows, k, &mut Vec::new());
 }
 
 /// Facts about an adapter as plain values.

@@ -1,11 +1,11 @@
 //! Golden models: logits equal the reference's and the CPU's.
 
-use bitnet_models::{Backend, KvType};
+use bitnet_models::{Backend, Chunk, KvType, LogitRows, Workspace};
 use bitnet_wgpu::{DeviceLimits, OpenGpu};
 
 use crate::{
-    adapter, assert_same_bits, cosine, cpu, exact_gpu, golden_folders, gpu, greedy, hidden_states,
-    integers, largest_difference, load, logits, read_npy,
+    adapter, assert_same_bits, cache, cosine, cpu, exact_gpu, golden_folders, gpu, greedy,
+    hidden_states, integers, largest_difference, load, logits, read_npy,
 };
 
 #[test]
@@ -143,4 +143,43 @@ fn hidden_states_equal_the_cpus_bit_for_bit() {
         let expected = hidden_states(&load(&path, &cpu), &cpu, &tokens);
         assert_same_bits(&folder.display().to_string(), &found, &expected);
     }
+}
+
+#[test]
+fn the_first_logits_of_golden_models_are_read_back_without_the_others() {
+    let Some(gpu) = gpu() else { return };
+    let plain = golden_folders("golden", "model-i2_s.gguf").into_iter();
+    let plain = plain.map(|folder| folder.join("model-i2_s.gguf"));
+    // A head with group scales, too.
+    let groups = golden_folders("golden-group", "model.gguf").into_iter();
+    let groups = groups.map(|folder| folder.join("model.gguf")).take(1);
+    for path in plain.take(1).chain(groups) {
+        let model = load(&path, &gpu);
+        let mut cache = cache(&model, &gpu, KvType::F16, 1);
+        let mut workspace = Workspace::new();
+        let chunk = Chunk {
+            tokens: &[1, 2, 3],
+            position: 0,
+            blocks: &[0],
+            state: 0,
+            logits: LogitRows::All,
+        };
+        model.hidden_states(&gpu, &mut workspace, &mut cache, std::iter::once(chunk));
+        let (mut all, mut top) = (Vec::new(), Vec::new());
+        model.logits(&gpu, &workspace, &[0, 2], &mut all);
+        let before = gpu.bytes_read();
+        assert!(model.top_logits(&gpu, &workspace, &[0, 2], 5, &mut top));
+        assert_eq!(gpu.bytes_read() - before, 2 * 5 * 8, "{}", path.display());
+        let vocab = model.config().vocab_size;
+        let mut expected = Vec::new();
+        for row in all.chunks_exact(vocab) {
+            let mut ranked: Vec<(u32, f32)> = (0..).zip(row.iter().copied()).collect();
+            ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            expected.extend_from_slice(&ranked[..5]);
+        }
+        assert_eq!(top, expected, "{}", path.display());
+        let most = bitnet_wgpu::TOP_MAX + 1;
+        assert!(!model.top_logits(&gpu, &workspace, &[0], most, &mut top));
+    }
+    assert_eq!(gpu.failure(), None);
 }

@@ -1,30 +1,13 @@
 //! A lost device ends requests with an error, and no caller waits for ever.
 
-use std::path::Path;
-
-use bitnet_inference::{
-    Device, DeviceName, EngineOptions, Error, Failure, ModelSource, OpenModel, Piece, Request,
-    adapters,
-};
+use bitnet_inference::{EngineOptions, Error, Failure, OpenModel, Piece, Request};
 use bitnet_tokenizers::TokenId;
 
-/// A golden model on an adapter that can run the kernels: software, because every machine of CI can
-/// have it, or else any other.
+use crate::{device, golden, open};
+
+/// A golden model on the device of the tests.
 fn model() -> Option<OpenModel> {
-    let able = || adapters().into_iter().filter(|gpu| gpu.missing.is_none());
-    let found = able().find(|gpu| gpu.is_software).or_else(|| able().next());
-    let Some(adapter) = found else {
-        eprintln!(
-            "skipped: no adapter here that can run the kernels (Debian: mesa-vulkan-drivers), or no feature gpu"
-        );
-        return None;
-    };
-    let named = Device::cpu(1).named(&DeviceName::Named(adapter.name), None);
-    let (device, _) = named.expect("the adapter that was found");
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../tests/data/golden/strict-b158/model-i2_s.gguf");
-    let model = OpenModel::open(ModelSource::Path(path), device, Default::default());
-    Some(model.expect("the golden model loads"))
+    Some(open(&golden("strict-b158/model-i2_s.gguf"), device()?))
 }
 
 fn options(running_max: usize) -> EngineOptions {
