@@ -43,7 +43,7 @@ pub fn recover(
 ///
 /// # Errors
 /// If the columns are not a multiple of 64 or a group has other weights. The values that the error
-/// names are those of the first such group.
+/// names come from the first such group.
 pub fn recover_near(
     rows: usize,
     cols: usize,

@@ -89,13 +89,7 @@ pub fn to_checkpoint(
         Replace::Nothing
     };
     let output = Output::directory(path, replace)?;
-    let mut plan = Vec::new();
-    for slot in slots(source) {
-        plan.extend(match options.directory {
-            DirectoryForm::Packed => Item::of(slot, source, options, pool)?,
-            DirectoryForm::Mlx => mlx::items(slot, source, options, pool)?,
-        });
-    }
+    let mut plan = plan(source, options, pool)?;
     let floats = match options.directory {
         DirectoryForm::Packed => settle_tables(&mut plan, options.tables),
         DirectoryForm::Mlx => {
@@ -131,13 +125,31 @@ pub fn to_checkpoint(
         ..Report::default()
     };
     if options.bf16_scales {
-        for item in &plan {
-            if let Content::Codes(tensor) = &item.content {
-                report.note_scale(&item.entry.name, WeightType::BF16, tensor.scale)?;
-            }
-        }
+        note_scales(&plan, &mut report)?;
     }
     Ok(report)
+}
+
+/// The tensors to write.
+fn plan(source: &dyn Source, options: &ConvertOptions, pool: &Pool) -> Result<Vec<Item>> {
+    let mut plan = Vec::new();
+    for slot in slots(source) {
+        plan.extend(match options.directory {
+            DirectoryForm::Packed => Item::of(slot, source, options, pool)?,
+            DirectoryForm::Mlx => mlx::items(slot, source, options, pool)?,
+        });
+    }
+    Ok(plan)
+}
+
+/// Notes what BF16 changes in the scales.
+fn note_scales(plan: &[Item], report: &mut Report) -> Result<()> {
+    for item in plan {
+        if let Content::Codes(tensor) = &item.content {
+            report.note_scale(&item.entry.name, WeightType::BF16, tensor.scale)?;
+        }
+    }
+    Ok(())
 }
 
 /// Packed directories cannot hold every graph.

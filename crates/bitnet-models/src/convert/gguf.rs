@@ -96,17 +96,22 @@ pub fn to_gguf(
     } = conversion;
     let written = writer.finish()?;
     meter.start_checking();
-    let expected = match opened {
+    let expected = expected_config(&opened, config);
+    read_back(output.partial(), &expected, &metadata, &written, &mut meter)?;
+    output.commit()?;
+    Ok(report)
+}
+
+/// The configuration that the output file must have.
+fn expected_config(opened: &Opened<'_>, config: &Config) -> Config {
+    match opened {
         Opened::Checkpoint(_) => Config {
             architecture_name: config.architecture.gguf_name().to_owned(),
             rope_pairs: config.architecture.gguf_rope_pairs(),
             ..config.clone()
         },
         Opened::Gguf(_) => config.clone(),
-    };
-    read_back(output.partial(), &expected, &metadata, &written, &mut meter)?;
-    output.commit()?;
-    Ok(report)
+    }
 }
 
 /// A tensor of the output file.

@@ -138,7 +138,7 @@ const CLASSES: [Class; 8] = [
         head_dim: Some(256),
         ..LLAMA
     },
-    // transformers does not have this class; the defaults are those of the code beside the models.
+    // transformers does not have this class; the defaults come from the code beside the models.
     Class {
         name: "MiniCPMForCausalLM",
         model_type: Some("minicpm"),

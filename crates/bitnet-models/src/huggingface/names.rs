@@ -3,7 +3,7 @@
 use crate::source::{LayerSlot, LinearSlot, Projection, Slot};
 
 /// The names of a layer's modules, between `model.layers.N.` and `.weight`; where there are two,
-/// older files or those of another class use the second.
+/// older files, or files of another class, use the second.
 pub(super) const LAYER_NAMES: [(LayerSlot, &str); 24] = [
     (LayerSlot::AttentionNorm, "input_layernorm"),
     (LayerSlot::AttentionSubNorm, "self_attn.attn_sub_norm"),

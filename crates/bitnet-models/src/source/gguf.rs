@@ -61,7 +61,7 @@ const LAYER_NAMES: [(LayerSlot, &str); 29] = [
 
 /// The tensor with the divisors of rotary frequencies.
 pub(crate) const ROPE_FACTORS: &str = "rope_freqs.weight";
-/// The tensors with those of LongRoPE.
+/// The tensors with the divisors of LongRoPE.
 pub(crate) const ROPE_FACTORS_SHORT: &str = "rope_factors_short.weight";
 pub(crate) const ROPE_FACTORS_LONG: &str = "rope_factors_long.weight";
 
