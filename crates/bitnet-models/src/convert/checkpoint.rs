@@ -9,11 +9,9 @@ use bitnet_files::safetensors::{DType, INDEX, SINGLE, SafetensorsWriter, TensorE
 use bitnet_files::{Checksum, Error as FileError, Output, Replace, read_json, shown};
 use bitnet_kernels::Pool;
 use bitnet_quantization::dense::Dense;
-use bitnet_quantization::hf_packed;
-use half::{bf16, f16};
+use half::bf16;
 
-use super::mlx::AffinePart;
-use super::tables::{BATCH_WEIGHTS, write_table};
+use super::items::{Content, Item, float_type, table_item};
 use super::{
     ConvertOptions, DirectoryForm, Input, Meter, Opened, Phase, ProgressFn, Report, TableType,
     WeightType, mlx,
@@ -24,7 +22,7 @@ use crate::huggingface::config::{packed_quantization, repeat_rope_theta, write a
 use crate::huggingface::names::name as huggingface_name;
 use crate::huggingface::{CONFIG, Checkpoint};
 use crate::source::slots::slots;
-use crate::source::{LayerSlot, Slot, Source, TernaryTensor};
+use crate::source::{LayerSlot, Slot, Source};
 use crate::table::Table;
 
 /// The files that a converted directory can hold. [`to_checkpoint`] only replaces a directory that
@@ -79,7 +77,7 @@ pub fn to_checkpoint(
     let config = source.config();
     match options.directory {
         DirectoryForm::Packed => check_graph(config)?,
-        DirectoryForm::Mlx => mlx::check(source, options)?,
+        DirectoryForm::Mlx => mlx::check(source, options.bf16_scales)?,
     }
     let mut json = config_of(&opened, options)?;
     // Check before measuring the scales of float weights, which takes a while.
@@ -135,8 +133,8 @@ fn plan(source: &dyn Source, options: &ConvertOptions, pool: &Pool) -> Result<Ve
     let mut plan = Vec::new();
     for slot in slots(source) {
         plan.extend(match options.directory {
-            DirectoryForm::Packed => Item::of(slot, source, options, pool)?,
-            DirectoryForm::Mlx => mlx::items(slot, source, options, pool)?,
+            DirectoryForm::Packed => items(slot, source, options, pool)?,
+            DirectoryForm::Mlx => mlx::items(slot, source, asked(options), pool)?,
         });
     }
     Ok(plan)
@@ -280,154 +278,58 @@ fn is_exact_in_bf16(table: &Table) -> bool {
     }
 }
 
-/// A tensor to write and its source. Small tensors are in memory; tables and weights stay in the
-/// source's files.
-pub(super) struct Item {
-    pub entry: TensorEntry,
-    pub content: Content,
-}
-
-pub(super) enum Content {
-    Table(Table, Dense),
-    Codes(TernaryTensor),
-    Affine(AffinePart),
-    Floats(Vec<f32>),
-}
-
-impl Item {
-    pub(super) fn new(name: String, dtype: DType, shape: Vec<usize>, content: Content) -> Self {
-        let entry = TensorEntry { name, dtype, shape };
-        Self { entry, content }
-    }
-
-    /// The tensors of a slot: weights and scale for a projection, one for all others.
-    fn of(
-        slot: Slot,
-        source: &dyn Source,
-        options: &ConvertOptions,
-        pool: &Pool,
-    ) -> Result<Vec<Self>> {
-        let config = source.config();
-        let name = huggingface_name(slot);
-        let floats = |name, values: Vec<f32>| {
-            let dtype = float_type(&values);
-            Self::new(name, dtype, vec![values.len()], Content::Floats(values))
-        };
-        Ok(match slot {
-            Slot::Embedding | Slot::Head => {
-                let (rows, cols) = (config.vocab_size, config.hidden_size);
-                vec![table_item(name, source.table(slot, rows, cols)?, options)?]
-            }
-            Slot::Layer(index, LayerSlot::Weight(projection)) => {
-                let (rows, cols) = projection.shape(config);
-                if !rows.is_multiple_of(4) {
-                    let problem =
-                        format!("{projection:?} has {rows} rows, which cannot be packed in fours");
-                    return Err(Error::Convert { problem });
-                }
-                let tensor = source.projection(index, projection, rows, cols, pool)?;
-                let scale = match options.bf16_scales {
-                    true => bf16::from_f32(tensor.scale).to_f32(),
-                    false => tensor.scale,
-                };
-                let scale = floats(format!("{name}_scale"), vec![scale]);
-                let codes = Content::Codes(tensor);
-                vec![
-                    Self::new(name, DType::U8, vec![rows / 4, cols], codes),
-                    scale,
-                ]
-            }
-            Slot::OutputNorm => vec![floats(name, source.vector(slot, config.hidden_size)?)],
-            Slot::Layer(_, norm) => {
-                let len = norm.dims(config).iter().product();
-                vec![floats(name, source.vector(slot, len)?)]
-            }
-        })
-    }
-
-    fn write(&self, pool: &Pool, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        match &self.content {
-            Content::Table(table, format) => {
-                write_table(&self.entry.name, table, *format, pool, write)
-            }
-            Content::Codes(tensor) => write_packed(&self.entry.name, tensor, write),
-            Content::Affine(part) => part.write(write),
-            Content::Floats(values) => write(&float_bytes(self.entry.dtype, values)),
-        }
-    }
-}
-
-/// A table as the options ask for it, else as it is if a directory can hold that, else as F32.
-pub(super) fn table_item(name: String, table: Table, options: &ConvertOptions) -> Result<Item> {
-    let (format, dtype) = table_type(&name, &table, options)?;
-    let shape = vec![table.rows(), table.cols()];
-    Ok(Item::new(name, dtype, shape, Content::Table(table, format)))
-}
-
-/// The type of a table in the file.
-fn table_type(name: &str, table: &Table, options: &ConvertOptions) -> Result<(Dense, DType)> {
-    let asked = options.tables.map(TableType::format);
-    match asked.unwrap_or(table.format()) {
-        Dense::F16 => Ok((Dense::F16, DType::F16)),
-        Dense::BF16 => Ok((Dense::BF16, DType::BF16)),
-        other if other == Dense::F32 || asked.is_none() => Ok((Dense::F32, DType::F32)),
-        other => {
-            let problem = format!(
-                "{name}: safetensors files cannot hold {}, expected f16, bf16 or f32",
-                other.name()
-            );
-            Err(Error::Convert { problem })
-        }
-    }
-}
-
-/// BF16 if it represents all these numbers exactly, else F32.
-fn float_type(values: &[f32]) -> DType {
-    let is_exact = values.iter().all(|x| bf16::from_f32(*x).to_f32() == *x);
-    if is_exact { DType::BF16 } else { DType::F32 }
-}
-
-fn float_bytes(dtype: DType, values: &[f32]) -> Vec<u8> {
-    match dtype {
-        DType::F16 => values
-            .iter()
-            .flat_map(|x| f16::from_f32(*x).to_le_bytes())
-            .collect(),
-        DType::BF16 => values
-            .iter()
-            .flat_map(|x| bf16::from_f32(*x).to_le_bytes())
-            .collect(),
-        _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-    }
-}
-
-/// Packs some rows at a time. A packed row holds four rows that lie a quarter of the matrix apart.
-fn write_packed(
-    name: &str,
-    tensor: &TernaryTensor,
-    write: &mut dyn FnMut(&[u8]) -> Result<()>,
-) -> Result<()> {
-    let of_tensor = |source| Error::Tensor {
-        tensor: name.to_owned(),
-        source,
+/// The tensors of a slot: weights and scale for a projection, one for all others.
+fn items(
+    slot: Slot,
+    source: &dyn Source,
+    options: &ConvertOptions,
+    pool: &Pool,
+) -> Result<Vec<Item>> {
+    let config = source.config();
+    let name = huggingface_name(slot);
+    let floats = |name, values: Vec<f32>| {
+        let dtype = float_type(&values);
+        Item::new(name, dtype, vec![values.len()], Content::Floats(values))
     };
-    let (cols, quarter) = (tensor.cols, tensor.rows / 4);
-    let batch = (BATCH_WEIGHTS / 4 / cols).clamp(1, quarter);
-    let (mut weights, mut packed) = (vec![0i8; 4 * batch * cols], vec![0u8; batch * cols]);
-    tensor.data.advise_sequential();
-    for first in (0..quarter).step_by(batch) {
-        let num_rows = batch.min(quarter - first);
-        let weights = &mut weights[..4 * num_rows * cols];
-        for (part, weights) in weights.chunks_exact_mut(num_rows * cols).enumerate() {
-            let row = part * quarter + first;
-            tensor.unpack_rows(row..row + num_rows, weights)?;
+    Ok(match slot {
+        Slot::Embedding | Slot::Head => {
+            let (rows, cols) = (config.vocab_size, config.hidden_size);
+            vec![table_item(
+                name,
+                source.table(slot, rows, cols)?,
+                asked(options),
+            )?]
         }
-        let packed = &mut packed[..num_rows * cols];
-        hf_packed::pack(weights, 4 * num_rows, cols, packed).map_err(of_tensor)?;
-        tensor.data.advise_done();
-        write(packed)?;
-    }
-    Ok(())
+        Slot::Layer(index, LayerSlot::Weight(projection)) => {
+            let (rows, cols) = projection.shape(config);
+            if !rows.is_multiple_of(4) {
+                let problem =
+                    format!("{projection:?} has {rows} rows, which cannot be packed in fours");
+                return Err(Error::Convert { problem });
+            }
+            let tensor = source.projection(index, projection, rows, cols, pool)?;
+            let scale = match options.bf16_scales {
+                true => bf16::from_f32(tensor.scale).to_f32(),
+                false => tensor.scale,
+            };
+            let scale = floats(format!("{name}_scale"), vec![scale]);
+            let codes = Content::Codes(tensor);
+            vec![
+                Item::new(name, DType::U8, vec![rows / 4, cols], codes),
+                scale,
+            ]
+        }
+        Slot::OutputNorm => vec![floats(name, source.vector(slot, config.hidden_size)?)],
+        Slot::Layer(_, norm) => {
+            let len = norm.dims(config).iter().product();
+            vec![floats(name, source.vector(slot, len)?)]
+        }
+    })
+}
+
+/// The type of tables that the options ask for.
+fn asked(options: &ConvertOptions) -> Option<Dense> {
+    options.tables.map(TableType::format)
 }
 
 /// Writes a small file and waits until it is stored.

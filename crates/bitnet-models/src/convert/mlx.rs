@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use bitnet_files::safetensors::DType;
 use bitnet_kernels::{GroupCodes, Pool};
+use bitnet_quantization::dense::Dense;
 use half::f16;
 use serde_json::{Value, json};
 
-use super::ConvertOptions;
-use super::checkpoint::{Content, Item, table_item};
+use super::items::{Content, Item, table_item};
 use super::tables::BATCH_WEIGHTS;
 use crate::config::Architecture;
 use crate::error::{Error, Result};
@@ -32,8 +32,8 @@ enum Part {
     Biases,
 }
 
-/// Refuses models and options that a directory of MLX cannot hold.
-pub(super) fn check(source: &dyn Source, options: &ConvertOptions) -> Result<()> {
+/// Refuses models and an option that a directory of MLX cannot hold.
+pub(super) fn check(source: &dyn Source, bf16_scales: bool) -> Result<()> {
     let config = source.config();
     let problem = if !matches!(
         config.architecture,
@@ -47,7 +47,7 @@ pub(super) fn check(source: &dyn Source, options: &ConvertOptions) -> Result<()>
         "the weights are rotated (prism.hadamard), which a directory of MLX cannot say".to_owned()
     } else if config.input_norm_eps.is_some() {
         "each projection has a norm of its own, which mlx-lm does not have".to_owned()
-    } else if options.bf16_scales {
+    } else if bf16_scales {
         "--bf16-scales is for packed directories; scales of MLX stay f16 as they are".to_owned()
     } else {
         return Ok(());
@@ -55,11 +55,11 @@ pub(super) fn check(source: &dyn Source, options: &ConvertOptions) -> Result<()>
     Err(Error::Convert { problem })
 }
 
-/// The tensors of a slot.
+/// The tensors of a slot. tables: the type of tables without group scales, if one is asked for.
 pub(super) fn items(
     slot: Slot,
     source: &dyn Source,
-    options: &ConvertOptions,
+    tables: Option<Dense>,
     pool: &Pool,
 ) -> Result<Vec<Item>> {
     let config = source.config();
@@ -71,7 +71,7 @@ pub(super) fn items(
                 Some(tensor) => Ok(parts(&name, tensor)),
                 None => {
                     let table = source.table(slot, rows, cols)?;
-                    Ok(vec![table_item(name, table, options)?])
+                    Ok(vec![table_item(name, table, tables)?])
                 }
             }
         }

@@ -8,6 +8,7 @@
 mod checkpoint;
 mod gguf;
 mod groups;
+mod items;
 mod mlx;
 mod tables;
 
