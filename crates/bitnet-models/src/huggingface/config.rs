@@ -170,7 +170,11 @@ pub(super) fn read(json: &Value, num_tensors: usize) -> Result<(Config, Quantiza
     let class = class(&root)?;
     let architecture = architecture(&root, class)?;
     root.refuse_what_changes_the_graph(architecture)?;
-    let mlx = root.get("quantization").map(MlxQuantization::from_json);
+    let mlx = json
+        .get("quantization")
+        .or_else(|| root.get("quantization"))
+        .filter(|value| !value.is_null())
+        .map(MlxQuantization::from_json);
     // MLX's tools write their parameters under both names.
     let quantization_config = match mlx {
         Some(_) => None,

@@ -100,8 +100,8 @@ pub(super) fn rotary_dim(keys: &Keys<'_>, head_dim: usize) -> Result<usize> {
 }
 
 /// Turns a stored value of a vector into the graph's: transformers keeps norms without their 1, and
-/// the logarithm of the decay.
-pub(super) fn change(config: &Config, slot: Slot) -> fn(f32) -> f32 {
+/// the logarithm of the decay. form: whether the norms have it.
+pub(super) fn change(config: &Config, form: Form, slot: Slot) -> fn(f32) -> f32 {
     use LayerSlot::{AttentionNorm, FfnNorm, KeyNorm, Linear, QueryNorm};
     if config.architecture != Architecture::Qwen35 {
         return |value| value;
@@ -110,27 +110,66 @@ pub(super) fn change(config: &Config, slot: Slot) -> fn(f32) -> f32 {
         Slot::Layer(_, Linear(LinearSlot::Decay)) => {
             |value| -(math::exp_f64(f64::from(value)) as f32)
         }
-        Slot::OutputNorm | Slot::Layer(_, AttentionNorm | FfnNorm | QueryNorm | KeyNorm) => {
+        Slot::OutputNorm | Slot::Layer(_, AttentionNorm | FfnNorm | QueryNorm | KeyNorm)
+            if form == Form::Transformers =>
+        {
             |value| value + 1.0
         }
         _ => |value| value,
     }
 }
 
+/// Who wrote a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// transformers: `conv1d` is `[channels, 1, taps]`, norms lack their 1.
+    Transformers,
+    /// mlx-lm: `conv1d` is `[channels, taps, 1]`, norms have it. mlx-lm, too, tells the two apart
+    /// by these shapes.
+    Mlx,
+}
+
+impl Form {
+    pub(super) fn of(tensors: &BTreeMap<String, StoredTensor>) -> Self {
+        let is_mlx = |(name, tensor): (&String, &StoredTensor)| {
+            name.ends_with(".conv1d.weight") && tensor.shape.get(1..) == Some(&[CONV_TAPS, 1])
+        };
+        if tensors.iter().any(is_mlx) {
+            Self::Mlx
+        } else {
+            Self::Transformers
+        }
+    }
+}
+
 /// The tensors of the text model, under the names of a model that only reads. Leaves out tensors
-/// that see pictures (`model.visual`) or predict further tokens (`mtp`).
+/// that see pictures (`model.visual`, `vision_tower`) or predict further tokens (`mtp`).
 pub(super) fn text_tensors(
     tensors: BTreeMap<String, StoredTensor>,
 ) -> BTreeMap<String, StoredTensor> {
-    let is_text = |name: &str| !name.starts_with("model.visual.") && !name.starts_with("mtp.");
-    let renamed = |name: String| match name.strip_prefix("model.language_model.") {
-        Some(rest) => format!("model.{rest}"),
-        None => name,
-    };
+    const OTHERS: [&str; 4] = [
+        "model.visual.",
+        "vision_tower.",
+        "mtp.",
+        "language_model.mtp.",
+    ];
+    let is_text = |name: &str| !OTHERS.iter().any(|prefix| name.starts_with(prefix));
     let tensors = tensors.into_iter().filter(|(name, _)| is_text(name));
     tensors
-        .map(|(name, tensor)| (renamed(name), tensor))
+        .map(|(name, tensor)| (text_name(name), tensor))
         .collect()
+}
+
+/// The name of a module or tensor in a model that only reads: transformers puts the text model
+/// inside the model, mlx-lm beside what sees.
+pub(super) fn text_name(name: String) -> String {
+    if let Some(rest) = name.strip_prefix("model.language_model.") {
+        return format!("model.{rest}");
+    }
+    match name.strip_prefix("language_model.") {
+        Some(rest) => rest.to_owned(),
+        None => name,
+    }
 }
 
 /// Where a checkpoint keeps the rows and columns of a tensor with value heads.

@@ -16,6 +16,8 @@ use bitnet_quantization::{GroupFormat, pack_rows, recover};
 use half::f16;
 use serde_json::Value;
 
+use super::hybrid::text_name;
+
 /// How a module is quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Affine {
@@ -79,7 +81,7 @@ impl MlxQuantization {
         Self {
             all: Affine::from_json(value),
             modules: modules
-                .map(|(name, value)| (name.clone(), Affine::from_json(value)))
+                .map(|(name, value)| (text_name(name.clone()), Affine::from_json(value)))
                 .collect(),
         }
     }
@@ -187,6 +189,15 @@ impl AffineTensor {
             *out = f32::from(code) * scales[col / group] + biases[col / group];
         }
         Ok(())
+    }
+
+    /// All weights, `[rows, cols]`.
+    pub(super) fn rows(&self, rows: usize) -> bitnet_quantization::Result<Vec<f32>> {
+        let mut values = vec![0.0; rows * self.cols];
+        for (row, out) in values.chunks_exact_mut(self.cols).enumerate() {
+            self.read_row(row, out)?;
+        }
+        Ok(values)
     }
 
     /// The scales or the offsets of a row.

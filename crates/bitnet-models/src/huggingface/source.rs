@@ -235,7 +235,16 @@ impl Checkpoint {
             match (slot, suffix) {
                 (slot, ".weight") => slot.is_used(&self.config, layer),
                 (LayerSlot::Weight(_), ".weight_scale") => true,
-                (LayerSlot::Weight(_), suffix) if self.is_of_mlx(&suffix[1..]) => true,
+                (
+                    LayerSlot::Weight(_)
+                    | LayerSlot::Linear(LinearSlot::Time | LinearSlot::Strength),
+                    suffix,
+                ) if suffix
+                    .strip_prefix('.')
+                    .is_some_and(|suffix| self.is_of_mlx(suffix)) =>
+                {
+                    true
+                }
                 (LayerSlot::Weight(projection), ".bias") => {
                     LayerSlot::Bias(*projection).is_used(&self.config, layer)
                         && QKV.contains(projection)
@@ -290,18 +299,33 @@ impl Source for Checkpoint {
             Some(order) => order.order_rows(&stored, 1),
             None => stored,
         };
-        let change = hybrid::change(&self.config, slot);
+        let form = hybrid::Form::of(&self.tensors);
+        let change = hybrid::change(&self.config, form, slot);
         values.iter_mut().for_each(|value| *value = change(*value));
         Ok(values)
     }
 
     fn floats(&self, slot: Slot, rows: usize, cols: usize) -> Result<Vec<f32>> {
-        let shape = match slot {
-            Slot::Layer(_, LayerSlot::Linear(LinearSlot::Convolution)) => vec![rows, 1, cols],
-            _ => vec![rows, cols],
+        let stored = match self.affine(slot, rows, cols)? {
+            Some(affine) => affine.rows(rows).map_err(|source| Error::Tensor {
+                tensor: name(slot),
+                source,
+            })?,
+            None => {
+                let is_convolution = matches!(
+                    slot,
+                    Slot::Layer(_, LayerSlot::Linear(LinearSlot::Convolution))
+                );
+                let shape = match hybrid::Form::of(&self.tensors) {
+                    hybrid::Form::Mlx if is_convolution => vec![rows, cols, 1],
+                    hybrid::Form::Transformers if is_convolution => vec![rows, 1, cols],
+                    _ => vec![rows, cols],
+                };
+                let (name, tensor, format) =
+                    Self::floats(self, slot, &shape, "a matrix of floats")?;
+                finite_values(&name, format, &tensor.data, rows * cols)?
+            }
         };
-        let (name, tensor, format) = Self::floats(self, slot, &shape, "a matrix of floats")?;
-        let stored = finite_values(&name, format, &tensor.data, rows * cols)?;
         Ok(match Order::of(&self.config, slot) {
             Some(order) => order.order_rows(&stored, cols),
             None => stored,
