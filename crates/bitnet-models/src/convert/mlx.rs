@@ -81,8 +81,8 @@ pub(super) fn items(
                 Some(tensor) => Ok(parts(&name, tensor)),
                 None => Err(Error::Convert {
                     problem: format!(
-                        "{name} has one scale for the whole matrix, which --type safetensors keeps; \
-                         directories of MLX have one for each group of columns"
+                        "{name} has one scale for the whole matrix, but directories of MLX have one \
+                         for each group of columns; convert to pq2_0 first"
                     ),
                 }),
             }

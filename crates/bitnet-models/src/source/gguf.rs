@@ -175,8 +175,8 @@ impl<'a> GgufSource<'a> {
         self.rotations.of_input(tensor.name, tensor.cols(), linear)
     }
 
-    /// Weights with group scales that were written as floats, if these floats are such weights.
-    /// BitNet's graphs have none.
+    /// Weights with group scales that were written as floats, or in blocks by a quantizer for
+    /// floats, if they are such weights. BitNet's graphs have none.
     fn recovered(
         &self,
         slot: Slot,
@@ -190,21 +190,20 @@ impl<'a> GgufSource<'a> {
         };
         let (rows, cols) = (tensor.rows(), tensor.cols());
         let data = self.gguf.extent(tensor.range());
-        if format.block_len() > 1 {
-            let Slot::Layer(layer, LayerSlot::Weight(projection)) = slot else {
-                return Ok(None);
-            };
-            // If no reading fits, the ternary one says why.
-            if self.projection(layer, projection, rows, cols, pool).is_ok() {
+        let are_blocks = format.block_len() > 1;
+        let is_ternary = |layer, projection| {
+            let tensor = self.projection(layer, projection, rows, cols, pool);
+            tensor.is_ok()
+        };
+        match slot {
+            // Weights with one scale run as ternary ones, and tables stay as they are.
+            Slot::Layer(layer, LayerSlot::Weight(projection))
+                if are_blocks && is_ternary(layer, projection) =>
+            {
                 return Ok(None);
             }
-            let stored = (format, &data);
-            let found = GroupTensor::recover_near(tensor.name, stored, rows, cols, pool).ok();
-            return Ok(found.map(|found| GroupTensor {
-                rotation: self.rotation_of(tensor),
-                interleaved_heads: self.interleaved_rows(slot),
-                ..found
-            }));
+            Slot::Embedding | Slot::Head if are_blocks => return Ok(None),
+            _ => {}
         }
         match (
             GroupTensor::recover(tensor.name, (format, &data), rows, cols, pool),
@@ -215,7 +214,7 @@ impl<'a> GgufSource<'a> {
                 interleaved_heads: self.interleaved_rows(slot),
                 ..found
             })),
-            (Err(source), Slot::Layer(layer, LayerSlot::Weight(projection))) => {
+            (Err(source), Slot::Layer(layer, LayerSlot::Weight(projection))) if !are_blocks => {
                 // Weights with one scale, or to be rounded, run as ternary ones.
                 match self.projection(layer, projection, rows, cols, pool) {
                     Ok(_) => Ok(None),
@@ -225,7 +224,7 @@ impl<'a> GgufSource<'a> {
                     }),
                 }
             }
-            // Tables of other values stay floats.
+            // Tables of other values stay floats; the ternary reading says why blocks do not run.
             (Err(_), _) => Ok(None),
         }
     }

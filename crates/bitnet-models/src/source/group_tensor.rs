@@ -116,7 +116,9 @@ impl GroupTensor {
         Ok(())
     }
 
-    /// Float weights `[rows, cols]` whose groups have scales, packed without loss.
+    /// Float weights `[rows, cols]` whose groups have scales, packed without loss. Of blocks that a
+    /// quantizer for floats has written, the values change by what that quantizer changed, and by
+    /// the rounding of scales to f16.
     ///
     /// # Errors
     /// The reason why they cannot be: other weights, or columns that no format holds.
@@ -131,28 +133,10 @@ impl GroupTensor {
         let read_row = |row: usize, out: &mut [f32]| {
             format.dequantize(&data[row * row_bytes..(row + 1) * row_bytes], out)
         };
-        let (format, bytes) = recover(rows, cols, &read_row, pool)?;
-        Ok(Self::of_bytes(name, format, bytes, rows, cols))
-    }
-
-    /// The same for blocks that a quantizer for floats has written. The file's values change by what
-    /// that quantizer changed, and by the rounding of scales to f16.
-    ///
-    /// # Errors
-    /// As [`GroupTensor::recover`].
-    pub(crate) fn recover_near(
-        name: &str,
-        (format, data): (Dense, &Extent),
-        rows: usize,
-        cols: usize,
-        pool: &Pool,
-    ) -> bitnet_quantization::Result<Self> {
-        let row_bytes = data.len() / rows;
-        let read_row = |row: usize, out: &mut [f32]| {
-            format.dequantize(&data[row * row_bytes..(row + 1) * row_bytes], out)
-        };
-        let takes_largest = stores_one_sign(format);
-        let (format, bytes) = recover_near(rows, cols, &read_row, takes_largest, pool)?;
+        let (format, bytes) = match format.block_len() {
+            1 => recover(rows, cols, &read_row, pool),
+            _ => recover_near(rows, cols, &read_row, stores_one_sign(format), pool),
+        }?;
         Ok(Self::of_bytes(name, format, bytes, rows, cols))
     }
 

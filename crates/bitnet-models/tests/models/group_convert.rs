@@ -272,7 +272,7 @@ fn directories_of_mlx_refuse_what_they_cannot_hold() {
     let to = files.0.path().join("mlx");
     for (model, rounds, expected) in [
         ("minicpm", false, "Llama, Qwen2 and Qwen3, this is minicpm"),
-        ("qwen2-i2_s", false, "has one scale for the whole matrix"),
+        ("qwen2-i2_s", false, "convert to pq2_0 first"),
         ("qwen2", true, "--bf16-scales is for packed directories"),
     ] {
         let error = write_mlx(&folder(model).join("model.gguf"), &to, rounds);
@@ -280,6 +280,11 @@ fn directories_of_mlx_refuse_what_they_cannot_hold() {
         assert!(error.contains(expected), "{model}: {error}");
         assert!(!to.exists(), "{model}");
     }
+    // The way that the error names.
+    let groups = files.model("groups");
+    let original = folder("qwen2-i2_s").join("model.gguf");
+    convert(&original, &groups, WeightType::PQ2_0, false).expect("groups");
+    write_mlx(&groups, &to, false).expect("a directory");
 }
 
 #[test]
