@@ -2,8 +2,8 @@
 # Expected: {"properties": {"a": integer}, "additionalProperties": string} forbids {"\u0061": "x"}:
 # JSON reads the name as "a", whose value must be an integer. And llguidance takes no such escape
 # anyway: in a plain string, and in the names of an object without `properties`, "\u0061" is refused.
-# Seen: beside `properties` (or `patternProperties`) llguidance takes \uXXXX in the names of further
-# keys, and compares the names as they are written. So an answer can set "a" to a string, also a
+# Seen: beside `properties` (or `patternProperties`) llguidance takes such escapes in the names of
+# further keys, and compares the names as they are written. So an answer can set "a" to a string, also a
 # second time, and a JSON parser keeps the last value. Without "u" in `json_allowed_escapes` it
 # cannot.
 # We depend on it in: crates/bitnet-server/src/schema/mod.rs (options), which leaves "u" out.

@@ -117,8 +117,9 @@ impl Schema {
 /// Options with which the grammar engine reads a schema.
 ///
 /// At most one line break and its indentation between two elements, so that an answer cannot be
-/// endless white space. No `\uXXXX`: the engine compares the names of further properties with the
-/// declared ones as they are written, so `"\u0061"` would be another name than `"a"`. `coerces`: a
+/// endless white space. No escapes by number: the engine compares the names of further
+/// properties with the declared ones as they are written, so `"\u0061"` would be another name than
+/// `"a"`. `coerces`: a
 /// value of `oneOf` must fit at least one of the schemas, where the engine cannot see that they
 /// exclude each other.
 fn options(coerces: bool) -> Value {
